@@ -1,0 +1,45 @@
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::ops::Range;
+use std::path::PathBuf;
+
+use segpack_manifests::Pack;
+
+use super::Context;
+use crate::steps::cat::{cat, parse_rows};
+use crate::steps::{Exit, StepError};
+
+/// Write the decoded bytes of tensors or segments to standard output
+///
+/// Bytes are as in the checkpoint: little-endian, the last dimension fastest. A tensor's SHA-256 is compared while it
+/// is written; damage ends the output with exit status 3.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  segpack cat omni.segpack thinker.model.layers.5.mlp.experts.17.down_proj.weight | sha256sum
+  segpack cat omni.segpack thinker.text.layers.5.experts.17 > expert.bin      gate, up, down
+  segpack cat omni.segpack thinker.model.embed_tokens.weight --rows 785..786 | xxd | head")]
+pub struct Args {
+    /// The pack folder
+    #[arg(value_name = "PACK")]
+    pack: PathBuf,
+    /// Names of tensors or segments, or of a stacked tensor of the checkpoint
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<String>,
+    /// Only these rows of a tensor's first dimension, B not included (their digest cannot be compared)
+    #[arg(long, value_name = "A..B", value_parser = parse_rows)]
+    rows: Option<Range<u64>>,
+}
+
+pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
+    if io::stdout().is_terminal() {
+        let what = "tensors are binary, and standard output is a terminal; send it to a file or a pipe";
+        return Err(StepError::Refused(what.to_owned()).into());
+    }
+    let pack = Pack::open(&args.pack).map_err(StepError::from)?;
+    let mut out = BufWriter::with_capacity(0, io::stdout().lock()); // pieces are large already
+    for name in &args.names {
+        cat(&pack, name, args.rows.clone(), &mut out, context.stop)?;
+    }
+    out.flush().map_err(StepError::Stdout)?;
+    Ok(Exit::Ok)
+}

@@ -1,0 +1,24 @@
+use clap_complete::Shell;
+
+use super::Context;
+use crate::steps::Exit;
+
+/// Print a completion script for a shell
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  segpack completions bash > ~/.local/share/bash-completion/completions/segpack
+  segpack completions zsh > ~/.zfunc/_segpack")]
+pub struct Args {
+    /// The shell
+    #[arg(value_name = "SHELL")]
+    shell: Shell,
+}
+
+pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
+    // written to a buffer first: the generator panics where its writer fails
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut super::command(), "segpack", &mut script);
+    context.terminal.stdout(|out| out.write_all(&script))?;
+    Ok(Exit::Ok)
+}

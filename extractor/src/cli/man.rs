@@ -1,0 +1,34 @@
+use clap_mangen::Man;
+
+use super::Context;
+use crate::steps::{Exit, StepError};
+
+/// Print the manual page of segpack or of one of its commands
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  segpack man | man -l -
+  segpack man pack > segpack-pack.1")]
+pub struct Args {
+    /// The command; without one, segpack itself
+    #[arg(value_name = "COMMAND")]
+    command: Option<String>,
+}
+
+pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
+    let mut all = super::command();
+    all.build(); // gives subcommands their full names and inherited flags
+    let (page, title) = match &args.command {
+        None => (all, "segpack".to_owned()),
+        Some(name) => {
+            let found = all.find_subcommand(name).cloned();
+            let unknown =
+                || StepError::Usage(format!("there is no command {name:?}; `segpack --help` lists them"));
+            (found.ok_or_else(unknown)?, format!("segpack-{name}"))
+        }
+    };
+    let mut text = Vec::new();
+    Man::new(page).title(title).render(&mut text)?;
+    context.terminal.stdout(|out| out.write_all(&text))?;
+    Ok(Exit::Ok)
+}

@@ -1,0 +1,155 @@
+//! The command line: one file per command, data to standard output, everything else to standard error.
+
+mod cat;
+mod completions;
+mod demo;
+mod ls;
+mod man;
+mod pack;
+mod progress;
+mod scan;
+mod signals;
+mod terminal;
+mod unpack;
+mod verify;
+
+use std::error::Error;
+use std::io;
+use std::process::ExitCode;
+
+use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
+use segpack_formats::io::Stop;
+
+use crate::steps::{Exit, StepError};
+use progress::Reporter;
+use terminal::Terminal;
+
+/// Ends the help of every command.
+const EXIT_STATUS: &str = "\
+Exit status:
+  0    all is well (a closed pipe too)
+  1    the environment or the output failed: no space, no permission, output exists
+  2    wrong command line
+  3    the input is damaged, incomplete or different
+  130  interrupted (Ctrl-C); 143 terminated";
+
+/// Takes a Mixture-of-Experts checkpoint apart into checksummed per-expert packs, proves that nothing was lost, and
+/// gives the same bytes back.
+#[derive(Debug, Parser)]
+#[command(name = "segpack", version, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    /// Say nothing but results and errors
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    /// When to use colours (NO_COLOR is respected)
+    #[arg(long, global = true, value_name = "WHEN", default_value_t = ColorChoice::Auto)]
+    color: ColorChoice,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Scan(scan::Args),
+    Pack(pack::Args),
+    Verify(verify::Args),
+    Ls(ls::Args),
+    Cat(cat::Args),
+    Unpack(unpack::Args),
+    Demo(demo::Args),
+    Completions(completions::Args),
+    Man(man::Args),
+}
+
+/// What every command gets: where to write, how to report progress, when to stop.
+struct Context {
+    terminal: Terminal,
+    progress: Reporter,
+    stop: &'static Stop,
+}
+
+/// The command with the list of exit statuses under every help text.
+fn command() -> clap::Command {
+    let mut command = Cli::command().after_help(EXIT_STATUS);
+    let names: Vec<String> = command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
+    for name in names {
+        command = command.mut_subcommand(name, |sub| {
+            let examples = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+            sub.after_help(format!("{examples}\n\n{EXIT_STATUS}"))
+        });
+    }
+    command
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let matches = match command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(e) => return usage(&e),
+    };
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(e) => return usage(&e),
+    };
+    let terminal = Terminal::new(cli.color);
+    let stop = signals::install();
+    let context = Context { terminal, progress: Reporter::new(cli.quiet), stop };
+    let done = run(cli.command, &context);
+    let exit = match &done {
+        Ok(exit) => *exit,
+        Err(e) if is_broken_pipe(e) => Exit::Ok,
+        Err(e) => {
+            context.terminal.error(e);
+            e.downcast_ref::<StepError>().map_or(Exit::Failed, StepError::exit)
+        }
+    };
+    ExitCode::from(signals::exit_status(exit))
+}
+
+fn usage(error: &clap::Error) -> ExitCode {
+    // help that goes into a closed pipe is no failure
+    let _ = error.print();
+    ExitCode::from(if error.use_stderr() { Exit::Usage as u8 } else { Exit::Ok as u8 })
+}
+
+fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
+    match command {
+        Command::Scan(args) => scan::run(&args, context),
+        Command::Pack(args) => pack::run(&args, context),
+        Command::Verify(args) => verify::run(args, context),
+        Command::Ls(args) => ls::run(&args, context),
+        Command::Cat(args) => cat::run(&args, context),
+        Command::Unpack(args) => unpack::run(args, context),
+        Command::Demo(args) => demo::run(&args, context),
+        Command::Completions(args) => completions::run(&args, context),
+        Command::Man(args) => man::run(&args, context),
+    }
+}
+
+/// Whether standard output was closed. `serde_json` keeps its `io::Error` out of the chain, so it is asked as well.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let kind = |cause: &(dyn Error + 'static)| match cause.downcast_ref::<io::Error>() {
+        Some(io) => Some(io.kind()),
+        None => cause.downcast_ref::<serde_json::Error>().and_then(serde_json::Error::io_error_kind),
+    };
+    let stdout = |cause: &(dyn Error + 'static)| matches!(cause.downcast_ref(), Some(StepError::Stdout(_)));
+    error.chain().any(stdout) && error.chain().any(|cause| kind(cause) == Some(io::ErrorKind::BrokenPipe))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn only_a_closed_standard_output_is_a_broken_pipe() {
+        let closed = || io::Error::from(io::ErrorKind::BrokenPipe);
+        assert!(is_broken_pipe(&StepError::Stdout(closed()).into()));
+        assert!(!is_broken_pipe(&StepError::io("write", "file")(closed()).into()));
+        assert!(!is_broken_pipe(&StepError::Stdout(io::ErrorKind::StorageFull.into()).into()));
+    }
+}

@@ -1,0 +1,144 @@
+//! Progress drawn: a bar on a terminal, a line every ten seconds elsewhere, nothing when quiet.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::terminal::bytes;
+use crate::steps::progress::Progress;
+
+const LINE_EVERY: Duration = Duration::from_secs(10);
+const BAR: &str =
+    "{msg:>22} [{bar:30}] {decimal_bytes} of {decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left";
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Bar,
+    Lines,
+    Nothing,
+}
+
+/// Shows the progress of steps on standard error.
+#[derive(Debug)]
+pub struct Reporter {
+    kind: Kind,
+    phase: Mutex<Option<Phase>>,
+}
+
+#[derive(Debug)]
+struct Phase {
+    name: &'static str,
+    total: u64,
+    done: u64,
+    began: Instant,
+    next_line: Instant,
+    bar: Option<ProgressBar>,
+}
+
+impl Reporter {
+    pub fn new(quiet: bool) -> Self {
+        let kind = match (quiet, io::stderr().is_terminal()) {
+            (true, _) => Kind::Nothing,
+            (false, true) => Kind::Bar,
+            (false, false) => Kind::Lines,
+        };
+        Self { kind, phase: Mutex::new(None) }
+    }
+
+    fn phase(&self) -> MutexGuard<'_, Option<Phase>> {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn bar(total: u64, name: &'static str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(10));
+    // the template is a constant; a test draws it
+    bar.set_style(ProgressStyle::with_template(BAR).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_message(name);
+    bar
+}
+
+impl Phase {
+    fn line(&self) -> String {
+        let seconds = self.began.elapsed().as_secs_f64().max(1e-9);
+        #[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
+        let (done, total) = (self.done as f64, self.total.max(1) as f64);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a rate, shown with three digits"
+        )]
+        let rate = (done / seconds) as u64;
+        let left = (total - done).max(0.0) / (done / seconds).max(1.0);
+        format!(
+            "{}: {} of {} ({:.0} %), {}/s, {left:.0} s left",
+            self.name,
+            bytes(self.done),
+            bytes(self.total),
+            100.0 * done / total,
+            bytes(rate)
+        )
+    }
+}
+
+impl Progress for Reporter {
+    fn start(&self, name: &'static str, total: u64) {
+        let began = Instant::now();
+        let bar = (self.kind == Kind::Bar).then(|| bar(total, name));
+        *self.phase() = Some(Phase { name, total, done: 0, began, next_line: began + LINE_EVERY, bar });
+    }
+
+    fn advance(&self, bytes: u64) {
+        let mut phase = self.phase();
+        let Some(phase) = phase.as_mut() else { return };
+        phase.done += bytes;
+        if let Some(bar) = &phase.bar {
+            bar.inc(bytes);
+        } else if self.kind == Kind::Lines && Instant::now() >= phase.next_line {
+            phase.next_line += LINE_EVERY;
+            // progress that cannot be written is no reason to fail
+            let _ = writeln!(io::stderr(), "{}", phase.line());
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = self.phase().take().and_then(|p| p.bar) {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn note(&self, line: &str) {
+        if self.kind == Kind::Nothing {
+            return;
+        }
+        match self.phase().as_ref().and_then(|p| p.bar.as_ref()) {
+            Some(bar) => bar.println(line),
+            None => {
+                let _ = writeln!(io::stderr(), "{line}");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_tells_how_far_how_fast_how_long() {
+        assert!(ProgressStyle::with_template(BAR).is_ok());
+        let began = Instant::now().checked_sub(Duration::from_secs(10)).unwrap();
+        let phase = Phase {
+            name: "packing",
+            total: 4_000_000_000,
+            done: 1_000_000_000,
+            began,
+            next_line: began,
+            bar: None,
+        };
+        assert_eq!(phase.line(), "packing: 1.0 GB of 4.0 GB (25 %), 100 MB/s, 30 s left");
+    }
+}

@@ -1,0 +1,57 @@
+//! Ctrl-C and friends: the first asks to stop, the second ends the process.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, OnceLock};
+use std::thread;
+
+use segpack_formats::io::Stop;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+
+use crate::steps::Exit;
+
+static STOP: LazyLock<Stop> = LazyLock::new(Stop::default);
+static SIGNAL: OnceLock<Arc<AtomicUsize>> = OnceLock::new();
+
+/// Exit status of a process that a signal ended: 128 + its number.
+const SIGNALLED: i32 = 128;
+
+/// Listens for SIGINT and SIGTERM (on Unix also SIGHUP, taken as SIGTERM).
+pub fn install() -> &'static Stop {
+    let which = SIGNAL.get_or_init(Arc::default);
+    let asked = Arc::new(AtomicBool::new(false));
+    for signal in signals() {
+        let number = usize::try_from(signal).unwrap_or_default();
+        // where a handler cannot be installed the signal keeps its default: it ends the process
+        let _ = flag::register_conditional_shutdown(signal, SIGNALLED + signal, Arc::clone(&asked));
+        let _ = flag::register_usize(signal, Arc::clone(which), number);
+        let _ = flag::register(signal, Arc::clone(&asked));
+    }
+    thread::spawn(move || {
+        while !asked.load(Ordering::Relaxed) {
+            thread::sleep(std::time::Duration::from_millis(20));
+        }
+        STOP.request();
+    });
+    &STOP
+}
+
+#[cfg(unix)]
+fn signals() -> Vec<i32> {
+    vec![SIGINT, SIGTERM, signal_hook::consts::SIGHUP]
+}
+
+#[cfg(not(unix))]
+fn signals() -> Vec<i32> {
+    vec![SIGINT, SIGTERM]
+}
+
+/// The exit status, told apart by signal where the process was interrupted.
+pub fn exit_status(exit: Exit) -> u8 {
+    let signal = SIGNAL.get().map_or(0, |s| s.load(Ordering::Relaxed));
+    let interrupted = usize::try_from(SIGINT).unwrap_or_default();
+    match exit {
+        Exit::Interrupted if signal != 0 && signal != interrupted => Exit::Terminated as u8,
+        exit => exit as u8,
+    }
+}

@@ -1,0 +1,7 @@
+//! The binary: everything is in the library's [`segpack::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    segpack::cli::main()
+}

@@ -1,0 +1,352 @@
+//! A checkpoint as it lies on disk: which files belong to it, and the headers of its shards.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use segpack_formats::FormatError;
+use segpack_formats::digest::Sha256;
+use segpack_formats::safetensors::{Shard, ShardIndex, check_relative_path};
+use segpack_formats::strict_json::UniqueEntries;
+use segpack_manifests::documents::{Finding, FindingKind, LeftOut, Provenance, SideFile};
+use segpack_manifests::pack_folder::SHARD_HEADERS;
+use serde_json::Value;
+use walkdir::{DirEntry, WalkDir};
+
+use super::{StepError, hub};
+
+/// Files with these endings hold weights; none may be left out silently.
+const WEIGHT_ENDINGS: [&str; 10] =
+    [".safetensors", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".npz", ".incomplete"];
+
+const INDEX_ENDING: &str = ".safetensors.index.json";
+const CONFIG: &str = "config.json";
+
+/// Folders of tools, not of the checkpoint.
+const LEFT_OUT: [(&str, &str); 2] = [(".git", "version control"), (".cache", "download records")];
+
+/// What to do with things that do not belong.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// `--extra keep`: weight files that the index does not name are kept verbatim.
+    pub keep_extra: bool,
+}
+
+/// One weight file.
+#[derive(Debug)]
+pub struct CheckpointShard {
+    /// Path relative to the checkpoint.
+    pub path: String,
+    /// The open file and its header.
+    pub shard: Shard,
+    /// What the hub says of it.
+    pub hub_sha256: Option<Sha256>,
+}
+
+/// A checkpoint whose headers have been read.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// Its folder.
+    pub root: PathBuf,
+    /// Where it came from.
+    pub provenance: Provenance,
+    /// Weight files, sorted by path.
+    pub shards: Vec<CheckpointShard>,
+    /// Other files, sorted by path.
+    pub files: Vec<SideFile>,
+    /// What does not belong to it.
+    pub left_out: Vec<LeftOut>,
+    /// `model.safetensors.index.json`.
+    pub index: Option<ShardIndex>,
+    /// `config.json`.
+    pub config: Option<Value>,
+    /// What is wrong with the files so far.
+    pub findings: Vec<Finding>,
+}
+
+/// Finds the checkpoint that an argument means: a folder, a weight file, a repo id in the local hub cache.
+///
+/// # Errors
+/// `Input` where it is none of these.
+pub fn locate(argument: &Path) -> Result<PathBuf, StepError> {
+    if argument.is_dir() {
+        if argument.join("snapshots").is_dir() && argument.join("refs").is_dir() {
+            return hub::snapshot_of(argument, None);
+        }
+        return Ok(argument.to_owned());
+    }
+    if argument.is_file() {
+        let name = file_name(argument);
+        if name.ends_with(".safetensors") {
+            return Ok(argument.to_owned());
+        }
+        if name.ends_with(INDEX_ENDING) || name == CONFIG {
+            return Ok(argument
+                .parent()
+                .filter(|p| !p.as_os_str().is_empty())
+                .unwrap_or(Path::new("."))
+                .to_owned());
+        }
+        return Err(StepError::malformed(
+            argument,
+            "is not a checkpoint: wanted a folder or a .safetensors file",
+        ));
+    }
+    if fs::symlink_metadata(argument).is_ok() {
+        return Err(StepError::malformed(argument, "is neither a folder nor a file (a broken link?)"));
+    }
+    match argument.to_str().and_then(hub::parse_repo_id) {
+        Some((repo, revision)) => hub::find_snapshot(repo, revision),
+        None => Err(StepError::Refused(format!("{}: no such file or folder", argument.display()))),
+    }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+impl Checkpoint {
+    /// Opens a checkpoint and reads the header of every shard. Whatever is wrong with it becomes a finding.
+    ///
+    /// # Errors
+    /// Only where the argument means no checkpoint, or the folder cannot be listed.
+    pub fn open(argument: &Path, options: OpenOptions) -> Result<Self, StepError> {
+        let place = locate(argument)?;
+        if place.is_dir() { Self::open_folder(&place, options) } else { Self::open_file(&place) }
+    }
+
+    fn empty(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+            provenance: hub::provenance(root),
+            shards: Vec::new(),
+            files: Vec::new(),
+            left_out: Vec::new(),
+            index: None,
+            config: None,
+            findings: Vec::new(),
+        }
+    }
+
+    /// A weight file on its own; `config.json` beside it belongs to it where no index says otherwise.
+    fn open_file(path: &Path) -> Result<Self, StepError> {
+        let root = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut checkpoint = Self::empty(root);
+        checkpoint.open_shard(&file_name(path));
+        let listed = fs::read_dir(root).map_err(StepError::io("list", root))?;
+        let names: Vec<String> =
+            listed.filter_map(|e| Some(e.ok()?.file_name().to_string_lossy().into_owned())).collect();
+        if !names.iter().any(|n| n.ends_with(INDEX_ENDING)) && names.iter().any(|n| n == CONFIG) {
+            checkpoint.add_file(CONFIG);
+            checkpoint.read_config();
+        }
+        Ok(checkpoint)
+    }
+
+    fn open_folder(root: &Path, options: OpenOptions) -> Result<Self, StepError> {
+        let mut checkpoint = Self::empty(root);
+        let files = checkpoint.list()?;
+        checkpoint.read_index(&files);
+        let weights: Vec<&String> = files.iter().filter(|f| is_weight_file(f)).collect();
+        let shards = checkpoint.choose_shards(&weights);
+        for shard in &shards {
+            if files.contains(shard) {
+                checkpoint.open_shard(shard);
+            } else {
+                checkpoint.report_missing_shard(shard, &files);
+            }
+        }
+        for file in files.iter().filter(|f| !shards.contains(*f)) {
+            if is_weight_file(file) && !options.keep_extra {
+                checkpoint.report_unlisted(file);
+            } else {
+                checkpoint.add_file(file);
+            }
+        }
+        checkpoint.read_config();
+        Ok(checkpoint)
+    }
+
+    /// All files below the folder, as sorted relative paths.
+    fn list(&mut self) -> Result<BTreeSet<String>, StepError> {
+        let mut files = BTreeSet::new();
+        let mut left_out = Vec::new();
+        let keep = |entry: &DirEntry| {
+            let why = LEFT_OUT.iter().find(|(name, _)| entry.file_name() == *name);
+            if let Some((_, why)) = why.filter(|_| entry.depth() > 0) {
+                left_out.push((entry.path().to_owned(), *why));
+                return false;
+            }
+            true
+        };
+        let walk = WalkDir::new(&self.root).follow_links(true).sort_by_file_name().into_iter();
+        for entry in walk.filter_entry(keep) {
+            match entry {
+                Ok(entry) if entry.file_type().is_dir() => {}
+                Ok(entry) => match self.relative(entry.path()) {
+                    Ok(path) if entry.file_type().is_file() => {
+                        files.insert(path);
+                    }
+                    Ok(path) => self.unreadable(path, "is neither a file nor a folder"),
+                    Err((path, why)) => self.unreadable(path, why),
+                },
+                Err(e) => {
+                    let path = e.path().unwrap_or(&self.root).to_owned();
+                    let path = self.relative(&path).unwrap_or_else(|(path, _)| path);
+                    self.unreadable(path, &e.to_string());
+                }
+            }
+        }
+        for (path, why) in left_out {
+            let path = self.relative(&path).unwrap_or_else(|(path, _)| path);
+            self.left_out.push(LeftOut { path, why: why.to_owned() });
+        }
+        if let Some(file) = files.iter().find(|f| f.starts_with(&format!("{SHARD_HEADERS}/"))) {
+            return Err(StepError::Input(format!(
+                "{}: {file}: the folder name {SHARD_HEADERS} is reserved for packs; rename it",
+                self.root.display()
+            )));
+        }
+        Ok(files)
+    }
+
+    /// The path below the root, with `/` on every system; an error where a pack could not hold it.
+    fn relative(&self, path: &Path) -> Result<String, (String, &'static str)> {
+        let below = path.strip_prefix(&self.root).unwrap_or(path);
+        let parts: Vec<_> = below.iter().map(|p| p.to_string_lossy()).collect();
+        let joined = parts.join("/");
+        if below.to_str().is_none() {
+            return Err((joined, "the file name is not UTF-8; rename it"));
+        }
+        match check_relative_path(&joined) {
+            Ok(()) => Ok(joined),
+            Err(why) => Err((joined, why)),
+        }
+    }
+
+    fn unreadable(&mut self, path: String, why: &str) {
+        self.findings.push(Finding::new(FindingKind::Unreadable).file(path).seen(why));
+    }
+
+    fn read_index(&mut self, files: &BTreeSet<String>) {
+        let named: Vec<&String> =
+            files.iter().filter(|f| f.ends_with(INDEX_ENDING) && !f.contains('/')).collect();
+        let wrong =
+            |file: &String, what: String| Finding::new(FindingKind::MalformedIndex).file(file).seen(what);
+        match &named[..] {
+            [] => {}
+            [file] => match fs::read(self.root.join(file)) {
+                Err(e) => self.findings.push(wrong(file, e.to_string())),
+                Ok(json) => match ShardIndex::parse(&json) {
+                    Ok(index) => self.index = Some(index),
+                    Err(e) => self.findings.push(wrong(file, e.to_string())),
+                },
+            },
+            [file, others @ ..] => {
+                let what = format!("is one of {} indexes, beside {:?}; wanted one", others.len() + 1, others);
+                self.findings.push(wrong(file, what));
+            }
+        }
+    }
+
+    /// The shards that the index names; without one, the only weight file.
+    fn choose_shards(&mut self, weights: &[&String]) -> BTreeSet<String> {
+        if let Some(index) = &self.index {
+            return index.weight_map.values().cloned().collect();
+        }
+        let safetensors: Vec<&String> =
+            weights.iter().copied().filter(|w| w.ends_with(".safetensors") && !w.contains('/')).collect();
+        match &safetensors[..] {
+            [] => {
+                let what = "no .safetensors file and no index: not a checkpoint, or its download never began";
+                self.findings.push(Finding::new(FindingKind::MissingShard).seen(what));
+                BTreeSet::new()
+            }
+            [only] => BTreeSet::from([(*only).clone()]),
+            _ if self.findings.iter().any(|f| f.kind == FindingKind::MalformedIndex) => {
+                safetensors.into_iter().cloned().collect()
+            }
+            several => {
+                let what = format!("{} weight files, but no index says which belong together", several.len());
+                let wanted = "model.safetensors.index.json";
+                self.findings.push(Finding::new(FindingKind::MalformedIndex).seen(what).wanted(wanted));
+                several.iter().map(|s| (*s).clone()).collect()
+            }
+        }
+    }
+
+    fn open_shard(&mut self, path: &str) {
+        match Shard::open(&self.root.join(path)) {
+            Ok(shard) => {
+                let hub_sha256 = hub::published_sha256(&self.root, path);
+                self.shards.push(CheckpointShard { path: path.to_owned(), shard, hub_sha256 });
+            }
+            Err(e) => {
+                let what = match &e {
+                    FormatError::Malformed { what, .. } => what.clone(),
+                    FormatError::Io { source, .. } => format!("{e}: {source}"),
+                    other => other.to_string(),
+                };
+                self.findings.push(Finding::new(FindingKind::MalformedShard).file(path).seen(what));
+            }
+        }
+    }
+
+    fn report_missing_shard(&mut self, shard: &str, files: &BTreeSet<String>) {
+        let unfinished = files.iter().find(|f| f.starts_with(shard) && f.ends_with(".incomplete"));
+        let what = match unfinished {
+            Some(file) => {
+                format!("the index names it, but there is only {file}: the download did not finish")
+            }
+            None => "the index names it, but it is not there".to_owned(),
+        };
+        self.findings.push(Finding::new(FindingKind::MissingShard).file(shard).seen(what));
+    }
+
+    fn report_unlisted(&mut self, file: &str) {
+        let what = match self.index {
+            Some(_) => "a weight file that the index does not name",
+            None => "a weight file beside the checkpoint's own",
+        };
+        let wanted = "it gone, or `--extra keep` to store it verbatim";
+        self.findings.push(Finding::new(FindingKind::UnlistedShard).file(file).seen(what).wanted(wanted));
+    }
+
+    fn add_file(&mut self, path: &str) {
+        const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+        const LONGEST_POINTER: u64 = 1024;
+        let full = self.root.join(path);
+        let length = match fs::metadata(&full) {
+            Ok(metadata) => metadata.len(),
+            Err(e) => return self.unreadable(path.to_owned(), &e.to_string()),
+        };
+        if length <= LONGEST_POINTER && fs::read(&full).is_ok_and(|bytes| bytes.starts_with(POINTER)) {
+            let what = "is a git-lfs pointer, not the file; fetch it with `git lfs pull`";
+            self.findings.push(Finding::new(FindingKind::GitLfsPointer).file(path).seen(what));
+        }
+        let hub_sha256 = hub::published_sha256(&self.root, path);
+        self.files.push(SideFile { path: path.to_owned(), length, hub_sha256 });
+    }
+
+    fn read_config(&mut self) {
+        let path = self.root.join(CONFIG);
+        let Ok(json) = fs::read(&path) else {
+            return; // scan reports the missing audit
+        };
+        let parsed = serde_json::from_slice::<UniqueEntries<Value>>(&json);
+        match parsed {
+            Ok(entries) => self.config = Some(Value::Object(entries.0.into_iter().collect())),
+            Err(e) => {
+                let what = format!("is not a JSON object: {e}");
+                self.findings.push(Finding::new(FindingKind::BadConfig).file(CONFIG).seen(what));
+            }
+        }
+    }
+}
+
+/// Whether a file holds weights by its name.
+fn is_weight_file(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let torch = name.starts_with("pytorch_model") && name.ends_with(".bin");
+    torch || WEIGHT_ENDINGS.iter().any(|ending| name.ends_with(ending))
+}

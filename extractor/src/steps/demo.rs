@@ -1,0 +1,233 @@
+//! `demo`: everything once, on the tiny official Qwen3-Omni checkpoint that is built into the program.
+
+use std::fs;
+use std::path::Path;
+
+use segpack_formats::codec::Coding;
+use segpack_formats::io::Stop;
+use segpack_manifests::Pack;
+use segpack_manifests::documents::{FindingKind, FormatVersion, GENERATOR, VerifyMode};
+use segpack_manifests::layout::Selection;
+use serde::Serialize;
+
+use super::StepError;
+use super::pack::{PackSettings, pack};
+use super::progress::Silent;
+use super::scan::{ScanOptions, scan};
+use super::unpack::{UnpackSettings, unpack};
+use super::verify::{VerifySettings, verify};
+
+macro_rules! files {
+    ($($name:literal),* $(,)?) => {
+        &[$(($name, include_bytes!(concat!("../../demo/tiny-full/", $name)) as &[u8])),*]
+    };
+}
+
+/// Random weights, real architecture, real layout on disk: made by the official classes.
+const CHECKPOINT: &[(&str, &[u8])] = files![
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "model-00001-of-00004.safetensors",
+    "model-00002-of-00004.safetensors",
+    "model-00003-of-00004.safetensors",
+    "model-00004-of-00004.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+];
+
+/// The segment that gets a wrong bit.
+const VICTIM: &str = "thinker.text.layers.1.experts.5";
+
+/// One step of the demonstration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DemoStep {
+    /// The command that a user would give.
+    pub command: String,
+    /// What came of it.
+    pub outcome: String,
+    /// Whether that is what had to come of it.
+    pub ok: bool,
+}
+
+/// All steps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DemoReport {
+    /// Version of this document.
+    pub format_version: FormatVersion,
+    /// What wrote it.
+    pub generator: String,
+    /// Whether every step came out as it had to.
+    pub ok: bool,
+    /// In order.
+    pub steps: Vec<DemoStep>,
+}
+
+/// Runs the demonstration in `folder`, which is empty; `tell` hears of every step when it is done.
+///
+/// # Errors
+/// Where a step that has to succeed does not.
+pub fn demo(
+    folder: &Path,
+    stop: &Stop,
+    tell: &mut dyn FnMut(&DemoStep) -> Result<(), StepError>,
+) -> Result<DemoReport, StepError> {
+    let mut demo = Demo { folder, stop, tell, steps: Vec::new() };
+    demo.write_checkpoint()?;
+    demo.scan()?;
+    demo.pack()?;
+    demo.verify()?;
+    demo.damage()?;
+    demo.verify_damaged()?;
+    demo.repair()?;
+    demo.unpack()?;
+    let ok = demo.steps.iter().all(|s| s.ok);
+    Ok(DemoReport {
+        format_version: FormatVersion::CURRENT,
+        generator: GENERATOR.to_owned(),
+        ok,
+        steps: demo.steps,
+    })
+}
+
+struct Demo<'a> {
+    folder: &'a Path,
+    stop: &'a Stop,
+    tell: &'a mut dyn FnMut(&DemoStep) -> Result<(), StepError>,
+    steps: Vec<DemoStep>,
+}
+
+impl Demo<'_> {
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.folder.join(name)
+    }
+
+    fn step(&mut self, command: &str, outcome: String, ok: bool) -> Result<(), StepError> {
+        let step = DemoStep { command: command.to_owned(), outcome, ok };
+        (self.tell)(&step)?;
+        self.steps.push(step);
+        Ok(())
+    }
+
+    fn write_checkpoint(&mut self) -> Result<(), StepError> {
+        let root = self.path("checkpoint");
+        fs::create_dir_all(&root).map_err(StepError::io("create", &root))?;
+        for (name, bytes) in CHECKPOINT {
+            let path = root.join(name);
+            fs::write(&path, bytes).map_err(StepError::io("write", &path))?;
+        }
+        let what = format!("{} files of a tiny Qwen3-Omni, made by the official classes", CHECKPOINT.len());
+        self.step("(write the built-in checkpoint)", what, true)
+    }
+
+    fn scan(&mut self) -> Result<(), StepError> {
+        let (_, inventory) = scan(&self.path("checkpoint"), ScanOptions::default())?;
+        let c = inventory.counts;
+        let outcome = format!(
+            "{} stored tensors, {} logical parameters, {} bytes; complete: {}",
+            c.stored_tensors,
+            c.logical_parameters,
+            c.tensor_bytes,
+            inventory.audited && inventory.findings.is_empty()
+        );
+        self.step("segpack scan checkpoint", outcome, inventory.audited && inventory.findings.is_empty())
+    }
+
+    fn pack(&mut self) -> Result<(), StepError> {
+        let settings = PackSettings {
+            selection: Selection::default(),
+            coding: Coding::Raw,
+            jobs: 1,
+            resume: false,
+            force: false,
+            source_digests: true,
+            sums: true,
+            provenance: true,
+            scan: ScanOptions::default(),
+        };
+        let summary = pack(&self.path("checkpoint"), &self.path("packs"), &settings, self.stop, &Silent)?;
+        let outcome = format!(
+            "{} packs, {} segments, {} tensors; manifest SHA-256 {}",
+            summary.packs, summary.segments, summary.tensors, summary.manifest_sha256
+        );
+        self.step("segpack pack checkpoint -o packs", outcome, true)
+    }
+
+    fn run_verify(&self) -> Result<segpack_manifests::documents::VerifyReport, StepError> {
+        let settings = VerifySettings {
+            mode: VerifyMode::Full,
+            subset: None,
+            against: Some(self.path("checkpoint")),
+            jobs: 1,
+        };
+        verify(&self.path("packs"), &settings, self.stop, &Silent)
+    }
+
+    fn verify(&mut self) -> Result<(), StepError> {
+        let report = self.run_verify()?;
+        let outcome = format!("{} tensors match their SHA-256, and the checkpoint's", report.checked.tensors);
+        self.step("segpack verify packs --against checkpoint", outcome, report.ok)
+    }
+
+    /// Flips one bit in the middle of an expert.
+    fn damage(&mut self) -> Result<(), StepError> {
+        let (path, at) = self.victim()?;
+        flip(&path, at)?;
+        let outcome = format!("byte {at} of {}, inside {VICTIM}", name(&path));
+        self.step("(flip one bit)", outcome, true)
+    }
+
+    fn victim(&self) -> Result<(std::path::PathBuf, usize), StepError> {
+        let pack = Pack::open(&self.path("packs"))?;
+        let missing = || StepError::Input(format!("the demo's pack has no segment {VICTIM}"));
+        let segment = pack.segment(VICTIM).ok_or_else(missing)?;
+        let at = usize::try_from(segment.offset + segment.stored_length / 2).map_err(|_| missing())?;
+        Ok((pack.path(&segment.pack), at))
+    }
+
+    fn verify_damaged(&mut self) -> Result<(), StepError> {
+        let report = self.run_verify()?;
+        let found: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
+        let ok = report.findings.len() == 1
+            && report.findings[0].kind == FindingKind::DamagedTensor
+            && report.findings[0].segment.as_deref() == Some(VICTIM);
+        self.step("segpack verify packs", format!("exit status 3: {}", found.join("; ")), ok)
+    }
+
+    fn repair(&mut self) -> Result<(), StepError> {
+        let (path, at) = self.victim()?;
+        flip(&path, at)?;
+        let report = self.run_verify()?;
+        self.step("(flip it back)", format!("verify finds {} problems", report.findings.len()), report.ok)
+    }
+
+    fn unpack(&mut self) -> Result<(), StepError> {
+        let restored = self.path("restored");
+        let settings = UnpackSettings { include: Vec::new(), resume: false, jobs: 1 };
+        let summary = unpack(&self.path("packs"), &restored, &settings, self.stop, &Silent)?;
+        self.step(
+            "segpack unpack packs -o restored",
+            format!("{} files, {} bytes", summary.files, summary.bytes),
+            true,
+        )?;
+        let same = CHECKPOINT
+            .iter()
+            .filter(|(name, bytes)| fs::read(restored.join(name)).is_ok_and(|b| b == *bytes))
+            .count();
+        let extra = fs::read_dir(&restored).map_err(StepError::io("list", &restored))?.count() - same;
+        let outcome = format!("{same} of {} files are the same, byte for byte", CHECKPOINT.len());
+        self.step("diff -r checkpoint restored", outcome, same == CHECKPOINT.len() && extra == 0)
+    }
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn flip(path: &Path, at: usize) -> Result<(), StepError> {
+    let mut bytes = fs::read(path).map_err(StepError::io("read", path))?;
+    bytes[at] ^= 1;
+    fs::write(path, bytes).map_err(StepError::io("write", path))
+}

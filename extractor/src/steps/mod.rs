@@ -1,0 +1,17 @@
+//! What segpack does, free of the command line.
+
+pub mod cat;
+pub mod checkpoint;
+pub mod demo;
+mod error;
+mod hub;
+mod output;
+pub mod pack;
+pub mod progress;
+pub mod scan;
+pub mod unpack;
+pub mod verify;
+mod workers;
+
+pub use error::{Exit, StepError};
+pub use workers::default_jobs;

@@ -1,0 +1,394 @@
+//! The writing itself: packs, shard digests and side files as tasks of one queue, and the manifest of it all.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+use segpack_formats::FormatError;
+use segpack_formats::digest::{Sha256, Sha256Hasher};
+use segpack_formats::io::{InputFile, READ_BYTES, write_all_at};
+use segpack_formats::pack::{WrittenPack, write_pack};
+use segpack_manifests::documents::{
+    Counts, Finding, FindingKind, FormatVersion, GENERATOR, Layout, Manifest, ModelFacts, PackEntry,
+    PlannedPack, SegmentEntry, SideFile, SourceFile, SourceFileKind, TensorEntry,
+};
+use segpack_manifests::pack_folder::{SHARD_HEADERS, SOURCE};
+
+use super::journal::{Journal, Record};
+use super::source::ShardSource;
+use super::{Planned, Work, shard_numbers};
+use crate::steps::StepError;
+use crate::steps::checkpoint::CheckpointShard;
+use crate::steps::workers::run_tasks;
+
+/// What is finished.
+#[derive(Debug, Default)]
+pub struct Done {
+    packs: BTreeMap<String, (WrittenPack, Vec<Finding>)>,
+    shards: BTreeMap<String, Sha256>,
+    files: BTreeMap<String, Sha256>,
+}
+
+impl Done {
+    pub fn add(&mut self, record: Record) {
+        match record {
+            Record::Begun { .. } => {}
+            Record::Pack { path, written, warnings } => {
+                self.packs.insert(path, (written, warnings));
+            }
+            Record::Shard { path, sha256 } => {
+                self.shards.insert(path, sha256);
+            }
+        }
+    }
+
+    pub fn packs(&self) -> usize {
+        self.packs.len()
+    }
+
+    pub fn has_pack(&self, path: &str) -> bool {
+        self.packs.contains_key(path)
+    }
+
+    pub fn shard(&self, path: &str) -> Option<Sha256> {
+        self.shards.get(path).copied()
+    }
+
+    pub fn warnings(&self) -> Vec<Finding> {
+        let mut all: Vec<Finding> = self.packs.values().flat_map(|(_, warnings)| warnings).cloned().collect();
+        Finding::sort(&mut all);
+        all
+    }
+}
+
+/// One entry of the queue.
+enum Task<'a> {
+    /// Reads a source shard as a whole: the second read of its bytes, queued beside the first so that the page
+    /// cache serves one of them.
+    Digest(&'a CheckpointShard),
+    /// Writes a pack.
+    Pack(&'a PlannedPack),
+    /// Copies a side file.
+    File(&'a SideFile),
+}
+
+/// A file that is written but not yet durable.
+struct Written {
+    file: File,
+    path: String,
+    record: Option<Record>,
+}
+
+/// Where a side file lies in the pack folder.
+fn stored_file(path: &str) -> String {
+    format!("{SOURCE}/{path}")
+}
+
+/// Where a shard's header lies in the pack folder.
+fn stored_header(path: &str) -> String {
+    format!("{SOURCE}/{SHARD_HEADERS}/{path}.header")
+}
+
+impl Work<'_> {
+    /// Does every task that is not done. A thread of its own syncs finished files, so that none waits for the disk.
+    pub fn write_all(&self, journal: &Journal, done: &mut Done) -> Result<(), StepError> {
+        self.write_headers(done)?;
+        let tasks = self.tasks(done);
+        self.progress.start("packing", tasks.iter().map(task_bytes).sum());
+        let (finished, waiting) = sync_channel(self.settings.jobs.max(1));
+        let shared = Mutex::new(done);
+        let (worked, synced) = thread::scope(|scope| {
+            let syncer = scope.spawn(|| self.sync_all(journal, &shared, waiting));
+            let worked = run_tasks(
+                self.settings.jobs,
+                &tasks,
+                || Ok(vec![0; READ_BYTES]),
+                |buffer, task| self.run_task(task, buffer, journal, &shared, &finished),
+            );
+            drop(finished);
+            let synced = syncer
+                .join()
+                .unwrap_or_else(|_| Err(StepError::Refused("the syncing thread died".to_owned())));
+            (worked, synced)
+        });
+        self.progress.finish();
+        // where syncing failed, the workers only know that nobody listens
+        synced.and(worked)
+    }
+
+    /// Every shard is digested next to the first pack that needs it.
+    fn tasks(&self, done: &Done) -> Vec<Task<'_>> {
+        let Planned { checkpoint, plan, .. } = self.planned;
+        let numbers = shard_numbers(checkpoint);
+        let mut tasks: Vec<Task<'_>> = checkpoint.files.iter().map(Task::File).collect();
+        let mut queued = HashSet::new();
+        for pack in &plan.packs {
+            let mut needed: Vec<usize> = pack
+                .segments
+                .iter()
+                .flat_map(|s| &s.tensors)
+                .filter_map(|t| numbers.get(t.source.file.as_str()).copied())
+                .filter(|&n| queued.insert(n))
+                .collect();
+            needed.sort_unstable();
+            let shards = needed.into_iter().map(|n| &checkpoint.shards[n]);
+            if self.settings.source_digests {
+                tasks.extend(shards.filter(|s| done.shard(&s.path).is_none()).map(Task::Digest));
+            }
+            if !done.has_pack(&pack.path) {
+                tasks.push(Task::Pack(pack));
+            }
+        }
+        tasks
+    }
+
+    fn run_task(
+        &self,
+        task: &Task<'_>,
+        buffer: &mut [u8],
+        journal: &Journal,
+        done: &Mutex<&mut Done>,
+        finished: &SyncSender<Written>,
+    ) -> Result<(), StepError> {
+        let written = match task {
+            Task::Digest(shard) => {
+                let sha256 = self.digest(&shard.shard.input, buffer)?;
+                compare_with_hub(&shard.path, shard.hub_sha256, sha256)?;
+                let record = Record::Shard { path: shard.path.clone(), sha256 };
+                journal.add(&record)?;
+                lock(done).add(record);
+                return Ok(());
+            }
+            Task::Pack(pack) => self.write_one_pack(pack, buffer)?,
+            Task::File(file) => {
+                let (written, sha256) = self.copy_file(file, buffer)?;
+                compare_with_hub(&file.path, file.hub_sha256, sha256)?;
+                lock(done).files.insert(file.path.clone(), sha256);
+                written
+            }
+        };
+        finished.send(written).map_err(|_| FormatError::Interrupted.into())
+    }
+
+    fn sync_all(
+        &self,
+        journal: &Journal,
+        done: &Mutex<&mut Done>,
+        waiting: Receiver<Written>,
+    ) -> Result<(), StepError> {
+        for Written { file, path, record } in waiting {
+            self.output.publish(&file, &path)?;
+            if let Some(record) = record {
+                journal.add(&record)?;
+                lock(done).add(record);
+            }
+        }
+        Ok(())
+    }
+
+    fn write_one_pack(&self, pack: &PlannedPack, buffer: &mut [u8]) -> Result<Written, StepError> {
+        let (file, path) = self.output.create(&pack.path)?;
+        let shards = shard_numbers(&self.planned.checkpoint);
+        let mut source = ShardSource {
+            checkpoint: &self.planned.checkpoint,
+            shards: &shards,
+            pack,
+            stop: self.stop,
+            buffer,
+            warnings: Vec::new(),
+        };
+        let advance = |bytes| self.progress.advance(bytes);
+        let written =
+            write_pack(&file, &path, &pack.specs(), self.settings.coding, &mut source, self.stop, &advance)?;
+        let record = Record::Pack { path: pack.path.clone(), written, warnings: source.warnings };
+        Ok(Written { file, path: pack.path.clone(), record: Some(record) })
+    }
+
+    fn digest(&self, input: &InputFile, buffer: &mut [u8]) -> Result<Sha256, StepError> {
+        let mut sha256 = Sha256Hasher::default();
+        input.for_each_piece(0..input.length(), buffer, self.stop, |piece| {
+            sha256.update(piece);
+            self.progress.advance(piece.len() as u64);
+            Ok::<_, StepError>(())
+        })?;
+        Ok(sha256.finish())
+    }
+
+    fn copy_file(&self, side: &SideFile, buffer: &mut [u8]) -> Result<(Written, Sha256), StepError> {
+        let input = InputFile::open(&self.planned.checkpoint.root.join(&side.path))?;
+        let path = stored_file(&side.path);
+        let (file, full) = self.output.create(&path)?;
+        let (mut sha256, mut at) = (Sha256Hasher::default(), 0);
+        input.for_each_piece(0..side.length, buffer, self.stop, |piece| {
+            sha256.update(piece);
+            write_all_at(&file, piece, at).map_err(StepError::io("write", &full))?;
+            at += piece.len() as u64;
+            self.progress.advance(piece.len() as u64);
+            Ok::<_, StepError>(())
+        })?;
+        input.check_unchanged()?;
+        if input.length() != side.length {
+            let what = format!("had {} bytes when it was listed, now {}", side.length, input.length());
+            return Err(FormatError::changed(input.path(), what).into());
+        }
+        Ok((Written { file, path, record: None }, sha256.finish()))
+    }
+
+    /// The shards' headers: with the packs' tensors all that their files consist of.
+    fn write_headers(&self, done: &mut Done) -> Result<(), StepError> {
+        for shard in &self.planned.checkpoint.shards {
+            let header = shard.shard.input.read_range(0..shard.shard.header.data_start)?;
+            let path = stored_header(&shard.path);
+            self.output.write_small(&path, |to| to.write_all(&header))?;
+            done.files.insert(path, Sha256::of(&header));
+        }
+        Ok(())
+    }
+
+    /// The manifest of what was written.
+    pub fn manifest(&self, done: &Done) -> Result<Manifest, StepError> {
+        let Planned { checkpoint, inventory, plan } = self.planned;
+        let text = match (&checkpoint.config, inventory.family) {
+            (Some(config), Some(family)) => family.text_facts(config).ok(),
+            _ => None,
+        };
+        let mut manifest = Manifest {
+            format_version: FormatVersion::CURRENT,
+            generator: GENERATOR.to_owned(),
+            provenance: self.settings.provenance.then(|| checkpoint.provenance.clone()),
+            known: self.known_source(done),
+            model: ModelFacts { family: inventory.family, text },
+            options: self.settings.recorded(),
+            counts: Counts::default(),
+            excluded: plan.excluded.clone(),
+            left_out: plan.left_out.clone(),
+            source_files: self.source_files(done)?,
+            packs: Vec::new(),
+            segments: Vec::new(),
+            tensors: Vec::new(),
+        };
+        for pack in &plan.packs {
+            let (written, _) = done.packs.get(&pack.path).ok_or_else(|| unfinished(&pack.path))?;
+            add_pack(&mut manifest, pack, written);
+        }
+        manifest.counts = manifest.count();
+        Ok(manifest)
+    }
+
+    fn source_files(&self, done: &Done) -> Result<Vec<SourceFile>, StepError> {
+        let Planned { checkpoint, plan, .. } = self.planned;
+        let mut packed: BTreeMap<&str, u64> = BTreeMap::new();
+        for t in plan.packs.iter().flat_map(|p| &p.segments).flat_map(|s| &s.tensors) {
+            *packed.entry(&t.source.file).or_default() += t.source.length;
+        }
+        let shard = |s: &CheckpointShard| {
+            let stored_as = stored_header(&s.path);
+            let (length, header) = (s.shard.input.length(), s.shard.header.data_start);
+            Ok(SourceFile {
+                path: s.path.clone(),
+                kind: SourceFileKind::Shard,
+                length,
+                sha256: done.shard(&s.path),
+                stored_sha256: *done.files.get(&stored_as).ok_or_else(|| unfinished(&s.path))?,
+                stored_as,
+                stored_length: header,
+                excluded_bytes: length - header - packed.get(s.path.as_str()).copied().unwrap_or(0),
+            })
+        };
+        let file = |f: &SideFile| {
+            let sha256 = *done.files.get(&f.path).ok_or_else(|| unfinished(&f.path))?;
+            Ok(SourceFile {
+                path: f.path.clone(),
+                kind: SourceFileKind::File,
+                length: f.length,
+                sha256: Some(sha256),
+                stored_as: stored_file(&f.path),
+                stored_length: f.length,
+                stored_sha256: sha256,
+                excluded_bytes: 0,
+            })
+        };
+        let mut files: Vec<SourceFile> = checkpoint
+            .shards
+            .iter()
+            .map(shard)
+            .chain(checkpoint.files.iter().map(file))
+            .collect::<Result<_, StepError>>()?;
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(files)
+    }
+}
+
+fn lock<'a, T>(mutex: &'a Mutex<T>) -> std::sync::MutexGuard<'a, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn unfinished(path: &str) -> StepError {
+    StepError::Refused(format!("{path} was not finished; continue with --resume"))
+}
+
+fn task_bytes(task: &Task<'_>) -> u64 {
+    match task {
+        Task::Digest(shard) => shard.shard.input.length(),
+        Task::Pack(pack) => pack.raw_length(),
+        Task::File(file) => file.length,
+    }
+}
+
+fn compare_with_hub(path: &str, published: Option<Sha256>, seen: Sha256) -> Result<(), StepError> {
+    match published.filter(|p| *p != seen) {
+        None => Ok(()),
+        Some(published) => {
+            let finding =
+                Finding::new(FindingKind::DiffersFromHub).file(path).seen(format!("SHA-256 {seen}"));
+            let wanted = format!("{published}, as the hub publishes; download the file again");
+            Err(StepError::Findings {
+                what: "the checkpoint is not what the hub publishes; nothing was packed".to_owned(),
+                findings: vec![finding.wanted(wanted)],
+            })
+        }
+    }
+}
+
+fn add_pack(manifest: &mut Manifest, pack: &PlannedPack, written: &WrittenPack) {
+    manifest.packs.push(PackEntry {
+        path: pack.path.clone(),
+        component: pack.component,
+        data_offset: pack.data_offset,
+        length: written.length,
+        sha256: written.sha256,
+    });
+    let mut digests = written.tensors.iter();
+    for (segment, stored) in pack.segments.iter().zip(&written.segments) {
+        manifest.segments.push(SegmentEntry {
+            id: segment.id.clone(),
+            pack: pack.path.clone(),
+            offset: stored.offset,
+            stored_length: stored.stored_length,
+            raw_length: stored.raw_length,
+            codec: stored.codec,
+            layout: Layout::RowMajor,
+            blake3: stored.blake3,
+        });
+        let mut offset = 0;
+        for (tensor, sha256) in segment.tensors.iter().zip(digests.by_ref()) {
+            manifest.tensors.push(TensorEntry {
+                name: tensor.name.clone(),
+                dtype: tensor.dtype,
+                shape: tensor.shape.clone(),
+                segment: segment.id.clone(),
+                offset,
+                length: tensor.source.length,
+                sha256: *sha256,
+                component: pack.component,
+                role: tensor.role,
+                layer: tensor.layer,
+                expert: tensor.expert,
+                source: tensor.source.clone(),
+            });
+            offset += tensor.source.length;
+        }
+    }
+}

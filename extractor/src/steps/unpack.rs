@@ -1,0 +1,328 @@
+//! `unpack`: the checkpoint's files again, byte for byte, checked while they are written.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use globset::{Glob, GlobSet, GlobSetBuilder};
+use segpack_formats::FormatError;
+use segpack_formats::digest::{Sha256, Sha256Hasher};
+use segpack_formats::io::{InputFile, READ_BYTES, Stop, write_all_at};
+use segpack_manifests::Pack;
+use segpack_manifests::documents::{
+    Finding, FindingKind, FormatVersion, GENERATOR, Manifest, SourceFile, SourceFileKind, TensorEntry,
+    UnpackSummary, UnrestorableFile,
+};
+use segpack_runtime_min::{WeightReader, WeightSource};
+
+use super::StepError;
+use super::output::{Before, OutputFolder, look, refuse_inside};
+use super::progress::Progress;
+use super::workers::run_tasks;
+
+/// How to unpack.
+#[derive(Debug, Clone, Default)]
+pub struct UnpackSettings {
+    /// Globs of the files to restore; all where empty.
+    pub include: Vec<String>,
+    /// Go on where an interrupted run stopped.
+    pub resume: bool,
+    /// Threads.
+    pub jobs: usize,
+}
+
+/// Builds a set of globs in which `*` crosses dots and slashes.
+///
+/// # Errors
+/// `Usage` with the bad glob.
+pub fn globs(patterns: &[String]) -> Result<GlobSet, StepError> {
+    let mut set = GlobSetBuilder::new();
+    for pattern in patterns {
+        set.add(Glob::new(pattern).map_err(|e| StepError::Usage(e.to_string()))?);
+    }
+    set.build().map_err(|e| StepError::Usage(e.to_string()))
+}
+
+/// Restores the files of a pack into `out`.
+///
+/// # Errors
+/// `Findings` where the pack is damaged (the file in question is not written) or cannot restore a wanted file
+/// because its component was excluded; `Refused` where the output exists or does not fit.
+pub fn unpack(
+    folder: &Path,
+    out: &Path,
+    settings: &UnpackSettings,
+    stop: &Stop,
+    progress: &dyn Progress,
+) -> Result<UnpackSummary, StepError> {
+    let pack = Pack::open(folder)?;
+    let (wanted, left) = choose(pack.manifest(), settings)?;
+    refuse_inside(out, folder)?;
+    let output = open_output(out, settings)?;
+    output.check_space(wanted.iter().map(|f| f.length).sum())?;
+    let weights = WeightSource::new(&pack);
+    let restore = Restore {
+        tensors: tensors_by_shard(pack.manifest()),
+        weights: &weights,
+        output: &output,
+        settings,
+        stop,
+        progress,
+        resumed: AtomicU64::new(0),
+        findings: Mutex::default(),
+    };
+    progress.start("unpacking", wanted.iter().map(|f| f.length).sum());
+    let worker = || Ok((weights.reader()?, vec![0; READ_BYTES]));
+    let done = run_tasks(settings.jobs, &wanted, worker, |(reader, buffer), file| {
+        restore.file(file, reader, buffer)
+    });
+    progress.finish();
+    let findings = restore.findings.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    done?;
+    if !findings.is_empty() {
+        output.finish()?; // what is whole stays, nothing half-written does
+        let what = format!("{}: damaged; the files in question were not written", folder.display());
+        return Err(StepError::Findings { what, findings });
+    }
+    let resumed_files = restore.resumed.into_inner();
+    output.finish()?;
+    Ok(UnpackSummary {
+        format_version: FormatVersion::CURRENT,
+        generator: GENERATOR.to_owned(),
+        files: wanted.len() as u64,
+        resumed_files,
+        bytes: wanted.iter().map(|f| f.length).sum(),
+        not_restored: left,
+    })
+}
+
+/// The files to restore, longest first, and those that the pack cannot restore and nobody asked for.
+fn choose<'a>(
+    manifest: &'a Manifest,
+    settings: &UnpackSettings,
+) -> Result<(Vec<&'a SourceFile>, Vec<UnrestorableFile>), StepError> {
+    let include = globs(&settings.include)?;
+    let asked = |f: &SourceFile| settings.include.is_empty() || include.is_match(&f.path);
+    let (mut wanted, mut impossible, mut left) = (Vec::new(), Vec::new(), Vec::new());
+    for file in &manifest.source_files {
+        match (asked(file), file.excluded_bytes) {
+            (true, 0) => wanted.push(file),
+            (true, _) => impossible.push(file),
+            (false, 0) => {}
+            (false, _) => {
+                left.push(UnrestorableFile { path: file.path.clone(), why: why_not(manifest, file) });
+            }
+        }
+    }
+    if !impossible.is_empty() {
+        let finding = |f: &&SourceFile| {
+            let finding = Finding::new(FindingKind::NotInPack).file(&f.path).seen(why_not(manifest, f));
+            finding.wanted("a pack of every component, or --include for the other files")
+        };
+        let findings = impossible.iter().map(finding).collect();
+        return Err(StepError::Findings {
+            what: "these files cannot be restored; nothing was written".to_owned(),
+            findings,
+        });
+    }
+    if wanted.is_empty() {
+        return Err(StepError::Input(format!(
+            "the pack has no file that matches {}",
+            settings.include.join(" ")
+        )));
+    }
+    wanted.sort_by_key(|f| std::cmp::Reverse(f.length));
+    Ok((wanted, left))
+}
+
+fn why_not(manifest: &Manifest, file: &SourceFile) -> String {
+    let excluded: Vec<String> = manifest.excluded.iter().map(|e| e.component.to_string()).collect();
+    format!(
+        "{} of its {} bytes belong to components that were excluded ({})",
+        file.excluded_bytes,
+        file.length,
+        excluded.join(", ")
+    )
+}
+
+fn open_output(out: &Path, settings: &UnpackSettings) -> Result<OutputFolder, StepError> {
+    let refuse = |what: &str| Err(StepError::Refused(format!("{} {what}", out.display())));
+    match look(out)? {
+        Before::Nothing => {}
+        Before::Unfinished | Before::Occupied if settings.resume => {}
+        Before::Unfinished => return refuse("holds what an interrupted run left: --resume goes on with it"),
+        Before::Occupied => return refuse("exists and is not empty: choose another place"),
+    }
+    OutputFolder::open(out)
+}
+
+/// The tensors of each shard in the order of their bytes.
+fn tensors_by_shard(manifest: &Manifest) -> HashMap<&str, Vec<&TensorEntry>> {
+    let mut shards: HashMap<&str, Vec<&TensorEntry>> = HashMap::new();
+    for tensor in &manifest.tensors {
+        shards.entry(&tensor.source.file).or_default().push(tensor);
+    }
+    for tensors in shards.values_mut() {
+        tensors.sort_by_key(|t| (t.source.offset, t.source.length));
+    }
+    shards
+}
+
+struct Restore<'a> {
+    tensors: HashMap<&'a str, Vec<&'a TensorEntry>>,
+    weights: &'a WeightSource<'a>,
+    output: &'a OutputFolder,
+    settings: &'a UnpackSettings,
+    stop: &'a Stop,
+    progress: &'a dyn Progress,
+    resumed: AtomicU64,
+    findings: Mutex<Vec<Finding>>,
+}
+
+/// A file being restored: where the next byte goes, and the digest of those before.
+struct Writing<'a> {
+    file: &'a File,
+    path: &'a Path,
+    at: u64,
+    sha256: Sha256Hasher,
+}
+
+impl Writing<'_> {
+    fn write(&mut self, piece: &[u8]) -> Result<(), FormatError> {
+        write_all_at(self.file, piece, self.at).map_err(FormatError::io("write", self.path))?;
+        self.sha256.update(piece);
+        self.at += piece.len() as u64;
+        Ok(())
+    }
+}
+
+impl Restore<'_> {
+    fn file(
+        &self,
+        file: &SourceFile,
+        reader: &mut WeightReader<'_>,
+        buffer: &mut [u8],
+    ) -> Result<(), StepError> {
+        if self.settings.resume && self.is_there(file, buffer)? {
+            self.resumed.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
+        }
+        let (out, path) = self.output.create(&file.path)?;
+        let mut writing = Writing { file: &out, path: &path, at: 0, sha256: Sha256Hasher::default() };
+        match self.write(file, &mut writing, reader, buffer) {
+            Ok(()) => {}
+            Err(e @ (FormatError::Malformed { .. } | FormatError::Changed { .. })) => {
+                self.report(Finding::new(FindingKind::Unreadable).file(&file.path).seen(e));
+                return Ok(());
+            }
+            Err(e) => return Err(e.into()),
+        }
+        let seen = writing.sha256.finish();
+        if file.sha256.is_some_and(|wanted| wanted != seen) {
+            self.diagnose(file, seen, reader)?;
+            return Ok(());
+        }
+        self.output.publish(&out, &file.path)
+    }
+
+    fn report(&self, finding: Finding) {
+        self.findings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(finding);
+    }
+
+    /// A file of an earlier run counts only with the right digest.
+    fn is_there(&self, file: &SourceFile, buffer: &mut [u8]) -> Result<bool, StepError> {
+        let Some(wanted) = file.sha256 else { return Ok(false) };
+        let Ok(input) = InputFile::open(&self.output.path().join(&file.path)) else { return Ok(false) };
+        if input.length() != file.length {
+            return Ok(false);
+        }
+        let mut sha256 = Sha256Hasher::default();
+        input.for_each_piece(0..file.length, buffer, self.stop, |piece| {
+            sha256.update(piece);
+            self.progress.advance(piece.len() as u64);
+            Ok::<_, FormatError>(())
+        })?;
+        Ok(sha256.finish() == wanted)
+    }
+
+    /// What was kept of the file, then, for a shard, its tensors. Without a digest of the whole, each tensor's counts.
+    fn write(
+        &self,
+        file: &SourceFile,
+        writing: &mut Writing<'_>,
+        reader: &mut WeightReader<'_>,
+        buffer: &mut [u8],
+    ) -> Result<(), FormatError> {
+        let kept = self.weights.open(&file.stored_as)?;
+        let mut head = Sha256Hasher::default();
+        kept.for_each_piece(0..file.stored_length, buffer, self.stop, |piece| {
+            if file.sha256.is_none() {
+                head.update(piece);
+            }
+            self.progress.advance(piece.len() as u64);
+            writing.write(piece)
+        })?;
+        if file.sha256.is_none() && head.finish() != file.stored_sha256 {
+            return Err(FormatError::malformed(kept.path(), "is damaged: its SHA-256 is not the manifest's"));
+        }
+        if file.kind == SourceFileKind::File {
+            return Ok(());
+        }
+        for tensor in self.tensors.get(file.path.as_str()).into_iter().flatten() {
+            if writing.at != tensor.source.offset {
+                let what = format!(
+                    "tensor {:?} goes to byte {}, but {} are written",
+                    tensor.name, tensor.source.offset, writing.at
+                );
+                return Err(FormatError::malformed(writing.path, what));
+            }
+            let mut sha256 = Sha256Hasher::default();
+            reader.read_tensor(tensor, 0..tensor.length, self.stop, |piece| {
+                if file.sha256.is_none() {
+                    sha256.update(piece);
+                }
+                self.progress.advance(piece.len() as u64);
+                writing.write(piece)
+            })?;
+            if file.sha256.is_none() && sha256.finish() != tensor.sha256 {
+                let what = format!("tensor {:?} is damaged: its SHA-256 is not the manifest's", tensor.name);
+                return Err(FormatError::malformed(writing.path, what));
+            }
+        }
+        Ok(())
+    }
+
+    /// The whole is wrong: says which part is.
+    fn diagnose(
+        &self,
+        file: &SourceFile,
+        seen: Sha256,
+        reader: &mut WeightReader<'_>,
+    ) -> Result<(), StepError> {
+        let mut culprits = 0;
+        for tensor in self.tensors.get(file.path.as_str()).into_iter().flatten() {
+            let mut sha256 = Sha256Hasher::default();
+            reader.read_tensor(tensor, 0..tensor.length, self.stop, |piece| {
+                sha256.update(piece);
+                Ok::<_, FormatError>(())
+            })?;
+            let digest = sha256.finish();
+            if digest != tensor.sha256 {
+                culprits += 1;
+                let finding =
+                    Finding::new(FindingKind::DamagedTensor).file(&file.path).segment(&tensor.segment);
+                let finding = finding.tensor(&tensor.name).seen(format!("SHA-256 {digest}"));
+                self.report(finding.wanted(tensor.sha256));
+            }
+        }
+        if culprits == 0 {
+            let finding = Finding::new(FindingKind::DamagedFile)
+                .file(&file.stored_as)
+                .seen(format!("{} gets SHA-256 {seen}", file.path));
+            self.report(finding.wanted(file.sha256.map_or_else(String::new, |w| w.to_string())));
+        }
+        Ok(())
+    }
+}

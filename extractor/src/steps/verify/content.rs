@@ -1,0 +1,350 @@
+//! The content of the files against the manifest's digests.
+//!
+//! Every stored byte is hashed once: raw tensors with SHA-256, many side by side (one stream alone leaves most of
+//! a core idle); coded segments with BLAKE3, then their tensors, decoded, with SHA-256.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::Arc;
+
+use segpack_formats::FormatError;
+use segpack_formats::codec::Codec;
+use segpack_formats::digest::{Blake3Hasher, LANES, Sha256, Sha256Hasher, Sha256Lanes};
+use segpack_formats::io::{InputFile, READ_BYTES, Stop};
+use segpack_manifests::Pack;
+use segpack_manifests::documents::{
+    Finding, FindingKind, PackEntry, SegmentEntry, SourceFile, TensorEntry, VerifyMode,
+};
+use segpack_runtime_min::{WeightReader, WeightSource};
+
+use super::{Findings, VerifySettings, describe};
+use crate::steps::StepError;
+use crate::steps::progress::Progress;
+use crate::steps::workers::run_tasks;
+
+/// Bytes of each tensor that are hashed in one step, [`LANES`] tensors side by side.
+const PIECE_BYTES: usize = 64 << 10;
+/// SHA-256 blocks run faster from addresses that are multiples of this.
+const BUFFER_ALIGNMENT: usize = 64;
+/// Tensors go into one batch up to this sum, so that the last batch keeps no thread waiting long.
+const BATCH_BYTES: u64 = 128 << 20;
+
+/// One entry of the queue.
+enum Task<'a> {
+    /// Raw tensors of about one length.
+    Tensors(Vec<Place<'a>>),
+    /// A coded segment and its tensors.
+    Coded(&'a SegmentEntry, &'a [TensorEntry]),
+    /// A file of `source/`.
+    Source(&'a SourceFile),
+    /// A pack as one file, and the BLAKE3 of its raw segments.
+    Whole(&'a PackEntry, Vec<&'a SegmentEntry>),
+}
+
+/// A raw tensor and where it lies in its pack.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    tensor: &'a TensorEntry,
+    segment: &'a SegmentEntry,
+}
+
+impl Place<'_> {
+    fn range(&self) -> Range<u64> {
+        let start = self.segment.offset + self.tensor.offset;
+        start..start + self.tensor.length
+    }
+}
+
+/// What one thread works with.
+struct Worker<'a> {
+    reader: WeightReader<'a>,
+    buffer: Vec<u8>,
+}
+
+/// Everything that the tasks share.
+struct Check<'a> {
+    weights: &'a WeightSource<'a>,
+    tasks: Vec<(usize, Task<'a>)>,
+    jobs: usize,
+    findings: &'a Findings,
+    stop: &'a Stop,
+    progress: &'a dyn Progress,
+}
+
+/// Checks every file that is `sound` (there, with its right length).
+pub fn check(
+    pack: &Pack,
+    sound: &BTreeSet<String>,
+    settings: &VerifySettings,
+    findings: &Findings,
+    stop: &Stop,
+    progress: &dyn Progress,
+) -> Result<(), StepError> {
+    let weights = WeightSource::new(pack);
+    let tasks = tasks(pack, sound, settings, findings);
+    progress.start("verifying", tasks.iter().map(|(_, t)| task_bytes(t)).sum());
+    let check = Check { weights: &weights, tasks, jobs: settings.jobs, findings, stop, progress };
+    let worker = || {
+        let buffer = vec![0; READ_BYTES.max(PIECE_BYTES * LANES) + BUFFER_ALIGNMENT];
+        Ok(Worker { reader: weights.reader()?, buffer })
+    };
+    let done =
+        run_tasks(settings.jobs, &check.tasks, worker, |w, (number, task)| check.run(w, *number, task));
+    progress.finish();
+    done
+}
+
+/// The longest first, so that all threads end together.
+fn tasks<'a>(
+    pack: &'a Pack,
+    sound: &BTreeSet<String>,
+    settings: &VerifySettings,
+    findings: &Findings,
+) -> Vec<(usize, Task<'a>)> {
+    let manifest = pack.manifest();
+    let mut chosen = 0;
+    // the subset counts segments and files, so that parts are alike however they are batched
+    let mut take = || {
+        chosen += 1;
+        settings.subset.is_none_or(|s| s.takes(chosen - 1))
+    };
+    let (mut tasks, mut raw) = (Vec::new(), Vec::new());
+    for (segment, tensors) in manifest.segments.iter().zip(manifest.tensors_of_segments()) {
+        if !take() || !sound.contains(&segment.pack) {
+            continue;
+        }
+        findings.count(|c| c.segments += 1);
+        if segment.codec == Codec::Raw {
+            raw.extend(tensors.iter().map(|tensor| Place { tensor, segment }));
+        } else {
+            tasks.push(Task::Coded(segment, tensors));
+        }
+    }
+    for file in &manifest.source_files {
+        if take() && sound.contains(&file.stored_as) {
+            tasks.push(Task::Source(file));
+        }
+    }
+    if settings.mode == VerifyMode::Sums {
+        for entry in &manifest.packs {
+            if take() && sound.contains(&entry.path) {
+                let segments = manifest.segments.iter().filter(|s| s.pack == entry.path).collect();
+                tasks.push(Task::Whole(entry, segments));
+            }
+        }
+    }
+    tasks.extend(batches(raw));
+    tasks.sort_by_key(|t| std::cmp::Reverse(task_bytes(t)));
+    tasks.into_iter().enumerate().collect()
+}
+
+/// Groups tensors of about one length; neighbours stay together, so that a batch reads one stretch of a pack.
+fn batches(mut raw: Vec<Place<'_>>) -> Vec<Task<'_>> {
+    raw.sort_by_key(|p| std::cmp::Reverse(p.tensor.length)); // stable
+    let mut batches: Vec<Task<'_>> = Vec::new();
+    let (mut open, mut bytes): (Vec<Place<'_>>, u64) = (Vec::new(), 0);
+    for place in raw {
+        let length = place.tensor.length;
+        let unlike = open.first().is_some_and(|first| length < first.tensor.length / 2);
+        let full = open.len() == LANES || (open.len() >= 2 && bytes + length > BATCH_BYTES);
+        if unlike || full {
+            batches.push(Task::Tensors(std::mem::take(&mut open)));
+            bytes = 0;
+        }
+        bytes += length;
+        open.push(place);
+    }
+    if !open.is_empty() {
+        batches.push(Task::Tensors(open));
+    }
+    batches
+}
+
+fn task_bytes(task: &Task<'_>) -> u64 {
+    match task {
+        Task::Tensors(batch) => batch.iter().map(|p| p.tensor.length).sum(),
+        Task::Coded(segment, _) => segment.stored_length,
+        Task::Source(file) => file.stored_length,
+        Task::Whole(pack, _) => pack.length,
+    }
+}
+
+impl Check<'_> {
+    fn run(&self, worker: &mut Worker<'_>, number: usize, task: &Task<'_>) -> Result<(), StepError> {
+        self.prefetch(number);
+        match task {
+            Task::Tensors(batch) => self.check_tensors(&mut worker.buffer, batch),
+            Task::Coded(segment, tensors) => self.check_coded(worker, segment, tensors),
+            Task::Source(file) => self.check_source(&mut worker.buffer, file),
+            Task::Whole(pack, segments) => self.check_whole(&mut worker.buffer, pack, segments),
+        }
+    }
+
+    /// Lets the drive begin on what this thread's next task will read: batches read too many places at once for
+    /// the kernel's own read-ahead.
+    fn prefetch(&self, number: usize) {
+        let Some((_, Task::Tensors(batch))) = self.tasks.get(number + self.jobs) else { return };
+        for place in batch.iter().filter(|p| p.tensor.length <= BATCH_BYTES) {
+            if let Ok(file) = self.weights.open(&place.segment.pack) {
+                file.will_need(place.range());
+            }
+        }
+    }
+
+    fn advance(&self, bytes: u64) {
+        self.progress.advance(bytes);
+        self.findings.count(|c| c.bytes += bytes);
+    }
+
+    fn check_tensors(&self, buffer: &mut [u8], batch: &[Place<'_>]) -> Result<(), StepError> {
+        match self.digest_batch(buffer, batch) {
+            Ok(digests) => {
+                for (place, seen) in batch.iter().zip(digests) {
+                    self.compare_tensor(place.tensor, place.segment, place.range(), seen);
+                }
+                Ok(())
+            }
+            Err(e) => self.findings.unless_read(&batch[0].segment.pack, Err(e)),
+        }
+    }
+
+    fn digest_batch(&self, buffer: &mut [u8], batch: &[Place<'_>]) -> Result<Vec<Sha256>, FormatError> {
+        let files: Vec<Arc<InputFile>> =
+            batch.iter().map(|p| self.weights.open(&p.segment.pack)).collect::<Result<_, _>>()?;
+        let aligned = buffer.as_ptr().align_offset(BUFFER_ALIGNMENT).min(BUFFER_ALIGNMENT);
+        let buffer = &mut buffer[aligned..];
+        let mut lanes = Sha256Lanes::new(batch.len());
+        let longest = batch.iter().map(|p| p.tensor.length).max().unwrap_or(0);
+        let mut done = 0;
+        while done < longest {
+            self.stop.check()?;
+            let mut lengths = [0; LANES];
+            let places = batch.iter().zip(&files).zip(&mut lengths);
+            for (((place, file), length), to) in places.zip(buffer.chunks_mut(PIECE_BYTES)) {
+                let range = place.range();
+                let left = (range.end - range.start).saturating_sub(done);
+                *length = usize::try_from(left).unwrap_or(usize::MAX).min(PIECE_BYTES);
+                file.read_at(&mut to[..*length], range.start + done)?;
+            }
+            let pieces: Vec<&[u8]> = buffer
+                .chunks(PIECE_BYTES)
+                .zip(lengths)
+                .take(batch.len())
+                .map(|(piece, n)| &piece[..n])
+                .collect();
+            lanes.update(&pieces);
+            self.advance(lengths.iter().map(|n| *n as u64).sum());
+            done += PIECE_BYTES as u64;
+        }
+        Ok(lanes.finish())
+    }
+
+    fn compare_tensor(&self, tensor: &TensorEntry, segment: &SegmentEntry, at: Range<u64>, seen: Sha256) {
+        self.findings.count(|c| c.tensors += 1);
+        if seen != tensor.sha256 {
+            let finding = Finding::new(FindingKind::DamagedTensor).file(&segment.pack).segment(&segment.id);
+            let finding = finding.tensor(&tensor.name).bytes(at.start, at.end);
+            self.findings.add(finding.seen(format!("SHA-256 {seen}")).wanted(tensor.sha256));
+        }
+    }
+
+    fn check_coded(
+        &self,
+        worker: &mut Worker<'_>,
+        segment: &SegmentEntry,
+        tensors: &[TensorEntry],
+    ) -> Result<(), StepError> {
+        let range = segment.offset..segment.offset + segment.stored_length;
+        let mut blake3 = Blake3Hasher::default();
+        let read = self.weights.open(&segment.pack).and_then(|file| {
+            file.for_each_piece(range.clone(), &mut worker.buffer, self.stop, |piece| {
+                blake3.update(piece);
+                self.advance(piece.len() as u64);
+                Ok::<_, FormatError>(())
+            })
+        });
+        self.findings.unless_read(&segment.pack, read)?;
+        let seen = blake3.finish();
+        let damaged = || {
+            let finding = Finding::new(FindingKind::DamagedSegment).file(&segment.pack).segment(&segment.id);
+            finding.bytes(range.start, range.end)
+        };
+        if seen != segment.blake3 {
+            self.findings.add(damaged().seen(format!("BLAKE3 {seen}")).wanted(segment.blake3));
+        }
+        for tensor in tensors {
+            let mut sha256 = Sha256Hasher::default();
+            let decoded = worker.reader.read_tensor(tensor, 0..tensor.length, self.stop, |piece| {
+                sha256.update(piece);
+                Ok::<_, FormatError>(())
+            });
+            match decoded {
+                Ok(()) => self.compare_tensor(tensor, segment, range.clone(), sha256.finish()),
+                Err(FormatError::Interrupted) => return Err(FormatError::Interrupted.into()),
+                Err(e) => self.findings.add(damaged().tensor(&tensor.name).seen(describe(&e))),
+            }
+        }
+        Ok(())
+    }
+
+    fn check_source(&self, buffer: &mut [u8], file: &SourceFile) -> Result<(), StepError> {
+        let mut sha256 = Sha256Hasher::default();
+        let read = self.weights.open(&file.stored_as).and_then(|input| {
+            input.for_each_piece(0..file.stored_length, buffer, self.stop, |piece| {
+                sha256.update(piece);
+                self.advance(piece.len() as u64);
+                Ok::<_, FormatError>(())
+            })
+        });
+        if read.is_ok() {
+            self.findings.count(|c| c.files += 1);
+            self.compare_file(&file.stored_as, sha256.finish(), file.stored_sha256);
+        }
+        self.findings.unless_read(&file.stored_as, read)
+    }
+
+    fn compare_file(&self, path: &str, seen: Sha256, wanted: Sha256) {
+        if seen != wanted {
+            let finding = Finding::new(FindingKind::DamagedFile).file(path);
+            self.findings.add(finding.seen(format!("SHA-256 {seen}")).wanted(wanted));
+        }
+    }
+
+    fn check_whole(
+        &self,
+        buffer: &mut [u8],
+        pack: &PackEntry,
+        segments: &[&SegmentEntry],
+    ) -> Result<(), StepError> {
+        let mut sha256 = Sha256Hasher::default();
+        let read = self.weights.open(&pack.path).and_then(|input| {
+            input.for_each_piece(0..pack.data_offset, buffer, self.stop, |piece| {
+                sha256.update(piece);
+                Ok::<_, FormatError>(())
+            })?;
+            for segment in segments {
+                let range = segment.offset..segment.offset + segment.stored_length;
+                let mut blake3 = Blake3Hasher::default();
+                input.for_each_piece(range.clone(), buffer, self.stop, |piece| {
+                    sha256.update(piece);
+                    blake3.update(piece);
+                    self.advance(piece.len() as u64);
+                    Ok::<_, FormatError>(())
+                })?;
+                let seen = blake3.finish();
+                // coded segments have a task of their own
+                if segment.codec == Codec::Raw && seen != segment.blake3 {
+                    let finding =
+                        Finding::new(FindingKind::DamagedSegment).file(&pack.path).segment(&segment.id);
+                    let finding = finding.bytes(range.start, range.end).seen(format!("BLAKE3 {seen}"));
+                    self.findings.add(finding.wanted(segment.blake3));
+                }
+            }
+            Ok(())
+        });
+        if read.is_ok() {
+            self.compare_file(&pack.path, sha256.finish(), pack.sha256);
+        }
+        self.findings.unless_read(&pack.path, read)
+    }
+}

@@ -1,0 +1,169 @@
+//! `verify`: everything that is wrong with a pack folder, not the first thing.
+
+mod against;
+mod content;
+mod structure;
+
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use segpack_formats::FormatError;
+use segpack_formats::io::Stop;
+use segpack_manifests::documents::{
+    Finding, FindingKind, FormatVersion, GENERATOR, VerifyCounts, VerifyMode, VerifyReport,
+};
+use segpack_manifests::pack_folder::MANIFEST;
+use segpack_manifests::{Pack, PackError};
+
+use super::StepError;
+use super::progress::Progress;
+use super::scan::ScanOptions;
+
+/// How to verify.
+#[derive(Debug, Clone)]
+pub struct VerifySettings {
+    /// How thoroughly.
+    pub mode: VerifyMode,
+    /// Part K of N, counted from 1.
+    pub subset: Option<Subset>,
+    /// A checkpoint to compare with.
+    pub against: Option<std::path::PathBuf>,
+    /// Threads.
+    pub jobs: usize,
+}
+
+/// One of N parts that together cover everything once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Subset {
+    /// Which part, from 1 to `of`.
+    pub part: u64,
+    /// How many parts.
+    pub of: u64,
+}
+
+impl std::str::FromStr for Subset {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = text.split_once('/').and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?)));
+        match parsed {
+            Some((part, of)) if (1..=of).contains(&part) => Ok(Self { part, of }),
+            _ => Err(format!("{text:?} is not K/N with K from 1 to N")),
+        }
+    }
+}
+
+impl Subset {
+    fn takes(self, index: usize) -> bool {
+        index as u64 % self.of == self.part - 1
+    }
+}
+
+/// What the parts of a verification share: findings and counts from many threads.
+struct Findings(Mutex<(Vec<Finding>, VerifyCounts)>);
+
+impl Findings {
+    fn add(&self, finding: Finding) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0.push(finding);
+    }
+
+    fn count(&self, change: impl FnOnce(&mut VerifyCounts)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner).1);
+    }
+
+    /// A failed read becomes a finding; only a wish to stop goes on as an error.
+    fn unless_read(&self, file: &str, result: Result<(), FormatError>) -> Result<(), StepError> {
+        match result {
+            Ok(()) => Ok(()),
+            Err(FormatError::Interrupted) => Err(FormatError::Interrupted.into()),
+            Err(e) => {
+                self.add(Finding::new(FindingKind::Unreadable).file(file).seen(describe(&e)));
+                Ok(())
+            }
+        }
+    }
+}
+
+/// An error without the path that the finding names anyway.
+fn describe(error: &FormatError) -> String {
+    match error {
+        FormatError::Malformed { what, .. } | FormatError::Changed { what, .. } => what.clone(),
+        FormatError::Io { action, source, .. } => format!("cannot {action}: {source}"),
+        other => other.to_string(),
+    }
+}
+
+/// Verifies a pack folder.
+///
+/// # Errors
+/// Only where there is no such folder, the checkpoint of `against` cannot be opened, or the user stops it:
+/// everything else is a finding of the report.
+pub fn verify(
+    folder: &Path,
+    settings: &VerifySettings,
+    stop: &Stop,
+    progress: &dyn Progress,
+) -> Result<VerifyReport, StepError> {
+    let findings = Findings(Mutex::default());
+    let pack = match Pack::open(folder) {
+        Ok(pack) => Some(pack),
+        Err(PackError::NotAPack { why, .. }) if folder.is_dir() => {
+            let finding = Finding::new(FindingKind::BadManifest).file(MANIFEST);
+            findings.add(finding.seen(format!("the folder {why}")));
+            None
+        }
+        Err(PackError::Manifest { source, .. }) => {
+            findings.add(Finding::new(FindingKind::BadManifest).file(MANIFEST).seen(source));
+            None
+        }
+        Err(PackError::NotAPack { .. }) => {
+            return Err(StepError::Refused(format!("{}: no such folder", folder.display())));
+        }
+        Err(PackError::Format(e)) => match e {
+            FormatError::Io { .. } => return Err(e.into()),
+            e => {
+                findings.add(Finding::new(FindingKind::BadManifest).file(MANIFEST).seen(describe(&e)));
+                None
+            }
+        },
+        Err(e) => return Err(e.into()),
+    };
+    if let Some(pack) = &pack {
+        let sound = structure::check(pack, &findings)?;
+        if settings.mode != VerifyMode::Quick {
+            content::check(pack, &sound, settings, &findings, stop, progress)?;
+        }
+        if let Some(checkpoint) = &settings.against {
+            against::check(pack, checkpoint, ScanOptions::default(), settings, &findings, stop, progress)?;
+        }
+    }
+    let (mut findings, checked) = findings.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Finding::sort(&mut findings);
+    Ok(VerifyReport {
+        format_version: FormatVersion::CURRENT,
+        generator: GENERATOR.to_owned(),
+        manifest_sha256: pack.map(|p| p.manifest_sha256()),
+        mode: settings.mode,
+        subset: settings.subset.map(|s| [s.part, s.of]),
+        against: settings.against.is_some(),
+        ok: !Finding::any_error(&findings),
+        checked,
+        findings,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_counted_from_one_and_cover_everything_once() {
+        let parts: Vec<Subset> = ["1/3", "2/3", "3/3"].map(|t| t.parse().unwrap()).to_vec();
+        for index in 0..10 {
+            assert_eq!(parts.iter().filter(|p| p.takes(index)).count(), 1);
+        }
+        for bad in ["0/3", "4/3", "1/0", "1", "a/b", "", "1/3/2", "-1/3"] {
+            assert!(bad.parse::<Subset>().unwrap_err().contains("is not K/N"), "{bad}");
+        }
+    }
+}

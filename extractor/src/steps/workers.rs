@@ -1,0 +1,79 @@
+//! A queue of tasks and a few threads.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use super::StepError;
+
+/// One thread for each core.
+pub fn default_jobs() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Runs every task on one of `jobs` threads, taking them in order, each thread with a state of its own.
+///
+/// # Errors
+/// The first error; tasks that have not begun then never do.
+pub fn run_tasks<T: Sync, S>(
+    jobs: usize,
+    tasks: &[T],
+    state: impl Fn() -> Result<S, StepError> + Sync,
+    run: impl Fn(&mut S, &T) -> Result<(), StepError> + Sync,
+) -> Result<(), StepError> {
+    let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
+    let fail = |e: StepError| {
+        next.store(tasks.len(), Ordering::Relaxed);
+        let mut first = failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // an interruption is what other threads see of the first error, or of Ctrl-C
+        if first.as_ref().is_none_or(StepError::is_interrupted) {
+            *first = Some(e);
+        }
+    };
+    let work = || {
+        let mut state = match state() {
+            Ok(state) => state,
+            Err(e) => return fail(e),
+        };
+        while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(e) = run(&mut state, task) {
+                return fail(e);
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..jobs.clamp(1, tasks.len().max(1)) {
+            scope.spawn(work);
+        }
+        work();
+    });
+    match failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        Some(e) => Err(e),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once_and_the_first_error_stops_the_rest() {
+        let done = AtomicUsize::new(0);
+        let tasks: Vec<usize> = (0..100).collect();
+        let count = |(): &mut (), _: &usize| {
+            done.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        };
+        run_tasks(8, &tasks, || Ok(()), count).unwrap();
+        assert_eq!(done.load(Ordering::Relaxed), 100);
+
+        let fail = |(): &mut (), task: &usize| {
+            done.fetch_add(1, Ordering::Relaxed);
+            if *task == 3 { Err(StepError::Input("three".to_owned())) } else { Ok(()) }
+        };
+        assert_eq!(run_tasks(1, &tasks, || Ok(()), fail).unwrap_err().to_string(), "three");
+        assert_eq!(done.load(Ordering::Relaxed), 104);
+        run_tasks(4, &[] as &[usize], || Ok(()), fail).unwrap();
+    }
+}

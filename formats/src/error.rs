@@ -1,0 +1,75 @@
+//! One error type for everything that reads or writes bytes.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What went wrong with some bytes, and where.
+///
+/// Messages name the file, the tensor or byte, what was seen and what was wanted.
+/// The cause of an I/O error is its `source`, not part of the message.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FormatError {
+    /// The operating system refused.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried, a verb: `open`, `read`, …
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The operating system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The file's bytes are not what its format demands.
+    #[error("{}: {what}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Where in it and what is wrong with it.
+        what: String,
+    },
+    /// The file ended early or changed while it was being read.
+    #[error("{}: {what}", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// What was seen and what was wanted.
+        what: String,
+    },
+    /// A coded byte stream breaks the rules of its framing or codec.
+    #[error("coded segment: {what}")]
+    Coded {
+        /// Where in the segment and what is wrong.
+        what: String,
+    },
+    /// The user asked to stop.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// Shorthand for results of this crate.
+pub type Result<T, E = FormatError> = std::result::Result<T, E>;
+
+impl FormatError {
+    /// An I/O error with its verb and path.
+    pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { action, path, source }
+    }
+
+    /// A malformed file.
+    pub fn malformed(path: &Path, what: impl Into<String>) -> Self {
+        Self::Malformed { path: path.to_owned(), what: what.into() }
+    }
+
+    /// A file that changed or shrank under the reader.
+    pub fn changed(path: &Path, what: impl Into<String>) -> Self {
+        Self::Changed { path: path.to_owned(), what: what.into() }
+    }
+
+    /// A broken coded stream.
+    pub fn coded(what: impl Into<String>) -> Self {
+        Self::Coded { what: what.into() }
+    }
+}

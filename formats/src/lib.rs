@@ -1,0 +1,12 @@
+#![doc = include_str!("../FORMAT.md")]
+
+pub mod codec;
+pub mod digest;
+mod error;
+pub mod io;
+pub mod pack;
+pub mod safetensors;
+pub mod strict_json;
+pub mod values;
+
+pub use error::{FormatError, Result};

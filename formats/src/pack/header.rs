@@ -1,0 +1,91 @@
+//! The safetensors header of a pack: written here because the order of its tensors matters.
+//!
+//! It is a function of what the manifest says, so `verify` derives it again and compares it byte for byte.
+
+use super::{ALIGNMENT, SegmentSpec, StoredSegment};
+use crate::codec::{Codec, PREFIX_BYTES, TABLE_ENTRY_BYTES, chunk_lengths};
+
+/// `__metadata__` of every pack; transformers wants to see `format`.
+const METADATA: &str = r#""__metadata__":{"format":"pt","segpack":"1"}"#;
+
+/// Appends one entry: the name as a JSON string, dtype, shape and range in the data section.
+fn push_entry(json: &mut String, name: &str, dtype: &str, shape: &[u64], begin: u64, end: u64) {
+    use std::fmt::Write;
+    let name = serde_json::Value::from(name);
+    let shape = shape.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
+    // writing to a String does not fail
+    let _ = write!(json, r#",{name}:{{"dtype":"{dtype}","shape":[{shape}],"data_offsets":[{begin},{end}]}}"#);
+}
+
+/// Appends the entries of a segment that is stored as it is, and returns where it ends.
+fn push_raw(json: &mut String, segment: &SegmentSpec, begin: u64) -> u64 {
+    segment.tensors.iter().fold(begin, |at, tensor| {
+        let end = at.saturating_add(tensor.length);
+        push_entry(json, &tensor.name, &tensor.dtype.to_string(), &tensor.shape, at, end);
+        end
+    })
+}
+
+/// The JSON text with its length field, padded with spaces so that the data starts at `data_start`.
+fn finish(json: &str, data_start: u64) -> Vec<u8> {
+    let mut bytes = (data_start - 8).to_le_bytes().to_vec();
+    bytes.extend(json.as_bytes());
+    bytes.resize(usize::try_from(data_start).unwrap_or(usize::MAX), b' ');
+    bytes
+}
+
+fn aligned_start(json_length: usize) -> u64 {
+    (json_length as u64 + 8).next_multiple_of(ALIGNMENT)
+}
+
+/// The header of a pack whose segments are all raw, from byte 0 to the data section.
+pub fn raw_header(segments: &[SegmentSpec]) -> Vec<u8> {
+    let mut json = format!("{{{METADATA}");
+    segments.iter().fold(0, |at, segment| push_raw(&mut json, segment, at));
+    json.push('}');
+    finish(&json, aligned_start(json.len()))
+}
+
+/// First byte of the data section of a pack of these segments.
+///
+/// Where segments may be coded, their stored lengths are not known before they are written, so the header
+/// takes the room of the longest one possible.
+pub fn data_start(segments: &[SegmentSpec], codec: Codec) -> u64 {
+    if codec == Codec::Raw {
+        return raw_header(segments).len() as u64;
+    }
+    let most = segments.iter().map(most_stored).fold(0, u64::saturating_add);
+    let length: usize = segments.iter().map(|segment| longest_entry(segment, most)).sum();
+    aligned_start(METADATA.len() + 2 + length)
+}
+
+/// No coded segment is longer: one that does not shrink is stored raw.
+fn most_stored(segment: &SegmentSpec) -> u64 {
+    let chunks: u64 = segment.tensors.iter().map(|t| chunk_lengths(t.length).count() as u64).sum();
+    (segment.raw_length() + PREFIX_BYTES + chunks * TABLE_ENTRY_BYTES).next_multiple_of(ALIGNMENT)
+}
+
+fn longest_entry(segment: &SegmentSpec, most: u64) -> usize {
+    let (mut raw, mut coded) = (String::new(), String::new());
+    for t in &segment.tensors {
+        push_entry(&mut raw, &t.name, &t.dtype.to_string(), &t.shape, most, most);
+    }
+    push_entry(&mut coded, &segment.id, "U8", &[most], most, most);
+    raw.len().max(coded.len())
+}
+
+/// The header of a pack whose segments were stored like this.
+pub fn coded_header(segments: &[SegmentSpec], stored: &[StoredSegment], data_start: u64) -> Vec<u8> {
+    let mut json = format!("{{{METADATA}");
+    for (segment, stored) in segments.iter().zip(stored) {
+        let begin = stored.offset.saturating_sub(data_start);
+        if stored.codec == Codec::Raw {
+            push_raw(&mut json, segment, begin);
+        } else {
+            let end = begin.saturating_add(stored.stored_length);
+            push_entry(&mut json, &segment.id, "U8", &[stored.stored_length], begin, end);
+        }
+    }
+    json.push('}');
+    finish(&json, data_start)
+}

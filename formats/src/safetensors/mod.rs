@@ -1,0 +1,14 @@
+//! The safetensors format, read strictly.
+//!
+//! A shard is `[u64 little-endian header length N][N bytes of JSON][data]`. The stock reader lets some malformed
+//! headers through (duplicate keys, odd names); here each is an error that names the tensor.
+//! Format: <https://github.com/huggingface/safetensors#format>.
+
+mod header;
+mod index;
+mod shard;
+
+pub use ::safetensors::Dtype;
+pub use header::{HeaderError, MAX_HEADER_BYTES, ShardHeader, TensorEntry, byte_length};
+pub use index::{ShardIndex, check_relative_path};
+pub use shard::Shard;

@@ -1,0 +1,224 @@
+//! One thing that is wrong with a checkpoint or a pack.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Whether a finding makes the input unusable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// Worth a look; changes no exit status.
+    Warning,
+    /// The input is damaged, incomplete or different: exit status 3.
+    Error,
+}
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $name:ident = $severity:ident,)*) => {
+        /// What kind of thing is wrong.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+        #[serde(rename_all = "snake_case")]
+        #[non_exhaustive]
+        pub enum FindingKind { $($(#[$doc])* $name,)* }
+
+        impl FindingKind {
+            /// Whether this kind makes the input unusable.
+            pub fn severity(self) -> Severity {
+                match self { $(Self::$name => Severity::$severity,)* }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// A weight file breaks the safetensors format, is cut off, a pointer, a web page.
+    MalformedShard = Error,
+    /// The index breaks its format or names paths outside the folder.
+    MalformedIndex = Error,
+    /// The index names a shard that is not there.
+    MissingShard = Error,
+    /// A weight file that the index does not name.
+    UnlistedShard = Error,
+    /// The index places a tensor in a shard that does not hold it.
+    NotInShard = Error,
+    /// A shard holds a tensor that the index does not name.
+    NotInIndex = Error,
+    /// Two shards hold a tensor of one name.
+    DuplicateTensor = Error,
+    /// The index's total size is not the sum of its tensors.
+    WrongTotalSize = Error,
+    /// `config.json` is missing, malformed or of an unknown family.
+    BadConfig = Error,
+    /// A git-lfs pointer stands in a file's place.
+    GitLfsPointer = Error,
+    /// No completeness audit could be made.
+    NotAudited = Warning,
+    /// The architecture needs a tensor that is not there.
+    MissingTensor = Error,
+    /// A tensor that the architecture does not have.
+    ExtraTensor = Error,
+    /// A tensor's shape is not what `config.json` gives.
+    MisshapedTensor = Error,
+    /// A tensor's dtype is not the one that `config.json` gives.
+    WrongDtype = Error,
+    /// No rule of the family names the tensor.
+    UnclassifiedTensor = Error,
+    /// All values of a tensor are zero.
+    AllZero = Warning,
+    /// A tensor holds values that are not a number, or infinite.
+    NotFinite = Warning,
+    /// The manifest is missing, malformed, newer or contradicts itself.
+    BadManifest = Error,
+    /// A file that the manifest lists is not there.
+    MissingFile = Error,
+    /// A file, folder or link that the manifest does not list.
+    UnlistedFile = Error,
+    /// A file has another length than the manifest says.
+    WrongLength = Error,
+    /// A pack's header is not the one that the manifest describes.
+    WrongHeader = Error,
+    /// A segment's stored bytes do not match its digest or do not decode.
+    DamagedSegment = Error,
+    /// A tensor's bytes do not match its digest.
+    DamagedTensor = Error,
+    /// A file's bytes do not match its digest.
+    DamagedFile = Error,
+    /// SHA256SUMS is not the text that the manifest gives.
+    WrongSums = Error,
+    /// A file cannot be read.
+    Unreadable = Error,
+    /// A tensor of the pack is not in the checkpoint.
+    NotInCheckpoint = Error,
+    /// A tensor or file of the checkpoint is not in the pack.
+    NotInPack = Error,
+    /// A tensor or file has other bytes, another dtype or shape in the checkpoint.
+    DiffersFromCheckpoint = Error,
+    /// A source file's SHA-256 is not the one that the hub publishes.
+    DiffersFromHub = Error,
+}
+
+/// One thing that is wrong, where, what was seen and what was wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Finding {
+    /// What kind of thing.
+    pub kind: FindingKind,
+    /// Whether it makes the input unusable.
+    pub severity: Severity,
+    /// The file, relative to the folder under inspection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// The segment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub segment: Option<String>,
+    /// The tensor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tensor: Option<String>,
+    /// First and one-past-last byte in the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<[u64; 2]>,
+    /// What was there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen: Option<String>,
+    /// What should have been there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wanted: Option<String>,
+}
+
+impl Finding {
+    /// A finding of this kind, with nothing else said yet.
+    pub fn new(kind: FindingKind) -> Self {
+        Self {
+            kind,
+            severity: kind.severity(),
+            file: None,
+            segment: None,
+            tensor: None,
+            bytes: None,
+            seen: None,
+            wanted: None,
+        }
+    }
+
+    /// In this file.
+    #[must_use]
+    pub fn file(self, file: impl Into<String>) -> Self {
+        Self { file: Some(file.into()), ..self }
+    }
+
+    /// In this segment.
+    #[must_use]
+    pub fn segment(self, segment: impl Into<String>) -> Self {
+        Self { segment: Some(segment.into()), ..self }
+    }
+
+    /// In this tensor.
+    #[must_use]
+    pub fn tensor(self, tensor: impl Into<String>) -> Self {
+        Self { tensor: Some(tensor.into()), ..self }
+    }
+
+    /// In these bytes of the file.
+    #[must_use]
+    pub fn bytes(self, start: u64, end: u64) -> Self {
+        Self { bytes: Some([start, end]), ..self }
+    }
+
+    /// This was seen.
+    #[must_use]
+    pub fn seen(self, seen: impl fmt::Display) -> Self {
+        Self { seen: Some(seen.to_string()), ..self }
+    }
+
+    /// This was wanted.
+    #[must_use]
+    pub fn wanted(self, wanted: impl fmt::Display) -> Self {
+        Self { wanted: Some(wanted.to_string()), ..self }
+    }
+
+    /// The kind in words, as in JSON but with spaces.
+    pub fn kind_text(&self) -> String {
+        let kind = serde_json::to_value(self.kind).ok();
+        kind.as_ref().and_then(|k| k.as_str()).unwrap_or("finding").replace('_', " ")
+    }
+
+    /// Orders findings by severity, place and kind, so that a report is the same whatever found them first.
+    pub fn sort(findings: &mut [Self]) {
+        let key =
+            |f: &Self| (std::cmp::Reverse(f.severity), f.file.clone(), f.bytes, f.tensor.clone(), f.kind);
+        findings.sort_by_cached_key(key);
+    }
+
+    /// Whether any of them is an error.
+    pub fn any_error(findings: &[Self]) -> bool {
+        findings.iter().any(|f| f.severity == Severity::Error)
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.kind_text())?;
+        if let Some(tensor) = &self.tensor {
+            write!(f, ": tensor {tensor}")?;
+        }
+        if let Some(segment) = &self.segment {
+            write!(f, ": segment {segment}")?;
+        }
+        if let Some(file) = &self.file {
+            write!(f, ": {file}")?;
+        }
+        if let Some([start, end]) = self.bytes {
+            write!(f, ", bytes {start}..{end}")?;
+        }
+        if let Some(seen) = &self.seen {
+            write!(f, ": {seen}")?;
+        }
+        if let Some(wanted) = &self.wanted {
+            write!(f, "; wanted {wanted}")?;
+        }
+        Ok(())
+    }
+}

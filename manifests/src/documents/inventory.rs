@@ -1,0 +1,171 @@
+//! What a checkpoint holds, as its headers and `config.json` say (`segpack scan`).
+
+use segpack_formats::digest::Sha256;
+use segpack_formats::safetensors::Dtype;
+use serde::{Deserialize, Serialize};
+
+use super::{Finding, FormatVersion};
+use crate::families::Family;
+use crate::names::{Class, Component, Role};
+
+/// Where the checkpoint came from, as far as its folder tells.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Provenance {
+    /// `owner/name` on the hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repo: Option<String>,
+    /// Commit of the hub repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+}
+
+/// A weight file and its header.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct SourceShard {
+    /// Path relative to the checkpoint.
+    pub path: String,
+    /// Bytes of the file.
+    pub length: u64,
+    /// Bytes before the data: 8 + the header's length.
+    pub data_start: u64,
+    /// Number of tensors.
+    pub tensors: u64,
+    /// The SHA-256 that the hub publishes, where the local cache or download folder reveals it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<super::schema::HexDigest>"))]
+    pub hub_sha256: Option<Sha256>,
+}
+
+/// Any other file of the checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct SideFile {
+    /// Path relative to the checkpoint.
+    pub path: String,
+    /// Bytes.
+    pub length: u64,
+    /// The SHA-256 that the hub publishes, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<super::schema::HexDigest>"))]
+    pub hub_sha256: Option<Sha256>,
+}
+
+/// Something that is not part of the checkpoint and is not packed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct LeftOut {
+    /// Path relative to the checkpoint.
+    pub path: String,
+    /// Why it is left out.
+    pub why: String,
+}
+
+/// One stored tensor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct InventoryTensor {
+    /// Its name in the shard.
+    pub name: String,
+    /// Element type, as safetensors names it.
+    #[cfg_attr(feature = "schema", schemars(with = "super::schema::DtypeName"))]
+    pub dtype: Dtype,
+    /// Shape, outermost dimension first.
+    pub shape: Vec<u64>,
+    /// The shard, an index into `shards`.
+    pub shard: usize,
+    /// First byte in the shard file.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+    /// Part of the model.
+    pub component: Component,
+    /// What it does there.
+    pub role: Role,
+    /// Layer, where it belongs to one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer: Option<u32>,
+    /// Expert, where it belongs to one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expert: Option<u32>,
+}
+
+/// Sums over the tensors of one component and class.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ClassCount {
+    /// Part of the model.
+    pub component: Component,
+    /// Row of the table.
+    pub class: Class,
+    /// Stored tensors.
+    pub tensors: u64,
+    /// Values in them.
+    pub parameters: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+}
+
+/// Sums over the tensors of one component and role.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct RoleCount {
+    /// Part of the model.
+    pub component: Component,
+    /// What the tensors do there.
+    pub role: Role,
+    /// Stored tensors.
+    pub tensors: u64,
+    /// Values in them.
+    pub parameters: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+}
+
+/// Sums over the whole checkpoint.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct InventoryCounts {
+    /// Tensors as stored in the shards.
+    pub stored_tensors: u64,
+    /// Parameters once each layer's experts are stacked into two (gate and up fused, down): what loaders print.
+    pub logical_parameters: u64,
+    /// Values in all tensors.
+    pub parameters: u64,
+    /// Bytes of all tensors.
+    pub tensor_bytes: u64,
+}
+
+/// Everything that `scan` finds out from headers and `config.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Inventory {
+    /// Version of this document.
+    #[cfg_attr(feature = "schema", schemars(with = "super::schema::VersionText"))]
+    pub format_version: FormatVersion,
+    /// What wrote it.
+    pub generator: String,
+    /// Where the checkpoint came from.
+    pub provenance: Provenance,
+    /// Its family, where `config.json` (or, without one, the names) tells.
+    pub family: Option<Family>,
+    /// Whether every tensor that `config.json` demands was looked for.
+    pub audited: bool,
+    /// Sums.
+    pub counts: InventoryCounts,
+    /// Sums by component and class.
+    pub classes: Vec<ClassCount>,
+    /// Sums by component and role.
+    pub roles: Vec<RoleCount>,
+    /// Weight files, in the order of their names.
+    pub shards: Vec<SourceShard>,
+    /// Other files.
+    pub files: Vec<SideFile>,
+    /// What is not packed.
+    pub left_out: Vec<LeftOut>,
+    /// All that is wrong.
+    pub findings: Vec<Finding>,
+    /// All tensors, by shard and place.
+    pub tensors: Vec<InventoryTensor>,
+}

@@ -1,0 +1,26 @@
+//! The documents that segpack writes and reads. Their JSON Schemas are generated from these types (`schemas/`).
+
+mod finding;
+mod inventory;
+mod manifest;
+mod plan;
+mod report;
+#[cfg(feature = "schema")]
+pub mod schema;
+mod version;
+
+pub use finding::{Finding, FindingKind, Severity};
+pub use inventory::{
+    ClassCount, Inventory, InventoryCounts, InventoryTensor, LeftOut, Provenance, RoleCount, SideFile,
+    SourceShard,
+};
+pub use manifest::{
+    Counts, Excluded, KnownSource, Layout, Manifest, ManifestError, ModelFacts, PackEntry, PackOptions,
+    SegmentEntry, SourceFile, SourceFileKind, SourceRange, TensorEntry,
+};
+pub use plan::{Plan, PlannedPack, PlannedSegment, PlannedTensor};
+pub use report::{PackSummary, UnpackSummary, UnrestorableFile, VerifyCounts, VerifyMode, VerifyReport};
+pub use version::FormatVersion;
+
+/// What wrote a document: name and version of this build.
+pub const GENERATOR: &str = concat!("segpack ", env!("CARGO_PKG_VERSION"));

@@ -1,0 +1,112 @@
+//! Which tensor goes where: a pure function of the inventory and the options (`pack --dry-run` prints it).
+
+use segpack_formats::codec::Codec;
+use segpack_formats::pack::{SegmentSpec, TensorSpec};
+use segpack_formats::safetensors::Dtype;
+use serde::{Deserialize, Serialize};
+
+use super::{Excluded, FormatVersion, LeftOut, SourceRange};
+use crate::names::{Component, Role};
+
+/// Everything that `pack` is going to write.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Plan {
+    /// Version of this document.
+    #[cfg_attr(feature = "schema", schemars(with = "super::schema::VersionText"))]
+    pub format_version: FormatVersion,
+    /// What wrote it.
+    pub generator: String,
+    /// How segments will be coded.
+    #[cfg_attr(feature = "schema", schemars(with = "super::schema::CodecName"))]
+    pub codec: Codec,
+    /// Components that stay behind.
+    pub excluded: Vec<Excluded>,
+    /// Files that are not packed.
+    pub left_out: Vec<LeftOut>,
+    /// Packs, in the order in which they are listed and written.
+    pub packs: Vec<PlannedPack>,
+}
+
+/// One pack to write.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct PlannedPack {
+    /// Path relative to the pack folder.
+    pub path: String,
+    /// Part of the model.
+    pub component: Component,
+    /// First byte of the data section.
+    pub data_offset: u64,
+    /// Bytes of the file: exact where the codec is `raw`, an upper bound otherwise.
+    pub length: u64,
+    /// Segments in file order.
+    pub segments: Vec<PlannedSegment>,
+}
+
+/// One segment to write.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct PlannedSegment {
+    /// Its name.
+    pub id: String,
+    /// Bytes before coding.
+    pub raw_length: u64,
+    /// Tensors, adjacent in this order.
+    pub tensors: Vec<PlannedTensor>,
+}
+
+/// One tensor to write, and where its bytes come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct PlannedTensor {
+    /// Its name; for an expert sliced from a stacked tensor the name it would have on its own.
+    pub name: String,
+    /// Element type, as safetensors names it.
+    #[cfg_attr(feature = "schema", schemars(with = "super::schema::DtypeName"))]
+    pub dtype: Dtype,
+    /// Shape, outermost dimension first.
+    pub shape: Vec<u64>,
+    /// What it does.
+    pub role: Role,
+    /// Layer, where it belongs to one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer: Option<u32>,
+    /// Expert, where it belongs to one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expert: Option<u32>,
+    /// Where its bytes are.
+    pub source: SourceRange,
+}
+
+impl PlannedSegment {
+    /// What the byte level needs to know of it.
+    pub fn spec(&self) -> SegmentSpec {
+        let tensor = |t: &PlannedTensor| TensorSpec {
+            name: t.name.clone(),
+            dtype: t.dtype,
+            shape: t.shape.clone(),
+            length: t.source.length,
+        };
+        SegmentSpec { id: self.id.clone(), tensors: self.tensors.iter().map(tensor).collect() }
+    }
+}
+
+impl PlannedPack {
+    /// What the byte level needs to know of its segments.
+    pub fn specs(&self) -> Vec<SegmentSpec> {
+        self.segments.iter().map(PlannedSegment::spec).collect()
+    }
+
+    /// Bytes before coding.
+    pub fn raw_length(&self) -> u64 {
+        self.segments.iter().map(|s| s.raw_length).sum()
+    }
+}
+
+impl Plan {
+    /// Bytes of tensors, before coding.
+    pub fn raw_length(&self) -> u64 {
+        self.packs.iter().map(PlannedPack::raw_length).sum()
+    }
+}

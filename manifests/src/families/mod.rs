@@ -1,0 +1,262 @@
+//! Model families: what the tensors of a checkpoint are called, what each is, and which of what shape the
+//! configuration calls for. One file per family; the rules are tables, and each row of them serves both
+//! classification and derivation.
+
+mod audio_tower;
+mod code2wav;
+mod config;
+mod decoder;
+mod qwen3_moe;
+mod qwen3_omni_moe;
+mod rules;
+mod vision_tower;
+
+use std::collections::BTreeSet;
+use std::sync::LazyLock;
+
+use segpack_formats::safetensors::Dtype;
+use serde_json::Value;
+
+pub use config::{ConfigError, MAX_COUNT, MAX_SIZE};
+pub use decoder::TextFacts;
+pub use rules::MAX_TENSORS;
+
+use crate::names::{Classification, Component, Role, text_enum};
+use config::Section;
+use rules::Rules;
+
+text_enum! {
+    /// A family of models whose tensors share names and shapes.
+    Family is "model family", display as_str {
+        /// `Qwen3OmniMoeForConditionalGeneration`.
+        Qwen3OmniMoe = "qwen3_omni_moe",
+        /// `Qwen3MoeForCausalLM`.
+        Qwen3Moe = "qwen3_moe",
+    }
+}
+
+/// Whether a tensor has to be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum Presence {
+    /// Its absence is an error.
+    Required,
+    /// It may be left out, as a tied output head is.
+    Optional,
+}
+
+/// A tensor that the configuration calls for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expected {
+    /// Its name on disk.
+    pub name: String,
+    /// Its shape; a Linear is `[out, in]`.
+    pub shape: Vec<u64>,
+    /// Whether it may be left out.
+    pub presence: Presence,
+}
+
+/// One expert's matrix inside a tensor that stacks all experts of a layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slice {
+    /// The name it has where experts are stored one by one.
+    pub name: String,
+    /// Its shape, `[out, in]`.
+    pub shape: Vec<u64>,
+    /// What it is.
+    pub classification: Classification,
+    /// Its first byte within the stacked tensor.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub length: u64,
+}
+
+/// A stacked tensor that cannot be taken apart.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("stacked tensor {name} of shape {shape:?} with {dtype_bits} bits each: wanted {wanted}")]
+pub struct UnstackError {
+    /// Its name.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<u64>,
+    /// Size of one element in bits.
+    pub dtype_bits: u64,
+    /// What would have been possible.
+    pub wanted: String,
+}
+
+static QWEN3_OMNI_MOE: LazyLock<Rules> = LazyLock::new(qwen3_omni_moe::rules);
+static QWEN3_MOE: LazyLock<Rules> = LazyLock::new(qwen3_moe::rules);
+
+impl Family {
+    /// The family that a `config.json` belongs to, by `model_type` or else by `architectures`.
+    #[must_use]
+    pub fn of_config(config: &Value) -> Option<Self> {
+        let by_type = match config.get("model_type").and_then(Value::as_str) {
+            // A thinker saved on its own has its own model type.
+            Some("qwen3_omni_moe" | "qwen3_omni_moe_thinker") => Some(Self::Qwen3OmniMoe),
+            Some("qwen3_moe") => Some(Self::Qwen3Moe),
+            _ => None,
+        };
+        by_type.or_else(|| {
+            let architectures = config.get("architectures")?.as_array()?;
+            architectures.iter().filter_map(Value::as_str).find_map(|architecture| match architecture {
+                "Qwen3OmniMoeForConditionalGeneration" | "Qwen3OmniMoeThinkerForConditionalGeneration" => {
+                    Some(Self::Qwen3OmniMoe)
+                }
+                "Qwen3MoeForCausalLM" => Some(Self::Qwen3Moe),
+                _ => None,
+            })
+        })
+    }
+
+    /// The family whose rules name most of these tensors, if they name more than half, for checkpoints without a
+    /// `config.json`.
+    #[must_use]
+    pub fn guess<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<Self> {
+        let mut total = 0_usize;
+        let mut named = vec![0_usize; Self::ALL.len()];
+        for name in names {
+            total += 1;
+            for (count, family) in named.iter_mut().zip(Self::ALL) {
+                *count += usize::from(family.classify(name).is_some());
+            }
+        }
+        let (count, family) = named.into_iter().zip(Self::ALL).max_by_key(|(count, _)| *count)?;
+        (count > total / 2).then_some(*family)
+    }
+
+    fn rules(self) -> &'static Rules {
+        match self {
+            Self::Qwen3OmniMoe => &QWEN3_OMNI_MOE,
+            Self::Qwen3Moe => &QWEN3_MOE,
+        }
+    }
+
+    /// What the tensor of this name is; `None` when no rule names it. Needs no configuration, so layers and experts
+    /// beyond the model's are classified too.
+    #[must_use]
+    pub fn classify(self, name: &str) -> Option<Classification> {
+        self.rules().classify(name)
+    }
+
+    /// Every tensor that the configuration calls for, components in a fixed order, layers in theirs.
+    ///
+    /// Experts are expected one by one, unless `is_present` knows a stacked tensor of their layer: then stacked.
+    ///
+    /// # Errors
+    ///
+    /// When a key is missing or unusable, or the counts give more than [`MAX_TENSORS`].
+    pub fn expected(
+        self,
+        config: &Value,
+        is_present: &dyn Fn(&str) -> bool,
+    ) -> Result<Vec<Expected>, ConfigError> {
+        let root = Section::root(config)?;
+        let mut out = Vec::new();
+        match self {
+            Self::Qwen3OmniMoe => qwen3_omni_moe::expected(&root, is_present, &mut out)?,
+            Self::Qwen3Moe => qwen3_moe::expected(&root, is_present, &mut out)?,
+        }
+        Ok(out)
+    }
+
+    /// Facts about the text decoder (the thinker's, in an omni model).
+    ///
+    /// # Errors
+    ///
+    /// When a key is missing or unusable.
+    pub fn text_facts(self, config: &Value) -> Result<TextFacts, ConfigError> {
+        let root = Section::root(config)?;
+        match self {
+            Self::Qwen3OmniMoe => qwen3_omni_moe::text_facts(&root),
+            Self::Qwen3Moe => qwen3_moe::text_facts(&root),
+        }
+    }
+
+    /// The per-expert matrices inside a tensor that stacks experts, in order of their bytes; `None` when the name is
+    /// not that of a stacked tensor. `shape` is `[experts, 2 x moe_intermediate, hidden]` (gate rows, then up rows) or
+    /// `[experts, hidden, moe_intermediate]`, by the rule for the name.
+    #[must_use]
+    pub fn unstack(
+        self,
+        name: &str,
+        shape: &[u64],
+        dtype_bits: u64,
+    ) -> Option<Result<Vec<Slice>, UnstackError>> {
+        self.rules().unstack(name, shape, dtype_bits)
+    }
+}
+
+/// The facts about the text decoder of a configuration, whatever its family; `None` when no family claims it.
+#[must_use]
+pub fn text_facts(config: &Value) -> Option<Result<TextFacts, ConfigError>> {
+    Family::of_config(config).map(|family| family.text_facts(config))
+}
+
+/// The dtype that the configuration says its tensors have: `dtype` or `torch_dtype`, at the top, in `thinker_config` or
+/// in a `text_config`. `None` when it says nothing.
+///
+/// # Errors
+///
+/// When it names a dtype that safetensors does not have.
+pub fn expected_dtype(config: &Value) -> Result<Option<Dtype>, ConfigError> {
+    let root = Section::root(config)?;
+    let mut places = vec![root.clone()];
+    if root.has("thinker_config") {
+        places.push(root.section("thinker_config")?);
+    }
+    for outer in places.clone() {
+        if outer.has("text_config") {
+            places.push(outer.section("text_config")?);
+        }
+    }
+    for place in places {
+        let key = place.either("dtype", "torch_dtype");
+        if let Some(text) = place.text(key)? {
+            let unknown = || place.invalid(key, "a torch dtype that safetensors has, such as \"bfloat16\"");
+            return dtype_of_torch(text).map(Some).ok_or_else(unknown);
+        }
+    }
+    Ok(None)
+}
+
+/// The names of torch, with or without the module in front.
+fn dtype_of_torch(text: &str) -> Option<Dtype> {
+    Some(match text.strip_prefix("torch.").unwrap_or(text) {
+        "bfloat16" => Dtype::BF16,
+        "float16" | "half" => Dtype::F16,
+        "float32" | "float" => Dtype::F32,
+        "float64" | "double" => Dtype::F64,
+        "float8_e4m3fn" => Dtype::F8_E4M3,
+        "float8_e5m2" => Dtype::F8_E5M2,
+        "float8_e4m3fnuz" => Dtype::F8_E4M3FNUZ,
+        "float8_e5m2fnuz" => Dtype::F8_E5M2FNUZ,
+        "float8_e8m0fnu" => Dtype::F8_E8M0,
+        _ => return None,
+    })
+}
+
+/// How many parameters a loader prints that stacks each layer's experts: their gate and up matrices count as one, their
+/// down matrices as one, everything else counts itself.
+#[must_use]
+pub fn logical_parameter_count<'a>(tensors: impl IntoIterator<Item = &'a Classification>) -> usize {
+    let mut stacks: BTreeSet<(Component, Option<u32>, bool)> = BTreeSet::new();
+    let mut others = 0;
+    for tensor in tensors {
+        match tensor.role {
+            Role::ExpertGate | Role::ExpertUp | Role::ExpertGateUpStacked => {
+                stacks.insert((tensor.component, tensor.layer, true));
+            }
+            Role::ExpertDown | Role::ExpertDownStacked => {
+                stacks.insert((tensor.component, tensor.layer, false));
+            }
+            _ => others += 1,
+        }
+    }
+    others + stacks.len()
+}
+
+#[cfg(test)]
+mod tests;

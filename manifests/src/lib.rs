@@ -1,0 +1,20 @@
+//! The documents of segpack and the knowledge behind them.
+//!
+//! * [`names`]: components, roles and classes of tensors.
+//! * [`families`]: one file of rules per model family; from `config.json` they derive every tensor that must exist.
+//! * [`documents`]: inventory, plan, manifest, reports, as serde types; `schemas/` is generated from them.
+//! * [`layout`]: which tensor goes into which segment of which pack.
+//! * [`pack_folder`]: a pack folder, opened for reading.
+//! * [`registry`]: published checkpoints with their digests.
+//!
+//! This crate knows nothing of command lines, progress bars or inference.
+
+pub mod documents;
+pub mod families;
+pub mod json;
+pub mod layout;
+pub mod names;
+pub mod pack_folder;
+pub mod registry;
+
+pub use pack_folder::{Pack, PackError};

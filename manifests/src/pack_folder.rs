@@ -1,0 +1,139 @@
+//! A pack folder, opened for reading.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use segpack_formats::FormatError;
+use segpack_formats::digest::Sha256;
+use segpack_formats::io::InputFile;
+
+use crate::documents::{Manifest, ManifestError, SegmentEntry, TensorEntry};
+
+/// File name of the manifest: its presence means "complete".
+pub const MANIFEST: &str = "manifest.json";
+/// File name of the list of digests that `sha256sum -c` reads.
+pub const SUMS: &str = "SHA256SUMS";
+/// Folder of the packs.
+pub const PACKS: &str = "packs";
+/// Folder of the checkpoint's other files.
+pub const SOURCE: &str = "source";
+/// Folder, below [`SOURCE`], of the shards' original headers.
+pub const SHARD_HEADERS: &str = ".shard-headers";
+/// Folder of everything that is not finished.
+pub const PARTIAL: &str = ".partial";
+/// The longest manifest that is read, in bytes: ten times that of the largest model known here.
+pub const MAX_MANIFEST_BYTES: u64 = 1 << 30;
+
+/// Why a pack folder cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PackError {
+    /// A file cannot be read.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// The folder has no manifest.
+    #[error("{} {why}", folder.display())]
+    NotAPack {
+        /// The folder.
+        folder: PathBuf,
+        /// What it is instead.
+        why: String,
+    },
+    /// The manifest cannot be used.
+    #[error("{}: {source}", path.display())]
+    Manifest {
+        /// The manifest.
+        path: PathBuf,
+        /// Why not.
+        source: ManifestError,
+    },
+}
+
+/// An open pack folder: its manifest, checked, and where to find things in it.
+#[derive(Debug)]
+pub struct Pack {
+    folder: PathBuf,
+    manifest: Manifest,
+    manifest_sha256: Sha256,
+    segments: HashMap<String, usize>,
+    tensors: HashMap<String, usize>,
+}
+
+impl Pack {
+    /// Opens a folder by its manifest. Packs themselves are not touched.
+    ///
+    /// # Errors
+    /// `NotAPack` where there is no manifest, `Manifest` where it cannot be used, `Format` where it cannot be read.
+    pub fn open(folder: &Path) -> Result<Self, PackError> {
+        let (manifest, manifest_sha256) = read_manifest(folder)?;
+        let segments = manifest.segments.iter().enumerate().map(|(i, s)| (s.id.clone(), i)).collect();
+        let tensors = manifest.tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
+        Ok(Self { folder: folder.to_owned(), manifest, manifest_sha256, segments, tensors })
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Its manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// SHA-256 of the manifest's file: the pack's identity.
+    pub fn manifest_sha256(&self) -> Sha256 {
+        self.manifest_sha256
+    }
+
+    /// The segment of this id.
+    pub fn segment(&self, id: &str) -> Option<&SegmentEntry> {
+        self.segments.get(id).map(|&i| &self.manifest.segments[i])
+    }
+
+    /// The tensor of this name.
+    pub fn tensor(&self, name: &str) -> Option<&TensorEntry> {
+        self.tensors.get(name).map(|&i| &self.manifest.tensors[i])
+    }
+
+    /// The slices of a tensor that the checkpoint stores stacked, in source order; empty where there is none.
+    pub fn slices_of(&self, source_tensor: &str) -> Vec<&TensorEntry> {
+        let mut slices: Vec<_> =
+            self.manifest.tensors.iter().filter(|t| t.source.tensor == source_tensor).collect();
+        slices.sort_by_key(|t| t.source.offset);
+        slices
+    }
+
+    /// The path of a file that the manifest names.
+    pub fn path(&self, relative: &str) -> PathBuf {
+        self.folder.join(relative)
+    }
+}
+
+fn read_manifest(folder: &Path) -> Result<(Manifest, Sha256), PackError> {
+    let path = folder.join(MANIFEST);
+    if !path.exists() {
+        return Err(PackError::NotAPack { folder: folder.to_owned(), why: what_it_is(folder) });
+    }
+    let input = InputFile::open(&path)?;
+    if input.length() > MAX_MANIFEST_BYTES {
+        let what = format!("has {} bytes, over the limit of {MAX_MANIFEST_BYTES}", input.length());
+        return Err(FormatError::malformed(&path, what).into());
+    }
+    let json = input.read_range(0..input.length())?;
+    let manifest = Manifest::parse(&json).map_err(|source| PackError::Manifest { path, source })?;
+    Ok((manifest, Sha256::of(&json)))
+}
+
+fn what_it_is(folder: &Path) -> String {
+    if !folder.exists() {
+        "does not exist".to_owned()
+    } else if folder.join(PARTIAL).exists() {
+        "holds an unfinished pack (no manifest.json, but .partial): continue with `segpack pack --resume`"
+            .to_owned()
+    } else if folder.join("config.json").exists() {
+        "is a checkpoint, not a pack (no manifest.json): make one with `segpack pack`".to_owned()
+    } else {
+        "is not a pack: it has no manifest.json".to_owned()
+    }
+}

@@ -1,0 +1,96 @@
+//! The bytes of tensors and segments, decoded, from an open pack.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use segpack_formats::io::{InputFile, Stop};
+use segpack_formats::pack::{SegmentReader, Unpacker};
+use segpack_formats::{FormatError, Result};
+use segpack_manifests::Pack;
+use segpack_manifests::documents::{SegmentEntry, TensorEntry};
+
+/// An open pack whose files are opened when first needed. Shared between threads.
+#[derive(Debug)]
+pub struct WeightSource<'a> {
+    pack: &'a Pack,
+    files: Mutex<HashMap<String, Arc<InputFile>>>,
+}
+
+/// One thread's access to a [`WeightSource`], with buffers of its own.
+#[derive(Debug)]
+pub struct WeightReader<'a> {
+    source: &'a WeightSource<'a>,
+    unpacker: Unpacker,
+}
+
+impl<'a> WeightSource<'a> {
+    /// Reads from this pack. Nothing is opened yet.
+    pub fn new(pack: &'a Pack) -> Self {
+        Self { pack, files: Mutex::default() }
+    }
+
+    /// The pack.
+    pub fn pack(&self) -> &'a Pack {
+        self.pack
+    }
+
+    /// A reader for one thread.
+    ///
+    /// # Errors
+    /// `Coded` where the decoder has no memory.
+    pub fn reader(&'a self) -> Result<WeightReader<'a>> {
+        Ok(WeightReader { source: self, unpacker: Unpacker::new()? })
+    }
+
+    /// A file of the pack folder.
+    ///
+    /// # Errors
+    /// `Io`, or `Malformed` where it is not a regular file.
+    pub fn open(&self, path: &str) -> Result<Arc<InputFile>> {
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = files.get(path) {
+            return Ok(Arc::clone(file));
+        }
+        let file = Arc::new(InputFile::open(&self.pack.path(path))?);
+        files.insert(path.to_owned(), Arc::clone(&file));
+        Ok(file)
+    }
+}
+
+impl WeightReader<'_> {
+    /// Passes raw bytes of a segment (`range` counts in the raw segment) to `take`, in pieces.
+    ///
+    /// # Errors
+    /// Damage of the pack names its file and byte; whatever `take` returns.
+    pub fn read_segment<E: From<FormatError>>(
+        &mut self,
+        segment: &SegmentEntry,
+        range: Range<u64>,
+        stop: &Stop,
+        take: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let file = self.source.open(&segment.pack)?;
+        SegmentReader::open(&file, segment.stored())?.for_each_piece(range, &mut self.unpacker, stop, take)
+    }
+
+    /// Passes raw bytes of a tensor (`range` counts in the tensor) to `take`, in pieces. No digest is checked.
+    ///
+    /// # Errors
+    /// As [`read_segment`](Self::read_segment).
+    pub fn read_tensor<E: From<FormatError>>(
+        &mut self,
+        tensor: &TensorEntry,
+        range: Range<u64>,
+        stop: &Stop,
+        take: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let pack = self.source.pack;
+        let Some(segment) = pack.segment(&tensor.segment) else {
+            let what =
+                format!("tensor {:?} is in segment {:?}, which is not listed", tensor.name, tensor.segment);
+            return Err(FormatError::malformed(pack.folder(), what).into());
+        };
+        self.read_segment(segment, tensor.offset + range.start..tensor.offset + range.end, stop, take)
+    }
+}
