@@ -15,10 +15,12 @@ mod verify;
 
 use std::error::Error;
 use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 use segpack_formats::io::Stop;
+use segpack_manifests::pack_folder::PARTIAL;
 
 use crate::steps::{Exit, StepError};
 use progress::Reporter;
@@ -68,9 +70,17 @@ struct Context {
     stop: &'static Stop,
 }
 
+/// Ends the help of the program as a whole.
+const EXAMPLES: &str = "\
+Examples:
+  segpack demo
+  segpack scan Qwen/Qwen3-Omni-30B-A3B-Instruct
+  segpack pack Qwen/Qwen3-Omni-30B-A3B-Instruct -o omni.segpack
+  segpack verify omni.segpack && segpack unpack omni.segpack -o restored";
+
 /// The command with the list of exit statuses under every help text.
 fn command() -> clap::Command {
-    let mut command = Cli::command().after_help(EXIT_STATUS);
+    let mut command = Cli::command().after_help(format!("{EXAMPLES}\n\n{EXIT_STATUS}"));
     let names: Vec<String> = command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
     for name in names {
         command = command.mut_subcommand(name, |sub| {
@@ -124,6 +134,19 @@ fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Completions(args) => completions::run(&args, context),
         Command::Man(args) => man::run(&args, context),
     }
+}
+
+/// Says that an unfinished output can be continued, where it can.
+fn resume_advice(error: StepError, output: &Path) -> anyhow::Error {
+    let unfinished = output.join(PARTIAL).exists();
+    let can_go_on =
+        matches!(error.exit(), Exit::Interrupted | Exit::Failed) && !matches!(error, StepError::Refused(_));
+    let error = anyhow::Error::new(error);
+    if unfinished && can_go_on {
+        return error
+            .context(format!("{} is unfinished; the same command with --resume goes on", output.display()));
+    }
+    error
 }
 
 /// Whether standard output was closed. `serde_json` keeps its `io::Error` out of the chain, so it is asked as well.

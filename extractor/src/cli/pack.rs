@@ -6,9 +6,9 @@ use segpack_formats::codec::{Codec, Coding};
 use segpack_manifests::documents::{PackSummary, Plan};
 use segpack_manifests::layout::Selection;
 
-use super::Context;
 use super::scan::Tolerate;
 use super::terminal::{bytes, counted, grouped, table};
+use super::{Context, resume_advice};
 use crate::steps::pack::{PackSettings, pack, plan};
 use crate::steps::{Exit, StepError, default_jobs};
 
@@ -45,7 +45,7 @@ pub struct Args {
     /// Leave these components behind; may be repeated
     #[arg(long, value_name = "COMPONENT")]
     exclude: Vec<String>,
-    /// Threads [default: one per core]
+    /// Threads [default: one per core, at most 16]
     #[arg(long, short, value_name = "N", value_parser = jobs)]
     jobs: Option<usize>,
     /// Go on where an interrupted run stopped
@@ -122,7 +122,7 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         return Ok(Exit::Ok);
     }
     let packed = pack(&args.checkpoint, &args.output, &settings, context.stop, &context.progress);
-    let summary = packed.map_err(|e| with_advice(e, &args.output))?;
+    let summary = packed.map_err(|e| resume_advice(e, &args.output))?;
     if args.json {
         context.terminal.document(&summary)?;
     } else {
@@ -130,26 +130,6 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         context.terminal.stdout(|out| print_summary(&summary, &place, context, out))?;
     }
     Ok(Exit::Ok)
-}
-
-/// Says that an unfinished pack can be continued, where it can.
-fn with_advice(error: StepError, output: &std::path::Path) -> anyhow::Error {
-    let unfinished = output.join(segpack_manifests::pack_folder::PARTIAL).exists();
-    let failed =
-        matches!(error.exit(), Exit::Interrupted | Exit::Failed) && !matches!(error, StepError::Refused(_));
-    let advice = format!("{} is unfinished; the same command with --resume goes on", output.display());
-    let error = anyhow::Error::new(error);
-    if unfinished && failed { error.context(StepAdvice(advice)) } else { error }
-}
-
-/// What to do next, in front of an error.
-#[derive(Debug)]
-struct StepAdvice(String);
-
-impl std::fmt::Display for StepAdvice {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
 }
 
 fn print_plan(plan: &Plan, out: &mut dyn Write) -> io::Result<()> {

@@ -1,8 +1,8 @@
 use std::path::PathBuf;
 
-use super::Context;
 use super::pack::jobs;
 use super::terminal::{bytes, counted};
+use super::{Context, resume_advice};
 use crate::steps::unpack::{UnpackSettings, unpack};
 use crate::steps::{Exit, default_jobs};
 
@@ -29,7 +29,7 @@ pub struct Args {
     /// Go on where an interrupted run stopped: files that are there and right are kept
     #[arg(long)]
     resume: bool,
-    /// Threads [default: one per core]
+    /// Threads [default: one per core, at most 16]
     #[arg(long, short, value_name = "N", value_parser = jobs)]
     jobs: Option<usize>,
     /// Print one JSON document
@@ -40,7 +40,8 @@ pub struct Args {
 pub fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     let jobs = args.jobs.unwrap_or_else(default_jobs);
     let settings = UnpackSettings { include: args.include, resume: args.resume, jobs };
-    let summary = unpack(&args.pack, &args.output, &settings, context.stop, &context.progress)?;
+    let unpacked = unpack(&args.pack, &args.output, &settings, context.stop, &context.progress);
+    let summary = unpacked.map_err(|e| resume_advice(e, &args.output))?;
     if args.json {
         context.terminal.document(&summary)?;
         return Ok(Exit::Ok);

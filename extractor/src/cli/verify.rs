@@ -37,7 +37,7 @@ pub struct Args {
     /// Only part K of N, counted from 1; the N parts together cover everything once
     #[arg(long, value_name = "K/N")]
     subset: Option<Subset>,
-    /// Threads [default: one per core]
+    /// Threads [default: one per core, at most 16]
     #[arg(long, short, value_name = "N", value_parser = jobs)]
     jobs: Option<usize>,
     /// Print one JSON document (schemas/verify-report.schema.json)

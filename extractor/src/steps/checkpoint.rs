@@ -9,7 +9,7 @@ use segpack_formats::digest::Sha256;
 use segpack_formats::safetensors::{Shard, ShardIndex, check_relative_path};
 use segpack_formats::strict_json::UniqueEntries;
 use segpack_manifests::documents::{Finding, FindingKind, LeftOut, Provenance, SideFile};
-use segpack_manifests::pack_folder::SHARD_HEADERS;
+use segpack_manifests::pack_folder::{PARTIAL, SHARD_HEADERS};
 use serde_json::Value;
 use walkdir::{DirEntry, WalkDir};
 
@@ -24,6 +24,9 @@ const CONFIG: &str = "config.json";
 
 /// Folders of tools, not of the checkpoint.
 const LEFT_OUT: [(&str, &str); 2] = [(".git", "version control"), (".cache", "download records")];
+
+/// Names at the top of a checkpoint that its pack, or the unpacked copy, uses itself.
+const RESERVED: [&str; 2] = [SHARD_HEADERS, PARTIAL];
 
 /// What to do with things that do not belong.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -201,10 +204,12 @@ impl Checkpoint {
             let path = self.relative(&path).unwrap_or_else(|(path, _)| path);
             self.left_out.push(LeftOut { path, why: why.to_owned() });
         }
-        if let Some(file) = files.iter().find(|f| f.starts_with(&format!("{SHARD_HEADERS}/"))) {
+        let reserved = |f: &&String| RESERVED.iter().any(|r| f.split('/').next() == Some(r));
+        if let Some(file) = files.iter().find(reserved) {
             return Err(StepError::Input(format!(
-                "{}: {file}: the folder name {SHARD_HEADERS} is reserved for packs; rename it",
-                self.root.display()
+                "{}: {file}: the names {} are reserved for packs; rename it",
+                self.root.display(),
+                RESERVED.join(" and ")
             )));
         }
         Ok(files)

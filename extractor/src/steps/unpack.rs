@@ -1,7 +1,6 @@
 //! `unpack`: the checkpoint's files again, byte for byte, checked while they are written.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use segpack_formats::FormatError;
 use segpack_formats::digest::{Sha256, Sha256Hasher};
-use segpack_formats::io::{InputFile, READ_BYTES, Stop, write_all_at};
+use segpack_formats::io::{InputFile, READ_BYTES, Stop};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
     Finding, FindingKind, FormatVersion, GENERATOR, Manifest, SourceFile, SourceFileKind, TensorEntry,
@@ -18,7 +17,7 @@ use segpack_manifests::documents::{
 use segpack_runtime_min::{WeightReader, WeightSource};
 
 use super::StepError;
-use super::output::{Before, OutputFolder, look, refuse_inside};
+use super::output::{Before, Behind, Flushing, OutputFolder, Publisher, look, refuse_inside, write_behind};
 use super::progress::Progress;
 use super::workers::run_tasks;
 
@@ -75,8 +74,10 @@ pub fn unpack(
     };
     progress.start("unpacking", wanted.iter().map(|f| f.length).sum());
     let worker = || Ok((weights.reader()?, vec![0; READ_BYTES]));
-    let done = run_tasks(settings.jobs, &wanted, worker, |(reader, buffer), file| {
-        restore.file(file, reader, buffer)
+    let done = output.with_publisher(settings.jobs, |publisher| {
+        run_tasks(settings.jobs, &wanted, worker, |(reader, buffer), file| {
+            restore.file(file, reader, buffer, publisher)
+        })
     });
     progress.finish();
     let findings = restore.findings.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -182,16 +183,16 @@ struct Restore<'a> {
 }
 
 /// A file being restored: where the next byte goes, and the digest of those before.
-struct Writing<'a> {
-    file: &'a File,
-    path: &'a Path,
+struct Writing<'w> {
+    behind: Behind,
+    path: &'w Path,
     at: u64,
     sha256: Sha256Hasher,
 }
 
 impl Writing<'_> {
     fn write(&mut self, piece: &[u8]) -> Result<(), FormatError> {
-        write_all_at(self.file, piece, self.at).map_err(FormatError::io("write", self.path))?;
+        self.behind.write(piece)?;
         self.sha256.update(piece);
         self.at += piece.len() as u64;
         Ok(())
@@ -204,27 +205,31 @@ impl Restore<'_> {
         file: &SourceFile,
         reader: &mut WeightReader<'_>,
         buffer: &mut [u8],
+        publisher: &Publisher<'_>,
     ) -> Result<(), StepError> {
         if self.settings.resume && self.is_there(file, buffer)? {
             self.resumed.fetch_add(1, Ordering::Relaxed);
             return Ok(());
         }
         let (out, path) = self.output.create(&file.path)?;
-        let mut writing = Writing { file: &out, path: &path, at: 0, sha256: Sha256Hasher::default() };
-        match self.write(file, &mut writing, reader, buffer) {
-            Ok(()) => {}
+        let restored = write_behind(&out, &path, Flushing::new(publisher, &out), |behind| {
+            let mut writing = Writing { behind, path: &path, at: 0, sha256: Sha256Hasher::default() };
+            self.write(file, &mut writing, reader, buffer)?;
+            Ok(writing.sha256.finish())
+        });
+        let seen = match restored {
+            Ok(seen) => seen,
             Err(e @ (FormatError::Malformed { .. } | FormatError::Changed { .. })) => {
                 self.report(Finding::new(FindingKind::Unreadable).file(&file.path).seen(e));
                 return Ok(());
             }
             Err(e) => return Err(e.into()),
-        }
-        let seen = writing.sha256.finish();
+        };
         if file.sha256.is_some_and(|wanted| wanted != seen) {
             self.diagnose(file, seen, reader)?;
             return Ok(());
         }
-        self.output.publish(&out, &file.path)
+        publisher.publish(out, file.path.clone(), Box::new(|| Ok(())))
     }
 
     fn report(&self, finding: Finding) {

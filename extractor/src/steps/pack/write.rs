@@ -2,9 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
-use std::sync::Mutex;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread;
+use std::sync::{Arc, Mutex};
 
 use segpack_formats::FormatError;
 use segpack_formats::digest::{Sha256, Sha256Hasher};
@@ -21,6 +19,7 @@ use super::source::ShardSource;
 use super::{Planned, Work, shard_numbers};
 use crate::steps::StepError;
 use crate::steps::checkpoint::CheckpointShard;
+use crate::steps::output::{Flushing, Publisher};
 use crate::steps::workers::run_tasks;
 
 /// What is finished.
@@ -74,13 +73,6 @@ enum Task<'a> {
     File(&'a SideFile),
 }
 
-/// A file that is written but not yet durable.
-struct Written {
-    file: File,
-    path: String,
-    record: Option<Record>,
-}
-
 /// Where a side file lies in the pack folder.
 fn stored_file(path: &str) -> String {
     format!("{SOURCE}/{path}")
@@ -92,30 +84,20 @@ fn stored_header(path: &str) -> String {
 }
 
 impl Work<'_> {
-    /// Does every task that is not done. A thread of its own syncs finished files, so that none waits for the disk.
+    /// Does every task that is not done.
     pub fn write_all(&self, journal: &Journal, done: &mut Done) -> Result<(), StepError> {
         self.write_headers(done)?;
         let tasks = self.tasks(done);
         self.progress.start("packing", tasks.iter().map(task_bytes).sum());
-        let (finished, waiting) = sync_channel(self.settings.jobs.max(1));
         let shared = Mutex::new(done);
-        let (worked, synced) = thread::scope(|scope| {
-            let syncer = scope.spawn(|| self.sync_all(journal, &shared, waiting));
-            let worked = run_tasks(
-                self.settings.jobs,
-                &tasks,
-                || Ok(vec![0; READ_BYTES]),
-                |buffer, task| self.run_task(task, buffer, journal, &shared, &finished),
-            );
-            drop(finished);
-            let synced = syncer
-                .join()
-                .unwrap_or_else(|_| Err(StepError::Refused("the syncing thread died".to_owned())));
-            (worked, synced)
+        let buffer = || Ok(vec![0; READ_BYTES]);
+        let written = self.output.with_publisher(self.settings.jobs, |publisher| {
+            run_tasks(self.settings.jobs, &tasks, buffer, |buffer, task| {
+                self.run_task(task, buffer, journal, &shared, publisher)
+            })
         });
         self.progress.finish();
-        // where syncing failed, the workers only know that nobody listens
-        synced.and(worked)
+        written
     }
 
     /// Every shard is digested next to the first pack that needs it.
@@ -144,51 +126,44 @@ impl Work<'_> {
         tasks
     }
 
-    fn run_task(
-        &self,
+    fn run_task<'a>(
+        &'a self,
         task: &Task<'_>,
         buffer: &mut [u8],
-        journal: &Journal,
-        done: &Mutex<&mut Done>,
-        finished: &SyncSender<Written>,
+        journal: &'a Journal,
+        done: &'a Mutex<&mut Done>,
+        publisher: &Publisher<'a>,
     ) -> Result<(), StepError> {
-        let written = match task {
+        let record = move |record: Record| {
+            journal.add(&record)?;
+            lock(done).add(record);
+            Ok(())
+        };
+        match task {
             Task::Digest(shard) => {
                 let sha256 = self.digest(&shard.shard.input, buffer)?;
                 compare_with_hub(&shard.path, shard.hub_sha256, sha256)?;
-                let record = Record::Shard { path: shard.path.clone(), sha256 };
-                journal.add(&record)?;
-                lock(done).add(record);
-                return Ok(());
+                record(Record::Shard { path: shard.path.clone(), sha256 })
             }
-            Task::Pack(pack) => self.write_one_pack(pack, buffer)?,
+            Task::Pack(pack) => {
+                let (file, written) = self.write_one_pack(pack, buffer, publisher)?;
+                publisher.publish(file, pack.path.clone(), Box::new(move || record(written)))
+            }
             Task::File(file) => {
-                let (written, sha256) = self.copy_file(file, buffer)?;
+                let sha256 = self.copy_file(file, buffer, publisher)?;
                 compare_with_hub(&file.path, file.hub_sha256, sha256)?;
                 lock(done).files.insert(file.path.clone(), sha256);
-                written
-            }
-        };
-        finished.send(written).map_err(|_| FormatError::Interrupted.into())
-    }
-
-    fn sync_all(
-        &self,
-        journal: &Journal,
-        done: &Mutex<&mut Done>,
-        waiting: Receiver<Written>,
-    ) -> Result<(), StepError> {
-        for Written { file, path, record } in waiting {
-            self.output.publish(&file, &path)?;
-            if let Some(record) = record {
-                journal.add(&record)?;
-                lock(done).add(record);
+                Ok(())
             }
         }
-        Ok(())
     }
 
-    fn write_one_pack(&self, pack: &PlannedPack, buffer: &mut [u8]) -> Result<Written, StepError> {
+    fn write_one_pack(
+        &self,
+        pack: &PlannedPack,
+        buffer: &mut [u8],
+        publisher: &Publisher<'_>,
+    ) -> Result<(Arc<File>, Record), StepError> {
         let (file, path) = self.output.create(&pack.path)?;
         let shards = shard_numbers(&self.planned.checkpoint);
         let mut source = ShardSource {
@@ -199,11 +174,15 @@ impl Work<'_> {
             buffer,
             warnings: Vec::new(),
         };
-        let advance = |bytes| self.progress.advance(bytes);
-        let written =
-            write_pack(&file, &path, &pack.specs(), self.settings.coding, &mut source, self.stop, &advance)?;
+        let flushing = Flushing::new(publisher, &file);
+        let advance = |bytes| {
+            self.progress.advance(bytes);
+            flushing.add(bytes);
+        };
+        let coding = self.settings.coding;
+        let written = write_pack(&file, &path, &pack.specs(), coding, &mut source, self.stop, &advance)?;
         let record = Record::Pack { path: pack.path.clone(), written, warnings: source.warnings };
-        Ok(Written { file, path: pack.path.clone(), record: Some(record) })
+        Ok((file, record))
     }
 
     fn digest(&self, input: &InputFile, buffer: &mut [u8]) -> Result<Sha256, StepError> {
@@ -216,16 +195,23 @@ impl Work<'_> {
         Ok(sha256.finish())
     }
 
-    fn copy_file(&self, side: &SideFile, buffer: &mut [u8]) -> Result<(Written, Sha256), StepError> {
+    fn copy_file(
+        &self,
+        side: &SideFile,
+        buffer: &mut [u8],
+        publisher: &Publisher<'_>,
+    ) -> Result<Sha256, StepError> {
         let input = InputFile::open(&self.planned.checkpoint.root.join(&side.path))?;
         let path = stored_file(&side.path);
         let (file, full) = self.output.create(&path)?;
+        let flushing = Flushing::new(publisher, &file);
         let (mut sha256, mut at) = (Sha256Hasher::default(), 0);
         input.for_each_piece(0..side.length, buffer, self.stop, |piece| {
             sha256.update(piece);
             write_all_at(&file, piece, at).map_err(StepError::io("write", &full))?;
             at += piece.len() as u64;
             self.progress.advance(piece.len() as u64);
+            flushing.add(piece.len() as u64);
             Ok::<_, StepError>(())
         })?;
         input.check_unchanged()?;
@@ -233,7 +219,8 @@ impl Work<'_> {
             let what = format!("had {} bytes when it was listed, now {}", side.length, input.length());
             return Err(FormatError::changed(input.path(), what).into());
         }
-        Ok((Written { file, path, record: None }, sha256.finish()))
+        publisher.publish(file, path, Box::new(|| Ok(())))?;
+        Ok(sha256.finish())
     }
 
     /// The shards' headers: with the packs' tensors all that their files consist of.

@@ -1,16 +1,18 @@
 //! A pack against a checkpoint: tensor by tensor and file by file, whatever the checkpoint's shards.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
 
 use segpack_formats::FormatError;
 use segpack_formats::digest::Sha256Hasher;
 use segpack_formats::io::{InputFile, READ_BYTES, Stop};
+use segpack_formats::safetensors::Dtype;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
-    Finding, FindingKind, Inventory, InventoryTensor, SourceFile, SourceFileKind, TensorEntry,
+    Finding, FindingKind, Inventory, SourceFile, SourceFileKind, TensorEntry,
 };
+use segpack_manifests::names::Component;
 
 use super::{Findings, VerifySettings, describe};
 use crate::steps::StepError;
@@ -41,8 +43,9 @@ pub fn check(
     for finding in checkpoint.findings.iter().filter(unreadable) {
         findings.add(finding.clone());
     }
-    let pairs = pair(pack, &inventory, settings, findings);
-    report_unpacked(pack, &inventory, findings);
+    let places = places(&inventory);
+    let pairs = pair(pack, &inventory, &places, settings, findings);
+    report_unpacked(pack, &inventory, &places, findings);
     progress.start("comparing with the checkpoint", pairs.iter().map(|p| p.tensor.length).sum());
     let compare = |buffer: &mut Vec<u8>, pair: &Pair<'_>| {
         compare_tensor(pair, &checkpoint, buffer, findings, stop, progress)
@@ -56,66 +59,79 @@ pub fn check(
     Ok(())
 }
 
-/// Finds each packed tensor: under its own name, or as a slice of the stacked tensor that it came from.
+/// A tensor of the checkpoint: stored on its own, or one expert's part of a stacked one.
+struct Place {
+    dtype: Dtype,
+    shape: Vec<u64>,
+    component: Component,
+    shard: usize,
+    range: Range<u64>,
+}
+
+/// The checkpoint's tensors under the names that they have where experts are stored one by one.
+fn places(inventory: &Inventory) -> BTreeMap<String, Place> {
+    let mut places = BTreeMap::new();
+    for t in &inventory.tensors {
+        let mut add = |name, shape, start, length| {
+            let (dtype, component, range) = (t.dtype, t.component, start..start + length);
+            places.insert(name, Place { dtype, shape, component, shard: t.shard, range });
+        };
+        let slices = inventory.family.and_then(|f| f.unstack(&t.name, &t.shape, t.dtype.bitsize() as u64));
+        match slices.and_then(Result::ok) {
+            Some(slices) => {
+                slices.into_iter().for_each(|s| add(s.name, s.shape, t.offset + s.offset, s.length))
+            }
+            None => add(t.name.clone(), t.shape.clone(), t.offset, t.length),
+        }
+    }
+    places
+}
+
+/// Finds each packed tensor in the checkpoint.
 fn pair<'a>(
     pack: &'a Pack,
     inventory: &Inventory,
+    places: &BTreeMap<String, Place>,
     settings: &VerifySettings,
     findings: &Findings,
 ) -> Vec<Pair<'a>> {
-    let by_name: HashMap<&str, &InventoryTensor> =
-        inventory.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
-    let mut starts: HashMap<&str, u64> = HashMap::new();
-    for t in &pack.manifest().tensors {
-        let start = starts.entry(&t.source.tensor).or_insert(u64::MAX);
-        *start = t.source.offset.min(*start);
-    }
     let mut pairs = Vec::new();
     for (index, tensor) in pack.manifest().tensors.iter().enumerate() {
         if settings.subset.is_some_and(|s| !s.takes(index)) {
             continue;
         }
-        let own = by_name.get(tensor.name.as_str());
-        let stacked =
-            || by_name.get(tensor.source.tensor.as_str()).filter(|_| tensor.source.tensor != tensor.name);
-        let (there, offset) = match (own, stacked()) {
-            (Some(there), _) => (there, 0),
-            (None, Some(there)) => (there, tensor.source.offset - starts[tensor.source.tensor.as_str()]),
-            (None, None) => {
-                let finding = Finding::new(FindingKind::NotInCheckpoint).tensor(&tensor.name);
-                findings.add(finding.seen("the checkpoint has no tensor of this name"));
-                continue;
-            }
+        let Some(place) = places.get(&tensor.name) else {
+            let finding = Finding::new(FindingKind::NotInCheckpoint).tensor(&tensor.name);
+            findings.add(finding.seen("the checkpoint has no tensor of this name"));
+            continue;
         };
-        let same_shape = own.is_none() || there.shape == tensor.shape;
-        if there.dtype != tensor.dtype || !same_shape || offset + tensor.length > there.length {
+        if place.dtype != tensor.dtype || place.shape != tensor.shape {
             let finding = Finding::new(FindingKind::DiffersFromCheckpoint).tensor(&tensor.name);
-            let finding = finding.file(&inventory.shards[there.shard].path);
-            let finding = finding.seen(format!("{} {:?} in the checkpoint", there.dtype, there.shape));
+            let finding = finding.file(&inventory.shards[place.shard].path);
+            let finding = finding.seen(format!("{} {:?} in the checkpoint", place.dtype, place.shape));
             findings.add(finding.wanted(format!("{} {:?}, as packed", tensor.dtype, tensor.shape)));
             continue;
         }
-        let start = there.offset + offset;
-        pairs.push(Pair { tensor, shard: there.shard, range: start..start + tensor.length });
+        pairs.push(Pair { tensor, shard: place.shard, range: place.range.clone() });
     }
     pairs.sort_by_key(|p| (p.shard, p.range.start));
     pairs
 }
 
-fn report_unpacked(pack: &Pack, inventory: &Inventory, findings: &Findings) {
+fn report_unpacked(
+    pack: &Pack,
+    inventory: &Inventory,
+    places: &BTreeMap<String, Place>,
+    findings: &Findings,
+) {
     let manifest = pack.manifest();
-    let names = manifest.tensors.iter().flat_map(|t| [t.name.as_str(), t.source.tensor.as_str()]);
-    let packed: HashSet<&str> = names.collect();
+    let packed: HashSet<&str> = manifest.tensors.iter().map(|t| t.name.as_str()).collect();
     let excluded: HashSet<_> = manifest.excluded.iter().map(|e| e.component).collect();
-    for t in &inventory.tensors {
-        // a stacked tensor may be packed from single ones: its slices then have their own names in the pack
-        let slices = inventory.family.and_then(|f| f.unstack(&t.name, &t.shape, t.dtype.bitsize() as u64));
-        let as_slices =
-            slices.and_then(Result::ok).is_some_and(|s| s.iter().all(|s| packed.contains(s.name.as_str())));
-        if !packed.contains(t.name.as_str()) && !as_slices && !excluded.contains(&t.component) {
-            let finding = Finding::new(FindingKind::NotInPack).tensor(&t.name);
+    for (name, place) in places {
+        if !packed.contains(name.as_str()) && !excluded.contains(&place.component) {
+            let finding = Finding::new(FindingKind::NotInPack).tensor(name);
             findings.add(
-                finding.file(&inventory.shards[t.shard].path).seen("the pack has no tensor of this name"),
+                finding.file(&inventory.shards[place.shard].path).seen("the pack has no tensor of this name"),
             );
         }
     }
