@@ -3,10 +3,11 @@
 //! The order is that of reading: embedding first (so that one row is one page), then the layers, then the head;
 //! every MoE layer's experts have a pack of their own, `gate, up, down` of one expert adjacent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use segpack_formats::codec::Codec;
 use segpack_formats::pack;
+use segpack_formats::safetensors::MAX_HEADER_BYTES;
 
 use crate::documents::{
     Excluded, FormatVersion, GENERATOR, Inventory, InventoryTensor, Plan, PlannedPack, PlannedSegment,
@@ -37,6 +38,20 @@ pub enum PlanError {
         tensor: String,
         /// Why not.
         why: String,
+    },
+    /// A tensor has the name that a segment would get.
+    #[error("tensor {name:?} has the name of a segment; rename it")]
+    ReservedName {
+        /// The name.
+        name: String,
+    },
+    /// A pack would have more tensors than a safetensors header can name.
+    #[error("{path} would have a header of {length} bytes, over the limit of {MAX_HEADER_BYTES}")]
+    HeaderTooLong {
+        /// The pack.
+        path: String,
+        /// Its header's bytes.
+        length: u64,
     },
     /// Two tensors would have one name.
     #[error("tensor {name:?} exists twice: on its own and inside a stacked tensor")]
@@ -131,13 +146,15 @@ pub fn plan(inventory: &Inventory, selection: &Selection, codec: Codec) -> Resul
         return Err(PlanError::Empty);
     }
     check_unique(&placed)?;
+    let packs = gather(placed, codec);
+    check_headers(&packs)?;
     Ok(Plan {
         format_version: FormatVersion::CURRENT,
         generator: GENERATOR.to_owned(),
         codec,
         excluded: excluded(inventory, selection),
         left_out: inventory.left_out.clone(),
-        packs: gather(placed, codec),
+        packs,
     })
 }
 
@@ -217,12 +234,27 @@ fn segment_key(what: Classification, name: &str) -> SegmentKey {
     SegmentKey { after_layers: layer.is_none() && rank >= BEFORE_LAYERS, layer, expert, group: rank, id }
 }
 
+/// No name twice, and no segment id that is another tensor's name: in a coded pack both name tensors of one file.
 fn check_unique(placed: &[Placed]) -> Result<(), PlanError> {
-    let mut names: Vec<&str> = placed.iter().map(|p| p.tensor.name.as_str()).collect();
-    names.sort_unstable();
-    match names.windows(2).find(|pair| pair[0] == pair[1]) {
+    let names: HashSet<&str> = placed.iter().map(|p| p.tensor.name.as_str()).collect();
+    if names.len() < placed.len() {
+        let mut seen = HashSet::new();
+        let twice = placed.iter().find(|p| !seen.insert(p.tensor.name.as_str()));
+        return Err(PlanError::DuplicateName {
+            name: twice.map_or_else(String::new, |p| p.tensor.name.clone()),
+        });
+    }
+    match placed.iter().find(|p| names.contains(p.segment.id.as_str())) {
         None => Ok(()),
-        Some(pair) => Err(PlanError::DuplicateName { name: pair[0].to_owned() }),
+        Some(p) => Err(PlanError::ReservedName { name: p.segment.id.clone() }),
+    }
+}
+
+/// A stock reader refuses longer headers.
+fn check_headers(packs: &[PlannedPack]) -> Result<(), PlanError> {
+    match packs.iter().find(|p| p.data_offset > MAX_HEADER_BYTES) {
+        None => Ok(()),
+        Some(p) => Err(PlanError::HeaderTooLong { path: p.path.clone(), length: p.data_offset }),
     }
 }
 

@@ -1,7 +1,19 @@
-//! Reads packs on demand. For now: checked, decoded bytes of tensors and segments; the forward pass comes next.
+//! Reads packs on demand and runs the text thinker straight from them. Never writes packs, knows no command lines.
 //!
-//! This crate never writes packs and knows nothing of command lines.
+//! * [`WeightSource`]: checked, decoded bytes of tensors and segments.
+//! * [`ops`]: the operations that the model is written in, and who computes them.
+//! * [`memory`]: the budget, and the cache of experts.
+//! * [`thinker`]: the forward pass.
 
+mod error;
+mod kernels;
+pub mod memory;
+mod observer;
+pub mod ops;
+pub mod thinker;
 mod weights;
 
+pub use error::RunError;
+pub use kernels::Kernels;
+pub use observer::{Observer, Routing, Unobserved};
 pub use weights::{WeightReader, WeightSource};

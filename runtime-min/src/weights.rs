@@ -1,10 +1,12 @@
-//! The bytes of tensors and segments, decoded, from an open pack.
+//! The bytes of tensors and segments, decoded and checked, from an open pack.
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use segpack_formats::io::{InputFile, Stop};
+use segpack_formats::codec::Codec;
+use segpack_formats::digest::Blake3Hasher;
+use segpack_formats::io::{InputFile, READ_BYTES, Stop};
 use segpack_formats::pack::{SegmentReader, Unpacker};
 use segpack_formats::{FormatError, Result};
 use segpack_manifests::Pack;
@@ -56,6 +58,18 @@ impl<'a> WeightSource<'a> {
         files.insert(path.to_owned(), Arc::clone(&file));
         Ok(file)
     }
+
+    /// The segment that holds a tensor.
+    ///
+    /// # Errors
+    /// `Malformed` where the manifest does not list it.
+    pub fn segment_of(&self, tensor: &TensorEntry) -> Result<&'a SegmentEntry> {
+        self.pack.segment(&tensor.segment).ok_or_else(|| {
+            let what =
+                format!("tensor {:?} is in segment {:?}, which is not listed", tensor.name, tensor.segment);
+            FormatError::malformed(self.pack.folder(), what)
+        })
+    }
 }
 
 impl WeightReader<'_> {
@@ -85,12 +99,61 @@ impl WeightReader<'_> {
         stop: &Stop,
         take: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        let pack = self.source.pack;
-        let Some(segment) = pack.segment(&tensor.segment) else {
-            let what =
-                format!("tensor {:?} is in segment {:?}, which is not listed", tensor.name, tensor.segment);
-            return Err(FormatError::malformed(pack.folder(), what).into());
-        };
+        let segment = self.source.segment_of(tensor)?;
         self.read_segment(segment, tensor.offset + range.start..tensor.offset + range.end, stop, take)
+    }
+
+    /// Loads a whole segment, decoded, into `to`, which is cleared and reused. With `check`, the BLAKE3 of the
+    /// stored bytes is compared first.
+    ///
+    /// # Errors
+    /// `Malformed` with the pack's path, the segment and both digests where they differ; otherwise as
+    /// [`read_segment`](Self::read_segment).
+    pub fn load_segment(
+        &mut self,
+        segment: &SegmentEntry,
+        check: bool,
+        to: &mut Vec<u8>,
+        stop: &Stop,
+    ) -> Result<()> {
+        let file = self.source.open(&segment.pack)?;
+        let length = usize::try_from(segment.raw_length).map_err(|_| {
+            FormatError::malformed(file.path(), format!("segment {:?} is too long", segment.id))
+        })?;
+        let mut blake3 = Blake3Hasher::default();
+        to.clear();
+        to.resize(length, 0);
+        if segment.codec == Codec::Raw {
+            for (i, piece) in to.chunks_mut(READ_BYTES).enumerate() {
+                stop.check()?;
+                file.read_at(piece, segment.offset + (i * READ_BYTES) as u64)?;
+                if check {
+                    blake3.update(piece);
+                }
+            }
+        } else {
+            if check {
+                let range = segment.offset..segment.offset + segment.stored_length;
+                file.for_each_piece(range, &mut vec![0; READ_BYTES], stop, |piece| {
+                    blake3.update(piece);
+                    Ok::<_, FormatError>(())
+                })?;
+            }
+            let mut at = 0;
+            self.read_segment(segment, 0..segment.raw_length, stop, |piece| {
+                to[at..at + piece.len()].copy_from_slice(piece);
+                at += piece.len();
+                Ok::<_, FormatError>(())
+            })?;
+        }
+        let seen = blake3.finish();
+        if check && seen != segment.blake3 {
+            let what = format!(
+                "segment {:?} at byte {} is damaged: BLAKE3 {seen}, wanted {}; `segpack verify` says more",
+                segment.id, segment.offset, segment.blake3
+            );
+            return Err(FormatError::malformed(file.path(), what));
+        }
+        Ok(())
     }
 }

@@ -77,10 +77,14 @@ pub(super) fn short_check(parts: &[&[u8]]) -> [u8; 8] {
     check
 }
 
+/// Number of chunks of a tensor of this many bytes.
+pub fn chunk_count(tensor_bytes: u64) -> u64 {
+    tensor_bytes.div_ceil(RAW_CHUNK_BYTES)
+}
+
 /// Raw lengths of the chunks of a tensor of this many bytes.
 pub fn chunk_lengths(tensor_bytes: u64) -> impl Iterator<Item = u64> {
-    (0..tensor_bytes.div_ceil(RAW_CHUNK_BYTES))
-        .map(move |i| RAW_CHUNK_BYTES.min(tensor_bytes - i * RAW_CHUNK_BYTES))
+    (0..chunk_count(tensor_bytes)).map(move |i| RAW_CHUNK_BYTES.min(tensor_bytes - i * RAW_CHUNK_BYTES))
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -108,8 +112,14 @@ impl ChunkTable {
                 &prefix[..8]
             )));
         }
+        let shared = u32_at(prefix, 12);
+        if shared != 0 {
+            return Err(FormatError::coded(format!(
+                "has {shared} bytes of shared tables; this codec has none"
+            )));
+        }
         let table = u64::from(u32_at(prefix, 8)) * TABLE_ENTRY_BYTES;
-        let end = PREFIX_BYTES + table + u64::from(u32_at(prefix, 12));
+        let end = PREFIX_BYTES + table;
         if end > stored_length {
             return Err(FormatError::coded(format!(
                 "{} chunks need a table that ends at byte {end}, after the segment's {stored_length} bytes",
@@ -127,12 +137,6 @@ impl ChunkTable {
         let end = Self::parse_prefix(head, stored_length)?;
         if head.len() as u64 != end {
             return Err(FormatError::coded(format!("head has {} bytes, wanted {end}", head.len())));
-        }
-        let shared = u32_at(head, 12);
-        if shared != 0 {
-            return Err(FormatError::coded(format!(
-                "has {shared} bytes of shared tables; this codec has none"
-            )));
         }
         if short_check(&[&head[..24], &head[32..]]) != head[24..32] {
             return Err(FormatError::coded("chunk table is damaged: its check does not match"));

@@ -3,7 +3,7 @@
 //! It is a function of what the manifest says, so `verify` derives it again and compares it byte for byte.
 
 use super::{ALIGNMENT, SegmentSpec, StoredSegment};
-use crate::codec::{Codec, PREFIX_BYTES, TABLE_ENTRY_BYTES, chunk_lengths};
+use crate::codec::{Codec, PREFIX_BYTES, TABLE_ENTRY_BYTES, chunk_count};
 
 /// `__metadata__` of every pack; transformers wants to see `format`.
 const METADATA: &str = r#""__metadata__":{"format":"pt","segpack":"1"}"#;
@@ -61,8 +61,10 @@ pub fn data_start(segments: &[SegmentSpec], codec: Codec) -> u64 {
 
 /// No coded segment is longer: one that does not shrink is stored raw.
 fn most_stored(segment: &SegmentSpec) -> u64 {
-    let chunks: u64 = segment.tensors.iter().map(|t| chunk_lengths(t.length).count() as u64).sum();
-    (segment.raw_length() + PREFIX_BYTES + chunks * TABLE_ENTRY_BYTES).next_multiple_of(ALIGNMENT)
+    let chunks = segment.tensors.iter().map(|t| chunk_count(t.length)).fold(0, u64::saturating_add);
+    let table = chunks.saturating_mul(TABLE_ENTRY_BYTES).saturating_add(PREFIX_BYTES);
+    let length = segment.raw_length().saturating_add(table);
+    length.checked_next_multiple_of(ALIGNMENT).unwrap_or(u64::MAX)
 }
 
 fn longest_entry(segment: &SegmentSpec, most: u64) -> usize {

@@ -5,7 +5,9 @@ use std::path::Path;
 
 use super::header::{coded_header, data_start, raw_header};
 use super::{ALIGNMENT, SegmentSpec, StoredSegment, TensorSpec, WrittenPack};
-use crate::codec::{ChunkEncoder, ChunkTable, Codec, Coding, PREFIX_BYTES, TABLE_ENTRY_BYTES, chunk_lengths};
+use crate::codec::{
+    ChunkEncoder, ChunkTable, Codec, Coding, PREFIX_BYTES, TABLE_ENTRY_BYTES, chunk_count, chunk_lengths,
+};
 use crate::digest::{Blake3Hasher, Sha256, Sha256Hasher};
 use crate::io::{InputFile, READ_BYTES, Stop, write_all_at};
 use crate::{FormatError, Result};
@@ -170,7 +172,7 @@ fn write_coded_segment(
     source: &mut dyn TensorSource,
     stop: &Stop,
 ) -> Result<(u64, Vec<Sha256>)> {
-    let chunks: u64 = segment.tensors.iter().map(|t| chunk_lengths(t.length).count() as u64).sum();
+    let chunks: u64 = segment.tensors.iter().map(|t| chunk_count(t.length)).sum();
     let mut table = ChunkTable { chunks: Vec::new(), raw_length: 0 };
     let mut stored = PREFIX_BYTES + chunks * TABLE_ENTRY_BYTES;
     let mut digests = Vec::new();

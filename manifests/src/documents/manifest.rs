@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{FormatVersion, LeftOut, Provenance};
 use crate::families::{Family, TextFacts};
 use crate::names::{Component, Role};
+use crate::pack_folder::{PARTIAL, SHARD_HEADERS};
 
 /// Why a manifest cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -367,6 +368,16 @@ impl Manifest {
         for path in self.files().iter().map(|f| f.0).chain(named) {
             check_relative_path(path).map_err(|why| ManifestError(format!("path {path:?}: {why}")))?;
         }
+        let mut sources = HashSet::new();
+        for file in &self.source_files {
+            let top = file.path.split('/').next();
+            if top == Some(PARTIAL) || top == Some(SHARD_HEADERS) {
+                return wrong(format!("source path {:?} begins with a reserved name", file.path));
+            }
+            if !sources.insert(file.path.as_str()) {
+                return wrong(format!("source path {:?} is listed twice", file.path));
+            }
+        }
         for (path, ..) in self.files() {
             if !path.starts_with("packs/") && !path.starts_with("source/") {
                 return wrong(format!("path {path:?} is neither in packs/ nor in source/"));
@@ -444,7 +455,9 @@ impl Manifest {
                         t.name, t.length, t.offset, t.source.length
                     ));
                 }
-                offset = offset.saturating_add(bytes);
+                offset = offset
+                    .checked_add(bytes)
+                    .ok_or_else(|| ManifestError(format!("tensor {:?} overflows 64 bits", t.name)))?;
             }
             if offset != segment.raw_length {
                 return wrong(format!(
@@ -453,6 +466,9 @@ impl Manifest {
                 ));
             }
             at += tensors.len();
+        }
+        if let Some(segment) = self.segments.iter().find(|s| names.contains(s.id.as_str())) {
+            return wrong(format!("segment {:?} has the name of a tensor", segment.id));
         }
         if let Some(t) = self.tensors.get(at) {
             return wrong(format!(
@@ -463,31 +479,23 @@ impl Manifest {
         self.check_sources()
     }
 
+    /// The ranges of each shard, after its header, neither overlap nor leave it, and with what was excluded fill it.
     fn check_sources(&self) -> Result<(), ManifestError> {
         let shards = self.source_files.iter().filter(|f| f.kind == SourceFileKind::Shard);
-        let mut held: HashMap<&str, (u64, &SourceFile)> = shards.map(|f| (f.path.as_str(), (0, f))).collect();
+        let mut ranges: HashMap<&str, (&SourceFile, Vec<&TensorEntry>)> =
+            shards.map(|f| (f.path.as_str(), (f, Vec::new()))).collect();
         for t in &self.tensors {
-            let Some((sum, shard)) = held.get_mut(t.source.file.as_str()) else {
-                return wrong(format!(
-                    "tensor {:?} comes from {:?}, which is not listed",
-                    t.name, t.source.file
-                ));
-            };
-            if t.source.offset.checked_add(t.source.length).is_none_or(|end| end > shard.length) {
-                return wrong(format!("tensor {:?} lies outside its source {:?}", t.name, t.source.file));
-            }
-            *sum = sum.saturating_add(t.source.length);
-        }
-        for (sum, shard) in held.values() {
-            let all = sum.saturating_add(shard.stored_length).saturating_add(shard.excluded_bytes);
-            if all != shard.length {
-                return wrong(format!(
-                    "shard {:?}: {all} bytes are accounted for, of {}",
-                    shard.path, shard.length
-                ));
+            match ranges.get_mut(t.source.file.as_str()) {
+                Some((_, tensors)) => tensors.push(t),
+                None => {
+                    return wrong(format!(
+                        "tensor {:?} comes from {:?}, which is not listed",
+                        t.name, t.source.file
+                    ));
+                }
             }
         }
-        Ok(())
+        ranges.into_values().try_for_each(|(shard, tensors)| check_shard(shard, tensors))
     }
 
     fn check_counts(&self) -> Result<(), ManifestError> {
@@ -512,6 +520,25 @@ impl Manifest {
             experts: experts.len() as u64,
         }
     }
+}
+
+fn check_shard(shard: &SourceFile, mut tensors: Vec<&TensorEntry>) -> Result<(), ManifestError> {
+    tensors.sort_by_key(|t| (t.source.offset, t.source.length));
+    let (mut at, mut packed) = (shard.stored_length, 0_u64);
+    for t in tensors {
+        if t.source.offset < at {
+            return wrong(format!("tensor {:?} overlaps what comes before it in {:?}", t.name, shard.path));
+        }
+        at = t.source.offset.checked_add(t.source.length).filter(|end| *end <= shard.length).ok_or_else(
+            || ManifestError(format!("tensor {:?} lies outside its source {:?}", t.name, shard.path)),
+        )?;
+        packed += t.source.length; // no overlap, so at most the shard's length
+    }
+    let all = packed.saturating_add(shard.stored_length).saturating_add(shard.excluded_bytes);
+    if all != shard.length {
+        return wrong(format!("shard {:?}: {all} bytes are accounted for, of {}", shard.path, shard.length));
+    }
+    Ok(())
 }
 
 fn wrong<T>(what: impl Into<String>) -> Result<T, ManifestError> {

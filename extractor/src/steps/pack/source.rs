@@ -43,11 +43,13 @@ impl TensorSource for ShardSource<'_> {
         })?;
         let warn =
             |kind, seen: &str| Finding::new(kind).tensor(&tensor.name).file(&tensor.source.file).seen(seen);
-        if values.is_all_zero() {
-            self.warnings.push(warn(FindingKind::AllZero, "every value is zero"));
-        }
-        if !values.is_finite() {
-            self.warnings.push(warn(FindingKind::NotFinite, "holds infinities or NaN"));
+        let zero = values.is_all_zero().then(|| warn(FindingKind::AllZero, "every value is zero"));
+        let wild = (!values.is_finite()).then(|| warn(FindingKind::NotFinite, "holds infinities or NaN"));
+        for warning in zero.into_iter().chain(wild) {
+            // a segment that does not shrink is read twice
+            if !self.warnings.contains(&warning) {
+                self.warnings.push(warning);
+            }
         }
         Ok(())
     }

@@ -27,6 +27,7 @@ use crate::steps::workers::run_tasks;
 pub struct Done {
     packs: BTreeMap<String, (WrittenPack, Vec<Finding>)>,
     shards: BTreeMap<String, Sha256>,
+    /// By their place in the pack folder.
     files: BTreeMap<String, Sha256>,
 }
 
@@ -152,7 +153,7 @@ impl Work<'_> {
             Task::File(file) => {
                 let sha256 = self.copy_file(file, buffer, publisher)?;
                 compare_with_hub(&file.path, file.hub_sha256, sha256)?;
-                lock(done).files.insert(file.path.clone(), sha256);
+                lock(done).files.insert(stored_file(&file.path), sha256);
                 Ok(())
             }
         }
@@ -285,13 +286,14 @@ impl Work<'_> {
             })
         };
         let file = |f: &SideFile| {
-            let sha256 = *done.files.get(&f.path).ok_or_else(|| unfinished(&f.path))?;
+            let stored_as = stored_file(&f.path);
+            let sha256 = *done.files.get(&stored_as).ok_or_else(|| unfinished(&f.path))?;
             Ok(SourceFile {
                 path: f.path.clone(),
                 kind: SourceFileKind::File,
                 length: f.length,
                 sha256: Some(sha256),
-                stored_as: stored_file(&f.path),
+                stored_as,
                 stored_length: f.length,
                 stored_sha256: sha256,
                 excluded_bytes: 0,

@@ -79,7 +79,9 @@ fn places(inventory: &Inventory) -> BTreeMap<String, Place> {
         let slices = inventory.family.and_then(|f| f.unstack(&t.name, &t.shape, t.dtype.bitsize() as u64));
         match slices.and_then(Result::ok) {
             Some(slices) => {
-                slices.into_iter().for_each(|s| add(s.name, s.shape, t.offset + s.offset, s.length))
+                for s in slices {
+                    add(s.name, s.shape, t.offset + s.offset, s.length);
+                }
             }
             None => add(t.name.clone(), t.shape.clone(), t.offset, t.length),
         }

@@ -1,0 +1,41 @@
+//! Why a model cannot be run.
+
+use segpack_formats::FormatError;
+
+/// Why a model cannot be run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The pack cannot be read, or is damaged.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// The pack does not hold what this model needs.
+    #[error("the pack cannot be run: {0}")]
+    Unsuitable(String),
+    /// The memory budget is too small.
+    #[error("{memory} bytes of memory are too little for this model and prompt; {least} bytes work")]
+    Memory {
+        /// The budget.
+        memory: u64,
+        /// The least that works.
+        least: u64,
+    },
+    /// A token id that the embedding does not have.
+    #[error(
+        "token id {id} is not in the embedding, which has {rows} rows: is this the model's own tokenizer?"
+    )]
+    TokenId {
+        /// The id.
+        id: u32,
+        /// Rows of the embedding.
+        rows: u64,
+    },
+    /// The prompt and the tokens to generate are more than was reserved.
+    #[error("{wanted} positions are needed, {reserved} were reserved")]
+    TooLong {
+        /// Positions needed.
+        wanted: usize,
+        /// Positions reserved.
+        reserved: usize,
+    },
+}

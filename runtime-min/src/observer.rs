@@ -1,0 +1,36 @@
+//! What a forward pass shows of itself, for traces and comparisons.
+
+/// Hears of intermediate results, all f32 and row-major, one row per token. Every method does nothing by default.
+pub trait Observer {
+    /// `[tokens, hidden]` after the embedding lookup.
+    fn embed(&mut self, _: &[f32]) {}
+    /// `[tokens, hidden]` after o_proj, before the residual add.
+    fn attention(&mut self, _layer: usize, _: &[f32]) {}
+    /// `[tokens, hidden]` of the experts or the dense MLP, before the residual add.
+    fn mlp(&mut self, _layer: usize, _: &[f32]) {}
+    /// `[tokens, hidden]` after the layer.
+    fn hidden(&mut self, _layer: usize, _: &[f32]) {}
+    /// The router of a layer with experts.
+    fn router(&mut self, _layer: usize, _: &Routing) {}
+    /// `[tokens, hidden]` after the final norm.
+    fn norm(&mut self, _: &[f32]) {}
+}
+
+/// Nobody looks.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Unobserved;
+
+impl Observer for Unobserved {}
+
+/// Which experts the tokens of a forward pass go to.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Routing {
+    /// `[tokens, experts]`, before the softmax.
+    pub logits: Vec<f32>,
+    /// `[tokens, experts]`, softmax over all experts in f32.
+    pub probabilities: Vec<f32>,
+    /// `[tokens, experts_per_token]`, best first, the lower id on ties.
+    pub ids: Vec<u32>,
+    /// `[tokens, experts_per_token]`, what multiplies each expert's output.
+    pub weights: Vec<f32>,
+}

@@ -1,0 +1,192 @@
+//! The operations that a model is written in. A device implements them; the model code is written once.
+//!
+//! Activations are f32, row-major, one row per token. Under [`Compute::Bf16`] every operation rounds its result to
+//! bf16 where the official bf16 code does, and the values stay in f32 variables.
+
+mod cpu;
+mod scalar;
+
+use segpack_formats::safetensors::Dtype;
+
+pub use cpu::CpuOps;
+pub use scalar::ScalarOps;
+
+/// In which precision activations are computed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Compute {
+    /// f32 throughout: the strict oracle.
+    #[default]
+    F32,
+    /// Rounded to bf16 wherever the official bf16 code rounds.
+    Bf16,
+}
+
+impl Compute {
+    /// Rounds one value to the precision of the activations.
+    #[inline]
+    pub fn round(self, x: f32) -> f32 {
+        match self {
+            Self::F32 => x,
+            Self::Bf16 => round_to_bf16(x),
+        }
+    }
+
+    /// Rounds every value.
+    pub fn round_all(self, values: &mut [f32]) {
+        if self == Self::Bf16 {
+            values.iter_mut().for_each(|x| *x = round_to_bf16(*x));
+        }
+    }
+}
+
+/// Rounds to the nearest bf16, ties to even; NaN stays NaN.
+#[inline]
+pub fn round_to_bf16(x: f32) -> f32 {
+    if x.is_nan() {
+        return x;
+    }
+    let bits = x.to_bits();
+    f32::from_bits(bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000)
+}
+
+/// A weight matrix `[rows, columns]` (PyTorch's `[out, in]`) as its little-endian bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrix<'a> {
+    /// BF16, F16 or F32.
+    pub dtype: Dtype,
+    /// Exactly rows × columns values.
+    pub bytes: &'a [u8],
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub columns: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// The bytes of one row.
+    pub fn row(&self, row: usize) -> &'a [u8] {
+        let length = self.bytes.len() / self.rows.max(1);
+        &self.bytes[row * length..(row + 1) * length]
+    }
+}
+
+/// Widens little-endian weights to f32: exact for BF16, F16 and F32.
+pub fn widen(dtype: Dtype, bytes: &[u8], to: &mut [f32]) {
+    match dtype {
+        Dtype::BF16 => bytes.as_chunks::<2>().0.iter().zip(to).for_each(|(b, x)| *x = bf16(*b)),
+        Dtype::F16 => {
+            bytes
+                .as_chunks::<2>()
+                .0
+                .iter()
+                .zip(to)
+                .for_each(|(b, x)| *x = half::f16::from_le_bytes(*b).to_f32());
+        }
+        // the loader lets no other dtype through
+        _ => bytes.as_chunks::<4>().0.iter().zip(to).for_each(|(b, x)| *x = f32::from_le_bytes(*b)),
+    }
+}
+
+/// A bf16 value is the upper half of an f32.
+#[inline]
+pub(crate) fn bf16(bytes: [u8; 2]) -> f32 {
+    f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)
+}
+
+/// The heads of an attention layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads.
+    pub query: usize,
+    /// Key and value heads; query head h reads number h / (query / key_value).
+    pub key_value: usize,
+    /// Width of a head.
+    pub width: usize,
+}
+
+/// What a device computes.
+pub trait Ops: Send + Sync {
+    /// The precision of the results.
+    fn compute(&self) -> Compute;
+
+    /// `out[t] = x[t] · Wᵀ + bias`: f32 accumulation, the bias added before the one rounding. `x` is `[tokens, columns]`,
+    /// `out` `[tokens, rows]`.
+    fn linear(&self, x: &[f32], weight: Matrix<'_>, bias: Option<&[f32]>, out: &mut [f32]);
+
+    /// Causal attention of the last `tokens` positions over all cached ones. `q` is `[tokens, query × width]`, `keys` and
+    /// `values` are `[positions, key_value × width]`, `out` is like `q`. Scale is `width^-0.5`.
+    fn attention(&self, q: &[f32], keys: &[f32], values: &[f32], heads: Heads, out: &mut [f32]);
+
+    /// RMS norm of every row: `w · round(x · rsqrt(mean(x²) + eps))`, rounded. The cast comes before the weight
+    /// (modeling_qwen3_omni_moe.py, `Qwen3OmniMoeThinkerTextRMSNorm`).
+    fn rms_norm(&self, x: &mut [f32], weight: &[f32], eps: f32) {
+        scalar::rms_norm(self.compute(), x, weight, eps);
+    }
+
+    /// Rotates every head of every row, halves paired (j, j + width/2): `round(x·cos) + round(rotate_half(x)·sin)`,
+    /// rounded. `cos` and `sin` are `[tokens, width / 2]`.
+    fn rope(&self, x: &mut [f32], cos: &[f32], sin: &[f32], width: usize) {
+        scalar::rope(self.compute(), x, cos, sin, width);
+    }
+
+    /// `gate = round(round(silu(gate)) · up)`.
+    fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
+        scalar::silu_mul(self.compute(), gate, up);
+    }
+
+    /// `to = round(to + round(x · factor))`.
+    fn add_scaled(&self, to: &mut [f32], x: &[f32], factor: f32) {
+        let compute = self.compute();
+        to.iter_mut().zip(x).for_each(|(to, x)| *to = compute.round(*to + compute.round(x * factor)));
+    }
+
+    /// `to = round(to + x)`.
+    fn add(&self, to: &mut [f32], x: &[f32]) {
+        let compute = self.compute();
+        to.iter_mut().zip(x).for_each(|(to, x)| *to = compute.round(*to + x));
+    }
+}
+
+/// Softmax in f32, in place.
+pub fn softmax(row: &mut [f32]) {
+    let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0.0;
+    for x in row.iter_mut() {
+        *x = (*x - most).exp();
+        sum += *x;
+    }
+    row.iter_mut().for_each(|x| *x /= sum);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bf16_rounds_to_nearest_even() {
+        let cases = [
+            (1.0, 1.0),
+            (1.0 + 1.0 / 256.0, 1.0),       // halfway, down to even
+            (1.0 + 3.0 / 256.0, 1.015_625), // halfway, up to even
+            (-1.004, -1.007_812_5),
+            (f32::INFINITY, f32::INFINITY),
+            (f32::MAX, f32::INFINITY),
+            (0.0, 0.0),
+        ];
+        for (x, wanted) in cases {
+            assert_eq!(round_to_bf16(x), wanted, "{x}");
+        }
+        assert!(round_to_bf16(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn weights_widen_exactly() {
+        let mut to = [0.0; 2];
+        widen(Dtype::BF16, &[0x80, 0x3f, 0x00, 0xc0], &mut to);
+        assert_eq!(to, [1.0, -2.0]);
+        widen(Dtype::F16, &[0x00, 0x3c, 0x01, 0x00], &mut to);
+        assert_eq!(to, [1.0, 5.960_464_5e-8]);
+        widen(Dtype::F32, &[0, 0, 128, 63, 0, 0, 0, 192], &mut to);
+        assert_eq!(to, [1.0, -2.0]);
+    }
+}

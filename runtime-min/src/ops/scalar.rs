@@ -1,0 +1,114 @@
+//! Every operation in plain loops: what the others are tested against.
+
+use super::{Compute, Heads, Matrix, Ops, softmax, widen};
+
+/// The reference implementation: one thread, no instruction-set extensions, no blocking.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ScalarOps {
+    /// The precision of the results.
+    pub compute: Compute,
+}
+
+impl Ops for ScalarOps {
+    fn compute(&self) -> Compute {
+        self.compute
+    }
+
+    fn linear(&self, x: &[f32], weight: Matrix<'_>, bias: Option<&[f32]>, out: &mut [f32]) {
+        let mut row = vec![0.0; weight.columns];
+        for n in 0..weight.rows {
+            widen(weight.dtype, weight.row(n), &mut row);
+            for (x, out) in x.chunks_exact(weight.columns).zip(out.chunks_exact_mut(weight.rows)) {
+                let sum: f32 = x.iter().zip(&row).map(|(x, w)| x * w).sum();
+                out[n] = self.compute.round(sum + bias.map_or(0.0, |b| b[n]));
+            }
+        }
+    }
+
+    fn attention(&self, q: &[f32], keys: &[f32], values: &[f32], heads: Heads, out: &mut [f32]) {
+        let (tokens, positions) = rows(q, keys, heads);
+        for t in 0..tokens {
+            for h in 0..heads.query {
+                let at = (t * heads.query + h) * heads.width;
+                let seen = positions - tokens + t + 1;
+                let (q, out) = (&q[at..at + heads.width], &mut out[at..at + heads.width]);
+                attend(self.compute, q, keys, values, heads, h, seen, out);
+            }
+        }
+    }
+}
+
+/// Tokens in `q`, positions in `keys`.
+pub(super) fn rows(q: &[f32], keys: &[f32], heads: Heads) -> (usize, usize) {
+    (q.len() / (heads.query * heads.width), keys.len() / (heads.key_value * heads.width))
+}
+
+/// One query head of one token over the first `seen` positions, as the eager code does it: rounded scores, softmax in
+/// f32, rounded probabilities, rounded sum.
+#[expect(clippy::too_many_arguments, reason = "the operands of one formula")]
+pub(super) fn attend(
+    compute: Compute,
+    q: &[f32],
+    keys: &[f32],
+    values: &[f32],
+    heads: Heads,
+    head: usize,
+    seen: usize,
+    out: &mut [f32],
+) {
+    let kv = head / (heads.query / heads.key_value);
+    let stride = heads.key_value * heads.width;
+    #[expect(clippy::cast_precision_loss, reason = "a head is narrow")]
+    let scale = (heads.width as f64).powf(-0.5);
+    #[expect(clippy::cast_possible_truncation, reason = "the scale is applied in f32")]
+    let scale = scale as f32;
+    let row = |all: &'_ [f32], t: usize| -> std::ops::Range<usize> {
+        debug_assert!((t + 1) * stride <= all.len());
+        t * stride + kv * heads.width..t * stride + (kv + 1) * heads.width
+    };
+    let score = |t: usize| {
+        let dot: f32 = q.iter().zip(&keys[row(keys, t)]).map(|(q, k)| q * k).sum();
+        compute.round(compute.round(dot) * scale)
+    };
+    let mut scores: Vec<f32> = (0..seen).map(score).collect();
+    softmax(&mut scores);
+    compute.round_all(&mut scores);
+    out.fill(0.0);
+    for (t, p) in scores.iter().enumerate() {
+        out.iter_mut().zip(&values[row(values, t)]).for_each(|(o, v)| *o += p * v);
+    }
+    compute.round_all(out);
+}
+
+pub(super) fn rms_norm(compute: Compute, x: &mut [f32], weight: &[f32], eps: f32) {
+    for row in x.chunks_exact_mut(weight.len()) {
+        #[expect(clippy::cast_precision_loss, reason = "rows are short")]
+        let mean = row.iter().map(|x| x * x).sum::<f32>() / row.len() as f32;
+        let factor = 1.0 / (mean + eps).sqrt();
+        row.iter_mut().zip(weight).for_each(|(x, w)| *x = compute.round(w * compute.round(*x * factor)));
+    }
+}
+
+pub(super) fn rope(compute: Compute, x: &mut [f32], cos: &[f32], sin: &[f32], width: usize) {
+    let half = width / 2;
+    let tokens = cos.len() / half.max(1);
+    let per_token = x.len() / tokens.max(1);
+    for (t, row) in x.chunks_exact_mut(per_token.max(1)).enumerate() {
+        let (cos, sin) = (&cos[t * half..(t + 1) * half], &sin[t * half..(t + 1) * half]);
+        for head in row.chunks_exact_mut(width) {
+            let (first, second) = head.split_at_mut(half);
+            for j in 0..half {
+                let (a, b) = (first[j], second[j]);
+                first[j] = compute.round(compute.round(a * cos[j]) + compute.round(-b * sin[j]));
+                second[j] = compute.round(compute.round(b * cos[j]) + compute.round(a * sin[j]));
+            }
+        }
+    }
+}
+
+pub(super) fn silu_mul(compute: Compute, gate: &mut [f32], up: &[f32]) {
+    for (g, u) in gate.iter_mut().zip(up) {
+        let silu = compute.round(*g / (1.0 + (-*g).exp()));
+        *g = compute.round(silu * u);
+    }
+}
