@@ -19,7 +19,7 @@ impl Ops for ScalarOps {
         for n in 0..weight.rows {
             widen(weight.dtype, weight.row(n), &mut row);
             for (x, out) in x.chunks_exact(weight.columns).zip(out.chunks_exact_mut(weight.rows)) {
-                let sum: f32 = x.iter().zip(&row).map(|(x, w)| x * w).sum();
+                let sum = dot(self.compute, x, &row);
                 out[n] = self.compute.round(sum + bias.map_or(0.0, |b| b[n]));
             }
         }
@@ -66,10 +66,7 @@ pub(super) fn attend(
         debug_assert!((t + 1) * stride <= all.len());
         t * stride + kv * heads.width..t * stride + (kv + 1) * heads.width
     };
-    let score = |t: usize| {
-        let dot: f32 = q.iter().zip(&keys[row(keys, t)]).map(|(q, k)| q * k).sum();
-        compute.round(compute.round(dot) * scale)
-    };
+    let score = |t: usize| compute.round(compute.round(dot(compute, q, &keys[row(keys, t)])) * scale);
     let mut scores: Vec<f32> = (0..seen).map(score).collect();
     softmax(&mut scores);
     compute.round_all(&mut scores);
@@ -78,6 +75,21 @@ pub(super) fn attend(
         out.iter_mut().zip(&values[row(values, t)]).for_each(|(o, v)| *o += p * v);
     }
     compute.round_all(out);
+}
+
+/// A dot product in the order of the official code.
+///
+/// Under bf16 that is the order of `vdpbf16ps`, which torch uses on CPUs that have it: of every pair the odd product
+/// first, each added with one rounding (Intel SDM, VDPBF16PS). With it the public bf16 traces come out bit for bit;
+/// other orders round some logits differently. In f32 no order is official.
+pub(super) fn dot(compute: Compute, a: &[f32], b: &[f32]) -> f32 {
+    if compute == Compute::F32 {
+        return a.iter().zip(b).map(|(a, b)| a * b).sum();
+    }
+    let ((a, a_last), (b, b_last)) = (a.as_chunks::<2>(), b.as_chunks::<2>());
+    let pair = |sum: f32, (a, b): (&[f32; 2], &[f32; 2])| a[0].mul_add(b[0], a[1].mul_add(b[1], sum));
+    let sum = a.iter().zip(b).fold(0.0, pair);
+    a_last.iter().zip(b_last).fold(sum, |sum, (a, b)| a.mul_add(*b, sum))
 }
 
 pub(super) fn rms_norm(compute: Compute, x: &mut [f32], weight: &[f32], eps: f32) {
