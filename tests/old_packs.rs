@@ -1,0 +1,80 @@
+//! Packs that earlier versions wrote: every one of them can still be read.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use segpack_formats::digest::Sha256;
+use serde_json::json;
+
+use crate::support::checkpoint::fixtures;
+use crate::support::cli::segpack;
+use crate::support::folders::{contents, copy, temp};
+use crate::support::tiny::{Qwen3Moe, Tensor, Tiny};
+
+/// `vN/{raw,zstd}` are packs of `vN/checkpoint.sha256`'s files, written when that was the newest format.
+fn places() -> Vec<PathBuf> {
+    let all = fs::read_dir(fixtures().join("packs")).into_iter().flatten();
+    let mut places: Vec<PathBuf> = all.map(|e| e.unwrap().path()).collect();
+    places.sort();
+    places
+}
+
+fn digests(folder: &Path) -> String {
+    let files = contents(folder);
+    files.iter().map(|(name, bytes)| format!("{}  {name}\n", Sha256::of(bytes))).collect()
+}
+
+#[test]
+fn packs_of_every_version_are_verified_and_unpacked() {
+    for place in places() {
+        let wanted = fs::read_to_string(place.join("checkpoint.sha256")).unwrap();
+        let folder = temp();
+        for codec in ["raw", "zstd"] {
+            let (pack, back) = (folder.path().join(codec), folder.path().join(format!("{codec}-back")));
+            copy(&place.join(codec), &pack);
+            let report = segpack!["verify", &pack, "--sums", "--json"].ok().json();
+            assert_eq!(report["findings"], json!([]), "{}", place.display());
+            segpack!["unpack", &pack, "-o", &back].ok();
+            assert_eq!(digests(&back), wanted, "{}", place.display());
+            assert!(
+                segpack!["cat", &pack, "model.embed_tokens.weight", "--rows", "7"].ok().stdout
+                    == [1, 0].repeat(16)
+            );
+            assert!(segpack!["ls", &pack, "--json"].ok().text().contains(&format!("\"codec\":\"{codec}\"")));
+        }
+    }
+}
+
+/// What the fixtures are made of: little, but with a dense and a sparse layer and a segment that shrinks.
+fn checkpoint() -> Tiny {
+    let size = Qwen3Moe { layers: 2, experts: 2, hidden: 16, width: 8, shards: 2 };
+    let mut tiny = Tiny::qwen3_moe(size);
+    let rows = 300;
+    tiny.config["vocab_size"] = json!(rows);
+    *tiny.tensor("model.embed_tokens.weight") = Tensor {
+        shape: vec![rows, 16],
+        bytes: [1, 0].repeat(rows as usize * 16),
+        ..Tensor::noise("model.embed_tokens.weight", &[1])
+    };
+    tiny
+}
+
+/// Writes the fixture of a version that has none yet: once, when its format is settled.
+#[test]
+#[ignore = "writes tests/fixtures/packs"]
+fn write_the_fixture_of_this_version() {
+    let place = fixtures().join("packs/v1");
+    assert!(!place.exists(), "a fixture is never written again: it is what was written then");
+    let folder = temp();
+    let checkpoint = checkpoint().write(&folder.path().join("checkpoint"));
+    for codec in ["raw", "zstd"] {
+        let out = folder.path().join(codec);
+        segpack!["pack", &checkpoint, "-o", &out, "--codec", codec, "--no-provenance"].ok();
+        let bytes: usize = contents(&out).values().map(Vec::len).sum();
+        assert!(bytes < 60_000, "{bytes} bytes are too many for a repository");
+    }
+    for codec in ["raw", "zstd"] {
+        copy(&folder.path().join(codec), &place.join(codec));
+    }
+    fs::write(place.join("checkpoint.sha256"), digests(&checkpoint)).unwrap();
+}

@@ -1,0 +1,175 @@
+//! The published schemas: generated from the types, true of real documents, false of bad ones.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use jsonschema::Validator;
+use schemars::{Schema, schema_for};
+use segpack_manifests::documents::{Inventory, Manifest, PackSummary, Plan, UnpackSummary, VerifyReport};
+use serde_json::{Value, json};
+
+use crate::support::cli::segpack;
+use crate::support::damage::{flip, manifest};
+use crate::support::folders::temp;
+use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full};
+
+fn schemas() -> [(&'static str, Schema); 6] {
+    [
+        ("inventory", schema_for!(Inventory)),
+        ("plan", schema_for!(Plan)),
+        ("manifest", schema_for!(Manifest)),
+        ("verify-report", schema_for!(VerifyReport)),
+        ("pack-summary", schema_for!(PackSummary)),
+        ("unpack-summary", schema_for!(UnpackSummary)),
+    ]
+}
+
+fn path_of(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../schemas").join(format!("{name}.schema.json"))
+}
+
+/// What is committed, not what is generated.
+fn validator(name: &str) -> Validator {
+    let schema: Value = serde_json::from_slice(&fs::read(path_of(name)).unwrap()).unwrap();
+    jsonschema::validator_for(&schema).unwrap()
+}
+
+#[track_caller]
+fn assert_valid(validator: &Validator, document: &Value) {
+    let errors: Vec<_> =
+        validator.iter_errors(document).map(|e| format!("{}: {e}", e.instance_path())).take(5).collect();
+    assert!(errors.is_empty(), "{errors:#?}");
+}
+
+#[test]
+fn the_committed_schemas_are_those_of_the_types() {
+    for (name, schema) in schemas() {
+        let wanted = format!("{}\n", serde_json::to_string_pretty(&schema).unwrap());
+        if std::env::var_os("BLESS").is_some() {
+            fs::write(path_of(name), &wanted).unwrap();
+        }
+        let committed = fs::read_to_string(path_of(name)).unwrap_or_default();
+        assert!(committed == wanted, "schemas/{name}.schema.json is out of date: run the tests with BLESS=1");
+        assert!(wanted.contains("\"description\""), "{name} describes nothing");
+    }
+    let committed = fs::read_dir(path_of("x").parent().unwrap()).unwrap().count();
+    assert_eq!(committed, schemas().len(), "schemas/ holds something that is not generated");
+}
+
+#[test]
+fn real_documents_are_valid() {
+    let folder = temp();
+    let stacked = Tiny::qwen3_moe(Qwen3Moe::default()).stacked().write(&folder.path().join("stacked"));
+    let plain = Tiny::text().single();
+    let unaudited = Tiny { config: Value::Null, ..plain.clone() };
+    let unaudited = unaudited.write(&folder.path().join("unaudited")).join("model.safetensors");
+    let download = folder.path().join("download");
+    plain.write_download(&download, "0123456789abcdef0123456789abcdef01234567");
+    for checkpoint in [&tiny_full(), &stacked, &unaudited, &download] {
+        assert_valid(&validator("inventory"), &segpack!["scan", checkpoint, "--json"].ok().json());
+    }
+    let mut broken = Tiny::text();
+    broken.remove("thinker.lm_head.weight");
+    let broken = broken.write(&folder.path().join("broken"));
+    assert_valid(&validator("inventory"), &segpack!["scan", &broken, "--json"].exits(3).json());
+
+    for (number, (checkpoint, options)) in [
+        (&tiny_full(), ["--codec", "raw"]),
+        (&stacked, ["--codec", "zstd"]),
+        (&tiny_full(), ["--exclude", "talker"]),
+        (&download, ["--no-source-digests", "--no-sums"]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let out = folder.path().join(format!("pack-{number}"));
+        let [first, second] = options;
+        let plan = segpack!["pack", checkpoint, "-o", &out, "--dry-run", "--json", first, second].ok();
+        assert_valid(&validator("plan"), &plan.json());
+        let summary = segpack!["pack", checkpoint, "-o", &out, "--json", first, second].ok();
+        assert_valid(&validator("pack-summary"), &summary.json());
+        assert_valid(&validator("manifest"), &manifest(&out));
+        let back = out.with_extension("back");
+        let report = segpack!["unpack", &out, "-o", &back, "--include", "*.json", "--json"].ok();
+        assert_valid(&validator("unpack-summary"), &report.json());
+        for how in ["--quick", "--sums"] {
+            assert_valid(&validator("verify-report"), &segpack!["verify", &out, how, "--json"].ok().json());
+        }
+        flip(&out.join("manifest.json"), -3);
+        let report = segpack!["verify", &out, "--json"].exits(3).json();
+        assert_valid(&validator("verify-report"), &report);
+    }
+}
+
+/// Every change of a good document that must be noticed.
+fn assert_all_bad(name: &str, good: &Value, changes: &[(&str, Value)]) {
+    let validator = validator(name);
+    assert_valid(&validator, good);
+    for key in good.as_object().unwrap().keys() {
+        let mut bad = good.clone();
+        bad.as_object_mut().unwrap().remove(key);
+        let is_optional =
+            ["provenance", "known", "subset", "manifest_sha256", "family"].contains(&key.as_str());
+        assert!(is_optional || !validator.is_valid(&bad), "{name} without {key:?} is valid");
+        bad[key] = json!(-1.5);
+        assert!(!validator.is_valid(&bad), "{name} with a number for {key:?} is valid");
+    }
+    for (pointer, value) in changes {
+        let mut bad = good.clone();
+        *bad.pointer_mut(pointer).unwrap_or_else(|| panic!("{name} has no {pointer}")) = value.clone();
+        assert!(!validator.is_valid(&bad), "{name} with {value} at {pointer} is valid");
+    }
+}
+
+#[test]
+fn bad_documents_are_not_valid() {
+    let folder = temp();
+    let out = folder.path().join("pack");
+    let plan = segpack!["pack", tiny_full(), "-o", &out, "--dry-run", "--json"].ok().json();
+    let summary = segpack!["pack", tiny_full(), "-o", &out, "--json"].ok().json();
+    let digest = "0123456789abcdef".repeat(4);
+    assert_all_bad(
+        "manifest",
+        &manifest(&out),
+        &[
+            ("/format_version", json!("1")),
+            ("/format_version", json!("01.0")),
+            ("/packs/0/sha256", json!(digest.to_uppercase())),
+            ("/packs/0/sha256", json!(digest[1..])),
+            ("/packs/0/length", json!(-1)),
+            ("/packs/0/component", json!("engine")),
+            ("/segments/0/blake3", json!("x")),
+            ("/segments/0/codec", json!("entropy9")),
+            ("/segments/0/layout", json!("tiled")),
+            ("/segments/0/offset", json!("0")),
+            ("/tensors/0/dtype", json!("bf16!")),
+            ("/tensors/0/shape", json!([1.5])),
+            ("/tensors/0/role", json!("ornament")),
+            ("/tensors/0/source", json!(null)),
+            ("/source_files/0/kind", json!("folder")),
+            ("/counts/tensors", json!(null)),
+        ],
+    );
+    assert_all_bad("plan", &plan, &[("/packs/0/segments/0/id", json!(7)), ("/codec", json!("zip"))]);
+    assert_all_bad("pack-summary", &summary, &[("/manifest_sha256", json!("0")), ("/packs", json!(-1))]);
+    let inventory = segpack!["scan", tiny_full(), "--json"].ok().json();
+    assert_all_bad(
+        "inventory",
+        &inventory,
+        &[
+            ("/tensors/0/role", json!("ornament")),
+            ("/counts/parameters", json!("many")),
+            ("/family", json!("mamba")),
+        ],
+    );
+    flip(&out.join("packs/code2wav.safetensors"), 3);
+    let report = segpack!["verify", &out, "--json"].exits(3).json();
+    assert_all_bad(
+        "verify-report",
+        &report,
+        &[("/findings/0/kind", json!("mood")), ("/findings/0/bytes", json!([1])), ("/mode", json!("lazy"))],
+    );
+    let back = folder.path().join("back");
+    let unpacked = segpack!["unpack", &out, "-o", &back, "--include", "*.json", "--json"].ok().json();
+    assert_all_bad("unpack-summary", &unpacked, &[("/files", json!(1.5)), ("/not_restored", json!({}))]);
+}

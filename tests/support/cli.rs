@@ -1,0 +1,109 @@
+//! Runs the program as a user would, and looks at everything that it leaves behind.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// What came of a run.
+pub struct Run {
+    command: String,
+    pub status: Option<i32>,
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+}
+
+/// Runs `segpack` with arguments of any string or path type.
+macro_rules! segpack {
+    ($($argument:expr),* $(,)?) => {
+        $crate::support::cli::run(&[$(std::ffi::OsString::from(&$argument)),*])
+    };
+}
+pub(crate) use segpack;
+
+/// The program, with nothing of the tester's environment that it looks at.
+pub fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_segpack"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|n| n.starts_with("HF_") || n.starts_with("HUGGINGFACE_")) {
+            command.env_remove(name);
+        }
+    }
+    let none = std::env::temp_dir().join("segpack-tests-have-no-home");
+    command.env("HOME", none).env_remove("XDG_CACHE_HOME").env_remove("NO_COLOR").env_remove("COLUMNS");
+    command.env_remove("CLICOLOR_FORCE").env("RUST_BACKTRACE", "0").stdin(Stdio::null());
+    command
+}
+
+pub fn run(arguments: &[OsString]) -> Run {
+    let mut command = program();
+    command.args(arguments);
+    Run::of(&mut command)
+}
+
+impl Run {
+    pub fn of(command: &mut Command) -> Self {
+        let output = command.output().expect("start the program");
+        let arguments: Vec<_> = command.get_args().map(OsStr::to_string_lossy).collect();
+        Self::from_output(arguments.join(" "), output)
+    }
+
+    pub fn from_output(command: String, output: Output) -> Self {
+        let run = Self {
+            command,
+            status: output.status.code(),
+            stdout: output.stdout,
+            stderr: String::from_utf8(output.stderr).expect("stderr is UTF-8"),
+        };
+        assert!(!run.stderr.contains("panicked at"), "{run}");
+        run
+    }
+
+    /// Asserts that it went well.
+    #[track_caller]
+    pub fn ok(self) -> Self {
+        self.exits(0)
+    }
+
+    #[track_caller]
+    pub fn exits(self, status: i32) -> Self {
+        assert_eq!(self.status, Some(status), "{self}");
+        self
+    }
+
+    /// Asserts that stderr says all of this.
+    #[track_caller]
+    pub fn says(self, words: &[&str]) -> Self {
+        for word in words {
+            assert!(self.stderr.contains(word), "stderr does not say {word:?}\n{self}");
+        }
+        self
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.stdout).expect("stdout is UTF-8")
+    }
+
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.stdout).unwrap_or_else(|e| panic!("stdout is not JSON: {e}\n{self}"))
+    }
+
+    /// The kinds, files and tensors of the findings in a report on stdout.
+    #[track_caller]
+    pub fn findings(&self) -> Vec<Finding> {
+        serde_json::from_value(self.json()["findings"].clone()).unwrap_or_else(|e| panic!("{e}\n{self}"))
+    }
+}
+
+/// As in reports.
+pub use segpack_manifests::documents::{Finding, FindingKind};
+
+impl fmt::Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = String::from_utf8_lossy(&self.stdout[..self.stdout.len().min(4000)]);
+        writeln!(f, "$ segpack {}\nexit status {:?}", self.command, self.status)?;
+        write!(f, "--- stdout, {} bytes\n{shown}\n--- stderr\n{}", self.stdout.len(), self.stderr)
+    }
+}
