@@ -1,6 +1,7 @@
 //! A pack folder, opened for reading.
 
 use std::collections::HashMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use segpack_formats::FormatError;
@@ -112,6 +113,9 @@ impl Pack {
 
 fn read_manifest(folder: &Path) -> Result<(Manifest, Sha256), PackError> {
     let path = folder.join(MANIFEST);
+    if let Err(e) = fs::metadata(folder) {
+        return Err(FormatError::io("open", folder)(e).into());
+    }
     if !path.exists() {
         return Err(PackError::NotAPack { folder: folder.to_owned(), why: what_it_is(folder) });
     }
@@ -126,9 +130,7 @@ fn read_manifest(folder: &Path) -> Result<(Manifest, Sha256), PackError> {
 }
 
 fn what_it_is(folder: &Path) -> String {
-    if !folder.exists() {
-        "does not exist".to_owned()
-    } else if folder.join(PARTIAL).exists() {
+    if folder.join(PARTIAL).exists() {
         "holds an unfinished pack (no manifest.json, but .partial): continue with `segpack pack --resume`"
             .to_owned()
     } else if folder.join("config.json").exists() {

@@ -4,13 +4,17 @@
 //! * [`ops`]: the operations that the model is written in, and who computes them.
 //! * [`memory`]: the budget, and the cache of experts.
 //! * [`thinker`]: the forward pass.
+//! * [`tokenizer`], [`chat_template`], [`generate`]: from text to tokens and back.
 
+pub mod chat_template;
 mod error;
+pub mod generate;
 mod kernels;
 pub mod memory;
 mod observer;
 pub mod ops;
 pub mod thinker;
+pub mod tokenizer;
 mod weights;
 
 pub use error::RunError;

@@ -7,6 +7,7 @@ mod ls;
 mod man;
 mod pack;
 mod progress;
+mod run;
 mod scan;
 mod signals;
 mod terminal;
@@ -58,6 +59,7 @@ enum Command {
     Ls(ls::Args),
     Cat(cat::Args),
     Unpack(unpack::Args),
+    Run(run::Args),
     Demo(demo::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -68,6 +70,7 @@ struct Context {
     terminal: Terminal,
     progress: Reporter,
     stop: &'static Stop,
+    quiet: bool,
 }
 
 /// Ends the help of the program as a whole.
@@ -103,8 +106,8 @@ pub fn main() -> ExitCode {
     };
     let terminal = Terminal::new(cli.color);
     let stop = signals::install();
-    let context = Context { terminal, progress: Reporter::new(cli.quiet), stop };
-    let done = run(cli.command, &context);
+    let context = Context { terminal, progress: Reporter::new(cli.quiet), stop, quiet: cli.quiet };
+    let done = dispatch(cli.command, &context);
     let exit = match &done {
         Ok(exit) => *exit,
         Err(e) if is_broken_pipe(e) => Exit::Ok,
@@ -122,7 +125,7 @@ fn usage(error: &clap::Error) -> ExitCode {
     ExitCode::from(if error.use_stderr() { Exit::Usage as u8 } else { Exit::Ok as u8 })
 }
 
-fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
+fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
     match command {
         Command::Scan(args) => scan::run(&args, context),
         Command::Pack(args) => pack::run(&args, context),
@@ -130,6 +133,7 @@ fn run(command: Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Ls(args) => ls::run(&args, context),
         Command::Cat(args) => cat::run(&args, context),
         Command::Unpack(args) => unpack::run(args, context),
+        Command::Run(args) => run::run_command(&args, context),
         Command::Demo(args) => demo::run(&args, context),
         Command::Completions(args) => completions::run(&args, context),
         Command::Man(args) => man::run(&args, context),

@@ -7,6 +7,7 @@ use segpack_formats::FormatError;
 use segpack_manifests::PackError;
 use segpack_manifests::documents::Finding;
 use segpack_manifests::layout::PlanError;
+use segpack_runtime_min::RunError;
 
 /// Exit status of the program. README.md and the end of every `--help` have this list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +37,9 @@ pub enum StepError {
     /// A pack folder cannot be opened.
     #[error(transparent)]
     Pack(#[from] PackError),
+    /// A model cannot be run.
+    #[error(transparent)]
+    Run(#[from] RunError),
     /// The selection or a stacked tensor leaves no plan.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -82,19 +86,27 @@ impl StepError {
 
     /// Whether the user asked to stop.
     pub fn is_interrupted(&self) -> bool {
-        matches!(self, Self::Format(FormatError::Interrupted))
+        matches!(
+            self,
+            Self::Format(FormatError::Interrupted) | Self::Run(RunError::Format(FormatError::Interrupted))
+        )
     }
 
     /// The exit status for it.
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Format(e) | Self::Pack(PackError::Format(e)) => match e {
+            Self::Format(e) | Self::Pack(PackError::Format(e)) | Self::Run(RunError::Format(e)) => match e {
                 FormatError::Io { .. } => Exit::Failed,
                 FormatError::Interrupted => Exit::Interrupted,
                 _ => Exit::Damaged,
             },
             Self::Plan(PlanError::NoSuchComponent { .. } | PlanError::Empty) | Self::Usage(_) => Exit::Usage,
-            Self::Pack(_) | Self::Plan(_) | Self::Findings { .. } | Self::Input(_) => Exit::Damaged,
+            Self::Run(RunError::Memory { .. } | RunError::TokenId { .. } | RunError::TooLong { .. }) => {
+                Exit::Failed
+            }
+            Self::Run(_) | Self::Pack(_) | Self::Plan(_) | Self::Findings { .. } | Self::Input(_) => {
+                Exit::Damaged
+            }
             Self::Refused(_) | Self::Stdout(_) => Exit::Failed,
         }
     }

@@ -8,6 +8,7 @@ mod hub;
 mod output;
 pub mod pack;
 pub mod progress;
+pub mod run;
 pub mod scan;
 pub mod unpack;
 pub mod verify;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use tokenizers::AddedToken;
 
-use super::{BoxError, TokenizerError, read_file};
+use super::{BoxError, FileReader, TokenizerError, read_file};
 
 pub(crate) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
@@ -97,9 +97,7 @@ impl Spelling {
 }
 
 impl TokenizerConfig {
-    pub(crate) fn load<E: Into<BoxError>>(
-        files: &dyn Fn(&str) -> Result<Option<Vec<u8>>, E>,
-    ) -> Result<Self, TokenizerError> {
+    pub(crate) fn load<E: Into<BoxError>>(files: &FileReader<'_, E>) -> Result<Self, TokenizerError> {
         let document: Document = read_json(files, TOKENIZER_CONFIG)?.unwrap_or_default();
         let has_added_tokens = document.added_tokens_decoder.is_some();
         let mut config = Self::from_document(document)?;
@@ -125,11 +123,15 @@ impl TokenizerConfig {
             additional: Vec::new(),
         };
         for (name, value) in document.rest {
-            if let (true, Ok(token)) = (NAMES.contains(&name.as_str()), serde_json::from_value::<Spelling>(value)) {
+            if let (true, Ok(token)) =
+                (NAMES.contains(&name.as_str()), serde_json::from_value::<Spelling>(value))
+            {
                 config.named.insert(name, token.into_text());
             }
         }
-        config.additional.extend(document.additional_special_tokens.into_iter().flatten().map(Spelling::into_text));
+        config
+            .additional
+            .extend(document.additional_special_tokens.into_iter().flatten().map(Spelling::into_text));
         config.add_extra(document.extra_special_tokens);
         Ok(config)
     }
@@ -172,9 +174,11 @@ fn added_tokens(by_id: BTreeMap<String, AddedEntry>) -> Result<Vec<AddedEntry>, 
 
 /// A JSON file of the checkpoint, `None` where there is none.
 pub(crate) fn read_json<T: serde::de::DeserializeOwned, E: Into<BoxError>>(
-    files: &dyn Fn(&str) -> Result<Option<Vec<u8>>, E>,
+    files: &FileReader<'_, E>,
     name: &str,
 ) -> Result<Option<T>, TokenizerError> {
     let Some(bytes) = read_file(files, name)? else { return Ok(None) };
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| TokenizerError::malformed(name, error.to_string()))
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|error| TokenizerError::malformed(name, error.to_string()))
 }

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::config::read_json;
-use super::{BoxError, TokenizerError};
+use super::{BoxError, FileReader, TokenizerError};
 
 const GENERATION_CONFIG: &str = "generation_config.json";
 /// Qwen's end of a turn and end of a document.
@@ -40,8 +40,16 @@ enum OneOrMany {
 }
 
 impl EosIds {
+    /// The ids of `generation_config.json` alone, for a checkpoint that is used without its tokenizer.
+    ///
+    /// # Errors
+    /// `Read` and `Malformed`, as [`Tokenizer::load`](super::Tokenizer::load).
+    pub fn without_tokenizer<E: Into<BoxError>>(files: &FileReader<'_, E>) -> Result<Self, TokenizerError> {
+        Self::load(files, |_| None)
+    }
+
     pub(super) fn load<E: Into<BoxError>>(
-        files: &dyn Fn(&str) -> Result<Option<Vec<u8>>, E>,
+        files: &FileReader<'_, E>,
         id_of: impl Fn(&str) -> Option<u32>,
     ) -> Result<Self, TokenizerError> {
         let document: Document = read_json(files, GENERATION_CONFIG)?.unwrap_or_default();

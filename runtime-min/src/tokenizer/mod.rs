@@ -24,6 +24,13 @@ use model::Parts;
 /// An error of whoever reads the checkpoint's files.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
+/// Reads one of the checkpoint's files by its name; `None` where there is no such file.
+pub type FileReader<'a, E> = dyn Fn(&str) -> Result<Option<Vec<u8>>, E> + 'a;
+
+/// Beyond this the split pattern's look-ahead takes more steps than the regular-expression engine allows itself (a
+/// million), and the `tokenizers` crate would go on with wrong tokens and without a word.
+const LONGEST_SPACE: usize = 200_000;
+
 /// Why there is no tokenizer, or why it did not take its input.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
@@ -86,6 +93,17 @@ pub enum TokenizerError {
         /// Rows of the embedding.
         rows: u64,
     },
+    /// The regular-expression engine cannot split such a text.
+    #[error(
+        "the text has {length} white-space characters in a row (from character {position}); at most {LONGEST_SPACE} can \
+         be tokenized: shorten them"
+    )]
+    LongSpace {
+        /// White-space characters in a row.
+        length: usize,
+        /// The first of them, counted in characters from 0.
+        position: usize,
+    },
     /// The `tokenizers` crate refused.
     #[error("the text cannot be tokenized")]
     Encode(#[source] BoxError),
@@ -99,7 +117,7 @@ impl TokenizerError {
 
 /// Reads one of the checkpoint's files through the caller's function.
 pub(crate) fn read_file<E: Into<BoxError>>(
-    files: &dyn Fn(&str) -> Result<Option<Vec<u8>>, E>,
+    files: &FileReader<'_, E>,
     name: &str,
 ) -> Result<Option<Vec<u8>>, TokenizerError> {
     files(name).map_err(|error| TokenizerError::Read { file: name.to_owned(), source: error.into() })
@@ -121,9 +139,7 @@ impl Tokenizer {
     /// # Errors
     /// `Missing` without a vocabulary, `Unsupported` for anything but byte-level BPE, `Malformed` where a file is
     /// damaged or contradicts another, `Read` with what `files` returned.
-    pub fn load<E: Into<BoxError>>(
-        files: &dyn Fn(&str) -> Result<Option<Vec<u8>>, E>,
-    ) -> Result<Self, TokenizerError> {
+    pub fn load<E: Into<BoxError>>(files: &FileReader<'_, E>) -> Result<Self, TokenizerError> {
         let config = TokenizerConfig::load(files)?;
         let parts = match read_file(files, model::TOKENIZER_JSON)? {
             Some(bytes) => Parts::from_tokenizer_json(&bytes)?,
@@ -139,7 +155,7 @@ impl Tokenizer {
     /// tokenizer's post-processor adds are added (none, for Qwen): `tokenizer(text)` in transformers.
     ///
     /// # Errors
-    /// `Encode` where the `tokenizers` crate refuses the text.
+    /// `LongSpace`, or `Encode` where the `tokenizers` crate refuses the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         self.ids(text, true)
     }
@@ -148,12 +164,13 @@ impl Tokenizer {
     /// tokens itself, and for continuations.
     ///
     /// # Errors
-    /// `Encode` where the `tokenizers` crate refuses the text.
+    /// `LongSpace`, or `Encode` where the `tokenizers` crate refuses the text.
     pub fn encode_bare(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         self.ids(text, false)
     }
 
     fn ids(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
+        check_spaces(text)?;
         let encoding = self.inner.encode_fast(text, add_special_tokens).map_err(TokenizerError::Encode)?;
         Ok(encoding.get_ids().to_vec())
     }
@@ -228,10 +245,27 @@ impl Tokenizer {
 pub fn check_ids(ids: &[u32], rows: u64, origin: &str) -> Result<(), TokenizerError> {
     match ids.iter().position(|&id| u64::from(id) >= rows) {
         None => Ok(()),
-        Some(position) => {
-            Err(TokenizerError::OutsideEmbedding { id: ids[position], position, origin: origin.to_owned(), rows })
+        Some(position) => Err(TokenizerError::OutsideEmbedding {
+            id: ids[position],
+            position,
+            origin: origin.to_owned(),
+            rows,
+        }),
+    }
+}
+
+fn check_spaces(text: &str) -> Result<(), TokenizerError> {
+    let mut length = 0;
+    for (place, character) in text.chars().chain(['.']).enumerate() {
+        if character.is_whitespace() {
+            length += 1;
+        } else if length > LONGEST_SPACE {
+            return Err(TokenizerError::LongSpace { length, position: place - length });
+        } else {
+            length = 0;
         }
     }
+    Ok(())
 }
 
 fn assemble(mut parts: Parts, config: &TokenizerConfig) -> Result<tokenizers::Tokenizer, TokenizerError> {
@@ -248,7 +282,8 @@ fn assemble(mut parts: Parts, config: &TokenizerConfig) -> Result<tokenizers::To
         .filter(|token| !parts.added.iter().any(|entry| entry.content == **token))
         .map(|token| AddedToken::from(token, true))
         .collect();
-    let mut inner = tokenizers::Tokenizer::new(model::bpe(parts.file, parts.vocab, parts.merges, &parts.options)?);
+    let mut inner =
+        tokenizers::Tokenizer::new(model::bpe(parts.file, parts.vocab, parts.merges, &parts.options)?);
     inner.with_normalizer(parts.normalizer).map_err(refuse)?;
     inner.with_pre_tokenizer(parts.pre_tokenizer);
     inner.with_post_processor(parts.post_processor);

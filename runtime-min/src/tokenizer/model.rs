@@ -13,7 +13,7 @@ use tokenizers::{
 };
 
 use super::config::{AddedEntry, TOKENIZER_CONFIG, TokenizerConfig};
-use super::{BoxError, TokenizerError, read_file};
+use super::{BoxError, FileReader, TokenizerError, read_file};
 
 pub(super) const TOKENIZER_JSON: &str = "tokenizer.json";
 const VOCAB: &str = "vocab.json";
@@ -93,7 +93,8 @@ impl Parts {
     /// `truncation` and `padding` are left out on purpose: transformers resets them before every call.
     pub(super) fn from_tokenizer_json(bytes: &[u8]) -> Result<Self, TokenizerError> {
         let file = TOKENIZER_JSON;
-        let json: TokenizerJson = serde_json::from_slice(bytes).map_err(|error| tokenizer_json_error(bytes, &error))?;
+        let json: TokenizerJson =
+            serde_json::from_slice(bytes).map_err(|error| tokenizer_json_error(bytes, &error))?;
         check_kind(json.model.kind.as_deref())?;
         let decoder = json.decoder.ok_or_else(|| unsupported(file, "a tokenizer without a decoder"))?;
         Ok(Self {
@@ -111,14 +112,16 @@ impl Parts {
 
     /// As transformers' `Qwen2Tokenizer` puts its tokenizer together.
     pub(super) fn from_vocab_and_merges<E: Into<BoxError>>(
-        files: &dyn Fn(&str) -> Result<Option<Vec<u8>>, E>,
+        files: &FileReader<'_, E>,
         config: &TokenizerConfig,
     ) -> Result<Self, TokenizerError> {
-        let read = |name: &str| read_file(files, name)?.ok_or_else(|| TokenizerError::Missing { missing: name.to_owned() });
+        let read = |name: &str| {
+            read_file(files, name)?.ok_or_else(|| TokenizerError::Missing { missing: name.to_owned() })
+        };
         let (vocab, merges) = (read(VOCAB)?, read(MERGES)?);
         check_class(config.class.as_deref())?;
-        let vocab =
-            serde_json::from_slice(&vocab).map_err(|error| TokenizerError::malformed(VOCAB, error.to_string()))?;
+        let vocab = serde_json::from_slice(&vocab)
+            .map_err(|error| TokenizerError::malformed(VOCAB, error.to_string()))?;
         Ok(Self {
             file: VOCAB,
             vocab,
@@ -154,7 +157,10 @@ fn tokens_by_id(file: &str, vocab: &HashMap<String, u32>) -> Result<HashMap<u32,
         if let Some(other) = by_id.insert(id, token.clone()) {
             let mut both = [&other, token];
             both.sort();
-            return Err(TokenizerError::malformed(file, format!("id {id} names two tokens: {:?} and {:?}", both[0], both[1])));
+            return Err(TokenizerError::malformed(
+                file,
+                format!("id {id} names two tokens: {:?} and {:?}", both[0], both[1]),
+            ));
         }
     }
     Ok(by_id)
@@ -222,7 +228,8 @@ fn check_merges(file: &str, vocab: &HashMap<String, u32>, merges: &Merges) -> Re
         whole.push_str(right);
         if let Some(missing) = [left, right, &whole].into_iter().find(|token| !vocab.contains_key(*token)) {
             let place = number + 1;
-            let problem = format!("merge {place} ({left:?} {right:?}) needs the token {missing:?}, which has no id");
+            let problem =
+                format!("merge {place} ({left:?} {right:?}) needs the token {missing:?}, which has no id");
             return Err(TokenizerError::malformed(file, problem));
         }
     }
@@ -232,13 +239,15 @@ fn check_merges(file: &str, vocab: &HashMap<String, u32>, merges: &Merges) -> Re
 fn merge_of_json(merge: MergeJson) -> Result<(String, String), TokenizerError> {
     match merge {
         MergeJson::Pair(pair) => Ok(pair),
-        MergeJson::Line(line) => pair_of_line(&line)
-            .ok_or_else(|| TokenizerError::malformed(TOKENIZER_JSON, format!("the merge {line:?} is not a pair"))),
+        MergeJson::Line(line) => pair_of_line(&line).ok_or_else(|| {
+            TokenizerError::malformed(TOKENIZER_JSON, format!("the merge {line:?} is not a pair"))
+        }),
     }
 }
 
 fn merges_of_text(bytes: &[u8]) -> Result<Merges, TokenizerError> {
-    let text = std::str::from_utf8(bytes).map_err(|error| TokenizerError::malformed(MERGES, error.to_string()))?;
+    let text =
+        std::str::from_utf8(bytes).map_err(|error| TokenizerError::malformed(MERGES, error.to_string()))?;
     let header = |(number, line): &(usize, &str)| *number == 0 && line.starts_with("#version:");
     text.lines()
         .enumerate()
@@ -254,12 +263,14 @@ fn merges_of_text(bytes: &[u8]) -> Result<Merges, TokenizerError> {
 
 fn pair_of_line(line: &str) -> Option<(String, String)> {
     let (left, right) = line.split_once(' ')?;
-    (!left.is_empty() && !right.is_empty() && !right.contains(' ')).then(|| (left.to_owned(), right.to_owned()))
+    (!left.is_empty() && !right.is_empty() && !right.contains(' '))
+        .then(|| (left.to_owned(), right.to_owned()))
 }
 
 fn qwen2_pre_tokenizer(add_prefix_space: bool) -> Result<PreTokenizerWrapper, TokenizerError> {
     let pattern = SplitPattern::Regex(QWEN2_SPLIT.to_owned());
-    let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map_err(TokenizerError::Encode)?;
+    let split =
+        Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map_err(TokenizerError::Encode)?;
     let bytes = ByteLevel::default().add_prefix_space(add_prefix_space).use_regex(false);
     Ok(Sequence::new(vec![split.into(), bytes.into()]).into())
 }
@@ -274,7 +285,9 @@ fn check_kind(kind: Option<&str>) -> Result<(), TokenizerError> {
 /// Another class splits text differently, which nobody would notice.
 fn check_class(class: Option<&str>) -> Result<(), TokenizerError> {
     match class {
-        None | Some("Qwen2Tokenizer" | "Qwen2TokenizerFast" | "Qwen3Tokenizer" | "Qwen3TokenizerFast") => Ok(()),
+        None | Some("Qwen2Tokenizer" | "Qwen2TokenizerFast" | "Qwen3Tokenizer" | "Qwen3TokenizerFast") => {
+            Ok(())
+        }
         Some(other) => {
             let what = format!("tokenizer_class {other:?} without a tokenizer.json");
             Err(unsupported(TOKENIZER_CONFIG, &what))

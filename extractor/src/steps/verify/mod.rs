@@ -107,7 +107,7 @@ pub fn verify(
     let findings = Findings(Mutex::default());
     let pack = match Pack::open(folder) {
         Ok(pack) => Some(pack),
-        Err(PackError::NotAPack { why, .. }) if folder.is_dir() => {
+        Err(PackError::NotAPack { why, .. }) => {
             let finding = Finding::new(FindingKind::BadManifest).file(MANIFEST);
             findings.add(finding.seen(format!("the folder {why}")));
             None
@@ -115,9 +115,6 @@ pub fn verify(
         Err(PackError::Manifest { source, .. }) => {
             findings.add(Finding::new(FindingKind::BadManifest).file(MANIFEST).seen(source));
             None
-        }
-        Err(PackError::NotAPack { .. }) => {
-            return Err(StepError::Refused(format!("{}: no such folder", folder.display())));
         }
         Err(PackError::Format(e)) => match e {
             FormatError::Io { .. } => return Err(e.into()),

@@ -1,0 +1,175 @@
+use std::collections::HashMap;
+
+use super::*;
+
+/// Made by `transformers.utils.chat_template_utils.render_jinja_template` of transformers 5.23.0 with Jinja2 3.1.6:
+/// "expected" is what it returned, "refused" what it raised. `@toy` is the template of the tiny checkpoint, `@qwen` one
+/// written for these tests out of what Qwen's templates use. `unix_time` replaced its `datetime.now`.
+const CASES: &str = include_str!("../../../tests/fixtures/tokenizer/chat_templates.json");
+
+#[derive(Deserialize)]
+struct Cases {
+    templates: BTreeMap<String, String>,
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    template: String,
+    messages: TemplateValue,
+    tools: Option<TemplateValue>,
+    #[serde(default)]
+    add_generation_prompt: bool,
+    unix_time: Option<i64>,
+    #[serde(default)]
+    variables: BTreeMap<String, TemplateValue>,
+    expected: Option<String>,
+}
+
+impl Case {
+    fn rendered(&self, templates: &BTreeMap<String, String>) -> Result<String, ChatTemplateError> {
+        let source = templates.get(&self.template).unwrap_or(&self.template);
+        let template = of_source(source)?;
+        template.render(&self.messages, &self.options())
+    }
+
+    fn options(&self) -> RenderOptions {
+        RenderOptions {
+            add_generation_prompt: self.add_generation_prompt,
+            enable_thinking: None,
+            tools: self.tools.clone(),
+            variables: self.variables.clone().into_iter().collect(),
+            unix_time: self.unix_time,
+        }
+    }
+}
+
+fn of_source(source: &str) -> Result<ChatTemplate, ChatTemplateError> {
+    let sources = BTreeMap::from([(DEFAULT.to_owned(), source.to_owned())]);
+    ChatTemplate::new(TEMPLATE_JINJA, sources, BTreeMap::new())
+}
+
+fn load(files: &[(&str, &str)]) -> Result<ChatTemplate, ChatTemplateError> {
+    let files: HashMap<&str, &str> = files.iter().copied().collect();
+    ChatTemplate::load(&|name| Ok::<_, std::io::Error>(files.get(name).map(|text| text.as_bytes().to_vec())))
+}
+
+fn hello() -> serde_json::Value {
+    serde_json::json!([{"role": "user", "content": "hello"}])
+}
+
+/// Where minijinja is not Jinja: no `%` between texts (it is an error), and loops over the characters of a text do not
+/// know their length, so `loop.last`, `loop.length` and `loop.revindex` are wrong.
+const DIFFERENT: [&str; 2] = ["percent formatting", "loop over a text"];
+
+#[test]
+fn renders_as_transformers_does() {
+    let Cases { templates, cases } = serde_json::from_str(CASES).unwrap();
+    let mut wrong = Vec::new();
+    for case in cases.iter().filter(|case| !DIFFERENT.contains(&case.name.as_str())) {
+        match (case.rendered(&templates), &case.expected) {
+            (Ok(text), Some(expected)) if text == *expected => {}
+            (Err(_), None) => {}
+            (seen, expected) => wrong.push(format!("{}\n  seen {seen:?}\n  want {expected:?}", case.name)),
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+}
+
+#[test]
+fn thinking_is_an_option() {
+    let template = of_source("{{ enable_thinking is defined }}{{ enable_thinking }}").unwrap();
+    let render = |enable_thinking| {
+        template.render(&hello(), &RenderOptions { enable_thinking, ..RenderOptions::default() }).unwrap()
+    };
+    assert_eq!([render(None), render(Some(false)), render(Some(true))], ["False", "TrueFalse", "TrueTrue"]);
+}
+
+#[test]
+fn the_clock_is_the_present_unless_given() {
+    let template = of_source("{{ strftime_now('%Y') }}").unwrap();
+    let year: i32 = template.render(&hello(), &RenderOptions::default()).unwrap().parse().unwrap();
+    assert!(year >= 2025);
+}
+
+#[test]
+fn templates_are_looked_for_where_transformers_looks() {
+    let config =
+        r#"{"chat_template": "config {{ eos_token }}", "eos_token": {"content": "<e>"}, "bos_token": null}"#;
+    let files = [
+        ("chat_template.json", r#"{"chat_template": "json"}"#),
+        ("chat_template.jinja", "jinja"),
+        (TOKENIZER_CONFIG, config),
+    ];
+    let from = |files: &[(&str, &str)]| {
+        let template = load(files).unwrap();
+        (template.file().to_owned(), template.render(&hello(), &RenderOptions::default()).unwrap())
+    };
+    assert_eq!(from(&files), ("chat_template.json".to_owned(), "json".to_owned()));
+    assert_eq!(from(&files[1..]), ("chat_template.jinja".to_owned(), "jinja".to_owned()));
+    assert_eq!(from(&files[2..]), (TOKENIZER_CONFIG.to_owned(), "config <e>".to_owned()));
+    assert!(matches!(load(&[(TOKENIZER_CONFIG, "{}")]), Err(ChatTemplateError::Missing)));
+    assert!(matches!(load(&[]), Err(ChatTemplateError::Missing)));
+}
+
+#[test]
+fn named_templates_have_a_default_and_one_for_tools() {
+    let list =
+        r#"{"chat_template": [{"name": "default", "template": "d"}, {"name": "tool_use", "template": "t"}]}"#;
+    let template = load(&[(TOKENIZER_CONFIG, list)]).unwrap();
+    let tools = Some(TemplateValue::from_json("[]").unwrap());
+    assert_eq!(template.render(&hello(), &RenderOptions::default()).unwrap(), "d");
+    assert_eq!(template.render(&hello(), &RenderOptions { tools, ..RenderOptions::default() }).unwrap(), "t");
+    let none = load(&[(TOKENIZER_CONFIG, r#"{"chat_template": [{"name": "rag", "template": "r"}]}"#)]);
+    assert!(
+        none.unwrap_err()
+            .to_string()
+            .contains("none of the chat templates is named \"default\" (there are: rag)")
+    );
+}
+
+#[test]
+fn errors_say_where_and_what() {
+    let syntax = of_source("a\n{% if %}").unwrap_err().to_string();
+    assert!(
+        syntax.starts_with("chat_template.jinja: the chat template is not valid")
+            && syntax.contains("line 2"),
+        "{syntax}"
+    );
+    let raised = of_source("\n{{ raise_exception('Only user and assistant!') }}").unwrap();
+    let raised = raised.render(&hello(), &RenderOptions::default()).unwrap_err().to_string();
+    assert!(raised.contains("Only user and assistant! (line 2 of the template)"), "{raised}");
+    let undefined = of_source("{{ a.b }}").unwrap().render(&hello(), &RenderOptions::default());
+    assert!(undefined.unwrap_err().to_string().contains("line 1"));
+    let wrong = load(&[("chat_template.json", r#"{"chat_template": 3}"#)]).unwrap_err().to_string();
+    assert!(wrong.contains("chat_template.json: chat_template is neither"), "{wrong}");
+    assert!(
+        load(&[("chat_template.json", "{}")]).unwrap_err().to_string().contains("holds no chat_template")
+    );
+}
+
+#[test]
+fn messages_are_a_list_of_objects() {
+    let template = of_source("x").unwrap();
+    let refused = |messages: serde_json::Value| {
+        template.render(&messages, &RenderOptions::default()).unwrap_err().to_string()
+    };
+    assert!(refused(serde_json::json!([])).contains("an empty list"));
+    assert!(refused(serde_json::json!({"role": "user"})).contains("a map"));
+    assert!(refused(serde_json::json!([{"role": "user"}, "hi"])).contains("entry 1 is a string"));
+}
+
+#[test]
+fn floats_are_written_as_python_writes_them() {
+    for (value, want) in [
+        (0.0, "0.0"),
+        (-0.0, "-0.0"),
+        (1e16, "1e+16"),
+        (1e15, "1000000000000000.0"),
+        (1.5e-5, "1.5e-05"),
+        (0.0001, "0.0001"),
+    ] {
+        assert_eq!(python::float(value), want);
+    }
+}
