@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use jsonschema::Validator;
 use schemars::{Schema, schema_for};
-use segpack_manifests::documents::{Inventory, Manifest, PackSummary, Plan, UnpackSummary, VerifyReport};
+use segpack_manifests::documents::{
+    Inventory, Manifest, PackSummary, Plan, UnpackSummary, ValidateReport, VerifyReport,
+};
 use serde_json::{Value, json};
 
 use crate::support::cli::segpack;
@@ -13,12 +15,13 @@ use crate::support::damage::{flip, manifest};
 use crate::support::folders::temp;
 use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full};
 
-fn schemas() -> [(&'static str, Schema); 6] {
+fn schemas() -> [(&'static str, Schema); 7] {
     [
         ("inventory", schema_for!(Inventory)),
         ("plan", schema_for!(Plan)),
         ("manifest", schema_for!(Manifest)),
         ("verify-report", schema_for!(VerifyReport)),
+        ("validate-report", schema_for!(ValidateReport)),
         ("pack-summary", schema_for!(PackSummary)),
         ("unpack-summary", schema_for!(UnpackSummary)),
     ]

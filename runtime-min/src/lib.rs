@@ -4,6 +4,7 @@
 //! * [`ops`]: the operations that the model is written in, and who computes them.
 //! * [`memory`]: the budget, and the cache of experts.
 //! * [`thinker`]: the forward pass.
+//! * [`trace`]: what a forward pass computed, written and read.
 //! * [`tokenizer`], [`chat_template`], [`generate`]: from text to tokens and back.
 
 pub mod chat_template;
@@ -15,6 +16,7 @@ mod observer;
 pub mod ops;
 pub mod thinker;
 pub mod tokenizer;
+pub mod trace;
 mod weights;
 
 pub use error::RunError;

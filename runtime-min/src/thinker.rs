@@ -240,7 +240,8 @@ impl<'a, O: Ops> Thinker<'a, O> {
             // every activation, and the transposed result of the widest product
             scratch: tokens * (2 * widest + u64::from(f.experts) * 4) * 4 + f.vocab * 8,
             dense: per_layer.iter().sum::<u64>() + self.head.length,
-            dense_streamed: per_layer.iter().max().copied().unwrap_or(0) + HEAD_BLOCK_BYTES.max(row),
+            dense_streamed: per_layer.iter().max().copied().unwrap_or(0)
+                + HEAD_BLOCK_BYTES.min(self.head.length).max(row),
             expert: experts.clone().map(|e| e.segment.raw_length).max().unwrap_or(0),
             experts: experts.count() as u64,
             experts_per_token: u64::from(f.experts_per_token),

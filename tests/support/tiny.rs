@@ -149,6 +149,10 @@ impl Tiny {
         self.shards.iter().flat_map(|(_, tensors)| tensors)
     }
 
+    pub fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        self.shards.iter_mut().flat_map(|(_, tensors)| tensors)
+    }
+
     /// Every tensor by its name.
     pub fn by_name(&self) -> BTreeMap<&str, &Tensor> {
         self.tensors().map(|t| (t.name.as_str(), t)).collect()

@@ -12,6 +12,7 @@ mod scan;
 mod signals;
 mod terminal;
 mod unpack;
+mod validate;
 mod verify;
 
 use std::error::Error;
@@ -60,6 +61,7 @@ enum Command {
     Cat(cat::Args),
     Unpack(unpack::Args),
     Run(run::Args),
+    Validate(validate::Args),
     Demo(demo::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -134,6 +136,7 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Cat(args) => cat::run(&args, context),
         Command::Unpack(args) => unpack::run(args, context),
         Command::Run(args) => run::run_command(&args, context),
+        Command::Validate(args) => validate::run(args, context),
         Command::Demo(args) => demo::run(&args, context),
         Command::Completions(args) => completions::run(&args, context),
         Command::Man(args) => man::run(&args, context),

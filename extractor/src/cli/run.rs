@@ -73,6 +73,9 @@ pub struct Args {
     /// Precision of activations
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     compute: ComputeName,
+    /// Write a trace of every intermediate result, in the format of the reference script
+    #[arg(long, value_name = "FILE.safetensors", value_parser = trace_path)]
+    trace: Option<PathBuf>,
     /// Tell which experts were used (on standard error; with --json in the summary)
     #[arg(long)]
     experts_report: bool,
@@ -135,6 +138,14 @@ fn size(text: &str) -> Result<u64, String> {
     parsed.map(|b| b.as_u64()).map_err(|_| format!("{text:?} is not a size such as 6GiB or 1500MB"))
 }
 
+/// The name of the other file of a trace is made from this one.
+fn trace_path(text: &str) -> Result<PathBuf, String> {
+    match text.strip_suffix(".safetensors") {
+        Some(stem) if !stem.is_empty() => Ok(text.into()),
+        _ => Err(format!("{text:?} does not end in .safetensors")),
+    }
+}
+
 /// A bare number counts experts, one with a unit bytes.
 fn expert_room(text: &str) -> Result<ExpertRoom, String> {
     match text.parse() {
@@ -168,6 +179,7 @@ impl Args {
             },
             check: self.resources.check(),
             threads: self.resources.threads(),
+            trace: self.trace.clone(),
         })
     }
 

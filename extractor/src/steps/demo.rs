@@ -6,15 +6,19 @@ use std::path::Path;
 use segpack_formats::codec::Coding;
 use segpack_formats::io::Stop;
 use segpack_manifests::Pack;
-use segpack_manifests::documents::{FindingKind, FormatVersion, GENERATOR, VerifyMode};
+use segpack_manifests::documents::{FindingKind, FormatVersion, GENERATOR, Quantity, VerifyMode};
 use segpack_manifests::layout::Selection;
+use segpack_runtime_min::ops::Compute;
+use segpack_runtime_min::thinker::Check;
 use serde::Serialize;
 
 use super::StepError;
 use super::pack::{PackSettings, pack};
 use super::progress::Silent;
+use super::run::{Prompt, RunOptions, run};
 use super::scan::{ScanOptions, scan};
 use super::unpack::{UnpackSettings, unpack};
+use super::validate::{Against, ValidateSettings, validate};
 use super::verify::{VerifySettings, verify};
 
 macro_rules! files {
@@ -37,6 +41,15 @@ const CHECKPOINT: &[(&str, &[u8])] = files![
     "tokenizer_config.json",
     "vocab.json",
 ];
+
+/// What the official classes computed from it, in f32.
+const TRACE: &[(&str, &[u8])] = &[
+    ("trace.json", include_bytes!("../../demo/trace/tiny-full.float32.json")),
+    ("trace.safetensors", include_bytes!("../../demo/trace/tiny-full.float32.safetensors")),
+];
+
+/// A prompt of that trace.
+const PROMPT: &str = "Hi, is the user on?";
 
 /// The segment that gets a wrong bit.
 const VICTIM: &str = "thinker.text.layers.1.experts.5";
@@ -83,6 +96,8 @@ pub fn demo(
     demo.verify_damaged()?;
     demo.repair()?;
     demo.unpack()?;
+    demo.run()?;
+    demo.validate()?;
     let ok = demo.steps.iter().all(|s| s.ok);
     Ok(DemoReport {
         format_version: FormatVersion::CURRENT,
@@ -114,10 +129,7 @@ impl Demo<'_> {
     fn write_checkpoint(&mut self) -> Result<(), StepError> {
         let root = self.path("checkpoint");
         fs::create_dir_all(&root).map_err(StepError::io("create", &root))?;
-        for (name, bytes) in CHECKPOINT {
-            let path = root.join(name);
-            fs::write(&path, bytes).map_err(StepError::io("write", &path))?;
-        }
+        write_files(&root, CHECKPOINT)?;
         let what = format!("{} files of a tiny Qwen3-Omni, made by the official classes", CHECKPOINT.len());
         self.step("(write the built-in checkpoint)", what, true)
     }
@@ -220,6 +232,63 @@ impl Demo<'_> {
         let outcome = format!("{same} of {} files are the same, byte for byte", CHECKPOINT.len());
         self.step("diff -r checkpoint restored", outcome, same == CHECKPOINT.len() && extra == 0)
     }
+
+    /// Random weights say nothing sensible; the next step shows that they say what they must.
+    fn run(&mut self) -> Result<(), StepError> {
+        let pack = Pack::open(&self.path("packs"))?;
+        let options = RunOptions {
+            prompt: Prompt::Text(PROMPT.to_owned()),
+            max_new_tokens: 12,
+            sampling: None,
+            top_k_logits: 0,
+            rank: None,
+            memory: None,
+            experts: None,
+            compute: Compute::F32,
+            check: Check::Always,
+            threads: 1,
+            trace: None,
+        };
+        let summary = run(&pack, &options, self.stop, &mut |_| Ok(()))?;
+        let outcome = format!(
+            "{} tokens in, {} out ({:?}), {} of {} experts loaded",
+            summary.prompt_tokens,
+            summary.ids.len(),
+            summary.ids,
+            summary.experts.len(),
+            summary.expert_slots
+        );
+        self.step(&format!("segpack run packs --prompt {PROMPT:?} --max-new-tokens 12"), outcome, true)
+    }
+
+    fn validate(&mut self) -> Result<(), StepError> {
+        write_files(self.folder, TRACE)?;
+        let settings = ValidateSettings {
+            against: Against::Trace(self.path("trace.json")),
+            memory: None,
+            experts: None,
+            threads: 1,
+            digests: true,
+            check: Check::Always,
+        };
+        let report = validate(&self.path("packs"), &settings, self.stop, &Silent)?;
+        let logits = report.values.iter().find(|row| row.quantity == Quantity::Logits);
+        let outcome = format!(
+            "{}: logits differ by at most {:.1e} from the official model's (tolerance {:.1e}), every token and expert agrees",
+            if report.ok { "inside the gate" } else { "OUTSIDE the gate" },
+            logits.map_or(f64::NAN, |row| row.max_abs),
+            report.tolerance.unwrap_or(f64::NAN)
+        );
+        self.step("segpack validate packs --reference trace.json", outcome, report.ok)
+    }
+}
+
+fn write_files(folder: &Path, files: &[(&str, &[u8])]) -> Result<(), StepError> {
+    for (name, bytes) in files {
+        let path = folder.join(name);
+        fs::write(&path, bytes).map_err(StepError::io("write", &path))?;
+    }
+    Ok(())
 }
 
 fn name(path: &Path) -> String {

@@ -11,6 +11,7 @@ pub mod progress;
 pub mod run;
 pub mod scan;
 pub mod unpack;
+pub mod validate;
 pub mod verify;
 mod workers;
 

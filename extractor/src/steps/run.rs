@@ -1,7 +1,9 @@
 //! `run`: text from a pack.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use segpack_formats::digest::Sha256;
@@ -17,6 +19,7 @@ use segpack_runtime_min::memory::{CacheStats, Residency};
 use segpack_runtime_min::ops::{Compute, CpuOps};
 use segpack_runtime_min::thinker::{Check, Logits, RunSettings, RunStats, Thinker};
 use segpack_runtime_min::tokenizer::{EosIds, SpecialTokens, Tokenizer, TokenizerError};
+use segpack_runtime_min::trace::{RecordedFile, TraceRecorder};
 use segpack_runtime_min::{RunError, Unobserved, WeightSource};
 use serde::Serialize;
 
@@ -72,6 +75,8 @@ pub struct RunOptions {
     pub check: Check,
     /// Threads.
     pub threads: usize,
+    /// Where to write a trace, the tensors to this file and the rest beside it.
+    pub trace: Option<PathBuf>,
 }
 
 /// A candidate for the next token.
@@ -201,6 +206,39 @@ struct Model<'a> {
     thinker: Thinker<'a, CpuOps>,
     context: usize,
     logits: Vec<f32>,
+    recorder: Option<TraceRecorder>,
+}
+
+impl Model<'_> {
+    /// A forward pass that is recorded: the prompt with all its logits, then each token with those it came from.
+    fn recorded(
+        thinker: &mut Thinker<'_, CpuOps>,
+        recorder: &mut TraceRecorder,
+        ids: &[u32],
+        chosen_from: &[f32],
+    ) -> Result<Vec<f32>, RunError> {
+        if thinker.positions() > 0 {
+            recorder.token(ids[0], chosen_from);
+            return thinker.forward(ids, Logits::Last, recorder);
+        }
+        recorder.begin(ids);
+        let mut all = thinker.forward(ids, Logits::All, recorder)?;
+        recorder.logits(&all);
+        Ok(all.split_off(all.len() - all.len() / ids.len()))
+    }
+
+    /// The last token is not run through the model, but recorded. Writes the trace.
+    fn write_trace(&mut self, pack: &Pack, path: &Path, ids: &[u32]) -> Result<(), StepError> {
+        let Some(recorder) = &mut self.recorder else { return Ok(()) };
+        if let Some(last) = ids.last() {
+            recorder.token(*last, &self.logits);
+        }
+        recorder.end(serde_json::Map::new());
+        let files = pack.manifest().source_files.iter();
+        let digests = files.map(|f| (f.path.clone(), RecordedFile { size: f.length, sha256: f.sha256 }));
+        let checkpoint: BTreeMap<String, RecordedFile> = digests.collect();
+        Ok(recorder.write(path, serde_json::Map::new(), &checkpoint)?)
+    }
 }
 
 impl LanguageModel for Model<'_> {
@@ -219,7 +257,10 @@ impl LanguageModel for Model<'_> {
     }
 
     fn forward(&mut self, ids: &[u32]) -> Result<&[f32], RunError> {
-        self.logits = self.thinker.forward(ids, Logits::Last, &mut Unobserved)?;
+        self.logits = match &mut self.recorder {
+            None => self.thinker.forward(ids, Logits::Last, &mut Unobserved)?,
+            Some(recorder) => Self::recorded(&mut self.thinker, recorder, ids, &self.logits)?,
+        };
         Ok(&self.logits)
     }
 }
@@ -263,7 +304,8 @@ fn run_here(
     let began = Instant::now();
     let thinker = Thinker::new(&source, CpuOps::new(options.compute), settings, stop)?;
     words.check(thinker.facts().vocab)?;
-    let mut model = Model { thinker, context, logits: Vec::new() };
+    let recorder = options.trace.as_ref().map(|_| TraceRecorder::new(options.compute, thinker.facts()));
+    let mut model = Model { thinker, context, logits: Vec::new(), recorder };
     let mut talk = Talk { words: &words, options, tell, began, first: None, rank: None, failed: None };
     let mut stream = words.tokenizer.as_ref().map(|t| t.stream(SpecialTokens::Skip));
     let mut sampler = match options.sampling {
@@ -278,6 +320,9 @@ fn run_here(
     .map_err(generate_error)?;
     if let Some(e) = talk.failed.take() {
         return Err(e);
+    }
+    if let Some(path) = &options.trace {
+        model.write_trace(pack, path, &generated.ids)?;
     }
     let (first, rank) = (talk.first.unwrap_or_default(), talk.rank.take());
     let rest = stream.map_or_else(String::new, |s| s.finish());
@@ -297,7 +342,7 @@ fn generate_error(e: GenerateError<RunError>) -> StepError {
     }
 }
 
-fn expert_slots(pack: &Pack, room: Option<ExpertRoom>) -> Option<u64> {
+pub(super) fn expert_slots(pack: &Pack, room: Option<ExpertRoom>) -> Option<u64> {
     let expert = |s: &&segpack_manifests::documents::SegmentEntry| s.id.contains(".experts.");
     let largest = pack.manifest().segments.iter().filter(expert).map(|s| s.raw_length).max().unwrap_or(1);
     room.map(|room| match room {

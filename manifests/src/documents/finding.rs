@@ -98,6 +98,14 @@ kinds! {
     DiffersFromCheckpoint = Error,
     /// A source file's SHA-256 is not the one that the hub publishes.
     DiffersFromHub = Error,
+    /// A trace was recorded from another checkpoint.
+    ForeignTrace = Error,
+    /// A trace does not say, or not for sure, which checkpoint it was recorded from.
+    UnidentifiedTrace = Warning,
+    /// What a model computes from its pack is outside the gate around its reference.
+    DiffersFromReference = Error,
+    /// The reference allows no verdict.
+    NotJudged = Warning,
 }
 
 /// One thing that is wrong, where, what was seen and what was wanted.

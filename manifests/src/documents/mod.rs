@@ -7,6 +7,7 @@ mod plan;
 mod report;
 #[cfg(feature = "schema")]
 pub mod schema;
+mod validate_report;
 mod version;
 
 pub use finding::{Finding, FindingKind, Severity};
@@ -20,6 +21,10 @@ pub use manifest::{
 };
 pub use plan::{Plan, PlannedPack, PlannedSegment, PlannedTensor};
 pub use report::{PackSummary, UnpackSummary, UnrestorableFile, VerifyCounts, VerifyMode, VerifyReport};
+pub use validate_report::{
+    Choice, ChoiceRow, FirstWrong, Precision, PromptRow, Quantity, ReferenceKind, ValidateReport, ValueRow,
+    Verdict,
+};
 pub use version::FormatVersion;
 
 /// What wrote a document: name and version of this build.

@@ -1,0 +1,362 @@
+//! The model calculated straight from the shards of a checkpoint: no pack, no cache, every position at once, the scalar
+//! operations. Slow, and put together on its own from the tensors' names, so that it shares no mistake with the packs.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
+use std::path::Path;
+
+use segpack_formats::digest::Sha256;
+use segpack_formats::io::Stop;
+use segpack_formats::safetensors::Dtype;
+use segpack_manifests::Pack;
+use segpack_manifests::documents::{Finding, FindingKind, Quantity};
+use segpack_manifests::families::{TextFacts, text_facts};
+use segpack_runtime_min::ops::{Heads, Matrix, Ops, ScalarOps, softmax, widen};
+
+use super::compare::{Reference, Step, argmax};
+use crate::steps::StepError;
+use crate::steps::checkpoint::Checkpoint;
+use crate::steps::scan::{ScanOptions, scan};
+
+/// Where the text model may be mounted: in an omni checkpoint, in a thinker or a plain model saved on its own.
+const MOUNTS: [&str; 3] = ["thinker.model.", "model.", "thinker.model.language_model."];
+
+/// A tensor of the checkpoint.
+struct Place {
+    dtype: Dtype,
+    shape: Vec<u64>,
+    shard: usize,
+    range: Range<u64>,
+}
+
+/// A checkpoint that can be calculated with.
+pub struct Direct<'a> {
+    checkpoint: Checkpoint,
+    places: HashMap<String, Place>,
+    mount: &'static str,
+    facts: TextFacts,
+    pack: &'a Pack,
+    compared: RefCell<HashSet<String>>,
+    findings: RefCell<Vec<Finding>>,
+}
+
+/// A matrix with its bytes.
+struct Weights {
+    dtype: Dtype,
+    bytes: Vec<u8>,
+    rows: usize,
+    columns: usize,
+}
+
+impl Weights {
+    fn matrix(&self) -> Matrix<'_> {
+        Matrix { dtype: self.dtype, bytes: &self.bytes, rows: self.rows, columns: self.columns }
+    }
+
+    fn values(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.rows * self.columns];
+        widen(self.dtype, &self.bytes, &mut values);
+        values
+    }
+}
+
+/// Everything that was calculated for one sequence of tokens.
+#[derive(Debug, Default)]
+pub struct Calculated {
+    /// Rows of all positions, by quantity and layer.
+    values: HashMap<(Quantity, usize), Vec<f32>>,
+    experts: HashMap<usize, Vec<Vec<u32>>>,
+    vocab: usize,
+    /// Tokens of the prompt; what follows is compared as generation.
+    prompt: usize,
+}
+
+impl<'a> Direct<'a> {
+    /// Opens a checkpoint. Its tensors are compared with the pack's digests when they are used.
+    pub fn open(argument: &Path, pack: &'a Pack) -> Result<Self, StepError> {
+        let (checkpoint, inventory) = scan(argument, ScanOptions::default())?;
+        let unsuitable = |what: &str| StepError::Input(format!("{}: {what}", checkpoint.root.display()));
+        let config =
+            checkpoint.config.as_ref().ok_or_else(|| unsuitable("has no config.json that can be read"))?;
+        let facts = match text_facts(config) {
+            Some(facts) => facts.map_err(|e| unsuitable(&format!("config.json: {e}")))?,
+            None => return Err(unsuitable("its model is of no known family")),
+        };
+        let mut places = HashMap::new();
+        for t in &inventory.tensors {
+            let whole = Place {
+                dtype: t.dtype,
+                shape: t.shape.clone(),
+                shard: t.shard,
+                range: t.offset..t.offset + t.length,
+            };
+            places.insert(t.name.clone(), whole);
+            let slices =
+                inventory.family.and_then(|f| f.unstack(&t.name, &t.shape, t.dtype.bitsize() as u64));
+            for s in slices.and_then(Result::ok).unwrap_or_default() {
+                let start = t.offset + s.offset;
+                let range = start..start + s.length;
+                places.insert(s.name, Place { dtype: t.dtype, shape: s.shape, shard: t.shard, range });
+            }
+        }
+        let mount =
+            MOUNTS.into_iter().find(|mount| places.contains_key(&format!("{mount}embed_tokens.weight")));
+        let mount = mount.ok_or_else(|| unsuitable("has no embed_tokens.weight of a text model"))?;
+        let (compared, findings) = (RefCell::default(), RefCell::default());
+        Ok(Self { places, mount, facts, pack, compared, findings, checkpoint })
+    }
+
+    /// The model's numbers, from the checkpoint's own `config.json`.
+    pub fn facts(&self) -> &TextFacts {
+        &self.facts
+    }
+
+    /// Tensors that the pack has with other bytes, of those used so far.
+    pub fn findings(&self) -> Vec<Finding> {
+        self.findings.borrow().clone()
+    }
+
+    fn place(&self, name: &str) -> Result<&Place, StepError> {
+        self.places.get(name).ok_or_else(|| {
+            StepError::Input(format!("{}: has no tensor {name:?}", self.checkpoint.root.display()))
+        })
+    }
+
+    fn name(&self, layer: usize, rest: &str) -> String {
+        format!("{}layers.{layer}.{rest}", self.mount)
+    }
+
+    fn read(&self, name: &str) -> Result<Weights, StepError> {
+        let place = self.place(name)?;
+        let bytes = self.checkpoint.shards[place.shard].shard.input.read_range(place.range.clone())?;
+        self.compare(name, &bytes, &self.checkpoint.shards[place.shard].path);
+        let side = |i: usize| usize::try_from(place.shape.get(i).copied().unwrap_or(1)).unwrap_or(usize::MAX);
+        Ok(Weights { dtype: place.dtype, bytes, rows: side(0), columns: side(1) })
+    }
+
+    /// Compares the bytes with what the pack's manifest says of them, once.
+    fn compare(&self, name: &str, bytes: &[u8], file: &str) {
+        if !self.compared.borrow_mut().insert(name.to_owned()) {
+            return;
+        }
+        let Some(tensor) = self.pack.tensor(name) else { return };
+        let seen = Sha256::of(bytes);
+        if seen != tensor.sha256 {
+            let finding = Finding::new(FindingKind::DiffersFromCheckpoint).tensor(name).file(file);
+            let finding = finding.seen(format!("SHA-256 {seen} in the checkpoint"));
+            self.findings.borrow_mut().push(finding.wanted(format!("{}, as packed", tensor.sha256)));
+        }
+    }
+
+    fn linear(&self, name: &str, x: &[f32]) -> Result<Vec<f32>, StepError> {
+        let weights = self.read(&format!("{name}.weight"))?;
+        let bias = format!("{name}.bias");
+        let bias = self.places.contains_key(&bias).then(|| self.read(&bias)).transpose()?;
+        let mut out = vec![0.0; x.len() / weights.columns * weights.rows];
+        let bias = bias.map(|b| b.values());
+        ScalarOps::default().linear(x, weights.matrix(), bias.as_deref(), &mut out);
+        Ok(out)
+    }
+
+    fn norm(&self, name: &str, x: &[f32]) -> Result<Vec<f32>, StepError> {
+        let weight = self.read(&format!("{name}.weight"))?.values();
+        let mut out = x.to_vec();
+        #[expect(clippy::cast_possible_truncation, reason = "applied in f32, as torch does")]
+        ScalarOps::default().rms_norm(&mut out, &weight, self.facts.rms_norm_eps as f32);
+        Ok(out)
+    }
+
+    /// Calculates all positions of `ids` at once; the first `prompt` of them are the prompt.
+    pub fn calculate(&self, ids: &[u32], prompt: usize, stop: &Stop) -> Result<Calculated, StepError> {
+        let mut found = Calculated { vocab: index(self.facts.vocab), prompt, ..Calculated::default() };
+        let mut x = self.embed(ids)?;
+        found.put(Quantity::Embedding, 0, &x);
+        let add = |x: &mut [f32], y: &[f32]| x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+        for layer in 0..self.facts.layers as usize {
+            stop.check()?;
+            let attention = self.attention(layer, &x, ids.len())?;
+            add(&mut x, &attention);
+            found.put(Quantity::AttentionOutput, layer, &attention);
+            let mlp = self.mlp(layer, &x, &mut found, stop)?;
+            add(&mut x, &mlp);
+            found.put(Quantity::MlpOutput, layer, &mlp);
+            found.put(Quantity::HiddenState, layer, &x);
+        }
+        let x = self.norm(&format!("{}norm", self.mount), &x)?;
+        found.put(Quantity::FinalNorm, self.facts.layers as usize, &x);
+        let logits = self.linear(&self.head(), &x)?;
+        found.put(Quantity::Logits, self.facts.layers as usize + 1, &logits);
+        Ok(found)
+    }
+
+    /// The head is beside the model, or is the embedding.
+    fn head(&self) -> String {
+        let beside = ["thinker.lm_head", "lm_head"].into_iter();
+        let mut beside = beside.filter(|name| self.places.contains_key(&format!("{name}.weight")));
+        match beside.next() {
+            Some(head) => head.to_owned(),
+            None => format!("{}embed_tokens", self.mount),
+        }
+    }
+
+    fn embed(&self, ids: &[u32]) -> Result<Vec<f32>, StepError> {
+        let name = format!("{}embed_tokens.weight", self.mount);
+        let place = self.place(&name)?;
+        let (hidden, row) =
+            (index(self.facts.hidden_size), (place.range.end - place.range.start) / self.facts.vocab);
+        let mut x = vec![0.0; ids.len() * hidden];
+        for (id, x) in ids.iter().zip(x.chunks_exact_mut(hidden)) {
+            let start = place.range.start + u64::from(*id) * row;
+            let bytes = self.checkpoint.shards[place.shard].shard.input.read_range(start..start + row)?;
+            widen(place.dtype, &bytes, x);
+        }
+        Ok(x)
+    }
+
+    fn attention(&self, layer: usize, x: &[f32], tokens: usize) -> Result<Vec<f32>, StepError> {
+        let at = |rest: &str| self.name(layer, rest);
+        let x = self.norm(&at("input_layernorm"), x)?;
+        let q = self.linear(&at("self_attn.q_proj"), &x)?;
+        let k = self.linear(&at("self_attn.k_proj"), &x)?;
+        let v = self.linear(&at("self_attn.v_proj"), &x)?;
+        let q = self.rotate(self.norm(&at("self_attn.q_norm"), &q)?, tokens);
+        let k = self.rotate(self.norm(&at("self_attn.k_norm"), &k)?, tokens);
+        let f = &self.facts;
+        let heads = Heads { query: index(f.heads), key_value: index(f.kv_heads), width: index(f.head_dim) };
+        let mut out = vec![0.0; q.len()];
+        ScalarOps::default().attention(&q, &k, &v, heads, &mut out);
+        self.linear(&at("self_attn.o_proj"), &out)
+    }
+
+    /// Every head of every position by `position · theta^(-2j / d)`, halves paired.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        reason = "angles are f32, as torch has them"
+    )]
+    fn rotate(&self, mut x: Vec<f32>, tokens: usize) -> Vec<f32> {
+        let (width, half) = (index(self.facts.head_dim), index(self.facts.head_dim) / 2);
+        let per_token = x.len() / tokens.max(1);
+        for (position, row) in x.chunks_exact_mut(per_token).enumerate() {
+            for head in row.chunks_exact_mut(width) {
+                for j in 0..half {
+                    let exponent = (2 * j) as f32 / width as f32;
+                    let frequency = 1.0 / self.facts.rope_theta.powf(f64::from(exponent)) as f32;
+                    let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
+                    let (a, b) = (f64::from(head[j]), f64::from(head[j + half]));
+                    head[j] = (a * cos - b * sin) as f32;
+                    head[j + half] = (b * cos + a * sin) as f32;
+                }
+            }
+        }
+        x
+    }
+
+    fn mlp(
+        &self,
+        layer: usize,
+        x: &[f32],
+        found: &mut Calculated,
+        stop: &Stop,
+    ) -> Result<Vec<f32>, StepError> {
+        let x = self.norm(&self.name(layer, "post_attention_layernorm"), x)?;
+        let router = self.name(layer, "mlp.gate");
+        if !self.places.contains_key(&format!("{router}.weight")) {
+            return self.swiglu(&self.name(layer, "mlp"), &x);
+        }
+        let logits = self.linear(&router, &x)?;
+        let chosen = self.route(layer, &logits, found);
+        let hidden = index(self.facts.hidden_size);
+        let mut out = vec![0.0; x.len()];
+        for (expert, tokens) in chosen {
+            stop.check()?;
+            let rows: Vec<f32> =
+                tokens.iter().flat_map(|(t, _)| &x[t * hidden..(t + 1) * hidden]).copied().collect();
+            let y = self.swiglu(&self.name(layer, &format!("mlp.experts.{expert}")), &rows)?;
+            for ((t, weight), y) in tokens.iter().zip(y.chunks_exact(hidden)) {
+                out[t * hidden..(t + 1) * hidden].iter_mut().zip(y).for_each(|(o, y)| *o += weight * y);
+            }
+        }
+        Ok(out)
+    }
+
+    /// `down(silu(gate(x)) · up(x))`.
+    fn swiglu(&self, name: &str, x: &[f32]) -> Result<Vec<f32>, StepError> {
+        let mut inner = self.linear(&format!("{name}.gate_proj"), x)?;
+        let up = self.linear(&format!("{name}.up_proj"), x)?;
+        inner.iter_mut().zip(&up).for_each(|(g, u)| *g = *g / (1.0 + (-*g).exp()) * u);
+        self.linear(&format!("{name}.down_proj"), &inner)
+    }
+
+    /// For every chosen expert the tokens that go to it, and their weights.
+    fn route(
+        &self,
+        layer: usize,
+        logits: &[f32],
+        found: &mut Calculated,
+    ) -> BTreeMap<u32, Vec<(usize, f32)>> {
+        let (experts, best) = (self.facts.experts as usize, self.facts.experts_per_token as usize);
+        let mut probabilities = logits.to_vec();
+        let (mut ids, mut weights) = (Vec::new(), Vec::new());
+        let mut chosen: BTreeMap<u32, Vec<(usize, f32)>> = BTreeMap::new();
+        for (token, row) in probabilities.chunks_exact_mut(experts).enumerate() {
+            softmax(row);
+            let mut order: Vec<(u32, f32)> = (0..).zip(row.iter().copied()).collect();
+            order.sort_by(|a, b| b.1.total_cmp(&a.1)); // stable: the lower id on ties
+            order.truncate(best);
+            ids.push(order.iter().map(|(expert, _)| *expert).collect());
+            let sum: f32 = order.iter().map(|(_, p)| p).sum();
+            for (expert, probability) in order {
+                let weight = if self.facts.norm_topk_prob { probability / sum } else { probability };
+                chosen.entry(expert).or_default().push((token, weight));
+                weights.push(weight);
+            }
+        }
+        found.put(Quantity::RouterLogits, layer, logits);
+        found.put(Quantity::RouterProbabilities, layer, &probabilities);
+        found.put(Quantity::ExpertWeights, layer, &weights);
+        found.experts.insert(layer, ids);
+        chosen
+    }
+}
+
+impl Calculated {
+    fn put(&mut self, quantity: Quantity, layer: usize, values: &[f32]) {
+        self.values.insert((quantity, layer), values.to_vec());
+    }
+}
+
+impl Reference for Calculated {
+    fn floats(
+        &self,
+        quantity: Quantity,
+        layer: usize,
+        rows: Range<usize>,
+        columns: usize,
+    ) -> Result<Option<Vec<f32>>, StepError> {
+        let values = self.values.get(&(quantity, layer));
+        Ok(values.and_then(|v| v.get(rows.start * columns..rows.end * columns)).map(<[f32]>::to_vec))
+    }
+
+    fn experts(&self, layer: usize, rows: Range<usize>) -> Result<Option<Vec<Vec<u32>>>, StepError> {
+        let ids = self.experts.get(&layer);
+        Ok(ids.and_then(|ids| ids.get(rows)).map(<[Vec<u32>]>::to_vec))
+    }
+
+    fn step(&self, position: usize) -> Result<Option<Step>, StepError> {
+        let logits = self.values.iter().find(|((quantity, _), _)| *quantity == Quantity::Logits);
+        let row = position * self.vocab..(position + 1) * self.vocab;
+        let row = logits.and_then(|(_, values)| values.get(row)).filter(|_| position + 1 >= self.prompt);
+        Ok(row.map(|row| Step { token: argmax(row), top: Vec::new() }))
+    }
+
+    fn router_margin(&self) -> Option<f64> {
+        None
+    }
+}
+
+/// Sizes of tensors that are read into memory.
+fn index(n: u64) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,377 @@
+//! Runs a model from its pack and compares it with a trace, or with a direct calculation from a checkpoint.
+
+mod compare;
+mod direct;
+mod recorded;
+
+use std::path::{Path, PathBuf};
+
+use segpack_formats::io::Stop;
+use segpack_manifests::Pack;
+use segpack_manifests::documents::{
+    Choice, Finding, FindingKind, FirstWrong, FormatVersion, GENERATOR, Precision, PromptRow, Quantity,
+    ReferenceKind, ValidateReport, ValueRow, Verdict,
+};
+use segpack_runtime_min::ops::{Compute, CpuOps, Ops};
+use segpack_runtime_min::thinker::{Check, Logits, RunSettings, Thinker};
+use segpack_runtime_min::trace::Trace;
+use segpack_runtime_min::{RunError, WeightSource};
+
+use super::StepError;
+use super::progress::Progress;
+use super::run::{ExpertRoom, expert_slots};
+use compare::{Comparer, Differences, Disagreement, Reference, Tally};
+use direct::Direct;
+use recorded::RecordedPrompt;
+
+/// Disagreements that are findings one by one; of the others there is the number.
+const MOST_DISAGREEMENTS: usize = 5;
+/// Where no trace is given: tokens of each prompt, and tokens fed one by one after it.
+const FIXED_PROMPTS: [(usize, usize); 3] = [(1, 3), (5, 3), (12, 4)];
+/// In logits of these fixtures' spread (a standard deviation of 5) the gate's tolerance is this, relative to the RMS.
+const LOGITS_STD: f64 = 5.0;
+/// Relative difference that rounding explains under bf16.
+const BF16_BOUND: f64 = 0.1;
+
+/// What to compare with.
+#[derive(Debug, Clone)]
+pub enum Against {
+    /// A trace.
+    Trace(PathBuf),
+    /// A direct calculation from the shards of this checkpoint.
+    Checkpoint(PathBuf),
+}
+
+/// How to validate.
+#[derive(Debug, Clone)]
+pub struct ValidateSettings {
+    /// What to compare with.
+    pub against: Against,
+    /// Bytes for the model's run; all that is needed where it is none.
+    pub memory: Option<u64>,
+    /// Room for experts.
+    pub experts: Option<ExpertRoom>,
+    /// Whether a trace must be of the checkpoint that was packed.
+    pub digests: bool,
+    /// When the digests of segments are compared.
+    pub check: Check,
+    /// Threads.
+    pub threads: usize,
+}
+
+/// One sequence of tokens.
+struct Sequence {
+    /// In one forward pass.
+    prompt: Vec<u32>,
+    /// One by one after it, whatever the model would have chosen.
+    forced: Vec<u32>,
+    /// Steps whose token is compared.
+    generated: usize,
+    bf16_stable: bool,
+}
+
+/// Most that a logit may differ in f32 (DESIGN section 7).
+pub fn tolerance(layers: u32) -> f64 {
+    f64::max(3e-4, 4.5e-5 * f64::from(layers))
+}
+
+/// Compares a pack with a reference. Differences are findings of the report, not errors.
+///
+/// # Errors
+/// Where pack or reference cannot be read, or the model cannot be run.
+pub fn validate(
+    pack: &Path,
+    settings: &ValidateSettings,
+    stop: &Stop,
+    progress: &dyn Progress,
+) -> Result<ValidateReport, StepError> {
+    let pack = Pack::open(pack)?;
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(settings.threads).build();
+    let threads =
+        threads.map_err(|e| StepError::Refused(format!("cannot start {} threads: {e}", settings.threads)))?;
+    threads.install(|| match &settings.against {
+        Against::Trace(path) => against_trace(&pack, path, settings, stop, progress),
+        Against::Checkpoint(path) => against_checkpoint(&pack, path, settings, stop, progress),
+    })
+}
+
+fn against_trace(
+    pack: &Pack,
+    path: &Path,
+    settings: &ValidateSettings,
+    stop: &Stop,
+    progress: &dyn Progress,
+) -> Result<ValidateReport, StepError> {
+    let trace = Trace::open(path)?;
+    let mut report = empty_report(pack, ReferenceKind::Trace, path, trace.compute())?;
+    report.level = trace.level().map(ToOwned::to_owned);
+    if settings.digests {
+        report.findings = recorded::compare_checkpoint(&trace, pack);
+        if Finding::any_error(&report.findings) {
+            (report.verdict, report.ok) = (Verdict::Foreign, false);
+            return Ok(report);
+        }
+    }
+    let sequences: Vec<Sequence> = trace.prompts().iter().map(recorded::sequence).collect();
+    let job = Job { pack, settings, compute: trace.compute(), sequences: &sequences, stop, progress };
+    let tally = job.run(|number| Ok(Box::new(RecordedPrompt::new(&trace, number))))?;
+    Ok(judge(report, &tally, &sequences))
+}
+
+fn against_checkpoint(
+    pack: &Pack,
+    path: &Path,
+    settings: &ValidateSettings,
+    stop: &Stop,
+    progress: &dyn Progress,
+) -> Result<ValidateReport, StepError> {
+    let mut report = empty_report(pack, ReferenceKind::Checkpoint, path, Compute::F32)?;
+    let direct = Direct::open(path, pack)?;
+    if pack.manifest().model.text.as_ref() != Some(direct.facts()) {
+        let finding = Finding::new(FindingKind::DiffersFromCheckpoint).file("config.json");
+        let finding = finding.seen("another text model than the packed one");
+        (report.verdict, report.ok, report.findings) = (Verdict::Foreign, false, vec![finding]);
+        return Ok(report);
+    }
+    let sequences: Vec<Sequence> = (0..)
+        .zip(FIXED_PROMPTS)
+        .map(|(i, lengths)| fixed_sequence(i, lengths, direct.facts().vocab))
+        .collect();
+    let job = Job { pack, settings, compute: Compute::F32, sequences: &sequences, stop, progress };
+    let tally = job.run(|number| {
+        let sequence: &Sequence = &sequences[number];
+        let ids = [&sequence.prompt[..], &sequence.forced].concat();
+        Ok(Box::new(direct.calculate(&ids, sequence.prompt.len(), stop)?))
+    })?;
+    report.findings = direct.findings();
+    Ok(judge(report, &tally, &sequences))
+}
+
+fn describe(number: usize, sequences: &[Sequence]) -> String {
+    let (all, s) = (sequences.len(), &sequences[number]);
+    format!("prompt {} of {all}: {} tokens, then {} one by one", number + 1, s.prompt.len(), s.forced.len())
+}
+
+/// Ids spread over the vocabulary, always the same.
+fn fixed_sequence(number: u64, (prompt, forced): (usize, usize), vocab: u64) -> Sequence {
+    let id = |i: u64| u32::try_from((17 + number * 104_729 + i * 7919) % vocab.max(1)).unwrap_or(0);
+    let mut ids = (0..).map(id);
+    let prompt = ids.by_ref().take(prompt).collect();
+    Sequence { prompt, forced: ids.take(forced).collect(), generated: forced + 1, bf16_stable: false }
+}
+
+fn empty_report(
+    pack: &Pack,
+    reference: ReferenceKind,
+    path: &Path,
+    compute: Compute,
+) -> Result<ValidateReport, StepError> {
+    let text = pack.manifest().model.text.as_ref();
+    let layers =
+        text.ok_or_else(|| RunError::Unsuitable("its model is of no known family".to_owned()))?.layers;
+    Ok(ValidateReport {
+        format_version: FormatVersion::CURRENT,
+        generator: GENERATOR.to_owned(),
+        manifest_sha256: pack.manifest_sha256(),
+        reference,
+        reference_name: path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
+        level: None,
+        compute: match compute {
+            Compute::F32 => Precision::Float32,
+            Compute::Bf16 => Precision::Bfloat16,
+        },
+        layers,
+        tolerance: (compute == Compute::F32).then(|| tolerance(layers)),
+        verdict: Verdict::Inside,
+        ok: true,
+        prompts: Vec::new(),
+        values: Vec::new(),
+        choices: Vec::new(),
+        first_wrong: None,
+        not_compared: Vec::new(),
+        findings: Vec::new(),
+    })
+}
+
+/// The runs that are to be compared.
+struct Job<'a> {
+    pack: &'a Pack,
+    settings: &'a ValidateSettings,
+    compute: Compute,
+    sequences: &'a [Sequence],
+    stop: &'a Stop,
+    progress: &'a dyn Progress,
+}
+
+impl Job<'_> {
+    /// One model for all sequences, so that what it loaded stays.
+    fn run<'r>(
+        &self,
+        mut reference: impl FnMut(usize) -> Result<Box<dyn Reference + 'r>, StepError>,
+    ) -> Result<Tally, StepError> {
+        let lengths = self.sequences.iter().map(|s| (s.prompt.len(), s.prompt.len() + s.forced.len()));
+        let (longest_pass, positions) =
+            lengths.fold((1, 1), |most: (usize, usize), s| (most.0.max(s.0), most.1.max(s.1)));
+        let settings = RunSettings {
+            memory: self.settings.memory,
+            expert_slots: expert_slots(self.pack, self.settings.experts),
+            positions,
+            longest_pass,
+            check: self.settings.check,
+        };
+        let source = WeightSource::new(self.pack);
+        let mut thinker = Thinker::new(&source, CpuOps::new(self.compute), settings, self.stop)?;
+        let facts = thinker.facts().clone();
+        let mut tally = Tally::default();
+        for (number, sequence) in self.sequences.iter().enumerate() {
+            self.progress.note(&describe(number, self.sequences));
+            let reference = reference(number)?;
+            let mut comparer = Comparer {
+                reference: reference.as_ref(),
+                facts: &facts,
+                tally: &mut tally,
+                prompt: number,
+                tokens: sequence.prompt.len(),
+                position: 0,
+                tolerance: tolerance(facts.layers),
+                failure: None,
+            };
+            thinker.reset();
+            comparer.pass(&mut thinker, &sequence.prompt)?;
+            for id in &sequence.forced {
+                comparer.pass(&mut thinker, &[*id])?;
+            }
+        }
+        Ok(tally)
+    }
+}
+
+impl Comparer<'_> {
+    /// One forward pass, compared.
+    fn pass<O: Ops>(&mut self, thinker: &mut Thinker<'_, O>, ids: &[u32]) -> Result<(), StepError> {
+        let logits = thinker.forward(ids, Logits::All, self)?;
+        if let Some(failure) = self.failure.take() {
+            return Err(failure);
+        }
+        self.logits(&logits)?;
+        self.position += ids.len();
+        Ok(())
+    }
+}
+
+/// Fills in the tables, and judges by DESIGN section 7.
+fn judge(mut report: ValidateReport, tally: &Tally, sequences: &[Sequence]) -> ValidateReport {
+    report.values = value_rows(tally, &report);
+    report.choices = tally.choices.values().cloned().collect();
+    let wrong = report.values.iter().find(|row| row.wrong);
+    report.first_wrong =
+        wrong.map(|r| FirstWrong { quantity: r.quantity, layer: r.layer, relative: r.relative });
+    report.prompts = sequences.iter().enumerate().map(|(i, s)| prompt_row(i, s, tally)).collect();
+    report.not_compared = not_compared(&report);
+    let is_judged = match report.tolerance {
+        Some(tolerance) => judge_strictly(&mut report.findings, tally, tolerance),
+        None => judge_stable(&mut report.findings, tally, sequences),
+    };
+    report.ok = !Finding::any_error(&report.findings);
+    report.verdict = match (report.ok, is_judged) {
+        (false, _) => Verdict::Outside,
+        (true, true) => Verdict::Inside,
+        (true, false) => Verdict::NotJudged,
+    };
+    report
+}
+
+fn judge_strictly(findings: &mut Vec<Finding>, tally: &Tally, tolerance: f64) -> bool {
+    let mut logits = Differences::default();
+    tally.logits.values().for_each(|d| logits.merge(d));
+    let row = logits.row(Quantity::Logits, None, f64::INFINITY);
+    if row.not_finite > 0 {
+        let what = format!("{} logits are not finite, or only in the reference", row.not_finite);
+        findings.push(Finding::new(FindingKind::DiffersFromReference).seen(what));
+    }
+    if row.max_abs > tolerance {
+        let [prompt, position] = row.worst.unwrap_or_default();
+        let what =
+            format!("logits differ by up to {:.3e}, at position {position} of prompt {prompt}", row.max_abs);
+        let finding = Finding::new(FindingKind::DiffersFromReference).seen(what);
+        findings.push(finding.wanted(format!("at most {tolerance:.1e}")));
+    }
+    for choice in Choice::ALL {
+        report_disagreements(findings, tally, *choice, |_| true);
+    }
+    row.values > 0
+}
+
+fn judge_stable(findings: &mut Vec<Finding>, tally: &Tally, sequences: &[Sequence]) -> bool {
+    report_disagreements(findings, tally, Choice::GreedyTokens, |d| sequences[d.prompt].bf16_stable);
+    let compared = tally.choices.contains_key(&(Choice::GreedyTokens, None));
+    let is_judged = compared && sequences.iter().any(|s| s.bf16_stable);
+    if !is_judged {
+        let what = "no prompt with generated tokens is marked bf16_stable; nothing was judged";
+        findings.push(Finding::new(FindingKind::NotJudged).seen(what));
+    }
+    is_judged
+}
+
+/// The first few one by one, in the order in which they were found.
+fn report_disagreements(
+    findings: &mut Vec<Finding>,
+    tally: &Tally,
+    choice: Choice,
+    counts: impl Fn(&Disagreement) -> bool,
+) {
+    let of_choice = |d: &&Disagreement| d.choice == choice && counts(d);
+    for d in tally.disagreements.iter().filter(of_choice).take(MOST_DISAGREEMENTS) {
+        let layer = d.layer.map_or(String::new(), |layer| format!(" in layer {layer}"));
+        let what = match d.choice {
+            Choice::ExpertSets => "experts",
+            Choice::TopTokens => "best token",
+            Choice::GreedyTokens => "next token",
+        };
+        let gap = d.gap.map_or(String::new(), |gap| format!(" by {gap:.2e}"));
+        let seen =
+            format!("{what}{layer} at position {} of prompt {}: {}", d.position, d.prompt, ids(&d.seen));
+        let finding = Finding::new(FindingKind::DiffersFromReference).seen(seen);
+        findings.push(finding.wanted(format!("{}{gap}", ids(&d.wanted))));
+    }
+    let all = tally.disagreements.iter().filter(of_choice).count();
+    if all > MOST_DISAGREEMENTS {
+        let what = format!("{} more {} differ", all - MOST_DISAGREEMENTS, choice.text());
+        findings.push(Finding::new(FindingKind::DiffersFromReference).seen(what));
+    }
+}
+
+fn ids(ids: &[u32]) -> String {
+    ids.iter().map(u32::to_string).collect::<Vec<_>>().join(" ")
+}
+
+/// What is wrong in a single layer is judged relative to the RMS, as the gate is in logits.
+fn value_rows(tally: &Tally, report: &ValidateReport) -> Vec<ValueRow> {
+    let bound = report.tolerance.map_or(BF16_BOUND, |tolerance| tolerance / LOGITS_STD);
+    let in_layer = 1..=report.layers as usize;
+    let layer = |stage: usize| in_layer.contains(&stage).then(|| u32::try_from(stage - 1).ok()).flatten();
+    let rows = tally.values.iter();
+    rows.map(|((stage, quantity), d)| d.row(*quantity, layer(*stage), bound)).collect()
+}
+
+fn prompt_row(number: usize, sequence: &Sequence, tally: &Tally) -> PromptRow {
+    let differ = |choice| {
+        tally.disagreements.iter().filter(|d| d.prompt == number && d.choice == choice).count() as u64
+    };
+    let logits = tally.logits.get(&number).cloned().unwrap_or_default();
+    PromptRow {
+        tokens: sequence.prompt.len() as u64,
+        generated: sequence.generated as u64,
+        bf16_stable: sequence.bf16_stable,
+        max_abs_logits: logits.row(Quantity::Logits, None, f64::INFINITY).max_abs,
+        top_tokens_differ: differ(Choice::TopTokens),
+        greedy_tokens_differ: differ(Choice::GreedyTokens),
+        expert_sets_differ: differ(Choice::ExpertSets),
+    }
+}
+
+fn not_compared(report: &ValidateReport) -> Vec<String> {
+    let values = Quantity::ALL.iter().filter(|q| !report.values.iter().any(|row| row.quantity == **q));
+    let choices = Choice::ALL.iter().filter(|c| !report.choices.iter().any(|row| row.choice == **c));
+    values.map(|q| q.text().to_owned()).chain(choices.map(|c| c.text().to_owned())).collect()
+}
