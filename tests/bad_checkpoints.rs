@@ -100,8 +100,40 @@ fn every_kind_of_malformed_shard_is_named() {
     tiny().write(folder.path());
     for (words, bytes) in shard_cases() {
         fs::write(folder.path().join(SECOND), bytes).unwrap();
-        assert_refused(folder.path(), FindingKind::MalformedShard, &[SECOND, words]);
+        let findings = assert_refused(folder.path(), FindingKind::MalformedShard, &[SECOND, words]);
+        // what the shard should hold is not reported too; of files that can be read, what they lack still is
+        assert!(findings.iter().all(|f| f.kind != FindingKind::MissingTensor), "{findings:?}");
     }
+}
+
+#[test]
+fn a_shard_that_cannot_be_read_does_not_hide_what_others_lack() {
+    let (folder, mut tiny) = (temp(), tiny().stacked());
+    tiny.remove(NORM);
+    tiny.write(folder.path());
+    resize(&folder.path().join(SECOND), -1);
+    let findings = assert_refused(folder.path(), FindingKind::MissingTensor, &[NORM]);
+    let kinds: Vec<_> = findings.iter().map(|f| f.kind).collect();
+    assert_eq!(kinds, [FindingKind::MalformedShard, FindingKind::MissingTensor], "{findings:?}");
+    // the only shard, without an index
+    let folder = temp();
+    self::tiny().single().write(folder.path());
+    resize(&folder.path().join("model.safetensors"), -1);
+    let findings = assert_refused(folder.path(), FindingKind::MalformedShard, &["cut off"]);
+    assert_eq!(findings.len(), 1, "{findings:?}");
+}
+
+#[test]
+fn one_shard_of_several_is_told_so() {
+    let folder = temp();
+    tiny().write(folder.path());
+    let shard = folder.path().join(FIRST);
+    let words = [FIRST, "is one shard of several (an index lies beside it)", "the folder"];
+    let run = segpack!["pack", &shard, "-o", folder.path().join("out")].exits(3).says(&words);
+    assert!(!run.stderr.contains("config.json"), "{run}");
+    let run = segpack!["scan", &shard].ok();
+    assert!(words.iter().all(|word| run.text().contains(word)), "{run}");
+    segpack!["scan", &shard, "--allow-unclassified"].ok();
 }
 
 #[test]
@@ -497,6 +529,10 @@ fn odd_files_in_a_checkpoint() {
     fs::remove_file(not_utf8).unwrap();
     assert!(std::process::Command::new("mkfifo").arg(checkpoint.join("pipe")).status().unwrap().success());
     assert_refused_files(&checkpoint, "pipe");
+    // what a terminal would obey
+    write_file(&checkpoint.join("a\x1b[2Jb"), b"x");
+    assert_refused_files(&checkpoint, "a\\u{1b}[2Jb");
+    fs::remove_file(checkpoint.join("a\x1b[2Jb")).unwrap();
     fs::remove_file(checkpoint.join("pipe")).unwrap();
     // names that are only unusual
     write_file(&checkpoint.join("with space/naïve ☃.txt"), b"x");

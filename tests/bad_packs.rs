@@ -115,11 +115,12 @@ fn manifests_that_are_cut_or_no_json() {
 fn folders_that_are_no_packs() {
     let folder = temp();
     let nothing = folder.path().join("nothing");
-    segpack!["ls", &nothing].exits(3).says(&["does not exist"]);
-    segpack!["verify", &nothing].exits(1).says(&["no such folder"]);
+    segpack!["ls", &nothing].exits(1).says(&["cannot open", "No such file"]);
+    segpack!["verify", &nothing].exits(1).says(&["cannot open", "No such file"]);
     segpack!["ls", folder.path()].exits(3).says(&["is not a pack", "manifest.json"]);
     segpack!["ls", tiny_text()].exits(3).says(&["is a checkpoint, not a pack", "segpack pack"]);
     segpack!["verify", tiny_text()].exits(3);
+    segpack!["verify", tiny_text().join("config.json")].exits(3).says(&["config.json", "is not a folder"]);
     segpack!["unpack", tiny_text(), "-o", &nothing].exits(3);
     assert!(!nothing.exists());
 }

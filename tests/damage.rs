@@ -394,6 +394,22 @@ fn a_pack_is_compared_with_another_checkpoint() {
     assert_eq!(against(&tiny), [(FindingKind::NotInPack, extra.name)]);
 }
 
+#[test]
+fn comparing_takes_what_packing_tolerated_and_says_what_was_compared() {
+    let folder = temp();
+    let checkpoint = Tiny::text().write(&folder.path().join("checkpoint"));
+    write_file(&checkpoint.join("model.gguf"), b"GGUF");
+    let pack = folder.path().join("pack");
+    segpack!["pack", &checkpoint, "-o", &pack, "--extra", "keep"].ok();
+    let run = segpack!["verify", &pack, "--against", &checkpoint].ok();
+    assert!(run.text().contains("ok, and equal to the checkpoint"), "{run}");
+    let run = segpack!["verify", &pack, "--against", &checkpoint, "--quick"].ok();
+    assert!(run.text().contains("ok; the manifest equals the checkpoint (weights of the pack not"), "{run}");
+    // a mistyped path is told first, not after the pack's findings
+    let run = segpack!["verify", &pack, "--against", folder.path().join("typo")].exits(1);
+    assert!(run.says(&["no such file or folder"]).stdout.is_empty());
+}
+
 /// A pack so small that every single bit of it can be tried.
 #[test]
 #[ignore = "takes minutes"]
@@ -425,7 +441,7 @@ fn every_bit_counts() {
 #[test]
 fn a_manifest_that_lies_is_caught() {
     type Lie = fn(&mut Value);
-    let lies: [(&str, Lie); 17] = [
+    let lies: [(&str, Lie); 22] = [
         ("begins at byte", |m| {
             let offset = m["segments"][1]["offset"].as_u64().unwrap();
             m["segments"][1]["offset"] = json!(offset + 2);
@@ -448,6 +464,17 @@ fn a_manifest_that_lies_is_caught() {
             let mut stray = m["tensors"][0].clone();
             (stray["name"], stray["segment"]) = (json!("stray"), json!("nowhere"));
             list(m, "tensors").push(stray);
+        }),
+        ("kept verbatim", |m| m["source_files"][0]["length"] = json!(1)),
+        ("kept verbatim", |m| m["source_files"][0]["sha256"] = json!(null)),
+        ("kept verbatim", |m| m["source_files"][0]["excluded_bytes"] = json!(1)),
+        ("both a file and a folder", |m| {
+            let below = format!("{}/evil", m["source_files"][1]["path"].as_str().unwrap());
+            m["source_files"][0]["path"] = json!(below);
+        }),
+        ("both a file and a folder", |m| {
+            let below = format!("{}/evil", m["source_files"][1]["stored_as"].as_str().unwrap());
+            m["source_files"][0]["stored_as"] = json!(below);
         }),
         ("control characters", |m| m["tensors"][0]["name"] = json!("a\nb")),
     ];
@@ -472,7 +499,8 @@ fn a_manifest_that_lies_is_caught() {
         }),
         (FindingKind::DamagedFile, |m| {
             let digest = m["tensors"][1]["sha256"].clone();
-            m["source_files"][0]["stored_sha256"] = digest;
+            m["source_files"][0]["stored_sha256"] = digest.clone();
+            m["source_files"][0]["sha256"] = digest;
         }),
         (FindingKind::WrongHeader, |m| m["tensors"][0]["dtype"] = json!("F16")),
     ];

@@ -115,7 +115,7 @@ fn colours_are_a_matter_of_choice() {
     let run = |set: &[(&str, &str)], arguments: &[&str]| {
         let mut command = program();
         command.envs(set.iter().copied()).args(arguments).args(["ls", "/nothing/here"]);
-        Run::of(&mut command).exits(3).stderr
+        Run::of(&mut command).exits(1).stderr
     };
     let escape = '\u{1b}';
     assert!(run(&[], &["--color", "always"]).contains(escape));

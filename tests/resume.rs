@@ -380,9 +380,12 @@ fn unpacking_goes_on_too() {
         let summary = segpack!["unpack", &slow.whole, "-o", &out, "--resume", "--json"].ok().json();
         assert!(summary["resumed_files"].as_u64().unwrap() >= 1);
         assert_same(&out, &slow.checkpoint);
-        // a restored file that was changed since is restored again; the rest is kept
+        // a file that is another one now is nobody's to overwrite; one that is gone is restored, the rest is kept
         let shard = out.join("model-00002-of-00004.safetensors");
         flip(&shard, -1);
+        let refused = segpack!["unpack", &slow.whole, "-o", &out, "--resume"].exits(1);
+        refused.says(&["model-00002-of-00004.safetensors", "is not what the pack holds"]);
+        fs::remove_file(&shard).unwrap();
         let summary = segpack!["unpack", &slow.whole, "-o", &out, "--resume", "--json"].ok().json();
         assert_eq!(summary["resumed_files"], originals.len() - 1);
         assert_same(&out, &slow.checkpoint);
@@ -463,4 +466,63 @@ fn a_full_drive_is_seen_before_and_survived_when_it_happens() {
     slow.assert_nothing_half_named(&out);
     drive.remount("size=200m,nr_inodes=0");
     slow.assert_resumes(&out);
+}
+
+#[test]
+fn a_finished_pack_passes_for_done_only_if_it_is_intact_and_of_this_source() {
+    let folder = temp();
+    let (checkpoint, out) = (folder.path().join("checkpoint"), folder.path().join("pack"));
+    copy(&tiny_full(), &checkpoint);
+    segpack!["pack", &checkpoint, "-o", &out].ok();
+    let resume = || segpack!["pack", &checkpoint, "-o", &out, "--resume"];
+    resume().ok();
+    let shard = checkpoint.join("model-00002-of-00004.safetensors");
+    flip(&shard, -1);
+    resume().exits(1).says(&["another checkpoint", "--force"]);
+    flip(&shard, -1);
+    write_file(&checkpoint.join("more.txt"), b"more");
+    resume().exits(1).says(&["another checkpoint"]);
+    fs::remove_file(checkpoint.join("more.txt")).unwrap();
+    fs::remove_file(out.join("packs/code2wav.safetensors")).unwrap();
+    resume().exits(1).says(&["damaged"]);
+}
+
+#[test]
+fn outputs_and_inputs_never_destroy_one_another() {
+    let folder = temp();
+    let (checkpoint, out) = (folder.path().join("checkpoint"), folder.path().join("pack"));
+    copy(&tiny_full(), &checkpoint);
+    segpack!["pack", &checkpoint, "-o", &out].ok();
+    let before = contents(&out);
+    // a pack is a checkpoint of sorts, but not one to be replaced by its own pack
+    let own = out.join("packs/thinker.text.safetensors");
+    segpack!["pack", own, "-o", &out, "--allow-unclassified", "--force"]
+        .exits(1)
+        .says(&["lies inside the output"]);
+    // `..` after a folder that does not exist yet
+    let around = folder.path().join("none/../checkpoint/out");
+    segpack!["pack", &checkpoint, "-o", around].exits(1).says(&["lies inside the input"]);
+    // files of somebody else, beside what looks like an unfinished pack
+    let mine = folder.path().join("mine");
+    write_file(&mine.join(".partial/lock"), b"");
+    write_file(&mine.join("source/mine"), b"mine");
+    for how in ["--force", "--resume"] {
+        segpack!["pack", &checkpoint, "-o", &mine, how].exits(1).says(&["source/mine"]);
+    }
+    assert_eq!(fs::read(mine.join("source/mine")).unwrap(), b"mine");
+    let home = folder.path().join("home");
+    write_file(&home.join("config.json"), b"mine");
+    segpack!["unpack", &out, "-o", &home, "--resume"].exits(1).says(&["is not what the pack holds"]);
+    assert_eq!(fs::read(home.join("config.json")).unwrap(), b"mine");
+    assert!(contents(&out) == before);
+}
+
+#[test]
+fn a_pack_that_lost_a_file_is_damaged_not_the_disk() {
+    let folder = temp();
+    let (out, to) = (folder.path().join("pack"), folder.path().join("to"));
+    segpack!["pack", tiny_full(), "-o", &out].ok();
+    fs::remove_file(out.join("packs/code2wav.safetensors")).unwrap();
+    segpack!["unpack", &out, "-o", &to].exits(3).says(&["code2wav.safetensors"]);
+    assert!(!to.join(".partial").exists());
 }

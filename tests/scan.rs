@@ -297,8 +297,44 @@ fn the_hub_cache_is_found_wherever_it_is() {
     assert_eq!(with("HF_HUB_CACHE", &cache, &with_revision).ok().json(), by_repo);
     assert_eq!(scan(&snapshot).ok().json(), by_repo);
 
+    // the only snapshot serves where nothing names another
+    let reference = cache.join("models--Qwen--Tiny-Omni/refs/main");
+    fs::write(&reference, "89abcdef").unwrap();
+    with("HF_HUB_CACHE", &cache, "Qwen/Tiny-Omni").exits(3).says(&["refs/main", "89abcdef", revision]);
+    fs::remove_file(&reference).unwrap();
+    assert_eq!(with("HF_HUB_CACHE", &cache, "Qwen/Tiny-Omni").ok().json(), by_repo);
+
     with("HF_HUB_CACHE", &cache, "Qwen/Other").exits(3).says(&["Qwen/Other", "hf download"]);
     with("HF_HUB_CACHE", &cache, "Qwen/Tiny-Omni@v2").exits(3).says(&["v2", revision]);
+}
+
+/// As under `nohup`: a hang-up that is ignored from the start changes nothing, not even the second one.
+#[cfg(target_os = "linux")]
+#[test]
+fn ignored_signals_stay_ignored() {
+    use std::io::Read;
+    use std::process::{Command, Stdio};
+    for (trap, status) in [("trap '' HUP; ", Some(0)), ("", Some(129))] {
+        let program = program();
+        let mut child = Command::new("sh")
+            .arg("-c")
+            .arg(format!("{trap}exec \"$0\" scan \"$1\" --json"))
+            .arg(program.get_program())
+            .arg(tiny_full())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // its report is longer than a pipe holds, so now it waits
+        let mut out = child.stdout.take().unwrap();
+        out.read_exact(&mut [0]).unwrap();
+        for _ in 0..2 {
+            let kill = Command::new("kill").args(["-HUP", &child.id().to_string()]).status().unwrap();
+            assert!(kill.success());
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        out.read_to_end(&mut Vec::new()).unwrap();
+        assert_eq!(child.wait().unwrap().code(), status, "{trap:?}");
+    }
 }
 
 #[test]

@@ -38,8 +38,15 @@ fn bent(name: &str, folder: &Path, bend: impl FnOnce(&mut Vec<Tensor>, &mut Valu
     path
 }
 
+/// The report, which is what its schema says.
 fn report(pack: &Path, trace: &Path, status: i32) -> Value {
-    segpack!["validate", pack, "--reference", trace, "--json", "-q"].exits(status).json()
+    let report = segpack!["validate", pack, "--reference", trace, "--json", "-q"].exits(status).json();
+    let schema = fixtures().join("../../schemas/validate-report.schema.json");
+    let schema: Value = serde_json::from_slice(&fs::read(schema).unwrap()).unwrap();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let errors: Vec<String> = validator.iter_errors(&report).map(|e| e.to_string()).collect();
+    assert!(errors.is_empty(), "{errors:#?}");
+    report
 }
 
 #[test]
@@ -297,7 +304,7 @@ const MUTATIONS: &[Mutation] = &[
         }
     }),
     ("gate and up swapped", |t| {
-        (0..12).for_each(|e| swap(t, &expert(2, e, "gate_proj"), &expert(2, e, "up_proj")))
+        (0..12).for_each(|e| swap(t, &expert(2, e, "gate_proj"), &expert(2, e, "up_proj")));
     }),
     ("k and v swapped", |t| swap(t, &at(0, "self_attn.k_proj"), &at(0, "self_attn.v_proj"))),
     ("q_norm and k_norm swapped", |t| swap(t, &at(1, "self_attn.q_norm"), &at(1, "self_attn.k_norm"))),

@@ -51,7 +51,7 @@ pub struct Args {
     /// Go on where an interrupted run stopped
     #[arg(long, conflicts_with = "force")]
     resume: bool,
-    /// Replace an existing pack (and nothing else)
+    /// Replace an existing pack (and nothing else); the old one is removed first
     #[arg(long)]
     force: bool,
     /// Do not digest the source shards: faster, but they are not compared with the hub's digests
@@ -175,8 +175,16 @@ fn print_summary(
     match &s.known {
         Some(k) if k.identical => writeln!(out, "the source is {} @ {}, byte for byte", k.repo, k.revision)?,
         Some(k) => {
-            writeln!(out, "the source resembles {} @ {}, but differs:", k.repo, k.revision)?;
+            let but = if k.differs.is_empty() { "" } else { ", but differs:" };
+            writeln!(out, "the source resembles {} @ {}{but}", k.repo, k.revision)?;
             k.differs.iter().try_for_each(|d| writeln!(out, "  {d}"))?;
+            if !k.not_compared.is_empty() {
+                writeln!(
+                    out,
+                    "  {} not digested, so not compared",
+                    counted(k.not_compared.len() as u64, "shard")
+                )?;
+            }
         }
         None => {}
     }

@@ -16,11 +16,15 @@ static SIGNAL: OnceLock<Arc<AtomicUsize>> = OnceLock::new();
 /// Exit status of a process that a signal ended: 128 + its number.
 const SIGNALLED: i32 = 128;
 
-/// Listens for SIGINT and SIGTERM (on Unix also SIGHUP, taken as SIGTERM).
+/// Listens for SIGINT and SIGTERM (on Unix also SIGHUP, taken as SIGTERM), but for those that are ignored.
 pub fn install() -> &'static Stop {
     let which = SIGNAL.get_or_init(Arc::default);
     let asked = Arc::new(AtomicBool::new(false));
+    let ignored = ignored();
     for signal in signals() {
+        if ignored & (1 << (signal - 1)) != 0 {
+            continue; // `nohup`, or a shell that put the process into the background
+        }
         let number = usize::try_from(signal).unwrap_or_default();
         // where a handler cannot be installed the signal keeps its default: it ends the process
         let _ = flag::register_conditional_shutdown(signal, SIGNALLED + signal, Arc::clone(&asked));
@@ -34,6 +38,20 @@ pub fn install() -> &'static Stop {
         STOP.request();
     });
     &STOP
+}
+
+/// The signals that are ignored since before the program began: bit N - 1 for signal N.
+#[cfg(target_os = "linux")]
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+/// Other systems do not tell.
+#[cfg(not(target_os = "linux"))]
+fn ignored() -> u64 {
+    0
 }
 
 #[cfg(unix)]

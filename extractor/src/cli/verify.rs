@@ -84,6 +84,9 @@ fn print(report: &VerifyReport, place: &str, context: &Context, out: &mut dyn Wr
     context.terminal.findings(&report.findings, out)?;
     let verdict = match (report.ok, report.against) {
         (true, false) => "ok".to_owned(),
+        (true, true) if report.mode == VerifyMode::Quick => {
+            "ok; the manifest equals the checkpoint (weights of the pack not read)".to_owned()
+        }
         (true, true) => "ok, and equal to the checkpoint".to_owned(),
         (false, _) => format!("NOT ok: {}", counted(report.findings.len() as u64, "finding")),
     };

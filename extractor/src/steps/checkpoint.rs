@@ -63,6 +63,8 @@ pub struct Checkpoint {
     pub index: Option<ShardIndex>,
     /// `config.json`.
     pub config: Option<Value>,
+    /// Whether it is one weight file beside an index, which was not read.
+    pub one_of_several: bool,
     /// What is wrong with the files so far.
     pub findings: Vec<Finding>,
 }
@@ -118,6 +120,12 @@ impl Checkpoint {
         if place.is_dir() { Self::open_folder(&place, options) } else { Self::open_file(&place) }
     }
 
+    /// Every file of it.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let shards = self.shards.iter().map(|s| &s.path);
+        shards.chain(self.files.iter().map(|f| &f.path)).map(|path| self.root.join(path)).collect()
+    }
+
     fn empty(root: &Path) -> Self {
         Self {
             root: root.to_owned(),
@@ -127,6 +135,7 @@ impl Checkpoint {
             left_out: Vec::new(),
             index: None,
             config: None,
+            one_of_several: false,
             findings: Vec::new(),
         }
     }
@@ -139,7 +148,8 @@ impl Checkpoint {
         let listed = fs::read_dir(root).map_err(StepError::io("list", root))?;
         let names: Vec<String> =
             listed.filter_map(|e| Some(e.ok()?.file_name().to_string_lossy().into_owned())).collect();
-        if !names.iter().any(|n| n.ends_with(INDEX_ENDING)) && names.iter().any(|n| n == CONFIG) {
+        checkpoint.one_of_several = names.iter().any(|n| n.ends_with(INDEX_ENDING));
+        if !checkpoint.one_of_several && names.iter().any(|n| n == CONFIG) {
             checkpoint.add_file(CONFIG);
             checkpoint.read_config();
         }

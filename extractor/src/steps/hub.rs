@@ -6,6 +6,7 @@
 
 use std::env;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use segpack_formats::digest::Sha256;
@@ -56,14 +57,22 @@ pub fn find_snapshot(repo: &str, revision: Option<&str>) -> Result<PathBuf, Step
     snapshot_of(&folder, revision)
 }
 
-/// The snapshot of a repo folder (`models--owner--name`): that of `revision`, else of `refs/main`, else the only one.
+/// The snapshot of a repo folder (`models--owner--name`): that of `revision`, else of `refs/main`, else, where
+/// there is no `refs/main`, the only one.
 ///
 /// # Errors
 /// `Input` naming what was looked for and what is there.
 pub fn snapshot_of(folder: &Path, revision: Option<&str>) -> Result<PathBuf, StepError> {
     let snapshots = folder.join("snapshots");
     let name = revision.unwrap_or("main");
-    let commit = fs::read_to_string(folder.join("refs").join(name)).map(|text| text.trim().to_owned());
+    let reference = folder.join("refs").join(name);
+    let commit = match fs::read_to_string(&reference) {
+        Ok(text) => Some(text.trim().to_owned()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        // a revision may be a commit, or a folder of references
+        Err(_) if reference.is_dir() => None,
+        Err(e) => return Err(StepError::io("read", reference)(e)),
+    };
     let wanted = snapshots.join(commit.as_deref().unwrap_or(name));
     if wanted.is_dir() && wanted != snapshots {
         return Ok(wanted);
@@ -71,19 +80,16 @@ pub fn snapshot_of(folder: &Path, revision: Option<&str>) -> Result<PathBuf, Ste
     let mut there: Vec<PathBuf> =
         fs::read_dir(&snapshots).into_iter().flatten().filter_map(|e| Some(e.ok()?.path())).collect();
     there.sort();
-    match (&there[..], revision) {
-        ([only], None) => Ok(only.clone()),
-        _ => Err(StepError::Input(format!(
-            "{} has no snapshot for revision {name:?}; it has {} snapshots: {}",
-            folder.display(),
-            there.len(),
-            there
-                .iter()
-                .filter_map(|p| Some(p.file_name()?.to_string_lossy()))
-                .collect::<Vec<_>>()
-                .join(", ")
-        ))),
+    if let ([only], None, None) = (&there[..], revision, &commit) {
+        return Ok(only.clone());
     }
+    let named = commit.map_or(String::new(), |c| format!(" (refs/{name} names {c:?})"));
+    Err(StepError::Input(format!(
+        "{} has no snapshot for revision {name:?}{named}; it has {} snapshots: {}",
+        folder.display(),
+        there.len(),
+        there.iter().filter_map(|p| Some(p.file_name()?.to_string_lossy())).collect::<Vec<_>>().join(", ")
+    )))
 }
 
 /// What the folder's place tells of its origin: `…/models--OWNER--NAME/snapshots/REVISION`.

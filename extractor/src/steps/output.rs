@@ -13,6 +13,9 @@ use segpack_manifests::pack_folder::PARTIAL;
 
 use super::StepError;
 
+/// Folder, below [`PARTIAL`], of files that are being written.
+const FILES: &str = "files";
+
 /// How much free space stays beyond what a step is known to need, in bytes.
 const SPARE_BYTES: u64 = 16 << 20;
 
@@ -62,19 +65,79 @@ pub fn look(path: &Path) -> Result<Before, StepError> {
 /// # Errors
 /// `Refused` with both paths.
 pub fn refuse_inside(output: &Path, input: &Path) -> Result<(), StepError> {
-    let input = input.canonicalize().map_err(StepError::io("open", input))?;
-    // the part that exists decides; what follows it is new
-    let mut existing = std::path::absolute(output).map_err(StepError::io("find", output))?;
-    while !existing.exists() && existing.pop() {}
-    let existing = existing.canonicalize().map_err(StepError::io("open", &existing))?;
-    if existing.starts_with(&input) {
+    let real = input.canonicalize().map_err(StepError::io("open", input))?;
+    if resolve(output)?.starts_with(&real) {
         return Err(StepError::Refused(format!(
             "output {} lies inside the input {}; choose another place",
             output.display(),
-            input.display()
+            real.display()
         )));
     }
     Ok(())
+}
+
+/// Refuses an output folder that holds one of the inputs: replacing it would destroy them.
+///
+/// # Errors
+/// `Refused` with both paths.
+pub fn refuse_holding(output: &Path, inputs: &[PathBuf]) -> Result<(), StepError> {
+    let folder = resolve(output)?;
+    for input in inputs {
+        let real = input.canonicalize().map_err(StepError::io("open", input))?;
+        if real.starts_with(&folder) {
+            return Err(StepError::Refused(format!(
+                "the input {} lies inside the output {}; choose another place",
+                input.display(),
+                output.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Where a path will be once the folders that it lacks are made: links followed as far as it exists.
+fn resolve(path: &Path) -> Result<PathBuf, StepError> {
+    let absolute = std::path::absolute(path).map_err(StepError::io("find", path))?;
+    let mut real = PathBuf::new();
+    for part in absolute.components() {
+        match part {
+            std::path::Component::ParentDir => {
+                real.pop();
+            }
+            part => real.push(part),
+        }
+        if real.exists() {
+            real = real.canonicalize().map_err(StepError::io("open", &real))?;
+        }
+    }
+    Ok(real)
+}
+
+/// Refuses what the disk of an existing folder cannot hold, even with what will be `freed` before.
+///
+/// # Errors
+/// `Refused` with both figures.
+pub fn check_space(folder: &Path, needed: u64, freed: u64) -> Result<(), StepError> {
+    let free = fs4::available_space(folder).map_err(StepError::io("find the free space of", folder))?;
+    if free.saturating_add(freed) >= needed.saturating_add(SPARE_BYTES) {
+        return Ok(());
+    }
+    Err(StepError::Refused(format!(
+        "{} needs {needed} bytes and {SPARE_BYTES} to spare, but its disk has only {free} free",
+        folder.display()
+    )))
+}
+
+/// Removes a file, or a folder with all that is in it; nothing there is fine.
+///
+/// # Errors
+/// `Io`.
+pub fn remove_all(path: &Path) -> Result<(), StepError> {
+    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match removed {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(StepError::io("remove", path)(e)),
+        _ => Ok(()),
+    }
 }
 
 impl OutputFolder {
@@ -109,7 +172,20 @@ impl OutputFolder {
 
     /// Where a file is written before it is whole.
     pub fn partial(&self, relative: &str) -> PathBuf {
-        self.path.join(PARTIAL).join(relative)
+        self.path.join(PARTIAL).join(FILES).join(relative)
+    }
+
+    /// Removes what an interrupted run was in the midst of: it is of no use, and takes room.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn clear_unfinished(&self) -> Result<(), StepError> {
+        remove_all(&self.path.join(PARTIAL).join(FILES))
+    }
+
+    /// A file of the run itself, gone when it is finished.
+    pub fn control(&self, name: &str) -> PathBuf {
+        self.path.join(PARTIAL).join(name)
     }
 
     /// Creates an empty unfinished file, its folders too.
@@ -133,9 +209,16 @@ impl OutputFolder {
         let (from, to) = (self.partial(relative), self.path.join(relative));
         file.sync_all().map_err(StepError::io("sync", &from))?;
         let parent = to.parent().unwrap_or(&self.path);
+        let is_new = !parent.exists();
         fs::create_dir_all(parent).map_err(StepError::io("create", parent))?;
         fs::rename(&from, &to).map_err(StepError::io("rename", &from))?;
-        Ok(sync_folder(parent)?)
+        sync_folder(parent)?;
+        if is_new {
+            // a new folder is durable once the one that holds it is
+            let mut above = parent.ancestors().skip(1).take_while(|a| a.starts_with(&self.path));
+            above.try_for_each(sync_folder)?;
+        }
+        Ok(())
     }
 
     /// Lets `work` write files that a thread of its own makes durable and moves to their places, so that nobody
@@ -196,15 +279,7 @@ impl OutputFolder {
     /// # Errors
     /// `Refused` with both figures.
     pub fn check_space(&self, needed: u64) -> Result<(), StepError> {
-        let free =
-            fs4::available_space(&self.path).map_err(StepError::io("find the free space of", &self.path))?;
-        if free >= needed.saturating_add(SPARE_BYTES) {
-            return Ok(());
-        }
-        Err(StepError::Refused(format!(
-            "{} needs {needed} bytes and {SPARE_BYTES} to spare, but its disk has only {free} free",
-            self.path.display()
-        )))
+        check_space(&self.path, needed, 0)
     }
 
     /// Everything is in place: takes `.partial` away.
@@ -215,6 +290,14 @@ impl OutputFolder {
         let partial = self.path.join(PARTIAL);
         fs::remove_dir_all(&partial).map_err(StepError::io("remove", &partial))?;
         Ok(sync_folder(&self.path)?)
+    }
+
+    /// Takes back a folder that was made for this run, as long as nothing is in it.
+    pub fn abandon_if_new(self) {
+        let only_partial = fs::read_dir(&self.path).is_ok_and(|entries| entries.count() == 1);
+        if self.created && only_partial {
+            self.abandon(&[]);
+        }
     }
 
     /// Takes back everything that this and earlier unfinished runs wrote below these entries.

@@ -6,7 +6,7 @@ use std::path::Path;
 use segpack_formats::safetensors::Dtype;
 use segpack_manifests::documents::{
     ClassCount, Finding, FindingKind, FormatVersion, GENERATOR, Inventory, InventoryCounts, InventoryTensor,
-    RoleCount, SourceShard,
+    RoleCount, Severity, SourceShard,
 };
 use segpack_manifests::families::{self, Expected, Family, Presence};
 use segpack_manifests::names::{Class, Classification, Component, Role};
@@ -190,6 +190,10 @@ fn audit(
             findings.push(finding.wanted("a known name, or --allow-unclassified"));
         }
     }
+    if checkpoint.one_of_several {
+        findings.push(one_of_several(checkpoint));
+        return false;
+    }
     let (Some(family), Some(config)) = (family, &checkpoint.config) else {
         let why =
             if checkpoint.config.is_none() { "there is no config.json" } else { "the family is unknown" };
@@ -201,7 +205,8 @@ fn audit(
     };
     let by_name: HashMap<&str, &InventoryTensor> = tensors.iter().map(|t| (t.name.as_str(), t)).collect();
     let bad = |e: String| Finding::new(FindingKind::BadConfig).file("config.json").seen(e);
-    let expected = match family.expected(config, &|name| by_name.contains_key(name)) {
+    let unread = Unread::of(checkpoint);
+    let expected = match family.expected(config, &|name| by_name.contains_key(name) || unread.names(name)) {
         Ok(expected) => expected,
         Err(e) => {
             findings.push(bad(e.to_string()));
@@ -212,17 +217,58 @@ fn audit(
         findings.push(bad(e.to_string()));
         None
     });
-    compare(checkpoint, &expected, &by_name, dtype, findings);
+    compare(checkpoint, &expected, &by_name, &unread, dtype, findings);
     if dtype.is_none() {
         report_mixed_dtypes(tensors, findings);
     }
     true
 }
 
+/// Others are missed by design, so there is no audit; `pack` refuses that, with this reason.
+fn one_of_several(checkpoint: &Checkpoint) -> Finding {
+    let mut finding = Finding::new(FindingKind::NotAudited);
+    finding.file = checkpoint.shards.first().map(|s| s.path.clone());
+    let finding = finding.seen("is one shard of several (an index lies beside it)");
+    finding.wanted("the folder; or --allow-unclassified to take it as it is")
+}
+
+/// The tensors of shards that could not be opened: whether they are there is unknown, and the shard's finding says why.
+enum Unread<'a> {
+    /// Those that the index places there.
+    Placed(HashSet<&'a str>),
+    /// Any: a shard could not be opened, and no index says what it holds.
+    Any,
+}
+
+impl<'a> Unread<'a> {
+    fn of(checkpoint: &'a Checkpoint) -> Self {
+        let lost = |f: &Finding| matches!(f.kind, FindingKind::MalformedShard | FindingKind::MissingShard);
+        match &checkpoint.index {
+            None if checkpoint.findings.iter().any(lost) => Self::Any,
+            None => Self::Placed(HashSet::new()),
+            Some(index) => {
+                let opened: HashSet<&str> = checkpoint.shards.iter().map(|s| s.path.as_str()).collect();
+                let unopened = index.weight_map.iter().filter(|(_, file)| !opened.contains(file.as_str()));
+                Self::Placed(unopened.map(|(name, _)| name.as_str()).collect())
+            }
+        }
+    }
+
+    /// Whether the index places this tensor in one.
+    fn names(&self, name: &str) -> bool {
+        matches!(self, Self::Placed(names) if names.contains(name))
+    }
+
+    fn may_hold(&self, name: &str) -> bool {
+        matches!(self, Self::Any) || self.names(name)
+    }
+}
+
 fn compare(
     checkpoint: &Checkpoint,
     expected: &[Expected],
     by_name: &HashMap<&str, &InventoryTensor>,
+    unread: &Unread<'_>,
     dtype: Option<Dtype>,
     findings: &mut Vec<Finding>,
 ) {
@@ -230,7 +276,7 @@ fn compare(
     for e in expected {
         wanted.insert(e.name.as_str());
         let Some(t) = by_name.get(e.name.as_str()) else {
-            if e.presence == Presence::Required {
+            if e.presence == Presence::Required && !unread.may_hold(&e.name) {
                 let finding = Finding::new(FindingKind::MissingTensor).tensor(&e.name);
                 findings.push(finding.seen("not in the checkpoint").wanted(format!("shape {:?}", e.shape)));
             }
@@ -264,7 +310,7 @@ fn report_mixed_dtypes(tensors: &[InventoryTensor], findings: &mut Vec<Finding>)
     if counts.len() > 1 {
         let mut seen =
             Finding::new(FindingKind::WrongDtype).seen(format!("tensors of several dtypes: {counts:?}"));
-        seen.severity = segpack_manifests::documents::Severity::Warning; // config.json names no dtype to hold them against
+        seen.severity = Severity::Warning; // config.json names no dtype to hold them against
         findings.push(seen);
     }
 }

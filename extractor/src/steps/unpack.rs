@@ -60,7 +60,15 @@ pub fn unpack(
     let (wanted, left) = choose(pack.manifest(), settings)?;
     refuse_inside(out, folder)?;
     let output = open_output(out, settings)?;
-    output.check_space(wanted.iter().map(|f| f.length).sum())?;
+    output.clear_unfinished()?;
+    let is_there = |f: &SourceFile| {
+        let there = std::fs::metadata(out.join(&f.path));
+        settings.resume && there.is_ok_and(|m| m.len() == f.length)
+    };
+    if let Err(e) = output.check_space(wanted.iter().filter(|f| !is_there(f)).map(|f| f.length).sum()) {
+        output.abandon_if_new();
+        return Err(e);
+    }
     let weights = WeightSource::new(&pack);
     let restore = Restore {
         tensors: tensors_by_shard(pack.manifest()),
@@ -207,9 +215,19 @@ impl Restore<'_> {
         buffer: &mut [u8],
         publisher: &Publisher<'_>,
     ) -> Result<(), StepError> {
-        if self.settings.resume && self.is_there(file, buffer)? {
-            self.resumed.fetch_add(1, Ordering::Relaxed);
-            return Ok(());
+        let place = self.output.path().join(&file.path);
+        if self.settings.resume && place.symlink_metadata().is_ok() {
+            if self.is_there(file, buffer)? {
+                self.resumed.fetch_add(1, Ordering::Relaxed);
+                return Ok(());
+            }
+            // files appear here whole and right or not at all, so this one is somebody else's
+            if file.sha256.is_some() {
+                return Err(StepError::Refused(format!(
+                    "{} exists and is not what the pack holds; remove it, or choose another place",
+                    place.display()
+                )));
+            }
         }
         let (out, path) = self.output.create(&file.path)?;
         let restored = write_behind(&out, &path, Flushing::new(publisher, &out), |behind| {
@@ -219,17 +237,31 @@ impl Restore<'_> {
         });
         let seen = match restored {
             Ok(seen) => seen,
-            Err(e @ (FormatError::Malformed { .. } | FormatError::Changed { .. })) => {
+            Err(e) if self.is_of_the_pack(&e) => {
                 self.report(Finding::new(FindingKind::Unreadable).file(&file.path).seen(e));
                 return Ok(());
             }
             Err(e) => return Err(e.into()),
         };
         if file.sha256.is_some_and(|wanted| wanted != seen) {
-            self.diagnose(file, seen, reader)?;
-            return Ok(());
+            return match self.diagnose(file, seen, reader) {
+                Err(StepError::Format(e)) if self.is_of_the_pack(&e) => {
+                    self.report(Finding::new(FindingKind::Unreadable).file(&file.path).seen(e));
+                    Ok(())
+                }
+                done => done,
+            };
         }
         publisher.publish(out, file.path.clone(), Box::new(|| Ok(())))
+    }
+
+    /// Whether it is the pack, not the output, that failed.
+    fn is_of_the_pack(&self, error: &FormatError) -> bool {
+        match error {
+            FormatError::Io { path, .. } => path.starts_with(self.weights.pack().folder()),
+            FormatError::Interrupted => false,
+            _ => true,
+        }
     }
 
     fn report(&self, finding: Finding) {

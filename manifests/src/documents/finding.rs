@@ -193,10 +193,13 @@ impl Finding {
         kind.as_ref().and_then(|k| k.as_str()).unwrap_or("finding").replace('_', " ")
     }
 
-    /// Orders findings by severity, place and kind, so that a report is the same whatever found them first.
+    /// Orders findings by severity, place (whole files before tensors) and kind, so that a report is the same
+    /// whatever found them first.
     pub fn sort(findings: &mut [Self]) {
-        let key =
-            |f: &Self| (std::cmp::Reverse(f.severity), f.file.clone(), f.bytes, f.tensor.clone(), f.kind);
+        let key = |f: &Self| {
+            let place = (f.tensor.is_some(), f.file.clone(), f.bytes, f.tensor.clone());
+            (std::cmp::Reverse(f.severity), place, f.kind)
+        };
         findings.sort_by_cached_key(key);
     }
 
@@ -206,26 +209,39 @@ impl Finding {
     }
 }
 
+/// Text from a file or its name, with control characters escaped: a terminal would obey them.
+struct Escaped<'a>(&'a str);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use fmt::Write;
+        self.0.chars().try_for_each(|c| match c.is_control() {
+            true => write!(f, "{}", c.escape_debug()),
+            false => f.write_char(c),
+        })
+    }
+}
+
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.kind_text())?;
         if let Some(tensor) = &self.tensor {
-            write!(f, ": tensor {tensor}")?;
+            write!(f, ": tensor {}", Escaped(tensor))?;
         }
         if let Some(segment) = &self.segment {
-            write!(f, ": segment {segment}")?;
+            write!(f, ": segment {}", Escaped(segment))?;
         }
         if let Some(file) = &self.file {
-            write!(f, ": {file}")?;
+            write!(f, ": {}", Escaped(file))?;
         }
         if let Some([start, end]) = self.bytes {
             write!(f, ", bytes {start}..{end}")?;
         }
         if let Some(seen) = &self.seen {
-            write!(f, ": {seen}")?;
+            write!(f, ": {}", Escaped(seen))?;
         }
         if let Some(wanted) = &self.wanted {
-            write!(f, "; wanted {wanted}")?;
+            write!(f, "; wanted {}", Escaped(wanted))?;
         }
         Ok(())
     }

@@ -75,6 +75,9 @@ pub struct KnownSource {
     /// Shards that differ, each with what differs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub differs: Vec<String>,
+    /// Shards of the right length that were not digested, and so not compared.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_compared: Vec<String>,
 }
 
 /// Sums over the pack folder.
@@ -377,7 +380,9 @@ impl Manifest {
             if !sources.insert(file.path.as_str()) {
                 return wrong(format!("source path {:?} is listed twice", file.path));
             }
+            check_verbatim(file)?;
         }
+        check_no_file_is_a_folder(&sources)?;
         for (path, ..) in self.files() {
             if !path.starts_with("packs/") && !path.starts_with("source/") {
                 return wrong(format!("path {path:?} is neither in packs/ nor in source/"));
@@ -386,7 +391,7 @@ impl Manifest {
                 return wrong(format!("path {path:?} is listed twice"));
             }
         }
-        Ok(())
+        check_no_file_is_a_folder(&seen)
     }
 
     /// The segments of each pack tile its data section, in order.
@@ -519,6 +524,23 @@ impl Manifest {
             tensor_bytes: self.tensors.iter().map(|t| t.length).fold(0, u64::saturating_add),
             experts: experts.len() as u64,
         }
+    }
+}
+
+/// A file that is no shard is stored as it was.
+fn check_verbatim(file: &SourceFile) -> Result<(), ManifestError> {
+    let same = file.length == file.stored_length && file.sha256 == Some(file.stored_sha256);
+    if file.kind == SourceFileKind::File && !(same && file.excluded_bytes == 0) {
+        return wrong(format!("source file {:?} is kept verbatim, but not stored as it was", file.path));
+    }
+    Ok(())
+}
+
+fn check_no_file_is_a_folder(paths: &HashSet<&str>) -> Result<(), ManifestError> {
+    let folders = paths.iter().flat_map(|path| path.match_indices('/').map(|(at, _)| &path[..at]));
+    match folders.filter(|folder| paths.contains(folder)).min() {
+        Some(path) => wrong(format!("path {path:?} is both a file and a folder")),
+        None => Ok(()),
     }
 }
 

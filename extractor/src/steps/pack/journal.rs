@@ -62,9 +62,12 @@ impl Journal {
     /// # Errors
     /// `Io`.
     pub fn begin(path: &Path, records: &[Record]) -> Result<Self, StepError> {
-        let file = File::create(path).map_err(StepError::io("create", path))?;
+        let new = path.with_extension("new");
+        let file = File::create(&new).map_err(StepError::io("create", &new))?;
         let journal = Self { file: Mutex::new(file), path: path.to_owned() };
         records.iter().try_for_each(|record| journal.add(record))?;
+        // the old journal counts until the new one is whole
+        std::fs::rename(&new, path).map_err(StepError::io("rename", &new))?;
         Ok(journal)
     }
 

@@ -14,18 +14,19 @@ use segpack_formats::io::{InputFile, READ_BYTES, Stop};
 use segpack_formats::pack::WrittenPack;
 use segpack_manifests::documents::{
     Finding, FindingKind, FormatVersion, GENERATOR, Inventory, KnownSource, Manifest, PackOptions,
-    PackSummary, Plan,
+    PackSummary, Plan, Severity, SourceFile, VerifyMode,
 };
 use segpack_manifests::layout::{self, Selection};
-use segpack_manifests::pack_folder::{MANIFEST, PACKS, SOURCE, SUMS};
-use segpack_manifests::registry::{FoundShard, RegistryMatch, known_checkpoints};
+use segpack_manifests::pack_folder::{MANIFEST, PACKS, PARTIAL, SOURCE, SUMS};
+use segpack_manifests::registry::{Difference, FoundShard, RegistryMatch, known_checkpoints};
 use segpack_manifests::{Pack, PackError};
 
 use super::StepError;
 use super::checkpoint::Checkpoint;
-use super::output::{Before, OutputFolder, look, refuse_inside};
+use super::output::{Before, OutputFolder, check_space, look, refuse_holding, refuse_inside, remove_all};
 use super::progress::Progress;
 use super::scan::{ScanOptions, scan};
+use super::verify::VerifySettings;
 use super::workers::run_tasks;
 use journal::{JOURNAL, Journal, Record};
 use write::Done;
@@ -89,9 +90,10 @@ pub fn plan(argument: &Path, settings: &PackSettings) -> Result<Planned, StepErr
     let unaudited = !inventory.audited && !settings.scan.allow_unclassified;
     if Finding::any_error(&inventory.findings) || unaudited {
         let mut findings = inventory.findings;
-        if unaudited && !Finding::any_error(&findings) {
-            let finding = Finding::new(FindingKind::BadConfig).file("config.json").seen("is not there");
-            findings.push(finding.wanted("it, to know whether tensors are missing; or --allow-unclassified"));
+        // for packing, not to know whether tensors are missing is an error
+        for finding in findings.iter_mut().filter(|f| unaudited && f.kind == FindingKind::NotAudited) {
+            finding.severity = Severity::Error;
+            finding.wanted.get_or_insert_with(|| "it, or --allow-unclassified".to_owned());
         }
         return Err(StepError::Findings {
             what: format!("{}: nothing was packed", checkpoint.root.display()),
@@ -117,10 +119,11 @@ pub fn pack(
 ) -> Result<PackSummary, StepError> {
     let planned = plan(argument, settings)?;
     refuse_inside(out, &planned.checkpoint.root)?;
-    if let Some(summary) = finished_before(out, settings, &planned)? {
+    refuse_holding(out, &planned.checkpoint.paths())?;
+    if let Some(summary) = finished_before(argument, out, settings, &planned, stop, progress)? {
         return Ok(summary);
     }
-    let output = open_output(out, settings)?;
+    let output = open_output(out, settings, &planned)?;
     let work = Work { planned: &planned, settings, output: &output, stop, progress };
     match work.run() {
         Ok(summary) => {
@@ -130,103 +133,141 @@ pub fn pack(
         Err(e) => {
             if e.exit() == super::Exit::Damaged {
                 output.abandon(&[PACKS, SOURCE, SUMS]);
+            } else if matches!(e, StepError::Refused(_)) {
+                output.abandon_if_new();
             }
             Err(e)
         }
     }
 }
 
-/// With `--resume`, a pack that is complete already: the same plan and options, nothing to do.
+/// With `--resume`, a pack that is complete already. It has to be intact, of this checkpoint and with these options.
 fn finished_before(
+    argument: &Path,
     out: &Path,
     settings: &PackSettings,
     planned: &Planned,
+    stop: &Stop,
+    progress: &dyn Progress,
 ) -> Result<Option<PackSummary>, StepError> {
     if !settings.resume || !out.join(MANIFEST).exists() {
         return Ok(None);
     }
+    if look(out)? == Before::Unfinished {
+        // killed between its last two steps
+        check_ours(out, planned)?;
+        OutputFolder::open(out)?.finish()?;
+    }
     let pack = Pack::open(out)?;
     let manifest = pack.manifest();
-    let sources = |plan: &Plan| -> Vec<(String, u64)> {
-        let tensors = plan.packs.iter().flat_map(|p| &p.segments).flat_map(|s| &s.tensors);
-        tensors.map(|t| (t.name.clone(), t.source.offset)).collect()
-    };
-    let packed: Vec<_> = manifest.tensors.iter().map(|t| (t.name.clone(), t.source.offset)).collect();
-    if manifest.options != settings.recorded() || packed != sources(&planned.plan) {
-        return Err(StepError::Refused(format!(
-            "{} holds a finished pack of another checkpoint or with other options; --force replaces it",
-            out.display()
-        )));
+    let refuse =
+        |why: String| Err(StepError::Refused(format!("{} {why}; --force replaces it", out.display())));
+    let provenance = settings.provenance.then(|| planned.checkpoint.provenance.clone());
+    if manifest.options != settings.recorded() || manifest.provenance != provenance {
+        return refuse("holds a finished pack with other options".to_owned());
     }
-    if look(out)? == Before::Unfinished {
-        OutputFolder::open(out)?.finish()?;
+    for shard in &planned.checkpoint.shards {
+        let input = &shard.shard.input;
+        let header = Sha256::of(&input.read_range(0..shard.shard.header.data_start)?);
+        let same =
+            |f: &SourceFile| f.path == shard.path && f.length == input.length() && f.stored_sha256 == header;
+        if !manifest.source_files.iter().any(same) {
+            return refuse(format!("holds a finished pack of another checkpoint ({} differs)", shard.path));
+        }
+    }
+    let verify = VerifySettings {
+        mode: VerifyMode::Full,
+        subset: None,
+        against: Some(argument.to_owned()),
+        jobs: settings.jobs,
+    };
+    let report = super::verify::verify(out, &verify, stop, progress)?;
+    if let Some(first) = report.findings.first().filter(|_| !report.ok) {
+        return refuse(format!("holds a finished pack that is damaged or of another checkpoint ({first})"));
     }
     Ok(Some(summarise(manifest, pack.manifest_sha256(), manifest.counts.packs, 0, Vec::new())))
 }
 
 /// Opens the output folder, or says why not.
-fn open_output(out: &Path, settings: &PackSettings) -> Result<OutputFolder, StepError> {
+fn open_output(out: &Path, settings: &PackSettings, planned: &Planned) -> Result<OutputFolder, StepError> {
     let refuse = |what: &str| Err(StepError::Refused(format!("{} {what}", out.display())));
     match look(out)? {
-        Before::Nothing => {}
-        Before::Unfinished if settings.resume => {}
-        Before::Unfinished if settings.force => clear(out)?,
+        Before::Nothing => OutputFolder::open(out),
+        Before::Unfinished | Before::Occupied if settings.force => replace(out, planned),
         Before::Unfinished => {
-            return refuse("holds an unfinished pack: --resume goes on with it, --force starts anew");
+            check_ours(out, planned)?;
+            if settings.resume {
+                return OutputFolder::open(out);
+            }
+            refuse("holds an unfinished pack: --resume goes on with it, --force starts anew")
         }
-        Before::Occupied if settings.force => clear(out)?,
         Before::Occupied if out.join(MANIFEST).exists() => {
-            return refuse("exists and holds a pack: --force replaces it");
+            refuse("exists and holds a pack: --force replaces it")
         }
-        Before::Occupied => return refuse("exists and is not empty: choose another place"),
+        Before::Occupied => refuse("exists and is not empty: choose another place"),
     }
-    OutputFolder::open(out)
 }
 
-/// `--force`: removes a pack, but only where the folder holds nothing else.
-fn clear(out: &Path) -> Result<(), StepError> {
+/// Refuses a folder that holds anything but a pack, finished or not.
+fn check_ours(out: &Path, planned: &Planned) -> Result<(), StepError> {
     let foreign = |what: String| {
-        Err(StepError::Refused(format!(
-            "{}: --force replaces only a pack, but {what}; remove it yourself",
-            out.display()
-        )))
+        let what = format!("{}: only a pack may be continued or replaced, but {what}", out.display());
+        Err(StepError::Refused(format!("{what}; choose another place, or remove it yourself")))
     };
-    let ours = [MANIFEST, SUMS, PACKS, SOURCE, segpack_manifests::pack_folder::PARTIAL];
-    let mut entries = Vec::new();
     for entry in fs::read_dir(out).map_err(StepError::io("list", out))? {
         let name = entry.map_err(StepError::io("list", out))?.file_name().to_string_lossy().into_owned();
-        if !ours.contains(&name.as_str()) {
+        if ![MANIFEST, SUMS, PACKS, SOURCE, PARTIAL].contains(&name.as_str()) {
             return foreign(format!("the folder holds {name:?} too"));
         }
-        entries.push(name);
     }
-    let unfinished = out.join(segpack_manifests::pack_folder::PARTIAL).join("lock").exists();
-    if !unfinished {
-        let manifest = match Pack::open(out) {
-            Ok(pack) => pack,
-            Err(PackError::Format(e)) => return Err(e.into()),
-            Err(e) => return foreign(e.to_string()),
-        };
-        let listed: BTreeSet<String> = manifest.manifest().files().iter().map(|f| f.0.to_owned()).collect();
-        for file in files_below(out, &[PACKS, SOURCE])? {
-            if !listed.contains(&file) {
-                return foreign(format!("the pack's manifest does not list {file:?}"));
-            }
-        }
+    let records = Journal::read(&out.join(PARTIAL).join(JOURNAL));
+    let begun =
+        matches!(records.first(), Some(Record::Begun { .. })) || out.join(PARTIAL).join("lock").exists();
+    let mut listed = write::planned_files(planned);
+    listed.extend(records.into_iter().filter_map(|r| match r {
+        Record::Pack { path, .. } => Some(path),
+        _ => None,
+    }));
+    match Pack::open(out) {
+        Ok(pack) => listed.extend(pack.manifest().files().iter().map(|f| f.0.to_owned())),
+        Err(PackError::Format(e)) => return Err(e.into()),
+        Err(_) if begun => {}
+        Err(e) => return foreign(e.to_string()),
     }
-    // held while removing, so that no other process is writing there
-    drop(OutputFolder::open(out)?);
-    entries.sort_by_key(|name| name != MANIFEST); // first, so that what is left does not look complete
-    for name in entries {
-        let path = out.join(name);
-        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        removed.map_err(StepError::io("remove", &path))?;
+    match files_below(out, &[PACKS, SOURCE])?.into_iter().find(|file| !listed.contains(file)) {
+        Some(file) => foreign(format!(
+            "it holds {file:?}, which this pack will not have (another source's, or your own)"
+        )),
+        None => Ok(()),
     }
-    let partial = out.join(segpack_manifests::pack_folder::PARTIAL);
-    if partial.exists() {
-        fs::remove_dir_all(&partial).map_err(StepError::io("remove", &partial))?;
+}
+
+/// `--force`: removes a pack, but only where the folder holds nothing else and the new one will fit. The lock is held
+/// from before the removal on.
+fn replace(out: &Path, planned: &Planned) -> Result<OutputFolder, StepError> {
+    check_ours(out, planned)?;
+    let old = files_below(out, &[PACKS, SOURCE])?;
+    let freed = old.iter().filter_map(|f| fs::metadata(out.join(f)).ok()).map(|m| m.len()).sum();
+    check_space(out, needed_space(planned, &|_| false), freed)?;
+    let output = OutputFolder::open(out)?;
+    // the manifest first, so that what is left does not look complete
+    for name in [MANIFEST, SUMS, PACKS, SOURCE] {
+        remove_all(&out.join(name))?;
     }
-    Ok(())
+    remove_all(&output.control(JOURNAL))?;
+    Ok(output)
+}
+
+/// Bytes that packing takes on the disk, but for packs that are done.
+fn needed_space(planned: &Planned, is_done: &dyn Fn(&str) -> bool) -> u64 {
+    /// More than any entry of a manifest takes.
+    const MANIFEST_ENTRY_BYTES: u64 = 1024;
+    let Planned { checkpoint, plan, .. } = planned;
+    let packs: u64 = plan.packs.iter().filter(|p| !is_done(&p.path)).map(|p| p.length).sum();
+    let files: u64 = checkpoint.files.iter().map(|f| f.length).sum();
+    let headers: u64 = checkpoint.shards.iter().map(|s| s.shard.header.data_start).sum();
+    let entries: usize = plan.packs.iter().flat_map(|p| &p.segments).map(|s| 1 + s.tensors.len()).sum();
+    packs + files + headers + entries as u64 * MANIFEST_ENTRY_BYTES
 }
 
 fn files_below(root: &Path, folders: &[&str]) -> Result<Vec<String>, StepError> {
@@ -278,7 +319,7 @@ struct Work<'a> {
 impl Work<'_> {
     fn run(&self) -> Result<PackSummary, StepError> {
         let (journal, mut done, resumed) = self.open_journal()?;
-        self.check_space(&done)?;
+        self.output.check_space(needed_space(self.planned, &|path| done.has_pack(path)))?;
         self.write_all(&journal, &mut done)?;
         for shard in &self.planned.checkpoint.shards {
             shard.shard.input.check_unchanged()?;
@@ -309,7 +350,7 @@ impl Work<'_> {
 
     /// Starts or continues the journal; finished packs that are still intact count as done.
     fn open_journal(&self) -> Result<(Journal, Done, u64), StepError> {
-        let path = self.output.partial(JOURNAL);
+        let path = self.output.control(JOURNAL);
         let begun = Record::Begun { fingerprint: self.fingerprint()? };
         let records = if self.settings.resume { Journal::read(&path) } else { Vec::new() };
         if records.first().is_some_and(|first| *first != begun) {
@@ -319,6 +360,7 @@ impl Work<'_> {
                 self.output.path().display()
             )));
         }
+        self.output.clear_unfinished()?;
         let intact = self.check_finished(&records)?;
         let kept: Vec<Record> = std::iter::once(begun).chain(intact).collect();
         let journal = Journal::begin(&path, &kept)?;
@@ -373,17 +415,6 @@ impl Work<'_> {
         Ok(sha256.finish() == written.sha256)
     }
 
-    fn check_space(&self, done: &Done) -> Result<(), StepError> {
-        /// More than any entry of a manifest takes.
-        const MANIFEST_ENTRY_BYTES: u64 = 1024;
-        let Planned { checkpoint, plan, .. } = self.planned;
-        let packs: u64 = plan.packs.iter().filter(|p| !done.has_pack(&p.path)).map(|p| p.length).sum();
-        let files: u64 = checkpoint.files.iter().map(|f| f.length).sum();
-        let headers: u64 = checkpoint.shards.iter().map(|s| s.shard.header.data_start).sum();
-        let entries: usize = plan.packs.iter().flat_map(|p| &p.segments).map(|s| 1 + s.tensors.len()).sum();
-        self.output.check_space(packs + files + headers + entries as u64 * MANIFEST_ENTRY_BYTES)
-    }
-
     /// A published checkpoint that the digested shards are, or resemble.
     fn known_source(&self, done: &Done) -> Option<KnownSource> {
         let shards = &self.planned.checkpoint.shards;
@@ -400,18 +431,20 @@ impl Work<'_> {
             .collect();
         // built into the program; a test of the registry rules a parse error out
         known_checkpoints().unwrap_or_default().iter().find_map(|known| {
-            let (identical, differs) = match known.compare(&found) {
-                RegistryMatch::Same => (true, Vec::new()),
-                RegistryMatch::Differs { files } => {
-                    (false, files.iter().map(|f| format!("{}: {}", f.file, f.difference)).collect())
-                }
+            let differences = match known.compare(&found) {
+                RegistryMatch::Same => Vec::new(),
+                RegistryMatch::Differs { files } => files,
                 RegistryMatch::Unrelated => return None,
             };
+            let identical = differences.is_empty();
+            let (unknown, differs): (Vec<_>, Vec<_>) =
+                differences.into_iter().partition(|d| d.difference == Difference::Sha256Unknown);
             Some(KnownSource {
                 repo: known.repo.clone(),
                 revision: known.revision.clone(),
                 identical,
-                differs,
+                differs: differs.iter().map(|d| format!("{}: {}", d.file, d.difference)).collect(),
+                not_compared: unknown.into_iter().map(|d| d.file).collect(),
             })
         })
     }

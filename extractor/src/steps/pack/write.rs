@@ -1,6 +1,6 @@
 //! The writing itself: packs, shard digests and side files as tasks of one queue, and the manifest of it all.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
 use std::sync::{Arc, Mutex};
 
@@ -82,6 +82,14 @@ fn stored_file(path: &str) -> String {
 /// Where a shard's header lies in the pack folder.
 fn stored_header(path: &str) -> String {
     format!("{SOURCE}/{SHARD_HEADERS}/{path}.header")
+}
+
+/// Every file that packing this checkpoint puts into `packs/` and `source/`.
+pub fn planned_files(planned: &Planned) -> BTreeSet<String> {
+    let Planned { checkpoint, plan, .. } = planned;
+    let packs = plan.packs.iter().map(|p| p.path.clone());
+    let headers = checkpoint.shards.iter().map(|s| stored_header(&s.path));
+    packs.chain(headers).chain(checkpoint.files.iter().map(|f| stored_file(&f.path))).collect()
 }
 
 impl Work<'_> {

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
-use std::path::Path;
 
 use segpack_formats::FormatError;
 use segpack_formats::digest::Sha256Hasher;
@@ -18,7 +17,6 @@ use super::{Findings, VerifySettings, describe};
 use crate::steps::StepError;
 use crate::steps::checkpoint::Checkpoint;
 use crate::steps::progress::Progress;
-use crate::steps::scan::{ScanOptions, scan};
 use crate::steps::workers::run_tasks;
 
 /// A tensor of the pack and where the checkpoint has its bytes.
@@ -31,30 +29,28 @@ struct Pair<'a> {
 /// Compares every tensor and side file of the pack with the checkpoint's.
 pub fn check(
     pack: &Pack,
-    checkpoint: &Path,
-    options: ScanOptions,
+    (checkpoint, inventory): &(Checkpoint, Inventory),
     settings: &VerifySettings,
     findings: &Findings,
     stop: &Stop,
     progress: &dyn Progress,
 ) -> Result<(), StepError> {
-    let (checkpoint, inventory) = scan(checkpoint, options)?;
     let unreadable = |f: &&Finding| matches!(f.kind, FindingKind::MalformedShard | FindingKind::MissingShard);
     for finding in checkpoint.findings.iter().filter(unreadable) {
         findings.add(finding.clone());
     }
-    let places = places(&inventory);
-    let pairs = pair(pack, &inventory, &places, settings, findings);
-    report_unpacked(pack, &inventory, &places, findings);
+    let places = places(inventory);
+    let pairs = pair(pack, inventory, &places, settings, findings);
+    report_unpacked(pack, inventory, &places, findings);
     progress.start("comparing with the checkpoint", pairs.iter().map(|p| p.tensor.length).sum());
     let compare = |buffer: &mut Vec<u8>, pair: &Pair<'_>| {
-        compare_tensor(pair, &checkpoint, buffer, findings, stop, progress)
+        compare_tensor(pair, checkpoint, buffer, findings, stop, progress)
     };
     let done = run_tasks(settings.jobs, &pairs, || Ok(vec![0; READ_BYTES]), compare);
     progress.finish();
     done?;
     for file in pack.manifest().source_files.iter().filter(|f| f.kind == SourceFileKind::File) {
-        compare_file(file, &checkpoint, findings, stop)?;
+        compare_file(file, checkpoint, findings, stop)?;
     }
     Ok(())
 }

@@ -169,6 +169,11 @@ fn task_bytes(task: &Task<'_>) -> u64 {
     }
 }
 
+fn unreadable(segment: &SegmentEntry, range: Range<u64>, error: &FormatError) -> Finding {
+    let finding = Finding::new(FindingKind::Unreadable).file(&segment.pack).segment(&segment.id);
+    finding.bytes(range.start, range.end).seen(describe(error))
+}
+
 impl Check<'_> {
     fn run(&self, worker: &mut Worker<'_>, number: usize, task: &Task<'_>) -> Result<(), StepError> {
         self.prefetch(number);
@@ -197,18 +202,50 @@ impl Check<'_> {
     }
 
     fn check_tensors(&self, buffer: &mut [u8], batch: &[Place<'_>]) -> Result<(), StepError> {
-        match self.digest_batch(buffer, batch) {
+        let mut counted = 0;
+        match self.digest_batch(buffer, batch, &mut counted) {
             Ok(digests) => {
                 for (place, seen) in batch.iter().zip(digests) {
                     self.compare_tensor(place.tensor, place.segment, place.range(), seen);
                 }
                 Ok(())
             }
-            Err(e) => self.findings.unless_read(&batch[0].segment.pack, Err(e)),
+            Err(FormatError::Interrupted) => Err(FormatError::Interrupted.into()),
+            Err(_) => batch.iter().try_for_each(|place| self.check_tensor(buffer, place, &mut counted)),
         }
     }
 
-    fn digest_batch(&self, buffer: &mut [u8], batch: &[Place<'_>]) -> Result<Vec<Sha256>, FormatError> {
+    /// One tensor of a batch that could not be read; `counted` bytes of the batch have been counted before.
+    fn check_tensor(&self, buffer: &mut [u8], place: &Place<'_>, counted: &mut u64) -> Result<(), StepError> {
+        let (tensor, segment, range) = (place.tensor, place.segment, place.range());
+        let mut sha256 = Sha256Hasher::default();
+        let read = self.weights.open(&segment.pack).and_then(|file| {
+            file.for_each_piece(range.clone(), buffer, self.stop, |piece| {
+                sha256.update(piece);
+                let before = (piece.len() as u64).min(*counted);
+                *counted -= before;
+                self.advance(piece.len() as u64 - before);
+                Ok::<_, FormatError>(())
+            })
+        });
+        match read {
+            Ok(()) => self.compare_tensor(tensor, segment, range, sha256.finish()),
+            Err(FormatError::Interrupted) => return Err(FormatError::Interrupted.into()),
+            Err(e) => {
+                let finding = unreadable(segment, range, &e).tensor(&tensor.name);
+                self.findings.add(finding);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds to `counted` what it has counted, even where it fails.
+    fn digest_batch(
+        &self,
+        buffer: &mut [u8],
+        batch: &[Place<'_>],
+        counted: &mut u64,
+    ) -> Result<Vec<Sha256>, FormatError> {
         let files: Vec<Arc<InputFile>> =
             batch.iter().map(|p| self.weights.open(&p.segment.pack)).collect::<Result<_, _>>()?;
         let aligned = buffer.as_ptr().align_offset(BUFFER_ALIGNMENT).min(BUFFER_ALIGNMENT);
@@ -233,7 +270,9 @@ impl Check<'_> {
                 .map(|(piece, n)| &piece[..n])
                 .collect();
             lanes.update(&pieces);
-            self.advance(lengths.iter().map(|n| *n as u64).sum());
+            let bytes = lengths.iter().map(|n| *n as u64).sum();
+            self.advance(bytes);
+            *counted += bytes;
             done += PIECE_BYTES as u64;
         }
         Ok(lanes.finish())
@@ -263,14 +302,19 @@ impl Check<'_> {
                 Ok::<_, FormatError>(())
             })
         });
-        self.findings.unless_read(&segment.pack, read)?;
-        let seen = blake3.finish();
         let damaged = || {
             let finding = Finding::new(FindingKind::DamagedSegment).file(&segment.pack).segment(&segment.id);
             finding.bytes(range.start, range.end)
         };
-        if seen != segment.blake3 {
-            self.findings.add(damaged().seen(format!("BLAKE3 {seen}")).wanted(segment.blake3));
+        match read {
+            Ok(()) => {
+                let seen = blake3.finish();
+                if seen != segment.blake3 {
+                    self.findings.add(damaged().seen(format!("BLAKE3 {seen}")).wanted(segment.blake3));
+                }
+            }
+            Err(FormatError::Interrupted) => return Err(FormatError::Interrupted.into()),
+            Err(e) => self.findings.add(unreadable(segment, range.clone(), &e)),
         }
         for tensor in tensors {
             let mut sha256 = Sha256Hasher::default();

@@ -17,7 +17,7 @@ use segpack_manifests::{Pack, PackError};
 
 use super::StepError;
 use super::progress::Progress;
-use super::scan::ScanOptions;
+use super::scan::{ScanOptions, scan};
 
 /// How to verify.
 #[derive(Debug, Clone)]
@@ -93,17 +93,23 @@ fn describe(error: &FormatError) -> String {
     }
 }
 
+/// A pack may hold what `pack` was asked to tolerate.
+const TOLERANT: ScanOptions = ScanOptions { keep_extra: true, allow_unclassified: true };
+
 /// Verifies a pack folder.
 ///
 /// # Errors
-/// Only where there is no such folder, the checkpoint of `against` cannot be opened, or the user stops it:
-/// everything else is a finding of the report.
+/// Only where there is no such folder or it is a file, the checkpoint of `against` cannot be opened, or the user
+/// stops it: everything else is a finding of the report.
 pub fn verify(
     folder: &Path,
     settings: &VerifySettings,
     stop: &Stop,
     progress: &dyn Progress,
 ) -> Result<VerifyReport, StepError> {
+    if folder.exists() && !folder.is_dir() {
+        return Err(StepError::malformed(folder, "is not a folder"));
+    }
     let findings = Findings(Mutex::default());
     let pack = match Pack::open(folder) {
         Ok(pack) => Some(pack),
@@ -126,12 +132,14 @@ pub fn verify(
         Err(e) => return Err(e.into()),
     };
     if let Some(pack) = &pack {
+        // first, as a mistyped path should not be told after an hour
+        let checkpoint = settings.against.as_deref().map(|path| scan(path, TOLERANT)).transpose()?;
         let sound = structure::check(pack, &findings)?;
         if settings.mode != VerifyMode::Quick {
             content::check(pack, &sound, settings, &findings, stop, progress)?;
         }
-        if let Some(checkpoint) = &settings.against {
-            against::check(pack, checkpoint, ScanOptions::default(), settings, &findings, stop, progress)?;
+        if let Some(checkpoint) = &checkpoint {
+            against::check(pack, checkpoint, settings, &findings, stop, progress)?;
         }
     }
     let (mut findings, checked) = findings.0.into_inner().unwrap_or_else(PoisonError::into_inner);
