@@ -202,15 +202,6 @@ impl<'a, O: Ops> Thinker<'a, O> {
         }
     }
 
-    /// Forgets the tokens from this position on.
-    pub fn truncate(&mut self, positions: usize) {
-        let length = positions * self.heads.key_value * self.heads.width;
-        for kv in &mut self.kv {
-            kv.keys.truncate(length);
-            kv.values.truncate(length);
-        }
-    }
-
     /// What this model and its settings need of memory.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use segpack_manifests::documents::{
     RoleCount, Severity, SourceShard,
 };
 use segpack_manifests::families::{self, Expected, Family, Presence};
-use segpack_manifests::names::{Class, Classification, Component, Role};
+use segpack_manifests::names::{Class, Classification, Component};
 
 use super::StepError;
 use super::checkpoint::{Checkpoint, OpenOptions};
@@ -342,9 +342,4 @@ fn count_by<K: Ord + Copy>(
         *sum = [sum[0] + 1, sum[1] + parameters(t), sum[2] + t.length];
     }
     sums.into_iter()
-}
-
-/// Whether a role is a matrix of a routed expert, on its own or stacked.
-pub fn is_expert(role: Role) -> bool {
-    Class::of(Component::Text, role) == Class::Experts
 }

@@ -140,7 +140,7 @@ impl InputFile {
 
     /// Tells the operating system that these bytes will be needed soon. Only a hint.
     pub fn will_need(&self, range: Range<u64>) {
-        advise(&self.file, range, Advice::WillNeed);
+        advise_will_need(&self.file, range);
     }
 }
 
@@ -201,32 +201,16 @@ pub fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Resul
     Ok(())
 }
 
-/// What the operating system is told of a range of bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Advice {
-    WillNeed,
-    DontNeed,
-}
-
-/// Tells the operating system that these bytes will not be needed again soon. Only a hint.
-pub fn advise_dont_need(file: &File, range: Range<u64>) {
-    advise(file, range, Advice::DontNeed);
-}
-
 #[cfg(any(target_os = "linux", target_os = "android"))]
-fn advise(file: &File, range: Range<u64>, advice: Advice) {
-    let advice = match advice {
-        Advice::WillNeed => rustix::fs::Advice::WillNeed,
-        Advice::DontNeed => rustix::fs::Advice::DontNeed,
-    };
+fn advise_will_need(file: &File, range: Range<u64>) {
     if let Some(length) = std::num::NonZeroU64::new(range.end.saturating_sub(range.start)) {
         // a hint: where it fails only time is lost
-        let _ = rustix::fs::fadvise(file, range.start, Some(length), advice);
+        let _ = rustix::fs::fadvise(file, range.start, Some(length), rustix::fs::Advice::WillNeed);
     }
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
-fn advise(_: &File, _: Range<u64>, _: Advice) {}
+fn advise_will_need(_: &File, _: Range<u64>) {}
 
 /// Makes a folder's entries durable after a rename. Does nothing where folders cannot be synced.
 ///
