@@ -4,7 +4,7 @@
 
 use rayon::prelude::*;
 
-use super::{Compute, Heads, Matrix, Ops, scalar, widen};
+use super::{Compute, Heads, Matrix, Ops, Product, scalar, widen};
 use crate::kernels::Kernels;
 
 /// Rows of a weight matrix that one task takes: enough work to be worth a hand-over.
@@ -40,14 +40,9 @@ impl CpuOps {
             *sum = scalar::dot(self.compute, x, wide);
         }
     }
-}
 
-impl Ops for CpuOps {
-    fn compute(&self) -> Compute {
-        self.compute
-    }
-
-    fn linear(&self, x: &[f32], weight: Matrix<'_>, bias: Option<&[f32]>, out: &mut [f32]) {
+    fn product(&self, product: &mut Product<'_>) {
+        let Product { x, weight, bias, out } = product;
         let tokens = x.len() / weight.columns.max(1);
         // computed as [rows, tokens], so that each task owns a contiguous piece, then turned around
         let mut columns = vec![0.0; weight.rows * tokens];
@@ -55,7 +50,7 @@ impl Ops for CpuOps {
             let mut wide = vec![0.0; weight.columns];
             for (i, sums) in part.chunks_exact_mut(tokens.max(1)).enumerate() {
                 let n = block * ROWS + i;
-                self.row_times(weight, n, x, &mut wide, sums);
+                self.row_times(*weight, n, x, &mut wide, sums);
                 let bias = bias.map_or(0.0, |b| b[n]);
                 sums.iter_mut().for_each(|sum| *sum = self.compute.round(*sum + bias));
             }
@@ -63,6 +58,16 @@ impl Ops for CpuOps {
         for (t, out) in out.chunks_exact_mut(weight.rows.max(1)).enumerate() {
             out.iter_mut().enumerate().for_each(|(n, o)| *o = columns[n * tokens + t]);
         }
+    }
+}
+
+impl Ops for CpuOps {
+    fn compute(&self) -> Compute {
+        self.compute
+    }
+
+    fn products(&self, products: &mut [Product<'_>]) {
+        products.iter_mut().for_each(|p| self.product(p));
     }
 
     fn attention(&self, q: &[f32], keys: &[f32], values: &[f32], heads: Heads, out: &mut [f32]) {

@@ -104,14 +104,33 @@ pub struct Heads {
     pub width: usize,
 }
 
+/// One matrix product: `out[t] = x[t] · Wᵀ + bias`.
+#[derive(Debug)]
+pub struct Product<'a> {
+    /// `[tokens, columns]`
+    pub x: &'a [f32],
+    /// The weight.
+    pub weight: Matrix<'a>,
+    /// `[rows]`
+    pub bias: Option<&'a [f32]>,
+    /// `[tokens, rows]`
+    pub out: &'a mut [f32],
+}
+
 /// What a device computes.
 pub trait Ops: Send + Sync {
     /// The precision of the results.
     fn compute(&self) -> Compute;
 
-    /// `out[t] = x[t] · Wᵀ + bias`: f32 accumulation, the bias added before the one rounding. `x` is `[tokens, columns]`,
-    /// `out` `[tokens, rows]`.
-    fn linear(&self, x: &[f32], weight: Matrix<'_>, bias: Option<&[f32]>, out: &mut [f32]);
+    /// Independent products, as one piece of work (query, key and value; all experts of a token): f32 accumulation, the
+    /// bias added before the one rounding. A value depends on its row of `x` and of the weight alone, never on what else
+    /// is in the batch.
+    fn products(&self, products: &mut [Product<'_>]);
+
+    /// One product.
+    fn linear(&self, x: &[f32], weight: Matrix<'_>, bias: Option<&[f32]>, out: &mut [f32]) {
+        self.products(&mut [Product { x, weight, bias, out }]);
+    }
 
     /// Causal attention of the last `tokens` positions over all cached ones. `q` is `[tokens, query × width]`, `keys` and
     /// `values` are `[positions, key_value × width]`, `out` is like `q`. Scale is `width^-0.5`.

@@ -1,6 +1,6 @@
 //! Every operation in plain loops: what the others are tested against.
 
-use super::{Compute, Heads, Matrix, Ops, softmax, widen};
+use super::{Compute, Heads, Ops, Product, softmax, widen};
 
 /// The reference implementation: one thread, no instruction-set extensions, no blocking.
 #[derive(Debug, Clone, Copy, Default)]
@@ -14,13 +14,15 @@ impl Ops for ScalarOps {
         self.compute
     }
 
-    fn linear(&self, x: &[f32], weight: Matrix<'_>, bias: Option<&[f32]>, out: &mut [f32]) {
-        let mut row = vec![0.0; weight.columns];
-        for n in 0..weight.rows {
-            widen(weight.dtype, weight.row(n), &mut row);
-            for (x, out) in x.chunks_exact(weight.columns).zip(out.chunks_exact_mut(weight.rows)) {
-                let sum = dot(self.compute, x, &row);
-                out[n] = self.compute.round(sum + bias.map_or(0.0, |b| b[n]));
+    fn products(&self, products: &mut [Product<'_>]) {
+        for Product { x, weight, bias, out } in products {
+            let mut row = vec![0.0; weight.columns];
+            for n in 0..weight.rows {
+                widen(weight.dtype, weight.row(n), &mut row);
+                for (x, out) in x.chunks_exact(weight.columns).zip(out.chunks_exact_mut(weight.rows)) {
+                    let sum = dot(self.compute, x, &row);
+                    out[n] = self.compute.round(sum + bias.map_or(0.0, |b| b[n]));
+                }
             }
         }
     }
