@@ -36,6 +36,25 @@ pub fn program() -> Command {
     command
 }
 
+/// [`program`], as a shell in the foreground starts it: whoever runs the tests may ignore SIGINT (a shell's `&`) or
+/// SIGHUP (`nohup`), and what is ignored is inherited.
+#[cfg(unix)]
+pub fn interruptible() -> Command {
+    let program = program();
+    if !cfg!(target_os = "linux") {
+        return program; // their `env` cannot
+    }
+    let mut command = Command::new("env");
+    for (name, value) in program.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.arg("--default-signal=HUP,INT,PIPE,TERM").arg(program.get_program()).stdin(Stdio::null());
+    command
+}
+
 pub fn run(arguments: &[OsString]) -> Run {
     let mut command = program();
     command.args(arguments);
