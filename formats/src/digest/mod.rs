@@ -7,8 +7,10 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+mod blake3_tree;
 mod sha256;
 
+pub use blake3_tree::{BLAKE3_CHUNK_BYTES, Blake3Part};
 pub use sha256::{LANES, Sha256Hasher, Sha256Lanes};
 
 /// A digest text that is not 64 lower-case hex digits.

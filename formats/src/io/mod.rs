@@ -11,6 +11,10 @@ use std::time::SystemTime;
 
 use crate::{FormatError, Result};
 
+mod direct;
+
+pub use direct::{DIRECT_ALIGNMENT, DirectFile, ReadPath, outward};
+
 /// Bytes read at a time: small enough that several digests of one piece are taken from the L2 cache.
 pub const READ_BYTES: usize = 512 << 10;
 

@@ -64,6 +64,11 @@ impl<'a> SegmentReader<'a> {
         Ok(Self { pack, segment, table })
     }
 
+    /// The chunks of a coded segment.
+    pub fn table(&self) -> Option<&ChunkTable> {
+        self.table.as_ref()
+    }
+
     /// Passes the raw bytes of `range` (counted in the raw segment) to `take`, in pieces.
     ///
     /// # Errors
