@@ -217,13 +217,13 @@ fn logits_are_the_same_bits_whatever_is_resident_coded_or_threaded() {
     let (_folder2, coded) = packed(&fixture("tiny-full"), Coding::Zstd { level: 3 });
     let ops = CpuOps::new(Compute::F32);
     let wanted = run(&raw, ops, prompt, settings(prompt, None));
-    let least = {
-        let (source, stop) = (WeightSource::new(&raw), Stop::default());
-        let demand = Thinker::new(&source, ops, settings(prompt, Some(1)), &stop).unwrap().demand().unwrap();
-        demand.least()
-    };
-    let streamed = RunSettings { memory: Some(least), ..settings(prompt, None) };
     for pack in [&raw, &coded] {
+        let least = {
+            let (source, stop) = (WeightSource::new(pack), Stop::default());
+            let demand = Thinker::new(&source, ops, settings(prompt, Some(1)), &stop).unwrap().demand();
+            demand.least()
+        };
+        let streamed = RunSettings { memory: Some(least), ..settings(prompt, None) };
         for settings in [settings(prompt, None), settings(prompt, Some(1)), streamed] {
             for threads in [1, 2, 4] {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

@@ -20,6 +20,17 @@ pub enum RunError {
         /// The least that works.
         least: u64,
     },
+    /// The system does not give the memory.
+    #[error("cannot have {bytes} bytes of memory: {source}; a smaller --memory takes less")]
+    OutOfMemory {
+        /// What was asked for.
+        bytes: u64,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Threads cannot be started.
+    #[error("cannot start threads: {0}")]
+    Threads(String),
     /// A token id that the embedding does not have.
     #[error(
         "token id {id} is not in the embedding, which has {rows} rows: is this the model's own tokenizer?"

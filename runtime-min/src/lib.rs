@@ -22,4 +22,4 @@ mod weights;
 pub use error::RunError;
 pub use kernels::Kernels;
 pub use observer::{Observer, Routing, Unobserved};
-pub use weights::{WeightReader, WeightSource};
+pub use weights::{LoadStats, WeightReader, WeightSource};

@@ -485,7 +485,7 @@ fn summarise(
     seconds: Seconds,
     rank: Option<ShownRank>,
 ) -> RunSummary {
-    let RunStats { bytes_read, cache, expert_uses } = thinker.stats();
+    let RunStats { bytes_read, cache, expert_uses, .. } = thinker.stats();
     let CacheStats { hits, misses, .. } = cache;
     let budget = thinker.budget();
     RunSummary {

@@ -159,6 +159,20 @@ pub trait Ops: Send + Sync {
         to.iter_mut().zip(x).for_each(|(to, x)| *to = compute.round(*to + compute.round(x * factor)));
     }
 
+    /// Copies the rows of some tokens: `to[i] = x[tokens[i]]`, rows of `width` values.
+    fn gather(&self, x: &[f32], width: usize, tokens: &[(usize, f32)], to: &mut [f32]) {
+        for ((token, _), to) in tokens.iter().zip(to.chunks_exact_mut(width)) {
+            to.copy_from_slice(&x[token * width..(token + 1) * width]);
+        }
+    }
+
+    /// `out[token] = round(out[token] + round(y[i] · weight))` for every `(token, weight)` at i, in their order.
+    fn scatter_add(&self, y: &[f32], width: usize, tokens: &[(usize, f32)], out: &mut [f32]) {
+        for ((token, weight), y) in tokens.iter().zip(y.chunks_exact(width)) {
+            self.add_scaled(&mut out[token * width..(token + 1) * width], y, *weight);
+        }
+    }
+
     /// `to = round(to + x)`.
     fn add(&self, to: &mut [f32], x: &[f32]) {
         let compute = self.compute();

@@ -3,20 +3,30 @@
 //! The equations are those of transformers 5.23, `modeling_qwen3_omni_moe.py`
 //! (`Qwen3OmniMoeThinkerTextModel`); for text its interleaved multimodal rope is plain rope.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+mod dense;
+mod experts;
+mod scratch;
+mod tensors;
 
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use segpack_formats::codec::Codec;
+use segpack_formats::digest::Blake3Hasher;
 use segpack_formats::io::Stop;
-use segpack_formats::safetensors::Dtype;
-use segpack_manifests::documents::{SegmentEntry, TensorEntry};
 use segpack_manifests::families::TextFacts;
-use segpack_manifests::names::{Component, Role};
 
+use self::dense::Dense;
+use self::experts::ExpertPass;
+use self::scratch::Scratch;
+use self::tensors::{Linear, Mlp, TextModel, Weight};
 use crate::error::RunError;
-use crate::memory::{Budget, CacheStats, Demand, ExpertCache, Residency};
+use crate::memory::{Arena, Block, Budget, CacheStats, Demand, Eviction, ExpertCache, Residency};
 use crate::observer::{Observer, Routing};
-use crate::ops::{Heads, Matrix, Ops, softmax, widen};
-use crate::weights::{WeightReader, WeightSource};
+use crate::ops::{Heads, Matrix, Ops, Product, softmax, widen};
+use crate::weights::{LoadStats, Loader, WeightReader, WeightSource, damaged, room_for, scratch_bytes};
+
+pub use crate::weights::Check;
 
 /// Rows of the head that are computed at a time where it is streamed, in bytes.
 const HEAD_BLOCK_BYTES: u64 = 8 << 20;
@@ -24,16 +34,6 @@ const HEAD_BLOCK_BYTES: u64 = 8 << 20;
 const PROGRAM_BYTES: u64 = 64 << 20;
 /// Memory that one tensor of the manifest takes once it is parsed, in bytes (measured: about 1,000).
 const MANIFEST_ENTRY_BYTES: u64 = 1500;
-
-/// When the digest of a segment is compared.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Check {
-    /// At every load.
-    #[default]
-    Always,
-    /// Never.
-    Never,
-}
 
 /// How to run a model.
 #[derive(Debug, Clone, Copy, Default)]
@@ -59,48 +59,48 @@ pub enum Logits {
     All,
 }
 
-/// What a run read.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// What a run did so far.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct RunStats {
-    /// Bytes of segments and rows loaded.
+    /// Stored bytes of segments and rows read.
     pub bytes_read: u64,
+    /// How segments came, and what that took.
+    pub load: LoadStats,
     /// The expert cache.
     pub cache: CacheStats,
+    /// Uses of experts of each layer that were in memory, and that were not.
+    pub layers: Vec<LayerUses>,
     /// How often each (layer, expert) was used, per forward pass that used it.
     pub expert_uses: BTreeMap<(u32, u32), u64>,
+    /// Time in forward passes.
+    pub forward: Duration,
+    /// Of it, time in which nothing could be computed, because weights were not there yet.
+    pub waited: Duration,
 }
 
-/// The dense tensors of one layer.
-#[derive(Debug, Default)]
-struct Layer<'a> {
-    tensors: HashMap<(Role, bool), &'a TensorEntry>,
-    experts: Vec<Expert<'a>>,
-}
-
-/// One expert: its segment, and where its matrices are in it.
-#[derive(Debug, Clone, Copy)]
-struct Expert<'a> {
-    segment: &'a SegmentEntry,
-    gate: &'a TensorEntry,
-    up: &'a TensorEntry,
-    down: &'a TensorEntry,
+/// Uses of the experts of a layer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LayerUses {
+    /// Those that were in memory.
+    pub hits: u64,
+    /// Those that had to be loaded.
+    pub misses: u64,
 }
 
 /// A model that runs from a pack.
 pub struct Thinker<'a, O> {
     facts: TextFacts,
     heads: Heads,
-    source: &'a WeightSource<'a>,
     reader: WeightReader<'a>,
+    loader: Loader<'a>,
     ops: O,
     settings: RunSettings,
+    demand: Demand,
     budget: Budget,
-    embedding: &'a TensorEntry,
-    head: &'a TensorEntry,
-    final_norm: &'a TensorEntry,
-    layers: Vec<Layer<'a>>,
-    resident: HashMap<String, Arc<Vec<u8>>>,
-    cache: ExpertCache,
+    model: TextModel<'a>,
+    dense: Dense,
+    cache: ExpertCache<Block>,
+    scratch: Scratch,
     kv: Vec<KeysValues>,
     stats: RunStats,
     stop: &'a Stop,
@@ -133,14 +133,10 @@ impl<'a, O: Ops> Thinker<'a, O> {
                 facts.rope_type
             )));
         }
-        let mut found = Found::collect(source, &facts)?;
-        let layers = std::mem::take(&mut found.layers);
-        let embedding = found.outside(Role::Embedding)?;
-        let head = match found.outside(Role::LmHead) {
-            Err(_) if facts.tie_word_embeddings => embedding,
-            head => head?,
-        };
-        let final_norm = found.outside(Role::FinalNorm)?;
+        let model = TextModel::find(source, &facts)?;
+        let demand = demand(&model, &facts, manifest.tensors.len() as u64, &settings);
+        let refuse = |least| RunError::Memory { memory: settings.memory.unwrap_or(0), least };
+        let budget = demand.share(settings.memory, settings.expert_slots).map_err(refuse)?;
         let heads = Heads {
             query: index(facts.heads),
             key_value: index(facts.kv_heads),
@@ -148,26 +144,21 @@ impl<'a, O: Ops> Thinker<'a, O> {
         };
         let mut thinker = Self {
             heads,
-            source,
             reader: source.reader()?,
+            loader: Loader::new(source, settings.check)?,
+            dense: Dense::new(&model.groups, budget.residency)?,
+            cache: ExpertCache::new(expert_slots(&demand, &budget)?, Eviction::default()),
+            scratch: Scratch::default(),
+            kv: Vec::new(),
+            stats: RunStats { layers: vec![LayerUses::default(); model.layers.len()], ..RunStats::default() },
             ops,
             settings,
-            budget: Budget { residency: Residency::Resident, slots: 0 },
-            embedding,
-            head,
-            final_norm,
-            layers,
-            resident: HashMap::new(),
-            cache: ExpertCache::new(1),
-            kv: Vec::new(),
-            stats: RunStats::default(),
+            demand,
+            budget,
+            model,
             stop,
             facts,
         };
-        let demand = thinker.demand()?;
-        let refuse = |least| RunError::Memory { memory: settings.memory.unwrap_or(0), least };
-        thinker.budget = demand.share(settings.memory, settings.expert_slots).map_err(refuse)?;
-        thinker.cache = ExpertCache::new(index(thinker.budget.slots));
         thinker.reset();
         Ok(thinker)
     }
@@ -182,9 +173,16 @@ impl<'a, O: Ops> Thinker<'a, O> {
         self.budget
     }
 
-    /// What was read so far.
+    /// What this model and its settings need of memory.
+    pub fn demand(&self) -> Demand {
+        self.demand
+    }
+
+    /// What was done so far.
     pub fn stats(&self) -> RunStats {
-        RunStats { cache: self.cache.stats(), ..self.stats.clone() }
+        let load = self.loader.stats();
+        let bytes_read = self.stats.bytes_read + load.bytes();
+        RunStats { cache: self.cache.stats(), load, bytes_read, ..self.stats.clone() }
     }
 
     /// Positions in the cache of keys and values.
@@ -194,49 +192,14 @@ impl<'a, O: Ops> Thinker<'a, O> {
 
     /// Forgets all tokens, keeps all weights.
     pub fn reset(&mut self) {
-        self.kv = self.layers.iter().map(|_| KeysValues::default()).collect();
+        self.kv.resize_with(self.model.layers.len(), KeysValues::default);
         let room = self.settings.positions * self.heads.key_value * self.heads.width;
         for kv in &mut self.kv {
+            kv.keys.clear();
+            kv.values.clear();
             kv.keys.reserve_exact(room);
             kv.values.reserve_exact(room);
         }
-    }
-
-    /// What this model and its settings need of memory.
-    ///
-    /// # Errors
-    /// `Format` where a segment is not listed.
-    pub fn demand(&self) -> Result<Demand, RunError> {
-        let f = &self.facts;
-        let tensors = self.source.pack().manifest().tensors.len() as u64;
-        let mut per_layer = Vec::new();
-        for layer in &self.layers {
-            let mut segments: HashMap<&str, u64> = HashMap::new();
-            for tensor in layer.tensors.values() {
-                segments.insert(&tensor.segment, self.source.segment_of(tensor)?.raw_length);
-            }
-            per_layer.push(segments.values().sum::<u64>());
-        }
-        let row = self.head.length / f.vocab.max(1);
-        let kv_width = f.kv_heads * f.head_dim;
-        let widest = f.heads * f.head_dim
-            + 2 * kv_width
-            + 4 * f.hidden_size
-            + f.intermediate.max(f.moe_intermediate) * 3;
-        let tokens = self.settings.longest_pass.max(1) as u64;
-        let experts = self.layers.iter().flat_map(|l| &l.experts);
-        Ok(Demand {
-            overhead: PROGRAM_BYTES + tensors * MANIFEST_ENTRY_BYTES,
-            kv: self.layers.len() as u64 * self.settings.positions as u64 * 2 * kv_width * 4,
-            // every activation, and the transposed result of the widest product
-            scratch: tokens * (2 * widest + u64::from(f.experts) * 4) * 4 + f.vocab * 8,
-            dense: per_layer.iter().sum::<u64>() + self.head.length,
-            dense_streamed: per_layer.iter().max().copied().unwrap_or(0)
-                + HEAD_BLOCK_BYTES.min(self.head.length).max(row),
-            expert: experts.clone().map(|e| e.segment.raw_length).max().unwrap_or(0),
-            experts: experts.count() as u64,
-            experts_per_token: u64::from(f.experts_per_token),
-        })
     }
 
     /// Runs these tokens after those before; returns logits, `[vocab]` or `[tokens, vocab]`.
@@ -249,6 +212,13 @@ impl<'a, O: Ops> Thinker<'a, O> {
         want: Logits,
         observer: &mut dyn Observer,
     ) -> Result<Vec<f32>, RunError> {
+        let began = Instant::now();
+        let logits = self.pass(ids, want, observer);
+        self.stats.forward += began.elapsed();
+        logits
+    }
+
+    fn pass(&mut self, ids: &[u32], want: Logits, observer: &mut dyn Observer) -> Result<Vec<f32>, RunError> {
         let wanted = self.positions() + ids.len();
         if wanted > self.settings.positions {
             return Err(RunError::TooLong { wanted, reserved: self.settings.positions });
@@ -256,23 +226,33 @@ impl<'a, O: Ops> Thinker<'a, O> {
         let (cos, sin) = self.rotations(ids.len());
         let mut x = self.embed(ids)?;
         observer.embed(&x);
-        for layer in 0..self.layers.len() {
+        for layer in 0..self.model.layers.len() {
             self.stop.check()?;
-            let attention = self.attention(layer, &x, &cos, &sin)?;
-            observer.attention(layer, &attention);
-            self.ops.add(&mut x, &attention);
-            drop(attention);
-            let mlp = self.mlp(layer, &x, observer)?;
-            observer.mlp(layer, &mlp);
-            self.ops.add(&mut x, &mlp);
+            self.load_group(layer)?;
+            self.attention(layer, &x, &cos, &sin);
+            let added = self.scratch.added.of(x.len());
+            observer.attention(layer, added);
+            self.ops.add(&mut x, added);
+            self.mlp(layer, &x, observer)?;
+            let added = self.scratch.added.of(x.len());
+            observer.mlp(layer, added);
+            self.ops.add(&mut x, added);
             observer.hidden(layer, &x);
         }
         let hidden = index(self.facts.hidden_size);
-        let norm = self.vector(self.final_norm)?;
+        self.load_group(self.model.final_norm_group())?;
+        let norm = self.model.final_norm.vector(self.dense.memory(self.model.final_norm_group()));
         self.ops.rms_norm(&mut x, &norm, self.eps());
         observer.norm(&x);
         let from = if want == Logits::Last { x.len() - hidden } else { 0 };
         self.logits(&x[from..])
+    }
+
+    fn load_group(&mut self, number: usize) -> Result<(), RunError> {
+        let began = Instant::now();
+        self.dense.load(number, &self.model.groups, &self.loader, self.stop)?;
+        self.stats.waited += began.elapsed();
+        Ok(())
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "applied in f32, as torch does")]
@@ -297,7 +277,7 @@ impl<'a, O: Ops> Thinker<'a, O> {
 
     fn embed(&mut self, ids: &[u32]) -> Result<Vec<f32>, RunError> {
         let hidden = index(self.facts.hidden_size);
-        let row = self.embedding.length / self.facts.vocab.max(1);
+        let row = self.model.embedding.length / self.facts.vocab.max(1);
         let mut x = vec![0.0; ids.len() * hidden];
         let mut bytes = Vec::with_capacity(index(row));
         for (id, to) in ids.iter().zip(x.chunks_exact_mut(hidden)) {
@@ -306,297 +286,249 @@ impl<'a, O: Ops> Thinker<'a, O> {
             }
             bytes.clear();
             let start = u64::from(*id) * row;
-            self.reader.read_tensor(self.embedding, start..start + row, self.stop, |piece| {
+            self.reader.read_tensor(self.model.embedding, start..start + row, self.stop, |piece| {
                 bytes.extend_from_slice(piece);
                 Ok::<_, RunError>(())
             })?;
             self.stats.bytes_read += row;
-            widen(self.embedding.dtype, &bytes, to);
+            widen(self.model.embedding.dtype, &bytes, to);
         }
         Ok(x)
     }
 
-    /// The raw bytes of a dense segment: kept, or read again.
-    fn segment(&mut self, tensor: &TensorEntry) -> Result<Arc<Vec<u8>>, RunError> {
-        if let Some(bytes) = self.resident.get(&tensor.segment) {
-            return Ok(Arc::clone(bytes));
+    /// `scratch.added` = what attention adds to `x`. q and k are normed per head, then rotated; v is neither.
+    fn attention(&mut self, number: usize, x: &[f32], cos: &[f32], sin: &[f32]) {
+        let (layer, memory) = (&self.model.layers[number], self.dense.memory(number));
+        let (eps, width) = (self.eps(), self.heads.width);
+        let (hidden, query, kv_width) =
+            (index(self.facts.hidden_size), self.heads.query * width, self.heads.key_value * width);
+        let (ops, s) = (&self.ops, &mut self.scratch);
+        let normed = s.normed.copy(x);
+        ops.rms_norm(normed, &layer.input_norm.vector(memory), eps);
+        let added = s.added.of(x.len());
+        let [q_norm, k_norm] = [layer.q_norm, layer.k_norm].map(|w| w.vector(memory));
+        let rows = index(self.budget.batch).max(1);
+        let rotations = cos.chunks(rows * width / 2).zip(sin.chunks(rows * width / 2));
+        let batches = normed.chunks(rows * hidden).zip(added.chunks_mut(rows * hidden));
+        for ((x, out), (cos, sin)) in batches.zip(rotations) {
+            let n = x.len() / hidden;
+            let (q, k, v) = (s.q.of(n * query), s.k.of(n * kv_width), s.v.of(n * kv_width));
+            products(ops, memory, x, [(&layer.q, &mut *q), (&layer.k, &mut *k), (&layer.v, &mut *v)]);
+            for (values, norm) in [(&mut *q, &q_norm), (&mut *k, &k_norm)] {
+                ops.rms_norm(values, norm, eps);
+                ops.rope(values, cos, sin, width);
+            }
+            let kv = &mut self.kv[number];
+            kv.keys.extend_from_slice(k);
+            kv.values.extend_from_slice(v);
+            let attended = s.attended.of(n * query);
+            ops.attention(q, &kv.keys, &kv.values, self.heads, attended);
+            products(ops, memory, attended, [(&layer.o, out)]);
         }
-        let segment = self.source.segment_of(tensor)?;
-        let mut bytes = Vec::new();
-        self.reader.load_segment(segment, self.settings.check == Check::Always, &mut bytes, self.stop)?;
-        self.stats.bytes_read += segment.stored_length;
-        let bytes = Arc::new(bytes);
-        if self.budget.residency == Residency::Resident {
-            self.resident.insert(tensor.segment.clone(), Arc::clone(&bytes));
+    }
+
+    /// `scratch.added` = what the MLP or the experts add to `x`.
+    fn mlp(&mut self, number: usize, x: &[f32], observer: &mut dyn Observer) -> Result<(), RunError> {
+        let eps = self.eps();
+        let normed = self.scratch.normed.copy(x);
+        let norm = self.model.layers[number].post_attention_norm.vector(self.dense.memory(number));
+        self.ops.rms_norm(normed, &norm, eps);
+        match &self.model.layers[number].mlp {
+            Mlp::Dense { .. } => self.dense_mlp(number, x.len()),
+            Mlp::Experts { .. } => {
+                let routing = self.route(number, x.len());
+                observer.router(number, &routing);
+                self.experts(number, x.len(), &routing)?;
+            }
         }
-        Ok(bytes)
+        Ok(())
     }
 
-    fn vector(&mut self, tensor: &TensorEntry) -> Result<Vec<f32>, RunError> {
-        let segment = self.segment(tensor)?;
-        let mut values = vec![0.0; index(tensor.shape.iter().product())];
-        widen(tensor.dtype, bytes_of(tensor, &segment), &mut values);
-        Ok(values)
-    }
-
-    fn layer_tensor(&self, layer: usize, role: Role) -> Result<&'a TensorEntry, RunError> {
-        let tensor = self.layers[layer].tensors.get(&(role, false)).copied();
-        tensor.ok_or_else(|| unsuitable(&format!("layer {layer} has no {role}")))
-    }
-
-    /// `x · Wᵀ + b` with a dense weight of a layer.
-    fn linear(&mut self, layer: usize, role: Role, x: &[f32]) -> Result<Vec<f32>, RunError> {
-        let weight = self.layer_tensor(layer, role)?;
-        let bias = match self.layers[layer].tensors.get(&(role, true)).copied() {
-            Some(bias) => Some(self.vector(bias)?),
-            None => None,
-        };
-        let segment = self.segment(weight)?;
-        let matrix = matrix(weight, bytes_of(weight, &segment));
-        let mut out = vec![0.0; x.len() / matrix.columns * matrix.rows];
-        self.ops.linear(x, matrix, bias.as_deref(), &mut out);
-        Ok(out)
-    }
-
-    fn normed(&mut self, layer: usize, role: Role, x: &[f32]) -> Result<Vec<f32>, RunError> {
-        let weight = self.vector(self.layer_tensor(layer, role)?)?;
-        let mut normed = x.to_vec();
-        self.ops.rms_norm(&mut normed, &weight, self.eps());
-        Ok(normed)
-    }
-
-    /// q and k are normed per head, then rotated; v is neither.
-    fn attention(&mut self, layer: usize, x: &[f32], cos: &[f32], sin: &[f32]) -> Result<Vec<f32>, RunError> {
-        let x = self.normed(layer, Role::InputNorm, x)?;
-        let mut q = self.linear(layer, Role::AttentionQ, &x)?;
-        let mut k = self.linear(layer, Role::AttentionK, &x)?;
-        let v = self.linear(layer, Role::AttentionV, &x)?;
-        for (values, role) in [(&mut q, Role::QNorm), (&mut k, Role::KNorm)] {
-            let weight = self.vector(self.layer_tensor(layer, role)?)?;
-            self.ops.rms_norm(values, &weight, self.eps());
-            self.ops.rope(values, cos, sin, self.heads.width);
+    fn dense_mlp(&mut self, number: usize, length: usize) {
+        let Mlp::Dense { gate, up, down } = &self.model.layers[number].mlp else { return };
+        let (memory, hidden) = (self.dense.memory(number), index(self.facts.hidden_size));
+        let (ops, s) = (&self.ops, &mut self.scratch);
+        let rows = index(self.budget.batch).max(1) * hidden;
+        let (x, out) = (s.normed.of(length), s.added.of(length));
+        for (x, out) in x.chunks(rows).zip(out.chunks_mut(rows)) {
+            let inner = x.len() / hidden * gate.weight.rows;
+            let (g, u) = (s.mlp.gate.of(inner), s.mlp.up.of(inner));
+            products(ops, memory, x, [(gate, &mut *g), (up, &mut *u)]);
+            ops.silu_mul(g, u);
+            products(ops, memory, g, [(down, out)]);
         }
-        let kv = &mut self.kv[layer];
-        kv.keys.extend_from_slice(&k);
-        kv.values.extend_from_slice(&v);
-        let mut out = vec![0.0; q.len()];
-        self.ops.attention(&q, &kv.keys, &kv.values, self.heads, &mut out);
-        self.linear(layer, Role::AttentionO, &out)
-    }
-
-    fn mlp(&mut self, layer: usize, x: &[f32], observer: &mut dyn Observer) -> Result<Vec<f32>, RunError> {
-        let x = self.normed(layer, Role::PostAttentionNorm, x)?;
-        if self.layers[layer].experts.is_empty() {
-            let mut gate = self.linear(layer, Role::MlpGate, &x)?;
-            let up = self.linear(layer, Role::MlpUp, &x)?;
-            self.ops.silu_mul(&mut gate, &up);
-            return self.linear(layer, Role::MlpDown, &gate);
-        }
-        let routing = self.route(layer, &x)?;
-        observer.router(layer, &routing);
-        self.experts(layer, &x, &routing)
     }
 
     /// Softmax over all experts in f32, then the best; their weights are rounded after they are normalised.
-    fn route(&mut self, layer: usize, x: &[f32]) -> Result<Routing, RunError> {
+    fn route(&mut self, number: usize, length: usize) -> Routing {
+        let Mlp::Experts { router, .. } = &self.model.layers[number].mlp else { return Routing::default() };
         let (experts, best) =
             (index(u64::from(self.facts.experts)), index(u64::from(self.facts.experts_per_token)));
-        let logits = self.linear(layer, Role::Router, x)?;
-        let mut routing = Routing { probabilities: logits.clone(), logits, ..Routing::default() };
+        let tokens = length / index(self.facts.hidden_size);
+        let memory = self.dense.memory(number);
+        let x = self.scratch.normed.of(length);
+        let logits = self.scratch.router.of(tokens * experts);
+        products(&self.ops, memory, x, [(router, &mut *logits)]);
+        let mut routing =
+            Routing { logits: logits.to_vec(), probabilities: logits.to_vec(), ..Routing::default() };
         for row in routing.probabilities.chunks_exact_mut(experts) {
             softmax(row);
-            let mut order: Vec<u32> = (0..self.facts.experts).collect();
-            order.sort_by(|a, b| row[*b as usize].total_cmp(&row[*a as usize])); // stable: the lower id on ties
-            order.truncate(best);
-            let sum: f32 = order.iter().map(|e| row[*e as usize]).sum();
+            let chosen = top_k(row, best);
+            let sum: f32 = chosen.iter().map(|e| row[*e as usize]).sum();
             let divisor = if self.facts.norm_topk_prob { sum } else { 1.0 };
             let weight = |e: &u32| self.ops.compute().round(row[*e as usize] / divisor);
-            routing.weights.extend(order.iter().map(weight));
-            routing.ids.extend(order);
+            routing.weights.extend(chosen.iter().map(weight));
+            routing.ids.extend(chosen);
         }
-        Ok(routing)
+        routing
     }
 
-    /// Expert by expert, in ascending order, so that each is loaded once for all tokens: the order in which the
-    /// eager code adds.
-    fn experts(&mut self, layer: usize, x: &[f32], routing: &Routing) -> Result<Vec<f32>, RunError> {
+    fn experts(&mut self, number: usize, length: usize, routing: &Routing) -> Result<(), RunError> {
+        let Mlp::Experts { experts, .. } = &self.model.layers[number].mlp else { return Ok(()) };
         let (hidden, best) = (index(self.facts.hidden_size), index(u64::from(self.facts.experts_per_token)));
-        let mut visits: BTreeMap<u32, Vec<(usize, f32)>> = BTreeMap::new();
-        for (i, (expert, weight)) in routing.ids.iter().zip(&routing.weights).enumerate() {
-            visits.entry(*expert).or_default().push((i / best, *weight));
-        }
-        let mut out = vec![0.0; x.len()];
-        for (number, tokens) in visits {
-            self.stop.check()?;
-            let gathered: Vec<f32> =
-                tokens.iter().flat_map(|(t, _)| &x[t * hidden..(t + 1) * hidden]).copied().collect();
-            let y = self.expert(layer, number, &gathered)?;
-            for ((t, weight), y) in tokens.iter().zip(y.chunks_exact(hidden)) {
-                self.ops.add_scaled(&mut out[t * hidden..(t + 1) * hidden], y, *weight);
-            }
-        }
-        Ok(out)
-    }
-
-    /// `down(silu(gate(x)) · up(x))` of one expert, loaded if it is not there.
-    fn expert(&mut self, layer: usize, number: u32, x: &[f32]) -> Result<Vec<f32>, RunError> {
-        let expert = self.layers[layer].experts[number as usize];
-        let (reader, stop, check) = (&mut self.reader, self.stop, self.settings.check == Check::Always);
-        let bytes_read = &mut self.stats.bytes_read;
-        let layer = u32::try_from(layer).unwrap_or(u32::MAX);
-        *self.stats.expert_uses.entry((layer, number)).or_default() += 1;
-        let slot = self.cache.get(layer, number, |slot| {
-            *bytes_read += expert.segment.stored_length;
-            reader.load_segment(expert.segment, check, slot, stop)
-        })?;
-        let linear = |tensor: &TensorEntry, x: &[f32]| {
-            let matrix = matrix(tensor, bytes_of(tensor, slot));
-            let mut out = vec![0.0; x.len() / matrix.columns * matrix.rows];
-            self.ops.linear(x, matrix, None, &mut out);
-            out
+        let s = &mut self.scratch;
+        let layer = u32::try_from(number).unwrap_or(u32::MAX);
+        let pass = ExpertPass {
+            ops: &self.ops,
+            layer,
+            experts,
+            cache: &mut self.cache,
+            loader: &self.loader,
+            stop: self.stop,
+            x: s.normed.of(length),
+            hidden,
+            intermediate: index(self.facts.moe_intermediate),
+            batch: index(self.budget.batch).max(1),
+            scratch: &mut s.mlp,
+            waited: &mut self.stats.waited,
+            out: s.added.zeros(length),
         };
-        let mut gate = linear(expert.gate, x);
-        let up = linear(expert.up, x);
-        self.ops.silu_mul(&mut gate, &up);
-        Ok(linear(expert.down, &gate))
+        for (expert, hit) in pass.run(routing, best)? {
+            let uses = &mut self.stats.layers[number];
+            *(if hit { &mut uses.hits } else { &mut uses.misses }) += 1;
+            *self.stats.expert_uses.entry((layer, expert)).or_default() += 1;
+        }
+        Ok(())
     }
 
     fn logits(&mut self, x: &[f32]) -> Result<Vec<f32>, RunError> {
         let (vocab, hidden) = (index(self.facts.vocab), index(self.facts.hidden_size));
         let mut out = vec![0.0; x.len() / hidden * vocab];
-        if self.budget.residency == Residency::Resident {
-            let segment = self.segment(self.head)?;
-            self.ops.linear(x, matrix(self.head, bytes_of(self.head, &segment)), None, &mut out);
+        let group = self.model.head_group();
+        if self.budget.residency == Residency::Streamed {
+            self.streamed_head(x, &mut out)?;
             return Ok(out);
         }
-        let row = self.head.length / self.facts.vocab.max(1);
-        let rows = (HEAD_BLOCK_BYTES / row.max(1)).max(1);
-        let mut first = 0;
-        while first < self.facts.vocab {
-            let last = (first + rows).min(self.facts.vocab);
-            self.head_block(x, first, last, &mut out)?;
-            first = last;
-        }
+        self.load_group(group)?;
+        self.ops.linear(x, self.model.head_weight.matrix(self.dense.memory(group)), None, &mut out);
         Ok(out)
     }
 
-    /// The logits of some rows of a streamed head.
-    fn head_block(&mut self, x: &[f32], first: u64, last: u64, out: &mut [f32]) -> Result<(), RunError> {
-        let row = self.head.length / self.facts.vocab.max(1);
-        let mut bytes = Vec::with_capacity(index((last - first) * row));
-        self.reader.read_tensor(self.head, first * row..last * row, self.stop, |piece| {
-            bytes.extend_from_slice(piece);
-            Ok::<_, RunError>(())
-        })?;
-        self.stats.bytes_read += (last - first) * row;
-        let (rows, vocab) = (index(last - first), index(self.facts.vocab));
-        let block = Matrix { bytes: &bytes, rows, ..matrix(self.head, &bytes) };
-        let mut part = vec![0.0; x.len() / block.columns * rows];
-        self.ops.linear(x, block, None, &mut part);
-        for (out, part) in out.chunks_exact_mut(vocab).zip(part.chunks_exact(rows)) {
-            out[index(first)..index(last)].copy_from_slice(part);
+    /// A block of rows at a time. Of a raw segment the digest is known only after the last block: nothing is returned
+    /// before that. Chunks of a coded one have checks of their own.
+    fn streamed_head(&mut self, x: &[f32], out: &mut [f32]) -> Result<(), RunError> {
+        let head = self.model.head;
+        let segment = self.reader.source().segment_of(head)?;
+        let checked = self.settings.check != Check::Never
+            && segment.codec == Codec::Raw
+            && segment.raw_length == head.length;
+        let row = head.length / self.facts.vocab.max(1);
+        let rows = (HEAD_BLOCK_BYTES / row.max(1)).max(1);
+        let (mut blake3, mut first) = (Blake3Hasher::default(), 0);
+        let mut bytes = Vec::with_capacity(index(rows * row));
+        while first < self.facts.vocab {
+            let last = (first + rows).min(self.facts.vocab);
+            let began = Instant::now();
+            bytes.clear();
+            self.reader.read_tensor(head, first * row..last * row, self.stop, |piece| {
+                bytes.extend_from_slice(piece);
+                Ok::<_, RunError>(())
+            })?;
+            if checked {
+                blake3.update(&bytes);
+            }
+            self.stats.waited += began.elapsed();
+            self.stats.bytes_read += (last - first) * row;
+            self.head_block(x, &bytes, index(first)..index(last), out);
+            first = last;
+        }
+        let seen = blake3.finish();
+        if checked && seen != segment.blake3 {
+            let file = self.reader.source().open(&segment.pack)?;
+            return Err(damaged(&file, segment, &seen.to_string()).into());
         }
         Ok(())
+    }
+
+    /// The logits of some rows of the head.
+    fn head_block(&self, x: &[f32], bytes: &[u8], rows: std::ops::Range<usize>, out: &mut [f32]) {
+        let vocab = index(self.facts.vocab);
+        let weight = Matrix {
+            dtype: self.model.head.dtype,
+            bytes,
+            rows: rows.len(),
+            columns: self.model.head_weight.columns,
+        };
+        let mut part = vec![0.0; x.len() / weight.columns * weight.rows];
+        self.ops.linear(x, weight, None, &mut part);
+        for (out, part) in out.chunks_exact_mut(vocab).zip(part.chunks_exact(weight.rows)) {
+            out[rows.clone()].copy_from_slice(part);
+        }
     }
 }
 
-/// The text model's tensors, found by what they are.
-struct Found<'a> {
-    layers: Vec<Layer<'a>>,
-    outside: HashMap<Role, &'a TensorEntry>,
+/// Dense products of one input.
+fn products<O: Ops, const N: usize>(ops: &O, memory: &[u8], x: &[f32], products: [(&Linear, &mut [f32]); N]) {
+    let vector = |w: Weight| w.vector(memory);
+    let biases: Vec<Option<Vec<f32>>> = products.iter().map(|(l, _)| l.bias.map(vector)).collect();
+    let product = |((linear, out), bias)| {
+        let linear: &Linear = linear;
+        let bias: &Option<Vec<f32>> = bias;
+        Product { x, weight: linear.weight.matrix(memory), bias: bias.as_deref(), out }
+    };
+    let mut all: Vec<Product<'_>> = products.into_iter().zip(&biases).map(product).collect();
+    ops.products(&mut all);
 }
 
-impl<'a> Found<'a> {
-    fn collect(source: &'a WeightSource<'a>, facts: &TextFacts) -> Result<Self, RunError> {
-        let mut found = Self { layers: Vec::new(), outside: HashMap::new() };
-        found.layers.resize_with(facts.layers as usize, Layer::default);
-        let mut experts: BTreeMap<(u32, u32), HashMap<Role, &'a TensorEntry>> = BTreeMap::new();
-        let text = |t: &&TensorEntry| matches!(t.component, Component::ThinkerText | Component::Text);
-        for tensor in source.pack().manifest().tensors.iter().filter(text) {
-            if !matches!(tensor.dtype, Dtype::BF16 | Dtype::F16 | Dtype::F32) {
-                return Err(unsuitable(&format!(
-                    "tensor {:?} is {}; BF16, F16 and F32 can be run",
-                    tensor.name, tensor.dtype
-                )));
-            }
-            match (tensor.layer, tensor.expert) {
-                (Some(layer), Some(expert)) => {
-                    experts.entry((layer, expert)).or_default().insert(tensor.role, tensor);
-                }
-                (Some(layer), None) => {
-                    let bias = tensor.name.ends_with(".bias");
-                    if let Some(layer) = found.layers.get_mut(layer as usize) {
-                        layer.tensors.insert((tensor.role, bias), tensor);
-                    }
-                }
-                _ => {
-                    found.outside.insert(tensor.role, tensor);
-                }
-            }
-        }
-        found.add_experts(source, &experts)?;
-        found.check(facts)?;
-        Ok(found)
+/// The `best` largest values, largest first, the lower id on ties.
+fn top_k(row: &[f32], best: usize) -> Vec<u32> {
+    let mut ids: Vec<u32> = (0..row.len()).map(|i| u32::try_from(i).unwrap_or(u32::MAX)).collect();
+    let order = |a: &u32, b: &u32| row[*b as usize].total_cmp(&row[*a as usize]).then(a.cmp(b));
+    if best < ids.len() && best > 0 {
+        ids.select_nth_unstable_by(best - 1, order);
     }
+    ids.truncate(best);
+    ids.sort_unstable_by(order);
+    ids
+}
 
-    fn add_experts(
-        &mut self,
-        source: &'a WeightSource<'a>,
-        experts: &BTreeMap<(u32, u32), HashMap<Role, &'a TensorEntry>>,
-    ) -> Result<(), RunError> {
-        for ((layer, expert), tensors) in experts {
-            let get = |role: Role| {
-                tensors
-                    .get(&role)
-                    .copied()
-                    .ok_or_else(|| unsuitable(&format!("expert {expert} of layer {layer} has no {role}")))
-            };
-            let (gate, up, down) = (get(Role::ExpertGate)?, get(Role::ExpertUp)?, get(Role::ExpertDown)?);
-            let expert = Expert { segment: source.segment_of(gate)?, gate, up, down };
-            if let Some(layer) = self.layers.get_mut(*layer as usize) {
-                layer.experts.push(expert);
-            }
-        }
-        Ok(())
-    }
+fn expert_slots(demand: &Demand, budget: &Budget) -> Result<Vec<Block>, RunError> {
+    let room = index(demand.expert);
+    let mut arena = Arena::new(room.saturating_mul(index(budget.slots)))?;
+    (0..budget.slots).map(|_| arena.take(room)).collect()
+}
 
-    /// A layer has a router and all its experts, or neither.
-    fn check(&self, facts: &TextFacts) -> Result<(), RunError> {
-        for (number, layer) in self.layers.iter().enumerate() {
-            let wanted =
-                if layer.tensors.contains_key(&(Role::Router, false)) { facts.experts as usize } else { 0 };
-            if layer.experts.len() != wanted {
-                return Err(unsuitable(&format!(
-                    "layer {number} has {} experts, wanted {wanted}",
-                    layer.experts.len()
-                )));
-            }
-            let dense = if wanted == 0 {
-                &[Role::MlpGate, Role::MlpUp, Role::MlpDown][..]
-            } else {
-                &[Role::Router][..]
-            };
-            let always = [
-                Role::AttentionQ,
-                Role::AttentionK,
-                Role::AttentionV,
-                Role::AttentionO,
-                Role::QNorm,
-                Role::KNorm,
-                Role::InputNorm,
-                Role::PostAttentionNorm,
-            ];
-            if let Some(role) =
-                always.iter().chain(dense).find(|role| !layer.tensors.contains_key(&(**role, false)))
-            {
-                return Err(unsuitable(&format!("layer {number} has no {role}")));
-            }
-        }
-        Ok(())
-    }
-
-    fn outside(&self, role: Role) -> Result<&'a TensorEntry, RunError> {
-        self.outside.get(&role).copied().ok_or_else(|| unsuitable(&format!("it has no {role}")))
+fn demand(model: &TextModel<'_>, f: &TextFacts, tensors: u64, settings: &RunSettings) -> Demand {
+    let row = model.head.length / f.vocab.max(1);
+    let (query, kv_width) = (f.heads * f.head_dim, f.kv_heads * f.head_dim);
+    let tokens = settings.longest_pass.max(1) as u64;
+    let any_coded = model.groups.iter().flat_map(|g| &g.segments).any(|s| s.codec != Codec::Raw)
+        || model.experts().any(|e| e.segment.codec != Codec::Raw);
+    let inner = f.intermediate.max(f.moe_intermediate);
+    Demand {
+        overhead: PROGRAM_BYTES + tensors * MANIFEST_ENTRY_BYTES + scratch_bytes(any_coded),
+        kv: model.layers.len() as u64 * settings.positions as u64 * 2 * kv_width * 4,
+        tokens,
+        // x, normed, added; router logits, probabilities and a copy
+        pass: tokens * (3 * f.hidden_size + 3 * u64::from(f.experts)) * 4 + f.vocab * 8,
+        // q, attended, k, v; x, gate, up, y of the MLP
+        per_token: (2 * query + 2 * kv_width + 2 * f.hidden_size + 2 * inner) * 4,
+        dense: model.groups.iter().map(|g| g.room as u64).sum(),
+        dense_streamed: dense::streamed_room(&model.groups) as u64
+            + HEAD_BLOCK_BYTES.min(model.head.length).max(row),
+        expert: model.experts().map(|e| room_for(e.segment)).max().unwrap_or(0),
+        experts: model.experts().count() as u64,
+        experts_per_token: u64::from(f.experts_per_token),
     }
 }
 
@@ -609,11 +541,15 @@ fn index(n: u64) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }
 
-fn bytes_of<'s>(tensor: &TensorEntry, segment: &'s [u8]) -> &'s [u8] {
-    &segment[index(tensor.offset)..index(tensor.offset + tensor.length)]
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn matrix<'m>(tensor: &TensorEntry, bytes: &'m [u8]) -> Matrix<'m> {
-    let side = |i: usize| tensor.shape.get(i).copied().map_or(1, index);
-    Matrix { dtype: tensor.dtype, bytes, rows: side(0), columns: side(1) }
+    #[test]
+    fn the_best_come_first_and_the_lower_id_on_ties() {
+        assert_eq!(top_k(&[0.1, 0.5, 0.2, 0.5, 0.3], 3), [1, 3, 4]);
+        assert_eq!(top_k(&[1.0, 1.0, 1.0], 2), [0, 1]);
+        assert_eq!(top_k(&[1.0, 2.0], 5), [1, 0]);
+        assert!(top_k(&[1.0], 0).is_empty());
+    }
 }

@@ -2,21 +2,25 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use segpack_formats::codec::Codec;
-use segpack_formats::digest::Blake3Hasher;
-use segpack_formats::io::{InputFile, READ_BYTES, Stop};
+use segpack_formats::io::{DirectFile, InputFile, Stop};
 use segpack_formats::pack::{SegmentReader, Unpacker};
 use segpack_formats::{FormatError, Result};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{SegmentEntry, TensorEntry};
+
+mod loader;
+
+pub use loader::{Check, Load, LoadStats, Loader, begins_at, room_for, scratch_bytes};
 
 /// An open pack whose files are opened when first needed. Shared between threads.
 #[derive(Debug)]
 pub struct WeightSource<'a> {
     pack: &'a Pack,
     files: Mutex<HashMap<String, Arc<InputFile>>>,
+    direct: Mutex<HashMap<String, Arc<DirectFile>>>,
 }
 
 /// One thread's access to a [`WeightSource`], with buffers of its own.
@@ -29,7 +33,7 @@ pub struct WeightReader<'a> {
 impl<'a> WeightSource<'a> {
     /// Reads from this pack. Nothing is opened yet.
     pub fn new(pack: &'a Pack) -> Self {
-        Self { pack, files: Mutex::default() }
+        Self { pack, files: Mutex::default(), direct: Mutex::default() }
     }
 
     /// The pack.
@@ -50,11 +54,28 @@ impl<'a> WeightSource<'a> {
     /// # Errors
     /// `Io`, or `Malformed` where it is not a regular file.
     pub fn open(&self, path: &str) -> Result<Arc<InputFile>> {
-        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        self.keep(&self.files, path, InputFile::open)
+    }
+
+    /// A file of the pack folder, to be read past the page cache.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_direct(&self, path: &str) -> Result<Arc<DirectFile>> {
+        self.keep(&self.direct, path, DirectFile::open)
+    }
+
+    fn keep<F>(
+        &self,
+        files: &Mutex<HashMap<String, Arc<F>>>,
+        path: &str,
+        open: impl FnOnce(&Path) -> Result<F>,
+    ) -> Result<Arc<F>> {
+        let mut files = files.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(file) = files.get(path) {
             return Ok(Arc::clone(file));
         }
-        let file = Arc::new(InputFile::open(&self.pack.path(path))?);
+        let file = Arc::new(open(&self.pack.path(path))?);
         files.insert(path.to_owned(), Arc::clone(&file));
         Ok(file)
     }
@@ -72,7 +93,12 @@ impl<'a> WeightSource<'a> {
     }
 }
 
-impl WeightReader<'_> {
+impl<'a> WeightReader<'a> {
+    /// What it reads from.
+    pub fn source(&self) -> &'a WeightSource<'a> {
+        self.source
+    }
+
     /// Passes raw bytes of a segment (`range` counts in the raw segment) to `take`, in pieces.
     ///
     /// # Errors
@@ -102,58 +128,13 @@ impl WeightReader<'_> {
         let segment = self.source.segment_of(tensor)?;
         self.read_segment(segment, tensor.offset + range.start..tensor.offset + range.end, stop, take)
     }
+}
 
-    /// Loads a whole segment, decoded, into `to`, which is cleared and reused. With `check`, the BLAKE3 of the
-    /// stored bytes is compared first.
-    ///
-    /// # Errors
-    /// `Malformed` with the pack's path, the segment and both digests where they differ; otherwise as
-    /// [`read_segment`](Self::read_segment).
-    pub fn load_segment(
-        &mut self,
-        segment: &SegmentEntry,
-        check: bool,
-        to: &mut Vec<u8>,
-        stop: &Stop,
-    ) -> Result<()> {
-        let file = self.source.open(&segment.pack)?;
-        let length = usize::try_from(segment.raw_length).map_err(|_| {
-            FormatError::malformed(file.path(), format!("segment {:?} is too long", segment.id))
-        })?;
-        let mut blake3 = Blake3Hasher::default();
-        to.clear();
-        to.resize(length, 0);
-        if segment.codec == Codec::Raw {
-            for (i, piece) in to.chunks_mut(READ_BYTES).enumerate() {
-                stop.check()?;
-                file.read_at(piece, segment.offset + (i * READ_BYTES) as u64)?;
-                if check {
-                    blake3.update(piece);
-                }
-            }
-        } else {
-            if check {
-                let range = segment.offset..segment.offset + segment.stored_length;
-                file.for_each_piece(range, &mut vec![0; READ_BYTES], stop, |piece| {
-                    blake3.update(piece);
-                    Ok::<_, FormatError>(())
-                })?;
-            }
-            let mut at = 0;
-            self.read_segment(segment, 0..segment.raw_length, stop, |piece| {
-                to[at..at + piece.len()].copy_from_slice(piece);
-                at += piece.len();
-                Ok::<_, FormatError>(())
-            })?;
-        }
-        let seen = blake3.finish();
-        if check && seen != segment.blake3 {
-            let what = format!(
-                "segment {:?} at byte {} is damaged: BLAKE3 {seen}, wanted {}; `segpack verify` says more",
-                segment.id, segment.offset, segment.blake3
-            );
-            return Err(FormatError::malformed(file.path(), what));
-        }
-        Ok(())
-    }
+/// A segment whose stored bytes have another digest than the manifest says.
+pub(crate) fn damaged(file: &InputFile, segment: &SegmentEntry, seen: &str) -> FormatError {
+    let what = format!(
+        "segment {:?} at byte {} is damaged: BLAKE3 {seen}, wanted {}; `segpack verify` says more",
+        segment.id, segment.offset, segment.blake3
+    );
+    FormatError::malformed(file.path(), what)
 }

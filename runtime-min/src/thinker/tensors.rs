@@ -1,0 +1,292 @@
+//! The text model's tensors: found by what they are, and given a place in memory.
+
+use std::collections::{BTreeMap, HashMap};
+
+use segpack_formats::safetensors::Dtype;
+use segpack_manifests::documents::{SegmentEntry, TensorEntry};
+use segpack_manifests::families::TextFacts;
+use segpack_manifests::names::{Component, Role};
+
+use super::{index, unsuitable};
+use crate::error::RunError;
+use crate::ops::{Matrix, widen};
+use crate::weights::{WeightSource, begins_at, room_for};
+
+/// A tensor within the memory of its group.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Weight {
+    dtype: Dtype,
+    at: usize,
+    length: usize,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+}
+
+impl Weight {
+    fn new(tensor: &TensorEntry, segment_at: usize) -> Self {
+        let side = |i: usize| tensor.shape.get(i).copied().map_or(1, index);
+        Self {
+            dtype: tensor.dtype,
+            at: segment_at + index(tensor.offset),
+            length: index(tensor.length),
+            rows: side(0),
+            columns: side(1),
+        }
+    }
+
+    /// As a matrix, in the memory of its group.
+    pub(super) fn matrix<'m>(&self, memory: &'m [u8]) -> Matrix<'m> {
+        let bytes = &memory[self.at..self.at + self.length];
+        Matrix { dtype: self.dtype, bytes, rows: self.rows, columns: self.columns }
+    }
+
+    /// As a vector in f32.
+    pub(super) fn vector(&self, memory: &[u8]) -> Vec<f32> {
+        let matrix = self.matrix(memory);
+        let mut values = vec![0.0; self.rows * self.columns];
+        widen(matrix.dtype, matrix.bytes, &mut values);
+        values
+    }
+}
+
+/// A dense product.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Linear {
+    pub(super) weight: Weight,
+    pub(super) bias: Option<Weight>,
+}
+
+/// One expert: its segment, and where its matrices are in the memory that the segment is loaded to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Expert<'a> {
+    pub(super) segment: &'a SegmentEntry,
+    pub(super) gate: Weight,
+    pub(super) up: Weight,
+    pub(super) down: Weight,
+}
+
+/// What follows attention in a layer.
+#[derive(Debug)]
+pub(super) enum Mlp<'a> {
+    Dense { gate: Linear, up: Linear, down: Linear },
+    Experts { router: Linear, experts: Vec<Expert<'a>> },
+}
+
+/// One layer. Its dense weights are one group.
+#[derive(Debug)]
+pub(super) struct Layer<'a> {
+    pub(super) input_norm: Weight,
+    pub(super) q: Linear,
+    pub(super) k: Linear,
+    pub(super) v: Linear,
+    pub(super) o: Linear,
+    pub(super) q_norm: Weight,
+    pub(super) k_norm: Weight,
+    pub(super) post_attention_norm: Weight,
+    pub(super) mlp: Mlp<'a>,
+}
+
+/// Segments that are loaded together, one behind the other.
+#[derive(Debug, Default)]
+pub(super) struct Group<'a> {
+    pub(super) segments: Vec<&'a SegmentEntry>,
+    /// Bytes that they take in memory.
+    pub(super) room: usize,
+}
+
+impl<'a> Group<'a> {
+    /// Where the raw bytes of a segment begin, which is added if it is new.
+    fn place(&mut self, segment: &'a SegmentEntry) -> usize {
+        let mut at = 0;
+        for known in &self.segments {
+            if known.id == segment.id {
+                return at + begins_at(segment);
+            }
+            at += index(room_for(known));
+        }
+        self.segments.push(segment);
+        self.room += index(room_for(segment));
+        at + begins_at(segment)
+    }
+}
+
+/// The whole text model.
+#[derive(Debug)]
+pub(super) struct TextModel<'a> {
+    pub(super) embedding: &'a TensorEntry,
+    pub(super) head: &'a TensorEntry,
+    pub(super) head_weight: Weight,
+    pub(super) final_norm: Weight,
+    pub(super) layers: Vec<Layer<'a>>,
+    /// One for each layer, then the final norm's, then the head's.
+    pub(super) groups: Vec<Group<'a>>,
+}
+
+impl<'a> TextModel<'a> {
+    /// Finds every tensor that a run needs.
+    ///
+    /// # Errors
+    /// `Unsuitable` names what the pack lacks, or what cannot be run.
+    pub(super) fn find(source: &'a WeightSource<'a>, facts: &TextFacts) -> Result<Self, RunError> {
+        let found = Found::collect(source, facts)?;
+        let embedding = found.outside(Role::Embedding)?;
+        let head = match found.outside(Role::LmHead) {
+            Err(_) if facts.tie_word_embeddings => embedding,
+            head => head?,
+        };
+        let mut groups = Vec::new();
+        let mut layers = Vec::new();
+        for number in 0..found.layers.len() {
+            let mut group = Group::default();
+            layers.push(found.layer(source, facts, number, &mut group)?);
+            groups.push(group);
+        }
+        let mut alone = |tensor: &'a TensorEntry| -> Result<Weight, RunError> {
+            let mut group = Group::default();
+            let at = group.place(source.segment_of(tensor)?);
+            groups.push(group);
+            Ok(Weight::new(tensor, at))
+        };
+        let final_norm = alone(found.outside(Role::FinalNorm)?)?;
+        let head_weight = alone(head)?;
+        Ok(Self { embedding, head, head_weight, final_norm, layers, groups })
+    }
+
+    pub(super) fn final_norm_group(&self) -> usize {
+        self.layers.len()
+    }
+
+    pub(super) fn head_group(&self) -> usize {
+        self.layers.len() + 1
+    }
+
+    /// All experts of all layers.
+    pub(super) fn experts(&self) -> impl Iterator<Item = &Expert<'a>> {
+        self.layers.iter().flat_map(|layer| match &layer.mlp {
+            Mlp::Dense { .. } => &[][..],
+            Mlp::Experts { experts, .. } => experts,
+        })
+    }
+}
+
+/// The tensors of one layer by role; `true` for biases.
+type ByRole<'a> = HashMap<(Role, bool), &'a TensorEntry>;
+
+struct Found<'a> {
+    layers: Vec<ByRole<'a>>,
+    experts: Vec<BTreeMap<u32, HashMap<Role, &'a TensorEntry>>>,
+    outside: HashMap<Role, &'a TensorEntry>,
+}
+
+impl<'a> Found<'a> {
+    fn collect(source: &'a WeightSource<'a>, facts: &TextFacts) -> Result<Self, RunError> {
+        let count = facts.layers as usize;
+        let mut found = Self {
+            layers: vec![HashMap::new(); count],
+            experts: vec![BTreeMap::new(); count],
+            outside: HashMap::new(),
+        };
+        let text = |t: &&TensorEntry| matches!(t.component, Component::ThinkerText | Component::Text);
+        for tensor in source.pack().manifest().tensors.iter().filter(text) {
+            if !matches!(tensor.dtype, Dtype::BF16 | Dtype::F16 | Dtype::F32) {
+                return Err(unsuitable(&format!(
+                    "tensor {:?} is {}; BF16, F16 and F32 can be run",
+                    tensor.name, tensor.dtype
+                )));
+            }
+            found.add(tensor);
+        }
+        Ok(found)
+    }
+
+    fn add(&mut self, tensor: &'a TensorEntry) {
+        let Some(layer) = tensor.layer else {
+            self.outside.insert(tensor.role, tensor);
+            return;
+        };
+        // layers beyond the config's are not this model's
+        let layer = layer as usize;
+        match tensor.expert {
+            Some(expert) => {
+                if let Some(experts) = self.experts.get_mut(layer) {
+                    experts.entry(expert).or_default().insert(tensor.role, tensor);
+                }
+            }
+            None => {
+                let bias = tensor.name.ends_with(".bias");
+                if let Some(tensors) = self.layers.get_mut(layer) {
+                    tensors.insert((tensor.role, bias), tensor);
+                }
+            }
+        }
+    }
+
+    fn outside(&self, role: Role) -> Result<&'a TensorEntry, RunError> {
+        self.outside.get(&role).copied().ok_or_else(|| unsuitable(&format!("it has no {role}")))
+    }
+
+    fn layer(
+        &self,
+        source: &'a WeightSource<'a>,
+        facts: &TextFacts,
+        number: usize,
+        group: &mut Group<'a>,
+    ) -> Result<Layer<'a>, RunError> {
+        let tensors = &self.layers[number];
+        let mut weight = |role: Role, bias: bool| -> Result<Option<Weight>, RunError> {
+            let Some(tensor) = tensors.get(&(role, bias)) else { return Ok(None) };
+            Ok(Some(Weight::new(tensor, group.place(source.segment_of(tensor)?))))
+        };
+        let lacks = |role: Role| unsuitable(&format!("layer {number} has no {role}"));
+        let mut vector = |role: Role| weight(role, false)?.ok_or_else(|| lacks(role));
+        let input_norm = vector(Role::InputNorm)?;
+        let (q_norm, k_norm) = (vector(Role::QNorm)?, vector(Role::KNorm)?);
+        let post_attention_norm = vector(Role::PostAttentionNorm)?;
+        let mut linear = |role: Role| -> Result<Linear, RunError> {
+            let bias = weight(role, true)?;
+            Ok(Linear { weight: weight(role, false)?.ok_or_else(|| lacks(role))?, bias })
+        };
+        let (q, k) = (linear(Role::AttentionQ)?, linear(Role::AttentionK)?);
+        let (v, o) = (linear(Role::AttentionV)?, linear(Role::AttentionO)?);
+        let mlp = if tensors.contains_key(&(Role::Router, false)) {
+            Mlp::Experts {
+                router: linear(Role::Router)?,
+                experts: self.layer_experts(source, facts, number)?,
+            }
+        } else if !self.experts[number].is_empty() {
+            return Err(lacks(Role::Router));
+        } else {
+            let (gate, up) = (linear(Role::MlpGate)?, linear(Role::MlpUp)?);
+            Mlp::Dense { gate, up, down: linear(Role::MlpDown)? }
+        };
+        Ok(Layer { input_norm, q, k, v, o, q_norm, k_norm, post_attention_norm, mlp })
+    }
+
+    fn layer_experts(
+        &self,
+        source: &'a WeightSource<'a>,
+        facts: &TextFacts,
+        number: usize,
+    ) -> Result<Vec<Expert<'a>>, RunError> {
+        let mut experts = Vec::new();
+        for (expert, tensors) in &self.experts[number] {
+            let get = |role: Role| {
+                let lacks = || unsuitable(&format!("expert {expert} of layer {number} has no {role}"));
+                tensors.get(&role).copied().ok_or_else(lacks)
+            };
+            let (gate, up, down) = (get(Role::ExpertGate)?, get(Role::ExpertUp)?, get(Role::ExpertDown)?);
+            let segment = source.segment_of(gate)?;
+            let at = begins_at(segment);
+            let weight = |tensor| Weight::new(tensor, at);
+            experts.push(Expert { segment, gate: weight(gate), up: weight(up), down: weight(down) });
+        }
+        let wanted = facts.experts as usize;
+        if experts.len() != wanted {
+            return Err(unsuitable(&format!(
+                "layer {number} has {} experts, wanted {wanted}",
+                experts.len()
+            )));
+        }
+        Ok(experts)
+    }
+}
