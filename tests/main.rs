@@ -10,6 +10,7 @@ mod damage;
 mod families;
 mod fuzz_smoke;
 mod help;
+mod loading;
 mod old_packs;
 mod pipeline;
 mod resume;

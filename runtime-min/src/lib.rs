@@ -1,6 +1,6 @@
 //! Reads packs on demand and runs the text thinker straight from them. Never writes packs, knows no command lines.
 //!
-//! * [`WeightSource`]: checked, decoded bytes of tensors and segments.
+//! * [`weights`]: checked, decoded bytes of tensors and segments.
 //! * [`ops`]: the operations that the model is written in, and who computes them.
 //! * [`memory`]: the budget, and the cache of experts.
 //! * [`thinker`]: the forward pass.
@@ -17,9 +17,9 @@ pub mod ops;
 pub mod thinker;
 pub mod tokenizer;
 pub mod trace;
-mod weights;
+pub mod weights;
 
 pub use error::RunError;
 pub use kernels::Kernels;
 pub use observer::{Observer, Routing, Unobserved};
-pub use weights::{LoadStats, WeightReader, WeightSource};
+pub use weights::{WeightReader, WeightSource};
