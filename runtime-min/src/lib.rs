@@ -20,6 +20,6 @@ pub mod trace;
 pub mod weights;
 
 pub use error::RunError;
-pub use kernels::Kernels;
+pub use kernels::{CPU_VARIABLE, Kernels, UnknownKernels, limits};
 pub use observer::{Observer, Routing, Unobserved};
 pub use weights::{WeightReader, WeightSource};

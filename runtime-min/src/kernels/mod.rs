@@ -1,130 +1,149 @@
-//! Dot products, chosen at run time by what the processor has.
+//! Kernels for the CPU, chosen at run time by what the processor has.
 //!
-//! One generic loop with a fixed number of partial sums is compiled for each instruction set; on one of them the
-//! order of additions never changes. Faster kernels are a later step.
+//! * `simd`: vectors of 16 values, over `avx512`, `avx2` and `portable`. Every kernel is written once over it.
+//! * `products`: batches of matrix products, cut into tasks; `gemv` for one token, `gemm` for more, on `tile`s whose
+//!   `panel`s of weights are widened and turned on the way.
+//! * `attention`, `rows`, `exp`: everything else that a layer computes.
+//! * [`limits`]: the rates that kernels are measured against.
+//!
+//! **Determinism.** A value of a product depends on its row of the inputs and its row of the weight alone, and attention
+//! of a token on its query and the positions before it alone, to the bit: not on the number of threads, nor on how tokens
+//! are cut into batches. The order of additions is in `tile` and `attention`. AVX2 and AVX-512 give the same bits.
+//!
+//! **Scratch** is kept by threads, to be used again: at most 8 MiB (or 512 rows of the longest input) of packed inputs by
+//! the thread that calls, and about 1 MiB by each thread of the pool; attention under `Compute::Bf16` up to 2 MiB there,
+//! or the scores of one token.
 
-use segpack_formats::safetensors::Dtype;
+mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod exp;
+mod gemm;
+mod gemv;
+pub mod limits;
+mod panel;
+mod portable;
+mod products;
+mod rows;
+mod scratch;
+mod shared;
+mod simd;
+#[cfg(test)]
+mod tests;
+mod tile;
 
-use crate::ops::widen;
+pub(crate) use attention::{Attention, attention};
+pub(crate) use products::products;
+pub(crate) use rows::{Add, AddScaled, RmsNorm, Rope, SiluMul, Softmax};
+use simd::{Simd, Work};
 
-/// Partial sums of a dot product: four 512-bit registers.
-const SUMS: usize = 64;
+/// The environment variable that chooses the instruction set.
+pub const CPU_VARIABLE: &str = "SEGPACK_CPU";
 
 /// An instruction set that kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Path {
-    Portable,
+    Portable(portable::Portable),
     #[cfg(target_arch = "x86_64")]
-    Avx2,
+    Avx2(avx2::Avx2),
     #[cfg(target_arch = "x86_64")]
-    Avx512,
+    Avx512(avx512::Avx512),
 }
 
-/// The kernels of one instruction set. Only [`detect`](Self::detect) and [`all`](Self::all) make one, so that what it
-/// names is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The kernels of one instruction set. What it names is there.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Kernels(Path);
+
+/// [`CPU_VARIABLE`] names kernels that this processor cannot run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{CPU_VARIABLE} is {seen:?}; this processor has {}; set it to one of these, or unset it", .available.join(", "))]
+pub struct UnknownKernels {
+    /// What it is.
+    pub seen: String,
+    /// What it may be here.
+    pub available: Vec<&'static str>,
+}
 
 impl Kernels {
     /// The best ones that this processor has.
     pub fn detect() -> Self {
-        Self::all().pop().unwrap_or(Self(Path::Portable))
+        Self::all().pop().unwrap_or(Self(Path::Portable(portable::Portable)))
     }
 
     /// All that this processor has, the best last.
     pub fn all() -> Vec<Self> {
-        let mut all = vec![Self(Path::Portable)];
+        let mut all = vec![Path::Portable(portable::Portable)];
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                all.push(Self(Path::Avx2));
-            }
-            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
-                all.push(Self(Path::Avx512));
-            }
+            all.extend(avx2::Avx2::detect().map(Path::Avx2));
+            all.extend(avx512::Avx512::detect().map(Path::Avx512));
         }
-        all
+        all.into_iter().map(Self).collect()
     }
 
-    /// `sums[t] = row · x[t]` for every row `x[t]` of `x`. `wide` is scratch as long as the row.
-    pub fn row_times(self, dtype: Dtype, row: &[u8], x: &[f32], wide: &mut [f32], sums: &mut [f32]) {
+    /// Those of this name: `portable`, `avx2` or `avx512`.
+    ///
+    /// # Errors
+    /// Where there are none of this name, or this processor lacks the instructions.
+    pub fn named(name: &str) -> Result<Self, UnknownKernels> {
+        let unknown = || UnknownKernels {
+            seen: name.to_owned(),
+            available: Self::all().iter().map(|kernels| kernels.name()).collect(),
+        };
+        Self::all().into_iter().find(|kernels| kernels.name() == name).ok_or_else(unknown)
+    }
+
+    /// Those that the environment variable [`CPU_VARIABLE`] names; the best where it is not set.
+    ///
+    /// # Errors
+    /// As [`named`](Self::named).
+    pub fn from_environment() -> Result<Self, UnknownKernels> {
+        match std::env::var_os(CPU_VARIABLE) {
+            Some(name) => Self::named(&name.to_string_lossy()),
+            None => Ok(Self::detect()),
+        }
+    }
+
+    /// `portable`, `avx2` or `avx512`.
+    pub fn name(self) -> &'static str {
         match self.0 {
-            Path::Portable => row_times(dtype, row, x, wide, sums, portable_mul_add),
+            Path::Portable(_) => "portable",
             #[cfg(target_arch = "x86_64")]
-            Path::Avx2 => x86::avx2(dtype, row, x, wide, sums),
+            Path::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
-            Path::Avx512 => x86::avx512(dtype, row, x, wide, sums),
+            Path::Avx512(_) => "avx512",
         }
     }
-}
 
-/// Without FMA instructions `f32::mul_add` is a slow library call.
-#[inline(always)]
-fn portable_mul_add(a: f32, b: f32, c: f32) -> f32 {
-    a * b + c
-}
-
-#[inline(always)]
-fn row_times(
-    dtype: Dtype,
-    row: &[u8],
-    x: &[f32],
-    wide: &mut [f32],
-    sums: &mut [f32],
-    mul_add: impl Fn(f32, f32, f32) -> f32 + Copy,
-) {
-    widen(dtype, row, wide);
-    for (x, sum) in x.chunks_exact(wide.len().max(1)).zip(sums) {
-        *sum = dot(wide, x, mul_add);
-    }
-}
-
-#[inline(always)]
-fn dot(a: &[f32], b: &[f32], mul_add: impl Fn(f32, f32, f32) -> f32) -> f32 {
-    let (a, a_rest) = a.as_chunks::<SUMS>();
-    let (b, b_rest) = b.as_chunks::<SUMS>();
-    let mut sums = [0.0; SUMS];
-    for (a, b) in a.iter().zip(b) {
-        for i in 0..SUMS {
-            sums[i] = mul_add(a[i], b[i], sums[i]);
+    pub(crate) fn run<W: Work>(self, work: W) -> W::Out {
+        match self.0 {
+            Path::Portable(path) => path.run(work),
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx2(path) => path.run(work),
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx512(path) => path.run(work),
         }
     }
-    for (i, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
-        sums[i] = mul_add(*a, *b, sums[i]);
-    }
-    let mut width = SUMS / 2;
-    while width > 0 {
-        for i in 0..width {
-            sums[i] += sums[i + width];
+
+    /// Most tokens of a tile.
+    fn tile_tokens(self) -> usize {
+        struct Tokens;
+        impl Work for Tokens {
+            type Out = usize;
+
+            #[inline(always)]
+            fn run<S: Simd>(self, _: S) -> usize {
+                S::TOKENS
+            }
         }
-        width /= 2;
+        self.run(Tokens)
     }
-    sums[0]
 }
 
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    #![expect(unsafe_code, reason = "calls functions compiled for instructions that were detected")]
-
-    use segpack_formats::safetensors::Dtype;
-
-    pub(super) fn avx2(dtype: Dtype, row: &[u8], x: &[f32], wide: &mut [f32], sums: &mut [f32]) {
-        // SAFETY: `Path::Avx2` exists only where AVX2 and FMA were detected
-        unsafe { avx2_row_times(dtype, row, x, wide, sums) }
-    }
-
-    pub(super) fn avx512(dtype: Dtype, row: &[u8], x: &[f32], wide: &mut [f32], sums: &mut [f32]) {
-        // SAFETY: `Path::Avx512` exists only where AVX-512 F and BW were detected
-        unsafe { avx512_row_times(dtype, row, x, wide, sums) }
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    fn avx2_row_times(dtype: Dtype, row: &[u8], x: &[f32], wide: &mut [f32], sums: &mut [f32]) {
-        super::row_times(dtype, row, x, wide, sums, f32::mul_add);
-    }
-
-    #[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
-    fn avx512_row_times(dtype: Dtype, row: &[u8], x: &[f32], wide: &mut [f32], sums: &mut [f32]) {
-        super::row_times(dtype, row, x, wide, sums, f32::mul_add);
+impl std::fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
     }
 }

@@ -1,14 +1,14 @@
-//! The CPU: rows of weights shared out to threads, dot products in the widest instructions that there are.
+//! The CPU: the kernels of one instruction set, shared out to the threads of rayon's current pool.
 //!
-//! Every output value is computed by one thread in one fixed order, so results do not depend on the number of threads.
+//! Results do not depend on the number of threads, nor on how tokens are cut into batches (see the kernels).
 
 use rayon::prelude::*;
 
-use super::{Compute, Heads, Matrix, Ops, Product, scalar, widen};
-use crate::kernels::Kernels;
+use super::{Compute, Heads, Ops, Product};
+use crate::kernels::{self, Kernels, UnknownKernels};
 
-/// Rows of a weight matrix that one task takes: enough work to be worth a hand-over.
-const ROWS: usize = 16;
+/// Values of one task of an operation that is quick per value.
+const TASK: usize = 1 << 14;
 
 /// Runs on rayon's current thread pool.
 #[derive(Debug, Clone, Copy)]
@@ -23,42 +23,28 @@ impl CpuOps {
         Self::with_kernels(compute, Kernels::detect())
     }
 
+    /// With the kernels that the environment variable `SEGPACK_CPU` names, or the best.
+    ///
+    /// # Errors
+    /// Where it names some that are not there.
+    pub fn from_environment(compute: Compute) -> Result<Self, UnknownKernels> {
+        Ok(Self::with_kernels(compute, Kernels::from_environment()?))
+    }
+
     /// With these kernels.
     pub fn with_kernels(compute: Compute, kernels: Kernels) -> Self {
         Self { compute, kernels }
     }
+
+    /// The kernels in use.
+    pub fn kernels(&self) -> Kernels {
+        self.kernels
+    }
 }
 
-impl CpuOps {
-    /// `sums[t] = row · x[t]`; under bf16 in the one order that the official code has.
-    fn row_times(&self, weight: Matrix<'_>, row: usize, x: &[f32], wide: &mut [f32], sums: &mut [f32]) {
-        if self.compute == Compute::F32 {
-            return self.kernels.row_times(weight.dtype, weight.row(row), x, wide, sums);
-        }
-        widen(weight.dtype, weight.row(row), wide);
-        for (x, sum) in x.chunks_exact(weight.columns).zip(sums) {
-            *sum = scalar::dot(self.compute, x, wide);
-        }
-    }
-
-    fn product(&self, product: &mut Product<'_>) {
-        let Product { x, weight, bias, out } = product;
-        let tokens = x.len() / weight.columns.max(1);
-        // computed as [rows, tokens], so that each task owns a contiguous piece, then turned around
-        let mut columns = vec![0.0; weight.rows * tokens];
-        columns.par_chunks_mut(ROWS * tokens.max(1)).enumerate().for_each(|(block, part)| {
-            let mut wide = vec![0.0; weight.columns];
-            for (i, sums) in part.chunks_exact_mut(tokens.max(1)).enumerate() {
-                let n = block * ROWS + i;
-                self.row_times(*weight, n, x, &mut wide, sums);
-                let bias = bias.map_or(0.0, |b| b[n]);
-                sums.iter_mut().for_each(|sum| *sum = self.compute.round(*sum + bias));
-            }
-        });
-        for (t, out) in out.chunks_exact_mut(weight.rows.max(1)).enumerate() {
-            out.iter_mut().enumerate().for_each(|(n, o)| *o = columns[n * tokens + t]);
-        }
-    }
+/// Values of a task that are whole rows of this length.
+fn task(row: usize) -> usize {
+    (TASK / row.max(1)).max(1) * row.max(1)
 }
 
 impl Ops for CpuOps {
@@ -67,75 +53,73 @@ impl Ops for CpuOps {
     }
 
     fn products(&self, products: &mut [Product<'_>]) {
-        products.iter_mut().for_each(|p| self.product(p));
+        kernels::products(self.kernels, self.compute, products);
     }
 
     fn attention(&self, q: &[f32], keys: &[f32], values: &[f32], heads: Heads, out: &mut [f32]) {
-        let (tokens, positions) = scalar::rows(q, keys, heads);
-        out.par_chunks_exact_mut(heads.width).enumerate().for_each(|(i, out)| {
-            let (t, h) = (i / heads.query, i % heads.query);
-            let q = &q[i * heads.width..(i + 1) * heads.width];
-            scalar::attend(self.compute, q, keys, values, heads, h, positions - tokens + t + 1, out);
-        });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use segpack_formats::safetensors::Dtype;
-
-    use super::*;
-    use crate::ops::ScalarOps;
-
-    /// Values in [-1, 1) without a short period.
-    fn noise(n: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed;
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            #[expect(clippy::cast_precision_loss, reason = "24 bits")]
-            let x = (state >> 8) as f32 / 8_388_608.0 - 1.0;
-            x
-        };
-        (0..n).map(|_| next()).collect()
+        let what = kernels::Attention { q, keys, values, heads, compute: self.compute };
+        kernels::attention(self.kernels, what, out);
     }
 
-    fn bytes(dtype: Dtype, values: &[f32]) -> Vec<u8> {
-        let value = |x: &f32| match dtype {
-            Dtype::BF16 => half::bf16::from_f32(*x).to_le_bytes().to_vec(),
-            Dtype::F16 => half::f16::from_f32(*x).to_le_bytes().to_vec(),
-            _ => x.to_le_bytes().to_vec(),
-        };
-        values.iter().flat_map(value).collect()
-    }
-
-    #[test]
-    fn linear_agrees_with_the_reference_at_odd_sizes_on_every_path() {
-        for (rows, columns, tokens) in [(1, 1, 1), (17, 33, 3), (40, 129, 5), (5, 64, 1), (3, 7, 2)] {
-            for dtype in [Dtype::BF16, Dtype::F16, Dtype::F32] {
-                let weight = bytes(dtype, &noise(rows * columns, 7));
-                let weight = Matrix { dtype, bytes: &weight, rows, columns };
-                let (x, bias) = (noise(tokens * columns, 11), noise(rows, 13));
-                let mut wanted = vec![0.0; tokens * rows];
-                ScalarOps::default().linear(&x, weight, Some(&bias), &mut wanted);
-                for kernels in Kernels::all() {
-                    let mut seen = vec![0.0; tokens * rows];
-                    CpuOps::with_kernels(Compute::F32, kernels).linear(&x, weight, Some(&bias), &mut seen);
-                    let worst = seen.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                    assert!(worst < 2e-5, "{kernels:?} {dtype} {rows}x{columns}: {worst}");
-                }
-            }
+    fn rms_norm(&self, x: &mut [f32], weight: &[f32], eps: f32) {
+        let run =
+            |x: &mut [f32]| self.kernels.run(kernels::RmsNorm { compute: self.compute, x, weight, eps });
+        if x.len() <= TASK {
+            return run(x);
         }
+        x.par_chunks_mut(task(weight.len())).for_each(run);
     }
 
-    #[test]
-    fn attention_agrees_with_the_reference() {
-        let heads = Heads { query: 6, key_value: 2, width: 10 };
-        let (q, k, v) = (noise(3 * 60, 1), noise(7 * 20, 2), noise(7 * 20, 3));
-        for compute in [Compute::F32, Compute::Bf16] {
-            let (mut wanted, mut seen) = (vec![0.0; q.len()], vec![0.0; q.len()]);
-            ScalarOps { compute }.attention(&q, &k, &v, heads, &mut wanted);
-            CpuOps::new(compute).attention(&q, &k, &v, heads, &mut seen);
-            assert_eq!(seen, wanted);
+    fn rope(&self, x: &mut [f32], cos: &[f32], sin: &[f32], width: usize) {
+        let half = width / 2;
+        let tokens = cos.len() / half.max(1);
+        let run = |(x, (cos, sin)): (&mut [f32], (&[f32], &[f32]))| {
+            self.kernels.run(kernels::Rope { compute: self.compute, x, cos, sin, width });
+        };
+        if x.len() <= TASK || half == 0 || tokens == 0 {
+            return run((x, (cos, sin)));
         }
+        let row = x.len() / tokens;
+        let some = (TASK / row.max(1)).max(1);
+        let turns = cos.par_chunks(some * half).zip(sin.par_chunks(some * half));
+        x.par_chunks_mut(some * row).zip(turns).for_each(run);
+    }
+
+    fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
+        let run = |(gate, up): (&mut [f32], &[f32])| {
+            self.kernels.run(kernels::SiluMul { compute: self.compute, gate, up });
+        };
+        if gate.len() <= TASK {
+            return run((gate, up));
+        }
+        gate.par_chunks_mut(TASK).zip(up.par_chunks(TASK)).for_each(run);
+    }
+
+    fn add_scaled(&self, to: &mut [f32], x: &[f32], factor: f32) {
+        let run = |(to, x): (&mut [f32], &[f32])| {
+            self.kernels.run(kernels::AddScaled { compute: self.compute, to, x, factor });
+        };
+        if to.len() <= TASK {
+            return run((to, x));
+        }
+        to.par_chunks_mut(TASK).zip(x.par_chunks(TASK)).for_each(run);
+    }
+
+    fn add(&self, to: &mut [f32], x: &[f32]) {
+        let run = |(to, x): (&mut [f32], &[f32])| {
+            self.kernels.run(kernels::Add { compute: self.compute, to, x });
+        };
+        if to.len() <= TASK {
+            return run((to, x));
+        }
+        to.par_chunks_mut(TASK).zip(x.par_chunks(TASK)).for_each(run);
+    }
+
+    fn softmax(&self, rows: &mut [f32], width: usize) {
+        let run = |rows: &mut [f32]| self.kernels.run(kernels::Softmax { rows, width });
+        if rows.len() <= TASK {
+            return run(rows);
+        }
+        rows.par_chunks_mut(task(width)).for_each(run);
     }
 }

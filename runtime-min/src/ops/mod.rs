@@ -178,6 +178,11 @@ pub trait Ops: Send + Sync {
         let compute = self.compute();
         to.iter_mut().zip(x).for_each(|(to, x)| *to = compute.round(*to + x));
     }
+
+    /// Softmax of every row of `width` values, in f32.
+    fn softmax(&self, rows: &mut [f32], width: usize) {
+        rows.chunks_exact_mut(width.max(1)).for_each(softmax);
+    }
 }
 
 /// Softmax in f32, in place.

@@ -1,0 +1,509 @@
+//! Causal attention: all query heads that share a key head at once, over blocks of positions.
+//!
+//! A tile's rows are the query heads of one token, so that all of them see the same positions. Under `Compute::F32` the
+//! softmax is online (Milakov and Gimelshein, 2018; FlashAttention): the greatest score, the sum and the result are
+//! carried from block to block. Blocks start at multiples of [`POSITIONS`] whatever the batch is, so that a token's
+//! result depends on its query and the positions before it alone. Under `Compute::Bf16` scores and probabilities are
+//! rounded as the eager code does it, which takes all scores of a row before the first probability.
+
+use std::ops::Range;
+
+use segpack_formats::safetensors::Dtype;
+
+use super::Kernels;
+use super::exp::exp;
+use super::panel::{self, Rows};
+use super::products::each;
+use super::rows;
+use super::scratch::{self, Scratch};
+use super::shared::Columns;
+use super::simd::{self, LANES, Line, Simd, Work};
+use super::tile::{self, by_tokens, groups};
+use crate::ops::{Compute, Heads};
+
+/// Positions of a block.
+const POSITIONS: usize = 64;
+/// Vectors of scores of a block.
+const SCORES: usize = POSITIONS / LANES;
+/// Most tokens of a task: they share the packed keys of a block.
+const TOKENS: usize = 16;
+/// Most values that a task under `Compute::Bf16` keeps as scores, unless one token has more.
+const KEPT_SCORES: usize = 1 << 19;
+
+/// One layer's attention of `tokens` new positions.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attention<'a> {
+    /// `[tokens, query × width]`
+    pub q: &'a [f32],
+    /// `[positions, key_value × width]`
+    pub keys: &'a [f32],
+    /// Like `keys`.
+    pub values: &'a [f32],
+    pub heads: Heads,
+    pub compute: Compute,
+}
+
+/// Computes `out`, like `q`.
+///
+/// # Panics
+/// Where the sizes do not fit together.
+pub(crate) fn attention(kernels: Kernels, what: Attention<'_>, out: &mut [f32]) {
+    let Heads { query, key_value, width } = what.heads;
+    if what.q.is_empty() {
+        return;
+    }
+    assert!(width > 0 && key_value > 0 && query % key_value == 0, "{:?}", what.heads);
+    let (tokens, positions) = (what.q.len() / (query * width), what.keys.len() / (key_value * width));
+    assert!(tokens * query * width == out.len() && out.len() == what.q.len(), "queries of {tokens} tokens");
+    assert!(tokens <= positions && positions * key_value * width == what.keys.len(), "{positions} keys");
+    assert_eq!(what.keys.len(), what.values.len(), "keys and values");
+    let group = query / key_value;
+    let most = match what.compute {
+        Compute::F32 => TOKENS,
+        Compute::Bf16 => (KEPT_SCORES / (group * positions)).clamp(1, TOKENS),
+    };
+    let mut out = Columns::all(out, query * width);
+    let mut tasks = Vec::new();
+    for first in (0..tokens).step_by(most) {
+        let tokens = first..(first + most).min(tokens);
+        let mut out = out.take_rows(tokens.len());
+        for kv in 0..key_value {
+            let out = out.take(group * width);
+            tasks.push(Task { what, positions, group, kv, tokens: tokens.clone(), out });
+        }
+    }
+    let work = what.q.len() * positions;
+    let parallel = work > 1 << 16 && rayon::current_num_threads() > 1;
+    tasks.reverse(); // the longest first
+    each(tasks, parallel, |task| kernels.run(task));
+}
+
+/// Some tokens' query heads of one key head.
+struct Task<'a> {
+    what: Attention<'a>,
+    positions: usize,
+    /// Query heads per key head.
+    group: usize,
+    kv: usize,
+    tokens: Range<usize>,
+    out: Columns<'a>,
+}
+
+impl Work for Task<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut scratch = scratch::take();
+        match (self.what.compute, S::STRIP) {
+            (Compute::F32, 2) => self.online::<S, 2>(s, &mut scratch),
+            (Compute::F32, _) => self.online::<S, 1>(s, &mut scratch),
+            (Compute::Bf16, 2) => self.rounded::<S, 2>(s, &mut scratch),
+            (Compute::Bf16, _) => self.rounded::<S, 1>(s, &mut scratch),
+        }
+        scratch::keep(scratch);
+    }
+}
+
+/// The heads of one tile.
+#[derive(Debug, Clone, Copy)]
+struct Tile {
+    /// Of the task.
+    token: usize,
+    /// First head of the group.
+    head: usize,
+    heads: usize,
+    /// Positions of the block that the token sees.
+    seen: usize,
+}
+
+impl Task<'_> {
+    /// Positions that a token of the task sees.
+    fn seen(&self, token: usize) -> usize {
+        let all = self.what.q.len() / (self.group * self.what.heads.key_value * self.what.heads.width);
+        self.positions - all + self.tokens.start + token + 1
+    }
+
+    fn scale(&self) -> f32 {
+        #[expect(clippy::cast_precision_loss, reason = "a head is narrow")]
+        let scale = (self.what.heads.width as f64).powf(-0.5);
+        #[expect(clippy::cast_possible_truncation, reason = "applied in f32, as torch does")]
+        let scale = scale as f32;
+        scale
+    }
+
+    /// The tiles that see a block.
+    fn tiles(&self, block: usize, most: usize) -> impl Iterator<Item = Tile> {
+        let tokens = (0..self.tokens.len()).map(|t| (t, self.seen(t))).filter(move |(_, seen)| *seen > block);
+        let heads = groups(self.group, most);
+        tokens.flat_map(move |(token, seen)| {
+            let seen = (seen - block).min(POSITIONS);
+            heads.clone().map(move |(head, heads)| Tile { token, head, heads, seen })
+        })
+    }
+
+    /// The keys, or values, of a block of positions for this head; none after the last position seen.
+    fn block<'b>(&self, all: &'b [f32], from: usize) -> impl Iterator<Item = &'b [f32]> {
+        let (width, stride) = (self.what.heads.width, self.what.heads.key_value * self.what.heads.width);
+        let all_seen = self.seen(self.tokens.len() - 1);
+        let (from, end) = (from.min(all_seen), all_seen.min(from + POSITIONS));
+        let first = self.kv * width;
+        all[from * stride..end * stride].chunks_exact(stride).map(move |row| &row[first..first + width])
+    }
+
+    /// `[token][group of heads][width, heads]`
+    #[inline(always)]
+    fn pack_queries<S: Simd>(&self, packed: &mut [f32]) {
+        let (width, group) = (self.what.heads.width, self.group);
+        for (t, token) in self.tokens.clone().enumerate() {
+            for (head, heads) in groups(group, S::TOKENS) {
+                let from = (token * self.what.heads.query + self.kv * group + head) * width;
+                let to = &mut packed[(t * group + head) * width..][..heads * width];
+                for (h, q) in self.what.q[from..][..heads * width].chunks_exact(width).enumerate() {
+                    for (to, q) in to[h..].iter_mut().step_by(heads).zip(q) {
+                        *to = *q;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Keys of a block, as strips of positions: `[strip][width, STRIP]`.
+    #[inline(always)]
+    fn pack_keys<S: Simd, const STRIP: usize>(&self, s: S, from: usize, panels: &mut [Line]) {
+        let (width, stride) = (self.what.heads.width, self.what.heads.key_value * self.what.heads.width);
+        let end = self.seen(self.tokens.len() - 1).min(from + POSITIONS);
+        let rows = Rows {
+            dtype: Dtype::F32,
+            bytes: simd::bytes(&self.what.keys[from * stride + self.kv * width..]),
+            stride: stride * size_of::<f32>(),
+            rows: end - from,
+            columns: width,
+        };
+        for (i, panel) in panels.chunks_exact_mut(width * STRIP).enumerate() {
+            if i * STRIP * LANES < rows.rows {
+                panel::pack(s, rows.part(i * STRIP * LANES, STRIP * LANES, 0, width), STRIP, panel);
+            }
+        }
+        for key in self.block(self.what.keys, from + POSITIONS) {
+            key.chunks(LANES).for_each(|line| s.prefetch(line.as_ptr().cast()));
+        }
+    }
+
+    /// Values of a block, as strips of the width: `[strip][POSITIONS, STRIP]`.
+    #[inline(always)]
+    fn pack_values<S: Simd, const STRIP: usize>(&self, s: S, from: usize, panels: &mut [Line]) {
+        for (p, row) in self.block(self.what.values, from).enumerate() {
+            let (whole, rest) = row.as_chunks::<LANES>();
+            let at = |v: usize| ((v / STRIP) * POSITIONS + p) * STRIP + v % STRIP;
+            for (v, x) in whole.iter().enumerate() {
+                s.store(s.load(x), &mut panels[at(v)].0);
+            }
+            if !rest.is_empty() {
+                panels[at(whole.len())].0[..rest.len()].copy_from_slice(rest);
+            }
+        }
+        for value in self.block(self.what.values, from + POSITIONS) {
+            value.chunks(LANES).for_each(|line| s.prefetch(line.as_ptr().cast()));
+        }
+    }
+
+    #[inline(always)]
+    fn online<S: Simd, const STRIP: usize>(mut self, s: S, scratch: &mut Scratch) {
+        let (width, group, tokens) = (self.what.heads.width, self.group, self.tokens.len());
+        let strips = width.div_ceil(STRIP * LANES);
+        let queries = scratch::first(&mut scratch.x, tokens * group * width, 0.0);
+        self.pack_queries::<S>(queries);
+        let keys = scratch::first(&mut scratch.panel, POSITIONS / LANES * width, Line::ZERO);
+        let values = scratch::first(&mut scratch.values, strips * STRIP * POSITIONS, Line::ZERO);
+        let sums = scratch::first(&mut scratch.sums, tokens * group * strips * STRIP, Line::ZERO);
+        sums.fill(Line::ZERO);
+        let states = scratch::first(&mut scratch.states, tokens * group, State::EMPTY);
+        states.fill(State::EMPTY);
+        let scale = self.scale();
+        for from in (0..self.seen(tokens - 1)).step_by(POSITIONS) {
+            self.pack_keys::<S, STRIP>(s, from, keys);
+            self.pack_values::<S, STRIP>(s, from, values);
+            for tile in self.tiles(from, S::TOKENS) {
+                let at = tile.token * group + tile.head;
+                let q = &queries[at * width..][..tile.heads * width];
+                let sums = &mut sums[at * strips * STRIP..][..tile.heads * strips * STRIP];
+                let (seen, state) = (tile.seen, &mut states[at]);
+                by_tokens!(tile.heads, online::<S, STRIP>(s, keys, values, q, seen, scale, state, sums));
+            }
+        }
+        for token in 0..tokens {
+            for (head, heads) in groups(group, S::TOKENS) {
+                let at = token * group + head;
+                let totals = states[at].total.0;
+                let sums = &sums[at * strips * STRIP..][..heads * strips * STRIP];
+                let out = &mut self.out.row(token)[head * width..][..heads * width];
+                for (h, out) in out.chunks_exact_mut(width).enumerate() {
+                    spread(sums, heads, STRIP, h, out);
+                    out.iter_mut().for_each(|x| *x /= totals[h]);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn rounded<S: Simd, const STRIP: usize>(mut self, s: S, scratch: &mut Scratch) {
+        let (width, group, tokens) = (self.what.heads.width, self.group, self.tokens.len());
+        let strips = width.div_ceil(STRIP * LANES);
+        let queries = scratch::first(&mut scratch.x, tokens * group * width, 0.0);
+        self.pack_queries::<S>(queries);
+        let panel = scratch::first(
+            &mut scratch.panel,
+            (POSITIONS / LANES * width).max(strips * STRIP * POSITIONS),
+            Line::ZERO,
+        );
+        let longest = self.seen(tokens - 1);
+        let stride = longest.div_ceil(POSITIONS) * SCORES;
+        let scores = scratch::first(&mut scratch.values, tokens * group * stride, Line::ZERO);
+        let scale = self.scale();
+        for (i, from) in (0..longest).step_by(POSITIONS).enumerate() {
+            let keys = &mut panel[..POSITIONS / LANES * width];
+            self.pack_keys::<S, STRIP>(s, from, keys);
+            for tile in self.tiles(from, S::TOKENS) {
+                let at = tile.token * group + tile.head;
+                let q = &queries[at * width..][..tile.heads * width];
+                let scores = &mut scores[at * stride + i * SCORES..];
+                by_tokens!(tile.heads, rounded_scores::<S, STRIP>(s, keys, q, scale, stride, scores));
+            }
+        }
+        for (i, scores) in scores.chunks_exact_mut(stride).enumerate() {
+            let scores = &mut simd::values_mut(scores)[..self.seen(i / group)];
+            rows::softmax_row(s, scores);
+            Compute::Bf16.round_all(scores);
+        }
+        let sums = scratch::first(&mut scratch.sums, tokens * group * strips * STRIP, Line::ZERO);
+        sums.fill(Line::ZERO);
+        for (i, from) in (0..longest).step_by(POSITIONS).enumerate() {
+            let values = &mut panel[..strips * STRIP * POSITIONS];
+            self.pack_values::<S, STRIP>(s, from, values);
+            for tile in self.tiles(from, S::TOKENS) {
+                let at = tile.token * group + tile.head;
+                let scores = &scores[at * stride + i * SCORES..];
+                let sums = &mut sums[at * strips * STRIP..][..tile.heads * strips * STRIP];
+                by_tokens!(tile.heads, rounded_sums::<S, STRIP>(s, values, scores, stride, tile.seen, sums));
+            }
+        }
+        for token in 0..tokens {
+            for (head, heads) in groups(group, S::TOKENS) {
+                let sums = &sums[(token * group + head) * strips * STRIP..][..heads * strips * STRIP];
+                let out = &mut self.out.row(token)[head * width..][..heads * width];
+                for (h, out) in out.chunks_exact_mut(width).enumerate() {
+                    spread(sums, heads, STRIP, h, out);
+                    Compute::Bf16.round_all(out);
+                }
+            }
+        }
+    }
+}
+
+/// One head's row of `sums`, `[strip][heads, STRIP]`.
+#[inline(always)]
+fn spread(sums: &[Line], heads: usize, strip: usize, head: usize, out: &mut [f32]) {
+    for (sums, out) in sums.chunks_exact(heads * strip).zip(out.chunks_mut(strip * LANES)) {
+        out.copy_from_slice(&simd::values(&sums[head * strip..][..strip])[..out.len()]);
+    }
+}
+
+/// What the online softmax carries from block to block; lanes are heads.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct State {
+    greatest: Line,
+    total: Line,
+}
+
+impl State {
+    const EMPTY: Self = Self { greatest: Line([f32::NEG_INFINITY; LANES]), total: Line::ZERO };
+}
+
+/// The scores of one tile: `[heads][POSITIONS]`.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Scores<const HEADS: usize>([[f32; POSITIONS]; HEADS]);
+
+/// `[HEADS][POSITIONS]`: queries times the keys of a block.
+#[inline(always)]
+fn scores<S: Simd, const STRIP: usize, const HEADS: usize>(
+    s: S,
+    keys: &[Line],
+    q: &[f32],
+) -> [[S::V; SCORES]; HEADS] {
+    let mut to = [[s.splat(0.0); SCORES]; HEADS];
+    let panel = keys.len() / (SCORES / STRIP);
+    for (i, keys) in keys.chunks_exact(panel).enumerate() {
+        let mut acc = [[s.splat(0.0); STRIP]; HEADS];
+        tile::columns(s, keys, q, &mut acc);
+        for (to, acc) in to.iter_mut().zip(&acc) {
+            to[i * STRIP..(i + 1) * STRIP].copy_from_slice(acc);
+        }
+    }
+    to
+}
+
+/// `sums += probabilities · values` over the positions seen, in ascending order.
+#[inline(always)]
+fn add_values<S: Simd, const STRIP: usize, const HEADS: usize>(
+    s: S,
+    values: &[Line],
+    probabilities: &Scores<HEADS>,
+    seen: usize,
+    acc: &mut [[S::V; STRIP]; HEADS],
+) {
+    let lines = &values.as_chunks::<STRIP>().0[..seen];
+    for (p, line) in lines.iter().enumerate().take(POSITIONS) {
+        let mut x = [0.0; HEADS];
+        for (x, row) in x.iter_mut().zip(&probabilities.0) {
+            *x = row[p];
+        }
+        tile::step(s, line, &x, acc);
+    }
+}
+
+/// One block of the online softmax.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "the operands of one formula")]
+fn online<S: Simd, const STRIP: usize, const HEADS: usize>(
+    s: S,
+    keys: &[Line],
+    values: &[Line],
+    q: &[f32],
+    seen: usize,
+    scale: f32,
+    state: &mut State,
+    sums: &mut [Line],
+) {
+    if HEADS > S::TOKENS || STRIP > S::STRIP {
+        return; // never called; spares its code
+    }
+    let mut scores = scores::<S, STRIP, HEADS>(s, keys, q);
+    let mut kept = Scores([[0.0; POSITIONS]; HEADS]);
+    let mut most = [s.splat(f32::NEG_INFINITY); LANES];
+    for (h, row) in scores.iter_mut().enumerate() {
+        for score in row.iter_mut() {
+            *score = s.mul(*score, s.splat(scale));
+        }
+        if seen < POSITIONS {
+            hide(s, row, seen);
+        }
+        most[h] = s.max(s.max(row[0], row[1]), s.max(row[2], row[3]));
+    }
+    let before = s.load(&state.greatest.0);
+    let greatest = s.max(across(s, most, S::max), before);
+    s.store(greatest, &mut state.greatest.0);
+    // what is subtracted must be finite where no score is above -∞ yet
+    let mut base = state.greatest;
+    base.0.iter_mut().filter(|x| **x == f32::NEG_INFINITY).for_each(|x| *x = 0.0);
+    let factor = exp(s, s.sub(before, s.load(&base.0)));
+    let mut totals = [s.splat(0.0); LANES];
+    for (h, row) in scores.iter_mut().enumerate() {
+        let base = s.splat(base.0[h]);
+        for (score, to) in row.iter_mut().zip(kept.0[h].as_chunks_mut().0) {
+            *score = exp(s, s.sub(*score, base));
+            s.store(*score, to);
+        }
+        totals[h] = s.add(s.add(row[0], row[1]), s.add(row[2], row[3]));
+    }
+    let total = s.mul_add(s.load(&state.total.0), factor, across(s, totals, S::add));
+    s.store(total, &mut state.total.0);
+    let mut factors = Line::ZERO;
+    s.store(factor, &mut factors.0);
+    for (values, sums) in
+        values.chunks_exact(POSITIONS * STRIP).zip(sums.as_chunks_mut::<STRIP>().0.chunks_exact_mut(HEADS))
+    {
+        let mut acc = [[s.splat(0.0); STRIP]; HEADS];
+        for ((acc, sums), factor) in acc.iter_mut().zip(sums.iter()).zip(&factors.0) {
+            for (acc, line) in acc.iter_mut().zip(sums) {
+                *acc = s.mul(s.load(&line.0), s.splat(*factor));
+            }
+        }
+        add_values(s, values, &kept, seen, &mut acc);
+        for (acc, line) in acc.iter().flatten().zip(sums.as_flattened_mut()) {
+            s.store(*acc, &mut line.0);
+        }
+    }
+}
+
+/// Sets the scores of positions that are not seen to -∞.
+#[inline(always)]
+fn hide<S: Simd>(s: S, row: &mut [S::V; SCORES], seen: usize) {
+    for (v, score) in row.iter_mut().enumerate() {
+        let mut line = Line::ZERO;
+        s.store(*score, &mut line.0);
+        let seen = seen.saturating_sub(v * LANES).min(LANES);
+        line.0[seen..].fill(f32::NEG_INFINITY);
+        *score = s.load(&line.0);
+    }
+}
+
+/// Lane i of the result is row i, reduced pairwise: lanes j and j + 8, then j and j + 4, and so on.
+#[inline(always)]
+fn across<S: Simd>(s: S, rows: [S::V; LANES], reduce: impl Fn(S, S::V, S::V) -> S::V) -> S::V {
+    let mut columns = s.transpose(rows);
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            columns[i] = reduce(s, columns[i], columns[i + width]);
+        }
+        width /= 2;
+    }
+    columns[0]
+}
+
+/// The scores of a block as the eager code rounds them; rows are `stride` lines apart.
+#[inline(always)]
+fn rounded_scores<S: Simd, const STRIP: usize, const HEADS: usize>(
+    s: S,
+    keys: &[Line],
+    q: &[f32],
+    scale: f32,
+    stride: usize,
+    to: &mut [Line],
+) {
+    if HEADS > S::TOKENS || STRIP > S::STRIP {
+        return; // never called; spares its code
+    }
+    let scores = scores::<S, STRIP, HEADS>(s, keys, q);
+    for (h, row) in scores.iter().enumerate() {
+        for (score, line) in row.iter().zip(&mut to[h * stride..][..SCORES]) {
+            s.store(*score, &mut line.0);
+            for x in &mut line.0 {
+                *x = Compute::Bf16.round(Compute::Bf16.round(*x) * scale);
+            }
+        }
+    }
+}
+
+/// `sums += probabilities · values` for rows of probabilities that are `stride` lines apart.
+#[inline(always)]
+fn rounded_sums<S: Simd, const STRIP: usize, const HEADS: usize>(
+    s: S,
+    values: &[Line],
+    probabilities: &[Line],
+    stride: usize,
+    seen: usize,
+    sums: &mut [Line],
+) {
+    if HEADS > S::TOKENS || STRIP > S::STRIP {
+        return; // never called; spares its code
+    }
+    let mut kept = Scores([[0.0; POSITIONS]; HEADS]);
+    for (h, row) in kept.0.iter_mut().enumerate() {
+        row.copy_from_slice(simd::values(&probabilities[h * stride..][..SCORES]));
+    }
+    for (values, sums) in
+        values.chunks_exact(POSITIONS * STRIP).zip(sums.as_chunks_mut::<STRIP>().0.chunks_exact_mut(HEADS))
+    {
+        let mut acc = [[s.splat(0.0); STRIP]; HEADS];
+        for (acc, line) in acc.iter_mut().flatten().zip(sums.as_flattened()) {
+            *acc = s.load(&line.0);
+        }
+        add_values(s, values, &kept, seen, &mut acc);
+        for (acc, line) in acc.iter().flatten().zip(sums.as_flattened_mut()) {
+            s.store(*acc, &mut line.0);
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Weight rows times many tokens: the rows are widened and turned once per block of columns, for all tokens.
+
+use super::panel::{self, Rows};
+use super::scratch::{self, Scratch};
+use super::shared::Columns;
+use super::simd::{self, LANES, Line, Simd, Work};
+use super::tile::{CHAIN, Sums, by_tokens, groups, tile};
+use crate::ops::Compute;
+
+/// Most weight rows of one task.
+pub(super) const ROWS: usize = 64;
+/// Most tokens of one task.
+pub(super) const TOKENS: usize = 512;
+
+/// `out[t] = round(x[t] · rows + bias)`
+pub(super) struct Gemm<'a> {
+    pub weight: Rows<'a>,
+    /// `[tokens, columns]`, packed by [`Pack`].
+    pub x: &'a [f32],
+    pub tokens: usize,
+    /// `[rows]`
+    pub bias: Option<&'a [f32]>,
+    /// `[tokens, rows]`
+    pub out: Columns<'a>,
+    pub compute: Compute,
+}
+
+impl Work for Gemm<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let mut scratch = scratch::take();
+        match S::STRIP {
+            2 => self.blocks::<S, 2>(s, &mut scratch),
+            _ => self.blocks::<S, 1>(s, &mut scratch),
+        }
+        scratch::keep(scratch);
+    }
+}
+
+impl Gemm<'_> {
+    #[inline(always)]
+    fn blocks<S: Simd, const STRIP: usize>(&mut self, s: S, scratch: &mut Scratch) {
+        let strips = self.weight.rows.div_ceil(STRIP * LANES);
+        let columns = self.weight.columns;
+        let sums = scratch::first(&mut scratch.sums, strips * STRIP * self.tokens, Line::ZERO);
+        let block = CHAIN.min(columns);
+        let panels = scratch::first(&mut scratch.panel, strips * STRIP * block, Line::ZERO);
+        for from in (0..columns).step_by(CHAIN) {
+            let how = match self.compute {
+                _ if from == 0 => Sums::Begin,
+                Compute::F32 => Sums::Add,
+                Compute::Bf16 => Sums::Continue,
+            };
+            let length = block.min(columns - from);
+            let panels = &mut panels[..strips * STRIP * length];
+            for (i, panel) in panels.chunks_exact_mut(STRIP * length).enumerate() {
+                let part = self.weight.part(i * STRIP * LANES, STRIP * LANES, from, length);
+                panel::pack(s, part, STRIP, panel);
+            }
+            for (first, tokens) in groups(self.tokens, S::TOKENS) {
+                let x = &self.x[first * columns + from * tokens..][..length * tokens];
+                for (i, panel) in panels.chunks_exact(STRIP * length).enumerate() {
+                    let sums = &mut sums[(i * self.tokens + first) * STRIP..];
+                    by_tokens!(tokens, tile::<S, STRIP>(s, panel, x, sums, how));
+                }
+            }
+        }
+        for (i, sums) in sums.chunks_exact(STRIP * self.tokens).enumerate() {
+            for (t, sums) in sums.chunks_exact(STRIP).enumerate() {
+                self.finish(i * STRIP * LANES, t, simd::values(sums));
+            }
+        }
+    }
+
+    /// The results of one token for the rows from `first` on.
+    #[inline(always)]
+    fn finish(&mut self, first: usize, token: usize, sums: &[f32]) {
+        let compute = self.compute;
+        let out = self.out.row(token);
+        let end = out.len().min(first + sums.len());
+        let out = &mut out[first..end];
+        match self.bias {
+            Some(bias) => {
+                for ((out, sum), b) in out.iter_mut().zip(sums).zip(&bias[first..]) {
+                    *out = compute.round(sum + b);
+                }
+            }
+            None => {
+                for (out, sum) in out.iter_mut().zip(sums) {
+                    *out = compute.round(*sum);
+                }
+            }
+        }
+    }
+}
+
+/// Packs rows of activations for [`Gemm`]: groups of tokens as tiles take them, each `[columns, tokens of the group]`.
+pub(super) struct Pack<'a> {
+    /// `[tokens, columns]`
+    pub x: &'a [f32],
+    pub columns: usize,
+    /// As long as `x`.
+    pub to: &'a mut [f32],
+}
+
+impl Work for Pack<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let columns = self.columns;
+        for (first, tokens) in groups(self.x.len() / columns, S::TOKENS) {
+            let x = &self.x[first * columns..][..tokens * columns];
+            pack_group(s, x, columns, tokens, &mut self.to[first * columns..][..tokens * columns]);
+        }
+    }
+}
+
+/// One group: a transpose.
+#[inline(always)]
+fn pack_group<S: Simd>(s: S, x: &[f32], columns: usize, tokens: usize, to: &mut [f32]) {
+    let whole = columns / LANES;
+    for c in 0..whole {
+        let mut rows = [s.splat(0.0); LANES];
+        for (row, x) in rows.iter_mut().zip(x.chunks_exact(columns)) {
+            if let Some(x) = x[c * LANES..].first_chunk() {
+                *row = s.load(x);
+            }
+        }
+        let to = &mut to[c * LANES * tokens..][..LANES * tokens];
+        for (row, to) in s.transpose(rows).iter().zip(to.chunks_exact_mut(tokens)) {
+            let mut line = Line::ZERO;
+            s.store(*row, &mut line.0);
+            to.copy_from_slice(&line.0[..tokens]);
+        }
+    }
+    for c in whole * LANES..columns {
+        for (t, to) in to[c * tokens..][..tokens].iter_mut().enumerate() {
+            *to = x[t * columns + c];
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! A batch of matrix products, cut into tasks for rayon's current pool.
+
+use std::cell::RefCell;
+
+use rayon::prelude::*;
+
+use super::Kernels;
+use super::gemm::{self, Gemm, Pack};
+use super::gemv::{Gemv, STRIP_ROWS};
+use super::panel::{Rows, width_of};
+use super::shared::Columns;
+use super::tile::groups;
+use crate::ops::{Compute, Matrix, Product};
+
+/// Bytes of weights of one task where there is one token.
+const TASK_BYTES: usize = 128 << 10;
+/// Most packed activations at a time, in f32 values: the bound is 8 MiB, or one block of [`gemm::TOKENS`] tokens.
+const PACKED: usize = 2 << 20;
+/// Multiplications below which a batch is not worth a hand-over to other threads.
+const SMALL: usize = 1 << 15;
+
+thread_local! {
+    static BUFFER: RefCell<Vec<f32>> = RefCell::default();
+}
+
+/// A product, or some tokens of one.
+struct Part<'a> {
+    weight: Rows<'a>,
+    bias: Option<&'a [f32]>,
+    tokens: usize,
+    /// `[tokens, columns]`
+    x: &'a [f32],
+    /// Where `x` is packed.
+    packed: usize,
+    out: Columns<'a>,
+}
+
+/// Computes all products.
+///
+/// # Panics
+/// Where the sizes of a product do not fit together.
+pub(crate) fn products(kernels: Kernels, compute: Compute, products: &mut [Product<'_>]) {
+    let mut wave = Wave { kernels, compute, parts: Vec::new(), packed: 0 };
+    for product in products {
+        let Product { x, weight, bias, out } = product;
+        let tokens = check(x, weight, *bias, out);
+        if weight.columns == 0 {
+            out.chunks_exact_mut(weight.rows.max(1)).for_each(|out| empty_sums(compute, *bias, out));
+            continue;
+        }
+        if weight.rows == 0 {
+            continue;
+        }
+        let rows = Rows {
+            dtype: weight.dtype,
+            bytes: weight.bytes,
+            stride: weight.columns * width_of(weight.dtype),
+            rows: weight.rows,
+            columns: weight.columns,
+        };
+        let mut out = Columns::all(out, weight.rows);
+        for x in x.chunks(gemm::TOKENS * weight.columns) {
+            let tokens = x.len() / weight.columns;
+            wave.add(Part { weight: rows, bias: *bias, tokens, x, packed: 0, out: out.take_rows(tokens) });
+        }
+        debug_assert!(tokens * weight.columns == x.len());
+    }
+    wave.run();
+}
+
+/// The number of tokens.
+fn check(x: &[f32], weight: &Matrix<'_>, bias: Option<&[f32]>, out: &[f32]) -> usize {
+    let Matrix { dtype, bytes, rows, columns } = *weight;
+    assert_eq!(bytes.len(), rows * columns * width_of(dtype), "bytes of a weight [{rows}, {columns}]");
+    assert!(bias.is_none_or(|b| b.len() == rows), "values of a bias of {rows} rows");
+    let tokens = if columns == 0 { out.len() / rows.max(1) } else { x.len() / columns };
+    assert_eq!(x.len(), tokens * columns, "inputs of a weight of {columns} columns");
+    assert_eq!(out.len(), tokens * rows, "outputs of a weight of {rows} rows for {tokens} tokens");
+    tokens
+}
+
+/// Sums over no column.
+fn empty_sums(compute: Compute, bias: Option<&[f32]>, out: &mut [f32]) {
+    match bias {
+        Some(bias) => out.iter_mut().zip(bias).for_each(|(out, b)| *out = compute.round(*b)),
+        None => out.fill(0.0),
+    }
+}
+
+/// Parts whose packed activations fit into the buffer together.
+struct Wave<'a> {
+    kernels: Kernels,
+    compute: Compute,
+    parts: Vec<Part<'a>>,
+    packed: usize,
+}
+
+impl<'a> Wave<'a> {
+    fn add(&mut self, mut part: Part<'a>) {
+        if part.tokens > 1 {
+            let same = |p: &&Part<'_>| p.tokens > 1 && std::ptr::eq(p.x, part.x);
+            if let Some(packed) = self.parts.iter().find(same).map(|p| p.packed) {
+                part.packed = packed;
+            } else {
+                if self.packed > 0 && self.packed + part.x.len() > PACKED {
+                    self.run();
+                }
+                part.packed = self.packed;
+                self.packed += part.x.len();
+            }
+        }
+        self.parts.push(part);
+    }
+
+    /// Computes what was added, and forgets it.
+    fn run(&mut self) {
+        let mut buffer = BUFFER.take();
+        if buffer.len() < self.packed {
+            buffer.resize(self.packed, 0.0);
+        }
+        let work: usize = self.parts.iter().map(|p| p.x.len() * p.weight.rows).sum();
+        let parallel = work > SMALL && rayon::current_num_threads() > 1;
+        self.pack(&mut buffer[..self.packed], parallel);
+        let tasks = self.tasks(&buffer);
+        let (kernels, compute) = (self.kernels, self.compute);
+        each(tasks, parallel, |task| task.run(kernels, compute));
+        self.packed = 0;
+        BUFFER.replace(buffer);
+    }
+
+    fn pack(&self, buffer: &mut [f32], parallel: bool) {
+        let most = self.kernels.tile_tokens();
+        let mut packs = Vec::new();
+        let mut rest = buffer;
+        let mut done = 0;
+        for part in self.parts.iter().filter(|p| p.tokens > 1) {
+            if part.packed < done {
+                continue; // another part packs the same
+            }
+            done = part.packed + part.x.len();
+            let columns = part.weight.columns;
+            for (first, tokens) in groups(part.tokens, most) {
+                let (to, after) = rest.split_at_mut(tokens * columns);
+                packs.push(Pack { x: &part.x[first * columns..][..to.len()], columns, to });
+                rest = after;
+            }
+        }
+        let kernels = self.kernels;
+        each(packs, parallel, |pack| kernels.run(pack));
+    }
+
+    fn tasks<'b>(&mut self, packed: &'b [f32]) -> Vec<Task<'b>>
+    where
+        'a: 'b,
+    {
+        let mut tasks: Vec<Task<'b>> = Vec::new();
+        for mut part in self.parts.drain(..) {
+            let rows = part.rows_of_a_task();
+            for first in (0..part.weight.rows).step_by(rows) {
+                let weight = part.weight.part(first, rows, 0, part.weight.columns);
+                if let Some(before) = tasks.last_mut() {
+                    before.ahead = weight.bytes;
+                }
+                let x = if part.tokens > 1 { &packed[part.packed..][..part.x.len()] } else { part.x };
+                let bias = part.bias.map(|b| &b[first..first + weight.rows]);
+                let out = part.out.take(weight.rows);
+                tasks.push(Task { weight, x, tokens: part.tokens, bias, out, ahead: &[] });
+            }
+        }
+        tasks
+    }
+}
+
+impl Part<'_> {
+    fn rows_of_a_task(&self) -> usize {
+        if self.tokens > 1 {
+            return gemm::ROWS;
+        }
+        (TASK_BYTES / self.weight.stride).next_multiple_of(STRIP_ROWS).max(STRIP_ROWS)
+    }
+}
+
+/// Some rows of a weight, times all tokens of a part.
+struct Task<'a> {
+    weight: Rows<'a>,
+    x: &'a [f32],
+    tokens: usize,
+    bias: Option<&'a [f32]>,
+    out: Columns<'a>,
+    /// The weights of the next task.
+    ahead: &'a [u8],
+}
+
+impl Task<'_> {
+    fn run(self, kernels: Kernels, compute: Compute) {
+        let Self { weight, x, tokens, bias, mut out, ahead } = self;
+        if tokens == 1 {
+            kernels.run(Gemv { weight, x, bias, out: out.row(0), ahead, compute });
+        } else {
+            kernels.run(Gemm { weight, x, tokens, bias, out, compute });
+        }
+    }
+}
+
+/// Neighbours stay on one thread, in order, unless another thread runs dry.
+pub(super) fn each<T: Send>(tasks: Vec<T>, parallel: bool, run: impl Fn(T) + Send + Sync) {
+    if parallel && tasks.len() > 1 {
+        tasks.into_par_iter().with_max_len(1).for_each(run);
+    } else {
+        tasks.into_iter().for_each(run);
+    }
+}

@@ -1,0 +1,201 @@
+//! Operations on single rows and values, in vectors.
+
+use super::exp::{exp, silu};
+use super::simd::{LANES, Line, Simd, Work};
+use crate::ops::Compute;
+
+/// Vectors that are summed side by side.
+const SUMS: usize = 4;
+
+/// A vector of the values of a slice that may be shorter, the rest blank.
+#[inline(always)]
+fn load<S: Simd>(s: S, from: &[f32], blank: f32) -> S::V {
+    match from.first_chunk() {
+        Some(from) => s.load(from),
+        None => {
+            let mut line = Line([blank; LANES]);
+            line.0[..from.len()].copy_from_slice(from);
+            s.load(&line.0)
+        }
+    }
+}
+
+/// The inverse of [`load`].
+#[inline(always)]
+fn store<S: Simd>(s: S, v: S::V, to: &mut [f32]) {
+    match to.first_chunk_mut() {
+        Some(to) => s.store(v, to),
+        None => {
+            let mut line = Line::ZERO;
+            s.store(v, &mut line.0);
+            to.copy_from_slice(&line.0[..to.len()]);
+        }
+    }
+}
+
+/// As [`crate::ops::Ops::rms_norm`].
+pub(crate) struct RmsNorm<'a> {
+    pub compute: Compute,
+    pub x: &'a mut [f32],
+    pub weight: &'a [f32],
+    pub eps: f32,
+}
+
+impl Work for RmsNorm<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { compute, x, weight, eps } = self;
+        for row in x.chunks_exact_mut(weight.len().max(1)) {
+            #[expect(clippy::cast_precision_loss, reason = "rows are short")]
+            let mean = sum_of_squares(s, row) / row.len() as f32;
+            let factor = 1.0 / (mean + eps).sqrt();
+            for (x, w) in row.iter_mut().zip(weight) {
+                *x = compute.round(w * compute.round(*x * factor));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn sum_of_squares<S: Simd>(s: S, row: &[f32]) -> f32 {
+    let mut sums = [s.splat(0.0); SUMS];
+    for row in row.chunks(SUMS * LANES) {
+        for (sum, x) in sums.iter_mut().zip(row.chunks(LANES)) {
+            let x = load(s, x, 0.0);
+            *sum = s.mul_add(x, x, *sum);
+        }
+    }
+    s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])))
+}
+
+/// As [`crate::ops::Ops::rope`].
+pub(crate) struct Rope<'a> {
+    pub compute: Compute,
+    pub x: &'a mut [f32],
+    pub cos: &'a [f32],
+    pub sin: &'a [f32],
+    pub width: usize,
+}
+
+impl Work for Rope<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Self { compute, x, cos, sin, width } = self;
+        let half = width / 2;
+        let tokens = cos.len() / half.max(1);
+        let per_token = x.len() / tokens.max(1);
+        for (t, row) in x.chunks_exact_mut(per_token.max(1)).enumerate() {
+            let (cos, sin) = (&cos[t * half..][..half], &sin[t * half..][..half]);
+            for head in row.chunks_exact_mut(width) {
+                let (first, second) = head.split_at_mut(half);
+                for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                    let turned = compute.round(compute.round(*a * cos) + compute.round(-*b * sin));
+                    *b = compute.round(compute.round(*b * cos) + compute.round(*a * sin));
+                    *a = turned;
+                }
+            }
+        }
+    }
+}
+
+/// As [`crate::ops::Ops::silu_mul`].
+pub(crate) struct SiluMul<'a> {
+    pub compute: Compute,
+    pub gate: &'a mut [f32],
+    pub up: &'a [f32],
+}
+
+impl Work for SiluMul<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { compute, gate, up } = self;
+        for (gate, up) in gate.chunks_mut(LANES).zip(up.chunks(LANES)) {
+            let y = silu(s, load(s, gate, 0.0));
+            store(s, y, gate);
+            for (gate, up) in gate.iter_mut().zip(up) {
+                *gate = compute.round(compute.round(*gate) * up);
+            }
+        }
+    }
+}
+
+/// As [`crate::ops::Ops::add_scaled`].
+pub(crate) struct AddScaled<'a> {
+    pub compute: Compute,
+    pub to: &'a mut [f32],
+    pub x: &'a [f32],
+    pub factor: f32,
+}
+
+impl Work for AddScaled<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Self { compute, to, x, factor } = self;
+        for (to, x) in to.iter_mut().zip(x) {
+            *to = compute.round(*to + compute.round(x * factor));
+        }
+    }
+}
+
+/// As [`crate::ops::Ops::add`].
+pub(crate) struct Add<'a> {
+    pub compute: Compute,
+    pub to: &'a mut [f32],
+    pub x: &'a [f32],
+}
+
+impl Work for Add<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for (to, x) in self.to.iter_mut().zip(self.x) {
+            *to = self.compute.round(*to + x);
+        }
+    }
+}
+
+/// As [`crate::ops::Ops::softmax`].
+pub(crate) struct Softmax<'a> {
+    pub rows: &'a mut [f32],
+    pub width: usize,
+}
+
+impl Work for Softmax<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for row in self.rows.chunks_exact_mut(self.width.max(1)) {
+            softmax_row(s, row);
+        }
+    }
+}
+
+/// Softmax in place.
+#[inline(always)]
+pub(super) fn softmax_row<S: Simd>(s: S, row: &mut [f32]) {
+    let mut most = s.splat(f32::NEG_INFINITY);
+    for x in row.chunks(LANES) {
+        most = s.max(load(s, x, f32::NEG_INFINITY), most);
+    }
+    let most = s.splat(s.greatest(most));
+    let mut sum = s.splat(0.0);
+    for x in row.chunks_mut(LANES) {
+        let e = exp(s, s.sub(load(s, x, f32::NEG_INFINITY), most));
+        sum = s.add(sum, e);
+        store(s, e, x);
+    }
+    let sum = s.sum(sum);
+    for x in row {
+        *x /= sum;
+    }
+}

@@ -1,0 +1,459 @@
+//! Every kernel against the plain reference, at sizes that are no multiple of any tile, on every instruction set that
+//! this processor has; and the promise that bits do not depend on threads or batches.
+
+use half::{bf16, f16};
+use segpack_formats::safetensors::Dtype;
+
+use super::exp::exp;
+use super::simd::{LANES, Line, Simd, Work};
+use super::{CPU_VARIABLE, Kernels};
+use crate::ops::{Compute, CpuOps, Heads, Matrix, Ops, Product, ScalarOps};
+
+/// Values in [-1, 1) without a short period.
+fn noise(n: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761);
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        #[expect(clippy::cast_precision_loss, reason = "24 bits")]
+        let x = (state >> 8) as f32 / 8_388_608.0 - 1.0;
+        x
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+/// Activations in the precision of `compute`.
+fn activations(compute: Compute, n: usize, seed: u32) -> Vec<f32> {
+    let mut x = noise(n, seed);
+    compute.round_all(&mut x);
+    x
+}
+
+fn bytes(dtype: Dtype, values: &[f32]) -> Vec<u8> {
+    let value = |x: &f32| match dtype {
+        Dtype::BF16 => bf16::from_f32(*x).to_le_bytes().to_vec(),
+        Dtype::F16 => f16::from_f32(*x).to_le_bytes().to_vec(),
+        _ => x.to_le_bytes().to_vec(),
+    };
+    values.iter().flat_map(value).collect()
+}
+
+fn linear(ops: &impl Ops, x: &[f32], weight: Matrix<'_>, bias: Option<&[f32]>) -> Vec<f32> {
+    let mut out = vec![f32::NAN; x.len() / weight.columns * weight.rows];
+    ops.linear(x, weight, bias, &mut out);
+    out
+}
+
+fn worst(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+/// Every instruction set at both precisions.
+fn all() -> impl Iterator<Item = CpuOps> {
+    let both = |kernels| [Compute::F32, Compute::Bf16].map(|compute| CpuOps::with_kernels(compute, kernels));
+    Kernels::all().into_iter().flat_map(both)
+}
+
+fn on_threads<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(work)
+}
+
+#[test]
+fn products_agree_with_the_reference_at_odd_sizes() {
+    let sizes = [
+        (1, 1, 1),
+        (1, 2, 2),
+        (2, 31, 1),
+        (15, 32, 3),
+        (16, 33, 5),
+        (17, 63, 7),
+        (31, 64, 12),
+        (32, 65, 13),
+        (33, 129, 1),
+        (40, 511, 4),
+        (47, 512, 6),
+        (5, 513, 25),
+        (64, 545, 2),
+        (65, 1024, 1),
+        (97, 1061, 11),
+        (130, 1600, 1),
+        (3, 7, 600),
+    ];
+    for (rows, columns, tokens) in sizes {
+        for dtype in [Dtype::BF16, Dtype::F16, Dtype::F32] {
+            let weight = bytes(dtype, &noise(rows * columns, 7));
+            let weight = Matrix { dtype, bytes: &weight, rows, columns };
+            for ops in all() {
+                let compute = ops.compute();
+                let x = activations(compute, tokens * columns, 11);
+                let bias = noise(rows, 13);
+                for bias in [None, Some(&bias[..])] {
+                    let wanted = linear(&ScalarOps { compute }, &x, weight, bias);
+                    let seen = linear(&ops, &x, weight, bias);
+                    // exact where products are exact, or fused as the reference does it
+                    let exact = compute == Compute::Bf16
+                        && (dtype != Dtype::F32 || ops.kernels().name() != "portable");
+                    let most =
+                        if exact { 0.0 } else { 2e-5 * (1.0 + worst(&wanted, &vec![0.0; wanted.len()])) };
+                    let most = if compute == Compute::Bf16 && !exact { 0.3 } else { most };
+                    let worst = worst(&seen, &wanted);
+                    assert!(worst <= most, "{ops:?} {dtype} {rows}x{columns}, {tokens} tokens: {worst}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_without_rows_columns_or_tokens() {
+    for ops in all() {
+        let of = |rows, columns| Matrix { dtype: Dtype::BF16, bytes: &[], rows, columns };
+        ops.products(&mut []);
+        ops.linear(&[], of(0, 3), None, &mut []);
+        ops.linear(&[1.0; 6], of(0, 3), None, &mut []);
+        let mut out = [f32::NAN; 4];
+        ops.linear(&[], of(2, 0), Some(&[1.0, 2.0]), &mut out);
+        assert_eq!(out, [1.0, 2.0, 1.0, 2.0]);
+        ops.linear(&[], of(2, 0), None, &mut out);
+        assert_eq!(out, [0.0; 4]);
+        let weight = [0; 12];
+        ops.linear(&[], Matrix { bytes: &weight, ..of(2, 3) }, None, &mut []);
+    }
+}
+
+#[test]
+fn a_product_has_the_same_bits_in_any_batch_on_any_number_of_threads() {
+    let (rows, columns) = (113, 1125);
+    for dtype in [Dtype::BF16, Dtype::F16, Dtype::F32] {
+        let bytes = bytes(dtype, &noise(rows * columns, 3));
+        let weight = Matrix { dtype, bytes: &bytes, rows, columns };
+        for ops in all() {
+            let x = activations(ops.compute(), 29 * columns, 5);
+            let bias = noise(rows, 17);
+            let one_by_one: Vec<f32> =
+                x.chunks(columns).flat_map(|x| linear(&ops, x, weight, Some(&bias))).collect();
+            for (threads, tokens) in [(1, 29), (2, 29), (3, 2), (4, 13), (2, 28), (1, 5)] {
+                let seen = on_threads(threads, || {
+                    let parts = x.chunks(tokens * columns);
+                    parts.flat_map(|x| linear(&ops, x, weight, Some(&bias))).collect::<Vec<_>>()
+                });
+                assert_eq!(bits(&seen), bits(&one_by_one), "{ops:?} {dtype}, {tokens} at a time");
+            }
+        }
+    }
+}
+
+#[test]
+fn products_of_one_call_do_not_touch_each_other() {
+    let sizes =
+        [(40, 96, 1), (40, 96, 9), (33, 96, 9), (7, 2048, 600), (128, 32, 1), (16, 3, 2), (64, 2048, 1000)];
+    let weights: Vec<Vec<u8>> =
+        sizes.iter().map(|(rows, columns, _)| bytes(Dtype::BF16, &noise(rows * columns, 23))).collect();
+    for ops in all() {
+        let x = activations(ops.compute(), 2048 * 1000, 29);
+        let matrix = |i: usize| {
+            let (rows, columns, _) = sizes[i];
+            Matrix { dtype: Dtype::BF16, bytes: &weights[i], rows, columns }
+        };
+        let mut outs: Vec<Vec<f32>> =
+            sizes.iter().map(|(rows, _, tokens)| vec![f32::NAN; rows * tokens]).collect();
+        let mut batch: Vec<Product<'_>> = outs
+            .iter_mut()
+            .enumerate()
+            .map(|(i, out)| Product { x: &x[..sizes[i].1 * sizes[i].2], weight: matrix(i), bias: None, out })
+            .collect();
+        on_threads(3, || ops.products(&mut batch));
+        for (i, out) in outs.iter().enumerate() {
+            let alone = linear(&ops, &x[..sizes[i].1 * sizes[i].2], matrix(i), None);
+            assert_eq!(bits(out), bits(&alone), "{ops:?} product {i}");
+        }
+    }
+}
+
+#[test]
+fn weights_may_lie_at_any_even_address() {
+    let (rows, columns) = (35, 200);
+    let even = bytes(Dtype::BF16, &noise(rows * columns, 41));
+    for ops in all() {
+        let x = activations(ops.compute(), 3 * columns, 43);
+        let wanted = linear(&ops, &x, Matrix { dtype: Dtype::BF16, bytes: &even, rows, columns }, None);
+        for shift in [1, 2, 6, 62] {
+            let moved = [vec![0xff; shift], even.clone()].concat();
+            let weight = Matrix { dtype: Dtype::BF16, bytes: &moved[shift..], rows, columns };
+            for (x, wanted) in x.chunks(columns).zip(wanted.chunks(rows)) {
+                assert_eq!(linear(&ops, x, weight, None), wanted, "{ops:?} shifted by {shift}");
+            }
+            assert_eq!(linear(&ops, &x, weight, None), wanted, "{ops:?} shifted by {shift}");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_stays_in_its_row() {
+    let (rows, columns) = (40, 70);
+    let mut values = noise(rows * columns, 1);
+    values[3 * columns + 5] = f32::NAN;
+    values[20 * columns + 69] = f32::INFINITY;
+    let weight = bytes(Dtype::BF16, &values);
+    let weight = Matrix { dtype: Dtype::BF16, bytes: &weight, rows, columns };
+    for ops in all() {
+        let mut x = activations(ops.compute(), 4 * columns, 2);
+        x[2 * columns + 7] = f32::NAN;
+        let wanted = linear(&ScalarOps { compute: ops.compute() }, &x, weight, None);
+        let together = linear(&ops, &x, weight, None);
+        let alone: Vec<f32> = x.chunks(columns).flat_map(|x| linear(&ops, x, weight, None)).collect();
+        for seen in [together, alone] {
+            for (i, (seen, wanted)) in seen.iter().zip(&wanted).enumerate() {
+                assert_eq!(seen.is_nan(), wanted.is_nan(), "{ops:?} {i}");
+                assert!(seen.is_nan() || *seen == *wanted || (seen - wanted).abs() < 1e-4, "{ops:?} {i}");
+            }
+        }
+    }
+}
+
+fn attend(ops: &impl Ops, q: &[f32], keys: &[f32], values: &[f32], heads: Heads) -> Vec<f32> {
+    let mut out = vec![f32::NAN; q.len()];
+    ops.attention(q, keys, values, heads, &mut out);
+    out
+}
+
+#[test]
+fn attention_agrees_with_the_reference_at_odd_sizes() {
+    let sizes = [
+        ((1, 1, 1), 1, 1),
+        ((6, 2, 10), 3, 7),
+        ((4, 4, 16), 5, 64),
+        ((8, 1, 33), 17, 65),
+        ((14, 1, 40), 2, 130),
+        ((26, 2, 20), 40, 150),
+        ((32, 4, 128), 3, 200),
+        ((3, 1, 128), 70, 70),
+    ];
+    for ((query, key_value, width), tokens, positions) in sizes {
+        let heads = Heads { query, key_value, width };
+        for ops in all() {
+            let compute = ops.compute();
+            let q: Vec<f32> =
+                noise(tokens * query * width, 1).iter().map(|x| compute.round(x * 4.0)).collect();
+            let keys = activations(compute, positions * key_value * width, 2);
+            let values = activations(compute, positions * key_value * width, 3);
+            let wanted = attend(&ScalarOps { compute }, &q, &keys, &values, heads);
+            let seen = attend(&ops, &q, &keys, &values, heads);
+            let worst = worst(&seen, &wanted);
+            // under bf16 a last bit of a probability may be rounded the other way
+            let most = if compute == Compute::F32 { 3e-6 } else { 0.008 };
+            assert!(worst <= most, "{ops:?} {heads:?} {tokens} of {positions}: {worst}");
+        }
+    }
+}
+
+#[test]
+fn attention_has_the_same_bits_in_any_batch_on_any_number_of_threads() {
+    let heads = Heads { query: 16, key_value: 2, width: 24 };
+    let (tokens, positions) = (90, 200);
+    for ops in all() {
+        let q = activations(ops.compute(), tokens * 16 * 24, 1);
+        let (keys, values) = (
+            activations(ops.compute(), positions * 2 * 24, 2),
+            activations(ops.compute(), positions * 2 * 24, 3),
+        );
+        let in_batches = |batch: usize| -> Vec<f32> {
+            let part = |(i, q): (usize, &[f32])| {
+                let end = (positions - tokens + i * batch + q.len() / (16 * 24)) * 2 * 24;
+                attend(&ops, q, &keys[..end], &values[..end], heads)
+            };
+            q.chunks(batch * 16 * 24).enumerate().flat_map(part).collect()
+        };
+        let wanted = in_batches(1);
+        for (threads, batch) in [(1, 90), (2, 90), (4, 7), (2, 64), (3, 33)] {
+            let seen = on_threads(threads, || in_batches(batch));
+            assert_eq!(bits(&seen), bits(&wanted), "{ops:?}, {batch} at a time, {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn attention_of_scores_that_are_not_finite() {
+    let heads = Heads { query: 2, key_value: 1, width: 4 };
+    for kernels in Kernels::all() {
+        let ops = CpuOps::with_kernels(Compute::F32, kernels);
+        let mut keys = noise(70 * 4, 1);
+        let values = noise(70 * 4, 2);
+        let q = [1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0];
+        keys[..256].fill(f32::NEG_INFINITY); // a whole block without a score
+        let wanted = attend(&ScalarOps::default(), &q, &keys, &values, heads);
+        assert!(worst(&attend(&ops, &q, &keys, &values, heads), &wanted) < 1e-6, "{kernels:?}");
+        keys.fill(f32::NEG_INFINITY);
+        assert!(attend(&ops, &q, &keys, &values, heads).iter().all(|x| x.is_nan()), "{kernels:?}");
+        keys[277] = f32::NAN;
+        assert!(attend(&ops, &q, &keys, &values, heads).iter().all(|x| x.is_nan()), "{kernels:?}");
+    }
+}
+
+/// The result of `make` in the reference, and on every instruction set.
+fn compare(most: f32, what: &str, make: impl Fn(&dyn Ops) -> Vec<f32>) {
+    for ops in all() {
+        let wanted = make(&ScalarOps { compute: ops.compute() });
+        let seen = make(&ops);
+        let close = |(a, b): (&f32, &f32)| {
+            // bf16 has 8 bits: a last bit that was rounded the other way
+            let most = if ops.compute() == Compute::Bf16 { 1.0 / 128.0 } else { most };
+            a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= most * b.abs().max(1e-3)
+        };
+        let bad = seen.iter().zip(&wanted).position(|pair| !close(pair));
+        assert_eq!(bad, None, "{what} {ops:?}: {:?} for {:?}", bad.map(|i| seen[i]), bad.map(|i| wanted[i]));
+    }
+}
+
+#[test]
+fn rows_and_values_agree_with_the_reference() {
+    for length in [1, 2, 15, 16, 17, 63, 64, 65, 130, 2048, 20_000] {
+        compare(1e-5, "rms_norm", |ops| {
+            let mut x = activations(ops.compute(), 3 * length, 1);
+            ops.rms_norm(&mut x, &activations(ops.compute(), length, 2), 1e-6);
+            x
+        });
+        compare(1e-6, "silu_mul", |ops| {
+            let mut gate: Vec<f32> = noise(length, 3).iter().map(|x| ops.compute().round(x * 30.0)).collect();
+            ops.silu_mul(&mut gate, &activations(ops.compute(), length, 4));
+            gate
+        });
+        compare(1e-5, "softmax", |ops| {
+            let mut rows: Vec<f32> = noise(2 * length, 5).iter().map(|x| x * 20.0).collect();
+            ops.softmax(&mut rows, length);
+            rows
+        });
+        compare(0.0, "add", |ops| {
+            let mut to = activations(ops.compute(), length, 6);
+            ops.add(&mut to, &activations(ops.compute(), length, 7));
+            ops.add_scaled(&mut to, &activations(ops.compute(), length, 8), 0.3);
+            to
+        });
+    }
+    for (tokens, heads, width) in [(1, 1, 2), (3, 5, 10), (40, 4, 128), (2, 1, 36)] {
+        compare(0.0, "rope", |ops| {
+            let mut x = activations(ops.compute(), tokens * heads * width, 9);
+            let angles = noise(tokens * width / 2, 10);
+            let (cos, sin): (Vec<f32>, Vec<f32>) =
+                angles.iter().map(|a| (ops.compute().round(a.cos()), ops.compute().round(a.sin()))).unzip();
+            ops.rope(&mut x, &cos, &sin, width);
+            x
+        });
+    }
+}
+
+#[test]
+fn silu_and_softmax_at_the_edges() {
+    let edges = [
+        0.0,
+        -0.0,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+        1e30,
+        -1e30,
+        88.9,
+        -88.9,
+        -104.5,
+        f32::MIN_POSITIVE,
+    ];
+    compare(1e-6, "silu_mul", |ops| {
+        let mut gate = edges.to_vec();
+        ops.silu_mul(&mut gate, &[1.0; 11]);
+        gate
+    });
+    for row in [
+        vec![f32::NEG_INFINITY; 20],
+        vec![f32::INFINITY, 0.0, 1.0],
+        vec![f32::NAN, 0.0, 1.0],
+        [vec![0.0; 17], vec![f32::NEG_INFINITY]].concat(),
+        vec![3e38, -3e38, 0.0],
+    ] {
+        compare(1e-6, "softmax", |ops| {
+            let mut row = row.clone();
+            let width = row.len();
+            ops.softmax(&mut row, width);
+            row
+        });
+    }
+}
+
+/// `exp` of some values.
+struct Exp<'a>(&'a mut [f32]);
+
+impl Work for Exp<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for x in self.0.as_chunks_mut::<LANES>().0 {
+            s.store(exp(s, s.load(x)), x);
+        }
+    }
+}
+
+#[test]
+fn exp_is_within_two_ulp() {
+    // every 997th float of [-104, 89]
+    let values: Vec<f32> =
+        (0..u32::MAX / 997).map(|i| f32::from_bits(i * 997)).filter(|x| (-104.0..89.0).contains(x)).collect();
+    let values = values.as_chunks::<LANES>().0.as_flattened();
+    assert!(values.len() > 1_000_000);
+    for kernels in Kernels::all() {
+        let mut seen = values.to_vec();
+        kernels.run(Exp(&mut seen));
+        for (x, seen) in values.iter().zip(&seen) {
+            let exact = f64::from(*x).exp();
+            #[expect(clippy::cast_possible_truncation, reason = "the nearest f32")]
+            let wanted = exact as f32;
+            let ulp = f64::from(f32::from_bits(wanted.to_bits() + 1)) - f64::from(wanted);
+            let right = *seen == wanted || (f64::from(*seen) - exact).abs() <= 2.0 * ulp;
+            assert!(right, "{kernels:?}: exp({x}) is {seen}, wanted {wanted}");
+        }
+        let mut edges = Line([f32::NEG_INFINITY; LANES]).0;
+        edges[1..6].copy_from_slice(&[f32::INFINITY, f32::NAN, -1e30, 0.0, 88.722_84]);
+        kernels.run(Exp(&mut edges));
+        assert_eq!(edges[..2], [0.0, f32::INFINITY], "{kernels:?}");
+        assert!(edges[2].is_nan(), "{kernels:?}");
+        assert_eq!(edges[3..5], [0.0, 1.0], "{kernels:?}");
+        assert!(edges[5].is_infinite() || edges[5] > 3.402e38, "{kernels:?}");
+    }
+}
+
+#[test]
+fn all_sets_with_fused_multiply_add_give_the_same_bits() {
+    let fused: Vec<Kernels> = Kernels::all().into_iter().filter(|k| k.name() != "portable").collect();
+    let weight = bytes(Dtype::BF16, &noise(70 * 700, 1));
+    let weight = Matrix { dtype: Dtype::BF16, bytes: &weight, rows: 70, columns: 700 };
+    let heads = Heads { query: 8, key_value: 2, width: 20 };
+    for compute in [Compute::F32, Compute::Bf16] {
+        let results = fused.iter().map(|kernels| {
+            let ops = CpuOps::with_kernels(compute, *kernels);
+            let mut out = linear(&ops, &activations(compute, 700, 2), weight, None);
+            out.extend(linear(&ops, &activations(compute, 15 * 700, 2), weight, None));
+            let keys = activations(compute, 100 * 40, 3);
+            out.extend(attend(&ops, &activations(compute, 30 * 160, 4), &keys, &keys, heads));
+            ops.softmax(&mut out, 100);
+            bits(&out)
+        });
+        let results: Vec<_> = results.collect();
+        assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{compute:?}");
+    }
+}
+
+#[test]
+fn kernels_are_chosen_by_name() {
+    for kernels in Kernels::all() {
+        assert_eq!(Kernels::named(kernels.name()), Ok(kernels));
+    }
+    let error = Kernels::named("sse9").unwrap_err().to_string();
+    assert!(
+        error.contains(CPU_VARIABLE) && error.contains("\"sse9\"") && error.contains("portable"),
+        "{error}"
+    );
+    assert_eq!(Kernels::all().last(), Some(&Kernels::detect()));
+}
