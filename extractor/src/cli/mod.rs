@@ -1,5 +1,6 @@
 //! The command line: one file per command, data to standard output, everything else to standard error.
 
+mod bench;
 mod cat;
 mod completions;
 mod demo;
@@ -62,6 +63,7 @@ enum Command {
     Unpack(unpack::Args),
     Run(run::Args),
     Validate(validate::Args),
+    Bench(bench::Args),
     Demo(demo::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -137,6 +139,7 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Unpack(args) => unpack::run(args, context),
         Command::Run(args) => run::run_command(&args, context),
         Command::Validate(args) => validate::run(args, context),
+        Command::Bench(args) => bench::run(args, context),
         Command::Demo(args) => demo::run(&args, context),
         Command::Completions(args) => completions::run(&args, context),
         Command::Man(args) => man::run(&args, context),

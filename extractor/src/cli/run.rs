@@ -109,9 +109,16 @@ impl Resources {
 
     /// When digests are compared.
     pub fn check(&self) -> Check {
-        match self.check {
-            CheckName::Always => Check::Always,
-            CheckName::Never => Check::Never,
+        self.check.into()
+    }
+}
+
+impl From<CheckName> for Check {
+    fn from(name: CheckName) -> Self {
+        match name {
+            CheckName::Always => Self::Always,
+            CheckName::First => Self::First,
+            CheckName::Never => Self::Never,
         }
     }
 }
@@ -129,11 +136,13 @@ enum ComputeName {
 pub enum CheckName {
     /// At every load
     Always,
+    /// At the first load of each segment
+    First,
     /// Never
     Never,
 }
 
-fn size(text: &str) -> Result<u64, String> {
+pub fn size(text: &str) -> Result<u64, String> {
     let parsed = text.parse::<ByteSize>();
     parsed.map(|b| b.as_u64()).map_err(|_| format!("{text:?} is not a size such as 6GiB or 1500MB"))
 }

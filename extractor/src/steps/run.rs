@@ -302,7 +302,7 @@ fn run_here(
         check: options.check,
     };
     let began = Instant::now();
-    let thinker = Thinker::new(&source, CpuOps::new(options.compute), settings, stop)?;
+    let thinker = Thinker::new(&source, cpu_ops(options.compute)?, settings, stop)?;
     words.check(thinker.facts().vocab)?;
     let recorder = options.trace.as_ref().map(|_| TraceRecorder::new(options.compute, thinker.facts()));
     let mut model = Model { thinker, context, logits: Vec::new(), recorder };
@@ -340,6 +340,11 @@ fn generate_error(e: GenerateError<RunError>) -> StepError {
         GenerateError::EmptyPrompt => StepError::Usage(GenerateError::<RunError>::EmptyPrompt.to_string()),
         e => StepError::Input(e.to_string()),
     }
+}
+
+/// The operations on this processor, or on what `SEGPACK_CPU` names.
+pub(super) fn cpu_ops(compute: Compute) -> Result<CpuOps, StepError> {
+    CpuOps::from_environment(compute).map_err(|e| StepError::Usage(e.to_string()))
 }
 
 pub(super) fn expert_slots(pack: &Pack, room: Option<ExpertRoom>) -> Option<u64> {

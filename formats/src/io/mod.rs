@@ -148,6 +148,15 @@ impl InputFile {
     }
 }
 
+impl InputFile {
+    /// Asks the operating system to drop the file's clean pages from its cache: the next read comes from the drive. Only
+    /// a hint; what is not written yet stays.
+    pub fn forget(&self) {
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        let _ = rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed);
+    }
+}
+
 /// Opens without ever blocking on a pipe that has no writer.
 #[cfg(unix)]
 fn open_for_reading(path: &Path) -> io::Result<File> {

@@ -1,5 +1,7 @@
 //! The documents that segpack writes and reads. Their JSON Schemas are generated from these types (`schemas/`).
 
+mod bench_report;
+mod experts_report;
 mod finding;
 mod inventory;
 mod manifest;
@@ -10,6 +12,11 @@ pub mod schema;
 mod validate_report;
 mod version;
 
+pub use bench_report::{
+    BenchForecast, BenchForecastBudget, BenchLimits, BenchOnDemand, BenchPrefill, BenchRate, BenchReport,
+    BenchResident,
+};
+pub use experts_report::{ExpertsReport, LayerExperts};
 pub use finding::{Finding, FindingKind, Severity};
 pub use inventory::{
     ClassCount, Inventory, InventoryCounts, InventoryTensor, LeftOut, Provenance, RoleCount, SideFile,

@@ -457,3 +457,24 @@ fn kernels_are_chosen_by_name() {
     );
     assert_eq!(Kernels::all().last(), Some(&Kernels::detect()));
 }
+
+#[test]
+fn rows_are_gathered_and_added_in_order_at_any_size() {
+    for (tokens, visits, width) in [(1, 3, 8), (9, 40, 7), (64, 500, 96), (3, 0, 5)] {
+        #[expect(clippy::cast_precision_loss, reason = "small")]
+        let to: Vec<(usize, f32)> = (0..visits).map(|i| (i * 7 % tokens, 0.25 + i as f32)).collect();
+        let (x, y) = (noise(tokens * width, 1), noise(visits * width, 2));
+        for compute in [Compute::F32, Compute::Bf16] {
+            let scalar = ScalarOps { compute };
+            let cpu = CpuOps::with_kernels(compute, Kernels::named("portable").unwrap());
+            let (mut wanted, mut seen) = (vec![0.0; y.len()], vec![0.0; y.len()]);
+            scalar.gather(&x, width, &to, &mut wanted);
+            cpu.gather(&x, width, &to, &mut seen);
+            assert_eq!(seen, wanted);
+            let (mut wanted, mut seen) = (x.clone(), x.clone());
+            scalar.scatter_add(&y, width, &to, &mut wanted);
+            cpu.scatter_add(&y, width, &to, &mut seen);
+            assert_eq!(seen, wanted, "{tokens} {visits} {width}");
+        }
+    }
+}

@@ -85,6 +85,42 @@ impl Ops for CpuOps {
         x.par_chunks_mut(some * row).zip(turns).for_each(run);
     }
 
+    fn gather(&self, x: &[f32], width: usize, tokens: &[(usize, f32)], to: &mut [f32]) {
+        let rows = TASK / width.max(1) + 1;
+        to.par_chunks_mut(rows * width.max(1)).zip(tokens.par_chunks(rows)).for_each(|(to, tokens)| {
+            for ((token, _), to) in tokens.iter().zip(to.chunks_exact_mut(width.max(1))) {
+                to.copy_from_slice(&x[token * width..(token + 1) * width]);
+            }
+        });
+    }
+
+    fn scatter_add(&self, y: &[f32], width: usize, tokens: &[(usize, f32)], out: &mut [f32]) {
+        let add = |to: &mut [f32], i: usize, factor: f32| {
+            let x = &y[i * width..(i + 1) * width];
+            self.kernels.run(kernels::AddScaled { compute: self.compute, to, x, factor });
+        };
+        if tokens.len() * width <= TASK {
+            for (i, (token, weight)) in tokens.iter().enumerate() {
+                add(&mut out[token * width..(token + 1) * width], i, *weight);
+            }
+            return;
+        }
+        // a row of `out` belongs to one task, which adds to it in the order of `tokens`
+        let mut order: Vec<usize> = (0..tokens.len()).collect();
+        order.sort_by_key(|i| tokens[*i].0); // stable
+        let rows = (TASK / width.max(1)).max(1);
+        out.par_chunks_mut(rows * width.max(1)).enumerate().for_each(|(block, out)| {
+            let first = block * rows;
+            let begin = order.partition_point(|i| tokens[*i].0 < first);
+            let mine = order[begin..].iter().take_while(|i| tokens[**i].0 < first + rows);
+            for i in mine {
+                let (token, weight) = tokens[*i];
+                let at = (token - first) * width;
+                add(&mut out[at..at + width], *i, weight);
+            }
+        });
+    }
+
     fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
         let run = |(gate, up): (&mut [f32], &[f32])| {
             self.kernels.run(kernels::SiluMul { compute: self.compute, gate, up });

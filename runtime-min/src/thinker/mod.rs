@@ -23,8 +23,8 @@ use self::tensors::{Linear, Mlp, TextModel, Weight};
 use crate::error::RunError;
 use crate::memory::{Arena, Block, Budget, CacheStats, Demand, Eviction, ExpertCache, Residency};
 use crate::observer::{Observer, Routing};
-use crate::ops::{Heads, Matrix, Ops, Product, softmax, widen};
-use crate::weights::{LoadStats, Loader, WeightReader, WeightSource, damaged, room_for, scratch_bytes};
+use crate::ops::{Heads, Matrix, Ops, Product, widen};
+use crate::weights::{Load, LoadStats, Loader, WeightReader, WeightSource, damaged, room_for, scratch_bytes};
 
 pub use crate::weights::Check;
 
@@ -178,6 +178,21 @@ impl<'a, O: Ops> Thinker<'a, O> {
         self.demand
     }
 
+    /// Layers that have experts.
+    pub fn expert_layers(&self) -> u64 {
+        self.model.layers.iter().filter(|l| matches!(l.mlp, Mlp::Experts { .. })).count() as u64
+    }
+
+    /// Bytes of the head.
+    pub fn head_bytes(&self) -> u64 {
+        self.model.head.length
+    }
+
+    /// Bytes of one weight.
+    pub fn bytes_per_weight(&self) -> u64 {
+        self.model.head.length / self.model.head.shape.iter().product::<u64>().max(1)
+    }
+
     /// What was done so far.
     pub fn stats(&self) -> RunStats {
         let load = self.loader.stats();
@@ -188,6 +203,36 @@ impl<'a, O: Ops> Thinker<'a, O> {
     /// Positions in the cache of keys and values.
     pub fn positions(&self) -> usize {
         self.kv.first().map_or(0, |kv| kv.keys.len() / (self.heads.key_value * self.heads.width))
+    }
+
+    /// Loads the dense weights and as many experts as there is room for, which is otherwise done when they are needed.
+    ///
+    /// # Errors
+    /// Damage of the pack.
+    pub fn preload(&mut self) -> Result<(), RunError> {
+        if self.budget.residency == Residency::Resident {
+            for group in 0..self.model.groups.len() {
+                self.load_group(group)?;
+            }
+        }
+        for (number, layer) in self.model.layers.iter().enumerate() {
+            let Mlp::Experts { experts, .. } = &layer.mlp else { continue };
+            let layer = u32::try_from(number).unwrap_or(u32::MAX);
+            for (expert, e) in (0..).zip(experts) {
+                if self.cache.get((layer, expert)).is_some() {
+                    continue;
+                }
+                let Some(mut slot) = self.cache.take(|_| true) else { return Ok(()) };
+                let loaded =
+                    self.loader.load(&mut [Load { segment: e.segment, to: &mut slot[..] }], self.stop);
+                match loaded {
+                    Ok(()) => self.cache.put((layer, expert), slot),
+                    Err(_) => self.cache.put_empty(slot),
+                }
+                loaded?;
+            }
+        }
+        Ok(())
     }
 
     /// Forgets all tokens, keeps all weights.
@@ -371,8 +416,8 @@ impl<'a, O: Ops> Thinker<'a, O> {
         products(&self.ops, memory, x, [(router, &mut *logits)]);
         let mut routing =
             Routing { logits: logits.to_vec(), probabilities: logits.to_vec(), ..Routing::default() };
-        for row in routing.probabilities.chunks_exact_mut(experts) {
-            softmax(row);
+        self.ops.softmax(&mut routing.probabilities, experts);
+        for row in routing.probabilities.chunks_exact(experts) {
             let chosen = top_k(row, best);
             let sum: f32 = chosen.iter().map(|e| row[*e as usize]).sum();
             let divisor = if self.facts.norm_topk_prob { sum } else { 1.0 };

@@ -12,14 +12,14 @@ use segpack_manifests::documents::{
     Choice, Finding, FindingKind, FirstWrong, FormatVersion, GENERATOR, Precision, PromptRow, Quantity,
     ReferenceKind, ValidateReport, ValueRow, Verdict,
 };
-use segpack_runtime_min::ops::{Compute, CpuOps, Ops};
+use segpack_runtime_min::ops::{Compute, Ops};
 use segpack_runtime_min::thinker::{Check, Logits, RunSettings, Thinker};
 use segpack_runtime_min::trace::Trace;
 use segpack_runtime_min::{RunError, WeightSource};
 
 use super::StepError;
 use super::progress::Progress;
-use super::run::{ExpertRoom, expert_slots};
+use super::run::{ExpertRoom, cpu_ops, expert_slots};
 use compare::{Comparer, Differences, Disagreement, Reference, Tally};
 use direct::Direct;
 use recorded::RecordedPrompt;
@@ -220,7 +220,7 @@ impl Job<'_> {
             check: self.settings.check,
         };
         let source = WeightSource::new(self.pack);
-        let mut thinker = Thinker::new(&source, CpuOps::new(self.compute), settings, self.stop)?;
+        let mut thinker = Thinker::new(&source, cpu_ops(self.compute)?, settings, self.stop)?;
         let facts = thinker.facts().clone();
         let mut tally = Tally::default();
         for (number, sequence) in self.sequences.iter().enumerate() {

@@ -1,0 +1,125 @@
+//! What the machine can do.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use segpack_formats::digest::Blake3;
+use segpack_formats::io::{DirectFile, ReadPath, Stop};
+use segpack_manifests::Pack;
+use segpack_manifests::documents::BenchLimits;
+use segpack_runtime_min::Kernels;
+use segpack_runtime_min::limits::{fma_peak, read_bandwidth};
+use segpack_runtime_min::memory::{Arena, Block};
+
+use super::{BenchSettings, median, on_threads};
+use crate::steps::StepError;
+use crate::steps::progress::Progress;
+
+/// Memory that is read: far more than any cache holds.
+const BUFFER_BYTES: usize = 1 << 30;
+/// Multiply-add steps on each thread: some tenths of a second.
+const FMA_STEPS: usize = 20_000_000;
+/// Bytes that are hashed.
+const HASH_BYTES: usize = 64 << 20;
+/// Reads in flight, and bytes of each, as loading does it.
+const READERS: usize = 4;
+const READ_BYTES: u64 = 2 << 20;
+/// Most bytes that are read from the drive.
+const DRIVE_BYTES: u64 = 2 << 30;
+
+/// The limits.
+pub(super) struct Machine {
+    pub(super) limits: Vec<BenchLimits>,
+    pub(super) drive_rate: Option<f64>,
+    pub(super) blake3_rate: f64,
+}
+
+impl Machine {
+    pub(super) fn measure(
+        pack: &Pack,
+        kernels: Kernels,
+        settings: &BenchSettings,
+        stop: &Stop,
+        progress: &dyn Progress,
+    ) -> Result<Self, StepError> {
+        let drive: Result<Vec<Option<f64>>, StepError> =
+            (0..settings.repeats.min(3)).map(|_| drive_rate(pack, stop)).collect();
+        let drive: Option<Vec<f64>> = drive?.into_iter().collect();
+        let mut buffer = Arena::new(BUFFER_BYTES)?.take(BUFFER_BYTES)?;
+        buffer.fill(1);
+        let mut limits = Vec::new();
+        for threads in &settings.threads {
+            limits.push(on_threads(*threads, || limits_here(*threads, kernels, &buffer, settings))?);
+            progress.advance(1);
+        }
+        let hash = (0..settings.repeats).map(|_| {
+            let began = Instant::now();
+            std::hint::black_box(Blake3::of(&buffer[..HASH_BYTES]));
+            rate(HASH_BYTES as u64, began)
+        });
+        let blake3_rate = median(hash.collect());
+        progress.advance(1);
+        Ok(Self { limits, drive_rate: drive.map(median).filter(|r| *r > 0.0), blake3_rate })
+    }
+}
+
+fn limits_here(threads: usize, kernels: Kernels, buffer: &[u8], settings: &BenchSettings) -> BenchLimits {
+    read_bandwidth(kernels, buffer); // wakes the threads
+    let times = settings.repeats.max(3);
+    BenchLimits {
+        threads: threads as u64,
+        read_bandwidth: median((0..times).map(|_| read_bandwidth(kernels, buffer)).collect()),
+        fma_peak: median((0..times).map(|_| fma_peak(kernels, FMA_STEPS)).collect()),
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a rate")]
+pub(super) fn rate(bytes: u64, began: Instant) -> f64 {
+    bytes as f64 / began.elapsed().as_secs_f64()
+}
+
+/// Reads the largest packs past the page cache, several pieces at a time; none where that cannot be done.
+fn drive_rate(pack: &Pack, stop: &Stop) -> Result<Option<f64>, StepError> {
+    let mut packs: Vec<_> = pack.manifest().packs.iter().collect();
+    packs.sort_by_key(|p| std::cmp::Reverse(p.length));
+    let (mut files, mut total) = (Vec::new(), 0);
+    for pack_file in packs {
+        if total >= DRIVE_BYTES {
+            break;
+        }
+        let file = DirectFile::open(&pack.path(&pack_file.path))?;
+        file.file().forget();
+        total += pack_file.length;
+        files.push((file, pack_file.length));
+    }
+    let pieces: Vec<(&DirectFile, u64)> = files
+        .iter()
+        .flat_map(|(file, length)| (0..length / READ_BYTES).map(move |i| (file, i * READ_BYTES)))
+        .take(usize::try_from(DRIVE_BYTES / READ_BYTES).unwrap_or(1024))
+        .collect();
+    let (next, other) = (AtomicU64::new(0), AtomicU64::new(0));
+    let mut blocks = Vec::new();
+    for _ in 0..READERS {
+        let bytes = usize::try_from(READ_BYTES).unwrap_or(0);
+        blocks.push(Arena::new(bytes)?.take(bytes)?);
+    }
+    let read = |block: &mut Block| -> Result<(), StepError> {
+        loop {
+            stop.check()?;
+            let i = usize::try_from(next.fetch_add(1, Ordering::Relaxed)).unwrap_or(usize::MAX);
+            let Some((file, at)) = pieces.get(i) else { return Ok(()) };
+            let path = file.read_aligned(&(*at..at + READ_BYTES), block)?;
+            other.fetch_add(u64::from(path != ReadPath::Direct), Ordering::Relaxed);
+        }
+    };
+    let began = Instant::now();
+    let done: Vec<Result<(), StepError>> = std::thread::scope(|scope| {
+        let readers: Vec<_> = blocks.iter_mut().map(|block| scope.spawn(|| read(block))).collect();
+        readers.into_iter().map(|r| r.join().unwrap_or(Ok(()))).collect()
+    });
+    let seen = rate(pieces.len() as u64 * READ_BYTES, began);
+    done.into_iter().collect::<Result<(), _>>()?;
+    // a few pieces that were still in the page cache change nothing
+    let mostly_direct = other.into_inner() * 20 <= pieces.len() as u64;
+    Ok((mostly_direct && !pieces.is_empty()).then_some(seen))
+}

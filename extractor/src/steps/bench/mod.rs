@@ -1,0 +1,111 @@
+//! `bench`: what this machine can do, how near a model comes to it, and what follows for the whole model.
+
+mod forecast;
+mod machine;
+mod model;
+
+use segpack_formats::io::Stop;
+use segpack_manifests::Pack;
+use segpack_manifests::documents::{BenchReport, FormatVersion, GENERATOR};
+use segpack_runtime_min::Kernels;
+use segpack_runtime_min::thinker::Check;
+
+use self::machine::Machine;
+use self::model::ModelBench;
+use super::StepError;
+use super::progress::Progress;
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub struct BenchSettings {
+    /// Numbers of threads.
+    pub threads: Vec<usize>,
+    /// Lengths of prompts.
+    pub prompts: Vec<usize>,
+    /// Tokens to generate for each figure.
+    pub tokens: usize,
+    /// Budgets below what the model needs, in bytes, and whether to measure it wholly in memory too.
+    pub memory: Vec<u64>,
+    /// Whether to measure with everything in memory.
+    pub resident: bool,
+    /// How often to measure each figure.
+    pub repeats: u32,
+    /// When digests are compared.
+    pub check: Check,
+    /// Layers of the model that the forecast is for; the pack's own where it is none.
+    pub layers: Option<u32>,
+    /// Budgets of the forecast, in bytes.
+    pub forecast: Vec<u64>,
+}
+
+/// Measures the machine and the model.
+///
+/// # Errors
+/// A pack that cannot be run or is damaged; too little memory.
+pub fn bench(
+    pack: &Pack,
+    settings: &BenchSettings,
+    stop: &Stop,
+    progress: &dyn Progress,
+) -> Result<BenchReport, StepError> {
+    let kernels = Kernels::from_environment().map_err(|e| StepError::Usage(e.to_string()))?;
+    let model = ModelBench { pack, settings, stop };
+    let steps = settings.threads.len() * (1 + settings.memory.len() + usize::from(settings.resident)) + 1;
+    progress.start("measuring", steps as u64);
+    let machine = Machine::measure(pack, kernels, settings, stop, progress)?;
+    // the smallest budgets first: memory that a process had stays in its peak
+    let mut memory = settings.memory.clone();
+    memory.sort_unstable();
+    let mut on_demand = Vec::new();
+    for memory in memory {
+        for limits in &machine.limits {
+            on_demand.push(model.on_demand(memory, limits, machine.drive_rate)?);
+            progress.advance(1);
+        }
+    }
+    let mut resident = Vec::new();
+    for limits in machine.limits.iter().filter(|_| settings.resident) {
+        resident.push(model.resident(limits)?);
+        progress.advance(1);
+    }
+    progress.finish();
+    let forecast = model.forecast(&machine)?;
+    Ok(BenchReport {
+        format_version: FormatVersion::CURRENT,
+        generator: GENERATOR.to_owned(),
+        instruction_set: kernels.name().to_owned(),
+        repeats: settings.repeats,
+        checked: settings.check == Check::Always,
+        drive_rate: machine.drive_rate,
+        blake3_rate: machine.blake3_rate,
+        limits: machine.limits,
+        resident,
+        on_demand,
+        forecast,
+    })
+}
+
+/// The middle one; of an even number the lower of the two.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or(0.0)
+}
+
+/// Runs on so many threads.
+fn on_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> Result<T, StepError> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pool = pool.map_err(|e| StepError::Refused(format!("cannot start {threads} threads: {e}")))?;
+    Ok(pool.install(work))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_median_is_the_middle() {
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(vec![4.0, 1.0]), 1.0);
+        assert_eq!(median(Vec::new()), 0.0);
+    }
+}

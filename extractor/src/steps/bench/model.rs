@@ -1,0 +1,197 @@
+//! The model on this machine.
+
+use std::time::Instant;
+
+use segpack_formats::io::{InputFile, Stop};
+use segpack_manifests::Pack;
+use segpack_manifests::documents::{BenchLimits, BenchOnDemand, BenchPrefill, BenchRate, BenchResident};
+use segpack_runtime_min::memory::{Demand, Residency};
+use segpack_runtime_min::ops::{Compute, CpuOps};
+use segpack_runtime_min::thinker::{Logits, RunSettings, Thinker};
+use segpack_runtime_min::{Unobserved, WeightSource};
+
+use super::{BenchSettings, median, on_threads};
+use crate::steps::StepError;
+use crate::steps::run::cpu_ops;
+
+/// Tokens before those that are measured: a short prompt, as the start of any text.
+const PROMPT: usize = 16;
+
+/// Measures one pack.
+pub(super) struct ModelBench<'a> {
+    pub(super) pack: &'a Pack,
+    pub(super) settings: &'a BenchSettings,
+    pub(super) stop: &'a Stop,
+}
+
+/// Token ids without a pattern, so that experts are chosen as evenly as the router allows.
+struct Ids {
+    state: u64,
+    vocab: u64,
+}
+
+impl Ids {
+    fn next(&mut self) -> u32 {
+        self.state =
+            self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        u32::try_from((self.state >> 33) % self.vocab.max(1)).unwrap_or(0)
+    }
+
+    fn some(&mut self, n: usize) -> Vec<u32> {
+        (0..n).map(|_| self.next()).collect()
+    }
+}
+
+impl ModelBench<'_> {
+    fn with<T: Send>(
+        &self,
+        threads: usize,
+        memory: Option<u64>,
+        longest: usize,
+        work: impl FnOnce(&mut Thinker<'_, CpuOps>, &mut Ids) -> Result<T, StepError> + Send,
+    ) -> Result<T, StepError> {
+        on_threads(threads, || {
+            let source = WeightSource::new(self.pack);
+            let settings = RunSettings {
+                memory,
+                expert_slots: None,
+                positions: longest + self.settings.tokens + 1,
+                longest_pass: longest,
+                check: self.settings.check,
+            };
+            let mut thinker = Thinker::new(&source, cpu_ops(Compute::F32)?, settings, self.stop)?;
+            let mut ids = Ids { state: 1, vocab: thinker.facts().vocab };
+            work(&mut thinker, &mut ids)
+        })?
+    }
+
+    /// With everything in memory.
+    pub(super) fn resident(&self, limits: &BenchLimits) -> Result<BenchResident, StepError> {
+        let threads = usize::try_from(limits.threads).unwrap_or(1);
+        let longest = self.settings.prompts.iter().copied().max().unwrap_or(0).max(PROMPT);
+        self.with(threads, None, longest, |thinker, ids| {
+            thinker.preload()?;
+            let decode = median(self.repeat(|| self.decode(thinker, ids).map(|d| d.tokens_per_second))?);
+            let bytes_per_token = touched(&thinker.demand(), thinker);
+            let flops = products_per_token(thinker);
+            let mut prefill = Vec::new();
+            for tokens in &self.settings.prompts {
+                let rate = median(self.repeat(|| prefill_rate(thinker, &ids.some(*tokens)))?);
+                let rate =
+                    BenchRate { tokens_per_second: rate, share_of_limit: rate * flops / limits.fma_peak };
+                prefill.push(BenchPrefill { tokens: *tokens as u64, rate });
+            }
+            let share_of_limit = decode * float(bytes_per_token) / limits.read_bandwidth;
+            let decode = BenchRate { tokens_per_second: decode, share_of_limit };
+            Ok(BenchResident { threads: limits.threads, decode, bytes_per_token, prefill })
+        })
+    }
+
+    /// In less memory, from a cold page cache.
+    pub(super) fn on_demand(
+        &self,
+        memory: u64,
+        limits: &BenchLimits,
+        drive_rate: Option<f64>,
+    ) -> Result<BenchOnDemand, StepError> {
+        let threads = usize::try_from(limits.threads).unwrap_or(1);
+        self.forget()?;
+        self.with(threads, Some(memory), PROMPT, |thinker, ids| {
+            // fills the slots, as a text of some length does
+            self.decode(thinker, ids)?;
+            let mut seen = Vec::new();
+            for _ in 0..self.settings.repeats {
+                seen.push(self.decode(thinker, ids)?);
+            }
+            let of = |f: fn(&Decoded) -> f64| median(seen.iter().map(f).collect());
+            let (rate, read) = (of(|d| d.tokens_per_second), of(|d| d.bytes_read_per_token));
+            let touched = float(touched(&thinker.demand(), thinker));
+            let at_best =
+                drive_rate.map_or(0.0, |drive| 1.0 / (read / drive + touched / limits.read_bandwidth));
+            let share_of_limit = if at_best > 0.0 { rate / at_best } else { 0.0 };
+            Ok(BenchOnDemand {
+                memory,
+                threads: limits.threads,
+                expert_slots: thinker.budget().slots,
+                dense_resident: thinker.budget().residency == Residency::Resident,
+                hit_rate: of(|d| d.hit_rate),
+                bytes_read_per_token: read,
+                decode: BenchRate { tokens_per_second: rate, share_of_limit },
+                waiting: of(|d| d.waiting),
+            })
+        })
+    }
+
+    /// The rest of the demand that a forecast needs.
+    pub(super) fn demand(&self) -> Result<(Demand, u64, u64), StepError> {
+        self.with(1, None, PROMPT, |thinker, _| {
+            let layers = u64::from(thinker.facts().layers);
+            Ok((thinker.demand(), layers, thinker.head_bytes()))
+        })
+    }
+
+    fn repeat(&self, mut figure: impl FnMut() -> Result<f64, StepError>) -> Result<Vec<f64>, StepError> {
+        figure()?; // the first time memory is touched and threads wake
+        (0..self.settings.repeats).map(|_| figure()).collect()
+    }
+
+    /// A short prompt, then token by token.
+    fn decode(&self, thinker: &mut Thinker<'_, CpuOps>, ids: &mut Ids) -> Result<Decoded, StepError> {
+        thinker.reset();
+        thinker.forward(&ids.some(PROMPT), Logits::Last, &mut Unobserved)?;
+        let (before, began) = (thinker.stats(), Instant::now());
+        for _ in 0..self.settings.tokens {
+            thinker.forward(&[ids.next()], Logits::Last, &mut Unobserved)?;
+        }
+        let (seconds, after) = (began.elapsed().as_secs_f64(), thinker.stats());
+        #[expect(clippy::cast_precision_loss, reason = "few")]
+        let tokens = self.settings.tokens as f64;
+        let hits = float(after.cache.hits - before.cache.hits);
+        let uses = hits + float(after.cache.misses - before.cache.misses);
+        Ok(Decoded {
+            tokens_per_second: tokens / seconds,
+            bytes_read_per_token: float(after.bytes_read - before.bytes_read) / tokens,
+            hit_rate: if uses > 0.0 { hits / uses } else { 1.0 },
+            waiting: (after.waited - before.waited).as_secs_f64() / seconds,
+        })
+    }
+
+    fn forget(&self) -> Result<(), StepError> {
+        for pack in &self.pack.manifest().packs {
+            InputFile::open(&self.pack.path(&pack.path))?.forget();
+        }
+        Ok(())
+    }
+}
+
+struct Decoded {
+    tokens_per_second: f64,
+    bytes_read_per_token: f64,
+    hit_rate: f64,
+    waiting: f64,
+}
+
+fn prefill_rate(thinker: &mut Thinker<'_, CpuOps>, ids: &[u32]) -> Result<f64, StepError> {
+    thinker.reset();
+    let began = Instant::now();
+    thinker.forward(ids, Logits::Last, &mut Unobserved)?;
+    #[expect(clippy::cast_precision_loss, reason = "few")]
+    let tokens = ids.len() as f64;
+    Ok(tokens / began.elapsed().as_secs_f64())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for rates")]
+pub(super) fn float(n: u64) -> f64 {
+    n as f64
+}
+
+/// Bytes of weights that one token reads: everything dense, and its experts.
+fn touched(demand: &Demand, thinker: &Thinker<'_, CpuOps>) -> u64 {
+    demand.dense + thinker.expert_layers() * demand.experts_per_token * demand.expert
+}
+
+/// Floating-point operations in the products of one token of a prompt, the head left out: two for each weight.
+fn products_per_token(thinker: &Thinker<'_, CpuOps>) -> f64 {
+    2.0 * float(touched(&thinker.demand(), thinker) - thinker.head_bytes())
+        / float(thinker.bytes_per_weight())
+}

@@ -1,0 +1,36 @@
+//! Which experts a run used, and whether they were in memory: `run --experts-report=FILE.json`.
+
+use serde::{Deserialize, Serialize};
+
+use super::FormatVersion;
+
+/// Uses of experts, layer by layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ExpertsReport {
+    /// Version of this document.
+    #[cfg_attr(feature = "schema", schemars(with = "super::schema::VersionText"))]
+    pub format_version: FormatVersion,
+    /// What wrote it.
+    pub generator: String,
+    /// Forward passes: one for the prompt, one for each token after the first.
+    pub passes: u64,
+    /// Experts of a layer.
+    pub experts: u32,
+    /// Layers that have experts.
+    pub layers: Vec<LayerExperts>,
+}
+
+/// Uses of the experts of a layer. A pass that sends several tokens to an expert uses it once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct LayerExperts {
+    /// Number of the layer.
+    pub layer: u32,
+    /// Uses of experts that were in memory.
+    pub hits: u64,
+    /// Uses of experts that had to be loaded.
+    pub misses: u64,
+    /// Uses of each expert, by its number.
+    pub uses: Vec<u64>,
+}
