@@ -5,6 +5,7 @@ use std::fmt::Write;
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 
+use super::limits::DEEPEST;
 use super::python;
 
 /// The parameters of transformers' `tojson`, in order.
@@ -52,6 +53,10 @@ impl Style {
     }
 
     fn write(&self, text: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
+        if depth > DEEPEST {
+            let problem = format!("tojson: lists and maps are nested more than {DEEPEST} deep");
+            return Err(Error::new(ErrorKind::BadSerialization, problem));
+        }
         match value.kind() {
             ValueKind::None => text.push_str("null"),
             ValueKind::Bool => text.push_str(if value.is_true() { "true" } else { "false" }),

@@ -5,14 +5,18 @@
 //! the templates; what differs from Python is replaced below, and the tests compare with transformers' output.
 
 mod json;
+mod limits;
 mod python;
 
 use std::collections::BTreeMap;
+use std::io;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value};
 use serde::{Deserialize, Serialize};
+
+use limits::BoundedText;
 
 use crate::tokenizer::config::{TOKENIZER_CONFIG, TokenizerConfig, read_json};
 use crate::tokenizer::{BoxError, FileReader, TokenizerError, read_file};
@@ -56,6 +60,28 @@ pub enum ChatTemplateError {
         /// What was given.
         seen: String,
     },
+    /// The template is larger than any that was meant well.
+    #[error("{file}: the chat template has {length} bytes; at most {} are taken", limits::LONGEST_SOURCE)]
+    TooLong {
+        /// The file that holds it.
+        file: String,
+        /// Bytes.
+        length: usize,
+    },
+    /// The template does not come to an end.
+    #[error(
+        "{file}: the chat template is not done after {steps} steps: it loops for ever, or nearly; prompt the model \
+         without it"
+    )]
+    Endless {
+        /// The file that holds it.
+        file: String,
+        /// Instructions of the template engine.
+        steps: u64,
+    },
+    /// The system did not give a thread with a stack deep enough for any template.
+    #[error("cannot start a thread for the chat template")]
+    Thread(#[source] io::Error),
     /// The template failed on these messages, or refused them.
     #[error("{file}: the chat template does not take these messages: {problem}")]
     Render {
@@ -156,13 +182,19 @@ impl ChatTemplate {
             return Err(ChatTemplateError::NoDefault { file: file.to_owned(), names });
         }
         let syntax =
-            |error: Error| ChatTemplateError::Syntax { file: file.to_owned(), problem: in_full(&error) };
-        let mut environment = environment().map_err(syntax)?;
-        for (name, source) in sources {
-            environment
-                .add_template_owned(name, without_generation_tags(&with_plain_newlines(&source)))
-                .map_err(syntax)?;
+            |error: &Error| ChatTemplateError::Syntax { file: file.to_owned(), problem: in_full(error) };
+        if let Some(source) = sources.values().find(|source| source.len() > limits::LONGEST_SOURCE) {
+            return Err(ChatTemplateError::TooLong { file: file.to_owned(), length: source.len() });
         }
+        let compiled = limits::on_deep_stack(|| {
+            let mut environment = environment()?;
+            for (name, source) in sources {
+                environment
+                    .add_template_owned(name, without_generation_tags(&with_plain_newlines(&source)))?;
+            }
+            Ok(environment)
+        });
+        let environment = compiled.map_err(ChatTemplateError::Thread)?.map_err(|error| syntax(&error))?;
         Ok(Self { environment, file: file.to_owned(), special_tokens })
     }
 
@@ -175,18 +207,43 @@ impl ChatTemplate {
     /// `{"type": "text", "text": …}`). Tokenize the result with [`encode_bare`](crate::tokenizer::Tokenizer::encode_bare).
     ///
     /// # Errors
-    /// `Messages` where they are something else, `Render` with the template's own refusal or with its failure and line.
+    /// `Messages` where they are something else, `Render` with the template's own refusal or with its failure and line,
+    /// `Endless` where it takes far more steps than a template does.
     pub fn render<M: Serialize + ?Sized>(
         &self,
         messages: &M,
         options: &RenderOptions,
     ) -> Result<String, ChatTemplateError> {
         let messages = checked_messages(Value::from(Serde(messages)))?;
-        let failed =
-            |error: Error| ChatTemplateError::Render { file: self.file.clone(), problem: in_full(&error) };
-        let tool_use = options.tools.as_ref().and_then(|_| self.environment.get_template(TOOL_USE).ok());
-        let template = tool_use.map_or_else(|| self.environment.get_template(DEFAULT), Ok).map_err(failed)?;
-        template.render(self.context(messages, options)).map_err(failed)
+        let steps = limits::steps(messages.len().unwrap_or(0));
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(steps));
+        // an error can hold values of the template: it is put into words where the stack is deep
+        limits::on_deep_stack(|| {
+            self.render_in(&environment, messages, options).map_err(|error| self.failed(&error, steps))
+        })
+        .map_err(ChatTemplateError::Thread)?
+    }
+
+    fn render_in(
+        &self,
+        environment: &Environment<'_>,
+        messages: Value,
+        options: &RenderOptions,
+    ) -> Result<String, Error> {
+        let tool_use = options.tools.as_ref().and_then(|_| environment.get_template(TOOL_USE).ok());
+        let template = tool_use.map_or_else(|| environment.get_template(DEFAULT), Ok)?;
+        let mut text = BoundedText::default();
+        template.render_captured_to(self.context(messages, options), &mut text)?;
+        Ok(text.into_text())
+    }
+
+    fn failed(&self, error: &Error, steps: u64) -> ChatTemplateError {
+        let file = self.file.clone();
+        match error.kind() {
+            ErrorKind::OutOfFuel => ChatTemplateError::Endless { file, steps },
+            _ => ChatTemplateError::Render { file, problem: in_full(error) },
+        }
     }
 
     fn context(&self, messages: Value, options: &RenderOptions) -> Value {
@@ -249,6 +306,7 @@ fn environment() -> Result<Environment<'static>, Error> {
     environment.add_filter("trim", python::trim);
     environment.add_filter("length", python::length);
     environment.add_filter("count", python::length);
+    limits::bound_filters(&mut environment);
     environment.add_test("sequence", python::is_sequence);
     environment.add_test("iterable", python::is_iterable);
     environment.add_test("number", python::is_number);

@@ -5,6 +5,8 @@ use jiff::{Timestamp, Zoned};
 use minijinja::value::{Kwargs, Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 
+use super::limits::check_format;
+
 /// A method of a string, list or dictionary.
 pub(super) fn method(
     state: &mut State<'_, '_>,
@@ -65,6 +67,10 @@ fn string_method(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>
             let found = if name == "index" { text.find(part) } else { text.rfind(part) };
             let place = found.ok_or_else(|| value_error("substring not found"))?;
             Value::from(text[..place].chars().count())
+        }
+        "format" => {
+            check_format(text)?;
+            return Ok(None);
         }
         "zfill" => {
             let (width,): (usize,) = from_args(args)?;

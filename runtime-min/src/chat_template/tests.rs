@@ -149,6 +149,64 @@ fn errors_say_where_and_what() {
     );
 }
 
+fn refusal(source: &str) -> String {
+    let rendered = of_source(source).and_then(|t| t.render(&hello(), &RenderOptions::default()));
+    rendered.unwrap_err().to_string()
+}
+
+#[test]
+fn templates_that_do_not_end_are_stopped() {
+    let many = "{% for i in range(100000) %}";
+    let endless = format!("{many}{many}{many}{}", "{% endfor %}".repeat(3));
+    let said = refusal(&endless);
+    assert!(said.contains("is not done after 505000 steps"), "{said}");
+    let long = format!("{{% set x = 'a' * 1000000 %}}{many}{{{{ x }}}}{{% endfor %}}");
+    assert!(refusal(&long).contains("the text is longer than 67108864 bytes"), "{}", refusal(&long));
+    for recursive in [
+        "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}",
+        "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}",
+        "{% block a %}{{ self.a() }}{% endblock %}",
+    ] {
+        assert!(refusal(recursive).contains("recursion limit exceeded"), "{}", refusal(recursive));
+    }
+    assert!(refusal("{% include 'default' %}").contains("could not render include"));
+}
+
+#[test]
+fn deep_templates_and_values_have_room_or_are_refused() {
+    let brackets = format!("{{{{ {}{} }}}}", "[".repeat(1000), "]".repeat(1000));
+    assert!(refusal(&brackets).contains("recursion"), "{}", refusal(&brackets));
+    let sum = format!("{{{{ {}1 }}}}", "1+".repeat(100_000));
+    let text = of_source(&sum).unwrap().render(&hello(), &RenderOptions::default()).unwrap();
+    assert_eq!(text, "100001");
+    assert!(refusal(&"x".repeat(limits::LONGEST_SOURCE + 1)).contains("at most 262144 are taken"));
+    let nested =
+        "{% set ns = namespace(x=[]) %}{% for i in range(100000) %}{% set ns.x = [ns.x] %}{% endfor %}";
+    assert!(refusal(nested).contains("is not done after"));
+    let nested = nested.replace("100000", "20000");
+    assert!(refusal(&format!("{nested}{{{{ ns.x|tojson }}}}")).contains("nested more than 500 deep"));
+    let text = of_source(&format!("{nested}{{{{ ns.x }}}}")).unwrap();
+    assert_eq!(text.render(&hello(), &RenderOptions::default()).unwrap().len(), 40_002);
+}
+
+#[test]
+fn padding_has_an_end() {
+    for wide in [
+        "{{ 'x'|indent(18446744073709551615) }}",
+        "{{ 'x'|indent(width=9000000000000000000) }}",
+        "{{ [1]|batch(9000000000000000000, 1) }}",
+        "{{ [1]|slice(1000000000) }}",
+        "{{ '%9000000000000000000d'|format(1) }}",
+        "{{ '{:>9000000000000000000}'.format(1) }}",
+    ] {
+        assert!(refusal(wide).contains("padding and batches end at 100000"), "{wide}: {}", refusal(wide));
+    }
+    let text =
+        of_source("{{ 'a\nb'|indent(2, true) }}{{ 'c\nd'|indent(width=1) }}{{ '%5d'|format(1234567) }}")
+            .unwrap();
+    assert_eq!(text.render(&hello(), &RenderOptions::default()).unwrap(), "  a\n  bc\n d1234567");
+}
+
 #[test]
 fn messages_are_a_list_of_objects() {
     let template = of_source("x").unwrap();
