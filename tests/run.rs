@@ -1,38 +1,45 @@
 //! `run`: text from a pack, as a user asks for it.
 
-use std::io::Write;
+use std::ffi::OsString;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::sync::{Arc, Mutex};
 
-use serde_json::Value;
+use segpack::steps::progress::Progress;
+use segpack::steps::run::{Chat, Prompt, RunEvent, RunOptions, print_prompt, run as generate_text};
+use segpack_formats::io::Stop;
+use segpack_manifests::Pack;
+use segpack_runtime_min::ops::Compute;
+use segpack_runtime_min::thinker::Check;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::cli::{Run, program, segpack};
+use crate::support::cli::{self, Run, segpack, start};
 use crate::support::damage::flip;
 use crate::support::folders::temp;
 use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full, tiny_text};
 
 fn packed(checkpoint: &Path) -> (TempDir, PathBuf) {
     let folder = temp();
-    let out = folder.path().join("pack");
-    segpack!["pack", checkpoint, "-o", &out].ok();
-    (folder, out)
+    let pack = cli::packed(checkpoint, folder.path());
+    (folder, pack)
 }
 
-/// The objects of `--json`, the summary last.
-fn lines(run: &Run) -> (Vec<Value>, Value) {
-    let mut objects: Vec<Value> = run.text().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-    let summary = objects.pop().unwrap();
-    (objects, summary)
+fn arguments(pack: &Path, options: &[&str]) -> Vec<OsString> {
+    let mut arguments = vec!["run".into(), pack.into()];
+    arguments.extend(options.iter().map(OsString::from));
+    arguments
 }
 
-fn piped(pack: &Path, arguments: &[&str], input: &str) -> Run {
-    let mut command = program();
-    command.arg("run").arg(pack).args(arguments);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    Run::from_output(arguments.join(" "), child.wait_with_output().unwrap())
+/// `segpack run PACK`, with options that are separated by spaces.
+fn run(pack: &Path, options: &str) -> Run {
+    cli::run(&arguments(pack, &options.split_whitespace().collect::<Vec<_>>()))
+}
+
+fn piped(pack: &Path, options: &[&str], input: &[u8]) -> Run {
+    let mut child = start(&arguments(pack, options));
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    Run::from_output(options.join(" "), child.wait_with_output().unwrap())
 }
 
 /// The first prompt of the public trace of tiny-text, and its official continuation up to the end-of-text id.
@@ -41,8 +48,8 @@ const OFFICIAL: (&str, [u64; 4]) = ("179", [4, 160, 55, 287]);
 #[test]
 fn ids_continue_as_officially_recorded_and_stop_at_the_checkpoints_eos() {
     let (_folder, pack) = packed(&tiny_text());
-    let run = segpack!["run", &pack, "--prompt-ids", OFFICIAL.0, "--max-new-tokens", "24", "--json"].ok();
-    let (tokens, summary) = lines(&run);
+    let options = format!("--prompt-ids {} --max-new-tokens 24 --json", OFFICIAL.0);
+    let (tokens, summary) = run(&pack, &options).ok().tokens();
     let ids: Vec<u64> = tokens.iter().map(|t| t["id"].as_u64().unwrap()).collect();
     assert_eq!(ids, OFFICIAL.1);
     assert_eq!((&summary["stop_reason"], &tokens[3]["stop"]), (&"stop_id".into(), &true.into()));
@@ -55,22 +62,12 @@ fn a_text_comes_from_argument_or_standard_input_and_as_a_chat() {
     let text = "Hi, is the user on?";
     let options = ["--max-new-tokens", "8"];
     let argument = segpack!["run", &pack, "--prompt", text, options[0], options[1]].ok();
-    assert_eq!(piped(&pack, &options, text).ok().stdout, argument.stdout);
+    for input in [text.to_owned(), format!("{text}\n"), format!("{text}\r\n")] {
+        assert_eq!(piped(&pack, &options, input.as_bytes()).ok().stdout, argument.stdout);
+    }
     argument.says(&["10 tokens", "8 tokens (max new tokens)", "peak memory"]);
-    let chat = segpack![
-        "run",
-        &pack,
-        "--chat",
-        "--prompt",
-        text,
-        "--system",
-        "Be brief.",
-        "--max-new-tokens",
-        "2",
-        "--json"
-    ]
-    .ok();
-    let (_, summary) = lines(&chat);
+    let chat = ["--chat", "--system", "Be brief.", "--max-new-tokens", "2", "--json"];
+    let (_, summary) = piped(&pack, &chat, text.as_bytes()).ok().tokens();
     // the toy template: <|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n…<|im_end|>\n<|im_start|>assistant\n
     let ids: Vec<u64> =
         summary["prompt_ids"].as_array().unwrap().iter().map(|i| i.as_u64().unwrap()).collect();
@@ -81,20 +78,8 @@ fn a_text_comes_from_argument_or_standard_input_and_as_a_chat() {
 #[test]
 fn candidates_ranks_and_sampling_are_as_asked() {
     let (_folder, pack) = packed(&tiny_full());
-    let run = segpack![
-        "run",
-        &pack,
-        "--prompt",
-        "Hi",
-        "--max-new-tokens",
-        "3",
-        "--top-k-logits",
-        "4",
-        "--rank",
-        " the",
-        "--json"
-    ];
-    let (tokens, summary) = lines(&run.ok());
+    let asked = ["--prompt", "Hi", "--max-new-tokens", "3", "--top-k-logits", "4", "--rank", " the"];
+    let (tokens, summary) = cli::run(&arguments(&pack, &[&asked[..], &["--json"]].concat())).ok().tokens();
     for token in &tokens {
         let top = token["top"].as_array().unwrap();
         assert_eq!((top.len(), &top[0]["id"]), (4, &token["id"]), "greedy takes the best");
@@ -102,20 +87,12 @@ fn candidates_ranks_and_sampling_are_as_asked() {
     }
     let rank = summary["rank"]["rank"].as_u64().unwrap();
     assert!((1..=320).contains(&rank));
+    // what was asked for is a result, which --quiet does not hide
+    let quiet = cli::run(&arguments(&pack, &[&asked[..], &["--quiet", "--experts-report"]].concat())).ok();
+    assert!(!quiet.stderr.contains("peak memory"), "{quiet}");
+    quiet.says(&[&format!("rank of \" the\": {rank}"), "layer   0 expert"]);
     let sample = |seed: &str| {
-        let run = segpack![
-            "run",
-            &pack,
-            "--prompt",
-            "Hi",
-            "--max-new-tokens",
-            "12",
-            "--temperature",
-            "2",
-            "--seed",
-            seed
-        ];
-        run.ok().stdout
+        run(&pack, &format!("--prompt Hi --max-new-tokens 12 --temperature 2 --seed {seed}")).ok().stdout
     };
     assert_eq!(sample("7"), sample("7"));
     assert_ne!(sample("7"), sample("8"));
@@ -124,23 +101,14 @@ fn candidates_ranks_and_sampling_are_as_asked() {
 #[test]
 fn too_little_memory_says_how_much_works_and_that_works() {
     let (_folder, pack) = packed(&tiny_text());
+    let ids = OFFICIAL.0;
     let run = |memory: &str| {
-        segpack![
-            "run",
-            &pack,
-            "--prompt-ids",
-            OFFICIAL.0,
-            "--max-new-tokens",
-            "24",
-            "--json",
-            "--memory",
-            memory
-        ]
+        run(&pack, &format!("--prompt-ids {ids} --max-new-tokens 24 --json --memory {memory}"))
     };
     let refused = run("1MB").exits(1).says(&["are too little for this model and prompt", "bytes work"]);
     let words: Vec<&str> = refused.stderr.split_whitespace().collect();
     let least = words[words.iter().position(|w| *w == "work").unwrap() - 2];
-    let (tokens, summary) = lines(&run(least).ok());
+    let (tokens, summary) = run(least).ok().tokens();
     assert_eq!(tokens.last().unwrap()["id"], 287);
     assert_eq!((&summary["expert_slots"], &summary["dense_resident"]), (&1.into(), &false.into()));
     assert!(summary["peak_rss"].as_u64() <= least.parse().ok(), "{least} {summary}");
@@ -149,33 +117,20 @@ fn too_little_memory_says_how_much_works_and_that_works() {
 #[test]
 fn a_cache_of_one_gives_the_same_tokens() {
     let (_folder, pack) = packed(&tiny_full());
-    let run = |cache: &str| {
-        segpack![
-            "run",
-            &pack,
-            "--prompt-ids",
-            "5,9,200,31",
-            "--max-new-tokens",
-            "12",
-            "--expert-cache",
-            cache,
-            "--json"
-        ]
-        .ok()
+    let cached = |cache: &str| {
+        let options = format!("--prompt-ids 5,9,200,31 --max-new-tokens 12 --json --expert-cache {cache}");
+        run(&pack, &options).ok().tokens()
     };
-    let (one, all) = (lines(&run("1")), lines(&run("24")));
+    let (one, all) = (cached("1"), cached("24"));
     assert_eq!(one.0, all.0);
     assert!(one.1["bytes_read"].as_u64() > all.1["bytes_read"].as_u64());
-    segpack!["run", &pack, "--prompt-ids", "5", "--expert-cache", "0"]
-        .exits(2)
-        .says(&["at least one expert"]);
+    run(&pack, "--prompt-ids 5 --expert-cache 0").exits(2).says(&["at least one expert"]);
 }
 
 #[test]
 fn damage_and_what_is_missing_are_errors_before_or_at_the_load() {
     let (_folder, pack) = packed(&tiny_full());
-    let run =
-        |pack: &Path, more: &str| segpack!["run", pack, "--prompt-ids", "5,9", "--max-new-tokens", "4", more];
+    let run = |pack: &Path, more: &str| run(pack, &format!("--prompt-ids 5,9 --max-new-tokens 4 {more}"));
     for expert in 0..8 {
         // whichever expert comes first, its digest is compared
         let path = pack.join("packs/thinker.text.experts.00.safetensors");
@@ -196,12 +151,12 @@ fn damage_and_what_is_missing_are_errors_before_or_at_the_load() {
 #[test]
 fn ids_and_tokenizers_outside_the_embedding_are_refused() {
     let (_folder, pack) = packed(&tiny_full());
-    segpack!["run", &pack, "--prompt-ids", "5,320"].exits(3).says(&["token id 320", "vocabulary of 320"]);
+    run(&pack, "--prompt-ids 5,320").exits(3).says(&["token id 320", "vocabulary of 320"]);
     let (_folder, pack) = packed(&tiny_text());
-    segpack!["run", &pack, "--prompt", "hi"].exits(3).says(&["no tokenizer", "vocab.json"]);
-    segpack!["run", &pack, "--prompt-ids", "5", "--trace", "x.json"]
-        .exits(2)
-        .says(&["does not end in .safetensors"]);
+    run(&pack, "--prompt hi").exits(3).says(&["no tokenizer", "vocab.json"]);
+    run(&pack, "--prompt-ids 5 --print-prompt").exits(3).says(&["these ids have no text"]);
+    run(&pack, "--prompt-ids 5 --trace x.json").exits(2).says(&["does not end in .safetensors"]);
+    run(&pack, "--prompt-ids 5 --trace no/such/x.safetensors").exits(1).says(&["cannot write to no/such"]);
 }
 
 #[test]
@@ -209,6 +164,198 @@ fn plain_qwen3_moe_checkpoints_run_too() {
     let folder = temp();
     let checkpoint = Tiny::qwen3_moe(Qwen3Moe::default()).write(&folder.path().join("model"));
     let (_folder, pack) = packed(&checkpoint);
-    let run = segpack!["run", &pack, "--prompt-ids", "1,2,3", "--max-new-tokens", "4", "--json"].ok();
-    assert_eq!(lines(&run).0.len(), 4);
+    let run = run(&pack, "--prompt-ids 1,2,3 --max-new-tokens 4 --json").ok();
+    assert_eq!(run.tokens().0.len(), 4);
+}
+
+#[test]
+fn the_prompt_can_be_looked_at() {
+    let (_folder, pack) = packed(&tiny_full());
+    let rendered = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n";
+    assert_eq!(run(&pack, "--prompt Hi --chat --print-prompt").ok().text(), rendered);
+    let ids = run(&pack, "--prompt Hi --chat --print-prompt --json").ok().json()["ids"].clone();
+    let (_, summary) = run(&pack, "--prompt Hi --chat --max-new-tokens 1 --json").ok().tokens();
+    assert_eq!(ids, summary["prompt_ids"]);
+    let back = ids.as_array().unwrap().iter().map(Value::to_string).collect::<Vec<_>>().join(",");
+    assert_eq!(run(&pack, &format!("--prompt-ids {back} --print-prompt")).ok().text(), rendered);
+}
+
+#[test]
+fn a_chat_of_several_turns_comes_from_a_file() {
+    let (folder, pack) = packed(&tiny_full());
+    let messages = json!([
+        {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+        {"role": "assistant", "content": "Ho"},
+        {"role": "user", "content": "Hm"},
+    ]);
+    let rendered = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n\
+                    <|im_start|>user\nHm<|im_end|>\n<|im_start|>assistant\n";
+    let file = folder.path().join("chat.json");
+    for chat in
+        [messages.clone(), json!({"messages": messages}), json!({"messages": messages, "tools": null})]
+    {
+        std::fs::write(&file, chat.to_string()).unwrap();
+        assert_eq!(segpack!["run", &pack, "--messages", &file, "--print-prompt"].ok().text(), rendered);
+        let input = chat.to_string();
+        let standard = piped(&pack, &["--messages", "-", "--print-prompt"], input.as_bytes()).ok();
+        assert_eq!(standard.text(), rendered);
+    }
+    let refused = |chat: &str, words: &[&str]| {
+        piped(&pack, &["--messages", "-"], chat.as_bytes()).exits(3).says(words);
+    };
+    refused("[", &["standard input is not a JSON list of messages", "line 1"]);
+    refused("{\"messages\": [], \"tool\": 1}", &["unknown field `tool`"]);
+    refused("{\"messages\": []}", &["an empty list"]);
+    refused("3", &["this is a number"]);
+    run(&pack, "--messages x.json --prompt Hi").exits(2);
+    run(&pack, "--messages no-such.json").exits(1).says(&["no-such.json"]);
+}
+
+#[test]
+fn odd_prompts_are_taken_or_refused_clearly() {
+    let (_folder, pack) = packed(&tiny_full());
+    let one = ["--max-new-tokens", "1", "--json"];
+    let (_, summary) = piped(&pack, &one, b"a\0b").ok().tokens();
+    assert_eq!(summary["prompt_tokens"], 3);
+    piped(&pack, &one, b"a\xff").exits(3).says(&["standard input is not UTF-8 (byte 1)"]);
+    for empty in ["", "\n"] {
+        piped(&pack, &one, empty.as_bytes()).exits(2).says(&["the prompt has no tokens"]);
+    }
+    for ids in ["5,x", "", "5,,6", "4294967296"] {
+        segpack!["run", &pack, "--prompt-ids", ids].exits(2).says(&["is not a token id"]);
+    }
+    segpack!["run", &pack, "--prompt-ids", "5, 6", "--max-new-tokens", "1"].ok();
+    run(&pack, "--prompt Hi --max-new-tokens 0").ok().says(&["generated: 0 tokens (max new tokens)"]);
+    run(&pack, "--prompt Hi --temperature 0").exits(2).says(&["the temperature is 0"]);
+    segpack!["run", &pack, "--prompt", "Hi", "--rank", ""].exits(2).says(&["--rank needs a text"]);
+}
+
+/// The config says for how many positions the model was made.
+#[test]
+fn the_longest_context_ends_the_text() {
+    let mut tiny = Tiny::qwen3_moe(Qwen3Moe::default());
+    tiny.config["max_position_embeddings"] = json!(6);
+    let folder = temp();
+    let (_folder, pack) = packed(&tiny.write(&folder.path().join("model")));
+    let endless = "--max-new-tokens 99999999999 --json";
+    let (tokens, summary) = run(&pack, &format!("--prompt-ids 1,2,3 {endless}")).ok().tokens();
+    assert_eq!((tokens.len(), &summary["stop_reason"]), (4, &json!("context_full")));
+}
+
+#[test]
+fn all_text_is_streamed_and_never_half_a_character() {
+    let (_folder, pack) = packed(&tiny_full());
+    for count in 1..12 {
+        let options = format!("--prompt Hi --temperature 3 --seed {count} --max-new-tokens {count} --json");
+        let (tokens, summary) = run(&pack, &options).ok().tokens();
+        let streamed: String = tokens.iter().map(|t| t["text"].as_str().unwrap()).collect();
+        assert_eq!(summary["text"], streamed);
+        assert!(tokens.len() == count || summary["stop_reason"] == "stop_id", "{summary}");
+    }
+}
+
+/// Hears of everything in order.
+#[derive(Clone, Default)]
+struct Heard(Arc<Mutex<Vec<String>>>);
+
+impl Heard {
+    fn push(&self, what: &str) {
+        self.0.lock().unwrap().push(what.to_owned());
+    }
+}
+
+impl Progress for Heard {
+    fn start(&self, _: &'static str, _: u64) {
+        self.push("bytes");
+    }
+    fn start_counting(&self, phase: &'static str, total: u64, unit: &'static str) {
+        self.push(&format!("{phase} {total} {unit}"));
+    }
+    fn advance(&self, more: u64) {
+        self.push(&format!("{more}"));
+    }
+    fn finish(&self) {
+        self.push("finish");
+    }
+    fn note(&self, _: &str) {}
+}
+
+fn options(prompt: Prompt) -> RunOptions {
+    RunOptions {
+        prompt,
+        max_new_tokens: 2,
+        sampling: None,
+        top_k_logits: 0,
+        rank: None,
+        memory: None,
+        experts: None,
+        compute: Compute::F32,
+        check: Check::Always,
+        threads: 1,
+        trace: None,
+    }
+}
+
+#[test]
+fn progress_counts_layers_and_is_over_before_the_first_token() {
+    let (folder, pack) = packed(&tiny_full());
+    let opened = Pack::open(&pack).unwrap();
+    let trace = Some(folder.path().join("trace.safetensors"));
+    for trace in [None, trace] {
+        let options = RunOptions { trace, ..options(Prompt::Text("Hi".to_owned())) };
+        let heard = Heard::default();
+        let mut tell = |event: RunEvent<'_>| {
+            if let RunEvent::Token(_) = event {
+                heard.push("token");
+            }
+            Ok(())
+        };
+        generate_text(&opened, &options, &Stop::default(), &heard, &mut tell).unwrap();
+        let wanted = ["loading and prefilling 3 layer", "1", "1", "1", "finish", "token", "token"];
+        assert_eq!(*heard.0.lock().unwrap(), wanted);
+    }
+    // damage ends it, too
+    for expert in 0..8 {
+        flip(&pack.join("packs/thinker.text.experts.01.safetensors"), 4096 + expert * 6912 + 100);
+    }
+    let heard = Heard::default();
+    let prompt = options(Prompt::Text("Hi".to_owned()));
+    generate_text(&opened, &prompt, &Stop::default(), &heard, &mut |_| Ok(())).unwrap_err();
+    assert_eq!(heard.0.lock().unwrap().last().unwrap(), "finish");
+}
+
+#[test]
+fn a_template_that_does_not_end_is_refused() {
+    let checkpoint = temp();
+    crate::support::folders::copy(&tiny_full(), checkpoint.path());
+    let many = "{% for i in range(100000) %}".repeat(3) + &"{% endfor %}".repeat(3);
+    std::fs::write(checkpoint.path().join("chat_template.jinja"), many).unwrap();
+    let (_folder, pack) = packed(checkpoint.path());
+    run(&pack, "--chat --prompt Hi").exits(3).says(&["chat_template.jinja", "loops for ever, or nearly"]);
+    run(&pack, "--prompt Hi --max-new-tokens 1").ok();
+    let chat = Prompt::Chat { chat: Chat::turn(None, "Hi"), enable_thinking: None };
+    print_prompt(&Pack::open(&pack).unwrap(), &chat).unwrap_err();
+}
+
+/// Reads the first text, then interrupts, or hangs up.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_text_ends_its_line_and_a_closed_pipe_is_no_failure() {
+    let (_folder, pack) = packed(&tiny_full());
+    let endless = arguments(&pack, &["--prompt", "Hi", "--max-new-tokens", "100000", "--temperature", "9"]);
+    let mut child = start(&endless);
+    let mut out = child.stdout.take().unwrap();
+    out.read_exact(&mut [0]).unwrap();
+    let id = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    let mut rest = Vec::new();
+    out.read_to_end(&mut rest).unwrap();
+    let run = Run::from_output("run, interrupted".to_owned(), child.wait_with_output().unwrap());
+    run.exits(130).says(&["error: interrupted"]);
+    assert_eq!(rest.last(), Some(&b'\n'));
+
+    let mut child = start(&endless);
+    child.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+    let run = Run::from_output("run, hung up".to_owned(), child.wait_with_output().unwrap()).ok();
+    assert!(!run.stderr.contains("error"), "{run}");
 }

@@ -1,21 +1,23 @@
 //! The published schemas: generated from the types, true of real documents, false of bad ones.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use jsonschema::Validator;
 use schemars::{Schema, schema_for};
 use segpack_manifests::documents::{
-    Inventory, Manifest, PackSummary, Plan, UnpackSummary, ValidateReport, VerifyReport,
+    DemoReport, Inventory, Manifest, PackSummary, Plan, RunPrompt, RunSummary, RunToken, UnpackSummary,
+    ValidateReport, VerifyReport,
 };
 use serde_json::{Value, json};
 
-use crate::support::cli::segpack;
+use crate::support::cli::{packed, run, segpack};
 use crate::support::damage::{flip, manifest};
 use crate::support::folders::temp;
 use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full};
 
-fn schemas() -> [(&'static str, Schema); 7] {
+fn schemas() -> [(&'static str, Schema); 11] {
     [
         ("inventory", schema_for!(Inventory)),
         ("plan", schema_for!(Plan)),
@@ -24,6 +26,10 @@ fn schemas() -> [(&'static str, Schema); 7] {
         ("validate-report", schema_for!(ValidateReport)),
         ("pack-summary", schema_for!(PackSummary)),
         ("unpack-summary", schema_for!(UnpackSummary)),
+        ("run-token", schema_for!(RunToken)),
+        ("run-summary", schema_for!(RunSummary)),
+        ("run-prompt", schema_for!(RunPrompt)),
+        ("demo-report", schema_for!(DemoReport)),
     ]
 }
 
@@ -104,6 +110,28 @@ fn real_documents_are_valid() {
     }
 }
 
+#[test]
+fn what_run_and_demo_print_is_valid() {
+    let folder = temp();
+    let out = packed(&tiny_full(), folder.path());
+    let asked = ["--top-k-logits", "3", "--rank", " the", "--max-new-tokens", "5"];
+    for options in [&[][..], &asked[..]] {
+        let mut arguments: Vec<OsString> = ["run", "--prompt", "Hi", "--json"].map(Into::into).into();
+        arguments.push(out.clone().into());
+        arguments.extend(options.iter().map(Into::into));
+        let (tokens, summary) = run(&arguments).ok().tokens();
+        tokens.iter().for_each(|token| assert_valid(&validator("run-token"), token));
+        assert_valid(&validator("run-summary"), &summary);
+    }
+    for prompt in [["--prompt", "Hi"], ["--prompt-ids", "5,6"]] {
+        let printed = segpack!["run", &out, prompt[0], prompt[1], "--print-prompt", "--json"].ok();
+        assert_valid(&validator("run-prompt"), &printed.json());
+    }
+    let demo = segpack!["demo", "--json"].ok().json();
+    assert_valid(&validator("demo-report"), &demo);
+    assert_eq!(demo["steps"].as_array().unwrap().last().unwrap()["validation"]["verdict"], "inside");
+}
+
 /// Every change of a good document that must be noticed.
 fn assert_all_bad(name: &str, good: &Value, changes: &[(&str, Value)]) {
     let validator = validator(name);
@@ -112,7 +140,8 @@ fn assert_all_bad(name: &str, good: &Value, changes: &[(&str, Value)]) {
         let mut bad = good.clone();
         bad.as_object_mut().unwrap().remove(key);
         let is_optional =
-            ["provenance", "known", "subset", "manifest_sha256", "family"].contains(&key.as_str());
+            ["provenance", "known", "subset", "manifest_sha256", "family", "peak_rss", "rank", "top"]
+                .contains(&key.as_str());
         assert!(is_optional || !validator.is_valid(&bad), "{name} without {key:?} is valid");
         bad[key] = json!(-1.5);
         assert!(!validator.is_valid(&bad), "{name} with a number for {key:?} is valid");
@@ -171,6 +200,15 @@ fn bad_documents_are_not_valid() {
         "verify-report",
         &report,
         &[("/findings/0/kind", json!("mood")), ("/findings/0/bytes", json!([1])), ("/mode", json!("lazy"))],
+    );
+    let pack = packed(&tiny_full(), folder.path());
+    let run = segpack!["run", &pack, "--prompt", "Hi", "--top-k-logits", "1", "--json"].ok();
+    let (tokens, summary) = run.tokens();
+    assert_all_bad("run-token", &tokens[0], &[("/top/0/id", json!("x")), ("/top/0/logit", json!("1"))]);
+    assert_all_bad(
+        "run-summary",
+        &summary,
+        &[("/stop_reason", json!("tired")), ("/ids", json!([-1])), ("/experts/0/layer", json!(null))],
     );
     let back = folder.path().join("back");
     let unpacked = segpack!["unpack", &out, "-o", &back, "--include", "*.json", "--json"].ok().json();

@@ -12,18 +12,12 @@ use segpack_runtime_min::{WeightSource, trace};
 use serde_json::{Map, Value, json};
 
 use crate::support::checkpoint::fixtures;
-use crate::support::cli::{FindingKind, Run, segpack};
+use crate::support::cli::{FindingKind, Run, packed, segpack};
 use crate::support::folders::temp;
 use crate::support::tiny::{Qwen3Moe, Tensor, Tiny, shard_bytes, tensors_of, tiny_full, tiny_text};
 
 fn trace_of(name: &str) -> PathBuf {
     fixtures().join("traces").join(format!("{name}.safetensors"))
-}
-
-fn packed(checkpoint: &Path, folder: &Path) -> PathBuf {
-    let pack = folder.join("pack");
-    segpack!["pack", checkpoint, "-o", &pack, "-q", "--force", "--no-sums"].ok();
-    pack
 }
 
 /// A trace with other tensors, another description.

@@ -2,7 +2,8 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::process::{Command, Output, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -61,6 +62,20 @@ pub fn run(arguments: &[OsString]) -> Run {
     Run::of(&mut command)
 }
 
+/// Packs a checkpoint into `pack` of a folder.
+pub fn packed(checkpoint: &Path, folder: &Path) -> PathBuf {
+    let pack = folder.join("pack");
+    segpack!["pack", checkpoint, "-o", &pack, "-q", "--force", "--no-sums"].ok();
+    pack
+}
+
+/// Starts the program with its input and outputs in the tester's hands.
+pub fn start(arguments: &[OsString]) -> Child {
+    let mut command = program();
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().expect("start the program")
+}
+
 impl Run {
     pub fn of(command: &mut Command) -> Self {
         let output = command.output().expect("start the program");
@@ -107,6 +122,15 @@ impl Run {
     #[track_caller]
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.stdout).unwrap_or_else(|e| panic!("stdout is not JSON: {e}\n{self}"))
+    }
+
+    /// The objects of `run --json`: one per token, and the summary.
+    #[track_caller]
+    pub fn tokens(&self) -> (Vec<Value>, Value) {
+        let parsed = self.text().lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>();
+        let mut objects = parsed.unwrap_or_else(|e| panic!("not a JSON object per line: {e}\n{self}"));
+        let summary = objects.pop().unwrap_or_else(|| panic!("no summary\n{self}"));
+        (objects, summary)
     }
 
     /// The kinds, files and tensors of the findings in a report on stdout.

@@ -1,13 +1,18 @@
 use std::fs;
+use std::io::{self, Write};
 use std::path::PathBuf;
 
+use segpack_manifests::documents::DemoStep;
+
 use super::Context;
+use super::validate::print_tables;
 use crate::steps::demo::demo;
 use crate::steps::{Exit, StepError};
 
 /// Show it all on a tiny checkpoint built into the program
 ///
-/// Scans, packs, verifies, damages one bit, finds it, unpacks and compares, in a temporary folder.
+/// Scans, packs, verifies, damages one bit, finds it, unpacks and compares, runs the model from its pack, and
+/// validates it against a trace of the official one, in a temporary folder.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -17,7 +22,7 @@ pub struct Args {
     /// Work in this new folder and keep it
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
-    /// Print one JSON document
+    /// Print one JSON document (schemas/demo-report.schema.json)
     #[arg(long)]
     json: bool,
 }
@@ -35,17 +40,25 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         if args.json {
             return Ok(());
         }
-        let mark = if step.ok { "ok " } else { "NOT OK" };
-        let line = format!("$ {}\n  {mark} {}", step.command, step.outcome);
-        context.terminal.line(line).map_err(|e| match e.downcast() {
-            Ok(step) => step,
-            Err(other) => StepError::Refused(other.to_string()),
-        })
+        let shown = context.terminal.stdout(|out| show(step, out));
+        shown.map_err(|e| e.downcast().unwrap_or_else(|other| StepError::Refused(other.to_string())))
     })?;
     if args.json {
         context.terminal.document(&report)?;
     } else if report.ok {
-        context.terminal.line("\nEverything came out as it had to.")?;
+        context.terminal.line("Everything came out as it had to.")?;
     }
     Ok(if report.ok { Exit::Ok } else { Exit::Damaged })
+}
+
+fn show(step: &DemoStep, out: &mut dyn Write) -> io::Result<()> {
+    let mark = if step.ok { "ok " } else { "NOT OK" };
+    writeln!(out, "$ {}\n  {mark} {}", step.command, step.outcome)?;
+    match &step.validation {
+        Some(report) => {
+            writeln!(out)?;
+            print_tables(report, out)
+        }
+        None => Ok(()),
+    }
 }

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::terminal::bytes;
+use super::terminal::{bytes, counted};
 use crate::steps::progress::Progress;
 
 const LINE_EVERY: Duration = Duration::from_secs(10);
 const BAR: &str =
     "{msg:>22} [{bar:30}] {decimal_bytes} of {decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left";
+const COUNTING_BAR: &str = "{msg:>22} [{bar:30}] {pos} of {len} {prefix}s  {eta} left";
 
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +32,8 @@ pub struct Reporter {
 #[derive(Debug)]
 struct Phase {
     name: &'static str,
+    /// What is counted, where it is not bytes.
+    unit: Option<&'static str>,
     total: u64,
     done: u64,
     began: Instant,
@@ -51,13 +54,25 @@ impl Reporter {
     fn phase(&self) -> MutexGuard<'_, Option<Phase>> {
         self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn begin(&self, name: &'static str, unit: Option<&'static str>, total: u64) {
+        let began = Instant::now();
+        let bar = (self.kind == Kind::Bar).then(|| bar(total, name, unit));
+        *self.phase() = Some(Phase { name, unit, total, done: 0, began, next_line: began + LINE_EVERY, bar });
+    }
 }
 
-fn bar(total: u64, name: &'static str) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(10));
-    // the template is a constant; a test draws it
-    bar.set_style(ProgressStyle::with_template(BAR).unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar.set_message(name);
+fn bar(total: u64, name: &'static str, unit: Option<&'static str>) -> ProgressBar {
+    let template = if unit.is_some() { COUNTING_BAR } else { BAR };
+    // the templates are constants; a test parses them
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    // whole from the first time that it is drawn
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden())
+        .with_style(style)
+        .with_message(name)
+        .with_prefix(unit.unwrap_or_default());
+    bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(10));
+    bar.tick();
     bar
 }
 
@@ -72,31 +87,32 @@ impl Phase {
             reason = "a rate, shown with three digits"
         )]
         let rate = (done / seconds) as u64;
-        let left = (total - done).max(0.0) / (done / seconds).max(1.0);
-        format!(
-            "{}: {} of {} ({:.0} %), {}/s, {left:.0} s left",
-            self.name,
-            bytes(self.done),
-            bytes(self.total),
-            100.0 * done / total,
-            bytes(rate)
-        )
+        let left = (total - done).max(0.0) * seconds / done.max(1.0);
+        let percent = 100.0 * done / total;
+        if let Some(unit) = self.unit {
+            let total = counted(self.total, unit);
+            return format!("{}: {} of {total} ({percent:.0} %), {left:.0} s left", self.name, self.done);
+        }
+        let (done, total) = (bytes(self.done), bytes(self.total));
+        format!("{}: {done} of {total} ({percent:.0} %), {}/s, {left:.0} s left", self.name, bytes(rate))
     }
 }
 
 impl Progress for Reporter {
     fn start(&self, name: &'static str, total: u64) {
-        let began = Instant::now();
-        let bar = (self.kind == Kind::Bar).then(|| bar(total, name));
-        *self.phase() = Some(Phase { name, total, done: 0, began, next_line: began + LINE_EVERY, bar });
+        self.begin(name, None, total);
     }
 
-    fn advance(&self, bytes: u64) {
+    fn start_counting(&self, name: &'static str, total: u64, unit: &'static str) {
+        self.begin(name, Some(unit), total);
+    }
+
+    fn advance(&self, more: u64) {
         let mut phase = self.phase();
         let Some(phase) = phase.as_mut() else { return };
-        phase.done += bytes;
+        phase.done += more;
         if let Some(bar) = &phase.bar {
-            bar.inc(bytes);
+            bar.inc(more);
         } else if self.kind == Kind::Lines && Instant::now() >= phase.next_line {
             phase.next_line += LINE_EVERY;
             // progress that cannot be written is no reason to fail
@@ -129,10 +145,13 @@ mod tests {
 
     #[test]
     fn a_line_tells_how_far_how_fast_how_long() {
-        assert!(ProgressStyle::with_template(BAR).is_ok());
+        assert!(
+            ProgressStyle::with_template(BAR).is_ok() && ProgressStyle::with_template(COUNTING_BAR).is_ok()
+        );
         let began = Instant::now().checked_sub(Duration::from_secs(10)).unwrap();
-        let phase = Phase {
+        let mut phase = Phase {
             name: "packing",
+            unit: None,
             total: 4_000_000_000,
             done: 1_000_000_000,
             began,
@@ -140,5 +159,7 @@ mod tests {
             bar: None,
         };
         assert_eq!(phase.line(), "packing: 1.0 GB of 4.0 GB (25 %), 100 MB/s, 30 s left");
+        (phase.unit, phase.total, phase.done) = (Some("layer"), 48, 12);
+        assert_eq!(phase.line(), "packing: 12 of 48 layers (25 %), 30 s left");
     }
 }

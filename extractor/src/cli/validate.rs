@@ -16,7 +16,8 @@ use crate::steps::validate::{Against, ValidateSettings, validate};
 /// The prompts of the trace are run and every intermediate result that it holds is compared, then its generated
 /// tokens are fed one by one, so that one early difference does not hide the rest. In float32 the gate is: logits
 /// within max(3e-4, 4.5e-5 x layers), the same best token everywhere, the same experts. In bfloat16: the same greedy
-/// tokens on prompts that the trace calls stable; the rest is reported.
+/// tokens on prompts that the trace calls stable; the rest is reported. The precision is the trace's; --against takes
+/// float32.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -6,11 +6,12 @@ use std::path::Path;
 use segpack_formats::codec::Coding;
 use segpack_formats::io::Stop;
 use segpack_manifests::Pack;
-use segpack_manifests::documents::{FindingKind, FormatVersion, GENERATOR, Quantity, VerifyMode};
+use segpack_manifests::documents::{
+    DemoReport, DemoStep, FindingKind, FormatVersion, GENERATOR, Quantity, ValidateReport, VerifyMode,
+};
 use segpack_manifests::layout::Selection;
 use segpack_runtime_min::ops::Compute;
 use segpack_runtime_min::thinker::Check;
-use serde::Serialize;
 
 use super::StepError;
 use super::pack::{PackSettings, pack};
@@ -54,30 +55,6 @@ const PROMPT: &str = "Hi, is the user on?";
 /// The segment that gets a wrong bit.
 const VICTIM: &str = "thinker.text.layers.1.experts.5";
 
-/// One step of the demonstration.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct DemoStep {
-    /// The command that a user would give.
-    pub command: String,
-    /// What came of it.
-    pub outcome: String,
-    /// Whether that is what had to come of it.
-    pub ok: bool,
-}
-
-/// All steps.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct DemoReport {
-    /// Version of this document.
-    pub format_version: FormatVersion,
-    /// What wrote it.
-    pub generator: String,
-    /// Whether every step came out as it had to.
-    pub ok: bool,
-    /// In order.
-    pub steps: Vec<DemoStep>,
-}
-
 /// Runs the demonstration in `folder`, which is empty; `tell` hears of every step when it is done.
 ///
 /// # Errors
@@ -120,7 +97,10 @@ impl Demo<'_> {
     }
 
     fn step(&mut self, command: &str, outcome: String, ok: bool) -> Result<(), StepError> {
-        let step = DemoStep { command: command.to_owned(), outcome, ok };
+        self.tell(DemoStep { command: command.to_owned(), outcome, ok, validation: None })
+    }
+
+    fn tell(&mut self, step: DemoStep) -> Result<(), StepError> {
         (self.tell)(&step)?;
         self.steps.push(step);
         Ok(())
@@ -249,7 +229,7 @@ impl Demo<'_> {
             threads: 1,
             trace: None,
         };
-        let summary = run(&pack, &options, self.stop, &mut |_| Ok(()))?;
+        let summary = run(&pack, &options, self.stop, &Silent, &mut |_| Ok(()))?;
         let outcome = format!(
             "{} tokens in, {} out ({:?}), {} of {} experts loaded",
             summary.prompt_tokens,
@@ -272,15 +252,23 @@ impl Demo<'_> {
             check: Check::Always,
         };
         let report = validate(&self.path("packs"), &settings, self.stop, &Silent)?;
-        let logits = report.values.iter().find(|row| row.quantity == Quantity::Logits);
-        let outcome = format!(
-            "{}: logits differ by at most {:.1e} from the official model's (tolerance {:.1e}), every token and expert agrees",
-            if report.ok { "inside the gate" } else { "OUTSIDE the gate" },
-            logits.map_or(f64::NAN, |row| row.max_abs),
-            report.tolerance.unwrap_or(f64::NAN)
-        );
-        self.step("segpack validate packs --reference trace.json", outcome, report.ok)
+        self.tell(DemoStep {
+            command: "segpack validate packs --reference trace.json".to_owned(),
+            outcome: validated(&report),
+            ok: report.ok,
+            validation: Some(Box::new(report)),
+        })
     }
+}
+
+fn validated(report: &ValidateReport) -> String {
+    let logits = report.values.iter().find(|row| row.quantity == Quantity::Logits);
+    format!(
+        "{}: logits differ by at most {:.1e} from the official model's (tolerance {:.1e})",
+        if report.ok { "inside the gate" } else { "OUTSIDE the gate" },
+        logits.map_or(f64::NAN, |row| row.max_abs),
+        report.tolerance.unwrap_or(f64::NAN)
+    )
 }
 
 fn write_files(folder: &Path, files: &[(&str, &[u8])]) -> Result<(), StepError> {

@@ -4,8 +4,10 @@
 pub trait Progress: Sync {
     /// A phase begins that will process this many bytes.
     fn start(&self, phase: &'static str, total_bytes: u64);
-    /// So many more bytes are done.
-    fn advance(&self, bytes: u64);
+    /// A phase begins that will process this many of something else, named in the singular.
+    fn start_counting(&self, phase: &'static str, total: u64, unit: &'static str);
+    /// So many more bytes, or of what is counted, are done.
+    fn advance(&self, more: u64);
     /// The phase is over.
     fn finish(&self);
     /// Something worth a line.
@@ -18,6 +20,7 @@ pub struct Silent;
 
 impl Progress for Silent {
     fn start(&self, _: &'static str, _: u64) {}
+    fn start_counting(&self, _: &'static str, _: u64, _: &'static str) {}
     fn advance(&self, _: u64) {}
     fn finish(&self) {}
     fn note(&self, _: &str) {}

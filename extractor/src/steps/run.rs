@@ -9,38 +9,76 @@ use std::time::{Duration, Instant};
 use segpack_formats::digest::Sha256;
 use segpack_formats::io::Stop;
 use segpack_manifests::Pack;
-use segpack_manifests::documents::{FormatVersion, GENERATOR, SourceFileKind};
-use segpack_runtime_min::chat_template::{ChatTemplate, RenderOptions};
+use segpack_manifests::documents::{
+    ExpertUse, FormatVersion, GENERATOR, RunEnd, RunPrompt, RunSummary, RunToken, ShownCandidate, ShownRank,
+    SourceFileKind,
+};
+use segpack_runtime_min::chat_template::{ChatTemplate, RenderOptions, TemplateValue};
 use segpack_runtime_min::generate::{
-    Candidate, GenerateError, GenerateOptions, LanguageModel, Sampler, SamplingOptions, Step, StopReason,
-    generate, rank_of, top_k_logits,
+    Candidate, GenerateError, GenerateOptions, Generated, LanguageModel, Sampler, SamplingOptions, Step,
+    StopReason, generate, rank_of, top_k_logits,
 };
 use segpack_runtime_min::memory::{CacheStats, Residency};
 use segpack_runtime_min::ops::{Compute, CpuOps};
 use segpack_runtime_min::thinker::{Check, Logits, RunSettings, RunStats, Thinker};
-use segpack_runtime_min::tokenizer::{EosIds, SpecialTokens, Tokenizer, TokenizerError};
+use segpack_runtime_min::tokenizer::{EosIds, SpecialTokens, StreamDecoder, Tokenizer, TokenizerError};
 use segpack_runtime_min::trace::{RecordedFile, TraceRecorder};
-use segpack_runtime_min::{RunError, Unobserved, WeightSource};
-use serde::Serialize;
+use segpack_runtime_min::{Observer, Routing, RunError, Unobserved, WeightSource};
+use serde::Deserialize;
 
 use super::StepError;
+use super::progress::Progress;
 
 /// What to start from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Prompt {
     /// A text, tokenized as it is.
     Text(String),
     /// Token ids.
     Ids(Vec<u32>),
-    /// One turn of a chat, through the checkpoint's own template.
+    /// A chat, through the checkpoint's own template.
     Chat {
-        /// The system's words, if any.
-        system: Option<String>,
-        /// The user's words.
-        user: String,
+        /// What was said.
+        chat: Chat,
         /// `enable_thinking` of the template, where it is set.
         enable_thinking: Option<bool>,
     },
+}
+
+/// What was said, and which tools there are, as transformers' `apply_chat_template` takes them.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Chat {
+    /// A list of objects with a role and a content.
+    pub messages: TemplateValue,
+    /// A list of schemas.
+    #[serde(default)]
+    pub tools: Option<TemplateValue>,
+}
+
+impl Chat {
+    /// One turn of a user.
+    pub fn turn(system: Option<&str>, user: &str) -> Self {
+        let said =
+            |role: &str, content: &str| BTreeMap::from([("role", role), ("content", content)].map(owned));
+        let messages: Vec<_> = system.iter().map(|s| said("system", s)).chain([said("user", user)]).collect();
+        Self { messages: TemplateValue::of(&messages), tools: None }
+    }
+
+    /// A JSON list of messages, or an object with `messages` and, where there are any, `tools`.
+    ///
+    /// # Errors
+    /// Where it is neither.
+    pub fn from_json(text: &str) -> Result<Self, serde_json::Error> {
+        if text.trim_start().starts_with('{') {
+            return serde_json::from_str(text);
+        }
+        Ok(Self { messages: TemplateValue::from_json(text)?, tools: None })
+    }
+}
+
+fn owned((key, value): (&str, &str)) -> (String, String) {
+    (key.to_owned(), value.to_owned())
 }
 
 /// How many experts may stay in memory.
@@ -79,99 +117,6 @@ pub struct RunOptions {
     pub trace: Option<PathBuf>,
 }
 
-/// A candidate for the next token.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct ShownCandidate {
-    /// Token id.
-    pub id: u32,
-    /// What it stands for.
-    pub text: String,
-    /// Its logit.
-    pub logit: f32,
-    /// Its probability among all tokens.
-    pub probability: f64,
-}
-
-/// One generated token.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct RunToken {
-    /// Its number, from 0.
-    pub index: usize,
-    /// Token id.
-    pub id: u32,
-    /// Text that is complete now; half a character waits for its rest.
-    pub text: String,
-    /// Whether it ends the text.
-    pub stop: bool,
-    /// The best candidates, if asked for.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub top: Vec<ShownCandidate>,
-}
-
-/// Where a continuation ranks at the first step.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct ShownRank {
-    /// The continuation.
-    pub text: String,
-    /// Its first token, which is ranked, and how likely it is.
-    pub first: ShownCandidate,
-    /// Tokens of the continuation.
-    pub tokens: usize,
-    /// 1 for the most likely.
-    pub rank: usize,
-}
-
-/// How often one expert was used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct ExpertUse {
-    /// Layer.
-    pub layer: u32,
-    /// Expert.
-    pub expert: u32,
-    /// Forward passes that used it.
-    pub uses: u64,
-}
-
-/// What came of a run.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct RunSummary {
-    /// Version of this document.
-    pub format_version: FormatVersion,
-    /// What wrote it.
-    pub generator: String,
-    /// Tokens of the prompt.
-    pub prompt_tokens: usize,
-    /// Ids of the prompt.
-    pub prompt_ids: Vec<u32>,
-    /// The generated ids, the one that ended the text too.
-    pub ids: Vec<u32>,
-    /// The generated text without special tokens.
-    pub text: String,
-    /// Why it ended: `stop_id`, `max_new_tokens` or `context_full`.
-    pub stop_reason: &'static str,
-    /// Seconds until the first token.
-    pub time_to_first_token: f64,
-    /// Seconds for all tokens after the first.
-    pub generation_seconds: f64,
-    /// Bytes of weights read.
-    pub bytes_read: u64,
-    /// Experts that were in memory when needed.
-    pub expert_hits: u64,
-    /// Experts that had to be loaded.
-    pub expert_misses: u64,
-    /// Slots for experts.
-    pub expert_slots: u64,
-    /// Whether dense weights stayed in memory.
-    pub dense_resident: bool,
-    /// Peak resident memory of the process in bytes, where the system tells.
-    pub peak_rss: Option<u64>,
-    /// The rank that was asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rank: Option<ShownRank>,
-    /// All experts that were used.
-    pub experts: Vec<ExpertUse>,
-}
-
 /// What a run tells while it goes on.
 pub enum RunEvent<'a> {
     /// Something worth a line.
@@ -207,24 +152,30 @@ struct Model<'a> {
     context: usize,
     logits: Vec<f32>,
     recorder: Option<TraceRecorder>,
+    progress: &'a dyn Progress,
 }
 
 impl Model<'_> {
-    /// A forward pass that is recorded: the prompt with all its logits, then each token with those it came from.
-    fn recorded(
-        thinker: &mut Thinker<'_, CpuOps>,
-        recorder: &mut TraceRecorder,
-        ids: &[u32],
-        chosen_from: &[f32],
-    ) -> Result<Vec<f32>, RunError> {
-        if thinker.positions() > 0 {
-            recorder.token(ids[0], chosen_from);
-            return thinker.forward(ids, Logits::Last, recorder);
-        }
+    /// The whole prompt, with all its logits where it is recorded.
+    fn prefill(&mut self, ids: &[u32]) -> Result<Vec<f32>, RunError> {
+        let Some(recorder) = &mut self.recorder else {
+            let mut watched = Watched { inner: &mut Unobserved, progress: self.progress };
+            return self.thinker.forward(ids, Logits::Last, &mut watched);
+        };
         recorder.begin(ids);
-        let mut all = thinker.forward(ids, Logits::All, recorder)?;
+        let mut watched = Watched { inner: recorder, progress: self.progress };
+        let mut all = self.thinker.forward(ids, Logits::All, &mut watched)?;
         recorder.logits(&all);
         Ok(all.split_off(all.len() - all.len() / ids.len()))
+    }
+
+    /// Tokens after it, recorded with the logits that they came from.
+    fn decode(&mut self, ids: &[u32]) -> Result<Vec<f32>, RunError> {
+        let Some(recorder) = &mut self.recorder else {
+            return self.thinker.forward(ids, Logits::Last, &mut Unobserved);
+        };
+        recorder.token(ids[0], &self.logits);
+        self.thinker.forward(ids, Logits::Last, recorder)
     }
 
     /// The last token is not run through the model, but recorded. Writes the trace.
@@ -257,11 +208,49 @@ impl LanguageModel for Model<'_> {
     }
 
     fn forward(&mut self, ids: &[u32]) -> Result<&[f32], RunError> {
-        self.logits = match &mut self.recorder {
-            None => self.thinker.forward(ids, Logits::Last, &mut Unobserved)?,
-            Some(recorder) => Self::recorded(&mut self.thinker, recorder, ids, &self.logits)?,
+        self.logits = if self.position() == 0 {
+            let layers = u64::from(self.thinker.facts().layers);
+            self.progress.start_counting("loading and prefilling", layers, "layer");
+            let logits = self.prefill(ids);
+            self.progress.finish();
+            logits?
+        } else {
+            self.decode(ids)?
         };
         Ok(&self.logits)
+    }
+}
+
+/// Tells how many layers a forward pass is through. Weights are loaded where they are needed, so this is loading, too.
+struct Watched<'a> {
+    inner: &'a mut dyn Observer,
+    progress: &'a dyn Progress,
+}
+
+impl Observer for Watched<'_> {
+    fn embed(&mut self, x: &[f32]) {
+        self.inner.embed(x);
+    }
+
+    fn attention(&mut self, layer: usize, x: &[f32]) {
+        self.inner.attention(layer, x);
+    }
+
+    fn mlp(&mut self, layer: usize, x: &[f32]) {
+        self.inner.mlp(layer, x);
+    }
+
+    fn hidden(&mut self, layer: usize, x: &[f32]) {
+        self.inner.hidden(layer, x);
+        self.progress.advance(1);
+    }
+
+    fn router(&mut self, layer: usize, routing: &Routing) {
+        self.inner.router(layer, routing);
+    }
+
+    fn norm(&mut self, x: &[f32]) {
+        self.inner.norm(x);
     }
 }
 
@@ -273,27 +262,49 @@ pub fn run(
     pack: &Pack,
     options: &RunOptions,
     stop: &Stop,
+    progress: &dyn Progress,
     tell: &mut (dyn FnMut(RunEvent<'_>) -> Result<(), StepError> + Send),
 ) -> Result<RunSummary, StepError> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build();
     let pool =
         pool.map_err(|e| StepError::Refused(format!("cannot start {} threads: {e}", options.threads)))?;
-    pool.install(|| run_here(pack, options, stop, tell))
+    pool.install(|| run_here(pack, options, stop, progress, tell))
+}
+
+/// The prompt as a model would get it. Reads the tokenizer and the chat template, no weights.
+///
+/// # Errors
+/// Where the pack holds no tokenizer or template, or they do not take the prompt.
+pub fn print_prompt(pack: &Pack, prompt: &Prompt) -> Result<RunPrompt, StepError> {
+    let words = Words::load(pack, prompt)?;
+    let (text, ids) = words.prompt(pack, prompt)?;
+    Ok(RunPrompt { format_version: FormatVersion::CURRENT, generator: GENERATOR.to_owned(), text, ids })
 }
 
 fn run_here(
     pack: &Pack,
     options: &RunOptions,
     stop: &Stop,
+    progress: &dyn Progress,
     tell: &mut dyn FnMut(RunEvent<'_>) -> Result<(), StepError>,
 ) -> Result<RunSummary, StepError> {
-    let words = Words::load(pack, &options.prompt)?;
-    if let Some(notice) = words.eos.notice() {
-        tell(RunEvent::Note(&notice))?;
+    let mut sampler = match options.sampling {
+        Some(sampling) => Sampler::random(sampling).map_err(|e| StepError::Usage(e.to_string()))?,
+        None => Sampler::greedy(),
+    };
+    if let Some(path) = &options.trace {
+        check_folder(path)?;
     }
-    let prompt = words.prompt_ids(pack, &options.prompt)?;
+    let words = Words::load(pack, &options.prompt)?;
+    let rank_of = options.rank.as_ref().map(|text| words.ranked(text)).transpose()?;
+    let notes: Vec<String> = words.eos.notice().into_iter().collect();
+    for note in &notes {
+        tell(RunEvent::Note(note))?;
+    }
+    let (_, prompt) = words.prompt(pack, &options.prompt)?;
     let source = WeightSource::new(pack);
-    let context = prompt.len() + options.max_new_tokens;
+    let longest = longest_context(pack)?.max(prompt.len());
+    let context = prompt.len().saturating_add(options.max_new_tokens).min(longest);
     let settings = RunSettings {
         memory: options.memory,
         expert_slots: expert_slots(pack, options.experts),
@@ -305,33 +316,53 @@ fn run_here(
     let thinker = Thinker::new(&source, cpu_ops(options.compute)?, settings, stop)?;
     words.check(thinker.facts().vocab)?;
     let recorder = options.trace.as_ref().map(|_| TraceRecorder::new(options.compute, thinker.facts()));
-    let mut model = Model { thinker, context, logits: Vec::new(), recorder };
-    let mut talk = Talk { words: &words, options, tell, began, first: None, rank: None, failed: None };
-    let mut stream = words.tokenizer.as_ref().map(|t| t.stream(SpecialTokens::Skip));
-    let mut sampler = match options.sampling {
-        Some(sampling) => Sampler::random(sampling).map_err(|e| StepError::Usage(e.to_string()))?,
-        None => Sampler::greedy(),
+    let mut model = Model { thinker, context, logits: Vec::new(), recorder, progress };
+    let stream = words.tokenizer.as_ref().map(|t| t.stream(SpecialTokens::Skip));
+    // the last token is not run through the model, so it needs no position
+    let most = options.max_new_tokens.min(context - prompt.len() + 1);
+    let mut talk = Talk {
+        words: &words,
+        options,
+        tell,
+        stream,
+        most,
+        rank_of,
+        began,
+        first: None,
+        rank: None,
+        failed: None,
     };
     let loop_options = GenerateOptions { max_new_tokens: options.max_new_tokens, stop_ids: &words.eos.ids };
-    let generated = generate(&mut model, &prompt, &mut sampler, &loop_options, |step| {
-        let text = stream.as_mut().map_or_else(String::new, |s| s.push(step.id));
-        talk.token(&step, text)
-    })
-    .map_err(generate_error)?;
+    let generated = generate(&mut model, &prompt, &mut sampler, &loop_options, |step| talk.token(&step))
+        .map_err(generate_error)?;
     if let Some(e) = talk.failed.take() {
         return Err(e);
     }
     if let Some(path) = &options.trace {
         model.write_trace(pack, path, &generated.ids)?;
     }
-    let (first, rank) = (talk.first.unwrap_or_default(), talk.rank.take());
-    let rest = stream.map_or_else(String::new, |s| s.finish());
-    if !rest.is_empty() {
-        let last = RunToken { index: generated.ids.len(), id: 0, text: rest, stop: true, top: Vec::new() };
-        (talk.tell)(RunEvent::Token(&last))?;
-    }
-    let seconds = Seconds { first, all: began.elapsed() };
-    Ok(summarise(&words, prompt, &generated.ids, generated.reason, &model.thinker, seconds, rank))
+    let first = talk.first.unwrap_or_default();
+    let after = talk.first.map_or(Duration::ZERO, |first| talk.began.elapsed().saturating_sub(first));
+    let outcome = Outcome { prompt, generated, first, after, rank: talk.rank.take(), notes };
+    Ok(summarise(&words, outcome, &model.thinker))
+}
+
+/// Positions of a checkpoint whose config does not say how many it was made for.
+const UNKNOWN_CONTEXT: u64 = 1 << 18;
+
+/// The positions that the text model was made for.
+fn longest_context(pack: &Pack) -> Result<usize, StepError> {
+    let config = source_file(pack, "config.json")?.unwrap_or_default();
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
+    let places = ["/thinker_config/text_config", "/text_config", ""];
+    let most = places.iter().find_map(|p| config.pointer(&format!("{p}/max_position_embeddings"))?.as_u64());
+    Ok(usize::try_from(most.unwrap_or(UNKNOWN_CONTEXT)).unwrap_or(usize::MAX))
+}
+
+/// A trace that cannot be written is better found before the work than after it.
+fn check_folder(trace: &Path) -> Result<(), StepError> {
+    let folder = trace.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::read_dir(folder).map(drop).map_err(StepError::io("write to", folder))
 }
 
 fn generate_error(e: GenerateError<RunError>) -> StepError {
@@ -380,26 +411,32 @@ impl Words {
         self.tokenizer.as_ref().ok_or_else(|| StepError::Input("the pack holds no tokenizer".to_owned()))
     }
 
-    fn prompt_ids(&self, pack: &Pack, prompt: &Prompt) -> Result<Vec<u32>, StepError> {
+    /// The prompt's text, where it has one, and its ids.
+    fn prompt(&self, pack: &Pack, prompt: &Prompt) -> Result<(Option<String>, Vec<u32>), StepError> {
         let input = |e: TokenizerError| StepError::Input(e.to_string());
         match prompt {
-            Prompt::Ids(ids) => Ok(ids.clone()),
-            Prompt::Text(text) => self.tokenizer()?.encode(text).map_err(input),
-            Prompt::Chat { system, user, enable_thinking } => {
-                let files = |name: &str| source_file(pack, name);
-                let template = ChatTemplate::load(&files).map_err(|e| StepError::Input(e.to_string()))?;
-                let system = system.iter().map(|s| serde_json::json!({"role": "system", "content": s}));
-                let user = serde_json::json!({"role": "user", "content": user});
-                let messages: Vec<serde_json::Value> = system.chain([user]).collect();
-                let options = RenderOptions {
-                    add_generation_prompt: true,
-                    enable_thinking: *enable_thinking,
-                    ..RenderOptions::default()
-                };
-                let text =
-                    template.render(&messages, &options).map_err(|e| StepError::Input(e.to_string()))?;
-                self.tokenizer()?.encode_bare(&text).map_err(input)
+            Prompt::Ids(ids) => {
+                let text = self.tokenizer.as_ref().map(|t| t.decode(ids, SpecialTokens::Keep));
+                Ok((text, ids.clone()))
             }
+            Prompt::Text(text) => {
+                let ids = self.tokenizer()?.encode(text).map_err(input)?;
+                Ok((Some(text.clone()), ids))
+            }
+            Prompt::Chat { chat, enable_thinking } => {
+                let text = render(pack, chat, *enable_thinking)?;
+                let ids = self.tokenizer()?.encode_bare(&text).map_err(input)?;
+                Ok((Some(text), ids))
+            }
+        }
+    }
+
+    /// The ids of a continuation whose first is ranked.
+    fn ranked(&self, text: &str) -> Result<Ranked, StepError> {
+        let ids = self.tokenizer()?.encode_bare(text).map_err(|e| StepError::Input(e.to_string()))?;
+        match ids.first() {
+            Some(first) => Ok(Ranked { text: text.to_owned(), first: *first, tokens: ids.len() as u64 }),
+            None => Err(StepError::Usage("--rank needs a text that is not empty".to_owned())),
         }
     }
 
@@ -419,11 +456,34 @@ impl Words {
     }
 }
 
+fn render(pack: &Pack, chat: &Chat, enable_thinking: Option<bool>) -> Result<String, StepError> {
+    let files = |name: &str| source_file(pack, name);
+    let template = ChatTemplate::load(&files).map_err(|e| StepError::Input(e.to_string()))?;
+    let options = RenderOptions {
+        add_generation_prompt: true,
+        enable_thinking,
+        tools: chat.tools.clone(),
+        ..RenderOptions::default()
+    };
+    template.render(&chat.messages, &options).map_err(|e| StepError::Input(e.to_string()))
+}
+
+/// A continuation, its first token, and how many it has.
+struct Ranked {
+    text: String,
+    first: u32,
+    tokens: u64,
+}
+
 /// What happens at every token.
 struct Talk<'a> {
     words: &'a Words,
     options: &'a RunOptions,
     tell: &'a mut dyn FnMut(RunEvent<'_>) -> Result<(), StepError>,
+    stream: Option<StreamDecoder<'a>>,
+    /// Tokens that there can be.
+    most: usize,
+    rank_of: Option<Ranked>,
     began: Instant,
     first: Option<Duration>,
     rank: Option<ShownRank>,
@@ -431,9 +491,8 @@ struct Talk<'a> {
 }
 
 impl Talk<'_> {
-    fn token(&mut self, step: &Step<'_>, text: String) -> ControlFlow<()> {
-        let told = self.try_token(step, text);
-        match told {
+    fn token(&mut self, step: &Step<'_>) -> ControlFlow<()> {
+        match self.try_token(step) {
             Ok(()) => ControlFlow::Continue(()),
             Err(e) => {
                 self.failed = Some(e);
@@ -442,11 +501,12 @@ impl Talk<'_> {
         }
     }
 
-    fn try_token(&mut self, step: &Step<'_>, text: String) -> Result<(), StepError> {
+    fn try_token(&mut self, step: &Step<'_>) -> Result<(), StepError> {
         if step.index == 0 {
             self.first = Some(self.began.elapsed());
-            self.rank = self.options.rank.as_ref().map(|text| self.rank(step.logits, text)).transpose()?;
+            self.rank = self.rank_of.as_ref().map(|r| self.rank(step.logits, r)).transpose()?;
         }
+        let text = self.text(step);
         let top = match self.options.top_k_logits {
             0 => Vec::new(),
             n => {
@@ -454,67 +514,71 @@ impl Talk<'_> {
                 best.iter().map(|c| self.words.shown(c)).collect()
             }
         };
-        let token = RunToken { index: step.index, id: step.id, text, stop: step.is_stop, top };
+        let token = RunToken { index: step.index as u64, id: step.id, text, stop: step.is_stop, top };
         (self.tell)(RunEvent::Token(&token))
     }
 
-    fn rank(&self, logits: &[f32], text: &str) -> Result<ShownRank, StepError> {
-        let input = |e: &dyn std::fmt::Display| StepError::Input(e.to_string());
-        let ids = self.words.tokenizer()?.encode_bare(text).map_err(|e| input(&e))?;
-        let id = *ids
-            .first()
-            .ok_or_else(|| StepError::Usage("--rank needs a text that is not empty".to_owned()))?;
-        let outside = || StepError::Input(format!("token id {id} of {text:?} is not in the embedding"));
-        let rank = rank_of(logits, id).map_err(|e| input(&e))?.ok_or_else(outside)?;
+    /// What this token completes; the last one also brings what waited in vain for its rest.
+    fn text(&mut self, step: &Step<'_>) -> String {
+        let mut text = self.stream.as_mut().map_or_else(String::new, |s| s.push(step.id));
+        if step.is_stop || step.index + 1 == self.most {
+            text.extend(self.stream.take().map(StreamDecoder::finish));
+        }
+        text
+    }
+
+    fn rank(&self, logits: &[f32], of: &Ranked) -> Result<ShownRank, StepError> {
+        let Ranked { text, first, tokens } = of;
+        let outside = || StepError::Input(format!("token id {first} of {text:?} is not in the embedding"));
+        let rank =
+            rank_of(logits, *first).map_err(|e| StepError::Input(e.to_string()))?.ok_or_else(outside)?;
         Ok(ShownRank {
-            text: text.to_owned(),
+            text: text.clone(),
             first: self.words.shown(&rank.candidate),
-            tokens: ids.len(),
-            rank: rank.rank,
+            tokens: *tokens,
+            rank: rank.rank as u64,
         })
     }
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Seconds {
+/// What a run made, and how long it took: to the first token, and after it.
+struct Outcome {
+    prompt: Vec<u32>,
+    generated: Generated,
     first: Duration,
-    all: Duration,
+    after: Duration,
+    rank: Option<ShownRank>,
+    notes: Vec<String>,
 }
 
-fn summarise(
-    words: &Words,
-    prompt: Vec<u32>,
-    ids: &[u32],
-    reason: StopReason,
-    thinker: &Thinker<'_, CpuOps>,
-    seconds: Seconds,
-    rank: Option<ShownRank>,
-) -> RunSummary {
+fn summarise(words: &Words, outcome: Outcome, thinker: &Thinker<'_, CpuOps>) -> RunSummary {
     let RunStats { bytes_read, cache, expert_uses, .. } = thinker.stats();
     let CacheStats { hits, misses, .. } = cache;
     let budget = thinker.budget();
+    let Generated { ids, reason } = outcome.generated;
     RunSummary {
         format_version: FormatVersion::CURRENT,
         generator: GENERATOR.to_owned(),
-        prompt_tokens: prompt.len(),
-        prompt_ids: prompt,
-        ids: ids.to_vec(),
-        text: words.tokenizer.as_ref().map_or_else(String::new, |t| t.decode(ids, SpecialTokens::Skip)),
+        prompt_tokens: outcome.prompt.len() as u64,
+        prompt_ids: outcome.prompt,
+        text: words.tokenizer.as_ref().map_or_else(String::new, |t| t.decode(&ids, SpecialTokens::Skip)),
+        ids,
         stop_reason: match reason {
-            StopReason::StopId(_) => "stop_id",
-            StopReason::MaxNewTokens => "max_new_tokens",
-            StopReason::ContextFull => "context_full",
-            StopReason::Caller => "caller",
+            StopReason::StopId(_) => RunEnd::StopId,
+            StopReason::ContextFull => RunEnd::ContextFull,
+            // a caller that breaks off is an error before
+            StopReason::MaxNewTokens | StopReason::Caller => RunEnd::MaxNewTokens,
         },
-        time_to_first_token: seconds.first.as_secs_f64(),
-        generation_seconds: seconds.all.saturating_sub(seconds.first).as_secs_f64(),
+        notes: outcome.notes,
+        time_to_first_token: outcome.first.as_secs_f64(),
+        generation_seconds: outcome.after.as_secs_f64(),
         bytes_read,
         expert_hits: hits,
         expert_misses: misses,
         expert_slots: budget.slots,
         dense_resident: budget.residency == Residency::Resident,
         peak_rss: peak_rss(),
-        rank,
+        rank: outcome.rank,
         experts: expert_uses
             .into_iter()
             .map(|((layer, expert), uses)| ExpertUse { layer, expert, uses })

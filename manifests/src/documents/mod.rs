@@ -7,6 +7,7 @@ mod inventory;
 mod manifest;
 mod plan;
 mod report;
+mod run_report;
 #[cfg(feature = "schema")]
 pub mod schema;
 mod validate_report;
@@ -28,6 +29,9 @@ pub use manifest::{
 };
 pub use plan::{Plan, PlannedPack, PlannedSegment, PlannedTensor};
 pub use report::{PackSummary, UnpackSummary, UnrestorableFile, VerifyCounts, VerifyMode, VerifyReport};
+pub use run_report::{
+    DemoReport, DemoStep, ExpertUse, RunEnd, RunPrompt, RunSummary, RunToken, ShownCandidate, ShownRank,
+};
 pub use validate_report::{
     Choice, ChoiceRow, FirstWrong, Precision, PromptRow, Quantity, ReferenceKind, ValidateReport, ValueRow,
     Verdict,
