@@ -190,18 +190,16 @@ struct Restore<'a> {
     findings: Mutex<Vec<Finding>>,
 }
 
-/// A file being restored: where the next byte goes, and the digest of those before.
+/// A file being restored, and where its next byte goes.
 struct Writing<'w> {
-    behind: Behind,
+    behind: &'w mut Behind,
     path: &'w Path,
     at: u64,
-    sha256: Sha256Hasher,
 }
 
 impl Writing<'_> {
     fn write(&mut self, piece: &[u8]) -> Result<(), FormatError> {
         self.behind.write(piece)?;
-        self.sha256.update(piece);
         self.at += piece.len() as u64;
         Ok(())
     }
@@ -230,20 +228,19 @@ impl Restore<'_> {
             }
         }
         let (out, path) = self.output.create(&file.path)?;
-        let restored = write_behind(&out, &path, Flushing::new(publisher, &out), |behind| {
-            let mut writing = Writing { behind, path: &path, at: 0, sha256: Sha256Hasher::default() };
-            self.write(file, &mut writing, reader, buffer)?;
-            Ok(writing.sha256.finish())
+        let flushing = Flushing::new(publisher, &out);
+        let restored = write_behind(&out, &path, flushing, file.sha256.is_some(), |behind| {
+            self.write(file, &mut Writing { behind, path: &path, at: 0 }, reader, buffer)
         });
         let seen = match restored {
-            Ok(seen) => seen,
+            Ok(((), seen)) => seen,
             Err(e) if self.is_of_the_pack(&e) => {
                 self.report(Finding::new(FindingKind::Unreadable).file(&file.path).seen(e));
                 return Ok(());
             }
             Err(e) => return Err(e.into()),
         };
-        if file.sha256.is_some_and(|wanted| wanted != seen) {
+        if let Some(seen) = seen.filter(|_| file.sha256 != seen) {
             return match self.diagnose(file, seen, reader) {
                 Err(StepError::Format(e)) if self.is_of_the_pack(&e) => {
                     self.report(Finding::new(FindingKind::Unreadable).file(&file.path).seen(e));

@@ -12,8 +12,10 @@ use std::time::SystemTime;
 use crate::{FormatError, Result};
 
 mod direct;
+mod sequential;
 
 pub use direct::{DIRECT_ALIGNMENT, DirectFile, ReadPath, outward};
+pub use sequential::{SequentialWriter, WriteBuffer};
 
 /// Bytes read at a time: small enough that several digests of one piece are taken from the L2 cache.
 pub const READ_BYTES: usize = 512 << 10;
