@@ -304,11 +304,17 @@ fn cat_gives_the_bytes_of_tensors_segments_rows_and_stacks() {
         assert!(rows("5..9").ok().stdout == embedding.bytes[5 * row..9 * row]);
         assert!(rows("319").ok().stdout == embedding.bytes[319 * row..320 * row]);
         assert!(rows("0..0").ok().stdout.is_empty());
-        rows("319..321").exits(3).says(&["320 rows"]);
-        rows("9..5").exits(3);
+        rows("319..321").exits(2).says(&["320 rows"]);
+        rows("9..5").exits(2);
         rows("x").exits(2);
         segpack!["cat", &out, "no.such.tensor"].exits(3).says(&["no.such.tensor", "segpack ls"]);
-        segpack!["cat", &out, id, "--rows", "0..1"].exits(3).says(&["--rows"]);
+        segpack!["cat", &out, "no.such.tensor", "--rows", "0..1"].exits(3).says(&["no.such.tensor"]);
+        segpack!["cat", &out, id, "--rows", "0..1"].exits(2).says(&["--rows", id]);
+        // all names are known, or nothing is written
+        let none = segpack!["cat", &out, &gate, id, "no.such.tensor"].exits(3).says(&["no.such.tensor"]);
+        assert!(none.stdout.is_empty());
+        let none = segpack!["cat", &out, &embedding.name, &gate, "--rows", "300..310"].exits(2);
+        assert!(none.says(&[&gate]).stdout.is_empty());
     }
     let folder = temp();
     let stacked = Tiny::full().stacked();

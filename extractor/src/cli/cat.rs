@@ -37,9 +37,7 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     }
     let pack = Pack::open(&args.pack).map_err(StepError::from)?;
     let mut out = BufWriter::with_capacity(0, io::stdout().lock()); // pieces are large already
-    for name in &args.names {
-        cat(&pack, name, args.rows.clone(), &mut out, context.stop)?;
-    }
+    cat(&pack, &args.names, args.rows.as_ref(), &mut out, context.stop)?;
     out.flush().map_err(StepError::Stdout)?;
     Ok(Exit::Ok)
 }

@@ -42,47 +42,72 @@ fn filter<'a, T>(
     Ok(found)
 }
 
-/// Writes the decoded bytes of a tensor, a segment, or a tensor that the checkpoint stores stacked.
+/// Writes the decoded bytes of tensors, segments, and tensors that the checkpoint stores stacked, in the order of
+/// `names`. All names are looked up before the first byte is written.
 ///
 /// Whole tensors are compared with their digests; `rows` (of a tensor's first dimension) are not, since the digest
 /// is that of the whole.
 ///
 /// # Errors
-/// `Input` where there is no such name or row; damage, after the bytes before it were written; `Stdout`.
+/// `Input` where there is no such name; `Usage` where it has no such rows; damage, after the bytes before it were
+/// written; `Stdout`.
 pub fn cat(
     pack: &Pack,
-    name: &str,
-    rows: Option<Range<u64>>,
+    names: &[String],
+    rows: Option<&Range<u64>>,
     to: &mut dyn Write,
     stop: &Stop,
 ) -> Result<(), StepError> {
+    let mut found = Vec::new();
+    for name in names {
+        found.extend(resolve(pack, name, rows)?);
+    }
     let weights = WeightSource::new(pack);
     let mut reader = weights.reader()?;
     let mut write = Cat { reader: &mut reader, to, stop };
+    found.into_iter().try_for_each(|tensor| match rows {
+        None => write.tensor(tensor),
+        Some(rows) => write.rows(tensor, rows),
+    })
+}
+
+/// The tensors that a name stands for; with `rows`, one that has them.
+fn resolve<'a>(
+    pack: &'a Pack,
+    name: &str,
+    rows: Option<&Range<u64>>,
+) -> Result<Vec<&'a TensorEntry>, StepError> {
     if let Some(tensor) = pack.tensor(name) {
-        return match rows {
-            None => write.tensor(tensor),
-            Some(rows) => write.rows(tensor, rows),
-        };
+        return check_rows(tensor, rows).map(|()| vec![tensor]);
     }
-    if rows.is_some() {
-        return Err(StepError::Input(format!("--rows needs a tensor, and the pack has none named {name:?}")));
-    }
-    if let Some(segment) = pack.segment(name) {
-        return pack
-            .manifest()
-            .tensors
-            .iter()
-            .filter(|t| t.segment == segment.id)
-            .try_for_each(|t| write.tensor(t));
-    }
-    let slices = pack.slices_of(name);
-    if slices.is_empty() {
+    let found = match pack.segment(name) {
+        Some(segment) => pack.manifest().tensors.iter().filter(|t| t.segment == segment.id).collect(),
+        None => pack.slices_of(name),
+    };
+    if found.is_empty() {
         return Err(StepError::Input(format!(
             "the pack has no tensor or segment named {name:?}; `segpack ls --tensors` lists them"
         )));
     }
-    slices.into_iter().try_for_each(|t| write.tensor(t))
+    if rows.is_some() {
+        return Err(StepError::Usage(format!("--rows needs the name of a tensor, and {name:?} is not one")));
+    }
+    Ok(found)
+}
+
+fn check_rows(tensor: &TensorEntry, rows: Option<&Range<u64>>) -> Result<(), StepError> {
+    let count = row_count(tensor);
+    match rows {
+        Some(rows) if rows.start > rows.end || rows.end > count => Err(StepError::Usage(format!(
+            "--rows {}..{} of {:?}: it has {count} rows",
+            rows.start, rows.end, tensor.name
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn row_count(tensor: &TensorEntry) -> u64 {
+    tensor.shape.first().copied().unwrap_or(0)
 }
 
 struct Cat<'a, 'r> {
@@ -108,15 +133,8 @@ impl Cat<'_, '_> {
         )))
     }
 
-    fn rows(&mut self, tensor: &TensorEntry, rows: Range<u64>) -> Result<(), StepError> {
-        let count = tensor.shape.first().copied().unwrap_or(0);
-        if rows.start > rows.end || rows.end > count {
-            return Err(StepError::Input(format!(
-                "rows {}..{} of {:?}: it has {count} rows",
-                rows.start, rows.end, tensor.name
-            )));
-        }
-        let row = tensor.length.checked_div(count).unwrap_or(0);
+    fn rows(&mut self, tensor: &TensorEntry, rows: &Range<u64>) -> Result<(), StepError> {
+        let row = tensor.length.checked_div(row_count(tensor)).unwrap_or(0);
         self.reader.read_tensor(tensor, rows.start * row..rows.end * row, self.stop, |piece| {
             self.to.write_all(piece).map_err(StepError::Stdout)
         })
