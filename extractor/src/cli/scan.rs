@@ -58,13 +58,8 @@ impl Tolerate {
 
 pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let (checkpoint, inventory) = scan(&args.checkpoint, args.tolerate.options())?;
-    if args.json {
-        context.terminal.document(&inventory)?;
-    } else {
-        let root = checkpoint.root.display().to_string();
-        context.terminal.stdout(|out| print(&inventory, &root, context, out))?;
-    }
-    Ok(if Finding::any_error(&inventory.findings) { Exit::Damaged } else { Exit::Ok })
+    let (root, ok) = (checkpoint.root.display().to_string(), !Finding::any_error(&inventory.findings));
+    context.terminal.report(&inventory, ok, args.json, |out| print(&inventory, &root, context, out))
 }
 
 fn print(inventory: &Inventory, root: &str, context: &Context, out: &mut dyn Write) -> io::Result<()> {

@@ -10,7 +10,7 @@ use segpack_manifests::documents::{Finding, Severity};
 use segpack_manifests::json;
 use serde::Serialize;
 
-use crate::steps::StepError;
+use crate::steps::{Exit, StepError};
 
 /// Most warnings that are written one by one; errors always all are.
 const MOST_WARNINGS: usize = 20;
@@ -46,6 +46,33 @@ impl Terminal {
     /// A document on standard output.
     pub fn document(&self, document: &impl Serialize) -> anyhow::Result<()> {
         self.stdout(|out| json::write_document(out, document))
+    }
+
+    /// A report as a document where `json`, otherwise as `print` prints it; the exit status says whether it is `ok`.
+    pub fn report(
+        &self,
+        report: &impl Serialize,
+        ok: bool,
+        json: bool,
+        print: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> anyhow::Result<Exit> {
+        if json {
+            self.document(report)?;
+        } else {
+            self.stdout(print)?;
+        }
+        Ok(if ok { Exit::Ok } else { Exit::Damaged })
+    }
+
+    /// The end of a printed report: its findings, then what they come to.
+    pub fn verdict(
+        &self,
+        findings: &[Finding],
+        verdict: impl Display,
+        out: &mut dyn Write,
+    ) -> io::Result<()> {
+        self.findings(findings, out)?;
+        writeln!(out, "{verdict}")
     }
 
     /// Errors all, warnings up to a bound, one per line.

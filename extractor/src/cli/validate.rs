@@ -60,20 +60,14 @@ pub fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
         threads: args.resources.threads(),
     };
     let report = validate(&args.pack, &settings, context.stop, &context.progress)?;
-    if args.json {
-        context.terminal.document(&report)?;
-    } else {
-        let place = args.pack.display().to_string();
-        context.terminal.stdout(|out| print(&report, &place, context, out))?;
-    }
-    Ok(if report.ok { Exit::Ok } else { Exit::Damaged })
+    let place = args.pack.display().to_string();
+    context.terminal.report(&report, report.ok, args.json, |out| print(&report, &place, context, out))
 }
 
 fn print(report: &ValidateReport, place: &str, context: &Context, out: &mut dyn Write) -> io::Result<()> {
     if report.verdict != Verdict::Foreign {
         print_tables(report, out)?;
     }
-    context.terminal.findings(&report.findings, out)?;
     let reference = match report.reference {
         ReferenceKind::Trace => format!("trace {}", report.reference_name),
         ReferenceKind::Checkpoint => format!("{}, calculated directly", report.reference_name),
@@ -84,7 +78,8 @@ fn print(report: &ValidateReport, place: &str, context: &Context, out: &mut dyn 
         Verdict::Foreign => "NOT ok, the reference is of another checkpoint",
         Verdict::NotJudged => "not judged",
     };
-    writeln!(out, "{place}: {verdict}; compared with {reference} ({})", gate(report))
+    let line = format_args!("{place}: {verdict}; compared with {reference} ({})", gate(report));
+    context.terminal.verdict(&report.findings, line, out)
 }
 
 /// Tables of what a report compared, and where it goes wrong.

@@ -58,13 +58,8 @@ pub fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
         jobs: args.jobs.unwrap_or_else(default_jobs),
     };
     let report = verify(&args.pack, &settings, context.stop, &context.progress)?;
-    if args.json {
-        context.terminal.document(&report)?;
-    } else {
-        let place = args.pack.display().to_string();
-        context.terminal.stdout(|out| print(&report, &place, context, out))?;
-    }
-    Ok(if report.ok { Exit::Ok } else { Exit::Damaged })
+    let place = args.pack.display().to_string();
+    context.terminal.report(&report, report.ok, args.json, |out| print(&report, &place, context, out))
 }
 
 fn print(report: &VerifyReport, place: &str, context: &Context, out: &mut dyn Write) -> io::Result<()> {
@@ -81,7 +76,6 @@ fn print(report: &VerifyReport, place: &str, context: &Context, out: &mut dyn Wr
         ),
     };
     let part = report.subset.map_or(String::new(), |[k, n]| format!(" (part {k} of {n})"));
-    context.terminal.findings(&report.findings, out)?;
     let verdict = match (report.ok, report.against) {
         (true, false) => "ok".to_owned(),
         (true, true) if report.mode == VerifyMode::Quick => {
@@ -90,7 +84,8 @@ fn print(report: &VerifyReport, place: &str, context: &Context, out: &mut dyn Wr
         (true, true) => "ok, and equal to the checkpoint".to_owned(),
         (false, _) => format!("NOT ok: {}", counted(report.findings.len() as u64, "finding")),
     };
-    writeln!(out, "{place}: {verdict}; checked {what}{part}")?;
+    let line = format_args!("{place}: {verdict}; checked {what}{part}");
+    context.terminal.verdict(&report.findings, line, out)?;
     match report.manifest_sha256 {
         Some(sha256) => writeln!(out, "manifest SHA-256 {sha256}"),
         None => Ok(()),
