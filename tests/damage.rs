@@ -3,6 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use segpack::steps::progress::Progress;
+use segpack::steps::verify::VerifySettings;
+use segpack_formats::io::Stop;
+use segpack_manifests::documents::VerifyMode;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -309,6 +313,56 @@ fn things_in_each_others_place() {
             verify(&pack, "--quick").exits(3).findings().into_iter().map(|f| f.kind).collect();
         let structural = |k: &FindingKind| matches!(k, FindingKind::WrongHeader | FindingKind::WrongLength);
         assert!(kinds.len() == 2 && kinds.iter().all(structural), "{kinds:?}");
+    }
+}
+
+/// Cuts a file off once lengths have been compared and the reading begins.
+struct Cut<'a> {
+    file: &'a Path,
+    by: usize,
+}
+
+impl Progress for Cut<'_> {
+    fn start(&self, phase: &'static str, _: u64) {
+        assert_eq!(phase, "verifying");
+        resize(self.file, -(self.by as i64));
+    }
+    fn advance(&self, _: u64) {}
+    fn finish(&self) {}
+    fn note(&self, _: &str) {}
+}
+
+#[test]
+fn what_cannot_be_read_hides_nothing_else() {
+    let mut good = Good::new();
+    for jobs in [1, 3] {
+        let pack = good.copy("raw");
+        let whole = verify(&pack, "").ok().json();
+        // all of the last expert, and the last byte of the one before
+        let harmed = segments(&pack, EXPERTS);
+        let [.., (before, _), (last, range)] = &harmed[..] else { panic!("only one segment") };
+        let cut = Cut { file: &pack.join(EXPERTS), by: range.len() + 1 };
+        let settings = VerifySettings { mode: VerifyMode::Full, subset: None, against: None, jobs };
+        let report = segpack::steps::verify::verify(&pack, &settings, &Stop::default(), &cut).unwrap();
+        let mut document = manifest(&pack);
+        let tensors = list(&mut document, "tensors");
+        let of =
+            |segment: &Value| tensors.iter().filter(|t| t["segment"] == segment["id"]).collect::<Vec<_>>();
+        let (mut lost, of_last) = (vec![of(before).pop().unwrap()], of(last));
+        lost.extend(of_last);
+        for (finding, tensor) in report.findings.iter().zip(&lost) {
+            assert_eq!(finding.kind, FindingKind::Unreadable, "{finding}");
+            assert_eq!(
+                (finding.file.as_deref(), finding.tensor.as_deref()),
+                (Some(EXPERTS), tensor["name"].as_str())
+            );
+            assert!(finding.seen.as_ref().unwrap().contains("ends before byte"), "{finding}");
+        }
+        assert_eq!(report.findings.len(), lost.len());
+        // what shared a batch with them was digested all the same, and counted once
+        let bytes: u64 = lost.iter().map(|t| t["length"].as_u64().unwrap()).sum();
+        assert_eq!(whole["checked"]["tensors"], report.checked.tensors + lost.len() as u64);
+        assert_eq!(whole["checked"]["bytes"], report.checked.bytes + bytes);
     }
 }
 
