@@ -12,7 +12,7 @@ use crate::digest::{Blake3, Sha256};
 
 pub use header::{coded_header, data_start, raw_header};
 pub use reader::{SegmentReader, Unpacker};
-pub use writer::{TensorSource, write_pack};
+pub use writer::{TensorSource, write_pack, write_raw_pack};
 
 /// The data section of a pack starts at a multiple of this; so do coded segments that follow coded ones.
 pub const ALIGNMENT: u64 = 4096;

@@ -45,7 +45,14 @@ pub fn write_pack(
 ) -> Result<WrittenPack> {
     let out = Output { file, path, progress };
     match coding {
-        Coding::Raw => write_raw(&out, segments, source),
+        Coding::Raw => {
+            let mut at = 0;
+            write_raw_pack(path, segments, source, progress, &mut |piece| {
+                out.write(piece, at)?;
+                at += piece.len() as u64;
+                Ok(())
+            })
+        }
         Coding::Zstd { level } => write_coded(&out, segments, ChunkEncoder::new(level)?, source, stop),
     }
 }
@@ -72,14 +79,22 @@ fn check_length(spec: &TensorSpec, seen: u64, path: &Path) -> Result<()> {
     ))
 }
 
-/// The header is known beforehand, so every digest is taken from each piece as it passes.
-fn write_raw(
-    out: &Output<'_>,
+/// Passes a raw pack to `write`, from its first byte to its last; `path` is its name.
+///
+/// The header is known beforehand, so every digest is taken from each piece as it passes. `progress` hears of raw
+/// bytes done.
+///
+/// # Errors
+/// Whatever the source or `write` returns; a source that gives too few or too many bytes is `Changed`.
+pub fn write_raw_pack(
+    path: &Path,
     segments: &[SegmentSpec],
     source: &mut dyn TensorSource,
+    progress: &dyn Fn(u64),
+    write: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<WrittenPack> {
     let header = raw_header(segments);
-    out.write(&header, 0)?;
+    write(&header)?;
     let mut pack = Sha256Hasher::default();
     pack.update(&header);
     let mut at = header.len() as u64;
@@ -92,12 +107,12 @@ fn write_raw(
             source.read(s, t, &mut |piece| {
                 Sha256Hasher::update_pair(&mut sha256, &mut pack, piece);
                 blake3.update(piece);
-                out.write(piece, at)?;
+                write(piece)?;
                 at += piece.len() as u64;
-                (out.progress)(piece.len() as u64);
+                progress(piece.len() as u64);
                 Ok(())
             })?;
-            check_length(tensor, at - begin, out.path)?;
+            check_length(tensor, at - begin, path)?;
             written.tensors.push(sha256.finish());
         }
         written.segments.push(StoredSegment {

@@ -5,9 +5,10 @@ use std::fs::File;
 use std::sync::{Arc, Mutex};
 
 use segpack_formats::FormatError;
+use segpack_formats::codec::Coding;
 use segpack_formats::digest::{Sha256, Sha256Hasher};
 use segpack_formats::io::{InputFile, READ_BYTES, write_all_at};
-use segpack_formats::pack::{WrittenPack, write_pack};
+use segpack_formats::pack::{WrittenPack, write_pack, write_raw_pack};
 use segpack_manifests::documents::{
     Counts, Finding, FindingKind, FormatVersion, GENERATOR, Layout, Manifest, ModelFacts, PackEntry,
     PlannedPack, SegmentEntry, SideFile, SourceFile, SourceFileKind, TensorEntry,
@@ -19,7 +20,7 @@ use super::source::ShardSource;
 use super::{Planned, Work, shard_numbers};
 use crate::steps::StepError;
 use crate::steps::checkpoint::CheckpointShard;
-use crate::steps::output::{Flushing, Publisher};
+use crate::steps::output::{Flushing, Publisher, write_behind};
 use crate::steps::workers::run_tasks;
 
 /// What is finished.
@@ -183,13 +184,20 @@ impl Work<'_> {
             buffer,
             warnings: Vec::new(),
         };
-        let flushing = Flushing::new(publisher, &file);
-        let advance = |bytes| {
-            self.progress.advance(bytes);
-            flushing.add(bytes);
+        let (specs, flushing) = (pack.specs(), Flushing::new(publisher, &file));
+        let advance = |bytes| self.progress.advance(bytes);
+        let written = match self.settings.coding {
+            Coding::Raw => {
+                let pack = write_behind(&file, &path, flushing, false, |behind| {
+                    write_raw_pack(&path, &specs, &mut source, &advance, &mut |piece| behind.write(piece))
+                });
+                pack?.0
+            }
+            coding => write_pack(&file, &path, &specs, coding, &mut source, self.stop, &|bytes| {
+                advance(bytes);
+                flushing.add(bytes);
+            })?,
         };
-        let coding = self.settings.coding;
-        let written = write_pack(&file, &path, &pack.specs(), coding, &mut source, self.stop, &advance)?;
         let record = Record::Pack { path: pack.path.clone(), written, warnings: source.warnings };
         Ok((file, record))
     }
