@@ -17,6 +17,9 @@ use super::StepError;
 /// Folder, below [`PARTIAL`], of files that are being written.
 const FILES: &str = "files";
 
+/// Name, in [`PARTIAL`], of the file that whoever writes has locked.
+pub const LOCK: &str = "lock";
+
 /// How much free space stays beyond what a step is known to need, in bytes.
 const SPARE_BYTES: u64 = 16 << 20;
 
@@ -59,6 +62,22 @@ pub fn look(path: &Path) -> Result<Before, StepError> {
         return Ok(Before::Unfinished);
     }
     Ok(if entries.next().is_none() { Before::Nothing } else { Before::Occupied })
+}
+
+/// Refuses an unfinished output that another process is writing to at this moment.
+///
+/// # Errors
+/// `Refused` with the path.
+pub fn refuse_busy(path: &Path) -> Result<(), StepError> {
+    // without a lock to open nobody writes; other errors come up when it is taken
+    match File::open(path.join(PARTIAL).join(LOCK)).map(|lock| lock.try_lock()) {
+        Ok(Err(TryLockError::WouldBlock)) => Err(busy(path)),
+        _ => Ok(()),
+    }
+}
+
+fn busy(path: &Path) -> StepError {
+    StepError::Refused(format!("another segpack is writing to {}", path.display()))
 }
 
 /// Refuses an output folder inside the input folder: its files would become part of the input.
@@ -150,7 +169,7 @@ impl OutputFolder {
         let created = !path.exists();
         let partial = path.join(PARTIAL);
         fs::create_dir_all(&partial).map_err(StepError::io("create", &partial))?;
-        let lock_path = partial.join("lock");
+        let lock_path = partial.join(LOCK);
         let lock = File::options()
             .create(true)
             .truncate(false)
@@ -159,9 +178,7 @@ impl OutputFolder {
             .map_err(StepError::io("create", &lock_path))?;
         match lock.try_lock() {
             Ok(()) => Ok(Self { path: path.to_owned(), created, _lock: lock }),
-            Err(TryLockError::WouldBlock) => {
-                Err(StepError::Refused(format!("another segpack is writing to {}", path.display())))
-            }
+            Err(TryLockError::WouldBlock) => Err(busy(path)),
             Err(TryLockError::Error(e)) => Err(StepError::io("lock", &lock_path)(e)),
         }
     }

@@ -17,7 +17,9 @@ use segpack_manifests::documents::{
 use segpack_runtime_min::{WeightReader, WeightSource};
 
 use super::StepError;
-use super::output::{Before, Behind, Flushing, OutputFolder, Publisher, look, refuse_inside, write_behind};
+use super::output::{
+    Before, Behind, Flushing, OutputFolder, Publisher, look, refuse_busy, refuse_inside, write_behind,
+};
 use super::progress::Progress;
 use super::workers::run_tasks;
 
@@ -158,6 +160,7 @@ fn why_not(manifest: &Manifest, file: &SourceFile) -> String {
 
 fn open_output(out: &Path, settings: &UnpackSettings) -> Result<OutputFolder, StepError> {
     let refuse = |what: &str| Err(StepError::Refused(format!("{} {what}", out.display())));
+    refuse_busy(out)?;
     match look(out)? {
         Before::Nothing => {}
         Before::Unfinished | Before::Occupied if settings.resume => {}

@@ -23,7 +23,9 @@ use segpack_manifests::{Pack, PackError};
 
 use super::StepError;
 use super::checkpoint::Checkpoint;
-use super::output::{Before, OutputFolder, check_space, look, refuse_holding, refuse_inside, remove_all};
+use super::output::{
+    Before, LOCK, OutputFolder, check_space, look, refuse_busy, refuse_holding, refuse_inside, remove_all,
+};
 use super::progress::Progress;
 use super::scan::{ScanOptions, scan};
 use super::verify::VerifySettings;
@@ -191,6 +193,7 @@ fn finished_before(
 /// Opens the output folder, or says why not.
 fn open_output(out: &Path, settings: &PackSettings, planned: &Planned) -> Result<OutputFolder, StepError> {
     let refuse = |what: &str| Err(StepError::Refused(format!("{} {what}", out.display())));
+    refuse_busy(out)?;
     match look(out)? {
         Before::Nothing => OutputFolder::open(out),
         Before::Unfinished | Before::Occupied if settings.force => replace(out, planned),
@@ -222,7 +225,7 @@ fn check_ours(out: &Path, planned: &Planned) -> Result<(), StepError> {
     }
     let records = Journal::read(&out.join(PARTIAL).join(JOURNAL));
     let begun =
-        matches!(records.first(), Some(Record::Begun { .. })) || out.join(PARTIAL).join("lock").exists();
+        matches!(records.first(), Some(Record::Begun { .. })) || out.join(PARTIAL).join(LOCK).exists();
     let mut listed = write::planned_files(planned);
     listed.extend(records.into_iter().filter_map(|r| match r {
         Record::Pack { path, .. } => Some(path),
