@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::support::checkpoint::{self, Options};
 use crate::support::cli::{Run, program, segpack};
 use crate::support::folders::{assert_same, temp};
-use crate::support::tiny::tiny_full;
+use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full};
 
 fn packed() -> (TempDir, PathBuf) {
     let folder = temp();
@@ -184,6 +184,28 @@ fn peak_memory(command: &mut Command) -> u64 {
     }
     assert!(child.wait().unwrap().success());
     peak
+}
+
+/// Coders of the highest level take 38 MiB each; nine packs would keep nine of them busy.
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "takes half a minute"]
+fn many_coders_share_the_memory() {
+    let folder = TempDir::new().unwrap();
+    let size = Qwen3Moe { layers: 9, experts: 1, hidden: 1024, width: 1024, shards: 1 };
+    let checkpoint = Tiny::qwen3_moe(size).write(&folder.path().join("checkpoint"));
+    let (out, again) = (folder.path().join("many"), folder.path().join("one"));
+    let pack = |out: &Path, level: &str, jobs: &str| {
+        let mut pack = program();
+        pack.arg("pack").arg(&checkpoint).arg("-o").arg(out);
+        pack.args(["--codec", "zstd", "--level", level, "--jobs", jobs]);
+        let peak = peak_memory(&mut pack);
+        eprintln!("level {level}, {jobs} jobs: {} MiB", peak >> 20);
+        assert!(peak < 256 << 20, "{pack:?} took {peak} bytes");
+    };
+    pack(&out, "22", "9");
+    pack(&again, "22", "1");
+    assert_same(&out, &again);
 }
 
 /// Full-width tensors, 600 MB of them, through little memory, and back.

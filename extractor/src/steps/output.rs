@@ -386,6 +386,9 @@ impl<'p, 'a> Flushing<'p, 'a> {
 /// Buffers that travel between the thread that has the bytes, the one that digests and the one that writes them.
 const BEHIND: usize = 4;
 
+/// What [`write_behind`] and one who reads for it take, in bytes, rounded up.
+pub const BEHIND_MEMORY: u64 = 6 << 20;
+
 /// Takes the bytes of a file in order; other threads digest and write them.
 pub struct Behind {
     full: SyncSender<WriteBuffer>,

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use segpack_formats::FormatError;
+use segpack_formats::codec::MAX_CHUNK_BYTES;
 use segpack_formats::digest::{Sha256, Sha256Hasher};
 use segpack_formats::io::{InputFile, READ_BYTES, Stop};
 use segpack_manifests::Pack;
@@ -18,10 +19,14 @@ use segpack_runtime_min::{WeightReader, WeightSource};
 
 use super::StepError;
 use super::output::{
-    Before, Behind, Flushing, OutputFolder, Publisher, look, refuse_busy, refuse_inside, write_behind,
+    BEHIND_MEMORY, Before, Behind, Flushing, OutputFolder, Publisher, look, refuse_busy, refuse_inside,
+    write_behind,
 };
 use super::progress::Progress;
-use super::workers::run_tasks;
+use super::workers::{jobs_within_memory, run_tasks};
+
+/// What one thread takes to decode, in bytes: a chunk as it is stored and as it was.
+const MAX_DECODING: u64 = 2 * MAX_CHUNK_BYTES as u64;
 
 /// How to unpack.
 #[derive(Debug, Clone, Default)]
@@ -84,8 +89,9 @@ pub fn unpack(
     };
     progress.start("unpacking", wanted.iter().map(|f| f.length).sum());
     let worker = || Ok((weights.reader()?, vec![0; READ_BYTES]));
-    let done = output.with_publisher(settings.jobs, |publisher| {
-        run_tasks(settings.jobs, &wanted, worker, |(reader, buffer), file| {
+    let jobs = jobs_within_memory(settings.jobs, BEHIND_MEMORY + MAX_DECODING);
+    let done = output.with_publisher(jobs, |publisher| {
+        run_tasks(jobs, &wanted, worker, |(reader, buffer), file| {
             restore.file(file, reader, buffer, publisher)
         })
     });

@@ -14,6 +14,14 @@ pub fn default_jobs() -> usize {
     thread::available_parallelism().map_or(1, usize::from).min(MOST_DEFAULT_JOBS)
 }
 
+/// What all threads of a step may take together, in bytes: the process then stays below 256 MiB.
+const THREADS_MEMORY: u64 = 200 << 20;
+
+/// As many of `jobs` as have room beside each other when each takes this many bytes; at least one.
+pub fn jobs_within_memory(jobs: usize, bytes_each: u64) -> usize {
+    jobs.min(usize::try_from(THREADS_MEMORY / bytes_each.max(1)).unwrap_or(usize::MAX)).max(1)
+}
+
 /// Runs every task on one of `jobs` threads, taking them in order, each thread with a state of its own.
 ///
 /// # Errors
@@ -59,6 +67,15 @@ pub fn run_tasks<T: Sync, S>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn threads_are_as_many_as_have_room() {
+        assert_eq!(
+            [0, 1, 1 << 20, 40 << 20, u64::MAX].map(|each| jobs_within_memory(8, each)),
+            [8, 8, 8, 5, 1]
+        );
+        assert_eq!(jobs_within_memory(1024, 6 << 20), 33);
+    }
 
     #[test]
     fn every_task_runs_once_and_the_first_error_stops_the_rest() {

@@ -20,8 +20,8 @@ use super::source::ShardSource;
 use super::{Planned, Work, shard_numbers};
 use crate::steps::StepError;
 use crate::steps::checkpoint::CheckpointShard;
-use crate::steps::output::{Flushing, Publisher, write_behind};
-use crate::steps::workers::run_tasks;
+use crate::steps::output::{BEHIND_MEMORY, Flushing, Publisher, write_behind};
+use crate::steps::workers::{jobs_within_memory, run_tasks};
 
 /// What is finished.
 #[derive(Debug, Default)]
@@ -75,6 +75,18 @@ enum Task<'a> {
     File(&'a SideFile),
 }
 
+/// What one thread takes to write a pack, in bytes: measured, with the buffers of a chunk, rounded up.
+fn memory_of(coding: Coding) -> u64 {
+    let mib = match coding {
+        Coding::Raw => return BEHIND_MEMORY,
+        Coding::Zstd { level: ..=6 } => 9,
+        Coding::Zstd { level: 7..=9 } => 18,
+        Coding::Zstd { level: 10..=12 } => 28,
+        Coding::Zstd { level: 13.. } => 40,
+    };
+    mib << 20
+}
+
 /// Where a side file lies in the pack folder.
 fn stored_file(path: &str) -> String {
     format!("{SOURCE}/{path}")
@@ -101,8 +113,9 @@ impl Work<'_> {
         self.progress.start("packing", tasks.iter().map(task_bytes).sum());
         let shared = Mutex::new(done);
         let buffer = || Ok(vec![0; READ_BYTES]);
-        let written = self.output.with_publisher(self.settings.jobs, |publisher| {
-            run_tasks(self.settings.jobs, &tasks, buffer, |buffer, task| {
+        let jobs = jobs_within_memory(self.settings.jobs, memory_of(self.settings.coding));
+        let written = self.output.with_publisher(jobs, |publisher| {
+            run_tasks(jobs, &tasks, buffer, |buffer, task| {
                 self.run_task(task, buffer, journal, &shared, publisher)
             })
         });
