@@ -327,6 +327,7 @@ impl Progress for Cut<'_> {
         assert_eq!(phase, "verifying");
         resize(self.file, -(self.by as i64));
     }
+    fn start_counting(&self, _: &'static str, _: u64, _: &'static str) {}
     fn advance(&self, _: u64) {}
     fn finish(&self) {}
     fn note(&self, _: &str) {}

@@ -134,7 +134,19 @@ fn every_target_has_a_test_and_seeds() {
     let mut targets = bodies::TARGETS.map(|(name, _)| name);
     targets.sort_unstable();
     assert_eq!(folders, targets);
-    assert_eq!(targets, ["chunk_table", "manifest", "pack_reader", "shard_header", "shard_index"]);
+    assert_eq!(
+        targets,
+        [
+            "chunk_encoder",
+            "chunk_table",
+            "manifest",
+            "pack_reader",
+            "planes_chunk",
+            "rans_chunk",
+            "shard_header",
+            "shard_index"
+        ]
+    );
 }
 
 #[test]
@@ -155,6 +167,21 @@ fn chunk_table() {
 #[test]
 fn pack_reader() {
     smoke("pack_reader");
+}
+
+#[test]
+fn planes_chunk() {
+    smoke("planes_chunk");
+}
+
+#[test]
+fn rans_chunk() {
+    smoke("rans_chunk");
+}
+
+#[test]
+fn chunk_encoder() {
+    smoke("chunk_encoder");
 }
 
 #[test]

@@ -29,9 +29,20 @@ fn help(command: &[&str]) -> String {
 #[test]
 fn every_command_explains_itself() {
     assert_text("help", &help(&["--help"]), None);
-    for command in
-        ["scan", "pack", "verify", "ls", "cat", "unpack", "run", "validate", "demo", "completions", "man"]
-    {
+    for command in [
+        "scan",
+        "pack",
+        "verify",
+        "ls",
+        "cat",
+        "unpack",
+        "repack",
+        "run",
+        "validate",
+        "demo",
+        "completions",
+        "man",
+    ] {
         let long = help(&[command, "--help"]);
         assert!(long.contains("Examples:") && long.contains("Exit status:"), "{command}");
         assert_text(&format!("help-{command}"), &long, None);

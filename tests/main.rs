@@ -6,6 +6,7 @@
 mod arrows;
 mod bad_checkpoints;
 mod bad_packs;
+mod codecs;
 mod damage;
 mod families;
 mod fuzz_smoke;

@@ -52,6 +52,7 @@ fn the_official_tiny_checkpoints_come_back() {
     for checkpoint in [tiny_full(), tiny_text()] {
         round_trip(&checkpoint, &[]);
         round_trip(&checkpoint, &["--codec", "zstd"]);
+        round_trip(&checkpoint, &["--codec", "bf16-rans"]);
         round_trip(&checkpoint, &["--codec", "zstd", "--level", "12", "--no-source-digests"]);
     }
 }
@@ -73,6 +74,7 @@ fn stacked_experts_come_back() {
         let checkpoint = tiny.stacked().write(&folder.path().join(i.to_string()));
         round_trip(&checkpoint, &[]);
         round_trip(&checkpoint, &["--codec", "zstd"]);
+        round_trip(&checkpoint, &["--codec", "bf16-rans"]);
     }
 }
 
@@ -100,7 +102,7 @@ fn assert_all_same(packs: &[(TempDir, PathBuf, Value)]) {
 
 #[test]
 fn threads_and_time_leave_no_trace() {
-    for codec in ["raw", "zstd"] {
+    for codec in ["raw", "zstd", "bf16-zstd", "bf16-rans"] {
         let packs = ["1", "2", "8", "1"].map(|jobs| pack(&tiny_full(), &["--codec", codec, "--jobs", jobs]));
         assert_all_same(&packs);
     }

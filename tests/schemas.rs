@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use jsonschema::Validator;
 use schemars::{Schema, schema_for};
 use segpack_manifests::documents::{
-    DemoReport, Inventory, Manifest, PackSummary, Plan, RunPrompt, RunSummary, RunToken, UnpackSummary,
-    ValidateReport, VerifyReport,
+    BenchReport, DemoReport, ExpertsReport, Inventory, Manifest, PackSummary, Plan, RunPrompt, RunSummary,
+    RunToken, UnpackSummary, ValidateReport, VerifyReport,
 };
 use serde_json::{Value, json};
 
@@ -17,7 +17,7 @@ use crate::support::damage::{flip, manifest};
 use crate::support::folders::temp;
 use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full};
 
-fn schemas() -> [(&'static str, Schema); 11] {
+fn schemas() -> [(&'static str, Schema); 13] {
     [
         ("inventory", schema_for!(Inventory)),
         ("plan", schema_for!(Plan)),
@@ -30,6 +30,8 @@ fn schemas() -> [(&'static str, Schema); 11] {
         ("run-summary", schema_for!(RunSummary)),
         ("run-prompt", schema_for!(RunPrompt)),
         ("demo-report", schema_for!(DemoReport)),
+        ("bench-report", schema_for!(BenchReport)),
+        ("experts-report", schema_for!(ExpertsReport)),
     ]
 }
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SEGPACK = os.environ["SEGPACK"]
 FULL = os.environ["PEERS_MODE"] == "full"
 CHECKPOINTS = {"tiny-full": ROOT / "extractor/demo/tiny-full", "tiny-text": ROOT / "tests/fixtures/tiny-text"}
-CODECS = ["raw", "zstd"]
+CODECS = ["raw", "zstd", "bf16-zstd", "bf16-rans"]
 
 
 def segpack(*arguments):
@@ -52,9 +52,9 @@ def raw(request, packs):
     return packs[request.param, "raw"]
 
 
-@pytest.fixture(params=CHECKPOINTS)
+@pytest.fixture(params=[(name, codec) for name in CHECKPOINTS for codec in CODECS[1:]], ids="-".join)
 def coded(request, packs):
-    return packs[request.param, "zstd"]
+    return packs[request.param]
 
 
 @pytest.fixture(params=[(name, codec) for name in CHECKPOINTS for codec in CODECS], ids="-".join)

@@ -8,6 +8,7 @@ mod ls;
 mod man;
 mod pack;
 mod progress;
+mod repack;
 mod run;
 mod scan;
 mod signals;
@@ -61,6 +62,7 @@ enum Command {
     Ls(ls::Args),
     Cat(cat::Args),
     Unpack(unpack::Args),
+    Repack(repack::Args),
     Run(run::Args),
     Validate(validate::Args),
     Bench(bench::Args),
@@ -137,6 +139,7 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Ls(args) => ls::run(&args, context),
         Command::Cat(args) => cat::run(&args, context),
         Command::Unpack(args) => unpack::run(args, context),
+        Command::Repack(args) => repack::run(&args, context),
         Command::Run(args) => run::run_command(&args, context),
         Command::Validate(args) => validate::run(args, context),
         Command::Bench(args) => bench::run(args, context),

@@ -9,6 +9,7 @@ mod hub;
 mod output;
 pub mod pack;
 pub mod progress;
+pub mod repack;
 pub mod run;
 pub mod scan;
 pub mod unpack;

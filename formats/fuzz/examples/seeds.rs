@@ -3,12 +3,12 @@
 use std::fs;
 use std::path::Path;
 
-use segpack_formats::codec::{Codec, Coding};
+use segpack_formats::codec::{ChunkEncoder, Codec, Coding};
 use segpack_formats::digest::{Blake3, Sha256};
 use segpack_formats::io::Stop;
 use segpack_formats::pack::{SegmentSpec, StoredSegment, TensorSource, TensorSpec, WrittenPack, write_pack};
 use segpack_formats::safetensors::Dtype;
-use segpack_fuzz::bodies::{PLACE_REPAIR, PLACE_ZSTD};
+use segpack_fuzz::bodies::{PLACE_REPAIR, PLACE_ZSTD, REPAIR_FREQUENCIES, REPAIR_STATES, REPAIR_WORDS};
 use serde_json::{Value, json};
 
 fn main() {
@@ -41,6 +41,7 @@ fn main() {
     let (image, written) = pack_image(Coding::Raw);
     save("pack_reader", "raw-pack-segment-0", &placed(&image, &written.segments[0], 0));
     save("chunk_table", "no-chunks", &no_chunks());
+    chunks();
     for (name, document) in manifests() {
         save("manifest", name, format!("{document:#}\n").as_bytes());
     }
@@ -174,6 +175,53 @@ fn placed(image: &[u8], segment: &StoredSegment, flags: u8) -> Vec<u8> {
     input.push(if segment.codec == Codec::Zstd { flags } else { 0 });
     input.extend(image);
     input
+}
+
+/// Weights, about, and what does not look like them.
+fn values(name: &str, count: u32) -> Vec<u8> {
+    let mut state = 1_u64;
+    // Marsaglia's xorshift64
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let value = |i: u32, n: u64| -> u16 {
+        // far from a power of two, so that Huffman codes lose to it even in a short chunk
+        let exponent = if (n >> 8).is_multiple_of(10) { 118 } else { 120 };
+        let weight = (n as u16 & 0x80) << 8 | exponent << 7 | (n >> 16) as u16 & 0x7f;
+        match name {
+            "zeros-between" if i % 3 == 0 => 0,
+            "exceptions" if i % 997 == 0 => 0x7f80 | i as u16,
+            "constant" => 0x3f80,
+            _ => weight,
+        }
+    };
+    (0..count).flat_map(|i| value(i, next()).to_le_bytes()).collect()
+}
+
+fn chunks() {
+    for (name, count) in [("weights", 6000), ("zeros-between", 1000), ("exceptions", 5555), ("constant", 640)] {
+        let raw = values(name, count);
+        save("chunk_encoder", name, &[&[0], &raw[..]].concat());
+        save("chunk_encoder", &format!("{name}-f32"), &[&[6], &raw[..]].concat());
+        if name == "constant" {
+            continue; // zstd alone does better
+        }
+        for (target, coding, dtype, suffix) in [
+            ("rans_chunk", Coding::Bf16Rans, Dtype::BF16, ""),
+            ("planes_chunk", Coding::Bf16Zstd, Dtype::BF16, ""),
+            ("planes_chunk", Coding::Bf16Zstd, Dtype::F32, "-f32"),
+        ] {
+            let mut encoder = ChunkEncoder::new(coding).unwrap();
+            let (_, stored) = encoder.encode(dtype, &raw, 0, 0).unwrap();
+            let mut input = u16::try_from(raw.len()).unwrap().to_le_bytes().to_vec();
+            input.push(REPAIR_WORDS | REPAIR_FREQUENCIES | REPAIR_STATES);
+            input.extend(stored);
+            save(target, &format!("{name}{suffix}"), &input);
+        }
+    }
 }
 
 fn no_chunks() -> Vec<u8> {

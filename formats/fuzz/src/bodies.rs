@@ -4,11 +4,16 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::ops::Range;
 
-use segpack_formats::codec::{ChunkTable, Codec, MAX_CHUNK_BYTES, PREFIX_BYTES, TABLE_ENTRY_BYTES};
+use segpack_formats::codec::{
+    ChunkDecoder, ChunkEncoder, ChunkTable, Codec, Coding, MAX_CHUNK_BYTES, PREFIX_BYTES, Simd,
+    TABLE_ENTRY_BYTES,
+};
 use segpack_formats::digest::{Blake3, Sha256};
 use segpack_formats::io::{InputFile, READ_BYTES, Stop};
 use segpack_formats::pack::{self, SegmentReader, StoredSegment, Unpacker};
-use segpack_formats::safetensors::{ShardHeader, ShardIndex, TensorEntry, byte_length, check_relative_path};
+use segpack_formats::safetensors::{
+    Dtype, ShardHeader, ShardIndex, TensorEntry, byte_length, check_relative_path,
+};
 use segpack_formats::{FormatError, Result};
 use segpack_manifests::documents::{Manifest, TensorEntry as ListedTensor};
 
@@ -16,11 +21,14 @@ use segpack_manifests::documents::{Manifest, TensorEntry as ListedTensor};
 pub type Body = fn(&[u8]) -> bool;
 
 /// The name of each target (also of its folder in `corpus/`) and its body.
-pub const TARGETS: [(&str, Body); 5] = [
+pub const TARGETS: [(&str, Body); 8] = [
     ("shard_header", shard_header),
     ("shard_index", shard_index),
     ("chunk_table", chunk_table),
     ("pack_reader", pack_reader),
+    ("planes_chunk", planes_chunk),
+    ("rans_chunk", rans_chunk),
+    ("chunk_encoder", chunk_encoder),
     ("manifest", manifest),
 ];
 
@@ -271,6 +279,154 @@ fn write_image(image: &[u8]) -> InputFile {
         file.as_file().set_len(image.len() as u64).expect("room for the image");
         segpack_formats::io::write_all_at(file.as_file(), image, 0).expect("room for the image");
         InputFile::open(file.path()).expect("the file just written")
+    })
+}
+
+/// Numbers of the methods in a chunk table.
+const METHOD_PLANES: u8 = 2;
+const METHOD_RANS: u8 = 3;
+
+/// Bytes before a chunk's stored ones: its raw length (u16) and what is made right first.
+pub const CHUNK_PLACE_BYTES: usize = 3;
+/// Set where a rANS chunk's count of words is made what is left for them.
+pub const REPAIR_WORDS: u8 = 1;
+/// Set where its frequencies are made to add up.
+pub const REPAIR_FREQUENCIES: u8 = 2;
+/// Set where its states are brought into their range.
+pub const REPAIR_STATES: u8 = 4;
+
+/// The stored bytes of a chunk of byte planes.
+pub fn planes_chunk(data: &[u8]) -> bool {
+    let Some((place, stored)) = data.split_first_chunk::<CHUNK_PLACE_BYTES>() else { return false };
+    decode_alike(METHOD_PLANES, usize::from(u16::from_le_bytes([place[0], place[1]])), stored)
+}
+
+/// The stored bytes of a rANS chunk.
+pub fn rans_chunk(data: &[u8]) -> bool {
+    let Some((place, stored)) = data.split_first_chunk::<CHUNK_PLACE_BYTES>() else { return false };
+    let raw_length = usize::from(u16::from_le_bytes([place[0], place[1]]));
+    let mut stored = stored.to_vec();
+    repair_rans(&mut stored, raw_length, place[2]);
+    decode_alike(METHOD_RANS, raw_length, &stored)
+}
+
+fn repair_rans(stored: &mut [u8], raw_length: usize, flags: u8) {
+    let word = |bytes: &[u8], at: usize| {
+        u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+    };
+    if stored.len() < 16 {
+        return;
+    }
+    let symbols = (word(stored, 4) & 0xffff) as usize;
+    let exceptions = word(stored, 8) as usize;
+    let states = 16 + 2 * symbols + exceptions.saturating_mul(6) + raw_length % 128 + raw_length / 128 * 48;
+    if flags & REPAIR_WORDS != 0 && states + 256 <= stored.len() {
+        let words = ((stored.len() - states - 256) / 2) as u32;
+        stored[12..16].copy_from_slice(&words.to_le_bytes());
+    }
+    if flags & REPAIR_FREQUENCIES != 0 && (1..=256).contains(&symbols) && 16 + 2 * symbols <= stored.len() {
+        let mut left = 4096_u16;
+        for (i, f) in stored[16..16 + 2 * symbols].chunks_exact_mut(2).enumerate() {
+            let wanted = u16::from_le_bytes([f[0], f[1]]).min(left).min(4095);
+            let wanted = if i + 1 == symbols { left } else { wanted };
+            left -= wanted;
+            f.copy_from_slice(&wanted.to_le_bytes());
+        }
+    }
+    if flags & REPAIR_STATES != 0 && states + 256 <= stored.len() {
+        for state in stored[states..states + 256].chunks_exact_mut(4) {
+            let mut value = word(state, 0) & 0x7fff_ffff;
+            if value < 0x8000 {
+                value |= 0x8000;
+            }
+            state.copy_from_slice(&value.to_le_bytes());
+        }
+    }
+}
+
+/// A table of one chunk, whose check nobody looks at.
+fn table_of_one(method: u8, raw_length: usize, stored_length: usize) -> Option<ChunkTable> {
+    let mut head = b"SEGCHNK\x01".to_vec();
+    head.extend(1_u32.to_le_bytes());
+    head.extend(0_u32.to_le_bytes());
+    head.extend((raw_length as u64).to_le_bytes());
+    head.resize(as_index(PREFIX_BYTES), 0);
+    head.extend((raw_length as u32).to_le_bytes());
+    head.extend((stored_length as u32).to_le_bytes());
+    head.push(method);
+    head.resize(as_index(PREFIX_BYTES + TABLE_ENTRY_BYTES), 0);
+    let check = Blake3::of(&[&head[..24], &head[32..]].concat()).0;
+    head[24..32].copy_from_slice(&check[..8]);
+    ChunkTable::parse(&head, (head.len() + stored_length) as u64).ok()
+}
+
+thread_local! {
+    static DECODERS: RefCell<Vec<ChunkDecoder>> = RefCell::new(
+        Simd::available().into_iter().map(|s| ChunkDecoder::with_simd(s).expect("memory for a decoder")).collect()
+    );
+}
+
+/// Every decoder gives the same bytes or the same error, and writes nowhere else.
+fn decode_alike(method: u8, raw_length: usize, stored: &[u8]) -> bool {
+    const GUARD: usize = 64;
+    let Some(table) = table_of_one(method, raw_length, stored.len()) else { return false };
+    let chunk = &table.chunks[0];
+    let mut first: Option<Result<Vec<u8>, String>> = None;
+    DECODERS.with_borrow_mut(|decoders| {
+        for decoder in decoders {
+            let mut room = vec![0xa5; raw_length + 2 * GUARD];
+            let to = &mut room[GUARD..GUARD + raw_length];
+            let decoded = decoder.decode_unchecked(chunk, stored, to).map_err(|e| e.to_string());
+            let decoded = decoded.map(|()| to.to_vec());
+            assert!(
+                room[..GUARD].iter().chain(&room[GUARD + raw_length..]).all(|b| *b == 0xa5),
+                "written outside"
+            );
+            assert!(*first.get_or_insert_with(|| decoded.clone()) == decoded, "decoders disagree");
+        }
+    });
+    first.is_some_and(|decoded| decoded.is_ok())
+}
+
+/// The first byte of an encoder's input chooses among these, and among the codecs.
+const DTYPES: [Dtype; 5] = [Dtype::BF16, Dtype::F32, Dtype::F8_E4M3, Dtype::F16, Dtype::I64];
+
+thread_local! {
+    static ENCODERS: RefCell<Vec<Vec<ChunkEncoder>>> = RefCell::new(
+        [Coding::Bf16Rans, Coding::Bf16Zstd, Coding::Zstd { level: 1 }]
+            .into_iter()
+            .map(|coding| {
+                let encoder = |simd| ChunkEncoder::with_simd(coding, simd).expect("memory for an encoder");
+                Simd::available().into_iter().map(encoder).collect()
+            })
+            .collect()
+    );
+}
+
+/// Raw bytes behind a byte of choices: every encoder writes the same, which comes back. Says whether it shrank.
+pub fn chunk_encoder(data: &[u8]) -> bool {
+    let Some((choice, raw)) = data.split_first() else { return false };
+    let choice = usize::from(*choice);
+    let dtype = DTYPES[choice % DTYPES.len()];
+    if raw.is_empty() {
+        return false;
+    }
+    ENCODERS.with_borrow_mut(|all| {
+        let count = all.len();
+        let encoders = &mut all[choice / DTYPES.len() % count];
+        let mut first: Option<Vec<u8>> = None;
+        for encoder in encoders {
+            let (chunk, stored) = encoder.encode(dtype, raw, 0, 0).expect("an encoder that works");
+            assert!(*first.get_or_insert_with(|| stored.to_vec()) == stored, "encoders disagree");
+            DECODERS.with_borrow_mut(|decoders| {
+                for decoder in decoders {
+                    let mut back = vec![0; raw.len()];
+                    decoder.decode(&chunk, stored, &mut back).expect("what was coded just now");
+                    assert!(back == raw, "other bytes came back");
+                }
+            });
+        }
+        first.is_some_and(|stored| stored.len() < raw.len())
     })
 }
 

@@ -4,7 +4,7 @@
 //! ┌───────────────────────────┐ 0
 //! │ magic  "SEGCHNK\x01"   8 B│
 //! │ chunk count       u32  4 B│
-//! │ shared length     u32  4 B│ bytes of codec tables after the chunk table (0 for zstd)
+//! │ shared length     u32  4 B│ bytes of codec tables after the chunk table; 0 now
 //! │ raw length        u64  8 B│
 //! │ check                  8 B│ BLAKE3 of all other bytes up to the first chunk, its first 8 bytes
 //! ├───────────────────────────┤ PREFIX_BYTES
@@ -34,6 +34,8 @@ pub const MAX_CHUNK_BYTES: u32 = 4 << 20;
 
 const METHOD_STORED: u8 = 0;
 const METHOD_ZSTD: u8 = 1;
+const METHOD_PLANES: u8 = 2;
+const METHOD_RANS: u8 = 3;
 
 /// How one chunk is coded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +44,27 @@ pub(super) enum Method {
     Stored,
     /// One zstd frame.
     Zstd,
+    /// Byte planes of rotated values, each stored or a zstd frame.
+    Planes,
+    /// Interleaved rANS over the upper bits of bf16 values.
+    Rans,
+}
+
+impl Method {
+    const ALL: [(u8, Self); 4] = [
+        (METHOD_STORED, Self::Stored),
+        (METHOD_ZSTD, Self::Zstd),
+        (METHOD_PLANES, Self::Planes),
+        (METHOD_RANS, Self::Rans),
+    ];
+
+    fn number(self) -> u8 {
+        Self::ALL.into_iter().find(|(_, method)| *method == self).map_or(METHOD_STORED, |(number, _)| number)
+    }
+
+    fn of(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|(n, _)| *n == number).map(|(_, method)| method)
+    }
 }
 
 /// One chunk of a coded segment.
@@ -115,7 +138,7 @@ impl ChunkTable {
         let shared = u32_at(prefix, 12);
         if shared != 0 {
             return Err(FormatError::coded(format!(
-                "has {shared} bytes of shared tables; this codec has none"
+                "has {shared} bytes of shared tables; no codec of this build has any"
             )));
         }
         let table = u64::from(u32_at(prefix, 8)) * TABLE_ENTRY_BYTES;
@@ -163,6 +186,24 @@ impl ChunkTable {
         Ok(table)
     }
 
+    /// Parses the table of a segment from its first bytes, which may reach past the table. Those of nearly every
+    /// segment lie in its first 4096: that is room for 169 chunks, over 300 MB.
+    ///
+    /// A chunk's `stored` range then says which bytes of the segment to hand to
+    /// [`ChunkDecoder::decode`](super::ChunkDecoder::decode), and `raw` where they go: chunks can be read and decoded in
+    /// any order, by any number of threads with a decoder each.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse); `Coded` where the table is longer than `start`, with the number of bytes that it takes.
+    pub fn from_start(start: &[u8], stored_length: u64) -> Result<Self> {
+        let end = Self::parse_prefix(start, stored_length)?;
+        let head = usize::try_from(end).ok().and_then(|end| start.get(..end));
+        let head = head.ok_or_else(|| {
+            FormatError::coded(format!("chunk table ends at byte {end}, only {} are there", start.len()))
+        })?;
+        Self::parse(head, stored_length)
+    }
+
     /// The bytes before the first chunk.
     pub fn encode(&self) -> Vec<u8> {
         let mut table = Vec::new();
@@ -170,11 +211,7 @@ impl ChunkTable {
             let (raw, stored) = (chunk.raw.end - chunk.raw.start, chunk.stored.end - chunk.stored.start);
             table.extend(u32::try_from(raw).unwrap_or(u32::MAX).to_le_bytes());
             table.extend(u32::try_from(stored).unwrap_or(u32::MAX).to_le_bytes());
-            let method = match chunk.method {
-                Method::Stored => METHOD_STORED,
-                Method::Zstd => METHOD_ZSTD,
-            };
-            table.extend([method, 0, 0, 0, 0, 0, 0, 0]);
+            table.extend([chunk.method.number(), 0, 0, 0, 0, 0, 0, 0]);
             table.extend(chunk.check);
         }
         let mut head = MAGIC.to_vec();
@@ -202,14 +239,12 @@ fn parse_entry(entry: &[u8], raw: u64, stored: u64) -> Result<Chunk, String> {
             "{raw_length} raw and {stored_length} stored bytes; wanted 1 to {MAX_CHUNK_BYTES}"
         ));
     }
-    let method = match entry[8] {
-        METHOD_STORED if raw_length != stored_length => {
-            return Err(format!("stored as it is, but {stored_length} bytes for {raw_length}"));
-        }
-        METHOD_STORED => Method::Stored,
-        METHOD_ZSTD => Method::Zstd,
-        other => return Err(format!("method {other} is unknown; this build reads 0 (stored) and 1 (zstd)")),
+    let Some(method) = Method::of(entry[8]) else {
+        return Err(format!("method {} is unknown; this build reads 0 to {METHOD_RANS}", entry[8]));
     };
+    if method == Method::Stored && raw_length != stored_length {
+        return Err(format!("stored as it is, but {stored_length} bytes for {raw_length}"));
+    }
     if entry[9..16] != [0; 7] {
         return Err("reserved bytes are not zero".to_owned());
     }
@@ -254,6 +289,10 @@ mod tests {
     fn a_table_reads_back_and_finds_chunks() {
         let table = table();
         assert_eq!(ChunkTable::parse(&table.encode(), 4096).unwrap(), table);
+        let longer = [table.encode(), vec![7; 100]].concat();
+        assert_eq!(ChunkTable::from_start(&longer, 4096).unwrap(), table);
+        let error = ChunkTable::from_start(&longer[..79], 4096).unwrap_err().to_string();
+        assert!(error.contains("ends at byte 80, only 79"), "{error}");
         let found = |raw: Range<u64>| table.overlapping(&raw).iter().map(|c| c.raw.start).collect::<Vec<_>>();
         assert_eq!(found(0..1), [0]);
         assert_eq!(found(9..11), [0, 10]);

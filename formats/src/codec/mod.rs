@@ -1,18 +1,27 @@
 //! Lossless codecs of segments, and the chunked framing that all of them share.
 
+mod chunk;
 mod chunked;
-mod zstd;
+mod planes;
+mod rans;
+mod simd;
+
+#[cfg(test)]
+mod samples;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+pub use chunk::{ChunkDecoder, ChunkEncoder, DEFAULT_LEVEL};
 pub use chunked::{
     Chunk, ChunkTable, MAX_CHUNK_BYTES, PREFIX_BYTES, RAW_CHUNK_BYTES, TABLE_ENTRY_BYTES, chunk_count,
     chunk_lengths,
 };
-pub use zstd::{ChunkDecoder, ChunkEncoder};
+pub use simd::Simd;
 
 /// How the bytes of a stored segment are coded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -22,24 +31,34 @@ pub enum Codec {
     Raw,
     /// Chunked framing, each chunk a zstd frame (RFC 8878) or stored.
     Zstd,
+    /// Chunked framing for bf16 weights, which decodes with any zstd: byte planes, the exponents' one a zstd frame of
+    /// literals alone. Other dtypes take the shorter one of planes and plain zstd.
+    Bf16Zstd,
+    /// Chunked framing for bf16 weights, the smallest and fastest: interleaved rANS over exponents and two mantissa
+    /// bits. Other dtypes as in [`Bf16Zstd`](Self::Bf16Zstd).
+    Bf16Rans,
 }
 
 impl Codec {
     /// All codecs that this build reads and writes.
-    pub const ALL: [Self; 2] = [Self::Raw, Self::Zstd];
+    pub const ALL: [Self; 4] = [Self::Raw, Self::Zstd, Self::Bf16Zstd, Self::Bf16Rans];
 
     /// The name in manifests and on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",
             Self::Zstd => "zstd",
+            Self::Bf16Zstd => "bf16-zstd",
+            Self::Bf16Rans => "bf16-rans",
         }
     }
 }
 
 /// A codec that this build does not know.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown codec {seen:?}; this build reads raw and zstd: a newer segpack may read it")]
+#[error(
+    "unknown codec {seen:?}; this build reads raw, zstd, bf16-zstd and bf16-rans: a newer segpack may read it"
+)]
 pub struct UnknownCodec {
     seen: String,
 }
@@ -80,6 +99,10 @@ pub enum Coding {
         /// zstd's compression level, 1–22 (negative levels are faster still).
         level: i32,
     },
+    /// See [`Codec::Bf16Zstd`].
+    Bf16Zstd,
+    /// See [`Codec::Bf16Rans`].
+    Bf16Rans,
 }
 
 impl Coding {
@@ -88,6 +111,23 @@ impl Coding {
         match self {
             Self::Raw => Codec::Raw,
             Self::Zstd { .. } => Codec::Zstd,
+            Self::Bf16Zstd => Codec::Bf16Zstd,
+            Self::Bf16Rans => Codec::Bf16Rans,
         }
+    }
+
+    /// A codec's coding; `level` counts for zstd alone, which takes its own default without one.
+    pub fn of(codec: Codec, level: Option<i32>) -> Self {
+        match codec {
+            Codec::Raw => Self::Raw,
+            Codec::Zstd => Self::Zstd { level: level.unwrap_or(DEFAULT_LEVEL) },
+            Codec::Bf16Zstd => Self::Bf16Zstd,
+            Codec::Bf16Rans => Self::Bf16Rans,
+        }
+    }
+
+    /// The level, where the codec has levels.
+    pub fn level(self) -> Option<i32> {
+        if let Self::Zstd { level } = self { Some(level) } else { None }
     }
 }

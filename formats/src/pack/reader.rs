@@ -59,12 +59,14 @@ impl<'a> SegmentReader<'a> {
                     format!("raw segment stores {} bytes for {}", segment.stored_length, segment.raw_length),
                 ));
             }
-            Codec::Zstd => Some(read_table(pack, &segment).map_err(in_segment(pack, segment))?),
+            Codec::Zstd | Codec::Bf16Zstd | Codec::Bf16Rans => {
+                Some(read_table(pack, &segment).map_err(in_segment(pack, segment))?)
+            }
         };
         Ok(Self { pack, segment, table })
     }
 
-    /// The chunks of a coded segment.
+    /// The chunks of a coded segment; none of a raw one.
     pub fn table(&self) -> Option<&ChunkTable> {
         self.table.as_ref()
     }

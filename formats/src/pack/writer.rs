@@ -53,7 +53,7 @@ pub fn write_pack(
                 Ok(())
             })
         }
-        Coding::Zstd { level } => write_coded(&out, segments, ChunkEncoder::new(level)?, source, stop),
+        coding => write_coded(&out, segments, coding, source, stop),
     }
 }
 
@@ -132,18 +132,19 @@ pub fn write_raw_pack(
 fn write_coded(
     out: &Output<'_>,
     segments: &[SegmentSpec],
-    mut encoder: ChunkEncoder,
+    coding: Coding,
     source: &mut dyn TensorSource,
     stop: &Stop,
 ) -> Result<WrittenPack> {
-    let start = data_start(segments, Codec::Zstd);
+    let mut encoder = ChunkEncoder::new(coding)?;
+    let start = data_start(segments, coding.codec());
     let (mut at, mut stored, mut tensors) = (start, Vec::new(), Vec::new());
     for (s, segment) in segments.iter().enumerate() {
         let (coded_length, digests) = write_coded_segment(out, (s, segment), at, &mut encoder, source, stop)?;
         tensors.extend(digests);
         let raw_length = segment.raw_length();
         let (codec, stored_length) = if coded_length < raw_length {
-            (Codec::Zstd, coded_length)
+            (coding.codec(), coded_length)
         } else {
             copy_segment(out, (s, segment), at, source)?;
             (Codec::Raw, raw_length)
@@ -197,7 +198,7 @@ fn write_coded_segment(
         let mut wanted = lengths.next();
         let mut flush = |raw: &mut Vec<u8>| -> Result<()> {
             stop.check()?;
-            let (chunk, bytes) = encoder.encode(raw, table.raw_length, stored)?;
+            let (chunk, bytes) = encoder.encode(tensor.dtype, raw, table.raw_length, stored)?;
             out.write(bytes, start + stored)?;
             (table.raw_length, stored) = (chunk.raw.end, chunk.stored.end);
             table.chunks.push(chunk);

@@ -51,7 +51,7 @@ pub fn bench(
     let kernels = Kernels::from_environment().map_err(|e| StepError::Usage(e.to_string()))?;
     let model = ModelBench { pack, settings, stop };
     let steps = settings.threads.len() * (1 + settings.memory.len() + usize::from(settings.resident)) + 1;
-    progress.start("measuring", steps as u64);
+    progress.start_counting("measuring", steps as u64, "figure");
     let machine = Machine::measure(pack, kernels, settings, stop, progress)?;
     // the smallest budgets first: memory that a process had stays in its peak
     let mut memory = settings.memory.clone();

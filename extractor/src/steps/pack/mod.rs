@@ -1,36 +1,32 @@
 //! `pack`: from a checkpoint to a pack folder, whole or resumable, the same bytes every time.
 
-mod journal;
+pub(super) mod folder;
+pub(super) mod journal;
 mod source;
-mod write;
+pub(super) mod write;
 
-use std::collections::{BTreeSet, HashMap};
-use std::fs;
+use std::collections::HashMap;
 use std::path::Path;
 
 use segpack_formats::codec::Coding;
 use segpack_formats::digest::Sha256;
-use segpack_formats::io::{InputFile, READ_BYTES, Stop};
-use segpack_formats::pack::WrittenPack;
+use segpack_formats::io::Stop;
+use segpack_manifests::Pack;
 use segpack_manifests::documents::{
-    Finding, FindingKind, FormatVersion, GENERATOR, Inventory, KnownSource, Manifest, PackOptions,
-    PackSummary, Plan, Severity, SourceFile, VerifyMode,
+    Finding, FindingKind, GENERATOR, Inventory, KnownSource, PackOptions, PackSummary, Plan, Severity,
+    SourceFile, VerifyMode,
 };
 use segpack_manifests::layout::{self, Selection};
-use segpack_manifests::pack_folder::{MANIFEST, PACKS, PARTIAL, SOURCE, SUMS};
+use segpack_manifests::pack_folder::MANIFEST;
 use segpack_manifests::registry::{Difference, FoundShard, RegistryMatch, known_checkpoints};
-use segpack_manifests::{Pack, PackError};
 
 use super::StepError;
 use super::checkpoint::Checkpoint;
-use super::output::{
-    Before, LOCK, OutputFolder, check_space, look, refuse_busy, refuse_holding, refuse_inside, remove_all,
-};
+use super::output::{Before, OutputFolder, look, refuse_holding, refuse_inside};
 use super::progress::Progress;
 use super::scan::{ScanOptions, scan};
 use super::verify::VerifySettings;
-use super::workers::run_tasks;
-use journal::{JOURNAL, Journal, Record};
+use folder::{Target, summarise};
 use write::Done;
 
 /// How to pack.
@@ -58,13 +54,9 @@ pub struct PackSettings {
 
 impl PackSettings {
     fn recorded(&self) -> PackOptions {
-        let level = match self.coding {
-            Coding::Raw => None,
-            Coding::Zstd { level } => Some(level),
-        };
         PackOptions {
             codec: self.coding.codec(),
-            level,
+            level: self.coding.level(),
             include: self.selection.include.clone(),
             exclude: self.selection.exclude.clone(),
             source_digests: self.source_digests,
@@ -125,22 +117,13 @@ pub fn pack(
     if let Some(summary) = finished_before(argument, out, settings, &planned, stop, progress)? {
         return Ok(summary);
     }
-    let output = open_output(out, settings, &planned)?;
-    let work = Work { planned: &planned, settings, output: &output, stop, progress };
-    match work.run() {
-        Ok(summary) => {
-            output.finish()?;
-            Ok(summary)
-        }
-        Err(e) => {
-            if e.exit() == super::Exit::Damaged {
-                output.abandon(&[PACKS, SOURCE, SUMS]);
-            } else if matches!(e, StepError::Refused(_)) {
-                output.abandon_if_new();
-            }
-            Err(e)
-        }
-    }
+    let listed = write::planned_files(&planned);
+    let target =
+        Target { jobs: settings.jobs, resume: settings.resume, force: settings.force, stop, progress };
+    let output = target.open(out, &listed, needed_space(&planned, &|_| false))?;
+    let work = Work { planned: &planned, settings, target: &target, output: &output, stop, progress };
+    let done = work.run();
+    folder::close(output, done)
 }
 
 /// With `--resume`, a pack that is complete already. It has to be intact, of this checkpoint and with these options.
@@ -157,7 +140,7 @@ fn finished_before(
     }
     if look(out)? == Before::Unfinished {
         // killed between its last two steps
-        check_ours(out, planned)?;
+        folder::check_ours(out, &write::planned_files(planned))?;
         OutputFolder::open(out)?.finish()?;
     }
     let pack = Pack::open(out)?;
@@ -190,77 +173,6 @@ fn finished_before(
     Ok(Some(summarise(manifest, pack.manifest_sha256(), manifest.counts.packs, 0, Vec::new())))
 }
 
-/// Opens the output folder, or says why not.
-fn open_output(out: &Path, settings: &PackSettings, planned: &Planned) -> Result<OutputFolder, StepError> {
-    let refuse = |what: &str| Err(StepError::Refused(format!("{} {what}", out.display())));
-    refuse_busy(out)?;
-    match look(out)? {
-        Before::Nothing => OutputFolder::open(out),
-        Before::Unfinished | Before::Occupied if settings.force => replace(out, planned),
-        Before::Unfinished => {
-            check_ours(out, planned)?;
-            if settings.resume {
-                return OutputFolder::open(out);
-            }
-            refuse("holds an unfinished pack: --resume goes on with it, --force starts anew")
-        }
-        Before::Occupied if out.join(MANIFEST).exists() => {
-            refuse("exists and holds a pack: --force replaces it")
-        }
-        Before::Occupied => refuse("exists and is not empty: choose another place"),
-    }
-}
-
-/// Refuses a folder that holds anything but a pack, finished or not.
-fn check_ours(out: &Path, planned: &Planned) -> Result<(), StepError> {
-    let foreign = |what: String| {
-        let what = format!("{}: only a pack may be continued or replaced, but {what}", out.display());
-        Err(StepError::Refused(format!("{what}; choose another place, or remove it yourself")))
-    };
-    for entry in fs::read_dir(out).map_err(StepError::io("list", out))? {
-        let name = entry.map_err(StepError::io("list", out))?.file_name().to_string_lossy().into_owned();
-        if ![MANIFEST, SUMS, PACKS, SOURCE, PARTIAL].contains(&name.as_str()) {
-            return foreign(format!("the folder holds {name:?} too"));
-        }
-    }
-    let records = Journal::read(&out.join(PARTIAL).join(JOURNAL));
-    let begun =
-        matches!(records.first(), Some(Record::Begun { .. })) || out.join(PARTIAL).join(LOCK).exists();
-    let mut listed = write::planned_files(planned);
-    listed.extend(records.into_iter().filter_map(|r| match r {
-        Record::Pack { path, .. } => Some(path),
-        _ => None,
-    }));
-    match Pack::open(out) {
-        Ok(pack) => listed.extend(pack.manifest().files().iter().map(|f| f.0.to_owned())),
-        Err(PackError::Format(e)) => return Err(e.into()),
-        Err(_) if begun => {}
-        Err(e) => return foreign(e.to_string()),
-    }
-    match files_below(out, &[PACKS, SOURCE])?.into_iter().find(|file| !listed.contains(file)) {
-        Some(file) => foreign(format!(
-            "it holds {file:?}, which this pack will not have (another source's, or your own)"
-        )),
-        None => Ok(()),
-    }
-}
-
-/// `--force`: removes a pack, but only where the folder holds nothing else and the new one will fit. The lock is held
-/// from before the removal on.
-fn replace(out: &Path, planned: &Planned) -> Result<OutputFolder, StepError> {
-    check_ours(out, planned)?;
-    let old = files_below(out, &[PACKS, SOURCE])?;
-    let freed = old.iter().filter_map(|f| fs::metadata(out.join(f)).ok()).map(|m| m.len()).sum();
-    check_space(out, needed_space(planned, &|_| false), freed)?;
-    let output = OutputFolder::open(out)?;
-    // the manifest first, so that what is left does not look complete
-    for name in [MANIFEST, SUMS, PACKS, SOURCE] {
-        remove_all(&out.join(name))?;
-    }
-    remove_all(&output.control(JOURNAL))?;
-    Ok(output)
-}
-
 /// Bytes that packing takes on the disk, but for packs that are done.
 fn needed_space(planned: &Planned, is_done: &dyn Fn(&str) -> bool) -> u64 {
     /// More than any entry of a manifest takes.
@@ -273,47 +185,11 @@ fn needed_space(planned: &Planned, is_done: &dyn Fn(&str) -> bool) -> u64 {
     packs + files + headers + entries as u64 * MANIFEST_ENTRY_BYTES
 }
 
-fn files_below(root: &Path, folders: &[&str]) -> Result<Vec<String>, StepError> {
-    let mut files = Vec::new();
-    for folder in folders.iter().map(|f| root.join(f)).filter(|f| f.exists()) {
-        for entry in walkdir::WalkDir::new(&folder) {
-            let entry = entry.map_err(|e| StepError::Refused(e.to_string()))?;
-            if !entry.file_type().is_dir() {
-                let below = entry.path().strip_prefix(root).unwrap_or(entry.path());
-                files.push(below.to_string_lossy().into_owned());
-            }
-        }
-    }
-    Ok(files)
-}
-
-fn summarise(
-    manifest: &Manifest,
-    manifest_sha256: Sha256,
-    resumed_packs: u64,
-    hub_digests_compared: u64,
-    warnings: Vec<Finding>,
-) -> PackSummary {
-    PackSummary {
-        format_version: FormatVersion::CURRENT,
-        generator: GENERATOR.to_owned(),
-        manifest_sha256,
-        packs: manifest.counts.packs,
-        resumed_packs,
-        segments: manifest.counts.segments,
-        tensors: manifest.counts.tensors,
-        tensor_bytes: manifest.counts.tensor_bytes,
-        stored_bytes: manifest.packs.iter().map(|p| p.length).sum(),
-        known: manifest.known.clone(),
-        hub_digests_compared,
-        warnings,
-    }
-}
-
 /// One run of `pack`, with everything that its parts need.
 struct Work<'a> {
     planned: &'a Planned,
     settings: &'a PackSettings,
+    target: &'a Target<'a>,
     output: &'a OutputFolder,
     stop: &'a Stop,
     progress: &'a dyn Progress,
@@ -321,14 +197,14 @@ struct Work<'a> {
 
 impl Work<'_> {
     fn run(&self) -> Result<PackSummary, StepError> {
-        let (journal, mut done, resumed) = self.open_journal()?;
+        let (journal, mut done, resumed) = self.target.open_journal(self.output, self.fingerprint()?)?;
         self.output.check_space(needed_space(self.planned, &|path| done.has_pack(path)))?;
         self.write_all(&journal, &mut done)?;
         for shard in &self.planned.checkpoint.shards {
             shard.shard.input.check_unchanged()?;
         }
         let manifest = self.manifest(&done)?;
-        let manifest_sha256 = self.write_documents(&manifest)?;
+        let manifest_sha256 = folder::write_documents(self.output, &manifest)?;
         let compared = self.hub_digests_compared(&done);
         Ok(summarise(&manifest, manifest_sha256, resumed, compared, done.warnings()))
     }
@@ -349,73 +225,6 @@ impl Work<'_> {
         let text = serde_json::to_vec(&(GENERATOR, plan, options, state))
             .map_err(|e| StepError::Refused(e.to_string()))?;
         Ok(Sha256::of(&text))
-    }
-
-    /// Starts or continues the journal; finished packs that are still intact count as done.
-    fn open_journal(&self) -> Result<(Journal, Done, u64), StepError> {
-        let path = self.output.control(JOURNAL);
-        let begun = Record::Begun { fingerprint: self.fingerprint()? };
-        let records = if self.settings.resume { Journal::read(&path) } else { Vec::new() };
-        if records.first().is_some_and(|first| *first != begun) {
-            return Err(StepError::Refused(format!(
-                "{} holds an unfinished pack of another source, or with other options (the source may have changed \
-                 since): give the same ones, or start anew with --force",
-                self.output.path().display()
-            )));
-        }
-        self.output.clear_unfinished()?;
-        let intact = self.check_finished(&records)?;
-        let kept: Vec<Record> = std::iter::once(begun).chain(intact).collect();
-        let journal = Journal::begin(&path, &kept)?;
-        let mut done = Done::default();
-        kept.into_iter().for_each(|record| done.add(record));
-        let resumed = done.packs() as u64;
-        Ok((journal, done, resumed))
-    }
-
-    /// Re-reads every pack that a journal calls finished. One that is not what it says is done again.
-    fn check_finished(&self, records: &[Record]) -> Result<Vec<Record>, StepError> {
-        let bytes = records
-            .iter()
-            .map(|r| if let Record::Pack { written, .. } = r { written.length } else { 0 })
-            .sum();
-        if bytes > 0 {
-            self.progress.start("checking finished packs", bytes);
-        }
-        let damaged = std::sync::Mutex::new(BTreeSet::new());
-        let check = |buffer: &mut Vec<u8>, record: &Record| {
-            let Record::Pack { path, written, .. } = record else { return Ok(()) };
-            if !self.is_intact(path, written, buffer)? {
-                self.progress.note(&format!("{path} is not what the journal says; writing it again"));
-                damaged.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(path.clone());
-            }
-            Ok(())
-        };
-        run_tasks(self.settings.jobs, records, || Ok(vec![0; READ_BYTES]), check)?;
-        if bytes > 0 {
-            self.progress.finish();
-        }
-        let damaged = damaged.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let keep = |r: &&Record| match r {
-            Record::Begun { .. } => false,
-            Record::Pack { path, .. } => !damaged.contains(path),
-            Record::Shard { .. } => true,
-        };
-        Ok(records.iter().filter(keep).cloned().collect())
-    }
-
-    fn is_intact(&self, path: &str, written: &WrittenPack, buffer: &mut [u8]) -> Result<bool, StepError> {
-        let Ok(input) = InputFile::open(&self.output.path().join(path)) else { return Ok(false) };
-        if input.length() != written.length {
-            return Ok(false);
-        }
-        let mut sha256 = segpack_formats::digest::Sha256Hasher::default();
-        input.for_each_piece(0..written.length, buffer, self.stop, |piece| {
-            sha256.update(piece);
-            self.progress.advance(piece.len() as u64);
-            Ok::<_, StepError>(())
-        })?;
-        Ok(sha256.finish() == written.sha256)
     }
 
     /// A published checkpoint that the digested shards are, or resemble.
@@ -458,19 +267,6 @@ impl Work<'_> {
             |s: &&super::checkpoint::CheckpointShard| s.hub_sha256.is_some() && done.shard(&s.path).is_some();
         (shards.iter().filter(compared).count() + files.iter().filter(|f| f.hub_sha256.is_some()).count())
             as u64
-    }
-
-    /// `SHA256SUMS`, then the manifest: its presence means "complete".
-    fn write_documents(&self, manifest: &Manifest) -> Result<Sha256, StepError> {
-        let mut json = Vec::new();
-        manifest.write(&mut json).map_err(StepError::io("write", MANIFEST))?;
-        let manifest_sha256 = Sha256::of(&json);
-        if self.settings.sums {
-            let text = manifest.sums_text(manifest_sha256);
-            self.output.write_small(SUMS, |to| to.write_all(text.as_bytes()))?;
-        }
-        self.output.write_small(MANIFEST, |to| to.write_all(&json))?;
-        Ok(manifest_sha256)
     }
 }
 

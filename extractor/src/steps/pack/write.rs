@@ -26,7 +26,7 @@ use crate::steps::workers::{jobs_within_memory, run_tasks};
 /// What is finished.
 #[derive(Debug, Default)]
 pub struct Done {
-    packs: BTreeMap<String, (WrittenPack, Vec<Finding>)>,
+    pub packs: BTreeMap<String, (WrittenPack, Vec<Finding>)>,
     shards: BTreeMap<String, Sha256>,
     /// By their place in the pack folder.
     files: BTreeMap<String, Sha256>,
@@ -76,10 +76,11 @@ enum Task<'a> {
 }
 
 /// What one thread takes to write a pack, in bytes: measured, with the buffers of a chunk, rounded up.
-fn memory_of(coding: Coding) -> u64 {
+pub fn memory_of(coding: Coding) -> u64 {
     let mib = match coding {
         Coding::Raw => return BEHIND_MEMORY,
         Coding::Zstd { level: ..=6 } => 9,
+        Coding::Bf16Zstd | Coding::Bf16Rans => 16,
         Coding::Zstd { level: 7..=9 } => 18,
         Coding::Zstd { level: 10..=12 } => 28,
         Coding::Zstd { level: 13.. } => 40,
@@ -339,11 +340,11 @@ impl Work<'_> {
     }
 }
 
-fn lock<'a, T>(mutex: &'a Mutex<T>) -> std::sync::MutexGuard<'a, T> {
+pub fn lock<'a, T>(mutex: &'a Mutex<T>) -> std::sync::MutexGuard<'a, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-fn unfinished(path: &str) -> StepError {
+pub fn unfinished(path: &str) -> StepError {
     StepError::Refused(format!("{path} was not finished; continue with --resume"))
 }
 
@@ -370,7 +371,8 @@ fn compare_with_hub(path: &str, published: Option<Sha256>, seen: Sha256) -> Resu
     }
 }
 
-fn add_pack(manifest: &mut Manifest, pack: &PlannedPack, written: &WrittenPack) {
+/// Lists a pack as it was planned and written.
+pub fn add_pack(manifest: &mut Manifest, pack: &PlannedPack, written: &WrittenPack) {
     manifest.packs.push(PackEntry {
         path: pack.path.clone(),
         component: pack.component,

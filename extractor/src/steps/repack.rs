@@ -1,0 +1,341 @@
+//! `repack`: the same pack under another codec, without the checkpoint.
+//!
+//! The result is, byte for byte, what packing the checkpoint with that codec would have written.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use segpack_formats::FormatError;
+use segpack_formats::codec::Coding;
+use segpack_formats::digest::{Sha256, Sha256Hasher};
+use segpack_formats::io::{InputFile, READ_BYTES, Stop, write_all_at};
+use segpack_formats::pack::{SegmentReader, TensorSource, Unpacker, WrittenPack, data_start, write_pack};
+use segpack_manifests::Pack;
+use segpack_manifests::documents::{
+    Finding, FindingKind, FormatVersion, GENERATOR, Manifest, PackOptions, PackSummary, Plan, PlannedPack,
+    PlannedSegment, PlannedTensor, SegmentEntry, SourceFile, TensorEntry, VerifyMode,
+};
+use segpack_manifests::pack_folder::MANIFEST;
+
+use super::StepError;
+use super::output::{Before, Flushing, OutputFolder, Publisher, look, refuse_holding, refuse_inside};
+use super::pack::folder::{self, Target, summarise};
+use super::pack::journal::{Journal, Record};
+use super::pack::write::{Done, add_pack, lock, memory_of, unfinished};
+use super::progress::Progress;
+use super::verify::{VerifySettings, verify};
+use super::workers::{jobs_within_memory, run_tasks};
+
+/// How to repack.
+#[derive(Debug, Clone, Copy)]
+pub struct RepackSettings {
+    /// How segments will be coded.
+    pub coding: Coding,
+    /// Threads.
+    pub jobs: usize,
+    /// Go on where an interrupted run stopped.
+    pub resume: bool,
+    /// Replace an existing pack.
+    pub force: bool,
+}
+
+impl RepackSettings {
+    /// The options of the pack that will be written.
+    fn recorded(&self, before: &PackOptions) -> PackOptions {
+        PackOptions { codec: self.coding.codec(), level: self.coding.level(), ..before.clone() }
+    }
+}
+
+/// What would be written. Nothing is read but the manifest.
+///
+/// # Errors
+/// Where the folder is no pack.
+pub fn plan(folder: &Path, settings: &RepackSettings) -> Result<Plan, StepError> {
+    Ok(plan_of(Pack::open(folder)?.manifest(), settings.coding))
+}
+
+fn plan_of(manifest: &Manifest, coding: Coding) -> Plan {
+    let segments: Vec<_> = manifest.segments.iter().zip(manifest.tensors_of_segments()).collect();
+    let tensor = |t: &TensorEntry| PlannedTensor {
+        name: t.name.clone(),
+        dtype: t.dtype,
+        shape: t.shape.clone(),
+        role: t.role,
+        layer: t.layer,
+        expert: t.expert,
+        source: t.source.clone(),
+    };
+    let segment = |(s, tensors): &(&SegmentEntry, &[TensorEntry])| PlannedSegment {
+        id: s.id.clone(),
+        raw_length: s.raw_length,
+        tensors: tensors.iter().map(tensor).collect(),
+    };
+    let packs = manifest.packs.iter().map(|entry| {
+        let mut pack = PlannedPack {
+            path: entry.path.clone(),
+            component: entry.component,
+            data_offset: 0,
+            length: 0,
+            segments: segments.iter().filter(|(s, _)| s.pack == entry.path).map(segment).collect(),
+        };
+        pack.data_offset = data_start(&pack.specs(), coding.codec());
+        pack.length = pack.data_offset.saturating_add(pack.raw_length());
+        pack
+    });
+    Plan {
+        format_version: FormatVersion::CURRENT,
+        generator: GENERATOR.to_owned(),
+        codec: coding.codec(),
+        excluded: manifest.excluded.clone(),
+        left_out: manifest.left_out.clone(),
+        packs: packs.collect(),
+    }
+}
+
+/// Writes the pack in `folder` under another codec into `out`.
+///
+/// # Errors
+/// `Findings` where a tensor or a kept file is not what the manifest says: then nothing is left. `Refused` where the
+/// output exists, lies inside the pack (or the reverse) or does not fit. After any other error `resume` goes on.
+pub fn repack(
+    folder: &Path,
+    out: &Path,
+    settings: &RepackSettings,
+    stop: &Stop,
+    progress: &dyn Progress,
+) -> Result<PackSummary, StepError> {
+    let pack = Pack::open(folder)?;
+    refuse_inside(out, folder)?;
+    refuse_holding(out, &[folder.to_owned()])?;
+    let plan = plan_of(pack.manifest(), settings.coding);
+    let target =
+        Target { jobs: settings.jobs, resume: settings.resume, force: settings.force, stop, progress };
+    let work = Work { pack: &pack, plan: &plan, settings, target: &target };
+    if let Some(summary) = work.finished_before(out)? {
+        return Ok(summary);
+    }
+    let output = target.open(out, &work.files(), work.needed_space(&Done::default()))?;
+    let done = work.run(&output);
+    folder::close(output, done)
+}
+
+/// One run of `repack`.
+struct Work<'a> {
+    pack: &'a Pack,
+    plan: &'a Plan,
+    settings: &'a RepackSettings,
+    target: &'a Target<'a>,
+}
+
+/// One entry of the queue.
+enum Task<'a> {
+    Pack(&'a PlannedPack),
+    File(&'a SourceFile),
+}
+
+impl Work<'_> {
+    /// Every file that the new pack has but for its documents.
+    fn files(&self) -> BTreeSet<String> {
+        self.pack.manifest().files().into_iter().map(|(path, ..)| path.to_owned()).collect()
+    }
+
+    /// More than is needed: coded packs are shorter than planned, and the manifest about as long as the old one.
+    fn needed_space(&self, done: &Done) -> u64 {
+        let manifest = self.pack.manifest();
+        let packs: u64 = self.plan.packs.iter().filter(|p| !done.has_pack(&p.path)).map(|p| p.length).sum();
+        let files: u64 = manifest.source_files.iter().map(|f| f.stored_length).sum();
+        let document = std::fs::metadata(self.pack.path(MANIFEST)).map_or(0, |m| m.len());
+        packs + files + 2 * document
+    }
+
+    /// With `resume`, a pack that is complete already. It has to be intact and of the same tensors.
+    fn finished_before(&self, out: &Path) -> Result<Option<PackSummary>, StepError> {
+        if !self.settings.resume || !out.join(MANIFEST).exists() {
+            return Ok(None);
+        }
+        if look(out)? == Before::Unfinished {
+            // killed between its last two steps
+            folder::check_ours(out, &self.files())?;
+            OutputFolder::open(out)?.finish()?;
+        }
+        let found = Pack::open(out)?;
+        let (seen, before) = (found.manifest(), self.pack.manifest());
+        let refuse =
+            |why: String| Err(StepError::Refused(format!("{} {why}; --force replaces it", out.display())));
+        if seen.options != self.settings.recorded(&before.options) || seen.provenance != before.provenance {
+            return refuse("holds a finished pack with other options".to_owned());
+        }
+        if seen.tensors != before.tensors || seen.source_files != before.source_files {
+            return refuse("holds a finished pack of something else".to_owned());
+        }
+        let settings =
+            VerifySettings { mode: VerifyMode::Full, subset: None, against: None, jobs: self.settings.jobs };
+        let report = verify(out, &settings, self.target.stop, self.target.progress)?;
+        if let Some(first) = report.findings.first().filter(|_| !report.ok) {
+            return refuse(format!("holds a finished pack that is damaged ({first})"));
+        }
+        Ok(Some(summarise(seen, found.manifest_sha256(), seen.counts.packs, 0, Vec::new())))
+    }
+
+    fn run(&self, output: &OutputFolder) -> Result<PackSummary, StepError> {
+        let (journal, mut done, resumed) = self.target.open_journal(output, self.fingerprint())?;
+        output.check_space(self.needed_space(&done))?;
+        self.write_all(output, &journal, &mut done)?;
+        let manifest = self.manifest(&done)?;
+        let manifest_sha256 = folder::write_documents(output, &manifest)?;
+        Ok(summarise(&manifest, manifest_sha256, resumed, 0, Vec::new()))
+    }
+
+    /// Identifies the pack and the codec: an unfinished run goes on only with the same.
+    fn fingerprint(&self) -> Sha256 {
+        let (identity, coding) = (self.pack.manifest_sha256(), self.settings.coding);
+        Sha256::of(format!("{GENERATOR} repack {identity} {coding:?}").as_bytes())
+    }
+
+    fn write_all(&self, output: &OutputFolder, journal: &Journal, done: &mut Done) -> Result<(), StepError> {
+        let files = self.pack.manifest().source_files.iter().map(Task::File);
+        let packs = self.plan.packs.iter().filter(|p| !done.has_pack(&p.path)).map(Task::Pack);
+        let tasks: Vec<Task<'_>> = files.chain(packs).collect();
+        let bytes = |task: &Task<'_>| match task {
+            Task::Pack(pack) => pack.raw_length(),
+            Task::File(file) => file.stored_length,
+        };
+        self.target.progress.start("repacking", tasks.iter().map(bytes).sum());
+        let shared = Mutex::new(done);
+        let worker = || Ok((Unpacker::new()?, vec![0; READ_BYTES]));
+        let jobs = jobs_within_memory(self.settings.jobs, memory_of(self.settings.coding));
+        let written = output.with_publisher(jobs, |publisher| {
+            run_tasks(jobs, &tasks, worker, |(unpacker, buffer), task| match task {
+                Task::File(file) => self.copy_file(output, file, buffer, publisher),
+                Task::Pack(pack) => {
+                    let (file, record) = self.write_one_pack(output, pack, unpacker, publisher)?;
+                    let shared = &shared;
+                    let then = move || {
+                        journal.add(&record)?;
+                        lock(shared).add(record);
+                        Ok(())
+                    };
+                    publisher.publish(file, pack.path.clone(), Box::new(then))
+                }
+            })
+        });
+        self.target.progress.finish();
+        written
+    }
+
+    fn write_one_pack(
+        &self,
+        output: &OutputFolder,
+        planned: &PlannedPack,
+        unpacker: &mut Unpacker,
+        publisher: &Publisher<'_>,
+    ) -> Result<(Arc<File>, Record), StepError> {
+        let input = InputFile::open(&self.pack.path(&planned.path))?;
+        let mut source =
+            PackSource { input: &input, pack: self.pack, planned, unpacker, stop: self.target.stop };
+        let (file, path) = output.create(&planned.path)?;
+        let flushing = Flushing::new(publisher, &file);
+        let advance = |bytes| {
+            self.target.progress.advance(bytes);
+            flushing.add(bytes);
+        };
+        let (coding, stop) = (self.settings.coding, self.target.stop);
+        let written = write_pack(&file, &path, &planned.specs(), coding, &mut source, stop, &advance)?;
+        self.compare_digests(planned, &written)?;
+        input.check_unchanged()?;
+        Ok((file, Record::Pack { path: planned.path.clone(), written, warnings: Vec::new() }))
+    }
+
+    /// Every tensor is what the old manifest says.
+    fn compare_digests(&self, planned: &PlannedPack, written: &WrittenPack) -> Result<(), StepError> {
+        let tensors = planned.segments.iter().flat_map(|s| s.tensors.iter().map(move |t| (s, t)));
+        let damaged = tensors.zip(&written.tensors).filter_map(|((segment, tensor), seen)| {
+            let wanted = self.pack.tensor(&tensor.name)?.sha256;
+            let finding = Finding::new(FindingKind::DamagedTensor).file(&planned.path).segment(&segment.id);
+            let finding = finding.tensor(&tensor.name).seen(format!("SHA-256 {seen}")).wanted(wanted);
+            (wanted != *seen).then_some(finding)
+        });
+        self.refuse_damaged(damaged.collect())
+    }
+
+    fn refuse_damaged(&self, findings: Vec<Finding>) -> Result<(), StepError> {
+        if findings.is_empty() {
+            return Ok(());
+        }
+        let what = format!("{}: damaged; nothing was written", self.pack.folder().display());
+        Err(StepError::Findings { what, findings })
+    }
+
+    fn copy_file(
+        &self,
+        output: &OutputFolder,
+        listed: &SourceFile,
+        buffer: &mut [u8],
+        publisher: &Publisher<'_>,
+    ) -> Result<(), StepError> {
+        let input = InputFile::open(&self.pack.path(&listed.stored_as))?;
+        let (file, path) = output.create(&listed.stored_as)?;
+        let (mut sha256, mut at) = (Sha256Hasher::default(), 0);
+        input.for_each_piece(0..input.length(), buffer, self.target.stop, |piece| {
+            sha256.update(piece);
+            write_all_at(&file, piece, at).map_err(FormatError::io("write", &path))?;
+            at += piece.len() as u64;
+            self.target.progress.advance(piece.len() as u64);
+            Ok::<_, FormatError>(())
+        })?;
+        let seen = sha256.finish();
+        if seen != listed.stored_sha256 {
+            let finding = Finding::new(FindingKind::DamagedFile).file(&listed.stored_as);
+            let finding = finding.seen(format!("SHA-256 {seen}")).wanted(listed.stored_sha256);
+            self.refuse_damaged(vec![finding])?;
+        }
+        publisher.publish(file, listed.stored_as.clone(), Box::new(|| Ok(())))
+    }
+
+    fn manifest(&self, done: &Done) -> Result<Manifest, StepError> {
+        let before = self.pack.manifest();
+        let mut manifest = Manifest {
+            format_version: FormatVersion::CURRENT,
+            generator: GENERATOR.to_owned(),
+            options: self.settings.recorded(&before.options),
+            packs: Vec::new(),
+            segments: Vec::new(),
+            tensors: Vec::new(),
+            ..before.clone()
+        };
+        for planned in &self.plan.packs {
+            let (written, _) = done.packs.get(&planned.path).ok_or_else(|| unfinished(&planned.path))?;
+            add_pack(&mut manifest, planned, written);
+        }
+        manifest.counts = manifest.count();
+        Ok(manifest)
+    }
+}
+
+/// Reads the tensors of one pack, decoded.
+struct PackSource<'a> {
+    input: &'a InputFile,
+    pack: &'a Pack,
+    planned: &'a PlannedPack,
+    unpacker: &'a mut Unpacker,
+    stop: &'a Stop,
+}
+
+impl TensorSource for PackSource<'_> {
+    fn read(
+        &mut self,
+        segment: usize,
+        tensor: usize,
+        take: &mut dyn FnMut(&[u8]) -> Result<(), FormatError>,
+    ) -> Result<(), FormatError> {
+        let planned = &self.planned.segments[segment];
+        let name = &planned.tensors[tensor].name;
+        let (Some(entry), Some(tensor)) = (self.pack.segment(&planned.id), self.pack.tensor(name)) else {
+            return Err(FormatError::malformed(self.input.path(), format!("{name:?} is not listed")));
+        };
+        let reader = SegmentReader::open(self.input, entry.stored())?;
+        reader.for_each_piece(tensor.offset..tensor.offset + tensor.length, self.unpacker, self.stop, take)
+    }
+}

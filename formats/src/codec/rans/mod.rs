@@ -1,0 +1,389 @@
+//! Interleaved rANS over the upper bits of bf16 values (Duda 2013; interleaving: Giesen 2014).
+//!
+//! A value has a *code*, its exponent and two upper mantissa bits (bits 14 to 5), and six raw bits: the sign and five
+//! lower mantissa bits. Codes are entropy coded in 64 lanes with 12-bit frequencies, 32-bit states and words of 16
+//! bits; raw bits are stored as they are. A *round* is 64 consecutive values, one for each lane. FORMAT.md has the
+//! layout.
+//!
+//! Every path (scalar, AVX2, AVX-512) writes and reads the same bytes.
+
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "bits are taken apart; all counts are of values of one chunk, at most 2^21"
+)]
+
+mod model;
+mod scalar;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use super::simd::{Kind, Simd};
+use model::{
+    DecodeTable, EncodeTable, MAX_FREQUENCY, MAX_SYMBOLS, Model, fill_decode_table, fill_encode_table,
+};
+
+/// Lanes, states and values of a round.
+const LANES: usize = 64;
+/// Bits of a frequency.
+const SCALE_BITS: u32 = 12;
+/// Sum of all frequencies.
+const SCALE: u32 = 1 << SCALE_BITS;
+/// States are at least this and below it times 2^16; the encoder begins with it, the decoder ends there.
+const LOWEST: u32 = 1 << 15;
+/// Codes: exponent and two mantissa bits.
+const CODES: usize = 1024;
+/// Raw bits of a round: six of each value, the first value's lowest.
+const RAW_BYTES: usize = 48;
+/// Bytes of a value.
+const VALUE_BYTES: usize = 2;
+/// Bytes of the values of a round.
+const ROUND_BYTES: usize = LANES * VALUE_BYTES;
+/// Bytes of a word of the entropy coded stream.
+const WORD_BYTES: usize = 2;
+/// A round takes at most one word for each lane, so no decoder reads further than this ahead.
+const AHEAD_BYTES: usize = LANES * WORD_BYTES;
+/// Base, special, symbols, a zero (u16 each), exceptions, words (u32 each).
+const HEAD_BYTES: usize = 16;
+/// Position (u32) and value (u16).
+const EXCEPTION_BYTES: usize = 6;
+/// Bytes of all states.
+const STATES_BYTES: usize = LANES * 4;
+
+type Round = [u8; ROUND_BYTES];
+type Raw = [u8; RAW_BYTES];
+type States = [u32; LANES];
+
+/// Exponent and two upper mantissa bits of a value.
+fn code_of(value: u16) -> u16 {
+    value >> 5 & 0x3ff
+}
+
+/// Sign (bit 5) and five lower mantissa bits of a value.
+fn raw_of(value: u16) -> u8 {
+    (value & 0x1f | value >> 15 << 5) as u8
+}
+
+/// Where in its round the value of a lane stands: two neighbours are the halves of one 32-bit word, and sixteen such
+/// words fill a register, so that decoded registers merge with a shift.
+fn position(lane: usize) -> usize {
+    lane / 32 * 32 + lane % 16 * 2 + lane / 16 % 2
+}
+
+/// The symbols' meaning.
+#[derive(Debug, Clone, Copy)]
+struct Codes {
+    base: u16,
+    special: u16,
+}
+
+/// A value that has no symbol, and where it stands in the chunk.
+type Exception = (u32, u16);
+
+/// Whether values look as if a general compressor found something in them that this one does not.
+pub fn has_structure(raw: &[u8]) -> bool {
+    model::has_structure(raw.as_chunks().0)
+}
+
+/// Codes chunks of bf16 values.
+pub struct Encoder {
+    simd: Simd,
+    table: Box<EncodeTable>,
+    /// Filled from its end.
+    words: Vec<u16>,
+    exceptions: Vec<Exception>,
+}
+
+impl fmt::Debug for Encoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Encoder").field("simd", &self.simd).finish_non_exhaustive()
+    }
+}
+
+/// What the rounds of a chunk are coded with and into.
+struct Encoding<'a> {
+    table: &'a EncodeTable,
+    /// Has room for a word of every value and one more; words are written from its end towards its start.
+    words: &'a mut [u16],
+    raw: &'a mut [Raw],
+    states: &'a mut States,
+    exceptions: &'a mut Vec<Exception>,
+}
+
+impl Encoding<'_> {
+    /// Notes the exceptions of a round, last first.
+    #[cold]
+    fn note_exceptions(&mut self, number: usize, round: &Round) {
+        for (i, value) in round.as_chunks::<VALUE_BYTES>().0.iter().enumerate().rev() {
+            let value = u16::from_le_bytes(*value);
+            if self.table[usize::from(code_of(value))] & model::EXCEPTION != 0 {
+                self.exceptions.push(((number * LANES + i) as u32, value));
+            }
+        }
+    }
+}
+
+impl Encoder {
+    /// A coder with these instructions; its tables and buffers are reused.
+    pub fn new(simd: Simd) -> Self {
+        let table = Box::new([0; CODES]);
+        Self { simd, table, words: Vec::new(), exceptions: Vec::new() }
+    }
+
+    /// Appends the coded form of a chunk's values to `out`, or gives up where it is not shorter than them.
+    pub fn encode(&mut self, values: &[u8], out: &mut Vec<u8>) -> bool {
+        let (rounds, rest) = values.as_chunks::<ROUND_BYTES>();
+        if rounds.is_empty() || !values.len().is_multiple_of(VALUE_BYTES) {
+            return false;
+        }
+        let model = Model::of(rounds);
+        fill_encode_table(&model, &mut self.table);
+        self.exceptions.clear();
+        if self.words.len() <= rounds.len() * LANES {
+            self.words.resize(rounds.len() * LANES + 1, 0);
+        }
+        let start = out.len();
+        out.resize(start + rounds.len() * RAW_BYTES, 0);
+        let mut states = [LOWEST; LANES];
+        let encoding = Encoding {
+            table: &self.table,
+            words: &mut self.words,
+            raw: out[start..].as_chunks_mut().0,
+            states: &mut states,
+            exceptions: &mut self.exceptions,
+        };
+        let first = encode_rounds(self.simd, rounds, encoding);
+        let words = &self.words[first..];
+        let head_bytes =
+            HEAD_BYTES + model.frequencies.len() * 2 + self.exceptions.len() * EXCEPTION_BYTES + rest.len();
+        let length = head_bytes + rounds.len() * RAW_BYTES + STATES_BYTES + words.len() * WORD_BYTES;
+        if length >= values.len() {
+            out.truncate(start);
+            return false;
+        }
+        let mut head = Vec::with_capacity(head_bytes);
+        for word in [model.base, model.special, model.frequencies.len() as u16, 0] {
+            head.extend(word.to_le_bytes());
+        }
+        head.extend((self.exceptions.len() as u32).to_le_bytes());
+        head.extend((words.len() as u32).to_le_bytes());
+        model.frequencies.iter().for_each(|f| head.extend(f.to_le_bytes()));
+        for (position, value) in self.exceptions.iter().rev() {
+            head.extend(position.to_le_bytes());
+            head.extend(value.to_le_bytes());
+        }
+        head.extend(rest);
+        out.splice(start..start, head);
+        states.iter().for_each(|state| out.extend(state.to_le_bytes()));
+        words.iter().for_each(|word| out.extend(word.to_le_bytes()));
+        true
+    }
+}
+
+/// Codes the rounds, last first; returns where the words begin.
+fn encode_rounds(simd: Simd, rounds: &[Round], encoding: Encoding<'_>) -> usize {
+    match simd.0 {
+        Kind::Scalar => scalar::encode(rounds, encoding),
+        // the loss of a scalar encoder is a third, and there is no gather worth it
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx2 => scalar::encode(rounds, encoding),
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx512 => avx512::encode(simd, rounds, encoding),
+    }
+}
+
+/// Decodes chunks of bf16 values.
+pub struct Decoder {
+    simd: Simd,
+    table: Box<DecodeTable>,
+}
+
+impl fmt::Debug for Decoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Decoder").field("simd", &self.simd).finish_non_exhaustive()
+    }
+}
+
+/// A coded chunk taken apart; all lengths are right.
+struct Parsed<'a> {
+    model: Model,
+    exceptions: &'a [[u8; EXCEPTION_BYTES]],
+    rest: &'a [u8],
+    raw: &'a [Raw],
+    states: States,
+    words: &'a [u8],
+}
+
+/// How far a decoder got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Progress {
+    rounds: usize,
+    /// Bytes of words read.
+    bytes: usize,
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    bytes.get(at..).and_then(|b| b.first_chunk()).copied().map_or(0, u16::from_le_bytes)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..).and_then(|b| b.first_chunk()).copied().map_or(0, u32::from_le_bytes)
+}
+
+/// Takes a coded chunk of `raw_length` decoded bytes apart.
+fn parse(stored: &[u8], raw_length: usize) -> Result<Parsed<'_>, String> {
+    if !raw_length.is_multiple_of(VALUE_BYTES) {
+        return Err(format!("{raw_length} bytes are no whole number of values of {VALUE_BYTES} bytes"));
+    }
+    let Some((head, after)) = stored.split_at_checked(HEAD_BYTES) else {
+        return Err(format!("has {} bytes, its head alone takes {HEAD_BYTES}", stored.len()));
+    };
+    let (symbols, zero) = (usize::from(u16_at(head, 4)), u16_at(head, 6));
+    if symbols == 0 || symbols > MAX_SYMBOLS || zero != 0 {
+        return Err(format!("{symbols} symbols and {zero}; wanted 1 to {MAX_SYMBOLS} and zero"));
+    }
+    let (rounds, rest) = (raw_length / ROUND_BYTES, raw_length % ROUND_BYTES);
+    let (exceptions, words) = (u32_at(head, 8) as usize, u32_at(head, 12) as usize);
+    // each count is below 2^32, so the sum fits 64 bits
+    let lengths = [
+        symbols as u64 * 2,
+        exceptions as u64 * EXCEPTION_BYTES as u64,
+        rest as u64,
+        (rounds * RAW_BYTES) as u64,
+        STATES_BYTES as u64,
+        words as u64 * WORD_BYTES as u64,
+    ];
+    let wanted: u64 = lengths.iter().sum();
+    if wanted != after.len() as u64 {
+        return Err(format!("{} bytes after its head, its counts ask for {wanted}", after.len()));
+    }
+    let mut after = after;
+    let mut take = |length: u64| {
+        let (part, later) = after.split_at(usize::try_from(length).unwrap_or(0).min(after.len()));
+        after = later;
+        part
+    };
+    let [frequencies, exceptions, rest, raw, states, words] = lengths.map(&mut take);
+    let model = Model {
+        base: u16_at(head, 0),
+        special: u16_at(head, 2),
+        frequencies: frequencies.as_chunks().0.iter().map(|f| u16::from_le_bytes(*f)).collect(),
+    };
+    check_model(&model)?;
+    let mut parsed = Parsed {
+        model,
+        exceptions: exceptions.as_chunks().0,
+        rest,
+        raw: raw.as_chunks().0,
+        states: [0; LANES],
+        words,
+    };
+    for (state, bytes) in parsed.states.iter_mut().zip(states.as_chunks().0) {
+        *state = u32::from_le_bytes(*bytes);
+        if !(LOWEST..LOWEST << 16).contains(state) {
+            return Err(format!("state {state} is not {LOWEST} to {}", (LOWEST << 16) - 1));
+        }
+    }
+    Ok(parsed)
+}
+
+fn check_model(model: &Model) -> Result<(), String> {
+    let last = usize::from(model.base) + model.frequencies.len() - 1;
+    if last >= CODES || usize::from(model.special) >= CODES {
+        return Err(format!("codes {} and up to {last}; wanted less than {CODES}", model.special));
+    }
+    let sum: u32 = model.frequencies.iter().map(|f| u32::from(*f)).sum();
+    let most = model.frequencies.iter().copied().max().unwrap_or(0);
+    if sum != SCALE || u32::from(most) > MAX_FREQUENCY {
+        return Err(format!(
+            "frequencies add up to {sum}, the greatest is {most}; wanted {SCALE}, {MAX_FREQUENCY}"
+        ));
+    }
+    Ok(())
+}
+
+impl Decoder {
+    /// A decoder with these instructions; its table is reused.
+    pub fn new(simd: Simd) -> Self {
+        Self { simd, table: Box::new([0; SCALE as usize]) }
+    }
+
+    /// Decodes a chunk into `values`.
+    ///
+    /// # Errors
+    /// What is wrong with the stored bytes; `values` then holds nothing of use.
+    pub fn decode(&mut self, stored: &[u8], values: &mut [u8]) -> Result<(), String> {
+        let mut parsed = parse(stored, values.len())?;
+        fill_decode_table(&parsed.model, &mut self.table);
+        let (rounds, rest) = values.as_chunks_mut::<ROUND_BYTES>();
+        self.decode_rounds(&mut parsed, rounds)?;
+        rest.copy_from_slice(parsed.rest);
+        put_exceptions(parsed.exceptions, rounds)
+    }
+
+    fn decode_rounds(&self, parsed: &mut Parsed<'_>, rounds: &mut [Round]) -> Result<(), String> {
+        let Parsed { model, raw, states, words, .. } = parsed;
+        let codes = Codes { base: model.base, special: model.special };
+        let run = |states: &mut States, words: &[u8], from: usize, rounds: &mut [Round]| {
+            decode_some(self.simd, &self.table, codes, states, words, &raw[from..], &mut rounds[from..])
+        };
+        let begun = run(states, words, 0, rounds);
+        // the last words, with zeros behind them that a decoder may read ahead but not need
+        let left = &words[begun.bytes..];
+        let mut padded = [0; 2 * AHEAD_BYTES];
+        let room = left.len().min(AHEAD_BYTES);
+        padded[..room].copy_from_slice(&left[..room]);
+        let ended = run(states, &padded, begun.rounds, rounds);
+        if begun.rounds + ended.rounds != raw.len() || ended.bytes > left.len() {
+            return Err(format!("{} words are too few", words.len() / WORD_BYTES));
+        }
+        if ended.bytes != left.len() || states.iter().any(|s| *s != LOWEST) {
+            return Err("is damaged: it does not end where it should".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// Decodes rounds until all are done, or fewer than [`AHEAD_BYTES`] of words are left.
+fn decode_some(
+    simd: Simd,
+    table: &DecodeTable,
+    codes: Codes,
+    states: &mut States,
+    words: &[u8],
+    raw: &[Raw],
+    rounds: &mut [Round],
+) -> Progress {
+    match simd.0 {
+        Kind::Scalar => scalar::decode(table, codes, states, words, raw, rounds),
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx2 => avx2::decode(simd, table, codes, states, words, raw, rounds),
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx512 => avx512::decode(simd, table, codes, states, words, raw, rounds),
+    }
+}
+
+/// Puts the values that have no symbol into their places.
+fn put_exceptions(exceptions: &[[u8; EXCEPTION_BYTES]], rounds: &mut [Round]) -> Result<(), String> {
+    let values = rounds.as_flattened_mut().as_chunks_mut::<VALUE_BYTES>().0;
+    let mut next = 0;
+    for [p0, p1, p2, p3, value @ ..] in exceptions {
+        let at = u32::from_le_bytes([*p0, *p1, *p2, *p3]) as usize;
+        if at < next {
+            return Err(format!("exception at value {at} follows one at value {}", next - 1));
+        }
+        let Some(to) = values.get_mut(at) else {
+            return Err(format!("exception at value {at} of {}", values.len()));
+        };
+        *to = *value;
+        next = at + 1;
+    }
+    Ok(())
+}

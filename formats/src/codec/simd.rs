@@ -1,0 +1,61 @@
+//! Which instructions the coders may use. Every choice gives the same bytes.
+
+use std::fmt;
+
+/// A set of vector instructions that this processor and operating system have.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Simd(pub(super) Kind);
+
+/// Only made by [`Simd::available`], which has seen the features: a value is proof of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Kind {
+    /// None: plain integers.
+    Scalar,
+    /// AVX2 and BMI.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// AVX-512 F, BW, VL, VBMI and VBMI2.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Simd {
+    /// No vector instructions.
+    pub const SCALAR: Self = Self(Kind::Scalar);
+
+    /// All that can be used here, the slowest first.
+    #[cfg(target_arch = "x86_64")]
+    pub fn available() -> Vec<Self> {
+        use std::is_x86_feature_detected as has;
+        let mut all = vec![Self::SCALAR];
+        if has!("avx2") && has!("bmi1") && has!("bmi2") && has!("popcnt") {
+            all.push(Self(Kind::Avx2));
+            if has!("avx512f")
+                && has!("avx512bw")
+                && has!("avx512vl")
+                && has!("avx512vbmi")
+                && has!("avx512vbmi2")
+            {
+                all.push(Self(Kind::Avx512));
+            }
+        }
+        all
+    }
+
+    /// All that can be used here, the slowest first.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn available() -> Vec<Self> {
+        vec![Self::SCALAR]
+    }
+
+    /// The fastest that can be used here.
+    pub fn best() -> Self {
+        Self::available().pop().unwrap_or(Self::SCALAR)
+    }
+}
+
+impl fmt::Debug for Simd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
