@@ -12,6 +12,7 @@ use segpack_formats::safetensors::Dtype;
 
 use super::Kernels;
 use super::exp::exp;
+use super::order::Order;
 use super::panel::{self, Rows};
 use super::products::each;
 use super::rows;
@@ -73,9 +74,8 @@ pub(crate) fn attention(kernels: Kernels, what: Attention<'_>, out: &mut [f32]) 
         }
     }
     let work = what.q.len() * positions;
-    let parallel = work > 1 << 16 && rayon::current_num_threads() > 1;
     tasks.reverse(); // the longest first
-    each(tasks, parallel, |task| kernels.run(task));
+    each(tasks, work > 1 << 16, |task| kernels.run(task));
 }
 
 /// Some tokens' query heads of one key head.
@@ -182,7 +182,8 @@ impl Task<'_> {
         };
         for (i, panel) in panels.chunks_exact_mut(width * STRIP).enumerate() {
             if i * STRIP * LANES < rows.rows {
-                panel::pack(s, rows.part(i * STRIP * LANES, STRIP * LANES, 0, width), STRIP, panel);
+                let part = rows.part(i * STRIP * LANES, STRIP * LANES, 0, width);
+                panel::pack(s, part, Order::natural(width), STRIP, panel);
             }
         }
         for key in self.block(self.what.keys, from + POSITIONS) {
@@ -335,10 +336,11 @@ fn scores<S: Simd, const STRIP: usize, const HEADS: usize>(
     let mut to = [[s.splat(0.0); SCORES]; HEADS];
     let panel = keys.len() / (SCORES / STRIP);
     for (i, keys) in keys.chunks_exact(panel).enumerate() {
-        let mut acc = [[s.splat(0.0); STRIP]; HEADS];
-        tile::columns(s, keys, q, &mut acc);
-        for (to, acc) in to.iter_mut().zip(&acc) {
-            to[i * STRIP..(i + 1) * STRIP].copy_from_slice(acc);
+        let acc = tile::columns(s, keys, q, [[s.splat(0.0); STRIP]; HEADS]);
+        for h in 0..HEADS {
+            for v in 0..STRIP {
+                to[h][i * STRIP + v] = acc[h][v];
+            }
         }
     }
     to
@@ -351,16 +353,17 @@ fn add_values<S: Simd, const STRIP: usize, const HEADS: usize>(
     values: &[Line],
     probabilities: &Scores<HEADS>,
     seen: usize,
-    acc: &mut [[S::V; STRIP]; HEADS],
-) {
+    mut acc: [[S::V; STRIP]; HEADS],
+) -> [[S::V; STRIP]; HEADS] {
     let lines = &values.as_chunks::<STRIP>().0[..seen];
     for (p, line) in lines.iter().enumerate().take(POSITIONS) {
         let mut x = [0.0; HEADS];
-        for (x, row) in x.iter_mut().zip(&probabilities.0) {
-            *x = row[p];
+        for h in 0..HEADS {
+            x[h] = probabilities.0[h][p];
         }
-        tile::step(s, line, &x, acc);
+        acc = tile::step(s, line, &x, acc);
     }
+    acc
 }
 
 /// One block of the online softmax.
@@ -415,14 +418,16 @@ fn online<S: Simd, const STRIP: usize, const HEADS: usize>(
         values.chunks_exact(POSITIONS * STRIP).zip(sums.as_chunks_mut::<STRIP>().0.chunks_exact_mut(HEADS))
     {
         let mut acc = [[s.splat(0.0); STRIP]; HEADS];
-        for ((acc, sums), factor) in acc.iter_mut().zip(sums.iter()).zip(&factors.0) {
-            for (acc, line) in acc.iter_mut().zip(sums) {
-                *acc = s.mul(s.load(&line.0), s.splat(*factor));
+        for h in 0..HEADS {
+            for v in 0..STRIP {
+                acc[h][v] = s.mul(s.load(&sums[h][v].0), s.splat(factors.0[h]));
             }
         }
-        add_values(s, values, &kept, seen, &mut acc);
-        for (acc, line) in acc.iter().flatten().zip(sums.as_flattened_mut()) {
-            s.store(*acc, &mut line.0);
+        acc = add_values(s, values, &kept, seen, acc);
+        for h in 0..HEADS {
+            for v in 0..STRIP {
+                s.store(acc[h][v], &mut sums[h][v].0);
+            }
         }
     }
 }
@@ -498,12 +503,16 @@ fn rounded_sums<S: Simd, const STRIP: usize, const HEADS: usize>(
         values.chunks_exact(POSITIONS * STRIP).zip(sums.as_chunks_mut::<STRIP>().0.chunks_exact_mut(HEADS))
     {
         let mut acc = [[s.splat(0.0); STRIP]; HEADS];
-        for (acc, line) in acc.iter_mut().flatten().zip(sums.as_flattened()) {
-            *acc = s.load(&line.0);
+        for h in 0..HEADS {
+            for v in 0..STRIP {
+                acc[h][v] = s.load(&sums[h][v].0);
+            }
         }
-        add_values(s, values, &kept, seen, &mut acc);
-        for (acc, line) in acc.iter().flatten().zip(sums.as_flattened_mut()) {
-            s.store(*acc, &mut line.0);
+        acc = add_values(s, values, &kept, seen, acc);
+        for h in 0..HEADS {
+            for v in 0..STRIP {
+                s.store(acc[h][v], &mut sums[h][v].0);
+            }
         }
     }
 }

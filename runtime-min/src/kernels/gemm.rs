@@ -1,10 +1,11 @@
 //! Weight rows times many tokens: the rows are widened and turned once per block of columns, for all tokens.
 
+use super::order::{BLOCK, Order};
 use super::panel::{self, Rows};
 use super::scratch::{self, Scratch};
 use super::shared::Columns;
 use super::simd::{self, LANES, Line, Simd, Work};
-use super::tile::{CHAIN, Sums, by_tokens, groups, tile};
+use super::tile::{Sums, by_tokens, groups, tile};
 use crate::ops::Compute;
 
 /// Most weight rows of one task.
@@ -45,25 +46,28 @@ impl Gemm<'_> {
         let strips = self.weight.rows.div_ceil(STRIP * LANES);
         let columns = self.weight.columns;
         let sums = scratch::first(&mut scratch.sums, strips * STRIP * self.tokens, Line::ZERO);
-        let block = CHAIN.min(columns);
-        let panels = scratch::first(&mut scratch.panel, strips * STRIP * block, Line::ZERO);
-        for from in (0..columns).step_by(CHAIN) {
-            let how = match self.compute {
-                _ if from == 0 => Sums::Begin,
-                Compute::F32 => Sums::Add,
-                Compute::Bf16 => Sums::Continue,
-            };
-            let length = block.min(columns - from);
+        let panels = scratch::first(&mut scratch.panel, strips * STRIP * BLOCK.min(columns), Line::ZERO);
+        for from in (0..columns).step_by(BLOCK) {
+            let length = BLOCK.min(columns - from);
+            let order = Order::new(self.compute, length);
             let panels = &mut panels[..strips * STRIP * length];
             for (i, panel) in panels.chunks_exact_mut(STRIP * length).enumerate() {
                 let part = self.weight.part(i * STRIP * LANES, STRIP * LANES, from, length);
-                panel::pack(s, part, STRIP, panel);
+                panel::pack(s, part, order, STRIP, panel);
             }
-            for (first, tokens) in groups(self.tokens, S::TOKENS) {
-                let x = &self.x[first * columns + from * tokens..][..length * tokens];
-                for (i, panel) in panels.chunks_exact(STRIP * length).enumerate() {
-                    let sums = &mut sums[(i * self.tokens + first) * STRIP..];
-                    by_tokens!(tokens, tile::<S, STRIP>(s, panel, x, sums, how));
+            let some = order.chains_at_a_time();
+            for first_chain in (0..order.chains().count()).step_by(some) {
+                for (first, tokens) in groups(self.tokens, S::TOKENS) {
+                    let x = &self.x[first * columns + from * tokens..][..length * tokens];
+                    for (i, panel) in panels.chunks_exact(STRIP * length).enumerate() {
+                        let sums = &mut sums[(i * self.tokens + first) * STRIP..];
+                        for chain in order.chains().skip(first_chain).take(some) {
+                            let how = Sums::of(self.compute, from + chain.start);
+                            let panel = &panel[chain.start * STRIP..chain.end * STRIP];
+                            let x = &x[chain.start * tokens..chain.end * tokens];
+                            by_tokens!(tokens, tile::<S, STRIP>(s, panel, x, sums, how));
+                        }
+                    }
                 }
             }
         }
@@ -96,11 +100,13 @@ impl Gemm<'_> {
     }
 }
 
-/// Packs rows of activations for [`Gemm`]: groups of tokens as tiles take them, each `[columns, tokens of the group]`.
+/// Packs rows of activations for [`Gemm`]: groups of tokens as tiles take them, each `[columns, tokens of the group]`, the
+/// columns of each block in their order.
 pub(super) struct Pack<'a> {
     /// `[tokens, columns]`
     pub x: &'a [f32],
     pub columns: usize,
+    pub compute: Compute,
     /// As long as `x`.
     pub to: &'a mut [f32],
 }
@@ -113,32 +119,40 @@ impl Work for Pack<'_> {
         let columns = self.columns;
         for (first, tokens) in groups(self.x.len() / columns, S::TOKENS) {
             let x = &self.x[first * columns..][..tokens * columns];
-            pack_group(s, x, columns, tokens, &mut self.to[first * columns..][..tokens * columns]);
+            let to = &mut self.to[first * columns..][..tokens * columns];
+            for from in (0..columns).step_by(BLOCK) {
+                let length = BLOCK.min(columns - from);
+                let order = Order::new(self.compute, length);
+                pack_block(s, &x[from..], columns, order, &mut to[from * tokens..][..length * tokens]);
+            }
         }
     }
 }
 
-/// One group: a transpose.
+/// One block of columns of a group, a transpose. `x` has rows of `stride` values.
 #[inline(always)]
-fn pack_group<S: Simd>(s: S, x: &[f32], columns: usize, tokens: usize, to: &mut [f32]) {
+fn pack_block<S: Simd>(s: S, x: &[f32], stride: usize, order: Order, to: &mut [f32]) {
+    let tokens = x.len().div_ceil(stride);
+    let columns = to.len() / tokens;
     let whole = columns / LANES;
     for c in 0..whole {
         let mut rows = [s.splat(0.0); LANES];
-        for (row, x) in rows.iter_mut().zip(x.chunks_exact(columns)) {
+        for (row, x) in rows.iter_mut().zip(x.chunks(stride)) {
             if let Some(x) = x[c * LANES..].first_chunk() {
                 *row = s.load(x);
             }
         }
-        let to = &mut to[c * LANES * tokens..][..LANES * tokens];
-        for (row, to) in s.transpose(rows).iter().zip(to.chunks_exact_mut(tokens)) {
+        let (first, next) = order.pairs(c * LANES);
+        for (i, row) in s.transpose(rows).iter().enumerate() {
             let mut line = Line::ZERO;
             s.store(*row, &mut line.0);
-            to.copy_from_slice(&line.0[..tokens]);
+            let place = first + (i / 2) * next + i % 2;
+            to[place * tokens..][..tokens].copy_from_slice(&line.0[..tokens]);
         }
     }
     for c in whole * LANES..columns {
-        for (t, to) in to[c * tokens..][..tokens].iter_mut().enumerate() {
-            *to = x[t * columns + c];
+        for (to, x) in to[order.place(c) * tokens..][..tokens].iter_mut().zip(x.chunks(stride)) {
+            *to = x[c];
         }
     }
 }

@@ -23,6 +23,7 @@ mod exp;
 mod gemm;
 mod gemv;
 pub mod limits;
+mod order;
 mod panel;
 mod portable;
 mod products;

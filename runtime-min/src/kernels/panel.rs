@@ -2,6 +2,7 @@
 
 use segpack_formats::safetensors::Dtype;
 
+use super::order::Order;
 use super::simd::{LANES, Line, Simd};
 use crate::ops::widen;
 
@@ -43,9 +44,10 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Fills `panel`, `[columns, strip]` vectors of up to 16 rows each; lanes that have no row get any values.
+/// Fills `panel`, `[columns, strip]` vectors of up to 16 rows each, columns in their order; lanes that have no row get any
+/// values.
 #[inline(always)]
-pub(super) fn pack<S: Simd>(s: S, from: Rows<'_>, strip: usize, panel: &mut [Line]) {
+pub(super) fn pack<S: Simd>(s: S, from: Rows<'_>, order: Order, strip: usize, panel: &mut [Line]) {
     for v in 0..strip {
         let first = (v * LANES).min(from.rows - 1);
         let mut rows = [&[][..]; LANES];
@@ -54,12 +56,12 @@ pub(super) fn pack<S: Simd>(s: S, from: Rows<'_>, strip: usize, panel: &mut [Lin
         }
         let panel = &mut panel[v..];
         let done = match from.dtype {
-            Dtype::BF16 => pack_bf16(s, &rows, strip, panel),
+            Dtype::BF16 => pack_bf16(s, &rows, order, strip, panel),
             Dtype::F16 => 0,
-            _ => pack_f32(s, &rows, strip, panel),
+            _ => pack_f32(s, &rows, order, strip, panel),
         };
         if done < from.columns {
-            pack_rest(from.dtype, &rows, done, strip, panel);
+            pack_rest(from.dtype, &rows, done, order, strip, panel);
         }
     }
 }
@@ -86,15 +88,16 @@ fn chunks<'a>(rows: &[&'a [u8]; LANES]) -> [&'a [[u8; 64]]; LANES] {
 
 /// Packs whole chunks of 32 columns; returns how many columns that were.
 #[inline(always)]
-fn pack_bf16<S: Simd>(s: S, rows: &[&[u8]; LANES], strip: usize, panel: &mut [Line]) -> usize {
+fn pack_bf16<S: Simd>(s: S, rows: &[&[u8]; LANES], order: Order, strip: usize, panel: &mut [Line]) -> usize {
     let chunks = chunks(rows);
     let count = chunks[0].len();
     for c in 0..count {
         let words = turned(s, &chunks, c);
-        let panel = &mut panel[c * 32 * strip..][..31 * strip + 1];
+        let (first, next) = order.pairs(c * 32);
         for (i, word) in words.iter().enumerate() {
-            s.store(s.low(*word), &mut panel[2 * i * strip].0);
-            s.store(s.high(*word), &mut panel[(2 * i + 1) * strip].0);
+            let at = (first + i * next) * strip;
+            s.store(s.low(*word), &mut panel[at].0);
+            s.store(s.high(*word), &mut panel[at + strip].0);
         }
     }
     count * 32
@@ -102,29 +105,36 @@ fn pack_bf16<S: Simd>(s: S, rows: &[&[u8]; LANES], strip: usize, panel: &mut [Li
 
 /// Packs whole chunks of 16 columns; returns how many columns that were.
 #[inline(always)]
-fn pack_f32<S: Simd>(s: S, rows: &[&[u8]; LANES], strip: usize, panel: &mut [Line]) -> usize {
+fn pack_f32<S: Simd>(s: S, rows: &[&[u8]; LANES], order: Order, strip: usize, panel: &mut [Line]) -> usize {
     let chunks = chunks(rows);
     let count = chunks[0].len();
     for c in 0..count {
         let words = turned(s, &chunks, c);
-        let panel = &mut panel[c * LANES * strip..][..(LANES - 1) * strip + 1];
+        let (first, next) = order.pairs(c * LANES);
         for (i, word) in words.iter().enumerate() {
-            s.store(*word, &mut panel[i * strip].0);
+            s.store(*word, &mut panel[(first + (i / 2) * next + i % 2) * strip].0);
         }
     }
     count * LANES
 }
 
 /// Packs the columns from `done` on, of any dtype, value by value.
-fn pack_rest(dtype: Dtype, rows: &[&[u8]; LANES], done: usize, strip: usize, panel: &mut [Line]) {
+fn pack_rest(
+    dtype: Dtype,
+    rows: &[&[u8]; LANES],
+    done: usize,
+    order: Order,
+    strip: usize,
+    panel: &mut [Line],
+) {
     let width = width_of(dtype);
     let mut wide = [0.0; 64];
     for (lane, row) in rows.iter().enumerate() {
         for (block, bytes) in row[done * width..].chunks(wide.len() * width).enumerate() {
             widen(dtype, bytes, &mut wide);
-            let from = (done + block * wide.len()) * strip;
+            let from = done + block * wide.len();
             for (i, x) in wide[..bytes.len() / width].iter().enumerate() {
-                panel[from + i * strip].0[lane] = *x;
+                panel[order.place(from + i) * strip].0[lane] = *x;
             }
         }
     }

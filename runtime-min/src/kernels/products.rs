@@ -3,12 +3,14 @@
 use std::cell::RefCell;
 
 use rayon::prelude::*;
+use segpack_formats::safetensors::Dtype;
 
 use super::Kernels;
 use super::gemm::{self, Gemm, Pack};
-use super::gemv::{Gemv, STRIP_ROWS};
+use super::gemv::{Gemv, pack_lanes};
 use super::panel::{Rows, width_of};
 use super::shared::Columns;
+use super::simd::LANES;
 use super::tile::groups;
 use crate::ops::{Compute, Matrix, Product};
 
@@ -28,11 +30,19 @@ struct Part<'a> {
     weight: Rows<'a>,
     bias: Option<&'a [f32]>,
     tokens: usize,
+    kind: Kind,
     /// `[tokens, columns]`
     x: &'a [f32],
     /// Where `x` is packed.
     packed: usize,
     out: Columns<'a>,
+}
+
+/// How a part is computed, and its `x` packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Gemm,
+    Gemv,
 }
 
 /// Computes all products.
@@ -61,7 +71,9 @@ pub(crate) fn products(kernels: Kernels, compute: Compute, products: &mut [Produ
         let mut out = Columns::all(out, weight.rows);
         for x in x.chunks(gemm::TOKENS * weight.columns) {
             let tokens = x.len() / weight.columns;
-            wave.add(Part { weight: rows, bias: *bias, tokens, x, packed: 0, out: out.take_rows(tokens) });
+            let kind = if tokens == 1 && rows.dtype == Dtype::BF16 { Kind::Gemv } else { Kind::Gemm };
+            let out = out.take_rows(tokens);
+            wave.add(Part { weight: rows, bias: *bias, tokens, kind, x, packed: 0, out });
         }
         debug_assert!(tokens * weight.columns == x.len());
     }
@@ -97,17 +109,15 @@ struct Wave<'a> {
 
 impl<'a> Wave<'a> {
     fn add(&mut self, mut part: Part<'a>) {
-        if part.tokens > 1 {
-            let same = |p: &&Part<'_>| p.tokens > 1 && std::ptr::eq(p.x, part.x);
-            if let Some(packed) = self.parts.iter().find(same).map(|p| p.packed) {
-                part.packed = packed;
-            } else {
-                if self.packed > 0 && self.packed + part.x.len() > PACKED {
-                    self.run();
-                }
-                part.packed = self.packed;
-                self.packed += part.x.len();
+        let same = |p: &&Part<'_>| p.kind == part.kind && std::ptr::eq(p.x, part.x);
+        if let Some(packed) = self.parts.iter().rev().find(same).map(|p| p.packed) {
+            part.packed = packed;
+        } else {
+            if self.packed > 0 && self.packed + part.x.len() > PACKED {
+                self.run();
             }
+            part.packed = self.packed;
+            self.packed += part.x.len();
         }
         self.parts.push(part);
     }
@@ -119,21 +129,21 @@ impl<'a> Wave<'a> {
             buffer.resize(self.packed, 0.0);
         }
         let work: usize = self.parts.iter().map(|p| p.x.len() * p.weight.rows).sum();
-        let parallel = work > SMALL && rayon::current_num_threads() > 1;
-        self.pack(&mut buffer[..self.packed], parallel);
+        self.pack(&mut buffer[..self.packed]);
         let tasks = self.tasks(&buffer);
         let (kernels, compute) = (self.kernels, self.compute);
-        each(tasks, parallel, |task| task.run(kernels, compute));
+        each(tasks, work > SMALL, |task| task.run(kernels, compute));
         self.packed = 0;
         BUFFER.replace(buffer);
     }
 
-    fn pack(&self, buffer: &mut [f32], parallel: bool) {
-        let most = self.kernels.tile_tokens();
+    fn pack(&self, buffer: &mut [f32]) {
+        let (kernels, compute) = (self.kernels, self.compute);
+        let most = kernels.tile_tokens();
         let mut packs = Vec::new();
         let mut rest = buffer;
         let mut done = 0;
-        for part in self.parts.iter().filter(|p| p.tokens > 1) {
+        for part in &self.parts {
             if part.packed < done {
                 continue; // another part packs the same
             }
@@ -141,12 +151,18 @@ impl<'a> Wave<'a> {
             let columns = part.weight.columns;
             for (first, tokens) in groups(part.tokens, most) {
                 let (to, after) = rest.split_at_mut(tokens * columns);
-                packs.push(Pack { x: &part.x[first * columns..][..to.len()], columns, to });
+                packs.push((
+                    part.kind,
+                    Pack { x: &part.x[first * columns..][..to.len()], columns, compute, to },
+                ));
                 rest = after;
             }
         }
-        let kernels = self.kernels;
-        each(packs, parallel, |pack| kernels.run(pack));
+        each(packs, done > SMALL, |(kind, pack)| match (kind, compute) {
+            (Kind::Gemv, Compute::F32) => pack_lanes(pack.x, pack.to),
+            (Kind::Gemv, Compute::Bf16) => pack.to.copy_from_slice(pack.x),
+            (Kind::Gemm, _) => kernels.run(pack),
+        });
     }
 
     fn tasks<'b>(&mut self, packed: &'b [f32]) -> Vec<Task<'b>>
@@ -161,10 +177,10 @@ impl<'a> Wave<'a> {
                 if let Some(before) = tasks.last_mut() {
                     before.ahead = weight.bytes;
                 }
-                let x = if part.tokens > 1 { &packed[part.packed..][..part.x.len()] } else { part.x };
+                let x = &packed[part.packed..][..part.x.len()];
                 let bias = part.bias.map(|b| &b[first..first + weight.rows]);
                 let out = part.out.take(weight.rows);
-                tasks.push(Task { weight, x, tokens: part.tokens, bias, out, ahead: &[] });
+                tasks.push(Task { weight, x, tokens: part.tokens, kind: part.kind, bias, out, ahead: &[] });
             }
         }
         tasks
@@ -173,10 +189,10 @@ impl<'a> Wave<'a> {
 
 impl Part<'_> {
     fn rows_of_a_task(&self) -> usize {
-        if self.tokens > 1 {
-            return gemm::ROWS;
+        match self.kind {
+            Kind::Gemm => gemm::ROWS,
+            Kind::Gemv => (TASK_BYTES / self.weight.stride).next_multiple_of(LANES).max(LANES),
         }
-        (TASK_BYTES / self.weight.stride).next_multiple_of(STRIP_ROWS).max(STRIP_ROWS)
     }
 }
 
@@ -185,6 +201,7 @@ struct Task<'a> {
     weight: Rows<'a>,
     x: &'a [f32],
     tokens: usize,
+    kind: Kind,
     bias: Option<&'a [f32]>,
     out: Columns<'a>,
     /// The weights of the next task.
@@ -193,18 +210,17 @@ struct Task<'a> {
 
 impl Task<'_> {
     fn run(self, kernels: Kernels, compute: Compute) {
-        let Self { weight, x, tokens, bias, mut out, ahead } = self;
-        if tokens == 1 {
-            kernels.run(Gemv { weight, x, bias, out: out.row(0), ahead, compute });
-        } else {
-            kernels.run(Gemm { weight, x, tokens, bias, out, compute });
+        let Self { weight, x, tokens, kind, bias, mut out, ahead } = self;
+        match kind {
+            Kind::Gemv => kernels.run(Gemv { weight, x, bias, out: out.row(0), ahead, compute }),
+            Kind::Gemm => kernels.run(Gemm { weight, x, tokens, bias, out, compute }),
         }
     }
 }
 
 /// Neighbours stay on one thread, in order, unless another thread runs dry.
 pub(super) fn each<T: Send>(tasks: Vec<T>, parallel: bool, run: impl Fn(T) + Send + Sync) {
-    if parallel && tasks.len() > 1 {
+    if parallel && tasks.len() > 1 && rayon::current_num_threads() > 1 {
         tasks.into_par_iter().with_max_len(1).for_each(run);
     } else {
         tasks.into_iter().for_each(run);

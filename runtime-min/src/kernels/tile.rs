@@ -1,34 +1,35 @@
 //! The inner loops of matrix products: a strip of weight rows times some tokens, all sums in registers.
 //!
 //! **The order of additions.** Lanes are rows of the weight, so that each value of a result is one chain of fused
-//! multiply-adds over the columns, in ascending pairs, of each pair the odd column first. That is the order of
-//! `VDPBF16PS` (Intel SDM), in which the official bf16 traces were computed. Under `Compute::F32` a chain ends after
-//! [`CHAIN`] columns, and the sums of the chains are added in ascending order, which keeps rounding errors small. Every
-//! kernel keeps to this order, so that a value does not depend on the kernel that computed it.
+//! multiply-adds over columns, in ascending pairs, of each pair the odd column first. Under `Compute::Bf16` the chain goes
+//! over all columns: that is the order of `VDPBF16PS` (Intel SDM), in which the official bf16 traces were computed. Under
+//! `Compute::F32` there are several chains, whose sums are added one after the other ([`order`](super::order)). Every
+//! kernel keeps to that order, so that a value does not depend on the kernel that computed it.
 
 use super::simd::{Line, Simd};
-
-/// Columns of a block, and of a chain under `Compute::F32`.
-pub(super) const CHAIN: usize = 512;
+use crate::ops::Compute;
 
 /// `acc[t] += panel column · x[t]` for one column.
+///
+/// Sums are passed by value, here and below: behind a reference the compiler stores them at every step.
 #[inline(always)]
 pub(super) fn step<S: Simd, const STRIP: usize, const TOKENS: usize>(
     s: S,
     column: &[Line; STRIP],
     x: &[f32; TOKENS],
-    acc: &mut [[S::V; STRIP]; TOKENS],
-) {
+    mut acc: [[S::V; STRIP]; TOKENS],
+) -> [[S::V; STRIP]; TOKENS] {
     let mut w = [s.splat(0.0); STRIP];
-    for (w, line) in w.iter_mut().zip(column) {
-        *w = s.load(&line.0);
+    for v in 0..STRIP {
+        w[v] = s.load(&column[v].0);
     }
-    for (acc, x) in acc.iter_mut().zip(x) {
-        let x = s.splat(*x);
-        for (acc, w) in acc.iter_mut().zip(&w) {
-            *acc = s.mul_add(*w, x, *acc);
+    for t in 0..TOKENS {
+        let x = s.splat(x[t]);
+        for v in 0..STRIP {
+            acc[t][v] = s.mul_add(w[v], x, acc[t][v]);
         }
     }
+    acc
 }
 
 /// `acc += panel · x`: `panel` is `[columns, STRIP]` vectors of rows, `x` is `[columns, TOKENS]`.
@@ -37,17 +38,18 @@ pub(super) fn columns<S: Simd, const STRIP: usize, const TOKENS: usize>(
     s: S,
     panel: &[Line],
     x: &[f32],
-    acc: &mut [[S::V; STRIP]; TOKENS],
-) {
+    mut acc: [[S::V; STRIP]; TOKENS],
+) -> [[S::V; STRIP]; TOKENS] {
     let (panel, panel_last) = panel.as_chunks::<STRIP>().0.as_chunks::<2>();
     let (x, x_last) = x.as_chunks::<TOKENS>().0.as_chunks::<2>();
     for ([even, odd], [x_even, x_odd]) in panel.iter().zip(x) {
-        step(s, odd, x_odd, acc);
-        step(s, even, x_even, acc);
+        acc = step(s, odd, x_odd, acc);
+        acc = step(s, even, x_even, acc);
     }
     for (column, x) in panel_last.iter().zip(x_last) {
-        step(s, column, x, acc);
+        acc = step(s, column, x, acc);
     }
+    acc
 }
 
 /// What is done with the sums of a block of columns.
@@ -59,6 +61,17 @@ pub(super) enum Sums {
     Add,
     /// The chain before goes on.
     Continue,
+}
+
+impl Sums {
+    /// For the columns that come after `columns` others.
+    pub(super) fn of(compute: Compute, columns: usize) -> Self {
+        match compute {
+            _ if columns == 0 => Self::Begin,
+            Compute::F32 => Self::Add,
+            Compute::Bf16 => Self::Continue,
+        }
+    }
 }
 
 /// One tile: `sums` is `[TOKENS, STRIP]` vectors, over the columns of `panel` and `x`.
@@ -73,21 +86,22 @@ pub(super) fn tile<S: Simd, const STRIP: usize, const TOKENS: usize>(
     if TOKENS > S::TOKENS || STRIP > S::STRIP {
         return; // never called; spares its code
     }
-    let mut acc = [[s.splat(0.0); STRIP]; TOKENS];
     let sums = &mut sums.as_chunks_mut::<STRIP>().0[..TOKENS];
+    let mut acc = [[s.splat(0.0); STRIP]; TOKENS];
     if how == Sums::Continue {
-        for (acc, line) in acc.iter_mut().flatten().zip(sums.as_flattened()) {
-            *acc = s.load(&line.0);
+        for t in 0..TOKENS {
+            for v in 0..STRIP {
+                acc[t][v] = s.load(&sums[t][v].0);
+            }
         }
     }
-    columns(s, panel, x, &mut acc);
-    if how == Sums::Add {
-        for (acc, line) in acc.iter_mut().flatten().zip(sums.as_flattened()) {
-            *acc = s.add(s.load(&line.0), *acc);
+    acc = columns(s, panel, x, acc);
+    for t in 0..TOKENS {
+        for v in 0..STRIP {
+            let to = &mut sums[t][v].0;
+            let sum = if how == Sums::Add { s.add(s.load(to), acc[t][v]) } else { acc[t][v] };
+            s.store(sum, to);
         }
-    }
-    for (acc, line) in acc.iter().flatten().zip(sums.as_flattened_mut()) {
-        s.store(*acc, &mut line.0);
     }
 }
 
