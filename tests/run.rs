@@ -359,3 +359,30 @@ fn an_interrupted_text_ends_its_line_and_a_closed_pipe_is_no_failure() {
     let run = Run::from_output("run, hung up".to_owned(), child.wait_with_output().unwrap()).ok();
     assert!(!run.stderr.contains("error"), "{run}");
 }
+
+#[test]
+fn the_experts_report_is_a_document_or_a_picture() {
+    let folder = temp();
+    let pack = packed(&tiny_full(), folder.path());
+    let path = |name: &str| folder.path().join(name);
+    let run = |file: &str| {
+        let report = format!("--experts-report={}", path(file).display());
+        segpack!["run", &pack, "--prompt", "Hi", "--max-new-tokens", "3", "--json", &report]
+    };
+    let (_, summary) = run("experts.json").ok().tokens();
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(path("experts.json")).unwrap()).unwrap();
+    assert_eq!(report["layers"], summary["experts"]);
+    let sum = |key: &str| -> u64 {
+        report["layers"].as_array().unwrap().iter().map(|l| l[key].as_u64().unwrap()).sum()
+    };
+    assert_eq!(sum("hits"), summary["expert_hits"]);
+    assert_eq!(sum("misses"), summary["expert_misses"]);
+    assert_eq!(report["passes"], 3);
+    let costs = &summary["costs"];
+    assert!(costs["forward"].as_f64() >= costs["waiting"].as_f64(), "{costs}");
+    run("experts.svg").ok();
+    let svg = std::fs::read_to_string(path("experts.svg")).unwrap();
+    assert!(svg.starts_with("<svg") && svg.contains("<title>layer"), "{svg}");
+    run("experts.png").exits(2).says(&[".json", ".svg"]);
+    segpack!["run", &pack, "--prompt", "Hi", "--experts-report=/none/x.svg"].exits(1).says(&["/none/x.svg"]);
+}

@@ -17,6 +17,7 @@ use segpack_runtime_min::thinker::Check;
 use super::Context;
 use super::pack::jobs;
 use super::terminal::{bytes, counted};
+use crate::steps::experts_report;
 use crate::steps::progress::Progress;
 use crate::steps::run::{Chat, ExpertRoom, Prompt, RunEvent, RunOptions, print_prompt, run};
 use crate::steps::{Exit, StepError, default_jobs};
@@ -90,9 +91,9 @@ pub struct Args {
     /// Write a trace of every intermediate result, in the format of the reference script
     #[arg(long, value_name = "FILE.safetensors", value_parser = trace_path)]
     trace: Option<PathBuf>,
-    /// Tell which experts were used (on standard error; with --json in the summary)
-    #[arg(long)]
-    experts_report: bool,
+    /// Tell which experts were used: on standard error, or as a document (FILE.json) or a heat map (FILE.svg)
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, value_parser = experts_file)]
+    experts_report: Option<Option<PathBuf>>,
     /// Print one JSON object per token, and a summary (schemas/run-token.schema.json, run-summary.schema.json)
     #[arg(long)]
     json: bool,
@@ -158,6 +159,14 @@ pub enum CheckName {
 
 fn token_id(text: &str) -> Result<u32, String> {
     text.trim().parse().map_err(|_| format!("{text:?} is not a token id, which is a whole number"))
+}
+
+fn experts_file(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match path.extension().and_then(|e| e.to_str()) {
+        Some("json" | "svg") => Ok(path),
+        _ => Err(format!("{text:?} ends neither in .json nor in .svg")),
+    }
 }
 
 pub fn size(text: &str) -> Result<u64, String> {
@@ -316,7 +325,11 @@ pub fn run_command(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     } else {
         context.terminal.line("")?;
     }
-    report(&summary, args.experts_report, context.quiet, &mut io::stderr().lock())?;
+    if let Some(Some(path)) = &args.experts_report {
+        experts_report::write(&summary, path)?;
+    }
+    let told = matches!(args.experts_report, Some(None));
+    report(&summary, told, context.quiet, &mut io::stderr().lock())?;
     Ok(Exit::Ok)
 }
 
@@ -386,8 +399,17 @@ fn report(s: &RunSummary, experts: bool, quiet: bool, out: &mut dyn Write) -> io
         figures(s, out)?;
     }
     if experts {
-        for e in &s.experts {
-            writeln!(out, "  layer {:>3} expert {:>4}: {}", e.layer, e.expert, counted(e.uses, "use"))?;
+        for layer in &s.experts {
+            writeln!(
+                out,
+                "  layer {:>3}: {} of {} uses in memory",
+                layer.layer,
+                layer.hits,
+                layer.hits + layer.misses
+            )?;
+            for (expert, uses) in layer.uses.iter().enumerate().filter(|(_, uses)| **uses > 0) {
+                writeln!(out, "    expert {expert:>4}: {}", counted(*uses, "use"))?;
+            }
         }
     }
     Ok(())
@@ -416,6 +438,25 @@ fn figures(s: &RunSummary, out: &mut dyn Write) -> io::Result<()> {
         if s.dense_resident { "resident" } else { "streamed" },
         bytes(s.bytes_read)
     )?;
+    let c = &s.costs;
+    writeln!(
+        out,
+        "time: {:.2} s computing, {:.2} s waiting for weights (threads that load: {:.2} s reading, {:.2} s checking, {:.2} s decoding)",
+        c.forward - c.waiting,
+        c.waiting,
+        c.reading,
+        c.checking,
+        c.decoding
+    )?;
+    if after > 0 {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bytes, rounded")]
+        let per_token = bytes(c.bytes_read_per_token as u64);
+        writeln!(
+            out,
+            "read for each token after the first: {per_token}; past the page cache: {}",
+            bytes(c.bytes_direct)
+        )?;
+    }
     if let Some(peak) = s.peak_rss {
         writeln!(out, "peak memory: {}", bytes(peak))?;
     }

@@ -5,6 +5,7 @@ pub mod cat;
 pub mod checkpoint;
 pub mod demo;
 mod error;
+pub mod experts_report;
 mod hub;
 mod output;
 pub mod pack;

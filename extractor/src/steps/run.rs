@@ -10,8 +10,8 @@ use segpack_formats::digest::Sha256;
 use segpack_formats::io::Stop;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
-    ExpertUse, FormatVersion, GENERATOR, RunEnd, RunPrompt, RunSummary, RunToken, ShownCandidate, ShownRank,
-    SourceFileKind,
+    FormatVersion, GENERATOR, LayerExperts, RunCosts, RunEnd, RunPrompt, RunSummary, RunToken,
+    ShownCandidate, ShownRank, SourceFileKind,
 };
 use segpack_runtime_min::chat_template::{ChatTemplate, RenderOptions, TemplateValue};
 use segpack_runtime_min::generate::{
@@ -20,7 +20,7 @@ use segpack_runtime_min::generate::{
 };
 use segpack_runtime_min::memory::{CacheStats, Residency};
 use segpack_runtime_min::ops::{Compute, CpuOps};
-use segpack_runtime_min::thinker::{Check, Logits, RunSettings, RunStats, Thinker};
+use segpack_runtime_min::thinker::{Check, LayerUses, Logits, RunSettings, RunStats, Thinker};
 use segpack_runtime_min::tokenizer::{EosIds, SpecialTokens, StreamDecoder, Tokenizer, TokenizerError};
 use segpack_runtime_min::trace::{RecordedFile, TraceRecorder};
 use segpack_runtime_min::{Observer, Routing, RunError, Unobserved, WeightSource};
@@ -153,6 +153,8 @@ struct Model<'a> {
     logits: Vec<f32>,
     recorder: Option<TraceRecorder>,
     progress: &'a dyn Progress,
+    /// Bytes read for the prompt.
+    read_before: u64,
 }
 
 impl Model<'_> {
@@ -213,6 +215,7 @@ impl LanguageModel for Model<'_> {
             self.progress.start_counting("loading and prefilling", layers, "layer");
             let logits = self.prefill(ids);
             self.progress.finish();
+            self.read_before = self.thinker.stats().bytes_read;
             logits?
         } else {
             self.decode(ids)?
@@ -316,7 +319,7 @@ fn run_here(
     let thinker = Thinker::new(&source, cpu_ops(options.compute)?, settings, stop)?;
     words.check(thinker.facts().vocab)?;
     let recorder = options.trace.as_ref().map(|_| TraceRecorder::new(options.compute, thinker.facts()));
-    let mut model = Model { thinker, context, logits: Vec::new(), recorder, progress };
+    let mut model = Model { thinker, context, logits: Vec::new(), recorder, progress, read_before: 0 };
     let stream = words.tokenizer.as_ref().map(|t| t.stream(SpecialTokens::Skip));
     // the last token is not run through the model, so it needs no position
     let most = options.max_new_tokens.min(context - prompt.len() + 1);
@@ -343,7 +346,8 @@ fn run_here(
     }
     let first = talk.first.unwrap_or_default();
     let after = talk.first.map_or(Duration::ZERO, |first| talk.began.elapsed().saturating_sub(first));
-    let outcome = Outcome { prompt, generated, first, after, rank: talk.rank.take(), notes };
+    let (rank, read_before) = (talk.rank.take(), model.read_before);
+    let outcome = Outcome { prompt, generated, first, after, read_before, rank, notes };
     Ok(summarise(&words, outcome, &model.thinker))
 }
 
@@ -547,15 +551,18 @@ struct Outcome {
     generated: Generated,
     first: Duration,
     after: Duration,
+    /// Bytes read until the first token.
+    read_before: u64,
     rank: Option<ShownRank>,
     notes: Vec<String>,
 }
 
 fn summarise(words: &Words, outcome: Outcome, thinker: &Thinker<'_, CpuOps>) -> RunSummary {
-    let RunStats { bytes_read, cache, expert_uses, .. } = thinker.stats();
-    let CacheStats { hits, misses, .. } = cache;
+    let stats = thinker.stats();
+    let CacheStats { hits, misses, .. } = stats.cache;
     let budget = thinker.budget();
     let Generated { ids, reason } = outcome.generated;
+    let tokens_after = ids.len().saturating_sub(1);
     RunSummary {
         format_version: FormatVersion::CURRENT,
         generator: GENERATOR.to_owned(),
@@ -572,18 +579,46 @@ fn summarise(words: &Words, outcome: Outcome, thinker: &Thinker<'_, CpuOps>) -> 
         notes: outcome.notes,
         time_to_first_token: outcome.first.as_secs_f64(),
         generation_seconds: outcome.after.as_secs_f64(),
-        bytes_read,
+        bytes_read: stats.bytes_read,
         expert_hits: hits,
         expert_misses: misses,
         expert_slots: budget.slots,
         dense_resident: budget.residency == Residency::Resident,
         peak_rss: peak_rss(),
         rank: outcome.rank,
-        experts: expert_uses
-            .into_iter()
-            .map(|((layer, expert), uses)| ExpertUse { layer, expert, uses })
-            .collect(),
+        costs: costs(&stats, outcome.read_before, tokens_after),
+        experts: layer_experts(&stats, thinker.facts().experts),
     }
+}
+
+/// What a run cost; `before` is what was read until the first token.
+fn costs(stats: &RunStats, before: u64, tokens_after: usize) -> RunCosts {
+    let load = stats.load;
+    #[expect(clippy::cast_precision_loss, reason = "a rate")]
+    let per_token = stats.bytes_read.saturating_sub(before) as f64 / tokens_after.max(1) as f64;
+    RunCosts {
+        bytes_direct: load.direct,
+        bytes_cached: load.cached,
+        bytes_decoded: load.decoded,
+        bytes_read_per_token: per_token,
+        forward: stats.forward.as_secs_f64(),
+        waiting: stats.waited.as_secs_f64(),
+        reading: load.read_time.as_secs_f64(),
+        checking: load.check_time.as_secs_f64(),
+        decoding: load.decode_time.as_secs_f64(),
+    }
+}
+
+fn layer_experts(stats: &RunStats, experts: u32) -> Vec<LayerExperts> {
+    let layers = (0..).zip(&stats.layers).filter(|(_, uses)| uses.hits + uses.misses > 0);
+    let uses = |layer, expert| stats.expert_uses.get(&(layer, expert)).copied().unwrap_or(0);
+    let layer = |(layer, l): (u32, &LayerUses)| LayerExperts {
+        layer,
+        hits: l.hits,
+        misses: l.misses,
+        uses: (0..experts).map(|expert| uses(layer, expert)).collect(),
+    };
+    layers.map(layer).collect()
 }
 
 /// Peak resident memory of this process in bytes: `VmHWM`, which is `ru_maxrss`.

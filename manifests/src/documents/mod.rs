@@ -30,7 +30,7 @@ pub use manifest::{
 pub use plan::{Plan, PlannedPack, PlannedSegment, PlannedTensor};
 pub use report::{PackSummary, UnpackSummary, UnrestorableFile, VerifyCounts, VerifyMode, VerifyReport};
 pub use run_report::{
-    DemoReport, DemoStep, ExpertUse, RunEnd, RunPrompt, RunSummary, RunToken, ShownCandidate, ShownRank,
+    DemoReport, DemoStep, RunCosts, RunEnd, RunPrompt, RunSummary, RunToken, ShownCandidate, ShownRank,
 };
 pub use validate_report::{
     Choice, ChoiceRow, FirstWrong, Precision, PromptRow, Quantity, ReferenceKind, ValidateReport, ValueRow,

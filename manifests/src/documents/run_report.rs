@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{FormatVersion, ValidateReport};
+use super::{FormatVersion, LayerExperts, ValidateReport};
 
 /// A candidate for the next token.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -50,16 +50,28 @@ pub struct ShownRank {
     pub rank: u64,
 }
 
-/// How often one expert was used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// How the weights came and where the time went. Times are seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct ExpertUse {
-    /// Layer.
-    pub layer: u32,
-    /// Expert.
-    pub expert: u32,
-    /// Forward passes that used it.
-    pub uses: u64,
+pub struct RunCosts {
+    /// Bytes of weights read past the page cache.
+    pub bytes_direct: u64,
+    /// Bytes that were in the page cache.
+    pub bytes_cached: u64,
+    /// Bytes that coded segments decoded to.
+    pub bytes_decoded: u64,
+    /// Bytes read for each token after the first.
+    pub bytes_read_per_token: f64,
+    /// In forward passes.
+    pub forward: f64,
+    /// Of it, when nothing could be computed, because weights were not there yet.
+    pub waiting: f64,
+    /// Reading, summed over threads, most of it while something was computed.
+    pub reading: f64,
+    /// Comparing digests, summed over threads.
+    pub checking: f64,
+    /// Decoding, summed over threads.
+    pub decoding: f64,
 }
 
 /// Why a text ended.
@@ -128,8 +140,10 @@ pub struct RunSummary {
     /// The rank that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rank: Option<ShownRank>,
-    /// All experts that were used.
-    pub experts: Vec<ExpertUse>,
+    /// How the weights came and where the time went.
+    pub costs: RunCosts,
+    /// Experts that were used, for each layer that has some.
+    pub experts: Vec<LayerExperts>,
 }
 
 /// A prompt as the model gets it: `run --print-prompt --json`.
