@@ -16,8 +16,8 @@ pub const DEFAULT_LEVEL: i32 = 3;
 /// zstd's lowest level: it looks for no matches, and nearly all that is left is the entropy coding of literals. The
 /// matches of ordinary levels cost more bits in an exponent plane than they save.
 const LITERALS_LEVEL: i32 = -131_072;
-/// Chunks up to this are coded in every way that there is; it costs nothing worth mentioning.
-const SMALL_BYTES: usize = 16 << 10;
+/// Chunks up to this are coded in every way that there is: there the tables of rANS may cost more than it saves.
+const SMALL_BYTES: usize = 128 << 10;
 
 fn compressor(level: i32) -> Result<Compressor<'static>> {
     Compressor::new(level).map_err(|e| FormatError::coded(format!("zstd level {level}: {e}")))

@@ -98,6 +98,7 @@ pub struct Encoder {
     table: Box<EncodeTable>,
     /// Filled from its end.
     words: Vec<u16>,
+    raw: Vec<Raw>,
     exceptions: Vec<Exception>,
 }
 
@@ -134,7 +135,7 @@ impl Encoder {
     /// A coder with these instructions; its tables and buffers are reused.
     pub fn new(simd: Simd) -> Self {
         let table = Box::new([0; CODES]);
-        Self { simd, table, words: Vec::new(), exceptions: Vec::new() }
+        Self { simd, table, words: Vec::new(), raw: Vec::new(), exceptions: Vec::new() }
     }
 
     /// Appends the coded form of a chunk's values to `out`, or gives up where it is not shorter than them.
@@ -144,46 +145,53 @@ impl Encoder {
             return false;
         }
         let model = Model::of(rounds);
-        fill_encode_table(&model, &mut self.table);
+        let mut states = [LOWEST; LANES];
+        let first = self.encode_rounds(&model, rounds, &mut states);
+        let (words, raw) = (&self.words[first..], self.raw[..rounds.len()].as_flattened());
+        let head = self.head(&model, words.len(), rest);
+        if head.len() + raw.len() + STATES_BYTES + words.len() * WORD_BYTES >= values.len() {
+            return false;
+        }
+        out.extend(head);
+        out.extend_from_slice(raw);
+        out.extend(states.iter().flat_map(|state| state.to_le_bytes()));
+        out.extend(words.iter().flat_map(|word| word.to_le_bytes()));
+        true
+    }
+
+    /// Leaves raw bits, words and exceptions in their buffers; returns where the words begin.
+    fn encode_rounds(&mut self, model: &Model, rounds: &[Round], states: &mut States) -> usize {
+        fill_encode_table(model, &mut self.table);
         self.exceptions.clear();
-        if self.words.len() <= rounds.len() * LANES {
+        if self.raw.len() < rounds.len() {
+            self.raw.resize(rounds.len(), [0; RAW_BYTES]);
             self.words.resize(rounds.len() * LANES + 1, 0);
         }
-        let start = out.len();
-        out.resize(start + rounds.len() * RAW_BYTES, 0);
-        let mut states = [LOWEST; LANES];
         let encoding = Encoding {
             table: &self.table,
             words: &mut self.words,
-            raw: out[start..].as_chunks_mut().0,
-            states: &mut states,
+            raw: &mut self.raw[..rounds.len()],
+            states,
             exceptions: &mut self.exceptions,
         };
-        let first = encode_rounds(self.simd, rounds, encoding);
-        let words = &self.words[first..];
-        let head_bytes =
-            HEAD_BYTES + model.frequencies.len() * 2 + self.exceptions.len() * EXCEPTION_BYTES + rest.len();
-        let length = head_bytes + rounds.len() * RAW_BYTES + STATES_BYTES + words.len() * WORD_BYTES;
-        if length >= values.len() {
-            out.truncate(start);
-            return false;
-        }
-        let mut head = Vec::with_capacity(head_bytes);
+        encode_rounds(self.simd, rounds, encoding)
+    }
+
+    /// Everything before the raw bits.
+    fn head(&self, model: &Model, words: usize, rest: &[u8]) -> Vec<u8> {
+        let mut head = Vec::new();
         for word in [model.base, model.special, model.frequencies.len() as u16, 0] {
             head.extend(word.to_le_bytes());
         }
         head.extend((self.exceptions.len() as u32).to_le_bytes());
-        head.extend((words.len() as u32).to_le_bytes());
-        model.frequencies.iter().for_each(|f| head.extend(f.to_le_bytes()));
+        head.extend((words as u32).to_le_bytes());
+        head.extend(model.frequencies.iter().flat_map(|f| f.to_le_bytes()));
         for (position, value) in self.exceptions.iter().rev() {
             head.extend(position.to_le_bytes());
             head.extend(value.to_le_bytes());
         }
         head.extend(rest);
-        out.splice(start..start, head);
-        states.iter().for_each(|state| out.extend(state.to_le_bytes()));
-        words.iter().for_each(|word| out.extend(word.to_le_bytes()));
-        true
+        head
     }
 }
 
