@@ -39,6 +39,7 @@ fn every_command_explains_itself() {
         "repack",
         "run",
         "validate",
+        "bench",
         "demo",
         "completions",
         "man",

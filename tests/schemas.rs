@@ -133,7 +133,19 @@ fn what_run_and_demo_print_is_valid() {
     segpack!["run", &out, "--prompt", "Hi", format!("--experts-report={}", report.display())].ok();
     let report: Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
     assert_valid(&validator("experts-report"), &report);
-    let bench = segpack!["bench", &out, "--memory", "100MB", "--tokens", "2", "--repeats", "1", "--prompt", "4", "--json"];
+    let bench = segpack![
+        "bench",
+        &out,
+        "--memory",
+        "100MB",
+        "--tokens",
+        "2",
+        "--repeats",
+        "1",
+        "--prompt",
+        "4",
+        "--json"
+    ];
     assert_valid(&validator("bench-report"), &bench.ok().json());
     let demo = segpack!["demo", "--json"].ok().json();
     assert_valid(&validator("demo-report"), &demo);
