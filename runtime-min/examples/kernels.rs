@@ -1,8 +1,10 @@
 //! Measures the CPU kernels at the shapes of Qwen3-Omni's thinker, each as a share of what the machine can do.
 //!
 //! ```text
-//! cargo run --release -p segpack-runtime-min --example kernels [THREADS...]
+//! cargo run --release -p segpack-runtime-min --example kernels [THREADS...] [NAME...]
 //! ```
+//!
+//! Without numbers of threads: 1 and 2. With names: only the lines that contain one of them.
 //!
 //! `SEGPACK_CPU` chooses the instruction set, as everywhere. Limits and kernels take turns, so that a noisy neighbour
 //! meets both; figures are medians. One layer's experts (1.2 GB of bf16 weights) lie on huge pages and are far larger
@@ -29,15 +31,20 @@ const RUNS: usize = 7;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let kernels = Kernels::from_environment()?;
-    let threads: Vec<usize> = std::env::args().skip(1).map(|n| n.parse()).collect::<Result<_, _>>()?;
+    let (mut threads, mut names) = (Vec::new(), Vec::new());
+    for argument in std::env::args().skip(1) {
+        match argument.parse::<usize>() {
+            Ok(n) => threads.push(n),
+            Err(_) => names.push(argument),
+        }
+    }
     let threads = if threads.is_empty() { vec![1, 2] } else { threads };
     let weights = Weights::new()?;
     for threads in threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
         println!("\n{} kernels, {threads} threads", kernels.name());
-        pool.install(|| {
-            Bench { kernels, ops: CpuOps::with_kernels(Compute::F32, kernels), weights: &weights }.run()
-        });
+        let ops = CpuOps::with_kernels(Compute::F32, kernels);
+        pool.install(|| Bench { kernels, ops, weights: &weights, names: &names }.run());
     }
     Ok(())
 }
@@ -98,6 +105,7 @@ struct Bench<'a> {
     kernels: Kernels,
     ops: CpuOps,
     weights: &'a Weights,
+    names: &'a [String],
 }
 
 /// Matrices with their inputs' and outputs' places: one call of `products`.
@@ -131,6 +139,17 @@ impl Call<'_> {
 }
 
 impl Bench<'_> {
+    /// Prints the medians of a rate and its share of a limit, over pairs of (limit, rate).
+    fn report(&self, name: &str, unit: &str, runs: usize, mut measure: impl FnMut() -> (f64, f64)) {
+        if !self.names.is_empty() && !self.names.iter().any(|n| name.contains(n.as_str())) {
+            return;
+        }
+        let pairs: Vec<(f64, f64)> = (0..runs).map(|_| measure()).collect();
+        let rate = median(pairs.iter().map(|(_, rate)| rate / 1e9).collect());
+        let share = median(pairs.iter().map(|(limit, rate)| rate / limit).collect());
+        println!("    {name:32} {rate:6.1} {unit:8} {:4.0} %", 100.0 * share);
+    }
+
     fn run(&self) {
         let read = || limits::read_bandwidth(self.kernels, &self.weights.0);
         let peak = || limits::fma_peak(self.kernels, 20_000_000);
@@ -182,34 +201,24 @@ impl Bench<'_> {
     ) {
         let x = activations(QUERY);
         let mut out = Vec::new();
-        let mut shares = Vec::new();
-        let mut rates = Vec::new();
-        for _ in 0..RUNS {
+        self.report(name, "GB/s", RUNS, || {
             let calls: Vec<Call<'_>> =
                 (0..calls).map(|_| Call { weights: make().into_iter().map(|w| (w, 1)).collect() }).collect();
             let limit = read();
             let time = seconds(|| calls.iter().for_each(|call| call.run(&self.ops, &x, &mut out)));
-            let rate = float(calls.iter().map(Call::bytes).sum()) / time;
-            rates.push(rate);
-            shares.push(rate / limit);
-        }
-        println!("    {name:28} {:5.1} GB/s  {:3.0} %", median(rates) / 1e9, 100.0 * median(shares));
+            (limit, float(calls.iter().map(Call::bytes).sum()) / time)
+        });
     }
 
     fn many(&self, name: &str, calls: &[Call<'_>], peak: &dyn Fn() -> f64) {
         let widest = calls.iter().flat_map(|c| &c.weights).map(|(w, tokens)| w.columns * tokens).max();
         let x = activations(widest.unwrap_or(0));
         let mut out = Vec::new();
-        let mut shares = Vec::new();
-        let mut rates = Vec::new();
-        for _ in 0..RUNS {
+        self.report(name, "GFLOP/s", RUNS, || {
             let limit = peak();
             let time = seconds(|| calls.iter().for_each(|call| call.run(&self.ops, &x, &mut out)));
-            let rate = float(calls.iter().map(Call::operations).sum()) / time;
-            rates.push(rate);
-            shares.push(rate / limit);
-        }
-        println!("    {name:28} {:5.0} GFLOP/s  {:3.0} %", median(rates) / 1e9, 100.0 * median(shares));
+            (limit, float(calls.iter().map(Call::operations).sum()) / time)
+        });
     }
 
     fn dense(&self, tokens: usize, peak: &dyn Fn() -> f64) {
@@ -256,16 +265,10 @@ impl Bench<'_> {
         let mut out = vec![0.0; q.len()];
         let seen: usize = (positions - tokens + 1..=positions).sum();
         let operations = float(4 * seen * QUERY);
-        let shares = (0..RUNS.min(3)).map(|_| {
+        self.report(&format!("attention, {tokens} tokens of {positions}"), "GFLOP/s", 3, || {
             let limit = peak();
-            operations / seconds(|| self.ops.attention(&q, &keys, &values, HEADS, &mut out)) / limit
+            (limit, operations / seconds(|| self.ops.attention(&q, &keys, &values, HEADS, &mut out)))
         });
-        let share = median(shares.collect());
-        println!(
-            "    {:28} {:3.0} % of the multiply-add peak",
-            format!("{tokens} tokens of {positions}"),
-            100.0 * share
-        );
     }
 
     fn decode_attention(&self, positions: usize, read: &dyn Fn() -> f64) {
@@ -276,17 +279,15 @@ impl Bench<'_> {
             (0..layers).map(|_| (activations(positions * KEY), activations(positions * KEY))).collect();
         let mut out = vec![0.0; q.len()];
         let bytes = float(layers * 2 * positions * KEY * 4);
-        let shares = (0..RUNS).map(|_| {
+        self.report(&format!("attention, 1 token of {positions}"), "GB/s", RUNS, || {
             let limit = read();
             let time = seconds(|| {
                 for (keys, values) in &caches {
                     self.ops.attention(&q, keys, values, HEADS, &mut out);
                 }
             });
-            bytes / time / limit
+            (limit, bytes / time)
         });
-        let share = median(shares.collect());
-        println!("    {:28} {:3.0} % of read bandwidth", format!("1 token of {positions}"), 100.0 * share);
     }
 
     fn rows(&self, read: &dyn Fn() -> f64) {
@@ -299,11 +300,10 @@ impl Bench<'_> {
         let up = activations(routed);
         let mut logits = activations(tokens * EXPERTS);
         let measure = |name: &str, bytes: usize, work: &mut dyn FnMut()| {
-            let shares = (0..RUNS).map(|_| {
+            self.report(name, "GB/s", RUNS, || {
                 let limit = read();
-                float(bytes) / seconds(&mut *work) / limit
+                (limit, float(bytes) / seconds(&mut *work))
             });
-            println!("    {name:28} {:3.0} %", 100.0 * median(shares.collect()));
         };
         measure("rms_norm", hidden * 8, &mut || self.ops.rms_norm(&mut x[..hidden], &weight, 1e-6));
         measure("rope", tokens * QUERY * 8, &mut || self.ops.rope(&mut x, &cos, &sin, HEADS.width));

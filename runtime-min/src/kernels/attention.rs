@@ -336,7 +336,8 @@ fn scores<S: Simd, const STRIP: usize, const HEADS: usize>(
     let mut to = [[s.splat(0.0); SCORES]; HEADS];
     let panel = keys.len() / (SCORES / STRIP);
     for (i, keys) in keys.chunks_exact(panel).enumerate() {
-        let acc = tile::columns(s, keys, q, [[s.splat(0.0); STRIP]; HEADS]);
+        let acc = [[s.splat(0.0); STRIP]; HEADS];
+        let acc = tile::columns::<S, STRIP, HEADS, 0>(s, keys, q, std::ptr::null(), acc);
         for h in 0..HEADS {
             for v in 0..STRIP {
                 to[h][i * STRIP + v] = acc[h][v];

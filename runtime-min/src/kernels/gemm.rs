@@ -1,11 +1,13 @@
 //! Weight rows times many tokens: the rows are widened and turned once per block of columns, for all tokens.
 
 use super::order::{BLOCK, Order};
+use segpack_formats::safetensors::Dtype;
+
 use super::panel::{self, Rows};
 use super::scratch::{self, Scratch};
 use super::shared::Columns;
 use super::simd::{self, LANES, Line, Simd, Work};
-use super::tile::{Sums, by_tokens, groups, tile};
+use super::tile::{Ahead, Sums, by_tokens, groups, tile};
 use crate::ops::Compute;
 
 /// Most weight rows of one task.
@@ -23,6 +25,8 @@ pub(super) struct Gemm<'a> {
     pub bias: Option<&'a [f32]>,
     /// `[tokens, rows]`
     pub out: Columns<'a>,
+    /// What this thread reads next.
+    pub ahead: &'a [u8],
     pub compute: Compute,
 }
 
@@ -45,28 +49,48 @@ impl Gemm<'_> {
     fn blocks<S: Simd, const STRIP: usize>(&mut self, s: S, scratch: &mut Scratch) {
         let strips = self.weight.rows.div_ceil(STRIP * LANES);
         let columns = self.weight.columns;
+        let pairs = self.weight.dtype == Dtype::BF16;
         let sums = scratch::first(&mut scratch.sums, strips * STRIP * self.tokens, Line::ZERO);
         let panels = scratch::first(&mut scratch.panel, strips * STRIP * BLOCK.min(columns), Line::ZERO);
+        let longest = Order::new(self.compute, BLOCK.min(columns)).longest();
+        let wide = scratch::first(&mut scratch.values, STRIP * longest, Line::ZERO);
+        let mut ahead = Ahead::new(self.ahead);
         for from in (0..columns).step_by(BLOCK) {
             let length = BLOCK.min(columns - from);
             let order = Order::new(self.compute, length);
             let panels = &mut panels[..strips * STRIP * length];
             for (i, panel) in panels.chunks_exact_mut(STRIP * length).enumerate() {
-                let part = self.weight.part(i * STRIP * LANES, STRIP * LANES, from, length);
-                panel::pack(s, part, order, STRIP, panel);
+                let rows = self.weight.part(i * STRIP * LANES, STRIP * LANES, from, length);
+                if pairs {
+                    panel::pack_pairs(s, rows, order, STRIP, panel);
+                } else {
+                    panel::pack(s, rows, order, STRIP, panel);
+                }
             }
-            let some = order.chains_at_a_time();
-            for first_chain in (0..order.chains().count()).step_by(some) {
-                for (first, tokens) in groups(self.tokens, S::TOKENS) {
-                    let x = &self.x[first * columns + from * tokens..][..length * tokens];
-                    for (i, panel) in panels.chunks_exact(STRIP * length).enumerate() {
-                        let sums = &mut sums[(i * self.tokens + first) * STRIP..];
-                        for chain in order.chains().skip(first_chain).take(some) {
-                            let how = Sums::of(self.compute, from + chain.start);
-                            let panel = &panel[chain.start * STRIP..chain.end * STRIP];
-                            let x = &x[chain.start * tokens..chain.end * tokens];
-                            by_tokens!(tokens, tile::<S, STRIP>(s, panel, x, sums, how));
+            for chain in order.chains() {
+                let how = Sums::of(self.compute, from + chain.start);
+                for (i, panel) in panels.chunks_exact(STRIP * length).enumerate() {
+                    let panel = if !pairs {
+                        &panel[chain.start * STRIP..chain.end * STRIP]
+                    } else {
+                        let wide = &mut wide[..chain.len() * STRIP];
+                        if chain.start < order.whole() {
+                            let pairs = &panel[chain.start / 2 * STRIP..chain.end / 2 * STRIP];
+                            panel::widen_pairs::<S, STRIP>(s, pairs, wide);
+                        } else {
+                            let first = i * STRIP * LANES;
+                            let rows =
+                                self.weight.part(first, STRIP * LANES, from + chain.start, chain.len());
+                            panel::pack(s, rows, Order::natural(chain.len()), STRIP, wide);
                         }
+                        &*wide
+                    };
+                    for (first, tokens) in groups(self.tokens, S::TOKENS) {
+                        let x = &self.x[first * columns + (from + chain.start) * tokens..];
+                        let x = &x[..chain.len() * tokens];
+                        let sums = &mut sums[(i * self.tokens + first) * STRIP..];
+                        let ahead = ahead.take(chain.len(), panel);
+                        by_tokens!(tokens, tile::<S, STRIP>(s, panel, x, sums, how, ahead));
                     }
                 }
             }

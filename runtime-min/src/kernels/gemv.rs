@@ -147,7 +147,8 @@ fn two_rows<S: Simd>(s: S, rows: [&[u8]; 2], x: &[f32], ahead: [*const u8; 2]) -
 fn rest<S: Simd>(s: S, rows: Rows<'_>, x: &[f32], acc: [[S::V; 1]; 1]) -> S::V {
     let mut panel = [Line::ZERO; WORDS];
     panel::pack(s, rows, Order::natural(rows.columns), 1, &mut panel);
-    tile::columns(s, &panel[..rows.columns], &x[..rows.columns], acc)[0][0]
+    let (panel, x) = (&panel[..rows.columns], &x[..rows.columns]);
+    tile::columns::<S, 1, 1, 0>(s, panel, x, std::ptr::null(), acc)[0][0]
 }
 
 /// The sums of up to 16 rows in one chain each, turned in registers.

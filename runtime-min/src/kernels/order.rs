@@ -8,7 +8,7 @@ pub(super) const BLOCK: usize = 2048;
 /// Columns of a chunk: a vector of pairs.
 pub(super) const WORDS: usize = 2 * LANES;
 /// Columns that a tile goes through at a time under `Compute::Bf16`.
-const STEPS: usize = 512;
+const STEPS: usize = 256;
 
 /// The order of the columns of one block.
 ///
@@ -18,17 +18,14 @@ const STEPS: usize = 512;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Order {
     columns: usize,
-    /// Whole chunks, where pairs are brought into the order of chains.
+    /// Whole chunks.
     chunks: usize,
+    chained: bool,
 }
 
 impl Order {
     pub(super) fn new(compute: Compute, columns: usize) -> Self {
-        let chunks = match compute {
-            Compute::F32 => columns / WORDS,
-            Compute::Bf16 => 0,
-        };
-        Self { columns, chunks }
+        Self { columns, chunks: columns / WORDS, chained: compute == Compute::F32 }
     }
 
     /// The columns as they are.
@@ -36,32 +33,37 @@ impl Order {
         Self::new(Compute::Bf16, columns)
     }
 
+    /// Columns in whole chunks.
+    pub(super) fn whole(self) -> usize {
+        self.chunks * WORDS
+    }
+
     /// Where a column comes in the order.
     pub(super) fn place(self, column: usize) -> usize {
         let (chunk, in_chunk) = (column / WORDS, column % WORDS);
-        if chunk >= self.chunks {
-            return column;
+        if self.chained && chunk < self.chunks {
+            2 * ((in_chunk / 2) * self.chunks + chunk) + in_chunk % 2
+        } else {
+            column
         }
-        2 * ((in_chunk / 2) * self.chunks + chunk) + in_chunk % 2
     }
 
     /// Where the pair of columns from `column` on comes, and the distance to that of the next pair of its chunk.
     pub(super) fn pairs(self, column: usize) -> (usize, usize) {
-        let next = if column / WORDS < self.chunks { 2 * self.chunks } else { 2 };
+        let next = if self.chained && column < self.whole() { 2 * self.chunks } else { 2 };
         (self.place(column), next)
     }
 
-    /// Chains that together are about as many columns as a tile should go through.
-    pub(super) fn chains_at_a_time(self) -> usize {
-        (STEPS / (2 * self.chunks).clamp(1, STEPS)).max(1)
+    /// Most columns of a chain.
+    pub(super) fn longest(self) -> usize {
+        self.chains().map(|chain| chain.len()).max().unwrap_or(0)
     }
 
-    /// The chains, or pieces of the only one, as ranges in the order.
+    /// The chains, or pieces of the only one, as ranges in the order. Each is in whole chunks, or after all of them.
     pub(super) fn chains(self) -> impl Iterator<Item = std::ops::Range<usize>> + Clone {
-        let whole = self.chunks * WORDS;
-        let chain = if self.chunks > 0 { 2 * self.chunks } else { STEPS };
-        let chains = (0..whole).step_by(chain).map(move |from| from..from + chain);
-        let rest = (whole..self.columns).step_by(STEPS);
-        chains.chain(rest.map(move |from| from..(from + STEPS).min(self.columns)))
+        let whole = self.whole();
+        let length = if self.chained { 2 * self.chunks } else { STEPS };
+        let chains = (0..whole).step_by(length.max(1)).map(move |from| from..(from + length).min(whole));
+        chains.chain((whole < self.columns).then_some(whole..self.columns))
     }
 }

@@ -2,7 +2,7 @@
 
 use segpack_formats::safetensors::Dtype;
 
-use super::order::Order;
+use super::order::{Order, WORDS};
 use super::simd::{LANES, Line, Simd};
 use crate::ops::widen;
 
@@ -44,24 +44,59 @@ impl<'a> Rows<'a> {
     }
 }
 
+/// Up to 16 rows; where there are fewer, the last one again.
+#[inline(always)]
+fn sixteen<'a>(from: &Rows<'a>, first: usize) -> [&'a [u8]; LANES] {
+    let mut rows = [&[][..]; LANES];
+    for (i, row) in rows.iter_mut().enumerate() {
+        *row = from.row((first + i).min(from.rows - 1));
+    }
+    rows
+}
+
 /// Fills `panel`, `[columns, strip]` vectors of up to 16 rows each, columns in their order; lanes that have no row get any
 /// values.
 #[inline(always)]
 pub(super) fn pack<S: Simd>(s: S, from: Rows<'_>, order: Order, strip: usize, panel: &mut [Line]) {
     for v in 0..strip {
-        let first = (v * LANES).min(from.rows - 1);
-        let mut rows = [&[][..]; LANES];
-        for (i, row) in rows.iter_mut().enumerate() {
-            *row = from.row((first + i).min(from.rows - 1));
-        }
+        let rows = sixteen(&from, v * LANES);
         let panel = &mut panel[v..];
         let done = match from.dtype {
-            Dtype::BF16 => pack_bf16(s, &rows, order, strip, panel),
-            Dtype::F16 => 0,
+            Dtype::BF16 | Dtype::F16 => 0,
             _ => pack_f32(s, &rows, order, strip, panel),
         };
         if done < from.columns {
             pack_rest(from.dtype, &rows, done, order, strip, panel);
+        }
+    }
+}
+
+/// Fills `pairs`, `[columns / 2, strip]` vectors of pairs of bf16 values, with the whole chunks of 32 columns.
+///
+/// Pairs take half the memory of wide values, which stay in the second-level cache: storing there is what packing costs.
+#[inline(always)]
+pub(super) fn pack_pairs<S: Simd>(s: S, from: Rows<'_>, order: Order, strip: usize, pairs: &mut [Line]) {
+    for v in 0..strip {
+        let chunks = chunks(&sixteen(&from, v * LANES));
+        for c in 0..chunks[0].len() {
+            let words = turned(s, &chunks, c);
+            let (first, next) = order.pairs(c * WORDS);
+            for (i, word) in words.iter().enumerate() {
+                s.store(*word, &mut pairs[(first + i * next) / 2 * strip + v].0);
+            }
+        }
+    }
+}
+
+/// Fills `panel`, `[columns, STRIP]`, from pairs.
+#[inline(always)]
+pub(super) fn widen_pairs<S: Simd, const STRIP: usize>(s: S, pairs: &[Line], panel: &mut [Line]) {
+    let (pairs, panel) = (pairs.as_chunks::<STRIP>().0, panel.as_chunks_mut::<STRIP>().0);
+    for (pair, [even, odd]) in pairs.iter().zip(panel.as_chunks_mut::<2>().0) {
+        for v in 0..STRIP {
+            let words = s.load(&pair[v].0);
+            s.store(s.low(words), &mut even[v].0);
+            s.store(s.high(words), &mut odd[v].0);
         }
     }
 }
@@ -84,23 +119,6 @@ fn chunks<'a>(rows: &[&'a [u8]; LANES]) -> [&'a [[u8; 64]]; LANES] {
         *to = row.as_chunks::<64>().0;
     }
     to
-}
-
-/// Packs whole chunks of 32 columns; returns how many columns that were.
-#[inline(always)]
-fn pack_bf16<S: Simd>(s: S, rows: &[&[u8]; LANES], order: Order, strip: usize, panel: &mut [Line]) -> usize {
-    let chunks = chunks(rows);
-    let count = chunks[0].len();
-    for c in 0..count {
-        let words = turned(s, &chunks, c);
-        let (first, next) = order.pairs(c * 32);
-        for (i, word) in words.iter().enumerate() {
-            let at = (first + i * next) * strip;
-            s.store(s.low(*word), &mut panel[at].0);
-            s.store(s.high(*word), &mut panel[at + strip].0);
-        }
-    }
-    count * 32
 }
 
 /// Packs whole chunks of 16 columns; returns how many columns that were.

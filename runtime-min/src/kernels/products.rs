@@ -175,7 +175,7 @@ impl<'a> Wave<'a> {
             for first in (0..part.weight.rows).step_by(rows) {
                 let weight = part.weight.part(first, rows, 0, part.weight.columns);
                 if let Some(before) = tasks.last_mut() {
-                    before.ahead = weight.bytes;
+                    before.ahead = &weight.bytes[..weight.rows * weight.stride];
                 }
                 let x = &packed[part.packed..][..part.x.len()];
                 let bias = part.bias.map(|b| &b[first..first + weight.rows]);
@@ -213,7 +213,7 @@ impl Task<'_> {
         let Self { weight, x, tokens, kind, bias, mut out, ahead } = self;
         match kind {
             Kind::Gemv => kernels.run(Gemv { weight, x, bias, out: out.row(0), ahead, compute }),
-            Kind::Gemm => kernels.run(Gemm { weight, x, tokens, bias, out, compute }),
+            Kind::Gemm => kernels.run(Gemm { weight, x, tokens, bias, out, ahead, compute }),
         }
     }
 }

@@ -32,17 +32,22 @@ pub(super) fn step<S: Simd, const STRIP: usize, const TOKENS: usize>(
     acc
 }
 
-/// `acc += panel · x`: `panel` is `[columns, STRIP]` vectors of rows, `x` is `[columns, TOKENS]`.
+/// `acc += panel · x`: `panel` is `[columns, STRIP]` vectors of rows, `x` is `[columns, TOKENS]`. At every pair of columns
+/// it asks for `LINES` lines of memory from `ahead` on.
 #[inline(always)]
-pub(super) fn columns<S: Simd, const STRIP: usize, const TOKENS: usize>(
+pub(super) fn columns<S: Simd, const STRIP: usize, const TOKENS: usize, const LINES: usize>(
     s: S,
     panel: &[Line],
     x: &[f32],
+    ahead: *const u8,
     mut acc: [[S::V; STRIP]; TOKENS],
 ) -> [[S::V; STRIP]; TOKENS] {
     let (panel, panel_last) = panel.as_chunks::<STRIP>().0.as_chunks::<2>();
     let (x, x_last) = x.as_chunks::<TOKENS>().0.as_chunks::<2>();
-    for ([even, odd], [x_even, x_odd]) in panel.iter().zip(x) {
+    for (i, ([even, odd], [x_even, x_odd])) in panel.iter().zip(x).enumerate() {
+        for line in 0..LINES {
+            s.prefetch(ahead.wrapping_add((i * LINES + line) * size_of::<Line>()));
+        }
         acc = step(s, odd, x_odd, acc);
         acc = step(s, even, x_even, acc);
     }
@@ -50,6 +55,28 @@ pub(super) fn columns<S: Simd, const STRIP: usize, const TOKENS: usize>(
         acc = step(s, column, x, acc);
     }
     acc
+}
+
+/// Memory that will be needed next, asked for line by line while tiles are computed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ahead<'a>(&'a [u8]);
+
+impl<'a> Ahead<'a> {
+    pub(super) fn new(memory: &'a [u8]) -> Self {
+        Self(memory)
+    }
+
+    /// Where to ask from, for this many lines; where all was asked for, `instead`, which should be in the cache.
+    #[inline(always)]
+    pub(super) fn take(&mut self, lines: usize, instead: &[Line]) -> *const u8 {
+        match self.0.split_at_checked(lines * size_of::<Line>()) {
+            Some((now, rest)) => {
+                self.0 = rest;
+                now.as_ptr()
+            }
+            None => instead.as_ptr().cast(),
+        }
+    }
 }
 
 /// What is done with the sums of a block of columns.
@@ -74,7 +101,8 @@ impl Sums {
     }
 }
 
-/// One tile: `sums` is `[TOKENS, STRIP]` vectors, over the columns of `panel` and `x`.
+/// One tile: `sums` is `[TOKENS, STRIP]` vectors, over the columns of `panel` and `x`. Asks for a line of memory per
+/// column.
 #[inline(always)]
 pub(super) fn tile<S: Simd, const STRIP: usize, const TOKENS: usize>(
     s: S,
@@ -82,6 +110,7 @@ pub(super) fn tile<S: Simd, const STRIP: usize, const TOKENS: usize>(
     x: &[f32],
     sums: &mut [Line],
     how: Sums,
+    ahead: *const u8,
 ) {
     if TOKENS > S::TOKENS || STRIP > S::STRIP {
         return; // never called; spares its code
@@ -95,7 +124,7 @@ pub(super) fn tile<S: Simd, const STRIP: usize, const TOKENS: usize>(
             }
         }
     }
-    acc = columns(s, panel, x, acc);
+    acc = columns::<S, STRIP, TOKENS, 2>(s, panel, x, ahead, acc);
     for t in 0..TOKENS {
         for v in 0..STRIP {
             let to = &mut sums[t][v].0;
