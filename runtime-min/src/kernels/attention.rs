@@ -359,8 +359,8 @@ fn add_values<S: Simd, const STRIP: usize, const HEADS: usize>(
     let lines = &values.as_chunks::<STRIP>().0[..seen];
     for (p, line) in lines.iter().enumerate().take(POSITIONS) {
         let mut x = [0.0; HEADS];
-        for h in 0..HEADS {
-            x[h] = probabilities.0[h][p];
+        for (x, probabilities) in x.iter_mut().zip(&probabilities.0) {
+            *x = probabilities[p];
         }
         acc = tile::step(s, line, &x, acc);
     }

@@ -7,6 +7,7 @@ use super::simd::Simd;
 /// Cody and Waite's reduction and the polynomial of Cephes' `expf` (S. L. Moshier): x = n · ln 2 + r with
 /// |r| ≤ ln 2 / 2.
 #[inline(always)]
+#[expect(clippy::excessive_precision, reason = "the constants as they were published")]
 pub(super) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     const LN2_HIGH: f32 = 0.693_359_375;
     const LN2_LOW: f32 = -2.121_944_4e-4;

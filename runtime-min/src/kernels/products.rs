@@ -85,7 +85,7 @@ fn check(x: &[f32], weight: &Matrix<'_>, bias: Option<&[f32]>, out: &[f32]) -> u
     let Matrix { dtype, bytes, rows, columns } = *weight;
     assert_eq!(bytes.len(), rows * columns * width_of(dtype), "bytes of a weight [{rows}, {columns}]");
     assert!(bias.is_none_or(|b| b.len() == rows), "values of a bias of {rows} rows");
-    let tokens = if columns == 0 { out.len() / rows.max(1) } else { x.len() / columns };
+    let tokens = x.len().checked_div(columns).unwrap_or(out.len() / rows.max(1));
     assert_eq!(x.len(), tokens * columns, "inputs of a weight of {columns} columns");
     assert_eq!(out.len(), tokens * rows, "outputs of a weight of {rows} rows for {tokens} tokens");
     tokens
