@@ -211,24 +211,31 @@ fn bf16_stable_prompts_continue_alike() {
 
 #[test]
 fn logits_are_the_same_bits_whatever_is_resident_coded_or_threaded() {
-    let prompts = recorded("tiny-full.float32");
-    let prompt = &prompts[1];
-    let (_folder, raw) = packed(&fixture("tiny-full"), Coding::Raw);
-    let (_folder2, coded) = packed(&fixture("tiny-full"), Coding::Zstd { level: 3 });
     let ops = CpuOps::new(Compute::F32);
-    let wanted = run(&raw, ops, prompt, settings(prompt, None));
-    for pack in [&raw, &coded] {
-        let least = {
-            let (source, stop) = (WeightSource::new(pack), Stop::default());
-            let demand = Thinker::new(&source, ops, settings(prompt, Some(1)), &stop).unwrap().demand();
-            demand.least()
-        };
-        let streamed = RunSettings { memory: Some(least), ..settings(prompt, None) };
-        for settings in [settings(prompt, None), settings(prompt, Some(1)), streamed] {
-            for threads in [1, 2, 4] {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                let seen = pool.install(|| run(pack, ops, prompt, settings));
-                assert!(seen.0 == wanted.0 && seen.2 == wanted.2, "{settings:?} at {threads} threads");
+    let pools = [1, 2, 4].map(|n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap());
+    let codings = [Coding::Raw, Coding::Zstd { level: 3 }, Coding::Bf16Zstd, Coding::Bf16Rans];
+    for name in ["tiny-text", "tiny-full"] {
+        let packs = codings.map(|coding| packed(&fixture(name), coding));
+        for (p, prompt) in recorded(&format!("{name}.float32")).iter().enumerate() {
+            let wanted = run(&packs[0].1, ops, prompt, settings(prompt, None));
+            for (coding, (_, pack)) in codings.iter().zip(&packs) {
+                let least = {
+                    let (source, stop) = (WeightSource::new(pack), Stop::default());
+                    Thinker::new(&source, ops, settings(prompt, Some(1)), &stop).unwrap().demand().least()
+                };
+                let streamed = RunSettings { memory: Some(least), ..settings(prompt, None) };
+                for settings in
+                    [settings(prompt, None), settings(prompt, Some(1)), settings(prompt, Some(5)), streamed]
+                {
+                    for pool in &pools {
+                        let seen = pool.install(|| run(pack, ops, prompt, settings));
+                        let threads = pool.current_num_threads();
+                        assert!(
+                            seen.0 == wanted.0 && seen.2 == wanted.2,
+                            "{name} {p} {coding:?} {settings:?} at {threads} threads"
+                        );
+                    }
+                }
             }
         }
     }

@@ -71,6 +71,9 @@ pub fn packed(checkpoint: &Path, folder: &Path) -> PathBuf {
 
 /// Starts the program with its input and outputs in the tester's hands.
 pub fn start(arguments: &[OsString]) -> Child {
+    #[cfg(unix)]
+    let mut command = interruptible();
+    #[cfg(not(unix))]
     let mut command = program();
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().expect("start the program")
