@@ -151,7 +151,7 @@ impl Bench<'_> {
     }
 
     fn run(&self) {
-        let read = || limits::read_bandwidth(self.kernels, &self.weights.0);
+        let read = || limits::read_bandwidth(self.kernels, &[&self.weights.0]);
         let peak = || limits::fma_peak(self.kernels, 20_000_000);
         read();
         println!(
@@ -179,6 +179,19 @@ impl Bench<'_> {
         }
         for tokens in [128, 512] {
             self.experts(tokens, &peak);
+        }
+        println!("  the same, were weights laid out anew while loading: the inner loop alone");
+        self.report("re-laid, 1 token (read bandwidth)", "GB/s", RUNS, || {
+            (read(), limits::relaid_product(self.kernels, &self.weights.0, HIDDEN, 1))
+        });
+        for tokens in [36, 516] {
+            let part = &self.weights.0[..(1 << 30) / tokens];
+            self.report(&format!("re-laid, {tokens} tokens"), "GFLOP/s", RUNS, || {
+                // a weight is two bytes, and a multiply-add two operations
+                #[expect(clippy::cast_precision_loss, reason = "few")]
+                let flops = tokens as f64;
+                (peak(), flops * limits::relaid_product(self.kernels, part, HIDDEN, tokens))
+            });
         }
         println!("  attention");
         for (tokens, positions) in [(512, 512), (4096, 4096)] {

@@ -67,7 +67,7 @@ pub struct BenchResident {
 pub struct BenchRate {
     /// Tokens per second.
     pub tokens_per_second: f64,
-    /// Share of what the limit allows.
+    /// Share of what the limit allows, which was measured right before and after.
     pub share_of_limit: f64,
 }
 

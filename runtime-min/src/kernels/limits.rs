@@ -3,6 +3,7 @@
 //! Both run one loop per thread of rayon's current pool and time it once, from the first thread's start to the last one's
 //! end. Machines are noisy: take the median of several calls, in the same run as what is compared with them.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use super::Kernels;
@@ -10,25 +11,39 @@ use super::simd::{LANES, Line, Simd, Work};
 
 /// How far ahead of the loop memory is asked for, in bytes.
 const AHEAD: usize = 8 << 10;
+/// A vector's bytes.
+type Bits = [u8; 4 * LANES];
 /// Independent chains: enough to hide the latency of two units.
 const CHAINS: usize = 12;
 
-/// Reads a buffer once, each thread a part of its own: bytes per second.
+/// Reads memory once, each thread an equal share of it: bytes per second.
 ///
-/// The buffer should be far larger than the caches, written before (fresh pages are all one page), and on huge pages, as
-/// weights are.
-pub fn read_bandwidth(kernels: Kernels, buffer: &[u8]) -> f64 {
-    let (lines, _) = buffer.as_chunks::<{ 4 * LANES }>();
-    let part = lines.len().div_ceil(rayon::current_num_threads()).max(1);
+/// The parts together should be far larger than the caches, written before (fresh pages are all one page), and on huge
+/// pages, as weights are; best, they are the weights.
+pub fn read_bandwidth(kernels: Kernels, parts: &[&[u8]]) -> f64 {
+    let parts: Vec<&[Bits]> = parts.iter().map(|part| part.as_chunks().0).collect();
+    let lines = parts.iter().map(|part| part.len()).sum::<usize>();
+    let share = lines.div_ceil(rayon::current_num_threads()).max(1);
     let start = Instant::now();
     let sums = rayon::broadcast(|thread| {
-        let lines = lines.chunks(part).nth(thread.index()).unwrap_or_default();
-        kernels.run(Read(lines))
+        let from = thread.index() * share;
+        within(&parts, from..from + share).map(|lines| kernels.run(Read(lines))).fold(0.0, f32::max)
     });
     std::hint::black_box(sums);
     #[expect(clippy::cast_precision_loss, reason = "a rate")]
-    let bytes = size_of_val(lines) as f64;
+    let bytes = (lines * size_of::<Bits>()) as f64;
     bytes / start.elapsed().as_secs_f64()
+}
+
+/// What of the parts lies in a range that counts through all of them.
+fn within<'a>(parts: &[&'a [Bits]], range: Range<usize>) -> impl Iterator<Item = &'a [Bits]> {
+    let mut end = 0;
+    parts.iter().map(move |part| {
+        let start = end;
+        end += part.len();
+        let cut = |at: usize| at.clamp(start, start + part.len()) - start;
+        &part[cut(range.start)..cut(range.end)]
+    })
 }
 
 /// Fused multiply-adds on registers, `steps` times per thread: floating-point operations per second, two per
@@ -42,7 +57,69 @@ pub fn fma_peak(kernels: Kernels, steps: usize) -> f64 {
     operations / start.elapsed().as_secs_f64()
 }
 
-struct Read<'a>(&'a [[u8; 4 * LANES]]);
+/// Products of weights that lie as `[rows / 32][columns][16 × (row j, row j + 16)]`, in bytes of weights per second: what
+/// laying them out anew while they are loaded could reach. It is the inner loop alone, over as many whole panels of 32
+/// rows as `weights` holds, for one token, or a multiple of 12, whose activations were packed before.
+pub fn relaid_product(kernels: Kernels, weights: &[u8], columns: usize, tokens: usize) -> f64 {
+    let panels: Vec<&[Bits]> = weights.as_chunks().0.chunks_exact(columns.max(1)).collect();
+    let share = panels.len().div_ceil(rayon::current_num_threads()).max(1);
+    let start = Instant::now();
+    let sums = rayon::broadcast(|thread| {
+        let panels = panels.chunks(share).nth(thread.index()).unwrap_or_default();
+        kernels.run(Relaid { panels, columns, tokens })
+    });
+    std::hint::black_box(sums);
+    #[expect(clippy::cast_precision_loss, reason = "a rate")]
+    let bytes = (panels.len() * columns * size_of::<Bits>()) as f64;
+    bytes / start.elapsed().as_secs_f64()
+}
+
+struct Relaid<'a> {
+    panels: &'a [&'a [Bits]],
+    columns: usize,
+    tokens: usize,
+}
+
+impl Work for Relaid<'_> {
+    type Out = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        match (self.tokens, S::TOKENS) {
+            (0 | 1, _) => self.tiles::<S, 1>(s),
+            (_, 12..) => self.tiles::<S, 12>(s),
+            _ => self.tiles::<S, 4>(s),
+        }
+    }
+}
+
+impl Relaid<'_> {
+    #[inline(always)]
+    fn tiles<S: Simd, const TOKENS: usize>(self, s: S) -> f32 {
+        let x = vec![[std::hint::black_box(0.5); TOKENS]; self.columns];
+        let mut all = s.splat(0.0);
+        for panel in self.panels {
+            for _ in 0..self.tokens.div_ceil(TOKENS) {
+                let mut sums = [[s.splat(0.0); 2]; TOKENS];
+                for (line, x) in panel.iter().zip(&x) {
+                    s.prefetch(line.as_ptr().wrapping_add(AHEAD));
+                    let words = s.load_bits(line);
+                    let (low, high) = (s.low(words), s.high(words));
+                    for (sums, x) in sums.iter_mut().zip(x) {
+                        sums[0] = s.mul_add(low, s.splat(*x), sums[0]);
+                        sums[1] = s.mul_add(high, s.splat(*x), sums[1]);
+                    }
+                }
+                for [a, b] in sums {
+                    all = s.max(all, s.max(a, b));
+                }
+            }
+        }
+        s.greatest(all)
+    }
+}
+
+struct Read<'a>(&'a [Bits]);
 
 impl Work for Read<'_> {
     type Out = f32;
@@ -85,5 +162,23 @@ impl Work for MultiplyAdd {
             s.store(s.add(s.load(&all.0), sum), &mut all.0);
         }
         all.0[0]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_is_in_one_share() {
+        let lines: Vec<Bits> = (0..10).map(|i| [i; 64]).collect();
+        let parts = [&lines[..3], &[], &lines[3..4], &lines[4..]];
+        for share in 1..12 {
+            let seen: Vec<u8> = (0..10_usize.div_ceil(share))
+                .flat_map(|i| within(&parts, i * share..(i + 1) * share).flatten())
+                .map(|line| line[0])
+                .collect();
+            assert_eq!(seen, (0..10).collect::<Vec<u8>>(), "{share}");
+        }
     }
 }

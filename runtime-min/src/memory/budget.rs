@@ -1,6 +1,6 @@
 //! How a memory budget is shared out.
 //!
-//! `budget ≥ overhead + kv + pass + batch × per_token + dense + slots × expert`, where `dense` is all dense layers and
+//! `budget ≥ overhead + manifest + kv + pass + batch × per_token + dense + slots × expert`, where `dense` is all dense layers and
 //! the head if they fit together with one token's experts of a layer, and otherwise the largest layer and a block of
 //! the head, streamed. A batch is what goes through a layer's products at a time: [`MOST_BATCH`] tokens, fewer where
 //! that would take more than a sixteenth of the budget.
@@ -15,8 +15,10 @@ const BATCH_SHARE: u64 = 16;
 /// What a model and a prompt need, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Demand {
-    /// The program, its buffers, the manifest and the tokenizer.
+    /// The program, its buffers and the tokenizer.
     pub overhead: u64,
+    /// The manifest, once it is parsed.
+    pub manifest: u64,
     /// Keys and values of all layers for prompt and generated tokens.
     pub kv: u64,
     /// Tokens of the longest forward pass.
@@ -59,7 +61,7 @@ pub struct Budget {
 
 impl Demand {
     fn fixed(&self, batch: u64) -> u64 {
-        self.overhead + self.kv + self.pass + batch * self.per_token
+        self.overhead + self.manifest + self.kv + self.pass + batch * self.per_token
     }
 
     fn least_batch(&self) -> u64 {
@@ -124,7 +126,8 @@ mod tests {
     use super::*;
 
     const DEMAND: Demand = Demand {
-        overhead: 10,
+        overhead: 7,
+        manifest: 3,
         kv: 5,
         tokens: 3,
         pass: 2,

@@ -94,6 +94,11 @@ impl<S> ExpertCache<S> {
         self.held.get(&key).map(|(slot, _)| slot)
     }
 
+    /// The slots that hold an expert, in no order.
+    pub fn held(&self) -> impl Iterator<Item = &S> {
+        self.held.values().map(|(slot, _)| slot)
+    }
+
     /// Takes a slot out, evicting where none is free; `None` where all others are to be kept.
     pub fn take(&mut self, keep: impl Fn(ExpertKey) -> bool) -> Option<S> {
         if let Some(slot) = self.free.pop() {

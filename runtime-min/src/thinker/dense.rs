@@ -65,6 +65,11 @@ impl Dense {
         self.kept[number].is_some() || self.shared.as_ref().is_some_and(|(n, _)| *n == number)
     }
 
+    /// The memory of all groups that are there.
+    pub(super) fn held(&self) -> impl Iterator<Item = &Block> {
+        self.kept.iter().flatten().chain(self.shared.as_ref().map(|(_, block)| block))
+    }
+
     /// The memory of a group that was loaded last, or is kept.
     pub(super) fn memory(&self, number: usize) -> &[u8] {
         match (&self.kept[number], &self.shared) {

@@ -193,6 +193,11 @@ impl<'a, O: Ops> Thinker<'a, O> {
         self.model.head.length / self.model.head.shape.iter().product::<u64>().max(1)
     }
 
+    /// The weights that are in memory now, as stored bytes in no order: what its speed can be measured on.
+    pub fn resident_memory(&self) -> Vec<&[u8]> {
+        self.dense.held().chain(self.cache.held()).map(|block| &block[..]).collect()
+    }
+
     /// What was done so far.
     pub fn stats(&self) -> RunStats {
         let load = self.loader.stats();
@@ -561,7 +566,8 @@ fn demand(model: &TextModel<'_>, f: &TextFacts, tensors: u64, settings: &RunSett
         || model.experts().any(|e| e.segment.codec != Codec::Raw);
     let inner = f.intermediate.max(f.moe_intermediate);
     Demand {
-        overhead: PROGRAM_BYTES + tensors * MANIFEST_ENTRY_BYTES + scratch_bytes(any_coded),
+        overhead: PROGRAM_BYTES + scratch_bytes(any_coded),
+        manifest: tensors * MANIFEST_ENTRY_BYTES,
         kv: model.layers.len() as u64 * settings.positions as u64 * 2 * kv_width * 4,
         tokens,
         // x, normed, added; router logits, probabilities and a copy

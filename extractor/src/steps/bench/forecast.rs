@@ -11,7 +11,13 @@ use crate::steps::StepError;
 fn scaled(demand: &Demand, head: u64, from: u64, to: u64) -> Demand {
     let scale = |n: u64| n.checked_div(from).unwrap_or(0) * to;
     let layers = demand.dense.saturating_sub(head);
-    Demand { kv: scale(demand.kv), dense: scale(layers) + head, experts: scale(demand.experts), ..*demand }
+    Demand {
+        manifest: scale(demand.manifest),
+        kv: scale(demand.kv),
+        dense: scale(layers) + head,
+        experts: scale(demand.experts),
+        ..*demand
+    }
 }
 
 impl ModelBench<'_> {

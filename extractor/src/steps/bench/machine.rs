@@ -17,8 +17,8 @@ use crate::steps::progress::Progress;
 
 /// Memory that is read: far more than any cache holds.
 const BUFFER_BYTES: usize = 1 << 30;
-/// Multiply-add steps on each thread: some tenths of a second.
-const FMA_STEPS: usize = 20_000_000;
+/// Multiply-add steps on each thread: some hundredths of a second.
+pub(super) const FMA_STEPS: usize = 20_000_000;
 /// Bytes that are hashed.
 const HASH_BYTES: usize = 64 << 20;
 /// Reads in flight, and bytes of each, as loading does it.
@@ -43,7 +43,7 @@ impl Machine {
         progress: &dyn Progress,
     ) -> Result<Self, StepError> {
         let drive: Result<Vec<Option<f64>>, StepError> =
-            (0..settings.repeats.min(3)).map(|_| drive_rate(pack, stop)).collect();
+            (0..settings.repeats.min(3)).map(|_| drive_rate(pack, DRIVE_BYTES, stop)).collect();
         let drive: Option<Vec<f64>> = drive?.into_iter().collect();
         let mut buffer = Arena::new(BUFFER_BYTES)?.take(BUFFER_BYTES)?;
         buffer.fill(1);
@@ -64,11 +64,11 @@ impl Machine {
 }
 
 fn limits_here(threads: usize, kernels: Kernels, buffer: &[u8], settings: &BenchSettings) -> BenchLimits {
-    read_bandwidth(kernels, buffer); // wakes the threads
+    read_bandwidth(kernels, &[buffer]); // wakes the threads
     let times = settings.repeats.max(3);
     BenchLimits {
         threads: threads as u64,
-        read_bandwidth: median((0..times).map(|_| read_bandwidth(kernels, buffer)).collect()),
+        read_bandwidth: median((0..times).map(|_| read_bandwidth(kernels, &[buffer])).collect()),
         fma_peak: median((0..times).map(|_| fma_peak(kernels, FMA_STEPS)).collect()),
     }
 }
@@ -78,13 +78,14 @@ pub(super) fn rate(bytes: u64, began: Instant) -> f64 {
     bytes as f64 / began.elapsed().as_secs_f64()
 }
 
-/// Reads the largest packs past the page cache, several pieces at a time; none where that cannot be done.
-fn drive_rate(pack: &Pack, stop: &Stop) -> Result<Option<f64>, StepError> {
+/// Reads up to `most` bytes of the largest packs past the page cache, several pieces at a time; none where that cannot
+/// be done.
+pub(super) fn drive_rate(pack: &Pack, most: u64, stop: &Stop) -> Result<Option<f64>, StepError> {
     let mut packs: Vec<_> = pack.manifest().packs.iter().collect();
     packs.sort_by_key(|p| std::cmp::Reverse(p.length));
     let (mut files, mut total) = (Vec::new(), 0);
     for pack_file in packs {
-        if total >= DRIVE_BYTES {
+        if total >= most {
             break;
         }
         let file = DirectFile::open(&pack.path(&pack_file.path))?;
@@ -95,7 +96,7 @@ fn drive_rate(pack: &Pack, stop: &Stop) -> Result<Option<f64>, StepError> {
     let pieces: Vec<(&DirectFile, u64)> = files
         .iter()
         .flat_map(|(file, length)| (0..length / READ_BYTES).map(move |i| (file, i * READ_BYTES)))
-        .take(usize::try_from(DRIVE_BYTES / READ_BYTES).unwrap_or(1024))
+        .take(usize::try_from(most / READ_BYTES).unwrap_or(1024))
         .collect();
     let (next, other) = (AtomicU64::new(0), AtomicU64::new(0));
     let mut blocks = Vec::new();

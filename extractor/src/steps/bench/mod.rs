@@ -49,7 +49,7 @@ pub fn bench(
     progress: &dyn Progress,
 ) -> Result<BenchReport, StepError> {
     let kernels = Kernels::from_environment().map_err(|e| StepError::Usage(e.to_string()))?;
-    let model = ModelBench { pack, settings, stop };
+    let model = ModelBench { pack, kernels, settings, stop };
     let steps = settings.threads.len() * (1 + settings.memory.len() + usize::from(settings.resident)) + 1;
     progress.start_counting("measuring", steps as u64, "figure");
     let machine = Machine::measure(pack, kernels, settings, stop, progress)?;
@@ -59,13 +59,13 @@ pub fn bench(
     let mut on_demand = Vec::new();
     for memory in memory {
         for limits in &machine.limits {
-            on_demand.push(model.on_demand(memory, limits, machine.drive_rate)?);
+            on_demand.push(model.on_demand(memory, limits.threads)?);
             progress.advance(1);
         }
     }
     let mut resident = Vec::new();
     for limits in machine.limits.iter().filter(|_| settings.resident) {
-        resident.push(model.resident(limits)?);
+        resident.push(model.resident(limits.threads)?);
         progress.advance(1);
     }
     progress.finish();

@@ -4,22 +4,27 @@ use std::time::Instant;
 
 use segpack_formats::io::{InputFile, Stop};
 use segpack_manifests::Pack;
-use segpack_manifests::documents::{BenchLimits, BenchOnDemand, BenchPrefill, BenchRate, BenchResident};
+use segpack_manifests::documents::{BenchOnDemand, BenchPrefill, BenchRate, BenchResident};
+use segpack_runtime_min::limits::{fma_peak, read_bandwidth};
 use segpack_runtime_min::memory::{Demand, Residency};
 use segpack_runtime_min::ops::{Compute, CpuOps};
 use segpack_runtime_min::thinker::{Logits, RunSettings, Thinker};
-use segpack_runtime_min::{Unobserved, WeightSource};
+use segpack_runtime_min::{Kernels, Unobserved, WeightSource};
 
+use super::machine::{FMA_STEPS, drive_rate};
 use super::{BenchSettings, median, on_threads};
 use crate::steps::StepError;
 use crate::steps::run::cpu_ops;
 
 /// Tokens before those that are measured: a short prompt, as the start of any text.
 const PROMPT: usize = 16;
+/// Bytes that are read from the drive before and after each figure.
+const DRIVE_BYTES: u64 = 512 << 20;
 
 /// Measures one pack.
 pub(super) struct ModelBench<'a> {
     pub(super) pack: &'a Pack,
+    pub(super) kernels: Kernels,
     pub(super) settings: &'a BenchSettings,
     pub(super) stop: &'a Stop,
 }
@@ -66,60 +71,89 @@ impl ModelBench<'_> {
     }
 
     /// With everything in memory.
-    pub(super) fn resident(&self, limits: &BenchLimits) -> Result<BenchResident, StepError> {
-        let threads = usize::try_from(limits.threads).unwrap_or(1);
+    pub(super) fn resident(&self, threads: u64) -> Result<BenchResident, StepError> {
         let longest = self.settings.prompts.iter().copied().max().unwrap_or(0).max(PROMPT);
-        self.with(threads, None, longest, |thinker, ids| {
+        self.with(usize::try_from(threads).unwrap_or(1), None, longest, |thinker, ids| {
             thinker.preload()?;
-            let decode = median(self.repeat(|| self.decode(thinker, ids).map(|d| d.tokens_per_second))?);
             let bytes_per_token = touched(&thinker.demand(), thinker);
+            let decode = self.rate(
+                thinker,
+                |thinker| Ok(self.read_bandwidth(thinker) / float(bytes_per_token)),
+                |thinker| self.decode(thinker, ids).map(|d| d.tokens_per_second),
+            )?;
             let flops = products_per_token(thinker);
             let mut prefill = Vec::new();
             for tokens in &self.settings.prompts {
-                let rate = median(self.repeat(|| prefill_rate(thinker, &ids.some(*tokens)))?);
-                let rate =
-                    BenchRate { tokens_per_second: rate, share_of_limit: rate * flops / limits.fma_peak };
+                let rate = self.rate(
+                    thinker,
+                    |_| Ok(fma_peak(self.kernels, FMA_STEPS) / flops),
+                    |thinker| prefill_rate(thinker, &ids.some(*tokens)),
+                )?;
                 prefill.push(BenchPrefill { tokens: *tokens as u64, rate });
             }
-            let share_of_limit = decode * float(bytes_per_token) / limits.read_bandwidth;
-            let decode = BenchRate { tokens_per_second: decode, share_of_limit };
-            Ok(BenchResident { threads: limits.threads, decode, bytes_per_token, prefill })
+            Ok(BenchResident { threads, decode, bytes_per_token, prefill })
         })
     }
 
     /// In less memory, from a cold page cache.
-    pub(super) fn on_demand(
-        &self,
-        memory: u64,
-        limits: &BenchLimits,
-        drive_rate: Option<f64>,
-    ) -> Result<BenchOnDemand, StepError> {
-        let threads = usize::try_from(limits.threads).unwrap_or(1);
+    pub(super) fn on_demand(&self, memory: u64, threads: u64) -> Result<BenchOnDemand, StepError> {
         self.forget()?;
-        self.with(threads, Some(memory), PROMPT, |thinker, ids| {
+        self.with(usize::try_from(threads).unwrap_or(1), Some(memory), PROMPT, |thinker, ids| {
             // fills the slots, as a text of some length does
             self.decode(thinker, ids)?;
-            let mut seen = Vec::new();
+            let touched = float(touched(&thinker.demand(), thinker));
+            let (mut seen, mut shares) = (Vec::new(), Vec::new());
             for _ in 0..self.settings.repeats {
-                seen.push(self.decode(thinker, ids)?);
+                let limits = |thinker: &Thinker<'_, CpuOps>| -> Result<[f64; 2], StepError> {
+                    // 0 where the drive cannot be read past the page cache
+                    let drive = drive_rate(self.pack, DRIVE_BYTES, self.stop)?.unwrap_or(0.0);
+                    Ok([drive, self.read_bandwidth(thinker)])
+                };
+                let before = limits(thinker)?;
+                let decoded = self.decode(thinker, ids)?;
+                let after = limits(thinker)?;
+                let [drive, memory] = [0, 1].map(|i| f64::midpoint(before[i], after[i]));
+                let seconds = decoded.bytes_read_per_token / drive + touched / memory;
+                shares.push(decoded.tokens_per_second * seconds);
+                seen.push(decoded);
             }
             let of = |f: fn(&Decoded) -> f64| median(seen.iter().map(f).collect());
-            let (rate, read) = (of(|d| d.tokens_per_second), of(|d| d.bytes_read_per_token));
-            let touched = float(touched(&thinker.demand(), thinker));
-            let at_best =
-                drive_rate.map_or(0.0, |drive| 1.0 / (read / drive + touched / limits.read_bandwidth));
-            let share_of_limit = if at_best > 0.0 { rate / at_best } else { 0.0 };
+            let share_of_limit = Some(median(shares)).filter(|s| s.is_finite()).unwrap_or(0.0);
             Ok(BenchOnDemand {
                 memory,
-                threads: limits.threads,
+                threads,
                 expert_slots: thinker.budget().slots,
                 dense_resident: thinker.budget().residency == Residency::Resident,
                 hit_rate: of(|d| d.hit_rate),
-                bytes_read_per_token: read,
-                decode: BenchRate { tokens_per_second: rate, share_of_limit },
+                bytes_read_per_token: of(|d| d.bytes_read_per_token),
+                decode: BenchRate { tokens_per_second: of(|d| d.tokens_per_second), share_of_limit },
                 waiting: of(|d| d.waiting),
             })
         })
+    }
+
+    /// A rate and its share of a limit, both in tokens per second. They take turns: other users of the machine, and its
+    /// clock, meet both.
+    fn rate<'a>(
+        &self,
+        thinker: &mut Thinker<'a, CpuOps>,
+        limit: impl Fn(&Thinker<'a, CpuOps>) -> Result<f64, StepError>,
+        mut figure: impl FnMut(&mut Thinker<'a, CpuOps>) -> Result<f64, StepError>,
+    ) -> Result<BenchRate, StepError> {
+        figure(thinker)?; // the first time memory is touched and threads wake
+        let (mut rates, mut shares) = (Vec::new(), Vec::new());
+        for _ in 0..self.settings.repeats {
+            let before = limit(thinker)?;
+            let rate = figure(thinker)?;
+            rates.push(rate);
+            shares.push(rate / f64::midpoint(before, limit(thinker)?));
+        }
+        Ok(BenchRate { tokens_per_second: median(rates), share_of_limit: median(shares) })
+    }
+
+    /// The rate at which the weights that are in memory can be read.
+    fn read_bandwidth(&self, thinker: &Thinker<'_, CpuOps>) -> f64 {
+        read_bandwidth(self.kernels, &thinker.resident_memory())
     }
 
     /// The rest of the demand that a forecast needs.
@@ -128,11 +162,6 @@ impl ModelBench<'_> {
             let layers = u64::from(thinker.facts().layers);
             Ok((thinker.demand(), layers, thinker.head_bytes()))
         })
-    }
-
-    fn repeat(&self, mut figure: impl FnMut() -> Result<f64, StepError>) -> Result<Vec<f64>, StepError> {
-        figure()?; // the first time memory is touched and threads wake
-        (0..self.settings.repeats).map(|_| figure()).collect()
     }
 
     /// A short prompt, then token by token.
