@@ -102,7 +102,7 @@ pub struct Args {
 /// What a model may use.
 #[derive(Debug, clap::Args)]
 pub struct Resources {
-    /// Memory for the whole process (6GiB, 1500MB); as much as it needs where left out
+    /// Memory for the whole process (6GiB, 1500MB) [default: what it needs, at most 7/8 of what is available]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub memory: Option<u64>,
     /// Most experts in memory: a number (64), or a size (2GiB)

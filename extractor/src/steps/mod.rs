@@ -7,6 +7,7 @@ pub mod demo;
 mod error;
 pub mod experts_report;
 mod hub;
+mod memory;
 mod output;
 pub mod pack;
 pub mod progress;

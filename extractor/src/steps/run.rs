@@ -27,6 +27,7 @@ use segpack_runtime_min::{Observer, Routing, RunError, Unobserved, WeightSource}
 use serde::Deserialize;
 
 use super::StepError;
+use super::memory::available_memory;
 use super::progress::Progress;
 
 /// What to start from.
@@ -103,7 +104,7 @@ pub struct RunOptions {
     pub top_k_logits: usize,
     /// A continuation whose rank at the first step is asked for.
     pub rank: Option<String>,
-    /// Bytes for the whole process.
+    /// Bytes for the whole process; what it needs, at most seven eighths of what is available, where it is none.
     pub memory: Option<u64>,
     /// Room for experts.
     pub experts: Option<ExpertRoom>,
@@ -309,7 +310,7 @@ fn run_here(
     let longest = longest_context(pack)?.max(prompt.len());
     let context = prompt.len().saturating_add(options.max_new_tokens).min(longest);
     let settings = RunSettings {
-        memory: options.memory,
+        memory: options.memory.or_else(available_memory),
         expert_slots: expert_slots(pack, options.experts),
         positions: context,
         longest_pass: prompt.len(),

@@ -18,6 +18,7 @@ use segpack_runtime_min::trace::Trace;
 use segpack_runtime_min::{RunError, WeightSource};
 
 use super::StepError;
+use super::memory::available_memory;
 use super::progress::Progress;
 use super::run::{ExpertRoom, cpu_ops, expert_slots};
 use compare::{Comparer, Differences, Disagreement, Reference, Tally};
@@ -47,7 +48,7 @@ pub enum Against {
 pub struct ValidateSettings {
     /// What to compare with.
     pub against: Against,
-    /// Bytes for the model's run; all that is needed where it is none.
+    /// Bytes for the model's run; what it needs, at most seven eighths of what is available, where it is none.
     pub memory: Option<u64>,
     /// Room for experts.
     pub experts: Option<ExpertRoom>,
@@ -213,7 +214,7 @@ impl Job<'_> {
         let (longest_pass, positions) =
             lengths.fold((1, 1), |most: (usize, usize), s| (most.0.max(s.0), most.1.max(s.1)));
         let settings = RunSettings {
-            memory: self.settings.memory,
+            memory: self.settings.memory.or_else(available_memory),
             expert_slots: expert_slots(self.pack, self.settings.experts),
             positions,
             longest_pass,
