@@ -19,6 +19,9 @@ use crate::steps::{Exit, StepError, default_jobs};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
+  segpack export omni.segpack --to hf -o thinker --component thinker
+  segpack export omni.segpack --to qwen3-moe -o text --max-shard-size 2GB
+  segpack export omni.segpack --to qwen3-moe -o rank0 --expert-parallel 0/4
   segpack export omni.segpack --to safetensors -o - 'thinker.model.layers.0.*' | other-program
   segpack export omni.segpack --to npy -o arrays --component code2wav --dtype f32")]
 pub struct Args {
@@ -60,6 +63,10 @@ pub struct Args {
 /// What can be written.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum Format {
+    /// The checkpoint's own layout, or that of a component
+    Hf,
+    /// The text decoder as a plain Qwen3MoeForCausalLM
+    Qwen3Moe,
     /// One safetensors file of tensors
     Safetensors,
     /// A folder of .npy files, one for each tensor
@@ -69,6 +76,8 @@ enum Format {
 impl From<Format> for ExportTarget {
     fn from(format: Format) -> Self {
         match format {
+            Format::Hf => Self::Hf,
+            Format::Qwen3Moe => Self::Qwen3Moe,
             Format::Safetensors => Self::Safetensors,
             Format::Npy => Self::Npy,
         }

@@ -4,8 +4,10 @@
 //! the pack, in which dtype. Writing, checking and moving into place are the same for all.
 
 mod check;
+mod checkpoint;
 mod destination;
 mod plan;
+mod source;
 mod tensors;
 mod write;
 
@@ -164,6 +166,8 @@ pub fn stream(
 /// `name` is that of the output, where it is one file.
 fn plan_of<'a>(pack: &'a Pack, settings: &ExportSettings, name: &str) -> Result<ExportPlan<'a>, StepError> {
     match settings.target {
+        ExportTarget::Hf => checkpoint::hf(pack, settings),
+        ExportTarget::Qwen3Moe => checkpoint::qwen3_moe(pack, settings),
         ExportTarget::Safetensors => tensors::safetensors(&chosen(pack, settings)?, settings, name),
         ExportTarget::Npy => tensors::npy(&chosen(pack, settings)?, settings),
     }

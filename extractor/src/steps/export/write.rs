@@ -6,7 +6,6 @@ use segpack_formats::FormatError;
 use segpack_formats::codec::MAX_CHUNK_BYTES;
 use segpack_formats::digest::Sha256Hasher;
 use segpack_formats::io::{READ_BYTES, Stop};
-use segpack_manifests::Pack;
 use segpack_manifests::documents::{Finding, FindingKind, SourceFile, TensorEntry};
 use segpack_runtime_min::{WeightReader, WeightSource};
 
@@ -295,31 +294,4 @@ pub fn refuse_twice(files: &[PlannedFile<'_>]) -> Result<(), StepError> {
         Some(twice) => Err(StepError::Input(format!("two files of the export would be {:?}", twice.path))),
         None => Ok(()),
     }
-}
-
-/// The bytes of a small file of the checkpoint, compared with its digest; `None` where there is no such file.
-///
-/// # Errors
-/// `Malformed` where it is damaged.
-pub fn source_bytes(pack: &Pack, name: &str) -> Result<Option<Vec<u8>>, StepError> {
-    use segpack_manifests::documents::SourceFileKind;
-    let is_it = |f: &&SourceFile| f.path == name && f.kind == SourceFileKind::File;
-    let Some(listed) = pack.manifest().source_files.iter().find(is_it) else { return Ok(None) };
-    stored_bytes(pack, listed).map(Some)
-}
-
-/// The bytes that are kept of a file of the checkpoint, compared with their digest.
-///
-/// # Errors
-/// `Malformed` where they are damaged.
-pub fn stored_bytes(pack: &Pack, listed: &SourceFile) -> Result<Vec<u8>, StepError> {
-    use segpack_formats::digest::Sha256;
-    use segpack_formats::io::InputFile;
-    let path = pack.path(&listed.stored_as);
-    let input = InputFile::open(&path)?;
-    let bytes = input.read_range(0..input.length())?;
-    if Sha256::of(&bytes) != listed.stored_sha256 {
-        return Err(StepError::malformed(&path, "is damaged: its SHA-256 is not the manifest's"));
-    }
-    Ok(bytes)
 }
