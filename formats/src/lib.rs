@@ -4,6 +4,7 @@ pub mod codec;
 pub mod digest;
 mod error;
 pub mod io;
+pub mod npy;
 pub mod pack;
 pub mod safetensors;
 pub mod strict_json;
