@@ -131,6 +131,214 @@ fn a_trace_of_another_checkpoint_is_foreign() {
     assert_eq!(run.findings()[0].kind, FindingKind::UnidentifiedTrace);
 }
 
+/// What a server would tell of an official trace: tokens, and log-probabilities of the best `count`. One token is generated:
+/// of later steps the trace has not all logits.
+fn as_from_a_server(folder: &Path, dtype: &str, bend: impl FnOnce(&mut [Told], &mut Value)) -> PathBuf {
+    bent("tiny-text.float32", folder, |tensors, document| {
+        let vocab = 320;
+        let floats = |t: &Tensor| -> Vec<f32> {
+            t.bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+        };
+        let mut told: Vec<Told> = Vec::new();
+        for (i, prompt) in document["prompts"].as_array_mut().unwrap().iter_mut().enumerate() {
+            prompt["generated"] = json!([prompt["generated"][0]]);
+            let logits = tensors.iter().find(|t| t.name == format!("p{i:02}.logits")).unwrap();
+            let rows = floats(logits).chunks_exact(vocab).map(best_of).collect();
+            told.push(Told { rows, next: prompt["generated"][0].as_i64().unwrap() });
+        }
+        document["settings"] = json!({"dtype": dtype, "level": "logits", "values": "log_probabilities"});
+        bend(&mut told, document);
+        tensors.retain(|t| t.name.ends_with(".input_ids"));
+        for (i, told) in told.iter().enumerate() {
+            tensors.push(told.next_tensor(i));
+            let (last, before) = told.rows.split_last().unwrap();
+            tensors.extend(ranked_tensors(&format!("p{i:02}.gen"), std::slice::from_ref(last)));
+            tensors.extend(ranked_tensors(&format!("p{i:02}.prompt"), before));
+        }
+    })
+}
+
+/// What a server tells of a prompt: of every position, the best tokens with their log-probabilities.
+struct Told {
+    rows: Vec<Vec<(i64, f32)>>,
+    next: i64,
+}
+
+impl Told {
+    fn next_tensor(&self, prompt: usize) -> Tensor {
+        let name = format!("p{prompt:02}.gen.ids");
+        Tensor { name, dtype: "I64".to_owned(), shape: vec![1], bytes: self.next.to_le_bytes().to_vec() }
+    }
+}
+
+/// Five, by log-softmax.
+fn best_of(logits: &[f32]) -> Vec<(i64, f32)> {
+    let sum: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
+    let mut all: Vec<(i64, f32)> =
+        (0..).zip(logits).map(|(id, x)| (id, (f64::from(*x) - sum.ln()) as f32)).collect();
+    all.sort_by(|a, b| b.1.total_cmp(&a.1));
+    all.truncate(5);
+    all
+}
+
+fn ranked_tensors(kind: &str, rows: &[Vec<(i64, f32)>]) -> Vec<Tensor> {
+    let tensor = |name: &str, dtype: &str, bytes: Vec<u8>| Tensor {
+        name: format!("{kind}.{name}"),
+        dtype: dtype.to_owned(),
+        shape: vec![rows.len() as u64, 5],
+        bytes,
+    };
+    vec![
+        tensor("top_ids", "I64", rows.iter().flatten().flat_map(|(id, _)| id.to_le_bytes()).collect()),
+        tensor("top_logprobs", "F32", rows.iter().flatten().flat_map(|(_, x)| x.to_le_bytes()).collect()),
+    ]
+}
+
+#[test]
+fn tokens_and_log_probabilities_of_a_server_are_judged() {
+    let folder = temp();
+    let pack = packed(&tiny_text(), folder.path());
+    let trace = as_from_a_server(folder.path(), "float32", |_, _| {});
+    let inside = report(&pack, &trace, 0);
+    assert_eq!((&inside["verdict"], &inside["reference_dtype"]), (&json!("inside"), &json!("float32")));
+    assert_eq!(inside["tolerance"], 6e-4);
+    let values = inside["values"].as_array().unwrap();
+    assert!(values.iter().all(|row| row["quantity"] == "log_probabilities"), "{inside}");
+    let choices: Vec<_> = inside["choices"].as_array().unwrap().iter().map(|row| &row["choice"]).collect();
+    assert_eq!(choices, ["top_tokens", "greedy_tokens", "token_ranks"]);
+    let missing = inside["not_compared"].as_array().unwrap();
+    assert!(missing.contains(&json!("logits")) && missing.contains(&json!("expert sets")), "{inside}");
+    let run = segpack!["validate", &pack, "--reference", &trace].ok();
+    assert!(run.text().contains("(float32, 5 prompts, log-probabilities within 6.0e-4)"), "{run}");
+
+    type Bend = fn(&mut [Told], &mut Value);
+    let outside = |what: &str, bend: Bend| {
+        let trace = as_from_a_server(folder.path(), "float32", bend);
+        let outside = report(&pack, &trace, 3);
+        assert_eq!(outside["verdict"], "outside", "{what}");
+        outside["findings"].to_string()
+    };
+    let seen = outside("another token", |told, document| {
+        told[0].next = (told[0].next + 1) % 320;
+        document["prompts"][0]["generated"] = json!([told[0].next]);
+    });
+    assert!(seen.contains("next token") && !seen.contains("in their order"), "{seen}");
+    let seen = outside("two ranks exchanged, with the same log-probabilities", |told, _| {
+        let row = told[1].rows.iter_mut().find(|row| row[1].1 - row[2].1 > 0.1).unwrap();
+        (row[1].0, row[2].0) = (row[2].0, row[1].0);
+    });
+    assert!(
+        seen.contains("best tokens in their order") && seen.contains("log-probabilities differ"),
+        "{seen}"
+    );
+    let seen = outside("a token that is not among the best", |told, _| {
+        let row = &mut told[2].rows[0];
+        row[3].0 = (0..).find(|id| row.iter().all(|(other, _)| other != id)).unwrap();
+    });
+    assert!(seen.contains("best tokens in their order"), "{seen}");
+    let seen = outside("a log-probability", |told, _| told[3].rows[0][4].1 -= 2.5e-3);
+    assert!(seen.contains("log-probabilities differ by up to 2.") && !seen.contains("order"), "{seen}");
+    outside("a token that the vocabulary has not", |told, _| told[0].rows[0][4].0 = 400);
+    // a token that the server did not name is not compared, and a row may be short
+    let trace = as_from_a_server(folder.path(), "float32", |told, _| {
+        told[0].rows[0][1].0 = -1;
+        told[1].rows[0][4] = (-1, f32::NAN);
+    });
+    assert_eq!(report(&pack, &trace, 0)["verdict"], "inside");
+    // tokens alone
+    let trace = bent("tiny-text.float32", folder.path(), |tensors, document| {
+        tensors.retain(|t| t.name.ends_with(".input_ids") || t.name.ends_with("gen.ids"));
+        document["settings"] = json!({"dtype": "float32", "values": "log_probabilities"});
+    });
+    let alone = report(&pack, &trace, 0);
+    assert_eq!((&alone["verdict"], &alone["choices"][0]["compared"]), (&json!("inside"), &json!(5 * 24)));
+    let trace = bent("tiny-text.float32", folder.path(), |tensors, document| {
+        tensors.retain(|t| t.name.ends_with(".input_ids") || t.name.ends_with("gen.ids"));
+        let ids = tensors.iter_mut().find(|t| t.name == "p03.gen.ids").unwrap();
+        ids.bytes[..8].copy_from_slice(&5_u64.to_le_bytes());
+        document["prompts"][3]["generated"][0] = json!(5);
+        document["settings"] = json!({"dtype": "float32", "values": "log_probabilities"});
+    });
+    assert_eq!(report(&pack, &trace, 3)["verdict"], "outside");
+}
+
+/// Recorded from llama-cpp-python 0.3.36 by runtime-min/reference, of the tiny checkpoint with a tokenizer for the purpose.
+#[test]
+fn a_trace_of_the_llama_cpp_server_is_inside_the_gate() {
+    let folder = temp();
+    let pack = packed(&tiny_text(), folder.path());
+    let trace = trace_of("tiny-text.llama-cpp.float32");
+    let run = segpack!["validate", &pack, "--reference", &trace, "--no-digests", "--json"].ok().json();
+    assert_eq!((&run["verdict"], &run["choices"][1]["compared"]), (&json!("inside"), &json!(4 * 24)));
+    assert!(run["values"][0]["max_abs"].as_f64().unwrap() < 1e-4, "{run}");
+    // the tokenizer was not packed
+    assert_eq!(report(&pack, &trace, 3)["verdict"], "foreign");
+}
+
+#[test]
+fn other_precisions_of_servers_are_judged_by_a_tolerance() {
+    let folder = temp();
+    let pack = packed(&tiny_text(), folder.path());
+    let trace = as_from_a_server(folder.path(), "q8_0", |told, _| {
+        told.iter_mut().flat_map(|told| &mut told.rows).flatten().for_each(|(_, x)| *x -= 0.05);
+    });
+    let reported = report(&pack, &trace, 0);
+    assert_eq!((&reported["verdict"], &reported["tolerance"]), (&json!("not_judged"), &Value::Null));
+    assert!(reported["findings"][0]["seen"].as_str().unwrap().contains("q8_0"), "{reported}");
+    assert!(reported["prompts"][0]["max_abs_logits"].as_f64().unwrap() > 0.04, "{reported}");
+    let judged = |tolerance: &str, status| {
+        segpack!["validate", &pack, "--reference", &trace, "--tolerance", tolerance, "--json"]
+            .exits(status)
+            .json()
+    };
+    assert_eq!(judged("0.06", 0)["verdict"], "inside");
+    assert_eq!(judged("0.04", 3)["verdict"], "outside");
+    segpack!["validate", &pack, "--reference", &trace, "--tolerance", "-1"].exits(2);
+    segpack!["validate", &pack, "--reference", &trace, "--tolerance", "nan"].exits(2);
+    let official = trace_of("tiny-text.float32");
+    segpack!["validate", &pack, "--reference", official, "--tolerance", "9"]
+        .exits(2)
+        .says(&["gate", "logits"]);
+}
+
+#[test]
+fn malformed_or_foreign_traces_of_servers_are_refused() {
+    let folder = temp();
+    let pack = packed(&tiny_text(), folder.path());
+    let refused = |words: &[&str], bend: &dyn Fn(&mut [Told], &mut Value)| {
+        let trace = as_from_a_server(folder.path(), "float32", |told, document| bend(told, document));
+        segpack!["validate", &pack, "--reference", &trace].exits(3).says(words);
+    };
+    let trace = as_from_a_server(folder.path(), "float32", |_, document| {
+        document["checkpoint"]["config.json"]["sha256"] = json!("0".repeat(64));
+    });
+    assert_eq!(report(&pack, &trace, 3)["verdict"], "foreign");
+    refused(&["p01.prompt.top_logprobs", "best first"], &|told, _| told[1].rows[0].swap(0, 4));
+    refused(&["p00.gen.top_logprobs", "best first"], &|told, _| {
+        told[0].rows.last_mut().unwrap()[1].1 = f32::NAN;
+    });
+    refused(&["p00.gen.top_logprobs", "logarithms"], &|told, _| told[0].rows.last_mut().unwrap()[0].1 = 0.5);
+    refused(&["p00.gen.top_ids", "no id"], &|told, _| told[0].rows.last_mut().unwrap()[0].0 = -2);
+    refused(&["unknown variant"], &|_, document| document["settings"]["values"] = json!("words"));
+    let without = |part: &str| {
+        let trace = as_from_a_server(folder.path(), "float32", |_, _| {});
+        let mut tensors = tensors_of(&fs::read(&trace).unwrap());
+        tensors.retain(|t| !t.name.contains(part));
+        fs::write(&trace, shard_bytes(&tensors)).unwrap();
+        segpack!["validate", &pack, "--reference", &trace].exits(3)
+    };
+    without("p01.gen.top_ids").says(&["has no tensor", "p01.gen.top_ids"]);
+    let trace = as_from_a_server(folder.path(), "float32", |_, _| {});
+    let mut document: Value =
+        serde_json::from_slice(&fs::read(trace.with_extension("json")).unwrap()).unwrap();
+    document["prompts"][0]["generated"] = json!([]);
+    fs::write(trace.with_extension("json"), document.to_string()).unwrap();
+    let mut tensors = tensors_of(&fs::read(&trace).unwrap());
+    tensors.retain(|t| !t.name.starts_with("p00.") || t.name.ends_with("input_ids"));
+    fs::write(&trace, shard_bytes(&tensors)).unwrap();
+    segpack!["validate", &pack, "--reference", &trace].exits(3).says(&["tells nothing", "prompt 0"]);
+}
+
 #[test]
 fn malformed_traces_are_clear_errors() {
     let folder = temp();

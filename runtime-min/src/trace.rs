@@ -13,6 +13,20 @@
 //! pNN.logits                 [T,V]   act    pNN.gen.top_logits         [N,10]  F32
 //! pNN.position_ids           [3,T]   I64    pNN.gen.layer.L.topk_ids   [N-1,K] I64
 //! ```
+//!
+//! A server tells less: its tokens, and the log-probabilities of the best few. A trace recorded from one has
+//! `"values": "log_probabilities"` under `settings`, and in place of all the rest
+//!
+//! ```text
+//! pNN.input_ids              [T]     I64    pNN.gen.ids                [N]     I64
+//! pNN.gen.top_ids            [N,R]   I64    pNN.gen.top_logprobs       [N,R]   F32
+//! pNN.prompt.top_ids         [T-1,R] I64    pNN.prompt.top_logprobs    [T-1,R] F32
+//! ```
+//!
+//! R is as many as the server lists (`gen.` and `prompt.` each their own); rows are natural logarithms, best first. Row i of
+//! `prompt.` is what follows token i of the prompt, row i of `gen.` is what `gen.ids[i]` was chosen from. An id of -1
+//! beside a number is a token that the server did not identify; NaN ends a row that is shorter than R. Both pairs may
+//! be absent. `settings.dtype` is then what the server computed in, in its own words (`float32`, `bfloat16`, `q8_0`).
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -44,6 +58,24 @@ pub struct RecordedFile {
     pub size: u64,
     /// Its digest; none for files that the script found too large.
     pub sha256: Option<Sha256>,
+}
+
+/// A token that a server lists among the best.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ranked {
+    /// Which; none where the server's words did not identify it.
+    pub id: Option<u32>,
+    /// Natural logarithm of its probability.
+    pub log_probability: f32,
+}
+
+/// Where a distribution belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// After this token of the prompt, which is not its last.
+    Prompt(usize),
+    /// This step of the generation.
+    Step(usize),
 }
 
 /// What the `.json` file says of a prompt.
@@ -78,6 +110,17 @@ struct Settings {
     dtype: String,
     #[serde(default)]
     level: Option<String>,
+    #[serde(default)]
+    values: Values,
+}
+
+/// What a trace holds of the distributions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Values {
+    #[default]
+    Logits,
+    LogProbabilities,
 }
 
 /// An open trace. Tensors are read when they are asked for.
@@ -86,7 +129,7 @@ pub struct Trace {
     shard: Shard,
     places: HashMap<String, usize>,
     compute: Compute,
-    level: Option<String>,
+    settings: Settings,
     checkpoint: BTreeMap<String, RecordedFile>,
     prompts: Vec<TracePrompt>,
 }
@@ -120,10 +163,10 @@ impl Trace {
     }
 
     fn new(shard: Shard, document: Document) -> Result<Self> {
-        let compute = match document.settings.dtype.as_str() {
-            "float32" => Compute::F32,
-            "bfloat16" => Compute::Bf16,
-            other => {
+        let compute = match (document.settings.dtype.as_str(), document.settings.values) {
+            ("float32", _) | (_, Values::LogProbabilities) => Compute::F32,
+            ("bfloat16", _) => Compute::Bf16,
+            (other, _) => {
                 let what = format!("settings.dtype is {other:?}; wanted \"float32\" or \"bfloat16\"");
                 return Err(FormatError::malformed(&shard.input.path().with_extension("json"), what));
             }
@@ -133,7 +176,7 @@ impl Trace {
             places: names.collect(),
             shard,
             compute,
-            level: document.settings.level,
+            settings: document.settings,
             checkpoint: document.checkpoint,
             prompts: document.prompts,
         };
@@ -171,6 +214,11 @@ impl Trace {
                 );
             }
         }
+        if self.has_log_probabilities() {
+            let told = !recorded.generated.is_empty() || self.shape(prompt, "prompt.top_logprobs").is_some();
+            let nothing = || self.malformed(format!("tells nothing of what follows prompt {prompt}"));
+            return told.then_some(()).ok_or_else(nothing);
+        }
         match self.shape(prompt, "logits") {
             Some(_) => Ok(()),
             None => Err(self.malformed(format!("has no tensor {:?}", tensor_name(prompt, "logits")))),
@@ -182,14 +230,25 @@ impl Trace {
         self.shard.input.path()
     }
 
-    /// The precision of the activations.
+    /// The precision to compute in for a comparison: that of the activations, and f32 for a trace of log-probabilities,
+    /// which rounds differently from us whatever it rounds to.
     pub fn compute(&self) -> Compute {
         self.compute
     }
 
+    /// What the reference computed in, in its own words.
+    pub fn dtype(&self) -> &str {
+        &self.settings.dtype
+    }
+
+    /// Whether tokens and log-probabilities are all that it holds.
+    pub fn has_log_probabilities(&self) -> bool {
+        self.settings.values == Values::LogProbabilities
+    }
+
     /// How much was recorded, as the script calls it: `full`, `router`, `logits`.
     pub fn level(&self) -> Option<&str> {
-        self.level.as_deref()
+        self.settings.level.as_deref()
     }
 
     /// The files of the checkpoint that it was recorded from; empty where that was none on disk.
@@ -247,16 +306,65 @@ impl Trace {
         shape: &[usize],
         rows: Range<usize>,
     ) -> Result<Option<Vec<u32>>> {
+        let Some(numbers) = self.integers(prompt, name, shape, rows)? else { return Ok(None) };
+        match numbers.into_iter().map(u32::try_from).collect() {
+            Ok(ids) => Ok(Some(ids)),
+            Err(_) => Err(self.no_id(prompt, name)),
+        }
+    }
+
+    fn no_id(&self, prompt: usize, name: &str) -> FormatError {
+        self.malformed(format!("tensor {:?} holds a number that is no id", tensor_name(prompt, name)))
+    }
+
+    fn integers(
+        &self,
+        prompt: usize,
+        name: &str,
+        shape: &[usize],
+        rows: Range<usize>,
+    ) -> Result<Option<Vec<i64>>> {
         let Some(entry) = self.entry(prompt, name) else { return Ok(None) };
         if entry.dtype != Dtype::I64 {
             return Err(self.malformed(format!("tensor {:?} is {}; wanted I64", entry.name, entry.dtype)));
         }
         let (bytes, _) = self.rows(entry, shape, rows)?;
-        let ids = bytes.as_chunks::<8>().0.iter().map(|b| u32::try_from(i64::from_le_bytes(*b)));
-        match ids.collect() {
-            Ok(ids) => Ok(Some(ids)),
-            Err(_) => Err(self.malformed(format!("tensor {:?} holds a number that is no id", entry.name))),
+        Ok(Some(bytes.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect()))
+    }
+
+    /// The best tokens there, best first, of a trace of log-probabilities; empty where none were recorded.
+    ///
+    /// # Errors
+    /// `Malformed` where the tensors are not what the format says; `Io`.
+    pub fn ranked(&self, prompt: usize, place: Place) -> Result<Vec<Ranked>> {
+        let recorded = &self.prompts[prompt];
+        let (kind, rows, row) = match place {
+            Place::Prompt(row) => ("prompt", recorded.input_ids.len() - 1, row),
+            Place::Step(row) => ("gen", recorded.generated.len(), row),
+        };
+        let name = format!("{kind}.top_logprobs");
+        let Some(columns) = self.shape(prompt, &name).and_then(|shape| shape.get(1).copied()) else {
+            return Ok(Vec::new());
+        };
+        let shape = [rows, usize::try_from(columns).unwrap_or(usize::MAX)];
+        let numbers = self.floats(prompt, &name, &shape, row..row + 1)?.unwrap_or_default();
+        let ids_name = format!("{kind}.top_ids");
+        let Some(ids) = self.integers(prompt, &ids_name, &shape, row..row + 1)? else {
+            return Err(self.malformed(format!("has no tensor {:?}", tensor_name(prompt, &ids_name))));
+        };
+        let (listed, rest) = numbers.split_at(numbers.iter().take_while(|x| !x.is_nan()).count());
+        // a logarithm of 1 may have been rounded upwards
+        let are_ranked = listed.is_sorted_by(|a, b| a >= b) && listed.first().is_none_or(|x| *x < 1e-3);
+        if !are_ranked || rest.iter().any(|x| !x.is_nan()) {
+            let what = format!("row {row} of tensor {:?} is not logarithms", tensor_name(prompt, &name));
+            return Err(self.malformed(format!("{what} of probabilities, best first")));
         }
+        let pairs = ids.into_iter().zip(listed);
+        let ranked = pairs.map(|(id, log_probability)| match id {
+            -1 => Ok(Ranked { id: None, log_probability: *log_probability }),
+            id => u32::try_from(id).map(|id| Ranked { id: Some(id), log_probability: *log_probability }),
+        });
+        ranked.collect::<std::result::Result<_, _>>().map_err(|_| self.no_id(prompt, &ids_name))
     }
 
     /// The bytes of some rows, and how many values they are.

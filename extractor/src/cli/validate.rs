@@ -24,17 +24,21 @@ Examples:
   segpack validate omni.segpack --reference trace.float32.json
   segpack validate omni.segpack --reference trace.float32.json --memory 6GiB --expert-cache 64
   segpack validate omni.segpack --against ./Qwen3-Omni-30B-A3B-Instruct      without any trace
-  segpack validate omni.segpack --reference trace.bfloat16.json --json | jq .verdict")]
+  segpack validate omni.segpack --reference trace.bfloat16.json --json | jq .verdict
+  segpack validate omni.segpack --reference server.q8_0.json --tolerance 0.5")]
 pub struct Args {
     /// The pack folder
     #[arg(value_name = "PACK")]
     pack: PathBuf,
-    /// A trace that make_reference.py or `segpack run --trace` wrote: its .json or .safetensors file
+    /// A trace that runtime-min/reference or `segpack run --trace` wrote: its .json or .safetensors file
     #[arg(long, value_name = "TRACE", required_unless_present = "against", conflicts_with = "against")]
     reference: Option<PathBuf>,
     /// Compare with a direct, uncached calculation from the shards of this checkpoint, on fixed prompts
     #[arg(long, value_name = "CKPT")]
     against: Option<PathBuf>,
+    /// Most that a log-probability may differ, and a gap that excuses another token, for a trace without logits
+    #[arg(long, value_name = "X", value_parser = tolerance, conflicts_with = "against")]
+    tolerance: Option<f64>,
     /// Do not ask whether the trace was recorded from the checkpoint that was packed
     #[arg(long, conflicts_with = "against")]
     no_digests: bool,
@@ -43,6 +47,12 @@ pub struct Args {
     /// Print one JSON document (schemas/validate-report.schema.json)
     #[arg(long)]
     json: bool,
+}
+
+fn tolerance(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|e| format!("{e}"))?;
+    let is_bound = number.is_finite() && number >= 0.0;
+    is_bound.then_some(number).ok_or_else(|| "wanted a number that is not negative".to_owned())
 }
 
 pub fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
@@ -55,6 +65,7 @@ pub fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
         against,
         memory: args.resources.memory,
         experts: args.resources.expert_cache,
+        tolerance: args.tolerance,
         digests: !args.no_digests,
         check: args.resources.check(),
         threads: args.resources.threads(),
@@ -102,6 +113,10 @@ pub fn print_tables(report: &ValidateReport, out: &mut dyn Write) -> io::Result<
 
 fn gate(report: &ValidateReport) -> String {
     let prompts = counted(report.prompts.len() as u64, "prompt");
+    if let Some(dtype) = &report.reference_dtype {
+        let bound = report.tolerance.map_or(String::new(), |t| format!(", log-probabilities within {t:.1e}"));
+        return format!("{dtype}, {prompts}{bound}");
+    }
     match (report.compute, report.tolerance) {
         (Precision::Float32, Some(tolerance)) => format!("float32, {prompts}, logits within {tolerance:.1e}"),
         (Precision::Float32, None) => format!("float32, {prompts}"),

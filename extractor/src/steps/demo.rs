@@ -245,6 +245,7 @@ impl Demo<'_> {
         write_files(self.folder, TRACE)?;
         let settings = ValidateSettings {
             against: Against::Trace(self.path("trace.json")),
+            tolerance: None,
             memory: None,
             experts: None,
             threads: 1,

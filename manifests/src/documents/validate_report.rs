@@ -44,6 +44,8 @@ quantities! {
     FinalNorm = "final norm",
     /// Of every position of the prompts, and of the tokens after them.
     Logits = "logits",
+    /// Natural logarithms of the probabilities of the reference's best tokens, where it has no logits.
+    LogProbabilities = "log-probabilities",
 }
 
 macro_rules! choices {
@@ -73,6 +75,8 @@ choices! {
     TopTokens = "top-1 tokens",
     /// The next token at every step of the generation, each after the recorded tokens before it.
     GreedyTokens = "greedy tokens",
+    /// The reference's best tokens at a position, in their order, where it has no logits.
+    TokenRanks = "token ranks",
 }
 
 /// What the pack was compared with.
@@ -108,7 +112,8 @@ pub enum Verdict {
     Outside,
     /// The trace is of another checkpoint; nothing was run.
     Foreign,
-    /// Nothing of the trace can be judged: bf16, and no prompt is marked `bf16_stable`.
+    /// Nothing of the trace can be judged: bf16, and no prompt is marked `bf16_stable`; or log-probabilities of another
+    /// precision than f32, and no tolerance was given.
     NotJudged,
 }
 
@@ -168,7 +173,7 @@ pub struct PromptRow {
     pub generated: u64,
     /// Whether the official bf16 code agrees with itself on it; bf16 is judged where it does.
     pub bf16_stable: bool,
-    /// Greatest absolute difference of logits.
+    /// Greatest absolute difference of logits, or of log-probabilities where the reference has nothing else.
     pub max_abs_logits: f64,
     /// Positions whose best token differs, unexcused.
     pub top_tokens_differ: u64,
@@ -208,11 +213,15 @@ pub struct ValidateReport {
     pub reference_name: String,
     /// How much of it was recorded, as the trace says: `full`, `router`, `logits`.
     pub level: Option<String>,
-    /// The precision of the activations, as the trace has it.
+    /// What the reference computed in, in its own words, where it has log-probabilities and no logits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference_dtype: Option<String>,
+    /// The precision of the activations, as the trace has it; `float32` where that has log-probabilities and no logits.
     pub compute: Precision,
     /// Decoder layers.
     pub layers: u32,
-    /// Most that a logit may differ; none under bf16, where logits are not judged.
+    /// Most that a logit may differ, or a log-probability where the reference has nothing else; none under bf16, where logits
+    /// are not judged, and for log-probabilities of other precisions that nobody gave a tolerance for.
     pub tolerance: Option<f64>,
     /// How it ended.
     pub verdict: Verdict,

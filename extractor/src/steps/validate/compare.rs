@@ -5,8 +5,10 @@ use std::ops::Range;
 
 use segpack_manifests::documents::{Choice, ChoiceRow, Quantity, ValueRow};
 use segpack_manifests::families::TextFacts;
+use segpack_runtime_min::trace::Ranked;
 use segpack_runtime_min::{Observer, Routing};
 
+use super::ranks::Distribution;
 use crate::steps::StepError;
 
 /// Router-logit gap at the cut up to which two implementations may choose different experts (DESIGN section 7).
@@ -28,6 +30,11 @@ pub trait Reference {
 
     /// The greedy token after this position, if one was generated there.
     fn step(&self, position: usize) -> Result<Option<Step>, StepError>;
+
+    /// The best tokens after this position, of a reference that has log-probabilities and no logits; empty where it tells none.
+    fn ranked(&self, _position: usize) -> Result<Option<Vec<Ranked>>, StepError> {
+        Ok(None)
+    }
 
     /// Smallest gap at the cut of any router at any token, where only that is known.
     fn router_margin(&self) -> Option<f64>;
@@ -143,7 +150,7 @@ pub struct Tally {
     pub choices: BTreeMap<(Choice, Option<usize>), ChoiceRow>,
     /// Choices that differ and are not excused.
     pub disagreements: Vec<Disagreement>,
-    /// Greatest difference of logits, by prompt.
+    /// Greatest difference of logits or log-probabilities, by prompt.
     pub logits: BTreeMap<usize, Differences>,
 }
 
@@ -180,7 +187,7 @@ pub struct Comparer<'r> {
     pub tokens: usize,
     /// The first position of this forward pass.
     pub position: usize,
-    /// A token counts as different where the reference's gap is more than this.
+    /// Tokens and ranks count as different where the reference's gap is more than this.
     pub tolerance: f64,
     /// What went wrong with the reference; an observer cannot fail.
     pub failure: Option<StepError>,
@@ -226,7 +233,7 @@ impl Comparer<'_> {
 
     fn note(&mut self, stage: usize, quantity: Quantity, differences: &Differences) {
         self.tally.values.entry((stage, quantity)).or_default().merge(differences);
-        if quantity == Quantity::Logits {
+        if matches!(quantity, Quantity::Logits | Quantity::LogProbabilities) {
             self.tally.logits.entry(self.prompt).or_default().merge(differences);
         }
     }
@@ -292,9 +299,14 @@ impl Comparer<'_> {
             if let Some((best, gap)) = best.filter(|_| position < self.tokens) {
                 self.token(Choice::TopTokens, position, argmax(seen), best, Some(f64::from(gap)));
             }
+            let ranked = self.reference.ranked(position)?;
+            if let Some(ranked) = ranked.as_ref().filter(|ranked| !ranked.is_empty()) {
+                self.ranked(stage, position, seen, ranked);
+            }
             if let Some(step) = self.reference.step(position)? {
-                let gap = match step.top[..] {
-                    [(_, first), (_, second), ..] => Some(f64::from(first - second)),
+                let gap = match (&step.top[..], &ranked) {
+                    ([(_, first), (_, second), ..], _) => Some(f64::from(first - second)),
+                    (_, Some(ranked)) => Some(Distribution::new(seen).gap(ranked, step.token, argmax(seen))),
                     _ => best.map(|(_, gap)| f64::from(gap)),
                 };
                 self.token(Choice::GreedyTokens, position, argmax(seen), step.token, gap);
@@ -314,8 +326,38 @@ impl Comparer<'_> {
         Ok(())
     }
 
+    /// The best tokens that a server lists at a position: their log-probabilities, and their order.
+    fn ranked(&mut self, stage: usize, position: usize, seen: &[f32], ranked: &[Ranked]) {
+        let distribution = Distribution::new(seen);
+        let mut differences = Differences::default();
+        for (id, wanted) in ranked.iter().filter_map(|r| Some((r.id?, r.log_probability))) {
+            #[expect(clippy::cast_possible_truncation, reason = "differences are of f32")]
+            let seen = distribution.log_probability(id) as f32;
+            differences.add(seen, wanted, [self.prompt as u64, position as u64]);
+        }
+        if differences.values > 0 {
+            self.note(stage, Quantity::LogProbabilities, &differences);
+        }
+        if let Some(best) = ranked[0].id.filter(|_| position < self.tokens) {
+            let seen = argmax(seen);
+            self.token(Choice::TopTokens, position, seen, best, Some(distribution.gap(ranked, best, seen)));
+        }
+        let ranks = distribution.ranks(ranked);
+        self.choice(Choice::TokenRanks, position, ranks.seen, ranks.wanted, ranks.gap);
+    }
+
     fn token(&mut self, choice: Choice, position: usize, seen: u32, wanted: u32, gap: Option<f64>) {
-        let (seen, wanted) = (vec![seen], vec![wanted]);
+        self.choice(choice, position, vec![seen], vec![wanted], gap);
+    }
+
+    fn choice(
+        &mut self,
+        choice: Choice,
+        position: usize,
+        seen: Vec<u32>,
+        wanted: Vec<u32>,
+        gap: Option<f64>,
+    ) {
         let made = Disagreement { choice, prompt: self.prompt, position, layer: None, seen, wanted, gap };
         self.tally.choose(made, gap.is_some_and(|gap| gap <= self.tolerance));
     }

@@ -2,6 +2,7 @@
 
 mod compare;
 mod direct;
+mod ranks;
 mod recorded;
 
 use std::path::{Path, PathBuf};
@@ -52,6 +53,8 @@ pub struct ValidateSettings {
     pub memory: Option<u64>,
     /// Room for experts.
     pub experts: Option<ExpertRoom>,
+    /// Most that a log-probability may differ from those of a trace that has no logits.
+    pub tolerance: Option<f64>,
     /// Whether a trace must be of the checkpoint that was packed.
     pub digests: bool,
     /// When the digests of segments are compared.
@@ -74,6 +77,12 @@ struct Sequence {
 /// Most that a logit may differ in f32 (DESIGN section 7).
 pub fn tolerance(layers: u32) -> f64 {
     f64::max(3e-4, 4.5e-5 * f64::from(layers))
+}
+
+/// Most that a log-probability may differ. One of a server that computed in f32 is two logits' differences away from ours:
+/// its own, and that of the logarithm of the sum, which is at most the greatest. Of other precisions the user has to say.
+fn log_probability_tolerance(dtype: &str, layers: u32) -> Option<f64> {
+    (dtype == "float32").then(|| 2.0 * tolerance(layers))
 }
 
 /// Compares a pack with a reference. Differences are findings of the report, not errors.
@@ -106,6 +115,14 @@ fn against_trace(
     let trace = Trace::open(path)?;
     let mut report = empty_report(pack, ReferenceKind::Trace, path, trace.compute())?;
     report.level = trace.level().map(ToOwned::to_owned);
+    if trace.has_log_probabilities() {
+        report.reference_dtype = Some(trace.dtype().to_owned());
+        report.tolerance =
+            settings.tolerance.or_else(|| log_probability_tolerance(trace.dtype(), report.layers));
+    } else if settings.tolerance.is_some() {
+        let what = "--tolerance is for traces of log-probabilities; the gate for logits is fixed";
+        return Err(StepError::Usage(format!("{}: {what}", trace.path().display())));
+    }
     if settings.digests {
         report.findings = recorded::compare_checkpoint(&trace, pack);
         if Finding::any_error(&report.findings) {
@@ -114,7 +131,9 @@ fn against_trace(
         }
     }
     let sequences: Vec<Sequence> = trace.prompts().iter().map(recorded::sequence).collect();
-    let job = Job { pack, settings, compute: trace.compute(), sequences: &sequences, stop, progress };
+    let excused = report.tolerance.unwrap_or_else(|| tolerance(report.layers));
+    let job =
+        Job { pack, settings, compute: trace.compute(), excused, sequences: &sequences, stop, progress };
     let tally = job.run(|number| Ok(Box::new(RecordedPrompt::new(&trace, number))))?;
     Ok(judge(report, &tally, &sequences))
 }
@@ -138,7 +157,8 @@ fn against_checkpoint(
         .zip(FIXED_PROMPTS)
         .map(|(i, lengths)| fixed_sequence(i, lengths, direct.facts().vocab))
         .collect();
-    let job = Job { pack, settings, compute: Compute::F32, sequences: &sequences, stop, progress };
+    let excused = tolerance(report.layers);
+    let job = Job { pack, settings, compute: Compute::F32, excused, sequences: &sequences, stop, progress };
     let tally = job.run(|number| {
         let sequence: &Sequence = &sequences[number];
         let ids = [&sequence.prompt[..], &sequence.forced].concat();
@@ -177,6 +197,7 @@ fn empty_report(
         reference,
         reference_name: path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
         level: None,
+        reference_dtype: None,
         compute: match compute {
             Compute::F32 => Precision::Float32,
             Compute::Bf16 => Precision::Bfloat16,
@@ -199,6 +220,8 @@ struct Job<'a> {
     pack: &'a Pack,
     settings: &'a ValidateSettings,
     compute: Compute,
+    /// Gap of the reference's up to which a token that differs does not count.
+    excused: f64,
     sequences: &'a [Sequence],
     stop: &'a Stop,
     progress: &'a dyn Progress,
@@ -234,7 +257,7 @@ impl Job<'_> {
                 prompt: number,
                 tokens: sequence.prompt.len(),
                 position: 0,
-                tolerance: tolerance(facts.layers),
+                tolerance: self.excused,
                 failure: None,
             };
             thinker.reset();
@@ -269,9 +292,14 @@ fn judge(mut report: ValidateReport, tally: &Tally, sequences: &[Sequence]) -> V
         wrong.map(|r| FirstWrong { quantity: r.quantity, layer: r.layer, relative: r.relative });
     report.prompts = sequences.iter().enumerate().map(|(i, s)| prompt_row(i, s, tally)).collect();
     report.not_compared = not_compared(&report);
-    let is_judged = match report.tolerance {
-        Some(tolerance) => judge_strictly(&mut report.findings, tally, tolerance),
-        None => judge_stable(&mut report.findings, tally, sequences),
+    let is_judged = match (report.tolerance, &report.reference_dtype) {
+        (Some(tolerance), _) => judge_strictly(&mut report.findings, tally, tolerance),
+        (None, Some(dtype)) => {
+            let what = format!("the reference computed in {dtype}; nothing was judged without --tolerance");
+            report.findings.push(Finding::new(FindingKind::NotJudged).seen(what));
+            false
+        }
+        (None, None) => judge_stable(&mut report.findings, tally, sequences),
     };
     report.ok = !Finding::any_error(&report.findings);
     report.verdict = match (report.ok, is_judged) {
@@ -286,21 +314,23 @@ fn judge_strictly(findings: &mut Vec<Finding>, tally: &Tally, tolerance: f64) ->
     let mut logits = Differences::default();
     tally.logits.values().for_each(|d| logits.merge(d));
     let row = logits.row(Quantity::Logits, None, f64::INFINITY);
+    let is_logits = tally.values.keys().all(|(_, quantity)| *quantity != Quantity::LogProbabilities);
+    let name = if is_logits { Quantity::Logits } else { Quantity::LogProbabilities }.text();
     if row.not_finite > 0 {
-        let what = format!("{} logits are not finite, or only in the reference", row.not_finite);
+        let what = format!("{} {name} are not finite, or only in the reference", row.not_finite);
         findings.push(Finding::new(FindingKind::DiffersFromReference).seen(what));
     }
     if row.max_abs > tolerance {
         let [prompt, position] = row.worst.unwrap_or_default();
         let what =
-            format!("logits differ by up to {:.3e}, at position {position} of prompt {prompt}", row.max_abs);
+            format!("{name} differ by up to {:.3e}, at position {position} of prompt {prompt}", row.max_abs);
         let finding = Finding::new(FindingKind::DiffersFromReference).seen(what);
         findings.push(finding.wanted(format!("at most {tolerance:.1e}")));
     }
     for choice in Choice::ALL {
         report_disagreements(findings, tally, *choice, |_| true);
     }
-    row.values > 0
+    row.values > 0 || tally.choices.contains_key(&(Choice::GreedyTokens, None))
 }
 
 fn judge_stable(findings: &mut Vec<Finding>, tally: &Tally, sequences: &[Sequence]) -> bool {
@@ -328,6 +358,7 @@ fn report_disagreements(
             Choice::ExpertSets => "experts",
             Choice::TopTokens => "best token",
             Choice::GreedyTokens => "next token",
+            Choice::TokenRanks => "best tokens in their order",
         };
         let gap = d.gap.map_or(String::new(), |gap| format!(" by {gap:.2e}"));
         let seen =
@@ -352,7 +383,14 @@ fn value_rows(tally: &Tally, report: &ValidateReport) -> Vec<ValueRow> {
     let in_layer = 1..=report.layers as usize;
     let layer = |stage: usize| in_layer.contains(&stage).then(|| u32::try_from(stage - 1).ok()).flatten();
     let rows = tally.values.iter();
-    rows.map(|((stage, quantity), d)| d.row(*quantity, layer(*stage), bound)).collect()
+    let row = |((stage, quantity), d): (&(usize, Quantity), &Differences)| {
+        let mut row = d.row(*quantity, layer(*stage), bound);
+        if let (Quantity::LogProbabilities, Some(tolerance)) = (quantity, report.tolerance) {
+            row.wrong = row.max_abs > tolerance || row.not_finite > 0;
+        }
+        row
+    };
+    rows.map(row).collect()
 }
 
 fn prompt_row(number: usize, sequence: &Sequence, tally: &Tally) -> PromptRow {
@@ -372,7 +410,11 @@ fn prompt_row(number: usize, sequence: &Sequence, tally: &Tally) -> PromptRow {
 }
 
 fn not_compared(report: &ValidateReport) -> Vec<String> {
+    // those that have logits have these two in them
+    let has_logits = report.reference_dtype.is_none();
     let values = Quantity::ALL.iter().filter(|q| !report.values.iter().any(|row| row.quantity == **q));
+    let values = values.filter(|q| !(has_logits && **q == Quantity::LogProbabilities));
     let choices = Choice::ALL.iter().filter(|c| !report.choices.iter().any(|row| row.choice == **c));
+    let choices = choices.filter(|c| !(has_logits && **c == Choice::TokenRanks));
     values.map(|q| q.text().to_owned()).chain(choices.map(|c| c.text().to_owned())).collect()
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{Finding, FindingKind, Quantity};
-use segpack_runtime_min::trace::{RecordedFile, Trace, TracePrompt};
+use segpack_runtime_min::trace::{Place, Ranked, RecordedFile, Trace, TracePrompt};
 
 use super::Sequence;
 use super::compare::{Reference, Step};
@@ -98,6 +98,7 @@ fn name(quantity: Quantity, layer: usize) -> String {
         Quantity::HiddenState => format!("layer.{layer}.hidden"),
         Quantity::FinalNorm => "norm".to_owned(),
         Quantity::Logits => "logits".to_owned(),
+        Quantity::LogProbabilities => "top_logprobs".to_owned(),
     }
 }
 
@@ -137,12 +138,28 @@ impl Reference for RecordedPrompt<'_> {
 
     fn step(&self, position: usize) -> Result<Option<Step>, StepError> {
         let Some(step) = self.step_after(position) else { return Ok(None) };
+        if self.trace.has_log_probabilities() {
+            return Ok(Some(Step { token: self.prompt.generated[step], top: Vec::new() }));
+        }
         let shape = [self.prompt.generated.len(), self.columns("gen.top_ids")];
         let row = step..step + 1;
         let ids = self.trace.ids(self.number, "gen.top_ids", &shape, row.clone())?.unwrap_or_default();
         let logits = self.trace.floats(self.number, "gen.top_logits", &shape, row)?.unwrap_or_default();
         let top = ids.into_iter().zip(logits).collect();
         Ok(Some(Step { token: self.prompt.generated[step], top }))
+    }
+
+    fn ranked(&self, position: usize) -> Result<Option<Vec<Ranked>>, StepError> {
+        if !self.trace.has_log_probabilities() {
+            return Ok(None);
+        }
+        Ok(Some(match self.step_after(position) {
+            Some(step) => self.trace.ranked(self.number, Place::Step(step))?,
+            None if position + 1 < self.tokens() => {
+                self.trace.ranked(self.number, Place::Prompt(position))?
+            }
+            None => Vec::new(),
+        }))
     }
 
     fn router_margin(&self) -> Option<f64> {
