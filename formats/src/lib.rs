@@ -5,6 +5,7 @@ pub mod digest;
 mod error;
 pub mod gguf;
 pub mod io;
+pub mod npy;
 pub mod pack;
 pub mod safetensors;
 pub mod strict_json;

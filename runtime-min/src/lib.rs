@@ -4,10 +4,12 @@
 //! * [`ops`]: the operations that the model is written in, and who computes them.
 //! * [`memory`]: the budget, and the cache of experts.
 //! * [`thinker`]: the forward pass.
+//! * [`convert`]: values of one dtype as another.
 //! * [`trace`]: what a forward pass computed, written and read.
 //! * [`tokenizer`], [`chat_template`], [`generate`]: from text to tokens and back.
 
 pub mod chat_template;
+pub mod convert;
 mod error;
 pub mod generate;
 mod kernels;

@@ -4,6 +4,7 @@ mod bench;
 mod cat;
 mod completions;
 mod demo;
+mod export;
 mod ls;
 mod man;
 mod pack;
@@ -63,6 +64,7 @@ enum Command {
     Cat(cat::Args),
     Unpack(unpack::Args),
     Repack(repack::Args),
+    Export(export::Args),
     Run(run::Args),
     Validate(validate::Args),
     Bench(bench::Args),
@@ -140,6 +142,7 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Cat(args) => cat::run(&args, context),
         Command::Unpack(args) => unpack::run(args, context),
         Command::Repack(args) => repack::run(&args, context),
+        Command::Export(args) => export::run(args, context),
         Command::Run(args) => run::run_command(&args, context),
         Command::Validate(args) => validate::run(args, context),
         Command::Bench(args) => bench::run(args, context),

@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod demo;
 mod error;
 pub mod experts_report;
+pub mod export;
 mod hub;
 mod output;
 pub mod pack;

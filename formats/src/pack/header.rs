@@ -4,18 +4,10 @@
 
 use super::{ALIGNMENT, SegmentSpec, StoredSegment};
 use crate::codec::{Codec, PREFIX_BYTES, TABLE_ENTRY_BYTES, chunk_count};
+use crate::safetensors::push_entry;
 
 /// `__metadata__` of every pack; transformers wants to see `format`.
 const METADATA: &str = r#""__metadata__":{"format":"pt","segpack":"1"}"#;
-
-/// Appends one entry: the name as a JSON string, dtype, shape and range in the data section.
-fn push_entry(json: &mut String, name: &str, dtype: &str, shape: &[u64], begin: u64, end: u64) {
-    use std::fmt::Write;
-    let name = serde_json::Value::from(name);
-    let shape = shape.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
-    // writing to a String does not fail
-    let _ = write!(json, r#",{name}:{{"dtype":"{dtype}","shape":[{shape}],"data_offsets":[{begin},{end}]}}"#);
-}
 
 /// Appends the entries of a segment that is stored as it is, and returns where it ends.
 fn push_raw(json: &mut String, segment: &SegmentSpec, begin: u64) -> u64 {

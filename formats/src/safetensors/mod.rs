@@ -7,8 +7,11 @@
 mod header;
 mod index;
 mod shard;
+mod write;
 
 pub use ::safetensors::Dtype;
 pub use header::{HeaderError, MAX_HEADER_BYTES, ShardHeader, TensorEntry, byte_length};
 pub use index::{ShardIndex, check_relative_path};
 pub use shard::Shard;
+pub(crate) use write::push_entry;
+pub use write::{NewTensor, new_header};

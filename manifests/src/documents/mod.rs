@@ -2,6 +2,7 @@
 
 mod bench_report;
 mod experts_report;
+mod export;
 mod finding;
 mod inventory;
 mod manifest;
@@ -18,6 +19,7 @@ pub use bench_report::{
     BenchResident,
 };
 pub use experts_report::{ExpertsReport, LayerExperts};
+pub use export::{ComponentExperts, ExpertParallelMap, ExportSummary, ExportTarget, Placement, RankExperts};
 pub use finding::{Finding, FindingKind, Severity};
 pub use inventory::{
     ClassCount, Inventory, InventoryCounts, InventoryTensor, LeftOut, Provenance, RoleCount, SideFile,

@@ -8,6 +8,7 @@ mod config;
 mod decoder;
 mod qwen3_moe;
 mod qwen3_omni_moe;
+mod rewrite;
 mod rules;
 mod vision_tower;
 
@@ -19,6 +20,7 @@ use serde_json::Value;
 
 pub use config::{ConfigError, MAX_COUNT, MAX_SIZE};
 pub use decoder::TextFacts;
+pub use rewrite::{as_causal_lm, has_audio_output, set_dtype, without_audio_output};
 pub use rules::MAX_TENSORS;
 
 use crate::names::{Classification, Component, Role, text_enum};

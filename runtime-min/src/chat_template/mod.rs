@@ -279,6 +279,20 @@ impl Sources {
     }
 }
 
+/// The one template of `chat_template.json`, which processors read and tokenizers do not; `None` where there is no such file, or
+/// it holds several.
+///
+/// # Errors
+/// `Read` with what `files` returned, `Malformed` where the file holds no template.
+pub fn processor_template<E: Into<BoxError>>(
+    files: &FileReader<'_, E>,
+) -> Result<Option<String>, ChatTemplateError> {
+    match find(files)? {
+        Some((TEMPLATE_JSON, Sources::One(template))) => Ok(Some(template)),
+        _ => Ok(None),
+    }
+}
+
 fn find<E: Into<BoxError>>(
     files: &FileReader<'_, E>,
 ) -> Result<Option<(&'static str, Sources)>, ChatTemplateError> {

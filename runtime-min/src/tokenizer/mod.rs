@@ -151,6 +151,16 @@ impl Tokenizer {
         Ok(Self { inner, size, eos })
     }
 
+    /// The text of a `tokenizer.json` that makes the same tokens.
+    ///
+    /// # Errors
+    /// `Encode` where the `tokenizers` crate cannot write it.
+    pub fn to_json(&self) -> Result<Vec<u8>, TokenizerError> {
+        let mut json = serde_json::to_value(&self.inner).map_err(|e| TokenizerError::Encode(e.into()))?;
+        leave_added_out(&mut json);
+        serde_json::to_vec_pretty(&json).map_err(|e| TokenizerError::Encode(e.into()))
+    }
+
     /// Token ids of a text. Special tokens written out in the text become their ids, and the tokens that the
     /// tokenizer's post-processor adds are added (none, for Qwen): `tokenizer(text)` in transformers.
     ///
@@ -251,6 +261,27 @@ pub fn check_ids(ids: &[u32], rows: u64, origin: &str) -> Result<(), TokenizerEr
             origin: origin.to_owned(),
             rows,
         }),
+    }
+}
+
+/// Added tokens stand in the vocabulary so that they get the ids that their files say. Readers number them on from the
+/// vocabulary's end: where that gives the same ids they are left out of it, as in the files that transformers writes.
+fn leave_added_out(json: &mut serde_json::Value) {
+    let id = |token: &serde_json::Value| token.get("id").and_then(serde_json::Value::as_u64);
+    let added: Vec<(u64, String)> = json["added_tokens"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|token| Some((id(token)?, token.get("content")?.as_str()?.to_owned())))
+        .collect();
+    let Some(vocab) = json.pointer_mut("/model/vocab").and_then(serde_json::Value::as_object_mut) else {
+        return;
+    };
+    let mut ids: Vec<u64> = added.iter().map(|(id, _)| *id).collect();
+    ids.sort_unstable();
+    let first = (vocab.len() as u64).saturating_sub(ids.len() as u64);
+    if ids.iter().copied().eq(first..vocab.len() as u64) {
+        vocab.retain(|token, _| !added.iter().any(|(_, content)| content == token));
     }
 }
 

@@ -1,0 +1,240 @@
+//! The end of every export: what is on the drive is read back and compared with the pack.
+//!
+//! The file's own index is read as its users will read it. Tensors whose bytes were kept are compared by the SHA-256 that
+//! the pack's manifest has; converted ones value by value with the pack's, which is read again. Nothing that the writer
+//! believed is taken for granted.
+
+use std::path::Path;
+
+use segpack_formats::digest::{LANES, Sha256, Sha256Hasher, Sha256Lanes};
+use segpack_formats::io::{DIRECT_ALIGNMENT, DirectFile};
+
+use super::plan::{Content, Conversion, Part, PlannedFile, TensorFile, WrittenTensor};
+use super::write::{Producer, Worker};
+use crate::steps::StepError;
+
+/// Bytes of each part that are read at a time, [`LANES`] parts side by side.
+const PIECE_BYTES: usize = 512 << 10;
+/// [`DIRECT_ALIGNMENT`] as a length.
+const PAGE: usize = 4096;
+const _: () = assert!(PAGE as u64 == DIRECT_ALIGNMENT);
+/// A piece begins up to a page before its part and ends up to a page behind it.
+const LANE_BYTES: usize = PIECE_BYTES + 2 * PAGE;
+/// Memory that one check takes, in bytes.
+pub const CHECK_BYTES: usize = LANES * LANE_BYTES + PAGE;
+/// Parts go into one batch up to this sum.
+const BATCH_BYTES: u64 = 256 << 20;
+
+/// A part of a tensor and its place in the file.
+#[derive(Clone, Copy)]
+struct Unit<'a> {
+    name: &'a str,
+    part: Part<'a>,
+    start: u64,
+}
+
+impl Unit<'_> {
+    fn end(&self) -> u64 {
+        self.start + self.part.length()
+    }
+}
+
+/// Reads a file back and compares it with what was planned and with the pack.
+///
+/// # Errors
+/// `Refused` where the file is not what it should be; `Findings` where that is because the pack is damaged.
+pub fn check_file(
+    producer: &Producer<'_>,
+    file: &PlannedFile<'_>,
+    path: &Path,
+    worker: &mut Worker<'_>,
+) -> Result<(), StepError> {
+    let direct = DirectFile::open(path)?;
+    let check = Check { producer, path, file: &direct };
+    if direct.file().length() != file.length() {
+        return check.refuse(&format!("has {} bytes, not {}", direct.file().length(), file.length()));
+    }
+    match &file.content {
+        Content::Tensors(tensors) => check.tensors(tensors, worker),
+        Content::Copy(listed) => check.whole(listed.stored_sha256),
+        Content::Bytes(bytes) => check.whole(Sha256::of(bytes)),
+    }
+}
+
+struct Check<'a> {
+    producer: &'a Producer<'a>,
+    path: &'a Path,
+    file: &'a DirectFile,
+}
+
+impl Check<'_> {
+    fn refuse<T>(&self, what: &str) -> Result<T, StepError> {
+        Err(StepError::Refused(format!(
+            "{}, read back, {what}: the drive or the memory of this machine may be failing; nothing was published",
+            self.path.display()
+        )))
+    }
+
+    fn whole(&self, wanted: Sha256) -> Result<(), StepError> {
+        let mut sha256 = Sha256Hasher::default();
+        let input = self.file.file();
+        input.for_each_piece(0..input.length(), &mut vec![0; PIECE_BYTES], self.producer.stop, |piece| {
+            sha256.update(piece);
+            self.producer.progress.advance(piece.len() as u64);
+            Ok::<_, StepError>(())
+        })?;
+        if sha256.finish() == wanted {
+            Ok(())
+        } else {
+            self.refuse("has another SHA-256 than what was written")
+        }
+    }
+
+    fn tensors(&self, file: &TensorFile<'_>, worker: &mut Worker<'_>) -> Result<(), StepError> {
+        self.index(file)?;
+        self.producer.progress.advance(file.head.len() as u64);
+        let mut kept = Vec::new();
+        for placed in &file.tensors {
+            let mut start = placed.offset;
+            for part in &placed.tensor.parts {
+                let unit = Unit { name: &placed.tensor.name, part: *part, start };
+                start += part.length();
+                match part.conversion {
+                    Conversion::Keep => kept.push(unit),
+                    _ => self.converted(unit, worker)?,
+                }
+            }
+        }
+        let mut buffer = vec![0; if kept.is_empty() { 0 } else { CHECK_BYTES }];
+        for batch in batches(kept) {
+            for (unit, seen) in batch.iter().zip(self.digests(&batch, &mut buffer)?) {
+                if seen != unit.part.source.sha256 {
+                    return self.explain(*unit, seen, worker);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The file's own index names every tensor of the plan, where it is, and no other.
+    fn index(&self, file: &TensorFile<'_>) -> Result<(), StepError> {
+        let seen = file.format.read_index(self.path)?;
+        let wanted = file.tensors.iter().map(|placed| WrittenTensor {
+            name: Some(placed.tensor.name.clone()),
+            dtype: placed.tensor.dtype.clone(),
+            shape: placed.tensor.shape.clone(),
+            offset: placed.offset,
+        });
+        if seen.len() != file.tensors.len() {
+            return self.refuse(&format!("has {} tensors, not {}", seen.len(), file.tensors.len()));
+        }
+        for (seen, mut wanted) in seen.into_iter().zip(wanted) {
+            if seen.name.is_none() {
+                wanted.name = None;
+            }
+            if seen != wanted {
+                return self.refuse(&format!("has {seen:?} in place of {wanted:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The SHA-256 of each unit, all read side by side, past the page cache where that is possible.
+    fn digests(&self, batch: &[Unit<'_>], buffer: &mut [u8]) -> Result<Vec<Sha256>, StepError> {
+        let aligned = buffer.as_ptr().align_offset(PAGE).min(PAGE);
+        let buffer = &mut buffer[aligned..];
+        let mut lanes = Sha256Lanes::new(batch.len());
+        let mut at: Vec<u64> = batch.iter().map(|u| u.start - u.start % DIRECT_ALIGNMENT).collect();
+        loop {
+            self.producer.stop.check()?;
+            let (mut pieces, mut bytes): (Vec<&[u8]>, u64) = (Vec::with_capacity(batch.len()), 0);
+            for ((unit, at), lane) in batch.iter().zip(&mut at).zip(buffer.chunks_mut(LANE_BYTES)) {
+                let end = unit.end().min(*at + PIECE_BYTES as u64);
+                if *at >= end {
+                    pieces.push(&[]);
+                    continue;
+                }
+                self.file.read_aligned(&(*at..end), lane)?;
+                let from = unit.start.saturating_sub(*at);
+                let piece = &lane[index(from)..index(end - *at)];
+                bytes += piece.len() as u64;
+                *at = end;
+                pieces.push(piece);
+            }
+            if bytes == 0 {
+                return Ok(lanes.finish());
+            }
+            self.producer.progress.advance(bytes);
+            lanes.update(&pieces);
+        }
+    }
+
+    /// A wrong digest: whether it is the pack's fault or that of what came after it.
+    fn explain(&self, unit: Unit<'_>, seen: Sha256, worker: &mut Worker<'_>) -> Result<(), StepError> {
+        let source = unit.part.source;
+        let mut sha256 = Sha256Hasher::default();
+        worker.reader.read_tensor(source, 0..source.length, self.producer.stop, |piece| {
+            sha256.update(piece);
+            Ok::<_, StepError>(())
+        })?;
+        let stored = sha256.finish();
+        if stored != source.sha256 {
+            return Err(self.producer.damaged(source, stored));
+        }
+        self.refuse(&format!(
+            "has SHA-256 {seen} at bytes {}..{} (tensor {:?}), not {}",
+            unit.start,
+            unit.end(),
+            unit.name,
+            source.sha256
+        ))
+    }
+
+    /// The values of a converted part against those of the pack.
+    fn converted(&self, unit: Unit<'_>, worker: &mut Worker<'_>) -> Result<(), StepError> {
+        let Part { source, conversion } = unit.part;
+        let (block, _) = conversion.block();
+        let (mut before, mut after, mut at) = (Vec::new(), Vec::new(), unit.start);
+        worker.reader.read_tensor(source, 0..source.length, self.producer.stop, |piece| {
+            before.extend_from_slice(piece);
+            let whole = before.len() - before.len() % block;
+            let length = conversion.length(whole as u64);
+            after.resize(index(length), 0);
+            self.file.file().read_at(&mut after, at)?;
+            if let Err(what) = conversion.check(&before[..whole], &after) {
+                return self.refuse(&format!("is wrong at bytes {at}.. (tensor {:?}): {what}", unit.name));
+            }
+            self.producer.progress.advance(length);
+            before.drain(..whole);
+            at += length;
+            Ok(())
+        })?;
+        if at == unit.end() { Ok(()) } else { self.refuse("ends before its last tensor does") }
+    }
+}
+
+/// Lengths here are bounded by a piece or a chunk, which fit every `usize`.
+fn index(length: u64) -> usize {
+    usize::try_from(length).unwrap_or(usize::MAX)
+}
+
+/// Groups parts of about one length, neighbours together: many digests side by side are taken faster than one.
+fn batches(mut units: Vec<Unit<'_>>) -> Vec<Vec<Unit<'_>>> {
+    units.sort_by_key(|u| std::cmp::Reverse(u.part.length())); // stable
+    let mut batches: Vec<Vec<Unit<'_>>> = Vec::new();
+    let (mut open, mut bytes): (Vec<Unit<'_>>, u64) = (Vec::new(), 0);
+    for unit in units {
+        let length = unit.part.length();
+        let unlike = open.first().is_some_and(|first| length < first.part.length() / 2);
+        let full = open.len() == LANES || (open.len() >= 2 && bytes + length > BATCH_BYTES);
+        if unlike || full {
+            batches.push(std::mem::take(&mut open));
+            bytes = 0;
+        }
+        bytes += length;
+        open.push(unit);
+    }
+    batches.push(open);
+    batches.retain(|batch| !batch.is_empty());
+    batches
+}

@@ -1,0 +1,123 @@
+//! Where an export goes: a folder or one file, which gets its name when everything is written and checked.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use segpack_formats::io::sync_folder;
+use segpack_manifests::pack_folder::PARTIAL;
+
+use crate::steps::StepError;
+use crate::steps::output::{Before, OutputFolder, look, refuse_busy};
+
+/// An output that nobody sees before it is whole.
+#[derive(Debug)]
+pub struct Destination {
+    /// Holds the unfinished files.
+    folder: OutputFolder,
+    /// Where they go.
+    into: PathBuf,
+    /// Whether the folder is only for the unfinished files.
+    staging: bool,
+}
+
+impl Destination {
+    /// A folder that does not exist, is empty, or holds nothing but what an interrupted export left.
+    ///
+    /// # Errors
+    /// `Refused` where anything else is there, or another process writes to it.
+    pub fn folder(out: &Path) -> Result<Self, StepError> {
+        refuse_busy(out)?;
+        let refuse = |what: &str| Err(StepError::Refused(format!("{} {what}", out.display())));
+        match look(out)? {
+            Before::Nothing => {}
+            Before::Unfinished if only_partial(out)? => {}
+            Before::Unfinished => return refuse("holds what an interrupted run left: remove it"),
+            Before::Occupied => return refuse("exists and is not empty: choose another place"),
+        }
+        let folder = OutputFolder::open(out)?;
+        folder.clear_unfinished()?;
+        Ok(Self { folder, into: out.to_owned(), staging: false })
+    }
+
+    /// A file that does not exist. Until it is whole it is in a hidden folder beside it.
+    ///
+    /// # Errors
+    /// `Refused` where it exists, or its folder does not.
+    pub fn file(out: &Path) -> Result<Self, StepError> {
+        let refuse = |what: &str| Err(StepError::Refused(format!("{} {what}", out.display())));
+        if out.symlink_metadata().is_ok() {
+            return refuse("exists: choose another place");
+        }
+        let Some(name) = out.file_name() else { return refuse("has no file name") };
+        let parent = match out.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        if !parent.is_dir() {
+            return refuse("is to be written into a folder that does not exist");
+        }
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(".partial");
+        let mut destination = Self::folder(&parent.join(hidden))?;
+        destination.into = parent.to_owned();
+        destination.staging = true;
+        Ok(destination)
+    }
+
+    /// The folder of the unfinished files.
+    pub fn unfinished(&self) -> &OutputFolder {
+        &self.folder
+    }
+
+    /// Creates an unfinished file.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn create(&self, relative: &str) -> Result<(Arc<File>, PathBuf), StepError> {
+        self.folder.create(relative)
+    }
+
+    /// Moves all files, which are durable, to their places, in this order, and takes away what was for the unfinished
+    /// ones.
+    ///
+    /// # Errors
+    /// `Io`; what was moved before stays.
+    pub fn publish<'p>(self, files: impl Iterator<Item = &'p str>) -> Result<(), StepError> {
+        let mut folders = BTreeSet::from([self.into.clone()]);
+        for relative in files {
+            let (from, to) = (self.folder.partial(relative), self.into.join(relative));
+            if let Some(parent) = to.parent()
+                && folders.insert(parent.to_owned())
+            {
+                fs::create_dir_all(parent).map_err(StepError::io("create", parent))?;
+                let above = parent.ancestors().skip(1).take_while(|a| a.starts_with(&self.into));
+                folders.extend(above.map(Path::to_owned));
+            }
+            fs::rename(&from, &to).map_err(StepError::io("rename", &from))?;
+        }
+        folders.iter().try_for_each(|folder| sync_folder(folder))?;
+        let staging = self.staging.then(|| self.folder.path().to_owned());
+        self.folder.finish()?;
+        match staging {
+            Some(path) => fs::remove_dir(&path).map_err(StepError::io("remove", &path)),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes back everything.
+    pub fn abandon(self) {
+        let staging = self.staging.then(|| self.folder.path().to_owned());
+        self.folder.abandon(&[]);
+        if let Some(path) = staging {
+            let _ = fs::remove_dir(path); // best effort, as all of this
+        }
+    }
+}
+
+fn only_partial(folder: &Path) -> Result<bool, StepError> {
+    let mut entries = fs::read_dir(folder).map_err(StepError::io("list", folder))?;
+    Ok(entries.all(|entry| entry.is_ok_and(|e| e.file_name() == PARTIAL)))
+}

@@ -1,0 +1,222 @@
+//! `export`: the files that other runtimes read, from raw and coded packs, in a stream and in bounded memory.
+//!
+//! A target turns the manifest into an [`ExportPlan`](plan::ExportPlan): which files, which tensors in them, and from which tensors of
+//! the pack, in which dtype. Writing, checking and moving into place are the same for all.
+
+mod check;
+mod checkpoint;
+mod destination;
+mod plan;
+mod source;
+mod tensors;
+mod write;
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::path::Path;
+
+use segpack_formats::io::Stop;
+use segpack_formats::safetensors::Dtype;
+use segpack_manifests::Pack;
+use segpack_manifests::documents::{ExportSummary, ExportTarget, FormatVersion, GENERATOR, TensorEntry};
+use segpack_manifests::layout::PlanError;
+use segpack_manifests::names::Component;
+use segpack_runtime_min::WeightSource;
+
+use super::StepError;
+use super::output::{refuse_holding, refuse_inside};
+use super::progress::Progress;
+use super::unpack::globs;
+use destination::Destination;
+use plan::ExportPlan;
+use write::{Producer, Worker, length_of, refuse_twice, write_files};
+
+/// How to export.
+#[derive(Debug, Clone)]
+pub struct ExportSettings {
+    /// For whom.
+    pub target: ExportTarget,
+    /// Prefixes of components to take; all that the target has a place for where empty.
+    pub components: Vec<String>,
+    /// Globs of tensor names to take; all where empty.
+    pub names: Vec<String>,
+    /// What floating-point tensors become; unchanged where none.
+    pub dtype: Option<Dtype>,
+    /// Bytes of tensors that a file of the output holds at most, unless one tensor alone has more.
+    pub max_shard_size: Option<u64>,
+    /// The share of the experts to take.
+    pub expert_parallel: Option<ExpertParallel>,
+    /// Read back what was written and compare it with the pack.
+    pub check: bool,
+    /// Threads.
+    pub jobs: usize,
+}
+
+/// One rank of several that share the experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertParallel {
+    /// Which, counted from 0.
+    pub rank: u32,
+    /// Of how many.
+    pub ranks: u32,
+}
+
+/// What one shard holds at most where nothing was said, in bytes: `max_shard_size` of transformers 4.
+const DEFAULT_SHARD_BYTES: u64 = 5_000_000_000;
+
+impl ExportSettings {
+    fn shard_bytes(&self) -> u64 {
+        self.max_shard_size.unwrap_or(DEFAULT_SHARD_BYTES)
+    }
+
+    /// Options that mean nothing for the target are refused, never ignored.
+    fn check(&self) -> Result<(), StepError> {
+        let target = self.target;
+        let refuse = |option: &str, whom: &str| {
+            Err(StepError::Usage(format!("{option} is for --to {whom}, not for --to {target}")))
+        };
+        let single = matches!(target, ExportTarget::Safetensors | ExportTarget::Npy);
+        if single && self.max_shard_size.is_some() {
+            return refuse("--max-shard-size", "hf and qwen3-moe");
+        }
+        if single && self.expert_parallel.is_some() {
+            return refuse("--expert-parallel", "hf and qwen3-moe");
+        }
+        if !single && !self.names.is_empty() {
+            return refuse("GLOB", "safetensors and npy");
+        }
+        Ok(())
+    }
+}
+
+/// Exports a pack into `out`: a folder, or for `safetensors` a file.
+///
+/// # Errors
+/// `Findings` where the pack is damaged, `Input` where the target has no place for what it holds, `Refused` where the
+/// output exists, does not fit, or is not what should have been written. Nothing is left of an output that failed.
+pub fn export(
+    folder: &Path,
+    out: &Path,
+    settings: &ExportSettings,
+    stop: &Stop,
+    progress: &dyn Progress,
+) -> Result<ExportSummary, StepError> {
+    settings.check()?;
+    let pack = Pack::open(folder)?;
+    let name = || out.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let plan = plan_of(&pack, settings, &name())?;
+    refuse_twice(&plan.files)?;
+    refuse_inside(out, folder)?;
+    refuse_holding(out, &[folder.to_owned()])?;
+    let destination = match settings.target {
+        ExportTarget::Safetensors => Destination::file(out)?,
+        _ => Destination::folder(out)?,
+    };
+    let written = destination.unfinished().check_space(length_of(&plan.files)).and_then(|()| {
+        let weights = WeightSource::new(&pack);
+        // the check compares the same digests with what was written
+        let producer = Producer { weights: &weights, digest_kept: !settings.check, stop, progress };
+        write_files(&plan.files, &destination, &producer, settings.jobs, settings.check)
+    });
+    if let Err(e) = written.and_then(|()| Ok(stop.check()?)) {
+        destination.abandon();
+        return Err(e);
+    }
+    destination.publish(plan.files.iter().map(|f| f.path.as_str()))?;
+    Ok(summary(&pack, settings, plan))
+}
+
+/// Writes one safetensors file of the chosen tensors to `to`, in a stream. Every tensor is compared with its digest.
+///
+/// # Errors
+/// As [`export`]; damage that is found midway says that what was written is wrong. `Stdout`.
+pub fn stream(
+    folder: &Path,
+    to: &mut dyn Write,
+    settings: &ExportSettings,
+    stop: &Stop,
+    progress: &dyn Progress,
+) -> Result<(), StepError> {
+    settings.check()?;
+    if settings.target != ExportTarget::Safetensors {
+        return Err(StepError::Usage(format!(
+            "--to {} writes a folder; only --to safetensors can go to standard output",
+            settings.target
+        )));
+    }
+    let pack = Pack::open(folder)?;
+    let plan = plan_of(&pack, settings, "standard output")?;
+    let weights = WeightSource::new(&pack);
+    let producer = Producer { weights: &weights, digest_kept: true, stop, progress };
+    let mut worker = Worker::new(&weights)?;
+    progress.start("exporting", length_of(&plan.files));
+    let written = plan.files.iter().try_for_each(|file| {
+        producer.produce(file, &mut worker, &mut |piece| to.write_all(piece).map_err(StepError::Stdout))
+    });
+    progress.finish();
+    written.map_err(|e| match e {
+        StepError::Findings { findings, .. } => {
+            let what = format!("{}: damaged; the bytes written are wrong", folder.display());
+            StepError::Findings { what, findings }
+        }
+        other => other,
+    })
+}
+
+/// `name` is that of the output, where it is one file.
+fn plan_of<'a>(pack: &'a Pack, settings: &ExportSettings, name: &str) -> Result<ExportPlan<'a>, StepError> {
+    match settings.target {
+        ExportTarget::Hf => checkpoint::hf(pack, settings),
+        ExportTarget::Qwen3Moe => checkpoint::qwen3_moe(pack, settings),
+        ExportTarget::Safetensors => tensors::safetensors(&chosen(pack, settings)?, settings, name),
+        ExportTarget::Npy => tensors::npy(&chosen(pack, settings)?, settings),
+    }
+}
+
+fn summary(pack: &Pack, settings: &ExportSettings, plan: ExportPlan<'_>) -> ExportSummary {
+    ExportSummary {
+        format_version: FormatVersion::CURRENT,
+        generator: GENERATOR.to_owned(),
+        manifest_sha256: pack.manifest_sha256(),
+        target: settings.target,
+        files: plan.files.len() as u64,
+        tensors: plan.files.iter().map(|f| f.tensors().len() as u64).sum(),
+        bytes: length_of(&plan.files),
+        checked: settings.check,
+        notes: plan.notes,
+    }
+}
+
+/// The components that a pack holds.
+fn present(pack: &Pack) -> BTreeSet<Component> {
+    pack.manifest().packs.iter().map(|p| p.component).collect()
+}
+
+/// The components that the settings select.
+fn selected(pack: &Pack, settings: &ExportSettings) -> Result<BTreeSet<Component>, StepError> {
+    let present = present(pack);
+    for prefix in &settings.components {
+        if !present.iter().any(|c| c.is_below(prefix)) {
+            let has: Vec<&str> = present.iter().map(|c| c.as_str()).collect();
+            return Err(PlanError::NoSuchComponent { prefix: prefix.clone(), has: has.join(", ") }.into());
+        }
+    }
+    let takes = |c: &Component| {
+        settings.components.is_empty() || settings.components.iter().any(|prefix| c.is_below(prefix))
+    };
+    Ok(present.into_iter().filter(takes).collect())
+}
+
+/// The tensors of the selected components whose names match, in the order of the pack.
+fn chosen<'a>(pack: &'a Pack, settings: &ExportSettings) -> Result<Vec<&'a TensorEntry>, StepError> {
+    let components = selected(pack, settings)?;
+    let set = globs(&settings.names)?;
+    let takes = |t: &&TensorEntry| {
+        components.contains(&t.component) && (settings.names.is_empty() || set.is_match(&t.name))
+    };
+    let chosen: Vec<_> = pack.manifest().tensors.iter().filter(takes).collect();
+    if chosen.is_empty() {
+        return Err(StepError::Input(format!("no tensor of the pack matches {}", settings.names.join(" "))));
+    }
+    Ok(chosen)
+}

@@ -1,0 +1,306 @@
+//! What an export will write: files, their tensors, and where each one's bytes come from.
+//!
+//! A target makes the plan; who writes and who checks know nothing of targets but how to read a file's own index.
+
+use std::path::Path;
+
+use segpack_formats::io::InputFile;
+use segpack_formats::npy::{self, MAX_NPY_HEADER_BYTES, NpyHeader};
+use segpack_formats::safetensors::{Dtype, NewTensor, Shard, byte_length, new_header};
+use segpack_manifests::documents::{SourceFile, TensorEntry};
+use segpack_runtime_min::convert::FloatConversion;
+
+use crate::steps::StepError;
+
+/// Everything that an export writes.
+#[derive(Debug, Default)]
+pub struct ExportPlan<'a> {
+    /// The files, in the order in which they are moved to their places.
+    pub files: Vec<PlannedFile<'a>>,
+    /// What the user has to know about the result.
+    pub notes: Vec<String>,
+}
+
+/// One file of the output.
+#[derive(Debug)]
+pub struct PlannedFile<'a> {
+    /// Path relative to the output folder.
+    pub path: String,
+    /// What is in it.
+    pub content: Content<'a>,
+}
+
+/// What is in a file.
+#[derive(Debug)]
+pub enum Content<'a> {
+    /// Tensors.
+    Tensors(TensorFile<'a>),
+    /// A file of the checkpoint, verbatim.
+    Copy(&'a SourceFile),
+    /// A small document.
+    Bytes(Vec<u8>),
+}
+
+/// A file of tensors: a head, then each tensor at its offset; what lies between is zero.
+#[derive(Debug)]
+pub struct TensorFile<'a> {
+    /// How the file's own index is read back.
+    pub format: FileFormat,
+    /// The bytes before the first tensor.
+    pub head: Vec<u8>,
+    /// The tensors by place.
+    pub tensors: Vec<Placed<'a>>,
+    /// Bytes of the whole file.
+    pub length: u64,
+}
+
+/// A tensor and the offset of its first byte, from the start of the file.
+#[derive(Debug)]
+pub struct Placed<'a> {
+    /// The tensor.
+    pub tensor: NewTensorPlan<'a>,
+    /// Its first byte.
+    pub offset: u64,
+}
+
+/// A tensor of the output: the bytes of its parts, one after the other.
+#[derive(Debug, Clone)]
+pub struct NewTensorPlan<'a> {
+    /// Its name there.
+    pub name: String,
+    /// Its element type, as the output's format names it.
+    pub dtype: String,
+    /// Its shape, outermost dimension first.
+    pub shape: Vec<u64>,
+    /// Where its bytes come from.
+    pub parts: Vec<Part<'a>>,
+}
+
+/// A tensor of the pack, and what becomes of its values.
+#[derive(Debug, Clone, Copy)]
+pub struct Part<'a> {
+    /// The tensor of the pack.
+    pub source: &'a TensorEntry,
+    /// What becomes of its values.
+    pub conversion: Conversion,
+}
+
+/// What becomes of the values of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Conversion {
+    /// The same bytes.
+    Keep,
+    /// The same values, as nearly as another floating-point dtype has them.
+    Float(FloatConversion),
+}
+
+impl Conversion {
+    /// From `from` to the wanted dtype where both are floats of 16 to 64 bits; everything else keeps its bytes.
+    pub fn to(from: Dtype, wanted: Option<Dtype>) -> Self {
+        wanted.and_then(|to| FloatConversion::new(from, to)).map_or(Self::Keep, Self::Float)
+    }
+
+    /// Bytes that are converted together, before and after.
+    pub fn block(self) -> (usize, usize) {
+        match self {
+            Self::Keep => (1, 1),
+            Self::Float(float) => (float.from_bytes(), float.to_bytes()),
+        }
+    }
+
+    /// Bytes after, of so many before.
+    pub fn length(self, before: u64) -> u64 {
+        let (from, to) = self.block();
+        before / from as u64 * to as u64
+    }
+
+    /// Appends what becomes of a whole number of blocks.
+    ///
+    /// # Errors
+    /// In words, where a value cannot be represented.
+    pub fn convert(self, before: &[u8], after: &mut Vec<u8>) -> Result<(), String> {
+        match self {
+            Self::Keep => after.extend(before),
+            Self::Float(float) => float.convert(before, after).map_err(|e| e.to_string())?,
+        }
+        Ok(())
+    }
+
+    /// Judges by value whether `after` is what should have become of a whole number of blocks, without converting them
+    /// again.
+    ///
+    /// # Errors
+    /// In words, which value is wrong.
+    pub fn check(self, before: &[u8], after: &[u8]) -> Result<(), String> {
+        match self {
+            Self::Keep if before == after => Ok(()),
+            Self::Keep => Err("bytes differ".to_owned()),
+            Self::Float(float) => match float.first_wrong(before, after) {
+                None => Ok(()),
+                Some(index) => Err(format!("value number {index} of the piece is not the pack's")),
+            },
+        }
+    }
+}
+
+impl Part<'_> {
+    /// Bytes in the output.
+    pub fn length(&self) -> u64 {
+        self.conversion.length(self.source.length)
+    }
+}
+
+impl<'a> NewTensorPlan<'a> {
+    /// A tensor of the pack under a name of its own.
+    pub fn of(name: String, source: &'a TensorEntry, wanted: Option<Dtype>) -> Self {
+        let conversion = Conversion::to(source.dtype, wanted);
+        let dtype = dtype_after(source.dtype, conversion);
+        let shape = source.shape.clone();
+        Self { name, dtype: dtype.to_string(), shape, parts: vec![Part { source, conversion }] }
+    }
+
+    /// Bytes in the output.
+    pub fn length(&self) -> u64 {
+        self.parts.iter().map(Part::length).sum()
+    }
+
+    /// Values in it.
+    pub fn values(&self) -> u64 {
+        self.shape.iter().product()
+    }
+
+    fn safetensors_dtype(&self) -> Result<Dtype, StepError> {
+        let first = self.parts.first().map(|p| dtype_after(p.source.dtype, p.conversion));
+        first.ok_or_else(|| StepError::Input(format!("tensor {:?} has no parts", self.name)))
+    }
+}
+
+fn dtype_after(before: Dtype, conversion: Conversion) -> Dtype {
+    match conversion {
+        Conversion::Keep => before,
+        Conversion::Float(float) => float.to(),
+    }
+}
+
+/// How the index of a written file is read back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileFormat {
+    /// <https://github.com/huggingface/safetensors#format>
+    Safetensors,
+    /// One array of numpy's; its name is that of the file.
+    Npy,
+}
+
+/// A tensor as the index of a written file has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WrittenTensor {
+    /// Its name; none where the format has none.
+    pub name: Option<String>,
+    /// Its element type, as the format names it.
+    pub dtype: String,
+    /// Its shape, outermost dimension first.
+    pub shape: Vec<u64>,
+    /// Its first byte, from the start of the file.
+    pub offset: u64,
+}
+
+impl FileFormat {
+    /// Reads a file's own index, by place.
+    ///
+    /// # Errors
+    /// `Io`, `Malformed`.
+    pub fn read_index(self, path: &Path) -> Result<Vec<WrittenTensor>, StepError> {
+        match self {
+            Self::Safetensors => {
+                let shard = Shard::open(path)?;
+                let written = |t: segpack_formats::safetensors::TensorEntry| WrittenTensor {
+                    name: Some(t.name),
+                    dtype: t.dtype.to_string(),
+                    shape: t.shape,
+                    offset: t.offset,
+                };
+                Ok(shard.header.tensors.into_iter().map(written).collect())
+            }
+            Self::Npy => {
+                let input = InputFile::open(path)?;
+                let first = input.read_range(0..input.length().min(MAX_NPY_HEADER_BYTES))?;
+                let header = NpyHeader::parse(&first).map_err(|what| StepError::malformed(path, what))?;
+                let NpyHeader { descr, shape, data_start } = header;
+                Ok(vec![WrittenTensor { name: None, dtype: descr, shape, offset: data_start }])
+            }
+        }
+    }
+}
+
+impl<'a> TensorFile<'a> {
+    /// A safetensors file of these tensors: in their order, but wider elements first, so that every tensor is aligned.
+    ///
+    /// # Errors
+    /// `Input` where the header would be too long.
+    pub fn safetensors(mut tensors: Vec<NewTensorPlan<'a>>) -> Result<Self, StepError> {
+        let mut dtypes = Vec::with_capacity(tensors.len());
+        tensors.sort_by_key(|t| std::cmp::Reverse(t.safetensors_dtype().map_or(0, |d| d.bitsize()))); // stable
+        for tensor in &tensors {
+            dtypes.push(tensor.safetensors_dtype()?);
+        }
+        let entry = |(t, dtype): (&'_ NewTensorPlan<'_>, &Dtype)| {
+            byte_length(*dtype, &t.shape).is_ok_and(|length| length == t.length())
+        };
+        if let Some(odd) = tensors.iter().zip(&dtypes).position(|pair| !entry(pair)) {
+            let NewTensorPlan { name, shape, .. } = &tensors[odd];
+            return Err(StepError::Input(format!("tensor {name:?}: its parts do not make shape {shape:?}")));
+        }
+        let named: Vec<NewTensor<'_>> = tensors
+            .iter()
+            .zip(&dtypes)
+            .map(|(t, dtype)| NewTensor { name: &t.name, dtype: *dtype, shape: &t.shape })
+            .collect();
+        let head = new_header(&named).map_err(|e| StepError::Input(e.to_string()))?;
+        let mut length = head.len() as u64;
+        let place = |tensor: NewTensorPlan<'a>| {
+            let offset = length;
+            length += tensor.length();
+            Placed { tensor, offset }
+        };
+        let tensors = tensors.into_iter().map(place).collect();
+        Ok(Self { format: FileFormat::Safetensors, head, tensors, length })
+    }
+
+    /// A `.npy` file of one tensor.
+    ///
+    /// # Errors
+    /// `Input` where numpy has no dtype for it.
+    pub fn npy(mut tensor: NewTensorPlan<'a>) -> Result<Self, StepError> {
+        let dtype = tensor.safetensors_dtype()?;
+        let Some(descr) = npy::descr(dtype) else {
+            return Err(StepError::Input(format!(
+                "tensor {:?} is {dtype}, which fills no whole bytes: numpy cannot hold it",
+                tensor.name
+            )));
+        };
+        tensor.dtype = descr.to_owned();
+        let head = npy::header(descr, &tensor.shape);
+        let offset = head.len() as u64;
+        let length = offset + tensor.length();
+        Ok(Self { format: FileFormat::Npy, head, tensors: vec![Placed { tensor, offset }], length })
+    }
+}
+
+impl PlannedFile<'_> {
+    /// Bytes of the file.
+    pub fn length(&self) -> u64 {
+        match &self.content {
+            Content::Tensors(file) => file.length,
+            Content::Copy(file) => file.stored_length,
+            Content::Bytes(bytes) => bytes.len() as u64,
+        }
+    }
+
+    /// How many tensors are in it, and how many of their values are converted.
+    pub fn tensors(&self) -> &[Placed<'_>] {
+        match &self.content {
+            Content::Tensors(file) => &file.tensors,
+            _ => &[],
+        }
+    }
+}

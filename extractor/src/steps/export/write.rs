@@ -1,0 +1,297 @@
+//! Writes planned files: several at a time, each from its first byte to its last, and checks each when it is written.
+
+use std::path::Path;
+
+use segpack_formats::FormatError;
+use segpack_formats::codec::MAX_CHUNK_BYTES;
+use segpack_formats::digest::Sha256Hasher;
+use segpack_formats::io::{READ_BYTES, Stop};
+use segpack_manifests::documents::{Finding, FindingKind, SourceFile, TensorEntry};
+use segpack_runtime_min::{WeightReader, WeightSource};
+
+use super::check::{CHECK_BYTES, check_file};
+use super::destination::Destination;
+use super::plan::{Content, Conversion, Part, PlannedFile, TensorFile};
+use crate::steps::StepError;
+use crate::steps::output::{BEHIND_MEMORY, Flushing, Publisher, write_behind};
+use crate::steps::progress::Progress;
+use crate::steps::workers::{jobs_within_memory, run_tasks};
+
+/// What one thread takes beside the buffers behind it: a chunk as it is stored and as it was, and the check's.
+const WORKER_MEMORY: u64 = 2 * MAX_CHUNK_BYTES as u64 + CHECK_BYTES as u64;
+
+/// Gives the bytes of planned files.
+pub struct Producer<'a> {
+    /// Where the bytes come from.
+    pub weights: &'a WeightSource<'a>,
+    /// Whether tensors whose bytes are kept are compared with their digests on the way. Converted ones always are.
+    pub digest_kept: bool,
+    /// When to stop.
+    pub stop: &'a Stop,
+    /// Who hears how far it is.
+    pub progress: &'a dyn Progress,
+}
+
+/// What one thread works with.
+pub struct Worker<'a> {
+    /// Reads the pack.
+    pub reader: WeightReader<'a>,
+    /// Bytes of the checkpoint's files.
+    buffer: Vec<u8>,
+    converting: Converting,
+}
+
+/// Takes the next bytes of a file.
+type Sink<'s> = &'s mut dyn FnMut(&[u8]) -> Result<(), StepError>;
+
+impl<'a> Worker<'a> {
+    /// Buffers for one thread.
+    ///
+    /// # Errors
+    /// Where the decoder has no memory.
+    pub fn new(weights: &'a WeightSource<'a>) -> Result<Self, StepError> {
+        Ok(Self { reader: weights.reader()?, buffer: vec![0; READ_BYTES], converting: Converting::default() })
+    }
+}
+
+/// Writes and, if `check`, checks all files; none has its name yet.
+///
+/// # Errors
+/// `Findings` where the pack is damaged, `Refused` where what was written is not what should have been.
+pub fn write_files(
+    files: &[PlannedFile<'_>],
+    destination: &Destination,
+    producer: &Producer<'_>,
+    jobs: usize,
+    check: bool,
+) -> Result<(), StepError> {
+    let total: u64 = files.iter().map(PlannedFile::length).sum();
+    producer.progress.start("exporting", if check { 2 * total } else { total });
+    let mut longest_first: Vec<&PlannedFile<'_>> = files.iter().collect();
+    longest_first.sort_by_key(|f| std::cmp::Reverse(f.length()));
+    let jobs = jobs_within_memory(jobs, BEHIND_MEMORY + WORKER_MEMORY);
+    let worker = || Worker::new(producer.weights);
+    let done = destination.unfinished().with_publisher(jobs, |publisher| {
+        run_tasks(jobs, &longest_first, worker, |worker, file| {
+            producer.write_file(file, destination, worker, publisher)?;
+            if check {
+                let path = destination.unfinished().partial(&file.path);
+                check_file(producer, file, &path, worker)?;
+            }
+            Ok(())
+        })
+    });
+    producer.progress.finish();
+    done
+}
+
+impl Producer<'_> {
+    /// Writes one file and makes it durable, under its unfinished name.
+    fn write_file(
+        &self,
+        file: &PlannedFile<'_>,
+        destination: &Destination,
+        worker: &mut Worker<'_>,
+        publisher: &Publisher<'_>,
+    ) -> Result<(), StepError> {
+        let (out, path) = destination.create(&file.path)?;
+        let flushing = Flushing::new(publisher, &out);
+        // the writing side knows only its own errors
+        let mut failed = None;
+        let written = write_behind(&out, &path, flushing, false, |behind| {
+            let produced = self.produce(file, worker, &mut |piece| Ok(behind.write(piece)?));
+            produced.map_err(|e| match e {
+                StepError::Format(e) => e,
+                other => {
+                    failed = Some(other);
+                    FormatError::Interrupted
+                }
+            })
+        });
+        match (written, failed) {
+            (Ok(_), _) => {}
+            (Err(FormatError::Interrupted), Some(e)) => return Err(e),
+            (Err(e), _) => return Err(self.of_the_pack(e)),
+        }
+        out.sync_all().map_err(StepError::io("sync", &path))
+    }
+
+    /// All bytes of a file, in order.
+    ///
+    /// # Errors
+    /// `Findings` where the pack is damaged; `Input` where a value cannot be converted; whatever `sink` returns.
+    pub fn produce(
+        &self,
+        file: &PlannedFile<'_>,
+        worker: &mut Worker<'_>,
+        sink: Sink<'_>,
+    ) -> Result<(), StepError> {
+        match &file.content {
+            Content::Tensors(tensors) => self.tensors(tensors, worker, sink),
+            Content::Copy(listed) => self.copy(listed, &mut worker.buffer, sink),
+            Content::Bytes(bytes) => {
+                self.progress.advance(bytes.len() as u64);
+                sink(bytes)
+            }
+        }
+    }
+
+    fn tensors(
+        &self,
+        file: &TensorFile<'_>,
+        worker: &mut Worker<'_>,
+        sink: Sink<'_>,
+    ) -> Result<(), StepError> {
+        sink(&file.head)?;
+        self.progress.advance(file.head.len() as u64);
+        let mut at = file.head.len() as u64;
+        for placed in &file.tensors {
+            fill(at, placed.offset, sink)?;
+            for part in &placed.tensor.parts {
+                self.part(part, &placed.tensor.name, worker, sink)?;
+            }
+            at = placed.offset + placed.tensor.length();
+        }
+        fill(at, file.length, sink)
+    }
+
+    fn part(
+        &self,
+        part: &Part<'_>,
+        name: &str,
+        worker: &mut Worker<'_>,
+        sink: Sink<'_>,
+    ) -> Result<(), StepError> {
+        let Part { source, conversion } = *part;
+        let digested = self.digest_kept || conversion != Conversion::Keep;
+        let mut sha256 = digested.then(Sha256Hasher::default);
+        let Worker { reader, converting, .. } = worker;
+        converting.begin(conversion);
+        let read = reader.read_tensor(source, 0..source.length, self.stop, |piece| {
+            if let Some(sha256) = &mut sha256 {
+                sha256.update(piece);
+            }
+            self.progress.advance(conversion.length(piece.len() as u64));
+            if conversion == Conversion::Keep {
+                return sink(piece);
+            }
+            converting.take(piece, name, sink)
+        });
+        read.map_err(|e| match e {
+            StepError::Format(e) => self.of_the_pack(e),
+            other => other,
+        })?;
+        match sha256.map(Sha256Hasher::finish) {
+            Some(seen) if seen != source.sha256 => Err(self.damaged(source, seen)),
+            _ => Ok(()),
+        }
+    }
+
+    fn copy(&self, listed: &SourceFile, buffer: &mut [u8], sink: Sink<'_>) -> Result<(), StepError> {
+        let kept = self.weights.open(&listed.stored_as).map_err(|e| self.of_the_pack(e))?;
+        let mut sha256 = Sha256Hasher::default();
+        kept.for_each_piece(0..kept.length(), buffer, self.stop, |piece| {
+            sha256.update(piece);
+            self.progress.advance(piece.len() as u64);
+            sink(piece)
+        })?;
+        let seen = sha256.finish();
+        if seen == listed.stored_sha256 {
+            return Ok(());
+        }
+        let finding = Finding::new(FindingKind::DamagedFile).file(&listed.stored_as);
+        Err(self.found(finding.seen(format!("SHA-256 {seen}")).wanted(listed.stored_sha256)))
+    }
+
+    /// A tensor of the pack has another digest than the manifest says.
+    pub fn damaged(&self, tensor: &TensorEntry, seen: impl std::fmt::Display) -> StepError {
+        let finding = Finding::new(FindingKind::DamagedTensor).segment(&tensor.segment).tensor(&tensor.name);
+        self.found(finding.seen(format!("SHA-256 {seen}")).wanted(tensor.sha256))
+    }
+
+    /// A file of the pack that cannot be read is damage of the input, not a failure of the output.
+    pub fn of_the_pack(&self, error: FormatError) -> StepError {
+        match &error {
+            FormatError::Io { path, .. } if path.starts_with(self.weights.pack().folder()) => {
+                self.found(Finding::new(FindingKind::Unreadable).seen(describe(&error)))
+            }
+            _ => StepError::Format(error),
+        }
+    }
+
+    fn found(&self, finding: Finding) -> StepError {
+        let what = format!("{}: damaged; nothing was exported", self.weights.pack().folder().display());
+        StepError::Findings { what, findings: vec![finding] }
+    }
+}
+
+fn describe(error: &FormatError) -> String {
+    use std::error::Error;
+    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
+}
+
+/// Zeros from one offset to another.
+fn fill(from: u64, to: u64, sink: Sink<'_>) -> Result<(), StepError> {
+    let mut left = usize::try_from(to.saturating_sub(from)).unwrap_or(usize::MAX);
+    while left > 0 {
+        let zeros = [0; 4096];
+        let now = left.min(zeros.len());
+        sink(&zeros[..now])?;
+        left -= now;
+    }
+    Ok(())
+}
+
+/// Converts bytes that come in pieces of any length.
+#[derive(Default)]
+struct Converting {
+    conversion: Option<Conversion>,
+    /// The beginning of a block whose end has not come yet.
+    begun: Vec<u8>,
+    converted: Vec<u8>,
+}
+
+impl Converting {
+    fn begin(&mut self, conversion: Conversion) {
+        self.conversion = Some(conversion);
+        self.begun.clear();
+    }
+
+    fn take(&mut self, mut piece: &[u8], name: &str, sink: Sink<'_>) -> Result<(), StepError> {
+        let Some(conversion) = self.conversion else { return Ok(()) };
+        let (block, _) = conversion.block();
+        self.converted.clear();
+        let refuse = |what: String| StepError::Input(format!("tensor {name:?}: {what}"));
+        if !self.begun.is_empty() {
+            let (now, later) = piece.split_at(piece.len().min(block - self.begun.len()));
+            self.begun.extend(now);
+            piece = later;
+            if self.begun.len() < block {
+                return Ok(());
+            }
+            conversion.convert(&self.begun, &mut self.converted).map_err(refuse)?;
+            self.begun.clear();
+        }
+        let (whole, rest) = piece.split_at(piece.len() - piece.len() % block);
+        conversion.convert(whole, &mut self.converted).map_err(refuse)?;
+        self.begun.extend(rest);
+        sink(&self.converted)
+    }
+}
+
+/// Bytes that are written for these files; a disk must have as many free.
+pub fn length_of(files: &[PlannedFile<'_>]) -> u64 {
+    files.iter().map(PlannedFile::length).sum()
+}
+
+/// Refuses two files of one path, which would overwrite one another.
+///
+/// # Errors
+/// `Input` with the path.
+pub fn refuse_twice(files: &[PlannedFile<'_>]) -> Result<(), StepError> {
+    let mut seen = std::collections::HashSet::new();
+    match files.iter().find(|f| !seen.insert(Path::new(&f.path))) {
+        Some(twice) => Err(StepError::Input(format!("two files of the export would be {:?}", twice.path))),
+        None => Ok(()),
+    }
+}
