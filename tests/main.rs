@@ -10,6 +10,7 @@ mod codecs;
 mod damage;
 mod families;
 mod fuzz_smoke;
+mod gguf;
 mod help;
 mod loading;
 mod old_packs;

@@ -70,8 +70,8 @@ impl Header {
         check_names(&tensors)?;
         check_offsets(&tensors, alignment)?;
         let data_start = cursor.at.next_multiple_of(alignment);
-        let padding = data_start.min(file_length) - cursor.at;
-        if cursor.bytes(padding)?.iter().any(|b| *b != 0) {
+        let padding = cursor.bytes(data_start - cursor.at)?;
+        if padding.iter().any(|b| *b != 0) {
             return wrong(format!("the padding before byte {data_start} is not zero"));
         }
         let header = Self { metadata, tensors, data_start, alignment };
@@ -201,7 +201,7 @@ fn check_length(header: &Header, file_length: u64) -> Result<(), GgufError> {
     let (Some(least), Some(most)) = (start.checked_add(bare), start.checked_add(padded)) else {
         return wrong("the tensors take more than 2^64 bytes");
     };
-    if header.tensors.is_empty() || (least..=most).contains(&file_length) {
+    if (least..=most).contains(&file_length) {
         return Ok(());
     }
     wrong(format!(

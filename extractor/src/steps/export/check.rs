@@ -92,6 +92,10 @@ impl Check<'_> {
 
     fn tensors(&self, file: &TensorFile<'_>, worker: &mut Worker<'_>) -> Result<(), StepError> {
         self.index(file)?;
+        let head = self.file.file().read_range(0..file.head.len() as u64)?;
+        if head != file.head {
+            return self.refuse("does not begin with the metadata that was written");
+        }
         self.producer.progress.advance(file.head.len() as u64);
         let mut kept = Vec::new();
         for placed in &file.tensors {
