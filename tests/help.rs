@@ -37,6 +37,7 @@ fn every_command_explains_itself() {
         "cat",
         "unpack",
         "repack",
+        "export",
         "run",
         "validate",
         "bench",

@@ -8,6 +8,7 @@ mod bad_checkpoints;
 mod bad_packs;
 mod codecs;
 mod damage;
+mod export;
 mod families;
 mod fuzz_smoke;
 mod gguf;

@@ -7,17 +7,17 @@ use std::path::{Path, PathBuf};
 use jsonschema::Validator;
 use schemars::{Schema, schema_for};
 use segpack_manifests::documents::{
-    BenchReport, DemoReport, ExpertsReport, Inventory, Manifest, PackSummary, Plan, RunPrompt, RunSummary,
-    RunToken, UnpackSummary, ValidateReport, VerifyReport,
+    BenchReport, DemoReport, ExpertParallelMap, ExpertsReport, ExportSummary, Inventory, Manifest,
+    PackSummary, Plan, RunPrompt, RunSummary, RunToken, UnpackSummary, ValidateReport, VerifyReport,
 };
 use serde_json::{Value, json};
 
-use crate::support::cli::{packed, run, segpack};
+use crate::support::cli::{Run, packed, program, run, segpack};
 use crate::support::damage::{flip, manifest};
 use crate::support::folders::temp;
 use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full};
 
-fn schemas() -> [(&'static str, Schema); 13] {
+fn schemas() -> [(&'static str, Schema); 15] {
     [
         ("inventory", schema_for!(Inventory)),
         ("plan", schema_for!(Plan)),
@@ -32,6 +32,8 @@ fn schemas() -> [(&'static str, Schema); 13] {
         ("demo-report", schema_for!(DemoReport)),
         ("bench-report", schema_for!(BenchReport)),
         ("experts-report", schema_for!(ExpertsReport)),
+        ("export-summary", schema_for!(ExportSummary)),
+        ("expert-parallel", schema_for!(ExpertParallelMap)),
     ]
 }
 
@@ -103,6 +105,12 @@ fn real_documents_are_valid() {
         let back = out.with_extension("back");
         let report = segpack!["unpack", &out, "-o", &back, "--include", "*.json", "--json"].ok();
         assert_valid(&validator("unpack-summary"), &report.json());
+        let exported = out.with_extension("exported");
+        let options = ["--to", "qwen3-moe", "--expert-parallel", "1/3", "--json"];
+        let summary = Run::of(program().arg("export").arg(&out).arg("-o").arg(&exported).args(options)).ok();
+        assert_valid(&validator("export-summary"), &summary.json());
+        let map = fs::read(exported.join("expert_parallel.json")).unwrap();
+        assert_valid(&validator("expert-parallel"), &serde_json::from_slice(&map).unwrap());
         for how in ["--quick", "--sums"] {
             assert_valid(&validator("verify-report"), &segpack!["verify", &out, how, "--json"].ok().json());
         }

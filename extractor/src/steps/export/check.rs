@@ -242,3 +242,125 @@ fn batches(mut units: Vec<Unit<'_>>) -> Vec<Vec<Unit<'_>>> {
     batches.retain(|batch| !batch.is_empty());
     batches
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use segpack_formats::codec::Coding;
+    use segpack_formats::io::Stop;
+    use segpack_formats::safetensors::Dtype;
+    use segpack_manifests::Pack;
+    use segpack_manifests::layout::Selection;
+    use segpack_runtime_min::WeightSource;
+
+    use super::super::plan::NewTensorPlan;
+    use super::*;
+    use crate::steps::pack::{PackSettings, pack};
+    use crate::steps::progress::Silent;
+    use crate::steps::scan::ScanOptions;
+
+    /// A pack of the tiny checkpoint in a folder that lives as long as the first value.
+    fn tiny() -> (tempfile::TempDir, Pack) {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("pack");
+        let settings = PackSettings {
+            selection: Selection::default(),
+            coding: Coding::Raw,
+            jobs: 1,
+            resume: false,
+            force: false,
+            source_digests: false,
+            sums: false,
+            provenance: false,
+            scan: ScanOptions::default(),
+        };
+        let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/tiny-full");
+        pack(&checkpoint, &out, &settings, &Stop::default(), &Silent).unwrap();
+        let opened = Pack::open(&out).unwrap();
+        (folder, opened)
+    }
+
+    /// Writes the file as planned, lets somebody spoil it, and says what the check said.
+    fn spoiled(
+        pack: &Pack,
+        dtype: Option<Dtype>,
+        spoil: impl FnOnce(&mut Vec<u8>, &TensorFile<'_>),
+    ) -> String {
+        let chosen = pack.manifest().tensors.iter().map(|t| NewTensorPlan::of(t.name.clone(), t, dtype));
+        let content = TensorFile::safetensors(chosen.collect()).unwrap();
+        let planned = PlannedFile { path: "x".to_owned(), content: Content::Tensors(content) };
+        let (weights, stop) = (WeightSource::new(pack), Stop::default());
+        let producer = Producer { weights: &weights, digest_kept: true, stop: &stop, progress: &Silent };
+        let mut worker = Worker::new(&weights).unwrap();
+        let mut bytes = Vec::new();
+        producer
+            .produce(&planned, &mut worker, &mut |piece| {
+                bytes.extend(piece);
+                Ok(())
+            })
+            .unwrap();
+        let Content::Tensors(content) = &planned.content else { return String::new() };
+        spoil(&mut bytes, content);
+        let path: PathBuf = pack.folder().join("written");
+        fs::write(&path, &bytes).unwrap();
+        match check_file(&producer, &planned, &path, &mut worker) {
+            Ok(()) => "fine".to_owned(),
+            Err(e) => format!("{:?}: {e}", e.exit()),
+        }
+    }
+
+    #[test]
+    fn one_wrong_bit_anywhere_is_seen() {
+        let (_folder, pack) = tiny();
+        for dtype in [None, Some(Dtype::F32), Some(Dtype::F16)] {
+            assert_eq!(spoiled(&pack, dtype, |_, _| ()), "fine");
+            for number in [0, 7, 200, 413] {
+                let said = spoiled(&pack, dtype, |bytes, file| {
+                    let placed = &file.tensors[number];
+                    let last = placed.offset + placed.tensor.length() - 1;
+                    bytes[usize::try_from(last).unwrap()] ^= 1;
+                });
+                assert!(said.starts_with("Failed: ") && said.contains("read back"), "{said}");
+                let name = &pack.manifest().tensors[number].name;
+                assert!(said.contains(&format!("{name:?}")), "{said}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_wrong_index_or_length_is_seen() {
+        let (_folder, pack) = tiny();
+        let swapped = spoiled(&pack, None, |bytes, file| {
+            // two experts' matrices of one shape change their names
+            let head = String::from_utf8(bytes[..file.head.len()].to_vec()).unwrap();
+            let swapped = head
+                .replace("experts.0.up_proj", "experts.X.up_proj")
+                .replace("experts.1.up_proj", "experts.0.up_proj")
+                .replace("experts.X.up_proj", "experts.1.up_proj");
+            assert_ne!(swapped, head);
+            bytes[..file.head.len()].copy_from_slice(swapped.as_bytes());
+        });
+        assert!(swapped.contains("in place of"), "{swapped}");
+        let cut = spoiled(&pack, None, |bytes, _| bytes.truncate(bytes.len() - 1));
+        assert!(cut.contains("bytes, not"), "{cut}");
+    }
+
+    #[test]
+    fn wrong_bytes_of_the_pack_are_the_packs_fault() {
+        let (_folder, pack) = tiny();
+        let entry = &pack.manifest().tensors[100];
+        let segment = pack.segment(&entry.segment).unwrap();
+        let place = usize::try_from(segment.offset + entry.offset).unwrap();
+        let said = spoiled(&pack, None, |bytes, file| {
+            let path = pack.path(&segment.pack);
+            let mut stored = fs::read(&path).unwrap();
+            stored[place] ^= 1;
+            fs::write(&path, stored).unwrap();
+            let placed = file.tensors.iter().find(|p| p.tensor.name == entry.name).unwrap();
+            bytes[usize::try_from(placed.offset).unwrap()] ^= 1;
+        });
+        assert!(said.starts_with("Damaged: ") && said.contains("damaged"), "{said}");
+    }
+}
