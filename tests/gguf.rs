@@ -236,7 +236,7 @@ fn dtypes_are_as_asked_but_for_norms_routers_and_rows_without_blocks() {
             _ => {
                 let wide = |b: &[u8; 2]| {
                     let bits = u32::from(u16::from_le_bytes(*b));
-                    f32::from_bits((bits & 0x8000) << 16 | ((bits & 0x7fff) << 13) + (112 << 23))
+                    f32::from_bits(((bits & 0x8000) << 16) | (((bits & 0x7fff) << 13) + (112 << 23)))
                 };
                 let halves: Vec<f32> = third.as_chunks::<2>().0.iter().map(wide).collect();
                 let near = halves.iter().zip(&values).all(|(h, x)| x.abs() < 1e-4 || h == x);

@@ -130,14 +130,13 @@ fn one_block(values: &[f32; Q8_0_VALUES], to: &mut [u8; Q8_0_BYTES]) -> Result<(
     head.copy_from_slice(&scale.to_le_bytes());
     for (x, q) in values.iter().zip(quants) {
         let x = x * inverse;
-        // 0.5 less one bit, then cut: rounds halves away from zero, and 0.49999997 to zero (0.5 would not)
-        let away = x + 0.499_999_97_f32.copysign(x);
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "|x| <= largest / step < 128, so nothing is cut off"
-        )]
-        let whole = away as i32;
-        *q = whole.to_le_bytes()[0];
+        // |x| <= largest / step < 128: added to 2^23, its integer part is the low bits, rounded to the nearest, ties to even
+        let shifted = x.abs() + TWO_TO_23;
+        // ties that went down to an even number go up: halves away from zero
+        let tie = u32::from(x.abs() - (shifted - TWO_TO_23) == 0.5);
+        let magnitude = shifted.to_bits().wrapping_add(tie);
+        let sign = (x.to_bits() >> 31).wrapping_neg();
+        *q = (magnitude ^ sign).wrapping_sub(sign).to_le_bytes()[0];
     }
     Ok(())
 }
@@ -147,6 +146,7 @@ fn widen_bf16(bytes: [u8; 2]) -> f32 {
     f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)
 }
 
+const TWO_TO_23: f32 = 8_388_608.0;
 const TWO_TO_112: f32 = f32::from_bits((127 + 112) << 23);
 
 /// The exponent is moved from a bias of 15 to one of 127 by a multiplication, which also normalises subnormals.

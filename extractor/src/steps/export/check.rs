@@ -343,6 +343,11 @@ mod tests {
             bytes[..file.head.len()].copy_from_slice(swapped.as_bytes());
         });
         assert!(swapped.contains("in place of"), "{swapped}");
+        let metadata = spoiled(&pack, None, |bytes, file| {
+            let place = file.head.windows(4).position(|w| w == b"\"pt\"").unwrap();
+            bytes[place + 1] = b'q';
+        });
+        assert!(metadata.contains("does not begin with the metadata"), "{metadata}");
         let cut = spoiled(&pack, None, |bytes, _| bytes.truncate(bytes.len() - 1));
         assert!(cut.contains("bytes, not"), "{cut}");
     }
