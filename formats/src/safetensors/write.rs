@@ -71,9 +71,10 @@ mod tests {
         ];
         let mut file = new_header(&tensors).unwrap();
         assert_eq!(file.len() % 8, 0);
-        let start = file.len() as u64;
+        let head = file.len();
         file.extend([7; 10]);
-        let ours = ShardHeader::parse(&file[8..start as usize], file.len() as u64).unwrap();
+        let ours = ShardHeader::parse(&file[8..head], file.len() as u64).unwrap();
+        let start = head as u64;
         let seen: Vec<_> =
             ours.tensors.iter().map(|t| (t.name.as_str(), t.offset - start, t.length)).collect();
         assert_eq!(seen, [("a \"b\"", 0, 8), ("scalar", 8, 2), ("empty", 10, 0)]);

@@ -334,13 +334,14 @@ mod tests {
         let (_folder, pack) = tiny();
         let swapped = spoiled(&pack, None, |bytes, file| {
             // two experts' matrices of one shape change their names
-            let head = String::from_utf8(bytes[..file.head.len()].to_vec()).unwrap();
+            let json = 8..file.head.len();
+            let head = String::from_utf8(bytes[json.clone()].to_vec()).unwrap();
             let swapped = head
                 .replace("experts.0.up_proj", "experts.X.up_proj")
                 .replace("experts.1.up_proj", "experts.0.up_proj")
                 .replace("experts.X.up_proj", "experts.1.up_proj");
             assert_ne!(swapped, head);
-            bytes[..file.head.len()].copy_from_slice(swapped.as_bytes());
+            bytes[json].copy_from_slice(swapped.as_bytes());
         });
         assert!(swapped.contains("in place of"), "{swapped}");
         let metadata = spoiled(&pack, None, |bytes, file| {

@@ -1,6 +1,6 @@
 //! `export`: the files that other runtimes read, from raw and coded packs, in a stream and in bounded memory.
 //!
-//! A target turns the manifest into an [`ExportPlan`](plan::ExportPlan): which files, which tensors in them, and from which tensors of
+//! A target turns the manifest into a plan: which files, which tensors in them, and from which tensors of
 //! the pack, in which dtype. Writing, checking and moving into place are the same for all.
 
 mod check;
