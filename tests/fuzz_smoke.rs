@@ -139,6 +139,7 @@ fn every_target_has_a_test_and_seeds() {
         [
             "chunk_encoder",
             "chunk_table",
+            "gguf_header",
             "manifest",
             "pack_reader",
             "planes_chunk",
@@ -187,4 +188,9 @@ fn chunk_encoder() {
 #[test]
 fn manifest() {
     smoke("manifest");
+}
+
+#[test]
+fn gguf_header() {
+    smoke("gguf_header");
 }

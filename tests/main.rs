@@ -11,6 +11,7 @@ mod damage;
 mod export;
 mod families;
 mod fuzz_smoke;
+mod gguf;
 mod help;
 mod loading;
 mod old_packs;

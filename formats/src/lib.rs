@@ -3,6 +3,7 @@
 pub mod codec;
 pub mod digest;
 mod error;
+pub mod gguf;
 pub mod io;
 pub mod npy;
 pub mod pack;

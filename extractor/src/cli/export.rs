@@ -8,7 +8,7 @@ use segpack_manifests::documents::ExportTarget;
 use super::Context;
 use super::pack::jobs;
 use super::terminal::{bytes, counted};
-use crate::steps::export::{ExpertParallel, ExportSettings, export, stream};
+use crate::steps::export::{ExpertParallel, ExportSettings, Quantization, export, stream};
 use crate::steps::{Exit, StepError, default_jobs};
 
 /// Write the files that other runtimes read
@@ -22,6 +22,7 @@ Examples:
   segpack export omni.segpack --to hf -o thinker --component thinker
   segpack export omni.segpack --to qwen3-moe -o text --max-shard-size 2GB
   segpack export omni.segpack --to qwen3-moe -o rank0 --expert-parallel 0/4
+  segpack export omni.segpack --to gguf -o thinker.gguf --dtype q8_0
   segpack export omni.segpack --to safetensors -o - 'thinker.model.layers.0.*' | other-program
   segpack export omni.segpack --to npy -o arrays --component code2wav --dtype f32")]
 pub struct Args {
@@ -34,7 +35,7 @@ pub struct Args {
     /// For whom
     #[arg(long, value_name = "FORMAT", value_enum)]
     to: Format,
-    /// The folder to write; for safetensors the file, or - for standard output
+    /// The folder to write; for gguf the file, whose name ends in .gguf; for safetensors the file, or - for standard output
     #[arg(long, short, value_name = "OUT")]
     output: PathBuf,
     /// Only this component and what is below it, such as thinker; may be repeated
@@ -46,6 +47,10 @@ pub struct Args {
     /// How large a weight file may get, such as 5GB or 2GiB [default: 5GB]
     #[arg(long, value_name = "SIZE", value_parser = shard_size)]
     max_shard_size: Option<ByteSize>,
+    /// llama.cpp's name of the tokenizer's pre-tokenizer, where segpack does not know it, or none to leave the tokenizer
+    /// out (gguf)
+    #[arg(long, value_name = "NAME", value_parser = tokenizer_pre)]
+    tokenizer_pre: Option<String>,
     /// Only rank R's share of the experts (of N ranks, R from 0), and all that every rank needs
     #[arg(long, value_name = "R/N", value_parser = expert_parallel)]
     expert_parallel: Option<ExpertParallel>,
@@ -67,6 +72,8 @@ enum Format {
     Hf,
     /// The text decoder as a plain Qwen3MoeForCausalLM
     Qwen3Moe,
+    /// The text decoder for llama.cpp, architecture qwen3moe
+    Gguf,
     /// One safetensors file of tensors
     Safetensors,
     /// A folder of .npy files, one for each tensor
@@ -78,6 +85,7 @@ impl From<Format> for ExportTarget {
         match format {
             Format::Hf => Self::Hf,
             Format::Qwen3Moe => Self::Qwen3Moe,
+            Format::Gguf => Self::Gguf,
             Format::Safetensors => Self::Safetensors,
             Format::Npy => Self::Npy,
         }
@@ -95,16 +103,23 @@ enum DtypeName {
     F16,
     /// IEEE single precision
     F32,
+    /// Blocks of 32 signed bytes with a scale (gguf); norms and routers stay f32
+    #[value(name = "q8_0")]
+    Q8_0,
 }
 
 impl DtypeName {
     fn dtype(self) -> Option<Dtype> {
         match self {
-            Self::Keep => None,
+            Self::Keep | Self::Q8_0 => None,
             Self::Bf16 => Some(Dtype::BF16),
             Self::F16 => Some(Dtype::F16),
             Self::F32 => Some(Dtype::F32),
         }
+    }
+
+    fn quantize(self) -> Option<Quantization> {
+        matches!(self, Self::Q8_0).then_some(Quantization::Q8_0)
     }
 }
 
@@ -112,6 +127,14 @@ fn shard_size(text: &str) -> Result<ByteSize, String> {
     text.parse::<ByteSize>().ok().filter(|size| size.0 > 0).ok_or_else(|| {
         format!("{text:?} is not a size such as 5GB (decimal), 2GiB (binary) or 500000 (bytes)")
     })
+}
+
+fn tokenizer_pre(text: &str) -> Result<String, String> {
+    let known = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if !text.is_empty() && text.len() <= 64 && text.chars().all(known) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("{text:?} is not a name such as qwen2 or gpt-4o"))
 }
 
 fn expert_parallel(text: &str) -> Result<ExpertParallel, String> {
@@ -128,6 +151,8 @@ pub fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
         components: args.component,
         names: args.names,
         dtype: args.dtype.dtype(),
+        quantize: args.dtype.quantize(),
+        tokenizer_pre: args.tokenizer_pre,
         max_shard_size: args.max_shard_size.map(|size| size.0),
         expert_parallel: args.expert_parallel,
         check: !args.no_check,

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use segpack_formats::codec::{ChunkEncoder, Codec, Coding};
 use segpack_formats::digest::{Blake3, Sha256};
+use segpack_formats::gguf;
 use segpack_formats::io::Stop;
 use segpack_formats::pack::{SegmentSpec, StoredSegment, TensorSource, TensorSpec, WrittenPack, write_pack};
 use segpack_formats::safetensors::Dtype;
@@ -42,6 +43,9 @@ fn main() {
     save("pack_reader", "raw-pack-segment-0", &placed(&image, &written.segments[0], 0));
     save("chunk_table", "no-chunks", &no_chunks());
     chunks();
+    for (name, image) in ggufs() {
+        save("gguf_header", name, &image);
+    }
     for (name, document) in manifests() {
         save("manifest", name, format!("{document:#}\n").as_bytes());
     }
@@ -315,4 +319,41 @@ fn manifest() -> Value {
             tensor("c.0", "c", json!([8192]), 0, 16384, 146),
         ],
     })
+}
+
+fn ggufs() -> [(&'static str, Vec<u8>); 3] {
+    use gguf::{Array, TensorType, Value};
+    let spec =
+        |name: &str, kind, shape: &[u64]| gguf::TensorSpec { name: name.to_owned(), kind, shape: shape.to_vec() };
+    let image = |metadata: Vec<(&str, Value)>, tensors| {
+        let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        let header = gguf::Header::place(metadata, tensors).unwrap();
+        let mut bytes = header.to_bytes();
+        bytes.resize(usize::try_from(header.file_length()).unwrap(), 7);
+        bytes
+    };
+    let numbers = vec![
+        ("u8", Value::U8(1)),
+        ("i16", Value::I16(-1)),
+        ("f32", Value::F32(1.5)),
+        ("bool", Value::Bool(true)),
+        ("u64", Value::U64(1 << 40)),
+        ("f64", Value::F64(0.1)),
+    ];
+    let texts = vec![
+        ("general.architecture", Value::from("qwen3moe")),
+        ("general.alignment", Value::U32(64)),
+        ("tokenizer.ggml.tokens", Value::Array(Array::Text(["a", "", "\u{120}the"].map(str::to_owned).to_vec()))),
+        ("tokenizer.ggml.token_type", Value::Array(Array::I32(vec![1, 3, 1]))),
+    ];
+    let tensors = vec![
+        spec("output_norm.weight", TensorType::F32, &[3]),
+        spec("blk.0.ffn_up_exps.weight", TensorType::Q8_0, &[2, 3, 32]),
+        spec("token_embd.weight", TensorType::Bf16, &[5, 3]),
+    ];
+    [
+        ("no-tensors", image(numbers, vec![])),
+        ("tensors", image(texts, tensors)),
+        ("one-tensor", image(vec![], vec![spec("t", TensorType::F16, &[2, 1, 1, 3])])),
+    ]
 }

@@ -9,6 +9,7 @@ use segpack_formats::codec::{
     TABLE_ENTRY_BYTES,
 };
 use segpack_formats::digest::{Blake3, Sha256};
+use segpack_formats::gguf;
 use segpack_formats::io::{InputFile, READ_BYTES, Stop};
 use segpack_formats::pack::{self, SegmentReader, StoredSegment, Unpacker};
 use segpack_formats::safetensors::{
@@ -21,7 +22,7 @@ use segpack_manifests::documents::{Manifest, TensorEntry as ListedTensor};
 pub type Body = fn(&[u8]) -> bool;
 
 /// The name of each target (also of its folder in `corpus/`) and its body.
-pub const TARGETS: [(&str, Body); 8] = [
+pub const TARGETS: [(&str, Body); 9] = [
     ("shard_header", shard_header),
     ("shard_index", shard_index),
     ("chunk_table", chunk_table),
@@ -30,6 +31,7 @@ pub const TARGETS: [(&str, Body); 8] = [
     ("rans_chunk", rans_chunk),
     ("chunk_encoder", chunk_encoder),
     ("manifest", manifest),
+    ("gguf_header", gguf_header),
 ];
 
 /// The whole image of a shard; its JSON also with the file length that its largest number asks for.
@@ -523,4 +525,30 @@ fn stored_from(specs: &[pack::SegmentSpec], start: u64) -> Vec<StoredSegment> {
 /// For lengths that a slice was just found to have.
 fn as_index(length: u64) -> usize {
     usize::try_from(length).expect("a length that fits into memory")
+}
+
+/// The image of a GGUF file, also with the file length that its header asks for.
+pub fn gguf_header(data: &[u8]) -> bool {
+    let read = |length: u64| gguf::Header::read(&mut &data[..], length);
+    // no data follows a header that was cut off: the error says where the tensors end
+    let claimed = read(data.len() as u64).err().and_then(|e| {
+        let text = e.to_string();
+        text.split("end at byte ").nth(1)?.split(':').next()?.parse().ok()
+    });
+    let Ok(header) = read(claimed.unwrap_or(data.len() as u64)) else { return false };
+    let mut wanted = 0;
+    for t in &header.tensors {
+        assert_eq!(t.offset, wanted, "{:?} does not follow the tensor before it", t.name);
+        assert_eq!(t.kind.byte_length(&t.shape), Ok(t.length));
+        wanted = (t.offset + t.length).next_multiple_of(header.alignment);
+    }
+    let specs = header.tensors.iter().map(|t| gguf::TensorSpec {
+        name: t.name.clone(),
+        kind: t.kind,
+        shape: t.shape.clone(),
+    });
+    let again = gguf::Header::place(header.metadata.clone(), specs.collect())
+        .expect("what was accepted is not refused when written");
+    assert_eq!(again.to_bytes(), data[..as_index(header.data_start)], "written again, it differs");
+    true
 }

@@ -7,7 +7,7 @@ mod rans;
 mod simd;
 
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 #[cfg(test)]
 mod tests;
 

@@ -15,6 +15,8 @@ pub enum ExportTarget {
     Hf,
     /// The text decoder as a `Qwen3MoeForCausalLM`.
     Qwen3Moe,
+    /// The text decoder for llama.cpp.
+    Gguf,
     /// One safetensors file of tensors.
     Safetensors,
     /// A folder of `.npy` files.
@@ -28,6 +30,7 @@ impl ExportTarget {
         match self {
             Self::Hf => "hf",
             Self::Qwen3Moe => "qwen3-moe",
+            Self::Gguf => "gguf",
             Self::Safetensors => "safetensors",
             Self::Npy => "npy",
         }

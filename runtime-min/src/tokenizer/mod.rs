@@ -16,6 +16,7 @@ use std::error::Error as StdError;
 use tokenizers::{AddedToken, DecoderWrapper};
 
 pub use eos::{EosIds, EosSource};
+pub use model::QWEN2_SPLIT;
 pub use stream::{SpecialTokens, StreamDecoder};
 
 use config::{AddedEntry, TokenizerConfig};

@@ -19,8 +19,8 @@ pub(super) const TOKENIZER_JSON: &str = "tokenizer.json";
 const VOCAB: &str = "vocab.json";
 const MERGES: &str = "merges.txt";
 
-/// `PRETOKENIZE_REGEX` of transformers' `tokenization_qwen2.py`.
-const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// How Qwen2's tokenizer splits a text: `PRETOKENIZE_REGEX` of transformers' `tokenization_qwen2.py`.
+pub const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Everything a tokenizer is put together from.
 pub(super) struct Parts {

@@ -92,6 +92,10 @@ impl Check<'_> {
 
     fn tensors(&self, file: &TensorFile<'_>, worker: &mut Worker<'_>) -> Result<(), StepError> {
         self.index(file)?;
+        let head = self.file.file().read_range(0..file.head.len() as u64)?;
+        if head != file.head {
+            return self.refuse("does not begin with the metadata that was written");
+        }
         self.producer.progress.advance(file.head.len() as u64);
         let mut kept = Vec::new();
         for placed in &file.tensors {
@@ -340,6 +344,11 @@ mod tests {
             bytes[json].copy_from_slice(swapped.as_bytes());
         });
         assert!(swapped.contains("in place of"), "{swapped}");
+        let metadata = spoiled(&pack, None, |bytes, file| {
+            let place = file.head.windows(4).position(|w| w == b"\"pt\"").unwrap();
+            bytes[place + 1] = b'q';
+        });
+        assert!(metadata.contains("does not begin with the metadata"), "{metadata}");
         let cut = spoiled(&pack, None, |bytes, _| bytes.truncate(bytes.len() - 1));
         assert!(cut.contains("bytes, not"), "{cut}");
     }

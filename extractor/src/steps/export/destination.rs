@@ -67,6 +67,18 @@ impl Destination {
         Ok(destination)
     }
 
+    /// Files beside one another, `out` or what it is split into, none of which exists.
+    ///
+    /// # Errors
+    /// As [`file`](Self::file).
+    pub fn files<'p>(out: &Path, names: impl Iterator<Item = &'p str>) -> Result<Self, StepError> {
+        let mut paths = names.map(|name| out.with_file_name(name));
+        if let Some(there) = paths.find(|path| path.symlink_metadata().is_ok()) {
+            return Err(StepError::Refused(format!("{} exists: choose another place", there.display())));
+        }
+        Self::file(out)
+    }
+
     /// The folder of the unfinished files.
     pub fn unfinished(&self) -> &OutputFolder {
         &self.folder

@@ -6,6 +6,7 @@
 mod check;
 mod checkpoint;
 mod destination;
+mod gguf;
 mod plan;
 mod source;
 mod tensors;
@@ -42,6 +43,10 @@ pub struct ExportSettings {
     pub names: Vec<String>,
     /// What floating-point tensors become; unchanged where none.
     pub dtype: Option<Dtype>,
+    /// What floating-point tensors become where that is no dtype.
+    pub quantize: Option<Quantization>,
+    /// llama.cpp's name of the pre-tokenizer, or "none" to leave the tokenizer out; found out where none.
+    pub tokenizer_pre: Option<String>,
     /// Bytes of tensors that a file of the output holds at most, unless one tensor alone has more.
     pub max_shard_size: Option<u64>,
     /// The share of the experts to take.
@@ -50,6 +55,13 @@ pub struct ExportSettings {
     pub check: bool,
     /// Threads.
     pub jobs: usize,
+}
+
+/// Blocks of quantized values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quantization {
+    /// ggml's Q8_0.
+    Q8_0,
 }
 
 /// One rank of several that share the experts.
@@ -77,19 +89,26 @@ impl ExportSettings {
         };
         let single = matches!(target, ExportTarget::Safetensors | ExportTarget::Npy);
         if single && self.max_shard_size.is_some() {
-            return refuse("--max-shard-size", "hf and qwen3-moe");
+            return refuse("--max-shard-size", "hf, qwen3-moe and gguf");
         }
-        if single && self.expert_parallel.is_some() {
+        let gguf = target == ExportTarget::Gguf;
+        if (single || gguf) && self.expert_parallel.is_some() {
             return refuse("--expert-parallel", "hf and qwen3-moe");
         }
         if !single && !self.names.is_empty() {
             return refuse("GLOB", "safetensors and npy");
         }
+        if !gguf && self.quantize.is_some() {
+            return refuse("--dtype q8_0", "gguf");
+        }
+        if !gguf && self.tokenizer_pre.is_some() {
+            return refuse("--tokenizer-pre", "gguf");
+        }
         Ok(())
     }
 }
 
-/// Exports a pack into `out`: a folder, or for `safetensors` a file.
+/// Exports a pack into `out`: a folder, or for `safetensors` and `gguf` a file.
 ///
 /// # Errors
 /// `Findings` where the pack is damaged, `Input` where the target has no place for what it holds, `Refused` where the
@@ -110,6 +129,7 @@ pub fn export(
     refuse_holding(out, &[folder.to_owned()])?;
     let destination = match settings.target {
         ExportTarget::Safetensors => Destination::file(out)?,
+        ExportTarget::Gguf => Destination::files(out, plan.files.iter().map(|f| f.path.as_str()))?,
         _ => Destination::folder(out)?,
     };
     let written = destination.unfinished().check_space(length_of(&plan.files)).and_then(|()| {
@@ -168,6 +188,7 @@ fn plan_of<'a>(pack: &'a Pack, settings: &ExportSettings, name: &str) -> Result<
     match settings.target {
         ExportTarget::Hf => checkpoint::hf(pack, settings),
         ExportTarget::Qwen3Moe => checkpoint::qwen3_moe(pack, settings),
+        ExportTarget::Gguf => gguf::gguf(pack, settings, name),
         ExportTarget::Safetensors => tensors::safetensors(&chosen(pack, settings)?, settings, name),
         ExportTarget::Npy => tensors::npy(&chosen(pack, settings)?, settings),
     }

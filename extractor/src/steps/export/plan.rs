@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use segpack_formats::gguf::{Q8_0_BYTES, Q8_0_VALUES, first_wrong_q8_0, q8_0_source_bytes, quantize_q8_0};
 use segpack_formats::io::InputFile;
 use segpack_formats::npy::{self, MAX_NPY_HEADER_BYTES, NpyHeader};
 use segpack_formats::safetensors::{Dtype, NewTensor, Shard, byte_length, new_header};
@@ -92,6 +93,8 @@ pub enum Conversion {
     Keep,
     /// The same values, as nearly as another floating-point dtype has them.
     Float(FloatConversion),
+    /// Blocks of 32 values of this dtype as ggml's Q8_0.
+    Q8_0(Dtype),
 }
 
 impl Conversion {
@@ -105,6 +108,7 @@ impl Conversion {
         match self {
             Self::Keep => (1, 1),
             Self::Float(float) => (float.from_bytes(), float.to_bytes()),
+            Self::Q8_0(from) => (q8_0_source_bytes(from).unwrap_or(1) * Q8_0_VALUES, Q8_0_BYTES),
         }
     }
 
@@ -122,6 +126,7 @@ impl Conversion {
         match self {
             Self::Keep => after.extend(before),
             Self::Float(float) => float.convert(before, after).map_err(|e| e.to_string())?,
+            Self::Q8_0(from) => quantize_q8_0(from, before, after).map_err(|e| e.to_string())?,
         }
         Ok(())
     }
@@ -138,6 +143,10 @@ impl Conversion {
             Self::Float(float) => match float.first_wrong(before, after) {
                 None => Ok(()),
                 Some(index) => Err(format!("value number {index} of the piece is not the pack's")),
+            },
+            Self::Q8_0(from) => match first_wrong_q8_0(from, before, after) {
+                None => Ok(()),
+                Some(block) => Err(format!("block number {block} of the piece is not the pack's")),
             },
         }
     }
@@ -179,6 +188,8 @@ fn dtype_after(before: Dtype, conversion: Conversion) -> Dtype {
     match conversion {
         Conversion::Keep => before,
         Conversion::Float(float) => float.to(),
+        // safetensors has no blocks: bytes
+        Conversion::Q8_0(_) => Dtype::U8,
     }
 }
 
@@ -187,6 +198,8 @@ fn dtype_after(before: Dtype, conversion: Conversion) -> Dtype {
 pub enum FileFormat {
     /// <https://github.com/huggingface/safetensors#format>
     Safetensors,
+    /// <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>
+    Gguf,
     /// One array of numpy's; its name is that of the file.
     Npy,
 }
@@ -221,6 +234,7 @@ impl FileFormat {
                 };
                 Ok(shard.header.tensors.into_iter().map(written).collect())
             }
+            Self::Gguf => super::gguf::read_index(path),
             Self::Npy => {
                 let input = InputFile::open(path)?;
                 let first = input.read_range(0..input.length().min(MAX_NPY_HEADER_BYTES))?;

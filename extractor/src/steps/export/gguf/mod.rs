@@ -1,0 +1,404 @@
+//! `gguf`: the text decoder for llama.cpp, architecture `qwen3moe`.
+//!
+//! Metadata and tensors are those that llama.cpp's own `convert_hf_to_gguf.py` makes of the `qwen3-moe` export of the same
+//! pack (compared with the one in llama-cpp-python 0.3.36 by `tests/peers/heavy`). What differs, and why:
+//!
+//! | what | the converter | here |
+//! |---|---|---|
+//! | `general.name` | the name of the folder that it reads | the repository's, where the pack knows it, else none: a folder's name says nothing of the model |
+//! | `general.basename`, `.finetune`, `.version`, `.organization` | guessed from that folder's name | none |
+//! | `general.license`, `.tags`, `.base_model.*` and the like | from the head of `README.md` | none: they describe the checkpoint that is packed, not what was made of it |
+//! | `qwen3moe.vocab_size` without a tokenizer | cannot convert | there, with `tokenizer.ggml.model` = `none` |
+//! | order of tensors | that of the source's shards | embedding, layers, final norm, head |
+//! | a value that F16 cannot hold | infinity | an error |
+//! | a NaN or infinity in Q8_0 | whatever the processor makes of it | an error |
+//!
+//! Tensors whose rows are not multiples of 32 become F16 under `--dtype q8_0`, as with the converter; norms and routers are
+//! always F32.
+//!
+//! llama.cpp's `qwen3moe` (`src/models/qwen3moe.cpp`) has experts in every layer, scales the chosen experts to sum to 1, and
+//! knows neither biases nor shared experts. A model that needs what it lacks is refused.
+
+mod metadata;
+mod vocabulary;
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use segpack_formats::gguf::{
+    self as format, Header, MAX_FILES, TensorSpec, TensorType, Value, q8_0_source_bytes, split_metadata,
+    split_name,
+};
+use segpack_formats::safetensors::Dtype;
+use segpack_manifests::Pack;
+use segpack_manifests::documents::TensorEntry;
+use segpack_manifests::families::{self, TextFacts};
+use segpack_manifests::names::{Component, Role};
+use segpack_runtime_min::convert::FloatConversion;
+
+use super::checkpoint::text_decoder;
+use super::plan::{
+    Content, Conversion, ExportPlan, FileFormat, NewTensorPlan, Part, Placed, PlannedFile, TensorFile,
+};
+use super::source::source_json;
+use super::{ExportSettings, Quantization};
+use crate::steps::StepError;
+use metadata::Model;
+use vocabulary::Vocabulary;
+
+/// The text decoder as one GGUF file, or as several.
+///
+/// # Errors
+/// `Usage` for a name that does not end in `.gguf`; `Input` where `qwen3moe` cannot express the model, the pack lacks
+/// tensors of it, or its tokenizer is of a kind that llama.cpp's name is not known of.
+pub fn gguf<'a>(pack: &'a Pack, settings: &ExportSettings, name: &str) -> Result<ExportPlan<'a>, StepError> {
+    let Some(stem) = name.strip_suffix(".gguf").filter(|stem| !stem.is_empty()) else {
+        return Err(StepError::Usage(format!("--to gguf writes a file: {name:?} must end in .gguf")));
+    };
+    let (component, family) = text_decoder(pack, settings)?;
+    let config = source_json(pack, "config.json")?
+        .ok_or_else(|| StepError::Input("the pack has no config.json to describe the model".to_owned()))?;
+    let generation = source_json(pack, "generation_config.json")?;
+    let invalid = |e: families::ConfigError| StepError::Input(e.to_string());
+    let facts = family.text_facts(&config).map_err(invalid)?;
+    let config = families::as_causal_lm(family, &config, generation.as_ref()).map_err(invalid)?;
+    metadata::check_expressible(&config, &facts)?;
+    let mut plan = ExportPlan::default();
+    let tensors = Tensors::of(pack, component, &facts)?.plan(settings, &mut plan.notes)?;
+    let vocabulary = Vocabulary::of(pack, &config, &facts, settings, &mut plan.notes)?;
+    let model = Model { pack, config: &config, generation: generation.as_ref(), facts: &facts };
+    let metadata = model.metadata(&tensors, file_type(settings, &tensors), &vocabulary);
+    if component == Component::ThinkerText {
+        plan.notes.push(
+            "this is the thinker's text part: for text it computes the same, images, audio and video need the full thinker"
+                .to_owned(),
+        );
+    }
+    plan.files = files(stem, metadata, tensors, settings)?;
+    Ok(plan)
+}
+
+/// The tensors of a text decoder, each in its place in the model.
+struct Tensors<'a, 'f> {
+    by_place: HashMap<Place, &'a TensorEntry>,
+    facts: &'f TextFacts,
+}
+
+/// What a tensor is: role, layer and expert.
+type Place = (Role, Option<u32>, Option<u32>);
+
+/// Tensors of a layer in the order of the file: role, its name in llama.cpp, whether one for each expert.
+///
+/// Source of the names: `TENSOR_NAMES` in gguf-py/gguf/constants.py.
+const LAYER: [(Role, &str, bool); 12] = [
+    (Role::InputNorm, "attn_norm", false),
+    (Role::AttentionQ, "attn_q", false),
+    (Role::AttentionK, "attn_k", false),
+    (Role::AttentionV, "attn_v", false),
+    (Role::AttentionO, "attn_output", false),
+    (Role::QNorm, "attn_q_norm", false),
+    (Role::KNorm, "attn_k_norm", false),
+    (Role::PostAttentionNorm, "ffn_norm", false),
+    (Role::Router, "ffn_gate_inp", false),
+    (Role::ExpertGate, "ffn_gate_exps", true),
+    (Role::ExpertUp, "ffn_up_exps", true),
+    (Role::ExpertDown, "ffn_down_exps", true),
+];
+
+impl<'a, 'f> Tensors<'a, 'f> {
+    fn of(pack: &'a Pack, component: Component, facts: &'f TextFacts) -> Result<Self, StepError> {
+        let mut by_place = HashMap::new();
+        for tensor in pack.manifest().tensors.iter().filter(|t| t.component == component) {
+            let place = (tensor.role, tensor.layer, tensor.expert);
+            if let Some(other) = by_place.insert(place, tensor) {
+                return Err(StepError::Input(format!(
+                    "{:?} and {:?} are both {} of one place: qwen3moe of llama.cpp has no biases",
+                    other.name, tensor.name, tensor.role
+                )));
+            }
+        }
+        Ok(Self { by_place, facts })
+    }
+
+    fn take(&mut self, place: Place, wanted: &[u64]) -> Result<&'a TensorEntry, StepError> {
+        let (role, layer, expert) = place;
+        let Some(tensor) = self.by_place.remove(&place) else {
+            let layer = layer.map_or_else(String::new, |l| format!(" of layer {l}"));
+            let expert = expert.map_or_else(String::new, |e| format!(", expert {e}"));
+            return Err(StepError::Input(format!("the pack has no {role}{layer}{expert}: was it left out?")));
+        };
+        if tensor.shape != wanted {
+            let TensorEntry { name, shape, .. } = tensor;
+            return Err(StepError::Input(format!("tensor {name:?} has shape {shape:?}, wanted {wanted:?}")));
+        }
+        Ok(tensor)
+    }
+
+    /// All of them in the order of the file. What is left over has no place in `qwen3moe`.
+    fn plan(
+        mut self,
+        settings: &ExportSettings,
+        notes: &mut Vec<String>,
+    ) -> Result<Vec<Planned<'a>>, StepError> {
+        let facts = self.facts;
+        let table = [facts.vocab, facts.hidden_size];
+        let mut planned = vec![self.one((Role::Embedding, None, None), "token_embd", &table, settings)?];
+        for layer in 0..facts.layers {
+            for (role, name, by_expert) in LAYER {
+                let name = format!("blk.{layer}.{name}");
+                let shape = shape_of(role, facts);
+                planned.push(if by_expert {
+                    self.stack(role, layer, &name, &shape, settings)?
+                } else {
+                    self.one((role, Some(layer), None), &name, &shape, settings)?
+                });
+            }
+        }
+        planned.push(self.one(
+            (Role::FinalNorm, None, None),
+            "output_norm",
+            &[facts.hidden_size],
+            settings,
+        )?);
+        // a tied head is the embedding, which llama.cpp takes where there is no other
+        let head = (Role::LmHead, None, None);
+        if !facts.tie_word_embeddings || self.by_place.contains_key(&head) {
+            planned.push(self.one(head, "output", &table, settings)?);
+        }
+        if let Some(odd) = self.by_place.values().min_by_key(|t| &t.name) {
+            return Err(StepError::Input(format!(
+                "tensor {:?} ({}) has no place in llama.cpp's qwen3moe; --to hf or qwen3-moe keeps it",
+                odd.name, odd.role
+            )));
+        }
+        note_rows(&planned, settings, notes);
+        Ok(planned)
+    }
+
+    fn one(
+        &mut self,
+        place: Place,
+        name: &str,
+        shape: &[u64],
+        settings: &ExportSettings,
+    ) -> Result<Planned<'a>, StepError> {
+        let source = self.take(place, shape)?;
+        Planned::new(name, place.0, shape.to_vec(), vec![source], settings)
+    }
+
+    /// The matrices of all experts of a layer as one tensor, `[experts, out, in]`.
+    fn stack(
+        &mut self,
+        role: Role,
+        layer: u32,
+        name: &str,
+        shape: &[u64],
+        settings: &ExportSettings,
+    ) -> Result<Planned<'a>, StepError> {
+        let experts = 0..self.facts.experts;
+        let sources: Vec<_> = experts
+            .map(|expert| self.take((role, Some(layer), Some(expert)), shape))
+            .collect::<Result<_, _>>()?;
+        let mut stacked = vec![u64::from(self.facts.experts)];
+        stacked.extend(shape);
+        Planned::new(name, role, stacked, sources, settings)
+    }
+}
+
+/// Shape of a tensor of a layer, of one expert's where it is an expert's.
+fn shape_of(role: Role, facts: &TextFacts) -> Vec<u64> {
+    let (hidden, inner) = (facts.hidden_size, facts.moe_intermediate);
+    let (queries, keys) = (facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim);
+    match role {
+        Role::AttentionQ => vec![queries, hidden],
+        Role::AttentionK | Role::AttentionV => vec![keys, hidden],
+        Role::AttentionO => vec![hidden, queries],
+        Role::QNorm | Role::KNorm => vec![facts.head_dim],
+        Role::Router => vec![u64::from(facts.experts), hidden],
+        Role::ExpertGate | Role::ExpertUp => vec![inner, hidden],
+        Role::ExpertDown => vec![hidden, inner],
+        _ => vec![hidden],
+    }
+}
+
+/// A tensor of the file and what it is made of.
+struct Planned<'a> {
+    spec: TensorSpec,
+    plan: NewTensorPlan<'a>,
+}
+
+impl<'a> Planned<'a> {
+    fn new(
+        name: &str,
+        role: Role,
+        shape: Vec<u64>,
+        sources: Vec<&'a TensorEntry>,
+        settings: &ExportSettings,
+    ) -> Result<Self, StepError> {
+        let name = format!("{name}.weight");
+        let columns = shape.last().copied().unwrap_or(0);
+        let from = sources.first().map_or(Dtype::F32, |t| t.dtype);
+        let kind = kind_of(role, from, columns, settings).ok_or_else(|| {
+            let source = sources.first().map_or("", |t| t.name.as_str());
+            StepError::Input(format!(
+                "tensor {source:?} is {from}, which cannot become {name:?} of a GGUF file"
+            ))
+        })?;
+        let parts = sources
+            .into_iter()
+            .map(|source| Ok(Part { source, conversion: conversion(source, kind)? }))
+            .collect::<Result<_, StepError>>()?;
+        let plan = NewTensorPlan { name: name.clone(), dtype: kind.to_string(), shape: shape.clone(), parts };
+        Ok(Self { spec: TensorSpec { name, kind, shape }, plan })
+    }
+}
+
+/// The type that a tensor gets, as `ModelBase.prepare_tensors` of the converter chooses it: norms and routers F32; rows
+/// that are no multiple of 32 F16 in place of Q8_0.
+fn kind_of(role: Role, from: Dtype, columns: u64, settings: &ExportSettings) -> Option<TensorType> {
+    let always_f32 = matches!(
+        role,
+        Role::InputNorm
+            | Role::PostAttentionNorm
+            | Role::QNorm
+            | Role::KNorm
+            | Role::FinalNorm
+            | Role::Router
+    );
+    if always_f32 {
+        return Some(TensorType::F32);
+    }
+    match (settings.quantize, settings.dtype) {
+        (Some(Quantization::Q8_0), _) if TensorType::Q8_0.divides_rows_of(columns) => Some(TensorType::Q8_0),
+        (Some(Quantization::Q8_0), _) => Some(TensorType::F16),
+        (None, Some(dtype)) => TensorType::of_dtype(dtype),
+        (None, None) => TensorType::of_dtype(from),
+    }
+}
+
+fn conversion(source: &TensorEntry, kind: TensorType) -> Result<Conversion, StepError> {
+    let TensorEntry { name, dtype, .. } = source;
+    let possible = match kind {
+        TensorType::Q8_0 => q8_0_source_bytes(*dtype).map(|_| Conversion::Q8_0(*dtype)),
+        _ if TensorType::of_dtype(*dtype) == Some(kind) => Some(Conversion::Keep),
+        TensorType::F32 => FloatConversion::new(*dtype, Dtype::F32).map(Conversion::Float),
+        TensorType::F16 => FloatConversion::new(*dtype, Dtype::F16).map(Conversion::Float),
+        TensorType::Bf16 => FloatConversion::new(*dtype, Dtype::BF16).map(Conversion::Float),
+    };
+    possible
+        .ok_or_else(|| StepError::Input(format!("tensor {name:?} is {dtype}, which cannot become {kind}")))
+}
+
+/// Says which tensors are larger than the user asked for.
+fn note_rows(planned: &[Planned<'_>], settings: &ExportSettings, notes: &mut Vec<String>) {
+    if settings.quantize != Some(Quantization::Q8_0) {
+        return;
+    }
+    let halves: Vec<_> = planned.iter().filter(|p| p.spec.kind == TensorType::F16).collect();
+    if let Some(first) = halves.first() {
+        notes.push(format!(
+            "{} tensors have rows that are no multiple of 32 and are F16, not Q8_0, as llama.cpp's converter has it ({} \
+             and others)",
+            halves.len(),
+            first.spec.name
+        ));
+    }
+}
+
+/// `general.file_type`: llama.cpp's name for what most tensors are (`LlamaFileType` in gguf-py/gguf/constants.py).
+fn file_type(settings: &ExportSettings, tensors: &[Planned<'_>]) -> u32 {
+    let embedding = tensors.first().map(|p| p.spec.kind);
+    match (settings.quantize, embedding) {
+        (Some(Quantization::Q8_0), _) | (_, Some(TensorType::Q8_0)) => 7,
+        (_, Some(TensorType::F16)) => 1,
+        (_, Some(TensorType::Bf16)) => 32,
+        _ => 0,
+    }
+}
+
+type Metadata = Vec<(String, Value)>;
+
+/// One file, or several where a size was given: the first with the model's metadata, as gguf-py cuts and names them.
+fn files<'a>(
+    stem: &str,
+    metadata: Metadata,
+    tensors: Vec<Planned<'a>>,
+    settings: &ExportSettings,
+) -> Result<Vec<PlannedFile<'a>>, StepError> {
+    let total = tensors.len();
+    let groups = cut(tensors, settings.max_shard_size);
+    let count = groups.len();
+    let too_many = || {
+        StepError::Usage(format!(
+            "--max-shard-size gives {count} files of {total} tensors; a GGUF model has at most {MAX_FILES}"
+        ))
+    };
+    let mut metadata = metadata;
+    let mut files = Vec::with_capacity(count);
+    for (number, group) in groups.into_iter().enumerate() {
+        let mut own = std::mem::take(&mut metadata);
+        if count > 1 {
+            own.extend(split_metadata(number, count, total).ok_or_else(too_many)?);
+        }
+        let path = if count > 1 { split_name(stem, number, count) } else { format!("{stem}.gguf") };
+        files.push(PlannedFile { path, content: Content::Tensors(tensor_file(own, group)?) });
+    }
+    // files get their names in this order, and llama.cpp begins with the first of them: without it there is no model
+    files.rotate_left(1);
+    Ok(files)
+}
+
+/// As `GGUFWriter.add_tensor_info` cuts: a file is full when the next tensor would make it larger than `most` bytes.
+fn cut(tensors: Vec<Planned<'_>>, most: Option<u64>) -> Vec<Vec<Planned<'_>>> {
+    let (mut groups, mut bytes) = (vec![Vec::new()], 0_u64);
+    for tensor in tensors {
+        let length = tensor.plan.length();
+        if bytes > 0 && most.is_some_and(|most| bytes + length > most) {
+            groups.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += length;
+        if let Some(open) = groups.last_mut() {
+            open.push(tensor);
+        }
+    }
+    groups
+}
+
+fn tensor_file(metadata: Metadata, tensors: Vec<Planned<'_>>) -> Result<TensorFile<'_>, StepError> {
+    let (specs, plans): (Vec<_>, Vec<_>) = tensors.into_iter().map(|p| (p.spec, p.plan)).unzip();
+    let header = Header::place(metadata, specs).map_err(|e| StepError::Input(e.to_string()))?;
+    let start = header.data_start;
+    if let Some((info, plan)) =
+        header.tensors.iter().zip(&plans).find(|(info, plan)| info.length != plan.length())
+    {
+        let format::TensorInfo { name, shape, kind, .. } = info;
+        let parts = plan.parts.len();
+        return Err(StepError::Input(format!(
+            "tensor {name:?}: its {parts} parts do not make {shape:?} of {kind}"
+        )));
+    }
+    let placed = |(tensor, info): (_, &format::TensorInfo)| Placed { tensor, offset: start + info.offset };
+    Ok(TensorFile {
+        format: FileFormat::Gguf,
+        head: header.to_bytes(),
+        length: header.file_length(),
+        tensors: plans.into_iter().zip(&header.tensors).map(placed).collect(),
+    })
+}
+
+/// Reads a written file's own index.
+///
+/// # Errors
+/// `Io`, `Malformed`.
+pub fn read_index(path: &Path) -> Result<Vec<super::plan::WrittenTensor>, StepError> {
+    let header = format::read_header(&segpack_formats::io::InputFile::open(path)?)?;
+    let start = header.data_start;
+    let written = |t: format::TensorInfo| super::plan::WrittenTensor {
+        name: Some(t.name),
+        dtype: t.kind.to_string(),
+        shape: t.shape,
+        offset: start + t.offset,
+    };
+    Ok(header.tensors.into_iter().map(written).collect())
+}
