@@ -183,6 +183,9 @@ def check_version():
 def load_model(args, config, major, torch):
     import transformers
 
+    # what is missing or left over is said once, by check_loaded
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     name, _ = CLASSES[config["model_type"]]
     settings = {"dtype": getattr(torch, args.dtype), "attn_implementation": "eager", "local_files_only": True}
     if major >= 5:
