@@ -44,7 +44,7 @@ pub struct Args {
     /// What floating-point tensors become: wider ones are exact, narrower ones rounded to the nearest
     #[arg(long, value_name = "DTYPE", value_enum, default_value_t = DtypeName::Keep)]
     dtype: DtypeName,
-    /// How large a weight file may get, such as 5GB or 2GiB [default: 5GB]
+    /// How large a weight file may get, such as 5GB or 2GiB [default: 5GB; gguf: one file]
     #[arg(long, value_name = "SIZE", value_parser = shard_size)]
     max_shard_size: Option<ByteSize>,
     /// llama.cpp's name of the tokenizer's pre-tokenizer, where segpack does not know it, or none to leave the tokenizer

@@ -1,7 +1,7 @@
 """runtime-min/reference/record_server.py on the real llama.cpp server (llama-cpp-python's), which serves what
 `segpack export --to gguf` wrote; segpack's validate judges what was recorded.
 
-LLAMA_PYTHON is an interpreter that has llama-cpp-python[server]; without it, this one.
+SEGPACK_LLAMA_PYTHON is an interpreter that has llama-cpp-python[server]; without it, this one.
 """
 
 import itertools
@@ -21,7 +21,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 SEGPACK = os.environ["SEGPACK"]
 SCRIPTS = ROOT / "runtime-min/reference"
-LLAMA_PYTHON = os.environ.get("LLAMA_PYTHON", sys.executable)
+LLAMA_PYTHON = os.environ.get("SEGPACK_LLAMA_PYTHON", sys.executable)
 TEXTS = ["the user is on", "Hello", "segpack loads experts", "a"]
 
 

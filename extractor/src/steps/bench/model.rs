@@ -99,7 +99,8 @@ impl ModelBench<'_> {
     pub(super) fn on_demand(&self, memory: u64, threads: u64) -> Result<BenchOnDemand, StepError> {
         self.forget()?;
         self.with(usize::try_from(threads).unwrap_or(1), Some(memory), PROMPT, |thinker, ids| {
-            // fills the slots, as a text of some length does
+            // slots in use and favourites in them, as after a text of some length: fresh memory is slow once
+            thinker.preload()?;
             self.decode(thinker, ids)?;
             let touched = float(touched(&thinker.demand(), thinker));
             let (mut seen, mut shares) = (Vec::new(), Vec::new());
