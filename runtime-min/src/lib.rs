@@ -2,12 +2,14 @@
 //!
 //! * [`weights`]: checked, decoded bytes of tensors and segments.
 //! * [`ops`]: the operations that the model is written in, and who computes them.
+//! * [`cuda`]: the same on an NVIDIA GPU.
 //! * [`memory`]: the budget, and the cache of experts.
 //! * [`thinker`]: the forward pass.
 //! * [`trace`]: what a forward pass computed, written and read.
 //! * [`tokenizer`], [`chat_template`], [`generate`]: from text to tokens and back.
 
 pub mod chat_template;
+pub mod cuda;
 mod error;
 pub mod generate;
 mod kernels;
