@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use jsonschema::Validator;
 use schemars::{Schema, schema_for};
 use segpack_manifests::documents::{
-    BenchReport, DemoReport, ExpertsReport, Inventory, Manifest, PackSummary, Plan, RunPrompt, RunSummary,
-    RunToken, UnpackSummary, ValidateReport, VerifyReport,
+    BenchReport, DemoReport, DevicesReport, ExpertsReport, GpuBenchReport, Inventory, Manifest, PackSummary,
+    Plan, RunPrompt, RunSummary, RunToken, UnpackSummary, ValidateReport, VerifyReport,
 };
 use serde_json::{Value, json};
 
@@ -17,7 +17,7 @@ use crate::support::damage::{flip, manifest};
 use crate::support::folders::temp;
 use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full};
 
-fn schemas() -> [(&'static str, Schema); 13] {
+fn schemas() -> [(&'static str, Schema); 15] {
     [
         ("inventory", schema_for!(Inventory)),
         ("plan", schema_for!(Plan)),
@@ -31,6 +31,8 @@ fn schemas() -> [(&'static str, Schema); 13] {
         ("run-prompt", schema_for!(RunPrompt)),
         ("demo-report", schema_for!(DemoReport)),
         ("bench-report", schema_for!(BenchReport)),
+        ("gpu-bench-report", schema_for!(GpuBenchReport)),
+        ("devices-report", schema_for!(DevicesReport)),
         ("experts-report", schema_for!(ExpertsReport)),
     ]
 }
@@ -147,6 +149,7 @@ fn what_run_and_demo_print_is_valid() {
         "--json"
     ];
     assert_valid(&validator("bench-report"), &bench.ok().json());
+    assert_valid(&validator("devices-report"), &segpack!["devices", "--json"].ok().json());
     let demo = segpack!["demo", "--json"].ok().json();
     assert_valid(&validator("demo-report"), &demo);
     assert_eq!(demo["steps"].as_array().unwrap().last().unwrap()["validation"]["verdict"], "inside");

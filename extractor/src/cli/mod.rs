@@ -4,6 +4,7 @@ mod bench;
 mod cat;
 mod completions;
 mod demo;
+mod devices;
 mod ls;
 mod man;
 mod pack;
@@ -67,6 +68,7 @@ enum Command {
     Validate(validate::Args),
     Bench(bench::Args),
     Demo(demo::Args),
+    Devices(devices::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -144,6 +146,7 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Validate(args) => validate::run(args, context),
         Command::Bench(args) => bench::run(args, context),
         Command::Demo(args) => demo::run(&args, context),
+        Command::Devices(args) => devices::run(&args, context),
         Command::Completions(args) => completions::run(&args, context),
         Command::Man(args) => man::run(&args, context),
     }
