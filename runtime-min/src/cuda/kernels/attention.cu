@@ -92,7 +92,7 @@ KERNEL __launch_bounds__(128) attention_parts(const float* q, const float* keys,
         float most = MINUS_INFINITY, all = 0.0f, result = 0.0f;
         for (int w = 0; w < DECODE_WARPS; w++) most = fmaxf(most, tops[w][h]);
         for (int w = 0; w < DECODE_WARPS; w++) {
-            float factor = step == RESULTS ? 1.0f : weight_of(tops[w][h], most);
+            float factor = weight_of(tops[w][h], most); // 1 in RESULTS, where all know the greatest
             all += totals[w][h] * factor;
             result = fmaf(results[w][threadIdx.x], factor, result);
         }
