@@ -42,6 +42,7 @@ fn every_command_explains_itself() {
         "validate",
         "bench",
         "demo",
+        "devices",
         "completions",
         "man",
     ] {

@@ -7,6 +7,8 @@ mod arrows;
 mod bad_checkpoints;
 mod bad_packs;
 mod codecs;
+#[cfg(target_os = "linux")]
+mod cuda;
 mod damage;
 mod export;
 mod families;

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use segpack::steps::device::DeviceChoice;
 use segpack::steps::progress::Progress;
 use segpack::steps::run::{Chat, Prompt, RunEvent, RunOptions, print_prompt, run as generate_text};
 use segpack_formats::io::Stop;
@@ -287,6 +288,8 @@ fn options(prompt: Prompt) -> RunOptions {
         sampling: None,
         top_k_logits: 0,
         rank: None,
+        device: DeviceChoice::Cpu,
+        device_memory: None,
         memory: None,
         experts: None,
         compute: Compute::F32,

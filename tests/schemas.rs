@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use jsonschema::Validator;
 use schemars::{Schema, schema_for};
 use segpack_manifests::documents::{
-    BenchReport, DemoReport, ExpertParallelMap, ExpertsReport, ExportSummary, Inventory, Manifest,
-    PackSummary, Plan, RunPrompt, RunSummary, RunToken, UnpackSummary, ValidateReport, VerifyReport,
+    BenchReport, DemoReport, DevicesReport, ExpertParallelMap, ExpertsReport, ExportSummary, GpuBenchReport,
+    Inventory, Manifest, PackSummary, Plan, RunPrompt, RunSummary, RunToken, UnpackSummary, ValidateReport,
+    VerifyReport,
 };
 use serde_json::{Value, json};
 
@@ -31,6 +32,8 @@ fn schemas() -> [(&'static str, Schema); 15] {
         ("run-prompt", schema_for!(RunPrompt)),
         ("demo-report", schema_for!(DemoReport)),
         ("bench-report", schema_for!(BenchReport)),
+        ("gpu-bench-report", schema_for!(GpuBenchReport)),
+        ("devices-report", schema_for!(DevicesReport)),
         ("experts-report", schema_for!(ExpertsReport)),
         ("export-summary", schema_for!(ExportSummary)),
         ("expert-parallel", schema_for!(ExpertParallelMap)),
@@ -155,6 +158,7 @@ fn what_run_and_demo_print_is_valid() {
         "--json"
     ];
     assert_valid(&validator("bench-report"), &bench.ok().json());
+    assert_valid(&validator("devices-report"), &segpack!["devices", "--json"].ok().json());
     let demo = segpack!["demo", "--json"].ok().json();
     assert_valid(&validator("demo-report"), &demo);
     assert_eq!(demo["steps"].as_array().unwrap().last().unwrap()["validation"]["verdict"], "inside");

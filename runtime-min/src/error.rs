@@ -2,6 +2,8 @@
 
 use segpack_formats::FormatError;
 
+use crate::cuda::CudaError;
+
 /// Why a model cannot be run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -20,6 +22,19 @@ pub enum RunError {
         /// The least that works.
         least: u64,
     },
+    /// The budget of the GPU's memory is too small.
+    #[error(
+        "{memory} bytes of GPU memory are too little for this model and prompt; {least} bytes work (--device-memory)"
+    )]
+    DeviceMemory {
+        /// The budget.
+        memory: u64,
+        /// The least that works.
+        least: u64,
+    },
+    /// A GPU cannot be used, or failed.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
     /// The system does not give the memory.
     #[error("cannot have {bytes} bytes of memory: {source}; a smaller --memory takes less")]
     OutOfMemory {

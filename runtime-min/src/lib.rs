@@ -2,6 +2,7 @@
 //!
 //! * [`weights`]: checked, decoded bytes of tensors and segments.
 //! * [`ops`]: the operations that the model is written in, and who computes them.
+//! * [`cuda`]: the same on an NVIDIA GPU.
 //! * [`memory`]: the budget, and the cache of experts.
 //! * [`thinker`]: the forward pass.
 //! * [`convert`]: values of one dtype as another.
@@ -10,6 +11,7 @@
 
 pub mod chat_template;
 pub mod convert;
+pub mod cuda;
 mod error;
 pub mod generate;
 mod kernels;

@@ -2,6 +2,10 @@
 
 /// Hears of intermediate results, all f32 and row-major, one row per token. Every method does nothing by default.
 pub trait Observer {
+    /// Whether it does anything with the values. Where they are far away, and it does not, it gets none.
+    fn looks(&self) -> bool {
+        true
+    }
     /// `[tokens, hidden]` after the embedding lookup.
     fn embed(&mut self, _: &[f32]) {}
     /// `[tokens, hidden]` after o_proj, before the residual add.
@@ -20,7 +24,11 @@ pub trait Observer {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Unobserved;
 
-impl Observer for Unobserved {}
+impl Observer for Unobserved {
+    fn looks(&self) -> bool {
+        false
+    }
+}
 
 /// Which experts the tokens of a forward pass go to.
 #[derive(Debug, Clone, Default, PartialEq)]

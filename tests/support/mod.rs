@@ -4,4 +4,6 @@ pub mod checkpoint;
 pub mod cli;
 pub mod damage;
 pub mod folders;
+#[cfg(target_os = "linux")]
+pub mod gpu;
 pub mod tiny;

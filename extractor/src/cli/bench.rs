@@ -2,15 +2,16 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use segpack_manifests::Pack;
-use segpack_manifests::documents::BenchReport;
+use segpack_manifests::documents::{BenchReport, GpuBenchReport, Precision};
 use segpack_runtime_min::thinker::Check;
 
 use super::Context;
 use super::pack::jobs;
-use super::run::{CheckName, size};
+use super::run::{CheckName, ComputeName, size};
 use super::terminal::{bytes, table};
-use crate::steps::bench::{BenchSettings, bench};
-use crate::steps::{Exit, default_jobs};
+use crate::steps::bench::{BenchSettings, GpuBenchSettings, bench, bench_gpu};
+use crate::steps::device::DeviceChoice;
+use crate::steps::{Exit, StepError, default_jobs};
 
 /// Measure this machine and a model on it, and forecast the whole model
 ///
@@ -22,6 +23,7 @@ use crate::steps::{Exit, default_jobs};
 Examples:
   segpack bench omni.segpack
   segpack bench few-layers.segpack --layers 48
+  segpack bench omni.segpack --device cuda --device-memory 16GB
   segpack bench omni.segpack --no-resident --memory 4GB --memory 8GB --json | jq .on_demand")]
 pub struct Args {
     /// The pack folder
@@ -54,7 +56,16 @@ pub struct Args {
     /// Forecast for this much memory; may be repeated [default: 2, 4, 8, 16, 32 and 64 GB]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     forecast: Vec<u64>,
-    /// Print one JSON document (schemas/bench-report.schema.json)
+    /// Measure on a GPU instead (cuda or cuda:N): with all weights there, and with each --device-memory
+    #[arg(long, value_name = "DEVICE", conflicts_with_all = ["threads", "memory", "layers", "forecast"])]
+    device: Option<DeviceChoice>,
+    /// Measure in this much GPU memory; may be repeated
+    #[arg(long, value_name = "SIZE", value_parser = size, requires = "device")]
+    device_memory: Vec<u64>,
+    /// Precision of activations on a GPU
+    #[arg(long, value_name = "TYPE", default_value = "bf16", requires = "device")]
+    compute: ComputeName,
+    /// Print one JSON document (schemas/bench-report.schema.json; of a GPU schemas/gpu-bench-report.schema.json)
     #[arg(long)]
     json: bool,
 }
@@ -65,6 +76,9 @@ fn or<T>(given: Vec<T>, default: impl FnOnce() -> Vec<T>) -> Vec<T> {
 
 pub fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     let pack = Pack::open(&args.pack)?;
+    if let Some(device) = args.device {
+        return run_gpu(&args, device, &pack, context);
+    }
     let threads = or(args.threads, || {
         let mut threads = vec![1, default_jobs()];
         threads.dedup();
@@ -88,6 +102,61 @@ pub fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
         context.terminal.stdout(|out| print(&report, out))?;
     }
     Ok(Exit::Ok)
+}
+
+fn run_gpu(args: &Args, device: DeviceChoice, pack: &Pack, context: &Context) -> anyhow::Result<Exit> {
+    let DeviceChoice::Cuda(number) = device else {
+        return Err(StepError::Usage(
+            "--device of bench is cuda or cuda:N; without it the CPU is measured".to_owned(),
+        )
+        .into());
+    };
+    let settings = GpuBenchSettings {
+        number,
+        compute: args.compute.into(),
+        prompts: or(args.prompt.clone(), || vec![512, 2048]),
+        tokens: args.tokens,
+        device_memory: args.device_memory.clone(),
+        resident: !args.no_resident,
+        repeats: args.repeats,
+        check: Check::from(args.check),
+    };
+    let report = bench_gpu(pack, &settings, context.stop)?;
+    if args.json {
+        context.terminal.document(&report)?;
+    } else {
+        context.terminal.stdout(|out| print_gpu(&report, out))?;
+    }
+    Ok(Exit::Ok)
+}
+
+fn print_gpu(report: &GpuBenchReport, out: &mut dyn Write) -> io::Result<()> {
+    let compute = match report.compute {
+        Precision::Float32 => "f32",
+        Precision::Bfloat16 => "bf16",
+    };
+    writeln!(out, "{} ({compute}, medians of {})", report.device, report.repeats)?;
+    if let Some(r) = &report.resident {
+        writeln!(out, "all weights on the GPU, loaded in {:.1} s", r.load_seconds)?;
+        let of = bytes(report.bytes_per_token);
+        writeln!(out, "  decode, {of} a token: {:.1} tokens/s", r.decode_tokens_per_second)?;
+        writeln!(out, "  decode, tokens chosen by the GPU: {:.1} tokens/s", r.greedy_tokens_per_second)?;
+        for p in &r.prefill {
+            writeln!(out, "  prompt of {} tokens: {:.1} tokens/s", p.tokens, p.tokens_per_second)?;
+        }
+    }
+    for d in &report.on_demand {
+        writeln!(
+            out,
+            "in {}: {:.1} tokens/s, {} of uses on the GPU, {} copied and {} read a token",
+            bytes(d.device_memory),
+            d.decode_tokens_per_second,
+            percent(d.hit_rate),
+            about(d.bytes_copied_per_token),
+            about(d.bytes_read_per_token)
+        )?;
+    }
+    Ok(())
 }
 
 fn rate(bytes_per_second: f64) -> String {

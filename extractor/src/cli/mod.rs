@@ -4,6 +4,7 @@ mod bench;
 mod cat;
 mod completions;
 mod demo;
+mod devices;
 mod export;
 mod ls;
 mod man;
@@ -69,6 +70,7 @@ enum Command {
     Validate(validate::Args),
     Bench(bench::Args),
     Demo(demo::Args),
+    Devices(devices::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -147,6 +149,7 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
         Command::Validate(args) => validate::run(args, context),
         Command::Bench(args) => bench::run(args, context),
         Command::Demo(args) => demo::run(&args, context),
+        Command::Devices(args) => devices::run(&args, context),
         Command::Completions(args) => completions::run(&args, context),
         Command::Man(args) => man::run(&args, context),
     }

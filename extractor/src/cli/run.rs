@@ -17,12 +17,13 @@ use segpack_runtime_min::thinker::Check;
 use super::Context;
 use super::pack::jobs;
 use super::terminal::{bytes, counted};
+use crate::steps::device::DeviceChoice;
 use crate::steps::experts_report;
 use crate::steps::progress::Progress;
 use crate::steps::run::{Chat, ExpertRoom, Prompt, RunEvent, RunOptions, print_prompt, run};
 use crate::steps::{Exit, StepError, default_jobs};
 
-/// Generate text with the model in a pack (text thinker, CPU)
+/// Generate text with the model in a pack (text thinker)
 ///
 /// Weights are read when they are needed, experts through a cache. The text goes to standard output, figures to standard
 /// error.
@@ -32,6 +33,7 @@ Examples:
   segpack run omni.segpack --prompt 'The capital of France is' --max-new-tokens 8 --rank ' Paris'
   segpack run omni.segpack --chat --prompt 'Name three rivers.' --memory 6GiB
   echo 'Once upon a time' | segpack run omni.segpack --temperature 0.7 --seed 1
+  segpack run omni.segpack --device cuda --compute bf16 --prompt 'Name three rivers.' --chat
   segpack run omni.segpack --messages chat.json --print-prompt     what the model would read, nothing else
   segpack run omni.segpack --prompt-ids 785,6722,315,9625,374 --top-k-logits 5 --json")]
 pub struct Args {
@@ -84,6 +86,8 @@ pub struct Args {
     #[arg(long, value_name = "TEXT")]
     rank: Option<String>,
     #[command(flatten)]
+    placement: Placement,
+    #[command(flatten)]
     resources: Resources,
     /// Precision of activations
     #[arg(long, value_name = "TYPE", default_value = "f32")]
@@ -97,6 +101,17 @@ pub struct Args {
     /// Print one JSON object per token, and a summary (schemas/run-token.schema.json, run-summary.schema.json)
     #[arg(long)]
     json: bool,
+}
+
+/// Where a model runs.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct Placement {
+    /// Where to run: cpu, cuda (the first GPU), cuda:N or auto (`segpack devices` tells what there is)
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: DeviceChoice,
+    /// GPU memory to use; all that is free where left out. Experts that do not fit come when they are needed
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub device_memory: Option<u64>,
 }
 
 /// What a model may use.
@@ -128,6 +143,15 @@ impl Resources {
     }
 }
 
+impl From<ComputeName> for Compute {
+    fn from(name: ComputeName) -> Self {
+        match name {
+            ComputeName::F32 => Self::F32,
+            ComputeName::Bf16 => Self::Bf16,
+        }
+    }
+}
+
 impl From<CheckName> for Check {
     fn from(name: CheckName) -> Self {
         match name {
@@ -138,8 +162,9 @@ impl From<CheckName> for Check {
     }
 }
 
+/// Precision of activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum ComputeName {
+pub enum ComputeName {
     /// As exact as 32 bits are
     F32,
     /// Rounded where the official bf16 code rounds
@@ -207,12 +232,11 @@ impl Args {
             sampling,
             top_k_logits: self.top_k_logits,
             rank: self.rank.clone(),
+            device: self.placement.device,
+            device_memory: self.placement.device_memory,
             memory: self.resources.memory,
             experts: self.resources.expert_cache,
-            compute: match self.compute {
-                ComputeName::F32 => Compute::F32,
-                ComputeName::Bf16 => Compute::Bf16,
-            },
+            compute: self.compute.into(),
             check: self.resources.check(),
             threads: self.resources.threads(),
             trace: self.trace.clone(),
@@ -456,6 +480,9 @@ fn figures(s: &RunSummary, out: &mut dyn Write) -> io::Result<()> {
             "read for each token after the first: {per_token}; past the page cache: {}",
             bytes(c.bytes_direct)
         )?;
+    }
+    if s.device != "cpu" {
+        writeln!(out, "device: {}; {} copied to it", s.device, bytes(c.bytes_copied))?;
     }
     if let Some(peak) = s.peak_rss {
         writeln!(out, "peak memory: {}", bytes(peak))?;

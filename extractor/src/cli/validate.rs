@@ -6,7 +6,7 @@ use segpack_manifests::documents::{
 };
 
 use super::Context;
-use super::run::Resources;
+use super::run::{Placement, Resources};
 use super::terminal::{counted, grouped, table};
 use crate::steps::Exit;
 use crate::steps::validate::{Against, ValidateSettings, validate};
@@ -43,6 +43,8 @@ pub struct Args {
     #[arg(long, conflicts_with = "against")]
     no_digests: bool,
     #[command(flatten)]
+    placement: Placement,
+    #[command(flatten)]
     resources: Resources,
     /// Print one JSON document (schemas/validate-report.schema.json)
     #[arg(long)]
@@ -63,6 +65,8 @@ pub fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     };
     let settings = ValidateSettings {
         against,
+        device: args.placement.device,
+        device_memory: args.placement.device_memory,
         memory: args.resources.memory,
         experts: args.resources.expert_cache,
         tolerance: args.tolerance,

@@ -14,6 +14,7 @@ use segpack_runtime_min::ops::Compute;
 use segpack_runtime_min::thinker::Check;
 
 use super::StepError;
+use super::device::DeviceChoice;
 use super::pack::{PackSettings, pack};
 use super::progress::Silent;
 use super::run::{Prompt, RunOptions, run};
@@ -222,6 +223,8 @@ impl Demo<'_> {
             sampling: None,
             top_k_logits: 0,
             rank: None,
+            device: DeviceChoice::Cpu,
+            device_memory: None,
             memory: None,
             experts: None,
             compute: Compute::F32,
@@ -246,6 +249,8 @@ impl Demo<'_> {
         let settings = ValidateSettings {
             against: Against::Trace(self.path("trace.json")),
             tolerance: None,
+            device: DeviceChoice::Cpu,
+            device_memory: None,
             memory: None,
             experts: None,
             threads: 1,

@@ -101,9 +101,13 @@ impl StepError {
                 _ => Exit::Damaged,
             },
             Self::Plan(PlanError::NoSuchComponent { .. } | PlanError::Empty) | Self::Usage(_) => Exit::Usage,
-            Self::Run(RunError::Memory { .. } | RunError::TokenId { .. } | RunError::TooLong { .. }) => {
-                Exit::Failed
-            }
+            Self::Run(
+                RunError::Memory { .. }
+                | RunError::DeviceMemory { .. }
+                | RunError::Cuda(_)
+                | RunError::TokenId { .. }
+                | RunError::TooLong { .. },
+            ) => Exit::Failed,
             Self::Run(_) | Self::Pack(_) | Self::Plan(_) | Self::Findings { .. } | Self::Input(_) => {
                 Exit::Damaged
             }

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod cat;
 pub mod checkpoint;
 pub mod demo;
+pub mod device;
 mod error;
 pub mod experts_report;
 pub mod export;

@@ -20,14 +20,14 @@ use segpack_runtime_min::generate::{
 };
 use segpack_runtime_min::memory::{CacheStats, Residency};
 use segpack_runtime_min::ops::{Compute, CpuOps};
-use segpack_runtime_min::thinker::{Check, LayerUses, Logits, RunSettings, RunStats, Thinker};
+use segpack_runtime_min::thinker::{Backend, Check, LayerUses, Logits, RunSettings, RunStats, Thinker};
 use segpack_runtime_min::tokenizer::{EosIds, SpecialTokens, StreamDecoder, Tokenizer, TokenizerError};
 use segpack_runtime_min::trace::{RecordedFile, TraceRecorder};
 use segpack_runtime_min::{Observer, Routing, RunError, Unobserved, WeightSource};
 use serde::Deserialize;
 
 use super::StepError;
-use super::memory::available_memory;
+use super::device::{DeviceChoice, Opened, open};
 use super::progress::Progress;
 
 /// What to start from.
@@ -104,7 +104,11 @@ pub struct RunOptions {
     pub top_k_logits: usize,
     /// A continuation whose rank at the first step is asked for.
     pub rank: Option<String>,
-    /// Bytes for the whole process; what it needs, at most seven eighths of what is available, where it is none.
+    /// Where to run.
+    pub device: DeviceChoice,
+    /// Bytes of a GPU's memory; all that is free where it is none.
+    pub device_memory: Option<u64>,
+    /// Bytes for the whole process; see [`Opened::memory`] for where it is none.
     pub memory: Option<u64>,
     /// Room for experts.
     pub experts: Option<ExpertRoom>,
@@ -148,8 +152,8 @@ pub fn source_file(pack: &Pack, name: &str) -> Result<Option<Vec<u8>>, StepError
 }
 
 /// The model as the generation loop sees it.
-struct Model<'a> {
-    thinker: Thinker<'a, CpuOps>,
+struct Model<'a, B: Backend> {
+    thinker: Thinker<'a, B>,
     context: usize,
     logits: Vec<f32>,
     recorder: Option<TraceRecorder>,
@@ -158,7 +162,7 @@ struct Model<'a> {
     read_before: u64,
 }
 
-impl Model<'_> {
+impl<B: Backend> Model<'_, B> {
     /// The whole prompt, with all its logits where it is recorded.
     fn prefill(&mut self, ids: &[u32]) -> Result<Vec<f32>, RunError> {
         let Some(recorder) = &mut self.recorder else {
@@ -195,7 +199,7 @@ impl Model<'_> {
     }
 }
 
-impl LanguageModel for Model<'_> {
+impl<B: Backend> LanguageModel for Model<'_, B> {
     type Error = RunError;
 
     fn vocab_size(&self) -> usize {
@@ -232,6 +236,10 @@ struct Watched<'a> {
 }
 
 impl Observer for Watched<'_> {
+    fn looks(&self) -> bool {
+        self.inner.looks()
+    }
+
     fn embed(&mut self, x: &[f32]) {
         self.inner.embed(x);
     }
@@ -272,7 +280,15 @@ pub fn run(
     let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build();
     let pool =
         pool.map_err(|e| StepError::Refused(format!("cannot start {} threads: {e}", options.threads)))?;
-    pool.install(|| run_here(pack, options, stop, progress, tell))
+    pool.install(|| {
+        let device = open(options.device, options.compute, options.device_memory)?;
+        let name = device.name();
+        let options = &RunOptions { memory: device.memory(options.memory), ..options.clone() };
+        match device {
+            Opened::Cpu(ops) => run_on(ops, name, pack, options, stop, progress, tell),
+            Opened::Cuda(cuda) => run_on(cuda, name, pack, options, stop, progress, tell),
+        }
+    })
 }
 
 /// The prompt as a model would get it. Reads the tokenizer and the chat template, no weights.
@@ -285,7 +301,9 @@ pub fn print_prompt(pack: &Pack, prompt: &Prompt) -> Result<RunPrompt, StepError
     Ok(RunPrompt { format_version: FormatVersion::CURRENT, generator: GENERATOR.to_owned(), text, ids })
 }
 
-fn run_here(
+fn run_on<B: Backend>(
+    backend: B,
+    device: String,
     pack: &Pack,
     options: &RunOptions,
     stop: &Stop,
@@ -310,14 +328,14 @@ fn run_here(
     let longest = longest_context(pack)?.max(prompt.len());
     let context = prompt.len().saturating_add(options.max_new_tokens).min(longest);
     let settings = RunSettings {
-        memory: options.memory.or_else(available_memory),
+        memory: options.memory,
         expert_slots: expert_slots(pack, options.experts),
         positions: context,
         longest_pass: prompt.len(),
         check: options.check,
     };
     let began = Instant::now();
-    let thinker = Thinker::new(&source, cpu_ops(options.compute)?, settings, stop)?;
+    let thinker = Thinker::new(&source, backend, settings, stop)?;
     words.check(thinker.facts().vocab)?;
     let recorder = options.trace.as_ref().map(|_| TraceRecorder::new(options.compute, thinker.facts()));
     let mut model = Model { thinker, context, logits: Vec::new(), recorder, progress, read_before: 0 };
@@ -348,7 +366,7 @@ fn run_here(
     let first = talk.first.unwrap_or_default();
     let after = talk.first.map_or(Duration::ZERO, |first| talk.began.elapsed().saturating_sub(first));
     let (rank, read_before) = (talk.rank.take(), model.read_before);
-    let outcome = Outcome { prompt, generated, first, after, read_before, rank, notes };
+    let outcome = Outcome { device, prompt, generated, first, after, read_before, rank, notes };
     Ok(summarise(&words, outcome, &model.thinker))
 }
 
@@ -548,6 +566,7 @@ impl Talk<'_> {
 
 /// What a run made, and how long it took: to the first token, and after it.
 struct Outcome {
+    device: String,
     prompt: Vec<u32>,
     generated: Generated,
     first: Duration,
@@ -558,7 +577,7 @@ struct Outcome {
     notes: Vec<String>,
 }
 
-fn summarise(words: &Words, outcome: Outcome, thinker: &Thinker<'_, CpuOps>) -> RunSummary {
+fn summarise<B: Backend>(words: &Words, outcome: Outcome, thinker: &Thinker<'_, B>) -> RunSummary {
     let stats = thinker.stats();
     let CacheStats { hits, misses, .. } = stats.cache;
     let budget = thinker.budget();
@@ -567,6 +586,7 @@ fn summarise(words: &Words, outcome: Outcome, thinker: &Thinker<'_, CpuOps>) -> 
     RunSummary {
         format_version: FormatVersion::CURRENT,
         generator: GENERATOR.to_owned(),
+        device: outcome.device,
         prompt_tokens: outcome.prompt.len() as u64,
         prompt_ids: outcome.prompt,
         text: words.tokenizer.as_ref().map_or_else(String::new, |t| t.decode(&ids, SpecialTokens::Skip)),
@@ -601,6 +621,7 @@ fn costs(stats: &RunStats, before: u64, tokens_after: usize) -> RunCosts {
         bytes_direct: load.direct,
         bytes_cached: load.cached,
         bytes_decoded: load.decoded,
+        bytes_copied: stats.bytes_copied,
         bytes_read_per_token: per_token,
         forward: stats.forward.as_secs_f64(),
         waiting: stats.waited.as_secs_f64(),

@@ -1,9 +1,11 @@
 //! The documents that segpack writes and reads. Their JSON Schemas are generated from these types (`schemas/`).
 
 mod bench_report;
+mod devices_report;
 mod experts_report;
 mod export;
 mod finding;
+mod gpu_bench_report;
 mod inventory;
 mod manifest;
 mod plan;
@@ -18,9 +20,11 @@ pub use bench_report::{
     BenchForecast, BenchForecastBudget, BenchLimits, BenchOnDemand, BenchPrefill, BenchRate, BenchReport,
     BenchResident,
 };
+pub use devices_report::{DeviceEntry, DevicesReport};
 pub use experts_report::{ExpertsReport, LayerExperts};
 pub use export::{ComponentExperts, ExpertParallelMap, ExportSummary, ExportTarget, Placement, RankExperts};
 pub use finding::{Finding, FindingKind, Severity};
+pub use gpu_bench_report::{GpuBenchOnDemand, GpuBenchPrefill, GpuBenchReport, GpuBenchResident};
 pub use inventory::{
     ClassCount, Inventory, InventoryCounts, InventoryTensor, LeftOut, Provenance, RoleCount, SideFile,
     SourceShard,

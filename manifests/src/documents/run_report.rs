@@ -60,6 +60,8 @@ pub struct RunCosts {
     pub bytes_cached: u64,
     /// Bytes that coded segments decoded to.
     pub bytes_decoded: u64,
+    /// Bytes of weights copied to a GPU.
+    pub bytes_copied: u64,
     /// Bytes read for each token after the first.
     pub bytes_read_per_token: f64,
     /// In forward passes.
@@ -107,6 +109,8 @@ pub struct RunSummary {
     pub format_version: FormatVersion,
     /// What wrote it.
     pub generator: String,
+    /// Where the model ran: `cpu`, or `cuda:N` and the GPU's name.
+    pub device: String,
     /// Tokens of the prompt.
     pub prompt_tokens: u64,
     /// Ids of the prompt.

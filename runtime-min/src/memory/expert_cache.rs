@@ -63,6 +63,11 @@ impl<S> ExpertCache<S> {
         self.free.len() + self.held.len()
     }
 
+    /// Slots that hold nothing.
+    pub fn free(&self) -> usize {
+        self.free.len()
+    }
+
     /// Counts a use; whether the expert is there.
     pub fn touch(&mut self, key: ExpertKey) -> bool {
         self.clock += 1;

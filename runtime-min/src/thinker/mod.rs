@@ -1,39 +1,34 @@
 //! The forward pass of the text thinker, and of plain Qwen3-MoE models, straight from a pack.
 //!
 //! The equations are those of transformers 5.23, `modeling_qwen3_omni_moe.py`
-//! (`Qwen3OmniMoeThinkerTextModel`); for text its interleaved multimodal rope is plain rope.
+//! (`Qwen3OmniMoeThinkerTextModel`); for text its interleaved multimodal rope is plain rope. They are written once, here, in
+//! the operations of a device (`device`): the CPU (`cpu`), or a GPU ([`crate::cuda`]).
 
+pub(crate) mod cpu;
 mod dense;
-mod experts;
+pub(crate) mod device;
+pub(crate) mod experts;
 mod scratch;
-mod tensors;
+pub(crate) mod tensors;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use segpack_formats::codec::Codec;
-use segpack_formats::digest::Blake3Hasher;
 use segpack_formats::io::Stop;
 use segpack_manifests::families::TextFacts;
 
-use self::dense::Dense;
-use self::experts::ExpertPass;
-use self::scratch::Scratch;
-use self::tensors::{Linear, Mlp, TextModel, Weight};
+use self::device::{At, Device, ExpertLayer, Setup, Turns, Values};
+use self::tensors::{Mlp, TextModel, Weight};
 use crate::error::RunError;
-use crate::memory::{Arena, Block, Budget, CacheStats, Demand, Eviction, ExpertCache, Residency};
-use crate::observer::{Observer, Routing};
-use crate::ops::{Heads, Matrix, Ops, Product, widen};
-use crate::weights::{Load, LoadStats, Loader, WeightReader, WeightSource, damaged, room_for, scratch_bytes};
+use crate::memory::{Budget, CacheStats, Demand};
+use crate::observer::Observer;
+use crate::ops::{Compute, widen};
+use crate::weights::{LoadStats, WeightReader, WeightSource};
 
+pub use self::device::Backend;
 pub use crate::weights::Check;
-
-/// Rows of the head that are computed at a time where it is streamed, in bytes.
-const HEAD_BLOCK_BYTES: u64 = 8 << 20;
-/// Memory of the program itself, its buffers and threads, in bytes; the manifest's share comes on top.
-const PROGRAM_BYTES: u64 = 64 << 20;
-/// Memory that one tensor of the manifest takes once it is parsed, in bytes (measured: about 1,000).
-const MANIFEST_ENTRY_BYTES: u64 = 1500;
 
 /// How to run a model.
 #[derive(Debug, Clone, Copy, Default)]
@@ -64,6 +59,8 @@ pub enum Logits {
 pub struct RunStats {
     /// Stored bytes of segments and rows read.
     pub bytes_read: u64,
+    /// Bytes copied to a GPU.
+    pub bytes_copied: u64,
     /// How segments came, and what that took.
     pub load: LoadStats,
     /// The expert cache.
@@ -88,39 +85,25 @@ pub struct LayerUses {
 }
 
 /// A model that runs from a pack.
-pub struct Thinker<'a, O> {
+pub struct Thinker<'a, B: Backend> {
     facts: TextFacts,
-    heads: Heads,
+    compute: Compute,
     reader: WeightReader<'a>,
-    loader: Loader<'a>,
-    ops: O,
     settings: RunSettings,
-    demand: Demand,
-    budget: Budget,
     model: TextModel<'a>,
-    dense: Dense,
-    cache: ExpertCache<Block>,
-    scratch: Scratch,
-    kv: Vec<KeysValues>,
+    device: B::Device<'a>,
     stats: RunStats,
     stop: &'a Stop,
 }
 
-/// The cached keys (normed and rotated) and values of one layer, `[positions, kv_heads × head_dim]` each.
-#[derive(Debug, Default)]
-struct KeysValues {
-    keys: Vec<f32>,
-    values: Vec<f32>,
-}
-
-impl<'a, O: Ops> Thinker<'a, O> {
+impl<'a, B: Backend> Thinker<'a, B> {
     /// Prepares to run the text model of a pack. No weight is read; a missing one is found here.
     ///
     /// # Errors
     /// `Unsuitable` names what the pack lacks; `Memory` says how much would do.
     pub fn new(
         source: &'a WeightSource<'a>,
-        ops: O,
+        backend: B,
         settings: RunSettings,
         stop: &'a Stop,
     ) -> Result<Self, RunError> {
@@ -134,33 +117,18 @@ impl<'a, O: Ops> Thinker<'a, O> {
             )));
         }
         let model = TextModel::find(source, &facts)?;
-        let demand = demand(&model, &facts, manifest.tensors.len() as u64, &settings);
-        let refuse = |least| RunError::Memory { memory: settings.memory.unwrap_or(0), least };
-        let budget = demand.share(settings.memory, settings.expert_slots).map_err(refuse)?;
-        let heads = Heads {
-            query: index(facts.heads),
-            key_value: index(facts.kv_heads),
-            width: index(facts.head_dim),
-        };
-        let mut thinker = Self {
-            heads,
+        let compute = backend.compute();
+        let device = backend.open(&Setup { source, model: &model, facts: &facts, settings, stop })?;
+        Ok(Self {
+            compute,
             reader: source.reader()?,
-            loader: Loader::new(source, settings.check)?,
-            dense: Dense::new(&model.groups, budget.residency)?,
-            cache: ExpertCache::new(expert_slots(&demand, &budget)?, Eviction::default()),
-            scratch: Scratch::default(),
-            kv: Vec::new(),
             stats: RunStats { layers: vec![LayerUses::default(); model.layers.len()], ..RunStats::default() },
-            ops,
             settings,
-            demand,
-            budget,
+            device,
             model,
             stop,
             facts,
-        };
-        thinker.reset();
-        Ok(thinker)
+        })
     }
 
     /// The model's numbers.
@@ -170,12 +138,12 @@ impl<'a, O: Ops> Thinker<'a, O> {
 
     /// How memory is shared out.
     pub fn budget(&self) -> Budget {
-        self.budget
+        self.device.budget()
     }
 
     /// What this model and its settings need of memory.
     pub fn demand(&self) -> Demand {
-        self.demand
+        self.device.demand()
     }
 
     /// Layers that have experts.
@@ -193,21 +161,29 @@ impl<'a, O: Ops> Thinker<'a, O> {
         self.model.head.length / self.model.head.shape.iter().product::<u64>().max(1)
     }
 
-    /// The weights that are in memory now, as stored bytes in no order: what its speed can be measured on.
-    pub fn resident_memory(&self) -> Vec<&[u8]> {
-        self.dense.held().chain(self.cache.held()).map(|block| &block[..]).collect()
-    }
-
     /// What was done so far.
     pub fn stats(&self) -> RunStats {
-        let load = self.loader.stats();
-        let bytes_read = self.stats.bytes_read + load.bytes();
-        RunStats { cache: self.cache.stats(), load, bytes_read, ..self.stats.clone() }
+        let device = self.device.stats();
+        let mut counted = self.stats.clone();
+        for (layer, uses) in (0..).zip(&device.resident_uses) {
+            for (expert, n) in (0..).zip(uses).filter(|(_, n)| **n > 0) {
+                *counted.expert_uses.entry((layer, expert)).or_default() += u64::from(*n);
+                counted.layers[layer as usize].hits += u64::from(*n);
+            }
+        }
+        RunStats {
+            cache: device.cache,
+            load: device.load,
+            bytes_read: self.stats.bytes_read + device.bytes_read + device.load.bytes(),
+            bytes_copied: device.bytes_copied,
+            waited: device.waited,
+            ..counted
+        }
     }
 
     /// Positions in the cache of keys and values.
     pub fn positions(&self) -> usize {
-        self.kv.first().map_or(0, |kv| kv.keys.len() / (self.heads.key_value * self.heads.width))
+        self.device.positions()
     }
 
     /// Loads the dense weights and as many experts as there is room for, which is otherwise done when they are needed.
@@ -215,41 +191,12 @@ impl<'a, O: Ops> Thinker<'a, O> {
     /// # Errors
     /// Damage of the pack.
     pub fn preload(&mut self) -> Result<(), RunError> {
-        if self.budget.residency == Residency::Resident {
-            for group in 0..self.model.groups.len() {
-                self.load_group(group)?;
-            }
-        }
-        for (number, layer) in self.model.layers.iter().enumerate() {
-            let Mlp::Experts { experts, .. } = &layer.mlp else { continue };
-            let layer = u32::try_from(number).unwrap_or(u32::MAX);
-            for (expert, e) in (0..).zip(experts) {
-                if self.cache.get((layer, expert)).is_some() {
-                    continue;
-                }
-                let Some(mut slot) = self.cache.take(|_| true) else { return Ok(()) };
-                let loaded =
-                    self.loader.load(&mut [Load { segment: e.segment, to: &mut slot[..] }], self.stop);
-                match loaded {
-                    Ok(()) => self.cache.put((layer, expert), slot),
-                    Err(_) => self.cache.put_empty(slot),
-                }
-                loaded?;
-            }
-        }
-        Ok(())
+        self.device.preload(&self.model)
     }
 
     /// Forgets all tokens, keeps all weights.
     pub fn reset(&mut self) {
-        self.kv.resize_with(self.model.layers.len(), KeysValues::default);
-        let room = self.settings.positions * self.heads.key_value * self.heads.width;
-        for kv in &mut self.kv {
-            kv.keys.clear();
-            kv.values.clear();
-            kv.keys.reserve_exact(room);
-            kv.values.reserve_exact(room);
-        }
+        self.device.reset();
     }
 
     /// Runs these tokens after those before; returns logits, `[vocab]` or `[tokens, vocab]`.
@@ -268,72 +215,80 @@ impl<'a, O: Ops> Thinker<'a, O> {
         logits
     }
 
+    /// Goes on for so many tokens, each the one with the greatest logit (the lowest id of several), without a look by the
+    /// host in between. None where that cannot be: it takes a GPU that holds all weights, and two steps of one token
+    /// before. All of them are run.
+    ///
+    /// # Errors
+    /// `TooLong`; what the driver says; logits that are not finite.
+    pub fn greedy(&mut self, count: usize) -> Result<Option<Vec<u32>>, RunError> {
+        let wanted = self.positions() + count;
+        if wanted > self.settings.positions {
+            return Err(RunError::TooLong { wanted, reserved: self.settings.positions });
+        }
+        let began = Instant::now();
+        let ids = self.device.greedy(count);
+        self.stats.forward += began.elapsed();
+        ids
+    }
+
     fn pass(&mut self, ids: &[u32], want: Logits, observer: &mut dyn Observer) -> Result<Vec<f32>, RunError> {
         let wanted = self.positions() + ids.len();
         if wanted > self.settings.positions {
             return Err(RunError::TooLong { wanted, reserved: self.settings.positions });
         }
-        let (cos, sin) = self.rotations(ids.len());
-        let mut x = self.embed(ids)?;
-        observer.embed(&x);
+        if let Some(id) = ids.iter().find(|id| u64::from(**id) >= self.facts.vocab) {
+            return Err(RunError::TokenId { id: *id, rows: self.facts.vocab });
+        }
+        if let Some(logits) = self.device.step(ids, want, observer.looks())? {
+            return Ok(logits);
+        }
+        self.begin(ids)?;
+        observer.embed(&self.look(observer, Values::X)?);
         for layer in 0..self.model.layers.len() {
             self.stop.check()?;
-            self.load_group(layer)?;
-            self.attention(layer, &x, &cos, &sin);
-            let added = self.scratch.added.of(x.len());
-            observer.attention(layer, added);
-            self.ops.add(&mut x, added);
-            self.mlp(layer, &x, observer)?;
-            let added = self.scratch.added.of(x.len());
-            observer.mlp(layer, added);
-            self.ops.add(&mut x, added);
-            observer.hidden(layer, &x);
+            self.device.load(layer, &self.model.groups)?;
+            self.attention(layer, ids.len())?;
+            observer.attention(layer, &self.look(observer, Values::Added)?);
+            self.device.add()?;
+            self.mlp(layer, ids.len(), observer)?;
+            observer.mlp(layer, &self.look(observer, Values::Added)?);
+            self.device.add()?;
+            observer.hidden(layer, &self.look(observer, Values::X)?);
         }
-        let hidden = index(self.facts.hidden_size);
-        self.load_group(self.model.final_norm_group())?;
-        let norm = self.model.final_norm.vector(self.dense.memory(self.model.final_norm_group()));
-        self.ops.rms_norm(&mut x, &norm, self.eps());
-        observer.norm(&x);
-        let from = if want == Logits::Last { x.len() - hidden } else { 0 };
-        self.logits(&x[from..])
+        let group = self.model.final_norm_group();
+        self.device.load(group, &self.model.groups)?;
+        self.device.norm(Values::X, Values::X, At { group, weight: self.model.final_norm })?;
+        observer.norm(&self.look(observer, Values::X)?);
+        self.device.logits(&self.model, want)
     }
 
-    fn load_group(&mut self, number: usize) -> Result<(), RunError> {
-        let began = Instant::now();
-        self.dense.load(number, &self.model.groups, &self.loader, self.stop)?;
-        self.stats.waited += began.elapsed();
+    /// Values for the observer; none where they are far away and it does not look.
+    fn look(&mut self, observer: &dyn Observer, values: Values) -> Result<Cow<'_, [f32]>, RunError> {
+        if self.device.is_far() && !observer.looks() {
+            return Ok(Cow::Borrowed(&[]));
+        }
+        self.device.read(values)
+    }
+
+    /// The embeddings of these tokens, and the rotations of their positions.
+    fn begin(&mut self, ids: &[u32]) -> Result<(), RunError> {
+        let (facts, compute) = (&self.facts, self.compute);
+        self.device.begin(ids.len(), &|positions| rotations(facts, compute, positions))?;
+        if !self.device.embed(ids)? {
+            let x = self.embed(ids)?;
+            self.device.put(x)?;
+        }
         Ok(())
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "applied in f32, as torch does")]
-    fn eps(&self) -> f32 {
-        self.facts.rms_norm_eps as f32
-    }
-
-    /// Cosines and sines of the next positions, `[tokens, head_dim / 2]`: `angle = position · theta^(-2j / d)` in f32, then
-    /// in the precision of the activations.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "f32, as torch does")]
-    fn rotations(&self, tokens: usize) -> (Vec<f32>, Vec<f32>) {
-        let (width, first) = (self.heads.width, self.positions());
-        let frequency = |j: usize| {
-            let exponent = (2 * j) as f32 / width as f32;
-            1.0 / (self.facts.rope_theta.powf(f64::from(exponent)) as f32)
-        };
-        let frequencies: Vec<f32> = (0..width / 2).map(frequency).collect();
-        let angles = (first..first + tokens).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
-        let round = |x: f64| self.ops.compute().round(x as f32);
-        angles.map(|a| (round(f64::from(a).cos()), round(f64::from(a).sin()))).unzip()
-    }
-
+    /// Reads rows of the embedding, one at a time.
     fn embed(&mut self, ids: &[u32]) -> Result<Vec<f32>, RunError> {
         let hidden = index(self.facts.hidden_size);
         let row = self.model.embedding.length / self.facts.vocab.max(1);
         let mut x = vec![0.0; ids.len() * hidden];
         let mut bytes = Vec::with_capacity(index(row));
         for (id, to) in ids.iter().zip(x.chunks_exact_mut(hidden)) {
-            if u64::from(*id) >= self.facts.vocab {
-                return Err(RunError::TokenId { id: *id, rows: self.facts.vocab });
-            }
             bytes.clear();
             let start = u64::from(*id) * row;
             self.reader.read_tensor(self.model.embedding, start..start + row, self.stop, |piece| {
@@ -346,198 +301,81 @@ impl<'a, O: Ops> Thinker<'a, O> {
         Ok(x)
     }
 
-    /// `scratch.added` = what attention adds to `x`. q and k are normed per head, then rotated; v is neither.
-    fn attention(&mut self, number: usize, x: &[f32], cos: &[f32], sin: &[f32]) {
-        let (layer, memory) = (&self.model.layers[number], self.dense.memory(number));
-        let (eps, width) = (self.eps(), self.heads.width);
-        let (hidden, query, kv_width) =
-            (index(self.facts.hidden_size), self.heads.query * width, self.heads.key_value * width);
-        let (ops, s) = (&self.ops, &mut self.scratch);
-        let normed = s.normed.copy(x);
-        ops.rms_norm(normed, &layer.input_norm.vector(memory), eps);
-        let added = s.added.of(x.len());
-        let [q_norm, k_norm] = [layer.q_norm, layer.k_norm].map(|w| w.vector(memory));
-        let rows = index(self.budget.batch).max(1);
-        let rotations = cos.chunks(rows * width / 2).zip(sin.chunks(rows * width / 2));
-        let batches = normed.chunks(rows * hidden).zip(added.chunks_mut(rows * hidden));
-        for ((x, out), (cos, sin)) in batches.zip(rotations) {
-            let n = x.len() / hidden;
-            let (q, k, v) = (s.q.of(n * query), s.k.of(n * kv_width), s.v.of(n * kv_width));
-            products(ops, memory, x, [(&layer.q, &mut *q), (&layer.k, &mut *k), (&layer.v, &mut *v)]);
-            for (values, norm) in [(&mut *q, &q_norm), (&mut *k, &k_norm)] {
-                ops.rms_norm(values, norm, eps);
-                ops.rope(values, cos, sin, width);
-            }
-            let kv = &mut self.kv[number];
-            kv.keys.extend_from_slice(k);
-            kv.values.extend_from_slice(v);
-            let attended = s.attended.of(n * query);
-            ops.attention(q, &kv.keys, &kv.values, self.heads, attended);
-            products(ops, memory, attended, [(&layer.o, out)]);
-        }
+    /// Batches of the tokens of a pass.
+    fn batches(&self, tokens: usize) -> impl Iterator<Item = Range<usize>> + use<B> {
+        let most = self.device.batch();
+        (0..tokens).step_by(most).map(move |first| first..(first + most).min(tokens))
     }
 
-    /// `scratch.added` = what the MLP or the experts add to `x`.
-    fn mlp(&mut self, number: usize, x: &[f32], observer: &mut dyn Observer) -> Result<(), RunError> {
-        let eps = self.eps();
-        let normed = self.scratch.normed.copy(x);
-        let norm = self.model.layers[number].post_attention_norm.vector(self.dense.memory(number));
-        self.ops.rms_norm(normed, &norm, eps);
-        match &self.model.layers[number].mlp {
-            Mlp::Dense { .. } => self.dense_mlp(number, x.len()),
-            Mlp::Experts { .. } => {
-                let routing = self.route(number, x.len());
-                observer.router(number, &routing);
-                self.experts(number, x.len(), &routing)?;
+    /// Added = what attention adds to X. q and k are normed per head, then rotated; v is neither.
+    fn attention(&mut self, number: usize, tokens: usize) -> Result<(), RunError> {
+        let layer = &self.model.layers[number];
+        let at = |weight: Weight| At { group: number, weight };
+        self.device.norm(Values::X, Values::Normed, at(layer.input_norm))?;
+        for batch in self.batches(tokens) {
+            let products = [(&layer.q, Values::Q), (&layer.k, Values::K), (&layer.v, Values::V)];
+            self.device.products(Values::Normed, batch.clone(), number, &products)?;
+            self.device.attend(number, batch.clone(), [at(layer.q_norm), at(layer.k_norm)])?;
+            self.device.products(Values::Attended, batch, number, &[(&layer.o, Values::Added)])?;
+        }
+        Ok(())
+    }
+
+    /// Added = what the MLP or the experts add to X.
+    fn mlp(&mut self, number: usize, tokens: usize, observer: &mut dyn Observer) -> Result<(), RunError> {
+        let layer = &self.model.layers[number];
+        self.device.norm(
+            Values::X,
+            Values::Normed,
+            At { group: number, weight: layer.post_attention_norm },
+        )?;
+        match &layer.mlp {
+            Mlp::Dense { gate, up, down } => {
+                for batch in self.batches(tokens) {
+                    let products = [(gate, Values::Gate), (up, Values::Up)];
+                    self.device.products(Values::Normed, batch.clone(), number, &products)?;
+                    self.device.silu_mul()?;
+                    self.device.products(Values::Gate, batch, number, &[(down, Values::Added)])?;
+                }
+            }
+            Mlp::Experts { router, experts } => {
+                self.device.products(Values::Normed, 0..tokens, number, &[(router, Values::Router)])?;
+                let layer = ExpertLayer { number, experts };
+                self.device.route(layer)?;
+                if observer.looks() || !self.device.is_far() {
+                    let routing = self.device.routing()?;
+                    observer.router(number, &routing);
+                }
+                let uses = self.device.experts(layer)?;
+                self.count(number, &uses);
             }
         }
         Ok(())
     }
 
-    fn dense_mlp(&mut self, number: usize, length: usize) {
-        let Mlp::Dense { gate, up, down } = &self.model.layers[number].mlp else { return };
-        let (memory, hidden) = (self.dense.memory(number), index(self.facts.hidden_size));
-        let (ops, s) = (&self.ops, &mut self.scratch);
-        let rows = index(self.budget.batch).max(1) * hidden;
-        let (x, out) = (s.normed.of(length), s.added.of(length));
-        for (x, out) in x.chunks(rows).zip(out.chunks_mut(rows)) {
-            let inner = x.len() / hidden * gate.weight.rows;
-            let (g, u) = (s.mlp.gate.of(inner), s.mlp.up.of(inner));
-            products(ops, memory, x, [(gate, &mut *g), (up, &mut *u)]);
-            ops.silu_mul(g, u);
-            products(ops, memory, g, [(down, out)]);
-        }
-    }
-
-    /// Softmax over all experts in f32, then the best; their weights are rounded after they are normalised.
-    fn route(&mut self, number: usize, length: usize) -> Routing {
-        let Mlp::Experts { router, .. } = &self.model.layers[number].mlp else { return Routing::default() };
-        let (experts, best) =
-            (index(u64::from(self.facts.experts)), index(u64::from(self.facts.experts_per_token)));
-        let tokens = length / index(self.facts.hidden_size);
-        let memory = self.dense.memory(number);
-        let x = self.scratch.normed.of(length);
-        let logits = self.scratch.router.of(tokens * experts);
-        products(&self.ops, memory, x, [(router, &mut *logits)]);
-        let mut routing =
-            Routing { logits: logits.to_vec(), probabilities: logits.to_vec(), ..Routing::default() };
-        self.ops.softmax(&mut routing.probabilities, experts);
-        for row in routing.probabilities.chunks_exact(experts) {
-            let chosen = top_k(row, best);
-            let sum: f32 = chosen.iter().map(|e| row[*e as usize]).sum();
-            let divisor = if self.facts.norm_topk_prob { sum } else { 1.0 };
-            let weight = |e: &u32| self.ops.compute().round(row[*e as usize] / divisor);
-            routing.weights.extend(chosen.iter().map(weight));
-            routing.ids.extend(chosen);
-        }
-        routing
-    }
-
-    fn experts(&mut self, number: usize, length: usize, routing: &Routing) -> Result<(), RunError> {
-        let Mlp::Experts { experts, .. } = &self.model.layers[number].mlp else { return Ok(()) };
-        let (hidden, best) = (index(self.facts.hidden_size), index(u64::from(self.facts.experts_per_token)));
-        let s = &mut self.scratch;
+    fn count(&mut self, number: usize, uses: &[(u32, bool)]) {
         let layer = u32::try_from(number).unwrap_or(u32::MAX);
-        let pass = ExpertPass {
-            ops: &self.ops,
-            layer,
-            experts,
-            cache: &mut self.cache,
-            loader: &self.loader,
-            stop: self.stop,
-            x: s.normed.of(length),
-            hidden,
-            intermediate: index(self.facts.moe_intermediate),
-            batch: index(self.budget.batch).max(1),
-            scratch: &mut s.mlp,
-            waited: &mut self.stats.waited,
-            out: s.added.zeros(length),
-        };
-        for (expert, hit) in pass.run(routing, best)? {
+        for (expert, hit) in uses {
             let uses = &mut self.stats.layers[number];
-            *(if hit { &mut uses.hits } else { &mut uses.misses }) += 1;
-            *self.stats.expert_uses.entry((layer, expert)).or_default() += 1;
-        }
-        Ok(())
-    }
-
-    fn logits(&mut self, x: &[f32]) -> Result<Vec<f32>, RunError> {
-        let (vocab, hidden) = (index(self.facts.vocab), index(self.facts.hidden_size));
-        let mut out = vec![0.0; x.len() / hidden * vocab];
-        let group = self.model.head_group();
-        if self.budget.residency == Residency::Streamed {
-            self.streamed_head(x, &mut out)?;
-            return Ok(out);
-        }
-        self.load_group(group)?;
-        self.ops.linear(x, self.model.head_weight.matrix(self.dense.memory(group)), None, &mut out);
-        Ok(out)
-    }
-
-    /// A block of rows at a time. Of a raw segment the digest is known only after the last block: nothing is returned
-    /// before that. Chunks of a coded one have checks of their own.
-    fn streamed_head(&mut self, x: &[f32], out: &mut [f32]) -> Result<(), RunError> {
-        let head = self.model.head;
-        let segment = self.reader.source().segment_of(head)?;
-        let checked = self.settings.check != Check::Never
-            && segment.codec == Codec::Raw
-            && segment.raw_length == head.length;
-        let row = head.length / self.facts.vocab.max(1);
-        let rows = (HEAD_BLOCK_BYTES / row.max(1)).max(1);
-        let (mut blake3, mut first) = (Blake3Hasher::default(), 0);
-        let mut bytes = Vec::with_capacity(index(rows * row));
-        while first < self.facts.vocab {
-            let last = (first + rows).min(self.facts.vocab);
-            let began = Instant::now();
-            bytes.clear();
-            self.reader.read_tensor(head, first * row..last * row, self.stop, |piece| {
-                bytes.extend_from_slice(piece);
-                Ok::<_, RunError>(())
-            })?;
-            if checked {
-                blake3.update(&bytes);
-            }
-            self.stats.waited += began.elapsed();
-            self.stats.bytes_read += (last - first) * row;
-            self.head_block(x, &bytes, index(first)..index(last), out);
-            first = last;
-        }
-        let seen = blake3.finish();
-        if checked && seen != segment.blake3 {
-            let file = self.reader.source().open(&segment.pack)?;
-            return Err(damaged(&file, segment, &seen.to_string()).into());
-        }
-        Ok(())
-    }
-
-    /// The logits of some rows of the head.
-    fn head_block(&self, x: &[f32], bytes: &[u8], rows: std::ops::Range<usize>, out: &mut [f32]) {
-        let vocab = index(self.facts.vocab);
-        let weight = Matrix {
-            dtype: self.model.head.dtype,
-            bytes,
-            rows: rows.len(),
-            columns: self.model.head_weight.columns,
-        };
-        let mut part = vec![0.0; x.len() / weight.columns * weight.rows];
-        self.ops.linear(x, weight, None, &mut part);
-        for (out, part) in out.chunks_exact_mut(vocab).zip(part.chunks_exact(weight.rows)) {
-            out[rows.clone()].copy_from_slice(part);
+            *(if *hit { &mut uses.hits } else { &mut uses.misses }) += 1;
+            *self.stats.expert_uses.entry((layer, *expert)).or_default() += 1;
         }
     }
 }
 
-/// Dense products of one input.
-fn products<O: Ops, const N: usize>(ops: &O, memory: &[u8], x: &[f32], products: [(&Linear, &mut [f32]); N]) {
-    let vector = |w: Weight| w.vector(memory);
-    let biases: Vec<Option<Vec<f32>>> = products.iter().map(|(l, _)| l.bias.map(vector)).collect();
-    let product = |((linear, out), bias)| {
-        let linear: &Linear = linear;
-        let bias: &Option<Vec<f32>> = bias;
-        Product { x, weight: linear.weight.matrix(memory), bias: bias.as_deref(), out }
+/// Cosines and sines of positions, `[positions, head_dim / 2]`: `angle = position · theta^(-2j / d)` in f32, then in the
+/// precision of the activations.
+#[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "f32, as torch does")]
+fn rotations(facts: &TextFacts, compute: Compute, positions: Range<usize>) -> Turns {
+    let width = index(facts.head_dim);
+    let frequency = |j: usize| {
+        let exponent = (2 * j) as f32 / width as f32;
+        1.0 / (facts.rope_theta.powf(f64::from(exponent)) as f32)
     };
-    let mut all: Vec<Product<'_>> = products.into_iter().zip(&biases).map(product).collect();
-    ops.products(&mut all);
+    let frequencies: Vec<f32> = (0..width / 2).map(frequency).collect();
+    let angles = positions.flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
+    let round = |x: f64| compute.round(x as f32);
+    angles.map(|a| (round(f64::from(a).cos()), round(f64::from(a).sin()))).unzip()
 }
 
 /// The `best` largest values, largest first, the lower id on ties.
@@ -552,43 +390,12 @@ fn top_k(row: &[f32], best: usize) -> Vec<u32> {
     ids
 }
 
-fn expert_slots(demand: &Demand, budget: &Budget) -> Result<Vec<Block>, RunError> {
-    let room = index(demand.expert);
-    let mut arena = Arena::new(room.saturating_mul(index(budget.slots)))?;
-    (0..budget.slots).map(|_| arena.take(room)).collect()
-}
-
-fn demand(model: &TextModel<'_>, f: &TextFacts, tensors: u64, settings: &RunSettings) -> Demand {
-    let row = model.head.length / f.vocab.max(1);
-    let (query, kv_width) = (f.heads * f.head_dim, f.kv_heads * f.head_dim);
-    let tokens = settings.longest_pass.max(1) as u64;
-    let any_coded = model.groups.iter().flat_map(|g| &g.segments).any(|s| s.codec != Codec::Raw)
-        || model.experts().any(|e| e.segment.codec != Codec::Raw);
-    let inner = f.intermediate.max(f.moe_intermediate);
-    Demand {
-        overhead: PROGRAM_BYTES + scratch_bytes(any_coded),
-        manifest: tensors * MANIFEST_ENTRY_BYTES,
-        kv: model.layers.len() as u64 * settings.positions as u64 * 2 * kv_width * 4,
-        tokens,
-        // x, normed, added; router logits, probabilities and a copy
-        pass: tokens * (3 * f.hidden_size + 3 * u64::from(f.experts)) * 4 + f.vocab * 8,
-        // q, attended, k, v; x, gate, up, y of the MLP
-        per_token: (2 * query + 2 * kv_width + 2 * f.hidden_size + 2 * inner) * 4,
-        dense: model.groups.iter().map(|g| g.room as u64).sum(),
-        dense_streamed: dense::streamed_room(&model.groups) as u64
-            + HEAD_BLOCK_BYTES.min(model.head.length).max(row),
-        expert: model.experts().map(|e| room_for(e.segment)).max().unwrap_or(0),
-        experts: model.experts().count() as u64,
-        experts_per_token: u64::from(f.experts_per_token),
-    }
-}
-
-fn unsuitable(what: &str) -> RunError {
+pub(crate) fn unsuitable(what: &str) -> RunError {
     RunError::Unsuitable(what.to_owned())
 }
 
 /// Sizes of tensors that are in memory, or about to be.
-fn index(n: u64) -> usize {
+pub(crate) fn index(n: u64) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }
 

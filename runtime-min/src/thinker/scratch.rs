@@ -2,16 +2,32 @@
 
 /// Grows, never shrinks.
 #[derive(Debug, Default)]
-pub(super) struct Buffer(Vec<f32>);
+pub(super) struct Buffer {
+    values: Vec<f32>,
+    /// Values asked for last.
+    used: usize,
+}
+
+impl From<Vec<f32>> for Buffer {
+    fn from(values: Vec<f32>) -> Self {
+        Self { used: values.len(), values }
+    }
+}
 
 impl Buffer {
     /// `n` values, of which any may be left from before.
     pub(super) fn of(&mut self, n: usize) -> &mut [f32] {
-        if self.0.len() < n {
-            self.0 = Vec::new(); // nothing is worth copying
-            self.0.resize(n, 0.0);
+        if self.values.len() < n {
+            self.values = Vec::new(); // nothing is worth copying
+            self.values.resize(n, 0.0);
         }
-        &mut self.0[..n]
+        self.used = n;
+        &mut self.values[..n]
+    }
+
+    /// Those that were asked for last.
+    pub(super) fn last(&self) -> &[f32] {
+        &self.values[..self.used]
     }
 
     /// `n` zeros.
@@ -27,27 +43,6 @@ impl Buffer {
         copy.copy_from_slice(values);
         copy
     }
-}
-
-/// The activations of a pass, `[tokens, …]`, and of a batch, `[batch, …]`.
-#[derive(Debug, Default)]
-pub(super) struct Scratch {
-    /// `[tokens, hidden]`, after a norm.
-    pub(super) normed: Buffer,
-    /// `[tokens, hidden]`, what a layer adds.
-    pub(super) added: Buffer,
-    /// `[tokens, experts]`.
-    pub(super) router: Buffer,
-    /// `[batch, heads × width]`.
-    pub(super) q: Buffer,
-    /// `[batch, kv_heads × width]`.
-    pub(super) k: Buffer,
-    /// `[batch, kv_heads × width]`.
-    pub(super) v: Buffer,
-    /// `[batch, heads × width]`.
-    pub(super) attended: Buffer,
-    /// The MLP's.
-    pub(super) mlp: MlpScratch,
 }
 
 /// The activations of an MLP, or of several experts.

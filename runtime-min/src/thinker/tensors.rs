@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use segpack_formats::codec::Codec;
 use segpack_formats::safetensors::Dtype;
 use segpack_manifests::documents::{SegmentEntry, TensorEntry};
 use segpack_manifests::families::TextFacts;
@@ -14,16 +15,17 @@ use crate::weights::{WeightSource, begins_at, room_for};
 
 /// A tensor within the memory of its group.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Weight {
-    dtype: Dtype,
-    at: usize,
-    length: usize,
-    pub(super) rows: usize,
-    pub(super) columns: usize,
+pub struct Weight {
+    pub(crate) dtype: Dtype,
+    pub(crate) at: usize,
+    pub(crate) length: usize,
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
 }
 
 impl Weight {
-    fn new(tensor: &TensorEntry, segment_at: usize) -> Self {
+    /// A tensor in memory where its segment begins at this byte.
+    pub(crate) fn new(tensor: &TensorEntry, segment_at: usize) -> Self {
         let side = |i: usize| tensor.shape.get(i).copied().map_or(1, index);
         Self {
             dtype: tensor.dtype,
@@ -34,14 +36,19 @@ impl Weight {
         }
     }
 
+    /// Bytes of a value.
+    pub(crate) fn dtype_bytes(&self) -> usize {
+        if self.dtype == Dtype::F32 { 4 } else { 2 }
+    }
+
     /// As a matrix, in the memory of its group.
-    pub(super) fn matrix<'m>(&self, memory: &'m [u8]) -> Matrix<'m> {
+    pub(crate) fn matrix<'m>(&self, memory: &'m [u8]) -> Matrix<'m> {
         let bytes = &memory[self.at..self.at + self.length];
         Matrix { dtype: self.dtype, bytes, rows: self.rows, columns: self.columns }
     }
 
     /// As a vector in f32.
-    pub(super) fn vector(&self, memory: &[u8]) -> Vec<f32> {
+    pub(crate) fn vector(&self, memory: &[u8]) -> Vec<f32> {
         let matrix = self.matrix(memory);
         let mut values = vec![0.0; self.rows * self.columns];
         widen(matrix.dtype, matrix.bytes, &mut values);
@@ -51,47 +58,47 @@ impl Weight {
 
 /// A dense product.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Linear {
-    pub(super) weight: Weight,
-    pub(super) bias: Option<Weight>,
+pub struct Linear {
+    pub(crate) weight: Weight,
+    pub(crate) bias: Option<Weight>,
 }
 
 /// One expert: its segment, and where its matrices are in the memory that the segment is loaded to.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Expert<'a> {
-    pub(super) segment: &'a SegmentEntry,
-    pub(super) gate: Weight,
-    pub(super) up: Weight,
-    pub(super) down: Weight,
+pub struct Expert<'a> {
+    pub(crate) segment: &'a SegmentEntry,
+    pub(crate) gate: Weight,
+    pub(crate) up: Weight,
+    pub(crate) down: Weight,
 }
 
 /// What follows attention in a layer.
 #[derive(Debug)]
-pub(super) enum Mlp<'a> {
+pub enum Mlp<'a> {
     Dense { gate: Linear, up: Linear, down: Linear },
     Experts { router: Linear, experts: Vec<Expert<'a>> },
 }
 
 /// One layer. Its dense weights are one group.
 #[derive(Debug)]
-pub(super) struct Layer<'a> {
-    pub(super) input_norm: Weight,
-    pub(super) q: Linear,
-    pub(super) k: Linear,
-    pub(super) v: Linear,
-    pub(super) o: Linear,
-    pub(super) q_norm: Weight,
-    pub(super) k_norm: Weight,
-    pub(super) post_attention_norm: Weight,
-    pub(super) mlp: Mlp<'a>,
+pub struct Layer<'a> {
+    pub(crate) input_norm: Weight,
+    pub(crate) q: Linear,
+    pub(crate) k: Linear,
+    pub(crate) v: Linear,
+    pub(crate) o: Linear,
+    pub(crate) q_norm: Weight,
+    pub(crate) k_norm: Weight,
+    pub(crate) post_attention_norm: Weight,
+    pub(crate) mlp: Mlp<'a>,
 }
 
 /// Segments that are loaded together, one behind the other.
 #[derive(Debug, Default)]
-pub(super) struct Group<'a> {
-    pub(super) segments: Vec<&'a SegmentEntry>,
+pub struct Group<'a> {
+    pub(crate) segments: Vec<&'a SegmentEntry>,
     /// Bytes that they take in memory.
-    pub(super) room: usize,
+    pub(crate) room: usize,
 }
 
 impl<'a> Group<'a> {
@@ -112,14 +119,14 @@ impl<'a> Group<'a> {
 
 /// The whole text model.
 #[derive(Debug)]
-pub(super) struct TextModel<'a> {
-    pub(super) embedding: &'a TensorEntry,
-    pub(super) head: &'a TensorEntry,
-    pub(super) head_weight: Weight,
-    pub(super) final_norm: Weight,
-    pub(super) layers: Vec<Layer<'a>>,
+pub struct TextModel<'a> {
+    pub(crate) embedding: &'a TensorEntry,
+    pub(crate) head: &'a TensorEntry,
+    pub(crate) head_weight: Weight,
+    pub(crate) final_norm: Weight,
+    pub(crate) layers: Vec<Layer<'a>>,
     /// One for each layer, then the final norm's, then the head's.
-    pub(super) groups: Vec<Group<'a>>,
+    pub(crate) groups: Vec<Group<'a>>,
 }
 
 impl<'a> TextModel<'a> {
@@ -127,7 +134,7 @@ impl<'a> TextModel<'a> {
     ///
     /// # Errors
     /// `Unsuitable` names what the pack lacks, or what cannot be run.
-    pub(super) fn find(source: &'a WeightSource<'a>, facts: &TextFacts) -> Result<Self, RunError> {
+    pub(crate) fn find(source: &'a WeightSource<'a>, facts: &TextFacts) -> Result<Self, RunError> {
         let found = Found::collect(source, facts)?;
         let embedding = found.outside(Role::Embedding)?;
         let head = match found.outside(Role::LmHead) {
@@ -152,16 +159,33 @@ impl<'a> TextModel<'a> {
         Ok(Self { embedding, head, head_weight, final_norm, layers, groups })
     }
 
-    pub(super) fn final_norm_group(&self) -> usize {
+    pub(crate) fn final_norm_group(&self) -> usize {
         self.layers.len()
     }
 
-    pub(super) fn head_group(&self) -> usize {
+    pub(crate) fn head_group(&self) -> usize {
         self.layers.len() + 1
     }
 
+    /// All experts of all layers, with layer and number.
+    pub(crate) fn all_experts(&self) -> impl Iterator<Item = (u32, u32, &Expert<'a>)> {
+        (0..).zip(&self.layers).flat_map(|(layer, l)| {
+            let experts = match &l.mlp {
+                Mlp::Dense { .. } => &[][..],
+                Mlp::Experts { experts, .. } => experts,
+            };
+            (0..).zip(experts).map(move |(expert, e)| (layer, expert, e))
+        })
+    }
+
+    /// Whether any segment has to be decoded.
+    pub(crate) fn any_coded(&self) -> bool {
+        self.groups.iter().flat_map(|g| &g.segments).any(|s| s.codec != Codec::Raw)
+            || self.experts().any(|e| e.segment.codec != Codec::Raw)
+    }
+
     /// All experts of all layers.
-    pub(super) fn experts(&self) -> impl Iterator<Item = &Expert<'a>> {
+    pub(crate) fn experts(&self) -> impl Iterator<Item = &Expert<'a>> {
         self.layers.iter().flat_map(|layer| match &layer.mlp {
             Mlp::Dense { .. } => &[][..],
             Mlp::Experts { experts, .. } => experts,

@@ -1,6 +1,7 @@
 //! `bench`: what this machine can do, how near a model comes to it, and what follows for the whole model.
 
 mod forecast;
+mod gpu;
 mod machine;
 mod model;
 
@@ -10,6 +11,7 @@ use segpack_manifests::documents::{BenchReport, FormatVersion, GENERATOR};
 use segpack_runtime_min::Kernels;
 use segpack_runtime_min::thinker::Check;
 
+pub use self::gpu::{GpuBenchSettings, bench_gpu};
 use self::machine::Machine;
 use self::model::ModelBench;
 use super::StepError;

@@ -8,7 +8,7 @@ use segpack_manifests::documents::{BenchOnDemand, BenchPrefill, BenchRate, Bench
 use segpack_runtime_min::limits::{fma_peak, read_bandwidth};
 use segpack_runtime_min::memory::{Demand, Residency};
 use segpack_runtime_min::ops::{Compute, CpuOps};
-use segpack_runtime_min::thinker::{Logits, RunSettings, Thinker};
+use segpack_runtime_min::thinker::{Backend, Logits, RunSettings, Thinker};
 use segpack_runtime_min::{Kernels, Unobserved, WeightSource};
 
 use super::machine::{FMA_STEPS, drive_rate};
@@ -17,7 +17,7 @@ use crate::steps::StepError;
 use crate::steps::run::cpu_ops;
 
 /// Tokens before those that are measured: a short prompt, as the start of any text.
-const PROMPT: usize = 16;
+pub(super) const PROMPT: usize = 16;
 /// Bytes that are read from the drive before and after each figure.
 const DRIVE_BYTES: u64 = 512 << 20;
 
@@ -30,19 +30,23 @@ pub(super) struct ModelBench<'a> {
 }
 
 /// Token ids without a pattern, so that experts are chosen as evenly as the router allows.
-struct Ids {
+pub(super) struct Ids {
     state: u64,
     vocab: u64,
 }
 
 impl Ids {
-    fn next(&mut self) -> u32 {
+    pub(super) fn new(vocab: u64) -> Self {
+        Self { state: 1, vocab }
+    }
+
+    pub(super) fn next(&mut self) -> u32 {
         self.state =
             self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         u32::try_from((self.state >> 33) % self.vocab.max(1)).unwrap_or(0)
     }
 
-    fn some(&mut self, n: usize) -> Vec<u32> {
+    pub(super) fn some(&mut self, n: usize) -> Vec<u32> {
         (0..n).map(|_| self.next()).collect()
     }
 }
@@ -65,7 +69,7 @@ impl ModelBench<'_> {
                 check: self.settings.check,
             };
             let mut thinker = Thinker::new(&source, cpu_ops(Compute::F32)?, settings, self.stop)?;
-            let mut ids = Ids { state: 1, vocab: thinker.facts().vocab };
+            let mut ids = Ids::new(thinker.facts().vocab);
             work(&mut thinker, &mut ids)
         })?
     }
@@ -201,7 +205,7 @@ struct Decoded {
     waiting: f64,
 }
 
-fn prefill_rate(thinker: &mut Thinker<'_, CpuOps>, ids: &[u32]) -> Result<f64, StepError> {
+pub(super) fn prefill_rate<B: Backend>(thinker: &mut Thinker<'_, B>, ids: &[u32]) -> Result<f64, StepError> {
     thinker.reset();
     let began = Instant::now();
     thinker.forward(ids, Logits::Last, &mut Unobserved)?;
@@ -216,12 +220,12 @@ pub(super) fn float(n: u64) -> f64 {
 }
 
 /// Bytes of weights that one token reads: everything dense, and its experts.
-fn touched(demand: &Demand, thinker: &Thinker<'_, CpuOps>) -> u64 {
+pub(super) fn touched<B: Backend>(demand: &Demand, thinker: &Thinker<'_, B>) -> u64 {
     demand.dense + thinker.expert_layers() * demand.experts_per_token * demand.expert
 }
 
 /// Floating-point operations in the products of one token of a prompt, the head left out: two for each weight.
-fn products_per_token(thinker: &Thinker<'_, CpuOps>) -> f64 {
+pub(super) fn products_per_token<B: Backend>(thinker: &Thinker<'_, B>) -> f64 {
     2.0 * float(touched(&thinker.demand(), thinker) - thinker.head_bytes())
         / float(thinker.bytes_per_weight())
 }

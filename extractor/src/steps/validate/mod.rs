@@ -13,15 +13,15 @@ use segpack_manifests::documents::{
     Choice, Finding, FindingKind, FirstWrong, FormatVersion, GENERATOR, Precision, PromptRow, Quantity,
     ReferenceKind, ValidateReport, ValueRow, Verdict,
 };
-use segpack_runtime_min::ops::{Compute, Ops};
-use segpack_runtime_min::thinker::{Check, Logits, RunSettings, Thinker};
+use segpack_runtime_min::ops::Compute;
+use segpack_runtime_min::thinker::{Backend, Check, Logits, RunSettings, Thinker};
 use segpack_runtime_min::trace::Trace;
 use segpack_runtime_min::{RunError, WeightSource};
 
 use super::StepError;
-use super::memory::available_memory;
+use super::device::{DeviceChoice, Opened, open};
 use super::progress::Progress;
-use super::run::{ExpertRoom, cpu_ops, expert_slots};
+use super::run::{ExpertRoom, expert_slots};
 use compare::{Comparer, Differences, Disagreement, Reference, Tally};
 use direct::Direct;
 use recorded::RecordedPrompt;
@@ -49,7 +49,11 @@ pub enum Against {
 pub struct ValidateSettings {
     /// What to compare with.
     pub against: Against,
-    /// Bytes for the model's run; what it needs, at most seven eighths of what is available, where it is none.
+    /// Where the model runs.
+    pub device: DeviceChoice,
+    /// Bytes of a GPU's memory; all that is free where it is none.
+    pub device_memory: Option<u64>,
+    /// Bytes for the model's run; see [`Opened::memory`] for where it is none.
     pub memory: Option<u64>,
     /// Room for experts.
     pub experts: Option<ExpertRoom>,
@@ -228,23 +232,37 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// One model for all sequences, so that what it loaded stays.
     fn run<'r>(
         &self,
+        reference: impl FnMut(usize) -> Result<Box<dyn Reference + 'r>, StepError>,
+    ) -> Result<Tally, StepError> {
+        let device = open(self.settings.device, self.compute, self.settings.device_memory)?;
+        let memory = device.memory(self.settings.memory);
+        match device {
+            Opened::Cpu(ops) => self.run_on(ops, memory, reference),
+            Opened::Cuda(cuda) => self.run_on(cuda, memory, reference),
+        }
+    }
+
+    /// One model for all sequences, so that what it loaded stays.
+    fn run_on<'r, B: Backend>(
+        &self,
+        backend: B,
+        memory: Option<u64>,
         mut reference: impl FnMut(usize) -> Result<Box<dyn Reference + 'r>, StepError>,
     ) -> Result<Tally, StepError> {
         let lengths = self.sequences.iter().map(|s| (s.prompt.len(), s.prompt.len() + s.forced.len()));
         let (longest_pass, positions) =
             lengths.fold((1, 1), |most: (usize, usize), s| (most.0.max(s.0), most.1.max(s.1)));
         let settings = RunSettings {
-            memory: self.settings.memory.or_else(available_memory),
+            memory,
             expert_slots: expert_slots(self.pack, self.settings.experts),
             positions,
             longest_pass,
             check: self.settings.check,
         };
         let source = WeightSource::new(self.pack);
-        let mut thinker = Thinker::new(&source, cpu_ops(self.compute)?, settings, self.stop)?;
+        let mut thinker = Thinker::new(&source, backend, settings, self.stop)?;
         let facts = thinker.facts().clone();
         let mut tally = Tally::default();
         for (number, sequence) in self.sequences.iter().enumerate() {
@@ -272,7 +290,7 @@ impl Job<'_> {
 
 impl Comparer<'_> {
     /// One forward pass, compared.
-    fn pass<O: Ops>(&mut self, thinker: &mut Thinker<'_, O>, ids: &[u32]) -> Result<(), StepError> {
+    fn pass<B: Backend>(&mut self, thinker: &mut Thinker<'_, B>, ids: &[u32]) -> Result<(), StepError> {
         let logits = thinker.forward(ids, Logits::All, self)?;
         if let Some(failure) = self.failure.take() {
             return Err(failure);

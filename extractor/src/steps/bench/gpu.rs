@@ -1,0 +1,193 @@
+//! A model on a GPU: with all its weights there, and with fewer.
+
+use std::time::Instant;
+
+use segpack_formats::io::Stop;
+use segpack_manifests::Pack;
+use segpack_manifests::documents::{
+    FormatVersion, GENERATOR, GpuBenchOnDemand, GpuBenchPrefill, GpuBenchReport, GpuBenchResident, Precision,
+};
+use segpack_runtime_min::memory::Residency;
+use segpack_runtime_min::ops::Compute;
+use segpack_runtime_min::thinker::{Check, Logits, RunSettings, Thinker};
+use segpack_runtime_min::{RunError, Unobserved, WeightSource, cuda::Cuda};
+
+use super::median;
+use super::model::{Ids, PROMPT, float, prefill_rate, products_per_token, touched};
+use crate::steps::StepError;
+
+/// Steps of one token before the device chooses tokens itself.
+const WARM_STEPS: usize = 3;
+
+/// What to measure on a GPU.
+#[derive(Debug, Clone)]
+pub struct GpuBenchSettings {
+    /// Its number.
+    pub number: u32,
+    /// Precision of activations.
+    pub compute: Compute,
+    /// Lengths of prompts.
+    pub prompts: Vec<usize>,
+    /// Tokens to generate for each figure.
+    pub tokens: usize,
+    /// Budgets of GPU memory below what the model needs, in bytes.
+    pub device_memory: Vec<u64>,
+    /// Whether to measure with all weights on the GPU.
+    pub resident: bool,
+    /// How often to measure each figure.
+    pub repeats: u32,
+    /// When digests are compared.
+    pub check: Check,
+}
+
+/// Measures a model on a GPU.
+///
+/// # Errors
+/// No such GPU; a pack that cannot be run or is damaged; too little memory.
+pub fn bench_gpu(pack: &Pack, settings: &GpuBenchSettings, stop: &Stop) -> Result<GpuBenchReport, StepError> {
+    let bench = GpuBench { pack, settings, stop };
+    let mut report = bench.describe()?;
+    for memory in &settings.device_memory {
+        report.on_demand.push(bench.on_demand(*memory)?);
+    }
+    if settings.resident {
+        report.resident = Some(bench.resident()?);
+    }
+    Ok(report)
+}
+
+struct GpuBench<'a> {
+    pack: &'a Pack,
+    settings: &'a GpuBenchSettings,
+    stop: &'a Stop,
+}
+
+impl GpuBench<'_> {
+    fn with<T>(
+        &self,
+        memory: Option<u64>,
+        longest: usize,
+        work: impl FnOnce(&mut Thinker<'_, Cuda>, &mut Ids) -> Result<T, StepError>,
+    ) -> Result<T, StepError> {
+        let cuda = Cuda::open(self.settings.number, self.settings.compute, memory).map_err(RunError::from)?;
+        let source = WeightSource::new(self.pack);
+        let settings = RunSettings {
+            positions: longest + self.settings.tokens + WARM_STEPS + 1,
+            longest_pass: longest,
+            check: self.settings.check,
+            ..RunSettings::default()
+        };
+        let mut thinker = Thinker::new(&source, cuda, settings, self.stop)?;
+        let mut ids = Ids::new(thinker.facts().vocab);
+        work(&mut thinker, &mut ids)
+    }
+
+    /// The report without any rate.
+    fn describe(&self) -> Result<GpuBenchReport, StepError> {
+        let cuda = Cuda::open(self.settings.number, self.settings.compute, None).map_err(RunError::from)?;
+        let device = format!("cuda:{} {}", cuda.info().number, cuda.info().name);
+        let source = WeightSource::new(self.pack);
+        let settings = RunSettings { positions: 1, longest_pass: 1, ..RunSettings::default() };
+        let thinker = Thinker::new(&source, cuda, settings, self.stop)?;
+        let demand = thinker.demand();
+        Ok(GpuBenchReport {
+            format_version: FormatVersion::CURRENT,
+            generator: GENERATOR.to_owned(),
+            device,
+            compute: match self.settings.compute {
+                Compute::F32 => Precision::Float32,
+                Compute::Bf16 => Precision::Bfloat16,
+            },
+            repeats: self.settings.repeats,
+            checked: self.settings.check == Check::Always,
+            bytes_per_token: touched(&demand, &thinker),
+            operations_per_token: products_per_token(&thinker),
+            weights: demand.dense + demand.experts * demand.expert,
+            resident: None,
+            on_demand: Vec::new(),
+        })
+    }
+
+    fn resident(&self) -> Result<GpuBenchResident, StepError> {
+        let longest = self.settings.prompts.iter().copied().max().unwrap_or(0).max(PROMPT);
+        self.with(None, longest, |thinker, ids| {
+            if thinker.budget().residency != Residency::Resident
+                || thinker.budget().slots < thinker.demand().experts
+            {
+                let what = "the GPU has too little memory for all weights; --no-resident leaves that out";
+                return Err(StepError::Refused(what.to_owned()));
+            }
+            let began = Instant::now();
+            thinker.preload()?;
+            let load_seconds = began.elapsed().as_secs_f64();
+            let decode_tokens_per_second = median(self.repeat(|| self.decode(thinker, ids))?);
+            let greedy_tokens_per_second = median(self.repeat(|| self.greedy(thinker, ids))?);
+            let mut prefill = Vec::new();
+            for tokens in &self.settings.prompts {
+                let rate = median(self.repeat(|| prefill_rate(thinker, &ids.some(*tokens)))?);
+                prefill.push(GpuBenchPrefill { tokens: *tokens as u64, tokens_per_second: rate });
+            }
+            Ok(GpuBenchResident { load_seconds, decode_tokens_per_second, greedy_tokens_per_second, prefill })
+        })
+    }
+
+    fn on_demand(&self, memory: u64) -> Result<GpuBenchOnDemand, StepError> {
+        self.with(Some(memory), PROMPT, |thinker, ids| {
+            self.decode(thinker, ids)?; // fills the slots
+            let before = thinker.stats();
+            let mut rates = Vec::new();
+            for _ in 0..self.settings.repeats {
+                rates.push(self.decode(thinker, ids)?);
+            }
+            let after = thinker.stats();
+            let tokens = float(u64::from(self.settings.repeats))
+                * float((1 + WARM_STEPS + self.settings.tokens) as u64);
+            let hits = float(after.cache.hits - before.cache.hits);
+            let uses = hits + float(after.cache.misses - before.cache.misses);
+            Ok(GpuBenchOnDemand {
+                device_memory: memory,
+                expert_slots: thinker.budget().slots,
+                dense_resident: thinker.budget().residency == Residency::Resident,
+                hit_rate: if uses > 0.0 { hits / uses } else { 1.0 },
+                bytes_copied_per_token: float(after.bytes_copied - before.bytes_copied) / tokens,
+                bytes_read_per_token: float(after.bytes_read - before.bytes_read) / tokens,
+                decode_tokens_per_second: median(rates),
+            })
+        })
+    }
+
+    fn repeat(&self, mut figure: impl FnMut() -> Result<f64, StepError>) -> Result<Vec<f64>, StepError> {
+        figure()?;
+        (0..self.settings.repeats).map(|_| figure()).collect()
+    }
+
+    /// One token to begin with, then token by token.
+    fn decode(&self, thinker: &mut Thinker<'_, Cuda>, ids: &mut Ids) -> Result<f64, StepError> {
+        self.warm(thinker, ids)?;
+        let began = Instant::now();
+        for _ in 0..self.settings.tokens {
+            thinker.forward(&[ids.next()], Logits::Last, &mut Unobserved)?;
+        }
+        Ok(float(self.settings.tokens as u64) / began.elapsed().as_secs_f64())
+    }
+
+    /// The same, with tokens that the device chooses.
+    fn greedy(&self, thinker: &mut Thinker<'_, Cuda>, ids: &mut Ids) -> Result<f64, StepError> {
+        self.warm(thinker, ids)?;
+        let began = Instant::now();
+        if thinker.greedy(self.settings.tokens)?.is_none() {
+            return Err(StepError::Refused(
+                "the GPU cannot go on by itself: not all weights are there".to_owned(),
+            ));
+        }
+        Ok(float(self.settings.tokens as u64) / began.elapsed().as_secs_f64())
+    }
+
+    fn warm(&self, thinker: &mut Thinker<'_, Cuda>, ids: &mut Ids) -> Result<(), StepError> {
+        thinker.reset();
+        for _ in 0..=WARM_STEPS {
+            thinker.forward(&[ids.next()], Logits::Last, &mut Unobserved)?;
+        }
+        Ok(())
+    }
+}

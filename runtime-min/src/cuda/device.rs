@@ -1,0 +1,862 @@
+//! The model on a GPU: weights, activations, keys and values in its memory; experts in slots there where not all fit.
+//!
+//! Where everything fits, the host only queues kernels: routers and experts meet on the device, and after two steps of one
+//! token the next ones are one graph each. Otherwise the host reads which experts a layer wants, and those that are not
+//! there come from pinned host memory or from the pack while the others are computed.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use segpack_formats::io::Stop;
+use segpack_formats::safetensors::Dtype;
+use segpack_manifests::families::TextFacts;
+
+use super::driver::{CudaError, DeviceInfo, Gpu, Graph, HostMemory, Memory, Place, Stream};
+use super::launch::{
+    Cache, Choice, Launch, Layer, Linear as Operands, Turns as HeadTurns, Values as View, Weights,
+};
+use super::layout::{Buffers, LEAST_HOST_SLOTS, LOGIT_ROWS, Sizes, demand, host_slots};
+use super::shapes::{check, check_shapes};
+use super::slots::{HostSlot, Slots, entry};
+use crate::error::RunError;
+use crate::memory::{Budget, Demand, Residency};
+use crate::observer::Routing;
+use crate::ops::{Compute, Heads};
+use crate::thinker::Logits;
+use crate::thinker::cpu::heads;
+use crate::thinker::device::{At, Backend, Device, DeviceStats, ExpertLayer, Setup, Turns, Values};
+use crate::thinker::tensors::{Expert, Group, Linear, Mlp, TextModel, Weight};
+use crate::thinker::{index, unsuitable};
+use crate::weights::{Load, Loader, begins_at, room_for};
+
+/// Of the memory that is free, the share that is left to the driver where no budget is given.
+const LEFT_SHARE: u64 = 16;
+
+/// A GPU to run on.
+#[derive(Debug, Clone)]
+pub struct Cuda {
+    gpu: Arc<Gpu>,
+    compute: Compute,
+    memory: Option<u64>,
+}
+
+impl Cuda {
+    /// Opens a GPU by its number. `memory` is the most bytes of it to use; all that is free where it is none.
+    ///
+    /// # Errors
+    /// `NoDriver`, `NoDevice`, `TooOld`, or what the driver says.
+    pub fn open(number: u32, compute: Compute, memory: Option<u64>) -> Result<Self, CudaError> {
+        Ok(Self { gpu: Gpu::open(number)?, compute, memory })
+    }
+
+    /// What it is.
+    pub fn info(&self) -> &DeviceInfo {
+        self.gpu.info()
+    }
+}
+
+impl Backend for Cuda {
+    type Device<'a> = CudaModel<'a>;
+
+    fn compute(&self) -> Compute {
+        self.compute
+    }
+
+    fn open<'a>(self, setup: &Setup<'a, '_>) -> Result<CudaModel<'a>, RunError> {
+        CudaModel::new(self, setup)
+    }
+}
+
+/// A model's place on a GPU.
+pub struct CudaModel<'a> {
+    gpu: Arc<Gpu>,
+    compute: Compute,
+    facts: TextFacts,
+    heads: Heads,
+    demand: Demand,
+    budget: Budget,
+    loader: Loader<'a>,
+    stop: &'a Stop,
+    /// Of each group, once it is loaded; with streaming, `shared` is the one that is loaded.
+    kept: Vec<Option<Memory>>,
+    shared: Option<(Option<usize>, Memory)>,
+    /// Where segments of groups pass through.
+    staging: Option<HostMemory>,
+    embedding: Option<Embedding<'a>>,
+    experts: Slots,
+    layers: Vec<LayerState>,
+    buffers: Buffers,
+    /// Cached positions.
+    positions: usize,
+    /// Tokens of this pass, and of its batch.
+    tokens: usize,
+    batch_tokens: usize,
+    /// This pass is one token, of which nobody sees more than the logits.
+    is_plain: bool,
+    /// `Added` is still to be added to `X`.
+    pending: bool,
+    graph: Step,
+    /// The device chose the next token itself: it is the first of `ids`.
+    has_chosen: bool,
+    bytes_copied: u64,
+    waited: Duration,
+}
+
+/// The embedding, where there is room for it.
+struct Embedding<'a> {
+    segment: &'a segpack_manifests::documents::SegmentEntry,
+    /// Within the memory of the segment.
+    table: Weight,
+    memory: Option<Memory>,
+}
+
+/// What decides whether a step of one token is a graph.
+enum Step {
+    /// Not all weights are on the device.
+    Never,
+    /// So many steps were queued one by one.
+    Warm(u32),
+    /// This one is recorded.
+    Recording,
+    Ready(Graph),
+}
+
+/// One layer's part of the device.
+struct LayerState {
+    /// Keys, then values.
+    cache: Memory,
+    /// Of all experts, once they are all there: gate, up, down.
+    table: Option<Memory>,
+    has_experts: bool,
+    /// Of the experts.
+    dtype: Dtype,
+}
+impl<'a> CudaModel<'a> {
+    fn new(cuda: Cuda, setup: &Setup<'a, '_>) -> Result<Self, RunError> {
+        let Cuda { gpu, compute, memory } = cuda;
+        let (model, facts) = (setup.model, setup.facts);
+        check(model, facts)?;
+        check_shapes(model, &Sizes::of(facts, setup))?;
+        let sizes = Sizes::of(facts, setup);
+        let demand = demand(model, &sizes, facts);
+        let free = gpu.free_memory()?;
+        let memory = memory.unwrap_or(free - free / LEFT_SHARE);
+        let refuse = |least| RunError::DeviceMemory { memory, least };
+        let budget = demand.share(Some(memory), setup.settings.expert_slots).map_err(refuse)?;
+        let host = host_slots(setup, &demand)?;
+        let batch = index(budget.batch).max(1);
+        let mut left = memory.saturating_sub(demand.overhead + demand.kv + budget.batch * demand.per_token);
+        let all = budget.residency == Residency::Resident && budget.slots == demand.experts;
+        left = left.saturating_sub(demand.dense + budget.slots * demand.expert);
+        let segment = setup.source.segment_of(model.embedding)?;
+        let embedding = (all && left >= room_for(segment)).then(|| Embedding {
+            segment,
+            table: Weight::new(model.embedding, begins_at(segment)),
+            memory: None,
+        });
+        let buffers = Buffers::new(&gpu, &sizes, batch)?;
+        let layer = |l: &crate::thinker::tensors::Layer<'_>| {
+            let dtype = match &l.mlp {
+                Mlp::Experts { experts, .. } => experts.first().map_or(Dtype::BF16, |e| e.gate.dtype),
+                Mlp::Dense { .. } => Dtype::BF16,
+            };
+            let cache = gpu.alloc(sizes.positions * 2 * sizes.key * 4, "keys and values")?;
+            let has_experts = matches!(l.mlp, Mlp::Experts { .. });
+            Ok(LayerState { cache, table: None, has_experts, dtype })
+        };
+        Ok(Self {
+            heads: heads(facts),
+            layers: model.layers.iter().map(layer).collect::<Result<_, CudaError>>()?,
+            experts: Slots::new(&gpu, &demand, &budget, host, all)?,
+            loader: Loader::new(setup.source, setup.settings.check)?,
+            stop: setup.stop,
+            kept: model.groups.iter().map(|_| None).collect(),
+            shared: None,
+            staging: None,
+            graph: if embedding.is_some() { Step::Warm(0) } else { Step::Never },
+            has_chosen: false,
+            embedding,
+            buffers,
+            positions: 0,
+            tokens: 0,
+            batch_tokens: 0,
+            is_plain: false,
+            pending: false,
+            bytes_copied: 0,
+            waited: Duration::ZERO,
+            facts: facts.clone(),
+            gpu,
+            compute,
+            demand,
+            budget,
+        })
+    }
+
+    fn launch(&self) -> Launch<'_> {
+        Launch { gpu: &self.gpu, compute: self.compute }
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "applied in f32, as torch does")]
+    fn eps(&self) -> f32 {
+        self.facts.rms_norm_eps as f32
+    }
+
+    fn width(&self, values: Values) -> usize {
+        let Heads { query, key_value, width } = self.heads;
+        match values {
+            Values::X | Values::Normed | Values::Added => index(self.facts.hidden_size),
+            Values::Router => self.facts.experts as usize,
+            Values::Q | Values::Attended => query * width,
+            Values::K | Values::V => key_value * width,
+            Values::Gate | Values::Up => index(self.facts.intermediate),
+        }
+    }
+
+    /// The rows of some tokens: of a pass at their place, of a batch from its start.
+    fn rows(&self, values: Values, tokens: &Range<usize>) -> View {
+        let width = self.width(values);
+        let all = self.buffers.values[values as usize];
+        if values.of_pass() {
+            all.part(tokens.start * width..tokens.end * width)
+        } else {
+            all.part(0..tokens.len() * width)
+        }
+    }
+
+    fn all_rows(&self, values: Values) -> View {
+        self.rows(values, &(0..self.tokens))
+    }
+
+    /// A weight of a group that is loaded.
+    fn weights(&self, group: usize, weight: Weight) -> Result<Weights, RunError> {
+        let memory = match (&self.kept[group], &self.shared) {
+            (Some(memory), _) => memory,
+            (None, Some((Some(loaded), memory))) if *loaded == group => memory,
+            _ => return Err(unsuitable(&format!("group {group} is not on the GPU"))),
+        };
+        assert!(weight.at + weight.length <= memory.len(), "{weight:?} of {} bytes", memory.len());
+        Ok(weight_at(memory.place(), weight))
+    }
+
+    /// Loads a segment to some place of the device, through host memory.
+    fn load_segment(
+        &mut self,
+        segment: &'a segpack_manifests::documents::SegmentEntry,
+        to: Place,
+    ) -> Result<(), RunError> {
+        let room = index(room_for(segment));
+        if self.staging.as_ref().is_none_or(|s| s.len() < room) {
+            self.staging = None; // the old one first
+            self.staging = Some(self.gpu.alloc_host(room)?);
+        }
+        let Some(staging) = &mut self.staging else { return Ok(()) };
+        self.loader.load(&mut [Load { segment, to: &mut staging[..] }], self.stop)?;
+        self.gpu.upload_now(to, &staging[..room])?;
+        self.bytes_copied += segment.raw_length;
+        Ok(())
+    }
+
+    fn load_group(&mut self, number: usize, groups: &[Group<'a>]) -> Result<(), RunError> {
+        let is_shared = self.shared.as_ref().is_some_and(|(loaded, _)| *loaded == Some(number));
+        if self.kept[number].is_some() || is_shared {
+            return Ok(());
+        }
+        let memory = match (self.budget.residency, self.shared.take()) {
+            (Residency::Resident, _) => self.gpu.alloc(groups[number].room, "weights")?,
+            (Residency::Streamed, Some((_, memory))) => {
+                self.gpu.wait(Stream::Work)?; // what still reads it
+                memory
+            }
+            (Residency::Streamed, None) => {
+                let room = groups.iter().map(|g| g.room).max().unwrap_or(0);
+                self.gpu.alloc(room, "weights of one layer")?
+            }
+        };
+        let mut at = 0;
+        let mut loaded = Ok(());
+        for segment in &groups[number].segments {
+            loaded = loaded.and_then(|()| self.load_segment(segment, memory.place().byte(at)));
+            at += index(room_for(segment));
+        }
+        match self.budget.residency {
+            Residency::Resident if loaded.is_ok() => self.kept[number] = Some(memory),
+            Residency::Resident => {}
+            Residency::Streamed => self.shared = Some((loaded.is_ok().then_some(number), memory)),
+        }
+        loaded?;
+        if self.kept.iter().all(Option::is_some) {
+            self.staging = None; // it has done its work
+        }
+        Ok(())
+    }
+
+    /// Adds what `add` left to the next norm.
+    fn settle(&mut self) -> Result<(), RunError> {
+        if std::mem::take(&mut self.pending) {
+            self.launch().add(self.all_rows(Values::X), self.all_rows(Values::Added))?;
+        }
+        Ok(())
+    }
+
+    fn download(&self, from: View) -> Result<Vec<f32>, RunError> {
+        let mut values = vec![0.0; from.len];
+        self.gpu.download(super::bytes_mut(&mut values), from.place)?;
+        Ok(values)
+    }
+
+    fn download_ids(&self, tokens: usize) -> Result<Vec<u32>, RunError> {
+        let best = self.best();
+        let bits = self.download(View { place: self.buffers.choice.ids, len: tokens * best })?;
+        Ok(bits.into_iter().map(f32::to_bits).collect())
+    }
+
+    fn best(&self) -> usize {
+        self.facts.experts_per_token.min(self.facts.experts) as usize
+    }
+
+    fn layer(&self, number: usize, table: Place) -> Layer {
+        Layer {
+            table,
+            dtype: self.layers[number].dtype,
+            experts: self.facts.experts as usize,
+            best: self.best(),
+            hidden: index(self.facts.hidden_size),
+            inner: index(self.facts.moe_intermediate),
+        }
+    }
+
+    /// Where this layer's uses are counted, if the device does it.
+    fn uses(&self, number: usize) -> Place {
+        match self.layers[number].table {
+            Some(_) => self.buffers.uses.byte(number * self.facts.experts as usize * 4),
+            None => Place::NULL,
+        }
+    }
+
+    /// Queues the experts that a table has, for all tokens of the pass.
+    fn queue_experts(&self, number: usize, table: Place) -> Result<(), RunError> {
+        let b = &self.buffers;
+        let (pairs, layer) = (self.tokens * self.best(), self.layer(number, table));
+        let places = [
+            b.gate.part(0..pairs * layer.inner),
+            b.up.part(0..pairs * layer.inner),
+            b.y.part(0..pairs * layer.hidden),
+        ];
+        Ok(self.launch().experts(self.all_rows(Values::Normed), layer, b.choice, places)?)
+    }
+
+    fn combine(&self, number: usize) -> Result<(), RunError> {
+        let layer = self.layer(number, Place::NULL);
+        let y = self.buffers.y.part(0..self.tokens * layer.best * layer.hidden);
+        Ok(self.launch().combine(y, layer, self.buffers.choice, self.all_rows(Values::Added))?)
+    }
+
+    /// Fills the table of a layer once all its experts are on the device.
+    fn complete_table(&mut self, layer: ExpertLayer<'a, '_>) -> Result<(), RunError> {
+        let number = u32::try_from(layer.number).unwrap_or(u32::MAX);
+        let there = |e: usize| self.experts.cache.get((number, u32::try_from(e).unwrap_or(u32::MAX)));
+        if self.layers[layer.number].table.is_some()
+            || !self.experts.all
+            || !(0..layer.experts.len()).all(|e| there(e).is_some())
+        {
+            return Ok(());
+        }
+        let mut table = Vec::new();
+        for (e, expert) in layer.experts.iter().enumerate() {
+            let Some(slot) = there(e) else { return Ok(()) };
+            table.extend(entry(slot.place, expert));
+        }
+        let memory = self.gpu.alloc(table.len(), "tables of experts")?;
+        self.gpu.upload_now(memory.place(), &table)?;
+        self.layers[layer.number].table = Some(memory);
+        Ok(())
+    }
+
+    /// Loads experts into slots of the device, from host memory where they are there. `keep` must not be evicted.
+    fn load_experts(
+        &mut self,
+        number: u32,
+        experts: &[Expert<'a>],
+        wanted: &[u32],
+        keep: &[u32],
+    ) -> Result<(), RunError> {
+        let mut in_host: Vec<(u32, HostSlot)> = Vec::new();
+        let mut missing = Vec::new();
+        for expert in wanted {
+            if !self.experts.host.touch((number, *expert)) {
+                missing.push(*expert);
+            }
+        }
+        for expert in &missing {
+            let held = |key: (u32, u32)| key.0 == number && wanted.contains(&key.1);
+            let slot = self.experts.host.take(held);
+            let slot = slot.ok_or_else(|| unsuitable("there are too few slots in host memory"))?;
+            slot.copied.wait()?;
+            in_host.push((*expert, slot));
+        }
+        let began = Instant::now();
+        let loaded = {
+            let loads = in_host.iter_mut().map(|(expert, slot)| Load {
+                segment: experts[*expert as usize].segment,
+                to: &mut slot.memory[..],
+            });
+            let mut loads: Vec<Load<'_, '_>> = loads.collect();
+            self.loader.load(&mut loads, self.stop)
+        };
+        self.waited += began.elapsed();
+        for (expert, slot) in in_host {
+            match loaded {
+                Ok(()) => self.experts.host.put((number, expert), slot),
+                Err(_) => self.experts.host.put_empty(slot),
+            }
+        }
+        loaded?;
+        for expert in wanted {
+            self.copy_expert(number, &experts[*expert as usize], *expert, keep)?;
+        }
+        self.experts.copied.record(Stream::Copies)?;
+        self.experts.copied.hold(Stream::Work)?;
+        Ok(())
+    }
+
+    /// Queues the copy of one expert from host memory to a slot, as soon as nothing reads that any more.
+    fn copy_expert(
+        &mut self,
+        number: u32,
+        of: &Expert<'a>,
+        expert: u32,
+        keep: &[u32],
+    ) -> Result<(), RunError> {
+        let kept = |key: (u32, u32)| key.0 == number && keep.contains(&key.1);
+        let slot = self.experts.cache.take(kept);
+        let slot = slot.ok_or_else(|| unsuitable("there are too few slots for its experts on the GPU"))?;
+        let copied = self.experts.host.get((number, expert)).map_or(
+            Err(unsuitable("an expert is not in host memory")),
+            |host| {
+                let begin = begins_at(of.segment);
+                let bytes = &host.memory[begin..begin + index(of.segment.raw_length)];
+                slot.used.hold(Stream::Copies)?;
+                // SAFETY: a host slot is written only after a wait for its `copied`, and freed after one for the stream
+                unsafe { self.gpu.upload(slot.place.byte(begin), bytes, Stream::Copies)? };
+                Ok(host.copied.record(Stream::Copies)?)
+            },
+        );
+        match copied {
+            Ok(()) => self.experts.cache.put((number, expert), slot),
+            Err(e) => {
+                self.experts.cache.put_empty(slot);
+                return Err(e);
+            }
+        }
+        self.bytes_copied += of.segment.raw_length;
+        Ok(())
+    }
+
+    /// Queues the work of experts that are on the device or on their way; `group` counts those of this layer.
+    fn compute_group(
+        &mut self,
+        layer: ExpertLayer<'a, '_>,
+        wanted: &[u32],
+        group: usize,
+    ) -> Result<(), RunError> {
+        let number = u32::try_from(layer.number).unwrap_or(u32::MAX);
+        let bytes = layer.experts.len() * 24;
+        let mut table = vec![0; bytes];
+        for expert in wanted {
+            let slot = self.experts.cache.get((number, *expert));
+            let slot = slot.ok_or_else(|| unsuitable("an expert is not on the GPU"))?;
+            let at = *expert as usize * 24;
+            table[at..at + 24].copy_from_slice(&entry(slot.place, &layer.experts[*expert as usize]));
+        }
+        let host = &mut self.buffers.host_tables[group * bytes..(group + 1) * bytes];
+        host.copy_from_slice(&table);
+        // SAFETY: this part is written again only after the next layer's ids were waited for
+        unsafe { self.gpu.upload(self.buffers.table, host, Stream::Work)? };
+        self.queue_experts(layer.number, self.buffers.table)?;
+        for expert in wanted {
+            if let Some(slot) = self.experts.cache.get((number, *expert)) {
+                slot.used.record(Stream::Work)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Experts that are there are computed while others come; every one once, whatever the slots.
+    fn experts_on_demand(&mut self, layer: ExpertLayer<'a, '_>) -> Result<Vec<(u32, bool)>, RunError> {
+        let number = u32::try_from(layer.number).unwrap_or(u32::MAX);
+        let wanted: BTreeSet<u32> = self.download_ids(self.tokens)?.into_iter().collect();
+        let uses: Vec<(u32, bool)> =
+            wanted.iter().map(|e| (*e, self.experts.cache.touch((number, *e)))).collect();
+        let [there, missing] = [true, false]
+            .map(|hit| uses.iter().filter(|(_, h)| *h == hit).map(|(e, _)| *e).collect::<Vec<u32>>());
+        let mut group = 0;
+        if !there.is_empty() {
+            self.compute_group(layer, &there, group)?;
+            group += 1;
+        }
+        let most = self.experts.cache.slots().min(self.experts.host.slots()).max(1);
+        // half of the slots at a time, so that copies need not wait for the work before
+        let some = if most >= 2 * missing.len() { missing.len().max(1) } else { (most / 2).max(1) };
+        for wanted in missing.chunks(some.min(index(LEAST_HOST_SLOTS))) {
+            self.stop.check()?;
+            self.load_experts(number, layer.experts, wanted, wanted)?;
+            self.compute_group(layer, wanted, group)?;
+            group += 1;
+        }
+        self.combine(layer.number)?;
+        self.complete_table(layer)?;
+        Ok(uses)
+    }
+
+    /// The logits of some tokens, on the device.
+    fn queue_logits(&self, model: &TextModel<'a>, tokens: Range<usize>) -> Result<View, RunError> {
+        let head = self.weights(model.head_group(), model.head_weight)?;
+        let logits = self.buffers.logits.part(0..tokens.len() * head.rows);
+        let x = self.rows(Values::X, &tokens);
+        let operands: [Operands; 1] = [(head, None, logits)];
+        self.launch().products(x, &operands)?;
+        Ok(logits)
+    }
+
+    /// Waits for logits, and brings the counts of uses along.
+    fn fetch(&mut self, logits: View) -> Result<Vec<f32>, RunError> {
+        let uses = self.buffers.uses;
+        self.gpu.download(&mut self.buffers.host_uses[..], uses)?;
+        self.download(logits)
+    }
+
+    /// Whether this pass can be a graph: one token, and nothing that the host has to decide or load.
+    fn is_step(&self) -> bool {
+        self.is_plain
+            && self.embedding.as_ref().is_some_and(|e| e.memory.is_some())
+            && self.kept.iter().all(Option::is_some)
+            && self.layers.iter().all(|l| l.table.is_some() || !l.has_experts)
+    }
+
+    /// Copies this pass' ids and the positions of its batches.
+    fn send_positions(&mut self) -> Result<(), RunError> {
+        let (batch, first) = (self.batch(), self.positions);
+        let starts = (0..self.tokens).step_by(batch).map(|t| u32::try_from(first + t).unwrap_or(u32::MAX));
+        let host = &mut self.buffers.host_positions;
+        let mut length = 0;
+        for (to, start) in host.as_chunks_mut::<4>().0.iter_mut().zip(starts) {
+            *to = start.to_le_bytes();
+            length += 4;
+        }
+        // SAFETY: written again only in the next pass; every pass ends with a wait
+        unsafe { self.gpu.upload(self.buffers.positions, &host[..length], Stream::Work)? };
+        self.positions += self.tokens;
+        Ok(())
+    }
+
+    fn send_ids(&mut self, ids: &[u32]) -> Result<(), RunError> {
+        let host = &mut self.buffers.host_ids;
+        for (to, id) in host.as_chunks_mut::<4>().0.iter_mut().zip(ids) {
+            *to = id.to_le_bytes();
+        }
+        // SAFETY: as in `send_positions`
+        unsafe { self.gpu.upload(self.buffers.ids, &host[..ids.len() * 4], Stream::Work)? };
+        Ok(())
+    }
+
+    /// After a first step that was queued the usual way, records the next one.
+    fn record_step(&mut self) -> Result<(), RunError> {
+        self.graph = match std::mem::replace(&mut self.graph, Step::Never) {
+            Step::Warm(steps) if self.is_step() && steps > 0 => {
+                self.gpu.begin_recording()?;
+                Step::Recording
+            }
+            Step::Warm(steps) if self.is_step() => Step::Warm(steps + 1),
+            other => other,
+        };
+        Ok(())
+    }
+}
+
+impl Drop for CudaModel<'_> {
+    fn drop(&mut self) {
+        if let Step::Recording = self.graph {
+            drop(self.gpu.end_recording());
+        }
+        for stream in [Stream::Work, Stream::Copies] {
+            // what failed was told when it happened
+            let _ = self.gpu.wait(stream);
+        }
+    }
+}
+fn weight_at(start: Place, weight: Weight) -> Weights {
+    Weights { place: start.byte(weight.at), dtype: weight.dtype, rows: weight.rows, columns: weight.columns }
+}
+impl<'a> Device<'a> for CudaModel<'a> {
+    fn budget(&self) -> Budget {
+        self.budget
+    }
+
+    fn demand(&self) -> Demand {
+        self.demand
+    }
+
+    fn stats(&self) -> DeviceStats {
+        let counts = self.buffers.host_uses.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b));
+        let counts: Vec<u32> = counts.collect();
+        let per_layer = (self.facts.experts as usize).max(1);
+        let mut cache = self.experts.cache.stats();
+        cache.hits += counts.iter().map(|n| u64::from(*n)).sum::<u64>();
+        DeviceStats {
+            load: self.loader.stats(),
+            cache,
+            bytes_read: 0,
+            bytes_copied: self.bytes_copied,
+            waited: self.waited,
+            resident_uses: counts.chunks(per_layer).map(<[u32]>::to_vec).collect(),
+        }
+    }
+
+    fn preload(&mut self, model: &TextModel<'a>) -> Result<(), RunError> {
+        if self.budget.residency == Residency::Resident {
+            for group in 0..model.groups.len() {
+                self.load_group(group, &model.groups)?;
+            }
+        }
+        for (number, layer) in model.layers.iter().enumerate() {
+            let Mlp::Experts { experts, .. } = &layer.mlp else { continue };
+            let layer = u32::try_from(number).unwrap_or(u32::MAX);
+            let absent = |e: &u32| self.experts.cache.get((layer, *e)).is_none();
+            let absent: Vec<u32> = (0..u32::try_from(experts.len()).unwrap_or(0)).filter(absent).collect();
+            let most = self.experts.host.slots().min(index(LEAST_HOST_SLOTS)).max(1);
+            for some in absent.chunks(most) {
+                if self.experts.cache.free() < some.len() {
+                    return Ok(());
+                }
+                self.load_experts(layer, experts, some, some)?;
+            }
+            self.complete_table(ExpertLayer { number, experts })?;
+        }
+        self.gpu.wait(Stream::Copies)?;
+        Ok(())
+    }
+
+    fn load(&mut self, group: usize, groups: &[Group<'a>]) -> Result<(), RunError> {
+        let began = Instant::now();
+        self.load_group(group, groups)?;
+        self.waited += began.elapsed();
+        Ok(())
+    }
+
+    fn positions(&self) -> usize {
+        self.positions
+    }
+
+    fn reset(&mut self) {
+        self.positions = 0;
+    }
+
+    fn step(&mut self, ids: &[u32], want: Logits, is_seen: bool) -> Result<Option<Vec<f32>>, RunError> {
+        self.is_plain = ids.len() == 1 && want == Logits::Last && !is_seen;
+        if let Step::Recording = self.graph {
+            // a pass failed while it was recorded
+            self.graph = Step::Never;
+            drop(self.gpu.end_recording());
+        }
+        if !self.is_plain || !matches!(self.graph, Step::Ready(_)) {
+            return Ok(None);
+        }
+        self.tokens = 1;
+        self.send_positions()?;
+        self.send_ids(ids)?;
+        self.has_chosen = true;
+        if let Step::Ready(graph) = &self.graph {
+            graph.launch()?;
+        }
+        let logits = self.buffers.logits.part(0..index(self.facts.vocab));
+        self.fetch(logits).map(Some)
+    }
+
+    fn greedy(&mut self, count: usize) -> Result<Option<Vec<u32>>, RunError> {
+        let (Step::Ready(graph), true) = (&self.graph, self.has_chosen) else { return Ok(None) };
+        let mut chosen = self.gpu.alloc_host(count * 8)?;
+        for to in chosen.chunks_exact_mut(8) {
+            // SAFETY: waited for below, and `chosen` waits before it is freed
+            unsafe { self.gpu.download_later(to, self.buffers.ids)? };
+            graph.launch()?;
+        }
+        let uses = self.buffers.uses;
+        self.gpu.download(&mut self.buffers.host_uses[..], uses)?;
+        self.positions += count;
+        let mut ids = Vec::new();
+        for pair in chosen.as_chunks::<8>().0 {
+            let [a, b, c, d, logit @ ..] = *pair;
+            let (id, logit) = (u32::from_le_bytes([a, b, c, d]), f32::from_le_bytes(logit));
+            if !logit.is_finite() {
+                return Err(unsuitable(&format!(
+                    "the logit of token {id} is {logit}: the weights or the calculation are damaged"
+                )));
+            }
+            ids.push(id);
+        }
+        Ok(Some(ids))
+    }
+
+    fn begin(&mut self, tokens: usize, turns: &dyn Fn(Range<usize>) -> Turns) -> Result<(), RunError> {
+        self.tokens = tokens;
+        self.has_chosen = false;
+        self.pending = false;
+        if !self.buffers.turns_there {
+            let all = turns(0..self.buffers.turns[0].len / (self.heads.width / 2).max(1));
+            for (view, values) in self.buffers.turns.iter().zip([all.0, all.1]) {
+                self.gpu.upload_now(view.place, super::bytes(&values))?;
+            }
+            self.buffers.turns_there = true;
+        }
+        self.send_positions()
+    }
+
+    fn embed(&mut self, ids: &[u32]) -> Result<bool, RunError> {
+        let Some(embedding) = &self.embedding else { return Ok(false) };
+        if embedding.memory.is_none() {
+            let (segment, began) = (embedding.segment, Instant::now());
+            let memory = self.gpu.alloc(index(room_for(segment)), "the embedding")?;
+            self.load_segment(segment, memory.place())?;
+            self.waited += began.elapsed();
+            if let Some(embedding) = &mut self.embedding {
+                embedding.memory = Some(memory);
+            }
+        }
+        self.send_ids(ids)?;
+        self.record_step()?;
+        let Some(Embedding { table, memory: Some(memory), .. }) = &self.embedding else { return Ok(false) };
+        self.launch().embed(weight_at(memory.place(), *table), self.buffers.ids, self.all_rows(Values::X))?;
+        Ok(true)
+    }
+
+    fn put(&mut self, x: Vec<f32>) -> Result<(), RunError> {
+        Ok(self.gpu.upload_now(self.all_rows(Values::X).place, super::bytes(&x))?)
+    }
+
+    fn read(&mut self, values: Values) -> Result<Cow<'_, [f32]>, RunError> {
+        if values == Values::X {
+            self.settle()?;
+        }
+        Ok(Cow::Owned(self.download(self.all_rows(values))?))
+    }
+
+    fn is_far(&self) -> bool {
+        true
+    }
+
+    fn batch(&self) -> usize {
+        index(self.budget.batch).max(1)
+    }
+
+    fn norm(&mut self, from: Values, to: Values, weight: At) -> Result<(), RunError> {
+        let weight = self.weights(weight.group, weight.weight)?;
+        let pending = from == Values::X && std::mem::take(&mut self.pending);
+        let added = pending.then(|| self.all_rows(Values::Added));
+        Ok(self.launch().norm(self.all_rows(from), added, weight, self.eps(), self.all_rows(to))?)
+    }
+
+    fn products(
+        &mut self,
+        from: Values,
+        tokens: Range<usize>,
+        group: usize,
+        products: &[(&Linear, Values)],
+    ) -> Result<(), RunError> {
+        self.batch_tokens = tokens.len();
+        let mut operands: Vec<Operands> = Vec::new();
+        for (linear, to) in products {
+            let bias = linear.bias.map(|b| self.weights(group, b)).transpose()?;
+            operands.push((self.weights(group, linear.weight)?, bias, self.rows(*to, &tokens)));
+        }
+        let x = self.rows(from, &tokens);
+        for same in operands.chunk_by(|a, b| a.0.dtype == b.0.dtype) {
+            self.launch().products(x, same)?;
+        }
+        Ok(())
+    }
+
+    fn attend(&mut self, layer: usize, tokens: Range<usize>, norms: [At; 2]) -> Result<(), RunError> {
+        let [q_norm, k_norm] = norms;
+        let [cos, sin] = self.buffers.turns;
+        let turns = HeadTurns {
+            q_norm: self.weights(q_norm.group, q_norm.weight)?,
+            k_norm: self.weights(k_norm.group, k_norm.weight)?,
+            cos,
+            sin,
+            eps: self.eps(),
+        };
+        let cache = &self.layers[layer].cache;
+        let half = cache.len() / 8; // f32 values of keys
+        let cache = Cache {
+            keys: View { place: cache.place(), len: half },
+            values: View { place: cache.place().value(half), len: half },
+            position: self.buffers.positions.byte(tokens.start / self.batch() * 4),
+        };
+        let [q, k, v, out] =
+            [Values::Q, Values::K, Values::V, Values::Attended].map(|values| self.rows(values, &tokens));
+        self.launch().heads([q, k, v], self.heads, turns, cache)?;
+        let b = &self.buffers;
+        Ok(self.launch().attention(q, self.heads, cache, b.parts, b.partial, out)?)
+    }
+
+    fn silu_mul(&mut self) -> Result<(), RunError> {
+        let rows = 0..self.batch_tokens;
+        Ok(self.launch().silu_mul(self.rows(Values::Gate, &rows), self.rows(Values::Up, &rows))?)
+    }
+
+    fn add(&mut self) -> Result<(), RunError> {
+        self.settle()?;
+        self.pending = true;
+        Ok(())
+    }
+
+    fn route(&mut self, layer: ExpertLayer<'a, '_>) -> Result<(), RunError> {
+        let of = self.layer(layer.number, Place::NULL);
+        let choice = Choice { uses: self.uses(layer.number), ..self.buffers.choice };
+        let logits = self.all_rows(Values::Router);
+        self.launch().route(logits, of, self.facts.norm_topk_prob, choice)?;
+        Ok(self.launch().sort(self.tokens, of, choice)?)
+    }
+
+    fn routing(&mut self) -> Result<Cow<'_, Routing>, RunError> {
+        let choice = self.buffers.choice;
+        let view = |place, width: usize| View { place, len: self.tokens * width };
+        Ok(Cow::Owned(Routing {
+            logits: self.download(self.all_rows(Values::Router))?,
+            probabilities: self.download(view(choice.probabilities, self.facts.experts as usize))?,
+            ids: self.download_ids(self.tokens)?,
+            weights: self.download(view(choice.weights, self.best()))?,
+        }))
+    }
+
+    fn experts(&mut self, layer: ExpertLayer<'a, '_>) -> Result<Vec<(u32, bool)>, RunError> {
+        let Some(table) = &self.layers[layer.number].table else { return self.experts_on_demand(layer) };
+        self.queue_experts(layer.number, table.place())?;
+        self.combine(layer.number)?;
+        Ok(Vec::new())
+    }
+
+    fn logits(&mut self, model: &TextModel<'a>, want: Logits) -> Result<Vec<f32>, RunError> {
+        self.load(model.head_group(), &model.groups)?;
+        let first = if want == Logits::Last { self.tokens - 1 } else { 0 };
+        let mut all = Vec::new();
+        for from in (first..self.tokens).step_by(LOGIT_ROWS) {
+            let logits = self.queue_logits(model, from..(from + LOGIT_ROWS).min(self.tokens))?;
+            if let Step::Recording = self.graph {
+                let b = &self.buffers;
+                // a step has one id: what follows it is free for its logit
+                self.launch().argmax(logits, b.greatest, [b.ids, b.positions, b.ids.byte(4)])?;
+                self.has_chosen = true;
+                self.graph = Step::Never; // unless what follows succeeds
+                let graph = self.gpu.end_recording()?;
+                graph.launch()?;
+                self.graph = Step::Ready(graph);
+            }
+            all.extend(self.fetch(logits)?);
+        }
+        Ok(all)
+    }
+}

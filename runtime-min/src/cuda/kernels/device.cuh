@@ -1,0 +1,149 @@
+// What all kernels share. No header is needed: NVRTC brings the built-in functions, the host shim brings its own.
+//
+// Activations are f32, row-major, one row per token. `bf16` says whether results are rounded where the official bf16
+// code rounds. Weights are little-endian BF16 (0), F16 (1) or F32 (2), at any address that their width divides.
+#pragma once
+
+#ifdef SEGPACK_HOST_SHIM
+#include "../shim/device.hpp"
+#else
+extern __shared__ __align__(16) unsigned char raw_[];
+#define DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(raw_)
+#endif
+
+#define KERNEL extern "C" __global__ void
+#define FULL 0xffffffffu
+
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+enum { BF16 = 0, F16 = 1, F32 = 2 };
+
+// Nearest, ties to even; NaN stays NaN.
+__device__ inline float to_bf16(float x) {
+    u32 bits = __float_as_uint(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return x;
+    return __uint_as_float((bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u);
+}
+
+__device__ inline float rounded(float x, int bf16) { return bf16 ? to_bf16(x) : x; }
+
+__device__ inline float from_bf16(u32 bits) { return __uint_as_float(bits << 16); }
+
+__device__ inline float from_f16(u16 bits) {
+#ifdef SEGPACK_HOST_SHIM
+    return shim_from_f16(bits);
+#else
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+    return x;
+#endif
+}
+
+__device__ inline int width_of(int type) { return type == F32 ? 4 : 2; }
+
+// One value of a vector or matrix of any type.
+__device__ inline float value_at(const void* from, u64 i, int type) {
+    if (type == F32) return reinterpret_cast<const float*>(from)[i];
+    u16 bits = reinterpret_cast<const u16*>(from)[i];
+    return type == BF16 ? from_bf16(bits) : from_f16(bits);
+}
+
+// Eight values of a row, which begins at a multiple of 16 bytes.
+struct Eight {
+    uint4 low, high; // `high` for F32 alone
+};
+
+template <int T>
+__device__ inline Eight load_eight(const void* row, int column) {
+    const uint4* from = reinterpret_cast<const uint4*>(reinterpret_cast<const char*>(row) + column * (T == F32 ? 4 : 2));
+    Eight e;
+    e.low = from[0];
+    e.high = T == F32 ? from[1] : e.low;
+    return e;
+}
+
+template <int T>
+__device__ inline void widen_pair(u32 word, float* to) {
+    if (T == BF16) {
+        to[0] = __uint_as_float(word << 16);
+        to[1] = __uint_as_float(word & 0xffff0000u);
+    } else {
+        to[0] = from_f16(static_cast<u16>(word));
+        to[1] = from_f16(static_cast<u16>(word >> 16));
+    }
+}
+
+template <int T>
+__device__ inline void widen_eight(const Eight& e, float* to) {
+    if (T == F32) {
+        to[0] = __uint_as_float(e.low.x), to[1] = __uint_as_float(e.low.y);
+        to[2] = __uint_as_float(e.low.z), to[3] = __uint_as_float(e.low.w);
+        to[4] = __uint_as_float(e.high.x), to[5] = __uint_as_float(e.high.y);
+        to[6] = __uint_as_float(e.high.z), to[7] = __uint_as_float(e.high.w);
+    } else {
+        widen_pair<T>(e.low.x, to), widen_pair<T>(e.low.y, to + 2);
+        widen_pair<T>(e.low.z, to + 4), widen_pair<T>(e.low.w, to + 6);
+    }
+}
+
+__device__ inline bool in_sixteens(const void* p) { return (reinterpret_cast<u64>(p) & 15u) == 0; }
+
+// Rows of a matrix can be read in vectors.
+template <int T>
+__device__ inline bool rows_in_sixteens(const void* matrix, int columns) {
+    return in_sixteens(matrix) && columns % 8 == 0;
+}
+
+__device__ inline float warp_sum(float x) {
+    for (int i = 16; i > 0; i /= 2) x += __shfl_xor_sync(FULL, x, i);
+    return x;
+}
+
+__device__ inline float warp_max(float x) {
+    for (int i = 16; i > 0; i /= 2) x = fmaxf(x, __shfl_xor_sync(FULL, x, i));
+    return x;
+}
+
+// Greater keys for greater values in the total order of IEEE 754 (as Rust's `total_cmp`), for lower ids on ties.
+__device__ inline u64 order_key(float x, u32 id) {
+    u32 bits = __float_as_uint(x);
+    bits ^= (bits >> 31) ? 0xffffffffu : 0x80000000u;
+    return (static_cast<u64>(bits) << 32) | (0xffffffffu - id);
+}
+
+__device__ inline u32 key_id(u64 key) { return 0xffffffffu - static_cast<u32>(key); }
+
+__device__ inline u64 warp_greatest(u64 key) {
+    for (int i = 16; i > 0; i /= 2) {
+        u32 low = __shfl_xor_sync(FULL, static_cast<u32>(key), i);
+        u32 high = __shfl_xor_sync(FULL, static_cast<u32>(key >> 32), i);
+        u64 other = (static_cast<u64>(high) << 32) | low;
+        key = other > key ? other : key;
+    }
+    return key;
+}
+
+__device__ inline float silu(float x) { return x / (1.0f + expf(-x)); }
+
+// One of the products that share their input: `out[token] = x[token] · weightᵀ + bias`.
+struct Product {
+    const void* weight; // [rows, columns]
+    const void* bias;   // [rows], or null
+    float* out;         // [tokens, rows]
+    int rows;
+    int bias_type;
+};
+
+struct Products {
+    Product of[3]; // those that are not there have 0 rows
+};
+
+// Where the matrices of the experts of a layer are, one after the other: gate, up, down. Null where one is not to be
+// computed now.
+typedef const u64* ExpertTable;
+
+__device__ inline const void* expert_matrix(ExpertTable table, int expert, int which) {
+    return reinterpret_cast<const void*>(table[expert * 3 + which]);
+}

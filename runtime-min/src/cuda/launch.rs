@@ -1,0 +1,537 @@
+//! One function per operation: checks that the operands fit together, and queues the kernels.
+
+use std::ops::Range;
+
+use segpack_formats::safetensors::Dtype;
+
+use super::driver::{self, Argument, CudaError, Experts, Gpu, Place, Products};
+use crate::ops::{Compute, Heads};
+
+use Argument::{Float, Int, Long};
+
+/// Tokens up to which products go row by row.
+pub(super) const FEW_TOKENS: usize = 4;
+/// The widest heads that attention takes.
+pub(super) const MOST_HEAD_WIDTH: usize = 128;
+/// Dynamic shared memory that every device gives a block.
+const SHARED_BYTES: usize = 48 << 10;
+/// Warps of a block that multiplies row by row.
+const GEMV_WARPS: usize = 8;
+/// Tokens and rows of a tile of `fma`, then of `mma` (gemm.cu).
+const FMA_TILE: (usize, usize) = (64, 64);
+const MMA_TILE: (usize, usize) = (64, 128);
+/// Query heads of a block of `attention_parts`.
+const DECODE_HEADS: usize = 8;
+/// Tokens of a block of `attention_tokens`, and its shared memory in values.
+const PREFILL_TOKENS: usize = 32;
+const PREFILL_SHARED: usize = 64 * (MOST_HEAD_WIDTH + 1) + 32 * 33;
+/// Tokens of a block of `attention_mma`.
+const MMA_TOKENS: usize = 64;
+/// Most parts that the positions of decoding's attention are cut into.
+pub(super) const MOST_PARTS: usize = 32;
+/// Most blocks that look for the greatest logit.
+const ARGMAX_PARTS: usize = 256;
+/// Bytes of what `argmax` keeps in between.
+pub(super) const ARGMAX_BYTES: usize = ARGMAX_PARTS * 8;
+
+/// f32 values on the device.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Values {
+    pub(super) place: Place,
+    pub(super) len: usize,
+}
+
+impl Values {
+    pub(super) fn part(self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
+        Self { place: self.place.value(range.start), len: range.len() }
+    }
+
+    fn argument(self) -> Argument {
+        Argument::Place(self.place)
+    }
+}
+
+/// A vector or matrix of weights on the device.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Weights {
+    pub(super) place: Place,
+    pub(super) dtype: Dtype,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+}
+
+impl Weights {
+    fn argument(self) -> Argument {
+        Argument::Place(self.place)
+    }
+}
+
+/// The number that the kernels know a dtype by, and the end of their names.
+fn kind(dtype: Dtype) -> (i32, usize) {
+    match dtype {
+        Dtype::BF16 => (0, 0),
+        Dtype::F16 => (1, 1),
+        _ => (2, 2), // the loader lets no other dtype through
+    }
+}
+
+macro_rules! by_dtype {
+    ($dtype:expr, $name:literal) => {
+        [concat!($name, "_bf16"), concat!($name, "_f16"), concat!($name, "_f32")][kind($dtype).1]
+    };
+}
+
+/// A product: weight, bias, result.
+pub(super) type Linear = (Weights, Option<Weights>, Values);
+
+/// Where the router's choice lies, for `tokens · best` pairs.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Choice {
+    /// `[tokens, experts]`, f32.
+    pub(super) probabilities: Place,
+    /// `[tokens, best]`, u32.
+    pub(super) ids: Place,
+    /// `[tokens, best]`, f32.
+    pub(super) weights: Place,
+    /// `[tokens, best]`, u32.
+    pub(super) order: Place,
+    /// `[experts]`, u32.
+    pub(super) counts: Place,
+    /// `[tokens, best]`, u32.
+    pub(super) sorted: Place,
+    /// [`tiles_bytes`].
+    pub(super) tiles: Place,
+    /// `[experts]`, u32, counts the passes that use each; or null.
+    pub(super) uses: Place,
+}
+
+/// Bytes of the list of tiles that experts with so many pairs can have.
+pub(super) fn tiles_bytes(pairs: usize, experts: usize) -> usize {
+    (1 + most_tiles(pairs, experts)) * 16
+}
+
+fn most_tiles(pairs: usize, experts: usize) -> usize {
+    pairs / FMA_TILE.0.min(MMA_TILE.0) + experts.min(pairs)
+}
+
+/// The experts of a layer: sizes, and the table of their matrices.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Layer {
+    pub(super) table: Place,
+    pub(super) dtype: Dtype,
+    pub(super) experts: usize,
+    pub(super) best: usize,
+    pub(super) hidden: usize,
+    pub(super) inner: usize,
+}
+
+/// What attention reads.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cache {
+    pub(super) keys: Values,
+    pub(super) values: Values,
+    /// Positions cached before this pass, an i32 on the device.
+    pub(super) position: Place,
+}
+
+/// Norms and turns of the heads of q and k.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Turns {
+    pub(super) q_norm: Weights,
+    pub(super) k_norm: Weights,
+    /// `[positions, width / 2]`.
+    pub(super) cos: Values,
+    pub(super) sin: Values,
+    pub(super) eps: f32,
+}
+
+/// A GPU at one precision.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Launch<'g> {
+    pub(super) gpu: &'g Gpu,
+    pub(super) compute: Compute,
+}
+
+fn int(n: usize) -> Argument {
+    Int(i32::try_from(n).unwrap_or(i32::MAX))
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+impl Launch<'_> {
+    fn rounds(&self) -> Argument {
+        Int(i32::from(self.compute == Compute::Bf16))
+    }
+
+    /// Every function here gives kernels memory that it has compared with what they touch.
+    fn queue(
+        &self,
+        name: &'static str,
+        grid: [usize; 3],
+        block: u32,
+        shared: usize,
+        arguments: &[Argument],
+    ) -> Result<(), CudaError> {
+        // SAFETY: the sizes of the operands are checked by the callers in this file, and `Memory` waits before it is freed
+        unsafe { self.gpu.launch(name, grid.map(count), block, count(shared), arguments) }
+    }
+
+    /// `x[t]` = row `ids[t]` of the embedding, ids below its rows.
+    pub(super) fn embed(&self, table: Weights, ids: Place, x: Values) -> Result<(), CudaError> {
+        let tokens = x.len / table.columns.max(1);
+        let arguments = [
+            table.argument(),
+            Int(kind(table.dtype).0),
+            Argument::Place(ids),
+            int(table.columns),
+            x.argument(),
+        ];
+        self.queue("embed", [tokens, 1, 1], 256, 0, &arguments)
+    }
+
+    /// `x += added`, then `out = norm(x) · weight`.
+    pub(super) fn norm(
+        &self,
+        x: Values,
+        added: Option<Values>,
+        weight: Weights,
+        eps: f32,
+        out: Values,
+    ) -> Result<(), CudaError> {
+        let width = weight.rows;
+        assert!(width > 0 && x.len.is_multiple_of(width) && out.len == x.len, "{} values to norm", x.len);
+        assert!(added.is_none_or(|a| a.len == x.len), "as many values to add");
+        let added = added.map_or(Place::NULL, |a| a.place);
+        let arguments = [
+            x.argument(),
+            Argument::Place(added),
+            weight.argument(),
+            Int(kind(weight.dtype).0),
+            int(width),
+            Float(eps),
+            self.rounds(),
+            out.argument(),
+        ];
+        let block = if width >= 1024 { 512 } else { 128 };
+        self.queue("add_rms_norm", [x.len / width, 1, 1], block, 0, &arguments)
+    }
+
+    /// `to += x`.
+    pub(super) fn add(&self, to: Values, x: Values) -> Result<(), CudaError> {
+        assert_eq!(to.len, x.len);
+        let arguments = [to.argument(), x.argument(), Long(to.len as u64), self.rounds()];
+        self.queue("add", [to.len.div_ceil(256), 1, 1], 256, 0, &arguments)
+    }
+
+    /// `gate = silu(gate) · up`.
+    pub(super) fn silu_mul(&self, gate: Values, up: Values) -> Result<(), CudaError> {
+        assert_eq!(gate.len, up.len);
+        let arguments = [gate.argument(), up.argument(), Long(gate.len as u64), self.rounds()];
+        self.queue("silu_mul", [gate.len.div_ceil(256), 1, 1], 256, 0, &arguments)
+    }
+
+    /// Up to three products of the same `x`, whose weights have one dtype.
+    pub(super) fn products(&self, x: Values, linears: &[Linear]) -> Result<(), CudaError> {
+        let Some((first, _, _)) = linears.first() else { return Ok(()) };
+        let (dtype, columns) = (first.dtype, first.columns);
+        let tokens = x.len / columns.max(1);
+        assert!(linears.len() <= 3 && tokens * columns == x.len, "{} inputs of {columns}", x.len);
+        let mut products = Products::default();
+        for (to, (weight, bias, out)) in products.iter_mut().zip(linears) {
+            assert!(weight.dtype == dtype && weight.columns == columns, "products of one input");
+            assert!(out.len == tokens * weight.rows && bias.is_none_or(|b| b.rows == weight.rows), "{out:?}");
+            *to = driver::Product {
+                weight: weight.place.0,
+                bias: bias.map_or(0, |b| b.place.0),
+                out: out.place.0,
+                rows: i32::try_from(weight.rows).unwrap_or(i32::MAX),
+                bias_type: bias.map_or(0, |b| kind(b.dtype).0),
+            };
+        }
+        let most = linears.iter().map(|l| l.0.rows).max().unwrap_or(0);
+        let mut arguments = vec![Argument::Products(products), x.argument(), int(columns)];
+        if tokens <= FEW_TOKENS {
+            let shared = shared_input(columns);
+            arguments.extend([self.rounds(), Int(i32::from(shared > 0))]);
+            let pairs: usize = linears.iter().map(|l| l.0.rows.div_ceil(2)).sum();
+            let grid = [pairs.div_ceil(GEMV_WARPS), tokens, 1];
+            return self.queue(by_dtype!(dtype, "gemv"), grid, 256, shared, &arguments);
+        }
+        arguments.push(int(tokens));
+        let (name, tile) = if self.uses_mma(dtype) {
+            ("gemm_mma", MMA_TILE)
+        } else {
+            arguments.push(self.rounds());
+            (by_dtype!(dtype, "gemm_fma"), FMA_TILE)
+        };
+        let grid = [most.div_ceil(tile.1), tokens.div_ceil(tile.0), linears.len()];
+        self.queue(name, grid, 256, 0, &arguments)
+    }
+
+    fn uses_mma(&self, dtype: Dtype) -> bool {
+        self.compute == Compute::Bf16 && dtype == Dtype::BF16
+    }
+
+    /// Norms and turns the heads of q (in place) and k, and puts k and v into the cache.
+    pub(super) fn heads(
+        &self,
+        [q, k, v]: [Values; 3],
+        heads: Heads,
+        turns: Turns,
+        cache: Cache,
+    ) -> Result<(), CudaError> {
+        let Heads { query, key_value, width } = heads;
+        let tokens = q.len / (query * width);
+        assert!(q.len == tokens * query * width && k.len == v.len && k.len == tokens * key_value * width);
+        assert!(turns.q_norm.rows == width && turns.k_norm.rows == width, "norms of {width} values");
+        let arguments = [
+            q.argument(),
+            k.argument(),
+            v.argument(),
+            turns.q_norm.argument(),
+            Int(kind(turns.q_norm.dtype).0),
+            turns.k_norm.argument(),
+            Int(kind(turns.k_norm.dtype).0),
+            turns.cos.argument(),
+            turns.sin.argument(),
+            Float(turns.eps),
+            int(query),
+            int(key_value),
+            int(width),
+            Argument::Place(cache.position),
+            cache.keys.argument(),
+            cache.values.argument(),
+            self.rounds(),
+        ];
+        self.queue("heads", [tokens, (query + 2 * key_value).div_ceil(4), 1], 128, 0, &arguments)
+    }
+
+    /// Causal attention of the last tokens over all positions; `partial` has room for [`partial_values`].
+    pub(super) fn attention(
+        &self,
+        q: Values,
+        heads: Heads,
+        cache: Cache,
+        parts: usize,
+        partial: Values,
+        out: Values,
+    ) -> Result<(), CudaError> {
+        let Heads { query, key_value, width } = heads;
+        let tokens = q.len / (query * width);
+        assert!(width <= MOST_HEAD_WIDTH && out.len == q.len && cache.keys.len == cache.values.len);
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            reason = "applied in f32, as torch does"
+        )]
+        let scale = (width as f64).powf(-0.5) as f32;
+        let mut arguments = vec![
+            q.argument(),
+            cache.keys.argument(),
+            cache.values.argument(),
+            int(query),
+            int(key_value),
+            int(width),
+            Float(scale),
+            Argument::Place(cache.position),
+        ];
+        if tokens > FEW_TOKENS {
+            arguments.extend([int(tokens), out.argument()]);
+            if self.compute == Compute::Bf16 {
+                let grid = [tokens.div_ceil(MMA_TOKENS), query, 1];
+                return self.queue("attention_mma", grid, 128, 0, &arguments);
+            }
+            let grid = [tokens.div_ceil(PREFILL_TOKENS), query, 1];
+            return self.queue("attention_tokens", grid, 256, PREFILL_SHARED * 4, &arguments);
+        }
+        assert!(partial.len >= partial_values(tokens, heads, parts), "{partial:?} for {parts} parts");
+        assert!(parts <= MOST_PARTS, "{parts} parts");
+        let chunks = (query / key_value).div_ceil(DECODE_HEADS);
+        // all in one launch, or sums, then results (attention.cu)
+        let steps: &[i32] = if self.compute == Compute::Bf16 { &[1, 2] } else { &[0] };
+        for step in steps {
+            let mut arguments = arguments.clone();
+            arguments.extend([Int(*step), partial.argument()]);
+            self.queue("attention_parts", [parts, tokens, key_value * chunks], 128, 0, &arguments)?;
+        }
+        let arguments = [partial.argument(), int(parts), int(width), self.rounds(), out.argument()];
+        self.queue("attention_combine", [query, tokens, 1], count(width.next_multiple_of(32)), 0, &arguments)
+    }
+
+    /// Softmax of the router's logits, `[tokens, experts]`, and the best experts of every token.
+    pub(super) fn route(
+        &self,
+        logits: Values,
+        layer: Layer,
+        normalise: bool,
+        choice: Choice,
+    ) -> Result<(), CudaError> {
+        let shared = layer.experts * 8;
+        assert!(layer.best <= layer.experts && shared <= SHARED_BYTES, "{layer:?}");
+        let arguments = [
+            logits.argument(),
+            int(layer.experts),
+            int(layer.best),
+            Int(i32::from(normalise)),
+            self.rounds(),
+            Argument::Place(choice.probabilities),
+            Argument::Place(choice.ids),
+            Argument::Place(choice.weights),
+            Argument::Place(choice.order),
+            Argument::Place(choice.uses),
+        ];
+        self.queue("route", [logits.len / layer.experts, 1, 1], 32, shared, &arguments)
+    }
+
+    /// `y[pair]` = the output of the pair's expert, for those experts that the table has now. `gate` and `up` have room for
+    /// `[pairs, inner]`, `y` for `[pairs, hidden]`; `up` is not touched where there are few tokens.
+    pub(super) fn experts(
+        &self,
+        x: Values,
+        layer: Layer,
+        choice: Choice,
+        [gate, up, y]: [Values; 3],
+    ) -> Result<(), CudaError> {
+        let Layer { table, dtype, experts, best, hidden, inner } = layer;
+        let tokens = x.len / hidden;
+        let pairs = tokens * best;
+        assert!(gate.len == pairs * inner && up.len == gate.len && y.len == pairs * hidden, "{layer:?}");
+        let (table, ids) = (Argument::Place(table), Argument::Place(choice.ids));
+        if tokens <= FEW_TOKENS {
+            let shared = shared_input(hidden);
+            let arguments = [
+                table,
+                ids,
+                int(best),
+                x.argument(),
+                int(hidden),
+                int(inner),
+                self.rounds(),
+                Int(i32::from(shared > 0)),
+                gate.argument(),
+            ];
+            let grid = [inner.div_ceil(GEMV_WARPS), pairs, 1];
+            self.queue(by_dtype!(dtype, "expert_gate_up"), grid, 256, shared, &arguments)?;
+            let shared = shared_input(inner);
+            let arguments = [
+                table,
+                ids,
+                gate.argument(),
+                int(inner),
+                int(hidden),
+                self.rounds(),
+                Int(i32::from(shared > 0)),
+                y.argument(),
+            ];
+            let grid = [hidden.div_ceil(2).div_ceil(GEMV_WARPS), pairs, 1];
+            return self.queue(by_dtype!(dtype, "expert_down"), grid, 256, shared, &arguments);
+        }
+        let mma = self.uses_mma(dtype);
+        let (name, tile) =
+            if mma { ("expert_mma", MMA_TILE) } else { (by_dtype!(dtype, "expert_fma"), FMA_TILE) };
+        let run = |which: i32, x: Values, out: [Values; 2], rows: usize, columns: usize, divide: usize| {
+            let of = Experts {
+                table: layer.table.0,
+                sorted: choice.sorted.0,
+                tiles: choice.tiles.0,
+                x: x.place.0,
+                out: out.map(|o| o.place.0),
+                which,
+                rows: i32::try_from(rows).unwrap_or(i32::MAX),
+                columns: i32::try_from(columns).unwrap_or(i32::MAX),
+                divide: i32::try_from(divide).unwrap_or(i32::MAX),
+            };
+            let mut arguments = vec![Argument::Experts(of)];
+            if !mma {
+                arguments.push(self.rounds());
+            }
+            let matrices = if which == 0 { 2 } else { 1 };
+            let grid = [rows.div_ceil(tile.1), most_tiles(pairs, experts), matrices];
+            self.queue(name, grid, 256, 0, &arguments)
+        };
+        run(0, x, [gate, up], inner, hidden, best)?;
+        self.silu_mul(gate, up)?;
+        run(2, gate, [y, y], hidden, inner, 1)
+    }
+
+    /// Counts the pairs of every expert and lists them in tiles, what [`experts`](Self::experts) of many tokens needs.
+    pub(super) fn sort(&self, tokens: usize, layer: Layer, choice: Choice) -> Result<(), CudaError> {
+        if tokens == 1 || (tokens <= FEW_TOKENS && choice.uses == Place::NULL) {
+            return Ok(()); // nothing to list, and nothing left to count
+        }
+        let pairs = int(tokens * layer.best);
+        let (ids, counts) = (Argument::Place(choice.ids), Argument::Place(choice.counts));
+        self.queue(
+            "expert_count",
+            [layer.experts, 1, 1],
+            256,
+            0,
+            &[ids, pairs, counts, Argument::Place(choice.uses)],
+        )?;
+        if tokens <= FEW_TOKENS {
+            return Ok(());
+        }
+        let tile = if self.uses_mma(layer.dtype) { MMA_TILE.0 } else { FMA_TILE.0 };
+        let arguments = [
+            ids,
+            pairs,
+            counts,
+            int(layer.experts),
+            int(tile),
+            Argument::Place(choice.sorted),
+            Argument::Place(choice.tiles),
+        ];
+        self.queue("expert_sort", [layer.experts, 1, 1], 256, 0, &arguments)
+    }
+
+    /// `added[t]` = the weighted outputs of the token's experts, added in ascending order of experts.
+    pub(super) fn combine(
+        &self,
+        y: Values,
+        layer: Layer,
+        choice: Choice,
+        added: Values,
+    ) -> Result<(), CudaError> {
+        let tokens = added.len / layer.hidden;
+        assert_eq!(y.len, tokens * layer.best * layer.hidden);
+        let arguments = [
+            y.argument(),
+            Argument::Place(choice.weights),
+            Argument::Place(choice.order),
+            int(layer.best),
+            int(layer.hidden),
+            self.rounds(),
+            added.argument(),
+        ];
+        self.queue("expert_combine", [tokens, layer.hidden.div_ceil(128), 1], 128, 0, &arguments)
+    }
+
+    /// The lowest id of the greatest of these logits becomes the next token, and one more position is counted.
+    pub(super) fn argmax(
+        &self,
+        logits: Values,
+        parts: Place,
+        [id, position, logit]: [Place; 3],
+    ) -> Result<(), CudaError> {
+        let blocks = logits.len.div_ceil(1024).min(ARGMAX_PARTS);
+        let parts = Argument::Place(parts);
+        self.queue("argmax_parts", [blocks, 1, 1], 256, 0, &[logits.argument(), int(logits.len), parts])?;
+        let [id, position, logit] = [id, position, logit].map(Argument::Place);
+        let arguments = [parts, int(blocks), id, position, logit, logits.argument()];
+        self.queue("argmax_next", [1, 1, 1], 32, 0, &arguments)
+    }
+}
+
+/// f32 values that [`Launch::attention`] of few tokens keeps in between.
+pub(super) fn partial_values(tokens: usize, heads: Heads, parts: usize) -> usize {
+    tokens.min(FEW_TOKENS) * heads.query * parts * (2 + heads.width)
+}
+
+/// Shared memory for an input of so many values, if there is enough.
+fn shared_input(columns: usize) -> usize {
+    let bytes = columns * size_of::<f32>();
+    if bytes <= SHARED_BYTES { bytes } else { 0 }
+}

@@ -1,0 +1,37 @@
+//! NVIDIA GPUs: the driver is found at run time, the kernels are embedded as PTX, nothing of CUDA is needed to build.
+//!
+//! * `driver`: the driver's functions, each call checked and named.
+//! * `launch`: one function per operation.
+//! * `device`: the model's place on a GPU; `layout`, `slots` and `shapes` are its parts.
+//! * `kernels/`: the sources; `build_ptx.py` makes `kernels.ptx` of them.
+//! * `shim/`: a driver without a GPU, for tests.
+#![expect(unsafe_code, reason = "the driver's interface is C's; every call is behind a safe one here")]
+
+mod device;
+mod driver;
+mod launch;
+mod layout;
+mod shapes;
+mod slots;
+
+pub use device::Cuda;
+pub use driver::{CudaError, DeviceInfo, devices};
+
+/// The bytes of values, as they are in memory; the device has the same byte order, little-endian.
+fn bytes(values: &[f32]) -> &[u8] {
+    // SAFETY: f32 has no padding, and any byte may be read
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+/// As [`bytes`], to be written.
+fn bytes_mut(values: &mut [f32]) -> &mut [u8] {
+    // SAFETY: as in `bytes`; any bits are an f32
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
+}
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod testing;
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests;

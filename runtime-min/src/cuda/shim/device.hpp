@@ -1,0 +1,135 @@
+// The device side of the host shim: what the kernels use of CUDA, for one fiber per lane. See driver.cpp.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#define __global__
+#define __device__
+#define __grid_constant__
+#define __launch_bounds__(threads)
+#define __align__(bytes) __attribute__((aligned(bytes)))
+// all lanes of a block run on one thread of the host, one block after the other
+#define __shared__ static thread_local
+#define DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(shim::dynamic_shared())
+
+struct uint2 {
+    unsigned x, y;
+};
+struct uint4 {
+    unsigned x, y, z, w;
+};
+struct float4 {
+    float x, y, z, w;
+};
+
+namespace shim {
+
+struct Dim3 {
+    unsigned x, y, z;
+};
+
+struct Lane {
+    Dim3 thread;
+};
+
+extern thread_local const Lane* lane;
+extern thread_local Dim3 block_index, block_size, grid_size;
+
+void* dynamic_shared();
+
+// Waits until all threads of the block are here.
+void block_barrier();
+
+// Puts this lane's bytes where all lanes of the warp can read them, and waits until all have. The result is valid until
+// the next exchange but one.
+const void* exchange(const void* mine, unsigned bytes, unsigned stride);
+
+enum { EXCHANGED = 64 }; // most bytes of a lane
+
+template <class T>
+struct Warp {
+    const char* all;
+    T of(unsigned lane) const {
+        T t;
+        std::memcpy(&t, all + lane * EXCHANGED, sizeof(T));
+        return t;
+    }
+};
+
+template <class T>
+Warp<T> exchanged(const T& mine) {
+    static_assert(sizeof(T) <= EXCHANGED, "too much");
+    return {static_cast<const char*>(exchange(&mine, sizeof(T), EXCHANGED))};
+}
+
+void require_full(unsigned mask);
+
+} // namespace shim
+
+#define threadIdx (shim::lane->thread)
+#define blockIdx (shim::block_index)
+#define blockDim (shim::block_size)
+#define gridDim (shim::grid_size)
+
+inline void __syncthreads() { shim::block_barrier(); }
+inline void __syncwarp() { shim::exchanged(0); }
+
+template <class T>
+inline T __shfl_xor_sync(unsigned mask, T value, int other) {
+    shim::require_full(mask);
+    return shim::exchanged(value).of((threadIdx.x % 32) ^ other);
+}
+
+inline unsigned __ballot_sync(unsigned mask, int flag) {
+    shim::require_full(mask);
+    auto all = shim::exchanged<int>(flag != 0);
+    unsigned bits = 0;
+    for (unsigned i = 0; i < 32; i++) bits |= static_cast<unsigned>(all.of(i)) << i;
+    return bits;
+}
+
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+
+inline unsigned __float_as_uint(float x) {
+    unsigned bits;
+    std::memcpy(&bits, &x, 4);
+    return bits;
+}
+
+inline float __uint_as_float(unsigned bits) {
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+
+inline float shim_from_f16(unsigned short bits) {
+    int exponent = (bits >> 10) & 31, fraction = bits & 1023;
+    float x = exponent == 0    ? std::ldexp(static_cast<float>(fraction), -24)
+              : exponent == 31 ? (fraction ? NAN : INFINITY)
+                               : std::ldexp(static_cast<float>(fraction | 1024), exponent - 25);
+    return bits & 0x8000 ? -x : x;
+}
+
+// PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type": where each value of a lane lies.
+inline void shim_mma(float d[4], const unsigned a[4], const unsigned b[2]) {
+    struct Fragments {
+        unsigned a[4], b[2];
+    } mine;
+    std::memcpy(mine.a, a, sizeof mine.a);
+    std::memcpy(mine.b, b, sizeof mine.b);
+    auto all = shim::exchanged(mine);
+    auto value = [](unsigned pair, int which) { return __uint_as_float(which ? pair & 0xffff0000u : pair << 16); };
+    unsigned lane = threadIdx.x % 32;
+    for (int i = 0; i < 4; i++) {
+        unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        for (unsigned step = 0; step < 16; step++) {
+            unsigned k = step ^ 1; // the order is the hardware's own; this is that of vdpbf16ps, the later of a pair first
+            unsigned holder = k % 8 / 2, late = k / 8;
+            float left = value(all.of(row % 8 * 4 + holder).a[row / 8 + 2 * late], k % 2);
+            float right = value(all.of(column * 4 + holder).b[late], k % 2);
+            d[i] += left * right;
+        }
+    }
+}

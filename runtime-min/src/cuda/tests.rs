@@ -1,0 +1,596 @@
+//! Every kernel against the plain reference, at sizes that are no multiple of any tile, at both precisions: on a GPU where
+//! there is one, else on the host shim.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use half::{bf16, f16};
+use segpack_formats::safetensors::Dtype;
+
+use super::driver::{Gpu, Memory, PTX, Place, Stream, entries};
+use super::launch::{
+    ARGMAX_BYTES, Cache, Choice, Launch, Layer, Turns, Values, Weights, partial_values, tiles_bytes,
+};
+use super::testing::{gpu, run_lanes_backwards};
+use crate::ops::{Compute, Heads, Matrix, Ops, ScalarOps};
+
+const BOTH: [Compute; 2] = [Compute::F32, Compute::Bf16];
+const DTYPES: [Dtype; 3] = [Dtype::BF16, Dtype::F16, Dtype::F32];
+
+/// Values in [-1, 1) without a short period.
+fn noise(n: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        #[expect(clippy::cast_precision_loss, reason = "24 bits")]
+        let x = (state >> 8) as f32 / 8_388_608.0 - 1.0;
+        x
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+fn activations(compute: Compute, n: usize, seed: u32) -> Vec<f32> {
+    let mut x = noise(n, seed);
+    compute.round_all(&mut x);
+    x
+}
+
+fn bytes(dtype: Dtype, values: &[f32]) -> Vec<u8> {
+    let value = |x: &f32| match dtype {
+        Dtype::BF16 => bf16::from_f32(*x).to_le_bytes().to_vec(),
+        Dtype::F16 => f16::from_f32(*x).to_le_bytes().to_vec(),
+        _ => x.to_le_bytes().to_vec(),
+    };
+    values.iter().flat_map(value).collect()
+}
+
+fn plain(values: &[f32]) -> Vec<u8> {
+    bytes(Dtype::F32, values)
+}
+
+/// Memory on the device with these bytes, `shift` bytes after an aligned address.
+fn put_at(gpu: &Arc<Gpu>, bytes: &[u8], shift: usize) -> (Memory, Place) {
+    let memory = gpu.alloc(bytes.len() + shift, "a test").unwrap();
+    let place = memory.place().byte(shift);
+    gpu.upload_now(place, bytes).unwrap();
+    (memory, place)
+}
+
+fn put(gpu: &Arc<Gpu>, values: &[f32]) -> (Memory, Values) {
+    let (memory, place) = put_at(gpu, &plain(values), 0);
+    (memory, Values { place, len: values.len() })
+}
+
+/// NaN, so that what is not written shows.
+fn blank(gpu: &Arc<Gpu>, n: usize) -> (Memory, Values) {
+    put(gpu, &vec![f32::NAN; n])
+}
+
+fn get(gpu: &Gpu, values: Values) -> Vec<f32> {
+    let mut bytes = vec![0; values.len * 4];
+    gpu.download(&mut bytes, values.place).unwrap();
+    bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+fn get_numbers(gpu: &Gpu, place: Place, n: usize) -> Vec<u32> {
+    get(gpu, Values { place, len: n }).iter().map(|x| x.to_bits()).collect()
+}
+
+/// The same in f32 but for the order of sums; one rounding apart in bf16.
+fn assert_close(compute: Compute, seen: &[f32], wanted: &[f32], what: &str) {
+    assert_eq!(seen.len(), wanted.len(), "{what}");
+    let size = wanted.iter().fold(1.0_f32, |most, x| most.max(x.abs()));
+    let most = size * if compute == Compute::F32 { 3e-6 } else { 1.0 / 128.0 };
+    for (i, (a, b)) in seen.iter().zip(wanted).enumerate() {
+        assert!((a - b).abs() <= most, "{what}: value {i} is {a}, wanted {b}");
+    }
+}
+
+fn launches(gpu: &Gpu) -> impl Iterator<Item = Launch<'_>> {
+    BOTH.into_iter().map(move |compute| Launch { gpu, compute })
+}
+
+#[test]
+fn the_ptx_is_for_old_drivers_and_names_every_kernel() {
+    assert!(PTX.contains("\n.version 7.8\n") && PTX.contains("\n.target sm_80\n"));
+    let sources = include_str!("shim/driver.cpp");
+    let names: BTreeSet<&str> = entries(PTX).map(|(name, _)| name).collect();
+    assert!(names.len() >= 25, "{names:?}");
+    for name in &names {
+        let stem = ["_bf16", "_f16", "_f32"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+        assert!(sources.contains(&format!("({stem})")), "the shim lacks {name}");
+    }
+    let norm = entries(PTX).find(|(name, _)| *name == "add_rms_norm").unwrap();
+    assert_eq!(norm.1, [8, 8, 8, 4, 4, 4, 4, 8]);
+    let products = entries(PTX).find(|(name, _)| *name == "gemm_mma").unwrap();
+    assert_eq!(products.1, [size_of::<super::driver::Products>(), 8, 4, 4]);
+    let experts = entries(PTX).find(|(name, _)| *name == "expert_mma").unwrap();
+    assert_eq!(experts.1, [size_of::<super::driver::Experts>()]);
+}
+
+#[test]
+fn a_wrong_argument_or_name_is_an_error() {
+    use super::driver::Argument::Int;
+    let gpu = gpu();
+    // SAFETY: neither launches anything
+    let [few, none] =
+        unsafe { [gpu.launch("add", [1, 1, 1], 32, 0, &[Int(1)]), gpu.launch("sub", [1, 1, 1], 32, 0, &[])] };
+    assert!(few.unwrap_err().to_string().contains("parameters of [4] bytes, wanted [8, 8, 8, 4]"));
+    assert!(none.unwrap_err().to_string().contains("no such kernel"));
+}
+
+#[test]
+fn products_agree_with_the_reference() {
+    let gpu = gpu();
+    // rows of three products, columns, tokens
+    let sizes = [
+        ([1, 0, 0], 1, 1),
+        ([3, 5, 1], 7, 2),
+        ([17, 2, 9], 64, 1),
+        ([33, 16, 16], 520, 3),
+        ([6, 0, 0], 1100, 4),
+        ([65, 130, 1], 33, 5),
+        ([40, 7, 0], 72, 70),
+        ([129, 0, 0], 136, 65),
+    ];
+    for (rows, columns, tokens) in sizes {
+        for dtype in DTYPES {
+            for (launch, shift) in launches(&gpu).flat_map(|l| [(l, 0), (l, 4)]) {
+                let compute = launch.compute;
+                let x = activations(compute, tokens * columns, 3);
+                let (_x, x_there) = put(&gpu, &x);
+                let (mut kept, mut linears, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
+                for (i, rows) in rows.into_iter().enumerate() {
+                    let seed = u32::try_from(i).unwrap();
+                    let weight = bytes(dtype, &noise(rows * columns, 7 + seed));
+                    let bias = (i != 1).then(|| noise(rows, 70 + seed));
+                    let (w, place) = put_at(&gpu, &weight, shift);
+                    let (b, b_place) = put_at(&gpu, &plain(bias.as_deref().unwrap_or(&[])), 0);
+                    let (o, out) = blank(&gpu, tokens * rows);
+                    let bias_there = bias.as_ref().map(|_| Weights {
+                        place: b_place,
+                        dtype: Dtype::F32,
+                        rows,
+                        columns: 1,
+                    });
+                    linears.push((Weights { place, dtype, rows, columns }, bias_there, out));
+                    let mut result = vec![0.0; tokens * rows];
+                    let matrix = Matrix { dtype, bytes: &weight, rows, columns };
+                    if rows > 0 {
+                        ScalarOps { compute }.linear(&x, matrix, bias.as_deref(), &mut result);
+                    }
+                    wanted.push(result);
+                    kept.push((w, b, o));
+                }
+                launch.products(x_there, &linears).unwrap();
+                for ((_, _, out), wanted) in linears.iter().zip(&wanted) {
+                    let what = format!(
+                        "{dtype} {rows:?}x{columns}, {tokens} tokens, shifted by {shift}, {compute:?}"
+                    );
+                    let scale = f32::from(u16::try_from(columns).unwrap()).sqrt();
+                    let seen: Vec<f32> = get(&gpu, *out).iter().map(|x| x / scale).collect();
+                    let wanted: Vec<f32> = wanted.iter().map(|x| x / scale).collect();
+                    assert_close(compute, &seen, &wanted, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn embeddings_norms_and_sums_agree_with_the_reference() {
+    let gpu = gpu();
+    for (tokens, width) in [(1, 1), (3, 48), (2, 1025), (5, 130)] {
+        for launch in launches(&gpu) {
+            let (compute, ops) = (launch.compute, ScalarOps { compute: launch.compute });
+            for dtype in DTYPES {
+                let table = bytes(dtype, &noise(9 * width, 5));
+                let (_t, place) = put_at(&gpu, &table, 2);
+                let ids: Vec<u32> = (0..tokens).map(|t| u32::try_from(t * 5 % 9).unwrap()).collect();
+                let (_i, ids_there) =
+                    put_at(&gpu, &ids.iter().flat_map(|i| i.to_le_bytes()).collect::<Vec<_>>(), 0);
+                let (_x, x) = blank(&gpu, tokens * width);
+                // rows of an embedding begin at a multiple of their dtype's width
+                if dtype != Dtype::F32 {
+                    launch.embed(Weights { place, dtype, rows: 9, columns: width }, ids_there, x).unwrap();
+                    let row = width * 2;
+                    let mut wanted = vec![0.0; tokens * width];
+                    for (id, to) in ids.iter().zip(wanted.chunks_mut(width)) {
+                        crate::ops::widen(dtype, &table[*id as usize * row..][..row], to);
+                    }
+                    assert_eq!(get(&gpu, x), wanted);
+                }
+                let weight = noise(width, 9);
+                let (_w, place) = put_at(&gpu, &bytes(dtype, &weight), 0);
+                let mut widened = vec![0.0; width];
+                crate::ops::widen(dtype, &bytes(dtype, &weight), &mut widened);
+                let norm = Weights { place, dtype, rows: width, columns: 1 };
+                let (a, b) =
+                    (activations(compute, tokens * width, 1), activations(compute, tokens * width, 2));
+                for added in [false, true] {
+                    let (_a, x) = put(&gpu, &a);
+                    let (_b, more) = put(&gpu, &b);
+                    let (_o, out) = blank(&gpu, tokens * width);
+                    launch.norm(x, added.then_some(more), norm, 1e-6, out).unwrap();
+                    let mut sum = a.clone();
+                    if added {
+                        ops.add(&mut sum, &b);
+                    }
+                    assert_eq!(get(&gpu, x), sum);
+                    ops.rms_norm(&mut sum, &widened, 1e-6);
+                    assert_close(
+                        compute,
+                        &get(&gpu, out),
+                        &sum,
+                        &format!("norm of {tokens}x{width} {dtype}"),
+                    );
+                }
+            }
+            let n = tokens * width;
+            let (mut a, b) = (activations(compute, n, 11), activations(compute, n, 12));
+            let ((_a, x), (_b, y)) = (put(&gpu, &a), put(&gpu, &b));
+            launch.add(x, y).unwrap();
+            ops.add(&mut a, &b);
+            assert_eq!(get(&gpu, x), a);
+            launch.silu_mul(x, y).unwrap();
+            ops.silu_mul(&mut a, &b);
+            assert_close(compute, &get(&gpu, x), &a, "silu_mul");
+        }
+    }
+}
+
+/// Cached positions before, and new tokens.
+const PASSES: [(usize, usize); 6] = [(0, 1), (0, 7), (5, 4), (37, 2), (40, 33), (0, 70)];
+
+#[test]
+fn heads_are_normed_turned_and_cached_as_the_reference_does_it() {
+    let gpu = gpu();
+    for heads in [Heads { query: 6, key_value: 2, width: 34 }, Heads { query: 1, key_value: 1, width: 2 }] {
+        let Heads { query, key_value, width } = heads;
+        for ((before, tokens), launch) in PASSES.into_iter().flat_map(|p| launches(&gpu).map(move |l| (p, l)))
+        {
+            let (compute, ops) = (launch.compute, ScalarOps { compute: launch.compute });
+            let [mut q, mut k, v] = [(query, 1), (key_value, 2), (key_value, 3)]
+                .map(|(heads, seed)| activations(compute, tokens * heads * width, seed));
+            let positions = before + tokens + 3;
+            let (cos, sin) = (noise(positions * width / 2, 5), noise(positions * width / 2, 6));
+            let norms = [noise(width, 7), noise(width, 8)];
+            let kept = [&q, &k, &v, &cos, &sin].map(|x| put(&gpu, x));
+            let [q_there, k_there, v_there, cos_there, sin_there] = [0, 1, 2, 3, 4].map(|i| kept[i].1);
+            let placed = [0, 1].map(|i: usize| put_at(&gpu, &plain(&norms[i]), 0));
+            let norm = |i: usize| Weights { place: placed[i].1, dtype: Dtype::F32, rows: width, columns: 1 };
+            let caches = [0, 1].map(|_| blank(&gpu, positions * key_value * width));
+            let (_p, position) = put_at(&gpu, &u32::try_from(before).unwrap().to_le_bytes(), 0);
+            let cache = Cache { keys: caches[0].1, values: caches[1].1, position };
+            let turns = Turns { q_norm: norm(0), k_norm: norm(1), cos: cos_there, sin: sin_there, eps: 1e-6 };
+            launch.heads([q_there, k_there, v_there], heads, turns, cache).unwrap();
+            let half = before * width / 2..(before + tokens) * width / 2;
+            for (x, norm) in [(&mut q, &norms[0]), (&mut k, &norms[1])] {
+                ops.rms_norm(x, norm, 1e-6);
+                ops.rope(x, &cos[half.clone()], &sin[half.clone()], width);
+            }
+            let new = before * key_value * width..(before + tokens) * key_value * width;
+            assert_close(compute, &get(&gpu, q_there), &q, "q");
+            assert_close(compute, &get(&gpu, cache.keys.part(new.clone())), &k, "keys");
+            assert_eq!(get(&gpu, cache.values.part(new.clone())), v);
+            let others = [get(&gpu, cache.keys), get(&gpu, cache.values)]
+                .map(|all| all.iter().enumerate().filter(|(i, x)| !new.contains(i) && !x.is_nan()).count());
+            assert_eq!(others, [0, 0], "no other position is written");
+        }
+    }
+}
+
+#[test]
+fn attention_agrees_with_the_reference() {
+    let gpu = gpu();
+    let shapes = [
+        Heads { query: 4, key_value: 2, width: 32 },
+        Heads { query: 9, key_value: 1, width: 40 },
+        Heads { query: 3, key_value: 3, width: 128 },
+        Heads { query: 2, key_value: 2, width: 1 },
+    ];
+    for heads in shapes {
+        let Heads { query, key_value, width } = heads;
+        for ((before, tokens), launch) in PASSES.into_iter().flat_map(|p| launches(&gpu).map(move |l| (p, l)))
+        {
+            let compute = launch.compute;
+            let all = (before + tokens) * key_value * width;
+            let q: Vec<f32> =
+                activations(compute, tokens * query * width, 1).iter().map(|x| x * 4.0).collect();
+            let (keys, values) = (activations(compute, all, 2), activations(compute, all, 3));
+            let mut wanted = vec![0.0; q.len()];
+            ScalarOps { compute }.attention(&q, &keys, &values, heads, &mut wanted);
+            // what comes after the last position must not count
+            let longer = |x: &[f32]| [x, &vec![f32::NAN; 5 * key_value * width]].concat();
+            let kept = [q, longer(&keys), longer(&values)].map(|x| put(&gpu, &x));
+            let (_p, position) = put_at(&gpu, &u32::try_from(before).unwrap().to_le_bytes(), 0);
+            let cache = Cache { keys: kept[1].1, values: kept[2].1, position };
+            for parts in [1, 3, 32] {
+                let (_m, partial) = blank(&gpu, partial_values(tokens, heads, parts));
+                let (_o, out) = blank(&gpu, wanted.len());
+                launch.attention(kept[0].1, heads, cache, parts, partial, out).unwrap();
+                let what = format!("{heads:?}, {before} + {tokens} positions in {parts} parts, {compute:?}");
+                assert_close(compute, &get(&gpu, out), &wanted, &what);
+            }
+        }
+    }
+}
+
+/// Where `route` and `sort` write.
+fn choice(gpu: &Arc<Gpu>, tokens: usize, experts: usize, best: usize) -> (Vec<Memory>, Choice) {
+    let pairs = tokens * best;
+    let sizes = [
+        tokens * experts * 4,
+        pairs * 4,
+        pairs * 4,
+        pairs * 4,
+        experts * 4,
+        pairs * 4,
+        tiles_bytes(pairs, experts),
+    ];
+    let kept: Vec<Memory> = sizes.iter().map(|n| gpu.alloc(*n, "a test").unwrap()).collect();
+    let [probabilities, ids, weights, order, counts, sorted, tiles] =
+        [0, 1, 2, 3, 4, 5, 6].map(|i| kept[i].place());
+    (kept, Choice { probabilities, ids, weights, order, counts, sorted, tiles, uses: Place::NULL })
+}
+
+/// The best experts of a row by the rule of the CPU.
+fn best_of(row: &[f32], best: usize) -> Vec<u32> {
+    let mut ids: Vec<u32> = (0..u32::try_from(row.len()).unwrap()).collect();
+    ids.sort_by(|a, b| row[*b as usize].total_cmp(&row[*a as usize]).then(a.cmp(b)));
+    ids.truncate(best);
+    ids
+}
+
+#[test]
+fn the_router_chooses_as_the_reference_does() {
+    let gpu = gpu();
+    for (tokens, experts, best) in [(1, 1, 1), (3, 12, 4), (2, 128, 8), (5, 33, 33), (40, 70, 3)] {
+        for (launch, normalise) in launches(&gpu).flat_map(|l| [(l, false), (l, true)]) {
+            let compute = launch.compute;
+            let mut logits = activations(compute, tokens * experts, 3);
+            if experts > 8 {
+                logits[4] = 2.0; // ties
+                logits[7] = 2.0;
+                logits[1] = 2.0;
+            }
+            let (_l, there) = put(&gpu, &logits);
+            let (_kept, choice) = choice(&gpu, tokens, experts, best);
+            let layer = Layer { table: Place::NULL, dtype: Dtype::BF16, experts, best, hidden: 1, inner: 1 };
+            launch.route(there, layer, normalise, choice).unwrap();
+            let values = |place, n| get(&gpu, Values { place, len: n });
+            let probabilities = values(choice.probabilities, tokens * experts);
+            let ids = get_numbers(&gpu, choice.ids, tokens * best);
+            let weights = values(choice.weights, tokens * best);
+            let order = get_numbers(&gpu, choice.order, tokens * best);
+            for (t, p) in probabilities.chunks(experts).enumerate() {
+                let mut wanted = logits[t * experts..][..experts].to_vec();
+                crate::ops::softmax(&mut wanted);
+                assert_close(Compute::F32, p, &wanted, "probabilities");
+                let own = t * best..(t + 1) * best;
+                let chosen = best_of(p, best);
+                assert_eq!(ids[own.clone()], chosen, "of {p:?}");
+                let sum: f32 = chosen.iter().map(|e| p[*e as usize]).sum();
+                let divisor = if normalise { sum } else { 1.0 };
+                let wanted: Vec<f32> =
+                    chosen.iter().map(|e| compute.round(p[*e as usize] / divisor)).collect();
+                assert_close(compute, &weights[own.clone()], &wanted, "weights");
+                let by_id: Vec<u32> = order[own.clone()].iter().map(|pair| ids[*pair as usize]).collect();
+                assert!(by_id.is_sorted() && order[own.clone()].iter().all(|i| own.contains(&(*i as usize))));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_device_counts_the_passes_that_use_an_expert() {
+    let gpu = gpu();
+    let (experts, best) = (40, 3);
+    let launch = Launch { gpu: &gpu, compute: Compute::F32 };
+    let layer = Layer { table: Place::NULL, dtype: Dtype::BF16, experts, best, hidden: 1, inner: 1 };
+    let (_u, uses) = put_at(&gpu, &vec![0; experts * 4], 0);
+    let mut wanted = vec![0; experts];
+    for tokens in [1, 3, 70, 1] {
+        let (_l, logits) = put(&gpu, &noise(tokens * experts, u32::try_from(tokens).unwrap()));
+        let (_kept, choice) = choice(&gpu, tokens, experts, best);
+        let choice = Choice { uses, ..choice };
+        launch.route(logits, layer, true, choice).unwrap();
+        launch.sort(tokens, layer, choice).unwrap();
+        let ids: BTreeSet<u32> = get_numbers(&gpu, choice.ids, tokens * best).into_iter().collect();
+        ids.iter().for_each(|id| wanted[*id as usize] += 1);
+    }
+    assert_eq!(get_numbers(&gpu, uses, experts), wanted);
+}
+
+#[test]
+fn experts_agree_with_the_reference_and_absent_ones_are_left_out() {
+    let gpu = gpu();
+    for (tokens, experts, best, hidden, inner) in
+        [(1, 4, 2, 48, 24), (3, 5, 5, 33, 7), (5, 3, 2, 40, 136), (150, 6, 3, 72, 40), (70, 2, 1, 20, 9)]
+    {
+        for (dtype, launch) in DTYPES.into_iter().flat_map(|d| launches(&gpu).map(move |l| (d, l))) {
+            let (compute, ops) = (launch.compute, ScalarOps { compute: launch.compute });
+            let x = activations(compute, tokens * hidden, 5);
+            let (_x, x_there) = put(&gpu, &x);
+            let logits = noise(tokens * experts, 77);
+            let (_l, logits_there) = put(&gpu, &logits);
+            let (mut kept, mut table, mut weights) = (Vec::new(), Vec::new(), Vec::new());
+            for e in 0..u32::try_from(experts).unwrap() {
+                let sizes = [inner * hidden, inner * hidden, hidden * inner];
+                let matrices = [0, 1, 2].map(|i| bytes(dtype, &noise(sizes[i as usize], 100 + 3 * e + i)));
+                for matrix in &matrices {
+                    let (memory, place) = put_at(&gpu, matrix, 0);
+                    kept.push(memory);
+                    table.push(place.0);
+                }
+                weights.push(matrices);
+            }
+            let absent = experts - 1;
+            let [all, but_one] = [false, true].map(|without| {
+                let entry = |(i, place): (usize, &u64)| if without && i / 3 == absent { 0 } else { *place };
+                let bytes: Vec<u8> = table.iter().enumerate().map(entry).flat_map(u64::to_le_bytes).collect();
+                put_at(&gpu, &bytes, 0)
+            });
+            let (_kept, choice) = choice(&gpu, tokens, experts, best);
+            let layer = Layer { table: all.1, dtype, experts, best, hidden, inner };
+            launch.route(logits_there, layer, true, choice).unwrap();
+            launch.sort(tokens, layer, choice).unwrap();
+            let pairs = tokens * best;
+            let buffers = [pairs * inner, pairs * inner, pairs * hidden].map(|n| blank(&gpu, n));
+            let places = [0, 1, 2].map(|i: usize| buffers[i].1);
+            launch.experts(x_there, layer, choice, places).unwrap();
+            let (_a, added) = blank(&gpu, tokens * hidden);
+            launch.combine(places[2], layer, choice, added).unwrap();
+            let ids = get_numbers(&gpu, choice.ids, pairs);
+            let factors = get(&gpu, Values { place: choice.weights, len: pairs });
+            let mut wanted = vec![0.0; tokens * hidden];
+            for (e, [gate, up, down]) in weights.iter().enumerate() {
+                for (pair, _) in ids.iter().enumerate().filter(|(_, id)| **id as usize == e) {
+                    let t = pair / best;
+                    let matrix = |bytes, rows, columns| Matrix { dtype, bytes, rows, columns };
+                    let (mut g, mut u, mut y) = (vec![0.0; inner], vec![0.0; inner], vec![0.0; hidden]);
+                    let x = &x[t * hidden..(t + 1) * hidden];
+                    ops.linear(x, matrix(gate, inner, hidden), None, &mut g);
+                    ops.linear(x, matrix(up, inner, hidden), None, &mut u);
+                    ops.silu_mul(&mut g, &u);
+                    ops.linear(&g, matrix(down, hidden, inner), None, &mut y);
+                    ops.add_scaled(&mut wanted[t * hidden..(t + 1) * hidden], &y, factors[pair]);
+                }
+            }
+            let scale = f32::from(u16::try_from(hidden * inner).unwrap()).sqrt();
+            let scaled = |x: Vec<f32>| x.iter().map(|x| x / scale).collect::<Vec<_>>();
+            let what = format!("{tokens} tokens, {dtype}, {compute:?}");
+            assert_close(compute, &scaled(get(&gpu, added)), &scaled(wanted), &what);
+            // a table without one expert touches no pair of it, and the others as before
+            let before = get(&gpu, places[2]);
+            let (_y, y) = blank(&gpu, pairs * hidden);
+            let without = Layer { table: but_one.1, ..layer };
+            launch.experts(x_there, without, choice, [places[0], places[1], y]).unwrap();
+            let after = get(&gpu, y);
+            for (pair, id) in ids.iter().enumerate() {
+                let row = pair * hidden..(pair + 1) * hidden;
+                if *id as usize == absent {
+                    assert!(after[row].iter().all(|x| x.is_nan()), "{what}: pair {pair}");
+                } else {
+                    assert_eq!(after[row.clone()], before[row], "{what}: pair {pair}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_lowest_id_of_the_greatest_logits_is_next() {
+    let gpu = gpu();
+    for n in [1, 31, 320, 5000] {
+        for best in [0, n / 2, n - 1] {
+            let mut logits = noise(n, 3);
+            logits[best] = 7.0;
+            logits[n - 1] = 7.0;
+            let (_l, there) = put(&gpu, &logits);
+            let parts = gpu.alloc(ARGMAX_BYTES, "a test").unwrap();
+            let (_i, id) = put_at(&gpu, &[0; 4], 0);
+            let (_p, position) = put_at(&gpu, &41_u32.to_le_bytes(), 0);
+            let (_m, logit) = put_at(&gpu, &[0; 4], 0);
+            let launch = Launch { gpu: &gpu, compute: Compute::F32 };
+            launch.argmax(there, parts.place(), [id, position, logit]).unwrap();
+            assert_eq!(get_numbers(&gpu, id, 1), [u32::try_from(best).unwrap()]);
+            assert_eq!(get_numbers(&gpu, position, 1), [42]);
+            assert_eq!(get(&gpu, Values { place: logit, len: 1 }), [7.0]);
+        }
+    }
+    let (_l, zeros) = put(&gpu, &[-1.0, -0.0, 0.0]);
+    let parts = gpu.alloc(ARGMAX_BYTES, "a test").unwrap();
+    let (_o, place) = put_at(&gpu, &[0; 12], 0);
+    let launch = Launch { gpu: &gpu, compute: Compute::F32 };
+    launch.argmax(zeros, parts.place(), [place, place.byte(4), place.byte(8)]).unwrap();
+    assert_eq!(get_numbers(&gpu, place, 1), [1], "0 and -0 are equal");
+}
+
+/// Kernels whose threads hand values to each other give the same bits in whatever order the threads run.
+#[test]
+fn no_result_depends_on_the_order_of_lanes() {
+    let gpu = gpu();
+    let run = || {
+        let heads = Heads { query: 4, key_value: 2, width: 32 };
+        let mut all = Vec::new();
+        for (launch, tokens) in launches(&gpu).flat_map(|l| [(l, 2), (l, 37)]) {
+            let x = activations(launch.compute, tokens * 128, 3);
+            let (_x, x) = put(&gpu, &x);
+            let (_w, place) = put_at(&gpu, &bytes(Dtype::BF16, &noise(70 * 128, 4)), 0);
+            let (_o, out) = blank(&gpu, tokens * 70);
+            launch
+                .products(x, &[(Weights { place, dtype: Dtype::BF16, rows: 70, columns: 128 }, None, out)])
+                .unwrap();
+            all.push(get(&gpu, out));
+            let (_k, kv) = put(&gpu, &activations(launch.compute, (tokens + 9) * 64, 5));
+            let (_p, position) = put_at(&gpu, &9_u32.to_le_bytes(), 0);
+            let (_m, partial) = blank(&gpu, partial_values(tokens, heads, 4));
+            let (_a, attended) = blank(&gpu, tokens * 128);
+            launch
+                .attention(x, heads, Cache { keys: kv, values: kv, position }, 4, partial, attended)
+                .unwrap();
+            all.push(get(&gpu, attended));
+            let (_n, norm) = blank(&gpu, tokens * 128);
+            launch
+                .norm(x, None, Weights { place, dtype: Dtype::BF16, rows: 128, columns: 1 }, 1e-6, norm)
+                .unwrap();
+            all.push(get(&gpu, norm));
+            let (_kept, choice) = choice(&gpu, tokens, 64, 3);
+            let layer =
+                Layer { table: Place::NULL, dtype: Dtype::BF16, experts: 64, best: 3, hidden: 1, inner: 1 };
+            launch.route(x.part(0..tokens * 64), layer, true, choice).unwrap();
+            launch.sort(tokens, layer, choice).unwrap();
+            all.push(get(&gpu, Values { place: choice.weights, len: tokens * 3 }));
+            let sorted = if tokens > 4 { get_numbers(&gpu, choice.sorted, tokens * 3) } else { Vec::new() };
+            all.push(sorted.iter().map(|i| f32::from(u16::try_from(*i).unwrap())).collect());
+        }
+        all
+    };
+    let forwards = run();
+    run_lanes_backwards(true);
+    let backwards = run();
+    run_lanes_backwards(false);
+    assert_eq!(forwards, backwards);
+}
+
+#[test]
+fn copies_run_beside_work_and_events_order_them() {
+    let gpu = gpu();
+    let launch = Launch { gpu: &gpu, compute: Compute::F32 };
+    let (_x, x) = put(&gpu, &[1.0; 100]);
+    let (_y, y) = put(&gpu, &[0.0; 100]);
+    let mut host = gpu.alloc_host(400).unwrap();
+    host.copy_from_slice(&plain(&[5.0; 100]));
+    let copied = gpu.event().unwrap();
+    // SAFETY: `host` lives, unchanged, until the download has waited for work that waits for the copy
+    unsafe { gpu.upload(y.place, &host, Stream::Copies) }.unwrap();
+    copied.record(Stream::Copies).unwrap();
+    copied.hold(Stream::Work).unwrap();
+    launch.add(x, y).unwrap();
+    assert_eq!(get(&gpu, x), [6.0; 100]);
+    copied.wait().unwrap();
+}
+
+#[test]
+fn a_graph_runs_what_was_recorded_each_time() {
+    let gpu = gpu();
+    let launch = Launch { gpu: &gpu, compute: Compute::F32 };
+    let (_x, x) = put(&gpu, &[1.0; 10]);
+    let (_y, y) = put(&gpu, &[2.0; 10]);
+    gpu.begin_recording().unwrap();
+    launch.add(x, y).unwrap();
+    let graph = gpu.end_recording().unwrap();
+    assert_eq!(get(&gpu, x), [1.0; 10], "nothing runs while it is recorded");
+    graph.launch().unwrap();
+    graph.launch().unwrap();
+    assert_eq!(get(&gpu, x), [5.0; 10]);
+}
+
+#[test]
+fn too_much_memory_is_a_clear_error() {
+    let gpu = gpu();
+    let free = usize::try_from(gpu.free_memory().unwrap()).unwrap();
+    let refused = gpu.alloc(free.saturating_mul(2), "experts").unwrap_err().to_string();
+    assert!(refused.contains("no room for") && refused.contains("(experts)"), "{refused}");
+}

@@ -1,0 +1,344 @@
+//! Models on a GPU, which here is the host shim: the official traces, the same bits whatever is resident, and what happens
+//! where there is no GPU, too little memory, or a call that fails.
+
+use std::path::{Path, PathBuf};
+
+use segpack_formats::io::Stop;
+use segpack_manifests::Pack;
+use segpack_runtime_min::cuda::Cuda;
+use segpack_runtime_min::ops::Compute;
+use segpack_runtime_min::thinker::{Logits, RunSettings, Thinker};
+use segpack_runtime_min::{RunError, Unobserved, WeightSource};
+use serde_json::Value;
+
+use crate::support::checkpoint::fixtures;
+use crate::support::cli::{Run, packed, program, segpack};
+use crate::support::folders::temp;
+use crate::support::gpu::{load, with_gpu};
+use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full, tiny_text};
+
+fn trace_of(name: &str) -> PathBuf {
+    fixtures().join("traces").join(format!("{name}.safetensors"))
+}
+
+fn validated(pack: &Path, trace: &str, more: &str) -> Value {
+    let trace = trace_of(trace);
+    let arguments =
+        format!("validate {} --reference {} --device cuda -q --json {more}", pack.display(), trace.display());
+    with_gpu(&arguments, &[]).ok().json()
+}
+
+/// Ids and all logits that are shown, which are the whole vocabulary's.
+fn generated(pack: &Path, more: &str, settings: &[(&str, &str)]) -> (Vec<Value>, Value) {
+    let arguments = format!(
+        "run {} --prompt-ids 5,9,77,200,31,8 --max-new-tokens 7 --top-k-logits 320 --json --device cuda {more}",
+        pack.display()
+    );
+    with_gpu(&arguments, settings).ok().tokens()
+}
+
+#[test]
+fn the_official_traces_are_inside_the_gate_on_a_gpu() {
+    for (name, checkpoint) in [("tiny-text", tiny_text()), ("tiny-full", tiny_full())] {
+        let folder = temp();
+        let pack = packed(&checkpoint, folder.path());
+        for (precision, more) in [
+            ("float32", ""),
+            ("float32", "--expert-cache 2"),
+            ("bfloat16", ""),
+            ("bfloat16", "--expert-cache 5"),
+        ] {
+            let report = validated(&pack, &format!("{name}.{precision}"), more);
+            assert_eq!(report["verdict"], "inside", "{name} {precision} {more}: {report}");
+        }
+    }
+}
+
+#[test]
+fn other_models_agree_with_their_checkpoints_on_a_gpu() {
+    let folder = temp();
+    let stacked = Tiny::qwen3_moe(Qwen3Moe::default()).stacked();
+    for (name, checkpoint) in [("plain", Tiny::qwen3_moe(Qwen3Moe::default())), ("stacked", stacked)] {
+        for dtype in ["BF16", "F16", "F32"] {
+            let at = folder.path().join(format!("{name}-{dtype}"));
+            let checkpoint =
+                if dtype == "BF16" { checkpoint.clone() } else { checkpoint.clone().converted(dtype) };
+            let checkpoint = checkpoint.write(&at);
+            let pack = at.with_extension("pack");
+            segpack!["pack", &checkpoint, "-o", &pack, "-q", "--no-sums"].ok();
+            let arguments =
+                format!("validate {} --against {} --device cuda -q", pack.display(), checkpoint.display());
+            with_gpu(&arguments, &[]).ok();
+        }
+    }
+}
+
+#[test]
+fn the_same_bits_whatever_is_resident_coded_or_in_whatever_order() {
+    let folder = temp();
+    let pack = packed(&tiny_text(), folder.path());
+    let coded = folder.path().join("coded");
+    segpack!["pack", tiny_text(), "-o", &coded, "-q", "--no-sums", "--codec", "bf16-rans"].ok();
+    for compute in ["f32", "bf16"] {
+        let run = |pack: &Path, more: &str, settings: &[(&str, &str)]| {
+            generated(pack, &format!("--compute {compute} {more}"), settings)
+        };
+        let all = run(&pack, "", &[]);
+        assert_eq!(all.1["dense_resident"], true);
+        let uses = |summary: &Value| {
+            summary["experts"].as_array().unwrap().iter().map(|l| l["uses"].clone()).collect::<Vec<_>>()
+        };
+        let least = least_memory(&pack);
+        let host = "--memory 80000000";
+        for (pack, more, settings) in [
+            (&pack, "--expert-cache 1".to_owned(), &[][..]),
+            (&pack, "--expert-cache 5".to_owned(), &[][..]),
+            (&pack, format!("--device-memory {least}"), &[][..]),
+            (&pack, format!("--expert-cache 3 {host}"), &[][..]),
+            (&pack, String::new(), &[("ORDER", "reverse")][..]),
+            (&pack, "--expert-cache 2".to_owned(), &[("EAGER", "1")][..]),
+            (&pack, "--expert-cache 2".to_owned(), &[("EAGER", "2")][..]),
+            (&pack, format!("--expert-cache 1 {host}"), &[("EAGER", "2")][..]),
+            (&coded, String::new(), &[][..]),
+            (&coded, "--expert-cache 4".to_owned(), &[][..]),
+        ] {
+            let some = run(pack, &more, settings);
+            assert_eq!(some.0, all.0, "{compute} {more} {settings:?}");
+            assert_eq!(uses(&some.1), uses(&all.1), "{compute} {more}: how often each expert was used");
+        }
+        let streamed = run(&pack, &format!("--device-memory {least}"), &[]);
+        assert_eq!(streamed.1["dense_resident"], false);
+        assert!(streamed.1["costs"]["bytes_copied"].as_u64() > all.1["costs"]["bytes_copied"].as_u64());
+    }
+}
+
+/// The least GPU memory that works.
+fn least_memory(pack: &Path) -> u64 {
+    least_of(pack, "--device-memory 1000")
+}
+
+/// What the program says is the least that works.
+fn least_of(pack: &Path, budget: &str) -> u64 {
+    let refused = with_gpu(&arguments(pack, &format!("--device cuda {budget}")), &[]).exits(1);
+    let (_, after) = refused.stderr.split_once("prompt; ").unwrap_or_else(|| panic!("{refused}"));
+    after.split(' ').next().unwrap().parse().unwrap()
+}
+
+fn arguments(pack: &Path, more: &str) -> String {
+    format!("run {} --prompt-ids 5,9,77,200,31,8 --max-new-tokens 7 {more}", pack.display())
+}
+
+/// The shim is only as good as what it notices.
+#[test]
+fn a_wait_that_is_left_out_shows() {
+    let folder = temp();
+    let pack = packed(&tiny_text(), folder.path());
+    let least = least_of(&pack, "--memory 1000"); // one expert in host memory
+    let run = |settings: &[(&str, &str)]| {
+        let more = format!("--device cuda --expert-cache 1 --memory {least} --top-k-logits 320 -q");
+        with_gpu(&arguments(&pack, &more), settings)
+    };
+    let right = run(&[]).ok().stdout;
+    for settings in [
+        // kernels that do not wait for the copy of their expert
+        [("DROP", "cuStreamWaitEvent"), ("EAGER", "1")],
+        // a copy that does not wait for the last kernel that reads its slot
+        [("DROP", "cuStreamWaitEvent"), ("EAGER", "2")],
+        // a host slot that is filled anew before it was copied
+        [("DROP", "cuEventSynchronize"), ("EAGER", "0")],
+        // results that are read before they are there
+        [("DROP", "cuStreamSynchronize"), ("EAGER", "0")],
+    ] {
+        assert!(run(&settings).stdout != right, "{settings:?}");
+    }
+}
+
+#[test]
+fn too_little_memory_is_a_clear_error_and_the_least_works() {
+    let folder = temp();
+    let pack = packed(&tiny_text(), folder.path());
+    let least = least_memory(&pack);
+    let of = |memory: u64, settings: &[(&str, &str)]| {
+        with_gpu(&arguments(&pack, &format!("--device cuda --device-memory {memory}")), settings)
+    };
+    of(least - 1, &[]).exits(1).says(&["bytes of GPU memory are too little", "--device-memory"]);
+    of(least, &[]).ok();
+    // more than there is: the driver says it, the program names it
+    let small = (least + 20_000).to_string();
+    of(1 << 30, &[("MEMORY", &small)]).exits(1).says(&["the GPU has no room for", "--device-memory"]);
+    // what is free is the budget where none is given
+    with_gpu(&arguments(&pack, "--device cuda"), &[("MEMORY", "1000")]).exits(1).says(&["too little"]);
+    let host = with_gpu(&arguments(&pack, "--device cuda --memory 1000"), &[]).exits(1);
+    host.says(&["1000 bytes of memory are too little"]);
+}
+
+#[test]
+fn every_call_that_fails_is_named_and_no_token_is_wrong() {
+    let folder = temp();
+    let pack = packed(&tiny_text(), folder.path());
+    let wanted = with_gpu(&arguments(&pack, "--device cuda --expert-cache 3 -q"), &[]).ok().text().to_owned();
+    for (call, numbers) in [
+        ("cuDeviceGetCount", &[1][..]),
+        ("cuDevicePrimaryCtxRetain", &[1]),
+        ("cuCtxSetCurrent", &[1, 100]),
+        ("cuModuleLoadDataEx", &[1]),
+        ("cuModuleGetFunction", &[7]),
+        ("cuStreamCreate", &[2]),
+        ("cuMemGetInfo_v2", &[1]),
+        ("cuMemAlloc_v2", &[1, 4]),
+        ("cuMemHostAlloc", &[1, 6]),
+        ("cuMemcpyHtoDAsync_v2", &[1, 20, 60]),
+        ("cuMemcpyDtoHAsync_v2", &[1, 5]),
+        ("cuStreamSynchronize", &[1, 9, 30]),
+        ("cuLaunchKernel", &[1, 40, 90]),
+        ("cuEventRecord", &[1, 12]),
+        ("cuStreamWaitEvent", &[2]),
+    ] {
+        for number in numbers {
+            let run = with_gpu(
+                &arguments(&pack, "--device cuda --expert-cache 3 -q"),
+                &[("FAIL", &format!("{call}:{number}"))],
+            );
+            let said = if call == "cuMemAlloc_v2" { "no room for" } else { call };
+            let run = run.exits(1).says(&[said]);
+            let text = run.text().trim_end();
+            assert!(
+                wanted.starts_with(text),
+                "{call}:{number} printed {text:?}, wanted the start of {wanted:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_step_of_resident_weights_is_one_graph() {
+    let folder = temp();
+    let pack = packed(&tiny_text(), folder.path());
+    // the first experts come on demand; once all of a small model were seen, steps are recorded, then replayed
+    let arguments = |more: &str| {
+        let ids: Vec<String> = (1..24).map(|i| (i * 13).to_string()).collect();
+        format!("run {} --prompt-ids {} --max-new-tokens 20 --json {more}", pack.display(), ids.join(","))
+    };
+    let ids = |run: Run| run.ok().tokens().1["ids"].clone();
+    // sampled tokens are not those that the device would take
+    for sampling in ["--greedy", "--temperature 2 --seed 1"] {
+        let gpu = with_gpu(&arguments(&format!("--device cuda {sampling}")), &[]);
+        assert_eq!(ids(gpu), ids(with_gpu(&arguments(sampling), &[])), "{sampling}");
+    }
+    for call in [
+        "cuStreamBeginCapture_v2:1",
+        "cuStreamEndCapture:1",
+        "cuGraphInstantiateWithFlags:1",
+        "cuGraphLaunch:5",
+    ] {
+        let run = with_gpu(&arguments("--device cuda"), &[("FAIL", call)]).exits(1);
+        run.says(&[call.split(':').next().unwrap()]);
+    }
+}
+
+fn argmax(logits: &[f32]) -> u32 {
+    let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0))).unwrap().0;
+    u32::try_from(best).unwrap()
+}
+
+#[test]
+fn tokens_that_the_device_chooses_are_those_of_its_logits() {
+    load();
+    let folder = temp();
+    let pack = Pack::open(&packed(&tiny_text(), folder.path())).unwrap();
+    let (source, stop) = (WeightSource::new(&pack), Stop::default());
+    let settings = RunSettings { positions: 24, longest_pass: 1, ..RunSettings::default() };
+    let run = |by_device: bool| {
+        let cuda = Cuda::open(0, Compute::F32, None).unwrap();
+        let mut thinker = Thinker::new(&source, cuda, settings, &stop).unwrap();
+        assert_eq!(thinker.greedy(1).unwrap(), None, "nothing was chosen yet");
+        thinker.preload().unwrap();
+        let mut next = 5;
+        let mut step = |thinker: &mut Thinker<'_, Cuda>| {
+            let id = next;
+            next = argmax(&thinker.forward(&[id], Logits::Last, &mut Unobserved).unwrap());
+            id
+        };
+        for _ in 0..4 {
+            step(&mut thinker);
+        }
+        let ids = if by_device {
+            let mut ids = thinker.greedy(5).unwrap().unwrap();
+            ids.extend(thinker.greedy(7).unwrap().unwrap());
+            ids
+        } else {
+            (0..12).map(|_| step(&mut thinker)).collect()
+        };
+        assert_eq!(thinker.positions(), 16);
+        assert!(matches!(thinker.greedy(9), Err(RunError::TooLong { wanted: 25, reserved: 24 })));
+        (ids, thinker.stats().expert_uses)
+    };
+    assert_eq!(run(true), run(false));
+}
+
+#[test]
+fn devices_are_listed_and_auto_takes_the_first() {
+    let folder = temp();
+    let pack = packed(&tiny_text(), folder.path());
+    let two = with_gpu("devices --json", &[("DEVICES", "2")]).ok().json();
+    assert_eq!(two["auto"], "cuda:0");
+    assert_eq!(two["driver_cuda_version"], "12.8");
+    assert_eq!(two["devices"][1]["name"], "segpack host shim");
+    let text = with_gpu("devices", &[]).ok();
+    assert!(text.text().contains("cuda:0") && text.text().contains("--device auto takes cuda:0"), "{text}");
+    let on = |device: &str, settings: &[(&str, &str)]| {
+        with_gpu(&arguments(&pack, &format!("--json --device {device}")), settings)
+    };
+    assert_eq!(on("auto", &[]).ok().tokens().1["device"], "cuda:0 segpack host shim");
+    assert_eq!(on("cuda:1", &[("DEVICES", "2")]).ok().tokens().1["device"], "cuda:1 segpack host shim");
+    on("cuda:3", &[]).exits(1).says(&["there is no CUDA device 3: the driver knows 1"]);
+    on("cuda:x", &[]).exits(2);
+    // what is too old is named, and not taken by itself
+    let old = [("DRIVER", "11040")];
+    on("cuda", &old).exits(1).says(&["the NVIDIA driver has CUDA 11.4", "11.8"]);
+    assert_eq!(on("auto", &old).ok().tokens().1["device"], "cpu");
+    let old = [("CAPABILITY", "7")];
+    on("cuda", &old).exits(1).says(&["compute capability 7.0", "8.0"]);
+    assert_eq!(on("auto", &old).ok().tokens().1["device"], "cpu");
+    with_gpu(&arguments(&pack, "--device-memory 1GB"), &[]).exits(2).says(&["--device cuda"]);
+}
+
+#[test]
+fn without_a_gpu_auto_is_the_cpu_and_cuda_an_error() {
+    let folder = temp();
+    let pack = packed(&tiny_text(), folder.path());
+    let none = [("DEVICES", "0")];
+    assert_eq!(with_gpu("devices --json", &none).ok().json()["auto"], "cpu");
+    let auto = with_gpu(&arguments(&pack, "--json --device auto"), &none).ok().tokens();
+    assert_eq!(auto.1["device"], "cpu");
+    with_gpu(&arguments(&pack, "--device cuda"), &none).exits(1).says(&["there is no CUDA device 0"]);
+    // and without any driver, on a machine that has none
+    let devices = Run::of(program().args(["devices", "--json"])).ok().json();
+    if devices["devices"].as_array().unwrap().is_empty() {
+        let refused = segpack!["run", &pack, "--prompt-ids", "5", "--device", "cuda"].exits(1);
+        refused.says(&["NVIDIA driver"]);
+    }
+}
+
+#[test]
+fn a_bench_of_a_gpu_is_what_its_schema_says() {
+    let folder = temp();
+    let pack = packed(&tiny_text(), folder.path());
+    let least = least_memory(&pack);
+    let arguments = format!(
+        "bench {} --device cuda --tokens 3 --repeats 1 --prompt 5 --device-memory {} --json",
+        pack.display(),
+        least + 100_000
+    );
+    let report = with_gpu(&arguments, &[]).ok().json();
+    let schema = std::fs::read(fixtures().join("../../schemas/gpu-bench-report.schema.json")).unwrap();
+    let validator = jsonschema::validator_for(&serde_json::from_slice::<Value>(&schema).unwrap()).unwrap();
+    assert!(validator.is_valid(&report), "{report}");
+    assert_eq!(
+        (&report["device"], &report["compute"]),
+        (&"cuda:0 segpack host shim".into(), &"bfloat16".into())
+    );
+    assert!(report["resident"]["greedy_tokens_per_second"].as_f64() > Some(0.0));
+    assert!(report["on_demand"][0]["bytes_copied_per_token"].as_f64() > Some(0.0), "{report}");
+    with_gpu(&format!("bench {} --device auto", pack.display()), &[]).exits(2).says(&["cuda or cuda:N"]);
+}
