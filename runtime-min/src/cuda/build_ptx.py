@@ -90,7 +90,7 @@ def main():
     arguments = parser.parse_args()
     if arguments.check:
         if compile_ptx() != PTX.read_text():
-            sys.exit(f"{PTX} is stale: run {pathlib.Path(__file__).name}")
+            sys.exit(f"{PTX} is stale: tests/gpu/ptx --write makes it anew")
         print("kernels.ptx is what the sources give")
     if arguments.assemble:
         assemble(arguments.assemble)
