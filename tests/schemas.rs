@@ -18,7 +18,7 @@ use crate::support::damage::{flip, manifest};
 use crate::support::folders::temp;
 use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full};
 
-fn schemas() -> [(&'static str, Schema); 15] {
+fn schemas() -> [(&'static str, Schema); 17] {
     [
         ("inventory", schema_for!(Inventory)),
         ("plan", schema_for!(Plan)),
