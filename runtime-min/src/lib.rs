@@ -18,6 +18,8 @@ mod kernels;
 pub mod memory;
 mod observer;
 pub mod ops;
+#[cfg(test)]
+mod samples;
 pub mod thinker;
 pub mod tokenizer;
 pub mod trace;

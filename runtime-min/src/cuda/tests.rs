@@ -4,7 +4,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use half::{bf16, f16};
 use segpack_formats::safetensors::Dtype;
 
 use super::driver::{Gpu, Memory, PTX, Place, Stream, entries};
@@ -13,36 +12,10 @@ use super::launch::{
 };
 use super::testing::{gpu, run_lanes_backwards};
 use crate::ops::{Compute, Heads, Matrix, Ops, ScalarOps};
+use crate::samples::{activations, bytes, noise};
 
 const BOTH: [Compute; 2] = [Compute::F32, Compute::Bf16];
 const DTYPES: [Dtype; 3] = [Dtype::BF16, Dtype::F16, Dtype::F32];
-
-/// Values in [-1, 1) without a short period.
-fn noise(n: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        #[expect(clippy::cast_precision_loss, reason = "24 bits")]
-        let x = (state >> 8) as f32 / 8_388_608.0 - 1.0;
-        x
-    };
-    (0..n).map(|_| next()).collect()
-}
-
-fn activations(compute: Compute, n: usize, seed: u32) -> Vec<f32> {
-    let mut x = noise(n, seed);
-    compute.round_all(&mut x);
-    x
-}
-
-fn bytes(dtype: Dtype, values: &[f32]) -> Vec<u8> {
-    let value = |x: &f32| match dtype {
-        Dtype::BF16 => bf16::from_f32(*x).to_le_bytes().to_vec(),
-        Dtype::F16 => f16::from_f32(*x).to_le_bytes().to_vec(),
-        _ => x.to_le_bytes().to_vec(),
-    };
-    values.iter().flat_map(value).collect()
-}
 
 fn plain(values: &[f32]) -> Vec<u8> {
     bytes(Dtype::F32, values)

@@ -1,0 +1,35 @@
+//! Made-up values that the tests of the kernels, on the CPU and on a GPU, compute with.
+
+use half::{bf16, f16};
+use segpack_formats::safetensors::Dtype;
+
+use crate::ops::Compute;
+
+/// Values in [-1, 1) without a short period.
+pub(crate) fn noise(n: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761);
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        #[expect(clippy::cast_precision_loss, reason = "24 bits")]
+        let x = (state >> 8) as f32 / 8_388_608.0 - 1.0;
+        x
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+/// Activations in the precision of `compute`.
+pub(crate) fn activations(compute: Compute, n: usize, seed: u32) -> Vec<f32> {
+    let mut x = noise(n, seed);
+    compute.round_all(&mut x);
+    x
+}
+
+/// Values as stored, little-endian.
+pub(crate) fn bytes(dtype: Dtype, values: &[f32]) -> Vec<u8> {
+    let value = |x: &f32| match dtype {
+        Dtype::BF16 => bf16::from_f32(*x).to_le_bytes().to_vec(),
+        Dtype::F16 => f16::from_f32(*x).to_le_bytes().to_vec(),
+        _ => x.to_le_bytes().to_vec(),
+    };
+    values.iter().flat_map(value).collect()
+}
