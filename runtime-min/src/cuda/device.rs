@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use half::bf16;
 use segpack_formats::io::Stop;
 use segpack_formats::safetensors::Dtype;
 use segpack_manifests::families::TextFacts;
@@ -17,6 +18,7 @@ use segpack_manifests::families::TextFacts;
 use super::driver::{CudaError, DeviceInfo, Gpu, Graph, HostMemory, Memory, Place, Stream};
 use super::launch::{
     Cache, Choice, Launch, Layer, Linear as Operands, Turns as HeadTurns, Values as View, Weights,
+    activation_bytes,
 };
 use super::layout::{Buffers, LEAST_HOST_SLOTS, LOGIT_ROWS, Sizes, demand, host_slots};
 use super::shapes::{check, check_shapes};
@@ -24,7 +26,7 @@ use super::slots::{HostSlot, Slots, entry};
 use crate::error::RunError;
 use crate::memory::{Budget, Demand, Residency};
 use crate::observer::Routing;
-use crate::ops::{Compute, Heads};
+use crate::ops::{Compute, Heads, widen};
 use crate::thinker::Logits;
 use crate::thinker::cpu::heads;
 use crate::thinker::device::{At, Backend, Device, DeviceStats, ExpertLayer, Setup, Turns, Values};
@@ -139,8 +141,8 @@ impl<'a> CudaModel<'a> {
         let Cuda { gpu, compute, memory } = cuda;
         let (model, facts) = (setup.model, setup.facts);
         check(model, facts)?;
-        check_shapes(model, &Sizes::of(facts, setup))?;
-        let sizes = Sizes::of(facts, setup);
+        let sizes = Sizes::of(facts, setup, compute);
+        check_shapes(model, &sizes)?;
         let demand = demand(model, &sizes, facts);
         let free = gpu.free_memory()?;
         let memory = memory.unwrap_or(free - free / LEFT_SHARE);
@@ -163,7 +165,7 @@ impl<'a> CudaModel<'a> {
                 Mlp::Experts { experts, .. } => experts.first().map_or(Dtype::BF16, |e| e.gate.dtype),
                 Mlp::Dense { .. } => Dtype::BF16,
             };
-            let cache = gpu.alloc(sizes.positions * 2 * sizes.key * 4, "keys and values")?;
+            let cache = gpu.alloc(sizes.cache_bytes(), "keys and values")?;
             let has_experts = matches!(l.mlp, Mlp::Experts { .. });
             Ok(LayerState { cache, table: None, has_experts, dtype })
         };
@@ -301,15 +303,22 @@ impl<'a> CudaModel<'a> {
         Ok(())
     }
 
+    /// Values, widened where they are bf16.
     fn download(&self, from: View) -> Result<Vec<f32>, RunError> {
         let mut values = vec![0.0; from.len];
-        self.gpu.download(super::bytes_mut(&mut values), from.place)?;
+        if from.width == size_of::<f32>() {
+            self.gpu.download(super::bytes_mut(&mut values), from.place)?;
+        } else {
+            let mut narrow = vec![0; from.len * from.width];
+            self.gpu.download(&mut narrow, from.place)?;
+            widen(Dtype::BF16, &narrow, &mut values);
+        }
         Ok(values)
     }
 
     fn download_ids(&self, tokens: usize) -> Result<Vec<u32>, RunError> {
         let best = self.best();
-        let bits = self.download(View { place: self.buffers.choice.ids, len: tokens * best })?;
+        let bits = self.download(View::f32(self.buffers.choice.ids, tokens * best))?;
         Ok(bits.into_iter().map(f32::to_bits).collect())
     }
 
@@ -587,6 +596,12 @@ impl Drop for CudaModel<'_> {
         }
     }
 }
+
+/// As bf16, rounded to the nearest, ties to even.
+fn narrow(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect()
+}
+
 fn weight_at(start: Place, weight: Weight) -> Weights {
     Weights { place: start.byte(weight.at), dtype: weight.dtype, rows: weight.rows, columns: weight.columns }
 }
@@ -733,7 +748,12 @@ impl<'a> Device<'a> for CudaModel<'a> {
     }
 
     fn put(&mut self, x: Vec<f32>) -> Result<(), RunError> {
-        Ok(self.gpu.upload_now(self.all_rows(Values::X).place, super::bytes(&x))?)
+        let to = self.all_rows(Values::X).place;
+        let bytes = match self.compute {
+            Compute::F32 => Cow::Borrowed(super::bytes(&x)),
+            Compute::Bf16 => Cow::Owned(narrow(&x)),
+        };
+        Ok(self.gpu.upload_now(to, &bytes)?)
     }
 
     fn read(&mut self, values: Values) -> Result<Cow<'_, [f32]>, RunError> {
@@ -789,10 +809,13 @@ impl<'a> Device<'a> for CudaModel<'a> {
             eps: self.eps(),
         };
         let cache = &self.layers[layer].cache;
-        let half = cache.len() / 8; // f32 values of keys
+        let half = cache.len() / 2; // bytes of keys
+        let view = |at| {
+            View::activations(self.compute, cache.place().byte(at), half / activation_bytes(self.compute))
+        };
         let cache = Cache {
-            keys: View { place: cache.place(), len: half },
-            values: View { place: cache.place().value(half), len: half },
+            keys: view(0),
+            values: view(half),
             position: self.buffers.positions.byte(tokens.start / self.batch() * 4),
         };
         let [q, k, v, out] =
@@ -823,7 +846,7 @@ impl<'a> Device<'a> for CudaModel<'a> {
 
     fn routing(&mut self) -> Result<Cow<'_, Routing>, RunError> {
         let choice = self.buffers.choice;
-        let view = |place, width: usize| View { place, len: self.tokens * width };
+        let view = |place, width: usize| View::f32(place, self.tokens * width);
         Ok(Cow::Owned(Routing {
             logits: self.download(self.all_rows(Values::Router))?,
             probabilities: self.download(view(choice.probabilities, self.facts.experts as usize))?,

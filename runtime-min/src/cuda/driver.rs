@@ -455,11 +455,6 @@ impl Place {
     pub(super) fn byte(self, bytes: usize) -> Self {
         Self(self.0 + bytes as u64)
     }
-
-    /// So many f32 values on.
-    pub(super) fn value(self, values: usize) -> Self {
-        self.byte(values * size_of::<f32>())
-    }
 }
 
 /// Memory of the device, given back when it is dropped.

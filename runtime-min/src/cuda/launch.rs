@@ -34,17 +34,29 @@ const ARGMAX_PARTS: usize = 256;
 /// Bytes of what `argmax` keeps in between.
 pub(super) const ARGMAX_BYTES: usize = ARGMAX_PARTS * 8;
 
-/// f32 values on the device.
+/// Values on the device: activations, which are f32, or bf16 under bf16 compute; or f32 in between.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Values {
     pub(super) place: Place,
     pub(super) len: usize,
+    /// Bytes of each.
+    pub(super) width: usize,
 }
 
 impl Values {
+    /// f32 values.
+    pub(super) fn f32(place: Place, len: usize) -> Self {
+        Self { place, len, width: size_of::<f32>() }
+    }
+
+    /// Activations.
+    pub(super) fn activations(compute: Compute, place: Place, len: usize) -> Self {
+        Self { place, len, width: activation_bytes(compute) }
+    }
+
     pub(super) fn part(self, range: Range<usize>) -> Self {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
-        Self { place: self.place.value(range.start), len: range.len() }
+        Self { place: self.place.byte(range.start * self.width), len: range.len(), ..self }
     }
 
     fn argument(self) -> Argument {
@@ -146,6 +158,14 @@ pub(super) struct Turns {
     pub(super) eps: f32,
 }
 
+/// Bytes of an activation.
+pub(super) fn activation_bytes(compute: Compute) -> usize {
+    match compute {
+        Compute::F32 => 4,
+        Compute::Bf16 => 2,
+    }
+}
+
 /// A GPU at one precision.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Launch<'g> {
@@ -187,6 +207,7 @@ impl Launch<'_> {
             Int(kind(table.dtype).0),
             Argument::Place(ids),
             int(table.columns),
+            self.rounds(),
             x.argument(),
         ];
         self.queue("embed", [tokens, 1, 1], 256, 0, &arguments)
@@ -254,11 +275,10 @@ impl Launch<'_> {
         let most = linears.iter().map(|l| l.0.rows).max().unwrap_or(0);
         let mut arguments = vec![Argument::Products(products), x.argument(), int(columns)];
         if tokens <= FEW_TOKENS {
-            let shared = shared_input(columns);
-            arguments.extend([self.rounds(), Int(i32::from(shared > 0))]);
+            arguments.push(self.rounds());
             let pairs: usize = linears.iter().map(|l| l.0.rows.div_ceil(2)).sum();
             let grid = [pairs.div_ceil(GEMV_WARPS), tokens, 1];
-            return self.queue(by_dtype!(dtype, "gemv"), grid, 256, shared, &arguments);
+            return self.queue(by_dtype!(dtype, "gemv"), grid, 256, columns * 4, &arguments);
         }
         arguments.push(int(tokens));
         let (name, tile) = if self.uses_mma(dtype) {
@@ -401,7 +421,6 @@ impl Launch<'_> {
         assert!(gate.len == pairs * inner && up.len == gate.len && y.len == pairs * hidden, "{layer:?}");
         let (table, ids) = (Argument::Place(table), Argument::Place(choice.ids));
         if tokens <= FEW_TOKENS {
-            let shared = shared_input(hidden);
             let arguments = [
                 table,
                 ids,
@@ -410,24 +429,14 @@ impl Launch<'_> {
                 int(hidden),
                 int(inner),
                 self.rounds(),
-                Int(i32::from(shared > 0)),
                 gate.argument(),
             ];
             let grid = [inner.div_ceil(GEMV_WARPS), pairs, 1];
-            self.queue(by_dtype!(dtype, "expert_gate_up"), grid, 256, shared, &arguments)?;
-            let shared = shared_input(inner);
-            let arguments = [
-                table,
-                ids,
-                gate.argument(),
-                int(inner),
-                int(hidden),
-                self.rounds(),
-                Int(i32::from(shared > 0)),
-                y.argument(),
-            ];
+            self.queue(by_dtype!(dtype, "expert_gate_up"), grid, 256, hidden * 4, &arguments)?;
+            let arguments =
+                [table, ids, gate.argument(), int(inner), int(hidden), self.rounds(), y.argument()];
             let grid = [hidden.div_ceil(2).div_ceil(GEMV_WARPS), pairs, 1];
-            return self.queue(by_dtype!(dtype, "expert_down"), grid, 256, shared, &arguments);
+            return self.queue(by_dtype!(dtype, "expert_down"), grid, 256, inner * 4, &arguments);
         }
         let mma = self.uses_mma(dtype);
         let (name, tile) =
@@ -518,9 +527,15 @@ impl Launch<'_> {
     ) -> Result<(), CudaError> {
         let blocks = logits.len.div_ceil(1024).min(ARGMAX_PARTS);
         let parts = Argument::Place(parts);
-        self.queue("argmax_parts", [blocks, 1, 1], 256, 0, &[logits.argument(), int(logits.len), parts])?;
+        self.queue(
+            "argmax_parts",
+            [blocks, 1, 1],
+            256,
+            0,
+            &[logits.argument(), int(logits.len), self.rounds(), parts],
+        )?;
         let [id, position, logit] = [id, position, logit].map(Argument::Place);
-        let arguments = [parts, int(blocks), id, position, logit, logits.argument()];
+        let arguments = [parts, int(blocks), id, position, logit, logits.argument(), self.rounds()];
         self.queue("argmax_next", [1, 1, 1], 32, 0, &arguments)
     }
 }
@@ -528,10 +543,4 @@ impl Launch<'_> {
 /// f32 values that [`Launch::attention`] of few tokens keeps in between.
 pub(super) fn partial_values(tokens: usize, heads: Heads, parts: usize) -> usize {
     tokens.min(FEW_TOKENS) * heads.query * parts * (2 + heads.width)
-}
-
-/// Shared memory for an input of so many values, if there is enough.
-fn shared_input(columns: usize) -> usize {
-    let bytes = columns * size_of::<f32>();
-    if bytes <= SHARED_BYTES { bytes } else { 0 }
 }

@@ -6,11 +6,12 @@ use segpack_manifests::families::TextFacts;
 
 use super::driver::{CudaError, Gpu, HostMemory, Memory, Place};
 use super::launch::{
-    ARGMAX_BYTES, Choice, FEW_TOKENS, MOST_PARTS, Values as View, partial_values, tiles_bytes,
+    ARGMAX_BYTES, Choice, FEW_TOKENS, MOST_PARTS, Values as View, activation_bytes, partial_values,
+    tiles_bytes,
 };
 use crate::error::RunError;
 use crate::memory::Demand;
-use crate::ops::Heads;
+use crate::ops::{Compute, Heads};
 use crate::thinker::cpu::{MANIFEST_ENTRY_BYTES, PROGRAM_BYTES, heads};
 use crate::thinker::device::{Setup, Values};
 use crate::thinker::index;
@@ -86,10 +87,11 @@ pub(super) struct Sizes {
     pub(super) positions: usize,
     pub(super) tokens: usize,
     pub(super) heads: Heads,
+    pub(super) compute: Compute,
 }
 
 impl Sizes {
-    pub(super) fn of(facts: &TextFacts, setup: &Setup<'_, '_>) -> Self {
+    pub(super) fn of(facts: &TextFacts, setup: &Setup<'_, '_>, compute: Compute) -> Self {
         let heads = heads(facts);
         let experts = facts.experts as usize;
         Self {
@@ -106,7 +108,13 @@ impl Sizes {
             positions: setup.settings.positions.max(1),
             tokens: setup.settings.longest_pass.max(1),
             heads,
+            compute,
         }
+    }
+
+    /// Bytes of so many activations.
+    fn bytes(&self, values: usize) -> usize {
+        values * activation_bytes(self.compute)
     }
 
     pub(super) fn parts(&self) -> usize {
@@ -142,7 +150,7 @@ impl Sizes {
         let values = all.map(|v| {
             let rows = if v.of_pass() { self.tokens } else { batch.min(self.tokens) };
             let len = rows * self.width(v);
-            (plan.take(len * 4), len)
+            (plan.take(self.bytes(len)), len)
         });
         let turns = [(); 2].map(|()| plan.take(self.positions * self.half * 4));
         let choice = [
@@ -155,9 +163,9 @@ impl Sizes {
             tiles_bytes(pairs, self.experts),
         ]
         .map(|bytes| plan.take(bytes));
-        let [gate, up, y] = [self.moe, self.moe, self.hidden].map(|n| plan.take(pairs * n * 4));
+        let [gate, up, y] = [self.moe, self.moe, self.hidden].map(|n| plan.take(self.bytes(pairs * n)));
         let partial = plan.take(partial_values(FEW_TOKENS, self.heads, self.parts()) * 4);
-        let logits = plan.take(self.logit_rows() * self.vocab * 4);
+        let logits = plan.take(self.bytes(self.logit_rows() * self.vocab));
         let ids = plan.take(self.tokens.max(2) * 4);
         let greatest = plan.take(ARGMAX_BYTES);
         let positions = plan.take(self.tokens * 4);
@@ -179,6 +187,11 @@ impl Sizes {
             uses,
         };
         (plan, offsets)
+    }
+
+    /// Keys and values of a layer.
+    pub(super) fn cache_bytes(&self) -> usize {
+        2 * self.bytes(self.positions * self.key)
     }
 
     pub(super) fn logit_rows(&self) -> usize {
@@ -208,20 +221,21 @@ impl Buffers {
         let (plan, at) = sizes.plan(batch);
         let memory = gpu.alloc(plan.bytes, "activations")?;
         let start = memory.place();
-        let view = |bytes: usize, len: usize| View { place: start.byte(bytes), len };
+        let f32s = |bytes: usize, len: usize| View::f32(start.byte(bytes), len);
+        let view = |bytes: usize, len: usize| View::activations(sizes.compute, start.byte(bytes), len);
         let pairs = sizes.tokens * sizes.best;
         let [probabilities, ids, weights, order, counts, sorted, tiles] = at.choice.map(|at| start.byte(at));
         let uses = sizes.layers * sizes.experts * 4;
         gpu.upload_now(start.byte(at.uses), &vec![0; uses])?;
         Ok(Self {
             values: at.values.map(|(at, len)| view(at, len)),
-            turns: at.turns.map(|at| view(at, sizes.positions * sizes.half)),
+            turns: at.turns.map(|at| f32s(at, sizes.positions * sizes.half)),
             turns_there: false,
             choice: Choice { probabilities, ids, weights, order, counts, sorted, tiles, uses: Place::NULL },
             gate: view(at.gate, pairs * sizes.moe),
             up: view(at.up, pairs * sizes.moe),
             y: view(at.y, pairs * sizes.hidden),
-            partial: view(at.partial, partial_values(FEW_TOKENS, sizes.heads, sizes.parts())),
+            partial: f32s(at.partial, partial_values(FEW_TOKENS, sizes.heads, sizes.parts())),
             parts: sizes.parts(),
             logits: view(at.logits, sizes.logit_rows() * sizes.vocab),
             ids: start.byte(at.ids),
@@ -247,7 +261,7 @@ pub(super) fn demand(model: &TextModel<'_>, sizes: &Sizes, facts: &TextFacts) ->
         // the tables of all experts, and what rounding up takes
         overhead: none + (sizes.layers * (sizes.experts * 24 + 2 * ALIGNMENT)) as u64,
         manifest: 0,
-        kv: (sizes.layers * sizes.positions * 2 * sizes.key * 4) as u64,
+        kv: (sizes.layers * sizes.cache_bytes()) as u64,
         tokens: sizes.tokens as u64,
         pass: 0,
         per_token: one - none,

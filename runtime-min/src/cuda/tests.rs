@@ -29,24 +29,37 @@ fn put_at(gpu: &Arc<Gpu>, bytes: &[u8], shift: usize) -> (Memory, Place) {
     (memory, place)
 }
 
-fn put(gpu: &Arc<Gpu>, values: &[f32]) -> (Memory, Values) {
-    let (memory, place) = put_at(gpu, &plain(values), 0);
-    (memory, Values { place, len: values.len() })
+/// Activations on the device.
+fn put(gpu: &Arc<Gpu>, compute: Compute, values: &[f32]) -> (Memory, Values) {
+    let dtype = if compute == Compute::F32 { Dtype::F32 } else { Dtype::BF16 };
+    let (memory, place) = put_at(gpu, &bytes(dtype, values), 0);
+    (memory, Values::activations(compute, place, values.len()))
+}
+
+fn put_f32(gpu: &Arc<Gpu>, values: &[f32]) -> (Memory, Values) {
+    put(gpu, Compute::F32, values)
 }
 
 /// NaN, so that what is not written shows.
-fn blank(gpu: &Arc<Gpu>, n: usize) -> (Memory, Values) {
-    put(gpu, &vec![f32::NAN; n])
+fn blank(gpu: &Arc<Gpu>, compute: Compute, n: usize) -> (Memory, Values) {
+    put(gpu, compute, &vec![f32::NAN; n])
 }
 
 fn get(gpu: &Gpu, values: Values) -> Vec<f32> {
-    let mut bytes = vec![0; values.len * 4];
+    let mut bytes = vec![0; values.len * values.width];
     gpu.download(&mut bytes, values.place).unwrap();
-    bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    let dtype = if values.width == 4 { Dtype::F32 } else { Dtype::BF16 };
+    let mut widened = vec![0.0; values.len];
+    crate::ops::widen(dtype, &bytes, &mut widened);
+    widened
+}
+
+fn get_f32(gpu: &Gpu, place: Place, n: usize) -> Vec<f32> {
+    get(gpu, Values::f32(place, n))
 }
 
 fn get_numbers(gpu: &Gpu, place: Place, n: usize) -> Vec<u32> {
-    get(gpu, Values { place, len: n }).iter().map(|x| x.to_bits()).collect()
+    get_f32(gpu, place, n).iter().map(|x| x.to_bits()).collect()
 }
 
 /// The same in f32 but for the order of sums; one rounding apart in bf16.
@@ -111,7 +124,7 @@ fn products_agree_with_the_reference() {
             for (launch, shift) in launches(&gpu).flat_map(|l| [(l, 0), (l, 4)]) {
                 let compute = launch.compute;
                 let x = activations(compute, tokens * columns, 3);
-                let (_x, x_there) = put(&gpu, &x);
+                let (_x, x_there) = put(&gpu, compute, &x);
                 let (mut kept, mut linears, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
                 for (i, rows) in rows.into_iter().enumerate() {
                     let seed = u32::try_from(i).unwrap();
@@ -119,7 +132,7 @@ fn products_agree_with_the_reference() {
                     let bias = (i != 1).then(|| noise(rows, 70 + seed));
                     let (w, place) = put_at(&gpu, &weight, shift);
                     let (b, b_place) = put_at(&gpu, &plain(bias.as_deref().unwrap_or(&[])), 0);
-                    let (o, out) = blank(&gpu, tokens * rows);
+                    let (o, out) = blank(&gpu, compute, tokens * rows);
                     let bias_there = bias.as_ref().map(|_| Weights {
                         place: b_place,
                         dtype: Dtype::F32,
@@ -162,7 +175,7 @@ fn embeddings_norms_and_sums_agree_with_the_reference() {
                 let ids: Vec<u32> = (0..tokens).map(|t| u32::try_from(t * 5 % 9).unwrap()).collect();
                 let (_i, ids_there) =
                     put_at(&gpu, &ids.iter().flat_map(|i| i.to_le_bytes()).collect::<Vec<_>>(), 0);
-                let (_x, x) = blank(&gpu, tokens * width);
+                let (_x, x) = blank(&gpu, compute, tokens * width);
                 // rows of an embedding begin at a multiple of their dtype's width
                 if dtype != Dtype::F32 {
                     launch.embed(Weights { place, dtype, rows: 9, columns: width }, ids_there, x).unwrap();
@@ -171,6 +184,7 @@ fn embeddings_norms_and_sums_agree_with_the_reference() {
                     for (id, to) in ids.iter().zip(wanted.chunks_mut(width)) {
                         crate::ops::widen(dtype, &table[*id as usize * row..][..row], to);
                     }
+                    compute.round_all(&mut wanted);
                     assert_eq!(get(&gpu, x), wanted);
                 }
                 let weight = noise(width, 9);
@@ -181,9 +195,9 @@ fn embeddings_norms_and_sums_agree_with_the_reference() {
                 let (a, b) =
                     (activations(compute, tokens * width, 1), activations(compute, tokens * width, 2));
                 for added in [false, true] {
-                    let (_a, x) = put(&gpu, &a);
-                    let (_b, more) = put(&gpu, &b);
-                    let (_o, out) = blank(&gpu, tokens * width);
+                    let (_a, x) = put(&gpu, compute, &a);
+                    let (_b, more) = put(&gpu, compute, &b);
+                    let (_o, out) = blank(&gpu, compute, tokens * width);
                     launch.norm(x, added.then_some(more), norm, 1e-6, out).unwrap();
                     let mut sum = a.clone();
                     if added {
@@ -201,7 +215,7 @@ fn embeddings_norms_and_sums_agree_with_the_reference() {
             }
             let n = tokens * width;
             let (mut a, b) = (activations(compute, n, 11), activations(compute, n, 12));
-            let ((_a, x), (_b, y)) = (put(&gpu, &a), put(&gpu, &b));
+            let ((_a, x), (_b, y)) = (put(&gpu, compute, &a), put(&gpu, compute, &b));
             launch.add(x, y).unwrap();
             ops.add(&mut a, &b);
             assert_eq!(get(&gpu, x), a);
@@ -228,11 +242,13 @@ fn heads_are_normed_turned_and_cached_as_the_reference_does_it() {
             let positions = before + tokens + 3;
             let (cos, sin) = (noise(positions * width / 2, 5), noise(positions * width / 2, 6));
             let norms = [noise(width, 7), noise(width, 8)];
-            let kept = [&q, &k, &v, &cos, &sin].map(|x| put(&gpu, x));
-            let [q_there, k_there, v_there, cos_there, sin_there] = [0, 1, 2, 3, 4].map(|i| kept[i].1);
+            let kept = [&q, &k, &v].map(|x| put(&gpu, compute, x));
+            let turned = [&cos, &sin].map(|x| put_f32(&gpu, x));
+            let [q_there, k_there, v_there] = [0, 1, 2].map(|i: usize| kept[i].1);
+            let [cos_there, sin_there] = [0, 1].map(|i: usize| turned[i].1);
             let placed = [0, 1].map(|i: usize| put_at(&gpu, &plain(&norms[i]), 0));
             let norm = |i: usize| Weights { place: placed[i].1, dtype: Dtype::F32, rows: width, columns: 1 };
-            let caches = [0, 1].map(|_| blank(&gpu, positions * key_value * width));
+            let caches = [0, 1].map(|_| blank(&gpu, compute, positions * key_value * width));
             let (_p, position) = put_at(&gpu, &u32::try_from(before).unwrap().to_le_bytes(), 0);
             let cache = Cache { keys: caches[0].1, values: caches[1].1, position };
             let turns = Turns { q_norm: norm(0), k_norm: norm(1), cos: cos_there, sin: sin_there, eps: 1e-6 };
@@ -275,12 +291,12 @@ fn attention_agrees_with_the_reference() {
             ScalarOps { compute }.attention(&q, &keys, &values, heads, &mut wanted);
             // what comes after the last position must not count
             let longer = |x: &[f32]| [x, &vec![f32::NAN; 5 * key_value * width]].concat();
-            let kept = [q, longer(&keys), longer(&values)].map(|x| put(&gpu, &x));
+            let kept = [q, longer(&keys), longer(&values)].map(|x| put(&gpu, compute, &x));
             let (_p, position) = put_at(&gpu, &u32::try_from(before).unwrap().to_le_bytes(), 0);
             let cache = Cache { keys: kept[1].1, values: kept[2].1, position };
             for parts in [1, 3, 32] {
-                let (_m, partial) = blank(&gpu, partial_values(tokens, heads, parts));
-                let (_o, out) = blank(&gpu, wanted.len());
+                let (_m, partial) = blank(&gpu, Compute::F32, partial_values(tokens, heads, parts));
+                let (_o, out) = blank(&gpu, compute, wanted.len());
                 launch.attention(kept[0].1, heads, cache, parts, partial, out).unwrap();
                 let what = format!("{heads:?}, {before} + {tokens} positions in {parts} parts, {compute:?}");
                 assert_close(compute, &get(&gpu, out), &wanted, &what);
@@ -327,11 +343,11 @@ fn the_router_chooses_as_the_reference_does() {
                 logits[7] = 2.0;
                 logits[1] = 2.0;
             }
-            let (_l, there) = put(&gpu, &logits);
+            let (_l, there) = put(&gpu, compute, &logits);
             let (_kept, choice) = choice(&gpu, tokens, experts, best);
             let layer = Layer { table: Place::NULL, dtype: Dtype::BF16, experts, best, hidden: 1, inner: 1 };
             launch.route(there, layer, normalise, choice).unwrap();
-            let values = |place, n| get(&gpu, Values { place, len: n });
+            let values = |place, n| get_f32(&gpu, place, n);
             let probabilities = values(choice.probabilities, tokens * experts);
             let ids = get_numbers(&gpu, choice.ids, tokens * best);
             let weights = values(choice.weights, tokens * best);
@@ -364,7 +380,7 @@ fn the_device_counts_the_passes_that_use_an_expert() {
     let (_u, uses) = put_at(&gpu, &vec![0; experts * 4], 0);
     let mut wanted = vec![0; experts];
     for tokens in [1, 3, 70, 1] {
-        let (_l, logits) = put(&gpu, &noise(tokens * experts, u32::try_from(tokens).unwrap()));
+        let (_l, logits) = put_f32(&gpu, &noise(tokens * experts, u32::try_from(tokens).unwrap()));
         let (_kept, choice) = choice(&gpu, tokens, experts, best);
         let choice = Choice { uses, ..choice };
         launch.route(logits, layer, true, choice).unwrap();
@@ -384,9 +400,9 @@ fn experts_agree_with_the_reference_and_absent_ones_are_left_out() {
         for (dtype, launch) in DTYPES.into_iter().flat_map(|d| launches(&gpu).map(move |l| (d, l))) {
             let (compute, ops) = (launch.compute, ScalarOps { compute: launch.compute });
             let x = activations(compute, tokens * hidden, 5);
-            let (_x, x_there) = put(&gpu, &x);
+            let (_x, x_there) = put(&gpu, compute, &x);
             let logits = noise(tokens * experts, 77);
-            let (_l, logits_there) = put(&gpu, &logits);
+            let (_l, logits_there) = put(&gpu, compute, &logits);
             let (mut kept, mut table, mut weights) = (Vec::new(), Vec::new(), Vec::new());
             for e in 0..u32::try_from(experts).unwrap() {
                 let sizes = [inner * hidden, inner * hidden, hidden * inner];
@@ -409,13 +425,13 @@ fn experts_agree_with_the_reference_and_absent_ones_are_left_out() {
             launch.route(logits_there, layer, true, choice).unwrap();
             launch.sort(tokens, layer, choice).unwrap();
             let pairs = tokens * best;
-            let buffers = [pairs * inner, pairs * inner, pairs * hidden].map(|n| blank(&gpu, n));
+            let buffers = [pairs * inner, pairs * inner, pairs * hidden].map(|n| blank(&gpu, compute, n));
             let places = [0, 1, 2].map(|i: usize| buffers[i].1);
             launch.experts(x_there, layer, choice, places).unwrap();
-            let (_a, added) = blank(&gpu, tokens * hidden);
+            let (_a, added) = blank(&gpu, compute, tokens * hidden);
             launch.combine(places[2], layer, choice, added).unwrap();
             let ids = get_numbers(&gpu, choice.ids, pairs);
-            let factors = get(&gpu, Values { place: choice.weights, len: pairs });
+            let factors = get_f32(&gpu, choice.weights, pairs);
             let mut wanted = vec![0.0; tokens * hidden];
             for (e, [gate, up, down]) in weights.iter().enumerate() {
                 for (pair, _) in ids.iter().enumerate().filter(|(_, id)| **id as usize == e) {
@@ -436,7 +452,7 @@ fn experts_agree_with_the_reference_and_absent_ones_are_left_out() {
             assert_close(compute, &scaled(get(&gpu, added)), &scaled(wanted), &what);
             // a table without one expert touches no pair of it, and the others as before
             let before = get(&gpu, places[2]);
-            let (_y, y) = blank(&gpu, pairs * hidden);
+            let (_y, y) = blank(&gpu, compute, pairs * hidden);
             let without = Layer { table: but_one.1, ..layer };
             launch.experts(x_there, without, choice, [places[0], places[1], y]).unwrap();
             let after = get(&gpu, y);
@@ -460,7 +476,7 @@ fn the_lowest_id_of_the_greatest_logits_is_next() {
             let mut logits = noise(n, 3);
             logits[best] = 7.0;
             logits[n - 1] = 7.0;
-            let (_l, there) = put(&gpu, &logits);
+            let (_l, there) = put_f32(&gpu, &logits);
             let parts = gpu.alloc(ARGMAX_BYTES, "a test").unwrap();
             let (_i, id) = put_at(&gpu, &[0; 4], 0);
             let (_p, position) = put_at(&gpu, &41_u32.to_le_bytes(), 0);
@@ -469,10 +485,10 @@ fn the_lowest_id_of_the_greatest_logits_is_next() {
             launch.argmax(there, parts.place(), [id, position, logit]).unwrap();
             assert_eq!(get_numbers(&gpu, id, 1), [u32::try_from(best).unwrap()]);
             assert_eq!(get_numbers(&gpu, position, 1), [42]);
-            assert_eq!(get(&gpu, Values { place: logit, len: 1 }), [7.0]);
+            assert_eq!(get_f32(&gpu, logit, 1), [7.0]);
         }
     }
-    let (_l, zeros) = put(&gpu, &[-1.0, -0.0, 0.0]);
+    let (_l, zeros) = put_f32(&gpu, &[-1.0, -0.0, 0.0]);
     let parts = gpu.alloc(ARGMAX_BYTES, "a test").unwrap();
     let (_o, place) = put_at(&gpu, &[0; 12], 0);
     let launch = Launch { gpu: &gpu, compute: Compute::F32 };
@@ -489,22 +505,22 @@ fn no_result_depends_on_the_order_of_lanes() {
         let mut all = Vec::new();
         for (launch, tokens) in launches(&gpu).flat_map(|l| [(l, 2), (l, 37)]) {
             let x = activations(launch.compute, tokens * 128, 3);
-            let (_x, x) = put(&gpu, &x);
+            let (_x, x) = put(&gpu, launch.compute, &x);
             let (_w, place) = put_at(&gpu, &bytes(Dtype::BF16, &noise(70 * 128, 4)), 0);
-            let (_o, out) = blank(&gpu, tokens * 70);
+            let (_o, out) = blank(&gpu, launch.compute, tokens * 70);
             launch
                 .products(x, &[(Weights { place, dtype: Dtype::BF16, rows: 70, columns: 128 }, None, out)])
                 .unwrap();
             all.push(get(&gpu, out));
-            let (_k, kv) = put(&gpu, &activations(launch.compute, (tokens + 9) * 64, 5));
+            let (_k, kv) = put(&gpu, launch.compute, &activations(launch.compute, (tokens + 9) * 64, 5));
             let (_p, position) = put_at(&gpu, &9_u32.to_le_bytes(), 0);
-            let (_m, partial) = blank(&gpu, partial_values(tokens, heads, 4));
-            let (_a, attended) = blank(&gpu, tokens * 128);
+            let (_m, partial) = blank(&gpu, Compute::F32, partial_values(tokens, heads, 4));
+            let (_a, attended) = blank(&gpu, launch.compute, tokens * 128);
             launch
                 .attention(x, heads, Cache { keys: kv, values: kv, position }, 4, partial, attended)
                 .unwrap();
             all.push(get(&gpu, attended));
-            let (_n, norm) = blank(&gpu, tokens * 128);
+            let (_n, norm) = blank(&gpu, launch.compute, tokens * 128);
             launch
                 .norm(x, None, Weights { place, dtype: Dtype::BF16, rows: 128, columns: 1 }, 1e-6, norm)
                 .unwrap();
@@ -514,7 +530,7 @@ fn no_result_depends_on_the_order_of_lanes() {
                 Layer { table: Place::NULL, dtype: Dtype::BF16, experts: 64, best: 3, hidden: 1, inner: 1 };
             launch.route(x.part(0..tokens * 64), layer, true, choice).unwrap();
             launch.sort(tokens, layer, choice).unwrap();
-            all.push(get(&gpu, Values { place: choice.weights, len: tokens * 3 }));
+            all.push(get_f32(&gpu, choice.weights, tokens * 3));
             let sorted = if tokens > 4 { get_numbers(&gpu, choice.sorted, tokens * 3) } else { Vec::new() };
             all.push(sorted.iter().map(|i| f32::from(u16::try_from(*i).unwrap())).collect());
         }
@@ -531,8 +547,8 @@ fn no_result_depends_on_the_order_of_lanes() {
 fn copies_run_beside_work_and_events_order_them() {
     let gpu = gpu();
     let launch = Launch { gpu: &gpu, compute: Compute::F32 };
-    let (_x, x) = put(&gpu, &[1.0; 100]);
-    let (_y, y) = put(&gpu, &[0.0; 100]);
+    let (_x, x) = put_f32(&gpu, &[1.0; 100]);
+    let (_y, y) = put_f32(&gpu, &[0.0; 100]);
     let mut host = gpu.alloc_host(400).unwrap();
     host.copy_from_slice(&plain(&[5.0; 100]));
     let copied = gpu.event().unwrap();
@@ -549,8 +565,8 @@ fn copies_run_beside_work_and_events_order_them() {
 fn a_graph_runs_what_was_recorded_each_time() {
     let gpu = gpu();
     let launch = Launch { gpu: &gpu, compute: Compute::F32 };
-    let (_x, x) = put(&gpu, &[1.0; 10]);
-    let (_y, y) = put(&gpu, &[2.0; 10]);
+    let (_x, x) = put_f32(&gpu, &[1.0; 10]);
+    let (_y, y) = put_f32(&gpu, &[2.0; 10]);
     gpu.begin_recording().unwrap();
     launch.add(x, y).unwrap();
     let graph = gpu.end_recording().unwrap();

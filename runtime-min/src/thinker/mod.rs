@@ -298,6 +298,7 @@ impl<'a, B: Backend> Thinker<'a, B> {
             self.stats.bytes_read += row;
             widen(self.model.embedding.dtype, &bytes, to);
         }
+        self.compute.round_all(&mut x);
         Ok(x)
     }
 

@@ -21,7 +21,7 @@ enum { IN_ONE = 0, SUMS = 1, RESULTS = 2 };
 // query heads. Parts of [greatest score, sum, result] go to `partial`: [token][query head][part][2 + width], at most 32 parts.
 // In f32 that is one launch (IN_ONE); under bf16 one has the greatest scores and the sums (SUMS), and the next one, knowing
 // those of all parts, rounded probabilities (RESULTS). 128 threads.
-KERNEL __launch_bounds__(128) attention_parts(const float* q, const float* keys, const float* values, int queries,
+KERNEL __launch_bounds__(128) attention_parts(const void* q, const void* keys, const void* values, int queries,
                                               int kv_heads, int width, float scale, const int* position, int step,
                                               float* partial) {
     __shared__ float tops[DECODE_WARPS][DECODE_HEADS], totals[DECODE_WARPS][DECODE_HEADS];
@@ -40,7 +40,7 @@ KERNEL __launch_bounds__(128) attention_parts(const float* q, const float* keys,
 #pragma unroll
         for (int i = 0; i < LANE_VALUES; i++) {
             int c = lane + 32 * i;
-            own[h][i] = h < heads && c < width ? q[(token * queries + head + h) * width + c] : 0.0f;
+            own[h][i] = h < heads && c < width ? read(q, (token * queries + head + h) * width + c, bf16) : 0.0f;
             sum[h][i] = 0.0f;
         }
         if (step == RESULTS && h < heads) {
@@ -57,8 +57,8 @@ KERNEL __launch_bounds__(128) attention_parts(const float* q, const float* keys,
         for (int i = 0; i < LANE_VALUES; i++) {
             int c = lane + 32 * i;
             u64 at = p * stride + kv * width + c;
-            key[i] = c < width ? keys[at] : 0.0f;
-            value[i] = c < width && step != SUMS ? values[at] : 0.0f;
+            key[i] = c < width ? read(keys, at, bf16) : 0.0f;
+            value[i] = c < width && step != SUMS ? read(values, at, bf16) : 0.0f;
         }
 #pragma unroll
         for (int h = 0; h < DECODE_HEADS; h++) {
@@ -105,7 +105,7 @@ KERNEL __launch_bounds__(128) attention_parts(const float* q, const float* keys,
 }
 
 // The parts of one query head of one token, put together. blockIdx.x: head, y: token; one thread per value.
-KERNEL attention_combine(const float* partial, int parts, int width, int bf16, float* out) {
+KERNEL attention_combine(const float* partial, int parts, int width, int bf16, void* out) {
     u64 row = static_cast<u64>(blockIdx.y) * gridDim.x + blockIdx.x;
     const float* from = partial + row * parts * (2 + width);
     float most = MINUS_INFINITY, total = 0.0f, result = 0.0f;
@@ -118,7 +118,7 @@ KERNEL attention_combine(const float* partial, int parts, int width, int bf16, f
         total += part[1] * factor;
         result = fmaf(part[2 + c], factor, result);
     }
-    out[row * width + c] = bf16 ? to_bf16(result) : result / total;
+    write(out, row * width + c, bf16 ? result : result / total, bf16);
 }
 
 enum { PREFILL_TOKENS = 32, PREFILL_POSITIONS = 32, PREFILL_STRIDE = MOST_WIDTH + 1 };
@@ -215,8 +215,8 @@ enum { TILE_TOKENS = 64, TILE_POSITIONS = 64, KEY_STRIDE = MOST_WIDTH + 8, VALUE
 
 // As attention_tokens, for bf16 values, on tensor cores, and rounded as in the eager code: a first round finds the greatest
 // score and the sum of a row, a second one has the probabilities. 128 threads: each warp has 16 tokens.
-KERNEL __launch_bounds__(128) attention_mma(const float* q, const float* keys, const float* values, int queries, int kv_heads,
-                                            int width, float scale, const int* position, int tokens, float* out) {
+KERNEL __launch_bounds__(128) attention_mma(const u16* q, const u16* keys, const u16* values, int queries, int kv_heads,
+                                            int width, float scale, const int* position, int tokens, u16* out) {
     __shared__ __align__(16) u16 ks[TILE_POSITIONS][KEY_STRIDE];  // [position][value of the head]
     __shared__ __align__(16) u16 vs[MOST_WIDTH][VALUE_STRIDE];    // [value of the head][position]
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, pair = lane % 4 * 2;
@@ -231,18 +231,18 @@ KERNEL __launch_bounds__(128) attention_mma(const float* q, const float* keys, c
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             int token = row + i % 2 * 8, c = k * 16 + i / 2 * 8 + pair;
-            const float* from = q + (static_cast<u64>(token) * queries + blockIdx.y) * width + c;
-            float low = token < tokens && c < width ? from[0] : 0.0f;
-            float high = token < tokens && c + 1 < width ? from[1] : 0.0f;
-            a[k][i] = pack_bf16(low, high);
+            const u16* from = q + (static_cast<u64>(token) * queries + blockIdx.y) * width + c;
+            u32 low = token < tokens && c < width ? from[0] : 0;
+            u32 high = token < tokens && c + 1 < width ? from[1] : 0;
+            a[k][i] = low | high << 16;
         }
     }
-    auto load = [&](const float* all, int from, bool is_value) {
+    auto load = [&](const u16* all, int from, bool is_value) {
         for (int i = threadIdx.x; i < TILE_POSITIONS * MOST_WIDTH; i += 128) {
             int p = i / MOST_WIDTH, c = i % MOST_WIDTH;
             bool there = from + p < cached + last && c < width;
             u64 at = (from + p) * stride + kv * width + c;
-            u16 x = there ? static_cast<u16>(__float_as_uint(all[at]) >> 16) : static_cast<u16>(0);
+            u16 x = there ? all[at] : static_cast<u16>(0);
             (is_value ? vs[c][p] : ks[p][c]) = x;
         }
     };
@@ -319,13 +319,13 @@ KERNEL __launch_bounds__(128) attention_mma(const float* q, const float* keys, c
     for (int half = 0; half < 2; half++) {
         int token = row + half * 8;
         if (token >= tokens) continue;
-        float* to = out + (static_cast<u64>(token) * queries + blockIdx.y) * width;
+        u64 to = (static_cast<u64>(token) * queries + blockIdx.y) * width;
 #pragma unroll
         for (int j = 0; j < MOST_WIDTH / 8; j++) {
 #pragma unroll
             for (int c = 0; c < 2; c++) {
                 int column = j * 8 + pair + c;
-                if (column < width) to[column] = to_bf16(sums[j][half * 2 + c]);
+                if (column < width) write(out, to + column, sums[j][half * 2 + c], 1);
             }
         }
     }

@@ -1,7 +1,7 @@
 // What all kernels share. No header is needed: NVRTC brings the built-in functions, the host shim brings its own.
 //
-// Activations are f32, row-major, one row per token. `bf16` says whether results are rounded where the official bf16
-// code rounds. Weights are little-endian BF16 (0), F16 (1) or F32 (2), at any address that their width divides.
+// Activations are row-major, one row per token; `bf16` says whether they are bf16 values, rounded where the official bf16
+// code rounds, or f32. Weights are little-endian BF16 (0), F16 (1) or F32 (2), at any address that their width divides.
 #pragma once
 
 #ifdef SEGPACK_HOST_SHIM
@@ -23,7 +23,7 @@ enum { BF16 = 0, F16 = 1, F32 = 2 };
 // Nearest, ties to even; NaN stays NaN.
 __device__ inline float to_bf16(float x) {
     u32 bits = __float_as_uint(x);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return x;
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return __uint_as_float(bits | 0x00400000u);
     return __uint_as_float((bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u);
 }
 
@@ -41,13 +41,25 @@ __device__ inline float from_f16(u16 bits) {
 #endif
 }
 
-__device__ inline int width_of(int type) { return type == F32 ? 4 : 2; }
-
 // One value of a vector or matrix of any type.
 __device__ inline float value_at(const void* from, u64 i, int type) {
     if (type == F32) return reinterpret_cast<const float*>(from)[i];
     u16 bits = reinterpret_cast<const u16*>(from)[i];
     return type == BF16 ? from_bf16(bits) : from_f16(bits);
+}
+
+// An activation.
+__device__ inline float read(const void* from, u64 i, int bf16) {
+    return bf16 ? from_bf16(reinterpret_cast<const u16*>(from)[i]) : reinterpret_cast<const float*>(from)[i];
+}
+
+// Puts an activation, rounded if it is bf16.
+__device__ inline void write(void* to, u64 i, float x, int bf16) {
+    if (bf16) {
+        reinterpret_cast<u16*>(to)[i] = static_cast<u16>(__float_as_uint(to_bf16(x)) >> 16);
+    } else {
+        reinterpret_cast<float*>(to)[i] = x;
+    }
 }
 
 // Eight values of a row, which begins at a multiple of 16 bytes.
@@ -131,7 +143,7 @@ __device__ inline float silu(float x) { return x / (1.0f + expf(-x)); }
 struct Product {
     const void* weight; // [rows, columns]
     const void* bias;   // [rows], or null
-    float* out;         // [tokens, rows]
+    void* out;          // [tokens, rows], activations
     int rows;
     int bias_type;
 };

@@ -10,8 +10,8 @@ struct Tile {
     const void* bias;   // [rows], or null
     int bias_type;
     int rows, columns, first_row;
-    const float* x; // [.., columns]
-    float* out;     // [.., rows]
+    const void* x; // [.., columns], activations
+    void* out;     // [.., rows], activations
     const u32* pairs; // which rows of x and out, or null for those from `first` on
     int first, tokens;
     int divide; // row of x = pair / divide
@@ -31,14 +31,14 @@ __device__ inline void fma_tile(const Tile& t, int bf16) {
     // what this thread loads: four columns of one row
     int line = threadIdx.x / 4, column = threadIdx.x % 4 * 4;
     bool has_token = line < t.tokens, has_row = t.first_row + line < t.rows;
-    const float* x = t.x + (has_token ? x_row(t, line) : 0) * t.columns;
+    u64 x = (has_token ? x_row(t, line) : 0) * t.columns;
     u64 w = static_cast<u64>(t.first_row + line) * t.columns;
     float sums[4][4] = {};
     for (int from = 0; from < t.columns; from += FMA_DEPTH) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             int c = from + column + i;
-            xs[column + i][line] = has_token && c < t.columns ? x[c] : 0.0f;
+            xs[column + i][line] = has_token && c < t.columns ? read(t.x, x + c, bf16) : 0.0f;
             ws[column + i][line] = has_row && c < t.columns ? value_at(t.weight, w + c, T) : 0.0f;
         }
         __syncthreads();
@@ -58,21 +58,21 @@ __device__ inline void fma_tile(const Tile& t, int bf16) {
     for (int i = 0; i < 4; i++) {
         int token = ty * 4 + i;
         if (token >= t.tokens) continue;
-        float* out = t.out + out_row(t, token) * t.rows;
+        u64 out = out_row(t, token) * t.rows;
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             int row = t.first_row + tx * 4 + j;
             if (row >= t.rows) continue;
             float bias = t.bias ? value_at(t.bias, row, t.bias_type) : 0.0f;
-            out[row] = rounded(sums[i][j] + bias, bf16);
+            write(t.out, out + row, sums[i][j] + bias, bf16);
         }
     }
 }
 
 enum { MMA_TOKENS = 64, MMA_ROWS = 128, MMA_DEPTH = 64, MMA_STRIDE = MMA_DEPTH + 8 };
 
-// Eight bf16 weights from any even address; 0 after the end.
-__device__ inline uint4 eight_weights(const u16* row, int column, int columns, bool vectors) {
+// Eight bf16 values of a row at any even address; 0 after the end.
+__device__ inline uint4 eight_values(const u16* row, int column, int columns, bool vectors) {
     uint4 e = {0, 0, 0, 0};
     if (vectors) {
         if (column < columns) e = *reinterpret_cast<const uint4*>(row + column);
@@ -86,60 +86,41 @@ __device__ inline uint4 eight_weights(const u16* row, int column, int columns, b
     return e;
 }
 
-// Four activations; 0 after the end.
-__device__ inline void four_values(const float* row, int column, int columns, float to[4]) {
-    if (columns % 4 == 0 && in_sixteens(row)) {
-        float4 v = {0.0f, 0.0f, 0.0f, 0.0f};
-        if (column < columns) v = *reinterpret_cast<const float4*>(row + column);
-        to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
-        return;
-    }
-    for (int i = 0; i < 4; i++) to[i] = column + i < columns ? row[column + i] : 0.0f;
-}
-
 // 256 threads: eight warps of 32 tokens times 32 rows. The next step's loads are in flight while this one is computed.
 __device__ inline void mma_tile(const Tile& t) {
     __shared__ __align__(16) u16 xs[MMA_TOKENS][MMA_STRIDE];
     __shared__ __align__(16) u16 ws[MMA_ROWS][MMA_STRIDE];
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int warp_token = warp % 2 * 32, warp_row = warp / 2 * 32;
-    // what this thread loads: 16 bytes of four lines each
-    int x_line = threadIdx.x / 16, x_column = threadIdx.x % 16 * 4;
-    int w_line = threadIdx.x / 8, w_column = threadIdx.x % 8 * 8;
-    const float* x[4];
-    const u16* w[4];
-    bool vectors = rows_in_sixteens<BF16>(t.weight, t.columns);
+    // what this thread loads: 16 bytes of two lines of x and four of the weight
+    int line = threadIdx.x / 8, column = threadIdx.x % 8 * 8;
+    const u16 *x[2], *w[4];
+    bool x_vectors = rows_in_sixteens<BF16>(t.x, t.columns), w_vectors = rows_in_sixteens<BF16>(t.weight, t.columns);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        int token = line + 32 * i;
+        x[i] = token < t.tokens ? reinterpret_cast<const u16*>(t.x) + x_row(t, token) * t.columns : nullptr;
+    }
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        int token = x_line + 16 * i, row = t.first_row + w_line + 32 * i;
-        x[i] = token < t.tokens ? t.x + x_row(t, token) * t.columns : nullptr;
+        int row = t.first_row + line + 32 * i;
         w[i] = row < t.rows ? reinterpret_cast<const u16*>(t.weight) + static_cast<u64>(row) * t.columns : nullptr;
     }
-    float next_x[4][4];
-    uint4 next_w[4];
+    uint4 next_x[2], next_w[4], none = {0, 0, 0, 0};
     auto load = [&](int from) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            uint4 none = {0, 0, 0, 0};
-            next_w[i] = w[i] ? eight_weights(w[i], from + w_column, t.columns, vectors) : none;
-            if (x[i]) {
-                four_values(x[i], from + x_column, t.columns, next_x[i]);
-            } else {
-                next_x[i][0] = next_x[i][1] = next_x[i][2] = next_x[i][3] = 0.0f;
-            }
-        }
+        for (int i = 0; i < 2; i++) next_x[i] = x[i] ? eight_values(x[i], from + column, t.columns, x_vectors) : none;
+#pragma unroll
+        for (int i = 0; i < 4; i++) next_w[i] = w[i] ? eight_values(w[i], from + column, t.columns, w_vectors) : none;
     };
     float sums[2][4][4] = {};
     load(0);
     for (int from = 0; from < t.columns; from += MMA_DEPTH) {
         __syncthreads();
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            uint2 pairs;
-            pairs.x = pack_bf16(next_x[i][0], next_x[i][1]), pairs.y = pack_bf16(next_x[i][2], next_x[i][3]);
-            *reinterpret_cast<uint2*>(&xs[x_line + 16 * i][x_column]) = pairs;
-            *reinterpret_cast<uint4*>(&ws[w_line + 32 * i][w_column]) = next_w[i];
-        }
+        for (int i = 0; i < 2; i++) *reinterpret_cast<uint4*>(&xs[line + 32 * i][column]) = next_x[i];
+#pragma unroll
+        for (int i = 0; i < 4; i++) *reinterpret_cast<uint4*>(&ws[line + 32 * i][column]) = next_w[i];
         __syncthreads();
         load(from + MMA_DEPTH);
 #pragma unroll
@@ -173,7 +154,7 @@ __device__ inline void mma_tile(const Tile& t) {
         for (int half = 0; half < 2; half++) {
             int token = warp_token + i * 16 + half * 8 + lane / 4;
             if (token >= t.tokens) continue;
-            float* out = t.out + out_row(t, token) * t.rows;
+            u64 out = out_row(t, token) * t.rows;
 #pragma unroll
             for (int j = 0; j < 4; j++) {
 #pragma unroll
@@ -181,7 +162,7 @@ __device__ inline void mma_tile(const Tile& t) {
                     int row = t.first_row + warp_row + j * 8 + lane % 4 * 2 + c;
                     if (row >= t.rows) continue;
                     float bias = t.bias ? value_at(t.bias, row, t.bias_type) : 0.0f;
-                    out[row] = to_bf16(sums[i][j][half * 2 + c] + bias);
+                    write(t.out, out + row, sums[i][j][half * 2 + c] + bias, 1);
                 }
             }
         }
@@ -189,7 +170,7 @@ __device__ inline void mma_tile(const Tile& t) {
 }
 
 // blockIdx.x: rows, y: tokens, z: which product.
-__device__ inline bool dense_tile(const Products& products, const float* x, int columns, int tokens, int tile_tokens,
+__device__ inline bool dense_tile(const Products& products, const void* x, int columns, int tokens, int tile_tokens,
                                   int tile_rows, Tile& t) {
     const Product& p = products.of[blockIdx.z];
     t.weight = p.weight, t.bias = p.bias, t.bias_type = p.bias_type, t.rows = p.rows, t.columns = columns;
@@ -204,8 +185,8 @@ struct Experts {
     ExpertTable table;
     const u32* sorted;
     const u32* tiles;
-    const float* x;
-    float* out[2];
+    const void* x;
+    void* out[2];
     int which; // of the first matrix
     int rows, columns, divide;
 };
@@ -222,7 +203,7 @@ __device__ inline bool expert_tile(const Experts& e, int tile_rows, Tile& t) {
 }
 
 #define FMA(name, T)                                                                                     \
-    KERNEL __launch_bounds__(256) gemm_fma_##name(const __grid_constant__ Products products, const float* x, int columns, int tokens, int bf16) { \
+    KERNEL __launch_bounds__(256) gemm_fma_##name(const __grid_constant__ Products products, const void* x, int columns, int tokens, int bf16) { \
         Tile t;                                                                                          \
         if (dense_tile(products, x, columns, tokens, FMA_TOKENS, FMA_ROWS, t)) fma_tile<T>(t, bf16);     \
     }                                                                                                    \
@@ -235,7 +216,7 @@ FMA(bf16, BF16)
 FMA(f16, F16)
 FMA(f32, F32)
 
-KERNEL __launch_bounds__(256) gemm_mma(const __grid_constant__ Products products, const float* x, int columns, int tokens) {
+KERNEL __launch_bounds__(256) gemm_mma(const __grid_constant__ Products products, const void* x, int columns, int tokens) {
     Tile t;
     if (dense_tile(products, x, columns, tokens, MMA_TOKENS, MMA_ROWS, t)) mma_tile(t);
 }

@@ -14,7 +14,7 @@ __device__ inline void mma(float d[4], const u32 a[4], const u32 b[2]) {
 #endif
 }
 
-// Two activations as a pair of bf16, which they are.
+// Two bf16 values that are widened, as a pair.
 __device__ inline u32 pack_bf16(float low, float high) {
     return (__float_as_uint(low) >> 16) | (__float_as_uint(high) & 0xffff0000u);
 }

@@ -4,17 +4,17 @@
 // Softmax over all experts in f32, then the `best` greatest, the lower id on ties; their weights are divided by their sum
 // if `normalise`, and rounded. One warp per token; shared memory for `experts` values. `logits` are the router's, rounded
 // as a product is. Of one token alone the experts are counted in `uses`, unless it is null. `order[j]` is the pair of the token that comes j-th when experts are sorted by id.
-KERNEL route(const float* logits, int experts, int best, int normalise, int bf16, float* probabilities, u32* ids,
+KERNEL route(const void* logits, int experts, int best, int normalise, int bf16, float* probabilities, u32* ids,
              float* weights, u32* order, u32* uses) {
     DYNAMIC_SHARED(float, p);
     u64 token = blockIdx.x;
     int lane = threadIdx.x;
     float most = __uint_as_float(0xff800000u); // -∞
-    for (int e = lane; e < experts; e += 32) most = fmaxf(most, logits[token * experts + e]);
+    for (int e = lane; e < experts; e += 32) most = fmaxf(most, read(logits, token * experts + e, bf16));
     most = warp_max(most);
     float sum = 0.0f;
     for (int e = lane; e < experts; e += 32) {
-        p[e] = expf(logits[token * experts + e] - most);
+        p[e] = expf(read(logits, token * experts + e, bf16) - most);
         sum += p[e];
     }
     sum = warp_sum(sum);
@@ -101,15 +101,15 @@ KERNEL expert_sort(const u32* ids, int pairs, const u32* counts, int experts, in
 
 // added[token] = the sum of weight · y over its pairs in ascending order of experts, each step rounded as the eager code
 // does it. blockIdx.x is the token.
-KERNEL expert_combine(const float* y, const float* weights, const u32* order, int best, int hidden, int bf16, float* added) {
+KERNEL expert_combine(const void* y, const float* weights, const u32* order, int best, int hidden, int bf16, void* added) {
     int c = blockIdx.y * blockDim.x + threadIdx.x;
     if (c >= hidden) return;
     u64 token = blockIdx.x;
     float sum = 0.0f;
     for (int j = 0; j < best; j++) {
         u64 pair = order[token * best + j];
-        float term = rounded(y[pair * hidden + c] * weights[pair], bf16);
+        float term = rounded(read(y, pair * hidden + c, bf16) * weights[pair], bf16);
         sum = rounded(sum + term, bf16);
     }
-    added[token * hidden + c] = sum;
+    write(added, token * hidden + c, sum, bf16);
 }

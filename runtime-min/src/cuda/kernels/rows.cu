@@ -2,23 +2,23 @@
 #include "device.cuh"
 
 // x[token] = row ids[token] of the embedding. One block per token.
-KERNEL embed(const void* table, int type, const u32* ids, int hidden, float* x) {
+KERNEL embed(const void* table, int type, const u32* ids, int hidden, int bf16, void* x) {
     u64 from = static_cast<u64>(ids[blockIdx.x]) * hidden;
     for (int i = threadIdx.x; i < hidden; i += blockDim.x) {
-        x[static_cast<u64>(blockIdx.x) * hidden + i] = value_at(table, from + i, type);
+        write(x, static_cast<u64>(blockIdx.x) * hidden + i, value_at(table, from + i, type), bf16);
     }
 }
 
 // x += added where that is not null; out = norm(x) · weight. One block of whole warps, at most 1024 threads, per row.
-KERNEL add_rms_norm(float* x, const float* added, const void* weight, int type, int width, float eps, int bf16, float* out) {
+KERNEL add_rms_norm(void* x, const void* added, const void* weight, int type, int width, float eps, int bf16, void* out) {
     __shared__ float sums[32];
     u64 row = static_cast<u64>(blockIdx.x) * width;
     float sum = 0.0f;
     for (int i = threadIdx.x; i < width; i += blockDim.x) {
-        float v = x[row + i];
+        float v = read(x, row + i, bf16);
         if (added) {
-            v = rounded(v + added[row + i], bf16);
-            x[row + i] = v;
+            v = rounded(v + read(added, row + i, bf16), bf16);
+            write(x, row + i, v, bf16);
         }
         sum = fmaf(v, v, sum);
     }
@@ -29,59 +29,66 @@ KERNEL add_rms_norm(float* x, const float* added, const void* weight, int type, 
     for (u32 i = 0; i < blockDim.x / 32; i++) total += sums[i];
     float factor = 1.0f / sqrtf(total / static_cast<float>(width) + eps);
     for (int i = threadIdx.x; i < width; i += blockDim.x) {
-        out[row + i] = rounded(value_at(weight, i, type) * rounded(x[row + i] * factor, bf16), bf16);
+        write(out, row + i, value_at(weight, i, type) * rounded(read(x, row + i, bf16) * factor, bf16), bf16);
     }
 }
 
 // to = to + x.
-KERNEL add(float* to, const float* x, u64 n, int bf16) {
+KERNEL add(void* to, const void* x, u64 n, int bf16) {
     u64 i = static_cast<u64>(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i < n) to[i] = rounded(to[i] + x[i], bf16);
+    if (i < n) write(to, i, read(to, i, bf16) + read(x, i, bf16), bf16);
 }
 
 // gate = silu(gate) · up.
-KERNEL silu_mul(float* gate, const float* up, u64 n, int bf16) {
+KERNEL silu_mul(void* gate, const void* up, u64 n, int bf16) {
     u64 i = static_cast<u64>(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i < n) gate[i] = rounded(rounded(silu(gate[i]), bf16) * up[i], bf16);
+    if (i < n) write(gate, i, rounded(silu(read(gate, i, bf16)), bf16) * read(up, i, bf16), bf16);
 }
 
 // Norms and rotates the heads of q and k, and puts k and v where attention finds them: position + token of the cache.
 // One warp per head of q, then of k, then of v; blockIdx.x is the token. `cos` and `sin` are [positions, width / 2].
-KERNEL heads(float* q, const float* k, const float* v, const void* q_norm, int q_type, const void* k_norm, int k_type,
+KERNEL heads(void* q, const void* k, const void* v, const void* q_norm, int q_type, const void* k_norm, int k_type,
              const float* cos, const float* sin, float eps, int queries, int kv_heads, int width, const int* position,
-             float* keys, float* values, int bf16) {
+             void* keys, void* values, int bf16) {
     int head = blockIdx.y * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (head >= queries + 2 * kv_heads) return;
     u64 token = blockIdx.x, at = token + *position;
     u64 cached = (at * kv_heads + (head - queries) % kv_heads) * width;
     if (head >= queries + kv_heads) {
         u64 from = (token * kv_heads + head - queries - kv_heads) * width;
-        for (int i = lane; i < width; i += 32) values[cached + i] = v[from + i];
+        for (int i = lane; i < width; i += 32) write(values, cached + i, read(v, from + i, bf16), bf16);
         return;
     }
     bool is_query = head < queries;
-    const float* from = is_query ? q + (token * queries + head) * width : k + (token * kv_heads + head - queries) * width;
-    float* to = is_query ? q + (token * queries + head) * width : keys + cached;
+    const void* from = is_query ? q : k;
+    void* to = is_query ? q : keys;
+    u64 first = is_query ? (token * queries + head) * width : (token * kv_heads + head - queries) * width;
+    u64 first_to = is_query ? first : cached;
     const void* norm = is_query ? q_norm : k_norm;
     int type = is_query ? q_type : k_type, half = width / 2;
     float sum = 0.0f;
-    for (int i = lane; i < width; i += 32) sum = fmaf(from[i], from[i], sum);
+    for (int i = lane; i < width; i += 32) {
+        float x = read(from, first + i, bf16);
+        sum = fmaf(x, x, sum);
+    }
     float factor = 1.0f / sqrtf(warp_sum(sum) / static_cast<float>(width) + eps);
     for (int j = lane; j < half; j += 32) {
-        float a = rounded(value_at(norm, j, type) * rounded(from[j] * factor, bf16), bf16);
-        float b = rounded(value_at(norm, j + half, type) * rounded(from[j + half] * factor, bf16), bf16);
+        float low = read(from, first + j, bf16), high = read(from, first + j + half, bf16);
+        float a = rounded(value_at(norm, j, type) * rounded(low * factor, bf16), bf16);
+        float b = rounded(value_at(norm, j + half, type) * rounded(high * factor, bf16), bf16);
         float c = cos[at * half + j], s = sin[at * half + j];
-        to[j] = rounded(rounded(a * c, bf16) + rounded(-b * s, bf16), bf16);
-        to[j + half] = rounded(rounded(b * c, bf16) + rounded(a * s, bf16), bf16);
+        write(to, first_to + j, rounded(a * c, bf16) + rounded(-b * s, bf16), bf16);
+        write(to, first_to + j + half, rounded(b * c, bf16) + rounded(a * s, bf16), bf16);
     }
 }
 
 // The greatest logit of every block's part: `best[blockIdx.x]`. -0 and 0 are equal. Blocks of 256 threads.
-KERNEL argmax_parts(const float* logits, int n, u64* best) {
+KERNEL argmax_parts(const void* logits, int n, int bf16, u64* best) {
     __shared__ u64 of_warp[8];
     u64 most = 0;
     for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) {
-        u64 key = order_key(logits[i] == 0.0f ? 0.0f : logits[i], i);
+        float x = read(logits, i, bf16);
+        u64 key = order_key(x == 0.0f ? 0.0f : x, i);
         most = key > most ? key : most;
     }
     most = warp_greatest(most);
@@ -94,13 +101,13 @@ KERNEL argmax_parts(const float* logits, int n, u64* best) {
 }
 
 // The greatest of all: its id becomes the next token, and the next position is counted. One warp.
-KERNEL argmax_next(const u64* best, int parts, u32* id, int* position, float* logit, const float* logits) {
+KERNEL argmax_next(const u64* best, int parts, u32* id, int* position, float* logit, const void* logits, int bf16) {
     u64 most = 0;
     for (int i = threadIdx.x; i < parts; i += 32) most = best[i] > most ? best[i] : most;
     most = warp_greatest(most);
     if (threadIdx.x == 0) {
         *id = key_id(most);
-        *logit = logits[key_id(most)];
+        *logit = read(logits, key_id(most), bf16);
         *position += 1;
     }
 }
