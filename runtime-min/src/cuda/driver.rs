@@ -6,6 +6,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::{null, null_mut};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use cudarc::driver::sys;
 
@@ -197,7 +198,12 @@ pub(super) struct Gpu {
 struct Kernel {
     function: sys::CUfunction,
     parameters: Vec<usize>,
+    /// Bytes of dynamic shared memory that a launch may ask for so far.
+    shared: AtomicU32,
 }
+
+/// Dynamic shared memory that a kernel gets without asking (CUDA C++ Programming Guide, compute capabilities).
+const SHARED_BYTES: u32 = 48 << 10;
 
 // SAFETY: the driver's handles may be used by any thread that has set the context, which every method does first
 unsafe impl Send for Gpu {}
@@ -253,7 +259,7 @@ impl Gpu {
             let mut function = null_mut();
             let c_name = CString::new(name).unwrap_or_default();
             driver!(cuModuleGetFunction(&raw mut function, gpu.module, c_name.as_ptr()))?;
-            gpu.kernels.insert(name, Kernel { function, parameters });
+            gpu.kernels.insert(name, Kernel { function, parameters, shared: AtomicU32::new(SHARED_BYTES) });
         }
         let not_default = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         driver!(cuStreamCreate(&raw mut gpu.work, not_default))?;
@@ -377,6 +383,11 @@ impl Gpu {
         if !sizes.clone().eq(kernel.parameters.iter().copied()) {
             let sizes: Vec<usize> = sizes.collect();
             return Err(unknown(format!("parameters of {sizes:?} bytes, wanted {:?}", kernel.parameters)));
+        }
+        if shared > kernel.shared.load(Ordering::Relaxed) {
+            let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            driver!(cuFuncSetAttribute(kernel.function, most, shared.cast_signed()))?;
+            kernel.shared.store(shared, Ordering::Relaxed);
         }
         let mut pointers: Vec<*mut c_void> = arguments.iter().map(Argument::pointer).collect();
         let [x, y, z] = grid;

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <deque>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -30,8 +32,22 @@ struct Dim3 {
     unsigned x, y, z;
 };
 
+// An asynchronous copy to shared memory, made when somebody waits for it, as late as it may be.
+struct Copy {
+    void* to;
+    const void* from;
+    unsigned bytes;
+
+    void make() const {
+        std::memset(to, 0, 16);
+        std::memcpy(to, from, bytes);
+    }
+};
+
 struct Lane {
     Dim3 thread;
+    // groups that were committed, then the one that is open
+    mutable std::deque<std::vector<Copy>> copies;
 };
 
 extern thread_local const Lane* lane;
@@ -65,6 +81,11 @@ Warp<T> exchanged(const T& mine) {
 }
 
 void require_full(unsigned mask);
+
+// Copies are made at once, as early as they may be.
+bool early_copies();
+
+[[noreturn]] void misused(const char* what);
 
 } // namespace shim
 
@@ -110,6 +131,48 @@ inline float shim_from_f16(unsigned short bits) {
               : exponent == 31 ? (fraction ? NAN : INFINITY)
                                : std::ldexp(static_cast<float>(fraction | 1024), exponent - 25);
     return bits & 0x8000 ? -x : x;
+}
+
+// PTX ISA, cp.async with a source size: what the source does not fill is 0.
+inline void shim_copy_async(void* to, const void* from, unsigned bytes) {
+    if (bytes > 16 || reinterpret_cast<uintptr_t>(to) % 16 || (bytes && reinterpret_cast<uintptr_t>(from) % 16))
+        shim::misused("cp.async at an address that is no multiple of 16");
+    shim::Copy copy = {to, from, bytes};
+    if (shim::early_copies()) return copy.make();
+    auto& groups = shim::lane->copies;
+    if (groups.empty()) groups.emplace_back();
+    groups.back().push_back(copy);
+}
+
+inline void shim_commit_copies() {
+    if (shim::lane->copies.empty()) shim::lane->copies.emplace_back();
+    shim::lane->copies.emplace_back();
+}
+
+// Waits until at most `left` committed groups are on their way.
+inline void shim_wait_copies(unsigned left) {
+    auto& groups = shim::lane->copies;
+    while (groups.size() > left + 1) {
+        for (const auto& copy : groups.front()) copy.make();
+        groups.pop_front();
+    }
+}
+
+// PTX ISA, ldmatrix.x4: lane i gives the address of row i % 8 of matrix i / 8.
+inline void shim_load_matrices(unsigned to[4], const void* row, bool transposed) {
+    if (reinterpret_cast<uintptr_t>(row) % 16) shim::misused("ldmatrix at an address that is no multiple of 16");
+    struct Row {
+        unsigned short values[8];
+    } mine;
+    std::memcpy(&mine, row, sizeof mine);
+    auto all = shim::exchanged(mine);
+    unsigned lane = threadIdx.x % 32;
+    for (unsigned i = 0; i < 4; i++) {
+        unsigned first = lane / 4, pair = lane % 4 * 2;
+        unsigned low = transposed ? all.of(i * 8 + pair).values[first] : all.of(i * 8 + first).values[pair];
+        unsigned high = transposed ? all.of(i * 8 + pair + 1).values[first] : all.of(i * 8 + first).values[pair + 1];
+        to[i] = low | high << 16;
+    }
 }
 
 // PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type": where each value of a lane lies.

@@ -9,7 +9,8 @@
 //   SEGPACK_SHIM_DEVICES=N             devices (default 1)
 //   SEGPACK_SHIM_DRIVER=12080          version of CUDA
 //   SEGPACK_SHIM_CAPABILITY=8          first digit of the compute capability
-//   SEGPACK_SHIM_ORDER=reverse         lanes run from the last to the first; so does segpack_shim_reverse(1)
+//   SEGPACK_SHIM_ORDER=reverse         lanes run from the last to the first, and copies to shared memory are made as early
+//                                      as they may be instead of as late; so does segpack_shim_reverse(1)
 //   SEGPACK_SHIM_EAGER=N               work of the N-th stream, counted from 1, runs at once
 //   SEGPACK_SHIM_DROP=FUNCTION         calls of this function do nothing, as if the program had left them out
 //   SEGPACK_SHIM_FAIL=FUNCTION:N       the N-th call of this function fails, counted from 1; after a wait that failed the
@@ -54,7 +55,8 @@ thread_local Dim3 block_index, block_size, grid_size;
 
 namespace {
 
-enum { STACK_BYTES = 64 << 10, SHARED_BYTES = 48 << 10 };
+// shared memory: what every architecture from 8.0 on gives a block that asks for it (8.6, 8.9 and 12.x give no more)
+enum { STACK_BYTES = 64 << 10, SHARED_BYTES = 99 << 10, SHARED_UNASKED = 48 << 10 };
 
 struct Fiber {
     jmp_buf place;
@@ -75,6 +77,7 @@ struct Host {
     std::vector<std::unique_ptr<Fiber>> fibers;
     std::vector<WarpState> warps;
     unsigned arrived = 0, generation = 0, threads = 0;
+    bool early = false;
     jmp_buf scheduler;
     const std::function<void()>* kernel = nullptr;
     Fiber* current = nullptr;
@@ -153,12 +156,14 @@ void run_block(const std::function<void()>& kernel, const std::string& name) {
     unsigned n = h.threads, left = n;
     bool backwards = reversed();
     h.kernel = &kernel;
+    h.early = backwards;
     h.arrived = 0;
     for (auto& warp : h.warps) warp.arrived = 0;
     std::memset(h.shared, 0xff, sizeof h.shared); // NaN
     for (unsigned i = 0; i < n; i++) {
         Fiber& f = *h.fibers[i];
         f.done = false, f.waits_for = nullptr;
+        f.lane.copies = {};
         f.lane.thread = {i % block_size.x, i / block_size.x % block_size.y, i / block_size.x / block_size.y};
     }
     unsigned warps = (n + 31) / 32;
@@ -203,6 +208,10 @@ const void* exchange(const void* mine, unsigned bytes, unsigned stride) {
     }
     return values;
 }
+
+bool early_copies() { return host->early; }
+
+void misused(const char* what) { broken(what); }
 
 void require_full(unsigned mask) {
     if (mask != 0xffffffffu) broken("a warp operation with a mask that is not full");
@@ -557,13 +566,26 @@ EXPORT int cuModuleGetFunction(const Function** function, void* module, const ch
     return NOT_FOUND;
 }
 
+// Most dynamic shared memory of a launch, which a call of cuFuncSetAttribute raises.
+static unsigned& asked_shared(const Function* f) {
+    static std::map<const Function*, unsigned> asked;
+    return asked.try_emplace(f, shim::SHARED_UNASKED).first->second;
+}
+
+EXPORT int cuFuncSetAttribute(const Function* f, int attribute, int value) {
+    IN_CONTEXT(INVALID_HANDLE);
+    if (attribute != 8 || value < 0 || value > shim::SHARED_BYTES) return INVALID_VALUE; // MAX_DYNAMIC_SHARED_SIZE_BYTES
+    asked_shared(f) = value;
+    return SUCCESS;
+}
+
 EXPORT int cuLaunchKernel(const Function* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                           unsigned shared, Stream* stream, void** arguments, void** extra) {
     IN_CONTEXT(LAUNCH_FAILED);
     if (!known(stream)) return INVALID_HANDLE;
     if (!gx || !gy || !gz || !bx || by != 1 || bz != 1 || bx > 1024 || gy > 65535 || gz > 65535 || extra)
         return INVALID_VALUE;
-    if (shared > shim::SHARED_BYTES) return INVALID_VALUE;
+    if (shared > asked_shared(f)) return INVALID_VALUE;
     Bound kernel = f->bind(arguments);
     std::string name = f->name;
     shim::Dim3 grid = {gx, gy, gz}, block = {bx, by, bz};
