@@ -24,7 +24,8 @@ import tempfile
 NVRTC = (12, 8)
 PTX_VERSION = "7.8"  # CUDA 11.8; mma.sync with bf16 needs 7.0
 ARCHITECTURES = [80, 86, 89, 90, 100, 103, 110, 120, 121]
-OPTIONS = ["--gpu-architecture=compute_80", "--std=c++17"]
+# without --fmad=false a sum of a product may or may not be rounded in between, kernel by kernel; fmaf stays what it is
+OPTIONS = ["--gpu-architecture=compute_80", "--std=c++17", "--fmad=false"]
 HERE = pathlib.Path(__file__).resolve().parent
 KERNELS, PTX = HERE / "kernels", HERE / "kernels.ptx"
 

@@ -17,7 +17,7 @@ use segpack_manifests::families::TextFacts;
 
 use super::driver::{CudaError, DeviceInfo, Gpu, Graph, HostMemory, Memory, Place, Stream};
 use super::launch::{
-    Cache, Choice, Launch, Layer, Linear as Operands, Turns as HeadTurns, Values as View, Weights,
+    Cache, Choice, Launch, Layer, Linear as Operands, Norm, Turns as HeadTurns, Values as View, Weights,
     activation_bytes,
 };
 use super::layout::{Buffers, LEAST_HOST_SLOTS, LOGIT_ROWS, Sizes, demand, host_slots};
@@ -100,6 +100,11 @@ pub struct CudaModel<'a> {
     is_plain: bool,
     /// `Added` is still to be added to `X`.
     pending: bool,
+    /// X is in its second place.
+    is_other_x: bool,
+    /// A norm of X to Normed, and the router's product of that, which wait for a launch that takes them along.
+    norm: Option<At>,
+    router: Option<(Linear, usize)>,
     graph: Step,
     /// The device chose the next token itself: it is the first of `ids`.
     has_chosen: bool,
@@ -187,6 +192,9 @@ impl<'a> CudaModel<'a> {
             batch_tokens: 0,
             is_plain: false,
             pending: false,
+            is_other_x: false,
+            norm: None,
+            router: None,
             bytes_copied: 0,
             waited: Duration::ZERO,
             facts: facts.clone(),
@@ -220,7 +228,8 @@ impl<'a> CudaModel<'a> {
     /// The rows of some tokens: of a pass at their place, of a batch from its start.
     fn rows(&self, values: Values, tokens: &Range<usize>) -> View {
         let width = self.width(values);
-        let all = self.buffers.values[values as usize];
+        let is_other = values == Values::X && self.is_other_x;
+        let all = if is_other { self.buffers.other_x } else { self.buffers.values[values as usize] };
         if values.of_pass() {
             all.part(tokens.start * width..tokens.end * width)
         } else {
@@ -304,6 +313,78 @@ impl<'a> CudaModel<'a> {
     }
 
     /// Values, widened where they are bf16.
+    /// A norm as the kernels know it; what is still to be added goes to `sum`.
+    fn norm_of(&self, weight: At, normed: View, sum: View) -> Result<Norm, RunError> {
+        let added = self.pending.then(|| (self.all_rows(Values::Added), sum));
+        let weight = self.weights(weight.group, weight.weight)?;
+        Ok(Norm { weight, eps: self.eps(), added, normed })
+    }
+
+    /// The norm that waits, for a launch that reads X. After that launch X is where [`normed`](Self::normed) says.
+    fn waiting_norm(&self) -> Result<Option<Norm>, RunError> {
+        let other =
+            if self.is_other_x { self.buffers.values[Values::X as usize] } else { self.buffers.other_x };
+        let width = self.width(Values::X);
+        let sum = || other.part(0..self.tokens * width);
+        self.norm.map(|weight| self.norm_of(weight, self.all_rows(Values::Normed), sum())).transpose()
+    }
+
+    /// The norm that waited is queued, with what was to be added.
+    fn normed(&mut self) {
+        if self.norm.take().is_some() {
+            self.is_other_x ^= std::mem::take(&mut self.pending);
+        }
+    }
+
+    /// Queues what waits on its own.
+    fn queue_waiting(&mut self) -> Result<(), RunError> {
+        if let Some(weight) = self.norm.take() {
+            self.queue_norm(Values::X, Values::Normed, weight)?;
+        }
+        if let Some((linear, group)) = self.router.take() {
+            let all = 0..self.tokens;
+            self.queue_products(Values::Normed, None, &all, group, &[(&linear, Values::Router)])?;
+        }
+        Ok(())
+    }
+
+    fn queue_norm(&mut self, from: Values, to: Values, weight: At) -> Result<(), RunError> {
+        let x = self.all_rows(from);
+        let is_pending = from == Values::X && self.pending;
+        let norm = self.norm_of(weight, self.all_rows(to), x)?;
+        let norm = Norm { added: norm.added.filter(|_| is_pending), ..norm };
+        self.launch().norm(x, norm)?;
+        self.pending &= !is_pending;
+        Ok(())
+    }
+
+    fn queue_products(
+        &self,
+        from: Values,
+        norm: Option<&Norm>,
+        tokens: &Range<usize>,
+        group: usize,
+        products: &[(&Linear, Values)],
+    ) -> Result<(), RunError> {
+        let x = self.rows(from, tokens);
+        let operands =
+            products.iter().map(|(linear, to)| self.operands(linear, group, self.rows(*to, tokens)));
+        let operands = operands.collect::<Result<Vec<Operands>, RunError>>()?;
+        for same in operands.chunk_by(|a, b| a.0.dtype == b.0.dtype) {
+            self.launch().products(x, norm, same)?;
+        }
+        Ok(())
+    }
+
+    fn operands(&self, linear: &Linear, group: usize, to: View) -> Result<Operands, RunError> {
+        let bias = linear.bias.map(|b| self.weights(group, b)).transpose()?;
+        Ok((self.weights(group, linear.weight)?, bias, to))
+    }
+
+    fn is_few(&self) -> bool {
+        Launch::is_few(self.tokens, index(self.facts.hidden_size))
+    }
+
     fn download(&self, from: View) -> Result<Vec<f32>, RunError> {
         let mut values = vec![0.0; from.len];
         if from.width == size_of::<f32>() {
@@ -526,7 +607,7 @@ impl<'a> CudaModel<'a> {
         let logits = self.buffers.logits.part(0..tokens.len() * head.rows);
         let x = self.rows(Values::X, &tokens);
         let operands: [Operands; 1] = [(head, None, logits)];
-        self.launch().products(x, &operands)?;
+        self.launch().products(x, None, &operands)?;
         Ok(logits)
     }
 
@@ -719,6 +800,8 @@ impl<'a> Device<'a> for CudaModel<'a> {
         self.tokens = tokens;
         self.has_chosen = false;
         self.pending = false;
+        self.is_other_x = false;
+        (self.norm, self.router) = (None, None);
         if !self.buffers.turns_there {
             let all = turns(0..self.buffers.turns[0].len / (self.heads.width / 2).max(1));
             for (view, values) in self.buffers.turns.iter().zip([all.0, all.1]) {
@@ -757,8 +840,10 @@ impl<'a> Device<'a> for CudaModel<'a> {
     }
 
     fn read(&mut self, values: Values) -> Result<Cow<'_, [f32]>, RunError> {
-        if values == Values::X {
-            self.settle()?;
+        match values {
+            Values::X => self.settle()?,
+            Values::Normed | Values::Router => self.queue_waiting()?,
+            _ => {}
         }
         Ok(Cow::Owned(self.download(self.all_rows(values))?))
     }
@@ -772,10 +857,12 @@ impl<'a> Device<'a> for CudaModel<'a> {
     }
 
     fn norm(&mut self, from: Values, to: Values, weight: At) -> Result<(), RunError> {
-        let weight = self.weights(weight.group, weight.weight)?;
-        let pending = from == Values::X && std::mem::take(&mut self.pending);
-        let added = pending.then(|| self.all_rows(Values::Added));
-        Ok(self.launch().norm(self.all_rows(from), added, weight, self.eps(), self.all_rows(to))?)
+        self.queue_waiting()?;
+        if (from, to) == (Values::X, Values::Normed) && self.is_few() {
+            self.norm = Some(weight);
+            return Ok(());
+        }
+        self.queue_norm(from, to, weight)
     }
 
     fn products(
@@ -786,15 +873,22 @@ impl<'a> Device<'a> for CudaModel<'a> {
         products: &[(&Linear, Values)],
     ) -> Result<(), RunError> {
         self.batch_tokens = tokens.len();
-        let mut operands: Vec<Operands> = Vec::new();
-        for (linear, to) in products {
-            let bias = linear.bias.map(|b| self.weights(group, b)).transpose()?;
-            operands.push((self.weights(group, linear.weight)?, bias, self.rows(*to, &tokens)));
+        if let [(linear, Values::Router)] = products
+            && from == Values::Normed
+            && self.is_few()
+        {
+            self.router = Some((**linear, group));
+            return Ok(());
         }
-        let x = self.rows(from, &tokens);
-        for same in operands.chunk_by(|a, b| a.0.dtype == b.0.dtype) {
-            self.launch().products(x, same)?;
+        let dtype = |p: &(&Linear, Values)| p.0.weight.dtype;
+        let is_one = tokens.len() == self.tokens && products.iter().all(|p| dtype(p) == dtype(&products[0]));
+        if from != Values::Normed || self.norm.is_none() || !is_one {
+            self.queue_waiting()?;
+            return self.queue_products(from, None, &tokens, group, products);
         }
+        let norm = self.waiting_norm()?;
+        self.queue_products(Values::X, norm.as_ref(), &tokens, group, products)?;
+        self.normed();
         Ok(())
     }
 
@@ -839,8 +933,18 @@ impl<'a> Device<'a> for CudaModel<'a> {
     fn route(&mut self, layer: ExpertLayer<'a, '_>) -> Result<(), RunError> {
         let of = self.layer(layer.number, Place::NULL);
         let choice = Choice { uses: self.uses(layer.number), ..self.buffers.choice };
-        let logits = self.all_rows(Values::Router);
-        self.launch().route(logits, of, self.facts.norm_topk_prob, choice)?;
+        let (logits, normalise) = (self.all_rows(Values::Router), self.facts.norm_topk_prob);
+        if let Some((linear, group)) = self.router {
+            let norm = self.waiting_norm()?;
+            let x = self.all_rows(if norm.is_some() { Values::X } else { Values::Normed });
+            let operands = self.operands(&linear, group, logits)?;
+            let choice = (choice, self.buffers.arrived);
+            self.launch().router(x, norm.as_ref(), operands, of, normalise, choice)?;
+            self.normed();
+            self.router = None;
+        } else {
+            self.launch().route(logits, of, normalise, choice)?;
+        }
         Ok(self.launch().sort(self.tokens, of, choice)?)
     }
 
@@ -857,8 +961,13 @@ impl<'a> Device<'a> for CudaModel<'a> {
 
     fn experts(&mut self, layer: ExpertLayer<'a, '_>) -> Result<Vec<(u32, bool)>, RunError> {
         let Some(table) = &self.layers[layer.number].table else { return self.experts_on_demand(layer) };
-        self.queue_experts(layer.number, table.place())?;
-        self.combine(layer.number)?;
+        let (b, of) = (&self.buffers, self.layer(layer.number, table.place()));
+        let [x, added] = [Values::Normed, Values::Added].map(|values| self.all_rows(values));
+        let gate = b.gate.part(0..self.tokens * of.best * of.inner);
+        if !self.launch().all_experts(x, of, b.choice, gate, added)? {
+            self.queue_experts(layer.number, table.place())?;
+            self.combine(layer.number)?;
+        }
         Ok(Vec::new())
     }
 

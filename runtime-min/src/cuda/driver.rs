@@ -609,7 +609,10 @@ pub(super) enum Argument {
     Long(u64),
     Int(i32),
     Float(f32),
+    Product(Product),
     Products(Products),
+    Norm(Norm),
+    Choice(Choice),
     Experts(Experts),
 }
 
@@ -618,7 +621,10 @@ impl Argument {
         match self {
             Self::Place(_) | Self::Long(_) => 8,
             Self::Int(_) | Self::Float(_) => 4,
+            Self::Product(_) => size_of::<Product>(),
             Self::Products(_) => size_of::<Products>(),
+            Self::Norm(_) => size_of::<Norm>(),
+            Self::Choice(_) => size_of::<Choice>(),
             Self::Experts(_) => size_of::<Experts>(),
         }
     }
@@ -628,7 +634,10 @@ impl Argument {
             Self::Place(Place(x)) | Self::Long(x) => (&raw const *x).cast(),
             Self::Int(x) => (&raw const *x).cast(),
             Self::Float(x) => (&raw const *x).cast(),
+            Self::Product(x) => (&raw const *x).cast(),
             Self::Products(x) => (&raw const *x).cast(),
+            Self::Norm(x) => (&raw const *x).cast(),
+            Self::Choice(x) => (&raw const *x).cast(),
             Self::Experts(x) => (&raw const *x).cast(),
         };
         pointer.cast_mut()
@@ -648,6 +657,29 @@ pub(super) struct Product {
 
 /// `Products` of device.cuh.
 pub(super) type Products = [Product; 3];
+
+/// `Norm` of dot.cuh.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub(super) struct Norm {
+    pub(super) added: u64,
+    pub(super) weight: u64,
+    pub(super) sum: u64,
+    pub(super) normed: u64,
+    pub(super) kind: i32,
+    pub(super) eps: f32,
+}
+
+/// `Choice` of router.cu.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(super) struct Choice {
+    pub(super) probabilities: u64,
+    pub(super) ids: u64,
+    pub(super) weights: u64,
+    pub(super) order: u64,
+    pub(super) uses: u64,
+}
 
 /// `Experts` of gemm.cu.
 #[derive(Debug, Clone, Copy)]

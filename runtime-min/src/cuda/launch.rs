@@ -13,10 +13,15 @@ use Argument::{Float, Int, Long};
 pub(super) const FEW_TOKENS: usize = 4;
 /// The widest heads that attention takes.
 pub(super) const MOST_HEAD_WIDTH: usize = 128;
-/// Dynamic shared memory that every device gives a block.
-const SHARED_BYTES: usize = 48 << 10;
-/// Warps of a block that multiplies row by row.
+/// Dynamic shared memory that every device gives a block that asks for it (8.6, 8.9 and 12.x give no more).
+const SHARED_BYTES: usize = 99 << 10;
+/// Threads of a block that multiplies row by row, and its warps.
+const GEMV_THREADS: u32 = 256;
 const GEMV_WARPS: usize = 8;
+/// Columns that a warp loads at a time (dot.cuh).
+const WARP_COLUMNS: usize = 256;
+/// Blocks of dense products row by row that a multiprocessor has at a time: more would only bring their input again.
+const GEMV_BLOCKS: usize = 4;
 /// Tokens and rows of a tile of `fma`, then of `mma` (gemm.cu).
 const FMA_TILE: (usize, usize) = (64, 64);
 const MMA_TILE: (usize, usize) = (64, 128);
@@ -118,6 +123,18 @@ pub(super) struct Choice {
     pub(super) uses: Place,
 }
 
+impl Choice {
+    fn argument(self) -> Argument {
+        Argument::Choice(driver::Choice {
+            probabilities: self.probabilities.0,
+            ids: self.ids.0,
+            weights: self.weights.0,
+            order: self.order.0,
+            uses: self.uses.0,
+        })
+    }
+}
+
 /// Bytes of the list of tiles that experts with so many pairs can have.
 pub(super) fn tiles_bytes(pairs: usize, experts: usize) -> usize {
     (1 + most_tiles(pairs, experts)) * 16
@@ -136,6 +153,13 @@ pub(super) struct Layer {
     pub(super) best: usize,
     pub(super) hidden: usize,
     pub(super) inner: usize,
+}
+
+impl Layer {
+    /// Whether so many tokens go through the experts row by row.
+    fn is_few(&self, tokens: usize) -> bool {
+        Launch::is_few(tokens, self.hidden) && Launch::is_few(tokens, self.inner)
+    }
 }
 
 /// What attention reads.
@@ -163,6 +187,37 @@ pub(super) fn activation_bytes(compute: Compute) -> usize {
     match compute {
         Compute::F32 => 4,
         Compute::Bf16 => 2,
+    }
+}
+
+/// An RMS norm: of `x + added`, which `sum` becomes, or of `x`. `sum` may be `x` only where the norm is alone.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Norm {
+    pub(super) weight: Weights,
+    pub(super) eps: f32,
+    /// What is added, and where the sum goes.
+    pub(super) added: Option<(Values, Values)>,
+    pub(super) normed: Values,
+}
+
+impl Norm {
+    /// For the kernels. `x` is what is normed.
+    fn argument(this: Option<&Self>, x: Values, alone: bool) -> Argument {
+        let Some(norm) = this else { return Argument::Norm(driver::Norm::default()) };
+        assert!(norm.normed.len == x.len && x.len.is_multiple_of(norm.weight.rows), "{norm:?} of {}", x.len);
+        if let Some((added, sum)) = norm.added {
+            assert!(added.len == x.len && sum.len == x.len, "as many values to add");
+            assert!(alone || sum.place != x.place, "others still read x");
+        }
+        let [added, sum] = norm.added.map_or([Place::NULL; 2], |(added, sum)| [added.place, sum.place]);
+        Argument::Norm(driver::Norm {
+            added: added.0,
+            weight: norm.weight.place.0,
+            sum: sum.0,
+            normed: norm.normed.place.0,
+            kind: kind(norm.weight.dtype).0,
+            eps: norm.eps,
+        })
     }
 }
 
@@ -213,31 +268,11 @@ impl Launch<'_> {
         self.queue("embed", [tokens, 1, 1], 256, 0, &arguments)
     }
 
-    /// `x += added`, then `out = norm(x) · weight`.
-    pub(super) fn norm(
-        &self,
-        x: Values,
-        added: Option<Values>,
-        weight: Weights,
-        eps: f32,
-        out: Values,
-    ) -> Result<(), CudaError> {
-        let width = weight.rows;
-        assert!(width > 0 && x.len.is_multiple_of(width) && out.len == x.len, "{} values to norm", x.len);
-        assert!(added.is_none_or(|a| a.len == x.len), "as many values to add");
-        let added = added.map_or(Place::NULL, |a| a.place);
-        let arguments = [
-            x.argument(),
-            Argument::Place(added),
-            weight.argument(),
-            Int(kind(weight.dtype).0),
-            int(width),
-            Float(eps),
-            self.rounds(),
-            out.argument(),
-        ];
-        let block = if width >= 1024 { 512 } else { 128 };
-        self.queue("add_rms_norm", [x.len / width, 1, 1], block, 0, &arguments)
+    /// Rows of `x`, normed; see [`Norm`].
+    pub(super) fn norm(&self, x: Values, norm: Norm) -> Result<(), CudaError> {
+        let width = norm.weight.rows;
+        let arguments = [x.argument(), Norm::argument(Some(&norm), x, true), int(width), self.rounds()];
+        self.queue("rms_norm", [x.len / width, 1, 1], GEMV_THREADS, input_bytes(width), &arguments)
     }
 
     /// `to += x`.
@@ -254,8 +289,18 @@ impl Launch<'_> {
         self.queue("silu_mul", [gate.len.div_ceil(256), 1, 1], 256, 0, &arguments)
     }
 
-    /// Up to three products of the same `x`, whose weights have one dtype.
-    pub(super) fn products(&self, x: Values, linears: &[Linear]) -> Result<(), CudaError> {
+    /// Whether products of so many tokens go row by row, which can norm their input themselves.
+    pub(super) fn is_few(tokens: usize, columns: usize) -> bool {
+        tokens <= FEW_TOKENS && input_bytes(columns) <= SHARED_BYTES
+    }
+
+    /// Up to three products of the same `x`, whose weights have one dtype; after a norm, if they go row by row.
+    pub(super) fn products(
+        &self,
+        x: Values,
+        norm: Option<&Norm>,
+        linears: &[Linear],
+    ) -> Result<(), CudaError> {
         let Some((first, _, _)) = linears.first() else { return Ok(()) };
         let (dtype, columns) = (first.dtype, first.columns);
         let tokens = x.len / columns.max(1);
@@ -264,23 +309,25 @@ impl Launch<'_> {
         for (to, (weight, bias, out)) in products.iter_mut().zip(linears) {
             assert!(weight.dtype == dtype && weight.columns == columns, "products of one input");
             assert!(out.len == tokens * weight.rows && bias.is_none_or(|b| b.rows == weight.rows), "{out:?}");
-            *to = driver::Product {
-                weight: weight.place.0,
-                bias: bias.map_or(0, |b| b.place.0),
-                out: out.place.0,
-                rows: i32::try_from(weight.rows).unwrap_or(i32::MAX),
-                bias_type: bias.map_or(0, |b| kind(b.dtype).0),
-            };
+            *to = product((*weight, *bias, *out));
         }
         let most = linears.iter().map(|l| l.0.rows).max().unwrap_or(0);
-        let mut arguments = vec![Argument::Products(products), x.argument(), int(columns)];
-        if tokens <= FEW_TOKENS {
-            arguments.push(self.rounds());
-            let pairs: usize = linears.iter().map(|l| l.0.rows.div_ceil(2)).sum();
-            let grid = [pairs.div_ceil(GEMV_WARPS), tokens, 1];
-            return self.queue(by_dtype!(dtype, "gemv"), grid, 256, columns * 4, &arguments);
+        if Self::is_few(tokens, columns) {
+            let rows: usize = linears.iter().map(|l| l.0.rows).sum();
+            let most = self.gpu.info().multiprocessors as usize * GEMV_BLOCKS;
+            let grid = [rows.div_ceil(GEMV_WARPS).min(most.max(1)), tokens, 1];
+            let norm = Norm::argument(norm, x, false);
+            let arguments = [Argument::Products(products), x.argument(), norm, int(columns), self.rounds()];
+            return self.queue(
+                by_dtype!(dtype, "gemv"),
+                grid,
+                GEMV_THREADS,
+                input_bytes(columns),
+                &arguments,
+            );
         }
-        arguments.push(int(tokens));
+        assert!(norm.is_none(), "products of {tokens} tokens are normed before");
+        let mut arguments = vec![Argument::Products(products), x.argument(), int(columns), int(tokens)];
         let (name, tile) = if self.uses_mma(dtype) {
             ("gemm_mma", MMA_TILE)
         } else {
@@ -389,21 +436,46 @@ impl Launch<'_> {
         normalise: bool,
         choice: Choice,
     ) -> Result<(), CudaError> {
-        let shared = layer.experts * 8;
-        assert!(layer.best <= layer.experts && shared <= SHARED_BYTES, "{layer:?}");
         let arguments = [
             logits.argument(),
             int(layer.experts),
             int(layer.best),
             Int(i32::from(normalise)),
             self.rounds(),
-            Argument::Place(choice.probabilities),
-            Argument::Place(choice.ids),
-            Argument::Place(choice.weights),
-            Argument::Place(choice.order),
-            Argument::Place(choice.uses),
+            choice.argument(),
         ];
-        self.queue("route", [logits.len / layer.experts, 1, 1], 32, shared, &arguments)
+        let grid = [logits.len / layer.experts, 1, 1];
+        self.queue("route", grid, 32, choice_bytes(layer), &arguments)
+    }
+
+    /// The router's product after a norm, then as [`route`](Self::route): one launch for few tokens. `arrived` has a
+    /// number for each of them, which is 0.
+    pub(super) fn router(
+        &self,
+        x: Values,
+        norm: Option<&Norm>,
+        linear: Linear,
+        layer: Layer,
+        normalise: bool,
+        (choice, arrived): (Choice, Place),
+    ) -> Result<(), CudaError> {
+        let (weight, _, logits) = linear;
+        let (columns, tokens) = (weight.columns, logits.len / weight.rows);
+        assert!(Self::is_few(tokens, columns) && x.len == tokens * columns && weight.rows == layer.experts);
+        let arguments = [
+            Argument::Product(product(linear)),
+            x.argument(),
+            Norm::argument(norm, x, false),
+            int(columns),
+            int(layer.best),
+            Int(i32::from(normalise)),
+            self.rounds(),
+            choice.argument(),
+            Argument::Place(arrived),
+        ];
+        let grid = [weight.rows.div_ceil(GEMV_WARPS), tokens, 1];
+        let shared = input_bytes(columns).max(choice_bytes(layer));
+        self.queue(by_dtype!(weight.dtype, "router"), grid, GEMV_THREADS, shared, &arguments)
     }
 
     /// `y[pair]` = the output of the pair's expert, for those experts that the table has now. `gate` and `up` have room for
@@ -420,23 +492,13 @@ impl Launch<'_> {
         let pairs = tokens * best;
         assert!(gate.len == pairs * inner && up.len == gate.len && y.len == pairs * hidden, "{layer:?}");
         let (table, ids) = (Argument::Place(table), Argument::Place(choice.ids));
-        if tokens <= FEW_TOKENS {
-            let arguments = [
-                table,
-                ids,
-                int(best),
-                x.argument(),
-                int(hidden),
-                int(inner),
-                self.rounds(),
-                gate.argument(),
-            ];
-            let grid = [inner.div_ceil(GEMV_WARPS), pairs, 1];
-            self.queue(by_dtype!(dtype, "expert_gate_up"), grid, 256, hidden * 4, &arguments)?;
+        if layer.is_few(tokens) {
+            self.gate_up(x, layer, choice, gate)?;
             let arguments =
                 [table, ids, gate.argument(), int(inner), int(hidden), self.rounds(), y.argument()];
-            let grid = [hidden.div_ceil(2).div_ceil(GEMV_WARPS), pairs, 1];
-            return self.queue(by_dtype!(dtype, "expert_down"), grid, 256, inner * 4, &arguments);
+            let grid = [hidden.div_ceil(GEMV_WARPS), pairs, 1];
+            let shared = input_bytes(inner);
+            return self.queue(by_dtype!(dtype, "expert_down"), grid, GEMV_THREADS, shared, &arguments);
         }
         let mma = self.uses_mma(dtype);
         let (name, tile) =
@@ -466,11 +528,66 @@ impl Launch<'_> {
         run(2, gate, [y, y], hidden, inner, 1)
     }
 
+    /// `gate[pair]` = silu(gate · x) · (up · x) of few tokens.
+    fn gate_up(&self, x: Values, layer: Layer, choice: Choice, gate: Values) -> Result<(), CudaError> {
+        let Layer { table, dtype, best, hidden, inner, .. } = layer;
+        let arguments = [
+            Argument::Place(table),
+            Argument::Place(choice.ids),
+            int(best),
+            x.argument(),
+            int(hidden),
+            int(inner),
+            self.rounds(),
+            gate.argument(),
+        ];
+        let grid = [inner.div_ceil(GEMV_WARPS), gate.len / inner, 1];
+        self.queue(by_dtype!(dtype, "expert_gate_up"), grid, GEMV_THREADS, input_bytes(hidden), &arguments)
+    }
+
+    /// [`experts`](Self::experts) and [`combine`](Self::combine) of few tokens whose experts are all there, with the same
+    /// bits: `added[t]`. False where it cannot be done in one.
+    pub(super) fn all_experts(
+        &self,
+        x: Values,
+        layer: Layer,
+        choice: Choice,
+        gate: Values,
+        added: Values,
+    ) -> Result<bool, CudaError> {
+        let Layer { table, dtype, best, hidden, inner, .. } = layer;
+        let tokens = x.len / hidden;
+        assert!(gate.len == tokens * best * inner && added.len == x.len, "{layer:?}");
+        let shared = best * input_bytes(inner);
+        if !layer.is_few(tokens) || shared > SHARED_BYTES {
+            return Ok(false);
+        }
+        self.gate_up(x, layer, choice, gate)?;
+        let arguments = [
+            Argument::Place(table),
+            Argument::Place(choice.ids),
+            Argument::Place(choice.weights),
+            Argument::Place(choice.order),
+            int(best),
+            gate.argument(),
+            int(inner),
+            int(hidden),
+            self.rounds(),
+            added.argument(),
+        ];
+        let grid = [hidden.div_ceil(GEMV_WARPS), tokens, 1];
+        self.queue(by_dtype!(dtype, "expert_down_all"), grid, GEMV_THREADS, shared, &arguments)?;
+        Ok(true)
+    }
+
     /// Counts the pairs of every expert and lists them in tiles, what [`experts`](Self::experts) of many tokens needs.
     pub(super) fn sort(&self, tokens: usize, layer: Layer, choice: Choice) -> Result<(), CudaError> {
-        if tokens == 1 || (tokens <= FEW_TOKENS && choice.uses == Place::NULL) {
+        let few = layer.is_few(tokens);
+        if few && (tokens == 1 || choice.uses == Place::NULL) {
             return Ok(()); // nothing to list, and nothing left to count
         }
+        // of one token `route` counted the uses
+        let uses = if tokens == 1 { Place::NULL } else { choice.uses };
         let pairs = int(tokens * layer.best);
         let (ids, counts) = (Argument::Place(choice.ids), Argument::Place(choice.counts));
         self.queue(
@@ -478,9 +595,9 @@ impl Launch<'_> {
             [layer.experts, 1, 1],
             256,
             0,
-            &[ids, pairs, counts, Argument::Place(choice.uses)],
+            &[ids, pairs, counts, Argument::Place(uses)],
         )?;
-        if tokens <= FEW_TOKENS {
+        if few {
             return Ok(());
         }
         let tile = if self.uses_mma(layer.dtype) { MMA_TILE.0 } else { FMA_TILE.0 };
@@ -538,6 +655,28 @@ impl Launch<'_> {
         let arguments = [parts, int(blocks), id, position, logit, logits.argument(), self.rounds()];
         self.queue("argmax_next", [1, 1, 1], 32, 0, &arguments)
     }
+}
+
+/// A product for the kernels.
+fn product((weight, bias, out): Linear) -> driver::Product {
+    driver::Product {
+        weight: weight.place.0,
+        bias: bias.map_or(0, |b| b.place.0),
+        out: out.place.0,
+        rows: i32::try_from(weight.rows).unwrap_or(i32::MAX),
+        bias_type: bias.map_or(0, |b| kind(b.dtype).0),
+    }
+}
+
+/// Shared memory of an input of so many values.
+fn input_bytes(columns: usize) -> usize {
+    columns.next_multiple_of(WARP_COLUMNS) * size_of::<f32>()
+}
+
+/// Shared memory of a choice of experts.
+fn choice_bytes(layer: Layer) -> usize {
+    assert!(layer.best <= layer.experts, "{layer:?}");
+    (2 * layer.experts + layer.best) * size_of::<f32>()
 }
 
 /// f32 values that [`Launch::attention`] of few tokens keeps in between.

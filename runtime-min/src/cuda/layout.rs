@@ -31,6 +31,10 @@ const ALIGNMENT: usize = 512;
 pub(super) struct Buffers {
     pub(super) _memory: Memory,
     pub(super) values: [View; Values::COUNT],
+    /// A second place for X of few tokens.
+    pub(super) other_x: View,
+    /// Blocks of each of few tokens that arrived; 0 between launches.
+    pub(super) arrived: Place,
     /// cos, then sin, of every position.
     pub(super) turns: [View; 2],
     pub(super) turns_there: bool,
@@ -152,6 +156,8 @@ impl Sizes {
             let len = rows * self.width(v);
             (plan.take(self.bytes(len)), len)
         });
+        let other_x = plan.take(self.bytes(FEW_TOKENS * self.hidden));
+        let arrived = plan.take(FEW_TOKENS * 4);
         let turns = [(); 2].map(|()| plan.take(self.positions * self.half * 4));
         let choice = [
             self.tokens * self.experts * 4,
@@ -173,6 +179,8 @@ impl Sizes {
         let uses = plan.take(self.layers * self.experts * 4);
         let offsets = Offsets {
             values,
+            other_x,
+            arrived,
             turns,
             choice,
             gate,
@@ -202,6 +210,8 @@ impl Sizes {
 /// Byte offsets of the buffers.
 pub(super) struct Offsets {
     pub(super) values: [(usize, usize); Values::COUNT],
+    pub(super) other_x: usize,
+    pub(super) arrived: usize,
     pub(super) turns: [usize; 2],
     pub(super) choice: [usize; 7],
     pub(super) gate: usize,
@@ -227,8 +237,11 @@ impl Buffers {
         let [probabilities, ids, weights, order, counts, sorted, tiles] = at.choice.map(|at| start.byte(at));
         let uses = sizes.layers * sizes.experts * 4;
         gpu.upload_now(start.byte(at.uses), &vec![0; uses])?;
+        gpu.upload_now(start.byte(at.arrived), &[0; FEW_TOKENS * 4])?;
         Ok(Self {
             values: at.values.map(|(at, len)| view(at, len)),
+            other_x: view(at.other_x, FEW_TOKENS * sizes.hidden),
+            arrived: start.byte(at.arrived),
             turns: at.turns.map(|at| f32s(at, sizes.positions * sizes.half)),
             turns_there: false,
             choice: Choice { probabilities, ids, weights, order, counts, sorted, tiles, uses: Place::NULL },

@@ -8,7 +8,7 @@ use segpack_formats::safetensors::Dtype;
 
 use super::driver::{Gpu, Memory, PTX, Place, Stream, entries};
 use super::launch::{
-    ARGMAX_BYTES, Cache, Choice, Launch, Layer, Turns, Values, Weights, partial_values, tiles_bytes,
+    ARGMAX_BYTES, Cache, Choice, Launch, Layer, Norm, Turns, Values, Weights, partial_values, tiles_bytes,
 };
 use super::testing::{gpu, run_lanes_backwards};
 use crate::ops::{Compute, Heads, Matrix, Ops, ScalarOps};
@@ -86,8 +86,8 @@ fn the_ptx_is_for_old_drivers_and_names_every_kernel() {
         let stem = ["_bf16", "_f16", "_f32"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
         assert!(sources.contains(&format!("({stem})")), "the shim lacks {name}");
     }
-    let norm = entries(PTX).find(|(name, _)| *name == "add_rms_norm").unwrap();
-    assert_eq!(norm.1, [8, 8, 8, 4, 4, 4, 4, 8]);
+    let norm = entries(PTX).find(|(name, _)| *name == "rms_norm").unwrap();
+    assert_eq!(norm.1, [8, size_of::<super::driver::Norm>(), 4, 4]);
     let products = entries(PTX).find(|(name, _)| *name == "gemm_mma").unwrap();
     assert_eq!(products.1, [size_of::<super::driver::Products>(), 8, 4, 4]);
     let experts = entries(PTX).find(|(name, _)| *name == "expert_mma").unwrap();
@@ -148,7 +148,7 @@ fn products_agree_with_the_reference() {
                     wanted.push(result);
                     kept.push((w, b, o));
                 }
-                launch.products(x_there, &linears).unwrap();
+                launch.products(x_there, None, &linears).unwrap();
                 for ((_, _, out), wanted) in linears.iter().zip(&wanted) {
                     let what = format!(
                         "{dtype} {rows:?}x{columns}, {tokens} tokens, shifted by {shift}, {compute:?}"
@@ -198,7 +198,9 @@ fn embeddings_norms_and_sums_agree_with_the_reference() {
                     let (_a, x) = put(&gpu, compute, &a);
                     let (_b, more) = put(&gpu, compute, &b);
                     let (_o, out) = blank(&gpu, compute, tokens * width);
-                    launch.norm(x, added.then_some(more), norm, 1e-6, out).unwrap();
+                    let added_there = added.then_some((more, x));
+                    let norm = Norm { weight: norm, eps: 1e-6, added: added_there, normed: out };
+                    launch.norm(x, norm).unwrap();
                     let mut sum = a.clone();
                     if added {
                         ops.add(&mut sum, &b);
@@ -496,6 +498,122 @@ fn the_lowest_id_of_the_greatest_logits_is_next() {
     assert_eq!(get_numbers(&gpu, place, 1), [1], "0 and -0 are equal");
 }
 
+/// A weight on the device.
+fn matrix(gpu: &Arc<Gpu>, dtype: Dtype, rows: usize, columns: usize, seed: u32) -> (Memory, Weights) {
+    let (memory, place) = put_at(gpu, &bytes(dtype, &noise(rows * columns, seed)), 0);
+    (memory, Weights { place, dtype, rows, columns })
+}
+
+/// What a launch norms on its way is what a norm of its own gives, to the bit, and so is the sum that it leaves.
+#[test]
+fn products_norm_their_input_as_a_launch_of_its_own_does() {
+    let gpu = gpu();
+    for (tokens, columns, rows) in [(1, 1, 3), (2, 300, 17), (4, 2048, 40), (3, 2056, 9), (1, 4101, 5)] {
+        for (dtype, launch) in DTYPES.into_iter().flat_map(|d| launches(&gpu).map(move |l| (d, l))) {
+            let compute = launch.compute;
+            let n = tokens * columns;
+            let (_w, weight) = matrix(&gpu, dtype, rows, columns, 1);
+            let (_v, other) = matrix(&gpu, dtype, rows + 1, columns, 2);
+            let (_n, norm_weight) = matrix(&gpu, dtype, columns, 1, 3);
+            let [(_x, x), (_y, y)] = [4, 5].map(|seed| put(&gpu, compute, &activations(compute, n, seed)));
+            for adds in [false, true] {
+                let places = || [n, n, tokens * rows, tokens * (rows + 1)].map(|n| blank(&gpu, compute, n));
+                let [alone, along] = [places(), places()];
+                let norm = |[sum, normed, ..]: &[(Memory, Values); 4]| Norm {
+                    weight: norm_weight,
+                    eps: 1e-6,
+                    added: adds.then_some((y, sum.1)),
+                    normed: normed.1,
+                };
+                let linears = |[.., a, b]: &[(Memory, Values); 4]| [(weight, None, a.1), (other, None, b.1)];
+                launch.norm(x, norm(&alone)).unwrap();
+                launch.products(alone[1].1, None, &linears(&alone)).unwrap();
+                launch.products(x, Some(&norm(&along)), &linears(&along)).unwrap();
+                for (i, (alone, along)) in alone.iter().zip(&along).enumerate() {
+                    let [alone, along] = [alone, along]
+                        .map(|v| get(&gpu, v.1).iter().map(|x| x.to_bits()).collect::<Vec<_>>());
+                    let what = format!("{i}: {tokens}x{columns} to {rows}, {dtype}, {compute:?}, {adds}");
+                    assert_eq!(alone, along, "{what}");
+                }
+                assert!(get(&gpu, along[3].1).iter().all(|x| !x.is_nan()));
+            }
+        }
+    }
+}
+
+/// The router in one launch is norm, product and choice in three, again and again.
+#[test]
+fn a_router_in_one_launch_chooses_as_three_do() {
+    let gpu = gpu();
+    for (tokens, columns, experts, best) in [(1, 48, 12, 4), (4, 520, 128, 8), (2, 33, 7, 7), (3, 8, 1, 1)] {
+        for (dtype, launch) in DTYPES.into_iter().flat_map(|d| launches(&gpu).map(move |l| (d, l))) {
+            let compute = launch.compute;
+            let (_w, weight) = matrix(&gpu, dtype, experts, columns, 1);
+            let (_n, norm_weight) = matrix(&gpu, dtype, columns, 1, 3);
+            let (_x, x) = put(&gpu, compute, &activations(compute, tokens * columns, 4));
+            let layer = Layer { table: Place::NULL, dtype, experts, best, hidden: columns, inner: 1 };
+            let (_a, arrived) = put_at(&gpu, &[0; 16], 0);
+            let sizes = [tokens * columns, tokens * experts];
+            let [alone, along] = [(); 2].map(|()| sizes.map(|n| blank(&gpu, compute, n)));
+            let [chosen, chosen_along] = [(); 2].map(|()| choice(&gpu, tokens, experts, best));
+            let norm = |normed| Norm { weight: norm_weight, eps: 1e-6, added: None, normed };
+            launch.norm(x, norm(alone[0].1)).unwrap();
+            launch.products(alone[0].1, None, &[(weight, None, alone[1].1)]).unwrap();
+            launch.route(alone[1].1, layer, true, chosen.1).unwrap();
+            for again in 0..2 {
+                let linear = (weight, None, along[1].1);
+                let choice = (chosen_along.1, arrived);
+                launch.router(x, Some(&norm(along[0].1)), linear, layer, true, choice).unwrap();
+                let of = |values: &[(Memory, Values); 2], choice: Choice| {
+                    let pairs = tokens * best;
+                    let mut all = vec![get(&gpu, values[0].1), get(&gpu, values[1].1)];
+                    all.push(get_f32(&gpu, choice.probabilities, tokens * experts));
+                    all.extend([choice.ids, choice.weights, choice.order].map(|p| get_f32(&gpu, p, pairs)));
+                    all.iter().flatten().map(|x| x.to_bits()).collect::<Vec<_>>()
+                };
+                let what = format!("{tokens}x{columns}, {best} of {experts}, {dtype}, {compute:?}, {again}");
+                assert_eq!(of(&alone, chosen.1), of(&along, chosen_along.1), "{what}");
+                assert_eq!(get_numbers(&gpu, arrived, 4), [0; 4], "{what}");
+            }
+        }
+    }
+}
+
+/// Experts that are all there are computed and added up in one launch, with the bits that two give.
+#[test]
+fn experts_in_one_launch_add_up_as_two_do() {
+    let gpu = gpu();
+    for (tokens, experts, best, hidden, inner) in
+        [(1, 4, 2, 48, 24), (3, 5, 5, 33, 7), (4, 9, 8, 40, 768), (2, 3, 3, 9, 1040), (1, 1, 1, 8, 8)]
+    {
+        for (dtype, launch) in DTYPES.into_iter().flat_map(|d| launches(&gpu).map(move |l| (d, l))) {
+            let compute = launch.compute;
+            let (_x, x) = put(&gpu, compute, &activations(compute, tokens * hidden, 5));
+            let (_l, logits) = put(&gpu, compute, &activations(compute, tokens * experts, 77));
+            let matrices: Vec<_> = (0..u32::try_from(experts * 3).unwrap())
+                .map(|i| matrix(&gpu, dtype, inner, hidden, 100 + i))
+                .collect();
+            let table: Vec<u8> = matrices.iter().flat_map(|m| m.1.place.0.to_le_bytes()).collect();
+            let (_t, table) = put_at(&gpu, &table, 0);
+            let (_kept, choice) = choice(&gpu, tokens, experts, best);
+            let layer = Layer { table, dtype, experts, best, hidden, inner };
+            launch.route(logits, layer, true, choice).unwrap();
+            let pairs = tokens * best;
+            let [(_g, gate), (_u, up), (_y, y)] =
+                [pairs * inner, pairs * inner, pairs * hidden].map(|n| blank(&gpu, compute, n));
+            let [(_a, alone), (_b, along)] = [(); 2].map(|()| blank(&gpu, compute, tokens * hidden));
+            launch.experts(x, layer, choice, [gate, up, y]).unwrap();
+            launch.combine(y, layer, choice, alone).unwrap();
+            assert!(launch.all_experts(x, layer, choice, gate, along).unwrap());
+            let bits = |values| get(&gpu, values).iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            let what =
+                format!("{tokens} tokens, {best} of {experts}, {hidden}x{inner}, {dtype}, {compute:?}");
+            assert_eq!(bits(alone), bits(along), "{what}");
+            assert!(get(&gpu, along).iter().all(|x| !x.is_nan()), "{what}");
+        }
+    }
+}
+
 /// Kernels whose threads hand values to each other give the same bits in whatever order the threads run.
 #[test]
 fn no_result_depends_on_the_order_of_lanes() {
@@ -509,7 +627,11 @@ fn no_result_depends_on_the_order_of_lanes() {
             let (_w, place) = put_at(&gpu, &bytes(Dtype::BF16, &noise(70 * 128, 4)), 0);
             let (_o, out) = blank(&gpu, launch.compute, tokens * 70);
             launch
-                .products(x, &[(Weights { place, dtype: Dtype::BF16, rows: 70, columns: 128 }, None, out)])
+                .products(
+                    x,
+                    None,
+                    &[(Weights { place, dtype: Dtype::BF16, rows: 70, columns: 128 }, None, out)],
+                )
                 .unwrap();
             all.push(get(&gpu, out));
             let (_k, kv) = put(&gpu, launch.compute, &activations(launch.compute, (tokens + 9) * 64, 5));
@@ -521,9 +643,8 @@ fn no_result_depends_on_the_order_of_lanes() {
                 .unwrap();
             all.push(get(&gpu, attended));
             let (_n, norm) = blank(&gpu, launch.compute, tokens * 128);
-            launch
-                .norm(x, None, Weights { place, dtype: Dtype::BF16, rows: 128, columns: 1 }, 1e-6, norm)
-                .unwrap();
+            let weight = Weights { place, dtype: Dtype::BF16, rows: 128, columns: 1 };
+            launch.norm(x, Norm { weight, eps: 1e-6, added: None, normed: norm }).unwrap();
             all.push(get(&gpu, norm));
             let (_kept, choice) = choice(&gpu, tokens, 64, 3);
             let layer =
@@ -563,7 +684,8 @@ fn copies_run_beside_work_and_events_order_them() {
 
 #[test]
 fn a_graph_runs_what_was_recorded_each_time() {
-    let gpu = gpu();
+    gpu(); // the driver
+    let gpu = Gpu::open(0).unwrap(); // nothing else may come into the recording
     let launch = Launch { gpu: &gpu, compute: Compute::F32 };
     let (_x, x) = put_f32(&gpu, &[1.0; 10]);
     let (_y, y) = put_f32(&gpu, &[2.0; 10]);

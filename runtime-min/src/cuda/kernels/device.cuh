@@ -53,6 +53,11 @@ __device__ inline float read(const void* from, u64 i, int bf16) {
     return bf16 ? from_bf16(reinterpret_cast<const u16*>(from)[i]) : reinterpret_cast<const float*>(from)[i];
 }
 
+// An activation that another block of the same launch may have written.
+__device__ inline float read_fresh(const volatile void* from, u64 i, int bf16) {
+    return bf16 ? from_bf16(reinterpret_cast<const volatile u16*>(from)[i]) : reinterpret_cast<const volatile float*>(from)[i];
+}
+
 // Puts an activation, rounded if it is bf16.
 __device__ inline void write(void* to, u64 i, float x, int bf16) {
     if (bf16) {
@@ -118,11 +123,15 @@ __device__ inline float warp_max(float x) {
     return x;
 }
 
-// Greater keys for greater values in the total order of IEEE 754 (as Rust's `total_cmp`), for lower ids on ties.
-__device__ inline u64 order_key(float x, u32 id) {
+// Greater for greater values in the total order of IEEE 754 (as Rust's `total_cmp`).
+__device__ inline u32 order_bits(float x) {
     u32 bits = __float_as_uint(x);
-    bits ^= (bits >> 31) ? 0xffffffffu : 0x80000000u;
-    return (static_cast<u64>(bits) << 32) | (0xffffffffu - id);
+    return bits ^ ((bits >> 31) ? 0xffffffffu : 0x80000000u);
+}
+
+// The same, and greater for lower ids on ties.
+__device__ inline u64 order_key(float x, u32 id) {
+    return (static_cast<u64>(order_bits(x)) << 32) | (0xffffffffu - id);
 }
 
 __device__ inline u32 key_id(u64 key) { return 0xffffffffu - static_cast<u32>(key); }

@@ -1,83 +1,45 @@
-// Products of few tokens: every weight is read once, by one warp per two rows, eight values per lane and load.
-#include "device.cuh"
+// Products of few tokens, of dense weights and of experts. Blocks of 256 threads.
+#include "dot.cuh"
 
-// Rows that a warp multiplies at a time, and loads of each in flight.
-enum { STEPS = 4, WARP_COLUMNS = 256 };
-
-// The products of two rows with x. All lanes of the warp get both sums.
-template <int T>
-__device__ inline void dot_two(const void* first, const void* second, bool vectors, const float* x, int columns,
-                               float sums[2]) {
-    int lane = threadIdx.x % 32;
-    float a = 0.0f, b = 0.0f;
-    if (vectors) {
-        for (int from = lane * 8; from < columns; from += STEPS * WARP_COLUMNS) {
-            Eight of_first[STEPS], of_second[STEPS];
-#pragma unroll
-            for (int s = 0; s < STEPS; s++) {
-                int c = from + s * WARP_COLUMNS;
-                if (c < columns) {
-                    of_first[s] = load_eight<T>(first, c);
-                    of_second[s] = load_eight<T>(second, c);
-                }
-            }
-#pragma unroll
-            for (int s = 0; s < STEPS; s++) {
-                int c = from + s * WARP_COLUMNS;
-                if (c < columns) {
-                    float w[8], v[8];
-                    widen_eight<T>(of_first[s], w);
-                    widen_eight<T>(of_second[s], v);
-#pragma unroll
-                    for (int i = 0; i < 8; i++) {
-                        a = fmaf(w[i], x[c + i], a);
-                        b = fmaf(v[i], x[c + i], b);
-                    }
-                }
-            }
+// Row number `i` of all rows of the products, if there are so many.
+__device__ inline bool find_row(const Products& products, int i, int& number, int& row) {
+    for (number = 0; number < 3; number++) {
+        if (i < products.of[number].rows) {
+            row = i;
+            return true;
         }
-    } else {
-        for (int c = lane; c < columns; c += 32) {
-            a = fmaf(value_at(first, c, T), x[c], a);
-            b = fmaf(value_at(second, c, T), x[c], b);
-        }
+        i -= products.of[number].rows;
     }
-    sums[0] = warp_sum(a);
-    sums[1] = warp_sum(b);
+    return false;
 }
 
+// Up to three products of the same tokens, after a norm where there is one. blockIdx.y is the token; warps go through the
+// rows.
 template <int T>
-__device__ inline const void* row_of(const void* matrix, u64 row, int columns) {
-    return reinterpret_cast<const char*>(matrix) + row * columns * (T == F32 ? 4 : 2);
-}
-
-// The block's input, widened, in shared memory.
-__device__ inline const float* input(const void* x, u64 first, int columns, int bf16) {
-    DYNAMIC_SHARED(float, copy);
-    for (int i = threadIdx.x; i < columns; i += blockDim.x) copy[i] = read(x, first + i, bf16);
-    __syncthreads();
-    return copy;
-}
-
-// Up to three products of the same tokens. blockIdx.y is the token; warps go through pairs of rows.
-template <int T>
-__device__ inline void gemv(const Products& products, const void* x, int columns, int bf16) {
-    const float* in = input(x, static_cast<u64>(blockIdx.y) * columns, columns, bf16);
-    int pair = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, number = 0;
-    while (number < 3 && pair >= (products.of[number].rows + 1) / 2) {
-        pair -= (products.of[number].rows + 1) / 2;
-        number++;
-    }
-    if (number == 3) return;
-    const Product& p = products.of[number];
-    int row = pair * 2, second = row + 1 < p.rows ? row + 1 : row;
-    float sums[2];
-    dot_two<T>(row_of<T>(p.weight, row, columns), row_of<T>(p.weight, second, columns),
-               rows_in_sixteens<T>(p.weight, columns), in, columns, sums);
-    int lane = threadIdx.x % 32;
-    if (lane < 2 && row + lane < p.rows) {
-        float bias = p.bias ? value_at(p.bias, row + lane, p.bias_type) : 0.0f;
-        write(p.out, static_cast<u64>(blockIdx.y) * p.rows + row + lane, (lane ? sums[1] : sums[0]) + bias, bf16);
+__device__ inline void gemv(const Products& products, const void* x, const Norm& norm, int columns, int bf16) {
+    DYNAMIC_SHARED(float, input);
+    int warps = gridDim.x * 8, next = blockIdx.x * 8 + threadIdx.x / 32, number, row;
+    bool more = find_row(products, next, number, row);
+    const void* rows[1] = {nullptr};
+    bool vectors = false;
+    Ahead<T, 1> ahead;
+    auto begin = [&] {
+        const void* weight = products.of[number].weight;
+        rows[0] = row_of<T>(weight, row, columns);
+        vectors = rows_in_sixteens<T>(weight, columns);
+        if (vectors) ahead.load(rows, 0, columns);
+    };
+    if (more) begin();
+    bring_input(x, norm, blockIdx.y, columns, blockIdx.x == 0, bf16, input);
+    const float* in[1] = {input};
+    while (more) {
+        float sum[1];
+        dots<T, 1>(rows, vectors, in, columns, ahead, sum);
+        int done = number, done_row = row;
+        next += warps;
+        more = find_row(products, next, number, row);
+        if (more) begin();
+        write_product(products.of[done], blockIdx.y, done_row, sum[0], bf16);
     }
 }
 
@@ -86,52 +48,119 @@ __device__ inline void gemv(const Products& products, const void* x, int columns
 template <int T>
 __device__ inline void expert_gate_up(ExpertTable table, const u32* ids, int best, const void* x, int hidden, int inner,
                                       int bf16, void* out) {
+    DYNAMIC_SHARED(float, input);
     int pair = blockIdx.y;
     const void* gate = expert_matrix(table, ids[pair], 0);
     const void* up = expert_matrix(table, ids[pair], 1);
     if (!gate || !up) return; // of the whole block
-    const float* in = input(x, static_cast<u64>(pair / best) * hidden, hidden, bf16);
-    int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    int row = blockIdx.x * 8 + threadIdx.x / 32;
+    bool vectors = rows_in_sixteens<T>(gate, hidden) && rows_in_sixteens<T>(up, hidden);
+    const void* rows[2] = {row_of<T>(gate, row, hidden), row_of<T>(up, row, hidden)};
+    Ahead<T, 2> ahead;
+    if (row < inner && vectors) ahead.load(rows, 0, hidden);
+    bring_input(x, Norm(), pair / best, hidden, false, bf16, input);
     if (row >= inner) return;
+    const float* in[2] = {input, input};
     float sums[2];
-    dot_two<T>(row_of<T>(gate, row, hidden), row_of<T>(up, row, hidden),
-               rows_in_sixteens<T>(gate, hidden) && rows_in_sixteens<T>(up, hidden), in, hidden, sums);
+    dots<T, 2>(rows, vectors, in, hidden, ahead, sums);
     if (threadIdx.x % 32 == 0) {
         float g = rounded(silu(rounded(sums[0], bf16)), bf16);
         write(out, static_cast<u64>(pair) * inner + row, g * rounded(sums[1], bf16), bf16);
     }
 }
 
-// y[pair] = down · inner[pair].
+// y[pair] = down · inner[pair], of those pairs whose expert is there.
 template <int T>
-__device__ inline void expert_down(ExpertTable table, const u32* ids, const void* inner, int width, int hidden, int bf16, void* y) {
+__device__ inline void expert_down(ExpertTable table, const u32* ids, const void* inner, int width, int hidden, int bf16,
+                                   void* y) {
+    DYNAMIC_SHARED(float, input);
     int pair = blockIdx.y;
     const void* down = expert_matrix(table, ids[pair], 2);
     if (!down) return; // of the whole block
-    const float* in = input(inner, static_cast<u64>(pair) * width, width, bf16);
-    int row = (blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32) * 2;
+    int row = blockIdx.x * 8 + threadIdx.x / 32;
+    bool vectors = rows_in_sixteens<T>(down, width);
+    const void* rows[1] = {row_of<T>(down, row, width)};
+    Ahead<T, 1> ahead;
+    if (row < hidden && vectors) ahead.load(rows, 0, width);
+    bring_input(inner, Norm(), pair, width, false, bf16, input);
     if (row >= hidden) return;
-    int second = row + 1 < hidden ? row + 1 : row;
-    float sums[2];
-    dot_two<T>(row_of<T>(down, row, width), row_of<T>(down, second, width), rows_in_sixteens<T>(down, width), in, width,
-               sums);
-    int lane = threadIdx.x % 32;
-    if (lane < 2 && row + lane < hidden) {
-        write(y, static_cast<u64>(pair) * hidden + row + lane, lane ? sums[1] : sums[0], bf16);
+    const float* in[1] = {input};
+    float sum[1];
+    dots<T, 1>(rows, vectors, in, width, ahead, sum);
+    if (threadIdx.x % 32 == 0) write(y, static_cast<u64>(pair) * hidden + row, sum[0], bf16);
+}
+
+// added[token] = the sum of weight · (down · inner) over its experts, all of which are there: expert_down and
+// expert_combine in one, with the same bits. blockIdx.y is the token; a warp has one row of all its experts.
+template <int T>
+__device__ inline void expert_down_all(ExpertTable table, const u32* ids, const float* weights, const u32* order, int best,
+                                       const void* inner, int width, int hidden, int bf16, void* added) {
+    enum { TOGETHER = 2 };
+    DYNAMIC_SHARED(float, inputs);
+    u64 token = blockIdx.y;
+    int row = blockIdx.x * 8 + threadIdx.x / 32;
+    const void* rows[TOGETHER];
+    const float* in[TOGETHER];
+    float factors[TOGETHER];
+    bool vectors;
+    Ahead<T, TOGETHER> ahead;
+    // experts from `from` on; the last one again where there are fewer
+    auto begin = [&](int from) {
+        vectors = true;
+#pragma unroll
+        for (int n = 0; n < TOGETHER; n++) {
+            u32 pair = order[token * best + (from + n < best ? from + n : best - 1)];
+            const void* down = expert_matrix(table, ids[pair], 2);
+            rows[n] = row_of<T>(down, row, width);
+            in[n] = inputs + (pair - token * best) * padded(width);
+            factors[n] = weights[pair];
+            vectors = vectors && rows_in_sixteens<T>(down, width);
+        }
+        if (vectors && row < hidden) ahead.load(rows, 0, width);
+    };
+    begin(0);
+#pragma unroll 4
+    for (int i = threadIdx.x; i < best * width; i += 256) {
+        int j = i / width;
+        inputs[j * padded(width) + place_of(i - j * width)] = read(inner, token * best * width + i, bf16);
     }
+    __syncthreads();
+    if (row >= hidden) return;
+    float sum = 0.0f;
+    for (int from = 0; from < best; from += TOGETHER) {
+        float y[TOGETHER], of[TOGETHER];
+#pragma unroll
+        for (int n = 0; n < TOGETHER; n++) of[n] = factors[n];
+        dots<T, TOGETHER>(rows, vectors, in, width, ahead, y);
+        if (from + TOGETHER < best) begin(from + TOGETHER);
+#pragma unroll
+        for (int n = 0; n < TOGETHER; n++) {
+            if (from + n < best) sum = rounded(sum + rounded(rounded(y[n], bf16) * of[n], bf16), bf16);
+        }
+    }
+    if (threadIdx.x % 32 == 0) write(added, token * hidden + row, sum, bf16);
 }
 
 #define GEMV(name, T)                                                                                                 \
-    KERNEL gemv_##name(const __grid_constant__ Products products, const void* x, int columns, int bf16) {                        \
-        gemv<T>(products, x, columns, bf16);                                                                  \
+    KERNEL __launch_bounds__(256)                                                                                     \
+        gemv_##name(const __grid_constant__ Products products, const void* x, const __grid_constant__ Norm norm,      \
+                    int columns, int bf16) {                                                                          \
+        gemv<T>(products, x, norm, columns, bf16);                                                                    \
     }                                                                                                                 \
-    KERNEL expert_gate_up_##name(ExpertTable table, const u32* ids, int best, const void* x, int hidden, int inner,  \
-                                 int bf16, void* out) {                                                  \
-        expert_gate_up<T>(table, ids, best, x, hidden, inner, bf16, out);                                     \
+    KERNEL __launch_bounds__(256)                                                                                     \
+        expert_gate_up_##name(ExpertTable table, const u32* ids, int best, const void* x, int hidden, int inner,      \
+                              int bf16, void* out) {                                                                  \
+        expert_gate_up<T>(table, ids, best, x, hidden, inner, bf16, out);                                             \
     }                                                                                                                 \
-    KERNEL expert_down_##name(ExpertTable table, const u32* ids, const void* inner, int width, int hidden, int bf16, \
-                              void* y) {                                                                 \
-        expert_down<T>(table, ids, inner, width, hidden, bf16, y);                                            \
+    KERNEL __launch_bounds__(256)                                                                                     \
+        expert_down_##name(ExpertTable table, const u32* ids, const void* inner, int width, int hidden, int bf16,     \
+                           void* y) {                                                                                 \
+        expert_down<T>(table, ids, inner, width, hidden, bf16, y);                                                    \
+    }                                                                                                                 \
+    KERNEL __launch_bounds__(256)                                                                                     \
+        expert_down_all_##name(ExpertTable table, const u32* ids, const float* weights, const u32* order, int best,   \
+                               const void* inner, int width, int hidden, int bf16, void* added) {                     \
+        expert_down_all<T>(table, ids, weights, order, best, inner, width, hidden, bf16, added);                      \
     }
 
 GEMV(bf16, BF16)

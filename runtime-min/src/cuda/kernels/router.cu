@@ -1,53 +1,106 @@
 // Which token goes to which expert, all of it on the device.
-#include "device.cuh"
+#include "dot.cuh"
+
+// What a router chooses for every token.
+struct Choice {
+    float* probabilities; // [tokens, experts]
+    u32* ids;             // [tokens, best]
+    float* weights;       // [tokens, best]
+    u32* order;           // [tokens, best]
+    u32* uses;            // [experts], or null
+};
 
 // Softmax over all experts in f32, then the `best` greatest, the lower id on ties; their weights are divided by their sum
-// if `normalise`, and rounded. One warp per token; shared memory for `experts` values. `logits` are the router's, rounded
-// as a product is. Of one token alone the experts are counted in `uses`, unless it is null. `order[j]` is the pair of the token that comes j-th when experts are sorted by id.
-KERNEL route(const void* logits, int experts, int best, int normalise, int bf16, float* probabilities, u32* ids,
-             float* weights, u32* order, u32* uses) {
-    DYNAMIC_SHARED(float, p);
-    u64 token = blockIdx.x;
-    int lane = threadIdx.x;
-    float most = __uint_as_float(0xff800000u); // -∞
-    for (int e = lane; e < experts; e += 32) most = fmaxf(most, read(logits, token * experts + e, bf16));
-    most = warp_max(most);
-    float sum = 0.0f;
-    for (int e = lane; e < experts; e += 32) {
-        p[e] = expf(read(logits, token * experts + e, bf16) - most);
-        sum += p[e];
-    }
-    sum = warp_sum(sum);
-    for (int e = lane; e < experts; e += 32) {
-        p[e] /= sum;
-        probabilities[token * experts + e] = p[e];
-    }
-    // a lane reads and clears its own values alone
-    u32* taken = reinterpret_cast<u32*>(p + experts);
-    for (int e = lane; e < experts; e += 32) taken[e] = 0;
-    float total = 0.0f;
-    for (int j = 0; j < best; j++) {
-        u64 key = 0;
+// if `normalise`, and rounded. `logits` are the token's, rounded as a product is. Of one token alone the experts are
+// counted in `uses`. `order[j]` is the pair of the token that comes j-th when experts are sorted by id. All threads of a
+// block of whole warps; `p` is shared memory for twice `experts` and `best` values.
+__device__ inline void choose(const volatile void* logits, u64 token, int tokens, int experts, int best, int normalise,
+                              int bf16, const Choice& choice, float* p) {
+    u32* keys = reinterpret_cast<u32*>(p + experts);
+    u32* chosen = keys + experts;
+    int lane = threadIdx.x % 32;
+    if (threadIdx.x < 32) {
+        float most = __uint_as_float(0xff800000u); // -∞
         for (int e = lane; e < experts; e += 32) {
-            u64 own = order_key(p[e], e);
-            key = !taken[e] && own > key ? own : key;
+            p[e] = read_fresh(logits, token * experts + e, bf16);
+            most = fmaxf(most, p[e]);
         }
-        u32 chosen = key_id(warp_greatest(key));
-        if (static_cast<int>(chosen % 32) == lane) taken[chosen] = 1;
-        __syncwarp();
-        total += p[chosen];
-        if (lane == 0) ids[token * best + j] = chosen;
+        most = warp_max(most);
+        float sum = 0.0f;
+        for (int e = lane; e < experts; e += 32) {
+            p[e] = expf(p[e] - most);
+            sum += p[e];
+        }
+        sum = warp_sum(sum);
+        for (int e = lane; e < experts; e += 32) {
+            p[e] /= sum;
+            keys[e] = order_bits(p[e]);
+            choice.probabilities[token * experts + e] = p[e];
+        }
     }
-    __syncwarp();
-    for (int j = lane; j < best; j += 32) {
-        u32 chosen = ids[token * best + j];
-        if (uses && gridDim.x == 1) uses[chosen] += 1;
-        weights[token * best + j] = rounded(p[chosen] / (normalise ? total : 1.0f), bf16);
+    __syncthreads();
+    // an expert's place is the number of those that come before it
+    for (int e = threadIdx.x; e < experts; e += blockDim.x) {
+        int place = 0;
+        for (int i = 0; i < e; i++) place += keys[i] >= keys[e];
+        for (int i = e + 1; i < experts; i++) place += keys[i] > keys[e];
+        if (place < best) chosen[place] = e;
+    }
+    __syncthreads();
+    float total = 0.0f;
+    for (int j = 0; j < best; j++) total += p[chosen[j]];
+    for (int j = threadIdx.x; j < best; j += blockDim.x) {
+        u32 e = chosen[j];
         int before = 0;
-        for (int i = 0; i < best; i++) before += ids[token * best + i] < chosen;
-        order[token * best + before] = token * best + j;
+        for (int i = 0; i < best; i++) before += chosen[i] < e;
+        if (choice.uses && tokens == 1) choice.uses[e] += 1;
+        choice.ids[token * best + j] = e;
+        choice.weights[token * best + j] = rounded(p[e] / (normalise ? total : 1.0f), bf16);
+        choice.order[token * best + before] = token * best + j;
     }
 }
+
+// The choice of every token, blockIdx.x, from its logits.
+KERNEL route(const void* logits, int experts, int best, int normalise, int bf16, const __grid_constant__ Choice choice) {
+    DYNAMIC_SHARED(float, p);
+    choose(logits, blockIdx.x, gridDim.x, experts, best, normalise, bf16, choice, p);
+}
+
+// The router's product after a norm, and the choice, of few tokens: the last block of a token that has its logits chooses.
+// blockIdx.y is the token; `arrived` counts its blocks and is 0 before and after. Blocks of 256 threads; shared memory for
+// an input, and for what `choose` wants.
+template <int T>
+__device__ inline void router(const Product& product, const void* x, const Norm& norm, int columns, int best, int normalise,
+                              int bf16, const Choice& choice, u32* arrived) {
+    DYNAMIC_SHARED(float, input);
+    __shared__ int is_last;
+    int row = blockIdx.x * 8 + threadIdx.x / 32, experts = product.rows;
+    const void* rows[1] = {row_of<T>(product.weight, row, columns)};
+    bool vectors = rows_in_sixteens<T>(product.weight, columns), there = row < experts;
+    Ahead<T, 1> ahead;
+    if (there && vectors) ahead.load(rows, 0, columns);
+    bring_input(x, norm, blockIdx.y, columns, blockIdx.x == 0, bf16, input);
+    if (there) {
+        const float* in[1] = {input};
+        float sum[1];
+        dots<T, 1>(rows, vectors, in, columns, ahead, sum);
+        write_product(product, blockIdx.y, row, sum[0], bf16);
+    }
+    __threadfence(); // the logits before the count
+    __syncthreads();
+    if (threadIdx.x == 0) is_last = atomicAdd(&arrived[blockIdx.y], 1) + 1 == gridDim.x;
+    __syncthreads();
+    if (!is_last) return;
+    __threadfence(); // the count before the others' logits
+    choose(product.out, blockIdx.y, gridDim.y, experts, best, normalise, bf16, choice, input);
+    if (threadIdx.x == 0) arrived[blockIdx.y] = 0;
+}
+
+#define ROUTER(name, T)                                                                                                    KERNEL __launch_bounds__(256)                                                                                              router_##name(const __grid_constant__ Product product, const void* x, const __grid_constant__ Norm norm,                             int columns, int best, int normalise, int bf16, const __grid_constant__ Choice choice,                                 u32* arrived) {                                                                                          router<T>(product, x, norm, columns, best, normalise, bf16, choice, arrived);                                      }
+
+ROUTER(bf16, BF16)
+ROUTER(f16, F16)
+ROUTER(f32, F32)
 
 // counts[expert] = its pairs, and one more use where it has any, unless `uses` is null. One block per expert, of whole warps.
 KERNEL expert_count(const u32* ids, int pairs, u32* counts, u32* uses) {

@@ -1,5 +1,5 @@
 // Operations on single rows and values.
-#include "device.cuh"
+#include "dot.cuh"
 
 // x[token] = row ids[token] of the embedding. One block per token.
 KERNEL embed(const void* table, int type, const u32* ids, int hidden, int bf16, void* x) {
@@ -9,28 +9,11 @@ KERNEL embed(const void* table, int type, const u32* ids, int hidden, int bf16, 
     }
 }
 
-// x += added where that is not null; out = norm(x) · weight. One block of whole warps, at most 1024 threads, per row.
-KERNEL add_rms_norm(void* x, const void* added, const void* weight, int type, int width, float eps, int bf16, void* out) {
-    __shared__ float sums[32];
-    u64 row = static_cast<u64>(blockIdx.x) * width;
-    float sum = 0.0f;
-    for (int i = threadIdx.x; i < width; i += blockDim.x) {
-        float v = read(x, row + i, bf16);
-        if (added) {
-            v = rounded(v + read(added, row + i, bf16), bf16);
-            write(x, row + i, v, bf16);
-        }
-        sum = fmaf(v, v, sum);
-    }
-    sum = warp_sum(sum);
-    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
-    __syncthreads();
-    float total = 0.0f;
-    for (u32 i = 0; i < blockDim.x / 32; i++) total += sums[i];
-    float factor = 1.0f / sqrtf(total / static_cast<float>(width) + eps);
-    for (int i = threadIdx.x; i < width; i += blockDim.x) {
-        write(out, row + i, value_at(weight, i, type) * rounded(read(x, row + i, bf16) * factor, bf16), bf16);
-    }
+// sum = x + added where there is something to add, which may be x itself; normed = the RMS norm of that. One block of 256
+// threads per row.
+KERNEL __launch_bounds__(256) rms_norm(const void* x, const __grid_constant__ Norm norm, int width, int bf16) {
+    DYNAMIC_SHARED(float, row);
+    bring_input(x, norm, blockIdx.x, width, true, bf16, row);
 }
 
 // to = to + x.

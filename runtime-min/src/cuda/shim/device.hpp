@@ -10,7 +10,7 @@
 #define __global__
 #define __device__
 #define __grid_constant__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 // all lanes of a block run on one thread of the host, one block after the other
 #define __shared__ static thread_local
@@ -109,6 +109,15 @@ inline unsigned __ballot_sync(unsigned mask, int flag) {
     unsigned bits = 0;
     for (unsigned i = 0; i < 32; i++) bits |= static_cast<unsigned>(all.of(i)) << i;
     return bits;
+}
+
+// blocks run one after the other
+inline void __threadfence() {}
+
+inline unsigned atomicAdd(unsigned* to, unsigned more) {
+    unsigned before = *to;
+    *to += more;
+    return before;
 }
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }

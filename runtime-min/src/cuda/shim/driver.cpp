@@ -259,8 +259,8 @@ static Bound bind_all(void (*kernel)(P...), void** from) {
 #define TYPES(name) F(name##_bf16), F(name##_f16), F(name##_f32)
 
 static const Function FUNCTIONS[] = {
-    F(embed), F(add_rms_norm), F(add), F(silu_mul), F(heads), F(argmax_parts), F(argmax_next),
-    TYPES(gemv), TYPES(expert_gate_up), TYPES(expert_down), TYPES(gemm_fma), TYPES(expert_fma), F(gemm_mma), F(expert_mma),
+    F(embed), F(rms_norm), F(add), F(silu_mul), F(heads), F(argmax_parts), F(argmax_next),
+    TYPES(gemv), TYPES(expert_gate_up), TYPES(expert_down), TYPES(expert_down_all), TYPES(router), TYPES(gemm_fma), TYPES(expert_fma), F(gemm_mma), F(expert_mma),
     F(route), F(expert_count), F(expert_sort), F(expert_combine),
     F(attention_parts), F(attention_combine), F(attention_tokens), F(attention_mma),
 };
