@@ -15,6 +15,7 @@ use segpack_formats::io::Stop;
 use segpack_formats::safetensors::Dtype;
 use segpack_manifests::families::TextFacts;
 
+use super::dense::Dense;
 use super::driver::{CudaError, DeviceInfo, Gpu, Graph, HostMemory, Memory, Place, Stream};
 use super::launch::{
     Cache, Choice, Launch, Layer, Linear as Operands, Norm, Turns as HeadTurns, Values as View, Weights,
@@ -82,13 +83,13 @@ pub struct CudaModel<'a> {
     budget: Budget,
     loader: Loader<'a>,
     stop: &'a Stop,
-    /// Of each group, once it is loaded; with streaming, `shared` is the one that is loaded.
-    kept: Vec<Option<Memory>>,
-    shared: Option<(Option<usize>, Memory)>,
+    dense: Dense,
     /// Where segments of groups pass through.
     staging: Option<HostMemory>,
     embedding: Option<Embedding<'a>>,
     experts: Slots,
+    /// Keys, then values, of one layer after the other.
+    cache: Memory,
     layers: Vec<LayerState>,
     buffers: Buffers,
     /// Cached positions.
@@ -133,10 +134,8 @@ enum Step {
 
 /// One layer's part of the device.
 struct LayerState {
-    /// Keys, then values.
-    cache: Memory,
-    /// Of all experts, once they are all there: gate, up, down.
-    table: Option<Memory>,
+    /// Its table lists all its experts, which are all there.
+    is_complete: bool,
     has_experts: bool,
     /// Of the experts.
     dtype: Dtype,
@@ -170,18 +169,16 @@ impl<'a> CudaModel<'a> {
                 Mlp::Experts { experts, .. } => experts.first().map_or(Dtype::BF16, |e| e.gate.dtype),
                 Mlp::Dense { .. } => Dtype::BF16,
             };
-            let cache = gpu.alloc(sizes.cache_bytes(), "keys and values")?;
-            let has_experts = matches!(l.mlp, Mlp::Experts { .. });
-            Ok(LayerState { cache, table: None, has_experts, dtype })
+            LayerState { is_complete: false, has_experts: matches!(l.mlp, Mlp::Experts { .. }), dtype }
         };
         Ok(Self {
             heads: heads(facts),
-            layers: model.layers.iter().map(layer).collect::<Result<_, CudaError>>()?,
+            layers: model.layers.iter().map(layer).collect(),
+            cache: gpu.alloc(sizes.cache_bytes() * sizes.layers, "keys and values")?,
+            dense: Dense::new(&gpu, &model.groups, budget.residency)?,
             experts: Slots::new(&gpu, &demand, &budget, host, all)?,
             loader: Loader::new(setup.source, setup.settings.check)?,
             stop: setup.stop,
-            kept: model.groups.iter().map(|_| None).collect(),
-            shared: None,
             staging: None,
             graph: if embedding.is_some() { Step::Warm(0) } else { Step::Never },
             has_chosen: false,
@@ -243,13 +240,11 @@ impl<'a> CudaModel<'a> {
 
     /// A weight of a group that is loaded.
     fn weights(&self, group: usize, weight: Weight) -> Result<Weights, RunError> {
-        let memory = match (&self.kept[group], &self.shared) {
-            (Some(memory), _) => memory,
-            (None, Some((Some(loaded), memory))) if *loaded == group => memory,
-            _ => return Err(unsuitable(&format!("group {group} is not on the GPU"))),
+        let Some((place, bytes)) = self.dense.find(group) else {
+            return Err(unsuitable(&format!("group {group} is not on the GPU")));
         };
-        assert!(weight.at + weight.length <= memory.len(), "{weight:?} of {} bytes", memory.len());
-        Ok(weight_at(memory.place(), weight))
+        assert!(weight.at + weight.length <= bytes, "{weight:?} of {bytes} bytes");
+        Ok(weight_at(place, weight))
     }
 
     /// Loads a segment to some place of the device, through host memory.
@@ -271,34 +266,19 @@ impl<'a> CudaModel<'a> {
     }
 
     fn load_group(&mut self, number: usize, groups: &[Group<'a>]) -> Result<(), RunError> {
-        let is_shared = self.shared.as_ref().is_some_and(|(loaded, _)| *loaded == Some(number));
-        if self.kept[number].is_some() || is_shared {
+        if self.dense.find(number).is_some() {
             return Ok(());
         }
-        let memory = match (self.budget.residency, self.shared.take()) {
-            (Residency::Resident, _) => self.gpu.alloc(groups[number].room, "weights")?,
-            (Residency::Streamed, Some((_, memory))) => {
-                self.gpu.wait(Stream::Work)?; // what still reads it
-                memory
-            }
-            (Residency::Streamed, None) => {
-                let room = groups.iter().map(|g| g.room).max().unwrap_or(0);
-                self.gpu.alloc(room, "weights of one layer")?
-            }
-        };
-        let mut at = 0;
-        let mut loaded = Ok(());
+        if self.budget.residency == Residency::Streamed {
+            self.gpu.wait(Stream::Work)?; // what still reads the last one
+        }
+        let mut to = self.dense.begin(number);
         for segment in &groups[number].segments {
-            loaded = loaded.and_then(|()| self.load_segment(segment, memory.place().byte(at)));
-            at += index(room_for(segment));
+            self.load_segment(segment, to)?;
+            to = to.byte(index(room_for(segment)));
         }
-        match self.budget.residency {
-            Residency::Resident if loaded.is_ok() => self.kept[number] = Some(memory),
-            Residency::Resident => {}
-            Residency::Streamed => self.shared = Some((loaded.is_ok().then_some(number), memory)),
-        }
-        loaded?;
-        if self.kept.iter().all(Option::is_some) {
+        self.dense.end(number);
+        if self.dense.is_complete() {
             self.staging = None; // it has done its work
         }
         Ok(())
@@ -420,9 +400,10 @@ impl<'a> CudaModel<'a> {
 
     /// Where this layer's uses are counted, if the device does it.
     fn uses(&self, number: usize) -> Place {
-        match self.layers[number].table {
-            Some(_) => self.buffers.uses.byte(number * self.facts.experts as usize * 4),
-            None => Place::NULL,
+        if self.layers[number].is_complete {
+            self.buffers.uses.byte(number * self.facts.experts as usize * 4)
+        } else {
+            Place::NULL
         }
     }
 
@@ -444,11 +425,16 @@ impl<'a> CudaModel<'a> {
         Ok(self.launch().combine(y, layer, self.buffers.choice, self.all_rows(Values::Added))?)
     }
 
+    /// Where a layer's table of all its experts is: gate, up, down.
+    fn table_of(&self, number: usize) -> Place {
+        self.buffers.tables.byte(number * self.facts.experts as usize * 24)
+    }
+
     /// Fills the table of a layer once all its experts are on the device.
     fn complete_table(&mut self, layer: ExpertLayer<'a, '_>) -> Result<(), RunError> {
         let number = u32::try_from(layer.number).unwrap_or(u32::MAX);
         let there = |e: usize| self.experts.cache.get((number, u32::try_from(e).unwrap_or(u32::MAX)));
-        if self.layers[layer.number].table.is_some()
+        if self.layers[layer.number].is_complete
             || !self.experts.all
             || !(0..layer.experts.len()).all(|e| there(e).is_some())
         {
@@ -459,9 +445,8 @@ impl<'a> CudaModel<'a> {
             let Some(slot) = there(e) else { return Ok(()) };
             table.extend(entry(slot.place, expert));
         }
-        let memory = self.gpu.alloc(table.len(), "tables of experts")?;
-        self.gpu.upload_now(memory.place(), &table)?;
-        self.layers[layer.number].table = Some(memory);
+        self.gpu.upload_now(self.table_of(layer.number), &table)?;
+        self.layers[layer.number].is_complete = true;
         Ok(())
     }
 
@@ -622,8 +607,8 @@ impl<'a> CudaModel<'a> {
     fn is_step(&self) -> bool {
         self.is_plain
             && self.embedding.as_ref().is_some_and(|e| e.memory.is_some())
-            && self.kept.iter().all(Option::is_some)
-            && self.layers.iter().all(|l| l.table.is_some() || !l.has_experts)
+            && self.dense.is_complete()
+            && self.layers.iter().all(|l| l.is_complete || !l.has_experts)
     }
 
     /// Copies this pass' ids and the positions of its batches.
@@ -902,10 +887,11 @@ impl<'a> Device<'a> for CudaModel<'a> {
             sin,
             eps: self.eps(),
         };
-        let cache = &self.layers[layer].cache;
-        let half = cache.len() / 2; // bytes of keys
+        let bytes = self.cache.len() / self.layers.len();
+        let half = bytes / 2; // of keys
         let view = |at| {
-            View::activations(self.compute, cache.place().byte(at), half / activation_bytes(self.compute))
+            let place = self.cache.place().byte(layer * bytes + at);
+            View::activations(self.compute, place, half / activation_bytes(self.compute))
         };
         let cache = Cache {
             keys: view(0),
@@ -960,12 +946,15 @@ impl<'a> Device<'a> for CudaModel<'a> {
     }
 
     fn experts(&mut self, layer: ExpertLayer<'a, '_>) -> Result<Vec<(u32, bool)>, RunError> {
-        let Some(table) = &self.layers[layer.number].table else { return self.experts_on_demand(layer) };
-        let (b, of) = (&self.buffers, self.layer(layer.number, table.place()));
+        if !self.layers[layer.number].is_complete {
+            return self.experts_on_demand(layer);
+        }
+        let table = self.table_of(layer.number);
+        let (b, of) = (&self.buffers, self.layer(layer.number, table));
         let [x, added] = [Values::Normed, Values::Added].map(|values| self.all_rows(values));
         let gate = b.gate.part(0..self.tokens * of.best * of.inner);
         if !self.launch().all_experts(x, of, b.choice, gate, added)? {
-            self.queue_experts(layer.number, table.place())?;
+            self.queue_experts(layer.number, table)?;
             self.combine(layer.number)?;
         }
         Ok(Vec::new())

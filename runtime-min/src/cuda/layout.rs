@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use segpack_manifests::families::TextFacts;
 
+use super::dense::room_of;
 use super::driver::{CudaError, Gpu, HostMemory, Memory, Place};
 use super::launch::{
     ARGMAX_BYTES, Choice, FEW_TOKENS, MOST_PARTS, Values as View, activation_bytes, partial_values,
@@ -25,7 +26,11 @@ pub(super) const LOGIT_ROWS: usize = 64;
 /// Positions of a part of decoding's attention.
 const PART_POSITIONS: usize = 64;
 /// Every buffer begins at a multiple of this.
-const ALIGNMENT: usize = 512;
+pub(super) const ALIGNMENT: usize = 512;
+/// The driver gives memory in pages of this size (cuMemGetAllocationGranularity says so of all devices up to now).
+const PAGE: usize = 2 << 20;
+/// Allocations of a model: activations, keys and values, dense weights, experts, the embedding.
+const ALLOCATIONS: usize = 5;
 
 /// Activations and what kernels keep in between, all in one piece of memory.
 pub(super) struct Buffers {
@@ -50,8 +55,9 @@ pub(super) struct Buffers {
     pub(super) greatest: Place,
     /// Cached positions before each batch.
     pub(super) positions: Place,
-    /// One layer's table of experts.
+    /// One layer's table of experts that are there now; then of every layer the table of all its experts.
     pub(super) table: Place,
+    pub(super) tables: Place,
     /// Uses of every expert of every layer, u32.
     pub(super) uses: Place,
     /// What is copied from here while the device works: ids and positions, tables, uses.
@@ -176,6 +182,7 @@ impl Sizes {
         let greatest = plan.take(ARGMAX_BYTES);
         let positions = plan.take(self.tokens * 4);
         let table = plan.take(self.experts * 24);
+        let tables = plan.take(self.layers * self.experts * 24);
         let uses = plan.take(self.layers * self.experts * 4);
         let offsets = Offsets {
             values,
@@ -192,6 +199,7 @@ impl Sizes {
             greatest,
             positions,
             table,
+            tables,
             uses,
         };
         (plan, offsets)
@@ -223,6 +231,7 @@ pub(super) struct Offsets {
     pub(super) greatest: usize,
     pub(super) positions: usize,
     pub(super) table: usize,
+    pub(super) tables: usize,
     pub(super) uses: usize,
 }
 
@@ -255,6 +264,7 @@ impl Buffers {
             greatest: start.byte(at.greatest),
             positions: start.byte(at.positions),
             table: start.byte(at.table),
+            tables: start.byte(at.tables),
             uses: start.byte(at.uses),
             host_ids: gpu.alloc_host(sizes.tokens * 4)?,
             host_positions: gpu.alloc_host(sizes.tokens * 4)?,
@@ -267,19 +277,19 @@ impl Buffers {
 
 /// Bytes of the GPU that a model and its settings need.
 pub(super) fn demand(model: &TextModel<'_>, sizes: &Sizes, facts: &TextFacts) -> Demand {
-    let largest = model.groups.iter().map(|g| g.room.next_multiple_of(ALIGNMENT) as u64).max().unwrap_or(0);
+    let groups = || model.groups.iter().map(|g| room_of(g) as u64);
     let fixed = |batch| sizes.plan(batch).0.bytes as u64;
     let (none, one) = (fixed(0), fixed(1));
     Demand {
-        // the tables of all experts, and what rounding up takes
-        overhead: none + (sizes.layers * (sizes.experts * 24 + 2 * ALIGNMENT)) as u64,
+        // every allocation begins a page, and leaves some of its last one
+        overhead: none + (ALLOCATIONS * PAGE) as u64,
         manifest: 0,
         kv: (sizes.layers * sizes.cache_bytes()) as u64,
         tokens: sizes.tokens as u64,
         pass: 0,
         per_token: one - none,
-        dense: model.groups.iter().map(|g| g.room.next_multiple_of(ALIGNMENT) as u64).sum(),
-        dense_streamed: largest,
+        dense: groups().sum(),
+        dense_streamed: groups().max().unwrap_or(0),
         expert: model.experts().map(|e| room_for(e.segment)).max().unwrap_or(0),
         experts: model.experts().count() as u64,
         experts_per_token: u64::from(facts.experts_per_token),

@@ -5,7 +5,7 @@
 // end is reported. Work is queued and runs as late as it may, when somebody waits for it, so that a missing wait shows.
 // Allocations are counted and bounded, copies are checked against them, and any call can be made to fail:
 //
-//   SEGPACK_SHIM_MEMORY=BYTES          memory of the device (default 1 GiB)
+//   SEGPACK_SHIM_MEMORY=BYTES          memory of the device (default 4 GiB)
 //   SEGPACK_SHIM_DEVICES=N             devices (default 1)
 //   SEGPACK_SHIM_DRIVER=12080          version of CUDA
 //   SEGPACK_SHIM_CAPABILITY=8          first digit of the compute capability
@@ -334,7 +334,7 @@ static size_t number(const char* name, size_t otherwise) {
     return text ? std::strtoull(text, nullptr, 10) : otherwise;
 }
 
-static size_t memory() { return number("SEGPACK_SHIM_MEMORY", size_t{1} << 30); }
+static size_t memory() { return number("SEGPACK_SHIM_MEMORY", size_t{4} << 30); }
 static int devices() { return static_cast<int>(number("SEGPACK_SHIM_DEVICES", 1)); }
 
 // Whether this call is the one that is to fail.
@@ -486,16 +486,19 @@ EXPORT int cuMemGetInfo_v2(size_t* free, size_t* total) {
     return SUCCESS;
 }
 
+// What an allocation takes: pages of 2 MiB of its own, the worst that the driver does.
+static size_t pages(size_t bytes) { return (bytes + (2 << 20) - 1) >> 21 << 21; }
+
 EXPORT int cuMemAlloc_v2(uintptr_t* pointer, size_t bytes) {
     IN_CONTEXT(OUT_OF_MEMORY);
     if (bytes == 0) return INVALID_VALUE;
-    if (bytes > memory() - used) return OUT_OF_MEMORY;
+    if (used > memory() || pages(bytes) > memory() - used) return OUT_OF_MEMORY;
     void* memory = std::aligned_alloc(512, (bytes + 511) / 512 * 512);
     if (!memory) return OUT_OF_MEMORY;
     std::memset(memory, 0xff, bytes); // NaN
     *pointer = reinterpret_cast<uintptr_t>(memory);
     allocations[*pointer] = bytes;
-    used += bytes;
+    used += pages(bytes);
     return SUCCESS;
 }
 
@@ -504,7 +507,7 @@ EXPORT int cuMemFree_v2(uintptr_t pointer) {
     run_everything();
     auto found = allocations.find(pointer);
     if (found == allocations.end()) return INVALID_VALUE;
-    used -= found->second;
+    used -= pages(found->second);
     allocations.erase(found);
     std::free(reinterpret_cast<void*>(pointer));
     return SUCCESS;
