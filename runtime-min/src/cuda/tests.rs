@@ -11,6 +11,7 @@ use super::launch::{
     ARGMAX_BYTES, Cache, Choice, Launch, Layer, Turns, Values, Weights, partial_values, tiles_bytes,
 };
 use super::testing::{gpu, run_lanes_backwards};
+use crate::generate::{Greatest, Sampler};
 use crate::ops::{Compute, Heads, Matrix, Ops, ScalarOps};
 use crate::samples::{activations, bytes, noise};
 
@@ -472,12 +473,34 @@ fn the_lowest_id_of_the_greatest_logits_is_next() {
             assert_eq!(get(&gpu, Values { place: logit, len: 1 }), [7.0]);
         }
     }
-    let (_l, zeros) = put(&gpu, &[-1.0, -0.0, 0.0]);
-    let parts = gpu.alloc(ARGMAX_BYTES, "a test").unwrap();
-    let (_o, place) = put_at(&gpu, &[0; 12], 0);
+}
+
+#[test]
+fn a_logit_that_is_no_number_is_found_wherever_it_is_as_the_host_finds_it() {
+    let gpu = gpu();
     let launch = Launch { gpu: &gpu, compute: Compute::F32 };
-    launch.argmax(zeros, parts.place(), [place, place.byte(4), place.byte(8)]).unwrap();
-    assert_eq!(get_numbers(&gpu, place, 1), [1], "0 and -0 are equal");
+    let parts = gpu.alloc(ARGMAX_BYTES, "a test").unwrap();
+    let greatest = |logits: &[f32]| {
+        let (_l, there) = put(&gpu, logits);
+        let (_o, place) = put_at(&gpu, &[0; 12], 0);
+        launch.argmax(there, parts.place(), [place, place.byte(4), place.byte(8)]).unwrap();
+        let logit = get(&gpu, Values { place: place.byte(8), len: 1 })[0];
+        Greatest { id: get_numbers(&gpu, place, 1)[0], logit }
+    };
+    let mut rows = vec![vec![-1.0, -0.0, 0.0], vec![f32::NEG_INFINITY; 700], vec![f32::NEG_INFINITY, -3e38]];
+    let minus_nan = f32::from_bits(0xffc0_0001);
+    for (first, second) in [(0, 1), (5, 2000), (40, 3), (2999, 1500), (1024, 1023)] {
+        for (a, b) in [(f32::NAN, f32::INFINITY), (f32::INFINITY, minus_nan), (minus_nan, 3e38)] {
+            let mut logits = noise(3000, 3);
+            (logits[first], logits[second]) = (a, b);
+            rows.push(logits);
+        }
+    }
+    for logits in rows {
+        // NaN is unequal to itself: compared as it is shown
+        let (seen, wanted) = (greatest(&logits).token(), Sampler::greedy().choose(&logits));
+        assert_eq!(format!("{seen:?}"), format!("{wanted:?}"));
+    }
 }
 
 /// Kernels whose threads hand values to each other give the same bits in whatever order the threads run.

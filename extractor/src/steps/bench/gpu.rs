@@ -7,6 +7,7 @@ use segpack_manifests::Pack;
 use segpack_manifests::documents::{
     FormatVersion, GENERATOR, GpuBenchOnDemand, GpuBenchPrefill, GpuBenchReport, GpuBenchResident, Precision,
 };
+use segpack_runtime_min::generate::Greatest;
 use segpack_runtime_min::memory::Residency;
 use segpack_runtime_min::ops::Compute;
 use segpack_runtime_min::thinker::{Check, Logits, RunSettings, Thinker};
@@ -118,7 +119,7 @@ impl GpuBench<'_> {
                 return Err(StepError::Refused(what.to_owned()));
             }
             let began = Instant::now();
-            thinker.preload()?;
+            thinker.preload(&mut |_| ())?;
             let load_seconds = began.elapsed().as_secs_f64();
             let decode_tokens_per_second = median(self.repeat(|| self.decode(thinker, ids))?);
             let greedy_tokens_per_second = median(self.repeat(|| self.greedy(thinker, ids))?);
@@ -175,12 +176,17 @@ impl GpuBench<'_> {
     fn greedy(&self, thinker: &mut Thinker<'_, Cuda>, ids: &mut Ids) -> Result<f64, StepError> {
         self.warm(thinker, ids)?;
         let began = Instant::now();
-        if thinker.greedy(self.settings.tokens)?.is_none() {
+        let mut next = vec![Greatest::default(); self.settings.tokens];
+        if !thinker.greedy(ids.next(), &mut next)? {
             return Err(StepError::Refused(
                 "the GPU cannot go on by itself: not all weights are there".to_owned(),
             ));
         }
-        Ok(float(self.settings.tokens as u64) / began.elapsed().as_secs_f64())
+        let rate = float(self.settings.tokens as u64) / began.elapsed().as_secs_f64();
+        for greatest in next {
+            greatest.token().map_err(|e| StepError::Refused(e.to_string()))?;
+        }
+        Ok(rate)
     }
 
     fn warm(&self, thinker: &mut Thinker<'_, Cuda>, ids: &mut Ids) -> Result<(), StepError> {

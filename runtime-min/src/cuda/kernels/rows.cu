@@ -76,12 +76,14 @@ KERNEL heads(float* q, const float* k, const float* v, const void* q_norm, int q
     }
 }
 
-// The greatest logit of every block's part: `best[blockIdx.x]`. -0 and 0 are equal. Blocks of 256 threads.
+// The greatest logit of every block's part: `best[blockIdx.x]`. -0 and 0 are equal. NaN and infinity are greater than all
+// others, so that the first of them is found wherever it is; the host refuses it. Blocks of 256 threads.
 KERNEL argmax_parts(const float* logits, int n, u64* best) {
     __shared__ u64 of_warp[8];
     u64 most = 0;
     for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) {
-        u64 key = order_key(logits[i] == 0.0f ? 0.0f : logits[i], i);
+        float x = logits[i], infinity = __uint_as_float(0x7f800000u);
+        u64 key = order_key(x == 0.0f ? 0.0f : x < infinity ? x : infinity, i);
         most = key > most ? key : most;
     }
     most = warp_greatest(most);
