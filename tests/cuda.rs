@@ -475,5 +475,12 @@ fn a_bench_of_a_gpu_is_what_its_schema_says() {
     );
     assert!(report["resident"]["greedy_tokens_per_second"].as_f64() > Some(0.0));
     assert!(report["on_demand"][0]["bytes_copied_per_token"].as_f64() > Some(0.0), "{report}");
+    // experts that host memory has room for are copied from there, not read again
+    let host = with_gpu(&format!("{arguments} --no-resident --memory 80000000"), &[]).ok().json();
+    let of = |report: &Value, key: &str| report["on_demand"][0][key].as_f64().unwrap();
+    assert_eq!(host["host_memory"], 80_000_000);
+    assert_eq!(of(&host, "bytes_copied_per_token"), of(&report, "bytes_copied_per_token"));
+    assert!(of(&host, "bytes_read_per_token") < of(&report, "bytes_read_per_token"), "{host} {report}");
+    with_gpu(&format!("{arguments} --memory 1GB --memory 2GB"), &[]).exits(2).says(&["one --memory"]);
     with_gpu(&format!("bench {} --device auto", pack.display()), &[]).exits(2).says(&["cuda or cuda:N"]);
 }
