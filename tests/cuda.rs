@@ -3,9 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
+use segpack_formats::FormatError;
 use segpack_formats::io::Stop;
 use segpack_manifests::Pack;
 use segpack_runtime_min::cuda::Cuda;
+use segpack_runtime_min::generate::Greatest;
 use segpack_runtime_min::ops::Compute;
 use segpack_runtime_min::thinker::{Logits, RunSettings, Thinker};
 use segpack_runtime_min::{RunError, Unobserved, WeightSource};
@@ -13,7 +15,8 @@ use serde_json::Value;
 
 use crate::support::checkpoint::fixtures;
 use crate::support::cli::{Run, packed, program, segpack};
-use crate::support::folders::temp;
+use crate::support::damage::flip;
+use crate::support::folders::{copy, temp};
 use crate::support::gpu::{load, with_gpu};
 use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full, tiny_text};
 
@@ -238,6 +241,109 @@ fn a_step_of_resident_weights_is_one_graph() {
     }
 }
 
+/// A copy of tiny-text with another value in one of its JSON files.
+fn changed(folder: &Path, file: &str, at: &str, value: u64) -> PathBuf {
+    let (pointer, at) = (at, folder.join(at.rsplit('/').next().unwrap()));
+    copy(&tiny_text(), &at);
+    let mut json: Value = serde_json::from_slice(&std::fs::read(at.join(file)).unwrap()).unwrap();
+    *json.pointer_mut(pointer).unwrap() = value.into();
+    std::fs::write(at.join(file), json.to_string()).unwrap();
+    let pack = at.with_extension("pack");
+    segpack!["pack", &at, "-o", &pack, "-q", "--no-sums"].ok();
+    pack
+}
+
+/// What the shim counted; it tells it whenever it is unloaded, which a first look for a driver does too.
+fn calls(run: &Run) -> usize {
+    let lines = run.stderr.lines().filter_map(|l| l.strip_prefix("host shim: "));
+    let counts: Vec<usize> = lines.map(|l| l.split(' ').next().unwrap().parse().unwrap()).collect();
+    assert!(!counts.is_empty(), "{run}");
+    counts.iter().sum()
+}
+
+/// A run of weights that are preloaded, and how often it called a function of the driver.
+fn preloaded(pack: &Path, tokens: usize, more: &str, counted: &str) -> (Vec<Value>, Value, usize) {
+    let arguments = format!(
+        "run {} --prompt-ids 5,9,77,200,31,8 --max-new-tokens {tokens} --json --device cuda --preload {more}",
+        pack.display()
+    );
+    let run = with_gpu(&arguments, &[("COUNT", counted)]).ok();
+    let count = calls(&run);
+    let (mut tokens, summary) = run.tokens();
+    tokens.iter_mut().for_each(|t| t["top"] = Value::Null);
+    (tokens, summary, count)
+}
+
+#[test]
+fn the_device_chooses_what_the_host_would_choose() {
+    let folder = temp();
+    let pack = packed(&tiny_text(), folder.path());
+    let (wanted, _, waits) = preloaded(&pack, 24, "--top-k-logits 1", "cuStreamSynchronize");
+    let (seen, summary, few_waits) = preloaded(&pack, 24, "", "cuStreamSynchronize");
+    assert_eq!(seen, wanted);
+    assert!(summary["costs"]["forward"].as_f64() > summary["costs"]["waiting"].as_f64(), "{summary}");
+    // of 21 tokens the host waits for 8 at a time, not for each and its logits; and twice where their memory is freed
+    assert_eq!(waits - few_waits, 2 * 21 - 3 - 2);
+    // two steps one by one, then graphs, as many as there are tokens, whatever is asked for at a time
+    for tokens in [1, 2, 3, 4, 10, 11, 12, 19, 20, 24] {
+        let (seen, _, graphs) = preloaded(&pack, tokens, "", "cuGraphLaunch");
+        assert_eq!(seen, wanted[..tokens], "{tokens}");
+        assert_eq!(graphs, tokens.saturating_sub(2), "{tokens}");
+    }
+    let by_host = preloaded(&pack, 12, "--compute bf16 --top-k-logits 1", "cuGraphLaunch");
+    let by_device = preloaded(&pack, 12, "--compute bf16", "cuGraphLaunch");
+    assert_eq!((&by_device.0, by_device.2), (&by_host.0, by_host.2));
+    // an end in the middle of what is asked for at a time
+    let ids: Vec<u64> = wanted.iter().map(|t| t["id"].as_u64().unwrap()).collect();
+    let first = |at: usize| !ids[..at].contains(&ids[at]);
+    let at = (4..10).find(|at| first(*at)).unwrap();
+    let pack = changed(folder.path(), "generation_config.json", "/eos_token_id", ids[at]);
+    let (seen, summary, _) = preloaded(&pack, 24, "", "cuGraphLaunch");
+    assert_eq!((seen.len(), &summary["stop_reason"]), (at + 1, &"stop_id".into()));
+    assert_eq!(seen, preloaded(&pack, 24, "--top-k-logits 1", "cuGraphLaunch").0);
+    // no position left: 6 of the prompt and 13 tokens, and one that is not run
+    let pack =
+        changed(folder.path(), "config.json", "/thinker_config/text_config/max_position_embeddings", 19);
+    let (seen, summary, graphs) = preloaded(&pack, 24, "", "cuGraphLaunch");
+    assert_eq!((seen, &summary["stop_reason"]), (wanted[..14].to_vec(), &"context_full".into()));
+    assert_eq!(graphs, 12);
+}
+
+#[test]
+fn what_is_preloaded_is_what_there_is_room_for() {
+    let folder = temp();
+    let pack = packed(&tiny_text(), folder.path());
+    let ids = |run: (Vec<Value>, Value, usize)| (run.1["ids"].clone(), run.2);
+    let (wanted, graphs) = ids(preloaded(&pack, 6, "", "cuGraphLaunch"));
+    assert_eq!(graphs, 4);
+    let least = format!("--device-memory {}", least_memory(&pack));
+    for more in ["--expert-cache 3", "--expert-cache 17", &least] {
+        assert_eq!(ids(preloaded(&pack, 6, more, "cuGraphLaunch")), (wanted.clone(), 0), "{more}");
+    }
+    let on_demand = with_gpu(&arguments(&pack, "--device cuda --json"), &[("COUNT", "cuGraphLaunch")]).ok();
+    assert_eq!(calls(&on_demand), 0);
+    // a prompt misses what was not preloaded, and only that
+    let misses = |more: &str| {
+        let run = with_gpu(&arguments(&pack, &format!("--json {more}")), &[]).ok();
+        run.tokens().1["expert_misses"].as_u64().unwrap()
+    };
+    for device in ["cpu", "cuda"] {
+        let of = |more: &str| misses(&format!("--device {device} {more}"));
+        assert_eq!(of("--preload"), 0, "{device}");
+        let (some, all) = (of("--preload --expert-cache 17"), of("--expert-cache 17"));
+        assert!(0 < some && some < all, "{device}: {some} {all}");
+    }
+    // damage is found before the first token
+    let opened = Pack::open(&pack).unwrap();
+    let mut segments = opened.manifest().segments.iter();
+    let last = segments.rfind(|s| s.id.contains(".layers.2.experts.")).unwrap();
+    flip(&opened.path(&last.pack), i64::try_from(last.offset).unwrap() + 100);
+    for device in ["cpu", "cuda"] {
+        let damaged = with_gpu(&arguments(&pack, &format!("--device {device} --preload -q")), &[]).exits(3);
+        assert_eq!(damaged.says(&["is damaged: BLAKE3", &last.id]).text().trim(), "", "{device}");
+    }
+}
+
 fn argmax(logits: &[f32]) -> u32 {
     let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0))).unwrap().0;
     u32::try_from(best).unwrap()
@@ -248,32 +354,61 @@ fn tokens_that_the_device_chooses_are_those_of_its_logits() {
     load();
     let folder = temp();
     let pack = Pack::open(&packed(&tiny_text(), folder.path())).unwrap();
-    let (source, stop) = (WeightSource::new(&pack), Stop::default());
+    let source = WeightSource::new(&pack);
     let settings = RunSettings { positions: 24, longest_pass: 1, ..RunSettings::default() };
     let run = |by_device: bool| {
+        let stop = Stop::default();
         let cuda = Cuda::open(0, Compute::F32, None).unwrap();
         let mut thinker = Thinker::new(&source, cuda, settings, &stop).unwrap();
-        assert_eq!(thinker.greedy(1).unwrap(), None, "nothing was chosen yet");
-        thinker.preload().unwrap();
-        let mut next = 5;
-        let mut step = |thinker: &mut Thinker<'_, Cuda>| {
-            let id = next;
-            next = argmax(&thinker.forward(&[id], Logits::Last, &mut Unobserved).unwrap());
-            id
+        let mut ids = vec![5];
+        let forward = |thinker: &mut Thinker<'_, Cuda>, ids: &mut Vec<u32>, count: usize| {
+            let mut logits = Vec::new();
+            for _ in 0..count {
+                logits = thinker.forward(&ids[ids.len() - 1..], Logits::Last, &mut Unobserved).unwrap();
+                ids.push(argmax(&logits));
+            }
+            logits
         };
-        for _ in 0..4 {
-            step(&mut thinker);
-        }
-        let ids = if by_device {
-            let mut ids = thinker.greedy(5).unwrap().unwrap();
-            ids.extend(thinker.greedy(7).unwrap().unwrap());
-            ids
+        let greedy = |thinker: &mut Thinker<'_, Cuda>, ids: &mut Vec<u32>, count: usize| {
+            let mut next = vec![Greatest::default(); count];
+            assert!(thinker.greedy(ids[ids.len() - 1], &mut next).unwrap());
+            ids.extend(next.iter().map(|g| g.token().unwrap()));
+        };
+        assert!(!thinker.greedy(5, &mut [Greatest::default()]).unwrap(), "no step was recorded yet");
+        assert_eq!(thinker.positions(), 0);
+        thinker.preload(&mut |_| ()).unwrap();
+        forward(&mut thinker, &mut ids, 4);
+        if by_device {
+            greedy(&mut thinker, &mut ids, 5);
+            greedy(&mut thinker, &mut ids, 7);
         } else {
-            (0..12).map(|_| step(&mut thinker)).collect()
-        };
+            forward(&mut thinker, &mut ids, 12);
+        }
         assert_eq!(thinker.positions(), 16);
-        assert!(matches!(thinker.greedy(9), Err(RunError::TooLong { wanted: 25, reserved: 24 })));
-        (ids, thinker.stats().expert_uses)
+        let uses = thinker.stats().expert_uses;
+        // back where a text ended, and on from there
+        thinker.truncate(11);
+        ids.truncate(12);
+        let logits = forward(&mut thinker, &mut ids, 2);
+        if by_device {
+            greedy(&mut thinker, &mut ids, 1);
+        } else {
+            forward(&mut thinker, &mut ids, 1);
+        }
+        assert_eq!((thinker.positions(), ids.len()), (14, 15));
+        let mut room = [Greatest::default(); 11];
+        let too_long = thinker.greedy(5, &mut room);
+        assert!(matches!(too_long, Err(RunError::TooLong { wanted: 25, reserved: 24 })), "{too_long:?}");
+        let unknown = thinker.greedy(320, &mut room[..1]);
+        assert!(matches!(unknown, Err(RunError::TokenId { id: 320, rows: 320 })), "{unknown:?}");
+        stop.request();
+        for stopped in [
+            thinker.greedy(5, &mut room[..1]).unwrap_err(),
+            thinker.forward(&[5], Logits::Last, &mut Unobserved).unwrap_err(),
+        ] {
+            assert!(matches!(stopped, RunError::Format(FormatError::Interrupted)), "{stopped}");
+        }
+        (ids, logits, uses)
     };
     assert_eq!(run(true), run(false));
 }
@@ -342,5 +477,12 @@ fn a_bench_of_a_gpu_is_what_its_schema_says() {
     );
     assert!(report["resident"]["greedy_tokens_per_second"].as_f64() > Some(0.0));
     assert!(report["on_demand"][0]["bytes_copied_per_token"].as_f64() > Some(0.0), "{report}");
+    // experts that host memory has room for are copied from there, not read again
+    let host = with_gpu(&format!("{arguments} --no-resident --memory 80000000"), &[]).ok().json();
+    let of = |report: &Value, key: &str| report["on_demand"][0][key].as_f64().unwrap();
+    assert_eq!(host["host_memory"], 80_000_000);
+    assert_eq!(of(&host, "bytes_copied_per_token"), of(&report, "bytes_copied_per_token"));
+    assert!(of(&host, "bytes_read_per_token") < of(&report, "bytes_read_per_token"), "{host} {report}");
+    with_gpu(&format!("{arguments} --memory 1GB --memory 2GB"), &[]).exits(2).says(&["one --memory"]);
     with_gpu(&format!("bench {} --device auto", pack.display()), &[]).exits(2).says(&["cuda or cuda:N"]);
 }

@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex};
 
 use segpack::steps::device::DeviceChoice;
 use segpack::steps::progress::Progress;
-use segpack::steps::run::{Chat, Prompt, RunEvent, RunOptions, print_prompt, run as generate_text};
+use segpack::steps::run::{
+    Chat, ExpertRoom, Prompt, RunEvent, RunOptions, print_prompt, run as generate_text,
+};
 use segpack_formats::io::Stop;
 use segpack_manifests::Pack;
 use segpack_runtime_min::ops::Compute;
@@ -18,6 +20,7 @@ use tempfile::TempDir;
 use crate::support::cli::{self, Run, segpack, start};
 use crate::support::damage::flip;
 use crate::support::folders::temp;
+use crate::support::gpu;
 use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full, tiny_text};
 
 fn packed(checkpoint: &Path) -> (TempDir, PathBuf) {
@@ -266,8 +269,8 @@ impl Heard {
 }
 
 impl Progress for Heard {
-    fn start(&self, _: &'static str, _: u64) {
-        self.push("bytes");
+    fn start(&self, phase: &'static str, total: u64) {
+        self.push(&format!("{phase} {total}"));
     }
     fn start_counting(&self, phase: &'static str, total: u64, unit: &'static str) {
         self.push(&format!("{phase} {total} {unit}"));
@@ -294,6 +297,7 @@ fn options(prompt: Prompt) -> RunOptions {
         experts: None,
         compute: Compute::F32,
         check: Check::Always,
+        preload: false,
         threads: 1,
         trace: None,
     }
@@ -325,6 +329,31 @@ fn progress_counts_layers_and_is_over_before_the_first_token() {
     let prompt = options(Prompt::Text("Hi".to_owned()));
     generate_text(&opened, &prompt, &Stop::default(), &heard, &mut |_| Ok(())).unwrap_err();
     assert_eq!(heard.0.lock().unwrap().last().unwrap(), "finish");
+}
+
+#[test]
+fn progress_counts_all_bytes_that_are_preloaded() {
+    gpu::load();
+    let (_folder, pack) = packed(&tiny_full());
+    let opened = Pack::open(&pack).unwrap();
+    let mut totals = Vec::new();
+    for device in [DeviceChoice::Cpu, DeviceChoice::Cuda(0)] {
+        for experts in [None, Some(ExpertRoom::Count(5))] {
+            let asked = options(Prompt::Text("Hi".to_owned()));
+            let asked = RunOptions { preload: true, device, experts, ..asked };
+            let heard = Heard::default();
+            generate_text(&opened, &asked, &Stop::default(), &heard, &mut |_| Ok(())).unwrap();
+            let heard = heard.0.lock().unwrap();
+            let total: u64 = heard[0].strip_prefix("loading ").unwrap().parse().unwrap();
+            let end = heard.iter().position(|h| h == "finish").unwrap();
+            let sum: u64 = heard[1..end].iter().map(|h| h.parse::<u64>().unwrap()).sum();
+            assert_eq!(sum, total, "{device:?} {experts:?}: {heard:?}");
+            totals.push(total);
+        }
+    }
+    let [all, some, all_on_gpu, some_on_gpu] = totals[..] else { unreachable!() };
+    assert!(some < all && some_on_gpu == some, "{totals:?}");
+    assert!(all < all_on_gpu, "a GPU with room has the embedding, too: {totals:?}");
 }
 
 #[test]

@@ -80,7 +80,7 @@ def write_shard(path, tensors, device):
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, shape in tensors:
-            file.write(values(name, shape, device).view(torch.uint8).numpy().tobytes())
+            file.write(values(name, shape, device).view(torch.uint8).numpy())
     return at
 
 

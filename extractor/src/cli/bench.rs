@@ -32,7 +32,8 @@ pub struct Args {
     /// Measure with this many threads; may be repeated [default: 1 and one per core, at most 16]
     #[arg(long, short, value_name = "N", value_parser = jobs)]
     threads: Vec<usize>,
-    /// Measure in this much memory, from a cold page cache; may be repeated
+    /// Measure in this much memory, from a cold page cache; may be repeated. With --device, once: host memory, of which what
+    /// is left is for experts that --device-memory has no room for
     #[arg(long, value_name = "SIZE", value_parser = size)]
     memory: Vec<u64>,
     /// Do not measure with all weights in memory
@@ -57,7 +58,7 @@ pub struct Args {
     #[arg(long, value_name = "SIZE", value_parser = size)]
     forecast: Vec<u64>,
     /// Measure on a GPU instead (cuda or cuda:N): with all weights there, and with each --device-memory
-    #[arg(long, value_name = "DEVICE", conflicts_with_all = ["threads", "memory", "layers", "forecast"])]
+    #[arg(long, value_name = "DEVICE", conflicts_with_all = ["threads", "layers", "forecast"])]
     device: Option<DeviceChoice>,
     /// Measure in this much GPU memory; may be repeated
     #[arg(long, value_name = "SIZE", value_parser = size, requires = "device")]
@@ -111,8 +112,12 @@ fn run_gpu(args: &Args, device: DeviceChoice, pack: &Pack, context: &Context) ->
         )
         .into());
     };
+    if args.memory.len() > 1 {
+        return Err(StepError::Usage("with --device there is one --memory, the host's".to_owned()).into());
+    }
     let settings = GpuBenchSettings {
         number,
+        memory: args.memory.first().copied(),
         compute: args.compute.into(),
         prompts: or(args.prompt.clone(), || vec![512, 2048]),
         tokens: args.tokens,
@@ -148,7 +153,7 @@ fn print_gpu(report: &GpuBenchReport, out: &mut dyn Write) -> io::Result<()> {
     for d in &report.on_demand {
         writeln!(
             out,
-            "in {}: {:.1} tokens/s, {} of uses on the GPU, {} copied and {} read a token",
+            "in {} of the GPU: {:.1} tokens/s, {} of uses on the GPU, {} copied and {} read a token",
             bytes(d.device_memory),
             d.decode_tokens_per_second,
             percent(d.hit_rate),

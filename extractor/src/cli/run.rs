@@ -59,7 +59,7 @@ pub struct Args {
     #[arg(long, value_name = "BOOL", requires = "conversation")]
     enable_thinking: Option<bool>,
     /// Print the prompt as the model would get it (with --json also its token ids), and do not run the model
-    #[arg(long, conflicts_with_all = ["top_k_logits", "rank", "trace", "experts_report"])]
+    #[arg(long, conflicts_with_all = ["top_k_logits", "rank", "trace", "experts_report", "preload"])]
     print_prompt: bool,
     /// Always take the most likely token (the default)
     #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "seed"])]
@@ -89,6 +89,10 @@ pub struct Args {
     placement: Placement,
     #[command(flatten)]
     resources: Resources,
+    /// Load all weights that there is room for before the prompt, not when they are needed; on a GPU that holds all of them
+    /// a token is then one recorded step from the third on
+    #[arg(long)]
+    preload: bool,
     /// Precision of activations
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     compute: ComputeName,
@@ -238,6 +242,7 @@ impl Args {
             experts: self.resources.expert_cache,
             compute: self.compute.into(),
             check: self.resources.check(),
+            preload: self.preload,
             threads: self.resources.threads(),
             trace: self.trace.clone(),
         })

@@ -229,6 +229,7 @@ impl Demo<'_> {
             experts: None,
             compute: Compute::F32,
             check: Check::Always,
+            preload: false,
             threads: 1,
             trace: None,
         };

@@ -1,5 +1,6 @@
 //! What segpack does, free of the command line.
 
+mod batches;
 pub mod bench;
 pub mod cat;
 pub mod checkpoint;

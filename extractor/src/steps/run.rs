@@ -15,8 +15,8 @@ use segpack_manifests::documents::{
 };
 use segpack_runtime_min::chat_template::{ChatTemplate, RenderOptions, TemplateValue};
 use segpack_runtime_min::generate::{
-    Candidate, GenerateError, GenerateOptions, Generated, LanguageModel, Sampler, SamplingOptions, Step,
-    StopReason, generate, rank_of, top_k_logits,
+    Candidate, GenerateError, GenerateOptions, Generated, Greatest, LanguageModel, Sampler, SamplingOptions,
+    Step, StopReason, generate, rank_of, top_k_logits,
 };
 use segpack_runtime_min::memory::{CacheStats, Residency};
 use segpack_runtime_min::ops::{Compute, CpuOps};
@@ -116,6 +116,8 @@ pub struct RunOptions {
     pub compute: Compute,
     /// When digests are compared.
     pub check: Check,
+    /// Whether to load all weights that there is room for before the prompt.
+    pub preload: bool,
     /// Threads.
     pub threads: usize,
     /// Where to write a trace, the tensors to this file and the rest beside it.
@@ -227,6 +229,14 @@ impl<B: Backend> LanguageModel for Model<'_, B> {
         };
         Ok(&self.logits)
     }
+
+    fn greedy(&mut self, last: u32, next: &mut [Greatest]) -> Result<bool, RunError> {
+        self.thinker.greedy(last, next)
+    }
+
+    fn truncate(&mut self, position: usize) {
+        self.thinker.truncate(position);
+    }
 }
 
 /// Tells how many layers a forward pass is through. Weights are loaded where they are needed, so this is loading, too.
@@ -335,8 +345,14 @@ fn run_on<B: Backend>(
         check: options.check,
     };
     let began = Instant::now();
-    let thinker = Thinker::new(&source, backend, settings, stop)?;
+    let mut thinker = Thinker::new(&source, backend, settings, stop)?;
     words.check(thinker.facts().vocab)?;
+    if options.preload {
+        progress.start("loading", thinker.preload_bytes());
+        let loaded = thinker.preload(&mut |bytes| progress.advance(bytes));
+        progress.finish();
+        loaded?;
+    }
     let recorder = options.trace.as_ref().map(|_| TraceRecorder::new(options.compute, thinker.facts()));
     let mut model = Model { thinker, context, logits: Vec::new(), recorder, progress, read_before: 0 };
     let stream = words.tokenizer.as_ref().map(|t| t.stream(SpecialTokens::Skip));
@@ -354,7 +370,11 @@ fn run_on<B: Backend>(
         rank: None,
         failed: None,
     };
-    let loop_options = GenerateOptions { max_new_tokens: options.max_new_tokens, stop_ids: &words.eos.ids };
+    let loop_options = GenerateOptions {
+        max_new_tokens: options.max_new_tokens,
+        stop_ids: &words.eos.ids,
+        wants_logits: options.top_k_logits > 0 || options.trace.is_some(),
+    };
     let generated = generate(&mut model, &prompt, &mut sampler, &loop_options, |step| talk.token(&step))
         .map_err(generate_error)?;
     if let Some(e) = talk.failed.take() {

@@ -25,6 +25,7 @@ use super::layout::{Buffers, LEAST_HOST_SLOTS, LOGIT_ROWS, Sizes, demand, host_s
 use super::shapes::{check, check_shapes};
 use super::slots::{HostSlot, Slots, entry};
 use crate::error::RunError;
+use crate::generate::Greatest;
 use crate::memory::{Budget, Demand, Residency};
 use crate::observer::Routing;
 use crate::ops::{Compute, Heads, widen};
@@ -35,6 +36,8 @@ use crate::thinker::tensors::{Expert, Group, Linear, Mlp, TextModel, Weight};
 use crate::thinker::{index, unsuitable};
 use crate::weights::{Load, Loader, begins_at, room_for};
 
+/// What a step that chooses leaves of the next token: its id, and its logit.
+const CHOSEN_BYTES: usize = 8;
 /// Of the memory that is free, the share that is left to the driver where no budget is given.
 const LEFT_SHARE: u64 = 16;
 
@@ -107,8 +110,8 @@ pub struct CudaModel<'a> {
     norm: Option<At>,
     router: Option<(Linear, usize)>,
     graph: Step,
-    /// The device chose the next token itself: it is the first of `ids`.
-    has_chosen: bool,
+    /// Where tokens that the device chose come to.
+    chosen: Option<HostMemory>,
     bytes_copied: u64,
     waited: Duration,
 }
@@ -181,7 +184,7 @@ impl<'a> CudaModel<'a> {
             stop: setup.stop,
             staging: None,
             graph: if embedding.is_some() { Step::Warm(0) } else { Step::Never },
-            has_chosen: false,
+            chosen: None,
             embedding,
             buffers,
             positions: 0,
@@ -262,6 +265,16 @@ impl<'a> CudaModel<'a> {
         self.loader.load(&mut [Load { segment, to: &mut staging[..] }], self.stop)?;
         self.gpu.upload_now(to, &staging[..room])?;
         self.bytes_copied += segment.raw_length;
+        Ok(())
+    }
+
+    fn load_embedding(&mut self) -> Result<(), RunError> {
+        let Some(Embedding { segment, memory: None, .. }) = self.embedding else { return Ok(()) };
+        let memory = self.gpu.alloc(index(room_for(segment)), "the embedding")?;
+        self.load_segment(segment, memory.place())?;
+        if let Some(embedding) = &mut self.embedding {
+            embedding.memory = Some(memory);
+        }
         Ok(())
     }
 
@@ -696,10 +709,18 @@ impl<'a> Device<'a> for CudaModel<'a> {
         }
     }
 
-    fn preload(&mut self, model: &TextModel<'a>) -> Result<(), RunError> {
+    fn preload_bytes(&self, model: &TextModel<'a>) -> u64 {
+        model.bytes_within(&self.budget) + self.embedding.as_ref().map_or(0, |e| e.segment.raw_length)
+    }
+
+    fn preload(&mut self, model: &TextModel<'a>, tell: &mut dyn FnMut(u64)) -> Result<(), RunError> {
+        let waited = self.waited;
+        self.load_embedding()?;
+        tell(self.embedding.as_ref().map_or(0, |e| e.segment.raw_length));
         if self.budget.residency == Residency::Resident {
-            for group in 0..model.groups.len() {
-                self.load_group(group, &model.groups)?;
+            for (number, group) in model.groups.iter().enumerate() {
+                self.load_group(number, &model.groups)?;
+                tell(group.bytes());
             }
         }
         for (number, layer) in model.layers.iter().enumerate() {
@@ -709,15 +730,14 @@ impl<'a> Device<'a> for CudaModel<'a> {
             let absent: Vec<u32> = (0..u32::try_from(experts.len()).unwrap_or(0)).filter(absent).collect();
             let most = self.experts.host.slots().min(index(LEAST_HOST_SLOTS)).max(1);
             for some in absent.chunks(most) {
-                if self.experts.cache.free() < some.len() {
-                    return Ok(());
-                }
+                let some = &some[..some.len().min(self.experts.cache.free())];
                 self.load_experts(layer, experts, some, some)?;
+                tell(some.iter().map(|e| experts[*e as usize].segment.raw_length).sum());
             }
             self.complete_table(ExpertLayer { number, experts })?;
         }
-        self.gpu.wait(Stream::Copies)?;
-        Ok(())
+        self.waited = waited; // no pass had to wait for this
+        Ok(self.gpu.wait(Stream::Copies)?)
     }
 
     fn load(&mut self, group: usize, groups: &[Group<'a>]) -> Result<(), RunError> {
@@ -731,8 +751,8 @@ impl<'a> Device<'a> for CudaModel<'a> {
         self.positions
     }
 
-    fn reset(&mut self) {
-        self.positions = 0;
+    fn truncate(&mut self, positions: usize) {
+        self.positions = positions; // every pass sends its own
     }
 
     fn step(&mut self, ids: &[u32], want: Logits, is_seen: bool) -> Result<Option<Vec<f32>>, RunError> {
@@ -748,7 +768,6 @@ impl<'a> Device<'a> for CudaModel<'a> {
         self.tokens = 1;
         self.send_positions()?;
         self.send_ids(ids)?;
-        self.has_chosen = true;
         if let Step::Ready(graph) = &self.graph {
             graph.launch()?;
         }
@@ -756,34 +775,34 @@ impl<'a> Device<'a> for CudaModel<'a> {
         self.fetch(logits).map(Some)
     }
 
-    fn greedy(&mut self, count: usize) -> Result<Option<Vec<u32>>, RunError> {
-        let (Step::Ready(graph), true) = (&self.graph, self.has_chosen) else { return Ok(None) };
-        let mut chosen = self.gpu.alloc_host(count * 8)?;
-        for to in chosen.chunks_exact_mut(8) {
-            // SAFETY: waited for below, and `chosen` waits before it is freed
-            unsafe { self.gpu.download_later(to, self.buffers.ids)? };
+    fn greedy(&mut self, first: u32, next: &mut [Greatest]) -> Result<bool, RunError> {
+        if next.is_empty() || !matches!(self.graph, Step::Ready(_)) {
+            return Ok(false);
+        }
+        let room = next.len() * CHOSEN_BYTES;
+        if self.chosen.as_ref().is_none_or(|c| c.len() < room) {
+            self.chosen = Some(self.gpu.alloc_host(room)?);
+        }
+        self.tokens = 1;
+        self.send_positions()?;
+        self.send_ids(&[first])?;
+        let (Step::Ready(graph), Some(chosen)) = (&self.graph, &mut self.chosen) else { return Ok(false) };
+        for to in chosen.chunks_exact_mut(CHOSEN_BYTES).take(next.len()) {
             graph.launch()?;
+            // SAFETY: waited for in the next download; where that is not reached, `chosen` waits before it is freed
+            unsafe { self.gpu.download_later(to, self.buffers.ids)? };
         }
-        let uses = self.buffers.uses;
-        self.gpu.download(&mut self.buffers.host_uses[..], uses)?;
-        self.positions += count;
-        let mut ids = Vec::new();
-        for pair in chosen.as_chunks::<8>().0 {
-            let [a, b, c, d, logit @ ..] = *pair;
-            let (id, logit) = (u32::from_le_bytes([a, b, c, d]), f32::from_le_bytes(logit));
-            if !logit.is_finite() {
-                return Err(unsuitable(&format!(
-                    "the logit of token {id} is {logit}: the weights or the calculation are damaged"
-                )));
-            }
-            ids.push(id);
+        self.gpu.download(&mut self.buffers.host_uses[..], self.buffers.uses)?;
+        self.positions += next.len() - 1; // and the one that was sent
+        for (to, from) in next.iter_mut().zip(chosen.as_chunks::<CHOSEN_BYTES>().0) {
+            let [a, b, c, d, logit @ ..] = *from;
+            *to = Greatest { id: u32::from_le_bytes([a, b, c, d]), logit: f32::from_le_bytes(logit) };
         }
-        Ok(Some(ids))
+        Ok(true)
     }
 
     fn begin(&mut self, tokens: usize, turns: &dyn Fn(Range<usize>) -> Turns) -> Result<(), RunError> {
         self.tokens = tokens;
-        self.has_chosen = false;
         self.pending = false;
         self.is_other_x = false;
         (self.norm, self.router) = (None, None);
@@ -800,13 +819,9 @@ impl<'a> Device<'a> for CudaModel<'a> {
     fn embed(&mut self, ids: &[u32]) -> Result<bool, RunError> {
         let Some(embedding) = &self.embedding else { return Ok(false) };
         if embedding.memory.is_none() {
-            let (segment, began) = (embedding.segment, Instant::now());
-            let memory = self.gpu.alloc(index(room_for(segment)), "the embedding")?;
-            self.load_segment(segment, memory.place())?;
+            let began = Instant::now();
+            self.load_embedding()?;
             self.waited += began.elapsed();
-            if let Some(embedding) = &mut self.embedding {
-                embedding.memory = Some(memory);
-            }
         }
         self.send_ids(ids)?;
         self.record_step()?;
@@ -970,7 +985,6 @@ impl<'a> Device<'a> for CudaModel<'a> {
                 let b = &self.buffers;
                 // a step has one id: what follows it is free for its logit
                 self.launch().argmax(logits, b.greatest, [b.ids, b.positions, b.ids.byte(4)])?;
-                self.has_chosen = true;
                 self.graph = Step::Never; // unless what follows succeeds
                 let graph = self.gpu.end_recording()?;
                 graph.launch()?;

@@ -11,6 +11,7 @@ use super::launch::{
     ARGMAX_BYTES, Cache, Choice, Launch, Layer, Norm, Turns, Values, Weights, partial_values, tiles_bytes,
 };
 use super::testing::{gpu, run_lanes_backwards};
+use crate::generate::{Greatest, Sampler};
 use crate::ops::{Compute, Heads, Matrix, Ops, ScalarOps};
 use crate::samples::{activations, bytes, noise};
 
@@ -115,6 +116,7 @@ fn products_agree_with_the_reference() {
         ([17, 2, 9], 64, 1),
         ([33, 16, 16], 520, 3),
         ([6, 0, 0], 1100, 4),
+        ([3, 2, 4], 2088, 2),
         ([65, 130, 1], 33, 5),
         ([40, 7, 0], 72, 70),
         ([129, 0, 0], 136, 65),
@@ -396,9 +398,14 @@ fn the_device_counts_the_passes_that_use_an_expert() {
 #[test]
 fn experts_agree_with_the_reference_and_absent_ones_are_left_out() {
     let gpu = gpu();
-    for (tokens, experts, best, hidden, inner) in
-        [(1, 4, 2, 48, 24), (3, 5, 5, 33, 7), (5, 3, 2, 40, 136), (150, 6, 3, 72, 40), (70, 2, 1, 20, 9)]
-    {
+    for (tokens, experts, best, hidden, inner) in [
+        (1, 4, 2, 48, 24),
+        (3, 5, 5, 33, 7),
+        (5, 3, 2, 40, 136),
+        (150, 6, 3, 72, 40),
+        (70, 2, 1, 20, 9),
+        (2, 3, 2, 1096, 1040),
+    ] {
         for (dtype, launch) in DTYPES.into_iter().flat_map(|d| launches(&gpu).map(move |l| (d, l))) {
             let (compute, ops) = (launch.compute, ScalarOps { compute: launch.compute });
             let x = activations(compute, tokens * hidden, 5);
@@ -448,7 +455,8 @@ fn experts_agree_with_the_reference_and_absent_ones_are_left_out() {
                     ops.add_scaled(&mut wanted[t * hidden..(t + 1) * hidden], &y, factors[pair]);
                 }
             }
-            let scale = f32::from(u16::try_from(hidden * inner).unwrap()).sqrt();
+            let side = |n: usize| f32::from(u16::try_from(n).unwrap()).sqrt();
+            let scale = side(hidden) * side(inner);
             let scaled = |x: Vec<f32>| x.iter().map(|x| x / scale).collect::<Vec<_>>();
             let what = format!("{tokens} tokens, {dtype}, {compute:?}");
             assert_close(compute, &scaled(get(&gpu, added)), &scaled(wanted), &what);
@@ -490,12 +498,34 @@ fn the_lowest_id_of_the_greatest_logits_is_next() {
             assert_eq!(get_f32(&gpu, logit, 1), [7.0]);
         }
     }
-    let (_l, zeros) = put_f32(&gpu, &[-1.0, -0.0, 0.0]);
-    let parts = gpu.alloc(ARGMAX_BYTES, "a test").unwrap();
-    let (_o, place) = put_at(&gpu, &[0; 12], 0);
+}
+
+#[test]
+fn a_logit_that_is_no_number_is_found_wherever_it_is_as_the_host_finds_it() {
+    let gpu = gpu();
     let launch = Launch { gpu: &gpu, compute: Compute::F32 };
-    launch.argmax(zeros, parts.place(), [place, place.byte(4), place.byte(8)]).unwrap();
-    assert_eq!(get_numbers(&gpu, place, 1), [1], "0 and -0 are equal");
+    let parts = gpu.alloc(ARGMAX_BYTES, "a test").unwrap();
+    let greatest = |logits: &[f32]| {
+        let (_l, there) = put_f32(&gpu, logits);
+        let (_o, place) = put_at(&gpu, &[0; 12], 0);
+        launch.argmax(there, parts.place(), [place, place.byte(4), place.byte(8)]).unwrap();
+        let logit = get_f32(&gpu, place.byte(8), 1)[0];
+        Greatest { id: get_numbers(&gpu, place, 1)[0], logit }
+    };
+    let mut rows = vec![vec![-1.0, -0.0, 0.0], vec![f32::NEG_INFINITY; 700], vec![f32::NEG_INFINITY, -3e38]];
+    let minus_nan = f32::from_bits(0xffc0_0001);
+    for (first, second) in [(0, 1), (5, 2000), (40, 3), (2999, 1500), (1024, 1023)] {
+        for (a, b) in [(f32::NAN, f32::INFINITY), (f32::INFINITY, minus_nan), (minus_nan, 3e38)] {
+            let mut logits = noise(3000, 3);
+            (logits[first], logits[second]) = (a, b);
+            rows.push(logits);
+        }
+    }
+    for logits in rows {
+        // NaN is unequal to itself: compared as it is shown
+        let (seen, wanted) = (greatest(&logits).token(), Sampler::greedy().choose(&logits));
+        assert_eq!(format!("{seen:?}"), format!("{wanted:?}"));
+    }
 }
 
 /// A weight on the device.

@@ -6,7 +6,11 @@
 use std::cmp::Ordering;
 use std::ops::ControlFlow;
 
-/// What the loop needs of a model. Its cache grows with every call of [`forward`](Self::forward).
+/// Tokens that a model is asked to choose at a time: few, so that a text flows and Ctrl-C is heard.
+const MOST_CHOSEN: usize = 8;
+
+/// What the loop needs of a model. Its cache grows with every call of [`forward`](Self::forward) and
+/// [`greedy`](Self::greedy).
 pub trait LanguageModel {
     /// What can go wrong in a forward pass.
     type Error;
@@ -25,6 +29,41 @@ pub trait LanguageModel {
     /// # Errors
     /// The model's own.
     fn forward(&mut self, ids: &[u32]) -> Result<&[f32], Self::Error>;
+
+    /// Appends `last`, then each token that follows but the last, and fills `next` with those that follow, each chosen by
+    /// the model itself. False, and nothing is appended, where it leaves the choice to others.
+    ///
+    /// # Errors
+    /// The model's own.
+    fn greedy(&mut self, _last: u32, _next: &mut [Greatest]) -> Result<bool, Self::Error> {
+        Ok(false)
+    }
+
+    /// Forgets the positions from this one on.
+    fn truncate(&mut self, position: usize);
+}
+
+/// The greatest logit of a step, as a model found it.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Greatest {
+    /// Its token, the lowest id of several. Where a logit is NaN or infinite above zero, the first such token.
+    pub id: u32,
+    /// The logit.
+    pub logit: f32,
+}
+
+impl Greatest {
+    /// The token.
+    ///
+    /// # Errors
+    /// Where a logit of the step is NaN or infinite, or none is left.
+    pub fn token(self) -> Result<u32, LogitsError> {
+        match self {
+            Self { logit: f32::NEG_INFINITY, .. } => Err(LogitsError::AllExcluded),
+            Self { id, logit: value } if is_wrong(value) => Err(LogitsError::NotFinite { id, value }),
+            Self { id, .. } => Ok(id),
+        }
+    }
 }
 
 /// Why a text could not be generated.
@@ -156,6 +195,10 @@ impl Sampler {
         Ok(Self(Choice::Random(options, SplitMix64(seed))))
     }
 
+    fn is_greedy(&self) -> bool {
+        matches!(self.0, Choice::Greedy)
+    }
+
     /// The next token.
     ///
     /// # Errors
@@ -176,6 +219,8 @@ pub struct GenerateOptions<'a> {
     pub max_new_tokens: usize,
     /// Tokens that end the text. The one that did is part of the output, as in transformers.
     pub stop_ids: &'a [u32],
+    /// Whether the caller looks at the logits of every step; where not, the model may choose tokens itself.
+    pub wants_logits: bool,
 }
 
 /// One generated token.
@@ -187,7 +232,7 @@ pub struct Step<'a> {
     pub id: u32,
     /// Whether it ends the text.
     pub is_stop: bool,
-    /// The logits it was chosen from.
+    /// The logits it was chosen from; empty where the model chose it, never for the first token.
     pub logits: &'a [f32],
 }
 
@@ -213,7 +258,8 @@ pub enum StopReason {
     Caller,
 }
 
-/// Prefills the prompt and generates tokens, calling `on_token` for each. The last token is not run through the model.
+/// Prefills the prompt and generates tokens, calling `on_token` for each. The last token is not run through the model. Where
+/// the sampler is greedy and nobody wants logits, the model is asked to choose, some tokens at a time.
 ///
 /// # Errors
 /// The model's own; a prompt that is empty, too long or has ids outside the vocabulary; logits that are not numbers.
@@ -222,29 +268,85 @@ pub fn generate<M: LanguageModel>(
     prompt: &[u32],
     sampler: &mut Sampler,
     options: &GenerateOptions<'_>,
-    mut on_token: impl FnMut(Step<'_>) -> ControlFlow<()>,
+    on_token: impl FnMut(Step<'_>) -> ControlFlow<()>,
 ) -> Result<Generated, GenerateError<M::Error>> {
     check_prompt(model, prompt)?;
-    let mut ids: Vec<u32> = Vec::new();
-    let mut reason = StopReason::MaxNewTokens;
-    while ids.len() < options.max_new_tokens {
-        let last = ids.last().copied();
-        if last.is_some() && model.position() >= model.context_length() {
-            reason = StopReason::ContextFull;
-            break;
-        }
-        let logits = forward(model, last.as_ref().map_or(prompt, std::slice::from_ref))?;
-        let index = ids.len();
-        let id = sampler.choose(logits).map_err(|source| GenerateError::Logits { step: index, source })?;
-        ids.push(id);
-        let is_stop = options.stop_ids.contains(&id);
-        let flow = on_token(Step { index, id, is_stop, logits });
-        if is_stop || flow.is_break() {
-            reason = if is_stop { StopReason::StopId(id) } else { StopReason::Caller };
-            break;
+    let by_model = sampler.is_greedy() && !options.wants_logits;
+    let mut text = Text { ids: Vec::new(), stop_ids: options.stop_ids, on_token };
+    loop {
+        let (left, last) = (options.max_new_tokens - text.ids.len(), text.ids.last().copied());
+        let room = model.context_length().saturating_sub(model.position());
+        let end = match last {
+            _ if left == 0 => Some(StopReason::MaxNewTokens),
+            Some(_) if room == 0 => Some(StopReason::ContextFull),
+            Some(last) => {
+                let mut next = [Greatest::default(); MOST_CHOSEN];
+                let next = &mut next[..left.min(room).min(MOST_CHOSEN)];
+                if by_model && model.greedy(last, next).map_err(GenerateError::Model)? {
+                    text.extend(model, next)?
+                } else {
+                    text.step(model, &[last], sampler)?
+                }
+            }
+            None => text.step(model, prompt, sampler)?,
+        };
+        if let Some(reason) = end {
+            return Ok(Generated { ids: text.ids, reason });
         }
     }
-    Ok(Generated { ids, reason })
+}
+
+/// A text that grows, and who watches it.
+struct Text<'a, F> {
+    ids: Vec<u32>,
+    stop_ids: &'a [u32],
+    on_token: F,
+}
+
+impl<F: FnMut(Step<'_>) -> ControlFlow<()>> Text<'_, F> {
+    /// A token from the logits of these ids. Tells why it is the last, where it is.
+    fn step<M: LanguageModel>(
+        &mut self,
+        model: &mut M,
+        ids: &[u32],
+        sampler: &mut Sampler,
+    ) -> Result<Option<StopReason>, GenerateError<M::Error>> {
+        let logits = forward(model, ids)?;
+        let id = self.usable(sampler.choose(logits))?;
+        Ok(self.push(id, logits))
+    }
+
+    /// Tokens that the model chose and, but for the last, ran. It forgets what it ran after the end of the text.
+    fn extend<M: LanguageModel>(
+        &mut self,
+        model: &mut M,
+        chosen: &[Greatest],
+    ) -> Result<Option<StopReason>, GenerateError<M::Error>> {
+        for (number, greatest) in chosen.iter().enumerate() {
+            let id = self.usable(greatest.token())?;
+            if let Some(reason) = self.push(id, &[]) {
+                let in_vain = chosen.len() - 1 - number;
+                model.truncate(model.position() - in_vain);
+                return Ok(Some(reason));
+            }
+        }
+        Ok(None)
+    }
+
+    fn usable<E>(&self, id: Result<u32, LogitsError>) -> Result<u32, GenerateError<E>> {
+        id.map_err(|source| GenerateError::Logits { step: self.ids.len(), source })
+    }
+
+    fn push(&mut self, id: u32, logits: &[f32]) -> Option<StopReason> {
+        let (index, is_stop) = (self.ids.len(), self.stop_ids.contains(&id));
+        self.ids.push(id);
+        let flow = (self.on_token)(Step { index, id, is_stop, logits });
+        match flow {
+            _ if is_stop => Some(StopReason::StopId(id)),
+            ControlFlow::Break(()) => Some(StopReason::Caller),
+            ControlFlow::Continue(()) => None,
+        }
+    }
 }
 
 fn forward<'m, M: LanguageModel>(
@@ -331,11 +433,15 @@ fn by_rank(left: &(u32, f32), right: &(u32, f32)) -> Ordering {
     right.1.partial_cmp(&left.1).unwrap_or(Ordering::Equal).then(left.0.cmp(&right.0))
 }
 
+fn is_wrong(logit: f32) -> bool {
+    logit.is_nan() || logit == f32::INFINITY
+}
+
 /// The id of the highest logit, after a look at all of them.
 fn check(logits: &[f32]) -> Result<u32, LogitsError> {
     let mut best = None;
     for (id, &value) in (0..).zip(logits) {
-        if value.is_nan() || value == f32::INFINITY {
+        if is_wrong(value) {
             return Err(LogitsError::NotFinite { id, value });
         }
         if best.is_none_or(|(_, highest)| value > highest) {

@@ -6,11 +6,13 @@ struct Fake {
     calls: Vec<Vec<u32>>,
     context: usize,
     position: usize,
+    /// Tokens that it chooses at a time, in each call that asks it to; none where it never does.
+    chosen: Option<Vec<usize>>,
 }
 
 impl Fake {
     fn new(rows: Vec<Vec<f32>>) -> Self {
-        Self { rows, calls: Vec::new(), context: 100, position: 0 }
+        Self { rows, calls: Vec::new(), context: 100, position: 0, chosen: None }
     }
 
     /// Says these tokens in turn.
@@ -41,6 +43,26 @@ impl LanguageModel for Fake {
         self.position += ids.len();
         self.rows.get(self.calls.len() - 1).map(Vec::as_slice).ok_or("out of rows")
     }
+
+    fn greedy(&mut self, last: u32, next: &mut [Greatest]) -> Result<bool, &'static str> {
+        let Some(chosen) = &mut self.chosen else { return Ok(false) };
+        chosen.push(next.len());
+        let mut id = last;
+        for to in next {
+            let row = self.forward(&[id])?.to_vec();
+            let wrong = row.iter().position(|x| x.is_nan() || *x == f32::INFINITY);
+            let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let best = wrong.or_else(|| row.iter().position(|x| *x == most)).unwrap();
+            *to = Greatest { id: u32::try_from(best).unwrap(), logit: row[best] };
+            id = to.id;
+        }
+        Ok(true)
+    }
+
+    fn truncate(&mut self, position: usize) {
+        assert!(position <= self.position, "forward is the other way");
+        self.position = position;
+    }
 }
 
 fn run(
@@ -49,7 +71,7 @@ fn run(
     max_new_tokens: usize,
     stop_ids: &[u32],
 ) -> Result<Generated, GenerateError<&'static str>> {
-    let options = GenerateOptions { max_new_tokens, stop_ids };
+    let options = GenerateOptions { max_new_tokens, stop_ids, wants_logits: false };
     generate(model, prompt, &mut Sampler::greedy(), &options, |_| ControlFlow::Continue(()))
 }
 
@@ -69,7 +91,7 @@ fn the_prompt_is_prefilled_once_and_the_last_token_is_not_run() {
 fn stop_ids_end_the_text_and_belong_to_it() {
     let mut model = Fake::saying(&[2, 1, 3]);
     let mut seen = Vec::new();
-    let options = GenerateOptions { max_new_tokens: 9, stop_ids: &[3, 1] };
+    let options = GenerateOptions { max_new_tokens: 9, stop_ids: &[3, 1], wants_logits: true };
     let generated = generate(&mut model, &[0], &mut Sampler::greedy(), &options, |step| {
         assert_eq!(step.logits.len(), 4);
         seen.push((step.index, step.id, step.is_stop));
@@ -81,7 +103,7 @@ fn stop_ids_end_the_text_and_belong_to_it() {
 
 #[test]
 fn the_caller_and_a_full_context_end_the_text() {
-    let options = GenerateOptions { max_new_tokens: 9, stop_ids: &[] };
+    let options = GenerateOptions { max_new_tokens: 9, stop_ids: &[], wants_logits: true };
     let mut model = Fake::saying(&[2, 1]);
     let generated = generate(&mut model, &[0], &mut Sampler::greedy(), &options, |_| ControlFlow::Break(()));
     assert_eq!(generated.unwrap(), Generated { ids: vec![2], reason: StopReason::Caller });
@@ -91,6 +113,86 @@ fn the_caller_and_a_full_context_end_the_text() {
         Generated { ids: vec![2, 1], reason: StopReason::ContextFull }
     );
     assert_eq!(model.position, 3);
+}
+
+/// What came of a text whose tokens the model or the loop chose: the tokens as they were told, the end, the positions.
+type Told = (Vec<(usize, u32, bool)>, Result<Generated, String>, usize);
+
+fn told(model: &mut Fake, max_new_tokens: usize, stop_ids: &[u32], break_at: usize) -> Told {
+    let mut seen = Vec::new();
+    let options = GenerateOptions { max_new_tokens, stop_ids, wants_logits: false };
+    let generated = generate(model, &[0, 0], &mut Sampler::greedy(), &options, |step| {
+        seen.push((step.index, step.id, step.is_stop));
+        if step.index == break_at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    (seen, generated.map_err(|e| e.to_string()), model.position)
+}
+
+#[test]
+fn what_the_model_chooses_is_what_the_loop_would_choose() {
+    // the first 3 is at 5, the first 0 at 12
+    let ids = [1, 2, 1, 1, 2, 3, 2, 1, 3, 1, 2, 2, 0, 1, 1, 2, 3, 1, 2, 1];
+    for max_new_tokens in 0..ids.len() {
+        for (stop_ids, context, break_at) in [
+            (&[][..], 100, 99),
+            (&[3], 100, 99),
+            (&[0], 100, 99),
+            (&[], 12, 99),
+            (&[3], 7, 99),
+            (&[], 100, 10),
+        ] {
+            let of = |chosen: Option<Vec<usize>>| {
+                let mut model = Fake { chosen, context, ..Fake::saying(&ids) };
+                (told(&mut model, max_new_tokens, stop_ids, break_at), model.chosen)
+            };
+            let (by_loop, _) = of(None);
+            let (by_model, chosen) = of(Some(Vec::new()));
+            assert_eq!(by_model, by_loop, "{max_new_tokens} {stop_ids:?} {context} {break_at}");
+            let chosen = chosen.unwrap();
+            assert!(chosen.iter().all(|n| (1..=MOST_CHOSEN).contains(n)), "{chosen:?}");
+            assert_eq!(chosen.is_empty(), max_new_tokens < 2, "all but the first token: {chosen:?}");
+        }
+    }
+}
+
+#[test]
+fn wrong_logits_are_named_where_the_model_chooses_and_only_before_the_end() {
+    for (wrong, said) in [
+        (vec![0.0, 1.0, f32::NAN, f32::INFINITY], "step 4: the logit of token 2 is NaN"),
+        (vec![0.0, f32::INFINITY, f32::NAN, 0.0], "step 4: the logit of token 1 is inf"),
+        (vec![f32::NEG_INFINITY; 4], "step 4: every logit is minus infinity"),
+    ] {
+        let told = |stop_ids: &[u32], chosen| {
+            let mut model = Fake { chosen, ..Fake::saying(&[1, 2, 1, 3, 2, 1, 1, 1, 1, 1]) };
+            model.rows[4] = wrong.clone();
+            told(&mut model, 10, stop_ids, 99)
+        };
+        for chosen in [None, Some(Vec::new())] {
+            let (seen, generated, _) = told(&[], chosen.clone());
+            assert_eq!(seen.iter().map(|s| s.1).collect::<Vec<_>>(), [1, 2, 1, 3]);
+            assert!(generated.unwrap_err().contains(said));
+            assert_eq!(
+                told(&[3], chosen).1.unwrap().reason,
+                StopReason::StopId(3),
+                "what comes after does not count"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_model_is_not_asked_where_logits_are_wanted_or_tokens_drawn() {
+    for (mut sampler, wants_logits) in [(Sampler::greedy(), true), (random(1.0, None, None, 1), false)] {
+        let mut model = Fake { chosen: Some(Vec::new()), ..Fake::saying(&[1, 2, 1, 3]) };
+        let options = GenerateOptions { max_new_tokens: 4, stop_ids: &[], wants_logits };
+        let mut logits = 0;
+        generate(&mut model, &[0], &mut sampler, &options, |step| {
+            logits += step.logits.len();
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert_eq!((model.chosen, logits), (Some(Vec::new()), 16));
+    }
 }
 
 #[test]

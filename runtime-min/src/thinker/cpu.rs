@@ -12,9 +12,9 @@ use segpack_manifests::families::TextFacts;
 
 use super::dense::{self, Dense};
 use super::device::{At, Backend, Device, DeviceStats, ExpertLayer, Setup, Turns, Values};
-use super::experts::ExpertPass;
+use super::experts::{ExpertPass, MOST_IN_GROUP};
 use super::scratch::{Buffer, MlpScratch};
-use super::tensors::{Group, Linear, TextModel};
+use super::tensors::{Expert, Group, Linear, TextModel};
 use super::{Logits, RunSettings, Thinker, index, top_k};
 use crate::error::RunError;
 use crate::memory::{Arena, Block, Budget, Demand, Eviction, ExpertCache, Residency};
@@ -93,7 +93,7 @@ impl<O: Ops> Backend for O {
             waited: Duration::ZERO,
             stop,
         };
-        cpu.reset();
+        cpu.truncate(0);
         Ok(cpu)
     }
 }
@@ -205,21 +205,26 @@ impl<'a, O: Ops> Device<'a> for Cpu<'a, O> {
         }
     }
 
-    fn preload(&mut self, model: &TextModel<'a>) -> Result<(), RunError> {
+    fn preload(&mut self, model: &TextModel<'a>, tell: &mut dyn FnMut(u64)) -> Result<(), RunError> {
         if self.budget.residency == Residency::Resident {
-            for group in 0..model.groups.len() {
-                self.load(group, &model.groups)?;
+            for (number, group) in model.groups.iter().enumerate() {
+                self.dense.load(number, &model.groups, &self.loader, self.stop)?;
+                tell(group.bytes());
             }
         }
-        for (layer, expert, e) in model.all_experts() {
-            if self.cache.get((layer, expert)).is_some() {
-                continue;
-            }
-            let Some(mut slot) = self.cache.take(|_| true) else { return Ok(()) };
-            let loaded = self.loader.load(&mut [Load { segment: e.segment, to: &mut slot[..] }], self.stop);
-            match loaded {
-                Ok(()) => self.cache.put((layer, expert), slot),
-                Err(_) => self.cache.put_empty(slot),
+        let absent = |(layer, expert, _): &(u32, u32, _)| self.cache.get((*layer, *expert)).is_none();
+        let absent: Vec<(u32, u32, &Expert<'a>)> = model.all_experts().filter(absent).collect();
+        for some in absent.chunks(MOST_IN_GROUP) {
+            let mut slots: Vec<Block> = some.iter().map_while(|_| self.cache.take(|_| true)).collect();
+            let loads = some.iter().zip(&mut slots);
+            let loads = loads.map(|((_, _, e), slot)| Load { segment: e.segment, to: &mut slot[..] });
+            let loaded = self.loader.load(&mut loads.collect::<Vec<_>>(), self.stop);
+            for ((layer, expert, e), slot) in some.iter().zip(slots) {
+                match loaded {
+                    Ok(()) => self.cache.put((*layer, *expert), slot),
+                    Err(_) => self.cache.put_empty(slot),
+                }
+                tell(e.segment.raw_length);
             }
             loaded?;
         }
@@ -237,13 +242,12 @@ impl<'a, O: Ops> Device<'a> for Cpu<'a, O> {
         self.kv.first().map_or(0, |kv| kv.keys.len() / (self.heads.key_value * self.heads.width))
     }
 
-    fn reset(&mut self) {
-        let room = self.settings.positions * self.heads.key_value * self.heads.width;
-        for kv in &mut self.kv {
-            kv.keys.clear();
-            kv.values.clear();
-            kv.keys.reserve_exact(room);
-            kv.values.reserve_exact(room);
+    fn truncate(&mut self, positions: usize) {
+        let width = self.heads.key_value * self.heads.width;
+        let room = self.settings.positions * width;
+        for values in self.kv.iter_mut().flat_map(|kv| [&mut kv.keys, &mut kv.values]) {
+            values.truncate(positions * width);
+            values.reserve_exact(room - values.len());
         }
     }
 

@@ -10,6 +10,7 @@ use segpack_manifests::families::TextFacts;
 use super::tensors::{Expert, Group, Linear, TextModel, Weight};
 use super::{Logits, RunSettings};
 use crate::error::RunError;
+use crate::generate::Greatest;
 use crate::memory::{Budget, CacheStats, Demand};
 use crate::observer::Routing;
 use crate::ops::Compute;
@@ -120,8 +121,13 @@ pub trait Device<'a> {
     /// What was done so far.
     fn stats(&self) -> DeviceStats;
 
-    /// Loads the dense weights and as many experts as there is room for.
-    fn preload(&mut self, model: &TextModel<'a>) -> Result<(), RunError>;
+    /// Bytes that [`preload`](Self::preload) loads.
+    fn preload_bytes(&self, model: &TextModel<'a>) -> u64 {
+        model.bytes_within(&self.budget())
+    }
+
+    /// Loads the dense weights and as many experts as there is room for; tells how many bytes more are there.
+    fn preload(&mut self, model: &TextModel<'a>, tell: &mut dyn FnMut(u64)) -> Result<(), RunError>;
 
     /// Loads a group of dense weights if it is not there.
     fn load(&mut self, group: usize, groups: &[Group<'a>]) -> Result<(), RunError>;
@@ -129,17 +135,18 @@ pub trait Device<'a> {
     /// Positions in the cache of keys and values.
     fn positions(&self) -> usize;
 
-    /// Forgets all positions.
-    fn reset(&mut self);
+    /// Forgets the positions from this one on.
+    fn truncate(&mut self, positions: usize);
 
     /// The whole pass as one step that was recorded, if it can be that; its logits. `is_seen` where somebody looks.
     fn step(&mut self, _ids: &[u32], _want: Logits, _is_seen: bool) -> Result<Option<Vec<f32>>, RunError> {
         Ok(None)
     }
 
-    /// The next tokens, each the greatest logit's, chosen and run by the device alone; none where it cannot do that now.
-    fn greedy(&mut self, _count: usize) -> Result<Option<Vec<u32>>, RunError> {
-        Ok(None)
+    /// Runs `first`, then each token that follows but the last, and fills `next` with those that follow, all chosen by the
+    /// device alone. False, and nothing is run, where it cannot do that now.
+    fn greedy(&mut self, _first: u32, _next: &mut [Greatest]) -> Result<bool, RunError> {
+        Ok(false)
     }
 
     /// Begins a pass of so many tokens; `turns` calculates the rotations of positions.

@@ -16,7 +16,7 @@ use crate::weights::{Load, Loader};
 
 /// Experts that are loaded and computed together, unless slots are few: enough reads in flight, and more than most
 /// models send one token to.
-const MOST_IN_GROUP: usize = 16;
+pub(super) const MOST_IN_GROUP: usize = 16;
 
 /// The tokens that go to one expert.
 #[derive(Debug, Default)]

@@ -22,6 +22,7 @@ use segpack_manifests::families::TextFacts;
 use self::device::{At, Device, ExpertLayer, Setup, Turns, Values};
 use self::tensors::{Mlp, TextModel, Weight};
 use crate::error::RunError;
+use crate::generate::Greatest;
 use crate::memory::{Budget, CacheStats, Demand};
 use crate::observer::Observer;
 use crate::ops::{Compute, widen};
@@ -186,17 +187,30 @@ impl<'a, B: Backend> Thinker<'a, B> {
         self.device.positions()
     }
 
+    /// Bytes that [`preload`](Self::preload) loads where nothing is there yet.
+    pub fn preload_bytes(&self) -> u64 {
+        self.device.preload_bytes(&self.model)
+    }
+
     /// Loads the dense weights and as many experts as there is room for, which is otherwise done when they are needed.
+    /// Calls `tell` with the bytes that came since the last call.
     ///
     /// # Errors
-    /// Damage of the pack.
-    pub fn preload(&mut self) -> Result<(), RunError> {
-        self.device.preload(&self.model)
+    /// Damage of the pack; `Interrupted`.
+    pub fn preload(&mut self, tell: &mut dyn FnMut(u64)) -> Result<(), RunError> {
+        self.device.preload(&self.model, tell)
     }
 
     /// Forgets all tokens, keeps all weights.
     pub fn reset(&mut self) {
-        self.device.reset();
+        self.truncate(0);
+    }
+
+    /// Forgets the tokens from this position on; the next ones take their places.
+    pub fn truncate(&mut self, positions: usize) {
+        if positions < self.positions() {
+            self.device.truncate(positions);
+        }
     }
 
     /// Runs these tokens after those before; returns logits, `[vocab]` or `[tokens, vocab]`.
@@ -215,31 +229,35 @@ impl<'a, B: Backend> Thinker<'a, B> {
         logits
     }
 
-    /// Goes on for so many tokens, each the one with the greatest logit (the lowest id of several), without a look by the
-    /// host in between. None where that cannot be: it takes a GPU that holds all weights, and two steps of one token
-    /// before. All of them are run.
+    /// Runs `first`, then each token that follows but the last: the greatest logit of every step fills `next`, without a
+    /// look by the host in between. Nobody has looked at them: see [`Greatest::token`]. False, and nothing is run, where
+    /// that cannot be: it takes a GPU that holds all weights, and two steps of one token before.
     ///
     /// # Errors
-    /// `TooLong`; what the driver says; logits that are not finite.
-    pub fn greedy(&mut self, count: usize) -> Result<Option<Vec<u32>>, RunError> {
-        let wanted = self.positions() + count;
+    /// `TokenId`, `TooLong`; what the driver says.
+    pub fn greedy(&mut self, first: u32, next: &mut [Greatest]) -> Result<bool, RunError> {
+        self.check(&[first], next.len())?;
+        let began = Instant::now();
+        let done = self.device.greedy(first, next);
+        self.stats.forward += began.elapsed();
+        done
+    }
+
+    /// Whether the model can go on with these ids, so many positions in all.
+    fn check(&self, ids: &[u32], positions: usize) -> Result<(), RunError> {
+        self.stop.check()?; // a step that was recorded has no other place for it
+        let wanted = self.positions() + positions;
         if wanted > self.settings.positions {
             return Err(RunError::TooLong { wanted, reserved: self.settings.positions });
         }
-        let began = Instant::now();
-        let ids = self.device.greedy(count);
-        self.stats.forward += began.elapsed();
-        ids
+        match ids.iter().find(|id| u64::from(**id) >= self.facts.vocab) {
+            Some(id) => Err(RunError::TokenId { id: *id, rows: self.facts.vocab }),
+            None => Ok(()),
+        }
     }
 
     fn pass(&mut self, ids: &[u32], want: Logits, observer: &mut dyn Observer) -> Result<Vec<f32>, RunError> {
-        let wanted = self.positions() + ids.len();
-        if wanted > self.settings.positions {
-            return Err(RunError::TooLong { wanted, reserved: self.settings.positions });
-        }
-        if let Some(id) = ids.iter().find(|id| u64::from(**id) >= self.facts.vocab) {
-            return Err(RunError::TokenId { id: *id, rows: self.facts.vocab });
-        }
+        self.check(ids, ids.len())?;
         if let Some(logits) = self.device.step(ids, want, observer.looks())? {
             return Ok(logits);
         }

@@ -10,6 +10,7 @@ use segpack_manifests::names::{Component, Role};
 
 use super::{index, unsuitable};
 use crate::error::RunError;
+use crate::memory::{Budget, Residency};
 use crate::ops::{Matrix, widen};
 use crate::weights::{WeightSource, begins_at, room_for};
 
@@ -115,6 +116,11 @@ impl<'a> Group<'a> {
         self.room += index(room_for(segment));
         at + begins_at(segment)
     }
+
+    /// Bytes of its weights.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.segments.iter().map(|s| s.raw_length).sum()
+    }
 }
 
 /// The whole text model.
@@ -176,6 +182,15 @@ impl<'a> TextModel<'a> {
             };
             (0..).zip(experts).map(move |(expert, e)| (layer, expert, e))
         })
+    }
+
+    /// Bytes of the weights that a budget keeps in memory.
+    pub(crate) fn bytes_within(&self, budget: &Budget) -> u64 {
+        let dense: u64 = match budget.residency {
+            Residency::Resident => self.groups.iter().map(Group::bytes).sum(),
+            Residency::Streamed => 0,
+        };
+        dense + self.experts().take(index(budget.slots)).map(|e| e.segment.raw_length).sum::<u64>()
     }
 
     /// Whether any segment has to be decoded.

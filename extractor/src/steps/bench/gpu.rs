@@ -7,6 +7,7 @@ use segpack_manifests::Pack;
 use segpack_manifests::documents::{
     FormatVersion, GENERATOR, GpuBenchOnDemand, GpuBenchPrefill, GpuBenchReport, GpuBenchResident, Precision,
 };
+use segpack_runtime_min::generate::Greatest;
 use segpack_runtime_min::memory::Residency;
 use segpack_runtime_min::ops::Compute;
 use segpack_runtime_min::thinker::{Check, Logits, RunSettings, Thinker};
@@ -18,12 +19,16 @@ use crate::steps::StepError;
 
 /// Steps of one token before the device chooses tokens itself.
 const WARM_STEPS: usize = 3;
+/// Short prompts before what is measured on demand: with random tokens nearly every expert is in one of them.
+const WARM_PROMPTS: usize = 8;
 
 /// What to measure on a GPU.
 #[derive(Debug, Clone)]
 pub struct GpuBenchSettings {
     /// Its number.
     pub number: u32,
+    /// Host memory for a model that does not fit; slots for a few experts where it is none.
+    pub memory: Option<u64>,
     /// Precision of activations.
     pub compute: Compute,
     /// Lengths of prompts.
@@ -65,13 +70,14 @@ struct GpuBench<'a> {
 impl GpuBench<'_> {
     fn with<T>(
         &self,
-        memory: Option<u64>,
+        (device, host): (Option<u64>, Option<u64>),
         longest: usize,
         work: impl FnOnce(&mut Thinker<'_, Cuda>, &mut Ids) -> Result<T, StepError>,
     ) -> Result<T, StepError> {
-        let cuda = Cuda::open(self.settings.number, self.settings.compute, memory).map_err(RunError::from)?;
+        let cuda = Cuda::open(self.settings.number, self.settings.compute, device).map_err(RunError::from)?;
         let source = WeightSource::new(self.pack);
         let settings = RunSettings {
+            memory: host,
             positions: longest + self.settings.tokens + WARM_STEPS + 1,
             longest_pass: longest,
             check: self.settings.check,
@@ -100,6 +106,7 @@ impl GpuBench<'_> {
             },
             repeats: self.settings.repeats,
             checked: self.settings.check == Check::Always,
+            host_memory: self.settings.memory,
             bytes_per_token: touched(&demand, &thinker),
             operations_per_token: products_per_token(&thinker),
             weights: demand.dense + demand.experts * demand.expert,
@@ -110,7 +117,7 @@ impl GpuBench<'_> {
 
     fn resident(&self) -> Result<GpuBenchResident, StepError> {
         let longest = self.settings.prompts.iter().copied().max().unwrap_or(0).max(PROMPT);
-        self.with(None, longest, |thinker, ids| {
+        self.with((None, None), longest, |thinker, ids| {
             if thinker.budget().residency != Residency::Resident
                 || thinker.budget().slots < thinker.demand().experts
             {
@@ -118,7 +125,7 @@ impl GpuBench<'_> {
                 return Err(StepError::Refused(what.to_owned()));
             }
             let began = Instant::now();
-            thinker.preload()?;
+            thinker.preload(&mut |_| ())?;
             let load_seconds = began.elapsed().as_secs_f64();
             let decode_tokens_per_second = median(self.repeat(|| self.decode(thinker, ids))?);
             let greedy_tokens_per_second = median(self.repeat(|| self.greedy(thinker, ids))?);
@@ -132,8 +139,13 @@ impl GpuBench<'_> {
     }
 
     fn on_demand(&self, memory: u64) -> Result<GpuBenchOnDemand, StepError> {
-        self.with(Some(memory), PROMPT, |thinker, ids| {
-            self.decode(thinker, ids)?; // fills the slots
+        self.with((Some(memory), self.settings.memory), PROMPT, |thinker, ids| {
+            // slots in use, on the GPU and in host memory, as after a text of some length
+            for _ in 0..WARM_PROMPTS {
+                thinker.reset();
+                thinker.forward(&ids.some(PROMPT), Logits::Last, &mut Unobserved)?;
+            }
+            self.decode(thinker, ids)?;
             let before = thinker.stats();
             let mut rates = Vec::new();
             for _ in 0..self.settings.repeats {
@@ -175,12 +187,17 @@ impl GpuBench<'_> {
     fn greedy(&self, thinker: &mut Thinker<'_, Cuda>, ids: &mut Ids) -> Result<f64, StepError> {
         self.warm(thinker, ids)?;
         let began = Instant::now();
-        if thinker.greedy(self.settings.tokens)?.is_none() {
+        let mut next = vec![Greatest::default(); self.settings.tokens];
+        if !thinker.greedy(ids.next(), &mut next)? {
             return Err(StepError::Refused(
                 "the GPU cannot go on by itself: not all weights are there".to_owned(),
             ));
         }
-        Ok(float(self.settings.tokens as u64) / began.elapsed().as_secs_f64())
+        let rate = float(self.settings.tokens as u64) / began.elapsed().as_secs_f64();
+        for greatest in next {
+            greatest.token().map_err(|e| StepError::Refused(e.to_string()))?;
+        }
+        Ok(rate)
     }
 
     fn warm(&self, thinker: &mut Thinker<'_, Cuda>, ids: &mut Ids) -> Result<(), StepError> {

@@ -78,7 +78,7 @@ impl ModelBench<'_> {
     pub(super) fn resident(&self, threads: u64) -> Result<BenchResident, StepError> {
         let longest = self.settings.prompts.iter().copied().max().unwrap_or(0).max(PROMPT);
         self.with(usize::try_from(threads).unwrap_or(1), None, longest, |thinker, ids| {
-            thinker.preload()?;
+            thinker.preload(&mut |_| ())?;
             let bytes_per_token = touched(&thinker.demand(), thinker);
             let decode = self.rate(
                 thinker,
@@ -104,7 +104,7 @@ impl ModelBench<'_> {
         self.forget()?;
         self.with(usize::try_from(threads).unwrap_or(1), Some(memory), PROMPT, |thinker, ids| {
             // slots in use and favourites in them, as after a text of some length: fresh memory is slow once
-            thinker.preload()?;
+            thinker.preload(&mut |_| ())?;
             self.decode(thinker, ids)?;
             let touched = float(touched(&thinker.demand(), thinker));
             let (mut seen, mut shares) = (Vec::new(), Vec::new());

@@ -12,6 +12,7 @@ use segpack_formats::io::{DIRECT_ALIGNMENT, DirectFile};
 use super::plan::{Content, Conversion, Part, PlannedFile, TensorFile, WrittenTensor};
 use super::write::{Producer, Worker};
 use crate::steps::StepError;
+use crate::steps::batches::batches;
 
 /// Bytes of each part that are read at a time, [`LANES`] parts side by side.
 const PIECE_BYTES: usize = 512 << 10;
@@ -110,7 +111,7 @@ impl Check<'_> {
             }
         }
         let mut buffer = vec![0; if kept.is_empty() { 0 } else { CHECK_BYTES }];
-        for batch in batches(kept) {
+        for batch in batches(kept, BATCH_BYTES, |unit| unit.part.length()) {
             for (unit, seen) in batch.iter().zip(self.digests(&batch, &mut buffer)?) {
                 if seen != unit.part.source.sha256 {
                     return self.explain(*unit, seen, worker);
@@ -220,27 +221,6 @@ impl Check<'_> {
 /// Lengths here are bounded by a piece or a chunk, which fit every `usize`.
 fn index(length: u64) -> usize {
     usize::try_from(length).unwrap_or(usize::MAX)
-}
-
-/// Groups parts of about one length, neighbours together: many digests side by side are taken faster than one.
-fn batches(mut units: Vec<Unit<'_>>) -> Vec<Vec<Unit<'_>>> {
-    units.sort_by_key(|u| std::cmp::Reverse(u.part.length())); // stable
-    let mut batches: Vec<Vec<Unit<'_>>> = Vec::new();
-    let (mut open, mut bytes): (Vec<Unit<'_>>, u64) = (Vec::new(), 0);
-    for unit in units {
-        let length = unit.part.length();
-        let unlike = open.first().is_some_and(|first| length < first.part.length() / 2);
-        let full = open.len() == LANES || (open.len() >= 2 && bytes + length > BATCH_BYTES);
-        if unlike || full {
-            batches.push(std::mem::take(&mut open));
-            bytes = 0;
-        }
-        bytes += length;
-        open.push(unit);
-    }
-    batches.push(open);
-    batches.retain(|batch| !batch.is_empty());
-    batches
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use segpack_runtime_min::{WeightReader, WeightSource};
 
 use super::{Findings, VerifySettings, describe};
 use crate::steps::StepError;
+use crate::steps::batches::batches;
 use crate::steps::progress::Progress;
 use crate::steps::workers::run_tasks;
 
@@ -133,31 +134,10 @@ fn tasks<'a>(
             }
         }
     }
-    tasks.extend(batches(raw));
+    let batches = batches(raw, BATCH_BYTES, |place| place.tensor.length);
+    tasks.extend(batches.into_iter().map(Task::Tensors));
     tasks.sort_by_key(|t| std::cmp::Reverse(task_bytes(t)));
     tasks.into_iter().enumerate().collect()
-}
-
-/// Groups tensors of about one length; neighbours stay together, so that a batch reads one stretch of a pack.
-fn batches(mut raw: Vec<Place<'_>>) -> Vec<Task<'_>> {
-    raw.sort_by_key(|p| std::cmp::Reverse(p.tensor.length)); // stable
-    let mut batches: Vec<Task<'_>> = Vec::new();
-    let (mut open, mut bytes): (Vec<Place<'_>>, u64) = (Vec::new(), 0);
-    for place in raw {
-        let length = place.tensor.length;
-        let unlike = open.first().is_some_and(|first| length < first.tensor.length / 2);
-        let full = open.len() == LANES || (open.len() >= 2 && bytes + length > BATCH_BYTES);
-        if unlike || full {
-            batches.push(Task::Tensors(std::mem::take(&mut open)));
-            bytes = 0;
-        }
-        bytes += length;
-        open.push(place);
-    }
-    if !open.is_empty() {
-        batches.push(Task::Tensors(open));
-    }
-    batches
 }
 
 fn task_bytes(task: &Task<'_>) -> u64 {

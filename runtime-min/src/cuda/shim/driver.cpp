@@ -15,6 +15,7 @@
 //   SEGPACK_SHIM_DROP=FUNCTION         calls of this function do nothing, as if the program had left them out
 //   SEGPACK_SHIM_FAIL=FUNCTION:N       the N-th call of this function fails, counted from 1; after a wait that failed the
 //                                      device is dead, as a real one: nothing that was queued runs, every call fails
+//   SEGPACK_SHIM_COUNT=FUNCTION        standard error is told how often this function was called, when the driver is unloaded
 //
 // Built by the script beside it. What it declares itself of the driver's interface is all that is needed: no CUDA header.
 #define SEGPACK_HOST_SHIM
@@ -339,12 +340,20 @@ static int devices() { return static_cast<int>(number("SEGPACK_SHIM_DEVICES", 1)
 
 // Whether this call is the one that is to fail.
 static bool fails(const char* function) {
+    int number = ++calls[function];
     const char* wanted = std::getenv("SEGPACK_SHIM_FAIL");
     if (!wanted) return false;
     const char* colon = std::strchr(wanted, ':');
     if (!colon || std::string(wanted, colon) != function) return false;
-    return ++calls[function] == std::atoi(colon + 1);
+    return number == std::atoi(colon + 1);
 }
+
+static struct Count {
+    ~Count() {
+        const char* function = std::getenv("SEGPACK_SHIM_COUNT");
+        if (function) std::fprintf(stderr, "host shim: %d calls of %s\n", calls[function], function);
+    }
+} count;
 
 // Whether calls of this function are to do nothing.
 static bool dropped(const char* function) {
