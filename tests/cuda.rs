@@ -213,6 +213,9 @@ fn every_call_that_fails_is_named_and_no_token_is_wrong() {
             );
         }
     }
+    // what the driver's compiler says about the kernels is told
+    let refused = with_gpu(&arguments(&pack, "--device cuda"), &[("FAIL", "cuModuleLoadDataEx:1")]);
+    refused.exits(1).says(&["cuModuleLoadDataEx failed", "ptxas fatal: the shim's log"]);
 }
 
 #[test]

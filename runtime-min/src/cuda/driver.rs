@@ -253,8 +253,7 @@ impl Gpu {
         driver!(cuDeviceGet(&raw mut gpu.device, number.cast_signed()))?;
         driver!(cuDevicePrimaryCtxRetain(&raw mut gpu.context, gpu.device))?;
         gpu.bind()?; // from here on `drop` gives back what there is
-        let ptx = CString::new(PTX).unwrap_or_default();
-        driver!(cuModuleLoadDataEx(&raw mut gpu.module, ptx.as_ptr().cast(), 0, null_mut(), null_mut()))?;
+        gpu.load_kernels()?;
         for (name, parameters) in entries(PTX) {
             let mut function = null_mut();
             let c_name = CString::new(name).unwrap_or_default();
@@ -265,6 +264,26 @@ impl Gpu {
         driver!(cuStreamCreate(&raw mut gpu.work, not_default))?;
         driver!(cuStreamCreate(&raw mut gpu.copies, not_default))?;
         Ok(Arc::new(gpu))
+    }
+
+    /// Compiles the kernels for this device. What the driver's compiler says is told where it fails.
+    fn load_kernels(&mut self) -> Result<(), CudaError> {
+        use sys::CUjit_option_enum as Option;
+        let ptx = CString::new(PTX).unwrap_or_default();
+        let mut log = [0_u8; 4096];
+        let mut names = [Option::CU_JIT_ERROR_LOG_BUFFER, Option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
+        // an option's value is a pointer, or a number in the place of one
+        let mut values = [log.as_mut_ptr().cast(), std::ptr::without_provenance_mut::<c_void>(log.len() - 1)];
+        let (names, values) = (names.as_mut_ptr(), values.as_mut_ptr());
+        let loaded = driver!(cuModuleLoadDataEx(&raw mut self.module, ptx.as_ptr().cast(), 2, names, values));
+        loaded.map_err(|e| match e {
+            CudaError::Call { call, name, description, out_of_memory } => {
+                let log: Vec<u8> = log.into_iter().take_while(|b| *b != 0).collect();
+                let description = format!("{description}; {}", String::from_utf8_lossy(&log).trim());
+                CudaError::Call { call, name, description, out_of_memory }
+            }
+            e => e,
+        })
     }
 
     /// What it is.

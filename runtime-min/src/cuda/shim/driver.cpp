@@ -551,7 +551,10 @@ EXPORT int cuMemcpyDtoHAsync_v2(void* to, uintptr_t from, size_t bytes, Stream* 
     return SUCCESS;
 }
 
-EXPORT int cuModuleLoadDataEx(void** module, const void* image, unsigned, void*, void*) {
+EXPORT int cuModuleLoadDataEx(void** module, const void* image, unsigned count, const int* options, void** values) {
+    for (unsigned i = 0; i < count; i++) {
+        if (options[i] == 5) std::strcpy(static_cast<char*>(values[i]), "ptxas fatal: the shim's log"); // ERROR_LOG_BUFFER
+    }
     IN_CONTEXT(INVALID_IMAGE);
     const char* ptx = static_cast<const char*>(image);
     if (!std::strstr(ptx, ".target sm_80")) return INVALID_IMAGE;
