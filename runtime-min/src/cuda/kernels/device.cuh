@@ -20,16 +20,22 @@ typedef unsigned long long u64;
 
 enum { BF16 = 0, F16 = 1, F32 = 2 };
 
-// Nearest, ties to even; NaN stays NaN.
-__device__ inline float to_bf16(float x) {
-    u32 bits = __float_as_uint(x);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return __uint_as_float(bits | 0x00400000u);
-    return __uint_as_float((bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u);
+__device__ inline float from_bf16(u32 bits) { return __uint_as_float(bits << 16); }
+
+// The bits of the nearest bf16, ties to even; NaN stays NaN.
+__device__ inline u16 bf16_bits(float x) {
+#ifdef SEGPACK_HOST_SHIM
+    return shim_bf16_bits(x);
+#else
+    u16 bits;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return bits;
+#endif
 }
 
-__device__ inline float rounded(float x, int bf16) { return bf16 ? to_bf16(x) : x; }
+__device__ inline float to_bf16(float x) { return from_bf16(bf16_bits(x)); }
 
-__device__ inline float from_bf16(u32 bits) { return __uint_as_float(bits << 16); }
+__device__ inline float rounded(float x, int bf16) { return bf16 ? to_bf16(x) : x; }
 
 __device__ inline float from_f16(u16 bits) {
 #ifdef SEGPACK_HOST_SHIM
@@ -61,7 +67,7 @@ __device__ inline float read_fresh(const volatile void* from, u64 i, int bf16) {
 // Puts an activation, rounded if it is bf16.
 __device__ inline void write(void* to, u64 i, float x, int bf16) {
     if (bf16) {
-        reinterpret_cast<u16*>(to)[i] = static_cast<u16>(__float_as_uint(to_bf16(x)) >> 16);
+        reinterpret_cast<u16*>(to)[i] = bf16_bits(x);
     } else {
         reinterpret_cast<float*>(to)[i] = x;
     }

@@ -39,47 +39,68 @@ __device__ inline float norm_factor(float sum, int width, float eps) {
 // Values of an input that a thread has on their way at a time.
 enum { BATCH = 8 };
 
-// A token's input, widened and normed, in shared memory, for a block of 256 threads: `padded` values. A thread has the
-// same columns all along. Loads come before stores, which might change what they read.
-__device__ inline void bring_input(const void* x, const Norm& norm, u64 token, int columns, bool first, int bf16, float* to) {
-    u64 row = token * columns;
+// A thread's next values of a row, 256 columns apart; 0 after its end.
+template <int T>
+__device__ inline void read_batch(const void* from, u64 row, int c, int columns, float to[BATCH]) {
+#pragma unroll
+    for (int i = 0; i < BATCH; i++) to[i] = c + i * 256 < columns ? value_at(from, row + c + i * 256, T) : 0.0f;
+}
+
+// As `bring_input`, at one precision: few instructions, since every block does it.
+template <bool IS_BF16>
+__device__ inline void bring(const void* x, const Norm& norm, u64 row, int columns, bool first, float* to) {
+    enum { TYPE = IS_BF16 ? BF16 : F32 };
     bool adds = norm.weight && norm.added;
     float sum = 0.0f, v[BATCH], more[BATCH];
-    for (int base = threadIdx.x; base < columns; base += BATCH * 256) {
+    int thread = threadIdx.x;
+    to += place_of(thread) - thread; // the places of a thread's columns are 256 apart like them
+    for (int base = thread; base < columns; base += BATCH * 256) {
+        read_batch<TYPE>(x, row, base, columns, v);
+        if (adds) {
+            read_batch<TYPE>(norm.added, row, base, columns, more);
 #pragma unroll
-        for (int i = 0; i < BATCH; i++) {
-            int c = base + i * 256;
-            v[i] = c < columns ? read(x, row + c, bf16) : 0.0f;
-            more[i] = adds && c < columns ? read(norm.added, row + c, bf16) : 0.0f;
+            for (int i = 0; i < BATCH; i++) v[i] = rounded(v[i] + more[i], IS_BF16);
         }
 #pragma unroll
         for (int i = 0; i < BATCH; i++) {
-            int c = base + i * 256;
-            if (adds) v[i] = rounded(v[i] + more[i], bf16);
             sum = fmaf(v[i], v[i], sum);
-            if (c < columns) to[place_of(c)] = v[i];
-            if (c < columns && adds && first) write(norm.sum, row + c, v[i], bf16);
+            if (base + i * 256 < columns) to[base + i * 256] = v[i];
+        }
+        for (int i = 0; adds && first && i < BATCH && base + i * 256 < columns; i++) {
+            write(norm.sum, row + base + i * 256, to[base + i * 256], IS_BF16);
         }
     }
     if (norm.weight) {
         float factor = norm_factor(sum, columns, norm.eps);
-        for (int base = threadIdx.x; base < columns; base += BATCH * 256) {
-#pragma unroll
-            for (int i = 0; i < BATCH; i++) {
-                int c = base + i * 256;
-                more[i] = c < columns ? value_at(norm.weight, c, norm.type) : 0.0f;
+        for (int base = thread; base < columns; base += BATCH * 256) {
+            if (norm.type == BF16) {
+                read_batch<BF16>(norm.weight, 0, base, columns, more);
+            } else if (norm.type == F16) {
+                read_batch<F16>(norm.weight, 0, base, columns, more);
+            } else {
+                read_batch<F32>(norm.weight, 0, base, columns, more);
             }
 #pragma unroll
             for (int i = 0; i < BATCH; i++) {
                 int c = base + i * 256;
-                if (c >= columns) break;
-                v[i] = rounded(more[i] * rounded(to[place_of(c)] * factor, bf16), bf16);
-                to[place_of(c)] = v[i];
-                if (first) write(norm.normed, row + c, v[i], bf16);
+                if (c < columns) to[c] = rounded(more[i] * rounded(to[c] * factor, IS_BF16), IS_BF16);
+            }
+            for (int i = 0; first && i < BATCH && base + i * 256 < columns; i++) {
+                write(norm.normed, row + base + i * 256, to[base + i * 256], IS_BF16);
             }
         }
     }
     __syncthreads();
+}
+
+// A token's input, widened and normed, in shared memory, for a block of 256 threads: `padded` values. A thread has the
+// same columns all along. Loads come before stores, which might change what they read.
+__device__ inline void bring_input(const void* x, const Norm& norm, u64 token, int columns, bool first, int bf16, float* to) {
+    if (bf16) {
+        bring<true>(x, norm, token * columns, columns, first, to);
+    } else {
+        bring<false>(x, norm, token * columns, columns, first, to);
+    }
 }
 
 // A lane's part of N rows from some column on.

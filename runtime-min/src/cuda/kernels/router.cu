@@ -86,12 +86,14 @@ __device__ inline void router(const Product& product, const void* x, const Norm&
         dots<T, 1>(rows, vectors, in, columns, ahead, sum);
         write_product(product, blockIdx.y, row, sum[0], bf16);
     }
-    __threadfence(); // the logits before the count
     __syncthreads();
-    if (threadIdx.x == 0) is_last = atomicAdd(&arrived[blockIdx.y], 1) + 1 == gridDim.x;
+    if (threadIdx.x == 0) {
+        __threadfence(); // this block's logits before the count
+        is_last = atomicAdd(&arrived[blockIdx.y], 1) + 1 == gridDim.x;
+        __threadfence(); // the count before the others' logits
+    }
     __syncthreads();
     if (!is_last) return;
-    __threadfence(); // the count before the others' logits
     choose(product.out, blockIdx.y, gridDim.y, experts, best, normalise, bf16, choice, input);
     if (threadIdx.x == 0) arrived[blockIdx.y] = 0;
 }

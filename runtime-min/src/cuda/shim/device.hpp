@@ -134,6 +134,13 @@ inline float __uint_as_float(unsigned bits) {
     return x;
 }
 
+// PTX ISA, cvt.rn.bf16.f32
+inline unsigned short shim_bf16_bits(float x) {
+    unsigned bits = __float_as_uint(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
+    return static_cast<unsigned short>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
 inline float shim_from_f16(unsigned short bits) {
     int exponent = (bits >> 10) & 31, fraction = bits & 1023;
     float x = exponent == 0    ? std::ldexp(static_cast<float>(fraction), -24)
