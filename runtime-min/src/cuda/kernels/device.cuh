@@ -73,17 +73,31 @@ __device__ inline void write(void* to, u64 i, float x, int bf16) {
     }
 }
 
-// Eight values of a row, which begins at a multiple of 16 bytes.
+// 16 bytes of a weight, at a multiple of 16. They are read once: not kept near, and a little more is fetched from afar.
+// The compiler could not know that a pointer out of a table is one to global memory.
+__device__ inline uint4 load_sixteen(const void* from) {
+#ifdef SEGPACK_HOST_SHIM
+    return *reinterpret_cast<const uint4*>(from);
+#else
+    uint4 v;
+    asm("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
+        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+        : "l"(from));
+    return v;
+#endif
+}
+
+// Eight weights of a row, which begins at a multiple of 16 bytes.
 struct Eight {
     uint4 low, high; // `high` for F32 alone
 };
 
 template <int T>
 __device__ inline Eight load_eight(const void* row, int column) {
-    const uint4* from = reinterpret_cast<const uint4*>(reinterpret_cast<const char*>(row) + column * (T == F32 ? 4 : 2));
+    const char* from = reinterpret_cast<const char*>(row) + column * (T == F32 ? 4 : 2);
     Eight e;
-    e.low = from[0];
-    e.high = T == F32 ? from[1] : e.low;
+    e.low = load_sixteen(from);
+    e.high = T == F32 ? load_sixteen(from + 16) : e.low;
     return e;
 }
 
