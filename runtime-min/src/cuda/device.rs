@@ -349,11 +349,7 @@ impl<'a> CudaModel<'a> {
     fn queue_experts(&self, number: usize, table: Place) -> Result<(), RunError> {
         let b = &self.buffers;
         let (pairs, layer) = (self.tokens * self.best(), self.layer(number, table));
-        let places = [
-            b.gate.part(0..pairs * layer.inner),
-            b.up.part(0..pairs * layer.inner),
-            b.y.part(0..pairs * layer.hidden),
-        ];
+        let places = [b.inner.part(0..pairs * layer.inner), b.y.part(0..pairs * layer.hidden)];
         Ok(self.launch().experts(self.all_rows(Values::Normed), layer, b.choice, places)?)
     }
 

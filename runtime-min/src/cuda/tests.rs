@@ -88,9 +88,9 @@ fn the_ptx_is_for_old_drivers_and_names_every_kernel() {
     }
     let norm = entries(PTX).find(|(name, _)| *name == "add_rms_norm").unwrap();
     assert_eq!(norm.1, [8, 8, 8, 4, 4, 4, 4, 8]);
-    let products = entries(PTX).find(|(name, _)| *name == "gemm_mma").unwrap();
-    assert_eq!(products.1, [size_of::<super::driver::Products>(), 8, 4, 4]);
-    let experts = entries(PTX).find(|(name, _)| *name == "expert_mma").unwrap();
+    let products = entries(PTX).find(|(name, _)| *name == "gemm_mma_64").unwrap();
+    assert_eq!(products.1, [size_of::<super::driver::Products>(), 8, 4, 4, 4]);
+    let experts = entries(PTX).find(|(name, _)| *name == "expert_mma_64").unwrap();
     assert_eq!(experts.1, [size_of::<super::driver::Experts>()]);
 }
 
@@ -425,11 +425,11 @@ fn experts_agree_with_the_reference_and_absent_ones_are_left_out() {
             launch.route(logits_there, layer, true, choice).unwrap();
             launch.sort(tokens, layer, choice).unwrap();
             let pairs = tokens * best;
-            let buffers = [pairs * inner, pairs * inner, pairs * hidden].map(|n| blank(&gpu, compute, n));
-            let places = [0, 1, 2].map(|i: usize| buffers[i].1);
+            let buffers = [pairs * inner, pairs * hidden].map(|n| blank(&gpu, compute, n));
+            let places = [0, 1].map(|i: usize| buffers[i].1);
             launch.experts(x_there, layer, choice, places).unwrap();
             let (_a, added) = blank(&gpu, compute, tokens * hidden);
-            launch.combine(places[2], layer, choice, added).unwrap();
+            launch.combine(places[1], layer, choice, added).unwrap();
             let ids = get_numbers(&gpu, choice.ids, pairs);
             let factors = get_f32(&gpu, choice.weights, pairs);
             let mut wanted = vec![0.0; tokens * hidden];
@@ -451,10 +451,10 @@ fn experts_agree_with_the_reference_and_absent_ones_are_left_out() {
             let what = format!("{tokens} tokens, {dtype}, {compute:?}");
             assert_close(compute, &scaled(get(&gpu, added)), &scaled(wanted), &what);
             // a table without one expert touches no pair of it, and the others as before
-            let before = get(&gpu, places[2]);
+            let before = get(&gpu, places[1]);
             let (_y, y) = blank(&gpu, compute, pairs * hidden);
             let without = Layer { table: but_one.1, ..layer };
-            launch.experts(x_there, without, choice, [places[0], places[1], y]).unwrap();
+            launch.experts(x_there, without, choice, [places[0], y]).unwrap();
             let after = get(&gpu, y);
             for (pair, id) in ids.iter().enumerate() {
                 let row = pair * hidden..(pair + 1) * hidden;

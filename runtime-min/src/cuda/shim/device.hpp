@@ -10,7 +10,7 @@
 #define __global__
 #define __device__
 #define __grid_constant__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 // all lanes of a block run on one thread of the host, one block after the other
 #define __shared__ static thread_local

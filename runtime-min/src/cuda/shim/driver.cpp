@@ -260,7 +260,8 @@ static Bound bind_all(void (*kernel)(P...), void** from) {
 
 static const Function FUNCTIONS[] = {
     F(embed), F(add_rms_norm), F(add), F(silu_mul), F(heads), F(argmax_parts), F(argmax_next),
-    TYPES(gemv), TYPES(expert_gate_up), TYPES(expert_down), TYPES(gemm_fma), TYPES(expert_fma), F(gemm_mma), F(expert_mma),
+    TYPES(gemv), TYPES(expert_gate_up), TYPES(expert_down), TYPES(gemm_fma), TYPES(expert_gated_fma), TYPES(expert_fma),
+    F(gemm_mma_64), F(gemm_mma_128), F(expert_gated_mma_64), F(expert_gated_mma_128), F(expert_mma_64), F(expert_mma_128),
     F(route), F(expert_count), F(expert_sort), F(expert_combine),
     F(attention_parts), F(attention_combine), F(attention_tokens), F(attention_mma),
 };
