@@ -65,22 +65,26 @@ __device__ inline void widen_four(const uint4& four, float* to) {
     }
 }
 
-__device__ inline float gated(float gate, float up, int bf16) {
-    return rounded(silu(rounded(gate, bf16)), bf16) * rounded(up, bf16);
-}
+enum { FMA_DEPTH = 8, FMA_TOKENS_OUT = 32 };
 
-// The biases of a block's rows, 0 where there are none, in shared memory that nobody uses any more.
-__device__ inline const float* biases(const Tile& t, void* shared) {
-    float* to = reinterpret_cast<float*>(shared);
-    for (int i = threadIdx.x; i < TILE_ROWS; i += blockDim.x) {
-        int row = t.first_row + i;
-        to[i] = t.bias && row < t.rows ? value_at(t.bias, row, t.bias_type) : 0.0f;
+// Results of some tokens from `first` on, whose sums are in shared memory.
+template <bool GATED>
+__device__ inline void fma_out(const Tile& t, const float* sums, int first, int bf16) {
+    enum { WIDTH = GATED ? TILE_ROWS / 2 : TILE_ROWS };
+#pragma unroll 1
+    for (int i = threadIdx.x; i < FMA_TOKENS_OUT * WIDTH; i += blockDim.x) {
+        int token = first + i / WIDTH, row = t.first_row + i % WIDTH;
+        if (token >= t.tokens || row >= t.rows) continue;
+        const float* sum = sums + i / WIDTH * TILE_ROWS + i % WIDTH;
+        float value = sum[0];
+        if (GATED) {
+            value = rounded(silu(rounded(value, bf16)), bf16) * rounded(sum[TILE_ROWS / 2], bf16);
+        } else if (t.bias) {
+            value += value_at(t.bias, row, t.bias_type);
+        }
+        write(t.out, out_row(t, token) * t.rows + row, value, bf16);
     }
-    __syncthreads();
-    return to;
 }
-
-enum { FMA_DEPTH = 8 };
 
 // 256 threads; each has TOKENS / 16 tokens times 8 rows, in fours that lie 64 apart: eight lanes then read 128 bytes in a
 // row. With 128 tokens, four 16-byte reads of shared memory feed 64 multiply-adds, and those are the limit. While a step
@@ -154,19 +158,22 @@ __device__ inline void fma_tile(const Tile& t, int bf16) {
         if (more) put(buffers + (now ^ 1) * STEP);
         __syncthreads();
     }
-    const float* bias = GATED ? nullptr : biases(t, buffers);
+    // tokens of other threads lie between those of this one
 #pragma unroll
-    for (int i = 0; i < FOURS * 4; i++) {
-        int token = i / 4 * 64 + ty * 4 + i % 4;
-        if (token >= t.tokens) continue;
-        u64 out = out_row(t, token) * t.rows + t.first_row + tx * 4;
+    for (int part = 0; part < TOKENS / FMA_TOKENS_OUT; part++) {
+        if (ty / 8 == part % 2) {
 #pragma unroll
-        for (int j = 0; j < (GATED ? 4 : 8); j++) {
-            int more = j / 4 * 64 + j % 4;
-            if (t.first_row + tx * 4 + more >= t.rows) continue;
-            float value = GATED ? gated(sums[i][j], sums[i][(j + 4) % 8], bf16) : sums[i][j] + bias[tx * 4 + more];
-            write(t.out, out + more, value, bf16);
+            for (int i = 0; i < 4; i++)
+#pragma unroll
+                for (int j = 0; j < 2; j++) {
+                    const float* four = &sums[part / 2 * 4 + i][j * 4];
+                    float* to = buffers + (ty % 8 * 4 + i) * TILE_ROWS + j * 64 + tx * 4;
+                    *reinterpret_cast<float4*>(to) = {four[0], four[1], four[2], four[3]};
+                }
         }
+        __syncthreads();
+        fma_out<GATED>(t, buffers, part * FMA_TOKENS_OUT, bf16);
+        __syncthreads();
     }
 }
 
@@ -205,15 +212,33 @@ __device__ inline void put_eight(u16* to, const char* row, int column, int colum
     *reinterpret_cast<uint4*>(to) = {low.x, low.y, high.x, high.y};
 }
 
-// Two results beside each other, `row` even.
-__device__ inline void put_two(const Tile& t, u64 out, int row, float a, float b) {
-    u16* to = reinterpret_cast<u16*>(t.out) + out + row;
-    if (t.rows % 2 == 0 && (reinterpret_cast<u64>(t.out) & 3u) == 0) {
-        if (row < t.rows) *reinterpret_cast<u32*>(to) = pack_bf16(to_bf16(a), to_bf16(b));
-        return;
-    }
-    if (row < t.rows) write(to, 0, a, 1);
-    if (row + 1 < t.rows) write(to, 1, b, 1);
+// Two values, rounded to the nearest, ties to even.
+__device__ inline u32 round_two(float low, float high) {
+#ifdef SEGPACK_HOST_SHIM
+    return pack_bf16(to_bf16(low), to_bf16(high));
+#else
+    u32 two;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(two) : "f"(high), "f"(low));
+    return two;
+#endif
+}
+
+// silu(gate) · up of two rows, rounded as the eager code does it.
+__device__ inline u32 gated_two(const float* gate, const float* up) {
+    float g[2], u[2];
+    widen_pair<BF16>(round_two(gate[0], gate[1]), g);
+    widen_pair<BF16>(round_two(up[0], up[1]), u);
+    widen_pair<BF16>(round_two(silu(g[0]), silu(g[1])), g);
+    return round_two(g[0] * u[0], g[1] * u[1]);
+}
+
+// The biases of a block's rows, 0 where there are none, in shared memory that nobody uses any more.
+__device__ inline const float* biases(const Tile& t, void* shared) {
+    float* to = reinterpret_cast<float*>(shared);
+    int row = t.first_row + threadIdx.x; // one thread a row
+    to[threadIdx.x] = t.bias && row < t.rows ? value_at(t.bias, row, t.bias_type) : 0.0f;
+    __syncthreads();
+    return to;
 }
 
 template <class C, bool GATED>
@@ -290,7 +315,7 @@ __device__ inline void mma_tile(const Tile& t) {
 
     float sums[C::M][C::N][4] = {};
     int steps = (t.columns + C::DEPTH - 1) / C::DEPTH, now = 0, free = C::STAGES - 1;
-#pragma unroll
+#pragma unroll 1
     for (int s = 0; s < C::STAGES - 1; s++) {
         if (s < steps) load(s, s);
         commit_copies();
@@ -323,20 +348,23 @@ __device__ inline void mma_tile(const Tile& t) {
     }
     // what the last read_columns gets is not used: the stages are free
     const float* bias = GATED ? nullptr : biases(t, stages);
+    bool pairs_fit = t.rows % 2 == 0 && (reinterpret_cast<u64>(t.out) & 3u) == 0;
 #pragma unroll
     for (int i = 0; i < C::M * 2; i++) {
         int token = warp_token + i * 8 + lane / 4;
         if (token >= t.tokens) continue;
-        u64 out = out_row(t, token) * t.rows;
+        u16* out = reinterpret_cast<u16*>(t.out) + out_row(t, token) * t.rows;
 #pragma unroll
         for (int j = 0; j < (GATED ? C::N / 2 : C::N); j++) {
-            int line = (GATED ? warp_row / 2 : warp_row) + j * 8 + lane % 4 * 2;
+            int line = (GATED ? warp_row / 2 : warp_row) + j * 8 + lane % 4 * 2, row = t.first_row + line;
             const float* sum = &sums[i / 2][j][i % 2 * 2];
-            if (GATED) {
-                const float* up = &sums[i / 2][(j + C::N / 2) % C::N][i % 2 * 2];
-                put_two(t, out, t.first_row + line, gated(sum[0], up[0], 1), gated(sum[1], up[1], 1));
+            u32 two = GATED ? gated_two(sum, &sums[i / 2][(j + C::N / 2) % C::N][i % 2 * 2])
+                            : round_two(sum[0] + bias[line], sum[1] + bias[line + 1]);
+            if (pairs_fit) {
+                if (row < t.rows) *reinterpret_cast<u32*>(out + row) = two;
             } else {
-                put_two(t, out, t.first_row + line, sum[0] + bias[line], sum[1] + bias[line + 1]);
+                if (row < t.rows) out[row] = static_cast<u16>(two);
+                if (row + 1 < t.rows) out[row + 1] = static_cast<u16>(two >> 16);
             }
         }
     }
