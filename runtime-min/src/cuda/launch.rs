@@ -139,7 +139,7 @@ pub(super) fn expert_tile(pairs: usize, experts: usize) -> usize {
 
 /// Tokens of a tile of so many rows of tiles: the most where every multiprocessor still has one, so that each reads as
 /// little as it can for what it computes.
-fn dense_tile(tokens: usize, rows: usize, multiprocessors: usize) -> usize {
+pub(super) fn dense_tile(tokens: usize, rows: usize, multiprocessors: usize) -> usize {
     let blocks = |tile: usize| tokens.div_ceil(tile) * rows;
     if tokens > LEAST_TILE && blocks(MOST_TILE) >= multiprocessors {
         MOST_TILE

@@ -8,7 +8,8 @@ use segpack_formats::safetensors::Dtype;
 
 use super::driver::{Gpu, Memory, PTX, Place, Stream, entries};
 use super::launch::{
-    ARGMAX_BYTES, Cache, Choice, Launch, Layer, Turns, Values, Weights, partial_values, tiles_bytes,
+    ARGMAX_BYTES, Cache, Choice, Launch, Layer, Turns, Values, Weights, dense_tile, expert_tile,
+    partial_values, tiles_bytes,
 };
 use super::testing::{bank_conflicts, gpu, run_lanes_backwards};
 use crate::ops::{Compute, Heads, Matrix, Ops, ScalarOps};
@@ -163,7 +164,7 @@ fn products_agree_with_the_reference() {
     }
 }
 
-/// Two products of one input in tiles of every height: those of few tokens, the last ones included.
+/// Two products of one input, whole and unaligned rows, the last tile of few tokens.
 #[test]
 fn products_are_the_same_in_tiles_of_any_height() {
     let gpu = gpu();
@@ -248,6 +249,23 @@ fn experts_are_the_same_in_tiles_of_any_height() {
             assert_eq!(small, large, "{sizes:?} {dtype} {:?}", launch.compute);
         }
     }
+}
+
+#[test]
+fn tiles_are_as_high_as_leaves_every_multiprocessor_one() {
+    // 132 of them; q, k and v; o; the router; the head of a few tokens
+    for (tokens, rows, wanted) in [
+        (512, 5120, 128),
+        (2048, 5120, 128),
+        (512, 2048, 64),
+        (2048, 2048, 128),
+        (512, 128, 32),
+        (64, 151_936, 64),
+    ] {
+        assert_eq!(dense_tile(tokens, rows / 128, 132), wanted, "{tokens} tokens, {rows} rows");
+    }
+    // 128 experts, 8 per token
+    assert_eq!([5, 512, 1024, 2048].map(|tokens| expert_tile(tokens * 8, 128)), [64, 64, 64, 128]);
 }
 
 /// Shared memory serves eight lanes, 16 bytes each, at a time where no two of them are in the same banks.

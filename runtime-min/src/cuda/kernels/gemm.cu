@@ -370,17 +370,18 @@ __device__ inline void mma_tile(const Tile& t) {
     }
 }
 
-// Few tokens: the limit is the reading of weights, once each. Three blocks of a multiprocessor have two stages of 16 KiB of
-// them on their way each, 96 KiB, more than what 4 TB/s bring in the time that a read takes. Copies of 128 bytes a line.
+// Few tokens: the limit is reading the weights, once each. Three blocks of a multiprocessor have two stages on their way
+// each, 96 KiB of weights; 4 TB/s bring an H200's multiprocessor 32 KiB in the microsecond that a read may take. A line
+// is 128 bytes, what memory gives at a time.
 typedef Cut<4, 2, 4, 64, 3> Cut32;
 typedef Cut<4, 4, 4, 64, 3> Cut64;
-// Many tokens: the limit is the tensor cores, then L2: 64 multiply-adds a byte... A warp of 64 tokens by 64 rows reads 128 bytes of shared memory per mma
-// (2 KiB a k16 step for each operand, 32 mma), and 64 more are written per mma: 1.5 clocks of 128 bytes, an mma takes 1.6
-// (H200) to 2 (A100).
+// Many tokens: the limit is the tensor cores, then L2. Of shared memory an mma takes 128 bytes (a warp of 64 tokens by 64
+// rows reads 4 KiB for 32 of them) and 64 more that are copied, 1.5 clocks together; the mma itself 1.6 on an H200, 2 on an
+// A100. L2 brings a byte per 64 operations: its 5.5 TB/s on an H200 feed 350 TFLOP/s. Two blocks of 48 KiB fit everywhere.
 typedef Cut<2, 2, 8, 32, 3> Cut64Shallow;
 typedef Cut<2, 4, 8, 32, 3> Cut128;
 
-// Tiles of up to 64 tokens; those of up to 32 are not padded to more.
+// A tile is padded to the least of two sizes: the last one of an expert, or its only one, often has few tokens.
 template <bool GATED>
 __device__ inline void mma_tile_64(const Tile& t) {
     if (t.tokens > Cut32::TOKENS) {
