@@ -424,11 +424,7 @@ impl<'a> CudaModel<'a> {
     fn queue_experts(&self, number: usize, table: Place) -> Result<(), RunError> {
         let b = &self.buffers;
         let (pairs, layer) = (self.tokens * self.best(), self.layer(number, table));
-        let places = [
-            b.gate.part(0..pairs * layer.inner),
-            b.up.part(0..pairs * layer.inner),
-            b.y.part(0..pairs * layer.hidden),
-        ];
+        let places = [b.inner.part(0..pairs * layer.inner), b.y.part(0..pairs * layer.hidden)];
         Ok(self.launch().experts(self.all_rows(Values::Normed), layer, b.choice, places)?)
     }
 
@@ -967,8 +963,8 @@ impl<'a> Device<'a> for CudaModel<'a> {
         let table = self.table_of(layer.number);
         let (b, of) = (&self.buffers, self.layer(layer.number, table));
         let [x, added] = [Values::Normed, Values::Added].map(|values| self.all_rows(values));
-        let gate = b.gate.part(0..self.tokens * of.best * of.inner);
-        if !self.launch().all_experts(x, of, b.choice, gate, added)? {
+        let between = b.inner.part(0..self.tokens * of.best * of.inner);
+        if !self.launch().all_experts(x, of, b.choice, between, added)? {
             self.queue_experts(layer.number, table)?;
             self.combine(layer.number)?;
         }

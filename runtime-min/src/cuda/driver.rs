@@ -708,11 +708,11 @@ pub(super) struct Experts {
     pub(super) sorted: u64,
     pub(super) tiles: u64,
     pub(super) x: u64,
-    pub(super) out: [u64; 2],
-    pub(super) which: i32,
+    pub(super) out: u64,
     pub(super) rows: i32,
     pub(super) columns: i32,
     pub(super) divide: i32,
+    pub(super) padding: i32,
 }
 
 /// The kernels of a PTX text, and the sizes of their parameters in bytes.

@@ -22,9 +22,13 @@ const GEMV_WARPS: usize = 8;
 const WARP_COLUMNS: usize = 256;
 /// Blocks of dense products row by row that a multiprocessor has at a time: more would only bring their input again.
 const GEMV_BLOCKS: usize = 4;
-/// Tokens and rows of a tile of `fma`, then of `mma` (gemm.cu).
-const FMA_TILE: (usize, usize) = (64, 64);
-const MMA_TILE: (usize, usize) = (64, 128);
+/// Rows of weights of a tile of many tokens, and the fewest and most tokens of one (gemm.cu).
+const TILE_ROWS: usize = 128;
+const LEAST_TILE: usize = 64;
+const MOST_TILE: usize = 128;
+/// Shared memory of such a tile: two steps of `fma`, three stages of `mma` of up to 64 tokens, then 128.
+const FMA_SHARED: usize = 2 * 8 * (MOST_TILE + TILE_ROWS) * 4;
+const MMA_SHARED: [usize; 2] = [3 * 64 * (LEAST_TILE + TILE_ROWS) * 2, 3 * 32 * (MOST_TILE + TILE_ROWS) * 2];
 /// Query heads of a block of `attention_parts`.
 const DECODE_HEADS: usize = 8;
 /// Tokens of a block of `attention_tokens`, and its shared memory in values.
@@ -137,11 +141,30 @@ impl Choice {
 
 /// Bytes of the list of tiles that experts with so many pairs can have.
 pub(super) fn tiles_bytes(pairs: usize, experts: usize) -> usize {
-    (1 + most_tiles(pairs, experts)) * 16
+    (1 + most_tiles(pairs, experts, LEAST_TILE)) * 16
 }
 
-fn most_tiles(pairs: usize, experts: usize) -> usize {
-    pairs / FMA_TILE.0.min(MMA_TILE.0) + experts.min(pairs)
+fn most_tiles(pairs: usize, experts: usize, tile: usize) -> usize {
+    pairs / tile + experts.min(pairs)
+}
+
+/// Tokens of an expert's tile. Larger ones want less of the caches, smaller ones leave room for more blocks, which wait for
+/// memory side by side.
+pub(super) fn expert_tile(pairs: usize, experts: usize) -> usize {
+    if pairs > experts * LEAST_TILE { MOST_TILE } else { LEAST_TILE }
+}
+
+/// Tokens of a tile of so many rows of tiles: the most where every multiprocessor still has one, so that each reads as
+/// little as it can for what it computes.
+pub(super) fn dense_tile(tokens: usize, rows: usize, multiprocessors: usize) -> usize {
+    let blocks = |tile: usize| tokens.div_ceil(tile) * rows;
+    if tokens > LEAST_TILE && blocks(MOST_TILE) >= multiprocessors {
+        MOST_TILE
+    } else if 2 * blocks(LEAST_TILE) >= multiprocessors {
+        LEAST_TILE
+    } else {
+        LEAST_TILE / 2
+    }
 }
 
 /// The experts of a layer: sizes, and the table of their matrices.
@@ -304,38 +327,51 @@ impl Launch<'_> {
         let Some((first, _, _)) = linears.first() else { return Ok(()) };
         let (dtype, columns) = (first.dtype, first.columns);
         let tokens = x.len / columns.max(1);
-        assert!(linears.len() <= 3 && tokens * columns == x.len, "{} inputs of {columns}", x.len);
-        let mut products = Products::default();
-        for (to, (weight, bias, out)) in products.iter_mut().zip(linears) {
-            assert!(weight.dtype == dtype && weight.columns == columns, "products of one input");
-            assert!(out.len == tokens * weight.rows && bias.is_none_or(|b| b.rows == weight.rows), "{out:?}");
-            *to = product((*weight, *bias, *out));
+        if !Self::is_few(tokens, columns) {
+            assert!(norm.is_none(), "products of {tokens} tokens are normed before");
+            return self.products_in_tiles(x, linears, None);
         }
-        let most = linears.iter().map(|l| l.0.rows).max().unwrap_or(0);
-        if Self::is_few(tokens, columns) {
-            let rows: usize = linears.iter().map(|l| l.0.rows).sum();
-            let most = self.gpu.info().multiprocessors as usize * GEMV_BLOCKS;
-            let grid = [rows.div_ceil(GEMV_WARPS).min(most.max(1)), tokens, 1];
-            let norm = Norm::argument(norm, x, false);
-            let arguments = [Argument::Products(products), x.argument(), norm, int(columns), self.rounds()];
-            return self.queue(
-                by_dtype!(dtype, "gemv"),
-                grid,
-                GEMV_THREADS,
-                input_bytes(columns),
-                &arguments,
-            );
-        }
-        assert!(norm.is_none(), "products of {tokens} tokens are normed before");
-        let mut arguments = vec![Argument::Products(products), x.argument(), int(columns), int(tokens)];
-        let (name, tile) = if self.uses_mma(dtype) {
-            ("gemm_mma", MMA_TILE)
-        } else {
+        let rows: usize = linears.iter().map(|l| l.0.rows).sum();
+        let most = self.gpu.info().multiprocessors as usize * GEMV_BLOCKS;
+        let grid = [rows.div_ceil(GEMV_WARPS).min(most.max(1)), tokens, 1];
+        let (products, norm) = (of_one_input(x, linears), Norm::argument(norm, x, false));
+        let arguments = [products, x.argument(), norm, int(columns), self.rounds()];
+        self.queue(by_dtype!(dtype, "gemv"), grid, GEMV_THREADS, input_bytes(columns), &arguments)
+    }
+
+    /// [`products`](Self::products) in tiles of so many tokens.
+    pub(super) fn products_in_tiles(
+        &self,
+        x: Values,
+        linears: &[Linear],
+        tile: Option<usize>,
+    ) -> Result<(), CudaError> {
+        let Some((first, _, _)) = linears.first() else { return Ok(()) };
+        let (dtype, columns) = (first.dtype, first.columns);
+        let tokens = x.len / columns;
+        let rows: usize = linears.iter().map(|l| l.0.rows.div_ceil(TILE_ROWS)).sum();
+        let multiprocessors = self.gpu.info().multiprocessors as usize;
+        let tile = tile.unwrap_or_else(|| dense_tile(tokens, rows, multiprocessors));
+        let arguments = vec![of_one_input(x, linears), x.argument(), int(columns), int(tokens), int(tile)];
+        let names = ["gemm_mma_64", "gemm_mma_128", by_dtype!(dtype, "gemm_fma")];
+        self.tiles(names, dtype, tile, [tokens.div_ceil(tile), rows, 1], arguments)
+    }
+
+    /// Queues tiles of so many tokens: by `mma` of up to 64 or 128 tokens, or by `fma`.
+    fn tiles(
+        &self,
+        [small, large, fma]: [&'static str; 3],
+        dtype: Dtype,
+        tile: usize,
+        grid: [usize; 3],
+        mut arguments: Vec<Argument>,
+    ) -> Result<(), CudaError> {
+        if !self.uses_mma(dtype) {
             arguments.push(self.rounds());
-            (by_dtype!(dtype, "gemm_fma"), FMA_TILE)
-        };
-        let grid = [most.div_ceil(tile.1), tokens.div_ceil(tile.0), linears.len()];
-        self.queue(name, grid, 256, 0, &arguments)
+            return self.queue(fma, grid, 256, FMA_SHARED, &arguments);
+        }
+        let (name, shared) = if tile <= LEAST_TILE { (small, MMA_SHARED[0]) } else { (large, MMA_SHARED[1]) };
+        self.queue(name, grid, 128, shared, &arguments)
     }
 
     fn uses_mma(&self, dtype: Dtype) -> bool {
@@ -478,54 +514,60 @@ impl Launch<'_> {
         self.queue(by_dtype!(weight.dtype, "router"), grid, GEMV_THREADS, shared, &arguments)
     }
 
-    /// `y[pair]` = the output of the pair's expert, for those experts that the table has now. `gate` and `up` have room for
-    /// `[pairs, inner]`, `y` for `[pairs, hidden]`; `up` is not touched where there are few tokens.
+    /// `y[pair]` = the output of the pair's expert, for those experts that the table has now. `between` has room for
+    /// `[pairs, inner]`, `y` for `[pairs, hidden]`.
     pub(super) fn experts(
         &self,
         x: Values,
         layer: Layer,
         choice: Choice,
-        [gate, up, y]: [Values; 3],
+        places: [Values; 2],
+    ) -> Result<(), CudaError> {
+        self.experts_in_tiles(x, layer, choice, places, None)
+    }
+
+    /// [`experts`](Self::experts), of many tokens in tiles of so many, as [`sort_in_tiles`](Self::sort_in_tiles) made them.
+    pub(super) fn experts_in_tiles(
+        &self,
+        x: Values,
+        layer: Layer,
+        choice: Choice,
+        [between, y]: [Values; 2],
+        tile: Option<usize>,
     ) -> Result<(), CudaError> {
         let Layer { table, dtype, experts, best, hidden, inner } = layer;
         let tokens = x.len / hidden;
         let pairs = tokens * best;
-        assert!(gate.len == pairs * inner && up.len == gate.len && y.len == pairs * hidden, "{layer:?}");
+        assert!(between.len == pairs * inner && y.len == pairs * hidden, "{layer:?}");
         let (table, ids) = (Argument::Place(table), Argument::Place(choice.ids));
         if layer.is_few(tokens) {
-            self.gate_up(x, layer, choice, gate)?;
+            self.gate_up(x, layer, choice, between)?;
             let arguments =
-                [table, ids, gate.argument(), int(inner), int(hidden), self.rounds(), y.argument()];
+                [table, ids, between.argument(), int(inner), int(hidden), self.rounds(), y.argument()];
             let grid = [hidden.div_ceil(GEMV_WARPS), pairs, 1];
             let shared = input_bytes(inner);
             return self.queue(by_dtype!(dtype, "expert_down"), grid, GEMV_THREADS, shared, &arguments);
         }
-        let mma = self.uses_mma(dtype);
-        let (name, tile) =
-            if mma { ("expert_mma", MMA_TILE) } else { (by_dtype!(dtype, "expert_fma"), FMA_TILE) };
-        let run = |which: i32, x: Values, out: [Values; 2], rows: usize, columns: usize, divide: usize| {
+        let tile = tile.unwrap_or_else(|| expert_tile(pairs, experts));
+        let run = |names, x: Values, out: Values, [rows, columns, of_block]: [usize; 3], divide: usize| {
             let of = Experts {
                 table: layer.table.0,
                 sorted: choice.sorted.0,
                 tiles: choice.tiles.0,
                 x: x.place.0,
-                out: out.map(|o| o.place.0),
-                which,
+                out: out.place.0,
                 rows: i32::try_from(rows).unwrap_or(i32::MAX),
                 columns: i32::try_from(columns).unwrap_or(i32::MAX),
                 divide: i32::try_from(divide).unwrap_or(i32::MAX),
+                padding: 0,
             };
-            let mut arguments = vec![Argument::Experts(of)];
-            if !mma {
-                arguments.push(self.rounds());
-            }
-            let matrices = if which == 0 { 2 } else { 1 };
-            let grid = [rows.div_ceil(tile.1), most_tiles(pairs, experts), matrices];
-            self.queue(name, grid, 256, 0, &arguments)
+            let grid = [rows.div_ceil(of_block), most_tiles(pairs, experts, tile), 1];
+            self.tiles(names, dtype, tile, grid, vec![Argument::Experts(of)])
         };
-        run(0, x, [gate, up], inner, hidden, best)?;
-        self.silu_mul(gate, up)?;
-        run(2, gate, [y, y], hidden, inner, 1)
+        let gated = ["expert_gated_mma_64", "expert_gated_mma_128", by_dtype!(dtype, "expert_gated_fma")];
+        run(gated, x, between, [inner, hidden, TILE_ROWS / 2], best)?;
+        let down = ["expert_mma_64", "expert_mma_128", by_dtype!(dtype, "expert_fma")];
+        run(down, between, y, [hidden, inner, TILE_ROWS], 1)
     }
 
     /// `gate[pair]` = silu(gate · x) · (up · x) of few tokens.
@@ -582,6 +624,17 @@ impl Launch<'_> {
 
     /// Counts the pairs of every expert and lists them in tiles, what [`experts`](Self::experts) of many tokens needs.
     pub(super) fn sort(&self, tokens: usize, layer: Layer, choice: Choice) -> Result<(), CudaError> {
+        self.sort_in_tiles(tokens, layer, choice, None)
+    }
+
+    /// [`sort`](Self::sort), in tiles of so many.
+    pub(super) fn sort_in_tiles(
+        &self,
+        tokens: usize,
+        layer: Layer,
+        choice: Choice,
+        tile: Option<usize>,
+    ) -> Result<(), CudaError> {
         let few = layer.is_few(tokens);
         if few && (tokens == 1 || choice.uses == Place::NULL) {
             return Ok(()); // nothing to list, and nothing left to count
@@ -600,7 +653,7 @@ impl Launch<'_> {
         if few {
             return Ok(());
         }
-        let tile = if self.uses_mma(layer.dtype) { MMA_TILE.0 } else { FMA_TILE.0 };
+        let tile = tile.unwrap_or_else(|| expert_tile(tokens * layer.best, layer.experts));
         let arguments = [
             ids,
             pairs,
@@ -655,6 +708,20 @@ impl Launch<'_> {
         let arguments = [parts, int(blocks), id, position, logit, logits.argument(), self.rounds()];
         self.queue("argmax_next", [1, 1, 1], 32, 0, &arguments)
     }
+}
+
+/// Up to three products of the same input, for the kernels.
+fn of_one_input(x: Values, linears: &[Linear]) -> Argument {
+    let mut products = Products::default();
+    for (to, (weight, bias, out)) in products.iter_mut().zip(linears) {
+        let tokens = x.len / weight.columns.max(1);
+        let first = linears[0].0;
+        assert!((weight.dtype, weight.columns) == (first.dtype, first.columns), "products of one input");
+        assert!(linears.len() <= 3 && tokens * weight.columns == x.len, "{x:?} for {weight:?}");
+        assert!(out.len == tokens * weight.rows && bias.is_none_or(|b| b.rows == weight.rows), "{out:?}");
+        *to = product((*weight, *bias, *out));
+    }
+    Argument::Products(products)
 }
 
 /// A product for the kernels.

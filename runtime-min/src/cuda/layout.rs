@@ -44,8 +44,7 @@ pub(super) struct Buffers {
     pub(super) turns: [View; 2],
     pub(super) turns_there: bool,
     pub(super) choice: Choice,
-    pub(super) gate: View,
-    pub(super) up: View,
+    pub(super) inner: View,
     pub(super) y: View,
     pub(super) partial: View,
     pub(super) parts: usize,
@@ -175,7 +174,7 @@ impl Sizes {
             tiles_bytes(pairs, self.experts),
         ]
         .map(|bytes| plan.take(bytes));
-        let [gate, up, y] = [self.moe, self.moe, self.hidden].map(|n| plan.take(self.bytes(pairs * n)));
+        let [inner, y] = [self.moe, self.hidden].map(|n| plan.take(self.bytes(pairs * n)));
         let partial = plan.take(partial_values(FEW_TOKENS, self.heads, self.parts()) * 4);
         let logits = plan.take(self.bytes(self.logit_rows() * self.vocab));
         let ids = plan.take(self.tokens.max(2) * 4);
@@ -190,8 +189,7 @@ impl Sizes {
             arrived,
             turns,
             choice,
-            gate,
-            up,
+            inner,
             y,
             partial,
             logits,
@@ -222,8 +220,7 @@ pub(super) struct Offsets {
     pub(super) arrived: usize,
     pub(super) turns: [usize; 2],
     pub(super) choice: [usize; 7],
-    pub(super) gate: usize,
-    pub(super) up: usize,
+    pub(super) inner: usize,
     pub(super) y: usize,
     pub(super) partial: usize,
     pub(super) logits: usize,
@@ -254,8 +251,7 @@ impl Buffers {
             turns: at.turns.map(|at| f32s(at, sizes.positions * sizes.half)),
             turns_there: false,
             choice: Choice { probabilities, ids, weights, order, counts, sorted, tiles, uses: Place::NULL },
-            gate: view(at.gate, pairs * sizes.moe),
-            up: view(at.up, pairs * sizes.moe),
+            inner: view(at.inner, pairs * sizes.moe),
             y: view(at.y, pairs * sizes.hidden),
             partial: f32s(at.partial, partial_values(FEW_TOKENS, sizes.heads, sizes.parts())),
             parts: sizes.parts(),

@@ -1,5 +1,6 @@
 //! A GPU for tests: a real one where there is one, else the host shim.
 
+use std::ffi::{CStr, c_char};
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
@@ -39,6 +40,16 @@ pub(crate) fn gpu() -> Arc<Gpu> {
         Gpu::open(0).unwrap()
     };
     Arc::clone(GPU.get_or_init(open))
+}
+
+/// How often lanes of a kernel shared banks of shared memory so far; none where there is no shim.
+pub(super) fn bank_conflicts(kernel: &CStr) -> Option<u64> {
+    // SAFETY: the function has this type (driver.cpp)
+    unsafe {
+        let conflicts: libloading::Symbol<'_, unsafe extern "C" fn(*const c_char) -> u64> =
+            shim()?.get(b"segpack_shim_conflicts\0").unwrap();
+        Some(conflicts(kernel.as_ptr()))
+    }
 }
 
 /// In which order the shim's lanes run; whether there is a shim.

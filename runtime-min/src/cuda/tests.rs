@@ -8,9 +8,10 @@ use segpack_formats::safetensors::Dtype;
 
 use super::driver::{Gpu, Memory, PTX, Place, Stream, entries};
 use super::launch::{
-    ARGMAX_BYTES, Cache, Choice, Launch, Layer, Norm, Turns, Values, Weights, partial_values, tiles_bytes,
+    ARGMAX_BYTES, Cache, Choice, Launch, Layer, Norm, Turns, Values, Weights, dense_tile, expert_tile,
+    partial_values, tiles_bytes,
 };
-use super::testing::{gpu, run_lanes_backwards};
+use super::testing::{bank_conflicts, gpu, run_lanes_backwards};
 use crate::generate::{Greatest, Sampler};
 use crate::ops::{Compute, Heads, Matrix, Ops, ScalarOps};
 use crate::samples::{activations, bytes, noise};
@@ -89,9 +90,9 @@ fn the_ptx_is_for_old_drivers_and_names_every_kernel() {
     }
     let norm = entries(PTX).find(|(name, _)| *name == "rms_norm").unwrap();
     assert_eq!(norm.1, [8, size_of::<super::driver::Norm>(), 4, 4]);
-    let products = entries(PTX).find(|(name, _)| *name == "gemm_mma").unwrap();
-    assert_eq!(products.1, [size_of::<super::driver::Products>(), 8, 4, 4]);
-    let experts = entries(PTX).find(|(name, _)| *name == "expert_mma").unwrap();
+    let products = entries(PTX).find(|(name, _)| *name == "gemm_mma_64").unwrap();
+    assert_eq!(products.1, [size_of::<super::driver::Products>(), 8, 4, 4, 4]);
+    let experts = entries(PTX).find(|(name, _)| *name == "expert_mma_64").unwrap();
     assert_eq!(experts.1, [size_of::<super::driver::Experts>()]);
 }
 
@@ -162,6 +163,136 @@ fn products_agree_with_the_reference() {
                 }
             }
         }
+    }
+}
+
+/// Two products of one input, whole and unaligned rows, the last tile of few tokens.
+#[test]
+fn products_are_the_same_in_tiles_of_any_height() {
+    let gpu = gpu();
+    let (rows, tokens) = ([131, 2], 141);
+    for (columns, shift) in [(200, 0), (200, 4), (199, 0), (201, 2)] {
+        for (dtype, launch) in DTYPES.into_iter().flat_map(|d| launches(&gpu).map(move |l| (d, l))) {
+            if dtype == Dtype::F32 && shift % 4 != 0 {
+                continue; // a value begins at a multiple of its width
+            }
+            let compute = launch.compute;
+            let x = activations(compute, tokens * columns, 3);
+            let (_x, x_there) = put(&gpu, compute, &x);
+            let weights =
+                rows.map(|rows| bytes(dtype, &noise(rows * columns, 7 + u32::try_from(rows).unwrap())));
+            let placed = [0, 1].map(|i: usize| put_at(&gpu, &weights[i], shift));
+            let (_b, bias) = put_at(&gpu, &bytes(Dtype::F16, &noise(rows[0], 5)), 2);
+            let bias = Weights { place: bias, dtype: Dtype::F16, rows: rows[0], columns: 1 };
+            let run = |tile| {
+                let blanks = rows.map(|rows| blank(&gpu, compute, tokens * rows));
+                let linear = |i: usize| {
+                    let weight = Weights { place: placed[i].1, dtype, rows: rows[i], columns };
+                    (weight, (i == 0).then_some(bias), blanks[i].1)
+                };
+                launch.products_in_tiles(x_there, &[linear(0), linear(1)], Some(tile)).unwrap();
+                blanks.map(|(_, out)| get(&gpu, out))
+            };
+            let what = format!("{dtype} {rows:?}x{columns}, shifted by {shift}, {compute:?}");
+            let all = run(32);
+            for tile in [64, 128] {
+                assert_eq!(run(tile), all, "{what}: tiles of {tile} tokens");
+            }
+            let mut half = vec![0; rows[0] * 2];
+            gpu.download(&mut half, bias.place).unwrap();
+            let mut widened = vec![0.0; rows[0]];
+            crate::ops::widen(Dtype::F16, &half, &mut widened);
+            for (i, seen) in all.iter().enumerate() {
+                let matrix = Matrix { dtype, bytes: &weights[i], rows: rows[i], columns };
+                let mut wanted = vec![0.0; tokens * rows[i]];
+                ScalarOps { compute }.linear(&x, matrix, (i == 0).then_some(&widened[..]), &mut wanted);
+                let scaled = |x: &[f32]| x.iter().map(|x| x / 14.0).collect::<Vec<_>>();
+                assert_close(compute, &scaled(seen), &scaled(&wanted), &what);
+            }
+        }
+    }
+}
+
+/// What `experts` gives in tiles of so many tokens, where every row of a matrix begins `shift` bytes after an aligned one.
+fn experts_in_tiles(
+    launch: Launch<'_>,
+    gpu: &Arc<Gpu>,
+    tile: usize,
+    dtype: Dtype,
+    [hidden, inner, shift]: [usize; 3],
+) -> Vec<f32> {
+    let (tokens, experts, best) = (150, 3, 2);
+    let (_x, x) = put(gpu, launch.compute, &activations(launch.compute, tokens * hidden, 5));
+    let matrices: Vec<_> =
+        (0..9).map(|i| put_at(gpu, &bytes(dtype, &noise(inner * hidden, 100 + i)), shift)).collect();
+    let table: Vec<u8> = matrices.iter().flat_map(|m| m.1.0.to_le_bytes()).collect();
+    let (_t, table) = put_at(gpu, &table, 0);
+    // experts of 141, 150 and 9 tokens
+    let ids: Vec<u32> =
+        (0..tokens).flat_map(|t| if t % 16 == 0 && t > 0 { [1, 2] } else { [1, 0] }).collect();
+    let (_kept, choice) = choice(gpu, tokens, experts, best);
+    gpu.upload_now(choice.ids, &ids.iter().flat_map(|i| i.to_le_bytes()).collect::<Vec<_>>()).unwrap();
+    let layer = Layer { table, dtype, experts, best, hidden, inner };
+    launch.sort_in_tiles(tokens, layer, choice, Some(tile)).unwrap();
+    let places = [inner, hidden].map(|n| blank(gpu, launch.compute, tokens * best * n));
+    launch.experts_in_tiles(x, layer, choice, [places[0].1, places[1].1], Some(tile)).unwrap();
+    get(gpu, places[1].1)
+}
+
+#[test]
+fn experts_are_the_same_in_tiles_of_any_height() {
+    let gpu = gpu();
+    for sizes in [[200, 136, 0], [136, 200, 2], [67, 33, 0]] {
+        for (dtype, launch) in
+            [Dtype::BF16, Dtype::F16].into_iter().flat_map(|d| launches(&gpu).map(move |l| (d, l)))
+        {
+            let [small, large] = [64, 128].map(|tile| experts_in_tiles(launch, &gpu, tile, dtype, sizes));
+            assert!(small.iter().all(|x| x.is_finite()), "{sizes:?} {dtype}");
+            assert_eq!(small, large, "{sizes:?} {dtype} {:?}", launch.compute);
+        }
+    }
+}
+
+#[test]
+fn tiles_are_as_high_as_leaves_every_multiprocessor_one() {
+    // 132 of them; q, k and v; o; the router; the head of a few tokens
+    for (tokens, rows, wanted) in [
+        (512, 5120, 128),
+        (2048, 5120, 128),
+        (512, 2048, 64),
+        (2048, 2048, 128),
+        (512, 128, 32),
+        (64, 151_936, 64),
+    ] {
+        assert_eq!(dense_tile(tokens, rows / 128, 132), wanted, "{tokens} tokens, {rows} rows");
+    }
+    // 128 experts, 8 per token
+    assert_eq!([5, 512, 1024, 2048].map(|tokens| expert_tile(tokens * 8, 128)), [64, 64, 64, 128]);
+}
+
+/// Shared memory serves eight lanes, 16 bytes each, at a time where no two of them are in the same banks.
+#[test]
+fn no_lanes_of_a_tile_share_banks() {
+    let gpu = gpu();
+    let launch = Launch { gpu: &gpu, compute: Compute::Bf16 };
+    let (rows, columns, tokens) = (65, 264, 70);
+    let (_x, x) = put(&gpu, Compute::Bf16, &noise(tokens * columns, 3));
+    let (_w, place) = put_at(&gpu, &bytes(Dtype::BF16, &noise(rows * columns, 4)), 0);
+    let (_o, out) = blank(&gpu, Compute::Bf16, tokens * rows);
+    let weight = Weights { place, dtype: Dtype::BF16, rows, columns };
+    for tile in [32, 64, 128] {
+        launch.products_in_tiles(x, &[(weight, None, out)], Some(tile)).unwrap();
+        experts_in_tiles(launch, &gpu, tile.max(64), Dtype::BF16, [136, 136, 0]);
+    }
+    for kernel in [
+        c"gemm_mma_64",
+        c"gemm_mma_128",
+        c"expert_gated_mma_64",
+        c"expert_gated_mma_128",
+        c"expert_mma_64",
+        c"expert_mma_128",
+    ] {
+        assert_eq!(bank_conflicts(kernel).unwrap_or(0), 0, "{kernel:?}");
     }
 }
 
@@ -434,11 +565,11 @@ fn experts_agree_with_the_reference_and_absent_ones_are_left_out() {
             launch.route(logits_there, layer, true, choice).unwrap();
             launch.sort(tokens, layer, choice).unwrap();
             let pairs = tokens * best;
-            let buffers = [pairs * inner, pairs * inner, pairs * hidden].map(|n| blank(&gpu, compute, n));
-            let places = [0, 1, 2].map(|i: usize| buffers[i].1);
+            let buffers = [pairs * inner, pairs * hidden].map(|n| blank(&gpu, compute, n));
+            let places = [0, 1].map(|i: usize| buffers[i].1);
             launch.experts(x_there, layer, choice, places).unwrap();
             let (_a, added) = blank(&gpu, compute, tokens * hidden);
-            launch.combine(places[2], layer, choice, added).unwrap();
+            launch.combine(places[1], layer, choice, added).unwrap();
             let ids = get_numbers(&gpu, choice.ids, pairs);
             let factors = get_f32(&gpu, choice.weights, pairs);
             let mut wanted = vec![0.0; tokens * hidden];
@@ -461,10 +592,10 @@ fn experts_agree_with_the_reference_and_absent_ones_are_left_out() {
             let what = format!("{tokens} tokens, {dtype}, {compute:?}");
             assert_close(compute, &scaled(get(&gpu, added)), &scaled(wanted), &what);
             // a table without one expert touches no pair of it, and the others as before
-            let before = get(&gpu, places[2]);
+            let before = get(&gpu, places[1]);
             let (_y, y) = blank(&gpu, compute, pairs * hidden);
             let without = Layer { table: but_one.1, ..layer };
-            launch.experts(x_there, without, choice, [places[0], places[1], y]).unwrap();
+            launch.experts(x_there, without, choice, [places[0], y]).unwrap();
             let after = get(&gpu, y);
             for (pair, id) in ids.iter().enumerate() {
                 let row = pair * hidden..(pair + 1) * hidden;
@@ -629,12 +760,11 @@ fn experts_in_one_launch_add_up_as_two_do() {
             let layer = Layer { table, dtype, experts, best, hidden, inner };
             launch.route(logits, layer, true, choice).unwrap();
             let pairs = tokens * best;
-            let [(_g, gate), (_u, up), (_y, y)] =
-                [pairs * inner, pairs * inner, pairs * hidden].map(|n| blank(&gpu, compute, n));
-            let [(_a, alone), (_b, along)] = [(); 2].map(|()| blank(&gpu, compute, tokens * hidden));
-            launch.experts(x, layer, choice, [gate, up, y]).unwrap();
+            let [(_b, between), (_y, y)] = [pairs * inner, pairs * hidden].map(|n| blank(&gpu, compute, n));
+            let [(_a, alone), (_l, along)] = [(); 2].map(|()| blank(&gpu, compute, tokens * hidden));
+            launch.experts(x, layer, choice, [between, y]).unwrap();
             launch.combine(y, layer, choice, alone).unwrap();
-            assert!(launch.all_experts(x, layer, choice, gate, along).unwrap());
+            assert!(launch.all_experts(x, layer, choice, between, along).unwrap());
             let bits = |values| get(&gpu, values).iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             let what =
                 format!("{tokens} tokens, {best} of {experts}, {hidden}x{inner}, {dtype}, {compute:?}");
@@ -651,6 +781,17 @@ fn no_result_depends_on_the_order_of_lanes() {
     let run = || {
         let heads = Heads { query: 4, key_value: 2, width: 32 };
         let mut all = Vec::new();
+        for (launch, tile) in launches(&gpu).flat_map(|l| [32, 64, 128].map(|tile| (l, tile))) {
+            // more steps than stages, and a last one that is not whole
+            let (rows, columns, tokens) = (70, 344, 100);
+            let (_x, x) = put(&gpu, launch.compute, &activations(launch.compute, tokens * columns, 3));
+            let (_w, place) = put_at(&gpu, &bytes(Dtype::BF16, &noise(rows * columns, 4)), 0);
+            let (_o, out) = blank(&gpu, launch.compute, tokens * rows);
+            let weight = Weights { place, dtype: Dtype::BF16, rows, columns };
+            launch.products_in_tiles(x, &[(weight, None, out)], Some(tile)).unwrap();
+            all.push(get(&gpu, out));
+            all.push(experts_in_tiles(launch, &gpu, tile.max(64), Dtype::BF16, [72, 264, 0]));
+        }
         for (launch, tokens) in launches(&gpu).flat_map(|l| [(l, 2), (l, 37)]) {
             let x = activations(launch.compute, tokens * 128, 3);
             let (_x, x) = put(&gpu, launch.compute, &x);

@@ -48,6 +48,7 @@ struct Lane {
     Dim3 thread;
     // groups that were committed, then the one that is open
     mutable std::deque<std::vector<Copy>> copies;
+    mutable unsigned copied = 0; // in this block so far
 };
 
 extern thread_local const Lane* lane;
@@ -84,6 +85,10 @@ void require_full(unsigned mask);
 
 // Copies are made at once, as early as they may be.
 bool early_copies();
+
+// Eight lanes reach 16 bytes each of shared memory at a time: those that share banks are counted for the kernel.
+void count_conflicts(const void* const eight[8]);
+void count_conflicts_of_copy(const void* to);
 
 [[noreturn]] void misused(const char* what);
 
@@ -153,6 +158,7 @@ inline float shim_from_f16(unsigned short bits) {
 inline void shim_copy_async(void* to, const void* from, unsigned bytes) {
     if (bytes > 16 || reinterpret_cast<uintptr_t>(to) % 16 || (bytes && reinterpret_cast<uintptr_t>(from) % 16))
         shim::misused("cp.async at an address that is no multiple of 16");
+    shim::count_conflicts_of_copy(to);
     shim::Copy copy = {to, from, bytes};
     if (shim::early_copies()) return copy.make();
     auto& groups = shim::lane->copies;
@@ -179,10 +185,17 @@ inline void shim_load_matrices(unsigned to[4], const void* row, bool transposed)
     if (reinterpret_cast<uintptr_t>(row) % 16) shim::misused("ldmatrix at an address that is no multiple of 16");
     struct Row {
         unsigned short values[8];
+        const void* at;
     } mine;
-    std::memcpy(&mine, row, sizeof mine);
+    std::memcpy(mine.values, row, sizeof mine.values);
+    mine.at = row;
     auto all = shim::exchanged(mine);
     unsigned lane = threadIdx.x % 32;
+    if (lane < 4) {
+        const void* eight[8];
+        for (unsigned i = 0; i < 8; i++) eight[i] = all.of(lane * 8 + i).at;
+        shim::count_conflicts(eight);
+    }
     for (unsigned i = 0; i < 4; i++) {
         unsigned first = lane / 4, pair = lane % 4 * 2;
         unsigned low = transposed ? all.of(i * 8 + pair).values[first] : all.of(i * 8 + first).values[pair];

@@ -11,6 +11,7 @@
 //   SEGPACK_SHIM_CAPABILITY=8          first digit of the compute capability
 //   SEGPACK_SHIM_ORDER=reverse         lanes run from the last to the first, and copies to shared memory are made as early
 //                                      as they may be instead of as late; so does segpack_shim_reverse(1)
+//   segpack_shim_conflicts(KERNEL)     how often lanes of it shared banks of shared memory in ldmatrix or cp.async so far
 //   SEGPACK_SHIM_EAGER=N               work of the N-th stream, counted from 1, runs at once
 //   SEGPACK_SHIM_DROP=FUNCTION         calls of this function do nothing, as if the program had left them out
 //   SEGPACK_SHIM_FAIL=FUNCTION:N       the N-th call of this function fails, counted from 1; after a wait that failed the
@@ -79,6 +80,9 @@ struct Host {
     std::vector<WarpState> warps;
     unsigned arrived = 0, generation = 0, threads = 0;
     bool early = false;
+    // of every eight lanes, the banks of their first copy, of their second ..
+    std::vector<std::vector<unsigned char>> copied;
+    uint64_t conflicts = 0;
     jmp_buf scheduler;
     const std::function<void()>* kernel = nullptr;
     Fiber* current = nullptr;
@@ -161,10 +165,12 @@ void run_block(const std::function<void()>& kernel, const std::string& name) {
     h.arrived = 0;
     for (auto& warp : h.warps) warp.arrived = 0;
     std::memset(h.shared, 0xff, sizeof h.shared); // NaN
+    h.copied.assign((n + 7) / 8, {});
     for (unsigned i = 0; i < n; i++) {
         Fiber& f = *h.fibers[i];
         f.done = false, f.waits_for = nullptr;
         f.lane.copies = {};
+        f.lane.copied = 0;
         f.lane.thread = {i % block_size.x, i / block_size.x % block_size.y, i / block_size.x / block_size.y};
     }
     unsigned warps = (n + 31) / 32;
@@ -212,6 +218,27 @@ const void* exchange(const void* mine, unsigned bytes, unsigned stride) {
 
 bool early_copies() { return host->early; }
 
+// Sixteens of banks that are taken, and one more.
+static unsigned char taking(unsigned char taken, const void* at) {
+    unsigned char bit = 1u << (reinterpret_cast<uintptr_t>(at) / 16 % 8);
+    host->conflicts += (taken & bit) != 0;
+    return taken | bit;
+}
+
+void count_conflicts(const void* const eight[8]) {
+    unsigned char taken = 0;
+    for (int i = 0; i < 8; i++) taken = taking(taken, eight[i]);
+}
+
+void count_conflicts_of_copy(const void* to) {
+    auto& copied = host->copied[lane->thread.x / 8];
+    unsigned number = lane->copied++;
+    if (copied.size() <= number) copied.resize(number + 1);
+    copied[number] = taking(copied[number], to);
+}
+
+static std::map<std::string, uint64_t> conflicts_of;
+
 void misused(const char* what) { broken(what); }
 
 void require_full(unsigned mask) {
@@ -231,6 +258,7 @@ static void run(const std::function<void()>& kernel, const std::string& name, Di
                 block_index = {x, y, z};
                 run_block(kernel, name);
             }
+    conflicts_of[name] += std::exchange(host->conflicts, 0);
 }
 
 } // namespace shim
@@ -261,7 +289,9 @@ static Bound bind_all(void (*kernel)(P...), void** from) {
 
 static const Function FUNCTIONS[] = {
     F(embed), F(rms_norm), F(add), F(silu_mul), F(heads), F(argmax_parts), F(argmax_next),
-    TYPES(gemv), TYPES(expert_gate_up), TYPES(expert_down), TYPES(expert_down_all), TYPES(router), TYPES(gemm_fma), TYPES(expert_fma), F(gemm_mma), F(expert_mma),
+    TYPES(gemv), TYPES(expert_gate_up), TYPES(expert_down), TYPES(expert_down_all), TYPES(router),
+    TYPES(gemm_fma), TYPES(expert_gated_fma), TYPES(expert_fma),
+    F(gemm_mma_64), F(gemm_mma_128), F(expert_gated_mma_64), F(expert_gated_mma_128), F(expert_mma_64), F(expert_mma_128),
     F(route), F(expert_count), F(expert_sort), F(expert_combine),
     F(attention_parts), F(attention_combine), F(attention_tokens), F(attention_mma),
 };
@@ -419,6 +449,12 @@ static bool known(Stream* stream) {
 EXPORT void segpack_shim_reverse(int reverse) {
     std::lock_guard<std::recursive_mutex> own(mutex);
     shim::reverse = reverse != 0;
+}
+
+EXPORT uint64_t segpack_shim_conflicts(const char* kernel) {
+    std::lock_guard<std::recursive_mutex> own(mutex);
+    run_everything();
+    return shim::conflicts_of[kernel];
 }
 
 EXPORT int cuInit(unsigned) {
