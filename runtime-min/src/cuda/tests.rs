@@ -253,6 +253,34 @@ fn experts_are_the_same_in_tiles_of_any_height() {
     }
 }
 
+/// Gate and up in one pass have the bits of two products and silu_mul: rounded in the same places.
+#[test]
+fn an_expert_of_all_tokens_is_a_dense_mlp() {
+    let gpu = gpu();
+    let (tokens, hidden, inner) = (70, 72, 66);
+    for (dtype, launch) in DTYPES.into_iter().flat_map(|d| launches(&gpu).map(move |l| (d, l))) {
+        let compute = launch.compute;
+        let (_x, x) = put(&gpu, compute, &activations(compute, tokens * hidden, 5));
+        let matrices = [1, 2, 3].map(|i| put_at(&gpu, &bytes(dtype, &noise(inner * hidden, i)), 0));
+        let of = |i: usize, rows, columns| Weights { place: matrices[i].1, dtype, rows, columns };
+        let dense = [inner, inner, hidden].map(|n| blank(&gpu, compute, tokens * n));
+        let [gate, up, down] = [0, 1, 2].map(|i: usize| dense[i].1);
+        launch.products(x, &[(of(0, inner, hidden), None, gate), (of(1, inner, hidden), None, up)]).unwrap();
+        launch.silu_mul(gate, up).unwrap();
+        launch.products(gate, &[(of(2, hidden, inner), None, down)]).unwrap();
+        let table: Vec<u8> = matrices.iter().flat_map(|m| m.1.0.to_le_bytes()).collect();
+        let (_t, table) = put_at(&gpu, &table, 0);
+        let (_kept, choice) = choice(&gpu, tokens, 1, 1);
+        gpu.upload_now(choice.ids, &vec![0; tokens * 4]).unwrap();
+        let layer = Layer { table, dtype, experts: 1, best: 1, hidden, inner };
+        launch.sort(tokens, layer, choice).unwrap();
+        let places = [inner, hidden].map(|n| blank(&gpu, compute, tokens * n));
+        launch.experts(x, layer, choice, [places[0].1, places[1].1]).unwrap();
+        assert_eq!(get(&gpu, places[0].1), get(&gpu, gate), "{dtype} {compute:?}");
+        assert_eq!(get(&gpu, places[1].1), get(&gpu, down), "{dtype} {compute:?}");
+    }
+}
+
 #[test]
 fn tiles_are_as_high_as_leaves_every_multiprocessor_one() {
     // 132 of them; q, k and v; o; the router; the head of a few tokens
