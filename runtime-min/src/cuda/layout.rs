@@ -6,8 +6,8 @@ use segpack_manifests::families::TextFacts;
 
 use super::driver::{CudaError, Gpu, HostMemory, Memory, Place};
 use super::launch::{
-    ARGMAX_BYTES, Choice, FEW_TOKENS, MOST_PARTS, Values as View, activation_bytes, partial_values,
-    tiles_bytes,
+    ARGMAX_BYTES, Choice, FEW_TOKENS, MOST_PARTS, Values as View, WHOLE_POSITIONS, activation_bytes,
+    counters, partial_values, tiles_bytes,
 };
 use crate::error::RunError;
 use crate::memory::Demand;
@@ -117,8 +117,16 @@ impl Sizes {
         values * activation_bytes(self.compute)
     }
 
+    /// Parts of the positions in decoding's attention. One is a kernel less.
     pub(super) fn parts(&self) -> usize {
+        if self.positions <= WHOLE_POSITIONS {
+            return 1;
+        }
         self.positions.div_ceil(PART_POSITIONS).clamp(1, MOST_PARTS)
+    }
+
+    fn partial(&self) -> usize {
+        partial_values(FEW_TOKENS, self.heads, self.compute, self.parts(), self.positions)
     }
 
     fn width(&self, values: Values) -> usize {
@@ -164,7 +172,7 @@ impl Sizes {
         ]
         .map(|bytes| plan.take(bytes));
         let [gate, up, y] = [self.moe, self.moe, self.hidden].map(|n| plan.take(self.bytes(pairs * n)));
-        let partial = plan.take(partial_values(FEW_TOKENS, self.heads, self.parts()) * 4);
+        let partial = plan.take(self.partial() * 4);
         let logits = plan.take(self.bytes(self.logit_rows() * self.vocab));
         let ids = plan.take(self.tokens.max(2) * 4);
         let greatest = plan.take(ARGMAX_BYTES);
@@ -227,6 +235,9 @@ impl Buffers {
         let [probabilities, ids, weights, order, counts, sorted, tiles] = at.choice.map(|at| start.byte(at));
         let uses = sizes.layers * sizes.experts * 4;
         gpu.upload_now(start.byte(at.uses), &vec![0; uses])?;
+        if sizes.partial() > 0 {
+            gpu.upload_now(start.byte(at.partial), &vec![0; counters(sizes.heads) * 4])?;
+        }
         Ok(Self {
             values: at.values.map(|(at, len)| view(at, len)),
             turns: at.turns.map(|at| f32s(at, sizes.positions * sizes.half)),
@@ -235,7 +246,7 @@ impl Buffers {
             gate: view(at.gate, pairs * sizes.moe),
             up: view(at.up, pairs * sizes.moe),
             y: view(at.y, pairs * sizes.hidden),
-            partial: f32s(at.partial, partial_values(FEW_TOKENS, sizes.heads, sizes.parts())),
+            partial: f32s(at.partial, sizes.partial()),
             parts: sizes.parts(),
             logits: view(at.logits, sizes.logit_rows() * sizes.vocab),
             ids: start.byte(at.ids),

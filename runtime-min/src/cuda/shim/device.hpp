@@ -10,7 +10,7 @@
 #define __global__
 #define __device__
 #define __grid_constant__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 // all lanes of a block run on one thread of the host, one block after the other
 #define __shared__ static thread_local
@@ -21,6 +21,9 @@ struct uint2 {
 };
 struct uint4 {
     unsigned x, y, z, w;
+};
+struct float2 {
+    float x, y;
 };
 struct float4 {
     float x, y, z, w;
@@ -103,12 +106,32 @@ inline T __shfl_xor_sync(unsigned mask, T value, int other) {
     return shim::exchanged(value).of((threadIdx.x % 32) ^ other);
 }
 
+template <class T>
+inline T __shfl_sync(unsigned mask, T value, int from) {
+    shim::require_full(mask);
+    return shim::exchanged(value).of(static_cast<unsigned>(from) % 32);
+}
+
 inline unsigned __ballot_sync(unsigned mask, int flag) {
     shim::require_full(mask);
     auto all = shim::exchanged<int>(flag != 0);
     unsigned bits = 0;
     for (unsigned i = 0; i < 32; i++) bits |= static_cast<unsigned>(all.of(i)) << i;
     return bits;
+}
+
+// one block runs after the other, and a lane only stops where it waits
+inline unsigned atomicAdd(unsigned* to, unsigned x) {
+    unsigned before = *to;
+    *to += x;
+    return before;
+}
+
+inline void __threadfence() {}
+
+template <class T>
+inline T __ldcg(const T* from) {
+    return *from;
 }
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
