@@ -584,15 +584,21 @@ __device__ inline void copy_rows(u16* to, const u16* from, u64 stride, int end, 
     constexpr int EIGHTS = WIDTH / 8, ROWS = 128 / EIGHTS;
     int row = threadIdx.x / EIGHTS, eight = threadIdx.x % EIGHTS;
     const u16* source = from + row * stride;
-#pragma unroll
-    for (int i = 0; i < TILE_ROWS / ROWS; i++, row += ROWS, source += ROWS * stride) {
-        u16* at = to + row * WIDTH + (eight ^ (row % 8)) * 8;
-        if (vectors) {
-            bool there = row < end && eight * 8 < width;
-            copy_async(at, there ? source + eight * 8 : from, there ? 16 : 0);
-        } else {
-            *reinterpret_cast<uint4*>(at) = eight_of<BF16>(source, eight * 8, row < end ? width : 0, false).low;
+    if (!vectors) {
+        for (; row < TILE_ROWS; row += ROWS, source += ROWS * stride) {
+            uint4* at = reinterpret_cast<uint4*>(to + row * WIDTH + (eight ^ (row % 8)) * 8);
+            *at = eight_of<BF16>(source, eight * 8, row < end ? width : 0, false).low;
         }
+        return;
+    }
+    if (eight * 8 >= width) end = 0;
+    to += row * WIDTH + (eight ^ (row % 8)) * 8; // ROWS is a multiple of 8
+    source += eight * 8;
+#pragma unroll
+    for (int i = 0; i < TILE_ROWS / ROWS; i++) {
+        bool there = row + i * ROWS < end;
+        copy_async(to + i * ROWS * WIDTH, there ? source : from, there ? 16 : 0);
+        source += ROWS * stride;
     }
 }
 
@@ -610,12 +616,13 @@ __device__ inline void attend_tiles(const u16* q, const u16* keys, const u16* va
     int tiles = (end + TILE_ROWS - 1) / TILE_ROWS;
     u64 stride = static_cast<u64>(kv_heads) * width;
     bool vectors = width % 8 == 0 && in_sixteens(q) && in_sixteens(keys) && in_sixteens(values);
+    keys += kv * width, values += kv * width;
     int loaded = 0, now = 0; // tiles, the stage of the next one to work on
     auto load = [&](int stage) {
         int second = loaded - tiles, tile = second < 0 ? loaded : second / 2;
         if (second < 2 * tiles) {
             const u16* all = second < 0 || second % 2 == 0 ? keys : values;
-            const u16* rows = all + static_cast<u64>(tile) * TILE_ROWS * stride + kv * width;
+            const u16* rows = all + static_cast<u64>(tile) * TILE_ROWS * stride;
             copy_rows<WIDTH>(stages + stage * TILE, rows, stride, end - tile * TILE_ROWS, width, vectors);
         }
         commit_copies();
