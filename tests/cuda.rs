@@ -247,9 +247,9 @@ fn tokens_that_the_device_chooses_are_those_of_its_logits() {
     let folder = temp();
     let pack = Pack::open(&packed(&tiny_text(), folder.path())).unwrap();
     let (source, stop) = (WeightSource::new(&pack), Stop::default());
-    let settings = RunSettings { positions: 24, longest_pass: 1, ..RunSettings::default() };
-    let run = |by_device: bool| {
-        let cuda = Cuda::open(0, Compute::F32, None).unwrap();
+    let run = |by_device: bool, positions: usize, compute: Compute| {
+        let settings = RunSettings { positions, longest_pass: 1, ..RunSettings::default() };
+        let cuda = Cuda::open(0, compute, None).unwrap();
         let mut thinker = Thinker::new(&source, cuda, settings, &stop).unwrap();
         assert_eq!(thinker.greedy(1).unwrap(), None, "nothing was chosen yet");
         thinker.preload().unwrap();
@@ -270,10 +270,16 @@ fn tokens_that_the_device_chooses_are_those_of_its_logits() {
             (0..12).map(|_| step(&mut thinker)).collect()
         };
         assert_eq!(thinker.positions(), 16);
-        assert!(matches!(thinker.greedy(9), Err(RunError::TooLong { wanted: 25, reserved: 24 })));
+        let (more, wanted) = (positions - 15, positions + 1);
+        assert!(
+            matches!(thinker.greedy(more), Err(RunError::TooLong { wanted: w, reserved }) if (w, reserved) == (wanted, positions))
+        );
         (ids, thinker.stats().expert_uses)
     };
-    assert_eq!(run(true), run(false));
+    // with room for many, attention is cut into parts
+    for (positions, compute) in [(24, Compute::F32), (1100, Compute::F32), (1100, Compute::Bf16)] {
+        assert_eq!(run(true, positions, compute), run(false, positions, compute), "{positions} {compute:?}");
+    }
 }
 
 #[test]

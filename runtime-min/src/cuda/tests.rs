@@ -261,8 +261,8 @@ fn attended(
     if partial.len > 0 {
         gpu.upload_now(partial.place, &vec![0; counters(heads) * 4]).unwrap();
     }
-    let (_o, out) = blank(&gpu, compute, q.len());
     let attend = || {
+        let (_o, out) = blank(&gpu, compute, q.len());
         launch.attend([kept[0].1, kept[1].1, kept[2].1], heads, turns, cache, (parts, partial), out).unwrap();
         get(&gpu, out)
     };
