@@ -358,10 +358,10 @@ fn tokens_that_the_device_chooses_are_those_of_its_logits() {
     let folder = temp();
     let pack = Pack::open(&packed(&tiny_text(), folder.path())).unwrap();
     let source = WeightSource::new(&pack);
-    let settings = RunSettings { positions: 24, longest_pass: 1, ..RunSettings::default() };
-    let run = |by_device: bool| {
+    let run = |by_device: bool, positions: usize, compute: Compute| {
         let stop = Stop::default();
-        let cuda = Cuda::open(0, Compute::F32, None).unwrap();
+        let settings = RunSettings { positions, longest_pass: 1, ..RunSettings::default() };
+        let cuda = Cuda::open(0, compute, None).unwrap();
         let mut thinker = Thinker::new(&source, cuda, settings, &stop).unwrap();
         let mut ids = vec![5];
         let forward = |thinker: &mut Thinker<'_, Cuda>, ids: &mut Vec<u32>, count: usize| {
@@ -399,9 +399,10 @@ fn tokens_that_the_device_chooses_are_those_of_its_logits() {
             forward(&mut thinker, &mut ids, 1);
         }
         assert_eq!((thinker.positions(), ids.len()), (14, 15));
-        let mut room = [Greatest::default(); 11];
+        let mut room = vec![Greatest::default(); positions - 13];
         let too_long = thinker.greedy(5, &mut room);
-        assert!(matches!(too_long, Err(RunError::TooLong { wanted: 25, reserved: 24 })), "{too_long:?}");
+        let is_told = |e: &RunError| matches!(e, RunError::TooLong { wanted, reserved } if (*wanted, *reserved) == (positions + 1, positions));
+        assert!(too_long.as_ref().is_err_and(is_told), "{too_long:?}");
         let unknown = thinker.greedy(320, &mut room[..1]);
         assert!(matches!(unknown, Err(RunError::TokenId { id: 320, rows: 320 })), "{unknown:?}");
         stop.request();
@@ -413,7 +414,10 @@ fn tokens_that_the_device_chooses_are_those_of_its_logits() {
         }
         (ids, logits, uses)
     };
-    assert_eq!(run(true), run(false));
+    // with room for many, attention is cut into parts
+    for (positions, compute) in [(24, Compute::F32), (1100, Compute::F32), (1100, Compute::Bf16)] {
+        assert_eq!(run(true, positions, compute), run(false, positions, compute), "{positions} {compute:?}");
+    }
 }
 
 #[test]

@@ -911,9 +911,8 @@ impl<'a> Device<'a> for CudaModel<'a> {
         };
         let [q, k, v, out] =
             [Values::Q, Values::K, Values::V, Values::Attended].map(|values| self.rows(values, &tokens));
-        self.launch().heads([q, k, v], self.heads, turns, cache)?;
-        let b = &self.buffers;
-        Ok(self.launch().attention(q, self.heads, cache, b.parts, b.partial, out)?)
+        let parts = (self.buffers.parts, self.buffers.partial);
+        Ok(self.launch().attend([q, k, v], self.heads, turns, cache, parts, out)?)
     }
 
     fn silu_mul(&mut self) -> Result<(), RunError> {

@@ -29,13 +29,20 @@ const MOST_TILE: usize = 128;
 /// Shared memory of such a tile: two steps of `fma`, three stages of `mma` of up to 64 tokens, then 128.
 const FMA_SHARED: usize = 2 * 8 * (MOST_TILE + TILE_ROWS) * 4;
 const MMA_SHARED: [usize; 2] = [3 * 64 * (LEAST_TILE + TILE_ROWS) * 2, 3 * 32 * (MOST_TILE + TILE_ROWS) * 2];
-/// Query heads of a block of `attention_parts`.
+/// Query heads of a block of `attention_parts`, and its shared memory in values.
 const DECODE_HEADS: usize = 8;
+const DECODE_SHARED: usize = (8 + 4 + 8 * 8) * MOST_HEAD_WIDTH + 2 * 16 * 8;
+/// Positions that `attention_whole` takes, and its shared memory in values.
+pub(super) const WHOLE_POSITIONS: usize = 1024;
+const WHOLE_SHARED: usize = (1 + 4 + 8) * MOST_HEAD_WIDTH + WHOLE_POSITIONS + 2 * 8;
 /// Tokens of a block of `attention_tokens`, and its shared memory in values.
-const PREFILL_TOKENS: usize = 32;
-const PREFILL_SHARED: usize = 64 * (MOST_HEAD_WIDTH + 1) + 32 * 33;
-/// Tokens of a block of `attention_mma`.
+const PREFILL_TOKENS: usize = 64;
+const PREFILL_SHARED: usize = (64 + 2 * 32) * (MOST_HEAD_WIDTH + 4) + 64 * (32 + 4);
+/// Tokens of a block of `attention_mma`; its shared memory has three tiles of so many rows.
 const MMA_TOKENS: usize = 64;
+const MMA_STAGES: usize = 3;
+/// Heads up to this width take the narrow one.
+const NARROW_HEAD: usize = 64;
 /// Most parts that the positions of decoding's attention are cut into.
 pub(super) const MOST_PARTS: usize = 32;
 /// Most blocks that look for the greatest logit.
@@ -192,6 +199,12 @@ pub(super) struct Cache {
     pub(super) values: Values,
     /// Positions cached before this pass, an i32 on the device.
     pub(super) position: Place,
+}
+
+impl Cache {
+    fn arguments(self) -> [Argument; 3] {
+        [Argument::Place(self.position), self.keys.argument(), self.values.argument()]
+    }
 }
 
 /// Norms and turns of the heads of q and k.
@@ -378,90 +391,94 @@ impl Launch<'_> {
         self.compute == Compute::Bf16 && dtype == Dtype::BF16
     }
 
-    /// Norms and turns the heads of q (in place) and k, and puts k and v into the cache.
-    pub(super) fn heads(
+    /// Norms and turns the heads of q and k, puts k and v into the cache, and attends to all positions up to each token's:
+    /// `out`. q may change. The cache is cut into so many `parts` where tokens are few; `partial` has room for
+    /// [`partial_values`] and begins with [`counters`] zeros, as it then does again.
+    pub(super) fn attend(
         &self,
-        [q, k, v]: [Values; 3],
+        qkv: [Values; 3],
         heads: Heads,
         turns: Turns,
         cache: Cache,
-    ) -> Result<(), CudaError> {
-        let Heads { query, key_value, width } = heads;
-        let tokens = q.len / (query * width);
-        assert!(q.len == tokens * query * width && k.len == v.len && k.len == tokens * key_value * width);
-        assert!(turns.q_norm.rows == width && turns.k_norm.rows == width, "norms of {width} values");
-        let arguments = [
-            q.argument(),
-            k.argument(),
-            v.argument(),
-            turns.q_norm.argument(),
-            Int(kind(turns.q_norm.dtype).0),
-            turns.k_norm.argument(),
-            Int(kind(turns.k_norm.dtype).0),
-            turns.cos.argument(),
-            turns.sin.argument(),
-            Float(turns.eps),
-            int(query),
-            int(key_value),
-            int(width),
-            Argument::Place(cache.position),
-            cache.keys.argument(),
-            cache.values.argument(),
-            self.rounds(),
-        ];
-        self.queue("heads", [tokens, (query + 2 * key_value).div_ceil(4), 1], 128, 0, &arguments)
-    }
-
-    /// Causal attention of the last tokens over all positions; `partial` has room for [`partial_values`].
-    pub(super) fn attention(
-        &self,
-        q: Values,
-        heads: Heads,
-        cache: Cache,
-        parts: usize,
-        partial: Values,
+        (parts, partial): (usize, Values),
         out: Values,
     ) -> Result<(), CudaError> {
         let Heads { query, key_value, width } = heads;
+        let [q, k, v] = qkv;
         let tokens = q.len / (query * width);
+        assert!(q.len == tokens * query * width && k.len == v.len && k.len == tokens * key_value * width);
+        assert!(turns.q_norm.rows == width && turns.k_norm.rows == width, "norms of {width} values");
         assert!(width <= MOST_HEAD_WIDTH && out.len == q.len && cache.keys.len == cache.values.len);
-        #[expect(
-            clippy::cast_precision_loss,
-            clippy::cast_possible_truncation,
-            reason = "applied in f32, as torch does"
-        )]
-        let scale = (width as f64).powf(-0.5) as f32;
-        let mut arguments = vec![
+        if tokens <= FEW_TOKENS {
+            return self.attend_few(qkv, heads, turns, cache, (parts, partial), out);
+        }
+        let mut arguments = head_arguments(qkv, heads, turns);
+        arguments.extend(cache.arguments());
+        arguments.push(self.rounds());
+        let grid = [tokens, (query + 2 * key_value).div_ceil(4), 1];
+        self.queue("heads", grid, 128, 0, &arguments)?;
+        self.attend_many(q, heads, cache, out)
+    }
+
+    /// Causal attention of the last tokens, whose heads are normed, over all positions.
+    fn attend_many(&self, q: Values, heads: Heads, cache: Cache, out: Values) -> Result<(), CudaError> {
+        let Heads { query, key_value, width } = heads;
+        let tokens = q.len / (query * width);
+        let arguments = [
             q.argument(),
             cache.keys.argument(),
             cache.values.argument(),
             int(query),
             int(key_value),
             int(width),
-            Float(scale),
+            Float(scale(width)),
             Argument::Place(cache.position),
+            int(tokens),
+            out.argument(),
         ];
-        if tokens > FEW_TOKENS {
-            arguments.extend([int(tokens), out.argument()]);
-            if self.compute == Compute::Bf16 {
-                let grid = [tokens.div_ceil(MMA_TOKENS), query, 1];
-                return self.queue("attention_mma", grid, 128, 0, &arguments);
-            }
-            let grid = [tokens.div_ceil(PREFILL_TOKENS), query, 1];
+        if self.compute == Compute::F32 {
+            let grid = [query, tokens.div_ceil(PREFILL_TOKENS), 1];
             return self.queue("attention_tokens", grid, 256, PREFILL_SHARED * 4, &arguments);
         }
-        assert!(partial.len >= partial_values(tokens, heads, parts), "{partial:?} for {parts} parts");
-        assert!(parts <= MOST_PARTS, "{parts} parts");
-        let chunks = (query / key_value).div_ceil(DECODE_HEADS);
-        // all in one launch, or sums, then results (attention.cu)
-        let steps: &[i32] = if self.compute == Compute::Bf16 { &[1, 2] } else { &[0] };
-        for step in steps {
-            let mut arguments = arguments.clone();
-            arguments.extend([Int(*step), partial.argument()]);
-            self.queue("attention_parts", [parts, tokens, key_value * chunks], 128, 0, &arguments)?;
+        let (name, width) = if width > NARROW_HEAD {
+            ("attention_mma", MOST_HEAD_WIDTH)
+        } else {
+            ("attention_mma_narrow", NARROW_HEAD)
+        };
+        let shared = MMA_STAGES * MMA_TOKENS * width * 2;
+        self.queue(name, [query, tokens.div_ceil(MMA_TOKENS), 1], 128, shared, &arguments)
+    }
+
+    /// All of `attend` in one kernel, or two under bf16 with several parts.
+    fn attend_few(
+        &self,
+        qkv: [Values; 3],
+        heads: Heads,
+        turns: Turns,
+        cache: Cache,
+        (parts, partial): (usize, Values),
+        out: Values,
+    ) -> Result<(), CudaError> {
+        let Heads { query, key_value, width } = heads;
+        let tokens = out.len / (query * width);
+        let positions = cache.keys.len / (key_value * width);
+        let room = partial_values(tokens, heads, self.compute, parts, positions);
+        assert!(partial.len >= room, "{partial:?} for {parts} parts of {positions} positions");
+        assert!((1..=MOST_PARTS).contains(&parts), "{parts} parts");
+        assert!(parts > 1 || positions <= WHOLE_POSITIONS, "{positions} positions in one part");
+        let mut arguments = head_arguments(qkv, heads, turns);
+        arguments.push(Float(scale(width)));
+        arguments.extend(cache.arguments());
+        arguments.extend([self.rounds(), partial.argument(), int(positions), out.argument()]);
+        if parts == 1 {
+            return self.queue("attention_whole", [query, tokens, 1], 256, WHOLE_SHARED * 4, &arguments);
         }
-        let arguments = [partial.argument(), int(parts), int(width), self.rounds(), out.argument()];
-        self.queue("attention_combine", [query, tokens, 1], count(width.next_multiple_of(32)), 0, &arguments)
+        let grid = [parts, tokens, key_value * (query / key_value).div_ceil(DECODE_HEADS)];
+        let names: &[&'static str] = match self.compute {
+            Compute::F32 => &["attention_parts"],
+            Compute::Bf16 => &["attention_sums", "attention_results"],
+        };
+        names.iter().try_for_each(|name| self.queue(name, grid, 256, DECODE_SHARED * 4, &arguments))
     }
 
     /// Softmax of the router's logits, `[tokens, experts]`, and the best experts of every token.
@@ -746,7 +763,53 @@ fn choice_bytes(layer: Layer) -> usize {
     (2 * layer.experts + layer.best) * size_of::<f32>()
 }
 
-/// f32 values that [`Launch::attention`] of few tokens keeps in between.
-pub(super) fn partial_values(tokens: usize, heads: Heads, parts: usize) -> usize {
-    tokens.min(FEW_TOKENS) * heads.query * parts * (2 + heads.width)
+/// What the kernels that norm heads want first.
+fn head_arguments([q, k, v]: [Values; 3], heads: Heads, turns: Turns) -> Vec<Argument> {
+    vec![
+        q.argument(),
+        k.argument(),
+        v.argument(),
+        turns.q_norm.argument(),
+        Int(kind(turns.q_norm.dtype).0),
+        turns.k_norm.argument(),
+        Int(kind(turns.k_norm.dtype).0),
+        turns.cos.argument(),
+        turns.sin.argument(),
+        Float(turns.eps),
+        int(heads.query),
+        int(heads.key_value),
+        int(heads.width),
+    ]
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "applied in f32, as torch does"
+)]
+fn scale(width: usize) -> f32 {
+    (width as f64).powf(-0.5) as f32
+}
+
+/// Counters, u32, at the start of what [`Launch::attend`] keeps in between; they must be 0.
+pub(super) fn counters(heads: Heads) -> usize {
+    FEW_TOKENS * heads.query
+}
+
+/// f32 values that [`Launch::attend`] of few tokens keeps in between.
+pub(super) fn partial_values(
+    tokens: usize,
+    heads: Heads,
+    compute: Compute,
+    parts: usize,
+    positions: usize,
+) -> usize {
+    if parts == 1 {
+        return 0;
+    }
+    let scores = match compute {
+        Compute::F32 => 0,
+        Compute::Bf16 => positions.div_ceil(2),
+    };
+    counters(heads) + tokens.min(FEW_TOKENS) * heads.query * (parts * (2 + heads.width) + scores)
 }

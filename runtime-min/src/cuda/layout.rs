@@ -7,8 +7,8 @@ use segpack_manifests::families::TextFacts;
 use super::dense::room_of;
 use super::driver::{CudaError, Gpu, HostMemory, Memory, Place};
 use super::launch::{
-    ARGMAX_BYTES, Choice, FEW_TOKENS, MOST_PARTS, Values as View, activation_bytes, partial_values,
-    tiles_bytes,
+    ARGMAX_BYTES, Choice, FEW_TOKENS, MOST_PARTS, Values as View, WHOLE_POSITIONS, activation_bytes,
+    counters, partial_values, tiles_bytes,
 };
 use crate::error::RunError;
 use crate::memory::Demand;
@@ -126,8 +126,16 @@ impl Sizes {
         values * activation_bytes(self.compute)
     }
 
+    /// Parts of the positions in decoding's attention. One is a kernel less.
     pub(super) fn parts(&self) -> usize {
+        if self.positions <= WHOLE_POSITIONS {
+            return 1;
+        }
         self.positions.div_ceil(PART_POSITIONS).clamp(1, MOST_PARTS)
+    }
+
+    fn partial(&self) -> usize {
+        partial_values(FEW_TOKENS, self.heads, self.compute, self.parts(), self.positions)
     }
 
     fn width(&self, values: Values) -> usize {
@@ -175,7 +183,7 @@ impl Sizes {
         ]
         .map(|bytes| plan.take(bytes));
         let [inner, y] = [self.moe, self.hidden].map(|n| plan.take(self.bytes(pairs * n)));
-        let partial = plan.take(partial_values(FEW_TOKENS, self.heads, self.parts()) * 4);
+        let partial = plan.take(self.partial() * 4);
         let logits = plan.take(self.bytes(self.logit_rows() * self.vocab));
         let ids = plan.take(self.tokens.max(2) * 4);
         let greatest = plan.take(ARGMAX_BYTES);
@@ -244,6 +252,9 @@ impl Buffers {
         let uses = sizes.layers * sizes.experts * 4;
         gpu.upload_now(start.byte(at.uses), &vec![0; uses])?;
         gpu.upload_now(start.byte(at.arrived), &[0; FEW_TOKENS * 4])?;
+        if sizes.partial() > 0 {
+            gpu.upload_now(start.byte(at.partial), &vec![0; counters(sizes.heads) * 4])?;
+        }
         Ok(Self {
             values: at.values.map(|(at, len)| view(at, len)),
             other_x: view(at.other_x, FEW_TOKENS * sizes.hidden),
@@ -253,7 +264,7 @@ impl Buffers {
             choice: Choice { probabilities, ids, weights, order, counts, sorted, tiles, uses: Place::NULL },
             inner: view(at.inner, pairs * sizes.moe),
             y: view(at.y, pairs * sizes.hidden),
-            partial: f32s(at.partial, partial_values(FEW_TOKENS, sizes.heads, sizes.parts())),
+            partial: f32s(at.partial, sizes.partial()),
             parts: sizes.parts(),
             logits: view(at.logits, sizes.logit_rows() * sizes.vocab),
             ids: start.byte(at.ids),

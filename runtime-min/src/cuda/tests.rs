@@ -8,8 +8,8 @@ use segpack_formats::safetensors::Dtype;
 
 use super::driver::{Gpu, Memory, PTX, Place, Stream, entries};
 use super::launch::{
-    ARGMAX_BYTES, Cache, Choice, Launch, Layer, Norm, Turns, Values, Weights, dense_tile, expert_tile,
-    partial_values, tiles_bytes,
+    ARGMAX_BYTES, Cache, Choice, FEW_TOKENS, Launch, Layer, Norm, Turns, Values, Weights, counters,
+    dense_tile, expert_tile, partial_values, tiles_bytes,
 };
 use super::testing::{bank_conflicts, gpu, run_lanes_backwards};
 use crate::generate::{Greatest, Sampler};
@@ -265,9 +265,11 @@ fn an_expert_of_all_tokens_is_a_dense_mlp() {
         let of = |i: usize, rows, columns| Weights { place: matrices[i].1, dtype, rows, columns };
         let dense = [inner, inner, hidden].map(|n| blank(&gpu, compute, tokens * n));
         let [gate, up, down] = [0, 1, 2].map(|i: usize| dense[i].1);
-        launch.products(x, &[(of(0, inner, hidden), None, gate), (of(1, inner, hidden), None, up)]).unwrap();
+        launch
+            .products(x, None, &[(of(0, inner, hidden), None, gate), (of(1, inner, hidden), None, up)])
+            .unwrap();
         launch.silu_mul(gate, up).unwrap();
-        launch.products(gate, &[(of(2, hidden, inner), None, down)]).unwrap();
+        launch.products(gate, None, &[(of(2, hidden, inner), None, down)]).unwrap();
         let table: Vec<u8> = matrices.iter().flat_map(|m| m.1.0.to_le_bytes()).collect();
         let (_t, table) = put_at(&gpu, &table, 0);
         let (_kept, choice) = choice(&gpu, tokens, 1, 1);
@@ -389,45 +391,111 @@ fn embeddings_norms_and_sums_agree_with_the_reference() {
     }
 }
 
-/// Cached positions before, and new tokens.
-const PASSES: [(usize, usize); 6] = [(0, 1), (0, 7), (5, 4), (37, 2), (40, 33), (0, 70)];
+/// The result of attention and the whole cache after it: keys, then values.
+type Attended = [Vec<f32>; 3];
+
+/// Attention of some tokens after `before` positions, with room for more: what the device gives, and the reference.
+fn attended(
+    launch: Launch<'_>,
+    heads: Heads,
+    before: usize,
+    tokens: usize,
+    parts: usize,
+) -> (Attended, Attended) {
+    let Heads { query, key_value, width } = heads;
+    let (compute, ops) = (launch.compute, ScalarOps { compute: launch.compute });
+    let (gpu, row, positions) = (gpu(), key_value * width, before + tokens + 5);
+    let [mut q, mut k, v] = [(query, 1), (key_value, 2), (key_value, 3)]
+        .map(|(n, seed)| activations(compute, tokens * n * width, seed));
+    // what comes after the last position must not count
+    let [mut keys, mut values] = [11, 12].map(|seed| {
+        [activations(compute, before * row, seed), vec![f32::NAN; positions * row - before * row]].concat()
+    });
+    let [cos, sin] = [5, 6].map(|seed| noise(positions * (width / 2), seed));
+    let norms = [(7, 4.0), (8, 1.0)]
+        .map(|(seed, size)| noise(width, seed).iter().map(|x| x * size).collect::<Vec<_>>());
+    let kept = [&q, &k, &v, &keys, &values].map(|x| put(&gpu, compute, x));
+    let turned = [&cos, &sin].map(|x| put_f32(&gpu, x));
+    let placed = [0, 1].map(|i: usize| put_at(&gpu, &plain(&norms[i]), 0));
+    let (_p, position) = put_at(&gpu, &u32::try_from(before).unwrap().to_le_bytes(), 0);
+    let norm = |i: usize| Weights { place: placed[i].1, dtype: Dtype::F32, rows: width, columns: 1 };
+    let turns = Turns { q_norm: norm(0), k_norm: norm(1), cos: turned[0].1, sin: turned[1].1, eps: 1e-6 };
+    let cache = Cache { keys: kept[3].1, values: kept[4].1, position };
+    let (_m, partial) = blank(&gpu, Compute::F32, partial_values(tokens, heads, compute, parts, positions));
+    if partial.len > 0 {
+        gpu.upload_now(partial.place, &vec![0; counters(heads) * 4]).unwrap();
+    }
+    let attend = || {
+        let (_o, out) = blank(&gpu, compute, q.len());
+        launch.attend([kept[0].1, kept[1].1, kept[2].1], heads, turns, cache, (parts, partial), out).unwrap();
+        get(&gpu, out)
+    };
+    let seen = attend();
+    if tokens <= FEW_TOKENS {
+        assert_eq!(attend(), seen, "a second time, as in a graph");
+    }
+    let seen = [seen, get(&gpu, cache.keys), get(&gpu, cache.values)];
+    let half = before * (width / 2)..(before + tokens) * (width / 2);
+    for (x, norm) in [(&mut q, &norms[0]), (&mut k, &norms[1])] {
+        ops.rms_norm(x, norm, 1e-6);
+        ops.rope(x, &cos[half.clone()], &sin[half.clone()], width);
+    }
+    let new = before * row..(before + tokens) * row;
+    keys[new.clone()].copy_from_slice(&k);
+    values[new.clone()].copy_from_slice(&v);
+    let mut wanted = vec![0.0; q.len()];
+    ops.attention(&q, &keys[..new.end], &values[..new.end], heads, &mut wanted);
+    (seen, [wanted, keys, values])
+}
+
+/// Cached positions before, new tokens, and parts that few tokens' positions are cut into: at the borders of parts and tiles.
+const PASSES: [(usize, usize, usize); 14] = [
+    (0, 1, 1),
+    (0, 4, 1),
+    (127, 2, 1),
+    (300, 1, 1),
+    (0, 1, 2),
+    (5, 4, 3),
+    (62, 4, 3),
+    (64, 1, 32),
+    (126, 3, 2),
+    (300, 1, 2),
+    (0, 7, 1),
+    (40, 33, 1),
+    (63, 65, 1),
+    (120, 70, 1),
+];
+
+const SHAPES: [Heads; 8] = [
+    Heads { query: 2, key_value: 2, width: 1 },
+    Heads { query: 1, key_value: 1, width: 2 },
+    Heads { query: 4, key_value: 2, width: 32 },
+    Heads { query: 6, key_value: 2, width: 34 },
+    Heads { query: 9, key_value: 1, width: 40 },
+    Heads { query: 2, key_value: 1, width: 64 },
+    Heads { query: 8, key_value: 1, width: 128 },
+    Heads { query: 2, key_value: 2, width: 128 },
+];
 
 #[test]
 fn heads_are_normed_turned_and_cached_as_the_reference_does_it() {
     let gpu = gpu();
-    for heads in [Heads { query: 6, key_value: 2, width: 34 }, Heads { query: 1, key_value: 1, width: 2 }] {
-        let Heads { query, key_value, width } = heads;
-        for ((before, tokens), launch) in PASSES.into_iter().flat_map(|p| launches(&gpu).map(move |l| (p, l)))
-        {
-            let (compute, ops) = (launch.compute, ScalarOps { compute: launch.compute });
-            let [mut q, mut k, v] = [(query, 1), (key_value, 2), (key_value, 3)]
-                .map(|(heads, seed)| activations(compute, tokens * heads * width, seed));
-            let positions = before + tokens + 3;
-            let (cos, sin) = (noise(positions * width / 2, 5), noise(positions * width / 2, 6));
-            let norms = [noise(width, 7), noise(width, 8)];
-            let kept = [&q, &k, &v].map(|x| put(&gpu, compute, x));
-            let turned = [&cos, &sin].map(|x| put_f32(&gpu, x));
-            let [q_there, k_there, v_there] = [0, 1, 2].map(|i: usize| kept[i].1);
-            let [cos_there, sin_there] = [0, 1].map(|i: usize| turned[i].1);
-            let placed = [0, 1].map(|i: usize| put_at(&gpu, &plain(&norms[i]), 0));
-            let norm = |i: usize| Weights { place: placed[i].1, dtype: Dtype::F32, rows: width, columns: 1 };
-            let caches = [0, 1].map(|_| blank(&gpu, compute, positions * key_value * width));
-            let (_p, position) = put_at(&gpu, &u32::try_from(before).unwrap().to_le_bytes(), 0);
-            let cache = Cache { keys: caches[0].1, values: caches[1].1, position };
-            let turns = Turns { q_norm: norm(0), k_norm: norm(1), cos: cos_there, sin: sin_there, eps: 1e-6 };
-            launch.heads([q_there, k_there, v_there], heads, turns, cache).unwrap();
-            let half = before * width / 2..(before + tokens) * width / 2;
-            for (x, norm) in [(&mut q, &norms[0]), (&mut k, &norms[1])] {
-                ops.rms_norm(x, norm, 1e-6);
-                ops.rope(x, &cos[half.clone()], &sin[half.clone()], width);
+    let passes = [(0, 1, 1), (3, 4, 1), (62, 4, 3), (5, 7, 1)];
+    for ((before, tokens, parts), heads) in passes.into_iter().flat_map(|p| SHAPES.map(|s| (p, s))) {
+        for launch in launches(&gpu) {
+            let (seen, wanted) = attended(launch, heads, before, tokens, parts);
+            let row = heads.key_value * heads.width;
+            let what = format!("{heads:?}, {before} + {tokens} positions in {parts} parts");
+            for (seen, wanted) in seen[1..].iter().zip(&wanted[1..]) {
+                let (seen, rest) = seen.split_at((before + tokens) * row);
+                assert!(rest.iter().all(|x| x.is_nan()), "{what}: a later position is written");
+                assert_eq!(
+                    seen[..before * row],
+                    wanted[..before * row],
+                    "{what}: an earlier position is written"
+                );
+                assert_close(launch.compute, seen, &wanted[..seen.len()], &what);
             }
-            let new = before * key_value * width..(before + tokens) * key_value * width;
-            assert_close(compute, &get(&gpu, q_there), &q, "q");
-            assert_close(compute, &get(&gpu, cache.keys.part(new.clone())), &k, "keys");
-            assert_eq!(get(&gpu, cache.values.part(new.clone())), v);
-            let others = [get(&gpu, cache.keys), get(&gpu, cache.values)]
-                .map(|all| all.iter().enumerate().filter(|(i, x)| !new.contains(i) && !x.is_nan()).count());
-            assert_eq!(others, [0, 0], "no other position is written");
         }
     }
 }
@@ -435,36 +503,25 @@ fn heads_are_normed_turned_and_cached_as_the_reference_does_it() {
 #[test]
 fn attention_agrees_with_the_reference() {
     let gpu = gpu();
-    let shapes = [
-        Heads { query: 4, key_value: 2, width: 32 },
-        Heads { query: 9, key_value: 1, width: 40 },
-        Heads { query: 3, key_value: 3, width: 128 },
-        Heads { query: 2, key_value: 2, width: 1 },
-    ];
-    for heads in shapes {
-        let Heads { query, key_value, width } = heads;
-        for ((before, tokens), launch) in PASSES.into_iter().flat_map(|p| launches(&gpu).map(move |l| (p, l)))
-        {
-            let compute = launch.compute;
-            let all = (before + tokens) * key_value * width;
-            let q: Vec<f32> =
-                activations(compute, tokens * query * width, 1).iter().map(|x| x * 4.0).collect();
-            let (keys, values) = (activations(compute, all, 2), activations(compute, all, 3));
-            let mut wanted = vec![0.0; q.len()];
-            ScalarOps { compute }.attention(&q, &keys, &values, heads, &mut wanted);
-            // what comes after the last position must not count
-            let longer = |x: &[f32]| [x, &vec![f32::NAN; 5 * key_value * width]].concat();
-            let kept = [q, longer(&keys), longer(&values)].map(|x| put(&gpu, compute, &x));
-            let (_p, position) = put_at(&gpu, &u32::try_from(before).unwrap().to_le_bytes(), 0);
-            let cache = Cache { keys: kept[1].1, values: kept[2].1, position };
-            for parts in [1, 3, 32] {
-                let (_m, partial) = blank(&gpu, Compute::F32, partial_values(tokens, heads, parts));
-                let (_o, out) = blank(&gpu, compute, wanted.len());
-                launch.attention(kept[0].1, heads, cache, parts, partial, out).unwrap();
-                let what = format!("{heads:?}, {before} + {tokens} positions in {parts} parts, {compute:?}");
-                assert_close(compute, &get(&gpu, out), &wanted, &what);
+    let mut equal = [(0, 0); 2]; // of few tokens, of many
+    for (heads, (before, tokens, parts)) in SHAPES.into_iter().flat_map(|s| PASSES.map(|p| (s, p))) {
+        for launch in launches(&gpu) {
+            let (seen, wanted) = attended(launch, heads, before, tokens, parts);
+            let what =
+                format!("{heads:?}, {before} + {tokens} positions in {parts} parts, {:?}", launch.compute);
+            assert_close(launch.compute, &seen[0], &wanted[0], &what);
+            if launch.compute == Compute::Bf16 {
+                let (same, all) = &mut equal[usize::from(tokens > FEW_TOKENS)];
+                *same += seen[0].iter().zip(&wanted[0]).filter(|(a, b)| a == b).count();
+                *all += wanted[0].len();
             }
         }
+    }
+    for (same, all) in equal {
+        assert!(
+            same * 10 >= all * 9,
+            "{same} of {all} values have the bits of the reference: a rounding is missing"
+        );
     }
 }
 
@@ -807,7 +864,6 @@ fn experts_in_one_launch_add_up_as_two_do() {
 fn no_result_depends_on_the_order_of_lanes() {
     let gpu = gpu();
     let run = || {
-        let heads = Heads { query: 4, key_value: 2, width: 32 };
         let mut all = Vec::new();
         for (launch, tile) in launches(&gpu).flat_map(|l| [32, 64, 128].map(|tile| (l, tile))) {
             // more steps than stages, and a last one that is not whole
@@ -819,6 +875,13 @@ fn no_result_depends_on_the_order_of_lanes() {
             launch.products_in_tiles(x, &[(weight, None, out)], Some(tile)).unwrap();
             all.push(get(&gpu, out));
             all.push(experts_in_tiles(launch, &gpu, tile.max(64), Dtype::BF16, [72, 264, 0]));
+        }
+        // several parts, and tiles enough to use every stage again
+        let heads = Heads { query: 4, key_value: 2, width: 72 };
+        for (launch, (before, tokens, parts)) in
+            launches(&gpu).flat_map(|l| [(150, 3, 3), (150, 3, 1), (250, 37, 1)].map(|p| (l, p)))
+        {
+            all.push(attended(launch, heads, before, tokens, parts).0[0].clone());
         }
         for (launch, tokens) in launches(&gpu).flat_map(|l| [(l, 2), (l, 37)]) {
             let x = activations(launch.compute, tokens * 128, 3);
@@ -833,14 +896,6 @@ fn no_result_depends_on_the_order_of_lanes() {
                 )
                 .unwrap();
             all.push(get(&gpu, out));
-            let (_k, kv) = put(&gpu, launch.compute, &activations(launch.compute, (tokens + 9) * 64, 5));
-            let (_p, position) = put_at(&gpu, &9_u32.to_le_bytes(), 0);
-            let (_m, partial) = blank(&gpu, Compute::F32, partial_values(tokens, heads, 4));
-            let (_a, attended) = blank(&gpu, launch.compute, tokens * 128);
-            launch
-                .attention(x, heads, Cache { keys: kv, values: kv, position }, 4, partial, attended)
-                .unwrap();
-            all.push(get(&gpu, attended));
             let (_n, norm) = blank(&gpu, launch.compute, tokens * 128);
             let weight = Weights { place, dtype: Dtype::BF16, rows: 128, columns: 1 };
             launch.norm(x, Norm { weight, eps: 1e-6, added: None, normed: norm }).unwrap();

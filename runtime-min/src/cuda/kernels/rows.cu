@@ -1,5 +1,6 @@
 // Operations on single rows and values.
 #include "dot.cuh"
+#include "heads.cuh"
 
 // x[token] = row ids[token] of the embedding. One block per token.
 KERNEL embed(const void* table, int type, const u32* ids, int hidden, int bf16, void* x) {
@@ -29,11 +30,12 @@ KERNEL silu_mul(void* gate, const void* up, u64 n, int bf16) {
 }
 
 // Norms and rotates the heads of q and k, and puts k and v where attention finds them: position + token of the cache.
-// One warp per head of q, then of k, then of v; blockIdx.x is the token. `cos` and `sin` are [positions, width / 2].
+// One warp per head of q, then of k, then of v; blockIdx.x is the token. `cos` and `sin` are [positions, width / 2]. Heads are
+// at most 128 wide. Bound by memory: every value is read once and written once, in pairs.
 KERNEL heads(void* q, const void* k, const void* v, const void* q_norm, int q_type, const void* k_norm, int k_type,
              const float* cos, const float* sin, float eps, int queries, int kv_heads, int width, const int* position,
              void* keys, void* values, int bf16) {
-    int head = blockIdx.y * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+    int head = blockIdx.y * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32, half = width / 2;
     if (head >= queries + 2 * kv_heads) return;
     u64 token = blockIdx.x, at = token + *position;
     u64 cached = (at * kv_heads + (head - queries) % kv_heads) * width;
@@ -43,26 +45,10 @@ KERNEL heads(void* q, const void* k, const void* v, const void* q_norm, int q_ty
         return;
     }
     bool is_query = head < queries;
-    const void* from = is_query ? q : k;
-    void* to = is_query ? q : keys;
     u64 first = is_query ? (token * queries + head) * width : (token * kv_heads + head - queries) * width;
-    u64 first_to = is_query ? first : cached;
-    const void* norm = is_query ? q_norm : k_norm;
-    int type = is_query ? q_type : k_type, half = width / 2;
-    float sum = 0.0f;
-    for (int i = lane; i < width; i += 32) {
-        float x = read(from, first + i, bf16);
-        sum = fmaf(x, x, sum);
-    }
-    float factor = 1.0f / sqrtf(warp_sum(sum) / static_cast<float>(width) + eps);
-    for (int j = lane; j < half; j += 32) {
-        float low = read(from, first + j, bf16), high = read(from, first + j + half, bf16);
-        float a = rounded(value_at(norm, j, type) * rounded(low * factor, bf16), bf16);
-        float b = rounded(value_at(norm, j + half, type) * rounded(high * factor, bf16), bf16);
-        float c = cos[at * half + j], s = sin[at * half + j];
-        write(to, first_to + j, rounded(a * c, bf16) + rounded(-b * s, bf16), bf16);
-        write(to, first_to + j + half, rounded(b * c, bf16) + rounded(a * s, bf16), bf16);
-    }
+    Turned t = norm_and_turn(place(is_query ? q : k, first, bf16), is_query ? q_norm : k_norm, is_query ? q_type : k_type,
+                             cos + at * half, sin + at * half, eps, width, bf16);
+    put_turned(is_query ? q : keys, is_query ? first : cached, t, width, bf16);
 }
 
 // The greatest logit of every block's part: `best[blockIdx.x]`. -0 and 0 are equal. NaN and infinity are greater than all

@@ -22,6 +22,9 @@ struct uint2 {
 struct uint4 {
     unsigned x, y, z, w;
 };
+struct float2 {
+    float x, y;
+};
 struct float4 {
     float x, y, z, w;
 };
@@ -108,6 +111,12 @@ inline T __shfl_xor_sync(unsigned mask, T value, int other) {
     return shim::exchanged(value).of((threadIdx.x % 32) ^ other);
 }
 
+template <class T>
+inline T __shfl_sync(unsigned mask, T value, int from) {
+    shim::require_full(mask);
+    return shim::exchanged(value).of(static_cast<unsigned>(from) % 32);
+}
+
 inline unsigned __ballot_sync(unsigned mask, int flag) {
     shim::require_full(mask);
     auto all = shim::exchanged<int>(flag != 0);
@@ -116,13 +125,18 @@ inline unsigned __ballot_sync(unsigned mask, int flag) {
     return bits;
 }
 
-// blocks run one after the other
+// one block runs after the other, and a lane only stops where it waits
+inline unsigned atomicAdd(unsigned* to, unsigned x) {
+    unsigned before = *to;
+    *to += x;
+    return before;
+}
+
 inline void __threadfence() {}
 
-inline unsigned atomicAdd(unsigned* to, unsigned more) {
-    unsigned before = *to;
-    *to += more;
-    return before;
+template <class T>
+inline T __ldcg(const T* from) {
+    return *from;
 }
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }

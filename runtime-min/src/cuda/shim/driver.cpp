@@ -9,8 +9,8 @@
 //   SEGPACK_SHIM_DEVICES=N             devices (default 1)
 //   SEGPACK_SHIM_DRIVER=12080          version of CUDA
 //   SEGPACK_SHIM_CAPABILITY=8          first digit of the compute capability
-//   SEGPACK_SHIM_ORDER=reverse         lanes run from the last to the first, and copies to shared memory are made as early
-//                                      as they may be instead of as late; so does segpack_shim_reverse(1)
+//   SEGPACK_SHIM_ORDER=reverse         blocks and lanes run from the last to the first, and copies to shared memory are made
+//                                      as early as they may be instead of as late; so does segpack_shim_reverse(1)
 //   segpack_shim_conflicts(KERNEL)     how often lanes of it shared banks of shared memory in ldmatrix or cp.async so far
 //   SEGPACK_SHIM_EAGER=N               work of the N-th stream, counted from 1, runs at once
 //   SEGPACK_SHIM_DROP=FUNCTION         calls of this function do nothing, as if the program had left them out
@@ -252,12 +252,14 @@ static void run(const std::function<void()>& kernel, const std::string& name, Di
     grow(*host, host->threads);
     host->warps.resize((host->threads + 31) / 32);
     grid_size = grid, block_size = block;
-    for (unsigned z = 0; z < grid.z; z++)
-        for (unsigned y = 0; y < grid.y; y++)
-            for (unsigned x = 0; x < grid.x; x++) {
-                block_index = {x, y, z};
-                run_block(kernel, name);
-            }
+    bool backwards = reversed();
+    uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
+    for (uint64_t i = 0; i < blocks; i++) {
+        uint64_t block = backwards ? blocks - 1 - i : i;
+        block_index = {static_cast<unsigned>(block % grid.x), static_cast<unsigned>(block / grid.x % grid.y),
+                       static_cast<unsigned>(block / grid.x / grid.y)};
+        run_block(kernel, name);
+    }
     conflicts_of[name] += std::exchange(host->conflicts, 0);
 }
 
@@ -293,7 +295,8 @@ static const Function FUNCTIONS[] = {
     TYPES(gemm_fma), TYPES(expert_gated_fma), TYPES(expert_fma),
     F(gemm_mma_64), F(gemm_mma_128), F(expert_gated_mma_64), F(expert_gated_mma_128), F(expert_mma_64), F(expert_mma_128),
     F(route), F(expert_count), F(expert_sort), F(expert_combine),
-    F(attention_parts), F(attention_combine), F(attention_tokens), F(attention_mma),
+    F(attention_whole), F(attention_parts), F(attention_sums), F(attention_results),
+    F(attention_tokens), F(attention_mma), F(attention_mma_narrow),
 };
 
 // ---- the driver ----
