@@ -498,12 +498,12 @@ impl<'a> CudaModel<'a> {
             }
         }
         loaded?;
-        for expert in wanted {
-            self.copy_expert(number, &experts[*expert as usize], *expert, keep)?;
-        }
+        let copy = |expert: &u32| self.copy_expert(number, &experts[*expert as usize], *expert, keep);
+        let copied = wanted.iter().try_for_each(copy);
+        // also where one failed: the others are in the cache
         self.experts.copied.record(Stream::Copies)?;
         self.experts.copied.hold(Stream::Work)?;
-        Ok(())
+        copied
     }
 
     /// Queues the copy of one expert from host memory to a slot, as soon as nothing reads that any more.
@@ -976,10 +976,13 @@ impl<'a> Device<'a> for CudaModel<'a> {
         let mut all = Vec::new();
         for from in (first..self.tokens).step_by(LOGIT_ROWS) {
             let logits = self.queue_logits(model, from..(from + LOGIT_ROWS).min(self.tokens))?;
-            if let Step::Recording = self.graph {
+            if self.is_step() {
+                // also in the step before the recording: no kernel may be loaded during it
                 let b = &self.buffers;
                 // a step has one id: what follows it is free for its logit
                 self.launch().argmax(logits, b.greatest, [b.ids, b.positions, b.ids.byte(4)])?;
+            }
+            if let Step::Recording = self.graph {
                 self.graph = Step::Never; // unless what follows succeeds
                 let graph = self.gpu.end_recording()?;
                 graph.launch()?;

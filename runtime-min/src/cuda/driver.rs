@@ -202,8 +202,9 @@ struct Kernel {
     shared: AtomicU32,
 }
 
-/// Dynamic shared memory that a kernel gets without asking (CUDA C++ Programming Guide, compute capabilities).
-const SHARED_BYTES: u32 = 48 << 10;
+/// Dynamic shared memory that a kernel gets without asking: 48 KiB (CUDA C++ Programming Guide, compute capabilities), less
+/// what it declares itself, which is below 1 KiB everywhere.
+const SHARED_BYTES: u32 = 47 << 10;
 
 // SAFETY: the driver's handles may be used by any thread that has set the context, which every method does first
 unsafe impl Send for Gpu {}
@@ -469,7 +470,9 @@ impl Drop for Gpu {
         if !self.module.is_null() {
             let _ = driver!(cuModuleUnload(self.module));
         }
-        let _ = driver!(cuDevicePrimaryCtxRelease_v2(self.device));
+        if !self.context.is_null() {
+            let _ = driver!(cuDevicePrimaryCtxRelease_v2(self.device));
+        }
     }
 }
 

@@ -13,8 +13,9 @@ use Argument::{Float, Int, Long};
 pub(super) const FEW_TOKENS: usize = 4;
 /// The widest heads that attention takes.
 pub(super) const MOST_HEAD_WIDTH: usize = 128;
-/// Dynamic shared memory that every device gives a block that asks for it (8.6, 8.9 and 12.x give no more).
-const SHARED_BYTES: usize = 99 << 10;
+/// Dynamic shared memory that every device gives a block that asks for it: 99 KiB (8.6, 8.9 and 12.x give no more), less what
+/// a kernel declares itself.
+const SHARED_BYTES: usize = 98 << 10;
 /// Threads of a block that multiplies row by row, and its warps.
 const GEMV_THREADS: u32 = 256;
 const GEMV_WARPS: usize = 8;
@@ -617,7 +618,8 @@ impl Launch<'_> {
         let Layer { table, dtype, best, hidden, inner, .. } = layer;
         let tokens = x.len / hidden;
         assert!(gate.len == tokens * best * inner && added.len == x.len, "{layer:?}");
-        let shared = best * input_bytes(inner);
+        // inputs, and of each expert pointer, weight and offset
+        let shared = best * (input_bytes(inner) + 16);
         if !layer.is_few(tokens) || shared > SHARED_BYTES {
             return Ok(false);
         }

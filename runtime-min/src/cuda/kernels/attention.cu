@@ -383,13 +383,15 @@ __device__ inline void attend_part(const Pass& a, float* partial, int room, void
         parted[(static_cast<u64>(h) * gridDim.x + blockIdx.x) * width + c] = x;
     }
     // all of this block's parts are out before it is counted; `tops` tells every thread whether it is the last one
-    __threadfence();
     __syncthreads();
     u32* counter = reinterpret_cast<u32*>(partial) + blockIdx.y * a.queries + blockIdx.z;
-    if (threadIdx.x == 0) tops[0] = atomicAdd(counter, 1u) + 1u == static_cast<u32>(parts) ? 1.0f : 0.0f;
+    if (threadIdx.x == 0) {
+        __threadfence();
+        tops[0] = atomicAdd(counter, 1u) + 1u == static_cast<u32>(parts) ? 1.0f : 0.0f;
+        __threadfence(); // the count before the others' parts
+    }
     __syncthreads();
     if (tops[0] == 0.0f) return;
-    __threadfence();
     if (threadIdx.x == 0) *counter = 0;
     if (warp >= heads) return;
     float most, all, factor = 1.0f, x[MOST_WIDTH / 32] = {};

@@ -120,18 +120,24 @@ struct Ahead {
     }
 };
 
-// The products of N rows with an input each; what `ahead` holds of their beginning was loaded before. All lanes of the
-// warp get the sums. A row's sum does not depend on the rows beside it.
-template <int T, int N>
-__device__ inline void dots(const void* const rows[N], bool vectors, const float* const x[N], int columns,
-                            Ahead<T, N>& ahead, float sums[N]) {
+// The products of N rows with an input each; what `ahead` holds of their beginning was loaded before. `next` begins what
+// comes after them, while they are multiplied. All lanes of the warp get the sums. A row's sum does not depend on the rows
+// beside it.
+template <int T, int N, class Next>
+__device__ inline void dots(const void* const rows[N], bool vectors, const float* const inputs[N], int columns,
+                            Ahead<T, N>& ahead, float sums[N], Next next) {
     int lane = threadIdx.x % 32;
+    const float* x[N];
 #pragma unroll
-    for (int n = 0; n < N; n++) sums[n] = 0.0f;
+    for (int n = 0; n < N; n++) sums[n] = 0.0f, x[n] = inputs[n];
     if (vectors) {
         for (int from = 0; from < columns; from += CHUNK) {
             Ahead<T, N> now = ahead;
-            if (from + CHUNK < columns) ahead.load(rows, from + CHUNK, columns);
+            if (from + CHUNK < columns) {
+                ahead.load(rows, from + CHUNK, columns);
+            } else {
+                next();
+            }
 #pragma unroll
             for (int s = 0; s < STEPS; s++) {
                 int at = from + s * WARP_COLUMNS, c = at + lane * 8;
@@ -152,10 +158,13 @@ __device__ inline void dots(const void* const rows[N], bool vectors, const float
 #pragma unroll
             for (int n = 0; n < N; n++) sums[n] = fmaf(value_at(rows[n], c, T), x[n][place_of(c)], sums[n]);
         }
+        next();
     }
 #pragma unroll
     for (int n = 0; n < N; n++) sums[n] = warp_sum(sums[n]);
 }
+
+__device__ inline void nothing() {}
 
 template <int T>
 __device__ inline const void* row_of(const void* matrix, u64 row, int columns) {

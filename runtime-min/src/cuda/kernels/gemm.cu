@@ -338,15 +338,15 @@ __device__ inline void mma_tile(const Tile& t) {
                 __syncthreads();
                 now = now + 1 == C::STAGES ? 0 : now + 1;
             }
-            // the next columns come while these are multiplied; after the last step they are anything, and not used
-            read_columns(now, k == LAST ? 0 : k + 1);
+            // the next columns come while these are multiplied
+            if (k < LAST || step + 1 < steps) read_columns(now, k == LAST ? 0 : k + 1);
 #pragma unroll
             for (int i = 0; i < C::M; i++)
 #pragma unroll
                 for (int j = 0; j < C::N; j++) mma(sums[i][j], a[k % 2][i], &b[k % 2][j / 2][j % 2 * 2]);
         }
     }
-    // what the last read_columns gets is not used: the stages are free
+    // after the barrier of the last step nobody reads the stage that `biases` writes, nor any copy comes
     const float* bias = GATED ? nullptr : biases(t, stages);
     bool pairs_fit = t.rows % 2 == 0 && (reinterpret_cast<u64>(t.out) & 3u) == 0;
 #pragma unroll

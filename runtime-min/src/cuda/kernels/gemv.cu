@@ -34,11 +34,12 @@ __device__ inline void gemv(const Products& products, const void* x, const Norm&
     const float* in[1] = {input};
     while (more) {
         float sum[1];
-        dots<T, 1>(rows, vectors, in, columns, ahead, sum);
         int done = number, done_row = row;
-        next += warps;
-        more = find_row(products, next, number, row);
-        if (more) begin();
+        dots<T, 1>(rows, vectors, in, columns, ahead, sum, [&] {
+            next += warps;
+            more = find_row(products, next, number, row);
+            if (more) begin();
+        });
         write_product(products.of[done], blockIdx.y, done_row, sum[0], bf16);
     }
 }
@@ -62,7 +63,7 @@ __device__ inline void expert_gate_up(ExpertTable table, const u32* ids, int bes
     if (row >= inner) return;
     const float* in[2] = {input, input};
     float sums[2];
-    dots<T, 2>(rows, vectors, in, hidden, ahead, sums);
+    dots<T, 2>(rows, vectors, in, hidden, ahead, sums, nothing);
     if (threadIdx.x % 32 == 0) {
         float g = rounded(silu(rounded(sums[0], bf16)), bf16);
         write(out, static_cast<u64>(pair) * inner + row, g * rounded(sums[1], bf16), bf16);
@@ -86,7 +87,7 @@ __device__ inline void expert_down(ExpertTable table, const u32* ids, const void
     if (row >= hidden) return;
     const float* in[1] = {input};
     float sum[1];
-    dots<T, 1>(rows, vectors, in, width, ahead, sum);
+    dots<T, 1>(rows, vectors, in, width, ahead, sum, nothing);
     if (threadIdx.x % 32 == 0) write(y, static_cast<u64>(pair) * hidden + row, sum[0], bf16);
 }
 
@@ -97,6 +98,10 @@ __device__ inline void expert_down_all(ExpertTable table, const u32* ids, const 
                                        const void* inner, int width, int hidden, int bf16, void* added) {
     enum { TOGETHER = 2 };
     DYNAMIC_SHARED(float, inputs);
+    // where each expert's matrix is, in the order of their numbers, and its weight
+    const void** downs = reinterpret_cast<const void**>(inputs + best * padded(width));
+    float* all_factors = reinterpret_cast<float*>(downs + best);
+    int* offsets = reinterpret_cast<int*>(all_factors + best);
     u64 token = blockIdx.y;
     int row = blockIdx.x * 8 + threadIdx.x / 32;
     const void* rows[TOGETHER];
@@ -105,20 +110,27 @@ __device__ inline void expert_down_all(ExpertTable table, const u32* ids, const 
     bool vectors;
     Ahead<T, TOGETHER> ahead;
     // experts from `from` on; the last one again where there are fewer
-    auto begin = [&](int from) {
+    auto begin = [&](int from, bool is_first) {
         vectors = true;
 #pragma unroll
         for (int n = 0; n < TOGETHER; n++) {
-            u32 pair = order[token * best + (from + n < best ? from + n : best - 1)];
-            const void* down = expert_matrix(table, ids[pair], 2);
+            int j = from + n < best ? from + n : best - 1;
+            u32 pair = is_first ? order[token * best + j] : 0;
+            const void* down = is_first ? expert_matrix(table, ids[pair], 2) : downs[j];
             rows[n] = row_of<T>(down, row, width);
-            in[n] = inputs + (pair - token * best) * padded(width);
-            factors[n] = weights[pair];
+            in[n] = inputs + (is_first ? static_cast<int>(pair - token * best) * padded(width) : offsets[j]);
+            factors[n] = is_first ? weights[pair] : all_factors[j];
             vectors = vectors && rows_in_sixteens<T>(down, width);
         }
         if (vectors && row < hidden) ahead.load(rows, 0, width);
     };
-    begin(0);
+    begin(0, true);
+    for (int j = threadIdx.x; j < best; j += 256) {
+        u32 pair = order[token * best + j];
+        downs[j] = expert_matrix(table, ids[pair], 2);
+        all_factors[j] = weights[pair];
+        offsets[j] = static_cast<int>(pair - token * best) * padded(width);
+    }
 #pragma unroll 4
     for (int i = threadIdx.x; i < best * width; i += 256) {
         int j = i / width;
@@ -131,8 +143,9 @@ __device__ inline void expert_down_all(ExpertTable table, const u32* ids, const 
         float y[TOGETHER], of[TOGETHER];
 #pragma unroll
         for (int n = 0; n < TOGETHER; n++) of[n] = factors[n];
-        dots<T, TOGETHER>(rows, vectors, in, width, ahead, y);
-        if (from + TOGETHER < best) begin(from + TOGETHER);
+        dots<T, TOGETHER>(rows, vectors, in, width, ahead, y, [&] {
+            if (from + TOGETHER < best) begin(from + TOGETHER, false);
+        });
 #pragma unroll
         for (int n = 0; n < TOGETHER; n++) {
             if (from + n < best) sum = rounded(sum + rounded(rounded(y[n], bf16) * of[n], bf16), bf16);

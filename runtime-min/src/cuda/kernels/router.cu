@@ -83,7 +83,7 @@ __device__ inline void router(const Product& product, const void* x, const Norm&
     if (there) {
         const float* in[1] = {input};
         float sum[1];
-        dots<T, 1>(rows, vectors, in, columns, ahead, sum);
+        dots<T, 1>(rows, vectors, in, columns, ahead, sum, nothing);
         write_product(product, blockIdx.y, row, sum[0], bf16);
     }
     __syncthreads();

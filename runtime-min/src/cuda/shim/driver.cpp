@@ -57,8 +57,9 @@ thread_local Dim3 block_index, block_size, grid_size;
 
 namespace {
 
-// shared memory: what every architecture from 8.0 on gives a block that asks for it (8.6, 8.9 and 12.x give no more)
-enum { STACK_BYTES = 64 << 10, SHARED_BYTES = 99 << 10, SHARED_UNASKED = 48 << 10 };
+// dynamic shared memory: what every architecture from 8.0 on gives a block that asks for it (8.6, 8.9 and 12.x no more than
+// 99 KiB), and without asking, where a kernel declares 1 KiB itself
+enum { STACK_BYTES = 64 << 10, SHARED_BYTES = 98 << 10, SHARED_UNASKED = 47 << 10 };
 
 struct Fiber {
     jmp_buf place;
