@@ -1,0 +1,111 @@
+//! Every kernel against the plain reference, at sizes that are no multiple of any tile, at both precisions: on a GPU where
+//! there is one, else on the host shim.
+
+mod attention;
+mod driver;
+mod experts;
+mod lanes;
+mod products;
+mod router;
+mod rows;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use segpack_formats::safetensors::Dtype;
+
+use crate::cuda::driver::{Gpu, Memory, PTX, Place, Stream, entries};
+use crate::cuda::launch::{
+    ARGMAX_BYTES, Cache, Choice, FEW_TOKENS, Launch, Layer, Norm, Turns, Values, Weights, counters,
+    dense_tile, expert_tile, partial_values, tiles_bytes,
+};
+use crate::cuda::testing::{bank_conflicts, gpu, run_lanes_backwards};
+use crate::generate::{Greatest, Sampler};
+use crate::ops::{Compute, Heads, Matrix, Ops, ScalarOps};
+use crate::samples::{activations, bytes, noise};
+
+const BOTH: [Compute; 2] = [Compute::F32, Compute::Bf16];
+const DTYPES: [Dtype; 3] = [Dtype::BF16, Dtype::F16, Dtype::F32];
+
+fn plain(values: &[f32]) -> Vec<u8> {
+    bytes(Dtype::F32, values)
+}
+
+/// Memory on the device with these bytes, `shift` bytes after an aligned address.
+fn put_at(gpu: &Arc<Gpu>, bytes: &[u8], shift: usize) -> (Memory, Place) {
+    let memory = gpu.alloc(bytes.len() + shift, "a test").unwrap();
+    let place = memory.place().byte(shift);
+    gpu.upload_now(place, bytes).unwrap();
+    (memory, place)
+}
+
+/// Activations on the device.
+fn put(gpu: &Arc<Gpu>, compute: Compute, values: &[f32]) -> (Memory, Values) {
+    let dtype = if compute == Compute::F32 { Dtype::F32 } else { Dtype::BF16 };
+    let (memory, place) = put_at(gpu, &bytes(dtype, values), 0);
+    (memory, Values::activations(compute, place, values.len()))
+}
+
+fn put_f32(gpu: &Arc<Gpu>, values: &[f32]) -> (Memory, Values) {
+    put(gpu, Compute::F32, values)
+}
+
+/// NaN, so that what is not written shows.
+fn blank(gpu: &Arc<Gpu>, compute: Compute, n: usize) -> (Memory, Values) {
+    put(gpu, compute, &vec![f32::NAN; n])
+}
+
+fn get(gpu: &Gpu, values: Values) -> Vec<f32> {
+    let mut bytes = vec![0; values.len * values.width];
+    gpu.download(&mut bytes, values.place).unwrap();
+    let dtype = if values.width == 4 { Dtype::F32 } else { Dtype::BF16 };
+    let mut widened = vec![0.0; values.len];
+    crate::ops::widen(dtype, &bytes, &mut widened);
+    widened
+}
+
+fn get_f32(gpu: &Gpu, place: Place, n: usize) -> Vec<f32> {
+    get(gpu, Values::f32(place, n))
+}
+
+fn get_numbers(gpu: &Gpu, place: Place, n: usize) -> Vec<u32> {
+    get_f32(gpu, place, n).iter().map(|x| x.to_bits()).collect()
+}
+
+/// The same in f32 but for the order of sums; one rounding apart in bf16.
+fn assert_close(compute: Compute, seen: &[f32], wanted: &[f32], what: &str) {
+    assert_eq!(seen.len(), wanted.len(), "{what}");
+    let size = wanted.iter().fold(1.0_f32, |most, x| most.max(x.abs()));
+    let most = size * if compute == Compute::F32 { 3e-6 } else { 1.0 / 128.0 };
+    for (i, (a, b)) in seen.iter().zip(wanted).enumerate() {
+        assert!((a - b).abs() <= most, "{what}: value {i} is {a}, wanted {b}");
+    }
+}
+
+fn launches(gpu: &Gpu) -> impl Iterator<Item = Launch<'_>> {
+    BOTH.into_iter().map(move |compute| Launch { gpu, compute })
+}
+
+/// Where `route` and `sort` write.
+fn choice(gpu: &Arc<Gpu>, tokens: usize, experts: usize, best: usize) -> (Vec<Memory>, Choice) {
+    let pairs = tokens * best;
+    let sizes = [
+        tokens * experts * 4,
+        pairs * 4,
+        pairs * 4,
+        pairs * 4,
+        experts * 4,
+        pairs * 4,
+        tiles_bytes(pairs, experts),
+    ];
+    let kept: Vec<Memory> = sizes.iter().map(|n| gpu.alloc(*n, "a test").unwrap()).collect();
+    let [probabilities, ids, weights, order, counts, sorted, tiles] =
+        [0, 1, 2, 3, 4, 5, 6].map(|i| kept[i].place());
+    (kept, Choice { probabilities, ids, weights, order, counts, sorted, tiles, uses: Place::NULL })
+}
+
+/// A weight on the device.
+fn matrix(gpu: &Arc<Gpu>, dtype: Dtype, rows: usize, columns: usize, seed: u32) -> (Memory, Weights) {
+    let (memory, place) = put_at(gpu, &bytes(dtype, &noise(rows * columns, seed)), 0);
+    (memory, Weights { place, dtype, rows, columns })
+}
