@@ -12,26 +12,6 @@ __device__ inline float score(float dot, float scale, int bf16) { return rounded
 // e^(x - most), 0 where nothing was seen yet.
 __device__ inline float weight_of(float x, float most) { return x == MINUS_INFINITY ? 0.0f : expf(x - most); }
 
-// Eight values of a row, 0 from `width` on; `vectors` says that whole eights can be loaded at once.
-template <int T>
-__device__ inline Eight eight_of(const void* row, int column, int width, bool vectors) {
-    if (vectors && column < width) return load_eight<T>(row, column);
-    u32 words[8] = {};
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        if (vectors || column + i >= width) continue;
-        if (T == F32) {
-            words[i] = reinterpret_cast<const u32*>(row)[column + i];
-        } else {
-            words[i / 2] |= static_cast<u32>(reinterpret_cast<const u16*>(row)[column + i]) << (i % 2 * 16);
-        }
-    }
-    Eight e;
-    e.low.x = words[0], e.low.y = words[1], e.low.z = words[2], e.low.w = words[3];
-    e.high.x = words[4], e.high.y = words[5], e.high.z = words[6], e.high.w = words[7];
-    return e;
-}
-
 // ---- few tokens ----
 
 // A block has 8 warps. Half a warp takes one position: each lane has eight values of its row.
@@ -382,17 +362,7 @@ __device__ inline void attend_part(const Pass& a, float* partial, int room, void
         for (int w = 0; w < FEW_WARPS; w++) x += results[w * GROUP * MOST_WIDTH + i];
         parted[(static_cast<u64>(h) * gridDim.x + blockIdx.x) * width + c] = x;
     }
-    // all of this block's parts are out before it is counted; `tops` tells every thread whether it is the last one
-    __syncthreads();
-    u32* counter = reinterpret_cast<u32*>(partial) + blockIdx.y * a.queries + blockIdx.z;
-    if (threadIdx.x == 0) {
-        __threadfence();
-        tops[0] = atomicAdd(counter, 1u) + 1u == static_cast<u32>(parts) ? 1.0f : 0.0f;
-        __threadfence(); // the count before the others' parts
-    }
-    __syncthreads();
-    if (tops[0] == 0.0f) return;
-    if (threadIdx.x == 0) *counter = 0;
+    if (!is_last_block(reinterpret_cast<u32*>(partial) + blockIdx.y * a.queries + blockIdx.z, parts)) return;
     if (warp >= heads) return;
     float most, all, factor = 1.0f, x[MOST_WIDTH / 32] = {};
     if (STEP == IN_ONE) factor = whole_sum(stats + static_cast<u64>(warp) * gridDim.x * 2, parts, most, all);
@@ -565,17 +535,6 @@ __device__ inline float power_of_two(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
-#endif
-}
-
-// Two values, rounded to bf16, as a pair.
-__device__ inline u32 round_pair(float low, float high) {
-#ifdef SEGPACK_HOST_SHIM
-    return pack_bf16(to_bf16(low), to_bf16(high));
-#else
-    u32 pair;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-    return pair;
 #endif
 }
 

@@ -60,8 +60,8 @@ __device__ inline float read(const void* from, u64 i, int bf16) {
 }
 
 // An activation that another block of the same launch may have written.
-__device__ inline float read_fresh(const volatile void* from, u64 i, int bf16) {
-    return bf16 ? from_bf16(reinterpret_cast<const volatile u16*>(from)[i]) : reinterpret_cast<const volatile float*>(from)[i];
+__device__ inline float read_fresh(const void* from, u64 i, int bf16) {
+    return bf16 ? from_bf16(__ldcg(reinterpret_cast<const u16*>(from) + i)) : __ldcg(reinterpret_cast<const float*>(from) + i);
 }
 
 // Puts an activation, rounded if it is bf16.
@@ -125,12 +125,38 @@ __device__ inline void widen_eight(const Eight& e, float* to) {
     }
 }
 
+// Eight values of a row, 0 from `width` on; `vectors` says that whole eights can be loaded at once.
+template <int T>
+__device__ inline Eight eight_of(const void* row, int column, int width, bool vectors) {
+    if (vectors && column < width) return load_eight<T>(row, column);
+    u32 words[8] = {};
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        if (vectors || column + i >= width) continue;
+        if (T == F32) {
+            words[i] = reinterpret_cast<const u32*>(row)[column + i];
+        } else {
+            words[i / 2] |= static_cast<u32>(reinterpret_cast<const u16*>(row)[column + i]) << (i % 2 * 16);
+        }
+    }
+    Eight e;
+    e.low.x = words[0], e.low.y = words[1], e.low.z = words[2], e.low.w = words[3];
+    e.high.x = words[4], e.high.y = words[5], e.high.z = words[6], e.high.w = words[7];
+    return e;
+}
+
 __device__ inline bool in_sixteens(const void* p) { return (reinterpret_cast<u64>(p) & 15u) == 0; }
 
 // Rows of a matrix can be read in vectors.
 template <int T>
 __device__ inline bool rows_in_sixteens(const void* matrix, int columns) {
     return in_sixteens(matrix) && columns % 8 == 0;
+}
+
+// The beginning of a row of a matrix.
+template <int T>
+__device__ inline const char* row_of(const void* matrix, u64 row, int columns) {
+    return reinterpret_cast<const char*>(matrix) + row * columns * (T == F32 ? 4 : 2);
 }
 
 __device__ inline float warp_sum(float x) {
@@ -141,6 +167,21 @@ __device__ inline float warp_sum(float x) {
 __device__ inline float warp_max(float x) {
     for (int i = 16; i > 0; i /= 2) x = fmaxf(x, __shfl_xor_sync(FULL, x, i));
     return x;
+}
+
+// Whether this block is the last of so many to come here, told to all its threads, which may then read (past the first
+// cache) what the others wrote. `arrived` is 0 before, and after the last one.
+__device__ inline bool is_last_block(u32* arrived, u32 blocks) {
+    __shared__ int is_last;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence(); // what this block wrote before the count
+        is_last = atomicAdd(arrived, 1u) + 1u == blocks;
+        if (is_last) *arrived = 0;
+        __threadfence(); // the count before what the others wrote
+    }
+    __syncthreads();
+    return is_last;
 }
 
 // Greater for greater values in the total order of IEEE 754 (as Rust's `total_cmp`).

@@ -166,11 +166,6 @@ __device__ inline void dots(const void* const rows[N], bool vectors, const float
 
 __device__ inline void nothing() {}
 
-template <int T>
-__device__ inline const void* row_of(const void* matrix, u64 row, int columns) {
-    return reinterpret_cast<const char*>(matrix) + row * columns * (T == F32 ? 4 : 2);
-}
-
 // A product's result, by every lane of a warp.
 __device__ inline void write_product(const Product& p, u64 token, int row, float sum, int bf16) {
     if (threadIdx.x % 32 != 0) return;

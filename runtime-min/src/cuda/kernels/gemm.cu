@@ -25,11 +25,6 @@ struct Tile {
 __device__ inline u64 out_row(const Tile& t, int token) { return t.pairs ? t.pairs[token] : t.first + token; }
 __device__ inline u64 x_row(const Tile& t, int token) { return t.pairs ? t.pairs[token] / t.divide : t.first + token; }
 
-template <int T>
-__device__ inline const char* line_of(const void* matrix, u64 row, int columns) {
-    return reinterpret_cast<const char*>(matrix) + row * columns * (T == F32 ? 4 : 2);
-}
-
 // Four values of a row at any address, as they are stored; 0 after the end.
 template <int T>
 __device__ inline uint4 four_values(const char* row, int column, int columns, bool vectors) {
@@ -103,8 +98,8 @@ __device__ inline void fma_tile(const Tile& t, int bf16) {
     bool has_row = row < t.rows, w_vectors = rows_in_sixteens<T>(weight, t.columns);
     bool x_vectors = rows_in_sixteens<F32>(t.x, t.columns); // the same for bf16
     u64 of_x = has_token ? x_row(t, token) : 0;
-    const char* x = bf16 ? line_of<BF16>(t.x, of_x, t.columns) : line_of<F32>(t.x, of_x, t.columns);
-    const char* w = line_of<T>(weight, has_row ? row : 0, t.columns);
+    const char* x = bf16 ? row_of<BF16>(t.x, of_x, t.columns) : row_of<F32>(t.x, of_x, t.columns);
+    const char* w = row_of<T>(weight, has_row ? row : 0, t.columns);
     uint4 next_x = {0, 0, 0, 0}, next_w = {0, 0, 0, 0};
     auto load = [&](int from) {
         if (has_token) {
@@ -201,35 +196,18 @@ struct Cut {
 // A line's sixteens lie in another order in each of eight lines, so that a column of eight lines, which is what ldmatrix
 // reads, is in all banks, as are the eight that eight lanes copy.
 template <class C>
-__device__ inline int place(int line, int chunk) {
+__device__ inline int swizzled(int line, int chunk) {
     static_assert(C::DEPTH == 64 || C::DEPTH == 32, "a line is 128 or 64 bytes");
     return line * C::DEPTH + (chunk ^ (C::DEPTH == 64 ? line & 7 : line >> 1 & 3)) * 8;
-}
-
-// What copy_async does, for rows at any address.
-__device__ inline void put_eight(u16* to, const char* row, int column, int columns) {
-    uint4 low = four_values<BF16>(row, column, columns, false), high = four_values<BF16>(row, column + 4, columns, false);
-    *reinterpret_cast<uint4*>(to) = {low.x, low.y, high.x, high.y};
-}
-
-// Two values, rounded to the nearest, ties to even.
-__device__ inline u32 round_two(float low, float high) {
-#ifdef SEGPACK_HOST_SHIM
-    return pack_bf16(to_bf16(low), to_bf16(high));
-#else
-    u32 two;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(two) : "f"(high), "f"(low));
-    return two;
-#endif
 }
 
 // silu(gate) · up of two rows, rounded as the eager code does it.
 __device__ inline u32 gated_two(const float* gate, const float* up) {
     float g[2], u[2];
-    widen_pair<BF16>(round_two(gate[0], gate[1]), g);
-    widen_pair<BF16>(round_two(up[0], up[1]), u);
-    widen_pair<BF16>(round_two(silu(g[0]), silu(g[1])), g);
-    return round_two(g[0] * u[0], g[1] * u[1]);
+    widen_pair<BF16>(round_pair(gate[0], gate[1]), g);
+    widen_pair<BF16>(round_pair(up[0], up[1]), u);
+    widen_pair<BF16>(round_pair(silu(g[0]), silu(g[1])), g);
+    return round_pair(g[0] * u[0], g[1] * u[1]);
 }
 
 // The biases of a block's rows, 0 where there are none, in shared memory that nobody uses any more.
@@ -249,10 +227,10 @@ __device__ inline void mma_tile(const Tile& t) {
 
     // what this thread copies: one sixteen of every line of LINES
     enum { X_COPIES = C::TOKENS / C::LINES, W_COPIES = TILE_ROWS / C::LINES };
-    int chunk = threadIdx.x % C::CHUNKS, line = threadIdx.x / C::CHUNKS, copied = place<C>(line, chunk);
+    int chunk = threadIdx.x % C::CHUNKS, line = threadIdx.x / C::CHUNKS, copied = swizzled<C>(line, chunk);
     bool x_vectors = rows_in_sixteens<BF16>(t.x, t.columns);
     bool w_vectors = rows_in_sixteens<BF16>(t.weight[0], t.columns) && (!GATED || in_sixteens(t.weight[1]));
-    auto x_line = [&](int token) { return line_of<BF16>(t.x, x_row(t, token < t.tokens ? token : 0), t.columns); };
+    auto x_line = [&](int token) { return row_of<BF16>(t.x, x_row(t, token < t.tokens ? token : 0), t.columns); };
     // of the i-th copy, less `line`
     auto which = [](int i) { return GATED ? i * C::LINES / C::HALF % 2 : 0; };
     auto row_of_copy = [](int i) {
@@ -262,7 +240,7 @@ __device__ inline void mma_tile(const Tile& t) {
 #pragma unroll
     for (int i = 0; i < X_COPIES; i++) x[i] = x_line(line + i * C::LINES) + chunk * 16;
 #pragma unroll
-    for (int i = 0; i < 2; i++) w[i] = line_of<BF16>(t.weight[GATED ? i : 0], t.first_row + line, t.columns) + chunk * 16;
+    for (int i = 0; i < 2; i++) w[i] = row_of<BF16>(t.weight[GATED ? i : 0], t.first_row + line, t.columns) + chunk * 16;
     u64 row_bytes = static_cast<u64>(t.columns) * 2;
     auto load = [&](int stage, int step) {
         u16* to = stages + stage * C::STAGE + copied;
@@ -277,8 +255,7 @@ __device__ inline void mma_tile(const Tile& t) {
         } else {
 #pragma unroll 1
             for (int i = line; i < C::TOKENS; i += C::LINES, to += C::LINES * C::DEPTH) {
-                int end = i < t.tokens ? t.columns : 0;
-                put_eight(to, x_line(i), column, end);
+                *reinterpret_cast<uint4*>(to) = eight_of<BF16>(x_line(i), column, i < t.tokens ? t.columns : 0, false).low;
             }
         }
         to = stages + stage * C::STAGE + C::TOKENS * C::DEPTH + copied;
@@ -292,16 +269,16 @@ __device__ inline void mma_tile(const Tile& t) {
 #pragma unroll 1
             for (int i = 0; i < W_COPIES; i++, to += C::LINES * C::DEPTH) {
                 int row = t.first_row + line + row_of_copy(i);
-                const char* of = line_of<BF16>(which(i) ? t.weight[1] : t.weight[0], row, t.columns);
-                put_eight(to, of, column, row < t.rows ? t.columns : 0);
+                const char* of = row_of<BF16>(which(i) ? t.weight[1] : t.weight[0], row, t.columns);
+                *reinterpret_cast<uint4*>(to) = eight_of<BF16>(of, column, row < t.rows ? t.columns : 0, false).low;
             }
         }
     };
 
     // 16 columns of what this warp multiplies: of the tokens 16 lines at a time, low columns, then high; of the rows 8
     // lines, low and high, then the next 8
-    int a_place = place<C>(warp_token + lane % 16, lane / 16);
-    int b_place = C::TOKENS * C::DEPTH + place<C>(warp_row + lane / 16 * 8 + lane % 8, lane / 8 % 2);
+    int a_place = swizzled<C>(warp_token + lane % 16, lane / 16);
+    int b_place = C::TOKENS * C::DEPTH + swizzled<C>(warp_row + lane / 16 * 8 + lane % 8, lane / 8 % 2);
     u32 a[2][C::M][4], b[2][C::N / 2][4];
     auto read_columns = [&](int stage, int k) {
         const u16* from = stages + stage * C::STAGE;
@@ -359,7 +336,7 @@ __device__ inline void mma_tile(const Tile& t) {
             int line = (GATED ? warp_row / 2 : warp_row) + j * 8 + lane % 4 * 2, row = t.first_row + line;
             const float* sum = &sums[i / 2][j][i % 2 * 2];
             u32 two = GATED ? gated_two(sum, &sums[i / 2][(j + C::N / 2) % C::N][i % 2 * 2])
-                            : round_two(sum[0] + bias[line], sum[1] + bias[line + 1]);
+                            : round_pair(sum[0] + bias[line], sum[1] + bias[line + 1]);
             if (pairs_fit) {
                 if (row < t.rows) *reinterpret_cast<u32*>(out + row) = two;
             } else {

@@ -98,10 +98,13 @@ __device__ inline void expert_down_all(ExpertTable table, const u32* ids, const 
                                        const void* inner, int width, int hidden, int bf16, void* added) {
     enum { TOGETHER = 2 };
     DYNAMIC_SHARED(float, inputs);
-    // where each expert's matrix is, in the order of their numbers, and its weight
-    const void** downs = reinterpret_cast<const void**>(inputs + best * padded(width));
-    float* all_factors = reinterpret_cast<float*>(downs + best);
-    int* offsets = reinterpret_cast<int*>(all_factors + best);
+    // of each expert, in the order of their numbers
+    struct Source {
+        const void* down;
+        int input; // where it begins in `inputs`
+        float weight;
+    };
+    Source* sources = reinterpret_cast<Source*>(inputs + best * padded(width));
     u64 token = blockIdx.y;
     int row = blockIdx.x * 8 + threadIdx.x / 32;
     const void* rows[TOGETHER];
@@ -109,28 +112,26 @@ __device__ inline void expert_down_all(ExpertTable table, const u32* ids, const 
     float factors[TOGETHER];
     bool vectors;
     Ahead<T, TOGETHER> ahead;
-    // experts from `from` on; the last one again where there are fewer
-    auto begin = [&](int from, bool is_first) {
+    auto look_up = [&](int j) -> Source {
+        u32 pair = order[token * best + j];
+        return {expert_matrix(table, ids[pair], 2), static_cast<int>(pair - token * best) * padded(width), weights[pair]};
+    };
+    // experts from `from` on; the last one again where there are fewer. The first ones do not wait for shared memory
+    auto begin = [&](int from) {
         vectors = true;
 #pragma unroll
         for (int n = 0; n < TOGETHER; n++) {
             int j = from + n < best ? from + n : best - 1;
-            u32 pair = is_first ? order[token * best + j] : 0;
-            const void* down = is_first ? expert_matrix(table, ids[pair], 2) : downs[j];
-            rows[n] = row_of<T>(down, row, width);
-            in[n] = inputs + (is_first ? static_cast<int>(pair - token * best) * padded(width) : offsets[j]);
-            factors[n] = is_first ? weights[pair] : all_factors[j];
-            vectors = vectors && rows_in_sixteens<T>(down, width);
+            Source source = from == 0 ? look_up(j) : sources[j];
+            rows[n] = row_of<T>(source.down, row, width);
+            in[n] = inputs + source.input;
+            factors[n] = source.weight;
+            vectors = vectors && rows_in_sixteens<T>(source.down, width);
         }
         if (vectors && row < hidden) ahead.load(rows, 0, width);
     };
-    begin(0, true);
-    for (int j = threadIdx.x; j < best; j += 256) {
-        u32 pair = order[token * best + j];
-        downs[j] = expert_matrix(table, ids[pair], 2);
-        all_factors[j] = weights[pair];
-        offsets[j] = static_cast<int>(pair - token * best) * padded(width);
-    }
+    begin(0);
+    for (int j = threadIdx.x; j < best; j += 256) sources[j] = look_up(j);
 #pragma unroll 4
     for (int i = threadIdx.x; i < best * width; i += 256) {
         int j = i / width;
@@ -144,7 +145,7 @@ __device__ inline void expert_down_all(ExpertTable table, const u32* ids, const 
 #pragma unroll
         for (int n = 0; n < TOGETHER; n++) of[n] = factors[n];
         dots<T, TOGETHER>(rows, vectors, in, width, ahead, y, [&] {
-            if (from + TOGETHER < best) begin(from + TOGETHER, false);
+            if (from + TOGETHER < best) begin(from + TOGETHER);
         });
 #pragma unroll
         for (int n = 0; n < TOGETHER; n++) {

@@ -62,8 +62,13 @@ __device__ inline void load_matrices(u32 to[4], const void* row) {
 #endif
 }
 
-// Two bf16 values that are widened, as a pair.
-__device__ inline u32 pack_bf16(float low, float high) {
-    return (__float_as_uint(low) >> 16) | (__float_as_uint(high) & 0xffff0000u);
+// Two values, rounded to bf16, as a pair.
+__device__ inline u32 round_pair(float low, float high) {
+#ifdef SEGPACK_HOST_SHIM
+    return bf16_bits(low) | static_cast<u32>(bf16_bits(high)) << 16;
+#else
+    u32 pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+#endif
 }
-

@@ -14,7 +14,7 @@ struct Choice {
 // if `normalise`, and rounded. `logits` are the token's, rounded as a product is. Of one token alone the experts are
 // counted in `uses`. `order[j]` is the pair of the token that comes j-th when experts are sorted by id. All threads of a
 // block of whole warps; `p` is shared memory for twice `experts` and `best` values.
-__device__ inline void choose(const volatile void* logits, u64 token, int tokens, int experts, int best, int normalise,
+__device__ inline void choose(const void* logits, u64 token, int tokens, int experts, int best, int normalise,
                               int bf16, const Choice& choice, float* p) {
     u32* keys = reinterpret_cast<u32*>(p + experts);
     u32* chosen = keys + experts;
@@ -73,7 +73,6 @@ template <int T>
 __device__ inline void router(const Product& product, const void* x, const Norm& norm, int columns, int best, int normalise,
                               int bf16, const Choice& choice, u32* arrived) {
     DYNAMIC_SHARED(float, input);
-    __shared__ int is_last;
     int row = blockIdx.x * 8 + threadIdx.x / 32, experts = product.rows;
     const void* rows[1] = {row_of<T>(product.weight, row, columns)};
     bool vectors = rows_in_sixteens<T>(product.weight, columns), there = row < experts;
@@ -86,16 +85,8 @@ __device__ inline void router(const Product& product, const void* x, const Norm&
         dots<T, 1>(rows, vectors, in, columns, ahead, sum, nothing);
         write_product(product, blockIdx.y, row, sum[0], bf16);
     }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        __threadfence(); // this block's logits before the count
-        is_last = atomicAdd(&arrived[blockIdx.y], 1) + 1 == gridDim.x;
-        __threadfence(); // the count before the others' logits
-    }
-    __syncthreads();
-    if (!is_last) return;
+    if (!is_last_block(arrived + blockIdx.y, gridDim.x)) return;
     choose(product.out, blockIdx.y, gridDim.y, experts, best, normalise, bf16, choice, input);
-    if (threadIdx.x == 0) arrived[blockIdx.y] = 0;
 }
 
 #define ROUTER(name, T)                                                                                                    KERNEL __launch_bounds__(256)                                                                                              router_##name(const __grid_constant__ Product product, const void* x, const __grid_constant__ Norm norm,                             int columns, int best, int normalise, int bf16, const __grid_constant__ Choice choice,                                 u32* arrived) {                                                                                          router<T>(product, x, norm, columns, best, normalise, bf16, choice, arrived);                                      }
