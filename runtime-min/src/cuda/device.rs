@@ -29,9 +29,8 @@ use crate::error::RunError;
 use crate::generate::Greatest;
 use crate::memory::{Budget, Demand, Residency};
 use crate::observer::Routing;
-use crate::ops::{Compute, Heads, widen};
+use crate::ops::{Compute, widen};
 use crate::thinker::Logits;
-use crate::thinker::cpu::heads;
 use crate::thinker::device::{At, Backend, Device, DeviceStats, ExpertLayer, Setup, Turns, Values};
 use crate::thinker::tensors::{Expert, Group, Linear, Mlp, TextModel, Weight};
 use crate::thinker::{index, unsuitable};
@@ -82,7 +81,7 @@ pub struct CudaModel<'a> {
     gpu: Arc<Gpu>,
     compute: Compute,
     facts: TextFacts,
-    heads: Heads,
+    sizes: Sizes,
     demand: Demand,
     budget: Budget,
     loader: Loader<'a>,
@@ -177,7 +176,7 @@ impl<'a> CudaModel<'a> {
             LayerState { is_complete: false, has_experts: matches!(l.mlp, Mlp::Experts { .. }), dtype }
         };
         Ok(Self {
-            heads: heads(facts),
+            sizes,
             layers: model.layers.iter().map(layer).collect(),
             cache: gpu.alloc(sizes.cache_bytes() * sizes.layers, "keys and values")?,
             dense: Dense::new(&gpu, &model.groups, budget.residency)?,
@@ -216,22 +215,18 @@ impl<'a> CudaModel<'a> {
         self.facts.rms_norm_eps as f32
     }
 
-    fn width(&self, values: Values) -> usize {
-        let Heads { query, key_value, width } = self.heads;
-        match values {
-            Values::X | Values::Normed | Values::Added => index(self.facts.hidden_size),
-            Values::Router => self.facts.experts as usize,
-            Values::Q | Values::Attended => query * width,
-            Values::K | Values::V => key_value * width,
-            Values::Gate | Values::Up => index(self.facts.intermediate),
-        }
+    /// X, in its first or its other place.
+    fn place_of_x(&self, is_other: bool) -> View {
+        if is_other { self.buffers.other_x } else { self.buffers.values[Values::X as usize] }
     }
 
     /// The rows of some tokens: of a pass at their place, of a batch from its start.
     fn rows(&self, values: Values, tokens: &Range<usize>) -> View {
-        let width = self.width(values);
-        let is_other = values == Values::X && self.is_other_x;
-        let all = if is_other { self.buffers.other_x } else { self.buffers.values[values as usize] };
+        let width = self.sizes.width(values);
+        let all = match values {
+            Values::X => self.place_of_x(self.is_other_x),
+            _ => self.buffers.values[values as usize],
+        };
         if values.of_pass() {
             all.part(tokens.start * width..tokens.end * width)
         } else {
@@ -307,20 +302,19 @@ impl<'a> CudaModel<'a> {
         Ok(())
     }
 
-    /// A norm as the kernels know it; what is still to be added goes to `sum`.
-    fn norm_of(&self, weight: At, normed: View, sum: View) -> Result<Norm, RunError> {
-        let added = self.pending.then(|| (self.all_rows(Values::Added), sum));
+    /// A norm as the kernels know it; with a `sum`, what is still to be added goes there.
+    fn norm_of(&self, weight: At, normed: View, sum: Option<View>) -> Result<Norm, RunError> {
+        let added = sum.map(|sum| (self.all_rows(Values::Added), sum));
         let weight = self.weights(weight.group, weight.weight)?;
         Ok(Norm { weight, eps: self.eps(), added, normed })
     }
 
     /// The norm that waits, for a launch that reads X. After that launch X is where [`normed`](Self::normed) says.
     fn waiting_norm(&self) -> Result<Option<Norm>, RunError> {
-        let other =
-            if self.is_other_x { self.buffers.values[Values::X as usize] } else { self.buffers.other_x };
-        let width = self.width(Values::X);
-        let sum = || other.part(0..self.tokens * width);
-        self.norm.map(|weight| self.norm_of(weight, self.all_rows(Values::Normed), sum())).transpose()
+        let Some(weight) = self.norm else { return Ok(None) };
+        let values = self.tokens * self.sizes.hidden;
+        let sum = self.pending.then(|| self.place_of_x(!self.is_other_x).part(0..values));
+        self.norm_of(weight, self.all_rows(Values::Normed), sum).map(Some)
     }
 
     /// The norm that waited is queued, with what was to be added.
@@ -344,11 +338,10 @@ impl<'a> CudaModel<'a> {
 
     fn queue_norm(&mut self, from: Values, to: Values, weight: At) -> Result<(), RunError> {
         let x = self.all_rows(from);
-        let is_pending = from == Values::X && self.pending;
-        let norm = self.norm_of(weight, self.all_rows(to), x)?;
-        let norm = Norm { added: norm.added.filter(|_| is_pending), ..norm };
+        let adds = from == Values::X && self.pending;
+        let norm = self.norm_of(weight, self.all_rows(to), adds.then_some(x))?;
         self.launch().norm(x, norm)?;
-        self.pending &= !is_pending;
+        self.pending &= !adds;
         Ok(())
     }
 
@@ -376,7 +369,7 @@ impl<'a> CudaModel<'a> {
     }
 
     fn is_few(&self) -> bool {
-        Launch::is_few(self.tokens, index(self.facts.hidden_size))
+        Launch::is_few(self.tokens, self.sizes.hidden)
     }
 
     /// Values, widened where they are bf16.
@@ -393,13 +386,8 @@ impl<'a> CudaModel<'a> {
     }
 
     fn download_ids(&self, tokens: usize) -> Result<Vec<u32>, RunError> {
-        let best = self.best();
-        let bits = self.download(View::f32(self.buffers.choice.ids, tokens * best))?;
+        let bits = self.download(View::f32(self.buffers.choice.ids, tokens * self.sizes.best))?;
         Ok(bits.into_iter().map(f32::to_bits).collect())
-    }
-
-    fn best(&self) -> usize {
-        self.facts.experts_per_token.min(self.facts.experts) as usize
     }
 
     /// The logits of some tokens, on the device.
@@ -500,7 +488,7 @@ impl<'a> Device<'a> for CudaModel<'a> {
     fn stats(&self) -> DeviceStats {
         let counts = self.buffers.host_uses.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b));
         let counts: Vec<u32> = counts.collect();
-        let per_layer = (self.facts.experts as usize).max(1);
+        let per_layer = self.sizes.experts.max(1);
         let mut cache = self.experts.cache.stats();
         cache.hits += counts.iter().map(|n| u64::from(*n)).sum::<u64>();
         DeviceStats {
@@ -575,7 +563,7 @@ impl<'a> Device<'a> for CudaModel<'a> {
         if let Step::Ready(graph) = &self.graph {
             graph.launch()?;
         }
-        let logits = self.buffers.logits.part(0..index(self.facts.vocab));
+        let logits = self.buffers.logits.part(0..self.sizes.vocab);
         self.fetch(logits).map(Some)
     }
 
@@ -611,7 +599,7 @@ impl<'a> Device<'a> for CudaModel<'a> {
         self.is_other_x = false;
         (self.norm, self.router) = (None, None);
         if !self.buffers.turns_there {
-            let all = turns(0..self.buffers.turns[0].len / (self.heads.width / 2).max(1));
+            let all = turns(0..self.buffers.turns[0].len / self.sizes.half.max(1));
             for (view, values) in self.buffers.turns.iter().zip([all.0, all.1]) {
                 self.gpu.upload_now(view.place, super::bytes(&values))?;
             }
@@ -720,7 +708,7 @@ impl<'a> Device<'a> for CudaModel<'a> {
         let [q, k, v, out] =
             [Values::Q, Values::K, Values::V, Values::Attended].map(|values| self.rows(values, &tokens));
         let parts = (self.buffers.parts, self.buffers.partial);
-        Ok(self.launch().attend([q, k, v], self.heads, turns, cache, parts, out)?)
+        Ok(self.launch().attend([q, k, v], self.sizes.heads, turns, cache, parts, out)?)
     }
 
     fn silu_mul(&mut self) -> Result<(), RunError> {
@@ -757,9 +745,9 @@ impl<'a> Device<'a> for CudaModel<'a> {
         let view = |place, width: usize| View::f32(place, self.tokens * width);
         Ok(Cow::Owned(Routing {
             logits: self.download(self.all_rows(Values::Router))?,
-            probabilities: self.download(view(choice.probabilities, self.facts.experts as usize))?,
+            probabilities: self.download(view(choice.probabilities, self.sizes.experts))?,
             ids: self.download_ids(self.tokens)?,
-            weights: self.download(view(choice.weights, self.best()))?,
+            weights: self.download(view(choice.weights, self.sizes.best))?,
         }))
     }
 

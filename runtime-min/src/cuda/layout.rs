@@ -138,7 +138,8 @@ impl Sizes {
         partial_values(FEW_TOKENS, self.heads, self.compute, self.parts(), self.positions)
     }
 
-    fn width(&self, values: Values) -> usize {
+    /// Values of a row.
+    pub(super) fn width(&self, values: Values) -> usize {
         match values {
             Values::X | Values::Normed | Values::Added => self.hidden,
             Values::Router => self.experts,

@@ -10,17 +10,17 @@ impl<'a> CudaModel<'a> {
         Layer {
             table,
             dtype: self.layers[number].dtype,
-            experts: self.facts.experts as usize,
-            best: self.best(),
-            hidden: index(self.facts.hidden_size),
-            inner: index(self.facts.moe_intermediate),
+            experts: self.sizes.experts,
+            best: self.sizes.best,
+            hidden: self.sizes.hidden,
+            inner: self.sizes.moe,
         }
     }
 
     /// Where this layer's uses are counted, if the device does it.
     pub(super) fn uses(&self, number: usize) -> Place {
         if self.layers[number].is_complete {
-            self.buffers.uses.byte(number * self.facts.experts as usize * 4)
+            self.buffers.uses.byte(number * self.sizes.experts * 4)
         } else {
             Place::NULL
         }
@@ -29,7 +29,7 @@ impl<'a> CudaModel<'a> {
     /// Queues the experts that a table has, for all tokens of the pass.
     pub(super) fn queue_experts(&self, number: usize, table: Place) -> Result<(), RunError> {
         let b = &self.buffers;
-        let (pairs, layer) = (self.tokens * self.best(), self.layer(number, table));
+        let (pairs, layer) = (self.tokens * self.sizes.best, self.layer(number, table));
         let places = [b.inner.part(0..pairs * layer.inner), b.y.part(0..pairs * layer.hidden)];
         Ok(self.launch().experts(self.all_rows(Values::Normed), layer, b.choice, places)?)
     }
@@ -42,7 +42,7 @@ impl<'a> CudaModel<'a> {
 
     /// Where a layer's table of all its experts is: gate, up, down.
     pub(super) fn table_of(&self, number: usize) -> Place {
-        self.buffers.tables.byte(number * self.facts.experts as usize * 24)
+        self.buffers.tables.byte(number * self.sizes.experts * 24)
     }
 
     /// Fills the table of a layer once all its experts are on the device.
