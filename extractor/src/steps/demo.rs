@@ -234,13 +234,13 @@ impl Demo<'_> {
             trace: None,
         };
         let summary = run(&pack, &options, self.stop, &Silent, &mut |_| Ok(()))?;
+        let uses = summary.experts.iter().flat_map(|layer| &layer.uses);
+        let (all, used) = (uses.clone().count(), uses.filter(|n| **n > 0).count());
         let outcome = format!(
-            "{} tokens in, {} out ({:?}), {} of {} experts loaded",
+            "{} tokens in, {} out ({:?}), {used} of {all} experts loaded",
             summary.prompt_tokens,
             summary.ids.len(),
             summary.ids,
-            summary.experts.len(),
-            summary.expert_slots
         );
         self.step(&format!("segpack run packs --prompt {PROMPT:?} --max-new-tokens 12"), outcome, true)
     }
