@@ -9,31 +9,74 @@ use serde_json::Value;
 const ARROWS: [(&str, &[&str]); 4] = [
     ("segpack-formats", &[]),
     ("segpack-manifests", &["segpack-formats"]),
-    ("segpack-runtime-min", &["segpack-formats", "segpack-manifests"]),
-    ("segpack", &["segpack-formats", "segpack-manifests", "segpack-runtime-min"]),
+    (
+        "segpack-runtime-min",
+        &["segpack-formats", "segpack-manifests"],
+    ),
+    (
+        "segpack",
+        &[
+            "segpack-formats",
+            "segpack-manifests",
+            "segpack-runtime-min",
+        ],
+    ),
 ];
 
 /// Dependencies that live in one crate.
 const HOMES: [(&str, &[&str]); 2] = [
-    ("segpack-formats", &["blake3", "hex", "rustix", "safetensors", "sha2", "zstd"]),
-    ("segpack", &["anyhow", "clap", "comfy-table", "fs4", "indicatif", "signal-hook", "walkdir"]),
+    (
+        "segpack-formats",
+        &["blake3", "hex", "rustix", "safetensors", "sha2", "zstd"],
+    ),
+    (
+        "segpack",
+        &[
+            "anyhow",
+            "clap",
+            "comfy-table",
+            "fs4",
+            "indicatif",
+            "signal-hook",
+            "walkdir",
+        ],
+    ),
 ];
 
 /// The normal dependencies of every crate of the workspace.
 fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--no-deps", "--format-version", "1", "--offline", "--manifest-path"])
+        .args([
+            "metadata",
+            "--no-deps",
+            "--format-version",
+            "1",
+            "--offline",
+            "--manifest-path",
+        ])
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
     let name = |value: &Value| value["name"].as_str().unwrap().to_owned();
     let needed = |package: &Value| {
         let all = package["dependencies"].as_array().unwrap();
-        all.iter().filter(|d| d["kind"].is_null()).map(name).collect()
+        all.iter()
+            .filter(|d| d["kind"].is_null())
+            .map(name)
+            .collect()
     };
-    metadata["packages"].as_array().unwrap().iter().map(|p| (name(p), needed(p))).collect()
+    metadata["packages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| (name(p), needed(p)))
+        .collect()
 }
 
 #[test]
@@ -43,11 +86,22 @@ fn the_arrows_point_one_way() {
     let inside: Vec<(&str, Vec<&str>)> = ARROWS
         .iter()
         .map(|(name, _)| {
-            (*name, found[*name].iter().map(String::as_str).filter(|d| ours.contains(d)).collect())
+            (
+                *name,
+                found[*name]
+                    .iter()
+                    .map(String::as_str)
+                    .filter(|d| ours.contains(d))
+                    .collect(),
+            )
         })
         .collect();
     assert_eq!(inside, ARROWS.map(|(name, uses)| (name, uses.to_vec())));
-    assert_eq!(ours, ARROWS.iter().map(|(name, _)| *name).collect(), "the workspace has four crates");
+    assert_eq!(
+        ours,
+        ARROWS.iter().map(|(name, _)| *name).collect(),
+        "the workspace has four crates"
+    );
 }
 
 #[test]
@@ -55,9 +109,15 @@ fn a_dependency_has_one_home() {
     let found = dependencies();
     for (home, inhabitants) in HOMES {
         for inhabitant in inhabitants {
-            let users: Vec<_> = found.iter().filter(|(_, uses)| uses.contains(*inhabitant)).collect();
+            let users: Vec<_> = found
+                .iter()
+                .filter(|(_, uses)| uses.contains(*inhabitant))
+                .collect();
             assert_eq!(
-                users.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+                users
+                    .iter()
+                    .map(|(name, _)| name.as_str())
+                    .collect::<Vec<_>>(),
                 [home],
                 "{inhabitant}"
             );

@@ -10,30 +10,48 @@ use crate::support::cli::{Finding, FindingKind, segpack};
 use crate::support::damage::{flip, resize};
 use crate::support::folders::{contents, temp};
 use crate::support::tiny::{
-    INDEX, Qwen3Moe, Tiny, bf16_bytes, shard_bytes, shard_with_header, tensors_of, tiny_full, write_file,
+    INDEX, Qwen3Moe, Tiny, bf16_bytes, shard_bytes, shard_with_header, tensors_of, tiny_full,
+    write_file,
 };
 
 const FIRST: &str = "model-00001-of-00003.safetensors";
 const SECOND: &str = "model-00002-of-00003.safetensors";
 
 fn tiny() -> Tiny {
-    Tiny::qwen3_moe(Qwen3Moe { layers: 3, experts: 4, ..Qwen3Moe::default() })
+    Tiny::qwen3_moe(Qwen3Moe {
+        layers: 3,
+        experts: 4,
+        ..Qwen3Moe::default()
+    })
 }
 
-/// `scan` and `pack` refuse it with exit status 3 and this finding; nothing is written, nothing changed.
+/// `scan` and `pack` refuse it with exit status 3 and this finding; nothing is written, nothing
+/// changed.
 #[track_caller]
 fn assert_refused(folder: &Path, kind: FindingKind, words: &[&str]) -> Vec<Finding> {
     let run = segpack!["scan", folder, "--json"].exits(3);
     let findings = run.findings();
     let says = |f: &Finding| words.iter().all(|word| f.to_string().contains(word));
-    assert!(findings.iter().any(|f| f.kind == kind && says(f)), "no {kind:?} with {words:?}\n{run}");
+    assert!(
+        findings.iter().any(|f| f.kind == kind && says(f)),
+        "no {kind:?} with {words:?}\n{run}"
+    );
     let before = contents(folder);
     let parent = temp();
-    for out in [parent.path().join("out"), parent.path().join("not/there/yet")] {
+    for out in [
+        parent.path().join("out"),
+        parent.path().join("not/there/yet"),
+    ] {
         segpack!["pack", folder, "-o", &out].exits(3).says(words);
-        segpack!["pack", folder, "-o", &out, "--dry-run"].exits(3).says(words);
+        segpack!["pack", folder, "-o", &out, "--dry-run"]
+            .exits(3)
+            .says(words);
     }
-    assert_eq!(contents(parent.path()).into_keys().collect::<Vec<_>>(), [""], "something was written");
+    assert_eq!(
+        contents(parent.path()).into_keys().collect::<Vec<_>>(),
+        [""],
+        "something was written"
+    );
     assert!(contents(folder) == before, "the checkpoint was changed");
     findings
 }
@@ -41,7 +59,8 @@ fn assert_refused(folder: &Path, kind: FindingKind, words: &[&str]) -> Vec<Findi
 /// What a weight file may hold instead of tensors.
 fn shard_cases() -> Vec<(&'static str, Vec<u8>)> {
     let one = |dtype: &str, shape: &str, offsets: &str| {
-        format!(r#"{{"t":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#).into_bytes()
+        format!(r#"{{"t":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#)
+            .into_bytes()
     };
     let two = |a: &str, b: &str| {
         let entry = |offsets| format!(r#"{{"dtype":"U8","shape":[4],"data_offsets":{offsets}}}"#);
@@ -55,13 +74,22 @@ fn shard_cases() -> Vec<(&'static str, Vec<u8>)> {
         ("has 0 bytes", Vec::new()),
         ("has 7 bytes", b"1234567".to_vec()),
         ("header length (byte 0) is 0", vec![0; 64]),
-        ("only 56 bytes follow", [&1000_u64.to_le_bytes()[..], &[b' '; 56]].concat()),
-        ("is 18446744073709551615", [&[255; 8][..], &[b' '; 56]].concat()),
+        (
+            "only 56 bytes follow",
+            [&1000_u64.to_le_bytes()[..], &[b' '; 56]].concat(),
+        ),
+        (
+            "is 18446744073709551615",
+            [&[255; 8][..], &[b' '; 56]].concat(),
+        ),
         ("not UTF-8", raw(b"{\"\xff\":1}", 0)),
         ("must be a JSON object", raw(b"[1,2]", 0)),
         ("must be a JSON object", raw("\u{feff}{}".as_bytes(), 0)),
         ("not a valid tensor table", raw(b"{\"a\":", 0)),
-        ("bytes follow the last tensor", raw(&one("U8", "[4]", "[0,4]"), 5)),
+        (
+            "bytes follow the last tensor",
+            raw(&one("U8", "[4]", "[0,4]"), 5),
+        ),
         ("is cut off", raw(&one("U8", "[4]", "[0,4]"), 3)),
         ("appears twice", raw(&two("[0,4]", "[4,8]").replace_b(), 8)),
         ("ranges overlap", raw(&two("[0,4]", "[3,7]"), 7)),
@@ -70,16 +98,28 @@ fn shard_cases() -> Vec<(&'static str, Vec<u8>)> {
         ("end before they begin", raw(&one("U8", "[4]", "[4,0]"), 4)),
         ("invalid value", raw(&one("U8", "[4]", "[-1,3]"), 4)),
         ("takes 16", raw(&one("F32", "[4]", "[0,4]"), 4)),
-        ("overflows 64 bits", raw(&one("BF16", "[2,9223372036854775808]", "[0,4]"), 4)),
+        (
+            "overflows 64 bits",
+            raw(&one("BF16", "[2,9223372036854775808]", "[0,4]"), 4),
+        ),
         ("unknown dtype \"Q4\"", raw(&one("Q4", "[4]", "[0,4]"), 4)),
         ("empty name", raw(&named(""), 1)),
         ("control character", raw(&named("a\\u0000"), 1)),
         ("control character", raw(&named("a\\nb"), 1)),
         ("control character", raw(&named("\\u001b[2J"), 1)),
         ("path component", raw(&named("../../etc/passwd"), 1)),
-        ("git-lfs pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n".to_vec()),
-        ("web page", b"<!DOCTYPE html><html><body>401 Unauthorized</body></html>".to_vec()),
-        ("web page", b"\n  <html lang=en><head><title>Sign in</title></head></html>".to_vec()),
+        (
+            "git-lfs pointer",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n".to_vec(),
+        ),
+        (
+            "web page",
+            b"<!DOCTYPE html><html><body>401 Unauthorized</body></html>".to_vec(),
+        ),
+        (
+            "web page",
+            b"\n  <html lang=en><head><title>Sign in</title></head></html>".to_vec(),
+        ),
     ]
 }
 
@@ -90,7 +130,10 @@ trait Twice {
 impl Twice for Vec<u8> {
     /// The second name becomes the first one, spelt with an escape.
     fn replace_b(self) -> Vec<u8> {
-        String::from_utf8(self).unwrap().replace("\"b\"", "\"\\u0061\"").into_bytes()
+        String::from_utf8(self)
+            .unwrap()
+            .replace("\"b\"", "\"\\u0061\"")
+            .into_bytes()
     }
 }
 
@@ -101,8 +144,14 @@ fn every_kind_of_malformed_shard_is_named() {
     for (words, bytes) in shard_cases() {
         fs::write(folder.path().join(SECOND), bytes).unwrap();
         let findings = assert_refused(folder.path(), FindingKind::MalformedShard, &[SECOND, words]);
-        // what the shard should hold is not reported too; of files that can be read, what they lack still is
-        assert!(findings.iter().all(|f| f.kind != FindingKind::MissingTensor), "{findings:?}");
+        // what the shard should hold is not reported too; of files that can be read, what they lack
+        // still is
+        assert!(
+            findings
+                .iter()
+                .all(|f| f.kind != FindingKind::MissingTensor),
+            "{findings:?}"
+        );
     }
 }
 
@@ -114,7 +163,11 @@ fn a_shard_that_cannot_be_read_does_not_hide_what_others_lack() {
     resize(&folder.path().join(SECOND), -1);
     let findings = assert_refused(folder.path(), FindingKind::MissingTensor, &[NORM]);
     let kinds: Vec<_> = findings.iter().map(|f| f.kind).collect();
-    assert_eq!(kinds, [FindingKind::MalformedShard, FindingKind::MissingTensor], "{findings:?}");
+    assert_eq!(
+        kinds,
+        [FindingKind::MalformedShard, FindingKind::MissingTensor],
+        "{findings:?}"
+    );
     // the only shard, without an index
     let folder = temp();
     self::tiny().single().write(folder.path());
@@ -128,8 +181,14 @@ fn one_shard_of_several_is_told_so() {
     let folder = temp();
     tiny().write(folder.path());
     let shard = folder.path().join(FIRST);
-    let words = [FIRST, "is one shard of several (an index lies beside it)", "the folder"];
-    let run = segpack!["pack", &shard, "-o", folder.path().join("out")].exits(3).says(&words);
+    let words = [
+        FIRST,
+        "is one shard of several (an index lies beside it)",
+        "the folder",
+    ];
+    let run = segpack!["pack", &shard, "-o", folder.path().join("out")]
+        .exits(3)
+        .says(&words);
     assert!(!run.stderr.contains("config.json"), "{run}");
     let run = segpack!["scan", &shard].ok();
     assert!(words.iter().all(|word| run.text().contains(word)), "{run}");
@@ -142,9 +201,17 @@ fn a_header_over_the_limit_is_not_read() {
     tiny().write(folder.path());
     let path = folder.path().join(SECOND);
     fs::write(&path, 100_000_001_u64.to_le_bytes()).unwrap();
-    fs::File::options().write(true).open(&path).unwrap().set_len(1 << 40).unwrap();
+    fs::File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(1 << 40)
+        .unwrap();
     let run = segpack!["scan", folder.path(), "--json"].exits(3);
-    assert!(run.text().contains("over the limit of 100000000 bytes"), "{run}");
+    assert!(
+        run.text().contains("over the limit of 100000000 bytes"),
+        "{run}"
+    );
 }
 
 /// What was done to a checkpoint (or its files), the finding, and words of it.
@@ -171,7 +238,11 @@ fn files_that_do_not_fit_together_are_named() {
             FindingKind::MissingShard,
             &[SECOND, ".incomplete", "did not finish"],
         ),
-        (|at| resize(&at.join(SECOND), -1), FindingKind::MalformedShard, &[SECOND, "cut off"]),
+        (
+            |at| resize(&at.join(SECOND), -1),
+            FindingKind::MalformedShard,
+            &[SECOND, "cut off"],
+        ),
         (
             |at| edit_index(at, |i| i["weight_map"][NORM] = json!(FIRST)),
             FindingKind::NotInShard,
@@ -183,7 +254,11 @@ fn files_that_do_not_fit_together_are_named() {
             &["model.more.weight", "no shard holds it"],
         ),
         (
-            |at| edit_index(at, |i| drop(i["weight_map"].as_object_mut().unwrap().remove(NORM))),
+            |at| {
+                edit_index(at, |i| {
+                    drop(i["weight_map"].as_object_mut().unwrap().remove(NORM))
+                })
+            },
             FindingKind::NotInIndex,
             &[NORM],
         ),
@@ -217,20 +292,37 @@ fn files_that_do_not_fit_together_are_named() {
             FindingKind::MalformedIndex,
             &[NORM, "../x.safetensors", "leaves its folder"],
         ),
-        (|at| fs::write(at.join(INDEX), "{").unwrap(), FindingKind::MalformedIndex, &[INDEX]),
+        (
+            |at| fs::write(at.join(INDEX), "{").unwrap(),
+            FindingKind::MalformedIndex,
+            &[INDEX],
+        ),
         (
             |at| fs::write(at.join(INDEX), r#"{"weight_map":{"a":"x","a":"y"}}"#).unwrap(),
             FindingKind::MalformedIndex,
             &["appears twice"],
         ),
-        (|at| fs::remove_file(at.join(INDEX)).unwrap(), FindingKind::MalformedIndex, &["3 weight files"]),
         (
-            |at| fs::copy(at.join(INDEX), at.join("other.safetensors.index.json")).map(drop).unwrap(),
+            |at| fs::remove_file(at.join(INDEX)).unwrap(),
+            FindingKind::MalformedIndex,
+            &["3 weight files"],
+        ),
+        (
+            |at| {
+                fs::copy(at.join(INDEX), at.join("other.safetensors.index.json"))
+                    .map(drop)
+                    .unwrap()
+            },
             FindingKind::MalformedIndex,
             &["one of 2 indexes"],
         ),
         (
-            |at| write_file(&at.join("adapter.safetensors"), &shard_with_header(b"{}", 0)),
+            |at| {
+                write_file(
+                    &at.join("adapter.safetensors"),
+                    &shard_with_header(b"{}", 0),
+                )
+            },
             FindingKind::UnlistedShard,
             &["adapter.safetensors", "--extra keep"],
         ),
@@ -239,20 +331,31 @@ fn files_that_do_not_fit_together_are_named() {
             FindingKind::UnlistedShard,
             &["old/pytorch_model.bin"],
         ),
-        (|at| fs::write(at.join("config.json"), "{").unwrap(), FindingKind::BadConfig, &["config.json"]),
+        (
+            |at| fs::write(at.join("config.json"), "{").unwrap(),
+            FindingKind::BadConfig,
+            &["config.json"],
+        ),
         (
             |at| fs::write(at.join("config.json"), r#"{"model_type":"mamba"}"#).unwrap(),
             FindingKind::BadConfig,
             &["mamba", "qwen3_moe"],
         ),
         (
-            |at| fs::write(at.join("config.json"), r#"{"model_type":"qwen3_moe","model_type":"x"}"#).unwrap(),
+            |at| {
+                fs::write(
+                    at.join("config.json"),
+                    r#"{"model_type":"qwen3_moe","model_type":"x"}"#,
+                )
+                .unwrap()
+            },
             FindingKind::BadConfig,
             &["appears twice"],
         ),
         (
             |at| {
-                let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 11\n";
+                let pointer =
+                    b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 11\n";
                 write_file(&at.join("merges.txt"), pointer);
             },
             FindingKind::GitLfsPointer,
@@ -283,7 +386,9 @@ fn a_config_that_asks_for_too_much_is_an_error_not_a_hang() {
         tiny.write(folder.path());
         let run = segpack!["scan", folder.path(), "--json"].exits(3);
         assert!(
-            run.findings().iter().any(|f| f.file.as_deref() == Some("config.json"))
+            run.findings()
+                .iter()
+                .any(|f| f.file.as_deref() == Some("config.json"))
                 || key.ends_with("layers")
         );
     }
@@ -302,7 +407,11 @@ fn tensors_that_are_not_what_the_config_says_are_named() {
             FindingKind::MissingTensor,
             &["model.layers.2.mlp.experts.3.up_proj.weight"],
         ),
-        (|tiny| drop(tiny.remove(NORM)), FindingKind::MissingTensor, &[NORM, "[48]"]),
+        (
+            |tiny| drop(tiny.remove(NORM)),
+            FindingKind::MissingTensor,
+            &[NORM, "[48]"],
+        ),
         (
             |tiny| {
                 let name = "model.layers.1.mlp.gate.weight";
@@ -343,14 +452,22 @@ fn tensors_that_are_not_what_the_config_says_are_named() {
 #[test]
 fn every_problem_is_named_not_the_first() {
     let (folder, mut tiny) = (temp(), tiny());
-    let gone: Vec<String> =
-        (0..4).map(|e| format!("model.layers.1.mlp.experts.{e}.down_proj.weight")).collect();
+    let gone: Vec<String> = (0..4)
+        .map(|e| format!("model.layers.1.mlp.experts.{e}.down_proj.weight"))
+        .collect();
     for name in &gone {
         tiny.remove(name);
     }
     tiny.write(folder.path());
-    write_file(&folder.path().join("extra.safetensors"), &shard_with_header(b"{}", 0));
-    let findings = assert_refused(folder.path(), FindingKind::UnlistedShard, &["extra.safetensors"]);
+    write_file(
+        &folder.path().join("extra.safetensors"),
+        &shard_with_header(b"{}", 0),
+    );
+    let findings = assert_refused(
+        folder.path(),
+        FindingKind::UnlistedShard,
+        &["extra.safetensors"],
+    );
     let missing: Vec<_> = findings
         .iter()
         .filter(|f| f.kind == FindingKind::MissingTensor)
@@ -388,8 +505,12 @@ fn zeros_and_numbers_that_are_none_are_named_but_packed() {
     for codec in ["raw", "zstd"] {
         let out = folder.path().join(codec);
         let run = segpack!["pack", &checkpoint, "-o", &out, "--codec", codec, "--json"].ok();
-        let warnings: Vec<Finding> = serde_json::from_value(run.json()["warnings"].clone()).unwrap();
-        let mut found: Vec<_> = warnings.into_iter().map(|f| (f.tensor.unwrap(), f.kind)).collect();
+        let warnings: Vec<Finding> =
+            serde_json::from_value(run.json()["warnings"].clone()).unwrap();
+        let mut found: Vec<_> = warnings
+            .into_iter()
+            .map(|f| (f.tensor.unwrap(), f.kind))
+            .collect();
         found.sort();
         let wanted = [
             (zeros.to_owned(), FindingKind::AllZero),
@@ -403,7 +524,12 @@ fn zeros_and_numbers_that_are_none_are_named_but_packed() {
     }
     let run = segpack!["pack", &checkpoint, "-o", folder.path().join("text")].ok();
     let said = format!("{}{}", run.text(), run.stderr);
-    assert!([zeros, nan, infinite].iter().all(|name| said.contains(name)), "{run}");
+    assert!(
+        [zeros, nan, infinite]
+            .iter()
+            .all(|name| said.contains(name)),
+        "{run}"
+    );
 }
 
 #[test]
@@ -411,15 +537,24 @@ fn what_is_tolerated_on_request_comes_back_too() {
     let (folder, mut tiny) = (temp(), tiny());
     "mystery.weight".clone_into(&mut tiny.tensor(NORM).name);
     let checkpoint = tiny.write(&folder.path().join("checkpoint"));
-    write_file(&checkpoint.join("extra/adapter.safetensors"), &shard_with_header(b"{}", 0));
+    write_file(
+        &checkpoint.join("extra/adapter.safetensors"),
+        &shard_with_header(b"{}", 0),
+    );
     write_file(&checkpoint.join("model.gguf"), b"GGUF");
     let out = folder.path().join("pack");
-    segpack!["pack", &checkpoint, "-o", &out, "--extra", "keep"].exits(3).says(&["mystery.weight"]);
-    segpack!["pack", &checkpoint, "-o", &out, "--allow-unclassified"].exits(3).says(&["model.gguf"]);
+    segpack!["pack", &checkpoint, "-o", &out, "--extra", "keep"]
+        .exits(3)
+        .says(&["mystery.weight"]);
+    segpack!["pack", &checkpoint, "-o", &out, "--allow-unclassified"]
+        .exits(3)
+        .says(&["model.gguf"]);
     assert!(!out.exists());
     // a name that is known is still missed
     let both = ["--extra", "keep", "--allow-unclassified"];
-    segpack!["pack", &checkpoint, "-o", &out, both[0], both[1], both[2]].exits(3).says(&[NORM]);
+    segpack!["pack", &checkpoint, "-o", &out, both[0], both[1], both[2]]
+        .exits(3)
+        .says(&[NORM]);
     let mut with_norm = Tiny::read(&checkpoint);
     let mut norm = with_norm.tensor("mystery.weight").clone();
     NORM.clone_into(&mut norm.name);
@@ -441,7 +576,9 @@ fn without_a_config_nobody_knows_whether_all_is_there() {
     let checkpoint = tiny.write(&folder.path().join("checkpoint"));
     segpack!["scan", &checkpoint].ok();
     let out = folder.path().join("pack");
-    segpack!["pack", &checkpoint, "-o", &out].exits(3).says(&["config.json", "--allow-unclassified"]);
+    segpack!["pack", &checkpoint, "-o", &out]
+        .exits(3)
+        .says(&["config.json", "--allow-unclassified"]);
     assert!(!out.exists());
     segpack!["pack", &checkpoint, "-o", &out, "--allow-unclassified"].ok();
     segpack!["verify", &out, "--sums"].ok();
@@ -452,19 +589,32 @@ fn the_output_is_never_inside_the_input_nor_over_anything() {
     let folder = temp();
     let checkpoint = tiny().write(&folder.path().join("checkpoint"));
     let before = contents(&checkpoint);
-    for inside in ["pack", "deep/er/pack", ".", "../checkpoint/pack", "new/../pack"] {
+    for inside in [
+        "pack",
+        "deep/er/pack",
+        ".",
+        "../checkpoint/pack",
+        "new/../pack",
+    ] {
         let run = segpack!["pack", &checkpoint, "-o", checkpoint.join(inside)].exits(1);
-        assert!(run.stderr.contains("inside") || run.stderr.contains("exists"), "{run}");
+        assert!(
+            run.stderr.contains("inside") || run.stderr.contains("exists"),
+            "{run}"
+        );
     }
     assert!(contents(&checkpoint) == before);
     write_file(&folder.path().join("file"), b"x");
-    segpack!["pack", &checkpoint, "-o", folder.path().join("file")].exits(1).says(&["not a folder"]);
+    segpack!["pack", &checkpoint, "-o", folder.path().join("file")]
+        .exits(1)
+        .says(&["not a folder"]);
     segpack!["pack", &checkpoint, "-o", folder.path().join("file/below")].exits(1);
     #[cfg(unix)]
     {
         // through a link that leads back into the input
         std::os::unix::fs::symlink(&checkpoint, folder.path().join("link")).unwrap();
-        segpack!["pack", &checkpoint, "-o", folder.path().join("link/pack")].exits(1).says(&["inside"]);
+        segpack!["pack", &checkpoint, "-o", folder.path().join("link/pack")]
+            .exits(1)
+            .says(&["inside"]);
         assert!(contents(&checkpoint) == before);
     }
 }
@@ -480,7 +630,9 @@ fn a_shard_that_the_hub_publishes_otherwise_is_named() {
     let seen = Sha256::of(&fs::read(&shard).unwrap()).to_string();
     for jobs in ["1", "4"] {
         let out = folder.path().join("out");
-        segpack!["pack", &snapshot, "-o", &out, "--jobs", jobs].exits(3).says(&[SECOND, &seen, &published]);
+        segpack!["pack", &snapshot, "-o", &out, "--jobs", jobs]
+            .exits(3)
+            .says(&[SECOND, &seen, &published]);
         assert!(!out.exists(), "something was left");
         // an empty folder that was there before stays, empty
         fs::create_dir(&out).unwrap();
@@ -496,10 +648,14 @@ fn a_shard_that_the_hub_publishes_otherwise_is_named() {
 fn things_that_are_no_checkpoints() {
     let folder = temp();
     let scan = |path: &Path| segpack!["scan", path];
-    scan(&folder.path().join("nothing")).exits(1).says(&["no such file"]);
+    scan(&folder.path().join("nothing"))
+        .exits(1)
+        .says(&["no such file"]);
     scan(folder.path()).exits(3);
     write_file(&folder.path().join("notes.txt"), b"x");
-    scan(&folder.path().join("notes.txt")).exits(3).says(&["not a checkpoint"]);
+    scan(&folder.path().join("notes.txt"))
+        .exits(3)
+        .says(&["not a checkpoint"]);
     // a pack is no checkpoint either
     let out = folder.path().join("pack");
     segpack!["pack", tiny_full(), "-o", &out].ok();
@@ -527,7 +683,13 @@ fn odd_files_in_a_checkpoint() {
     fs::write(&not_utf8, b"x").unwrap();
     assert_refused_files(&checkpoint, "not UTF-8");
     fs::remove_file(not_utf8).unwrap();
-    assert!(std::process::Command::new("mkfifo").arg(checkpoint.join("pipe")).status().unwrap().success());
+    assert!(
+        std::process::Command::new("mkfifo")
+            .arg(checkpoint.join("pipe"))
+            .status()
+            .unwrap()
+            .success()
+    );
     assert_refused_files(&checkpoint, "pipe");
     // what a terminal would obey
     write_file(&checkpoint.join("a\x1b[2Jb"), b"x");
@@ -546,6 +708,8 @@ fn odd_files_in_a_checkpoint() {
 #[cfg(unix)]
 fn assert_refused_files(checkpoint: &Path, words: &str) {
     let out = temp();
-    segpack!["pack", checkpoint, "-o", out.path().join("out")].exits(3).says(&[words]);
+    segpack!["pack", checkpoint, "-o", out.path().join("out")]
+        .exits(3)
+        .says(&[words]);
     assert!(!out.path().join("out").exists());
 }

@@ -26,15 +26,24 @@ fn packed(codec: &str) -> (TempDir, PathBuf) {
 fn assert_refused(pack: &Path, words: &[&str]) {
     let back = pack.with_extension("back");
     segpack!["ls", pack].exits(3).says(words);
-    segpack!["cat", pack, "thinker.lm_head.weight"].exits(3).says(words);
+    segpack!["cat", pack, "thinker.lm_head.weight"]
+        .exits(3)
+        .says(words);
     segpack!["unpack", pack, "-o", &back].exits(3).says(words);
     assert!(!back.exists());
     for how in ["--quick", "--sums"] {
         let run = segpack!["verify", pack, how, "--json"].exits(3);
         let findings = run.findings();
-        assert_eq!((findings.len(), findings[0].kind), (1, FindingKind::BadManifest), "{run}");
+        assert_eq!(
+            (findings.len(), findings[0].kind),
+            (1, FindingKind::BadManifest),
+            "{run}"
+        );
         let text = findings[0].to_string();
-        assert!(words.iter().all(|word| text.contains(word)), "{words:?} are not in {text:?}");
+        assert!(
+            words.iter().all(|word| text.contains(word)),
+            "{words:?} are not in {text:?}"
+        );
     }
 }
 
@@ -56,16 +65,25 @@ fn paths_that_leave_the_folder_are_never_followed() {
         "packs/a\nb",
     ];
     for escape in escapes {
-        for (list, key) in [("packs", "path"), ("source_files", "path"), ("source_files", "stored_as")] {
+        for (list, key) in [
+            ("packs", "path"),
+            ("source_files", "path"),
+            ("source_files", "stored_as"),
+        ] {
             edit_manifest(&pack, |m| m[list][0][key] = json!(escape));
             assert_refused(&pack, &["manifest.json", "path"]);
         }
         edit_manifest(&pack, |m| m.clone_from(&whole));
     }
     // inside, but not where packs and source files are
-    edit_manifest(&pack, |m| m["source_files"][0]["stored_as"] = json!("manifest.json"));
+    edit_manifest(&pack, |m| {
+        m["source_files"][0]["stored_as"] = json!("manifest.json")
+    });
     assert_refused(&pack, &["neither in packs/ nor in source/"]);
-    assert_eq!(fs::read(folder.path().join("victim")).unwrap(), b"untouched");
+    assert_eq!(
+        fs::read(folder.path().join("victim")).unwrap(),
+        b"untouched"
+    );
 }
 
 #[test]
@@ -74,13 +92,23 @@ fn manifests_of_another_time_or_kind() {
     let whole = manifest(&pack);
     let cases: [Change<Value>; 9] = [
         ("newer than", |m| m["format_version"] = json!("2.0")),
-        ("newer than", |m| *m = json!({"format_version": "7.1", "all": "different"})),
+        ("newer than", |m| {
+            *m = json!({"format_version": "7.1", "all": "different"})
+        }),
         ("never written", |m| m["format_version"] = json!("0.9")),
         ("not MAJOR.MINOR", |m| m["format_version"] = json!("one")),
-        ("unknown codec", |m| m["segments"][0]["codec"] = json!("entropy9")),
-        ("unknown variant", |m| m["segments"][0]["layout"] = json!("tiled")),
-        ("64 lower-case hex digits", |m| m["tensors"][0]["sha256"] = json!("ABC")),
-        ("missing field `packs`", |m| drop(m.as_object_mut().unwrap().remove("packs"))),
+        ("unknown codec", |m| {
+            m["segments"][0]["codec"] = json!("entropy9")
+        }),
+        ("unknown variant", |m| {
+            m["segments"][0]["layout"] = json!("tiled")
+        }),
+        ("64 lower-case hex digits", |m| {
+            m["tensors"][0]["sha256"] = json!("ABC")
+        }),
+        ("missing field `packs`", |m| {
+            drop(m.as_object_mut().unwrap().remove("packs"))
+        }),
         ("invalid type", |m| m["tensors"] = json!({})),
     ];
     for (words, edit) in cases {
@@ -105,7 +133,14 @@ fn manifests_that_are_cut_or_no_json() {
         fs::write(pack.join("manifest.json"), &text[..length]).unwrap();
         assert_refused(&pack, &["manifest.json", "is not a valid manifest"]);
     }
-    for nonsense in [&b"null"[..], b"[]", b"\xff\xfe", b"{}", b"<html>", &b"[".repeat(100_000)] {
+    for nonsense in [
+        &b"null"[..],
+        b"[]",
+        b"\xff\xfe",
+        b"{}",
+        b"<html>",
+        &b"[".repeat(100_000),
+    ] {
         fs::write(pack.join("manifest.json"), nonsense).unwrap();
         assert_refused(&pack, &["manifest.json"]);
     }
@@ -115,12 +150,22 @@ fn manifests_that_are_cut_or_no_json() {
 fn folders_that_are_no_packs() {
     let folder = temp();
     let nothing = folder.path().join("nothing");
-    segpack!["ls", &nothing].exits(1).says(&["cannot open", "No such file"]);
-    segpack!["verify", &nothing].exits(1).says(&["cannot open", "No such file"]);
-    segpack!["ls", folder.path()].exits(3).says(&["is not a pack", "manifest.json"]);
-    segpack!["ls", tiny_text()].exits(3).says(&["is a checkpoint, not a pack", "segpack pack"]);
+    segpack!["ls", &nothing]
+        .exits(1)
+        .says(&["cannot open", "No such file"]);
+    segpack!["verify", &nothing]
+        .exits(1)
+        .says(&["cannot open", "No such file"]);
+    segpack!["ls", folder.path()]
+        .exits(3)
+        .says(&["is not a pack", "manifest.json"]);
+    segpack!["ls", tiny_text()]
+        .exits(3)
+        .says(&["is a checkpoint, not a pack", "segpack pack"]);
     segpack!["verify", tiny_text()].exits(3);
-    segpack!["verify", tiny_text().join("config.json")].exits(3).says(&["config.json", "is not a folder"]);
+    segpack!["verify", tiny_text().join("config.json")]
+        .exits(3)
+        .says(&["config.json", "is not a folder"]);
     segpack!["unpack", tiny_text(), "-o", &nothing].exits(3);
     assert!(!nothing.exists());
 }
@@ -130,11 +175,19 @@ fn nothing_is_unpacked_over_anything() {
     let (folder, pack) = packed("raw");
     let out = folder.path().join("out");
     write_file(&out.join("thesis.txt"), b"years of work");
-    segpack!["unpack", &pack, "-o", &out].exits(1).says(&["not empty"]);
-    segpack!["unpack", &pack, "-o", out.join("thesis.txt")].exits(1).says(&["not a folder"]);
+    segpack!["unpack", &pack, "-o", &out]
+        .exits(1)
+        .says(&["not empty"]);
+    segpack!["unpack", &pack, "-o", out.join("thesis.txt")]
+        .exits(1)
+        .says(&["not a folder"]);
     segpack!["unpack", &pack, "-o", out.join("thesis.txt/below")].exits(1);
-    segpack!["unpack", &pack, "-o", pack.join("source/back")].exits(1).says(&["inside"]);
-    segpack!["unpack", &pack, "-o", &out, "--include", "no*such"].exits(3).says(&["no*such"]);
+    segpack!["unpack", &pack, "-o", pack.join("source/back")]
+        .exits(1)
+        .says(&["inside"]);
+    segpack!["unpack", &pack, "-o", &out, "--include", "no*such"]
+        .exits(3)
+        .says(&["no*such"]);
     assert_eq!(contents(&out).len(), 1);
     segpack!["verify", &pack].ok();
 }
@@ -155,7 +208,8 @@ impl Coded {
     /// Stored bytes of the first chunk.
     fn first_chunk(&mut self) -> &mut [u8] {
         let start = PREFIX + ENTRY * self.count();
-        let length = u32::from_le_bytes(self.bytes[PREFIX + 4..PREFIX + 8].try_into().unwrap()) as usize;
+        let length =
+            u32::from_le_bytes(self.bytes[PREFIX + 4..PREFIX + 8].try_into().unwrap()) as usize;
         &mut self.bytes[start..start + length]
     }
 
@@ -217,10 +271,15 @@ fn coded_streams_that_lie_are_caught_though_every_digest_fits() {
             s["codec"] == "zstd" && bytes[range_of(s, "stored_length")][8] > 1
         });
         let segment = several.expect("a coded segment of several chunks").clone();
-        let (file, id) = (pack.join(segment["pack"].as_str().unwrap()), segment["id"].as_str().unwrap());
+        let (file, id) = (
+            pack.join(segment["pack"].as_str().unwrap()),
+            segment["id"].as_str().unwrap(),
+        );
         let mut bytes = fs::read(&file).unwrap();
         let range = range_of(&segment, "stored_length");
-        let mut coded = Coded { bytes: bytes[range.clone()].to_vec() };
+        let mut coded = Coded {
+            bytes: bytes[range.clone()].to_vec(),
+        };
         lie(&mut coded);
         if words != "chunk table is damaged" {
             coded.seal_table();
@@ -235,13 +294,19 @@ fn coded_streams_that_lie_are_caught_though_every_digest_fits() {
         assert!(!findings.is_empty());
         for finding in &findings {
             assert!(
-                matches!(finding.kind, FindingKind::DamagedSegment | FindingKind::DamagedTensor),
+                matches!(
+                    finding.kind,
+                    FindingKind::DamagedSegment | FindingKind::DamagedTensor
+                ),
                 "lie {number}: {run}"
             );
             assert_eq!(finding.segment.as_deref(), Some(id), "lie {number}: {run}");
         }
         let said = findings[0].to_string();
-        assert!(said.contains(words), "lie {number}: {words:?} is not in {said:?}");
+        assert!(
+            said.contains(words),
+            "lie {number}: {words:?} is not in {said:?}"
+        );
         segpack!["cat", &pack, id].exits(3);
         let back = pack.with_extension("back");
         segpack!["unpack", &pack, "-o", &back].exits(3);

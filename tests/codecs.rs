@@ -1,4 +1,5 @@
-//! The codecs for weights, as a user meets them: every command gives what it gives from a raw pack; `repack`.
+//! The codecs for weights, as a user meets them: every command gives what it gives from a raw pack;
+//! `repack`.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -23,23 +24,42 @@ const CODECS: [&[&str]; 5] = [
 ];
 
 fn with(arguments: &[OsString], options: &[&str]) -> Vec<OsString> {
-    arguments.iter().cloned().chain(options.iter().map(OsString::from)).collect()
+    arguments
+        .iter()
+        .cloned()
+        .chain(options.iter().map(OsString::from))
+        .collect()
 }
 
 fn pack_into(checkpoint: &Path, out: &Path, options: &[&str]) {
-    run(&with(&["pack".into(), checkpoint.into(), "-o".into(), out.into()], options)).ok();
+    run(&with(
+        &["pack".into(), checkpoint.into(), "-o".into(), out.into()],
+        options,
+    ))
+    .ok();
 }
 
 fn repack_into(pack: &Path, out: &Path, options: &[&str]) {
-    run(&with(&["repack".into(), pack.into(), "-o".into(), out.into()], options)).ok();
+    run(&with(
+        &["repack".into(), pack.into(), "-o".into(), out.into()],
+        options,
+    ))
+    .ok();
 }
 
 /// Packs of [`wide`]: two layers of experts, and the rest.
 const PACKS: usize = 3;
 
-/// A checkpoint whose experts are long enough for every codec; those of the official tiny ones fit into two pages.
+/// A checkpoint whose experts are long enough for every codec; those of the official tiny ones fit
+/// into two pages.
 fn wide() -> Tiny {
-    Tiny::qwen3_moe(Qwen3Moe { layers: 3, experts: 4, hidden: 256, width: 192, shards: 2 })
+    Tiny::qwen3_moe(Qwen3Moe {
+        layers: 3,
+        experts: 4,
+        hidden: 256,
+        width: 192,
+        shards: 2,
+    })
 }
 
 /// One checkpoint under every codec, in the order of [`CODECS`].
@@ -57,12 +77,20 @@ fn packs(checkpoint: &Path) -> (TempDir, Vec<PathBuf>) {
 fn codecs_of(pack: &Path) -> BTreeSet<String> {
     let document = manifest(pack);
     let segments = document["segments"].as_array().unwrap();
-    segments.iter().map(|s| s["codec"].as_str().unwrap().to_owned()).collect()
+    segments
+        .iter()
+        .map(|s| s["codec"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 fn stored_bytes(pack: &Path) -> u64 {
     let document = manifest(pack);
-    document["segments"].as_array().unwrap().iter().map(|s| s["stored_length"].as_u64().unwrap()).sum()
+    document["segments"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|s| s["stored_length"].as_u64().unwrap())
+        .sum()
 }
 
 #[test]
@@ -72,15 +100,27 @@ fn every_command_gives_the_same_from_every_codec() {
     let (_packs, packs) = packs(&checkpoint);
     let raw = manifest(&packs[0]);
     let names = |key: &str, name: &str| -> Vec<OsString> {
-        raw[key].as_array().unwrap().iter().map(|t| t[name].as_str().unwrap().into()).collect()
+        raw[key]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|t| t[name].as_str().unwrap().into())
+            .collect()
     };
-    let cat =
-        |pack: &Path, names: &[OsString]| run(&[&["cat".into(), pack.into()], names].concat()).ok().stdout;
+    let cat = |pack: &Path, names: &[OsString]| {
+        run(&[&["cat".into(), pack.into()], names].concat())
+            .ok()
+            .stdout
+    };
     let (tensors, segments) = (names("tensors", "name"), names("segments", "id"));
     let (all_tensors, all_segments) = (cat(&packs[0], &tensors), cat(&packs[0], &segments));
     let rows = ["cat", "PACK", "model.embed_tokens.weight", "--rows", "3..9"];
     for (pack, options) in packs.iter().zip(CODECS) {
-        assert!(codecs_of(pack).contains(options[1]), "{options:?}: {:?}", codecs_of(pack));
+        assert!(
+            codecs_of(pack).contains(options[1]),
+            "{options:?}: {:?}",
+            codecs_of(pack)
+        );
         for how in ["--quick", "--sums", "--jobs=3"] {
             assert_eq!(
                 segpack!["verify", pack, how, "--json"].ok().json()["findings"],
@@ -89,9 +129,18 @@ fn every_command_gives_the_same_from_every_codec() {
             );
         }
         segpack!["verify", pack, "--against", &checkpoint].ok();
-        assert!(cat(pack, &tensors) == all_tensors && cat(pack, &segments) == all_segments, "{options:?}");
-        let some = segpack![rows[0], pack, rows[2], rows[3], rows[4]].ok().stdout;
-        assert!(some == segpack![rows[0], &packs[0], rows[2], rows[3], rows[4]].ok().stdout);
+        assert!(
+            cat(pack, &tensors) == all_tensors && cat(pack, &segments) == all_segments,
+            "{options:?}"
+        );
+        let some = segpack![rows[0], pack, rows[2], rows[3], rows[4]]
+            .ok()
+            .stdout;
+        assert!(
+            some == segpack![rows[0], &packs[0], rows[2], rows[3], rows[4]]
+                .ok()
+                .stdout
+        );
         let back = folder.path().join("back");
         segpack!["unpack", pack, "-o", &back].ok();
         assert_same(&checkpoint, &back);
@@ -119,11 +168,26 @@ fn said(pack: &Path, folder: &Path, more: &[&str]) -> (Vec<Value>, Vec<u8>) {
         &["--max-new-tokens", "6", "--top-k-logits", "5", "--json"],
     );
     let run = run(&with(&arguments, more)).ok();
-    let mut objects: Vec<Value> = run.text().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let mut objects: Vec<Value> = run
+        .text()
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
     objects.pop();
     for object in &mut objects {
-        let keep = ["id", "logits", "top_logits", "top", "logprob", "text", "stop"];
-        object.as_object_mut().unwrap().retain(|key, _| keep.contains(&key.as_str()));
+        let keep = [
+            "id",
+            "logits",
+            "top_logits",
+            "top",
+            "logprob",
+            "text",
+            "stop",
+        ];
+        object
+            .as_object_mut()
+            .unwrap()
+            .retain(|key, _| keep.contains(&key.as_str()));
     }
     (objects, fs::read(trace).unwrap())
 }
@@ -136,8 +200,18 @@ fn runs_are_the_same_bits_from_every_codec() {
         let wanted = said(&packs[0], folder.path(), &[]);
         assert!(!wanted.0.is_empty() && !wanted.1.is_empty());
         for pack in &packs[1..] {
-            assert!(said(pack, folder.path(), &[]) == wanted, "{}", pack.display());
-            assert!(said(pack, folder.path(), &["--expert-cache", "3", "--threads", "1"]) == wanted);
+            assert!(
+                said(pack, folder.path(), &[]) == wanted,
+                "{}",
+                pack.display()
+            );
+            assert!(
+                said(
+                    pack,
+                    folder.path(),
+                    &["--expert-cache", "3", "--threads", "1"]
+                ) == wanted
+            );
         }
     }
     let (_packs, packs) = packs(&tiny_full());
@@ -157,13 +231,19 @@ fn other_dtypes_come_back_from_every_codec() {
             assert_same(&checkpoint, &back);
             fs::remove_dir_all(&back).unwrap();
         }
-        assert!(stored_bytes(&packs[4]) < stored_bytes(&packs[0]) * 9 / 10, "{dtype}");
+        assert!(
+            stored_bytes(&packs[4]) < stored_bytes(&packs[0]) * 9 / 10,
+            "{dtype}"
+        );
     }
 }
 
 #[test]
 fn repack_gives_what_pack_would_have() {
-    for (checkpoint, more) in [(tiny_full(), &[][..]), (tiny_text(), &["--no-source-digests", "--no-sums"])] {
+    for (checkpoint, more) in [
+        (tiny_full(), &[][..]),
+        (tiny_text(), &["--no-source-digests", "--no-sums"]),
+    ] {
         let folder = temp();
         let at = |kind: &str, i: usize| folder.path().join(format!("{kind}{i}"));
         for (i, options) in CODECS.iter().enumerate() {
@@ -173,7 +253,11 @@ fn repack_gives_what_pack_would_have() {
             for (to, options) in CODECS.iter().enumerate() {
                 let out = at("repacked", to);
                 let jobs = ["1", "2", "5"][(from + to) % 3];
-                repack_into(&at("packed", from), &out, &[options, &["--jobs", jobs][..]].concat());
+                repack_into(
+                    &at("packed", from),
+                    &out,
+                    &[options, &["--jobs", jobs][..]].concat(),
+                );
                 assert_same(&out, &at("packed", to));
                 fs::remove_dir_all(&out).unwrap();
             }
@@ -195,22 +279,78 @@ fn repack_shows_its_plan_and_its_summary() {
     let at = |name: &str| folder.path().join(name);
     let checkpoint = wide().write(&at("checkpoint"));
     pack_into(&checkpoint, &at("raw"), &[]);
-    let plan =
-        segpack!["repack", at("raw"), "-o", at("new"), "--codec", "bf16-rans", "--dry-run", "--json"].ok();
-    let packed =
-        segpack!["pack", &checkpoint, "-o", at("new"), "--codec", "bf16-rans", "--dry-run", "--json"].ok();
+    let plan = segpack![
+        "repack",
+        at("raw"),
+        "-o",
+        at("new"),
+        "--codec",
+        "bf16-rans",
+        "--dry-run",
+        "--json"
+    ]
+    .ok();
+    let packed = segpack![
+        "pack",
+        &checkpoint,
+        "-o",
+        at("new"),
+        "--codec",
+        "bf16-rans",
+        "--dry-run",
+        "--json"
+    ]
+    .ok();
     assert_eq!(plan.json(), packed.json());
     assert!(!at("new").exists());
-    segpack!["repack", at("raw"), "-o", at("new"), "--codec", "bf16-rans", "--dry-run"].ok();
-    let summary =
-        segpack!["repack", at("raw"), "-o", at("new"), "--codec", "bf16-rans", "--json"].ok().json();
-    let packed =
-        segpack!["pack", &checkpoint, "-o", at("packed"), "--codec", "bf16-rans", "--json"].ok().json();
+    segpack![
+        "repack",
+        at("raw"),
+        "-o",
+        at("new"),
+        "--codec",
+        "bf16-rans",
+        "--dry-run"
+    ]
+    .ok();
+    let summary = segpack![
+        "repack",
+        at("raw"),
+        "-o",
+        at("new"),
+        "--codec",
+        "bf16-rans",
+        "--json"
+    ]
+    .ok()
+    .json();
+    let packed = segpack![
+        "pack",
+        &checkpoint,
+        "-o",
+        at("packed"),
+        "--codec",
+        "bf16-rans",
+        "--json"
+    ]
+    .ok()
+    .json();
     assert_eq!(summary, packed);
-    segpack!["repack", at("raw"), "-o", at("x"), "--codec", "bf16-rans", "--level", "3"]
+    segpack![
+        "repack",
+        at("raw"),
+        "-o",
+        at("x"),
+        "--codec",
+        "bf16-rans",
+        "--level",
+        "3"
+    ]
+    .exits(2)
+    .says(&["--level"]);
+    segpack!["repack", at("raw"), "-o", at("x")]
         .exits(2)
-        .says(&["--level"]);
-    segpack!["repack", at("raw"), "-o", at("x")].exits(2).says(&["--codec"]);
+        .says(&["--codec"]);
 }
 
 #[test]
@@ -219,7 +359,9 @@ fn repack_refuses_what_would_destroy_something() {
     let at = |name: &str| folder.path().join(name);
     pack_into(&tiny_text(), &at("raw"), &[]);
     let before = contents(folder.path());
-    let to = |out: &Path, how: &str| segpack!["repack", at("raw"), "-o", out, "--codec", "bf16-rans", how];
+    let to = |out: &Path, how: &str| {
+        segpack!["repack", at("raw"), "-o", out, "--codec", "bf16-rans", how]
+    };
     to(&at("raw"), "--force").exits(1).says(&["inside"]);
     to(&at("raw/packs/new"), "-q").exits(1).says(&["inside"]);
     to(folder.path(), "--force").exits(1).says(&["inside"]);
@@ -244,14 +386,22 @@ fn interrupted(whole: &Path, source: &Path, out: &Path, options: &[&str], keep: 
     let mut journal = String::new();
     for (i, pack) in document["packs"].as_array().unwrap().iter().enumerate() {
         let of_pack = |key: &str, name: &str, value: &Value| -> Vec<Value> {
-            document[key].as_array().unwrap().iter().filter(|e| e[name] == *value).cloned().collect()
+            document[key]
+                .as_array()
+                .unwrap()
+                .iter()
+                .filter(|e| e[name] == *value)
+                .cloned()
+                .collect()
         };
         if i >= keep {
             fs::remove_file(out.join(pack["path"].as_str().unwrap())).unwrap();
             continue;
         }
         let segments = of_pack("segments", "pack", &pack["path"]);
-        let tensors = segments.iter().flat_map(|s| of_pack("tensors", "segment", &s["id"]));
+        let tensors = segments
+            .iter()
+            .flat_map(|s| of_pack("tensors", "segment", &s["id"]));
         let digests: Vec<Value> = tensors.map(|t| t["sha256"].clone()).collect();
         let stored = segments.iter().map(|s| {
             json!({"offset": s["offset"], "stored_length": s["stored_length"], "raw_length": s["raw_length"],
@@ -264,12 +414,16 @@ fn interrupted(whole: &Path, source: &Path, out: &Path, options: &[&str], keep: 
     }
     write_file(&out.join(".partial/lock"), b"");
     let begun = begun(source, options);
-    write_file(&out.join(".partial/journal.jsonl"), format!("{begun}\n{journal}").as_bytes());
+    write_file(
+        &out.join(".partial/journal.jsonl"),
+        format!("{begun}\n{journal}").as_bytes(),
+    );
 }
 
 /// The first line of the journal of such a run.
 fn begun(source: &Path, options: &[&str]) -> String {
-    let identity = segpack_formats::digest::Sha256::of(&fs::read(source.join("manifest.json")).unwrap());
+    let identity =
+        segpack_formats::digest::Sha256::of(&fs::read(source.join("manifest.json")).unwrap());
     let generator = manifest(source)["generator"].as_str().unwrap().to_owned();
     assert_eq!(options, ["--codec", "bf16-rans"]);
     let text = format!("{generator} repack {identity} Bf16Rans");
@@ -287,9 +441,21 @@ fn repack_goes_on_where_it_stopped() {
     for keep in 0..=PACKS {
         let out = at(&format!("out{keep}"));
         interrupted(&at("whole"), &at("raw"), &out, CODECS[4], keep);
-        let resume =
-            |codec: &str| segpack!["repack", at("raw"), "-o", &out, "--codec", codec, "--resume", "--json"];
-        segpack!["repack", at("raw"), "-o", &out, "--codec", "bf16-rans"].exits(1).says(&["--resume"]);
+        let resume = |codec: &str| {
+            segpack![
+                "repack",
+                at("raw"),
+                "-o",
+                &out,
+                "--codec",
+                codec,
+                "--resume",
+                "--json"
+            ]
+        };
+        segpack!["repack", at("raw"), "-o", &out, "--codec", "bf16-rans"]
+            .exits(1)
+            .says(&["--resume"]);
         resume("zstd").exits(1).says(&["other options"]);
         let summary = resume("bf16-rans").ok().json();
         assert_eq!(summary["resumed_packs"], keep);
@@ -302,15 +468,40 @@ fn repack_goes_on_where_it_stopped() {
     let damaged = at("damaged");
     interrupted(&at("whole"), &at("raw"), &damaged, CODECS[4], PACKS);
     flip(&damaged.join("packs/text.safetensors"), -1);
-    segpack!["repack", at("raw"), "-o", &damaged, "--codec", "bf16-rans", "--resume"]
-        .ok()
-        .says(&["writing it again"]);
+    segpack![
+        "repack",
+        at("raw"),
+        "-o",
+        &damaged,
+        "--codec",
+        "bf16-rans",
+        "--resume"
+    ]
+    .ok()
+    .says(&["writing it again"]);
     assert_same(&damaged, &at("whole"));
-    segpack!["repack", at("whole"), "-o", &damaged, "--codec", "bf16-rans", "--resume"].ok();
+    segpack![
+        "repack",
+        at("whole"),
+        "-o",
+        &damaged,
+        "--codec",
+        "bf16-rans",
+        "--resume"
+    ]
+    .ok();
     flip(&damaged.join("packs/text.safetensors"), -5000);
-    segpack!["repack", at("raw"), "-o", &damaged, "--codec", "bf16-rans", "--resume"]
-        .exits(1)
-        .says(&["damaged"]);
+    segpack![
+        "repack",
+        at("raw"),
+        "-o",
+        &damaged,
+        "--codec",
+        "bf16-rans",
+        "--resume"
+    ]
+    .exits(1)
+    .says(&["damaged"]);
 }
 
 #[test]
@@ -322,19 +513,40 @@ fn repack_refuses_damage_and_leaves_nothing() {
         let good = at(options[1]);
         pack_into(&checkpoint, &good, options);
         let document = manifest(&good);
-        let segment =
-            document["segments"].as_array().unwrap().iter().find(|s| s["id"] == "text.layers.1.experts.2");
+        let segment = document["segments"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|s| s["id"] == "text.layers.1.experts.2");
         let range = range_of(segment.unwrap(), "stored_length");
         for (file, place) in [
-            ("packs/text.experts.01.safetensors", (range.start + 200) as i64),
+            (
+                "packs/text.experts.01.safetensors",
+                (range.start + 200) as i64,
+            ),
             ("source/config.json", 3),
-            ("source/.shard-headers/model-00001-of-00002.safetensors.header", 40),
+            (
+                "source/.shard-headers/model-00001-of-00002.safetensors.header",
+                40,
+            ),
         ] {
             let bad = at("bad");
             copy(&good, &bad);
             flip(&bad.join(file), place);
-            let found = segpack!["repack", &bad, "-o", at("out"), "--codec", "bf16-zstd", "--json"].exits(3);
-            assert!(found.stderr.contains(file) || found.stderr.contains("text.layers.1"), "{found}");
+            let found = segpack![
+                "repack",
+                &bad,
+                "-o",
+                at("out"),
+                "--codec",
+                "bf16-zstd",
+                "--json"
+            ]
+            .exits(3);
+            assert!(
+                found.stderr.contains(file) || found.stderr.contains("text.layers.1"),
+                "{found}"
+            );
             assert!(!at("out").exists(), "{file}: something was left");
             fs::remove_dir_all(&bad).unwrap();
         }
@@ -352,20 +564,44 @@ fn damage_to_coded_segments_is_found() {
         pack_into(&checkpoint, &good, options);
         let document = manifest(&good);
         let id = "text.layers.1.experts.2";
-        let segment = document["segments"].as_array().unwrap().iter().find(|s| s["id"] == id).unwrap();
+        let segment = document["segments"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|s| s["id"] == id)
+            .unwrap();
         assert_eq!(segment["codec"], options[1]);
         let range = range_of(segment, "stored_length");
         let file = good.join(segment["pack"].as_str().unwrap());
         let image = fs::read(&file).unwrap();
         // prefix, table, head of a chunk, middle, last bytes before the padding, padding
-        for place in [0, 9, 25, 40, 110, 150, 4000, range.len() / 2, range.len() - 1] {
+        for place in [
+            0,
+            9,
+            25,
+            40,
+            110,
+            150,
+            4000,
+            range.len() / 2,
+            range.len() - 1,
+        ] {
             let mut bad = image.clone();
             bad[range.start + place] ^= 4;
             fs::write(&file, &bad).unwrap();
             let report = segpack!["verify", &good, "--json"].exits(3);
             let kinds: BTreeSet<FindingKind> = report.findings().iter().map(|f| f.kind).collect();
-            assert!(kinds.contains(&FindingKind::DamagedSegment), "byte {place}: {kinds:?}");
-            assert!(report.findings().iter().all(|f| f.segment.as_deref() == Some(id)), "{report}");
+            assert!(
+                kinds.contains(&FindingKind::DamagedSegment),
+                "byte {place}: {kinds:?}"
+            );
+            assert!(
+                report
+                    .findings()
+                    .iter()
+                    .all(|f| f.segment.as_deref() == Some(id)),
+                "{report}"
+            );
             segpack![
                 "run",
                 &good,

@@ -1,5 +1,5 @@
-//! Models on a GPU, which here is the host shim: the official traces, the same bits whatever is resident, and what happens
-//! where there is no GPU, too little memory, or a call that fails.
+//! Models on a GPU, which here is the host shim: the official traces, the same bits whatever is
+//! resident, and what happens where there is no GPU, too little memory, or a call that fails.
 
 use std::path::{Path, PathBuf};
 
@@ -21,13 +21,18 @@ use crate::support::gpu::{load, with_gpu};
 use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full, tiny_text};
 
 fn trace_of(name: &str) -> PathBuf {
-    fixtures().join("traces").join(format!("{name}.safetensors"))
+    fixtures()
+        .join("traces")
+        .join(format!("{name}.safetensors"))
 }
 
 fn validated(pack: &Path, trace: &str, more: &str) -> Value {
     let trace = trace_of(trace);
-    let arguments =
-        format!("validate {} --reference {} --device cuda -q --json {more}", pack.display(), trace.display());
+    let arguments = format!(
+        "validate {} --reference {} --device cuda -q --json {more}",
+        pack.display(),
+        trace.display()
+    );
     with_gpu(&arguments, &[]).ok().json()
 }
 
@@ -52,7 +57,10 @@ fn the_official_traces_are_inside_the_gate_on_a_gpu() {
             ("bfloat16", "--expert-cache 5"),
         ] {
             let report = validated(&pack, &format!("{name}.{precision}"), more);
-            assert_eq!(report["verdict"], "inside", "{name} {precision} {more}: {report}");
+            assert_eq!(
+                report["verdict"], "inside",
+                "{name} {precision} {more}: {report}"
+            );
         }
     }
 }
@@ -61,16 +69,25 @@ fn the_official_traces_are_inside_the_gate_on_a_gpu() {
 fn other_models_agree_with_their_checkpoints_on_a_gpu() {
     let folder = temp();
     let stacked = Tiny::qwen3_moe(Qwen3Moe::default()).stacked();
-    for (name, checkpoint) in [("plain", Tiny::qwen3_moe(Qwen3Moe::default())), ("stacked", stacked)] {
+    for (name, checkpoint) in [
+        ("plain", Tiny::qwen3_moe(Qwen3Moe::default())),
+        ("stacked", stacked),
+    ] {
         for dtype in ["BF16", "F16", "F32"] {
             let at = folder.path().join(format!("{name}-{dtype}"));
-            let checkpoint =
-                if dtype == "BF16" { checkpoint.clone() } else { checkpoint.clone().converted(dtype) };
+            let checkpoint = if dtype == "BF16" {
+                checkpoint.clone()
+            } else {
+                checkpoint.clone().converted(dtype)
+            };
             let checkpoint = checkpoint.write(&at);
             let pack = at.with_extension("pack");
             segpack!["pack", &checkpoint, "-o", &pack, "-q", "--no-sums"].ok();
-            let arguments =
-                format!("validate {} --against {} --device cuda -q", pack.display(), checkpoint.display());
+            let arguments = format!(
+                "validate {} --against {} --device cuda -q",
+                pack.display(),
+                checkpoint.display()
+            );
             with_gpu(&arguments, &[]).ok();
         }
     }
@@ -81,7 +98,17 @@ fn the_same_bits_whatever_is_resident_coded_or_in_whatever_order() {
     let folder = temp();
     let pack = packed(&tiny_text(), folder.path());
     let coded = folder.path().join("coded");
-    segpack!["pack", tiny_text(), "-o", &coded, "-q", "--no-sums", "--codec", "bf16-rans"].ok();
+    segpack![
+        "pack",
+        tiny_text(),
+        "-o",
+        &coded,
+        "-q",
+        "--no-sums",
+        "--codec",
+        "bf16-rans"
+    ]
+    .ok();
     for compute in ["f32", "bf16"] {
         let run = |pack: &Path, more: &str, settings: &[(&str, &str)]| {
             generated(pack, &format!("--compute {compute} {more}"), settings)
@@ -89,7 +116,12 @@ fn the_same_bits_whatever_is_resident_coded_or_in_whatever_order() {
         let all = run(&pack, "", &[]);
         assert_eq!(all.1["dense_resident"], true);
         let uses = |summary: &Value| {
-            summary["experts"].as_array().unwrap().iter().map(|l| l["uses"].clone()).collect::<Vec<_>>()
+            summary["experts"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|l| l["uses"].clone())
+                .collect::<Vec<_>>()
         };
         let least = least_memory(&pack);
         let host = "--memory 80000000";
@@ -101,17 +133,27 @@ fn the_same_bits_whatever_is_resident_coded_or_in_whatever_order() {
             (&pack, String::new(), &[("ORDER", "reverse")][..]),
             (&pack, "--expert-cache 2".to_owned(), &[("EAGER", "1")][..]),
             (&pack, "--expert-cache 2".to_owned(), &[("EAGER", "2")][..]),
-            (&pack, format!("--expert-cache 1 {host}"), &[("EAGER", "2")][..]),
+            (
+                &pack,
+                format!("--expert-cache 1 {host}"),
+                &[("EAGER", "2")][..],
+            ),
             (&coded, String::new(), &[][..]),
             (&coded, "--expert-cache 4".to_owned(), &[][..]),
         ] {
             let some = run(pack, &more, settings);
             assert_eq!(some.0, all.0, "{compute} {more} {settings:?}");
-            assert_eq!(uses(&some.1), uses(&all.1), "{compute} {more}: how often each expert was used");
+            assert_eq!(
+                uses(&some.1),
+                uses(&all.1),
+                "{compute} {more}: how often each expert was used"
+            );
         }
         let streamed = run(&pack, &format!("--device-memory {least}"), &[]);
         assert_eq!(streamed.1["dense_resident"], false);
-        assert!(streamed.1["costs"]["bytes_copied"].as_u64() > all.1["costs"]["bytes_copied"].as_u64());
+        assert!(
+            streamed.1["costs"]["bytes_copied"].as_u64() > all.1["costs"]["bytes_copied"].as_u64()
+        );
     }
 }
 
@@ -123,12 +165,18 @@ fn least_memory(pack: &Path) -> u64 {
 /// What the program says is the least that works.
 fn least_of(pack: &Path, budget: &str) -> u64 {
     let refused = with_gpu(&arguments(pack, &format!("--device cuda {budget}")), &[]).exits(1);
-    let (_, after) = refused.stderr.split_once("prompt; ").unwrap_or_else(|| panic!("{refused}"));
+    let (_, after) = refused
+        .stderr
+        .split_once("prompt; ")
+        .unwrap_or_else(|| panic!("{refused}"));
     after.split(' ').next().unwrap().parse().unwrap()
 }
 
 fn arguments(pack: &Path, more: &str) -> String {
-    format!("run {} --prompt-ids 5,9,77,200,31,8 --max-new-tokens 7 {more}", pack.display())
+    format!(
+        "run {} --prompt-ids 5,9,77,200,31,8 --max-new-tokens 7 {more}",
+        pack.display()
+    )
 }
 
 /// The shim is only as good as what it notices.
@@ -162,17 +210,26 @@ fn too_little_memory_is_a_clear_error_and_the_least_works() {
     let pack = packed(&tiny_text(), folder.path());
     let least = least_memory(&pack);
     let of = |memory: u64, settings: &[(&str, &str)]| {
-        with_gpu(&arguments(&pack, &format!("--device cuda --device-memory {memory}")), settings)
+        with_gpu(
+            &arguments(&pack, &format!("--device cuda --device-memory {memory}")),
+            settings,
+        )
     };
-    of(least - 1, &[]).exits(1).says(&["bytes of GPU memory are too little", "--device-memory"]);
+    of(least - 1, &[])
+        .exits(1)
+        .says(&["bytes of GPU memory are too little", "--device-memory"]);
     of(least, &[]).ok();
     // the budget is all that is taken, whatever the driver rounds allocations up to
     of(least, &[("MEMORY", &least.to_string())]).ok();
     // more than there is: the driver says it, the program names it
     let small = (4 << 20).to_string(); // two pages
-    of(1 << 30, &[("MEMORY", &small)]).exits(1).says(&["the GPU has no room for", "--device-memory"]);
+    of(1 << 30, &[("MEMORY", &small)])
+        .exits(1)
+        .says(&["the GPU has no room for", "--device-memory"]);
     // what is free is the budget where none is given
-    with_gpu(&arguments(&pack, "--device cuda"), &[("MEMORY", "1000")]).exits(1).says(&["too little"]);
+    with_gpu(&arguments(&pack, "--device cuda"), &[("MEMORY", "1000")])
+        .exits(1)
+        .says(&["too little"]);
     let host = with_gpu(&arguments(&pack, "--device cuda --memory 1000"), &[]).exits(1);
     host.says(&["1000 bytes of memory are too little"]);
 }
@@ -181,7 +238,10 @@ fn too_little_memory_is_a_clear_error_and_the_least_works() {
 fn every_call_that_fails_is_named_and_no_token_is_wrong() {
     let folder = temp();
     let pack = packed(&tiny_text(), folder.path());
-    let wanted = with_gpu(&arguments(&pack, "--device cuda --expert-cache 3 -q"), &[]).ok().text().to_owned();
+    let wanted = with_gpu(&arguments(&pack, "--device cuda --expert-cache 3 -q"), &[])
+        .ok()
+        .text()
+        .to_owned();
     for (call, numbers) in [
         ("cuDeviceGetCount", &[1][..]),
         ("cuDevicePrimaryCtxRetain", &[1]),
@@ -204,7 +264,11 @@ fn every_call_that_fails_is_named_and_no_token_is_wrong() {
                 &arguments(&pack, "--device cuda --expert-cache 3 -q"),
                 &[("FAIL", &format!("{call}:{number}"))],
             );
-            let said = if call == "cuMemAlloc_v2" { "no room for" } else { call };
+            let said = if call == "cuMemAlloc_v2" {
+                "no room for"
+            } else {
+                call
+            };
             let run = run.exits(1).says(&[said]);
             let text = run.text().trim_end();
             assert!(
@@ -214,24 +278,38 @@ fn every_call_that_fails_is_named_and_no_token_is_wrong() {
         }
     }
     // what the driver's compiler says about the kernels is told
-    let refused = with_gpu(&arguments(&pack, "--device cuda"), &[("FAIL", "cuModuleLoadDataEx:1")]);
-    refused.exits(1).says(&["cuModuleLoadDataEx failed", "ptxas fatal: the shim's log"]);
+    let refused = with_gpu(
+        &arguments(&pack, "--device cuda"),
+        &[("FAIL", "cuModuleLoadDataEx:1")],
+    );
+    refused
+        .exits(1)
+        .says(&["cuModuleLoadDataEx failed", "ptxas fatal: the shim's log"]);
 }
 
 #[test]
 fn a_step_of_resident_weights_is_one_graph() {
     let folder = temp();
     let pack = packed(&tiny_text(), folder.path());
-    // the first experts come on demand; once all of a small model were seen, steps are recorded, then replayed
+    // the first experts come on demand; once all of a small model were seen, steps are recorded,
+    // then replayed
     let arguments = |more: &str| {
         let ids: Vec<String> = (1..24).map(|i| (i * 13).to_string()).collect();
-        format!("run {} --prompt-ids {} --max-new-tokens 20 --json {more}", pack.display(), ids.join(","))
+        format!(
+            "run {} --prompt-ids {} --max-new-tokens 20 --json {more}",
+            pack.display(),
+            ids.join(",")
+        )
     };
     let ids = |run: Run| run.ok().tokens().1["ids"].clone();
     // sampled tokens are not those that the device would take
     for sampling in ["--greedy", "--temperature 2 --seed 1"] {
         let gpu = with_gpu(&arguments(&format!("--device cuda {sampling}")), &[]);
-        assert_eq!(ids(gpu), ids(with_gpu(&arguments(sampling), &[])), "{sampling}");
+        assert_eq!(
+            ids(gpu),
+            ids(with_gpu(&arguments(sampling), &[])),
+            "{sampling}"
+        );
     }
     for call in [
         "cuStreamBeginCapture_v2:1",
@@ -256,10 +334,16 @@ fn changed(folder: &Path, file: &str, at: &str, value: u64) -> PathBuf {
     pack
 }
 
-/// What the shim counted; it tells it whenever it is unloaded, which a first look for a driver does too.
+/// What the shim counted; it tells it whenever it is unloaded, which a first look for a driver does
+/// too.
 fn calls(run: &Run) -> usize {
-    let lines = run.stderr.lines().filter_map(|l| l.strip_prefix("host shim: "));
-    let counts: Vec<usize> = lines.map(|l| l.split(' ').next().unwrap().parse().unwrap()).collect();
+    let lines = run
+        .stderr
+        .lines()
+        .filter_map(|l| l.strip_prefix("host shim: "));
+    let counts: Vec<usize> = lines
+        .map(|l| l.split(' ').next().unwrap().parse().unwrap())
+        .collect();
     assert!(!counts.is_empty(), "{run}");
     counts.iter().sum()
 }
@@ -284,31 +368,59 @@ fn the_device_chooses_what_the_host_would_choose() {
     let (wanted, _, waits) = preloaded(&pack, 24, "--top-k-logits 1", "cuStreamSynchronize");
     let (seen, summary, few_waits) = preloaded(&pack, 24, "", "cuStreamSynchronize");
     assert_eq!(seen, wanted);
-    assert!(summary["costs"]["forward"].as_f64() > summary["costs"]["waiting"].as_f64(), "{summary}");
-    // of 21 tokens the host waits for 8 at a time, not for each and its logits; and twice where their memory is freed
+    assert!(
+        summary["costs"]["forward"].as_f64() > summary["costs"]["waiting"].as_f64(),
+        "{summary}"
+    );
+    // of 21 tokens the host waits for 8 at a time, not for each and its logits; and twice where
+    // their memory is freed
     assert_eq!(waits - few_waits, 2 * 21 - 3 - 2);
-    // two steps one by one, then graphs, as many as there are tokens, whatever is asked for at a time
+    // two steps one by one, then graphs, as many as there are tokens, whatever is asked for at a
+    // time
     for tokens in [1, 2, 3, 4, 10, 11, 12, 19, 20, 24] {
         let (seen, _, graphs) = preloaded(&pack, tokens, "", "cuGraphLaunch");
         assert_eq!(seen, wanted[..tokens], "{tokens}");
         assert_eq!(graphs, tokens.saturating_sub(2), "{tokens}");
     }
-    let by_host = preloaded(&pack, 12, "--compute bf16 --top-k-logits 1", "cuGraphLaunch");
+    let by_host = preloaded(
+        &pack,
+        12,
+        "--compute bf16 --top-k-logits 1",
+        "cuGraphLaunch",
+    );
     let by_device = preloaded(&pack, 12, "--compute bf16", "cuGraphLaunch");
     assert_eq!((&by_device.0, by_device.2), (&by_host.0, by_host.2));
     // an end in the middle of what is asked for at a time
     let ids: Vec<u64> = wanted.iter().map(|t| t["id"].as_u64().unwrap()).collect();
     let first = |at: usize| !ids[..at].contains(&ids[at]);
     let at = (4..10).find(|at| first(*at)).unwrap();
-    let pack = changed(folder.path(), "generation_config.json", "/eos_token_id", ids[at]);
+    let pack = changed(
+        folder.path(),
+        "generation_config.json",
+        "/eos_token_id",
+        ids[at],
+    );
     let (seen, summary, _) = preloaded(&pack, 24, "", "cuGraphLaunch");
-    assert_eq!((seen.len(), &summary["stop_reason"]), (at + 1, &"stop_id".into()));
-    assert_eq!(seen, preloaded(&pack, 24, "--top-k-logits 1", "cuGraphLaunch").0);
+    assert_eq!(
+        (seen.len(), &summary["stop_reason"]),
+        (at + 1, &"stop_id".into())
+    );
+    assert_eq!(
+        seen,
+        preloaded(&pack, 24, "--top-k-logits 1", "cuGraphLaunch").0
+    );
     // no position left: 6 of the prompt and 13 tokens, and one that is not run
-    let pack =
-        changed(folder.path(), "config.json", "/thinker_config/text_config/max_position_embeddings", 19);
+    let pack = changed(
+        folder.path(),
+        "config.json",
+        "/thinker_config/text_config/max_position_embeddings",
+        19,
+    );
     let (seen, summary, graphs) = preloaded(&pack, 24, "", "cuGraphLaunch");
-    assert_eq!((seen, &summary["stop_reason"]), (wanted[..14].to_vec(), &"context_full".into()));
+    assert_eq!(
+        (seen, &summary["stop_reason"]),
+        (wanted[..14].to_vec(), &"context_full".into())
+    );
     assert_eq!(graphs, 12);
 }
 
@@ -321,9 +433,17 @@ fn what_is_preloaded_is_what_there_is_room_for() {
     assert_eq!(graphs, 4);
     let least = format!("--device-memory {}", least_memory(&pack));
     for more in ["--expert-cache 3", "--expert-cache 17", &least] {
-        assert_eq!(ids(preloaded(&pack, 6, more, "cuGraphLaunch")), (wanted.clone(), 0), "{more}");
+        assert_eq!(
+            ids(preloaded(&pack, 6, more, "cuGraphLaunch")),
+            (wanted.clone(), 0),
+            "{more}"
+        );
     }
-    let on_demand = with_gpu(&arguments(&pack, "--device cuda --json"), &[("COUNT", "cuGraphLaunch")]).ok();
+    let on_demand = with_gpu(
+        &arguments(&pack, "--device cuda --json"),
+        &[("COUNT", "cuGraphLaunch")],
+    )
+    .ok();
     assert_eq!(calls(&on_demand), 0);
     // a prompt misses what was not preloaded, and only that
     let misses = |more: &str| {
@@ -339,16 +459,37 @@ fn what_is_preloaded_is_what_there_is_room_for() {
     // damage is found before the first token
     let opened = Pack::open(&pack).unwrap();
     let mut segments = opened.manifest().segments.iter();
-    let last = segments.rfind(|s| s.id.contains(".layers.2.experts.")).unwrap();
-    flip(&opened.path(&last.pack), i64::try_from(last.offset).unwrap() + 100);
+    let last = segments
+        .rfind(|s| s.id.contains(".layers.2.experts."))
+        .unwrap();
+    flip(
+        &opened.path(&last.pack),
+        i64::try_from(last.offset).unwrap() + 100,
+    );
     for device in ["cpu", "cuda"] {
-        let damaged = with_gpu(&arguments(&pack, &format!("--device {device} --preload -q")), &[]).exits(3);
-        assert_eq!(damaged.says(&["is damaged: BLAKE3", &last.id]).text().trim(), "", "{device}");
+        let damaged = with_gpu(
+            &arguments(&pack, &format!("--device {device} --preload -q")),
+            &[],
+        )
+        .exits(3);
+        assert_eq!(
+            damaged
+                .says(&["is damaged: BLAKE3", &last.id])
+                .text()
+                .trim(),
+            "",
+            "{device}"
+        );
     }
 }
 
 fn argmax(logits: &[f32]) -> u32 {
-    let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0))).unwrap().0;
+    let best = logits
+        .iter()
+        .enumerate()
+        .max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)))
+        .unwrap()
+        .0;
     u32::try_from(best).unwrap()
 }
 
@@ -360,14 +501,20 @@ fn tokens_that_the_device_chooses_are_those_of_its_logits() {
     let source = WeightSource::new(&pack);
     let run = |by_device: bool, positions: usize, compute: Compute| {
         let stop = Stop::default();
-        let settings = RunSettings { positions, longest_pass: 1, ..RunSettings::default() };
+        let settings = RunSettings {
+            positions,
+            longest_pass: 1,
+            ..RunSettings::default()
+        };
         let cuda = Cuda::open(0, compute, None).unwrap();
         let mut thinker = Thinker::new(&source, cuda, settings, &stop).unwrap();
         let mut ids = vec![5];
         let forward = |thinker: &mut Thinker<'_, Cuda>, ids: &mut Vec<u32>, count: usize| {
             let mut logits = Vec::new();
             for _ in 0..count {
-                logits = thinker.forward(&ids[ids.len() - 1..], Logits::Last, &mut Unobserved).unwrap();
+                logits = thinker
+                    .forward(&ids[ids.len() - 1..], Logits::Last, &mut Unobserved)
+                    .unwrap();
                 ids.push(argmax(&logits));
             }
             logits
@@ -377,7 +524,10 @@ fn tokens_that_the_device_chooses_are_those_of_its_logits() {
             assert!(thinker.greedy(ids[ids.len() - 1], &mut next).unwrap());
             ids.extend(next.iter().map(|g| g.token().unwrap()));
         };
-        assert!(!thinker.greedy(5, &mut [Greatest::default()]).unwrap(), "no step was recorded yet");
+        assert!(
+            !thinker.greedy(5, &mut [Greatest::default()]).unwrap(),
+            "no step was recorded yet"
+        );
         assert_eq!(thinker.positions(), 0);
         thinker.preload(&mut |_| ()).unwrap();
         forward(&mut thinker, &mut ids, 4);
@@ -404,19 +554,35 @@ fn tokens_that_the_device_chooses_are_those_of_its_logits() {
         let is_told = |e: &RunError| matches!(e, RunError::TooLong { wanted, reserved } if (*wanted, *reserved) == (positions + 1, positions));
         assert!(too_long.as_ref().is_err_and(is_told), "{too_long:?}");
         let unknown = thinker.greedy(320, &mut room[..1]);
-        assert!(matches!(unknown, Err(RunError::TokenId { id: 320, rows: 320 })), "{unknown:?}");
+        assert!(
+            matches!(unknown, Err(RunError::TokenId { id: 320, rows: 320 })),
+            "{unknown:?}"
+        );
         stop.request();
         for stopped in [
             thinker.greedy(5, &mut room[..1]).unwrap_err(),
-            thinker.forward(&[5], Logits::Last, &mut Unobserved).unwrap_err(),
+            thinker
+                .forward(&[5], Logits::Last, &mut Unobserved)
+                .unwrap_err(),
         ] {
-            assert!(matches!(stopped, RunError::Format(FormatError::Interrupted)), "{stopped}");
+            assert!(
+                matches!(stopped, RunError::Format(FormatError::Interrupted)),
+                "{stopped}"
+            );
         }
         (ids, logits, uses)
     };
     // with room for many, attention is cut into parts
-    for (positions, compute) in [(24, Compute::F32), (1100, Compute::F32), (1100, Compute::Bf16)] {
-        assert_eq!(run(true, positions, compute), run(false, positions, compute), "{positions} {compute:?}");
+    for (positions, compute) in [
+        (24, Compute::F32),
+        (1100, Compute::F32),
+        (1100, Compute::Bf16),
+    ] {
+        assert_eq!(
+            run(true, positions, compute),
+            run(false, positions, compute),
+            "{positions} {compute:?}"
+        );
     }
 }
 
@@ -429,22 +595,42 @@ fn devices_are_listed_and_auto_takes_the_first() {
     assert_eq!(two["driver_cuda_version"], "12.8");
     assert_eq!(two["devices"][1]["name"], "segpack host shim");
     let text = with_gpu("devices", &[]).ok();
-    assert!(text.text().contains("cuda:0") && text.text().contains("--device auto takes cuda:0"), "{text}");
+    assert!(
+        text.text().contains("cuda:0") && text.text().contains("--device auto takes cuda:0"),
+        "{text}"
+    );
     let on = |device: &str, settings: &[(&str, &str)]| {
-        with_gpu(&arguments(&pack, &format!("--json --device {device}")), settings)
+        with_gpu(
+            &arguments(&pack, &format!("--json --device {device}")),
+            settings,
+        )
     };
-    assert_eq!(on("auto", &[]).ok().tokens().1["device"], "cuda:0 segpack host shim");
-    assert_eq!(on("cuda:1", &[("DEVICES", "2")]).ok().tokens().1["device"], "cuda:1 segpack host shim");
-    on("cuda:3", &[]).exits(1).says(&["there is no CUDA device 3: the driver knows 1"]);
+    assert_eq!(
+        on("auto", &[]).ok().tokens().1["device"],
+        "cuda:0 segpack host shim"
+    );
+    assert_eq!(
+        on("cuda:1", &[("DEVICES", "2")]).ok().tokens().1["device"],
+        "cuda:1 segpack host shim"
+    );
+    on("cuda:3", &[])
+        .exits(1)
+        .says(&["there is no CUDA device 3: the driver knows 1"]);
     on("cuda:x", &[]).exits(2);
     // what is too old is named, and not taken by itself
     let old = [("DRIVER", "11040")];
-    on("cuda", &old).exits(1).says(&["the NVIDIA driver has CUDA 11.4", "11.8"]);
+    on("cuda", &old)
+        .exits(1)
+        .says(&["the NVIDIA driver has CUDA 11.4", "11.8"]);
     assert_eq!(on("auto", &old).ok().tokens().1["device"], "cpu");
     let old = [("CAPABILITY", "7")];
-    on("cuda", &old).exits(1).says(&["compute capability 7.0", "8.0"]);
+    on("cuda", &old)
+        .exits(1)
+        .says(&["compute capability 7.0", "8.0"]);
     assert_eq!(on("auto", &old).ok().tokens().1["device"], "cpu");
-    with_gpu(&arguments(&pack, "--device-memory 1GB"), &[]).exits(2).says(&["--device cuda"]);
+    with_gpu(&arguments(&pack, "--device-memory 1GB"), &[])
+        .exits(2)
+        .says(&["--device cuda"]);
 }
 
 #[test]
@@ -453,9 +639,13 @@ fn without_a_gpu_auto_is_the_cpu_and_cuda_an_error() {
     let pack = packed(&tiny_text(), folder.path());
     let none = [("DEVICES", "0")];
     assert_eq!(with_gpu("devices --json", &none).ok().json()["auto"], "cpu");
-    let auto = with_gpu(&arguments(&pack, "--json --device auto"), &none).ok().tokens();
+    let auto = with_gpu(&arguments(&pack, "--json --device auto"), &none)
+        .ok()
+        .tokens();
     assert_eq!(auto.1["device"], "cpu");
-    with_gpu(&arguments(&pack, "--device cuda"), &none).exits(1).says(&["there is no CUDA device 0"]);
+    with_gpu(&arguments(&pack, "--device cuda"), &none)
+        .exits(1)
+        .says(&["there is no CUDA device 0"]);
     // and without any driver, on a machine that has none
     let devices = Run::of(program().args(["devices", "--json"])).ok().json();
     if devices["devices"].as_array().unwrap().is_empty() {
@@ -475,21 +665,38 @@ fn a_bench_of_a_gpu_is_what_its_schema_says() {
         least + 100_000
     );
     let report = with_gpu(&arguments, &[]).ok().json();
-    let schema = std::fs::read(fixtures().join("../../schemas/gpu-bench-report.schema.json")).unwrap();
-    let validator = jsonschema::validator_for(&serde_json::from_slice::<Value>(&schema).unwrap()).unwrap();
+    let schema =
+        std::fs::read(fixtures().join("../../schemas/gpu-bench-report.schema.json")).unwrap();
+    let validator =
+        jsonschema::validator_for(&serde_json::from_slice::<Value>(&schema).unwrap()).unwrap();
     assert!(validator.is_valid(&report), "{report}");
     assert_eq!(
         (&report["device"], &report["compute"]),
         (&"cuda:0 segpack host shim".into(), &"bfloat16".into())
     );
     assert!(report["resident"]["greedy_tokens_per_second"].as_f64() > Some(0.0));
-    assert!(report["on_demand"][0]["bytes_copied_per_token"].as_f64() > Some(0.0), "{report}");
+    assert!(
+        report["on_demand"][0]["bytes_copied_per_token"].as_f64() > Some(0.0),
+        "{report}"
+    );
     // experts that host memory has room for are copied from there, not read again
-    let host = with_gpu(&format!("{arguments} --no-resident --memory 80000000"), &[]).ok().json();
+    let host = with_gpu(&format!("{arguments} --no-resident --memory 80000000"), &[])
+        .ok()
+        .json();
     let of = |report: &Value, key: &str| report["on_demand"][0][key].as_f64().unwrap();
     assert_eq!(host["host_memory"], 80_000_000);
-    assert_eq!(of(&host, "bytes_copied_per_token"), of(&report, "bytes_copied_per_token"));
-    assert!(of(&host, "bytes_read_per_token") < of(&report, "bytes_read_per_token"), "{host} {report}");
-    with_gpu(&format!("{arguments} --memory 1GB --memory 2GB"), &[]).exits(2).says(&["one --memory"]);
-    with_gpu(&format!("bench {} --device auto", pack.display()), &[]).exits(2).says(&["cuda or cuda:N"]);
+    assert_eq!(
+        of(&host, "bytes_copied_per_token"),
+        of(&report, "bytes_copied_per_token")
+    );
+    assert!(
+        of(&host, "bytes_read_per_token") < of(&report, "bytes_read_per_token"),
+        "{host} {report}"
+    );
+    with_gpu(&format!("{arguments} --memory 1GB --memory 2GB"), &[])
+        .exits(2)
+        .says(&["one --memory"]);
+    with_gpu(&format!("bench {} --device auto", pack.display()), &[])
+        .exits(2)
+        .says(&["cuda or cuda:N"]);
 }

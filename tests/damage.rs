@@ -27,7 +27,15 @@ impl Good {
     fn new() -> Self {
         let folder = temp();
         segpack!["pack", tiny_full(), "-o", folder.path().join("raw")].ok();
-        segpack!["pack", tiny_full(), "-o", folder.path().join("zstd"), "--codec", "zstd"].ok();
+        segpack![
+            "pack",
+            tiny_full(),
+            "-o",
+            folder.path().join("zstd"),
+            "--codec",
+            "zstd"
+        ]
+        .ok();
         Self { folder, copies: 0 }
     }
 
@@ -58,7 +66,10 @@ fn assert_found(pack: &Path, how: &str, kind: FindingKind, file: &str) -> Vec<Fi
         "" => segpack!["verify", pack].exits(3),
         how => segpack!["verify", pack, how].exits(3),
     };
-    assert!(text.text().contains(file) && text.text().contains("NOT ok"), "{text}");
+    assert!(
+        text.text().contains(file) && text.text().contains("NOT ok"),
+        "{text}"
+    );
     findings
 }
 
@@ -67,8 +78,11 @@ const EXPERTS: &str = "packs/thinker.text.experts.01.safetensors";
 /// The stored bytes of the segments of a pack.
 fn segments(pack: &Path, path: &str) -> Vec<(Value, std::ops::Range<usize>)> {
     let mut document = manifest(pack);
-    let all = list(&mut document, "segments").iter().filter(|s| s["pack"] == path);
-    all.map(|s| (s.clone(), range_of(s, "stored_length"))).collect()
+    let all = list(&mut document, "segments")
+        .iter()
+        .filter(|s| s["pack"] == path);
+    all.map(|s| (s.clone(), range_of(s, "stored_length")))
+        .collect()
 }
 
 #[test]
@@ -89,9 +103,11 @@ fn one_bit_in_every_region_of_every_pack() {
                 flip(&file, at);
             }
             let segments = segments(&pack, path);
-            for (segment, range) in
-                [&segments[0], &segments[segments.len() / 2], &segments[segments.len() - 1]]
-            {
+            for (segment, range) in [
+                &segments[0],
+                &segments[segments.len() / 2],
+                &segments[segments.len() - 1],
+            ] {
                 for at in [range.start, range.start + range.len() / 2, range.end - 1] {
                     flip(&file, at as i64);
                     let run = verify(&pack, "").exits(3);
@@ -99,7 +115,10 @@ fn one_bit_in_every_region_of_every_pack() {
                     assert!(!findings.is_empty());
                     for finding in findings {
                         assert!(
-                            matches!(finding.kind, FindingKind::DamagedTensor | FindingKind::DamagedSegment),
+                            matches!(
+                                finding.kind,
+                                FindingKind::DamagedTensor | FindingKind::DamagedSegment
+                            ),
                             "{run}"
                         );
                         assert_eq!(finding.file.as_deref(), Some(path), "{run}");
@@ -121,21 +140,34 @@ fn one_bit_in_a_raw_tensor_names_the_tensor_and_nothing_else() {
     let mut document = manifest(&pack);
     let tensors = list(&mut document, "tensors").clone();
     for tensor in tensors.iter().step_by(41) {
-        let segment =
-            document["segments"].as_array().unwrap().iter().find(|s| s["id"] == tensor["segment"]).unwrap();
+        let segment = document["segments"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|s| s["id"] == tensor["segment"])
+            .unwrap();
         let start = segment["offset"].as_i64().unwrap() + tensor["offset"].as_i64().unwrap();
         let file = pack.join(segment["pack"].as_str().unwrap());
         for at in [start, start + tensor["length"].as_i64().unwrap() - 1] {
             flip(&file, at);
             let findings = verify(&pack, "").exits(3).findings();
-            let names: Vec<_> = findings.iter().map(|f| (f.kind, f.tensor.as_deref().unwrap())).collect();
-            assert_eq!(names, [(FindingKind::DamagedTensor, tensor["name"].as_str().unwrap())]);
+            let names: Vec<_> = findings
+                .iter()
+                .map(|f| (f.kind, f.tensor.as_deref().unwrap()))
+                .collect();
+            assert_eq!(
+                names,
+                [(FindingKind::DamagedTensor, tensor["name"].as_str().unwrap())]
+            );
             // the whole file's digest finds it too
             let path = segment["pack"].as_str().unwrap();
             assert_found(&pack, "--sums", FindingKind::DamagedFile, path);
             assert_found(&pack, "--sums", FindingKind::DamagedSegment, path);
             let said = segpack!["cat", &pack, tensor["name"].as_str().unwrap()].exits(3);
-            assert!(said.stderr.contains(tensor["name"].as_str().unwrap()), "{said}");
+            assert!(
+                said.stderr.contains(tensor["name"].as_str().unwrap()),
+                "{said}"
+            );
             flip(&file, at);
         }
     }
@@ -185,9 +217,10 @@ fn files_that_are_longer_shorter_gone_or_too_many() {
     let mut good = Good::new();
     for codec in ["raw", "zstd"] {
         let pack = good.copy(codec);
-        for (file, kind) in
-            [(EXPERTS, FindingKind::WrongLength), ("source/vocab.json", FindingKind::WrongLength)]
-        {
+        for (file, kind) in [
+            (EXPERTS, FindingKind::WrongLength),
+            ("source/vocab.json", FindingKind::WrongLength),
+        ] {
             for by in [-1, 1, -1000, 4096] {
                 resize(&pack.join(file), by);
                 assert_found(&pack, "--quick", kind, file);
@@ -209,8 +242,13 @@ fn files_that_are_longer_shorter_gone_or_too_many() {
         assert_found(&pack, "--quick", FindingKind::MissingFile, "SHA256SUMS");
     }
     let pack = good.copy("raw");
-    for extra in ["note", "packs/extra.safetensors", "source/.shard-headers/x", "source/deep/er/x", "other/x"]
-    {
+    for extra in [
+        "note",
+        "packs/extra.safetensors",
+        "source/.shard-headers/x",
+        "source/deep/er/x",
+        "other/x",
+    ] {
         write_file(&pack.join(extra), b"x");
         let listed = if extra.starts_with("other") || extra.contains("deep") {
             extra.rsplit_once('/').unwrap().0.trim_end_matches("/er")
@@ -245,7 +283,10 @@ fn links_and_pipes_are_no_files() {
     let findings = assert_found(&pack, "--quick", FindingKind::UnlistedFile, EXPERTS);
     assert_eq!(findings.len(), 1, "{findings:?}");
     fs::remove_file(pack.join(EXPERTS)).unwrap();
-    let made = std::process::Command::new("mkfifo").arg(pack.join(EXPERTS)).status().unwrap();
+    let made = std::process::Command::new("mkfifo")
+        .arg(pack.join(EXPERTS))
+        .status()
+        .unwrap();
     assert!(made.success());
     for how in ["--quick", "", "--sums"] {
         assert_found(&pack, how, FindingKind::UnlistedFile, EXPERTS);
@@ -265,15 +306,30 @@ fn all_of_it_is_reported_not_the_first() {
     fs::remove_file(pack.join("source/merges.txt")).unwrap();
     write_file(&pack.join("note"), b"x");
     resize(&pack.join("packs/talker.text.safetensors"), 1);
-    let found: Vec<_> =
-        verify(&pack, "").exits(3).findings().into_iter().map(|f| (f.kind, f.file.unwrap())).collect();
-    let count = |kind, file: &str| found.iter().filter(|f| **f == (kind, file.to_owned())).count();
+    let found: Vec<_> = verify(&pack, "")
+        .exits(3)
+        .findings()
+        .into_iter()
+        .map(|f| (f.kind, f.file.unwrap()))
+        .collect();
+    let count = |kind, file: &str| {
+        found
+            .iter()
+            .filter(|f| **f == (kind, file.to_owned()))
+            .count()
+    };
     assert_eq!(count(FindingKind::DamagedTensor, EXPERTS), harmed.len());
-    assert_eq!(count(FindingKind::WrongHeader, "packs/code2wav.safetensors"), 1);
+    assert_eq!(
+        count(FindingKind::WrongHeader, "packs/code2wav.safetensors"),
+        1
+    );
     assert_eq!(count(FindingKind::DamagedFile, "source/config.json"), 1);
     assert_eq!(count(FindingKind::MissingFile, "source/merges.txt"), 1);
     assert_eq!(count(FindingKind::UnlistedFile, "note"), 1);
-    assert_eq!(count(FindingKind::WrongLength, "packs/talker.text.safetensors"), 1);
+    assert_eq!(
+        count(FindingKind::WrongLength, "packs/talker.text.safetensors"),
+        1
+    );
     assert_eq!(found.len(), harmed.len() + 5, "{found:?}");
     // in an order that does not depend on chance
     let again = verify(&pack, "").stdout;
@@ -287,32 +343,55 @@ fn things_in_each_others_place() {
         // two experts of one length within a pack
         let pack = good.copy(codec);
         let segments = segments(&pack, EXPERTS);
-        let [(first, a), .., (second, b)] = &segments[..] else { panic!("only one segment") };
+        let [(first, a), .., (second, b)] = &segments[..] else {
+            panic!("only one segment")
+        };
         assert_eq!(a.len(), b.len());
         swap_ranges(&pack.join(EXPERTS), a.start, b.start, a.len());
         let findings = verify(&pack, "").exits(3).findings();
         for id in [first, second].map(|s| s["id"].as_str()) {
-            assert!(findings.iter().any(|f| f.segment.as_deref() == id), "{findings:?}");
+            assert!(
+                findings.iter().any(|f| f.segment.as_deref() == id),
+                "{findings:?}"
+            );
         }
         // with all digests of files and stored bytes made to fit, those of tensors remain
         reseal(&pack);
         let findings = verify(&pack, "").exits(3).findings();
-        assert!(findings.iter().all(|f| f.kind == FindingKind::DamagedTensor), "{findings:?}");
+        assert!(
+            findings
+                .iter()
+                .all(|f| f.kind == FindingKind::DamagedTensor),
+            "{findings:?}"
+        );
         assert_eq!(findings.len(), 6);
         verify(&pack, "--quick").ok();
-        segpack!["unpack", &pack, "-o", pack.join("../back"), "--jobs", "1"].exits(3).says(&["experts.0"]);
+        segpack!["unpack", &pack, "-o", pack.join("../back"), "--jobs", "1"]
+            .exits(3)
+            .says(&["experts.0"]);
         fs::remove_dir_all(pack.join("../back")).unwrap();
 
         // two packs
         let pack = good.copy(codec);
-        let (a, b) = (pack.join(EXPERTS), pack.join("packs/thinker.text.experts.02.safetensors"));
+        let (a, b) = (
+            pack.join(EXPERTS),
+            pack.join("packs/thinker.text.experts.02.safetensors"),
+        );
         fs::rename(&a, pack.join("x")).unwrap();
         fs::rename(&b, &a).unwrap();
         fs::rename(pack.join("x"), &b).unwrap();
-        let kinds: Vec<_> =
-            verify(&pack, "--quick").exits(3).findings().into_iter().map(|f| f.kind).collect();
-        let structural = |k: &FindingKind| matches!(k, FindingKind::WrongHeader | FindingKind::WrongLength);
-        assert!(kinds.len() == 2 && kinds.iter().all(structural), "{kinds:?}");
+        let kinds: Vec<_> = verify(&pack, "--quick")
+            .exits(3)
+            .findings()
+            .into_iter()
+            .map(|f| f.kind)
+            .collect();
+        let structural =
+            |k: &FindingKind| matches!(k, FindingKind::WrongHeader | FindingKind::WrongLength);
+        assert!(
+            kinds.len() == 2 && kinds.iter().all(structural),
+            "{kinds:?}"
+        );
     }
 }
 
@@ -341,14 +420,29 @@ fn what_cannot_be_read_hides_nothing_else() {
         let whole = verify(&pack, "").ok().json();
         // all of the last expert, and the last byte of the one before
         let harmed = segments(&pack, EXPERTS);
-        let [.., (before, _), (last, range)] = &harmed[..] else { panic!("only one segment") };
-        let cut = Cut { file: &pack.join(EXPERTS), by: range.len() + 1 };
-        let settings = VerifySettings { mode: VerifyMode::Full, subset: None, against: None, jobs };
-        let report = segpack::steps::verify::verify(&pack, &settings, &Stop::default(), &cut).unwrap();
+        let [.., (before, _), (last, range)] = &harmed[..] else {
+            panic!("only one segment")
+        };
+        let cut = Cut {
+            file: &pack.join(EXPERTS),
+            by: range.len() + 1,
+        };
+        let settings = VerifySettings {
+            mode: VerifyMode::Full,
+            subset: None,
+            against: None,
+            jobs,
+        };
+        let report =
+            segpack::steps::verify::verify(&pack, &settings, &Stop::default(), &cut).unwrap();
         let mut document = manifest(&pack);
         let tensors = list(&mut document, "tensors");
-        let of =
-            |segment: &Value| tensors.iter().filter(|t| t["segment"] == segment["id"]).collect::<Vec<_>>();
+        let of = |segment: &Value| {
+            tensors
+                .iter()
+                .filter(|t| t["segment"] == segment["id"])
+                .collect::<Vec<_>>()
+        };
         let (mut lost, of_last) = (vec![of(before).pop().unwrap()], of(last));
         lost.extend(of_last);
         for (finding, tensor) in report.findings.iter().zip(&lost) {
@@ -357,12 +451,18 @@ fn what_cannot_be_read_hides_nothing_else() {
                 (finding.file.as_deref(), finding.tensor.as_deref()),
                 (Some(EXPERTS), tensor["name"].as_str())
             );
-            assert!(finding.seen.as_ref().unwrap().contains("ends before byte"), "{finding}");
+            assert!(
+                finding.seen.as_ref().unwrap().contains("ends before byte"),
+                "{finding}"
+            );
         }
         assert_eq!(report.findings.len(), lost.len());
         // what shared a batch with them was digested all the same, and counted once
         let bytes: u64 = lost.iter().map(|t| t["length"].as_u64().unwrap()).sum();
-        assert_eq!(whole["checked"]["tensors"], report.checked.tensors + lost.len() as u64);
+        assert_eq!(
+            whole["checked"]["tensors"],
+            report.checked.tensors + lost.len() as u64
+        );
         assert_eq!(whole["checked"]["bytes"], report.checked.bytes + bytes);
     }
 }
@@ -378,16 +478,34 @@ fn damage_is_not_unpacked() {
         let back = pack.with_extension("back");
         let run = segpack!["unpack", &pack, "-o", &back].exits(3);
         assert!(run.stderr.contains("vocab.json"), "{run}");
-        assert!(run.stderr.contains("experts.0") || run.stderr.contains(EXPERTS), "{run}");
+        assert!(
+            run.stderr.contains("experts.0") || run.stderr.contains(EXPERTS),
+            "{run}"
+        );
         assert!(!back.join("vocab.json").exists() && !back.join(".partial").exists());
-        assert!(back.join("config.json").exists(), "what is whole is restored");
+        assert!(
+            back.join("config.json").exists(),
+            "what is whole is restored"
+        );
 
         // without digests of whole files those of tensors and headers count
         let pack = good.folder.path().join(format!("{codec}-without"));
-        segpack!["pack", tiny_full(), "-o", &pack, "--codec", codec, "--no-source-digests"].ok();
+        segpack![
+            "pack",
+            tiny_full(),
+            "-o",
+            &pack,
+            "--codec",
+            codec,
+            "--no-source-digests"
+        ]
+        .ok();
         for (file, at) in [
             (EXPERTS, segments(&pack, EXPERTS)[0].1.start as i64 + 50),
-            ("source/.shard-headers/model-00002-of-00004.safetensors.header", -1),
+            (
+                "source/.shard-headers/model-00002-of-00004.safetensors.header",
+                -1,
+            ),
         ] {
             flip(&pack.join(file), at);
             let back = pack.with_extension("back");
@@ -421,15 +539,24 @@ fn a_pack_is_compared_with_another_checkpoint() {
         let found: Vec<_> = run.findings().into_iter().map(about).collect();
         // written again, so the JSON files are spelt differently
         let spelling = ["config.json", "model.safetensors.index.json"];
-        found.into_iter().filter(|(_, what)| !spelling.contains(&what.as_str())).collect::<Vec<_>>()
+        found
+            .into_iter()
+            .filter(|(_, what)| !spelling.contains(&what.as_str()))
+            .collect::<Vec<_>>()
     };
     let mut tiny = Tiny::full();
     assert_eq!(against(&tiny), []);
     tiny.tensor(name).bytes[3] ^= 1;
-    assert_eq!(against(&tiny), [(FindingKind::DiffersFromCheckpoint, name.to_owned())]);
+    assert_eq!(
+        against(&tiny),
+        [(FindingKind::DiffersFromCheckpoint, name.to_owned())]
+    );
     let mut tiny = Tiny::full();
     tiny.tensor(name).shape.reverse();
-    assert_eq!(against(&tiny), [(FindingKind::DiffersFromCheckpoint, name.to_owned())]);
+    assert_eq!(
+        against(&tiny),
+        [(FindingKind::DiffersFromCheckpoint, name.to_owned())]
+    );
     let mut tiny = Tiny::full();
     tiny.remove(name);
     tiny.files.push(("new.txt".to_owned(), b"new".to_vec()));
@@ -457,9 +584,16 @@ fn comparing_takes_what_packing_tolerated_and_says_what_was_compared() {
     let pack = folder.path().join("pack");
     segpack!["pack", &checkpoint, "-o", &pack, "--extra", "keep"].ok();
     let run = segpack!["verify", &pack, "--against", &checkpoint].ok();
-    assert!(run.text().contains("ok, and equal to the checkpoint"), "{run}");
+    assert!(
+        run.text().contains("ok, and equal to the checkpoint"),
+        "{run}"
+    );
     let run = segpack!["verify", &pack, "--against", &checkpoint, "--quick"].ok();
-    assert!(run.text().contains("ok; the manifest equals the checkpoint (weights of the pack not"), "{run}");
+    assert!(
+        run.text()
+            .contains("ok; the manifest equals the checkpoint (weights of the pack not"),
+        "{run}"
+    );
     // a mistyped path is told first, not after the pack's findings
     let run = segpack!["verify", &pack, "--against", folder.path().join("typo")].exits(1);
     assert!(run.says(&["no such file or folder"]).stdout.is_empty());
@@ -470,15 +604,25 @@ fn comparing_takes_what_packing_tolerated_and_says_what_was_compared() {
 #[ignore = "takes minutes"]
 fn every_bit_counts() {
     let folder = temp();
-    let size = Qwen3Moe { layers: 2, experts: 2, hidden: 8, width: 4, shards: 1 };
+    let size = Qwen3Moe {
+        layers: 2,
+        experts: 2,
+        hidden: 8,
+        width: 4,
+        shards: 1,
+    };
     let checkpoint = Tiny::qwen3_moe(size).write(&folder.path().join("checkpoint"));
     for codec in ["raw", "zstd"] {
         let pack = folder.path().join(codec);
         segpack!["pack", &checkpoint, "-o", &pack, "--codec", codec].ok();
         let mut document = manifest(&pack);
-        let packs: Vec<String> =
-            list(&mut document, "packs").iter().map(|p| p["path"].as_str().unwrap().to_owned()).collect();
-        let files = packs.into_iter().chain(["SHA256SUMS".to_owned(), "source/merges.txt".to_owned()]);
+        let packs: Vec<String> = list(&mut document, "packs")
+            .iter()
+            .map(|p| p["path"].as_str().unwrap().to_owned())
+            .collect();
+        let files = packs
+            .into_iter()
+            .chain(["SHA256SUMS".to_owned(), "source/merges.txt".to_owned()]);
         for file in files {
             let file = pack.join(file);
             for at in (0..fs::metadata(&file).unwrap().len() as i64).step_by(7) {
@@ -503,35 +647,66 @@ fn a_manifest_that_lies_is_caught() {
         }),
         ("for", |m| m["segments"][0]["raw_length"] = json!(2)),
         ("", |m| m["segments"][0]["stored_length"] = json!(u64::MAX)),
-        ("end at byte", |m| m["packs"][0]["length"] = json!(1_u64 << 40)),
-        ("no multiple of 4096", |m| m["packs"][0]["data_offset"] = json!(8)),
-        ("listed twice", |m| m["segments"][1]["id"] = m["segments"][0]["id"].clone()),
-        ("listed twice", |m| m["tensors"][1]["name"] = m["tensors"][0]["name"].clone()),
-        ("listed twice", |m| m["packs"][1]["path"] = m["packs"][0]["path"].clone()),
+        ("end at byte", |m| {
+            m["packs"][0]["length"] = json!(1_u64 << 40)
+        }),
+        ("no multiple of 4096", |m| {
+            m["packs"][0]["data_offset"] = json!(8)
+        }),
+        ("listed twice", |m| {
+            m["segments"][1]["id"] = m["segments"][0]["id"].clone()
+        }),
+        ("listed twice", |m| {
+            m["tensors"][1]["name"] = m["tensors"][0]["name"].clone()
+        }),
+        ("listed twice", |m| {
+            m["packs"][1]["path"] = m["packs"][0]["path"].clone()
+        }),
         ("wanted", |m| m["tensors"][0]["shape"] = json!([1, 2, 3])),
-        ("overflows", |m| m["tensors"][0]["shape"] = json!([u64::MAX, u64::MAX])),
-        ("not listed", |m| m["tensors"][0]["source"]["file"] = json!("elsewhere")),
-        ("outside its source", |m| m["tensors"][0]["source"]["offset"] = json!(u64::MAX)),
-        ("accounted for", |m| m["source_files"][3]["excluded_bytes"] = json!(7)),
+        ("overflows", |m| {
+            m["tensors"][0]["shape"] = json!([u64::MAX, u64::MAX])
+        }),
+        ("not listed", |m| {
+            m["tensors"][0]["source"]["file"] = json!("elsewhere")
+        }),
+        ("outside its source", |m| {
+            m["tensors"][0]["source"]["offset"] = json!(u64::MAX)
+        }),
+        ("accounted for", |m| {
+            m["source_files"][3]["excluded_bytes"] = json!(7)
+        }),
         ("counts are", |m| m["counts"]["tensors"] = json!(1)),
-        ("tensors end at byte 0", |m| m["tensors"][0]["segment"] = json!("nowhere")),
+        ("tensors end at byte 0", |m| {
+            m["tensors"][0]["segment"] = json!("nowhere")
+        }),
         ("not listed there", |m| {
             let mut stray = m["tensors"][0].clone();
             (stray["name"], stray["segment"]) = (json!("stray"), json!("nowhere"));
             list(m, "tensors").push(stray);
         }),
-        ("kept verbatim", |m| m["source_files"][0]["length"] = json!(1)),
-        ("kept verbatim", |m| m["source_files"][0]["sha256"] = json!(null)),
-        ("kept verbatim", |m| m["source_files"][0]["excluded_bytes"] = json!(1)),
+        ("kept verbatim", |m| {
+            m["source_files"][0]["length"] = json!(1)
+        }),
+        ("kept verbatim", |m| {
+            m["source_files"][0]["sha256"] = json!(null)
+        }),
+        ("kept verbatim", |m| {
+            m["source_files"][0]["excluded_bytes"] = json!(1)
+        }),
         ("both a file and a folder", |m| {
             let below = format!("{}/evil", m["source_files"][1]["path"].as_str().unwrap());
             m["source_files"][0]["path"] = json!(below);
         }),
         ("both a file and a folder", |m| {
-            let below = format!("{}/evil", m["source_files"][1]["stored_as"].as_str().unwrap());
+            let below = format!(
+                "{}/evil",
+                m["source_files"][1]["stored_as"].as_str().unwrap()
+            );
             m["source_files"][0]["stored_as"] = json!(below);
         }),
-        ("control characters", |m| m["tensors"][0]["name"] = json!("a\nb")),
+        ("control characters", |m| {
+            m["tensors"][0]["name"] = json!("a\nb")
+        }),
     ];
     let mut good = Good::new();
     let pack = good.copy("raw");
@@ -547,7 +722,9 @@ fn a_manifest_that_lies_is_caught() {
     }
     // lies that only the files betray
     let quiet: [(FindingKind, Lie); 4] = [
-        (FindingKind::WrongHeader, |m| m["tensors"][0]["name"] = json!("another.name")),
+        (FindingKind::WrongHeader, |m| {
+            m["tensors"][0]["name"] = json!("another.name")
+        }),
         (FindingKind::DamagedTensor, |m| {
             let digest = m["tensors"][1]["sha256"].clone();
             m["tensors"][0]["sha256"] = digest;
@@ -557,12 +734,17 @@ fn a_manifest_that_lies_is_caught() {
             m["source_files"][0]["stored_sha256"] = digest.clone();
             m["source_files"][0]["sha256"] = digest;
         }),
-        (FindingKind::WrongHeader, |m| m["tensors"][0]["dtype"] = json!("F16")),
+        (FindingKind::WrongHeader, |m| {
+            m["tensors"][0]["dtype"] = json!("F16")
+        }),
     ];
     for (kind, lie) in quiet {
         edit_manifest(&pack, lie);
         let run = verify(&pack, "").exits(3);
-        assert!(run.findings().iter().any(|f| f.kind == kind), "{kind:?}\n{run}");
+        assert!(
+            run.findings().iter().any(|f| f.kind == kind),
+            "{kind:?}\n{run}"
+        );
         edit_manifest(&pack, |m| m.clone_from(&whole));
     }
 }

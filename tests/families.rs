@@ -12,7 +12,9 @@ use serde_json::{Value, json};
 type Shapes = BTreeMap<String, Vec<u64>>;
 
 fn fixture(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/qwen3-omni").join(name)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/fixtures/qwen3-omni")
+        .join(name)
 }
 
 fn json_fixture(name: &str) -> Value {
@@ -27,42 +29,73 @@ fn shape(value: &Value) -> Vec<u64> {
 fn real_shapes() -> Shapes {
     let file = fs::File::open(fixture("tensors.json.gz")).unwrap();
     let tensors: Vec<Value> = serde_json::from_reader(GzDecoder::new(file)).unwrap();
-    let entry = |tensor: &Value| (tensor["name"].as_str().unwrap().to_owned(), shape(&tensor["shape"]));
+    let entry = |tensor: &Value| {
+        (
+            tensor["name"].as_str().unwrap().to_owned(),
+            shape(&tensor["shape"]),
+        )
+    };
     tensors.iter().map(entry).collect()
 }
 
 fn expected(family: Family, config: &Value) -> Shapes {
     let list = family.expected(config, &|_| false).unwrap();
-    assert!(list.iter().all(|tensor| tensor.presence == Presence::Required));
+    assert!(
+        list.iter()
+            .all(|tensor| tensor.presence == Presence::Required)
+    );
     let count = list.len();
-    let shapes: Shapes = list.into_iter().map(|tensor| (tensor.name, tensor.shape)).collect();
+    let shapes: Shapes = list
+        .into_iter()
+        .map(|tensor| (tensor.name, tensor.shape))
+        .collect();
     assert_eq!(shapes.len(), count, "a name was expected twice");
     shapes
 }
 
 fn assert_same(found: &Shapes, wanted: &Shapes) {
-    let different: Vec<_> = found.iter().filter(|(name, shape)| wanted.get(*name) != Some(shape)).collect();
+    let different: Vec<_> = found
+        .iter()
+        .filter(|(name, shape)| wanted.get(*name) != Some(shape))
+        .collect();
     assert!(different.is_empty(), "{different:?}");
-    let missing: Vec<_> = wanted.keys().filter(|name| !found.contains_key(*name)).collect();
+    let missing: Vec<_> = wanted
+        .keys()
+        .filter(|name| !found.contains_key(*name))
+        .collect();
     assert!(missing.is_empty(), "{missing:?}");
 }
 
 fn elements(shapes: &Shapes) -> u64 {
-    shapes.values().map(|shape| shape.iter().product::<u64>()).sum()
+    shapes
+        .values()
+        .map(|shape| shape.iter().product::<u64>())
+        .sum()
 }
 
 fn classify(name: &str) -> Classification {
-    Family::Qwen3OmniMoe.classify(name).unwrap_or_else(|| panic!("{name} is not classified"))
+    Family::Qwen3OmniMoe
+        .classify(name)
+        .unwrap_or_else(|| panic!("{name} is not classified"))
 }
 
 #[test]
 fn the_real_checkpoint_is_derived_from_its_config() {
     let (config, real) = (json_fixture("config.json"), real_shapes());
     assert_eq!(Family::of_config(&config), Some(Family::Qwen3OmniMoe));
-    assert_eq!(Family::guess(real.keys().map(String::as_str)), Some(Family::Qwen3OmniMoe));
+    assert_eq!(
+        Family::guess(real.keys().map(String::as_str)),
+        Some(Family::Qwen3OmniMoe)
+    );
     assert_same(&expected(Family::Qwen3OmniMoe, &config), &real);
     assert_eq!((real.len(), elements(&real)), (28_010, 35_259_818_545));
-    assert_eq!(expected_dtype(&config).unwrap().map(|dtype| dtype.to_string()).as_deref(), Some("BF16"));
+    assert_eq!(
+        expected_dtype(&config)
+            .unwrap()
+            .map(|dtype| dtype.to_string())
+            .as_deref(),
+        Some("BF16")
+    );
     let classified: Vec<_> = real.keys().map(|name| classify(name)).collect();
     assert_eq!(logical_parameter_count(&classified), 2_034);
 }
@@ -102,8 +135,15 @@ fn both_spellings_derive_the_same() {
     let facts = Family::Qwen3OmniMoe.text_facts(&config).unwrap();
     let before = expected(Family::Qwen3OmniMoe, &config);
     for pointer in ["/thinker_config/text_config", "/talker_config/text_config"] {
-        let text = config.pointer_mut(pointer).unwrap().as_object_mut().unwrap();
-        let (experts, theta) = (text.remove("num_experts").unwrap(), text.remove("rope_theta").unwrap());
+        let text = config
+            .pointer_mut(pointer)
+            .unwrap()
+            .as_object_mut()
+            .unwrap();
+        let (experts, theta) = (
+            text.remove("num_experts").unwrap(),
+            text.remove("rope_theta").unwrap(),
+        );
         let mut rope = text.remove("rope_scaling").unwrap();
         rope["rope_theta"] = theta;
         text.insert("num_local_experts".to_owned(), experts);
@@ -111,8 +151,19 @@ fn both_spellings_derive_the_same() {
     }
     assert_eq!(expected(Family::Qwen3OmniMoe, &config), before);
     assert_eq!(Family::Qwen3OmniMoe.text_facts(&config).unwrap(), facts);
-    assert_eq!((facts.layers, facts.moe_layers, facts.experts, facts.experts_per_token), (48, 48, 128, 8));
-    assert_eq!((facts.hidden_size, facts.head_dim, facts.vocab), (2048, 128, 152_064));
+    assert_eq!(
+        (
+            facts.layers,
+            facts.moe_layers,
+            facts.experts,
+            facts.experts_per_token
+        ),
+        (48, 48, 128, 8)
+    );
+    assert_eq!(
+        (facts.hidden_size, facts.head_dim, facts.vocab),
+        (2048, 128, 152_064)
+    );
     assert_eq!((facts.rope_theta, facts.rms_norm_eps), (1e6, 1e-6));
 }
 
@@ -122,12 +173,17 @@ fn slices_of_stacked_experts_are_the_real_ones() {
     let mut unstacked = BTreeSet::new();
     for (prefix, layers, width, hidden) in [("thinker", 48, 768, 2048), ("talker", 20, 384, 1024)] {
         for layer in 0..layers {
-            for (stack, shape) in
-                [("gate_up_proj", [128, 2 * width, hidden]), ("down_proj", [128, hidden, width])]
-            {
+            for (stack, shape) in [
+                ("gate_up_proj", [128, 2 * width, hidden]),
+                ("down_proj", [128, hidden, width]),
+            ] {
                 let name = format!("{prefix}.model.layers.{layer}.mlp.experts.{stack}");
                 let mut end = 0;
-                for slice in Family::Qwen3OmniMoe.unstack(&name, &shape, 16).unwrap().unwrap() {
+                for slice in Family::Qwen3OmniMoe
+                    .unstack(&name, &shape, 16)
+                    .unwrap()
+                    .unwrap()
+                {
                     assert_eq!(slice.offset, end);
                     assert_eq!(real[&slice.name], slice.shape);
                     assert_eq!(slice.classification, classify(&slice.name));
@@ -141,7 +197,8 @@ fn slices_of_stacked_experts_are_the_real_ones() {
     assert_eq!(unstacked.len(), 26_112);
 }
 
-/// How the classes of `classes.json` are called here: the component, and the roles, or none for all of them.
+/// How the classes of `classes.json` are called here: the component, and the roles, or none for all
+/// of them.
 fn counterpart(class: &str) -> (Component, &'static [Role]) {
     let (component, rest) = [
         ("thinker.audio_tower", Component::ThinkerAudio),
@@ -169,7 +226,11 @@ fn counterpart(class: &str) -> (Component, &'static [Role]) {
         "experts.gate_proj" => &[Role::ExpertGate],
         "experts.up_proj" => &[Role::ExpertUp],
         "experts.down_proj" => &[Role::ExpertDown],
-        "shared_expert" => &[Role::SharedExpertGate, Role::SharedExpertUp, Role::SharedExpertDown],
+        "shared_expert" => &[
+            Role::SharedExpertGate,
+            Role::SharedExpertUp,
+            Role::SharedExpertDown,
+        ],
         "shared_expert_gate" => &[Role::SharedExpertRouter],
         "norm" => &[Role::FinalNorm],
         "lm_head" => &[Role::LmHead],
@@ -202,7 +263,9 @@ fn classes_tie_out() {
     let classes = json_fixture("classes.json");
     let mut published: BTreeMap<(Component, &[Role]), (u64, u64)> = BTreeMap::new();
     for class in classes["classes"].as_array().unwrap() {
-        let sums = published.entry(counterpart(class["class"].as_str().unwrap())).or_default();
+        let sums = published
+            .entry(counterpart(class["class"].as_str().unwrap()))
+            .or_default();
         sums.0 += class["tensors"].as_u64().unwrap();
         sums.1 += class["bytes"].as_u64().unwrap();
     }
@@ -214,7 +277,10 @@ fn classes_tie_out() {
             found.component == component && (roles.is_empty() || roles.contains(&found.role))
         };
         let found: Vec<_> = real.iter().filter(|(name, _)| inside(name)).collect();
-        let bytes: u64 = found.iter().map(|(_, shape)| 2 * shape.iter().product::<u64>()).sum();
+        let bytes: u64 = found
+            .iter()
+            .map(|(_, shape)| 2 * shape.iter().product::<u64>())
+            .sum();
         assert_eq!((found.len() as u64, bytes), sums, "{component} {roles:?}");
         covered += found.len();
     }

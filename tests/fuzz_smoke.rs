@@ -1,6 +1,8 @@
-//! The fuzz targets of `formats/fuzz` over mutations of their seeds: the same ones every time, in seconds.
+//! The fuzz targets of `formats/fuzz` over mutations of their seeds: the same ones every time, in
+//! seconds.
 //!
-//! A failure keeps the input and prints its file. `cargo fuzz` looks further, see `formats/fuzz/src/lib.rs`.
+//! A failure keeps the input and prints its file. `cargo fuzz` looks further, see
+//! `formats/fuzz/src/lib.rs`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -12,8 +14,22 @@ mod bodies;
 const INPUTS: u64 = 10_000;
 
 /// Numbers at which something ends.
-const EDGES: [u64; 14] =
-    [0, 1, 2, 7, 8, 255, 4095, 4096, 65_536, 1 << 22, 1 << 32, (1 << 63) - 1, 1 << 63, u64::MAX];
+const EDGES: [u64; 14] = [
+    0,
+    1,
+    2,
+    7,
+    8,
+    255,
+    4095,
+    4096,
+    65_536,
+    1 << 22,
+    1 << 32,
+    (1 << 63) - 1,
+    1 << 63,
+    u64::MAX,
+];
 
 /// George Marsaglia's xorshift64.
 struct Random(u64);
@@ -36,8 +52,13 @@ impl Random {
 }
 
 fn seeds(target: &str) -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../formats/fuzz/corpus").join(target);
-    let mut paths: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../formats/fuzz/corpus")
+        .join(target);
+    let mut paths: Vec<_> = fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     paths.sort();
     assert!(!paths.is_empty(), "{} holds no seed", folder.display());
     paths.iter().map(|path| fs::read(path).unwrap()).collect()
@@ -73,7 +94,9 @@ fn splice(bytes: &mut Vec<u8>, at: usize, other: Vec<u8>, random: &mut Random) {
 fn set_word(bytes: &mut [u8], at: usize, random: &mut Random) {
     let width = *random.pick(&[4, 8]);
     let at = at - at % 4;
-    let Some(word) = bytes.get_mut(at..at + width) else { return };
+    let Some(word) = bytes.get_mut(at..at + width) else {
+        return;
+    };
     let mut old = [0; 8];
     old[..width].copy_from_slice(word);
     let new = changed(u64::from_le_bytes(old), random).to_le_bytes();
@@ -82,9 +105,16 @@ fn set_word(bytes: &mut [u8], at: usize, random: &mut Random) {
 
 /// Changes the next number in a text.
 fn edit_number(bytes: &mut Vec<u8>, at: usize, random: &mut Random) {
-    let Some(start) = (at..bytes.len()).find(|&i| bytes[i].is_ascii_digit()) else { return };
-    let end = (start..bytes.len()).find(|&i| !bytes[i].is_ascii_digit()).unwrap_or(bytes.len());
-    let old = std::str::from_utf8(&bytes[start..end]).unwrap().parse().unwrap_or(u64::MAX);
+    let Some(start) = (at..bytes.len()).find(|&i| bytes[i].is_ascii_digit()) else {
+        return;
+    };
+    let end = (start..bytes.len())
+        .find(|&i| !bytes[i].is_ascii_digit())
+        .unwrap_or(bytes.len());
+    let old = std::str::from_utf8(&bytes[start..end])
+        .unwrap()
+        .parse()
+        .unwrap_or(u64::MAX);
     let new = match random.below(12) {
         0 => format!("-{old}"),
         1 => format!("{old}.5"),
@@ -106,7 +136,10 @@ fn changed(old: u64, random: &mut Random) -> u64 {
 
 /// Runs a target over its seeds and [`INPUTS`] mutations of them.
 fn smoke(target: &str) {
-    let (_, body) = bodies::TARGETS.iter().find(|(name, _)| *name == target).unwrap();
+    let (_, body) = bodies::TARGETS
+        .iter()
+        .find(|(name, _)| *name == target)
+        .unwrap();
     let seeds = seeds(target);
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let mutated = (0..INPUTS).map(|_| mutate(&seeds, &mut random));
@@ -115,12 +148,18 @@ fn smoke(target: &str) {
         let Ok(taken) = catch_unwind(AssertUnwindSafe(|| body(&input))) else {
             let path = env::temp_dir().join(format!("segpack-fuzz-smoke-{target}"));
             fs::write(&path, &input).unwrap();
-            panic!("target {target} failed at input {number}, kept as {}", path.display());
+            panic!(
+                "target {target} failed at input {number}, kept as {}",
+                path.display()
+            );
         };
         accepted += u64::from(taken);
     }
     // what is always refused reaches nothing behind the parser
-    assert!((INPUTS / 50..INPUTS).contains(&accepted), "{target} accepted {accepted} of {INPUTS} inputs");
+    assert!(
+        (INPUTS / 50..INPUTS).contains(&accepted),
+        "{target} accepted {accepted} of {INPUTS} inputs"
+    );
 }
 
 #[test]

@@ -27,7 +27,10 @@ impl Gguf {
     }
 
     fn data(&self, name: &str) -> &[u8] {
-        let tensor = self.header.tensor(name).unwrap_or_else(|| panic!("no tensor {name}"));
+        let tensor = self
+            .header
+            .tensor(name)
+            .unwrap_or_else(|| panic!("no tensor {name}"));
         let start = (self.header.data_start + tensor.offset) as usize;
         &self.bytes[start..start + tensor.length as usize]
     }
@@ -37,7 +40,11 @@ impl Gguf {
     }
 
     fn keys(&self) -> Vec<&str> {
-        self.header.metadata.iter().map(|(key, _)| key.as_str()).collect()
+        self.header
+            .metadata
+            .iter()
+            .map(|(key, _)| key.as_str())
+            .collect()
     }
 
     fn texts(&self, key: &str) -> &[String] {
@@ -49,8 +56,14 @@ impl Gguf {
 }
 
 fn export(pack: &Path, out: &Path, options: &[&str]) -> Run {
-    let mut arguments =
-        vec!["export".into(), pack.into(), "--to".into(), "gguf".into(), "-o".into(), out.into()];
+    let mut arguments = vec![
+        "export".into(),
+        pack.into(),
+        "--to".into(),
+        "gguf".into(),
+        "-o".into(),
+        out.into(),
+    ];
     arguments.extend(options.iter().map(Into::into));
     crate::support::cli::run(&arguments)
 }
@@ -60,7 +73,10 @@ fn export(pack: &Path, out: &Path, options: &[&str]) -> Run {
 fn said(run: Run, words: &[&str]) {
     let run = run.ok();
     for word in words {
-        assert!(run.text().contains(word), "stdout does not say {word:?}\n{run}");
+        assert!(
+            run.text().contains(word),
+            "stdout does not say {word:?}\n{run}"
+        );
     }
 }
 
@@ -77,24 +93,47 @@ fn attempt(tiny: &Tiny, options: &[&str]) -> (Run, TempDir) {
     let folder = temp();
     let checkpoint = tiny.write(&folder.path().join("checkpoint"));
     let pack = packed(&checkpoint, folder.path());
-    (export(&pack, &folder.path().join("model.gguf"), options), folder)
+    (
+        export(&pack, &folder.path().join("model.gguf"), options),
+        folder,
+    )
 }
 
 fn widened(bf16: &[u8]) -> Vec<u8> {
-    bf16.chunks_exact(2).flat_map(|v| [0, 0, v[0], v[1]]).collect()
+    bf16.chunks_exact(2)
+        .flat_map(|v| [0, 0, v[0], v[1]])
+        .collect()
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    bytes
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|b| f32::from_le_bytes(*b))
+        .collect()
 }
 
 /// Where each tensor of a file comes from: the names of its parts, and whether it is always F32.
 fn sources(layers: u64, experts: u64) -> BTreeMap<String, (Vec<String>, bool)> {
     let mut all = BTreeMap::new();
-    let mut add = |to: String, from: Vec<String>, f32| all.insert(format!("{to}.weight"), (from, f32));
-    add("token_embd".to_owned(), vec!["thinker.model.embed_tokens.weight".to_owned()], false);
-    add("output_norm".to_owned(), vec!["thinker.model.norm.weight".to_owned()], true);
-    add("output".to_owned(), vec!["thinker.lm_head.weight".to_owned()], false);
+    let mut add =
+        |to: String, from: Vec<String>, f32| all.insert(format!("{to}.weight"), (from, f32));
+    add(
+        "token_embd".to_owned(),
+        vec!["thinker.model.embed_tokens.weight".to_owned()],
+        false,
+    );
+    add(
+        "output_norm".to_owned(),
+        vec!["thinker.model.norm.weight".to_owned()],
+        true,
+    );
+    add(
+        "output".to_owned(),
+        vec!["thinker.lm_head.weight".to_owned()],
+        false,
+    );
     for layer in 0..layers {
         let from = format!("thinker.model.layers.{layer}");
         for (to, part, f32) in [
@@ -108,9 +147,17 @@ fn sources(layers: u64, experts: u64) -> BTreeMap<String, (Vec<String>, bool)> {
             ("ffn_norm", "post_attention_layernorm", true),
             ("ffn_gate_inp", "mlp.gate", true),
         ] {
-            add(format!("blk.{layer}.{to}"), vec![format!("{from}.{part}.weight")], f32);
+            add(
+                format!("blk.{layer}.{to}"),
+                vec![format!("{from}.{part}.weight")],
+                f32,
+            );
         }
-        for (to, part) in [("ffn_gate_exps", "gate"), ("ffn_up_exps", "up"), ("ffn_down_exps", "down")] {
+        for (to, part) in [
+            ("ffn_gate_exps", "gate"),
+            ("ffn_up_exps", "up"),
+            ("ffn_down_exps", "down"),
+        ] {
             let parts = (0..experts).map(|e| format!("{from}.mlp.experts.{e}.{part}_proj.weight"));
             add(format!("blk.{layer}.{to}"), parts.collect(), false);
         }
@@ -120,12 +167,23 @@ fn sources(layers: u64, experts: u64) -> BTreeMap<String, (Vec<String>, bool)> {
 
 #[test]
 fn every_tensor_is_the_sources_and_experts_are_stacked_in_order() {
-    for (checkpoint, tiny, experts) in [(tiny_full(), Tiny::full(), 8), (tiny_text(), Tiny::text(), 12)] {
+    for (checkpoint, tiny, experts) in [
+        (tiny_full(), Tiny::full(), 8),
+        (tiny_text(), Tiny::text(), 12),
+    ] {
         let gguf = exported(&checkpoint, &[]);
         let (wanted, source) = (sources(3, experts), tiny.by_name());
-        let names: Vec<&str> = gguf.header.tensors.iter().map(|t| t.name.as_str()).collect();
+        let names: Vec<&str> = gguf
+            .header
+            .tensors
+            .iter()
+            .map(|t| t.name.as_str())
+            .collect();
         assert_eq!(names.len(), wanted.len());
-        assert_eq!((names[0], names[1]), ("token_embd.weight", "blk.0.attn_norm.weight"));
+        assert_eq!(
+            (names[0], names[1]),
+            ("token_embd.weight", "blk.0.attn_norm.weight")
+        );
         for (name, (parts, f32)) in wanted {
             let parts: Vec<&Tensor> = parts.iter().map(|part| source[part.as_str()]).collect();
             let mut shape = parts[0].shape.clone();
@@ -136,12 +194,25 @@ fn every_tensor_is_the_sources_and_experts_are_stacked_in_order() {
             if f32 {
                 bytes = widened(&bytes);
             }
-            assert_eq!(gguf.kind(&name), if f32 { TensorType::F32 } else { TensorType::Bf16 }, "{name}");
+            assert_eq!(
+                gguf.kind(&name),
+                if f32 {
+                    TensorType::F32
+                } else {
+                    TensorType::Bf16
+                },
+                "{name}"
+            );
             assert_eq!(gguf.header.tensor(&name).unwrap().shape, shape, "{name}");
             assert!(gguf.data(&name) == bytes, "{name}");
         }
         for tensor in &gguf.header.tensors {
-            assert_eq!((gguf.header.data_start + tensor.offset) % 32, 0, "{}", tensor.name);
+            assert_eq!(
+                (gguf.header.data_start + tensor.offset) % 32,
+                0,
+                "{}",
+                tensor.name
+            );
         }
         assert_eq!(gguf.bytes.len() as u64, gguf.header.file_length());
     }
@@ -152,10 +223,16 @@ fn raw_and_coded_packs_and_any_number_of_threads_give_the_same_file() {
     let folder = temp();
     let mut files = Vec::new();
     for (codec, jobs) in [("raw", "1"), ("bf16-rans", "4"), ("zstd", "2")] {
-        let (pack, out) = (folder.path().join(codec), folder.path().join(format!("{codec}.gguf")));
+        let (pack, out) = (
+            folder.path().join(codec),
+            folder.path().join(format!("{codec}.gguf")),
+        );
         segpack!["pack", tiny_full(), "-o", &pack, "-q", "--codec", codec].ok();
         for dtype in ["keep", "q8_0"] {
-            said(export(&pack, &out, &["--dtype", dtype, "-j", jobs]), &["read back and equal"]);
+            said(
+                export(&pack, &out, &["--dtype", dtype, "-j", jobs]),
+                &["read back and equal"],
+            );
             files.push(fs::read(&out).unwrap());
             fs::remove_file(&out).unwrap();
         }
@@ -168,10 +245,16 @@ fn raw_and_coded_packs_and_any_number_of_threads_give_the_same_file() {
 #[test]
 fn a_plain_checkpoint_of_the_same_model_gives_the_same_file() {
     let folder = temp();
-    let (plain, direct, again) =
-        (folder.path().join("plain"), folder.path().join("a.gguf"), folder.path().join("b.gguf"));
+    let (plain, direct, again) = (
+        folder.path().join("plain"),
+        folder.path().join("a.gguf"),
+        folder.path().join("b.gguf"),
+    );
     let pack = packed(&tiny_full(), folder.path());
-    said(export(&pack, &direct, &[]), &["images, audio and video need the full thinker"]);
+    said(
+        export(&pack, &direct, &[]),
+        &["images, audio and video need the full thinker"],
+    );
     segpack!["export", &pack, "--to", "qwen3-moe", "-o", &plain].ok();
     export(&packed(&plain, &folder.path().join("other")), &again, &[]).ok();
     assert!(fs::read(direct).unwrap() == fs::read(again).unwrap());
@@ -182,7 +265,12 @@ fn a_plain_checkpoint_of_the_same_model_gives_the_same_file() {
     tied.remove("lm_head.weight");
     let (run, folder) = attempt(&tied, &[]);
     run.ok();
-    assert!(Gguf::read(&folder.path().join("model.gguf")).header.tensor("output.weight").is_none());
+    assert!(
+        Gguf::read(&folder.path().join("model.gguf"))
+            .header
+            .tensor("output.weight")
+            .is_none()
+    );
 }
 
 #[test]
@@ -206,7 +294,10 @@ fn dtypes_are_as_asked_but_for_norms_routers_and_rows_without_blocks() {
         ("bf16", TensorType::Bf16, 32),
     ] {
         let gguf = exported(&tiny_text(), &["--dtype", dtype]);
-        assert_eq!(gguf.header.get("general.file_type"), Some(&Value::U32(file_type)));
+        assert_eq!(
+            gguf.header.get("general.file_type"),
+            Some(&Value::U32(file_type))
+        );
         for tensor in &gguf.header.tensors {
             let always = tensor.name.contains("norm") || tensor.name.contains("gate_inp");
             // an expert is 24 wide
@@ -236,16 +327,27 @@ fn dtypes_are_as_asked_but_for_norms_routers_and_rows_without_blocks() {
             _ => {
                 let wide = |b: &[u8; 2]| {
                     let bits = u32::from(u16::from_le_bytes(*b));
-                    f32::from_bits(((bits & 0x8000) << 16) | (((bits & 0x7fff) << 13) + (112 << 23)))
+                    f32::from_bits(
+                        ((bits & 0x8000) << 16) | (((bits & 0x7fff) << 13) + (112 << 23)),
+                    )
                 };
                 let halves: Vec<f32> = third.as_chunks::<2>().0.iter().map(wide).collect();
-                let near = halves.iter().zip(&values).all(|(h, x)| x.abs() < 1e-4 || h == x);
+                let near = halves
+                    .iter()
+                    .zip(&values)
+                    .all(|(h, x)| x.abs() < 1e-4 || h == x);
                 assert!(near);
             }
         }
     }
     let (run, _folder) = attempt(&Tiny::text(), &["--dtype", "q8_0"]);
-    said(run, &["3 tensors have rows that are no multiple of 32 and are F16", "blk.0.ffn_down_exps.weight"]);
+    said(
+        run,
+        &[
+            "3 tensors have rows that are no multiple of 32 and are F16",
+            "blk.0.ffn_down_exps.weight",
+        ],
+    );
 }
 
 #[test]
@@ -290,7 +392,10 @@ fn metadata_is_that_of_llama_cpps_converter() {
     is("qwen3moe.embedding_length", Value::U32(48));
     is("qwen3moe.attention.key_length", Value::U32(32));
     is("qwen3moe.rope.freq_base", Value::F32(1e6));
-    is("qwen3moe.attention.layer_norm_rms_epsilon", Value::F32(1e-6));
+    is(
+        "qwen3moe.attention.layer_norm_rms_epsilon",
+        Value::F32(1e-6),
+    );
     is("qwen3moe.expert_used_count", Value::U32(3));
     is("qwen3moe.expert_feed_forward_length", Value::U32(24));
     is("tokenizer.ggml.model", "gpt2".into());
@@ -299,34 +404,55 @@ fn metadata_is_that_of_llama_cpps_converter() {
     is("tokenizer.ggml.padding_token_id", Value::U32(285));
     is("tokenizer.ggml.add_bos_token", Value::Bool(false));
 
-    let (tokens, Some(Value::Array(Array::I32(types)))) =
-        (gguf.texts("tokenizer.ggml.tokens"), gguf.header.get("tokenizer.ggml.token_type"))
-    else {
+    let (tokens, Some(Value::Array(Array::I32(types)))) = (
+        gguf.texts("tokenizer.ggml.tokens"),
+        gguf.header.get("tokenizer.ggml.token_type"),
+    ) else {
         panic!("no token types")
     };
-    assert_eq!((tokens.len(), types.len()), (320, 320), "as many as the embedding has rows");
+    assert_eq!(
+        (tokens.len(), types.len()),
+        (320, 320),
+        "as many as the embedding has rows"
+    );
     assert_eq!((tokens[286].as_str(), types[286]), ("<|im_start|>", 3));
     assert_eq!((tokens[319].as_str(), types[319]), ("[PAD319]", 5));
     assert_eq!(types[0], 1);
     let merges = fs::read_to_string(tiny_full().join("merges.txt")).unwrap();
-    let lines: Vec<&str> = merges.lines().filter(|l| !l.starts_with("#version") && !l.is_empty()).collect();
+    let lines: Vec<&str> = merges
+        .lines()
+        .filter(|l| !l.starts_with("#version") && !l.is_empty())
+        .collect();
     assert_eq!(gguf.texts("tokenizer.ggml.merges"), lines);
 }
 
 #[test]
 fn a_checkpoint_without_a_tokenizer_says_so() {
     let gguf = exported(&tiny_text(), &[]);
-    assert_eq!(gguf.header.get("tokenizer.ggml.model"), Some(&"none".into()));
-    assert_eq!(gguf.header.get("qwen3moe.vocab_size"), Some(&Value::U32(320)));
+    assert_eq!(
+        gguf.header.get("tokenizer.ggml.model"),
+        Some(&"none".into())
+    );
+    assert_eq!(
+        gguf.header.get("qwen3moe.vocab_size"),
+        Some(&Value::U32(320))
+    );
     assert!(!gguf.keys().contains(&"tokenizer.ggml.tokens"));
     let left_out = exported(&tiny_full(), &["--tokenizer-pre", "none"]);
-    assert_eq!(left_out.header.get("tokenizer.ggml.model"), Some(&"none".into()));
+    assert_eq!(
+        left_out.header.get("tokenizer.ggml.model"),
+        Some(&"none".into())
+    );
 }
 
 /// tiny-full without `tokenizer.json`, which then is made of the other files, or with another one.
 fn with_tokenizer(edit: impl FnOnce(&mut serde_json::Value)) -> Tiny {
     let mut tiny = Tiny::full();
-    let file = tiny.files.iter_mut().find(|(name, _)| name == "tokenizer.json").unwrap();
+    let file = tiny
+        .files
+        .iter_mut()
+        .find(|(name, _)| name == "tokenizer.json")
+        .unwrap();
     let mut json = serde_json::from_slice(&file.1).unwrap();
     edit(&mut json);
     file.1 = json.to_string().into_bytes();
@@ -339,21 +465,31 @@ fn an_unknown_pre_tokenizer_is_no_guess() {
         json["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = json!(r"\p{L}+|\s+|.");
     };
     let (run, folder) = attempt(&with_tokenizer(split), &[]);
-    run.exits(3).says(&["does not split text as Qwen2's", "--tokenizer-pre"]);
+    run.exits(3)
+        .says(&["does not split text as Qwen2's", "--tokenizer-pre"]);
     assert!(!folder.path().join("model.gguf").exists());
     let (run, folder) = attempt(&with_tokenizer(split), &["--tokenizer-pre", "gpt-4o"]);
     run.ok();
     let gguf = Gguf::read(&folder.path().join("model.gguf"));
-    assert_eq!(gguf.header.get("tokenizer.ggml.pre"), Some(&"gpt-4o".into()));
+    assert_eq!(
+        gguf.header.get("tokenizer.ggml.pre"),
+        Some(&"gpt-4o".into())
+    );
     let lower = |json: &mut serde_json::Value| json["normalizer"] = json!({"type": "Lowercase"});
-    attempt(&with_tokenizer(lower), &[]).0.exits(3).says(&["Lowercase"]);
+    attempt(&with_tokenizer(lower), &[])
+        .0
+        .exits(3)
+        .says(&["Lowercase"]);
     let around = |json: &mut serde_json::Value| {
         json["post_processor"] = json!({"type": "TemplateProcessing",
             "single": [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
             "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
             "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [286], "tokens": ["<|im_start|>"]}}});
     };
-    attempt(&with_tokenizer(around), &[]).0.exits(3).says(&["post-processor \"TemplateProcessing\""]);
+    attempt(&with_tokenizer(around), &[])
+        .0
+        .exits(3)
+        .says(&["post-processor \"TemplateProcessing\""]);
 }
 
 #[test]
@@ -362,7 +498,9 @@ fn a_tokenizer_of_older_files_is_the_same_one() {
     old.files.retain(|(name, _)| name != "tokenizer.json");
     let (run, folder) = attempt(&old, &[]);
     run.ok();
-    assert!(Gguf::read(&folder.path().join("model.gguf")).bytes == exported(&tiny_full(), &[]).bytes);
+    assert!(
+        Gguf::read(&folder.path().join("model.gguf")).bytes == exported(&tiny_full(), &[]).bytes
+    );
 }
 
 #[test]
@@ -371,28 +509,44 @@ fn a_size_splits_the_model_into_files_that_name_one_another() {
     let whole = exported(&tiny_full(), &[]);
     let out = folder.path().join("m.gguf");
     let pack = packed(&tiny_full(), folder.path());
-    said(export(&pack, &out, &["--max-shard-size", "60kB"]), &["7 files"]);
+    said(
+        export(&pack, &out, &["--max-shard-size", "60kB"]),
+        &["7 files"],
+    );
     assert!(!out.exists());
-    let parts: Vec<Gguf> =
-        (1..=7).map(|n| Gguf::read(&folder.path().join(format!("m-{n:05}-of-00007.gguf")))).collect();
+    let parts: Vec<Gguf> = (1..=7)
+        .map(|n| Gguf::read(&folder.path().join(format!("m-{n:05}-of-00007.gguf"))))
+        .collect();
     let mut seen = 0;
     for (number, part) in (0..).zip(&parts) {
         let is = |key: &str, value: Value| assert_eq!(part.header.get(key), Some(&value), "{key}");
         is("split.no", Value::U16(number));
         is("split.count", Value::U16(7));
-        is("split.tensors.count", Value::I32(whole.header.tensors.len() as i32));
+        is(
+            "split.tensors.count",
+            Value::I32(whole.header.tensors.len() as i32),
+        );
         assert!(part.header.tensors.iter().map(|t| t.length).sum::<u64>() <= 60_000);
-        assert_eq!(part.keys().len(), 3 + if number == 0 { whole.keys().len() } else { 0 });
+        assert_eq!(
+            part.keys().len(),
+            3 + if number == 0 { whole.keys().len() } else { 0 }
+        );
         for tensor in &part.header.tensors {
             assert_eq!(tensor.name, whole.header.tensors[seen].name);
-            assert!(part.data(&tensor.name) == whole.data(&tensor.name), "{}", tensor.name);
+            assert!(
+                part.data(&tensor.name) == whole.data(&tensor.name),
+                "{}",
+                tensor.name
+            );
             seen += 1;
         }
     }
     assert_eq!(seen, whole.header.tensors.len());
     // none of them is overwritten
     fs::remove_file(folder.path().join("m-00001-of-00007.gguf")).unwrap();
-    export(&pack, &out, &["--max-shard-size", "60kB"]).exits(1).says(&["m-00002-of-00007.gguf exists"]);
+    export(&pack, &out, &["--max-shard-size", "60kB"])
+        .exits(1)
+        .says(&["m-00002-of-00007.gguf exists"]);
     assert!(!folder.path().join("m-00001-of-00007.gguf").exists());
 }
 
@@ -402,15 +556,37 @@ fn what_llama_cpp_cannot_hold_is_refused_and_nothing_is_left() {
         let (run, folder) = attempt(tiny, options);
         run.exits(status).says(words);
         let left = contents(folder.path());
-        assert!(!left.keys().any(|name| name.contains("gguf")), "{:?}", left.keys());
+        assert!(
+            !left.keys().any(|name| name.contains("gguf")),
+            "{:?}",
+            left.keys()
+        );
     };
     let moe = Tiny::qwen3_moe(Qwen3Moe::default());
-    refused(&moe, &[], 3, &["experts in every layer, this model in 3 of 4", "--to hf or qwen3-moe"]);
+    refused(
+        &moe,
+        &[],
+        3,
+        &[
+            "experts in every layer, this model in 3 of 4",
+            "--to hf or qwen3-moe",
+        ],
+    );
     let mut large = Tiny::text();
-    large.tensor("thinker.model.layers.1.self_attn.q_proj.weight").bytes[..2].copy_from_slice(&[0x80, 0x47]);
-    refused(&large, &["--dtype", "f16"], 3, &["blk.1.attn_q.weight", "beyond what F16 can hold"]);
+    large
+        .tensor("thinker.model.layers.1.self_attn.q_proj.weight")
+        .bytes[..2]
+        .copy_from_slice(&[0x80, 0x47]);
+    refused(
+        &large,
+        &["--dtype", "f16"],
+        3,
+        &["blk.1.attn_q.weight", "beyond what F16 can hold"],
+    );
     let mut infinite = Tiny::text();
-    infinite.tensor("thinker.model.layers.1.self_attn.q_proj.weight").bytes[..2]
+    infinite
+        .tensor("thinker.model.layers.1.self_attn.q_proj.weight")
+        .bytes[..2]
         .copy_from_slice(&[0x80, 0x7f]);
     refused(
         &infinite,
@@ -430,17 +606,44 @@ fn options_of_other_targets_and_bad_names_are_wrong_command_lines() {
     let pack = packed(&tiny_text(), folder.path());
     let out = folder.path().join("model.gguf");
     let usage = |run: Run, words: &[&str]| run.exits(2).says(words);
-    usage(export(&pack, &folder.path().join("model.bin"), &[]), &["must end in .gguf"]);
-    usage(export(&pack, &out, &["--expert-parallel", "0/2"]), &["--expert-parallel is for"]);
+    usage(
+        export(&pack, &folder.path().join("model.bin"), &[]),
+        &["must end in .gguf"],
+    );
+    usage(
+        export(&pack, &out, &["--expert-parallel", "0/2"]),
+        &["--expert-parallel is for"],
+    );
     usage(export(&pack, &out, &["thinker.*"]), &["GLOB is for"]);
-    usage(export(&pack, &out, &["--tokenizer-pre", "a b"]), &["is not a name"]);
-    usage(export(&pack, &out, &["--component", "thinker.audio"]), &["text decoder"]);
-    usage(export(&pack, Path::new("-"), &[]), &["only --to safetensors"]);
+    usage(
+        export(&pack, &out, &["--tokenizer-pre", "a b"]),
+        &["is not a name"],
+    );
+    usage(
+        export(&pack, &out, &["--component", "thinker.audio"]),
+        &["text decoder"],
+    );
+    usage(
+        export(&pack, Path::new("-"), &[]),
+        &["only --to safetensors"],
+    );
     let hf = |option: &str, value: &str| {
-        segpack!["export", &pack, "--to", "hf", "-o", folder.path().join("hf"), option, value]
+        segpack![
+            "export",
+            &pack,
+            "--to",
+            "hf",
+            "-o",
+            folder.path().join("hf"),
+            option,
+            value
+        ]
     };
     usage(hf("--dtype", "q8_0"), &["--dtype q8_0 is for --to gguf"]);
-    usage(hf("--tokenizer-pre", "qwen2"), &["--tokenizer-pre is for --to gguf"]);
+    usage(
+        hf("--tokenizer-pre", "qwen2"),
+        &["--tokenizer-pre is for --to gguf"],
+    );
     fs::write(&out, b"mine").unwrap();
     export(&pack, &out, &[]).exits(1).says(&["exists"]);
     assert_eq!(fs::read(&out).unwrap(), b"mine");
@@ -448,16 +651,21 @@ fn options_of_other_targets_and_bad_names_are_wrong_command_lines() {
 
 #[test]
 fn damage_of_the_pack_is_found_and_nothing_is_published() {
-    for (options, checked) in
-        [(&[][..], true), (&["--dtype", "q8_0"][..], true), (&["--no-check"][..], false)]
-    {
+    for (options, checked) in [
+        (&[][..], true),
+        (&["--dtype", "q8_0"][..], true),
+        (&["--no-check"][..], false),
+    ] {
         let folder = temp();
         let pack = packed(&tiny_text(), folder.path());
         let file: PathBuf = pack.join("packs/thinker.text.experts.01.safetensors");
         flip(&file, -5000);
         let run = export(&pack, &folder.path().join("model.gguf"), options);
         run.exits(3).says(&["thinker.model.layers.1.mlp.experts."]);
-        let left: Vec<_> = contents(folder.path()).into_keys().filter(|name| name.contains("gguf")).collect();
+        let left: Vec<_> = contents(folder.path())
+            .into_keys()
+            .filter(|name| name.contains("gguf"))
+            .collect();
         assert!(left.is_empty(), "{left:?}, checked {checked}");
     }
 }

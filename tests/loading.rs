@@ -1,4 +1,5 @@
-//! Whole segments into memory: the right bytes from every kind of segment, and damage found before they are used.
+//! Whole segments into memory: the right bytes from every kind of segment, and damage found before
+//! they are used.
 
 use std::fs;
 
@@ -24,7 +25,13 @@ fn block(segment: &SegmentEntry) -> Block {
 
 fn load(loader: &Loader<'_>, segment: &SegmentEntry) -> Result<Vec<u8>, String> {
     let mut block = block(segment);
-    let loaded = loader.load(&mut [Load { segment, to: &mut block }], &Stop::default());
+    let loaded = loader.load(
+        &mut [Load {
+            segment,
+            to: &mut block,
+        }],
+        &Stop::default(),
+    );
     loaded.map_err(|e| e.to_string())?;
     Ok(block[begins_at(segment)..][..index(segment.raw_length)].to_vec())
 }
@@ -35,7 +42,11 @@ fn wanted(source: &WeightSource<'_>, segment: &SegmentEntry) -> Vec<u8> {
         bytes.extend_from_slice(piece);
         Ok::<_, segpack_formats::FormatError>(())
     };
-    source.reader().unwrap().read_segment(segment, 0..segment.raw_length, &stop, take).unwrap();
+    source
+        .reader()
+        .unwrap()
+        .read_segment(segment, 0..segment.raw_length, &stop, take)
+        .unwrap();
     bytes
 }
 
@@ -43,7 +54,13 @@ fn wanted(source: &WeightSource<'_>, segment: &SegmentEntry) -> Vec<u8> {
 fn every_segment_comes_whole_from_raw_and_coded_packs() {
     let folder = temp();
     // experts of 2.4 MB: more than one read, more than one chunk, no multiple of a page
-    let size = Qwen3Moe { layers: 1, experts: 2, hidden: 510, width: 790, shards: 1 };
+    let size = Qwen3Moe {
+        layers: 1,
+        experts: 2,
+        hidden: 510,
+        width: 790,
+        shards: 1,
+    };
     let large = Tiny::qwen3_moe(size).write(&folder.path().join("large"));
     for (i, checkpoint) in [tiny_full(), large].iter().enumerate() {
         for codec in ["raw", "zstd"] {
@@ -58,7 +75,10 @@ fn every_segment_comes_whole_from_raw_and_coded_packs() {
                     assert!(seen == wanted(&source, segment), "{codec} {}", segment.id);
                 }
                 let stats = loader.stats();
-                assert!(stats.bytes() > 0 && (stats.decoded > 0) == (codec == "zstd"), "{stats:?}");
+                assert!(
+                    stats.bytes() > 0 && (stats.decoded > 0) == (codec == "zstd"),
+                    "{stats:?}"
+                );
                 assert_eq!(stats.check_time.is_zero(), check == Check::Never);
             }
         }
@@ -78,7 +98,10 @@ fn many_segments_load_at_once_while_something_else_is_done() {
     let mut loads: Vec<Load<'_, '_>> = segments
         .iter()
         .zip(&mut blocks)
-        .map(|(segment, block)| Load { segment, to: &mut block[..] })
+        .map(|(segment, block)| Load {
+            segment,
+            to: &mut block[..],
+        })
         .collect();
     let (loaded, done) = loader.load_while(&mut loads, &Stop::default(), || 6 * 7);
     loaded.unwrap();
@@ -124,8 +147,15 @@ fn the_first_load_is_checked_and_later_ones_only_if_asked() {
     let [always, first, never] =
         [Check::Always, Check::First, Check::Never].map(|c| Loader::new(&source, c).unwrap());
     assert!(load(&always, segment).is_ok() && load(&first, segment).is_ok());
-    flip(&out.join(&segment.pack), i64::try_from(segment.offset).unwrap());
-    assert!(load(&always, segment).unwrap_err().contains("is damaged: BLAKE3"));
+    flip(
+        &out.join(&segment.pack),
+        i64::try_from(segment.offset).unwrap(),
+    );
+    assert!(
+        load(&always, segment)
+            .unwrap_err()
+            .contains("is damaged: BLAKE3")
+    );
     assert!(load(&first, segment).is_ok() && load(&never, segment).is_ok());
 }
 
@@ -137,16 +167,40 @@ fn a_pack_that_was_cut_and_a_request_to_stop_are_errors() {
     let pack = Pack::open(&out).unwrap();
     let source = WeightSource::new(&pack);
     let loader = Loader::new(&source, Check::Always).unwrap();
-    let segment = pack.manifest().segments.iter().max_by_key(|s| s.offset).unwrap();
+    let segment = pack
+        .manifest()
+        .segments
+        .iter()
+        .max_by_key(|s| s.offset)
+        .unwrap();
     let stop = Stop::default();
     stop.request();
     let mut memory = block(segment);
-    let stopped = loader.load(&mut [Load { segment, to: &mut memory }], &stop);
+    let stopped = loader.load(
+        &mut [Load {
+            segment,
+            to: &mut memory,
+        }],
+        &stop,
+    );
     assert!(stopped.unwrap_err().to_string().contains("interrupted"));
     let path = out.join(&segment.pack);
     let length = fs::metadata(&path).unwrap().len();
-    fs::File::options().write(true).open(&path).unwrap().set_len(length - 1).unwrap();
-    assert!(load(&loader, segment).unwrap_err().contains("ends before byte"));
+    fs::File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(length - 1)
+        .unwrap();
+    assert!(
+        load(&loader, segment)
+            .unwrap_err()
+            .contains("ends before byte")
+    );
     let fresh = WeightSource::new(&pack);
-    assert!(load(&Loader::new(&fresh, Check::Never).unwrap(), segment).unwrap_err().contains("ends after"));
+    assert!(
+        load(&Loader::new(&fresh, Check::Never).unwrap(), segment)
+            .unwrap_err()
+            .contains("ends after")
+    );
 }

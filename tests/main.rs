@@ -1,7 +1,11 @@
 //! End-to-end tests: the program as a user meets it, on checkpoints that are made here.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "test data is small")]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "test data is small"
+)]
 
 mod arrows;
 mod bad_checkpoints;

@@ -11,8 +11,8 @@ use crate::support::cli::segpack;
 use crate::support::folders::{contents, copy, temp};
 use crate::support::tiny::{Qwen3Moe, Tensor, Tiny};
 
-/// `vN/CODEC` are packs of `vN/checkpoint.sha256`'s files, written when that was the newest format. `v1-weights` has the
-/// codecs that came later, and values that look like weights.
+/// `vN/CODEC` are packs of `vN/checkpoint.sha256`'s files, written when that was the newest format.
+/// `v1-weights` has the codecs that came later, and values that look like weights.
 fn places() -> Vec<PathBuf> {
     let all = fs::read_dir(fixtures().join("packs")).into_iter().flatten();
     let mut places: Vec<PathBuf> = all.map(|e| e.unwrap().path()).collect();
@@ -25,40 +25,65 @@ fn places() -> Vec<PathBuf> {
 fn codecs(place: &Path) -> Vec<String> {
     let entries = fs::read_dir(place).unwrap().map(|e| e.unwrap());
     let folders = entries.filter(|e| e.file_type().unwrap().is_dir());
-    let mut names: Vec<String> = folders.map(|e| e.file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> = folders
+        .map(|e| e.file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
 
 fn digests(folder: &Path) -> String {
     let files = contents(folder);
-    files.iter().map(|(name, bytes)| format!("{}  {name}\n", Sha256::of(bytes))).collect()
+    files
+        .iter()
+        .map(|(name, bytes)| format!("{}  {name}\n", Sha256::of(bytes)))
+        .collect()
 }
 
 #[test]
 fn packs_of_every_version_are_verified_and_unpacked() {
-    assert_eq!(places().iter().map(|p| codecs(p).len()).collect::<Vec<_>>(), [2, 2]);
+    assert_eq!(
+        places().iter().map(|p| codecs(p).len()).collect::<Vec<_>>(),
+        [2, 2]
+    );
     for place in places() {
         let wanted = fs::read_to_string(place.join("checkpoint.sha256")).unwrap();
         let folder = temp();
         for codec in codecs(&place) {
-            let (pack, back) = (folder.path().join(&codec), folder.path().join(format!("{codec}-back")));
+            let (pack, back) = (
+                folder.path().join(&codec),
+                folder.path().join(format!("{codec}-back")),
+            );
             copy(&place.join(&codec), &pack);
             let report = segpack!["verify", &pack, "--sums", "--json"].ok().json();
             assert_eq!(report["findings"], json!([]), "{}", place.display());
             segpack!["unpack", &pack, "-o", &back].ok();
             assert_eq!(digests(&back), wanted, "{}", place.display());
-            let row = segpack!["cat", &pack, "model.embed_tokens.weight", "--rows", "7"].ok().stdout;
+            let row = segpack!["cat", &pack, "model.embed_tokens.weight", "--rows", "7"]
+                .ok()
+                .stdout;
             assert!(row.len() == if place.ends_with("v1") { 32 } else { 64 });
             assert!(row == [1, 0].repeat(16) || !place.ends_with("v1"));
-            assert!(segpack!["ls", &pack, "--json"].ok().text().contains(&format!("\"codec\":\"{codec}\"")));
+            assert!(
+                segpack!["ls", &pack, "--json"]
+                    .ok()
+                    .text()
+                    .contains(&format!("\"codec\":\"{codec}\""))
+            );
         }
     }
 }
 
-/// What the fixtures are made of: little, but with a dense and a sparse layer and a segment that shrinks.
+/// What the fixtures are made of: little, but with a dense and a sparse layer and a segment that
+/// shrinks.
 fn checkpoint() -> Tiny {
-    let size = Qwen3Moe { layers: 2, experts: 2, hidden: 16, width: 8, shards: 2 };
+    let size = Qwen3Moe {
+        layers: 2,
+        experts: 2,
+        hidden: 16,
+        width: 8,
+        shards: 2,
+    };
     let mut tiny = Tiny::qwen3_moe(size);
     let rows = 200;
     tiny.config["vocab_size"] = json!(rows);
@@ -72,10 +97,17 @@ fn checkpoint() -> Tiny {
 
 /// Little but an embedding of noise like weights, long enough for every method.
 fn weights() -> Tiny {
-    let mut tiny = Tiny::qwen3_moe(Qwen3Moe { layers: 2, experts: 2, hidden: 32, width: 16, shards: 1 });
+    let mut tiny = Tiny::qwen3_moe(Qwen3Moe {
+        layers: 2,
+        experts: 2,
+        hidden: 32,
+        width: 16,
+        shards: 1,
+    });
     let rows = 1500;
     tiny.config["vocab_size"] = json!(rows);
-    *tiny.tensor("model.embed_tokens.weight") = Tensor::noise("model.embed_tokens.weight", &[rows, 32]);
+    *tiny.tensor("model.embed_tokens.weight") =
+        Tensor::noise("model.embed_tokens.weight", &[rows, 32]);
     tiny
 }
 
@@ -97,9 +129,21 @@ fn write_fixture(name: &str, tiny: &Tiny, codecs: [&str; 2]) {
     let checkpoint = tiny.write(&folder.path().join("checkpoint"));
     for codec in codecs {
         let out = folder.path().join(codec);
-        segpack!["pack", &checkpoint, "-o", &out, "--codec", codec, "--no-provenance"].ok();
+        segpack![
+            "pack",
+            &checkpoint,
+            "-o",
+            &out,
+            "--codec",
+            codec,
+            "--no-provenance"
+        ]
+        .ok();
         let bytes: usize = contents(&out).values().map(Vec::len).sum();
-        assert!(bytes < 150_000, "{bytes} bytes are too many for a repository");
+        assert!(
+            bytes < 150_000,
+            "{bytes} bytes are too many for a repository"
+        );
     }
     for codec in codecs {
         copy(&folder.path().join(codec), &place.join(codec));

@@ -24,15 +24,21 @@ fn a_quiet_run_says_nothing_but_results() {
     let folder = temp();
     let out = folder.path().join("pack");
     let said = [
-        segpack!["--quiet", "pack", tiny_full(), "-o", &out].ok().stderr,
+        segpack!["--quiet", "pack", tiny_full(), "-o", &out]
+            .ok()
+            .stderr,
         segpack!["verify", &out, "-q"].ok().stderr,
-        segpack!["unpack", "--quiet", &out, "-o", folder.path().join("back")].ok().stderr,
+        segpack!["unpack", "--quiet", &out, "-o", folder.path().join("back")]
+            .ok()
+            .stderr,
         segpack!["scan", "-q", tiny_full()].ok().stderr,
         segpack!["ls", &out].ok().stderr,
     ];
     assert!(said.iter().all(String::is_empty), "{said:?}");
     // errors are said even then
-    segpack!["pack", "-q", tiny_full(), "-o", &out].exits(1).says(&["error:", "exists"]);
+    segpack!["pack", "-q", tiny_full(), "-o", &out]
+        .exits(1)
+        .says(&["error:", "exists"]);
 }
 
 #[test]
@@ -40,12 +46,17 @@ fn results_go_to_stdout_and_everything_else_to_stderr() {
     let (folder, pack) = packed();
     let out = folder.path().join("again");
     // --json: one document, nothing else
-    segpack!["pack", tiny_full(), "-o", &out, "--json"].ok().json();
+    segpack!["pack", tiny_full(), "-o", &out, "--json"]
+        .ok()
+        .json();
     segpack!["verify", &out, "--json"].ok().json();
-    segpack!["unpack", &out, "-o", folder.path().join("back"), "--json"].ok().json();
+    segpack!["unpack", &out, "-o", folder.path().join("back"), "--json"]
+        .ok()
+        .json();
     // the identity of a pack is printed by those who know it
     let identity =
-        segpack_formats::digest::Sha256::of(&fs::read(out.join("manifest.json")).unwrap()).to_string();
+        segpack_formats::digest::Sha256::of(&fs::read(out.join("manifest.json")).unwrap())
+            .to_string();
     let verified = segpack!["verify", &out].ok();
     assert!(verified.text().contains(&identity), "{verified}");
     let packed = segpack!["pack", tiny_full(), "-o", folder.path().join("third")].ok();
@@ -65,13 +76,21 @@ fn results_go_to_stdout_and_everything_else_to_stderr() {
 
 /// Reads one line (or nothing) of stdout and closes it.
 fn with_closed_pipe(arguments: &[&std::ffi::OsStr], lines: usize) -> Run {
-    let mut child = program().args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = program()
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     for _ in 0..lines {
         stdout.read_line(&mut String::new()).unwrap();
     }
     drop(stdout);
-    Run::from_output(format!("{arguments:?} | head"), child.wait_with_output().unwrap())
+    Run::from_output(
+        format!("{arguments:?} | head"),
+        child.wait_with_output().unwrap(),
+    )
 }
 
 #[test]
@@ -83,7 +102,12 @@ fn a_closed_pipe_is_silent() {
     let all: [&[&std::ffi::OsStr]; 7] = [
         &["ls".as_ref(), pack],
         &["ls".as_ref(), pack, "--tensors".as_ref(), "--json".as_ref()],
-        &["cat".as_ref(), pack, "thinker.text.lm_head".as_ref(), "thinker.text.embed_tokens".as_ref()],
+        &[
+            "cat".as_ref(),
+            pack,
+            "thinker.text.lm_head".as_ref(),
+            "thinker.text.embed_tokens".as_ref(),
+        ],
         &["scan".as_ref(), checkpoint, "--json".as_ref()],
         &["verify".as_ref(), pack, "--json".as_ref()],
         &["completions".as_ref(), "bash".as_ref()],
@@ -91,7 +115,8 @@ fn a_closed_pipe_is_silent() {
     ];
     for arguments in all {
         for lines in [0, 1] {
-            let run = with_closed_pipe(arguments, if arguments[0] == "cat" { 0 } else { lines }).ok();
+            let run =
+                with_closed_pipe(arguments, if arguments[0] == "cat" { 0 } else { lines }).ok();
             assert!(run.stderr.is_empty(), "{run}");
         }
     }
@@ -104,9 +129,16 @@ fn a_full_stdout_is_an_error() {
     for arguments in [&["ls", "--json"][..], &["verify", "--json"]] {
         let full = File::options().write(true).open("/dev/full").unwrap();
         let mut command = program();
-        command.arg(arguments[0]).arg(&pack).args(&arguments[1..]).stdout(full).stderr(Stdio::piped());
+        command
+            .arg(arguments[0])
+            .arg(&pack)
+            .args(&arguments[1..])
+            .stdout(full)
+            .stderr(Stdio::piped());
         let output = command.spawn().unwrap().wait_with_output().unwrap();
-        Run::from_output(arguments.join(" "), output).exits(1).says(&["standard output", "No space left"]);
+        Run::from_output(arguments.join(" "), output)
+            .exits(1)
+            .says(&["standard output", "No space left"]);
     }
 }
 
@@ -114,7 +146,10 @@ fn a_full_stdout_is_an_error() {
 fn colours_are_a_matter_of_choice() {
     let run = |set: &[(&str, &str)], arguments: &[&str]| {
         let mut command = program();
-        command.envs(set.iter().copied()).args(arguments).args(["ls", "/nothing/here"]);
+        command
+            .envs(set.iter().copied())
+            .args(arguments)
+            .args(["ls", "/nothing/here"]);
         Run::of(&mut command).exits(1).stderr
     };
     let escape = '\u{1b}';
@@ -137,7 +172,9 @@ fn a_terminal_gets_no_binary() {
     let (folder, pack) = packed();
     let script = |set: &[(&str, &str)], line: &str| {
         let mut command = Command::new("script");
-        command.args(["--quiet", "--return", "--command", line, "/dev/null"]).current_dir(folder.path());
+        command
+            .args(["--quiet", "--return", "--command", line, "/dev/null"])
+            .current_dir(folder.path());
         command.env_remove("NO_COLOR").envs(set.iter().copied());
         command.stdin(Stdio::null()).output().ok()
     };
@@ -149,8 +186,15 @@ fn a_terminal_gets_no_binary() {
     };
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("terminal") && said.contains('\u{1b}'), "{said:?}");
-    let plain = script(&[("NO_COLOR", "1")], &format!("{segpack} cat {pack} thinker.text.lm_head")).unwrap();
+    assert!(
+        said.contains("terminal") && said.contains('\u{1b}'),
+        "{said:?}"
+    );
+    let plain = script(
+        &[("NO_COLOR", "1")],
+        &format!("{segpack} cat {pack} thinker.text.lm_head"),
+    )
+    .unwrap();
     assert!(!String::from_utf8_lossy(&plain.stdout).contains('\u{1b}'));
 }
 
@@ -161,9 +205,28 @@ fn scripts_and_manuals_are_made_for_every_command() {
         assert!(script.text().contains("no-source-digests"), "{shell}");
     }
     segpack!["completions", "tcsh"].exits(2).says(&["bash"]);
-    for command in ["", "scan", "pack", "verify", "ls", "cat", "unpack", "demo", "completions", "man"] {
-        let page = if command.is_empty() { segpack!["man"] } else { segpack!["man", command] }.ok();
-        assert!(page.text().contains(".TH") && page.text().contains("Exit status"), "{command}: {page}");
+    for command in [
+        "",
+        "scan",
+        "pack",
+        "verify",
+        "ls",
+        "cat",
+        "unpack",
+        "demo",
+        "completions",
+        "man",
+    ] {
+        let page = if command.is_empty() {
+            segpack!["man"]
+        } else {
+            segpack!["man", command]
+        }
+        .ok();
+        assert!(
+            page.text().contains(".TH") && page.text().contains("Exit status"),
+            "{command}: {page}"
+        );
     }
     segpack!["man", "dance"].exits(2).says(&["dance"]);
 }
@@ -171,11 +234,17 @@ fn scripts_and_manuals_are_made_for_every_command() {
 /// The most memory that a process had, in bytes.
 #[cfg(target_os = "linux")]
 fn peak_memory(command: &mut Command) -> u64 {
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let (status, mut peak) = (format!("/proc/{}/status", child.id()), 0);
     while child.try_wait().unwrap().is_none() {
         let mut text = String::new();
-        if File::open(&status).and_then(|mut f| f.read_to_string(&mut text)).is_ok()
+        if File::open(&status)
+            .and_then(|mut f| f.read_to_string(&mut text))
+            .is_ok()
             && let Some(line) = text.lines().find_map(|l| l.strip_prefix("VmHWM:"))
         {
             peak = peak.max(line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024);
@@ -192,7 +261,13 @@ fn peak_memory(command: &mut Command) -> u64 {
 #[ignore = "takes half a minute"]
 fn many_coders_share_the_memory() {
     let folder = TempDir::new().unwrap();
-    let size = Qwen3Moe { layers: 9, experts: 1, hidden: 1024, width: 1024, shards: 1 };
+    let size = Qwen3Moe {
+        layers: 9,
+        experts: 1,
+        hidden: 1024,
+        width: 1024,
+        shards: 1,
+    };
     let checkpoint = Tiny::qwen3_moe(size).write(&folder.path().join("checkpoint"));
     let (out, again) = (folder.path().join("many"), folder.path().join("one"));
     let pack = |out: &Path, level: &str, jobs: &str| {
@@ -228,14 +303,22 @@ fn memory_does_not_grow_with_the_model() {
     for codec in ["raw", "zstd"] {
         let (out, back) = (folder.path().join("pack"), folder.path().join("back"));
         let mut pack = program();
-        pack.arg("pack").arg(&checkpoint).arg("-o").arg(&out).args(["--codec", codec]);
+        pack.arg("pack")
+            .arg(&checkpoint)
+            .arg("-o")
+            .arg(&out)
+            .args(["--codec", codec]);
         let mut verify = program();
         verify.arg("verify").arg(&out).arg("--sums");
         let mut unpack = program();
         unpack.arg("unpack").arg(&out).arg("-o").arg(&back);
         for command in [&mut pack, &mut verify, &mut unpack] {
             let peak = peak_memory(command);
-            eprintln!("{codec} {:?}: {} MiB", command.get_args().next().unwrap(), peak >> 20);
+            eprintln!(
+                "{codec} {:?}: {} MiB",
+                command.get_args().next().unwrap(),
+                peak >> 20
+            );
             assert!(peak < LIMIT, "{command:?} took {peak} bytes");
         }
         assert_same(&checkpoint, &back);

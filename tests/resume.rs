@@ -1,4 +1,5 @@
-//! Interruptions: whatever happens to a run, nothing is half-named, and the next run goes on from there.
+//! Interruptions: whatever happens to a run, nothing is half-named, and the next run goes on from
+//! there.
 
 #![cfg(unix)]
 
@@ -24,19 +25,38 @@ struct Slow {
 
 impl Slow {
     fn make(folder: &TempDir) -> Self {
-        let size = Qwen3Moe { layers: 13, experts: 6, hidden: 256, width: 384, shards: 4 };
+        let size = Qwen3Moe {
+            layers: 13,
+            experts: 6,
+            hidden: 256,
+            width: 384,
+            shards: 4,
+        };
         let checkpoint = Tiny::qwen3_moe(size).write(&folder.path().join("checkpoint"));
         let whole = folder.path().join("whole");
         segpack!["pack", &checkpoint, "-o", &whole].ok();
         let packs = files_in(&whole.join("packs"));
         assert_eq!(packs, 13);
-        Self { checkpoint, whole, packs }
+        Self {
+            checkpoint,
+            whole,
+            packs,
+        }
     }
 
     fn start(&self, out: &Path, jobs: &str) -> Child {
         let mut command = interruptible();
-        command.arg("pack").arg(&self.checkpoint).arg("-o").arg(out).args(["--jobs", jobs]);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        command
+            .arg("pack")
+            .arg(&self.checkpoint)
+            .arg("-o")
+            .arg(out)
+            .args(["--jobs", jobs]);
+        command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
     }
 
     fn resume(&self, out: &Path) -> Run {
@@ -52,7 +72,9 @@ impl Slow {
         for (name, bytes) in contents(out) {
             let is_empty_folder = name.ends_with('/') || name.is_empty();
             assert!(
-                name.starts_with(".partial/") || is_empty_folder || whole.get(&name) == Some(&bytes),
+                name.starts_with(".partial/")
+                    || is_empty_folder
+                    || whole.get(&name) == Some(&bytes),
                 "{name} is half-named"
             );
         }
@@ -72,7 +94,11 @@ fn files_in(folder: &Path) -> usize {
 }
 
 fn signal(child: &Child, name: &str) {
-    let status = Command::new("kill").arg(format!("-{name}")).arg(child.id().to_string()).status().unwrap();
+    let status = Command::new("kill")
+        .arg(format!("-{name}"))
+        .arg(child.id().to_string())
+        .status()
+        .unwrap();
     assert!(status.success());
 }
 
@@ -86,7 +112,10 @@ fn wait_for_packs(child: &mut Child, out: &Path, packs: usize) -> bool {
         if child.try_wait().unwrap().is_some() {
             return false;
         }
-        assert!(start.elapsed() < Duration::from_secs(60), "{packs} packs never appeared");
+        assert!(
+            start.elapsed() < Duration::from_secs(60),
+            "{packs} packs never appeared"
+        );
         sleep(Duration::from_micros(100));
     }
 }
@@ -95,7 +124,11 @@ fn wait_for_packs(child: &mut Child, out: &Path, packs: usize) -> bool {
 fn end(child: Child) -> (i32, String) {
     use std::os::unix::process::ExitStatusExt;
     let output = child.wait_with_output().unwrap();
-    let status = output.status.code().or_else(|| output.status.signal().map(|s| 128 + s)).unwrap();
+    let status = output
+        .status
+        .code()
+        .or_else(|| output.status.signal().map(|s| 128 + s))
+        .unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(!said.contains("panicked at"), "{said}");
     (status, said)
@@ -124,7 +157,10 @@ fn interrupt_at(slow: &Slow, folder: &Path, name: &str, packs: usize, jobs: &str
     }
     let whole = out.join("manifest.json").exists();
     let resumed = slow.assert_resumes(&out);
-    assert!(whole || resumed + 2 >= packs as u64, "only {resumed} of {packs} packs were kept");
+    assert!(
+        whole || resumed + 2 >= packs as u64,
+        "only {resumed} of {packs} packs were kept"
+    );
     fs::remove_dir_all(&out).unwrap();
 }
 
@@ -173,7 +209,11 @@ fn killed() -> Killed {
     child.kill().unwrap();
     end(child);
     assert!(!state.join("manifest.json").exists());
-    Killed { _folder: folder, slow, state }
+    Killed {
+        _folder: folder,
+        slow,
+        state,
+    }
 }
 
 impl Killed {
@@ -190,7 +230,10 @@ fn whatever_an_interrupted_run_left_is_mended_or_refused() {
     let killed = killed();
     let slow = &killed.slow;
     let first = |out: &Path| -> PathBuf {
-        let mut packs: Vec<_> = fs::read_dir(out.join("packs")).unwrap().map(|e| e.unwrap().path()).collect();
+        let mut packs: Vec<_> = fs::read_dir(out.join("packs"))
+            .unwrap()
+            .map(|e| e.unwrap().path())
+            .collect();
         packs.sort();
         packs.remove(0)
     };
@@ -233,25 +276,56 @@ fn whatever_an_interrupted_run_left_is_mended_or_refused() {
 
     // it is no pack, and no place for another one
     segpack!["verify", &killed.state].exits(3).says(&[]);
-    segpack!["ls", &killed.state].exits(3).says(&["unfinished", "--resume"]);
+    segpack!["ls", &killed.state]
+        .exits(3)
+        .says(&["unfinished", "--resume"]);
     let before = contents(&killed.state);
-    segpack!["pack", &slow.checkpoint, "-o", &killed.state].exits(1).says(&["--resume", "--force"]);
-    for options in
-        [["--codec", "zstd"], ["--no-source-digests", "-q"], ["--no-sums", "-q"], ["--no-provenance", "-q"]]
-    {
-        segpack!["pack", &slow.checkpoint, "-o", &killed.state, "--resume", options[0], options[1]]
-            .exits(1)
-            .says(&["other options", "--force"]);
+    segpack!["pack", &slow.checkpoint, "-o", &killed.state]
+        .exits(1)
+        .says(&["--resume", "--force"]);
+    for options in [
+        ["--codec", "zstd"],
+        ["--no-source-digests", "-q"],
+        ["--no-sums", "-q"],
+        ["--no-provenance", "-q"],
+    ] {
+        segpack![
+            "pack",
+            &slow.checkpoint,
+            "-o",
+            &killed.state,
+            "--resume",
+            options[0],
+            options[1]
+        ]
+        .exits(1)
+        .says(&["other options", "--force"]);
     }
-    segpack!["pack", &slow.checkpoint, "-o", &killed.state, "--resume", "--exclude", "text"].exits(2);
-    segpack!["pack", tiny_full(), "-o", &killed.state, "--resume"].exits(1).says(&["another source"]);
-    assert!(contents(&killed.state) == before, "a refusal changed something");
+    segpack![
+        "pack",
+        &slow.checkpoint,
+        "-o",
+        &killed.state,
+        "--resume",
+        "--exclude",
+        "text"
+    ]
+    .exits(2);
+    segpack!["pack", tiny_full(), "-o", &killed.state, "--resume"]
+        .exits(1)
+        .says(&["another source"]);
+    assert!(
+        contents(&killed.state) == before,
+        "a refusal changed something"
+    );
 
     // a source that was touched since is another source
     let shard = slow.checkpoint.join("model-00001-of-00004.safetensors");
     let length = fs::metadata(&shard).unwrap().len() as i64;
     flip(&shard, length / 2);
-    slow.resume(&killed.state).exits(1).says(&["the source may have changed"]);
+    slow.resume(&killed.state)
+        .exits(1)
+        .says(&["the source may have changed"]);
     flip(&shard, length / 2);
     slow.resume(&killed.state).exits(1);
     // what is left is to start anew
@@ -271,7 +345,9 @@ fn finished() -> (TempDir, PathBuf) {
 fn a_finished_pack_is_not_made_again() {
     let (folder, out) = finished();
     let before = contents(&out);
-    let again = segpack!["pack", tiny_full(), "-o", &out, "--resume", "--json"].ok().json();
+    let again = segpack!["pack", tiny_full(), "-o", &out, "--resume", "--json"]
+        .ok()
+        .json();
     assert_eq!(again["resumed_packs"], again["packs"]);
     // killed after the manifest was written, before `.partial` went away
     write_file(&out.join(".partial/lock"), b"");
@@ -281,22 +357,49 @@ fn a_finished_pack_is_not_made_again() {
     assert!(contents(&out) == before);
     segpack!["verify", &out].ok();
 
-    segpack!["pack", tiny_full(), "-o", &out].exits(1).says(&["exists", "--force"]);
-    segpack!["pack", tiny_full(), "-o", &out, "--resume", "--codec", "zstd"].exits(1).says(&["--force"]);
+    segpack!["pack", tiny_full(), "-o", &out]
+        .exits(1)
+        .says(&["exists", "--force"]);
+    segpack![
+        "pack",
+        tiny_full(),
+        "-o",
+        &out,
+        "--resume",
+        "--codec",
+        "zstd"
+    ]
+    .exits(1)
+    .says(&["--force"]);
     assert!(contents(&out) == before);
-    segpack!["pack", tiny_full(), "-o", &out, "--force", "--codec", "zstd"].ok();
+    segpack![
+        "pack",
+        tiny_full(),
+        "-o",
+        &out,
+        "--force",
+        "--codec",
+        "zstd"
+    ]
+    .ok();
     segpack!["verify", &out].ok();
     assert!(contents(&out) != before);
 
     // force is for packs alone
     write_file(&out.join("packs/thesis.txt"), b"years of work");
     let before = contents(&out);
-    segpack!["pack", tiny_full(), "-o", &out, "--force"].exits(1).says(&["thesis.txt"]);
+    segpack!["pack", tiny_full(), "-o", &out, "--force"]
+        .exits(1)
+        .says(&["thesis.txt"]);
     assert!(contents(&out) == before);
     let other = folder.path().join("other");
     write_file(&other.join("thesis.txt"), b"years of work");
-    segpack!["pack", tiny_full(), "-o", &other, "--force"].exits(1).says(&["thesis.txt"]);
-    segpack!["pack", tiny_full(), "-o", &other].exits(1).says(&["not empty"]);
+    segpack!["pack", tiny_full(), "-o", &other, "--force"]
+        .exits(1)
+        .says(&["thesis.txt"]);
+    segpack!["pack", tiny_full(), "-o", &other]
+        .exits(1)
+        .says(&["not empty"]);
     segpack!["pack", tiny_full(), "-o", &other, "--resume"].exits(1);
     assert_eq!(contents(&other).len(), 1);
     // an empty folder is a good place
@@ -314,8 +417,12 @@ fn two_do_not_write_to_one_place() {
     assert!(wait_for_packs(&mut child, &out, 1));
     signal(&child, "STOP");
     for how in ["--resume", "--force", "--quiet"] {
-        segpack!["pack", &slow.checkpoint, "-o", &out, how].exits(1).says(&["another segpack is writing to"]);
-        segpack!["unpack", &slow.whole, "-o", &out].exits(1).says(&["another segpack is writing to"]);
+        segpack!["pack", &slow.checkpoint, "-o", &out, how]
+            .exits(1)
+            .says(&["another segpack is writing to"]);
+        segpack!["unpack", &slow.whole, "-o", &out]
+            .exits(1)
+            .says(&["another segpack is writing to"]);
     }
     signal(&child, "CONT");
     assert_eq!(end(child).0, 0);
@@ -334,7 +441,10 @@ fn a_long_run_says_how_far_it_is() {
     sleep(Duration::from_millis(10_500));
     signal(&child, "CONT");
     let (status, said) = end(child);
-    assert!(status == 0 && said.contains("packing: ") && said.contains("left"), "{status}: {said}");
+    assert!(
+        status == 0 && said.contains("packing: ") && said.contains("left"),
+        "{status}: {said}"
+    );
 }
 
 #[test]
@@ -343,7 +453,11 @@ fn a_source_that_changes_while_it_is_read_is_noticed() {
     let slow = Slow::make(&folder);
     let last = slow.checkpoint.join("model-00004-of-00004.safetensors");
     let good = fs::read(&last).unwrap();
-    let harms: [fn(&Path); 3] = [|path| flip(path, -1), |path| resize(path, -1000), |path| resize(path, 8)];
+    let harms: [fn(&Path); 3] = [
+        |path| flip(path, -1),
+        |path| resize(path, -1000),
+        |path| resize(path, 8),
+    ];
     for harm in harms {
         let out = folder.path().join("out");
         let mut child = slow.start(&out, "1");
@@ -352,26 +466,42 @@ fn a_source_that_changes_while_it_is_read_is_noticed() {
         harm(&last);
         signal(&child, "CONT");
         let (status, said) = end(child);
-        assert!(status == 3 && said.contains("changed while"), "{status}: {said}");
+        assert!(
+            status == 3 && said.contains("changed while"),
+            "{status}: {said}"
+        );
         assert!(said.contains("model-00004"), "{said}");
         assert!(!out.exists(), "something was left");
         fs::write(&last, &good).unwrap();
     }
 }
 
-/// Begins to unpack into an empty place, sends the signal once files appear, and returns the exit status.
+/// Begins to unpack into an empty place, sends the signal once files appear, and returns the exit
+/// status.
 fn interrupt_unpack(slow: &Slow, out: &Path, name: &str) -> i32 {
     let _ = fs::remove_dir_all(out);
     let mut command = interruptible();
-    command.arg("unpack").arg(&slow.whole).arg("-o").arg(out).args(["--jobs", "1"]);
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    command
+        .arg("unpack")
+        .arg(&slow.whole)
+        .arg("-o")
+        .arg(out)
+        .args(["--jobs", "1"]);
+    let mut child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     while files_in(out) < 2 && child.try_wait().unwrap().is_none() {
         sleep(Duration::from_micros(100));
     }
     signal(&child, name);
     let (status, said) = end(child);
     assert!(
-        matches!((name, status), (_, 0) | ("KILL", 137) | ("INT", 130) | ("TERM", 143)),
+        matches!(
+            (name, status),
+            (_, 0) | ("KILL", 137) | ("INT", 130) | ("TERM", 143)
+        ),
         "{name}: {said}"
     );
     status
@@ -388,19 +518,32 @@ fn unpacking_goes_on_too() {
         assert!(hit, "{name} never came in time");
         let originals = contents(&slow.checkpoint);
         for (file, bytes) in contents(&out) {
-            assert!(file.starts_with(".partial/") || originals.get(&file) == Some(&bytes), "{file}");
+            assert!(
+                file.starts_with(".partial/") || originals.get(&file) == Some(&bytes),
+                "{file}"
+            );
         }
-        segpack!["unpack", &slow.whole, "-o", &out].exits(1).says(&["--resume"]);
-        let summary = segpack!["unpack", &slow.whole, "-o", &out, "--resume", "--json"].ok().json();
+        segpack!["unpack", &slow.whole, "-o", &out]
+            .exits(1)
+            .says(&["--resume"]);
+        let summary = segpack!["unpack", &slow.whole, "-o", &out, "--resume", "--json"]
+            .ok()
+            .json();
         assert!(summary["resumed_files"].as_u64().unwrap() >= 1);
         assert_same(&out, &slow.checkpoint);
-        // a file that is another one now is nobody's to overwrite; one that is gone is restored, the rest is kept
+        // a file that is another one now is nobody's to overwrite; one that is gone is restored,
+        // the rest is kept
         let shard = out.join("model-00002-of-00004.safetensors");
         flip(&shard, -1);
         let refused = segpack!["unpack", &slow.whole, "-o", &out, "--resume"].exits(1);
-        refused.says(&["model-00002-of-00004.safetensors", "is not what the pack holds"]);
+        refused.says(&[
+            "model-00002-of-00004.safetensors",
+            "is not what the pack holds",
+        ]);
         fs::remove_file(&shard).unwrap();
-        let summary = segpack!["unpack", &slow.whole, "-o", &out, "--resume", "--json"].ok().json();
+        let summary = segpack!["unpack", &slow.whole, "-o", &out, "--resume", "--json"]
+            .ok()
+            .json();
         assert_eq!(summary["resumed_files"], originals.len() - 1);
         assert_same(&out, &slow.checkpoint);
     }
@@ -409,7 +552,9 @@ fn unpacking_goes_on_too() {
 /// A file may grow to this many blocks of the shell; the signal that goes with it is ignored.
 fn with_file_limit(blocks: u32, command: &Command) -> Command {
     let mut limited = Command::new("sh");
-    limited.arg("-c").arg(format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\""));
+    limited.arg("-c").arg(format!(
+        "trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\""
+    ));
     limited.arg(command.get_program()).args(command.get_args());
     limited
 }
@@ -420,18 +565,22 @@ fn a_write_that_fails_says_so_and_can_be_resumed() {
     let slow = Slow::make(&folder);
     let out = folder.path().join("out");
     let mut command = program();
-    command.arg("pack").arg(&slow.checkpoint).arg("-o").arg(&out);
-    Run::of(&mut with_file_limit(2000, &command)).exits(1).says(&[
-        "cannot write",
-        "packs/",
-        "File too large",
-    ]);
+    command
+        .arg("pack")
+        .arg(&slow.checkpoint)
+        .arg("-o")
+        .arg(&out);
+    Run::of(&mut with_file_limit(2000, &command))
+        .exits(1)
+        .says(&["cannot write", "packs/", "File too large"]);
     slow.assert_resumes(&out);
 
     let back = folder.path().join("back");
     let mut command = program();
     command.arg("unpack").arg(&slow.whole).arg("-o").arg(&back);
-    Run::of(&mut with_file_limit(2000, &command)).exits(1).says(&["cannot write", "File too large"]);
+    Run::of(&mut with_file_limit(2000, &command))
+        .exits(1)
+        .says(&["cannot write", "File too large"]);
     segpack!["unpack", &slow.whole, "-o", &back, "--resume"].ok();
     assert_same(&back, &slow.checkpoint);
 }
@@ -444,8 +593,13 @@ impl Drive {
     fn mount(options: &str) -> Option<Self> {
         let folder = TempDir::new().unwrap();
         let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", options, "segpack-test"]).arg(folder.path());
-        let done = mount.stderr(Stdio::null()).status().is_ok_and(|s| s.success());
+        mount
+            .args(["-t", "tmpfs", "-o", options, "segpack-test"])
+            .arg(folder.path());
+        let done = mount
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|s| s.success());
         if !done {
             eprintln!("not tested: mount -t tmpfs is not allowed here");
         }
@@ -454,7 +608,14 @@ impl Drive {
 
     fn remount(&self, options: &str) {
         let options = format!("remount,{options}");
-        assert!(Command::new("mount").args(["-o", &options]).arg(self.0.path()).status().unwrap().success());
+        assert!(
+            Command::new("mount")
+                .args(["-o", &options])
+                .arg(self.0.path())
+                .status()
+                .unwrap()
+                .success()
+        );
     }
 }
 
@@ -468,15 +629,29 @@ impl Drop for Drive {
 fn a_full_drive_is_seen_before_and_survived_when_it_happens() {
     let folder = temp();
     let slow = Slow::make(&folder);
-    let Some(drive) = Drive::mount("size=30m") else { return };
+    let Some(drive) = Drive::mount("size=30m") else {
+        return;
+    };
     let out = drive.0.path().join("out");
     // beforehand, with both figures
-    segpack!["pack", &slow.checkpoint, "-o", &out].exits(1).says(&["needs", "free"]);
-    assert_eq!(contents(drive.0.path()).keys().filter(|k| k.contains("safetensors")).count(), 0);
-    segpack!["unpack", &slow.whole, "-o", &drive.0.path().join("back")].exits(1).says(&["needs", "free"]);
+    segpack!["pack", &slow.checkpoint, "-o", &out]
+        .exits(1)
+        .says(&["needs", "free"]);
+    assert_eq!(
+        contents(drive.0.path())
+            .keys()
+            .filter(|k| k.contains("safetensors"))
+            .count(),
+        0
+    );
+    segpack!["unpack", &slow.whole, "-o", &drive.0.path().join("back")]
+        .exits(1)
+        .says(&["needs", "free"]);
     // by surprise: room enough, but no more files
     drive.remount("size=200m,nr_inodes=24");
-    segpack!["pack", &slow.checkpoint, "-o", &out, "--resume"].exits(1).says(&["No space left on device"]);
+    segpack!["pack", &slow.checkpoint, "-o", &out, "--resume"]
+        .exits(1)
+        .says(&["No space left on device"]);
     slow.assert_nothing_half_named(&out);
     drive.remount("size=200m,nr_inodes=0");
     slow.assert_resumes(&out);
@@ -515,18 +690,24 @@ fn outputs_and_inputs_never_destroy_one_another() {
         .says(&["lies inside the output"]);
     // `..` after a folder that does not exist yet
     let around = folder.path().join("none/../checkpoint/out");
-    segpack!["pack", &checkpoint, "-o", around].exits(1).says(&["lies inside the input"]);
+    segpack!["pack", &checkpoint, "-o", around]
+        .exits(1)
+        .says(&["lies inside the input"]);
     // files of somebody else, beside what looks like an unfinished pack
     let mine = folder.path().join("mine");
     write_file(&mine.join(".partial/lock"), b"");
     write_file(&mine.join("source/mine"), b"mine");
     for how in ["--force", "--resume"] {
-        segpack!["pack", &checkpoint, "-o", &mine, how].exits(1).says(&["source/mine"]);
+        segpack!["pack", &checkpoint, "-o", &mine, how]
+            .exits(1)
+            .says(&["source/mine"]);
     }
     assert_eq!(fs::read(mine.join("source/mine")).unwrap(), b"mine");
     let home = folder.path().join("home");
     write_file(&home.join("config.json"), b"mine");
-    segpack!["unpack", &out, "-o", &home, "--resume"].exits(1).says(&["is not what the pack holds"]);
+    segpack!["unpack", &out, "-o", &home, "--resume"]
+        .exits(1)
+        .says(&["is not what the pack holds"]);
     assert_eq!(fs::read(home.join("config.json")).unwrap(), b"mine");
     assert!(contents(&out) == before);
 }
@@ -537,6 +718,8 @@ fn a_pack_that_lost_a_file_is_damaged_not_the_disk() {
     let (out, to) = (folder.path().join("pack"), folder.path().join("to"));
     segpack!["pack", tiny_full(), "-o", &out].ok();
     fs::remove_file(out.join("packs/code2wav.safetensors")).unwrap();
-    segpack!["unpack", &out, "-o", &to].exits(3).says(&["code2wav.safetensors"]);
+    segpack!["unpack", &out, "-o", &to]
+        .exits(3)
+        .says(&["code2wav.safetensors"]);
     assert!(!to.join(".partial").exists());
 }

@@ -37,7 +37,10 @@ fn arguments(pack: &Path, options: &[&str]) -> Vec<OsString> {
 
 /// `segpack run PACK`, with options that are separated by spaces.
 fn run(pack: &Path, options: &str) -> Run {
-    cli::run(&arguments(pack, &options.split_whitespace().collect::<Vec<_>>()))
+    cli::run(&arguments(
+        pack,
+        &options.split_whitespace().collect::<Vec<_>>(),
+    ))
 }
 
 fn piped(pack: &Path, options: &[&str], input: &[u8]) -> Run {
@@ -46,7 +49,8 @@ fn piped(pack: &Path, options: &[&str], input: &[u8]) -> Run {
     Run::from_output(options.join(" "), child.wait_with_output().unwrap())
 }
 
-/// The first prompt of the public trace of tiny-text, and its official continuation up to the end-of-text id.
+/// The first prompt of the public trace of tiny-text, and its official continuation up to the
+/// end-of-text id.
 const OFFICIAL: (&str, [u64; 4]) = ("179", [4, 160, 55, 287]);
 
 #[test]
@@ -56,7 +60,10 @@ fn ids_continue_as_officially_recorded_and_stop_at_the_checkpoints_eos() {
     let (tokens, summary) = run(&pack, &options).ok().tokens();
     let ids: Vec<u64> = tokens.iter().map(|t| t["id"].as_u64().unwrap()).collect();
     assert_eq!(ids, OFFICIAL.1);
-    assert_eq!((&summary["stop_reason"], &tokens[3]["stop"]), (&"stop_id".into(), &true.into()));
+    assert_eq!(
+        (&summary["stop_reason"], &tokens[3]["stop"]),
+        (&"stop_id".into(), &true.into())
+    );
     assert!(summary["expert_misses"].as_u64() > Some(0) && summary["peak_rss"].as_u64() > Some(0));
 }
 
@@ -67,36 +74,86 @@ fn a_text_comes_from_argument_or_standard_input_and_as_a_chat() {
     let options = ["--max-new-tokens", "8"];
     let argument = segpack!["run", &pack, "--prompt", text, options[0], options[1]].ok();
     for input in [text.to_owned(), format!("{text}\n"), format!("{text}\r\n")] {
-        assert_eq!(piped(&pack, &options, input.as_bytes()).ok().stdout, argument.stdout);
+        assert_eq!(
+            piped(&pack, &options, input.as_bytes()).ok().stdout,
+            argument.stdout
+        );
     }
     argument.says(&["10 tokens", "8 tokens (max new tokens)", "peak memory"]);
-    let chat = ["--chat", "--system", "Be brief.", "--max-new-tokens", "2", "--json"];
+    let chat = [
+        "--chat",
+        "--system",
+        "Be brief.",
+        "--max-new-tokens",
+        "2",
+        "--json",
+    ];
     let (_, summary) = piped(&pack, &chat, text.as_bytes()).ok().tokens();
-    // the toy template: <|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n…<|im_end|>\n<|im_start|>assistant\n
-    let ids: Vec<u64> =
-        summary["prompt_ids"].as_array().unwrap().iter().map(|i| i.as_u64().unwrap()).collect();
-    assert_eq!(ids.iter().filter(|i| **i == 286).count(), 3, "three turns begin");
-    assert_eq!(ids.iter().filter(|i| **i == 287).count(), 2, "two turns end");
+    // the toy template: <|im_start|>system\nBe
+    // brief.<|im_end|>\n<|im_start|>user\n…<|im_end|>\n<|im_start|>assistant\n
+    let ids: Vec<u64> = summary["prompt_ids"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|i| i.as_u64().unwrap())
+        .collect();
+    assert_eq!(
+        ids.iter().filter(|i| **i == 286).count(),
+        3,
+        "three turns begin"
+    );
+    assert_eq!(
+        ids.iter().filter(|i| **i == 287).count(),
+        2,
+        "two turns end"
+    );
 }
 
 #[test]
 fn candidates_ranks_and_sampling_are_as_asked() {
     let (_folder, pack) = packed(&tiny_full());
-    let asked = ["--prompt", "Hi", "--max-new-tokens", "3", "--top-k-logits", "4", "--rank", " the"];
-    let (tokens, summary) = cli::run(&arguments(&pack, &[&asked[..], &["--json"]].concat())).ok().tokens();
+    let asked = [
+        "--prompt",
+        "Hi",
+        "--max-new-tokens",
+        "3",
+        "--top-k-logits",
+        "4",
+        "--rank",
+        " the",
+    ];
+    let (tokens, summary) = cli::run(&arguments(&pack, &[&asked[..], &["--json"]].concat()))
+        .ok()
+        .tokens();
     for token in &tokens {
         let top = token["top"].as_array().unwrap();
-        assert_eq!((top.len(), &top[0]["id"]), (4, &token["id"]), "greedy takes the best");
-        assert!(top.windows(2).all(|pair| pair[0]["logit"].as_f64() >= pair[1]["logit"].as_f64()));
+        assert_eq!(
+            (top.len(), &top[0]["id"]),
+            (4, &token["id"]),
+            "greedy takes the best"
+        );
+        assert!(
+            top.windows(2)
+                .all(|pair| pair[0]["logit"].as_f64() >= pair[1]["logit"].as_f64())
+        );
     }
     let rank = summary["rank"]["rank"].as_u64().unwrap();
     assert!((1..=320).contains(&rank));
     // what was asked for is a result, which --quiet does not hide
-    let quiet = cli::run(&arguments(&pack, &[&asked[..], &["--quiet", "--experts-report"]].concat())).ok();
+    let quiet = cli::run(&arguments(
+        &pack,
+        &[&asked[..], &["--quiet", "--experts-report"]].concat(),
+    ))
+    .ok();
     assert!(!quiet.stderr.contains("peak memory"), "{quiet}");
     quiet.says(&[&format!("rank of \" the\": {rank}"), "layer   0: "]);
     let sample = |seed: &str| {
-        run(&pack, &format!("--prompt Hi --max-new-tokens 12 --temperature 2 --seed {seed}")).ok().stdout
+        run(
+            &pack,
+            &format!("--prompt Hi --max-new-tokens 12 --temperature 2 --seed {seed}"),
+        )
+        .ok()
+        .stdout
     };
     assert_eq!(sample("7"), sample("7"));
     assert_ne!(sample("7"), sample("8"));
@@ -107,60 +164,106 @@ fn too_little_memory_says_how_much_works_and_that_works() {
     let (_folder, pack) = packed(&tiny_text());
     let ids = OFFICIAL.0;
     let run = |memory: &str| {
-        run(&pack, &format!("--prompt-ids {ids} --max-new-tokens 24 --json --memory {memory}"))
+        run(
+            &pack,
+            &format!("--prompt-ids {ids} --max-new-tokens 24 --json --memory {memory}"),
+        )
     };
-    let refused = run("1MB").exits(1).says(&["are too little for this model and prompt", "bytes work"]);
+    let refused = run("1MB")
+        .exits(1)
+        .says(&["are too little for this model and prompt", "bytes work"]);
     let words: Vec<&str> = refused.stderr.split_whitespace().collect();
     let least = words[words.iter().position(|w| *w == "work").unwrap() - 2];
     let (tokens, summary) = run(least).ok().tokens();
     assert_eq!(tokens.last().unwrap()["id"], 287);
-    assert_eq!((&summary["expert_slots"], &summary["dense_resident"]), (&1.into(), &false.into()));
-    assert!(summary["peak_rss"].as_u64() <= least.parse().ok(), "{least} {summary}");
+    assert_eq!(
+        (&summary["expert_slots"], &summary["dense_resident"]),
+        (&1.into(), &false.into())
+    );
+    assert!(
+        summary["peak_rss"].as_u64() <= least.parse().ok(),
+        "{least} {summary}"
+    );
 }
 
 #[test]
 fn a_cache_of_one_gives_the_same_tokens() {
     let (_folder, pack) = packed(&tiny_full());
     let cached = |cache: &str| {
-        let options = format!("--prompt-ids 5,9,200,31 --max-new-tokens 12 --json --expert-cache {cache}");
+        let options =
+            format!("--prompt-ids 5,9,200,31 --max-new-tokens 12 --json --expert-cache {cache}");
         run(&pack, &options).ok().tokens()
     };
     let (one, all) = (cached("1"), cached("24"));
     assert_eq!(one.0, all.0);
     assert!(one.1["bytes_read"].as_u64() > all.1["bytes_read"].as_u64());
-    run(&pack, "--prompt-ids 5 --expert-cache 0").exits(2).says(&["at least one expert"]);
+    run(&pack, "--prompt-ids 5 --expert-cache 0")
+        .exits(2)
+        .says(&["at least one expert"]);
 }
 
 #[test]
 fn damage_and_what_is_missing_are_errors_before_or_at_the_load() {
     let (_folder, pack) = packed(&tiny_full());
-    let run = |pack: &Path, more: &str| run(pack, &format!("--prompt-ids 5,9 --max-new-tokens 4 {more}"));
+    let run =
+        |pack: &Path, more: &str| run(pack, &format!("--prompt-ids 5,9 --max-new-tokens 4 {more}"));
     for expert in 0..8 {
         // whichever expert comes first, its digest is compared
         let path = pack.join("packs/thinker.text.experts.00.safetensors");
         flip(&path, 4096 + expert * 6912 + 100);
     }
-    run(&pack, "--json").exits(3).says(&["segment \"thinker.text.layers.0.experts.", "is damaged: BLAKE3"]);
+    run(&pack, "--json").exits(3).says(&[
+        "segment \"thinker.text.layers.0.experts.",
+        "is damaged: BLAKE3",
+    ]);
     run(&pack, "--check=never").ok();
 
     let folder = temp();
     let partial = folder.path().join("towers");
-    segpack!["pack", tiny_full(), "-o", &partial, "--exclude", "thinker.text"].ok();
-    run(&partial, "--json").exits(3).says(&["the pack cannot be run"]);
+    segpack![
+        "pack",
+        tiny_full(),
+        "-o",
+        &partial,
+        "--exclude",
+        "thinker.text"
+    ]
+    .ok();
+    run(&partial, "--json")
+        .exits(3)
+        .says(&["the pack cannot be run"]);
     let thinker = folder.path().join("thinker");
-    segpack!["pack", tiny_full(), "-o", &thinker, "--include", "thinker.text"].ok();
+    segpack![
+        "pack",
+        tiny_full(),
+        "-o",
+        &thinker,
+        "--include",
+        "thinker.text"
+    ]
+    .ok();
     run(&thinker, "--json").ok();
 }
 
 #[test]
 fn ids_and_tokenizers_outside_the_embedding_are_refused() {
     let (_folder, pack) = packed(&tiny_full());
-    run(&pack, "--prompt-ids 5,320").exits(3).says(&["token id 320", "vocabulary of 320"]);
+    run(&pack, "--prompt-ids 5,320")
+        .exits(3)
+        .says(&["token id 320", "vocabulary of 320"]);
     let (_folder, pack) = packed(&tiny_text());
-    run(&pack, "--prompt hi").exits(3).says(&["no tokenizer", "vocab.json"]);
-    run(&pack, "--prompt-ids 5 --print-prompt").exits(3).says(&["these ids have no text"]);
-    run(&pack, "--prompt-ids 5 --trace x.json").exits(2).says(&["does not end in .safetensors"]);
-    run(&pack, "--prompt-ids 5 --trace no/such/x.safetensors").exits(1).says(&["cannot write to no/such"]);
+    run(&pack, "--prompt hi")
+        .exits(3)
+        .says(&["no tokenizer", "vocab.json"]);
+    run(&pack, "--prompt-ids 5 --print-prompt")
+        .exits(3)
+        .says(&["these ids have no text"]);
+    run(&pack, "--prompt-ids 5 --trace x.json")
+        .exits(2)
+        .says(&["does not end in .safetensors"]);
+    run(&pack, "--prompt-ids 5 --trace no/such/x.safetensors")
+        .exits(1)
+        .says(&["cannot write to no/such"]);
 }
 
 #[test]
@@ -176,12 +279,31 @@ fn plain_qwen3_moe_checkpoints_run_too() {
 fn the_prompt_can_be_looked_at() {
     let (_folder, pack) = packed(&tiny_full());
     let rendered = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n";
-    assert_eq!(run(&pack, "--prompt Hi --chat --print-prompt").ok().text(), rendered);
-    let ids = run(&pack, "--prompt Hi --chat --print-prompt --json").ok().json()["ids"].clone();
-    let (_, summary) = run(&pack, "--prompt Hi --chat --max-new-tokens 1 --json").ok().tokens();
+    assert_eq!(
+        run(&pack, "--prompt Hi --chat --print-prompt").ok().text(),
+        rendered
+    );
+    let ids = run(&pack, "--prompt Hi --chat --print-prompt --json")
+        .ok()
+        .json()["ids"]
+        .clone();
+    let (_, summary) = run(&pack, "--prompt Hi --chat --max-new-tokens 1 --json")
+        .ok()
+        .tokens();
     assert_eq!(ids, summary["prompt_ids"]);
-    let back = ids.as_array().unwrap().iter().map(Value::to_string).collect::<Vec<_>>().join(",");
-    assert_eq!(run(&pack, &format!("--prompt-ids {back} --print-prompt")).ok().text(), rendered);
+    let back = ids
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(Value::to_string)
+        .collect::<Vec<_>>()
+        .join(",");
+    assert_eq!(
+        run(&pack, &format!("--prompt-ids {back} --print-prompt"))
+            .ok()
+            .text(),
+        rendered
+    );
 }
 
 #[test]
@@ -195,24 +317,43 @@ fn a_chat_of_several_turns_comes_from_a_file() {
     let rendered = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n\
                     <|im_start|>user\nHm<|im_end|>\n<|im_start|>assistant\n";
     let file = folder.path().join("chat.json");
-    for chat in
-        [messages.clone(), json!({"messages": messages}), json!({"messages": messages, "tools": null})]
-    {
+    for chat in [
+        messages.clone(),
+        json!({"messages": messages}),
+        json!({"messages": messages, "tools": null}),
+    ] {
         std::fs::write(&file, chat.to_string()).unwrap();
-        assert_eq!(segpack!["run", &pack, "--messages", &file, "--print-prompt"].ok().text(), rendered);
+        assert_eq!(
+            segpack!["run", &pack, "--messages", &file, "--print-prompt"]
+                .ok()
+                .text(),
+            rendered
+        );
         let input = chat.to_string();
-        let standard = piped(&pack, &["--messages", "-", "--print-prompt"], input.as_bytes()).ok();
+        let standard = piped(
+            &pack,
+            &["--messages", "-", "--print-prompt"],
+            input.as_bytes(),
+        )
+        .ok();
         assert_eq!(standard.text(), rendered);
     }
     let refused = |chat: &str, words: &[&str]| {
-        piped(&pack, &["--messages", "-"], chat.as_bytes()).exits(3).says(words);
+        piped(&pack, &["--messages", "-"], chat.as_bytes())
+            .exits(3)
+            .says(words);
     };
-    refused("[", &["standard input is not a JSON list of messages", "line 1"]);
+    refused(
+        "[",
+        &["standard input is not a JSON list of messages", "line 1"],
+    );
     refused("{\"messages\": [], \"tool\": 1}", &["unknown field `tool`"]);
     refused("{\"messages\": []}", &["an empty list"]);
     refused("3", &["this is a number"]);
     run(&pack, "--messages x.json --prompt Hi").exits(2);
-    run(&pack, "--messages no-such.json").exits(1).says(&["no-such.json"]);
+    run(&pack, "--messages no-such.json")
+        .exits(1)
+        .says(&["no-such.json"]);
 }
 
 #[test]
@@ -221,17 +362,37 @@ fn odd_prompts_are_taken_or_refused_clearly() {
     let one = ["--max-new-tokens", "1", "--json"];
     let (_, summary) = piped(&pack, &one, b"a\0b").ok().tokens();
     assert_eq!(summary["prompt_tokens"], 3);
-    piped(&pack, &one, b"a\xff").exits(3).says(&["standard input is not UTF-8 (byte 1)"]);
+    piped(&pack, &one, b"a\xff")
+        .exits(3)
+        .says(&["standard input is not UTF-8 (byte 1)"]);
     for empty in ["", "\n"] {
-        piped(&pack, &one, empty.as_bytes()).exits(2).says(&["the prompt has no tokens"]);
+        piped(&pack, &one, empty.as_bytes())
+            .exits(2)
+            .says(&["the prompt has no tokens"]);
     }
     for ids in ["5,x", "", "5,,6", "4294967296"] {
-        segpack!["run", &pack, "--prompt-ids", ids].exits(2).says(&["is not a token id"]);
+        segpack!["run", &pack, "--prompt-ids", ids]
+            .exits(2)
+            .says(&["is not a token id"]);
     }
-    segpack!["run", &pack, "--prompt-ids", "5, 6", "--max-new-tokens", "1"].ok();
-    run(&pack, "--prompt Hi --max-new-tokens 0").ok().says(&["generated: 0 tokens (max new tokens)"]);
-    run(&pack, "--prompt Hi --temperature 0").exits(2).says(&["the temperature is 0"]);
-    segpack!["run", &pack, "--prompt", "Hi", "--rank", ""].exits(2).says(&["--rank needs a text"]);
+    segpack![
+        "run",
+        &pack,
+        "--prompt-ids",
+        "5, 6",
+        "--max-new-tokens",
+        "1"
+    ]
+    .ok();
+    run(&pack, "--prompt Hi --max-new-tokens 0")
+        .ok()
+        .says(&["generated: 0 tokens (max new tokens)"]);
+    run(&pack, "--prompt Hi --temperature 0")
+        .exits(2)
+        .says(&["the temperature is 0"]);
+    segpack!["run", &pack, "--prompt", "Hi", "--rank", ""]
+        .exits(2)
+        .says(&["--rank needs a text"]);
 }
 
 /// The config says for how many positions the model was made.
@@ -242,19 +403,28 @@ fn the_longest_context_ends_the_text() {
     let folder = temp();
     let (_folder, pack) = packed(&tiny.write(&folder.path().join("model")));
     let endless = "--max-new-tokens 99999999999 --json";
-    let (tokens, summary) = run(&pack, &format!("--prompt-ids 1,2,3 {endless}")).ok().tokens();
-    assert_eq!((tokens.len(), &summary["stop_reason"]), (4, &json!("context_full")));
+    let (tokens, summary) = run(&pack, &format!("--prompt-ids 1,2,3 {endless}"))
+        .ok()
+        .tokens();
+    assert_eq!(
+        (tokens.len(), &summary["stop_reason"]),
+        (4, &json!("context_full"))
+    );
 }
 
 #[test]
 fn all_text_is_streamed_and_never_half_a_character() {
     let (_folder, pack) = packed(&tiny_full());
     for count in 1..12 {
-        let options = format!("--prompt Hi --temperature 3 --seed {count} --max-new-tokens {count} --json");
+        let options =
+            format!("--prompt Hi --temperature 3 --seed {count} --max-new-tokens {count} --json");
         let (tokens, summary) = run(&pack, &options).ok().tokens();
         let streamed: String = tokens.iter().map(|t| t["text"].as_str().unwrap()).collect();
         assert_eq!(summary["text"], streamed);
-        assert!(tokens.len() == count || summary["stop_reason"] == "stop_id", "{summary}");
+        assert!(
+            tokens.len() == count || summary["stop_reason"] == "stop_id",
+            "{summary}"
+        );
     }
 }
 
@@ -309,7 +479,10 @@ fn progress_counts_layers_and_is_over_before_the_first_token() {
     let opened = Pack::open(&pack).unwrap();
     let trace = Some(folder.path().join("trace.safetensors"));
     for trace in [None, trace] {
-        let options = RunOptions { trace, ..options(Prompt::Text("Hi".to_owned())) };
+        let options = RunOptions {
+            trace,
+            ..options(Prompt::Text("Hi".to_owned()))
+        };
         let heard = Heard::default();
         let mut tell = |event: RunEvent<'_>| {
             if let RunEvent::Token(_) = event {
@@ -318,12 +491,23 @@ fn progress_counts_layers_and_is_over_before_the_first_token() {
             Ok(())
         };
         generate_text(&opened, &options, &Stop::default(), &heard, &mut tell).unwrap();
-        let wanted = ["loading and prefilling 3 layer", "1", "1", "1", "finish", "token", "token"];
+        let wanted = [
+            "loading and prefilling 3 layer",
+            "1",
+            "1",
+            "1",
+            "finish",
+            "token",
+            "token",
+        ];
         assert_eq!(*heard.0.lock().unwrap(), wanted);
     }
     // damage ends it, too
     for expert in 0..8 {
-        flip(&pack.join("packs/thinker.text.experts.01.safetensors"), 4096 + expert * 6912 + 100);
+        flip(
+            &pack.join("packs/thinker.text.experts.01.safetensors"),
+            4096 + expert * 6912 + 100,
+        );
     }
     let heard = Heard::default();
     let prompt = options(Prompt::Text("Hi".to_owned()));
@@ -340,20 +524,33 @@ fn progress_counts_all_bytes_that_are_preloaded() {
     for device in [DeviceChoice::Cpu, DeviceChoice::Cuda(0)] {
         for experts in [None, Some(ExpertRoom::Count(5))] {
             let asked = options(Prompt::Text("Hi".to_owned()));
-            let asked = RunOptions { preload: true, device, experts, ..asked };
+            let asked = RunOptions {
+                preload: true,
+                device,
+                experts,
+                ..asked
+            };
             let heard = Heard::default();
             generate_text(&opened, &asked, &Stop::default(), &heard, &mut |_| Ok(())).unwrap();
             let heard = heard.0.lock().unwrap();
             let total: u64 = heard[0].strip_prefix("loading ").unwrap().parse().unwrap();
             let end = heard.iter().position(|h| h == "finish").unwrap();
-            let sum: u64 = heard[1..end].iter().map(|h| h.parse::<u64>().unwrap()).sum();
+            let sum: u64 = heard[1..end]
+                .iter()
+                .map(|h| h.parse::<u64>().unwrap())
+                .sum();
             assert_eq!(sum, total, "{device:?} {experts:?}: {heard:?}");
             totals.push(total);
         }
     }
-    let [all, some, all_on_gpu, some_on_gpu] = totals[..] else { unreachable!() };
+    let [all, some, all_on_gpu, some_on_gpu] = totals[..] else {
+        unreachable!()
+    };
     assert!(some < all && some_on_gpu == some, "{totals:?}");
-    assert!(all < all_on_gpu, "a GPU with room has the embedding, too: {totals:?}");
+    assert!(
+        all < all_on_gpu,
+        "a GPU with room has the embedding, too: {totals:?}"
+    );
 }
 
 #[test]
@@ -363,9 +560,14 @@ fn a_template_that_does_not_end_is_refused() {
     let many = "{% for i in range(100000) %}".repeat(3) + &"{% endfor %}".repeat(3);
     std::fs::write(checkpoint.path().join("chat_template.jinja"), many).unwrap();
     let (_folder, pack) = packed(checkpoint.path());
-    run(&pack, "--chat --prompt Hi").exits(3).says(&["chat_template.jinja", "loops for ever, or nearly"]);
+    run(&pack, "--chat --prompt Hi")
+        .exits(3)
+        .says(&["chat_template.jinja", "loops for ever, or nearly"]);
     run(&pack, "--prompt Hi --max-new-tokens 1").ok();
-    let chat = Prompt::Chat { chat: Chat::turn(None, "Hi"), enable_thinking: None };
+    let chat = Prompt::Chat {
+        chat: Chat::turn(None, "Hi"),
+        enable_thinking: None,
+    };
     print_prompt(&Pack::open(&pack).unwrap(), &chat).unwrap_err();
 }
 
@@ -380,10 +582,19 @@ fn an_interrupted_text_ends_its_line_and_a_closed_pipe_is_no_failure() {
     let mut out = child.stdout.take().unwrap();
     out.read_exact(&mut [0]).unwrap();
     let id = child.id().to_string();
-    assert!(std::process::Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    assert!(
+        std::process::Command::new("kill")
+            .args(["-INT", &id])
+            .status()
+            .unwrap()
+            .success()
+    );
     let mut rest = Vec::new();
     out.read_to_end(&mut rest).unwrap();
-    let run = Run::from_output("run, interrupted".to_owned(), child.wait_with_output().unwrap());
+    let run = Run::from_output(
+        "run, interrupted".to_owned(),
+        child.wait_with_output().unwrap(),
+    );
     run.exits(130).says(&["error: interrupted"]);
     assert_eq!(rest.last(), Some(&b'\n'));
 
@@ -399,23 +610,51 @@ fn the_experts_report_is_a_document_or_a_picture() {
     let path = |name: &str| folder.path().join(name);
     let run = |file: &str| {
         let report = format!("--experts-report={}", path(file).display());
-        segpack!["run", &pack, "--prompt", "Hi", "--max-new-tokens", "3", "--json", &report]
+        segpack![
+            "run",
+            &pack,
+            "--prompt",
+            "Hi",
+            "--max-new-tokens",
+            "3",
+            "--json",
+            &report
+        ]
     };
     let (_, summary) = run("experts.json").ok().tokens();
     let report: serde_json::Value =
         serde_json::from_slice(&std::fs::read(path("experts.json")).unwrap()).unwrap();
     assert_eq!(report["layers"], summary["experts"]);
     let sum = |key: &str| -> u64 {
-        report["layers"].as_array().unwrap().iter().map(|l| l[key].as_u64().unwrap()).sum()
+        report["layers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|l| l[key].as_u64().unwrap())
+            .sum()
     };
     assert_eq!(sum("hits"), summary["expert_hits"]);
     assert_eq!(sum("misses"), summary["expert_misses"]);
     assert_eq!(report["passes"], 3);
     let costs = &summary["costs"];
-    assert!(costs["forward"].as_f64() >= costs["waiting"].as_f64(), "{costs}");
+    assert!(
+        costs["forward"].as_f64() >= costs["waiting"].as_f64(),
+        "{costs}"
+    );
     run("experts.svg").ok();
     let svg = std::fs::read_to_string(path("experts.svg")).unwrap();
-    assert!(svg.starts_with("<svg") && svg.contains("<title>layer"), "{svg}");
+    assert!(
+        svg.starts_with("<svg") && svg.contains("<title>layer"),
+        "{svg}"
+    );
     run("experts.png").exits(2).says(&[".json", ".svg"]);
-    segpack!["run", &pack, "--prompt", "Hi", "--experts-report=/none/x.svg"].exits(1).says(&["/none/x.svg"]);
+    segpack![
+        "run",
+        &pack,
+        "--prompt",
+        "Hi",
+        "--experts-report=/none/x.svg"
+    ]
+    .exits(1)
+    .says(&["/none/x.svg"]);
 }

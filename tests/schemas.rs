@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use jsonschema::Validator;
 use schemars::{Schema, schema_for};
 use segpack_manifests::documents::{
-    BenchReport, DemoReport, DevicesReport, ExpertParallelMap, ExpertsReport, ExportSummary, GpuBenchReport,
-    Inventory, Manifest, PackSummary, Plan, RunPrompt, RunSummary, RunToken, UnpackSummary, ValidateReport,
-    VerifyReport,
+    BenchReport, DemoReport, DevicesReport, ExpertParallelMap, ExpertsReport, ExportSummary,
+    GpuBenchReport, Inventory, Manifest, PackSummary, Plan, RunPrompt, RunSummary, RunToken,
+    UnpackSummary, ValidateReport, VerifyReport,
 };
 use serde_json::{Value, json};
 
@@ -41,7 +41,9 @@ fn schemas() -> [(&'static str, Schema); 17] {
 }
 
 fn path_of(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../schemas").join(format!("{name}.schema.json"))
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../schemas")
+        .join(format!("{name}.schema.json"))
 }
 
 /// What is committed, not what is generated.
@@ -52,8 +54,11 @@ fn validator(name: &str) -> Validator {
 
 #[track_caller]
 fn assert_valid(validator: &Validator, document: &Value) {
-    let errors: Vec<_> =
-        validator.iter_errors(document).map(|e| format!("{}: {e}", e.instance_path())).take(5).collect();
+    let errors: Vec<_> = validator
+        .iter_errors(document)
+        .map(|e| format!("{}: {e}", e.instance_path()))
+        .take(5)
+        .collect();
     assert!(errors.is_empty(), "{errors:#?}");
 }
 
@@ -65,29 +70,54 @@ fn the_committed_schemas_are_those_of_the_types() {
             fs::write(path_of(name), &wanted).unwrap();
         }
         let committed = fs::read_to_string(path_of(name)).unwrap_or_default();
-        assert!(committed == wanted, "schemas/{name}.schema.json is out of date: run the tests with BLESS=1");
-        assert!(wanted.contains("\"description\""), "{name} describes nothing");
+        assert!(
+            committed == wanted,
+            "schemas/{name}.schema.json is out of date: run the tests with BLESS=1"
+        );
+        assert!(
+            wanted.contains("\"description\""),
+            "{name} describes nothing"
+        );
     }
-    let committed = fs::read_dir(path_of("x").parent().unwrap()).unwrap().count();
-    assert_eq!(committed, schemas().len(), "schemas/ holds something that is not generated");
+    let committed = fs::read_dir(path_of("x").parent().unwrap())
+        .unwrap()
+        .count();
+    assert_eq!(
+        committed,
+        schemas().len(),
+        "schemas/ holds something that is not generated"
+    );
 }
 
 #[test]
 fn real_documents_are_valid() {
     let folder = temp();
-    let stacked = Tiny::qwen3_moe(Qwen3Moe::default()).stacked().write(&folder.path().join("stacked"));
+    let stacked = Tiny::qwen3_moe(Qwen3Moe::default())
+        .stacked()
+        .write(&folder.path().join("stacked"));
     let plain = Tiny::text().single();
-    let unaudited = Tiny { config: Value::Null, ..plain.clone() };
-    let unaudited = unaudited.write(&folder.path().join("unaudited")).join("model.safetensors");
+    let unaudited = Tiny {
+        config: Value::Null,
+        ..plain.clone()
+    };
+    let unaudited = unaudited
+        .write(&folder.path().join("unaudited"))
+        .join("model.safetensors");
     let download = folder.path().join("download");
     plain.write_download(&download, "0123456789abcdef0123456789abcdef01234567");
     for checkpoint in [&tiny_full(), &stacked, &unaudited, &download] {
-        assert_valid(&validator("inventory"), &segpack!["scan", checkpoint, "--json"].ok().json());
+        assert_valid(
+            &validator("inventory"),
+            &segpack!["scan", checkpoint, "--json"].ok().json(),
+        );
     }
     let mut broken = Tiny::text();
     broken.remove("thinker.lm_head.weight");
     let broken = broken.write(&folder.path().join("broken"));
-    assert_valid(&validator("inventory"), &segpack!["scan", &broken, "--json"].exits(3).json());
+    assert_valid(
+        &validator("inventory"),
+        &segpack!["scan", &broken, "--json"].exits(3).json(),
+    );
 
     for (number, (checkpoint, options)) in [
         (&tiny_full(), ["--codec", "raw"]),
@@ -100,7 +130,17 @@ fn real_documents_are_valid() {
     {
         let out = folder.path().join(format!("pack-{number}"));
         let [first, second] = options;
-        let plan = segpack!["pack", checkpoint, "-o", &out, "--dry-run", "--json", first, second].ok();
+        let plan = segpack![
+            "pack",
+            checkpoint,
+            "-o",
+            &out,
+            "--dry-run",
+            "--json",
+            first,
+            second
+        ]
+        .ok();
         assert_valid(&validator("plan"), &plan.json());
         let summary = segpack!["pack", checkpoint, "-o", &out, "--json", first, second].ok();
         assert_valid(&validator("pack-summary"), &summary.json());
@@ -110,12 +150,26 @@ fn real_documents_are_valid() {
         assert_valid(&validator("unpack-summary"), &report.json());
         let exported = out.with_extension("exported");
         let options = ["--to", "qwen3-moe", "--expert-parallel", "1/3", "--json"];
-        let summary = Run::of(program().arg("export").arg(&out).arg("-o").arg(&exported).args(options)).ok();
+        let summary = Run::of(
+            program()
+                .arg("export")
+                .arg(&out)
+                .arg("-o")
+                .arg(&exported)
+                .args(options),
+        )
+        .ok();
         assert_valid(&validator("export-summary"), &summary.json());
         let map = fs::read(exported.join("expert_parallel.json")).unwrap();
-        assert_valid(&validator("expert-parallel"), &serde_json::from_slice(&map).unwrap());
+        assert_valid(
+            &validator("expert-parallel"),
+            &serde_json::from_slice(&map).unwrap(),
+        );
         for how in ["--quick", "--sums"] {
-            assert_valid(&validator("verify-report"), &segpack!["verify", &out, how, "--json"].ok().json());
+            assert_valid(
+                &validator("verify-report"),
+                &segpack!["verify", &out, how, "--json"].ok().json(),
+            );
         }
         flip(&out.join("manifest.json"), -3);
         let report = segpack!["verify", &out, "--json"].exits(3).json();
@@ -127,21 +181,46 @@ fn real_documents_are_valid() {
 fn what_run_and_demo_print_is_valid() {
     let folder = temp();
     let out = packed(&tiny_full(), folder.path());
-    let asked = ["--top-k-logits", "3", "--rank", " the", "--max-new-tokens", "5"];
+    let asked = [
+        "--top-k-logits",
+        "3",
+        "--rank",
+        " the",
+        "--max-new-tokens",
+        "5",
+    ];
     for options in [&[][..], &asked[..]] {
-        let mut arguments: Vec<OsString> = ["run", "--prompt", "Hi", "--json"].map(Into::into).into();
+        let mut arguments: Vec<OsString> =
+            ["run", "--prompt", "Hi", "--json"].map(Into::into).into();
         arguments.push(out.clone().into());
         arguments.extend(options.iter().map(Into::into));
         let (tokens, summary) = run(&arguments).ok().tokens();
-        tokens.iter().for_each(|token| assert_valid(&validator("run-token"), token));
+        tokens
+            .iter()
+            .for_each(|token| assert_valid(&validator("run-token"), token));
         assert_valid(&validator("run-summary"), &summary);
     }
     for prompt in [["--prompt", "Hi"], ["--prompt-ids", "5,6"]] {
-        let printed = segpack!["run", &out, prompt[0], prompt[1], "--print-prompt", "--json"].ok();
+        let printed = segpack![
+            "run",
+            &out,
+            prompt[0],
+            prompt[1],
+            "--print-prompt",
+            "--json"
+        ]
+        .ok();
         assert_valid(&validator("run-prompt"), &printed.json());
     }
     let report = folder.path().join("experts.json");
-    segpack!["run", &out, "--prompt", "Hi", format!("--experts-report={}", report.display())].ok();
+    segpack![
+        "run",
+        &out,
+        "--prompt",
+        "Hi",
+        format!("--experts-report={}", report.display())
+    ]
+    .ok();
     let report: Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
     assert_valid(&validator("experts-report"), &report);
     let bench = segpack![
@@ -158,10 +237,16 @@ fn what_run_and_demo_print_is_valid() {
         "--json"
     ];
     assert_valid(&validator("bench-report"), &bench.ok().json());
-    assert_valid(&validator("devices-report"), &segpack!["devices", "--json"].ok().json());
+    assert_valid(
+        &validator("devices-report"),
+        &segpack!["devices", "--json"].ok().json(),
+    );
     let demo = segpack!["demo", "--json"].ok().json();
     assert_valid(&validator("demo-report"), &demo);
-    assert_eq!(demo["steps"].as_array().unwrap().last().unwrap()["validation"]["verdict"], "inside");
+    assert_eq!(
+        demo["steps"].as_array().unwrap().last().unwrap()["validation"]["verdict"],
+        "inside"
+    );
 }
 
 /// Every change of a good document that must be noticed.
@@ -171,17 +256,35 @@ fn assert_all_bad(name: &str, good: &Value, changes: &[(&str, Value)]) {
     for key in good.as_object().unwrap().keys() {
         let mut bad = good.clone();
         bad.as_object_mut().unwrap().remove(key);
-        let is_optional =
-            ["provenance", "known", "subset", "manifest_sha256", "family", "peak_rss", "rank", "top"]
-                .contains(&key.as_str());
-        assert!(is_optional || !validator.is_valid(&bad), "{name} without {key:?} is valid");
+        let is_optional = [
+            "provenance",
+            "known",
+            "subset",
+            "manifest_sha256",
+            "family",
+            "peak_rss",
+            "rank",
+            "top",
+        ]
+        .contains(&key.as_str());
+        assert!(
+            is_optional || !validator.is_valid(&bad),
+            "{name} without {key:?} is valid"
+        );
         bad[key] = json!(-1.5);
-        assert!(!validator.is_valid(&bad), "{name} with a number for {key:?} is valid");
+        assert!(
+            !validator.is_valid(&bad),
+            "{name} with a number for {key:?} is valid"
+        );
     }
     for (pointer, value) in changes {
         let mut bad = good.clone();
-        *bad.pointer_mut(pointer).unwrap_or_else(|| panic!("{name} has no {pointer}")) = value.clone();
-        assert!(!validator.is_valid(&bad), "{name} with {value} at {pointer} is valid");
+        *bad.pointer_mut(pointer)
+            .unwrap_or_else(|| panic!("{name} has no {pointer}")) = value.clone();
+        assert!(
+            !validator.is_valid(&bad),
+            "{name} with {value} at {pointer} is valid"
+        );
     }
 }
 
@@ -189,8 +292,12 @@ fn assert_all_bad(name: &str, good: &Value, changes: &[(&str, Value)]) {
 fn bad_documents_are_not_valid() {
     let folder = temp();
     let out = folder.path().join("pack");
-    let plan = segpack!["pack", tiny_full(), "-o", &out, "--dry-run", "--json"].ok().json();
-    let summary = segpack!["pack", tiny_full(), "-o", &out, "--json"].ok().json();
+    let plan = segpack!["pack", tiny_full(), "-o", &out, "--dry-run", "--json"]
+        .ok()
+        .json();
+    let summary = segpack!["pack", tiny_full(), "-o", &out, "--json"]
+        .ok()
+        .json();
     let digest = "0123456789abcdef".repeat(4);
     assert_all_bad(
         "manifest",
@@ -214,8 +321,19 @@ fn bad_documents_are_not_valid() {
             ("/counts/tensors", json!(null)),
         ],
     );
-    assert_all_bad("plan", &plan, &[("/packs/0/segments/0/id", json!(7)), ("/codec", json!("zip"))]);
-    assert_all_bad("pack-summary", &summary, &[("/manifest_sha256", json!("0")), ("/packs", json!(-1))]);
+    assert_all_bad(
+        "plan",
+        &plan,
+        &[
+            ("/packs/0/segments/0/id", json!(7)),
+            ("/codec", json!("zip")),
+        ],
+    );
+    assert_all_bad(
+        "pack-summary",
+        &summary,
+        &[("/manifest_sha256", json!("0")), ("/packs", json!(-1))],
+    );
     let inventory = segpack!["scan", tiny_full(), "--json"].ok().json();
     assert_all_bad(
         "inventory",
@@ -231,18 +349,45 @@ fn bad_documents_are_not_valid() {
     assert_all_bad(
         "verify-report",
         &report,
-        &[("/findings/0/kind", json!("mood")), ("/findings/0/bytes", json!([1])), ("/mode", json!("lazy"))],
+        &[
+            ("/findings/0/kind", json!("mood")),
+            ("/findings/0/bytes", json!([1])),
+            ("/mode", json!("lazy")),
+        ],
     );
     let pack = packed(&tiny_full(), folder.path());
-    let run = segpack!["run", &pack, "--prompt", "Hi", "--top-k-logits", "1", "--json"].ok();
+    let run = segpack![
+        "run",
+        &pack,
+        "--prompt",
+        "Hi",
+        "--top-k-logits",
+        "1",
+        "--json"
+    ]
+    .ok();
     let (tokens, summary) = run.tokens();
-    assert_all_bad("run-token", &tokens[0], &[("/top/0/id", json!("x")), ("/top/0/logit", json!("1"))]);
+    assert_all_bad(
+        "run-token",
+        &tokens[0],
+        &[("/top/0/id", json!("x")), ("/top/0/logit", json!("1"))],
+    );
     assert_all_bad(
         "run-summary",
         &summary,
-        &[("/stop_reason", json!("tired")), ("/ids", json!([-1])), ("/experts/0/layer", json!(null))],
+        &[
+            ("/stop_reason", json!("tired")),
+            ("/ids", json!([-1])),
+            ("/experts/0/layer", json!(null)),
+        ],
     );
     let back = folder.path().join("back");
-    let unpacked = segpack!["unpack", &out, "-o", &back, "--include", "*.json", "--json"].ok().json();
-    assert_all_bad("unpack-summary", &unpacked, &[("/files", json!(1.5)), ("/not_restored", json!({}))]);
+    let unpacked = segpack!["unpack", &out, "-o", &back, "--include", "*.json", "--json"]
+        .ok()
+        .json();
+    assert_all_bad(
+        "unpack-summary",
+        &unpacked,
+        &[("/files", json!(1.5)), ("/not_restored", json!({}))],
+    );
 }

@@ -36,7 +36,14 @@ fn packed(checkpoint: &Path, coding: Coding) -> (tempfile::TempDir, Pack) {
         provenance: false,
         scan: ScanOptions::default(),
     };
-    pack(checkpoint, &folder.path().join("pack"), &settings, &Stop::default(), &Silent).unwrap();
+    pack(
+        checkpoint,
+        &folder.path().join("pack"),
+        &settings,
+        &Stop::default(),
+        &Silent,
+    )
+    .unwrap();
     let pack = Pack::open(&folder.path().join("pack")).unwrap();
     (folder, pack)
 }
@@ -53,15 +60,24 @@ struct Recorded {
 
 fn numbers(tensors: &SafeTensors<'_>, name: &str) -> Vec<i64> {
     let data = tensors.tensor(name).unwrap();
-    data.data().as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect()
+    data.data()
+        .as_chunks::<8>()
+        .0
+        .iter()
+        .map(|b| i64::from_le_bytes(*b))
+        .collect()
 }
 
 fn values(tensors: &SafeTensors<'_>, name: &str) -> Vec<f32> {
     let view = tensors.tensor(name).unwrap();
     match view.dtype() {
-        safetensors::Dtype::F32 => {
-            view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
-        }
+        safetensors::Dtype::F32 => view
+            .data()
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|b| f32::from_le_bytes(*b))
+            .collect(),
         _ => {
             let widen = |b: &[u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
             view.data().as_chunks::<2>().0.iter().map(widen).collect()
@@ -71,18 +87,24 @@ fn values(tensors: &SafeTensors<'_>, name: &str) -> Vec<f32> {
 
 fn recorded(name: &str) -> Vec<Recorded> {
     let base = fixture("traces").join(name);
-    let bytes = std::fs::read(
-        base.with_extension(format!("{}.safetensors", base.extension().unwrap().to_str().unwrap())),
-    )
+    let bytes = std::fs::read(base.with_extension(format!(
+        "{}.safetensors",
+        base.extension().unwrap().to_str().unwrap()
+    )))
     .unwrap();
-    let json =
-        std::fs::read(base.with_extension(format!("{}.json", base.extension().unwrap().to_str().unwrap())))
-            .unwrap();
+    let json = std::fs::read(base.with_extension(format!(
+        "{}.json",
+        base.extension().unwrap().to_str().unwrap()
+    )))
+    .unwrap();
     let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let layers = json["model"]["num_hidden_layers"].as_u64().unwrap();
     let ids = |name: String| {
-        numbers(&tensors, &name).into_iter().map(|i| u32::try_from(i).unwrap()).collect::<Vec<_>>()
+        numbers(&tensors, &name)
+            .into_iter()
+            .map(|i| u32::try_from(i).unwrap())
+            .collect::<Vec<_>>()
     };
     let prompts = json["prompts"].as_array().unwrap();
     prompts
@@ -115,7 +137,12 @@ impl Observer for Routings {
 }
 
 fn argmax(logits: &[f32]) -> u32 {
-    let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0))).unwrap().0;
+    let best = logits
+        .iter()
+        .enumerate()
+        .max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)))
+        .unwrap()
+        .0;
     u32::try_from(best).unwrap()
 }
 
@@ -138,12 +165,18 @@ fn run<O: Ops>(
     let (source, stop) = (WeightSource::new(pack), Stop::default());
     let mut thinker = Thinker::new(&source, ops, settings, &stop).unwrap();
     let mut routings = Routings::default();
-    let logits = thinker.forward(&prompt.ids, Logits::All, &mut routings).unwrap();
+    let logits = thinker
+        .forward(&prompt.ids, Logits::All, &mut routings)
+        .unwrap();
     let vocab = usize::try_from(thinker.facts().vocab).unwrap();
     let mut next = argmax(&logits[logits.len() - vocab..]);
     let mut generated = vec![next];
     while generated.len() < prompt.generated.len() {
-        next = argmax(&thinker.forward(&[next], Logits::Last, &mut Unobserved).unwrap());
+        next = argmax(
+            &thinker
+                .forward(&[next], Logits::Last, &mut Unobserved)
+                .unwrap(),
+        );
         generated.push(next);
     }
     (logits, routings.0, generated)
@@ -158,8 +191,15 @@ fn check_strict(
     what: &str,
 ) {
     let tolerance = f32::max(3e-4, 4.5e-5 * f32::from(u16::try_from(layers).unwrap()));
-    let worst = logits.iter().zip(&prompt.logits).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    assert!(logits.len() == prompt.logits.len() && worst <= tolerance, "{what}: max |dlogit| {worst}");
+    let worst = logits
+        .iter()
+        .zip(&prompt.logits)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max);
+    assert!(
+        logits.len() == prompt.logits.len() && worst <= tolerance,
+        "{what}: max |dlogit| {worst}"
+    );
     assert_eq!(generated, prompt.generated, "{what}");
     for (layer, (routing, (ids, _))) in routings.iter().zip(&prompt.experts).enumerate() {
         let best = ids.len() / prompt.ids.len();
@@ -178,7 +218,14 @@ fn f32_traces_are_inside_the_strict_gate() {
             let layers = prompt.experts.len();
             let (logits, routings, generated) =
                 run(&pack, ScalarOps::default(), prompt, settings(prompt, None));
-            check_strict(prompt, layers, &logits, &routings, &generated, &format!("{name} {p} scalar"));
+            check_strict(
+                prompt,
+                layers,
+                &logits,
+                &routings,
+                &generated,
+                &format!("{name} {p} scalar"),
+            );
             for kernels in Kernels::all() {
                 let ops = CpuOps::with_kernels(Compute::F32, kernels);
                 let (logits, routings, generated) = run(&pack, ops, prompt, settings(prompt, None));
@@ -200,8 +247,16 @@ fn bf16_stable_prompts_continue_alike() {
     let mut stable = 0;
     for name in ["tiny-text", "tiny-full"] {
         let (_folder, pack) = packed(&fixture(name), Coding::Raw);
-        for prompt in recorded(&format!("{name}.bfloat16")).iter().filter(|p| p.bf16_stable) {
-            let (_, _, generated) = run(&pack, CpuOps::new(Compute::Bf16), prompt, settings(prompt, None));
+        for prompt in recorded(&format!("{name}.bfloat16"))
+            .iter()
+            .filter(|p| p.bf16_stable)
+        {
+            let (_, _, generated) = run(
+                &pack,
+                CpuOps::new(Compute::Bf16),
+                prompt,
+                settings(prompt, None),
+            );
             assert_eq!(generated, prompt.generated, "{name}");
             stable += 1;
         }
@@ -212,8 +267,18 @@ fn bf16_stable_prompts_continue_alike() {
 #[test]
 fn logits_are_the_same_bits_whatever_is_resident_coded_or_threaded() {
     let ops = CpuOps::new(Compute::F32);
-    let pools = [1, 2, 4].map(|n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap());
-    let codings = [Coding::Raw, Coding::Zstd { level: 3 }, Coding::Bf16Zstd, Coding::Bf16Rans];
+    let pools = [1, 2, 4].map(|n| {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(n)
+            .build()
+            .unwrap()
+    });
+    let codings = [
+        Coding::Raw,
+        Coding::Zstd { level: 3 },
+        Coding::Bf16Zstd,
+        Coding::Bf16Rans,
+    ];
     for name in ["tiny-text", "tiny-full"] {
         let packs = codings.map(|coding| packed(&fixture(name), coding));
         for (p, prompt) in recorded(&format!("{name}.float32")).iter().enumerate() {
@@ -221,12 +286,21 @@ fn logits_are_the_same_bits_whatever_is_resident_coded_or_threaded() {
             for (coding, (_, pack)) in codings.iter().zip(&packs) {
                 let least = {
                     let (source, stop) = (WeightSource::new(pack), Stop::default());
-                    Thinker::new(&source, ops, settings(prompt, Some(1)), &stop).unwrap().demand().least()
+                    Thinker::new(&source, ops, settings(prompt, Some(1)), &stop)
+                        .unwrap()
+                        .demand()
+                        .least()
                 };
-                let streamed = RunSettings { memory: Some(least), ..settings(prompt, None) };
-                for settings in
-                    [settings(prompt, None), settings(prompt, Some(1)), settings(prompt, Some(5)), streamed]
-                {
+                let streamed = RunSettings {
+                    memory: Some(least),
+                    ..settings(prompt, None)
+                };
+                for settings in [
+                    settings(prompt, None),
+                    settings(prompt, Some(1)),
+                    settings(prompt, Some(5)),
+                    streamed,
+                ] {
                     for pool in &pools {
                         let seen = pool.install(|| run(pack, ops, prompt, settings));
                         let threads = pool.current_num_threads();

@@ -1,4 +1,5 @@
-//! `segpack validate`: the official traces, trimmed and bent ones, and what changes to a checkpoint do.
+//! `segpack validate`: the official traces, trimmed and bent ones, and what changes to a checkpoint
+//! do.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,9 @@ use crate::support::folders::temp;
 use crate::support::tiny::{Qwen3Moe, Tensor, Tiny, shard_bytes, tensors_of, tiny_full, tiny_text};
 
 fn trace_of(name: &str) -> PathBuf {
-    fixtures().join("traces").join(format!("{name}.safetensors"))
+    fixtures()
+        .join("traces")
+        .join(format!("{name}.safetensors"))
 }
 
 /// A trace with other tensors, another description.
@@ -34,11 +37,16 @@ fn bent(name: &str, folder: &Path, bend: impl FnOnce(&mut Vec<Tensor>, &mut Valu
 
 /// The report, which is what its schema says.
 fn report(pack: &Path, trace: &Path, status: i32) -> Value {
-    let report = segpack!["validate", pack, "--reference", trace, "--json", "-q"].exits(status).json();
+    let report = segpack!["validate", pack, "--reference", trace, "--json", "-q"]
+        .exits(status)
+        .json();
     let schema = fixtures().join("../../schemas/validate-report.schema.json");
     let schema: Value = serde_json::from_slice(&fs::read(schema).unwrap()).unwrap();
     let validator = jsonschema::validator_for(&schema).unwrap();
-    let errors: Vec<String> = validator.iter_errors(&report).map(|e| e.to_string()).collect();
+    let errors: Vec<String> = validator
+        .iter_errors(&report)
+        .map(|e| e.to_string())
+        .collect();
     assert!(errors.is_empty(), "{errors:#?}");
     report
 }
@@ -50,14 +58,38 @@ fn the_official_traces_are_inside_the_gate() {
         let pack = packed(&checkpoint, folder.path());
         let strict = report(&pack, &trace_of(&format!("{name}.float32")), 0);
         assert_eq!(strict["verdict"], "inside");
-        assert_eq!((&strict["not_compared"], &strict["first_wrong"]), (&json!([]), &Value::Null));
-        let stable = report(&pack, &trace_of(&format!("{name}.bfloat16")).with_extension("json"), 0);
-        assert_eq!((&stable["verdict"], &stable["compute"]), (&json!("inside"), &json!("bfloat16")));
-        let direct = segpack!["validate", &pack, "--against", &checkpoint, "--json"].ok().json();
-        assert_eq!((&direct["verdict"], &direct["reference"]), (&json!("inside"), &json!("checkpoint")));
+        assert_eq!(
+            (&strict["not_compared"], &strict["first_wrong"]),
+            (&json!([]), &Value::Null)
+        );
+        let stable = report(
+            &pack,
+            &trace_of(&format!("{name}.bfloat16")).with_extension("json"),
+            0,
+        );
+        assert_eq!(
+            (&stable["verdict"], &stable["compute"]),
+            (&json!("inside"), &json!("bfloat16"))
+        );
+        let direct = segpack!["validate", &pack, "--against", &checkpoint, "--json"]
+            .ok()
+            .json();
+        assert_eq!(
+            (&direct["verdict"], &direct["reference"]),
+            (&json!("inside"), &json!("checkpoint"))
+        );
         // the numbers do not depend on what is kept in memory
         let trace = trace_of(&format!("{name}.float32"));
-        let one = segpack!["validate", &pack, "--reference", trace, "--expert-cache", "1", "--json"].ok();
+        let one = segpack![
+            "validate",
+            &pack,
+            "--reference",
+            trace,
+            "--expert-cache",
+            "1",
+            "--json"
+        ]
+        .ok();
         assert_eq!(one.json()["values"], strict["values"]);
     }
 }
@@ -66,11 +98,29 @@ fn the_official_traces_are_inside_the_gate() {
 fn the_table_and_the_verdict_are_for_people() {
     let folder = temp();
     let pack = packed(&tiny_full(), folder.path());
-    let run = segpack!["validate", &pack, "--reference", trace_of("tiny-full.float32")].ok();
-    for words in ["router probabilities", "expert sets", "greedy tokens", "ok, inside the gate"] {
+    let run = segpack![
+        "validate",
+        &pack,
+        "--reference",
+        trace_of("tiny-full.float32")
+    ]
+    .ok();
+    for words in [
+        "router probabilities",
+        "expert sets",
+        "greedy tokens",
+        "ok, inside the gate",
+    ] {
         assert!(run.text().contains(words), "{run}");
     }
-    let memory = segpack!["validate", &pack, "--reference", trace_of("tiny-full.float32"), "--memory", "1MB"];
+    let memory = segpack![
+        "validate",
+        &pack,
+        "--reference",
+        trace_of("tiny-full.float32"),
+        "--memory",
+        "1MB"
+    ];
     memory.exits(1).says(&["bytes work"]);
 }
 
@@ -78,10 +128,14 @@ fn the_table_and_the_verdict_are_for_people() {
 fn only_what_was_recorded_is_compared() {
     let folder = temp();
     let pack = packed(&tiny_text(), folder.path());
-    let in_logits =
-        |name: &str| name.ends_with(".input_ids") || name.ends_with(".logits") || name.contains(".gen.");
+    let in_logits = |name: &str| {
+        name.ends_with(".input_ids") || name.ends_with(".logits") || name.contains(".gen.")
+    };
     let in_router = |name: &str| {
-        in_logits(name) || ["router", "topk", "norm", "position_ids"].iter().any(|part| name.contains(part))
+        in_logits(name)
+            || ["router", "topk", "norm", "position_ids"]
+                .iter()
+                .any(|part| name.contains(part))
     };
     let missing = |level: &str, keep: &dyn Fn(&str) -> bool| {
         let trace = bent("tiny-text.float32", folder.path(), |tensors, document| {
@@ -90,12 +144,18 @@ fn only_what_was_recorded_is_compared() {
         });
         let said = segpack!["validate", &pack, "--reference", &trace].ok();
         assert!(said.text().contains("not in the reference"), "{said}");
-        report(&pack, &trace, 0)["not_compared"].as_array().unwrap().len()
+        report(&pack, &trace, 0)["not_compared"]
+            .as_array()
+            .unwrap()
+            .len()
     };
     // embedding, attention, MLP, hidden state
     assert_eq!(missing("router", &in_router), 4);
     // and three of the router, the final norm
-    assert_eq!(missing("logits", &|name| in_logits(name) && !name.contains("norm")), 8);
+    assert_eq!(
+        missing("logits", &|name| in_logits(name) && !name.contains("norm")),
+        8
+    );
     // no tokens were generated
     let trace = bent("tiny-text.float32", folder.path(), |tensors, document| {
         tensors.retain(|t| !t.name.contains(".gen."));
@@ -103,7 +163,10 @@ fn only_what_was_recorded_is_compared() {
             prompt.as_object_mut().unwrap().remove("generated");
         }
     });
-    assert_eq!(report(&pack, &trace, 0)["not_compared"], json!(["greedy tokens"]));
+    assert_eq!(
+        report(&pack, &trace, 0)["not_compared"],
+        json!(["greedy tokens"])
+    );
 }
 
 #[test]
@@ -111,54 +174,100 @@ fn a_trace_of_another_checkpoint_is_foreign() {
     let folder = temp();
     let pack = packed(&tiny_full(), folder.path());
     let trace = bent("tiny-full.float32", folder.path(), |_, document| {
-        document["checkpoint"]["model-00002-of-00004.safetensors"]["sha256"] = json!("0".repeat(64));
+        document["checkpoint"]["model-00002-of-00004.safetensors"]["sha256"] =
+            json!("0".repeat(64));
     });
     let run = segpack!["validate", &pack, "--reference", &trace, "--json"].exits(3);
     assert_eq!(run.json()["verdict"], "foreign");
-    let [finding] = &run.findings()[..] else { panic!("{run}") };
+    let [finding] = &run.findings()[..] else {
+        panic!("{run}")
+    };
     assert_eq!(finding.kind, FindingKind::ForeignTrace);
-    assert_eq!(finding.file.as_deref(), Some("model-00002-of-00004.safetensors"));
+    assert_eq!(
+        finding.file.as_deref(),
+        Some("model-00002-of-00004.safetensors")
+    );
     segpack!["validate", &pack, "--reference", &trace, "--no-digests"].ok();
     // of another model altogether
-    let run = segpack!["validate", &pack, "--reference", trace_of("tiny-text.float32")].exits(3);
+    let run = segpack![
+        "validate",
+        &pack,
+        "--reference",
+        trace_of("tiny-text.float32")
+    ]
+    .exits(3);
     assert!(run.text().contains("another checkpoint"), "{run}");
-    segpack!["validate", &pack, "--reference", trace_of("tiny-text.float32"), "--no-digests"].exits(3);
+    segpack![
+        "validate",
+        &pack,
+        "--reference",
+        trace_of("tiny-text.float32"),
+        "--no-digests"
+    ]
+    .exits(3);
     let other = segpack!["validate", &pack, "--against", tiny_text()].exits(3);
     assert!(other.text().contains("another checkpoint"), "{other}");
     // one that does not say
-    let trace = bent("tiny-full.float32", folder.path(), |_, document| document["checkpoint"] = json!({}));
+    let trace = bent("tiny-full.float32", folder.path(), |_, document| {
+        document["checkpoint"] = json!({})
+    });
     let run = segpack!["validate", &pack, "--reference", &trace, "--json"].ok();
     assert_eq!(run.findings()[0].kind, FindingKind::UnidentifiedTrace);
 }
 
-/// What a server would tell of an official trace: tokens, and log-probabilities of the best `count`. One token is generated:
-/// of later steps the trace has not all logits.
-fn as_from_a_server(folder: &Path, dtype: &str, bend: impl FnOnce(&mut [Told], &mut Value)) -> PathBuf {
+/// What a server would tell of an official trace: tokens, and log-probabilities of the best
+/// `count`. One token is generated: of later steps the trace has not all logits.
+fn as_from_a_server(
+    folder: &Path,
+    dtype: &str,
+    bend: impl FnOnce(&mut [Told], &mut Value),
+) -> PathBuf {
     bent("tiny-text.float32", folder, |tensors, document| {
         let vocab = 320;
         let floats = |t: &Tensor| -> Vec<f32> {
-            t.bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+            t.bytes
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|b| f32::from_le_bytes(*b))
+                .collect()
         };
         let mut told: Vec<Told> = Vec::new();
-        for (i, prompt) in document["prompts"].as_array_mut().unwrap().iter_mut().enumerate() {
+        for (i, prompt) in document["prompts"]
+            .as_array_mut()
+            .unwrap()
+            .iter_mut()
+            .enumerate()
+        {
             prompt["generated"] = json!([prompt["generated"][0]]);
-            let logits = tensors.iter().find(|t| t.name == format!("p{i:02}.logits")).unwrap();
+            let logits = tensors
+                .iter()
+                .find(|t| t.name == format!("p{i:02}.logits"))
+                .unwrap();
             let rows = floats(logits).chunks_exact(vocab).map(best_of).collect();
-            told.push(Told { rows, next: prompt["generated"][0].as_i64().unwrap() });
+            told.push(Told {
+                rows,
+                next: prompt["generated"][0].as_i64().unwrap(),
+            });
         }
-        document["settings"] = json!({"dtype": dtype, "level": "logits", "values": "log_probabilities"});
+        document["settings"] =
+            json!({"dtype": dtype, "level": "logits", "values": "log_probabilities"});
         bend(&mut told, document);
         tensors.retain(|t| t.name.ends_with(".input_ids"));
         for (i, told) in told.iter().enumerate() {
             tensors.push(told.next_tensor(i));
             let (last, before) = told.rows.split_last().unwrap();
-            tensors.extend(ranked_tensors(&format!("p{i:02}.gen"), std::slice::from_ref(last)));
+            tensors.extend(ranked_tensors(
+                &format!("p{i:02}.gen"),
+                std::slice::from_ref(last),
+            ));
             tensors.extend(ranked_tensors(&format!("p{i:02}.prompt"), before));
         }
     })
 }
 
-/// What a server tells of a prompt: of every position, the best tokens with their log-probabilities.
+/// What a server tells of a prompt: of every position, the best tokens with their
+/// log-probabilities.
 struct Told {
     rows: Vec<Vec<(i64, f32)>>,
     next: i64,
@@ -167,15 +276,22 @@ struct Told {
 impl Told {
     fn next_tensor(&self, prompt: usize) -> Tensor {
         let name = format!("p{prompt:02}.gen.ids");
-        Tensor { name, dtype: "I64".to_owned(), shape: vec![1], bytes: self.next.to_le_bytes().to_vec() }
+        Tensor {
+            name,
+            dtype: "I64".to_owned(),
+            shape: vec![1],
+            bytes: self.next.to_le_bytes().to_vec(),
+        }
     }
 }
 
 /// Five, by log-softmax.
 fn best_of(logits: &[f32]) -> Vec<(i64, f32)> {
     let sum: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
-    let mut all: Vec<(i64, f32)> =
-        (0..).zip(logits).map(|(id, x)| (id, (f64::from(*x) - sum.ln()) as f32)).collect();
+    let mut all: Vec<(i64, f32)> = (0..)
+        .zip(logits)
+        .map(|(id, x)| (id, (f64::from(*x) - sum.ln()) as f32))
+        .collect();
     all.sort_by(|a, b| b.1.total_cmp(&a.1));
     all.truncate(5);
     all
@@ -189,8 +305,22 @@ fn ranked_tensors(kind: &str, rows: &[Vec<(i64, f32)>]) -> Vec<Tensor> {
         bytes,
     };
     vec![
-        tensor("top_ids", "I64", rows.iter().flatten().flat_map(|(id, _)| id.to_le_bytes()).collect()),
-        tensor("top_logprobs", "F32", rows.iter().flatten().flat_map(|(_, x)| x.to_le_bytes()).collect()),
+        tensor(
+            "top_ids",
+            "I64",
+            rows.iter()
+                .flatten()
+                .flat_map(|(id, _)| id.to_le_bytes())
+                .collect(),
+        ),
+        tensor(
+            "top_logprobs",
+            "F32",
+            rows.iter()
+                .flatten()
+                .flat_map(|(_, x)| x.to_le_bytes())
+                .collect(),
+        ),
     ]
 }
 
@@ -200,16 +330,36 @@ fn tokens_and_log_probabilities_of_a_server_are_judged() {
     let pack = packed(&tiny_text(), folder.path());
     let trace = as_from_a_server(folder.path(), "float32", |_, _| {});
     let inside = report(&pack, &trace, 0);
-    assert_eq!((&inside["verdict"], &inside["reference_dtype"]), (&json!("inside"), &json!("float32")));
+    assert_eq!(
+        (&inside["verdict"], &inside["reference_dtype"]),
+        (&json!("inside"), &json!("float32"))
+    );
     assert_eq!(inside["tolerance"], 6e-4);
     let values = inside["values"].as_array().unwrap();
-    assert!(values.iter().all(|row| row["quantity"] == "log_probabilities"), "{inside}");
-    let choices: Vec<_> = inside["choices"].as_array().unwrap().iter().map(|row| &row["choice"]).collect();
+    assert!(
+        values
+            .iter()
+            .all(|row| row["quantity"] == "log_probabilities"),
+        "{inside}"
+    );
+    let choices: Vec<_> = inside["choices"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| &row["choice"])
+        .collect();
     assert_eq!(choices, ["top_tokens", "greedy_tokens", "token_ranks"]);
     let missing = inside["not_compared"].as_array().unwrap();
-    assert!(missing.contains(&json!("logits")) && missing.contains(&json!("expert sets")), "{inside}");
+    assert!(
+        missing.contains(&json!("logits")) && missing.contains(&json!("expert sets")),
+        "{inside}"
+    );
     let run = segpack!["validate", &pack, "--reference", &trace].ok();
-    assert!(run.text().contains("(float32, 5 prompts, log-probabilities within 6.0e-4)"), "{run}");
+    assert!(
+        run.text()
+            .contains("(float32, 5 prompts, log-probabilities within 6.0e-4)"),
+        "{run}"
+    );
 
     type Bend = fn(&mut [Told], &mut Value);
     let outside = |what: &str, bend: Bend| {
@@ -222,23 +372,42 @@ fn tokens_and_log_probabilities_of_a_server_are_judged() {
         told[0].next = (told[0].next + 1) % 320;
         document["prompts"][0]["generated"] = json!([told[0].next]);
     });
-    assert!(seen.contains("next token") && !seen.contains("in their order"), "{seen}");
-    let seen = outside("two ranks exchanged, with the same log-probabilities", |told, _| {
-        let row = told[1].rows.iter_mut().find(|row| row[1].1 - row[2].1 > 0.1).unwrap();
-        (row[1].0, row[2].0) = (row[2].0, row[1].0);
-    });
+    assert!(
+        seen.contains("next token") && !seen.contains("in their order"),
+        "{seen}"
+    );
+    let seen = outside(
+        "two ranks exchanged, with the same log-probabilities",
+        |told, _| {
+            let row = told[1]
+                .rows
+                .iter_mut()
+                .find(|row| row[1].1 - row[2].1 > 0.1)
+                .unwrap();
+            (row[1].0, row[2].0) = (row[2].0, row[1].0);
+        },
+    );
     assert!(
         seen.contains("best tokens in their order") && seen.contains("log-probabilities differ"),
         "{seen}"
     );
     let seen = outside("a token that is not among the best", |told, _| {
         let row = &mut told[2].rows[0];
-        row[3].0 = (0..).find(|id| row.iter().all(|(other, _)| other != id)).unwrap();
+        row[3].0 = (0..)
+            .find(|id| row.iter().all(|(other, _)| other != id))
+            .unwrap();
     });
     assert!(seen.contains("best tokens in their order"), "{seen}");
-    let seen = outside("a log-probability", |told, _| told[3].rows[0][4].1 -= 2.5e-3);
-    assert!(seen.contains("log-probabilities differ by up to 2.") && !seen.contains("order"), "{seen}");
-    outside("a token that the vocabulary has not", |told, _| told[0].rows[0][4].0 = 400);
+    let seen = outside("a log-probability", |told, _| {
+        told[3].rows[0][4].1 -= 2.5e-3
+    });
+    assert!(
+        seen.contains("log-probabilities differ by up to 2.") && !seen.contains("order"),
+        "{seen}"
+    );
+    outside("a token that the vocabulary has not", |told, _| {
+        told[0].rows[0][4].0 = 400
+    });
     // a token that the server did not name is not compared, and a row may be short
     let trace = as_from_a_server(folder.path(), "float32", |told, _| {
         told[0].rows[0][1].0 = -1;
@@ -251,10 +420,16 @@ fn tokens_and_log_probabilities_of_a_server_are_judged() {
         document["settings"] = json!({"dtype": "float32", "values": "log_probabilities"});
     });
     let alone = report(&pack, &trace, 0);
-    assert_eq!((&alone["verdict"], &alone["choices"][0]["compared"]), (&json!("inside"), &json!(5 * 24)));
+    assert_eq!(
+        (&alone["verdict"], &alone["choices"][0]["compared"]),
+        (&json!("inside"), &json!(5 * 24))
+    );
     let trace = bent("tiny-text.float32", folder.path(), |tensors, document| {
         tensors.retain(|t| t.name.ends_with(".input_ids") || t.name.ends_with("gen.ids"));
-        let ids = tensors.iter_mut().find(|t| t.name == "p03.gen.ids").unwrap();
+        let ids = tensors
+            .iter_mut()
+            .find(|t| t.name == "p03.gen.ids")
+            .unwrap();
         ids.bytes[..8].copy_from_slice(&5_u64.to_le_bytes());
         document["prompts"][3]["generated"][0] = json!(5);
         document["settings"] = json!({"dtype": "float32", "values": "log_probabilities"});
@@ -262,15 +437,31 @@ fn tokens_and_log_probabilities_of_a_server_are_judged() {
     assert_eq!(report(&pack, &trace, 3)["verdict"], "outside");
 }
 
-/// Recorded from llama-cpp-python 0.3.36 by runtime-min/reference, of the tiny checkpoint with a tokenizer for the purpose.
+/// Recorded from llama-cpp-python 0.3.36 by runtime-min/reference, of the tiny checkpoint with a
+/// tokenizer for the purpose.
 #[test]
 fn a_trace_of_the_llama_cpp_server_is_inside_the_gate() {
     let folder = temp();
     let pack = packed(&tiny_text(), folder.path());
     let trace = trace_of("tiny-text.llama-cpp.float32");
-    let run = segpack!["validate", &pack, "--reference", &trace, "--no-digests", "--json"].ok().json();
-    assert_eq!((&run["verdict"], &run["choices"][1]["compared"]), (&json!("inside"), &json!(4 * 24)));
-    assert!(run["values"][0]["max_abs"].as_f64().unwrap() < 1e-4, "{run}");
+    let run = segpack![
+        "validate",
+        &pack,
+        "--reference",
+        &trace,
+        "--no-digests",
+        "--json"
+    ]
+    .ok()
+    .json();
+    assert_eq!(
+        (&run["verdict"], &run["choices"][1]["compared"]),
+        (&json!("inside"), &json!(4 * 24))
+    );
+    assert!(
+        run["values"][0]["max_abs"].as_f64().unwrap() < 1e-4,
+        "{run}"
+    );
     // the tokenizer was not packed
     assert_eq!(report(&pack, &trace, 3)["verdict"], "foreign");
 }
@@ -280,25 +471,71 @@ fn other_precisions_of_servers_are_judged_by_a_tolerance() {
     let folder = temp();
     let pack = packed(&tiny_text(), folder.path());
     let trace = as_from_a_server(folder.path(), "q8_0", |told, _| {
-        told.iter_mut().flat_map(|told| &mut told.rows).flatten().for_each(|(_, x)| *x -= 0.05);
+        told.iter_mut()
+            .flat_map(|told| &mut told.rows)
+            .flatten()
+            .for_each(|(_, x)| *x -= 0.05);
     });
     let reported = report(&pack, &trace, 0);
-    assert_eq!((&reported["verdict"], &reported["tolerance"]), (&json!("not_judged"), &Value::Null));
-    assert!(reported["findings"][0]["seen"].as_str().unwrap().contains("q8_0"), "{reported}");
-    assert!(reported["prompts"][0]["max_abs_logits"].as_f64().unwrap() > 0.04, "{reported}");
+    assert_eq!(
+        (&reported["verdict"], &reported["tolerance"]),
+        (&json!("not_judged"), &Value::Null)
+    );
+    assert!(
+        reported["findings"][0]["seen"]
+            .as_str()
+            .unwrap()
+            .contains("q8_0"),
+        "{reported}"
+    );
+    assert!(
+        reported["prompts"][0]["max_abs_logits"].as_f64().unwrap() > 0.04,
+        "{reported}"
+    );
     let judged = |tolerance: &str, status| {
-        segpack!["validate", &pack, "--reference", &trace, "--tolerance", tolerance, "--json"]
-            .exits(status)
-            .json()
+        segpack![
+            "validate",
+            &pack,
+            "--reference",
+            &trace,
+            "--tolerance",
+            tolerance,
+            "--json"
+        ]
+        .exits(status)
+        .json()
     };
     assert_eq!(judged("0.06", 0)["verdict"], "inside");
     assert_eq!(judged("0.04", 3)["verdict"], "outside");
-    segpack!["validate", &pack, "--reference", &trace, "--tolerance", "-1"].exits(2);
-    segpack!["validate", &pack, "--reference", &trace, "--tolerance", "nan"].exits(2);
+    segpack![
+        "validate",
+        &pack,
+        "--reference",
+        &trace,
+        "--tolerance",
+        "-1"
+    ]
+    .exits(2);
+    segpack![
+        "validate",
+        &pack,
+        "--reference",
+        &trace,
+        "--tolerance",
+        "nan"
+    ]
+    .exits(2);
     let official = trace_of("tiny-text.float32");
-    segpack!["validate", &pack, "--reference", official, "--tolerance", "9"]
-        .exits(2)
-        .says(&["gate", "logits"]);
+    segpack![
+        "validate",
+        &pack,
+        "--reference",
+        official,
+        "--tolerance",
+        "9"
+    ]
+    .exits(2)
+    .says(&["gate", "logits"]);
 }
 
 #[test]
@@ -306,20 +543,32 @@ fn malformed_or_foreign_traces_of_servers_are_refused() {
     let folder = temp();
     let pack = packed(&tiny_text(), folder.path());
     let refused = |words: &[&str], bend: &dyn Fn(&mut [Told], &mut Value)| {
-        let trace = as_from_a_server(folder.path(), "float32", |told, document| bend(told, document));
-        segpack!["validate", &pack, "--reference", &trace].exits(3).says(words);
+        let trace = as_from_a_server(folder.path(), "float32", |told, document| {
+            bend(told, document)
+        });
+        segpack!["validate", &pack, "--reference", &trace]
+            .exits(3)
+            .says(words);
     };
     let trace = as_from_a_server(folder.path(), "float32", |_, document| {
         document["checkpoint"]["config.json"]["sha256"] = json!("0".repeat(64));
     });
     assert_eq!(report(&pack, &trace, 3)["verdict"], "foreign");
-    refused(&["p01.prompt.top_logprobs", "best first"], &|told, _| told[1].rows[0].swap(0, 4));
+    refused(&["p01.prompt.top_logprobs", "best first"], &|told, _| {
+        told[1].rows[0].swap(0, 4)
+    });
     refused(&["p00.gen.top_logprobs", "best first"], &|told, _| {
         told[0].rows.last_mut().unwrap()[1].1 = f32::NAN;
     });
-    refused(&["p00.gen.top_logprobs", "logarithms"], &|told, _| told[0].rows.last_mut().unwrap()[0].1 = 0.5);
-    refused(&["p00.gen.top_ids", "no id"], &|told, _| told[0].rows.last_mut().unwrap()[0].0 = -2);
-    refused(&["unknown variant"], &|_, document| document["settings"]["values"] = json!("words"));
+    refused(&["p00.gen.top_logprobs", "logarithms"], &|told, _| {
+        told[0].rows.last_mut().unwrap()[0].1 = 0.5
+    });
+    refused(&["p00.gen.top_ids", "no id"], &|told, _| {
+        told[0].rows.last_mut().unwrap()[0].0 = -2
+    });
+    refused(&["unknown variant"], &|_, document| {
+        document["settings"]["values"] = json!("words")
+    });
     let without = |part: &str| {
         let trace = as_from_a_server(folder.path(), "float32", |_, _| {});
         let mut tensors = tensors_of(&fs::read(&trace).unwrap());
@@ -336,7 +585,9 @@ fn malformed_or_foreign_traces_of_servers_are_refused() {
     let mut tensors = tensors_of(&fs::read(&trace).unwrap());
     tensors.retain(|t| !t.name.starts_with("p00.") || t.name.ends_with("input_ids"));
     fs::write(&trace, shard_bytes(&tensors)).unwrap();
-    segpack!["validate", &pack, "--reference", &trace].exits(3).says(&["tells nothing", "prompt 0"]);
+    segpack!["validate", &pack, "--reference", &trace]
+        .exits(3)
+        .says(&["tells nothing", "prompt 0"]);
 }
 
 #[test]
@@ -344,18 +595,36 @@ fn malformed_traces_are_clear_errors() {
     let folder = temp();
     let pack = packed(&tiny_full(), folder.path());
     let refused = |words: &[&str], bend: &dyn Fn(&mut Vec<Tensor>, &mut Value)| {
-        let trace = bent("tiny-full.float32", folder.path(), |tensors, document| bend(tensors, document));
-        segpack!["validate", &pack, "--reference", &trace].exits(3).says(words);
+        let trace = bent("tiny-full.float32", folder.path(), |tensors, document| {
+            bend(tensors, document)
+        });
+        segpack!["validate", &pack, "--reference", &trace]
+            .exits(3)
+            .says(words);
     };
-    let find = |tensors: &mut Vec<Tensor>, name: &str| tensors.iter().position(|t| t.name == name).unwrap();
+    let find = |tensors: &mut Vec<Tensor>, name: &str| {
+        tensors.iter().position(|t| t.name == name).unwrap()
+    };
     refused(&["multimodal", "not supported yet"], &|tensors, _| {
-        tensors.iter_mut().for_each(|t| t.name = t.name.replace("p00.", "mm."));
+        tensors
+            .iter_mut()
+            .for_each(|t| t.name = t.name.replace("p00.", "mm."));
     });
-    refused(&["format", "qwen3-omni-thinker-trace-1"], &|_, document| document["format"] = json!("other"));
-    refused(&["settings.dtype", "float16"], &|_, document| document["settings"]["dtype"] = json!("float16"));
-    refused(&["lists no prompt"], &|_, document| document["prompts"] = json!([]));
-    refused(&["p01.logits"], &|tensors, _| tensors.retain(|t| t.name != "p01.logits"));
-    refused(&["p00.gen.ids"], &|_, document| document["prompts"][0]["generated"][0] = json!(1));
+    refused(&["format", "qwen3-omni-thinker-trace-1"], &|_, document| {
+        document["format"] = json!("other")
+    });
+    refused(&["settings.dtype", "float16"], &|_, document| {
+        document["settings"]["dtype"] = json!("float16")
+    });
+    refused(&["lists no prompt"], &|_, document| {
+        document["prompts"] = json!([])
+    });
+    refused(&["p01.logits"], &|tensors, _| {
+        tensors.retain(|t| t.name != "p01.logits")
+    });
+    refused(&["p00.gen.ids"], &|_, document| {
+        document["prompts"][0]["generated"][0] = json!(1)
+    });
     refused(&["p00.embed", "wanted [5, 48]"], &|tensors, _| {
         let at = find(tensors, "p00.embed");
         tensors[at].shape = vec![48, 5];
@@ -372,10 +641,21 @@ fn malformed_traces_are_clear_errors() {
         let at = find(tensors, "p00.norm");
         tensors[at].dtype = "I32".to_owned();
     });
-    fs::write(folder.path().join("alone.safetensors"), fs::read(trace_of("tiny-full.float32")).unwrap())
-        .unwrap();
-    segpack!["validate", &pack, "--reference", folder.path().join("alone.safetensors")].exits(1);
-    segpack!["validate", &pack, "--reference", folder.path()].exits(3).says(&["is no trace"]);
+    fs::write(
+        folder.path().join("alone.safetensors"),
+        fs::read(trace_of("tiny-full.float32")).unwrap(),
+    )
+    .unwrap();
+    segpack![
+        "validate",
+        &pack,
+        "--reference",
+        folder.path().join("alone.safetensors")
+    ]
+    .exits(1);
+    segpack!["validate", &pack, "--reference", folder.path()]
+        .exits(3)
+        .says(&["is no trace"]);
     segpack!["validate", &pack].exits(2);
 }
 
@@ -385,7 +665,10 @@ fn bf16_is_judged_only_where_the_official_code_agrees_with_itself() {
     let pack = packed(&tiny_full(), folder.path());
     let wrong_token = |stable: bool| {
         bent("tiny-full.bfloat16", folder.path(), |tensors, document| {
-            let ids = tensors.iter_mut().find(|t| t.name == "p00.gen.ids").unwrap();
+            let ids = tensors
+                .iter_mut()
+                .find(|t| t.name == "p00.gen.ids")
+                .unwrap();
             let last = ids.bytes.len() - 8;
             ids.bytes[last] ^= 1;
             let id = u64::from_le_bytes(ids.bytes[last..].try_into().unwrap());
@@ -401,7 +684,10 @@ fn bf16_is_judged_only_where_the_official_code_agrees_with_itself() {
         (&outside["verdict"], &outside["findings"][0]["kind"]),
         (&json!("outside"), &json!("differs_from_reference"))
     );
-    assert_eq!(report(&pack, &wrong_token(false), 0)["verdict"], "not_judged");
+    assert_eq!(
+        report(&pack, &wrong_token(false), 0)["verdict"],
+        "not_judged"
+    );
 }
 
 /// Also dense layers, biases, a tied head, un-normalised routers, stacked experts.
@@ -418,8 +704,11 @@ fn packs_are_compared_with_a_direct_calculation() {
         assert!(run.text().contains("calculated directly"), "{run}");
         // the checkpoint changes after it was packed
         let mut changed = Tiny::read(&checkpoint);
-        changed.tensors_mut().find(|t| t.name.ends_with("2.self_attn.o_proj.weight")).unwrap().bytes[1] ^=
-            0x40;
+        changed
+            .tensors_mut()
+            .find(|t| t.name.ends_with("2.self_attn.o_proj.weight"))
+            .unwrap()
+            .bytes[1] ^= 0x40;
         changed.write(&checkpoint);
         let run = segpack!["validate", &pack, "--against", &checkpoint, "--json"].exits(3);
         let kinds: Vec<_> = run.findings().iter().map(|f| f.kind).collect();
@@ -440,18 +729,32 @@ fn a_recorded_trace_validates_itself() {
         let report = report(&path, &trace, 0);
         assert_eq!(report["not_compared"], json!([]));
         let exact = |row: &Value| row["max_abs"] == 0.0 && row["not_finite"] == 0;
-        assert!(report["values"].as_array().unwrap().iter().all(exact), "{report}");
+        assert!(
+            report["values"].as_array().unwrap().iter().all(exact),
+            "{report}"
+        );
         let equal = |row: &Value| row["equal"] == row["compared"];
-        assert!(report["choices"].as_array().unwrap().iter().all(equal), "{report}");
+        assert!(
+            report["choices"].as_array().unwrap().iter().all(equal),
+            "{report}"
+        );
         let stock = fs::read(&trace).unwrap();
-        assert!(tensors_of(&stock).iter().any(|t| t.name == "p01.gen.layer.2.topk_ids" && t.shape == [2, 3]));
+        assert!(
+            tensors_of(&stock)
+                .iter()
+                .any(|t| t.name == "p01.gen.layer.2.topk_ids" && t.shape == [2, 3])
+        );
     }
 }
 
 /// Two prompts and three tokens after each.
 fn record(pack: &Pack, compute: Compute, path: &Path) {
     let (source, stop) = (WeightSource::new(pack), Stop::default());
-    let settings = RunSettings { positions: 16, longest_pass: 4, ..RunSettings::default() };
+    let settings = RunSettings {
+        positions: 16,
+        longest_pass: 4,
+        ..RunSettings::default()
+    };
     let mut thinker = Thinker::new(&source, CpuOps::new(compute), settings, &stop).unwrap();
     let facts = thinker.facts().clone();
     let mut recorder = TraceRecorder::new(compute, &facts);
@@ -462,16 +765,31 @@ fn record(pack: &Pack, compute: Compute, path: &Path) {
         recorder.logits(&logits);
         let mut last = logits[logits.len() - facts.vocab as usize..].to_vec();
         for step in 0..3 {
-            let best = last.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0 as u32;
+            let best = last
+                .iter()
+                .enumerate()
+                .max_by(|a, b| a.1.total_cmp(b.1))
+                .unwrap()
+                .0 as u32;
             recorder.token(best, &last);
             if step < 2 {
-                last = thinker.forward(&[best], Logits::Last, &mut recorder).unwrap();
+                last = thinker
+                    .forward(&[best], Logits::Last, &mut recorder)
+                    .unwrap();
             }
         }
         recorder.end(Map::from_iter([("bf16_stable".to_owned(), json!(true))]));
     }
     let sources = pack.manifest().source_files.iter();
-    let files = sources.map(|f| (f.path.clone(), trace::RecordedFile { size: f.length, sha256: f.sha256 }));
+    let files = sources.map(|f| {
+        (
+            f.path.clone(),
+            trace::RecordedFile {
+                size: f.length,
+                sha256: f.sha256,
+            },
+        )
+    });
     recorder.write(path, Map::new(), &files.collect()).unwrap();
 }
 
@@ -479,11 +797,19 @@ fn record(pack: &Pack, compute: Compute, path: &Path) {
 type Mutation = (&'static str, fn(&mut Tiny));
 
 const MUTATIONS: &[Mutation] = &[
-    ("rms_norm_eps x 10", |t| text(t)["rms_norm_eps"] = json!(1e-5)),
+    ("rms_norm_eps x 10", |t| {
+        text(t)["rms_norm_eps"] = json!(1e-5)
+    }),
     ("rope_theta", |t| text(t)["rope_theta"] = json!(10_000)),
-    ("one expert fewer per token", |t| text(t)["num_experts_per_tok"] = json!(3)),
-    ("one expert more per token", |t| text(t)["num_experts_per_tok"] = json!(5)),
-    ("norm_topk_prob", |t| text(t)["norm_topk_prob"] = json!(false)),
+    ("one expert fewer per token", |t| {
+        text(t)["num_experts_per_tok"] = json!(3)
+    }),
+    ("one expert more per token", |t| {
+        text(t)["num_experts_per_tok"] = json!(5)
+    }),
+    ("norm_topk_prob", |t| {
+        text(t)["norm_topk_prob"] = json!(false)
+    }),
     ("twice as many heads, half as wide", |t| {
         text(t)["num_attention_heads"] = json!(8);
         text(t)["num_key_value_heads"] = json!(4);
@@ -508,14 +834,30 @@ const MUTATIONS: &[Mutation] = &[
     ("gate and up swapped", |t| {
         (0..12).for_each(|e| swap(t, &expert(2, e, "gate_proj"), &expert(2, e, "up_proj")));
     }),
-    ("k and v swapped", |t| swap(t, &at(0, "self_attn.k_proj"), &at(0, "self_attn.v_proj"))),
-    ("q_norm and k_norm swapped", |t| swap(t, &at(1, "self_attn.q_norm"), &at(1, "self_attn.k_norm"))),
-    ("a norm zeroed", |t| t.tensor(&at(1, "post_attention_layernorm")).bytes.fill(0)),
-    ("final norm zeroed", |t| t.tensor("thinker.model.norm.weight").bytes.fill(0)),
-    ("a router row moved", |t| t.tensor(&at(0, "mlp.gate")).bytes[..10 * 128].rotate_left(128)),
-    ("the highest exponent bit of one weight", |t| t.tensor(&at(0, "self_attn.q_proj")).bytes[1001] ^= 0x40),
-    ("the sign of one weight", |t| t.tensor(&at(2, "self_attn.o_proj")).bytes[2001] ^= 0x80),
-    ("one exponent bit of an expert", |t| t.tensor(&expert(1, 3, "down_proj")).bytes[301] ^= 0x02),
+    ("k and v swapped", |t| {
+        swap(t, &at(0, "self_attn.k_proj"), &at(0, "self_attn.v_proj"))
+    }),
+    ("q_norm and k_norm swapped", |t| {
+        swap(t, &at(1, "self_attn.q_norm"), &at(1, "self_attn.k_norm"))
+    }),
+    ("a norm zeroed", |t| {
+        t.tensor(&at(1, "post_attention_layernorm")).bytes.fill(0)
+    }),
+    ("final norm zeroed", |t| {
+        t.tensor("thinker.model.norm.weight").bytes.fill(0)
+    }),
+    ("a router row moved", |t| {
+        t.tensor(&at(0, "mlp.gate")).bytes[..10 * 128].rotate_left(128)
+    }),
+    ("the highest exponent bit of one weight", |t| {
+        t.tensor(&at(0, "self_attn.q_proj")).bytes[1001] ^= 0x40
+    }),
+    ("the sign of one weight", |t| {
+        t.tensor(&at(2, "self_attn.o_proj")).bytes[2001] ^= 0x80
+    }),
+    ("one exponent bit of an expert", |t| {
+        t.tensor(&expert(1, 3, "down_proj")).bytes[301] ^= 0x02
+    }),
     ("two rows of the head swapped", |t| {
         let head = &mut t.tensor("thinker.lm_head.weight").bytes;
         let (first, second) = head.split_at_mut(128);
@@ -555,7 +897,15 @@ fn every_mutation_of_a_checkpoint_is_caught() {
         mutate(&mut tiny);
         let checkpoint = tiny.write(&folder.path().join("checkpoint"));
         let pack = packed(&checkpoint, folder.path());
-        let run = segpack!["validate", &pack, "--reference", &trace, "--no-digests", "--json", "-q"];
+        let run = segpack![
+            "validate",
+            &pack,
+            "--reference",
+            &trace,
+            "--no-digests",
+            "--json",
+            "-q"
+        ];
         if !is_caught(&run) {
             missed.push(format!("{what}: {run}"));
         }

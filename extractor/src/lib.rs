@@ -1,6 +1,7 @@
 //! The steps of segpack (scan, plan, pack, verify, unpack, …) and its command line.
 //!
-//! Steps are plain functions: inputs and options in, a document out, progress through a trait. They never print.
+//! Steps are plain functions: inputs and options in, a document out, progress through a trait. They
+//! never print.
 
 pub mod cli;
 pub mod steps;

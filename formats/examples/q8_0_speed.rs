@@ -21,7 +21,10 @@ fn rate(name: &str, mut step: impl FnMut()) {
         })
         .collect();
     rates.sort_by(f64::total_cmp);
-    println!("{name:<28} {:6.2} GB/s  ({:.2} to {:.2})", rates[2], rates[0], rates[4]);
+    println!(
+        "{name:<28} {:6.2} GB/s  ({:.2} to {:.2})",
+        rates[2], rates[0], rates[4]
+    );
 }
 
 /// Finite values of all three dtypes: no exponent beyond 0x3f in the byte that holds it.

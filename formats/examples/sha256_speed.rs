@@ -16,11 +16,16 @@ fn rate(name: &str, bytes: usize, mut step: impl FnMut()) {
         })
         .collect();
     rates.sort_by(f64::total_cmp);
-    println!("{name:<46} {:5.2} GB/s  ({:.2} to {:.2})", rates[2], rates[0], rates[4]);
+    println!(
+        "{name:<46} {:5.2} GB/s  ({:.2} to {:.2})",
+        rates[2], rates[0], rates[4]
+    );
 }
 
 fn main() {
-    let data: Vec<u8> = (0..17_u32 << 16).map(|i| i.wrapping_mul(0x9E37_79B9).to_be_bytes()[0]).collect();
+    let data: Vec<u8> = (0..17_u32 << 16)
+        .map(|i| i.wrapping_mul(0x9E37_79B9).to_be_bytes()[0])
+        .collect();
     // blocks at multiples of 64 bytes, as in a page-aligned buffer
     let aligned = &data[data.as_ptr().align_offset(64)..];
     let piece = &data[..512 << 10];
@@ -34,13 +39,21 @@ fn main() {
         a.update(black_box(piece));
         b.update(black_box(piece));
     });
-    rate("update_pair, same alignment (bytes once)", piece.len(), || {
-        Sha256Hasher::update_pair(&mut a, &mut b, black_box(piece));
-    });
+    rate(
+        "update_pair, same alignment (bytes once)",
+        piece.len(),
+        || {
+            Sha256Hasher::update_pair(&mut a, &mut b, black_box(piece));
+        },
+    );
     b.update(b"header");
-    rate("update_pair, other alignment (bytes once)", piece.len(), || {
-        Sha256Hasher::update_pair(&mut a, &mut b, black_box(piece));
-    });
+    rate(
+        "update_pair, other alignment (bytes once)",
+        piece.len(),
+        || {
+            Sha256Hasher::update_pair(&mut a, &mut b, black_box(piece));
+        },
+    );
     rate("update_two (both streams)", piece.len(), || {
         Sha256Hasher::update_two(&mut a, black_box(left), &mut b, black_box(right));
     });
@@ -48,14 +61,22 @@ fn main() {
     for count in [1, 2, 3, 4, 6, 8, 10, 11, 12, 13, 14, 15, 16] {
         let pieces: Vec<&[u8]> = data.chunks(64 << 10).take(count).collect();
         let mut lanes = Sha256Lanes::new(count);
-        rate(&format!("lanes({count}), 64 KiB pieces (all messages)"), count * (64 << 10), || {
-            lanes.update(black_box(&pieces));
-        });
+        rate(
+            &format!("lanes({count}), 64 KiB pieces (all messages)"),
+            count * (64 << 10),
+            || {
+                lanes.update(black_box(&pieces));
+            },
+        );
     }
     let pieces: Vec<&[u8]> = aligned.chunks(64 << 10).take(16).collect();
     let mut lanes = Sha256Lanes::new(16);
-    rate("lanes(16), pieces at multiples of 64 bytes", 16 * (64 << 10), || {
-        lanes.update(black_box(&pieces));
-    });
+    rate(
+        "lanes(16), pieces at multiples of 64 bytes",
+        16 * (64 << 10),
+        || {
+            lanes.update(black_box(&pieces));
+        },
+    );
     black_box((one.finish(), a.finish(), b.finish()));
 }

@@ -55,17 +55,27 @@ impl FormatError {
     /// An I/O error with its verb and path.
     pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io { action, path, source }
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
     }
 
     /// A malformed file.
     pub fn malformed(path: &Path, what: impl Into<String>) -> Self {
-        Self::Malformed { path: path.to_owned(), what: what.into() }
+        Self::Malformed {
+            path: path.to_owned(),
+            what: what.into(),
+        }
     }
 
     /// A file that changed or shrank under the reader.
     pub fn changed(path: &Path, what: impl Into<String>) -> Self {
-        Self::Changed { path: path.to_owned(), what: what.into() }
+        Self::Changed {
+            path: path.to_owned(),
+            what: what.into(),
+        }
     }
 
     /// A broken coded stream.

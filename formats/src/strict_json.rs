@@ -1,6 +1,7 @@
 //! JSON objects whose duplicate keys are errors, read in file order.
 //!
-//! `serde_json` keeps the last of two equal keys, so a header could name one tensor twice and hide the first.
+//! `serde_json` keeps the last of two equal keys, so a header could name one tensor twice and hide
+//! the first.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -26,11 +27,13 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for UniqueEntries<V> {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 let mut entries: Vec<(String, V)> = Vec::new();
                 while let Some(key) = map.next_key::<String>()? {
-                    let value =
-                        map.next_value().map_err(|e| A::Error::custom(format!("key {key:?}: {e}")))?;
+                    let value = map
+                        .next_value()
+                        .map_err(|e| A::Error::custom(format!("key {key:?}: {e}")))?;
                     entries.push((key, value));
                 }
-                check_unique(entries.iter().map(|(key, _)| key.as_str())).map_err(A::Error::custom)?;
+                check_unique(entries.iter().map(|(key, _)| key.as_str()))
+                    .map_err(A::Error::custom)?;
                 Ok(UniqueEntries(entries))
             }
         }
@@ -56,8 +59,13 @@ mod tests {
     #[test]
     fn keeps_file_order_and_refuses_a_key_given_twice() {
         let parse = |text: &str| serde_json::from_str::<UniqueEntries<u8>>(text);
-        assert_eq!(parse(r#"{"b":1,"a":2}"#).unwrap().0, [("b".to_owned(), 1), ("a".to_owned(), 2)]);
-        let error = parse(r#"{"b":1,"a":2,"\u0062":3}"#).unwrap_err().to_string();
+        assert_eq!(
+            parse(r#"{"b":1,"a":2}"#).unwrap().0,
+            [("b".to_owned(), 1), ("a".to_owned(), 2)]
+        );
+        let error = parse(r#"{"b":1,"a":2,"\u0062":3}"#)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(r#"key "b" appears twice"#), "{error}");
         assert!(parse("[]").is_err());
     }

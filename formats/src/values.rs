@@ -20,7 +20,8 @@ enum Exponent {
 }
 
 impl ValueCheck {
-    /// Nothing seen yet of a tensor of this dtype. Only F16, BF16, F32 and F64 are checked for finiteness.
+    /// Nothing seen yet of a tensor of this dtype. Only F16, BF16, F32 and F64 are checked for
+    /// finiteness.
     pub fn new(dtype: Dtype) -> Self {
         let mask = match dtype {
             Dtype::BF16 => Some(Exponent::Bits16(0x7f80)),
@@ -29,30 +30,42 @@ impl ValueCheck {
             Dtype::F64 => Some(Exponent::Bits64(0x7ff0_0000_0000_0000)),
             _ => None,
         };
-        Self { mask, seen: false, all_zero: true, finite: true }
+        Self {
+            mask,
+            seen: false,
+            all_zero: true,
+            finite: true,
+        }
     }
 
     /// Looks at the next bytes; every piece but the last is a whole number of values.
     pub fn update(&mut self, bytes: &[u8]) {
         self.seen |= !bytes.is_empty();
         // most pieces hold something in their first bytes
-        self.all_zero =
-            self.all_zero && bytes.iter().take(64).all(|b| *b == 0) && bytes.iter().all(|b| *b == 0);
+        self.all_zero = self.all_zero
+            && bytes.iter().take(64).all(|b| *b == 0)
+            && bytes.iter().all(|b| *b == 0);
         let finite = |any: bool| !any;
         self.finite = self.finite
             && match self.mask {
                 None => true,
                 Some(Exponent::Bits16(mask)) => {
                     let (values, _) = bytes.as_chunks::<2>();
-                    finite(values.iter().fold(false, |any, v| any | (u16::from_le_bytes(*v) & mask == mask)))
+                    finite(values.iter().fold(false, |any, v| {
+                        any | (u16::from_le_bytes(*v) & mask == mask)
+                    }))
                 }
                 Some(Exponent::Bits32(mask)) => {
                     let (values, _) = bytes.as_chunks::<4>();
-                    finite(values.iter().fold(false, |any, v| any | (u32::from_le_bytes(*v) & mask == mask)))
+                    finite(values.iter().fold(false, |any, v| {
+                        any | (u32::from_le_bytes(*v) & mask == mask)
+                    }))
                 }
                 Some(Exponent::Bits64(mask)) => {
                     let (values, _) = bytes.as_chunks::<8>();
-                    finite(values.iter().fold(false, |any, v| any | (u64::from_le_bytes(*v) & mask == mask)))
+                    finite(values.iter().fold(false, |any, v| {
+                        any | (u64::from_le_bytes(*v) & mask == mask)
+                    }))
                 }
             };
     }
@@ -83,12 +96,32 @@ mod tests {
         assert_eq!(check(Dtype::BF16, &[&[0; 200], &[0; 2]]), (true, true));
         assert_eq!(check(Dtype::BF16, &[&[0; 200], &[1, 0]]), (false, true));
         assert_eq!(check(Dtype::BF16, &[]), (false, true));
-        assert_eq!(check(Dtype::BF16, &[&[0; 100], &[0x80, 0x7f]]), (false, false), "infinity");
-        assert_eq!(check(Dtype::BF16, &[&[0xc1, 0xff], &[0; 100]]), (false, false), "NaN");
+        assert_eq!(
+            check(Dtype::BF16, &[&[0; 100], &[0x80, 0x7f]]),
+            (false, false),
+            "infinity"
+        );
+        assert_eq!(
+            check(Dtype::BF16, &[&[0xc1, 0xff], &[0; 100]]),
+            (false, false),
+            "NaN"
+        );
         assert_eq!(check(Dtype::F16, &[&[0x80, 0x7f]]), (false, false));
-        assert_eq!(check(Dtype::F32, &[&1.0_f32.to_le_bytes(), &f32::MAX.to_le_bytes()]), (false, true));
-        assert_eq!(check(Dtype::F32, &[&f32::NAN.to_le_bytes()]), (false, false));
-        assert_eq!(check(Dtype::F64, &[&f64::NEG_INFINITY.to_le_bytes()]), (false, false));
+        assert_eq!(
+            check(
+                Dtype::F32,
+                &[&1.0_f32.to_le_bytes(), &f32::MAX.to_le_bytes()]
+            ),
+            (false, true)
+        );
+        assert_eq!(
+            check(Dtype::F32, &[&f32::NAN.to_le_bytes()]),
+            (false, false)
+        );
+        assert_eq!(
+            check(Dtype::F64, &[&f64::NEG_INFINITY.to_le_bytes()]),
+            (false, false)
+        );
         assert_eq!(check(Dtype::I64, &[&[255; 8]]), (false, true));
     }
 }

@@ -1,4 +1,5 @@
-//! How documents are written: deterministic, small, and with one list element per line for `grep` and `diff`.
+//! How documents are written: deterministic, small, and with one list element per line for `grep`
+//! and `diff`.
 
 use std::io;
 
@@ -12,7 +13,8 @@ struct LineFormatter {
     compact: CompactFormatter,
 }
 
-/// Keys of the document are at depth 1, elements of its lists at depth 2; deeper things stay on their line.
+/// Keys of the document are at depth 1, elements of its lists at depth 2; deeper things stay on
+/// their line.
 const BROKEN: usize = 2;
 
 impl LineFormatter {
@@ -39,7 +41,11 @@ impl Formatter for LineFormatter {
         self.compact.end_array(to)
     }
 
-    fn begin_array_value<W: ?Sized + io::Write>(&mut self, to: &mut W, first: bool) -> io::Result<()> {
+    fn begin_array_value<W: ?Sized + io::Write>(
+        &mut self,
+        to: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
         self.new_line(to, first)
     }
 
@@ -56,8 +62,16 @@ impl Formatter for LineFormatter {
         self.compact.end_object(to)
     }
 
-    fn begin_object_key<W: ?Sized + io::Write>(&mut self, to: &mut W, first: bool) -> io::Result<()> {
-        if self.depth == 1 { self.new_line(to, first) } else { self.compact.begin_object_key(to, first) }
+    fn begin_object_key<W: ?Sized + io::Write>(
+        &mut self,
+        to: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        if self.depth == 1 {
+            self.new_line(to, first)
+        } else {
+            self.compact.begin_object_key(to, first)
+        }
     }
 }
 

@@ -1,7 +1,9 @@
-//! Which tensor goes into which segment of which pack: a pure function of the inventory and the options.
+//! Which tensor goes into which segment of which pack: a pure function of the inventory and the
+//! options.
 //!
-//! The order is that of reading: embedding first (so that one row is one page), then the layers, then the head;
-//! every MoE layer's experts have a pack of their own, `gate, up, down` of one expert adjacent.
+//! The order is that of reading: embedding first (so that one row is one page), then the layers,
+//! then the head; every MoE layer's experts have a pack of their own, `gate, up, down` of one
+//! expert adjacent.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -10,8 +12,8 @@ use segpack_formats::pack;
 use segpack_formats::safetensors::MAX_HEADER_BYTES;
 
 use crate::documents::{
-    Excluded, FormatVersion, GENERATOR, Inventory, InventoryTensor, Plan, PlannedPack, PlannedSegment,
-    PlannedTensor, SourceRange,
+    Excluded, FormatVersion, GENERATOR, Inventory, InventoryTensor, Plan, PlannedPack,
+    PlannedSegment, PlannedTensor, SourceRange,
 };
 use crate::names::{Classification, Component, Role};
 use crate::pack_folder::PACKS;
@@ -82,8 +84,15 @@ impl Selection {
         match self.include.iter().chain(&self.exclude).find(unknown) {
             None => Ok(()),
             Some(prefix) => {
-                let has = present.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-                Err(PlanError::NoSuchComponent { prefix: prefix.clone(), has })
+                let has = present
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join(", ");
+                Err(PlanError::NoSuchComponent {
+                    prefix: prefix.clone(),
+                    has,
+                })
             }
         }
     }
@@ -139,7 +148,11 @@ pub fn plan(inventory: &Inventory, selection: &Selection, codec: Codec) -> Resul
     present.dedup();
     selection.check(&present)?;
     let mut placed = Vec::new();
-    for tensor in inventory.tensors.iter().filter(|t| selection.takes(t.component)) {
+    for tensor in inventory
+        .tensors
+        .iter()
+        .filter(|t| selection.takes(t.component))
+    {
         place(inventory, tensor, &mut placed)?;
     }
     if placed.is_empty() {
@@ -160,15 +173,29 @@ pub fn plan(inventory: &Inventory, selection: &Selection, codec: Codec) -> Resul
 
 fn excluded(inventory: &Inventory, selection: &Selection) -> Vec<Excluded> {
     let mut sums: BTreeMap<Component, (u64, u64)> = BTreeMap::new();
-    for t in inventory.tensors.iter().filter(|t| !selection.takes(t.component)) {
+    for t in inventory
+        .tensors
+        .iter()
+        .filter(|t| !selection.takes(t.component))
+    {
         let sum = sums.entry(t.component).or_default();
         *sum = (sum.0 + 1, sum.1 + t.length);
     }
-    sums.into_iter().map(|(component, (tensors, bytes))| Excluded { component, tensors, bytes }).collect()
+    sums.into_iter()
+        .map(|(component, (tensors, bytes))| Excluded {
+            component,
+            tensors,
+            bytes,
+        })
+        .collect()
 }
 
 /// Places one stored tensor; a stacked one becomes the matrices of its experts.
-fn place(inventory: &Inventory, stored: &InventoryTensor, placed: &mut Vec<Placed>) -> Result<(), PlanError> {
+fn place(
+    inventory: &Inventory,
+    stored: &InventoryTensor,
+    placed: &mut Vec<Placed>,
+) -> Result<(), PlanError> {
     let whole = Classification {
         component: stored.component,
         role: stored.role,
@@ -181,19 +208,39 @@ fn place(inventory: &Inventory, stored: &InventoryTensor, placed: &mut Vec<Place
         offset: stored.offset + offset,
         length,
     };
-    if !matches!(stored.role, Role::ExpertGateUpStacked | Role::ExpertDownStacked) {
-        placed.push(put(whole, stored.name.clone(), stored, stored.shape.clone(), source(0, stored.length)));
+    if !matches!(
+        stored.role,
+        Role::ExpertGateUpStacked | Role::ExpertDownStacked
+    ) {
+        placed.push(put(
+            whole,
+            stored.name.clone(),
+            stored,
+            stored.shape.clone(),
+            source(0, stored.length),
+        ));
         return Ok(());
     }
-    let fail = |why: String| PlanError::Stacked { tensor: stored.name.clone(), why };
+    let fail = |why: String| PlanError::Stacked {
+        tensor: stored.name.clone(),
+        why,
+    };
     let slices = inventory
         .family
-        .and_then(|family| family.unstack(&stored.name, &stored.shape, stored.dtype.bitsize() as u64))
+        .and_then(|family| {
+            family.unstack(&stored.name, &stored.shape, stored.dtype.bitsize() as u64)
+        })
         .ok_or_else(|| fail("no rule of its family says how".to_owned()))?
         .map_err(|e| fail(e.to_string()))?;
     for slice in slices {
         let range = source(slice.offset, slice.length);
-        placed.push(put(slice.classification, slice.name, stored, slice.shape, range));
+        placed.push(put(
+            slice.classification,
+            slice.name,
+            stored,
+            slice.shape,
+            range,
+        ));
     }
     Ok(())
 }
@@ -222,19 +269,34 @@ fn put(
 }
 
 fn segment_key(what: Classification, name: &str) -> SegmentKey {
-    let Classification { component, layer, expert, .. } = what;
+    let Classification {
+        component,
+        layer,
+        expert,
+        ..
+    } = what;
     let group = what.segment_group();
-    let rank = GROUPS.iter().position(|g| *g == group).unwrap_or(GROUPS.len());
+    let rank = GROUPS
+        .iter()
+        .position(|g| *g == group)
+        .unwrap_or(GROUPS.len());
     let id = match (layer, expert) {
         _ if component == Component::Unclassified => format!("{component}.{name}"),
         (Some(layer), Some(expert)) => format!("{component}.layers.{layer}.experts.{expert}"),
         (Some(layer), None) => format!("{component}.layers.{layer}.{group}"),
         _ => format!("{component}.{group}"),
     };
-    SegmentKey { after_layers: layer.is_none() && rank >= BEFORE_LAYERS, layer, expert, group: rank, id }
+    SegmentKey {
+        after_layers: layer.is_none() && rank >= BEFORE_LAYERS,
+        layer,
+        expert,
+        group: rank,
+        id,
+    }
 }
 
-/// No name twice, and no segment id that is another tensor's name: in a coded pack both name tensors of one file.
+/// No name twice, and no segment id that is another tensor's name: in a coded pack both name
+/// tensors of one file.
 fn check_unique(placed: &[Placed]) -> Result<(), PlanError> {
     let names: HashSet<&str> = placed.iter().map(|p| p.tensor.name.as_str()).collect();
     if names.len() < placed.len() {
@@ -244,9 +306,14 @@ fn check_unique(placed: &[Placed]) -> Result<(), PlanError> {
             name: twice.map_or_else(String::new, |p| p.tensor.name.clone()),
         });
     }
-    match placed.iter().find(|p| names.contains(p.segment.id.as_str())) {
+    match placed
+        .iter()
+        .find(|p| names.contains(p.segment.id.as_str()))
+    {
         None => Ok(()),
-        Some(p) => Err(PlanError::ReservedName { name: p.segment.id.clone() }),
+        Some(p) => Err(PlanError::ReservedName {
+            name: p.segment.id.clone(),
+        }),
     }
 }
 
@@ -254,7 +321,10 @@ fn check_unique(placed: &[Placed]) -> Result<(), PlanError> {
 fn check_headers(packs: &[PlannedPack]) -> Result<(), PlanError> {
     match packs.iter().find(|p| p.data_offset > MAX_HEADER_BYTES) {
         None => Ok(()),
-        Some(p) => Err(PlanError::HeaderTooLong { path: p.path.clone(), length: p.data_offset }),
+        Some(p) => Err(PlanError::HeaderTooLong {
+            path: p.path.clone(),
+            length: p.data_offset,
+        }),
     }
 }
 
@@ -267,7 +337,12 @@ fn gather(mut placed: Vec<Placed>, codec: Codec) -> Vec<PlannedPack> {
     });
     let mut packs: Vec<PlannedPack> = Vec::new();
     let mut open: Option<((Component, Option<u32>), SegmentKey)> = None;
-    for Placed { pack, segment, tensor } in placed {
+    for Placed {
+        pack,
+        segment,
+        tensor,
+    } in placed
+    {
         let same_pack = open.as_ref().is_some_and(|(p, _)| *p == pack);
         if !same_pack {
             packs.push(PlannedPack {
@@ -278,9 +353,15 @@ fn gather(mut placed: Vec<Placed>, codec: Codec) -> Vec<PlannedPack> {
                 segments: Vec::new(),
             });
         }
-        let Some(last) = packs.last_mut() else { continue };
+        let Some(last) = packs.last_mut() else {
+            continue;
+        };
         if !same_pack || open.as_ref().is_none_or(|(_, s)| *s != segment) {
-            last.segments.push(PlannedSegment { id: segment.id.clone(), raw_length: 0, tensors: Vec::new() });
+            last.segments.push(PlannedSegment {
+                id: segment.id.clone(),
+                raw_length: 0,
+                tensors: Vec::new(),
+            });
         }
         if let Some(segment) = last.segments.last_mut() {
             segment.raw_length = segment.raw_length.saturating_add(tensor.source.length);
@@ -304,7 +385,9 @@ fn pack_path((component, experts_of): (Component, Option<u32>)) -> String {
 
 /// Splits a name so that `experts.2` sorts before `experts.10`.
 fn natural(name: &str) -> Vec<(u64, &str)> {
-    name.split('.').map(|part| (part.parse().unwrap_or(u64::MAX), part)).collect()
+    name.split('.')
+        .map(|part| (part.parse().unwrap_or(u64::MAX), part))
+        .collect()
 }
 
 #[cfg(test)]
@@ -328,7 +411,16 @@ mod tests {
     #[test]
     fn segments_are_named_after_what_loads_them() {
         let key = |component, role, layer, expert| {
-            segment_key(Classification { component, role, layer, expert }, "some.name").id
+            segment_key(
+                Classification {
+                    component,
+                    role,
+                    layer,
+                    expert,
+                },
+                "some.name",
+            )
+            .id
         };
         assert_eq!(
             key(Component::ThinkerText, Role::ExpertDown, Some(5), Some(17)),
@@ -338,7 +430,13 @@ mod tests {
             key(Component::ThinkerText, Role::QNorm, Some(5), None),
             "thinker.text.layers.5.attention"
         );
-        assert_eq!(key(Component::ThinkerText, Role::Embedding, None, None), "thinker.text.embed_tokens");
-        assert_eq!(key(Component::Unclassified, Role::Unclassified, None, None), "unclassified.some.name");
+        assert_eq!(
+            key(Component::ThinkerText, Role::Embedding, None, None),
+            "thinker.text.embed_tokens"
+        );
+        assert_eq!(
+            key(Component::Unclassified, Role::Unclassified, None, None),
+            "unclassified.some.name"
+        );
     }
 }

@@ -1,8 +1,10 @@
 //! The documents of segpack and the knowledge behind them.
 //!
 //! * [`names`]: components, roles and classes of tensors.
-//! * [`families`]: one file of rules per model family; from `config.json` they derive every tensor that must exist.
-//! * [`documents`]: inventory, plan, manifest, reports, as serde types; `schemas/` is generated from them.
+//! * [`families`]: one file of rules per model family; from `config.json` they derive every tensor
+//!   that must exist.
+//! * [`documents`]: inventory, plan, manifest, reports, as serde types; `schemas/` is generated
+//!   from them.
 //! * [`layout`]: which tensor goes into which segment of which pack.
 //! * [`pack_folder`]: a pack folder, opened for reading.
 //! * [`registry`]: published checkpoints with their digests.

@@ -12,8 +12,8 @@ pub struct UnknownName {
     pub wanted: String,
 }
 
-/// An enum whose variants each have one text, used by `as_str`, `FromStr`, serde and the JSON schema alike.
-/// `Display` prints what the method named after `display` returns.
+/// An enum whose variants each have one text, used by `as_str`, `FromStr`, serde and the JSON
+/// schema alike. `Display` prints what the method named after `display` returns.
 macro_rules! text_enum {
     ($(#[$meta:meta])* $name:ident is $kind:literal, display $display:ident {
         $($(#[$variant_meta:meta])* $variant:ident = $text:literal,)+
@@ -79,7 +79,8 @@ macro_rules! text_enum {
 pub(crate) use text_enum;
 
 text_enum! {
-    /// A part of the model that is packed, included or excluded as a whole. The order is that of the packs.
+    /// A part of the model that is packed, included or excluded as a whole. The order is that of
+    /// the packs.
     Component is "component", display as_str {
         /// The decoder of a plain MoE checkpoint.
         Text = "text",
@@ -101,11 +102,13 @@ text_enum! {
 }
 
 impl Component {
-    /// Whether `prefix` selects this component: its own name, or whole leading words of it (`thinker` selects
-    /// `thinker.text`, `think` selects nothing).
+    /// Whether `prefix` selects this component: its own name, or whole leading words of it
+    /// (`thinker` selects `thinker.text`, `think` selects nothing).
     #[must_use]
     pub fn is_below(self, prefix: &str) -> bool {
-        self.as_str().strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        self.as_str()
+            .strip_prefix(prefix)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
             && !prefix.is_empty()
     }
 }
@@ -139,7 +142,8 @@ text_enum! {
         ExpertUp = "expert_up",
         /// An expert's down projection, `[hidden, moe_intermediate]`.
         ExpertDown = "expert_down",
-        /// Gate and up projections of all experts of a layer, `[experts, 2 x moe_intermediate, hidden]`.
+        /// Gate and up projections of all experts of a layer, `[experts, 2 x moe_intermediate,
+        /// hidden]`.
         ExpertGateUpStacked = "expert_gate_up_stacked",
         /// Down projections of all experts of a layer, `[experts, hidden, moe_intermediate]`.
         ExpertDownStacked = "expert_down_stacked",
@@ -189,18 +193,23 @@ text_enum! {
 }
 
 impl Role {
-    /// The segment that a tensor of this role goes to, within its layer or, outside the layers, its component.
+    /// The segment that a tensor of this role goes to, within its layer or, outside the layers, its
+    /// component.
     #[must_use]
     pub const fn segment_group(self) -> &'static str {
         match self {
             Self::Embedding => "embed_tokens",
-            Self::AttentionQ | Self::AttentionK | Self::AttentionV | Self::AttentionO => "attention",
+            Self::AttentionQ | Self::AttentionK | Self::AttentionV | Self::AttentionO => {
+                "attention"
+            }
             Self::QNorm | Self::KNorm => "attention",
             Self::InputNorm | Self::PostAttentionNorm => "norms",
             Self::Router => "router",
             Self::ExpertGate | Self::ExpertUp | Self::ExpertDown => "experts",
             Self::ExpertGateUpStacked | Self::ExpertDownStacked => "experts",
-            Self::SharedExpertGate | Self::SharedExpertUp | Self::SharedExpertDown => "shared_expert",
+            Self::SharedExpertGate | Self::SharedExpertUp | Self::SharedExpertDown => {
+                "shared_expert"
+            }
             Self::SharedExpertRouter => "shared_expert",
             Self::MlpGate | Self::MlpUp | Self::MlpDown => "mlp",
             Self::FinalNorm => "final_norm",
@@ -264,7 +273,8 @@ impl Class {
         }
     }
 
-    /// The class of a role in a component; towers and vocoder are classes of their own, whatever the role.
+    /// The class of a role in a component; towers and vocoder are classes of their own, whatever
+    /// the role.
     #[must_use]
     pub const fn of(component: Component, role: Role) -> Self {
         match component {
@@ -280,27 +290,35 @@ impl Class {
     const fn in_decoder(role: Role) -> Self {
         match role {
             Role::Embedding | Role::CodecEmbedding | Role::PositionEmbedding => Self::Embedding,
-            Role::AttentionQ | Role::AttentionK | Role::AttentionV | Role::AttentionO => Self::Attention,
+            Role::AttentionQ | Role::AttentionK | Role::AttentionV | Role::AttentionO => {
+                Self::Attention
+            }
             Role::QNorm | Role::KNorm | Role::InputNorm | Role::PostAttentionNorm => Self::Norms,
             Role::FinalNorm => Self::FinalNorm,
             Role::Router => Self::Router,
             Role::ExpertGate | Role::ExpertUp | Role::ExpertDown => Self::Experts,
             Role::ExpertGateUpStacked | Role::ExpertDownStacked => Self::Experts,
-            Role::SharedExpertGate | Role::SharedExpertUp | Role::SharedExpertDown => Self::SharedExpert,
+            Role::SharedExpertGate | Role::SharedExpertUp | Role::SharedExpertDown => {
+                Self::SharedExpert
+            }
             Role::SharedExpertRouter => Self::SharedExpert,
             Role::MlpGate | Role::MlpUp | Role::MlpDown => Self::DenseMlp,
             Role::LmHead | Role::CodecHead => Self::LmHead,
             Role::Projection | Role::Merger => Self::Projections,
             Role::AudioBlock => Self::Audio,
             Role::VisionBlock => Self::Vision,
-            Role::Conv | Role::CodecBlock | Role::CodecUpsample | Role::CodecDecoder => Self::Code2wav,
+            Role::Conv | Role::CodecBlock | Role::CodecUpsample | Role::CodecDecoder => {
+                Self::Code2wav
+            }
             Role::Unclassified => Self::Unclassified,
         }
     }
 }
 
 /// What the rules of a family say about one tensor name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Classification {
     /// The component it belongs to.
@@ -315,8 +333,12 @@ pub struct Classification {
 
 impl Classification {
     /// What a tensor gets that no rule names.
-    pub const UNCLASSIFIED: Self =
-        Self { component: Component::Unclassified, role: Role::Unclassified, layer: None, expert: None };
+    pub const UNCLASSIFIED: Self = Self {
+        component: Component::Unclassified,
+        role: Role::Unclassified,
+        layer: None,
+        expert: None,
+    };
 
     /// The row of `scan`'s table.
     #[must_use]
@@ -338,13 +360,27 @@ mod tests {
     #[test]
     fn a_prefix_selects_whole_words_only() {
         let below = |prefix: &str| -> Vec<_> {
-            Component::ALL.iter().filter(|component| component.is_below(prefix)).map(|c| c.as_str()).collect()
+            Component::ALL
+                .iter()
+                .filter(|component| component.is_below(prefix))
+                .map(|c| c.as_str())
+                .collect()
         };
-        assert_eq!(below("thinker"), ["thinker.text", "thinker.audio", "thinker.vision"]);
+        assert_eq!(
+            below("thinker"),
+            ["thinker.text", "thinker.audio", "thinker.vision"]
+        );
         assert_eq!(below("thinker.text"), ["thinker.text"]);
         assert_eq!(below("talker"), ["talker.text", "talker.code_predictor"]);
         assert_eq!(below("text"), ["text"]);
-        for nothing in ["", "think", "thinker.", "thinker.t", "code", "thinker.text.layers"] {
+        for nothing in [
+            "",
+            "think",
+            "thinker.",
+            "thinker.t",
+            "code",
+            "thinker.text.layers",
+        ] {
             assert!(below(nothing).is_empty(), "{nothing:?}");
         }
     }
@@ -364,15 +400,27 @@ mod tests {
             "{error}"
         );
         assert_eq!(format!("{:<14}|", Class::SharedExpert), "shared expert |");
-        assert_eq!(serde_json::to_string(&Class::SharedExpert).unwrap(), "\"shared_expert\"");
+        assert_eq!(
+            serde_json::to_string(&Class::SharedExpert).unwrap(),
+            "\"shared_expert\""
+        );
     }
 
     #[test]
     fn towers_are_classes_of_their_own() {
         assert_eq!(Class::of(Component::ThinkerAudio, Role::Conv), Class::Audio);
-        assert_eq!(Class::of(Component::ThinkerVision, Role::FinalNorm), Class::Vision);
-        assert_eq!(Class::of(Component::Code2wav, Role::CodecEmbedding), Class::Code2wav);
-        assert_eq!(Class::of(Component::TalkerText, Role::CodecHead), Class::LmHead);
+        assert_eq!(
+            Class::of(Component::ThinkerVision, Role::FinalNorm),
+            Class::Vision
+        );
+        assert_eq!(
+            Class::of(Component::Code2wav, Role::CodecEmbedding),
+            Class::Code2wav
+        );
+        assert_eq!(
+            Class::of(Component::TalkerText, Role::CodecHead),
+            Class::LmHead
+        );
         assert_eq!(Class::of(Component::ThinkerText, Role::QNorm), Class::Norms);
     }
 }

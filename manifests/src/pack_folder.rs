@@ -64,12 +64,29 @@ impl Pack {
     /// Opens a folder by its manifest. Packs themselves are not touched.
     ///
     /// # Errors
-    /// `NotAPack` where there is no manifest, `Manifest` where it cannot be used, `Format` where it cannot be read.
+    /// `NotAPack` where there is no manifest, `Manifest` where it cannot be used, `Format` where it
+    /// cannot be read.
     pub fn open(folder: &Path) -> Result<Self, PackError> {
         let (manifest, manifest_sha256) = read_manifest(folder)?;
-        let segments = manifest.segments.iter().enumerate().map(|(i, s)| (s.id.clone(), i)).collect();
-        let tensors = manifest.tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
-        Ok(Self { folder: folder.to_owned(), manifest, manifest_sha256, segments, tensors })
+        let segments = manifest
+            .segments
+            .iter()
+            .enumerate()
+            .map(|(i, s)| (s.id.clone(), i))
+            .collect();
+        let tensors = manifest
+            .tensors
+            .iter()
+            .enumerate()
+            .map(|(i, t)| (t.name.clone(), i))
+            .collect();
+        Ok(Self {
+            folder: folder.to_owned(),
+            manifest,
+            manifest_sha256,
+            segments,
+            tensors,
+        })
     }
 
     /// The folder.
@@ -97,10 +114,15 @@ impl Pack {
         self.tensors.get(name).map(|&i| &self.manifest.tensors[i])
     }
 
-    /// The slices of a tensor that the checkpoint stores stacked, in source order; empty where there is none.
+    /// The slices of a tensor that the checkpoint stores stacked, in source order; empty where
+    /// there is none.
     pub fn slices_of(&self, source_tensor: &str) -> Vec<&TensorEntry> {
-        let mut slices: Vec<_> =
-            self.manifest.tensors.iter().filter(|t| t.source.tensor == source_tensor).collect();
+        let mut slices: Vec<_> = self
+            .manifest
+            .tensors
+            .iter()
+            .filter(|t| t.source.tensor == source_tensor)
+            .collect();
         slices.sort_by_key(|t| t.source.offset);
         slices
     }
@@ -117,11 +139,17 @@ fn read_manifest(folder: &Path) -> Result<(Manifest, Sha256), PackError> {
         return Err(FormatError::io("open", folder)(e).into());
     }
     if !path.exists() {
-        return Err(PackError::NotAPack { folder: folder.to_owned(), why: what_it_is(folder) });
+        return Err(PackError::NotAPack {
+            folder: folder.to_owned(),
+            why: what_it_is(folder),
+        });
     }
     let input = InputFile::open(&path)?;
     if input.length() > MAX_MANIFEST_BYTES {
-        let what = format!("has {} bytes, over the limit of {MAX_MANIFEST_BYTES}", input.length());
+        let what = format!(
+            "has {} bytes, over the limit of {MAX_MANIFEST_BYTES}",
+            input.length()
+        );
         return Err(FormatError::malformed(&path, what).into());
     }
     let json = input.read_range(0..input.length())?;

@@ -70,7 +70,8 @@ pub struct FoundShard<'a> {
 pub enum RegistryMatch {
     /// Every shard has the published length and SHA-256, and there is no other.
     Same,
-    /// It looks like the known checkpoint, but some shards differ or could not be told to be the same.
+    /// It looks like the known checkpoint, but some shards differ or could not be told to be the
+    /// same.
     Differs {
         /// The shards in question, by name.
         files: Vec<ShardDifference>,
@@ -129,14 +130,20 @@ impl std::fmt::Display for Difference {
 }
 
 impl KnownCheckpoint {
-    /// Compares shards with this checkpoint's. They are related to it if at least one has a published name with its
-    /// length or digest; file names alone say nothing.
+    /// Compares shards with this checkpoint's. They are related to it if at least one has a
+    /// published name with its length or digest; file names alone say nothing.
     #[must_use]
     pub fn compare(&self, found: &[FoundShard<'_>]) -> RegistryMatch {
-        let known: BTreeMap<&str, &KnownShard> =
-            self.shards.iter().map(|shard| (shard.file.as_str(), shard)).collect();
-        let related =
-            |shard: &&FoundShard<'_>| known.get(shard.file).is_some_and(|known| known.looks_like(shard));
+        let known: BTreeMap<&str, &KnownShard> = self
+            .shards
+            .iter()
+            .map(|shard| (shard.file.as_str(), shard))
+            .collect();
+        let related = |shard: &&FoundShard<'_>| {
+            known
+                .get(shard.file)
+                .is_some_and(|known| known.looks_like(shard))
+        };
         if !found.iter().any(|shard| related(&shard)) {
             return RegistryMatch::Unrelated;
         }
@@ -144,16 +151,24 @@ impl KnownCheckpoint {
         let missing = known.keys().filter(|file| !names.contains(**file));
         let missing = missing.map(|file| (*file, Difference::Missing));
         let differing = found.iter().filter_map(|shard| {
-            let difference =
-                known.get(shard.file).map_or(Some(Difference::Extra), |known| known.difference(shard));
+            let difference = known
+                .get(shard.file)
+                .map_or(Some(Difference::Extra), |known| known.difference(shard));
             difference.map(|difference| (shard.file, difference))
         });
         let mut files: Vec<_> = missing
             .chain(differing)
-            .map(|(file, difference)| ShardDifference { file: file.to_owned(), difference })
+            .map(|(file, difference)| ShardDifference {
+                file: file.to_owned(),
+                difference,
+            })
             .collect();
         files.sort_by(|left, right| left.file.cmp(&right.file));
-        if files.is_empty() { RegistryMatch::Same } else { RegistryMatch::Differs { files } }
+        if files.is_empty() {
+            RegistryMatch::Same
+        } else {
+            RegistryMatch::Differs { files }
+        }
     }
 }
 
@@ -168,14 +183,18 @@ impl KnownShard {
 
     fn difference(&self, found: &FoundShard<'_>) -> Option<Difference> {
         if found.length != self.bytes {
-            return Some(Difference::Length { found: found.length, wanted: self.bytes });
+            return Some(Difference::Length {
+                found: found.length,
+                wanted: self.bytes,
+            });
         }
         match found.sha256 {
             None => Some(Difference::Sha256Unknown),
             Some(digest) if self.has_digest(digest) => None,
-            Some(digest) => {
-                Some(Difference::Sha256 { found: digest.to_owned(), wanted: self.sha256.clone() })
-            }
+            Some(digest) => Some(Difference::Sha256 {
+                found: digest.to_owned(),
+                wanted: self.sha256.clone(),
+            }),
         }
     }
 }
@@ -186,7 +205,10 @@ impl KnownShard {
 ///
 /// When a document built into the library does not parse, which a test rules out.
 pub fn known_checkpoints() -> Result<Vec<KnownCheckpoint>, serde_json::Error> {
-    DOCUMENTS.iter().map(|document| serde_json::from_str(document)).collect()
+    DOCUMENTS
+        .iter()
+        .map(|document| serde_json::from_str(document))
+        .collect()
 }
 
 #[cfg(test)]
@@ -201,11 +223,17 @@ mod tests {
         known
             .shards
             .iter()
-            .map(|KnownShard { file, bytes, sha256 }| FoundShard {
-                file,
-                length: *bytes,
-                sha256: Some(sha256),
-            })
+            .map(
+                |KnownShard {
+                     file,
+                     bytes,
+                     sha256,
+                 }| FoundShard {
+                    file,
+                    length: *bytes,
+                    sha256: Some(sha256),
+                },
+            )
             .collect()
     }
 
@@ -216,11 +244,18 @@ mod tests {
                 known.shards.iter().map(|shard| shard.bytes).sum::<u64>(),
                 known.totals.shard_file_bytes
             );
-            let digests =
-                known.shards.iter().map(|shard| &shard.sha256).chain(known.small_files_sha256.values());
+            let digests = known
+                .shards
+                .iter()
+                .map(|shard| &shard.sha256)
+                .chain(known.small_files_sha256.values());
             for digest in digests {
                 assert_eq!(digest.len(), 64);
-                assert!(digest.bytes().all(|byte| byte.is_ascii_hexdigit() && !byte.is_ascii_uppercase()));
+                assert!(
+                    digest
+                        .bytes()
+                        .all(|byte| byte.is_ascii_hexdigit() && !byte.is_ascii_uppercase())
+                );
             }
             let files: BTreeSet<_> = known.shards.iter().map(|shard| &shard.file).collect();
             assert_eq!(files.len(), known.shards.len());
@@ -243,9 +278,18 @@ mod tests {
         shards[2].length -= 1;
         shards[3].sha256 = None;
         shards.remove(4);
-        shards.push(FoundShard { file: "adapter.safetensors", length: 8, sha256: None });
-        let RegistryMatch::Differs { files } = known.compare(&shards) else { panic!("not found to differ") };
-        let told: Vec<_> = files.iter().map(|file| format!("{}: {}", file.file, file.difference)).collect();
+        shards.push(FoundShard {
+            file: "adapter.safetensors",
+            length: 8,
+            sha256: None,
+        });
+        let RegistryMatch::Differs { files } = known.compare(&shards) else {
+            panic!("not found to differ")
+        };
+        let told: Vec<_> = files
+            .iter()
+            .map(|file| format!("{}: {}", file.file, file.difference))
+            .collect();
         assert_eq!(
             told,
             [
@@ -254,7 +298,8 @@ mod tests {
                     "model-00002-of-00015.safetensors: sha256 {zeros}, published with {}",
                     known.shards[1].sha256
                 ),
-                "model-00003-of-00015.safetensors: 4997754215 bytes, published with 4997754216".to_owned(),
+                "model-00003-of-00015.safetensors: 4997754215 bytes, published with 4997754216"
+                    .to_owned(),
                 "model-00004-of-00015.safetensors: sha256 not known".to_owned(),
                 "model-00005-of-00015.safetensors: missing".to_owned(),
             ]

@@ -1,8 +1,10 @@
-//! Which expert should make room: hit rates of the two policies of the cache, on made-up routings of a model of 48 layers of
-//! 128 experts, 8 for a token: `cargo run --release -p segpack-runtime-min --example expert_cache`.
+//! Which expert should make room: hit rates of the two policies of the cache, on made-up routings
+//! of a model of 48 layers of 128 experts, 8 for a token: `cargo run --release -p
+//! segpack-runtime-min --example expert_cache`.
 //!
-//! Real routings lie between the extremes: each layer has favourites (Zipf), and a token tends to go where the one before
-//! went (reuse). A prompt visits nearly every expert of a layer before the text begins.
+//! Real routings lie between the extremes: each layer has favourites (Zipf), and a token tends to
+//! go where the one before went (reuse). A prompt visits nearly every expert of a layer before the
+//! text begins.
 
 use segpack_runtime_min::memory::{Eviction, ExpertCache};
 
@@ -17,7 +19,10 @@ struct Noise(u64);
 impl Noise {
     /// Uniform in [0, 1).
     fn next(&mut self) -> f64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         f64::from(u32::try_from(self.0 >> 33).unwrap_or(0)) / f64::from(1_u32 << 31)
     }
 }
@@ -54,7 +59,11 @@ fn choose(
     let mut chosen: Vec<u32> = Vec::new();
     while chosen.len() < BEST {
         let expert = if !before.is_empty() && noise.next() < routing.reuse {
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "an index"
+            )]
             let i = (noise.next() * 8.0) as usize;
             before[i.min(BEST - 1)]
         } else {
@@ -89,19 +98,31 @@ fn hit_rate(routing: &Routing, eviction: Eviction, slots: usize) -> f64 {
             chosen.iter().for_each(|e| visited[*e as usize] = true);
             last[layer as usize] = chosen;
         }
-        (0..EXPERTS).filter(|e| visited[*e as usize]).for_each(|e| visit(&mut cache, layer, e));
+        (0..EXPERTS)
+            .filter(|e| visited[*e as usize])
+            .for_each(|e| visit(&mut cache, layer, e));
     }
     let before = cache.stats();
     for token in 0..TOKENS {
         for layer in 0..LAYERS {
             let epoch = token / routing.drift;
-            let mut chosen = choose(routing, &sums, &mut noise, &last[layer as usize], epoch, layer);
+            let mut chosen = choose(
+                routing,
+                &sums,
+                &mut noise,
+                &last[layer as usize],
+                epoch,
+                layer,
+            );
             chosen.sort_unstable();
             chosen.iter().for_each(|e| visit(&mut cache, layer, *e));
             last[layer as usize] = chosen;
         }
     }
-    let (hits, misses) = (cache.stats().hits - before.hits, cache.stats().misses - before.misses);
+    let (hits, misses) = (
+        cache.stats().hits - before.hits,
+        cache.stats().misses - before.misses,
+    );
     #[expect(clippy::cast_precision_loss, reason = "a share")]
     let rate = hits as f64 / (hits + misses) as f64;
     rate
@@ -109,19 +130,50 @@ fn hit_rate(routing: &Routing, eviction: Eviction, slots: usize) -> f64 {
 
 fn main() {
     let routings = [
-        Routing { name: "even", skew: 0.0, reuse: 0.0, drift: usize::MAX },
-        Routing { name: "even, reuse 30 %", skew: 0.0, reuse: 0.3, drift: usize::MAX },
-        Routing { name: "favourites", skew: 0.8, reuse: 0.0, drift: usize::MAX },
-        Routing { name: "favourites, reuse 30 %", skew: 0.8, reuse: 0.3, drift: usize::MAX },
-        Routing { name: "the same, changing every 100", skew: 0.8, reuse: 0.3, drift: 100 },
+        Routing {
+            name: "even",
+            skew: 0.0,
+            reuse: 0.0,
+            drift: usize::MAX,
+        },
+        Routing {
+            name: "even, reuse 30 %",
+            skew: 0.0,
+            reuse: 0.3,
+            drift: usize::MAX,
+        },
+        Routing {
+            name: "favourites",
+            skew: 0.8,
+            reuse: 0.0,
+            drift: usize::MAX,
+        },
+        Routing {
+            name: "favourites, reuse 30 %",
+            skew: 0.8,
+            reuse: 0.3,
+            drift: usize::MAX,
+        },
+        Routing {
+            name: "the same, changing every 100",
+            skew: 0.8,
+            reuse: 0.3,
+            drift: 100,
+        },
     ];
     println!("{:<30} {:>6} {:>8} {:>8}", "routing", "slots", "LRU", "LFU");
     for routing in &routings {
         for percent in [10, 25, 50] {
             let slots = (LAYERS * EXPERTS * percent / 100) as usize;
             let rate = |eviction| 100.0 * hit_rate(routing, eviction, slots);
-            let (lru, lfu) = (rate(Eviction::LeastRecentlyUsed), rate(Eviction::LeastFrequentlyUsed));
-            println!("{:<30} {percent:>4} % {lru:>6.1} % {lfu:>6.1} %", routing.name);
+            let (lru, lfu) = (
+                rate(Eviction::LeastRecentlyUsed),
+                rate(Eviction::LeastFrequentlyUsed),
+            );
+            println!(
+                "{:<30} {percent:>4} % {lru:>6.1} % {lfu:>6.1} %",
+                routing.name
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Measures the CPU kernels at the shapes of Qwen3-Omni's thinker, each as a share of what the machine can do.
+//! Measures the CPU kernels at the shapes of Qwen3-Omni's thinker, each as a share of what the
+//! machine can do.
 //!
 //! ```text
 //! cargo run --release -p segpack-runtime-min --example kernels [THREADS...] [NAME...]
@@ -6,9 +7,9 @@
 //!
 //! Without numbers of threads: 1 and 2. With names: only the lines that contain one of them.
 //!
-//! `SEGPACK_CPU` chooses the instruction set, as everywhere. Limits and kernels take turns, so that a noisy neighbour
-//! meets both; figures are medians. One layer's experts (1.2 GB of bf16 weights) lie on huge pages and are far larger
-//! than the caches.
+//! `SEGPACK_CPU` chooses the instruction set, as everywhere. Limits and kernels take turns, so that
+//! a noisy neighbour meets both; figures are medians. One layer's experts (1.2 GB of bf16 weights)
+//! lie on huge pages and are far larger than the caches.
 
 use std::error::Error;
 use std::time::Instant;
@@ -26,7 +27,11 @@ const EXPERT: usize = 768;
 const EXPERTS: usize = 128;
 const BEST: usize = 8;
 const VOCAB: usize = 151_936;
-const HEADS: Heads = Heads { query: 32, key_value: 4, width: 128 };
+const HEADS: Heads = Heads {
+    query: 32,
+    key_value: 4,
+    width: 128,
+};
 const RUNS: usize = 7;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -38,13 +43,27 @@ fn main() -> Result<(), Box<dyn Error>> {
             Err(_) => names.push(argument),
         }
     }
-    let threads = if threads.is_empty() { vec![1, 2] } else { threads };
+    let threads = if threads.is_empty() {
+        vec![1, 2]
+    } else {
+        threads
+    };
     let weights = Weights::new()?;
     for threads in threads {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()?;
         println!("\n{} kernels, {threads} threads", kernels.name());
         let ops = CpuOps::with_kernels(Compute::F32, kernels);
-        pool.install(|| Bench { kernels, ops, weights: &weights, names: &names }.run());
+        pool.install(|| {
+            Bench {
+                kernels,
+                ops,
+                weights: &weights,
+                names: &names,
+            }
+            .run()
+        });
     }
     Ok(())
 }
@@ -57,15 +76,17 @@ impl Weights {
         let mut map = MmapMut::map_anon(EXPERTS * 3 * EXPERT * HIDDEN * 2)?;
         #[cfg(target_os = "linux")]
         map.advise(Advice::HugePage)?;
-        map.par_chunks_mut(1 << 20).enumerate().for_each(|(i, part)| {
-            let mut state = u32::try_from(i).unwrap_or(0);
-            for bytes in part.as_chunks_mut::<2>().0 {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                // random signs and mantissas, exponents of values around 0.02
-                let mantissa = u16::try_from(state >> 16).unwrap_or(0) & 0x80ff;
-                *bytes = (mantissa | 0x3c00).to_le_bytes();
-            }
-        });
+        map.par_chunks_mut(1 << 20)
+            .enumerate()
+            .for_each(|(i, part)| {
+                let mut state = u32::try_from(i).unwrap_or(0);
+                for bytes in part.as_chunks_mut::<2>().0 {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    // random signs and mantissas, exponents of values around 0.02
+                    let mantissa = u16::try_from(state >> 16).unwrap_or(0) & 0x80ff;
+                    *bytes = (mantissa | 0x3c00).to_le_bytes();
+                }
+            });
         Ok(Self(map))
     }
 
@@ -77,7 +98,12 @@ impl Weights {
         }
         let bytes = &self.0[*at..*at + length];
         *at += length;
-        Matrix { dtype: Dtype::BF16, bytes, rows, columns }
+        Matrix {
+            dtype: Dtype::BF16,
+            bytes,
+            rows,
+            columns,
+        }
     }
 }
 
@@ -98,7 +124,9 @@ fn seconds(work: impl FnOnce()) -> f64 {
 }
 
 fn activations(n: usize) -> Vec<f32> {
-    (0..n).map(|i| f32::from(u8::try_from(i * 31 % 251).unwrap_or(0)) / 128.0 - 1.0).collect()
+    (0..n)
+        .map(|i| f32::from(u8::try_from(i * 31 % 251).unwrap_or(0)) / 128.0 - 1.0)
+        .collect()
 }
 
 struct Bench<'a> {
@@ -119,7 +147,10 @@ impl Call<'_> {
     }
 
     fn operations(&self) -> usize {
-        self.weights.iter().map(|(w, tokens)| 2 * w.rows * w.columns * tokens).sum()
+        self.weights
+            .iter()
+            .map(|(w, tokens)| 2 * w.rows * w.columns * tokens)
+            .sum()
     }
 
     fn run(&self, ops: &CpuOps, x: &[f32], out: &mut Vec<f32>) {
@@ -132,7 +163,12 @@ impl Call<'_> {
         for (weight, tokens) in &self.weights {
             let (out, after) = rest.split_at_mut(weight.rows * tokens);
             rest = after;
-            products.push(Product { x: &x[..weight.columns * tokens], weight: *weight, bias: None, out });
+            products.push(Product {
+                x: &x[..weight.columns * tokens],
+                weight: *weight,
+                bias: None,
+                out,
+            });
         }
         ops.products(&mut products);
     }
@@ -162,16 +198,23 @@ impl Bench<'_> {
         println!("  one token: share of read bandwidth");
         let mut at = 0;
         let attention = |at: &mut usize| {
-            [(QUERY, HIDDEN), (KEY, HIDDEN), (KEY, HIDDEN)].map(|(r, c)| self.weights.next(at, r, c))
+            [(QUERY, HIDDEN), (KEY, HIDDEN), (KEY, HIDDEN)]
+                .map(|(r, c)| self.weights.next(at, r, c))
         };
         let some = |n: usize, at: &mut usize, rows: usize, columns: usize| -> Vec<Matrix<'_>> {
-            (0..n).map(|_| self.weights.next(at, rows, columns)).collect()
+            (0..n)
+                .map(|_| self.weights.next(at, rows, columns))
+                .collect()
         };
         self.decode("q, k, v", 24, &read, || attention(&mut at).to_vec());
         self.decode("o", 24, &read, || some(1, &mut at, HIDDEN, QUERY));
         self.decode("router", 200, &read, || some(1, &mut at, EXPERTS, HIDDEN));
-        self.decode("8 experts, gate and up", 12, &read, || some(2 * BEST, &mut at, EXPERT, HIDDEN));
-        self.decode("8 experts, down", 24, &read, || some(BEST, &mut at, HIDDEN, EXPERT));
+        self.decode("8 experts, gate and up", 12, &read, || {
+            some(2 * BEST, &mut at, EXPERT, HIDDEN)
+        });
+        self.decode("8 experts, down", 24, &read, || {
+            some(BEST, &mut at, HIDDEN, EXPERT)
+        });
         self.decode("head", 1, &read, || some(1, &mut at, VOCAB, HIDDEN));
         println!("  many tokens: share of the multiply-add peak");
         for tokens in [8, 32, 128, 512] {
@@ -182,16 +225,27 @@ impl Bench<'_> {
         }
         println!("  the same, were weights laid out anew while loading: the inner loop alone");
         self.report("re-laid, 1 token (read bandwidth)", "GB/s", RUNS, || {
-            (read(), limits::relaid_product(self.kernels, &self.weights.0, HIDDEN, 1))
+            (
+                read(),
+                limits::relaid_product(self.kernels, &self.weights.0, HIDDEN, 1),
+            )
         });
         for tokens in [36, 516] {
             let part = &self.weights.0[..(1 << 30) / tokens];
-            self.report(&format!("re-laid, {tokens} tokens"), "GFLOP/s", RUNS, || {
-                // a weight is two bytes, and a multiply-add two operations
-                #[expect(clippy::cast_precision_loss, reason = "few")]
-                let flops = tokens as f64;
-                (peak(), flops * limits::relaid_product(self.kernels, part, HIDDEN, tokens))
-            });
+            self.report(
+                &format!("re-laid, {tokens} tokens"),
+                "GFLOP/s",
+                RUNS,
+                || {
+                    // a weight is two bytes, and a multiply-add two operations
+                    #[expect(clippy::cast_precision_loss, reason = "few")]
+                    let flops = tokens as f64;
+                    (
+                        peak(),
+                        flops * limits::relaid_product(self.kernels, part, HIDDEN, tokens),
+                    )
+                },
+            );
         }
         println!("  attention");
         for (tokens, positions) in [(512, 512), (4096, 4096)] {
@@ -215,33 +269,60 @@ impl Bench<'_> {
         let x = activations(QUERY);
         let mut out = Vec::new();
         self.report(name, "GB/s", RUNS, || {
-            let calls: Vec<Call<'_>> =
-                (0..calls).map(|_| Call { weights: make().into_iter().map(|w| (w, 1)).collect() }).collect();
+            let calls: Vec<Call<'_>> = (0..calls)
+                .map(|_| Call {
+                    weights: make().into_iter().map(|w| (w, 1)).collect(),
+                })
+                .collect();
             let limit = read();
-            let time = seconds(|| calls.iter().for_each(|call| call.run(&self.ops, &x, &mut out)));
+            let time = seconds(|| {
+                calls
+                    .iter()
+                    .for_each(|call| call.run(&self.ops, &x, &mut out))
+            });
             (limit, float(calls.iter().map(Call::bytes).sum()) / time)
         });
     }
 
     fn many(&self, name: &str, calls: &[Call<'_>], peak: &dyn Fn() -> f64) {
-        let widest = calls.iter().flat_map(|c| &c.weights).map(|(w, tokens)| w.columns * tokens).max();
+        let widest = calls
+            .iter()
+            .flat_map(|c| &c.weights)
+            .map(|(w, tokens)| w.columns * tokens)
+            .max();
         let x = activations(widest.unwrap_or(0));
         let mut out = Vec::new();
         self.report(name, "GFLOP/s", RUNS, || {
             let limit = peak();
-            let time = seconds(|| calls.iter().for_each(|call| call.run(&self.ops, &x, &mut out)));
-            (limit, float(calls.iter().map(Call::operations).sum()) / time)
+            let time = seconds(|| {
+                calls
+                    .iter()
+                    .for_each(|call| call.run(&self.ops, &x, &mut out))
+            });
+            (
+                limit,
+                float(calls.iter().map(Call::operations).sum()) / time,
+            )
         });
     }
 
     fn dense(&self, tokens: usize, peak: &dyn Fn() -> f64) {
         let mut at = 0;
-        let shapes =
-            [("q", QUERY, HIDDEN), ("k", KEY, HIDDEN), ("o", HIDDEN, QUERY), ("router", EXPERTS, HIDDEN)];
+        let shapes = [
+            ("q", QUERY, HIDDEN),
+            ("k", KEY, HIDDEN),
+            ("o", HIDDEN, QUERY),
+            ("router", EXPERTS, HIDDEN),
+        ];
         for (name, rows, columns) in shapes {
-            let calls = (0..(1024 / tokens).clamp(2, 8))
-                .map(|_| Call { weights: vec![(self.weights.next(&mut at, rows, columns), tokens)] });
-            self.many(&format!("{name}, {tokens} tokens"), &calls.collect::<Vec<_>>(), peak);
+            let calls = (0..(1024 / tokens).clamp(2, 8)).map(|_| Call {
+                weights: vec![(self.weights.next(&mut at, rows, columns), tokens)],
+            });
+            self.many(
+                &format!("{name}, {tokens} tokens"),
+                &calls.collect::<Vec<_>>(),
+                peak,
+            );
         }
     }
 
@@ -265,7 +346,16 @@ impl Bench<'_> {
         let each = first
             .chunks(2)
             .zip(second.chunks(1))
-            .flat_map(|(a, b)| [Call { weights: a.to_vec() }, Call { weights: b.to_vec() }])
+            .flat_map(|(a, b)| {
+                [
+                    Call {
+                        weights: a.to_vec(),
+                    },
+                    Call {
+                        weights: b.to_vec(),
+                    },
+                ]
+            })
             .collect::<Vec<_>>();
         self.many(&format!("experts, {tokens} tokens, 1 a call"), &each, peak);
         let all = [Call { weights: first }, Call { weights: second }];
@@ -278,35 +368,53 @@ impl Bench<'_> {
         let mut out = vec![0.0; q.len()];
         let seen: usize = (positions - tokens + 1..=positions).sum();
         let operations = float(4 * seen * QUERY);
-        self.report(&format!("attention, {tokens} tokens of {positions}"), "GFLOP/s", 3, || {
-            let limit = peak();
-            (limit, operations / seconds(|| self.ops.attention(&q, &keys, &values, HEADS, &mut out)))
-        });
+        self.report(
+            &format!("attention, {tokens} tokens of {positions}"),
+            "GFLOP/s",
+            3,
+            || {
+                let limit = peak();
+                (
+                    limit,
+                    operations
+                        / seconds(|| self.ops.attention(&q, &keys, &values, HEADS, &mut out)),
+                )
+            },
+        );
     }
 
     fn decode_attention(&self, positions: usize, read: &dyn Fn() -> f64) {
         let q = activations(QUERY);
         // layers of their own, as in a model, so that they come from memory
         let layers = (131_072 / positions).min(16);
-        let caches: Vec<_> =
-            (0..layers).map(|_| (activations(positions * KEY), activations(positions * KEY))).collect();
+        let caches: Vec<_> = (0..layers)
+            .map(|_| (activations(positions * KEY), activations(positions * KEY)))
+            .collect();
         let mut out = vec![0.0; q.len()];
         let bytes = float(layers * 2 * positions * KEY * 4);
-        self.report(&format!("attention, 1 token of {positions}"), "GB/s", RUNS, || {
-            let limit = read();
-            let time = seconds(|| {
-                for (keys, values) in &caches {
-                    self.ops.attention(&q, keys, values, HEADS, &mut out);
-                }
-            });
-            (limit, bytes / time)
-        });
+        self.report(
+            &format!("attention, 1 token of {positions}"),
+            "GB/s",
+            RUNS,
+            || {
+                let limit = read();
+                let time = seconds(|| {
+                    for (keys, values) in &caches {
+                        self.ops.attention(&q, keys, values, HEADS, &mut out);
+                    }
+                });
+                (limit, bytes / time)
+            },
+        );
     }
 
     fn rows(&self, read: &dyn Fn() -> f64) {
         let tokens = 512;
         let weight = activations(HIDDEN);
-        let (cos, sin) = (activations(tokens * HEADS.width / 2), activations(tokens * HEADS.width / 2));
+        let (cos, sin) = (
+            activations(tokens * HEADS.width / 2),
+            activations(tokens * HEADS.width / 2),
+        );
         let (mut x, y) = (activations(tokens * QUERY), activations(tokens * QUERY));
         let (routed, hidden) = (tokens * BEST * EXPERT, tokens * HIDDEN);
         let mut gate = activations(routed);
@@ -318,10 +426,20 @@ impl Bench<'_> {
                 (limit, float(bytes) / seconds(&mut *work))
             });
         };
-        measure("rms_norm", hidden * 8, &mut || self.ops.rms_norm(&mut x[..hidden], &weight, 1e-6));
-        measure("rope", tokens * QUERY * 8, &mut || self.ops.rope(&mut x, &cos, &sin, HEADS.width));
-        measure("silu_mul", routed * 12, &mut || self.ops.silu_mul(&mut gate, &up));
-        measure("add", hidden * 12, &mut || self.ops.add(&mut x[..hidden], &y[..hidden]));
-        measure("softmax", tokens * EXPERTS * 8, &mut || self.ops.softmax(&mut logits, EXPERTS));
+        measure("rms_norm", hidden * 8, &mut || {
+            self.ops.rms_norm(&mut x[..hidden], &weight, 1e-6)
+        });
+        measure("rope", tokens * QUERY * 8, &mut || {
+            self.ops.rope(&mut x, &cos, &sin, HEADS.width)
+        });
+        measure("silu_mul", routed * 12, &mut || {
+            self.ops.silu_mul(&mut gate, &up)
+        });
+        measure("add", hidden * 12, &mut || {
+            self.ops.add(&mut x[..hidden], &y[..hidden])
+        });
+        measure("softmax", tokens * EXPERTS * 8, &mut || {
+            self.ops.softmax(&mut logits, EXPERTS)
+        });
     }
 }

@@ -1,5 +1,6 @@
-//! How long one expert takes to come into a reused slot, from a cold page cache and from a warm one, checked and not:
-//! `cargo run --release -p segpack-runtime-min --example load_experts -- PACK…`. Packs of several codecs are measured in turns.
+//! How long one expert takes to come into a reused slot, from a cold page cache and from a warm
+//! one, checked and not: `cargo run --release -p segpack-runtime-min --example load_experts --
+//! PACK…`. Packs of several codecs are measured in turns.
 
 use std::time::Instant;
 
@@ -16,9 +17,15 @@ const EXPERTS: usize = 60;
 type Failure = Box<dyn std::error::Error>;
 
 fn main() -> Result<(), Failure> {
-    let packs: Result<Vec<Pack>, _> = std::env::args().skip(1).map(|p| Pack::open(p.as_ref())).collect();
+    let packs: Result<Vec<Pack>, _> = std::env::args()
+        .skip(1)
+        .map(|p| Pack::open(p.as_ref()))
+        .collect();
     let packs = packs?;
-    println!("{:<10} {:<6} {:<8} {:>8} {:>8}", "codec", "cache", "digests", "ms", "GB/s raw");
+    println!(
+        "{:<10} {:<6} {:<8} {:>8} {:>8}",
+        "codec", "cache", "digests", "ms", "GB/s raw"
+    );
     for cold in [true, false] {
         for check in [Check::Always, Check::Never] {
             // in turns, so that a noisy machine is noisy for all
@@ -36,7 +43,11 @@ fn main() -> Result<(), Failure> {
                 let rate = expert.raw_length as f64 / median / 1e9;
                 let (cache, digests) = (
                     if cold { "cold" } else { "warm" },
-                    if check == Check::Always { "checked" } else { "not" },
+                    if check == Check::Always {
+                        "checked"
+                    } else {
+                        "not"
+                    },
                 );
                 println!(
                     "{:<10} {cache:<6} {digests:<8} {:>8.2} {rate:>8.2}",
@@ -50,17 +61,33 @@ fn main() -> Result<(), Failure> {
 }
 
 fn experts(pack: &Pack) -> Vec<&SegmentEntry> {
-    pack.manifest().segments.iter().filter(|s| s.id.contains(".experts.")).collect()
+    pack.manifest()
+        .segments
+        .iter()
+        .filter(|s| s.id.contains(".experts."))
+        .collect()
 }
 
 fn measure(pack: &Pack, check: Check, cold: bool, turn: usize) -> Result<Vec<f64>, Failure> {
     let source = WeightSource::new(pack);
     let (loader, stop) = (Loader::new(&source, check)?, Stop::default());
     let experts = experts(pack);
-    let room = experts.iter().map(|s| room_for(s)).max().ok_or("the pack has no experts")?;
+    let room = experts
+        .iter()
+        .map(|s| room_for(s))
+        .max()
+        .ok_or("the pack has no experts")?;
     let room = usize::try_from(room)?;
     let mut slot: Block = Arena::new(room)?.take(room)?;
-    let mut load = |segment: &SegmentEntry| loader.load(&mut [Load { segment, to: &mut slot }], &stop);
+    let mut load = |segment: &SegmentEntry| {
+        loader.load(
+            &mut [Load {
+                segment,
+                to: &mut slot,
+            }],
+            &stop,
+        )
+    };
     load(experts[0])?; // the first touch of the slot
     let mut times = Vec::new();
     for i in 0..EXPERTS / 3 {

@@ -15,7 +15,9 @@ pub enum RunError {
     #[error("the pack cannot be run: {0}")]
     Unsuitable(String),
     /// The memory budget is too small.
-    #[error("{memory} bytes of memory are too little for this model and prompt; {least} bytes work")]
+    #[error(
+        "{memory} bytes of memory are too little for this model and prompt; {least} bytes work"
+    )]
     Memory {
         /// The budget.
         memory: u64,

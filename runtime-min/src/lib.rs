@@ -1,4 +1,5 @@
-//! Reads packs on demand and runs the text thinker straight from them. Never writes packs, knows no command lines.
+//! Reads packs on demand and runs the text thinker straight from them. Never writes packs, knows no
+//! command lines.
 //!
 //! * [`weights`]: checked, decoded bytes of tensors and segments.
 //! * [`ops`]: the operations that the model is written in, and who computes them.

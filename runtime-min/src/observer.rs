@@ -1,8 +1,10 @@
 //! What a forward pass shows of itself, for traces and comparisons.
 
-/// Hears of intermediate results, all f32 and row-major, one row per token. Every method does nothing by default.
+/// Hears of intermediate results, all f32 and row-major, one row per token. Every method does
+/// nothing by default.
 pub trait Observer {
-    /// Whether it does anything with the values. Where they are far away, and it does not, it gets none.
+    /// Whether it does anything with the values. Where they are far away, and it does not, it gets
+    /// none.
     fn looks(&self) -> bool {
         true
     }

@@ -1,7 +1,9 @@
-//! Traces: what a model computed for some prompts, in the format of the reference script (`make_reference.py record`).
+//! Traces: what a model computed for some prompts, in the format of the reference script
+//! (`make_reference.py record`).
 //!
-//! One `.safetensors` file and one `.json` file beside it. `pNN.` is the prompt number; T = prompt length, H = hidden,
-//! V = vocabulary, E = experts, K = experts per token, N = generated tokens; `act` is the dtype of the activations.
+//! One `.safetensors` file and one `.json` file beside it. `pNN.` is the prompt number; T = prompt
+//! length, H = hidden, V = vocabulary, E = experts, K = experts per token, N = generated tokens;
+//! `act` is the dtype of the activations.
 //!
 //! ```text
 //! pNN.input_ids              [T]     I64    pNN.layer.L.router_logits  [T,E]   act
@@ -14,8 +16,8 @@
 //! pNN.position_ids           [3,T]   I64    pNN.gen.layer.L.topk_ids   [N-1,K] I64
 //! ```
 //!
-//! A server tells less: its tokens, and the log-probabilities of the best few. A trace recorded from one has
-//! `"values": "log_probabilities"` under `settings`, and in place of all the rest
+//! A server tells less: its tokens, and the log-probabilities of the best few. A trace recorded
+//! from one has `"values": "log_probabilities"` under `settings`, and in place of all the rest
 //!
 //! ```text
 //! pNN.input_ids              [T]     I64    pNN.gen.ids                [N]     I64
@@ -23,10 +25,12 @@
 //! pNN.prompt.top_ids         [T-1,R] I64    pNN.prompt.top_logprobs    [T-1,R] F32
 //! ```
 //!
-//! R is as many as the server lists (`gen.` and `prompt.` each their own); rows are natural logarithms, best first. Row i of
-//! `prompt.` is what follows token i of the prompt, row i of `gen.` is what `gen.ids[i]` was chosen from. An id of -1
-//! beside a number is a token that the server did not identify; NaN ends a row that is shorter than R. Both pairs may
-//! be absent. `settings.dtype` is then what the server computed in, in its own words (`float32`, `bfloat16`, `q8_0`).
+//! R is as many as the server lists (`gen.` and `prompt.` each their own); rows are natural
+//! logarithms, best first. Row i of `prompt.` is what follows token i of the prompt, row i of
+//! `gen.` is what `gen.ids[i]` was chosen from. An id of -1 beside a number is a token that the
+//! server did not identify; NaN ends a row that is shorter than R. Both pairs may be absent.
+//! `settings.dtype` is then what the server computed in, in its own words (`float32`, `bfloat16`,
+//! `q8_0`).
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -89,7 +93,8 @@ pub struct TracePrompt {
     /// Whether the official bf16 code agrees with itself on this prompt.
     #[serde(default)]
     pub bf16_stable: bool,
-    /// Smallest router-logit distance between a chosen and a rejected expert, over all layers and tokens.
+    /// Smallest router-logit distance between a chosen and a rejected expert, over all layers and
+    /// tokens.
     #[serde(default)]
     pub min_router_margin: Option<f64>,
 }
@@ -147,11 +152,19 @@ impl Trace {
             }
             Some("safetensors") => (path.to_owned(), None),
             _ => {
-                return Err(FormatError::malformed(path, "is no trace: wanted a .safetensors or .json file"));
+                return Err(FormatError::malformed(
+                    path,
+                    "is no trace: wanted a .safetensors or .json file",
+                ));
             }
         };
         let shard = Shard::open(&tensors)?;
-        if shard.header.tensors.iter().any(|t| t.name.starts_with("mm.") || t.name.starts_with("talk.")) {
+        if shard
+            .header
+            .tensors
+            .iter()
+            .any(|t| t.name.starts_with("mm.") || t.name.starts_with("talk."))
+        {
             let what = "is a multimodal trace; multimodal traces are not supported yet, only text";
             return Err(FormatError::malformed(&tensors, what));
         }
@@ -167,11 +180,20 @@ impl Trace {
             ("float32", _) | (_, Values::LogProbabilities) => Compute::F32,
             ("bfloat16", _) => Compute::Bf16,
             (other, _) => {
-                let what = format!("settings.dtype is {other:?}; wanted \"float32\" or \"bfloat16\"");
-                return Err(FormatError::malformed(&shard.input.path().with_extension("json"), what));
+                let what =
+                    format!("settings.dtype is {other:?}; wanted \"float32\" or \"bfloat16\"");
+                return Err(FormatError::malformed(
+                    &shard.input.path().with_extension("json"),
+                    what,
+                ));
             }
         };
-        let names = shard.header.tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i));
+        let names = shard
+            .header
+            .tensors
+            .iter()
+            .enumerate()
+            .map(|(i, t)| (t.name.clone(), i));
         let trace = Self {
             places: names.collect(),
             shard,
@@ -196,32 +218,43 @@ impl Trace {
         if tokens == 0 {
             return Err(self.malformed(format!("prompt {prompt} has no tokens")));
         }
-        for (name, wanted) in [("input_ids", &recorded.input_ids), ("gen.ids", &recorded.generated)] {
+        for (name, wanted) in [
+            ("input_ids", &recorded.input_ids),
+            ("gen.ids", &recorded.generated),
+        ] {
             let seen = self.ids(prompt, name, &[wanted.len()], 0..wanted.len())?;
             let optional = name == "gen.ids" && wanted.is_empty();
             if seen.as_ref() != Some(wanted) && !(optional && seen.is_none()) {
                 let name = tensor_name(prompt, name);
-                return Err(self.malformed(format!("{name} is missing, or not what the .json file says")));
+                return Err(self.malformed(format!(
+                    "{name} is missing, or not what the .json file says"
+                )));
             }
         }
         if let Some(positions) = self.ids(prompt, "position_ids", &[3, tokens], 0..3)? {
-            let is_text = positions
-                .chunks_exact(tokens)
-                .all(|row| row.iter().zip(0_u32..).all(|(seen, wanted)| *seen == wanted));
+            let is_text = positions.chunks_exact(tokens).all(|row| {
+                row.iter()
+                    .zip(0_u32..)
+                    .all(|(seen, wanted)| *seen == wanted)
+            });
             if !is_text {
-                return Err(
-                    self.malformed(format!("prompt {prompt} has positions that are not those of text"))
-                );
+                return Err(self.malformed(format!(
+                    "prompt {prompt} has positions that are not those of text"
+                )));
             }
         }
         if self.has_log_probabilities() {
-            let told = !recorded.generated.is_empty() || self.shape(prompt, "prompt.top_logprobs").is_some();
-            let nothing = || self.malformed(format!("tells nothing of what follows prompt {prompt}"));
+            let told = !recorded.generated.is_empty()
+                || self.shape(prompt, "prompt.top_logprobs").is_some();
+            let nothing =
+                || self.malformed(format!("tells nothing of what follows prompt {prompt}"));
             return told.then_some(()).ok_or_else(nothing);
         }
         match self.shape(prompt, "logits") {
             Some(_) => Ok(()),
-            None => Err(self.malformed(format!("has no tensor {:?}", tensor_name(prompt, "logits")))),
+            None => {
+                Err(self.malformed(format!("has no tensor {:?}", tensor_name(prompt, "logits"))))
+            }
         }
     }
 
@@ -230,8 +263,8 @@ impl Trace {
         self.shard.input.path()
     }
 
-    /// The precision to compute in for a comparison: that of the activations, and f32 for a trace of log-probabilities,
-    /// which rounds differently from us whatever it rounds to.
+    /// The precision to compute in for a comparison: that of the activations, and f32 for a trace
+    /// of log-probabilities, which rounds differently from us whatever it rounds to.
     pub fn compute(&self) -> Compute {
         self.compute
     }
@@ -266,7 +299,9 @@ impl Trace {
     }
 
     fn entry(&self, prompt: usize, name: &str) -> Option<&TensorEntry> {
-        self.places.get(&tensor_name(prompt, name)).map(|&i| &self.shard.header.tensors[i])
+        self.places
+            .get(&tensor_name(prompt, name))
+            .map(|&i| &self.shard.header.tensors[i])
     }
 
     /// The shape of a tensor, if it was recorded.
@@ -285,9 +320,14 @@ impl Trace {
         shape: &[usize],
         rows: Range<usize>,
     ) -> Result<Option<Vec<f32>>> {
-        let Some(entry) = self.entry(prompt, name) else { return Ok(None) };
+        let Some(entry) = self.entry(prompt, name) else {
+            return Ok(None);
+        };
         if !matches!(entry.dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16) {
-            return Err(self.malformed(format!("tensor {:?} is {}; wanted floats", entry.name, entry.dtype)));
+            return Err(self.malformed(format!(
+                "tensor {:?} is {}; wanted floats",
+                entry.name, entry.dtype
+            )));
         }
         let (bytes, count) = self.rows(entry, shape, rows)?;
         let mut values = vec![0.0; count];
@@ -306,7 +346,9 @@ impl Trace {
         shape: &[usize],
         rows: Range<usize>,
     ) -> Result<Option<Vec<u32>>> {
-        let Some(numbers) = self.integers(prompt, name, shape, rows)? else { return Ok(None) };
+        let Some(numbers) = self.integers(prompt, name, shape, rows)? else {
+            return Ok(None);
+        };
         match numbers.into_iter().map(u32::try_from).collect() {
             Ok(ids) => Ok(Some(ids)),
             Err(_) => Err(self.no_id(prompt, name)),
@@ -314,7 +356,10 @@ impl Trace {
     }
 
     fn no_id(&self, prompt: usize, name: &str) -> FormatError {
-        self.malformed(format!("tensor {:?} holds a number that is no id", tensor_name(prompt, name)))
+        self.malformed(format!(
+            "tensor {:?} holds a number that is no id",
+            tensor_name(prompt, name)
+        ))
     }
 
     fn integers(
@@ -324,15 +369,28 @@ impl Trace {
         shape: &[usize],
         rows: Range<usize>,
     ) -> Result<Option<Vec<i64>>> {
-        let Some(entry) = self.entry(prompt, name) else { return Ok(None) };
+        let Some(entry) = self.entry(prompt, name) else {
+            return Ok(None);
+        };
         if entry.dtype != Dtype::I64 {
-            return Err(self.malformed(format!("tensor {:?} is {}; wanted I64", entry.name, entry.dtype)));
+            return Err(self.malformed(format!(
+                "tensor {:?} is {}; wanted I64",
+                entry.name, entry.dtype
+            )));
         }
         let (bytes, _) = self.rows(entry, shape, rows)?;
-        Ok(Some(bytes.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect()))
+        Ok(Some(
+            bytes
+                .as_chunks::<8>()
+                .0
+                .iter()
+                .map(|b| i64::from_le_bytes(*b))
+                .collect(),
+        ))
     }
 
-    /// The best tokens there, best first, of a trace of log-probabilities; empty where none were recorded.
+    /// The best tokens there, best first, of a trace of log-probabilities; empty where none were
+    /// recorded.
     ///
     /// # Errors
     /// `Malformed` where the tensors are not what the format says; `Io`.
@@ -343,42 +401,79 @@ impl Trace {
             Place::Step(row) => ("gen", recorded.generated.len(), row),
         };
         let name = format!("{kind}.top_logprobs");
-        let Some(columns) = self.shape(prompt, &name).and_then(|shape| shape.get(1).copied()) else {
+        let Some(columns) = self
+            .shape(prompt, &name)
+            .and_then(|shape| shape.get(1).copied())
+        else {
             return Ok(Vec::new());
         };
         let shape = [rows, usize::try_from(columns).unwrap_or(usize::MAX)];
-        let numbers = self.floats(prompt, &name, &shape, row..row + 1)?.unwrap_or_default();
+        let numbers = self
+            .floats(prompt, &name, &shape, row..row + 1)?
+            .unwrap_or_default();
         let ids_name = format!("{kind}.top_ids");
         let Some(ids) = self.integers(prompt, &ids_name, &shape, row..row + 1)? else {
-            return Err(self.malformed(format!("has no tensor {:?}", tensor_name(prompt, &ids_name))));
+            return Err(self.malformed(format!(
+                "has no tensor {:?}",
+                tensor_name(prompt, &ids_name)
+            )));
         };
         let (listed, rest) = numbers.split_at(numbers.iter().take_while(|x| !x.is_nan()).count());
         // a logarithm of 1 may have been rounded upwards
-        let are_ranked = listed.is_sorted_by(|a, b| a >= b) && listed.first().is_none_or(|x| *x < 1e-3);
+        let are_ranked =
+            listed.is_sorted_by(|a, b| a >= b) && listed.first().is_none_or(|x| *x < 1e-3);
         if !are_ranked || rest.iter().any(|x| !x.is_nan()) {
-            let what = format!("row {row} of tensor {:?} is not logarithms", tensor_name(prompt, &name));
+            let what = format!(
+                "row {row} of tensor {:?} is not logarithms",
+                tensor_name(prompt, &name)
+            );
             return Err(self.malformed(format!("{what} of probabilities, best first")));
         }
         let pairs = ids.into_iter().zip(listed);
         let ranked = pairs.map(|(id, log_probability)| match id {
-            -1 => Ok(Ranked { id: None, log_probability: *log_probability }),
-            id => u32::try_from(id).map(|id| Ranked { id: Some(id), log_probability: *log_probability }),
+            -1 => Ok(Ranked {
+                id: None,
+                log_probability: *log_probability,
+            }),
+            id => u32::try_from(id).map(|id| Ranked {
+                id: Some(id),
+                log_probability: *log_probability,
+            }),
         });
-        ranked.collect::<std::result::Result<_, _>>().map_err(|_| self.no_id(prompt, &ids_name))
+        ranked
+            .collect::<std::result::Result<_, _>>()
+            .map_err(|_| self.no_id(prompt, &ids_name))
     }
 
     /// The bytes of some rows, and how many values they are.
-    fn rows(&self, entry: &TensorEntry, shape: &[usize], rows: Range<usize>) -> Result<(Vec<u8>, usize)> {
-        let equal = entry.shape.iter().copied().eq(shape.iter().map(|&side| side as u64));
+    fn rows(
+        &self,
+        entry: &TensorEntry,
+        shape: &[usize],
+        rows: Range<usize>,
+    ) -> Result<(Vec<u8>, usize)> {
+        let equal = entry
+            .shape
+            .iter()
+            .copied()
+            .eq(shape.iter().map(|&side| side as u64));
         let outermost = shape.first().copied().unwrap_or(1);
         if !equal || rows.end > outermost {
-            let what = format!("tensor {:?} has shape {:?}; wanted {shape:?}", entry.name, entry.shape);
+            let what = format!(
+                "tensor {:?} has shape {:?}; wanted {shape:?}",
+                entry.name, entry.shape
+            );
             return Err(self.malformed(what));
         }
         let row = entry.length / (outermost as u64).max(1);
         let count = shape.iter().skip(1).product::<usize>() * rows.len();
         let start = entry.offset + rows.start as u64 * row;
-        Ok((self.shard.input.read_range(start..start + rows.len() as u64 * row)?, count))
+        Ok((
+            self.shard
+                .input
+                .read_range(start..start + rows.len() as u64 * row)?,
+            count,
+        ))
     }
 }
 
@@ -391,7 +486,10 @@ fn read_document(path: &Path) -> Result<Document> {
     let document: Document = serde_json::from_slice(&bytes)
         .map_err(|e| FormatError::malformed(path, format!("is no description of a trace: {e}")))?;
     if document.format != TRACE_FORMAT {
-        let what = format!("its format is {:?}; wanted {TRACE_FORMAT:?}", document.format);
+        let what = format!(
+            "its format is {:?}; wanted {TRACE_FORMAT:?}",
+            document.format
+        );
         return Err(FormatError::malformed(path, what));
     }
     Ok(document)
@@ -400,7 +498,10 @@ fn read_document(path: &Path) -> Result<Document> {
 /// The tensors lie under the same name; where they do not, the `.json` file says under which.
 fn tensors_beside(path: &Path, document: &Document) -> PathBuf {
     let beside = path.with_extension("safetensors");
-    let named = document.trace.as_deref().filter(|name| Path::new(name).file_name() == Some(name.as_ref()));
+    let named = document
+        .trace
+        .as_deref()
+        .filter(|name| Path::new(name).file_name() == Some(name.as_ref()));
     match named.map(|name| path.with_file_name(name)) {
         Some(named) if !beside.exists() => named,
         _ => beside,
@@ -415,7 +516,8 @@ struct Tensor {
     bytes: Vec<u8>,
 }
 
-/// Records a trace while a model runs: prompt by prompt, each in one forward pass with all logits, then token by token.
+/// Records a trace while a model runs: prompt by prompt, each in one forward pass with all logits,
+/// then token by token.
 ///
 /// Hand it to every forward pass as its observer.
 #[derive(Debug)]
@@ -455,12 +557,16 @@ impl TraceRecorder {
         self.margin = f32::INFINITY;
         self.is_decoding = false;
         self.put_ids("input_ids", &[ids.len()], ids);
-        #[expect(clippy::cast_possible_truncation, reason = "as many as there are token ids in memory")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "as many as there are token ids in memory"
+        )]
         let positions: Vec<u32> = (0..3).flat_map(|_| 0..ids.len() as u32).collect();
         self.put_ids("position_ids", &[3, ids.len()], &positions);
     }
 
-    /// The logits of every position of the prompt, `[tokens, vocabulary]`. What follows is generation.
+    /// The logits of every position of the prompt, `[tokens, vocabulary]`. What follows is
+    /// generation.
     pub fn logits(&mut self, logits: &[f32]) {
         self.put_rows("logits", self.ids.len(), logits);
         self.is_decoding = true;
@@ -473,10 +579,16 @@ impl TraceRecorder {
         order.truncate(TOP);
         let best: Vec<f32> = order.iter().map(|id| logits[*id as usize]).collect();
         self.generated.push(id);
-        self.gaps.push(best.first().unwrap_or(&0.0) - best.get(1).unwrap_or(&0.0));
+        self.gaps
+            .push(best.first().unwrap_or(&0.0) - best.get(1).unwrap_or(&0.0));
         self.add_rows("gen.ids", Dtype::I64, &[], id_bytes(&[id]));
         self.add_rows("gen.top_ids", Dtype::I64, &[order.len()], id_bytes(&order));
-        self.add_rows("gen.top_logits", Dtype::F32, &[best.len()], float_bytes(Dtype::F32, &best));
+        self.add_rows(
+            "gen.top_logits",
+            Dtype::F32,
+            &[best.len()],
+            float_bytes(Dtype::F32, &best),
+        );
     }
 
     /// The prompt is over. `notes` go into its entry of the `.json` file.
@@ -489,8 +601,10 @@ impl TraceRecorder {
         if !self.generated.is_empty() {
             entry.insert("generated".to_owned(), json!(self.generated));
             entry.insert("gap".to_owned(), json!(self.gaps));
-            entry
-                .insert("min_gap".to_owned(), json!(self.gaps.iter().copied().fold(f32::INFINITY, f32::min)));
+            entry.insert(
+                "min_gap".to_owned(),
+                json!(self.gaps.iter().copied().fold(f32::INFINITY, f32::min)),
+            );
         }
         if self.margin.is_finite() {
             entry.insert("min_router_margin".to_owned(), json!(self.margin));
@@ -507,7 +621,14 @@ impl TraceRecorder {
 
     fn put(&mut self, name: &str, dtype: Dtype, shape: &[usize], bytes: Vec<u8>) {
         let shape = shape.iter().map(|&side| side as u64).collect();
-        self.tensors.insert(tensor_name(self.prompts.len(), name), Tensor { dtype, shape, bytes });
+        self.tensors.insert(
+            tensor_name(self.prompts.len(), name),
+            Tensor {
+                dtype,
+                shape,
+                bytes,
+            },
+        );
     }
 
     fn put_ids(&mut self, name: &str, shape: &[usize], ids: &[u32]) {
@@ -543,13 +664,18 @@ impl TraceRecorder {
             row.sort_by(|a, b| b.total_cmp(a));
             if let [.., last, first] = row[..row.len().min(best + 1)] {
                 // with as many chosen as there are, none is rejected
-                self.margin = if best < row.len() { self.margin.min(last - first) } else { self.margin };
+                self.margin = if best < row.len() {
+                    self.margin.min(last - first)
+                } else {
+                    self.margin
+                };
             }
         }
     }
 
-    /// Writes both files: the tensors to `path`, which ends in `.safetensors`, and the `.json` file beside it. `settings`
-    /// are added to those of the format; `checkpoint` are the files of the model.
+    /// Writes both files: the tensors to `path`, which ends in `.safetensors`, and the `.json` file
+    /// beside it. `settings` are added to those of the format; `checkpoint` are the files of the
+    /// model.
     ///
     /// # Errors
     /// `Io`.
@@ -561,7 +687,11 @@ impl TraceRecorder {
     ) -> Result<()> {
         let f = &self.facts;
         let mut all = Map::new();
-        let dtype = if self.compute == Compute::F32 { "float32" } else { "bfloat16" };
+        let dtype = if self.compute == Compute::F32 {
+            "float32"
+        } else {
+            "bfloat16"
+        };
         all.insert("dtype".to_owned(), json!(dtype));
         all.insert("device".to_owned(), json!("cpu"));
         all.insert("level".to_owned(), json!("full"));
@@ -584,7 +714,9 @@ impl TraceRecorder {
             "prompts": self.prompts,
         });
         write_whole(path, |out| self.write_tensors(out))?;
-        write_whole(&path.with_extension("json"), |out| write_document(out, &document))
+        write_whole(&path.with_extension("json"), |out| {
+            write_document(out, &document)
+        })
     }
 
     /// Wide dtypes first, as the stock writer orders them, so that every tensor is aligned.
@@ -596,7 +728,8 @@ impl TraceRecorder {
         let mut at = 0;
         for (name, t) in &tensors {
             let end = at + t.bytes.len() as u64;
-            let entry = json!({"dtype": t.dtype.to_string(), "shape": t.shape, "data_offsets": [at, end]});
+            let entry =
+                json!({"dtype": t.dtype.to_string(), "shape": t.shape, "data_offsets": [at, end]});
             header.insert((*name).clone(), entry);
             at = end;
         }
@@ -604,7 +737,9 @@ impl TraceRecorder {
         header.resize(header.len().next_multiple_of(8), b' ');
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
-        tensors.iter().try_for_each(|(_, t)| out.write_all(&t.bytes))
+        tensors
+            .iter()
+            .try_for_each(|(_, t)| out.write_all(&t.bytes))
     }
 }
 
@@ -634,12 +769,29 @@ impl Observer for TraceRecorder {
             return;
         }
         let tokens = self.ids.len();
-        self.put_rows(&format!("layer.{layer}.router_logits"), tokens, &routing.logits);
+        self.put_rows(
+            &format!("layer.{layer}.router_logits"),
+            tokens,
+            &routing.logits,
+        );
         let shape = [tokens, self.facts.experts as usize];
         let probabilities = float_bytes(Dtype::F32, &routing.probabilities);
-        self.put(&format!("layer.{layer}.router_probs"), Dtype::F32, &shape, probabilities);
-        self.put_ids(&format!("layer.{layer}.topk_ids"), &[tokens, best], &routing.ids);
-        self.put_rows(&format!("layer.{layer}.topk_weights"), tokens, &routing.weights);
+        self.put(
+            &format!("layer.{layer}.router_probs"),
+            Dtype::F32,
+            &shape,
+            probabilities,
+        );
+        self.put_ids(
+            &format!("layer.{layer}.topk_ids"),
+            &[tokens, best],
+            &routing.ids,
+        );
+        self.put_rows(
+            &format!("layer.{layer}.topk_weights"),
+            tokens,
+            &routing.weights,
+        );
     }
 
     fn norm(&mut self, x: &[f32]) {
@@ -648,25 +800,35 @@ impl Observer for TraceRecorder {
 }
 
 fn id_bytes(ids: &[u32]) -> Vec<u8> {
-    ids.iter().flat_map(|id| i64::from(*id).to_le_bytes()).collect()
+    ids.iter()
+        .flat_map(|id| i64::from(*id).to_le_bytes())
+        .collect()
 }
 
 /// Exact: under bf16 every activation is a bf16 value.
 fn float_bytes(dtype: Dtype, values: &[f32]) -> Vec<u8> {
     match dtype {
-        Dtype::BF16 => values.iter().flat_map(|x| ((x.to_bits() >> 16) as u16).to_le_bytes()).collect(),
+        Dtype::BF16 => values
+            .iter()
+            .flat_map(|x| ((x.to_bits() >> 16) as u16).to_le_bytes())
+            .collect(),
         _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
     }
 }
 
 /// The file appears whole or not at all.
-fn write_whole(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
+fn write_whole(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+) -> Result<()> {
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
     let partial = PathBuf::from(partial);
     let file = fs::File::create(&partial).map_err(FormatError::io("create", &partial))?;
     let mut out = BufWriter::new(file);
-    let written = write(&mut out).and_then(|()| out.flush()).and_then(|()| fs::rename(&partial, path));
+    let written = write(&mut out)
+        .and_then(|()| out.flush())
+        .and_then(|()| fs::rename(&partial, path));
     written.map_err(|e| {
         let _ = fs::remove_file(&partial);
         FormatError::io("write", path)(e)

@@ -1,5 +1,6 @@
-//! Makes checkpoints of the shape of Qwen3-Omni-30B-A3B without its weights: the whole of it as sparse files, or
-//! full-width subsets with fewer layers, filled with noise that has the statistics of real weights.
+//! Makes checkpoints of the shape of Qwen3-Omni-30B-A3B without its weights: the whole of it as
+//! sparse files, or full-width subsets with fewer layers, filled with noise that has the statistics
+//! of real weights.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -77,8 +78,10 @@ pub fn fixtures() -> PathBuf {
 
 /// The 28,010 tensors of Qwen3-Omni-30B-A3B-Instruct.
 pub fn published_rows() -> Vec<Row> {
-    let file = File::open(fixtures().join("qwen3-omni/tensors.json.gz")).expect("open the tensor list");
-    serde_json::from_reader(io::BufReader::new(GzDecoder::new(file))).expect("parse the tensor list")
+    let file =
+        File::open(fixtures().join("qwen3-omni/tensors.json.gz")).expect("open the tensor list");
+    serde_json::from_reader(io::BufReader::new(GzDecoder::new(file)))
+        .expect("parse the tensor list")
 }
 
 pub fn published_config() -> Value {
@@ -90,7 +93,10 @@ pub fn published_config() -> Value {
 pub fn write(out: &Path, options: &Options) -> io::Result<Totals> {
     let all = published_rows();
     let published = all.len();
-    let rows: Vec<Row> = all.into_iter().filter(|row| is_wanted(&row.name, options)).collect();
+    let rows: Vec<Row> = all
+        .into_iter()
+        .filter(|row| is_wanted(&row.name, options))
+        .collect();
     let whole = rows.len() == published && options.limit == SHARD_LIMIT;
     let (config, shards) = if whole {
         (published_config(), as_published(rows))
@@ -108,9 +114,16 @@ pub fn write(out: &Path, options: &Options) -> io::Result<Totals> {
         .flat_map(|(file, rows)| rows.iter().map(|row| (row.name.as_str(), file.as_str())))
         .collect();
     let index = json!({"metadata": {"total_size": bytes}, "weight_map": weight_map});
-    fs::write(out.join("model.safetensors.index.json"), format!("{index:#}\n"))?;
+    fs::write(
+        out.join("model.safetensors.index.json"),
+        format!("{index:#}\n"),
+    )?;
     fs::write(out.join("config.json"), format!("{config:#}\n"))?;
-    Ok(Totals { tensors: weight_map.len(), shards: shards.len(), bytes })
+    Ok(Totals {
+        tensors: weight_map.len(),
+        shards: shards.len(),
+        bytes,
+    })
 }
 
 /// Whether a tensor stays where layers are left out.
@@ -127,12 +140,17 @@ fn is_wanted(name: &str, options: &Options) -> bool {
         Some(layer < limit)
     };
     (!options.thinker_only || name.starts_with("thinker."))
-        && stacks.iter().all(|(prefix, limit)| limit.is_none_or(|l| layer_below(prefix, l).unwrap_or(true)))
+        && stacks
+            .iter()
+            .all(|(prefix, limit)| limit.is_none_or(|l| layer_below(prefix, l).unwrap_or(true)))
 }
 
 /// Lowers a count, if it is given and higher.
 fn lower(object: &mut Value, key: &str, limit: u64) {
-    if let Some(count) = object.get_mut(key).filter(|count| count.as_u64().is_some_and(|c| c > limit)) {
+    if let Some(count) = object
+        .get_mut(key)
+        .filter(|count| count.as_u64().is_some_and(|c| c > limit))
+    {
         *count = json!(limit);
     }
 }
@@ -141,12 +159,20 @@ fn lower(object: &mut Value, key: &str, limit: u64) {
 fn smaller_config(options: &Options) -> Value {
     let mut config = published_config();
     if let Some(layers) = options.layers {
-        lower(&mut config["thinker_config"]["text_config"], "num_hidden_layers", layers);
+        lower(
+            &mut config["thinker_config"]["text_config"],
+            "num_hidden_layers",
+            layers,
+        );
         // a place in the thinker's hidden states
         lower(&mut config["talker_config"], "accept_hidden_layer", layers);
     }
     if let Some(layers) = options.talker_layers {
-        lower(&mut config["talker_config"]["text_config"], "num_hidden_layers", layers);
+        lower(
+            &mut config["talker_config"]["text_config"],
+            "num_hidden_layers",
+            layers,
+        );
     }
     if let Some(blocks) = options.tower_layers {
         let audio = &mut config["thinker_config"]["audio_config"];
@@ -154,7 +180,9 @@ fn smaller_config(options: &Options) -> Value {
         lower(audio, "num_hidden_layers", blocks);
         let vision = &mut config["thinker_config"]["vision_config"];
         lower(vision, "depth", blocks);
-        let taps = vision["deepstack_visual_indexes"].as_array().map_or(0, Vec::len);
+        let taps = vision["deepstack_visual_indexes"]
+            .as_array()
+            .map_or(0, Vec::len);
         vision["deepstack_visual_indexes"] = (0..taps).collect();
     }
     if options.thinker_only
@@ -188,11 +216,15 @@ fn cut(rows: Vec<Row>, limit: u64) -> BTreeMap<String, Vec<Row>> {
     }
     let count = parts.len();
     let name = |i: usize| format!("model-{:05}-of-{count:05}.safetensors", i + 1);
-    parts.into_iter().enumerate().map(|(i, rows)| (name(i), rows)).collect()
+    parts
+        .into_iter()
+        .enumerate()
+        .map(|(i, rows)| (name(i), rows))
+        .collect()
 }
 
-/// Length field and JSON of a shard, padded to 8 bytes, in the order given. The JSON is written by hand: its keys
-/// keep their order.
+/// Length field and JSON of a shard, padded to 8 bytes, in the order given. The JSON is written by
+/// hand: its keys keep their order.
 pub fn header<'a>(tensors: impl Iterator<Item = (&'a str, &'a str, &'a [u64], u64)>) -> Vec<u8> {
     let (mut text, mut at) = (r#"{"__metadata__":{"format":"pt"}"#.to_owned(), 0);
     for (name, dtype, shape, length) in tensors {
@@ -212,7 +244,9 @@ pub fn header<'a>(tensors: impl Iterator<Item = (&'a str, &'a str, &'a [u64], u6
 fn write_shard(path: &Path, rows: &[Row], noise: Option<&mut Noise>) -> io::Result<()> {
     let mut sorted: Vec<&Row> = rows.iter().collect();
     sorted.sort_by(|a, b| a.name.cmp(&b.name));
-    let entries = sorted.iter().map(|r| (r.name.as_str(), r.dtype.as_str(), &r.shape[..], r.bytes()));
+    let entries = sorted
+        .iter()
+        .map(|r| (r.name.as_str(), r.dtype.as_str(), &r.shape[..], r.bytes()));
     let head = header(entries);
     let mut file = File::create(path)?;
     file.write_all(&head)?;
@@ -221,7 +255,9 @@ fn write_shard(path: &Path, rows: &[Row], noise: Option<&mut Noise>) -> io::Resu
         None => file.set_len(head.len() as u64 + rows.iter().map(Row::bytes).sum::<u64>()),
         Some(noise) => {
             let mut out = BufWriter::with_capacity(1 << 20, file);
-            sorted.iter().try_for_each(|row| noise.write(&row.name, row.values(), &mut out))?;
+            sorted
+                .iter()
+                .try_for_each(|row| noise.write(&row.name, row.values(), &mut out))?;
             out.flush()
         }
     }
@@ -236,7 +272,12 @@ pub struct Noise {
 
 impl Noise {
     pub fn new(seed: u64) -> Self {
-        Self { seed, quantiles: (0..65_536).map(|i| quantile((f64::from(i) + 0.5) / 65_536.0)).collect() }
+        Self {
+            seed,
+            quantiles: (0..65_536)
+                .map(|i| quantile((f64::from(i) + 0.5) / 65_536.0))
+                .collect(),
+        }
     }
 
     /// Writes this many values of the tensor of this name.
@@ -244,7 +285,8 @@ impl Noise {
         const PIECE: usize = 1 << 18;
         let mut random = Random(hash(name) ^ self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let (mean, std) = moments(name);
-        let value = |bits: u16| bf16(self.quantiles[usize::from(bits)].mul_add(std, mean)).to_le_bytes();
+        let value =
+            |bits: u16| bf16(self.quantiles[usize::from(bits)].mul_add(std, mean)).to_le_bytes();
         if values < 65_536 {
             let bytes: Vec<u8> = (0..values).flat_map(|_| value(random.bits16())).collect();
             return out.write_all(&bytes);
@@ -268,7 +310,8 @@ impl Noise {
     }
 }
 
-/// Mean and standard deviation by the kind of tensor; matrices differ from one another by up to a third.
+/// Mean and standard deviation by the kind of tensor; matrices differ from one another by up to a
+/// third.
 fn moments(name: &str) -> (f64, f64) {
     let (stem, leaf) = name.rsplit_once('.').unwrap_or(("", name));
     let module = stem.rsplit('.').next().unwrap_or_default();
@@ -278,9 +321,12 @@ fn moments(name: &str) -> (f64, f64) {
         "weight" if is_norm => (1.0, 0.1),
         "scale" | "gamma" => (0.01, 0.003),
         "alpha" | "beta" => (0.0, 0.5),
-        _ => {
-            (0.0, 0.015 * (0.02_f64 / 0.015 / 0.75).powf((hash(name) >> 11) as f64 / 9_007_199_254_740_992.0))
-        }
+        _ => (
+            0.0,
+            0.015
+                * (0.02_f64 / 0.015 / 0.75)
+                    .powf((hash(name) >> 11) as f64 / 9_007_199_254_740_992.0),
+        ),
     }
 }
 
@@ -314,7 +360,8 @@ pub fn bf16(value: f64) -> u16 {
     ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
 }
 
-/// The inverse of the normal distribution (Acklam's rational approximation, relative error below 1.2e-9).
+/// The inverse of the normal distribution (Acklam's rational approximation, relative error below
+/// 1.2e-9).
 fn quantile(p: f64) -> f64 {
     const A: [f64; 6] = [
         -3.969683028665376e1,
@@ -339,8 +386,14 @@ fn quantile(p: f64) -> f64 {
         4.374664141464968,
         2.938163982698783,
     ];
-    const D: [f64; 4] = [7.784695709041462e-3, 3.224671290700398e-1, 2.445134137142996, 3.754408661907416];
-    let polynomial = |factors: &[f64], x: f64| factors.iter().fold(0.0, |sum, factor| sum * x + factor);
+    const D: [f64; 4] = [
+        7.784695709041462e-3,
+        3.224671290700398e-1,
+        2.445134137142996,
+        3.754408661907416,
+    ];
+    let polynomial =
+        |factors: &[f64], x: f64| factors.iter().fold(0.0, |sum, factor| sum * x + factor);
     if p > 0.5 {
         return -quantile(1.0 - p);
     }

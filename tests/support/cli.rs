@@ -27,13 +27,23 @@ pub(crate) use segpack;
 pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_segpack"));
     for (name, _) in std::env::vars_os() {
-        if name.to_str().is_some_and(|n| n.starts_with("HF_") || n.starts_with("HUGGINGFACE_")) {
+        if name
+            .to_str()
+            .is_some_and(|n| n.starts_with("HF_") || n.starts_with("HUGGINGFACE_"))
+        {
             command.env_remove(name);
         }
     }
     let none = std::env::temp_dir().join("segpack-tests-have-no-home");
-    command.env("HOME", none).env_remove("XDG_CACHE_HOME").env_remove("NO_COLOR").env_remove("COLUMNS");
-    command.env_remove("CLICOLOR_FORCE").env("RUST_BACKTRACE", "0").stdin(Stdio::null());
+    command
+        .env("HOME", none)
+        .env_remove("XDG_CACHE_HOME")
+        .env_remove("NO_COLOR")
+        .env_remove("COLUMNS");
+    command
+        .env_remove("CLICOLOR_FORCE")
+        .env("RUST_BACKTRACE", "0")
+        .stdin(Stdio::null());
     command
 }
 
@@ -52,7 +62,10 @@ pub fn interruptible() -> Command {
             None => command.env_remove(name),
         };
     }
-    command.arg("--default-signal=HUP,INT,PIPE,TERM").arg(program.get_program()).stdin(Stdio::null());
+    command
+        .arg("--default-signal=HUP,INT,PIPE,TERM")
+        .arg(program.get_program())
+        .stdin(Stdio::null());
     command
 }
 
@@ -65,7 +78,16 @@ pub fn run(arguments: &[OsString]) -> Run {
 /// Packs a checkpoint into `pack` of a folder.
 pub fn packed(checkpoint: &Path, folder: &Path) -> PathBuf {
     let pack = folder.join("pack");
-    segpack!["pack", checkpoint, "-o", &pack, "-q", "--force", "--no-sums"].ok();
+    segpack![
+        "pack",
+        checkpoint,
+        "-o",
+        &pack,
+        "-q",
+        "--force",
+        "--no-sums"
+    ]
+    .ok();
     pack
 }
 
@@ -75,7 +97,11 @@ pub fn start(arguments: &[OsString]) -> Child {
     let mut command = interruptible();
     #[cfg(not(unix))]
     let mut command = program();
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     command.spawn().expect("start the program")
 }
 
@@ -113,7 +139,10 @@ impl Run {
     #[track_caller]
     pub fn says(self, words: &[&str]) -> Self {
         for word in words {
-            assert!(self.stderr.contains(word), "stderr does not say {word:?}\n{self}");
+            assert!(
+                self.stderr.contains(word),
+                "stderr does not say {word:?}\n{self}"
+            );
         }
         self
     }
@@ -124,22 +153,31 @@ impl Run {
 
     #[track_caller]
     pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.stdout).unwrap_or_else(|e| panic!("stdout is not JSON: {e}\n{self}"))
+        serde_json::from_slice(&self.stdout)
+            .unwrap_or_else(|e| panic!("stdout is not JSON: {e}\n{self}"))
     }
 
     /// The objects of `run --json`: one per token, and the summary.
     #[track_caller]
     pub fn tokens(&self) -> (Vec<Value>, Value) {
-        let parsed = self.text().lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>();
-        let mut objects = parsed.unwrap_or_else(|e| panic!("not a JSON object per line: {e}\n{self}"));
-        let summary = objects.pop().unwrap_or_else(|| panic!("no summary\n{self}"));
+        let parsed = self
+            .text()
+            .lines()
+            .map(serde_json::from_str)
+            .collect::<Result<Vec<Value>, _>>();
+        let mut objects =
+            parsed.unwrap_or_else(|e| panic!("not a JSON object per line: {e}\n{self}"));
+        let summary = objects
+            .pop()
+            .unwrap_or_else(|| panic!("no summary\n{self}"));
         (objects, summary)
     }
 
     /// The kinds, files and tensors of the findings in a report on stdout.
     #[track_caller]
     pub fn findings(&self) -> Vec<Finding> {
-        serde_json::from_value(self.json()["findings"].clone()).unwrap_or_else(|e| panic!("{e}\n{self}"))
+        serde_json::from_value(self.json()["findings"].clone())
+            .unwrap_or_else(|e| panic!("{e}\n{self}"))
     }
 }
 
@@ -149,7 +187,16 @@ pub use segpack_manifests::documents::{Finding, FindingKind};
 impl fmt::Display for Run {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown = String::from_utf8_lossy(&self.stdout[..self.stdout.len().min(4000)]);
-        writeln!(f, "$ segpack {}\nexit status {:?}", self.command, self.status)?;
-        write!(f, "--- stdout, {} bytes\n{shown}\n--- stderr\n{}", self.stdout.len(), self.stderr)
+        writeln!(
+            f,
+            "$ segpack {}\nexit status {:?}",
+            self.command, self.status
+        )?;
+        write!(
+            f,
+            "--- stdout, {} bytes\n{shown}\n--- stderr\n{}",
+            self.stdout.len(),
+            self.stderr
+        )
     }
 }

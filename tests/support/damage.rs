@@ -11,7 +11,11 @@ use super::tiny::write_file;
 /// Flips the lowest bit of one byte; a negative place counts from the end.
 pub fn flip(path: &Path, at: i64) {
     let mut bytes = fs::read(path).expect("read");
-    let at = if at < 0 { bytes.len() - at.unsigned_abs() as usize } else { at.unsigned_abs() as usize };
+    let at = if at < 0 {
+        bytes.len() - at.unsigned_abs() as usize
+    } else {
+        at.unsigned_abs() as usize
+    };
     bytes[at] ^= 1;
     fs::write(path, bytes).expect("write");
 }
@@ -20,7 +24,8 @@ pub fn flip(path: &Path, at: i64) {
 pub fn resize(path: &Path, by: i64) {
     let file = File::options().write(true).open(path).expect("open");
     let length = file.metadata().expect("length").len();
-    file.set_len(length.checked_add_signed(by).expect("a length")).expect("set the length");
+    file.set_len(length.checked_add_signed(by).expect("a length"))
+        .expect("set the length");
 }
 
 /// Swaps two byte ranges of one length within a file.
@@ -40,15 +45,19 @@ pub fn manifest(pack: &Path) -> Value {
 pub fn edit_manifest(pack: &Path, edit: impl FnOnce(&mut Value)) {
     let mut document = manifest(pack);
     edit(&mut document);
-    write_file(&pack.join("manifest.json"), format!("{document}\n").as_bytes());
+    write_file(
+        &pack.join("manifest.json"),
+        format!("{document}\n").as_bytes(),
+    );
     reseal_sums(pack);
 }
 
-/// Recomputes the digest of every file and stored segment (not of tensors: those are what a pack is about), and
-/// lengths of files, then everything above them.
+/// Recomputes the digest of every file and stored segment (not of tensors: those are what a pack is
+/// about), and lengths of files, then everything above them.
 pub fn reseal(pack: &Path) {
     edit_manifest(pack, |document| {
-        let read = |path: &Value| fs::read(pack.join(path.as_str().expect("a path"))).expect("read");
+        let read =
+            |path: &Value| fs::read(pack.join(path.as_str().expect("a path"))).expect("read");
         for entry in list(document, "packs") {
             let bytes = read(&entry["path"]);
             entry["length"] = json!(bytes.len());
@@ -69,7 +78,9 @@ pub fn reseal(pack: &Path) {
 
 /// The elements of a list of a document.
 pub fn list<'a>(document: &'a mut Value, key: &str) -> &'a mut Vec<Value> {
-    document[key].as_array_mut().unwrap_or_else(|| panic!("no list {key}"))
+    document[key]
+        .as_array_mut()
+        .unwrap_or_else(|| panic!("no list {key}"))
 }
 
 /// The bytes of a pack that a segment entry names.
@@ -86,5 +97,9 @@ pub fn reseal_sums(pack: &Path) {
         let bytes = fs::read(pack.join(path)).expect("read");
         format!("{}  {path}\n", Sha256::of(&bytes))
     };
-    fs::write(pack.join("SHA256SUMS"), old.lines().map(digest).collect::<String>()).expect("write");
+    fs::write(
+        pack.join("SHA256SUMS"),
+        old.lines().map(digest).collect::<String>(),
+    )
+    .expect("write");
 }

@@ -9,11 +9,17 @@ use tempfile::TempDir;
 /// A folder that goes away, in memory where there is such a place: every file of a pack is synced.
 pub fn temp() -> TempDir {
     let memory = Path::new("/dev/shm");
-    let made = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() };
-    made.or_else(|_| TempDir::new()).expect("make a temporary folder")
+    let made = if memory.is_dir() {
+        TempDir::new_in(memory)
+    } else {
+        TempDir::new()
+    };
+    made.or_else(|_| TempDir::new())
+        .expect("make a temporary folder")
 }
 
-/// Every file below a folder with its content; a folder that is empty ends in a slash; links are followed.
+/// Every file below a folder with its content; a folder that is empty ends in a slash; links are
+/// followed.
 pub fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     collect(folder, "", &mut found);
@@ -25,7 +31,10 @@ fn collect(folder: &Path, prefix: &str, found: &mut BTreeMap<String, Vec<u8>>) {
     let mut empty = true;
     for entry in entries {
         let path = entry.expect("list").path();
-        let name = format!("{prefix}{}", path.file_name().expect("a name").to_string_lossy());
+        let name = format!(
+            "{prefix}{}",
+            path.file_name().expect("a name").to_string_lossy()
+        );
         empty = false;
         if path.is_dir() {
             collect(&path, &format!("{name}/"), found);
@@ -42,7 +51,10 @@ fn collect(folder: &Path, prefix: &str, found: &mut BTreeMap<String, Vec<u8>>) {
 #[track_caller]
 pub fn assert_same(left: &Path, right: &Path) {
     let (left, right) = (contents(left), contents(right));
-    assert_eq!(left.keys().collect::<Vec<_>>(), right.keys().collect::<Vec<_>>());
+    assert_eq!(
+        left.keys().collect::<Vec<_>>(),
+        right.keys().collect::<Vec<_>>()
+    );
     for (name, bytes) in &left {
         assert!(*bytes == right[name], "{name} differs");
     }
@@ -59,7 +71,8 @@ pub fn copy(from: &Path, to: &Path) {
             copy(&path, &target);
         } else if kind.is_symlink() {
             #[cfg(unix)]
-            std::os::unix::fs::symlink(fs::read_link(&path).expect("read a link"), &target).expect("link");
+            std::os::unix::fs::symlink(fs::read_link(&path).expect("read a link"), &target)
+                .expect("link");
         } else {
             fs::copy(&path, &target).expect("copy");
         }

@@ -1,4 +1,5 @@
-//! Small checkpoints: read from fixtures, made up, bent into other shapes, laid out as the hub's tools lay them out.
+//! Small checkpoints: read from fixtures, made up, bent into other shapes, laid out as the hub's
+//! tools lay them out.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,13 +25,22 @@ impl Tensor {
     /// Made-up BF16 values that depend on the name alone.
     pub fn noise(name: &str, shape: &[u64]) -> Self {
         let mut bytes = Vec::new();
-        Noise::shared().write(name, shape.iter().product(), &mut bytes).expect("write to memory");
-        Self { name: name.to_owned(), dtype: "BF16".to_owned(), shape: shape.to_vec(), bytes }
+        Noise::shared()
+            .write(name, shape.iter().product(), &mut bytes)
+            .expect("write to memory");
+        Self {
+            name: name.to_owned(),
+            dtype: "BF16".to_owned(),
+            shape: shape.to_vec(),
+            bytes,
+        }
     }
 
     fn map16(&mut self, dtype: &str, convert: impl Fn(u16) -> Vec<u8>) {
         let values = self.bytes.chunks_exact(2);
-        self.bytes = values.flat_map(|v| convert(u16::from_le_bytes([v[0], v[1]]))).collect();
+        self.bytes = values
+            .flat_map(|v| convert(u16::from_le_bytes([v[0], v[1]])))
+            .collect();
         dtype.clone_into(&mut self.dtype);
     }
 }
@@ -58,7 +68,13 @@ pub struct Qwen3Moe {
 
 impl Default for Qwen3Moe {
     fn default() -> Self {
-        Self { layers: 4, experts: 6, hidden: 48, width: 20, shards: 3 }
+        Self {
+            layers: 4,
+            experts: 6,
+            hidden: 48,
+            width: 20,
+            shards: 3,
+        }
     }
 }
 
@@ -75,13 +91,24 @@ impl Tiny {
 
     /// Reads the files of a folder, weights with the stock reader; folders in it are left out.
     pub fn read(folder: &Path) -> Self {
-        let mut tiny = Self { config: Value::Null, shards: Vec::new(), files: Vec::new(), index: false };
-        let mut entries: Vec<PathBuf> =
-            fs::read_dir(folder).expect("list a fixture").map(|e| e.expect("list").path()).collect();
+        let mut tiny = Self {
+            config: Value::Null,
+            shards: Vec::new(),
+            files: Vec::new(),
+            index: false,
+        };
+        let mut entries: Vec<PathBuf> = fs::read_dir(folder)
+            .expect("list a fixture")
+            .map(|e| e.expect("list").path())
+            .collect();
         entries.retain(|path| path.is_file());
         entries.sort();
         for path in entries {
-            let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+            let name = path
+                .file_name()
+                .expect("a name")
+                .to_string_lossy()
+                .into_owned();
             let bytes = fs::read(&path).expect("read a fixture");
             if name.ends_with(".safetensors") {
                 tiny.shards.push((name, tensors_of(&bytes)));
@@ -98,16 +125,31 @@ impl Tiny {
 
     /// With a dense first layer, biases and a tied head that is left out.
     pub fn qwen3_moe(size: Qwen3Moe) -> Self {
-        let Qwen3Moe { layers, experts, hidden, width, shards } = size;
+        let Qwen3Moe {
+            layers,
+            experts,
+            hidden,
+            width,
+            shards,
+        } = size;
         let (vocabulary, dense) = (100, 2 * width);
-        let mut tensors = vec![Tensor::noise("model.embed_tokens.weight", &[vocabulary, hidden])];
+        let mut tensors = vec![Tensor::noise(
+            "model.embed_tokens.weight",
+            &[vocabulary, hidden],
+        )];
         let mut add = |name: String, shape: &[u64]| tensors.push(Tensor::noise(&name, shape));
         for layer in 0..layers {
             let at = format!("model.layers.{layer}");
-            for (part, rows, columns) in
-                [("q", 64, hidden), ("k", 32, hidden), ("v", 32, hidden), ("o", hidden, 64)]
-            {
-                add(format!("{at}.self_attn.{part}_proj.weight"), &[rows, columns]);
+            for (part, rows, columns) in [
+                ("q", 64, hidden),
+                ("k", 32, hidden),
+                ("v", 32, hidden),
+                ("o", hidden, 64),
+            ] {
+                add(
+                    format!("{at}.self_attn.{part}_proj.weight"),
+                    &[rows, columns],
+                );
                 add(format!("{at}.self_attn.{part}_proj.bias"), &[rows]);
             }
             for part in ["q", "k"] {
@@ -120,7 +162,9 @@ impl Tiny {
                 vec![(format!("{at}.mlp"), dense)]
             } else {
                 add(format!("{at}.mlp.gate.weight"), &[experts, hidden]);
-                (0..experts).map(|e| (format!("{at}.mlp.experts.{e}"), width)).collect()
+                (0..experts)
+                    .map(|e| (format!("{at}.mlp.experts.{e}"), width))
+                    .collect()
             };
             for (block, width) in blocks {
                 add(format!("{block}.gate_proj.weight"), &[width, hidden]);
@@ -139,10 +183,19 @@ impl Tiny {
         });
         let files = vec![
             ("merges.txt".to_owned(), b"#version: 0.2\n".to_vec()),
-            ("deep/er/notes.txt".to_owned(), b"kept as it is\r\n".to_vec()),
+            (
+                "deep/er/notes.txt".to_owned(),
+                b"kept as it is\r\n".to_vec(),
+            ),
             ("empty".to_owned(), Vec::new()),
         ];
-        Self { config, shards: vec![(String::new(), tensors)], files, index: true }.cut(shards)
+        Self {
+            config,
+            shards: vec![(String::new(), tensors)],
+            files,
+            index: true,
+        }
+        .cut(shards)
     }
 
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
@@ -161,7 +214,9 @@ impl Tiny {
     /// One tensor, to bend.
     pub fn tensor(&mut self, name: &str) -> &mut Tensor {
         let all = self.shards.iter_mut().flat_map(|(_, tensors)| tensors);
-        all.into_iter().find(|t| t.name == name).unwrap_or_else(|| panic!("no tensor {name}"))
+        all.into_iter()
+            .find(|t| t.name == name)
+            .unwrap_or_else(|| panic!("no tensor {name}"))
     }
 
     /// Takes a tensor out, and says in which shard it was.
@@ -174,14 +229,19 @@ impl Tiny {
         panic!("no tensor {name}");
     }
 
-    /// Spreads the tensors over so many weight files, in the order of their names, cut in the middle of layers.
+    /// Spreads the tensors over so many weight files, in the order of their names, cut in the
+    /// middle of layers.
     #[must_use]
     pub fn cut(mut self, shards: usize) -> Self {
         let mut tensors: Vec<Tensor> = self.tensors().cloned().collect();
         tensors.sort_by(|a, b| a.name.cmp(&b.name));
         let each = tensors.len().div_ceil(shards);
         let name = |i: usize| format!("model-{:05}-of-{shards:05}.safetensors", i + 1);
-        self.shards = tensors.chunks(each).enumerate().map(|(i, part)| (name(i), part.to_vec())).collect();
+        self.shards = tensors
+            .chunks(each)
+            .enumerate()
+            .map(|(i, part)| (name(i), part.to_vec()))
+            .collect();
         self.index = true;
         self
     }
@@ -195,18 +255,25 @@ impl Tiny {
         one
     }
 
-    /// Each layer's experts in two tensors, as transformers 5 holds them in memory: `[experts, 2 x width, hidden]`
-    /// with gate rows before up rows, and `[experts, hidden, width]`.
+    /// Each layer's experts in two tensors, as transformers 5 holds them in memory: `[experts, 2 x
+    /// width, hidden]` with gate rows before up rows, and `[experts, hidden, width]`.
     #[must_use]
     pub fn stacked(mut self) -> Self {
         let mut layers: BTreeMap<String, BTreeMap<u64, [Option<Tensor>; 3]>> = BTreeMap::new();
         let mut others = Vec::new();
         for tensor in self.tensors() {
-            let parsed = tensor.name.split_once(".mlp.experts.").and_then(|(layer, rest)| {
-                let (expert, matrix) = rest.split_once('.')?;
-                let place = ["gate_proj.weight", "up_proj.weight", "down_proj.weight"];
-                Some((layer, expert.parse().ok()?, place.iter().position(|p| *p == matrix)?))
-            });
+            let parsed = tensor
+                .name
+                .split_once(".mlp.experts.")
+                .and_then(|(layer, rest)| {
+                    let (expert, matrix) = rest.split_once('.')?;
+                    let place = ["gate_proj.weight", "up_proj.weight", "down_proj.weight"];
+                    Some((
+                        layer,
+                        expert.parse().ok()?,
+                        place.iter().position(|p| *p == matrix)?,
+                    ))
+                });
             match parsed {
                 None => others.push(tensor.clone()),
                 Some((layer, expert, place)) => {
@@ -217,7 +284,10 @@ impl Tiny {
         }
         for (layer, experts) in layers {
             let count = experts.len() as u64;
-            let mut stacks = [("gate_up_proj", vec![], vec![]), ("down_proj", vec![], vec![])];
+            let mut stacks = [
+                ("gate_up_proj", vec![], vec![]),
+                ("down_proj", vec![], vec![]),
+            ];
             for [gate, up, down] in experts.into_values() {
                 let [gate, up, down] = [gate, up, down].map(|t| t.expect("all three matrices"));
                 stacks[0].1 = vec![count, gate.shape[0] + up.shape[0], gate.shape[1]];
@@ -227,7 +297,12 @@ impl Tiny {
             }
             for (matrix, shape, bytes) in stacks {
                 let name = format!("{layer}.mlp.experts.{matrix}");
-                others.push(Tensor { name, dtype: "BF16".to_owned(), shape, bytes });
+                others.push(Tensor {
+                    name,
+                    dtype: "BF16".to_owned(),
+                    shape,
+                    bytes,
+                });
             }
         }
         let shards = self.shards.len();
@@ -264,12 +339,22 @@ impl Tiny {
     /// Every file with its content.
     pub fn all_files(&self) -> Vec<(String, Vec<u8>)> {
         let mut files = self.files.clone();
-        files.extend(self.shards.iter().map(|(file, tensors)| (file.clone(), shard_bytes(tensors))));
+        files.extend(
+            self.shards
+                .iter()
+                .map(|(file, tensors)| (file.clone(), shard_bytes(tensors))),
+        );
         if !self.config.is_null() {
-            files.push(("config.json".to_owned(), format!("{:#}\n", self.config).into_bytes()));
+            files.push((
+                "config.json".to_owned(),
+                format!("{:#}\n", self.config).into_bytes(),
+            ));
         }
         if self.index {
-            files.push((INDEX.to_owned(), format!("{:#}\n", self.index_document()).into_bytes()));
+            files.push((
+                INDEX.to_owned(),
+                format!("{:#}\n", self.index_document()).into_bytes(),
+            ));
         }
         files
     }
@@ -282,8 +367,8 @@ impl Tiny {
         folder.to_owned()
     }
 
-    /// As in the hub's cache: blobs named by their SHA-256 (or a git hash, for small files), links to them in a
-    /// snapshot, and its name in `refs/main`. Returns the snapshot.
+    /// As in the hub's cache: blobs named by their SHA-256 (or a git hash, for small files), links
+    /// to them in a snapshot, and its name in `refs/main`. Returns the snapshot.
     #[cfg(unix)]
     pub fn write_hub(&self, cache: &Path, repo: &str, revision: &str) -> PathBuf {
         let folder = cache.join(format!("models--{}", repo.replace('/', "--")));
@@ -307,7 +392,9 @@ impl Tiny {
         for (path, bytes) in self.all_files() {
             write_file(&folder.join(&path), &bytes);
             let record = format!("{revision}\n{}\n1700000000.5\n", Sha256::of(&bytes));
-            let place = folder.join(".cache/huggingface/download").join(format!("{path}.metadata"));
+            let place = folder
+                .join(".cache/huggingface/download")
+                .join(format!("{path}.metadata"));
             write_file(&place, record.as_bytes());
         }
     }
@@ -330,7 +417,14 @@ pub fn tiny_text() -> PathBuf {
 
 /// A weight file of these tensors, in this order.
 pub fn shard_bytes(tensors: &[Tensor]) -> Vec<u8> {
-    let entries = tensors.iter().map(|t| (&t.name[..], &t.dtype[..], &t.shape[..], t.bytes.len() as u64));
+    let entries = tensors.iter().map(|t| {
+        (
+            &t.name[..],
+            &t.dtype[..],
+            &t.shape[..],
+            t.bytes.len() as u64,
+        )
+    });
     let mut bytes = header(entries);
     tensors.iter().for_each(|t| bytes.extend(&t.bytes));
     bytes
@@ -340,7 +434,12 @@ pub fn shard_bytes(tensors: &[Tensor]) -> Vec<u8> {
 pub fn shard_with_header(text: &[u8], data: usize) -> Vec<u8> {
     let mut random = Random(data as u64);
     let data = (0..data).map(|_| random.next().to_le_bytes()[0]);
-    (text.len() as u64).to_le_bytes().into_iter().chain(text.iter().copied()).chain(data).collect()
+    (text.len() as u64)
+        .to_le_bytes()
+        .into_iter()
+        .chain(text.iter().copied())
+        .chain(data)
+        .collect()
 }
 
 /// The tensors of a weight file as the stock reader sees them, in order of their bytes.

@@ -1,8 +1,12 @@
-//! Writes a checkpoint of the shape of Qwen3-Omni-30B-A3B: the whole of it as sparse files, or full-width subsets
-//! with noise in them, for benchmarks.
+//! Writes a checkpoint of the shape of Qwen3-Omni-30B-A3B: the whole of it as sparse files, or
+//! full-width subsets with noise in them, for benchmarks.
 
 #![allow(missing_docs, dead_code, clippy::expect_used)]
-#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bits of random numbers")]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "bits of random numbers"
+)]
 
 #[path = "../support/checkpoint.rs"]
 mod checkpoint;
@@ -60,6 +64,9 @@ fn main() -> io::Result<()> {
     let start = Instant::now();
     let totals = checkpoint::write(&arguments.out, &options)?;
     let seconds = start.elapsed().as_secs_f64();
-    println!("{} tensors, {} shards, {} bytes, {seconds:.1} s", totals.tensors, totals.shards, totals.bytes);
+    println!(
+        "{} tensors, {} shards, {} bytes, {seconds:.1} s",
+        totals.tensors, totals.shards, totals.bytes
+    );
     Ok(())
 }

@@ -10,8 +10,8 @@ use crate::steps::{Exit, StepError};
 
 /// Write the decoded bytes of tensors or segments to standard output
 ///
-/// Bytes are as in the checkpoint: little-endian, the last dimension fastest. A tensor's SHA-256 is compared while it
-/// is written; damage ends the output with exit status 3.
+/// Bytes are as in the checkpoint: little-endian, the last dimension fastest. A tensor's SHA-256 is
+/// compared while it is written; damage ends the output with exit status 3.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -25,19 +25,27 @@ pub struct Args {
     /// Names of tensors or segments, or of a stacked tensor of the checkpoint
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
-    /// Only these rows of a tensor's first dimension, B not included (their digest cannot be compared)
+    /// Only these rows of a tensor's first dimension, B not included (their digest cannot be
+    /// compared)
     #[arg(long, value_name = "A..B", value_parser = parse_rows)]
     rows: Option<Range<u64>>,
 }
 
 pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     if io::stdout().is_terminal() {
-        let what = "tensors are binary, and standard output is a terminal; send it to a file or a pipe";
+        let what =
+            "tensors are binary, and standard output is a terminal; send it to a file or a pipe";
         return Err(StepError::Refused(what.to_owned()).into());
     }
     let pack = Pack::open(&args.pack).map_err(StepError::from)?;
     let mut out = BufWriter::with_capacity(0, io::stdout().lock()); // pieces are large already
-    cat(&pack, &args.names, args.rows.as_ref(), &mut out, context.stop)?;
+    cat(
+        &pack,
+        &args.names,
+        args.rows.as_ref(),
+        &mut out,
+        context.stop,
+    )?;
     out.flush().map_err(StepError::Stdout)?;
     Ok(Exit::Ok)
 }

@@ -11,8 +11,8 @@ use crate::steps::{Exit, StepError};
 
 /// Show it all on a tiny checkpoint built into the program
 ///
-/// Scans, packs, verifies, damages one bit, finds it, unpacks and compares, runs the model from its pack, and
-/// validates it against a trace of the official one, in a temporary folder.
+/// Scans, packs, verifies, damages one bit, finds it, unpacks and compares, runs the model from its
+/// pack, and validates it against a trace of the official one, in a temporary folder.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -41,7 +41,10 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
             return Ok(());
         }
         let shown = context.terminal.stdout(|out| show(step, out));
-        shown.map_err(|e| e.downcast().unwrap_or_else(|other| StepError::Refused(other.to_string())))
+        shown.map_err(|e| {
+            e.downcast()
+                .unwrap_or_else(|other| StepError::Refused(other.to_string()))
+        })
     })?;
     if args.json {
         context.terminal.document(&report)?;

@@ -29,12 +29,24 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
                 d.compute_capability.clone(),
                 d.multiprocessors.to_string(),
                 bytes(d.memory),
-                if d.supported { "yes" } else { "no, needs Ampere and CUDA 11.8 or later" }.to_owned(),
+                if d.supported {
+                    "yes"
+                } else {
+                    "no, needs Ampere and CUDA 11.8 or later"
+                }
+                .to_owned(),
             ]
         });
         let rows: Vec<Vec<String>> = rows.collect();
         if !rows.is_empty() {
-            let header = ["device", "name", "compute capability", "multiprocessors", "memory", "can be used"];
+            let header = [
+                "device",
+                "name",
+                "compute capability",
+                "multiprocessors",
+                "memory",
+                "can be used",
+            ];
             writeln!(out, "{}\n", table(2, &header, rows))?;
         }
         if let Some(version) = &report.driver_cuda_version {

@@ -13,9 +13,9 @@ use crate::steps::{Exit, StepError, default_jobs};
 
 /// Write the files that other runtimes read
 ///
-/// In a stream, from raw and coded packs. Every tensor is compared with its SHA-256. In the end what was written is read
-/// back and compared with the pack: by digest, or by value where --dtype changed it. Files appear under their names only
-/// after that.
+/// In a stream, from raw and coded packs. Every tensor is compared with its SHA-256. In the end
+/// what was written is read back and compared with the pack: by digest, or by value where --dtype
+/// changed it. Files appear under their names only after that.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -35,20 +35,22 @@ pub struct Args {
     /// For whom
     #[arg(long, value_name = "FORMAT", value_enum)]
     to: Format,
-    /// The folder to write; for gguf the file, whose name ends in .gguf; for safetensors the file, or - for standard output
+    /// The folder to write; for gguf the file, whose name ends in .gguf; for safetensors the file,
+    /// or - for standard output
     #[arg(long, short, value_name = "OUT")]
     output: PathBuf,
     /// Only this component and what is below it, such as thinker; may be repeated
     #[arg(long, value_name = "COMPONENT")]
     component: Vec<String>,
-    /// What floating-point tensors become: wider ones are exact, narrower ones rounded to the nearest
+    /// What floating-point tensors become: wider ones are exact, narrower ones rounded to the
+    /// nearest
     #[arg(long, value_name = "DTYPE", value_enum, default_value_t = DtypeName::Keep)]
     dtype: DtypeName,
     /// How large a weight file may get, such as 5GB or 2GiB [default: 5GB; gguf: one file]
     #[arg(long, value_name = "SIZE", value_parser = shard_size)]
     max_shard_size: Option<ByteSize>,
-    /// llama.cpp's name of the tokenizer's pre-tokenizer, where segpack does not know it, or none to leave the tokenizer
-    /// out (gguf)
+    /// llama.cpp's name of the tokenizer's pre-tokenizer, where segpack does not know it, or none
+    /// to leave the tokenizer out (gguf)
     #[arg(long, value_name = "NAME", value_parser = tokenizer_pre)]
     tokenizer_pre: Option<String>,
     /// Only rank R's share of the experts (of N ranks, R from 0), and all that every rank needs
@@ -124,9 +126,12 @@ impl DtypeName {
 }
 
 fn shard_size(text: &str) -> Result<ByteSize, String> {
-    text.parse::<ByteSize>().ok().filter(|size| size.0 > 0).ok_or_else(|| {
-        format!("{text:?} is not a size such as 5GB (decimal), 2GiB (binary) or 500000 (bytes)")
-    })
+    text.parse::<ByteSize>()
+        .ok()
+        .filter(|size| size.0 > 0)
+        .ok_or_else(|| {
+            format!("{text:?} is not a size such as 5GB (decimal), 2GiB (binary) or 500000 (bytes)")
+        })
 }
 
 fn tokenizer_pre(text: &str) -> Result<String, String> {
@@ -138,7 +143,9 @@ fn tokenizer_pre(text: &str) -> Result<String, String> {
 }
 
 fn expert_parallel(text: &str) -> Result<ExpertParallel, String> {
-    let parsed = text.split_once('/').and_then(|(r, n)| Some((r.parse().ok()?, n.parse().ok()?)));
+    let parsed = text
+        .split_once('/')
+        .and_then(|(r, n)| Some((r.parse().ok()?, n.parse().ok()?)));
     match parsed {
         Some((rank, ranks)) if rank < ranks => Ok(ExpertParallel { rank, ranks }),
         _ => Err(format!("{text:?} is not R/N with R from 0 to N-1")),
@@ -161,7 +168,13 @@ pub fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     if args.output.as_os_str() == "-" {
         return to_stdout(&args.pack, &settings, args.json, context);
     }
-    let summary = export(&args.pack, &args.output, &settings, context.stop, &context.progress)?;
+    let summary = export(
+        &args.pack,
+        &args.output,
+        &settings,
+        context.stop,
+        &context.progress,
+    )?;
     if args.json {
         context.terminal.document(&summary)?;
         return Ok(Exit::Ok);
@@ -175,7 +188,11 @@ pub fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
         counted(summary.files, "file"),
         bytes(summary.bytes),
         counted(summary.tensors, "tensor"),
-        if summary.checked { "read back and equal to the pack" } else { "not read back" }
+        if summary.checked {
+            "read back and equal to the pack"
+        } else {
+            "not read back"
+        }
     ))?;
     Ok(Exit::Ok)
 }
@@ -187,10 +204,13 @@ fn to_stdout(
     context: &Context,
 ) -> anyhow::Result<Exit> {
     if json {
-        return Err(StepError::Usage("--json and -o - both want standard output".to_owned()).into());
+        return Err(
+            StepError::Usage("--json and -o - both want standard output".to_owned()).into(),
+        );
     }
     if io::stdout().is_terminal() {
-        let what = "tensors are binary, and standard output is a terminal; send them to a file or a pipe";
+        let what =
+            "tensors are binary, and standard output is a terminal; send them to a file or a pipe";
         return Err(StepError::Refused(what.to_owned()).into());
     }
     let mut out = BufWriter::with_capacity(0, io::stdout().lock()); // pieces are large already

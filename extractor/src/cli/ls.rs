@@ -38,8 +38,18 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         context.terminal.stdout(|out| {
             tensors.iter().try_for_each(|t| {
                 line(out, args.json, t, || {
-                    let shape = t.shape.iter().map(u64::to_string).collect::<Vec<_>>().join("x");
-                    format!("{:>12}  {:<5} {shape:<14} {}", t.length, t.dtype.to_string(), t.name)
+                    let shape = t
+                        .shape
+                        .iter()
+                        .map(u64::to_string)
+                        .collect::<Vec<_>>()
+                        .join("x");
+                    format!(
+                        "{:>12}  {:<5} {shape:<14} {}",
+                        t.length,
+                        t.dtype.to_string(),
+                        t.name
+                    )
                 })
             })
         })?;
@@ -47,7 +57,9 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         let segments = find_segments(&pack, &args.globs)?;
         context.terminal.stdout(|out| {
             segments.iter().try_for_each(|s| {
-                line(out, args.json, s, || format!("{:>12}  {:<5} {}", s.stored_length, s.codec.name(), s.id))
+                line(out, args.json, s, || {
+                    format!("{:>12}  {:<5} {}", s.stored_length, s.codec.name(), s.id)
+                })
             })
         })?;
     }

@@ -22,8 +22,11 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         None => (all, "segpack".to_owned()),
         Some(name) => {
             let found = all.find_subcommand(name).cloned();
-            let unknown =
-                || StepError::Usage(format!("there is no command {name:?}; `segpack --help` lists them"));
+            let unknown = || {
+                StepError::Usage(format!(
+                    "there is no command {name:?}; `segpack --help` lists them"
+                ))
+            };
             (found.ok_or_else(unknown)?, format!("segpack-{name}"))
         }
     };

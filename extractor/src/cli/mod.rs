@@ -1,4 +1,5 @@
-//! The command line: one file per command, data to standard output, everything else to standard error.
+//! The command line: one file per command, data to standard output, everything else to standard
+//! error.
 
 mod bench;
 mod cat;
@@ -41,10 +42,15 @@ Exit status:
   3    the input is damaged, incomplete or different
   130  interrupted (Ctrl-C); 143 terminated";
 
-/// Takes a Mixture-of-Experts checkpoint apart into checksummed per-expert packs, proves that nothing was lost, and
-/// gives the same bytes back.
+/// Takes a Mixture-of-Experts checkpoint apart into checksummed per-expert packs, proves that
+/// nothing was lost, and gives the same bytes back.
 #[derive(Debug, Parser)]
-#[command(name = "segpack", version, propagate_version = true, max_term_width = 100)]
+#[command(
+    name = "segpack",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
 pub struct Cli {
     /// Say nothing but results and errors
     #[arg(long, short, global = true)]
@@ -94,10 +100,16 @@ Examples:
 /// The command with the list of exit statuses under every help text.
 fn command() -> clap::Command {
     let mut command = Cli::command().after_help(format!("{EXAMPLES}\n\n{EXIT_STATUS}"));
-    let names: Vec<String> = command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
+    let names: Vec<String> = command
+        .get_subcommands()
+        .map(|c| c.get_name().to_owned())
+        .collect();
     for name in names {
         command = command.mut_subcommand(name, |sub| {
-            let examples = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let examples = sub
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
             sub.after_help(format!("{examples}\n\n{EXIT_STATUS}"))
         });
     }
@@ -116,14 +128,20 @@ pub fn main() -> ExitCode {
     };
     let terminal = Terminal::new(cli.color);
     let stop = signals::install();
-    let context = Context { terminal, progress: Reporter::new(cli.quiet), stop, quiet: cli.quiet };
+    let context = Context {
+        terminal,
+        progress: Reporter::new(cli.quiet),
+        stop,
+        quiet: cli.quiet,
+    };
     let done = dispatch(cli.command, &context);
     let exit = match &done {
         Ok(exit) => *exit,
         Err(e) if is_broken_pipe(e) => Exit::Ok,
         Err(e) => {
             context.terminal.error(e);
-            e.downcast_ref::<StepError>().map_or(Exit::Failed, StepError::exit)
+            e.downcast_ref::<StepError>()
+                .map_or(Exit::Failed, StepError::exit)
         }
     };
     ExitCode::from(signals::exit_status(exit))
@@ -132,7 +150,11 @@ pub fn main() -> ExitCode {
 fn usage(error: &clap::Error) -> ExitCode {
     // help that goes into a closed pipe is no failure
     let _ = error.print();
-    ExitCode::from(if error.use_stderr() { Exit::Usage as u8 } else { Exit::Ok as u8 })
+    ExitCode::from(if error.use_stderr() {
+        Exit::Usage as u8
+    } else {
+        Exit::Ok as u8
+    })
 }
 
 fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
@@ -158,24 +180,33 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
 /// Says that an unfinished output can be continued, where it can.
 fn resume_advice(error: StepError, output: &Path) -> anyhow::Error {
     let unfinished = output.join(PARTIAL).exists();
-    let can_go_on =
-        matches!(error.exit(), Exit::Interrupted | Exit::Failed) && !matches!(error, StepError::Refused(_));
+    let can_go_on = matches!(error.exit(), Exit::Interrupted | Exit::Failed)
+        && !matches!(error, StepError::Refused(_));
     let error = anyhow::Error::new(error);
     if unfinished && can_go_on {
-        return error
-            .context(format!("{} is unfinished; the same command with --resume goes on", output.display()));
+        return error.context(format!(
+            "{} is unfinished; the same command with --resume goes on",
+            output.display()
+        ));
     }
     error
 }
 
-/// Whether standard output was closed. `serde_json` keeps its `io::Error` out of the chain, so it is asked as well.
+/// Whether standard output was closed. `serde_json` keeps its `io::Error` out of the chain, so it
+/// is asked as well.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let kind = |cause: &(dyn Error + 'static)| match cause.downcast_ref::<io::Error>() {
         Some(io) => Some(io.kind()),
-        None => cause.downcast_ref::<serde_json::Error>().and_then(serde_json::Error::io_error_kind),
+        None => cause
+            .downcast_ref::<serde_json::Error>()
+            .and_then(serde_json::Error::io_error_kind),
     };
-    let stdout = |cause: &(dyn Error + 'static)| matches!(cause.downcast_ref(), Some(StepError::Stdout(_)));
-    error.chain().any(stdout) && error.chain().any(|cause| kind(cause) == Some(io::ErrorKind::BrokenPipe))
+    let stdout =
+        |cause: &(dyn Error + 'static)| matches!(cause.downcast_ref(), Some(StepError::Stdout(_)));
+    error.chain().any(stdout)
+        && error
+            .chain()
+            .any(|cause| kind(cause) == Some(io::ErrorKind::BrokenPipe))
 }
 
 #[cfg(test)]
@@ -191,7 +222,11 @@ mod tests {
     fn only_a_closed_standard_output_is_a_broken_pipe() {
         let closed = || io::Error::from(io::ErrorKind::BrokenPipe);
         assert!(is_broken_pipe(&StepError::Stdout(closed()).into()));
-        assert!(!is_broken_pipe(&StepError::io("write", "file")(closed()).into()));
-        assert!(!is_broken_pipe(&StepError::Stdout(io::ErrorKind::StorageFull.into()).into()));
+        assert!(!is_broken_pipe(
+            &StepError::io("write", "file")(closed()).into()
+        ));
+        assert!(!is_broken_pipe(
+            &StepError::Stdout(io::ErrorKind::StorageFull.into()).into()
+        ));
     }
 }

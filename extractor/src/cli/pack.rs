@@ -14,8 +14,8 @@ use crate::steps::{Exit, StepError, default_jobs};
 
 /// Pack a checkpoint into per-expert segments with a manifest
 ///
-/// Nothing is written unless the checkpoint is complete. An interrupted run leaves everything unfinished in
-/// PACK/.partial, and --resume goes on from there.
+/// Nothing is written unless the checkpoint is complete. An interrupted run leaves everything
+/// unfinished in PACK/.partial, and --resume goes on from there.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -24,7 +24,8 @@ Examples:
   segpack pack ./model -o thinker.segpack --include thinker --codec bf16-rans
   segpack pack ./model -o model.segpack --dry-run")]
 pub struct Args {
-    /// A checkpoint folder, a .safetensors file, or a repo id (OWNER/NAME[@REVISION]) in the local hub cache
+    /// A checkpoint folder, a .safetensors file, or a repo id (OWNER/NAME[@REVISION]) in the local
+    /// hub cache
     #[arg(value_name = "CKPT")]
     checkpoint: PathBuf,
     /// The pack folder to write
@@ -101,7 +102,9 @@ impl CodecArgs {
             CodecName::Bf16Rans => Codec::Bf16Rans,
         };
         if codec != Codec::Zstd && self.level.is_some() {
-            return Err(StepError::Usage(format!("--level needs --codec zstd: {codec} has no levels")));
+            return Err(StepError::Usage(format!(
+                "--level needs --codec zstd: {codec} has no levels"
+            )));
         }
         Ok(Coding::of(codec, self.level))
     }
@@ -110,13 +113,19 @@ impl CodecArgs {
 /// Parses a number of threads.
 pub fn jobs(text: &str) -> Result<usize, String> {
     const MOST: usize = 1024;
-    text.parse().ok().filter(|n| (1..=MOST).contains(n)).ok_or_else(|| format!("{text:?} is not 1 to {MOST}"))
+    text.parse()
+        .ok()
+        .filter(|n| (1..=MOST).contains(n))
+        .ok_or_else(|| format!("{text:?} is not 1 to {MOST}"))
 }
 
 impl Args {
     fn settings(&self) -> Result<PackSettings, StepError> {
         Ok(PackSettings {
-            selection: Selection { include: self.include.clone(), exclude: self.exclude.clone() },
+            selection: Selection {
+                include: self.include.clone(),
+                exclude: self.exclude.clone(),
+            },
             coding: self.level.coding(self.codec)?,
             jobs: self.jobs.unwrap_or_else(default_jobs),
             resume: self.resume,
@@ -140,13 +149,21 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         }
         return Ok(Exit::Ok);
     }
-    let packed = pack(&args.checkpoint, &args.output, &settings, context.stop, &context.progress);
+    let packed = pack(
+        &args.checkpoint,
+        &args.output,
+        &settings,
+        context.stop,
+        &context.progress,
+    );
     let summary = packed.map_err(|e| resume_advice(e, &args.output))?;
     if args.json {
         context.terminal.document(&summary)?;
     } else {
         let place = args.output.display().to_string();
-        context.terminal.stdout(|out| print_summary(&summary, &place, context, out))?;
+        context
+            .terminal
+            .stdout(|out| print_summary(&summary, &place, context, out))?;
     }
     Ok(Exit::Ok)
 }
@@ -154,14 +171,39 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
 pub fn print_plan(plan: &Plan, out: &mut dyn Write) -> io::Result<()> {
     let rows = plan.packs.iter().map(|p| {
         let tensors = p.segments.iter().map(|s| s.tensors.len() as u64).sum();
-        vec![p.path.clone(), grouped(p.segments.len() as u64), grouped(tensors), grouped(p.length)]
+        vec![
+            p.path.clone(),
+            grouped(p.segments.len() as u64),
+            grouped(tensors),
+            grouped(p.length),
+        ]
     });
-    let at_most = if plan.codec == Codec::Raw { "bytes" } else { "bytes at most" };
-    writeln!(out, "{}", table(1, &["pack", "segments", "tensors", at_most], rows.collect()))?;
+    let at_most = if plan.codec == Codec::Raw {
+        "bytes"
+    } else {
+        "bytes at most"
+    };
+    writeln!(
+        out,
+        "{}",
+        table(1, &["pack", "segments", "tensors", at_most], rows.collect())
+    )?;
     let length = plan.packs.iter().map(|p| p.length).sum();
-    writeln!(out, "\n{}, {} ({})", counted(plan.packs.len() as u64, "pack"), bytes(length), plan.codec)?;
+    writeln!(
+        out,
+        "\n{}, {} ({})",
+        counted(plan.packs.len() as u64, "pack"),
+        bytes(length),
+        plan.codec
+    )?;
     for e in &plan.excluded {
-        writeln!(out, "left behind: {}, {}, {}", e.component, counted(e.tensors, "tensor"), bytes(e.bytes))?;
+        writeln!(
+            out,
+            "left behind: {}, {}, {}",
+            e.component,
+            counted(e.tensors, "tensor"),
+            bytes(e.bytes)
+        )?;
     }
     for l in &plan.left_out {
         writeln!(out, "not packed: {} ({})", l.path, l.why)?;
@@ -186,15 +228,31 @@ pub fn print_summary(
         bytes(s.stored_bytes)
     )?;
     if s.resumed_packs > 0 {
-        writeln!(out, "{} were finished before", counted(s.resumed_packs, "pack"))?;
+        writeln!(
+            out,
+            "{} were finished before",
+            counted(s.resumed_packs, "pack")
+        )?;
     }
     if s.hub_digests_compared > 0 {
-        writeln!(out, "{} equal the hub's own SHA-256", counted(s.hub_digests_compared, "source file"))?;
+        writeln!(
+            out,
+            "{} equal the hub's own SHA-256",
+            counted(s.hub_digests_compared, "source file")
+        )?;
     }
     match &s.known {
-        Some(k) if k.identical => writeln!(out, "the source is {} @ {}, byte for byte", k.repo, k.revision)?,
+        Some(k) if k.identical => writeln!(
+            out,
+            "the source is {} @ {}, byte for byte",
+            k.repo, k.revision
+        )?,
         Some(k) => {
-            let but = if k.differs.is_empty() { "" } else { ", but differs:" };
+            let but = if k.differs.is_empty() {
+                ""
+            } else {
+                ", but differs:"
+            };
             writeln!(out, "the source resembles {} @ {}{but}", k.repo, k.revision)?;
             k.differs.iter().try_for_each(|d| writeln!(out, "  {d}"))?;
             if !k.not_compared.is_empty() {

@@ -10,8 +10,7 @@ use super::terminal::{bytes, counted};
 use crate::steps::progress::Progress;
 
 const LINE_EVERY: Duration = Duration::from_secs(10);
-const BAR: &str =
-    "{msg:>22} [{bar:30}] {decimal_bytes} of {decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left";
+const BAR: &str = "{msg:>22} [{bar:30}] {decimal_bytes} of {decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left";
 const COUNTING_BAR: &str = "{msg:>22} [{bar:30}] {pos} of {len} {prefix}s  {eta} left";
 
 /// How progress is shown.
@@ -48,7 +47,10 @@ impl Reporter {
             (false, true) => Kind::Bar,
             (false, false) => Kind::Lines,
         };
-        Self { kind, phase: Mutex::new(None) }
+        Self {
+            kind,
+            phase: Mutex::new(None),
+        }
     }
 
     fn phase(&self) -> MutexGuard<'_, Option<Phase>> {
@@ -58,14 +60,23 @@ impl Reporter {
     fn begin(&self, name: &'static str, unit: Option<&'static str>, total: u64) {
         let began = Instant::now();
         let bar = (self.kind == Kind::Bar).then(|| bar(total, name, unit));
-        *self.phase() = Some(Phase { name, unit, total, done: 0, began, next_line: began + LINE_EVERY, bar });
+        *self.phase() = Some(Phase {
+            name,
+            unit,
+            total,
+            done: 0,
+            began,
+            next_line: began + LINE_EVERY,
+            bar,
+        });
     }
 }
 
 fn bar(total: u64, name: &'static str, unit: Option<&'static str>) -> ProgressBar {
     let template = if unit.is_some() { COUNTING_BAR } else { BAR };
     // the templates are constants; a test parses them
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style =
+        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     // whole from the first time that it is drawn
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden())
         .with_style(style)
@@ -91,10 +102,17 @@ impl Phase {
         let percent = 100.0 * done / total;
         if let Some(unit) = self.unit {
             let total = counted(self.total, unit);
-            return format!("{}: {} of {total} ({percent:.0} %), {left:.0} s left", self.name, self.done);
+            return format!(
+                "{}: {} of {total} ({percent:.0} %), {left:.0} s left",
+                self.name, self.done
+            );
         }
         let (done, total) = (bytes(self.done), bytes(self.total));
-        format!("{}: {done} of {total} ({percent:.0} %), {}/s, {left:.0} s left", self.name, bytes(rate))
+        format!(
+            "{}: {done} of {total} ({percent:.0} %), {}/s, {left:.0} s left",
+            self.name,
+            bytes(rate)
+        )
     }
 }
 
@@ -146,7 +164,8 @@ mod tests {
     #[test]
     fn a_line_tells_how_far_how_fast_how_long() {
         assert!(
-            ProgressStyle::with_template(BAR).is_ok() && ProgressStyle::with_template(COUNTING_BAR).is_ok()
+            ProgressStyle::with_template(BAR).is_ok()
+                && ProgressStyle::with_template(COUNTING_BAR).is_ok()
         );
         let began = Instant::now().checked_sub(Duration::from_secs(10)).unwrap();
         let mut phase = Phase {
@@ -158,7 +177,10 @@ mod tests {
             next_line: began,
             bar: None,
         };
-        assert_eq!(phase.line(), "packing: 1.0 GB of 4.0 GB (25 %), 100 MB/s, 30 s left");
+        assert_eq!(
+            phase.line(),
+            "packing: 1.0 GB of 4.0 GB (25 %), 100 MB/s, 30 s left"
+        );
         (phase.unit, phase.total, phase.done) = (Some("layer"), 48, 12);
         assert_eq!(phase.line(), "packing: 12 of 48 layers (25 %), 30 s left");
     }

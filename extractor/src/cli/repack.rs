@@ -7,8 +7,8 @@ use crate::steps::{Exit, default_jobs};
 
 /// Change the codec of a pack, without the checkpoint
 ///
-/// Every tensor is decoded and compared with its SHA-256 on the way. The new pack is, byte for byte, the one that
-/// packing the checkpoint with that codec would give. The old one is left alone.
+/// Every tensor is decoded and compared with its SHA-256 on the way. The new pack is, byte for
+/// byte, the one that packing the checkpoint with that codec would give. The old one is left alone.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -60,13 +60,21 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         }
         return Ok(Exit::Ok);
     }
-    let packed = repack(&args.pack, &args.output, &settings, context.stop, &context.progress);
+    let packed = repack(
+        &args.pack,
+        &args.output,
+        &settings,
+        context.stop,
+        &context.progress,
+    );
     let summary = packed.map_err(|e| resume_advice(e, &args.output))?;
     if args.json {
         context.terminal.document(&summary)?;
     } else {
         let place = args.output.display().to_string();
-        context.terminal.stdout(|out| print_summary(&summary, &place, context, out))?;
+        context
+            .terminal
+            .stdout(|out| print_summary(&summary, &place, context, out))?;
     }
     Ok(Exit::Ok)
 }

@@ -25,8 +25,8 @@ use crate::steps::{Exit, StepError, default_jobs};
 
 /// Generate text with the model in a pack (text thinker)
 ///
-/// Weights are read when they are needed, experts through a cache. The text goes to standard output, figures to standard
-/// error.
+/// Weights are read when they are needed, experts through a cache. The text goes to standard
+/// output, figures to standard error.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -49,7 +49,8 @@ pub struct Args {
     /// The prompt is a user's turn: render it with the checkpoint's chat template
     #[arg(long, group = "conversation")]
     chat: bool,
-    /// A chat of several turns: a JSON list of messages, or an object with `messages` and `tools`; `-` is standard input
+    /// A chat of several turns: a JSON list of messages, or an object with `messages` and `tools`;
+    /// `-` is standard input
     #[arg(long, value_name = "FILE", group = "conversation", conflicts_with_all = ["prompt", "chat", "system"])]
     messages: Option<PathBuf>,
     /// What the system says before the user's turn
@@ -58,7 +59,8 @@ pub struct Args {
     /// Tell the chat template whether to think
     #[arg(long, value_name = "BOOL", requires = "conversation")]
     enable_thinking: Option<bool>,
-    /// Print the prompt as the model would get it (with --json also its token ids), and do not run the model
+    /// Print the prompt as the model would get it (with --json also its token ids), and do not run
+    /// the model
     #[arg(long, conflicts_with_all = ["top_k_logits", "rank", "trace", "experts_report", "preload"])]
     print_prompt: bool,
     /// Always take the most likely token (the default)
@@ -82,15 +84,16 @@ pub struct Args {
     /// Show the best N candidates for every token
     #[arg(long, value_name = "N", default_value_t = 0)]
     top_k_logits: usize,
-    /// Tell where this continuation ranks at the first token (on standard error; with --json in the summary)
+    /// Tell where this continuation ranks at the first token (on standard error; with --json in the
+    /// summary)
     #[arg(long, value_name = "TEXT")]
     rank: Option<String>,
     #[command(flatten)]
     placement: Placement,
     #[command(flatten)]
     resources: Resources,
-    /// Load all weights that there is room for before the prompt, not when they are needed; on a GPU that holds all of them
-    /// a token is then one recorded step from the third on
+    /// Load all weights that there is room for before the prompt, not when they are needed; on a
+    /// GPU that holds all of them a token is then one recorded step from the third on
     #[arg(long)]
     preload: bool,
     /// Precision of activations
@@ -99,10 +102,12 @@ pub struct Args {
     /// Write a trace of every intermediate result, in the format of the reference script
     #[arg(long, value_name = "FILE.safetensors", value_parser = trace_path)]
     trace: Option<PathBuf>,
-    /// Tell which experts were used: on standard error, or as a document (FILE.json) or a heat map (FILE.svg)
+    /// Tell which experts were used: on standard error, or as a document (FILE.json) or a heat map
+    /// (FILE.svg)
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, value_parser = experts_file)]
     experts_report: Option<Option<PathBuf>>,
-    /// Print one JSON object per token, and a summary (schemas/run-token.schema.json, run-summary.schema.json)
+    /// Print one JSON object per token, and a summary (schemas/run-token.schema.json,
+    /// run-summary.schema.json)
     #[arg(long)]
     json: bool,
 }
@@ -110,10 +115,12 @@ pub struct Args {
 /// Where a model runs.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct Placement {
-    /// Where to run: cpu, cuda (the first GPU), cuda:N or auto (`segpack devices` tells what there is)
+    /// Where to run: cpu, cuda (the first GPU), cuda:N or auto (`segpack devices` tells what there
+    /// is)
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: DeviceChoice,
-    /// GPU memory to use; all that is free where left out. Experts that do not fit come when they are needed
+    /// GPU memory to use; all that is free where left out. Experts that do not fit come when they
+    /// are needed
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub device_memory: Option<u64>,
 }
@@ -121,7 +128,8 @@ pub struct Placement {
 /// What a model may use.
 #[derive(Debug, clap::Args)]
 pub struct Resources {
-    /// Memory for the whole process (6GiB, 1500MB) [default: what it needs, at most 7/8 of what is available]
+    /// Memory for the whole process (6GiB, 1500MB) [default: what it needs, at most 7/8 of what is
+    /// available]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub memory: Option<u64>,
     /// Most experts in memory: a number (64), or a size (2GiB)
@@ -187,7 +195,9 @@ pub enum CheckName {
 }
 
 fn token_id(text: &str) -> Result<u32, String> {
-    text.trim().parse().map_err(|_| format!("{text:?} is not a token id, which is a whole number"))
+    text.trim()
+        .parse()
+        .map_err(|_| format!("{text:?} is not a token id, which is a whole number"))
 }
 
 fn experts_file(text: &str) -> Result<PathBuf, String> {
@@ -200,7 +210,9 @@ fn experts_file(text: &str) -> Result<PathBuf, String> {
 
 pub fn size(text: &str) -> Result<u64, String> {
     let parsed = text.parse::<ByteSize>();
-    parsed.map(|b| b.as_u64()).map_err(|_| format!("{text:?} is not a size such as 6GiB or 1500MB"))
+    parsed
+        .map(|b| b.as_u64())
+        .map_err(|_| format!("{text:?} is not a size such as 6GiB or 1500MB"))
 }
 
 /// The name of the other file of a trace is made from this one.
@@ -222,8 +234,10 @@ fn expert_room(text: &str) -> Result<ExpertRoom, String> {
 
 impl Args {
     fn options(&self, stop: &Stop) -> Result<RunOptions, StepError> {
-        let random =
-            self.temperature.is_some() || self.top_k.is_some() || self.top_p.is_some() || self.seed.is_some();
+        let random = self.temperature.is_some()
+            || self.top_k.is_some()
+            || self.top_p.is_some()
+            || self.seed.is_some();
         let sampling = random.then(|| SamplingOptions {
             temperature: self.temperature.unwrap_or(1.0),
             top_k: self.top_k,
@@ -254,13 +268,17 @@ impl Args {
             return Ok(Prompt::Ids(ids.clone()));
         }
         if let Some(file) = &self.messages {
-            return Ok(Prompt::Chat { chat: read_messages(file, stop)?, enable_thinking });
+            return Ok(Prompt::Chat {
+                chat: read_messages(file, stop)?,
+                enable_thinking,
+            });
         }
         let text = match &self.prompt {
             Some(text) => text.clone(),
             None if io::stdin().is_terminal() => {
                 return Err(StepError::Usage(
-                    "give a prompt: --prompt, --prompt-ids, --messages or standard input".to_owned(),
+                    "give a prompt: --prompt, --prompt-ids, --messages or standard input"
+                        .to_owned(),
                 ));
             }
             None => without_line_end(read_stdin(stop)?),
@@ -268,7 +286,10 @@ impl Args {
         if !self.chat {
             return Ok(Prompt::Text(text));
         }
-        Ok(Prompt::Chat { chat: Chat::turn(self.system.as_deref(), &text), enable_thinking })
+        Ok(Prompt::Chat {
+            chat: Chat::turn(self.system.as_deref(), &text),
+            enable_thinking,
+        })
     }
 }
 
@@ -288,12 +309,19 @@ fn read_stdin(stop: &Stop) -> Result<String, StepError> {
             read => break read.unwrap_or_else(|gone| Err(io::Error::other(gone))),
         }
     };
-    utf8("standard input", read.map_err(StepError::io("read", "standard input"))?)
+    utf8(
+        "standard input",
+        read.map_err(StepError::io("read", "standard input"))?,
+    )
 }
 
 fn utf8(what: &str, bytes: Vec<u8>) -> Result<String, StepError> {
-    String::from_utf8(bytes)
-        .map_err(|e| StepError::Input(format!("{what} is not UTF-8 (byte {})", e.utf8_error().valid_up_to())))
+    String::from_utf8(bytes).map_err(|e| {
+        StepError::Input(format!(
+            "{what} is not UTF-8 (byte {})",
+            e.utf8_error().valid_up_to()
+        ))
+    })
 }
 
 /// What `echo` adds is not meant as a part of the prompt.
@@ -340,12 +368,14 @@ pub fn run_command(args: &Args, context: &Context) -> anyhow::Result<Exit> {
             show(token, args.json, to_terminal).map_err(StepError::Stdout)
         }
     };
-    let summary = run(&pack, &options, context.stop, &context.progress, &mut tell).inspect_err(|_| {
-        if streamed && !args.json {
-            // the error begins on a line of its own; where standard output is gone it is the error
-            let _ = writeln!(io::stdout());
-        }
-    })?;
+    let summary =
+        run(&pack, &options, context.stop, &context.progress, &mut tell).inspect_err(|_| {
+            if streamed && !args.json {
+                // the error begins on a line of its own; where standard output is gone it is the
+                // error
+                let _ = writeln!(io::stdout());
+            }
+        })?;
     if args.json {
         context.terminal.stdout(|out| {
             serde_json::to_writer(&mut *out, &summary)?;
@@ -369,19 +399,27 @@ fn show_prompt(prompt: &RunPrompt, json: bool, context: &Context) -> anyhow::Res
         return Ok(Exit::Ok);
     }
     let Some(text) = &prompt.text else {
-        return Err(StepError::Input("the pack holds no tokenizer: these ids have no text".to_owned()).into());
+        return Err(StepError::Input(
+            "the pack holds no tokenizer: these ids have no text".to_owned(),
+        )
+        .into());
     };
-    context.terminal.stdout(|out| match io::stdout().is_terminal() {
-        true => writeln!(out, "{}", for_terminal(text)),
-        false => write!(out, "{text}"),
-    })?;
+    context
+        .terminal
+        .stdout(|out| match io::stdout().is_terminal() {
+            true => writeln!(out, "{}", for_terminal(text)),
+            false => write!(out, "{text}"),
+        })?;
     Ok(Exit::Ok)
 }
 
 /// A model can be made to say anything, a terminal be told anything by control characters.
 fn for_terminal(text: &str) -> String {
     let harmless = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
-    text.chars().filter(|c| *c != '\r').map(|c| if harmless(c) { c } else { '\u{fffd}' }).collect()
+    text.chars()
+        .filter(|c| *c != '\r')
+        .map(|c| if harmless(c) { c } else { '\u{fffd}' })
+        .collect()
 }
 
 fn show(token: &RunToken, json: bool, to_terminal: bool) -> io::Result<()> {
@@ -417,7 +455,11 @@ fn show(token: &RunToken, json: bool, to_terminal: bool) -> io::Result<()> {
 /// What was asked for is always told, the figures unless `quiet`.
 fn report(s: &RunSummary, experts: bool, quiet: bool, out: &mut dyn Write) -> io::Result<()> {
     if let Some(r) = &s.rank {
-        let more = if r.tokens > 1 { format!(" (its first token of {})", r.tokens) } else { String::new() };
+        let more = if r.tokens > 1 {
+            format!(" (its first token of {})", r.tokens)
+        } else {
+            String::new()
+        };
         writeln!(
             out,
             "rank of {:?}: {}{more}, probability {:.4}, logit {:.4}",
@@ -451,11 +493,24 @@ fn figures(s: &RunSummary, out: &mut dyn Write) -> io::Result<()> {
     write!(out, "prompt: {}", counted(s.prompt_tokens, "token"))?;
     if !s.ids.is_empty() {
         let per_second = rate(s.prompt_tokens, s.time_to_first_token);
-        write!(out, ", {:.2} s to the first token ({per_second:.1} tokens/s)", s.time_to_first_token)?;
+        write!(
+            out,
+            ", {:.2} s to the first token ({per_second:.1} tokens/s)",
+            s.time_to_first_token
+        )?;
     }
-    write!(out, "\ngenerated: {} ({})", counted(s.ids.len() as u64, "token"), s.stop_reason.text())?;
+    write!(
+        out,
+        "\ngenerated: {} ({})",
+        counted(s.ids.len() as u64, "token"),
+        s.stop_reason.text()
+    )?;
     if after > 0 {
-        write!(out, ", {:.1} tokens/s after the first", rate(after, s.generation_seconds))?;
+        write!(
+            out,
+            ", {:.1} tokens/s after the first",
+            rate(after, s.generation_seconds)
+        )?;
     }
     let uses = s.expert_hits + s.expert_misses;
     #[expect(clippy::cast_precision_loss, reason = "a percentage")]
@@ -464,7 +519,11 @@ fn figures(s: &RunSummary, out: &mut dyn Write) -> io::Result<()> {
         out,
         "\nexperts: {share:.1} % of {uses} uses were in memory ({}); dense weights {}; {} read",
         counted(s.expert_slots, "slot"),
-        if s.dense_resident { "resident" } else { "streamed" },
+        if s.dense_resident {
+            "resident"
+        } else {
+            "streamed"
+        },
         bytes(s.bytes_read)
     )?;
     let c = &s.costs;
@@ -478,7 +537,11 @@ fn figures(s: &RunSummary, out: &mut dyn Write) -> io::Result<()> {
         c.decoding
     )?;
     if after > 0 {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bytes, rounded")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "bytes, rounded"
+        )]
         let per_token = bytes(c.bytes_read_per_token as u64);
         writeln!(
             out,
@@ -487,7 +550,12 @@ fn figures(s: &RunSummary, out: &mut dyn Write) -> io::Result<()> {
         )?;
     }
     if s.device != "cpu" {
-        writeln!(out, "device: {}; {} copied to it", s.device, bytes(c.bytes_copied))?;
+        writeln!(
+            out,
+            "device: {}; {} copied to it",
+            s.device,
+            bytes(c.bytes_copied)
+        )?;
     }
     if let Some(peak) = s.peak_rss {
         writeln!(out, "peak memory: {}", bytes(peak))?;
@@ -501,12 +569,18 @@ mod tests {
 
     #[test]
     fn a_terminal_gets_no_control_characters() {
-        assert_eq!(for_terminal("a\x1b[31m\r\n\tb\x07\u{9b}é"), "a\u{fffd}[31m\n\tb\u{fffd}\u{fffd}é");
+        assert_eq!(
+            for_terminal("a\x1b[31m\r\n\tb\x07\u{9b}é"),
+            "a\u{fffd}[31m\n\tb\u{fffd}\u{fffd}é"
+        );
     }
 
     #[test]
     fn one_line_end_is_dropped() {
         let dropped = |text: &str| without_line_end(text.to_owned());
-        assert_eq!(["a\n", "a\r\n", "a\n\n", "\r", ""].map(dropped), ["a", "a", "a\n", "\r", ""]);
+        assert_eq!(
+            ["a\n", "a\r\n", "a\n\n", "\r", ""].map(dropped),
+            ["a", "a", "a\n", "\r", ""]
+        );
     }
 }

@@ -16,7 +16,8 @@ static SIGNAL: OnceLock<Arc<AtomicUsize>> = OnceLock::new();
 /// Exit status of a process that a signal ended: 128 + its number.
 const SIGNALLED: i32 = 128;
 
-/// Listens for SIGINT and SIGTERM (on Unix also SIGHUP, taken as SIGTERM), but for those that are ignored.
+/// Listens for SIGINT and SIGTERM (on Unix also SIGHUP, taken as SIGTERM), but for those that are
+/// ignored.
 pub fn install() -> &'static Stop {
     let which = SIGNAL.get_or_init(Arc::default);
     let asked = Arc::new(AtomicBool::new(false));
@@ -45,7 +46,8 @@ pub fn install() -> &'static Stop {
 fn ignored() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0)
 }
 
 /// Other systems do not tell.

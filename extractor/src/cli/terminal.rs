@@ -23,7 +23,8 @@ pub struct Terminal {
 
 impl Terminal {
     pub fn new(choice: ColorChoice) -> Self {
-        let wanted = std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()) && io::stderr().is_terminal();
+        let wanted =
+            std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()) && io::stderr().is_terminal();
         let color = match choice {
             ColorChoice::Always => true,
             ColorChoice::Never => false,
@@ -33,9 +34,14 @@ impl Terminal {
     }
 
     /// Lets `write` write to standard output, buffered.
-    pub fn stdout(&self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> anyhow::Result<()> {
+    pub fn stdout(
+        &self,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> anyhow::Result<()> {
         let mut out = BufWriter::new(io::stdout().lock());
-        Ok(write(&mut out).and_then(|()| out.flush()).map_err(StepError::Stdout)?)
+        Ok(write(&mut out)
+            .and_then(|()| out.flush())
+            .map_err(StepError::Stdout)?)
     }
 
     /// A line of standard output.
@@ -48,7 +54,8 @@ impl Terminal {
         self.stdout(|out| json::write_document(out, document))
     }
 
-    /// A report as a document where `json`, otherwise as `print` prints it; the exit status says whether it is `ok`.
+    /// A report as a document where `json`, otherwise as `print` prints it; the exit status says
+    /// whether it is `ok`.
     pub fn report(
         &self,
         report: &impl Serialize,
@@ -86,7 +93,11 @@ impl Terminal {
             writeln!(out, "  warning: {finding}")?;
         }
         if warnings.len() > MOST_WARNINGS {
-            writeln!(out, "  and {} more warnings (all with --json)", warnings.len() - MOST_WARNINGS)?;
+            writeln!(
+                out,
+                "  and {} more warnings (all with --json)",
+                warnings.len() - MOST_WARNINGS
+            )?;
         }
         Ok(())
     }
@@ -97,7 +108,11 @@ impl Terminal {
         if let Some(StepError::Findings { findings, .. }) = error.downcast_ref() {
             let _ = self.findings(findings, &mut err);
         }
-        let (on, off) = if self.color { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
+        let (on, off) = if self.color {
+            ("\x1b[1;31m", "\x1b[0m")
+        } else {
+            ("", "")
+        };
         // nobody is left to tell where standard error is closed
         let _ = writeln!(err, "{on}error:{off} {error:#}");
     }
@@ -106,10 +121,16 @@ impl Terminal {
 /// A table without lines: the first columns to the left, the others to the right.
 pub fn table(left_columns: usize, header: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(header.to_vec()).add_rows(rows);
+    table
+        .load_style(presets::NOTHING)
+        .set_header(header.to_vec())
+        .add_rows(rows);
     for (i, column) in table.column_iter_mut().enumerate() {
-        let (alignment, padding) =
-            if i < left_columns { (CellAlignment::Left, (0, 2)) } else { (CellAlignment::Right, (2, 0)) };
+        let (alignment, padding) = if i < left_columns {
+            (CellAlignment::Left, (0, 2))
+        } else {
+            (CellAlignment::Right, (2, 0))
+        };
         column.set_padding(padding);
         column.set_cell_alignment(alignment);
     }
@@ -166,7 +187,9 @@ mod tests {
         );
         assert_eq!(
             [0, 999, 1000, 99_949, 99_950, 999_600, 70_519_637_090].map(bytes),
-            ["0 B", "999 B", "1.0 kB", "99.9 kB", "100 kB", "1.0 MB", "70.5 GB"]
+            [
+                "0 B", "999 B", "1.0 kB", "99.9 kB", "100 kB", "1.0 MB", "70.5 GB"
+            ]
         );
         assert_eq!(counted(1, "pack"), "1 pack");
         assert_eq!(counted(2034, "pack"), "2,034 packs");

@@ -8,8 +8,8 @@ use crate::steps::{Exit, default_jobs};
 
 /// Restore the original files of the checkpoint, byte for byte
 ///
-/// Every file is compared with its recorded SHA-256 while it is written, and appears under its name only when it is
-/// whole and right.
+/// Every file is compared with its recorded SHA-256 while it is written, and appears under its name
+/// only when it is whole and right.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -39,17 +39,28 @@ pub struct Args {
 
 pub fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     let jobs = args.jobs.unwrap_or_else(default_jobs);
-    let settings = UnpackSettings { include: args.include, resume: args.resume, jobs };
-    let unpacked = unpack(&args.pack, &args.output, &settings, context.stop, &context.progress);
+    let settings = UnpackSettings {
+        include: args.include,
+        resume: args.resume,
+        jobs,
+    };
+    let unpacked = unpack(
+        &args.pack,
+        &args.output,
+        &settings,
+        context.stop,
+        &context.progress,
+    );
     let summary = unpacked.map_err(|e| resume_advice(e, &args.output))?;
     if args.json {
         context.terminal.document(&summary)?;
         return Ok(Exit::Ok);
     }
     for left in &summary.not_restored {
-        context
-            .terminal
-            .line(format_args!("not asked for and not in the pack: {}: {}", left.path, left.why))?;
+        context.terminal.line(format_args!(
+            "not asked for and not in the pack: {}: {}",
+            left.path, left.why
+        ))?;
     }
     context.terminal.line(format_args!(
         "{}: {}, {}, each equal to the original",

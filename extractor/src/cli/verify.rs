@@ -11,8 +11,8 @@ use crate::steps::{Exit, default_jobs};
 
 /// Check a pack against its manifest, or against a checkpoint
 ///
-/// Reports everything that is wrong, not the first thing. By default every stored byte is hashed once and every
-/// tensor's SHA-256 compared.
+/// Reports everything that is wrong, not the first thing. By default every stored byte is hashed
+/// once and every tensor's SHA-256 compared.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -59,10 +59,19 @@ pub fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     };
     let report = verify(&args.pack, &settings, context.stop, &context.progress)?;
     let place = args.pack.display().to_string();
-    context.terminal.report(&report, report.ok, args.json, |out| print(&report, &place, context, out))
+    context
+        .terminal
+        .report(&report, report.ok, args.json, |out| {
+            print(&report, &place, context, out)
+        })
 }
 
-fn print(report: &VerifyReport, place: &str, context: &Context, out: &mut dyn Write) -> io::Result<()> {
+fn print(
+    report: &VerifyReport,
+    place: &str,
+    context: &Context,
+    out: &mut dyn Write,
+) -> io::Result<()> {
     let c = &report.checked;
     let what = match report.mode {
         VerifyMode::Quick => format!("structure of {}", counted(c.packs, "pack")),
@@ -75,14 +84,19 @@ fn print(report: &VerifyReport, place: &str, context: &Context, out: &mut dyn Wr
             bytes(c.bytes)
         ),
     };
-    let part = report.subset.map_or(String::new(), |[k, n]| format!(" (part {k} of {n})"));
+    let part = report
+        .subset
+        .map_or(String::new(), |[k, n]| format!(" (part {k} of {n})"));
     let verdict = match (report.ok, report.against) {
         (true, false) => "ok".to_owned(),
         (true, true) if report.mode == VerifyMode::Quick => {
             "ok; the manifest equals the checkpoint (weights of the pack not read)".to_owned()
         }
         (true, true) => "ok, and equal to the checkpoint".to_owned(),
-        (false, _) => format!("NOT ok: {}", counted(report.findings.len() as u64, "finding")),
+        (false, _) => format!(
+            "NOT ok: {}",
+            counted(report.findings.len() as u64, "finding")
+        ),
     };
     let line = format_args!("{place}: {verdict}; checked {what}{part}");
     context.terminal.verdict(&report.findings, line, out)?;

@@ -16,7 +16,10 @@ use super::unpack::globs;
 ///
 /// # Errors
 /// `Input` where globs match nothing.
-pub fn find_segments<'a>(pack: &'a Pack, patterns: &[String]) -> Result<Vec<&'a SegmentEntry>, StepError> {
+pub fn find_segments<'a>(
+    pack: &'a Pack,
+    patterns: &[String],
+) -> Result<Vec<&'a SegmentEntry>, StepError> {
     filter(&pack.manifest().segments, patterns, |s| &s.id)
 }
 
@@ -24,7 +27,10 @@ pub fn find_segments<'a>(pack: &'a Pack, patterns: &[String]) -> Result<Vec<&'a 
 ///
 /// # Errors
 /// `Input` where globs match nothing.
-pub fn find_tensors<'a>(pack: &'a Pack, patterns: &[String]) -> Result<Vec<&'a TensorEntry>, StepError> {
+pub fn find_tensors<'a>(
+    pack: &'a Pack,
+    patterns: &[String],
+) -> Result<Vec<&'a TensorEntry>, StepError> {
     filter(&pack.manifest().tensors, patterns, |t| &t.name)
 }
 
@@ -34,23 +40,28 @@ fn filter<'a, T>(
     name: impl Fn(&T) -> &String,
 ) -> Result<Vec<&'a T>, StepError> {
     let set = globs(patterns)?;
-    let found: Vec<&T> =
-        all.iter().filter(|entry| patterns.is_empty() || set.is_match(name(entry))).collect();
+    let found: Vec<&T> = all
+        .iter()
+        .filter(|entry| patterns.is_empty() || set.is_match(name(entry)))
+        .collect();
     if found.is_empty() && !patterns.is_empty() {
-        return Err(StepError::Input(format!("nothing in the pack matches {}", patterns.join(" "))));
+        return Err(StepError::Input(format!(
+            "nothing in the pack matches {}",
+            patterns.join(" ")
+        )));
     }
     Ok(found)
 }
 
-/// Writes the decoded bytes of tensors, segments, and tensors that the checkpoint stores stacked, in the order of
-/// `names`. All names are looked up before the first byte is written.
+/// Writes the decoded bytes of tensors, segments, and tensors that the checkpoint stores stacked,
+/// in the order of `names`. All names are looked up before the first byte is written.
 ///
-/// Whole tensors are compared with their digests; `rows` (of a tensor's first dimension) are not, since the digest
-/// is that of the whole.
+/// Whole tensors are compared with their digests; `rows` (of a tensor's first dimension) are not,
+/// since the digest is that of the whole.
 ///
 /// # Errors
-/// `Input` where there is no such name; `Usage` where it has no such rows; damage, after the bytes before it were
-/// written; `Stdout`.
+/// `Input` where there is no such name; `Usage` where it has no such rows; damage, after the bytes
+/// before it were written; `Stdout`.
 pub fn cat(
     pack: &Pack,
     names: &[String],
@@ -64,7 +75,11 @@ pub fn cat(
     }
     let weights = WeightSource::new(pack);
     let mut reader = weights.reader()?;
-    let mut write = Cat { reader: &mut reader, to, stop };
+    let mut write = Cat {
+        reader: &mut reader,
+        to,
+        stop,
+    };
     found.into_iter().try_for_each(|tensor| match rows {
         None => write.tensor(tensor),
         Some(rows) => write.rows(tensor, rows),
@@ -81,7 +96,12 @@ fn resolve<'a>(
         return check_rows(tensor, rows).map(|()| vec![tensor]);
     }
     let found = match pack.segment(name) {
-        Some(segment) => pack.manifest().tensors.iter().filter(|t| t.segment == segment.id).collect(),
+        Some(segment) => pack
+            .manifest()
+            .tensors
+            .iter()
+            .filter(|t| t.segment == segment.id)
+            .collect(),
         None => pack.slices_of(name),
     };
     if found.is_empty() {
@@ -90,7 +110,9 @@ fn resolve<'a>(
         )));
     }
     if rows.is_some() {
-        return Err(StepError::Usage(format!("--rows needs the name of a tensor, and {name:?} is not one")));
+        return Err(StepError::Usage(format!(
+            "--rows needs the name of a tensor, and {name:?} is not one"
+        )));
     }
     Ok(found)
 }
@@ -119,10 +141,11 @@ struct Cat<'a, 'r> {
 impl Cat<'_, '_> {
     fn tensor(&mut self, tensor: &TensorEntry) -> Result<(), StepError> {
         let mut sha256 = Sha256Hasher::default();
-        self.reader.read_tensor(tensor, 0..tensor.length, self.stop, |piece| {
-            sha256.update(piece);
-            self.to.write_all(piece).map_err(StepError::Stdout)
-        })?;
+        self.reader
+            .read_tensor(tensor, 0..tensor.length, self.stop, |piece| {
+                sha256.update(piece);
+                self.to.write_all(piece).map_err(StepError::Stdout)
+            })?;
         let seen = sha256.finish();
         if seen == tensor.sha256 {
             return Ok(());
@@ -135,9 +158,12 @@ impl Cat<'_, '_> {
 
     fn rows(&mut self, tensor: &TensorEntry, rows: &Range<u64>) -> Result<(), StepError> {
         let row = tensor.length.checked_div(row_count(tensor)).unwrap_or(0);
-        self.reader.read_tensor(tensor, rows.start * row..rows.end * row, self.stop, |piece| {
-            self.to.write_all(piece).map_err(StepError::Stdout)
-        })
+        self.reader.read_tensor(
+            tensor,
+            rows.start * row..rows.end * row,
+            self.stop,
+            |piece| self.to.write_all(piece).map_err(StepError::Stdout),
+        )
     }
 }
 
@@ -148,7 +174,9 @@ impl Cat<'_, '_> {
 pub fn parse_rows(text: &str) -> Result<Range<u64>, String> {
     let wrong = || format!("{text:?} is not A..B (B not included) or a single row");
     match text.split_once("..") {
-        Some((start, end)) => Ok(start.parse().map_err(|_| wrong())?..end.parse().map_err(|_| wrong())?),
+        Some((start, end)) => {
+            Ok(start.parse().map_err(|_| wrong())?..end.parse().map_err(|_| wrong())?)
+        }
         None => {
             let row: u64 = text.parse().map_err(|_| wrong())?;
             Ok(row..row.checked_add(1).ok_or_else(wrong)?)

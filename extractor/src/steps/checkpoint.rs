@@ -16,8 +16,18 @@ use walkdir::{DirEntry, WalkDir};
 use super::{StepError, hub};
 
 /// Files with these endings hold weights; none may be left out silently.
-const WEIGHT_ENDINGS: [&str; 10] =
-    [".safetensors", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".npz", ".incomplete"];
+const WEIGHT_ENDINGS: [&str; 10] = [
+    ".safetensors",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".gguf",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".npz",
+    ".incomplete",
+];
 
 const INDEX_ENDING: &str = ".safetensors.index.json";
 const CONFIG: &str = "config.json";
@@ -69,7 +79,8 @@ pub struct Checkpoint {
     pub findings: Vec<Finding>,
 }
 
-/// Finds the checkpoint that an argument means: a folder, a weight file, a repo id in the local hub cache.
+/// Finds the checkpoint that an argument means: a folder, a weight file, a repo id in the local hub
+/// cache.
 ///
 /// # Errors
 /// `Input` where it is none of these.
@@ -98,32 +109,49 @@ pub fn locate(argument: &Path) -> Result<PathBuf, StepError> {
         ));
     }
     if fs::symlink_metadata(argument).is_ok() {
-        return Err(StepError::malformed(argument, "is neither a folder nor a file (a broken link?)"));
+        return Err(StepError::malformed(
+            argument,
+            "is neither a folder nor a file (a broken link?)",
+        ));
     }
     match argument.to_str().and_then(hub::parse_repo_id) {
         Some((repo, revision)) => hub::find_snapshot(repo, revision),
-        None => Err(StepError::Refused(format!("{}: no such file or folder", argument.display()))),
+        None => Err(StepError::Refused(format!(
+            "{}: no such file or folder",
+            argument.display()
+        ))),
     }
 }
 
 fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    path.file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
 }
 
 impl Checkpoint {
-    /// Opens a checkpoint and reads the header of every shard. Whatever is wrong with it becomes a finding.
+    /// Opens a checkpoint and reads the header of every shard. Whatever is wrong with it becomes a
+    /// finding.
     ///
     /// # Errors
     /// Only where the argument means no checkpoint, or the folder cannot be listed.
     pub fn open(argument: &Path, options: OpenOptions) -> Result<Self, StepError> {
         let place = locate(argument)?;
-        if place.is_dir() { Self::open_folder(&place, options) } else { Self::open_file(&place) }
+        if place.is_dir() {
+            Self::open_folder(&place, options)
+        } else {
+            Self::open_file(&place)
+        }
     }
 
     /// Every file of it.
     pub fn paths(&self) -> Vec<PathBuf> {
         let shards = self.shards.iter().map(|s| &s.path);
-        shards.chain(self.files.iter().map(|f| &f.path)).map(|path| self.root.join(path)).collect()
+        shards
+            .chain(self.files.iter().map(|f| &f.path))
+            .map(|path| self.root.join(path))
+            .collect()
     }
 
     fn empty(root: &Path) -> Self {
@@ -140,14 +168,19 @@ impl Checkpoint {
         }
     }
 
-    /// A weight file on its own; `config.json` beside it belongs to it where no index says otherwise.
+    /// A weight file on its own; `config.json` beside it belongs to it where no index says
+    /// otherwise.
     fn open_file(path: &Path) -> Result<Self, StepError> {
-        let root = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let root = path
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         let mut checkpoint = Self::empty(root);
         checkpoint.open_shard(&file_name(path));
         let listed = fs::read_dir(root).map_err(StepError::io("list", root))?;
-        let names: Vec<String> =
-            listed.filter_map(|e| Some(e.ok()?.file_name().to_string_lossy().into_owned())).collect();
+        let names: Vec<String> = listed
+            .filter_map(|e| Some(e.ok()?.file_name().to_string_lossy().into_owned()))
+            .collect();
         checkpoint.one_of_several = names.iter().any(|n| n.ends_with(INDEX_ENDING));
         if !checkpoint.one_of_several && names.iter().any(|n| n == CONFIG) {
             checkpoint.add_file(CONFIG);
@@ -192,7 +225,10 @@ impl Checkpoint {
             }
             true
         };
-        let walk = WalkDir::new(&self.root).follow_links(true).sort_by_file_name().into_iter();
+        let walk = WalkDir::new(&self.root)
+            .follow_links(true)
+            .sort_by_file_name()
+            .into_iter();
         for entry in walk.filter_entry(keep) {
             match entry {
                 Ok(entry) if entry.file_type().is_dir() => {}
@@ -212,7 +248,10 @@ impl Checkpoint {
         }
         for (path, why) in left_out {
             let path = self.relative(&path).unwrap_or_else(|(path, _)| path);
-            self.left_out.push(LeftOut { path, why: why.to_owned() });
+            self.left_out.push(LeftOut {
+                path,
+                why: why.to_owned(),
+            });
         }
         let reserved = |f: &&String| RESERVED.iter().any(|r| f.split('/').next() == Some(r));
         if let Some(file) = files.iter().find(reserved) {
@@ -240,14 +279,20 @@ impl Checkpoint {
     }
 
     fn unreadable(&mut self, path: String, why: &str) {
-        self.findings.push(Finding::new(FindingKind::Unreadable).file(path).seen(why));
+        self.findings
+            .push(Finding::new(FindingKind::Unreadable).file(path).seen(why));
     }
 
     fn read_index(&mut self, files: &BTreeSet<String>) {
-        let named: Vec<&String> =
-            files.iter().filter(|f| f.ends_with(INDEX_ENDING) && !f.contains('/')).collect();
-        let wrong =
-            |file: &String, what: String| Finding::new(FindingKind::MalformedIndex).file(file).seen(what);
+        let named: Vec<&String> = files
+            .iter()
+            .filter(|f| f.ends_with(INDEX_ENDING) && !f.contains('/'))
+            .collect();
+        let wrong = |file: &String, what: String| {
+            Finding::new(FindingKind::MalformedIndex)
+                .file(file)
+                .seen(what)
+        };
         match &named[..] {
             [] => {}
             [file] => match fs::read(self.root.join(file)) {
@@ -258,7 +303,11 @@ impl Checkpoint {
                 },
             },
             [file, others @ ..] => {
-                let what = format!("is one of {} indexes, beside {:?}; wanted one", others.len() + 1, others);
+                let what = format!(
+                    "is one of {} indexes, beside {:?}; wanted one",
+                    others.len() + 1,
+                    others
+                );
                 self.findings.push(wrong(file, what));
             }
         }
@@ -269,22 +318,37 @@ impl Checkpoint {
         if let Some(index) = &self.index {
             return index.weight_map.values().cloned().collect();
         }
-        let safetensors: Vec<&String> =
-            weights.iter().copied().filter(|w| w.ends_with(".safetensors") && !w.contains('/')).collect();
+        let safetensors: Vec<&String> = weights
+            .iter()
+            .copied()
+            .filter(|w| w.ends_with(".safetensors") && !w.contains('/'))
+            .collect();
         match &safetensors[..] {
             [] => {
                 let what = "no .safetensors file and no index: not a checkpoint, or its download never began";
-                self.findings.push(Finding::new(FindingKind::MissingShard).seen(what));
+                self.findings
+                    .push(Finding::new(FindingKind::MissingShard).seen(what));
                 BTreeSet::new()
             }
             [only] => BTreeSet::from([(*only).clone()]),
-            _ if self.findings.iter().any(|f| f.kind == FindingKind::MalformedIndex) => {
+            _ if self
+                .findings
+                .iter()
+                .any(|f| f.kind == FindingKind::MalformedIndex) =>
+            {
                 safetensors.into_iter().cloned().collect()
             }
             several => {
-                let what = format!("{} weight files, but no index says which belong together", several.len());
+                let what = format!(
+                    "{} weight files, but no index says which belong together",
+                    several.len()
+                );
                 let wanted = "model.safetensors.index.json";
-                self.findings.push(Finding::new(FindingKind::MalformedIndex).seen(what).wanted(wanted));
+                self.findings.push(
+                    Finding::new(FindingKind::MalformedIndex)
+                        .seen(what)
+                        .wanted(wanted),
+                );
                 several.iter().map(|s| (*s).clone()).collect()
             }
         }
@@ -294,7 +358,11 @@ impl Checkpoint {
         match Shard::open(&self.root.join(path)) {
             Ok(shard) => {
                 let hub_sha256 = hub::published_sha256(&self.root, path);
-                self.shards.push(CheckpointShard { path: path.to_owned(), shard, hub_sha256 });
+                self.shards.push(CheckpointShard {
+                    path: path.to_owned(),
+                    shard,
+                    hub_sha256,
+                });
             }
             Err(e) => {
                 let what = match &e {
@@ -302,20 +370,30 @@ impl Checkpoint {
                     FormatError::Io { source, .. } => format!("{e}: {source}"),
                     other => other.to_string(),
                 };
-                self.findings.push(Finding::new(FindingKind::MalformedShard).file(path).seen(what));
+                self.findings.push(
+                    Finding::new(FindingKind::MalformedShard)
+                        .file(path)
+                        .seen(what),
+                );
             }
         }
     }
 
     fn report_missing_shard(&mut self, shard: &str, files: &BTreeSet<String>) {
-        let unfinished = files.iter().find(|f| f.starts_with(shard) && f.ends_with(".incomplete"));
+        let unfinished = files
+            .iter()
+            .find(|f| f.starts_with(shard) && f.ends_with(".incomplete"));
         let what = match unfinished {
             Some(file) => {
                 format!("the index names it, but there is only {file}: the download did not finish")
             }
             None => "the index names it, but it is not there".to_owned(),
         };
-        self.findings.push(Finding::new(FindingKind::MissingShard).file(shard).seen(what));
+        self.findings.push(
+            Finding::new(FindingKind::MissingShard)
+                .file(shard)
+                .seen(what),
+        );
     }
 
     fn report_unlisted(&mut self, file: &str) {
@@ -324,7 +402,12 @@ impl Checkpoint {
             None => "a weight file beside the checkpoint's own",
         };
         let wanted = "it gone, or `--extra keep` to store it verbatim";
-        self.findings.push(Finding::new(FindingKind::UnlistedShard).file(file).seen(what).wanted(wanted));
+        self.findings.push(
+            Finding::new(FindingKind::UnlistedShard)
+                .file(file)
+                .seen(what)
+                .wanted(wanted),
+        );
     }
 
     fn add_file(&mut self, path: &str) {
@@ -335,12 +418,22 @@ impl Checkpoint {
             Ok(metadata) => metadata.len(),
             Err(e) => return self.unreadable(path.to_owned(), &e.to_string()),
         };
-        if length <= LONGEST_POINTER && fs::read(&full).is_ok_and(|bytes| bytes.starts_with(POINTER)) {
+        if length <= LONGEST_POINTER
+            && fs::read(&full).is_ok_and(|bytes| bytes.starts_with(POINTER))
+        {
             let what = "is a git-lfs pointer, not the file; fetch it with `git lfs pull`";
-            self.findings.push(Finding::new(FindingKind::GitLfsPointer).file(path).seen(what));
+            self.findings.push(
+                Finding::new(FindingKind::GitLfsPointer)
+                    .file(path)
+                    .seen(what),
+            );
         }
         let hub_sha256 = hub::published_sha256(&self.root, path);
-        self.files.push(SideFile { path: path.to_owned(), length, hub_sha256 });
+        self.files.push(SideFile {
+            path: path.to_owned(),
+            length,
+            hub_sha256,
+        });
     }
 
     fn read_config(&mut self) {
@@ -353,7 +446,8 @@ impl Checkpoint {
             Ok(entries) => self.config = Some(Value::Object(entries.0.into_iter().collect())),
             Err(e) => {
                 let what = format!("is not a JSON object: {e}");
-                self.findings.push(Finding::new(FindingKind::BadConfig).file(CONFIG).seen(what));
+                self.findings
+                    .push(Finding::new(FindingKind::BadConfig).file(CONFIG).seen(what));
             }
         }
     }

@@ -1,4 +1,5 @@
-//! `demo`: everything once, on the tiny official Qwen3-Omni checkpoint that is built into the program.
+//! `demo`: everything once, on the tiny official Qwen3-Omni checkpoint that is built into the
+//! program.
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +8,8 @@ use segpack_formats::codec::Coding;
 use segpack_formats::io::Stop;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
-    DemoReport, DemoStep, FindingKind, FormatVersion, GENERATOR, Quantity, ValidateReport, VerifyMode,
+    DemoReport, DemoStep, FindingKind, FormatVersion, GENERATOR, Quantity, ValidateReport,
+    VerifyMode,
 };
 use segpack_manifests::layout::Selection;
 use segpack_runtime_min::ops::Compute;
@@ -46,8 +48,14 @@ const CHECKPOINT: &[(&str, &[u8])] = files![
 
 /// What the official classes computed from it, in f32.
 const TRACE: &[(&str, &[u8])] = &[
-    ("trace.json", include_bytes!("../../demo/trace/tiny-full.float32.json")),
-    ("trace.safetensors", include_bytes!("../../demo/trace/tiny-full.float32.safetensors")),
+    (
+        "trace.json",
+        include_bytes!("../../demo/trace/tiny-full.float32.json"),
+    ),
+    (
+        "trace.safetensors",
+        include_bytes!("../../demo/trace/tiny-full.float32.safetensors"),
+    ),
 ];
 
 /// A prompt of that trace.
@@ -65,7 +73,12 @@ pub fn demo(
     stop: &Stop,
     tell: &mut dyn FnMut(&DemoStep) -> Result<(), StepError>,
 ) -> Result<DemoReport, StepError> {
-    let mut demo = Demo { folder, stop, tell, steps: Vec::new() };
+    let mut demo = Demo {
+        folder,
+        stop,
+        tell,
+        steps: Vec::new(),
+    };
     demo.write_checkpoint()?;
     demo.scan()?;
     demo.pack()?;
@@ -98,7 +111,12 @@ impl Demo<'_> {
     }
 
     fn step(&mut self, command: &str, outcome: String, ok: bool) -> Result<(), StepError> {
-        self.tell(DemoStep { command: command.to_owned(), outcome, ok, validation: None })
+        self.tell(DemoStep {
+            command: command.to_owned(),
+            outcome,
+            ok,
+            validation: None,
+        })
     }
 
     fn tell(&mut self, step: DemoStep) -> Result<(), StepError> {
@@ -111,7 +129,10 @@ impl Demo<'_> {
         let root = self.path("checkpoint");
         fs::create_dir_all(&root).map_err(StepError::io("create", &root))?;
         write_files(&root, CHECKPOINT)?;
-        let what = format!("{} files of a tiny Qwen3-Omni, made by the official classes", CHECKPOINT.len());
+        let what = format!(
+            "{} files of a tiny Qwen3-Omni, made by the official classes",
+            CHECKPOINT.len()
+        );
         self.step("(write the built-in checkpoint)", what, true)
     }
 
@@ -125,7 +146,11 @@ impl Demo<'_> {
             c.tensor_bytes,
             inventory.audited && inventory.findings.is_empty()
         );
-        self.step("segpack scan checkpoint", outcome, inventory.audited && inventory.findings.is_empty())
+        self.step(
+            "segpack scan checkpoint",
+            outcome,
+            inventory.audited && inventory.findings.is_empty(),
+        )
     }
 
     fn pack(&mut self) -> Result<(), StepError> {
@@ -140,7 +165,13 @@ impl Demo<'_> {
             provenance: true,
             scan: ScanOptions::default(),
         };
-        let summary = pack(&self.path("checkpoint"), &self.path("packs"), &settings, self.stop, &Silent)?;
+        let summary = pack(
+            &self.path("checkpoint"),
+            &self.path("packs"),
+            &settings,
+            self.stop,
+            &Silent,
+        )?;
         let outcome = format!(
             "{} packs, {} segments, {} tensors; manifest SHA-256 {}",
             summary.packs, summary.segments, summary.tensors, summary.manifest_sha256
@@ -160,8 +191,15 @@ impl Demo<'_> {
 
     fn verify(&mut self) -> Result<(), StepError> {
         let report = self.run_verify()?;
-        let outcome = format!("{} tensors match their SHA-256, and the checkpoint's", report.checked.tensors);
-        self.step("segpack verify packs --against checkpoint", outcome, report.ok)
+        let outcome = format!(
+            "{} tensors match their SHA-256, and the checkpoint's",
+            report.checked.tensors
+        );
+        self.step(
+            "segpack verify packs --against checkpoint",
+            outcome,
+            report.ok,
+        )
     }
 
     /// Flips one bit in the middle of an expert.
@@ -176,7 +214,8 @@ impl Demo<'_> {
         let pack = Pack::open(&self.path("packs"))?;
         let missing = || StepError::Input(format!("the demo's pack has no segment {VICTIM}"));
         let segment = pack.segment(VICTIM).ok_or_else(missing)?;
-        let at = usize::try_from(segment.offset + segment.stored_length / 2).map_err(|_| missing())?;
+        let at =
+            usize::try_from(segment.offset + segment.stored_length / 2).map_err(|_| missing())?;
         Ok((pack.path(&segment.pack), at))
     }
 
@@ -186,20 +225,38 @@ impl Demo<'_> {
         let ok = report.findings.len() == 1
             && report.findings[0].kind == FindingKind::DamagedTensor
             && report.findings[0].segment.as_deref() == Some(VICTIM);
-        self.step("segpack verify packs", format!("exit status 3: {}", found.join("; ")), ok)
+        self.step(
+            "segpack verify packs",
+            format!("exit status 3: {}", found.join("; ")),
+            ok,
+        )
     }
 
     fn repair(&mut self) -> Result<(), StepError> {
         let (path, at) = self.victim()?;
         flip(&path, at)?;
         let report = self.run_verify()?;
-        self.step("(flip it back)", format!("verify finds {} problems", report.findings.len()), report.ok)
+        self.step(
+            "(flip it back)",
+            format!("verify finds {} problems", report.findings.len()),
+            report.ok,
+        )
     }
 
     fn unpack(&mut self) -> Result<(), StepError> {
         let restored = self.path("restored");
-        let settings = UnpackSettings { include: Vec::new(), resume: false, jobs: 1 };
-        let summary = unpack(&self.path("packs"), &restored, &settings, self.stop, &Silent)?;
+        let settings = UnpackSettings {
+            include: Vec::new(),
+            resume: false,
+            jobs: 1,
+        };
+        let summary = unpack(
+            &self.path("packs"),
+            &restored,
+            &settings,
+            self.stop,
+            &Silent,
+        )?;
         self.step(
             "segpack unpack packs -o restored",
             format!("{} files, {} bytes", summary.files, summary.bytes),
@@ -209,9 +266,19 @@ impl Demo<'_> {
             .iter()
             .filter(|(name, bytes)| fs::read(restored.join(name)).is_ok_and(|b| b == *bytes))
             .count();
-        let extra = fs::read_dir(&restored).map_err(StepError::io("list", &restored))?.count() - same;
-        let outcome = format!("{same} of {} files are the same, byte for byte", CHECKPOINT.len());
-        self.step("diff -r checkpoint restored", outcome, same == CHECKPOINT.len() && extra == 0)
+        let extra = fs::read_dir(&restored)
+            .map_err(StepError::io("list", &restored))?
+            .count()
+            - same;
+        let outcome = format!(
+            "{same} of {} files are the same, byte for byte",
+            CHECKPOINT.len()
+        );
+        self.step(
+            "diff -r checkpoint restored",
+            outcome,
+            same == CHECKPOINT.len() && extra == 0,
+        )
     }
 
     /// Random weights say nothing sensible; the next step shows that they say what they must.
@@ -242,7 +309,11 @@ impl Demo<'_> {
             summary.ids.len(),
             summary.ids,
         );
-        self.step(&format!("segpack run packs --prompt {PROMPT:?} --max-new-tokens 12"), outcome, true)
+        self.step(
+            &format!("segpack run packs --prompt {PROMPT:?} --max-new-tokens 12"),
+            outcome,
+            true,
+        )
     }
 
     fn validate(&mut self) -> Result<(), StepError> {
@@ -269,10 +340,17 @@ impl Demo<'_> {
 }
 
 fn validated(report: &ValidateReport) -> String {
-    let logits = report.values.iter().find(|row| row.quantity == Quantity::Logits);
+    let logits = report
+        .values
+        .iter()
+        .find(|row| row.quantity == Quantity::Logits);
     format!(
         "{}: logits differ by at most {:.1e} from the official model's (tolerance {:.1e})",
-        if report.ok { "inside the gate" } else { "OUTSIDE the gate" },
+        if report.ok {
+            "inside the gate"
+        } else {
+            "OUTSIDE the gate"
+        },
         logits.map_or(f64::NAN, |row| row.max_abs),
         report.tolerance.unwrap_or(f64::NAN)
     )
@@ -287,7 +365,10 @@ fn write_files(folder: &Path, files: &[(&str, &[u8])]) -> Result<(), StepError> 
 }
 
 fn name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    path.file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
 }
 
 fn flip(path: &Path, at: usize) -> Result<(), StepError> {

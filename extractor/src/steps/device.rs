@@ -55,8 +55,8 @@ impl Opened {
         }
     }
 
-    /// The memory budget of this process: on the CPU, where nobody says, what the model needs, at most seven eighths of
-    /// what is available.
+    /// The memory budget of this process: on the CPU, where nobody says, what the model needs, at
+    /// most seven eighths of what is available.
     pub fn memory(&self, asked: Option<u64>) -> Option<u64> {
         match self {
             Self::Cpu(_) => asked.or_else(available_memory),
@@ -68,8 +68,13 @@ impl Opened {
 /// Opens the device of a choice. `memory` is the most of a GPU's memory to use.
 ///
 /// # Errors
-/// Where there is no such device, or the driver fails; a memory budget of a GPU where there is none.
-pub fn open(choice: DeviceChoice, compute: Compute, memory: Option<u64>) -> Result<Opened, StepError> {
+/// Where there is no such device, or the driver fails; a memory budget of a GPU where there is
+/// none.
+pub fn open(
+    choice: DeviceChoice,
+    compute: Compute,
+    memory: Option<u64>,
+) -> Result<Opened, StepError> {
     let number = match choice {
         DeviceChoice::Cpu if memory.is_some() => {
             return Err(StepError::Usage(
@@ -124,7 +129,9 @@ pub fn list() -> Result<DevicesReport, StepError> {
     Ok(DevicesReport {
         format_version: FormatVersion::CURRENT,
         generator: GENERATOR.to_owned(),
-        driver_cuda_version: devices.first().map(|d| format!("{}.{}", d.driver / 1000, d.driver % 1000 / 10)),
+        driver_cuda_version: devices
+            .first()
+            .map(|d| format!("{}.{}", d.driver / 1000, d.driver % 1000 / 10)),
         problem,
         auto: best(&devices).map_or("cpu".to_owned(), |number| format!("cuda:{number}")),
         devices: devices.iter().map(entry).collect(),

@@ -88,19 +88,24 @@ impl StepError {
     pub fn is_interrupted(&self) -> bool {
         matches!(
             self,
-            Self::Format(FormatError::Interrupted) | Self::Run(RunError::Format(FormatError::Interrupted))
+            Self::Format(FormatError::Interrupted)
+                | Self::Run(RunError::Format(FormatError::Interrupted))
         )
     }
 
     /// The exit status for it.
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Format(e) | Self::Pack(PackError::Format(e)) | Self::Run(RunError::Format(e)) => match e {
-                FormatError::Io { .. } => Exit::Failed,
-                FormatError::Interrupted => Exit::Interrupted,
-                _ => Exit::Damaged,
-            },
-            Self::Plan(PlanError::NoSuchComponent { .. } | PlanError::Empty) | Self::Usage(_) => Exit::Usage,
+            Self::Format(e) | Self::Pack(PackError::Format(e)) | Self::Run(RunError::Format(e)) => {
+                match e {
+                    FormatError::Io { .. } => Exit::Failed,
+                    FormatError::Interrupted => Exit::Interrupted,
+                    _ => Exit::Damaged,
+                }
+            }
+            Self::Plan(PlanError::NoSuchComponent { .. } | PlanError::Empty) | Self::Usage(_) => {
+                Exit::Usage
+            }
             Self::Run(
                 RunError::Memory { .. }
                 | RunError::DeviceMemory { .. }
@@ -108,9 +113,11 @@ impl StepError {
                 | RunError::TokenId { .. }
                 | RunError::TooLong { .. },
             ) => Exit::Failed,
-            Self::Run(_) | Self::Pack(_) | Self::Plan(_) | Self::Findings { .. } | Self::Input(_) => {
-                Exit::Damaged
-            }
+            Self::Run(_)
+            | Self::Pack(_)
+            | Self::Plan(_)
+            | Self::Findings { .. }
+            | Self::Input(_) => Exit::Damaged,
             Self::Refused(_) | Self::Stdout(_) => Exit::Failed,
         }
     }

@@ -1,4 +1,5 @@
-//! The folder that a step writes: refused where it would destroy something, locked, whole or resumable.
+//! The folder that a step writes: refused where it would destroy something, locked, whole or
+//! resumable.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
@@ -23,8 +24,9 @@ pub const LOCK: &str = "lock";
 /// How much free space stays beyond what a step is known to need, in bytes.
 const SPARE_BYTES: u64 = 16 << 20;
 
-/// Bytes after which a file that is still being written begins to go to the drive: the kernel would wait until a
-/// tenth of the memory is dirty, or for the final sync, and the drive would idle while digests are taken.
+/// Bytes after which a file that is still being written begins to go to the drive: the kernel would
+/// wait until a tenth of the memory is dirty, or for the final sync, and the drive would idle while
+/// digests are taken.
 pub const FLUSH_BYTES: u64 = 64 << 20;
 
 /// An output folder under this process's lock; unfinished things live in its `.partial`.
@@ -55,13 +57,20 @@ pub fn look(path: &Path) -> Result<Before, StepError> {
         return Ok(Before::Nothing);
     }
     if !path.is_dir() {
-        return Err(StepError::Refused(format!("{} exists and is not a folder", path.display())));
+        return Err(StepError::Refused(format!(
+            "{} exists and is not a folder",
+            path.display()
+        )));
     }
     let mut entries = fs::read_dir(path).map_err(StepError::io("list", path))?;
     if path.join(PARTIAL).is_dir() {
         return Ok(Before::Unfinished);
     }
-    Ok(if entries.next().is_none() { Before::Nothing } else { Before::Occupied })
+    Ok(if entries.next().is_none() {
+        Before::Nothing
+    } else {
+        Before::Occupied
+    })
 }
 
 /// Refuses an unfinished output that another process is writing to at this moment.
@@ -115,7 +124,8 @@ pub fn refuse_holding(output: &Path, inputs: &[PathBuf]) -> Result<(), StepError
     Ok(())
 }
 
-/// Where a path will be once the folders that it lacks are made: links followed as far as it exists.
+/// Where a path will be once the folders that it lacks are made: links followed as far as it
+/// exists.
 fn resolve(path: &Path) -> Result<PathBuf, StepError> {
     let absolute = std::path::absolute(path).map_err(StepError::io("find", path))?;
     let mut real = PathBuf::new();
@@ -138,7 +148,8 @@ fn resolve(path: &Path) -> Result<PathBuf, StepError> {
 /// # Errors
 /// `Refused` with both figures.
 pub fn check_space(folder: &Path, needed: u64, freed: u64) -> Result<(), StepError> {
-    let free = fs4::available_space(folder).map_err(StepError::io("find the free space of", folder))?;
+    let free =
+        fs4::available_space(folder).map_err(StepError::io("find the free space of", folder))?;
     if free.saturating_add(freed) >= needed.saturating_add(SPARE_BYTES) {
         return Ok(());
     }
@@ -153,7 +164,11 @@ pub fn check_space(folder: &Path, needed: u64, freed: u64) -> Result<(), StepErr
 /// # Errors
 /// `Io`.
 pub fn remove_all(path: &Path) -> Result<(), StepError> {
-    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    let removed = if path.is_dir() {
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
+    };
     match removed {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(StepError::io("remove", path)(e)),
         _ => Ok(()),
@@ -177,7 +192,11 @@ impl OutputFolder {
             .open(&lock_path)
             .map_err(StepError::io("create", &lock_path))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), created, _lock: lock }),
+            Ok(()) => Ok(Self {
+                path: path.to_owned(),
+                created,
+                _lock: lock,
+            }),
             Err(TryLockError::WouldBlock) => Err(busy(path)),
             Err(TryLockError::Error(e)) => Err(StepError::io("lock", &lock_path)(e)),
         }
@@ -233,14 +252,17 @@ impl OutputFolder {
         sync_folder(parent)?;
         if is_new {
             // a new folder is durable once the one that holds it is
-            let mut above = parent.ancestors().skip(1).take_while(|a| a.starts_with(&self.path));
+            let mut above = parent
+                .ancestors()
+                .skip(1)
+                .take_while(|a| a.starts_with(&self.path));
             above.try_for_each(sync_folder)?;
         }
         Ok(())
     }
 
-    /// Lets `work` write files that a thread of its own makes durable and moves to their places, so that nobody
-    /// who computes waits for the drive.
+    /// Lets `work` write files that a thread of its own makes durable and moves to their places, so
+    /// that nobody who computes waits for the drive.
     ///
     /// # Errors
     /// Whatever the publishing or the work returns.
@@ -265,9 +287,16 @@ impl OutputFolder {
     fn publish_all(&self, requests: Receiver<Request<'_>>) -> Result<(), StepError> {
         for request in requests {
             match request {
-                // the kernel reports a failed write to one sync of an open file only, so this one must not lose it
-                Request::Flush(file) => file.sync_data().map_err(StepError::io("sync", &self.path))?,
-                Request::Publish { file, relative, then } => {
+                // the kernel reports a failed write to one sync of an open file only, so this one
+                // must not lose it
+                Request::Flush(file) => file
+                    .sync_data()
+                    .map_err(StepError::io("sync", &self.path))?,
+                Request::Publish {
+                    file,
+                    relative,
+                    then,
+                } => {
                     self.publish(&file, &relative)?;
                     then()?;
                 }
@@ -287,7 +316,9 @@ impl OutputFolder {
     ) -> Result<(), StepError> {
         let (file, path) = self.create(relative)?;
         let mut buffered = io::BufWriter::new(&*file);
-        write(&mut buffered).and_then(|()| buffered.flush()).map_err(StepError::io("write", &path))?;
+        write(&mut buffered)
+            .and_then(|()| buffered.flush())
+            .map_err(StepError::io("write", &path))?;
         drop(buffered);
         self.publish(&file, relative)
     }
@@ -323,7 +354,11 @@ impl OutputFolder {
         for entry in entries.iter().chain(&[PARTIAL]) {
             let path = self.path.join(entry);
             // best effort: the error that led here is what the user must see
-            let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            let _ = if path.is_dir() {
+                fs::remove_dir_all(&path)
+            } else {
+                fs::remove_file(&path)
+            };
         }
         if self.created {
             let _ = fs::remove_dir(&self.path);
@@ -336,7 +371,11 @@ pub type Then<'a> = Box<dyn FnOnce() -> Result<(), StepError> + Send + 'a>;
 
 enum Request<'a> {
     Flush(Arc<File>),
-    Publish { file: Arc<File>, relative: String, then: Then<'a> },
+    Publish {
+        file: Arc<File>,
+        relative: String,
+        then: Then<'a>,
+    },
 }
 
 /// Hands finished files over to the thread that publishes them.
@@ -353,10 +392,22 @@ impl<'a> Publisher<'a> {
     /// Publishes a file, then does what is to be done.
     ///
     /// # Errors
-    /// `Interrupted` where publishing has failed before; the failure itself is what `with_publisher` returns.
-    pub fn publish(&self, file: Arc<File>, relative: String, then: Then<'a>) -> Result<(), StepError> {
-        let request = Request::Publish { file, relative, then };
-        self.sender.send(request).map_err(|_| FormatError::Interrupted.into())
+    /// `Interrupted` where publishing has failed before; the failure itself is what
+    /// `with_publisher` returns.
+    pub fn publish(
+        &self,
+        file: Arc<File>,
+        relative: String,
+        then: Then<'a>,
+    ) -> Result<(), StepError> {
+        let request = Request::Publish {
+            file,
+            relative,
+            then,
+        };
+        self.sender
+            .send(request)
+            .map_err(|_| FormatError::Interrupted.into())
     }
 }
 
@@ -370,7 +421,11 @@ pub struct Flushing<'p, 'a> {
 impl<'p, 'a> Flushing<'p, 'a> {
     /// Nothing is written yet.
     pub fn new(publisher: &'p Publisher<'a>, file: &Arc<File>) -> Self {
-        Self { publisher, file: Arc::clone(file), pending: std::cell::Cell::new(0) }
+        Self {
+            publisher,
+            file: Arc::clone(file),
+            pending: std::cell::Cell::new(0),
+        }
     }
 
     /// So many more bytes are written.
@@ -383,7 +438,8 @@ impl<'p, 'a> Flushing<'p, 'a> {
     }
 }
 
-/// Buffers that travel between the thread that has the bytes, the one that digests and the one that writes them.
+/// Buffers that travel between the thread that has the bytes, the one that digests and the one that
+/// writes them.
 const BEHIND: usize = 4;
 
 /// What [`write_behind`] and one who reads for it take, in bytes, rounded up.
@@ -409,7 +465,9 @@ impl Behind {
             };
             piece = buffer.take(piece);
             if buffer.is_full() {
-                self.full.send(buffer).map_err(|_| FormatError::Interrupted)?;
+                self.full
+                    .send(buffer)
+                    .map_err(|_| FormatError::Interrupted)?;
             } else {
                 self.filling = Some(buffer);
             }
@@ -424,8 +482,9 @@ impl Behind {
     }
 }
 
-/// Lets `produce` give the bytes of a new file while two threads of their own digest and write them: reading,
-/// digesting and writing take about as long as each other. Returns the file's SHA-256, if `digested`, too.
+/// Lets `produce` give the bytes of a new file while two threads of their own digest and write
+/// them: reading, digesting and writing take about as long as each other. Returns the file's
+/// SHA-256, if `digested`, too.
 ///
 /// # Errors
 /// `Io` on the file, or whatever `produce` returns.
@@ -467,7 +526,11 @@ pub fn write_behind<T>(
             }
             Ok(())
         });
-        let mut behind = Behind { full, empty, filling: None };
+        let mut behind = Behind {
+            full,
+            empty,
+            filling: None,
+        };
         let produced = produce(&mut behind);
         behind.finish();
         // a failed write explains why producing stopped

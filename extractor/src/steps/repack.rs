@@ -11,16 +11,20 @@ use segpack_formats::FormatError;
 use segpack_formats::codec::Coding;
 use segpack_formats::digest::{Sha256, Sha256Hasher};
 use segpack_formats::io::{InputFile, READ_BYTES, Stop, write_all_at};
-use segpack_formats::pack::{SegmentReader, TensorSource, Unpacker, WrittenPack, data_start, write_pack};
+use segpack_formats::pack::{
+    SegmentReader, TensorSource, Unpacker, WrittenPack, data_start, write_pack,
+};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
-    Finding, FindingKind, FormatVersion, GENERATOR, Manifest, PackOptions, PackSummary, Plan, PlannedPack,
-    PlannedSegment, PlannedTensor, SegmentEntry, SourceFile, TensorEntry, VerifyMode,
+    Finding, FindingKind, FormatVersion, GENERATOR, Manifest, PackOptions, PackSummary, Plan,
+    PlannedPack, PlannedSegment, PlannedTensor, SegmentEntry, SourceFile, TensorEntry, VerifyMode,
 };
 use segpack_manifests::pack_folder::MANIFEST;
 
 use super::StepError;
-use super::output::{Before, Flushing, OutputFolder, Publisher, look, refuse_holding, refuse_inside};
+use super::output::{
+    Before, Flushing, OutputFolder, Publisher, look, refuse_holding, refuse_inside,
+};
 use super::pack::folder::{self, Target, summarise};
 use super::pack::journal::{Journal, Record};
 use super::pack::write::{Done, add_pack, lock, memory_of, unfinished};
@@ -44,7 +48,11 @@ pub struct RepackSettings {
 impl RepackSettings {
     /// The options of the pack that will be written.
     fn recorded(&self, before: &PackOptions) -> PackOptions {
-        PackOptions { codec: self.coding.codec(), level: self.coding.level(), ..before.clone() }
+        PackOptions {
+            codec: self.coding.codec(),
+            level: self.coding.level(),
+            ..before.clone()
+        }
     }
 }
 
@@ -57,7 +65,11 @@ pub fn plan(folder: &Path, settings: &RepackSettings) -> Result<Plan, StepError>
 }
 
 fn plan_of(manifest: &Manifest, coding: Coding) -> Plan {
-    let segments: Vec<_> = manifest.segments.iter().zip(manifest.tensors_of_segments()).collect();
+    let segments: Vec<_> = manifest
+        .segments
+        .iter()
+        .zip(manifest.tensors_of_segments())
+        .collect();
     let tensor = |t: &TensorEntry| PlannedTensor {
         name: t.name.clone(),
         dtype: t.dtype,
@@ -78,7 +90,11 @@ fn plan_of(manifest: &Manifest, coding: Coding) -> Plan {
             component: entry.component,
             data_offset: 0,
             length: 0,
-            segments: segments.iter().filter(|(s, _)| s.pack == entry.path).map(segment).collect(),
+            segments: segments
+                .iter()
+                .filter(|(s, _)| s.pack == entry.path)
+                .map(segment)
+                .collect(),
         };
         pack.data_offset = data_start(&pack.specs(), coding.codec());
         pack.length = pack.data_offset.saturating_add(pack.raw_length());
@@ -97,8 +113,9 @@ fn plan_of(manifest: &Manifest, coding: Coding) -> Plan {
 /// Writes the pack in `folder` under another codec into `out`.
 ///
 /// # Errors
-/// `Findings` where a tensor or a kept file is not what the manifest says: then nothing is left. `Refused` where the
-/// output exists, lies inside the pack (or the reverse) or does not fit. After any other error `resume` goes on.
+/// `Findings` where a tensor or a kept file is not what the manifest says: then nothing is left.
+/// `Refused` where the output exists, lies inside the pack (or the reverse) or does not fit. After
+/// any other error `resume` goes on.
 pub fn repack(
     folder: &Path,
     out: &Path,
@@ -110,9 +127,19 @@ pub fn repack(
     refuse_inside(out, folder)?;
     refuse_holding(out, &[folder.to_owned()])?;
     let plan = plan_of(pack.manifest(), settings.coding);
-    let target =
-        Target { jobs: settings.jobs, resume: settings.resume, force: settings.force, stop, progress };
-    let work = Work { pack: &pack, plan: &plan, settings, target: &target };
+    let target = Target {
+        jobs: settings.jobs,
+        resume: settings.resume,
+        force: settings.force,
+        stop,
+        progress,
+    };
+    let work = Work {
+        pack: &pack,
+        plan: &plan,
+        settings,
+        target: &target,
+    };
     if let Some(summary) = work.finished_before(out)? {
         return Ok(summary);
     }
@@ -138,13 +165,25 @@ enum Task<'a> {
 impl Work<'_> {
     /// Every file that the new pack has but for its documents.
     fn files(&self) -> BTreeSet<String> {
-        self.pack.manifest().files().into_iter().map(|(path, ..)| path.to_owned()).collect()
+        self.pack
+            .manifest()
+            .files()
+            .into_iter()
+            .map(|(path, ..)| path.to_owned())
+            .collect()
     }
 
-    /// More than is needed: coded packs are shorter than planned, and the manifest about as long as the old one.
+    /// More than is needed: coded packs are shorter than planned, and the manifest about as long as
+    /// the old one.
     fn needed_space(&self, done: &Done) -> u64 {
         let manifest = self.pack.manifest();
-        let packs: u64 = self.plan.packs.iter().filter(|p| !done.has_pack(&p.path)).map(|p| p.length).sum();
+        let packs: u64 = self
+            .plan
+            .packs
+            .iter()
+            .filter(|p| !done.has_pack(&p.path))
+            .map(|p| p.length)
+            .sum();
         let files: u64 = manifest.source_files.iter().map(|f| f.stored_length).sum();
         let document = std::fs::metadata(self.pack.path(MANIFEST)).map_or(0, |m| m.len());
         packs + files + 2 * document
@@ -162,21 +201,37 @@ impl Work<'_> {
         }
         let found = Pack::open(out)?;
         let (seen, before) = (found.manifest(), self.pack.manifest());
-        let refuse =
-            |why: String| Err(StepError::Refused(format!("{} {why}; --force replaces it", out.display())));
-        if seen.options != self.settings.recorded(&before.options) || seen.provenance != before.provenance {
+        let refuse = |why: String| {
+            Err(StepError::Refused(format!(
+                "{} {why}; --force replaces it",
+                out.display()
+            )))
+        };
+        if seen.options != self.settings.recorded(&before.options)
+            || seen.provenance != before.provenance
+        {
             return refuse("holds a finished pack with other options".to_owned());
         }
         if seen.tensors != before.tensors || seen.source_files != before.source_files {
             return refuse("holds a finished pack of something else".to_owned());
         }
-        let settings =
-            VerifySettings { mode: VerifyMode::Full, subset: None, against: None, jobs: self.settings.jobs };
+        let settings = VerifySettings {
+            mode: VerifyMode::Full,
+            subset: None,
+            against: None,
+            jobs: self.settings.jobs,
+        };
         let report = verify(out, &settings, self.target.stop, self.target.progress)?;
         if let Some(first) = report.findings.first().filter(|_| !report.ok) {
             return refuse(format!("holds a finished pack that is damaged ({first})"));
         }
-        Ok(Some(summarise(seen, found.manifest_sha256(), seen.counts.packs, 0, Vec::new())))
+        Ok(Some(summarise(
+            seen,
+            found.manifest_sha256(),
+            seen.counts.packs,
+            0,
+            Vec::new(),
+        )))
     }
 
     fn run(&self, output: &OutputFolder) -> Result<PackSummary, StepError> {
@@ -185,7 +240,13 @@ impl Work<'_> {
         self.write_all(output, &journal, &mut done)?;
         let manifest = self.manifest(&done)?;
         let manifest_sha256 = folder::write_documents(output, &manifest)?;
-        Ok(summarise(&manifest, manifest_sha256, resumed, 0, Vec::new()))
+        Ok(summarise(
+            &manifest,
+            manifest_sha256,
+            resumed,
+            0,
+            Vec::new(),
+        ))
     }
 
     /// Identifies the pack and the codec: an unfinished run goes on only with the same.
@@ -194,32 +255,50 @@ impl Work<'_> {
         Sha256::of(format!("{GENERATOR} repack {identity} {coding:?}").as_bytes())
     }
 
-    fn write_all(&self, output: &OutputFolder, journal: &Journal, done: &mut Done) -> Result<(), StepError> {
+    fn write_all(
+        &self,
+        output: &OutputFolder,
+        journal: &Journal,
+        done: &mut Done,
+    ) -> Result<(), StepError> {
         let files = self.pack.manifest().source_files.iter().map(Task::File);
-        let packs = self.plan.packs.iter().filter(|p| !done.has_pack(&p.path)).map(Task::Pack);
+        let packs = self
+            .plan
+            .packs
+            .iter()
+            .filter(|p| !done.has_pack(&p.path))
+            .map(Task::Pack);
         let tasks: Vec<Task<'_>> = files.chain(packs).collect();
         let bytes = |task: &Task<'_>| match task {
             Task::Pack(pack) => pack.raw_length(),
             Task::File(file) => file.stored_length,
         };
-        self.target.progress.start("repacking", tasks.iter().map(bytes).sum());
+        self.target
+            .progress
+            .start("repacking", tasks.iter().map(bytes).sum());
         let shared = Mutex::new(done);
         let worker = || Ok((Unpacker::new()?, vec![0; READ_BYTES]));
         let jobs = jobs_within_memory(self.settings.jobs, memory_of(self.settings.coding));
         let written = output.with_publisher(jobs, |publisher| {
-            run_tasks(jobs, &tasks, worker, |(unpacker, buffer), task| match task {
-                Task::File(file) => self.copy_file(output, file, buffer, publisher),
-                Task::Pack(pack) => {
-                    let (file, record) = self.write_one_pack(output, pack, unpacker, publisher)?;
-                    let shared = &shared;
-                    let then = move || {
-                        journal.add(&record)?;
-                        lock(shared).add(record);
-                        Ok(())
-                    };
-                    publisher.publish(file, pack.path.clone(), Box::new(then))
-                }
-            })
+            run_tasks(
+                jobs,
+                &tasks,
+                worker,
+                |(unpacker, buffer), task| match task {
+                    Task::File(file) => self.copy_file(output, file, buffer, publisher),
+                    Task::Pack(pack) => {
+                        let (file, record) =
+                            self.write_one_pack(output, pack, unpacker, publisher)?;
+                        let shared = &shared;
+                        let then = move || {
+                            journal.add(&record)?;
+                            lock(shared).add(record);
+                            Ok(())
+                        };
+                        publisher.publish(file, pack.path.clone(), Box::new(then))
+                    }
+                },
+            )
         });
         self.target.progress.finish();
         written
@@ -233,8 +312,13 @@ impl Work<'_> {
         publisher: &Publisher<'_>,
     ) -> Result<(Arc<File>, Record), StepError> {
         let input = InputFile::open(&self.pack.path(&planned.path))?;
-        let mut source =
-            PackSource { input: &input, pack: self.pack, planned, unpacker, stop: self.target.stop };
+        let mut source = PackSource {
+            input: &input,
+            pack: self.pack,
+            planned,
+            unpacker,
+            stop: self.target.stop,
+        };
         let (file, path) = output.create(&planned.path)?;
         let flushing = Flushing::new(publisher, &file);
         let advance = |bytes| {
@@ -242,21 +326,50 @@ impl Work<'_> {
             flushing.add(bytes);
         };
         let (coding, stop) = (self.settings.coding, self.target.stop);
-        let written = write_pack(&file, &path, &planned.specs(), coding, &mut source, stop, &advance)?;
+        let written = write_pack(
+            &file,
+            &path,
+            &planned.specs(),
+            coding,
+            &mut source,
+            stop,
+            &advance,
+        )?;
         self.compare_digests(planned, &written)?;
         input.check_unchanged()?;
-        Ok((file, Record::Pack { path: planned.path.clone(), written, warnings: Vec::new() }))
+        Ok((
+            file,
+            Record::Pack {
+                path: planned.path.clone(),
+                written,
+                warnings: Vec::new(),
+            },
+        ))
     }
 
     /// Every tensor is what the old manifest says.
-    fn compare_digests(&self, planned: &PlannedPack, written: &WrittenPack) -> Result<(), StepError> {
-        let tensors = planned.segments.iter().flat_map(|s| s.tensors.iter().map(move |t| (s, t)));
-        let damaged = tensors.zip(&written.tensors).filter_map(|((segment, tensor), seen)| {
-            let wanted = self.pack.tensor(&tensor.name)?.sha256;
-            let finding = Finding::new(FindingKind::DamagedTensor).file(&planned.path).segment(&segment.id);
-            let finding = finding.tensor(&tensor.name).seen(format!("SHA-256 {seen}")).wanted(wanted);
-            (wanted != *seen).then_some(finding)
-        });
+    fn compare_digests(
+        &self,
+        planned: &PlannedPack,
+        written: &WrittenPack,
+    ) -> Result<(), StepError> {
+        let tensors = planned
+            .segments
+            .iter()
+            .flat_map(|s| s.tensors.iter().map(move |t| (s, t)));
+        let damaged = tensors
+            .zip(&written.tensors)
+            .filter_map(|((segment, tensor), seen)| {
+                let wanted = self.pack.tensor(&tensor.name)?.sha256;
+                let finding = Finding::new(FindingKind::DamagedTensor)
+                    .file(&planned.path)
+                    .segment(&segment.id);
+                let finding = finding
+                    .tensor(&tensor.name)
+                    .seen(format!("SHA-256 {seen}"))
+                    .wanted(wanted);
+                (wanted != *seen).then_some(finding)
+            });
         self.refuse_damaged(damaged.collect())
     }
 
@@ -264,7 +377,10 @@ impl Work<'_> {
         if findings.is_empty() {
             return Ok(());
         }
-        let what = format!("{}: damaged; nothing was written", self.pack.folder().display());
+        let what = format!(
+            "{}: damaged; nothing was written",
+            self.pack.folder().display()
+        );
         Err(StepError::Findings { what, findings })
     }
 
@@ -288,7 +404,9 @@ impl Work<'_> {
         let seen = sha256.finish();
         if seen != listed.stored_sha256 {
             let finding = Finding::new(FindingKind::DamagedFile).file(&listed.stored_as);
-            let finding = finding.seen(format!("SHA-256 {seen}")).wanted(listed.stored_sha256);
+            let finding = finding
+                .seen(format!("SHA-256 {seen}"))
+                .wanted(listed.stored_sha256);
             self.refuse_damaged(vec![finding])?;
         }
         publisher.publish(file, listed.stored_as.clone(), Box::new(|| Ok(())))
@@ -306,7 +424,10 @@ impl Work<'_> {
             ..before.clone()
         };
         for planned in &self.plan.packs {
-            let (written, _) = done.packs.get(&planned.path).ok_or_else(|| unfinished(&planned.path))?;
+            let (written, _) = done
+                .packs
+                .get(&planned.path)
+                .ok_or_else(|| unfinished(&planned.path))?;
             add_pack(&mut manifest, planned, written);
         }
         manifest.counts = manifest.count();
@@ -332,10 +453,19 @@ impl TensorSource for PackSource<'_> {
     ) -> Result<(), FormatError> {
         let planned = &self.planned.segments[segment];
         let name = &planned.tensors[tensor].name;
-        let (Some(entry), Some(tensor)) = (self.pack.segment(&planned.id), self.pack.tensor(name)) else {
-            return Err(FormatError::malformed(self.input.path(), format!("{name:?} is not listed")));
+        let (Some(entry), Some(tensor)) = (self.pack.segment(&planned.id), self.pack.tensor(name))
+        else {
+            return Err(FormatError::malformed(
+                self.input.path(),
+                format!("{name:?} is not listed"),
+            ));
         };
         let reader = SegmentReader::open(self.input, entry.stored())?;
-        reader.for_each_piece(tensor.offset..tensor.offset + tensor.length, self.unpacker, self.stop, take)
+        reader.for_each_piece(
+            tensor.offset..tensor.offset + tensor.length,
+            self.unpacker,
+            self.stop,
+            take,
+        )
     }
 }

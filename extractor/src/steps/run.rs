@@ -15,13 +15,17 @@ use segpack_manifests::documents::{
 };
 use segpack_runtime_min::chat_template::{ChatTemplate, RenderOptions, TemplateValue};
 use segpack_runtime_min::generate::{
-    Candidate, GenerateError, GenerateOptions, Generated, Greatest, LanguageModel, Sampler, SamplingOptions,
-    Step, StopReason, generate, rank_of, top_k_logits,
+    Candidate, GenerateError, GenerateOptions, Generated, Greatest, LanguageModel, Sampler,
+    SamplingOptions, Step, StopReason, generate, rank_of, top_k_logits,
 };
 use segpack_runtime_min::memory::{CacheStats, Residency};
 use segpack_runtime_min::ops::{Compute, CpuOps};
-use segpack_runtime_min::thinker::{Backend, Check, LayerUses, Logits, RunSettings, RunStats, Thinker};
-use segpack_runtime_min::tokenizer::{EosIds, SpecialTokens, StreamDecoder, Tokenizer, TokenizerError};
+use segpack_runtime_min::thinker::{
+    Backend, Check, LayerUses, Logits, RunSettings, RunStats, Thinker,
+};
+use segpack_runtime_min::tokenizer::{
+    EosIds, SpecialTokens, StreamDecoder, Tokenizer, TokenizerError,
+};
 use segpack_runtime_min::trace::{RecordedFile, TraceRecorder};
 use segpack_runtime_min::{Observer, Routing, RunError, Unobserved, WeightSource};
 use serde::Deserialize;
@@ -60,10 +64,18 @@ pub struct Chat {
 impl Chat {
     /// One turn of a user.
     pub fn turn(system: Option<&str>, user: &str) -> Self {
-        let said =
-            |role: &str, content: &str| BTreeMap::from([("role", role), ("content", content)].map(owned));
-        let messages: Vec<_> = system.iter().map(|s| said("system", s)).chain([said("user", user)]).collect();
-        Self { messages: TemplateValue::of(&messages), tools: None }
+        let said = |role: &str, content: &str| {
+            BTreeMap::from([("role", role), ("content", content)].map(owned))
+        };
+        let messages: Vec<_> = system
+            .iter()
+            .map(|s| said("system", s))
+            .chain([said("user", user)])
+            .collect();
+        Self {
+            messages: TemplateValue::of(&messages),
+            tools: None,
+        }
     }
 
     /// A JSON list of messages, or an object with `messages` and, where there are any, `tools`.
@@ -74,7 +86,10 @@ impl Chat {
         if text.trim_start().starts_with('{') {
             return serde_json::from_str(text);
         }
-        Ok(Self { messages: TemplateValue::from_json(text)?, tools: None })
+        Ok(Self {
+            messages: TemplateValue::from_json(text)?,
+            tools: None,
+        })
     }
 }
 
@@ -132,13 +147,17 @@ pub enum RunEvent<'a> {
     Token(&'a RunToken),
 }
 
-/// A file of the checkpoint as the pack keeps it, checked against its digest; none where there is none.
+/// A file of the checkpoint as the pack keeps it, checked against its digest; none where there is
+/// none.
 ///
 /// # Errors
 /// `Format` where it cannot be read or is damaged.
 pub fn source_file(pack: &Pack, name: &str) -> Result<Option<Vec<u8>>, StepError> {
     let listed = pack.manifest().source_files.iter();
-    let Some(file) = listed.filter(|f| f.kind == SourceFileKind::File).find(|f| f.path == name) else {
+    let Some(file) = listed
+        .filter(|f| f.kind == SourceFileKind::File)
+        .find(|f| f.path == name)
+    else {
         return Ok(None);
     };
     let path = pack.path(&file.stored_as);
@@ -168,11 +187,17 @@ impl<B: Backend> Model<'_, B> {
     /// The whole prompt, with all its logits where it is recorded.
     fn prefill(&mut self, ids: &[u32]) -> Result<Vec<f32>, RunError> {
         let Some(recorder) = &mut self.recorder else {
-            let mut watched = Watched { inner: &mut Unobserved, progress: self.progress };
+            let mut watched = Watched {
+                inner: &mut Unobserved,
+                progress: self.progress,
+            };
             return self.thinker.forward(ids, Logits::Last, &mut watched);
         };
         recorder.begin(ids);
-        let mut watched = Watched { inner: recorder, progress: self.progress };
+        let mut watched = Watched {
+            inner: recorder,
+            progress: self.progress,
+        };
         let mut all = self.thinker.forward(ids, Logits::All, &mut watched)?;
         recorder.logits(&all);
         Ok(all.split_off(all.len() - all.len() / ids.len()))
@@ -189,13 +214,23 @@ impl<B: Backend> Model<'_, B> {
 
     /// The last token is not run through the model, but recorded. Writes the trace.
     fn write_trace(&mut self, pack: &Pack, path: &Path, ids: &[u32]) -> Result<(), StepError> {
-        let Some(recorder) = &mut self.recorder else { return Ok(()) };
+        let Some(recorder) = &mut self.recorder else {
+            return Ok(());
+        };
         if let Some(last) = ids.last() {
             recorder.token(*last, &self.logits);
         }
         recorder.end(serde_json::Map::new());
         let files = pack.manifest().source_files.iter();
-        let digests = files.map(|f| (f.path.clone(), RecordedFile { size: f.length, sha256: f.sha256 }));
+        let digests = files.map(|f| {
+            (
+                f.path.clone(),
+                RecordedFile {
+                    size: f.length,
+                    sha256: f.sha256,
+                },
+            )
+        });
         let checkpoint: BTreeMap<String, RecordedFile> = digests.collect();
         Ok(recorder.write(path, serde_json::Map::new(), &checkpoint)?)
     }
@@ -219,7 +254,8 @@ impl<B: Backend> LanguageModel for Model<'_, B> {
     fn forward(&mut self, ids: &[u32]) -> Result<&[f32], RunError> {
         self.logits = if self.position() == 0 {
             let layers = u64::from(self.thinker.facts().layers);
-            self.progress.start_counting("loading and prefilling", layers, "layer");
+            self.progress
+                .start_counting("loading and prefilling", layers, "layer");
             let logits = self.prefill(ids);
             self.progress.finish();
             self.read_before = self.thinker.stats().bytes_read;
@@ -239,7 +275,8 @@ impl<B: Backend> LanguageModel for Model<'_, B> {
     }
 }
 
-/// Tells how many layers a forward pass is through. Weights are loaded where they are needed, so this is loading, too.
+/// Tells how many layers a forward pass is through. Weights are loaded where they are needed, so
+/// this is loading, too.
 struct Watched<'a> {
     inner: &'a mut dyn Observer,
     progress: &'a dyn Progress,
@@ -279,7 +316,8 @@ impl Observer for Watched<'_> {
 /// Generates text from a pack.
 ///
 /// # Errors
-/// A pack that cannot be run or is damaged; a prompt that does not fit; too little memory; whatever `tell` returns.
+/// A pack that cannot be run or is damaged; a prompt that does not fit; too little memory; whatever
+/// `tell` returns.
 pub fn run(
     pack: &Pack,
     options: &RunOptions,
@@ -287,13 +325,19 @@ pub fn run(
     progress: &dyn Progress,
     tell: &mut (dyn FnMut(RunEvent<'_>) -> Result<(), StepError> + Send),
 ) -> Result<RunSummary, StepError> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build();
-    let pool =
-        pool.map_err(|e| StepError::Refused(format!("cannot start {} threads: {e}", options.threads)))?;
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(options.threads)
+        .build();
+    let pool = pool.map_err(|e| {
+        StepError::Refused(format!("cannot start {} threads: {e}", options.threads))
+    })?;
     pool.install(|| {
         let device = open(options.device, options.compute, options.device_memory)?;
         let name = device.name();
-        let options = &RunOptions { memory: device.memory(options.memory), ..options.clone() };
+        let options = &RunOptions {
+            memory: device.memory(options.memory),
+            ..options.clone()
+        };
         match device {
             Opened::Cpu(ops) => run_on(ops, name, pack, options, stop, progress, tell),
             Opened::Cuda(cuda) => run_on(cuda, name, pack, options, stop, progress, tell),
@@ -308,7 +352,12 @@ pub fn run(
 pub fn print_prompt(pack: &Pack, prompt: &Prompt) -> Result<RunPrompt, StepError> {
     let words = Words::load(pack, prompt)?;
     let (text, ids) = words.prompt(pack, prompt)?;
-    Ok(RunPrompt { format_version: FormatVersion::CURRENT, generator: GENERATOR.to_owned(), text, ids })
+    Ok(RunPrompt {
+        format_version: FormatVersion::CURRENT,
+        generator: GENERATOR.to_owned(),
+        text,
+        ids,
+    })
 }
 
 fn run_on<B: Backend>(
@@ -328,7 +377,11 @@ fn run_on<B: Backend>(
         check_folder(path)?;
     }
     let words = Words::load(pack, &options.prompt)?;
-    let rank_of = options.rank.as_ref().map(|text| words.ranked(text)).transpose()?;
+    let rank_of = options
+        .rank
+        .as_ref()
+        .map(|text| words.ranked(text))
+        .transpose()?;
     let notes: Vec<String> = words.eos.notice().into_iter().collect();
     for note in &notes {
         tell(RunEvent::Note(note))?;
@@ -336,7 +389,10 @@ fn run_on<B: Backend>(
     let (_, prompt) = words.prompt(pack, &options.prompt)?;
     let source = WeightSource::new(pack);
     let longest = longest_context(pack)?.max(prompt.len());
-    let context = prompt.len().saturating_add(options.max_new_tokens).min(longest);
+    let context = prompt
+        .len()
+        .saturating_add(options.max_new_tokens)
+        .min(longest);
     let settings = RunSettings {
         memory: options.memory,
         expert_slots: expert_slots(pack, options.experts),
@@ -353,9 +409,22 @@ fn run_on<B: Backend>(
         progress.finish();
         loaded?;
     }
-    let recorder = options.trace.as_ref().map(|_| TraceRecorder::new(options.compute, thinker.facts()));
-    let mut model = Model { thinker, context, logits: Vec::new(), recorder, progress, read_before: 0 };
-    let stream = words.tokenizer.as_ref().map(|t| t.stream(SpecialTokens::Skip));
+    let recorder = options
+        .trace
+        .as_ref()
+        .map(|_| TraceRecorder::new(options.compute, thinker.facts()));
+    let mut model = Model {
+        thinker,
+        context,
+        logits: Vec::new(),
+        recorder,
+        progress,
+        read_before: 0,
+    };
+    let stream = words
+        .tokenizer
+        .as_ref()
+        .map(|t| t.stream(SpecialTokens::Skip));
     // the last token is not run through the model, so it needs no position
     let most = options.max_new_tokens.min(context - prompt.len() + 1);
     let mut talk = Talk {
@@ -375,8 +444,10 @@ fn run_on<B: Backend>(
         stop_ids: &words.eos.ids,
         wants_logits: options.top_k_logits > 0 || options.trace.is_some(),
     };
-    let generated = generate(&mut model, &prompt, &mut sampler, &loop_options, |step| talk.token(&step))
-        .map_err(generate_error)?;
+    let generated = generate(&mut model, &prompt, &mut sampler, &loop_options, |step| {
+        talk.token(&step)
+    })
+    .map_err(generate_error)?;
     if let Some(e) = talk.failed.take() {
         return Err(e);
     }
@@ -384,9 +455,20 @@ fn run_on<B: Backend>(
         model.write_trace(pack, path, &generated.ids)?;
     }
     let first = talk.first.unwrap_or_default();
-    let after = talk.first.map_or(Duration::ZERO, |first| talk.began.elapsed().saturating_sub(first));
+    let after = talk.first.map_or(Duration::ZERO, |first| {
+        talk.began.elapsed().saturating_sub(first)
+    });
     let (rank, read_before) = (talk.rank.take(), model.read_before);
-    let outcome = Outcome { device, prompt, generated, first, after, read_before, rank, notes };
+    let outcome = Outcome {
+        device,
+        prompt,
+        generated,
+        first,
+        after,
+        read_before,
+        rank,
+        notes,
+    };
     Ok(summarise(&words, outcome, &model.thinker))
 }
 
@@ -398,20 +480,31 @@ fn longest_context(pack: &Pack) -> Result<usize, StepError> {
     let config = source_file(pack, "config.json")?.unwrap_or_default();
     let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
     let places = ["/thinker_config/text_config", "/text_config", ""];
-    let most = places.iter().find_map(|p| config.pointer(&format!("{p}/max_position_embeddings"))?.as_u64());
+    let most = places.iter().find_map(|p| {
+        config
+            .pointer(&format!("{p}/max_position_embeddings"))?
+            .as_u64()
+    });
     Ok(usize::try_from(most.unwrap_or(UNKNOWN_CONTEXT)).unwrap_or(usize::MAX))
 }
 
 /// A trace that cannot be written is better found before the work than after it.
 fn check_folder(trace: &Path) -> Result<(), StepError> {
-    let folder = trace.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::read_dir(folder).map(drop).map_err(StepError::io("write to", folder))
+    let folder = trace
+        .parent()
+        .filter(|f| !f.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    fs::read_dir(folder)
+        .map(drop)
+        .map_err(StepError::io("write to", folder))
 }
 
 fn generate_error(e: GenerateError<RunError>) -> StepError {
     match e {
         GenerateError::Model(e) => e.into(),
-        GenerateError::EmptyPrompt => StepError::Usage(GenerateError::<RunError>::EmptyPrompt.to_string()),
+        GenerateError::EmptyPrompt => {
+            StepError::Usage(GenerateError::<RunError>::EmptyPrompt.to_string())
+        }
         e => StepError::Input(e.to_string()),
     }
 }
@@ -423,7 +516,14 @@ pub(super) fn cpu_ops(compute: Compute) -> Result<CpuOps, StepError> {
 
 pub(super) fn expert_slots(pack: &Pack, room: Option<ExpertRoom>) -> Option<u64> {
     let expert = |s: &&segpack_manifests::documents::SegmentEntry| s.id.contains(".experts.");
-    let largest = pack.manifest().segments.iter().filter(expert).map(|s| s.raw_length).max().unwrap_or(1);
+    let largest = pack
+        .manifest()
+        .segments
+        .iter()
+        .filter(expert)
+        .map(|s| s.raw_length)
+        .max()
+        .unwrap_or(1);
     room.map(|room| match room {
         ExpertRoom::Count(n) => n,
         ExpertRoom::Bytes(bytes) => bytes / largest.max(1),
@@ -441,32 +541,51 @@ impl Words {
     fn load(pack: &Pack, prompt: &Prompt) -> Result<Self, StepError> {
         let files = |name: &str| source_file(pack, name);
         match Tokenizer::load(&files) {
-            Ok(tokenizer) => Ok(Self { eos: tokenizer.eos_ids().clone(), tokenizer: Some(tokenizer) }),
+            Ok(tokenizer) => Ok(Self {
+                eos: tokenizer.eos_ids().clone(),
+                tokenizer: Some(tokenizer),
+            }),
             Err(TokenizerError::Missing { .. }) if matches!(prompt, Prompt::Ids(_)) => {
-                let eos = EosIds::without_tokenizer(&files).map_err(|e| StepError::Input(e.to_string()))?;
-                Ok(Self { tokenizer: None, eos })
+                let eos = EosIds::without_tokenizer(&files)
+                    .map_err(|e| StepError::Input(e.to_string()))?;
+                Ok(Self {
+                    tokenizer: None,
+                    eos,
+                })
             }
             Err(e) => Err(StepError::Input(e.to_string())),
         }
     }
 
     fn tokenizer(&self) -> Result<&Tokenizer, StepError> {
-        self.tokenizer.as_ref().ok_or_else(|| StepError::Input("the pack holds no tokenizer".to_owned()))
+        self.tokenizer
+            .as_ref()
+            .ok_or_else(|| StepError::Input("the pack holds no tokenizer".to_owned()))
     }
 
     /// The prompt's text, where it has one, and its ids.
-    fn prompt(&self, pack: &Pack, prompt: &Prompt) -> Result<(Option<String>, Vec<u32>), StepError> {
+    fn prompt(
+        &self,
+        pack: &Pack,
+        prompt: &Prompt,
+    ) -> Result<(Option<String>, Vec<u32>), StepError> {
         let input = |e: TokenizerError| StepError::Input(e.to_string());
         match prompt {
             Prompt::Ids(ids) => {
-                let text = self.tokenizer.as_ref().map(|t| t.decode(ids, SpecialTokens::Keep));
+                let text = self
+                    .tokenizer
+                    .as_ref()
+                    .map(|t| t.decode(ids, SpecialTokens::Keep));
                 Ok((text, ids.clone()))
             }
             Prompt::Text(text) => {
                 let ids = self.tokenizer()?.encode(text).map_err(input)?;
                 Ok((Some(text.clone()), ids))
             }
-            Prompt::Chat { chat, enable_thinking } => {
+            Prompt::Chat {
+                chat,
+                enable_thinking,
+            } => {
                 let text = render(pack, chat, *enable_thinking)?;
                 let ids = self.tokenizer()?.encode_bare(&text).map_err(input)?;
                 Ok((Some(text), ids))
@@ -476,20 +595,35 @@ impl Words {
 
     /// The ids of a continuation whose first is ranked.
     fn ranked(&self, text: &str) -> Result<Ranked, StepError> {
-        let ids = self.tokenizer()?.encode_bare(text).map_err(|e| StepError::Input(e.to_string()))?;
+        let ids = self
+            .tokenizer()?
+            .encode_bare(text)
+            .map_err(|e| StepError::Input(e.to_string()))?;
         match ids.first() {
-            Some(first) => Ok(Ranked { text: text.to_owned(), first: *first, tokens: ids.len() as u64 }),
-            None => Err(StepError::Usage("--rank needs a text that is not empty".to_owned())),
+            Some(first) => Ok(Ranked {
+                text: text.to_owned(),
+                first: *first,
+                tokens: ids.len() as u64,
+            }),
+            None => Err(StepError::Usage(
+                "--rank needs a text that is not empty".to_owned(),
+            )),
         }
     }
 
     fn check(&self, rows: u64) -> Result<(), StepError> {
-        let checked = self.tokenizer.as_ref().map_or(Ok(()), |t| t.check_against_embedding(rows));
+        let checked = self
+            .tokenizer
+            .as_ref()
+            .map_or(Ok(()), |t| t.check_against_embedding(rows));
         checked.map_err(|e| StepError::Input(e.to_string()))
     }
 
     fn shown(&self, candidate: &Candidate) -> ShownCandidate {
-        let text = self.tokenizer.as_ref().map(|t| t.decode(&[candidate.id], SpecialTokens::Keep));
+        let text = self
+            .tokenizer
+            .as_ref()
+            .map(|t| t.decode(&[candidate.id], SpecialTokens::Keep));
         ShownCandidate {
             id: candidate.id,
             text: text.unwrap_or_default(),
@@ -508,7 +642,9 @@ fn render(pack: &Pack, chat: &Chat, enable_thinking: Option<bool>) -> Result<Str
         tools: chat.tools.clone(),
         ..RenderOptions::default()
     };
-    template.render(&chat.messages, &options).map_err(|e| StepError::Input(e.to_string()))
+    template
+        .render(&chat.messages, &options)
+        .map_err(|e| StepError::Input(e.to_string()))
 }
 
 /// A continuation, its first token, and how many it has.
@@ -547,23 +683,37 @@ impl Talk<'_> {
     fn try_token(&mut self, step: &Step<'_>) -> Result<(), StepError> {
         if step.index == 0 {
             self.first = Some(self.began.elapsed());
-            self.rank = self.rank_of.as_ref().map(|r| self.rank(step.logits, r)).transpose()?;
+            self.rank = self
+                .rank_of
+                .as_ref()
+                .map(|r| self.rank(step.logits, r))
+                .transpose()?;
         }
         let text = self.text(step);
         let top = match self.options.top_k_logits {
             0 => Vec::new(),
             n => {
-                let best = top_k_logits(step.logits, n).map_err(|e| StepError::Input(e.to_string()))?;
+                let best =
+                    top_k_logits(step.logits, n).map_err(|e| StepError::Input(e.to_string()))?;
                 best.iter().map(|c| self.words.shown(c)).collect()
             }
         };
-        let token = RunToken { index: step.index as u64, id: step.id, text, stop: step.is_stop, top };
+        let token = RunToken {
+            index: step.index as u64,
+            id: step.id,
+            text,
+            stop: step.is_stop,
+            top,
+        };
         (self.tell)(RunEvent::Token(&token))
     }
 
     /// What this token completes; the last one also brings what waited in vain for its rest.
     fn text(&mut self, step: &Step<'_>) -> String {
-        let mut text = self.stream.as_mut().map_or_else(String::new, |s| s.push(step.id));
+        let mut text = self
+            .stream
+            .as_mut()
+            .map_or_else(String::new, |s| s.push(step.id));
         if step.is_stop || step.index + 1 == self.most {
             text.extend(self.stream.take().map(StreamDecoder::finish));
         }
@@ -571,10 +721,19 @@ impl Talk<'_> {
     }
 
     fn rank(&self, logits: &[f32], of: &Ranked) -> Result<ShownRank, StepError> {
-        let Ranked { text, first, tokens } = of;
-        let outside = || StepError::Input(format!("token id {first} of {text:?} is not in the embedding"));
-        let rank =
-            rank_of(logits, *first).map_err(|e| StepError::Input(e.to_string()))?.ok_or_else(outside)?;
+        let Ranked {
+            text,
+            first,
+            tokens,
+        } = of;
+        let outside = || {
+            StepError::Input(format!(
+                "token id {first} of {text:?} is not in the embedding"
+            ))
+        };
+        let rank = rank_of(logits, *first)
+            .map_err(|e| StepError::Input(e.to_string()))?
+            .ok_or_else(outside)?;
         Ok(ShownRank {
             text: text.clone(),
             first: self.words.shown(&rank.candidate),
@@ -609,7 +768,10 @@ fn summarise<B: Backend>(words: &Words, outcome: Outcome, thinker: &Thinker<'_, 
         device: outcome.device,
         prompt_tokens: outcome.prompt.len() as u64,
         prompt_ids: outcome.prompt,
-        text: words.tokenizer.as_ref().map_or_else(String::new, |t| t.decode(&ids, SpecialTokens::Skip)),
+        text: words
+            .tokenizer
+            .as_ref()
+            .map_or_else(String::new, |t| t.decode(&ids, SpecialTokens::Skip)),
         ids,
         stop_reason: match reason {
             StopReason::StopId(_) => RunEnd::StopId,
@@ -652,8 +814,16 @@ fn costs(stats: &RunStats, before: u64, tokens_after: usize) -> RunCosts {
 }
 
 fn layer_experts(stats: &RunStats, experts: u32) -> Vec<LayerExperts> {
-    let layers = (0..).zip(&stats.layers).filter(|(_, uses)| uses.hits + uses.misses > 0);
-    let uses = |layer, expert| stats.expert_uses.get(&(layer, expert)).copied().unwrap_or(0);
+    let layers = (0..)
+        .zip(&stats.layers)
+        .filter(|(_, uses)| uses.hits + uses.misses > 0);
+    let uses = |layer, expert| {
+        stats
+            .expert_uses
+            .get(&(layer, expert))
+            .copied()
+            .unwrap_or(0)
+    };
     let layer = |(layer, l): (u32, &LayerUses)| LayerExperts {
         layer,
         hits: l.hits,
@@ -667,5 +837,12 @@ fn layer_experts(stats: &RunStats, experts: u32) -> Vec<LayerExperts> {
 fn peak_rss() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
+    Some(
+        line.trim()
+            .strip_suffix(" kB")?
+            .trim()
+            .parse::<u64>()
+            .ok()?
+            * 1024,
+    )
 }

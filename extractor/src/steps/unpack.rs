@@ -12,15 +12,15 @@ use segpack_formats::digest::{Sha256, Sha256Hasher};
 use segpack_formats::io::{InputFile, READ_BYTES, Stop};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
-    Finding, FindingKind, FormatVersion, GENERATOR, Manifest, SourceFile, SourceFileKind, TensorEntry,
-    UnpackSummary, UnrestorableFile,
+    Finding, FindingKind, FormatVersion, GENERATOR, Manifest, SourceFile, SourceFileKind,
+    TensorEntry, UnpackSummary, UnrestorableFile,
 };
 use segpack_runtime_min::{WeightReader, WeightSource};
 
 use super::StepError;
 use super::output::{
-    BEHIND_MEMORY, Before, Behind, Flushing, OutputFolder, Publisher, look, refuse_busy, refuse_inside,
-    write_behind,
+    BEHIND_MEMORY, Before, Behind, Flushing, OutputFolder, Publisher, look, refuse_busy,
+    refuse_inside, write_behind,
 };
 use super::progress::Progress;
 use super::workers::{jobs_within_memory, run_tasks};
@@ -54,8 +54,9 @@ pub fn globs(patterns: &[String]) -> Result<GlobSet, StepError> {
 /// Restores the files of a pack into `out`.
 ///
 /// # Errors
-/// `Findings` where the pack is damaged (the file in question is not written) or cannot restore a wanted file
-/// because its component was excluded; `Refused` where the output exists or does not fit.
+/// `Findings` where the pack is damaged (the file in question is not written) or cannot restore a
+/// wanted file because its component was excluded; `Refused` where the output exists or does not
+/// fit.
 pub fn unpack(
     folder: &Path,
     out: &Path,
@@ -72,7 +73,13 @@ pub fn unpack(
         let there = std::fs::metadata(out.join(&f.path));
         settings.resume && there.is_ok_and(|m| m.len() == f.length)
     };
-    if let Err(e) = output.check_space(wanted.iter().filter(|f| !is_there(f)).map(|f| f.length).sum()) {
+    if let Err(e) = output.check_space(
+        wanted
+            .iter()
+            .filter(|f| !is_there(f))
+            .map(|f| f.length)
+            .sum(),
+    ) {
         output.abandon_if_new();
         return Err(e);
     }
@@ -96,11 +103,17 @@ pub fn unpack(
         })
     });
     progress.finish();
-    let findings = restore.findings.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let findings = restore
+        .findings
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     done?;
     if !findings.is_empty() {
         output.finish()?; // what is whole stays, nothing half-written does
-        let what = format!("{}: damaged; the files in question were not written", folder.display());
+        let what = format!(
+            "{}: damaged; the files in question were not written",
+            folder.display()
+        );
         return Err(StepError::Findings { what, findings });
     }
     let resumed_files = restore.resumed.into_inner();
@@ -115,7 +128,8 @@ pub fn unpack(
     })
 }
 
-/// The files to restore, longest first, and those that the pack cannot restore and nobody asked for.
+/// The files to restore, longest first, and those that the pack cannot restore and nobody asked
+/// for.
 fn choose<'a>(
     manifest: &'a Manifest,
     settings: &UnpackSettings,
@@ -129,13 +143,18 @@ fn choose<'a>(
             (true, _) => impossible.push(file),
             (false, 0) => {}
             (false, _) => {
-                left.push(UnrestorableFile { path: file.path.clone(), why: why_not(manifest, file) });
+                left.push(UnrestorableFile {
+                    path: file.path.clone(),
+                    why: why_not(manifest, file),
+                });
             }
         }
     }
     if !impossible.is_empty() {
         let finding = |f: &&SourceFile| {
-            let finding = Finding::new(FindingKind::NotInPack).file(&f.path).seen(why_not(manifest, f));
+            let finding = Finding::new(FindingKind::NotInPack)
+                .file(&f.path)
+                .seen(why_not(manifest, f));
             finding.wanted("a pack of every component, or --include for the other files")
         };
         let findings = impossible.iter().map(finding).collect();
@@ -155,7 +174,11 @@ fn choose<'a>(
 }
 
 fn why_not(manifest: &Manifest, file: &SourceFile) -> String {
-    let excluded: Vec<String> = manifest.excluded.iter().map(|e| e.component.to_string()).collect();
+    let excluded: Vec<String> = manifest
+        .excluded
+        .iter()
+        .map(|e| e.component.to_string())
+        .collect();
     format!(
         "{} of its {} bytes belong to components that were excluded ({})",
         file.excluded_bytes,
@@ -170,7 +193,9 @@ fn open_output(out: &Path, settings: &UnpackSettings) -> Result<OutputFolder, St
     match look(out)? {
         Before::Nothing => {}
         Before::Unfinished | Before::Occupied if settings.resume => {}
-        Before::Unfinished => return refuse("holds what an interrupted run left: --resume goes on with it"),
+        Before::Unfinished => {
+            return refuse("holds what an interrupted run left: --resume goes on with it");
+        }
         Before::Occupied => return refuse("exists and is not empty: choose another place"),
     }
     OutputFolder::open(out)
@@ -239,12 +264,25 @@ impl Restore<'_> {
         let (out, path) = self.output.create(&file.path)?;
         let flushing = Flushing::new(publisher, &out);
         let restored = write_behind(&out, &path, flushing, file.sha256.is_some(), |behind| {
-            self.write(file, &mut Writing { behind, path: &path, at: 0 }, reader, buffer)
+            self.write(
+                file,
+                &mut Writing {
+                    behind,
+                    path: &path,
+                    at: 0,
+                },
+                reader,
+                buffer,
+            )
         });
         let seen = match restored {
             Ok(((), seen)) => seen,
             Err(e) if self.is_of_the_pack(&e) => {
-                self.report(Finding::new(FindingKind::Unreadable).file(&file.path).seen(e));
+                self.report(
+                    Finding::new(FindingKind::Unreadable)
+                        .file(&file.path)
+                        .seen(e),
+                );
                 return Ok(());
             }
             Err(e) => return Err(e.into()),
@@ -252,7 +290,11 @@ impl Restore<'_> {
         if let Some(seen) = seen.filter(|_| file.sha256 != seen) {
             return match self.diagnose(file, seen, reader) {
                 Err(StepError::Format(e)) if self.is_of_the_pack(&e) => {
-                    self.report(Finding::new(FindingKind::Unreadable).file(&file.path).seen(e));
+                    self.report(
+                        Finding::new(FindingKind::Unreadable)
+                            .file(&file.path)
+                            .seen(e),
+                    );
                     Ok(())
                 }
                 done => done,
@@ -271,13 +313,20 @@ impl Restore<'_> {
     }
 
     fn report(&self, finding: Finding) {
-        self.findings.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(finding);
+        self.findings
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .push(finding);
     }
 
     /// A file of an earlier run counts only with the right digest.
     fn is_there(&self, file: &SourceFile, buffer: &mut [u8]) -> Result<bool, StepError> {
-        let Some(wanted) = file.sha256 else { return Ok(false) };
-        let Ok(input) = InputFile::open(&self.output.path().join(&file.path)) else { return Ok(false) };
+        let Some(wanted) = file.sha256 else {
+            return Ok(false);
+        };
+        let Ok(input) = InputFile::open(&self.output.path().join(&file.path)) else {
+            return Ok(false);
+        };
         if input.length() != file.length {
             return Ok(false);
         }
@@ -290,7 +339,8 @@ impl Restore<'_> {
         Ok(sha256.finish() == wanted)
     }
 
-    /// What was kept of the file, then, for a shard, its tensors. Without a digest of the whole, each tensor's counts.
+    /// What was kept of the file, then, for a shard, its tensors. Without a digest of the whole,
+    /// each tensor's counts.
     fn write(
         &self,
         file: &SourceFile,
@@ -308,7 +358,10 @@ impl Restore<'_> {
             writing.write(piece)
         })?;
         if file.sha256.is_none() && head.finish() != file.stored_sha256 {
-            return Err(FormatError::malformed(kept.path(), "is damaged: its SHA-256 is not the manifest's"));
+            return Err(FormatError::malformed(
+                kept.path(),
+                "is damaged: its SHA-256 is not the manifest's",
+            ));
         }
         if file.kind == SourceFileKind::File {
             return Ok(());
@@ -330,7 +383,10 @@ impl Restore<'_> {
                 writing.write(piece)
             })?;
             if file.sha256.is_none() && sha256.finish() != tensor.sha256 {
-                let what = format!("tensor {:?} is damaged: its SHA-256 is not the manifest's", tensor.name);
+                let what = format!(
+                    "tensor {:?} is damaged: its SHA-256 is not the manifest's",
+                    tensor.name
+                );
                 return Err(FormatError::malformed(writing.path, what));
             }
         }
@@ -354,9 +410,12 @@ impl Restore<'_> {
             let digest = sha256.finish();
             if digest != tensor.sha256 {
                 culprits += 1;
-                let finding =
-                    Finding::new(FindingKind::DamagedTensor).file(&file.path).segment(&tensor.segment);
-                let finding = finding.tensor(&tensor.name).seen(format!("SHA-256 {digest}"));
+                let finding = Finding::new(FindingKind::DamagedTensor)
+                    .file(&file.path)
+                    .segment(&tensor.segment);
+                let finding = finding
+                    .tensor(&tensor.name)
+                    .seen(format!("SHA-256 {digest}"));
                 self.report(finding.wanted(tensor.sha256));
             }
         }

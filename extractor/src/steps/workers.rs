@@ -11,7 +11,9 @@ const MOST_DEFAULT_JOBS: usize = 16;
 
 /// One thread for each core, up to sixteen.
 pub fn default_jobs() -> usize {
-    thread::available_parallelism().map_or(1, usize::from).min(MOST_DEFAULT_JOBS)
+    thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(MOST_DEFAULT_JOBS)
 }
 
 /// What all threads of a step may take together, in bytes: the process then stays below 256 MiB.
@@ -19,10 +21,12 @@ const THREADS_MEMORY: u64 = 200 << 20;
 
 /// As many of `jobs` as have room beside each other when each takes this many bytes; at least one.
 pub fn jobs_within_memory(jobs: usize, bytes_each: u64) -> usize {
-    jobs.min(usize::try_from(THREADS_MEMORY / bytes_each.max(1)).unwrap_or(usize::MAX)).max(1)
+    jobs.min(usize::try_from(THREADS_MEMORY / bytes_each.max(1)).unwrap_or(usize::MAX))
+        .max(1)
 }
 
-/// Runs every task on one of `jobs` threads, taking them in order, each thread with a state of its own.
+/// Runs every task on one of `jobs` threads, taking them in order, each thread with a state of its
+/// own.
 ///
 /// # Errors
 /// The first error; tasks that have not begun then never do.
@@ -35,7 +39,9 @@ pub fn run_tasks<T: Sync, S>(
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
     let fail = |e: StepError| {
         next.store(tasks.len(), Ordering::Relaxed);
-        let mut first = failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut first = failed
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         // an interruption is what other threads see of the first error, or of Ctrl-C
         if first.as_ref().is_none_or(StepError::is_interrupted) {
             *first = Some(e);
@@ -58,7 +64,10 @@ pub fn run_tasks<T: Sync, S>(
         }
         work();
     });
-    match failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+    match failed
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+    {
         Some(e) => Err(e),
         None => Ok(()),
     }
@@ -90,9 +99,18 @@ mod tests {
 
         let fail = |(): &mut (), task: &usize| {
             done.fetch_add(1, Ordering::Relaxed);
-            if *task == 3 { Err(StepError::Input("three".to_owned())) } else { Ok(()) }
+            if *task == 3 {
+                Err(StepError::Input("three".to_owned()))
+            } else {
+                Ok(())
+            }
         };
-        assert_eq!(run_tasks(1, &tasks, || Ok(()), fail).unwrap_err().to_string(), "three");
+        assert_eq!(
+            run_tasks(1, &tasks, || Ok(()), fail)
+                .unwrap_err()
+                .to_string(),
+            "three"
+        );
         assert_eq!(done.load(Ordering::Relaxed), 104);
         run_tasks(4, &[] as &[usize], || Ok(()), fail).unwrap();
     }

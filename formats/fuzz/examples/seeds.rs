@@ -7,9 +7,13 @@ use segpack_formats::codec::{ChunkEncoder, Codec, Coding};
 use segpack_formats::digest::{Blake3, Sha256};
 use segpack_formats::gguf;
 use segpack_formats::io::Stop;
-use segpack_formats::pack::{SegmentSpec, StoredSegment, TensorSource, TensorSpec, WrittenPack, write_pack};
+use segpack_formats::pack::{
+    SegmentSpec, StoredSegment, TensorSource, TensorSpec, WrittenPack, write_pack,
+};
 use segpack_formats::safetensors::Dtype;
-use segpack_fuzz::bodies::{PLACE_REPAIR, PLACE_ZSTD, REPAIR_FREQUENCIES, REPAIR_STATES, REPAIR_WORDS};
+use segpack_fuzz::bodies::{
+    PLACE_REPAIR, PLACE_ZSTD, REPAIR_FREQUENCIES, REPAIR_STATES, REPAIR_WORDS,
+};
 use serde_json::{Value, json};
 
 fn main() {
@@ -37,10 +41,21 @@ fn main() {
     save(
         "pack_reader",
         "zstd-pack-lying-length",
-        &placed(&image, &StoredSegment { raw_length: 1 << 40, ..first }, PLACE_ZSTD),
+        &placed(
+            &image,
+            &StoredSegment {
+                raw_length: 1 << 40,
+                ..first
+            },
+            PLACE_ZSTD,
+        ),
     );
     let (image, written) = pack_image(Coding::Raw);
-    save("pack_reader", "raw-pack-segment-0", &placed(&image, &written.segments[0], 0));
+    save(
+        "pack_reader",
+        "raw-pack-segment-0",
+        &placed(&image, &written.segments[0], 0),
+    );
     save("chunk_table", "no-chunks", &no_chunks());
     chunks();
     for (name, image) in ggufs() {
@@ -52,7 +67,9 @@ fn main() {
 }
 
 fn save(target: &str, name: &str, bytes: &[u8]) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("corpus")
+        .join(target);
     fs::create_dir_all(&folder).unwrap();
     fs::write(folder.join(name), bytes).unwrap();
 }
@@ -68,7 +85,11 @@ fn headers() -> Vec<(&'static str, String, usize)> {
     let entry = |dtype: &str, shape: &str, begin: u64, end: u64| {
         format!(r#"{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{begin},{end}]}}"#)
     };
-    let two = format!(r#"{{"a":{},"b":{}}}"#, entry("BF16", "[2,3]", 0, 12), entry("F32", "[]", 12, 16));
+    let two = format!(
+        r#"{{"a":{},"b":{}}}"#,
+        entry("BF16", "[2,3]", 0, 12),
+        entry("F32", "[]", 12, 16)
+    );
     let all: Vec<(&str, u64)> = vec![
         ("BOOL", 1),
         ("U8", 1),
@@ -79,10 +100,15 @@ fn headers() -> Vec<(&'static str, String, usize)> {
         ("I64", 8),
         ("F64", 8),
     ];
-    let (mut at, mut entries) =
-        (0, vec![r#""__metadata__":{"format":"pt","note":"a \"quoted\" one"}"#.to_owned()]);
+    let (mut at, mut entries) = (
+        0,
+        vec![r#""__metadata__":{"format":"pt","note":"a \"quoted\" one"}"#.to_owned()],
+    );
     for (dtype, bytes) in &all {
-        entries.push(format!(r#""model.layers.0.{dtype}":{}"#, entry(dtype, "[3]", at, at + 3 * bytes)));
+        entries.push(format!(
+            r#""model.layers.0.{dtype}":{}"#,
+            entry(dtype, "[3]", at, at + 3 * bytes)
+        ));
         at += 3 * bytes;
     }
     vec![
@@ -98,12 +124,31 @@ fn headers() -> Vec<(&'static str, String, usize)> {
             ),
             8,
         ),
-        ("all-dtypes", format!("{{{}}}", entries.join(",")), usize::try_from(at).unwrap()),
-        ("sub-byte", format!(r#"{{"t":{}}}"#, entry("F4", "[2,3]", 0, 3)), 3),
-        ("overflowing-shape", format!(r#"{{"t":{}}}"#, entry("U8", "[0,9223372036854775808]", 0, 0)), 0),
+        (
+            "all-dtypes",
+            format!("{{{}}}", entries.join(",")),
+            usize::try_from(at).unwrap(),
+        ),
+        (
+            "sub-byte",
+            format!(r#"{{"t":{}}}"#, entry("F4", "[2,3]", 0, 3)),
+            3,
+        ),
+        (
+            "overflowing-shape",
+            format!(
+                r#"{{"t":{}}}"#,
+                entry("U8", "[0,9223372036854775808]", 0, 0)
+            ),
+            0,
+        ),
         (
             "duplicate-key",
-            format!(r#"{{"a":{},"\u0061":{}}}"#, entry("U8", "[4]", 0, 4), entry("U8", "[4]", 4, 8)),
+            format!(
+                r#"{{"a":{},"\u0061":{}}}"#,
+                entry("U8", "[4]", 0, 4),
+                entry("U8", "[4]", 4, 8)
+            ),
             8,
         ),
     ]
@@ -165,9 +210,16 @@ fn pack_image(coding: Coding) -> (Vec<u8>, WrittenPack) {
     };
     let specs: Vec<SegmentSpec> = bytes.0.iter().enumerate().map(spec).collect();
     let file = tempfile::NamedTempFile::new().unwrap();
-    let written =
-        write_pack(file.as_file(), file.path(), &specs, coding, &mut bytes, &Stop::default(), &|_| {})
-            .unwrap();
+    let written = write_pack(
+        file.as_file(),
+        file.path(),
+        &specs,
+        coding,
+        &mut bytes,
+        &Stop::default(),
+        &|_| {},
+    )
+    .unwrap();
     (fs::read(file.path()).unwrap(), written)
 }
 
@@ -176,7 +228,11 @@ fn placed(image: &[u8], segment: &StoredSegment, flags: u8) -> Vec<u8> {
     for word in [segment.offset, segment.stored_length, segment.raw_length] {
         input.extend(word.to_le_bytes());
     }
-    input.push(if segment.codec == Codec::Zstd { flags } else { 0 });
+    input.push(if segment.codec == Codec::Zstd {
+        flags
+    } else {
+        0
+    });
     input.extend(image);
     input
 }
@@ -193,7 +249,11 @@ fn values(name: &str, count: u32) -> Vec<u8> {
     };
     let value = |i: u32, n: u64| -> u16 {
         // far from a power of two, so that Huffman codes lose to it even in a short chunk
-        let exponent = if (n >> 8).is_multiple_of(10) { 118 } else { 120 };
+        let exponent = if (n >> 8).is_multiple_of(10) {
+            118
+        } else {
+            120
+        };
         let weight = (n as u16 & 0x80) << 8 | exponent << 7 | (n >> 16) as u16 & 0x7f;
         match name {
             "zeros-between" if i % 3 == 0 => 0,
@@ -202,14 +262,25 @@ fn values(name: &str, count: u32) -> Vec<u8> {
             _ => weight,
         }
     };
-    (0..count).flat_map(|i| value(i, next()).to_le_bytes()).collect()
+    (0..count)
+        .flat_map(|i| value(i, next()).to_le_bytes())
+        .collect()
 }
 
 fn chunks() {
-    for (name, count) in [("weights", 6000), ("zeros-between", 1000), ("exceptions", 5555), ("constant", 640)] {
+    for (name, count) in [
+        ("weights", 6000),
+        ("zeros-between", 1000),
+        ("exceptions", 5555),
+        ("constant", 640),
+    ] {
         let raw = values(name, count);
         save("chunk_encoder", name, &[&[0], &raw[..]].concat());
-        save("chunk_encoder", &format!("{name}-f32"), &[&[6], &raw[..]].concat());
+        save(
+            "chunk_encoder",
+            &format!("{name}-f32"),
+            &[&[6], &raw[..]].concat(),
+        );
         if name == "constant" {
             continue; // zstd alone does better
         }
@@ -239,7 +310,14 @@ fn no_chunks() -> Vec<u8> {
 fn manifests() -> Vec<(&'static str, Value)> {
     let whole = manifest();
     let mut empty = whole.clone();
-    for list in ["packs", "segments", "tensors", "source_files", "excluded", "left_out"] {
+    for list in [
+        "packs",
+        "segments",
+        "tensors",
+        "source_files",
+        "excluded",
+        "left_out",
+    ] {
         empty[list] = json!([]);
     }
     for (_, count) in empty["counts"].as_object_mut().unwrap() {
@@ -252,7 +330,12 @@ fn manifests() -> Vec<(&'static str, Value)> {
     optional["model"] = json!({"family": null});
     optional["options"] = json!({"codec": "raw", "source_digests": false, "sums": false});
     let newer = json!({"format_version": "2.0"});
-    vec![("every-key", whole), ("no-optional-key", optional), ("empty", empty), ("newer", newer)]
+    vec![
+        ("every-key", whole),
+        ("no-optional-key", optional),
+        ("empty", empty),
+        ("newer", newer),
+    ]
 }
 
 fn manifest() -> Value {
@@ -272,7 +355,10 @@ fn manifest() -> Value {
         })
     };
     let pack = |path: &str, length: u64| json!({"path": path, "component": "text", "data_offset": 4096, "length": length, "sha256": digest});
-    let (experts, rest) = ("packs/text.experts.00.safetensors", "packs/text.safetensors");
+    let (experts, rest) = (
+        "packs/text.experts.00.safetensors",
+        "packs/text.safetensors",
+    );
     json!({
         "format_version": "1.0",
         "generator": "segpack 0.1.0",
@@ -323,10 +409,16 @@ fn manifest() -> Value {
 
 fn ggufs() -> [(&'static str, Vec<u8>); 3] {
     use gguf::{Array, TensorType, Value};
-    let spec =
-        |name: &str, kind, shape: &[u64]| gguf::TensorSpec { name: name.to_owned(), kind, shape: shape.to_vec() };
+    let spec = |name: &str, kind, shape: &[u64]| gguf::TensorSpec {
+        name: name.to_owned(),
+        kind,
+        shape: shape.to_vec(),
+    };
     let image = |metadata: Vec<(&str, Value)>, tensors| {
-        let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        let metadata = metadata
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value))
+            .collect();
         let header = gguf::Header::place(metadata, tensors).unwrap();
         let mut bytes = header.to_bytes();
         bytes.resize(usize::try_from(header.file_length()).unwrap(), 7);
@@ -343,8 +435,16 @@ fn ggufs() -> [(&'static str, Vec<u8>); 3] {
     let texts = vec![
         ("general.architecture", Value::from("qwen3moe")),
         ("general.alignment", Value::U32(64)),
-        ("tokenizer.ggml.tokens", Value::Array(Array::Text(["a", "", "\u{120}the"].map(str::to_owned).to_vec()))),
-        ("tokenizer.ggml.token_type", Value::Array(Array::I32(vec![1, 3, 1]))),
+        (
+            "tokenizer.ggml.tokens",
+            Value::Array(Array::Text(
+                ["a", "", "\u{120}the"].map(str::to_owned).to_vec(),
+            )),
+        ),
+        (
+            "tokenizer.ggml.token_type",
+            Value::Array(Array::I32(vec![1, 3, 1])),
+        ),
     ];
     let tensors = vec![
         spec("output_norm.weight", TensorType::F32, &[3]),
@@ -354,6 +454,9 @@ fn ggufs() -> [(&'static str, Vec<u8>); 3] {
     [
         ("no-tensors", image(numbers, vec![])),
         ("tensors", image(texts, tensors)),
-        ("one-tensor", image(vec![], vec![spec("t", TensorType::F16, &[2, 1, 1, 3])])),
+        (
+            "one-tensor",
+            image(vec![], vec![spec("t", TensorType::F16, &[2, 1, 1, 3])]),
+        ),
     ]
 }

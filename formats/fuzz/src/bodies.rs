@@ -18,7 +18,8 @@ use segpack_formats::safetensors::{
 use segpack_formats::{FormatError, Result};
 use segpack_manifests::documents::{Manifest, TensorEntry as ListedTensor};
 
-/// A target: takes an input, panics where a promise is broken, and says whether anything was accepted.
+/// A target: takes an input, panics where a promise is broken, and says whether anything was
+/// accepted.
 pub type Body = fn(&[u8]) -> bool;
 
 /// The name of each target (also of its folder in `corpus/`) and its body.
@@ -37,14 +38,17 @@ pub const TARGETS: [(&str, Body); 9] = [
 /// The whole image of a shard; its JSON also with the file length that its largest number asks for.
 pub fn shard_header(data: &[u8]) -> bool {
     let file_length = data.len() as u64;
-    let Ok(length) = ShardHeader::parse_length(data, file_length) else { return false };
+    let Ok(length) = ShardHeader::parse_length(data, file_length) else {
+        return false;
+    };
     let mut accepted = false;
     let json = &data[8..8 + as_index(length)];
     if let Ok(header) = ShardHeader::parse(json, file_length) {
         accepted = true;
         check_header(&header, 8 + length, file_length);
         // stricter than the stock reader, never laxer
-        safetensors::SafeTensors::read_metadata(data).expect("the stock reader refuses what was accepted");
+        safetensors::SafeTensors::read_metadata(data)
+            .expect("the stock reader refuses what was accepted");
     }
     let file_length = (8 + length).saturating_add(largest_number(json));
     if let Ok(header) = ShardHeader::parse(json, file_length) {
@@ -59,11 +63,18 @@ fn check_header(header: &ShardHeader, data_start: u64, file_length: u64) {
     let mut at = data_start;
     let mut names = HashSet::new();
     for t in &header.tensors {
-        assert_eq!(t.offset, at, "{:?} does not follow the tensor before it", t.name);
+        assert_eq!(
+            t.offset, at,
+            "{:?} does not follow the tensor before it",
+            t.name
+        );
         assert_eq!(byte_length(t.dtype, &t.shape), Ok(t.length));
         assert!(!t.name.is_empty() && !t.name.chars().any(char::is_control));
         assert!(names.insert(&t.name), "{:?} twice", t.name);
-        at = t.offset.checked_add(t.length).expect("a range that ends after 2^64");
+        at = t
+            .offset
+            .checked_add(t.length)
+            .expect("a range that ends after 2^64");
     }
     assert_eq!(at, file_length, "the tensors do not tile the file");
 
@@ -71,12 +82,21 @@ fn check_header(header: &ShardHeader, data_start: u64, file_length: u64) {
     let start = 8 + json.len() as u64;
     let file_length = start + (file_length - data_start).min(u64::MAX - start);
     if let Ok(again) = ShardHeader::parse(json.as_bytes(), file_length) {
-        let moved = |t: &TensorEntry| TensorEntry { offset: t.offset - data_start + start, ..t.clone() };
-        assert_eq!(again.tensors, header.tensors.iter().map(moved).collect::<Vec<_>>());
+        let moved = |t: &TensorEntry| TensorEntry {
+            offset: t.offset - data_start + start,
+            ..t.clone()
+        };
+        assert_eq!(
+            again.tensors,
+            header.tensors.iter().map(moved).collect::<Vec<_>>()
+        );
         assert_eq!(again.metadata, header.metadata);
     } else {
         // only where the new header, being longer, moves the end past 2^64
-        assert!((at - data_start).checked_add(start).is_none(), "{json} was not accepted again");
+        assert!(
+            (at - data_start).checked_add(start).is_none(),
+            "{json} was not accepted again"
+        );
     }
 }
 
@@ -84,7 +104,10 @@ fn header_json(header: &ShardHeader) -> String {
     let text = |s: &str| serde_json::Value::from(s).to_string();
     let mut entries = Vec::new();
     if let Some(metadata) = &header.metadata {
-        let pairs: Vec<_> = metadata.iter().map(|(k, v)| format!("{}:{}", text(k), text(v))).collect();
+        let pairs: Vec<_> = metadata
+            .iter()
+            .map(|(k, v)| format!("{}:{}", text(k), text(v)))
+            .collect();
         entries.push(format!("\"__metadata__\":{{{}}}", pairs.join(",")));
     }
     for t in &header.tensors {
@@ -102,12 +125,16 @@ fn header_json(header: &ShardHeader) -> String {
 
 fn largest_number(json: &[u8]) -> u64 {
     let runs = json.split(|b| !b.is_ascii_digit());
-    runs.filter_map(|run| std::str::from_utf8(run).ok()?.parse().ok()).max().unwrap_or(0)
+    runs.filter_map(|run| std::str::from_utf8(run).ok()?.parse().ok())
+        .max()
+        .unwrap_or(0)
 }
 
 /// The text of `model.safetensors.index.json`.
 pub fn shard_index(data: &[u8]) -> bool {
-    let Ok(index) = ShardIndex::parse(data) else { return false };
+    let Ok(index) = ShardIndex::parse(data) else {
+        return false;
+    };
     for file in index.weight_map.values() {
         check_path(file);
     }
@@ -123,7 +150,10 @@ pub fn shard_index(data: &[u8]) -> bool {
 fn check_path(path: &str) {
     assert_eq!(check_relative_path(path), Ok(()));
     let parts: Vec<&str> = path.split('/').collect();
-    assert!(parts.iter().all(|p| !["", ".", ".."].contains(p)), "{path:?}");
+    assert!(
+        parts.iter().all(|p| !["", ".", ".."].contains(p)),
+        "{path:?}"
+    );
     assert!(!path.contains(['\\', ':', '\n', '\0']), "{path:?}");
 }
 
@@ -136,12 +166,23 @@ pub fn chunk_table(data: &[u8]) -> bool {
 fn parse_table(segment: &[u8]) -> bool {
     let stored_length = segment.len() as u64;
     let prefix = &segment[..segment.len().min(as_index(PREFIX_BYTES))];
-    let Ok(end) = ChunkTable::parse_prefix(prefix, stored_length) else { return false };
+    let Ok(end) = ChunkTable::parse_prefix(prefix, stored_length) else {
+        return false;
+    };
     assert!((PREFIX_BYTES..=stored_length).contains(&end));
     let head = &segment[..as_index(end)];
-    let Ok(table) = ChunkTable::parse(head, stored_length) else { return false };
-    assert_eq!(table.encode(), head, "an accepted table is encoded otherwise");
-    assert_eq!(end, PREFIX_BYTES + table.chunks.len() as u64 * TABLE_ENTRY_BYTES);
+    let Ok(table) = ChunkTable::parse(head, stored_length) else {
+        return false;
+    };
+    assert_eq!(
+        table.encode(),
+        head,
+        "an accepted table is encoded otherwise"
+    );
+    assert_eq!(
+        end,
+        PREFIX_BYTES + table.chunks.len() as u64 * TABLE_ENTRY_BYTES
+    );
     let (mut raw, mut stored) = (0, end);
     for chunk in &table.chunks {
         assert_eq!((chunk.raw.start, chunk.stored.start), (raw, stored));
@@ -153,7 +194,10 @@ fn parse_table(segment: &[u8]) -> bool {
     assert!(stored <= stored_length);
     for range in some_ranges(raw) {
         let found = table.overlapping(&range);
-        let wanted = table.chunks.iter().filter(|c| c.raw.start < range.end && range.start < c.raw.end);
+        let wanted = table
+            .chunks
+            .iter()
+            .filter(|c| c.raw.start < range.end && range.start < c.raw.end);
         assert!(range.is_empty() || found.iter().eq(wanted), "{range:?}");
     }
     true
@@ -161,7 +205,13 @@ fn parse_table(segment: &[u8]) -> bool {
 
 fn some_ranges(length: u64) -> [Range<u64>; 5] {
     let (third, half) = (length / 3, length / 2);
-    [0..length, 0..half, third..length - third, half..length, half..half]
+    [
+        0..length,
+        0..half,
+        third..length - third,
+        half..length,
+        half..half,
+    ]
 }
 
 /// The segment with the check that its head should have, so that the parser behind it is reached.
@@ -187,11 +237,14 @@ fn with_all_checks(segment: &[u8]) -> Option<Vec<u8>> {
 }
 
 fn parsed_table(segment: &[u8]) -> Option<ChunkTable> {
-    let end = ChunkTable::parse_prefix(segment.get(..as_index(PREFIX_BYTES))?, segment.len() as u64).ok()?;
+    let end =
+        ChunkTable::parse_prefix(segment.get(..as_index(PREFIX_BYTES))?, segment.len() as u64)
+            .ok()?;
     ChunkTable::parse(&segment[..as_index(end)], segment.len() as u64).ok()
 }
 
-/// Bytes before the pack's image: offset, stored length, raw length (u64 each), and a byte of [`Place`].
+/// Bytes before the pack's image: offset, stored length, raw length (u64 each), and a byte of
+/// [`Place`].
 pub const PLACE_BYTES: usize = 25;
 
 /// Set in the last byte of a place where the codec is zstd.
@@ -201,7 +254,9 @@ pub const PLACE_REPAIR: u8 = 2;
 
 /// The image of a pack file behind the place of a segment in it.
 pub fn pack_reader(data: &[u8]) -> bool {
-    let Some((place, image)) = data.split_at_checked(PLACE_BYTES) else { return false };
+    let Some((place, image)) = data.split_at_checked(PLACE_BYTES) else {
+        return false;
+    };
     let word = |at: usize| place[at..at + 8].try_into().map_or(0, u64::from_le_bytes);
     let zstd = place[24] & PLACE_ZSTD != 0;
     let mut segment = StoredSegment {
@@ -231,18 +286,32 @@ fn repair(image: &mut [u8], segment: &mut StoredSegment) {
     }
 }
 
-/// Raw bytes of a segment that are looked at: a few kilobytes of zstd frames can stand for gigabytes.
+/// Raw bytes of a segment that are looked at: a few kilobytes of zstd frames can stand for
+/// gigabytes.
 const LOOK_BYTES: usize = 16 << 20;
 
 fn read_segment(pack: &InputFile, image: &[u8], segment: StoredSegment) -> bool {
-    let Ok(reader) = SegmentReader::open(pack, segment) else { return false };
+    let Ok(reader) = SegmentReader::open(pack, segment) else {
+        return false;
+    };
     assert!(segment.offset + segment.stored_length <= image.len() as u64);
-    let Ok(whole) = read_range(&reader, 0..segment.raw_length) else { return false };
+    let Ok(whole) = read_range(&reader, 0..segment.raw_length) else {
+        return false;
+    };
     if whole.len() < LOOK_BYTES {
-        assert_eq!(whole.len() as u64, segment.raw_length, "decoded another length than declared");
+        assert_eq!(
+            whole.len() as u64,
+            segment.raw_length,
+            "decoded another length than declared"
+        );
         for range in some_ranges(segment.raw_length) {
-            let part = read_range(&reader, range.clone()).expect("a part of what was read as a whole");
-            assert_eq!(part, whole[as_index(range.start)..as_index(range.end)], "{range:?}");
+            let part =
+                read_range(&reader, range.clone()).expect("a part of what was read as a whole");
+            assert_eq!(
+                part,
+                whole[as_index(range.start)..as_index(range.end)],
+                "{range:?}"
+            );
         }
     }
     if segment.codec == Codec::Raw {
@@ -267,7 +336,11 @@ fn read_range(reader: &SegmentReader<'_>, range: Range<u64>) -> Result<Vec<u8>> 
         reader.for_each_piece(range, unpacker, &stop, |piece| {
             assert!(piece.len() <= READ_BYTES.max(MAX_CHUNK_BYTES as usize));
             bytes.extend_from_slice(piece);
-            if bytes.len() < LOOK_BYTES { Ok(()) } else { Err(FormatError::Interrupted) }
+            if bytes.len() < LOOK_BYTES {
+                Ok(())
+            } else {
+                Err(FormatError::Interrupted)
+            }
         })
     });
     match read {
@@ -278,7 +351,9 @@ fn read_range(reader: &SegmentReader<'_>, range: Range<u64>) -> Result<Vec<u8>> 
 
 fn write_image(image: &[u8]) -> InputFile {
     IMAGE.with(|file| {
-        file.as_file().set_len(image.len() as u64).expect("room for the image");
+        file.as_file()
+            .set_len(image.len() as u64)
+            .expect("room for the image");
         segpack_formats::io::write_all_at(file.as_file(), image, 0).expect("room for the image");
         InputFile::open(file.path()).expect("the file just written")
     })
@@ -299,13 +374,21 @@ pub const REPAIR_STATES: u8 = 4;
 
 /// The stored bytes of a chunk of byte planes.
 pub fn planes_chunk(data: &[u8]) -> bool {
-    let Some((place, stored)) = data.split_first_chunk::<CHUNK_PLACE_BYTES>() else { return false };
-    decode_alike(METHOD_PLANES, usize::from(u16::from_le_bytes([place[0], place[1]])), stored)
+    let Some((place, stored)) = data.split_first_chunk::<CHUNK_PLACE_BYTES>() else {
+        return false;
+    };
+    decode_alike(
+        METHOD_PLANES,
+        usize::from(u16::from_le_bytes([place[0], place[1]])),
+        stored,
+    )
 }
 
 /// The stored bytes of a rANS chunk.
 pub fn rans_chunk(data: &[u8]) -> bool {
-    let Some((place, stored)) = data.split_first_chunk::<CHUNK_PLACE_BYTES>() else { return false };
+    let Some((place, stored)) = data.split_first_chunk::<CHUNK_PLACE_BYTES>() else {
+        return false;
+    };
     let raw_length = usize::from(u16::from_le_bytes([place[0], place[1]]));
     let mut stored = stored.to_vec();
     repair_rans(&mut stored, raw_length, place[2]);
@@ -321,12 +404,16 @@ fn repair_rans(stored: &mut [u8], raw_length: usize, flags: u8) {
     }
     let symbols = (word(stored, 4) & 0xffff) as usize;
     let exceptions = word(stored, 8) as usize;
-    let states = 16 + 2 * symbols + exceptions.saturating_mul(6) + raw_length % 128 + raw_length / 128 * 48;
+    let states =
+        16 + 2 * symbols + exceptions.saturating_mul(6) + raw_length % 128 + raw_length / 128 * 48;
     if flags & REPAIR_WORDS != 0 && states + 256 <= stored.len() {
         let words = ((stored.len() - states - 256) / 2) as u32;
         stored[12..16].copy_from_slice(&words.to_le_bytes());
     }
-    if flags & REPAIR_FREQUENCIES != 0 && (1..=256).contains(&symbols) && 16 + 2 * symbols <= stored.len() {
+    if flags & REPAIR_FREQUENCIES != 0
+        && (1..=256).contains(&symbols)
+        && 16 + 2 * symbols <= stored.len()
+    {
         let mut left = 4096_u16;
         for (i, f) in stored[16..16 + 2 * symbols].chunks_exact_mut(2).enumerate() {
             let wanted = u16::from_le_bytes([f[0], f[1]]).min(left).min(4095);
@@ -371,27 +458,43 @@ thread_local! {
 /// Every decoder gives the same bytes or the same error, and writes nowhere else.
 fn decode_alike(method: u8, raw_length: usize, stored: &[u8]) -> bool {
     const GUARD: usize = 64;
-    let Some(table) = table_of_one(method, raw_length, stored.len()) else { return false };
+    let Some(table) = table_of_one(method, raw_length, stored.len()) else {
+        return false;
+    };
     let chunk = &table.chunks[0];
     let mut first: Option<Result<Vec<u8>, String>> = None;
     DECODERS.with_borrow_mut(|decoders| {
         for decoder in decoders {
             let mut room = vec![0xa5; raw_length + 2 * GUARD];
             let to = &mut room[GUARD..GUARD + raw_length];
-            let decoded = decoder.decode_unchecked(chunk, stored, to).map_err(|e| e.to_string());
+            let decoded = decoder
+                .decode_unchecked(chunk, stored, to)
+                .map_err(|e| e.to_string());
             let decoded = decoded.map(|()| to.to_vec());
             assert!(
-                room[..GUARD].iter().chain(&room[GUARD + raw_length..]).all(|b| *b == 0xa5),
+                room[..GUARD]
+                    .iter()
+                    .chain(&room[GUARD + raw_length..])
+                    .all(|b| *b == 0xa5),
                 "written outside"
             );
-            assert!(*first.get_or_insert_with(|| decoded.clone()) == decoded, "decoders disagree");
+            assert!(
+                *first.get_or_insert_with(|| decoded.clone()) == decoded,
+                "decoders disagree"
+            );
         }
     });
     first.is_some_and(|decoded| decoded.is_ok())
 }
 
 /// The first byte of an encoder's input chooses among these, and among the codecs.
-const DTYPES: [Dtype; 5] = [Dtype::BF16, Dtype::F32, Dtype::F8_E4M3, Dtype::F16, Dtype::I64];
+const DTYPES: [Dtype; 5] = [
+    Dtype::BF16,
+    Dtype::F32,
+    Dtype::F8_E4M3,
+    Dtype::F16,
+    Dtype::I64,
+];
 
 thread_local! {
     static ENCODERS: RefCell<Vec<Vec<ChunkEncoder>>> = RefCell::new(
@@ -405,9 +508,12 @@ thread_local! {
     );
 }
 
-/// Raw bytes behind a byte of choices: every encoder writes the same, which comes back. Says whether it shrank.
+/// Raw bytes behind a byte of choices: every encoder writes the same, which comes back. Says
+/// whether it shrank.
 pub fn chunk_encoder(data: &[u8]) -> bool {
-    let Some((choice, raw)) = data.split_first() else { return false };
+    let Some((choice, raw)) = data.split_first() else {
+        return false;
+    };
     let choice = usize::from(*choice);
     let dtype = DTYPES[choice % DTYPES.len()];
     if raw.is_empty() {
@@ -418,12 +524,19 @@ pub fn chunk_encoder(data: &[u8]) -> bool {
         let encoders = &mut all[choice / DTYPES.len() % count];
         let mut first: Option<Vec<u8>> = None;
         for encoder in encoders {
-            let (chunk, stored) = encoder.encode(dtype, raw, 0, 0).expect("an encoder that works");
-            assert!(*first.get_or_insert_with(|| stored.to_vec()) == stored, "encoders disagree");
+            let (chunk, stored) = encoder
+                .encode(dtype, raw, 0, 0)
+                .expect("an encoder that works");
+            assert!(
+                *first.get_or_insert_with(|| stored.to_vec()) == stored,
+                "encoders disagree"
+            );
             DECODERS.with_borrow_mut(|decoders| {
                 for decoder in decoders {
                     let mut back = vec![0; raw.len()];
-                    decoder.decode(&chunk, stored, &mut back).expect("what was coded just now");
+                    decoder
+                        .decode(&chunk, stored, &mut back)
+                        .expect("what was coded just now");
                     assert!(back == raw, "other bytes came back");
                 }
             });
@@ -434,9 +547,13 @@ pub fn chunk_encoder(data: &[u8]) -> bool {
 
 /// The text of `manifest.json`, and everything that readers of a pack derive from it.
 pub fn manifest(data: &[u8]) -> bool {
-    let Ok(manifest) = Manifest::parse(data) else { return false };
+    let Ok(manifest) = Manifest::parse(data) else {
+        return false;
+    };
     let mut text = Vec::new();
-    manifest.write(&mut text).expect("a vector takes everything");
+    manifest
+        .write(&mut text)
+        .expect("a vector takes everything");
     assert_eq!(Manifest::parse(&text).expect("its own text"), manifest);
     assert_eq!(manifest.count(), manifest.counts);
     check_files(&manifest);
@@ -448,7 +565,10 @@ pub fn manifest(data: &[u8]) -> bool {
 fn check_files(manifest: &Manifest) {
     let files = manifest.files();
     files.iter().for_each(|(path, ..)| check_path(path));
-    manifest.source_files.iter().for_each(|f| check_path(&f.path));
+    manifest
+        .source_files
+        .iter()
+        .for_each(|f| check_path(&f.path));
     let sums = manifest.sums_text(Sha256::of(b""));
     let paths: Vec<&str> = sums.lines().map(|line| line.split_at(66).1).collect();
     assert_eq!(paths.len(), files.len() + 1);
@@ -458,13 +578,23 @@ fn check_files(manifest: &Manifest) {
 /// Everything lies where it is said to, reckoned without wrapping round.
 fn check_segments(manifest: &Manifest) {
     let lists = manifest.tensors_of_segments();
-    assert_eq!(lists.iter().map(|list| list.len()).sum::<usize>(), manifest.tensors.len());
+    assert_eq!(
+        lists.iter().map(|list| list.len()).sum::<usize>(),
+        manifest.tensors.len()
+    );
     for (segment, tensors) in manifest.segments.iter().zip(lists) {
-        let pack = manifest.packs.iter().find(|p| p.path == segment.pack).expect("its pack is listed");
+        let pack = manifest
+            .packs
+            .iter()
+            .find(|p| p.path == segment.pack)
+            .expect("its pack is listed");
         let end = segment.offset.checked_add(segment.stored_length);
         assert!(segment.offset >= pack.data_offset && end.is_some_and(|end| end <= pack.length));
         for t in tensors {
-            let end = t.offset.checked_add(t.length).expect("a tensor that ends after 2^64");
+            let end = t
+                .offset
+                .checked_add(t.length)
+                .expect("a tensor that ends after 2^64");
             assert!(end <= segment.raw_length);
             check_source(manifest, t);
         }
@@ -472,7 +602,11 @@ fn check_segments(manifest: &Manifest) {
 }
 
 fn check_source(manifest: &Manifest, t: &ListedTensor) {
-    let shard = manifest.source_files.iter().find(|f| f.path == t.source.file).expect("its shard is listed");
+    let shard = manifest
+        .source_files
+        .iter()
+        .find(|f| f.path == t.source.file)
+        .expect("its shard is listed");
     let end = t.source.offset.checked_add(t.source.length);
     assert!(end.is_some_and(|end| end <= shard.length));
 }
@@ -483,7 +617,9 @@ fn check_headers(manifest: &Manifest) {
     let specs = manifest.segment_specs();
     let mut at = 0;
     for entry in &manifest.packs {
-        let listed = manifest.segments[at..].iter().take_while(|s| s.pack == entry.path);
+        let listed = manifest.segments[at..]
+            .iter()
+            .take_while(|s| s.pack == entry.path);
         let stored: Vec<StoredSegment> = listed.map(|s| s.stored()).collect();
         let specs = &specs[at..at + stored.len()];
         at += stored.len();
@@ -494,7 +630,10 @@ fn check_headers(manifest: &Manifest) {
         }
         if specs.iter().all(|s| s.raw_length() < LONGEST) {
             let start = pack::data_start(specs, Codec::Zstd);
-            check_room(&pack::coded_header(specs, &stored_from(specs, start), start), start);
+            check_room(
+                &pack::coded_header(specs, &stored_from(specs, start), start),
+                start,
+            );
         }
     }
 }
@@ -503,7 +642,10 @@ fn check_headers(manifest: &Manifest) {
 fn check_room(header: &[u8], data_start: u64) {
     assert_eq!(header.len() as u64, data_start);
     let json = header[8..].trim_ascii_end();
-    assert!(json.starts_with(b"{\"__metadata__\":") && json.ends_with(b"}"), "cut off");
+    assert!(
+        json.starts_with(b"{\"__metadata__\":") && json.ends_with(b"}"),
+        "cut off"
+    );
 }
 
 /// As a coded pack whose segments shrank by nothing would be laid out.
@@ -533,12 +675,23 @@ pub fn gguf_header(data: &[u8]) -> bool {
     // no data follows a header that was cut off: the error says where the tensors end
     let claimed = read(data.len() as u64).err().and_then(|e| {
         let text = e.to_string();
-        text.split("end at byte ").nth(1)?.split(':').next()?.parse().ok()
+        text.split("end at byte ")
+            .nth(1)?
+            .split(':')
+            .next()?
+            .parse()
+            .ok()
     });
-    let Ok(header) = read(claimed.unwrap_or(data.len() as u64)) else { return false };
+    let Ok(header) = read(claimed.unwrap_or(data.len() as u64)) else {
+        return false;
+    };
     let mut wanted = 0;
     for t in &header.tensors {
-        assert_eq!(t.offset, wanted, "{:?} does not follow the tensor before it", t.name);
+        assert_eq!(
+            t.offset, wanted,
+            "{:?} does not follow the tensor before it",
+            t.name
+        );
         assert_eq!(t.kind.byte_length(&t.shape), Ok(t.length));
         wanted = (t.offset + t.length).next_multiple_of(header.alignment);
     }
@@ -549,6 +702,10 @@ pub fn gguf_header(data: &[u8]) -> bool {
     });
     let again = gguf::Header::place(header.metadata.clone(), specs.collect())
         .expect("what was accepted is not refused when written");
-    assert_eq!(again.to_bytes(), data[..as_index(header.data_start)], "written again, it differs");
+    assert_eq!(
+        again.to_bytes(),
+        data[..as_index(header.data_start)],
+        "written again, it differs"
+    );
     true
 }

@@ -13,10 +13,11 @@ use crate::{FormatError, Result};
 
 /// zstd's own default.
 pub const DEFAULT_LEVEL: i32 = 3;
-/// zstd's lowest level: it looks for no matches, and nearly all that is left is the entropy coding of literals. The
-/// matches of ordinary levels cost more bits in an exponent plane than they save.
+/// zstd's lowest level: it looks for no matches, and nearly all that is left is the entropy coding
+/// of literals. The matches of ordinary levels cost more bits in an exponent plane than they save.
 const LITERALS_LEVEL: i32 = -131_072;
-/// Chunks up to this are coded in every way that there is: there the tables of rANS may cost more than it saves.
+/// Chunks up to this are coded in every way that there is: there the tables of rANS may cost more
+/// than it saves.
 const SMALL_BYTES: usize = 128 << 10;
 
 fn compressor(level: i32) -> Result<Compressor<'static>> {
@@ -47,7 +48,9 @@ pub struct ChunkEncoder {
 
 impl fmt::Debug for ChunkEncoder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ChunkEncoder").field("coding", &self.coding).finish_non_exhaustive()
+        f.debug_struct("ChunkEncoder")
+            .field("coding", &self.coding)
+            .finish_non_exhaustive()
     }
 }
 
@@ -65,7 +68,11 @@ impl ChunkEncoder {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn with_simd(coding: Coding, simd: Simd) -> Result<Self> {
-        let level = if let Coding::Zstd { level } = coding { level } else { DEFAULT_LEVEL };
+        let level = if let Coding::Zstd { level } = coding {
+            level
+        } else {
+            DEFAULT_LEVEL
+        };
         let mut literals = compressor(LITERALS_LEVEL)?;
         literals
             .set_parameter(CParameter::LiteralCompressionMode(ParamSwitch::Enable))
@@ -81,8 +88,8 @@ impl ChunkEncoder {
         })
     }
 
-    /// The stored bytes of a chunk of a tensor of `dtype` that follows `raw_start` and `stored_start`; they are `raw`
-    /// itself where coding does not shrink it.
+    /// The stored bytes of a chunk of a tensor of `dtype` that follows `raw_start` and
+    /// `stored_start`; they are `raw` itself where coding does not shrink it.
     ///
     /// # Errors
     /// `Coded` where zstd fails.
@@ -94,7 +101,11 @@ impl ChunkEncoder {
         stored_start: u64,
     ) -> Result<(Chunk, &'a [u8])> {
         let method = self.choose(dtype, raw)?;
-        let stored = if method == Method::Stored { raw } else { &self.best[..] };
+        let stored = if method == Method::Stored {
+            raw
+        } else {
+            &self.best[..]
+        };
         let chunk = Chunk {
             raw: raw_start..raw_start + raw.len() as u64,
             stored: stored_start..stored_start + stored.len() as u64,
@@ -137,7 +148,11 @@ impl ChunkEncoder {
 
     /// Keeps what was tried where it is the shortest so far.
     fn keep(&mut self, raw: &[u8], tried: Method, method: &mut Method) {
-        let shortest = if *method == Method::Stored { raw.len() } else { self.best.len() };
+        let shortest = if *method == Method::Stored {
+            raw.len()
+        } else {
+            self.best.len()
+        };
         if self.trial.len() < shortest {
             std::mem::swap(&mut self.best, &mut self.trial);
             *method = tried;
@@ -152,8 +167,19 @@ impl ChunkEncoder {
     }
 
     /// With `every` each plane is coded, otherwise the uppermost one only.
-    fn try_planes(&mut self, raw: &[u8], width: usize, every: bool, method: &mut Method) -> Result<()> {
-        let Self { literals, plane, trial, .. } = self;
+    fn try_planes(
+        &mut self,
+        raw: &[u8],
+        width: usize,
+        every: bool,
+        method: &mut Method,
+    ) -> Result<()> {
+        let Self {
+            literals,
+            plane,
+            trial,
+            ..
+        } = self;
         trial.clear();
         planes::encode(raw, width, plane, trial, |number, plane, out| {
             let tried = every || number + 1 == width;
@@ -184,7 +210,8 @@ fn value_bytes(dtype: Dtype) -> usize {
     }
 }
 
-/// Decodes chunks. One thread's: it holds tables and buffers that are reused, at most a few megabytes.
+/// Decodes chunks. One thread's: it holds tables and buffers that are reused, at most a few
+/// megabytes.
 pub struct ChunkDecoder {
     simd: Simd,
     decompressor: Decompressor<'static>,
@@ -194,7 +221,9 @@ pub struct ChunkDecoder {
 
 impl fmt::Debug for ChunkDecoder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ChunkDecoder").field("simd", &self.simd).finish_non_exhaustive()
+        f.debug_struct("ChunkDecoder")
+            .field("simd", &self.simd)
+            .finish_non_exhaustive()
     }
 }
 
@@ -212,8 +241,14 @@ impl ChunkDecoder {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn with_simd(simd: Simd) -> Result<Self> {
-        let decompressor = Decompressor::new().map_err(|e| FormatError::coded(format!("zstd: {e}")))?;
-        Ok(Self { simd, decompressor, scratch: Vec::new(), rans: rans::Decoder::new(simd) })
+        let decompressor =
+            Decompressor::new().map_err(|e| FormatError::coded(format!("zstd: {e}")))?;
+        Ok(Self {
+            simd,
+            decompressor,
+            scratch: Vec::new(),
+            rans: rans::Decoder::new(simd),
+        })
     }
 
     /// Decodes one chunk into `raw`, which has exactly its raw length.
@@ -227,23 +262,32 @@ impl ChunkDecoder {
         self.decode_unchecked(chunk, stored, raw)
     }
 
-    /// As [`decode`](Self::decode), without the check: for bytes that were compared with a digest before. Bytes that
-    /// were not are an error or decode to something else; nothing worse happens.
+    /// As [`decode`](Self::decode), without the check: for bytes that were compared with a digest
+    /// before. Bytes that were not are an error or decode to something else; nothing worse happens.
     ///
     /// # Errors
     /// `Coded` where the stored bytes cannot be decoded to exactly as many as `raw` has.
     pub fn decode_unchecked(&mut self, chunk: &Chunk, stored: &[u8], raw: &mut [u8]) -> Result<()> {
-        let Self { simd, decompressor, scratch, rans } = self;
+        let Self {
+            simd,
+            decompressor,
+            scratch,
+            rans,
+        } = self;
         let decoded = match chunk.method {
             Method::Stored if stored.len() == raw.len() => {
                 raw.copy_from_slice(stored);
                 Ok(())
             }
-            Method::Stored => Err(format!("{} stored for {} raw bytes", stored.len(), raw.len())),
+            Method::Stored => Err(format!(
+                "{} stored for {} raw bytes",
+                stored.len(),
+                raw.len()
+            )),
             Method::Zstd => expand(decompressor, stored, raw),
-            Method::Planes => {
-                planes::decode(*simd, stored, raw, scratch, |frame, plane| expand(decompressor, frame, plane))
-            }
+            Method::Planes => planes::decode(*simd, stored, raw, scratch, |frame, plane| {
+                expand(decompressor, frame, plane)
+            }),
             Method::Rans => rans.decode(stored, raw),
         };
         decoded.map_err(|what| wrong(chunk, &what))
@@ -258,7 +302,17 @@ fn wrong(chunk: &Chunk, what: &str) -> FormatError {
 }
 
 /// Decodes one zstd frame into exactly as many bytes as `to` has.
-fn expand(decompressor: &mut Decompressor<'static>, frame: &[u8], to: &mut [u8]) -> Result<(), String> {
-    let decoded = decompressor.decompress_to_buffer(frame, to).map_err(|e| format!("zstd: {e}"))?;
-    if decoded == to.len() { Ok(()) } else { Err(format!("decodes to {decoded} bytes, wanted {}", to.len())) }
+fn expand(
+    decompressor: &mut Decompressor<'static>,
+    frame: &[u8],
+    to: &mut [u8],
+) -> Result<(), String> {
+    let decoded = decompressor
+        .decompress_to_buffer(frame, to)
+        .map_err(|e| format!("zstd: {e}"))?;
+    if decoded == to.len() {
+        Ok(())
+    } else {
+        Err(format!("decodes to {decoded} bytes, wanted {}", to.len()))
+    }
 }

@@ -59,11 +59,17 @@ impl Method {
     ];
 
     fn number(self) -> u8 {
-        Self::ALL.into_iter().find(|(_, method)| *method == self).map_or(METHOD_STORED, |(number, _)| number)
+        Self::ALL
+            .into_iter()
+            .find(|(_, method)| *method == self)
+            .map_or(METHOD_STORED, |(number, _)| number)
     }
 
     fn of(number: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|(n, _)| *n == number).map(|(_, method)| method)
+        Self::ALL
+            .into_iter()
+            .find(|(n, _)| *n == number)
+            .map(|(_, method)| method)
     }
 }
 
@@ -107,15 +113,24 @@ pub fn chunk_count(tensor_bytes: u64) -> u64 {
 
 /// Raw lengths of the chunks of a tensor of this many bytes.
 pub fn chunk_lengths(tensor_bytes: u64) -> impl Iterator<Item = u64> {
-    (0..chunk_count(tensor_bytes)).map(move |i| RAW_CHUNK_BYTES.min(tensor_bytes - i * RAW_CHUNK_BYTES))
+    (0..chunk_count(tensor_bytes))
+        .map(move |i| RAW_CHUNK_BYTES.min(tensor_bytes - i * RAW_CHUNK_BYTES))
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..).and_then(|b| b.first_chunk()).copied().map_or(0, u32::from_le_bytes)
+    bytes
+        .get(at..)
+        .and_then(|b| b.first_chunk())
+        .copied()
+        .map_or(0, u32::from_le_bytes)
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    bytes.get(at..).and_then(|b| b.first_chunk()).copied().map_or(0, u64::from_le_bytes)
+    bytes
+        .get(at..)
+        .and_then(|b| b.first_chunk())
+        .copied()
+        .map_or(0, u64::from_le_bytes)
 }
 
 impl ChunkTable {
@@ -152,19 +167,28 @@ impl ChunkTable {
         Ok(end)
     }
 
-    /// Parses all bytes before the first chunk (their number is what [`parse_prefix`](Self::parse_prefix) gives).
+    /// Parses all bytes before the first chunk (their number is what
+    /// [`parse_prefix`](Self::parse_prefix) gives).
     ///
     /// # Errors
     /// `Coded`: a failed check, a chunk over [`MAX_CHUNK_BYTES`], lengths that do not add up.
     pub fn parse(head: &[u8], stored_length: u64) -> Result<Self> {
         let end = Self::parse_prefix(head, stored_length)?;
         if head.len() as u64 != end {
-            return Err(FormatError::coded(format!("head has {} bytes, wanted {end}", head.len())));
+            return Err(FormatError::coded(format!(
+                "head has {} bytes, wanted {end}",
+                head.len()
+            )));
         }
         if short_check(&[&head[..24], &head[32..]]) != head[24..32] {
-            return Err(FormatError::coded("chunk table is damaged: its check does not match"));
+            return Err(FormatError::coded(
+                "chunk table is damaged: its check does not match",
+            ));
         }
-        let mut table = Self { chunks: Vec::new(), raw_length: u64_at(head, 16) };
+        let mut table = Self {
+            chunks: Vec::new(),
+            raw_length: u64_at(head, 16),
+        };
         let (mut raw, mut stored) = (0, end);
         for (i, entry) in head[32..].chunks_exact(24).enumerate() {
             let chunk = parse_entry(entry, raw, stored)
@@ -186,20 +210,24 @@ impl ChunkTable {
         Ok(table)
     }
 
-    /// Parses the table of a segment from its first bytes, which may reach past the table. Those of nearly every
-    /// segment lie in its first 4096: that is room for 169 chunks, over 300 MB.
+    /// Parses the table of a segment from its first bytes, which may reach past the table. Those of
+    /// nearly every segment lie in its first 4096: that is room for 169 chunks, over 300 MB.
     ///
     /// A chunk's `stored` range then says which bytes of the segment to hand to
     /// [`ChunkDecoder::decode`](super::ChunkDecoder::decode), and `raw` where they go: chunks can be read and decoded in
     /// any order, by any number of threads with a decoder each.
     ///
     /// # Errors
-    /// As [`parse`](Self::parse); `Coded` where the table is longer than `start`, with the number of bytes that it takes.
+    /// As [`parse`](Self::parse); `Coded` where the table is longer than `start`, with the number
+    /// of bytes that it takes.
     pub fn from_start(start: &[u8], stored_length: u64) -> Result<Self> {
         let end = Self::parse_prefix(start, stored_length)?;
         let head = usize::try_from(end).ok().and_then(|end| start.get(..end));
         let head = head.ok_or_else(|| {
-            FormatError::coded(format!("chunk table ends at byte {end}, only {} are there", start.len()))
+            FormatError::coded(format!(
+                "chunk table ends at byte {end}, only {} are there",
+                start.len()
+            ))
         })?;
         Self::parse(head, stored_length)
     }
@@ -208,14 +236,21 @@ impl ChunkTable {
     pub fn encode(&self) -> Vec<u8> {
         let mut table = Vec::new();
         for chunk in &self.chunks {
-            let (raw, stored) = (chunk.raw.end - chunk.raw.start, chunk.stored.end - chunk.stored.start);
+            let (raw, stored) = (
+                chunk.raw.end - chunk.raw.start,
+                chunk.stored.end - chunk.stored.start,
+            );
             table.extend(u32::try_from(raw).unwrap_or(u32::MAX).to_le_bytes());
             table.extend(u32::try_from(stored).unwrap_or(u32::MAX).to_le_bytes());
             table.extend([chunk.method.number(), 0, 0, 0, 0, 0, 0, 0]);
             table.extend(chunk.check);
         }
         let mut head = MAGIC.to_vec();
-        head.extend(u32::try_from(self.chunks.len()).unwrap_or(u32::MAX).to_le_bytes());
+        head.extend(
+            u32::try_from(self.chunks.len())
+                .unwrap_or(u32::MAX)
+                .to_le_bytes(),
+        );
         head.extend(0_u32.to_le_bytes());
         head.extend(self.raw_length.to_le_bytes());
         let check = short_check(&[&head, &table]);
@@ -240,10 +275,15 @@ fn parse_entry(entry: &[u8], raw: u64, stored: u64) -> Result<Chunk, String> {
         ));
     }
     let Some(method) = Method::of(entry[8]) else {
-        return Err(format!("method {} is unknown; this build reads 0 to {METHOD_RANS}", entry[8]));
+        return Err(format!(
+            "method {} is unknown; this build reads 0 to {METHOD_RANS}",
+            entry[8]
+        ));
     };
     if method == Method::Stored && raw_length != stored_length {
-        return Err(format!("stored as it is, but {stored_length} bytes for {raw_length}"));
+        return Err(format!(
+            "stored as it is, but {stored_length} bytes for {raw_length}"
+        ));
     }
     if entry[9..16] != [0; 7] {
         return Err("reserved bytes are not zero".to_owned());
@@ -270,7 +310,10 @@ mod tests {
             check: [check; 8],
         };
         ChunkTable {
-            chunks: vec![chunk(0..10, 80..85, Method::Zstd, 1), chunk(10..14, 85..89, Method::Stored, 2)],
+            chunks: vec![
+                chunk(0..10, 80..85, Method::Zstd, 1),
+                chunk(10..14, 85..89, Method::Stored, 2),
+            ],
             raw_length: 14,
         }
     }
@@ -281,8 +324,16 @@ mod tests {
         assert_eq!((RAW_CHUNK_BYTES, MAX_CHUNK_BYTES), (2_097_152, 4_194_304));
         assert_eq!(MAGIC, [0x53, 0x45, 0x47, 0x43, 0x48, 0x4e, 0x4b, 0x01]);
         let head = table().encode();
-        assert_eq!(head[8..24], [2, 0, 0, 0, 0, 0, 0, 0, 14, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(head[32..56], [10, 0, 0, 0, 5, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1]);
+        assert_eq!(
+            head[8..24],
+            [2, 0, 0, 0, 0, 0, 0, 0, 14, 0, 0, 0, 0, 0, 0, 0]
+        );
+        assert_eq!(
+            head[32..56],
+            [
+                10, 0, 0, 0, 5, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1
+            ]
+        );
     }
 
     #[test]
@@ -291,9 +342,17 @@ mod tests {
         assert_eq!(ChunkTable::parse(&table.encode(), 4096).unwrap(), table);
         let longer = [table.encode(), vec![7; 100]].concat();
         assert_eq!(ChunkTable::from_start(&longer, 4096).unwrap(), table);
-        let error = ChunkTable::from_start(&longer[..79], 4096).unwrap_err().to_string();
+        let error = ChunkTable::from_start(&longer[..79], 4096)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("ends at byte 80, only 79"), "{error}");
-        let found = |raw: Range<u64>| table.overlapping(&raw).iter().map(|c| c.raw.start).collect::<Vec<_>>();
+        let found = |raw: Range<u64>| {
+            table
+                .overlapping(&raw)
+                .iter()
+                .map(|c| c.raw.start)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(found(0..1), [0]);
         assert_eq!(found(9..11), [0, 10]);
         assert_eq!(found(10..14), [10]);
@@ -318,10 +377,26 @@ mod tests {
             bad.encode()
         };
         let cases = [
-            (change(|t| t.raw_length = 15), 4096, "chunks hold 14 raw bytes, the prefix says 15"),
-            (change(|t| t.chunks[0].raw = 0..0), 4096, "0 raw and 5 stored"),
-            (change(|t| t.chunks[0].raw = 0..5_000_000), 4096, "wanted 1 to 4194304"),
-            (change(|t| t.chunks[1].stored = 85..90), 4096, "stored as it is, but 5 bytes for 4"),
+            (
+                change(|t| t.raw_length = 15),
+                4096,
+                "chunks hold 14 raw bytes, the prefix says 15",
+            ),
+            (
+                change(|t| t.chunks[0].raw = 0..0),
+                4096,
+                "0 raw and 5 stored",
+            ),
+            (
+                change(|t| t.chunks[0].raw = 0..5_000_000),
+                4096,
+                "wanted 1 to 4194304",
+            ),
+            (
+                change(|t| t.chunks[1].stored = 85..90),
+                4096,
+                "stored as it is, but 5 bytes for 4",
+            ),
             (table().encode(), 88, "after the segment's 88 bytes"),
             (table().encode(), 79, "table that ends at byte 80"),
             (b"SEGCHNK\x01".to_vec(), 8, "prefix alone takes 32"),
@@ -335,7 +410,13 @@ mod tests {
     #[test]
     fn chunks_never_cross_a_tensors_end() {
         assert_eq!(chunk_lengths(0).count(), 0);
-        assert_eq!(chunk_lengths(3_145_728).collect::<Vec<_>>(), [2_097_152, 1_048_576]);
-        assert_eq!(chunk_lengths(RAW_CHUNK_BYTES).collect::<Vec<_>>(), [RAW_CHUNK_BYTES]);
+        assert_eq!(
+            chunk_lengths(3_145_728).collect::<Vec<_>>(),
+            [2_097_152, 1_048_576]
+        );
+        assert_eq!(
+            chunk_lengths(RAW_CHUNK_BYTES).collect::<Vec<_>>(),
+            [RAW_CHUNK_BYTES]
+        );
     }
 }

@@ -18,8 +18,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use chunk::{ChunkDecoder, ChunkEncoder, DEFAULT_LEVEL};
 pub use chunked::{
-    Chunk, ChunkTable, MAX_CHUNK_BYTES, PREFIX_BYTES, RAW_CHUNK_BYTES, TABLE_ENTRY_BYTES, chunk_count,
-    chunk_lengths,
+    Chunk, ChunkTable, MAX_CHUNK_BYTES, PREFIX_BYTES, RAW_CHUNK_BYTES, TABLE_ENTRY_BYTES,
+    chunk_count, chunk_lengths,
 };
 pub use simd::Simd;
 
@@ -31,11 +31,12 @@ pub enum Codec {
     Raw,
     /// Chunked framing, each chunk a zstd frame (RFC 8878) or stored.
     Zstd,
-    /// Chunked framing for bf16 weights, which decodes with any zstd: byte planes, the exponents' one a zstd frame of
-    /// literals alone. Other dtypes take the shorter one of planes and plain zstd.
+    /// Chunked framing for bf16 weights, which decodes with any zstd: byte planes, the exponents'
+    /// one a zstd frame of literals alone. Other dtypes take the shorter one of planes and plain
+    /// zstd.
     Bf16Zstd,
-    /// Chunked framing for bf16 weights, the smallest and fastest: interleaved rANS over exponents and two mantissa
-    /// bits. Other dtypes as in [`Bf16Zstd`](Self::Bf16Zstd).
+    /// Chunked framing for bf16 weights, the smallest and fastest: interleaved rANS over exponents
+    /// and two mantissa bits. Other dtypes as in [`Bf16Zstd`](Self::Bf16Zstd).
     Bf16Rans,
 }
 
@@ -73,7 +74,12 @@ impl FromStr for Codec {
     type Err = UnknownCodec;
 
     fn from_str(text: &str) -> Result<Self, UnknownCodec> {
-        Self::ALL.into_iter().find(|c| c.name() == text).ok_or_else(|| UnknownCodec { seen: text.to_owned() })
+        Self::ALL
+            .into_iter()
+            .find(|c| c.name() == text)
+            .ok_or_else(|| UnknownCodec {
+                seen: text.to_owned(),
+            })
     }
 }
 
@@ -85,7 +91,9 @@ impl Serialize for Codec {
 
 impl<'de> Deserialize<'de> for Codec {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(from)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -120,7 +128,9 @@ impl Coding {
     pub fn of(codec: Codec, level: Option<i32>) -> Self {
         match codec {
             Codec::Raw => Self::Raw,
-            Codec::Zstd => Self::Zstd { level: level.unwrap_or(DEFAULT_LEVEL) },
+            Codec::Zstd => Self::Zstd {
+                level: level.unwrap_or(DEFAULT_LEVEL),
+            },
             Codec::Bf16Zstd => Self::Bf16Zstd,
             Codec::Bf16Rans => Self::Bf16Rans,
         }
@@ -128,6 +138,10 @@ impl Coding {
 
     /// The level, where the codec has levels.
     pub fn level(self) -> Option<i32> {
-        if let Self::Zstd { level } = self { Some(level) } else { None }
+        if let Self::Zstd { level } = self {
+            Some(level)
+        } else {
+            None
+        }
     }
 }

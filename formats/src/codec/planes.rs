@@ -1,8 +1,11 @@
-//! Values taken apart into byte planes: every value is rotated left by one bit, which brings the sign down and the
-//! whole exponent of bf16 and f32 into the uppermost byte; then the planes follow one another, lowest bytes first.
-//! A plane is stored as it is or as one zstd frame.
+//! Values taken apart into byte planes: every value is rotated left by one bit, which brings the
+//! sign down and the whole exponent of bf16 and f32 into the uppermost byte; then the planes follow
+//! one another, lowest bytes first. A plane is stored as it is or as one zstd frame.
 
-#![expect(clippy::cast_possible_truncation, reason = "bytes are taken apart; lengths are those of one chunk")]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "bytes are taken apart; lengths are those of one chunk"
+)]
 
 use super::simd::{Kind, Simd};
 
@@ -11,7 +14,8 @@ const HEAD_BYTES: usize = 4;
 /// Stored length of a plane (u32).
 const LENGTH_BYTES: usize = 4;
 
-/// Appends the planes of `raw`, coded by `code` (which says whether it did), and what is left of a value at its end.
+/// Appends the planes of `raw`, coded by `code` (which says whether it did), and what is left of a
+/// value at its end.
 pub fn encode<E>(
     raw: &[u8],
     width: usize,
@@ -29,13 +33,22 @@ pub fn encode<E>(
         match width {
             1 => plane.extend(raw.iter().map(|b| b.rotate_left(1))),
             2 => plane.extend(
-                raw.as_chunks().0.iter().map(|v| (u16::from_le_bytes(*v).rotate_left(1) >> shift) as u8),
+                raw.as_chunks()
+                    .0
+                    .iter()
+                    .map(|v| (u16::from_le_bytes(*v).rotate_left(1) >> shift) as u8),
             ),
             4 => plane.extend(
-                raw.as_chunks().0.iter().map(|v| (u32::from_le_bytes(*v).rotate_left(1) >> shift) as u8),
+                raw.as_chunks()
+                    .0
+                    .iter()
+                    .map(|v| (u32::from_le_bytes(*v).rotate_left(1) >> shift) as u8),
             ),
             _ => plane.extend(
-                raw.as_chunks().0.iter().map(|v| (u64::from_le_bytes(*v).rotate_left(1) >> shift) as u8),
+                raw.as_chunks()
+                    .0
+                    .iter()
+                    .map(|v| (u64::from_le_bytes(*v).rotate_left(1) >> shift) as u8),
             ),
         }
         let start = out.len();
@@ -62,11 +75,16 @@ fn parse(stored: &[u8], raw_length: usize) -> Result<Parsed<'_>, String> {
         return Err("planes: no width with three zeros behind it".to_owned());
     };
     if ![1, 2, 4, 8].contains(&width) {
-        return Err(format!("planes: values of {width} bytes; wanted 1, 2, 4 or 8"));
+        return Err(format!(
+            "planes: values of {width} bytes; wanted 1, 2, 4 or 8"
+        ));
     }
     let width = usize::from(width);
     let Some((lengths, mut later)) = after.split_at_checked(width * LENGTH_BYTES) else {
-        return Err(format!("planes: {} bytes end among the lengths", stored.len()));
+        return Err(format!(
+            "planes: {} bytes end among the lengths",
+            stored.len()
+        ));
     };
     let count = raw_length / width;
     let mut planes = Vec::with_capacity(width);
@@ -75,20 +93,29 @@ fn parse(stored: &[u8], raw_length: usize) -> Result<Parsed<'_>, String> {
         let found = later.split_at_checked(length).filter(|_| length <= count);
         let Some((plane, rest)) = found else {
             let room = later.len();
-            return Err(format!("plane {number}: {length} bytes of {room} for {count} values"));
+            return Err(format!(
+                "plane {number}: {length} bytes of {room} for {count} values"
+            ));
         };
         planes.push(plane);
         later = rest;
     }
     after = later;
     if after.len() != raw_length % width {
-        return Err(format!("{} bytes after the planes, wanted {}", after.len(), raw_length % width));
+        return Err(format!(
+            "{} bytes after the planes, wanted {}",
+            after.len(),
+            raw_length % width
+        ));
     }
-    Ok(Parsed { planes, rest: after })
+    Ok(Parsed {
+        planes,
+        rest: after,
+    })
 }
 
-/// Decodes planes into `raw`; `expand` decodes a frame into exactly as many bytes as it is given. `scratch` is reused
-/// and grows to at most the length of `raw`.
+/// Decodes planes into `raw`; `expand` decodes a frame into exactly as many bytes as it is given.
+/// `scratch` is reused and grows to at most the length of `raw`.
 pub fn decode(
     simd: Simd,
     stored: &[u8],
@@ -111,7 +138,9 @@ pub fn decode(
             expanded.push(plane);
             continue;
         }
-        let Some(to) = room.next() else { return Err(format!("plane {number} has no room")) };
+        let Some(to) = room.next() else {
+            return Err(format!("plane {number} has no room"));
+        };
         expand(plane, to).map_err(|why| format!("plane {number}: {why}"))?;
         expanded.push(to);
     }
@@ -136,7 +165,10 @@ fn merge(simd: Simd, planes: &[&[u8]], values: &mut [u8]) {
 #[inline(always)]
 fn merge_any(planes: &[&[u8]], values: &mut [u8]) {
     match planes {
-        [a] => values.iter_mut().zip(*a).for_each(|(v, a)| *v = a.rotate_right(1)),
+        [a] => values
+            .iter_mut()
+            .zip(*a)
+            .for_each(|(v, a)| *v = a.rotate_right(1)),
         [a, b] => {
             let values = values.as_chunks_mut().0;
             for ((value, a), b) in values.iter_mut().zip(*a).zip(*b) {
@@ -146,13 +178,18 @@ fn merge_any(planes: &[&[u8]], values: &mut [u8]) {
         [a, b, c, d] => {
             let values = values.as_chunks_mut().0;
             for ((((value, a), b), c), d) in values.iter_mut().zip(*a).zip(*b).zip(*c).zip(*d) {
-                *value = u32::from_le_bytes([*a, *b, *c, *d]).rotate_right(1).to_le_bytes();
+                *value = u32::from_le_bytes([*a, *b, *c, *d])
+                    .rotate_right(1)
+                    .to_le_bytes();
             }
         }
         _ => {
             for (i, value) in values.as_chunks_mut::<8>().0.iter_mut().enumerate() {
                 let mut bytes = [0; 8];
-                bytes.iter_mut().zip(planes).for_each(|(b, plane)| *b = plane[i]);
+                bytes
+                    .iter_mut()
+                    .zip(planes)
+                    .for_each(|(b, plane)| *b = plane[i]);
                 *value = u64::from_le_bytes(bytes).rotate_right(1).to_le_bytes();
             }
         }
@@ -167,7 +204,8 @@ mod x86 {
 
     pub fn merge_avx2(simd: Simd, planes: &[&[u8]], values: &mut [u8]) {
         assert_eq!(simd.0, Kind::Avx2);
-        // SAFETY: a `Simd` of this kind is only made where the processor has all features of the function
+        // SAFETY: a `Simd` of this kind is only made where the processor has all features of the
+        // function
         unsafe { avx2(planes, values) }
     }
 

@@ -39,9 +39,12 @@ pub fn weights(count: usize, seed: u64) -> Vec<u8> {
 /// Named values of every sort that a tensor may hold, `count` of each.
 pub fn every_sort(count: usize) -> Vec<(&'static str, Vec<u8>)> {
     let mut noise = Noise(7);
-    let mut make =
-        |value: &mut dyn FnMut(usize, u64) -> u16| bytes((0..count).map(|i| value(i, noise.next())));
-    let special = [0x0000, 0x8000, 0x0001, 0x807f, 0x7f80, 0xff80, 0x7fc0, 0xffc1, 0x7f81, 0x7f7f];
+    let mut make = |value: &mut dyn FnMut(usize, u64) -> u16| {
+        bytes((0..count).map(|i| value(i, noise.next())))
+    };
+    let special = [
+        0x0000, 0x8000, 0x0001, 0x807f, 0x7f80, 0xff80, 0x7fc0, 0xffc1, 0x7f81, 0x7f7f,
+    ];
     let mut noise_too = Noise(8);
     let mut weight = move || bf16(noise_too.normal() * 0.02);
     vec![
@@ -50,12 +53,48 @@ pub fn every_sort(count: usize) -> Vec<(&'static str, Vec<u8>)> {
         ("zeros", make(&mut |_, _| 0)),
         ("ones", make(&mut |_, _| 0x3f80)),
         ("counting", make(&mut |i, _| i as u16)),
-        ("every second one zero", make(&mut |i, n| if i % 2 == 0 { 0 } else { 0x3c00 | (n as u16 & 0xff) })),
-        ("sparse", make(&mut |_, n| if n.is_multiple_of(50) { 0xbc12 } else { 0x8000 })),
-        ("weights with outliers", make(&mut |_, n| if n.is_multiple_of(3000) { n as u16 } else { weight() })),
-        ("infinities, NaN, denormals", make(&mut |_, n| special[(n % 10) as usize])),
-        ("all exponents alike", make(&mut |_, n| (n as u16 & 0x807f) | (((n >> 32) % 256) as u16 * 128))),
+        (
+            "every second one zero",
+            make(&mut |i, n| {
+                if i % 2 == 0 {
+                    0
+                } else {
+                    0x3c00 | (n as u16 & 0xff)
+                }
+            }),
+        ),
+        (
+            "sparse",
+            make(&mut |_, n| if n.is_multiple_of(50) { 0xbc12 } else { 0x8000 }),
+        ),
+        (
+            "weights with outliers",
+            make(&mut |_, n| {
+                if n.is_multiple_of(3000) {
+                    n as u16
+                } else {
+                    weight()
+                }
+            }),
+        ),
+        (
+            "infinities, NaN, denormals",
+            make(&mut |_, n| special[(n % 10) as usize]),
+        ),
+        (
+            "all exponents alike",
+            make(&mut |_, n| (n as u16 & 0x807f) | (((n >> 32) % 256) as u16 * 128)),
+        ),
         ("one symbol", make(&mut |_, n| 0x3f80 | (n as u16 & 0x801f))),
-        ("two far symbols", make(&mut |i, n| if i % 3 == 0 { 0x7f80 } else { 0x0020 | (n as u16 & 0x1f) })),
+        (
+            "two far symbols",
+            make(&mut |i, n| {
+                if i % 3 == 0 {
+                    0x7f80
+                } else {
+                    0x0020 | (n as u16 & 0x1f)
+                }
+            }),
+        ),
     ]
 }

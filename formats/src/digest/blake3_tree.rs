@@ -1,7 +1,8 @@
 //! BLAKE3 of bytes that arrive in any order, several threads at a time.
 //!
-//! BLAKE3 is a binary tree over chunks of 1024 bytes (BLAKE3 paper, section 2.1): any aligned power of two of chunks is
-//! a subtree that can be hashed alone, and the values of subtrees merge into the root.
+//! BLAKE3 is a binary tree over chunks of 1024 bytes (BLAKE3 paper, section 2.1): any aligned power
+//! of two of chunks is a subtree that can be hashed alone, and the values of subtrees merge into
+//! the root.
 
 use std::collections::BTreeMap;
 
@@ -23,14 +24,20 @@ pub struct Blake3Part {
 }
 
 impl Blake3Part {
-    /// Hashes the bytes of a message of `total` bytes that begin at `offset`, a multiple of [`BLAKE3_CHUNK_BYTES`]. They
-    /// end at such a multiple too, or with the message.
+    /// Hashes the bytes of a message of `total` bytes that begin at `offset`, a multiple of
+    /// [`BLAKE3_CHUNK_BYTES`]. They end at such a multiple too, or with the message.
     pub fn of(bytes: &[u8], offset: u64, total: u64) -> Self {
         let end = offset + bytes.len() as u64;
         debug_assert!(offset.is_multiple_of(BLAKE3_CHUNK_BYTES), "from {offset}");
-        debug_assert!(end.is_multiple_of(BLAKE3_CHUNK_BYTES) || end == total, "to {end} of {total}");
+        debug_assert!(
+            end.is_multiple_of(BLAKE3_CHUNK_BYTES) || end == total,
+            "to {end} of {total}"
+        );
         if bytes.len() as u64 == total {
-            return Self { whole: Some(Blake3::of(bytes)), subtrees: Vec::new() };
+            return Self {
+                whole: Some(Blake3::of(bytes)),
+                subtrees: Vec::new(),
+            };
         }
         let (mut part, mut rest, mut at) = (Self::default(), bytes, offset);
         while !rest.is_empty() {
@@ -51,32 +58,48 @@ fn subtree_length(at: u64, end: u64, total: u64) -> u64 {
     let rest = end - at;
     match max_subtree_len(at) {
         Some(most) if most <= rest => most,
-        // the last subtree may be shorter than a power of two; at byte 0 it would be the root itself
+        // the last subtree may be shorter than a power of two; at byte 0 it would be the root
+        // itself
         Some(_) if end == total => rest,
         _ => 1 << rest.ilog2(),
     }
 }
 
 impl Blake3 {
-    /// The digest of a message of `total` bytes from parts that cover it, in any order; `None` where they do not.
-    pub fn of_parts<'p>(parts: impl IntoIterator<Item = &'p Blake3Part>, total: u64) -> Option<Self> {
+    /// The digest of a message of `total` bytes from parts that cover it, in any order; `None`
+    /// where they do not.
+    pub fn of_parts<'p>(
+        parts: impl IntoIterator<Item = &'p Blake3Part>,
+        total: u64,
+    ) -> Option<Self> {
         let mut subtrees = BTreeMap::new();
         for part in parts {
             if part.whole.is_some() {
                 return part.whole;
             }
-            subtrees.extend(part.subtrees.iter().map(|(at, length, value)| ((*at, *length), *value)));
+            subtrees.extend(
+                part.subtrees
+                    .iter()
+                    .map(|(at, length, value)| ((*at, *length), *value)),
+            );
         }
         if total <= BLAKE3_CHUNK_BYTES {
             return (total == 0).then(|| Self::of(&[]));
         }
         let left = left_subtree_len(total);
-        let (l, r) = (value(&subtrees, 0, left)?, value(&subtrees, left, total - left)?);
+        let (l, r) = (
+            value(&subtrees, 0, left)?,
+            value(&subtrees, left, total - left)?,
+        );
         Some(Self(*merge_subtrees_root(&l, &r, Mode::Hash).as_bytes()))
     }
 }
 
-fn value(subtrees: &BTreeMap<(u64, u64), ChainingValue>, at: u64, length: u64) -> Option<ChainingValue> {
+fn value(
+    subtrees: &BTreeMap<(u64, u64), ChainingValue>,
+    at: u64,
+    length: u64,
+) -> Option<ChainingValue> {
     if let Some(value) = subtrees.get(&(at, length)) {
         return Some(*value);
     }
@@ -84,7 +107,10 @@ fn value(subtrees: &BTreeMap<(u64, u64), ChainingValue>, at: u64, length: u64) -
         return None;
     }
     let left = left_subtree_len(length);
-    let (l, r) = (value(subtrees, at, left)?, value(subtrees, at + left, length - left)?);
+    let (l, r) = (
+        value(subtrees, at, left)?,
+        value(subtrees, at + left, length - left)?,
+    );
     Some(merge_subtrees_non_root(&l, &r, Mode::Hash))
 }
 
@@ -95,7 +121,9 @@ mod tests {
     use super::*;
 
     fn message(length: usize) -> Vec<u8> {
-        (0..length).map(|i| u8::try_from(i * 31 % 251).unwrap_or(0)).collect()
+        (0..length)
+            .map(|i| u8::try_from(i * 31 % 251).unwrap_or(0))
+            .collect()
     }
 
     /// Cut at these chunks.
@@ -105,12 +133,16 @@ mod tests {
         at.extend([0, bytes.len()]);
         at.sort_unstable();
         at.dedup();
-        at.windows(2).map(|w| Blake3Part::of(&bytes[w[0]..w[1]], w[0] as u64, total)).collect()
+        at.windows(2)
+            .map(|w| Blake3Part::of(&bytes[w[0]..w[1]], w[0] as u64, total))
+            .collect()
     }
 
     #[test]
     fn every_length_and_cut_gives_the_same_digest() {
-        for length in [1, 1023, 1024, 1025, 2048, 2049, 3072, 4096, 5000, 8192, 9216, 16_384, 16_385] {
+        for length in [
+            1, 1023, 1024, 1025, 2048, 2049, 3072, 4096, 5000, 8192, 9216, 16_384, 16_385,
+        ] {
             let bytes = message(length);
             for cut in 0..=length / 1024 {
                 let parts = parts(&bytes, &[cut]);

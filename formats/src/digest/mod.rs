@@ -128,7 +128,13 @@ mod tests {
     fn a_digest_text_is_64_lower_case_hex_digits() {
         let good = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(good.parse::<Sha256>().unwrap().to_string(), good);
-        for bad in ["", "00", &good.to_uppercase(), &good[..63], &good.replace('b', "g")] {
+        for bad in [
+            "",
+            "00",
+            &good.to_uppercase(),
+            &good[..63],
+            &good.replace('b', "g"),
+        ] {
             assert!(bad.parse::<Sha256>().is_err(), "{bad:?}");
         }
     }

@@ -8,7 +8,8 @@ use ::safetensors::Dtype;
 use super::value::{Field, Value};
 use super::{GgufError, wrong};
 
-/// `general.alignment` where the metadata does not say otherwise: what tensor data is padded to, in bytes.
+/// `general.alignment` where the metadata does not say otherwise: what tensor data is padded to, in
+/// bytes.
 pub const ALIGNMENT: u64 = 32;
 
 /// ggml's `GGML_MAX_NAME` less the zero at the end.
@@ -87,20 +88,27 @@ impl TensorType {
     /// No sides or more than 4, a side of 0, rows that are not whole blocks, more than 2^63 bytes.
     pub fn byte_length(self, shape: &[u64]) -> Result<u64, GgufError> {
         let Some(columns) = shape.last().filter(|_| shape.len() <= MAX_DIMENSIONS) else {
-            return wrong(format!("has {} dimensions, wanted 1 to {MAX_DIMENSIONS}", shape.len()));
+            return wrong(format!(
+                "has {} dimensions, wanted 1 to {MAX_DIMENSIONS}",
+                shape.len()
+            ));
         };
         if shape.contains(&0) {
             return wrong(format!("has shape {shape:?}, a side of 0"));
         }
         if !self.divides_rows_of(*columns) {
             let block = self.block_values();
-            return wrong(format!("has rows of {columns} values, but {self} comes in blocks of {block}"));
+            return wrong(format!(
+                "has rows of {columns} values, but {self} comes in blocks of {block}"
+            ));
         }
         let values = shape.iter().try_fold(1_u64, |n, side| n.checked_mul(*side));
         let bytes = values.and_then(|n| (n / self.block_values()).checked_mul(self.block_bytes()));
         match bytes.filter(|n| i64::try_from(*n).is_ok()) {
             Some(bytes) => Ok(bytes),
-            None => wrong(format!("has shape {shape:?} of {self}, more bytes than 2^63")),
+            None => wrong(format!(
+                "has shape {shape:?} of {self}, more bytes than 2^63"
+            )),
         }
     }
 }
@@ -159,20 +167,34 @@ impl Header {
     /// Places tensors in this order behind a header with this metadata.
     ///
     /// # Errors
-    /// A key or name that is empty, too long or given twice; a shape that its type cannot have; a `general.alignment`
-    /// that is not a power of two.
-    pub fn place(metadata: Vec<(String, Value)>, tensors: Vec<TensorSpec>) -> Result<Self, GgufError> {
+    /// A key or name that is empty, too long or given twice; a shape that its type cannot have; a
+    /// `general.alignment` that is not a power of two.
+    pub fn place(
+        metadata: Vec<(String, Value)>,
+        tensors: Vec<TensorSpec>,
+    ) -> Result<Self, GgufError> {
         let alignment = alignment(&metadata)?;
         check_keys(&metadata)?;
         let mut placed = Vec::with_capacity(tensors.len());
         let mut offset = 0;
         for TensorSpec { name, kind, shape } in tensors {
             let length = checked_length(&name, kind, &shape)?;
-            placed.push(TensorInfo { name, kind, shape, offset, length });
+            placed.push(TensorInfo {
+                name,
+                kind,
+                shape,
+                offset,
+                length,
+            });
             offset = padded_end(offset, length, alignment)?;
         }
         check_names(&placed)?;
-        let mut header = Self { metadata, tensors: placed, data_start: 0, alignment };
+        let mut header = Self {
+            metadata,
+            tensors: placed,
+            data_start: 0,
+            alignment,
+        };
         header.data_start = header.to_bytes().len() as u64;
         if offset.checked_add(header.data_start).is_none() {
             return wrong("the tensors take more than 2^64 bytes");
@@ -194,14 +216,19 @@ impl Header {
         for tensor in &self.tensors {
             tensor.write(&mut bytes);
         }
-        let end = bytes.len().next_multiple_of(usize::try_from(self.alignment).unwrap_or(1));
+        let end = bytes
+            .len()
+            .next_multiple_of(usize::try_from(self.alignment).unwrap_or(1));
         bytes.resize(end, 0);
         bytes
     }
 
     /// The value of a key.
     pub fn get(&self, key: &str) -> Option<&Value> {
-        self.metadata.iter().find(|(k, _)| k == key).map(|(_, value)| value)
+        self.metadata
+            .iter()
+            .find(|(k, _)| k == key)
+            .map(|(_, value)| value)
     }
 
     /// The tensor of this name.
@@ -217,13 +244,17 @@ impl Header {
 
 /// End of the last tensor's padding, from the start of the data.
 pub fn data_end(tensors: &[TensorInfo], alignment: u64) -> u64 {
-    tensors.last().map_or(0, |t| (t.offset + t.length).next_multiple_of(alignment))
+    tensors
+        .last()
+        .map_or(0, |t| (t.offset + t.length).next_multiple_of(alignment))
 }
 
 impl TensorInfo {
     fn write(&self, to: &mut Vec<u8>) {
         self.name.write(to);
-        u32::try_from(self.shape.len()).unwrap_or(u32::MAX).write(to);
+        u32::try_from(self.shape.len())
+            .unwrap_or(u32::MAX)
+            .write(to);
         self.shape.iter().rev().for_each(|side| side.write(to));
         self.kind.number().write(to);
         self.offset.write(to);
@@ -236,20 +267,27 @@ pub(super) fn alignment(metadata: &[(String, Value)]) -> Result<u64, GgufError> 
         None => Ok(ALIGNMENT),
         // 2^16 is generous: page-aligned files exist
         Some((_, Value::U32(n))) if n.is_power_of_two() && *n <= 1 << 16 => Ok(u64::from(*n)),
-        Some((_, other)) => {
-            wrong(format!("general.alignment is {other:?}, wanted a U32 power of two up to 65536"))
-        }
+        Some((_, other)) => wrong(format!(
+            "general.alignment is {other:?}, wanted a U32 power of two up to 65536"
+        )),
     }
 }
 
 /// A tensor's bytes; errors carry its name.
-pub(super) fn checked_length(name: &str, kind: TensorType, shape: &[u64]) -> Result<u64, GgufError> {
-    kind.byte_length(shape).map_err(|e| GgufError(format!("tensor {name:?} {e}")))
+pub(super) fn checked_length(
+    name: &str,
+    kind: TensorType,
+    shape: &[u64],
+) -> Result<u64, GgufError> {
+    kind.byte_length(shape)
+        .map_err(|e| GgufError(format!("tensor {name:?} {e}")))
 }
 
 /// Where the tensor after this one begins.
 pub(super) fn padded_end(offset: u64, length: u64, alignment: u64) -> Result<u64, GgufError> {
-    let end = offset.checked_add(length).and_then(|end| end.checked_next_multiple_of(alignment));
+    let end = offset
+        .checked_add(length)
+        .and_then(|end| end.checked_next_multiple_of(alignment));
     end.ok_or_else(|| GgufError("the tensors take more than 2^64 bytes".to_owned()))
 }
 
@@ -258,7 +296,11 @@ pub(super) fn check_keys(metadata: &[(String, Value)]) -> Result<(), GgufError> 
     let mut seen = HashSet::new();
     for (key, _) in metadata {
         if key.is_empty() || key.len() > usize::from(u16::MAX) {
-            return wrong(format!("a metadata key has {} bytes, wanted 1 to {}", key.len(), u16::MAX));
+            return wrong(format!(
+                "a metadata key has {} bytes, wanted 1 to {}",
+                key.len(),
+                u16::MAX
+            ));
         }
         if !seen.insert(key) {
             return wrong(format!("metadata key {key:?} appears twice"));

@@ -1,8 +1,10 @@
-//! GGUF version 3, the file format of llama.cpp: headers written and read, file names of split models.
+//! GGUF version 3, the file format of llama.cpp: headers written and read, file names of split
+//! models.
 //!
-//! The specification is [`docs/gguf.md` of ggml](https://github.com/ggml-org/ggml/blob/master/docs/gguf.md); where it is
-//! silent, what llama.cpp's reader (`ggml/src/gguf.cpp`) demands is the rule: offsets without holes, names shorter than 64
-//! bytes, rows that are whole blocks. All numbers are little-endian.
+//! The specification is [`docs/gguf.md` of
+//! ggml](https://github.com/ggml-org/ggml/blob/master/docs/gguf.md); where it is silent, what
+//! llama.cpp's reader (`ggml/src/gguf.cpp`) demands is the rule: offsets without holes, names
+//! shorter than 64 bytes, rows that are whole blocks. All numbers are little-endian.
 //!
 //! ```text
 //! "GGUF" | version u32 = 3 | tensors u64 | metadata entries u64
@@ -11,11 +13,13 @@
 //! zeros to a multiple of the alignment; then each tensor's data, each padded to the alignment
 //! ```
 //!
-//! Sides are stored innermost first (ggml's `ne[0]`); here shapes are outermost first, as everywhere else in segpack.
+//! Sides are stored innermost first (ggml's `ne[0]`); here shapes are outermost first, as
+//! everywhere else in segpack.
 //!
-//! Crates that write GGUF were looked at: `gguf-rs-lib` 0.3 keeps metadata in a hash map and wrote wrong type numbers for
-//! BF16 until 0.3; `ggus` 0.5 writes the whole file itself and unwraps; `candle-core` and `gguf-rs` want each tensor in
-//! memory; `gguf` reads only. None reads strictly. A header is all that is needed, and is a page.
+//! Crates that write GGUF were looked at: `gguf-rs-lib` 0.3 keeps metadata in a hash map and wrote
+//! wrong type numbers for BF16 until 0.3; `ggus` 0.5 writes the whole file itself and unwraps;
+//! `candle-core` and `gguf-rs` want each tensor in memory; `gguf` reads only. None reads strictly.
+//! A header is all that is needed, and is a page.
 
 mod header;
 mod q8_0;
@@ -26,9 +30,13 @@ mod tests;
 mod value;
 
 pub use header::{ALIGNMENT, Header, MAX_NAME_BYTES, TensorInfo, TensorSpec, TensorType, data_end};
-pub use q8_0::{NotQ8_0, Q8_0_BYTES, Q8_0_VALUES, first_wrong_q8_0, q8_0_source_bytes, quantize_q8_0};
+pub use q8_0::{
+    NotQ8_0, Q8_0_BYTES, Q8_0_VALUES, first_wrong_q8_0, q8_0_source_bytes, quantize_q8_0,
+};
 pub use read::{MAX_HEADER_BYTES, read_header};
-pub use split::{MAX_FILES, SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS_COUNT, split_metadata, split_name};
+pub use split::{
+    MAX_FILES, SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS_COUNT, split_metadata, split_name,
+};
 pub use value::{Array, Value};
 
 /// What is wrong with a GGUF header, in words that name the key, tensor or byte.

@@ -3,15 +3,16 @@
 use std::io::{self, Read};
 
 use super::header::{
-    Header, MAGIC, TensorInfo, TensorType, VERSION, alignment, check_keys, check_names, checked_length,
-    data_end, padded_end,
+    Header, MAGIC, TensorInfo, TensorType, VERSION, alignment, check_keys, check_names,
+    checked_length, data_end, padded_end,
 };
 use super::value::{Field, Value};
 use super::{GgufError, wrong};
 use crate::io::InputFile;
 use crate::{FormatError, Result as FormatResult};
 
-/// The longest header that is read, in bytes. A vocabulary of 150,000 tokens with its merges takes 6 MB.
+/// The longest header that is read, in bytes. A vocabulary of 150,000 tokens with its merges takes
+/// 6 MB.
 pub const MAX_HEADER_BYTES: u64 = 256 << 20;
 
 /// Bytes of the shortest metadata entry: a key of one byte, a type, a value of one byte.
@@ -24,8 +25,15 @@ const LEAST_TENSOR: u64 = 8 + 1 + 4 + 8 + 4 + 8;
 /// # Errors
 /// `Malformed` names the key, tensor or byte; `Io` and `Changed` as reading does.
 pub fn read_header(input: &InputFile) -> FormatResult<Header> {
-    let mut file = FileReader { input, at: 0, failed: None };
-    let header = Header::read(&mut io::BufReader::with_capacity(64 << 10, &mut file), input.length());
+    let mut file = FileReader {
+        input,
+        at: 0,
+        failed: None,
+    };
+    let header = Header::read(
+        &mut io::BufReader::with_capacity(64 << 10, &mut file),
+        input.length(),
+    );
     match (file.failed, header) {
         (Some(error), _) => Err(error),
         (None, header) => header.map_err(|e| FormatError::malformed(input.path(), e.to_string())),
@@ -41,7 +49,8 @@ struct FileReader<'a> {
 
 impl Read for FileReader<'_> {
     fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        let left = usize::try_from(self.input.length().saturating_sub(self.at)).unwrap_or(usize::MAX);
+        let left =
+            usize::try_from(self.input.length().saturating_sub(self.at)).unwrap_or(usize::MAX);
         let piece = to.len().min(left);
         self.input.read_at(&mut to[..piece], self.at).map_err(|e| {
             self.failed = Some(e);
@@ -53,20 +62,31 @@ impl Read for FileReader<'_> {
 }
 
 impl Header {
-    /// Parses a header from the file's first bytes and checks it against the length of the whole file.
+    /// Parses a header from the file's first bytes and checks it against the length of the whole
+    /// file.
     ///
     /// # Errors
-    /// Everything that the format forbids, named: magic, version, counts and lengths that the file cannot hold, keys and
-    /// names given twice, types that segpack does not know, shapes without a length, offsets with holes, a file that ends
-    /// before its last tensor or goes on behind its padding.
+    /// Everything that the format forbids, named: magic, version, counts and lengths that the file
+    /// cannot hold, keys and names given twice, types that segpack does not know, shapes without a
+    /// length, offsets with holes, a file that ends before its last tensor or goes on behind its
+    /// padding.
     pub fn read(from: &mut dyn Read, file_length: u64) -> Result<Self, GgufError> {
         let end = file_length.min(MAX_HEADER_BYTES);
-        let mut cursor = Cursor { from, at: 0, end, file_length };
+        let mut cursor = Cursor {
+            from,
+            at: 0,
+            end,
+            file_length,
+        };
         let (tensors, entries) = cursor.counts()?;
-        let metadata: Vec<_> = (0..entries).map(|n| cursor.entry(n)).collect::<Result<_, _>>()?;
+        let metadata: Vec<_> = (0..entries)
+            .map(|n| cursor.entry(n))
+            .collect::<Result<_, _>>()?;
         check_keys(&metadata)?;
         let alignment = alignment(&metadata)?;
-        let tensors: Vec<_> = (0..tensors).map(|n| cursor.tensor(n)).collect::<Result<_, _>>()?;
+        let tensors: Vec<_> = (0..tensors)
+            .map(|n| cursor.tensor(n))
+            .collect::<Result<_, _>>()?;
         check_names(&tensors)?;
         check_offsets(&tensors, alignment)?;
         let data_start = cursor.at.next_multiple_of(alignment);
@@ -74,7 +94,12 @@ impl Header {
         if padding.iter().any(|b| *b != 0) {
             return wrong(format!("the padding before byte {data_start} is not zero"));
         }
-        let header = Self { metadata, tensors, data_start, alignment };
+        let header = Self {
+            metadata,
+            tensors,
+            data_start,
+            alignment,
+        };
         check_length(&header, file_length)?;
         Ok(header)
     }
@@ -100,7 +125,9 @@ impl Cursor<'_> {
     pub(super) fn take<const N: usize>(&mut self) -> Result<[u8; N], GgufError> {
         let mut bytes = [0; N];
         self.expect(N as u64)?;
-        self.from.read_exact(&mut bytes).map_err(|_| self.ended(N as u64))?;
+        self.from
+            .read_exact(&mut bytes)
+            .map_err(|_| self.ended(N as u64))?;
         self.at += N as u64;
         Ok(bytes)
     }
@@ -118,7 +145,11 @@ impl Cursor<'_> {
     }
 
     fn expect(&self, length: u64) -> Result<(), GgufError> {
-        if length > self.remaining() { Err(self.ended(length)) } else { Ok(()) }
+        if length > self.remaining() {
+            Err(self.ended(length))
+        } else {
+            Ok(())
+        }
     }
 
     fn ended(&self, wanted: u64) -> GgufError {
@@ -139,11 +170,15 @@ impl Cursor<'_> {
         let magic: [u8; 4] = self.take()?;
         if magic != MAGIC {
             let seen = String::from_utf8_lossy(&magic).into_owned();
-            return wrong(format!("begins with {seen:?}; a GGUF file begins with \"GGUF\""));
+            return wrong(format!(
+                "begins with {seen:?}; a GGUF file begins with \"GGUF\""
+            ));
         }
         let version = u32::read(self)?;
         if version != VERSION {
-            return wrong(format!("is GGUF version {version}; this build reads version {VERSION}"));
+            return wrong(format!(
+                "is GGUF version {version}; this build reads version {VERSION}"
+            ));
         }
         let (tensors, entries) = (u64::read(self)?, u64::read(self)?);
         let possible = |count: u64, least: u64| count <= self.remaining() / least;
@@ -160,17 +195,23 @@ impl Cursor<'_> {
         let place = |e: GgufError| GgufError(format!("metadata key {number} {e}"));
         let key = String::read(self).map_err(place)?;
         let kind = u32::read(self)?;
-        let value = Value::read(kind, self).map_err(|e| GgufError(format!("metadata {key:?} {e}")))?;
+        let value =
+            Value::read(kind, self).map_err(|e| GgufError(format!("metadata {key:?} {e}")))?;
         Ok((key, value))
     }
 
     fn tensor(&mut self, number: u64) -> Result<TensorInfo, GgufError> {
-        let name = String::read(self).map_err(|e| GgufError(format!("the name of tensor {number} {e}")))?;
+        let name = String::read(self)
+            .map_err(|e| GgufError(format!("the name of tensor {number} {e}")))?;
         let dimensions = u32::read(self)?;
         if dimensions > 4 {
-            return wrong(format!("tensor {name:?} has {dimensions} dimensions, wanted 1 to 4"));
+            return wrong(format!(
+                "tensor {name:?} has {dimensions} dimensions, wanted 1 to 4"
+            ));
         }
-        let mut shape: Vec<u64> = (0..dimensions).map(|_| u64::read(self)).collect::<Result<_, _>>()?;
+        let mut shape: Vec<u64> = (0..dimensions)
+            .map(|_| u64::read(self))
+            .collect::<Result<_, _>>()?;
         shape.reverse();
         let kind = u32::read(self)?;
         let Some(kind) = TensorType::of_number(kind) else {
@@ -179,15 +220,29 @@ impl Cursor<'_> {
             ));
         };
         let length = checked_length(&name, kind, &shape)?;
-        Ok(TensorInfo { name, kind, shape, offset: u64::read(self)?, length })
+        Ok(TensorInfo {
+            name,
+            kind,
+            shape,
+            offset: u64::read(self)?,
+            length,
+        })
     }
 }
 
 fn check_offsets(tensors: &[TensorInfo], alignment: u64) -> Result<(), GgufError> {
     let mut wanted = 0;
-    for TensorInfo { name, offset, length, .. } in tensors {
+    for TensorInfo {
+        name,
+        offset,
+        length,
+        ..
+    } in tensors
+    {
         if *offset != wanted {
-            return wrong(format!("tensor {name:?} is at offset {offset} of the data, wanted {wanted}"));
+            return wrong(format!(
+                "tensor {name:?} is at offset {offset} of the data, wanted {wanted}"
+            ));
         }
         wanted = padded_end(*offset, *length, alignment)?;
     }
@@ -197,7 +252,10 @@ fn check_offsets(tensors: &[TensorInfo], alignment: u64) -> Result<(), GgufError
 /// The padding behind the last tensor may be missing: not every writer pads there.
 fn check_length(header: &Header, file_length: u64) -> Result<(), GgufError> {
     let bare = header.tensors.last().map_or(0, |t| t.offset + t.length);
-    let (start, padded) = (header.data_start, data_end(&header.tensors, header.alignment));
+    let (start, padded) = (
+        header.data_start,
+        data_end(&header.tensors, header.alignment),
+    );
     let (Some(least), Some(most)) = (start.checked_add(bare), start.checked_add(padded)) else {
         return wrong("the tensors take more than 2^64 bytes");
     };

@@ -19,14 +19,21 @@ pub fn split_name(stem: &str, number: usize, files: usize) -> String {
     format!("{stem}-{:05}-of-{files:05}.gguf", number + 1)
 }
 
-/// What each file of a split model says of itself. The first one holds the model's metadata as well, the others nothing
-/// else. Types as in llama.cpp (`gguf_set_val_u16`, `gguf_set_val_i32`), which refuses others.
+/// What each file of a split model says of itself. The first one holds the model's metadata as
+/// well, the others nothing else. Types as in llama.cpp (`gguf_set_val_u16`, `gguf_set_val_i32`),
+/// which refuses others.
 ///
 /// Returns none where the counts do not fit those types.
 pub fn split_metadata(number: usize, files: usize, tensors: usize) -> Option<[(String, Value); 3]> {
     Some([
         (SPLIT_NO.to_owned(), Value::U16(u16::try_from(number).ok()?)),
-        (SPLIT_COUNT.to_owned(), Value::U16(u16::try_from(files).ok()?)),
-        (SPLIT_TENSORS_COUNT.to_owned(), Value::I32(i32::try_from(tensors).ok()?)),
+        (
+            SPLIT_COUNT.to_owned(),
+            Value::U16(u16::try_from(files).ok()?),
+        ),
+        (
+            SPLIT_TENSORS_COUNT.to_owned(),
+            Value::I32(i32::try_from(tensors).ok()?),
+        ),
     ])
 }

@@ -25,7 +25,11 @@ fn metadata() -> Vec<(String, Value)> {
 }
 
 fn spec(name: &str, kind: TensorType, shape: &[u64]) -> TensorSpec {
-    TensorSpec { name: name.to_owned(), kind, shape: shape.to_vec() }
+    TensorSpec {
+        name: name.to_owned(),
+        kind,
+        shape: shape.to_vec(),
+    }
 }
 
 fn tensors() -> Vec<TensorSpec> {
@@ -56,20 +60,33 @@ fn refusal(bytes: &[u8]) -> String {
 fn what_is_written_is_read_again() {
     let header = Header::place(metadata(), tensors()).unwrap();
     assert_eq!(header.data_start % 32, 0);
-    let places: Vec<_> = header.tensors.iter().map(|t| (t.offset, t.length)).collect();
-    assert_eq!(places, [(0, 12), (32, 2 * 3 * 2 * 34), (448, 10), (480, 14)]);
+    let places: Vec<_> = header
+        .tensors
+        .iter()
+        .map(|t| (t.offset, t.length))
+        .collect();
+    assert_eq!(
+        places,
+        [(0, 12), (32, 2 * 3 * 2 * 34), (448, 10), (480, 14)]
+    );
     let bytes = file(&header);
     assert_eq!(read(&bytes).unwrap(), header);
-    assert_eq!(read(&bytes[..bytes.len() - 18]).unwrap(), header, "the last padding may be missing");
+    assert_eq!(
+        read(&bytes[..bytes.len() - 18]).unwrap(),
+        header,
+        "the last padding may be missing"
+    );
     assert_eq!(header.get("u16"), Some(&Value::U16(60_000)));
     assert_eq!(header.tensor("half").unwrap().shape, [5, 1]);
 }
 
 #[test]
 fn bytes_are_those_of_the_specification() {
-    let header =
-        Header::place(vec![("k".to_owned(), Value::U32(5))], vec![spec("t", TensorType::Bf16, &[2, 3])])
-            .unwrap();
+    let header = Header::place(
+        vec![("k".to_owned(), Value::U32(5))],
+        vec![spec("t", TensorType::Bf16, &[2, 3])],
+    )
+    .unwrap();
     let mut wanted = b"GGUF\x03\0\0\0".to_vec();
     wanted.extend([1_u64, 1, 1].map(u64::to_le_bytes).concat()); // tensors, entries, length of the key
     wanted.extend(b"k\x04\0\0\0\x05\0\0\0");
@@ -94,18 +111,25 @@ fn another_alignment_is_obeyed() {
 #[test]
 fn headers_that_llama_cpp_would_refuse_are_not_made() {
     let refuse = |metadata, tensors| Header::place(metadata, tensors).unwrap_err().to_string();
-    let twice = vec![("k".to_owned(), Value::U8(1)), ("k".to_owned(), Value::U8(2))];
+    let twice = vec![
+        ("k".to_owned(), Value::U8(1)),
+        ("k".to_owned(), Value::U8(2)),
+    ];
     assert!(refuse(twice, vec![]).contains("\"k\" appears twice"));
     let tensor = |name: &str, kind, shape: &[u64]| refuse(vec![], vec![spec(name, kind, shape)]);
     assert!(
-        tensor("t", TensorType::Q8_0, &[4, 48]).contains("rows of 48 values, but Q8_0 comes in blocks of 32")
+        tensor("t", TensorType::Q8_0, &[4, 48])
+            .contains("rows of 48 values, but Q8_0 comes in blocks of 32")
     );
     assert!(tensor("t", TensorType::F32, &[]).contains("0 dimensions"));
     assert!(tensor("t", TensorType::F32, &[1, 1, 1, 1, 1]).contains("5 dimensions"));
     assert!(tensor("t", TensorType::F32, &[4, 0]).contains("a side of 0"));
     assert!(tensor("t", TensorType::F32, &[1 << 33, 1 << 33]).contains("2^63"));
     assert!(tensor(&"n".repeat(64), TensorType::F32, &[1]).contains("64 bytes"));
-    let double = vec![spec("t", TensorType::F32, &[1]), spec("t", TensorType::F32, &[1])];
+    let double = vec![
+        spec("t", TensorType::F32, &[1]),
+        spec("t", TensorType::F32, &[1]),
+    ];
     assert!(refuse(vec![], double).contains("\"t\" appears twice"));
 }
 
@@ -147,7 +171,10 @@ fn lies_are_refused_by_name() {
     assert!(with_entry(&entry(7, &[2])).contains("a bool of 2"));
     let array = |kind: u32, count: u64| [&kind.to_le_bytes()[..], &count.to_le_bytes()].concat();
     assert!(with_entry(&entry(9, &array(9, 1))).contains("an array of type 9"));
-    assert!(with_entry(&entry(9, &array(4, 1 << 60))).contains("an array of 1152921504606846976 values"));
+    assert!(
+        with_entry(&entry(9, &array(4, 1 << 60)))
+            .contains("an array of 1152921504606846976 values")
+    );
     assert!(with_entry(&entry(8, &(1_u64 << 50).to_le_bytes())).contains("cut off?"));
     assert!(with_entry(&entry(8, b"\x02\0\0\0\0\0\0\0\xc3\x28")).contains("not UTF-8 at byte"));
     assert!(with_tensor(&tensor(2, &[32], 0), 18).contains("has type 2"));

@@ -8,7 +8,8 @@ macro_rules! values {
         #[allow(missing_docs, reason = "the variants are the specification's types")]
         pub enum Value {
             $($variant($kind),)+
-            /// Many values of one type, type 9 in files. Arrays of arrays are refused, as by llama.cpp.
+            /// Many values of one type, type 9 in files. Arrays of arrays are refused, as by
+            /// llama.cpp.
             Array(Array),
         }
 
@@ -163,7 +164,9 @@ impl Field for String {
 fn read_many<T: Field>(count: u64, from: &mut Cursor<'_>) -> Result<Vec<T>, GgufError> {
     let most = from.remaining() / T::LEAST_BYTES;
     if count > most {
-        return wrong(format!("is an array of {count} values, but only {most} can follow"));
+        return wrong(format!(
+            "is an array of {count} values, but only {most} can follow"
+        ));
     }
     (0..count).map(|_| T::read(from)).collect()
 }

@@ -1,7 +1,8 @@
-//! Reads that go past the page cache, for weights that are read again and again under a memory limit.
+//! Reads that go past the page cache, for weights that are read again and again under a memory
+//! limit.
 //!
-//! What lies in the page cache already is taken from there; the rest is read directly where the file system can, and
-//! through the page cache where it cannot.
+//! What lies in the page cache already is taken from there; the rest is read directly where the
+//! file system can, and through the page cache where it cannot.
 
 use std::ops::Range;
 use std::path::Path;
@@ -10,7 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::InputFile;
 use crate::{FormatError, Result};
 
-/// Offsets, lengths and memory of direct reads are multiples of this many bytes: it serves every drive in use.
+/// Offsets, lengths and memory of direct reads are multiples of this many bytes: it serves every
+/// drive in use.
 pub const DIRECT_ALIGNMENT: u64 = 4096;
 #[cfg(target_os = "linux")]
 const ALIGNMENT: usize = 4096;
@@ -30,14 +32,20 @@ pub enum ReadPath {
 #[derive(Debug)]
 pub struct DirectFile {
     file: InputFile,
-    #[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "direct reads are tried on Linux only"))]
+    #[cfg_attr(
+        not(target_os = "linux"),
+        expect(dead_code, reason = "direct reads are tried on Linux only")
+    )]
     direct: Option<std::fs::File>,
     refused: AtomicBool,
 }
 
 /// A range rounded outward to [`DIRECT_ALIGNMENT`].
 pub fn outward(range: &Range<u64>) -> Range<u64> {
-    let end = range.end.checked_next_multiple_of(DIRECT_ALIGNMENT).unwrap_or(range.end);
+    let end = range
+        .end
+        .checked_next_multiple_of(DIRECT_ALIGNMENT)
+        .unwrap_or(range.end);
     range.start - range.start % DIRECT_ALIGNMENT..end
 }
 
@@ -49,7 +57,11 @@ impl DirectFile {
     pub fn open(path: &Path) -> Result<Self> {
         let file = InputFile::open(path)?;
         let direct = open_direct(path);
-        Ok(Self { file, refused: AtomicBool::new(direct.is_none()), direct })
+        Ok(Self {
+            file,
+            refused: AtomicBool::new(direct.is_none()),
+            direct,
+        })
     }
 
     /// The file, for other reads.
@@ -62,15 +74,20 @@ impl DirectFile {
         !self.refused.load(Ordering::Relaxed)
     }
 
-    /// Reads `range`, a part of the file whose start is a multiple of [`DIRECT_ALIGNMENT`], to the start of `to`, which
-    /// has room for the range rounded [`outward`]. What lies behind the range in `to` is undefined after that.
+    /// Reads `range`, a part of the file whose start is a multiple of [`DIRECT_ALIGNMENT`], to the
+    /// start of `to`, which has room for the range rounded [`outward`]. What lies behind the range
+    /// in `to` is undefined after that.
     ///
     /// # Errors
     /// As [`InputFile::read_at`].
     pub fn read_aligned(&self, range: &Range<u64>, to: &mut [u8]) -> Result<ReadPath> {
         let length = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
         if to.len() < length {
-            let what = format!("{length} bytes at {} do not fit into {}", range.start, to.len());
+            let what = format!(
+                "{length} bytes at {} do not fit into {}",
+                range.start,
+                to.len()
+            );
             return Err(FormatError::malformed(self.file.path(), what));
         }
         if self.is_cached(range) {
@@ -91,8 +108,10 @@ impl DirectFile {
         let padded = outward(range);
         let length = usize::try_from(padded.end - padded.start).unwrap_or(usize::MAX);
         let aligned = to.as_ptr().addr().is_multiple_of(ALIGNMENT);
-        let Some(direct) =
-            self.direct.as_ref().filter(|_| aligned && length <= to.len() && range.start == padded.start)
+        let Some(direct) = self
+            .direct
+            .as_ref()
+            .filter(|_| aligned && length <= to.len() && range.start == padded.start)
         else {
             return Ok(false);
         };
@@ -122,7 +141,8 @@ impl DirectFile {
         Ok(false)
     }
 
-    /// Asks for the first and the last byte without waiting: both come only if they are in the page cache.
+    /// Asks for the first and the last byte without waiting: both come only if they are in the page
+    /// cache.
     #[cfg(target_os = "linux")]
     fn is_cached(&self, range: &Range<u64>) -> bool {
         use rustix::io::{ReadWriteFlags, preadv2};
@@ -144,7 +164,11 @@ impl DirectFile {
 fn open_direct(path: &Path) -> Option<std::fs::File> {
     use std::os::unix::fs::OpenOptionsExt;
     let flags = rustix::fs::OFlags::DIRECT | rustix::fs::OFlags::NONBLOCK;
-    std::fs::File::options().read(true).custom_flags(i32::try_from(flags.bits()).ok()?).open(path).ok()
+    std::fs::File::options()
+        .read(true)
+        .custom_flags(i32::try_from(flags.bits()).ok()?)
+        .open(path)
+        .ok()
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -166,27 +190,43 @@ mod tests {
     fn every_way_gives_the_same_bytes() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("weights");
-        let bytes: Vec<u8> = (0..50_000_u32).map(|i| u8::try_from(i * 7 % 251).unwrap()).collect();
+        let bytes: Vec<u8> = (0..50_000_u32)
+            .map(|i| u8::try_from(i * 7 % 251).unwrap())
+            .collect();
         std::fs::write(&path, &bytes).unwrap();
         std::fs::File::open(&path).unwrap().sync_all().unwrap();
         let file = DirectFile::open(&path).unwrap();
         let mut seen = Vec::new();
-        for (start, end) in [(0, 50_000), (4096, 4097), (8192, 49_999), (40_960, 50_000), (0, 0)] {
+        for (start, end) in [
+            (0, 50_000),
+            (4096, 4097),
+            (8192, 49_999),
+            (40_960, 50_000),
+            (0, 0),
+        ] {
             for drop_cache in [false, true] {
                 if drop_cache {
                     let range = std::num::NonZeroU64::new(50_000);
-                    rustix::fs::fadvise(&file.file.file, 0, range, rustix::fs::Advice::DontNeed).unwrap();
+                    rustix::fs::fadvise(&file.file.file, 0, range, rustix::fs::Advice::DontNeed)
+                        .unwrap();
                 }
                 for skip in [0, 1] {
                     let mut buffer = vec![0; 70_000];
                     let to = &mut aligned(&mut buffer)[skip..];
                     seen.push(file.read_aligned(&(start as u64..end as u64), to).unwrap());
-                    assert_eq!(to[..end - start], bytes[start..end], "{start}..{end} {skip}");
+                    assert_eq!(
+                        to[..end - start],
+                        bytes[start..end],
+                        "{start}..{end} {skip}"
+                    );
                 }
             }
         }
         assert!(seen.contains(&ReadPath::Cached), "{seen:?}");
-        assert!(!file.is_direct() || seen.contains(&ReadPath::Direct), "{seen:?}");
+        assert!(
+            !file.is_direct() || seen.contains(&ReadPath::Direct),
+            "{seen:?}"
+        );
     }
 
     #[test]
@@ -196,9 +236,15 @@ mod tests {
         std::fs::write(&path, [1; 5000]).unwrap();
         let file = DirectFile::open(&path).unwrap();
         let mut buffer = vec![0; 30_000];
-        let error = file.read_aligned(&(4096..8000), aligned(&mut buffer)).unwrap_err().to_string();
+        let error = file
+            .read_aligned(&(4096..8000), aligned(&mut buffer))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("ends before byte 8000"), "{error}");
-        let error = file.read_aligned(&(0..5000), &mut [0; 100]).unwrap_err().to_string();
+        let error = file
+            .read_aligned(&(0..5000), &mut [0; 100])
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("do not fit into 100"), "{error}");
     }
 }

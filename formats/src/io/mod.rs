@@ -17,7 +17,8 @@ mod sequential;
 pub use direct::{DIRECT_ALIGNMENT, DirectFile, ReadPath, outward};
 pub use sequential::{SequentialWriter, WriteBuffer};
 
-/// Bytes read at a time: small enough that several digests of one piece are taken from the L2 cache.
+/// Bytes read at a time: small enough that several digests of one piece are taken from the L2
+/// cache.
 pub const READ_BYTES: usize = 512 << 10;
 
 /// A regular file, opened for positioned reads, with the length it had when it was opened.
@@ -39,7 +40,10 @@ pub struct Stamp {
 
 impl Stamp {
     fn of(metadata: &Metadata) -> Self {
-        Self { length: metadata.len(), modified: metadata.modified().ok() }
+        Self {
+            length: metadata.len(),
+            modified: metadata.modified().ok(),
+        }
     }
 }
 
@@ -50,11 +54,17 @@ impl InputFile {
     /// `Io` where it cannot be opened, `Malformed` where it is a folder, pipe or device.
     pub fn open(path: &Path) -> Result<Self> {
         let file = open_for_reading(path).map_err(FormatError::io("open", path))?;
-        let metadata = file.metadata().map_err(FormatError::io("read the length of", path))?;
+        let metadata = file
+            .metadata()
+            .map_err(FormatError::io("read the length of", path))?;
         if !metadata.is_file() {
             return Err(FormatError::malformed(path, "is not a regular file"));
         }
-        Ok(Self { file, path: path.to_owned(), stamp: Stamp::of(&metadata) })
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            stamp: Stamp::of(&metadata),
+        })
     }
 
     /// Length in bytes when the file was opened.
@@ -130,7 +140,10 @@ impl InputFile {
     /// # Errors
     /// `Changed` where its length or time of modification differ.
     pub fn check_unchanged(&self) -> Result<()> {
-        let metadata = self.file.metadata().map_err(FormatError::io("read the length of", &self.path))?;
+        let metadata = self
+            .file
+            .metadata()
+            .map_err(FormatError::io("read the length of", &self.path))?;
         if Stamp::of(&metadata) == self.stamp {
             return Ok(());
         }
@@ -151,8 +164,8 @@ impl InputFile {
 }
 
 impl InputFile {
-    /// Asks the operating system to drop the file's clean pages from its cache: the next read comes from the drive. Only
-    /// a hint; what is not written yet stays.
+    /// Asks the operating system to drop the file's clean pages from its cache: the next read comes
+    /// from the drive. Only a hint; what is not written yet stays.
     pub fn forget(&self) {
         #[cfg(any(target_os = "linux", target_os = "android"))]
         let _ = rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed);
@@ -220,7 +233,12 @@ pub fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Resul
 fn advise_will_need(file: &File, range: Range<u64>) {
     if let Some(length) = std::num::NonZeroU64::new(range.end.saturating_sub(range.start)) {
         // a hint: where it fails only time is lost
-        let _ = rustix::fs::fadvise(file, range.start, Some(length), rustix::fs::Advice::WillNeed);
+        let _ = rustix::fs::fadvise(
+            file,
+            range.start,
+            Some(length),
+            rustix::fs::Advice::WillNeed,
+        );
     }
 }
 
@@ -257,7 +275,11 @@ impl Stop {
     /// # Errors
     /// `Interrupted` once a stop was asked for.
     pub fn check(&self) -> Result<()> {
-        if self.is_requested() { Err(FormatError::Interrupted) } else { Ok(()) }
+        if self.is_requested() {
+            Err(FormatError::Interrupted)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -271,9 +293,17 @@ mod tests {
         let path = folder.path().join("shard");
         std::fs::write(&path, [7; 100]).unwrap();
         let input = InputFile::open(&path).unwrap();
-        File::options().write(true).open(&path).unwrap().set_len(40).unwrap();
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(40)
+            .unwrap();
         let error = input.read_range(0..100).unwrap_err().to_string();
-        assert!(error.contains("ends before byte 100; it had 100 bytes"), "{error}");
+        assert!(
+            error.contains("ends before byte 100; it had 100 bytes"),
+            "{error}"
+        );
         let error = input.check_unchanged().unwrap_err().to_string();
         assert!(error.contains("100 bytes before, 40 now"), "{error}");
     }
@@ -295,7 +325,10 @@ mod tests {
         take(&mut seen, &stop).unwrap();
         assert_eq!(seen, bytes[3..200]);
         stop.request();
-        assert!(matches!(take(&mut seen, &stop), Err(FormatError::Interrupted)));
+        assert!(matches!(
+            take(&mut seen, &stop),
+            Err(FormatError::Interrupted)
+        ));
     }
 
     #[test]

@@ -1,7 +1,9 @@
-//! Writing a large file from its first byte to its last, past the page cache where the file system can.
+//! Writing a large file from its first byte to its last, past the page cache where the file system
+//! can.
 //!
-//! Through the page cache every byte is copied once more, each page of it is taken from what is being read, and the
-//! drive waits for a sync. Past it a write is on the drive when it returns; a sync makes it durable.
+//! Through the page cache every byte is copied once more, each page of it is taken from what is
+//! being read, and the drive waits for a sync. Past it a write is on the drive when it returns; a
+//! sync makes it durable.
 
 use std::fmt;
 use std::fs::File;
@@ -11,7 +13,8 @@ use std::path::Path;
 use super::write_all_at;
 use crate::{FormatError, Result};
 
-/// Memory, offsets and lengths of direct writes are multiples of this many bytes: it serves every drive in use.
+/// Memory, offsets and lengths of direct writes are multiples of this many bytes: it serves every
+/// drive in use.
 const ALIGNMENT: usize = 4096;
 
 /// Bytes written at a time: enough for a drive's full speed.
@@ -35,7 +38,11 @@ impl Default for WriteBuffer {
         let memory = vec![0; WRITE_BYTES + ALIGNMENT];
         // where it cannot be told, writes go through the page cache
         let start = memory.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
-        Self { memory, start, length: 0 }
+        Self {
+            memory,
+            start,
+            length: 0,
+        }
     }
 }
 
@@ -75,9 +82,15 @@ pub struct SequentialWriter<'f> {
 }
 
 impl<'f> SequentialWriter<'f> {
-    /// Begins at the file's first byte; `path` is its name. Nobody else may write to the file meanwhile.
+    /// Begins at the file's first byte; `path` is its name. Nobody else may write to the file
+    /// meanwhile.
     pub fn new(file: &'f File, path: &'f Path) -> Self {
-        Self { file, path, at: 0, direct: set_direct(file, true) }
+        Self {
+            file,
+            path,
+            at: 0,
+            direct: set_direct(file, true),
+        }
     }
 
     /// Whether all that was written so far went past the page cache.
@@ -90,7 +103,8 @@ impl<'f> SequentialWriter<'f> {
     /// # Errors
     /// `Io` with the path.
     pub fn write(&mut self, buffer: &WriteBuffer) -> Result<()> {
-        self.append(buffer.bytes()).map_err(FormatError::io("write", self.path))
+        self.append(buffer.bytes())
+            .map_err(FormatError::io("write", self.path))
     }
 
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -145,9 +159,16 @@ mod tests {
     fn files_of_every_length_hold_what_was_written() {
         // the file system of the sources is one with a drive, that of temporary files often is not
         for folder in [tempfile::tempdir_in("."), tempfile::tempdir()].map(Result::unwrap) {
-            for length in
-                [0, 1, 4096, 5000, WRITE_BYTES - 1, WRITE_BYTES, WRITE_BYTES + 1, 3 * WRITE_BYTES + 4096]
-            {
+            for length in [
+                0,
+                1,
+                4096,
+                5000,
+                WRITE_BYTES - 1,
+                WRITE_BYTES,
+                WRITE_BYTES + 1,
+                3 * WRITE_BYTES + 4096,
+            ] {
                 let (path, bytes) = (folder.path().join("new"), pattern(length));
                 let file = File::create(&path).unwrap();
                 let mut writer = SequentialWriter::new(&file, &path);
@@ -183,7 +204,12 @@ mod tests {
         writer.append(odd).unwrap();
         assert!(!writer.is_direct());
         writer.append(&aligned[2 * ALIGNMENT..]).unwrap();
-        let wanted = [&bytes[..2 * ALIGNMENT], &bytes[1..=ALIGNMENT], &bytes[2 * ALIGNMENT..]].concat();
+        let wanted = [
+            &bytes[..2 * ALIGNMENT],
+            &bytes[1..=ALIGNMENT],
+            &bytes[2 * ALIGNMENT..],
+        ]
+        .concat();
         assert!(std::fs::read(&path).unwrap() == wanted);
     }
 
@@ -195,7 +221,13 @@ mod tests {
         let file = File::open(&path).unwrap();
         let mut buffer = WriteBuffer::default();
         buffer.take(&[1; 10]);
-        let error = SequentialWriter::new(&file, &path).write(&buffer).unwrap_err().to_string();
-        assert!(error.contains("cannot write") && error.contains("new"), "{error}");
+        let error = SequentialWriter::new(&file, &path)
+            .write(&buffer)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("cannot write") && error.contains("new"),
+            "{error}"
+        );
     }
 }

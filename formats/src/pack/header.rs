@@ -1,6 +1,7 @@
 //! The safetensors header of a pack: written here because the order of its tensors matters.
 //!
-//! It is a function of what the manifest says, so `verify` derives it again and compares it byte for byte.
+//! It is a function of what the manifest says, so `verify` derives it again and compares it byte
+//! for byte.
 
 use super::{ALIGNMENT, SegmentSpec, StoredSegment};
 use crate::codec::{Codec, PREFIX_BYTES, TABLE_ENTRY_BYTES, chunk_count};
@@ -13,7 +14,14 @@ const METADATA: &str = r#""__metadata__":{"format":"pt","segpack":"1"}"#;
 fn push_raw(json: &mut String, segment: &SegmentSpec, begin: u64) -> u64 {
     segment.tensors.iter().fold(begin, |at, tensor| {
         let end = at.saturating_add(tensor.length);
-        push_entry(json, &tensor.name, &tensor.dtype.to_string(), &tensor.shape, at, end);
+        push_entry(
+            json,
+            &tensor.name,
+            &tensor.dtype.to_string(),
+            &tensor.shape,
+            at,
+            end,
+        );
         end
     })
 }
@@ -33,43 +41,70 @@ fn aligned_start(json_length: usize) -> u64 {
 /// The header of a pack whose segments are all raw, from byte 0 to the data section.
 pub fn raw_header(segments: &[SegmentSpec]) -> Vec<u8> {
     let mut json = format!("{{{METADATA}");
-    segments.iter().fold(0, |at, segment| push_raw(&mut json, segment, at));
+    segments
+        .iter()
+        .fold(0, |at, segment| push_raw(&mut json, segment, at));
     json.push('}');
     finish(&json, aligned_start(json.len()))
 }
 
 /// First byte of the data section of a pack of these segments.
 ///
-/// Where segments may be coded, their stored lengths are not known before they are written, so the header
-/// takes the room of the longest one possible.
+/// Where segments may be coded, their stored lengths are not known before they are written, so the
+/// header takes the room of the longest one possible.
 pub fn data_start(segments: &[SegmentSpec], codec: Codec) -> u64 {
     if codec == Codec::Raw {
         return raw_header(segments).len() as u64;
     }
-    let most = segments.iter().map(most_stored).fold(0, u64::saturating_add);
-    let length: usize = segments.iter().map(|segment| longest_entry(segment, most)).sum();
+    let most = segments
+        .iter()
+        .map(most_stored)
+        .fold(0, u64::saturating_add);
+    let length: usize = segments
+        .iter()
+        .map(|segment| longest_entry(segment, most))
+        .sum();
     aligned_start(METADATA.len() + 2 + length)
 }
 
 /// No coded segment is longer: one that does not shrink is stored raw.
 fn most_stored(segment: &SegmentSpec) -> u64 {
-    let chunks = segment.tensors.iter().map(|t| chunk_count(t.length)).fold(0, u64::saturating_add);
-    let table = chunks.saturating_mul(TABLE_ENTRY_BYTES).saturating_add(PREFIX_BYTES);
+    let chunks = segment
+        .tensors
+        .iter()
+        .map(|t| chunk_count(t.length))
+        .fold(0, u64::saturating_add);
+    let table = chunks
+        .saturating_mul(TABLE_ENTRY_BYTES)
+        .saturating_add(PREFIX_BYTES);
     let length = segment.raw_length().saturating_add(table);
-    length.checked_next_multiple_of(ALIGNMENT).unwrap_or(u64::MAX)
+    length
+        .checked_next_multiple_of(ALIGNMENT)
+        .unwrap_or(u64::MAX)
 }
 
 fn longest_entry(segment: &SegmentSpec, most: u64) -> usize {
     let (mut raw, mut coded) = (String::new(), String::new());
     for t in &segment.tensors {
-        push_entry(&mut raw, &t.name, &t.dtype.to_string(), &t.shape, most, most);
+        push_entry(
+            &mut raw,
+            &t.name,
+            &t.dtype.to_string(),
+            &t.shape,
+            most,
+            most,
+        );
     }
     push_entry(&mut coded, &segment.id, "U8", &[most], most, most);
     raw.len().max(coded.len())
 }
 
 /// The header of a pack whose segments were stored like this.
-pub fn coded_header(segments: &[SegmentSpec], stored: &[StoredSegment], data_start: u64) -> Vec<u8> {
+pub fn coded_header(
+    segments: &[SegmentSpec],
+    stored: &[StoredSegment],
+    data_start: u64,
+) -> Vec<u8> {
     let mut json = format!("{{{METADATA}");
     for (segment, stored) in segments.iter().zip(stored) {
         let begin = stored.offset.saturating_sub(data_start);
@@ -77,7 +112,14 @@ pub fn coded_header(segments: &[SegmentSpec], stored: &[StoredSegment], data_sta
             push_raw(&mut json, segment, begin);
         } else {
             let end = begin.saturating_add(stored.stored_length);
-            push_entry(&mut json, &segment.id, "U8", &[stored.stored_length], begin, end);
+            push_entry(
+                &mut json,
+                &segment.id,
+                "U8",
+                &[stored.stored_length],
+                begin,
+                end,
+            );
         }
     }
     json.push('}');

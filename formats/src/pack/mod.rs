@@ -14,7 +14,8 @@ pub use header::{coded_header, data_start, raw_header};
 pub use reader::{SegmentReader, Unpacker};
 pub use writer::{TensorSource, write_pack, write_raw_pack};
 
-/// The data section of a pack starts at a multiple of this; so do coded segments that follow coded ones.
+/// The data section of a pack starts at a multiple of this; so do coded segments that follow coded
+/// ones.
 pub const ALIGNMENT: u64 = 4096;
 
 /// A tensor as it goes into a pack.
@@ -42,7 +43,10 @@ pub struct SegmentSpec {
 impl SegmentSpec {
     /// Bytes of the raw segment.
     pub fn raw_length(&self) -> u64 {
-        self.tensors.iter().map(|t| t.length).fold(0, u64::saturating_add)
+        self.tensors
+            .iter()
+            .map(|t| t.length)
+            .fold(0, u64::saturating_add)
     }
 }
 

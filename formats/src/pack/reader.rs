@@ -29,7 +29,11 @@ impl Unpacker {
     /// # Errors
     /// `Coded` where zstd has no memory.
     pub fn new() -> Result<Self> {
-        Ok(Self { buffer: vec![0; READ_BYTES], raw: Vec::new(), decoder: ChunkDecoder::new()? })
+        Ok(Self {
+            buffer: vec![0; READ_BYTES],
+            raw: Vec::new(),
+            decoder: ChunkDecoder::new()?,
+        })
     }
 }
 
@@ -37,7 +41,8 @@ impl<'a> SegmentReader<'a> {
     /// Finds a segment in its pack; for a coded one, reads and checks its chunk table.
     ///
     /// # Errors
-    /// `Malformed` with the pack's path where the segment does not fit into the file or its table is broken.
+    /// `Malformed` with the pack's path where the segment does not fit into the file or its table
+    /// is broken.
     pub fn open(pack: &'a InputFile, segment: StoredSegment) -> Result<Self> {
         let end = segment.offset.checked_add(segment.stored_length);
         if end.is_none_or(|end| end > pack.length()) {
@@ -56,14 +61,21 @@ impl<'a> SegmentReader<'a> {
             Codec::Raw => {
                 return Err(FormatError::malformed(
                     pack.path(),
-                    format!("raw segment stores {} bytes for {}", segment.stored_length, segment.raw_length),
+                    format!(
+                        "raw segment stores {} bytes for {}",
+                        segment.stored_length, segment.raw_length
+                    ),
                 ));
             }
             Codec::Zstd | Codec::Bf16Zstd | Codec::Bf16Rans => {
                 Some(read_table(pack, &segment).map_err(in_segment(pack, segment))?)
             }
         };
-        Ok(Self { pack, segment, table })
+        Ok(Self {
+            pack,
+            segment,
+            table,
+        })
     }
 
     /// The chunks of a coded segment; none of a raw one.
@@ -84,7 +96,10 @@ impl<'a> SegmentReader<'a> {
         mut take: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         if range.start > range.end || range.end > self.segment.raw_length {
-            let what = format!("bytes {range:?} leave a segment of {} bytes", self.segment.raw_length);
+            let what = format!(
+                "bytes {range:?} leave a segment of {} bytes",
+                self.segment.raw_length
+            );
             return Err(FormatError::malformed(self.pack.path(), what).into());
         }
         let Some(table) = &self.table else {
@@ -106,8 +121,16 @@ impl<'a> SegmentReader<'a> {
         Ok(())
     }
 
-    fn decode<'u>(&self, chunk: &crate::codec::Chunk, unpacker: &'u mut Unpacker) -> Result<&'u [u8]> {
-        let Unpacker { buffer, raw, decoder } = unpacker;
+    fn decode<'u>(
+        &self,
+        chunk: &crate::codec::Chunk,
+        unpacker: &'u mut Unpacker,
+    ) -> Result<&'u [u8]> {
+        let Unpacker {
+            buffer,
+            raw,
+            decoder,
+        } = unpacker;
         let stored = index(chunk.stored.end - chunk.stored.start);
         let wanted = index(chunk.raw.end - chunk.raw.start);
         // both are at most MAX_CHUNK_BYTES: the table was checked
@@ -118,8 +141,11 @@ impl<'a> SegmentReader<'a> {
             raw.resize(wanted, 0);
         }
         let stored = &mut buffer[..stored];
-        self.pack.read_at(stored, self.segment.offset + chunk.stored.start)?;
-        decoder.decode(chunk, stored, &mut raw[..wanted]).map_err(in_segment(self.pack, self.segment))?;
+        self.pack
+            .read_at(stored, self.segment.offset + chunk.stored.start)?;
+        decoder
+            .decode(chunk, stored, &mut raw[..wanted])
+            .map_err(in_segment(self.pack, self.segment))?;
         Ok(&raw[..wanted])
     }
 }
@@ -134,14 +160,18 @@ fn in_segment(pack: &InputFile, segment: StoredSegment) -> impl FnOnce(FormatErr
     move |e| match e {
         FormatError::Coded { what } => FormatError::malformed(
             pack.path(),
-            format!("coded segment at byte {} of {} bytes: {what}", segment.offset, segment.stored_length),
+            format!(
+                "coded segment at byte {} of {} bytes: {what}",
+                segment.offset, segment.stored_length
+            ),
         ),
         other => other,
     }
 }
 
 fn read_table(pack: &InputFile, segment: &StoredSegment) -> Result<ChunkTable> {
-    let prefix = pack.read_range(segment.offset..segment.offset + segment.stored_length.min(PREFIX_BYTES))?;
+    let prefix =
+        pack.read_range(segment.offset..segment.offset + segment.stored_length.min(PREFIX_BYTES))?;
     let end = ChunkTable::parse_prefix(&prefix, segment.stored_length)?;
     let head = pack.read_range(segment.offset..segment.offset + end)?;
     let table = ChunkTable::parse(&head, segment.stored_length)?;

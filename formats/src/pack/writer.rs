@@ -6,7 +6,8 @@ use std::path::Path;
 use super::header::{coded_header, data_start, raw_header};
 use super::{ALIGNMENT, SegmentSpec, StoredSegment, TensorSpec, WrittenPack};
 use crate::codec::{
-    ChunkEncoder, ChunkTable, Codec, Coding, PREFIX_BYTES, TABLE_ENTRY_BYTES, chunk_count, chunk_lengths,
+    ChunkEncoder, ChunkTable, Codec, Coding, PREFIX_BYTES, TABLE_ENTRY_BYTES, chunk_count,
+    chunk_lengths,
 };
 use crate::digest::{Blake3Hasher, Sha256, Sha256Hasher};
 use crate::io::{InputFile, READ_BYTES, Stop, write_all_at};
@@ -28,12 +29,12 @@ pub trait TensorSource {
 
 /// Writes `segments` into `file` (empty, open for writing; `path` is its name), header and all.
 ///
-/// The bytes written depend on the segments and the coding alone. `progress` hears of raw bytes done.
-/// The file is not synced.
+/// The bytes written depend on the segments and the coding alone. `progress` hears of raw bytes
+/// done. The file is not synced.
 ///
 /// # Errors
-/// `Io` on the file, whatever the source returns, `Interrupted`; a source that gives too few or too many bytes
-/// is `Changed`.
+/// `Io` on the file, whatever the source returns, `Interrupted`; a source that gives too few or too
+/// many bytes is `Changed`.
 pub fn write_pack(
     file: &File,
     path: &Path,
@@ -43,7 +44,11 @@ pub fn write_pack(
     stop: &Stop,
     progress: &dyn Fn(u64),
 ) -> Result<WrittenPack> {
-    let out = Output { file, path, progress };
+    let out = Output {
+        file,
+        path,
+        progress,
+    };
     match coding {
         Coding::Raw => {
             let mut at = 0;
@@ -75,17 +80,21 @@ fn check_length(spec: &TensorSpec, seen: u64, path: &Path) -> Result<()> {
     }
     Err(FormatError::changed(
         path,
-        format!("tensor {:?} gave {seen} bytes, wanted {}", spec.name, spec.length),
+        format!(
+            "tensor {:?} gave {seen} bytes, wanted {}",
+            spec.name, spec.length
+        ),
     ))
 }
 
 /// Passes a raw pack to `write`, from its first byte to its last; `path` is its name.
 ///
-/// The header is known beforehand, so every digest is taken from each piece as it passes. `progress` hears of raw
-/// bytes done.
+/// The header is known beforehand, so every digest is taken from each piece as it passes.
+/// `progress` hears of raw bytes done.
 ///
 /// # Errors
-/// Whatever the source or `write` returns; a source that gives too few or too many bytes is `Changed`.
+/// Whatever the source or `write` returns; a source that gives too few or too many bytes is
+/// `Changed`.
 pub fn write_raw_pack(
     path: &Path,
     segments: &[SegmentSpec],
@@ -98,8 +107,12 @@ pub fn write_raw_pack(
     let mut pack = Sha256Hasher::default();
     pack.update(&header);
     let mut at = header.len() as u64;
-    let mut written =
-        WrittenPack { length: 0, sha256: Sha256([0; 32]), segments: Vec::new(), tensors: Vec::new() };
+    let mut written = WrittenPack {
+        length: 0,
+        sha256: Sha256([0; 32]),
+        segments: Vec::new(),
+        tensors: Vec::new(),
+    };
     for (s, segment) in segments.iter().enumerate() {
         let (start, mut blake3) = (at, Blake3Hasher::default());
         for (t, tensor) in segment.tensors.iter().enumerate() {
@@ -128,7 +141,8 @@ pub fn write_raw_pack(
     Ok(written)
 }
 
-/// The header comes last, so the file's digests are taken by reading it back, while the page cache holds it.
+/// The header comes last, so the file's digests are taken by reading it back, while the page cache
+/// holds it.
 fn write_coded(
     out: &Output<'_>,
     segments: &[SegmentSpec],
@@ -140,7 +154,8 @@ fn write_coded(
     let start = data_start(segments, coding.codec());
     let (mut at, mut stored, mut tensors) = (start, Vec::new(), Vec::new());
     for (s, segment) in segments.iter().enumerate() {
-        let (coded_length, digests) = write_coded_segment(out, (s, segment), at, &mut encoder, source, stop)?;
+        let (coded_length, digests) =
+            write_coded_segment(out, (s, segment), at, &mut encoder, source, stop)?;
         tensors.extend(digests);
         let raw_length = segment.raw_length();
         let (codec, stored_length) = if coded_length < raw_length {
@@ -150,18 +165,40 @@ fn write_coded(
             (Codec::Raw, raw_length)
         };
         let blake3 = crate::digest::Blake3([0; 32]);
-        stored.push(StoredSegment { offset: at, stored_length, raw_length, codec, blake3 });
+        stored.push(StoredSegment {
+            offset: at,
+            stored_length,
+            raw_length,
+            codec,
+            blake3,
+        });
         at += stored_length;
     }
     out.write(&coded_header(segments, &stored, start), 0)?;
     // a coded segment that was given up may have reached further than the raw one in its place
-    out.file.set_len(at).map_err(FormatError::io("set the length of", out.path))?;
+    out.file
+        .set_len(at)
+        .map_err(FormatError::io("set the length of", out.path))?;
     let sha256 = digest_back(out.path, start, &mut stored, stop)?;
-    Ok(WrittenPack { length: at, sha256, segments: stored, tensors })
+    Ok(WrittenPack {
+        length: at,
+        sha256,
+        segments: stored,
+        tensors,
+    })
 }
 
-fn digest_back(path: &Path, data_start: u64, stored: &mut [StoredSegment], stop: &Stop) -> Result<Sha256> {
-    let (back, mut buffer, mut pack) = (InputFile::open(path)?, vec![0; READ_BYTES], Sha256Hasher::default());
+fn digest_back(
+    path: &Path,
+    data_start: u64,
+    stored: &mut [StoredSegment],
+    stop: &Stop,
+) -> Result<Sha256> {
+    let (back, mut buffer, mut pack) = (
+        InputFile::open(path)?,
+        vec![0; READ_BYTES],
+        Sha256Hasher::default(),
+    );
     back.for_each_piece(0..data_start, &mut buffer, stop, |piece| {
         pack.update(piece);
         Ok::<_, FormatError>(())
@@ -189,12 +226,16 @@ fn write_coded_segment(
     stop: &Stop,
 ) -> Result<(u64, Vec<Sha256>)> {
     let chunks: u64 = segment.tensors.iter().map(|t| chunk_count(t.length)).sum();
-    let mut table = ChunkTable { chunks: Vec::new(), raw_length: 0 };
+    let mut table = ChunkTable {
+        chunks: Vec::new(),
+        raw_length: 0,
+    };
     let mut stored = PREFIX_BYTES + chunks * TABLE_ENTRY_BYTES;
     let mut digests = Vec::new();
     let mut raw = Vec::new();
     for (t, tensor) in segment.tensors.iter().enumerate() {
-        let (mut sha256, mut seen, mut lengths) = (Sha256Hasher::default(), 0, chunk_lengths(tensor.length));
+        let (mut sha256, mut seen, mut lengths) =
+            (Sha256Hasher::default(), 0, chunk_lengths(tensor.length));
         let mut wanted = lengths.next();
         let mut flush = |raw: &mut Vec<u8>| -> Result<()> {
             stop.check()?;

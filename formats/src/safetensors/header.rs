@@ -60,10 +60,14 @@ pub struct ShardHeader {
 /// # Errors
 /// Where the product overflows or a sub-byte dtype does not fill whole bytes.
 pub fn byte_length(dtype: Dtype, shape: &[u64]) -> Result<u64, HeaderError> {
-    let bits = shape.iter().try_fold(dtype.bitsize() as u64, |bits, &side| bits.checked_mul(side));
+    let bits = shape
+        .iter()
+        .try_fold(dtype.bitsize() as u64, |bits, &side| bits.checked_mul(side));
     match bits {
         None => wrong(format!("shape {shape:?} of {dtype} overflows 64 bits")),
-        Some(bits) if bits % 8 != 0 => wrong(format!("shape {shape:?} of {dtype} ends inside a byte")),
+        Some(bits) if bits % 8 != 0 => {
+            wrong(format!("shape {shape:?} of {dtype} ends inside a byte"))
+        }
         Some(bits) => Ok(bits / 8),
     }
 }
@@ -72,7 +76,8 @@ impl ShardHeader {
     /// Reads the length field, given the length of the whole file.
     ///
     /// # Errors
-    /// A file shorter than 8 bytes; a header that is empty, longer than [`MAX_HEADER_BYTES`] or than the file.
+    /// A file shorter than 8 bytes; a header that is empty, longer than [`MAX_HEADER_BYTES`] or
+    /// than the file.
     pub fn parse_length(first: &[u8], file_length: u64) -> Result<u64, HeaderError> {
         let Some(field) = first.first_chunk::<8>() else {
             return wrong(format!(
@@ -100,7 +105,10 @@ impl ShardHeader {
     pub fn parse(json: &[u8], file_length: u64) -> Result<Self, HeaderError> {
         let data_start = LENGTH_FIELD + json.len() as u64;
         let text = std::str::from_utf8(json).map_err(|e| {
-            HeaderError(format!("header is not UTF-8 at byte {}", LENGTH_FIELD + e.valid_up_to() as u64))
+            HeaderError(format!(
+                "header is not UTF-8 at byte {}",
+                LENGTH_FIELD + e.valid_up_to() as u64
+            ))
         })?;
         if !text.starts_with('{') {
             let seen: String = text.chars().take(8).collect();
@@ -118,12 +126,20 @@ impl ShardHeader {
             .collect::<Result<Vec<_>, _>>()?;
         tensors.sort_by_key(|t| (t.offset, t.length)); // stable: empty tensors keep the header's order
         check_cover(&tensors, data_start, data_length)?;
-        Ok(Self { metadata: raw.metadata, tensors, data_start })
+        Ok(Self {
+            metadata: raw.metadata,
+            tensors,
+            data_start,
+        })
     }
 }
 
 /// The tensors must tile the data section: any hole would be lost, any overlap restored twice.
-fn check_cover(tensors: &[TensorEntry], data_start: u64, data_length: u64) -> Result<(), HeaderError> {
+fn check_cover(
+    tensors: &[TensorEntry],
+    data_start: u64,
+    data_length: u64,
+) -> Result<(), HeaderError> {
     let mut at = data_start;
     let mut last = "the header";
     for tensor in tensors {
@@ -166,10 +182,14 @@ fn check_name(name: &str) -> Result<(), HeaderError> {
         return wrong("a tensor has an empty name");
     }
     if let Some(bad) = name.chars().find(|c| c.is_control()) {
-        return wrong(format!("tensor name {name:?} holds the control character {bad:?}"));
+        return wrong(format!(
+            "tensor name {name:?} holds the control character {bad:?}"
+        ));
     }
     if name.split(['/', '\\']).any(|part| part == "..") {
-        return wrong(format!("tensor name {name:?} holds the path component \"..\""));
+        return wrong(format!(
+            "tensor name {name:?} holds the path component \"..\""
+        ));
     }
     Ok(())
 }
@@ -191,12 +211,14 @@ impl RawEntry {
     fn check(self, name: String, data_start: u64) -> Result<TensorEntry, HeaderError> {
         check_name(&name)?;
         let in_tensor = |what: String| HeaderError(format!("tensor {name:?}: {what}"));
-        let dtype =
-            parse_dtype(&self.dtype).ok_or_else(|| in_tensor(format!("unknown dtype {:?}", self.dtype)))?;
+        let dtype = parse_dtype(&self.dtype)
+            .ok_or_else(|| in_tensor(format!("unknown dtype {:?}", self.dtype)))?;
         let [begin, end] = self.data_offsets;
-        let length = end
-            .checked_sub(begin)
-            .ok_or_else(|| in_tensor(format!("data_offsets [{begin}, {end}] end before they begin")))?;
+        let length = end.checked_sub(begin).ok_or_else(|| {
+            in_tensor(format!(
+                "data_offsets [{begin}, {end}] end before they begin"
+            ))
+        })?;
         let wanted = byte_length(dtype, &self.shape).map_err(|e| in_tensor(e.0))?;
         if wanted != length {
             return Err(in_tensor(format!(
@@ -208,14 +230,21 @@ impl RawEntry {
             .checked_add(end)
             .map(|_| data_start + begin)
             .ok_or_else(|| in_tensor(format!("data_offsets [{begin}, {end}] overflow 64 bits")))?;
-        Ok(TensorEntry { dtype, shape: self.shape, offset, length, name })
+        Ok(TensorEntry {
+            dtype,
+            shape: self.shape,
+            offset,
+            length,
+            name,
+        })
     }
 }
 
 /// The dtype of this name in a safetensors header (`BF16`, `F8_E4M3`, …).
 fn parse_dtype(text: &str) -> Option<Dtype> {
     use serde::de::IntoDeserializer;
-    let text: serde::de::value::StrDeserializer<'_, serde::de::value::Error> = text.into_deserializer();
+    let text: serde::de::value::StrDeserializer<'_, serde::de::value::Error> =
+        text.into_deserializer();
     Dtype::deserialize(text).ok()
 }
 
@@ -231,7 +260,10 @@ impl<'de> Deserialize<'de> for RawHeader {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
-                let mut header = RawHeader { metadata: None, tensors: Vec::new() };
+                let mut header = RawHeader {
+                    metadata: None,
+                    tensors: Vec::new(),
+                };
                 while let Some(key) = map.next_key::<String>()? {
                     let in_key = |e: A::Error| A::Error::custom(format!("key {key:?}: {e}"));
                     if key == "__metadata__" {
@@ -244,10 +276,17 @@ impl<'de> Deserialize<'de> for RawHeader {
                         header.tensors.push((key, entry));
                     }
                 }
-                let mut names: Vec<&str> = header.tensors.iter().map(|(name, _)| name.as_str()).collect();
+                let mut names: Vec<&str> = header
+                    .tensors
+                    .iter()
+                    .map(|(name, _)| name.as_str())
+                    .collect();
                 names.sort_unstable();
                 if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-                    return Err(A::Error::custom(format!("key {:?} appears twice", twice[0])));
+                    return Err(A::Error::custom(format!(
+                        "key {:?} appears twice",
+                        twice[0]
+                    )));
                 }
                 Ok(header)
             }
@@ -271,9 +310,15 @@ mod tests {
         let header = parse(json, 8).unwrap();
         let start = 8 + json.len() as u64;
         assert_eq!(header.data_start, start);
-        assert_eq!(header.metadata.unwrap(), [("format".to_owned(), "pt".to_owned())]);
-        let seen: Vec<_> =
-            header.tensors.iter().map(|t| (t.name.as_str(), t.offset - start, t.length)).collect();
+        assert_eq!(
+            header.metadata.unwrap(),
+            [("format".to_owned(), "pt".to_owned())]
+        );
+        let seen: Vec<_> = header
+            .tensors
+            .iter()
+            .map(|t| (t.name.as_str(), t.offset - start, t.length))
+            .collect();
         assert_eq!(seen, [("a", 0, 4), ("e", 4, 0), ("b", 4, 4)]);
         assert_eq!(parse("{}", 0).unwrap().tensors, []);
     }
@@ -288,37 +333,83 @@ mod tests {
                 r#"{{"a":{{"dtype":"U8","shape":[4],"data_offsets":{a}}},"b":{{"dtype":"U8","shape":[4],"data_offsets":{b}}}}}"#
             )
         };
-        let named = |name: &str| format!(r#"{{"{name}":{{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}}}"#);
+        let named = |name: &str| {
+            format!(r#"{{"{name}":{{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}}}"#)
+        };
         let cases: Vec<(String, u64, &str)> = vec![
             ("[]".into(), 0, "begins with \"[]\""),
             ("\u{feff}{}".into(), 0, "must be a JSON object"),
             (" {}".into(), 0, "must be a JSON object"),
             ("{}\n{}".into(), 0, "trailing characters"),
             ("{\"a\":1}".into(), 0, "key \"a\": invalid type"),
-            ("{\"__metadata__\":{\"a\":1}}".into(), 0, "key \"__metadata__\""),
-            ("{\"__metadata__\":{},\"__metadata__\":{}}".into(), 0, "\"__metadata__\" appears twice"),
-            (two("[0,4]", "[4,8]").replace("\"b\"", "\"\\u0061\""), 8, "key \"a\" appears twice"),
-            (one("U8", "[4],\"shape\":[4]", "[0,4]"), 4, "duplicate field `shape`"),
+            (
+                "{\"__metadata__\":{\"a\":1}}".into(),
+                0,
+                "key \"__metadata__\"",
+            ),
+            (
+                "{\"__metadata__\":{},\"__metadata__\":{}}".into(),
+                0,
+                "\"__metadata__\" appears twice",
+            ),
+            (
+                two("[0,4]", "[4,8]").replace("\"b\"", "\"\\u0061\""),
+                8,
+                "key \"a\" appears twice",
+            ),
+            (
+                one("U8", "[4],\"shape\":[4]", "[0,4]"),
+                4,
+                "duplicate field `shape`",
+            ),
             (one("U8", "[4],\"x\":1", "[0,4]"), 4, "unknown field `x`"),
-            (one("U9", "[4]", "[0,4]"), 4, "tensor \"t\": unknown dtype \"U9\""),
+            (
+                one("U9", "[4]", "[0,4]"),
+                4,
+                "tensor \"t\": unknown dtype \"U9\"",
+            ),
             (one("U8", "[-4]", "[0,4]"), 4, "invalid value: integer `-4`"),
             (one("U8", "[4.5]", "[0,4]"), 4, "floating point"),
             (one("U8", "[4]", "[-1,4]"), 4, "invalid value: integer `-1`"),
             (one("U8", "[4]", "[0,4,8]"), 4, "key \"t\""),
             (one("U8", "[4]", "[4,0]"), 4, "end before they begin"),
-            (one("F32", "[4]", "[0,4]"), 4, "hold 4 bytes, but shape [4] of F32 takes 16"),
-            (one("BF16", "[9223372036854775808,2]", "[0,4]"), 4, "overflows 64 bits"),
+            (
+                one("F32", "[4]", "[0,4]"),
+                4,
+                "hold 4 bytes, but shape [4] of F32 takes 16",
+            ),
+            (
+                one("BF16", "[9223372036854775808,2]", "[0,4]"),
+                4,
+                "overflows 64 bits",
+            ),
             (one("U8", "[0,9223372036854775808,4]", "[0,0]"), 0, ""),
             (one("F4", "[3]", "[0,1]"), 1, "ends inside a byte"),
-            (one("U8", "[18446744073709551615]", "[0,18446744073709551615]"), 4, "overflow"),
+            (
+                one("U8", "[18446744073709551615]", "[0,18446744073709551615]"),
+                4,
+                "overflow",
+            ),
             (
                 one("U8", "[4]", "[0,4]"),
                 3,
                 "ends at byte 4 of the data, but the file has only 3: it is cut off",
             ),
-            (one("U8", "[4]", "[0,4]"), 5, "1 bytes follow the last tensor's end at byte 4"),
-            (one("U8", "[4]", "[1,5]"), 5, "bytes 0..1 of the data, between the header and tensor \"t\""),
-            (two("[0,4]", "[3,7]"), 7, "tensor \"b\" begins at byte 3 of the data, inside a"),
+            (
+                one("U8", "[4]", "[0,4]"),
+                5,
+                "1 bytes follow the last tensor's end at byte 4",
+            ),
+            (
+                one("U8", "[4]", "[1,5]"),
+                5,
+                "bytes 0..1 of the data, between the header and tensor \"t\"",
+            ),
+            (
+                two("[0,4]", "[3,7]"),
+                7,
+                "tensor \"b\" begins at byte 3 of the data, inside a",
+            ),
             (two("[0,4]", "[0,4]"), 4, "ranges overlap"),
             (two("[0,4]", "[5,9]"), 9, "belong to no tensor"),
             (named(""), 1, "empty name"),
@@ -346,20 +437,39 @@ mod tests {
             (b"", 0, "has 0 bytes"),
             (b"1234567", 7, "has 7 bytes"),
             (&[0; 8], 100, "header length (byte 0) is 0"),
-            (&[93, 0, 0, 0, 0, 0, 0, 0], 100, "is 93, but only 92 bytes follow"),
-            (&[255; 8], 100, "is 18446744073709551615, but only 92 bytes follow"),
-            (&[1, 225, 245, 5, 0, 0, 0, 0], 1 << 40, "over the limit of 100000000 bytes"),
+            (
+                &[93, 0, 0, 0, 0, 0, 0, 0],
+                100,
+                "is 93, but only 92 bytes follow",
+            ),
+            (
+                &[255; 8],
+                100,
+                "is 18446744073709551615, but only 92 bytes follow",
+            ),
+            (
+                &[1, 225, 245, 5, 0, 0, 0, 0],
+                1 << 40,
+                "over the limit of 100000000 bytes",
+            ),
         ];
         for (first, length, wanted) in cases {
-            let seen = ShardHeader::parse_length(first, length).unwrap_err().to_string();
+            let seen = ShardHeader::parse_length(first, length)
+                .unwrap_err()
+                .to_string();
             assert!(seen.contains(wanted), "{seen}");
         }
-        assert_eq!(ShardHeader::parse_length(&[92, 0, 0, 0, 0, 0, 0, 0], 100), Ok(92));
+        assert_eq!(
+            ShardHeader::parse_length(&[92, 0, 0, 0, 0, 0, 0, 0], 100),
+            Ok(92)
+        );
     }
 
     #[test]
     fn not_utf8_names_the_byte() {
-        let error = ShardHeader::parse(b"{\"a\xff\":1}", 20).unwrap_err().to_string();
+        let error = ShardHeader::parse(b"{\"a\xff\":1}", 20)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("not UTF-8 at byte 11"), "{error}");
     }
 }

@@ -32,18 +32,27 @@ impl ShardIndex {
     /// Parses and checks the text of an index.
     ///
     /// # Errors
-    /// Not JSON, a key given twice, no `weight_map`, a shard path that leaves the folder, a `total_size` that is
-    /// no whole number of bytes.
+    /// Not JSON, a key given twice, no `weight_map`, a shard path that leaves the folder, a
+    /// `total_size` that is no whole number of bytes.
     pub fn parse(json: &[u8]) -> Result<Self, HeaderError> {
         let raw: RawIndex = serde_json::from_slice(json)
             .map_err(|e| HeaderError::new(format!("is not a valid shard index: {e}")))?;
-        let total_size = raw.metadata.and_then(|m| m.total_size).map(|n| whole(&n)).transpose()?;
+        let total_size = raw
+            .metadata
+            .and_then(|m| m.total_size)
+            .map(|n| whole(&n))
+            .transpose()?;
         for (tensor, file) in &raw.weight_map.0 {
             check_relative_path(file).map_err(|why| {
-                HeaderError::new(format!("weight_map: tensor {tensor:?} is in {file:?}: {why}"))
+                HeaderError::new(format!(
+                    "weight_map: tensor {tensor:?} is in {file:?}: {why}"
+                ))
             })?;
         }
-        Ok(Self { total_size, weight_map: raw.weight_map.0.into_iter().collect() })
+        Ok(Self {
+            total_size,
+            weight_map: raw.weight_map.0.into_iter().collect(),
+        })
     }
 }
 
@@ -51,12 +60,21 @@ impl ShardIndex {
 fn whole(number: &serde_json::Number) -> Result<u64, HeaderError> {
     const EXACT: f64 = 9_007_199_254_740_992.0; // 2^53
     let from_float = |f: f64| {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked just before")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "checked just before"
+        )]
         (f.fract() == 0.0 && (0.0..=EXACT).contains(&f)).then_some(f as u64)
     };
-    number.as_u64().or_else(|| number.as_f64().and_then(from_float)).ok_or_else(|| {
-        HeaderError::new(format!("metadata.total_size is {number}, not a whole number of bytes"))
-    })
+    number
+        .as_u64()
+        .or_else(|| number.as_f64().and_then(from_float))
+        .ok_or_else(|| {
+            HeaderError::new(format!(
+                "metadata.total_size is {number}, not a whole number of bytes"
+            ))
+        })
 }
 
 /// Checks that a path from a document stays inside its folder, and means the same on every system.
@@ -95,8 +113,14 @@ mod tests {
         .unwrap();
         assert_eq!(index.total_size, Some(12));
         assert_eq!(index.weight_map["a"], "x/1.safetensors");
-        assert_eq!(ShardIndex::parse(br#"{"weight_map":{}}"#).unwrap().total_size, None);
-        let float = ShardIndex::parse(br#"{"metadata":{"total_size":1.2e3},"weight_map":{}}"#).unwrap();
+        assert_eq!(
+            ShardIndex::parse(br#"{"weight_map":{}}"#)
+                .unwrap()
+                .total_size,
+            None
+        );
+        let float =
+            ShardIndex::parse(br#"{"metadata":{"total_size":1.2e3},"weight_map":{}}"#).unwrap();
         assert_eq!(float.total_size, Some(1200));
     }
 
@@ -106,7 +130,10 @@ mod tests {
             ("{", "EOF"),
             ("{}", "missing field `weight_map`"),
             (r#"{"weight_map":{"a":1}}"#, "key \"a\""),
-            (r#"{"weight_map":{"a":"x","a":"y"}}"#, "key \"a\" appears twice"),
+            (
+                r#"{"weight_map":{"a":"x","a":"y"}}"#,
+                "key \"a\" appears twice",
+            ),
             (r#"{"weight_map":{"a":"/etc/passwd"}}"#, "leaves its folder"),
             (r#"{"weight_map":{"a":"../x"}}"#, "leaves its folder"),
             (r#"{"weight_map":{"a":"x/./y"}}"#, "leaves its folder"),
@@ -115,8 +142,14 @@ mod tests {
             (r#"{"weight_map":{"a":"C:x"}}"#, "colon"),
             (r#"{"weight_map":{"a":""}}"#, "empty"),
             (r#"{"weight_map":{"a":"x\ny"}}"#, "control character"),
-            (r#"{"metadata":{"total_size":-1},"weight_map":{}}"#, "total_size is -1"),
-            (r#"{"metadata":{"total_size":1.5},"weight_map":{}}"#, "total_size is 1.5"),
+            (
+                r#"{"metadata":{"total_size":-1},"weight_map":{}}"#,
+                "total_size is -1",
+            ),
+            (
+                r#"{"metadata":{"total_size":1.5},"weight_map":{}}"#,
+                "total_size is 1.5",
+            ),
         ];
         for (json, wanted) in cases {
             let seen = ShardIndex::parse(json.as_bytes()).unwrap_err().to_string();

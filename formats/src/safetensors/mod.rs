@@ -1,8 +1,8 @@
 //! The safetensors format, read strictly.
 //!
-//! A shard is `[u64 little-endian header length N][N bytes of JSON][data]`. The stock reader lets some malformed
-//! headers through (duplicate keys, odd names); here each is an error that names the tensor.
-//! Format: <https://github.com/huggingface/safetensors#format>.
+//! A shard is `[u64 little-endian header length N][N bytes of JSON][data]`. The stock reader lets
+//! some malformed headers through (duplicate keys, odd names); here each is an error that names the
+//! tensor. Format: <https://github.com/huggingface/safetensors#format>.
 
 mod header;
 mod index;

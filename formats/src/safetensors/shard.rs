@@ -19,7 +19,8 @@ impl Shard {
     /// Opens a shard and reads its header, nothing else.
     ///
     /// # Errors
-    /// `Io`, or `Malformed` with the reason; a git-lfs pointer or a web page in a shard's place is called that.
+    /// `Io`, or `Malformed` with the reason; a git-lfs pointer or a web page in a shard's place is
+    /// called that.
     pub fn open(path: &Path) -> Result<Self> {
         let input = InputFile::open(path)?;
         let header = read_header(&input)?;
@@ -46,7 +47,9 @@ fn read_header(input: &InputFile) -> Result<ShardHeader> {
 
 /// What is commonly found where a shard should be.
 fn impostor(first: &[u8]) -> Option<&'static str> {
-    let text = String::from_utf8_lossy(first).trim_start().to_ascii_lowercase();
+    let text = String::from_utf8_lossy(first)
+        .trim_start()
+        .to_ascii_lowercase();
     if text.starts_with("version https://git-lfs") {
         return Some("is a git-lfs pointer, not the weights; fetch them with `git lfs pull`");
     }
@@ -73,7 +76,8 @@ mod tests {
     #[test]
     fn impostors_are_called_by_name() {
         assert!(
-            open(b"version https://git-lfs.github.com/spec/v1\noid sha256:00").contains("git-lfs pointer")
+            open(b"version https://git-lfs.github.com/spec/v1\noid sha256:00")
+                .contains("git-lfs pointer")
         );
         assert!(open(b"<!DOCTYPE html><html><body>404</body></html>").contains("web page"));
         assert!(open(b"").contains("has 0 bytes"));

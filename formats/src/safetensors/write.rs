@@ -4,7 +4,8 @@
 
 use super::{Dtype, HeaderError, MAX_HEADER_BYTES, byte_length};
 
-/// The header's length is padded to a multiple of this, as the stock writer does, so that the data can be mapped.
+/// The header's length is padded to a multiple of this, as the stock writer does, so that the data
+/// can be mapped.
 const ALIGNMENT: usize = 8;
 
 /// One tensor of a file that will be written.
@@ -19,16 +20,31 @@ pub struct NewTensor<'a> {
 }
 
 /// Appends one entry: the name as a JSON string, dtype, shape and range in the data section.
-pub(crate) fn push_entry(json: &mut String, name: &str, dtype: &str, shape: &[u64], begin: u64, end: u64) {
+pub(crate) fn push_entry(
+    json: &mut String,
+    name: &str,
+    dtype: &str,
+    shape: &[u64],
+    begin: u64,
+    end: u64,
+) {
     use std::fmt::Write;
     let name = serde_json::Value::from(name);
-    let shape = shape.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
+    let shape = shape
+        .iter()
+        .map(u64::to_string)
+        .collect::<Vec<_>>()
+        .join(",");
     // writing to a String does not fail
-    let _ = write!(json, r#",{name}:{{"dtype":"{dtype}","shape":[{shape}],"data_offsets":[{begin},{end}]}}"#);
+    let _ = write!(
+        json,
+        r#",{name}:{{"dtype":"{dtype}","shape":[{shape}],"data_offsets":[{begin},{end}]}}"#
+    );
 }
 
-/// Everything of a safetensors file before its data: length field, JSON, padding. The data is that of the tensors in
-/// this order, without gaps. `__metadata__` is `{"format":"pt"}`, which transformers asks for.
+/// Everything of a safetensors file before its data: length field, JSON, padding. The data is that
+/// of the tensors in this order, without gaps. `__metadata__` is `{"format":"pt"}`, which
+/// transformers asks for.
 ///
 /// # Errors
 /// A tensor that has no whole number of bytes; more names than a header may hold.
@@ -37,10 +53,17 @@ pub fn new_header(tensors: &[NewTensor<'_>]) -> Result<Vec<u8>, HeaderError> {
     let mut at = 0_u64;
     for tensor in tensors {
         let length = byte_length(tensor.dtype, tensor.shape)?;
-        let end = at
-            .checked_add(length)
-            .ok_or_else(|| HeaderError::new(format!("tensor {:?} ends beyond 64 bits", tensor.name)))?;
-        push_entry(&mut json, tensor.name, &tensor.dtype.to_string(), tensor.shape, at, end);
+        let end = at.checked_add(length).ok_or_else(|| {
+            HeaderError::new(format!("tensor {:?} ends beyond 64 bits", tensor.name))
+        })?;
+        push_entry(
+            &mut json,
+            tensor.name,
+            &tensor.dtype.to_string(),
+            tensor.shape,
+            at,
+            end,
+        );
         at = end;
     }
     json.push('}');
@@ -65,9 +88,21 @@ mod tests {
     #[test]
     fn the_stock_reader_and_ours_find_the_tensors() {
         let tensors = [
-            NewTensor { name: "a \"b\"", dtype: Dtype::F32, shape: &[2, 1] },
-            NewTensor { name: "scalar", dtype: Dtype::BF16, shape: &[] },
-            NewTensor { name: "empty", dtype: Dtype::U8, shape: &[0, 3] },
+            NewTensor {
+                name: "a \"b\"",
+                dtype: Dtype::F32,
+                shape: &[2, 1],
+            },
+            NewTensor {
+                name: "scalar",
+                dtype: Dtype::BF16,
+                shape: &[],
+            },
+            NewTensor {
+                name: "empty",
+                dtype: Dtype::U8,
+                shape: &[0, 3],
+            },
         ];
         let mut file = new_header(&tensors).unwrap();
         assert_eq!(file.len() % 8, 0);
@@ -75,9 +110,15 @@ mod tests {
         file.extend([7; 10]);
         let ours = ShardHeader::parse(&file[8..head], file.len() as u64).unwrap();
         let start = head as u64;
-        let seen: Vec<_> =
-            ours.tensors.iter().map(|t| (t.name.as_str(), t.offset - start, t.length)).collect();
-        assert_eq!(seen, [("a \"b\"", 0, 8), ("scalar", 8, 2), ("empty", 10, 0)]);
+        let seen: Vec<_> = ours
+            .tensors
+            .iter()
+            .map(|t| (t.name.as_str(), t.offset - start, t.length))
+            .collect();
+        assert_eq!(
+            seen,
+            [("a \"b\"", 0, 8), ("scalar", 8, 2), ("empty", 10, 0)]
+        );
         let stock = ::safetensors::SafeTensors::deserialize(&file).unwrap();
         assert_eq!(stock.tensor("a \"b\"").unwrap().shape(), [2, 1]);
         assert_eq!(stock.tensor("scalar").unwrap().data(), [7, 7]);
@@ -85,7 +126,16 @@ mod tests {
 
     #[test]
     fn a_tensor_without_whole_bytes_is_refused() {
-        let odd = NewTensor { name: "odd", dtype: Dtype::F4, shape: &[3] };
-        assert!(new_header(&[odd]).unwrap_err().to_string().contains("ends inside a byte"));
+        let odd = NewTensor {
+            name: "odd",
+            dtype: Dtype::F4,
+            shape: &[3],
+        };
+        assert!(
+            new_header(&[odd])
+                .unwrap_err()
+                .to_string()
+                .contains("ends inside a byte")
+        );
     }
 }

@@ -21,7 +21,8 @@ pub struct BenchReport {
     pub repeats: u32,
     /// Whether digests were compared at every load.
     pub checked: bool,
-    /// The drive, with several direct reads in flight, bytes per second; none where the pack could not be read past the page cache.
+    /// The drive, with several direct reads in flight, bytes per second; none where the pack could
+    /// not be read past the page cache.
     pub drive_rate: Option<f64>,
     /// BLAKE3 on one thread, bytes per second.
     pub blake3_rate: f64,
@@ -77,7 +78,8 @@ pub struct BenchRate {
 pub struct BenchPrefill {
     /// Tokens of the prompt.
     pub tokens: u64,
-    /// Its rate; the limit is the peak of multiply-adds over all products of weights (attention's own are not counted).
+    /// Its rate; the limit is the peak of multiply-adds over all products of weights (attention's
+    /// own are not counted).
     pub rate: BenchRate,
 }
 
@@ -97,7 +99,8 @@ pub struct BenchOnDemand {
     pub hit_rate: f64,
     /// Bytes read for a token.
     pub bytes_read_per_token: f64,
-    /// Tokens one by one; the limit is 1 / (bytes read / drive rate + bytes per token / read bandwidth).
+    /// Tokens one by one; the limit is 1 / (bytes read / drive rate + bytes per token / read
+    /// bandwidth).
     pub decode: BenchRate,
     /// Share of the time in which nothing could be computed, because weights were not there yet.
     pub waiting: f64,

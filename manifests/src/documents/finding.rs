@@ -154,50 +154,76 @@ impl Finding {
     /// In this file.
     #[must_use]
     pub fn file(self, file: impl Into<String>) -> Self {
-        Self { file: Some(file.into()), ..self }
+        Self {
+            file: Some(file.into()),
+            ..self
+        }
     }
 
     /// In this segment.
     #[must_use]
     pub fn segment(self, segment: impl Into<String>) -> Self {
-        Self { segment: Some(segment.into()), ..self }
+        Self {
+            segment: Some(segment.into()),
+            ..self
+        }
     }
 
     /// In this tensor.
     #[must_use]
     pub fn tensor(self, tensor: impl Into<String>) -> Self {
-        Self { tensor: Some(tensor.into()), ..self }
+        Self {
+            tensor: Some(tensor.into()),
+            ..self
+        }
     }
 
     /// In these bytes of the file.
     #[must_use]
     pub fn bytes(self, start: u64, end: u64) -> Self {
-        Self { bytes: Some([start, end]), ..self }
+        Self {
+            bytes: Some([start, end]),
+            ..self
+        }
     }
 
     /// This was seen.
     #[must_use]
     pub fn seen(self, seen: impl fmt::Display) -> Self {
-        Self { seen: Some(seen.to_string()), ..self }
+        Self {
+            seen: Some(seen.to_string()),
+            ..self
+        }
     }
 
     /// This was wanted.
     #[must_use]
     pub fn wanted(self, wanted: impl fmt::Display) -> Self {
-        Self { wanted: Some(wanted.to_string()), ..self }
+        Self {
+            wanted: Some(wanted.to_string()),
+            ..self
+        }
     }
 
     /// The kind in words, as in JSON but with spaces.
     pub fn kind_text(&self) -> String {
         let kind = serde_json::to_value(self.kind).ok();
-        kind.as_ref().and_then(|k| k.as_str()).unwrap_or("finding").replace('_', " ")
+        kind.as_ref()
+            .and_then(|k| k.as_str())
+            .unwrap_or("finding")
+            .replace('_', " ")
     }
 
-    /// Orders findings by severity, place (whole files before tensors) and kind, so that a report is the same
-    /// whatever found them first.
+    /// Orders findings by severity, place (whole files before tensors) and kind, so that a report
+    /// is the same whatever found them first.
     pub fn sort(findings: &mut [Self]) {
         let key = |f: &Self| {
-            let place = (f.tensor.is_some(), f.file.clone(), f.bytes, f.tensor.clone());
+            let place = (
+                f.tensor.is_some(),
+                f.file.clone(),
+                f.bytes,
+                f.tensor.clone(),
+            );
             (std::cmp::Reverse(f.severity), place, f.kind)
         };
         findings.sort_by_cached_key(key);

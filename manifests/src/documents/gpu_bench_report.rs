@@ -23,7 +23,8 @@ pub struct GpuBenchReport {
     pub repeats: u32,
     /// Whether digests were compared at every load.
     pub checked: bool,
-    /// Host memory, of which what is left is for experts that the GPU has no room for, bytes; none where nobody gave it.
+    /// Host memory, of which what is left is for experts that the GPU has no room for, bytes; none
+    /// where nobody gave it.
     pub host_memory: Option<u64>,
     /// Weights that one token reads, bytes.
     pub bytes_per_token: u64,

@@ -34,7 +34,10 @@ pub struct SourceShard {
     pub tensors: u64,
     /// The SHA-256 that the hub publishes, where the local cache or download folder reveals it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "schema", schemars(with = "Option<super::schema::HexDigest>"))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "Option<super::schema::HexDigest>")
+    )]
     pub hub_sha256: Option<Sha256>,
 }
 
@@ -48,7 +51,10 @@ pub struct SideFile {
     pub length: u64,
     /// The SHA-256 that the hub publishes, where known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "schema", schemars(with = "Option<super::schema::HexDigest>"))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "Option<super::schema::HexDigest>")
+    )]
     pub hub_sha256: Option<Sha256>,
 }
 
@@ -129,7 +135,8 @@ pub struct RoleCount {
 pub struct InventoryCounts {
     /// Tensors as stored in the shards.
     pub stored_tensors: u64,
-    /// Parameters once each layer's experts are stacked into two (gate and up fused, down): what loaders print.
+    /// Parameters once each layer's experts are stacked into two (gate and up fused, down): what
+    /// loaders print.
     pub logical_parameters: u64,
     /// Values in all tensors.
     pub parameters: u64,

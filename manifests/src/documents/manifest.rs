@@ -234,7 +234,10 @@ pub struct SourceFile {
     /// Bytes of the original.
     pub length: u64,
     /// Digest of the original. None for a shard that was not read whole.
-    #[cfg_attr(feature = "schema", schemars(with = "Option<super::schema::HexDigest>"))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "Option<super::schema::HexDigest>")
+    )]
     pub sha256: Option<Sha256>,
     /// Where its bytes (for a shard: those before its data) are, relative to the pack folder.
     pub stored_as: String,
@@ -296,7 +299,10 @@ impl Manifest {
         let wrong = |e: serde_json::Error| ManifestError(format!("is not a valid manifest: {e}"));
         // asked first: a newer document may lack what this build demands
         let version: Version = serde_json::from_slice(json).map_err(wrong)?;
-        version.format_version.check_readable().map_err(ManifestError)?;
+        version
+            .format_version
+            .check_readable()
+            .map_err(ManifestError)?;
         let manifest: Self = serde_json::from_slice(json).map_err(wrong)?;
         manifest.check()?;
         Ok(manifest)
@@ -310,12 +316,17 @@ impl Manifest {
         crate::json::write_document(to, self)
     }
 
-    /// The tensors of each segment, in the order of `segments`; `check` has made sure that they are adjacent.
+    /// The tensors of each segment, in the order of `segments`; `check` has made sure that they are
+    /// adjacent.
     pub fn tensors_of_segments(&self) -> Vec<&[TensorEntry]> {
         let mut at = 0;
         let take = |segment: &SegmentEntry| {
             let start = at;
-            while self.tensors.get(at).is_some_and(|t| t.segment == segment.id) {
+            while self
+                .tensors
+                .get(at)
+                .is_some_and(|t| t.segment == segment.id)
+            {
                 at += 1;
             }
             &self.tensors[start..at]
@@ -337,14 +348,24 @@ impl Manifest {
                 })
                 .collect(),
         };
-        self.segments.iter().zip(self.tensors_of_segments()).map(spec).collect()
+        self.segments
+            .iter()
+            .zip(self.tensors_of_segments())
+            .map(spec)
+            .collect()
     }
 
-    /// Every path that the pack folder holds, but for the manifest and `SHA256SUMS`, with length and digest, sorted.
+    /// Every path that the pack folder holds, but for the manifest and `SHA256SUMS`, with length
+    /// and digest, sorted.
     pub fn files(&self) -> Vec<(&str, u64, Sha256)> {
-        let packs = self.packs.iter().map(|p| (p.path.as_str(), p.length, p.sha256));
-        let source =
-            self.source_files.iter().map(|f| (f.stored_as.as_str(), f.stored_length, f.stored_sha256));
+        let packs = self
+            .packs
+            .iter()
+            .map(|p| (p.path.as_str(), p.length, p.sha256));
+        let source = self
+            .source_files
+            .iter()
+            .map(|f| (f.stored_as.as_str(), f.stored_length, f.stored_sha256));
         let mut files: Vec<_> = packs.chain(source).collect();
         files.sort_unstable();
         files
@@ -352,10 +373,17 @@ impl Manifest {
 
     /// The text of `SHA256SUMS`, given the digest of this manifest's file.
     pub fn sums_text(&self, manifest_sha256: Sha256) -> String {
-        let mut files: Vec<_> = self.files().into_iter().map(|(path, _, sha256)| (path, sha256)).collect();
+        let mut files: Vec<_> = self
+            .files()
+            .into_iter()
+            .map(|(path, _, sha256)| (path, sha256))
+            .collect();
         files.push((crate::pack_folder::MANIFEST, manifest_sha256));
         files.sort_unstable();
-        files.into_iter().map(|(path, sha256)| format!("{sha256}  {path}\n")).collect()
+        files
+            .into_iter()
+            .map(|(path, sha256)| format!("{sha256}  {path}\n"))
+            .collect()
     }
 
     fn check(&self) -> Result<(), ManifestError> {
@@ -369,13 +397,17 @@ impl Manifest {
         let mut seen = HashSet::new();
         let named = self.source_files.iter().map(|f| f.path.as_str());
         for path in self.files().iter().map(|f| f.0).chain(named) {
-            check_relative_path(path).map_err(|why| ManifestError(format!("path {path:?}: {why}")))?;
+            check_relative_path(path)
+                .map_err(|why| ManifestError(format!("path {path:?}: {why}")))?;
         }
         let mut sources = HashSet::new();
         for file in &self.source_files {
             let top = file.path.split('/').next();
             if top == Some(PARTIAL) || top == Some(SHARD_HEADERS) {
-                return wrong(format!("source path {:?} begins with a reserved name", file.path));
+                return wrong(format!(
+                    "source path {:?} begins with a reserved name",
+                    file.path
+                ));
             }
             if !sources.insert(file.path.as_str()) {
                 return wrong(format!("source path {:?} is listed twice", file.path));
@@ -421,9 +453,9 @@ impl Manifest {
                         segment.id, segment.stored_length, segment.raw_length
                     ));
                 }
-                at = at
-                    .checked_add(segment.stored_length)
-                    .ok_or_else(|| ManifestError(format!("segment {:?} overflows 64 bits", segment.id)))?;
+                at = at.checked_add(segment.stored_length).ok_or_else(|| {
+                    ManifestError(format!("segment {:?} overflows 64 bits", segment.id))
+                })?;
             }
             if at != pack.length {
                 return wrong(format!(
@@ -434,20 +466,25 @@ impl Manifest {
         }
         match segments.next() {
             None => Ok(()),
-            Some(s) => {
-                wrong(format!("segment {:?} is in pack {:?}, which is not listed there", s.id, s.pack))
-            }
+            Some(s) => wrong(format!(
+                "segment {:?} is in pack {:?}, which is not listed there",
+                s.id, s.pack
+            )),
         }
     }
 
-    /// The tensors of each segment tile it, in order; names are unique; the ranges of a source file do not overlap.
+    /// The tensors of each segment tile it, in order; names are unique; the ranges of a source file
+    /// do not overlap.
     fn check_tensors(&self) -> Result<(), ManifestError> {
         let (mut names, mut at) = (HashSet::new(), 0);
         for (segment, tensors) in self.segments.iter().zip(self.tensors_of_segments()) {
             let mut offset = 0_u64;
             for t in tensors {
                 if t.name.is_empty() || t.name.chars().any(char::is_control) {
-                    return wrong(format!("tensor name {:?} is empty or holds control characters", t.name));
+                    return wrong(format!(
+                        "tensor name {:?} is empty or holds control characters",
+                        t.name
+                    ));
                 }
                 if !names.insert(t.name.as_str()) {
                     return wrong(format!("tensor {:?} is listed twice", t.name));
@@ -460,9 +497,9 @@ impl Manifest {
                         t.name, t.length, t.offset, t.source.length
                     ));
                 }
-                offset = offset
-                    .checked_add(bytes)
-                    .ok_or_else(|| ManifestError(format!("tensor {:?} overflows 64 bits", t.name)))?;
+                offset = offset.checked_add(bytes).ok_or_else(|| {
+                    ManifestError(format!("tensor {:?} overflows 64 bits", t.name))
+                })?;
             }
             if offset != segment.raw_length {
                 return wrong(format!(
@@ -484,9 +521,13 @@ impl Manifest {
         self.check_sources()
     }
 
-    /// The ranges of each shard, after its header, neither overlap nor leave it, and with what was excluded fill it.
+    /// The ranges of each shard, after its header, neither overlap nor leave it, and with what was
+    /// excluded fill it.
     fn check_sources(&self) -> Result<(), ManifestError> {
-        let shards = self.source_files.iter().filter(|f| f.kind == SourceFileKind::Shard);
+        let shards = self
+            .source_files
+            .iter()
+            .filter(|f| f.kind == SourceFileKind::Shard);
         let mut ranges: HashMap<&str, (&SourceFile, Vec<&TensorEntry>)> =
             shards.map(|f| (f.path.as_str(), (f, Vec::new()))).collect();
         for t in &self.tensors {
@@ -500,7 +541,9 @@ impl Manifest {
                 }
             }
         }
-        ranges.into_values().try_for_each(|(shard, tensors)| check_shard(shard, tensors))
+        ranges
+            .into_values()
+            .try_for_each(|(shard, tensors)| check_shard(shard, tensors))
     }
 
     fn check_counts(&self) -> Result<(), ManifestError> {
@@ -513,15 +556,27 @@ impl Manifest {
 
     /// Sums over the lists.
     pub fn count(&self) -> Counts {
-        let values = |t: &TensorEntry| t.shape.iter().fold(1_u64, |n, &side| n.saturating_mul(side));
-        let experts: HashSet<&str> =
-            self.tensors.iter().filter(|t| t.expert.is_some()).map(|t| t.segment.as_str()).collect();
+        let values = |t: &TensorEntry| {
+            t.shape
+                .iter()
+                .fold(1_u64, |n, &side| n.saturating_mul(side))
+        };
+        let experts: HashSet<&str> = self
+            .tensors
+            .iter()
+            .filter(|t| t.expert.is_some())
+            .map(|t| t.segment.as_str())
+            .collect();
         Counts {
             packs: self.packs.len() as u64,
             segments: self.segments.len() as u64,
             tensors: self.tensors.len() as u64,
             parameters: self.tensors.iter().map(values).fold(0, u64::saturating_add),
-            tensor_bytes: self.tensors.iter().map(|t| t.length).fold(0, u64::saturating_add),
+            tensor_bytes: self
+                .tensors
+                .iter()
+                .map(|t| t.length)
+                .fold(0, u64::saturating_add),
             experts: experts.len() as u64,
         }
     }
@@ -531,13 +586,18 @@ impl Manifest {
 fn check_verbatim(file: &SourceFile) -> Result<(), ManifestError> {
     let same = file.length == file.stored_length && file.sha256 == Some(file.stored_sha256);
     if file.kind == SourceFileKind::File && !(same && file.excluded_bytes == 0) {
-        return wrong(format!("source file {:?} is kept verbatim, but not stored as it was", file.path));
+        return wrong(format!(
+            "source file {:?} is kept verbatim, but not stored as it was",
+            file.path
+        ));
     }
     Ok(())
 }
 
 fn check_no_file_is_a_folder(paths: &HashSet<&str>) -> Result<(), ManifestError> {
-    let folders = paths.iter().flat_map(|path| path.match_indices('/').map(|(at, _)| &path[..at]));
+    let folders = paths
+        .iter()
+        .flat_map(|path| path.match_indices('/').map(|(at, _)| &path[..at]));
     match folders.filter(|folder| paths.contains(folder)).min() {
         Some(path) => wrong(format!("path {path:?} is both a file and a folder")),
         None => Ok(()),
@@ -549,16 +609,32 @@ fn check_shard(shard: &SourceFile, mut tensors: Vec<&TensorEntry>) -> Result<(),
     let (mut at, mut packed) = (shard.stored_length, 0_u64);
     for t in tensors {
         if t.source.offset < at {
-            return wrong(format!("tensor {:?} overlaps what comes before it in {:?}", t.name, shard.path));
+            return wrong(format!(
+                "tensor {:?} overlaps what comes before it in {:?}",
+                t.name, shard.path
+            ));
         }
-        at = t.source.offset.checked_add(t.source.length).filter(|end| *end <= shard.length).ok_or_else(
-            || ManifestError(format!("tensor {:?} lies outside its source {:?}", t.name, shard.path)),
-        )?;
+        at = t
+            .source
+            .offset
+            .checked_add(t.source.length)
+            .filter(|end| *end <= shard.length)
+            .ok_or_else(|| {
+                ManifestError(format!(
+                    "tensor {:?} lies outside its source {:?}",
+                    t.name, shard.path
+                ))
+            })?;
         packed += t.source.length; // no overlap, so at most the shard's length
     }
-    let all = packed.saturating_add(shard.stored_length).saturating_add(shard.excluded_bytes);
+    let all = packed
+        .saturating_add(shard.stored_length)
+        .saturating_add(shard.excluded_bytes);
     if all != shard.length {
-        return wrong(format!("shard {:?}: {all} bytes are accounted for, of {}", shard.path, shard.length));
+        return wrong(format!(
+            "shard {:?}: {all} bytes are accounted for, of {}",
+            shard.path, shard.length
+        ));
     }
     Ok(())
 }

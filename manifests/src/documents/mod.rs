@@ -1,4 +1,5 @@
-//! The documents that segpack writes and reads. Their JSON Schemas are generated from these types (`schemas/`).
+//! The documents that segpack writes and reads. Their JSON Schemas are generated from these types
+//! (`schemas/`).
 
 mod bench_report;
 mod devices_report;
@@ -17,30 +18,35 @@ mod validate_report;
 mod version;
 
 pub use bench_report::{
-    BenchForecast, BenchForecastBudget, BenchLimits, BenchOnDemand, BenchPrefill, BenchRate, BenchReport,
-    BenchResident,
+    BenchForecast, BenchForecastBudget, BenchLimits, BenchOnDemand, BenchPrefill, BenchRate,
+    BenchReport, BenchResident,
 };
 pub use devices_report::{DeviceEntry, DevicesReport};
 pub use experts_report::{ExpertsReport, LayerExperts};
-pub use export::{ComponentExperts, ExpertParallelMap, ExportSummary, ExportTarget, Placement, RankExperts};
+pub use export::{
+    ComponentExperts, ExpertParallelMap, ExportSummary, ExportTarget, Placement, RankExperts,
+};
 pub use finding::{Finding, FindingKind, Severity};
 pub use gpu_bench_report::{GpuBenchOnDemand, GpuBenchPrefill, GpuBenchReport, GpuBenchResident};
 pub use inventory::{
-    ClassCount, Inventory, InventoryCounts, InventoryTensor, LeftOut, Provenance, RoleCount, SideFile,
-    SourceShard,
+    ClassCount, Inventory, InventoryCounts, InventoryTensor, LeftOut, Provenance, RoleCount,
+    SideFile, SourceShard,
 };
 pub use manifest::{
-    Counts, Excluded, KnownSource, Layout, Manifest, ManifestError, ModelFacts, PackEntry, PackOptions,
-    SegmentEntry, SourceFile, SourceFileKind, SourceRange, TensorEntry,
+    Counts, Excluded, KnownSource, Layout, Manifest, ManifestError, ModelFacts, PackEntry,
+    PackOptions, SegmentEntry, SourceFile, SourceFileKind, SourceRange, TensorEntry,
 };
 pub use plan::{Plan, PlannedPack, PlannedSegment, PlannedTensor};
-pub use report::{PackSummary, UnpackSummary, UnrestorableFile, VerifyCounts, VerifyMode, VerifyReport};
+pub use report::{
+    PackSummary, UnpackSummary, UnrestorableFile, VerifyCounts, VerifyMode, VerifyReport,
+};
 pub use run_report::{
-    DemoReport, DemoStep, RunCosts, RunEnd, RunPrompt, RunSummary, RunToken, ShownCandidate, ShownRank,
+    DemoReport, DemoStep, RunCosts, RunEnd, RunPrompt, RunSummary, RunToken, ShownCandidate,
+    ShownRank,
 };
 pub use validate_report::{
-    Choice, ChoiceRow, FirstWrong, Precision, PromptRow, Quantity, ReferenceKind, ValidateReport, ValueRow,
-    Verdict,
+    Choice, ChoiceRow, FirstWrong, Precision, PromptRow, Quantity, ReferenceKind, ValidateReport,
+    ValueRow, Verdict,
 };
 pub use version::FormatVersion;
 

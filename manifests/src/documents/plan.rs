@@ -1,4 +1,5 @@
-//! Which tensor goes where: a pure function of the inventory and the options (`pack --dry-run` prints it).
+//! Which tensor goes where: a pure function of the inventory and the options (`pack --dry-run`
+//! prints it).
 
 use segpack_formats::codec::Codec;
 use segpack_formats::pack::{SegmentSpec, TensorSpec};
@@ -88,7 +89,10 @@ impl PlannedSegment {
             shape: t.shape.clone(),
             length: t.source.length,
         };
-        SegmentSpec { id: self.id.clone(), tensors: self.tensors.iter().map(tensor).collect() }
+        SegmentSpec {
+            id: self.id.clone(),
+            tensors: self.tensors.iter().map(tensor).collect(),
+        }
     }
 }
 

@@ -44,7 +44,10 @@ pub struct VerifyReport {
     /// What wrote it.
     pub generator: String,
     /// SHA-256 of `manifest.json`: the pack's identity. None where it cannot be read.
-    #[cfg_attr(feature = "schema", schemars(with = "Option<super::schema::HexDigest>"))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "Option<super::schema::HexDigest>")
+    )]
     pub manifest_sha256: Option<Sha256>,
     /// How thoroughly.
     pub mode: VerifyMode,

@@ -159,8 +159,8 @@ pub struct RunPrompt {
     pub format_version: FormatVersion,
     /// What wrote it.
     pub generator: String,
-    /// The text, rendered with the chat template where there is a chat. Of given ids what they stand for; none where
-    /// the pack holds no tokenizer.
+    /// The text, rendered with the chat template where there is a chat. Of given ids what they
+    /// stand for; none where the pack holds no tokenizer.
     pub text: Option<String>,
     /// Its token ids.
     pub ids: Vec<u32>,

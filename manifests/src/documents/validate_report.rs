@@ -34,7 +34,8 @@ quantities! {
     RouterLogits = "router logits",
     /// Softmax over all experts.
     RouterProbabilities = "router probabilities",
-    /// What multiplies the outputs of the chosen experts; compared where the same experts are chosen.
+    /// What multiplies the outputs of the chosen experts; compared where the same experts are
+    /// chosen.
     ExpertWeights = "expert weights",
     /// Of the experts or the dense MLP, before the residual add.
     MlpOutput = "MoE/MLP output",
@@ -44,7 +45,8 @@ quantities! {
     FinalNorm = "final norm",
     /// Of every position of the prompts, and of the tokens after them.
     Logits = "logits",
-    /// Natural logarithms of the probabilities of the reference's best tokens, where it has no logits.
+    /// Natural logarithms of the probabilities of the reference's best tokens, where it has no
+    /// logits.
     LogProbabilities = "log-probabilities",
 }
 
@@ -112,8 +114,8 @@ pub enum Verdict {
     Outside,
     /// The trace is of another checkpoint; nothing was run.
     Foreign,
-    /// Nothing of the trace can be judged: bf16, and no prompt is marked `bf16_stable`; or log-probabilities of another
-    /// precision than f32, and no tolerance was given.
+    /// Nothing of the trace can be judged: bf16, and no prompt is marked `bf16_stable`; or
+    /// log-probabilities of another precision than f32, and no tolerance was given.
     NotJudged,
 }
 
@@ -128,19 +130,22 @@ pub struct ValueRow {
     pub layer: Option<u32>,
     /// Values compared.
     pub values: u64,
-    /// Values that are NaN or infinite here or there, and not the same; they are in no other number.
+    /// Values that are NaN or infinite here or there, and not the same; they are in no other
+    /// number.
     pub not_finite: u64,
     /// Greatest absolute difference.
     pub max_abs: f64,
     /// Mean absolute difference.
     pub mean_abs: f64,
-    /// Greatest absolute difference, relative to the RMS of the reference's values; none where those are all 0.
+    /// Greatest absolute difference, relative to the RMS of the reference's values; none where
+    /// those are all 0.
     pub relative: Option<f64>,
     /// Cosine of the angle between the two; none where one of them is all 0.
     pub cosine: Option<f64>,
     /// Prompt and position of the greatest difference, counted from 0.
     pub worst: Option<[u64; 2]>,
-    /// Whether the difference is more than rounding explains. A diagnosis: the gate looks at the logits.
+    /// Whether the difference is more than rounding explains. A diagnosis: the gate looks at the
+    /// logits.
     pub wrong: bool,
 }
 
@@ -173,7 +178,8 @@ pub struct PromptRow {
     pub generated: u64,
     /// Whether the official bf16 code agrees with itself on it; bf16 is judged where it does.
     pub bf16_stable: bool,
-    /// Greatest absolute difference of logits, or of log-probabilities where the reference has nothing else.
+    /// Greatest absolute difference of logits, or of log-probabilities where the reference has
+    /// nothing else.
     pub max_abs_logits: f64,
     /// Positions whose best token differs, unexcused.
     pub top_tokens_differ: u64,
@@ -213,15 +219,18 @@ pub struct ValidateReport {
     pub reference_name: String,
     /// How much of it was recorded, as the trace says: `full`, `router`, `logits`.
     pub level: Option<String>,
-    /// What the reference computed in, in its own words, where it has log-probabilities and no logits.
+    /// What the reference computed in, in its own words, where it has log-probabilities and no
+    /// logits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference_dtype: Option<String>,
-    /// The precision of the activations, as the trace has it; `float32` where that has log-probabilities and no logits.
+    /// The precision of the activations, as the trace has it; `float32` where that has
+    /// log-probabilities and no logits.
     pub compute: Precision,
     /// Decoder layers.
     pub layers: u32,
-    /// Most that a logit may differ, or a log-probability where the reference has nothing else; none under bf16, where logits
-    /// are not judged, and for log-probabilities of other precisions that nobody gave a tolerance for.
+    /// Most that a logit may differ, or a log-probability where the reference has nothing else;
+    /// none under bf16, where logits are not judged, and for log-probabilities of other precisions
+    /// that nobody gave a tolerance for.
     pub tolerance: Option<f64>,
     /// How it ended.
     pub verdict: Verdict,

@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// `"MAJOR.MINOR"`. The minor number rises with every field added, the major one when old readers would misread.
+/// `"MAJOR.MINOR"`. The minor number rises with every field added, the major one when old readers
+/// would misread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FormatVersion {
     /// Readers of a lower major version must refuse the document.
@@ -28,7 +29,9 @@ impl FormatVersion {
             ));
         }
         if self.major == 0 {
-            return Err(format!("format version {self} was never written by a release"));
+            return Err(format!(
+                "format version {self} was never written by a release"
+            ));
         }
         Ok(())
     }
@@ -46,7 +49,12 @@ impl FromStr for FormatVersion {
     fn from_str(text: &str) -> Result<Self, String> {
         let parse = |part: &str| part.parse().ok().filter(|n: &u32| n.to_string() == part);
         text.split_once('.')
-            .and_then(|(major, minor)| Some(Self { major: parse(major)?, minor: parse(minor)? }))
+            .and_then(|(major, minor)| {
+                Some(Self {
+                    major: parse(major)?,
+                    minor: parse(minor)?,
+                })
+            })
             .ok_or_else(|| format!("format version {text:?} is not MAJOR.MINOR"))
     }
 }
@@ -59,7 +67,9 @@ impl Serialize for FormatVersion {
 
 impl<'de> Deserialize<'de> for FormatVersion {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(from)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -69,7 +79,10 @@ mod tests {
 
     #[test]
     fn a_newer_major_version_is_refused_a_newer_minor_one_read() {
-        let check = |text: &str| text.parse::<FormatVersion>().and_then(FormatVersion::check_readable);
+        let check = |text: &str| {
+            text.parse::<FormatVersion>()
+                .and_then(FormatVersion::check_readable)
+        };
         assert_eq!(check("1.0"), Ok(()));
         assert_eq!(check("1.99"), Ok(()));
         assert!(check("2.0").unwrap_err().contains("newer than 1.0"));

@@ -1,4 +1,5 @@
-//! The thinker's audio encoder: transformers 5.23, Qwen3OmniMoeAudioEncoder, modeling_qwen3_omni_moe.py:754.
+//! The thinker's audio encoder: transformers 5.23, Qwen3OmniMoeAudioEncoder,
+//! modeling_qwen3_omni_moe.py:754.
 
 use std::ops::Range;
 
@@ -25,9 +26,16 @@ impl AudioDims {
         // Three convolutions of stride 2, each halving the mel axis, rounded up.
         let halved = (0..3).fold(mel_bins, |bins, _| bins.div_ceil(2));
         Ok(Self {
-            layers: section.count(section.either("encoder_layers", "num_hidden_layers"), Some(32), 1)?,
+            layers: section.count(
+                section.either("encoder_layers", "num_hidden_layers"),
+                Some(32),
+                1,
+            )?,
             width: section.size(section.either("d_model", "hidden_size"), Some(1280))?,
-            ffn: section.size(section.either("encoder_ffn_dim", "intermediate_size"), Some(5120))?,
+            ffn: section.size(
+                section.either("encoder_ffn_dim", "intermediate_size"),
+                Some(5120),
+            )?,
             channels,
             flattened: section.product("downsample_hidden_size", channels, halved)?,
             output: section.size("output_dim", Some(3584))?,
@@ -37,7 +45,11 @@ impl AudioDims {
 
 impl Dims for AudioDims {
     fn range(&self, placeholder: Placeholder) -> Range<u32> {
-        if placeholder == Placeholder::Layer { 0..self.layers } else { 0..0 }
+        if placeholder == Placeholder::Layer {
+            0..self.layers
+        } else {
+            0..0
+        }
     }
 }
 
@@ -58,33 +70,93 @@ fn convolution(dims: &AudioDims, _: At) -> Vec<u64> {
 }
 
 pub(super) static AUDIO_TOWER: &[Row<AudioDims>] = &[
-    row("conv2d1.weight", Role::Conv, |d, _| vec![d.channels, 1, 3, 3]),
+    row("conv2d1.weight", Role::Conv, |d, _| {
+        vec![d.channels, 1, 3, 3]
+    }),
     row("conv2d1.bias", Role::Conv, channel_vector),
     row("conv2d2.weight", Role::Conv, convolution),
     row("conv2d2.bias", Role::Conv, channel_vector),
     row("conv2d3.weight", Role::Conv, convolution),
     row("conv2d3.bias", Role::Conv, channel_vector),
-    row("conv_out.weight", Role::Conv, |d, _| vec![d.width, d.flattened]),
-    row("layers.{layer}.self_attn_layer_norm.weight", Role::AudioBlock, width_vector),
-    row("layers.{layer}.self_attn_layer_norm.bias", Role::AudioBlock, width_vector),
-    row("layers.{layer}.self_attn.q_proj.weight", Role::AudioBlock, square),
-    row("layers.{layer}.self_attn.q_proj.bias", Role::AudioBlock, width_vector),
-    row("layers.{layer}.self_attn.k_proj.weight", Role::AudioBlock, square),
-    row("layers.{layer}.self_attn.k_proj.bias", Role::AudioBlock, width_vector),
-    row("layers.{layer}.self_attn.v_proj.weight", Role::AudioBlock, square),
-    row("layers.{layer}.self_attn.v_proj.bias", Role::AudioBlock, width_vector),
-    row("layers.{layer}.self_attn.out_proj.weight", Role::AudioBlock, square),
-    row("layers.{layer}.self_attn.out_proj.bias", Role::AudioBlock, width_vector),
-    row("layers.{layer}.final_layer_norm.weight", Role::AudioBlock, width_vector),
-    row("layers.{layer}.final_layer_norm.bias", Role::AudioBlock, width_vector),
-    row("layers.{layer}.fc1.weight", Role::AudioBlock, |d, _| vec![d.ffn, d.width]),
-    row("layers.{layer}.fc1.bias", Role::AudioBlock, |d, _| vec![d.ffn]),
-    row("layers.{layer}.fc2.weight", Role::AudioBlock, |d, _| vec![d.width, d.ffn]),
+    row("conv_out.weight", Role::Conv, |d, _| {
+        vec![d.width, d.flattened]
+    }),
+    row(
+        "layers.{layer}.self_attn_layer_norm.weight",
+        Role::AudioBlock,
+        width_vector,
+    ),
+    row(
+        "layers.{layer}.self_attn_layer_norm.bias",
+        Role::AudioBlock,
+        width_vector,
+    ),
+    row(
+        "layers.{layer}.self_attn.q_proj.weight",
+        Role::AudioBlock,
+        square,
+    ),
+    row(
+        "layers.{layer}.self_attn.q_proj.bias",
+        Role::AudioBlock,
+        width_vector,
+    ),
+    row(
+        "layers.{layer}.self_attn.k_proj.weight",
+        Role::AudioBlock,
+        square,
+    ),
+    row(
+        "layers.{layer}.self_attn.k_proj.bias",
+        Role::AudioBlock,
+        width_vector,
+    ),
+    row(
+        "layers.{layer}.self_attn.v_proj.weight",
+        Role::AudioBlock,
+        square,
+    ),
+    row(
+        "layers.{layer}.self_attn.v_proj.bias",
+        Role::AudioBlock,
+        width_vector,
+    ),
+    row(
+        "layers.{layer}.self_attn.out_proj.weight",
+        Role::AudioBlock,
+        square,
+    ),
+    row(
+        "layers.{layer}.self_attn.out_proj.bias",
+        Role::AudioBlock,
+        width_vector,
+    ),
+    row(
+        "layers.{layer}.final_layer_norm.weight",
+        Role::AudioBlock,
+        width_vector,
+    ),
+    row(
+        "layers.{layer}.final_layer_norm.bias",
+        Role::AudioBlock,
+        width_vector,
+    ),
+    row("layers.{layer}.fc1.weight", Role::AudioBlock, |d, _| {
+        vec![d.ffn, d.width]
+    }),
+    row("layers.{layer}.fc1.bias", Role::AudioBlock, |d, _| {
+        vec![d.ffn]
+    }),
+    row("layers.{layer}.fc2.weight", Role::AudioBlock, |d, _| {
+        vec![d.width, d.ffn]
+    }),
     row("layers.{layer}.fc2.bias", Role::AudioBlock, width_vector),
     row("ln_post.weight", Role::FinalNorm, width_vector),
     row("ln_post.bias", Role::FinalNorm, width_vector),
     row("proj1.weight", Role::Projection, square),
     row("proj1.bias", Role::Projection, width_vector),
-    row("proj2.weight", Role::Projection, |d, _| vec![d.output, d.width]),
+    row("proj2.weight", Role::Projection, |d, _| {
+        vec![d.output, d.width]
+    }),
     row("proj2.bias", Role::Projection, |d, _| vec![d.output]),
 ];

@@ -46,12 +46,15 @@ impl Code2wavDims {
             decoder: section.size("decoder_dim", Some(1536))?,
         };
         if dims.width_after(dims.blocks()) == 0 {
-            return Err(section.invalid("decoder_dim", "at least 2 to the number of upsample_rates"));
+            return Err(
+                section.invalid("decoder_dim", "at least 2 to the number of upsample_rates")
+            );
         }
         Ok(dims)
     }
 
-    /// Decoder blocks; the decoder list has a convolution before them, an activation and a convolution after.
+    /// Decoder blocks; the decoder list has a convolution before them, an activation and a
+    /// convolution after.
     fn blocks(&self) -> u32 {
         u32::try_from(self.rates.len()).unwrap_or(u32::MAX)
     }
@@ -63,7 +66,10 @@ impl Code2wavDims {
 
     /// Twice the rate of the block at an entry of the decoder list.
     fn block_kernel(&self, unit: u32) -> u64 {
-        (unit as usize).checked_sub(1).and_then(|block| self.rates.get(block)).map_or(0, |rate| 2 * rate)
+        (unit as usize)
+            .checked_sub(1)
+            .and_then(|block| self.rates.get(block))
+            .map_or(0, |rate| 2 * rate)
     }
 
     fn stage_factor(&self, stage: u32) -> u64 {
@@ -123,7 +129,11 @@ fn is_activation(dims: &Code2wavDims, unit: u32) -> bool {
 /// The first convolution takes the hidden states, the last gives one channel of sound.
 fn convolution(dims: &Code2wavDims, at: At) -> Vec<u64> {
     let [unit, _] = at;
-    if unit == 0 { vec![dims.decoder, dims.hidden, 7] } else { vec![1, dims.width_after(dims.blocks()), 7] }
+    if unit == 0 {
+        vec![dims.decoder, dims.hidden, 7]
+    } else {
+        vec![1, dims.width_after(dims.blocks()), 7]
+    }
 }
 
 fn convolution_bias(dims: &Code2wavDims, at: At) -> Vec<u64> {
@@ -141,7 +151,11 @@ fn block_output(dims: &Code2wavDims, at: At) -> Vec<u64> {
 /// A transposed convolution is stored `[in, out, kernel]`.
 fn block_upsampling(dims: &Code2wavDims, at: At) -> Vec<u64> {
     let [unit, _] = at;
-    vec![dims.width_after(unit.saturating_sub(1)), dims.width_after(unit), dims.block_kernel(unit)]
+    vec![
+        dims.width_after(unit.saturating_sub(1)),
+        dims.width_after(unit),
+        dims.block_kernel(unit),
+    ]
 }
 
 fn dilated(dims: &Code2wavDims, at: At) -> Vec<u64> {
@@ -159,56 +173,232 @@ fn last_width(dims: &Code2wavDims, _: At) -> Vec<u64> {
 }
 
 pub(super) static CODE2WAV: &[Row<Code2wavDims>] = &[
-    row("code_embedding.weight", Role::CodecEmbedding, |d, _| vec![d.codes, d.hidden]),
-    row("pre_transformer.layers.{layer}.input_layernorm.weight", Role::CodecBlock, hidden_vector),
-    row("pre_transformer.layers.{layer}.self_attn.q_proj.weight", Role::CodecBlock, |d, _| {
-        vec![d.q_width, d.hidden]
+    row("code_embedding.weight", Role::CodecEmbedding, |d, _| {
+        vec![d.codes, d.hidden]
     }),
-    row("pre_transformer.layers.{layer}.self_attn.q_proj.bias", Role::CodecBlock, q_vector).when(biased),
-    row("pre_transformer.layers.{layer}.self_attn.k_proj.weight", Role::CodecBlock, kv_matrix),
-    row("pre_transformer.layers.{layer}.self_attn.k_proj.bias", Role::CodecBlock, kv_vector).when(biased),
-    row("pre_transformer.layers.{layer}.self_attn.v_proj.weight", Role::CodecBlock, kv_matrix),
-    row("pre_transformer.layers.{layer}.self_attn.v_proj.bias", Role::CodecBlock, kv_vector).when(biased),
-    row("pre_transformer.layers.{layer}.self_attn.o_proj.weight", Role::CodecBlock, |d, _| {
-        vec![d.hidden, d.q_width]
-    }),
-    row("pre_transformer.layers.{layer}.self_attn.o_proj.bias", Role::CodecBlock, hidden_vector).when(biased),
-    row("pre_transformer.layers.{layer}.self_attn_layer_scale.scale", Role::CodecBlock, hidden_vector),
-    row("pre_transformer.layers.{layer}.post_attention_layernorm.weight", Role::CodecBlock, hidden_vector),
-    row("pre_transformer.layers.{layer}.mlp.gate_proj.weight", Role::CodecBlock, mlp_in),
-    row("pre_transformer.layers.{layer}.mlp.up_proj.weight", Role::CodecBlock, mlp_in),
-    row("pre_transformer.layers.{layer}.mlp.down_proj.weight", Role::CodecBlock, |d, _| {
-        vec![d.hidden, d.intermediate]
-    }),
-    row("pre_transformer.layers.{layer}.mlp_layer_scale.scale", Role::CodecBlock, hidden_vector),
-    row("pre_transformer.norm.weight", Role::FinalNorm, hidden_vector),
-    row("upsample.{stage}.0.conv.weight", Role::CodecUpsample, |d, [stage, _]| {
-        vec![d.hidden, d.hidden, d.stage_factor(stage)]
-    }),
-    row("upsample.{stage}.0.conv.bias", Role::CodecUpsample, hidden_vector),
-    row("upsample.{stage}.1.dwconv.conv.weight", Role::CodecUpsample, |d, _| vec![d.hidden, 1, 7]),
-    row("upsample.{stage}.1.dwconv.conv.bias", Role::CodecUpsample, hidden_vector),
-    row("upsample.{stage}.1.norm.weight", Role::CodecUpsample, hidden_vector),
-    row("upsample.{stage}.1.norm.bias", Role::CodecUpsample, hidden_vector),
-    row("upsample.{stage}.1.pwconv1.weight", Role::CodecUpsample, |d, _| vec![4 * d.hidden, d.hidden]),
-    row("upsample.{stage}.1.pwconv1.bias", Role::CodecUpsample, |d, _| vec![4 * d.hidden]),
-    row("upsample.{stage}.1.pwconv2.weight", Role::CodecUpsample, |d, _| vec![d.hidden, 4 * d.hidden]),
-    row("upsample.{stage}.1.pwconv2.bias", Role::CodecUpsample, hidden_vector),
-    row("upsample.{stage}.1.gamma", Role::CodecUpsample, hidden_vector),
-    row("decoder.{unit}.conv.weight", Role::CodecDecoder, convolution).when(is_convolution),
-    row("decoder.{unit}.conv.bias", Role::CodecDecoder, convolution_bias).when(is_convolution),
-    row("decoder.{unit}.block.0.alpha", Role::CodecDecoder, block_input).when(is_block),
-    row("decoder.{unit}.block.0.beta", Role::CodecDecoder, block_input).when(is_block),
-    row("decoder.{unit}.block.1.conv.weight", Role::CodecDecoder, block_upsampling).when(is_block),
-    row("decoder.{unit}.block.1.conv.bias", Role::CodecDecoder, block_output).when(is_block),
-    row("decoder.{unit}.block.{residual}.act1.alpha", Role::CodecDecoder, block_output).when(is_block),
-    row("decoder.{unit}.block.{residual}.act1.beta", Role::CodecDecoder, block_output).when(is_block),
-    row("decoder.{unit}.block.{residual}.conv1.conv.weight", Role::CodecDecoder, dilated).when(is_block),
-    row("decoder.{unit}.block.{residual}.conv1.conv.bias", Role::CodecDecoder, block_output).when(is_block),
-    row("decoder.{unit}.block.{residual}.act2.alpha", Role::CodecDecoder, block_output).when(is_block),
-    row("decoder.{unit}.block.{residual}.act2.beta", Role::CodecDecoder, block_output).when(is_block),
-    row("decoder.{unit}.block.{residual}.conv2.conv.weight", Role::CodecDecoder, pointwise).when(is_block),
-    row("decoder.{unit}.block.{residual}.conv2.conv.bias", Role::CodecDecoder, block_output).when(is_block),
+    row(
+        "pre_transformer.layers.{layer}.input_layernorm.weight",
+        Role::CodecBlock,
+        hidden_vector,
+    ),
+    row(
+        "pre_transformer.layers.{layer}.self_attn.q_proj.weight",
+        Role::CodecBlock,
+        |d, _| vec![d.q_width, d.hidden],
+    ),
+    row(
+        "pre_transformer.layers.{layer}.self_attn.q_proj.bias",
+        Role::CodecBlock,
+        q_vector,
+    )
+    .when(biased),
+    row(
+        "pre_transformer.layers.{layer}.self_attn.k_proj.weight",
+        Role::CodecBlock,
+        kv_matrix,
+    ),
+    row(
+        "pre_transformer.layers.{layer}.self_attn.k_proj.bias",
+        Role::CodecBlock,
+        kv_vector,
+    )
+    .when(biased),
+    row(
+        "pre_transformer.layers.{layer}.self_attn.v_proj.weight",
+        Role::CodecBlock,
+        kv_matrix,
+    ),
+    row(
+        "pre_transformer.layers.{layer}.self_attn.v_proj.bias",
+        Role::CodecBlock,
+        kv_vector,
+    )
+    .when(biased),
+    row(
+        "pre_transformer.layers.{layer}.self_attn.o_proj.weight",
+        Role::CodecBlock,
+        |d, _| vec![d.hidden, d.q_width],
+    ),
+    row(
+        "pre_transformer.layers.{layer}.self_attn.o_proj.bias",
+        Role::CodecBlock,
+        hidden_vector,
+    )
+    .when(biased),
+    row(
+        "pre_transformer.layers.{layer}.self_attn_layer_scale.scale",
+        Role::CodecBlock,
+        hidden_vector,
+    ),
+    row(
+        "pre_transformer.layers.{layer}.post_attention_layernorm.weight",
+        Role::CodecBlock,
+        hidden_vector,
+    ),
+    row(
+        "pre_transformer.layers.{layer}.mlp.gate_proj.weight",
+        Role::CodecBlock,
+        mlp_in,
+    ),
+    row(
+        "pre_transformer.layers.{layer}.mlp.up_proj.weight",
+        Role::CodecBlock,
+        mlp_in,
+    ),
+    row(
+        "pre_transformer.layers.{layer}.mlp.down_proj.weight",
+        Role::CodecBlock,
+        |d, _| vec![d.hidden, d.intermediate],
+    ),
+    row(
+        "pre_transformer.layers.{layer}.mlp_layer_scale.scale",
+        Role::CodecBlock,
+        hidden_vector,
+    ),
+    row(
+        "pre_transformer.norm.weight",
+        Role::FinalNorm,
+        hidden_vector,
+    ),
+    row(
+        "upsample.{stage}.0.conv.weight",
+        Role::CodecUpsample,
+        |d, [stage, _]| vec![d.hidden, d.hidden, d.stage_factor(stage)],
+    ),
+    row(
+        "upsample.{stage}.0.conv.bias",
+        Role::CodecUpsample,
+        hidden_vector,
+    ),
+    row(
+        "upsample.{stage}.1.dwconv.conv.weight",
+        Role::CodecUpsample,
+        |d, _| vec![d.hidden, 1, 7],
+    ),
+    row(
+        "upsample.{stage}.1.dwconv.conv.bias",
+        Role::CodecUpsample,
+        hidden_vector,
+    ),
+    row(
+        "upsample.{stage}.1.norm.weight",
+        Role::CodecUpsample,
+        hidden_vector,
+    ),
+    row(
+        "upsample.{stage}.1.norm.bias",
+        Role::CodecUpsample,
+        hidden_vector,
+    ),
+    row(
+        "upsample.{stage}.1.pwconv1.weight",
+        Role::CodecUpsample,
+        |d, _| vec![4 * d.hidden, d.hidden],
+    ),
+    row(
+        "upsample.{stage}.1.pwconv1.bias",
+        Role::CodecUpsample,
+        |d, _| vec![4 * d.hidden],
+    ),
+    row(
+        "upsample.{stage}.1.pwconv2.weight",
+        Role::CodecUpsample,
+        |d, _| vec![d.hidden, 4 * d.hidden],
+    ),
+    row(
+        "upsample.{stage}.1.pwconv2.bias",
+        Role::CodecUpsample,
+        hidden_vector,
+    ),
+    row(
+        "upsample.{stage}.1.gamma",
+        Role::CodecUpsample,
+        hidden_vector,
+    ),
+    row(
+        "decoder.{unit}.conv.weight",
+        Role::CodecDecoder,
+        convolution,
+    )
+    .when(is_convolution),
+    row(
+        "decoder.{unit}.conv.bias",
+        Role::CodecDecoder,
+        convolution_bias,
+    )
+    .when(is_convolution),
+    row(
+        "decoder.{unit}.block.0.alpha",
+        Role::CodecDecoder,
+        block_input,
+    )
+    .when(is_block),
+    row(
+        "decoder.{unit}.block.0.beta",
+        Role::CodecDecoder,
+        block_input,
+    )
+    .when(is_block),
+    row(
+        "decoder.{unit}.block.1.conv.weight",
+        Role::CodecDecoder,
+        block_upsampling,
+    )
+    .when(is_block),
+    row(
+        "decoder.{unit}.block.1.conv.bias",
+        Role::CodecDecoder,
+        block_output,
+    )
+    .when(is_block),
+    row(
+        "decoder.{unit}.block.{residual}.act1.alpha",
+        Role::CodecDecoder,
+        block_output,
+    )
+    .when(is_block),
+    row(
+        "decoder.{unit}.block.{residual}.act1.beta",
+        Role::CodecDecoder,
+        block_output,
+    )
+    .when(is_block),
+    row(
+        "decoder.{unit}.block.{residual}.conv1.conv.weight",
+        Role::CodecDecoder,
+        dilated,
+    )
+    .when(is_block),
+    row(
+        "decoder.{unit}.block.{residual}.conv1.conv.bias",
+        Role::CodecDecoder,
+        block_output,
+    )
+    .when(is_block),
+    row(
+        "decoder.{unit}.block.{residual}.act2.alpha",
+        Role::CodecDecoder,
+        block_output,
+    )
+    .when(is_block),
+    row(
+        "decoder.{unit}.block.{residual}.act2.beta",
+        Role::CodecDecoder,
+        block_output,
+    )
+    .when(is_block),
+    row(
+        "decoder.{unit}.block.{residual}.conv2.conv.weight",
+        Role::CodecDecoder,
+        pointwise,
+    )
+    .when(is_block),
+    row(
+        "decoder.{unit}.block.{residual}.conv2.conv.bias",
+        Role::CodecDecoder,
+        block_output,
+    )
+    .when(is_block),
     row("decoder.{unit}.alpha", Role::CodecDecoder, last_width).when(is_activation),
     row("decoder.{unit}.beta", Role::CodecDecoder, last_width).when(is_activation),
 ];

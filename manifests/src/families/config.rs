@@ -1,4 +1,5 @@
-//! Reading a `config.json` that nobody vouches for: every value is bounded, every refusal names its key.
+//! Reading a `config.json` that nobody vouches for: every value is bounded, every refusal names its
+//! key.
 
 use std::ops::RangeInclusive;
 
@@ -59,15 +60,27 @@ impl<'a> Section<'a> {
         match value {
             Value::Object(keys) => Ok(Self { path, keys }),
             other => {
-                let key = if path.is_empty() { "the document".to_owned() } else { path };
-                Err(ConfigError::Invalid { key, found: excerpt(other), wanted: "an object".to_owned() })
+                let key = if path.is_empty() {
+                    "the document".to_owned()
+                } else {
+                    path
+                };
+                Err(ConfigError::Invalid {
+                    key,
+                    found: excerpt(other),
+                    wanted: "an object".to_owned(),
+                })
             }
         }
     }
 
     /// The path for messages: "the document" for the root.
     pub(crate) fn name(&self) -> String {
-        if self.path.is_empty() { "the document".to_owned() } else { self.path.clone() }
+        if self.path.is_empty() {
+            "the document".to_owned()
+        } else {
+            self.path.clone()
+        }
     }
 
     pub(crate) fn section(&self, key: &str) -> Result<Section<'a>, ConfigError> {
@@ -88,7 +101,11 @@ impl<'a> Section<'a> {
 
     /// The first of two spellings of a key, unless only the second is there.
     pub(crate) fn either<'k>(&self, first: &'k str, second: &'k str) -> &'k str {
-        if !self.has(first) && self.has(second) { second } else { first }
+        if !self.has(first) && self.has(second) {
+            second
+        } else {
+            first
+        }
     }
 
     /// A dimension, at least 1.
@@ -97,7 +114,12 @@ impl<'a> Section<'a> {
     }
 
     /// A count that may be zero only if `least` says so.
-    pub(crate) fn count(&self, key: &str, default: Option<u64>, least: u64) -> Result<u32, ConfigError> {
+    pub(crate) fn count(
+        &self,
+        key: &str,
+        default: Option<u64>,
+        least: u64,
+    ) -> Result<u32, ConfigError> {
         let count = self.integer(key, default, least..=MAX_COUNT)?;
         u32::try_from(count).map_err(|_| self.invalid(key, "a 32-bit count"))
     }
@@ -125,7 +147,9 @@ impl<'a> Section<'a> {
         default: &[u64],
         limit: RangeInclusive<u64>,
     ) -> Result<Vec<u64>, ConfigError> {
-        let Some(value) = self.get(key) else { return Ok(default.to_vec()) };
+        let Some(value) = self.get(key) else {
+            return Ok(default.to_vec());
+        };
         let wanted = || {
             let (least, most) = (limit.start(), limit.end());
             format!("a list of at most {MAX_COUNT} integers from {least} to {most}")
@@ -145,7 +169,10 @@ impl<'a> Section<'a> {
     pub(crate) fn optional_flag(&self, key: &str) -> Result<Option<bool>, ConfigError> {
         match self.get(key) {
             None => Ok(None),
-            Some(value) => value.as_bool().map(Some).ok_or_else(|| self.invalid(key, "true or false")),
+            Some(value) => value
+                .as_bool()
+                .map(Some)
+                .ok_or_else(|| self.invalid(key, "true or false")),
         }
     }
 
@@ -162,22 +189,36 @@ impl<'a> Section<'a> {
     pub(crate) fn text(&self, key: &str) -> Result<Option<&'a str>, ConfigError> {
         match self.get(key) {
             None => Ok(None),
-            Some(value) => value.as_str().map(Some).ok_or_else(|| self.invalid(key, "a text")),
+            Some(value) => value
+                .as_str()
+                .map(Some)
+                .ok_or_else(|| self.invalid(key, "a text")),
         }
     }
 
     /// `left x right`, blamed on `key` when it does not fit 64 bits.
     pub(crate) fn product(&self, key: &str, left: u64, right: u64) -> Result<u64, ConfigError> {
-        left.checked_mul(right).ok_or_else(|| self.invalid(key, "a value whose product fits 64 bits"))
+        left.checked_mul(right)
+            .ok_or_else(|| self.invalid(key, "a value whose product fits 64 bits"))
     }
 
     pub(crate) fn missing(&self, key: &str, wanted: &str) -> ConfigError {
-        ConfigError::Missing { key: self.key_path(key), wanted: wanted.to_owned() }
+        ConfigError::Missing {
+            key: self.key_path(key),
+            wanted: wanted.to_owned(),
+        }
     }
 
     pub(crate) fn invalid(&self, key: &str, wanted: &str) -> ConfigError {
-        let found = self.keys.get(key).map_or_else(|| "its default".to_owned(), excerpt);
-        ConfigError::Invalid { key: self.key_path(key), found, wanted: wanted.to_owned() }
+        let found = self
+            .keys
+            .get(key)
+            .map_or_else(|| "its default".to_owned(), excerpt);
+        ConfigError::Invalid {
+            key: self.key_path(key),
+            found,
+            wanted: wanted.to_owned(),
+        }
     }
 
     fn get(&self, key: &str) -> Option<&'a Value> {
@@ -185,7 +226,11 @@ impl<'a> Section<'a> {
     }
 
     fn key_path(&self, key: &str) -> String {
-        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+        if self.path.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{}.{key}", self.path)
+        }
     }
 }
 

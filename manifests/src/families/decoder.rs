@@ -1,5 +1,5 @@
-//! The Qwen3 decoder block, dense or with experts, as thinker, talker, code predictor and plain Qwen3-MoE share it.
-//! Every Linear is stored `[out, in]`.
+//! The Qwen3 decoder block, dense or with experts, as thinker, talker, code predictor and plain
+//! Qwen3-MoE share it. Every Linear is stored `[out, in]`.
 
 use std::ops::Range;
 
@@ -74,8 +74,11 @@ impl DecoderDims {
         let hidden = section.size("hidden_size", Some(defaults.hidden_size))?;
         let heads = section.size("num_attention_heads", Some(defaults.num_attention_heads))?;
         // An explicit null is multi-head attention in the classes that allow it.
-        let kv_default =
-            if section.is_null("num_key_value_heads") { heads } else { defaults.num_key_value_heads };
+        let kv_default = if section.is_null("num_key_value_heads") {
+            heads
+        } else {
+            defaults.num_key_value_heads
+        };
         let kv_heads = section.size("num_key_value_heads", Some(kv_default))?;
         let head_dim = read_head_dim(section, defaults.head_dim, hidden, heads)?;
         let layers = section.count("num_hidden_layers", Some(defaults.num_hidden_layers), 1)?;
@@ -106,7 +109,8 @@ impl DecoderDims {
         })
     }
 
-    /// The tensors of `mount`, its experts stacked in the layers where `is_present` knows a stacked name.
+    /// The tensors of `mount`, its experts stacked in the layers where `is_present` knows a stacked
+    /// name.
     pub(super) fn expect(
         &mut self,
         mount: &Mount<Self>,
@@ -139,7 +143,8 @@ impl Dims for DecoderDims {
     }
 }
 
-/// head_dim is not hidden_size / heads in the real model; that is only the fallback of classes without a default.
+/// head_dim is not hidden_size / heads in the real model; that is only the fallback of classes
+/// without a default.
 pub(super) fn read_head_dim(
     section: &Section<'_>,
     default: Option<u64>,
@@ -150,7 +155,10 @@ pub(super) fn read_head_dim(
         return section.size("head_dim", default);
     }
     if hidden < heads {
-        return Err(section.missing("head_dim", "a size, as hidden_size / num_attention_heads is 0"));
+        return Err(section.missing(
+            "head_dim",
+            "a size, as hidden_size / num_attention_heads is 0",
+        ));
     }
     Ok(hidden / heads)
 }
@@ -159,7 +167,10 @@ pub(super) fn read_head_dim(
 fn read_experts(section: &Section<'_>, defaults: &Defaults) -> Result<(u32, u64), ConfigError> {
     let key = section.either("num_experts", "num_local_experts");
     let experts = section.count(key, Some(defaults.num_experts), 0)?;
-    let moe_intermediate = section.size("moe_intermediate_size", Some(defaults.moe_intermediate_size))?;
+    let moe_intermediate = section.size(
+        "moe_intermediate_size",
+        Some(defaults.moe_intermediate_size),
+    )?;
     Ok((experts, moe_intermediate))
 }
 
@@ -179,7 +190,10 @@ fn moe_layers(
             *moe &= layer % step == 0;
         }
         for layer in dense {
-            if let Some(moe) = usize::try_from(layer).ok().and_then(|layer| moe.get_mut(layer)) {
+            if let Some(moe) = usize::try_from(layer)
+                .ok()
+                .and_then(|layer| moe.get_mut(layer))
+            {
                 *moe = false;
             }
         }
@@ -228,7 +242,11 @@ pub struct TextFacts {
 }
 
 impl TextFacts {
-    pub(super) fn read(section: &Section<'_>, defaults: &Defaults, tied: bool) -> Result<Self, ConfigError> {
+    pub(super) fn read(
+        section: &Section<'_>,
+        defaults: &Defaults,
+        tied: bool,
+    ) -> Result<Self, ConfigError> {
         let dims = DecoderDims::read(section, defaults, Sparsity::ByLayer)?;
         let moe_layers = dims.moe.iter().filter(|moe| **moe).count();
         let experts_per_token =
@@ -261,7 +279,8 @@ impl TextFacts {
     }
 }
 
-/// transformers 4: `rope_theta` beside `rope_scaling`; transformers 5: all of it in `rope_parameters`.
+/// transformers 4: `rope_theta` beside `rope_scaling`; transformers 5: all of it in
+/// `rope_parameters`.
 fn read_rope(section: &Section<'_>, defaults: &Defaults) -> Result<(f64, String), ConfigError> {
     let beside = section.positive_number("rope_theta", defaults.rope_theta)?;
     let key = section.either("rope_parameters", "rope_scaling");
@@ -269,7 +288,9 @@ fn read_rope(section: &Section<'_>, defaults: &Defaults) -> Result<(f64, String)
         return Ok((beside, "default".to_owned()));
     }
     let rope = section.section(key)?;
-    let kind = rope.text(rope.either("rope_type", "type"))?.unwrap_or("default");
+    let kind = rope
+        .text(rope.either("rope_type", "type"))?
+        .unwrap_or("default");
     Ok((rope.positive_number("rope_theta", beside)?, kind.to_owned()))
 }
 
@@ -341,62 +362,165 @@ fn per_expert(dims: &DecoderDims, layer: u32) -> bool {
     dims.is_moe(layer) && !dims.is_stacked(layer)
 }
 
-/// Source: Qwen3OmniMoeThinkerTextAttention, modeling_qwen3_omni_moe.py:1429; Qwen3MoeAttention is the same.
+/// Source: Qwen3OmniMoeThinkerTextAttention, modeling_qwen3_omni_moe.py:1429; Qwen3MoeAttention is
+/// the same.
 pub(super) static ATTENTION: &[Row<DecoderDims>] = &[
-    row("model.layers.{layer}.input_layernorm.weight", Role::InputNorm, hidden_vector),
-    row("model.layers.{layer}.self_attn.q_proj.weight", Role::AttentionQ, |d, _| vec![d.q_width, d.hidden]),
-    row("model.layers.{layer}.self_attn.q_proj.bias", Role::AttentionQ, q_vector).when(biased),
-    row("model.layers.{layer}.self_attn.k_proj.weight", Role::AttentionK, kv_matrix),
-    row("model.layers.{layer}.self_attn.k_proj.bias", Role::AttentionK, kv_vector).when(biased),
-    row("model.layers.{layer}.self_attn.v_proj.weight", Role::AttentionV, kv_matrix),
-    row("model.layers.{layer}.self_attn.v_proj.bias", Role::AttentionV, kv_vector).when(biased),
-    row("model.layers.{layer}.self_attn.o_proj.weight", Role::AttentionO, |d, _| vec![d.hidden, d.q_width]),
-    row("model.layers.{layer}.self_attn.o_proj.bias", Role::AttentionO, hidden_vector).when(biased),
-    row("model.layers.{layer}.self_attn.q_norm.weight", Role::QNorm, head_vector),
-    row("model.layers.{layer}.self_attn.k_norm.weight", Role::KNorm, head_vector),
-    row("model.layers.{layer}.post_attention_layernorm.weight", Role::PostAttentionNorm, hidden_vector),
+    row(
+        "model.layers.{layer}.input_layernorm.weight",
+        Role::InputNorm,
+        hidden_vector,
+    ),
+    row(
+        "model.layers.{layer}.self_attn.q_proj.weight",
+        Role::AttentionQ,
+        |d, _| vec![d.q_width, d.hidden],
+    ),
+    row(
+        "model.layers.{layer}.self_attn.q_proj.bias",
+        Role::AttentionQ,
+        q_vector,
+    )
+    .when(biased),
+    row(
+        "model.layers.{layer}.self_attn.k_proj.weight",
+        Role::AttentionK,
+        kv_matrix,
+    ),
+    row(
+        "model.layers.{layer}.self_attn.k_proj.bias",
+        Role::AttentionK,
+        kv_vector,
+    )
+    .when(biased),
+    row(
+        "model.layers.{layer}.self_attn.v_proj.weight",
+        Role::AttentionV,
+        kv_matrix,
+    ),
+    row(
+        "model.layers.{layer}.self_attn.v_proj.bias",
+        Role::AttentionV,
+        kv_vector,
+    )
+    .when(biased),
+    row(
+        "model.layers.{layer}.self_attn.o_proj.weight",
+        Role::AttentionO,
+        |d, _| vec![d.hidden, d.q_width],
+    ),
+    row(
+        "model.layers.{layer}.self_attn.o_proj.bias",
+        Role::AttentionO,
+        hidden_vector,
+    )
+    .when(biased),
+    row(
+        "model.layers.{layer}.self_attn.q_norm.weight",
+        Role::QNorm,
+        head_vector,
+    ),
+    row(
+        "model.layers.{layer}.self_attn.k_norm.weight",
+        Role::KNorm,
+        head_vector,
+    ),
+    row(
+        "model.layers.{layer}.post_attention_layernorm.weight",
+        Role::PostAttentionNorm,
+        hidden_vector,
+    ),
 ];
 
 /// Source: Qwen3OmniMoeThinkerTextMLP, modeling_qwen3_omni_moe.py:1504.
 pub(super) static DENSE_MLP: &[Row<DecoderDims>] = &[
-    row("model.layers.{layer}.mlp.gate_proj.weight", Role::MlpGate, mlp_in).when(dense),
-    row("model.layers.{layer}.mlp.up_proj.weight", Role::MlpUp, mlp_in).when(dense),
-    row("model.layers.{layer}.mlp.down_proj.weight", Role::MlpDown, mlp_out).when(dense),
+    row(
+        "model.layers.{layer}.mlp.gate_proj.weight",
+        Role::MlpGate,
+        mlp_in,
+    )
+    .when(dense),
+    row(
+        "model.layers.{layer}.mlp.up_proj.weight",
+        Role::MlpUp,
+        mlp_in,
+    )
+    .when(dense),
+    row(
+        "model.layers.{layer}.mlp.down_proj.weight",
+        Role::MlpDown,
+        mlp_out,
+    )
+    .when(dense),
 ];
 
-/// Source: Qwen3OmniMoeThinkerTextTopKRouter and …Experts, modeling_qwen3_omni_moe.py:1305-1353; per expert as
-/// conversion_mapping.py:1297 takes them apart: gate rows before up rows.
+/// Source: Qwen3OmniMoeThinkerTextTopKRouter and …Experts, modeling_qwen3_omni_moe.py:1305-1353;
+/// per expert as conversion_mapping.py:1297 takes them apart: gate rows before up rows.
 pub(super) static EXPERTS: &[Row<DecoderDims>] = &[
     row("model.layers.{layer}.mlp.gate.weight", Role::Router, router).when(DecoderDims::is_moe),
-    row("model.layers.{layer}.mlp.experts.{expert}.gate_proj.weight", Role::ExpertGate, expert_in)
-        .when(per_expert),
-    row("model.layers.{layer}.mlp.experts.{expert}.up_proj.weight", Role::ExpertUp, expert_in)
-        .when(per_expert),
-    row("model.layers.{layer}.mlp.experts.{expert}.down_proj.weight", Role::ExpertDown, expert_out)
-        .when(per_expert),
-    row("model.layers.{layer}.mlp.experts.gate_up_proj", Role::ExpertGateUpStacked, stacked_in)
-        .when(DecoderDims::is_stacked)
-        .stack_of(&[Role::ExpertGate, Role::ExpertUp]),
-    row("model.layers.{layer}.mlp.experts.down_proj", Role::ExpertDownStacked, stacked_out)
-        .when(DecoderDims::is_stacked)
-        .stack_of(&[Role::ExpertDown]),
+    row(
+        "model.layers.{layer}.mlp.experts.{expert}.gate_proj.weight",
+        Role::ExpertGate,
+        expert_in,
+    )
+    .when(per_expert),
+    row(
+        "model.layers.{layer}.mlp.experts.{expert}.up_proj.weight",
+        Role::ExpertUp,
+        expert_in,
+    )
+    .when(per_expert),
+    row(
+        "model.layers.{layer}.mlp.experts.{expert}.down_proj.weight",
+        Role::ExpertDown,
+        expert_out,
+    )
+    .when(per_expert),
+    row(
+        "model.layers.{layer}.mlp.experts.gate_up_proj",
+        Role::ExpertGateUpStacked,
+        stacked_in,
+    )
+    .when(DecoderDims::is_stacked)
+    .stack_of(&[Role::ExpertGate, Role::ExpertUp]),
+    row(
+        "model.layers.{layer}.mlp.experts.down_proj",
+        Role::ExpertDownStacked,
+        stacked_out,
+    )
+    .when(DecoderDims::is_stacked)
+    .stack_of(&[Role::ExpertDown]),
 ];
 
 /// Source: Qwen3OmniMoeTalkerTextSparseMoeBlock, modeling_qwen3_omni_moe.py:2881.
 pub(super) static SHARED_EXPERT: &[Row<DecoderDims>] = &[
-    row("model.layers.{layer}.mlp.shared_expert.gate_proj.weight", Role::SharedExpertGate, shared_in),
-    row("model.layers.{layer}.mlp.shared_expert.up_proj.weight", Role::SharedExpertUp, shared_in),
-    row("model.layers.{layer}.mlp.shared_expert.down_proj.weight", Role::SharedExpertDown, |d, _| {
-        vec![d.hidden, d.shared_intermediate]
-    }),
-    row("model.layers.{layer}.mlp.shared_expert_gate.weight", Role::SharedExpertRouter, |d, _| {
-        vec![1, d.hidden]
-    }),
+    row(
+        "model.layers.{layer}.mlp.shared_expert.gate_proj.weight",
+        Role::SharedExpertGate,
+        shared_in,
+    ),
+    row(
+        "model.layers.{layer}.mlp.shared_expert.up_proj.weight",
+        Role::SharedExpertUp,
+        shared_in,
+    ),
+    row(
+        "model.layers.{layer}.mlp.shared_expert.down_proj.weight",
+        Role::SharedExpertDown,
+        |d, _| vec![d.hidden, d.shared_intermediate],
+    ),
+    row(
+        "model.layers.{layer}.mlp.shared_expert_gate.weight",
+        Role::SharedExpertRouter,
+        |d, _| vec![1, d.hidden],
+    ),
 ];
 
 /// Token embedding, before the layers.
-pub(super) static EMBEDDING: &[Row<DecoderDims>] =
-    &[row("model.embed_tokens.weight", Role::Embedding, vocabulary_matrix)];
+pub(super) static EMBEDDING: &[Row<DecoderDims>] = &[row(
+    "model.embed_tokens.weight",
+    Role::Embedding,
+    vocabulary_matrix,
+)];
 
 /// Norm after the layers.
 pub(super) static FINAL_NORM: &[Row<DecoderDims>] =
@@ -408,27 +532,68 @@ pub(super) static LM_HEAD: &[Row<DecoderDims>] =
 
 /// Source: Qwen3OmniMoeTalkerResizeMLP and …TalkerModel, modeling_qwen3_omni_moe.py:2391, 2978.
 pub(super) static TALKER_INPUT: &[Row<DecoderDims>] = &[
-    row("model.codec_embedding.weight", Role::CodecEmbedding, vocabulary_matrix),
-    row("text_projection.linear_fc1.weight", Role::Projection, |d, _| vec![d.intermediate, d.thinker_hidden]),
-    row("text_projection.linear_fc1.bias", Role::Projection, |d, _| vec![d.intermediate]),
-    row("text_projection.linear_fc2.weight", Role::Projection, |d, _| vec![d.hidden, d.intermediate]),
-    row("text_projection.linear_fc2.bias", Role::Projection, hidden_vector),
-    row("hidden_projection.linear_fc1.weight", Role::Projection, |d, _| {
-        vec![d.intermediate, d.thinker_hidden]
-    }),
-    row("hidden_projection.linear_fc1.bias", Role::Projection, |d, _| vec![d.intermediate]),
-    row("hidden_projection.linear_fc2.weight", Role::Projection, |d, _| vec![d.hidden, d.intermediate]),
-    row("hidden_projection.linear_fc2.bias", Role::Projection, hidden_vector),
+    row(
+        "model.codec_embedding.weight",
+        Role::CodecEmbedding,
+        vocabulary_matrix,
+    ),
+    row(
+        "text_projection.linear_fc1.weight",
+        Role::Projection,
+        |d, _| vec![d.intermediate, d.thinker_hidden],
+    ),
+    row(
+        "text_projection.linear_fc1.bias",
+        Role::Projection,
+        |d, _| vec![d.intermediate],
+    ),
+    row(
+        "text_projection.linear_fc2.weight",
+        Role::Projection,
+        |d, _| vec![d.hidden, d.intermediate],
+    ),
+    row(
+        "text_projection.linear_fc2.bias",
+        Role::Projection,
+        hidden_vector,
+    ),
+    row(
+        "hidden_projection.linear_fc1.weight",
+        Role::Projection,
+        |d, _| vec![d.intermediate, d.thinker_hidden],
+    ),
+    row(
+        "hidden_projection.linear_fc1.bias",
+        Role::Projection,
+        |d, _| vec![d.intermediate],
+    ),
+    row(
+        "hidden_projection.linear_fc2.weight",
+        Role::Projection,
+        |d, _| vec![d.hidden, d.intermediate],
+    ),
+    row(
+        "hidden_projection.linear_fc2.bias",
+        Role::Projection,
+        hidden_vector,
+    ),
 ];
 
 /// Source: Qwen3OmniMoeTalkerForConditionalGeneration, modeling_qwen3_omni_moe.py:3087, 3108.
 pub(super) static CODEC_HEAD: &[Row<DecoderDims>] =
     &[row("codec_head.weight", Role::CodecHead, vocabulary_matrix).optional(|d| d.tied_head)];
 
-/// Source: Qwen3OmniMoeTalkerCodePredictorModel, modeling_qwen3_omni_moe.py:2636: one per residual codebook.
-pub(super) static GROUP_EMBEDDINGS: &[Row<DecoderDims>] =
-    &[row("model.codec_embedding.{group}.weight", Role::CodecEmbedding, vocabulary_matrix)];
+/// Source: Qwen3OmniMoeTalkerCodePredictorModel, modeling_qwen3_omni_moe.py:2636: one per residual
+/// codebook.
+pub(super) static GROUP_EMBEDDINGS: &[Row<DecoderDims>] = &[row(
+    "model.codec_embedding.{group}.weight",
+    Role::CodecEmbedding,
+    vocabulary_matrix,
+)];
 
 /// Source: modeling_qwen3_omni_moe.py:2719.
-pub(super) static GROUP_HEADS: &[Row<DecoderDims>] =
-    &[row("lm_head.{group}.weight", Role::LmHead, vocabulary_matrix)];
+pub(super) static GROUP_HEADS: &[Row<DecoderDims>] = &[row(
+    "lm_head.{group}.weight",
+    Role::LmHead,
+    vocabulary_matrix,
+)];

@@ -1,6 +1,6 @@
-//! Model families: what the tensors of a checkpoint are called, what each is, and which of what shape the
-//! configuration calls for. One file per family; the rules are tables, and each row of them serves both
-//! classification and derivation.
+//! Model families: what the tensors of a checkpoint are called, what each is, and which of what
+//! shape the configuration calls for. One file per family; the rules are tables, and each row of
+//! them serves both classification and derivation.
 
 mod audio_tower;
 mod code2wav;
@@ -103,18 +103,20 @@ impl Family {
         };
         by_type.or_else(|| {
             let architectures = config.get("architectures")?.as_array()?;
-            architectures.iter().filter_map(Value::as_str).find_map(|architecture| match architecture {
-                "Qwen3OmniMoeForConditionalGeneration" | "Qwen3OmniMoeThinkerForConditionalGeneration" => {
-                    Some(Self::Qwen3OmniMoe)
-                }
-                "Qwen3MoeForCausalLM" => Some(Self::Qwen3Moe),
-                _ => None,
-            })
+            architectures
+                .iter()
+                .filter_map(Value::as_str)
+                .find_map(|architecture| match architecture {
+                    "Qwen3OmniMoeForConditionalGeneration"
+                    | "Qwen3OmniMoeThinkerForConditionalGeneration" => Some(Self::Qwen3OmniMoe),
+                    "Qwen3MoeForCausalLM" => Some(Self::Qwen3Moe),
+                    _ => None,
+                })
         })
     }
 
-    /// The family whose rules name most of these tensors, if they name more than half, for checkpoints without a
-    /// `config.json`.
+    /// The family whose rules name most of these tensors, if they name more than half, for
+    /// checkpoints without a `config.json`.
     #[must_use]
     pub fn guess<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<Self> {
         let mut total = 0_usize;
@@ -125,7 +127,10 @@ impl Family {
                 *count += usize::from(family.classify(name).is_some());
             }
         }
-        let (count, family) = named.into_iter().zip(Self::ALL).max_by_key(|(count, _)| *count)?;
+        let (count, family) = named
+            .into_iter()
+            .zip(Self::ALL)
+            .max_by_key(|(count, _)| *count)?;
         (count > total / 2).then_some(*family)
     }
 
@@ -136,16 +141,18 @@ impl Family {
         }
     }
 
-    /// What the tensor of this name is; `None` when no rule names it. Needs no configuration, so layers and experts
-    /// beyond the model's are classified too.
+    /// What the tensor of this name is; `None` when no rule names it. Needs no configuration, so
+    /// layers and experts beyond the model's are classified too.
     #[must_use]
     pub fn classify(self, name: &str) -> Option<Classification> {
         self.rules().classify(name)
     }
 
-    /// Every tensor that the configuration calls for, components in a fixed order, layers in theirs.
+    /// Every tensor that the configuration calls for, components in a fixed order, layers in
+    /// theirs.
     ///
-    /// Experts are expected one by one, unless `is_present` knows a stacked tensor of their layer: then stacked.
+    /// Experts are expected one by one, unless `is_present` knows a stacked tensor of their layer:
+    /// then stacked.
     ///
     /// # Errors
     ///
@@ -177,9 +184,10 @@ impl Family {
         }
     }
 
-    /// The per-expert matrices inside a tensor that stacks experts, in order of their bytes; `None` when the name is
-    /// not that of a stacked tensor. `shape` is `[experts, 2 x moe_intermediate, hidden]` (gate rows, then up rows) or
-    /// `[experts, hidden, moe_intermediate]`, by the rule for the name.
+    /// The per-expert matrices inside a tensor that stacks experts, in order of their bytes; `None`
+    /// when the name is not that of a stacked tensor. `shape` is `[experts, 2 x moe_intermediate,
+    /// hidden]` (gate rows, then up rows) or `[experts, hidden, moe_intermediate]`, by the rule for
+    /// the name.
     #[must_use]
     pub fn unstack(
         self,
@@ -191,14 +199,15 @@ impl Family {
     }
 }
 
-/// The facts about the text decoder of a configuration, whatever its family; `None` when no family claims it.
+/// The facts about the text decoder of a configuration, whatever its family; `None` when no family
+/// claims it.
 #[must_use]
 pub fn text_facts(config: &Value) -> Option<Result<TextFacts, ConfigError>> {
     Family::of_config(config).map(|family| family.text_facts(config))
 }
 
-/// The dtype that the configuration says its tensors have: `dtype` or `torch_dtype`, at the top, in `thinker_config` or
-/// in a `text_config`. `None` when it says nothing.
+/// The dtype that the configuration says its tensors have: `dtype` or `torch_dtype`, at the top, in
+/// `thinker_config` or in a `text_config`. `None` when it says nothing.
 ///
 /// # Errors
 ///
@@ -217,7 +226,12 @@ pub fn expected_dtype(config: &Value) -> Result<Option<Dtype>, ConfigError> {
     for place in places {
         let key = place.either("dtype", "torch_dtype");
         if let Some(text) = place.text(key)? {
-            let unknown = || place.invalid(key, "a torch dtype that safetensors has, such as \"bfloat16\"");
+            let unknown = || {
+                place.invalid(
+                    key,
+                    "a torch dtype that safetensors has, such as \"bfloat16\"",
+                )
+            };
             return dtype_of_torch(text).map(Some).ok_or_else(unknown);
         }
     }
@@ -240,8 +254,8 @@ fn dtype_of_torch(text: &str) -> Option<Dtype> {
     })
 }
 
-/// How many parameters a loader prints that stacks each layer's experts: their gate and up matrices count as one, their
-/// down matrices as one, everything else counts itself.
+/// How many parameters a loader prints that stacks each layer's experts: their gate and up matrices
+/// count as one, their down matrices as one, everything else counts itself.
 #[must_use]
 pub fn logical_parameter_count<'a>(tensors: impl IntoIterator<Item = &'a Classification>) -> usize {
     let mut stacks: BTreeSet<(Component, Option<u32>, bool)> = BTreeSet::new();

@@ -3,7 +3,8 @@
 use super::Expected;
 use super::config::{ConfigError, Section};
 use super::decoder::{
-    ATTENTION, DENSE_MLP, DecoderDims, Defaults, EMBEDDING, EXPERTS, FINAL_NORM, LM_HEAD, Sparsity, TextFacts,
+    ATTENTION, DENSE_MLP, DecoderDims, Defaults, EMBEDDING, EXPERTS, FINAL_NORM, LM_HEAD, Sparsity,
+    TextFacts,
 };
 use super::rules::{Mount, Rules};
 use crate::names::Component;
@@ -11,7 +12,9 @@ use crate::names::Component;
 static TEXT: Mount<DecoderDims> = Mount {
     prefix: "",
     component: Component::Text,
-    tables: &[EMBEDDING, ATTENTION, DENSE_MLP, EXPERTS, FINAL_NORM, LM_HEAD],
+    tables: &[
+        EMBEDDING, ATTENTION, DENSE_MLP, EXPERTS, FINAL_NORM, LM_HEAD,
+    ],
 };
 
 /// Class defaults of Qwen3MoeConfig.

@@ -16,29 +16,53 @@ use crate::names::Component;
 static THINKER_TEXT: Mount<DecoderDims> = Mount {
     prefix: "thinker.",
     component: Component::ThinkerText,
-    tables: &[EMBEDDING, ATTENTION, DENSE_MLP, EXPERTS, FINAL_NORM, LM_HEAD],
+    tables: &[
+        EMBEDDING, ATTENTION, DENSE_MLP, EXPERTS, FINAL_NORM, LM_HEAD,
+    ],
 };
 
-static THINKER_AUDIO: Mount<AudioDims> =
-    Mount { prefix: "thinker.audio_tower.", component: Component::ThinkerAudio, tables: &[AUDIO_TOWER] };
+static THINKER_AUDIO: Mount<AudioDims> = Mount {
+    prefix: "thinker.audio_tower.",
+    component: Component::ThinkerAudio,
+    tables: &[AUDIO_TOWER],
+};
 
-static THINKER_VISION: Mount<VisionDims> =
-    Mount { prefix: "thinker.visual.", component: Component::ThinkerVision, tables: &[VISION_TOWER] };
+static THINKER_VISION: Mount<VisionDims> = Mount {
+    prefix: "thinker.visual.",
+    component: Component::ThinkerVision,
+    tables: &[VISION_TOWER],
+};
 
 static TALKER_TEXT: Mount<DecoderDims> = Mount {
     prefix: "talker.",
     component: Component::TalkerText,
-    tables: &[TALKER_INPUT, ATTENTION, EXPERTS, SHARED_EXPERT, FINAL_NORM, CODEC_HEAD],
+    tables: &[
+        TALKER_INPUT,
+        ATTENTION,
+        EXPERTS,
+        SHARED_EXPERT,
+        FINAL_NORM,
+        CODEC_HEAD,
+    ],
 };
 
 static CODE_PREDICTOR: Mount<DecoderDims> = Mount {
     prefix: "talker.code_predictor.",
     component: Component::TalkerCodePredictor,
-    tables: &[GROUP_EMBEDDINGS, ATTENTION, DENSE_MLP, FINAL_NORM, GROUP_HEADS],
+    tables: &[
+        GROUP_EMBEDDINGS,
+        ATTENTION,
+        DENSE_MLP,
+        FINAL_NORM,
+        GROUP_HEADS,
+    ],
 };
 
-static VOCODER: Mount<Code2wavDims> =
-    Mount { prefix: "code2wav.", component: Component::Code2wav, tables: &[CODE2WAV] };
+static VOCODER: Mount<Code2wavDims> = Mount {
+    prefix: "code2wav.",
+    component: Component::Code2wav,
+    tables: &[CODE2WAV],
+};
 
 /// Class defaults of Qwen3OmniMoeTextConfig.
 const THINKER_DEFAULTS: Defaults = Defaults {
@@ -142,14 +166,16 @@ fn expect_talker(
     out: &mut Vec<Expected>,
 ) -> Result<(), ConfigError> {
     let text = talker.section("text_config")?;
-    // Qwen3OmniMoeTalkerDecoderLayer (modeling_qwen3_omni_moe.py:2905) builds a dense MLP where the keys ask for one
-    // and then replaces it by experts: all layers have them.
+    // Qwen3OmniMoeTalkerDecoderLayer (modeling_qwen3_omni_moe.py:2905) builds a dense MLP where the
+    // keys ask for one and then replaces it by experts: all layers have them.
     let mut dims = DecoderDims::read(&text, &TALKER_DEFAULTS, Sparsity::Everywhere)?;
     // The configuration class does not declare it, so there is no default.
-    dims.shared_intermediate = text.integer("shared_expert_intermediate_size", None, 0..=MAX_SIZE)?;
+    dims.shared_intermediate =
+        text.integer("shared_expert_intermediate_size", None, 0..=MAX_SIZE)?;
     // Default of Qwen3OmniMoeTalkerConfig.
     dims.thinker_hidden = talker.size("thinker_hidden_size", Some(2048))?;
-    dims.tied_head = text.flag("tie_word_embeddings", false)? || talker.flag("tie_word_embeddings", false)?;
+    dims.tied_head =
+        text.flag("tie_word_embeddings", false)? || talker.flag("tie_word_embeddings", false)?;
     dims.expect(&TALKER_TEXT, &text, is_present, out)
 }
 
@@ -173,15 +199,23 @@ fn thinker_section<'a>(root: &Section<'a>) -> Result<Section<'a>, ConfigError> {
 }
 
 /// transformers 4 reads the flag in text_config, 5.23 in thinker_config.
-fn is_tied(text: &Section<'_>, thinker: &Section<'_>, root: &Section<'_>) -> Result<bool, ConfigError> {
-    let stated = [text.optional_flag("tie_word_embeddings")?, thinker.optional_flag("tie_word_embeddings")?];
+fn is_tied(
+    text: &Section<'_>,
+    thinker: &Section<'_>,
+    root: &Section<'_>,
+) -> Result<bool, ConfigError> {
+    let stated = [
+        text.optional_flag("tie_word_embeddings")?,
+        thinker.optional_flag("tie_word_embeddings")?,
+    ];
     if stated.iter().any(Option::is_some) {
         return Ok(stated.contains(&Some(true)));
     }
     root.flag("tie_word_embeddings", false)
 }
 
-/// Thinking and Captioner say false; the class default is true, but a configuration without either part has none.
+/// Thinking and Captioner say false; the class default is true, but a configuration without either
+/// part has none.
 fn has_talker(root: &Section<'_>) -> Result<bool, ConfigError> {
     let described = root.has("talker_config") || root.has("code2wav_config");
     root.flag("enable_audio_output", described)

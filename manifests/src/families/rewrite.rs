@@ -8,12 +8,14 @@ use super::{ConfigError, Family, TextFacts};
 /// Keys of [`without_audio_output`] that describe what is gone.
 const AUDIO_OUTPUT: [&str; 2] = ["talker_config", "code2wav_config"];
 
-/// Keys of multimodal rotary scaling: for text all three positions are the same, and it is the ordinary rotation.
-/// Source: Qwen3OmniMoeThinkerTextRotaryEmbedding, transformers 5.23, modeling_qwen3_omni_moe.py.
+/// Keys of multimodal rotary scaling: for text all three positions are the same, and it is the
+/// ordinary rotation. Source: Qwen3OmniMoeThinkerTextRotaryEmbedding, transformers 5.23,
+/// modeling_qwen3_omni_moe.py.
 const MROPE: [&str; 3] = ["mrope_section", "mrope_interleaved", "interleaved"];
 
-/// Keys of `Qwen3MoeConfig` (transformers 4.57 and 5) that the thinker's `text_config` has too, with the default of
-/// `Qwen3OmniMoeTextConfig`; numbers that decide shapes come from [`TextFacts`].
+/// Keys of `Qwen3MoeConfig` (transformers 4.57 and 5) that the thinker's `text_config` has too,
+/// with the default of `Qwen3OmniMoeTextConfig`; numbers that decide shapes come from
+/// [`TextFacts`].
 fn common_defaults() -> [(&'static str, Value); 8] {
     [
         ("hidden_act", json!("silu")),
@@ -27,8 +29,9 @@ fn common_defaults() -> [(&'static str, Value); 8] {
     ]
 }
 
-/// The configuration of an omni model of which only the thinker is there: `enable_audio_output` is false, and the parts
-/// that are gone are not described. `Qwen3OmniMoeForConditionalGeneration` builds neither talker nor vocoder then.
+/// The configuration of an omni model of which only the thinker is there: `enable_audio_output` is
+/// false, and the parts that are gone are not described. `Qwen3OmniMoeForConditionalGeneration`
+/// builds neither talker nor vocoder then.
 #[must_use]
 pub fn without_audio_output(config: &Value) -> Value {
     let mut config = config.clone();
@@ -42,14 +45,19 @@ pub fn without_audio_output(config: &Value) -> Value {
 /// Whether a configuration promises a talker or a vocoder.
 #[must_use]
 pub fn has_audio_output(config: &Value) -> bool {
-    let described = AUDIO_OUTPUT.iter().any(|key| config.get(key).is_some_and(|v| !v.is_null()));
-    config.get("enable_audio_output").and_then(Value::as_bool).unwrap_or(described)
+    let described = AUDIO_OUTPUT
+        .iter()
+        .any(|key| config.get(key).is_some_and(|v| !v.is_null()));
+    config
+        .get("enable_audio_output")
+        .and_then(Value::as_bool)
+        .unwrap_or(described)
 }
 
-/// The same text decoder as a `Qwen3MoeForCausalLM`: the thinker's `text_config` in the keys of `Qwen3MoeConfig`, so that
-/// transformers 4 and 5 and everybody who reads their configurations find what they look for. A configuration that is
-/// one already stays as it is. `generation` is `generation_config.json`, whose special ids are taken where the thinker
-/// has none.
+/// The same text decoder as a `Qwen3MoeForCausalLM`: the thinker's `text_config` in the keys of
+/// `Qwen3MoeConfig`, so that transformers 4 and 5 and everybody who reads their configurations find
+/// what they look for. A configuration that is one already stays as it is. `generation` is
+/// `generation_config.json`, whose special ids are taken where the thinker has none.
 ///
 /// # Errors
 /// As [`Family::text_facts`].
@@ -69,26 +77,41 @@ pub fn as_causal_lm(
     set("architectures", json!(["Qwen3MoeForCausalLM"]));
     set("model_type", json!("qwen3_moe"));
     for (key, default) in common_defaults() {
-        set(key, text.get(key).filter(|v| !v.is_null()).cloned().unwrap_or(default));
+        set(
+            key,
+            text.get(key)
+                .filter(|v| !v.is_null())
+                .cloned()
+                .unwrap_or(default),
+        );
     }
     set(
         "mlp_only_layers",
-        text.get("mlp_only_layers").filter(|v| v.is_array()).cloned().unwrap_or(json!([])),
+        text.get("mlp_only_layers")
+            .filter(|v| v.is_array())
+            .cloned()
+            .unwrap_or(json!([])),
     );
     for (key, value) in numbers(&facts) {
         set(key, value);
     }
-    // the thinker's attention ignores both (modeling_qwen3_omni_moe.py, Qwen3OmniMoeThinkerTextAttention)
+    // the thinker's attention ignores both (modeling_qwen3_omni_moe.py,
+    // Qwen3OmniMoeThinkerTextAttention)
     set("use_sliding_window", json!(false));
     set("sliding_window", Value::Null);
     set("rope_scaling", rope_scaling(text));
     for key in ["bos_token_id", "eos_token_id", "pad_token_id"] {
         let places = [Some(text), Some(thinker), Some(config), generation];
-        let stated = places.into_iter().flatten().find_map(|place| place.get(key).filter(|v| !v.is_null()));
+        let stated = places
+            .into_iter()
+            .flatten()
+            .find_map(|place| place.get(key).filter(|v| !v.is_null()));
         set(key, stated.cloned().unwrap_or(Value::Null));
     }
     let stated = [text, thinker, config].into_iter().find_map(|place| {
-        ["dtype", "torch_dtype"].iter().find_map(|key| place.get(key).filter(|v| v.is_string()))
+        ["dtype", "torch_dtype"]
+            .iter()
+            .find_map(|key| place.get(key).filter(|v| v.is_string()))
     });
     if let Some(dtype) = stated {
         set("torch_dtype", dtype.clone());
@@ -122,8 +145,13 @@ fn numbers(facts: &TextFacts) -> [(&'static str, Value); 16] {
 
 /// What is left of the thinker's rotary scaling for text: nothing where it is only multimodal.
 fn rope_scaling(text: &Value) -> Value {
-    let scaling = text.get("rope_scaling").or_else(|| text.get("rope_parameters")).and_then(Value::as_object);
-    let Some(mut scaling) = scaling.cloned() else { return Value::Null };
+    let scaling = text
+        .get("rope_scaling")
+        .or_else(|| text.get("rope_parameters"))
+        .and_then(Value::as_object);
+    let Some(mut scaling) = scaling.cloned() else {
+        return Value::Null;
+    };
     scaling.retain(|key, _| !MROPE.contains(&key.as_str()) && key != "rope_theta");
     let kind = |key: &str| scaling.get(key).and_then(Value::as_str);
     match kind("rope_type").or(kind("type")) {
@@ -132,7 +160,8 @@ fn rope_scaling(text: &Value) -> Value {
     }
 }
 
-/// Says in a configuration, wherever it names a dtype of its weights, that they are of this one (F16, BF16 or F32).
+/// Says in a configuration, wherever it names a dtype of its weights, that they are of this one
+/// (F16, BF16 or F32).
 pub fn set_dtype(config: &mut Value, dtype: Dtype) {
     let name = match dtype {
         Dtype::F16 => "float16",
@@ -147,7 +176,9 @@ pub fn set_dtype(config: &mut Value, dtype: Dtype) {
 }
 
 fn replace_dtype(value: &mut Value, name: &str) -> usize {
-    let Some(keys) = value.as_object_mut() else { return 0 };
+    let Some(keys) = value.as_object_mut() else {
+        return 0;
+    };
     let mut replaced = 0;
     for (key, value) in keys {
         if matches!(key.as_str(), "dtype" | "torch_dtype") && value.is_string() {
@@ -186,8 +217,14 @@ mod tests {
             Family::Qwen3Moe.text_facts(&new).unwrap(),
             Family::Qwen3OmniMoe.text_facts(&omni()).unwrap()
         );
-        assert_eq!((&new["rope_scaling"], &new["sliding_window"]), (&Value::Null, &Value::Null));
-        assert_eq!((&new["eos_token_id"], &new["torch_dtype"]), (&json!([1, 2]), &json!("bfloat16")));
+        assert_eq!(
+            (&new["rope_scaling"], &new["sliding_window"]),
+            (&Value::Null, &Value::Null)
+        );
+        assert_eq!(
+            (&new["eos_token_id"], &new["torch_dtype"]),
+            (&json!([1, 2]), &json!("bfloat16"))
+        );
         // what is one already stays
         assert_eq!(as_causal_lm(Family::Qwen3Moe, &new, None).unwrap(), new);
     }
@@ -198,7 +235,10 @@ mod tests {
         config["thinker_config"]["text_config"]["rope_scaling"] =
             json!({"rope_type": "yarn", "factor": 4.0, "mrope_section": [6, 5, 5]});
         let new = as_causal_lm(Family::Qwen3OmniMoe, &config, None).unwrap();
-        assert_eq!(new["rope_scaling"], json!({"rope_type": "yarn", "factor": 4.0}));
+        assert_eq!(
+            new["rope_scaling"],
+            json!({"rope_type": "yarn", "factor": 4.0})
+        );
     }
 
     #[test]

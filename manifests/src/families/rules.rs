@@ -1,5 +1,6 @@
-//! Name rules as data: a row says what a tensor is called, what it is, when it exists and how large it is.
-//! The same rows classify names (without any configuration) and derive the expected names and shapes.
+//! Name rules as data: a row says what a tensor is called, what it is, when it exists and how large
+//! it is. The same rows classify names (without any configuration) and derive the expected names
+//! and shapes.
 
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -54,8 +55,8 @@ pub(super) trait Dims {
     fn range(&self, placeholder: Placeholder) -> Range<u32>;
 }
 
-/// One rule: a name pattern (whole dot-separated words may be placeholders such as `{layer}`), the role, the shape,
-/// and, where it is not always there, the condition.
+/// One rule: a name pattern (whole dot-separated words may be placeholders such as `{layer}`), the
+/// role, the shape, and, where it is not always there, the condition.
 pub(super) struct Row<D> {
     pub(super) pattern: &'static str,
     role: Role,
@@ -63,14 +64,25 @@ pub(super) struct Row<D> {
     /// Sees the first number of the name only, so that a whole layer is skipped at once.
     when: fn(&D, u32) -> bool,
     optional: fn(&D) -> bool,
-    /// The roles of the per-expert matrices stacked here: along the first axis the experts, along the second these,
-    /// in equal shares.
+    /// The roles of the per-expert matrices stacked here: along the first axis the experts, along
+    /// the second these, in equal shares.
     pub(super) stack_of: &'static [Role],
 }
 
 /// A rule for a tensor that is always there; the methods narrow it.
-pub(super) const fn row<D>(pattern: &'static str, role: Role, shape: fn(&D, At) -> Vec<u64>) -> Row<D> {
-    Row { pattern, role, shape, when: |_, _| true, optional: |_| false, stack_of: &[] }
+pub(super) const fn row<D>(
+    pattern: &'static str,
+    role: Role,
+    shape: fn(&D, At) -> Vec<u64>,
+) -> Row<D> {
+    Row {
+        pattern,
+        role,
+        shape,
+        when: |_, _| true,
+        optional: |_| false,
+        stack_of: &[],
+    }
 }
 
 impl<D> Row<D> {
@@ -102,7 +114,12 @@ struct Pattern {
 
 impl Pattern {
     fn parse(prefix: &'static str, pattern: &'static str) -> Self {
-        let mut parsed = Self { prefix, texts: Vec::new(), placeholders: Vec::new(), stems: Vec::new() };
+        let mut parsed = Self {
+            prefix,
+            texts: Vec::new(),
+            placeholders: Vec::new(),
+            stems: Vec::new(),
+        };
         let mut start = 0;
         while let Some((open, close, placeholder)) = next_placeholder(pattern, start) {
             parsed.texts.push(&pattern[start..open]);
@@ -131,7 +148,11 @@ impl Pattern {
 fn next_placeholder(pattern: &str, start: usize) -> Option<(usize, usize, Placeholder)> {
     let open = start + pattern[start..].find('{')?;
     let close = open + pattern[open..].find('}')? + 1;
-    Some((open, close, Placeholder::from_text(&pattern[open + 1..close - 1])?))
+    Some((
+        open,
+        close,
+        Placeholder::from_text(&pattern[open + 1..close - 1])?,
+    ))
 }
 
 /// Rule tables under a name prefix: one component of a family.
@@ -158,8 +179,16 @@ impl<D: Dims> Mount<D> {
     }
 
     /// Adds every tensor that `dims` calls for: layers in order, within a layer the rows in order.
-    pub(super) fn expect(&self, dims: &D, section: &str, out: &mut Vec<Expected>) -> Result<(), ConfigError> {
-        let compile = |row| Compiled { row, pattern: Pattern::parse(self.prefix, row.pattern) };
+    pub(super) fn expect(
+        &self,
+        dims: &D,
+        section: &str,
+        out: &mut Vec<Expected>,
+    ) -> Result<(), ConfigError> {
+        let compile = |row| Compiled {
+            row,
+            pattern: Pattern::parse(self.prefix, row.pattern),
+        };
         let compiled: Vec<_> = self.rows().map(compile).collect();
         let rows: Vec<_> = compiled.iter().collect();
         emit(&rows, 0, [0; 2], dims, section, out)
@@ -169,11 +198,24 @@ impl<D: Dims> Mount<D> {
         for row in self.rows() {
             let of_role = |role: &Role| {
                 let logical = self.rows().find(|other| other.role == *role)?;
-                Some(Logical { role: *role, pattern: Pattern::parse(self.prefix, logical.pattern) })
+                Some(Logical {
+                    role: *role,
+                    pattern: Pattern::parse(self.prefix, logical.pattern),
+                })
             };
             let stack_of = row.stack_of.iter().filter_map(of_role).collect();
-            let words = self.prefix.split_terminator('.').chain(row.pattern.split('.'));
-            trie.insert(words, Rule { component: self.component, role: row.role, stack_of });
+            let words = self
+                .prefix
+                .split_terminator('.')
+                .chain(row.pattern.split('.'));
+            trie.insert(
+                words,
+                Rule {
+                    component: self.component,
+                    role: row.role,
+                    stack_of,
+                },
+            );
         }
     }
 }
@@ -195,7 +237,10 @@ fn emit<D: Dims>(
             rest = &rest[1..];
             continue;
         };
-        let run = rest.iter().take_while(|row| row.pattern.stems.get(depth) == Some(stem)).count();
+        let run = rest
+            .iter()
+            .take_while(|row| row.pattern.stems.get(depth) == Some(stem))
+            .count();
         for index in dims.range(first.pattern.placeholders[depth]) {
             let mut at = at;
             at[depth] = index;
@@ -217,10 +262,21 @@ fn push<D: Dims>(
     out: &mut Vec<Expected>,
 ) -> Result<(), ConfigError> {
     if out.len() == MAX_TENSORS {
-        return Err(ConfigError::TooManyTensors { section: section.to_owned(), limit: MAX_TENSORS });
+        return Err(ConfigError::TooManyTensors {
+            section: section.to_owned(),
+            limit: MAX_TENSORS,
+        });
     }
-    let presence = if (row.row.optional)(dims) { Presence::Optional } else { Presence::Required };
-    out.push(Expected { name: row.pattern.name(at), shape: (row.row.shape)(dims, at), presence });
+    let presence = if (row.row.optional)(dims) {
+        Presence::Optional
+    } else {
+        Presence::Required
+    };
+    out.push(Expected {
+        name: row.pattern.name(at),
+        shape: (row.row.shape)(dims, at),
+        presence,
+    });
     Ok(())
 }
 
@@ -252,12 +308,14 @@ impl Rules {
         if rule.stack_of.is_empty() {
             return None;
         }
-        Some(slices(rule, numbers, shape, dtype_bits).map_err(|wanted| UnstackError {
-            name: name.to_owned(),
-            shape: shape.to_vec(),
-            dtype_bits,
-            wanted,
-        }))
+        Some(
+            slices(rule, numbers, shape, dtype_bits).map_err(|wanted| UnstackError {
+                name: name.to_owned(),
+                shape: shape.to_vec(),
+                dtype_bits,
+                wanted,
+            }),
+        )
     }
 }
 
@@ -281,7 +339,12 @@ struct Numbers {
 
 impl Numbers {
     fn classification(self, component: Component, role: Role) -> Classification {
-        Classification { component, role, layer: self.layer, expert: self.expert }
+        Classification {
+            component,
+            role,
+            layer: self.layer,
+            expert: self.expert,
+        }
     }
 
     fn with(mut self, placeholder: Placeholder, number: u32) -> Self {
@@ -313,19 +376,27 @@ impl Node {
 
     fn child(&mut self, word: &'static str) -> &mut Node {
         if let Some((.., placeholder)) = next_placeholder(word, 0) {
-            let (known, node) = self.number.get_or_insert_with(|| (placeholder, Box::default()));
+            let (known, node) = self
+                .number
+                .get_or_insert_with(|| (placeholder, Box::default()));
             debug_assert_eq!(*known, placeholder, "two meanings for one number");
             return node;
         }
-        let position = self.words.iter().position(|(known, _)| *known == word).unwrap_or_else(|| {
-            self.words.push((word, Node::default()));
-            self.words.len() - 1
-        });
+        let position = self
+            .words
+            .iter()
+            .position(|(known, _)| *known == word)
+            .unwrap_or_else(|| {
+                self.words.push((word, Node::default()));
+                self.words.len() - 1
+            });
         &mut self.words[position].1
     }
 
     fn find(&self, rest: &str, numbers: Numbers) -> Option<(&Rule, Numbers)> {
-        let (word, tail) = rest.split_once('.').map_or((rest, None), |(word, tail)| (word, Some(tail)));
+        let (word, tail) = rest
+            .split_once('.')
+            .map_or((rest, None), |(word, tail)| (word, Some(tail)));
         if let Some((_, node)) = self.words.iter().find(|(known, _)| *known == word)
             && let Some(found) = node.follow(tail, numbers)
         {
@@ -345,19 +416,35 @@ impl Node {
 
 /// A number as PyTorch writes it into a name: no sign, no leading zero, at most 32 bits.
 fn parse_number(word: &str) -> Option<u32> {
-    let plain = word.bytes().all(|byte| byte.is_ascii_digit()) && (word == "0" || !word.starts_with('0'));
+    let plain =
+        word.bytes().all(|byte| byte.is_ascii_digit()) && (word == "0" || !word.starts_with('0'));
     if plain { word.parse().ok() } else { None }
 }
 
-fn slices(rule: &Rule, numbers: Numbers, shape: &[u64], dtype_bits: u64) -> Result<Vec<Slice>, String> {
+fn slices(
+    rule: &Rule,
+    numbers: Numbers,
+    shape: &[u64],
+    dtype_bits: u64,
+) -> Result<Vec<Slice>, String> {
     let parts = rule.stack_of.len() as u64;
-    let &[experts, rows, columns] = shape else { return Err("three dimensions".to_owned()) };
-    let count = u32::try_from(experts).ok().filter(|count| u64::from(*count) <= super::config::MAX_COUNT);
-    let Some(count) = count else { return Err(format!("at most {} experts", super::config::MAX_COUNT)) };
+    let &[experts, rows, columns] = shape else {
+        return Err("three dimensions".to_owned());
+    };
+    let count = u32::try_from(experts)
+        .ok()
+        .filter(|count| u64::from(*count) <= super::config::MAX_COUNT);
+    let Some(count) = count else {
+        return Err(format!("at most {} experts", super::config::MAX_COUNT));
+    };
     if rows % parts != 0 {
-        return Err(format!("a second dimension that {parts} matrices share equally"));
+        return Err(format!(
+            "a second dimension that {parts} matrices share equally"
+        ));
     }
-    let bits = (rows / parts).checked_mul(columns).and_then(|elements| elements.checked_mul(dtype_bits));
+    let bits = (rows / parts)
+        .checked_mul(columns)
+        .and_then(|elements| elements.checked_mul(dtype_bits));
     let bytes = bits.filter(|bits| bits % 8 == 0).map(|bits| bits / 8);
     let total = bytes.and_then(|bytes| bytes.checked_mul(parts)?.checked_mul(experts));
     let (Some(length), Some(_)) = (bytes, total) else {
@@ -366,9 +453,14 @@ fn slices(rule: &Rule, numbers: Numbers, shape: &[u64], dtype_bits: u64) -> Resu
     let mut slices = Vec::with_capacity(count as usize * rule.stack_of.len());
     for expert in 0..count {
         for logical in &rule.stack_of {
-            let numbers = Numbers { expert: Some(expert), ..numbers };
+            let numbers = Numbers {
+                expert: Some(expert),
+                ..numbers
+            };
             slices.push(Slice {
-                name: logical.pattern.name([numbers.layer.unwrap_or_default(), expert]),
+                name: logical
+                    .pattern
+                    .name([numbers.layer.unwrap_or_default(), expert]),
                 shape: vec![rows / parts, columns],
                 classification: numbers.classification(rule.component, logical.role),
                 offset: slices.len() as u64 * length,
@@ -387,7 +479,18 @@ mod tests {
     fn numbers_are_written_one_way() {
         assert_eq!(parse_number("0"), Some(0));
         assert_eq!(parse_number("4294967295"), Some(u32::MAX));
-        for bad in ["", "00", "01", "+1", "-1", "1 ", "4294967296", "99999999999999999999", "１", "1e1"] {
+        for bad in [
+            "",
+            "00",
+            "01",
+            "+1",
+            "-1",
+            "1 ",
+            "4294967296",
+            "99999999999999999999",
+            "１",
+            "1e1",
+        ] {
             assert_eq!(parse_number(bad), None, "{bad:?}");
         }
     }
@@ -396,7 +499,10 @@ mod tests {
     fn patterns_are_cut_at_their_placeholders() {
         let pattern = Pattern::parse("a.", "b.{layer}.c.{expert}.d");
         assert_eq!(pattern.name([3, 14]), "a.b.3.c.14.d");
-        assert_eq!(pattern.placeholders, [Placeholder::Layer, Placeholder::Expert]);
+        assert_eq!(
+            pattern.placeholders,
+            [Placeholder::Layer, Placeholder::Expert]
+        );
         assert_eq!(pattern.stems, ["b.{layer}", "b.{layer}.c.{expert}"]);
     }
 }

@@ -51,24 +51,40 @@ fn with(mut config: Value, pointer: &str, value: Value) -> Value {
 
 fn without(mut config: Value, pointer: &str) -> Value {
     let (parent, key) = pointer.rsplit_once('/').unwrap();
-    config.pointer_mut(parent).unwrap().as_object_mut().unwrap().remove(key).unwrap();
+    config
+        .pointer_mut(parent)
+        .unwrap()
+        .as_object_mut()
+        .unwrap()
+        .remove(key)
+        .unwrap();
     config
 }
 
 fn expected_of(family: Family, config: &Value) -> BTreeMap<String, (Vec<u64>, Presence)> {
     let list = family.expected(config, &|_| false).unwrap();
     let count = list.len();
-    let map: BTreeMap<_, _> = list.into_iter().map(|e| (e.name, (e.shape, e.presence))).collect();
+    let map: BTreeMap<_, _> = list
+        .into_iter()
+        .map(|e| (e.name, (e.shape, e.presence)))
+        .collect();
     assert_eq!(map.len(), count, "a name twice");
     map
 }
 
 fn refusal(family: Family, config: &Value) -> String {
-    family.expected(config, &|_| false).map(|list| list.len()).unwrap_err().to_string()
+    family
+        .expected(config, &|_| false)
+        .map(|list| list.len())
+        .unwrap_err()
+        .to_string()
 }
 
 fn names(map: &BTreeMap<String, (Vec<u64>, Presence)>, part: &str) -> Vec<String> {
-    map.keys().filter(|name| name.contains(part)).cloned().collect()
+    map.keys()
+        .filter(|name| name.contains(part))
+        .cloned()
+        .collect()
 }
 
 #[test]
@@ -77,7 +93,11 @@ fn every_expected_name_classifies() {
         let everything = with(config, "/attention_bias", json!(true));
         for stacked in [false, true] {
             for expected in family.expected(&everything, &|_| stacked).unwrap() {
-                assert!(family.classify(&expected.name).is_some(), "{}", expected.name);
+                assert!(
+                    family.classify(&expected.name).is_some(),
+                    "{}",
+                    expected.name
+                );
                 assert!(!expected.name.contains('{'), "{}", expected.name);
             }
         }
@@ -88,7 +108,13 @@ fn every_expected_name_classifies() {
 fn components_roles_layers_and_experts() {
     let told = |name: &str| {
         let c = Family::Qwen3OmniMoe.classify(name).unwrap();
-        (c.component.as_str(), c.role.as_str(), c.segment_group(), c.layer, c.expert)
+        (
+            c.component.as_str(),
+            c.role.as_str(),
+            c.segment_group(),
+            c.layer,
+            c.expert,
+        )
     };
     assert_eq!(
         told("thinker.model.layers.5.mlp.experts.17.gate_proj.weight"),
@@ -100,7 +126,13 @@ fn components_roles_layers_and_experts() {
     );
     assert_eq!(
         told("talker.model.layers.0.mlp.shared_expert_gate.weight"),
-        ("talker.text", "shared_expert_router", "shared_expert", Some(0), None)
+        (
+            "talker.text",
+            "shared_expert_router",
+            "shared_expert",
+            Some(0),
+            None
+        )
     );
     assert_eq!(
         told("talker.code_predictor.lm_head.14.weight"),
@@ -120,11 +152,26 @@ fn components_roles_layers_and_experts() {
     );
     assert_eq!(
         told("thinker.model.layers.7.mlp.experts.gate_up_proj"),
-        ("thinker.text", "expert_gate_up_stacked", "experts", Some(7), None)
+        (
+            "thinker.text",
+            "expert_gate_up_stacked",
+            "experts",
+            Some(7),
+            None
+        )
     );
-    assert_eq!(told("thinker.model.layers.0.self_attn.q_norm.weight").2, "attention");
-    assert_eq!(told("thinker.model.layers.0.input_layernorm.weight").2, "norms");
-    assert_eq!(told("talker.hidden_projection.linear_fc2.bias").2, "projections");
+    assert_eq!(
+        told("thinker.model.layers.0.self_attn.q_norm.weight").2,
+        "attention"
+    );
+    assert_eq!(
+        told("thinker.model.layers.0.input_layernorm.weight").2,
+        "norms"
+    );
+    assert_eq!(
+        told("talker.hidden_projection.linear_fc2.bias").2,
+        "projections"
+    );
 }
 
 #[test]
@@ -154,7 +201,11 @@ fn names_that_no_rule_has() {
     ] {
         assert_eq!(Family::Qwen3OmniMoe.classify(name), None, "{name:?}");
     }
-    assert!(Family::Qwen3Moe.classify("model.layers.4294967295.mlp.gate.weight").is_some());
+    assert!(
+        Family::Qwen3Moe
+            .classify("model.layers.4294967295.mlp.gate.weight")
+            .is_some()
+    );
     assert_eq!(Family::Qwen3Moe.classify("thinker.model.norm.weight"), None);
 }
 
@@ -162,16 +213,29 @@ fn names_that_no_rule_has() {
 fn families_of_configurations_and_names() {
     assert_eq!(Family::of_config(&plain()), Some(Family::Qwen3Moe));
     assert_eq!(Family::of_config(&omni()), Some(Family::Qwen3OmniMoe));
-    let of =
-        |architecture: &str| Family::of_config(&json!({"architectures": [architecture], "model_type": ""}));
-    assert_eq!(of("Qwen3OmniMoeThinkerForConditionalGeneration"), Some(Family::Qwen3OmniMoe));
+    let of = |architecture: &str| {
+        Family::of_config(&json!({"architectures": [architecture], "model_type": ""}))
+    };
+    assert_eq!(
+        of("Qwen3OmniMoeThinkerForConditionalGeneration"),
+        Some(Family::Qwen3OmniMoe)
+    );
     assert_eq!(of("LlamaForCausalLM"), None);
-    for strange in [json!(null), json!([]), json!({"model_type": 5, "architectures": "Qwen3MoeForCausalLM"})]
-    {
+    for strange in [
+        json!(null),
+        json!([]),
+        json!({"model_type": 5, "architectures": "Qwen3MoeForCausalLM"}),
+    ] {
         assert_eq!(Family::of_config(&strange), None);
     }
-    assert_eq!(Family::guess(["model.norm.weight", "lm_head.weight", "extra"]), Some(Family::Qwen3Moe));
-    assert_eq!(Family::guess(["thinker.lm_head.weight"]), Some(Family::Qwen3OmniMoe));
+    assert_eq!(
+        Family::guess(["model.norm.weight", "lm_head.weight", "extra"]),
+        Some(Family::Qwen3Moe)
+    );
+    assert_eq!(
+        Family::guess(["thinker.lm_head.weight"]),
+        Some(Family::Qwen3OmniMoe)
+    );
     assert_eq!(Family::guess(["a", "b", "lm_head.weight"]), None);
     assert_eq!(Family::guess([]), None);
 }
@@ -180,12 +244,18 @@ fn families_of_configurations_and_names() {
 fn dense_layers() {
     let config = with(plain(), "/decoder_sparse_step", json!(2));
     let step = expected_of(Family::Qwen3Moe, &config);
-    assert_eq!(names(&step, "mlp.gate.weight"), ["model.layers.1.mlp.gate.weight"]);
+    assert_eq!(
+        names(&step, "mlp.gate.weight"),
+        ["model.layers.1.mlp.gate.weight"]
+    );
     assert_eq!(step["model.layers.0.mlp.down_proj.weight"].0, [64, 40]);
     assert_eq!(names(&step, "experts.").len(), 12);
     let config = with(plain(), "/mlp_only_layers", json!([1, 40_000]));
     let only = expected_of(Family::Qwen3Moe, &config);
-    assert_eq!(names(&only, "mlp.up_proj"), ["model.layers.1.mlp.up_proj.weight"]);
+    assert_eq!(
+        names(&only, "mlp.up_proj"),
+        ["model.layers.1.mlp.up_proj.weight"]
+    );
     let none = expected_of(Family::Qwen3Moe, &with(plain(), "/num_experts", json!(0)));
     assert!(names(&none, "experts").is_empty());
     assert_eq!(names(&none, "mlp.up_proj").len(), 3);
@@ -194,9 +264,20 @@ fn dense_layers() {
 
 #[test]
 fn the_talker_has_experts_everywhere() {
-    let config = with(omni(), "/talker_config/text_config/mlp_only_layers", json!([0]));
-    let config = with(config, "/talker_config/text_config/decoder_sparse_step", json!(7));
-    assert_eq!(expected_of(Family::Qwen3OmniMoe, &config), expected_of(Family::Qwen3OmniMoe, &omni()));
+    let config = with(
+        omni(),
+        "/talker_config/text_config/mlp_only_layers",
+        json!([0]),
+    );
+    let config = with(
+        config,
+        "/talker_config/text_config/decoder_sparse_step",
+        json!(7),
+    );
+    assert_eq!(
+        expected_of(Family::Qwen3OmniMoe, &config),
+        expected_of(Family::Qwen3OmniMoe, &omni())
+    );
 }
 
 #[test]
@@ -205,7 +286,10 @@ fn biases_and_tied_heads() {
     assert!(names(&map, "bias").is_empty());
     assert_eq!(map["lm_head.weight"], (vec![320, 64], Presence::Required));
     let config = with(plain(), "/attention_bias", json!(true));
-    let map = expected_of(Family::Qwen3Moe, &with(config, "/tie_word_embeddings", json!(true)));
+    let map = expected_of(
+        Family::Qwen3Moe,
+        &with(config, "/tie_word_embeddings", json!(true)),
+    );
     assert_eq!(names(&map, "bias").len(), 12);
     assert_eq!(map["model.layers.2.self_attn.q_proj.bias"].0, [128]);
     assert_eq!(map["model.layers.2.self_attn.k_proj.bias"].0, [64]);
@@ -214,12 +298,25 @@ fn biases_and_tied_heads() {
     for place in ["/thinker_config/text_config", "/thinker_config"] {
         let config = with(omni(), &format!("{place}/tie_word_embeddings"), json!(true));
         let map = expected_of(Family::Qwen3OmniMoe, &config);
-        assert_eq!(map["thinker.lm_head.weight"].1, Presence::Optional, "{place}");
-        assert_eq!(map["talker.codec_head.weight"].1, Presence::Required, "{place}");
+        assert_eq!(
+            map["thinker.lm_head.weight"].1,
+            Presence::Optional,
+            "{place}"
+        );
+        assert_eq!(
+            map["talker.codec_head.weight"].1,
+            Presence::Required,
+            "{place}"
+        );
     }
     let config = without(omni(), "/thinker_config/text_config/tie_word_embeddings");
     let config = with(config, "/tie_word_embeddings", json!(true));
-    assert!(Family::Qwen3OmniMoe.text_facts(&config).unwrap().tie_word_embeddings);
+    assert!(
+        Family::Qwen3OmniMoe
+            .text_facts(&config)
+            .unwrap()
+            .tie_word_embeddings
+    );
 }
 
 #[test]
@@ -227,21 +324,52 @@ fn both_spellings_of_transformers() {
     let mut newer = without(without(plain(), "/rope_theta"), "/num_experts");
     newer["num_local_experts"] = json!(4);
     newer["rope_parameters"] = json!({"rope_theta": 1e6, "rope_type": "default"});
-    assert_eq!(expected_of(Family::Qwen3Moe, &newer), expected_of(Family::Qwen3Moe, &plain()));
-    assert_eq!(Family::Qwen3Moe.text_facts(&newer), Family::Qwen3Moe.text_facts(&plain()));
-    let scaled = with(plain(), "/rope_scaling", json!({"type": "yarn", "factor": 4.0}));
+    assert_eq!(
+        expected_of(Family::Qwen3Moe, &newer),
+        expected_of(Family::Qwen3Moe, &plain())
+    );
+    assert_eq!(
+        Family::Qwen3Moe.text_facts(&newer),
+        Family::Qwen3Moe.text_facts(&plain())
+    );
+    let scaled = with(
+        plain(),
+        "/rope_scaling",
+        json!({"type": "yarn", "factor": 4.0}),
+    );
     let facts = text_facts(&scaled).unwrap().unwrap();
     assert_eq!((facts.rope_theta, facts.rope_type.as_str()), (1e6, "yarn"));
-    let facts = text_facts(&without(plain(), "/rope_theta")).unwrap().unwrap();
+    let facts = text_facts(&without(plain(), "/rope_theta"))
+        .unwrap()
+        .unwrap();
     assert_eq!(facts.rope_theta, 10_000.0);
 }
 
 #[test]
 fn facts_of_the_text_decoder() {
     let facts = text_facts(&omni()).unwrap().unwrap();
-    assert_eq!((facts.hidden_size, facts.heads, facts.kv_heads, facts.head_dim), (64, 4, 2, 32));
-    assert_eq!((facts.layers, facts.moe_layers, facts.experts, facts.experts_per_token), (3, 3, 4, 2));
-    assert_eq!((facts.moe_intermediate, facts.intermediate, facts.vocab), (24, 40, 320));
+    assert_eq!(
+        (
+            facts.hidden_size,
+            facts.heads,
+            facts.kv_heads,
+            facts.head_dim
+        ),
+        (64, 4, 2, 32)
+    );
+    assert_eq!(
+        (
+            facts.layers,
+            facts.moe_layers,
+            facts.experts,
+            facts.experts_per_token
+        ),
+        (3, 3, 4, 2)
+    );
+    assert_eq!(
+        (facts.moe_intermediate, facts.intermediate, facts.vocab),
+        (24, 40, 320)
+    );
     assert!(facts.norm_topk_prob && !facts.attention_bias && !facts.tie_word_embeddings);
     let json = serde_json::to_string(&facts).unwrap();
     assert_eq!(serde_json::from_str::<TextFacts>(&json).unwrap(), facts);
@@ -253,8 +381,11 @@ fn facts_of_the_text_decoder() {
 #[test]
 fn audio_output_may_be_off() {
     let all = expected_of(Family::Qwen3OmniMoe, &omni());
-    let thinker: BTreeMap<_, _> =
-        all.clone().into_iter().filter(|(name, _)| name.starts_with("thinker.")).collect();
+    let thinker: BTreeMap<_, _> = all
+        .clone()
+        .into_iter()
+        .filter(|(name, _)| name.starts_with("thinker."))
+        .collect();
     assert!(thinker.len() < all.len());
     let off = with(omni(), "/enable_audio_output", json!(false));
     assert_eq!(expected_of(Family::Qwen3OmniMoe, &off), thinker);
@@ -273,12 +404,18 @@ fn audio_output_may_be_off() {
 
 #[test]
 fn class_defaults_fill_in() {
-    let vision = without(omni(), "/thinker_config/vision_config/num_position_embeddings");
+    let vision = without(
+        omni(),
+        "/thinker_config/vision_config/num_position_embeddings",
+    );
     let map = expected_of(Family::Qwen3OmniMoe, &vision);
     assert_eq!(map["thinker.visual.pos_embed.weight"].0, [2304, 8]);
     // 17 mel bins: 9, 5, 3.
     assert_eq!(map["thinker.audio_tower.conv_out.weight"].0, [8, 6]);
-    let talker = without(omni(), "/talker_config/text_config/shared_expert_intermediate_size");
+    let talker = without(
+        omni(),
+        "/talker_config/text_config/shared_expert_intermediate_size",
+    );
     assert_eq!(
         refusal(Family::Qwen3OmniMoe, &talker),
         "config.json: talker_config.text_config.shared_expert_intermediate_size is missing, \
@@ -289,25 +426,61 @@ fn class_defaults_fill_in() {
 #[test]
 fn hostile_values_are_refused_by_name() {
     for (key, value, told) in [
-        ("hidden_size", json!(-1), "hidden_size is -1, wanted an integer from 1 to 4294967295"),
-        ("hidden_size", json!(0), "hidden_size is 0, wanted an integer from 1 to 4294967295"),
-        ("hidden_size", json!(2048.5), "hidden_size is 2048.5, wanted an integer from 1 to 4294967295"),
-        ("vocab_size", json!("320"), "vocab_size is \"320\", wanted an integer from 1 to 4294967295"),
-        ("num_hidden_layers", json!(65_537), "num_hidden_layers is 65537, wanted an integer from 1 to 65536"),
+        (
+            "hidden_size",
+            json!(-1),
+            "hidden_size is -1, wanted an integer from 1 to 4294967295",
+        ),
+        (
+            "hidden_size",
+            json!(0),
+            "hidden_size is 0, wanted an integer from 1 to 4294967295",
+        ),
+        (
+            "hidden_size",
+            json!(2048.5),
+            "hidden_size is 2048.5, wanted an integer from 1 to 4294967295",
+        ),
+        (
+            "vocab_size",
+            json!("320"),
+            "vocab_size is \"320\", wanted an integer from 1 to 4294967295",
+        ),
+        (
+            "num_hidden_layers",
+            json!(65_537),
+            "num_hidden_layers is 65537, wanted an integer from 1 to 65536",
+        ),
         (
             "num_hidden_layers",
             json!(u64::MAX),
             "num_hidden_layers is 18446744073709551615, wanted an integer from 1 to 65536",
         ),
-        ("num_experts", json!(1e30), "num_experts is 1e+30, wanted an integer from 0 to 65536"),
-        ("num_experts", json!([4]), "num_experts is a list of 1, wanted an integer from 0 to 65536"),
-        ("decoder_sparse_step", json!(0), "decoder_sparse_step is 0, wanted an integer from 1 to 65536"),
+        (
+            "num_experts",
+            json!(1e30),
+            "num_experts is 1e+30, wanted an integer from 0 to 65536",
+        ),
+        (
+            "num_experts",
+            json!([4]),
+            "num_experts is a list of 1, wanted an integer from 0 to 65536",
+        ),
+        (
+            "decoder_sparse_step",
+            json!(0),
+            "decoder_sparse_step is 0, wanted an integer from 1 to 65536",
+        ),
         (
             "mlp_only_layers",
             json!([0, -1]),
             "mlp_only_layers is a list of 2, wanted a list of at most 65536 integers from 0 to 65536",
         ),
-        ("attention_bias", json!(1), "attention_bias is 1, wanted true or false"),
+        (
+            "attention_bias",
+            json!(1),
+            "attention_bias is 1, wanted true or false",
+        ),
         (
             "num_attention_heads",
             json!({}),
@@ -315,7 +488,10 @@ fn hostile_values_are_refused_by_name() {
         ),
     ] {
         let config = with(plain(), &format!("/{key}"), value);
-        assert_eq!(refusal(Family::Qwen3Moe, &config), format!("config.json: {told}"));
+        assert_eq!(
+            refusal(Family::Qwen3Moe, &config),
+            format!("config.json: {told}")
+        );
         let config = with(omni(), "/thinker_config/text_config", config);
         let path = format!("config.json: thinker_config.text_config.{told}");
         assert_eq!(refusal(Family::Qwen3OmniMoe, &config), path);
@@ -332,11 +508,19 @@ fn hostile_values_are_refused_by_name() {
 fn hostile_products_are_refused() {
     let omni_with =
         |pointer: &str, value: Value| refusal(Family::Qwen3OmniMoe, &with(omni(), pointer, value));
-    let vision = with(omni(), "/thinker_config/vision_config/hidden_size", json!(u32::MAX));
+    let vision = with(
+        omni(),
+        "/thinker_config/vision_config/hidden_size",
+        json!(u32::MAX),
+    );
     assert_eq!(
         refusal(
             Family::Qwen3OmniMoe,
-            &with(vision, "/thinker_config/vision_config/spatial_merge_size", json!(u32::MAX))
+            &with(
+                vision,
+                "/thinker_config/vision_config/spatial_merge_size",
+                json!(u32::MAX)
+            )
         ),
         "config.json: thinker_config.vision_config.spatial_merge_size is 4294967295, \
          wanted a value whose product fits 64 bits"
@@ -346,21 +530,32 @@ fn hostile_products_are_refused() {
         "config.json: code2wav_config.decoder_dim is 16, wanted at least 2 to the number of upsample_rates"
     );
     assert_eq!(
-        omni_with("/code2wav_config/num_attention_heads", json!(17)).split(',').next(),
+        omni_with("/code2wav_config/num_attention_heads", json!(17))
+            .split(',')
+            .next(),
         Some("config.json: code2wav_config.head_dim is missing")
     );
     assert_eq!(
-        refusal(Family::Qwen3Moe, &without(with(plain(), "/hidden_size", json!(3)), "/head_dim")),
+        refusal(
+            Family::Qwen3Moe,
+            &without(with(plain(), "/hidden_size", json!(3)), "/head_dim")
+        ),
         "config.json: head_dim is missing, wanted a size, as hidden_size / num_attention_heads is 0"
     );
-    let many = with(with(plain(), "/num_experts", json!(65_536)), "/num_hidden_layers", json!(65_536));
+    let many = with(
+        with(plain(), "/num_experts", json!(65_536)),
+        "/num_hidden_layers",
+        json!(65_536),
+    );
     assert_eq!(
         refusal(Family::Qwen3Moe, &many),
         "config.json: the counts in the document give more than 1000000 tensors, wanted at most 1000000 in all"
     );
     // One layer in 65,536 has experts: the others must not be walked expert by expert.
     let sparse = with(many, "/decoder_sparse_step", json!(65_536));
-    let count = Family::Qwen3Moe.expected(&sparse, &|_| false).map(|list| list.len());
+    let count = Family::Qwen3Moe
+        .expected(&sparse, &|_| false)
+        .map(|list| list.len());
     assert_eq!(count, Ok(65_535 * (8 + 3) + (8 + 1 + 3 * 65_536) + 3));
 }
 
@@ -368,7 +563,10 @@ fn hostile_products_are_refused() {
 fn facts_are_checked_too() {
     let refused = |key: &str, value: Value| {
         let config = with(plain(), &format!("/{key}"), value);
-        Family::Qwen3Moe.text_facts(&config).unwrap_err().to_string()
+        Family::Qwen3Moe
+            .text_facts(&config)
+            .unwrap_err()
+            .to_string()
     };
     assert_eq!(
         refused("num_experts_per_tok", json!(5)),
@@ -382,24 +580,35 @@ fn facts_are_checked_too() {
         refused("rope_parameters", json!({"rope_theta": "x"})),
         "config.json: rope_parameters.rope_theta is \"x\", wanted a positive number"
     );
-    assert_eq!(refused("rope_scaling", json!(4)), "config.json: rope_scaling is 4, wanted an object");
+    assert_eq!(
+        refused("rope_scaling", json!(4)),
+        "config.json: rope_scaling is 4, wanted an object"
+    );
 }
 
 #[test]
 fn dtypes() {
     assert_eq!(expected_dtype(&plain()), Ok(Some(Dtype::BF16)));
     assert_eq!(expected_dtype(&omni()), Ok(Some(Dtype::BF16)));
-    assert_eq!(expected_dtype(&json!({"dtype": "torch.float16"})), Ok(Some(Dtype::F16)));
+    assert_eq!(
+        expected_dtype(&json!({"dtype": "torch.float16"})),
+        Ok(Some(Dtype::F16))
+    );
     assert_eq!(
         expected_dtype(&json!({"dtype": null, "torch_dtype": "float8_e4m3fn"})),
         Ok(Some(Dtype::F8_E4M3))
     );
     let nested = json!({"thinker_config": {"text_config": {"dtype": "float32"}}});
     assert_eq!(expected_dtype(&nested), Ok(Some(Dtype::F32)));
-    assert_eq!(expected_dtype(&json!({"text_config": {"dtype": "float64"}})), Ok(Some(Dtype::F64)));
+    assert_eq!(
+        expected_dtype(&json!({"text_config": {"dtype": "float64"}})),
+        Ok(Some(Dtype::F64))
+    );
     assert_eq!(expected_dtype(&json!({})), Ok(None));
     assert_eq!(
-        expected_dtype(&json!({"thinker_config": {"dtype": "int3"}})).unwrap_err().to_string(),
+        expected_dtype(&json!({"thinker_config": {"dtype": "int3"}}))
+            .unwrap_err()
+            .to_string(),
         "config.json: thinker_config.dtype is \"int3\", wanted a torch dtype that safetensors has, \
          such as \"bfloat16\""
     );
@@ -408,9 +617,14 @@ fn dtypes() {
 #[test]
 fn stacked_layers_are_expected_stacked() {
     let present = BTreeSet::from(["model.layers.1.mlp.experts.down_proj"]);
-    let list = Family::Qwen3Moe.expected(&plain(), &|name| present.contains(name)).unwrap();
+    let list = Family::Qwen3Moe
+        .expected(&plain(), &|name| present.contains(name))
+        .unwrap();
     let shapes: BTreeMap<_, _> = list.into_iter().map(|e| (e.name, e.shape)).collect();
-    assert_eq!(shapes["model.layers.1.mlp.experts.gate_up_proj"], [4, 48, 64]);
+    assert_eq!(
+        shapes["model.layers.1.mlp.experts.gate_up_proj"],
+        [4, 48, 64]
+    );
     assert_eq!(shapes["model.layers.1.mlp.experts.down_proj"], [4, 64, 24]);
     assert!(!shapes.contains_key("model.layers.0.mlp.experts.down_proj"));
     assert!(!shapes.contains_key("model.layers.1.mlp.experts.0.up_proj.weight"));
@@ -419,9 +633,11 @@ fn stacked_layers_are_expected_stacked() {
 
 #[test]
 fn slices_tile_the_stacked_tensor() {
-    for (family, prefix) in
-        [(Family::Qwen3Moe, ""), (Family::Qwen3OmniMoe, "thinker."), (Family::Qwen3OmniMoe, "talker.")]
-    {
+    for (family, prefix) in [
+        (Family::Qwen3Moe, ""),
+        (Family::Qwen3OmniMoe, "thinker."),
+        (Family::Qwen3OmniMoe, "talker."),
+    ] {
         let stacked = format!("{prefix}model.layers.7.mlp.experts.gate_up_proj");
         let slices = family.unstack(&stacked, &[4, 48, 64], 16).unwrap().unwrap();
         assert_eq!(slices.len(), 8);
@@ -435,12 +651,24 @@ fn slices_tile_the_stacked_tensor() {
             end += slice.length;
         }
         assert_eq!(end, 4 * 48 * 64 * 2);
-        assert_eq!(slices[4].name, format!("{prefix}model.layers.7.mlp.experts.2.gate_proj.weight"));
-        assert_eq!(slices[5].name, format!("{prefix}model.layers.7.mlp.experts.2.up_proj.weight"));
+        assert_eq!(
+            slices[4].name,
+            format!("{prefix}model.layers.7.mlp.experts.2.gate_proj.weight")
+        );
+        assert_eq!(
+            slices[5].name,
+            format!("{prefix}model.layers.7.mlp.experts.2.up_proj.weight")
+        );
         let stacked = format!("{prefix}model.layers.7.mlp.experts.down_proj");
         let slices = family.unstack(&stacked, &[4, 64, 24], 32).unwrap().unwrap();
-        assert_eq!((slices.len(), slices[3].offset, slices[3].length), (4, 3 * 64 * 24 * 4, 64 * 24 * 4));
-        assert_eq!(slices[3].name, format!("{prefix}model.layers.7.mlp.experts.3.down_proj.weight"));
+        assert_eq!(
+            (slices.len(), slices[3].offset, slices[3].length),
+            (4, 3 * 64 * 24 * 4, 64 * 24 * 4)
+        );
+        assert_eq!(
+            slices[3].name,
+            format!("{prefix}model.layers.7.mlp.experts.3.down_proj.weight")
+        );
     }
 }
 
@@ -453,25 +681,44 @@ fn unstacking_refuses_what_cannot_be_cut() {
         "stacked tensor model.layers.0.mlp.experts.gate_up_proj of shape [4, 47, 64] with 16 bits each: \
          wanted a second dimension that 2 matrices share equally"
     );
-    assert_eq!(unstack(&[4, 48], 16).unwrap_err().wanted, "three dimensions");
-    assert_eq!(unstack(&[65_537, 2, 2], 16).unwrap_err().wanted, "at most 65536 experts");
-    for (shape, bits) in
-        [([2, 2, 1], 4), ([1, u64::MAX - 1, 4], 16), ([2, 2, u64::MAX], 1), ([65_536, 2, 1 << 60], 8)]
-    {
+    assert_eq!(
+        unstack(&[4, 48], 16).unwrap_err().wanted,
+        "three dimensions"
+    );
+    assert_eq!(
+        unstack(&[65_537, 2, 2], 16).unwrap_err().wanted,
+        "at most 65536 experts"
+    );
+    for (shape, bits) in [
+        ([2, 2, 1], 4),
+        ([1, u64::MAX - 1, 4], 16),
+        ([2, 2, u64::MAX], 1),
+        ([65_536, 2, 1 << 60], 8),
+    ] {
         let wanted = unstack(&shape, bits).unwrap_err().wanted;
-        assert_eq!(wanted, "matrices of whole bytes, fewer than 2^64 in all", "{shape:?}");
+        assert_eq!(
+            wanted, "matrices of whole bytes, fewer than 2^64 in all",
+            "{shape:?}"
+        );
     }
     assert_eq!(unstack(&[0, 48, 64], 16), Ok(Vec::new()));
-    assert_eq!(Family::Qwen3Moe.unstack("model.norm.weight", &[64], 16), None);
+    assert_eq!(
+        Family::Qwen3Moe.unstack("model.norm.weight", &[64], 16),
+        None
+    );
     assert_eq!(Family::Qwen3Moe.unstack("what", &[64], 16), None);
 }
 
 #[test]
 fn loaders_count_stacks() {
     let count = |stacked: bool| {
-        let list = Family::Qwen3OmniMoe.expected(&omni(), &|_| stacked).unwrap();
-        let classified: Vec<_> =
-            list.iter().map(|e| Family::Qwen3OmniMoe.classify(&e.name).unwrap()).collect();
+        let list = Family::Qwen3OmniMoe
+            .expected(&omni(), &|_| stacked)
+            .unwrap();
+        let classified: Vec<_> = list
+            .iter()
+            .map(|e| Family::Qwen3OmniMoe.classify(&e.name).unwrap())
+            .collect();
         (list.len(), logical_parameter_count(&classified))
     };
     let ((apart, logical), (together, same)) = (count(false), count(true));

@@ -1,4 +1,5 @@
-//! The thinker's vision encoder: transformers 5.23, Qwen3OmniMoeVisionEncoder, modeling_qwen3_omni_moe.py:1129.
+//! The thinker's vision encoder: transformers 5.23, Qwen3OmniMoeVisionEncoder,
+//! modeling_qwen3_omni_moe.py:1129.
 
 use std::ops::Range;
 
@@ -22,13 +23,14 @@ pub(super) struct VisionDims {
 }
 
 impl VisionDims {
-    /// Missing keys take the defaults of Qwen3OmniMoeVisionEncoderConfig; the published checkpoint relies on that
-    /// for num_position_embeddings.
+    /// Missing keys take the defaults of Qwen3OmniMoeVisionEncoderConfig; the published checkpoint
+    /// relies on that for num_position_embeddings.
     pub(super) fn read(section: &Section<'_>) -> Result<Self, ConfigError> {
         let width = section.size("hidden_size", Some(1152))?;
         let merge = section.size("spatial_merge_size", Some(2))?;
         let patches = section.product("spatial_merge_size", merge, merge)?;
-        let deepstack = section.integers("deepstack_visual_indexes", &[8, 16, 24], 0..=MAX_COUNT)?;
+        let deepstack =
+            section.integers("deepstack_visual_indexes", &[8, 16, 24], 0..=MAX_COUNT)?;
         let too_many = |_| section.invalid("deepstack_visual_indexes", "a short list");
         Ok(Self {
             blocks: section.count(section.either("depth", "num_hidden_layers"), Some(27), 1)?,
@@ -76,21 +78,63 @@ fn output_vector(dims: &VisionDims, _: At) -> Vec<u64> {
 }
 
 pub(super) static VISION_TOWER: &[Row<VisionDims>] = &[
-    row("patch_embed.proj.weight", Role::Conv, |d, _| vec![d.width, d.channels, d.frames, d.patch, d.patch]),
+    row("patch_embed.proj.weight", Role::Conv, |d, _| {
+        vec![d.width, d.channels, d.frames, d.patch, d.patch]
+    }),
     row("patch_embed.proj.bias", Role::Conv, width_vector),
-    row("pos_embed.weight", Role::PositionEmbedding, |d, _| vec![d.positions, d.width]),
-    row("blocks.{layer}.norm1.weight", Role::VisionBlock, width_vector),
+    row("pos_embed.weight", Role::PositionEmbedding, |d, _| {
+        vec![d.positions, d.width]
+    }),
+    row(
+        "blocks.{layer}.norm1.weight",
+        Role::VisionBlock,
+        width_vector,
+    ),
     row("blocks.{layer}.norm1.bias", Role::VisionBlock, width_vector),
-    row("blocks.{layer}.attn.qkv.weight", Role::VisionBlock, |d, _| vec![3 * d.width, d.width]),
-    row("blocks.{layer}.attn.qkv.bias", Role::VisionBlock, |d, _| vec![3 * d.width]),
-    row("blocks.{layer}.attn.proj.weight", Role::VisionBlock, |d, _| vec![d.width, d.width]),
-    row("blocks.{layer}.attn.proj.bias", Role::VisionBlock, width_vector),
-    row("blocks.{layer}.norm2.weight", Role::VisionBlock, width_vector),
+    row(
+        "blocks.{layer}.attn.qkv.weight",
+        Role::VisionBlock,
+        |d, _| vec![3 * d.width, d.width],
+    ),
+    row("blocks.{layer}.attn.qkv.bias", Role::VisionBlock, |d, _| {
+        vec![3 * d.width]
+    }),
+    row(
+        "blocks.{layer}.attn.proj.weight",
+        Role::VisionBlock,
+        |d, _| vec![d.width, d.width],
+    ),
+    row(
+        "blocks.{layer}.attn.proj.bias",
+        Role::VisionBlock,
+        width_vector,
+    ),
+    row(
+        "blocks.{layer}.norm2.weight",
+        Role::VisionBlock,
+        width_vector,
+    ),
     row("blocks.{layer}.norm2.bias", Role::VisionBlock, width_vector),
-    row("blocks.{layer}.mlp.linear_fc1.weight", Role::VisionBlock, |d, _| vec![d.ffn, d.width]),
-    row("blocks.{layer}.mlp.linear_fc1.bias", Role::VisionBlock, |d, _| vec![d.ffn]),
-    row("blocks.{layer}.mlp.linear_fc2.weight", Role::VisionBlock, |d, _| vec![d.width, d.ffn]),
-    row("blocks.{layer}.mlp.linear_fc2.bias", Role::VisionBlock, width_vector),
+    row(
+        "blocks.{layer}.mlp.linear_fc1.weight",
+        Role::VisionBlock,
+        |d, _| vec![d.ffn, d.width],
+    ),
+    row(
+        "blocks.{layer}.mlp.linear_fc1.bias",
+        Role::VisionBlock,
+        |d, _| vec![d.ffn],
+    ),
+    row(
+        "blocks.{layer}.mlp.linear_fc2.weight",
+        Role::VisionBlock,
+        |d, _| vec![d.width, d.ffn],
+    ),
+    row(
+        "blocks.{layer}.mlp.linear_fc2.bias",
+        Role::VisionBlock,
+        width_vector,
+    ),
     // The main merger normalises single patches, the deepstack mergers whole merged blocks.
     row("merger.ln_q.weight", Role::Merger, width_vector),
     row("merger.ln_q.bias", Role::Merger, width_vector),
@@ -98,10 +142,34 @@ pub(super) static VISION_TOWER: &[Row<VisionDims>] = &[
     row("merger.mlp.0.bias", Role::Merger, merged_vector),
     row("merger.mlp.2.weight", Role::Merger, merger_output),
     row("merger.mlp.2.bias", Role::Merger, output_vector),
-    row("merger_list.{merger}.ln_q.weight", Role::Merger, merged_vector),
-    row("merger_list.{merger}.ln_q.bias", Role::Merger, merged_vector),
-    row("merger_list.{merger}.mlp.0.weight", Role::Merger, merged_square),
-    row("merger_list.{merger}.mlp.0.bias", Role::Merger, merged_vector),
-    row("merger_list.{merger}.mlp.2.weight", Role::Merger, merger_output),
-    row("merger_list.{merger}.mlp.2.bias", Role::Merger, output_vector),
+    row(
+        "merger_list.{merger}.ln_q.weight",
+        Role::Merger,
+        merged_vector,
+    ),
+    row(
+        "merger_list.{merger}.ln_q.bias",
+        Role::Merger,
+        merged_vector,
+    ),
+    row(
+        "merger_list.{merger}.mlp.0.weight",
+        Role::Merger,
+        merged_square,
+    ),
+    row(
+        "merger_list.{merger}.mlp.0.bias",
+        Role::Merger,
+        merged_vector,
+    ),
+    row(
+        "merger_list.{merger}.mlp.2.weight",
+        Role::Merger,
+        merger_output,
+    ),
+    row(
+        "merger_list.{merger}.mlp.2.bias",
+        Role::Merger,
+        output_vector,
+    ),
 ];

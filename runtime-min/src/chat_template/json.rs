@@ -21,8 +21,15 @@ struct Style {
 }
 
 /// `tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`: no HTML escapes.
-#[expect(clippy::needless_pass_by_value, reason = "minijinja's filters take them so")]
-pub(super) fn tojson(value: &Value, positional: Rest<Value>, named: Kwargs) -> Result<String, Error> {
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "minijinja's filters take them so"
+)]
+pub(super) fn tojson(
+    value: &Value,
+    positional: Rest<Value>,
+    named: Kwargs,
+) -> Result<String, Error> {
     let style = Style::from_arguments(&positional, &named)?;
     let mut text = String::new();
     style.write(&mut text, value, 0)?;
@@ -32,7 +39,10 @@ pub(super) fn tojson(value: &Value, positional: Rest<Value>, named: Kwargs) -> R
 impl Style {
     fn from_arguments(positional: &[Value], named: &Kwargs) -> Result<Self, Error> {
         if positional.len() > PARAMETERS.len() {
-            return Err(Error::new(ErrorKind::TooManyArguments, "tojson takes four arguments"));
+            return Err(Error::new(
+                ErrorKind::TooManyArguments,
+                "tojson takes four arguments",
+            ));
         }
         let argument = |place: usize| -> Result<Value, Error> {
             let given = positional.get(place).cloned();
@@ -160,7 +170,9 @@ fn indent_of(value: &Value) -> Result<Option<String>, Error> {
         return Ok(Some(text.to_owned()));
     }
     let width = i64::try_from(value.clone())?;
-    Ok(Some(" ".repeat(usize::try_from(width).unwrap_or(0).min(64))))
+    Ok(Some(
+        " ".repeat(usize::try_from(width).unwrap_or(0).min(64)),
+    ))
 }
 
 fn separators_of(value: &Value, indented: bool) -> Result<(String, String), Error> {
@@ -171,7 +183,10 @@ fn separators_of(value: &Value, indented: bool) -> Result<(String, String), Erro
     let parts = value.try_iter()?.checked().collect::<Result<Vec<_>, _>>()?;
     match parts.as_slice() {
         [item, key] => Ok((item.to_string(), key.to_string())),
-        _ => Err(Error::new(ErrorKind::InvalidOperation, "tojson: separators is a pair of texts")),
+        _ => Err(Error::new(
+            ErrorKind::InvalidOperation,
+            "tojson: separators is a pair of texts",
+        )),
     }
 }
 
@@ -181,7 +196,10 @@ fn key_text(key: &Value) -> Result<String, Error> {
         ValueKind::None => Ok("null".to_owned()),
         ValueKind::Bool => Ok(if key.is_true() { "true" } else { "false" }.to_owned()),
         ValueKind::Number => number(key),
-        other => Err(Error::new(ErrorKind::BadSerialization, format!("tojson: a key of type {other}"))),
+        other => Err(Error::new(
+            ErrorKind::BadSerialization,
+            format!("tojson: a key of type {other}"),
+        )),
     }
 }
 

@@ -1,7 +1,8 @@
 //! What a template may use: the checkpoint, and so its template, can come from anybody.
 //!
-//! Steps, the text that comes out, the size of the template and of padding are bounded, and deep nesting finds a deep
-//! stack. Not bounded is the memory that a template's own values take, such as a text that is doubled again and again.
+//! Steps, the text that comes out, the size of the template and of padding are bounded, and deep
+//! nesting finds a deep stack. Not bounded is the memory that a template's own values take, such as
+//! a text that is doubled again and again.
 
 use std::io::{self, Write};
 use std::panic::resume_unwind;
@@ -21,8 +22,8 @@ const STEPS: u64 = 500_000;
 const STEPS_PER_MESSAGE: u64 = 5_000;
 /// Columns of padding.
 const WIDEST: u64 = 100_000;
-/// Bytes of address space. minijinja's compiler and values recurse once for each operator and each nesting, which the
-/// bounds above limit; memory is taken only as deep as it goes.
+/// Bytes of address space. minijinja's compiler and values recurse once for each operator and each
+/// nesting, which the bounds above limit; memory is taken only as deep as it goes.
 const STACK: usize = 1 << 30;
 
 /// Instructions for so many messages.
@@ -36,7 +37,9 @@ pub(super) fn steps(messages: usize) -> u64 {
 /// Where the system does not give one.
 pub(super) fn on_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
     thread::scope(|scope| {
-        let thread = thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work)?;
+        let thread = thread::Builder::new()
+            .stack_size(STACK)
+            .spawn_scoped(scope, work)?;
         Ok(thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
     })
 }
@@ -55,7 +58,9 @@ impl BoundedText {
 impl Write for BoundedText {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.0.len() + bytes.len() > LONGEST_TEXT {
-            return Err(io::Error::other(format!("the text is longer than {LONGEST_TEXT} bytes")));
+            return Err(io::Error::other(format!(
+                "the text is longer than {LONGEST_TEXT} bytes"
+            )));
         }
         self.0.extend_from_slice(bytes);
         Ok(bytes.len())
@@ -66,22 +71,38 @@ impl Write for BoundedText {
     }
 }
 
-/// Replaces the filters that pad by a number of the template's choice: minijinja fills any width, or panics.
+/// Replaces the filters that pad by a number of the template's choice: minijinja fills any width,
+/// or panics.
 pub(super) fn bound_filters(environment: &mut Environment<'_>) {
-    environment.add_filter("indent", bounded(Value::from_function(minijinja::filters::indent)));
-    environment.add_filter("batch", bounded(Value::from_function(minijinja::filters::batch)));
-    environment.add_filter("slice", bounded(Value::from_function(minijinja::filters::slice)));
+    environment.add_filter(
+        "indent",
+        bounded(Value::from_function(minijinja::filters::indent)),
+    );
+    environment.add_filter(
+        "batch",
+        bounded(Value::from_function(minijinja::filters::batch)),
+    );
+    environment.add_filter(
+        "slice",
+        bounded(Value::from_function(minijinja::filters::slice)),
+    );
     let format = Value::from_function(minijinja::filters::format);
-    environment.add_filter("format", move |state: &mut State<'_, '_>, args: Rest<ValueOrKwargs>| {
-        let args = args.into_values();
-        args.first().and_then(Value::as_str).map_or(Ok(()), check_format)?;
-        format.call(state, &args)
-    });
+    environment.add_filter(
+        "format",
+        move |state: &mut State<'_, '_>, args: Rest<ValueOrKwargs>| {
+            let args = args.into_values();
+            args.first()
+                .and_then(Value::as_str)
+                .map_or(Ok(()), check_format)?;
+            format.call(state, &args)
+        },
+    );
 }
 
 fn bounded(
     filter: Value,
-) -> impl Fn(&mut State<'_, '_>, Rest<ValueOrKwargs>) -> Result<Value, Error> + Send + Sync + 'static {
+) -> impl Fn(&mut State<'_, '_>, Rest<ValueOrKwargs>) -> Result<Value, Error> + Send + Sync + 'static
+{
     move |state, args| {
         let args = args.into_values();
         args.iter().skip(1).try_for_each(check_width)?;
@@ -91,18 +112,35 @@ fn bounded(
 
 fn check_width(argument: &Value) -> Result<(), Error> {
     if let Ok(named) = Kwargs::try_from(argument.clone()) {
-        return named.args().try_for_each(|name| check_width(&named.peek::<Value>(name)?));
+        return named
+            .args()
+            .try_for_each(|name| check_width(&named.peek::<Value>(name)?));
     }
     let fits = || u64::try_from(argument.clone()).is_ok_and(|width| width <= WIDEST);
-    if argument.kind() == ValueKind::Number && !fits() { Err(too_wide()) } else { Ok(()) }
+    if argument.kind() == ValueKind::Number && !fits() {
+        Err(too_wide())
+    } else {
+        Ok(())
+    }
 }
 
 /// A width of a format is a number in its text.
 pub(super) fn check_format(format: &str) -> Result<(), Error> {
-    let digits = format.split(|c: char| !c.is_ascii_digit()).map(str::len).max().unwrap_or(0);
-    if digits >= WIDEST.to_string().len() { Err(too_wide()) } else { Ok(()) }
+    let digits = format
+        .split(|c: char| !c.is_ascii_digit())
+        .map(str::len)
+        .max()
+        .unwrap_or(0);
+    if digits >= WIDEST.to_string().len() {
+        Err(too_wide())
+    } else {
+        Ok(())
+    }
 }
 
 fn too_wide() -> Error {
-    Error::new(ErrorKind::InvalidOperation, format!("padding and batches end at {WIDEST}"))
+    Error::new(
+        ErrorKind::InvalidOperation,
+        format!("padding and batches end at {WIDEST}"),
+    )
 }

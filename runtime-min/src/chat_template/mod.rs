@@ -1,8 +1,9 @@
 //! The checkpoint's chat template, rendered as `transformers` renders it.
 //!
-//! transformers uses Jinja's immutable sandbox with `trim_blocks`, `lstrip_blocks`, loop controls, a `{% generation %}`
-//! tag, and its own `tojson`, `raise_exception` and `strftime_now` (`utils/chat_template_utils.py`). Here minijinja runs
-//! the templates; what differs from Python is replaced below, and the tests compare with transformers' output.
+//! transformers uses Jinja's immutable sandbox with `trim_blocks`, `lstrip_blocks`, loop controls,
+//! a `{% generation %}` tag, and its own `tojson`, `raise_exception` and `strftime_now`
+//! (`utils/chat_template_utils.py`). Here minijinja runs the templates; what differs from Python is
+//! replaced below, and the tests compare with transformers' output.
 
 mod json;
 mod limits;
@@ -61,7 +62,10 @@ pub enum ChatTemplateError {
         seen: String,
     },
     /// The template is larger than any that was meant well.
-    #[error("{file}: the chat template has {length} bytes; at most {} are taken", limits::LONGEST_SOURCE)]
+    #[error(
+        "{file}: the chat template has {length} bytes; at most {} are taken",
+        limits::LONGEST_SOURCE
+    )]
     TooLong {
         /// The file that holds it.
         file: String,
@@ -92,7 +96,8 @@ pub enum ChatTemplateError {
     },
 }
 
-/// A value for the template. Unlike `serde_json::Value` it always keeps the order of keys, which `tojson` shows.
+/// A value for the template. Unlike `serde_json::Value` it always keeps the order of keys, which
+/// `tojson` shows.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct TemplateValue(Value);
@@ -160,12 +165,12 @@ struct Document {
 
 impl ChatTemplate {
     /// Loads the template from where transformers' processors and tokenizers look, in their order:
-    /// `chat_template.json`, `chat_template.jinja`, `tokenizer_config.json`. `files` reads one of the checkpoint's files
-    /// by its name, with `None` where there is no such file.
+    /// `chat_template.json`, `chat_template.jinja`, `tokenizer_config.json`. `files` reads one of
+    /// the checkpoint's files by its name, with `None` where there is no such file.
     ///
     /// # Errors
-    /// `Missing` where no file has one, `Syntax` and `NoDefault` where it cannot be used, `File` where a file is
-    /// damaged.
+    /// `Missing` where no file has one, `Syntax` and `NoDefault` where it cannot be used, `File`
+    /// where a file is damaged.
     pub fn load<E: Into<BoxError>>(files: &FileReader<'_, E>) -> Result<Self, ChatTemplateError> {
         let (file, sources) = find(files)?.ok_or(ChatTemplateError::Missing)?;
         let config = TokenizerConfig::load(files)?;
@@ -179,23 +184,42 @@ impl ChatTemplate {
     ) -> Result<Self, ChatTemplateError> {
         if !sources.contains_key(DEFAULT) {
             let names = sources.into_keys().collect::<Vec<_>>().join(", ");
-            return Err(ChatTemplateError::NoDefault { file: file.to_owned(), names });
+            return Err(ChatTemplateError::NoDefault {
+                file: file.to_owned(),
+                names,
+            });
         }
-        let syntax =
-            |error: &Error| ChatTemplateError::Syntax { file: file.to_owned(), problem: in_full(error) };
-        if let Some(source) = sources.values().find(|source| source.len() > limits::LONGEST_SOURCE) {
-            return Err(ChatTemplateError::TooLong { file: file.to_owned(), length: source.len() });
+        let syntax = |error: &Error| ChatTemplateError::Syntax {
+            file: file.to_owned(),
+            problem: in_full(error),
+        };
+        if let Some(source) = sources
+            .values()
+            .find(|source| source.len() > limits::LONGEST_SOURCE)
+        {
+            return Err(ChatTemplateError::TooLong {
+                file: file.to_owned(),
+                length: source.len(),
+            });
         }
         let compiled = limits::on_deep_stack(|| {
             let mut environment = environment()?;
             for (name, source) in sources {
-                environment
-                    .add_template_owned(name, without_generation_tags(&with_plain_newlines(&source)))?;
+                environment.add_template_owned(
+                    name,
+                    without_generation_tags(&with_plain_newlines(&source)),
+                )?;
             }
             Ok(environment)
         });
-        let environment = compiled.map_err(ChatTemplateError::Thread)?.map_err(|error| syntax(&error))?;
-        Ok(Self { environment, file: file.to_owned(), special_tokens })
+        let environment = compiled
+            .map_err(ChatTemplateError::Thread)?
+            .map_err(|error| syntax(&error))?;
+        Ok(Self {
+            environment,
+            file: file.to_owned(),
+            special_tokens,
+        })
     }
 
     /// The file that holds the template.
@@ -203,12 +227,13 @@ impl ChatTemplate {
         &self.file
     }
 
-    /// Renders a list of messages: objects with a `role` and a `content` (a text, or a list of parts such as
-    /// `{"type": "text", "text": …}`). Tokenize the result with [`encode_bare`](crate::tokenizer::Tokenizer::encode_bare).
+    /// Renders a list of messages: objects with a `role` and a `content` (a text, or a list of
+    /// parts such as `{"type": "text", "text": …}`). Tokenize the result with
+    /// [`encode_bare`](crate::tokenizer::Tokenizer::encode_bare).
     ///
     /// # Errors
-    /// `Messages` where they are something else, `Render` with the template's own refusal or with its failure and line,
-    /// `Endless` where it takes far more steps than a template does.
+    /// `Messages` where they are something else, `Render` with the template's own refusal or with
+    /// its failure and line, `Endless` where it takes far more steps than a template does.
     pub fn render<M: Serialize + ?Sized>(
         &self,
         messages: &M,
@@ -220,7 +245,8 @@ impl ChatTemplate {
         environment.set_fuel(Some(steps));
         // an error can hold values of the template: it is put into words where the stack is deep
         limits::on_deep_stack(|| {
-            self.render_in(&environment, messages, options).map_err(|error| self.failed(&error, steps))
+            self.render_in(&environment, messages, options)
+                .map_err(|error| self.failed(&error, steps))
         })
         .map_err(ChatTemplateError::Thread)?
     }
@@ -231,7 +257,10 @@ impl ChatTemplate {
         messages: Value,
         options: &RenderOptions,
     ) -> Result<String, Error> {
-        let tool_use = options.tools.as_ref().and_then(|_| environment.get_template(TOOL_USE).ok());
+        let tool_use = options
+            .tools
+            .as_ref()
+            .and_then(|_| environment.get_template(TOOL_USE).ok());
         let template = tool_use.map_or_else(|| environment.get_template(DEFAULT), Ok)?;
         let mut text = BoundedText::default();
         template.render_captured_to(self.context(messages, options), &mut text)?;
@@ -242,7 +271,10 @@ impl ChatTemplate {
         let file = self.file.clone();
         match error.kind() {
             ErrorKind::OutOfFuel => ChatTemplateError::Endless { file, steps },
-            _ => ChatTemplateError::Render { file, problem: in_full(error) },
+            _ => ChatTemplateError::Render {
+                file,
+                problem: in_full(error),
+            },
         }
     }
 
@@ -254,9 +286,18 @@ impl ChatTemplate {
             .collect();
         let mut set = |name: &str, value: Value| context.insert(name.to_owned(), value);
         set("messages", messages);
-        set("tools", options.tools.as_ref().map_or(Value::from(()), |tools| tools.0.clone()));
+        set(
+            "tools",
+            options
+                .tools
+                .as_ref()
+                .map_or(Value::from(()), |tools| tools.0.clone()),
+        );
         set("documents", Value::from(()));
-        set("add_generation_prompt", Value::from(options.add_generation_prompt));
+        set(
+            "add_generation_prompt",
+            Value::from(options.add_generation_prompt),
+        );
         if let Some(thinking) = options.enable_thinking {
             set("enable_thinking", Value::from(thinking));
         }
@@ -264,7 +305,10 @@ impl ChatTemplate {
             set(name, value.0.clone());
         }
         let time = options.unix_time;
-        set("strftime_now", Value::from_function(move |format: &str| python::strftime(format, time)));
+        set(
+            "strftime_now",
+            Value::from_function(move |format: &str| python::strftime(format, time)),
+        );
         Value::from(context)
     }
 }
@@ -273,14 +317,17 @@ impl Sources {
     fn by_name(self) -> BTreeMap<String, String> {
         match self {
             Self::One(template) => BTreeMap::from([(DEFAULT.to_owned(), template)]),
-            Self::List(list) => list.into_iter().map(|entry| (entry.name, entry.template)).collect(),
+            Self::List(list) => list
+                .into_iter()
+                .map(|entry| (entry.name, entry.template))
+                .collect(),
             Self::Object(object) => object,
         }
     }
 }
 
-/// The one template of `chat_template.json`, which processors read and tokenizers do not; `None` where there is no such file, or
-/// it holds several.
+/// The one template of `chat_template.json`, which processors read and tokenizers do not; `None`
+/// where there is no such file, or it holds several.
 ///
 /// # Errors
 /// `Read` with what `files` returned, `Malformed` where the file holds no template.
@@ -298,7 +345,10 @@ fn find<E: Into<BoxError>>(
 ) -> Result<Option<(&'static str, Sources)>, ChatTemplateError> {
     if let Some(document) = read_json::<Document, E>(files, TEMPLATE_JSON)? {
         let without = || TokenizerError::malformed(TEMPLATE_JSON, "holds no chat_template");
-        return Ok(Some((TEMPLATE_JSON, document.chat_template.ok_or_else(without)?)));
+        return Ok(Some((
+            TEMPLATE_JSON,
+            document.chat_template.ok_or_else(without)?,
+        )));
     }
     if let Some(bytes) = read_file(files, TEMPLATE_JINJA)? {
         let text = String::from_utf8(bytes)
@@ -306,12 +356,19 @@ fn find<E: Into<BoxError>>(
         return Ok(Some((TEMPLATE_JINJA, Sources::One(text))));
     }
     let document = read_json::<Document, E>(files, TOKENIZER_CONFIG)?;
-    Ok(document.and_then(|document| document.chat_template).map(|sources| (TOKENIZER_CONFIG, sources)))
+    Ok(document
+        .and_then(|document| document.chat_template)
+        .map(|sources| (TOKENIZER_CONFIG, sources)))
 }
 
 fn environment() -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
-    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_syntax(
+        SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()?,
+    );
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_unknown_method_callback(python::method);
@@ -336,12 +393,17 @@ fn checked_messages(messages: Value) -> Result<Value, ChatTemplateError> {
     if messages.kind() != minijinja::value::ValueKind::Seq {
         return wrong(format!("a {}", messages.kind()));
     }
-    let Ok(entries) = messages.try_iter() else { return wrong("not a list".to_owned()) };
+    let Ok(entries) = messages.try_iter() else {
+        return wrong("not a list".to_owned());
+    };
     let kinds: Vec<_> = entries.map(|entry| entry.kind()).collect();
     if kinds.is_empty() {
         return wrong("an empty list".to_owned());
     }
-    match kinds.iter().position(|kind| *kind != minijinja::value::ValueKind::Map) {
+    match kinds
+        .iter()
+        .position(|kind| *kind != minijinja::value::ValueKind::Map)
+    {
         Some(place) => wrong(format!("a list whose entry {place} is a {}", kinds[place])),
         None => Ok(messages),
     }
@@ -361,8 +423,8 @@ fn without_generation_tags(source: &str) -> String {
         text.push_str(before);
         let end = tag.find("%}").unwrap_or(tag.len());
         let (inside, after) = tag.split_at(end);
-        let keyword =
-            inside.trim_matches(|character: char| character.is_whitespace() || "-+".contains(character));
+        let keyword = inside
+            .trim_matches(|character: char| character.is_whitespace() || "-+".contains(character));
         match keyword {
             "generation" => text.push_str(&inside.replace(keyword, "with")),
             "endgeneration" => text.push_str(&inside.replace(keyword, "endwith")),
@@ -375,9 +437,16 @@ fn without_generation_tags(source: &str) -> String {
 
 /// The error with its cause and its line.
 fn in_full(error: &Error) -> String {
-    let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
-    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
-    let line = error.line().map(|line| format!(" (line {line} of the template)")).unwrap_or_default();
+    let detail = error
+        .detail()
+        .map_or_else(|| error.kind().to_string(), str::to_owned);
+    let cause = std::error::Error::source(error)
+        .map(|cause| format!(": {cause}"))
+        .unwrap_or_default();
+    let line = error
+        .line()
+        .map(|line| format!(" (line {line} of the template)"))
+        .unwrap_or_default();
     format!("{detail}{cause}{line}")
 }
 

@@ -19,7 +19,10 @@ pub(super) fn method(
     {
         return result;
     }
-    if value.kind() == ValueKind::Map && args.is_empty() && matches!(name, "items" | "keys" | "values") {
+    if value.kind() == ValueKind::Map
+        && args.is_empty()
+        && matches!(name, "items" | "keys" | "values")
+    {
         return entries(value, name);
     }
     minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
@@ -34,7 +37,10 @@ fn entries(map: &Value, name: &str) -> Result<Value, Error> {
             _ => Value::from(Tuple::from([key.clone(), map.get_item(&key)?])),
         })
     };
-    map.try_iter()?.map(entry).collect::<Result<Vec<_>, _>>().map(Value::from)
+    map.try_iter()?
+        .map(entry)
+        .collect::<Result<Vec<_>, _>>()
+        .map(Value::from)
 }
 
 fn string_method(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
@@ -48,7 +54,10 @@ fn string_method(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>
             let (keep_ends, named): (Option<bool>, Kwargs) = from_args(args)?;
             let keep_ends = keep_ends.or(named.get("keepends")?).unwrap_or(false);
             named.assert_all_used()?;
-            lines(text, keep_ends).into_iter().map(Value::from).collect()
+            lines(text, keep_ends)
+                .into_iter()
+                .map(Value::from)
+                .collect()
         }
         "partition" | "rpartition" => {
             let (separator,): (&str,) = from_args(args)?;
@@ -64,7 +73,11 @@ fn string_method(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>
         }
         "index" | "rindex" => {
             let (part,): (&str,) = from_args(args)?;
-            let found = if name == "index" { text.find(part) } else { text.rfind(part) };
+            let found = if name == "index" {
+                text.find(part)
+            } else {
+                text.rfind(part)
+            };
             let place = found.ok_or_else(|| value_error("substring not found"))?;
             Value::from(text[..place].chars().count())
         }
@@ -90,14 +103,27 @@ pub(super) fn trim(value: &Value, chars: Option<&str>) -> String {
 
 /// The `length` filter; an undefined value has none.
 pub(super) fn length(value: &Value) -> Result<usize, Error> {
-    if value.is_undefined() { Ok(0) } else { minijinja::filters::length(value) }
+    if value.is_undefined() {
+        Ok(0)
+    } else {
+        minijinja::filters::length(value)
+    }
 }
 
 fn strip<'a>(text: &'a str, chars: Option<&str>, start: bool, end: bool) -> &'a str {
-    let unwanted =
-        |character: char| chars.map_or_else(|| is_space(character), |chars| chars.contains(character));
-    let text = if start { text.trim_start_matches(unwanted) } else { text };
-    if end { text.trim_end_matches(unwanted) } else { text }
+    let unwanted = |character: char| {
+        chars.map_or_else(|| is_space(character), |chars| chars.contains(character))
+    };
+    let text = if start {
+        text.trim_start_matches(unwanted)
+    } else {
+        text
+    };
+    if end {
+        text.trim_end_matches(unwanted)
+    } else {
+        text
+    }
 }
 
 /// `str.isspace` of one character: Unicode's white space and four separators of ASCII.
@@ -129,11 +155,20 @@ fn split_at_spaces(text: &str, most: usize, from_end: bool) -> Vec<&str> {
     let mut parts = Vec::new();
     let mut rest = strip(text, None, !from_end, from_end);
     while !rest.is_empty() {
-        let space = if from_end { rest.rfind(is_space) } else { rest.find(is_space) };
-        let Some(space) = space.filter(|_| parts.len() < most) else { break };
+        let space = if from_end {
+            rest.rfind(is_space)
+        } else {
+            rest.find(is_space)
+        };
+        let Some(space) = space.filter(|_| parts.len() < most) else {
+            break;
+        };
         let after = space + rest[space..].chars().next().map_or(0, char::len_utf8);
-        let (part, remaining) =
-            if from_end { (&rest[after..], &rest[..space]) } else { (&rest[..space], &rest[after..]) };
+        let (part, remaining) = if from_end {
+            (&rest[after..], &rest[..space])
+        } else {
+            (&rest[..space], &rest[after..])
+        };
         parts.push(part);
         rest = strip(remaining, None, !from_end, from_end);
     }
@@ -169,7 +204,11 @@ fn partition(text: &str, separator: &str, from_end: bool) -> Result<Value, Error
     if separator.is_empty() {
         return Err(value_error("empty separator"));
     }
-    let found = if from_end { text.rsplit_once(separator) } else { text.split_once(separator) };
+    let found = if from_end {
+        text.rsplit_once(separator)
+    } else {
+        text.split_once(separator)
+    };
     let parts = match found {
         Some((before, after)) => [before, separator, after],
         None if from_end => ["", "", text],
@@ -193,7 +232,10 @@ fn value_error(problem: &str) -> Error {
 
 /// Jinja asks for a length and items: texts and dictionaries have both.
 pub(super) fn is_sequence(value: &Value) -> bool {
-    matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map | ValueKind::Undefined)
+    matches!(
+        value.kind(),
+        ValueKind::Seq | ValueKind::String | ValueKind::Map | ValueKind::Undefined
+    )
 }
 
 pub(super) fn is_iterable(value: &Value) -> bool {
@@ -221,7 +263,9 @@ pub(super) fn float(value: f64) -> String {
 pub(super) fn strftime(format: &str, unix_time: Option<i64>) -> Result<String, Error> {
     let failed = |error: jiff::Error| value_error(&format!("strftime_now({format:?}): {error}"));
     let now = match unix_time {
-        Some(seconds) => Timestamp::from_second(seconds).map_err(failed)?.to_zoned(TimeZone::UTC),
+        Some(seconds) => Timestamp::from_second(seconds)
+            .map_err(failed)?
+            .to_zoned(TimeZone::UTC),
         None => Zoned::now(),
     };
     jiff::fmt::strtime::format(format, &now).map_err(failed)

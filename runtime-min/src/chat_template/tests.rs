@@ -2,9 +2,10 @@ use std::collections::HashMap;
 
 use super::*;
 
-/// Made by `transformers.utils.chat_template_utils.render_jinja_template` of transformers 5.23.0 with Jinja2 3.1.6:
-/// "expected" is what it returned, "refused" what it raised. `@toy` is the template of the tiny checkpoint, `@qwen` one
-/// written for these tests out of what Qwen's templates use. `unix_time` replaced its `datetime.now`.
+/// Made by `transformers.utils.chat_template_utils.render_jinja_template` of transformers 5.23.0
+/// with Jinja2 3.1.6: "expected" is what it returned, "refused" what it raised. `@toy` is the
+/// template of the tiny checkpoint, `@qwen` one written for these tests out of what Qwen's
+/// templates use. `unix_time` replaced its `datetime.now`.
 const CASES: &str = include_str!("../../../tests/fixtures/tokenizer/chat_templates.json");
 
 #[derive(Deserialize)]
@@ -52,51 +53,80 @@ fn of_source(source: &str) -> Result<ChatTemplate, ChatTemplateError> {
 
 fn load(files: &[(&str, &str)]) -> Result<ChatTemplate, ChatTemplateError> {
     let files: HashMap<&str, &str> = files.iter().copied().collect();
-    ChatTemplate::load(&|name| Ok::<_, std::io::Error>(files.get(name).map(|text| text.as_bytes().to_vec())))
+    ChatTemplate::load(&|name| {
+        Ok::<_, std::io::Error>(files.get(name).map(|text| text.as_bytes().to_vec()))
+    })
 }
 
 fn hello() -> serde_json::Value {
     serde_json::json!([{"role": "user", "content": "hello"}])
 }
 
-/// Where minijinja is not Jinja: no `%` between texts (it is an error), and loops over the characters of a text do not
-/// know their length, so `loop.last`, `loop.length` and `loop.revindex` are wrong.
+/// Where minijinja is not Jinja: no `%` between texts (it is an error), and loops over the
+/// characters of a text do not know their length, so `loop.last`, `loop.length` and `loop.revindex`
+/// are wrong.
 const DIFFERENT: [&str; 2] = ["percent formatting", "loop over a text"];
 
 #[test]
 fn renders_as_transformers_does() {
     let Cases { templates, cases } = serde_json::from_str(CASES).unwrap();
     let mut wrong = Vec::new();
-    for case in cases.iter().filter(|case| !DIFFERENT.contains(&case.name.as_str())) {
+    for case in cases
+        .iter()
+        .filter(|case| !DIFFERENT.contains(&case.name.as_str()))
+    {
         match (case.rendered(&templates), &case.expected) {
             (Ok(text), Some(expected)) if text == *expected => {}
             (Err(_), None) => {}
-            (seen, expected) => wrong.push(format!("{}\n  seen {seen:?}\n  want {expected:?}", case.name)),
+            (seen, expected) => wrong.push(format!(
+                "{}\n  seen {seen:?}\n  want {expected:?}",
+                case.name
+            )),
         }
     }
-    assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} of {} differ:\n{}",
+        wrong.len(),
+        cases.len(),
+        wrong.join("\n")
+    );
 }
 
 #[test]
 fn thinking_is_an_option() {
     let template = of_source("{{ enable_thinking is defined }}{{ enable_thinking }}").unwrap();
     let render = |enable_thinking| {
-        template.render(&hello(), &RenderOptions { enable_thinking, ..RenderOptions::default() }).unwrap()
+        template
+            .render(
+                &hello(),
+                &RenderOptions {
+                    enable_thinking,
+                    ..RenderOptions::default()
+                },
+            )
+            .unwrap()
     };
-    assert_eq!([render(None), render(Some(false)), render(Some(true))], ["False", "TrueFalse", "TrueTrue"]);
+    assert_eq!(
+        [render(None), render(Some(false)), render(Some(true))],
+        ["False", "TrueFalse", "TrueTrue"]
+    );
 }
 
 #[test]
 fn the_clock_is_the_present_unless_given() {
     let template = of_source("{{ strftime_now('%Y') }}").unwrap();
-    let year: i32 = template.render(&hello(), &RenderOptions::default()).unwrap().parse().unwrap();
+    let year: i32 = template
+        .render(&hello(), &RenderOptions::default())
+        .unwrap()
+        .parse()
+        .unwrap();
     assert!(year >= 2025);
 }
 
 #[test]
 fn templates_are_looked_for_where_transformers_looks() {
-    let config =
-        r#"{"chat_template": "config {{ eos_token }}", "eos_token": {"content": "<e>"}, "bos_token": null}"#;
+    let config = r#"{"chat_template": "config {{ eos_token }}", "eos_token": {"content": "<e>"}, "bos_token": null}"#;
     let files = [
         ("chat_template.json", r#"{"chat_template": "json"}"#),
         ("chat_template.jinja", "jinja"),
@@ -104,24 +134,59 @@ fn templates_are_looked_for_where_transformers_looks() {
     ];
     let from = |files: &[(&str, &str)]| {
         let template = load(files).unwrap();
-        (template.file().to_owned(), template.render(&hello(), &RenderOptions::default()).unwrap())
+        (
+            template.file().to_owned(),
+            template
+                .render(&hello(), &RenderOptions::default())
+                .unwrap(),
+        )
     };
-    assert_eq!(from(&files), ("chat_template.json".to_owned(), "json".to_owned()));
-    assert_eq!(from(&files[1..]), ("chat_template.jinja".to_owned(), "jinja".to_owned()));
-    assert_eq!(from(&files[2..]), (TOKENIZER_CONFIG.to_owned(), "config <e>".to_owned()));
-    assert!(matches!(load(&[(TOKENIZER_CONFIG, "{}")]), Err(ChatTemplateError::Missing)));
+    assert_eq!(
+        from(&files),
+        ("chat_template.json".to_owned(), "json".to_owned())
+    );
+    assert_eq!(
+        from(&files[1..]),
+        ("chat_template.jinja".to_owned(), "jinja".to_owned())
+    );
+    assert_eq!(
+        from(&files[2..]),
+        (TOKENIZER_CONFIG.to_owned(), "config <e>".to_owned())
+    );
+    assert!(matches!(
+        load(&[(TOKENIZER_CONFIG, "{}")]),
+        Err(ChatTemplateError::Missing)
+    ));
     assert!(matches!(load(&[]), Err(ChatTemplateError::Missing)));
 }
 
 #[test]
 fn named_templates_have_a_default_and_one_for_tools() {
-    let list =
-        r#"{"chat_template": [{"name": "default", "template": "d"}, {"name": "tool_use", "template": "t"}]}"#;
+    let list = r#"{"chat_template": [{"name": "default", "template": "d"}, {"name": "tool_use", "template": "t"}]}"#;
     let template = load(&[(TOKENIZER_CONFIG, list)]).unwrap();
     let tools = Some(TemplateValue::from_json("[]").unwrap());
-    assert_eq!(template.render(&hello(), &RenderOptions::default()).unwrap(), "d");
-    assert_eq!(template.render(&hello(), &RenderOptions { tools, ..RenderOptions::default() }).unwrap(), "t");
-    let none = load(&[(TOKENIZER_CONFIG, r#"{"chat_template": [{"name": "rag", "template": "r"}]}"#)]);
+    assert_eq!(
+        template
+            .render(&hello(), &RenderOptions::default())
+            .unwrap(),
+        "d"
+    );
+    assert_eq!(
+        template
+            .render(
+                &hello(),
+                &RenderOptions {
+                    tools,
+                    ..RenderOptions::default()
+                }
+            )
+            .unwrap(),
+        "t"
+    );
+    let none = load(&[(
+        TOKENIZER_CONFIG,
+        r#"{"chat_template": [{"name": "rag", "template": "r"}]}"#,
+    )]);
     assert!(
         none.unwrap_err()
             .to_string()
@@ -138,14 +203,30 @@ fn errors_say_where_and_what() {
         "{syntax}"
     );
     let raised = of_source("\n{{ raise_exception('Only user and assistant!') }}").unwrap();
-    let raised = raised.render(&hello(), &RenderOptions::default()).unwrap_err().to_string();
-    assert!(raised.contains("Only user and assistant! (line 2 of the template)"), "{raised}");
-    let undefined = of_source("{{ a.b }}").unwrap().render(&hello(), &RenderOptions::default());
-    assert!(undefined.unwrap_err().to_string().contains("line 1"));
-    let wrong = load(&[("chat_template.json", r#"{"chat_template": 3}"#)]).unwrap_err().to_string();
-    assert!(wrong.contains("chat_template.json: chat_template is neither"), "{wrong}");
+    let raised = raised
+        .render(&hello(), &RenderOptions::default())
+        .unwrap_err()
+        .to_string();
     assert!(
-        load(&[("chat_template.json", "{}")]).unwrap_err().to_string().contains("holds no chat_template")
+        raised.contains("Only user and assistant! (line 2 of the template)"),
+        "{raised}"
+    );
+    let undefined = of_source("{{ a.b }}")
+        .unwrap()
+        .render(&hello(), &RenderOptions::default());
+    assert!(undefined.unwrap_err().to_string().contains("line 1"));
+    let wrong = load(&[("chat_template.json", r#"{"chat_template": 3}"#)])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        wrong.contains("chat_template.json: chat_template is neither"),
+        "{wrong}"
+    );
+    assert!(
+        load(&[("chat_template.json", "{}")])
+            .unwrap_err()
+            .to_string()
+            .contains("holds no chat_template")
     );
 }
 
@@ -161,13 +242,21 @@ fn templates_that_do_not_end_are_stopped() {
     let said = refusal(&endless);
     assert!(said.contains("is not done after 505000 steps"), "{said}");
     let long = format!("{{% set x = 'a' * 1000000 %}}{many}{{{{ x }}}}{{% endfor %}}");
-    assert!(refusal(&long).contains("the text is longer than 67108864 bytes"), "{}", refusal(&long));
+    assert!(
+        refusal(&long).contains("the text is longer than 67108864 bytes"),
+        "{}",
+        refusal(&long)
+    );
     for recursive in [
         "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}",
         "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}",
         "{% block a %}{{ self.a() }}{% endblock %}",
     ] {
-        assert!(refusal(recursive).contains("recursion limit exceeded"), "{}", refusal(recursive));
+        assert!(
+            refusal(recursive).contains("recursion limit exceeded"),
+            "{}",
+            refusal(recursive)
+        );
     }
     assert!(refusal("{% include 'default' %}").contains("could not render include"));
 }
@@ -175,18 +264,31 @@ fn templates_that_do_not_end_are_stopped() {
 #[test]
 fn deep_templates_and_values_have_room_or_are_refused() {
     let brackets = format!("{{{{ {}{} }}}}", "[".repeat(1000), "]".repeat(1000));
-    assert!(refusal(&brackets).contains("recursion"), "{}", refusal(&brackets));
+    assert!(
+        refusal(&brackets).contains("recursion"),
+        "{}",
+        refusal(&brackets)
+    );
     let sum = format!("{{{{ {}1 }}}}", "1+".repeat(100_000));
-    let text = of_source(&sum).unwrap().render(&hello(), &RenderOptions::default()).unwrap();
+    let text = of_source(&sum)
+        .unwrap()
+        .render(&hello(), &RenderOptions::default())
+        .unwrap();
     assert_eq!(text, "100001");
     assert!(refusal(&"x".repeat(limits::LONGEST_SOURCE + 1)).contains("at most 262144 are taken"));
-    let nested =
-        "{% set ns = namespace(x=[]) %}{% for i in range(100000) %}{% set ns.x = [ns.x] %}{% endfor %}";
+    let nested = "{% set ns = namespace(x=[]) %}{% for i in range(100000) %}{% set ns.x = [ns.x] %}{% endfor %}";
     assert!(refusal(nested).contains("is not done after"));
     let nested = nested.replace("100000", "20000");
-    assert!(refusal(&format!("{nested}{{{{ ns.x|tojson }}}}")).contains("nested more than 500 deep"));
+    assert!(
+        refusal(&format!("{nested}{{{{ ns.x|tojson }}}}")).contains("nested more than 500 deep")
+    );
     let text = of_source(&format!("{nested}{{{{ ns.x }}}}")).unwrap();
-    assert_eq!(text.render(&hello(), &RenderOptions::default()).unwrap().len(), 40_002);
+    assert_eq!(
+        text.render(&hello(), &RenderOptions::default())
+            .unwrap()
+            .len(),
+        40_002
+    );
 }
 
 #[test]
@@ -199,19 +301,30 @@ fn padding_has_an_end() {
         "{{ '%9000000000000000000d'|format(1) }}",
         "{{ '{:>9000000000000000000}'.format(1) }}",
     ] {
-        assert!(refusal(wide).contains("padding and batches end at 100000"), "{wide}: {}", refusal(wide));
+        assert!(
+            refusal(wide).contains("padding and batches end at 100000"),
+            "{wide}: {}",
+            refusal(wide)
+        );
     }
-    let text =
-        of_source("{{ 'a\nb'|indent(2, true) }}{{ 'c\nd'|indent(width=1) }}{{ '%5d'|format(1234567) }}")
-            .unwrap();
-    assert_eq!(text.render(&hello(), &RenderOptions::default()).unwrap(), "  a\n  bc\n d1234567");
+    let text = of_source(
+        "{{ 'a\nb'|indent(2, true) }}{{ 'c\nd'|indent(width=1) }}{{ '%5d'|format(1234567) }}",
+    )
+    .unwrap();
+    assert_eq!(
+        text.render(&hello(), &RenderOptions::default()).unwrap(),
+        "  a\n  bc\n d1234567"
+    );
 }
 
 #[test]
 fn messages_are_a_list_of_objects() {
     let template = of_source("x").unwrap();
     let refused = |messages: serde_json::Value| {
-        template.render(&messages, &RenderOptions::default()).unwrap_err().to_string()
+        template
+            .render(&messages, &RenderOptions::default())
+            .unwrap_err()
+            .to_string()
     };
     assert!(refused(serde_json::json!([])).contains("an empty list"));
     assert!(refused(serde_json::json!({"role": "user"})).contains("a map"));

@@ -1,8 +1,10 @@
-//! The model on a GPU: weights, activations, keys and values in its memory; experts in slots there where not all fit.
+//! The model on a GPU: weights, activations, keys and values in its memory; experts in slots there
+//! where not all fit.
 //!
-//! Where everything fits, the host only queues kernels: routers and experts meet on the device, and after two steps of one
-//! token the next ones are one graph each. Otherwise the host reads which experts a layer wants, and those that are not
-//! there come from pinned host memory or from the pack while the others are computed.
+//! Where everything fits, the host only queues kernels: routers and experts meet on the device, and
+//! after two steps of one token the next ones are one graph each. Otherwise the host reads which
+//! experts a layer wants, and those that are not there come from pinned host memory or from the
+//! pack while the others are computed.
 
 mod experts;
 
@@ -19,8 +21,8 @@ use segpack_manifests::families::TextFacts;
 use super::dense::Dense;
 use super::driver::{CudaError, DeviceInfo, Gpu, Graph, HostMemory, Memory, Place, Stream};
 use super::launch::{
-    Cache, Choice, Launch, Layer, Linear as Operands, Norm, Turns as HeadTurns, Values as View, Weights,
-    activation_bytes,
+    Cache, Choice, Launch, Layer, Linear as Operands, Norm, Turns as HeadTurns, Values as View,
+    Weights, activation_bytes,
 };
 use super::layout::{Buffers, LEAST_HOST_SLOTS, LOGIT_ROWS, Sizes, demand, host_slots};
 use super::shapes::{check, check_shapes};
@@ -50,12 +52,17 @@ pub struct Cuda {
 }
 
 impl Cuda {
-    /// Opens a GPU by its number. `memory` is the most bytes of it to use; all that is free where it is none.
+    /// Opens a GPU by its number. `memory` is the most bytes of it to use; all that is free where
+    /// it is none.
     ///
     /// # Errors
     /// `NoDriver`, `NoDevice`, `TooOld`, or what the driver says.
     pub fn open(number: u32, compute: Compute, memory: Option<u64>) -> Result<Self, CudaError> {
-        Ok(Self { gpu: Gpu::open(number)?, compute, memory })
+        Ok(Self {
+            gpu: Gpu::open(number)?,
+            compute,
+            memory,
+        })
     }
 
     /// What it is.
@@ -106,7 +113,8 @@ pub struct CudaModel<'a> {
     pending: bool,
     /// X is in its second place.
     is_other_x: bool,
-    /// A norm of X to Normed, and the router's product of that, which wait for a launch that takes them along.
+    /// A norm of X to Normed, and the router's product of that, which wait for a launch that takes
+    /// them along.
     norm: Option<At>,
     router: Option<(Linear, usize)>,
     graph: Step,
@@ -146,7 +154,11 @@ struct LayerState {
 
 impl<'a> CudaModel<'a> {
     fn new(cuda: Cuda, setup: &Setup<'a, '_>) -> Result<Self, RunError> {
-        let Cuda { gpu, compute, memory } = cuda;
+        let Cuda {
+            gpu,
+            compute,
+            memory,
+        } = cuda;
         let (model, facts) = (setup.model, setup.facts);
         check(model, facts)?;
         let sizes = Sizes::of(facts, setup, compute);
@@ -155,10 +167,13 @@ impl<'a> CudaModel<'a> {
         let free = gpu.free_memory()?;
         let memory = memory.unwrap_or(free - free / LEFT_SHARE);
         let refuse = |least| RunError::DeviceMemory { memory, least };
-        let budget = demand.share(Some(memory), setup.settings.expert_slots).map_err(refuse)?;
+        let budget = demand
+            .share(Some(memory), setup.settings.expert_slots)
+            .map_err(refuse)?;
         let host = host_slots(setup, &demand)?;
         let batch = index(budget.batch).max(1);
-        let mut left = memory.saturating_sub(demand.overhead + demand.kv + budget.batch * demand.per_token);
+        let mut left =
+            memory.saturating_sub(demand.overhead + demand.kv + budget.batch * demand.per_token);
         let all = budget.residency == Residency::Resident && budget.slots == demand.experts;
         left = left.saturating_sub(demand.dense + budget.slots * demand.expert);
         let segment = setup.source.segment_of(model.embedding)?;
@@ -170,10 +185,16 @@ impl<'a> CudaModel<'a> {
         let buffers = Buffers::new(&gpu, &sizes, batch)?;
         let layer = |l: &crate::thinker::tensors::Layer<'_>| {
             let dtype = match &l.mlp {
-                Mlp::Experts { experts, .. } => experts.first().map_or(Dtype::BF16, |e| e.gate.dtype),
+                Mlp::Experts { experts, .. } => {
+                    experts.first().map_or(Dtype::BF16, |e| e.gate.dtype)
+                }
                 Mlp::Dense { .. } => Dtype::BF16,
             };
-            LayerState { is_complete: false, has_experts: matches!(l.mlp, Mlp::Experts { .. }), dtype }
+            LayerState {
+                is_complete: false,
+                has_experts: matches!(l.mlp, Mlp::Experts { .. }),
+                dtype,
+            }
         };
         Ok(Self {
             sizes,
@@ -184,7 +205,11 @@ impl<'a> CudaModel<'a> {
             loader: Loader::new(setup.source, setup.settings.check)?,
             stop: setup.stop,
             staging: None,
-            graph: if embedding.is_some() { Step::Warm(0) } else { Step::Never },
+            graph: if embedding.is_some() {
+                Step::Warm(0)
+            } else {
+                Step::Never
+            },
             chosen: None,
             embedding,
             buffers,
@@ -207,17 +232,27 @@ impl<'a> CudaModel<'a> {
     }
 
     fn launch(&self) -> Launch<'_> {
-        Launch { gpu: &self.gpu, compute: self.compute }
+        Launch {
+            gpu: &self.gpu,
+            compute: self.compute,
+        }
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "applied in f32, as torch does")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "applied in f32, as torch does"
+    )]
     fn eps(&self) -> f32 {
         self.facts.rms_norm_eps as f32
     }
 
     /// X, in its first or its other place.
     fn place_of_x(&self, is_other: bool) -> View {
-        if is_other { self.buffers.other_x } else { self.buffers.values[Values::X as usize] }
+        if is_other {
+            self.buffers.other_x
+        } else {
+            self.buffers.values[Values::X as usize]
+        }
     }
 
     /// The rows of some tokens: of a pass at their place, of a batch from its start.
@@ -243,7 +278,10 @@ impl<'a> CudaModel<'a> {
         let Some((place, bytes)) = self.dense.find(group) else {
             return Err(unsuitable(&format!("group {group} is not on the GPU")));
         };
-        assert!(weight.at + weight.length <= bytes, "{weight:?} of {bytes} bytes");
+        assert!(
+            weight.at + weight.length <= bytes,
+            "{weight:?} of {bytes} bytes"
+        );
         Ok(weight_at(place, weight))
     }
 
@@ -258,15 +296,30 @@ impl<'a> CudaModel<'a> {
             self.staging = None; // the old one first
             self.staging = Some(self.gpu.alloc_host(room)?);
         }
-        let Some(staging) = &mut self.staging else { return Ok(()) };
-        self.loader.load(&mut [Load { segment, to: &mut staging[..] }], self.stop)?;
+        let Some(staging) = &mut self.staging else {
+            return Ok(());
+        };
+        self.loader.load(
+            &mut [Load {
+                segment,
+                to: &mut staging[..],
+            }],
+            self.stop,
+        )?;
         self.gpu.upload_now(to, &staging[..room])?;
         self.bytes_copied += segment.raw_length;
         Ok(())
     }
 
     fn load_embedding(&mut self) -> Result<(), RunError> {
-        let Some(Embedding { segment, memory: None, .. }) = self.embedding else { return Ok(()) };
+        let Some(Embedding {
+            segment,
+            memory: None,
+            ..
+        }) = self.embedding
+        else {
+            return Ok(());
+        };
         let memory = self.gpu.alloc(index(room_for(segment)), "the embedding")?;
         self.load_segment(segment, memory.place())?;
         if let Some(embedding) = &mut self.embedding {
@@ -297,7 +350,8 @@ impl<'a> CudaModel<'a> {
     /// Adds what `add` left to the next norm.
     fn settle(&mut self) -> Result<(), RunError> {
         if std::mem::take(&mut self.pending) {
-            self.launch().add(self.all_rows(Values::X), self.all_rows(Values::Added))?;
+            self.launch()
+                .add(self.all_rows(Values::X), self.all_rows(Values::Added))?;
         }
         Ok(())
     }
@@ -306,15 +360,26 @@ impl<'a> CudaModel<'a> {
     fn norm_of(&self, weight: At, normed: View, sum: Option<View>) -> Result<Norm, RunError> {
         let added = sum.map(|sum| (self.all_rows(Values::Added), sum));
         let weight = self.weights(weight.group, weight.weight)?;
-        Ok(Norm { weight, eps: self.eps(), added, normed })
+        Ok(Norm {
+            weight,
+            eps: self.eps(),
+            added,
+            normed,
+        })
     }
 
-    /// The norm that waits, for a launch that reads X. After that launch X is where [`normed`](Self::normed) says.
+    /// The norm that waits, for a launch that reads X. After that launch X is where
+    /// [`normed`](Self::normed) says.
     fn waiting_norm(&self) -> Result<Option<Norm>, RunError> {
-        let Some(weight) = self.norm else { return Ok(None) };
+        let Some(weight) = self.norm else {
+            return Ok(None);
+        };
         let values = self.tokens * self.sizes.hidden;
-        let sum = self.pending.then(|| self.place_of_x(!self.is_other_x).part(0..values));
-        self.norm_of(weight, self.all_rows(Values::Normed), sum).map(Some)
+        let sum = self
+            .pending
+            .then(|| self.place_of_x(!self.is_other_x).part(0..values));
+        self.norm_of(weight, self.all_rows(Values::Normed), sum)
+            .map(Some)
     }
 
     /// The norm that waited is queued, with what was to be added.
@@ -331,7 +396,13 @@ impl<'a> CudaModel<'a> {
         }
         if let Some((linear, group)) = self.router.take() {
             let all = 0..self.tokens;
-            self.queue_products(Values::Normed, None, &all, group, &[(&linear, Values::Router)])?;
+            self.queue_products(
+                Values::Normed,
+                None,
+                &all,
+                group,
+                &[(&linear, Values::Router)],
+            )?;
         }
         Ok(())
     }
@@ -354,8 +425,9 @@ impl<'a> CudaModel<'a> {
         products: &[(&Linear, Values)],
     ) -> Result<(), RunError> {
         let x = self.rows(from, tokens);
-        let operands =
-            products.iter().map(|(linear, to)| self.operands(linear, group, self.rows(*to, tokens)));
+        let operands = products
+            .iter()
+            .map(|(linear, to)| self.operands(linear, group, self.rows(*to, tokens)));
         let operands = operands.collect::<Result<Vec<Operands>, RunError>>()?;
         for same in operands.chunk_by(|a, b| a.0.dtype == b.0.dtype) {
             self.launch().products(x, norm, same)?;
@@ -376,7 +448,8 @@ impl<'a> CudaModel<'a> {
     fn download(&self, from: View) -> Result<Vec<f32>, RunError> {
         let mut values = vec![0.0; from.len];
         if from.width == size_of::<f32>() {
-            self.gpu.download(super::bytes_mut(&mut values), from.place)?;
+            self.gpu
+                .download(super::bytes_mut(&mut values), from.place)?;
         } else {
             let mut narrow = vec![0; from.len * from.width];
             self.gpu.download(&mut narrow, from.place)?;
@@ -407,7 +480,8 @@ impl<'a> CudaModel<'a> {
         self.download(logits)
     }
 
-    /// Whether this pass can be a graph: one token, and nothing that the host has to decide or load.
+    /// Whether this pass can be a graph: one token, and nothing that the host has to decide or
+    /// load.
     fn is_step(&self) -> bool {
         self.is_plain
             && self.embedding.as_ref().is_some_and(|e| e.memory.is_some())
@@ -418,7 +492,9 @@ impl<'a> CudaModel<'a> {
     /// Copies this pass' ids and the positions of its batches.
     fn send_positions(&mut self) -> Result<(), RunError> {
         let (batch, first) = (self.batch(), self.positions);
-        let starts = (0..self.tokens).step_by(batch).map(|t| u32::try_from(first + t).unwrap_or(u32::MAX));
+        let starts = (0..self.tokens)
+            .step_by(batch)
+            .map(|t| u32::try_from(first + t).unwrap_or(u32::MAX));
         let host = &mut self.buffers.host_positions;
         let mut length = 0;
         for (to, start) in host.as_chunks_mut::<4>().0.iter_mut().zip(starts) {
@@ -426,7 +502,10 @@ impl<'a> CudaModel<'a> {
             length += 4;
         }
         // SAFETY: written again only in the next pass; every pass ends with a wait
-        unsafe { self.gpu.upload(self.buffers.positions, &host[..length], Stream::Work)? };
+        unsafe {
+            self.gpu
+                .upload(self.buffers.positions, &host[..length], Stream::Work)?
+        };
         self.positions += self.tokens;
         Ok(())
     }
@@ -437,7 +516,10 @@ impl<'a> CudaModel<'a> {
             *to = id.to_le_bytes();
         }
         // SAFETY: as in `send_positions`
-        unsafe { self.gpu.upload(self.buffers.ids, &host[..ids.len() * 4], Stream::Work)? };
+        unsafe {
+            self.gpu
+                .upload(self.buffers.ids, &host[..ids.len() * 4], Stream::Work)?
+        };
         Ok(())
     }
 
@@ -469,11 +551,19 @@ impl Drop for CudaModel<'_> {
 
 /// As bf16, rounded to the nearest, ties to even.
 fn narrow(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect()
+    values
+        .iter()
+        .flat_map(|x| bf16::from_f32(*x).to_le_bytes())
+        .collect()
 }
 
 fn weight_at(start: Place, weight: Weight) -> Weights {
-    Weights { place: start.byte(weight.at), dtype: weight.dtype, rows: weight.rows, columns: weight.columns }
+    Weights {
+        place: start.byte(weight.at),
+        dtype: weight.dtype,
+        rows: weight.rows,
+        columns: weight.columns,
+    }
 }
 
 impl<'a> Device<'a> for CudaModel<'a> {
@@ -486,7 +576,13 @@ impl<'a> Device<'a> for CudaModel<'a> {
     }
 
     fn stats(&self) -> DeviceStats {
-        let counts = self.buffers.host_uses.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b));
+        let counts = self
+            .buffers
+            .host_uses
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|b| u32::from_le_bytes(*b));
         let counts: Vec<u32> = counts.collect();
         let per_layer = self.sizes.experts.max(1);
         let mut cache = self.experts.cache.stats();
@@ -502,10 +598,15 @@ impl<'a> Device<'a> for CudaModel<'a> {
     }
 
     fn preload_bytes(&self, model: &TextModel<'a>) -> u64 {
-        model.bytes_within(&self.budget) + self.embedding.as_ref().map_or(0, |e| e.segment.raw_length)
+        model.bytes_within(&self.budget)
+            + self.embedding.as_ref().map_or(0, |e| e.segment.raw_length)
     }
 
-    fn preload(&mut self, model: &TextModel<'a>, tell: &mut dyn FnMut(u64)) -> Result<(), RunError> {
+    fn preload(
+        &mut self,
+        model: &TextModel<'a>,
+        tell: &mut dyn FnMut(u64),
+    ) -> Result<(), RunError> {
         let waited = self.waited;
         self.load_embedding()?;
         tell(self.embedding.as_ref().map_or(0, |e| e.segment.raw_length));
@@ -516,15 +617,28 @@ impl<'a> Device<'a> for CudaModel<'a> {
             }
         }
         for (number, layer) in model.layers.iter().enumerate() {
-            let Mlp::Experts { experts, .. } = &layer.mlp else { continue };
+            let Mlp::Experts { experts, .. } = &layer.mlp else {
+                continue;
+            };
             let layer = u32::try_from(number).unwrap_or(u32::MAX);
             let absent = |e: &u32| self.experts.cache.get((layer, *e)).is_none();
-            let absent: Vec<u32> = (0..u32::try_from(experts.len()).unwrap_or(0)).filter(absent).collect();
-            let most = self.experts.host.slots().min(index(LEAST_HOST_SLOTS)).max(1);
+            let absent: Vec<u32> = (0..u32::try_from(experts.len()).unwrap_or(0))
+                .filter(absent)
+                .collect();
+            let most = self
+                .experts
+                .host
+                .slots()
+                .min(index(LEAST_HOST_SLOTS))
+                .max(1);
             for some in absent.chunks(most) {
                 let some = &some[..some.len().min(self.experts.cache.free())];
                 self.load_experts(layer, experts, some, some)?;
-                tell(some.iter().map(|e| experts[*e as usize].segment.raw_length).sum());
+                tell(
+                    some.iter()
+                        .map(|e| experts[*e as usize].segment.raw_length)
+                        .sum(),
+                );
             }
             self.complete_table(ExpertLayer { number, experts })?;
         }
@@ -547,7 +661,12 @@ impl<'a> Device<'a> for CudaModel<'a> {
         self.positions = positions; // every pass sends its own
     }
 
-    fn step(&mut self, ids: &[u32], want: Logits, is_seen: bool) -> Result<Option<Vec<f32>>, RunError> {
+    fn step(
+        &mut self,
+        ids: &[u32],
+        want: Logits,
+        is_seen: bool,
+    ) -> Result<Option<Vec<f32>>, RunError> {
         self.is_plain = ids.len() == 1 && want == Logits::Last && !is_seen;
         if let Step::Recording = self.graph {
             // a pass failed while it was recorded
@@ -578,22 +697,33 @@ impl<'a> Device<'a> for CudaModel<'a> {
         self.tokens = 1;
         self.send_positions()?;
         self.send_ids(&[first])?;
-        let (Step::Ready(graph), Some(chosen)) = (&self.graph, &mut self.chosen) else { return Ok(false) };
+        let (Step::Ready(graph), Some(chosen)) = (&self.graph, &mut self.chosen) else {
+            return Ok(false);
+        };
         for to in chosen.chunks_exact_mut(CHOSEN_BYTES).take(next.len()) {
             graph.launch()?;
-            // SAFETY: waited for in the next download; where that is not reached, `chosen` waits before it is freed
+            // SAFETY: waited for in the next download; where that is not reached, `chosen` waits
+            // before it is freed
             unsafe { self.gpu.download_later(to, self.buffers.ids)? };
         }
-        self.gpu.download(&mut self.buffers.host_uses[..], self.buffers.uses)?;
+        self.gpu
+            .download(&mut self.buffers.host_uses[..], self.buffers.uses)?;
         self.positions += next.len() - 1; // and the one that was sent
         for (to, from) in next.iter_mut().zip(chosen.as_chunks::<CHOSEN_BYTES>().0) {
             let [a, b, c, d, logit @ ..] = *from;
-            *to = Greatest { id: u32::from_le_bytes([a, b, c, d]), logit: f32::from_le_bytes(logit) };
+            *to = Greatest {
+                id: u32::from_le_bytes([a, b, c, d]),
+                logit: f32::from_le_bytes(logit),
+            };
         }
         Ok(true)
     }
 
-    fn begin(&mut self, tokens: usize, turns: &dyn Fn(Range<usize>) -> Turns) -> Result<(), RunError> {
+    fn begin(
+        &mut self,
+        tokens: usize,
+        turns: &dyn Fn(Range<usize>) -> Turns,
+    ) -> Result<(), RunError> {
         self.tokens = tokens;
         self.pending = false;
         self.is_other_x = false;
@@ -609,7 +739,9 @@ impl<'a> Device<'a> for CudaModel<'a> {
     }
 
     fn embed(&mut self, ids: &[u32]) -> Result<bool, RunError> {
-        let Some(embedding) = &self.embedding else { return Ok(false) };
+        let Some(embedding) = &self.embedding else {
+            return Ok(false);
+        };
         if embedding.memory.is_none() {
             let began = Instant::now();
             self.load_embedding()?;
@@ -617,8 +749,19 @@ impl<'a> Device<'a> for CudaModel<'a> {
         }
         self.send_ids(ids)?;
         self.record_step()?;
-        let Some(Embedding { table, memory: Some(memory), .. }) = &self.embedding else { return Ok(false) };
-        self.launch().embed(weight_at(memory.place(), *table), self.buffers.ids, self.all_rows(Values::X))?;
+        let Some(Embedding {
+            table,
+            memory: Some(memory),
+            ..
+        }) = &self.embedding
+        else {
+            return Ok(false);
+        };
+        self.launch().embed(
+            weight_at(memory.place(), *table),
+            self.buffers.ids,
+            self.all_rows(Values::X),
+        )?;
         Ok(true)
     }
 
@@ -673,7 +816,8 @@ impl<'a> Device<'a> for CudaModel<'a> {
             return Ok(());
         }
         let dtype = |p: &(&Linear, Values)| p.0.weight.dtype;
-        let is_one = tokens.len() == self.tokens && products.iter().all(|p| dtype(p) == dtype(&products[0]));
+        let is_one =
+            tokens.len() == self.tokens && products.iter().all(|p| dtype(p) == dtype(&products[0]));
         if from != Values::Normed || self.norm.is_none() || !is_one {
             self.queue_waiting()?;
             return self.queue_products(from, None, &tokens, group, products);
@@ -684,7 +828,12 @@ impl<'a> Device<'a> for CudaModel<'a> {
         Ok(())
     }
 
-    fn attend(&mut self, layer: usize, tokens: Range<usize>, norms: [At; 2]) -> Result<(), RunError> {
+    fn attend(
+        &mut self,
+        layer: usize,
+        tokens: Range<usize>,
+        norms: [At; 2],
+    ) -> Result<(), RunError> {
         let [q_norm, k_norm] = norms;
         let [cos, sin] = self.buffers.turns;
         let turns = HeadTurns {
@@ -705,15 +854,19 @@ impl<'a> Device<'a> for CudaModel<'a> {
             values: view(half),
             position: self.buffers.positions.byte(tokens.start / self.batch() * 4),
         };
-        let [q, k, v, out] =
-            [Values::Q, Values::K, Values::V, Values::Attended].map(|values| self.rows(values, &tokens));
+        let [q, k, v, out] = [Values::Q, Values::K, Values::V, Values::Attended]
+            .map(|values| self.rows(values, &tokens));
         let parts = (self.buffers.parts, self.buffers.partial);
-        Ok(self.launch().attend([q, k, v], self.sizes.heads, turns, cache, parts, out)?)
+        Ok(self
+            .launch()
+            .attend([q, k, v], self.sizes.heads, turns, cache, parts, out)?)
     }
 
     fn silu_mul(&mut self) -> Result<(), RunError> {
         let rows = 0..self.batch_tokens;
-        Ok(self.launch().silu_mul(self.rows(Values::Gate, &rows), self.rows(Values::Up, &rows))?)
+        Ok(self
+            .launch()
+            .silu_mul(self.rows(Values::Gate, &rows), self.rows(Values::Up, &rows))?)
     }
 
     fn add(&mut self) -> Result<(), RunError> {
@@ -724,14 +877,22 @@ impl<'a> Device<'a> for CudaModel<'a> {
 
     fn route(&mut self, layer: ExpertLayer<'a, '_>) -> Result<(), RunError> {
         let of = self.layer(layer.number, Place::NULL);
-        let choice = Choice { uses: self.uses(layer.number), ..self.buffers.choice };
+        let choice = Choice {
+            uses: self.uses(layer.number),
+            ..self.buffers.choice
+        };
         let (logits, normalise) = (self.all_rows(Values::Router), self.facts.norm_topk_prob);
         if let Some((linear, group)) = self.router {
             let norm = self.waiting_norm()?;
-            let x = self.all_rows(if norm.is_some() { Values::X } else { Values::Normed });
+            let x = self.all_rows(if norm.is_some() {
+                Values::X
+            } else {
+                Values::Normed
+            });
             let operands = self.operands(&linear, group, logits)?;
             let choice = (choice, self.buffers.arrived);
-            self.launch().router(x, norm.as_ref(), operands, of, normalise, choice)?;
+            self.launch()
+                .router(x, norm.as_ref(), operands, of, normalise, choice)?;
             self.normed();
             self.router = None;
         } else {
@@ -768,7 +929,11 @@ impl<'a> Device<'a> for CudaModel<'a> {
 
     fn logits(&mut self, model: &TextModel<'a>, want: Logits) -> Result<Vec<f32>, RunError> {
         self.load(model.head_group(), &model.groups)?;
-        let first = if want == Logits::Last { self.tokens - 1 } else { 0 };
+        let first = if want == Logits::Last {
+            self.tokens - 1
+        } else {
+            0
+        };
         let mut all = Vec::new();
         for from in (first..self.tokens).step_by(LOGIT_ROWS) {
             let logits = self.queue_logits(model, from..(from + LOGIT_ROWS).min(self.tokens))?;
@@ -776,7 +941,8 @@ impl<'a> Device<'a> for CudaModel<'a> {
                 // also in the step before the recording: no kernel may be loaded during it
                 let b = &self.buffers;
                 // a step has one id: what follows it is free for its logit
-                self.launch().argmax(logits, b.greatest, [b.ids, b.positions, b.ids.byte(4)])?;
+                self.launch()
+                    .argmax(logits, b.greatest, [b.ids, b.positions, b.ids.byte(4)])?;
             }
             if let Step::Recording = self.graph {
                 self.graph = Step::Never; // unless what follows succeeds

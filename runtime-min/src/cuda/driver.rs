@@ -1,4 +1,5 @@
-//! The CUDA driver: devices, memory, streams, kernels. Every call's result is checked; an error names the call.
+//! The CUDA driver: devices, memory, streams, kernels. Every call's result is checked; an error
+//! names the call.
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_int, c_void};
@@ -32,7 +33,9 @@ pub enum CudaError {
         count: u32,
     },
     /// The device is too old for the kernels.
-    #[error("{name} has compute capability {major}.{minor}; the kernels need 8.0 (Ampere) or later")]
+    #[error(
+        "{name} has compute capability {major}.{minor}; the kernels need 8.0 (Ampere) or later"
+    )]
     TooOld {
         /// The device.
         name: String,
@@ -107,7 +110,9 @@ fn checked(call: &'static str, status: sys::CUresult) -> Result<(), CudaError> {
             return format!("error {status:?}");
         }
         // SAFETY: a text of the driver that ends with 0
-        unsafe { std::ffi::CStr::from_ptr(text) }.to_string_lossy().into_owned()
+        unsafe { std::ffi::CStr::from_ptr(text) }
+            .to_string_lossy()
+            .into_owned()
     };
     Err(CudaError::Call {
         call,
@@ -120,7 +125,8 @@ fn checked(call: &'static str, status: sys::CUresult) -> Result<(), CudaError> {
 /// Calls a function of the driver: `driver!(cuInit(0))`.
 macro_rules! driver {
     ($function:ident($($argument:expr),* $(,)?)) => {
-        // SAFETY: the driver is loaded (see `load`); the arguments are as the function's documentation wants them
+        // SAFETY: the driver is loaded (see `load`); the arguments are as the function's
+        // documentation wants them
         checked(stringify!($function), unsafe { sys::$function($($argument),*) })
     };
 }
@@ -133,7 +139,10 @@ fn load() -> Result<(), CudaError> {
     }
     match driver!(cuInit(0)) {
         Err(CudaError::Call { name, .. }) if name == "CUDA_ERROR_NO_DEVICE" => {
-            Err(CudaError::NoDevice { wanted: 0, count: 0 })
+            Err(CudaError::NoDevice {
+                wanted: 0,
+                count: 0,
+            })
         }
         done => done,
     }
@@ -202,18 +211,21 @@ struct Kernel {
     shared: AtomicU32,
 }
 
-/// Dynamic shared memory that a kernel gets without asking: 48 KiB (CUDA C++ Programming Guide, compute capabilities), less
-/// what it declares itself, which is below 1 KiB everywhere.
+/// Dynamic shared memory that a kernel gets without asking: 48 KiB (CUDA C++ Programming Guide,
+/// compute capabilities), less what it declares itself, which is below 1 KiB everywhere.
 const SHARED_BYTES: u32 = 47 << 10;
 
-// SAFETY: the driver's handles may be used by any thread that has set the context, which every method does first
+// SAFETY: the driver's handles may be used by any thread that has set the context, which every
+// method does first
 unsafe impl Send for Gpu {}
 // SAFETY: as above; the driver's functions are thread-safe
 unsafe impl Sync for Gpu {}
 
 impl fmt::Debug for Gpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gpu").field("info", &self.info).finish_non_exhaustive()
+        f.debug_struct("Gpu")
+            .field("info", &self.info)
+            .finish_non_exhaustive()
     }
 }
 
@@ -232,15 +244,24 @@ impl Gpu {
         load()?;
         let count = count()?;
         if number >= count {
-            return Err(CudaError::NoDevice { wanted: number, count });
+            return Err(CudaError::NoDevice {
+                wanted: number,
+                count,
+            });
         }
         let info = info(number)?;
         if info.driver < LEAST_DRIVER {
-            return Err(CudaError::OldDriver { driver: info.driver });
+            return Err(CudaError::OldDriver {
+                driver: info.driver,
+            });
         }
         if !info.is_supported() {
             let (major, minor) = info.capability;
-            return Err(CudaError::TooOld { name: info.name, major, minor });
+            return Err(CudaError::TooOld {
+                name: info.name,
+                major,
+                minor,
+            });
         }
         let mut gpu = Self {
             info,
@@ -258,8 +279,19 @@ impl Gpu {
         for (name, parameters) in entries(PTX) {
             let mut function = null_mut();
             let c_name = CString::new(name).unwrap_or_default();
-            driver!(cuModuleGetFunction(&raw mut function, gpu.module, c_name.as_ptr()))?;
-            gpu.kernels.insert(name, Kernel { function, parameters, shared: AtomicU32::new(SHARED_BYTES) });
+            driver!(cuModuleGetFunction(
+                &raw mut function,
+                gpu.module,
+                c_name.as_ptr()
+            ))?;
+            gpu.kernels.insert(
+                name,
+                Kernel {
+                    function,
+                    parameters,
+                    shared: AtomicU32::new(SHARED_BYTES),
+                },
+            );
         }
         let not_default = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         driver!(cuStreamCreate(&raw mut gpu.work, not_default))?;
@@ -267,21 +299,45 @@ impl Gpu {
         Ok(Arc::new(gpu))
     }
 
-    /// Compiles the kernels for this device. What the driver's compiler says is told where it fails.
+    /// Compiles the kernels for this device. What the driver's compiler says is told where it
+    /// fails.
     fn load_kernels(&mut self) -> Result<(), CudaError> {
         use sys::CUjit_option_enum as Option;
         let ptx = CString::new(PTX).unwrap_or_default();
         let mut log = [0_u8; 4096];
-        let mut names = [Option::CU_JIT_ERROR_LOG_BUFFER, Option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
+        let mut names = [
+            Option::CU_JIT_ERROR_LOG_BUFFER,
+            Option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
+        ];
         // an option's value is a pointer, or a number in the place of one
-        let mut values = [log.as_mut_ptr().cast(), std::ptr::without_provenance_mut::<c_void>(log.len() - 1)];
+        let mut values = [
+            log.as_mut_ptr().cast(),
+            std::ptr::without_provenance_mut::<c_void>(log.len() - 1),
+        ];
         let (names, values) = (names.as_mut_ptr(), values.as_mut_ptr());
-        let loaded = driver!(cuModuleLoadDataEx(&raw mut self.module, ptx.as_ptr().cast(), 2, names, values));
+        let loaded = driver!(cuModuleLoadDataEx(
+            &raw mut self.module,
+            ptx.as_ptr().cast(),
+            2,
+            names,
+            values
+        ));
         loaded.map_err(|e| match e {
-            CudaError::Call { call, name, description, out_of_memory } => {
+            CudaError::Call {
+                call,
+                name,
+                description,
+                out_of_memory,
+            } => {
                 let log: Vec<u8> = log.into_iter().take_while(|b| *b != 0).collect();
-                let description = format!("{description}; {}", String::from_utf8_lossy(&log).trim());
-                CudaError::Call { call, name, description, out_of_memory }
+                let description =
+                    format!("{description}; {}", String::from_utf8_lossy(&log).trim());
+                CudaError::Call {
+                    call,
+                    name,
+                    description,
+                    out_of_memory,
+                }
             }
             e => e,
         })
@@ -313,15 +369,27 @@ impl Gpu {
     }
 
     /// Memory of the device, not initialised.
-    pub(super) fn alloc(self: &Arc<Self>, bytes: usize, what: &'static str) -> Result<Memory, CudaError> {
+    pub(super) fn alloc(
+        self: &Arc<Self>,
+        bytes: usize,
+        what: &'static str,
+    ) -> Result<Memory, CudaError> {
         self.bind()?;
         let mut start = 0;
         match driver!(cuMemAlloc_v2(&raw mut start, bytes.max(1))) {
-            Err(CudaError::Call { out_of_memory: true, .. }) => {
-                Err(CudaError::OutOfMemory { bytes: bytes as u64, what })
-            }
+            Err(CudaError::Call {
+                out_of_memory: true,
+                ..
+            }) => Err(CudaError::OutOfMemory {
+                bytes: bytes as u64,
+                what,
+            }),
             Err(e) => Err(e),
-            Ok(()) => Ok(Memory { gpu: Arc::clone(self), start, bytes }),
+            Ok(()) => Ok(Memory {
+                gpu: Arc::clone(self),
+                start,
+                bytes,
+            }),
         }
     }
 
@@ -332,19 +400,34 @@ impl Gpu {
         driver!(cuMemHostAlloc(&raw mut start, bytes.max(1), 0))?;
         // SAFETY: the driver gave so many bytes; they are initialised here
         unsafe { start.cast::<u8>().write_bytes(0, bytes.max(1)) };
-        Ok(HostMemory { gpu: Arc::clone(self), start: start.cast(), bytes })
+        Ok(HostMemory {
+            gpu: Arc::clone(self),
+            start: start.cast(),
+            bytes,
+        })
     }
 
-    /// Queues a copy to the device. The source has to stay as it is until the stream has come this far.
+    /// Queues a copy to the device. The source has to stay as it is until the stream has come this
+    /// far.
     ///
     /// # Safety
     /// `from` must live, unchanged, until a later wait for this stream has returned.
-    pub(super) unsafe fn upload(&self, to: Place, from: &[u8], stream: Stream) -> Result<(), CudaError> {
+    pub(super) unsafe fn upload(
+        &self,
+        to: Place,
+        from: &[u8],
+        stream: Stream,
+    ) -> Result<(), CudaError> {
         self.bind()?;
         if from.is_empty() {
             return Ok(());
         }
-        driver!(cuMemcpyHtoDAsync_v2(to.0, from.as_ptr().cast(), from.len(), self.stream(stream)))
+        driver!(cuMemcpyHtoDAsync_v2(
+            to.0,
+            from.as_ptr().cast(),
+            from.len(),
+            self.stream(stream)
+        ))
     }
 
     /// Copies to the device and waits.
@@ -358,7 +441,12 @@ impl Gpu {
     pub(super) fn download(&self, to: &mut [u8], from: Place) -> Result<(), CudaError> {
         self.bind()?;
         if !to.is_empty() {
-            driver!(cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), from.0, to.len(), self.work))?;
+            driver!(cuMemcpyDtoHAsync_v2(
+                to.as_mut_ptr().cast(),
+                from.0,
+                to.len(),
+                self.work
+            ))?;
         }
         self.wait(Stream::Work)
     }
@@ -367,9 +455,18 @@ impl Gpu {
     ///
     /// # Safety
     /// `to` must live, and not be read or written, until a later wait for the work has returned.
-    pub(super) unsafe fn download_later(&self, to: &mut [u8], from: Place) -> Result<(), CudaError> {
+    pub(super) unsafe fn download_later(
+        &self,
+        to: &mut [u8],
+        from: Place,
+    ) -> Result<(), CudaError> {
         self.bind()?;
-        driver!(cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), from.0, to.len(), self.work))
+        driver!(cuMemcpyDtoHAsync_v2(
+            to.as_mut_ptr().cast(),
+            from.0,
+            to.len(),
+            self.work
+        ))
     }
 
     /// Waits until a stream has nothing to do. What went wrong in it is reported here.
@@ -381,8 +478,8 @@ impl Gpu {
     /// Queues a kernel.
     ///
     /// # Safety
-    /// The arguments must be what the kernel expects (their sizes are checked), and the memory that they point to must be
-    /// large enough and live until a later wait.
+    /// The arguments must be what the kernel expects (their sizes are checked), and the memory that
+    /// they point to must be large enough and live until a later wait.
     pub(super) unsafe fn launch(
         &self,
         name: &'static str,
@@ -398,15 +495,25 @@ impl Gpu {
             description,
             out_of_memory: false,
         };
-        let kernel = self.kernels.get(name).ok_or_else(|| unknown("no such kernel".to_owned()))?;
+        let kernel = self
+            .kernels
+            .get(name)
+            .ok_or_else(|| unknown("no such kernel".to_owned()))?;
         let sizes = arguments.iter().map(Argument::size);
         if !sizes.clone().eq(kernel.parameters.iter().copied()) {
             let sizes: Vec<usize> = sizes.collect();
-            return Err(unknown(format!("parameters of {sizes:?} bytes, wanted {:?}", kernel.parameters)));
+            return Err(unknown(format!(
+                "parameters of {sizes:?} bytes, wanted {:?}",
+                kernel.parameters
+            )));
         }
         if shared > kernel.shared.load(Ordering::Relaxed) {
             let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            driver!(cuFuncSetAttribute(kernel.function, most, shared.cast_signed()))?;
+            driver!(cuFuncSetAttribute(
+                kernel.function,
+                most,
+                shared.cast_signed()
+            ))?;
             kernel.shared.store(shared, Ordering::Relaxed);
         }
         let mut pointers: Vec<*mut c_void> = arguments.iter().map(Argument::pointer).collect();
@@ -436,7 +543,10 @@ impl Gpu {
         let mut event = null_mut();
         let no_time = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
         driver!(cuEventCreate(&raw mut event, no_time))?;
-        Ok(Event { gpu: Arc::clone(self), event })
+        Ok(Event {
+            gpu: Arc::clone(self),
+            event,
+        })
     }
 
     /// From here on work is recorded instead of queued.
@@ -454,7 +564,10 @@ impl Gpu {
         let made = driver!(cuGraphInstantiateWithFlags(&raw mut executable, graph, 0));
         let destroyed = driver!(cuGraphDestroy(graph));
         made.and(destroyed)?;
-        Ok(Graph { gpu: Arc::clone(self), executable })
+        Ok(Graph {
+            gpu: Arc::clone(self),
+            executable,
+        })
     }
 }
 
@@ -537,7 +650,8 @@ impl Deref for HostMemory {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: the driver gave these bytes, `alloc_host` initialised them, and they are this value's alone
+        // SAFETY: the driver gave these bytes, `alloc_host` initialised them, and they are this
+        // value's alone
         unsafe { std::slice::from_raw_parts(self.start, self.bytes) }
     }
 }

@@ -13,23 +13,28 @@ use Argument::{Float, Int, Long};
 pub(super) const FEW_TOKENS: usize = 4;
 /// The widest heads that attention takes.
 pub(super) const MOST_HEAD_WIDTH: usize = 128;
-/// Dynamic shared memory that every device gives a block that asks for it: 99 KiB (8.6, 8.9 and 12.x give no more), less what
-/// a kernel declares itself.
+/// Dynamic shared memory that every device gives a block that asks for it: 99 KiB (8.6, 8.9 and
+/// 12.x give no more), less what a kernel declares itself.
 const SHARED_BYTES: usize = 98 << 10;
 /// Threads of a block that multiplies row by row, and its warps.
 const GEMV_THREADS: u32 = 256;
 const GEMV_WARPS: usize = 8;
 /// Columns that a warp loads at a time (dot.cuh).
 const WARP_COLUMNS: usize = 256;
-/// Blocks of dense products row by row that a multiprocessor has at a time: more would only bring their input again.
+/// Blocks of dense products row by row that a multiprocessor has at a time: more would only bring
+/// their input again.
 const GEMV_BLOCKS: usize = 4;
 /// Rows of weights of a tile of many tokens, and the fewest and most tokens of one (gemm.cu).
 const TILE_ROWS: usize = 128;
 const LEAST_TILE: usize = 64;
 const MOST_TILE: usize = 128;
-/// Shared memory of such a tile: two steps of `fma`, three stages of `mma` of up to 64 tokens, then 128.
+/// Shared memory of such a tile: two steps of `fma`, three stages of `mma` of up to 64 tokens, then
+/// 128.
 const FMA_SHARED: usize = 2 * 8 * (MOST_TILE + TILE_ROWS) * 4;
-const MMA_SHARED: [usize; 2] = [3 * 64 * (LEAST_TILE + TILE_ROWS) * 2, 3 * 32 * (MOST_TILE + TILE_ROWS) * 2];
+const MMA_SHARED: [usize; 2] = [
+    3 * 64 * (LEAST_TILE + TILE_ROWS) * 2,
+    3 * 32 * (MOST_TILE + TILE_ROWS) * 2,
+];
 /// Query heads of a block of `attention_parts`, and its shared memory in values.
 const DECODE_HEADS: usize = 8;
 const DECODE_SHARED: usize = (8 + 4 + 8 * 8) * MOST_HEAD_WIDTH + 2 * 16 * 8;
@@ -63,17 +68,33 @@ pub(super) struct Values {
 impl Values {
     /// f32 values.
     pub(super) fn f32(place: Place, len: usize) -> Self {
-        Self { place, len, width: size_of::<f32>() }
+        Self {
+            place,
+            len,
+            width: size_of::<f32>(),
+        }
     }
 
     /// Activations.
     pub(super) fn activations(compute: Compute, place: Place, len: usize) -> Self {
-        Self { place, len, width: activation_bytes(compute) }
+        Self {
+            place,
+            len,
+            width: activation_bytes(compute),
+        }
     }
 
     pub(super) fn part(self, range: Range<usize>) -> Self {
-        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
-        Self { place: self.place.byte(range.start * self.width), len: range.len(), ..self }
+        assert!(
+            range.start <= range.end && range.end <= self.len,
+            "{range:?} of {}",
+            self.len
+        );
+        Self {
+            place: self.place.byte(range.start * self.width),
+            len: range.len(),
+            ..self
+        }
     }
 
     fn argument(self) -> Argument {
@@ -107,7 +128,11 @@ fn kind(dtype: Dtype) -> (i32, usize) {
 
 macro_rules! by_dtype {
     ($dtype:expr, $name:literal) => {
-        [concat!($name, "_bf16"), concat!($name, "_f16"), concat!($name, "_f32")][kind($dtype).1]
+        [
+            concat!($name, "_bf16"),
+            concat!($name, "_f16"),
+            concat!($name, "_f32"),
+        ][kind($dtype).1]
     };
 }
 
@@ -156,14 +181,18 @@ fn most_tiles(pairs: usize, experts: usize, tile: usize) -> usize {
     pairs / tile + experts.min(pairs)
 }
 
-/// Tokens of an expert's tile. Larger ones want less of the caches, smaller ones leave room for more blocks, which wait for
-/// memory side by side.
+/// Tokens of an expert's tile. Larger ones want less of the caches, smaller ones leave room for
+/// more blocks, which wait for memory side by side.
 pub(super) fn expert_tile(pairs: usize, experts: usize) -> usize {
-    if pairs > experts * LEAST_TILE { MOST_TILE } else { LEAST_TILE }
+    if pairs > experts * LEAST_TILE {
+        MOST_TILE
+    } else {
+        LEAST_TILE
+    }
 }
 
-/// Tokens of a tile of so many rows of tiles: the most where every multiprocessor still has one, so that each reads as
-/// little as it can for what it computes.
+/// Tokens of a tile of so many rows of tiles: the most where every multiprocessor still has one, so
+/// that each reads as little as it can for what it computes.
 pub(super) fn dense_tile(tokens: usize, rows: usize, multiprocessors: usize) -> usize {
     let blocks = |tile: usize| tokens.div_ceil(tile) * rows;
     if tokens > LEAST_TILE && blocks(MOST_TILE) >= multiprocessors {
@@ -204,7 +233,11 @@ pub(super) struct Cache {
 
 impl Cache {
     fn arguments(self) -> [Argument; 3] {
-        [Argument::Place(self.position), self.keys.argument(), self.values.argument()]
+        [
+            Argument::Place(self.position),
+            self.keys.argument(),
+            self.values.argument(),
+        ]
     }
 }
 
@@ -227,7 +260,8 @@ pub(super) fn activation_bytes(compute: Compute) -> usize {
     }
 }
 
-/// An RMS norm: of `x + added`, which `sum` becomes, or of `x`. `sum` may be `x` only where the norm is alone.
+/// An RMS norm: of `x + added`, which `sum` becomes, or of `x`. `sum` may be `x` only where the
+/// norm is alone.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Norm {
     pub(super) weight: Weights,
@@ -240,13 +274,24 @@ pub(super) struct Norm {
 impl Norm {
     /// For the kernels. `x` is what is normed.
     fn argument(this: Option<&Self>, x: Values, alone: bool) -> Argument {
-        let Some(norm) = this else { return Argument::Norm(driver::Norm::default()) };
-        assert!(norm.normed.len == x.len && x.len.is_multiple_of(norm.weight.rows), "{norm:?} of {}", x.len);
+        let Some(norm) = this else {
+            return Argument::Norm(driver::Norm::default());
+        };
+        assert!(
+            norm.normed.len == x.len && x.len.is_multiple_of(norm.weight.rows),
+            "{norm:?} of {}",
+            x.len
+        );
         if let Some((added, sum)) = norm.added {
-            assert!(added.len == x.len && sum.len == x.len, "as many values to add");
+            assert!(
+                added.len == x.len && sum.len == x.len,
+                "as many values to add"
+            );
             assert!(alone || sum.place != x.place, "others still read x");
         }
-        let [added, sum] = norm.added.map_or([Place::NULL; 2], |(added, sum)| [added.place, sum.place]);
+        let [added, sum] = norm
+            .added
+            .map_or([Place::NULL; 2], |(added, sum)| [added.place, sum.place]);
         Argument::Norm(driver::Norm {
             added: added.0,
             weight: norm.weight.place.0,
@@ -287,8 +332,12 @@ impl Launch<'_> {
         shared: usize,
         arguments: &[Argument],
     ) -> Result<(), CudaError> {
-        // SAFETY: the sizes of the operands are checked by the callers in this file, and `Memory` waits before it is freed
-        unsafe { self.gpu.launch(name, grid.map(count), block, count(shared), arguments) }
+        // SAFETY: the sizes of the operands are checked by the callers in this file, and `Memory`
+        // waits before it is freed
+        unsafe {
+            self.gpu
+                .launch(name, grid.map(count), block, count(shared), arguments)
+        }
     }
 
     /// `x[t]` = row `ids[t]` of the embedding, ids below its rows.
@@ -308,22 +357,49 @@ impl Launch<'_> {
     /// Rows of `x`, normed; see [`Norm`].
     pub(super) fn norm(&self, x: Values, norm: Norm) -> Result<(), CudaError> {
         let width = norm.weight.rows;
-        let arguments = [x.argument(), Norm::argument(Some(&norm), x, true), int(width), self.rounds()];
-        self.queue("rms_norm", [x.len / width, 1, 1], GEMV_THREADS, input_bytes(width), &arguments)
+        let arguments = [
+            x.argument(),
+            Norm::argument(Some(&norm), x, true),
+            int(width),
+            self.rounds(),
+        ];
+        self.queue(
+            "rms_norm",
+            [x.len / width, 1, 1],
+            GEMV_THREADS,
+            input_bytes(width),
+            &arguments,
+        )
     }
 
     /// `to += x`.
     pub(super) fn add(&self, to: Values, x: Values) -> Result<(), CudaError> {
         assert_eq!(to.len, x.len);
-        let arguments = [to.argument(), x.argument(), Long(to.len as u64), self.rounds()];
+        let arguments = [
+            to.argument(),
+            x.argument(),
+            Long(to.len as u64),
+            self.rounds(),
+        ];
         self.queue("add", [to.len.div_ceil(256), 1, 1], 256, 0, &arguments)
     }
 
     /// `gate = silu(gate) · up`.
     pub(super) fn silu_mul(&self, gate: Values, up: Values) -> Result<(), CudaError> {
         assert_eq!(gate.len, up.len);
-        let arguments = [gate.argument(), up.argument(), Long(gate.len as u64), self.rounds()];
-        self.queue("silu_mul", [gate.len.div_ceil(256), 1, 1], 256, 0, &arguments)
+        let arguments = [
+            gate.argument(),
+            up.argument(),
+            Long(gate.len as u64),
+            self.rounds(),
+        ];
+        self.queue(
+            "silu_mul",
+            [gate.len.div_ceil(256), 1, 1],
+            256,
+            0,
+            &arguments,
+        )
     }
 
     /// Whether products of so many tokens go row by row, which can norm their input themselves.
@@ -331,18 +407,24 @@ impl Launch<'_> {
         tokens <= FEW_TOKENS && input_bytes(columns) <= SHARED_BYTES
     }
 
-    /// Up to three products of the same `x`, whose weights have one dtype; after a norm, if they go row by row.
+    /// Up to three products of the same `x`, whose weights have one dtype; after a norm, if they go
+    /// row by row.
     pub(super) fn products(
         &self,
         x: Values,
         norm: Option<&Norm>,
         linears: &[Linear],
     ) -> Result<(), CudaError> {
-        let Some((first, _, _)) = linears.first() else { return Ok(()) };
+        let Some((first, _, _)) = linears.first() else {
+            return Ok(());
+        };
         let (dtype, columns) = (first.dtype, first.columns);
         let tokens = x.len / columns.max(1);
         if !Self::is_few(tokens, columns) {
-            assert!(norm.is_none(), "products of {tokens} tokens are normed before");
+            assert!(
+                norm.is_none(),
+                "products of {tokens} tokens are normed before"
+            );
             return self.products_in_tiles(x, linears, None);
         }
         let rows: usize = linears.iter().map(|l| l.0.rows).sum();
@@ -350,7 +432,13 @@ impl Launch<'_> {
         let grid = [rows.div_ceil(GEMV_WARPS).min(most.max(1)), tokens, 1];
         let (products, norm) = (of_one_input(x, linears), Norm::argument(norm, x, false));
         let arguments = [products, x.argument(), norm, int(columns), self.rounds()];
-        self.queue(by_dtype!(dtype, "gemv"), grid, GEMV_THREADS, input_bytes(columns), &arguments)
+        self.queue(
+            by_dtype!(dtype, "gemv"),
+            grid,
+            GEMV_THREADS,
+            input_bytes(columns),
+            &arguments,
+        )
     }
 
     /// [`products`](Self::products) in tiles of so many tokens.
@@ -360,15 +448,29 @@ impl Launch<'_> {
         linears: &[Linear],
         tile: Option<usize>,
     ) -> Result<(), CudaError> {
-        let Some((first, _, _)) = linears.first() else { return Ok(()) };
+        let Some((first, _, _)) = linears.first() else {
+            return Ok(());
+        };
         let (dtype, columns) = (first.dtype, first.columns);
         let tokens = x.len / columns;
         let rows: usize = linears.iter().map(|l| l.0.rows.div_ceil(TILE_ROWS)).sum();
         let multiprocessors = self.gpu.info().multiprocessors as usize;
         let tile = tile.unwrap_or_else(|| dense_tile(tokens, rows, multiprocessors));
-        let arguments = vec![of_one_input(x, linears), x.argument(), int(columns), int(tokens), int(tile)];
+        let arguments = vec![
+            of_one_input(x, linears),
+            x.argument(),
+            int(columns),
+            int(tokens),
+            int(tile),
+        ];
         let names = ["gemm_mma_64", "gemm_mma_128", by_dtype!(dtype, "gemm_fma")];
-        self.tiles(names, dtype, tile, [tokens.div_ceil(tile), rows, 1], arguments)
+        self.tiles(
+            names,
+            dtype,
+            tile,
+            [tokens.div_ceil(tile), rows, 1],
+            arguments,
+        )
     }
 
     /// Queues tiles of so many tokens: by `mma` of up to 64 or 128 tokens, or by `fma`.
@@ -384,7 +486,11 @@ impl Launch<'_> {
             arguments.push(self.rounds());
             return self.queue(fma, grid, 256, FMA_SHARED, &arguments);
         }
-        let (name, shared) = if tile <= LEAST_TILE { (small, MMA_SHARED[0]) } else { (large, MMA_SHARED[1]) };
+        let (name, shared) = if tile <= LEAST_TILE {
+            (small, MMA_SHARED[0])
+        } else {
+            (large, MMA_SHARED[1])
+        };
         self.queue(name, grid, 128, shared, &arguments)
     }
 
@@ -392,8 +498,9 @@ impl Launch<'_> {
         self.compute == Compute::Bf16 && dtype == Dtype::BF16
     }
 
-    /// Norms and turns the heads of q and k, puts k and v into the cache, and attends to all positions up to each token's:
-    /// `out`. q may change. The cache is cut into so many `parts` where tokens are few; `partial` has room for
+    /// Norms and turns the heads of q and k, puts k and v into the cache, and attends to all
+    /// positions up to each token's: `out`. q may change. The cache is cut into so many `parts`
+    /// where tokens are few; `partial` has room for
     /// [`partial_values`] and begins with [`counters`] zeros, as it then does again.
     pub(super) fn attend(
         &self,
@@ -404,11 +511,22 @@ impl Launch<'_> {
         (parts, partial): (usize, Values),
         out: Values,
     ) -> Result<(), CudaError> {
-        let Heads { query, key_value, width } = heads;
+        let Heads {
+            query,
+            key_value,
+            width,
+        } = heads;
         let [q, k, v] = qkv;
         let tokens = q.len / (query * width);
-        assert!(q.len == tokens * query * width && k.len == v.len && k.len == tokens * key_value * width);
-        assert!(turns.q_norm.rows == width && turns.k_norm.rows == width, "norms of {width} values");
+        assert!(
+            q.len == tokens * query * width
+                && k.len == v.len
+                && k.len == tokens * key_value * width
+        );
+        assert!(
+            turns.q_norm.rows == width && turns.k_norm.rows == width,
+            "norms of {width} values"
+        );
         assert!(width <= MOST_HEAD_WIDTH && out.len == q.len && cache.keys.len == cache.values.len);
         if tokens <= FEW_TOKENS {
             return self.attend_few(qkv, heads, turns, cache, (parts, partial), out);
@@ -422,8 +540,18 @@ impl Launch<'_> {
     }
 
     /// Causal attention of the last tokens, whose heads are normed, over all positions.
-    fn attend_many(&self, q: Values, heads: Heads, cache: Cache, out: Values) -> Result<(), CudaError> {
-        let Heads { query, key_value, width } = heads;
+    fn attend_many(
+        &self,
+        q: Values,
+        heads: Heads,
+        cache: Cache,
+        out: Values,
+    ) -> Result<(), CudaError> {
+        let Heads {
+            query,
+            key_value,
+            width,
+        } = heads;
         let tokens = q.len / (query * width);
         let arguments = [
             q.argument(),
@@ -439,7 +567,13 @@ impl Launch<'_> {
         ];
         if self.compute == Compute::F32 {
             let grid = [query, tokens.div_ceil(PREFILL_TOKENS), 1];
-            return self.queue("attention_tokens", grid, 256, PREFILL_SHARED * 4, &arguments);
+            return self.queue(
+                "attention_tokens",
+                grid,
+                256,
+                PREFILL_SHARED * 4,
+                &arguments,
+            );
         }
         let (name, width) = if width > NARROW_HEAD {
             ("attention_mma", MOST_HEAD_WIDTH)
@@ -447,7 +581,13 @@ impl Launch<'_> {
             ("attention_mma_narrow", NARROW_HEAD)
         };
         let shared = MMA_STAGES * MMA_TOKENS * width * 2;
-        self.queue(name, [query, tokens.div_ceil(MMA_TOKENS), 1], 128, shared, &arguments)
+        self.queue(
+            name,
+            [query, tokens.div_ceil(MMA_TOKENS), 1],
+            128,
+            shared,
+            &arguments,
+        )
     }
 
     /// All of `attend` in one kernel, or two under bf16 with several parts.
@@ -460,26 +600,53 @@ impl Launch<'_> {
         (parts, partial): (usize, Values),
         out: Values,
     ) -> Result<(), CudaError> {
-        let Heads { query, key_value, width } = heads;
+        let Heads {
+            query,
+            key_value,
+            width,
+        } = heads;
         let tokens = out.len / (query * width);
         let positions = cache.keys.len / (key_value * width);
         let room = partial_values(tokens, heads, self.compute, parts, positions);
-        assert!(partial.len >= room, "{partial:?} for {parts} parts of {positions} positions");
+        assert!(
+            partial.len >= room,
+            "{partial:?} for {parts} parts of {positions} positions"
+        );
         assert!((1..=MOST_PARTS).contains(&parts), "{parts} parts");
-        assert!(parts > 1 || positions <= WHOLE_POSITIONS, "{positions} positions in one part");
+        assert!(
+            parts > 1 || positions <= WHOLE_POSITIONS,
+            "{positions} positions in one part"
+        );
         let mut arguments = head_arguments(qkv, heads, turns);
         arguments.push(Float(scale(width)));
         arguments.extend(cache.arguments());
-        arguments.extend([self.rounds(), partial.argument(), int(positions), out.argument()]);
+        arguments.extend([
+            self.rounds(),
+            partial.argument(),
+            int(positions),
+            out.argument(),
+        ]);
         if parts == 1 {
-            return self.queue("attention_whole", [query, tokens, 1], 256, WHOLE_SHARED * 4, &arguments);
+            return self.queue(
+                "attention_whole",
+                [query, tokens, 1],
+                256,
+                WHOLE_SHARED * 4,
+                &arguments,
+            );
         }
-        let grid = [parts, tokens, key_value * (query / key_value).div_ceil(DECODE_HEADS)];
+        let grid = [
+            parts,
+            tokens,
+            key_value * (query / key_value).div_ceil(DECODE_HEADS),
+        ];
         let names: &[&'static str] = match self.compute {
             Compute::F32 => &["attention_parts"],
             Compute::Bf16 => &["attention_sums", "attention_results"],
         };
-        names.iter().try_for_each(|name| self.queue(name, grid, 256, DECODE_SHARED * 4, &arguments))
+        names
+            .iter()
+            .try_for_each(|name| self.queue(name, grid, 256, DECODE_SHARED * 4, &arguments))
     }
 
     /// Softmax of the router's logits, `[tokens, experts]`, and the best experts of every token.
@@ -502,8 +669,8 @@ impl Launch<'_> {
         self.queue("route", grid, 32, choice_bytes(layer), &arguments)
     }
 
-    /// The router's product after a norm, then as [`route`](Self::route): one launch for few tokens. `arrived` has a
-    /// number for each of them, which is 0.
+    /// The router's product after a norm, then as [`route`](Self::route): one launch for few
+    /// tokens. `arrived` has a number for each of them, which is 0.
     pub(super) fn router(
         &self,
         x: Values,
@@ -515,7 +682,11 @@ impl Launch<'_> {
     ) -> Result<(), CudaError> {
         let (weight, _, logits) = linear;
         let (columns, tokens) = (weight.columns, logits.len / weight.rows);
-        assert!(Self::is_few(tokens, columns) && x.len == tokens * columns && weight.rows == layer.experts);
+        assert!(
+            Self::is_few(tokens, columns)
+                && x.len == tokens * columns
+                && weight.rows == layer.experts
+        );
         let arguments = [
             Argument::Product(product(linear)),
             x.argument(),
@@ -529,11 +700,17 @@ impl Launch<'_> {
         ];
         let grid = [weight.rows.div_ceil(GEMV_WARPS), tokens, 1];
         let shared = input_bytes(columns).max(choice_bytes(layer));
-        self.queue(by_dtype!(weight.dtype, "router"), grid, GEMV_THREADS, shared, &arguments)
+        self.queue(
+            by_dtype!(weight.dtype, "router"),
+            grid,
+            GEMV_THREADS,
+            shared,
+            &arguments,
+        )
     }
 
-    /// `y[pair]` = the output of the pair's expert, for those experts that the table has now. `between` has room for
-    /// `[pairs, inner]`, `y` for `[pairs, hidden]`.
+    /// `y[pair]` = the output of the pair's expert, for those experts that the table has now.
+    /// `between` has room for `[pairs, inner]`, `y` for `[pairs, hidden]`.
     pub(super) fn experts(
         &self,
         x: Values,
@@ -553,21 +730,48 @@ impl Launch<'_> {
         [between, y]: [Values; 2],
         tile: Option<usize>,
     ) -> Result<(), CudaError> {
-        let Layer { table, dtype, experts, best, hidden, inner } = layer;
+        let Layer {
+            table,
+            dtype,
+            experts,
+            best,
+            hidden,
+            inner,
+        } = layer;
         let tokens = x.len / hidden;
         let pairs = tokens * best;
-        assert!(between.len == pairs * inner && y.len == pairs * hidden, "{layer:?}");
+        assert!(
+            between.len == pairs * inner && y.len == pairs * hidden,
+            "{layer:?}"
+        );
         let (table, ids) = (Argument::Place(table), Argument::Place(choice.ids));
         if layer.is_few(tokens) {
             self.gate_up(x, layer, choice, between)?;
-            let arguments =
-                [table, ids, between.argument(), int(inner), int(hidden), self.rounds(), y.argument()];
+            let arguments = [
+                table,
+                ids,
+                between.argument(),
+                int(inner),
+                int(hidden),
+                self.rounds(),
+                y.argument(),
+            ];
             let grid = [hidden.div_ceil(GEMV_WARPS), pairs, 1];
             let shared = input_bytes(inner);
-            return self.queue(by_dtype!(dtype, "expert_down"), grid, GEMV_THREADS, shared, &arguments);
+            return self.queue(
+                by_dtype!(dtype, "expert_down"),
+                grid,
+                GEMV_THREADS,
+                shared,
+                &arguments,
+            );
         }
         let tile = tile.unwrap_or_else(|| expert_tile(pairs, experts));
-        let run = |names, x: Values, out: Values, [rows, columns, of_block]: [usize; 3], divide: usize| {
+        let run = |names,
+                   x: Values,
+                   out: Values,
+                   [rows, columns, of_block]: [usize; 3],
+                   divide: usize| {
             let of = Experts {
                 table: layer.table.0,
                 sorted: choice.sorted.0,
@@ -582,15 +786,36 @@ impl Launch<'_> {
             let grid = [rows.div_ceil(of_block), most_tiles(pairs, experts, tile), 1];
             self.tiles(names, dtype, tile, grid, vec![Argument::Experts(of)])
         };
-        let gated = ["expert_gated_mma_64", "expert_gated_mma_128", by_dtype!(dtype, "expert_gated_fma")];
+        let gated = [
+            "expert_gated_mma_64",
+            "expert_gated_mma_128",
+            by_dtype!(dtype, "expert_gated_fma"),
+        ];
         run(gated, x, between, [inner, hidden, TILE_ROWS / 2], best)?;
-        let down = ["expert_mma_64", "expert_mma_128", by_dtype!(dtype, "expert_fma")];
+        let down = [
+            "expert_mma_64",
+            "expert_mma_128",
+            by_dtype!(dtype, "expert_fma"),
+        ];
         run(down, between, y, [hidden, inner, TILE_ROWS], 1)
     }
 
     /// `gate[pair]` = silu(gate · x) · (up · x) of few tokens.
-    fn gate_up(&self, x: Values, layer: Layer, choice: Choice, gate: Values) -> Result<(), CudaError> {
-        let Layer { table, dtype, best, hidden, inner, .. } = layer;
+    fn gate_up(
+        &self,
+        x: Values,
+        layer: Layer,
+        choice: Choice,
+        gate: Values,
+    ) -> Result<(), CudaError> {
+        let Layer {
+            table,
+            dtype,
+            best,
+            hidden,
+            inner,
+            ..
+        } = layer;
         let arguments = [
             Argument::Place(table),
             Argument::Place(choice.ids),
@@ -602,7 +827,13 @@ impl Launch<'_> {
             gate.argument(),
         ];
         let grid = [inner.div_ceil(GEMV_WARPS), gate.len / inner, 1];
-        self.queue(by_dtype!(dtype, "expert_gate_up"), grid, GEMV_THREADS, input_bytes(hidden), &arguments)
+        self.queue(
+            by_dtype!(dtype, "expert_gate_up"),
+            grid,
+            GEMV_THREADS,
+            input_bytes(hidden),
+            &arguments,
+        )
     }
 
     /// [`experts`](Self::experts) and [`combine`](Self::combine) of few tokens whose experts are all there, with the same
@@ -615,9 +846,19 @@ impl Launch<'_> {
         gate: Values,
         added: Values,
     ) -> Result<bool, CudaError> {
-        let Layer { table, dtype, best, hidden, inner, .. } = layer;
+        let Layer {
+            table,
+            dtype,
+            best,
+            hidden,
+            inner,
+            ..
+        } = layer;
         let tokens = x.len / hidden;
-        assert!(gate.len == tokens * best * inner && added.len == x.len, "{layer:?}");
+        assert!(
+            gate.len == tokens * best * inner && added.len == x.len,
+            "{layer:?}"
+        );
         // inputs, and of each expert pointer, weight and offset
         let shared = best * (input_bytes(inner) + 16);
         if !layer.is_few(tokens) || shared > SHARED_BYTES {
@@ -637,12 +878,24 @@ impl Launch<'_> {
             added.argument(),
         ];
         let grid = [hidden.div_ceil(GEMV_WARPS), tokens, 1];
-        self.queue(by_dtype!(dtype, "expert_down_all"), grid, GEMV_THREADS, shared, &arguments)?;
+        self.queue(
+            by_dtype!(dtype, "expert_down_all"),
+            grid,
+            GEMV_THREADS,
+            shared,
+            &arguments,
+        )?;
         Ok(true)
     }
 
-    /// Counts the pairs of every expert and lists them in tiles, what [`experts`](Self::experts) of many tokens needs.
-    pub(super) fn sort(&self, tokens: usize, layer: Layer, choice: Choice) -> Result<(), CudaError> {
+    /// Counts the pairs of every expert and lists them in tiles, what [`experts`](Self::experts) of
+    /// many tokens needs.
+    pub(super) fn sort(
+        &self,
+        tokens: usize,
+        layer: Layer,
+        choice: Choice,
+    ) -> Result<(), CudaError> {
         self.sort_in_tiles(tokens, layer, choice, None)
     }
 
@@ -659,7 +912,11 @@ impl Launch<'_> {
             return Ok(()); // nothing to list, and nothing left to count
         }
         // of one token `route` counted the uses
-        let uses = if tokens == 1 { Place::NULL } else { choice.uses };
+        let uses = if tokens == 1 {
+            Place::NULL
+        } else {
+            choice.uses
+        };
         let pairs = int(tokens * layer.best);
         let (ids, counts) = (Argument::Place(choice.ids), Argument::Place(choice.counts));
         self.queue(
@@ -685,7 +942,8 @@ impl Launch<'_> {
         self.queue("expert_sort", [layer.experts, 1, 1], 256, 0, &arguments)
     }
 
-    /// `added[t]` = the weighted outputs of the token's experts, added in ascending order of experts.
+    /// `added[t]` = the weighted outputs of the token's experts, added in ascending order of
+    /// experts.
     pub(super) fn combine(
         &self,
         y: Values,
@@ -704,10 +962,17 @@ impl Launch<'_> {
             self.rounds(),
             added.argument(),
         ];
-        self.queue("expert_combine", [tokens, layer.hidden.div_ceil(128), 1], 128, 0, &arguments)
+        self.queue(
+            "expert_combine",
+            [tokens, layer.hidden.div_ceil(128), 1],
+            128,
+            0,
+            &arguments,
+        )
     }
 
-    /// The lowest id of the greatest of these logits becomes the next token, and one more position is counted.
+    /// The lowest id of the greatest of these logits becomes the next token, and one more position
+    /// is counted.
     pub(super) fn argmax(
         &self,
         logits: Values,
@@ -724,7 +989,15 @@ impl Launch<'_> {
             &[logits.argument(), int(logits.len), self.rounds(), parts],
         )?;
         let [id, position, logit] = [id, position, logit].map(Argument::Place);
-        let arguments = [parts, int(blocks), id, position, logit, logits.argument(), self.rounds()];
+        let arguments = [
+            parts,
+            int(blocks),
+            id,
+            position,
+            logit,
+            logits.argument(),
+            self.rounds(),
+        ];
         self.queue("argmax_next", [1, 1, 1], 32, 0, &arguments)
     }
 }
@@ -735,9 +1008,18 @@ fn of_one_input(x: Values, linears: &[Linear]) -> Argument {
     for (to, (weight, bias, out)) in products.iter_mut().zip(linears) {
         let tokens = x.len / weight.columns.max(1);
         let first = linears[0].0;
-        assert!((weight.dtype, weight.columns) == (first.dtype, first.columns), "products of one input");
-        assert!(linears.len() <= 3 && tokens * weight.columns == x.len, "{x:?} for {weight:?}");
-        assert!(out.len == tokens * weight.rows && bias.is_none_or(|b| b.rows == weight.rows), "{out:?}");
+        assert!(
+            (weight.dtype, weight.columns) == (first.dtype, first.columns),
+            "products of one input"
+        );
+        assert!(
+            linears.len() <= 3 && tokens * weight.columns == x.len,
+            "{x:?} for {weight:?}"
+        );
+        assert!(
+            out.len == tokens * weight.rows && bias.is_none_or(|b| b.rows == weight.rows),
+            "{out:?}"
+        );
         *to = product((*weight, *bias, *out));
     }
     Argument::Products(products)

@@ -1,4 +1,5 @@
-//! How a model's activations, tables and counts lie in the memory of a GPU, and how much a model needs of it.
+//! How a model's activations, tables and counts lie in the memory of a GPU, and how much a model
+//! needs of it.
 
 use std::sync::Arc;
 
@@ -7,8 +8,8 @@ use segpack_manifests::families::TextFacts;
 use super::dense::room_of;
 use super::driver::{CudaError, Gpu, HostMemory, Memory, Place};
 use super::launch::{
-    ARGMAX_BYTES, Choice, FEW_TOKENS, MOST_PARTS, Values as View, WHOLE_POSITIONS, activation_bytes,
-    counters, partial_values, tiles_bytes,
+    ARGMAX_BYTES, Choice, FEW_TOKENS, MOST_PARTS, Values as View, WHOLE_POSITIONS,
+    activation_bytes, counters, partial_values, tiles_bytes,
 };
 use crate::error::RunError;
 use crate::memory::Demand;
@@ -27,7 +28,8 @@ pub(super) const LOGIT_ROWS: usize = 64;
 const PART_POSITIONS: usize = 64;
 /// Every buffer begins at a multiple of this.
 pub(super) const ALIGNMENT: usize = 512;
-/// The driver gives memory in pages of this size (cuMemGetAllocationGranularity says so of all devices up to now).
+/// The driver gives memory in pages of this size (cuMemGetAllocationGranularity says so of all
+/// devices up to now).
 const PAGE: usize = 2 << 20;
 /// Allocations of a model: activations, keys and values, dense weights, experts, the embedding.
 const ALLOCATIONS: usize = 5;
@@ -54,7 +56,8 @@ pub(super) struct Buffers {
     pub(super) greatest: Place,
     /// Cached positions before each batch.
     pub(super) positions: Place,
-    /// One layer's table of experts that are there now; then of every layer the table of all its experts.
+    /// One layer's table of experts that are there now; then of every layer the table of all its
+    /// experts.
     pub(super) table: Place,
     pub(super) tables: Place,
     /// Uses of every expert of every layer, u32.
@@ -135,7 +138,13 @@ impl Sizes {
     }
 
     fn partial(&self) -> usize {
-        partial_values(FEW_TOKENS, self.heads, self.compute, self.parts(), self.positions)
+        partial_values(
+            FEW_TOKENS,
+            self.heads,
+            self.compute,
+            self.parts(),
+            self.positions,
+        )
     }
 
     /// Values of a row.
@@ -166,7 +175,11 @@ impl Sizes {
             Values::Up,
         ];
         let values = all.map(|v| {
-            let rows = if v.of_pass() { self.tokens } else { batch.min(self.tokens) };
+            let rows = if v.of_pass() {
+                self.tokens
+            } else {
+                batch.min(self.tokens)
+            };
             let len = rows * self.width(v);
             (plan.take(self.bytes(len)), len)
         });
@@ -247,9 +260,11 @@ impl Buffers {
         let memory = gpu.alloc(plan.bytes, "activations")?;
         let start = memory.place();
         let f32s = |bytes: usize, len: usize| View::f32(start.byte(bytes), len);
-        let view = |bytes: usize, len: usize| View::activations(sizes.compute, start.byte(bytes), len);
+        let view =
+            |bytes: usize, len: usize| View::activations(sizes.compute, start.byte(bytes), len);
         let pairs = sizes.tokens * sizes.best;
-        let [probabilities, ids, weights, order, counts, sorted, tiles] = at.choice.map(|at| start.byte(at));
+        let [probabilities, ids, weights, order, counts, sorted, tiles] =
+            at.choice.map(|at| start.byte(at));
         let uses = sizes.layers * sizes.experts * 4;
         gpu.upload_now(start.byte(at.uses), &vec![0; uses])?;
         gpu.upload_now(start.byte(at.arrived), &[0; FEW_TOKENS * 4])?;
@@ -262,7 +277,16 @@ impl Buffers {
             arrived: start.byte(at.arrived),
             turns: at.turns.map(|at| f32s(at, sizes.positions * sizes.half)),
             turns_there: false,
-            choice: Choice { probabilities, ids, weights, order, counts, sorted, tiles, uses: Place::NULL },
+            choice: Choice {
+                probabilities,
+                ids,
+                weights,
+                order,
+                counts,
+                sorted,
+                tiles,
+                uses: Place::NULL,
+            },
             inner: view(at.inner, pairs * sizes.moe),
             y: view(at.y, pairs * sizes.hidden),
             partial: f32s(at.partial, sizes.partial()),
@@ -298,18 +322,24 @@ pub(super) fn demand(model: &TextModel<'_>, sizes: &Sizes, facts: &TextFacts) ->
         per_token: one - none,
         dense: groups().sum(),
         dense_streamed: groups().max().unwrap_or(0),
-        expert: model.experts().map(|e| room_for(e.segment)).max().unwrap_or(0),
+        expert: model
+            .experts()
+            .map(|e| room_for(e.segment))
+            .max()
+            .unwrap_or(0),
         experts: model.experts().count() as u64,
         experts_per_token: u64::from(facts.experts_per_token),
     }
 }
 
-/// Bytes of host memory that are needed at least: the program, the largest segment that passes through, one expert.
+/// Bytes of host memory that are needed at least: the program, the largest segment that passes
+/// through, one expert.
 fn host_demand(setup: &Setup<'_, '_>, expert: u64) -> u64 {
     let segments = setup.model.groups.iter().flat_map(|g| &g.segments);
     let staging = segments.map(|s| room_for(s)).max().unwrap_or(0);
     let tensors = setup.source.pack().manifest().tensors.len() as u64;
-    let program = PROGRAM_BYTES + tensors * MANIFEST_ENTRY_BYTES + scratch_bytes(setup.model.any_coded());
+    let program =
+        PROGRAM_BYTES + tensors * MANIFEST_ENTRY_BYTES + scratch_bytes(setup.model.any_coded());
     program + staging + expert
 }
 
@@ -317,7 +347,9 @@ fn host_demand(setup: &Setup<'_, '_>, expert: u64) -> u64 {
 pub(super) fn host_slots(setup: &Setup<'_, '_>, demand: &Demand) -> Result<u64, RunError> {
     let least = host_demand(setup, demand.expert);
     let most = demand.experts;
-    let Some(memory) = setup.settings.memory else { return Ok(LEAST_HOST_SLOTS.min(most)) };
+    let Some(memory) = setup.settings.memory else {
+        return Ok(LEAST_HOST_SLOTS.min(most));
+    };
     if memory < least {
         return Err(RunError::Memory { memory, least });
     }

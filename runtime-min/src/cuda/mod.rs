@@ -1,11 +1,15 @@
-//! NVIDIA GPUs: the driver is found at run time, the kernels are embedded as PTX, nothing of CUDA is needed to build.
+//! NVIDIA GPUs: the driver is found at run time, the kernels are embedded as PTX, nothing of CUDA
+//! is needed to build.
 //!
 //! * `driver`: the driver's functions, each call checked and named.
 //! * `launch`: one function per operation.
 //! * `device`: the model's place on a GPU; `layout`, `dense`, `slots` and `shapes` are its parts.
 //! * `kernels/`: the sources; `build_ptx.py` makes `kernels.ptx` of them.
 //! * `shim/`: a driver without a GPU, for tests.
-#![expect(unsafe_code, reason = "the driver's interface is C's; every call is behind a safe one here")]
+#![expect(
+    unsafe_code,
+    reason = "the driver's interface is C's; every call is behind a safe one here"
+)]
 
 mod dense;
 mod device;

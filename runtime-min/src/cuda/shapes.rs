@@ -26,8 +26,13 @@ pub(super) fn check(model: &TextModel<'_>, facts: &TextFacts) -> Result<(), RunE
         )));
     }
     for (layer, expert, e) in model.all_experts() {
-        let Mlp::Experts { experts, .. } = &model.layers[layer as usize].mlp else { continue };
-        if [e.gate.dtype, e.up.dtype, e.down.dtype].iter().any(|d| *d != experts[0].gate.dtype) {
+        let Mlp::Experts { experts, .. } = &model.layers[layer as usize].mlp else {
+            continue;
+        };
+        if [e.gate.dtype, e.up.dtype, e.down.dtype]
+            .iter()
+            .any(|d| *d != experts[0].gate.dtype)
+        {
             return Err(unsuitable(&format!(
                 "expert {expert} of layer {layer} has another dtype than the first; --device cpu runs it"
             )));
@@ -50,12 +55,19 @@ pub(super) fn check_shapes(model: &TextModel<'_>, s: &Sizes) -> Result<(), RunEr
     };
     let linear = |what: &str, linear: &Linear, rows: usize, columns: usize| {
         same(what, linear.weight, rows, columns)?;
-        linear.bias.map_or(Ok(()), |bias| same(&format!("{what} bias"), bias, rows, 1))
+        linear
+            .bias
+            .map_or(Ok(()), |bias| same(&format!("{what} bias"), bias, rows, 1))
     };
     for (number, l) in model.layers.iter().enumerate() {
         let of = |what: &str| format!("{what} of layer {number}");
         same(&of("input norm"), l.input_norm, s.hidden, 1)?;
-        same(&of("post-attention norm"), l.post_attention_norm, s.hidden, 1)?;
+        same(
+            &of("post-attention norm"),
+            l.post_attention_norm,
+            s.hidden,
+            1,
+        )?;
         same(&of("q norm"), l.q_norm, s.heads.width, 1)?;
         same(&of("k norm"), l.k_norm, s.heads.width, 1)?;
         linear(&of("q projection"), &l.q, s.query, s.hidden)?;
@@ -79,6 +91,11 @@ pub(super) fn check_shapes(model: &TextModel<'_>, s: &Sizes) -> Result<(), RunEr
         }
     }
     same("final norm", model.final_norm, s.hidden, 1)?;
-    same("embedding", Weight::new(model.embedding, 0), s.vocab, s.hidden)?;
+    same(
+        "embedding",
+        Weight::new(model.embedding, 0),
+        s.vocab,
+        s.hidden,
+    )?;
     same("head", model.head_weight, s.vocab, s.hidden)
 }

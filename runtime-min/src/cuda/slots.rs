@@ -38,10 +38,24 @@ impl Slots {
         all: bool,
     ) -> Result<Self, CudaError> {
         let (room, slots) = (index(demand.expert), index(budget.slots));
-        let memory = if slots > 0 { Some(gpu.alloc(room * slots, "experts")?) } else { None };
+        let memory = if slots > 0 {
+            Some(gpu.alloc(room * slots, "experts")?)
+        } else {
+            None
+        };
         let start = memory.as_ref().map_or(Place::NULL, Memory::place);
-        let slot = |i| Ok(Slot { place: start.byte(i * room), used: gpu.event()? });
-        let host_slot = |_| Ok(HostSlot { memory: gpu.alloc_host(room)?, copied: gpu.event()? });
+        let slot = |i| {
+            Ok(Slot {
+                place: start.byte(i * room),
+                used: gpu.event()?,
+            })
+        };
+        let host_slot = |_| {
+            Ok(HostSlot {
+                memory: gpu.alloc_host(room)?,
+                copied: gpu.event()?,
+            })
+        };
         Ok(Self {
             cache: ExpertCache::new(
                 (0..slots).map(slot).collect::<Result<_, CudaError>>()?,
@@ -61,7 +75,13 @@ impl Slots {
 /// Where an expert's matrices are, as the kernels' table has it.
 pub(super) fn entry(slot: Place, expert: &Expert<'_>) -> [u8; 24] {
     let mut bytes = [0; 24];
-    for (to, weight) in bytes.as_chunks_mut::<8>().0.iter_mut().zip([expert.gate, expert.up, expert.down]) {
+    for (to, weight) in
+        bytes
+            .as_chunks_mut::<8>()
+            .0
+            .iter_mut()
+            .zip([expert.gate, expert.up, expert.down])
+    {
         *to = slot.byte(weight.at).0.to_le_bytes();
     }
     bytes

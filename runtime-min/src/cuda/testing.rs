@@ -23,10 +23,21 @@ fn shim() -> Option<&'static Library> {
             return None;
         }
         let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cuda/shim");
-        let folder = std::env::current_exe().unwrap().parent().unwrap().join("segpack-shim");
-        let built = Command::new(here.join("build")).arg(&folder).status().unwrap();
-        assert!(built.success(), "the host shim is not built: is there a C++ compiler (c++, or CXX)?");
-        // SAFETY: our own library; its name is libcuda.so.1, which is then what the loader finds under that name
+        let folder = std::env::current_exe()
+            .unwrap()
+            .parent()
+            .unwrap()
+            .join("segpack-shim");
+        let built = Command::new(here.join("build"))
+            .arg(&folder)
+            .status()
+            .unwrap();
+        assert!(
+            built.success(),
+            "the host shim is not built: is there a C++ compiler (c++, or CXX)?"
+        );
+        // SAFETY: our own library; its name is libcuda.so.1, which is then what the loader finds
+        // under that name
         Some(unsafe { Library::new(folder.join("libcuda.so.1")) }.unwrap())
     };
     SHIM.get_or_init(load).as_ref()

@@ -1,7 +1,7 @@
 //! The generation loop, its samplers, and what can be said about a step's logits.
 //!
-//! The loop sees a model through [`LanguageModel`] and prints nothing: the caller watches it through a function that is
-//! called for every token.
+//! The loop sees a model through [`LanguageModel`] and prints nothing: the caller watches it
+//! through a function that is called for every token.
 
 use std::cmp::Ordering;
 use std::ops::ControlFlow;
@@ -9,7 +9,8 @@ use std::ops::ControlFlow;
 /// Tokens that a model is asked to choose at a time: few, so that a text flows and Ctrl-C is heard.
 const MOST_CHOSEN: usize = 8;
 
-/// What the loop needs of a model. Its cache grows with every call of [`forward`](Self::forward) and
+/// What the loop needs of a model. Its cache grows with every call of [`forward`](Self::forward)
+/// and
 /// [`greedy`](Self::greedy).
 pub trait LanguageModel {
     /// What can go wrong in a forward pass.
@@ -24,14 +25,16 @@ pub trait LanguageModel {
     /// The positions that it holds now.
     fn position(&self) -> usize;
 
-    /// Appends these ids, at least one, and returns the logits of the last: many ids to prefill, one to decode.
+    /// Appends these ids, at least one, and returns the logits of the last: many ids to prefill,
+    /// one to decode.
     ///
     /// # Errors
     /// The model's own.
     fn forward(&mut self, ids: &[u32]) -> Result<&[f32], Self::Error>;
 
-    /// Appends `last`, then each token that follows but the last, and fills `next` with those that follow, each chosen by
-    /// the model itself. False, and nothing is appended, where it leaves the choice to others.
+    /// Appends `last`, then each token that follows but the last, and fills `next` with those that
+    /// follow, each chosen by the model itself. False, and nothing is appended, where it leaves the
+    /// choice to others.
     ///
     /// # Errors
     /// The model's own.
@@ -46,7 +49,8 @@ pub trait LanguageModel {
 /// The greatest logit of a step, as a model found it.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Greatest {
-    /// Its token, the lowest id of several. Where a logit is NaN or infinite above zero, the first such token.
+    /// Its token, the lowest id of several. Where a logit is NaN or infinite above zero, the first
+    /// such token.
     pub id: u32,
     /// The logit.
     pub logit: f32,
@@ -59,8 +63,13 @@ impl Greatest {
     /// Where a logit of the step is NaN or infinite, or none is left.
     pub fn token(self) -> Result<u32, LogitsError> {
         match self {
-            Self { logit: f32::NEG_INFINITY, .. } => Err(LogitsError::AllExcluded),
-            Self { id, logit: value } if is_wrong(value) => Err(LogitsError::NotFinite { id, value }),
+            Self {
+                logit: f32::NEG_INFINITY,
+                ..
+            } => Err(LogitsError::AllExcluded),
+            Self { id, logit: value } if is_wrong(value) => {
+                Err(LogitsError::NotFinite { id, value })
+            }
             Self { id, .. } => Ok(id),
         }
     }
@@ -73,7 +82,9 @@ pub enum GenerateError<E> {
     #[error(transparent)]
     Model(E),
     /// There is nothing to start from.
-    #[error("the prompt has no tokens; a model without a beginning-of-text token needs at least one")]
+    #[error(
+        "the prompt has no tokens; a model without a beginning-of-text token needs at least one"
+    )]
     EmptyPrompt,
     /// The prompt does not fit.
     #[error(
@@ -88,7 +99,9 @@ pub enum GenerateError<E> {
         context_length: usize,
     },
     /// An id has no embedding row.
-    #[error("token id {id} (number {position} of the prompt) is outside the vocabulary of {vocab_size}")]
+    #[error(
+        "token id {id} (number {position} of the prompt) is outside the vocabulary of {vocab_size}"
+    )]
     OutsideVocabulary {
         /// The id.
         id: u32,
@@ -138,7 +151,9 @@ pub enum LogitsError {
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 pub enum SamplingError {
     /// Not above zero.
-    #[error("the temperature is {0}: it must be above 0 and finite (greedy decoding is the limit at 0)")]
+    #[error(
+        "the temperature is {0}: it must be above 0 and finite (greedy decoding is the limit at 0)"
+    )]
     Temperature(f64),
     /// Not in (0, 1].
     #[error("top-p is {0}: it must be above 0 and at most 1 (1 keeps every token)")]
@@ -153,7 +168,8 @@ pub enum SamplingError {
 pub struct SamplingOptions {
     /// Divides the logits.
     pub temperature: f64,
-    /// Keeps this many of the highest logits (and all that equal the last of them, as transformers does).
+    /// Keeps this many of the highest logits (and all that equal the last of them, as transformers
+    /// does).
     pub top_k: Option<usize>,
     /// Keeps the fewest tokens whose probabilities add up to this.
     pub top_p: Option<f64>,
@@ -177,12 +193,18 @@ impl Sampler {
         Self(Choice::Greedy)
     }
 
-    /// Random choice by probability: temperature, then top-k, then top-p, the order of transformers.
+    /// Random choice by probability: temperature, then top-k, then top-p, the order of
+    /// transformers.
     ///
     /// # Errors
     /// Settings out of range.
     pub fn random(options: SamplingOptions) -> Result<Self, SamplingError> {
-        let SamplingOptions { temperature, top_k, top_p, seed } = options;
+        let SamplingOptions {
+            temperature,
+            top_k,
+            top_p,
+            seed,
+        } = options;
         if !(temperature > 0.0 && temperature.is_finite()) {
             return Err(SamplingError::Temperature(temperature));
         }
@@ -207,7 +229,9 @@ impl Sampler {
         let best = check(logits)?;
         match &mut self.0 {
             Choice::Greedy => Ok(best),
-            Choice::Random(options, random) => Ok(draw(&kept(logits, options), random).unwrap_or(best)),
+            Choice::Random(options, random) => {
+                Ok(draw(&kept(logits, options), random).unwrap_or(best))
+            }
         }
     }
 }
@@ -219,7 +243,8 @@ pub struct GenerateOptions<'a> {
     pub max_new_tokens: usize,
     /// Tokens that end the text. The one that did is part of the output, as in transformers.
     pub stop_ids: &'a [u32],
-    /// Whether the caller looks at the logits of every step; where not, the model may choose tokens itself.
+    /// Whether the caller looks at the logits of every step; where not, the model may choose tokens
+    /// itself.
     pub wants_logits: bool,
 }
 
@@ -258,11 +283,13 @@ pub enum StopReason {
     Caller,
 }
 
-/// Prefills the prompt and generates tokens, calling `on_token` for each. The last token is not run through the model. Where
-/// the sampler is greedy and nobody wants logits, the model is asked to choose, some tokens at a time.
+/// Prefills the prompt and generates tokens, calling `on_token` for each. The last token is not run
+/// through the model. Where the sampler is greedy and nobody wants logits, the model is asked to
+/// choose, some tokens at a time.
 ///
 /// # Errors
-/// The model's own; a prompt that is empty, too long or has ids outside the vocabulary; logits that are not numbers.
+/// The model's own; a prompt that is empty, too long or has ids outside the vocabulary; logits that
+/// are not numbers.
 pub fn generate<M: LanguageModel>(
     model: &mut M,
     prompt: &[u32],
@@ -272,9 +299,16 @@ pub fn generate<M: LanguageModel>(
 ) -> Result<Generated, GenerateError<M::Error>> {
     check_prompt(model, prompt)?;
     let by_model = sampler.is_greedy() && !options.wants_logits;
-    let mut text = Text { ids: Vec::new(), stop_ids: options.stop_ids, on_token };
+    let mut text = Text {
+        ids: Vec::new(),
+        stop_ids: options.stop_ids,
+        on_token,
+    };
     loop {
-        let (left, last) = (options.max_new_tokens - text.ids.len(), text.ids.last().copied());
+        let (left, last) = (
+            options.max_new_tokens - text.ids.len(),
+            text.ids.last().copied(),
+        );
         let room = model.context_length().saturating_sub(model.position());
         let end = match last {
             _ if left == 0 => Some(StopReason::MaxNewTokens),
@@ -291,7 +325,10 @@ pub fn generate<M: LanguageModel>(
             None => text.step(model, prompt, sampler)?,
         };
         if let Some(reason) = end {
-            return Ok(Generated { ids: text.ids, reason });
+            return Ok(Generated {
+                ids: text.ids,
+                reason,
+            });
         }
     }
 }
@@ -316,7 +353,8 @@ impl<F: FnMut(Step<'_>) -> ControlFlow<()>> Text<'_, F> {
         Ok(self.push(id, logits))
     }
 
-    /// Tokens that the model chose and, but for the last, ran. It forgets what it ran after the end of the text.
+    /// Tokens that the model chose and, but for the last, ran. It forgets what it ran after the end
+    /// of the text.
     fn extend<M: LanguageModel>(
         &mut self,
         model: &mut M,
@@ -334,13 +372,21 @@ impl<F: FnMut(Step<'_>) -> ControlFlow<()>> Text<'_, F> {
     }
 
     fn usable<E>(&self, id: Result<u32, LogitsError>) -> Result<u32, GenerateError<E>> {
-        id.map_err(|source| GenerateError::Logits { step: self.ids.len(), source })
+        id.map_err(|source| GenerateError::Logits {
+            step: self.ids.len(),
+            source,
+        })
     }
 
     fn push(&mut self, id: u32, logits: &[f32]) -> Option<StopReason> {
         let (index, is_stop) = (self.ids.len(), self.stop_ids.contains(&id));
         self.ids.push(id);
-        let flow = (self.on_token)(Step { index, id, is_stop, logits });
+        let flow = (self.on_token)(Step {
+            index,
+            id,
+            is_stop,
+            logits,
+        });
         match flow {
             _ if is_stop => Some(StopReason::StopId(id)),
             ControlFlow::Break(()) => Some(StopReason::Caller),
@@ -361,21 +407,30 @@ fn forward<'m, M: LanguageModel>(
     }
 }
 
-fn check_prompt<M: LanguageModel>(model: &M, prompt: &[u32]) -> Result<(), GenerateError<M::Error>> {
+fn check_prompt<M: LanguageModel>(
+    model: &M,
+    prompt: &[u32],
+) -> Result<(), GenerateError<M::Error>> {
     if prompt.is_empty() {
         return Err(GenerateError::EmptyPrompt);
     }
     let context_length = model.context_length();
     let room = context_length.saturating_sub(model.position());
     if prompt.len() > room {
-        return Err(GenerateError::PromptTooLong { prompt: prompt.len(), room, context_length });
+        return Err(GenerateError::PromptTooLong {
+            prompt: prompt.len(),
+            room,
+            context_length,
+        });
     }
     let vocab_size = model.vocab_size();
     let outside = |id: &u32| usize::try_from(*id).map_or(true, |id| id >= vocab_size);
     match prompt.iter().position(outside) {
-        Some(position) => {
-            Err(GenerateError::OutsideVocabulary { id: prompt[position], position, vocab_size })
-        }
+        Some(position) => Err(GenerateError::OutsideVocabulary {
+            id: prompt[position],
+            position,
+            vocab_size,
+        }),
         None => Ok(()),
     }
 }
@@ -412,25 +467,40 @@ pub fn top_k_logits(logits: &[f32], count: usize) -> Result<Vec<Candidate>, Logi
     }
     order.truncate(count);
     order.sort_unstable_by(by_rank);
-    Ok(order.into_iter().map(|(id, logit)| softmax.candidate(id, logit)).collect())
+    Ok(order
+        .into_iter()
+        .map(|(id, logit)| softmax.candidate(id, logit))
+        .collect())
 }
 
-/// Where a token ranks, `None` for an id without a logit. A text of several tokens ranks at a step by its first.
+/// Where a token ranks, `None` for an id without a logit. A text of several tokens ranks at a step
+/// by its first.
 ///
 /// # Errors
 /// Where a logit is NaN or infinite.
 pub fn rank_of(logits: &[f32], id: u32) -> Result<Option<Rank>, LogitsError> {
     let softmax = Softmax::of(logits)?;
-    let Some(&logit) = usize::try_from(id).ok().and_then(|place| logits.get(place)) else { return Ok(None) };
+    let Some(&logit) = usize::try_from(id).ok().and_then(|place| logits.get(place)) else {
+        return Ok(None);
+    };
     let own = (id, logit);
-    let better =
-        (0..).zip(logits.iter().copied()).filter(|other| by_rank(other, &own) == Ordering::Less).count();
-    Ok(Some(Rank { rank: better + 1, candidate: softmax.candidate(id, logit) }))
+    let better = (0..)
+        .zip(logits.iter().copied())
+        .filter(|other| by_rank(other, &own) == Ordering::Less)
+        .count();
+    Ok(Some(Rank {
+        rank: better + 1,
+        candidate: softmax.candidate(id, logit),
+    }))
 }
 
 fn by_rank(left: &(u32, f32), right: &(u32, f32)) -> Ordering {
     // Not total_cmp: 0.0 and -0.0 are equal logits.
-    right.1.partial_cmp(&left.1).unwrap_or(Ordering::Equal).then(left.0.cmp(&right.0))
+    right
+        .1
+        .partial_cmp(&left.1)
+        .unwrap_or(Ordering::Equal)
+        .then(left.0.cmp(&right.0))
 }
 
 fn is_wrong(logit: f32) -> bool {
@@ -463,13 +533,24 @@ struct Softmax {
 impl Softmax {
     fn of(logits: &[f32]) -> Result<Self, LogitsError> {
         check(logits)?;
-        let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max).into();
-        let sum = logits.iter().map(|&logit| exp(f64::from(logit) - highest)).sum();
+        let highest = logits
+            .iter()
+            .copied()
+            .fold(f32::NEG_INFINITY, f32::max)
+            .into();
+        let sum = logits
+            .iter()
+            .map(|&logit| exp(f64::from(logit) - highest))
+            .sum();
         Ok(Self { highest, sum })
     }
 
     fn candidate(&self, id: u32, logit: f32) -> Candidate {
-        Candidate { id, logit, probability: exp(f64::from(logit) - self.highest) / self.sum }
+        Candidate {
+            id,
+            logit,
+            probability: exp(f64::from(logit) - self.highest) / self.sum,
+        }
     }
 }
 
@@ -483,7 +564,10 @@ fn kept(logits: &[f32], options: &SamplingOptions) -> Vec<(u32, f64)> {
     order.sort_unstable_by(by_rank);
     let highest = order.first().map_or(0.0, |(_, logit)| f64::from(*logit));
     let weight = |logit: f32| exp((f64::from(logit) - highest) / options.temperature);
-    let mut weights: Vec<(u32, f64)> = order.into_iter().map(|(id, logit)| (id, weight(logit))).collect();
+    let mut weights: Vec<(u32, f64)> = order
+        .into_iter()
+        .map(|(id, logit)| (id, weight(logit)))
+        .collect();
     if let Some(p) = options.top_p {
         keep_nucleus(&mut weights, p);
     }
@@ -508,11 +592,13 @@ fn draw(weights: &[(u32, f64)], random: &mut SplitMix64) -> Option<u32> {
         left < 0.0
     });
     // Rounding can leave a crumb: it belongs to the last token with any weight.
-    chosen.or_else(|| weights.iter().rev().find(|(_, weight)| *weight > 0.0)).map(|(id, _)| *id)
+    chosen
+        .or_else(|| weights.iter().rev().find(|(_, weight)| *weight > 0.0))
+        .map(|(id, _)| *id)
 }
 
-/// `e` to a power that is not positive, to about 1e-12: with additions and multiplications alone, so that every machine
-/// gets the same bits, which the platforms' own `exp` do not promise.
+/// `e` to a power that is not positive, to about 1e-12: with additions and multiplications alone,
+/// so that every machine gets the same bits, which the platforms' own `exp` do not promise.
 fn exp(power: f64) -> f64 {
     // Also minus infinity, the logit of a token that is ruled out.
     if power < -745.0 {
@@ -521,12 +607,15 @@ fn exp(power: f64) -> f64 {
     const HALVINGS: u32 = 10;
     const TERMS: u32 = 18;
     let small = power / f64::from(1 << HALVINGS);
-    let series = (1..=TERMS).rev().fold(1.0, |sum, term| 1.0 + sum * small / f64::from(term));
+    let series = (1..=TERMS)
+        .rev()
+        .fold(1.0, |sum, term| 1.0 + sum * small / f64::from(term));
     (0..HALVINGS).fold(series, |value, _| value * value)
 }
 
-/// Steele, Lea and Flood's SplitMix64 (OOPSLA 2014), the generator that Java's SplittableRandom and the seeding of the
-/// xoshiro family use: 64 bits of state, any seed, and published outputs to test against.
+/// Steele, Lea and Flood's SplitMix64 (OOPSLA 2014), the generator that Java's SplittableRandom and
+/// the seeding of the xoshiro family use: 64 bits of state, any seed, and published outputs to test
+/// against.
 #[derive(Debug, Clone)]
 struct SplitMix64(u64);
 

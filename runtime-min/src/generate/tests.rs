@@ -12,13 +12,25 @@ struct Fake {
 
 impl Fake {
     fn new(rows: Vec<Vec<f32>>) -> Self {
-        Self { rows, calls: Vec::new(), context: 100, position: 0, chosen: None }
+        Self {
+            rows,
+            calls: Vec::new(),
+            context: 100,
+            position: 0,
+            chosen: None,
+        }
     }
 
     /// Says these tokens in turn.
     fn saying(ids: &[u32]) -> Self {
         Self::new(
-            ids.iter().map(|&id| (0..4).map(|other| f32::from(u8::from(other == id))).collect()).collect(),
+            ids.iter()
+                .map(|&id| {
+                    (0..4)
+                        .map(|other| f32::from(u8::from(other == id)))
+                        .collect()
+                })
+                .collect(),
         )
     }
 }
@@ -41,19 +53,29 @@ impl LanguageModel for Fake {
     fn forward(&mut self, ids: &[u32]) -> Result<&[f32], &'static str> {
         self.calls.push(ids.to_vec());
         self.position += ids.len();
-        self.rows.get(self.calls.len() - 1).map(Vec::as_slice).ok_or("out of rows")
+        self.rows
+            .get(self.calls.len() - 1)
+            .map(Vec::as_slice)
+            .ok_or("out of rows")
     }
 
     fn greedy(&mut self, last: u32, next: &mut [Greatest]) -> Result<bool, &'static str> {
-        let Some(chosen) = &mut self.chosen else { return Ok(false) };
+        let Some(chosen) = &mut self.chosen else {
+            return Ok(false);
+        };
         chosen.push(next.len());
         let mut id = last;
         for to in next {
             let row = self.forward(&[id])?.to_vec();
             let wrong = row.iter().position(|x| x.is_nan() || *x == f32::INFINITY);
             let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let best = wrong.or_else(|| row.iter().position(|x| *x == most)).unwrap();
-            *to = Greatest { id: u32::try_from(best).unwrap(), logit: row[best] };
+            let best = wrong
+                .or_else(|| row.iter().position(|x| *x == most))
+                .unwrap();
+            *to = Greatest {
+                id: u32::try_from(best).unwrap(),
+                logit: row[best],
+            };
             id = to.id;
         }
         Ok(true)
@@ -71,19 +93,37 @@ fn run(
     max_new_tokens: usize,
     stop_ids: &[u32],
 ) -> Result<Generated, GenerateError<&'static str>> {
-    let options = GenerateOptions { max_new_tokens, stop_ids, wants_logits: false };
-    generate(model, prompt, &mut Sampler::greedy(), &options, |_| ControlFlow::Continue(()))
+    let options = GenerateOptions {
+        max_new_tokens,
+        stop_ids,
+        wants_logits: false,
+    };
+    generate(model, prompt, &mut Sampler::greedy(), &options, |_| {
+        ControlFlow::Continue(())
+    })
 }
 
 fn random(temperature: f64, top_k: Option<usize>, top_p: Option<f64>, seed: u64) -> Sampler {
-    Sampler::random(SamplingOptions { temperature, top_k, top_p, seed }).unwrap()
+    Sampler::random(SamplingOptions {
+        temperature,
+        top_k,
+        top_p,
+        seed,
+    })
+    .unwrap()
 }
 
 #[test]
 fn the_prompt_is_prefilled_once_and_the_last_token_is_not_run() {
     let mut model = Fake::saying(&[2, 1, 3]);
     let generated = run(&mut model, &[0, 1], 3, &[]).unwrap();
-    assert_eq!(generated, Generated { ids: vec![2, 1, 3], reason: StopReason::MaxNewTokens });
+    assert_eq!(
+        generated,
+        Generated {
+            ids: vec![2, 1, 3],
+            reason: StopReason::MaxNewTokens
+        }
+    );
     assert_eq!(model.calls, [vec![0, 1], vec![2], vec![1]]);
 }
 
@@ -91,39 +131,76 @@ fn the_prompt_is_prefilled_once_and_the_last_token_is_not_run() {
 fn stop_ids_end_the_text_and_belong_to_it() {
     let mut model = Fake::saying(&[2, 1, 3]);
     let mut seen = Vec::new();
-    let options = GenerateOptions { max_new_tokens: 9, stop_ids: &[3, 1], wants_logits: true };
+    let options = GenerateOptions {
+        max_new_tokens: 9,
+        stop_ids: &[3, 1],
+        wants_logits: true,
+    };
     let generated = generate(&mut model, &[0], &mut Sampler::greedy(), &options, |step| {
         assert_eq!(step.logits.len(), 4);
         seen.push((step.index, step.id, step.is_stop));
         ControlFlow::Continue(())
     });
-    assert_eq!(generated.unwrap(), Generated { ids: vec![2, 1], reason: StopReason::StopId(1) });
+    assert_eq!(
+        generated.unwrap(),
+        Generated {
+            ids: vec![2, 1],
+            reason: StopReason::StopId(1)
+        }
+    );
     assert_eq!(seen, [(0, 2, false), (1, 1, true)]);
 }
 
 #[test]
 fn the_caller_and_a_full_context_end_the_text() {
-    let options = GenerateOptions { max_new_tokens: 9, stop_ids: &[], wants_logits: true };
+    let options = GenerateOptions {
+        max_new_tokens: 9,
+        stop_ids: &[],
+        wants_logits: true,
+    };
     let mut model = Fake::saying(&[2, 1]);
-    let generated = generate(&mut model, &[0], &mut Sampler::greedy(), &options, |_| ControlFlow::Break(()));
-    assert_eq!(generated.unwrap(), Generated { ids: vec![2], reason: StopReason::Caller });
-    let mut model = Fake { context: 3, ..Fake::saying(&[2, 1, 3]) };
+    let generated = generate(&mut model, &[0], &mut Sampler::greedy(), &options, |_| {
+        ControlFlow::Break(())
+    });
+    assert_eq!(
+        generated.unwrap(),
+        Generated {
+            ids: vec![2],
+            reason: StopReason::Caller
+        }
+    );
+    let mut model = Fake {
+        context: 3,
+        ..Fake::saying(&[2, 1, 3])
+    };
     assert_eq!(
         run(&mut model, &[0, 0], 9, &[]).unwrap(),
-        Generated { ids: vec![2, 1], reason: StopReason::ContextFull }
+        Generated {
+            ids: vec![2, 1],
+            reason: StopReason::ContextFull
+        }
     );
     assert_eq!(model.position, 3);
 }
 
-/// What came of a text whose tokens the model or the loop chose: the tokens as they were told, the end, the positions.
+/// What came of a text whose tokens the model or the loop chose: the tokens as they were told, the
+/// end, the positions.
 type Told = (Vec<(usize, u32, bool)>, Result<Generated, String>, usize);
 
 fn told(model: &mut Fake, max_new_tokens: usize, stop_ids: &[u32], break_at: usize) -> Told {
     let mut seen = Vec::new();
-    let options = GenerateOptions { max_new_tokens, stop_ids, wants_logits: false };
+    let options = GenerateOptions {
+        max_new_tokens,
+        stop_ids,
+        wants_logits: false,
+    };
     let generated = generate(model, &[0, 0], &mut Sampler::greedy(), &options, |step| {
         seen.push((step.index, step.id, step.is_stop));
-        if step.index == break_at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if step.index == break_at {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     });
     (seen, generated.map_err(|e| e.to_string()), model.position)
 }
@@ -142,15 +219,32 @@ fn what_the_model_chooses_is_what_the_loop_would_choose() {
             (&[], 100, 10),
         ] {
             let of = |chosen: Option<Vec<usize>>| {
-                let mut model = Fake { chosen, context, ..Fake::saying(&ids) };
-                (told(&mut model, max_new_tokens, stop_ids, break_at), model.chosen)
+                let mut model = Fake {
+                    chosen,
+                    context,
+                    ..Fake::saying(&ids)
+                };
+                (
+                    told(&mut model, max_new_tokens, stop_ids, break_at),
+                    model.chosen,
+                )
             };
             let (by_loop, _) = of(None);
             let (by_model, chosen) = of(Some(Vec::new()));
-            assert_eq!(by_model, by_loop, "{max_new_tokens} {stop_ids:?} {context} {break_at}");
+            assert_eq!(
+                by_model, by_loop,
+                "{max_new_tokens} {stop_ids:?} {context} {break_at}"
+            );
             let chosen = chosen.unwrap();
-            assert!(chosen.iter().all(|n| (1..=MOST_CHOSEN).contains(n)), "{chosen:?}");
-            assert_eq!(chosen.is_empty(), max_new_tokens < 2, "all but the first token: {chosen:?}");
+            assert!(
+                chosen.iter().all(|n| (1..=MOST_CHOSEN).contains(n)),
+                "{chosen:?}"
+            );
+            assert_eq!(
+                chosen.is_empty(),
+                max_new_tokens < 2,
+                "all but the first token: {chosen:?}"
+            );
         }
     }
 }
@@ -158,12 +252,24 @@ fn what_the_model_chooses_is_what_the_loop_would_choose() {
 #[test]
 fn wrong_logits_are_named_where_the_model_chooses_and_only_before_the_end() {
     for (wrong, said) in [
-        (vec![0.0, 1.0, f32::NAN, f32::INFINITY], "step 4: the logit of token 2 is NaN"),
-        (vec![0.0, f32::INFINITY, f32::NAN, 0.0], "step 4: the logit of token 1 is inf"),
-        (vec![f32::NEG_INFINITY; 4], "step 4: every logit is minus infinity"),
+        (
+            vec![0.0, 1.0, f32::NAN, f32::INFINITY],
+            "step 4: the logit of token 2 is NaN",
+        ),
+        (
+            vec![0.0, f32::INFINITY, f32::NAN, 0.0],
+            "step 4: the logit of token 1 is inf",
+        ),
+        (
+            vec![f32::NEG_INFINITY; 4],
+            "step 4: every logit is minus infinity",
+        ),
     ] {
         let told = |stop_ids: &[u32], chosen| {
-            let mut model = Fake { chosen, ..Fake::saying(&[1, 2, 1, 3, 2, 1, 1, 1, 1, 1]) };
+            let mut model = Fake {
+                chosen,
+                ..Fake::saying(&[1, 2, 1, 3, 2, 1, 1, 1, 1, 1])
+            };
             model.rows[4] = wrong.clone();
             told(&mut model, 10, stop_ids, 99)
         };
@@ -182,9 +288,19 @@ fn wrong_logits_are_named_where_the_model_chooses_and_only_before_the_end() {
 
 #[test]
 fn the_model_is_not_asked_where_logits_are_wanted_or_tokens_drawn() {
-    for (mut sampler, wants_logits) in [(Sampler::greedy(), true), (random(1.0, None, None, 1), false)] {
-        let mut model = Fake { chosen: Some(Vec::new()), ..Fake::saying(&[1, 2, 1, 3]) };
-        let options = GenerateOptions { max_new_tokens: 4, stop_ids: &[], wants_logits };
+    for (mut sampler, wants_logits) in [
+        (Sampler::greedy(), true),
+        (random(1.0, None, None, 1), false),
+    ] {
+        let mut model = Fake {
+            chosen: Some(Vec::new()),
+            ..Fake::saying(&[1, 2, 1, 3])
+        };
+        let options = GenerateOptions {
+            max_new_tokens: 4,
+            stop_ids: &[],
+            wants_logits,
+        };
         let mut logits = 0;
         generate(&mut model, &[0], &mut sampler, &options, |step| {
             logits += step.logits.len();
@@ -204,15 +320,33 @@ fn no_tokens_wanted_means_no_forward_pass() {
 
 #[test]
 fn bad_prompts_and_bad_logits_are_named() {
-    let refusal = |mut model: Fake, prompt: &[u32]| run(&mut model, prompt, 3, &[]).unwrap_err().to_string();
+    let refusal =
+        |mut model: Fake, prompt: &[u32]| run(&mut model, prompt, 3, &[]).unwrap_err().to_string();
     assert!(refusal(Fake::saying(&[1]), &[]).contains("no tokens"));
-    let long = refusal(Fake { context: 2, ..Fake::saying(&[1]) }, &[0, 0, 0]);
-    assert!(long.contains("3 tokens") && long.contains("room for 2 of 2"), "{long}");
+    let long = refusal(
+        Fake {
+            context: 2,
+            ..Fake::saying(&[1])
+        },
+        &[0, 0, 0],
+    );
+    assert!(
+        long.contains("3 tokens") && long.contains("room for 2 of 2"),
+        "{long}"
+    );
     let outside = refusal(Fake::saying(&[1]), &[0, 4]);
-    assert!(outside.contains("token id 4 (number 1 of the prompt)"), "{outside}");
+    assert!(
+        outside.contains("token id 4 (number 1 of the prompt)"),
+        "{outside}"
+    );
     assert_eq!(refusal(Fake::saying(&[1]), &[0]), "out of rows");
-    assert!(refusal(Fake::new(vec![vec![0.0; 3]]), &[0]).contains("3 logits for a vocabulary of 4"));
-    let nan = refusal(Fake::new(vec![vec![0.0; 4], vec![0.0, 1.0, f32::NAN, 0.0]]), &[0]);
+    assert!(
+        refusal(Fake::new(vec![vec![0.0; 3]]), &[0]).contains("3 logits for a vocabulary of 4")
+    );
+    let nan = refusal(
+        Fake::new(vec![vec![0.0; 4], vec![0.0, 1.0, f32::NAN, 0.0]]),
+        &[0],
+    );
     assert!(nan.contains("step 1: the logit of token 2 is NaN"), "{nan}");
 }
 
@@ -222,9 +356,15 @@ fn greedy_takes_the_lowest_id_of_the_highest() {
     assert_eq!(greedy.choose(&[1.0, 3.0, 3.0, -1.0]), Ok(1));
     assert_eq!(greedy.choose(&[-0.0, 0.0]), Ok(0));
     assert_eq!(greedy.choose(&[f32::NEG_INFINITY, -5.0]), Ok(1));
-    assert_eq!(greedy.choose(&[f32::NEG_INFINITY; 2]), Err(LogitsError::AllExcluded));
+    assert_eq!(
+        greedy.choose(&[f32::NEG_INFINITY; 2]),
+        Err(LogitsError::AllExcluded)
+    );
     assert_eq!(greedy.choose(&[]), Err(LogitsError::Empty));
-    assert!(matches!(greedy.choose(&[f32::INFINITY]), Err(LogitsError::NotFinite { id: 0, .. })));
+    assert!(matches!(
+        greedy.choose(&[f32::INFINITY]),
+        Err(LogitsError::NotFinite { id: 0, .. })
+    ));
 }
 
 #[test]
@@ -248,11 +388,17 @@ fn the_same_seed_draws_the_same_tokens() {
     let logits: Vec<f32> = (0..50_u8).map(|id| f32::from(id % 7) / 3.0).collect();
     let draw = |seed| {
         let mut sampler = random(0.8, Some(20), Some(0.9), seed);
-        (0..20).map(|_| sampler.choose(&logits).unwrap()).collect::<Vec<_>>()
+        (0..20)
+            .map(|_| sampler.choose(&logits).unwrap())
+            .collect::<Vec<_>>()
     };
     assert_eq!(draw(7), draw(7));
     assert_ne!(draw(7), draw(8));
-    assert_eq!(draw(42)[..8], [33, 20, 27, 34, 6, 47, 20, 40], "pinned: every platform draws these");
+    assert_eq!(
+        draw(42)[..8],
+        [33, 20, 27, 34, 6, 47, 20, 40],
+        "pinned: every platform draws these"
+    );
 }
 
 #[test]
@@ -266,15 +412,26 @@ fn draws_follow_the_probabilities() {
     let weights = [2.0_f64.exp(), 1.0, 4.0_f64.exp(), 0.0];
     for (count, weight) in counts.into_iter().zip(weights) {
         let want = weight / weights.iter().sum::<f64>();
-        assert!((f64::from(count) / 100_000.0 - want).abs() < 0.005, "{counts:?}");
+        assert!(
+            (f64::from(count) / 100_000.0 - want).abs() < 0.005,
+            "{counts:?}"
+        );
     }
 }
 
 #[test]
 fn top_k_and_top_p_leave_what_transformers_leaves() {
     let ids = |top_k, top_p, logits: &[f32]| {
-        let options = SamplingOptions { temperature: 1.0, top_k, top_p, seed: 0 };
-        kept(logits, &options).into_iter().map(|(id, _)| id).collect::<Vec<_>>()
+        let options = SamplingOptions {
+            temperature: 1.0,
+            top_k,
+            top_p,
+            seed: 0,
+        };
+        kept(logits, &options)
+            .into_iter()
+            .map(|(id, _)| id)
+            .collect::<Vec<_>>()
     };
     let logits = [0.1_f32.ln(), 0.4_f32.ln(), 0.2_f32.ln(), 0.3_f32.ln()];
     assert_eq!(ids(None, None, &logits), [1, 3, 2, 0]);
@@ -284,18 +441,31 @@ fn top_k_and_top_p_leave_what_transformers_leaves() {
     assert_eq!(ids(None, Some(0.75), &logits), [1, 3, 2]);
     assert_eq!(ids(None, Some(1e-9), &logits), [1]);
     assert_eq!(ids(None, Some(1.0), &logits).len(), 4);
-    assert_eq!(ids(Some(3), Some(0.5), &logits), [1, 3], "top-p counts what top-k left");
-    assert_eq!(ids(Some(1), None, &[2.0, 2.0, 1.0]), [0, 1], "equal logits stay together");
+    assert_eq!(
+        ids(Some(3), Some(0.5), &logits),
+        [1, 3],
+        "top-p counts what top-k left"
+    );
+    assert_eq!(
+        ids(Some(1), None, &[2.0, 2.0, 1.0]),
+        [0, 1],
+        "equal logits stay together"
+    );
     assert_eq!(random(1e-3, None, None, 1).choose(&[1.0, 2.0, 0.0]), Ok(1));
 }
 
 #[test]
 fn sampling_settings_out_of_range_are_refused() {
     let refused = |temperature, top_k, top_p| {
-        Sampler::random(SamplingOptions { temperature, top_k, top_p, seed: 0 })
-            .map(|_| ())
-            .unwrap_err()
-            .to_string()
+        Sampler::random(SamplingOptions {
+            temperature,
+            top_k,
+            top_p,
+            seed: 0,
+        })
+        .map(|_| ())
+        .unwrap_err()
+        .to_string()
     };
     for temperature in [0.0, -1.0, f64::NAN, f64::INFINITY] {
         assert!(refused(temperature, None, None).contains("temperature"));
@@ -310,14 +480,21 @@ fn sampling_settings_out_of_range_are_refused() {
 fn the_highest_logits_come_with_probabilities() {
     let logits = [1.0_f32, 3.0, 3.0, 0.0, 2.0];
     let top = top_k_logits(&logits, 3).unwrap();
-    assert_eq!(top.iter().map(|candidate| candidate.id).collect::<Vec<_>>(), [1, 2, 4]);
+    assert_eq!(
+        top.iter().map(|candidate| candidate.id).collect::<Vec<_>>(),
+        [1, 2, 4]
+    );
     let sum: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
     for candidate in &top {
         assert!((candidate.probability - f64::from(candidate.logit).exp() / sum).abs() < 1e-12);
     }
     assert_eq!(top_k_logits(&logits, 9).unwrap().len(), 5);
     assert!(top_k_logits(&logits, 0).unwrap().is_empty());
-    let total: f64 = top_k_logits(&logits, 5).unwrap().iter().map(|candidate| candidate.probability).sum();
+    let total: f64 = top_k_logits(&logits, 5)
+        .unwrap()
+        .iter()
+        .map(|candidate| candidate.probability)
+        .sum();
     assert!((total - 1.0).abs() < 1e-12);
     assert!(top_k_logits(&[f32::NAN], 1).is_err());
     assert_eq!(top_k_logits(&[3e38, -3e38], 1).unwrap()[0].probability, 1.0);
@@ -326,7 +503,9 @@ fn the_highest_logits_come_with_probabilities() {
 #[test]
 fn ranks_count_from_one() {
     let logits = [1.0_f32, 3.0, 3.0, 0.0];
-    let ranks: Vec<usize> = (0..4).map(|id| rank_of(&logits, id).unwrap().unwrap().rank).collect();
+    let ranks: Vec<usize> = (0..4)
+        .map(|id| rank_of(&logits, id).unwrap().unwrap().rank)
+        .collect();
     assert_eq!(ranks, [3, 1, 2, 4]);
     assert_eq!(rank_of(&logits, 4).unwrap(), None);
     let top = top_k_logits(&logits, 4).unwrap();
@@ -338,7 +517,13 @@ fn exp_agrees_with_the_platform() {
     for step in 0..70_000_i32 {
         let power = -f64::from(step) / 100.0;
         let (seen, want) = (exp(power), power.exp());
-        assert!((seen - want).abs() <= 1e-12 * want, "{power}: {seen} {want}");
+        assert!(
+            (seen - want).abs() <= 1e-12 * want,
+            "{power}: {seen} {want}"
+        );
     }
-    assert_eq!((exp(0.0), exp(f64::NEG_INFINITY), exp(-1e300)), (1.0, 0.0, 0.0));
+    assert_eq!(
+        (exp(0.0), exp(f64::NEG_INFINITY), exp(-1e300)),
+        (1.0, 0.0, 0.0)
+    );
 }

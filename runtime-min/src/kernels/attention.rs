@@ -1,10 +1,11 @@
 //! Causal attention: all query heads that share a key head at once, over blocks of positions.
 //!
-//! A tile's rows are the query heads of one token, so that all of them see the same positions. Under `Compute::F32` the
-//! softmax is online (Milakov and Gimelshein, 2018; FlashAttention): the greatest score, the sum and the result are
-//! carried from block to block. Blocks start at multiples of [`POSITIONS`] whatever the batch is, so that a token's
-//! result depends on its query and the positions before it alone. Under `Compute::Bf16` scores and probabilities are
-//! rounded as the eager code does it, which takes all scores of a row before the first probability.
+//! A tile's rows are the query heads of one token, so that all of them see the same positions.
+//! Under `Compute::F32` the softmax is online (Milakov and Gimelshein, 2018; FlashAttention): the
+//! greatest score, the sum and the result are carried from block to block. Blocks start at
+//! multiples of [`POSITIONS`] whatever the batch is, so that a token's result depends on its query
+//! and the positions before it alone. Under `Compute::Bf16` scores and probabilities are rounded as
+//! the eager code does it, which takes all scores of a row before the first probability.
 
 use std::ops::Range;
 
@@ -49,14 +50,31 @@ pub(crate) struct Attention<'a> {
 /// # Panics
 /// Where the sizes do not fit together.
 pub(crate) fn attention(kernels: Kernels, what: Attention<'_>, out: &mut [f32]) {
-    let Heads { query, key_value, width } = what.heads;
+    let Heads {
+        query,
+        key_value,
+        width,
+    } = what.heads;
     if what.q.is_empty() {
         return;
     }
-    assert!(width > 0 && key_value > 0 && query % key_value == 0, "{:?}", what.heads);
-    let (tokens, positions) = (what.q.len() / (query * width), what.keys.len() / (key_value * width));
-    assert!(tokens * query * width == out.len() && out.len() == what.q.len(), "queries of {tokens} tokens");
-    assert!(tokens <= positions && positions * key_value * width == what.keys.len(), "{positions} keys");
+    assert!(
+        width > 0 && key_value > 0 && query % key_value == 0,
+        "{:?}",
+        what.heads
+    );
+    let (tokens, positions) = (
+        what.q.len() / (query * width),
+        what.keys.len() / (key_value * width),
+    );
+    assert!(
+        tokens * query * width == out.len() && out.len() == what.q.len(),
+        "queries of {tokens} tokens"
+    );
+    assert!(
+        tokens <= positions && positions * key_value * width == what.keys.len(),
+        "{positions} keys"
+    );
     assert_eq!(what.keys.len(), what.values.len(), "keys and values");
     let group = query / key_value;
     let most = match what.compute {
@@ -70,7 +88,14 @@ pub(crate) fn attention(kernels: Kernels, what: Attention<'_>, out: &mut [f32]) 
         let mut out = out.take_rows(tokens.len());
         for kv in 0..key_value {
             let out = out.take(group * width);
-            tasks.push(Task { what, positions, group, kv, tokens: tokens.clone(), out });
+            tasks.push(Task {
+                what,
+                positions,
+                group,
+                kv,
+                tokens: tokens.clone(),
+                out,
+            });
         }
     }
     let work = what.q.len() * positions;
@@ -120,35 +145,52 @@ struct Tile {
 impl Task<'_> {
     /// Positions that a token of the task sees.
     fn seen(&self, token: usize) -> usize {
-        let all = self.what.q.len() / (self.group * self.what.heads.key_value * self.what.heads.width);
+        let all =
+            self.what.q.len() / (self.group * self.what.heads.key_value * self.what.heads.width);
         self.positions - all + self.tokens.start + token + 1
     }
 
     fn scale(&self) -> f32 {
         #[expect(clippy::cast_precision_loss, reason = "a head is narrow")]
         let scale = (self.what.heads.width as f64).powf(-0.5);
-        #[expect(clippy::cast_possible_truncation, reason = "applied in f32, as torch does")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "applied in f32, as torch does"
+        )]
         let scale = scale as f32;
         scale
     }
 
     /// The tiles that see a block.
     fn tiles(&self, block: usize, most: usize) -> impl Iterator<Item = Tile> {
-        let tokens = (0..self.tokens.len()).map(|t| (t, self.seen(t))).filter(move |(_, seen)| *seen > block);
+        let tokens = (0..self.tokens.len())
+            .map(|t| (t, self.seen(t)))
+            .filter(move |(_, seen)| *seen > block);
         let heads = groups(self.group, most);
         tokens.flat_map(move |(token, seen)| {
             let seen = (seen - block).min(POSITIONS);
-            heads.clone().map(move |(head, heads)| Tile { token, head, heads, seen })
+            heads.clone().map(move |(head, heads)| Tile {
+                token,
+                head,
+                heads,
+                seen,
+            })
         })
     }
 
-    /// The keys, or values, of a block of positions for this head; none after the last position seen.
+    /// The keys, or values, of a block of positions for this head; none after the last position
+    /// seen.
     fn block<'b>(&self, all: &'b [f32], from: usize) -> impl Iterator<Item = &'b [f32]> {
-        let (width, stride) = (self.what.heads.width, self.what.heads.key_value * self.what.heads.width);
+        let (width, stride) = (
+            self.what.heads.width,
+            self.what.heads.key_value * self.what.heads.width,
+        );
         let all_seen = self.seen(self.tokens.len() - 1);
         let (from, end) = (from.min(all_seen), all_seen.min(from + POSITIONS));
         let first = self.kv * width;
-        all[from * stride..end * stride].chunks_exact(stride).map(move |row| &row[first..first + width])
+        all[from * stride..end * stride]
+            .chunks_exact(stride)
+            .map(move |row| &row[first..first + width])
     }
 
     /// `[token][group of heads][width, heads]`
@@ -159,7 +201,10 @@ impl Task<'_> {
             for (head, heads) in groups(group, S::TOKENS) {
                 let from = (token * self.what.heads.query + self.kv * group + head) * width;
                 let to = &mut packed[(t * group + head) * width..][..heads * width];
-                for (h, q) in self.what.q[from..][..heads * width].chunks_exact(width).enumerate() {
+                for (h, q) in self.what.q[from..][..heads * width]
+                    .chunks_exact(width)
+                    .enumerate()
+                {
                     for (to, q) in to[h..].iter_mut().step_by(heads).zip(q) {
                         *to = *q;
                     }
@@ -171,7 +216,10 @@ impl Task<'_> {
     /// Keys of a block, as strips of positions: `[strip][width, STRIP]`.
     #[inline(always)]
     fn pack_keys<S: Simd, const STRIP: usize>(&self, s: S, from: usize, panels: &mut [Line]) {
-        let (width, stride) = (self.what.heads.width, self.what.heads.key_value * self.what.heads.width);
+        let (width, stride) = (
+            self.what.heads.width,
+            self.what.heads.key_value * self.what.heads.width,
+        );
         let end = self.seen(self.tokens.len() - 1).min(from + POSITIONS);
         let rows = Rows {
             dtype: Dtype::F32,
@@ -187,7 +235,8 @@ impl Task<'_> {
             }
         }
         for key in self.block(self.what.keys, from + POSITIONS) {
-            key.chunks(LANES).for_each(|line| s.prefetch(line.as_ptr().cast()));
+            key.chunks(LANES)
+                .for_each(|line| s.prefetch(line.as_ptr().cast()));
         }
     }
 
@@ -205,7 +254,9 @@ impl Task<'_> {
             }
         }
         for value in self.block(self.what.values, from + POSITIONS) {
-            value.chunks(LANES).for_each(|line| s.prefetch(line.as_ptr().cast()));
+            value
+                .chunks(LANES)
+                .for_each(|line| s.prefetch(line.as_ptr().cast()));
         }
     }
 
@@ -217,7 +268,11 @@ impl Task<'_> {
         self.pack_queries::<S>(queries);
         let keys = scratch::first(&mut scratch.panel, POSITIONS / LANES * width, Line::ZERO);
         let values = scratch::first(&mut scratch.values, strips * STRIP * POSITIONS, Line::ZERO);
-        let sums = scratch::first(&mut scratch.sums, tokens * group * strips * STRIP, Line::ZERO);
+        let sums = scratch::first(
+            &mut scratch.sums,
+            tokens * group * strips * STRIP,
+            Line::ZERO,
+        );
         sums.fill(Line::ZERO);
         let states = scratch::first(&mut scratch.states, tokens * group, State::EMPTY);
         states.fill(State::EMPTY);
@@ -230,7 +285,10 @@ impl Task<'_> {
                 let q = &queries[at * width..][..tile.heads * width];
                 let sums = &mut sums[at * strips * STRIP..][..tile.heads * strips * STRIP];
                 let (seen, state) = (tile.seen, &mut states[at]);
-                by_tokens!(tile.heads, online::<S, STRIP>(s, keys, values, q, seen, scale, state, sums));
+                by_tokens!(
+                    tile.heads,
+                    online::<S, STRIP>(s, keys, values, q, seen, scale, state, sums)
+                );
             }
         }
         for token in 0..tokens {
@@ -269,7 +327,10 @@ impl Task<'_> {
                 let at = tile.token * group + tile.head;
                 let q = &queries[at * width..][..tile.heads * width];
                 let scores = &mut scores[at * stride + i * SCORES..];
-                by_tokens!(tile.heads, rounded_scores::<S, STRIP>(s, keys, q, scale, stride, scores));
+                by_tokens!(
+                    tile.heads,
+                    rounded_scores::<S, STRIP>(s, keys, q, scale, stride, scores)
+                );
             }
         }
         for (i, scores) in scores.chunks_exact_mut(stride).enumerate() {
@@ -277,7 +338,11 @@ impl Task<'_> {
             rows::softmax_row(s, scores);
             Compute::Bf16.round_all(scores);
         }
-        let sums = scratch::first(&mut scratch.sums, tokens * group * strips * STRIP, Line::ZERO);
+        let sums = scratch::first(
+            &mut scratch.sums,
+            tokens * group * strips * STRIP,
+            Line::ZERO,
+        );
         sums.fill(Line::ZERO);
         for (i, from) in (0..longest).step_by(POSITIONS).enumerate() {
             let values = &mut panel[..strips * STRIP * POSITIONS];
@@ -286,12 +351,16 @@ impl Task<'_> {
                 let at = tile.token * group + tile.head;
                 let scores = &scores[at * stride + i * SCORES..];
                 let sums = &mut sums[at * strips * STRIP..][..tile.heads * strips * STRIP];
-                by_tokens!(tile.heads, rounded_sums::<S, STRIP>(s, values, scores, stride, tile.seen, sums));
+                by_tokens!(
+                    tile.heads,
+                    rounded_sums::<S, STRIP>(s, values, scores, stride, tile.seen, sums)
+                );
             }
         }
         for token in 0..tokens {
             for (head, heads) in groups(group, S::TOKENS) {
-                let sums = &sums[(token * group + head) * strips * STRIP..][..heads * strips * STRIP];
+                let sums =
+                    &sums[(token * group + head) * strips * STRIP..][..heads * strips * STRIP];
                 let out = &mut self.out.row(token)[head * width..][..heads * width];
                 for (h, out) in out.chunks_exact_mut(width).enumerate() {
                     spread(sums, heads, STRIP, h, out);
@@ -305,7 +374,10 @@ impl Task<'_> {
 /// One head's row of `sums`, `[strip][heads, STRIP]`.
 #[inline(always)]
 fn spread(sums: &[Line], heads: usize, strip: usize, head: usize, out: &mut [f32]) {
-    for (sums, out) in sums.chunks_exact(heads * strip).zip(out.chunks_mut(strip * LANES)) {
+    for (sums, out) in sums
+        .chunks_exact(heads * strip)
+        .zip(out.chunks_mut(strip * LANES))
+    {
         out.copy_from_slice(&simd::values(&sums[head * strip..][..strip])[..out.len()]);
     }
 }
@@ -318,7 +390,10 @@ pub(super) struct State {
 }
 
 impl State {
-    const EMPTY: Self = Self { greatest: Line([f32::NEG_INFINITY; LANES]), total: Line::ZERO };
+    const EMPTY: Self = Self {
+        greatest: Line([f32::NEG_INFINITY; LANES]),
+        total: Line::ZERO,
+    };
 }
 
 /// The scores of one tile: `[heads][POSITIONS]`.
@@ -400,7 +475,10 @@ fn online<S: Simd, const STRIP: usize, const HEADS: usize>(
     s.store(greatest, &mut state.greatest.0);
     // what is subtracted must be finite where no score is above -∞ yet
     let mut base = state.greatest;
-    base.0.iter_mut().filter(|x| **x == f32::NEG_INFINITY).for_each(|x| *x = 0.0);
+    base.0
+        .iter_mut()
+        .filter(|x| **x == f32::NEG_INFINITY)
+        .for_each(|x| *x = 0.0);
     let factor = exp(s, s.sub(before, s.load(&base.0)));
     let mut totals = [s.splat(0.0); LANES];
     for (h, row) in scores.iter_mut().enumerate() {
@@ -415,8 +493,9 @@ fn online<S: Simd, const STRIP: usize, const HEADS: usize>(
     s.store(total, &mut state.total.0);
     let mut factors = Line::ZERO;
     s.store(factor, &mut factors.0);
-    for (values, sums) in
-        values.chunks_exact(POSITIONS * STRIP).zip(sums.as_chunks_mut::<STRIP>().0.chunks_exact_mut(HEADS))
+    for (values, sums) in values
+        .chunks_exact(POSITIONS * STRIP)
+        .zip(sums.as_chunks_mut::<STRIP>().0.chunks_exact_mut(HEADS))
     {
         let mut acc = [[s.splat(0.0); STRIP]; HEADS];
         for h in 0..HEADS {
@@ -500,8 +579,9 @@ fn rounded_sums<S: Simd, const STRIP: usize, const HEADS: usize>(
     for (h, row) in kept.0.iter_mut().enumerate() {
         row.copy_from_slice(simd::values(&probabilities[h * stride..][..SCORES]));
     }
-    for (values, sums) in
-        values.chunks_exact(POSITIONS * STRIP).zip(sums.as_chunks_mut::<STRIP>().0.chunks_exact_mut(HEADS))
+    for (values, sums) in values
+        .chunks_exact(POSITIONS * STRIP)
+        .zip(sums.as_chunks_mut::<STRIP>().0.chunks_exact_mut(HEADS))
     {
         let mut acc = [[s.splat(0.0); STRIP]; HEADS];
         for h in 0..HEADS {

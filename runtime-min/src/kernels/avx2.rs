@@ -53,8 +53,8 @@ fn transpose8(r: [__m256; 8]) -> [__m256; 8] {
     }
 }
 
-// SAFETY of all blocks below: an `Avx2` proves that the features are there, and references to arrays of a vector's
-// size may be read or written whole.
+// SAFETY of all blocks below: an `Avx2` proves that the features are there, and references to
+// arrays of a vector's size may be read or written whole.
 impl Simd for Avx2 {
     type V = Two;
 
@@ -68,12 +68,22 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn load(self, from: &[f32; LANES]) -> Two {
-        unsafe { [_mm256_loadu_ps(from.as_ptr()), _mm256_loadu_ps(from.as_ptr().add(8))] }
+        unsafe {
+            [
+                _mm256_loadu_ps(from.as_ptr()),
+                _mm256_loadu_ps(from.as_ptr().add(8)),
+            ]
+        }
     }
 
     #[inline(always)]
     fn load_bits(self, from: &[u8; 4 * LANES]) -> Two {
-        unsafe { [_mm256_loadu_ps(from.as_ptr().cast()), _mm256_loadu_ps(from.as_ptr().add(32).cast())] }
+        unsafe {
+            [
+                _mm256_loadu_ps(from.as_ptr().cast()),
+                _mm256_loadu_ps(from.as_ptr().add(32).cast()),
+            ]
+        }
     }
 
     #[inline(always)]
@@ -106,7 +116,12 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn mul_add(self, a: Two, b: Two, c: Two) -> Two {
-        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+        unsafe {
+            [
+                _mm256_fmadd_ps(a[0], b[0], c[0]),
+                _mm256_fmadd_ps(a[1], b[1], c[1]),
+            ]
+        }
     }
 
     #[inline(always)]
@@ -122,7 +137,12 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn round(self, v: Two) -> Two {
         const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-        unsafe { [_mm256_round_ps::<NEAREST>(v[0]), _mm256_round_ps::<NEAREST>(v[1])] }
+        unsafe {
+            [
+                _mm256_round_ps::<NEAREST>(v[0]),
+                _mm256_round_ps::<NEAREST>(v[1]),
+            ]
+        }
     }
 
     #[inline(always)]

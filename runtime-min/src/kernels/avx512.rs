@@ -32,8 +32,8 @@ fn run<W: Work>(s: Avx512, work: W) -> W::Out {
     work.run(s)
 }
 
-// SAFETY of all blocks below: an `Avx512` proves that the features are there, and references to arrays of a vector's
-// size may be read or written whole.
+// SAFETY of all blocks below: an `Avx512` proves that the features are there, and references to
+// arrays of a vector's size may be read or written whole.
 impl Simd for Avx512 {
     type V = __m512;
 

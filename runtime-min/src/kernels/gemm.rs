@@ -1,4 +1,5 @@
-//! Weight rows times many tokens: the rows are widened and turned once per block of columns, for all tokens.
+//! Weight rows times many tokens: the rows are widened and turned once per block of columns, for
+//! all tokens.
 
 use super::order::{BLOCK, Order};
 use segpack_formats::safetensors::Dtype;
@@ -51,7 +52,11 @@ impl Gemm<'_> {
         let columns = self.weight.columns;
         let pairs = self.weight.dtype == Dtype::BF16;
         let sums = scratch::first(&mut scratch.sums, strips * STRIP * self.tokens, Line::ZERO);
-        let panels = scratch::first(&mut scratch.panel, strips * STRIP * BLOCK.min(columns), Line::ZERO);
+        let panels = scratch::first(
+            &mut scratch.panel,
+            strips * STRIP * BLOCK.min(columns),
+            Line::ZERO,
+        );
         let longest = Order::new(self.compute, BLOCK.min(columns)).longest();
         let wide = scratch::first(&mut scratch.values, STRIP * longest, Line::ZERO);
         let mut ahead = Ahead::new(self.ahead);
@@ -60,7 +65,9 @@ impl Gemm<'_> {
             let order = Order::new(self.compute, length);
             let panels = &mut panels[..strips * STRIP * length];
             for (i, panel) in panels.chunks_exact_mut(STRIP * length).enumerate() {
-                let rows = self.weight.part(i * STRIP * LANES, STRIP * LANES, from, length);
+                let rows = self
+                    .weight
+                    .part(i * STRIP * LANES, STRIP * LANES, from, length);
                 if pairs {
                     panel::pack_pairs(s, rows, order, STRIP, panel);
                 } else {
@@ -79,8 +86,12 @@ impl Gemm<'_> {
                             panel::widen_pairs::<S, STRIP>(s, pairs, wide);
                         } else {
                             let first = i * STRIP * LANES;
-                            let rows =
-                                self.weight.part(first, STRIP * LANES, from + chain.start, chain.len());
+                            let rows = self.weight.part(
+                                first,
+                                STRIP * LANES,
+                                from + chain.start,
+                                chain.len(),
+                            );
                             panel::pack(s, rows, Order::natural(chain.len()), STRIP, wide);
                         }
                         &*wide
@@ -124,8 +135,8 @@ impl Gemm<'_> {
     }
 }
 
-/// Packs rows of activations for [`Gemm`]: groups of tokens as tiles take them, each `[columns, tokens of the group]`, the
-/// columns of each block in their order.
+/// Packs rows of activations for [`Gemm`]: groups of tokens as tiles take them, each `[columns,
+/// tokens of the group]`, the columns of each block in their order.
 pub(super) struct Pack<'a> {
     /// `[tokens, columns]`
     pub x: &'a [f32],
@@ -147,7 +158,13 @@ impl Work for Pack<'_> {
             for from in (0..columns).step_by(BLOCK) {
                 let length = BLOCK.min(columns - from);
                 let order = Order::new(self.compute, length);
-                pack_block(s, &x[from..], columns, order, &mut to[from * tokens..][..length * tokens]);
+                pack_block(
+                    s,
+                    &x[from..],
+                    columns,
+                    order,
+                    &mut to[from * tokens..][..length * tokens],
+                );
             }
         }
     }
@@ -175,7 +192,10 @@ fn pack_block<S: Simd>(s: S, x: &[f32], stride: usize, order: Order, to: &mut [f
         }
     }
     for c in whole * LANES..columns {
-        for (to, x) in to[order.place(c) * tokens..][..tokens].iter_mut().zip(x.chunks(stride)) {
+        for (to, x) in to[order.place(c) * tokens..][..tokens]
+            .iter_mut()
+            .zip(x.chunks(stride))
+        {
             *to = x[c];
         }
     }

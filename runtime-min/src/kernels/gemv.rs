@@ -1,9 +1,10 @@
 //! bf16 weight rows times one vector: what decoding does, at the speed of the memory.
 //!
-//! Under `Compute::F32` rows are multiplied as they lie, one after the other: lane i of a register is chain i of the row
-//! ([`order`](super::order)). Memory is read in one ascending run, the only way to its full speed: two rows side by
-//! side, 4096 bytes apart, reach 71 % of it on a Zen 5, and turning 16 rows at a time in registers, as `Compute::Bf16`
-//! needs it for its one chain, 70 to 87 %.
+//! Under `Compute::F32` rows are multiplied as they lie, one after the other: lane i of a register
+//! is chain i of the row ([`order`](super::order)). Memory is read in one ascending run, the only
+//! way to its full speed: two rows side by side, 4096 bytes apart, reach 71 % of it on a Zen 5, and
+//! turning 16 rows at a time in registers, as `Compute::Bf16` needs it for its one chain, 70 to 87
+//! %.
 
 #![expect(unsafe_code, reason = "loads from rows whose bounds were checked once")]
 
@@ -39,9 +40,24 @@ impl Work for Gemv<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let mut scratch = scratch::take();
-        let Self { weight, x, bias, out, ahead, compute } = self;
-        let next = if ahead.is_empty() { weight.bytes } else { ahead }.as_ptr();
-        let end = weight.bytes.as_ptr().wrapping_add(weight.rows * weight.stride);
+        let Self {
+            weight,
+            x,
+            bias,
+            out,
+            ahead,
+            compute,
+        } = self;
+        let next = if ahead.is_empty() {
+            weight.bytes
+        } else {
+            ahead
+        }
+        .as_ptr();
+        let end = weight
+            .bytes
+            .as_ptr()
+            .wrapping_add(weight.rows * weight.stride);
         for (i, out) in out.chunks_mut(LANES).enumerate() {
             let rows = weight.part(i * LANES, LANES, 0, weight.columns);
             let mut sums = Line::ZERO;
@@ -80,13 +96,24 @@ impl Ahead {
     #[inline(always)]
     fn of(self, address: *const u8) -> *const u8 {
         let left = self.end.addr().saturating_sub(address.addr());
-        if left > AHEAD { address.wrapping_add(AHEAD) } else { self.next.wrapping_add(AHEAD - left) }
+        if left > AHEAD {
+            address.wrapping_add(AHEAD)
+        } else {
+            self.next.wrapping_add(AHEAD - left)
+        }
     }
 }
 
 /// The sums of up to 16 rows, as they lie.
 #[inline(always)]
-fn lanes<S: Simd>(s: S, rows: Rows<'_>, x: &[f32], ahead: Ahead, scratch: &mut Scratch, sums: &mut Line) {
+fn lanes<S: Simd>(
+    s: S,
+    rows: Rows<'_>,
+    x: &[f32],
+    ahead: Ahead,
+    scratch: &mut Scratch,
+    sums: &mut Line,
+) {
     let blocks = rows.columns.div_ceil(BLOCK);
     let parked = scratch::first(&mut scratch.sums, blocks * LANES, Line::ZERO);
     for number in 0..rows.rows {
@@ -108,13 +135,26 @@ fn lanes<S: Simd>(s: S, rows: Rows<'_>, x: &[f32], ahead: Ahead, scratch: &mut S
                 *chain = s.load(&line.0);
             }
             for (i, chain) in s.transpose(chains).iter().enumerate() {
-                total = if from + i == 0 { *chain } else { s.add(total, *chain) };
+                total = if from + i == 0 {
+                    *chain
+                } else {
+                    s.add(total, *chain)
+                };
             }
         }
         let whole = part.columns / WORDS * WORDS;
         if whole < part.columns {
-            let rest = rest(s, part.part(0, LANES, whole, WORDS), &x[from + whole..], [[s.splat(0.0)]]);
-            total = if from + whole == 0 { rest } else { s.add(total, rest) };
+            let rest = rest(
+                s,
+                part.part(0, LANES, whole, WORDS),
+                &x[from + whole..],
+                [[s.splat(0.0)]],
+            );
+            total = if from + whole == 0 {
+                rest
+            } else {
+                s.add(total, rest)
+            };
         }
     }
     s.store(total, &mut sums.0);
@@ -157,7 +197,8 @@ fn turned<S: Simd>(s: S, rows: Rows<'_>, x: &[f32], sums: &mut Line) {
         for (word, start) in words.iter_mut().zip(&starts) {
             let chunk = start.wrapping_add(c);
             s.prefetch(chunk.cast::<u8>().wrapping_add(AHEAD_OF_ROW));
-            // SAFETY: `row` gave slices of `x.len()` values of two bytes, and chunk `c` of 32 lies in them
+            // SAFETY: `row` gave slices of `x.len()` values of two bytes, and chunk `c` of 32 lies
+            // in them
             *word = s.load_bits(unsafe { &*chunk });
         }
         for (word, [even, odd]) in s.transpose(words).iter().zip(x.as_chunks::<2>().0) {
@@ -166,13 +207,18 @@ fn turned<S: Simd>(s: S, rows: Rows<'_>, x: &[f32], sums: &mut Line) {
         }
     }
     if !last.is_empty() {
-        acc = rest(s, rows.part(0, LANES, x.len() - last.len(), WORDS), last, [[acc]]);
+        acc = rest(
+            s,
+            rows.part(0, LANES, x.len() - last.len(), WORDS),
+            last,
+            [[acc]],
+        );
     }
     s.store(acc, &mut sums.0);
 }
 
-/// Packs one row of activations for [`Gemv`] under `Compute::F32`: of every chunk of 32 columns the even ones, then the
-/// odd ones; the rest as it is.
+/// Packs one row of activations for [`Gemv`] under `Compute::F32`: of every chunk of 32 columns the
+/// even ones, then the odd ones; the rest as it is.
 pub(super) fn pack_lanes(x: &[f32], to: &mut [f32]) {
     for (x, to) in x.chunks(BLOCK).zip(to.chunks_mut(BLOCK)) {
         let ((chunks, last), (to, to_last)) = (x.as_chunks::<WORDS>(), to.as_chunks_mut::<WORDS>());

@@ -1,7 +1,8 @@
 //! What this machine can do at most: the rates that kernels are measured against.
 //!
-//! Both run one loop per thread of rayon's current pool and time it once, from the first thread's start to the last one's
-//! end. Machines are noisy: take the median of several calls, in the same run as what is compared with them.
+//! Both run one loop per thread of rayon's current pool and time it once, from the first thread's
+//! start to the last one's end. Machines are noisy: take the median of several calls, in the same
+//! run as what is compared with them.
 
 use std::ops::Range;
 use std::time::Instant;
@@ -18,8 +19,8 @@ const CHAINS: usize = 12;
 
 /// Reads memory once, each thread an equal share of it: bytes per second.
 ///
-/// The parts together should be far larger than the caches, written before (fresh pages are all one page), and on huge
-/// pages, as weights are; best, they are the weights.
+/// The parts together should be far larger than the caches, written before (fresh pages are all one
+/// page), and on huge pages, as weights are; best, they are the weights.
 pub fn read_bandwidth(kernels: Kernels, parts: &[&[u8]]) -> f64 {
     let parts: Vec<&[Bits]> = parts.iter().map(|part| part.as_chunks().0).collect();
     let lines = parts.iter().map(|part| part.len()).sum::<usize>();
@@ -27,7 +28,9 @@ pub fn read_bandwidth(kernels: Kernels, parts: &[&[u8]]) -> f64 {
     let start = Instant::now();
     let sums = rayon::broadcast(|thread| {
         let from = thread.index() * share;
-        within(&parts, from..from + share).map(|lines| kernels.run(Read(lines))).fold(0.0, f32::max)
+        within(&parts, from..from + share)
+            .map(|lines| kernels.run(Read(lines)))
+            .fold(0.0, f32::max)
     });
     std::hint::black_box(sums);
     #[expect(clippy::cast_precision_loss, reason = "a rate")]
@@ -46,8 +49,8 @@ fn within<'a>(parts: &[&'a [Bits]], range: Range<usize>) -> impl Iterator<Item =
     })
 }
 
-/// Fused multiply-adds on registers, `steps` times per thread: floating-point operations per second, two per
-/// multiply-add.
+/// Fused multiply-adds on registers, `steps` times per thread: floating-point operations per
+/// second, two per multiply-add.
 pub fn fma_peak(kernels: Kernels, steps: usize) -> f64 {
     let start = Instant::now();
     let sums = rayon::broadcast(|_| kernels.run(MultiplyAdd(steps)));
@@ -57,16 +60,21 @@ pub fn fma_peak(kernels: Kernels, steps: usize) -> f64 {
     operations / start.elapsed().as_secs_f64()
 }
 
-/// Products of weights that lie as `[rows / 32][columns][16 × (row j, row j + 16)]`, in bytes of weights per second: what
-/// laying them out anew while they are loaded could reach. It is the inner loop alone, over as many whole panels of 32
-/// rows as `weights` holds, for one token, or a multiple of 12, whose activations were packed before.
+/// Products of weights that lie as `[rows / 32][columns][16 × (row j, row j + 16)]`, in bytes of
+/// weights per second: what laying them out anew while they are loaded could reach. It is the inner
+/// loop alone, over as many whole panels of 32 rows as `weights` holds, for one token, or a
+/// multiple of 12, whose activations were packed before.
 pub fn relaid_product(kernels: Kernels, weights: &[u8], columns: usize, tokens: usize) -> f64 {
     let panels: Vec<&[Bits]> = weights.as_chunks().0.chunks_exact(columns.max(1)).collect();
     let share = panels.len().div_ceil(rayon::current_num_threads()).max(1);
     let start = Instant::now();
     let sums = rayon::broadcast(|thread| {
         let panels = panels.chunks(share).nth(thread.index()).unwrap_or_default();
-        kernels.run(Relaid { panels, columns, tokens })
+        kernels.run(Relaid {
+            panels,
+            columns,
+            tokens,
+        })
     });
     std::hint::black_box(sums);
     #[expect(clippy::cast_precision_loss, reason = "a rate")]

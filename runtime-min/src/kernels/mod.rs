@@ -1,18 +1,20 @@
 //! Kernels for the CPU, chosen at run time by what the processor has.
 //!
-//! * `simd`: vectors of 16 values, over `avx512`, `avx2` and `portable`. Every kernel is written once over it.
-//! * `products`: batches of matrix products, cut into tasks; `gemv` for one token, `gemm` for more, on `tile`s whose
-//!   `panel`s of weights are widened and turned on the way.
+//! * `simd`: vectors of 16 values, over `avx512`, `avx2` and `portable`. Every kernel is written
+//!   once over it.
+//! * `products`: batches of matrix products, cut into tasks; `gemv` for one token, `gemm` for more,
+//!   on `tile`s whose `panel`s of weights are widened and turned on the way.
 //! * `attention`, `rows`, `exp`: everything else that a layer computes.
 //! * [`limits`]: the rates that kernels are measured against.
 //!
-//! **Determinism.** A value of a product depends on its row of the inputs and its row of the weight alone, and attention
-//! of a token on its query and the positions before it alone, to the bit: not on the number of threads, nor on how tokens
-//! are cut into batches. The order of additions is in `tile` and `attention`. AVX2 and AVX-512 give the same bits.
+//! **Determinism.** A value of a product depends on its row of the inputs and its row of the weight
+//! alone, and attention of a token on its query and the positions before it alone, to the bit: not
+//! on the number of threads, nor on how tokens are cut into batches. The order of additions is in
+//! `tile` and `attention`. AVX2 and AVX-512 give the same bits.
 //!
-//! **Scratch** is kept by threads, to be used again: at most 8 MiB (or 512 rows of the longest input) of packed inputs by
-//! the thread that calls, and about 1 MiB by each thread of the pool; attention under `Compute::Bf16` up to 2 MiB there,
-//! or the scores of one token.
+//! **Scratch** is kept by threads, to be used again: at most 8 MiB (or 512 rows of the longest
+//! input) of packed inputs by the thread that calls, and about 1 MiB by each thread of the pool;
+//! attention under `Compute::Bf16` up to 2 MiB there, or the scores of one token.
 
 mod attention;
 #[cfg(target_arch = "x86_64")]
@@ -70,7 +72,9 @@ pub struct UnknownKernels {
 impl Kernels {
     /// The best ones that this processor has.
     pub fn detect() -> Self {
-        Self::all().pop().unwrap_or(Self(Path::Portable(portable::Portable)))
+        Self::all()
+            .pop()
+            .unwrap_or(Self(Path::Portable(portable::Portable)))
     }
 
     /// All that this processor has, the best last.
@@ -93,7 +97,10 @@ impl Kernels {
             seen: name.to_owned(),
             available: Self::all().iter().map(|kernels| kernels.name()).collect(),
         };
-        Self::all().into_iter().find(|kernels| kernels.name() == name).ok_or_else(unknown)
+        Self::all()
+            .into_iter()
+            .find(|kernels| kernels.name() == name)
+            .ok_or_else(unknown)
     }
 
     /// Those that the environment variable [`CPU_VARIABLE`] names; the best where it is not set.

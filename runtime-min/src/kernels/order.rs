@@ -3,7 +3,8 @@
 use super::simd::LANES;
 use crate::ops::Compute;
 
-/// Columns that are added up together; their sum is added to that of the columns before. A multiple of [`WORDS`].
+/// Columns that are added up together; their sum is added to that of the columns before. A multiple
+/// of [`WORDS`].
 pub(super) const BLOCK: usize = 2048;
 /// Columns of a chunk: a vector of pairs.
 pub(super) const WORDS: usize = 2 * LANES;
@@ -12,9 +13,10 @@ const STEPS: usize = 256;
 
 /// The order of the columns of one block.
 ///
-/// Under `Compute::F32` chain i takes pair i of every chunk of 32 columns: 16 chains, as long as there are chunks. So a
-/// single row can be multiplied as it lies in memory, lane i of a register being chain i. The columns after the last
-/// whole chunk are one more chain. Under `Compute::Bf16` the columns stay as they are, in one chain.
+/// Under `Compute::F32` chain i takes pair i of every chunk of 32 columns: 16 chains, as long as
+/// there are chunks. So a single row can be multiplied as it lies in memory, lane i of a register
+/// being chain i. The columns after the last whole chunk are one more chain. Under `Compute::Bf16`
+/// the columns stay as they are, in one chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Order {
     columns: usize,
@@ -25,7 +27,11 @@ pub(super) struct Order {
 
 impl Order {
     pub(super) fn new(compute: Compute, columns: usize) -> Self {
-        Self { columns, chunks: columns / WORDS, chained: compute == Compute::F32 }
+        Self {
+            columns,
+            chunks: columns / WORDS,
+            chained: compute == Compute::F32,
+        }
     }
 
     /// The columns as they are.
@@ -48,9 +54,14 @@ impl Order {
         }
     }
 
-    /// Where the pair of columns from `column` on comes, and the distance to that of the next pair of its chunk.
+    /// Where the pair of columns from `column` on comes, and the distance to that of the next pair
+    /// of its chunk.
     pub(super) fn pairs(self, column: usize) -> (usize, usize) {
-        let next = if self.chained && column < self.whole() { 2 * self.chunks } else { 2 };
+        let next = if self.chained && column < self.whole() {
+            2 * self.chunks
+        } else {
+            2
+        };
         (self.place(column), next)
     }
 
@@ -59,11 +70,14 @@ impl Order {
         self.chains().map(|chain| chain.len()).max().unwrap_or(0)
     }
 
-    /// The chains, or pieces of the only one, as ranges in the order. Each is in whole chunks, or after all of them.
+    /// The chains, or pieces of the only one, as ranges in the order. Each is in whole chunks, or
+    /// after all of them.
     pub(super) fn chains(self) -> impl Iterator<Item = std::ops::Range<usize>> + Clone {
         let whole = self.whole();
         let length = if self.chained { 2 * self.chunks } else { STEPS };
-        let chains = (0..whole).step_by(length.max(1)).map(move |from| from..(from + length).min(whole));
+        let chains = (0..whole)
+            .step_by(length.max(1))
+            .map(move |from| from..(from + length).min(whole));
         chains.chain((whole < self.columns).then_some(whole..self.columns))
     }
 }

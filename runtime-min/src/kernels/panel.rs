@@ -40,7 +40,12 @@ impl<'a> Rows<'a> {
         let rows = rows.min(self.rows - row);
         let columns = columns.min(self.columns - column);
         let from = row * self.stride + column * width_of(self.dtype);
-        Self { bytes: &self.bytes[from..], rows, columns, ..self }
+        Self {
+            bytes: &self.bytes[from..],
+            rows,
+            columns,
+            ..self
+        }
     }
 }
 
@@ -54,8 +59,8 @@ fn sixteen<'a>(from: &Rows<'a>, first: usize) -> [&'a [u8]; LANES] {
     rows
 }
 
-/// Fills `panel`, `[columns, strip]` vectors of up to 16 rows each, columns in their order; lanes that have no row get any
-/// values.
+/// Fills `panel`, `[columns, strip]` vectors of up to 16 rows each, columns in their order; lanes
+/// that have no row get any values.
 #[inline(always)]
 pub(super) fn pack<S: Simd>(s: S, from: Rows<'_>, order: Order, strip: usize, panel: &mut [Line]) {
     for v in 0..strip {
@@ -71,11 +76,19 @@ pub(super) fn pack<S: Simd>(s: S, from: Rows<'_>, order: Order, strip: usize, pa
     }
 }
 
-/// Fills `pairs`, `[columns / 2, strip]` vectors of pairs of bf16 values, with the whole chunks of 32 columns.
+/// Fills `pairs`, `[columns / 2, strip]` vectors of pairs of bf16 values, with the whole chunks of
+/// 32 columns.
 ///
-/// Pairs take half the memory of wide values, which stay in the second-level cache: storing there is what packing costs.
+/// Pairs take half the memory of wide values, which stay in the second-level cache: storing there
+/// is what packing costs.
 #[inline(always)]
-pub(super) fn pack_pairs<S: Simd>(s: S, from: Rows<'_>, order: Order, strip: usize, pairs: &mut [Line]) {
+pub(super) fn pack_pairs<S: Simd>(
+    s: S,
+    from: Rows<'_>,
+    order: Order,
+    strip: usize,
+    pairs: &mut [Line],
+) {
     for v in 0..strip {
         let chunks = chunks(&sixteen(&from, v * LANES));
         for c in 0..chunks[0].len() {
@@ -91,7 +104,10 @@ pub(super) fn pack_pairs<S: Simd>(s: S, from: Rows<'_>, order: Order, strip: usi
 /// Fills `panel`, `[columns, STRIP]`, from pairs.
 #[inline(always)]
 pub(super) fn widen_pairs<S: Simd, const STRIP: usize>(s: S, pairs: &[Line], panel: &mut [Line]) {
-    let (pairs, panel) = (pairs.as_chunks::<STRIP>().0, panel.as_chunks_mut::<STRIP>().0);
+    let (pairs, panel) = (
+        pairs.as_chunks::<STRIP>().0,
+        panel.as_chunks_mut::<STRIP>().0,
+    );
     for (pair, [even, odd]) in pairs.iter().zip(panel.as_chunks_mut::<2>().0) {
         for v in 0..STRIP {
             let words = s.load(&pair[v].0);
@@ -123,14 +139,23 @@ fn chunks<'a>(rows: &[&'a [u8]; LANES]) -> [&'a [[u8; 64]]; LANES] {
 
 /// Packs whole chunks of 16 columns; returns how many columns that were.
 #[inline(always)]
-fn pack_f32<S: Simd>(s: S, rows: &[&[u8]; LANES], order: Order, strip: usize, panel: &mut [Line]) -> usize {
+fn pack_f32<S: Simd>(
+    s: S,
+    rows: &[&[u8]; LANES],
+    order: Order,
+    strip: usize,
+    panel: &mut [Line],
+) -> usize {
     let chunks = chunks(rows);
     let count = chunks[0].len();
     for c in 0..count {
         let words = turned(s, &chunks, c);
         let (first, next) = order.pairs(c * LANES);
         for (i, word) in words.iter().enumerate() {
-            s.store(*word, &mut panel[(first + (i / 2) * next + i % 2) * strip].0);
+            s.store(
+                *word,
+                &mut panel[(first + (i / 2) * next + i % 2) * strip].0,
+            );
         }
     }
     count * LANES

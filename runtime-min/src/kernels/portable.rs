@@ -1,4 +1,5 @@
-//! Plain Rust, for any processor; the compiler makes vectors of it (NEON on aarch64, where it is untested).
+//! Plain Rust, for any processor; the compiler makes vectors of it (NEON on aarch64, where it is
+//! untested).
 
 use super::simd::{LANES, Simd, Work};
 
@@ -89,7 +90,11 @@ impl Simd for Portable {
     fn mul_add(self, a: Lanes, b: Lanes, c: Lanes) -> Lanes {
         let mut to = c;
         for i in 0..LANES {
-            to[i] = if FUSED { a[i].mul_add(b[i], c[i]) } else { a[i] * b[i] + c[i] };
+            to[i] = if FUSED {
+                a[i].mul_add(b[i], c[i])
+            } else {
+                a[i] * b[i] + c[i]
+            };
         }
         to
     }

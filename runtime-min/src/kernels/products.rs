@@ -16,7 +16,8 @@ use crate::ops::{Compute, Matrix, Product};
 
 /// Bytes of weights of one task where there is one token.
 const TASK_BYTES: usize = 128 << 10;
-/// Most packed activations at a time, in f32 values: the bound is 8 MiB, or one block of [`gemm::TOKENS`] tokens.
+/// Most packed activations at a time, in f32 values: the bound is 8 MiB, or one block of
+/// [`gemm::TOKENS`] tokens.
 const PACKED: usize = 2 << 20;
 /// Multiplications below which a batch is not worth a hand-over to other threads.
 const SMALL: usize = 1 << 15;
@@ -50,12 +51,23 @@ enum Kind {
 /// # Panics
 /// Where the sizes of a product do not fit together.
 pub(crate) fn products(kernels: Kernels, compute: Compute, products: &mut [Product<'_>]) {
-    let mut wave = Wave { kernels, compute, parts: Vec::new(), packed: 0 };
+    let mut wave = Wave {
+        kernels,
+        compute,
+        parts: Vec::new(),
+        packed: 0,
+    };
     for product in products {
-        let Product { x, weight, bias, out } = product;
+        let Product {
+            x,
+            weight,
+            bias,
+            out,
+        } = product;
         let tokens = check(x, weight, *bias, out);
         if weight.columns == 0 {
-            out.chunks_exact_mut(weight.rows.max(1)).for_each(|out| empty_sums(compute, *bias, out));
+            out.chunks_exact_mut(weight.rows.max(1))
+                .for_each(|out| empty_sums(compute, *bias, out));
             continue;
         }
         if weight.rows == 0 {
@@ -71,9 +83,21 @@ pub(crate) fn products(kernels: Kernels, compute: Compute, products: &mut [Produ
         let mut out = Columns::all(out, weight.rows);
         for x in x.chunks(gemm::TOKENS * weight.columns) {
             let tokens = x.len() / weight.columns;
-            let kind = if tokens == 1 && rows.dtype == Dtype::BF16 { Kind::Gemv } else { Kind::Gemm };
+            let kind = if tokens == 1 && rows.dtype == Dtype::BF16 {
+                Kind::Gemv
+            } else {
+                Kind::Gemm
+            };
             let out = out.take_rows(tokens);
-            wave.add(Part { weight: rows, bias: *bias, tokens, kind, x, packed: 0, out });
+            wave.add(Part {
+                weight: rows,
+                bias: *bias,
+                tokens,
+                kind,
+                x,
+                packed: 0,
+                out,
+            });
         }
         debug_assert!(tokens * weight.columns == x.len());
     }
@@ -82,19 +106,45 @@ pub(crate) fn products(kernels: Kernels, compute: Compute, products: &mut [Produ
 
 /// The number of tokens.
 fn check(x: &[f32], weight: &Matrix<'_>, bias: Option<&[f32]>, out: &[f32]) -> usize {
-    let Matrix { dtype, bytes, rows, columns } = *weight;
-    assert_eq!(bytes.len(), rows * columns * width_of(dtype), "bytes of a weight [{rows}, {columns}]");
-    assert!(bias.is_none_or(|b| b.len() == rows), "values of a bias of {rows} rows");
-    let tokens = x.len().checked_div(columns).unwrap_or(out.len() / rows.max(1));
-    assert_eq!(x.len(), tokens * columns, "inputs of a weight of {columns} columns");
-    assert_eq!(out.len(), tokens * rows, "outputs of a weight of {rows} rows for {tokens} tokens");
+    let Matrix {
+        dtype,
+        bytes,
+        rows,
+        columns,
+    } = *weight;
+    assert_eq!(
+        bytes.len(),
+        rows * columns * width_of(dtype),
+        "bytes of a weight [{rows}, {columns}]"
+    );
+    assert!(
+        bias.is_none_or(|b| b.len() == rows),
+        "values of a bias of {rows} rows"
+    );
+    let tokens = x
+        .len()
+        .checked_div(columns)
+        .unwrap_or(out.len() / rows.max(1));
+    assert_eq!(
+        x.len(),
+        tokens * columns,
+        "inputs of a weight of {columns} columns"
+    );
+    assert_eq!(
+        out.len(),
+        tokens * rows,
+        "outputs of a weight of {rows} rows for {tokens} tokens"
+    );
     tokens
 }
 
 /// Sums over no column.
 fn empty_sums(compute: Compute, bias: Option<&[f32]>, out: &mut [f32]) {
     match bias {
-        Some(bias) => out.iter_mut().zip(bias).for_each(|(out, b)| *out = compute.round(*b)),
+        Some(bias) => out
+            .iter_mut()
+            .zip(bias)
+            .for_each(|(out, b)| *out = compute.round(*b)),
         None => out.fill(0.0),
     }
 }
@@ -153,7 +203,12 @@ impl<'a> Wave<'a> {
                 let (to, after) = rest.split_at_mut(tokens * columns);
                 packs.push((
                     part.kind,
-                    Pack { x: &part.x[first * columns..][..to.len()], columns, compute, to },
+                    Pack {
+                        x: &part.x[first * columns..][..to.len()],
+                        columns,
+                        compute,
+                        to,
+                    },
                 ));
                 rest = after;
             }
@@ -180,7 +235,15 @@ impl<'a> Wave<'a> {
                 let x = &packed[part.packed..][..part.x.len()];
                 let bias = part.bias.map(|b| &b[first..first + weight.rows]);
                 let out = part.out.take(weight.rows);
-                tasks.push(Task { weight, x, tokens: part.tokens, kind: part.kind, bias, out, ahead: &[] });
+                tasks.push(Task {
+                    weight,
+                    x,
+                    tokens: part.tokens,
+                    kind: part.kind,
+                    bias,
+                    out,
+                    ahead: &[],
+                });
             }
         }
         tasks
@@ -191,7 +254,9 @@ impl Part<'_> {
     fn rows_of_a_task(&self) -> usize {
         match self.kind {
             Kind::Gemm => gemm::ROWS,
-            Kind::Gemv => (TASK_BYTES / self.weight.stride).next_multiple_of(LANES).max(LANES),
+            Kind::Gemv => (TASK_BYTES / self.weight.stride)
+                .next_multiple_of(LANES)
+                .max(LANES),
         }
     }
 }
@@ -210,10 +275,33 @@ struct Task<'a> {
 
 impl Task<'_> {
     fn run(self, kernels: Kernels, compute: Compute) {
-        let Self { weight, x, tokens, kind, bias, mut out, ahead } = self;
+        let Self {
+            weight,
+            x,
+            tokens,
+            kind,
+            bias,
+            mut out,
+            ahead,
+        } = self;
         match kind {
-            Kind::Gemv => kernels.run(Gemv { weight, x, bias, out: out.row(0), ahead, compute }),
-            Kind::Gemm => kernels.run(Gemm { weight, x, tokens, bias, out, ahead, compute }),
+            Kind::Gemv => kernels.run(Gemv {
+                weight,
+                x,
+                bias,
+                out: out.row(0),
+                ahead,
+                compute,
+            }),
+            Kind::Gemm => kernels.run(Gemm {
+                weight,
+                x,
+                tokens,
+                bias,
+                out,
+                ahead,
+                compute,
+            }),
         }
     }
 }

@@ -46,7 +46,12 @@ impl Work for RmsNorm<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { compute, x, weight, eps } = self;
+        let Self {
+            compute,
+            x,
+            weight,
+            eps,
+        } = self;
         for row in x.chunks_exact_mut(weight.len().max(1)) {
             #[expect(clippy::cast_precision_loss, reason = "rows are short")]
             let mean = sum_of_squares(s, row) / row.len() as f32;
@@ -84,7 +89,13 @@ impl Work for Rope<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let Self { compute, x, cos, sin, width } = self;
+        let Self {
+            compute,
+            x,
+            cos,
+            sin,
+            width,
+        } = self;
         let half = width / 2;
         let tokens = cos.len() / half.max(1);
         let per_token = x.len() / tokens.max(1);
@@ -138,7 +149,12 @@ impl Work for AddScaled<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let Self { compute, to, x, factor } = self;
+        let Self {
+            compute,
+            to,
+            x,
+            factor,
+        } = self;
         for (to, x) in to.iter_mut().zip(x) {
             *to = compute.round(*to + compute.round(x * factor));
         }

@@ -24,7 +24,8 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// The scratch of this thread, to be given back with [`keep`]. Until then the thread has another, empty one.
+/// The scratch of this thread, to be given back with [`keep`]. Until then the thread has another,
+/// empty one.
 pub(super) fn take() -> Scratch {
     SCRATCH.take()
 }

@@ -22,13 +22,23 @@ impl<'a> Columns<'a> {
     /// All of a matrix `[rows, stride]`.
     pub(super) fn all(matrix: &'a mut [f32], stride: usize) -> Self {
         let rows = matrix.len() / stride.max(1);
-        Self { start: matrix.as_mut_ptr(), rows, stride, width: stride, matrix: PhantomData }
+        Self {
+            start: matrix.as_mut_ptr(),
+            rows,
+            stride,
+            width: stride,
+            matrix: PhantomData,
+        }
     }
 
     /// Splits off the columns before `width`.
     pub(super) fn take(&mut self, width: usize) -> Self {
         let width = width.min(self.width);
-        let first = Self { width, matrix: PhantomData, ..*self };
+        let first = Self {
+            width,
+            matrix: PhantomData,
+            ..*self
+        };
         // stays in the matrix, or one past its first row
         self.start = self.start.wrapping_add(width);
         self.width -= width;
@@ -39,7 +49,12 @@ impl<'a> Columns<'a> {
     fn rows(&self, rows: Range<usize>) -> Self {
         assert!(rows.start <= rows.end && rows.end <= self.rows);
         let start = self.start.wrapping_add(rows.start * self.stride);
-        Self { start, rows: rows.len(), matrix: PhantomData, ..*self }
+        Self {
+            start,
+            rows: rows.len(),
+            matrix: PhantomData,
+            ..*self
+        }
     }
 
     /// Splits off the rows before `rows`.
@@ -53,8 +68,8 @@ impl<'a> Columns<'a> {
     /// This task's part of one row.
     pub(super) fn row(&mut self, row: usize) -> &mut [f32] {
         assert!(row < self.rows);
-        // SAFETY: `rows`, `stride` and `width` describe elements of the matrix that `all` borrowed, and splitting hands
-        // each of them to one `Columns` only, which is borrowed mutably here
+        // SAFETY: `rows`, `stride` and `width` describe elements of the matrix that `all` borrowed,
+        // and splitting hands each of them to one `Columns` only, which is borrowed mutably here
         unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.stride), self.width) }
     }
 }

@@ -1,6 +1,7 @@
 //! What a kernel needs of an instruction set. Kernels are written once, over this trait.
 
-/// Values of a vector. All instruction sets use the same number, so that sums are formed in the same order on all.
+/// Values of a vector. All instruction sets use the same number, so that sums are formed in the
+/// same order on all.
 pub(crate) const LANES: usize = 16;
 
 /// One vector in memory, aligned to a cache line.
@@ -30,7 +31,12 @@ pub(crate) fn values_mut(lines: &mut [Line]) -> &mut [f32] {
 /// The bytes of some values; little-endian, as every machine is that this is built for.
 #[expect(unsafe_code, reason = "values are bytes without padding")]
 pub(crate) fn bytes(values: &[f32]) -> &[u8] {
-    const { assert!(cfg!(target_endian = "little"), "weights are read as little-endian words") };
+    const {
+        assert!(
+            cfg!(target_endian = "little"),
+            "weights are read as little-endian words"
+        )
+    };
     // SAFETY: every byte of an f32 is initialised, and bytes need no alignment
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }
@@ -40,12 +46,14 @@ pub(crate) trait Work {
     /// What comes out.
     type Out;
 
-    /// Does it. Implementations are `#[inline(always)]`, and so is all that computes in them; nothing does so in a
-    /// closure. For only what is inlined into the entry of an instruction set is compiled for it.
+    /// Does it. Implementations are `#[inline(always)]`, and so is all that computes in them;
+    /// nothing does so in a closure. For only what is inlined into the entry of an instruction set
+    /// is compiled for it.
     fn run<S: Simd>(self, s: S) -> Self::Out;
 }
 
-/// An instruction set: vectors of [`LANES`] f32. A value of the type proves that the processor has it.
+/// An instruction set: vectors of [`LANES`] f32. A value of the type proves that the processor has
+/// it.
 ///
 /// Rounding is IEEE 754's, one per operation.
 pub(crate) trait Simd: Copy + Send + Sync {
@@ -111,7 +119,11 @@ pub(crate) trait Simd: Copy + Send + Sync {
         let mut width = LANES / 2;
         while width > 0 {
             for i in 0..width {
-                lanes[i] = if lanes[i + width] > lanes[i] { lanes[i + width] } else { lanes[i] };
+                lanes[i] = if lanes[i + width] > lanes[i] {
+                    lanes[i + width]
+                } else {
+                    lanes[i]
+                };
             }
             width /= 2;
         }

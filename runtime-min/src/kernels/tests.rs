@@ -1,5 +1,6 @@
-//! Every kernel against the plain reference, at sizes that are no multiple of any tile, on every instruction set that
-//! this processor has; and the promise that bits do not depend on threads or batches.
+//! Every kernel against the plain reference, at sizes that are no multiple of any tile, on every
+//! instruction set that this processor has; and the promise that bits do not depend on threads or
+//! batches.
 
 use segpack_formats::safetensors::Dtype;
 
@@ -17,7 +18,10 @@ fn linear(ops: &impl Ops, x: &[f32], weight: Matrix<'_>, bias: Option<&[f32]>) -
 
 fn worst(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max)
 }
 
 fn bits(x: &[f32]) -> Vec<u32> {
@@ -26,12 +30,18 @@ fn bits(x: &[f32]) -> Vec<u32> {
 
 /// Every instruction set at both precisions.
 fn all() -> impl Iterator<Item = CpuOps> {
-    let both = |kernels| [Compute::F32, Compute::Bf16].map(|compute| CpuOps::with_kernels(compute, kernels));
+    let both = |kernels| {
+        [Compute::F32, Compute::Bf16].map(|compute| CpuOps::with_kernels(compute, kernels))
+    };
     Kernels::all().into_iter().flat_map(both)
 }
 
 fn on_threads<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(work)
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .unwrap()
+        .install(work)
 }
 
 #[test]
@@ -58,7 +68,12 @@ fn products_agree_with_the_reference_at_odd_sizes() {
     for (rows, columns, tokens) in sizes {
         for dtype in [Dtype::BF16, Dtype::F16, Dtype::F32] {
             let weight = bytes(dtype, &noise(rows * columns, 7));
-            let weight = Matrix { dtype, bytes: &weight, rows, columns };
+            let weight = Matrix {
+                dtype,
+                bytes: &weight,
+                rows,
+                columns,
+            };
             for ops in all() {
                 let compute = ops.compute();
                 let x = activations(compute, tokens * columns, 11);
@@ -69,11 +84,21 @@ fn products_agree_with_the_reference_at_odd_sizes() {
                     // exact where products are exact, or fused as the reference does it
                     let exact = compute == Compute::Bf16
                         && (dtype != Dtype::F32 || ops.kernels().name() != "portable");
-                    let most =
-                        if exact { 0.0 } else { 2e-5 * (1.0 + worst(&wanted, &vec![0.0; wanted.len()])) };
-                    let most = if compute == Compute::Bf16 && !exact { 0.3 } else { most };
+                    let most = if exact {
+                        0.0
+                    } else {
+                        2e-5 * (1.0 + worst(&wanted, &vec![0.0; wanted.len()]))
+                    };
+                    let most = if compute == Compute::Bf16 && !exact {
+                        0.3
+                    } else {
+                        most
+                    };
                     let worst = worst(&seen, &wanted);
-                    assert!(worst <= most, "{ops:?} {dtype} {rows}x{columns}, {tokens} tokens: {worst}");
+                    assert!(
+                        worst <= most,
+                        "{ops:?} {dtype} {rows}x{columns}, {tokens} tokens: {worst}"
+                    );
                 }
             }
         }
@@ -83,7 +108,12 @@ fn products_agree_with_the_reference_at_odd_sizes() {
 #[test]
 fn products_without_rows_columns_or_tokens() {
     for ops in all() {
-        let of = |rows, columns| Matrix { dtype: Dtype::BF16, bytes: &[], rows, columns };
+        let of = |rows, columns| Matrix {
+            dtype: Dtype::BF16,
+            bytes: &[],
+            rows,
+            columns,
+        };
         ops.products(&mut []);
         ops.linear(&[], of(0, 3), None, &mut []);
         ops.linear(&[1.0; 6], of(0, 3), None, &mut []);
@@ -93,7 +123,15 @@ fn products_without_rows_columns_or_tokens() {
         ops.linear(&[], of(2, 0), None, &mut out);
         assert_eq!(out, [0.0; 4]);
         let weight = [0; 12];
-        ops.linear(&[], Matrix { bytes: &weight, ..of(2, 3) }, None, &mut []);
+        ops.linear(
+            &[],
+            Matrix {
+                bytes: &weight,
+                ..of(2, 3)
+            },
+            None,
+            &mut [],
+        );
     }
 }
 
@@ -102,18 +140,31 @@ fn a_product_has_the_same_bits_in_any_batch_on_any_number_of_threads() {
     let (rows, columns) = (113, 1125);
     for dtype in [Dtype::BF16, Dtype::F16, Dtype::F32] {
         let bytes = bytes(dtype, &noise(rows * columns, 3));
-        let weight = Matrix { dtype, bytes: &bytes, rows, columns };
+        let weight = Matrix {
+            dtype,
+            bytes: &bytes,
+            rows,
+            columns,
+        };
         for ops in all() {
             let x = activations(ops.compute(), 29 * columns, 5);
             let bias = noise(rows, 17);
-            let one_by_one: Vec<f32> =
-                x.chunks(columns).flat_map(|x| linear(&ops, x, weight, Some(&bias))).collect();
+            let one_by_one: Vec<f32> = x
+                .chunks(columns)
+                .flat_map(|x| linear(&ops, x, weight, Some(&bias)))
+                .collect();
             for (threads, tokens) in [(1, 29), (2, 29), (3, 2), (4, 13), (2, 28), (1, 5)] {
                 let seen = on_threads(threads, || {
                     let parts = x.chunks(tokens * columns);
-                    parts.flat_map(|x| linear(&ops, x, weight, Some(&bias))).collect::<Vec<_>>()
+                    parts
+                        .flat_map(|x| linear(&ops, x, weight, Some(&bias)))
+                        .collect::<Vec<_>>()
                 });
-                assert_eq!(bits(&seen), bits(&one_by_one), "{ops:?} {dtype}, {tokens} at a time");
+                assert_eq!(
+                    bits(&seen),
+                    bits(&one_by_one),
+                    "{ops:?} {dtype}, {tokens} at a time"
+                );
             }
         }
     }
@@ -121,22 +172,43 @@ fn a_product_has_the_same_bits_in_any_batch_on_any_number_of_threads() {
 
 #[test]
 fn products_of_one_call_do_not_touch_each_other() {
-    let sizes =
-        [(40, 96, 1), (40, 96, 9), (33, 96, 9), (7, 2048, 600), (128, 32, 1), (16, 3, 2), (64, 2048, 1000)];
-    let weights: Vec<Vec<u8>> =
-        sizes.iter().map(|(rows, columns, _)| bytes(Dtype::BF16, &noise(rows * columns, 23))).collect();
+    let sizes = [
+        (40, 96, 1),
+        (40, 96, 9),
+        (33, 96, 9),
+        (7, 2048, 600),
+        (128, 32, 1),
+        (16, 3, 2),
+        (64, 2048, 1000),
+    ];
+    let weights: Vec<Vec<u8>> = sizes
+        .iter()
+        .map(|(rows, columns, _)| bytes(Dtype::BF16, &noise(rows * columns, 23)))
+        .collect();
     for ops in all() {
         let x = activations(ops.compute(), 2048 * 1000, 29);
         let matrix = |i: usize| {
             let (rows, columns, _) = sizes[i];
-            Matrix { dtype: Dtype::BF16, bytes: &weights[i], rows, columns }
+            Matrix {
+                dtype: Dtype::BF16,
+                bytes: &weights[i],
+                rows,
+                columns,
+            }
         };
-        let mut outs: Vec<Vec<f32>> =
-            sizes.iter().map(|(rows, _, tokens)| vec![f32::NAN; rows * tokens]).collect();
+        let mut outs: Vec<Vec<f32>> = sizes
+            .iter()
+            .map(|(rows, _, tokens)| vec![f32::NAN; rows * tokens])
+            .collect();
         let mut batch: Vec<Product<'_>> = outs
             .iter_mut()
             .enumerate()
-            .map(|(i, out)| Product { x: &x[..sizes[i].1 * sizes[i].2], weight: matrix(i), bias: None, out })
+            .map(|(i, out)| Product {
+                x: &x[..sizes[i].1 * sizes[i].2],
+                weight: matrix(i),
+                bias: None,
+                out,
+            })
             .collect();
         on_threads(3, || ops.products(&mut batch));
         for (i, out) in outs.iter().enumerate() {
@@ -152,14 +224,37 @@ fn weights_may_lie_at_any_even_address() {
     let even = bytes(Dtype::BF16, &noise(rows * columns, 41));
     for ops in all() {
         let x = activations(ops.compute(), 3 * columns, 43);
-        let wanted = linear(&ops, &x, Matrix { dtype: Dtype::BF16, bytes: &even, rows, columns }, None);
+        let wanted = linear(
+            &ops,
+            &x,
+            Matrix {
+                dtype: Dtype::BF16,
+                bytes: &even,
+                rows,
+                columns,
+            },
+            None,
+        );
         for shift in [1, 2, 6, 62] {
             let moved = [vec![0xff; shift], even.clone()].concat();
-            let weight = Matrix { dtype: Dtype::BF16, bytes: &moved[shift..], rows, columns };
+            let weight = Matrix {
+                dtype: Dtype::BF16,
+                bytes: &moved[shift..],
+                rows,
+                columns,
+            };
             for (x, wanted) in x.chunks(columns).zip(wanted.chunks(rows)) {
-                assert_eq!(linear(&ops, x, weight, None), wanted, "{ops:?} shifted by {shift}");
+                assert_eq!(
+                    linear(&ops, x, weight, None),
+                    wanted,
+                    "{ops:?} shifted by {shift}"
+                );
             }
-            assert_eq!(linear(&ops, &x, weight, None), wanted, "{ops:?} shifted by {shift}");
+            assert_eq!(
+                linear(&ops, &x, weight, None),
+                wanted,
+                "{ops:?} shifted by {shift}"
+            );
         }
     }
 }
@@ -171,17 +266,35 @@ fn what_is_not_finite_stays_in_its_row() {
     values[3 * columns + 5] = f32::NAN;
     values[20 * columns + 69] = f32::INFINITY;
     let weight = bytes(Dtype::BF16, &values);
-    let weight = Matrix { dtype: Dtype::BF16, bytes: &weight, rows, columns };
+    let weight = Matrix {
+        dtype: Dtype::BF16,
+        bytes: &weight,
+        rows,
+        columns,
+    };
     for ops in all() {
         let mut x = activations(ops.compute(), 4 * columns, 2);
         x[2 * columns + 7] = f32::NAN;
-        let wanted = linear(&ScalarOps { compute: ops.compute() }, &x, weight, None);
+        let wanted = linear(
+            &ScalarOps {
+                compute: ops.compute(),
+            },
+            &x,
+            weight,
+            None,
+        );
         let together = linear(&ops, &x, weight, None);
-        let alone: Vec<f32> = x.chunks(columns).flat_map(|x| linear(&ops, x, weight, None)).collect();
+        let alone: Vec<f32> = x
+            .chunks(columns)
+            .flat_map(|x| linear(&ops, x, weight, None))
+            .collect();
         for seen in [together, alone] {
             for (i, (seen, wanted)) in seen.iter().zip(&wanted).enumerate() {
                 assert_eq!(seen.is_nan(), wanted.is_nan(), "{ops:?} {i}");
-                assert!(seen.is_nan() || *seen == *wanted || (seen - wanted).abs() < 1e-4, "{ops:?} {i}");
+                assert!(
+                    seen.is_nan() || *seen == *wanted || (seen - wanted).abs() < 1e-4,
+                    "{ops:?} {i}"
+                );
             }
         }
     }
@@ -206,11 +319,17 @@ fn attention_agrees_with_the_reference_at_odd_sizes() {
         ((3, 1, 128), 70, 70),
     ];
     for ((query, key_value, width), tokens, positions) in sizes {
-        let heads = Heads { query, key_value, width };
+        let heads = Heads {
+            query,
+            key_value,
+            width,
+        };
         for ops in all() {
             let compute = ops.compute();
-            let q: Vec<f32> =
-                noise(tokens * query * width, 1).iter().map(|x| compute.round(x * 4.0)).collect();
+            let q: Vec<f32> = noise(tokens * query * width, 1)
+                .iter()
+                .map(|x| compute.round(x * 4.0))
+                .collect();
             let keys = activations(compute, positions * key_value * width, 2);
             let values = activations(compute, positions * key_value * width, 3);
             let wanted = attend(&ScalarOps { compute }, &q, &keys, &values, heads);
@@ -218,14 +337,21 @@ fn attention_agrees_with_the_reference_at_odd_sizes() {
             let worst = worst(&seen, &wanted);
             // under bf16 a last bit of a probability may be rounded the other way
             let most = if compute == Compute::F32 { 3e-6 } else { 0.008 };
-            assert!(worst <= most, "{ops:?} {heads:?} {tokens} of {positions}: {worst}");
+            assert!(
+                worst <= most,
+                "{ops:?} {heads:?} {tokens} of {positions}: {worst}"
+            );
         }
     }
 }
 
 #[test]
 fn attention_has_the_same_bits_in_any_batch_on_any_number_of_threads() {
-    let heads = Heads { query: 16, key_value: 2, width: 24 };
+    let heads = Heads {
+        query: 16,
+        key_value: 2,
+        width: 24,
+    };
     let (tokens, positions) = (90, 200);
     for ops in all() {
         let q = activations(ops.compute(), tokens * 16 * 24, 1);
@@ -238,19 +364,30 @@ fn attention_has_the_same_bits_in_any_batch_on_any_number_of_threads() {
                 let end = (positions - tokens + i * batch + q.len() / (16 * 24)) * 2 * 24;
                 attend(&ops, q, &keys[..end], &values[..end], heads)
             };
-            q.chunks(batch * 16 * 24).enumerate().flat_map(part).collect()
+            q.chunks(batch * 16 * 24)
+                .enumerate()
+                .flat_map(part)
+                .collect()
         };
         let wanted = in_batches(1);
         for (threads, batch) in [(1, 90), (2, 90), (4, 7), (2, 64), (3, 33)] {
             let seen = on_threads(threads, || in_batches(batch));
-            assert_eq!(bits(&seen), bits(&wanted), "{ops:?}, {batch} at a time, {threads} threads");
+            assert_eq!(
+                bits(&seen),
+                bits(&wanted),
+                "{ops:?}, {batch} at a time, {threads} threads"
+            );
         }
     }
 }
 
 #[test]
 fn attention_of_scores_that_are_not_finite() {
-    let heads = Heads { query: 2, key_value: 1, width: 4 };
+    let heads = Heads {
+        query: 2,
+        key_value: 1,
+        width: 4,
+    };
     for kernels in Kernels::all() {
         let ops = CpuOps::with_kernels(Compute::F32, kernels);
         let mut keys = noise(70 * 4, 1);
@@ -258,26 +395,51 @@ fn attention_of_scores_that_are_not_finite() {
         let q = [1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0];
         keys[..256].fill(f32::NEG_INFINITY); // a whole block without a score
         let wanted = attend(&ScalarOps::default(), &q, &keys, &values, heads);
-        assert!(worst(&attend(&ops, &q, &keys, &values, heads), &wanted) < 1e-6, "{kernels:?}");
+        assert!(
+            worst(&attend(&ops, &q, &keys, &values, heads), &wanted) < 1e-6,
+            "{kernels:?}"
+        );
         keys.fill(f32::NEG_INFINITY);
-        assert!(attend(&ops, &q, &keys, &values, heads).iter().all(|x| x.is_nan()), "{kernels:?}");
+        assert!(
+            attend(&ops, &q, &keys, &values, heads)
+                .iter()
+                .all(|x| x.is_nan()),
+            "{kernels:?}"
+        );
         keys[277] = f32::NAN;
-        assert!(attend(&ops, &q, &keys, &values, heads).iter().all(|x| x.is_nan()), "{kernels:?}");
+        assert!(
+            attend(&ops, &q, &keys, &values, heads)
+                .iter()
+                .all(|x| x.is_nan()),
+            "{kernels:?}"
+        );
     }
 }
 
 /// The result of `make` in the reference, and on every instruction set.
 fn compare(most: f32, what: &str, make: impl Fn(&dyn Ops) -> Vec<f32>) {
     for ops in all() {
-        let wanted = make(&ScalarOps { compute: ops.compute() });
+        let wanted = make(&ScalarOps {
+            compute: ops.compute(),
+        });
         let seen = make(&ops);
         let close = |(a, b): (&f32, &f32)| {
             // bf16 has 8 bits: a last bit that was rounded the other way
-            let most = if ops.compute() == Compute::Bf16 { 1.0 / 128.0 } else { most };
+            let most = if ops.compute() == Compute::Bf16 {
+                1.0 / 128.0
+            } else {
+                most
+            };
             a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= most * b.abs().max(1e-3)
         };
         let bad = seen.iter().zip(&wanted).position(|pair| !close(pair));
-        assert_eq!(bad, None, "{what} {ops:?}: {:?} for {:?}", bad.map(|i| seen[i]), bad.map(|i| wanted[i]));
+        assert_eq!(
+            bad,
+            None,
+            "{what} {ops:?}: {:?} for {:?}",
+            bad.map(|i| seen[i]),
+            bad.map(|i| wanted[i])
+        );
     }
 }
 
@@ -290,7 +452,10 @@ fn rows_and_values_agree_with_the_reference() {
             x
         });
         compare(1e-6, "silu_mul", |ops| {
-            let mut gate: Vec<f32> = noise(length, 3).iter().map(|x| ops.compute().round(x * 30.0)).collect();
+            let mut gate: Vec<f32> = noise(length, 3)
+                .iter()
+                .map(|x| ops.compute().round(x * 30.0))
+                .collect();
             ops.silu_mul(&mut gate, &activations(ops.compute(), length, 4));
             gate
         });
@@ -310,8 +475,10 @@ fn rows_and_values_agree_with_the_reference() {
         compare(0.0, "rope", |ops| {
             let mut x = activations(ops.compute(), tokens * heads * width, 9);
             let angles = noise(tokens * width / 2, 10);
-            let (cos, sin): (Vec<f32>, Vec<f32>) =
-                angles.iter().map(|a| (ops.compute().round(a.cos()), ops.compute().round(a.sin()))).unzip();
+            let (cos, sin): (Vec<f32>, Vec<f32>) = angles
+                .iter()
+                .map(|a| (ops.compute().round(a.cos()), ops.compute().round(a.sin())))
+                .unzip();
             ops.rope(&mut x, &cos, &sin, width);
             x
         });
@@ -371,8 +538,10 @@ impl Work for Exp<'_> {
 #[test]
 fn exp_is_within_two_ulp() {
     // every 997th float of [-104, 89]
-    let values: Vec<f32> =
-        (0..u32::MAX / 997).map(|i| f32::from_bits(i * 997)).filter(|x| (-104.0..89.0).contains(x)).collect();
+    let values: Vec<f32> = (0..u32::MAX / 997)
+        .map(|i| f32::from_bits(i * 997))
+        .filter(|x| (-104.0..89.0).contains(x))
+        .collect();
     let values = values.as_chunks::<LANES>().0.as_flattened();
     assert!(values.len() > 1_000_000);
     for kernels in Kernels::all() {
@@ -398,22 +567,48 @@ fn exp_is_within_two_ulp() {
 
 #[test]
 fn all_sets_with_fused_multiply_add_give_the_same_bits() {
-    let fused: Vec<Kernels> = Kernels::all().into_iter().filter(|k| k.name() != "portable").collect();
+    let fused: Vec<Kernels> = Kernels::all()
+        .into_iter()
+        .filter(|k| k.name() != "portable")
+        .collect();
     let weight = bytes(Dtype::BF16, &noise(70 * 700, 1));
-    let weight = Matrix { dtype: Dtype::BF16, bytes: &weight, rows: 70, columns: 700 };
-    let heads = Heads { query: 8, key_value: 2, width: 20 };
+    let weight = Matrix {
+        dtype: Dtype::BF16,
+        bytes: &weight,
+        rows: 70,
+        columns: 700,
+    };
+    let heads = Heads {
+        query: 8,
+        key_value: 2,
+        width: 20,
+    };
     for compute in [Compute::F32, Compute::Bf16] {
         let results = fused.iter().map(|kernels| {
             let ops = CpuOps::with_kernels(compute, *kernels);
             let mut out = linear(&ops, &activations(compute, 700, 2), weight, None);
-            out.extend(linear(&ops, &activations(compute, 15 * 700, 2), weight, None));
+            out.extend(linear(
+                &ops,
+                &activations(compute, 15 * 700, 2),
+                weight,
+                None,
+            ));
             let keys = activations(compute, 100 * 40, 3);
-            out.extend(attend(&ops, &activations(compute, 30 * 160, 4), &keys, &keys, heads));
+            out.extend(attend(
+                &ops,
+                &activations(compute, 30 * 160, 4),
+                &keys,
+                &keys,
+                heads,
+            ));
             ops.softmax(&mut out, 100);
             bits(&out)
         });
         let results: Vec<_> = results.collect();
-        assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{compute:?}");
+        assert!(
+            results.windows(2).all(|pair| pair[0] == pair[1]),
+            "{compute:?}"
+        );
     }
 }
 
@@ -434,7 +629,9 @@ fn kernels_are_chosen_by_name() {
 fn rows_are_gathered_and_added_in_order_at_any_size() {
     for (tokens, visits, width) in [(1, 3, 8), (9, 40, 7), (64, 500, 96), (3, 0, 5)] {
         #[expect(clippy::cast_precision_loss, reason = "small")]
-        let to: Vec<(usize, f32)> = (0..visits).map(|i| (i * 7 % tokens, 0.25 + i as f32)).collect();
+        let to: Vec<(usize, f32)> = (0..visits)
+            .map(|i| (i * 7 % tokens, 0.25 + i as f32))
+            .collect();
         let (x, y) = (noise(tokens * width, 1), noise(visits * width, 2));
         for compute in [Compute::F32, Compute::Bf16] {
             let scalar = ScalarOps { compute };

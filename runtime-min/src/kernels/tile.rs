@@ -1,17 +1,20 @@
-//! The inner loops of matrix products: a strip of weight rows times some tokens, all sums in registers.
+//! The inner loops of matrix products: a strip of weight rows times some tokens, all sums in
+//! registers.
 //!
-//! **The order of additions.** Lanes are rows of the weight, so that each value of a result is one chain of fused
-//! multiply-adds over columns, in ascending pairs, of each pair the odd column first. Under `Compute::Bf16` the chain goes
-//! over all columns: that is the order of `VDPBF16PS` (Intel SDM), in which the official bf16 traces were computed. Under
-//! `Compute::F32` there are several chains, whose sums are added one after the other ([`order`](super::order)). Every
-//! kernel keeps to that order, so that a value does not depend on the kernel that computed it.
+//! **The order of additions.** Lanes are rows of the weight, so that each value of a result is one
+//! chain of fused multiply-adds over columns, in ascending pairs, of each pair the odd column
+//! first. Under `Compute::Bf16` the chain goes over all columns: that is the order of `VDPBF16PS`
+//! (Intel SDM), in which the official bf16 traces were computed. Under `Compute::F32` there are
+//! several chains, whose sums are added one after the other ([`order`](super::order)). Every kernel
+//! keeps to that order, so that a value does not depend on the kernel that computed it.
 
 use super::simd::{Line, Simd};
 use crate::ops::Compute;
 
 /// `acc[t] += panel column · x[t]` for one column.
 ///
-/// Sums are passed by value, here and below: behind a reference the compiler stores them at every step.
+/// Sums are passed by value, here and below: behind a reference the compiler stores them at every
+/// step.
 #[inline(always)]
 pub(super) fn step<S: Simd, const STRIP: usize, const TOKENS: usize>(
     s: S,
@@ -32,8 +35,8 @@ pub(super) fn step<S: Simd, const STRIP: usize, const TOKENS: usize>(
     acc
 }
 
-/// `acc += panel · x`: `panel` is `[columns, STRIP]` vectors of rows, `x` is `[columns, TOKENS]`. At every pair of columns
-/// it asks for `LINES` lines of memory from `ahead` on.
+/// `acc += panel · x`: `panel` is `[columns, STRIP]` vectors of rows, `x` is `[columns, TOKENS]`.
+/// At every pair of columns it asks for `LINES` lines of memory from `ahead` on.
 #[inline(always)]
 pub(super) fn columns<S: Simd, const STRIP: usize, const TOKENS: usize, const LINES: usize>(
     s: S,
@@ -66,7 +69,8 @@ impl<'a> Ahead<'a> {
         Self(memory)
     }
 
-    /// Where to ask from, for this many lines; where all was asked for, `instead`, which should be in the cache.
+    /// Where to ask from, for this many lines; where all was asked for, `instead`, which should be
+    /// in the cache.
     #[inline(always)]
     pub(super) fn take(&mut self, lines: usize, instead: &[Line]) -> *const u8 {
         match self.0.split_at_checked(lines * size_of::<Line>()) {
@@ -101,8 +105,8 @@ impl Sums {
     }
 }
 
-/// One tile: `sums` is `[TOKENS, STRIP]` vectors, over the columns of `panel` and `x`. Asks for a line of memory per
-/// column.
+/// One tile: `sums` is `[TOKENS, STRIP]` vectors, over the columns of `panel` and `x`. Asks for a
+/// line of memory per column.
 #[inline(always)]
 pub(super) fn tile<S: Simd, const STRIP: usize, const TOKENS: usize>(
     s: S,
@@ -128,7 +132,11 @@ pub(super) fn tile<S: Simd, const STRIP: usize, const TOKENS: usize>(
     for t in 0..TOKENS {
         for v in 0..STRIP {
             let to = &mut sums[t][v].0;
-            let sum = if how == Sums::Add { s.add(s.load(to), acc[t][v]) } else { acc[t][v] };
+            let sum = if how == Sums::Add {
+                s.add(s.load(to), acc[t][v])
+            } else {
+                acc[t][v]
+            };
             s.store(sum, to);
         }
     }
@@ -156,7 +164,8 @@ macro_rules! by_tokens {
 }
 pub(super) use by_tokens;
 
-/// `items` in the fewest groups of at most `most`, as equal as can be: the first item and the length of each.
+/// `items` in the fewest groups of at most `most`, as equal as can be: the first item and the
+/// length of each.
 pub(super) fn groups(items: usize, most: usize) -> impl Iterator<Item = (usize, usize)> + Clone {
     let count = items.div_ceil(most);
     (0..count).map(move |i| {

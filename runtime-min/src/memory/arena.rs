@@ -1,5 +1,8 @@
 //! Large memory in huge pages, cut into blocks that threads may own.
-#![expect(unsafe_code, reason = "disjoint blocks of one mapping, each with one owner")]
+#![expect(
+    unsafe_code,
+    reason = "disjoint blocks of one mapping, each with one owner"
+)]
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -15,7 +18,8 @@ const HUGE_PAGE_BYTES: usize = 2 << 20;
 /// Blocks begin and end at multiples of this many bytes: direct reads need it.
 pub const BLOCK_ALIGNMENT: usize = 4096;
 
-/// One anonymous mapping. Memory is taken when it is first written, and given back with the last block.
+/// One anonymous mapping. Memory is taken when it is first written, and given back with the last
+/// block.
 #[derive(Debug)]
 pub struct Arena {
     mapping: Arc<MmapRaw>,
@@ -41,15 +45,27 @@ impl Arena {
     /// # Errors
     /// `OutOfMemory` where the system refuses.
     pub fn new(bytes: usize) -> Result<Self, RunError> {
-        let refuse = |source| RunError::OutOfMemory { bytes: bytes as u64, source };
-        // the system chooses the place: one more page, so that the first block can begin at a huge one
+        let refuse = |source| RunError::OutOfMemory {
+            bytes: bytes as u64,
+            source,
+        };
+        // the system chooses the place: one more page, so that the first block can begin at a huge
+        // one
         let length = bytes.next_multiple_of(BLOCK_ALIGNMENT) + HUGE_PAGE_BYTES;
-        let mapping = MmapOptions::new().len(length).no_reserve_swap().map_anon().map_err(refuse)?;
+        let mapping = MmapOptions::new()
+            .len(length)
+            .no_reserve_swap()
+            .map_anon()
+            .map_err(refuse)?;
         #[cfg(target_os = "linux")]
         // where there are none, ordinary pages do
         let _ = mapping.advise(memmap2::Advice::HugePage);
         let next = mapping.as_ptr().align_offset(HUGE_PAGE_BYTES);
-        Ok(Self { mapping: Arc::new(mapping.into()), next, end: length })
+        Ok(Self {
+            mapping: Arc::new(mapping.into()),
+            next,
+            end: length,
+        })
     }
 
     /// The next block, of at least `bytes` bytes.
@@ -60,12 +76,19 @@ impl Arena {
         let length = bytes.next_multiple_of(BLOCK_ALIGNMENT);
         if self.end - self.next < length {
             let source = std::io::ErrorKind::OutOfMemory.into();
-            return Err(RunError::OutOfMemory { bytes: bytes as u64, source });
+            return Err(RunError::OutOfMemory {
+                bytes: bytes as u64,
+                source,
+            });
         }
         // SAFETY: `next + length <= end`, the mapping's length
         let start = unsafe { self.mapping.as_mut_ptr().add(self.next) };
         self.next += length;
-        Ok(Block { start, length, _mapping: Arc::clone(&self.mapping) })
+        Ok(Block {
+            start,
+            length,
+            _mapping: Arc::clone(&self.mapping),
+        })
     }
 }
 
@@ -73,8 +96,8 @@ impl Deref for Block {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: these bytes are mapped as long as `_mapping` lives, are initialised (anonymous memory is zero), and
-        // belong to this block alone
+        // SAFETY: these bytes are mapped as long as `_mapping` lives, are initialised (anonymous
+        // memory is zero), and belong to this block alone
         unsafe { std::slice::from_raw_parts(self.start, self.length) }
     }
 }
@@ -101,7 +124,10 @@ mod tests {
         let mut arena = Arena::new(3 * 8192).unwrap();
         let mut blocks: Vec<Block> = (0..3).map(|_| arena.take(8000).unwrap()).collect();
         for (i, block) in blocks.iter_mut().enumerate() {
-            assert_eq!((block.len(), block.as_ptr().align_offset(BLOCK_ALIGNMENT)), (8192, 0));
+            assert_eq!(
+                (block.len(), block.as_ptr().align_offset(BLOCK_ALIGNMENT)),
+                (8192, 0)
+            );
             assert!(block.iter().all(|b| *b == 0));
             block.fill(u8::try_from(i + 1).unwrap());
         }
@@ -119,6 +145,11 @@ mod tests {
         // what is rounded up to a huge page at its start may be used too, no more
         let taken = (0..2000).take_while(|_| arena.take(4096).is_ok()).count();
         assert!((1..=513).contains(&taken), "{taken}");
-        assert!(Arena::new(usize::MAX / 4).unwrap_err().to_string().contains("memory"));
+        assert!(
+            Arena::new(usize::MAX / 4)
+                .unwrap_err()
+                .to_string()
+                .contains("memory")
+        );
     }
 }

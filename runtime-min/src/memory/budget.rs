@@ -1,9 +1,10 @@
 //! How a memory budget is shared out.
 //!
-//! `budget ≥ overhead + manifest + kv + pass + batch × per_token + dense + slots × expert`, where `dense` is all dense layers and
-//! the head if they fit together with one token's experts of a layer, and otherwise the largest layer and a block of
-//! the head, streamed. A batch is what goes through a layer's products at a time: [`MOST_BATCH`] tokens, fewer where
-//! that would take more than a sixteenth of the budget.
+//! `budget ≥ overhead + manifest + kv + pass + batch × per_token + dense + slots × expert`, where
+//! `dense` is all dense layers and the head if they fit together with one token's experts of a
+//! layer, and otherwise the largest layer and a block of the head, streamed. A batch is what goes
+//! through a layer's products at a time: [`MOST_BATCH`] tokens, fewer where that would take more
+//! than a sixteenth of the budget.
 
 /// Tokens in a batch: products of this many reach the processor's full rate.
 pub const MOST_BATCH: u64 = 512;
@@ -69,8 +70,13 @@ impl Demand {
     }
 
     fn batch(&self, memory: u64) -> u64 {
-        let affordable = (memory / BATCH_SHARE).checked_div(self.per_token).unwrap_or(MOST_BATCH);
-        affordable.min(MOST_BATCH).min(self.tokens).max(self.least_batch())
+        let affordable = (memory / BATCH_SHARE)
+            .checked_div(self.per_token)
+            .unwrap_or(MOST_BATCH);
+        affordable
+            .min(MOST_BATCH)
+            .min(self.tokens)
+            .max(self.least_batch())
     }
 
     /// The least budget that works: everything streamed, one expert at a time.
@@ -83,15 +89,23 @@ impl Demand {
         self.fixed(self.batch(u64::MAX)) + self.dense + self.experts * self.expert
     }
 
-    /// Shares out `memory` (all that is needed where it is none), with at most `most_slots` for experts.
+    /// Shares out `memory` (all that is needed where it is none), with at most `most_slots` for
+    /// experts.
     ///
     /// # Errors
     /// The least budget that works.
     pub fn share(&self, memory: Option<u64>, most_slots: Option<u64>) -> Result<Budget, u64> {
-        let most = most_slots.unwrap_or(u64::MAX).min(self.experts).max(u64::from(self.experts > 0));
+        let most = most_slots
+            .unwrap_or(u64::MAX)
+            .min(self.experts)
+            .max(u64::from(self.experts > 0));
         let Some(memory) = memory else {
             let batch = self.batch(u64::MAX);
-            return Ok(Budget { residency: Residency::Resident, slots: most, batch });
+            return Ok(Budget {
+                residency: Residency::Resident,
+                slots: most,
+                batch,
+            });
         };
         let slots_in = |left: u64| left.checked_div(self.expert).unwrap_or(0).min(most);
         // with fewer slots asked for, fewer have to fit
@@ -144,33 +158,67 @@ mod tests {
         for memory in 0..800 {
             match DEMAND.share(Some(memory), None) {
                 Err(least) => assert!(memory < least && least == 47),
-                Ok(Budget { residency, slots, batch }) => {
-                    let dense = if residency == Residency::Resident { 100 } else { 20 };
-                    assert!(slots >= 1 && 17 + batch + dense + slots * 7 <= memory, "{memory}");
+                Ok(Budget {
+                    residency,
+                    slots,
+                    batch,
+                }) => {
+                    let dense = if residency == Residency::Resident {
+                        100
+                    } else {
+                        20
+                    };
+                    assert!(
+                        slots >= 1 && 17 + batch + dense + slots * 7 <= memory,
+                        "{memory}"
+                    );
                     assert_eq!(residency == Residency::Resident, memory >= 148);
                 }
             }
         }
-        let all = Budget { residency: Residency::Resident, slots: 64, batch: 3 };
+        let all = Budget {
+            residency: Residency::Resident,
+            slots: 64,
+            batch: 3,
+        };
         assert_eq!(DEMAND.share(None, None), Ok(all));
         assert_eq!(DEMAND.share(Some(DEMAND.most()), None), Ok(all));
         assert_eq!(DEMAND.share(None, Some(1)), Ok(Budget { slots: 1, ..all }));
-        assert_eq!(DEMAND.share(Some(127), Some(1)), Ok(Budget { slots: 1, ..all }));
+        assert_eq!(
+            DEMAND.share(Some(127), Some(1)),
+            Ok(Budget { slots: 1, ..all })
+        );
     }
 
     #[test]
     fn a_dense_model_needs_no_slots() {
-        let dense = Demand { expert: 0, experts: 0, experts_per_token: 0, ..DEMAND };
-        let all = Budget { residency: Residency::Resident, slots: 0, batch: 3 };
+        let dense = Demand {
+            expert: 0,
+            experts: 0,
+            experts_per_token: 0,
+            ..DEMAND
+        };
+        let all = Budget {
+            residency: Residency::Resident,
+            slots: 0,
+            batch: 3,
+        };
         assert_eq!(dense.share(Some(120), None), Ok(all));
         assert_eq!(dense.share(Some(39), None), Err(40));
     }
 
     #[test]
     fn a_small_budget_gets_a_small_batch() {
-        let long = Demand { tokens: 4096, per_token: 10, ..DEMAND };
+        let long = Demand {
+            tokens: 4096,
+            per_token: 10,
+            ..DEMAND
+        };
         let batch = |memory| long.share(Some(memory), None).unwrap().batch;
-        assert_eq!((batch(100_000), batch(48_000), batch(300)), (MOST_BATCH, 300, LEAST_BATCH));
+        assert_eq!(
+            (batch(100_000), batch(48_000), batch(300)),
+            (MOST_BATCH, 300, LEAST_BATCH)
+        );
         assert_eq!(long.share(None, None).unwrap().batch, MOST_BATCH);
     }
 }

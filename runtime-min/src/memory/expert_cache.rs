@@ -22,11 +22,13 @@ pub enum Eviction {
     /// The one whose last use is longest ago.
     #[default]
     LeastRecentlyUsed,
-    /// The one that was used least often, evicted ones remembered; of several, the one whose last use is longest ago.
+    /// The one that was used least often, evicted ones remembered; of several, the one whose last
+    /// use is longest ago.
     LeastFrequentlyUsed,
 }
 
-/// A set of slots, keyed by layer and expert. A slot is taken out to be filled and put back when it is.
+/// A set of slots, keyed by layer and expert. A slot is taken out to be filled and put back when it
+/// is.
 #[derive(Debug)]
 pub struct ExpertCache<S> {
     eviction: Eviction,
@@ -109,7 +111,11 @@ impl<S> ExpertCache<S> {
         if let Some(slot) = self.free.pop() {
             return Some(slot);
         }
-        let (rank, key) = self.order.iter().find(|(_, key)| !keep(**key)).map(|(r, k)| (*r, *k))?;
+        let (rank, key) = self
+            .order
+            .iter()
+            .find(|(_, key)| !keep(**key))
+            .map(|(r, k)| (*r, *k))?;
         self.order.remove(&rank);
         self.stats.evictions += 1;
         self.held.remove(&key).map(|(slot, _)| slot)
@@ -120,7 +126,9 @@ impl<S> ExpertCache<S> {
         self.clock += 1;
         let rank = match self.eviction {
             Eviction::LeastRecentlyUsed => (0, self.clock),
-            Eviction::LeastFrequentlyUsed => (self.uses.get(&key).copied().unwrap_or(0), self.clock),
+            Eviction::LeastFrequentlyUsed => {
+                (self.uses.get(&key).copied().unwrap_or(0), self.clock)
+            }
         };
         if let Some((old, rank)) = self.held.insert(key, (slot, rank)) {
             self.order.remove(&rank);
@@ -176,8 +184,19 @@ mod tests {
         for expert in [1, 2, 1, 3] {
             get(&mut cache, 0, expert);
         }
-        assert!(cache.get((0, 1)).is_some() && cache.get((0, 2)).is_none() && cache.get((0, 3)).is_some());
-        assert_eq!(cache.stats(), CacheStats { hits: 1, misses: 3, evictions: 1 });
+        assert!(
+            cache.get((0, 1)).is_some()
+                && cache.get((0, 2)).is_none()
+                && cache.get((0, 3)).is_some()
+        );
+        assert_eq!(
+            cache.stats(),
+            CacheStats {
+                hits: 1,
+                misses: 3,
+                evictions: 1
+            }
+        );
     }
 
     #[test]

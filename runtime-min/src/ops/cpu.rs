@@ -1,6 +1,7 @@
 //! The CPU: the kernels of one instruction set, shared out to the threads of rayon's current pool.
 //!
-//! Results do not depend on the number of threads, nor on how tokens are cut into batches (see the kernels).
+//! Results do not depend on the number of threads, nor on how tokens are cut into batches (see the
+//! kernels).
 
 use rayon::prelude::*;
 
@@ -57,13 +58,25 @@ impl Ops for CpuOps {
     }
 
     fn attention(&self, q: &[f32], keys: &[f32], values: &[f32], heads: Heads, out: &mut [f32]) {
-        let what = kernels::Attention { q, keys, values, heads, compute: self.compute };
+        let what = kernels::Attention {
+            q,
+            keys,
+            values,
+            heads,
+            compute: self.compute,
+        };
         kernels::attention(self.kernels, what, out);
     }
 
     fn rms_norm(&self, x: &mut [f32], weight: &[f32], eps: f32) {
-        let run =
-            |x: &mut [f32]| self.kernels.run(kernels::RmsNorm { compute: self.compute, x, weight, eps });
+        let run = |x: &mut [f32]| {
+            self.kernels.run(kernels::RmsNorm {
+                compute: self.compute,
+                x,
+                weight,
+                eps,
+            })
+        };
         if x.len() <= TASK {
             return run(x);
         }
@@ -74,7 +87,13 @@ impl Ops for CpuOps {
         let half = width / 2;
         let tokens = cos.len() / half.max(1);
         let run = |(x, (cos, sin)): (&mut [f32], (&[f32], &[f32]))| {
-            self.kernels.run(kernels::Rope { compute: self.compute, x, cos, sin, width });
+            self.kernels.run(kernels::Rope {
+                compute: self.compute,
+                x,
+                cos,
+                sin,
+                width,
+            });
         };
         if x.len() <= TASK || half == 0 || tokens == 0 {
             return run((x, (cos, sin)));
@@ -87,17 +106,24 @@ impl Ops for CpuOps {
 
     fn gather(&self, x: &[f32], width: usize, tokens: &[(usize, f32)], to: &mut [f32]) {
         let rows = TASK / width.max(1) + 1;
-        to.par_chunks_mut(rows * width.max(1)).zip(tokens.par_chunks(rows)).for_each(|(to, tokens)| {
-            for ((token, _), to) in tokens.iter().zip(to.chunks_exact_mut(width.max(1))) {
-                to.copy_from_slice(&x[token * width..(token + 1) * width]);
-            }
-        });
+        to.par_chunks_mut(rows * width.max(1))
+            .zip(tokens.par_chunks(rows))
+            .for_each(|(to, tokens)| {
+                for ((token, _), to) in tokens.iter().zip(to.chunks_exact_mut(width.max(1))) {
+                    to.copy_from_slice(&x[token * width..(token + 1) * width]);
+                }
+            });
     }
 
     fn scatter_add(&self, y: &[f32], width: usize, tokens: &[(usize, f32)], out: &mut [f32]) {
         let add = |to: &mut [f32], i: usize, factor: f32| {
             let x = &y[i * width..(i + 1) * width];
-            self.kernels.run(kernels::AddScaled { compute: self.compute, to, x, factor });
+            self.kernels.run(kernels::AddScaled {
+                compute: self.compute,
+                to,
+                x,
+                factor,
+            });
         };
         if tokens.len() * width <= TASK {
             for (i, (token, weight)) in tokens.iter().enumerate() {
@@ -109,46 +135,69 @@ impl Ops for CpuOps {
         let mut order: Vec<usize> = (0..tokens.len()).collect();
         order.sort_by_key(|i| tokens[*i].0); // stable
         let rows = (TASK / width.max(1)).max(1);
-        out.par_chunks_mut(rows * width.max(1)).enumerate().for_each(|(block, out)| {
-            let first = block * rows;
-            let begin = order.partition_point(|i| tokens[*i].0 < first);
-            let mine = order[begin..].iter().take_while(|i| tokens[**i].0 < first + rows);
-            for i in mine {
-                let (token, weight) = tokens[*i];
-                let at = (token - first) * width;
-                add(&mut out[at..at + width], *i, weight);
-            }
-        });
+        out.par_chunks_mut(rows * width.max(1))
+            .enumerate()
+            .for_each(|(block, out)| {
+                let first = block * rows;
+                let begin = order.partition_point(|i| tokens[*i].0 < first);
+                let mine = order[begin..]
+                    .iter()
+                    .take_while(|i| tokens[**i].0 < first + rows);
+                for i in mine {
+                    let (token, weight) = tokens[*i];
+                    let at = (token - first) * width;
+                    add(&mut out[at..at + width], *i, weight);
+                }
+            });
     }
 
     fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
         let run = |(gate, up): (&mut [f32], &[f32])| {
-            self.kernels.run(kernels::SiluMul { compute: self.compute, gate, up });
+            self.kernels.run(kernels::SiluMul {
+                compute: self.compute,
+                gate,
+                up,
+            });
         };
         if gate.len() <= TASK {
             return run((gate, up));
         }
-        gate.par_chunks_mut(TASK).zip(up.par_chunks(TASK)).for_each(run);
+        gate.par_chunks_mut(TASK)
+            .zip(up.par_chunks(TASK))
+            .for_each(run);
     }
 
     fn add_scaled(&self, to: &mut [f32], x: &[f32], factor: f32) {
         let run = |(to, x): (&mut [f32], &[f32])| {
-            self.kernels.run(kernels::AddScaled { compute: self.compute, to, x, factor });
+            self.kernels.run(kernels::AddScaled {
+                compute: self.compute,
+                to,
+                x,
+                factor,
+            });
         };
         if to.len() <= TASK {
             return run((to, x));
         }
-        to.par_chunks_mut(TASK).zip(x.par_chunks(TASK)).for_each(run);
+        to.par_chunks_mut(TASK)
+            .zip(x.par_chunks(TASK))
+            .for_each(run);
     }
 
     fn add(&self, to: &mut [f32], x: &[f32]) {
         let run = |(to, x): (&mut [f32], &[f32])| {
-            self.kernels.run(kernels::Add { compute: self.compute, to, x });
+            self.kernels.run(kernels::Add {
+                compute: self.compute,
+                to,
+                x,
+            });
         };
         if to.len() <= TASK {
             return run((to, x));
         }
-        to.par_chunks_mut(TASK).zip(x.par_chunks(TASK)).for_each(run);
+        to.par_chunks_mut(TASK)
+            .zip(x.par_chunks(TASK))
+            .for_each(run);
     }
 
     fn softmax(&self, rows: &mut [f32], width: usize) {

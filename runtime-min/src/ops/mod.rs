@@ -1,7 +1,9 @@
-//! The operations that a model is written in. A device implements them; the model code is written once.
+//! The operations that a model is written in. A device implements them; the model code is written
+//! once.
 //!
-//! Activations are f32, row-major, one row per token. Under [`Compute::Bf16`] every operation rounds its result to
-//! bf16 where the official bf16 code does, and the values stay in f32 variables.
+//! Activations are f32, row-major, one row per token. Under [`Compute::Bf16`] every operation
+//! rounds its result to bf16 where the official bf16 code does, and the values stay in f32
+//! variables.
 
 mod cpu;
 mod scalar;
@@ -73,7 +75,12 @@ impl<'a> Matrix<'a> {
 /// Widens little-endian weights to f32: exact for BF16, F16 and F32.
 pub fn widen(dtype: Dtype, bytes: &[u8], to: &mut [f32]) {
     match dtype {
-        Dtype::BF16 => bytes.as_chunks::<2>().0.iter().zip(to).for_each(|(b, x)| *x = bf16(*b)),
+        Dtype::BF16 => bytes
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .zip(to)
+            .for_each(|(b, x)| *x = bf16(*b)),
         Dtype::F16 => {
             bytes
                 .as_chunks::<2>()
@@ -83,7 +90,12 @@ pub fn widen(dtype: Dtype, bytes: &[u8], to: &mut [f32]) {
                 .for_each(|(b, x)| *x = half::f16::from_le_bytes(*b).to_f32());
         }
         // the loader lets no other dtype through
-        _ => bytes.as_chunks::<4>().0.iter().zip(to).for_each(|(b, x)| *x = f32::from_le_bytes(*b)),
+        _ => bytes
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .zip(to)
+            .for_each(|(b, x)| *x = f32::from_le_bytes(*b)),
     }
 }
 
@@ -122,28 +134,34 @@ pub trait Ops: Send + Sync {
     /// The precision of the results.
     fn compute(&self) -> Compute;
 
-    /// Independent products, as one piece of work (query, key and value; all experts of a token): f32 accumulation, the
-    /// bias added before the one rounding. A value depends on its row of `x` and of the weight alone, never on what else
-    /// is in the batch.
+    /// Independent products, as one piece of work (query, key and value; all experts of a token):
+    /// f32 accumulation, the bias added before the one rounding. A value depends on its row of `x`
+    /// and of the weight alone, never on what else is in the batch.
     fn products(&self, products: &mut [Product<'_>]);
 
     /// One product.
     fn linear(&self, x: &[f32], weight: Matrix<'_>, bias: Option<&[f32]>, out: &mut [f32]) {
-        self.products(&mut [Product { x, weight, bias, out }]);
+        self.products(&mut [Product {
+            x,
+            weight,
+            bias,
+            out,
+        }]);
     }
 
-    /// Causal attention of the last `tokens` positions over all cached ones. `q` is `[tokens, query × width]`, `keys` and
-    /// `values` are `[positions, key_value × width]`, `out` is like `q`. Scale is `width^-0.5`.
+    /// Causal attention of the last `tokens` positions over all cached ones. `q` is `[tokens, query
+    /// × width]`, `keys` and `values` are `[positions, key_value × width]`, `out` is like `q`.
+    /// Scale is `width^-0.5`.
     fn attention(&self, q: &[f32], keys: &[f32], values: &[f32], heads: Heads, out: &mut [f32]);
 
-    /// RMS norm of every row: `w · round(x · rsqrt(mean(x²) + eps))`, rounded. The cast comes before the weight
-    /// (modeling_qwen3_omni_moe.py, `Qwen3OmniMoeThinkerTextRMSNorm`).
+    /// RMS norm of every row: `w · round(x · rsqrt(mean(x²) + eps))`, rounded. The cast comes
+    /// before the weight (modeling_qwen3_omni_moe.py, `Qwen3OmniMoeThinkerTextRMSNorm`).
     fn rms_norm(&self, x: &mut [f32], weight: &[f32], eps: f32) {
         scalar::rms_norm(self.compute(), x, weight, eps);
     }
 
-    /// Rotates every head of every row, halves paired (j, j + width/2): `round(x·cos) + round(rotate_half(x)·sin)`,
-    /// rounded. `cos` and `sin` are `[tokens, width / 2]`.
+    /// Rotates every head of every row, halves paired (j, j + width/2): `round(x·cos) +
+    /// round(rotate_half(x)·sin)`, rounded. `cos` and `sin` are `[tokens, width / 2]`.
     fn rope(&self, x: &mut [f32], cos: &[f32], sin: &[f32], width: usize) {
         scalar::rope(self.compute(), x, cos, sin, width);
     }
@@ -156,7 +174,9 @@ pub trait Ops: Send + Sync {
     /// `to = round(to + round(x · factor))`.
     fn add_scaled(&self, to: &mut [f32], x: &[f32], factor: f32) {
         let compute = self.compute();
-        to.iter_mut().zip(x).for_each(|(to, x)| *to = compute.round(*to + compute.round(x * factor)));
+        to.iter_mut()
+            .zip(x)
+            .for_each(|(to, x)| *to = compute.round(*to + compute.round(x * factor)));
     }
 
     /// Copies the rows of some tokens: `to[i] = x[tokens[i]]`, rows of `width` values.
@@ -166,7 +186,8 @@ pub trait Ops: Send + Sync {
         }
     }
 
-    /// `out[token] = round(out[token] + round(y[i] · weight))` for every `(token, weight)` at i, in their order.
+    /// `out[token] = round(out[token] + round(y[i] · weight))` for every `(token, weight)` at i, in
+    /// their order.
     fn scatter_add(&self, y: &[f32], width: usize, tokens: &[(usize, f32)], out: &mut [f32]) {
         for ((token, weight), y) in tokens.iter().zip(y.chunks_exact(width)) {
             self.add_scaled(&mut out[token * width..(token + 1) * width], y, *weight);
@@ -176,7 +197,9 @@ pub trait Ops: Send + Sync {
     /// `to = round(to + x)`.
     fn add(&self, to: &mut [f32], x: &[f32]) {
         let compute = self.compute();
-        to.iter_mut().zip(x).for_each(|(to, x)| *to = compute.round(*to + x));
+        to.iter_mut()
+            .zip(x)
+            .for_each(|(to, x)| *to = compute.round(*to + x));
     }
 
     /// Softmax of every row of `width` values, in f32.

@@ -15,11 +15,20 @@ impl Ops for ScalarOps {
     }
 
     fn products(&self, products: &mut [Product<'_>]) {
-        for Product { x, weight, bias, out } in products {
+        for Product {
+            x,
+            weight,
+            bias,
+            out,
+        } in products
+        {
             let mut row = vec![0.0; weight.columns];
             for n in 0..weight.rows {
                 widen(weight.dtype, weight.row(n), &mut row);
-                for (x, out) in x.chunks_exact(weight.columns).zip(out.chunks_exact_mut(weight.rows)) {
+                for (x, out) in x
+                    .chunks_exact(weight.columns)
+                    .zip(out.chunks_exact_mut(weight.rows))
+                {
                     let sum = dot(self.compute, x, &row);
                     out[n] = self.compute.round(sum + bias.map_or(0.0, |b| b[n]));
                 }
@@ -42,11 +51,14 @@ impl Ops for ScalarOps {
 
 /// Tokens in `q`, positions in `keys`.
 pub(super) fn rows(q: &[f32], keys: &[f32], heads: Heads) -> (usize, usize) {
-    (q.len() / (heads.query * heads.width), keys.len() / (heads.key_value * heads.width))
+    (
+        q.len() / (heads.query * heads.width),
+        keys.len() / (heads.key_value * heads.width),
+    )
 }
 
-/// One query head of one token over the first `seen` positions, as the eager code does it: rounded scores, softmax in
-/// f32, rounded probabilities, rounded sum.
+/// One query head of one token over the first `seen` positions, as the eager code does it: rounded
+/// scores, softmax in f32, rounded probabilities, rounded sum.
 #[expect(clippy::too_many_arguments, reason = "the operands of one formula")]
 pub(super) fn attend(
     compute: Compute,
@@ -62,36 +74,47 @@ pub(super) fn attend(
     let stride = heads.key_value * heads.width;
     #[expect(clippy::cast_precision_loss, reason = "a head is narrow")]
     let scale = (heads.width as f64).powf(-0.5);
-    #[expect(clippy::cast_possible_truncation, reason = "the scale is applied in f32")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the scale is applied in f32"
+    )]
     let scale = scale as f32;
     let row = |all: &'_ [f32], t: usize| -> std::ops::Range<usize> {
         debug_assert!((t + 1) * stride <= all.len());
         t * stride + kv * heads.width..t * stride + (kv + 1) * heads.width
     };
-    let score = |t: usize| compute.round(compute.round(dot(compute, q, &keys[row(keys, t)])) * scale);
+    let score =
+        |t: usize| compute.round(compute.round(dot(compute, q, &keys[row(keys, t)])) * scale);
     let mut scores: Vec<f32> = (0..seen).map(score).collect();
     softmax(&mut scores);
     compute.round_all(&mut scores);
     out.fill(0.0);
     for (t, p) in scores.iter().enumerate() {
-        out.iter_mut().zip(&values[row(values, t)]).for_each(|(o, v)| *o += p * v);
+        out.iter_mut()
+            .zip(&values[row(values, t)])
+            .for_each(|(o, v)| *o += p * v);
     }
     compute.round_all(out);
 }
 
 /// A dot product in the order of the official code.
 ///
-/// Under bf16 that is the order of `vdpbf16ps`, which torch uses on CPUs that have it: of every pair the odd product
-/// first, each added with one rounding (Intel SDM, VDPBF16PS). With it the public bf16 traces come out bit for bit;
-/// other orders round some logits differently. In f32 no order is official.
+/// Under bf16 that is the order of `vdpbf16ps`, which torch uses on CPUs that have it: of every
+/// pair the odd product first, each added with one rounding (Intel SDM, VDPBF16PS). With it the
+/// public bf16 traces come out bit for bit; other orders round some logits differently. In f32 no
+/// order is official.
 pub(super) fn dot(compute: Compute, a: &[f32], b: &[f32]) -> f32 {
     if compute == Compute::F32 {
         return a.iter().zip(b).map(|(a, b)| a * b).sum();
     }
     let ((a, a_last), (b, b_last)) = (a.as_chunks::<2>(), b.as_chunks::<2>());
-    let pair = |sum: f32, (a, b): (&[f32; 2], &[f32; 2])| a[0].mul_add(b[0], a[1].mul_add(b[1], sum));
+    let pair =
+        |sum: f32, (a, b): (&[f32; 2], &[f32; 2])| a[0].mul_add(b[0], a[1].mul_add(b[1], sum));
     let sum = a.iter().zip(b).fold(0.0, pair);
-    a_last.iter().zip(b_last).fold(sum, |sum, (a, b)| a.mul_add(*b, sum))
+    a_last
+        .iter()
+        .zip(b_last)
+        .fold(sum, |sum, (a, b)| a.mul_add(*b, sum))
 }
 
 pub(super) fn rms_norm(compute: Compute, x: &mut [f32], weight: &[f32], eps: f32) {
@@ -99,7 +122,9 @@ pub(super) fn rms_norm(compute: Compute, x: &mut [f32], weight: &[f32], eps: f32
         #[expect(clippy::cast_precision_loss, reason = "rows are short")]
         let mean = row.iter().map(|x| x * x).sum::<f32>() / row.len() as f32;
         let factor = 1.0 / (mean + eps).sqrt();
-        row.iter_mut().zip(weight).for_each(|(x, w)| *x = compute.round(w * compute.round(*x * factor)));
+        row.iter_mut()
+            .zip(weight)
+            .for_each(|(x, w)| *x = compute.round(w * compute.round(*x * factor)));
     }
 }
 
@@ -108,7 +133,10 @@ pub(super) fn rope(compute: Compute, x: &mut [f32], cos: &[f32], sin: &[f32], wi
     let tokens = cos.len() / half.max(1);
     let per_token = x.len() / tokens.max(1);
     for (t, row) in x.chunks_exact_mut(per_token.max(1)).enumerate() {
-        let (cos, sin) = (&cos[t * half..(t + 1) * half], &sin[t * half..(t + 1) * half]);
+        let (cos, sin) = (
+            &cos[t * half..(t + 1) * half],
+            &sin[t * half..(t + 1) * half],
+        );
         for head in row.chunks_exact_mut(width) {
             let (first, second) = head.split_at_mut(half);
             for j in 0..half {

@@ -24,9 +24,11 @@ use crate::weights::{Load, Loader, WeightReader, damaged, room_for, scratch_byte
 
 /// Rows of the head that are computed at a time where it is streamed, in bytes.
 const HEAD_BLOCK_BYTES: u64 = 8 << 20;
-/// Memory of the program itself, its buffers and threads, in bytes; the manifest's share comes on top.
+/// Memory of the program itself, its buffers and threads, in bytes; the manifest's share comes on
+/// top.
 pub(crate) const PROGRAM_BYTES: u64 = 64 << 20;
-/// Memory that one tensor of the manifest takes once it is parsed, in bytes (measured: about 1,000).
+/// Memory that one tensor of the manifest takes once it is parsed, in bytes (measured: about
+/// 1,000).
 pub(crate) const MANIFEST_ENTRY_BYTES: u64 = 1500;
 
 /// The CPU's memory, and how it computes.
@@ -52,7 +54,8 @@ pub struct Cpu<'a, O> {
     stop: &'a Stop,
 }
 
-/// The cached keys (normed and rotated) and values of one layer, `[positions, kv_heads × head_dim]` each.
+/// The cached keys (normed and rotated) and values of one layer, `[positions, kv_heads × head_dim]`
+/// each.
 #[derive(Debug, Default)]
 struct KeysValues {
     keys: Vec<f32>,
@@ -67,11 +70,22 @@ impl<O: Ops> Backend for O {
     }
 
     fn open<'a>(self, setup: &Setup<'a, '_>) -> Result<Cpu<'a, O>, RunError> {
-        let Setup { source, model, facts, settings, stop } = *setup;
+        let Setup {
+            source,
+            model,
+            facts,
+            settings,
+            stop,
+        } = *setup;
         let tensors = source.pack().manifest().tensors.len() as u64;
         let demand = demand(model, facts, tensors, &settings);
-        let refuse = |least| RunError::Memory { memory: settings.memory.unwrap_or(0), least };
-        let budget = demand.share(settings.memory, settings.expert_slots).map_err(refuse)?;
+        let refuse = |least| RunError::Memory {
+            memory: settings.memory.unwrap_or(0),
+            least,
+        };
+        let budget = demand
+            .share(settings.memory, settings.expert_slots)
+            .map_err(refuse)?;
         let mut cpu = Cpu {
             ops: self,
             facts: facts.clone(),
@@ -100,18 +114,31 @@ impl<O: Ops> Backend for O {
 
 /// The attention heads of a model.
 pub(crate) fn heads(facts: &TextFacts) -> Heads {
-    Heads { query: index(facts.heads), key_value: index(facts.kv_heads), width: index(facts.head_dim) }
+    Heads {
+        query: index(facts.heads),
+        key_value: index(facts.kv_heads),
+        width: index(facts.head_dim),
+    }
 }
 
 impl<O: Ops> Thinker<'_, O> {
-    /// The weights that are in memory now, as stored bytes in no order: what its speed can be measured on.
+    /// The weights that are in memory now, as stored bytes in no order: what its speed can be
+    /// measured on.
     pub fn resident_memory(&self) -> Vec<&[u8]> {
-        self.device.dense.held().chain(self.device.cache.held()).map(|block| &block[..]).collect()
+        self.device
+            .dense
+            .held()
+            .chain(self.device.cache.held())
+            .map(|block| &block[..])
+            .collect()
     }
 }
 
 impl<O: Ops> Cpu<'_, O> {
-    #[expect(clippy::cast_possible_truncation, reason = "applied in f32, as torch does")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "applied in f32, as torch does"
+    )]
     fn eps(&self) -> f32 {
         self.facts.rms_norm_eps as f32
     }
@@ -129,9 +156,14 @@ impl<O: Ops> Cpu<'_, O> {
         self.values[values as usize] = buffer;
     }
 
-    /// A block of rows at a time. Of a raw segment the digest is known only after the last block: nothing is returned
-    /// before that. Chunks of a coded one have checks of their own.
-    fn streamed_head(&mut self, model: &TextModel<'_>, x: &[f32], out: &mut [f32]) -> Result<(), RunError> {
+    /// A block of rows at a time. Of a raw segment the digest is known only after the last block:
+    /// nothing is returned before that. Chunks of a coded one have checks of their own.
+    fn streamed_head(
+        &mut self,
+        model: &TextModel<'_>,
+        x: &[f32],
+        out: &mut [f32],
+    ) -> Result<(), RunError> {
         let head = model.head;
         let segment = self.reader.source().segment_of(head)?;
         let checked = self.settings.check != super::Check::Never
@@ -145,10 +177,11 @@ impl<O: Ops> Cpu<'_, O> {
             let last = (first + rows).min(self.facts.vocab);
             let began = Instant::now();
             bytes.clear();
-            self.reader.read_tensor(head, first * row..last * row, self.stop, |piece| {
-                bytes.extend_from_slice(piece);
-                Ok::<_, RunError>(())
-            })?;
+            self.reader
+                .read_tensor(head, first * row..last * row, self.stop, |piece| {
+                    bytes.extend_from_slice(piece);
+                    Ok::<_, RunError>(())
+                })?;
             if checked {
                 blake3.update(&bytes);
             }
@@ -175,11 +208,18 @@ impl<O: Ops> Cpu<'_, O> {
         out: &mut [f32],
     ) {
         let vocab = index(self.facts.vocab);
-        let weight =
-            Matrix { dtype: model.head.dtype, bytes, rows: rows.len(), columns: model.head_weight.columns };
+        let weight = Matrix {
+            dtype: model.head.dtype,
+            bytes,
+            rows: rows.len(),
+            columns: model.head_weight.columns,
+        };
         let mut part = vec![0.0; x.len() / weight.columns * weight.rows];
         self.ops.linear(x, weight, None, &mut part);
-        for (out, part) in out.chunks_exact_mut(vocab).zip(part.chunks_exact(weight.rows)) {
+        for (out, part) in out
+            .chunks_exact_mut(vocab)
+            .zip(part.chunks_exact(weight.rows))
+        {
             out[rows.clone()].copy_from_slice(part);
         }
     }
@@ -205,19 +245,31 @@ impl<'a, O: Ops> Device<'a> for Cpu<'a, O> {
         }
     }
 
-    fn preload(&mut self, model: &TextModel<'a>, tell: &mut dyn FnMut(u64)) -> Result<(), RunError> {
+    fn preload(
+        &mut self,
+        model: &TextModel<'a>,
+        tell: &mut dyn FnMut(u64),
+    ) -> Result<(), RunError> {
         if self.budget.residency == Residency::Resident {
             for (number, group) in model.groups.iter().enumerate() {
-                self.dense.load(number, &model.groups, &self.loader, self.stop)?;
+                self.dense
+                    .load(number, &model.groups, &self.loader, self.stop)?;
                 tell(group.bytes());
             }
         }
-        let absent = |(layer, expert, _): &(u32, u32, _)| self.cache.get((*layer, *expert)).is_none();
+        let absent =
+            |(layer, expert, _): &(u32, u32, _)| self.cache.get((*layer, *expert)).is_none();
         let absent: Vec<(u32, u32, &Expert<'a>)> = model.all_experts().filter(absent).collect();
         for some in absent.chunks(MOST_IN_GROUP) {
-            let mut slots: Vec<Block> = some.iter().map_while(|_| self.cache.take(|_| true)).collect();
+            let mut slots: Vec<Block> = some
+                .iter()
+                .map_while(|_| self.cache.take(|_| true))
+                .collect();
             let loads = some.iter().zip(&mut slots);
-            let loads = loads.map(|((_, _, e), slot)| Load { segment: e.segment, to: &mut slot[..] });
+            let loads = loads.map(|((_, _, e), slot)| Load {
+                segment: e.segment,
+                to: &mut slot[..],
+            });
             let loaded = self.loader.load(&mut loads.collect::<Vec<_>>(), self.stop);
             for ((layer, expert, e), slot) in some.iter().zip(slots) {
                 match loaded {
@@ -239,19 +291,29 @@ impl<'a, O: Ops> Device<'a> for Cpu<'a, O> {
     }
 
     fn positions(&self) -> usize {
-        self.kv.first().map_or(0, |kv| kv.keys.len() / (self.heads.key_value * self.heads.width))
+        self.kv.first().map_or(0, |kv| {
+            kv.keys.len() / (self.heads.key_value * self.heads.width)
+        })
     }
 
     fn truncate(&mut self, positions: usize) {
         let width = self.heads.key_value * self.heads.width;
         let room = self.settings.positions * width;
-        for values in self.kv.iter_mut().flat_map(|kv| [&mut kv.keys, &mut kv.values]) {
+        for values in self
+            .kv
+            .iter_mut()
+            .flat_map(|kv| [&mut kv.keys, &mut kv.values])
+        {
             values.truncate(positions * width);
             values.reserve_exact(room - values.len());
         }
     }
 
-    fn begin(&mut self, tokens: usize, turns: &dyn Fn(Range<usize>) -> Turns) -> Result<(), RunError> {
+    fn begin(
+        &mut self,
+        tokens: usize,
+        turns: &dyn Fn(Range<usize>) -> Turns,
+    ) -> Result<(), RunError> {
         self.tokens = tokens;
         self.turns = turns(self.positions()..self.positions() + tokens);
         Ok(())
@@ -267,7 +329,11 @@ impl<'a, O: Ops> Device<'a> for Cpu<'a, O> {
     }
 
     fn read(&mut self, values: Values) -> Result<Cow<'_, [f32]>, RunError> {
-        let width = if values == Values::Router { self.facts.experts as usize } else { self.hidden() };
+        let width = if values == Values::Router {
+            self.facts.experts as usize
+        } else {
+            self.hidden()
+        };
         let n = self.tokens * width;
         Ok(Cow::Borrowed(self.values[values as usize].of(n)))
     }
@@ -284,7 +350,11 @@ impl<'a, O: Ops> Device<'a> for Cpu<'a, O> {
         let (n, eps) = (self.tokens * self.hidden(), self.eps());
         let weight = weight.weight.vector(self.dense.memory(weight.group));
         let mut out = self.take(to);
-        let values = if from == to { out.of(n) } else { out.copy(self.values[from as usize].of(n)) };
+        let values = if from == to {
+            out.of(n)
+        } else {
+            out.copy(self.values[from as usize].of(n))
+        };
         self.ops.rms_norm(values, &weight, eps);
         self.give(to, out);
         Ok(())
@@ -300,15 +370,22 @@ impl<'a, O: Ops> Device<'a> for Cpu<'a, O> {
         let mut outs: Vec<Buffer> = products.iter().map(|(_, to)| self.take(*to)).collect();
         let mut input = self.take(from);
         let memory = self.dense.memory(group);
-        let biases: Vec<Option<Vec<f32>>> =
-            products.iter().map(|(l, _)| l.bias.map(|b| b.vector(memory))).collect();
+        let biases: Vec<Option<Vec<f32>>> = products
+            .iter()
+            .map(|(l, _)| l.bias.map(|b| b.vector(memory)))
+            .collect();
         let columns = products.first().map_or(0, |(l, _)| l.weight.columns);
         let x = rows_of(&mut input, from, self.tokens, &tokens, columns);
         let mut all = Vec::new();
         for (((linear, to), out), bias) in products.iter().zip(&mut outs).zip(&biases) {
             let weight = linear.weight.matrix(memory);
             let out = rows_of(out, *to, self.tokens, &tokens, weight.rows);
-            all.push(Product { x, weight, bias: bias.as_deref(), out });
+            all.push(Product {
+                x,
+                weight,
+                bias: bias.as_deref(),
+                out,
+            });
         }
         self.ops.products(&mut all);
         drop(all);
@@ -319,14 +396,29 @@ impl<'a, O: Ops> Device<'a> for Cpu<'a, O> {
         Ok(())
     }
 
-    fn attend(&mut self, layer: usize, tokens: Range<usize>, norms: [At; 2]) -> Result<(), RunError> {
-        let (eps, n, Heads { query, key_value, width }) = (self.eps(), tokens.len(), self.heads);
+    fn attend(
+        &mut self,
+        layer: usize,
+        tokens: Range<usize>,
+        norms: [At; 2],
+    ) -> Result<(), RunError> {
+        let (
+            eps,
+            n,
+            Heads {
+                query,
+                key_value,
+                width,
+            },
+        ) = (self.eps(), tokens.len(), self.heads);
         let norms = norms.map(|at| at.weight.vector(self.dense.memory(at.group)));
         let turns = tokens.start * width / 2..tokens.end * width / 2;
         let (cos, sin) = (&self.turns.0[turns.clone()], &self.turns.1[turns]);
         let [q, k, v, attended] = self
             .values
-            .get_disjoint_mut([Values::Q, Values::K, Values::V, Values::Attended].map(|v| v as usize))
+            .get_disjoint_mut(
+                [Values::Q, Values::K, Values::V, Values::Attended].map(|v| v as usize),
+            )
             .map_err(|e| super::unsuitable(&e.to_string()))?;
         let (q, k) = (q.of(n * query * width), k.of(n * key_value * width));
         for (values, norm) in [(&mut *q, &norms[0]), (&mut *k, &norms[1])] {
@@ -336,7 +428,13 @@ impl<'a, O: Ops> Device<'a> for Cpu<'a, O> {
         let kv = &mut self.kv[layer];
         kv.keys.extend_from_slice(k);
         kv.values.extend_from_slice(v.of(n * key_value * width));
-        self.ops.attention(q, &kv.keys, &kv.values, self.heads, attended.of(n * query * width));
+        self.ops.attention(
+            q,
+            &kv.keys,
+            &kv.values,
+            self.heads,
+            attended.of(n * query * width),
+        );
         Ok(())
     }
 
@@ -351,18 +449,25 @@ impl<'a, O: Ops> Device<'a> for Cpu<'a, O> {
     fn add(&mut self) -> Result<(), RunError> {
         let n = self.tokens * self.hidden();
         let mut x = self.take(Values::X);
-        self.ops.add(x.of(n), self.values[Values::Added as usize].of(n));
+        self.ops
+            .add(x.of(n), self.values[Values::Added as usize].of(n));
         self.give(Values::X, x);
         Ok(())
     }
 
-    /// Softmax over all experts in f32, then the best; their weights are rounded after they are normalised.
+    /// Softmax over all experts in f32, then the best; their weights are rounded after they are
+    /// normalised.
     fn route(&mut self, _: ExpertLayer<'a, '_>) -> Result<(), RunError> {
-        let (experts, best) =
-            (index(u64::from(self.facts.experts)), index(u64::from(self.facts.experts_per_token)));
+        let (experts, best) = (
+            index(u64::from(self.facts.experts)),
+            index(u64::from(self.facts.experts_per_token)),
+        );
         let logits = self.values[Values::Router as usize].of(self.tokens * experts);
-        let mut routing =
-            Routing { logits: logits.to_vec(), probabilities: logits.to_vec(), ..Routing::default() };
+        let mut routing = Routing {
+            logits: logits.to_vec(),
+            probabilities: logits.to_vec(),
+            ..Routing::default()
+        };
         self.ops.softmax(&mut routing.probabilities, experts);
         for row in routing.probabilities.chunks_exact(experts) {
             let chosen = top_k(row, best);
@@ -381,7 +486,10 @@ impl<'a, O: Ops> Device<'a> for Cpu<'a, O> {
     }
 
     fn experts(&mut self, layer: ExpertLayer<'a, '_>) -> Result<Vec<(u32, bool)>, RunError> {
-        let (hidden, best) = (self.hidden(), index(u64::from(self.facts.experts_per_token)));
+        let (hidden, best) = (
+            self.hidden(),
+            index(u64::from(self.facts.experts_per_token)),
+        );
         let (length, batch) = (self.tokens * hidden, self.batch());
         let (mut normed, mut added) = (self.take(Values::Normed), self.take(Values::Added));
         let pass = ExpertPass {
@@ -409,7 +517,11 @@ impl<'a, O: Ops> Device<'a> for Cpu<'a, O> {
         let (vocab, hidden) = (index(self.facts.vocab), self.hidden());
         let mut values = self.take(Values::X);
         let all = values.of(self.tokens * hidden);
-        let x = if want == Logits::Last { &all[all.len() - hidden..] } else { all };
+        let x = if want == Logits::Last {
+            &all[all.len() - hidden..]
+        } else {
+            all
+        };
         let mut out = vec![0.0; x.len() / hidden * vocab];
         if self.budget.residency == Residency::Streamed {
             self.streamed_head(model, x, &mut out)?;
@@ -417,7 +529,12 @@ impl<'a, O: Ops> Device<'a> for Cpu<'a, O> {
         }
         let group = model.head_group();
         self.load(group, &model.groups)?;
-        self.ops.linear(x, model.head_weight.matrix(self.dense.memory(group)), None, &mut out);
+        self.ops.linear(
+            x,
+            model.head_weight.matrix(self.dense.memory(group)),
+            None,
+            &mut out,
+        );
         Ok(out)
     }
 }
@@ -460,7 +577,11 @@ fn demand(model: &TextModel<'_>, f: &TextFacts, tensors: u64, settings: &RunSett
         dense: model.groups.iter().map(|g| g.room as u64).sum(),
         dense_streamed: dense::streamed_room(&model.groups) as u64
             + HEAD_BLOCK_BYTES.min(model.head.length).max(row),
-        expert: model.experts().map(|e| room_for(e.segment)).max().unwrap_or(0),
+        expert: model
+            .experts()
+            .map(|e| room_for(e.segment))
+            .max()
+            .unwrap_or(0),
         experts: model.experts().count() as u64,
         experts_per_token: u64::from(f.experts_per_token),
     }

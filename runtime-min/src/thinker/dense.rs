@@ -25,7 +25,12 @@ impl Dense {
             Residency::Streamed => streamed_room(groups),
         };
         let kept = groups.iter().map(|_| None).collect();
-        Ok(Self { kept, arena: Arena::new(room)?, shared: None, residency })
+        Ok(Self {
+            kept,
+            arena: Arena::new(room)?,
+            shared: None,
+            residency,
+        })
     }
 
     /// Loads a group if it is not there.
@@ -67,7 +72,10 @@ impl Dense {
 
     /// The memory of all groups that are there.
     pub(super) fn held(&self) -> impl Iterator<Item = &Block> {
-        self.kept.iter().flatten().chain(self.shared.as_ref().map(|(_, block)| block))
+        self.kept
+            .iter()
+            .flatten()
+            .chain(self.shared.as_ref().map(|(_, block)| block))
     }
 
     /// The memory of a group that was loaded last, or is kept.
@@ -83,5 +91,9 @@ impl Dense {
 /// The head, the last group, is streamed in blocks of its own.
 pub(super) fn streamed_room(groups: &[Group<'_>]) -> usize {
     let all_but_head = groups.len().saturating_sub(1);
-    groups[..all_but_head].iter().map(|g| g.room).max().unwrap_or(0)
+    groups[..all_but_head]
+        .iter()
+        .map(|g| g.room)
+        .max()
+        .unwrap_or(0)
 }

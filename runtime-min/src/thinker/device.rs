@@ -41,7 +41,8 @@ pub struct Setup<'a, 's> {
     pub(crate) stop: &'a Stop,
 }
 
-/// Activations of a pass. Those of the whole pass have a row for each of its tokens, the others for each of a batch.
+/// Activations of a pass. Those of the whole pass have a row for each of its tokens, the others for
+/// each of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Values {
     /// `[tokens, hidden]`, the residual stream.
@@ -106,7 +107,8 @@ pub struct DeviceStats {
     pub(crate) bytes_copied: u64,
     /// Time in which nothing could be computed, because weights were not there yet.
     pub(crate) waited: Duration,
-    /// Of every layer how many passes used each expert, where the device counts them because all are there.
+    /// Of every layer how many passes used each expert, where the device counts them because all
+    /// are there.
     pub(crate) resident_uses: Vec<Vec<u32>>,
 }
 
@@ -126,8 +128,10 @@ pub trait Device<'a> {
         model.bytes_within(&self.budget())
     }
 
-    /// Loads the dense weights and as many experts as there is room for; tells how many bytes more are there.
-    fn preload(&mut self, model: &TextModel<'a>, tell: &mut dyn FnMut(u64)) -> Result<(), RunError>;
+    /// Loads the dense weights and as many experts as there is room for; tells how many bytes more
+    /// are there.
+    fn preload(&mut self, model: &TextModel<'a>, tell: &mut dyn FnMut(u64))
+    -> Result<(), RunError>;
 
     /// Loads a group of dense weights if it is not there.
     fn load(&mut self, group: usize, groups: &[Group<'a>]) -> Result<(), RunError>;
@@ -138,19 +142,30 @@ pub trait Device<'a> {
     /// Forgets the positions from this one on.
     fn truncate(&mut self, positions: usize);
 
-    /// The whole pass as one step that was recorded, if it can be that; its logits. `is_seen` where somebody looks.
-    fn step(&mut self, _ids: &[u32], _want: Logits, _is_seen: bool) -> Result<Option<Vec<f32>>, RunError> {
+    /// The whole pass as one step that was recorded, if it can be that; its logits. `is_seen` where
+    /// somebody looks.
+    fn step(
+        &mut self,
+        _ids: &[u32],
+        _want: Logits,
+        _is_seen: bool,
+    ) -> Result<Option<Vec<f32>>, RunError> {
         Ok(None)
     }
 
-    /// Runs `first`, then each token that follows but the last, and fills `next` with those that follow, all chosen by the
-    /// device alone. False, and nothing is run, where it cannot do that now.
+    /// Runs `first`, then each token that follows but the last, and fills `next` with those that
+    /// follow, all chosen by the device alone. False, and nothing is run, where it cannot do that
+    /// now.
     fn greedy(&mut self, _first: u32, _next: &mut [Greatest]) -> Result<bool, RunError> {
         Ok(false)
     }
 
     /// Begins a pass of so many tokens; `turns` calculates the rotations of positions.
-    fn begin(&mut self, tokens: usize, turns: &dyn Fn(Range<usize>) -> Turns) -> Result<(), RunError>;
+    fn begin(
+        &mut self,
+        tokens: usize,
+        turns: &dyn Fn(Range<usize>) -> Turns,
+    ) -> Result<(), RunError>;
 
     /// X = rows of the embedding, if the device has them; the ids are below its rows.
     fn embed(&mut self, ids: &[u32]) -> Result<bool, RunError>;
@@ -180,7 +195,12 @@ pub trait Device<'a> {
     ) -> Result<(), RunError>;
 
     /// Norms and turns Q and K, puts K and V into the layer's cache, and attends: Attended.
-    fn attend(&mut self, layer: usize, tokens: Range<usize>, norms: [At; 2]) -> Result<(), RunError>;
+    fn attend(
+        &mut self,
+        layer: usize,
+        tokens: Range<usize>,
+        norms: [At; 2],
+    ) -> Result<(), RunError>;
 
     /// Gate = silu(Gate) · Up.
     fn silu_mul(&mut self) -> Result<(), RunError>;
@@ -194,8 +214,8 @@ pub trait Device<'a> {
     /// The choice.
     fn routing(&mut self) -> Result<Cow<'_, Routing>, RunError>;
 
-    /// Added = what the chosen experts make of Normed. Returns the experts that were visited, and whether each was in
-    /// memory.
+    /// Added = what the chosen experts make of Normed. Returns the experts that were visited, and
+    /// whether each was in memory.
     fn experts(&mut self, layer: ExpertLayer<'a, '_>) -> Result<Vec<(u32, bool)>, RunError>;
 
     /// Logits of the last token or of all, from X after the final norm.

@@ -1,6 +1,8 @@
-//! The experts of a layer: each loaded at most once for all tokens, those that are there computed while others load.
+//! The experts of a layer: each loaded at most once for all tokens, those that are there computed
+//! while others load.
 //!
-//! Outputs are added in ascending order of experts, the order of the eager code, whatever was in memory.
+//! Outputs are added in ascending order of experts, the order of the eager code, whatever was in
+//! memory.
 
 use std::time::{Duration, Instant};
 
@@ -14,8 +16,8 @@ use crate::observer::Routing;
 use crate::ops::{Ops, Product};
 use crate::weights::{Load, Loader};
 
-/// Experts that are loaded and computed together, unless slots are few: enough reads in flight, and more than most
-/// models send one token to.
+/// Experts that are loaded and computed together, unless slots are few: enough reads in flight, and
+/// more than most models send one token to.
 pub(super) const MOST_IN_GROUP: usize = 16;
 
 /// The tokens that go to one expert.
@@ -26,8 +28,8 @@ struct Visits {
     tokens: Vec<(usize, f32)>,
 }
 
-/// Experts that are in memory at the same time; `visits` are consecutive, with at most a batch of tokens in all unless
-/// it is one expert.
+/// Experts that are in memory at the same time; `visits` are consecutive, with at most a batch of
+/// tokens in all unless it is one expert.
 struct ExpertGroup<'v> {
     visits: &'v [Visits],
 }
@@ -78,12 +80,16 @@ fn groups(visits: &[Visits], most: usize, batch: usize) -> Vec<ExpertGroup<'_>> 
     let (mut groups, mut first, mut tokens) = (Vec::new(), 0, 0);
     for (i, visit) in visits.iter().enumerate() {
         if i > first && (i - first >= most || tokens + visit.tokens.len() > batch) {
-            groups.push(ExpertGroup { visits: &visits[first..i] });
+            groups.push(ExpertGroup {
+                visits: &visits[first..i],
+            });
             (first, tokens) = (i, 0);
         }
         tokens += visit.tokens.len();
     }
-    groups.push(ExpertGroup { visits: &visits[first..] });
+    groups.push(ExpertGroup {
+        visits: &visits[first..],
+    });
     groups
 }
 
@@ -91,17 +97,29 @@ fn groups(visits: &[Visits], most: usize, batch: usize) -> Vec<ExpertGroup<'_>> 
 type Loading = Vec<(u32, Block)>;
 
 impl<O: Ops> ExpertPass<'_, '_, O> {
-    /// Adds every expert's part to `out`. Returns the experts that were visited, and whether each was in memory.
-    pub(super) fn run(mut self, routing: &Routing, best: usize) -> Result<Vec<(u32, bool)>, RunError> {
+    /// Adds every expert's part to `out`. Returns the experts that were visited, and whether each
+    /// was in memory.
+    pub(super) fn run(
+        mut self,
+        routing: &Routing,
+        best: usize,
+    ) -> Result<Vec<(u32, bool)>, RunError> {
         let visits = visits(routing, best);
         let slots = self.cache.slots();
         // half of the slots at a time, so that the next group can load while this one is computed
-        let most =
-            if slots >= 2 * visits.len() { MOST_IN_GROUP } else { (slots / 2).clamp(1, MOST_IN_GROUP) };
+        let most = if slots >= 2 * visits.len() {
+            MOST_IN_GROUP
+        } else {
+            (slots / 2).clamp(1, MOST_IN_GROUP)
+        };
         let groups = groups(&visits, most, self.batch);
         let (mut uses, mut loaded) = (Vec::new(), false);
         for (i, group) in groups.iter().enumerate() {
-            let done = if loaded { Vec::new() } else { self.load_group(group, &mut uses)? };
+            let done = if loaded {
+                Vec::new()
+            } else {
+                self.load_group(group, &mut uses)?
+            };
             loaded = self.compute_while_loading(group, &done, groups.get(i + 1), &mut uses)?;
         }
         Ok(uses)
@@ -123,12 +141,18 @@ impl<O: Ops> ExpertPass<'_, '_, O> {
     /// Slots for these experts, if there are enough beside those of groups in use.
     fn slots_for(&mut self, missing: &[u32], in_use: &[&ExpertGroup<'_>]) -> Option<Loading> {
         let layer = self.layer;
-        let keep =
-            |(l, e): ExpertKey| l == layer && in_use.iter().any(|g| g.visits.iter().any(|v| v.expert == e));
+        let keep = |(l, e): ExpertKey| {
+            l == layer
+                && in_use
+                    .iter()
+                    .any(|g| g.visits.iter().any(|v| v.expert == e))
+        };
         let mut loading = Loading::new();
         for expert in missing {
             let Some(slot) = self.cache.take(keep) else {
-                loading.into_iter().for_each(|(_, slot)| self.cache.put_empty(slot));
+                loading
+                    .into_iter()
+                    .for_each(|(_, slot)| self.cache.put_empty(slot));
                 return None;
             };
             loading.push((*expert, slot));
@@ -144,23 +168,35 @@ impl<O: Ops> ExpertPass<'_, '_, O> {
     ) -> Result<Vec<u32>, RunError> {
         let missing = self.touch(group, uses);
         let loading = self.slots_for(&missing, &[group]);
-        let loading = loading.ok_or_else(|| super::unsuitable("there are too few slots for its experts"))?;
+        let loading =
+            loading.ok_or_else(|| super::unsuitable("there are too few slots for its experts"))?;
         if missing.is_empty() || group.tokens() > self.batch {
             self.load(loading, |_| ())?;
             return Ok(Vec::new());
         }
-        let there: Vec<u32> =
-            group.visits.iter().map(|v| v.expert).filter(|e| !missing.contains(e)).collect();
+        let there: Vec<u32> = group
+            .visits
+            .iter()
+            .map(|v| v.expert)
+            .filter(|e| !missing.contains(e))
+            .collect();
         self.load(loading, |pass| pass.compute(group, &|e| there.contains(&e)))?;
         Ok(there)
     }
 
     /// Loads while `work` is done.
-    fn load<R>(&mut self, mut loading: Loading, work: impl FnOnce(&mut Self) -> R) -> Result<R, RunError> {
+    fn load<R>(
+        &mut self,
+        mut loading: Loading,
+        work: impl FnOnce(&mut Self) -> R,
+    ) -> Result<R, RunError> {
         let (experts, loader, stop) = (self.experts, self.loader, self.stop);
         let mut loads: Vec<Load<'_, '_>> = Vec::new();
         for (expert, slot) in &mut loading {
-            loads.push(Load { segment: experts[*expert as usize].segment, to: &mut slot[..] });
+            loads.push(Load {
+                segment: experts[*expert as usize].segment,
+                to: &mut slot[..],
+            });
         }
         let began = Instant::now();
         let (loaded, (done, worked)) = loader.load_while(&mut loads, stop, || {
@@ -179,8 +215,8 @@ impl<O: Ops> ExpertPass<'_, '_, O> {
         Ok(done)
     }
 
-    /// Computes what is left of a group, all of which is there, and adds it. Meanwhile loads the next group, if there
-    /// are slots for it; returns whether it did.
+    /// Computes what is left of a group, all of which is there, and adds it. Meanwhile loads the
+    /// next group, if there are slots for it; returns whether it did.
     fn compute_while_loading(
         &mut self,
         group: &ExpertGroup<'_>,
@@ -191,7 +227,12 @@ impl<O: Ops> ExpertPass<'_, '_, O> {
         self.stop.check()?;
         let loading = next.and_then(|next| {
             let there = |e: u32| self.cache.get((self.layer, e)).is_some();
-            let missing: Vec<u32> = next.visits.iter().map(|v| v.expert).filter(|e| !there(*e)).collect();
+            let missing: Vec<u32> = next
+                .visits
+                .iter()
+                .map(|v| v.expert)
+                .filter(|e| !there(*e))
+                .collect();
             self.slots_for(&missing, &[group, next])
         });
         let (Some(loading), Some(next)) = (loading, next) else {
@@ -212,14 +253,18 @@ impl<O: Ops> ExpertPass<'_, '_, O> {
         // one expert with more tokens than a batch
         for visit in group.visits {
             for tokens in visit.tokens.chunks(self.batch) {
-                let part = [Visits { expert: visit.expert, tokens: tokens.to_vec() }];
+                let part = [Visits {
+                    expert: visit.expert,
+                    tokens: tokens.to_vec(),
+                }];
                 self.compute(&ExpertGroup { visits: &part }, &|_| true);
                 self.add(&ExpertGroup { visits: &part });
             }
         }
     }
 
-    /// `y = down(silu(gate(x)) · up(x))` for all tokens of the wanted experts, each at its place in the group.
+    /// `y = down(silu(gate(x)) · up(x))` for all tokens of the wanted experts, each at its place in
+    /// the group.
     fn compute(&mut self, group: &ExpertGroup<'_>, wanted: &dyn Fn(u32) -> bool) {
         let (hidden, inner, total) = (self.hidden, self.intermediate, group.tokens());
         let MlpScratch { x, gate, up, y } = &mut *self.scratch;
@@ -231,7 +276,10 @@ impl<O: Ops> ExpertPass<'_, '_, O> {
             let n = visit.tokens.len();
             let part = Part {
                 expert: &self.experts[visit.expert as usize],
-                memory: self.cache.get((self.layer, visit.expert)).map_or(&[][..], |slot| slot),
+                memory: self
+                    .cache
+                    .get((self.layer, visit.expert))
+                    .map_or(&[][..], |slot| slot),
                 x: x.split_off_mut(..n * hidden).unwrap_or_default(),
                 gate: gate.split_off_mut(..n * inner).unwrap_or_default(),
                 up: up.split_off_mut(..n * inner).unwrap_or_default(),
@@ -243,9 +291,27 @@ impl<O: Ops> ExpertPass<'_, '_, O> {
             }
         }
         let mut products = Vec::new();
-        for Part { expert, memory, x, gate, up, .. } in &mut parts {
-            products.push(Product { x, weight: expert.gate.matrix(memory), bias: None, out: gate });
-            products.push(Product { x, weight: expert.up.matrix(memory), bias: None, out: up });
+        for Part {
+            expert,
+            memory,
+            x,
+            gate,
+            up,
+            ..
+        } in &mut parts
+        {
+            products.push(Product {
+                x,
+                weight: expert.gate.matrix(memory),
+                bias: None,
+                out: gate,
+            });
+            products.push(Product {
+                x,
+                weight: expert.up.matrix(memory),
+                bias: None,
+                out: up,
+            });
         }
         self.ops.products(&mut products);
         drop(products);
@@ -253,15 +319,32 @@ impl<O: Ops> ExpertPass<'_, '_, O> {
             self.ops.silu_mul(gate, up);
         }
         let mut products = Vec::new();
-        for Part { expert, memory, gate, y, .. } in &mut parts {
-            products.push(Product { x: gate, weight: expert.down.matrix(memory), bias: None, out: y });
+        for Part {
+            expert,
+            memory,
+            gate,
+            y,
+            ..
+        } in &mut parts
+        {
+            products.push(Product {
+                x: gate,
+                weight: expert.down.matrix(memory),
+                bias: None,
+                out: y,
+            });
         }
         self.ops.products(&mut products);
     }
 
     /// Adds a computed group to `out`, expert by expert.
     fn add(&mut self, group: &ExpertGroup<'_>) {
-        let visits: Vec<(usize, f32)> = group.visits.iter().flat_map(|v| &v.tokens).copied().collect();
+        let visits: Vec<(usize, f32)> = group
+            .visits
+            .iter()
+            .flat_map(|v| &v.tokens)
+            .copied()
+            .collect();
         let y = self.scratch.y.of(visits.len() * self.hidden);
         self.ops.scatter_add(y, self.hidden, &visits, self.out);
     }
@@ -286,10 +369,16 @@ mod tests {
         let visits: Vec<Visits> = [1, 2, 9, 1, 1, 1, 3]
             .iter()
             .enumerate()
-            .map(|(i, n)| Visits { expert: u32::try_from(i).unwrap(), tokens: vec![(0, 1.0); *n] })
+            .map(|(i, n)| Visits {
+                expert: u32::try_from(i).unwrap(),
+                tokens: vec![(0, 1.0); *n],
+            })
             .collect();
         let sizes = |most, batch| -> Vec<Vec<u32>> {
-            groups(&visits, most, batch).iter().map(|g| g.visits.iter().map(|v| v.expert).collect()).collect()
+            groups(&visits, most, batch)
+                .iter()
+                .map(|g| g.visits.iter().map(|v| v.expert).collect())
+                .collect()
         };
         assert_eq!(sizes(16, 100), [vec![0, 1, 2, 3, 4, 5, 6]]);
         assert_eq!(sizes(2, 100), [vec![0, 1], vec![2, 3], vec![4, 5], vec![6]]);
@@ -299,7 +388,11 @@ mod tests {
 
     #[test]
     fn visits_are_sorted_by_expert_then_token() {
-        let routing = Routing { ids: vec![3, 0, 0, 2, 3, 2], weights: vec![0.5; 6], ..Routing::default() };
+        let routing = Routing {
+            ids: vec![3, 0, 0, 2, 3, 2],
+            weights: vec![0.5; 6],
+            ..Routing::default()
+        };
         let seen: Vec<(u32, Vec<usize>)> = visits(&routing, 2)
             .into_iter()
             .map(|v| (v.expert, v.tokens.iter().map(|t| t.0).collect()))

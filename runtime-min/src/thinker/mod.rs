@@ -1,8 +1,9 @@
 //! The forward pass of the text thinker, and of plain Qwen3-MoE models, straight from a pack.
 //!
 //! The equations are those of transformers 5.23, `modeling_qwen3_omni_moe.py`
-//! (`Qwen3OmniMoeThinkerTextModel`); for text its interleaved multimodal rope is plain rope. They are written once, here, in
-//! the operations of a device (`device`): the CPU (`cpu`), or a GPU ([`crate::cuda`]).
+//! (`Qwen3OmniMoeThinkerTextModel`); for text its interleaved multimodal rope is plain rope. They
+//! are written once, here, in the operations of a device (`device`): the CPU (`cpu`), or a GPU
+//! ([`crate::cuda`]).
 
 pub(crate) mod cpu;
 mod dense;
@@ -109,8 +110,11 @@ impl<'a, B: Backend> Thinker<'a, B> {
         stop: &'a Stop,
     ) -> Result<Self, RunError> {
         let manifest = source.pack().manifest();
-        let facts =
-            manifest.model.text.clone().ok_or_else(|| unsuitable("its model is of no known family"))?;
+        let facts = manifest
+            .model
+            .text
+            .clone()
+            .ok_or_else(|| unsuitable("its model is of no known family"))?;
         if facts.rope_type != "default" {
             return Err(unsuitable(&format!(
                 "rope_type {:?} is not implemented, only \"default\"",
@@ -119,11 +123,20 @@ impl<'a, B: Backend> Thinker<'a, B> {
         }
         let model = TextModel::find(source, &facts)?;
         let compute = backend.compute();
-        let device = backend.open(&Setup { source, model: &model, facts: &facts, settings, stop })?;
+        let device = backend.open(&Setup {
+            source,
+            model: &model,
+            facts: &facts,
+            settings,
+            stop,
+        })?;
         Ok(Self {
             compute,
             reader: source.reader()?,
-            stats: RunStats { layers: vec![LayerUses::default(); model.layers.len()], ..RunStats::default() },
+            stats: RunStats {
+                layers: vec![LayerUses::default(); model.layers.len()],
+                ..RunStats::default()
+            },
             settings,
             device,
             model,
@@ -149,7 +162,11 @@ impl<'a, B: Backend> Thinker<'a, B> {
 
     /// Layers that have experts.
     pub fn expert_layers(&self) -> u64 {
-        self.model.layers.iter().filter(|l| matches!(l.mlp, Mlp::Experts { .. })).count() as u64
+        self.model
+            .layers
+            .iter()
+            .filter(|l| matches!(l.mlp, Mlp::Experts { .. }))
+            .count() as u64
     }
 
     /// Bytes of the head.
@@ -192,8 +209,8 @@ impl<'a, B: Backend> Thinker<'a, B> {
         self.device.preload_bytes(&self.model)
     }
 
-    /// Loads the dense weights and as many experts as there is room for, which is otherwise done when they are needed.
-    /// Calls `tell` with the bytes that came since the last call.
+    /// Loads the dense weights and as many experts as there is room for, which is otherwise done
+    /// when they are needed. Calls `tell` with the bytes that came since the last call.
     ///
     /// # Errors
     /// Damage of the pack; `Interrupted`.
@@ -229,9 +246,10 @@ impl<'a, B: Backend> Thinker<'a, B> {
         logits
     }
 
-    /// Runs `first`, then each token that follows but the last: the greatest logit of every step fills `next`, without a
-    /// look by the host in between. Nobody has looked at them: see [`Greatest::token`]. False, and nothing is run, where
-    /// that cannot be: it takes a GPU that holds all weights, and two steps of one token before.
+    /// Runs `first`, then each token that follows but the last: the greatest logit of every step
+    /// fills `next`, without a look by the host in between. Nobody has looked at them: see
+    /// [`Greatest::token`]. False, and nothing is run, where that cannot be: it takes a GPU that
+    /// holds all weights, and two steps of one token before.
     ///
     /// # Errors
     /// `TokenId`, `TooLong`; what the driver says.
@@ -248,15 +266,26 @@ impl<'a, B: Backend> Thinker<'a, B> {
         self.stop.check()?; // a step that was recorded has no other place for it
         let wanted = self.positions() + positions;
         if wanted > self.settings.positions {
-            return Err(RunError::TooLong { wanted, reserved: self.settings.positions });
+            return Err(RunError::TooLong {
+                wanted,
+                reserved: self.settings.positions,
+            });
         }
         match ids.iter().find(|id| u64::from(**id) >= self.facts.vocab) {
-            Some(id) => Err(RunError::TokenId { id: *id, rows: self.facts.vocab }),
+            Some(id) => Err(RunError::TokenId {
+                id: *id,
+                rows: self.facts.vocab,
+            }),
             None => Ok(()),
         }
     }
 
-    fn pass(&mut self, ids: &[u32], want: Logits, observer: &mut dyn Observer) -> Result<Vec<f32>, RunError> {
+    fn pass(
+        &mut self,
+        ids: &[u32],
+        want: Logits,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<f32>, RunError> {
         self.check(ids, ids.len())?;
         if let Some(logits) = self.device.step(ids, want, observer.looks())? {
             return Ok(logits);
@@ -276,13 +305,24 @@ impl<'a, B: Backend> Thinker<'a, B> {
         }
         let group = self.model.final_norm_group();
         self.device.load(group, &self.model.groups)?;
-        self.device.norm(Values::X, Values::X, At { group, weight: self.model.final_norm })?;
+        self.device.norm(
+            Values::X,
+            Values::X,
+            At {
+                group,
+                weight: self.model.final_norm,
+            },
+        )?;
         observer.norm(&self.look(observer, Values::X)?);
         self.device.logits(&self.model, want)
     }
 
     /// Values for the observer; none where they are far away and it does not look.
-    fn look(&mut self, observer: &dyn Observer, values: Values) -> Result<Cow<'_, [f32]>, RunError> {
+    fn look(
+        &mut self,
+        observer: &dyn Observer,
+        values: Values,
+    ) -> Result<Cow<'_, [f32]>, RunError> {
         if self.device.is_far() && !observer.looks() {
             return Ok(Cow::Borrowed(&[]));
         }
@@ -292,7 +332,8 @@ impl<'a, B: Backend> Thinker<'a, B> {
     /// The embeddings of these tokens, and the rotations of their positions.
     fn begin(&mut self, ids: &[u32]) -> Result<(), RunError> {
         let (facts, compute) = (&self.facts, self.compute);
-        self.device.begin(ids.len(), &|positions| rotations(facts, compute, positions))?;
+        self.device
+            .begin(ids.len(), &|positions| rotations(facts, compute, positions))?;
         if !self.device.embed(ids)? {
             let x = self.embed(ids)?;
             self.device.put(x)?;
@@ -309,10 +350,15 @@ impl<'a, B: Backend> Thinker<'a, B> {
         for (id, to) in ids.iter().zip(x.chunks_exact_mut(hidden)) {
             bytes.clear();
             let start = u64::from(*id) * row;
-            self.reader.read_tensor(self.model.embedding, start..start + row, self.stop, |piece| {
-                bytes.extend_from_slice(piece);
-                Ok::<_, RunError>(())
-            })?;
+            self.reader.read_tensor(
+                self.model.embedding,
+                start..start + row,
+                self.stop,
+                |piece| {
+                    bytes.extend_from_slice(piece);
+                    Ok::<_, RunError>(())
+                },
+            )?;
             self.stats.bytes_read += row;
             widen(self.model.embedding.dtype, &bytes, to);
         }
@@ -323,42 +369,74 @@ impl<'a, B: Backend> Thinker<'a, B> {
     /// Batches of the tokens of a pass.
     fn batches(&self, tokens: usize) -> impl Iterator<Item = Range<usize>> + use<B> {
         let most = self.device.batch();
-        (0..tokens).step_by(most).map(move |first| first..(first + most).min(tokens))
+        (0..tokens)
+            .step_by(most)
+            .map(move |first| first..(first + most).min(tokens))
     }
 
     /// Added = what attention adds to X. q and k are normed per head, then rotated; v is neither.
     fn attention(&mut self, number: usize, tokens: usize) -> Result<(), RunError> {
         let layer = &self.model.layers[number];
-        let at = |weight: Weight| At { group: number, weight };
-        self.device.norm(Values::X, Values::Normed, at(layer.input_norm))?;
+        let at = |weight: Weight| At {
+            group: number,
+            weight,
+        };
+        self.device
+            .norm(Values::X, Values::Normed, at(layer.input_norm))?;
         for batch in self.batches(tokens) {
-            let products = [(&layer.q, Values::Q), (&layer.k, Values::K), (&layer.v, Values::V)];
-            self.device.products(Values::Normed, batch.clone(), number, &products)?;
-            self.device.attend(number, batch.clone(), [at(layer.q_norm), at(layer.k_norm)])?;
-            self.device.products(Values::Attended, batch, number, &[(&layer.o, Values::Added)])?;
+            let products = [
+                (&layer.q, Values::Q),
+                (&layer.k, Values::K),
+                (&layer.v, Values::V),
+            ];
+            self.device
+                .products(Values::Normed, batch.clone(), number, &products)?;
+            self.device
+                .attend(number, batch.clone(), [at(layer.q_norm), at(layer.k_norm)])?;
+            self.device.products(
+                Values::Attended,
+                batch,
+                number,
+                &[(&layer.o, Values::Added)],
+            )?;
         }
         Ok(())
     }
 
     /// Added = what the MLP or the experts add to X.
-    fn mlp(&mut self, number: usize, tokens: usize, observer: &mut dyn Observer) -> Result<(), RunError> {
+    fn mlp(
+        &mut self,
+        number: usize,
+        tokens: usize,
+        observer: &mut dyn Observer,
+    ) -> Result<(), RunError> {
         let layer = &self.model.layers[number];
         self.device.norm(
             Values::X,
             Values::Normed,
-            At { group: number, weight: layer.post_attention_norm },
+            At {
+                group: number,
+                weight: layer.post_attention_norm,
+            },
         )?;
         match &layer.mlp {
             Mlp::Dense { gate, up, down } => {
                 for batch in self.batches(tokens) {
                     let products = [(gate, Values::Gate), (up, Values::Up)];
-                    self.device.products(Values::Normed, batch.clone(), number, &products)?;
+                    self.device
+                        .products(Values::Normed, batch.clone(), number, &products)?;
                     self.device.silu_mul()?;
-                    self.device.products(Values::Gate, batch, number, &[(down, Values::Added)])?;
+                    self.device
+                        .products(Values::Gate, batch, number, &[(down, Values::Added)])?;
                 }
             }
             Mlp::Experts { router, experts } => {
-                self.device.products(Values::Normed, 0..tokens, number, &[(router, Values::Router)])?;
+                self.device.products(
+                    Values::Normed,
+                    0..tokens,
+                    number,
+                    &[(router, Values::Router)],
+                )?;
                 let layer = ExpertLayer { number, experts };
                 self.device.route(layer)?;
                 if observer.looks() || !self.device.is_far() {
@@ -376,15 +454,23 @@ impl<'a, B: Backend> Thinker<'a, B> {
         let layer = u32::try_from(number).unwrap_or(u32::MAX);
         for (expert, hit) in uses {
             let uses = &mut self.stats.layers[number];
-            *(if *hit { &mut uses.hits } else { &mut uses.misses }) += 1;
+            *(if *hit {
+                &mut uses.hits
+            } else {
+                &mut uses.misses
+            }) += 1;
             *self.stats.expert_uses.entry((layer, *expert)).or_default() += 1;
         }
     }
 }
 
-/// Cosines and sines of positions, `[positions, head_dim / 2]`: `angle = position · theta^(-2j / d)` in f32, then in the
-/// precision of the activations.
-#[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "f32, as torch does")]
+/// Cosines and sines of positions, `[positions, head_dim / 2]`: `angle = position · theta^(-2j /
+/// d)` in f32, then in the precision of the activations.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "f32, as torch does"
+)]
 fn rotations(facts: &TextFacts, compute: Compute, positions: Range<usize>) -> Turns {
     let width = index(facts.head_dim);
     let frequency = |j: usize| {
@@ -394,12 +480,16 @@ fn rotations(facts: &TextFacts, compute: Compute, positions: Range<usize>) -> Tu
     let frequencies: Vec<f32> = (0..width / 2).map(frequency).collect();
     let angles = positions.flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
     let round = |x: f64| compute.round(x as f32);
-    angles.map(|a| (round(f64::from(a).cos()), round(f64::from(a).sin()))).unzip()
+    angles
+        .map(|a| (round(f64::from(a).cos()), round(f64::from(a).sin())))
+        .unzip()
 }
 
 /// The `best` largest values, largest first, the lower id on ties.
 fn top_k(row: &[f32], best: usize) -> Vec<u32> {
-    let mut ids: Vec<u32> = (0..row.len()).map(|i| u32::try_from(i).unwrap_or(u32::MAX)).collect();
+    let mut ids: Vec<u32> = (0..row.len())
+        .map(|i| u32::try_from(i).unwrap_or(u32::MAX))
+        .collect();
     let order = |a: &u32, b: &u32| row[*b as usize].total_cmp(&row[*a as usize]).then(a.cmp(b));
     if best < ids.len() && best > 0 {
         ids.select_nth_unstable_by(best - 1, order);

@@ -1,4 +1,5 @@
-//! Activations in memory that is reused: fresh memory costs more to touch for the first time than to compute in.
+//! Activations in memory that is reused: fresh memory costs more to touch for the first time than
+//! to compute in.
 
 /// Grows, never shrinks.
 #[derive(Debug, Default)]
@@ -10,7 +11,10 @@ pub(super) struct Buffer {
 
 impl From<Vec<f32>> for Buffer {
     fn from(values: Vec<f32>) -> Self {
-        Self { used: values.len(), values }
+        Self {
+            used: values.len(),
+            values,
+        }
     }
 }
 

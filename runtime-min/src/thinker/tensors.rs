@@ -45,7 +45,12 @@ impl Weight {
     /// As a matrix, in the memory of its group.
     pub(crate) fn matrix<'m>(&self, memory: &'m [u8]) -> Matrix<'m> {
         let bytes = &memory[self.at..self.at + self.length];
-        Matrix { dtype: self.dtype, bytes, rows: self.rows, columns: self.columns }
+        Matrix {
+            dtype: self.dtype,
+            bytes,
+            rows: self.rows,
+            columns: self.columns,
+        }
     }
 
     /// As a vector in f32.
@@ -76,8 +81,15 @@ pub struct Expert<'a> {
 /// What follows attention in a layer.
 #[derive(Debug)]
 pub enum Mlp<'a> {
-    Dense { gate: Linear, up: Linear, down: Linear },
-    Experts { router: Linear, experts: Vec<Expert<'a>> },
+    Dense {
+        gate: Linear,
+        up: Linear,
+        down: Linear,
+    },
+    Experts {
+        router: Linear,
+        experts: Vec<Expert<'a>>,
+    },
 }
 
 /// One layer. Its dense weights are one group.
@@ -162,7 +174,14 @@ impl<'a> TextModel<'a> {
         };
         let final_norm = alone(found.outside(Role::FinalNorm)?)?;
         let head_weight = alone(head)?;
-        Ok(Self { embedding, head, head_weight, final_norm, layers, groups })
+        Ok(Self {
+            embedding,
+            head,
+            head_weight,
+            final_norm,
+            layers,
+            groups,
+        })
     }
 
     pub(crate) fn final_norm_group(&self) -> usize {
@@ -180,7 +199,9 @@ impl<'a> TextModel<'a> {
                 Mlp::Dense { .. } => &[][..],
                 Mlp::Experts { experts, .. } => experts,
             };
-            (0..).zip(experts).map(move |(expert, e)| (layer, expert, e))
+            (0..)
+                .zip(experts)
+                .map(move |(expert, e)| (layer, expert, e))
         })
     }
 
@@ -190,12 +211,20 @@ impl<'a> TextModel<'a> {
             Residency::Resident => self.groups.iter().map(Group::bytes).sum(),
             Residency::Streamed => 0,
         };
-        dense + self.experts().take(index(budget.slots)).map(|e| e.segment.raw_length).sum::<u64>()
+        dense
+            + self
+                .experts()
+                .take(index(budget.slots))
+                .map(|e| e.segment.raw_length)
+                .sum::<u64>()
     }
 
     /// Whether any segment has to be decoded.
     pub(crate) fn any_coded(&self) -> bool {
-        self.groups.iter().flat_map(|g| &g.segments).any(|s| s.codec != Codec::Raw)
+        self.groups
+            .iter()
+            .flat_map(|g| &g.segments)
+            .any(|s| s.codec != Codec::Raw)
             || self.experts().any(|e| e.segment.codec != Codec::Raw)
     }
 
@@ -225,7 +254,8 @@ impl<'a> Found<'a> {
             experts: vec![BTreeMap::new(); count],
             outside: HashMap::new(),
         };
-        let text = |t: &&TensorEntry| matches!(t.component, Component::ThinkerText | Component::Text);
+        let text =
+            |t: &&TensorEntry| matches!(t.component, Component::ThinkerText | Component::Text);
         for tensor in source.pack().manifest().tensors.iter().filter(text) {
             if !matches!(tensor.dtype, Dtype::BF16 | Dtype::F16 | Dtype::F32) {
                 return Err(unsuitable(&format!(
@@ -248,7 +278,10 @@ impl<'a> Found<'a> {
         match tensor.expert {
             Some(expert) => {
                 if let Some(experts) = self.experts.get_mut(layer) {
-                    experts.entry(expert).or_default().insert(tensor.role, tensor);
+                    experts
+                        .entry(expert)
+                        .or_default()
+                        .insert(tensor.role, tensor);
                 }
             }
             None => {
@@ -261,7 +294,10 @@ impl<'a> Found<'a> {
     }
 
     fn outside(&self, role: Role) -> Result<&'a TensorEntry, RunError> {
-        self.outside.get(&role).copied().ok_or_else(|| unsuitable(&format!("it has no {role}")))
+        self.outside
+            .get(&role)
+            .copied()
+            .ok_or_else(|| unsuitable(&format!("it has no {role}")))
     }
 
     fn layer(
@@ -273,8 +309,13 @@ impl<'a> Found<'a> {
     ) -> Result<Layer<'a>, RunError> {
         let tensors = &self.layers[number];
         let mut weight = |role: Role, bias: bool| -> Result<Option<Weight>, RunError> {
-            let Some(tensor) = tensors.get(&(role, bias)) else { return Ok(None) };
-            Ok(Some(Weight::new(tensor, group.place(source.segment_of(tensor)?))))
+            let Some(tensor) = tensors.get(&(role, bias)) else {
+                return Ok(None);
+            };
+            Ok(Some(Weight::new(
+                tensor,
+                group.place(source.segment_of(tensor)?),
+            )))
         };
         let lacks = |role: Role| unsuitable(&format!("layer {number} has no {role}"));
         let mut vector = |role: Role| weight(role, false)?.ok_or_else(|| lacks(role));
@@ -283,7 +324,10 @@ impl<'a> Found<'a> {
         let post_attention_norm = vector(Role::PostAttentionNorm)?;
         let mut linear = |role: Role| -> Result<Linear, RunError> {
             let bias = weight(role, true)?;
-            Ok(Linear { weight: weight(role, false)?.ok_or_else(|| lacks(role))?, bias })
+            Ok(Linear {
+                weight: weight(role, false)?.ok_or_else(|| lacks(role))?,
+                bias,
+            })
         };
         let (q, k) = (linear(Role::AttentionQ)?, linear(Role::AttentionK)?);
         let (v, o) = (linear(Role::AttentionV)?, linear(Role::AttentionO)?);
@@ -296,9 +340,23 @@ impl<'a> Found<'a> {
             return Err(lacks(Role::Router));
         } else {
             let (gate, up) = (linear(Role::MlpGate)?, linear(Role::MlpUp)?);
-            Mlp::Dense { gate, up, down: linear(Role::MlpDown)? }
+            Mlp::Dense {
+                gate,
+                up,
+                down: linear(Role::MlpDown)?,
+            }
         };
-        Ok(Layer { input_norm, q, k, v, o, q_norm, k_norm, post_attention_norm, mlp })
+        Ok(Layer {
+            input_norm,
+            q,
+            k,
+            v,
+            o,
+            q_norm,
+            k_norm,
+            post_attention_norm,
+            mlp,
+        })
     }
 
     fn layer_experts(
@@ -310,14 +368,24 @@ impl<'a> Found<'a> {
         let mut experts = Vec::new();
         for (expert, tensors) in &self.experts[number] {
             let get = |role: Role| {
-                let lacks = || unsuitable(&format!("expert {expert} of layer {number} has no {role}"));
+                let lacks =
+                    || unsuitable(&format!("expert {expert} of layer {number} has no {role}"));
                 tensors.get(&role).copied().ok_or_else(lacks)
             };
-            let (gate, up, down) = (get(Role::ExpertGate)?, get(Role::ExpertUp)?, get(Role::ExpertDown)?);
+            let (gate, up, down) = (
+                get(Role::ExpertGate)?,
+                get(Role::ExpertUp)?,
+                get(Role::ExpertDown)?,
+            );
             let segment = source.segment_of(gate)?;
             let at = begins_at(segment);
             let weight = |tensor| Weight::new(tensor, at);
-            experts.push(Expert { segment, gate: weight(gate), up: weight(up), down: weight(down) });
+            experts.push(Expert {
+                segment,
+                gate: weight(gate),
+                up: weight(up),
+                down: weight(down),
+            });
         }
         let wanted = facts.experts as usize;
         if experts.len() != wanted {

@@ -1,9 +1,14 @@
 //! GPT-2's alphabet: 256 printable characters, one for each byte.
 
-/// The bytes that a token of a byte-level vocabulary stands for. A token with a character outside the alphabet (an
-/// added token) stands for its own UTF-8, as in the `tokenizers` crate's ByteLevel decoder.
+/// The bytes that a token of a byte-level vocabulary stands for. A token with a character outside
+/// the alphabet (an added token) stands for its own UTF-8, as in the `tokenizers` crate's ByteLevel
+/// decoder.
 pub(super) fn of_token(token: String) -> Vec<u8> {
-    token.chars().map(byte_of).collect::<Option<Vec<u8>>>().unwrap_or_else(|| token.into_bytes())
+    token
+        .chars()
+        .map(byte_of)
+        .collect::<Option<Vec<u8>>>()
+        .unwrap_or_else(|| token.into_bytes())
 }
 
 /// Bytes without a printable Latin-1 character take U+0100 and up, in order.

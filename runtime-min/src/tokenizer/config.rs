@@ -12,8 +12,15 @@ const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const ADDED_TOKENS: &str = "added_tokens.json";
 
 /// transformers' SPECIAL_TOKENS_ATTRIBUTES without the list of additional ones.
-const NAMES: [&str; 7] =
-    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+const NAMES: [&str; 7] = [
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+];
 
 /// What the tokenizer and the chat template want to know of `tokenizer_config.json`.
 #[derive(Debug, Default)]
@@ -56,7 +63,15 @@ impl AddedEntry {
     }
 
     fn plain(id: u32, content: String, special: bool) -> Self {
-        Self { id, content, single_word: false, lstrip: false, rstrip: false, normalized: None, special }
+        Self {
+            id,
+            content,
+            single_word: false,
+            lstrip: false,
+            rstrip: false,
+            normalized: None,
+            special,
+        }
     }
 }
 
@@ -97,7 +112,9 @@ impl Spelling {
 }
 
 impl TokenizerConfig {
-    pub(crate) fn load<E: Into<BoxError>>(files: &FileReader<'_, E>) -> Result<Self, TokenizerError> {
+    pub(crate) fn load<E: Into<BoxError>>(
+        files: &FileReader<'_, E>,
+    ) -> Result<Self, TokenizerError> {
         let document: Document = read_json(files, TOKENIZER_CONFIG)?.unwrap_or_default();
         let has_added_tokens = document.added_tokens_decoder.is_some();
         let mut config = Self::from_document(document)?;
@@ -123,15 +140,20 @@ impl TokenizerConfig {
             additional: Vec::new(),
         };
         for (name, value) in document.rest {
-            if let (true, Ok(token)) =
-                (NAMES.contains(&name.as_str()), serde_json::from_value::<Spelling>(value))
-            {
+            if let (true, Ok(token)) = (
+                NAMES.contains(&name.as_str()),
+                serde_json::from_value::<Spelling>(value),
+            ) {
                 config.named.insert(name, token.into_text());
             }
         }
-        config
-            .additional
-            .extend(document.additional_special_tokens.into_iter().flatten().map(Spelling::into_text));
+        config.additional.extend(
+            document
+                .additional_special_tokens
+                .into_iter()
+                .flatten()
+                .map(Spelling::into_text),
+        );
         config.add_extra(document.extra_special_tokens);
         Ok(config)
     }
@@ -139,9 +161,15 @@ impl TokenizerConfig {
     fn add_extra(&mut self, extra: Option<Extra>) {
         match extra {
             Some(Extra::Named(tokens)) => {
-                self.named.extend(tokens.into_iter().map(|(name, token)| (name, token.into_text())));
+                self.named.extend(
+                    tokens
+                        .into_iter()
+                        .map(|(name, token)| (name, token.into_text())),
+                );
             }
-            Some(Extra::List(tokens)) => self.additional.extend(tokens.into_iter().map(Spelling::into_text)),
+            Some(Extra::List(tokens)) => self
+                .additional
+                .extend(tokens.into_iter().map(Spelling::into_text)),
             None => {}
         }
     }
@@ -155,7 +183,10 @@ impl TokenizerConfig {
 
     /// Every token that a name makes special.
     pub(crate) fn named_special_tokens(&self) -> impl Iterator<Item = &str> {
-        self.named.values().chain(&self.additional).map(String::as_str)
+        self.named
+            .values()
+            .chain(&self.additional)
+            .map(String::as_str)
     }
 }
 
@@ -166,7 +197,10 @@ fn added_tokens(by_id: BTreeMap<String, AddedEntry>) -> Result<Vec<AddedEntry>, 
             Ok(id) => Ok(AddedEntry { id, ..entry }),
             Err(_) => Err(TokenizerError::malformed(
                 TOKENIZER_CONFIG,
-                format!("added_tokens_decoder: the key {key:?} of {:?} is not a token id", entry.content),
+                format!(
+                    "added_tokens_decoder: the key {key:?} of {:?} is not a token id",
+                    entry.content
+                ),
             )),
         })
         .collect()
@@ -177,7 +211,9 @@ pub(crate) fn read_json<T: serde::de::DeserializeOwned, E: Into<BoxError>>(
     files: &FileReader<'_, E>,
     name: &str,
 ) -> Result<Option<T>, TokenizerError> {
-    let Some(bytes) = read_file(files, name)? else { return Ok(None) };
+    let Some(bytes) = read_file(files, name)? else {
+        return Ok(None);
+    };
     serde_json::from_slice(&bytes)
         .map(Some)
         .map_err(|error| TokenizerError::malformed(name, error.to_string()))

@@ -33,18 +33,24 @@ struct Document {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged, expecting = "eos_token_id is neither a token id nor a list of them")]
+#[serde(
+    untagged,
+    expecting = "eos_token_id is neither a token id nor a list of them"
+)]
 enum OneOrMany {
     One(u32),
     Many(Vec<u32>),
 }
 
 impl EosIds {
-    /// The ids of `generation_config.json` alone, for a checkpoint that is used without its tokenizer.
+    /// The ids of `generation_config.json` alone, for a checkpoint that is used without its
+    /// tokenizer.
     ///
     /// # Errors
     /// `Read` and `Malformed`, as [`Tokenizer::load`](super::Tokenizer::load).
-    pub fn without_tokenizer<E: Into<BoxError>>(files: &FileReader<'_, E>) -> Result<Self, TokenizerError> {
+    pub fn without_tokenizer<E: Into<BoxError>>(
+        files: &FileReader<'_, E>,
+    ) -> Result<Self, TokenizerError> {
         Self::load(files, |_| None)
     }
 
@@ -55,7 +61,10 @@ impl EosIds {
         let document: Document = read_json(files, GENERATION_CONFIG)?.unwrap_or_default();
         let source = EosSource::GenerationConfig;
         Ok(match document.eos_token_id {
-            Some(OneOrMany::One(id)) => Self { ids: vec![id], source },
+            Some(OneOrMany::One(id)) => Self {
+                ids: vec![id],
+                source,
+            },
             Some(OneOrMany::Many(ids)) => Self { ids, source },
             None => Self {
                 ids: CUSTOMARY.iter().filter_map(|token| id_of(token)).collect(),

@@ -1,9 +1,10 @@
 //! Text to token ids and back, from the checkpoint's own files, as `transformers` does it.
 //!
-//! `tokenizer.json` is used where there is one. Otherwise the tokenizer is built as `Qwen2Tokenizer` builds its own:
-//! `vocab.json` and `merges.txt`, NFC, Qwen2's split pattern, bytes as characters, and the added tokens of
-//! `tokenizer_config.json` (or, in older checkpoints, `added_tokens.json`). Token ids are what the files say; a file
-//! whose ids contradict another's is refused.
+//! `tokenizer.json` is used where there is one. Otherwise the tokenizer is built as
+//! `Qwen2Tokenizer` builds its own: `vocab.json` and `merges.txt`, NFC, Qwen2's split pattern,
+//! bytes as characters, and the added tokens of `tokenizer_config.json` (or, in older checkpoints,
+//! `added_tokens.json`). Token ids are what the files say; a file whose ids contradict another's is
+//! refused.
 
 mod bytes;
 pub(crate) mod config;
@@ -28,8 +29,9 @@ pub type BoxError = Box<dyn StdError + Send + Sync>;
 /// Reads one of the checkpoint's files by its name; `None` where there is no such file.
 pub type FileReader<'a, E> = dyn Fn(&str) -> Result<Option<Vec<u8>>, E> + 'a;
 
-/// Beyond this the split pattern's look-ahead takes more steps than the regular-expression engine allows itself (a
-/// million), and the `tokenizers` crate would go on with wrong tokens and without a word.
+/// Beyond this the split pattern's look-ahead takes more steps than the regular-expression engine
+/// allows itself (a million), and the `tokenizers` crate would go on with wrong tokens and without
+/// a word.
 const LONGEST_SPACE: usize = 200_000;
 
 /// Why there is no tokenizer, or why it did not take its input.
@@ -62,7 +64,9 @@ pub enum TokenizerError {
         missing: String,
     },
     /// A tokenizer of a kind that this crate does not run.
-    #[error("{file}: {what} is not supported (byte-level BPE is, as in Qwen2, Qwen3 and Qwen3-Omni)")]
+    #[error(
+        "{file}: {what} is not supported (byte-level BPE is, as in Qwen2, Qwen3 and Qwen3-Omni)"
+    )]
     Unsupported {
         /// The file's name.
         file: String,
@@ -83,7 +87,9 @@ pub enum TokenizerError {
         rows: u64,
     },
     /// An id has no embedding row.
-    #[error("token id {id} (number {position} of {origin}) is outside the embedding of {rows} rows")]
+    #[error(
+        "token id {id} (number {position} of {origin}) is outside the embedding of {rows} rows"
+    )]
     OutsideEmbedding {
         /// The id.
         id: u32,
@@ -112,7 +118,10 @@ pub enum TokenizerError {
 
 impl TokenizerError {
     pub(crate) fn malformed(file: &str, problem: impl Into<String>) -> Self {
-        Self::Malformed { file: file.to_owned(), problem: problem.into() }
+        Self::Malformed {
+            file: file.to_owned(),
+            problem: problem.into(),
+        }
     }
 }
 
@@ -121,7 +130,10 @@ pub(crate) fn read_file<E: Into<BoxError>>(
     files: &FileReader<'_, E>,
     name: &str,
 ) -> Result<Option<Vec<u8>>, TokenizerError> {
-    files(name).map_err(|error| TokenizerError::Read { file: name.to_owned(), source: error.into() })
+    files(name).map_err(|error| TokenizerError::Read {
+        file: name.to_owned(),
+        source: error.into(),
+    })
 }
 
 /// The tokenizer of a checkpoint.
@@ -133,13 +145,14 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Loads the tokenizer. `files` reads one of the checkpoint's files by its name, with `None` where there is no
-    /// such file; `tokenizer.json`, `vocab.json`, `merges.txt`, `tokenizer_config.json`, `special_tokens_map.json`,
-    /// `added_tokens.json` and `generation_config.json` are asked for.
+    /// Loads the tokenizer. `files` reads one of the checkpoint's files by its name, with `None`
+    /// where there is no such file; `tokenizer.json`, `vocab.json`, `merges.txt`,
+    /// `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json` and
+    /// `generation_config.json` are asked for.
     ///
     /// # Errors
-    /// `Missing` without a vocabulary, `Unsupported` for anything but byte-level BPE, `Malformed` where a file is
-    /// damaged or contradicts another, `Read` with what `files` returned.
+    /// `Missing` without a vocabulary, `Unsupported` for anything but byte-level BPE, `Malformed`
+    /// where a file is damaged or contradicts another, `Read` with what `files` returned.
     pub fn load<E: Into<BoxError>>(files: &FileReader<'_, E>) -> Result<Self, TokenizerError> {
         let config = TokenizerConfig::load(files)?;
         let parts = match read_file(files, model::TOKENIZER_JSON)? {
@@ -147,7 +160,11 @@ impl Tokenizer {
             None => Parts::from_vocab_and_merges(files, &config)?,
         };
         let inner = assemble(parts, &config)?;
-        let size = inner.get_vocab(true).into_values().max().map_or(0, |highest| highest.saturating_add(1));
+        let size = inner
+            .get_vocab(true)
+            .into_values()
+            .max()
+            .map_or(0, |highest| highest.saturating_add(1));
         let eos = EosIds::load(files, |token| inner.token_to_id(token))?;
         Ok(Self { inner, size, eos })
     }
@@ -157,13 +174,15 @@ impl Tokenizer {
     /// # Errors
     /// `Encode` where the `tokenizers` crate cannot write it.
     pub fn to_json(&self) -> Result<Vec<u8>, TokenizerError> {
-        let mut json = serde_json::to_value(&self.inner).map_err(|e| TokenizerError::Encode(e.into()))?;
+        let mut json =
+            serde_json::to_value(&self.inner).map_err(|e| TokenizerError::Encode(e.into()))?;
         leave_added_out(&mut json);
         serde_json::to_vec_pretty(&json).map_err(|e| TokenizerError::Encode(e.into()))
     }
 
-    /// Token ids of a text. Special tokens written out in the text become their ids, and the tokens that the
-    /// tokenizer's post-processor adds are added (none, for Qwen): `tokenizer(text)` in transformers.
+    /// Token ids of a text. Special tokens written out in the text become their ids, and the tokens
+    /// that the tokenizer's post-processor adds are added (none, for Qwen): `tokenizer(text)` in
+    /// transformers.
     ///
     /// # Errors
     /// `LongSpace`, or `Encode` where the `tokenizers` crate refuses the text.
@@ -171,8 +190,8 @@ impl Tokenizer {
         self.ids(text, true)
     }
 
-    /// As [`encode`](Self::encode), with nothing added: for a rendered chat template, which writes its special
-    /// tokens itself, and for continuations.
+    /// As [`encode`](Self::encode), with nothing added: for a rendered chat template, which writes
+    /// its special tokens itself, and for continuations.
     ///
     /// # Errors
     /// `LongSpace`, or `Encode` where the `tokenizers` crate refuses the text.
@@ -182,14 +201,21 @@ impl Tokenizer {
 
     fn ids(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
         check_spaces(text)?;
-        let encoding = self.inner.encode_fast(text, add_special_tokens).map_err(TokenizerError::Encode)?;
+        let encoding = self
+            .inner
+            .encode_fast(text, add_special_tokens)
+            .map_err(TokenizerError::Encode)?;
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The text of these ids. Bytes that are not UTF-8 become U+FFFD; ids without a token (a model's embedding has
-    /// more rows than its tokenizer has tokens) add nothing, as in transformers.
+    /// The text of these ids. Bytes that are not UTF-8 become U+FFFD; ids without a token (a
+    /// model's embedding has more rows than its tokenizer has tokens) add nothing, as in
+    /// transformers.
     pub fn decode(&self, ids: &[u32], special: SpecialTokens) -> String {
-        let bytes: Vec<u8> = ids.iter().flat_map(|&id| self.shown_bytes(id, special)).collect();
+        let bytes: Vec<u8> = ids
+            .iter()
+            .flat_map(|&id| self.shown_bytes(id, special))
+            .collect();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
@@ -215,7 +241,8 @@ impl Tokenizer {
 
     /// Whether transformers leaves this token out when it skips special tokens.
     pub fn is_special(&self, id: u32) -> bool {
-        self.token(id).is_some_and(|token| self.inner.get_added_vocabulary().is_special_token(&token))
+        self.token(id)
+            .is_some_and(|token| self.inner.get_added_vocabulary().is_special_token(&token))
     }
 
     fn shown_bytes(&self, id: u32, special: SpecialTokens) -> Vec<u8> {
@@ -243,13 +270,22 @@ impl Tokenizer {
         if u64::from(self.size) > rows {
             let highest = self.size - 1;
             let token = self.token(highest).unwrap_or_default();
-            return Err(TokenizerError::LargerThanEmbedding { highest, token, rows });
+            return Err(TokenizerError::LargerThanEmbedding {
+                highest,
+                token,
+                rows,
+            });
         }
-        check_ids(&self.eos.ids, rows, "eos_token_id in generation_config.json")
+        check_ids(
+            &self.eos.ids,
+            rows,
+            "eos_token_id in generation_config.json",
+        )
     }
 }
 
-/// Whether every id has an embedding row. `origin` says in the error what the ids are, such as "the prompt".
+/// Whether every id has an embedding row. `origin` says in the error what the ids are, such as "the
+/// prompt".
 ///
 /// # Errors
 /// `OutsideEmbedding` names the first that has none.
@@ -265,8 +301,9 @@ pub fn check_ids(ids: &[u32], rows: u64, origin: &str) -> Result<(), TokenizerEr
     }
 }
 
-/// Added tokens stand in the vocabulary so that they get the ids that their files say. Readers number them on from the
-/// vocabulary's end: where that gives the same ids they are left out of it, as in the files that transformers writes.
+/// Added tokens stand in the vocabulary so that they get the ids that their files say. Readers
+/// number them on from the vocabulary's end: where that gives the same ids they are left out of it,
+/// as in the files that transformers writes.
 fn leave_added_out(json: &mut serde_json::Value) {
     let id = |token: &serde_json::Value| token.get("id").and_then(serde_json::Value::as_u64);
     let added: Vec<(u64, String)> = json["added_tokens"]
@@ -275,7 +312,10 @@ fn leave_added_out(json: &mut serde_json::Value) {
         .flatten()
         .filter_map(|token| Some((id(token)?, token.get("content")?.as_str()?.to_owned())))
         .collect();
-    let Some(vocab) = json.pointer_mut("/model/vocab").and_then(serde_json::Value::as_object_mut) else {
+    let Some(vocab) = json
+        .pointer_mut("/model/vocab")
+        .and_then(serde_json::Value::as_object_mut)
+    else {
         return;
     };
     let mut ids: Vec<u64> = added.iter().map(|(id, _)| *id).collect();
@@ -292,7 +332,10 @@ fn check_spaces(text: &str) -> Result<(), TokenizerError> {
         if character.is_whitespace() {
             length += 1;
         } else if length > LONGEST_SPACE {
-            return Err(TokenizerError::LongSpace { length, position: place - length });
+            return Err(TokenizerError::LongSpace {
+                length,
+                position: place - length,
+            });
         } else {
             length = 0;
         }
@@ -300,27 +343,41 @@ fn check_spaces(text: &str) -> Result<(), TokenizerError> {
     Ok(())
 }
 
-fn assemble(mut parts: Parts, config: &TokenizerConfig) -> Result<tokenizers::Tokenizer, TokenizerError> {
+fn assemble(
+    mut parts: Parts,
+    config: &TokenizerConfig,
+) -> Result<tokenizers::Tokenizer, TokenizerError> {
     let refuse = |error: BoxError| TokenizerError::malformed(parts.file, error.to_string());
     if !matches!(parts.decoder, DecoderWrapper::ByteLevel(_)) {
         let what = "a decoder other than ByteLevel".to_owned();
-        return Err(TokenizerError::Unsupported { file: parts.file.to_owned(), what });
+        return Err(TokenizerError::Unsupported {
+            file: parts.file.to_owned(),
+            what,
+        });
     }
     // The configuration comes last, because its flags win in transformers.
     parts.added.extend(config.added.iter().cloned());
     parts.add_to_vocabulary()?;
-    let named = config.named_special_tokens().filter(|token| parts.vocab.contains_key(*token));
+    let named = config
+        .named_special_tokens()
+        .filter(|token| parts.vocab.contains_key(*token));
     let special: Vec<AddedToken> = named
         .filter(|token| !parts.added.iter().any(|entry| entry.content == **token))
         .map(|token| AddedToken::from(token, true))
         .collect();
-    let mut inner =
-        tokenizers::Tokenizer::new(model::bpe(parts.file, parts.vocab, parts.merges, &parts.options)?);
+    let mut inner = tokenizers::Tokenizer::new(model::bpe(
+        parts.file,
+        parts.vocab,
+        parts.merges,
+        &parts.options,
+    )?);
     inner.with_normalizer(parts.normalizer).map_err(refuse)?;
     inner.with_pre_tokenizer(parts.pre_tokenizer);
     inner.with_post_processor(parts.post_processor);
     inner.with_decoder(Some(parts.decoder));
-    inner.add_tokens(parts.added.iter().map(AddedEntry::token)).map_err(refuse)?;
+    inner
+        .add_tokens(parts.added.iter().map(AddedEntry::token))
+        .map_err(refuse)?;
     inner.add_special_tokens(special).map_err(refuse)?;
     inner.set_encode_special_tokens(config.split_special_tokens);
     Ok(inner)

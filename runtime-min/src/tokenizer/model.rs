@@ -9,7 +9,8 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{
-    DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, SplitDelimiterBehavior,
+    DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
+    SplitDelimiterBehavior,
 };
 
 use super::config::{AddedEntry, TOKENIZER_CONFIG, TokenizerConfig};
@@ -19,7 +20,8 @@ pub(super) const TOKENIZER_JSON: &str = "tokenizer.json";
 const VOCAB: &str = "vocab.json";
 const MERGES: &str = "merges.txt";
 
-/// How Qwen2's tokenizer splits a text: `PRETOKENIZE_REGEX` of transformers' `tokenization_qwen2.py`.
+/// How Qwen2's tokenizer splits a text: `PRETOKENIZE_REGEX` of transformers'
+/// `tokenization_qwen2.py`.
 pub const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Everything a tokenizer is put together from.
@@ -90,17 +92,25 @@ struct KindField {
 }
 
 impl Parts {
-    /// `truncation` and `padding` are left out on purpose: transformers resets them before every call.
+    /// `truncation` and `padding` are left out on purpose: transformers resets them before every
+    /// call.
     pub(super) fn from_tokenizer_json(bytes: &[u8]) -> Result<Self, TokenizerError> {
         let file = TOKENIZER_JSON;
         let json: TokenizerJson =
             serde_json::from_slice(bytes).map_err(|error| tokenizer_json_error(bytes, &error))?;
         check_kind(json.model.kind.as_deref())?;
-        let decoder = json.decoder.ok_or_else(|| unsupported(file, "a tokenizer without a decoder"))?;
+        let decoder = json
+            .decoder
+            .ok_or_else(|| unsupported(file, "a tokenizer without a decoder"))?;
         Ok(Self {
             file,
             vocab: json.model.vocab,
-            merges: json.model.merges.into_iter().map(merge_of_json).collect::<Result<_, _>>()?,
+            merges: json
+                .model
+                .merges
+                .into_iter()
+                .map(merge_of_json)
+                .collect::<Result<_, _>>()?,
             options: json.model.options,
             added: json.added_tokens,
             normalizer: json.normalizer,
@@ -116,7 +126,9 @@ impl Parts {
         config: &TokenizerConfig,
     ) -> Result<Self, TokenizerError> {
         let read = |name: &str| {
-            read_file(files, name)?.ok_or_else(|| TokenizerError::Missing { missing: name.to_owned() })
+            read_file(files, name)?.ok_or_else(|| TokenizerError::Missing {
+                missing: name.to_owned(),
+            })
         };
         let (vocab, merges) = (read(VOCAB)?, read(MERGES)?);
         check_class(config.class.as_deref())?;
@@ -135,14 +147,22 @@ impl Parts {
         })
     }
 
-    /// Enters the added tokens into the vocabulary, so that each gets the id its file says: the `tokenizers` crate
-    /// would number them on, whatever the file says.
+    /// Enters the added tokens into the vocabulary, so that each gets the id its file says: the
+    /// `tokenizers` crate would number them on, whatever the file says.
     pub(super) fn add_to_vocabulary(&mut self) -> Result<(), TokenizerError> {
         let mut by_id = tokens_by_id(self.file, &self.vocab)?;
         for AddedEntry { id, content, .. } in &self.added {
             let (seen_id, seen_content) = (self.vocab.get(content).copied(), by_id.get(id));
-            if seen_id.is_some_and(|seen| seen != *id) || seen_content.is_some_and(|seen| seen != content) {
-                return Err(contradiction(self.file, *id, content, seen_id, seen_content));
+            if seen_id.is_some_and(|seen| seen != *id)
+                || seen_content.is_some_and(|seen| seen != content)
+            {
+                return Err(contradiction(
+                    self.file,
+                    *id,
+                    content,
+                    seen_id,
+                    seen_content,
+                ));
             }
             by_id.insert(*id, content.clone());
             self.vocab.insert(content.clone(), *id);
@@ -151,7 +171,10 @@ impl Parts {
     }
 }
 
-fn tokens_by_id(file: &str, vocab: &HashMap<String, u32>) -> Result<HashMap<u32, String>, TokenizerError> {
+fn tokens_by_id(
+    file: &str,
+    vocab: &HashMap<String, u32>,
+) -> Result<HashMap<u32, String>, TokenizerError> {
     let mut by_id = HashMap::with_capacity(vocab.len());
     for (token, &id) in vocab {
         if let Some(other) = by_id.insert(id, token.clone()) {
@@ -174,7 +197,9 @@ fn contradiction(
     seen_content: Option<&String>,
 ) -> TokenizerError {
     let seen = match (seen_id, seen_content) {
-        (Some(seen_id), _) if seen_id != id => format!("the vocabulary gives that token id {seen_id}"),
+        (Some(seen_id), _) if seen_id != id => {
+            format!("the vocabulary gives that token id {seen_id}")
+        }
         (_, Some(seen_content)) => format!("the vocabulary gives that id to {seen_content:?}"),
         _ => "the vocabulary says otherwise".to_owned(),
     };
@@ -204,32 +229,48 @@ pub(super) fn bpe(
     if let Some(token) = &options.unk_token {
         builder = builder.unk_token(token.clone());
     }
-    builder.build().map_err(|error| TokenizerError::malformed(file, error.to_string()))
+    builder
+        .build()
+        .map_err(|error| TokenizerError::malformed(file, error.to_string()))
 }
 
 impl Options {
     fn check(&self, file: &str) -> Result<(), TokenizerError> {
         if self.dropout.is_some_and(|dropout| dropout != 0.0) {
-            return Err(unsupported(file, "model.dropout, which makes tokens random,"));
+            return Err(unsupported(
+                file,
+                "model.dropout, which makes tokens random,",
+            ));
         }
         let marks = [&self.continuing_subword_prefix, &self.end_of_word_suffix];
         if marks.into_iter().flatten().any(|mark| !mark.is_empty()) {
-            return Err(unsupported(file, "a model with continuing_subword_prefix or end_of_word_suffix"));
+            return Err(unsupported(
+                file,
+                "a model with continuing_subword_prefix or end_of_word_suffix",
+            ));
         }
         Ok(())
     }
 }
 
-fn check_merges(file: &str, vocab: &HashMap<String, u32>, merges: &Merges) -> Result<(), TokenizerError> {
+fn check_merges(
+    file: &str,
+    vocab: &HashMap<String, u32>,
+    merges: &Merges,
+) -> Result<(), TokenizerError> {
     let mut whole = String::new();
     for (number, (left, right)) in merges.iter().enumerate() {
         whole.clear();
         whole.push_str(left);
         whole.push_str(right);
-        if let Some(missing) = [left, right, &whole].into_iter().find(|token| !vocab.contains_key(*token)) {
+        if let Some(missing) = [left, right, &whole]
+            .into_iter()
+            .find(|token| !vocab.contains_key(*token))
+        {
             let place = number + 1;
-            let problem =
-                format!("merge {place} ({left:?} {right:?}) needs the token {missing:?}, which has no id");
+            let problem = format!(
+                "merge {place} ({left:?} {right:?}) needs the token {missing:?}, which has no id"
+            );
             return Err(TokenizerError::malformed(file, problem));
         }
     }
@@ -246,8 +287,8 @@ fn merge_of_json(merge: MergeJson) -> Result<(String, String), TokenizerError> {
 }
 
 fn merges_of_text(bytes: &[u8]) -> Result<Merges, TokenizerError> {
-    let text =
-        std::str::from_utf8(bytes).map_err(|error| TokenizerError::malformed(MERGES, error.to_string()))?;
+    let text = std::str::from_utf8(bytes)
+        .map_err(|error| TokenizerError::malformed(MERGES, error.to_string()))?;
     let header = |(number, line): &(usize, &str)| *number == 0 && line.starts_with("#version:");
     text.lines()
         .enumerate()
@@ -255,7 +296,10 @@ fn merges_of_text(bytes: &[u8]) -> Result<Merges, TokenizerError> {
         .map(|(number, line)| {
             let place = number + 1;
             pair_of_line(line.trim()).ok_or_else(|| {
-                TokenizerError::malformed(MERGES, format!("line {place}: {line:?} is not a pair of tokens"))
+                TokenizerError::malformed(
+                    MERGES,
+                    format!("line {place}: {line:?} is not a pair of tokens"),
+                )
             })
         })
         .collect()
@@ -269,23 +313,29 @@ fn pair_of_line(line: &str) -> Option<(String, String)> {
 
 fn qwen2_pre_tokenizer(add_prefix_space: bool) -> Result<PreTokenizerWrapper, TokenizerError> {
     let pattern = SplitPattern::Regex(QWEN2_SPLIT.to_owned());
-    let split =
-        Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map_err(TokenizerError::Encode)?;
-    let bytes = ByteLevel::default().add_prefix_space(add_prefix_space).use_regex(false);
+    let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false)
+        .map_err(TokenizerError::Encode)?;
+    let bytes = ByteLevel::default()
+        .add_prefix_space(add_prefix_space)
+        .use_regex(false);
     Ok(Sequence::new(vec![split.into(), bytes.into()]).into())
 }
 
 fn check_kind(kind: Option<&str>) -> Result<(), TokenizerError> {
     match kind {
         None | Some("BPE") => Ok(()),
-        Some(other) => Err(unsupported(TOKENIZER_JSON, &format!("model type {other:?}"))),
+        Some(other) => Err(unsupported(
+            TOKENIZER_JSON,
+            &format!("model type {other:?}"),
+        )),
     }
 }
 
 /// Another class splits text differently, which nobody would notice.
 fn check_class(class: Option<&str>) -> Result<(), TokenizerError> {
     match class {
-        None | Some("Qwen2Tokenizer" | "Qwen2TokenizerFast" | "Qwen3Tokenizer" | "Qwen3TokenizerFast") => {
+        None
+        | Some("Qwen2Tokenizer" | "Qwen2TokenizerFast" | "Qwen3Tokenizer" | "Qwen3TokenizerFast") => {
             Ok(())
         }
         Some(other) => {
@@ -297,7 +347,9 @@ fn check_class(class: Option<&str>) -> Result<(), TokenizerError> {
 
 /// A model of another type has other fields: name the type, not the first field that differs.
 fn tokenizer_json_error(bytes: &[u8], error: &serde_json::Error) -> TokenizerError {
-    let kind = serde_json::from_slice::<KindOnly>(bytes).ok().and_then(|document| document.model.kind);
+    let kind = serde_json::from_slice::<KindOnly>(bytes)
+        .ok()
+        .and_then(|document| document.model.kind);
     match check_kind(kind.as_deref()) {
         Err(unsupported) => unsupported,
         Ok(()) => TokenizerError::malformed(TOKENIZER_JSON, error.to_string()),
@@ -305,5 +357,8 @@ fn tokenizer_json_error(bytes: &[u8], error: &serde_json::Error) -> TokenizerErr
 }
 
 fn unsupported(file: &str, what: &str) -> TokenizerError {
-    TokenizerError::Unsupported { file: file.to_owned(), what: what.to_owned() }
+    TokenizerError::Unsupported {
+        file: file.to_owned(),
+        what: what.to_owned(),
+    }
 }

@@ -22,13 +22,18 @@ pub struct StreamDecoder<'a> {
 
 impl<'a> StreamDecoder<'a> {
     pub(super) fn new(tokenizer: &'a Tokenizer, special: SpecialTokens) -> Self {
-        Self { tokenizer, special, held: Vec::new() }
+        Self {
+            tokenizer,
+            special,
+            held: Vec::new(),
+        }
     }
 
-    /// Takes an id and returns the text that is complete now: nothing while a character lacks bytes. Bytes that no
-    /// further byte can turn into a character become U+FFFD.
+    /// Takes an id and returns the text that is complete now: nothing while a character lacks
+    /// bytes. Bytes that no further byte can turn into a character become U+FFFD.
     pub fn push(&mut self, id: u32) -> String {
-        self.held.extend(self.tokenizer.shown_bytes(id, self.special));
+        self.held
+            .extend(self.tokenizer.shown_bytes(id, self.special));
         let complete = complete_length(&self.held);
         let rest = self.held.split_off(complete);
         let text = String::from_utf8_lossy(&self.held).into_owned();
@@ -44,7 +49,10 @@ impl<'a> StreamDecoder<'a> {
 
 /// The bytes before an unfinished character at the end.
 fn complete_length(bytes: &[u8]) -> usize {
-    let unfinished = bytes.utf8_chunks().last().map_or(&[][..], |chunk| chunk.invalid());
+    let unfinished = bytes
+        .utf8_chunks()
+        .last()
+        .map_or(&[][..], |chunk| chunk.invalid());
     match std::str::from_utf8(unfinished) {
         Err(error) if error.error_len().is_none() => bytes.len() - unfinished.len(),
         _ => bytes.len(),

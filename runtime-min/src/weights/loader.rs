@@ -1,4 +1,5 @@
-//! Whole segments into memory: several reads in flight, checked and decoded by the threads that read them.
+//! Whole segments into memory: several reads in flight, checked and decoded by the threads that
+//! read them.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -17,12 +18,13 @@ use super::WeightSource;
 use crate::error::RunError;
 use crate::memory::{Arena, Block};
 
-/// Bytes of one read: large enough for a drive's full rate with a few of them in flight, small enough that one expert
-/// keeps all readers busy to its end (measured: 2 MiB takes 10 % longer).
+/// Bytes of one read: large enough for a drive's full rate with a few of them in flight, small
+/// enough that one expert keeps all readers busy to its end (measured: 2 MiB takes 10 % longer).
 const PIECE_BYTES: u64 = 1 << 20;
 /// Reads in flight: a drive reaches its rate at about this depth.
 const READERS: usize = 6;
-/// The longest stored chunk, with what is hashed around it: the table before the first one, padding after the last.
+/// The longest stored chunk, with what is hashed around it: the table before the first one, padding
+/// after the last.
 const SCRATCH_BYTES: usize = MAX_CHUNK_BYTES as usize + (256 << 10);
 
 /// When the digest of a segment is compared.
@@ -63,7 +65,8 @@ impl LoadStats {
     }
 }
 
-/// A segment and the memory that it goes to, which begins at a multiple of 4096 and has at least [`room_for`] bytes.
+/// A segment and the memory that it goes to, which begins at a multiple of 4096 and has at least
+/// [`room_for`] bytes.
 #[derive(Debug)]
 pub struct Load<'s, 'm> {
     /// What to load.
@@ -72,7 +75,8 @@ pub struct Load<'s, 'm> {
     pub to: &'m mut [u8],
 }
 
-/// Where the raw bytes of a segment begin in the memory that it is loaded to: direct reads are rounded outward.
+/// Where the raw bytes of a segment begin in the memory that it is loaded to: direct reads are
+/// rounded outward.
 pub fn begins_at(segment: &SegmentEntry) -> usize {
     match segment.codec {
         Codec::Raw => index(segment.offset % DIRECT_ALIGNMENT),
@@ -89,9 +93,14 @@ pub fn room_for(segment: &SegmentEntry) -> u64 {
     }
 }
 
-/// Bytes of memory that loading needs besides: for each thread the stored bytes of a chunk, and the decoder's planes.
+/// Bytes of memory that loading needs besides: for each thread the stored bytes of a chunk, and the
+/// decoder's planes.
 pub fn scratch_bytes(any_coded: bool) -> u64 {
-    if any_coded { (READERS * (SCRATCH_BYTES + MAX_CHUNK_BYTES as usize)) as u64 } else { 0 }
+    if any_coded {
+        (READERS * (SCRATCH_BYTES + MAX_CHUNK_BYTES as usize)) as u64
+    } else {
+        0
+    }
 }
 
 /// Loads segments with threads of its own.
@@ -139,12 +148,15 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// `Threads` where they cannot be started.
     pub fn new(source: &'a WeightSource<'a>, check: Check) -> Result<Self, RunError> {
-        let threads =
-            rayon::ThreadPoolBuilder::new().num_threads(READERS).thread_name(|i| format!("load-{i}"));
+        let threads = rayon::ThreadPoolBuilder::new()
+            .num_threads(READERS)
+            .thread_name(|i| format!("load-{i}"));
         Ok(Self {
             source,
             check,
-            threads: threads.build().map_err(|e| RunError::Threads(e.to_string()))?,
+            threads: threads
+                .build()
+                .map_err(|e| RunError::Threads(e.to_string()))?,
             checked: Mutex::default(),
             tables: Mutex::default(),
             scratch: Mutex::default(),
@@ -171,8 +183,8 @@ impl<'a> Loader<'a> {
     /// Loads segments.
     ///
     /// # Errors
-    /// `Malformed` with the pack's path, the segment and both digests where they differ, or where a chunk is broken;
-    /// `Io`; `Interrupted`. What the memory then holds is undefined.
+    /// `Malformed` with the pack's path, the segment and both digests where they differ, or where a
+    /// chunk is broken; `Io`; `Interrupted`. What the memory then holds is undefined.
     pub fn load(&self, loads: &mut [Load<'_, '_>], stop: &Stop) -> Result<()> {
         self.load_while(loads, stop, || ()).0
     }
@@ -196,7 +208,10 @@ impl<'a> Loader<'a> {
             }
             work()
         });
-        let loaded = jobs.iter().zip(loads).try_for_each(|(job, load)| self.finish(job, load.to));
+        let loaded = jobs
+            .iter()
+            .zip(loads)
+            .try_for_each(|(job, load)| self.finish(job, load.to));
         (loaded, done)
     }
 
@@ -207,11 +222,22 @@ impl<'a> Loader<'a> {
             Check::Never => false,
         };
         let file = self.source.open_direct(&segment.pack)?;
-        let table = if segment.codec == Codec::Raw { None } else { Some(self.table(&file, segment)?) };
+        let table = if segment.codec == Codec::Raw {
+            None
+        } else {
+            Some(self.table(&file, segment)?)
+        };
         if table.is_none() {
             SegmentReader::open(file.file(), segment.stored())?; // it lies within the file
         }
-        Ok(Job { segment, file, table, check, parts: Mutex::default(), failed: Mutex::default() })
+        Ok(Job {
+            segment,
+            file,
+            table,
+            check,
+            parts: Mutex::default(),
+            failed: Mutex::default(),
+        })
     }
 
     /// Chunk tables are small, and kept.
@@ -220,17 +246,30 @@ impl<'a> Loader<'a> {
             return Ok(Arc::clone(table));
         }
         let reader = SegmentReader::open(file.file(), segment.stored())?;
-        let none =
-            || FormatError::malformed(file.file().path(), format!("segment {:?} has no chunks", segment.id));
+        let none = || {
+            FormatError::malformed(
+                file.file().path(),
+                format!("segment {:?} has no chunks", segment.id),
+            )
+        };
         let table = Arc::new(reader.table().cloned().ok_or_else(none)?);
         lock(&self.tables).insert(segment.id.clone(), Arc::clone(&table));
         Ok(table)
     }
 
-    fn spawn<'s>(&'s self, scope: &rayon::Scope<'s>, job: &'s Job<'s>, to: &'s mut [u8], stop: &'s Stop) {
+    fn spawn<'s>(
+        &'s self,
+        scope: &rayon::Scope<'s>,
+        job: &'s Job<'s>,
+        to: &'s mut [u8],
+        stop: &'s Stop,
+    ) {
         let Some(table) = &job.table else {
             let range = job.segment.offset..job.segment.offset + job.segment.raw_length;
-            for (i, piece) in to[..index(room_for(job.segment))].chunks_mut(index(PIECE_BYTES)).enumerate() {
+            for (i, piece) in to[..index(room_for(job.segment))]
+                .chunks_mut(index(PIECE_BYTES))
+                .enumerate()
+            {
                 let at = outward(&range).start + i as u64 * PIECE_BYTES;
                 let part = at.max(range.start)..(at + PIECE_BYTES).min(range.end);
                 scope.spawn(move |_| job.note(at, self.piece(job, at..part.end, piece, stop)));
@@ -241,20 +280,27 @@ impl<'a> Loader<'a> {
         for (i, chunk) in table.chunks.iter().enumerate() {
             let (raw, after) = rest.split_at_mut(index(chunk.raw.end - chunk.raw.start));
             rest = after;
-            // each chunk's thread hashes up to the last whole BLAKE3 chunk that it reads, the last one to the end
+            // each chunk's thread hashes up to the last whole BLAKE3 chunk that it reads, the last
+            // one to the end
             let last = i + 1 == table.chunks.len();
             let end = if last {
                 job.segment.stored_length
             } else {
-                chunk.stored.end.next_multiple_of(BLAKE3_CHUNK_BYTES).min(job.segment.stored_length)
+                chunk
+                    .stored
+                    .end
+                    .next_multiple_of(BLAKE3_CHUNK_BYTES)
+                    .min(job.segment.stored_length)
             };
             let hash = hashed..end.max(hashed);
             hashed = hash.end;
-            scope.spawn(move |_| job.note(chunk.raw.start, self.chunk(job, chunk, hash, raw, stop)));
+            scope
+                .spawn(move |_| job.note(chunk.raw.start, self.chunk(job, chunk, hash, raw, stop)));
         }
     }
 
-    /// One read of a raw segment. Where the segment begins at a page, its bytes are hashed here, else by `finish`.
+    /// One read of a raw segment. Where the segment begins at a page, its bytes are hashed here,
+    /// else by `finish`.
     fn piece(&self, job: &Job<'_>, range: Range<u64>, to: &mut [u8], stop: &Stop) -> Result<()> {
         stop.check()?;
         self.read(&job.file, &range, to)?;
@@ -282,18 +328,25 @@ impl<'a> Loader<'a> {
             chunk.stored.clone()
         };
         let offset = job.segment.offset;
-        let aligned = outward(&(offset + stored.start..offset + stored.end)).start..offset + stored.end;
+        let aligned =
+            outward(&(offset + stored.start..offset + stored.end)).start..offset + stored.end;
         let fits = outward(&aligned).end - aligned.start <= scratch.stored.len() as u64;
         if !fits {
             // only a table that leaves large gaps gets here
-            let what =
-                format!("coded segment {:?}: bytes {stored:?} are too many for one chunk", job.segment.id);
+            let what = format!(
+                "coded segment {:?}: bytes {stored:?} are too many for one chunk",
+                job.segment.id
+            );
             return Err(FormatError::malformed(job.file.file().path(), what));
         }
         self.read(&job.file, &aligned, &mut scratch.stored)?;
-        let Scratch { stored: bytes, decoder } = &mut scratch;
-        let within =
-            |r: &Range<u64>| index(offset + r.start - aligned.start)..index(offset + r.end - aligned.start);
+        let Scratch {
+            stored: bytes,
+            decoder,
+        } = &mut scratch;
+        let within = |r: &Range<u64>| {
+            index(offset + r.start - aligned.start)..index(offset + r.end - aligned.start)
+        };
         if job.check {
             self.hash(job, &bytes[within(&hash)], hash.start);
         }
@@ -301,7 +354,9 @@ impl<'a> Loader<'a> {
         // the digest of the whole segment, or none at all, is what was asked for
         let decoded = decoder.decode_unchecked(chunk, &bytes[within(&chunk.stored)], raw);
         add_time(&self.counts.decode_nanos, began);
-        self.counts.decoded.fetch_add(raw.len() as u64, Ordering::Relaxed);
+        self.counts
+            .decoded
+            .fetch_add(raw.len() as u64, Ordering::Relaxed);
         lock(&self.scratch).push(scratch);
         decoded.map_err(|e| {
             let what = format!("coded segment {:?} at byte {offset}: {e}", job.segment.id);
@@ -315,7 +370,10 @@ impl<'a> Loader<'a> {
         }
         let stored = Arena::new(SCRATCH_BYTES).and_then(|mut arena| arena.take(SCRATCH_BYTES));
         let stored = stored.map_err(|e| FormatError::coded(e.to_string()))?;
-        Ok(Scratch { stored, decoder: ChunkDecoder::new()? })
+        Ok(Scratch {
+            stored,
+            decoder: ChunkDecoder::new()?,
+        })
     }
 
     fn read(&self, file: &DirectFile, range: &Range<u64>, to: &mut [u8]) -> Result<()> {
@@ -350,7 +408,9 @@ impl<'a> Loader<'a> {
         let seen = if begins_at(segment) == 0 {
             Blake3::of_parts(lock(&job.parts).iter(), segment.stored_length)
         } else {
-            Some(Blake3::of(&to[begins_at(segment)..][..index(segment.raw_length)]))
+            Some(Blake3::of(
+                &to[begins_at(segment)..][..index(segment.raw_length)],
+            ))
         };
         add_time(&self.counts.check_nanos, began);
         if seen != Some(segment.blake3) {
@@ -376,7 +436,10 @@ impl Job<'_> {
 }
 
 fn add_time(count: &AtomicU64, began: Instant) {
-    count.fetch_add(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    count.fetch_add(
+        u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX),
+        Ordering::Relaxed,
+    );
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

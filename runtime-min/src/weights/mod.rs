@@ -33,7 +33,11 @@ pub struct WeightReader<'a> {
 impl<'a> WeightSource<'a> {
     /// Reads from this pack. Nothing is opened yet.
     pub fn new(pack: &'a Pack) -> Self {
-        Self { pack, files: Mutex::default(), direct: Mutex::default() }
+        Self {
+            pack,
+            files: Mutex::default(),
+            direct: Mutex::default(),
+        }
     }
 
     /// The pack.
@@ -46,7 +50,10 @@ impl<'a> WeightSource<'a> {
     /// # Errors
     /// `Coded` where the decoder has no memory.
     pub fn reader(&'a self) -> Result<WeightReader<'a>> {
-        Ok(WeightReader { source: self, unpacker: Unpacker::new()? })
+        Ok(WeightReader {
+            source: self,
+            unpacker: Unpacker::new()?,
+        })
     }
 
     /// A file of the pack folder.
@@ -86,8 +93,10 @@ impl<'a> WeightSource<'a> {
     /// `Malformed` where the manifest does not list it.
     pub fn segment_of(&self, tensor: &TensorEntry) -> Result<&'a SegmentEntry> {
         self.pack.segment(&tensor.segment).ok_or_else(|| {
-            let what =
-                format!("tensor {:?} is in segment {:?}, which is not listed", tensor.name, tensor.segment);
+            let what = format!(
+                "tensor {:?} is in segment {:?}, which is not listed",
+                tensor.name, tensor.segment
+            );
             FormatError::malformed(self.pack.folder(), what)
         })
     }
@@ -111,10 +120,16 @@ impl<'a> WeightReader<'a> {
         take: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         let file = self.source.open(&segment.pack)?;
-        SegmentReader::open(&file, segment.stored())?.for_each_piece(range, &mut self.unpacker, stop, take)
+        SegmentReader::open(&file, segment.stored())?.for_each_piece(
+            range,
+            &mut self.unpacker,
+            stop,
+            take,
+        )
     }
 
-    /// Passes raw bytes of a tensor (`range` counts in the tensor) to `take`, in pieces. No digest is checked.
+    /// Passes raw bytes of a tensor (`range` counts in the tensor) to `take`, in pieces. No digest
+    /// is checked.
     ///
     /// # Errors
     /// As [`read_segment`](Self::read_segment).
@@ -126,7 +141,12 @@ impl<'a> WeightReader<'a> {
         take: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         let segment = self.source.segment_of(tensor)?;
-        self.read_segment(segment, tensor.offset + range.start..tensor.offset + range.end, stop, take)
+        self.read_segment(
+            segment,
+            tensor.offset + range.start..tensor.offset + range.end,
+            stop,
+            take,
+        )
     }
 }
 

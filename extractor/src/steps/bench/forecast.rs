@@ -30,10 +30,18 @@ impl ModelBench<'_> {
         let expert_layers = if of_experts > 0 { layers } else { 0 };
         let visited = expert_layers * demand.experts_per_token;
         let touched = demand.dense + visited * demand.expert;
-        let bandwidth = machine.limits.iter().map(|l| l.read_bandwidth).fold(0.0, f64::max);
+        let bandwidth = machine
+            .limits
+            .iter()
+            .map(|l| l.read_bandwidth)
+            .fold(0.0, f64::max);
         let budget = |memory: u64| -> Option<BenchForecastBudget> {
             let shared = demand.share(Some(memory), None).ok()?;
-            let hit_rate = if demand.experts > 0 { float(shared.slots) / float(demand.experts) } else { 1.0 };
+            let hit_rate = if demand.experts > 0 {
+                float(shared.slots) / float(demand.experts)
+            } else {
+                1.0
+            };
             let dense = if shared.residency == segpack_runtime_min::memory::Residency::Resident {
                 0
             } else {
@@ -42,7 +50,12 @@ impl ModelBench<'_> {
             let read = (1.0 - hit_rate) * float(visited * demand.expert) + float(dense);
             let drive = machine.drive_rate?;
             let tokens_per_second = 1.0 / (read / drive + float(touched) / bandwidth);
-            Some(BenchForecastBudget { memory, hit_rate, bytes_read_per_token: read, tokens_per_second })
+            Some(BenchForecastBudget {
+                memory,
+                hit_rate,
+                bytes_read_per_token: read,
+                tokens_per_second,
+            })
         };
         Ok(BenchForecast {
             layers,
@@ -50,7 +63,12 @@ impl ModelBench<'_> {
             bytes_per_token: touched,
             least_memory: demand.least(),
             resident_tokens_per_second: bandwidth / float(touched),
-            budgets: self.settings.forecast.iter().filter_map(|m| budget(*m)).collect(),
+            budgets: self
+                .settings
+                .forecast
+                .iter()
+                .filter_map(|m| budget(*m))
+                .collect(),
         })
     }
 }

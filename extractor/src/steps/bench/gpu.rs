@@ -5,7 +5,8 @@ use std::time::Instant;
 use segpack_formats::io::Stop;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
-    FormatVersion, GENERATOR, GpuBenchOnDemand, GpuBenchPrefill, GpuBenchReport, GpuBenchResident, Precision,
+    FormatVersion, GENERATOR, GpuBenchOnDemand, GpuBenchPrefill, GpuBenchReport, GpuBenchResident,
+    Precision,
 };
 use segpack_runtime_min::generate::Greatest;
 use segpack_runtime_min::memory::Residency;
@@ -19,7 +20,8 @@ use crate::steps::StepError;
 
 /// Steps of one token before the device chooses tokens itself.
 const WARM_STEPS: usize = 3;
-/// Short prompts before what is measured on demand: with random tokens nearly every expert is in one of them.
+/// Short prompts before what is measured on demand: with random tokens nearly every expert is in
+/// one of them.
 const WARM_PROMPTS: usize = 8;
 
 /// What to measure on a GPU.
@@ -49,8 +51,16 @@ pub struct GpuBenchSettings {
 ///
 /// # Errors
 /// No such GPU; a pack that cannot be run or is damaged; too little memory.
-pub fn bench_gpu(pack: &Pack, settings: &GpuBenchSettings, stop: &Stop) -> Result<GpuBenchReport, StepError> {
-    let bench = GpuBench { pack, settings, stop };
+pub fn bench_gpu(
+    pack: &Pack,
+    settings: &GpuBenchSettings,
+    stop: &Stop,
+) -> Result<GpuBenchReport, StepError> {
+    let bench = GpuBench {
+        pack,
+        settings,
+        stop,
+    };
     let mut report = bench.describe()?;
     for memory in &settings.device_memory {
         report.on_demand.push(bench.on_demand(*memory)?);
@@ -74,7 +84,8 @@ impl GpuBench<'_> {
         longest: usize,
         work: impl FnOnce(&mut Thinker<'_, Cuda>, &mut Ids) -> Result<T, StepError>,
     ) -> Result<T, StepError> {
-        let cuda = Cuda::open(self.settings.number, self.settings.compute, device).map_err(RunError::from)?;
+        let cuda = Cuda::open(self.settings.number, self.settings.compute, device)
+            .map_err(RunError::from)?;
         let source = WeightSource::new(self.pack);
         let settings = RunSettings {
             memory: host,
@@ -90,10 +101,15 @@ impl GpuBench<'_> {
 
     /// The report without any rate.
     fn describe(&self) -> Result<GpuBenchReport, StepError> {
-        let cuda = Cuda::open(self.settings.number, self.settings.compute, None).map_err(RunError::from)?;
+        let cuda = Cuda::open(self.settings.number, self.settings.compute, None)
+            .map_err(RunError::from)?;
         let device = format!("cuda:{} {}", cuda.info().number, cuda.info().name);
         let source = WeightSource::new(self.pack);
-        let settings = RunSettings { positions: 1, longest_pass: 1, ..RunSettings::default() };
+        let settings = RunSettings {
+            positions: 1,
+            longest_pass: 1,
+            ..RunSettings::default()
+        };
         let thinker = Thinker::new(&source, cuda, settings, self.stop)?;
         let demand = thinker.demand();
         Ok(GpuBenchReport {
@@ -116,12 +132,20 @@ impl GpuBench<'_> {
     }
 
     fn resident(&self) -> Result<GpuBenchResident, StepError> {
-        let longest = self.settings.prompts.iter().copied().max().unwrap_or(0).max(PROMPT);
+        let longest = self
+            .settings
+            .prompts
+            .iter()
+            .copied()
+            .max()
+            .unwrap_or(0)
+            .max(PROMPT);
         self.with((None, None), longest, |thinker, ids| {
             if thinker.budget().residency != Residency::Resident
                 || thinker.budget().slots < thinker.demand().experts
             {
-                let what = "the GPU has too little memory for all weights; --no-resident leaves that out";
+                let what =
+                    "the GPU has too little memory for all weights; --no-resident leaves that out";
                 return Err(StepError::Refused(what.to_owned()));
             }
             let began = Instant::now();
@@ -132,43 +156,59 @@ impl GpuBench<'_> {
             let mut prefill = Vec::new();
             for tokens in &self.settings.prompts {
                 let rate = median(self.repeat(|| prefill_rate(thinker, &ids.some(*tokens)))?);
-                prefill.push(GpuBenchPrefill { tokens: *tokens as u64, tokens_per_second: rate });
+                prefill.push(GpuBenchPrefill {
+                    tokens: *tokens as u64,
+                    tokens_per_second: rate,
+                });
             }
-            Ok(GpuBenchResident { load_seconds, decode_tokens_per_second, greedy_tokens_per_second, prefill })
-        })
-    }
-
-    fn on_demand(&self, memory: u64) -> Result<GpuBenchOnDemand, StepError> {
-        self.with((Some(memory), self.settings.memory), PROMPT, |thinker, ids| {
-            // slots in use, on the GPU and in host memory, as after a text of some length
-            for _ in 0..WARM_PROMPTS {
-                thinker.reset();
-                thinker.forward(&ids.some(PROMPT), Logits::Last, &mut Unobserved)?;
-            }
-            self.decode(thinker, ids)?;
-            let before = thinker.stats();
-            let mut rates = Vec::new();
-            for _ in 0..self.settings.repeats {
-                rates.push(self.decode(thinker, ids)?);
-            }
-            let after = thinker.stats();
-            let tokens = float(u64::from(self.settings.repeats))
-                * float((1 + WARM_STEPS + self.settings.tokens) as u64);
-            let hits = float(after.cache.hits - before.cache.hits);
-            let uses = hits + float(after.cache.misses - before.cache.misses);
-            Ok(GpuBenchOnDemand {
-                device_memory: memory,
-                expert_slots: thinker.budget().slots,
-                dense_resident: thinker.budget().residency == Residency::Resident,
-                hit_rate: if uses > 0.0 { hits / uses } else { 1.0 },
-                bytes_copied_per_token: float(after.bytes_copied - before.bytes_copied) / tokens,
-                bytes_read_per_token: float(after.bytes_read - before.bytes_read) / tokens,
-                decode_tokens_per_second: median(rates),
+            Ok(GpuBenchResident {
+                load_seconds,
+                decode_tokens_per_second,
+                greedy_tokens_per_second,
+                prefill,
             })
         })
     }
 
-    fn repeat(&self, mut figure: impl FnMut() -> Result<f64, StepError>) -> Result<Vec<f64>, StepError> {
+    fn on_demand(&self, memory: u64) -> Result<GpuBenchOnDemand, StepError> {
+        self.with(
+            (Some(memory), self.settings.memory),
+            PROMPT,
+            |thinker, ids| {
+                // slots in use, on the GPU and in host memory, as after a text of some length
+                for _ in 0..WARM_PROMPTS {
+                    thinker.reset();
+                    thinker.forward(&ids.some(PROMPT), Logits::Last, &mut Unobserved)?;
+                }
+                self.decode(thinker, ids)?;
+                let before = thinker.stats();
+                let mut rates = Vec::new();
+                for _ in 0..self.settings.repeats {
+                    rates.push(self.decode(thinker, ids)?);
+                }
+                let after = thinker.stats();
+                let tokens = float(u64::from(self.settings.repeats))
+                    * float((1 + WARM_STEPS + self.settings.tokens) as u64);
+                let hits = float(after.cache.hits - before.cache.hits);
+                let uses = hits + float(after.cache.misses - before.cache.misses);
+                Ok(GpuBenchOnDemand {
+                    device_memory: memory,
+                    expert_slots: thinker.budget().slots,
+                    dense_resident: thinker.budget().residency == Residency::Resident,
+                    hit_rate: if uses > 0.0 { hits / uses } else { 1.0 },
+                    bytes_copied_per_token: float(after.bytes_copied - before.bytes_copied)
+                        / tokens,
+                    bytes_read_per_token: float(after.bytes_read - before.bytes_read) / tokens,
+                    decode_tokens_per_second: median(rates),
+                })
+            },
+        )
+    }
+
+    fn repeat(
+        &self,
+        mut figure: impl FnMut() -> Result<f64, StepError>,
+    ) -> Result<Vec<f64>, StepError> {
         figure()?;
         (0..self.settings.repeats).map(|_| figure()).collect()
     }
@@ -195,7 +235,9 @@ impl GpuBench<'_> {
         }
         let rate = float(self.settings.tokens as u64) / began.elapsed().as_secs_f64();
         for greatest in next {
-            greatest.token().map_err(|e| StepError::Refused(e.to_string()))?;
+            greatest
+                .token()
+                .map_err(|e| StepError::Refused(e.to_string()))?;
         }
         Ok(rate)
     }

@@ -42,14 +42,17 @@ impl Machine {
         stop: &Stop,
         progress: &dyn Progress,
     ) -> Result<Self, StepError> {
-        let drive: Result<Vec<Option<f64>>, StepError> =
-            (0..settings.repeats.min(3)).map(|_| drive_rate(pack, DRIVE_BYTES, stop)).collect();
+        let drive: Result<Vec<Option<f64>>, StepError> = (0..settings.repeats.min(3))
+            .map(|_| drive_rate(pack, DRIVE_BYTES, stop))
+            .collect();
         let drive: Option<Vec<f64>> = drive?.into_iter().collect();
         let mut buffer = Arena::new(BUFFER_BYTES)?.take(BUFFER_BYTES)?;
         buffer.fill(1);
         let mut limits = Vec::new();
         for threads in &settings.threads {
-            limits.push(on_threads(*threads, || limits_here(*threads, kernels, &buffer, settings))?);
+            limits.push(on_threads(*threads, || {
+                limits_here(*threads, kernels, &buffer, settings)
+            })?);
             progress.advance(1);
         }
         let hash = (0..settings.repeats).map(|_| {
@@ -59,16 +62,29 @@ impl Machine {
         });
         let blake3_rate = median(hash.collect());
         progress.advance(1);
-        Ok(Self { limits, drive_rate: drive.map(median).filter(|r| *r > 0.0), blake3_rate })
+        Ok(Self {
+            limits,
+            drive_rate: drive.map(median).filter(|r| *r > 0.0),
+            blake3_rate,
+        })
     }
 }
 
-fn limits_here(threads: usize, kernels: Kernels, buffer: &[u8], settings: &BenchSettings) -> BenchLimits {
+fn limits_here(
+    threads: usize,
+    kernels: Kernels,
+    buffer: &[u8],
+    settings: &BenchSettings,
+) -> BenchLimits {
     read_bandwidth(kernels, &[buffer]); // wakes the threads
     let times = settings.repeats.max(3);
     BenchLimits {
         threads: threads as u64,
-        read_bandwidth: median((0..times).map(|_| read_bandwidth(kernels, &[buffer])).collect()),
+        read_bandwidth: median(
+            (0..times)
+                .map(|_| read_bandwidth(kernels, &[buffer]))
+                .collect(),
+        ),
         fma_peak: median((0..times).map(|_| fma_peak(kernels, FMA_STEPS)).collect()),
     }
 }
@@ -78,8 +94,8 @@ pub(super) fn rate(bytes: u64, began: Instant) -> f64 {
     bytes as f64 / began.elapsed().as_secs_f64()
 }
 
-/// Reads up to `most` bytes of the largest packs past the page cache, several pieces at a time; none where that cannot
-/// be done.
+/// Reads up to `most` bytes of the largest packs past the page cache, several pieces at a time;
+/// none where that cannot be done.
 pub(super) fn drive_rate(pack: &Pack, most: u64, stop: &Stop) -> Result<Option<f64>, StepError> {
     let mut packs: Vec<_> = pack.manifest().packs.iter().collect();
     packs.sort_by_key(|p| std::cmp::Reverse(p.length));
@@ -108,15 +124,23 @@ pub(super) fn drive_rate(pack: &Pack, most: u64, stop: &Stop) -> Result<Option<f
         loop {
             stop.check()?;
             let i = usize::try_from(next.fetch_add(1, Ordering::Relaxed)).unwrap_or(usize::MAX);
-            let Some((file, at)) = pieces.get(i) else { return Ok(()) };
+            let Some((file, at)) = pieces.get(i) else {
+                return Ok(());
+            };
             let path = file.read_aligned(&(*at..at + READ_BYTES), block)?;
             other.fetch_add(u64::from(path != ReadPath::Direct), Ordering::Relaxed);
         }
     };
     let began = Instant::now();
     let done: Vec<Result<(), StepError>> = std::thread::scope(|scope| {
-        let readers: Vec<_> = blocks.iter_mut().map(|block| scope.spawn(|| read(block))).collect();
-        readers.into_iter().map(|r| r.join().unwrap_or(Ok(()))).collect()
+        let readers: Vec<_> = blocks
+            .iter_mut()
+            .map(|block| scope.spawn(|| read(block)))
+            .collect();
+        readers
+            .into_iter()
+            .map(|r| r.join().unwrap_or(Ok(())))
+            .collect()
     });
     let seen = rate(pieces.len() as u64 * READ_BYTES, began);
     done.into_iter().collect::<Result<(), _>>()?;

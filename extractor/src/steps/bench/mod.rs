@@ -1,4 +1,5 @@
-//! `bench`: what this machine can do, how near a model comes to it, and what follows for the whole model.
+//! `bench`: what this machine can do, how near a model comes to it, and what follows for the whole
+//! model.
 
 mod forecast;
 mod gpu;
@@ -26,7 +27,8 @@ pub struct BenchSettings {
     pub prompts: Vec<usize>,
     /// Tokens to generate for each figure.
     pub tokens: usize,
-    /// Budgets below what the model needs, in bytes, and whether to measure it wholly in memory too.
+    /// Budgets below what the model needs, in bytes, and whether to measure it wholly in memory
+    /// too.
     pub memory: Vec<u64>,
     /// Whether to measure with everything in memory.
     pub resident: bool,
@@ -51,8 +53,14 @@ pub fn bench(
     progress: &dyn Progress,
 ) -> Result<BenchReport, StepError> {
     let kernels = Kernels::from_environment().map_err(|e| StepError::Usage(e.to_string()))?;
-    let model = ModelBench { pack, kernels, settings, stop };
-    let steps = settings.threads.len() * (1 + settings.memory.len() + usize::from(settings.resident)) + 1;
+    let model = ModelBench {
+        pack,
+        kernels,
+        settings,
+        stop,
+    };
+    let steps =
+        settings.threads.len() * (1 + settings.memory.len() + usize::from(settings.resident)) + 1;
     progress.start_counting("measuring", steps as u64, "figure");
     let machine = Machine::measure(pack, kernels, settings, stop, progress)?;
     // the smallest budgets first: memory that a process had stays in its peak
@@ -90,13 +98,17 @@ pub fn bench(
 /// The middle one; of an even number the lower of the two.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
-    values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or(0.0)
+    values
+        .get(values.len().saturating_sub(1) / 2)
+        .copied()
+        .unwrap_or(0.0)
 }
 
 /// Runs on so many threads.
 fn on_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> Result<T, StepError> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    let pool = pool.map_err(|e| StepError::Refused(format!("cannot start {threads} threads: {e}")))?;
+    let pool =
+        pool.map_err(|e| StepError::Refused(format!("cannot start {threads} threads: {e}")))?;
     Ok(pool.install(work))
 }
 

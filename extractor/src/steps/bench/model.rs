@@ -41,8 +41,10 @@ impl Ids {
     }
 
     pub(super) fn next(&mut self) -> u32 {
-        self.state =
-            self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.state = self
+            .state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         u32::try_from((self.state >> 33) % self.vocab.max(1)).unwrap_or(0)
     }
 
@@ -76,69 +78,100 @@ impl ModelBench<'_> {
 
     /// With everything in memory.
     pub(super) fn resident(&self, threads: u64) -> Result<BenchResident, StepError> {
-        let longest = self.settings.prompts.iter().copied().max().unwrap_or(0).max(PROMPT);
-        self.with(usize::try_from(threads).unwrap_or(1), None, longest, |thinker, ids| {
-            thinker.preload(&mut |_| ())?;
-            let bytes_per_token = touched(&thinker.demand(), thinker);
-            let decode = self.rate(
-                thinker,
-                |thinker| Ok(self.read_bandwidth(thinker) / float(bytes_per_token)),
-                |thinker| self.decode(thinker, ids).map(|d| d.tokens_per_second),
-            )?;
-            let flops = products_per_token(thinker);
-            let mut prefill = Vec::new();
-            for tokens in &self.settings.prompts {
-                let rate = self.rate(
+        let longest = self
+            .settings
+            .prompts
+            .iter()
+            .copied()
+            .max()
+            .unwrap_or(0)
+            .max(PROMPT);
+        self.with(
+            usize::try_from(threads).unwrap_or(1),
+            None,
+            longest,
+            |thinker, ids| {
+                thinker.preload(&mut |_| ())?;
+                let bytes_per_token = touched(&thinker.demand(), thinker);
+                let decode = self.rate(
                     thinker,
-                    |_| Ok(fma_peak(self.kernels, FMA_STEPS) / flops),
-                    |thinker| prefill_rate(thinker, &ids.some(*tokens)),
+                    |thinker| Ok(self.read_bandwidth(thinker) / float(bytes_per_token)),
+                    |thinker| self.decode(thinker, ids).map(|d| d.tokens_per_second),
                 )?;
-                prefill.push(BenchPrefill { tokens: *tokens as u64, rate });
-            }
-            Ok(BenchResident { threads, decode, bytes_per_token, prefill })
-        })
+                let flops = products_per_token(thinker);
+                let mut prefill = Vec::new();
+                for tokens in &self.settings.prompts {
+                    let rate = self.rate(
+                        thinker,
+                        |_| Ok(fma_peak(self.kernels, FMA_STEPS) / flops),
+                        |thinker| prefill_rate(thinker, &ids.some(*tokens)),
+                    )?;
+                    prefill.push(BenchPrefill {
+                        tokens: *tokens as u64,
+                        rate,
+                    });
+                }
+                Ok(BenchResident {
+                    threads,
+                    decode,
+                    bytes_per_token,
+                    prefill,
+                })
+            },
+        )
     }
 
     /// In less memory, from a cold page cache.
     pub(super) fn on_demand(&self, memory: u64, threads: u64) -> Result<BenchOnDemand, StepError> {
         self.forget()?;
-        self.with(usize::try_from(threads).unwrap_or(1), Some(memory), PROMPT, |thinker, ids| {
-            // slots in use and favourites in them, as after a text of some length: fresh memory is slow once
-            thinker.preload(&mut |_| ())?;
-            self.decode(thinker, ids)?;
-            let touched = float(touched(&thinker.demand(), thinker));
-            let (mut seen, mut shares) = (Vec::new(), Vec::new());
-            for _ in 0..self.settings.repeats {
-                let limits = |thinker: &Thinker<'_, CpuOps>| -> Result<[f64; 2], StepError> {
-                    // 0 where the drive cannot be read past the page cache
-                    let drive = drive_rate(self.pack, DRIVE_BYTES, self.stop)?.unwrap_or(0.0);
-                    Ok([drive, self.read_bandwidth(thinker)])
-                };
-                let before = limits(thinker)?;
-                let decoded = self.decode(thinker, ids)?;
-                let after = limits(thinker)?;
-                let [drive, memory] = [0, 1].map(|i| f64::midpoint(before[i], after[i]));
-                let seconds = decoded.bytes_read_per_token / drive + touched / memory;
-                shares.push(decoded.tokens_per_second * seconds);
-                seen.push(decoded);
-            }
-            let of = |f: fn(&Decoded) -> f64| median(seen.iter().map(f).collect());
-            let share_of_limit = Some(median(shares)).filter(|s| s.is_finite()).unwrap_or(0.0);
-            Ok(BenchOnDemand {
-                memory,
-                threads,
-                expert_slots: thinker.budget().slots,
-                dense_resident: thinker.budget().residency == Residency::Resident,
-                hit_rate: of(|d| d.hit_rate),
-                bytes_read_per_token: of(|d| d.bytes_read_per_token),
-                decode: BenchRate { tokens_per_second: of(|d| d.tokens_per_second), share_of_limit },
-                waiting: of(|d| d.waiting),
-            })
-        })
+        self.with(
+            usize::try_from(threads).unwrap_or(1),
+            Some(memory),
+            PROMPT,
+            |thinker, ids| {
+                // slots in use and favourites in them, as after a text of some length: fresh memory
+                // is slow once
+                thinker.preload(&mut |_| ())?;
+                self.decode(thinker, ids)?;
+                let touched = float(touched(&thinker.demand(), thinker));
+                let (mut seen, mut shares) = (Vec::new(), Vec::new());
+                for _ in 0..self.settings.repeats {
+                    let limits = |thinker: &Thinker<'_, CpuOps>| -> Result<[f64; 2], StepError> {
+                        // 0 where the drive cannot be read past the page cache
+                        let drive = drive_rate(self.pack, DRIVE_BYTES, self.stop)?.unwrap_or(0.0);
+                        Ok([drive, self.read_bandwidth(thinker)])
+                    };
+                    let before = limits(thinker)?;
+                    let decoded = self.decode(thinker, ids)?;
+                    let after = limits(thinker)?;
+                    let [drive, memory] = [0, 1].map(|i| f64::midpoint(before[i], after[i]));
+                    let seconds = decoded.bytes_read_per_token / drive + touched / memory;
+                    shares.push(decoded.tokens_per_second * seconds);
+                    seen.push(decoded);
+                }
+                let of = |f: fn(&Decoded) -> f64| median(seen.iter().map(f).collect());
+                let share_of_limit = Some(median(shares))
+                    .filter(|s| s.is_finite())
+                    .unwrap_or(0.0);
+                Ok(BenchOnDemand {
+                    memory,
+                    threads,
+                    expert_slots: thinker.budget().slots,
+                    dense_resident: thinker.budget().residency == Residency::Resident,
+                    hit_rate: of(|d| d.hit_rate),
+                    bytes_read_per_token: of(|d| d.bytes_read_per_token),
+                    decode: BenchRate {
+                        tokens_per_second: of(|d| d.tokens_per_second),
+                        share_of_limit,
+                    },
+                    waiting: of(|d| d.waiting),
+                })
+            },
+        )
     }
 
-    /// A rate and its share of a limit, both in tokens per second. They take turns: other users of the machine, and its
-    /// clock, meet both.
+    /// A rate and its share of a limit, both in tokens per second. They take turns: other users of
+    /// the machine, and its clock, meet both.
     fn rate<'a>(
         &self,
         thinker: &mut Thinker<'a, CpuOps>,
@@ -153,7 +186,10 @@ impl ModelBench<'_> {
             rates.push(rate);
             shares.push(rate / f64::midpoint(before, limit(thinker)?));
         }
-        Ok(BenchRate { tokens_per_second: median(rates), share_of_limit: median(shares) })
+        Ok(BenchRate {
+            tokens_per_second: median(rates),
+            share_of_limit: median(shares),
+        })
     }
 
     /// The rate at which the weights that are in memory can be read.
@@ -170,7 +206,11 @@ impl ModelBench<'_> {
     }
 
     /// A short prompt, then token by token.
-    fn decode(&self, thinker: &mut Thinker<'_, CpuOps>, ids: &mut Ids) -> Result<Decoded, StepError> {
+    fn decode(
+        &self,
+        thinker: &mut Thinker<'_, CpuOps>,
+        ids: &mut Ids,
+    ) -> Result<Decoded, StepError> {
         thinker.reset();
         thinker.forward(&ids.some(PROMPT), Logits::Last, &mut Unobserved)?;
         let (before, began) = (thinker.stats(), Instant::now());
@@ -205,7 +245,10 @@ struct Decoded {
     waiting: f64,
 }
 
-pub(super) fn prefill_rate<B: Backend>(thinker: &mut Thinker<'_, B>, ids: &[u32]) -> Result<f64, StepError> {
+pub(super) fn prefill_rate<B: Backend>(
+    thinker: &mut Thinker<'_, B>,
+    ids: &[u32],
+) -> Result<f64, StepError> {
     thinker.reset();
     let began = Instant::now();
     thinker.forward(ids, Logits::Last, &mut Unobserved)?;
@@ -224,7 +267,8 @@ pub(super) fn touched<B: Backend>(demand: &Demand, thinker: &Thinker<'_, B>) -> 
     demand.dense + thinker.expert_layers() * demand.experts_per_token * demand.expert
 }
 
-/// Floating-point operations in the products of one token of a prompt, the head left out: two for each weight.
+/// Floating-point operations in the products of one token of a prompt, the head left out: two for
+/// each weight.
 pub(super) fn products_per_token<B: Backend>(thinker: &Thinker<'_, B>) -> f64 {
     2.0 * float(touched(&thinker.demand(), thinker) - thinker.head_bytes())
         / float(thinker.bytes_per_weight())

@@ -1,8 +1,8 @@
 //! The end of every export: what is on the drive is read back and compared with the pack.
 //!
-//! The file's own index is read as its users will read it. Tensors whose bytes were kept are compared by the SHA-256 that
-//! the pack's manifest has; converted ones value by value with the pack's, which is read again. Nothing that the writer
-//! believed is taken for granted.
+//! The file's own index is read as its users will read it. Tensors whose bytes were kept are
+//! compared by the SHA-256 that the pack's manifest has; converted ones value by value with the
+//! pack's, which is read again. Nothing that the writer believed is taken for granted.
 
 use std::path::Path;
 
@@ -43,7 +43,8 @@ impl Unit<'_> {
 /// Reads a file back and compares it with what was planned and with the pack.
 ///
 /// # Errors
-/// `Refused` where the file is not what it should be; `Findings` where that is because the pack is damaged.
+/// `Refused` where the file is not what it should be; `Findings` where that is because the pack is
+/// damaged.
 pub fn check_file(
     producer: &Producer<'_>,
     file: &PlannedFile<'_>,
@@ -51,9 +52,17 @@ pub fn check_file(
     worker: &mut Worker<'_>,
 ) -> Result<(), StepError> {
     let direct = DirectFile::open(path)?;
-    let check = Check { producer, path, file: &direct };
+    let check = Check {
+        producer,
+        path,
+        file: &direct,
+    };
     if direct.file().length() != file.length() {
-        return check.refuse(&format!("has {} bytes, not {}", direct.file().length(), file.length()));
+        return check.refuse(&format!(
+            "has {} bytes, not {}",
+            direct.file().length(),
+            file.length()
+        ));
     }
     match &file.content {
         Content::Tensors(tensors) => check.tensors(tensors, worker),
@@ -79,11 +88,16 @@ impl Check<'_> {
     fn whole(&self, wanted: Sha256) -> Result<(), StepError> {
         let mut sha256 = Sha256Hasher::default();
         let input = self.file.file();
-        input.for_each_piece(0..input.length(), &mut vec![0; PIECE_BYTES], self.producer.stop, |piece| {
-            sha256.update(piece);
-            self.producer.progress.advance(piece.len() as u64);
-            Ok::<_, StepError>(())
-        })?;
+        input.for_each_piece(
+            0..input.length(),
+            &mut vec![0; PIECE_BYTES],
+            self.producer.stop,
+            |piece| {
+                sha256.update(piece);
+                self.producer.progress.advance(piece.len() as u64);
+                Ok::<_, StepError>(())
+            },
+        )?;
         if sha256.finish() == wanted {
             Ok(())
         } else {
@@ -102,7 +116,11 @@ impl Check<'_> {
         for placed in &file.tensors {
             let mut start = placed.offset;
             for part in &placed.tensor.parts {
-                let unit = Unit { name: &placed.tensor.name, part: *part, start };
+                let unit = Unit {
+                    name: &placed.tensor.name,
+                    part: *part,
+                    start,
+                };
                 start += part.length();
                 match part.conversion {
                     Conversion::Keep => kept.push(unit),
@@ -131,7 +149,11 @@ impl Check<'_> {
             offset: placed.offset,
         });
         if seen.len() != file.tensors.len() {
-            return self.refuse(&format!("has {} tensors, not {}", seen.len(), file.tensors.len()));
+            return self.refuse(&format!(
+                "has {} tensors, not {}",
+                seen.len(),
+                file.tensors.len()
+            ));
         }
         for (seen, mut wanted) in seen.into_iter().zip(wanted) {
             if seen.name.is_none() {
@@ -149,7 +171,10 @@ impl Check<'_> {
         let aligned = buffer.as_ptr().align_offset(PAGE).min(PAGE);
         let buffer = &mut buffer[aligned..];
         let mut lanes = Sha256Lanes::new(batch.len());
-        let mut at: Vec<u64> = batch.iter().map(|u| u.start - u.start % DIRECT_ALIGNMENT).collect();
+        let mut at: Vec<u64> = batch
+            .iter()
+            .map(|u| u.start - u.start % DIRECT_ALIGNMENT)
+            .collect();
         loop {
             self.producer.stop.check()?;
             let (mut pieces, mut bytes): (Vec<&[u8]>, u64) = (Vec::with_capacity(batch.len()), 0);
@@ -175,13 +200,20 @@ impl Check<'_> {
     }
 
     /// A wrong digest: whether it is the pack's fault or that of what came after it.
-    fn explain(&self, unit: Unit<'_>, seen: Sha256, worker: &mut Worker<'_>) -> Result<(), StepError> {
+    fn explain(
+        &self,
+        unit: Unit<'_>,
+        seen: Sha256,
+        worker: &mut Worker<'_>,
+    ) -> Result<(), StepError> {
         let source = unit.part.source;
         let mut sha256 = Sha256Hasher::default();
-        worker.reader.read_tensor(source, 0..source.length, self.producer.stop, |piece| {
-            sha256.update(piece);
-            Ok::<_, StepError>(())
-        })?;
+        worker
+            .reader
+            .read_tensor(source, 0..source.length, self.producer.stop, |piece| {
+                sha256.update(piece);
+                Ok::<_, StepError>(())
+            })?;
         let stored = sha256.finish();
         if stored != source.sha256 {
             return Err(self.producer.damaged(source, stored));
@@ -200,21 +232,30 @@ impl Check<'_> {
         let Part { source, conversion } = unit.part;
         let (block, _) = conversion.block();
         let (mut before, mut after, mut at) = (Vec::new(), Vec::new(), unit.start);
-        worker.reader.read_tensor(source, 0..source.length, self.producer.stop, |piece| {
-            before.extend_from_slice(piece);
-            let whole = before.len() - before.len() % block;
-            let length = conversion.length(whole as u64);
-            after.resize(index(length), 0);
-            self.file.file().read_at(&mut after, at)?;
-            if let Err(what) = conversion.check(&before[..whole], &after) {
-                return self.refuse(&format!("is wrong at bytes {at}.. (tensor {:?}): {what}", unit.name));
-            }
-            self.producer.progress.advance(length);
-            before.drain(..whole);
-            at += length;
+        worker
+            .reader
+            .read_tensor(source, 0..source.length, self.producer.stop, |piece| {
+                before.extend_from_slice(piece);
+                let whole = before.len() - before.len() % block;
+                let length = conversion.length(whole as u64);
+                after.resize(index(length), 0);
+                self.file.file().read_at(&mut after, at)?;
+                if let Err(what) = conversion.check(&before[..whole], &after) {
+                    return self.refuse(&format!(
+                        "is wrong at bytes {at}.. (tensor {:?}): {what}",
+                        unit.name
+                    ));
+                }
+                self.producer.progress.advance(length);
+                before.drain(..whole);
+                at += length;
+                Ok(())
+            })?;
+        if at == unit.end() {
             Ok(())
-        })?;
-        if at == unit.end() { Ok(()) } else { self.refuse("ends before its last tensor does") }
+        } else {
+            self.refuse("ends before its last tensor does")
+        }
     }
 }
 
@@ -268,11 +309,23 @@ mod tests {
         dtype: Option<Dtype>,
         spoil: impl FnOnce(&mut Vec<u8>, &TensorFile<'_>),
     ) -> String {
-        let chosen = pack.manifest().tensors.iter().map(|t| NewTensorPlan::of(t.name.clone(), t, dtype));
+        let chosen = pack
+            .manifest()
+            .tensors
+            .iter()
+            .map(|t| NewTensorPlan::of(t.name.clone(), t, dtype));
         let content = TensorFile::safetensors(chosen.collect()).unwrap();
-        let planned = PlannedFile { path: "x".to_owned(), content: Content::Tensors(content) };
+        let planned = PlannedFile {
+            path: "x".to_owned(),
+            content: Content::Tensors(content),
+        };
         let (weights, stop) = (WeightSource::new(pack), Stop::default());
-        let producer = Producer { weights: &weights, digest_kept: true, stop: &stop, progress: &Silent };
+        let producer = Producer {
+            weights: &weights,
+            digest_kept: true,
+            stop: &stop,
+            progress: &Silent,
+        };
         let mut worker = Worker::new(&weights).unwrap();
         let mut bytes = Vec::new();
         producer
@@ -281,7 +334,9 @@ mod tests {
                 Ok(())
             })
             .unwrap();
-        let Content::Tensors(content) = &planned.content else { return String::new() };
+        let Content::Tensors(content) = &planned.content else {
+            return String::new();
+        };
         spoil(&mut bytes, content);
         let path: PathBuf = pack.folder().join("written");
         fs::write(&path, &bytes).unwrap();
@@ -302,7 +357,10 @@ mod tests {
                     let last = placed.offset + placed.tensor.length() - 1;
                     bytes[usize::try_from(last).unwrap()] ^= 1;
                 });
-                assert!(said.starts_with("Failed: ") && said.contains("read back"), "{said}");
+                assert!(
+                    said.starts_with("Failed: ") && said.contains("read back"),
+                    "{said}"
+                );
                 let name = &pack.manifest().tensors[number].name;
                 assert!(said.contains(&format!("{name:?}")), "{said}");
             }
@@ -328,7 +386,10 @@ mod tests {
             let place = file.head.windows(4).position(|w| w == b"\"pt\"").unwrap();
             bytes[place + 1] = b'q';
         });
-        assert!(metadata.contains("does not begin with the metadata"), "{metadata}");
+        assert!(
+            metadata.contains("does not begin with the metadata"),
+            "{metadata}"
+        );
         let cut = spoiled(&pack, None, |bytes, _| bytes.truncate(bytes.len() - 1));
         assert!(cut.contains("bytes, not"), "{cut}");
     }
@@ -344,9 +405,16 @@ mod tests {
             let mut stored = fs::read(&path).unwrap();
             stored[place] ^= 1;
             fs::write(&path, stored).unwrap();
-            let placed = file.tensors.iter().find(|p| p.tensor.name == entry.name).unwrap();
+            let placed = file
+                .tensors
+                .iter()
+                .find(|p| p.tensor.name == entry.name)
+                .unwrap();
             bytes[usize::try_from(placed.offset).unwrap()] ^= 1;
         });
-        assert!(said.starts_with("Damaged: ") && said.contains("damaged"), "{said}");
+        assert!(
+            said.starts_with("Damaged: ") && said.contains("damaged"),
+            "{said}"
+        );
     }
 }

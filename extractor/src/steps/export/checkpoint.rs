@@ -1,15 +1,15 @@
 //! The targets that are checkpoints of Hugging Face: shards, index, configuration and side files.
 //!
-//! `hf` keeps the names of the source. `qwen3-moe` makes the thinker's text decoder a `Qwen3MoeForCausalLM`, which computes
-//! the same for text.
+//! `hf` keeps the names of the source. `qwen3-moe` makes the thinker's text decoder a
+//! `Qwen3MoeForCausalLM`, which computes the same for text.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use segpack_formats::safetensors::ShardHeader;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
-    ComponentExperts, ExpertParallelMap, FormatVersion, GENERATOR, Placement, RankExperts, SourceFile,
-    SourceFileKind, TensorEntry,
+    ComponentExperts, ExpertParallelMap, FormatVersion, GENERATOR, Placement, RankExperts,
+    SourceFile, SourceFileKind, TensorEntry,
 };
 use segpack_manifests::families::{self, Family};
 use segpack_manifests::names::Component;
@@ -46,17 +46,25 @@ const TEXT_FILES: [&str; 9] = [
 /// The original layout, for the selected components.
 ///
 /// # Errors
-/// `Usage` for components or ranks that there are not; `Input` where a stacked tensor is not there as a whole.
+/// `Usage` for components or ranks that there are not; `Input` where a stacked tensor is not there
+/// as a whole.
 pub fn hf<'a>(pack: &'a Pack, settings: &ExportSettings) -> Result<ExportPlan<'a>, StepError> {
     let components = selected(pack, settings)?;
-    let tensors: Vec<&TensorEntry> =
-        pack.manifest().tensors.iter().filter(|t| components.contains(&t.component)).collect();
+    let tensors: Vec<&TensorEntry> = pack
+        .manifest()
+        .tensors
+        .iter()
+        .filter(|t| components.contains(&t.component))
+        .collect();
     let share = Share::of(&tensors, settings)?;
     let tensors = share.of_tensors(tensors);
     let mut plan = ExportPlan::default();
     let wanted = settings.dtype;
     let planned = if settings.expert_parallel.is_some() {
-        in_source_order(tensors).into_iter().map(|t| NewTensorPlan::of(t.name.clone(), t, wanted)).collect()
+        in_source_order(tensors)
+            .into_iter()
+            .map(|t| NewTensorPlan::of(t.name.clone(), t, wanted))
+            .collect()
     } else {
         as_in_source(pack, tensors, settings)?
     };
@@ -64,7 +72,10 @@ pub fn hf<'a>(pack: &'a Pack, settings: &ExportSettings) -> Result<ExportPlan<'a
     for file in side_files(pack) {
         match (&config, file.path.as_str()) {
             (Some(config), CONFIG) => plan.files.push(document(CONFIG, config)?),
-            _ => plan.files.push(PlannedFile { path: file.path.clone(), content: Content::Copy(file) }),
+            _ => plan.files.push(PlannedFile {
+                path: file.path.clone(),
+                content: Content::Copy(file),
+            }),
         }
     }
     finish(plan, planned, &share, settings)
@@ -73,16 +84,26 @@ pub fn hf<'a>(pack: &'a Pack, settings: &ExportSettings) -> Result<ExportPlan<'a
 /// The text decoder as a plain `Qwen3MoeForCausalLM`.
 ///
 /// # Errors
-/// `Usage` where the selection has no text decoder; `Input` where the pack has none, or no configuration.
-pub fn qwen3_moe<'a>(pack: &'a Pack, settings: &ExportSettings) -> Result<ExportPlan<'a>, StepError> {
+/// `Usage` where the selection has no text decoder; `Input` where the pack has none, or no
+/// configuration.
+pub fn qwen3_moe<'a>(
+    pack: &'a Pack,
+    settings: &ExportSettings,
+) -> Result<ExportPlan<'a>, StepError> {
     let (component, family) = text_decoder(pack, settings)?;
-    let tensors: Vec<&TensorEntry> =
-        pack.manifest().tensors.iter().filter(|t| t.component == component).collect();
+    let tensors: Vec<&TensorEntry> = pack
+        .manifest()
+        .tensors
+        .iter()
+        .filter(|t| t.component == component)
+        .collect();
     let share = Share::of(&tensors, settings)?;
     let tensors = in_source_order(share.of_tensors(tensors));
     let rename = |name: &str| causal_name(name).to_owned();
-    let planned =
-        tensors.into_iter().map(|t| NewTensorPlan::of(rename(&t.name), t, settings.dtype)).collect();
+    let planned = tensors
+        .into_iter()
+        .map(|t| NewTensorPlan::of(rename(&t.name), t, settings.dtype))
+        .collect();
     let mut plan = ExportPlan::default();
     if component == Component::ThinkerText {
         plan.notes.push(
@@ -92,7 +113,9 @@ pub fn qwen3_moe<'a>(pack: &'a Pack, settings: &ExportSettings) -> Result<Export
         );
     }
     let Some(config) = source_json(pack, CONFIG)? else {
-        return Err(StepError::Input("the pack has no config.json to make one from".to_owned()));
+        return Err(StepError::Input(
+            "the pack has no config.json to make one from".to_owned(),
+        ));
     };
     let generation = source_json(pack, GENERATION_CONFIG)?;
     let mut config = families::as_causal_lm(family, &config, generation.as_ref())
@@ -109,7 +132,10 @@ pub fn qwen3_moe<'a>(pack: &'a Pack, settings: &ExportSettings) -> Result<Export
 ///
 /// # Errors
 /// As [`qwen3_moe`].
-pub fn text_decoder(pack: &Pack, settings: &ExportSettings) -> Result<(Component, Family), StepError> {
+pub fn text_decoder(
+    pack: &Pack,
+    settings: &ExportSettings,
+) -> Result<(Component, Family), StepError> {
     let components = selected(pack, settings)?;
     let is_text = |c: &Component| matches!(c, Component::Text | Component::ThinkerText);
     let Some(component) = components.into_iter().find(is_text) else {
@@ -119,16 +145,21 @@ pub fn text_decoder(pack: &Pack, settings: &ExportSettings) -> Result<(Component
                 "--to {target} is for the text decoder, which --component does not select"
             ))
         } else {
-            StepError::Input(format!("the pack has no text decoder, which --to {target} is for"))
+            StepError::Input(format!(
+                "the pack has no text decoder, which --to {target} is for"
+            ))
         });
     };
     match pack.manifest().model.family {
         Some(family) => Ok((component, family)),
-        None => Err(StepError::Input("the pack does not say which family of models it is".to_owned())),
+        None => Err(StepError::Input(
+            "the pack does not say which family of models it is".to_owned(),
+        )),
     }
 }
 
-/// A thinker's tensor as `Qwen3MoeForCausalLM` calls it: `thinker.model.X` is `model.X`, `thinker.lm_head.X` is `lm_head.X`.
+/// A thinker's tensor as `Qwen3MoeForCausalLM` calls it: `thinker.model.X` is `model.X`,
+/// `thinker.lm_head.X` is `lm_head.X`.
 pub fn causal_name(name: &str) -> &str {
     name.strip_prefix("thinker.").unwrap_or(name)
 }
@@ -140,7 +171,8 @@ struct Share {
     experts: BTreeMap<Component, u32>,
 }
 
-/// Experts `start..end` of one rank: contiguous, the first `experts % ranks` ranks have one more. vLLM's "linear" placement:
+/// Experts `start..end` of one rank: contiguous, the first `experts % ranks` ranks have one more.
+/// vLLM's "linear" placement:
 /// <https://docs.vllm.ai/en/latest/api/vllm/model_executor/layers/fused_moe/expert_map_manager/>.
 pub fn linear_share(experts: u32, rank: u32, ranks: u32) -> std::ops::Range<u32> {
     let (base, more) = (experts / ranks, experts % ranks);
@@ -187,7 +219,10 @@ impl Share {
     fn map(&self) -> Option<ExpertParallelMap> {
         let ExpertParallel { rank, ranks } = self.parallel?;
         let of_rank = |count: u32| {
-            move |rank| RankExperts { rank, experts: linear_share(count, rank, ranks).collect() }
+            move |rank| RankExperts {
+                rank,
+                experts: linear_share(count, rank, ranks).collect(),
+            }
         };
         let of_component = |(component, count): (&Component, &u32)| ComponentExperts {
             component: *component,
@@ -206,7 +241,8 @@ impl Share {
 }
 
 fn in_source_order(mut tensors: Vec<&TensorEntry>) -> Vec<&TensorEntry> {
-    tensors.sort_by(|a, b| (&a.source.file, a.source.offset).cmp(&(&b.source.file, b.source.offset)));
+    tensors
+        .sort_by(|a, b| (&a.source.file, a.source.offset).cmp(&(&b.source.file, b.source.offset)));
     tensors
 }
 
@@ -220,17 +256,26 @@ fn as_in_source<'a>(
     for tensor in in_source_order(tensors) {
         let source = &tensor.source;
         if source.tensor == tensor.name {
-            planned.push(NewTensorPlan::of(tensor.name.clone(), tensor, settings.dtype));
+            planned.push(NewTensorPlan::of(
+                tensor.name.clone(),
+                tensor,
+                settings.dtype,
+            ));
             continue;
         }
-        let number = *stacks.entry((&source.file, &source.tensor)).or_insert(planned.len());
+        let number = *stacks
+            .entry((&source.file, &source.tensor))
+            .or_insert(planned.len());
         if number == planned.len() {
             let mut first = NewTensorPlan::of(source.tensor.clone(), tensor, settings.dtype);
             first.shape = stacked_shape(pack, tensor, &mut headers)?;
             planned.push(first);
         } else {
             let conversion = Conversion::to(tensor.dtype, settings.dtype);
-            planned[number].parts.push(Part { source: tensor, conversion });
+            planned[number].parts.push(Part {
+                source: tensor,
+                conversion,
+            });
         }
     }
     Ok(planned)
@@ -245,15 +290,18 @@ fn stacked_shape<'a>(
     let file = slice.source.file.as_str();
     if !headers.contains_key(file) {
         let listed = pack.manifest().source_files.iter().find(|f| f.path == file);
-        let listed =
-            listed.ok_or_else(|| StepError::Input(format!("the pack does not list shard {file}")))?;
+        let listed = listed
+            .ok_or_else(|| StepError::Input(format!("the pack does not list shard {file}")))?;
         let bytes = stored_bytes(pack, listed)?;
         let path = pack.path(&listed.stored_as);
         let header = ShardHeader::parse(bytes.get(8..).unwrap_or_default(), listed.length)
             .map_err(|e| StepError::malformed(&path, e.to_string()))?;
         headers.insert(file, header);
     }
-    let tensors = headers.get(file).map(|h| h.tensors.as_slice()).unwrap_or_default();
+    let tensors = headers
+        .get(file)
+        .map(|h| h.tensors.as_slice())
+        .unwrap_or_default();
     let found = tensors.iter().find(|t| t.name == slice.source.tensor);
     found.map(|t| t.shape.clone()).ok_or_else(|| {
         StepError::Input(format!(
@@ -276,12 +324,22 @@ fn hf_config(
     settings: &ExportSettings,
     notes: &mut Vec<String>,
 ) -> Result<Option<Value>, StepError> {
-    let Some(before) = source_json(pack, CONFIG)? else { return Ok(None) };
+    let Some(before) = source_json(pack, CONFIG)? else {
+        return Ok(None);
+    };
     let mut config = before.clone();
     if pack.manifest().model.family == Some(Family::Qwen3OmniMoe) {
         let has = |all: &[Component]| all.iter().all(|c| components.contains(c));
-        let thinker = has(&[Component::ThinkerText, Component::ThinkerAudio, Component::ThinkerVision]);
-        let speech = [Component::TalkerText, Component::TalkerCodePredictor, Component::Code2wav];
+        let thinker = has(&[
+            Component::ThinkerText,
+            Component::ThinkerAudio,
+            Component::ThinkerVision,
+        ]);
+        let speech = [
+            Component::TalkerText,
+            Component::TalkerCodePredictor,
+            Component::Code2wav,
+        ];
         let promised = families::has_audio_output(&before);
         if thinker && promised && !speech.iter().any(|c| components.contains(c)) {
             config = families::without_audio_output(&before);
@@ -300,7 +358,8 @@ fn hf_config(
     Ok((config != before).then_some(config))
 }
 
-/// The files of the tokenizer, with a `tokenizer.json` and a template where transformers would look for them in vain.
+/// The files of the tokenizer, with a `tokenizer.json` and a template where transformers would look
+/// for them in vain.
 fn text_files<'a>(pack: &'a Pack, plan: &mut ExportPlan<'a>) -> Result<(), StepError> {
     let listed: Vec<&SourceFile> = side_files(pack)
         .filter(|f| TEXT_FILES.contains(&f.path.as_str()) || f.path.starts_with("LICENSE"))
@@ -309,23 +368,38 @@ fn text_files<'a>(pack: &'a Pack, plan: &mut ExportPlan<'a>) -> Result<(), StepE
     let files = |name: &str| source_bytes(pack, name);
     if !has(TOKENIZER) && has("vocab.json") && has("merges.txt") {
         let built = Tokenizer::load(&files).and_then(|tokenizer| tokenizer.to_json());
-        let json = built.map_err(|e| StepError::Input(format!("{TOKENIZER} cannot be built: {e}")))?;
-        plan.files.push(PlannedFile { path: TOKENIZER.to_owned(), content: Content::Bytes(json) });
-        plan.notes.push(format!("{TOKENIZER} is built from vocab.json and merges.txt"));
+        let json =
+            built.map_err(|e| StepError::Input(format!("{TOKENIZER} cannot be built: {e}")))?;
+        plan.files.push(PlannedFile {
+            path: TOKENIZER.to_owned(),
+            content: Content::Bytes(json),
+        });
+        plan.notes.push(format!(
+            "{TOKENIZER} is built from vocab.json and merges.txt"
+        ));
     } else if !has(TOKENIZER) {
-        plan.notes.push("the checkpoint has no tokenizer; give token ids instead of text".to_owned());
+        plan.notes
+            .push("the checkpoint has no tokenizer; give token ids instead of text".to_owned());
     }
     // AutoTokenizer reads the template of a processor (chat_template.json) nowhere
     if !has(TEMPLATE)
         && let Some(template) = chat_template::processor_template(&files)
             .map_err(|e| StepError::Input(format!("chat_template.json: {e}")))?
-        && source_json(pack, "tokenizer_config.json")?.is_none_or(|c| c.get("chat_template").is_none())
+        && source_json(pack, "tokenizer_config.json")?
+            .is_none_or(|c| c.get("chat_template").is_none())
     {
         let content = Content::Bytes(template.into_bytes());
-        plan.files.push(PlannedFile { path: TEMPLATE.to_owned(), content });
-        plan.notes.push(format!("{TEMPLATE} is the template of chat_template.json"));
+        plan.files.push(PlannedFile {
+            path: TEMPLATE.to_owned(),
+            content,
+        });
+        plan.notes
+            .push(format!("{TEMPLATE} is the template of chat_template.json"));
     }
-    let copies = listed.into_iter().map(|f| PlannedFile { path: f.path.clone(), content: Content::Copy(f) });
+    let copies = listed.into_iter().map(|f| PlannedFile {
+        path: f.path.clone(),
+        content: Content::Copy(f),
+    });
     plan.files.extend(copies);
     Ok(())
 }
@@ -355,18 +429,29 @@ fn finish<'a>(
             1 => "model.safetensors".to_owned(),
             _ => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
         };
-        map.extend(tensors.iter().map(|t| (t.name.clone(), Value::from(path.as_str()))));
-        plan.files.push(PlannedFile { path, content: Content::Tensors(TensorFile::safetensors(tensors)?) });
+        map.extend(
+            tensors
+                .iter()
+                .map(|t| (t.name.clone(), Value::from(path.as_str()))),
+        );
+        plan.files.push(PlannedFile {
+            path,
+            content: Content::Tensors(TensorFile::safetensors(tensors)?),
+        });
     }
     if count > 1 {
         let metadata = json!({"total_parameters": values, "total_size": bytes});
-        plan.files.push(document(INDEX, &json!({"metadata": metadata, "weight_map": map}))?);
+        plan.files.push(document(
+            INDEX,
+            &json!({"metadata": metadata, "weight_map": map}),
+        )?);
     }
     Ok(plan)
 }
 
-/// As transformers cuts: a shard is full when the next tensor would make it larger than `most` bytes, and a tensor that is
-/// larger alone has one to itself (`split_torch_state_dict_into_shards` of huggingface_hub).
+/// As transformers cuts: a shard is full when the next tensor would make it larger than `most`
+/// bytes, and a tensor that is larger alone has one to itself (`split_torch_state_dict_into_shards`
+/// of huggingface_hub).
 fn cut(tensors: Vec<NewTensorPlan<'_>>, most: u64) -> Vec<Vec<NewTensorPlan<'_>>> {
     let mut shards: Vec<Vec<NewTensorPlan<'_>>> = Vec::new();
     let (mut open, mut bytes) = (Vec::new(), 0_u64);
@@ -390,9 +475,13 @@ fn cut(tensors: Vec<NewTensorPlan<'_>>, most: u64) -> Vec<Vec<NewTensorPlan<'_>>
 
 /// A document as transformers writes its own.
 fn document<'a>(path: &str, value: &Value) -> Result<PlannedFile<'a>, StepError> {
-    let mut text = serde_json::to_string_pretty(value).map_err(|e| StepError::Refused(e.to_string()))?;
+    let mut text =
+        serde_json::to_string_pretty(value).map_err(|e| StepError::Refused(e.to_string()))?;
     text.push('\n');
-    Ok(PlannedFile { path: path.to_owned(), content: Content::Bytes(text.into_bytes()) })
+    Ok(PlannedFile {
+        path: path.to_owned(),
+        content: Content::Bytes(text.into_bytes()),
+    })
 }
 
 #[cfg(test)]
@@ -402,13 +491,21 @@ mod tests {
     #[test]
     fn ranks_share_all_experts_and_the_first_have_one_more() {
         let lengths = |experts, ranks| -> Vec<usize> {
-            (0..ranks).map(|rank| linear_share(experts, rank, ranks).len()).collect()
+            (0..ranks)
+                .map(|rank| linear_share(experts, rank, ranks).len())
+                .collect()
         };
         assert_eq!(lengths(128, 8), [16; 8]);
         assert_eq!(lengths(10, 4), [3, 3, 2, 2]);
         for (experts, ranks) in [(1, 1), (12, 5), (128, 3), (7, 7), (60, 8)] {
-            let all: Vec<u32> = (0..ranks).flat_map(|rank| linear_share(experts, rank, ranks)).collect();
-            assert_eq!(all, (0..experts).collect::<Vec<_>>(), "{experts} over {ranks}");
+            let all: Vec<u32> = (0..ranks)
+                .flat_map(|rank| linear_share(experts, rank, ranks))
+                .collect();
+            assert_eq!(
+                all,
+                (0..experts).collect::<Vec<_>>(),
+                "{experts} over {ranks}"
+            );
         }
     }
 }

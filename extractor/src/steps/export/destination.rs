@@ -1,4 +1,5 @@
-//! Where an export goes: a folder or one file, which gets its name when everything is written and checked.
+//! Where an export goes: a folder or one file, which gets its name when everything is written and
+//! checked.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -23,7 +24,8 @@ pub struct Destination {
 }
 
 impl Destination {
-    /// A folder that does not exist, is empty, or holds nothing but what an interrupted export left.
+    /// A folder that does not exist, is empty, or holds nothing but what an interrupted export
+    /// left.
     ///
     /// # Errors
     /// `Refused` where anything else is there, or another process writes to it.
@@ -38,7 +40,11 @@ impl Destination {
         }
         let folder = OutputFolder::open(out)?;
         folder.clear_unfinished()?;
-        Ok(Self { folder, into: out.to_owned(), staging: false })
+        Ok(Self {
+            folder,
+            into: out.to_owned(),
+            staging: false,
+        })
     }
 
     /// A file that does not exist. Until it is whole it is in a hidden folder beside it.
@@ -50,7 +56,9 @@ impl Destination {
         if out.symlink_metadata().is_ok() {
             return refuse("exists: choose another place");
         }
-        let Some(name) = out.file_name() else { return refuse("has no file name") };
+        let Some(name) = out.file_name() else {
+            return refuse("has no file name");
+        };
         let parent = match out.parent() {
             Some(parent) if parent != Path::new("") => parent,
             _ => Path::new("."),
@@ -74,7 +82,10 @@ impl Destination {
     pub fn files<'p>(out: &Path, names: impl Iterator<Item = &'p str>) -> Result<Self, StepError> {
         let mut paths = names.map(|name| out.with_file_name(name));
         if let Some(there) = paths.find(|path| path.symlink_metadata().is_ok()) {
-            return Err(StepError::Refused(format!("{} exists: choose another place", there.display())));
+            return Err(StepError::Refused(format!(
+                "{} exists: choose another place",
+                there.display()
+            )));
         }
         Self::file(out)
     }
@@ -92,8 +103,8 @@ impl Destination {
         self.folder.create(relative)
     }
 
-    /// Moves all files, which are durable, to their places, in this order, and takes away what was for the unfinished
-    /// ones.
+    /// Moves all files, which are durable, to their places, in this order, and takes away what was
+    /// for the unfinished ones.
     ///
     /// # Errors
     /// `Io`; what was moved before stays.
@@ -105,7 +116,10 @@ impl Destination {
                 && folders.insert(parent.to_owned())
             {
                 fs::create_dir_all(parent).map_err(StepError::io("create", parent))?;
-                let above = parent.ancestors().skip(1).take_while(|a| a.starts_with(&self.into));
+                let above = parent
+                    .ancestors()
+                    .skip(1)
+                    .take_while(|a| a.starts_with(&self.into));
                 folders.extend(above.map(Path::to_owned));
             }
             fs::rename(&from, &to).map_err(StepError::io("rename", &from))?;

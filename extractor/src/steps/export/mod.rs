@@ -1,7 +1,9 @@
-//! `export`: the files that other runtimes read, from raw and coded packs, in a stream and in bounded memory.
+//! `export`: the files that other runtimes read, from raw and coded packs, in a stream and in
+//! bounded memory.
 //!
-//! A target turns the manifest into a plan: which files, which tensors in them, and from which tensors of
-//! the pack, in which dtype. Writing, checking and moving into place are the same for all.
+//! A target turns the manifest into a plan: which files, which tensors in them, and from which
+//! tensors of the pack, in which dtype. Writing, checking and moving into place are the same for
+//! all.
 
 mod check;
 mod checkpoint;
@@ -19,7 +21,9 @@ use std::path::Path;
 use segpack_formats::io::Stop;
 use segpack_formats::safetensors::Dtype;
 use segpack_manifests::Pack;
-use segpack_manifests::documents::{ExportSummary, ExportTarget, FormatVersion, GENERATOR, TensorEntry};
+use segpack_manifests::documents::{
+    ExportSummary, ExportTarget, FormatVersion, GENERATOR, TensorEntry,
+};
 use segpack_manifests::layout::PlanError;
 use segpack_manifests::names::Component;
 use segpack_runtime_min::WeightSource;
@@ -45,7 +49,8 @@ pub struct ExportSettings {
     pub dtype: Option<Dtype>,
     /// What floating-point tensors become where that is no dtype.
     pub quantize: Option<Quantization>,
-    /// llama.cpp's name of the pre-tokenizer, or "none" to leave the tokenizer out; found out where none.
+    /// llama.cpp's name of the pre-tokenizer, or "none" to leave the tokenizer out; found out where
+    /// none.
     pub tokenizer_pre: Option<String>,
     /// Bytes of tensors that a file of the output holds at most, unless one tensor alone has more.
     pub max_shard_size: Option<u64>,
@@ -73,7 +78,8 @@ pub struct ExpertParallel {
     pub ranks: u32,
 }
 
-/// What one shard holds at most where nothing was said, in bytes: `max_shard_size` of transformers 4.
+/// What one shard holds at most where nothing was said, in bytes: `max_shard_size` of transformers
+/// 4.
 const DEFAULT_SHARD_BYTES: u64 = 5_000_000_000;
 
 impl ExportSettings {
@@ -85,7 +91,9 @@ impl ExportSettings {
     fn check(&self) -> Result<(), StepError> {
         let target = self.target;
         let refuse = |option: &str, whom: &str| {
-            Err(StepError::Usage(format!("{option} is for --to {whom}, not for --to {target}")))
+            Err(StepError::Usage(format!(
+                "{option} is for --to {whom}, not for --to {target}"
+            )))
         };
         let single = matches!(target, ExportTarget::Safetensors | ExportTarget::Npy);
         if single && self.max_shard_size.is_some() {
@@ -111,8 +119,9 @@ impl ExportSettings {
 /// Exports a pack into `out`: a folder, or for `safetensors` and `gguf` a file.
 ///
 /// # Errors
-/// `Findings` where the pack is damaged, `Input` where the target has no place for what it holds, `Refused` where the
-/// output exists, does not fit, or is not what should have been written. Nothing is left of an output that failed.
+/// `Findings` where the pack is damaged, `Input` where the target has no place for what it holds,
+/// `Refused` where the output exists, does not fit, or is not what should have been written.
+/// Nothing is left of an output that failed.
 pub fn export(
     folder: &Path,
     out: &Path,
@@ -122,7 +131,10 @@ pub fn export(
 ) -> Result<ExportSummary, StepError> {
     settings.check()?;
     let pack = Pack::open(folder)?;
-    let name = || out.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let name = || {
+        out.file_name()
+            .map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+    };
     let plan = plan_of(&pack, settings, &name())?;
     refuse_twice(&plan.files)?;
     refuse_inside(out, folder)?;
@@ -132,12 +144,26 @@ pub fn export(
         ExportTarget::Gguf => Destination::files(out, plan.files.iter().map(|f| f.path.as_str()))?,
         _ => Destination::folder(out)?,
     };
-    let written = destination.unfinished().check_space(length_of(&plan.files)).and_then(|()| {
-        let weights = WeightSource::new(&pack);
-        // the check compares the same digests with what was written
-        let producer = Producer { weights: &weights, digest_kept: !settings.check, stop, progress };
-        write_files(&plan.files, &destination, &producer, settings.jobs, settings.check)
-    });
+    let written = destination
+        .unfinished()
+        .check_space(length_of(&plan.files))
+        .and_then(|()| {
+            let weights = WeightSource::new(&pack);
+            // the check compares the same digests with what was written
+            let producer = Producer {
+                weights: &weights,
+                digest_kept: !settings.check,
+                stop,
+                progress,
+            };
+            write_files(
+                &plan.files,
+                &destination,
+                &producer,
+                settings.jobs,
+                settings.check,
+            )
+        });
     if let Err(e) = written.and_then(|()| Ok(stop.check()?)) {
         destination.abandon();
         return Err(e);
@@ -146,7 +172,8 @@ pub fn export(
     Ok(summary(&pack, settings, plan))
 }
 
-/// Writes one safetensors file of the chosen tensors to `to`, in a stream. Every tensor is compared with its digest.
+/// Writes one safetensors file of the chosen tensors to `to`, in a stream. Every tensor is compared
+/// with its digest.
 ///
 /// # Errors
 /// As [`export`]; damage that is found midway says that what was written is wrong. `Stdout`.
@@ -167,11 +194,18 @@ pub fn stream(
     let pack = Pack::open(folder)?;
     let plan = plan_of(&pack, settings, "standard output")?;
     let weights = WeightSource::new(&pack);
-    let producer = Producer { weights: &weights, digest_kept: true, stop, progress };
+    let producer = Producer {
+        weights: &weights,
+        digest_kept: true,
+        stop,
+        progress,
+    };
     let mut worker = Worker::new(&weights)?;
     progress.start("exporting", length_of(&plan.files));
     let written = plan.files.iter().try_for_each(|file| {
-        producer.produce(file, &mut worker, &mut |piece| to.write_all(piece).map_err(StepError::Stdout))
+        producer.produce(file, &mut worker, &mut |piece| {
+            to.write_all(piece).map_err(StepError::Stdout)
+        })
     });
     progress.finish();
     written.map_err(|e| match e {
@@ -184,7 +218,11 @@ pub fn stream(
 }
 
 /// `name` is that of the output, where it is one file.
-fn plan_of<'a>(pack: &'a Pack, settings: &ExportSettings, name: &str) -> Result<ExportPlan<'a>, StepError> {
+fn plan_of<'a>(
+    pack: &'a Pack,
+    settings: &ExportSettings,
+    name: &str,
+) -> Result<ExportPlan<'a>, StepError> {
     match settings.target {
         ExportTarget::Hf => checkpoint::hf(pack, settings),
         ExportTarget::Qwen3Moe => checkpoint::qwen3_moe(pack, settings),
@@ -219,17 +257,25 @@ fn selected(pack: &Pack, settings: &ExportSettings) -> Result<BTreeSet<Component
     for prefix in &settings.components {
         if !present.iter().any(|c| c.is_below(prefix)) {
             let has: Vec<&str> = present.iter().map(|c| c.as_str()).collect();
-            return Err(PlanError::NoSuchComponent { prefix: prefix.clone(), has: has.join(", ") }.into());
+            return Err(PlanError::NoSuchComponent {
+                prefix: prefix.clone(),
+                has: has.join(", "),
+            }
+            .into());
         }
     }
     let takes = |c: &Component| {
-        settings.components.is_empty() || settings.components.iter().any(|prefix| c.is_below(prefix))
+        settings.components.is_empty()
+            || settings.components.iter().any(|prefix| c.is_below(prefix))
     };
     Ok(present.into_iter().filter(takes).collect())
 }
 
 /// The tensors of the selected components whose names match, in the order of the pack.
-fn chosen<'a>(pack: &'a Pack, settings: &ExportSettings) -> Result<Vec<&'a TensorEntry>, StepError> {
+fn chosen<'a>(
+    pack: &'a Pack,
+    settings: &ExportSettings,
+) -> Result<Vec<&'a TensorEntry>, StepError> {
     let components = selected(pack, settings)?;
     let set = globs(&settings.names)?;
     let takes = |t: &&TensorEntry| {
@@ -237,7 +283,10 @@ fn chosen<'a>(pack: &'a Pack, settings: &ExportSettings) -> Result<Vec<&'a Tenso
     };
     let chosen: Vec<_> = pack.manifest().tensors.iter().filter(takes).collect();
     if chosen.is_empty() {
-        return Err(StepError::Input(format!("no tensor of the pack matches {}", settings.names.join(" "))));
+        return Err(StepError::Input(format!(
+            "no tensor of the pack matches {}",
+            settings.names.join(" ")
+        )));
     }
     Ok(chosen)
 }

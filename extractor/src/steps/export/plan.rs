@@ -1,10 +1,13 @@
 //! What an export will write: files, their tensors, and where each one's bytes come from.
 //!
-//! A target makes the plan; who writes and who checks know nothing of targets but how to read a file's own index.
+//! A target makes the plan; who writes and who checks know nothing of targets but how to read a
+//! file's own index.
 
 use std::path::Path;
 
-use segpack_formats::gguf::{Q8_0_BYTES, Q8_0_VALUES, first_wrong_q8_0, q8_0_source_bytes, quantize_q8_0};
+use segpack_formats::gguf::{
+    Q8_0_BYTES, Q8_0_VALUES, first_wrong_q8_0, q8_0_source_bytes, quantize_q8_0,
+};
 use segpack_formats::io::InputFile;
 use segpack_formats::npy::{self, MAX_NPY_HEADER_BYTES, NpyHeader};
 use segpack_formats::safetensors::{Dtype, NewTensor, Shard, byte_length, new_header};
@@ -98,9 +101,12 @@ pub enum Conversion {
 }
 
 impl Conversion {
-    /// From `from` to the wanted dtype where both are floats of 16 to 64 bits; everything else keeps its bytes.
+    /// From `from` to the wanted dtype where both are floats of 16 to 64 bits; everything else
+    /// keeps its bytes.
     pub fn to(from: Dtype, wanted: Option<Dtype>) -> Self {
-        wanted.and_then(|to| FloatConversion::new(from, to)).map_or(Self::Keep, Self::Float)
+        wanted
+            .and_then(|to| FloatConversion::new(from, to))
+            .map_or(Self::Keep, Self::Float)
     }
 
     /// Bytes that are converted together, before and after.
@@ -108,7 +114,10 @@ impl Conversion {
         match self {
             Self::Keep => (1, 1),
             Self::Float(float) => (float.from_bytes(), float.to_bytes()),
-            Self::Q8_0(from) => (q8_0_source_bytes(from).unwrap_or(1) * Q8_0_VALUES, Q8_0_BYTES),
+            Self::Q8_0(from) => (
+                q8_0_source_bytes(from).unwrap_or(1) * Q8_0_VALUES,
+                Q8_0_BYTES,
+            ),
         }
     }
 
@@ -131,8 +140,8 @@ impl Conversion {
         Ok(())
     }
 
-    /// Judges by value whether `after` is what should have become of a whole number of blocks, without converting them
-    /// again.
+    /// Judges by value whether `after` is what should have become of a whole number of blocks,
+    /// without converting them again.
     ///
     /// # Errors
     /// In words, which value is wrong.
@@ -142,11 +151,15 @@ impl Conversion {
             Self::Keep => Err("bytes differ".to_owned()),
             Self::Float(float) => match float.first_wrong(before, after) {
                 None => Ok(()),
-                Some(index) => Err(format!("value number {index} of the piece is not the pack's")),
+                Some(index) => Err(format!(
+                    "value number {index} of the piece is not the pack's"
+                )),
             },
             Self::Q8_0(from) => match first_wrong_q8_0(from, before, after) {
                 None => Ok(()),
-                Some(block) => Err(format!("block number {block} of the piece is not the pack's")),
+                Some(block) => Err(format!(
+                    "block number {block} of the piece is not the pack's"
+                )),
             },
         }
     }
@@ -165,7 +178,12 @@ impl<'a> NewTensorPlan<'a> {
         let conversion = Conversion::to(source.dtype, wanted);
         let dtype = dtype_after(source.dtype, conversion);
         let shape = source.shape.clone();
-        Self { name, dtype: dtype.to_string(), shape, parts: vec![Part { source, conversion }] }
+        Self {
+            name,
+            dtype: dtype.to_string(),
+            shape,
+            parts: vec![Part { source, conversion }],
+        }
     }
 
     /// Bytes in the output.
@@ -179,7 +197,10 @@ impl<'a> NewTensorPlan<'a> {
     }
 
     fn safetensors_dtype(&self) -> Result<Dtype, StepError> {
-        let first = self.parts.first().map(|p| dtype_after(p.source.dtype, p.conversion));
+        let first = self
+            .parts
+            .first()
+            .map(|p| dtype_after(p.source.dtype, p.conversion));
         first.ok_or_else(|| StepError::Input(format!("tensor {:?} has no parts", self.name)))
     }
 }
@@ -238,22 +259,34 @@ impl FileFormat {
             Self::Npy => {
                 let input = InputFile::open(path)?;
                 let first = input.read_range(0..input.length().min(MAX_NPY_HEADER_BYTES))?;
-                let header = NpyHeader::parse(&first).map_err(|what| StepError::malformed(path, what))?;
-                let NpyHeader { descr, shape, data_start } = header;
-                Ok(vec![WrittenTensor { name: None, dtype: descr, shape, offset: data_start }])
+                let header =
+                    NpyHeader::parse(&first).map_err(|what| StepError::malformed(path, what))?;
+                let NpyHeader {
+                    descr,
+                    shape,
+                    data_start,
+                } = header;
+                Ok(vec![WrittenTensor {
+                    name: None,
+                    dtype: descr,
+                    shape,
+                    offset: data_start,
+                }])
             }
         }
     }
 }
 
 impl<'a> TensorFile<'a> {
-    /// A safetensors file of these tensors: in their order, but wider elements first, so that every tensor is aligned.
+    /// A safetensors file of these tensors: in their order, but wider elements first, so that every
+    /// tensor is aligned.
     ///
     /// # Errors
     /// `Input` where the header would be too long.
     pub fn safetensors(mut tensors: Vec<NewTensorPlan<'a>>) -> Result<Self, StepError> {
         let mut dtypes = Vec::with_capacity(tensors.len());
-        tensors.sort_by_key(|t| std::cmp::Reverse(t.safetensors_dtype().map_or(0, |d| d.bitsize()))); // stable
+        tensors
+            .sort_by_key(|t| std::cmp::Reverse(t.safetensors_dtype().map_or(0, |d| d.bitsize()))); // stable
         for tensor in &tensors {
             dtypes.push(tensor.safetensors_dtype()?);
         }
@@ -262,12 +295,18 @@ impl<'a> TensorFile<'a> {
         };
         if let Some(odd) = tensors.iter().zip(&dtypes).position(|pair| !entry(pair)) {
             let NewTensorPlan { name, shape, .. } = &tensors[odd];
-            return Err(StepError::Input(format!("tensor {name:?}: its parts do not make shape {shape:?}")));
+            return Err(StepError::Input(format!(
+                "tensor {name:?}: its parts do not make shape {shape:?}"
+            )));
         }
         let named: Vec<NewTensor<'_>> = tensors
             .iter()
             .zip(&dtypes)
-            .map(|(t, dtype)| NewTensor { name: &t.name, dtype: *dtype, shape: &t.shape })
+            .map(|(t, dtype)| NewTensor {
+                name: &t.name,
+                dtype: *dtype,
+                shape: &t.shape,
+            })
             .collect();
         let head = new_header(&named).map_err(|e| StepError::Input(e.to_string()))?;
         let mut length = head.len() as u64;
@@ -277,7 +316,12 @@ impl<'a> TensorFile<'a> {
             Placed { tensor, offset }
         };
         let tensors = tensors.into_iter().map(place).collect();
-        Ok(Self { format: FileFormat::Safetensors, head, tensors, length })
+        Ok(Self {
+            format: FileFormat::Safetensors,
+            head,
+            tensors,
+            length,
+        })
     }
 
     /// A `.npy` file of one tensor.
@@ -296,7 +340,12 @@ impl<'a> TensorFile<'a> {
         let head = npy::header(descr, &tensor.shape);
         let offset = head.len() as u64;
         let length = offset + tensor.length();
-        Ok(Self { format: FileFormat::Npy, head, tensors: vec![Placed { tensor, offset }], length })
+        Ok(Self {
+            format: FileFormat::Npy,
+            head,
+            tensors: vec![Placed { tensor, offset }],
+            length,
+        })
     }
 }
 

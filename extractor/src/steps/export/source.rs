@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use crate::steps::StepError;
 
-/// The bytes of a small file of the checkpoint, compared with its digest; `None` where there is no such file.
+/// The bytes of a small file of the checkpoint, compared with its digest; `None` where there is no
+/// such file.
 ///
 /// # Errors
 /// `Malformed` where it is damaged.
@@ -23,7 +24,9 @@ pub fn source_bytes(pack: &Pack, name: &str) -> Result<Option<Vec<u8>>, StepErro
 /// # Errors
 /// `Malformed` where it is damaged or no JSON.
 pub fn source_json(pack: &Pack, name: &str) -> Result<Option<Value>, StepError> {
-    let Some(bytes) = source_bytes(pack, name)? else { return Ok(None) };
+    let Some(bytes) = source_bytes(pack, name)? else {
+        return Ok(None);
+    };
     let wrong = |e: serde_json::Error| StepError::Input(format!("{name}: {e}"));
     serde_json::from_slice(&bytes).map(Some).map_err(wrong)
 }
@@ -37,7 +40,10 @@ pub fn stored_bytes(pack: &Pack, listed: &SourceFile) -> Result<Vec<u8>, StepErr
     let input = InputFile::open(&path)?;
     let bytes = input.read_range(0..input.length())?;
     if Sha256::of(&bytes) != listed.stored_sha256 {
-        return Err(StepError::malformed(&path, "is damaged: its SHA-256 is not the manifest's"));
+        return Err(StepError::malformed(
+            &path,
+            "is damaged: its SHA-256 is not the manifest's",
+        ));
     }
     Ok(bytes)
 }

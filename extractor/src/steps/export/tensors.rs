@@ -1,4 +1,5 @@
-//! The targets that are tensors and nothing else: one safetensors file, or a folder of `.npy` files.
+//! The targets that are tensors and nothing else: one safetensors file, or a folder of `.npy`
+//! files.
 
 use segpack_formats::safetensors::{Dtype, check_relative_path};
 use segpack_manifests::documents::TensorEntry;
@@ -13,21 +14,43 @@ pub fn safetensors<'a>(
     settings: &ExportSettings,
     path: &str,
 ) -> Result<ExportPlan<'a>, StepError> {
-    let tensors = chosen.iter().map(|t| NewTensorPlan::of(t.name.clone(), t, settings.dtype)).collect();
+    let tensors = chosen
+        .iter()
+        .map(|t| NewTensorPlan::of(t.name.clone(), t, settings.dtype))
+        .collect();
     let content = Content::Tensors(TensorFile::safetensors(tensors)?);
-    Ok(ExportPlan { files: vec![PlannedFile { path: path.to_owned(), content }], notes: Vec::new() })
+    Ok(ExportPlan {
+        files: vec![PlannedFile {
+            path: path.to_owned(),
+            content,
+        }],
+        notes: Vec::new(),
+    })
 }
 
 /// One `.npy` file for each tensor, called as it is.
-pub fn npy<'a>(chosen: &[&'a TensorEntry], settings: &ExportSettings) -> Result<ExportPlan<'a>, StepError> {
+pub fn npy<'a>(
+    chosen: &[&'a TensorEntry],
+    settings: &ExportSettings,
+) -> Result<ExportPlan<'a>, StepError> {
     let mut plan = ExportPlan::default();
     for tensor in chosen {
         let path = format!("{}.npy", tensor.name);
         check_relative_path(&path).map_err(|why| {
-            StepError::Input(format!("tensor {:?} has a name that no file can have: {why}", tensor.name))
+            StepError::Input(format!(
+                "tensor {:?} has a name that no file can have: {why}",
+                tensor.name
+            ))
         })?;
-        let content = TensorFile::npy(NewTensorPlan::of(tensor.name.clone(), tensor, settings.dtype))?;
-        plan.files.push(PlannedFile { path, content: Content::Tensors(content) });
+        let content = TensorFile::npy(NewTensorPlan::of(
+            tensor.name.clone(),
+            tensor,
+            settings.dtype,
+        ))?;
+        plan.files.push(PlannedFile {
+            path,
+            content: Content::Tensors(content),
+        });
     }
     let opaque = |t: &&&TensorEntry| settings.dtype.is_none() && t.dtype == Dtype::BF16;
     let count = chosen.iter().filter(opaque).count();

@@ -1,4 +1,5 @@
-//! Writes planned files: several at a time, each from its first byte to its last, and checks each when it is written.
+//! Writes planned files: several at a time, each from its first byte to its last, and checks each
+//! when it is written.
 
 use std::path::Path;
 
@@ -17,14 +18,16 @@ use crate::steps::output::{BEHIND_MEMORY, Flushing, Publisher, write_behind};
 use crate::steps::progress::Progress;
 use crate::steps::workers::{jobs_within_memory, run_tasks};
 
-/// What one thread takes beside the buffers behind it: a chunk as it is stored and as it was, and the check's.
+/// What one thread takes beside the buffers behind it: a chunk as it is stored and as it was, and
+/// the check's.
 const WORKER_MEMORY: u64 = 2 * MAX_CHUNK_BYTES as u64 + CHECK_BYTES as u64;
 
 /// Gives the bytes of planned files.
 pub struct Producer<'a> {
     /// Where the bytes come from.
     pub weights: &'a WeightSource<'a>,
-    /// Whether tensors whose bytes are kept are compared with their digests on the way. Converted ones always are.
+    /// Whether tensors whose bytes are kept are compared with their digests on the way. Converted
+    /// ones always are.
     pub digest_kept: bool,
     /// When to stop.
     pub stop: &'a Stop,
@@ -50,14 +53,19 @@ impl<'a> Worker<'a> {
     /// # Errors
     /// Where the decoder has no memory.
     pub fn new(weights: &'a WeightSource<'a>) -> Result<Self, StepError> {
-        Ok(Self { reader: weights.reader()?, buffer: vec![0; READ_BYTES], converting: Converting::default() })
+        Ok(Self {
+            reader: weights.reader()?,
+            buffer: vec![0; READ_BYTES],
+            converting: Converting::default(),
+        })
     }
 }
 
 /// Writes and, if `check`, checks all files; none has its name yet.
 ///
 /// # Errors
-/// `Findings` where the pack is damaged, `Refused` where what was written is not what should have been.
+/// `Findings` where the pack is damaged, `Refused` where what was written is not what should have
+/// been.
 pub fn write_files(
     files: &[PlannedFile<'_>],
     destination: &Destination,
@@ -66,7 +74,9 @@ pub fn write_files(
     check: bool,
 ) -> Result<(), StepError> {
     let total: u64 = files.iter().map(PlannedFile::length).sum();
-    producer.progress.start("exporting", if check { 2 * total } else { total });
+    producer
+        .progress
+        .start("exporting", if check { 2 * total } else { total });
     let mut longest_first: Vec<&PlannedFile<'_>> = files.iter().collect();
     longest_first.sort_by_key(|f| std::cmp::Reverse(f.length()));
     let jobs = jobs_within_memory(jobs, BEHIND_MEMORY + WORKER_MEMORY);
@@ -119,7 +129,8 @@ impl Producer<'_> {
     /// All bytes of a file, in order.
     ///
     /// # Errors
-    /// `Findings` where the pack is damaged; `Input` where a value cannot be converted; whatever `sink` returns.
+    /// `Findings` where the pack is damaged; `Input` where a value cannot be converted; whatever
+    /// `sink` returns.
     pub fn produce(
         &self,
         file: &PlannedFile<'_>,
@@ -165,7 +176,9 @@ impl Producer<'_> {
         let Part { source, conversion } = *part;
         let digested = self.digest_kept || conversion != Conversion::Keep;
         let mut sha256 = digested.then(Sha256Hasher::default);
-        let Worker { reader, converting, .. } = worker;
+        let Worker {
+            reader, converting, ..
+        } = worker;
         converting.begin(conversion);
         let read = reader.read_tensor(source, 0..source.length, self.stop, |piece| {
             if let Some(sha256) = &mut sha256 {
@@ -187,8 +200,16 @@ impl Producer<'_> {
         }
     }
 
-    fn copy(&self, listed: &SourceFile, buffer: &mut [u8], sink: Sink<'_>) -> Result<(), StepError> {
-        let kept = self.weights.open(&listed.stored_as).map_err(|e| self.of_the_pack(e))?;
+    fn copy(
+        &self,
+        listed: &SourceFile,
+        buffer: &mut [u8],
+        sink: Sink<'_>,
+    ) -> Result<(), StepError> {
+        let kept = self
+            .weights
+            .open(&listed.stored_as)
+            .map_err(|e| self.of_the_pack(e))?;
         let mut sha256 = Sha256Hasher::default();
         kept.for_each_piece(0..kept.length(), buffer, self.stop, |piece| {
             sha256.update(piece);
@@ -200,13 +221,23 @@ impl Producer<'_> {
             return Ok(());
         }
         let finding = Finding::new(FindingKind::DamagedFile).file(&listed.stored_as);
-        Err(self.found(finding.seen(format!("SHA-256 {seen}")).wanted(listed.stored_sha256)))
+        Err(self.found(
+            finding
+                .seen(format!("SHA-256 {seen}"))
+                .wanted(listed.stored_sha256),
+        ))
     }
 
     /// A tensor of the pack has another digest than the manifest says.
     pub fn damaged(&self, tensor: &TensorEntry, seen: impl std::fmt::Display) -> StepError {
-        let finding = Finding::new(FindingKind::DamagedTensor).segment(&tensor.segment).tensor(&tensor.name);
-        self.found(finding.seen(format!("SHA-256 {seen}")).wanted(tensor.sha256))
+        let finding = Finding::new(FindingKind::DamagedTensor)
+            .segment(&tensor.segment)
+            .tensor(&tensor.name);
+        self.found(
+            finding
+                .seen(format!("SHA-256 {seen}"))
+                .wanted(tensor.sha256),
+        )
     }
 
     /// A file of the pack that cannot be read is damage of the input, not a failure of the output.
@@ -220,14 +251,22 @@ impl Producer<'_> {
     }
 
     fn found(&self, finding: Finding) -> StepError {
-        let what = format!("{}: damaged; nothing was exported", self.weights.pack().folder().display());
-        StepError::Findings { what, findings: vec![finding] }
+        let what = format!(
+            "{}: damaged; nothing was exported",
+            self.weights.pack().folder().display()
+        );
+        StepError::Findings {
+            what,
+            findings: vec![finding],
+        }
     }
 }
 
 fn describe(error: &FormatError) -> String {
     use std::error::Error;
-    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
+    error
+        .source()
+        .map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }
 
 /// Zeros from one offset to another.
@@ -258,7 +297,9 @@ impl Converting {
     }
 
     fn take(&mut self, mut piece: &[u8], name: &str, sink: Sink<'_>) -> Result<(), StepError> {
-        let Some(conversion) = self.conversion else { return Ok(()) };
+        let Some(conversion) = self.conversion else {
+            return Ok(());
+        };
         let (block, _) = conversion.block();
         self.converted.clear();
         let refuse = |what: String| StepError::Input(format!("tensor {name:?}: {what}"));
@@ -269,11 +310,15 @@ impl Converting {
             if self.begun.len() < block {
                 return Ok(());
             }
-            conversion.convert(&self.begun, &mut self.converted).map_err(refuse)?;
+            conversion
+                .convert(&self.begun, &mut self.converted)
+                .map_err(refuse)?;
             self.begun.clear();
         }
         let (whole, rest) = piece.split_at(piece.len() - piece.len() % block);
-        conversion.convert(whole, &mut self.converted).map_err(refuse)?;
+        conversion
+            .convert(whole, &mut self.converted)
+            .map_err(refuse)?;
         self.begun.extend(rest);
         sink(&self.converted)
     }
@@ -291,7 +336,10 @@ pub fn length_of(files: &[PlannedFile<'_>]) -> u64 {
 pub fn refuse_twice(files: &[PlannedFile<'_>]) -> Result<(), StepError> {
     let mut seen = std::collections::HashSet::new();
     match files.iter().find(|f| !seen.insert(Path::new(&f.path))) {
-        Some(twice) => Err(StepError::Input(format!("two files of the export would be {:?}", twice.path))),
+        Some(twice) => Err(StepError::Input(format!(
+            "two files of the export would be {:?}",
+            twice.path
+        ))),
         None => Ok(()),
     }
 }

@@ -1,4 +1,5 @@
-//! The pack folder that `pack` and `repack` write: opened, continued, completed, wherever the bytes come from.
+//! The pack folder that `pack` and `repack` write: opened, continued, completed, wherever the bytes
+//! come from.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,7 +14,9 @@ use segpack_manifests::{Pack, PackError};
 
 use super::journal::{JOURNAL, Journal, Record};
 use super::write::Done;
-use crate::steps::output::{Before, LOCK, OutputFolder, check_space, look, refuse_busy, remove_all};
+use crate::steps::output::{
+    Before, LOCK, OutputFolder, check_space, look, refuse_busy, remove_all,
+};
 use crate::steps::progress::Progress;
 use crate::steps::workers::run_tasks;
 use crate::steps::{Exit, StepError};
@@ -62,8 +65,8 @@ impl Target<'_> {
         }
     }
 
-    /// Starts or continues the journal of the run with this fingerprint; finished packs that are still intact count
-    /// as done, and the last number returned is how many they are.
+    /// Starts or continues the journal of the run with this fingerprint; finished packs that are
+    /// still intact count as done, and the last number returned is how many they are.
     ///
     /// # Errors
     /// `Refused` where the folder holds an unfinished run with another fingerprint.
@@ -74,7 +77,11 @@ impl Target<'_> {
     ) -> Result<(Journal, Done, u64), StepError> {
         let path = output.control(JOURNAL);
         let begun = Record::Begun { fingerprint };
-        let records = if self.resume { Journal::read(&path) } else { Vec::new() };
+        let records = if self.resume {
+            Journal::read(&path)
+        } else {
+            Vec::new()
+        };
         if records.first().is_some_and(|first| *first != begun) {
             return Err(StepError::Refused(format!(
                 "{} holds an unfinished pack of another source, or with other options (the source may have changed \
@@ -92,21 +99,39 @@ impl Target<'_> {
         Ok((journal, done, resumed))
     }
 
-    /// Re-reads every pack that a journal calls finished. One that is not what it says is done again.
-    fn check_finished(&self, output: &OutputFolder, records: &[Record]) -> Result<Vec<Record>, StepError> {
+    /// Re-reads every pack that a journal calls finished. One that is not what it says is done
+    /// again.
+    fn check_finished(
+        &self,
+        output: &OutputFolder,
+        records: &[Record],
+    ) -> Result<Vec<Record>, StepError> {
         let bytes = records
             .iter()
-            .map(|r| if let Record::Pack { written, .. } = r { written.length } else { 0 })
+            .map(|r| {
+                if let Record::Pack { written, .. } = r {
+                    written.length
+                } else {
+                    0
+                }
+            })
             .sum();
         if bytes > 0 {
             self.progress.start("checking finished packs", bytes);
         }
         let damaged = std::sync::Mutex::new(BTreeSet::new());
         let check = |buffer: &mut Vec<u8>, record: &Record| {
-            let Record::Pack { path, written, .. } = record else { return Ok(()) };
+            let Record::Pack { path, written, .. } = record else {
+                return Ok(());
+            };
             if !self.is_intact(&output.path().join(path), written, buffer)? {
-                self.progress.note(&format!("{path} is not what the journal says; writing it again"));
-                damaged.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(path.clone());
+                self.progress.note(&format!(
+                    "{path} is not what the journal says; writing it again"
+                ));
+                damaged
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner)
+                    .insert(path.clone());
             }
             Ok(())
         };
@@ -114,7 +139,9 @@ impl Target<'_> {
         if bytes > 0 {
             self.progress.finish();
         }
-        let damaged = damaged.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let damaged = damaged
+            .into_inner()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let keep = |r: &&Record| match r {
             Record::Begun { .. } => false,
             Record::Pack { path, .. } => !damaged.contains(path),
@@ -123,8 +150,15 @@ impl Target<'_> {
         Ok(records.iter().filter(keep).cloned().collect())
     }
 
-    fn is_intact(&self, path: &Path, written: &WrittenPack, buffer: &mut [u8]) -> Result<bool, StepError> {
-        let Ok(input) = InputFile::open(path) else { return Ok(false) };
+    fn is_intact(
+        &self,
+        path: &Path,
+        written: &WrittenPack,
+        buffer: &mut [u8],
+    ) -> Result<bool, StepError> {
+        let Ok(input) = InputFile::open(path) else {
+            return Ok(false);
+        };
         if input.length() != written.length {
             return Ok(false);
         }
@@ -144,18 +178,27 @@ impl Target<'_> {
 /// `Refused`, with the first foreign file.
 pub fn check_ours(out: &Path, listed: &BTreeSet<String>) -> Result<(), StepError> {
     let foreign = |what: String| {
-        let what = format!("{}: only a pack may be continued or replaced, but {what}", out.display());
-        Err(StepError::Refused(format!("{what}; choose another place, or remove it yourself")))
+        let what = format!(
+            "{}: only a pack may be continued or replaced, but {what}",
+            out.display()
+        );
+        Err(StepError::Refused(format!(
+            "{what}; choose another place, or remove it yourself"
+        )))
     };
     for entry in fs::read_dir(out).map_err(StepError::io("list", out))? {
-        let name = entry.map_err(StepError::io("list", out))?.file_name().to_string_lossy().into_owned();
+        let name = entry
+            .map_err(StepError::io("list", out))?
+            .file_name()
+            .to_string_lossy()
+            .into_owned();
         if ![MANIFEST, SUMS, PACKS, SOURCE, PARTIAL].contains(&name.as_str()) {
             return foreign(format!("the folder holds {name:?} too"));
         }
     }
     let records = Journal::read(&out.join(PARTIAL).join(JOURNAL));
-    let begun =
-        matches!(records.first(), Some(Record::Begun { .. })) || out.join(PARTIAL).join(LOCK).exists();
+    let begun = matches!(records.first(), Some(Record::Begun { .. }))
+        || out.join(PARTIAL).join(LOCK).exists();
     let mut listed = listed.clone();
     listed.extend(records.into_iter().filter_map(|r| match r {
         Record::Pack { path, .. } => Some(path),
@@ -167,7 +210,10 @@ pub fn check_ours(out: &Path, listed: &BTreeSet<String>) -> Result<(), StepError
         Err(_) if begun => {}
         Err(e) => return foreign(e.to_string()),
     }
-    match files_below(out, &[PACKS, SOURCE])?.into_iter().find(|file| !listed.contains(file)) {
+    match files_below(out, &[PACKS, SOURCE])?
+        .into_iter()
+        .find(|file| !listed.contains(file))
+    {
         Some(file) => foreign(format!(
             "it holds {file:?}, which this pack will not have (another source's, or your own)"
         )),
@@ -175,12 +221,16 @@ pub fn check_ours(out: &Path, listed: &BTreeSet<String>) -> Result<(), StepError
     }
 }
 
-/// `--force`: removes a pack, but only where the folder holds nothing else and the new one will fit. The lock is held
-/// from before the removal on.
+/// `--force`: removes a pack, but only where the folder holds nothing else and the new one will
+/// fit. The lock is held from before the removal on.
 fn replace(out: &Path, listed: &BTreeSet<String>, needed: u64) -> Result<OutputFolder, StepError> {
     check_ours(out, listed)?;
     let old = files_below(out, &[PACKS, SOURCE])?;
-    let freed = old.iter().filter_map(|f| fs::metadata(out.join(f)).ok()).map(|m| m.len()).sum();
+    let freed = old
+        .iter()
+        .filter_map(|f| fs::metadata(out.join(f)).ok())
+        .map(|m| m.len())
+        .sum();
     check_space(out, needed, freed)?;
     let output = OutputFolder::open(out)?;
     // the manifest first, so that what is left does not look complete
@@ -205,13 +255,16 @@ fn files_below(root: &Path, folders: &[&str]) -> Result<Vec<String>, StepError> 
     Ok(files)
 }
 
-/// Writes `SHA256SUMS`, then the manifest: its presence means "complete". Returns the manifest's digest.
+/// Writes `SHA256SUMS`, then the manifest: its presence means "complete". Returns the manifest's
+/// digest.
 ///
 /// # Errors
 /// `Io`.
 pub fn write_documents(output: &OutputFolder, manifest: &Manifest) -> Result<Sha256, StepError> {
     let mut json = Vec::new();
-    manifest.write(&mut json).map_err(StepError::io("write", MANIFEST))?;
+    manifest
+        .write(&mut json)
+        .map_err(StepError::io("write", MANIFEST))?;
     let manifest_sha256 = Sha256::of(&json);
     if manifest.options.sums {
         let text = manifest.sums_text(manifest_sha256);
@@ -221,8 +274,8 @@ pub fn write_documents(output: &OutputFolder, manifest: &Manifest) -> Result<Sha
     Ok(manifest_sha256)
 }
 
-/// Ends a run: after success nothing unfinished is left; after an error in the input nothing at all; after any other,
-/// what `resume` needs.
+/// Ends a run: after success nothing unfinished is left; after an error in the input nothing at
+/// all; after any other, what `resume` needs.
 ///
 /// # Errors
 /// That of the run, or `Io`.

@@ -1,4 +1,5 @@
-//! What an unfinished `pack` has finished so far, one JSON line each, so that `--resume` need not do it again.
+//! What an unfinished `pack` has finished so far, one JSON line each, so that `--resume` need not
+//! do it again.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -52,9 +53,15 @@ pub struct Journal {
 impl Journal {
     /// Reads the records of an earlier run. A last line that was cut off is not one.
     pub fn read(path: &Path) -> Vec<Record> {
-        let Ok(text) = std::fs::read(path) else { return Vec::new() };
-        let lines = text.split_inclusive(|b| *b == b'\n').filter(|line| line.ends_with(b"\n"));
-        lines.map_while(|line| serde_json::from_slice(line).ok()).collect()
+        let Ok(text) = std::fs::read(path) else {
+            return Vec::new();
+        };
+        let lines = text
+            .split_inclusive(|b| *b == b'\n')
+            .filter(|line| line.ends_with(b"\n"));
+        lines
+            .map_while(|line| serde_json::from_slice(line).ok())
+            .collect()
     }
 
     /// Starts a journal that holds these records.
@@ -64,7 +71,10 @@ impl Journal {
     pub fn begin(path: &Path, records: &[Record]) -> Result<Self, StepError> {
         let new = path.with_extension("new");
         let file = File::create(&new).map_err(StepError::io("create", &new))?;
-        let journal = Self { file: Mutex::new(file), path: path.to_owned() };
+        let journal = Self {
+            file: Mutex::new(file),
+            path: path.to_owned(),
+        };
         records.iter().try_for_each(|record| journal.add(record))?;
         // the old journal counts until the new one is whole
         std::fs::rename(&new, path).map_err(StepError::io("rename", &new))?;
@@ -79,8 +89,13 @@ impl Journal {
         let failed = |e: io::Error| StepError::io("write", &self.path)(e);
         let mut line = serde_json::to_vec(record).map_err(|e| failed(e.into()))?;
         line.push(b'\n');
-        let mut file = self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        file.write_all(&line).and_then(|()| file.sync_data()).map_err(failed)
+        let mut file = self
+            .file
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        file.write_all(&line)
+            .and_then(|()| file.sync_data())
+            .map_err(failed)
     }
 }
 
@@ -92,7 +107,10 @@ mod tests {
     fn a_line_that_was_cut_off_does_not_count() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(JOURNAL);
-        let record = |n: u8| Record::Shard { path: format!("shard {n}"), sha256: Sha256([n; 32]) };
+        let record = |n: u8| Record::Shard {
+            path: format!("shard {n}"),
+            sha256: Sha256([n; 32]),
+        };
         let journal = Journal::begin(&path, &[record(1)]).unwrap();
         journal.add(&record(2)).unwrap();
         let whole = std::fs::read(&path).unwrap();

@@ -13,8 +13,8 @@ use segpack_formats::digest::Sha256;
 use segpack_formats::io::Stop;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
-    Finding, FindingKind, GENERATOR, Inventory, KnownSource, PackOptions, PackSummary, Plan, Severity,
-    SourceFile, VerifyMode,
+    Finding, FindingKind, GENERATOR, Inventory, KnownSource, PackOptions, PackSummary, Plan,
+    Severity, SourceFile, VerifyMode,
 };
 use segpack_manifests::layout::{self, Selection};
 use segpack_manifests::pack_folder::MANIFEST;
@@ -85,9 +85,14 @@ pub fn plan(argument: &Path, settings: &PackSettings) -> Result<Planned, StepErr
     if Finding::any_error(&inventory.findings) || unaudited {
         let mut findings = inventory.findings;
         // for packing, not to know whether tensors are missing is an error
-        for finding in findings.iter_mut().filter(|f| unaudited && f.kind == FindingKind::NotAudited) {
+        for finding in findings
+            .iter_mut()
+            .filter(|f| unaudited && f.kind == FindingKind::NotAudited)
+        {
             finding.severity = Severity::Error;
-            finding.wanted.get_or_insert_with(|| "it, or --allow-unclassified".to_owned());
+            finding
+                .wanted
+                .get_or_insert_with(|| "it, or --allow-unclassified".to_owned());
         }
         return Err(StepError::Findings {
             what: format!("{}: nothing was packed", checkpoint.root.display()),
@@ -95,15 +100,19 @@ pub fn plan(argument: &Path, settings: &PackSettings) -> Result<Planned, StepErr
         });
     }
     let plan = layout::plan(&inventory, &settings.selection, settings.coding.codec())?;
-    Ok(Planned { checkpoint, inventory, plan })
+    Ok(Planned {
+        checkpoint,
+        inventory,
+        plan,
+    })
 }
 
 /// Packs a checkpoint into `out`.
 ///
 /// # Errors
-/// As [`plan`]; `Refused` where the output exists, lies inside the checkpoint or does not fit; a source that
-/// changes or differs from the hub's digests. After an error in the input nothing is left; after any other,
-/// `resume` goes on.
+/// As [`plan`]; `Refused` where the output exists, lies inside the checkpoint or does not fit; a
+/// source that changes or differs from the hub's digests. After an error in the input nothing is
+/// left; after any other, `resume` goes on.
 pub fn pack(
     argument: &Path,
     out: &Path,
@@ -118,15 +127,28 @@ pub fn pack(
         return Ok(summary);
     }
     let listed = write::planned_files(&planned);
-    let target =
-        Target { jobs: settings.jobs, resume: settings.resume, force: settings.force, stop, progress };
+    let target = Target {
+        jobs: settings.jobs,
+        resume: settings.resume,
+        force: settings.force,
+        stop,
+        progress,
+    };
     let output = target.open(out, &listed, needed_space(&planned, &|_| false))?;
-    let work = Work { planned: &planned, settings, target: &target, output: &output, stop, progress };
+    let work = Work {
+        planned: &planned,
+        settings,
+        target: &target,
+        output: &output,
+        stop,
+        progress,
+    };
     let done = work.run();
     folder::close(output, done)
 }
 
-/// With `--resume`, a pack that is complete already. It has to be intact, of this checkpoint and with these options.
+/// With `--resume`, a pack that is complete already. It has to be intact, of this checkpoint and
+/// with these options.
 fn finished_before(
     argument: &Path,
     out: &Path,
@@ -145,19 +167,29 @@ fn finished_before(
     }
     let pack = Pack::open(out)?;
     let manifest = pack.manifest();
-    let refuse =
-        |why: String| Err(StepError::Refused(format!("{} {why}; --force replaces it", out.display())));
-    let provenance = settings.provenance.then(|| planned.checkpoint.provenance.clone());
+    let refuse = |why: String| {
+        Err(StepError::Refused(format!(
+            "{} {why}; --force replaces it",
+            out.display()
+        )))
+    };
+    let provenance = settings
+        .provenance
+        .then(|| planned.checkpoint.provenance.clone());
     if manifest.options != settings.recorded() || manifest.provenance != provenance {
         return refuse("holds a finished pack with other options".to_owned());
     }
     for shard in &planned.checkpoint.shards {
         let input = &shard.shard.input;
         let header = Sha256::of(&input.read_range(0..shard.shard.header.data_start)?);
-        let same =
-            |f: &SourceFile| f.path == shard.path && f.length == input.length() && f.stored_sha256 == header;
+        let same = |f: &SourceFile| {
+            f.path == shard.path && f.length == input.length() && f.stored_sha256 == header
+        };
         if !manifest.source_files.iter().any(same) {
-            return refuse(format!("holds a finished pack of another checkpoint ({} differs)", shard.path));
+            return refuse(format!(
+                "holds a finished pack of another checkpoint ({} differs)",
+                shard.path
+            ));
         }
     }
     let verify = VerifySettings {
@@ -168,20 +200,44 @@ fn finished_before(
     };
     let report = super::verify::verify(out, &verify, stop, progress)?;
     if let Some(first) = report.findings.first().filter(|_| !report.ok) {
-        return refuse(format!("holds a finished pack that is damaged or of another checkpoint ({first})"));
+        return refuse(format!(
+            "holds a finished pack that is damaged or of another checkpoint ({first})"
+        ));
     }
-    Ok(Some(summarise(manifest, pack.manifest_sha256(), manifest.counts.packs, 0, Vec::new())))
+    Ok(Some(summarise(
+        manifest,
+        pack.manifest_sha256(),
+        manifest.counts.packs,
+        0,
+        Vec::new(),
+    )))
 }
 
 /// Bytes that packing takes on the disk, but for packs that are done.
 fn needed_space(planned: &Planned, is_done: &dyn Fn(&str) -> bool) -> u64 {
     /// More than any entry of a manifest takes.
     const MANIFEST_ENTRY_BYTES: u64 = 1024;
-    let Planned { checkpoint, plan, .. } = planned;
-    let packs: u64 = plan.packs.iter().filter(|p| !is_done(&p.path)).map(|p| p.length).sum();
+    let Planned {
+        checkpoint, plan, ..
+    } = planned;
+    let packs: u64 = plan
+        .packs
+        .iter()
+        .filter(|p| !is_done(&p.path))
+        .map(|p| p.length)
+        .sum();
     let files: u64 = checkpoint.files.iter().map(|f| f.length).sum();
-    let headers: u64 = checkpoint.shards.iter().map(|s| s.shard.header.data_start).sum();
-    let entries: usize = plan.packs.iter().flat_map(|p| &p.segments).map(|s| 1 + s.tensors.len()).sum();
+    let headers: u64 = checkpoint
+        .shards
+        .iter()
+        .map(|s| s.shard.header.data_start)
+        .sum();
+    let entries: usize = plan
+        .packs
+        .iter()
+        .flat_map(|p| &p.segments)
+        .map(|s| 1 + s.tensors.len())
+        .sum();
     packs + files + headers + entries as u64 * MANIFEST_ENTRY_BYTES
 }
 
@@ -197,8 +253,10 @@ struct Work<'a> {
 
 impl Work<'_> {
     fn run(&self) -> Result<PackSummary, StepError> {
-        let (journal, mut done, resumed) = self.target.open_journal(self.output, self.fingerprint()?)?;
-        self.output.check_space(needed_space(self.planned, &|path| done.has_pack(path)))?;
+        let (journal, mut done, resumed) =
+            self.target.open_journal(self.output, self.fingerprint()?)?;
+        self.output
+            .check_space(needed_space(self.planned, &|path| done.has_pack(path)))?;
         self.write_all(&journal, &mut done)?;
         for shard in &self.planned.checkpoint.shards {
             shard.shard.input.check_unchanged()?;
@@ -206,22 +264,43 @@ impl Work<'_> {
         let manifest = self.manifest(&done)?;
         let manifest_sha256 = folder::write_documents(self.output, &manifest)?;
         let compared = self.hub_digests_compared(&done);
-        Ok(summarise(&manifest, manifest_sha256, resumed, compared, done.warnings()))
+        Ok(summarise(
+            &manifest,
+            manifest_sha256,
+            resumed,
+            compared,
+            done.warnings(),
+        ))
     }
 
-    /// Identifies the source, the plan and the options: an unfinished pack goes on only with the same.
+    /// Identifies the source, the plan and the options: an unfinished pack goes on only with the
+    /// same.
     fn fingerprint(&self) -> Result<Sha256, StepError> {
-        let Planned { checkpoint, plan, .. } = self.planned;
+        let Planned {
+            checkpoint, plan, ..
+        } = self.planned;
         let mut state = Vec::new();
         for shard in &checkpoint.shards {
             let input = &shard.shard.input;
             let header = Sha256::of(&input.read_range(0..shard.shard.header.data_start)?);
-            state.push(format!("{} {:?} {header} {:?}", shard.path, input.stamp(), shard.hub_sha256));
+            state.push(format!(
+                "{} {:?} {header} {:?}",
+                shard.path,
+                input.stamp(),
+                shard.hub_sha256
+            ));
         }
         for file in &checkpoint.files {
-            state.push(format!("{} {} {:?}", file.path, file.length, file.hub_sha256));
+            state.push(format!(
+                "{} {} {:?}",
+                file.path, file.length, file.hub_sha256
+            ));
         }
-        let options = (self.settings.recorded(), self.settings.provenance, &checkpoint.provenance);
+        let options = (
+            self.settings.recorded(),
+            self.settings.provenance,
+            &checkpoint.provenance,
+        );
         let text = serde_json::to_vec(&(GENERATOR, plan, options, state))
             .map_err(|e| StepError::Refused(e.to_string()))?;
         Ok(Sha256::of(&text))
@@ -230,8 +309,10 @@ impl Work<'_> {
     /// A published checkpoint that the digested shards are, or resemble.
     fn known_source(&self, done: &Done) -> Option<KnownSource> {
         let shards = &self.planned.checkpoint.shards;
-        let digests: Vec<Option<String>> =
-            shards.iter().map(|s| done.shard(&s.path).map(|d| d.to_string())).collect();
+        let digests: Vec<Option<String>> = shards
+            .iter()
+            .map(|s| done.shard(&s.path).map(|d| d.to_string()))
+            .collect();
         let found: Vec<FoundShard<'_>> = shards
             .iter()
             .zip(&digests)
@@ -242,35 +323,48 @@ impl Work<'_> {
             })
             .collect();
         // built into the program; a test of the registry rules a parse error out
-        known_checkpoints().unwrap_or_default().iter().find_map(|known| {
-            let differences = match known.compare(&found) {
-                RegistryMatch::Same => Vec::new(),
-                RegistryMatch::Differs { files } => files,
-                RegistryMatch::Unrelated => return None,
-            };
-            let identical = differences.is_empty();
-            let (unknown, differs): (Vec<_>, Vec<_>) =
-                differences.into_iter().partition(|d| d.difference == Difference::Sha256Unknown);
-            Some(KnownSource {
-                repo: known.repo.clone(),
-                revision: known.revision.clone(),
-                identical,
-                differs: differs.iter().map(|d| format!("{}: {}", d.file, d.difference)).collect(),
-                not_compared: unknown.into_iter().map(|d| d.file).collect(),
+        known_checkpoints()
+            .unwrap_or_default()
+            .iter()
+            .find_map(|known| {
+                let differences = match known.compare(&found) {
+                    RegistryMatch::Same => Vec::new(),
+                    RegistryMatch::Differs { files } => files,
+                    RegistryMatch::Unrelated => return None,
+                };
+                let identical = differences.is_empty();
+                let (unknown, differs): (Vec<_>, Vec<_>) = differences
+                    .into_iter()
+                    .partition(|d| d.difference == Difference::Sha256Unknown);
+                Some(KnownSource {
+                    repo: known.repo.clone(),
+                    revision: known.revision.clone(),
+                    identical,
+                    differs: differs
+                        .iter()
+                        .map(|d| format!("{}: {}", d.file, d.difference))
+                        .collect(),
+                    not_compared: unknown.into_iter().map(|d| d.file).collect(),
+                })
             })
-        })
     }
 
     fn hub_digests_compared(&self, done: &Done) -> u64 {
         let Checkpoint { shards, files, .. } = &self.planned.checkpoint;
-        let compared =
-            |s: &&super::checkpoint::CheckpointShard| s.hub_sha256.is_some() && done.shard(&s.path).is_some();
-        (shards.iter().filter(compared).count() + files.iter().filter(|f| f.hub_sha256.is_some()).count())
-            as u64
+        let compared = |s: &&super::checkpoint::CheckpointShard| {
+            s.hub_sha256.is_some() && done.shard(&s.path).is_some()
+        };
+        (shards.iter().filter(compared).count()
+            + files.iter().filter(|f| f.hub_sha256.is_some()).count()) as u64
     }
 }
 
 /// Shards by path.
 fn shard_numbers(checkpoint: &Checkpoint) -> HashMap<&str, usize> {
-    checkpoint.shards.iter().enumerate().map(|(i, s)| (s.path.as_str(), i)).collect()
+    checkpoint
+        .shards
+        .iter()
+        .enumerate()
+        .map(|(i, s)| (s.path.as_str(), i))
+        .collect()
 }

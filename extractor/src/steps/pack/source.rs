@@ -29,7 +29,10 @@ impl TensorSource for ShardSource<'_> {
     ) -> Result<()> {
         let tensor = &self.pack.segments[segment].tensors[tensor];
         let Some(&shard) = self.shards.get(tensor.source.file.as_str()) else {
-            let what = format!("the plan takes {:?} from it, but it is not open", tensor.name);
+            let what = format!(
+                "the plan takes {:?} from it, but it is not open",
+                tensor.name
+            );
             return Err(FormatError::malformed(
                 self.checkpoint.root.join(&tensor.source.file).as_path(),
                 what,
@@ -37,14 +40,26 @@ impl TensorSource for ShardSource<'_> {
         };
         let range = tensor.source.offset..tensor.source.offset + tensor.source.length;
         let mut values = ValueCheck::new(tensor.dtype);
-        self.checkpoint.shards[shard].shard.input.for_each_piece(range, self.buffer, self.stop, |piece| {
-            values.update(piece);
-            take(piece)
-        })?;
-        let warn =
-            |kind, seen: &str| Finding::new(kind).tensor(&tensor.name).file(&tensor.source.file).seen(seen);
-        let zero = values.is_all_zero().then(|| warn(FindingKind::AllZero, "every value is zero"));
-        let wild = (!values.is_finite()).then(|| warn(FindingKind::NotFinite, "holds infinities or NaN"));
+        self.checkpoint.shards[shard].shard.input.for_each_piece(
+            range,
+            self.buffer,
+            self.stop,
+            |piece| {
+                values.update(piece);
+                take(piece)
+            },
+        )?;
+        let warn = |kind, seen: &str| {
+            Finding::new(kind)
+                .tensor(&tensor.name)
+                .file(&tensor.source.file)
+                .seen(seen)
+        };
+        let zero = values
+            .is_all_zero()
+            .then(|| warn(FindingKind::AllZero, "every value is zero"));
+        let wild =
+            (!values.is_finite()).then(|| warn(FindingKind::NotFinite, "holds infinities or NaN"));
         for warning in zero.into_iter().chain(wild) {
             // a segment that does not shrink is read twice
             if !self.warnings.contains(&warning) {

@@ -1,4 +1,5 @@
-//! The writing itself: packs, shard digests and side files as tasks of one queue, and the manifest of it all.
+//! The writing itself: packs, shard digests and side files as tasks of one queue, and the manifest
+//! of it all.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
@@ -10,8 +11,8 @@ use segpack_formats::digest::{Sha256, Sha256Hasher};
 use segpack_formats::io::{InputFile, READ_BYTES, write_all_at};
 use segpack_formats::pack::{WrittenPack, write_pack, write_raw_pack};
 use segpack_manifests::documents::{
-    Counts, Finding, FindingKind, FormatVersion, GENERATOR, Layout, Manifest, ModelFacts, PackEntry,
-    PlannedPack, SegmentEntry, SideFile, SourceFile, SourceFileKind, TensorEntry,
+    Counts, Finding, FindingKind, FormatVersion, GENERATOR, Layout, Manifest, ModelFacts,
+    PackEntry, PlannedPack, SegmentEntry, SideFile, SourceFile, SourceFileKind, TensorEntry,
 };
 use segpack_manifests::pack_folder::{SHARD_HEADERS, SOURCE};
 
@@ -36,7 +37,11 @@ impl Done {
     pub fn add(&mut self, record: Record) {
         match record {
             Record::Begun { .. } => {}
-            Record::Pack { path, written, warnings } => {
+            Record::Pack {
+                path,
+                written,
+                warnings,
+            } => {
                 self.packs.insert(path, (written, warnings));
             }
             Record::Shard { path, sha256 } => {
@@ -58,7 +63,12 @@ impl Done {
     }
 
     pub fn warnings(&self) -> Vec<Finding> {
-        let mut all: Vec<Finding> = self.packs.values().flat_map(|(_, warnings)| warnings).cloned().collect();
+        let mut all: Vec<Finding> = self
+            .packs
+            .values()
+            .flat_map(|(_, warnings)| warnings)
+            .cloned()
+            .collect();
         Finding::sort(&mut all);
         all
     }
@@ -66,8 +76,8 @@ impl Done {
 
 /// One entry of the queue.
 enum Task<'a> {
-    /// Reads a source shard as a whole: the second read of its bytes, queued beside the first so that the page
-    /// cache serves one of them.
+    /// Reads a source shard as a whole: the second read of its bytes, queued beside the first so
+    /// that the page cache serves one of them.
     Digest(&'a CheckpointShard),
     /// Writes a pack.
     Pack(&'a PlannedPack),
@@ -75,7 +85,8 @@ enum Task<'a> {
     File(&'a SideFile),
 }
 
-/// What one thread takes to write a pack, in bytes: measured, with the buffers of a chunk, rounded up.
+/// What one thread takes to write a pack, in bytes: measured, with the buffers of a chunk, rounded
+/// up.
 pub fn memory_of(coding: Coding) -> u64 {
     let mib = match coding {
         Coding::Raw => return BEHIND_MEMORY,
@@ -100,10 +111,15 @@ fn stored_header(path: &str) -> String {
 
 /// Every file that packing this checkpoint puts into `packs/` and `source/`.
 pub fn planned_files(planned: &Planned) -> BTreeSet<String> {
-    let Planned { checkpoint, plan, .. } = planned;
+    let Planned {
+        checkpoint, plan, ..
+    } = planned;
     let packs = plan.packs.iter().map(|p| p.path.clone());
     let headers = checkpoint.shards.iter().map(|s| stored_header(&s.path));
-    packs.chain(headers).chain(checkpoint.files.iter().map(|f| stored_file(&f.path))).collect()
+    packs
+        .chain(headers)
+        .chain(checkpoint.files.iter().map(|f| stored_file(&f.path)))
+        .collect()
 }
 
 impl Work<'_> {
@@ -111,7 +127,8 @@ impl Work<'_> {
     pub fn write_all(&self, journal: &Journal, done: &mut Done) -> Result<(), StepError> {
         self.write_headers(done)?;
         let tasks = self.tasks(done);
-        self.progress.start("packing", tasks.iter().map(task_bytes).sum());
+        self.progress
+            .start("packing", tasks.iter().map(task_bytes).sum());
         let shared = Mutex::new(done);
         let buffer = || Ok(vec![0; READ_BYTES]);
         let jobs = jobs_within_memory(self.settings.jobs, memory_of(self.settings.coding));
@@ -126,7 +143,9 @@ impl Work<'_> {
 
     /// Every shard is digested next to the first pack that needs it.
     fn tasks(&self, done: &Done) -> Vec<Task<'_>> {
-        let Planned { checkpoint, plan, .. } = self.planned;
+        let Planned {
+            checkpoint, plan, ..
+        } = self.planned;
         let numbers = shard_numbers(checkpoint);
         let mut tasks: Vec<Task<'_>> = checkpoint.files.iter().map(Task::File).collect();
         let mut queued = HashSet::new();
@@ -141,7 +160,11 @@ impl Work<'_> {
             needed.sort_unstable();
             let shards = needed.into_iter().map(|n| &checkpoint.shards[n]);
             if self.settings.source_digests {
-                tasks.extend(shards.filter(|s| done.shard(&s.path).is_none()).map(Task::Digest));
+                tasks.extend(
+                    shards
+                        .filter(|s| done.shard(&s.path).is_none())
+                        .map(Task::Digest),
+                );
             }
             if !done.has_pack(&pack.path) {
                 tasks.push(Task::Pack(pack));
@@ -167,7 +190,10 @@ impl Work<'_> {
             Task::Digest(shard) => {
                 let sha256 = self.digest(&shard.shard.input, buffer)?;
                 compare_with_hub(&shard.path, shard.hub_sha256, sha256)?;
-                record(Record::Shard { path: shard.path.clone(), sha256 })
+                record(Record::Shard {
+                    path: shard.path.clone(),
+                    sha256,
+                })
             }
             Task::Pack(pack) => {
                 let (file, written) = self.write_one_pack(pack, buffer, publisher)?;
@@ -203,16 +229,30 @@ impl Work<'_> {
         let written = match self.settings.coding {
             Coding::Raw => {
                 let pack = write_behind(&file, &path, flushing, false, |behind| {
-                    write_raw_pack(&path, &specs, &mut source, &advance, &mut |piece| behind.write(piece))
+                    write_raw_pack(&path, &specs, &mut source, &advance, &mut |piece| {
+                        behind.write(piece)
+                    })
                 });
                 pack?.0
             }
-            coding => write_pack(&file, &path, &specs, coding, &mut source, self.stop, &|bytes| {
-                advance(bytes);
-                flushing.add(bytes);
-            })?,
+            coding => write_pack(
+                &file,
+                &path,
+                &specs,
+                coding,
+                &mut source,
+                self.stop,
+                &|bytes| {
+                    advance(bytes);
+                    flushing.add(bytes);
+                },
+            )?,
         };
-        let record = Record::Pack { path: pack.path.clone(), written, warnings: source.warnings };
+        let record = Record::Pack {
+            path: pack.path.clone(),
+            written,
+            warnings: source.warnings,
+        };
         Ok((file, record))
     }
 
@@ -247,7 +287,11 @@ impl Work<'_> {
         })?;
         input.check_unchanged()?;
         if input.length() != side.length {
-            let what = format!("had {} bytes when it was listed, now {}", side.length, input.length());
+            let what = format!(
+                "had {} bytes when it was listed, now {}",
+                side.length,
+                input.length()
+            );
             return Err(FormatError::changed(input.path(), what).into());
         }
         publisher.publish(file, path, Box::new(|| Ok(())))?;
@@ -257,7 +301,10 @@ impl Work<'_> {
     /// The shards' headers: with the packs' tensors all that their files consist of.
     fn write_headers(&self, done: &mut Done) -> Result<(), StepError> {
         for shard in &self.planned.checkpoint.shards {
-            let header = shard.shard.input.read_range(0..shard.shard.header.data_start)?;
+            let header = shard
+                .shard
+                .input
+                .read_range(0..shard.shard.header.data_start)?;
             let path = stored_header(&shard.path);
             self.output.write_small(&path, |to| to.write_all(&header))?;
             done.files.insert(path, Sha256::of(&header));
@@ -267,7 +314,11 @@ impl Work<'_> {
 
     /// The manifest of what was written.
     pub fn manifest(&self, done: &Done) -> Result<Manifest, StepError> {
-        let Planned { checkpoint, inventory, plan } = self.planned;
+        let Planned {
+            checkpoint,
+            inventory,
+            plan,
+        } = self.planned;
         let text = match (&checkpoint.config, inventory.family) {
             (Some(config), Some(family)) => family.text_facts(config).ok(),
             _ => None,
@@ -275,9 +326,15 @@ impl Work<'_> {
         let mut manifest = Manifest {
             format_version: FormatVersion::CURRENT,
             generator: GENERATOR.to_owned(),
-            provenance: self.settings.provenance.then(|| checkpoint.provenance.clone()),
+            provenance: self
+                .settings
+                .provenance
+                .then(|| checkpoint.provenance.clone()),
             known: self.known_source(done),
-            model: ModelFacts { family: inventory.family, text },
+            model: ModelFacts {
+                family: inventory.family,
+                text,
+            },
             options: self.settings.recorded(),
             counts: Counts::default(),
             excluded: plan.excluded.clone(),
@@ -288,7 +345,10 @@ impl Work<'_> {
             tensors: Vec::new(),
         };
         for pack in &plan.packs {
-            let (written, _) = done.packs.get(&pack.path).ok_or_else(|| unfinished(&pack.path))?;
+            let (written, _) = done
+                .packs
+                .get(&pack.path)
+                .ok_or_else(|| unfinished(&pack.path))?;
             add_pack(&mut manifest, pack, written);
         }
         manifest.counts = manifest.count();
@@ -296,9 +356,16 @@ impl Work<'_> {
     }
 
     fn source_files(&self, done: &Done) -> Result<Vec<SourceFile>, StepError> {
-        let Planned { checkpoint, plan, .. } = self.planned;
+        let Planned {
+            checkpoint, plan, ..
+        } = self.planned;
         let mut packed: BTreeMap<&str, u64> = BTreeMap::new();
-        for t in plan.packs.iter().flat_map(|p| &p.segments).flat_map(|s| &s.tensors) {
+        for t in plan
+            .packs
+            .iter()
+            .flat_map(|p| &p.segments)
+            .flat_map(|s| &s.tensors)
+        {
             *packed.entry(&t.source.file).or_default() += t.source.length;
         }
         let shard = |s: &CheckpointShard| {
@@ -309,7 +376,10 @@ impl Work<'_> {
                 kind: SourceFileKind::Shard,
                 length,
                 sha256: done.shard(&s.path),
-                stored_sha256: *done.files.get(&stored_as).ok_or_else(|| unfinished(&s.path))?,
+                stored_sha256: *done
+                    .files
+                    .get(&stored_as)
+                    .ok_or_else(|| unfinished(&s.path))?,
                 stored_as,
                 stored_length: header,
                 excluded_bytes: length - header - packed.get(s.path.as_str()).copied().unwrap_or(0),
@@ -317,7 +387,10 @@ impl Work<'_> {
         };
         let file = |f: &SideFile| {
             let stored_as = stored_file(&f.path);
-            let sha256 = *done.files.get(&stored_as).ok_or_else(|| unfinished(&f.path))?;
+            let sha256 = *done
+                .files
+                .get(&stored_as)
+                .ok_or_else(|| unfinished(&f.path))?;
             Ok(SourceFile {
                 path: f.path.clone(),
                 kind: SourceFileKind::File,
@@ -341,7 +414,9 @@ impl Work<'_> {
 }
 
 pub fn lock<'a, T>(mutex: &'a Mutex<T>) -> std::sync::MutexGuard<'a, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 pub fn unfinished(path: &str) -> StepError {
@@ -360,8 +435,9 @@ fn compare_with_hub(path: &str, published: Option<Sha256>, seen: Sha256) -> Resu
     match published.filter(|p| *p != seen) {
         None => Ok(()),
         Some(published) => {
-            let finding =
-                Finding::new(FindingKind::DiffersFromHub).file(path).seen(format!("SHA-256 {seen}"));
+            let finding = Finding::new(FindingKind::DiffersFromHub)
+                .file(path)
+                .seen(format!("SHA-256 {seen}"));
             let wanted = format!("{published}, as the hub publishes; download the file again");
             Err(StepError::Findings {
                 what: "the checkpoint is not what the hub publishes; nothing was packed".to_owned(),

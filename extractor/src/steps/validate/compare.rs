@@ -11,12 +11,14 @@ use segpack_runtime_min::{Observer, Routing};
 use super::ranks::Distribution;
 use crate::steps::StepError;
 
-/// Router-logit gap at the cut up to which two implementations may choose different experts (DESIGN section 7).
+/// Router-logit gap at the cut up to which two implementations may choose different experts (DESIGN
+/// section 7).
 const ROUTER_GAP: f64 = 1e-3;
 
 /// What a run of one prompt is compared with. Positions count from the first token of the prompt.
 pub trait Reference {
-    /// Some rows of a quantity (of a layer, where it belongs to one), `[rows, columns]`; none where they are not there.
+    /// Some rows of a quantity (of a layer, where it belongs to one), `[rows, columns]`; none where
+    /// they are not there.
     fn floats(
         &self,
         quantity: Quantity,
@@ -25,13 +27,16 @@ pub trait Reference {
         columns: usize,
     ) -> Result<Option<Vec<f32>>, StepError>;
 
-    /// The chosen experts of some positions, best first; they may be more or fewer than the model chooses.
-    fn experts(&self, layer: usize, rows: Range<usize>) -> Result<Option<Vec<Vec<u32>>>, StepError>;
+    /// The chosen experts of some positions, best first; they may be more or fewer than the model
+    /// chooses.
+    fn experts(&self, layer: usize, rows: Range<usize>)
+    -> Result<Option<Vec<Vec<u32>>>, StepError>;
 
     /// The greedy token after this position, if one was generated there.
     fn step(&self, position: usize) -> Result<Option<Step>, StepError>;
 
-    /// The best tokens after this position, of a reference that has log-probabilities and no logits; empty where it tells none.
+    /// The best tokens after this position, of a reference that has log-probabilities and no
+    /// logits; empty where it tells none.
     fn ranked(&self, _position: usize) -> Result<Option<Vec<Ranked>>, StepError> {
         Ok(None)
     }
@@ -157,21 +162,26 @@ pub struct Tally {
 impl Tally {
     fn choose(&mut self, made: Disagreement, is_excused: bool) {
         let layer = made.layer.and_then(|l| u32::try_from(l).ok());
-        let row = self.choices.entry((made.choice, made.layer)).or_insert(ChoiceRow {
-            choice: made.choice,
-            layer,
-            compared: 0,
-            equal: 0,
-            excused: 0,
-            first: None,
-        });
+        let row = self
+            .choices
+            .entry((made.choice, made.layer))
+            .or_insert(ChoiceRow {
+                choice: made.choice,
+                layer,
+                compared: 0,
+                equal: 0,
+                excused: 0,
+                first: None,
+            });
         row.compared += 1;
         if made.seen == made.wanted {
             row.equal += 1;
         } else if is_excused {
             row.excused += 1;
         } else {
-            row.first = row.first.or(Some([made.prompt as u64, made.position as u64]));
+            row.first = row
+                .first
+                .or(Some([made.prompt as u64, made.position as u64]));
             self.disagreements.push(made);
         }
     }
@@ -222,7 +232,9 @@ impl Comparer<'_> {
     ) -> Result<(), StepError> {
         let rows = self.position..self.position + seen.len() / columns.max(1);
         let layer = stage.saturating_sub(1);
-        let Some(wanted) = self.reference.floats(quantity, layer, rows, columns)? else { return Ok(()) };
+        let Some(wanted) = self.reference.floats(quantity, layer, rows, columns)? else {
+            return Ok(());
+        };
         let mut differences = Differences::default();
         for (i, (seen, wanted)) in seen.iter().zip(&wanted).enumerate() {
             differences.add(*seen, *wanted, self.place(i / columns));
@@ -232,20 +244,37 @@ impl Comparer<'_> {
     }
 
     fn note(&mut self, stage: usize, quantity: Quantity, differences: &Differences) {
-        self.tally.values.entry((stage, quantity)).or_default().merge(differences);
+        self.tally
+            .values
+            .entry((stage, quantity))
+            .or_default()
+            .merge(differences);
         if matches!(quantity, Quantity::Logits | Quantity::LogProbabilities) {
-            self.tally.logits.entry(self.prompt).or_default().merge(differences);
+            self.tally
+                .logits
+                .entry(self.prompt)
+                .or_default()
+                .merge(differences);
         }
     }
 
     /// Experts, set by set; their weights where the sets are equal.
     fn experts(&mut self, layer: usize, routing: &Routing) -> Result<(), StepError> {
-        let (best, experts) = (self.facts.experts_per_token as usize, self.facts.experts as usize);
+        let (best, experts) = (
+            self.facts.experts_per_token as usize,
+            self.facts.experts as usize,
+        );
         let rows = self.position..self.position + routing.ids.len() / best;
-        let Some(wanted) = self.reference.experts(layer, rows.clone())? else { return Ok(()) };
+        let Some(wanted) = self.reference.experts(layer, rows.clone())? else {
+            return Ok(());
+        };
         let wanted_best = wanted.first().map_or(0, Vec::len);
-        let logits = self.reference.floats(Quantity::RouterLogits, layer, rows.clone(), experts)?;
-        let weights = self.reference.floats(Quantity::ExpertWeights, layer, rows.clone(), wanted_best)?;
+        let logits = self
+            .reference
+            .floats(Quantity::RouterLogits, layer, rows.clone(), experts)?;
+        let weights =
+            self.reference
+                .floats(Quantity::ExpertWeights, layer, rows.clone(), wanted_best)?;
         let mut differences = Differences::default();
         for (row, wanted) in wanted.iter().enumerate() {
             let at = row * best..(row + 1) * best;
@@ -262,7 +291,9 @@ impl Comparer<'_> {
                 // a smaller gap somewhere, and a small one here, make it probable that it is here
                 None => {
                     let here = gap_at(&routing.logits[cut], best);
-                    self.reference.router_margin().map(|least| if here <= ROUTER_GAP { least } else { here })
+                    self.reference
+                        .router_margin()
+                        .map(|least| if here <= ROUTER_GAP { least } else { here })
                 }
             };
             let made = Disagreement {
@@ -274,7 +305,8 @@ impl Comparer<'_> {
                 wanted: wanted_ids,
                 gap,
             };
-            self.tally.choose(made, gap.is_some_and(|gap| gap <= ROUTER_GAP));
+            self.tally
+                .choose(made, gap.is_some_and(|gap| gap <= ROUTER_GAP));
         }
         if differences.values > 0 {
             self.note(layer + 1, Quantity::ExpertWeights, &differences);
@@ -288,7 +320,9 @@ impl Comparer<'_> {
         for (row, seen) in seen.chunks_exact(vocab).enumerate() {
             let position = self.position + row;
             let rows = position..position + 1;
-            let wanted = self.reference.floats(Quantity::Logits, stage, rows, vocab)?;
+            let wanted = self
+                .reference
+                .floats(Quantity::Logits, stage, rows, vocab)?;
             let mut differences = Differences::default();
             let best = wanted.as_ref().map(|wanted| {
                 let pairs = seen.iter().zip(wanted);
@@ -297,7 +331,13 @@ impl Comparer<'_> {
                 (best, wanted[best as usize] - second(wanted, best))
             });
             if let Some((best, gap)) = best.filter(|_| position < self.tokens) {
-                self.token(Choice::TopTokens, position, argmax(seen), best, Some(f64::from(gap)));
+                self.token(
+                    Choice::TopTokens,
+                    position,
+                    argmax(seen),
+                    best,
+                    Some(f64::from(gap)),
+                );
             }
             let ranked = self.reference.ranked(position)?;
             if let Some(ranked) = ranked.as_ref().filter(|ranked| !ranked.is_empty()) {
@@ -306,10 +346,18 @@ impl Comparer<'_> {
             if let Some(step) = self.reference.step(position)? {
                 let gap = match (&step.top[..], &ranked) {
                     ([(_, first), (_, second), ..], _) => Some(f64::from(first - second)),
-                    (_, Some(ranked)) => Some(Distribution::new(seen).gap(ranked, step.token, argmax(seen))),
+                    (_, Some(ranked)) => {
+                        Some(Distribution::new(seen).gap(ranked, step.token, argmax(seen)))
+                    }
                     _ => best.map(|(_, gap)| f64::from(gap)),
                 };
-                self.token(Choice::GreedyTokens, position, argmax(seen), step.token, gap);
+                self.token(
+                    Choice::GreedyTokens,
+                    position,
+                    argmax(seen),
+                    step.token,
+                    gap,
+                );
                 // where all logits are there, the best are among them
                 for (id, wanted) in step.top.iter().filter(|_| best.is_none()) {
                     differences.add(
@@ -330,7 +378,10 @@ impl Comparer<'_> {
     fn ranked(&mut self, stage: usize, position: usize, seen: &[f32], ranked: &[Ranked]) {
         let distribution = Distribution::new(seen);
         let mut differences = Differences::default();
-        for (id, wanted) in ranked.iter().filter_map(|r| Some((r.id?, r.log_probability))) {
+        for (id, wanted) in ranked
+            .iter()
+            .filter_map(|r| Some((r.id?, r.log_probability)))
+        {
             #[expect(clippy::cast_possible_truncation, reason = "differences are of f32")]
             let seen = distribution.log_probability(id) as f32;
             differences.add(seen, wanted, [self.prompt as u64, position as u64]);
@@ -340,10 +391,22 @@ impl Comparer<'_> {
         }
         if let Some(best) = ranked[0].id.filter(|_| position < self.tokens) {
             let seen = argmax(seen);
-            self.token(Choice::TopTokens, position, seen, best, Some(distribution.gap(ranked, best, seen)));
+            self.token(
+                Choice::TopTokens,
+                position,
+                seen,
+                best,
+                Some(distribution.gap(ranked, best, seen)),
+            );
         }
         let ranks = distribution.ranks(ranked);
-        self.choice(Choice::TokenRanks, position, ranks.seen, ranks.wanted, ranks.gap);
+        self.choice(
+            Choice::TokenRanks,
+            position,
+            ranks.seen,
+            ranks.wanted,
+            ranks.gap,
+        );
     }
 
     fn token(&mut self, choice: Choice, position: usize, seen: u32, wanted: u32, gap: Option<f64>) {
@@ -358,8 +421,17 @@ impl Comparer<'_> {
         wanted: Vec<u32>,
         gap: Option<f64>,
     ) {
-        let made = Disagreement { choice, prompt: self.prompt, position, layer: None, seen, wanted, gap };
-        self.tally.choose(made, gap.is_some_and(|gap| gap <= self.tolerance));
+        let made = Disagreement {
+            choice,
+            prompt: self.prompt,
+            position,
+            layer: None,
+            seen,
+            wanted,
+            gap,
+        };
+        self.tally
+            .choose(made, gap.is_some_and(|gap| gap <= self.tolerance));
     }
 }
 
@@ -384,13 +456,25 @@ impl Observer for Comparer<'_> {
         let experts = self.facts.experts as usize;
         self.attempt(|c| {
             c.values(layer + 1, Quantity::RouterLogits, &routing.logits, experts)?;
-            c.values(layer + 1, Quantity::RouterProbabilities, &routing.probabilities, experts)?;
+            c.values(
+                layer + 1,
+                Quantity::RouterProbabilities,
+                &routing.probabilities,
+                experts,
+            )?;
             c.experts(layer, routing)
         });
     }
 
     fn norm(&mut self, x: &[f32]) {
-        self.attempt(|c| c.values(c.facts.layers as usize + 1, Quantity::FinalNorm, x, c.width()));
+        self.attempt(|c| {
+            c.values(
+                c.facts.layers as usize + 1,
+                Quantity::FinalNorm,
+                x,
+                c.width(),
+            )
+        });
     }
 }
 

@@ -1,5 +1,6 @@
-//! The model calculated straight from the shards of a checkpoint: no pack, no cache, every position at once, the scalar
-//! operations. Slow, and put together on its own from the tensors' names, so that it shares no mistake with the packs.
+//! The model calculated straight from the shards of a checkpoint: no pack, no cache, every position
+//! at once, the scalar operations. Slow, and put together on its own from the tensors' names, so
+//! that it shares no mistake with the packs.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -19,7 +20,8 @@ use crate::steps::StepError;
 use crate::steps::checkpoint::Checkpoint;
 use crate::steps::scan::{ScanOptions, scan};
 
-/// Where the text model may be mounted: in an omni checkpoint, in a thinker or a plain model saved on its own.
+/// Where the text model may be mounted: in an omni checkpoint, in a thinker or a plain model saved
+/// on its own.
 const MOUNTS: [&str; 3] = ["thinker.model.", "model.", "thinker.model.language_model."];
 
 /// A tensor of the checkpoint.
@@ -51,7 +53,12 @@ struct Weights {
 
 impl Weights {
     fn matrix(&self) -> Matrix<'_> {
-        Matrix { dtype: self.dtype, bytes: &self.bytes, rows: self.rows, columns: self.columns }
+        Matrix {
+            dtype: self.dtype,
+            bytes: &self.bytes,
+            rows: self.rows,
+            columns: self.columns,
+        }
     }
 
     fn values(&self) -> Vec<f32> {
@@ -76,9 +83,12 @@ impl<'a> Direct<'a> {
     /// Opens a checkpoint. Its tensors are compared with the pack's digests when they are used.
     pub fn open(argument: &Path, pack: &'a Pack) -> Result<Self, StepError> {
         let (checkpoint, inventory) = scan(argument, ScanOptions::default())?;
-        let unsuitable = |what: &str| StepError::Input(format!("{}: {what}", checkpoint.root.display()));
-        let config =
-            checkpoint.config.as_ref().ok_or_else(|| unsuitable("has no config.json that can be read"))?;
+        let unsuitable =
+            |what: &str| StepError::Input(format!("{}: {what}", checkpoint.root.display()));
+        let config = checkpoint
+            .config
+            .as_ref()
+            .ok_or_else(|| unsuitable("has no config.json that can be read"))?;
         let facts = match text_facts(config) {
             Some(facts) => facts.map_err(|e| unsuitable(&format!("config.json: {e}")))?,
             None => return Err(unsuitable("its model is of no known family")),
@@ -92,19 +102,38 @@ impl<'a> Direct<'a> {
                 range: t.offset..t.offset + t.length,
             };
             places.insert(t.name.clone(), whole);
-            let slices =
-                inventory.family.and_then(|f| f.unstack(&t.name, &t.shape, t.dtype.bitsize() as u64));
+            let slices = inventory
+                .family
+                .and_then(|f| f.unstack(&t.name, &t.shape, t.dtype.bitsize() as u64));
             for s in slices.and_then(Result::ok).unwrap_or_default() {
                 let start = t.offset + s.offset;
                 let range = start..start + s.length;
-                places.insert(s.name, Place { dtype: t.dtype, shape: s.shape, shard: t.shard, range });
+                places.insert(
+                    s.name,
+                    Place {
+                        dtype: t.dtype,
+                        shape: s.shape,
+                        shard: t.shard,
+                        range,
+                    },
+                );
             }
         }
+        let mount = MOUNTS
+            .into_iter()
+            .find(|mount| places.contains_key(&format!("{mount}embed_tokens.weight")));
         let mount =
-            MOUNTS.into_iter().find(|mount| places.contains_key(&format!("{mount}embed_tokens.weight")));
-        let mount = mount.ok_or_else(|| unsuitable("has no embed_tokens.weight of a text model"))?;
+            mount.ok_or_else(|| unsuitable("has no embed_tokens.weight of a text model"))?;
         let (compared, findings) = (RefCell::default(), RefCell::default());
-        Ok(Self { places, mount, facts, pack, compared, findings, checkpoint })
+        Ok(Self {
+            places,
+            mount,
+            facts,
+            pack,
+            compared,
+            findings,
+            checkpoint,
+        })
     }
 
     /// The model's numbers, from the checkpoint's own `config.json`.
@@ -119,7 +148,10 @@ impl<'a> Direct<'a> {
 
     fn place(&self, name: &str) -> Result<&Place, StepError> {
         self.places.get(name).ok_or_else(|| {
-            StepError::Input(format!("{}: has no tensor {name:?}", self.checkpoint.root.display()))
+            StepError::Input(format!(
+                "{}: has no tensor {name:?}",
+                self.checkpoint.root.display()
+            ))
         })
     }
 
@@ -129,10 +161,20 @@ impl<'a> Direct<'a> {
 
     fn read(&self, name: &str) -> Result<Weights, StepError> {
         let place = self.place(name)?;
-        let bytes = self.checkpoint.shards[place.shard].shard.input.read_range(place.range.clone())?;
+        let bytes = self.checkpoint.shards[place.shard]
+            .shard
+            .input
+            .read_range(place.range.clone())?;
         self.compare(name, &bytes, &self.checkpoint.shards[place.shard].path);
-        let side = |i: usize| usize::try_from(place.shape.get(i).copied().unwrap_or(1)).unwrap_or(usize::MAX);
-        Ok(Weights { dtype: place.dtype, bytes, rows: side(0), columns: side(1) })
+        let side = |i: usize| {
+            usize::try_from(place.shape.get(i).copied().unwrap_or(1)).unwrap_or(usize::MAX)
+        };
+        Ok(Weights {
+            dtype: place.dtype,
+            bytes,
+            rows: side(0),
+            columns: side(1),
+        })
     }
 
     /// Compares the bytes with what the pack's manifest says of them, once.
@@ -140,19 +182,29 @@ impl<'a> Direct<'a> {
         if !self.compared.borrow_mut().insert(name.to_owned()) {
             return;
         }
-        let Some(tensor) = self.pack.tensor(name) else { return };
+        let Some(tensor) = self.pack.tensor(name) else {
+            return;
+        };
         let seen = Sha256::of(bytes);
         if seen != tensor.sha256 {
-            let finding = Finding::new(FindingKind::DiffersFromCheckpoint).tensor(name).file(file);
+            let finding = Finding::new(FindingKind::DiffersFromCheckpoint)
+                .tensor(name)
+                .file(file);
             let finding = finding.seen(format!("SHA-256 {seen} in the checkpoint"));
-            self.findings.borrow_mut().push(finding.wanted(format!("{}, as packed", tensor.sha256)));
+            self.findings
+                .borrow_mut()
+                .push(finding.wanted(format!("{}, as packed", tensor.sha256)));
         }
     }
 
     fn linear(&self, name: &str, x: &[f32]) -> Result<Vec<f32>, StepError> {
         let weights = self.read(&format!("{name}.weight"))?;
         let bias = format!("{name}.bias");
-        let bias = self.places.contains_key(&bias).then(|| self.read(&bias)).transpose()?;
+        let bias = self
+            .places
+            .contains_key(&bias)
+            .then(|| self.read(&bias))
+            .transpose()?;
         let mut out = vec![0.0; x.len() / weights.columns * weights.rows];
         let bias = bias.map(|b| b.values());
         ScalarOps::default().linear(x, weights.matrix(), bias.as_deref(), &mut out);
@@ -162,14 +214,26 @@ impl<'a> Direct<'a> {
     fn norm(&self, name: &str, x: &[f32]) -> Result<Vec<f32>, StepError> {
         let weight = self.read(&format!("{name}.weight"))?.values();
         let mut out = x.to_vec();
-        #[expect(clippy::cast_possible_truncation, reason = "applied in f32, as torch does")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "applied in f32, as torch does"
+        )]
         ScalarOps::default().rms_norm(&mut out, &weight, self.facts.rms_norm_eps as f32);
         Ok(out)
     }
 
     /// Calculates all positions of `ids` at once; the first `prompt` of them are the prompt.
-    pub fn calculate(&self, ids: &[u32], prompt: usize, stop: &Stop) -> Result<Calculated, StepError> {
-        let mut found = Calculated { vocab: index(self.facts.vocab), prompt, ..Calculated::default() };
+    pub fn calculate(
+        &self,
+        ids: &[u32],
+        prompt: usize,
+        stop: &Stop,
+    ) -> Result<Calculated, StepError> {
+        let mut found = Calculated {
+            vocab: index(self.facts.vocab),
+            prompt,
+            ..Calculated::default()
+        };
         let mut x = self.embed(ids)?;
         found.put(Quantity::Embedding, 0, &x);
         let add = |x: &mut [f32], y: &[f32]| x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
@@ -203,12 +267,17 @@ impl<'a> Direct<'a> {
     fn embed(&self, ids: &[u32]) -> Result<Vec<f32>, StepError> {
         let name = format!("{}embed_tokens.weight", self.mount);
         let place = self.place(&name)?;
-        let (hidden, row) =
-            (index(self.facts.hidden_size), (place.range.end - place.range.start) / self.facts.vocab);
+        let (hidden, row) = (
+            index(self.facts.hidden_size),
+            (place.range.end - place.range.start) / self.facts.vocab,
+        );
         let mut x = vec![0.0; ids.len() * hidden];
         for (id, x) in ids.iter().zip(x.chunks_exact_mut(hidden)) {
             let start = place.range.start + u64::from(*id) * row;
-            let bytes = self.checkpoint.shards[place.shard].shard.input.read_range(start..start + row)?;
+            let bytes = self.checkpoint.shards[place.shard]
+                .shard
+                .input
+                .read_range(start..start + row)?;
             widen(place.dtype, &bytes, x);
         }
         Ok(x)
@@ -223,7 +292,11 @@ impl<'a> Direct<'a> {
         let q = self.rotate(self.norm(&at("self_attn.q_norm"), &q)?, tokens);
         let k = self.rotate(self.norm(&at("self_attn.k_norm"), &k)?, tokens);
         let f = &self.facts;
-        let heads = Heads { query: index(f.heads), key_value: index(f.kv_heads), width: index(f.head_dim) };
+        let heads = Heads {
+            query: index(f.heads),
+            key_value: index(f.kv_heads),
+            width: index(f.head_dim),
+        };
         let mut out = vec![0.0; q.len()];
         ScalarOps::default().attention(&q, &k, &v, heads, &mut out);
         self.linear(&at("self_attn.o_proj"), &out)
@@ -271,11 +344,17 @@ impl<'a> Direct<'a> {
         let mut out = vec![0.0; x.len()];
         for (expert, tokens) in chosen {
             stop.check()?;
-            let rows: Vec<f32> =
-                tokens.iter().flat_map(|(t, _)| &x[t * hidden..(t + 1) * hidden]).copied().collect();
+            let rows: Vec<f32> = tokens
+                .iter()
+                .flat_map(|(t, _)| &x[t * hidden..(t + 1) * hidden])
+                .copied()
+                .collect();
             let y = self.swiglu(&self.name(layer, &format!("mlp.experts.{expert}")), &rows)?;
             for ((t, weight), y) in tokens.iter().zip(y.chunks_exact(hidden)) {
-                out[t * hidden..(t + 1) * hidden].iter_mut().zip(y).for_each(|(o, y)| *o += weight * y);
+                out[t * hidden..(t + 1) * hidden]
+                    .iter_mut()
+                    .zip(y)
+                    .for_each(|(o, y)| *o += weight * y);
             }
         }
         Ok(out)
@@ -285,7 +364,10 @@ impl<'a> Direct<'a> {
     fn swiglu(&self, name: &str, x: &[f32]) -> Result<Vec<f32>, StepError> {
         let mut inner = self.linear(&format!("{name}.gate_proj"), x)?;
         let up = self.linear(&format!("{name}.up_proj"), x)?;
-        inner.iter_mut().zip(&up).for_each(|(g, u)| *g = *g / (1.0 + (-*g).exp()) * u);
+        inner
+            .iter_mut()
+            .zip(&up)
+            .for_each(|(g, u)| *g = *g / (1.0 + (-*g).exp()) * u);
         self.linear(&format!("{name}.down_proj"), &inner)
     }
 
@@ -296,7 +378,10 @@ impl<'a> Direct<'a> {
         logits: &[f32],
         found: &mut Calculated,
     ) -> BTreeMap<u32, Vec<(usize, f32)>> {
-        let (experts, best) = (self.facts.experts as usize, self.facts.experts_per_token as usize);
+        let (experts, best) = (
+            self.facts.experts as usize,
+            self.facts.experts_per_token as usize,
+        );
         let mut probabilities = logits.to_vec();
         let (mut ids, mut weights) = (Vec::new(), Vec::new());
         let mut chosen: BTreeMap<u32, Vec<(usize, f32)>> = BTreeMap::new();
@@ -308,7 +393,11 @@ impl<'a> Direct<'a> {
             ids.push(order.iter().map(|(expert, _)| *expert).collect());
             let sum: f32 = order.iter().map(|(_, p)| p).sum();
             for (expert, probability) in order {
-                let weight = if self.facts.norm_topk_prob { probability / sum } else { probability };
+                let weight = if self.facts.norm_topk_prob {
+                    probability / sum
+                } else {
+                    probability
+                };
                 chosen.entry(expert).or_default().push((token, weight));
                 weights.push(weight);
             }
@@ -336,19 +425,33 @@ impl Reference for Calculated {
         columns: usize,
     ) -> Result<Option<Vec<f32>>, StepError> {
         let values = self.values.get(&(quantity, layer));
-        Ok(values.and_then(|v| v.get(rows.start * columns..rows.end * columns)).map(<[f32]>::to_vec))
+        Ok(values
+            .and_then(|v| v.get(rows.start * columns..rows.end * columns))
+            .map(<[f32]>::to_vec))
     }
 
-    fn experts(&self, layer: usize, rows: Range<usize>) -> Result<Option<Vec<Vec<u32>>>, StepError> {
+    fn experts(
+        &self,
+        layer: usize,
+        rows: Range<usize>,
+    ) -> Result<Option<Vec<Vec<u32>>>, StepError> {
         let ids = self.experts.get(&layer);
         Ok(ids.and_then(|ids| ids.get(rows)).map(<[Vec<u32>]>::to_vec))
     }
 
     fn step(&self, position: usize) -> Result<Option<Step>, StepError> {
-        let logits = self.values.iter().find(|((quantity, _), _)| *quantity == Quantity::Logits);
+        let logits = self
+            .values
+            .iter()
+            .find(|((quantity, _), _)| *quantity == Quantity::Logits);
         let row = position * self.vocab..(position + 1) * self.vocab;
-        let row = logits.and_then(|(_, values)| values.get(row)).filter(|_| position + 1 >= self.prompt);
-        Ok(row.map(|row| Step { token: argmax(row), top: Vec::new() }))
+        let row = logits
+            .and_then(|(_, values)| values.get(row))
+            .filter(|_| position + 1 >= self.prompt);
+        Ok(row.map(|row| Step {
+            token: argmax(row),
+            top: Vec::new(),
+        }))
     }
 
     fn router_margin(&self) -> Option<f64> {

@@ -1,4 +1,5 @@
-//! Runs a model from its pack and compares it with a trace, or with a direct calculation from a checkpoint.
+//! Runs a model from its pack and compares it with a trace, or with a direct calculation from a
+//! checkpoint.
 
 mod compare;
 mod direct;
@@ -10,8 +11,8 @@ use std::path::{Path, PathBuf};
 use segpack_formats::io::Stop;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
-    Choice, Finding, FindingKind, FirstWrong, FormatVersion, GENERATOR, Precision, PromptRow, Quantity,
-    ReferenceKind, ValidateReport, ValueRow, Verdict,
+    Choice, Finding, FindingKind, FirstWrong, FormatVersion, GENERATOR, Precision, PromptRow,
+    Quantity, ReferenceKind, ValidateReport, ValueRow, Verdict,
 };
 use segpack_runtime_min::ops::Compute;
 use segpack_runtime_min::thinker::{Backend, Check, Logits, RunSettings, Thinker};
@@ -30,7 +31,8 @@ use recorded::RecordedPrompt;
 const MOST_DISAGREEMENTS: usize = 5;
 /// Where no trace is given: tokens of each prompt, and tokens fed one by one after it.
 const FIXED_PROMPTS: [(usize, usize); 3] = [(1, 3), (5, 3), (12, 4)];
-/// In logits of these fixtures' spread (a standard deviation of 5) the gate's tolerance is this, relative to the RMS.
+/// In logits of these fixtures' spread (a standard deviation of 5) the gate's tolerance is this,
+/// relative to the RMS.
 const LOGITS_STD: f64 = 5.0;
 /// Relative difference that rounding explains under bf16.
 const BF16_BOUND: f64 = 0.1;
@@ -83,8 +85,9 @@ pub fn tolerance(layers: u32) -> f64 {
     f64::max(3e-4, 4.5e-5 * f64::from(layers))
 }
 
-/// Most that a log-probability may differ. One of a server that computed in f32 is two logits' differences away from ours:
-/// its own, and that of the logarithm of the sum, which is at most the greatest. Of other precisions the user has to say.
+/// Most that a log-probability may differ. One of a server that computed in f32 is two logits'
+/// differences away from ours: its own, and that of the logarithm of the sum, which is at most the
+/// greatest. Of other precisions the user has to say.
 fn log_probability_tolerance(dtype: &str, layers: u32) -> Option<f64> {
     (dtype == "float32").then(|| 2.0 * tolerance(layers))
 }
@@ -100,9 +103,12 @@ pub fn validate(
     progress: &dyn Progress,
 ) -> Result<ValidateReport, StepError> {
     let pack = Pack::open(pack)?;
-    let threads = rayon::ThreadPoolBuilder::new().num_threads(settings.threads).build();
-    let threads =
-        threads.map_err(|e| StepError::Refused(format!("cannot start {} threads: {e}", settings.threads)))?;
+    let threads = rayon::ThreadPoolBuilder::new()
+        .num_threads(settings.threads)
+        .build();
+    let threads = threads.map_err(|e| {
+        StepError::Refused(format!("cannot start {} threads: {e}", settings.threads))
+    })?;
     threads.install(|| match &settings.against {
         Against::Trace(path) => against_trace(&pack, path, settings, stop, progress),
         Against::Checkpoint(path) => against_checkpoint(&pack, path, settings, stop, progress),
@@ -121,11 +127,15 @@ fn against_trace(
     report.level = trace.level().map(ToOwned::to_owned);
     if trace.has_log_probabilities() {
         report.reference_dtype = Some(trace.dtype().to_owned());
-        report.tolerance =
-            settings.tolerance.or_else(|| log_probability_tolerance(trace.dtype(), report.layers));
+        report.tolerance = settings
+            .tolerance
+            .or_else(|| log_probability_tolerance(trace.dtype(), report.layers));
     } else if settings.tolerance.is_some() {
         let what = "--tolerance is for traces of log-probabilities; the gate for logits is fixed";
-        return Err(StepError::Usage(format!("{}: {what}", trace.path().display())));
+        return Err(StepError::Usage(format!(
+            "{}: {what}",
+            trace.path().display()
+        )));
     }
     if settings.digests {
         report.findings = recorded::compare_checkpoint(&trace, pack);
@@ -136,8 +146,15 @@ fn against_trace(
     }
     let sequences: Vec<Sequence> = trace.prompts().iter().map(recorded::sequence).collect();
     let excused = report.tolerance.unwrap_or_else(|| tolerance(report.layers));
-    let job =
-        Job { pack, settings, compute: trace.compute(), excused, sequences: &sequences, stop, progress };
+    let job = Job {
+        pack,
+        settings,
+        compute: trace.compute(),
+        excused,
+        sequences: &sequences,
+        stop,
+        progress,
+    };
     let tally = job.run(|number| Ok(Box::new(RecordedPrompt::new(&trace, number))))?;
     Ok(judge(report, &tally, &sequences))
 }
@@ -162,11 +179,23 @@ fn against_checkpoint(
         .map(|(i, lengths)| fixed_sequence(i, lengths, direct.facts().vocab))
         .collect();
     let excused = tolerance(report.layers);
-    let job = Job { pack, settings, compute: Compute::F32, excused, sequences: &sequences, stop, progress };
+    let job = Job {
+        pack,
+        settings,
+        compute: Compute::F32,
+        excused,
+        sequences: &sequences,
+        stop,
+        progress,
+    };
     let tally = job.run(|number| {
         let sequence: &Sequence = &sequences[number];
         let ids = [&sequence.prompt[..], &sequence.forced].concat();
-        Ok(Box::new(direct.calculate(&ids, sequence.prompt.len(), stop)?))
+        Ok(Box::new(direct.calculate(
+            &ids,
+            sequence.prompt.len(),
+            stop,
+        )?))
     })?;
     report.findings = direct.findings();
     Ok(judge(report, &tally, &sequences))
@@ -174,7 +203,12 @@ fn against_checkpoint(
 
 fn describe(number: usize, sequences: &[Sequence]) -> String {
     let (all, s) = (sequences.len(), &sequences[number]);
-    format!("prompt {} of {all}: {} tokens, then {} one by one", number + 1, s.prompt.len(), s.forced.len())
+    format!(
+        "prompt {} of {all}: {} tokens, then {} one by one",
+        number + 1,
+        s.prompt.len(),
+        s.forced.len()
+    )
 }
 
 /// Ids spread over the vocabulary, always the same.
@@ -182,7 +216,12 @@ fn fixed_sequence(number: u64, (prompt, forced): (usize, usize), vocab: u64) -> 
     let id = |i: u64| u32::try_from((17 + number * 104_729 + i * 7919) % vocab.max(1)).unwrap_or(0);
     let mut ids = (0..).map(id);
     let prompt = ids.by_ref().take(prompt).collect();
-    Sequence { prompt, forced: ids.take(forced).collect(), generated: forced + 1, bf16_stable: false }
+    Sequence {
+        prompt,
+        forced: ids.take(forced).collect(),
+        generated: forced + 1,
+        bf16_stable: false,
+    }
 }
 
 fn empty_report(
@@ -192,14 +231,19 @@ fn empty_report(
     compute: Compute,
 ) -> Result<ValidateReport, StepError> {
     let text = pack.manifest().model.text.as_ref();
-    let layers =
-        text.ok_or_else(|| RunError::Unsuitable("its model is of no known family".to_owned()))?.layers;
+    let layers = text
+        .ok_or_else(|| RunError::Unsuitable("its model is of no known family".to_owned()))?
+        .layers;
     Ok(ValidateReport {
         format_version: FormatVersion::CURRENT,
         generator: GENERATOR.to_owned(),
         manifest_sha256: pack.manifest_sha256(),
         reference,
-        reference_name: path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
+        reference_name: path
+            .file_name()
+            .unwrap_or(path.as_os_str())
+            .to_string_lossy()
+            .into_owned(),
         level: None,
         reference_dtype: None,
         compute: match compute {
@@ -236,7 +280,11 @@ impl Job<'_> {
         &self,
         reference: impl FnMut(usize) -> Result<Box<dyn Reference + 'r>, StepError>,
     ) -> Result<Tally, StepError> {
-        let device = open(self.settings.device, self.compute, self.settings.device_memory)?;
+        let device = open(
+            self.settings.device,
+            self.compute,
+            self.settings.device_memory,
+        )?;
         let memory = device.memory(self.settings.memory);
         match device {
             Opened::Cpu(ops) => self.run_on(ops, memory, reference),
@@ -251,9 +299,13 @@ impl Job<'_> {
         memory: Option<u64>,
         mut reference: impl FnMut(usize) -> Result<Box<dyn Reference + 'r>, StepError>,
     ) -> Result<Tally, StepError> {
-        let lengths = self.sequences.iter().map(|s| (s.prompt.len(), s.prompt.len() + s.forced.len()));
-        let (longest_pass, positions) =
-            lengths.fold((1, 1), |most: (usize, usize), s| (most.0.max(s.0), most.1.max(s.1)));
+        let lengths = self
+            .sequences
+            .iter()
+            .map(|s| (s.prompt.len(), s.prompt.len() + s.forced.len()));
+        let (longest_pass, positions) = lengths.fold((1, 1), |most: (usize, usize), s| {
+            (most.0.max(s.0), most.1.max(s.1))
+        });
         let settings = RunSettings {
             memory,
             expert_slots: expert_slots(self.pack, self.settings.experts),
@@ -290,7 +342,11 @@ impl Job<'_> {
 
 impl Comparer<'_> {
     /// One forward pass, compared.
-    fn pass<B: Backend>(&mut self, thinker: &mut Thinker<'_, B>, ids: &[u32]) -> Result<(), StepError> {
+    fn pass<B: Backend>(
+        &mut self,
+        thinker: &mut Thinker<'_, B>,
+        ids: &[u32],
+    ) -> Result<(), StepError> {
         let logits = thinker.forward(ids, Logits::All, self)?;
         if let Some(failure) = self.failure.take() {
             return Err(failure);
@@ -306,15 +362,26 @@ fn judge(mut report: ValidateReport, tally: &Tally, sequences: &[Sequence]) -> V
     report.values = value_rows(tally, &report);
     report.choices = tally.choices.values().cloned().collect();
     let wrong = report.values.iter().find(|row| row.wrong);
-    report.first_wrong =
-        wrong.map(|r| FirstWrong { quantity: r.quantity, layer: r.layer, relative: r.relative });
-    report.prompts = sequences.iter().enumerate().map(|(i, s)| prompt_row(i, s, tally)).collect();
+    report.first_wrong = wrong.map(|r| FirstWrong {
+        quantity: r.quantity,
+        layer: r.layer,
+        relative: r.relative,
+    });
+    report.prompts = sequences
+        .iter()
+        .enumerate()
+        .map(|(i, s)| prompt_row(i, s, tally))
+        .collect();
     report.not_compared = not_compared(&report);
     let is_judged = match (report.tolerance, &report.reference_dtype) {
         (Some(tolerance), _) => judge_strictly(&mut report.findings, tally, tolerance),
         (None, Some(dtype)) => {
-            let what = format!("the reference computed in {dtype}; nothing was judged without --tolerance");
-            report.findings.push(Finding::new(FindingKind::NotJudged).seen(what));
+            let what = format!(
+                "the reference computed in {dtype}; nothing was judged without --tolerance"
+            );
+            report
+                .findings
+                .push(Finding::new(FindingKind::NotJudged).seen(what));
             false
         }
         (None, None) => judge_stable(&mut report.findings, tally, sequences),
@@ -332,16 +399,29 @@ fn judge_strictly(findings: &mut Vec<Finding>, tally: &Tally, tolerance: f64) ->
     let mut logits = Differences::default();
     tally.logits.values().for_each(|d| logits.merge(d));
     let row = logits.row(Quantity::Logits, None, f64::INFINITY);
-    let is_logits = tally.values.keys().all(|(_, quantity)| *quantity != Quantity::LogProbabilities);
-    let name = if is_logits { Quantity::Logits } else { Quantity::LogProbabilities }.text();
+    let is_logits = tally
+        .values
+        .keys()
+        .all(|(_, quantity)| *quantity != Quantity::LogProbabilities);
+    let name = if is_logits {
+        Quantity::Logits
+    } else {
+        Quantity::LogProbabilities
+    }
+    .text();
     if row.not_finite > 0 {
-        let what = format!("{} {name} are not finite, or only in the reference", row.not_finite);
+        let what = format!(
+            "{} {name} are not finite, or only in the reference",
+            row.not_finite
+        );
         findings.push(Finding::new(FindingKind::DiffersFromReference).seen(what));
     }
     if row.max_abs > tolerance {
         let [prompt, position] = row.worst.unwrap_or_default();
-        let what =
-            format!("{name} differ by up to {:.3e}, at position {position} of prompt {prompt}", row.max_abs);
+        let what = format!(
+            "{name} differ by up to {:.3e}, at position {position} of prompt {prompt}",
+            row.max_abs
+        );
         let finding = Finding::new(FindingKind::DiffersFromReference).seen(what);
         findings.push(finding.wanted(format!("at most {tolerance:.1e}")));
     }
@@ -352,7 +432,9 @@ fn judge_strictly(findings: &mut Vec<Finding>, tally: &Tally, tolerance: f64) ->
 }
 
 fn judge_stable(findings: &mut Vec<Finding>, tally: &Tally, sequences: &[Sequence]) -> bool {
-    report_disagreements(findings, tally, Choice::GreedyTokens, |d| sequences[d.prompt].bf16_stable);
+    report_disagreements(findings, tally, Choice::GreedyTokens, |d| {
+        sequences[d.prompt].bf16_stable
+    });
     let compared = tally.choices.contains_key(&(Choice::GreedyTokens, None));
     let is_judged = compared && sequences.iter().any(|s| s.bf16_stable);
     if !is_judged {
@@ -370,8 +452,15 @@ fn report_disagreements(
     counts: impl Fn(&Disagreement) -> bool,
 ) {
     let of_choice = |d: &&Disagreement| d.choice == choice && counts(d);
-    for d in tally.disagreements.iter().filter(of_choice).take(MOST_DISAGREEMENTS) {
-        let layer = d.layer.map_or(String::new(), |layer| format!(" in layer {layer}"));
+    for d in tally
+        .disagreements
+        .iter()
+        .filter(of_choice)
+        .take(MOST_DISAGREEMENTS)
+    {
+        let layer = d
+            .layer
+            .map_or(String::new(), |layer| format!(" in layer {layer}"));
         let what = match d.choice {
             Choice::ExpertSets => "experts",
             Choice::TopTokens => "best token",
@@ -379,8 +468,12 @@ fn report_disagreements(
             Choice::TokenRanks => "best tokens in their order",
         };
         let gap = d.gap.map_or(String::new(), |gap| format!(" by {gap:.2e}"));
-        let seen =
-            format!("{what}{layer} at position {} of prompt {}: {}", d.position, d.prompt, ids(&d.seen));
+        let seen = format!(
+            "{what}{layer} at position {} of prompt {}: {}",
+            d.position,
+            d.prompt,
+            ids(&d.seen)
+        );
         let finding = Finding::new(FindingKind::DiffersFromReference).seen(seen);
         findings.push(finding.wanted(format!("{}{gap}", ids(&d.wanted))));
     }
@@ -397,9 +490,16 @@ fn ids(ids: &[u32]) -> String {
 
 /// What is wrong in a single layer is judged relative to the RMS, as the gate is in logits.
 fn value_rows(tally: &Tally, report: &ValidateReport) -> Vec<ValueRow> {
-    let bound = report.tolerance.map_or(BF16_BOUND, |tolerance| tolerance / LOGITS_STD);
+    let bound = report
+        .tolerance
+        .map_or(BF16_BOUND, |tolerance| tolerance / LOGITS_STD);
     let in_layer = 1..=report.layers as usize;
-    let layer = |stage: usize| in_layer.contains(&stage).then(|| u32::try_from(stage - 1).ok()).flatten();
+    let layer = |stage: usize| {
+        in_layer
+            .contains(&stage)
+            .then(|| u32::try_from(stage - 1).ok())
+            .flatten()
+    };
     let rows = tally.values.iter();
     let row = |((stage, quantity), d): (&(usize, Quantity), &Differences)| {
         let mut row = d.row(*quantity, layer(*stage), bound);
@@ -413,7 +513,11 @@ fn value_rows(tally: &Tally, report: &ValidateReport) -> Vec<ValueRow> {
 
 fn prompt_row(number: usize, sequence: &Sequence, tally: &Tally) -> PromptRow {
     let differ = |choice| {
-        tally.disagreements.iter().filter(|d| d.prompt == number && d.choice == choice).count() as u64
+        tally
+            .disagreements
+            .iter()
+            .filter(|d| d.prompt == number && d.choice == choice)
+            .count() as u64
     };
     let logits = tally.logits.get(&number).cloned().unwrap_or_default();
     PromptRow {
@@ -430,9 +534,16 @@ fn prompt_row(number: usize, sequence: &Sequence, tally: &Tally) -> PromptRow {
 fn not_compared(report: &ValidateReport) -> Vec<String> {
     // those that have logits have these two in them
     let has_logits = report.reference_dtype.is_none();
-    let values = Quantity::ALL.iter().filter(|q| !report.values.iter().any(|row| row.quantity == **q));
+    let values = Quantity::ALL
+        .iter()
+        .filter(|q| !report.values.iter().any(|row| row.quantity == **q));
     let values = values.filter(|q| !(has_logits && **q == Quantity::LogProbabilities));
-    let choices = Choice::ALL.iter().filter(|c| !report.choices.iter().any(|row| row.choice == **c));
+    let choices = Choice::ALL
+        .iter()
+        .filter(|c| !report.choices.iter().any(|row| row.choice == **c));
     let choices = choices.filter(|c| !(has_logits && **c == Choice::TokenRanks));
-    values.map(|q| q.text().to_owned()).chain(choices.map(|c| c.text().to_owned())).collect()
+    values
+        .map(|q| q.text().to_owned())
+        .chain(choices.map(|c| c.text().to_owned()))
+        .collect()
 }

@@ -12,7 +12,8 @@ pub struct Distribution<'a> {
 pub struct Ranks {
     pub seen: Vec<u32>,
     pub wanted: Vec<u32>,
-    /// The greatest gap, in the reference, between tokens that stand in each other's place; none where all are the same.
+    /// The greatest gap, in the reference, between tokens that stand in each other's place; none
+    /// where all are the same.
     pub gap: Option<f64>,
 }
 
@@ -20,12 +21,17 @@ impl<'a> Distribution<'a> {
     pub fn new(logits: &'a [f32]) -> Self {
         let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let sum: f64 = logits.iter().map(|x| f64::from(x - greatest).exp()).sum();
-        Self { logits, log_sum: f64::from(greatest) + sum.ln() }
+        Self {
+            logits,
+            log_sum: f64::from(greatest) + sum.ln(),
+        }
     }
 
     /// Log-softmax; NaN where the vocabulary has no such token.
     pub fn log_probability(&self, id: u32) -> f64 {
-        self.logits.get(id as usize).map_or(f64::NAN, |x| f64::from(*x) - self.log_sum)
+        self.logits
+            .get(id as usize)
+            .map_or(f64::NAN, |x| f64::from(*x) - self.log_sum)
     }
 
     /// The best tokens, best first; the lowest id on ties.
@@ -36,14 +42,22 @@ impl<'a> Distribution<'a> {
         ids
     }
 
-    /// How much likelier one token is than another to the reference. Of one that it does not list it only says that it is
-    /// no likelier than the last; what we make of the two counts there as well.
+    /// How much likelier one token is than another to the reference. Of one that it does not list
+    /// it only says that it is no likelier than the last; what we make of the two counts there as
+    /// well.
     pub fn gap(&self, ranked: &[Ranked], one: u32, other: u32) -> f64 {
-        let listed = |id| ranked.iter().find(|r| r.id == Some(id)).map(|r| f64::from(r.log_probability));
+        let listed = |id| {
+            ranked
+                .iter()
+                .find(|r| r.id == Some(id))
+                .map(|r| f64::from(r.log_probability))
+        };
         let own = (self.log_probability(one) - self.log_probability(other)).abs();
         match (listed(one), listed(other)) {
             (Some(one), Some(other)) => (one - other).abs(),
-            (Some(listed), None) | (None, Some(listed)) => greater(own, listed - greatest_unlisted(ranked)),
+            (Some(listed), None) | (None, Some(listed)) => {
+                greater(own, listed - greatest_unlisted(ranked))
+            }
             (None, None) => own,
         }
     }
@@ -68,7 +82,9 @@ fn greater(a: f64, b: f64) -> f64 {
 /// Most that the log-probability of a token can be which is not listed by its id.
 fn greatest_unlisted(ranked: &[Ranked]) -> f64 {
     let unknown = ranked.iter().find(|r| r.id.is_none());
-    unknown.or(ranked.last()).map_or(f64::NEG_INFINITY, |r| f64::from(r.log_probability))
+    unknown
+        .or(ranked.last())
+        .map_or(f64::NEG_INFINITY, |r| f64::from(r.log_probability))
 }
 
 #[cfg(test)]
@@ -89,7 +105,10 @@ mod tests {
         assert!((Distribution::new(&even).log_probability(2) + 4_f64.ln()).abs() < 1e-12);
         let d = Distribution::new(&[1000.0, 0.0, f32::NEG_INFINITY]);
         assert_eq!(d.log_probability(0), 0.0);
-        assert_eq!((d.log_probability(1), d.log_probability(2)), (-1000.0, f64::NEG_INFINITY));
+        assert_eq!(
+            (d.log_probability(1), d.log_probability(2)),
+            (-1000.0, f64::NEG_INFINITY)
+        );
         assert!(d.log_probability(3).is_nan());
     }
 
@@ -98,11 +117,17 @@ mod tests {
         let logits = [4.0, 3.0, 2.9, 1.0, 0.5];
         let d = Distribution::new(&logits);
         let same = d.ranks(&listed(&[(0, -0.5), (1, -1.5), (2, -1.6)]));
-        assert_eq!((same.seen, same.wanted, same.gap), (vec![0, 1, 2], vec![0, 1, 2], None));
+        assert_eq!(
+            (same.seen, same.wanted, same.gap),
+            (vec![0, 1, 2], vec![0, 1, 2], None)
+        );
         let near = d.ranks(&listed(&[(0, -0.5), (2, -1.5), (1, -1.625)]));
         assert_eq!((near.seen, near.gap), (vec![0, 1, 2], Some(0.125)));
         let far = d.ranks(&listed(&[(2, -0.5), (1, -1.5), (0, -2.0)]));
-        assert_eq!((far.seen, far.wanted, far.gap), (vec![0, 1, 2], vec![2, 1, 0], Some(1.5)));
+        assert_eq!(
+            (far.seen, far.wanted, far.gap),
+            (vec![0, 1, 2], vec![2, 1, 0], Some(1.5))
+        );
     }
 
     #[test]
@@ -112,7 +137,10 @@ mod tests {
         assert!((d.gap(&listed(&[(2, -0.5)]), 2, 0) - 2.0).abs() < 1e-6);
         assert_eq!(d.gap(&listed(&[(1, -0.5), (2, -4.5)]), 1, 0), 4.0);
         // one that was not identified may be the one
-        assert_eq!(d.gap(&listed(&[(1, -0.5), (-1, -0.5), (2, -4.5)]), 1, 0), 1.0);
+        assert_eq!(
+            d.gap(&listed(&[(1, -0.5), (-1, -0.5), (2, -4.5)]), 1, 0),
+            1.0
+        );
         assert_eq!(d.gap(&[], 1, 0), 1.0);
     }
 
@@ -120,12 +148,16 @@ mod tests {
     fn what_was_not_identified_is_left_out() {
         let d = Distribution::new(&[4.0, 3.0, 2.0]);
         let ranks = d.ranks(&listed(&[(0, -0.5), (-1, -1.5), (2, -2.5)]));
-        assert_eq!((ranks.seen, ranks.wanted, ranks.gap), (vec![0, 2], vec![0, 2], None));
+        assert_eq!(
+            (ranks.seen, ranks.wanted, ranks.gap),
+            (vec![0, 2], vec![0, 2], None)
+        );
     }
 
     #[test]
     fn what_is_not_a_number_is_no_rank() {
-        let ranks = Distribution::new(&[f32::NAN, 3.0, 2.0]).ranks(&listed(&[(9, -0.5), (1, -0.6)]));
+        let ranks =
+            Distribution::new(&[f32::NAN, 3.0, 2.0]).ranks(&listed(&[(9, -0.5), (1, -0.6)]));
         assert!(ranks.gap.is_some_and(f64::is_nan));
     }
 }

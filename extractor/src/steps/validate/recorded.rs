@@ -10,7 +10,8 @@ use super::Sequence;
 use super::compare::{Reference, Step};
 use crate::steps::StepError;
 
-/// The recorded tokens but the last, which nothing follows, are fed whatever the model would choose.
+/// The recorded tokens but the last, which nothing follows, are fed whatever the model would
+/// choose.
 pub fn sequence(prompt: &TracePrompt) -> Sequence {
     let fed = prompt.generated.len().saturating_sub(1);
     Sequence {
@@ -23,13 +24,25 @@ pub fn sequence(prompt: &TracePrompt) -> Sequence {
 
 /// Compares the files that a trace was recorded from with those that were packed.
 pub fn compare_checkpoint(trace: &Trace, pack: &Pack) -> Vec<Finding> {
-    let mut findings: Vec<Finding> =
-        trace.checkpoint().iter().filter_map(|(file, recorded)| compare_file(pack, file, recorded)).collect();
+    let mut findings: Vec<Finding> = trace
+        .checkpoint()
+        .iter()
+        .filter_map(|(file, recorded)| compare_file(pack, file, recorded))
+        .collect();
     let unidentified = |what: &str| Finding::new(FindingKind::UnidentifiedTrace).seen(what);
-    let weights = || trace.checkpoint().iter().filter(|(file, _)| file.ends_with(".safetensors"));
+    let weights = || {
+        trace
+            .checkpoint()
+            .iter()
+            .filter(|(file, _)| file.ends_with(".safetensors"))
+    };
     if weights().count() == 0 {
-        findings.push(unidentified("the trace does not say which weights it was recorded from"));
-    } else if !weights().any(|(file, recorded)| recorded.sha256.is_some() && digest(pack, file).is_some()) {
+        findings.push(unidentified(
+            "the trace does not say which weights it was recorded from",
+        ));
+    } else if !weights()
+        .any(|(file, recorded)| recorded.sha256.is_some() && digest(pack, file).is_some())
+    {
         findings.push(unidentified(
             "the trace or the pack has no digests of weight files; lengths were compared",
         ));
@@ -38,7 +51,11 @@ pub fn compare_checkpoint(trace: &Trace, pack: &Pack) -> Vec<Finding> {
 }
 
 fn digest(pack: &Pack, file: &str) -> Option<segpack_formats::digest::Sha256> {
-    pack.manifest().source_files.iter().find(|f| f.path == file)?.sha256
+    pack.manifest()
+        .source_files
+        .iter()
+        .find(|f| f.path == file)?
+        .sha256
 }
 
 fn compare_file(pack: &Pack, file: &str, recorded: &RecordedFile) -> Option<Finding> {
@@ -47,7 +64,10 @@ fn compare_file(pack: &Pack, file: &str, recorded: &RecordedFile) -> Option<Find
         return Some(foreign.seen("the trace was recorded with this file, which was not packed"));
     };
     if packed.length != recorded.size {
-        let foreign = foreign.seen(format!("{} bytes where the trace was recorded", recorded.size));
+        let foreign = foreign.seen(format!(
+            "{} bytes where the trace was recorded",
+            recorded.size
+        ));
         return Some(foreign.wanted(format!("{} bytes, as packed", packed.length)));
     }
     match (recorded.sha256, packed.sha256) {
@@ -68,7 +88,11 @@ pub struct RecordedPrompt<'a> {
 
 impl<'a> RecordedPrompt<'a> {
     pub fn new(trace: &'a Trace, number: usize) -> Self {
-        Self { trace, number, prompt: &trace.prompts()[number] }
+        Self {
+            trace,
+            number,
+            prompt: &trace.prompts()[number],
+        }
     }
 
     fn tokens(&self) -> usize {
@@ -77,13 +101,18 @@ impl<'a> RecordedPrompt<'a> {
 
     /// Columns of a tensor; 0 where it was not recorded.
     fn columns(&self, name: &str) -> usize {
-        let columns = self.trace.shape(self.number, name).and_then(|shape| shape.get(1).copied());
+        let columns = self
+            .trace
+            .shape(self.number, name)
+            .and_then(|shape| shape.get(1).copied());
         usize::try_from(columns.unwrap_or(0)).unwrap_or(usize::MAX)
     }
 
     /// The generation step that follows a position, if one was recorded.
     fn step_after(&self, position: usize) -> Option<usize> {
-        (position + 1).checked_sub(self.tokens()).filter(|step| *step < self.prompt.generated.len())
+        (position + 1)
+            .checked_sub(self.tokens())
+            .filter(|step| *step < self.prompt.generated.len())
     }
 }
 
@@ -118,35 +147,66 @@ impl Reference for RecordedPrompt<'_> {
             // only with --gen-logits
             Some(step) if quantity == Quantity::Logits => {
                 let shape = [self.prompt.generated.len(), columns];
-                Ok(self.trace.floats(self.number, "gen.logits", &shape, step..step + 1)?)
+                Ok(self
+                    .trace
+                    .floats(self.number, "gen.logits", &shape, step..step + 1)?)
             }
             _ => Ok(None),
         }
     }
 
-    fn experts(&self, layer: usize, rows: Range<usize>) -> Result<Option<Vec<Vec<u32>>>, StepError> {
+    fn experts(
+        &self,
+        layer: usize,
+        rows: Range<usize>,
+    ) -> Result<Option<Vec<Vec<u32>>>, StepError> {
         let tokens = self.tokens();
         let (name, first, count) = if rows.end <= tokens {
             (format!("layer.{layer}.topk_ids"), 0, tokens)
         } else {
-            (format!("gen.layer.{layer}.topk_ids"), tokens, self.prompt.generated.len().saturating_sub(1))
+            (
+                format!("gen.layer.{layer}.topk_ids"),
+                tokens,
+                self.prompt.generated.len().saturating_sub(1),
+            )
         };
         let best = self.columns(&name);
-        let ids = self.trace.ids(self.number, &name, &[count, best], rows.start - first..rows.end - first)?;
-        Ok(ids.filter(|_| best > 0).map(|ids| ids.chunks_exact(best).map(<[u32]>::to_vec).collect()))
+        let ids = self.trace.ids(
+            self.number,
+            &name,
+            &[count, best],
+            rows.start - first..rows.end - first,
+        )?;
+        Ok(ids
+            .filter(|_| best > 0)
+            .map(|ids| ids.chunks_exact(best).map(<[u32]>::to_vec).collect()))
     }
 
     fn step(&self, position: usize) -> Result<Option<Step>, StepError> {
-        let Some(step) = self.step_after(position) else { return Ok(None) };
+        let Some(step) = self.step_after(position) else {
+            return Ok(None);
+        };
         if self.trace.has_log_probabilities() {
-            return Ok(Some(Step { token: self.prompt.generated[step], top: Vec::new() }));
+            return Ok(Some(Step {
+                token: self.prompt.generated[step],
+                top: Vec::new(),
+            }));
         }
         let shape = [self.prompt.generated.len(), self.columns("gen.top_ids")];
         let row = step..step + 1;
-        let ids = self.trace.ids(self.number, "gen.top_ids", &shape, row.clone())?.unwrap_or_default();
-        let logits = self.trace.floats(self.number, "gen.top_logits", &shape, row)?.unwrap_or_default();
+        let ids = self
+            .trace
+            .ids(self.number, "gen.top_ids", &shape, row.clone())?
+            .unwrap_or_default();
+        let logits = self
+            .trace
+            .floats(self.number, "gen.top_logits", &shape, row)?
+            .unwrap_or_default();
         let top = ids.into_iter().zip(logits).collect();
-        Ok(Some(Step { token: self.prompt.generated[step], top }))
+        Ok(Some(Step {
+            token: self.prompt.generated[step],
+            top,
+        }))
     }
 
     fn ranked(&self, position: usize) -> Result<Option<Vec<Ranked>>, StepError> {

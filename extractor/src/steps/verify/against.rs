@@ -1,4 +1,5 @@
-//! A pack against a checkpoint: tensor by tensor and file by file, whatever the checkpoint's shards.
+//! A pack against a checkpoint: tensor by tensor and file by file, whatever the checkpoint's
+//! shards.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
@@ -35,21 +36,34 @@ pub fn check(
     stop: &Stop,
     progress: &dyn Progress,
 ) -> Result<(), StepError> {
-    let unreadable = |f: &&Finding| matches!(f.kind, FindingKind::MalformedShard | FindingKind::MissingShard);
+    let unreadable = |f: &&Finding| {
+        matches!(
+            f.kind,
+            FindingKind::MalformedShard | FindingKind::MissingShard
+        )
+    };
     for finding in checkpoint.findings.iter().filter(unreadable) {
         findings.add(finding.clone());
     }
     let places = places(inventory);
     let pairs = pair(pack, inventory, &places, settings, findings);
     report_unpacked(pack, inventory, &places, findings);
-    progress.start("comparing with the checkpoint", pairs.iter().map(|p| p.tensor.length).sum());
+    progress.start(
+        "comparing with the checkpoint",
+        pairs.iter().map(|p| p.tensor.length).sum(),
+    );
     let compare = |buffer: &mut Vec<u8>, pair: &Pair<'_>| {
         compare_tensor(pair, checkpoint, buffer, findings, stop, progress)
     };
     let done = run_tasks(settings.jobs, &pairs, || Ok(vec![0; READ_BYTES]), compare);
     progress.finish();
     done?;
-    for file in pack.manifest().source_files.iter().filter(|f| f.kind == SourceFileKind::File) {
+    for file in pack
+        .manifest()
+        .source_files
+        .iter()
+        .filter(|f| f.kind == SourceFileKind::File)
+    {
         compare_file(file, checkpoint, findings, stop)?;
     }
     Ok(())
@@ -70,9 +84,20 @@ fn places(inventory: &Inventory) -> BTreeMap<String, Place> {
     for t in &inventory.tensors {
         let mut add = |name, shape, start, length| {
             let (dtype, component, range) = (t.dtype, t.component, start..start + length);
-            places.insert(name, Place { dtype, shape, component, shard: t.shard, range });
+            places.insert(
+                name,
+                Place {
+                    dtype,
+                    shape,
+                    component,
+                    shard: t.shard,
+                    range,
+                },
+            );
         };
-        let slices = inventory.family.and_then(|f| f.unstack(&t.name, &t.shape, t.dtype.bitsize() as u64));
+        let slices = inventory
+            .family
+            .and_then(|f| f.unstack(&t.name, &t.shape, t.dtype.bitsize() as u64));
         match slices.and_then(Result::ok) {
             Some(slices) => {
                 for s in slices {
@@ -106,11 +131,18 @@ fn pair<'a>(
         if place.dtype != tensor.dtype || place.shape != tensor.shape {
             let finding = Finding::new(FindingKind::DiffersFromCheckpoint).tensor(&tensor.name);
             let finding = finding.file(&inventory.shards[place.shard].path);
-            let finding = finding.seen(format!("{} {:?} in the checkpoint", place.dtype, place.shape));
+            let finding = finding.seen(format!(
+                "{} {:?} in the checkpoint",
+                place.dtype, place.shape
+            ));
             findings.add(finding.wanted(format!("{} {:?}, as packed", tensor.dtype, tensor.shape)));
             continue;
         }
-        pairs.push(Pair { tensor, shard: place.shard, range: place.range.clone() });
+        pairs.push(Pair {
+            tensor,
+            shard: place.shard,
+            range: place.range.clone(),
+        });
     }
     pairs.sort_by_key(|p| (p.shard, p.range.start));
     pairs
@@ -129,14 +161,26 @@ fn report_unpacked(
         if !packed.contains(name.as_str()) && !excluded.contains(&place.component) {
             let finding = Finding::new(FindingKind::NotInPack).tensor(name);
             findings.add(
-                finding.file(&inventory.shards[place.shard].path).seen("the pack has no tensor of this name"),
+                finding
+                    .file(&inventory.shards[place.shard].path)
+                    .seen("the pack has no tensor of this name"),
             );
         }
     }
-    let files: HashSet<&str> = manifest.source_files.iter().map(|f| f.path.as_str()).collect();
-    for file in inventory.files.iter().filter(|f| !files.contains(f.path.as_str())) {
+    let files: HashSet<&str> = manifest
+        .source_files
+        .iter()
+        .map(|f| f.path.as_str())
+        .collect();
+    for file in inventory
+        .files
+        .iter()
+        .filter(|f| !files.contains(f.path.as_str()))
+    {
         findings.add(
-            Finding::new(FindingKind::NotInPack).file(&file.path).seen("the pack does not have this file"),
+            Finding::new(FindingKind::NotInPack)
+                .file(&file.path)
+                .seen("the pack does not have this file"),
         );
     }
 }
@@ -150,19 +194,24 @@ fn compare_tensor(
     progress: &dyn Progress,
 ) -> Result<(), StepError> {
     let (shard, mut sha256) = (&checkpoint.shards[pair.shard], Sha256Hasher::default());
-    let read = shard.shard.input.for_each_piece(pair.range.clone(), buffer, stop, |piece| {
-        sha256.update(piece);
-        progress.advance(piece.len() as u64);
-        Ok::<_, FormatError>(())
-    });
+    let read = shard
+        .shard
+        .input
+        .for_each_piece(pair.range.clone(), buffer, stop, |piece| {
+            sha256.update(piece);
+            progress.advance(piece.len() as u64);
+            Ok::<_, FormatError>(())
+        });
     let read_whole = read.is_ok();
     findings.unless_read(&shard.path, read)?;
     let seen = sha256.finish();
     if read_whole && seen != pair.tensor.sha256 {
-        let finding =
-            Finding::new(FindingKind::DiffersFromCheckpoint).tensor(&pair.tensor.name).file(&shard.path);
-        let finding =
-            finding.bytes(pair.range.start, pair.range.end).seen(format!("SHA-256 {seen} in the checkpoint"));
+        let finding = Finding::new(FindingKind::DiffersFromCheckpoint)
+            .tensor(&pair.tensor.name)
+            .file(&shard.path);
+        let finding = finding
+            .bytes(pair.range.start, pair.range.end)
+            .seen(format!("SHA-256 {seen} in the checkpoint"));
         findings.add(finding.wanted(format!("{}, as packed", pair.tensor.sha256)));
     }
     Ok(())
@@ -176,7 +225,9 @@ fn compare_file(
 ) -> Result<(), StepError> {
     let finding = |kind| Finding::new(kind).file(&file.path);
     if !checkpoint.files.iter().any(|f| f.path == file.path) {
-        findings.add(finding(FindingKind::NotInCheckpoint).seen("the checkpoint does not have this file"));
+        findings.add(
+            finding(FindingKind::NotInCheckpoint).seen("the checkpoint does not have this file"),
+        );
         return Ok(());
     }
     let mut sha256 = Sha256Hasher::default();

@@ -1,7 +1,8 @@
 //! The content of the files against the manifest's digests.
 //!
-//! Every stored byte is hashed once: raw tensors with SHA-256, many side by side (one stream alone leaves most of
-//! a core idle); coded segments with BLAKE3, then their tensors, decoded, with SHA-256.
+//! Every stored byte is hashed once: raw tensors with SHA-256, many side by side (one stream alone
+//! leaves most of a core idle); coded segments with BLAKE3, then their tensors, decoded, with
+//! SHA-256.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -84,13 +85,24 @@ pub fn check(
     let weights = WeightSource::new(pack);
     let tasks = tasks(pack, sound, settings, findings);
     progress.start("verifying", tasks.iter().map(|(_, t)| task_bytes(t)).sum());
-    let check = Check { weights: &weights, tasks, jobs: settings.jobs, findings, stop, progress };
+    let check = Check {
+        weights: &weights,
+        tasks,
+        jobs: settings.jobs,
+        findings,
+        stop,
+        progress,
+    };
     let worker = || {
         let buffer = vec![0; READ_BYTES.max(PIECE_BYTES * LANES) + BUFFER_ALIGNMENT];
-        Ok(Worker { reader: weights.reader()?, buffer })
+        Ok(Worker {
+            reader: weights.reader()?,
+            buffer,
+        })
     };
-    let done =
-        run_tasks(settings.jobs, &check.tasks, worker, |w, (number, task)| check.run(w, *number, task));
+    let done = run_tasks(settings.jobs, &check.tasks, worker, |w, (number, task)| {
+        check.run(w, *number, task)
+    });
     progress.finish();
     done
 }
@@ -129,7 +141,11 @@ fn tasks<'a>(
     if settings.mode == VerifyMode::Sums {
         for entry in &manifest.packs {
             if take() && sound.contains(&entry.path) {
-                let segments = manifest.segments.iter().filter(|s| s.pack == entry.path).collect();
+                let segments = manifest
+                    .segments
+                    .iter()
+                    .filter(|s| s.pack == entry.path)
+                    .collect();
                 tasks.push(Task::Whole(entry, segments));
             }
         }
@@ -150,12 +166,19 @@ fn task_bytes(task: &Task<'_>) -> u64 {
 }
 
 fn unreadable(segment: &SegmentEntry, range: Range<u64>, error: &FormatError) -> Finding {
-    let finding = Finding::new(FindingKind::Unreadable).file(&segment.pack).segment(&segment.id);
+    let finding = Finding::new(FindingKind::Unreadable)
+        .file(&segment.pack)
+        .segment(&segment.id);
     finding.bytes(range.start, range.end).seen(describe(error))
 }
 
 impl Check<'_> {
-    fn run(&self, worker: &mut Worker<'_>, number: usize, task: &Task<'_>) -> Result<(), StepError> {
+    fn run(
+        &self,
+        worker: &mut Worker<'_>,
+        number: usize,
+        task: &Task<'_>,
+    ) -> Result<(), StepError> {
         self.prefetch(number);
         match task {
             Task::Tensors(batch) => self.check_tensors(&mut worker.buffer, batch),
@@ -165,10 +188,12 @@ impl Check<'_> {
         }
     }
 
-    /// Lets the drive begin on what this thread's next task will read: batches read too many places at once for
-    /// the kernel's own read-ahead.
+    /// Lets the drive begin on what this thread's next task will read: batches read too many places
+    /// at once for the kernel's own read-ahead.
     fn prefetch(&self, number: usize) {
-        let Some((_, Task::Tensors(batch))) = self.tasks.get(number + self.jobs) else { return };
+        let Some((_, Task::Tensors(batch))) = self.tasks.get(number + self.jobs) else {
+            return;
+        };
         for place in batch.iter().filter(|p| p.tensor.length <= BATCH_BYTES) {
             if let Ok(file) = self.weights.open(&place.segment.pack) {
                 file.will_need(place.range());
@@ -191,12 +216,20 @@ impl Check<'_> {
                 Ok(())
             }
             Err(FormatError::Interrupted) => Err(FormatError::Interrupted.into()),
-            Err(_) => batch.iter().try_for_each(|place| self.check_tensor(buffer, place, &mut counted)),
+            Err(_) => batch
+                .iter()
+                .try_for_each(|place| self.check_tensor(buffer, place, &mut counted)),
         }
     }
 
-    /// One tensor of a batch that could not be read; `counted` bytes of the batch have been counted before.
-    fn check_tensor(&self, buffer: &mut [u8], place: &Place<'_>, counted: &mut u64) -> Result<(), StepError> {
+    /// One tensor of a batch that could not be read; `counted` bytes of the batch have been counted
+    /// before.
+    fn check_tensor(
+        &self,
+        buffer: &mut [u8],
+        place: &Place<'_>,
+        counted: &mut u64,
+    ) -> Result<(), StepError> {
         let (tensor, segment, range) = (place.tensor, place.segment, place.range());
         let mut sha256 = Sha256Hasher::default();
         let read = self.weights.open(&segment.pack).and_then(|file| {
@@ -226,9 +259,14 @@ impl Check<'_> {
         batch: &[Place<'_>],
         counted: &mut u64,
     ) -> Result<Vec<Sha256>, FormatError> {
-        let files: Vec<Arc<InputFile>> =
-            batch.iter().map(|p| self.weights.open(&p.segment.pack)).collect::<Result<_, _>>()?;
-        let aligned = buffer.as_ptr().align_offset(BUFFER_ALIGNMENT).min(BUFFER_ALIGNMENT);
+        let files: Vec<Arc<InputFile>> = batch
+            .iter()
+            .map(|p| self.weights.open(&p.segment.pack))
+            .collect::<Result<_, _>>()?;
+        let aligned = buffer
+            .as_ptr()
+            .align_offset(BUFFER_ALIGNMENT)
+            .min(BUFFER_ALIGNMENT);
         let buffer = &mut buffer[aligned..];
         let mut lanes = Sha256Lanes::new(batch.len());
         let longest = batch.iter().map(|p| p.tensor.length).max().unwrap_or(0);
@@ -258,12 +296,24 @@ impl Check<'_> {
         Ok(lanes.finish())
     }
 
-    fn compare_tensor(&self, tensor: &TensorEntry, segment: &SegmentEntry, at: Range<u64>, seen: Sha256) {
+    fn compare_tensor(
+        &self,
+        tensor: &TensorEntry,
+        segment: &SegmentEntry,
+        at: Range<u64>,
+        seen: Sha256,
+    ) {
         self.findings.count(|c| c.tensors += 1);
         if seen != tensor.sha256 {
-            let finding = Finding::new(FindingKind::DamagedTensor).file(&segment.pack).segment(&segment.id);
+            let finding = Finding::new(FindingKind::DamagedTensor)
+                .file(&segment.pack)
+                .segment(&segment.id);
             let finding = finding.tensor(&tensor.name).bytes(at.start, at.end);
-            self.findings.add(finding.seen(format!("SHA-256 {seen}")).wanted(tensor.sha256));
+            self.findings.add(
+                finding
+                    .seen(format!("SHA-256 {seen}"))
+                    .wanted(tensor.sha256),
+            );
         }
     }
 
@@ -283,14 +333,20 @@ impl Check<'_> {
             })
         });
         let damaged = || {
-            let finding = Finding::new(FindingKind::DamagedSegment).file(&segment.pack).segment(&segment.id);
+            let finding = Finding::new(FindingKind::DamagedSegment)
+                .file(&segment.pack)
+                .segment(&segment.id);
             finding.bytes(range.start, range.end)
         };
         match read {
             Ok(()) => {
                 let seen = blake3.finish();
                 if seen != segment.blake3 {
-                    self.findings.add(damaged().seen(format!("BLAKE3 {seen}")).wanted(segment.blake3));
+                    self.findings.add(
+                        damaged()
+                            .seen(format!("BLAKE3 {seen}"))
+                            .wanted(segment.blake3),
+                    );
                 }
             }
             Err(FormatError::Interrupted) => return Err(FormatError::Interrupted.into()),
@@ -298,14 +354,18 @@ impl Check<'_> {
         }
         for tensor in tensors {
             let mut sha256 = Sha256Hasher::default();
-            let decoded = worker.reader.read_tensor(tensor, 0..tensor.length, self.stop, |piece| {
-                sha256.update(piece);
-                Ok::<_, FormatError>(())
-            });
+            let decoded = worker
+                .reader
+                .read_tensor(tensor, 0..tensor.length, self.stop, |piece| {
+                    sha256.update(piece);
+                    Ok::<_, FormatError>(())
+                });
             match decoded {
                 Ok(()) => self.compare_tensor(tensor, segment, range.clone(), sha256.finish()),
                 Err(FormatError::Interrupted) => return Err(FormatError::Interrupted.into()),
-                Err(e) => self.findings.add(damaged().tensor(&tensor.name).seen(describe(&e))),
+                Err(e) => self
+                    .findings
+                    .add(damaged().tensor(&tensor.name).seen(describe(&e))),
             }
         }
         Ok(())
@@ -330,7 +390,8 @@ impl Check<'_> {
     fn compare_file(&self, path: &str, seen: Sha256, wanted: Sha256) {
         if seen != wanted {
             let finding = Finding::new(FindingKind::DamagedFile).file(path);
-            self.findings.add(finding.seen(format!("SHA-256 {seen}")).wanted(wanted));
+            self.findings
+                .add(finding.seen(format!("SHA-256 {seen}")).wanted(wanted));
         }
     }
 
@@ -358,9 +419,12 @@ impl Check<'_> {
                 let seen = blake3.finish();
                 // coded segments have a task of their own
                 if segment.codec == Codec::Raw && seen != segment.blake3 {
-                    let finding =
-                        Finding::new(FindingKind::DamagedSegment).file(&pack.path).segment(&segment.id);
-                    let finding = finding.bytes(range.start, range.end).seen(format!("BLAKE3 {seen}"));
+                    let finding = Finding::new(FindingKind::DamagedSegment)
+                        .file(&pack.path)
+                        .segment(&segment.id);
+                    let finding = finding
+                        .bytes(range.start, range.end)
+                        .seen(format!("BLAKE3 {seen}"));
                     self.findings.add(finding.wanted(segment.blake3));
                 }
             }

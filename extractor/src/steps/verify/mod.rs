@@ -45,7 +45,9 @@ impl std::str::FromStr for Subset {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let parsed = text.split_once('/').and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?)));
+        let parsed = text
+            .split_once('/')
+            .and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?)));
         match parsed {
             Some((part, of)) if (1..=of).contains(&part) => Ok(Self { part, of }),
             _ => Err(format!("{text:?} is not K/N with K from 1 to N")),
@@ -64,7 +66,11 @@ struct Findings(Mutex<(Vec<Finding>, VerifyCounts)>);
 
 impl Findings {
     fn add(&self, finding: Finding) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).0.push(finding);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+            .push(finding);
     }
 
     fn count(&self, change: impl FnOnce(&mut VerifyCounts)) {
@@ -77,7 +83,11 @@ impl Findings {
             Ok(()) => Ok(()),
             Err(FormatError::Interrupted) => Err(FormatError::Interrupted.into()),
             Err(e) => {
-                self.add(Finding::new(FindingKind::Unreadable).file(file).seen(describe(&e)));
+                self.add(
+                    Finding::new(FindingKind::Unreadable)
+                        .file(file)
+                        .seen(describe(&e)),
+                );
                 Ok(())
             }
         }
@@ -94,13 +104,16 @@ fn describe(error: &FormatError) -> String {
 }
 
 /// A pack may hold what `pack` was asked to tolerate.
-const TOLERANT: ScanOptions = ScanOptions { keep_extra: true, allow_unclassified: true };
+const TOLERANT: ScanOptions = ScanOptions {
+    keep_extra: true,
+    allow_unclassified: true,
+};
 
 /// Verifies a pack folder.
 ///
 /// # Errors
-/// Only where there is no such folder or it is a file, the checkpoint of `against` cannot be opened, or the user
-/// stops it: everything else is a finding of the report.
+/// Only where there is no such folder or it is a file, the checkpoint of `against` cannot be
+/// opened, or the user stops it: everything else is a finding of the report.
 pub fn verify(
     folder: &Path,
     settings: &VerifySettings,
@@ -119,13 +132,21 @@ pub fn verify(
             None
         }
         Err(PackError::Manifest { source, .. }) => {
-            findings.add(Finding::new(FindingKind::BadManifest).file(MANIFEST).seen(source));
+            findings.add(
+                Finding::new(FindingKind::BadManifest)
+                    .file(MANIFEST)
+                    .seen(source),
+            );
             None
         }
         Err(PackError::Format(e)) => match e {
             FormatError::Io { .. } => return Err(e.into()),
             e => {
-                findings.add(Finding::new(FindingKind::BadManifest).file(MANIFEST).seen(describe(&e)));
+                findings.add(
+                    Finding::new(FindingKind::BadManifest)
+                        .file(MANIFEST)
+                        .seen(describe(&e)),
+                );
                 None
             }
         },
@@ -133,7 +154,11 @@ pub fn verify(
     };
     if let Some(pack) = &pack {
         // first, as a mistyped path should not be told after an hour
-        let checkpoint = settings.against.as_deref().map(|path| scan(path, TOLERANT)).transpose()?;
+        let checkpoint = settings
+            .against
+            .as_deref()
+            .map(|path| scan(path, TOLERANT))
+            .transpose()?;
         let sound = structure::check(pack, &findings)?;
         if settings.mode != VerifyMode::Quick {
             content::check(pack, &sound, settings, &findings, stop, progress)?;
@@ -142,7 +167,10 @@ pub fn verify(
             against::check(pack, checkpoint, settings, &findings, stop, progress)?;
         }
     }
-    let (mut findings, checked) = findings.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let (mut findings, checked) = findings
+        .0
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
     Finding::sort(&mut findings);
     Ok(VerifyReport {
         format_version: FormatVersion::CURRENT,
@@ -168,7 +196,10 @@ mod tests {
             assert_eq!(parts.iter().filter(|p| p.takes(index)).count(), 1);
         }
         for bad in ["0/3", "4/3", "1/0", "1", "a/b", "", "1/3/2", "-1/3"] {
-            assert!(bad.parse::<Subset>().unwrap_err().contains("is not K/N"), "{bad}");
+            assert!(
+                bad.parse::<Subset>().unwrap_err().contains("is not K/N"),
+                "{bad}"
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The folder against its manifest: which files are there, how long, with which headers and digest list.
+//! The folder against its manifest: which files are there, how long, with which headers and digest
+//! list.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,11 +16,15 @@ use walkdir::WalkDir;
 use super::{Findings, describe};
 use crate::steps::StepError;
 
-/// Checks everything but the content of the files. Returns the files that are there with their right length.
+/// Checks everything but the content of the files. Returns the files that are there with their
+/// right length.
 pub fn check(pack: &Pack, findings: &Findings) -> Result<BTreeSet<String>, StepError> {
     let manifest = pack.manifest();
-    let mut listed: BTreeMap<&str, Option<u64>> =
-        manifest.files().into_iter().map(|(path, length, _)| (path, Some(length))).collect();
+    let mut listed: BTreeMap<&str, Option<u64>> = manifest
+        .files()
+        .into_iter()
+        .map(|(path, length, _)| (path, Some(length)))
+        .collect();
     listed.insert(MANIFEST, None);
     if manifest.options.sums {
         listed.insert(SUMS, None);
@@ -28,14 +33,22 @@ pub fn check(pack: &Pack, findings: &Findings) -> Result<BTreeSet<String>, StepE
     let mut sound = BTreeSet::new();
     for (path, wanted) in &listed {
         match there.get(*path) {
-            None => findings.add(Finding::new(FindingKind::MissingFile).file(*path).seen("is not there")),
+            None => findings.add(
+                Finding::new(FindingKind::MissingFile)
+                    .file(*path)
+                    .seen("is not there"),
+            ),
             Some(seen) => match wanted.filter(|wanted| wanted != seen) {
                 None => {
                     sound.insert((*path).to_owned());
                 }
                 Some(wanted) => {
                     let finding = Finding::new(FindingKind::WrongLength).file(*path);
-                    findings.add(finding.seen(format!("{seen} bytes")).wanted(format!("{wanted} bytes")));
+                    findings.add(
+                        finding
+                            .seen(format!("{seen} bytes"))
+                            .wanted(format!("{wanted} bytes")),
+                    );
                 }
             },
         }
@@ -46,10 +59,17 @@ pub fn check(pack: &Pack, findings: &Findings) -> Result<BTreeSet<String>, StepE
 }
 
 /// Regular files with their lengths; anything else that is not listed is a finding.
-fn list(root: &Path, listed: &BTreeMap<&str, Option<u64>>, findings: &Findings) -> BTreeMap<String, u64> {
+fn list(
+    root: &Path,
+    listed: &BTreeMap<&str, Option<u64>>,
+    findings: &Findings,
+) -> BTreeMap<String, u64> {
     let mut there = BTreeMap::new();
     let folders: BTreeSet<&str> = listed.keys().flat_map(|path| parents(path)).collect();
-    let mut walk = WalkDir::new(root).min_depth(1).sort_by_file_name().into_iter();
+    let mut walk = WalkDir::new(root)
+        .min_depth(1)
+        .sort_by_file_name()
+        .into_iter();
     while let Some(entry) = walk.next() {
         let entry = match entry {
             Ok(entry) => entry,
@@ -66,8 +86,16 @@ fn list(root: &Path, listed: &BTreeMap<&str, Option<u64>>, findings: &Findings) 
             }
         };
         let path = entry.path().strip_prefix(root).unwrap_or(entry.path());
-        let path = path.iter().map(|p| p.to_string_lossy()).collect::<Vec<_>>().join("/");
-        let unlisted = |seen: &str| Finding::new(FindingKind::UnlistedFile).file(&path).seen(seen);
+        let path = path
+            .iter()
+            .map(|p| p.to_string_lossy())
+            .collect::<Vec<_>>()
+            .join("/");
+        let unlisted = |seen: &str| {
+            Finding::new(FindingKind::UnlistedFile)
+                .file(&path)
+                .seen(seen)
+        };
         let kind = entry.file_type();
         if kind.is_dir() {
             if folders.contains(path.as_str()) {
@@ -121,23 +149,27 @@ fn check_sums(pack: &Pack, sound: &BTreeSet<String>, findings: &Findings) {
             let at = first_difference(&seen, wanted.as_bytes());
             let line = |text: &[u8]| {
                 let text = String::from_utf8_lossy(text).into_owned();
-                let number =
-                    wanted.as_bytes()[..at.min(wanted.len())].iter().filter(|b| **b == b'\n').count();
+                let number = wanted.as_bytes()[..at.min(wanted.len())]
+                    .iter()
+                    .filter(|b| **b == b'\n')
+                    .count();
                 text.lines().nth(number).unwrap_or("nothing").to_owned()
             };
             let finding = finding.bytes(at as u64, at as u64 + 1);
-            findings.add(
-                finding
-                    .seen(line(&seen))
-                    .wanted(format!("{:?}, as the manifest says", line(wanted.as_bytes()))),
-            );
+            findings.add(finding.seen(line(&seen)).wanted(format!(
+                "{:?}, as the manifest says",
+                line(wanted.as_bytes())
+            )));
         }
     }
 }
 
 /// Where two byte strings begin to differ.
 fn first_difference(a: &[u8], b: &[u8]) -> usize {
-    a.iter().zip(b).position(|(a, b)| a != b).unwrap_or(a.len().min(b.len()))
+    a.iter()
+        .zip(b)
+        .position(|(a, b)| a != b)
+        .unwrap_or(a.len().min(b.len()))
 }
 
 fn check_headers(pack: &Pack, sound: &BTreeSet<String>, findings: &Findings) {
@@ -145,11 +177,20 @@ fn check_headers(pack: &Pack, sound: &BTreeSet<String>, findings: &Findings) {
     let specs = manifest.segment_specs();
     let mut at = 0;
     for entry in &manifest.packs {
-        let count = manifest.segments[at..].iter().take_while(|s| s.pack == entry.path).count();
+        let count = manifest.segments[at..]
+            .iter()
+            .take_while(|s| s.pack == entry.path)
+            .count();
         let range = at..at + count;
         at += count;
         if sound.contains(&entry.path) {
-            check_header(pack, entry, &manifest.segments[range.clone()], &specs[range], findings);
+            check_header(
+                pack,
+                entry,
+                &manifest.segments[range.clone()],
+                &specs[range],
+                findings,
+            );
             findings.count(|c| c.packs += 1);
         }
     }
@@ -167,20 +208,33 @@ fn check_header(
     let finding = || Finding::new(FindingKind::WrongHeader).file(&entry.path);
     let start = data_start(specs, codec);
     if start != entry.data_offset {
-        let finding =
-            finding().file(MANIFEST).seen(format!("{}: data_offset {}", entry.path, entry.data_offset));
+        let finding = finding()
+            .file(MANIFEST)
+            .seen(format!("{}: data_offset {}", entry.path, entry.data_offset));
         return findings.add(finding.wanted(start));
     }
     let stored: Vec<_> = segments.iter().map(SegmentEntry::stored).collect();
-    let wanted = if codec == Codec::Raw { raw_header(specs) } else { coded_header(specs, &stored, start) };
-    let seen = InputFile::open(&pack.path(&entry.path)).and_then(|f| f.read_range(0..start.min(f.length())));
+    let wanted = if codec == Codec::Raw {
+        raw_header(specs)
+    } else {
+        coded_header(specs, &stored, start)
+    };
+    let seen = InputFile::open(&pack.path(&entry.path))
+        .and_then(|f| f.read_range(0..start.min(f.length())));
     match seen {
-        Err(e) => findings.add(Finding::new(FindingKind::Unreadable).file(&entry.path).seen(describe(&e))),
+        Err(e) => findings.add(
+            Finding::new(FindingKind::Unreadable)
+                .file(&entry.path)
+                .seen(describe(&e)),
+        ),
         Ok(seen) if seen == wanted => {}
         Ok(seen) => {
             let at = first_difference(&seen, &wanted);
-            let byte =
-                |bytes: &[u8]| bytes.get(at).map_or("the end".to_owned(), |b| format!("byte {b:#04x}"));
+            let byte = |bytes: &[u8]| {
+                bytes
+                    .get(at)
+                    .map_or("the end".to_owned(), |b| format!("byte {b:#04x}"))
+            };
             let finding = finding().bytes(at as u64, at as u64 + 1).seen(byte(&seen));
             findings.add(finding.wanted(format!("{}, as the manifest says", byte(&wanted))));
         }

@@ -9,8 +9,8 @@ use std::arch::x86_64::*;
 
 use super::model::DecodeTable;
 use super::{
-    AHEAD_BYTES, Codes, Kind, LANES, LOWEST, Progress, RAW_BYTES, ROUND_BYTES, Raw, Round, SCALE, Simd,
-    States, WORD_BYTES,
+    AHEAD_BYTES, Codes, Kind, LANES, LOWEST, Progress, RAW_BYTES, ROUND_BYTES, Raw, Round, SCALE,
+    Simd, States, WORD_BYTES,
 };
 
 /// Lanes of a register.
@@ -30,7 +30,8 @@ pub fn decode(
     rounds: &mut [Round],
 ) -> Progress {
     assert_eq!(simd.0, Kind::Avx2);
-    // SAFETY: a `Simd` of this kind is only made where the processor has all features of the function
+    // SAFETY: a `Simd` of this kind is only made where the processor has all features of the
+    // function
     unsafe { decode_avx2(table, codes, states, words, raw, rounds) }
 }
 
@@ -49,8 +50,8 @@ static TAKES: [[u8; WIDTH]; 256] = {
     takes
 };
 
-/// Which bytes of a group's twelve hold the six bits of each of its sixteen values, `first` being where they begin in
-/// the loaded sixteen.
+/// Which bytes of a group's twelve hold the six bits of each of its sixteen values, `first` being
+/// where they begin in the loaded sixteen.
 const fn picks(first: u8) -> [u8; 32] {
     /// Nothing of this byte is needed.
     const ZERO: u8 = 0x80;
@@ -58,7 +59,11 @@ const fn picks(first: u8) -> [u8; 32] {
     while i < 16 {
         let bit = 6 * i as u8;
         index[2 * i] = first + bit / 8;
-        index[2 * i + 1] = if bit % 8 > 2 { first + bit / 8 + 1 } else { ZERO };
+        index[2 * i + 1] = if bit % 8 > 2 {
+            first + bit / 8 + 1
+        } else {
+            ZERO
+        };
         i += 1;
     }
     index
@@ -92,13 +97,18 @@ fn decode_avx2(
     }
     let (mut number, mut bytes) = (0, 0);
     for (raw, round) in raw.iter().zip(rounds) {
-        let Some(ahead) = words.get(bytes..).and_then(|w| w.first_chunk::<AHEAD_BYTES>()) else { break };
+        let Some(ahead) = words
+            .get(bytes..)
+            .and_then(|w| w.first_chunk::<AHEAD_BYTES>())
+        else {
+            break;
+        };
         let mut entries = [_mm256_setzero_si256(); REGISTERS];
         let mut used = 0;
         for (x, entry) in x.iter_mut().zip(&mut entries) {
             let read;
-            // SAFETY: before this register at most 8 words were used for each register before it, so that these
-            // 8 words are among the 64 of `ahead`
+            // SAFETY: before this register at most 8 words were used for each register before it,
+            // so that these 8 words are among the 64 of `ahead`
             let next = unsafe { _mm_loadu_si128(ahead.as_ptr().add(used).cast()) };
             (*x, *entry, read) = step(table, *x, next);
             used += read * WORD_BYTES;
@@ -111,10 +121,14 @@ fn decode_avx2(
         // SAFETY: 32 bytes are written to eight 32-bit words
         unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), *x) };
     }
-    Progress { rounds: number, bytes }
+    Progress {
+        rounds: number,
+        bytes,
+    }
 }
 
-/// Decodes one symbol in each lane: the new states, the table's entries, and how many of the words were used.
+/// Decodes one symbol in each lane: the new states, the table's entries, and how many of the words
+/// were used.
 #[inline]
 #[target_feature(enable = "avx2,bmi1,bmi2,popcnt")]
 fn step(table: &DecodeTable, x: __m256i, next: __m128i) -> (__m256i, __m256i, usize) {
@@ -123,15 +137,23 @@ fn step(table: &DecodeTable, x: __m256i, next: __m128i) -> (__m256i, __m256i, us
     let entry = unsafe { _mm256_i32gather_epi32::<4>(table.as_ptr().cast(), slot) };
     let frequency = _mm256_srli_epi32::<20>(entry);
     let offset = _mm256_and_si256(_mm256_srli_epi32::<8>(entry), _mm256_set1_epi32(0xfff));
-    let x = _mm256_add_epi32(_mm256_mullo_epi32(frequency, _mm256_srli_epi32::<12>(x)), offset);
+    let x = _mm256_add_epi32(
+        _mm256_mullo_epi32(frequency, _mm256_srli_epi32::<12>(x)),
+        offset,
+    );
     // states are below 2^31, so that a signed comparison will do
     let low = _mm256_cmpgt_epi32(_mm256_set1_epi32(LOWEST as i32), x);
     let set = _mm256_movemask_ps(_mm256_castsi256_ps(low)).cast_unsigned() as u8;
     // SAFETY: 8 bytes are read from 8 bytes
-    let takes = _mm256_cvtepu8_epi32(unsafe { _mm_loadl_epi64(TAKES[usize::from(set)].as_ptr().cast()) });
+    let takes =
+        _mm256_cvtepu8_epi32(unsafe { _mm_loadl_epi64(TAKES[usize::from(set)].as_ptr().cast()) });
     let words = _mm256_permutevar8x32_epi32(_mm256_cvtepu16_epi32(next), takes);
     let refilled = _mm256_or_si256(_mm256_slli_epi32::<16>(x), words);
-    (_mm256_blendv_epi8(x, refilled, low), entry, set.count_ones() as usize)
+    (
+        _mm256_blendv_epi8(x, refilled, low),
+        entry,
+        set.count_ones() as usize,
+    )
 }
 
 /// From symbols and raw bits to values.
@@ -140,8 +162,14 @@ fn step(table: &DecodeTable, x: __m256i, next: __m128i) -> (__m256i, __m256i, us
 fn merge(codes: Codes, entries: &[__m256i; REGISTERS], raw: &Raw, round: &mut Round) {
     let base = _mm256_set1_epi16((codes.base << 5) as i16);
     let special = _mm256_set1_epi16((codes.special << 5) as i16);
-    for (group, to) in round.as_chunks_mut::<{ ROUND_BYTES / GROUPS }>().0.iter_mut().enumerate() {
-        // lanes of the even registers are the lower halves of 32-bit words, those of the odd ones the upper
+    for (group, to) in round
+        .as_chunks_mut::<{ ROUND_BYTES / GROUPS }>()
+        .0
+        .iter_mut()
+        .enumerate()
+    {
+        // lanes of the even registers are the lower halves of 32-bit words, those of the odd ones
+        // the upper
         let first = group / 2 * 4 + group % 2;
         let (even, odd) = (entries[first], entries[first + 2]);
         let both = _mm256_blend_epi16::<0xAA>(even, _mm256_slli_epi32::<16>(odd));

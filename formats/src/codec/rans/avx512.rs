@@ -1,4 +1,5 @@
-//! The coders with AVX-512: four registers of sixteen decoder states, eight of eight encoder states.
+//! The coders with AVX-512: four registers of sixteen decoder states, eight of eight encoder
+//! states.
 
 #![expect(
     unsafe_code,
@@ -9,8 +10,8 @@ use std::arch::x86_64::*;
 
 use super::model::{DecodeTable, EXCEPTION, EncodeTable};
 use super::{
-    AHEAD_BYTES, CODES, Codes, Encoding, Kind, LANES, LOWEST, Progress, RAW_BYTES, ROUND_BYTES, Raw, Round,
-    SCALE, Simd, States, WORD_BYTES,
+    AHEAD_BYTES, CODES, Codes, Encoding, Kind, LANES, LOWEST, Progress, RAW_BYTES, ROUND_BYTES,
+    Raw, Round, SCALE, Simd, States, WORD_BYTES,
 };
 
 /// Lanes of a register of decoder states.
@@ -31,7 +32,8 @@ pub fn decode(
     rounds: &mut [Round],
 ) -> Progress {
     assert_eq!(simd.0, Kind::Avx512);
-    // SAFETY: a `Simd` of this kind is only made where the processor has all features of the function
+    // SAFETY: a `Simd` of this kind is only made where the processor has all features of the
+    // function
     unsafe { decode_avx512(table, codes, states, words, raw, rounds) }
 }
 
@@ -42,7 +44,8 @@ pub fn encode(simd: Simd, rounds: &[Round], to: Encoding<'_>) -> usize {
     unsafe { encode_avx512(rounds, to) }
 }
 
-/// Which stored byte goes where so that each 64-bit lane has the 24 bits of its four values; `first` of 48.
+/// Which stored byte goes where so that each 64-bit lane has the 24 bits of its four values;
+/// `first` of 48.
 const fn spread(first: u8) -> [u8; 64] {
     let (mut index, mut i) = ([0; 64], 0);
     while i < 64 {
@@ -64,7 +67,8 @@ const GATHERED: [u8; 64] = {
 };
 
 const SPREAD: [[u8; 64]; 2] = [spread(0), spread(24)];
-/// For each byte of a lane the bit that its lowest bit is: of value `j`, bits 6j on, and those that end in the sign.
+/// For each byte of a lane the bit that its lowest bit is: of value `j`, bits 6j on, and those that
+/// end in the sign.
 const SHIFTS: i64 = i64::from_le_bytes([0, 62, 6, 4, 12, 10, 18, 16]);
 /// Bits of a value that are stored as they are.
 const RAW_MASK: i16 = 0x801f_u16 as i16;
@@ -95,13 +99,18 @@ fn decode_avx512(
     let merging = Merging::new(codes);
     let (mut number, mut bytes) = (0, 0);
     for (raw, round) in raw.iter().zip(rounds) {
-        let Some(ahead) = words.get(bytes..).and_then(|w| w.first_chunk::<AHEAD_BYTES>()) else { break };
+        let Some(ahead) = words
+            .get(bytes..)
+            .and_then(|w| w.first_chunk::<AHEAD_BYTES>())
+        else {
+            break;
+        };
         let mut entries = [_mm512_setzero_si512(); REGISTERS];
         let mut used = 0;
         for (x, entry) in x.iter_mut().zip(&mut entries) {
             let read;
-            // SAFETY: before this register at most 16 words were used for each register before it, so that these
-            // 16 words are among the 64 of `ahead`
+            // SAFETY: before this register at most 16 words were used for each register before it,
+            // so that these 16 words are among the 64 of `ahead`
             let next = unsafe { _mm256_loadu_si256(ahead.as_ptr().add(used).cast()) };
             (*x, *entry, read) = step(table, *x, next);
             used += read * WORD_BYTES;
@@ -114,10 +123,14 @@ fn decode_avx512(
         // SAFETY: 64 bytes are written to sixteen 32-bit words
         unsafe { _mm512_storeu_si512(lanes.as_mut_ptr().cast(), *x) };
     }
-    Progress { rounds: number, bytes }
+    Progress {
+        rounds: number,
+        bytes,
+    }
 }
 
-/// Decodes one symbol in each lane: the new states, the table's entries, and how many of the words were used.
+/// Decodes one symbol in each lane: the new states, the table's entries, and how many of the words
+/// were used.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,bmi1,bmi2,popcnt")]
 fn step(table: &DecodeTable, x: __m512i, next: __m256i) -> (__m512i, __m512i, usize) {
@@ -126,7 +139,10 @@ fn step(table: &DecodeTable, x: __m512i, next: __m256i) -> (__m512i, __m512i, us
     let entry = unsafe { _mm512_i32gather_epi32::<4>(slot, table.as_ptr().cast()) };
     let frequency = _mm512_srli_epi32::<20>(entry);
     let offset = _mm512_and_si512(_mm512_srli_epi32::<8>(entry), _mm512_set1_epi32(0xfff));
-    let x = _mm512_add_epi32(_mm512_mullo_epi32(frequency, _mm512_srli_epi32::<12>(x)), offset);
+    let x = _mm512_add_epi32(
+        _mm512_mullo_epi32(frequency, _mm512_srli_epi32::<12>(x)),
+        offset,
+    );
     let low = _mm512_cmplt_epu32_mask(x, _mm512_set1_epi32(LOWEST as i32));
     let words = _mm512_maskz_expand_epi32(low, _mm512_cvtepu16_epi32(next));
     let x = _mm512_mask_or_epi32(x, low, _mm512_slli_epi32::<16>(x), words);
@@ -158,7 +174,12 @@ impl Merging {
         let raw = unsafe { _mm512_maskz_loadu_epi8(RAW_BYTES_MASK, raw.as_ptr().cast()) };
         let [a, b, c, d] = entries;
         let values = [self.values(a, b, raw, 0), self.values(c, d, raw, 1)];
-        for (to, values) in round.as_chunks_mut::<{ ROUND_BYTES / 2 }>().0.iter_mut().zip(values) {
+        for (to, values) in round
+            .as_chunks_mut::<{ ROUND_BYTES / 2 }>()
+            .0
+            .iter_mut()
+            .zip(values)
+        {
             // SAFETY: 64 bytes are written to 64 bytes
             unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), values) };
         }
@@ -193,7 +214,8 @@ fn encode_avx512(rounds: &[Round], mut to: Encoding<'_>) -> usize {
     for (number, round) in rounds.iter().enumerate().rev() {
         let (halves, _) = round.as_chunks::<{ ROUND_BYTES / 2 }>();
         // SAFETY: 64 bytes are read from 64 bytes
-        let load = |half: &[u8; ROUND_BYTES / 2]| unsafe { _mm512_loadu_si512(half.as_ptr().cast()) };
+        let load =
+            |half: &[u8; ROUND_BYTES / 2]| unsafe { _mm512_loadu_si512(half.as_ptr().cast()) };
         let values = [load(&halves[0]), load(&halves[1])];
         let mut flags = _mm512_setzero_si512();
         for register in (0..REGISTERS).rev() {
@@ -204,14 +226,18 @@ fn encode_avx512(rounds: &[Round], mut to: Encoding<'_>) -> usize {
                 _mm512_srli_epi32::<21>(values)
             };
             let codes = _mm512_and_si512(codes, _mm512_set1_epi32(CODES as i32 - 1));
-            let halves = [_mm512_castsi512_si256(codes), _mm512_extracti64x4_epi64::<1>(codes)];
+            let halves = [
+                _mm512_castsi512_si256(codes),
+                _mm512_extracti64x4_epi64::<1>(codes),
+            ];
             for half in [1, 0] {
                 let state = &mut x[2 * register + half];
                 let (next, packed, words, count) = encode_step(to.table, *state, halves[half]);
                 (*state, flags) = (next, _mm512_or_si512(flags, packed));
                 at -= count;
-                // SAFETY: at most one word was taken for each value so far and `words` has room for one of every
-                // value, so that `at` has not passed its start; the mask leaves `count` words
+                // SAFETY: at most one word was taken for each value so far and `words` has room for
+                // one of every value, so that `at` has not passed its start; the mask leaves
+                // `count` words
                 unsafe {
                     let mask = _bzhi_u32(0xff, count as u32) as __mmask8;
                     _mm_mask_storeu_epi16(to.words.as_mut_ptr().add(at).cast(), mask, words);
@@ -230,23 +256,33 @@ fn encode_avx512(rounds: &[Round], mut to: Encoding<'_>) -> usize {
     at
 }
 
-/// Codes one symbol in each lane: the new states, the table's entries, the words that leave and their number.
+/// Codes one symbol in each lane: the new states, the table's entries, the words that leave and
+/// their number.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,bmi1,bmi2,popcnt")]
-fn encode_step(table: &EncodeTable, x: __m512i, codes: __m256i) -> (__m512i, __m512i, __m128i, usize) {
+fn encode_step(
+    table: &EncodeTable,
+    x: __m512i,
+    codes: __m256i,
+) -> (__m512i, __m512i, __m128i, usize) {
     // SAFETY: every index is below CODES, the length of the table
     let packed = unsafe { _mm512_i32gather_epi64::<8>(codes, table.as_ptr().cast()) };
     let twelve = _mm512_set1_epi64(0xfff);
     let complement = _mm512_and_si512(_mm512_srli_epi64::<44>(packed), twelve);
     let start = _mm512_and_si512(_mm512_srli_epi64::<32>(packed), twelve);
-    let end =
-        _mm512_sub_epi64(_mm512_set1_epi64(i64::from(SCALE) << 19), _mm512_slli_epi64::<19>(complement));
+    let end = _mm512_sub_epi64(
+        _mm512_set1_epi64(i64::from(SCALE) << 19),
+        _mm512_slli_epi64::<19>(complement),
+    );
     let leaves = _mm512_cmpge_epu64_mask(x, end);
     let words = _mm512_cvtepi64_epi16(_mm512_maskz_compress_epi64(leaves, x));
     let x = _mm512_mask_srli_epi64::<16>(x, leaves, x);
     // the reciprocal is the lower half of the entry, the state that of its lane
     let quotient = _mm512_srlv_epi64(_mm512_mul_epu32(x, packed), _mm512_srli_epi64::<58>(packed));
-    let x = _mm512_add_epi64(_mm512_add_epi64(x, start), _mm512_mul_epu32(quotient, complement));
+    let x = _mm512_add_epi64(
+        _mm512_add_epi64(x, start),
+        _mm512_mul_epu32(quotient, complement),
+    );
     (x, packed, words, leaves.count_ones() as usize)
 }
 

@@ -1,9 +1,9 @@
 //! Interleaved rANS over the upper bits of bf16 values (Duda 2013; interleaving: Giesen 2014).
 //!
-//! A value has a *code*, its exponent and two upper mantissa bits (bits 14 to 5), and six raw bits: the sign and five
-//! lower mantissa bits. Codes are entropy coded in 64 lanes with 12-bit frequencies, 32-bit states and words of 16
-//! bits; raw bits are stored as they are. A *round* is 64 consecutive values, one for each lane. FORMAT.md has the
-//! layout.
+//! A value has a *code*, its exponent and two upper mantissa bits (bits 14 to 5), and six raw bits:
+//! the sign and five lower mantissa bits. Codes are entropy coded in 64 lanes with 12-bit
+//! frequencies, 32-bit states and words of 16 bits; raw bits are stored as they are. A *round* is
+//! 64 consecutive values, one for each lane. FORMAT.md has the layout.
 //!
 //! Every path (scalar, AVX2, AVX-512) writes and reads the same bytes.
 
@@ -27,7 +27,8 @@ use std::fmt;
 
 use super::simd::{Kind, Simd};
 use model::{
-    DecodeTable, EncodeTable, MAX_FREQUENCY, MAX_SYMBOLS, Model, fill_decode_table, fill_encode_table,
+    DecodeTable, EncodeTable, MAX_FREQUENCY, MAX_SYMBOLS, Model, fill_decode_table,
+    fill_encode_table,
 };
 
 /// Lanes, states and values of a round.
@@ -36,7 +37,8 @@ const LANES: usize = 64;
 const SCALE_BITS: u32 = 12;
 /// Sum of all frequencies.
 const SCALE: u32 = 1 << SCALE_BITS;
-/// States are at least this and below it times 2^16; the encoder begins with it, the decoder ends there.
+/// States are at least this and below it times 2^16; the encoder begins with it, the decoder ends
+/// there.
 const LOWEST: u32 = 1 << 15;
 /// Codes: exponent and two mantissa bits.
 const CODES: usize = 1024;
@@ -71,8 +73,8 @@ fn raw_of(value: u16) -> u8 {
     (value & 0x1f | value >> 15 << 5) as u8
 }
 
-/// Where in its round the value of a lane stands: two neighbours are the halves of one 32-bit word, and sixteen such
-/// words fill a register, so that decoded registers merge with a shift.
+/// Where in its round the value of a lane stands: two neighbours are the halves of one 32-bit word,
+/// and sixteen such words fill a register, so that decoded registers merge with a shift.
 fn position(lane: usize) -> usize {
     lane / 32 * 32 + lane % 16 * 2 + lane / 16 % 2
 }
@@ -104,14 +106,17 @@ pub struct Encoder {
 
 impl fmt::Debug for Encoder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Encoder").field("simd", &self.simd).finish_non_exhaustive()
+        f.debug_struct("Encoder")
+            .field("simd", &self.simd)
+            .finish_non_exhaustive()
     }
 }
 
 /// What the rounds of a chunk are coded with and into.
 struct Encoding<'a> {
     table: &'a EncodeTable,
-    /// Has room for a word of every value and one more; words are written from its end towards its start.
+    /// Has room for a word of every value and one more; words are written from its end towards its
+    /// start.
     words: &'a mut [u16],
     raw: &'a mut [Raw],
     states: &'a mut States,
@@ -135,10 +140,17 @@ impl Encoder {
     /// A coder with these instructions; its tables and buffers are reused.
     pub fn new(simd: Simd) -> Self {
         let table = Box::new([0; CODES]);
-        Self { simd, table, words: Vec::new(), raw: Vec::new(), exceptions: Vec::new() }
+        Self {
+            simd,
+            table,
+            words: Vec::new(),
+            raw: Vec::new(),
+            exceptions: Vec::new(),
+        }
     }
 
-    /// Appends the coded form of a chunk's values to `out`, or gives up where it is not shorter than them.
+    /// Appends the coded form of a chunk's values to `out`, or gives up where it is not shorter
+    /// than them.
     pub fn encode(&mut self, values: &[u8], out: &mut Vec<u8>) -> bool {
         let (rounds, rest) = values.as_chunks::<ROUND_BYTES>();
         if rounds.is_empty() || !values.len().is_multiple_of(VALUE_BYTES) {
@@ -147,7 +159,10 @@ impl Encoder {
         let model = Model::of(rounds);
         let mut states = [LOWEST; LANES];
         let first = self.encode_rounds(&model, rounds, &mut states);
-        let (words, raw) = (&self.words[first..], self.raw[..rounds.len()].as_flattened());
+        let (words, raw) = (
+            &self.words[first..],
+            self.raw[..rounds.len()].as_flattened(),
+        );
         let head = self.head(&model, words.len(), rest);
         if head.len() + raw.len() + STATES_BYTES + words.len() * WORD_BYTES >= values.len() {
             return false;
@@ -215,7 +230,9 @@ pub struct Decoder {
 
 impl fmt::Debug for Decoder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Decoder").field("simd", &self.simd).finish_non_exhaustive()
+        f.debug_struct("Decoder")
+            .field("simd", &self.simd)
+            .finish_non_exhaustive()
     }
 }
 
@@ -238,24 +255,39 @@ struct Progress {
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    bytes.get(at..).and_then(|b| b.first_chunk()).copied().map_or(0, u16::from_le_bytes)
+    bytes
+        .get(at..)
+        .and_then(|b| b.first_chunk())
+        .copied()
+        .map_or(0, u16::from_le_bytes)
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..).and_then(|b| b.first_chunk()).copied().map_or(0, u32::from_le_bytes)
+    bytes
+        .get(at..)
+        .and_then(|b| b.first_chunk())
+        .copied()
+        .map_or(0, u32::from_le_bytes)
 }
 
 /// Takes a coded chunk of `raw_length` decoded bytes apart.
 fn parse(stored: &[u8], raw_length: usize) -> Result<Parsed<'_>, String> {
     if !raw_length.is_multiple_of(VALUE_BYTES) {
-        return Err(format!("{raw_length} bytes are no whole number of values of {VALUE_BYTES} bytes"));
+        return Err(format!(
+            "{raw_length} bytes are no whole number of values of {VALUE_BYTES} bytes"
+        ));
     }
     let Some((head, after)) = stored.split_at_checked(HEAD_BYTES) else {
-        return Err(format!("has {} bytes, its head alone takes {HEAD_BYTES}", stored.len()));
+        return Err(format!(
+            "has {} bytes, its head alone takes {HEAD_BYTES}",
+            stored.len()
+        ));
     };
     let (symbols, zero) = (usize::from(u16_at(head, 4)), u16_at(head, 6));
     if symbols == 0 || symbols > MAX_SYMBOLS || zero != 0 {
-        return Err(format!("{symbols} symbols and {zero}; wanted 1 to {MAX_SYMBOLS} and zero"));
+        return Err(format!(
+            "{symbols} symbols and {zero}; wanted 1 to {MAX_SYMBOLS} and zero"
+        ));
     }
     let (rounds, rest) = (raw_length / ROUND_BYTES, raw_length % ROUND_BYTES);
     let (exceptions, words) = (u32_at(head, 8) as usize, u32_at(head, 12) as usize);
@@ -270,7 +302,10 @@ fn parse(stored: &[u8], raw_length: usize) -> Result<Parsed<'_>, String> {
     ];
     let wanted: u64 = lengths.iter().sum();
     if wanted != after.len() as u64 {
-        return Err(format!("{} bytes after its head, its counts ask for {wanted}", after.len()));
+        return Err(format!(
+            "{} bytes after its head, its counts ask for {wanted}",
+            after.len()
+        ));
     }
     let mut after = after;
     let mut take = |length: u64| {
@@ -282,7 +317,12 @@ fn parse(stored: &[u8], raw_length: usize) -> Result<Parsed<'_>, String> {
     let model = Model {
         base: u16_at(head, 0),
         special: u16_at(head, 2),
-        frequencies: frequencies.as_chunks().0.iter().map(|f| u16::from_le_bytes(*f)).collect(),
+        frequencies: frequencies
+            .as_chunks()
+            .0
+            .iter()
+            .map(|f| u16::from_le_bytes(*f))
+            .collect(),
     };
     check_model(&model)?;
     let mut parsed = Parsed {
@@ -296,7 +336,10 @@ fn parse(stored: &[u8], raw_length: usize) -> Result<Parsed<'_>, String> {
     for (state, bytes) in parsed.states.iter_mut().zip(states.as_chunks().0) {
         *state = u32::from_le_bytes(*bytes);
         if !(LOWEST..LOWEST << 16).contains(state) {
-            return Err(format!("state {state} is not {LOWEST} to {}", (LOWEST << 16) - 1));
+            return Err(format!(
+                "state {state} is not {LOWEST} to {}",
+                (LOWEST << 16) - 1
+            ));
         }
     }
     Ok(parsed)
@@ -305,7 +348,10 @@ fn parse(stored: &[u8], raw_length: usize) -> Result<Parsed<'_>, String> {
 fn check_model(model: &Model) -> Result<(), String> {
     let last = usize::from(model.base) + model.frequencies.len() - 1;
     if last >= CODES || usize::from(model.special) >= CODES {
-        return Err(format!("codes {} and up to {last}; wanted less than {CODES}", model.special));
+        return Err(format!(
+            "codes {} and up to {last}; wanted less than {CODES}",
+            model.special
+        ));
     }
     let sum: u32 = model.frequencies.iter().map(|f| u32::from(*f)).sum();
     let most = model.frequencies.iter().copied().max().unwrap_or(0);
@@ -320,7 +366,10 @@ fn check_model(model: &Model) -> Result<(), String> {
 impl Decoder {
     /// A decoder with these instructions; its table is reused.
     pub fn new(simd: Simd) -> Self {
-        Self { simd, table: Box::new([0; SCALE as usize]) }
+        Self {
+            simd,
+            table: Box::new([0; SCALE as usize]),
+        }
     }
 
     /// Decodes a chunk into `values`.
@@ -337,10 +386,27 @@ impl Decoder {
     }
 
     fn decode_rounds(&self, parsed: &mut Parsed<'_>, rounds: &mut [Round]) -> Result<(), String> {
-        let Parsed { model, raw, states, words, .. } = parsed;
-        let codes = Codes { base: model.base, special: model.special };
+        let Parsed {
+            model,
+            raw,
+            states,
+            words,
+            ..
+        } = parsed;
+        let codes = Codes {
+            base: model.base,
+            special: model.special,
+        };
         let run = |states: &mut States, words: &[u8], from: usize, rounds: &mut [Round]| {
-            decode_some(self.simd, &self.table, codes, states, words, &raw[from..], &mut rounds[from..])
+            decode_some(
+                self.simd,
+                &self.table,
+                codes,
+                states,
+                words,
+                &raw[from..],
+                &mut rounds[from..],
+            )
         };
         let begun = run(states, words, 0, rounds);
         // the last words, with zeros behind them that a decoder may read ahead but not need
@@ -379,13 +445,19 @@ fn decode_some(
 }
 
 /// Puts the values that have no symbol into their places.
-fn put_exceptions(exceptions: &[[u8; EXCEPTION_BYTES]], rounds: &mut [Round]) -> Result<(), String> {
+fn put_exceptions(
+    exceptions: &[[u8; EXCEPTION_BYTES]],
+    rounds: &mut [Round],
+) -> Result<(), String> {
     let values = rounds.as_flattened_mut().as_chunks_mut::<VALUE_BYTES>().0;
     let mut next = 0;
     for [p0, p1, p2, p3, value @ ..] in exceptions {
         let at = u32::from_le_bytes([*p0, *p1, *p2, *p3]) as usize;
         if at < next {
-            return Err(format!("exception at value {at} follows one at value {}", next - 1));
+            return Err(format!(
+                "exception at value {at} follows one at value {}",
+                next - 1
+            ));
         }
         let Some(to) = values.get_mut(at) else {
             return Err(format!("exception at value {at} of {}", values.len()));

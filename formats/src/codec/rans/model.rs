@@ -1,4 +1,5 @@
-//! Which codes a chunk has, how frequent they are, and the tables that follow from it. Integers only.
+//! Which codes a chunk has, how frequent they are, and the tables that follow from it. Integers
+//! only.
 
 use super::{CODES, Round, SCALE};
 
@@ -10,8 +11,8 @@ pub const MAX_FREQUENCY: u32 = SCALE - 1;
 /// Chunks of fewer rounds are counted as a whole, longer ones one round in four.
 const COUNT_ALL_ROUNDS: usize = 1024;
 const ROUNDS_PER_SAMPLE: usize = 4;
-/// A code that is rarer than one in this many is cheaper as an exception (48 bits) than as a symbol, which takes
-/// at least one part of [`SCALE`] from all others.
+/// A code that is rarer than one in this many is cheaper as an exception (48 bits) than as a
+/// symbol, which takes at least one part of [`SCALE`] from all others.
 const RAREST: u64 = 100_000;
 
 /// The symbols of a chunk.
@@ -29,7 +30,8 @@ pub struct Model {
 
 /// How often each code occurs in some of the rounds.
 ///
-/// Which rounds are looked at depends on their number alone. They are not evenly spaced: a matrix's columns are.
+/// Which rounds are looked at depends on their number alone. They are not evenly spaced: a matrix's
+/// columns are.
 fn count(rounds: &[Round]) -> ([u32; CODES], u64) {
     let mut counts = [[0_u32; CODES]; 4];
     let mut add = |round: &Round| {
@@ -75,12 +77,20 @@ impl Model {
         };
         let mut symbols = vec![frequent[special]];
         symbols.extend(&frequent[first..end]);
-        Self { base: (first - 1) as u16, special: special as u16, frequencies: normalise(&symbols) }
+        Self {
+            base: (first - 1) as u16,
+            special: special as u16,
+            frequencies: normalise(&symbols),
+        }
     }
 
     /// The code of a symbol.
     pub fn code(&self, symbol: usize) -> u16 {
-        if symbol == 0 { self.special } else { self.base + symbol as u16 }
+        if symbol == 0 {
+            self.special
+        } else {
+            self.base + symbol as u16
+        }
     }
 
     /// The most frequent symbol, the first one among equals.
@@ -90,8 +100,8 @@ impl Model {
     }
 }
 
-/// The window of [`MAX_SYMBOLS`] − 1 codes that holds most, the first one among equals. It never begins with code 0,
-/// which would need a negative base; as the special code it costs nothing.
+/// The window of [`MAX_SYMBOLS`] − 1 codes that holds most, the first one among equals. It never
+/// begins with code 0, which would need a negative base; as the special code it costs nothing.
 fn best_window(counts: &[u32; CODES]) -> std::ops::Range<usize> {
     const WIDTH: usize = MAX_SYMBOLS - 1;
     let mut sum: u64 = counts[1..=WIDTH].iter().map(|n| u64::from(*n)).sum();
@@ -109,7 +119,13 @@ fn best_window(counts: &[u32; CODES]) -> std::ops::Range<usize> {
 fn normalise(counts: &[u32]) -> Vec<u16> {
     let total: u64 = counts.iter().map(|n| u64::from(*n)).sum();
     let nearest = |n: u64| (2 * n * u64::from(SCALE) + total) / (2 * total);
-    let scale = |n: u32| if n == 0 { 0 } else { (nearest(u64::from(n)) as u32).clamp(1, MAX_FREQUENCY) };
+    let scale = |n: u32| {
+        if n == 0 {
+            0
+        } else {
+            (nearest(u64::from(n)) as u32).clamp(1, MAX_FREQUENCY)
+        }
+    };
     let mut scaled: Vec<u32> = counts.iter().map(|n| scale(*n)).collect();
     let occurs = scaled.iter().filter(|f| **f > 0).count();
     if occurs < 2 {
@@ -132,28 +148,37 @@ fn settle(scaled: &mut [u32], counts: &[u32]) {
     let mut sum: u32 = scaled.iter().sum();
     while sum < SCALE {
         let gains = (0..counts.len()).rev().filter(|&s| counts[s] > 0);
-        let Some(most) = gains.max_by_key(|&s| worth(s, 2 * scaled[s] + 1)) else { return };
+        let Some(most) = gains.max_by_key(|&s| worth(s, 2 * scaled[s] + 1)) else {
+            return;
+        };
         scaled[most] += 1;
         sum += 1;
     }
     while sum > SCALE {
         let losses = (0..counts.len()).filter(|&s| scaled[s] > 1);
-        let Some(least) = losses.min_by_key(|&s| worth(s, 2 * scaled[s] - 1)) else { return };
+        let Some(least) = losses.min_by_key(|&s| worth(s, 2 * scaled[s] - 1)) else {
+            return;
+        };
         scaled[least] -= 1;
         sum -= 1;
     }
 }
 
-/// What decoding does with the low 12 bits of a state: `frequency << 20 | offset within it << 8 | symbol`.
+/// What decoding does with the low 12 bits of a state: `frequency << 20 | offset within it << 8 |
+/// symbol`.
 pub type DecodeTable = [u32; SCALE as usize];
 
 /// Fills the decoding table of a model whose frequencies add up to [`SCALE`].
 pub fn fill_decode_table(model: &Model, table: &mut DecodeTable) {
     let mut rest = &mut table[..];
     for (symbol, &frequency) in (0_u32..).zip(&model.frequencies) {
-        let Some((slots, later)) = rest.split_at_mut_checked(usize::from(frequency)) else { return };
+        let Some((slots, later)) = rest.split_at_mut_checked(usize::from(frequency)) else {
+            return;
+        };
         let first = u32::from(frequency) << 20 | symbol;
-        (0_u32..).zip(slots).for_each(|(offset, slot)| *slot = first | offset << 8);
+        (0_u32..)
+            .zip(slots)
+            .for_each(|(offset, slot)| *slot = first | offset << 8);
         rest = later;
     }
 }
@@ -181,13 +206,19 @@ pub struct Step {
 impl Step {
     /// Of a symbol. Exact for every state that a step can see: those below `frequency << 19`.
     ///
-    /// With `e = reciprocal * frequency - 2^shift < frequency ≤ 2^(shift - 31)`, the error of the quotient before
-    /// rounding down is `x * e / (frequency * 2^shift)`; it is below `1 / frequency` where `x * e < 2^shift`, and
-    /// `x * e < 2^(2 (shift - 31) + 19) ≤ 2^shift` as `shift ≤ 43`.
+    /// With `e = reciprocal * frequency - 2^shift < frequency ≤ 2^(shift - 31)`, the error of the
+    /// quotient before rounding down is `x * e / (frequency * 2^shift)`; it is below `1 /
+    /// frequency` where `x * e < 2^shift`, and `x * e < 2^(2 (shift - 31) + 19) ≤ 2^shift` as
+    /// `shift ≤ 43`.
     fn new(frequency: u32, start: u32) -> Self {
         let shift = 31 + frequency.next_power_of_two().ilog2();
         let reciprocal = (1_u64 << shift).div_ceil(u64::from(frequency));
-        Self { reciprocal, start, complement: SCALE - frequency, shift }
+        Self {
+            reciprocal,
+            start,
+            complement: SCALE - frequency,
+            shift,
+        }
     }
 
     fn pack(self) -> u64 {
@@ -234,7 +265,9 @@ pub fn has_structure(rounds: &[Round]) -> bool {
     let step = rounds.len().div_ceil(LOOK).max(1);
     let looked_at = rounds.iter().step_by(step).inspect(|round| {
         let values = round.as_chunks::<2>().0;
-        values.iter().for_each(|v| counts[usize::from(super::raw_of(u16::from_le_bytes(*v)))] += 1);
+        values
+            .iter()
+            .for_each(|v| counts[usize::from(super::raw_of(u16::from_le_bytes(*v)))] += 1);
     });
     let even = looked_at.count();
     counts.iter().any(|&n| n > 4 * even + 16)
@@ -249,11 +282,19 @@ mod tests {
     fn reciprocals_divide_exactly() {
         for frequency in 1..=MAX_FREQUENCY {
             let step = Step::unpack(Step::new(frequency, 0).pack() | EXCEPTION);
-            assert!(step.reciprocal < 1 << 32 && step.shift < 64 && step.complement == SCALE - frequency);
+            assert!(
+                step.reciprocal < 1 << 32
+                    && step.shift < 64
+                    && step.complement == SCALE - frequency
+            );
             let end = frequency << 19;
             let near = |x: u32| [x.wrapping_sub(1), x, x.wrapping_add(1)];
             let multiples = (0..64).map(|i| (end / frequency / 64 * i + i) * frequency);
-            for x in multiples.chain([0, end - frequency, end]).flat_map(near).filter(|x| *x < end) {
+            for x in multiples
+                .chain([0, end - frequency, end])
+                .flat_map(near)
+                .filter(|x| *x < end)
+            {
                 let quotient = (u64::from(x) * step.reciprocal) >> step.shift;
                 assert_eq!(quotient, u64::from(x / frequency), "{x} / {frequency}");
             }
@@ -273,7 +314,11 @@ mod tests {
         ];
         for counts in cases {
             let frequencies = normalise(counts);
-            assert_eq!(frequencies.iter().map(|f| u32::from(*f)).sum::<u32>(), SCALE, "{counts:?}");
+            assert_eq!(
+                frequencies.iter().map(|f| u32::from(*f)).sum::<u32>(),
+                SCALE,
+                "{counts:?}"
+            );
             assert!(frequencies.iter().all(|f| u32::from(*f) <= MAX_FREQUENCY));
             for (count, frequency) in counts.iter().zip(&frequencies) {
                 assert!(*count == 0 || *frequency > 0, "{counts:?}: {frequencies:?}");
@@ -290,8 +335,9 @@ mod tests {
             *value = (codes[i % codes.len()] << 5).to_le_bytes();
         }
         let model = Model::of(&[round]);
-        let found =
-            |code| (0..model.frequencies.len()).any(|s| model.code(s) == code && model.frequencies[s] > 0);
+        let found = |code| {
+            (0..model.frequencies.len()).any(|s| model.code(s) == code && model.frequencies[s] > 0)
+        };
         // 300 to 554 is one window; of 0 and 555 the more frequent one is special
         assert_eq!(codes.map(found), [true, true, true, true, true, false]);
         assert_eq!((model.base, model.special), (299, 0));

@@ -17,8 +17,14 @@ pub fn decode(
 ) -> Progress {
     let mut bytes = 0;
     for (number, (raw, round)) in raw.iter().zip(rounds).enumerate() {
-        let Some(ahead) = words.get(bytes..).and_then(|w| w.first_chunk::<AHEAD_BYTES>()) else {
-            return Progress { rounds: number, bytes };
+        let Some(ahead) = words
+            .get(bytes..)
+            .and_then(|w| w.first_chunk::<AHEAD_BYTES>())
+        else {
+            return Progress {
+                rounds: number,
+                bytes,
+            };
         };
         let (mut upper, mut used) = ([0; LANES], 0);
         for (lane, state) in states.iter_mut().enumerate() {
@@ -30,20 +36,32 @@ pub fn decode(
             *state = x << (16 * low) | word & low.wrapping_neg();
             used += low as usize * WORD_BYTES;
             let symbol = (entry & 0xff) as u16;
-            let code = if symbol == 0 { codes.special } else { codes.base.wrapping_add(symbol) };
+            let code = if symbol == 0 {
+                codes.special
+            } else {
+                codes.base.wrapping_add(symbol)
+            };
             upper[position(lane)] = code << 5;
         }
         bytes += used;
         merge(&upper, raw, round);
     }
-    Progress { rounds: raw.len(), bytes }
+    Progress {
+        rounds: raw.len(),
+        bytes,
+    }
 }
 
 fn merge(upper: &[u16; LANES], raw: &Raw, round: &mut Round) {
     let groups = raw.as_chunks::<3>().0.iter().zip(upper.as_chunks::<4>().0);
     for ((three, upper), values) in groups.zip(round.as_chunks_mut::<{ 4 * VALUE_BYTES }>().0) {
         let bits = u32::from_le_bytes([three[0], three[1], three[2], 0]);
-        for (i, value) in values.as_chunks_mut::<VALUE_BYTES>().0.iter_mut().enumerate() {
+        for (i, value) in values
+            .as_chunks_mut::<VALUE_BYTES>()
+            .0
+            .iter_mut()
+            .enumerate()
+        {
             let six = (bits >> (6 * i)) as u16 & 0x3f;
             *value = (upper[i] | six & 0x1f | six >> 5 << 15).to_le_bytes();
         }
@@ -78,7 +96,12 @@ pub fn encode(rounds: &[Round], mut to: Encoding<'_>) -> usize {
 }
 
 fn split_raw(values: &[[u8; VALUE_BYTES]], raw: &mut Raw) {
-    for (four, three) in values.as_chunks::<4>().0.iter().zip(raw.as_chunks_mut::<3>().0) {
+    for (four, three) in values
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .zip(raw.as_chunks_mut::<3>().0)
+    {
         let six = four.map(|v| u32::from(raw_of(u16::from_le_bytes(v))));
         let bits = (six[0] | six[1] << 6 | six[2] << 12 | six[3] << 18).to_le_bytes();
         three.copy_from_slice(&bits[..3]);

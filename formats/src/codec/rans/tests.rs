@@ -13,17 +13,25 @@ fn encoded(simd: Simd, values: &[u8]) -> Option<Vec<u8>> {
 
 fn decoded(simd: Simd, stored: &[u8], length: usize) -> Result<Vec<u8>, String> {
     let mut values = vec![0xaa; length];
-    Decoder::new(simd).decode(stored, &mut values).map(|()| values)
+    Decoder::new(simd)
+        .decode(stored, &mut values)
+        .map(|()| values)
 }
 
 /// Every path writes the same bytes and reads them back.
 fn round_trip(what: &str, values: &[u8]) -> Option<usize> {
     let reference = encoded(Simd::SCALAR, values);
     for simd in Simd::available() {
-        assert!(encoded(simd, values) == reference, "{what}: {simd:?} writes other bytes");
+        assert!(
+            encoded(simd, values) == reference,
+            "{what}: {simd:?} writes other bytes"
+        );
         if let Some(stored) = &reference {
             assert!(stored.len() < values.len());
-            assert!(decoded(simd, stored, values.len()).unwrap() == values, "{what}: {simd:?}");
+            assert!(
+                decoded(simd, stored, values.len()).unwrap() == values,
+                "{what}: {simd:?}"
+            );
         }
     }
     reference.map(|stored| stored.len())
@@ -31,7 +39,11 @@ fn round_trip(what: &str, values: &[u8]) -> Option<usize> {
 
 #[test]
 fn this_machine_tests_its_vector_paths() {
-    let wanted = if cfg!(target_arch = "x86_64") && std::is_x86_feature_detected!("avx2") { 2 } else { 1 };
+    let wanted = if cfg!(target_arch = "x86_64") && std::is_x86_feature_detected!("avx2") {
+        2
+    } else {
+        1
+    };
     assert!(Simd::available().len() >= wanted);
     assert_eq!(Simd::available()[0], Simd::SCALAR);
 }
@@ -44,7 +56,11 @@ fn every_sort_of_values_comes_back_on_every_path() {
         }
     }
     assert_eq!(round_trip("nothing", &[]), None);
-    assert_eq!(encoded(Simd::SCALAR, &weights(5000, 3)[1..]), None, "odd lengths are not for this coder");
+    assert_eq!(
+        encoded(Simd::SCALAR, &weights(5000, 3)[1..]),
+        None,
+        "odd lengths are not for this coder"
+    );
 }
 
 #[test]
@@ -55,7 +71,11 @@ fn weights_shrink_to_nearly_their_entropy() {
         counts[usize::from(code_of(u16::from_le_bytes(*value)))] += 1;
     }
     let share = |n: u32| f64::from(n) / f64::from(1 << 20);
-    let bits: f64 = counts.iter().filter(|n| **n > 0).map(|n| -share(*n) * share(*n).log2()).sum();
+    let bits: f64 = counts
+        .iter()
+        .filter(|n| **n > 0)
+        .map(|n| -share(*n) * share(*n).log2())
+        .sum();
     let bound = (bits + 6.0) / 16.0 * values.len() as f64;
     let length = round_trip("weights", &values).unwrap() as f64;
     assert!(length < bound * 1.0015, "{length} bytes, {bound} bound");
@@ -65,7 +85,12 @@ fn weights_shrink_to_nearly_their_entropy() {
 fn too_many_exceptions_are_given_up() {
     let count = 70_000;
     let all = every_sort(count);
-    let of = |name: &str| all.iter().find(|(n, _)| *n == name).map(|(_, values)| values).unwrap();
+    let of = |name: &str| {
+        all.iter()
+            .find(|(n, _)| *n == name)
+            .map(|(_, values)| values)
+            .unwrap()
+    };
     assert_eq!(encoded(Simd::SCALAR, of("noise")), None);
     assert_eq!(encoded(Simd::SCALAR, of("all exponents alike")), None);
     let stored = encoded(Simd::SCALAR, of("weights with outliers")).unwrap();
@@ -75,7 +100,13 @@ fn too_many_exceptions_are_given_up() {
 /// A chunk with everything in it: exceptions, a special code, values behind the last round.
 fn rich() -> (Vec<u8>, Vec<u8>) {
     let mut values = weights(64 * 40 + 17, 9);
-    for (at, value) in [(3, 0_u16), (70, 0), (71, 0x7f80), (500, 0xffff), (2559, 0x0001)] {
+    for (at, value) in [
+        (3, 0_u16),
+        (70, 0),
+        (71, 0x7f80),
+        (500, 0xffff),
+        (2559, 0x0001),
+    ] {
         values[2 * at..2 * at + 2].copy_from_slice(&value.to_le_bytes());
     }
     let stored = encoded(Simd::SCALAR, &values).unwrap();
@@ -99,7 +130,15 @@ fn what_is_cut_short_or_too_long_is_an_error() {
     }
     agree(&[&stored[..], &[0]].concat(), values.len()).unwrap_err();
     agree(&[&stored[..], &[0, 0]].concat(), values.len()).unwrap_err();
-    for length in [0, 1, 2, values.len() - 2, values.len() - 1, values.len() + 2, values.len() + 128] {
+    for length in [
+        0,
+        1,
+        2,
+        values.len() - 2,
+        values.len() - 1,
+        values.len() + 2,
+        values.len() + 128,
+    ] {
         agree(&stored, length).unwrap_err();
     }
 }
@@ -117,7 +156,11 @@ fn flipped_bits_are_errors_or_other_values_on_every_path_alike() {
         }
     }
     assert!(noticed > 0);
-    assert_eq!(idle, 6 * u32_at(&stored, 8) as usize, "only the raw bits of an exception mean nothing");
+    assert_eq!(
+        idle,
+        6 * u32_at(&stored, 8) as usize,
+        "only the raw bits of an exception mean nothing"
+    );
 }
 
 #[test]
@@ -130,7 +173,8 @@ fn lying_heads_are_errors_that_say_what_is_wrong() {
     };
     let symbols = usize::from(u16_at(&stored, 4));
     let exceptions = HEAD_BYTES + 2 * symbols;
-    let states = exceptions + u32_at(&stored, 8) as usize * EXCEPTION_BYTES + 17 * 2 + 40 * RAW_BYTES;
+    let states =
+        exceptions + u32_at(&stored, 8) as usize * EXCEPTION_BYTES + 17 * 2 + 40 * RAW_BYTES;
     let far = 5000_u32.to_le_bytes();
     let cases = [
         (with(0, &[0xff, 0x03]), "wanted less than 1024"),
@@ -151,9 +195,15 @@ fn lying_heads_are_errors_that_say_what_is_wrong() {
         assert!(seen.contains(wanted), "{seen:?}, wanted {wanted:?}");
     }
     assert!(
-        decoded(Simd::SCALAR, &stored[..7], values.len()).unwrap_err().contains("its head alone takes 16")
+        decoded(Simd::SCALAR, &stored[..7], values.len())
+            .unwrap_err()
+            .contains("its head alone takes 16")
     );
-    assert!(decoded(Simd::SCALAR, &stored, 33).unwrap_err().contains("no whole number of values"));
+    assert!(
+        decoded(Simd::SCALAR, &stored, 33)
+            .unwrap_err()
+            .contains("no whole number of values")
+    );
 }
 
 /// The sum of frequencies is right, one of them is not.
@@ -164,14 +214,24 @@ fn a_frequency_that_has_it_all_is_refused() {
     stored.extend(4096_u16.to_le_bytes());
     stored.extend([0; RAW_BYTES]);
     stored.extend([0, 0x80, 0, 0].repeat(LANES));
-    assert!(agree(&stored, ROUND_BYTES).unwrap_err().contains("the greatest is 4096"));
+    assert!(
+        agree(&stored, ROUND_BYTES)
+            .unwrap_err()
+            .contains("the greatest is 4096")
+    );
 }
 
 #[test]
 fn buffers_carry_nothing_over() {
-    let (mut encoders, mut decoders): (Vec<_>, Vec<_>) =
-        Simd::available().into_iter().map(|s| (Encoder::new(s), Decoder::new(s))).unzip();
-    for (what, values) in every_sort(3000).into_iter().chain(every_sort(200)).chain(every_sort(5000)) {
+    let (mut encoders, mut decoders): (Vec<_>, Vec<_>) = Simd::available()
+        .into_iter()
+        .map(|s| (Encoder::new(s), Decoder::new(s)))
+        .unzip();
+    for (what, values) in every_sort(3000)
+        .into_iter()
+        .chain(every_sort(200))
+        .chain(every_sort(5000))
+    {
         let fresh = encoded(Simd::SCALAR, &values);
         for (encoder, decoder) in encoders.iter_mut().zip(&mut decoders) {
             let mut out = Vec::new();

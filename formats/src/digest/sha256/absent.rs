@@ -17,7 +17,13 @@ impl ShaNi {
         match self {}
     }
 
-    pub(super) fn compress_two(self, _: &mut State, _: &[Block], _: &mut State, _: &[Block]) -> usize {
+    pub(super) fn compress_two(
+        self,
+        _: &mut State,
+        _: &[Block],
+        _: &mut State,
+        _: &[Block],
+    ) -> usize {
         match self {}
     }
 }

@@ -1,10 +1,14 @@
-//! Sixteen SHA-256 messages at once with AVX-512: word `i` of every register belongs to message `i`.
+//! Sixteen SHA-256 messages at once with AVX-512: word `i` of every register belongs to message
+//! `i`.
 //!
-//! The round functions are those of FIPS 180-4 section 4.1.2. AVX-512 has a rotate (`vprord`) and any
-//! function of three bits (`vpternlogd`), so each sigma is three rotates and one operation, and Ch and
-//! Maj are one operation each.
+//! The round functions are those of FIPS 180-4 section 4.1.2. AVX-512 has a rotate (`vprord`) and
+//! any function of three bits (`vpternlogd`), so each sigma is three rotates and one operation, and
+//! Ch and Maj are one operation each.
 
-#![expect(unsafe_code, reason = "loads and stores through pointers; calls that need processor features")]
+#![expect(
+    unsafe_code,
+    reason = "loads and stores through pointers; calls that need processor features"
+)]
 
 use std::arch::x86_64::*;
 use std::array;
@@ -17,7 +21,8 @@ pub(super) struct Avx512(());
 
 impl Avx512 {
     pub(super) fn detect() -> Option<Self> {
-        let all = std::is_x86_feature_detected!("avx512f") && std::is_x86_feature_detected!("avx512bw");
+        let all =
+            std::is_x86_feature_detected!("avx512f") && std::is_x86_feature_detected!("avx512bw");
         all.then_some(Self(()))
     }
 
@@ -42,28 +47,44 @@ mod table {
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn big_sigma0(a: __m512i) -> __m512i {
-    xor3(_mm512_ror_epi32::<2>(a), _mm512_ror_epi32::<13>(a), _mm512_ror_epi32::<22>(a))
+    xor3(
+        _mm512_ror_epi32::<2>(a),
+        _mm512_ror_epi32::<13>(a),
+        _mm512_ror_epi32::<22>(a),
+    )
 }
 
 /// Σ1(e) (formula 4.5).
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn big_sigma1(e: __m512i) -> __m512i {
-    xor3(_mm512_ror_epi32::<6>(e), _mm512_ror_epi32::<11>(e), _mm512_ror_epi32::<25>(e))
+    xor3(
+        _mm512_ror_epi32::<6>(e),
+        _mm512_ror_epi32::<11>(e),
+        _mm512_ror_epi32::<25>(e),
+    )
 }
 
 /// σ0(w) (formula 4.6).
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn small_sigma0(w: __m512i) -> __m512i {
-    xor3(_mm512_ror_epi32::<7>(w), _mm512_ror_epi32::<18>(w), _mm512_srli_epi32::<3>(w))
+    xor3(
+        _mm512_ror_epi32::<7>(w),
+        _mm512_ror_epi32::<18>(w),
+        _mm512_srli_epi32::<3>(w),
+    )
 }
 
 /// σ1(w) (formula 4.7).
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn small_sigma1(w: __m512i) -> __m512i {
-    xor3(_mm512_ror_epi32::<17>(w), _mm512_ror_epi32::<19>(w), _mm512_srli_epi32::<10>(w))
+    xor3(
+        _mm512_ror_epi32::<17>(w),
+        _mm512_ror_epi32::<19>(w),
+        _mm512_srli_epi32::<10>(w),
+    )
 }
 
 #[inline]
@@ -72,11 +93,15 @@ fn xor3(x: __m512i, y: __m512i, z: __m512i) -> __m512i {
     _mm512_ternarylogic_epi32::<{ table::XOR }>(x, y, z)
 }
 
-/// One round (section 6.2.2 step 3) with `k` = K(t) and `w` = W(t). Instead of moving every variable
-/// on by one, it leaves the new `a` in `h` and the new `e` in `d`; the caller turns the names.
+/// One round (section 6.2.2 step 3) with `k` = K(t) and `w` = W(t). Instead of moving every
+/// variable on by one, it leaves the new `a` in `h` and the new `e` in `d`; the caller turns the
+/// names.
 #[inline]
 #[target_feature(enable = "avx512f")]
-#[expect(clippy::too_many_arguments, reason = "the eight working variables of the standard")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the eight working variables of the standard"
+)]
 fn round(
     a: __m512i,
     b: __m512i,
@@ -115,7 +140,8 @@ fn scheduled(w: &mut [__m512i; 16], i: usize) -> __m512i {
     w[i]
 }
 
-/// Sixteen rounds on the variables `$s` with the constants `$k`; `$word(&mut $w, t mod 16)` is W(t).
+/// Sixteen rounds on the variables `$s` with the constants `$k`; `$word(&mut $w, t mod 16)` is
+/// W(t).
 ///
 /// Written out, since only constant indexes let the compiler keep variables and words in registers.
 macro_rules! rounds16 {
@@ -148,9 +174,13 @@ macro_rules! rounds16 {
 
 #[target_feature(enable = "avx512f,avx512bw")]
 fn compress_lanes(states: &mut [State; LANES], blocks: [&[Block]; LANES]) {
-    let mut hash: [__m512i; 8] = array::from_fn(|word| load(&array::from_fn(|lane| states[lane][word])));
+    let mut hash: [__m512i; 8] =
+        array::from_fn(|word| load(&array::from_fn(|lane| states[lane][word])));
     let count = blocks.iter().map(|blocks| blocks.len()).min().unwrap_or(0);
-    #[expect(clippy::needless_range_loop, reason = "n is the index in sixteen lists")]
+    #[expect(
+        clippy::needless_range_loop,
+        reason = "n is the index in sixteen lists"
+    )]
     for n in 0..count {
         let mut w = transpose(array::from_fn(|lane| load_block(&blocks[lane][n])));
         let mut s = hash;
@@ -215,8 +245,14 @@ fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
     let mut words = rows;
     for j in 0..4 {
         let (q0, q1, q2, q3) = (quads[j], quads[4 + j], quads[8 + j], quads[12 + j]);
-        let (even01, odd01) = (_mm512_shuffle_i32x4::<0x88>(q0, q1), _mm512_shuffle_i32x4::<0xDD>(q0, q1));
-        let (even23, odd23) = (_mm512_shuffle_i32x4::<0x88>(q2, q3), _mm512_shuffle_i32x4::<0xDD>(q2, q3));
+        let (even01, odd01) = (
+            _mm512_shuffle_i32x4::<0x88>(q0, q1),
+            _mm512_shuffle_i32x4::<0xDD>(q0, q1),
+        );
+        let (even23, odd23) = (
+            _mm512_shuffle_i32x4::<0x88>(q2, q3),
+            _mm512_shuffle_i32x4::<0xDD>(q2, q3),
+        );
         words[j] = _mm512_shuffle_i32x4::<0x88>(even01, even23);
         words[4 + j] = _mm512_shuffle_i32x4::<0x88>(odd01, odd23);
         words[8 + j] = _mm512_shuffle_i32x4::<0xDD>(even01, even23);

@@ -8,8 +8,9 @@
 //! A single stream compresses through the `sha2` crate, which does its own run-time choice. That is
 //! also the fallback of every other path, on x86-64 and elsewhere.
 //!
-//! All lengths are in bytes unless a name says bits or blocks; a block is 64 bytes (512 bits). State
-//! words are host integers here and big-endian in message and digest (FIPS 180-4 section 3.1).
+//! All lengths are in bytes unless a name says bits or blocks; a block is 64 bytes (512 bits).
+//! State words are host integers here and big-endian in message and digest (FIPS 180-4 section
+//! 3.1).
 
 use std::array;
 
@@ -49,8 +50,16 @@ type Block = [u8; BLOCK_LEN];
 type State = [u32; 8];
 
 /// The initial hash value H(0) (FIPS 180-4 section 5.3.3).
-const INITIAL: State =
-    [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
+const INITIAL: State = [
+    0x6a09_e667,
+    0xbb67_ae85,
+    0x3c6e_f372,
+    0xa54f_f53a,
+    0x510e_527f,
+    0x9b05_688c,
+    0x1f83_d9ab,
+    0x5be0_cd19,
+];
 
 /// The round constants K0 to K63 (FIPS 180-4 section 4.2.2), sixteen rounds to a row.
 #[cfg(target_arch = "x86_64")]
@@ -87,9 +96,9 @@ struct Paths {
 }
 
 /// [`Paths::wide_from`] where SHA-NI is there too. An AVX-512 pass costs the same for any number of
-/// messages, pairs cost by the message. Measured on an AMD EPYC of Zen 4: sixteen lanes make 3.6 GB/s
-/// where the pieces lie at multiples of 64 bytes and 3.3 elsewhere, hence fourteen 3.2 and 2.9; pairs
-/// make 2.9 at either.
+/// messages, pairs cost by the message. Measured on an AMD EPYC of Zen 4: sixteen lanes make 3.6
+/// GB/s where the pieces lie at multiples of 64 bytes and 3.3 elsewhere, hence fourteen 3.2 and
+/// 2.9; pairs make 2.9 at either.
 const WIDE_FROM_WITH_SHA_NI: usize = 14;
 
 /// [`Paths::wide_from`] without SHA-NI: portable code makes 0.4 GB/s there, two lanes 0.45.
@@ -99,8 +108,16 @@ impl Paths {
     /// What this processor does fastest. The features are looked up once per process by `std`.
     fn detect() -> Self {
         let sha_ni = ShaNi::detect();
-        let wide_from = if sha_ni.is_some() { WIDE_FROM_WITH_SHA_NI } else { WIDE_FROM_ALONE };
-        Self { sha_ni, avx512: Avx512::detect(), wide_from }
+        let wide_from = if sha_ni.is_some() {
+            WIDE_FROM_WITH_SHA_NI
+        } else {
+            WIDE_FROM_ALONE
+        };
+        Self {
+            sha_ni,
+            avx512: Avx512::detect(),
+            wide_from,
+        }
     }
 
     /// Compresses the same blocks into two states.
@@ -144,7 +161,11 @@ impl Paths {
             match (self.avx512, &active[..count]) {
                 (_, []) => return,
                 (Some(avx512), active) if count >= self.wide_from => {
-                    let run = active.iter().map(|&lane| blocks[lane].len()).min().unwrap_or(0);
+                    let run = active
+                        .iter()
+                        .map(|&lane| blocks[lane].len())
+                        .min()
+                        .unwrap_or(0);
                     // a slot without a message of its own repeats the first one, and is dropped
                     let slot = |i: usize| *active.get(i).unwrap_or(&active[0]);
                     let mut wide: [State; LANES] = array::from_fn(|i| states[slot(i)]);
@@ -161,7 +182,12 @@ impl Paths {
                 (_, &[first, second, ..]) => {
                     let run = blocks[first].len().min(blocks[second].len());
                     let (mut a, mut b) = (states[first], states[second]);
-                    self.compress_two(&mut a, &blocks[first][..run], &mut b, &blocks[second][..run]);
+                    self.compress_two(
+                        &mut a,
+                        &blocks[first][..run],
+                        &mut b,
+                        &blocks[second][..run],
+                    );
                     (states[first], states[second]) = (a, b);
                     blocks[first] = &blocks[first][run..];
                     blocks[second] = &blocks[second][run..];
@@ -187,7 +213,12 @@ pub struct Sha256Hasher {
 
 impl Default for Sha256Hasher {
     fn default() -> Self {
-        Self { state: INITIAL, partial: [0; BLOCK_LEN], filled: 0, length: 0 }
+        Self {
+            state: INITIAL,
+            partial: [0; BLOCK_LEN],
+            filled: 0,
+            length: 0,
+        }
     }
 }
 
@@ -211,7 +242,12 @@ impl Sha256Hasher {
     ///
     /// The same as `first.update(first_bytes)` and `second.update(second_bytes)`. The gain is over
     /// the length that the two have in common; give pieces of about equal length.
-    pub fn update_two(first: &mut Self, first_bytes: &[u8], second: &mut Self, second_bytes: &[u8]) {
+    pub fn update_two(
+        first: &mut Self,
+        first_bytes: &[u8],
+        second: &mut Self,
+        second_bytes: &[u8],
+    ) {
         Self::update_two_on(Paths::detect(), first, first_bytes, second, second_bytes);
     }
 
@@ -240,7 +276,12 @@ impl Sha256Hasher {
         if aligned {
             paths.compress_same(&mut first.state, &mut second.state, first_blocks);
         } else {
-            paths.compress_two(&mut first.state, first_blocks, &mut second.state, second_blocks);
+            paths.compress_two(
+                &mut first.state,
+                first_blocks,
+                &mut second.state,
+                second_blocks,
+            );
         }
     }
 
@@ -253,11 +294,16 @@ impl Sha256Hasher {
     ) {
         let first_blocks = first.take(first_bytes);
         let second_blocks = second.take(second_bytes);
-        paths.compress_two(&mut first.state, first_blocks, &mut second.state, second_blocks);
+        paths.compress_two(
+            &mut first.state,
+            first_blocks,
+            &mut second.state,
+            second_blocks,
+        );
     }
 
-    /// Takes in `bytes` except for the blocks that lie whole in it: the caller compresses those into
-    /// `state` next. Ends the begun block first, and keeps the tail as the new one.
+    /// Takes in `bytes` except for the blocks that lie whole in it: the caller compresses those
+    /// into `state` next. Ends the begun block first, and keeps the tail as the new one.
     #[must_use = "these blocks are not in the state yet"]
     fn take<'a>(&mut self, mut bytes: &'a [u8]) -> &'a [Block] {
         self.length = self.length.wrapping_add(bytes.len() as u64);
@@ -286,9 +332,9 @@ impl Sha256Hasher {
 
 /// SHA-256 over several messages at once, each coming in pieces.
 ///
-/// Made for up to [`LANES`] messages that grow by pieces of one length; those run together. Any other
-/// shape is only slower, never wrong: messages beyond [`LANES`] form further groups, and where pieces
-/// differ in length, each group goes on with the messages that have bytes left.
+/// Made for up to [`LANES`] messages that grow by pieces of one length; those run together. Any
+/// other shape is only slower, never wrong: messages beyond [`LANES`] form further groups, and
+/// where pieces differ in length, each group goes on with the messages that have bytes left.
 #[derive(Debug, Clone, Default)]
 pub struct Sha256Lanes {
     lanes: Vec<Sha256Hasher>,
@@ -298,7 +344,9 @@ impl Sha256Lanes {
     /// `count` messages, all empty so far.
     #[must_use]
     pub fn new(count: usize) -> Self {
-        Self { lanes: vec![Sha256Hasher::default(); count] }
+        Self {
+            lanes: vec![Sha256Hasher::default(); count],
+        }
     }
 
     /// Takes the next bytes of each message: `pieces[i]` continues message `i`.

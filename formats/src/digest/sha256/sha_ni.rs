@@ -3,10 +3,14 @@
 //! `sha256rnds2` takes about twice as long to give its result as to make room for the next one, so
 //! one stream leaves the unit idle half of the time. Two chains fill it.
 //!
-//! Register layout (Intel SDM, SHA256RNDS2): the eight working variables of FIPS 180-4 section 6.2.2
-//! lie in two registers, named from the highest word down: `abef` holds A, B, E, F and `cdgh` C, D, G, H.
+//! Register layout (Intel SDM, SHA256RNDS2): the eight working variables of FIPS 180-4 section
+//! 6.2.2 lie in two registers, named from the highest word down: `abef` holds A, B, E, F and `cdgh`
+//! C, D, G, H.
 
-#![expect(unsafe_code, reason = "loads and stores through pointers; calls that need processor features")]
+#![expect(
+    unsafe_code,
+    reason = "loads and stores through pointers; calls that need processor features"
+)]
 
 use std::arch::x86_64::*;
 use std::array;
@@ -77,21 +81,36 @@ fn compress_same(first: &mut State, second: &mut State, blocks: &[Block]) {
 }
 
 #[target_feature(enable = "sha,sse4.1,ssse3")]
-fn compress_two(first: &mut State, first_blocks: &[Block], second: &mut State, second_blocks: &[Block]) {
+fn compress_two(
+    first: &mut State,
+    first_blocks: &[Block],
+    second: &mut State,
+    second_blocks: &[Block],
+) {
     let (mut a, mut b) = (load_state(first), load_state(second));
     for (a_block, b_block) in first_blocks.iter().zip(second_blocks) {
         let (a_before, b_before) = (a, b);
         let (mut v, mut w) = (load_block(a_block), load_block(b_block));
         for i in 0..4 {
             let k = constants(i);
-            rounds4_two(&mut a, _mm_add_epi32(v[i], k), &mut b, _mm_add_epi32(w[i], k));
+            rounds4_two(
+                &mut a,
+                _mm_add_epi32(v[i], k),
+                &mut b,
+                _mm_add_epi32(w[i], k),
+            );
         }
         for row in 1..4 {
             for i in 0..4 {
                 v[i] = schedule4(&v, i);
                 w[i] = schedule4(&w, i);
                 let k = constants(4 * row + i);
-                rounds4_two(&mut a, _mm_add_epi32(v[i], k), &mut b, _mm_add_epi32(w[i], k));
+                rounds4_two(
+                    &mut a,
+                    _mm_add_epi32(v[i], k),
+                    &mut b,
+                    _mm_add_epi32(w[i], k),
+                );
             }
         }
         a = add(a, a_before);
@@ -105,21 +124,25 @@ fn compress_two(first: &mut State, first_blocks: &[Block], second: &mut State, s
 #[inline]
 #[target_feature(enable = "sha,sse4.1,ssse3")]
 fn rounds4_two(a: &mut Working, a_wk: __m128i, b: &mut Working, b_wk: __m128i) {
-    // two rounds turn (C, D, G, H) into the next (A, B, E, F), and (A, B, E, F) are the next (C, D, G, H)
+    // two rounds turn (C, D, G, H) into the next (A, B, E, F), and (A, B, E, F) are the next (C, D,
+    // G, H)
     a.cdgh = _mm_sha256rnds2_epu32(a.cdgh, a.abef, a_wk);
     b.cdgh = _mm_sha256rnds2_epu32(b.cdgh, b.abef, b_wk);
     a.abef = _mm_sha256rnds2_epu32(a.abef, a.cdgh, _mm_shuffle_epi32::<0x0E>(a_wk));
     b.abef = _mm_sha256rnds2_epu32(b.abef, b.cdgh, _mm_shuffle_epi32::<0x0E>(b_wk));
 }
 
-/// The next four words of the message schedule (section 6.2.2 step 1), which take the place of `w[i]`,
-/// the oldest four of the last sixteen.
+/// The next four words of the message schedule (section 6.2.2 step 1), which take the place of
+/// `w[i]`, the oldest four of the last sixteen.
 #[inline]
 #[target_feature(enable = "sha,sse4.1,ssse3")]
 fn schedule4(w: &[__m128i; 4], i: usize) -> __m128i {
     let (oldest, second, third, newest) = (w[i], w[(i + 1) % 4], w[(i + 2) % 4], w[(i + 3) % 4]);
     // W(t-16) + sigma0(W(t-15)), then + W(t-7), then + sigma1(W(t-2))
-    let sum = _mm_add_epi32(_mm_sha256msg1_epu32(oldest, second), _mm_alignr_epi8::<4>(newest, third));
+    let sum = _mm_add_epi32(
+        _mm_sha256msg1_epu32(oldest, second),
+        _mm_alignr_epi8::<4>(newest, third),
+    );
     _mm_sha256msg2_epu32(sum, newest)
 }
 
@@ -148,16 +171,27 @@ fn load_block(block: &Block) -> [__m128i; 4] {
 #[inline]
 #[target_feature(enable = "sse2")]
 fn add(now: Working, before: Working) -> Working {
-    Working { abef: _mm_add_epi32(now.abef, before.abef), cdgh: _mm_add_epi32(now.cdgh, before.cdgh) }
+    Working {
+        abef: _mm_add_epi32(now.abef, before.abef),
+        cdgh: _mm_add_epi32(now.cdgh, before.cdgh),
+    }
 }
 
 #[inline]
 #[target_feature(enable = "sse2")]
 fn load_state(&[a, b, c, d, e, f, g, h]: &State) -> Working {
     let words = |highest: u32, upper: u32, lower: u32, lowest: u32| {
-        _mm_set_epi32(highest.cast_signed(), upper.cast_signed(), lower.cast_signed(), lowest.cast_signed())
+        _mm_set_epi32(
+            highest.cast_signed(),
+            upper.cast_signed(),
+            lower.cast_signed(),
+            lowest.cast_signed(),
+        )
     };
-    Working { abef: words(a, b, e, f), cdgh: words(c, d, g, h) }
+    Working {
+        abef: words(a, b, e, f),
+        cdgh: words(c, d, g, h),
+    }
 }
 
 #[inline]

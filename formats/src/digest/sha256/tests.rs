@@ -5,18 +5,33 @@ use sha2::Digest as _;
 
 use super::*;
 
-const PORTABLE: Paths = Paths { sha_ni: None, avx512: None, wide_from: usize::MAX };
+const PORTABLE: Paths = Paths {
+    sha_ni: None,
+    avx512: None,
+    wide_from: usize::MAX,
+};
 
 /// Every path this processor has, each forced for all it can do, and the choice made by default.
 fn all_paths() -> Vec<Paths> {
     let mut paths = vec![PORTABLE, Paths::detect()];
     if let Some(sha_ni) = ShaNi::detect() {
-        paths.push(Paths { sha_ni: Some(sha_ni), ..PORTABLE });
+        paths.push(Paths {
+            sha_ni: Some(sha_ni),
+            ..PORTABLE
+        });
     }
     if let Some(avx512) = Avx512::detect() {
-        paths.push(Paths { avx512: Some(avx512), wide_from: 1, ..PORTABLE });
+        paths.push(Paths {
+            avx512: Some(avx512),
+            wide_from: 1,
+            ..PORTABLE
+        });
         // hands over from lanes to pairs on the way, where pieces differ in length
-        paths.push(Paths { sha_ni: ShaNi::detect(), avx512: Some(avx512), wide_from: 4 });
+        paths.push(Paths {
+            sha_ni: ShaNi::detect(),
+            avx512: Some(avx512),
+            wide_from: 4,
+        });
     }
     paths
 }
@@ -48,26 +63,46 @@ fn the_published_vectors_hold_on_every_path() {
     // FIPS 180-2 appendix B (B.1, B.2, B.3), and the empty message of the CAVP short vectors
     let million = vec![b'a'; 1_000_000];
     let vectors: [(&[u8], &str); 4] = [
-        (b"", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"),
-        (b"abc", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
+        (
+            b"",
+            "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+        ),
+        (
+            b"abc",
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+        ),
         (
             b"abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq",
             "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1",
         ),
-        (&million, "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"),
+        (
+            &million,
+            "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0",
+        ),
     ];
     for (message, digest) in vectors {
         assert_eq!(hex::encode(after(message).finish().0), digest);
         for paths in all_paths() {
             let (mut first, mut second) = (Sha256Hasher::default(), Sha256Hasher::default());
             Sha256Hasher::update_pair_on(paths, &mut first, &mut second, message);
-            assert_eq!([first, second].map(|h| hex::encode(h.finish().0)), [digest; 2], "{paths:?}");
+            assert_eq!(
+                [first, second].map(|h| hex::encode(h.finish().0)),
+                [digest; 2],
+                "{paths:?}"
+            );
             let (mut first, mut second) = (Sha256Hasher::default(), Sha256Hasher::default());
             Sha256Hasher::update_two_on(paths, &mut first, message, &mut second, message);
-            assert_eq!([first, second].map(|h| hex::encode(h.finish().0)), [digest; 2], "{paths:?}");
+            assert_eq!(
+                [first, second].map(|h| hex::encode(h.finish().0)),
+                [digest; 2],
+                "{paths:?}"
+            );
             let mut lanes = Sha256Lanes::new(LANES);
             lanes.update_on(paths, &[message; LANES]);
-            assert!(lanes.finish().iter().all(|d| hex::encode(d.0) == digest), "{paths:?}");
+            assert!(
+                lanes.finish().iter().all(|d| hex::encode(d.0) == digest),
+                "{paths:?}"
+            );
         }
     }
 }
@@ -76,13 +111,18 @@ fn the_published_vectors_hold_on_every_path() {
 fn every_length_up_to_300_in_every_number_of_lanes() {
     for paths in all_paths() {
         for len in 0..300 {
-            let messages: Vec<Vec<u8>> = (0..LANES as u64).map(|lane| bytes(lane + 1, len)).collect();
+            let messages: Vec<Vec<u8>> =
+                (0..LANES as u64).map(|lane| bytes(lane + 1, len)).collect();
             let digests: Vec<Sha256> = messages.iter().map(|m| expected(m)).collect();
             for count in 1..=LANES {
                 let pieces: Vec<&[u8]> = messages[..count].iter().map(Vec::as_slice).collect();
                 let mut lanes = Sha256Lanes::new(count);
                 lanes.update_on(paths, &pieces);
-                assert_eq!(lanes.finish(), digests[..count], "{paths:?}, {count} of {len} bytes");
+                assert_eq!(
+                    lanes.finish(),
+                    digests[..count],
+                    "{paths:?}, {count} of {len} bytes"
+                );
             }
         }
     }
@@ -94,13 +134,22 @@ fn a_pair_agrees_at_every_two_alignments() {
     let (first_data, second_data, data) = (bytes(7, 64), bytes(8, 128), bytes(9, 200));
     for paths in all_paths() {
         for (first_at, second_at) in (0..64).flat_map(|i| (0..128).map(move |j| (i, j))) {
-            let (first_before, second_before) = (&first_data[..first_at], &second_data[..second_at]);
+            let (first_before, second_before) =
+                (&first_data[..first_at], &second_data[..second_at]);
             for len in [0, 1, 63, 64, 65, 200] {
                 let (mut first, mut second) = (after(first_before), after(second_before));
                 Sha256Hasher::update_pair_on(paths, &mut first, &mut second, &data[..len]);
                 let whole = |before: &[u8]| expected(&[before, &data[..len]].concat());
-                assert_eq!(first.finish(), whole(first_before), "{paths:?} {first_at} {second_at} {len}");
-                assert_eq!(second.finish(), whole(second_before), "{paths:?} {first_at} {second_at} {len}");
+                assert_eq!(
+                    first.finish(),
+                    whole(first_before),
+                    "{paths:?} {first_at} {second_at} {len}"
+                );
+                assert_eq!(
+                    second.finish(),
+                    whole(second_before),
+                    "{paths:?} {first_at} {second_at} {len}"
+                );
             }
         }
     }
@@ -114,10 +163,17 @@ fn big_messages() {
         Sha256Hasher::update_two_on(paths, &mut first, &long, &mut second, &longer);
         Sha256Hasher::update_pair_on(paths, &mut first, &mut second, &long);
         assert_eq!(first.finish(), expected(&[&long[..], &long].concat()));
-        assert_eq!(second.finish(), expected(&[b"header", &longer[..], &long].concat()));
+        assert_eq!(
+            second.finish(),
+            expected(&[b"header", &longer[..], &long].concat())
+        );
 
         let pieces: Vec<&[u8]> = long.chunks(62_500).collect();
-        assert_eq!(pieces.len(), LANES + 1, "one whole group and another of its own");
+        assert_eq!(
+            pieces.len(),
+            LANES + 1,
+            "one whole group and another of its own"
+        );
         let mut lanes = Sha256Lanes::new(pieces.len());
         lanes.update_on(paths, &pieces);
         let digests: Vec<Sha256> = pieces.iter().map(|p| expected(p)).collect();
@@ -130,9 +186,20 @@ fn a_message_without_a_piece_waits_and_a_piece_without_a_message_begins_one() {
     for paths in all_paths() {
         let mut lanes = Sha256Lanes::new(3);
         lanes.update_on(paths, &[b"a"]);
-        assert_eq!(lanes.clone().finish(), [expected(b"a"), expected(b""), expected(b"")]);
+        assert_eq!(
+            lanes.clone().finish(),
+            [expected(b"a"), expected(b""), expected(b"")]
+        );
         lanes.update_on(paths, &[b"b", b"c", b"d", b"e"]);
-        assert_eq!(lanes.finish(), [expected(b"ab"), expected(b"c"), expected(b"d"), expected(b"e")]);
+        assert_eq!(
+            lanes.finish(),
+            [
+                expected(b"ab"),
+                expected(b"c"),
+                expected(b"d"),
+                expected(b"e")
+            ]
+        );
     }
     assert!(Sha256Lanes::new(0).finish().is_empty());
 }
@@ -144,7 +211,10 @@ fn public_entry_points_reach_the_same_code() {
     Sha256Hasher::update_pair(&mut first, &mut second, &data);
     Sha256Hasher::update_two(&mut first, &data[..10], &mut second, &data[..4000]);
     assert_eq!(first.finish(), expected(&[&data[..], &data[..10]].concat()));
-    assert_eq!(second.finish(), expected(&[&data[..], &data[..4000]].concat()));
+    assert_eq!(
+        second.finish(),
+        expected(&[&data[..], &data[..4000]].concat())
+    );
     let mut lanes = Sha256Lanes::new(16);
     lanes.update(&[&data[..]; 16]);
     assert_eq!(lanes.finish(), [expected(&data); 16]);

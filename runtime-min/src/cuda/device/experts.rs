@@ -30,14 +30,24 @@ impl<'a> CudaModel<'a> {
     pub(super) fn queue_experts(&self, number: usize, table: Place) -> Result<(), RunError> {
         let b = &self.buffers;
         let (pairs, layer) = (self.tokens * self.sizes.best, self.layer(number, table));
-        let places = [b.inner.part(0..pairs * layer.inner), b.y.part(0..pairs * layer.hidden)];
-        Ok(self.launch().experts(self.all_rows(Values::Normed), layer, b.choice, places)?)
+        let places = [
+            b.inner.part(0..pairs * layer.inner),
+            b.y.part(0..pairs * layer.hidden),
+        ];
+        Ok(self
+            .launch()
+            .experts(self.all_rows(Values::Normed), layer, b.choice, places)?)
     }
 
     pub(super) fn combine(&self, number: usize) -> Result<(), RunError> {
         let layer = self.layer(number, Place::NULL);
-        let y = self.buffers.y.part(0..self.tokens * layer.best * layer.hidden);
-        Ok(self.launch().combine(y, layer, self.buffers.choice, self.all_rows(Values::Added))?)
+        let y = self
+            .buffers
+            .y
+            .part(0..self.tokens * layer.best * layer.hidden);
+        Ok(self
+            .launch()
+            .combine(y, layer, self.buffers.choice, self.all_rows(Values::Added))?)
     }
 
     /// Where a layer's table of all its experts is: gate, up, down.
@@ -48,7 +58,11 @@ impl<'a> CudaModel<'a> {
     /// Fills the table of a layer once all its experts are on the device.
     pub(super) fn complete_table(&mut self, layer: ExpertLayer<'a, '_>) -> Result<(), RunError> {
         let number = u32::try_from(layer.number).unwrap_or(u32::MAX);
-        let there = |e: usize| self.experts.cache.get((number, u32::try_from(e).unwrap_or(u32::MAX)));
+        let there = |e: usize| {
+            self.experts
+                .cache
+                .get((number, u32::try_from(e).unwrap_or(u32::MAX)))
+        };
         if self.layers[layer.number].is_complete
             || !self.experts.all
             || !(0..layer.experts.len()).all(|e| there(e).is_some())
@@ -65,7 +79,8 @@ impl<'a> CudaModel<'a> {
         Ok(())
     }
 
-    /// Loads experts into slots of the device, from host memory where they are there. `keep` must not be evicted.
+    /// Loads experts into slots of the device, from host memory where they are there. `keep` must
+    /// not be evicted.
     pub(super) fn load_experts(
         &mut self,
         number: u32,
@@ -104,7 +119,8 @@ impl<'a> CudaModel<'a> {
             }
         }
         loaded?;
-        let copy = |expert: &u32| self.copy_expert(number, &experts[*expert as usize], *expert, keep);
+        let copy =
+            |expert: &u32| self.copy_expert(number, &experts[*expert as usize], *expert, keep);
         let copied = wanted.iter().try_for_each(copy);
         // also where one failed: the others are in the cache
         self.experts.copied.record(Stream::Copies)?;
@@ -112,7 +128,8 @@ impl<'a> CudaModel<'a> {
         copied
     }
 
-    /// Queues the copy of one expert from host memory to a slot, as soon as nothing reads that any more.
+    /// Queues the copy of one expert from host memory to a slot, as soon as nothing reads that any
+    /// more.
     fn copy_expert(
         &mut self,
         number: u32,
@@ -122,15 +139,20 @@ impl<'a> CudaModel<'a> {
     ) -> Result<(), RunError> {
         let kept = |key: (u32, u32)| key.0 == number && keep.contains(&key.1);
         let slot = self.experts.cache.take(kept);
-        let slot = slot.ok_or_else(|| unsuitable("there are too few slots for its experts on the GPU"))?;
+        let slot =
+            slot.ok_or_else(|| unsuitable("there are too few slots for its experts on the GPU"))?;
         let copied = self.experts.host.get((number, expert)).map_or(
             Err(unsuitable("an expert is not in host memory")),
             |host| {
                 let begin = begins_at(of.segment);
                 let bytes = &host.memory[begin..begin + index(of.segment.raw_length)];
                 slot.used.hold(Stream::Copies)?;
-                // SAFETY: a host slot is written only after a wait for its `copied`, and freed after one for the stream
-                unsafe { self.gpu.upload(slot.place.byte(begin), bytes, Stream::Copies)? };
+                // SAFETY: a host slot is written only after a wait for its `copied`, and freed
+                // after one for the stream
+                unsafe {
+                    self.gpu
+                        .upload(slot.place.byte(begin), bytes, Stream::Copies)?
+                };
                 Ok(host.copied.record(Stream::Copies)?)
             },
         );
@@ -145,7 +167,8 @@ impl<'a> CudaModel<'a> {
         Ok(())
     }
 
-    /// Queues the work of experts that are on the device or on their way; `group` counts those of this layer.
+    /// Queues the work of experts that are on the device or on their way; `group` counts those of
+    /// this layer.
     fn compute_group(
         &mut self,
         layer: ExpertLayer<'a, '_>,
@@ -159,7 +182,8 @@ impl<'a> CudaModel<'a> {
             let slot = self.experts.cache.get((number, *expert));
             let slot = slot.ok_or_else(|| unsuitable("an expert is not on the GPU"))?;
             let at = *expert as usize * 24;
-            table[at..at + 24].copy_from_slice(&entry(slot.place, &layer.experts[*expert as usize]));
+            table[at..at + 24]
+                .copy_from_slice(&entry(slot.place, &layer.experts[*expert as usize]));
         }
         let host = &mut self.buffers.host_tables[group * bytes..(group + 1) * bytes];
         host.copy_from_slice(&table);
@@ -181,18 +205,33 @@ impl<'a> CudaModel<'a> {
     ) -> Result<Vec<(u32, bool)>, RunError> {
         let number = u32::try_from(layer.number).unwrap_or(u32::MAX);
         let wanted: BTreeSet<u32> = self.download_ids(self.tokens)?.into_iter().collect();
-        let uses: Vec<(u32, bool)> =
-            wanted.iter().map(|e| (*e, self.experts.cache.touch((number, *e)))).collect();
-        let [there, missing] = [true, false]
-            .map(|hit| uses.iter().filter(|(_, h)| *h == hit).map(|(e, _)| *e).collect::<Vec<u32>>());
+        let uses: Vec<(u32, bool)> = wanted
+            .iter()
+            .map(|e| (*e, self.experts.cache.touch((number, *e))))
+            .collect();
+        let [there, missing] = [true, false].map(|hit| {
+            uses.iter()
+                .filter(|(_, h)| *h == hit)
+                .map(|(e, _)| *e)
+                .collect::<Vec<u32>>()
+        });
         let mut group = 0;
         if !there.is_empty() {
             self.compute_group(layer, &there, group)?;
             group += 1;
         }
-        let most = self.experts.cache.slots().min(self.experts.host.slots()).max(1);
+        let most = self
+            .experts
+            .cache
+            .slots()
+            .min(self.experts.host.slots())
+            .max(1);
         // half of the slots at a time, so that copies need not wait for the work before
-        let some = if most >= 2 * missing.len() { missing.len().max(1) } else { (most / 2).max(1) };
+        let some = if most >= 2 * missing.len() {
+            missing.len().max(1)
+        } else {
+            (most / 2).max(1)
+        };
         for wanted in missing.chunks(some.min(index(LEAST_HOST_SLOTS))) {
             self.stop.check()?;
             self.load_experts(number, layer.experts, wanted, wanted)?;

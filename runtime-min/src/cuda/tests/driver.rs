@@ -9,14 +9,27 @@ fn the_ptx_is_for_old_drivers_and_names_every_kernel() {
     let names: BTreeSet<&str> = entries(PTX).map(|(name, _)| name).collect();
     assert!(names.len() >= 25, "{names:?}");
     for name in &names {
-        let stem = ["_bf16", "_f16", "_f32"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
-        assert!(sources.contains(&format!("({stem})")), "the shim lacks {name}");
+        let stem = ["_bf16", "_f16", "_f32"]
+            .iter()
+            .find_map(|end| name.strip_suffix(end))
+            .unwrap_or(name);
+        assert!(
+            sources.contains(&format!("({stem})")),
+            "the shim lacks {name}"
+        );
     }
     let norm = entries(PTX).find(|(name, _)| *name == "rms_norm").unwrap();
     assert_eq!(norm.1, [8, size_of::<crate::cuda::driver::Norm>(), 4, 4]);
-    let products = entries(PTX).find(|(name, _)| *name == "gemm_mma_64").unwrap();
-    assert_eq!(products.1, [size_of::<crate::cuda::driver::Products>(), 8, 4, 4, 4]);
-    let experts = entries(PTX).find(|(name, _)| *name == "expert_mma_64").unwrap();
+    let products = entries(PTX)
+        .find(|(name, _)| *name == "gemm_mma_64")
+        .unwrap();
+    assert_eq!(
+        products.1,
+        [size_of::<crate::cuda::driver::Products>(), 8, 4, 4, 4]
+    );
+    let experts = entries(PTX)
+        .find(|(name, _)| *name == "expert_mma_64")
+        .unwrap();
     assert_eq!(experts.1, [size_of::<crate::cuda::driver::Experts>()]);
 }
 
@@ -25,22 +38,34 @@ fn a_wrong_argument_or_name_is_an_error() {
     use crate::cuda::driver::Argument::Int;
     let gpu = gpu();
     // SAFETY: neither launches anything
-    let [few, none] =
-        unsafe { [gpu.launch("add", [1, 1, 1], 32, 0, &[Int(1)]), gpu.launch("sub", [1, 1, 1], 32, 0, &[])] };
-    assert!(few.unwrap_err().to_string().contains("parameters of [4] bytes, wanted [8, 8, 8, 4]"));
+    let [few, none] = unsafe {
+        [
+            gpu.launch("add", [1, 1, 1], 32, 0, &[Int(1)]),
+            gpu.launch("sub", [1, 1, 1], 32, 0, &[]),
+        ]
+    };
+    assert!(
+        few.unwrap_err()
+            .to_string()
+            .contains("parameters of [4] bytes, wanted [8, 8, 8, 4]")
+    );
     assert!(none.unwrap_err().to_string().contains("no such kernel"));
 }
 
 #[test]
 fn copies_run_beside_work_and_events_order_them() {
     let gpu = gpu();
-    let launch = Launch { gpu: &gpu, compute: Compute::F32 };
+    let launch = Launch {
+        gpu: &gpu,
+        compute: Compute::F32,
+    };
     let (_x, x) = put_f32(&gpu, &[1.0; 100]);
     let (_y, y) = put_f32(&gpu, &[0.0; 100]);
     let mut host = gpu.alloc_host(400).unwrap();
     host.copy_from_slice(&plain(&[5.0; 100]));
     let copied = gpu.event().unwrap();
-    // SAFETY: `host` lives, unchanged, until the download has waited for work that waits for the copy
+    // SAFETY: `host` lives, unchanged, until the download has waited for work that waits for the
+    // copy
     unsafe { gpu.upload(y.place, &host, Stream::Copies) }.unwrap();
     copied.record(Stream::Copies).unwrap();
     copied.hold(Stream::Work).unwrap();
@@ -53,7 +78,10 @@ fn copies_run_beside_work_and_events_order_them() {
 fn a_graph_runs_what_was_recorded_each_time() {
     gpu(); // the driver
     let gpu = Gpu::open(0).unwrap(); // nothing else may come into the recording
-    let launch = Launch { gpu: &gpu, compute: Compute::F32 };
+    let launch = Launch {
+        gpu: &gpu,
+        compute: Compute::F32,
+    };
     let (_x, x) = put_f32(&gpu, &[1.0; 10]);
     let (_y, y) = put_f32(&gpu, &[2.0; 10]);
     gpu.begin_recording().unwrap();
@@ -69,6 +97,12 @@ fn a_graph_runs_what_was_recorded_each_time() {
 fn too_much_memory_is_a_clear_error() {
     let gpu = gpu();
     let free = usize::try_from(gpu.free_memory().unwrap()).unwrap();
-    let refused = gpu.alloc(free.saturating_mul(2), "experts").unwrap_err().to_string();
-    assert!(refused.contains("no room for") && refused.contains("(experts)"), "{refused}");
+    let refused = gpu
+        .alloc(free.saturating_mul(2), "experts")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        refused.contains("no room for") && refused.contains("(experts)"),
+        "{refused}"
+    );
 }

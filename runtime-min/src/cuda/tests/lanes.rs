@@ -4,18 +4,29 @@ use super::attention::attended;
 use super::experts::experts_in_tiles;
 use super::*;
 
-/// Shared memory serves eight lanes, 16 bytes each, at a time where no two of them are in the same banks.
+/// Shared memory serves eight lanes, 16 bytes each, at a time where no two of them are in the same
+/// banks.
 #[test]
 fn no_lanes_of_a_tile_share_banks() {
     let gpu = gpu();
-    let launch = Launch { gpu: &gpu, compute: Compute::Bf16 };
+    let launch = Launch {
+        gpu: &gpu,
+        compute: Compute::Bf16,
+    };
     let (rows, columns, tokens) = (65, 264, 70);
     let (_x, x) = put(&gpu, Compute::Bf16, &noise(tokens * columns, 3));
     let (_w, place) = put_at(&gpu, &bytes(Dtype::BF16, &noise(rows * columns, 4)), 0);
     let (_o, out) = blank(&gpu, Compute::Bf16, tokens * rows);
-    let weight = Weights { place, dtype: Dtype::BF16, rows, columns };
+    let weight = Weights {
+        place,
+        dtype: Dtype::BF16,
+        rows,
+        columns,
+    };
     for tile in [32, 64, 128] {
-        launch.products_in_tiles(x, &[(weight, None, out)], Some(tile)).unwrap();
+        launch
+            .products_in_tiles(x, &[(weight, None, out)], Some(tile))
+            .unwrap();
         experts_in_tiles(launch, &gpu, tile.max(64), Dtype::BF16, [136, 136, 0]);
     }
     for kernel in [
@@ -30,7 +41,8 @@ fn no_lanes_of_a_tile_share_banks() {
     }
 }
 
-/// Kernels whose threads hand values to each other give the same bits in whatever order the threads run.
+/// Kernels whose threads hand values to each other give the same bits in whatever order the threads
+/// run.
 #[test]
 fn no_result_depends_on_the_order_of_lanes() {
     let gpu = gpu();
@@ -39,16 +51,37 @@ fn no_result_depends_on_the_order_of_lanes() {
         for (launch, tile) in launches(&gpu).flat_map(|l| [32, 64, 128].map(|tile| (l, tile))) {
             // more steps than stages, and a last one that is not whole
             let (rows, columns, tokens) = (70, 344, 100);
-            let (_x, x) = put(&gpu, launch.compute, &activations(launch.compute, tokens * columns, 3));
+            let (_x, x) = put(
+                &gpu,
+                launch.compute,
+                &activations(launch.compute, tokens * columns, 3),
+            );
             let (_w, place) = put_at(&gpu, &bytes(Dtype::BF16, &noise(rows * columns, 4)), 0);
             let (_o, out) = blank(&gpu, launch.compute, tokens * rows);
-            let weight = Weights { place, dtype: Dtype::BF16, rows, columns };
-            launch.products_in_tiles(x, &[(weight, None, out)], Some(tile)).unwrap();
+            let weight = Weights {
+                place,
+                dtype: Dtype::BF16,
+                rows,
+                columns,
+            };
+            launch
+                .products_in_tiles(x, &[(weight, None, out)], Some(tile))
+                .unwrap();
             all.push(get(&gpu, out));
-            all.push(experts_in_tiles(launch, &gpu, tile.max(64), Dtype::BF16, [72, 264, 0]));
+            all.push(experts_in_tiles(
+                launch,
+                &gpu,
+                tile.max(64),
+                Dtype::BF16,
+                [72, 264, 0],
+            ));
         }
         // several parts, and tiles enough to use every stage again
-        let heads = Heads { query: 4, key_value: 2, width: 72 };
+        let heads = Heads {
+            query: 4,
+            key_value: 2,
+            width: 72,
+        };
         for (launch, (before, tokens, parts)) in
             launches(&gpu).flat_map(|l| [(150, 3, 3), (150, 3, 1), (250, 37, 1)].map(|p| (l, p)))
         {
@@ -63,22 +96,63 @@ fn no_result_depends_on_the_order_of_lanes() {
                 .products(
                     x,
                     None,
-                    &[(Weights { place, dtype: Dtype::BF16, rows: 70, columns: 128 }, None, out)],
+                    &[(
+                        Weights {
+                            place,
+                            dtype: Dtype::BF16,
+                            rows: 70,
+                            columns: 128,
+                        },
+                        None,
+                        out,
+                    )],
                 )
                 .unwrap();
             all.push(get(&gpu, out));
             let (_n, norm) = blank(&gpu, launch.compute, tokens * 128);
-            let weight = Weights { place, dtype: Dtype::BF16, rows: 128, columns: 1 };
-            launch.norm(x, Norm { weight, eps: 1e-6, added: None, normed: norm }).unwrap();
+            let weight = Weights {
+                place,
+                dtype: Dtype::BF16,
+                rows: 128,
+                columns: 1,
+            };
+            launch
+                .norm(
+                    x,
+                    Norm {
+                        weight,
+                        eps: 1e-6,
+                        added: None,
+                        normed: norm,
+                    },
+                )
+                .unwrap();
             all.push(get(&gpu, norm));
             let (_kept, choice) = choice(&gpu, tokens, 64, 3);
-            let layer =
-                Layer { table: Place::NULL, dtype: Dtype::BF16, experts: 64, best: 3, hidden: 1, inner: 1 };
-            launch.route(x.part(0..tokens * 64), layer, true, choice).unwrap();
+            let layer = Layer {
+                table: Place::NULL,
+                dtype: Dtype::BF16,
+                experts: 64,
+                best: 3,
+                hidden: 1,
+                inner: 1,
+            };
+            launch
+                .route(x.part(0..tokens * 64), layer, true, choice)
+                .unwrap();
             launch.sort(tokens, layer, choice).unwrap();
             all.push(get_f32(&gpu, choice.weights, tokens * 3));
-            let sorted = if tokens > 4 { get_numbers(&gpu, choice.sorted, tokens * 3) } else { Vec::new() };
-            all.push(sorted.iter().map(|i| f32::from(u16::try_from(*i).unwrap())).collect());
+            let sorted = if tokens > 4 {
+                get_numbers(&gpu, choice.sorted, tokens * 3)
+            } else {
+                Vec::new()
+            };
+            all.push(
+                sorted
+                    .iter()
+                    .map(|i| f32::from(u16::try_from(*i).unwrap()))
+                    .collect(),
+            );
         }
         all
     };

@@ -1,5 +1,5 @@
-//! Every kernel against the plain reference, at sizes that are no multiple of any tile, at both precisions: on a GPU where
-//! there is one, else on the host shim.
+//! Every kernel against the plain reference, at sizes that are no multiple of any tile, at both
+//! precisions: on a GPU where there is one, else on the host shim.
 
 mod attention;
 mod driver;
@@ -41,7 +41,11 @@ fn put_at(gpu: &Arc<Gpu>, bytes: &[u8], shift: usize) -> (Memory, Place) {
 
 /// Activations on the device.
 fn put(gpu: &Arc<Gpu>, compute: Compute, values: &[f32]) -> (Memory, Values) {
-    let dtype = if compute == Compute::F32 { Dtype::F32 } else { Dtype::BF16 };
+    let dtype = if compute == Compute::F32 {
+        Dtype::F32
+    } else {
+        Dtype::BF16
+    };
     let (memory, place) = put_at(gpu, &bytes(dtype, values), 0);
     (memory, Values::activations(compute, place, values.len()))
 }
@@ -58,7 +62,11 @@ fn blank(gpu: &Arc<Gpu>, compute: Compute, n: usize) -> (Memory, Values) {
 fn get(gpu: &Gpu, values: Values) -> Vec<f32> {
     let mut bytes = vec![0; values.len * values.width];
     gpu.download(&mut bytes, values.place).unwrap();
-    let dtype = if values.width == 4 { Dtype::F32 } else { Dtype::BF16 };
+    let dtype = if values.width == 4 {
+        Dtype::F32
+    } else {
+        Dtype::BF16
+    };
     let mut widened = vec![0.0; values.len];
     crate::ops::widen(dtype, &bytes, &mut widened);
     widened
@@ -76,9 +84,17 @@ fn get_numbers(gpu: &Gpu, place: Place, n: usize) -> Vec<u32> {
 fn assert_close(compute: Compute, seen: &[f32], wanted: &[f32], what: &str) {
     assert_eq!(seen.len(), wanted.len(), "{what}");
     let size = wanted.iter().fold(1.0_f32, |most, x| most.max(x.abs()));
-    let most = size * if compute == Compute::F32 { 3e-6 } else { 1.0 / 128.0 };
+    let most = size
+        * if compute == Compute::F32 {
+            3e-6
+        } else {
+            1.0 / 128.0
+        };
     for (i, (a, b)) in seen.iter().zip(wanted).enumerate() {
-        assert!((a - b).abs() <= most, "{what}: value {i} is {a}, wanted {b}");
+        assert!(
+            (a - b).abs() <= most,
+            "{what}: value {i} is {a}, wanted {b}"
+        );
     }
 }
 
@@ -98,14 +114,43 @@ fn choice(gpu: &Arc<Gpu>, tokens: usize, experts: usize, best: usize) -> (Vec<Me
         pairs * 4,
         tiles_bytes(pairs, experts),
     ];
-    let kept: Vec<Memory> = sizes.iter().map(|n| gpu.alloc(*n, "a test").unwrap()).collect();
+    let kept: Vec<Memory> = sizes
+        .iter()
+        .map(|n| gpu.alloc(*n, "a test").unwrap())
+        .collect();
     let [probabilities, ids, weights, order, counts, sorted, tiles] =
         [0, 1, 2, 3, 4, 5, 6].map(|i| kept[i].place());
-    (kept, Choice { probabilities, ids, weights, order, counts, sorted, tiles, uses: Place::NULL })
+    (
+        kept,
+        Choice {
+            probabilities,
+            ids,
+            weights,
+            order,
+            counts,
+            sorted,
+            tiles,
+            uses: Place::NULL,
+        },
+    )
 }
 
 /// A weight on the device.
-fn matrix(gpu: &Arc<Gpu>, dtype: Dtype, rows: usize, columns: usize, seed: u32) -> (Memory, Weights) {
+fn matrix(
+    gpu: &Arc<Gpu>,
+    dtype: Dtype,
+    rows: usize,
+    columns: usize,
+    seed: u32,
+) -> (Memory, Weights) {
     let (memory, place) = put_at(gpu, &bytes(dtype, &noise(rows * columns, seed)), 0);
-    (memory, Weights { place, dtype, rows, columns })
+    (
+        memory,
+        Weights {
+            place,
+            dtype,
+            rows,
+            columns,
+        },
+    )
 }

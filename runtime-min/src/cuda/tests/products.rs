@@ -39,9 +39,23 @@ fn products_agree_with_the_reference() {
                         rows,
                         columns: 1,
                     });
-                    linears.push((Weights { place, dtype, rows, columns }, bias_there, out));
+                    linears.push((
+                        Weights {
+                            place,
+                            dtype,
+                            rows,
+                            columns,
+                        },
+                        bias_there,
+                        out,
+                    ));
                     let mut result = vec![0.0; tokens * rows];
-                    let matrix = Matrix { dtype, bytes: &weight, rows, columns };
+                    let matrix = Matrix {
+                        dtype,
+                        bytes: &weight,
+                        rows,
+                        columns,
+                    };
                     if rows > 0 {
                         ScalarOps { compute }.linear(&x, matrix, bias.as_deref(), &mut result);
                     }
@@ -69,25 +83,44 @@ fn products_are_the_same_in_tiles_of_any_height() {
     let gpu = gpu();
     let (rows, tokens) = ([131, 2], 141);
     for (columns, shift) in [(200, 0), (200, 4), (199, 0), (201, 2)] {
-        for (dtype, launch) in DTYPES.into_iter().flat_map(|d| launches(&gpu).map(move |l| (d, l))) {
+        for (dtype, launch) in DTYPES
+            .into_iter()
+            .flat_map(|d| launches(&gpu).map(move |l| (d, l)))
+        {
             if dtype == Dtype::F32 && shift % 4 != 0 {
                 continue; // a value begins at a multiple of its width
             }
             let compute = launch.compute;
             let x = activations(compute, tokens * columns, 3);
             let (_x, x_there) = put(&gpu, compute, &x);
-            let weights =
-                rows.map(|rows| bytes(dtype, &noise(rows * columns, 7 + u32::try_from(rows).unwrap())));
+            let weights = rows.map(|rows| {
+                bytes(
+                    dtype,
+                    &noise(rows * columns, 7 + u32::try_from(rows).unwrap()),
+                )
+            });
             let placed = [0, 1].map(|i: usize| put_at(&gpu, &weights[i], shift));
             let (_b, bias) = put_at(&gpu, &bytes(Dtype::F16, &noise(rows[0], 5)), 2);
-            let bias = Weights { place: bias, dtype: Dtype::F16, rows: rows[0], columns: 1 };
+            let bias = Weights {
+                place: bias,
+                dtype: Dtype::F16,
+                rows: rows[0],
+                columns: 1,
+            };
             let run = |tile| {
                 let blanks = rows.map(|rows| blank(&gpu, compute, tokens * rows));
                 let linear = |i: usize| {
-                    let weight = Weights { place: placed[i].1, dtype, rows: rows[i], columns };
+                    let weight = Weights {
+                        place: placed[i].1,
+                        dtype,
+                        rows: rows[i],
+                        columns,
+                    };
                     (weight, (i == 0).then_some(bias), blanks[i].1)
                 };
-                launch.products_in_tiles(x_there, &[linear(0), linear(1)], Some(tile)).unwrap();
+                launch
+                    .products_in_tiles(x_there, &[linear(0), linear(1)], Some(tile))
+                    .unwrap();
                 blanks.map(|(_, out)| get(&gpu, out))
             };
             let what = format!("{dtype} {rows:?}x{columns}, shifted by {shift}, {compute:?}");
@@ -100,9 +133,19 @@ fn products_are_the_same_in_tiles_of_any_height() {
             let mut widened = vec![0.0; rows[0]];
             crate::ops::widen(Dtype::F16, &half, &mut widened);
             for (i, seen) in all.iter().enumerate() {
-                let matrix = Matrix { dtype, bytes: &weights[i], rows: rows[i], columns };
+                let matrix = Matrix {
+                    dtype,
+                    bytes: &weights[i],
+                    rows: rows[i],
+                    columns,
+                };
                 let mut wanted = vec![0.0; tokens * rows[i]];
-                ScalarOps { compute }.linear(&x, matrix, (i == 0).then_some(&widened[..]), &mut wanted);
+                ScalarOps { compute }.linear(
+                    &x,
+                    matrix,
+                    (i == 0).then_some(&widened[..]),
+                    &mut wanted,
+                );
                 let scaled = |x: &[f32]| x.iter().map(|x| x / 14.0).collect::<Vec<_>>();
                 assert_close(compute, &scaled(seen), &scaled(&wanted), &what);
             }
@@ -121,26 +164,45 @@ fn tiles_are_as_high_as_leaves_every_multiprocessor_one() {
         (512, 128, 32),
         (64, 151_936, 64),
     ] {
-        assert_eq!(dense_tile(tokens, rows / 128, 132), wanted, "{tokens} tokens, {rows} rows");
+        assert_eq!(
+            dense_tile(tokens, rows / 128, 132),
+            wanted,
+            "{tokens} tokens, {rows} rows"
+        );
     }
     // 128 experts, 8 per token
-    assert_eq!([5, 512, 1024, 2048].map(|tokens| expert_tile(tokens * 8, 128)), [64, 64, 64, 128]);
+    assert_eq!(
+        [5, 512, 1024, 2048].map(|tokens| expert_tile(tokens * 8, 128)),
+        [64, 64, 64, 128]
+    );
 }
 
-/// What a launch norms on its way is what a norm of its own gives, to the bit, and so is the sum that it leaves.
+/// What a launch norms on its way is what a norm of its own gives, to the bit, and so is the sum
+/// that it leaves.
 #[test]
 fn products_norm_their_input_as_a_launch_of_its_own_does() {
     let gpu = gpu();
-    for (tokens, columns, rows) in [(1, 1, 3), (2, 300, 17), (4, 2048, 40), (3, 2056, 9), (1, 4101, 5)] {
-        for (dtype, launch) in DTYPES.into_iter().flat_map(|d| launches(&gpu).map(move |l| (d, l))) {
+    for (tokens, columns, rows) in [
+        (1, 1, 3),
+        (2, 300, 17),
+        (4, 2048, 40),
+        (3, 2056, 9),
+        (1, 4101, 5),
+    ] {
+        for (dtype, launch) in DTYPES
+            .into_iter()
+            .flat_map(|d| launches(&gpu).map(move |l| (d, l)))
+        {
             let compute = launch.compute;
             let n = tokens * columns;
             let (_w, weight) = matrix(&gpu, dtype, rows, columns, 1);
             let (_v, other) = matrix(&gpu, dtype, rows + 1, columns, 2);
             let (_n, norm_weight) = matrix(&gpu, dtype, columns, 1, 3);
-            let [(_x, x), (_y, y)] = [4, 5].map(|seed| put(&gpu, compute, &activations(compute, n, seed)));
+            let [(_x, x), (_y, y)] =
+                [4, 5].map(|seed| put(&gpu, compute, &activations(compute, n, seed)));
             for adds in [false, true] {
-                let places = || [n, n, tokens * rows, tokens * (rows + 1)].map(|n| blank(&gpu, compute, n));
+                let places =
+                    || [n, n, tokens * rows, tokens * (rows + 1)].map(|n| blank(&gpu, compute, n));
                 let [alone, along] = [places(), places()];
                 let norm = |[sum, normed, ..]: &[(Memory, Values); 4]| Norm {
                     weight: norm_weight,
@@ -148,14 +210,22 @@ fn products_norm_their_input_as_a_launch_of_its_own_does() {
                     added: adds.then_some((y, sum.1)),
                     normed: normed.1,
                 };
-                let linears = |[.., a, b]: &[(Memory, Values); 4]| [(weight, None, a.1), (other, None, b.1)];
+                let linears =
+                    |[.., a, b]: &[(Memory, Values); 4]| [(weight, None, a.1), (other, None, b.1)];
                 launch.norm(x, norm(&alone)).unwrap();
                 launch.products(alone[1].1, None, &linears(&alone)).unwrap();
-                launch.products(x, Some(&norm(&along)), &linears(&along)).unwrap();
+                launch
+                    .products(x, Some(&norm(&along)), &linears(&along))
+                    .unwrap();
                 for (i, (alone, along)) in alone.iter().zip(&along).enumerate() {
-                    let [alone, along] = [alone, along]
-                        .map(|v| get(&gpu, v.1).iter().map(|x| x.to_bits()).collect::<Vec<_>>());
-                    let what = format!("{i}: {tokens}x{columns} to {rows}, {dtype}, {compute:?}, {adds}");
+                    let [alone, along] = [alone, along].map(|v| {
+                        get(&gpu, v.1)
+                            .iter()
+                            .map(|x| x.to_bits())
+                            .collect::<Vec<_>>()
+                    });
+                    let what =
+                        format!("{i}: {tokens}x{columns} to {rows}, {dtype}, {compute:?}, {adds}");
                     assert_eq!(alone, along, "{what}");
                 }
                 assert!(get(&gpu, along[3].1).iter().all(|x| !x.is_nan()));

@@ -7,17 +7,38 @@ fn embeddings_norms_and_sums_agree_with_the_reference() {
     let gpu = gpu();
     for (tokens, width) in [(1, 1), (3, 48), (2, 1025), (5, 130)] {
         for launch in launches(&gpu) {
-            let (compute, ops) = (launch.compute, ScalarOps { compute: launch.compute });
+            let (compute, ops) = (
+                launch.compute,
+                ScalarOps {
+                    compute: launch.compute,
+                },
+            );
             for dtype in DTYPES {
                 let table = bytes(dtype, &noise(9 * width, 5));
                 let (_t, place) = put_at(&gpu, &table, 2);
-                let ids: Vec<u32> = (0..tokens).map(|t| u32::try_from(t * 5 % 9).unwrap()).collect();
-                let (_i, ids_there) =
-                    put_at(&gpu, &ids.iter().flat_map(|i| i.to_le_bytes()).collect::<Vec<_>>(), 0);
+                let ids: Vec<u32> = (0..tokens)
+                    .map(|t| u32::try_from(t * 5 % 9).unwrap())
+                    .collect();
+                let (_i, ids_there) = put_at(
+                    &gpu,
+                    &ids.iter().flat_map(|i| i.to_le_bytes()).collect::<Vec<_>>(),
+                    0,
+                );
                 let (_x, x) = blank(&gpu, compute, tokens * width);
                 // rows of an embedding begin at a multiple of their dtype's width
                 if dtype != Dtype::F32 {
-                    launch.embed(Weights { place, dtype, rows: 9, columns: width }, ids_there, x).unwrap();
+                    launch
+                        .embed(
+                            Weights {
+                                place,
+                                dtype,
+                                rows: 9,
+                                columns: width,
+                            },
+                            ids_there,
+                            x,
+                        )
+                        .unwrap();
                     let row = width * 2;
                     let mut wanted = vec![0.0; tokens * width];
                     for (id, to) in ids.iter().zip(wanted.chunks_mut(width)) {
@@ -30,15 +51,27 @@ fn embeddings_norms_and_sums_agree_with_the_reference() {
                 let (_w, place) = put_at(&gpu, &bytes(dtype, &weight), 0);
                 let mut widened = vec![0.0; width];
                 crate::ops::widen(dtype, &bytes(dtype, &weight), &mut widened);
-                let norm = Weights { place, dtype, rows: width, columns: 1 };
-                let (a, b) =
-                    (activations(compute, tokens * width, 1), activations(compute, tokens * width, 2));
+                let norm = Weights {
+                    place,
+                    dtype,
+                    rows: width,
+                    columns: 1,
+                };
+                let (a, b) = (
+                    activations(compute, tokens * width, 1),
+                    activations(compute, tokens * width, 2),
+                );
                 for added in [false, true] {
                     let (_a, x) = put(&gpu, compute, &a);
                     let (_b, more) = put(&gpu, compute, &b);
                     let (_o, out) = blank(&gpu, compute, tokens * width);
                     let added_there = added.then_some((more, x));
-                    let norm = Norm { weight: norm, eps: 1e-6, added: added_there, normed: out };
+                    let norm = Norm {
+                        weight: norm,
+                        eps: 1e-6,
+                        added: added_there,
+                        normed: out,
+                    };
                     launch.norm(x, norm).unwrap();
                     let mut sum = a.clone();
                     if added {
@@ -80,8 +113,13 @@ fn the_lowest_id_of_the_greatest_logits_is_next() {
             let (_i, id) = put_at(&gpu, &[0; 4], 0);
             let (_p, position) = put_at(&gpu, &41_u32.to_le_bytes(), 0);
             let (_m, logit) = put_at(&gpu, &[0; 4], 0);
-            let launch = Launch { gpu: &gpu, compute: Compute::F32 };
-            launch.argmax(there, parts.place(), [id, position, logit]).unwrap();
+            let launch = Launch {
+                gpu: &gpu,
+                compute: Compute::F32,
+            };
+            launch
+                .argmax(there, parts.place(), [id, position, logit])
+                .unwrap();
             assert_eq!(get_numbers(&gpu, id, 1), [u32::try_from(best).unwrap()]);
             assert_eq!(get_numbers(&gpu, position, 1), [42]);
             assert_eq!(get_f32(&gpu, logit, 1), [7.0]);
@@ -92,19 +130,35 @@ fn the_lowest_id_of_the_greatest_logits_is_next() {
 #[test]
 fn a_logit_that_is_no_number_is_found_wherever_it_is_as_the_host_finds_it() {
     let gpu = gpu();
-    let launch = Launch { gpu: &gpu, compute: Compute::F32 };
+    let launch = Launch {
+        gpu: &gpu,
+        compute: Compute::F32,
+    };
     let parts = gpu.alloc(ARGMAX_BYTES, "a test").unwrap();
     let greatest = |logits: &[f32]| {
         let (_l, there) = put_f32(&gpu, logits);
         let (_o, place) = put_at(&gpu, &[0; 12], 0);
-        launch.argmax(there, parts.place(), [place, place.byte(4), place.byte(8)]).unwrap();
+        launch
+            .argmax(there, parts.place(), [place, place.byte(4), place.byte(8)])
+            .unwrap();
         let logit = get_f32(&gpu, place.byte(8), 1)[0];
-        Greatest { id: get_numbers(&gpu, place, 1)[0], logit }
+        Greatest {
+            id: get_numbers(&gpu, place, 1)[0],
+            logit,
+        }
     };
-    let mut rows = vec![vec![-1.0, -0.0, 0.0], vec![f32::NEG_INFINITY; 700], vec![f32::NEG_INFINITY, -3e38]];
+    let mut rows = vec![
+        vec![-1.0, -0.0, 0.0],
+        vec![f32::NEG_INFINITY; 700],
+        vec![f32::NEG_INFINITY, -3e38],
+    ];
     let minus_nan = f32::from_bits(0xffc0_0001);
     for (first, second) in [(0, 1), (5, 2000), (40, 3), (2999, 1500), (1024, 1023)] {
-        for (a, b) in [(f32::NAN, f32::INFINITY), (f32::INFINITY, minus_nan), (minus_nan, 3e38)] {
+        for (a, b) in [
+            (f32::NAN, f32::INFINITY),
+            (f32::INFINITY, minus_nan),
+            (minus_nan, 3e38),
+        ] {
             let mut logits = noise(3000, 3);
             (logits[first], logits[second]) = (a, b);
             rows.push(logits);

@@ -1,8 +1,8 @@
 //! What the file says of the model, in the order of llama.cpp's converter.
 //!
-//! Source of keys and types: `ModelBase.prepare_metadata` and `TextModel.set_gguf_parameters` in `conversion/base.py`,
-//! `Qwen2MoeModel` in `conversion/qwen.py`, `Metadata.load` in `gguf-py/gguf/metadata.py` (llama.cpp as in llama-cpp-python
-//! 0.3.36).
+//! Source of keys and types: `ModelBase.prepare_metadata` and `TextModel.set_gguf_parameters` in
+//! `conversion/base.py`, `Qwen2MoeModel` in `conversion/qwen.py`, `Metadata.load` in
+//! `gguf-py/gguf/metadata.py` (llama.cpp as in llama-cpp-python 0.3.36).
 
 use segpack_formats::gguf::Value;
 use segpack_manifests::Pack;
@@ -18,8 +18,8 @@ const ARCHITECTURE: &str = "qwen3moe";
 /// `GGML_QNT_VERSION`.
 const QUANTIZATION_VERSION: u32 = 2;
 
-/// Keys of `generation_config.json`, those of the metadata under `general.sampling`, and whether they are integers. The
-/// first one of a key that is there counts.
+/// Keys of `generation_config.json`, those of the metadata under `general.sampling`, and whether
+/// they are integers. The first one of a key that is there counts.
 const SAMPLING: [(&str, &str, bool); 12] = [
     ("top_k", "top_k", true),
     ("top_p", "top_p", false),
@@ -60,7 +60,10 @@ pub fn check_expressible(config: &Json, facts: &TextFacts) -> Result<(), StepErr
         );
     }
     if facts.rope_type != "default" {
-        return refuse(&format!("gets no scaled positions from segpack (rope type {:?})", facts.rope_type));
+        return refuse(&format!(
+            "gets no scaled positions from segpack (rope type {:?})",
+            facts.rope_type
+        ));
     }
     if config.get("use_sliding_window").and_then(Json::as_bool) == Some(true) {
         return refuse("attends to everything, this model has use_sliding_window");
@@ -82,7 +85,12 @@ pub struct Model<'a> {
 }
 
 impl Model<'_> {
-    pub fn metadata(&self, tensors: &[Planned<'_>], file_type: u32, vocabulary: &Vocabulary) -> Metadata {
+    pub fn metadata(
+        &self,
+        tensors: &[Planned<'_>],
+        file_type: u32,
+        vocabulary: &Vocabulary,
+    ) -> Metadata {
         let mut all: Metadata = Vec::new();
         let mut add = |key: &str, value: Value| all.push((key.to_owned(), value));
         add("general.architecture", ARCHITECTURE.into());
@@ -93,12 +101,18 @@ impl Model<'_> {
         if let Some(name) = self.name() {
             add("general.name", Value::Text(name));
         }
-        add("general.size_label", Value::Text(size_label(tensors, self.facts.experts)));
+        add(
+            "general.size_label",
+            Value::Text(size_label(tensors, self.facts.experts)),
+        );
         for (key, value) in self.parameters() {
             add(&format!("{ARCHITECTURE}.{key}"), value);
         }
         if vocabulary.is_none() {
-            add(&format!("{ARCHITECTURE}.vocab_size"), size(self.facts.vocab));
+            add(
+                &format!("{ARCHITECTURE}.vocab_size"),
+                size(self.facts.vocab),
+            );
         }
         add("general.file_type", file_type.into());
         add("general.quantization_version", QUANTIZATION_VERSION.into());
@@ -116,10 +130,15 @@ impl Model<'_> {
     fn sampling(&self) -> Metadata {
         let mut found: Metadata = Vec::new();
         for (from, to, integer) in SAMPLING {
-            let Some(value) = self.generation.and_then(|g| g.get(from)) else { continue };
+            let Some(value) = self.generation.and_then(|g| g.get(from)) else {
+                continue;
+            };
             let key = format!("general.sampling.{to}");
             let number = if integer {
-                value.as_i64().and_then(|n| i32::try_from(n).ok()).map(Value::I32)
+                value
+                    .as_i64()
+                    .and_then(|n| i32::try_from(n).ok())
+                    .map(Value::I32)
             } else {
                 value.as_f64().map(single)
             };
@@ -133,7 +152,11 @@ impl Model<'_> {
     fn parameters(&self) -> [(&'static str, Value); 13] {
         let facts = self.facts;
         // the default of Qwen3MoeConfig
-        let context = self.config.get("max_position_embeddings").and_then(Json::as_u64).unwrap_or(32_768);
+        let context = self
+            .config
+            .get("max_position_embeddings")
+            .and_then(Json::as_u64)
+            .unwrap_or(32_768);
         [
             ("block_count", facts.layers.into()),
             ("context_length", size(context)),
@@ -142,7 +165,10 @@ impl Model<'_> {
             ("attention.head_count", size(facts.heads)),
             ("attention.head_count_kv", size(facts.kv_heads)),
             ("rope.freq_base", single(facts.rope_theta)),
-            ("attention.layer_norm_rms_epsilon", single(facts.rms_norm_eps)),
+            (
+                "attention.layer_norm_rms_epsilon",
+                single(facts.rms_norm_eps),
+            ),
             ("expert_count", facts.experts.into()),
             ("expert_used_count", facts.experts_per_token.into()),
             ("attention.key_length", size(facts.head_dim)),
@@ -157,14 +183,18 @@ fn size(number: u64) -> Value {
     Value::U32(u32::try_from(number).unwrap_or(u32::MAX))
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the format has 32 bits for it")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the format has 32 bits for it"
+)]
 fn single(number: f64) -> Value {
     Value::F32(number as f32)
 }
 
 /// Words with capitals, as `Metadata.id_to_title`: those in small letters that are no version.
 fn title(id: &str) -> String {
-    let is_version = |word: &str| word.starts_with(|c: char| c.is_ascii_digit()) || is_version_number(word);
+    let is_version =
+        |word: &str| word.starts_with(|c: char| c.is_ascii_digit()) || is_version_number(word);
     let capital = |word: &str| {
         let small = word.chars().any(char::is_alphabetic) && !word.chars().any(char::is_uppercase);
         match word.chars().next() {
@@ -174,22 +204,32 @@ fn title(id: &str) -> String {
             _ => word.to_owned(),
         }
     };
-    id.replace('-', " ").split_whitespace().map(capital).collect::<Vec<String>>().join(" ")
+    id.replace('-', " ")
+        .split_whitespace()
+        .map(capital)
+        .collect::<Vec<String>>()
+        .join(" ")
 }
 
 /// `v2`, `v1.5`.
 fn is_version_number(word: &str) -> bool {
     let number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
-    word.strip_prefix('v').is_some_and(|rest| rest.split('.').all(number))
+    word.strip_prefix('v')
+        .is_some_and(|rest| rest.split('.').all(number))
 }
 
-/// Parameters as `size_label` of gguf-py/gguf/utility.py writes them: experts times what one of them and the rest have.
+/// Parameters as `size_label` of gguf-py/gguf/utility.py writes them: experts times what one of
+/// them and the rest have.
 fn size_label(tensors: &[Planned<'_>], experts: u32) -> String {
     let values = |t: &Planned<'_>| t.plan.values();
-    let (stacked, shared): (Vec<_>, Vec<_>) =
-        tensors.iter().partition(|t| t.plan.parts.len() > 1 || is_stack(t));
+    let (stacked, shared): (Vec<_>, Vec<_>) = tensors
+        .iter()
+        .partition(|t| t.plan.parts.len() > 1 || is_stack(t));
     let shared: u64 = shared.into_iter().map(values).sum();
-    let one: u64 = stacked.into_iter().map(|t| values(t) / u64::from(experts.max(1))).sum();
+    let one: u64 = stacked
+        .into_iter()
+        .map(|t| values(t) / u64::from(experts.max(1)))
+        .sum();
     format!("{experts}x{}", rounded(shared + one))
 }
 
@@ -209,7 +249,11 @@ fn rounded(parameters: u64) -> String {
         c => (c * 1e-3, "K"),
     };
     let whole = scaled.round_ties_even();
-    let digits = if whole == 0.0 { 0 } else { format!("{whole:.0}").len() };
+    let digits = if whole == 0.0 {
+        0
+    } else {
+        format!("{whole:.0}").len()
+    };
     format!("{scaled:.*}{suffix}", 2_usize.saturating_sub(digits))
 }
 
@@ -243,16 +287,30 @@ mod tests {
             for (key, value) in changes.as_object().into_iter().flatten() {
                 config[key] = value.clone();
             }
-            let facts = segpack_manifests::families::Family::Qwen3Moe.text_facts(&config).unwrap();
+            let facts = segpack_manifests::families::Family::Qwen3Moe
+                .text_facts(&config)
+                .unwrap();
             check_expressible(&config, &facts).map_err(|e| e.to_string())
         };
         assert_eq!(check(serde_json::json!({})), Ok(()));
         for (changes, words) in [
-            (serde_json::json!({"mlp_only_layers": [1]}), "experts in every layer, this model in 1 of 2"),
+            (
+                serde_json::json!({"mlp_only_layers": [1]}),
+                "experts in every layer, this model in 1 of 2",
+            ),
             (serde_json::json!({"attention_bias": true}), "no biases"),
-            (serde_json::json!({"norm_topk_prob": false}), "norm_topk_prob"),
-            (serde_json::json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}), "\"yarn\""),
-            (serde_json::json!({"use_sliding_window": true}), "use_sliding_window"),
+            (
+                serde_json::json!({"norm_topk_prob": false}),
+                "norm_topk_prob",
+            ),
+            (
+                serde_json::json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
+                "\"yarn\"",
+            ),
+            (
+                serde_json::json!({"use_sliding_window": true}),
+                "use_sliding_window",
+            ),
             (serde_json::json!({"hidden_act": "gelu"}), "hidden_act"),
         ] {
             let said = check(changes).unwrap_err();
@@ -262,7 +320,10 @@ mod tests {
 
     #[test]
     fn a_repository_becomes_a_title() {
-        assert_eq!(title("Qwen3-Omni-30B-A3B-Instruct"), "Qwen3 Omni 30B A3B Instruct");
+        assert_eq!(
+            title("Qwen3-Omni-30B-A3B-Instruct"),
+            "Qwen3 Omni 30B A3B Instruct"
+        );
         assert_eq!(title("my-model-v1.5-7b"), "My Model v1.5 7b");
     }
 }

@@ -1,7 +1,8 @@
 //! `gguf`: the text decoder for llama.cpp, architecture `qwen3moe`.
 //!
-//! Metadata and tensors are those that llama.cpp's own `convert_hf_to_gguf.py` makes of the `qwen3-moe` export of the same
-//! pack (compared with the one in llama-cpp-python 0.3.36 by `tests/peers/heavy`). What differs, and why:
+//! Metadata and tensors are those that llama.cpp's own `convert_hf_to_gguf.py` makes of the
+//! `qwen3-moe` export of the same pack (compared with the one in llama-cpp-python 0.3.36 by
+//! `tests/peers/heavy`). What differs, and why:
 //!
 //! | what | the converter | here |
 //! |---|---|---|
@@ -13,11 +14,12 @@
 //! | a value that F16 cannot hold | infinity | an error |
 //! | a NaN or infinity in Q8_0 | whatever the processor makes of it | an error |
 //!
-//! Tensors whose rows are not multiples of 32 become F16 under `--dtype q8_0`, as with the converter; norms and routers are
-//! always F32.
+//! Tensors whose rows are not multiples of 32 become F16 under `--dtype q8_0`, as with the
+//! converter; norms and routers are always F32.
 //!
-//! llama.cpp's `qwen3moe` (`src/models/qwen3moe.cpp`) has experts in every layer, scales the chosen experts to sum to 1, and
-//! knows neither biases nor shared experts. A model that needs what it lacks is refused.
+//! llama.cpp's `qwen3moe` (`src/models/qwen3moe.cpp`) has experts in every layer, scales the chosen
+//! experts to sum to 1, and knows neither biases nor shared experts. A model that needs what it
+//! lacks is refused.
 
 mod metadata;
 mod vocabulary;
@@ -26,8 +28,8 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use segpack_formats::gguf::{
-    self as format, Header, MAX_FILES, TensorSpec, TensorType, Value, q8_0_source_bytes, split_metadata,
-    split_name,
+    self as format, Header, MAX_FILES, TensorSpec, TensorType, Value, q8_0_source_bytes,
+    split_metadata, split_name,
 };
 use segpack_formats::safetensors::Dtype;
 use segpack_manifests::Pack;
@@ -38,7 +40,8 @@ use segpack_runtime_min::convert::FloatConversion;
 
 use super::checkpoint::text_decoder;
 use super::plan::{
-    Content, Conversion, ExportPlan, FileFormat, NewTensorPlan, Part, Placed, PlannedFile, TensorFile,
+    Content, Conversion, ExportPlan, FileFormat, NewTensorPlan, Part, Placed, PlannedFile,
+    TensorFile,
 };
 use super::source::source_json;
 use super::{ExportSettings, Quantization};
@@ -49,15 +52,23 @@ use vocabulary::Vocabulary;
 /// The text decoder as one GGUF file, or as several.
 ///
 /// # Errors
-/// `Usage` for a name that does not end in `.gguf`; `Input` where `qwen3moe` cannot express the model, the pack lacks
-/// tensors of it, or its tokenizer is of a kind that llama.cpp's name is not known of.
-pub fn gguf<'a>(pack: &'a Pack, settings: &ExportSettings, name: &str) -> Result<ExportPlan<'a>, StepError> {
+/// `Usage` for a name that does not end in `.gguf`; `Input` where `qwen3moe` cannot express the
+/// model, the pack lacks tensors of it, or its tokenizer is of a kind that llama.cpp's name is not
+/// known of.
+pub fn gguf<'a>(
+    pack: &'a Pack,
+    settings: &ExportSettings,
+    name: &str,
+) -> Result<ExportPlan<'a>, StepError> {
     let Some(stem) = name.strip_suffix(".gguf").filter(|stem| !stem.is_empty()) else {
-        return Err(StepError::Usage(format!("--to gguf writes a file: {name:?} must end in .gguf")));
+        return Err(StepError::Usage(format!(
+            "--to gguf writes a file: {name:?} must end in .gguf"
+        )));
     };
     let (component, family) = text_decoder(pack, settings)?;
-    let config = source_json(pack, "config.json")?
-        .ok_or_else(|| StepError::Input("the pack has no config.json to describe the model".to_owned()))?;
+    let config = source_json(pack, "config.json")?.ok_or_else(|| {
+        StepError::Input("the pack has no config.json to describe the model".to_owned())
+    })?;
     let generation = source_json(pack, "generation_config.json")?;
     let invalid = |e: families::ConfigError| StepError::Input(e.to_string());
     let facts = family.text_facts(&config).map_err(invalid)?;
@@ -66,7 +77,12 @@ pub fn gguf<'a>(pack: &'a Pack, settings: &ExportSettings, name: &str) -> Result
     let mut plan = ExportPlan::default();
     let tensors = Tensors::of(pack, component, &facts)?.plan(settings, &mut plan.notes)?;
     let vocabulary = Vocabulary::of(pack, &config, &facts, settings, &mut plan.notes)?;
-    let model = Model { pack, config: &config, generation: generation.as_ref(), facts: &facts };
+    let model = Model {
+        pack,
+        config: &config,
+        generation: generation.as_ref(),
+        facts: &facts,
+    };
     let metadata = model.metadata(&tensors, file_type(settings, &tensors), &vocabulary);
     if component == Component::ThinkerText {
         plan.notes.push(
@@ -87,7 +103,8 @@ struct Tensors<'a, 'f> {
 /// What a tensor is: role, layer and expert.
 type Place = (Role, Option<u32>, Option<u32>);
 
-/// Tensors of a layer in the order of the file: role, its name in llama.cpp, whether one for each expert.
+/// Tensors of a layer in the order of the file: role, its name in llama.cpp, whether one for each
+/// expert.
 ///
 /// Source of the names: `TENSOR_NAMES` in gguf-py/gguf/constants.py.
 const LAYER: [(Role, &str, bool); 12] = [
@@ -108,7 +125,12 @@ const LAYER: [(Role, &str, bool); 12] = [
 impl<'a, 'f> Tensors<'a, 'f> {
     fn of(pack: &'a Pack, component: Component, facts: &'f TextFacts) -> Result<Self, StepError> {
         let mut by_place = HashMap::new();
-        for tensor in pack.manifest().tensors.iter().filter(|t| t.component == component) {
+        for tensor in pack
+            .manifest()
+            .tensors
+            .iter()
+            .filter(|t| t.component == component)
+        {
             let place = (tensor.role, tensor.layer, tensor.expert);
             if let Some(other) = by_place.insert(place, tensor) {
                 return Err(StepError::Input(format!(
@@ -125,11 +147,15 @@ impl<'a, 'f> Tensors<'a, 'f> {
         let Some(tensor) = self.by_place.remove(&place) else {
             let layer = layer.map_or_else(String::new, |l| format!(" of layer {l}"));
             let expert = expert.map_or_else(String::new, |e| format!(", expert {e}"));
-            return Err(StepError::Input(format!("the pack has no {role}{layer}{expert}: was it left out?")));
+            return Err(StepError::Input(format!(
+                "the pack has no {role}{layer}{expert}: was it left out?"
+            )));
         };
         if tensor.shape != wanted {
             let TensorEntry { name, shape, .. } = tensor;
-            return Err(StepError::Input(format!("tensor {name:?} has shape {shape:?}, wanted {wanted:?}")));
+            return Err(StepError::Input(format!(
+                "tensor {name:?} has shape {shape:?}, wanted {wanted:?}"
+            )));
         }
         Ok(tensor)
     }
@@ -142,7 +168,12 @@ impl<'a, 'f> Tensors<'a, 'f> {
     ) -> Result<Vec<Planned<'a>>, StepError> {
         let facts = self.facts;
         let table = [facts.vocab, facts.hidden_size];
-        let mut planned = vec![self.one((Role::Embedding, None, None), "token_embd", &table, settings)?];
+        let mut planned = vec![self.one(
+            (Role::Embedding, None, None),
+            "token_embd",
+            &table,
+            settings,
+        )?];
         for layer in 0..facts.layers {
             for (role, name, by_expert) in LAYER {
                 let name = format!("blk.{layer}.{name}");
@@ -208,7 +239,10 @@ impl<'a, 'f> Tensors<'a, 'f> {
 /// Shape of a tensor of a layer, of one expert's where it is an expert's.
 fn shape_of(role: Role, facts: &TextFacts) -> Vec<u64> {
     let (hidden, inner) = (facts.hidden_size, facts.moe_intermediate);
-    let (queries, keys) = (facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim);
+    let (queries, keys) = (
+        facts.heads * facts.head_dim,
+        facts.kv_heads * facts.head_dim,
+    );
     match role {
         Role::AttentionQ => vec![queries, hidden],
         Role::AttentionK | Role::AttentionV => vec![keys, hidden],
@@ -246,15 +280,28 @@ impl<'a> Planned<'a> {
         })?;
         let parts = sources
             .into_iter()
-            .map(|source| Ok(Part { source, conversion: conversion(source, kind)? }))
+            .map(|source| {
+                Ok(Part {
+                    source,
+                    conversion: conversion(source, kind)?,
+                })
+            })
             .collect::<Result<_, StepError>>()?;
-        let plan = NewTensorPlan { name: name.clone(), dtype: kind.to_string(), shape: shape.clone(), parts };
-        Ok(Self { spec: TensorSpec { name, kind, shape }, plan })
+        let plan = NewTensorPlan {
+            name: name.clone(),
+            dtype: kind.to_string(),
+            shape: shape.clone(),
+            parts,
+        };
+        Ok(Self {
+            spec: TensorSpec { name, kind, shape },
+            plan,
+        })
     }
 }
 
-/// The type that a tensor gets, as `ModelBase.prepare_tensors` of the converter chooses it: norms and routers F32; rows
-/// that are no multiple of 32 F16 in place of Q8_0.
+/// The type that a tensor gets, as `ModelBase.prepare_tensors` of the converter chooses it: norms
+/// and routers F32; rows that are no multiple of 32 F16 in place of Q8_0.
 fn kind_of(role: Role, from: Dtype, columns: u64, settings: &ExportSettings) -> Option<TensorType> {
     let always_f32 = matches!(
         role,
@@ -269,7 +316,9 @@ fn kind_of(role: Role, from: Dtype, columns: u64, settings: &ExportSettings) -> 
         return Some(TensorType::F32);
     }
     match (settings.quantize, settings.dtype) {
-        (Some(Quantization::Q8_0), _) if TensorType::Q8_0.divides_rows_of(columns) => Some(TensorType::Q8_0),
+        (Some(Quantization::Q8_0), _) if TensorType::Q8_0.divides_rows_of(columns) => {
+            Some(TensorType::Q8_0)
+        }
         (Some(Quantization::Q8_0), _) => Some(TensorType::F16),
         (None, Some(dtype)) => TensorType::of_dtype(dtype),
         (None, None) => TensorType::of_dtype(from),
@@ -285,8 +334,11 @@ fn conversion(source: &TensorEntry, kind: TensorType) -> Result<Conversion, Step
         TensorType::F16 => FloatConversion::new(*dtype, Dtype::F16).map(Conversion::Float),
         TensorType::Bf16 => FloatConversion::new(*dtype, Dtype::BF16).map(Conversion::Float),
     };
-    possible
-        .ok_or_else(|| StepError::Input(format!("tensor {name:?} is {dtype}, which cannot become {kind}")))
+    possible.ok_or_else(|| {
+        StepError::Input(format!(
+            "tensor {name:?} is {dtype}, which cannot become {kind}"
+        ))
+    })
 }
 
 /// Says which tensors are larger than the user asked for.
@@ -294,7 +346,10 @@ fn note_rows(planned: &[Planned<'_>], settings: &ExportSettings, notes: &mut Vec
     if settings.quantize != Some(Quantization::Q8_0) {
         return;
     }
-    let halves: Vec<_> = planned.iter().filter(|p| p.spec.kind == TensorType::F16).collect();
+    let halves: Vec<_> = planned
+        .iter()
+        .filter(|p| p.spec.kind == TensorType::F16)
+        .collect();
     if let Some(first) = halves.first() {
         notes.push(format!(
             "{} tensors have rows that are no multiple of 32 and are F16, not Q8_0, as llama.cpp's converter has it ({} \
@@ -305,7 +360,8 @@ fn note_rows(planned: &[Planned<'_>], settings: &ExportSettings, notes: &mut Vec
     }
 }
 
-/// `general.file_type`: llama.cpp's name for what most tensors are (`LlamaFileType` in gguf-py/gguf/constants.py).
+/// `general.file_type`: llama.cpp's name for what most tensors are (`LlamaFileType` in
+/// gguf-py/gguf/constants.py).
 fn file_type(settings: &ExportSettings, tensors: &[Planned<'_>]) -> u32 {
     let embedding = tensors.first().map(|p| p.spec.kind);
     match (settings.quantize, embedding) {
@@ -318,7 +374,8 @@ fn file_type(settings: &ExportSettings, tensors: &[Planned<'_>]) -> u32 {
 
 type Metadata = Vec<(String, Value)>;
 
-/// One file, or several where a size was given: the first with the model's metadata, as gguf-py cuts and names them.
+/// One file, or several where a size was given: the first with the model's metadata, as gguf-py
+/// cuts and names them.
 fn files<'a>(
     stem: &str,
     metadata: Metadata,
@@ -340,15 +397,24 @@ fn files<'a>(
         if count > 1 {
             own.extend(split_metadata(number, count, total).ok_or_else(too_many)?);
         }
-        let path = if count > 1 { split_name(stem, number, count) } else { format!("{stem}.gguf") };
-        files.push(PlannedFile { path, content: Content::Tensors(tensor_file(own, group)?) });
+        let path = if count > 1 {
+            split_name(stem, number, count)
+        } else {
+            format!("{stem}.gguf")
+        };
+        files.push(PlannedFile {
+            path,
+            content: Content::Tensors(tensor_file(own, group)?),
+        });
     }
-    // files get their names in this order, and llama.cpp begins with the first of them: without it there is no model
+    // files get their names in this order, and llama.cpp begins with the first of them: without it
+    // there is no model
     files.rotate_left(1);
     Ok(files)
 }
 
-/// As `GGUFWriter.add_tensor_info` cuts: a file is full when the next tensor would make it larger than `most` bytes.
+/// As `GGUFWriter.add_tensor_info` cuts: a file is full when the next tensor would make it larger
+/// than `most` bytes.
 fn cut(tensors: Vec<Planned<'_>>, most: Option<u64>) -> Vec<Vec<Planned<'_>>> {
     let (mut groups, mut bytes) = (vec![Vec::new()], 0_u64);
     for tensor in tensors {
@@ -369,16 +435,24 @@ fn tensor_file(metadata: Metadata, tensors: Vec<Planned<'_>>) -> Result<TensorFi
     let (specs, plans): (Vec<_>, Vec<_>) = tensors.into_iter().map(|p| (p.spec, p.plan)).unzip();
     let header = Header::place(metadata, specs).map_err(|e| StepError::Input(e.to_string()))?;
     let start = header.data_start;
-    if let Some((info, plan)) =
-        header.tensors.iter().zip(&plans).find(|(info, plan)| info.length != plan.length())
+    if let Some((info, plan)) = header
+        .tensors
+        .iter()
+        .zip(&plans)
+        .find(|(info, plan)| info.length != plan.length())
     {
-        let format::TensorInfo { name, shape, kind, .. } = info;
+        let format::TensorInfo {
+            name, shape, kind, ..
+        } = info;
         let parts = plan.parts.len();
         return Err(StepError::Input(format!(
             "tensor {name:?}: its {parts} parts do not make {shape:?} of {kind}"
         )));
     }
-    let placed = |(tensor, info): (_, &format::TensorInfo)| Placed { tensor, offset: start + info.offset };
+    let placed = |(tensor, info): (_, &format::TensorInfo)| Placed {
+        tensor,
+        offset: start + info.offset,
+    };
     Ok(TensorFile {
         format: FileFormat::Gguf,
         head: header.to_bytes(),

@@ -1,8 +1,9 @@
 //! `tokenizer.*` of the file: tokens, merges, special tokens and the chat template.
 //!
-//! Source: `TextModel.get_vocab_base` and `get_vocab_base_pre` in llama.cpp's `conversion/base.py`, `SpecialVocab` in
-//! `gguf-py/gguf/vocab.py`. The converter knows a pre-tokenizer by a hash of what it makes of a test text, which holds for one
-//! vocabulary; here it is known by its rules, which hold for all.
+//! Source: `TextModel.get_vocab_base` and `get_vocab_base_pre` in llama.cpp's `conversion/base.py`,
+//! `SpecialVocab` in `gguf-py/gguf/vocab.py`. The converter knows a pre-tokenizer by a hash of what
+//! it makes of a test text, which holds for one vocabulary; here it is known by its rules, which
+//! hold for all.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -53,11 +54,12 @@ struct Document {
 }
 
 impl Vocabulary {
-    /// The pack's tokenizer, with as many tokens as the embedding has rows; none where the pack has none.
+    /// The pack's tokenizer, with as many tokens as the embedding has rows; none where the pack has
+    /// none.
     ///
     /// # Errors
-    /// `Input` where the tokenizer is damaged, has more tokens than the embedding has rows, or splits text by rules that
-    /// llama.cpp's name is not known of.
+    /// `Input` where the tokenizer is damaged, has more tokens than the embedding has rows, or
+    /// splits text by rules that llama.cpp's name is not known of.
     pub fn of(
         pack: &Pack,
         config: &Json,
@@ -67,18 +69,23 @@ impl Vocabulary {
     ) -> Result<Self, StepError> {
         let refuse = |e: TokenizerError| StepError::Input(e.to_string());
         if settings.tokenizer_pre.as_deref() == Some(NONE) {
-            notes.push("the tokenizer was left out: llama.cpp takes and gives token ids".to_owned());
+            notes
+                .push("the tokenizer was left out: llama.cpp takes and gives token ids".to_owned());
             return Ok(Self::default());
         }
         let tokenizer = match Tokenizer::load(&|name: &str| source_bytes(pack, name)) {
             // vocab.json is asked for last: there is no file of a tokenizer at all
             Err(TokenizerError::Missing { missing }) if missing == "vocab.json" => {
-                notes.push("the pack has no tokenizer: llama.cpp takes and gives token ids".to_owned());
+                notes.push(
+                    "the pack has no tokenizer: llama.cpp takes and gives token ids".to_owned(),
+                );
                 return Ok(Self::default());
             }
             loaded => loaded.map_err(refuse)?,
         };
-        tokenizer.check_against_embedding(facts.vocab).map_err(refuse)?;
+        tokenizer
+            .check_against_embedding(facts.vocab)
+            .map_err(refuse)?;
         let document = Document::of(&tokenizer.to_json().map_err(refuse)?)?;
         let pre = document.pre_tokenizer(settings.tokenizer_pre.as_deref())?;
         let tokenizer_config = source_json(pack, "tokenizer_config.json")?.unwrap_or_default();
@@ -122,7 +129,12 @@ impl Document {
         let json: Json = serde_json::from_slice(bytes).map_err(wrong)?;
         let id = |value: &Json| value.as_u64().and_then(|id| u32::try_from(id).ok());
         let (mut tokens, mut added) = (HashMap::new(), HashMap::new());
-        for (token, number) in json.pointer("/model/vocab").and_then(Json::as_object).into_iter().flatten() {
+        for (token, number) in json
+            .pointer("/model/vocab")
+            .and_then(Json::as_object)
+            .into_iter()
+            .flatten()
+        {
             tokens.extend(id(number).map(|id| (id, token.clone())));
         }
         for token in json["added_tokens"].as_array().into_iter().flatten() {
@@ -131,7 +143,11 @@ impl Document {
                 added.insert(id, token["special"].as_bool().unwrap_or(false));
             }
         }
-        Ok(Self { tokens, added, json })
+        Ok(Self {
+            tokens,
+            added,
+            json,
+        })
     }
 
     /// llama.cpp's name of the rules that split a text before it is encoded.
@@ -177,7 +193,10 @@ impl Document {
                 (token.clone(), TokenType::Control as i32)
             }
             // llama.cpp wants tokens of users with plain spaces
-            (Some(token), Some(_)) => (token.replace('\u{2581}', " "), TokenType::UserDefined as i32),
+            (Some(token), Some(_)) => (
+                token.replace('\u{2581}', " "),
+                TokenType::UserDefined as i32,
+            ),
         };
         (0..rows).map(row).unzip()
     }
@@ -187,36 +206,57 @@ impl Document {
         let part = |part: &Json| part.as_str().map(|text| text.replace(' ', "\u{120}"));
         let line = |merge: &Json| match merge {
             Json::String(line) => Some(line.clone()),
-            Json::Array(pair) if pair.len() == 2 => Some(format!("{} {}", part(&pair[0])?, part(&pair[1])?)),
+            Json::Array(pair) if pair.len() == 2 => {
+                Some(format!("{} {}", part(&pair[0])?, part(&pair[1])?))
+            }
             _ => None,
         };
         let merges = self.json.pointer("/model/merges").and_then(Json::as_array);
-        let lines: Option<Vec<_>> = merges.map(Vec::as_slice).unwrap_or_default().iter().map(line).collect();
-        lines.ok_or_else(|| StepError::Input("the tokenizer has a merge that is not a pair".to_owned()))
+        let lines: Option<Vec<_>> = merges
+            .map(Vec::as_slice)
+            .unwrap_or_default()
+            .iter()
+            .map(line)
+            .collect();
+        lines.ok_or_else(|| {
+            StepError::Input("the tokenizer has a merge that is not a pair".to_owned())
+        })
     }
 
-    /// Ids of named tokens: those of `tokenizer_config.json` first, then the ids of the model's configuration.
+    /// Ids of named tokens: those of `tokenizer_config.json` first, then the ids of the model's
+    /// configuration.
     fn special_ids(&self, tokenizer_config: &Json, config: &Json) -> Vec<(&'static str, u32)> {
         let named = |name: &str| {
             let entry = &tokenizer_config[format!("{name}_token")];
             let content = entry.as_str().or_else(|| entry["content"].as_str())?;
-            let found = self.added.keys().filter(|id| self.tokens.get(id).is_some_and(|t| t == content));
+            let found = self
+                .added
+                .keys()
+                .filter(|id| self.tokens.get(id).is_some_and(|t| t == content));
             found.min().copied()
         };
         let stated = |name: &str| {
             let id = config[format!("{name}_token_id")].as_u64()?;
-            u32::try_from(id).ok().filter(|id| self.tokens.contains_key(id))
+            u32::try_from(id)
+                .ok()
+                .filter(|id| self.tokens.contains_key(id))
         };
         let id = |(name, key)| Some((key, named(name).or_else(|| stated(name))?));
         SPECIAL.into_iter().filter_map(id).collect()
     }
 
-    /// Whether the tokenizer puts tokens around a text: a byte-level post-processor adds none, otherwise the configuration
-    /// says.
-    fn added_around(&self, tokenizer_config: &Json) -> Result<BTreeMap<&'static str, bool>, StepError> {
+    /// Whether the tokenizer puts tokens around a text: a byte-level post-processor adds none,
+    /// otherwise the configuration says.
+    fn added_around(
+        &self,
+        tokenizer_config: &Json,
+    ) -> Result<BTreeMap<&'static str, bool>, StepError> {
         let mut flags = BTreeMap::new();
         let processor = &self.json["post_processor"];
-        let steps = processor["processors"].as_array().cloned().unwrap_or_else(|| vec![processor.clone()]);
+        let steps = processor["processors"]
+            .as_array()
+            .cloned()
+            .unwrap_or_else(|| vec![processor.clone()]);
         for step in steps {
             match step["type"].as_str() {
                 None => {}
@@ -247,15 +287,18 @@ fn looks_special(token: &str) -> bool {
         || between("<unused", ">")
 }
 
-/// The template of `tokenizer_config.json`, else that of `chat_template.jinja`, else that of `chat_template.json`; several
-/// by name.
+/// The template of `tokenizer_config.json`, else that of `chat_template.jinja`, else that of
+/// `chat_template.json`; several by name.
 fn chat_templates(pack: &Pack, tokenizer_config: &Json) -> Result<Metadata, StepError> {
     let of_file = || -> Result<Json, StepError> {
         if let Some(bytes) = source_bytes(pack, "chat_template.jinja")? {
             let text = String::from_utf8(bytes);
-            return Ok(Json::from(text.map_err(|e| StepError::Input(format!("chat_template.jinja: {e}")))?));
+            return Ok(Json::from(text.map_err(|e| {
+                StepError::Input(format!("chat_template.jinja: {e}"))
+            })?));
         }
-        Ok(source_json(pack, "chat_template.json")?.map_or(Json::Null, |json| json["chat_template"].clone()))
+        Ok(source_json(pack, "chat_template.json")?
+            .map_or(Json::Null, |json| json["chat_template"].clone()))
     };
     let template = match tokenizer_config.get("chat_template") {
         Some(template) if !template.is_null() => template.clone(),
@@ -271,10 +314,14 @@ fn chat_templates(pack: &Pack, tokenizer_config: &Json) -> Result<Metadata, Step
 fn named_templates(choices: &[Json]) -> Metadata {
     let (mut all, mut names) = (Metadata::new(), Vec::new());
     for choice in choices {
-        let (Some(name), Some(template)) = (choice["name"].as_str(), choice["template"].as_str()) else {
+        let (Some(name), Some(template)) = (choice["name"].as_str(), choice["template"].as_str())
+        else {
             continue;
         };
-        let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+        let name: String = name
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
+            .collect();
         if name == "default" {
             all.push(("chat_template".to_owned(), template.into()));
         } else if !name.is_empty() && !names.contains(&name) {
@@ -283,7 +330,10 @@ fn named_templates(choices: &[Json]) -> Metadata {
         }
     }
     if !names.is_empty() {
-        all.push(("chat_templates".to_owned(), Value::Array(Array::Text(names))));
+        all.push((
+            "chat_templates".to_owned(),
+            Value::Array(Array::Text(names)),
+        ));
     }
     all
 }
