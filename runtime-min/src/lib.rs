@@ -8,9 +8,8 @@
 //! * [`thinker`]: the forward pass.
 //! * [`convert`]: values of one dtype as another.
 //! * [`trace`]: what a forward pass computed, written and read.
-//! * [`tokenizer`], [`chat_template`], [`generate`]: from text to tokens and back.
+//! * [`processing`], [`generate`]: from text to tokens and back.
 
-pub mod chat_template;
 pub mod convert;
 pub mod cuda;
 mod error;
@@ -19,10 +18,10 @@ mod kernels;
 pub mod memory;
 mod observer;
 pub mod ops;
+pub mod processing;
 #[cfg(test)]
 mod samples;
 pub mod thinker;
-pub mod tokenizer;
 pub mod trace;
 pub mod weights;
 

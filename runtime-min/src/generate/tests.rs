@@ -1,3 +1,5 @@
+use super::logits::exp;
+use super::sampler::{SplitMix64, kept};
 use super::*;
 
 /// Answers with rows of logits, one per call, and notes what it was asked.

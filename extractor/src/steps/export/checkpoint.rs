@@ -13,8 +13,8 @@ use segpack_manifests::documents::{
 };
 use segpack_manifests::families::{self, Family};
 use segpack_manifests::names::Component;
-use segpack_runtime_min::chat_template;
-use segpack_runtime_min::tokenizer::Tokenizer;
+use segpack_runtime_min::processing::text::chat_template;
+use segpack_runtime_min::processing::text::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
 
 use super::plan::{Content, Conversion, ExportPlan, NewTensorPlan, Part, PlannedFile, TensorFile};

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use segpack_formats::gguf::{Array, Value};
 use segpack_manifests::Pack;
 use segpack_manifests::families::TextFacts;
-use segpack_runtime_min::tokenizer::{QWEN2_SPLIT, Tokenizer, TokenizerError};
+use segpack_runtime_min::processing::text::tokenizer::{QWEN2_SPLIT, Tokenizer, TokenizerError};
 use serde_json::Value as Json;
 
 use super::Metadata;

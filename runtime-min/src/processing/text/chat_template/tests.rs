@@ -6,7 +6,7 @@ use super::*;
 /// with Jinja2 3.1.6: "expected" is what it returned, "refused" what it raised. `@toy` is the
 /// template of the tiny checkpoint, `@qwen` one written for these tests out of what Qwen's
 /// templates use. `unix_time` replaced its `datetime.now`.
-const CASES: &str = include_str!("../../../tests/fixtures/tokenizer/chat_templates.json");
+const CASES: &str = include_str!("../../../../../tests/fixtures/tokenizer/chat_templates.json");
 
 #[derive(Deserialize)]
 struct Cases {

@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 
 use limits::BoundedText;
 
-use crate::tokenizer::config::{TOKENIZER_CONFIG, TokenizerConfig, read_json};
-use crate::tokenizer::{BoxError, FileReader, TokenizerError, read_file};
+use crate::processing::text::tokenizer::config::{TOKENIZER_CONFIG, TokenizerConfig, read_json};
+use crate::processing::text::tokenizer::{BoxError, FileReader, TokenizerError, read_file};
 
 const TEMPLATE_JSON: &str = "chat_template.json";
 const TEMPLATE_JINJA: &str = "chat_template.jinja";
@@ -229,7 +229,7 @@ impl ChatTemplate {
 
     /// Renders a list of messages: objects with a `role` and a `content` (a text, or a list of
     /// parts such as `{"type": "text", "text": …}`). Tokenize the result with
-    /// [`encode_bare`](crate::tokenizer::Tokenizer::encode_bare).
+    /// [`encode_bare`](crate::processing::text::tokenizer::Tokenizer::encode_bare).
     ///
     /// # Errors
     /// `Messages` where they are something else, `Render` with the template's own refusal or with

@@ -8,7 +8,7 @@ type Files = HashMap<String, Vec<u8>>;
 /// `[text, ids by the tiny tokenizer, ids by Qwen3-Omni's]`, made with
 /// `Tokenizer.from_file(…).encode(text).ids` of the Python package tokenizers 0.23.3, whose regular
 /// expressions are Oniguruma's.
-const ENCODINGS: &str = include_str!("../../../tests/fixtures/tokenizer/encodings.json");
+const ENCODINGS: &str = include_str!("../../../../../tests/fixtures/tokenizer/encodings.json");
 
 /// The tokenizer of the tiny checkpoint that the command-line tool's demo packs.
 fn tiny() -> Files {
@@ -16,23 +16,23 @@ fn tiny() -> Files {
     HashMap::from([
         file(
             "tokenizer.json",
-            include_bytes!("../../../extractor/demo/tiny-full/tokenizer.json"),
+            include_bytes!("../../../../../extractor/demo/tiny-full/tokenizer.json"),
         ),
         file(
             "vocab.json",
-            include_bytes!("../../../extractor/demo/tiny-full/vocab.json"),
+            include_bytes!("../../../../../extractor/demo/tiny-full/vocab.json"),
         ),
         file(
             "merges.txt",
-            include_bytes!("../../../extractor/demo/tiny-full/merges.txt"),
+            include_bytes!("../../../../../extractor/demo/tiny-full/merges.txt"),
         ),
         file(
             "tokenizer_config.json",
-            include_bytes!("../../../extractor/demo/tiny-full/tokenizer_config.json"),
+            include_bytes!("../../../../../extractor/demo/tiny-full/tokenizer_config.json"),
         ),
         file(
             "generation_config.json",
-            include_bytes!("../../../extractor/demo/tiny-full/generation_config.json"),
+            include_bytes!("../../../../../extractor/demo/tiny-full/generation_config.json"),
         ),
     ])
 }

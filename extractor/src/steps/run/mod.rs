@@ -13,18 +13,20 @@ use segpack_manifests::documents::{
     FormatVersion, GENERATOR, LayerExperts, RunCosts, RunEnd, RunPrompt, RunSummary, RunToken,
     ShownCandidate, ShownRank, SourceFileKind,
 };
-use segpack_runtime_min::chat_template::{ChatTemplate, RenderOptions, TemplateValue};
 use segpack_runtime_min::generate::{
     Candidate, GenerateError, GenerateOptions, Generated, Greatest, LanguageModel, Sampler,
     SamplingOptions, Step, StopReason, generate, rank_of, top_k_logits,
 };
 use segpack_runtime_min::memory::{CacheStats, Residency};
 use segpack_runtime_min::ops::{Compute, CpuOps};
+use segpack_runtime_min::processing::text::chat_template::{
+    ChatTemplate, RenderOptions, TemplateValue,
+};
+use segpack_runtime_min::processing::text::tokenizer::{
+    EosIds, SpecialTokens, StreamDecoder, Tokenizer, TokenizerError,
+};
 use segpack_runtime_min::thinker::{
     Backend, Check, LayerUses, Logits, RunSettings, RunStats, Thinker,
-};
-use segpack_runtime_min::tokenizer::{
-    EosIds, SpecialTokens, StreamDecoder, Tokenizer, TokenizerError,
 };
 use segpack_runtime_min::trace::{RecordedFile, TraceRecorder};
 use segpack_runtime_min::{Observer, Routing, RunError, Unobserved, WeightSource};
