@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use segpack_formats::FormatError;
 use segpack_formats::io::Stop;
 use segpack_manifests::Pack;
+use segpack_manifests::PackReader;
 use segpack_runtime_min::cuda::Cuda;
 use segpack_runtime_min::generate::Greatest;
 use segpack_runtime_min::ops::Compute;
 use segpack_runtime_min::thinker::{Logits, RunSettings, Thinker};
-use segpack_runtime_min::{RunError, Unobserved, WeightSource};
+use segpack_runtime_min::{RunError, Unobserved};
 use serde_json::Value;
 
 use crate::support::checkpoint::fixtures;
@@ -498,7 +499,7 @@ fn tokens_that_the_device_chooses_are_those_of_its_logits() {
     load();
     let folder = temp();
     let pack = Pack::open(&packed(&tiny_text(), folder.path())).unwrap();
-    let source = WeightSource::new(&pack);
+    let source = PackReader::new(&pack);
     let run = |by_device: bool, positions: usize, compute: Compute| {
         let stop = Stop::default();
         let settings = RunSettings {

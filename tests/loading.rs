@@ -5,9 +5,10 @@ use std::fs;
 
 use segpack_formats::io::Stop;
 use segpack_manifests::Pack;
+use segpack_manifests::PackReader;
 use segpack_manifests::documents::SegmentEntry;
 use segpack_runtime_min::memory::{Arena, Block};
-use segpack_runtime_min::weights::{Check, Load, Loader, WeightSource, begins_at, room_for};
+use segpack_runtime_min::weights::{Check, Load, Loader, begins_at, room_for};
 
 use crate::support::cli::segpack;
 use crate::support::damage::flip;
@@ -36,14 +37,14 @@ fn load(loader: &Loader<'_>, segment: &SegmentEntry) -> Result<Vec<u8>, String> 
     Ok(block[begins_at(segment)..][..index(segment.raw_length)].to_vec())
 }
 
-fn wanted(source: &WeightSource<'_>, segment: &SegmentEntry) -> Vec<u8> {
+fn wanted(source: &PackReader<'_>, segment: &SegmentEntry) -> Vec<u8> {
     let (mut bytes, stop) = (Vec::new(), Stop::default());
     let take = |piece: &[u8]| {
         bytes.extend_from_slice(piece);
         Ok::<_, segpack_formats::FormatError>(())
     };
     source
-        .reader()
+        .cursor()
         .unwrap()
         .read_segment(segment, 0..segment.raw_length, &stop, take)
         .unwrap();
@@ -67,7 +68,7 @@ fn every_segment_comes_whole_from_raw_and_coded_packs() {
             let out = folder.path().join(format!("{i}-{codec}"));
             segpack!["pack", checkpoint, "-o", &out, "--codec", codec].ok();
             let pack = Pack::open(&out).unwrap();
-            let source = WeightSource::new(&pack);
+            let source = PackReader::new(&pack);
             for check in [Check::Always, Check::First, Check::Never] {
                 let loader = Loader::new(&source, check).unwrap();
                 for segment in &pack.manifest().segments {
@@ -91,7 +92,7 @@ fn many_segments_load_at_once_while_something_else_is_done() {
     let out = folder.path().join("pack");
     segpack!["pack", tiny_full(), "-o", &out].ok();
     let pack = Pack::open(&out).unwrap();
-    let source = WeightSource::new(&pack);
+    let source = PackReader::new(&pack);
     let loader = Loader::new(&source, Check::Always).unwrap();
     let segments = &pack.manifest().segments;
     let mut blocks: Vec<Block> = segments.iter().map(block).collect();
@@ -124,7 +125,7 @@ fn a_flipped_bit_anywhere_in_a_segment_is_found_before_it_is_used() {
             for at in [0, segment.stored_length / 2, segment.stored_length - 1] {
                 let at = i64::try_from(segment.offset + at).unwrap();
                 flip(&path, at);
-                let source = WeightSource::new(&pack);
+                let source = PackReader::new(&pack);
                 for check in [Check::Always, Check::First] {
                     let error = load(&Loader::new(&source, check).unwrap(), segment).unwrap_err();
                     let file = path.file_name().unwrap().to_str().unwrap();
@@ -142,7 +143,7 @@ fn the_first_load_is_checked_and_later_ones_only_if_asked() {
     let out = folder.path().join("pack");
     segpack!["pack", tiny_full(), "-o", &out].ok();
     let pack = Pack::open(&out).unwrap();
-    let source = WeightSource::new(&pack);
+    let source = PackReader::new(&pack);
     let segment = &pack.manifest().segments[0];
     let [always, first, never] =
         [Check::Always, Check::First, Check::Never].map(|c| Loader::new(&source, c).unwrap());
@@ -165,7 +166,7 @@ fn a_pack_that_was_cut_and_a_request_to_stop_are_errors() {
     let out = folder.path().join("pack");
     segpack!["pack", tiny_full(), "-o", &out].ok();
     let pack = Pack::open(&out).unwrap();
-    let source = WeightSource::new(&pack);
+    let source = PackReader::new(&pack);
     let loader = Loader::new(&source, Check::Always).unwrap();
     let segment = pack
         .manifest()
@@ -197,7 +198,7 @@ fn a_pack_that_was_cut_and_a_request_to_stop_are_errors() {
             .unwrap_err()
             .contains("ends before byte")
     );
-    let fresh = WeightSource::new(&pack);
+    let fresh = PackReader::new(&pack);
     assert!(
         load(&Loader::new(&fresh, Check::Never).unwrap(), segment)
             .unwrap_err()

@@ -10,10 +10,11 @@ use segpack::steps::scan::ScanOptions;
 use segpack_formats::codec::Coding;
 use segpack_formats::io::Stop;
 use segpack_manifests::Pack;
+use segpack_manifests::PackReader;
 use segpack_manifests::layout::Selection;
 use segpack_runtime_min::ops::{Compute, CpuOps, Ops, ScalarOps};
 use segpack_runtime_min::thinker::{Logits, RunSettings, Thinker};
-use segpack_runtime_min::{Kernels, Observer, Routing, Unobserved, WeightSource};
+use segpack_runtime_min::{Kernels, Observer, Routing, Unobserved};
 
 fn fixture(name: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -162,7 +163,7 @@ fn run<O: Ops>(
     prompt: &Recorded,
     settings: RunSettings,
 ) -> (Vec<f32>, Vec<Routing>, Vec<u32>) {
-    let (source, stop) = (WeightSource::new(pack), Stop::default());
+    let (source, stop) = (PackReader::new(pack), Stop::default());
     let mut thinker = Thinker::new(&source, ops, settings, &stop).unwrap();
     let mut routings = Routings::default();
     let logits = thinker
@@ -285,7 +286,7 @@ fn logits_are_the_same_bits_whatever_is_resident_coded_or_threaded() {
             let wanted = run(&packs[0].1, ops, prompt, settings(prompt, None));
             for (coding, (_, pack)) in codings.iter().zip(&packs) {
                 let least = {
-                    let (source, stop) = (WeightSource::new(pack), Stop::default());
+                    let (source, stop) = (PackReader::new(pack), Stop::default());
                     Thinker::new(&source, ops, settings(prompt, Some(1)), &stop)
                         .unwrap()
                         .demand()

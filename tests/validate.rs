@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use segpack_formats::io::Stop;
 use segpack_manifests::Pack;
+use segpack_manifests::PackReader;
 use segpack_runtime_min::ops::{Compute, CpuOps};
 use segpack_runtime_min::thinker::{Logits, RunSettings, Thinker};
+use segpack_runtime_min::trace;
 use segpack_runtime_min::trace::TraceRecorder;
-use segpack_runtime_min::{WeightSource, trace};
 use serde_json::{Map, Value, json};
 
 use crate::support::checkpoint::fixtures;
@@ -749,7 +750,7 @@ fn a_recorded_trace_validates_itself() {
 
 /// Two prompts and three tokens after each.
 fn record(pack: &Pack, compute: Compute, path: &Path) {
-    let (source, stop) = (WeightSource::new(pack), Stop::default());
+    let (source, stop) = (PackReader::new(pack), Stop::default());
     let settings = RunSettings {
         positions: 16,
         longest_pass: 4,

@@ -15,8 +15,8 @@ use crate::documents::{
     Excluded, FormatVersion, GENERATOR, Inventory, InventoryTensor, Plan, PlannedPack,
     PlannedSegment, PlannedTensor, SourceRange,
 };
+use crate::folder::PACKS;
 use crate::names::{Classification, Component, Role};
-use crate::pack_folder::PACKS;
 
 /// Why no plan can be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

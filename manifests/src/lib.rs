@@ -6,17 +6,17 @@
 //! * [`documents`]: inventory, plan, manifest, reports, as serde types; `schemas/` is generated
 //!   from them.
 //! * [`layout`]: which tensor goes into which segment of which pack.
-//! * [`pack_folder`]: a pack folder, opened for reading.
+//! * [`folder`]: a pack folder, opened for reading.
 //! * [`registry`]: published checkpoints with their digests.
 //!
 //! This crate knows nothing of command lines, progress bars or inference.
 
 pub mod documents;
 pub mod families;
+pub mod folder;
 pub mod json;
 pub mod layout;
 pub mod names;
-pub mod pack_folder;
 pub mod registry;
 
-pub use pack_folder::{Pack, PackError};
+pub use folder::{Pack, PackCursor, PackError, PackReader};

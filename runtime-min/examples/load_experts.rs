@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use segpack_formats::io::{InputFile, Stop};
 use segpack_manifests::Pack;
+use segpack_manifests::PackReader;
 use segpack_manifests::documents::SegmentEntry;
-use segpack_runtime_min::WeightSource;
 use segpack_runtime_min::memory::{Arena, Block};
 use segpack_runtime_min::weights::{Check, Load, Loader, room_for};
 
@@ -69,7 +69,7 @@ fn experts(pack: &Pack) -> Vec<&SegmentEntry> {
 }
 
 fn measure(pack: &Pack, check: Check, cold: bool, turn: usize) -> Result<Vec<f64>, Failure> {
-    let source = WeightSource::new(pack);
+    let source = PackReader::new(pack);
     let (loader, stop) = (Loader::new(&source, check)?, Stop::default());
     let experts = experts(pack);
     let room = experts

@@ -28,4 +28,3 @@ pub mod weights;
 pub use error::RunError;
 pub use kernels::{CPU_VARIABLE, Kernels, UnknownKernels, limits};
 pub use observer::{Observer, Routing, Unobserved};
-pub use weights::{WeightReader, WeightSource};

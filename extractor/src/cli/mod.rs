@@ -27,7 +27,7 @@ use std::process::ExitCode;
 
 use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 use segpack_formats::io::Stop;
-use segpack_manifests::pack_folder::PARTIAL;
+use segpack_manifests::folder::PARTIAL;
 
 use crate::steps::{Exit, StepError};
 use progress::Reporter;

@@ -7,7 +7,7 @@ use segpack_formats::digest::Sha256Hasher;
 use segpack_formats::io::Stop;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{SegmentEntry, TensorEntry};
-use segpack_runtime_min::{WeightReader, WeightSource};
+use segpack_manifests::{PackCursor, PackReader};
 
 use super::StepError;
 use super::unpack::globs;
@@ -73,8 +73,8 @@ pub fn cat(
     for name in names {
         found.extend(resolve(pack, name, rows)?);
     }
-    let weights = WeightSource::new(pack);
-    let mut reader = weights.reader()?;
+    let weights = PackReader::new(pack);
+    let mut reader = weights.cursor()?;
     let mut write = Cat {
         reader: &mut reader,
         to,
@@ -133,7 +133,7 @@ fn row_count(tensor: &TensorEntry) -> u64 {
 }
 
 struct Cat<'a, 'r> {
-    reader: &'a mut WeightReader<'r>,
+    reader: &'a mut PackCursor<'r>,
     to: &'a mut dyn Write,
     stop: &'a Stop,
 }

@@ -9,7 +9,7 @@ use segpack_formats::digest::Sha256;
 use segpack_formats::safetensors::{Shard, ShardIndex, check_relative_path};
 use segpack_formats::strict_json::UniqueEntries;
 use segpack_manifests::documents::{Finding, FindingKind, LeftOut, Provenance, SideFile};
-use segpack_manifests::pack_folder::{PARTIAL, SHARD_HEADERS};
+use segpack_manifests::folder::{PARTIAL, SHARD_HEADERS};
 use serde_json::Value;
 use walkdir::{DirEntry, WalkDir};
 

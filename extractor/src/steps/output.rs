@@ -11,7 +11,7 @@ use std::thread;
 use segpack_formats::FormatError;
 use segpack_formats::digest::{Sha256, Sha256Hasher};
 use segpack_formats::io::{SequentialWriter, WriteBuffer, sync_folder};
-use segpack_manifests::pack_folder::PARTIAL;
+use segpack_manifests::folder::PARTIAL;
 
 use super::StepError;
 

@@ -19,7 +19,7 @@ use segpack_manifests::documents::{
     Finding, FindingKind, FormatVersion, GENERATOR, Manifest, PackOptions, PackSummary, Plan,
     PlannedPack, PlannedSegment, PlannedTensor, SegmentEntry, SourceFile, TensorEntry, VerifyMode,
 };
-use segpack_manifests::pack_folder::MANIFEST;
+use segpack_manifests::folder::MANIFEST;
 
 use super::StepError;
 use super::output::{

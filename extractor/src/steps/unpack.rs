@@ -15,7 +15,7 @@ use segpack_manifests::documents::{
     Finding, FindingKind, FormatVersion, GENERATOR, Manifest, SourceFile, SourceFileKind,
     TensorEntry, UnpackSummary, UnrestorableFile,
 };
-use segpack_runtime_min::{WeightReader, WeightSource};
+use segpack_manifests::{PackCursor, PackReader};
 
 use super::StepError;
 use super::output::{
@@ -83,7 +83,7 @@ pub fn unpack(
         output.abandon_if_new();
         return Err(e);
     }
-    let weights = WeightSource::new(&pack);
+    let weights = PackReader::new(&pack);
     let restore = Restore {
         tensors: tensors_by_shard(pack.manifest()),
         weights: &weights,
@@ -95,7 +95,7 @@ pub fn unpack(
         findings: Mutex::default(),
     };
     progress.start("unpacking", wanted.iter().map(|f| f.length).sum());
-    let worker = || Ok((weights.reader()?, vec![0; READ_BYTES]));
+    let worker = || Ok((weights.cursor()?, vec![0; READ_BYTES]));
     let jobs = jobs_within_memory(settings.jobs, BEHIND_MEMORY + MAX_DECODING);
     let done = output.with_publisher(jobs, |publisher| {
         run_tasks(jobs, &wanted, worker, |(reader, buffer), file| {
@@ -215,7 +215,7 @@ fn tensors_by_shard(manifest: &Manifest) -> HashMap<&str, Vec<&TensorEntry>> {
 
 struct Restore<'a> {
     tensors: HashMap<&'a str, Vec<&'a TensorEntry>>,
-    weights: &'a WeightSource<'a>,
+    weights: &'a PackReader<'a>,
     output: &'a OutputFolder,
     settings: &'a UnpackSettings,
     stop: &'a Stop,
@@ -243,7 +243,7 @@ impl Restore<'_> {
     fn file(
         &self,
         file: &SourceFile,
-        reader: &mut WeightReader<'_>,
+        reader: &mut PackCursor<'_>,
         buffer: &mut [u8],
         publisher: &Publisher<'_>,
     ) -> Result<(), StepError> {
@@ -345,7 +345,7 @@ impl Restore<'_> {
         &self,
         file: &SourceFile,
         writing: &mut Writing<'_>,
-        reader: &mut WeightReader<'_>,
+        reader: &mut PackCursor<'_>,
         buffer: &mut [u8],
     ) -> Result<(), FormatError> {
         let kept = self.weights.open(&file.stored_as)?;
@@ -398,7 +398,7 @@ impl Restore<'_> {
         &self,
         file: &SourceFile,
         seen: Sha256,
-        reader: &mut WeightReader<'_>,
+        reader: &mut PackCursor<'_>,
     ) -> Result<(), StepError> {
         let mut culprits = 0;
         for tensor in self.tensors.get(file.path.as_str()).into_iter().flatten() {

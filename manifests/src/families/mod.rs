@@ -2,15 +2,11 @@
 //! shape the configuration calls for. One file per family; the rules are tables, and each row of
 //! them serves both classification and derivation.
 
-mod audio_tower;
-mod code2wav;
+mod blocks;
 mod config;
-mod decoder;
-mod qwen3_moe;
-mod qwen3_omni_moe;
+mod models;
 mod rewrite;
 mod rules;
-mod vision_tower;
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
@@ -18,13 +14,14 @@ use std::sync::LazyLock;
 use segpack_formats::safetensors::Dtype;
 use serde_json::Value;
 
+pub use blocks::decoder::TextFacts;
 pub use config::{ConfigError, MAX_COUNT, MAX_SIZE};
-pub use decoder::TextFacts;
 pub use rewrite::{as_causal_lm, has_audio_output, set_dtype, without_audio_output};
 pub use rules::MAX_TENSORS;
 
 use crate::names::{Classification, Component, Role, text_enum};
 use config::Section;
+use models::{qwen3_moe, qwen3_omni_moe};
 use rules::Rules;
 
 text_enum! {

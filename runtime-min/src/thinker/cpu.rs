@@ -20,7 +20,8 @@ use crate::error::RunError;
 use crate::memory::{Arena, Block, Budget, Demand, Eviction, ExpertCache, Residency};
 use crate::observer::Routing;
 use crate::ops::{Compute, Heads, Matrix, Ops, Product};
-use crate::weights::{Load, Loader, WeightReader, damaged, room_for, scratch_bytes};
+use crate::weights::{Load, Loader, damaged, room_for, scratch_bytes};
+use segpack_manifests::PackCursor;
 
 /// Rows of the head that are computed at a time where it is streamed, in bytes.
 const HEAD_BLOCK_BYTES: u64 = 8 << 20;
@@ -39,7 +40,7 @@ pub struct Cpu<'a, O> {
     settings: RunSettings,
     demand: Demand,
     budget: Budget,
-    reader: WeightReader<'a>,
+    reader: PackCursor<'a>,
     loader: Loader<'a>,
     dense: Dense,
     cache: ExpertCache<Block>,
@@ -93,7 +94,7 @@ impl<O: Ops> Backend for O {
             settings,
             demand,
             budget,
-            reader: source.reader()?,
+            reader: source.cursor()?,
             loader: Loader::new(source, settings.check)?,
             dense: Dense::new(&model.groups, budget.residency)?,
             cache: ExpertCache::new(expert_slots(&demand, &budget)?, Eviction::default()),

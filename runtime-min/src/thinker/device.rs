@@ -14,7 +14,8 @@ use crate::generate::Greatest;
 use crate::memory::{Budget, CacheStats, Demand};
 use crate::observer::Routing;
 use crate::ops::Compute;
-use crate::weights::{LoadStats, WeightSource};
+use crate::weights::LoadStats;
+use segpack_manifests::PackReader;
 
 /// Somewhere a model can run: operations on the CPU, or a GPU.
 pub trait Backend: Sized {
@@ -34,7 +35,7 @@ pub trait Backend: Sized {
 /// What is to run.
 #[derive(Debug, Clone, Copy)]
 pub struct Setup<'a, 's> {
-    pub(crate) source: &'a WeightSource<'a>,
+    pub(crate) source: &'a PackReader<'a>,
     pub(crate) model: &'s TextModel<'a>,
     pub(crate) facts: &'s TextFacts,
     pub(crate) settings: RunSettings,

@@ -27,7 +27,8 @@ use crate::generate::Greatest;
 use crate::memory::{Budget, CacheStats, Demand};
 use crate::observer::Observer;
 use crate::ops::{Compute, widen};
-use crate::weights::{LoadStats, WeightReader, WeightSource};
+use crate::weights::LoadStats;
+use segpack_manifests::{PackCursor, PackReader};
 
 pub use self::device::Backend;
 pub use crate::weights::Check;
@@ -90,7 +91,7 @@ pub struct LayerUses {
 pub struct Thinker<'a, B: Backend> {
     facts: TextFacts,
     compute: Compute,
-    reader: WeightReader<'a>,
+    reader: PackCursor<'a>,
     settings: RunSettings,
     model: TextModel<'a>,
     device: B::Device<'a>,
@@ -104,7 +105,7 @@ impl<'a, B: Backend> Thinker<'a, B> {
     /// # Errors
     /// `Unsuitable` names what the pack lacks; `Memory` says how much would do.
     pub fn new(
-        source: &'a WeightSource<'a>,
+        source: &'a PackReader<'a>,
         backend: B,
         settings: RunSettings,
         stop: &'a Stop,
@@ -132,7 +133,7 @@ impl<'a, B: Backend> Thinker<'a, B> {
         })?;
         Ok(Self {
             compute,
-            reader: source.reader()?,
+            reader: source.cursor()?,
             stats: RunStats {
                 layers: vec![LayerUses::default(); model.layers.len()],
                 ..RunStats::default()

@@ -12,7 +12,8 @@ use super::{index, unsuitable};
 use crate::error::RunError;
 use crate::memory::{Budget, Residency};
 use crate::ops::{Matrix, widen};
-use crate::weights::{WeightSource, begins_at, room_for};
+use crate::weights::{begins_at, room_for};
+use segpack_manifests::PackReader;
 
 /// A tensor within the memory of its group.
 #[derive(Debug, Clone, Copy)]
@@ -152,7 +153,7 @@ impl<'a> TextModel<'a> {
     ///
     /// # Errors
     /// `Unsuitable` names what the pack lacks, or what cannot be run.
-    pub(crate) fn find(source: &'a WeightSource<'a>, facts: &TextFacts) -> Result<Self, RunError> {
+    pub(crate) fn find(source: &'a PackReader<'a>, facts: &TextFacts) -> Result<Self, RunError> {
         let found = Found::collect(source, facts)?;
         let embedding = found.outside(Role::Embedding)?;
         let head = match found.outside(Role::LmHead) {
@@ -247,7 +248,7 @@ struct Found<'a> {
 }
 
 impl<'a> Found<'a> {
-    fn collect(source: &'a WeightSource<'a>, facts: &TextFacts) -> Result<Self, RunError> {
+    fn collect(source: &'a PackReader<'a>, facts: &TextFacts) -> Result<Self, RunError> {
         let count = facts.layers as usize;
         let mut found = Self {
             layers: vec![HashMap::new(); count],
@@ -302,7 +303,7 @@ impl<'a> Found<'a> {
 
     fn layer(
         &self,
-        source: &'a WeightSource<'a>,
+        source: &'a PackReader<'a>,
         facts: &TextFacts,
         number: usize,
         group: &mut Group<'a>,
@@ -361,7 +362,7 @@ impl<'a> Found<'a> {
 
     fn layer_experts(
         &self,
-        source: &'a WeightSource<'a>,
+        source: &'a PackReader<'a>,
         facts: &TextFacts,
         number: usize,
     ) -> Result<Vec<Expert<'a>>, RunError> {

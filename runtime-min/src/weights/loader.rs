@@ -14,9 +14,9 @@ use segpack_formats::pack::SegmentReader;
 use segpack_formats::{FormatError, Result};
 use segpack_manifests::documents::SegmentEntry;
 
-use super::WeightSource;
 use crate::error::RunError;
 use crate::memory::{Arena, Block};
+use segpack_manifests::PackReader;
 
 /// Bytes of one read: large enough for a drive's full rate with a few of them in flight, small
 /// enough that one expert keeps all readers busy to its end (measured: 2 MiB takes 10 % longer).
@@ -105,7 +105,7 @@ pub fn scratch_bytes(any_coded: bool) -> u64 {
 
 /// Loads segments with threads of its own.
 pub struct Loader<'a> {
-    source: &'a WeightSource<'a>,
+    source: &'a PackReader<'a>,
     check: Check,
     threads: rayon::ThreadPool,
     checked: Mutex<HashSet<String>>,
@@ -147,7 +147,7 @@ impl<'a> Loader<'a> {
     ///
     /// # Errors
     /// `Threads` where they cannot be started.
-    pub fn new(source: &'a WeightSource<'a>, check: Check) -> Result<Self, RunError> {
+    pub fn new(source: &'a PackReader<'a>, check: Check) -> Result<Self, RunError> {
         let threads = rayon::ThreadPoolBuilder::new()
             .num_threads(READERS)
             .thread_name(|i| format!("load-{i}"));

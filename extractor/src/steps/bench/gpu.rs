@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use segpack_formats::io::Stop;
 use segpack_manifests::Pack;
+use segpack_manifests::PackReader;
 use segpack_manifests::documents::{
     FormatVersion, GENERATOR, GpuBenchOnDemand, GpuBenchPrefill, GpuBenchReport, GpuBenchResident,
     Precision,
@@ -12,7 +13,7 @@ use segpack_runtime_min::generate::Greatest;
 use segpack_runtime_min::memory::Residency;
 use segpack_runtime_min::ops::Compute;
 use segpack_runtime_min::thinker::{Check, Logits, RunSettings, Thinker};
-use segpack_runtime_min::{RunError, Unobserved, WeightSource, cuda::Cuda};
+use segpack_runtime_min::{RunError, Unobserved, cuda::Cuda};
 
 use super::median;
 use super::model::{Ids, PROMPT, float, prefill_rate, products_per_token, touched};
@@ -86,7 +87,7 @@ impl GpuBench<'_> {
     ) -> Result<T, StepError> {
         let cuda = Cuda::open(self.settings.number, self.settings.compute, device)
             .map_err(RunError::from)?;
-        let source = WeightSource::new(self.pack);
+        let source = PackReader::new(self.pack);
         let settings = RunSettings {
             memory: host,
             positions: longest + self.settings.tokens + WARM_STEPS + 1,
@@ -104,7 +105,7 @@ impl GpuBench<'_> {
         let cuda = Cuda::open(self.settings.number, self.settings.compute, None)
             .map_err(RunError::from)?;
         let device = format!("cuda:{} {}", cuda.info().number, cuda.info().name);
-        let source = WeightSource::new(self.pack);
+        let source = PackReader::new(self.pack);
         let settings = RunSettings {
             positions: 1,
             longest_pass: 1,

@@ -4,12 +4,13 @@ use std::time::Instant;
 
 use segpack_formats::io::{InputFile, Stop};
 use segpack_manifests::Pack;
+use segpack_manifests::PackReader;
 use segpack_manifests::documents::{BenchOnDemand, BenchPrefill, BenchRate, BenchResident};
 use segpack_runtime_min::limits::{fma_peak, read_bandwidth};
 use segpack_runtime_min::memory::{Demand, Residency};
 use segpack_runtime_min::ops::{Compute, CpuOps};
 use segpack_runtime_min::thinker::{Backend, Logits, RunSettings, Thinker};
-use segpack_runtime_min::{Kernels, Unobserved, WeightSource};
+use segpack_runtime_min::{Kernels, Unobserved};
 
 use super::machine::{FMA_STEPS, drive_rate};
 use super::{BenchSettings, median, on_threads};
@@ -62,7 +63,7 @@ impl ModelBench<'_> {
         work: impl FnOnce(&mut Thinker<'_, CpuOps>, &mut Ids) -> Result<T, StepError> + Send,
     ) -> Result<T, StepError> {
         on_threads(threads, || {
-            let source = WeightSource::new(self.pack);
+            let source = PackReader::new(self.pack);
             let settings = RunSettings {
                 memory,
                 expert_slots: None,

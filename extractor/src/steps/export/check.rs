@@ -273,8 +273,8 @@ mod tests {
     use segpack_formats::io::Stop;
     use segpack_formats::safetensors::Dtype;
     use segpack_manifests::Pack;
+    use segpack_manifests::PackReader;
     use segpack_manifests::layout::Selection;
-    use segpack_runtime_min::WeightSource;
 
     use super::super::plan::NewTensorPlan;
     use super::*;
@@ -319,7 +319,7 @@ mod tests {
             path: "x".to_owned(),
             content: Content::Tensors(content),
         };
-        let (weights, stop) = (WeightSource::new(pack), Stop::default());
+        let (weights, stop) = (PackReader::new(pack), Stop::default());
         let producer = Producer {
             weights: &weights,
             digest_kept: true,

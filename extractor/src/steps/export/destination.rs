@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use segpack_formats::io::sync_folder;
-use segpack_manifests::pack_folder::PARTIAL;
+use segpack_manifests::folder::PARTIAL;
 
 use crate::steps::StepError;
 use crate::steps::output::{Before, OutputFolder, look, refuse_busy};

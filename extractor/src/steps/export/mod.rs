@@ -21,12 +21,12 @@ use std::path::Path;
 use segpack_formats::io::Stop;
 use segpack_formats::safetensors::Dtype;
 use segpack_manifests::Pack;
+use segpack_manifests::PackReader;
 use segpack_manifests::documents::{
     ExportSummary, ExportTarget, FormatVersion, GENERATOR, TensorEntry,
 };
 use segpack_manifests::layout::PlanError;
 use segpack_manifests::names::Component;
-use segpack_runtime_min::WeightSource;
 
 use super::StepError;
 use super::output::{refuse_holding, refuse_inside};
@@ -148,7 +148,7 @@ pub fn export(
         .unfinished()
         .check_space(length_of(&plan.files))
         .and_then(|()| {
-            let weights = WeightSource::new(&pack);
+            let weights = PackReader::new(&pack);
             // the check compares the same digests with what was written
             let producer = Producer {
                 weights: &weights,
@@ -193,7 +193,7 @@ pub fn stream(
     }
     let pack = Pack::open(folder)?;
     let plan = plan_of(&pack, settings, "standard output")?;
-    let weights = WeightSource::new(&pack);
+    let weights = PackReader::new(&pack);
     let producer = Producer {
         weights: &weights,
         digest_kept: true,

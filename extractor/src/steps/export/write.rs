@@ -8,7 +8,7 @@ use segpack_formats::codec::MAX_CHUNK_BYTES;
 use segpack_formats::digest::Sha256Hasher;
 use segpack_formats::io::{READ_BYTES, Stop};
 use segpack_manifests::documents::{Finding, FindingKind, SourceFile, TensorEntry};
-use segpack_runtime_min::{WeightReader, WeightSource};
+use segpack_manifests::{PackCursor, PackReader};
 
 use super::check::{CHECK_BYTES, check_file};
 use super::destination::Destination;
@@ -25,7 +25,7 @@ const WORKER_MEMORY: u64 = 2 * MAX_CHUNK_BYTES as u64 + CHECK_BYTES as u64;
 /// Gives the bytes of planned files.
 pub struct Producer<'a> {
     /// Where the bytes come from.
-    pub weights: &'a WeightSource<'a>,
+    pub weights: &'a PackReader<'a>,
     /// Whether tensors whose bytes are kept are compared with their digests on the way. Converted
     /// ones always are.
     pub digest_kept: bool,
@@ -38,7 +38,7 @@ pub struct Producer<'a> {
 /// What one thread works with.
 pub struct Worker<'a> {
     /// Reads the pack.
-    pub reader: WeightReader<'a>,
+    pub reader: PackCursor<'a>,
     /// Bytes of the checkpoint's files.
     buffer: Vec<u8>,
     converting: Converting,
@@ -52,9 +52,9 @@ impl<'a> Worker<'a> {
     ///
     /// # Errors
     /// Where the decoder has no memory.
-    pub fn new(weights: &'a WeightSource<'a>) -> Result<Self, StepError> {
+    pub fn new(weights: &'a PackReader<'a>) -> Result<Self, StepError> {
         Ok(Self {
-            reader: weights.reader()?,
+            reader: weights.cursor()?,
             buffer: vec![0; READ_BYTES],
             converting: Converting::default(),
         })

@@ -9,7 +9,7 @@ use segpack_formats::digest::{Sha256, Sha256Hasher};
 use segpack_formats::io::{InputFile, READ_BYTES, Stop};
 use segpack_formats::pack::WrittenPack;
 use segpack_manifests::documents::{Finding, FormatVersion, GENERATOR, Manifest, PackSummary};
-use segpack_manifests::pack_folder::{MANIFEST, PACKS, PARTIAL, SOURCE, SUMS};
+use segpack_manifests::folder::{MANIFEST, PACKS, PARTIAL, SOURCE, SUMS};
 use segpack_manifests::{Pack, PackError};
 
 use super::journal::{JOURNAL, Journal, Record};

@@ -16,8 +16,8 @@ use segpack_manifests::documents::{
     Finding, FindingKind, GENERATOR, Inventory, KnownSource, PackOptions, PackSummary, Plan,
     Severity, SourceFile, VerifyMode,
 };
+use segpack_manifests::folder::MANIFEST;
 use segpack_manifests::layout::{self, Selection};
-use segpack_manifests::pack_folder::MANIFEST;
 use segpack_manifests::registry::{Difference, FoundShard, RegistryMatch, known_checkpoints};
 
 use super::StepError;

@@ -14,7 +14,7 @@ use segpack_manifests::documents::{
     Counts, Finding, FindingKind, FormatVersion, GENERATOR, Layout, Manifest, ModelFacts,
     PackEntry, PlannedPack, SegmentEntry, SideFile, SourceFile, SourceFileKind, TensorEntry,
 };
-use segpack_manifests::pack_folder::{SHARD_HEADERS, SOURCE};
+use segpack_manifests::folder::{SHARD_HEADERS, SOURCE};
 
 use super::journal::{Journal, Record};
 use super::source::ShardSource;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use segpack_formats::digest::Sha256;
 use segpack_formats::io::Stop;
 use segpack_manifests::Pack;
+use segpack_manifests::PackReader;
 use segpack_manifests::documents::{
     FormatVersion, GENERATOR, LayerExperts, RunCosts, RunEnd, RunPrompt, RunSummary, RunToken,
     ShownCandidate, ShownRank, SourceFileKind,
@@ -29,7 +30,7 @@ use segpack_runtime_min::thinker::{
     Backend, Check, LayerUses, Logits, RunSettings, RunStats, Thinker,
 };
 use segpack_runtime_min::trace::{RecordedFile, TraceRecorder};
-use segpack_runtime_min::{Observer, Routing, RunError, Unobserved, WeightSource};
+use segpack_runtime_min::{Observer, Routing, RunError, Unobserved};
 use serde::Deserialize;
 
 use super::StepError;
@@ -389,7 +390,7 @@ fn run_on<B: Backend>(
         tell(RunEvent::Note(note))?;
     }
     let (_, prompt) = words.prompt(pack, &options.prompt)?;
-    let source = WeightSource::new(pack);
+    let source = PackReader::new(pack);
     let longest = longest_context(pack)?.max(prompt.len());
     let context = prompt
         .len()

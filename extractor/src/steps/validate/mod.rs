@@ -10,14 +10,15 @@ use std::path::{Path, PathBuf};
 
 use segpack_formats::io::Stop;
 use segpack_manifests::Pack;
+use segpack_manifests::PackReader;
 use segpack_manifests::documents::{
     Choice, Finding, FindingKind, FirstWrong, FormatVersion, GENERATOR, Precision, PromptRow,
     Quantity, ReferenceKind, ValidateReport, ValueRow, Verdict,
 };
+use segpack_runtime_min::RunError;
 use segpack_runtime_min::ops::Compute;
 use segpack_runtime_min::thinker::{Backend, Check, Logits, RunSettings, Thinker};
 use segpack_runtime_min::trace::Trace;
-use segpack_runtime_min::{RunError, WeightSource};
 
 use super::StepError;
 use super::device::{DeviceChoice, Opened, open};
@@ -313,7 +314,7 @@ impl Job<'_> {
             longest_pass,
             check: self.settings.check,
         };
-        let source = WeightSource::new(self.pack);
+        let source = PackReader::new(self.pack);
         let mut thinker = Thinker::new(&source, backend, settings, self.stop)?;
         let facts = thinker.facts().clone();
         let mut tally = Tally::default();

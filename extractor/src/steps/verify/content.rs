@@ -16,7 +16,7 @@ use segpack_manifests::Pack;
 use segpack_manifests::documents::{
     Finding, FindingKind, PackEntry, SegmentEntry, SourceFile, TensorEntry, VerifyMode,
 };
-use segpack_runtime_min::{WeightReader, WeightSource};
+use segpack_manifests::{PackCursor, PackReader};
 
 use super::{Findings, VerifySettings, describe};
 use crate::steps::StepError;
@@ -59,13 +59,13 @@ impl Place<'_> {
 
 /// What one thread works with.
 struct Worker<'a> {
-    reader: WeightReader<'a>,
+    reader: PackCursor<'a>,
     buffer: Vec<u8>,
 }
 
 /// Everything that the tasks share.
 struct Check<'a> {
-    weights: &'a WeightSource<'a>,
+    weights: &'a PackReader<'a>,
     tasks: Vec<(usize, Task<'a>)>,
     jobs: usize,
     findings: &'a Findings,
@@ -82,7 +82,7 @@ pub fn check(
     stop: &Stop,
     progress: &dyn Progress,
 ) -> Result<(), StepError> {
-    let weights = WeightSource::new(pack);
+    let weights = PackReader::new(pack);
     let tasks = tasks(pack, sound, settings, findings);
     progress.start("verifying", tasks.iter().map(|(_, t)| task_bytes(t)).sum());
     let check = Check {
@@ -96,7 +96,7 @@ pub fn check(
     let worker = || {
         let buffer = vec![0; READ_BYTES.max(PIECE_BYTES * LANES) + BUFFER_ALIGNMENT];
         Ok(Worker {
-            reader: weights.reader()?,
+            reader: weights.cursor()?,
             buffer,
         })
     };

@@ -12,7 +12,7 @@ use segpack_formats::io::Stop;
 use segpack_manifests::documents::{
     Finding, FindingKind, FormatVersion, GENERATOR, VerifyCounts, VerifyMode, VerifyReport,
 };
-use segpack_manifests::pack_folder::MANIFEST;
+use segpack_manifests::folder::MANIFEST;
 use segpack_manifests::{Pack, PackError};
 
 use super::StepError;

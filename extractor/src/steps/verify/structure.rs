@@ -10,7 +10,7 @@ use segpack_formats::io::InputFile;
 use segpack_formats::pack::{SegmentSpec, coded_header, data_start, raw_header};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{Finding, FindingKind, PackEntry, SegmentEntry};
-use segpack_manifests::pack_folder::{MANIFEST, PARTIAL, SUMS};
+use segpack_manifests::folder::{MANIFEST, PARTIAL, SUMS};
 use walkdir::WalkDir;
 
 use super::{Findings, describe};

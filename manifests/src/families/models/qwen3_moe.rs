@@ -1,12 +1,12 @@
 //! Plain Qwen3-MoE (`Qwen3MoeForCausalLM`): transformers 5.23, modeling_qwen3_moe.py.
 
-use super::Expected;
-use super::config::{ConfigError, Section};
-use super::decoder::{
+use crate::families::Expected;
+use crate::families::blocks::decoder::{
     ATTENTION, DENSE_MLP, DecoderDims, Defaults, EMBEDDING, EXPERTS, FINAL_NORM, LM_HEAD, Sparsity,
     TextFacts,
 };
-use super::rules::{Mount, Rules};
+use crate::families::config::{ConfigError, Section};
+use crate::families::rules::{Mount, Rules};
 use crate::names::Component;
 
 static TEXT: Mount<DecoderDims> = Mount {
@@ -33,11 +33,11 @@ const DEFAULTS: Defaults = Defaults {
     rope_theta: 10_000.0,
 };
 
-pub(super) fn rules() -> Rules {
+pub(crate) fn rules() -> Rules {
     Rules::new().with(&TEXT)
 }
 
-pub(super) fn expected(
+pub(crate) fn expected(
     root: &Section<'_>,
     is_present: &dyn Fn(&str) -> bool,
     out: &mut Vec<Expected>,
@@ -47,7 +47,7 @@ pub(super) fn expected(
     dims.expect(&TEXT, root, is_present, out)
 }
 
-pub(super) fn text_facts(root: &Section<'_>) -> Result<TextFacts, ConfigError> {
+pub(crate) fn text_facts(root: &Section<'_>) -> Result<TextFacts, ConfigError> {
     TextFacts::read(root, &DEFAULTS, is_tied(root)?)
 }
 

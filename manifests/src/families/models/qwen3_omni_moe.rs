@@ -1,16 +1,16 @@
 //! Qwen3-Omni-MoE (Instruct, Thinking, Captioner), names as on disk: transformers 5.23,
 //! modeling_qwen3_omni_moe.py and configuration_qwen3_omni_moe.py.
 
-use super::Expected;
-use super::audio_tower::{AUDIO_TOWER, AudioDims};
-use super::code2wav::{CODE2WAV, Code2wavDims};
-use super::config::{ConfigError, MAX_SIZE, Section};
-use super::decoder::{
+use crate::families::Expected;
+use crate::families::blocks::audio_tower::{AUDIO_TOWER, AudioDims};
+use crate::families::blocks::decoder::{
     ATTENTION, CODEC_HEAD, DENSE_MLP, DecoderDims, Defaults, EMBEDDING, EXPERTS, FINAL_NORM,
     GROUP_EMBEDDINGS, GROUP_HEADS, LM_HEAD, SHARED_EXPERT, Sparsity, TALKER_INPUT, TextFacts,
 };
-use super::rules::{Mount, Rules};
-use super::vision_tower::{VISION_TOWER, VisionDims};
+use crate::families::blocks::vision_tower::{VISION_TOWER, VisionDims};
+use crate::families::blocks::vocoder::{CODE2WAV, Code2wavDims};
+use crate::families::config::{ConfigError, MAX_SIZE, Section};
+use crate::families::rules::{Mount, Rules};
 use crate::names::Component;
 
 static THINKER_TEXT: Mount<DecoderDims> = Mount {
@@ -112,7 +112,7 @@ const CODE_PREDICTOR_DEFAULTS: Defaults = Defaults {
     rope_theta: 10_000.0,
 };
 
-pub(super) fn rules() -> Rules {
+pub(crate) fn rules() -> Rules {
     Rules::new()
         .with(&THINKER_TEXT)
         .with(&THINKER_AUDIO)
@@ -122,7 +122,7 @@ pub(super) fn rules() -> Rules {
         .with(&VOCODER)
 }
 
-pub(super) fn expected(
+pub(crate) fn expected(
     root: &Section<'_>,
     is_present: &dyn Fn(&str) -> bool,
     out: &mut Vec<Expected>,
@@ -138,7 +138,7 @@ pub(super) fn expected(
     Ok(())
 }
 
-pub(super) fn text_facts(root: &Section<'_>) -> Result<TextFacts, ConfigError> {
+pub(crate) fn text_facts(root: &Section<'_>) -> Result<TextFacts, ConfigError> {
     let thinker = thinker_section(root)?;
     let text = thinker.section("text_config")?;
     TextFacts::read(&text, &THINKER_DEFAULTS, is_tied(&text, &thinker, root)?)

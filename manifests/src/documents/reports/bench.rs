@@ -4,14 +4,17 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::FormatVersion;
+use crate::documents::FormatVersion;
 
 /// A machine's limits, a model's rates beside them, and what follows for the whole model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct BenchReport {
     /// Version of this document.
-    #[cfg_attr(feature = "schema", schemars(with = "super::schema::VersionText"))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "crate::documents::schema::VersionText")
+    )]
     pub format_version: FormatVersion,
     /// What wrote it.
     pub generator: String,

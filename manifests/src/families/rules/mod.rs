@@ -5,19 +5,19 @@
 use std::fmt::Write as _;
 use std::ops::Range;
 
-use super::config::ConfigError;
-use super::{Expected, Presence, Slice, UnstackError};
+use crate::families::config::ConfigError;
+use crate::families::{Expected, Presence, Slice, UnstackError};
 use crate::names::{Classification, Component, Role};
 
 /// Most tensors that a configuration may ask for, in all.
 pub const MAX_TENSORS: usize = 1_000_000;
 
 /// Numbers of a name, in the order of its placeholders.
-pub(super) type At = [u32; 2];
+pub(crate) type At = [u32; 2];
 
 /// What a number in a name counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Placeholder {
+pub(crate) enum Placeholder {
     /// Layer or block of a transformer.
     Layer,
     /// Routed expert.
@@ -50,15 +50,15 @@ impl Placeholder {
 }
 
 /// The sizes of one block of a model, read from its configuration.
-pub(super) trait Dims {
+pub(crate) trait Dims {
     /// The numbers that a placeholder runs through.
     fn range(&self, placeholder: Placeholder) -> Range<u32>;
 }
 
 /// One rule: a name pattern (whole dot-separated words may be placeholders such as `{layer}`), the
 /// role, the shape, and, where it is not always there, the condition.
-pub(super) struct Row<D> {
-    pub(super) pattern: &'static str,
+pub(crate) struct Row<D> {
+    pub(crate) pattern: &'static str,
     role: Role,
     shape: fn(&D, At) -> Vec<u64>,
     /// Sees the first number of the name only, so that a whole layer is skipped at once.
@@ -66,11 +66,11 @@ pub(super) struct Row<D> {
     optional: fn(&D) -> bool,
     /// The roles of the per-expert matrices stacked here: along the first axis the experts, along
     /// the second these, in equal shares.
-    pub(super) stack_of: &'static [Role],
+    pub(crate) stack_of: &'static [Role],
 }
 
 /// A rule for a tensor that is always there; the methods narrow it.
-pub(super) const fn row<D>(
+pub(crate) const fn row<D>(
     pattern: &'static str,
     role: Role,
     shape: fn(&D, At) -> Vec<u64>,
@@ -86,17 +86,17 @@ pub(super) const fn row<D>(
 }
 
 impl<D> Row<D> {
-    pub(super) const fn when(mut self, condition: fn(&D, u32) -> bool) -> Self {
+    pub(crate) const fn when(mut self, condition: fn(&D, u32) -> bool) -> Self {
         self.when = condition;
         self
     }
 
-    pub(super) const fn optional(mut self, condition: fn(&D) -> bool) -> Self {
+    pub(crate) const fn optional(mut self, condition: fn(&D) -> bool) -> Self {
         self.optional = condition;
         self
     }
 
-    pub(super) const fn stack_of(mut self, roles: &'static [Role]) -> Self {
+    pub(crate) const fn stack_of(mut self, roles: &'static [Role]) -> Self {
         self.stack_of = roles;
         self
     }
@@ -156,10 +156,10 @@ fn next_placeholder(pattern: &str, start: usize) -> Option<(usize, usize, Placeh
 }
 
 /// Rule tables under a name prefix: one component of a family.
-pub(super) struct Mount<D: 'static> {
-    pub(super) prefix: &'static str,
-    pub(super) component: Component,
-    pub(super) tables: &'static [&'static [Row<D>]],
+pub(crate) struct Mount<D: 'static> {
+    pub(crate) prefix: &'static str,
+    pub(crate) component: Component,
+    pub(crate) tables: &'static [&'static [Row<D>]],
 }
 
 struct Compiled<'r, D> {
@@ -173,13 +173,13 @@ impl<D: Dims> Mount<D> {
     }
 
     /// The names, at one layer, of the tensors that stack experts.
-    pub(super) fn stacked_names(&self, layer: u32) -> impl Iterator<Item = String> {
+    pub(crate) fn stacked_names(&self, layer: u32) -> impl Iterator<Item = String> {
         let stacked = self.rows().filter(|row| !row.stack_of.is_empty());
         stacked.map(move |row| Pattern::parse(self.prefix, row.pattern).name([layer, 0]))
     }
 
     /// Adds every tensor that `dims` calls for: layers in order, within a layer the rows in order.
-    pub(super) fn expect(
+    pub(crate) fn expect(
         &self,
         dims: &D,
         section: &str,
@@ -281,24 +281,24 @@ fn push<D: Dims>(
 }
 
 /// All rules of a family, as a tree over the words of a name.
-pub(super) struct Rules(Node);
+pub(crate) struct Rules(Node);
 
 impl Rules {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Node::default())
     }
 
-    pub(super) fn with<D: Dims>(mut self, mount: &Mount<D>) -> Self {
+    pub(crate) fn with<D: Dims>(mut self, mount: &Mount<D>) -> Self {
         mount.add_to(&mut self.0);
         self
     }
 
-    pub(super) fn classify(&self, name: &str) -> Option<Classification> {
+    pub(crate) fn classify(&self, name: &str) -> Option<Classification> {
         let (rule, numbers) = self.0.find(name, Numbers::default())?;
         Some(numbers.classification(rule.component, rule.role))
     }
 
-    pub(super) fn unstack(
+    pub(crate) fn unstack(
         &self,
         name: &str,
         shape: &[u64],
@@ -433,9 +433,12 @@ fn slices(
     };
     let count = u32::try_from(experts)
         .ok()
-        .filter(|count| u64::from(*count) <= super::config::MAX_COUNT);
+        .filter(|count| u64::from(*count) <= crate::families::config::MAX_COUNT);
     let Some(count) = count else {
-        return Err(format!("at most {} experts", super::config::MAX_COUNT));
+        return Err(format!(
+            "at most {} experts",
+            crate::families::config::MAX_COUNT
+        ));
     };
     if rows % parts != 0 {
         return Err(format!(

@@ -1,8 +1,8 @@
-//! What `run` and `demo` print with `--json`.
+//! What `run` prints with `--json`.
 
 use serde::{Deserialize, Serialize};
 
-use super::{FormatVersion, LayerExperts, ValidateReport};
+use crate::documents::{FormatVersion, LayerExperts};
 
 /// A candidate for the next token.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -105,7 +105,10 @@ impl RunEnd {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RunSummary {
     /// Version of this document.
-    #[cfg_attr(feature = "schema", schemars(with = "super::schema::VersionText"))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "crate::documents::schema::VersionText")
+    )]
     pub format_version: FormatVersion,
     /// What wrote it.
     pub generator: String,
@@ -155,7 +158,10 @@ pub struct RunSummary {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RunPrompt {
     /// Version of this document.
-    #[cfg_attr(feature = "schema", schemars(with = "super::schema::VersionText"))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "crate::documents::schema::VersionText")
+    )]
     pub format_version: FormatVersion,
     /// What wrote it.
     pub generator: String,
@@ -164,34 +170,4 @@ pub struct RunPrompt {
     pub text: Option<String>,
     /// Its token ids.
     pub ids: Vec<u32>,
-}
-
-/// One step of the demonstration.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct DemoStep {
-    /// The command that a user would give.
-    pub command: String,
-    /// What came of it.
-    pub outcome: String,
-    /// Whether that is what had to come of it.
-    pub ok: bool,
-    /// The report of `validate`, at its step.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub validation: Option<Box<ValidateReport>>,
-}
-
-/// What `demo` showed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct DemoReport {
-    /// Version of this document.
-    #[cfg_attr(feature = "schema", schemars(with = "super::schema::VersionText"))]
-    pub format_version: FormatVersion,
-    /// What wrote it.
-    pub generator: String,
-    /// Whether every step came out as it had to.
-    pub ok: bool,
-    /// In order.
-    pub steps: Vec<DemoStep>,
 }

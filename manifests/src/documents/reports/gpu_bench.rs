@@ -4,14 +4,17 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{FormatVersion, Precision};
+use crate::documents::{FormatVersion, Precision};
 
 /// A model's rates on a GPU, and what a limit has to be multiplied with to judge them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GpuBenchReport {
     /// Version of this document.
-    #[cfg_attr(feature = "schema", schemars(with = "super::schema::VersionText"))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "crate::documents::schema::VersionText")
+    )]
     pub format_version: FormatVersion,
     /// What wrote it.
     pub generator: String,

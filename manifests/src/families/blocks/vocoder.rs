@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use super::config::{ConfigError, MAX_SIZE, Section};
-use super::decoder::read_head_dim;
-use super::rules::{At, Dims, Placeholder, Row, row};
+use crate::families::blocks::decoder::read_head_dim;
+use crate::families::config::{ConfigError, MAX_SIZE, Section};
+use crate::families::rules::{At, Dims, Placeholder, Row, row};
 use crate::names::Role;
 
 /// Sizes of the vocoder.
-pub(super) struct Code2wavDims {
+pub(crate) struct Code2wavDims {
     /// codebook_size x num_quantizers: all codebooks share one table.
     codes: u64,
     hidden: u64,
@@ -26,7 +26,7 @@ pub(super) struct Code2wavDims {
 
 impl Code2wavDims {
     /// Missing keys take the defaults of Qwen3OmniMoeCode2WavConfig.
-    pub(super) fn read(section: &Section<'_>) -> Result<Self, ConfigError> {
+    pub(crate) fn read(section: &Section<'_>) -> Result<Self, ConfigError> {
         let hidden = section.size("hidden_size", Some(1024))?;
         let heads = section.size("num_attention_heads", Some(16))?;
         let kv_heads = section.size("num_key_value_heads", Some(16))?;
@@ -172,7 +172,7 @@ fn last_width(dims: &Code2wavDims, _: At) -> Vec<u64> {
     vec![dims.width_after(dims.blocks())]
 }
 
-pub(super) static CODE2WAV: &[Row<Code2wavDims>] = &[
+pub(crate) static CODE2WAV: &[Row<Code2wavDims>] = &[
     row("code_embedding.weight", Role::CodecEmbedding, |d, _| {
         vec![d.codes, d.hidden]
     }),

@@ -5,31 +5,31 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::Expected;
-use super::config::{ConfigError, MAX_COUNT, Section};
-use super::rules::{At, Dims, Mount, Placeholder, Row, row};
+use crate::families::Expected;
+use crate::families::config::{ConfigError, MAX_COUNT, Section};
+use crate::families::rules::{At, Dims, Mount, Placeholder, Row, row};
 use crate::names::Role;
 
 /// What the configuration class of transformers takes for keys that `config.json` leaves out.
-pub(super) struct Defaults {
-    pub(super) vocab_size: u64,
-    pub(super) hidden_size: u64,
-    pub(super) intermediate_size: u64,
-    pub(super) num_hidden_layers: u64,
-    pub(super) num_attention_heads: u64,
-    pub(super) num_key_value_heads: u64,
+pub(crate) struct Defaults {
+    pub(crate) vocab_size: u64,
+    pub(crate) hidden_size: u64,
+    pub(crate) intermediate_size: u64,
+    pub(crate) num_hidden_layers: u64,
+    pub(crate) num_attention_heads: u64,
+    pub(crate) num_key_value_heads: u64,
     /// Where the class has none, the model takes hidden_size / num_attention_heads.
-    pub(super) head_dim: Option<u64>,
-    pub(super) num_experts: u64,
-    pub(super) moe_intermediate_size: u64,
-    pub(super) num_experts_per_tok: u64,
-    pub(super) norm_topk_prob: bool,
-    pub(super) rope_theta: f64,
+    pub(crate) head_dim: Option<u64>,
+    pub(crate) num_experts: u64,
+    pub(crate) moe_intermediate_size: u64,
+    pub(crate) num_experts_per_tok: u64,
+    pub(crate) norm_topk_prob: bool,
+    pub(crate) rope_theta: f64,
 }
 
 /// Which layers have experts.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Sparsity {
+pub(crate) enum Sparsity {
     /// As `mlp_only_layers` and `decoder_sparse_step` say.
     ByLayer,
     /// All of them, whatever those keys say.
@@ -39,10 +39,10 @@ pub(super) enum Sparsity {
 }
 
 /// Sizes of a stack of decoder layers and of what surrounds it.
-pub(super) struct DecoderDims {
-    pub(super) hidden: u64,
-    pub(super) vocabulary: u64,
-    pub(super) intermediate: u64,
+pub(crate) struct DecoderDims {
+    pub(crate) hidden: u64,
+    pub(crate) vocabulary: u64,
+    pub(crate) intermediate: u64,
     /// num_attention_heads x head_dim, which need not be the hidden size.
     q_width: u64,
     kv_width: u64,
@@ -57,16 +57,16 @@ pub(super) struct DecoderDims {
     moe: Vec<bool>,
     /// For each layer whether its experts are stored stacked.
     stacked: Vec<bool>,
-    pub(super) shared_intermediate: u64,
+    pub(crate) shared_intermediate: u64,
     /// Residual codebooks of the code predictor.
-    pub(super) groups: u32,
+    pub(crate) groups: u32,
     /// Width of what the talker's projections take in.
-    pub(super) thinker_hidden: u64,
-    pub(super) tied_head: bool,
+    pub(crate) thinker_hidden: u64,
+    pub(crate) tied_head: bool,
 }
 
 impl DecoderDims {
-    pub(super) fn read(
+    pub(crate) fn read(
         section: &Section<'_>,
         defaults: &Defaults,
         sparsity: Sparsity,
@@ -111,7 +111,7 @@ impl DecoderDims {
 
     /// The tensors of `mount`, its experts stacked in the layers where `is_present` knows a stacked
     /// name.
-    pub(super) fn expect(
+    pub(crate) fn expect(
         &mut self,
         mount: &Mount<Self>,
         section: &Section<'_>,
@@ -145,7 +145,7 @@ impl Dims for DecoderDims {
 
 /// head_dim is not hidden_size / heads in the real model; that is only the fallback of classes
 /// without a default.
-pub(super) fn read_head_dim(
+pub(crate) fn read_head_dim(
     section: &Section<'_>,
     default: Option<u64>,
     hidden: u64,
@@ -242,7 +242,7 @@ pub struct TextFacts {
 }
 
 impl TextFacts {
-    pub(super) fn read(
+    pub(crate) fn read(
         section: &Section<'_>,
         defaults: &Defaults,
         tied: bool,
@@ -364,7 +364,7 @@ fn per_expert(dims: &DecoderDims, layer: u32) -> bool {
 
 /// Source: Qwen3OmniMoeThinkerTextAttention, modeling_qwen3_omni_moe.py:1429; Qwen3MoeAttention is
 /// the same.
-pub(super) static ATTENTION: &[Row<DecoderDims>] = &[
+pub(crate) static ATTENTION: &[Row<DecoderDims>] = &[
     row(
         "model.layers.{layer}.input_layernorm.weight",
         Role::InputNorm,
@@ -432,7 +432,7 @@ pub(super) static ATTENTION: &[Row<DecoderDims>] = &[
 ];
 
 /// Source: Qwen3OmniMoeThinkerTextMLP, modeling_qwen3_omni_moe.py:1504.
-pub(super) static DENSE_MLP: &[Row<DecoderDims>] = &[
+pub(crate) static DENSE_MLP: &[Row<DecoderDims>] = &[
     row(
         "model.layers.{layer}.mlp.gate_proj.weight",
         Role::MlpGate,
@@ -455,7 +455,7 @@ pub(super) static DENSE_MLP: &[Row<DecoderDims>] = &[
 
 /// Source: Qwen3OmniMoeThinkerTextTopKRouter and …Experts, modeling_qwen3_omni_moe.py:1305-1353;
 /// per expert as conversion_mapping.py:1297 takes them apart: gate rows before up rows.
-pub(super) static EXPERTS: &[Row<DecoderDims>] = &[
+pub(crate) static EXPERTS: &[Row<DecoderDims>] = &[
     row("model.layers.{layer}.mlp.gate.weight", Role::Router, router).when(DecoderDims::is_moe),
     row(
         "model.layers.{layer}.mlp.experts.{expert}.gate_proj.weight",
@@ -492,7 +492,7 @@ pub(super) static EXPERTS: &[Row<DecoderDims>] = &[
 ];
 
 /// Source: Qwen3OmniMoeTalkerTextSparseMoeBlock, modeling_qwen3_omni_moe.py:2881.
-pub(super) static SHARED_EXPERT: &[Row<DecoderDims>] = &[
+pub(crate) static SHARED_EXPERT: &[Row<DecoderDims>] = &[
     row(
         "model.layers.{layer}.mlp.shared_expert.gate_proj.weight",
         Role::SharedExpertGate,
@@ -516,22 +516,22 @@ pub(super) static SHARED_EXPERT: &[Row<DecoderDims>] = &[
 ];
 
 /// Token embedding, before the layers.
-pub(super) static EMBEDDING: &[Row<DecoderDims>] = &[row(
+pub(crate) static EMBEDDING: &[Row<DecoderDims>] = &[row(
     "model.embed_tokens.weight",
     Role::Embedding,
     vocabulary_matrix,
 )];
 
 /// Norm after the layers.
-pub(super) static FINAL_NORM: &[Row<DecoderDims>] =
+pub(crate) static FINAL_NORM: &[Row<DecoderDims>] =
     &[row("model.norm.weight", Role::FinalNorm, hidden_vector)];
 
 /// Output head over tokens; a tied one is left out when saving.
-pub(super) static LM_HEAD: &[Row<DecoderDims>] =
+pub(crate) static LM_HEAD: &[Row<DecoderDims>] =
     &[row("lm_head.weight", Role::LmHead, vocabulary_matrix).optional(|d| d.tied_head)];
 
 /// Source: Qwen3OmniMoeTalkerResizeMLP and …TalkerModel, modeling_qwen3_omni_moe.py:2391, 2978.
-pub(super) static TALKER_INPUT: &[Row<DecoderDims>] = &[
+pub(crate) static TALKER_INPUT: &[Row<DecoderDims>] = &[
     row(
         "model.codec_embedding.weight",
         Role::CodecEmbedding,
@@ -580,19 +580,19 @@ pub(super) static TALKER_INPUT: &[Row<DecoderDims>] = &[
 ];
 
 /// Source: Qwen3OmniMoeTalkerForConditionalGeneration, modeling_qwen3_omni_moe.py:3087, 3108.
-pub(super) static CODEC_HEAD: &[Row<DecoderDims>] =
+pub(crate) static CODEC_HEAD: &[Row<DecoderDims>] =
     &[row("codec_head.weight", Role::CodecHead, vocabulary_matrix).optional(|d| d.tied_head)];
 
 /// Source: Qwen3OmniMoeTalkerCodePredictorModel, modeling_qwen3_omni_moe.py:2636: one per residual
 /// codebook.
-pub(super) static GROUP_EMBEDDINGS: &[Row<DecoderDims>] = &[row(
+pub(crate) static GROUP_EMBEDDINGS: &[Row<DecoderDims>] = &[row(
     "model.codec_embedding.{group}.weight",
     Role::CodecEmbedding,
     vocabulary_matrix,
 )];
 
 /// Source: modeling_qwen3_omni_moe.py:2719.
-pub(super) static GROUP_HEADS: &[Row<DecoderDims>] = &[row(
+pub(crate) static GROUP_HEADS: &[Row<DecoderDims>] = &[row(
     "lm_head.{group}.weight",
     Role::LmHead,
     vocabulary_matrix,

@@ -3,12 +3,12 @@
 
 use std::ops::Range;
 
-use super::config::{ConfigError, Section};
-use super::rules::{At, Dims, Placeholder, Row, row};
+use crate::families::config::{ConfigError, Section};
+use crate::families::rules::{At, Dims, Placeholder, Row, row};
 use crate::names::Role;
 
 /// Sizes of the audio encoder.
-pub(super) struct AudioDims {
+pub(crate) struct AudioDims {
     layers: u32,
     width: u64,
     ffn: u64,
@@ -20,7 +20,7 @@ pub(super) struct AudioDims {
 
 impl AudioDims {
     /// Missing keys take the defaults of Qwen3OmniMoeAudioEncoderConfig.
-    pub(super) fn read(section: &Section<'_>) -> Result<Self, ConfigError> {
+    pub(crate) fn read(section: &Section<'_>) -> Result<Self, ConfigError> {
         let mel_bins = section.size("num_mel_bins", Some(128))?;
         let channels = section.size("downsample_hidden_size", Some(480))?;
         // Three convolutions of stride 2, each halving the mel axis, rounded up.
@@ -69,7 +69,7 @@ fn convolution(dims: &AudioDims, _: At) -> Vec<u64> {
     vec![dims.channels, dims.channels, 3, 3]
 }
 
-pub(super) static AUDIO_TOWER: &[Row<AudioDims>] = &[
+pub(crate) static AUDIO_TOWER: &[Row<AudioDims>] = &[
     row("conv2d1.weight", Role::Conv, |d, _| {
         vec![d.channels, 1, 3, 3]
     }),

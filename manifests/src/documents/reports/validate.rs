@@ -3,7 +3,7 @@
 use segpack_formats::digest::Sha256;
 use serde::{Deserialize, Serialize};
 
-use super::{Finding, FormatVersion};
+use crate::documents::{Finding, FormatVersion};
 
 macro_rules! quantities {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
@@ -206,12 +206,18 @@ pub struct FirstWrong {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ValidateReport {
     /// Version of this document.
-    #[cfg_attr(feature = "schema", schemars(with = "super::schema::VersionText"))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "crate::documents::schema::VersionText")
+    )]
     pub format_version: FormatVersion,
     /// What wrote it.
     pub generator: String,
     /// SHA-256 of `manifest.json`: the pack's identity.
-    #[cfg_attr(feature = "schema", schemars(with = "super::schema::HexDigest"))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "crate::documents::schema::HexDigest")
+    )]
     pub manifest_sha256: Sha256,
     /// What it was compared with.
     pub reference: ReferenceKind,

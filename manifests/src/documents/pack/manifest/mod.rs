@@ -1,18 +1,19 @@
 //! `manifest.json`: what is in a pack folder, where, and with which digests.
 
-use std::collections::{HashMap, HashSet};
+mod check;
+
+use std::collections::HashSet;
 use std::io;
 
 use segpack_formats::codec::Codec;
 use segpack_formats::digest::{Blake3, Sha256};
-use segpack_formats::pack::{ALIGNMENT, SegmentSpec, StoredSegment, TensorSpec};
-use segpack_formats::safetensors::{Dtype, byte_length, check_relative_path};
+use segpack_formats::pack::{SegmentSpec, StoredSegment, TensorSpec};
+use segpack_formats::safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
-use super::{FormatVersion, LeftOut, Provenance};
+use crate::documents::{FormatVersion, LeftOut, Provenance};
 use crate::families::{Family, TextFacts};
 use crate::names::{Component, Role};
-use crate::pack_folder::{PARTIAL, SHARD_HEADERS};
 
 /// Why a manifest cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,7 +35,10 @@ pub enum Layout {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PackOptions {
     /// `--codec`.
-    #[cfg_attr(feature = "schema", schemars(with = "super::schema::CodecName"))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "crate::documents::schema::CodecName")
+    )]
     pub codec: Codec,
     /// `--level`, where the codec has levels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -123,7 +127,10 @@ pub struct PackEntry {
     /// Bytes of the file.
     pub length: u64,
     /// Digest of the file.
-    #[cfg_attr(feature = "schema", schemars(with = "super::schema::HexDigest"))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "crate::documents::schema::HexDigest")
+    )]
     pub sha256: Sha256,
 }
 
@@ -142,12 +149,18 @@ pub struct SegmentEntry {
     /// Bytes once decoded.
     pub raw_length: u64,
     /// How it is coded.
-    #[cfg_attr(feature = "schema", schemars(with = "super::schema::CodecName"))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "crate::documents::schema::CodecName")
+    )]
     pub codec: Codec,
     /// How values lie in it.
     pub layout: Layout,
     /// Digest of the stored bytes.
-    #[cfg_attr(feature = "schema", schemars(with = "super::schema::HexDigest"))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "crate::documents::schema::HexDigest")
+    )]
     pub blake3: Blake3,
 }
 
@@ -185,7 +198,10 @@ pub struct TensorEntry {
     /// Its name.
     pub name: String,
     /// Element type, as safetensors names it.
-    #[cfg_attr(feature = "schema", schemars(with = "super::schema::DtypeName"))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "crate::documents::schema::DtypeName")
+    )]
     pub dtype: Dtype,
     /// Shape, outermost dimension first.
     pub shape: Vec<u64>,
@@ -196,7 +212,10 @@ pub struct TensorEntry {
     /// Bytes.
     pub length: u64,
     /// Digest of its raw little-endian bytes.
-    #[cfg_attr(feature = "schema", schemars(with = "super::schema::HexDigest"))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "crate::documents::schema::HexDigest")
+    )]
     pub sha256: Sha256,
     /// Part of the model.
     pub component: Component,
@@ -236,7 +255,7 @@ pub struct SourceFile {
     /// Digest of the original. None for a shard that was not read whole.
     #[cfg_attr(
         feature = "schema",
-        schemars(with = "Option<super::schema::HexDigest>")
+        schemars(with = "Option<crate::documents::schema::HexDigest>")
     )]
     pub sha256: Option<Sha256>,
     /// Where its bytes (for a shard: those before its data) are, relative to the pack folder.
@@ -244,7 +263,10 @@ pub struct SourceFile {
     /// Bytes of that file.
     pub stored_length: u64,
     /// Digest of that file.
-    #[cfg_attr(feature = "schema", schemars(with = "super::schema::HexDigest"))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "crate::documents::schema::HexDigest")
+    )]
     pub stored_sha256: Sha256,
     /// Bytes of it whose tensors were excluded; the original can be restored where this is 0.
     #[serde(default)]
@@ -256,7 +278,10 @@ pub struct SourceFile {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Manifest {
     /// Version of this document.
-    #[cfg_attr(feature = "schema", schemars(with = "super::schema::VersionText"))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "crate::documents::schema::VersionText")
+    )]
     pub format_version: FormatVersion,
     /// What wrote it.
     pub generator: String,
@@ -378,180 +403,12 @@ impl Manifest {
             .into_iter()
             .map(|(path, _, sha256)| (path, sha256))
             .collect();
-        files.push((crate::pack_folder::MANIFEST, manifest_sha256));
+        files.push((crate::folder::MANIFEST, manifest_sha256));
         files.sort_unstable();
         files
             .into_iter()
             .map(|(path, sha256)| format!("{sha256}  {path}\n"))
             .collect()
-    }
-
-    fn check(&self) -> Result<(), ManifestError> {
-        self.check_paths()?;
-        self.check_segments()?;
-        self.check_tensors()?;
-        self.check_counts()
-    }
-
-    fn check_paths(&self) -> Result<(), ManifestError> {
-        let mut seen = HashSet::new();
-        let named = self.source_files.iter().map(|f| f.path.as_str());
-        for path in self.files().iter().map(|f| f.0).chain(named) {
-            check_relative_path(path)
-                .map_err(|why| ManifestError(format!("path {path:?}: {why}")))?;
-        }
-        let mut sources = HashSet::new();
-        for file in &self.source_files {
-            let top = file.path.split('/').next();
-            if top == Some(PARTIAL) || top == Some(SHARD_HEADERS) {
-                return wrong(format!(
-                    "source path {:?} begins with a reserved name",
-                    file.path
-                ));
-            }
-            if !sources.insert(file.path.as_str()) {
-                return wrong(format!("source path {:?} is listed twice", file.path));
-            }
-            check_verbatim(file)?;
-        }
-        check_no_file_is_a_folder(&sources)?;
-        for (path, ..) in self.files() {
-            if !path.starts_with("packs/") && !path.starts_with("source/") {
-                return wrong(format!("path {path:?} is neither in packs/ nor in source/"));
-            }
-            if !seen.insert(path) {
-                return wrong(format!("path {path:?} is listed twice"));
-            }
-        }
-        check_no_file_is_a_folder(&seen)
-    }
-
-    /// The segments of each pack tile its data section, in order.
-    fn check_segments(&self) -> Result<(), ManifestError> {
-        let (mut ids, mut segments) = (HashSet::new(), self.segments.iter().peekable());
-        for pack in &self.packs {
-            if pack.data_offset == 0 || pack.data_offset % ALIGNMENT != 0 {
-                return wrong(format!(
-                    "pack {}: data_offset {} is no multiple of 4096",
-                    pack.path, pack.data_offset
-                ));
-            }
-            let mut at = pack.data_offset;
-            while let Some(segment) = segments.next_if(|s| s.pack == pack.path) {
-                if !ids.insert(segment.id.as_str()) {
-                    return wrong(format!("segment {:?} is listed twice", segment.id));
-                }
-                if segment.offset != at {
-                    return wrong(format!(
-                        "segment {:?} begins at byte {}, wanted {at}",
-                        segment.id, segment.offset
-                    ));
-                }
-                if segment.codec == Codec::Raw && segment.stored_length != segment.raw_length {
-                    return wrong(format!(
-                        "raw segment {:?} stores {} bytes for {}",
-                        segment.id, segment.stored_length, segment.raw_length
-                    ));
-                }
-                at = at.checked_add(segment.stored_length).ok_or_else(|| {
-                    ManifestError(format!("segment {:?} overflows 64 bits", segment.id))
-                })?;
-            }
-            if at != pack.length {
-                return wrong(format!(
-                    "pack {}: segments end at byte {at}, the file at {}",
-                    pack.path, pack.length
-                ));
-            }
-        }
-        match segments.next() {
-            None => Ok(()),
-            Some(s) => wrong(format!(
-                "segment {:?} is in pack {:?}, which is not listed there",
-                s.id, s.pack
-            )),
-        }
-    }
-
-    /// The tensors of each segment tile it, in order; names are unique; the ranges of a source file
-    /// do not overlap.
-    fn check_tensors(&self) -> Result<(), ManifestError> {
-        let (mut names, mut at) = (HashSet::new(), 0);
-        for (segment, tensors) in self.segments.iter().zip(self.tensors_of_segments()) {
-            let mut offset = 0_u64;
-            for t in tensors {
-                if t.name.is_empty() || t.name.chars().any(char::is_control) {
-                    return wrong(format!(
-                        "tensor name {:?} is empty or holds control characters",
-                        t.name
-                    ));
-                }
-                if !names.insert(t.name.as_str()) {
-                    return wrong(format!("tensor {:?} is listed twice", t.name));
-                }
-                let bytes = byte_length(t.dtype, &t.shape)
-                    .map_err(|e| ManifestError(format!("tensor {:?}: {e}", t.name)))?;
-                if t.offset != offset || t.length != bytes || t.source.length != bytes {
-                    return wrong(format!(
-                        "tensor {:?} has {} bytes at {} (source {}), wanted {bytes} at {offset}",
-                        t.name, t.length, t.offset, t.source.length
-                    ));
-                }
-                offset = offset.checked_add(bytes).ok_or_else(|| {
-                    ManifestError(format!("tensor {:?} overflows 64 bits", t.name))
-                })?;
-            }
-            if offset != segment.raw_length {
-                return wrong(format!(
-                    "segment {:?}: tensors end at byte {offset}, raw_length is {}",
-                    segment.id, segment.raw_length
-                ));
-            }
-            at += tensors.len();
-        }
-        if let Some(segment) = self.segments.iter().find(|s| names.contains(s.id.as_str())) {
-            return wrong(format!("segment {:?} has the name of a tensor", segment.id));
-        }
-        if let Some(t) = self.tensors.get(at) {
-            return wrong(format!(
-                "tensor {:?} is in segment {:?}, which is not listed there",
-                t.name, t.segment
-            ));
-        }
-        self.check_sources()
-    }
-
-    /// The ranges of each shard, after its header, neither overlap nor leave it, and with what was
-    /// excluded fill it.
-    fn check_sources(&self) -> Result<(), ManifestError> {
-        let shards = self
-            .source_files
-            .iter()
-            .filter(|f| f.kind == SourceFileKind::Shard);
-        let mut ranges: HashMap<&str, (&SourceFile, Vec<&TensorEntry>)> =
-            shards.map(|f| (f.path.as_str(), (f, Vec::new()))).collect();
-        for t in &self.tensors {
-            match ranges.get_mut(t.source.file.as_str()) {
-                Some((_, tensors)) => tensors.push(t),
-                None => {
-                    return wrong(format!(
-                        "tensor {:?} comes from {:?}, which is not listed",
-                        t.name, t.source.file
-                    ));
-                }
-            }
-        }
-        ranges
-            .into_values()
-            .try_for_each(|(shard, tensors)| check_shard(shard, tensors))
-    }
-
-    fn check_counts(&self) -> Result<(), ManifestError> {
-        let seen = self.count();
-        if seen == self.counts {
-            return Ok(());
-        }
-        wrong(format!("counts are {:?}, wanted {seen:?}", self.counts))
     }
 
     /// Sums over the lists.
@@ -580,65 +437,4 @@ impl Manifest {
             experts: experts.len() as u64,
         }
     }
-}
-
-/// A file that is no shard is stored as it was.
-fn check_verbatim(file: &SourceFile) -> Result<(), ManifestError> {
-    let same = file.length == file.stored_length && file.sha256 == Some(file.stored_sha256);
-    if file.kind == SourceFileKind::File && !(same && file.excluded_bytes == 0) {
-        return wrong(format!(
-            "source file {:?} is kept verbatim, but not stored as it was",
-            file.path
-        ));
-    }
-    Ok(())
-}
-
-fn check_no_file_is_a_folder(paths: &HashSet<&str>) -> Result<(), ManifestError> {
-    let folders = paths
-        .iter()
-        .flat_map(|path| path.match_indices('/').map(|(at, _)| &path[..at]));
-    match folders.filter(|folder| paths.contains(folder)).min() {
-        Some(path) => wrong(format!("path {path:?} is both a file and a folder")),
-        None => Ok(()),
-    }
-}
-
-fn check_shard(shard: &SourceFile, mut tensors: Vec<&TensorEntry>) -> Result<(), ManifestError> {
-    tensors.sort_by_key(|t| (t.source.offset, t.source.length));
-    let (mut at, mut packed) = (shard.stored_length, 0_u64);
-    for t in tensors {
-        if t.source.offset < at {
-            return wrong(format!(
-                "tensor {:?} overlaps what comes before it in {:?}",
-                t.name, shard.path
-            ));
-        }
-        at = t
-            .source
-            .offset
-            .checked_add(t.source.length)
-            .filter(|end| *end <= shard.length)
-            .ok_or_else(|| {
-                ManifestError(format!(
-                    "tensor {:?} lies outside its source {:?}",
-                    t.name, shard.path
-                ))
-            })?;
-        packed += t.source.length; // no overlap, so at most the shard's length
-    }
-    let all = packed
-        .saturating_add(shard.stored_length)
-        .saturating_add(shard.excluded_bytes);
-    if all != shard.length {
-        return wrong(format!(
-            "shard {:?}: {all} bytes are accounted for, of {}",
-            shard.path, shard.length
-        ));
-    }
-    Ok(())
-}
-
-fn wrong<T>(what: impl Into<String>) -> Result<T, ManifestError> {
-    Err(ManifestError(what.into()))
 }

@@ -6,7 +6,7 @@ use segpack_formats::pack::{SegmentSpec, TensorSpec};
 use segpack_formats::safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
-use super::{Excluded, FormatVersion, LeftOut, SourceRange};
+use crate::documents::{Excluded, FormatVersion, LeftOut, SourceRange};
 use crate::names::{Component, Role};
 
 /// Everything that `pack` is going to write.
@@ -14,12 +14,18 @@ use crate::names::{Component, Role};
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Plan {
     /// Version of this document.
-    #[cfg_attr(feature = "schema", schemars(with = "super::schema::VersionText"))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "crate::documents::schema::VersionText")
+    )]
     pub format_version: FormatVersion,
     /// What wrote it.
     pub generator: String,
     /// How segments will be coded.
-    #[cfg_attr(feature = "schema", schemars(with = "super::schema::CodecName"))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "crate::documents::schema::CodecName")
+    )]
     pub codec: Codec,
     /// Components that stay behind.
     pub excluded: Vec<Excluded>,
@@ -64,7 +70,10 @@ pub struct PlannedTensor {
     /// Its name; for an expert sliced from a stacked tensor the name it would have on its own.
     pub name: String,
     /// Element type, as safetensors names it.
-    #[cfg_attr(feature = "schema", schemars(with = "super::schema::DtypeName"))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "crate::documents::schema::DtypeName")
+    )]
     pub dtype: Dtype,
     /// Shape, outermost dimension first.
     pub shape: Vec<u64>,

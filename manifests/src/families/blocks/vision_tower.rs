@@ -3,12 +3,12 @@
 
 use std::ops::Range;
 
-use super::config::{ConfigError, MAX_COUNT, Section};
-use super::rules::{At, Dims, Placeholder, Row, row};
+use crate::families::config::{ConfigError, MAX_COUNT, Section};
+use crate::families::rules::{At, Dims, Placeholder, Row, row};
 use crate::names::Role;
 
 /// Sizes of the vision encoder.
-pub(super) struct VisionDims {
+pub(crate) struct VisionDims {
     blocks: u32,
     mergers: u32,
     width: u64,
@@ -25,7 +25,7 @@ pub(super) struct VisionDims {
 impl VisionDims {
     /// Missing keys take the defaults of Qwen3OmniMoeVisionEncoderConfig; the published checkpoint
     /// relies on that for num_position_embeddings.
-    pub(super) fn read(section: &Section<'_>) -> Result<Self, ConfigError> {
+    pub(crate) fn read(section: &Section<'_>) -> Result<Self, ConfigError> {
         let width = section.size("hidden_size", Some(1152))?;
         let merge = section.size("spatial_merge_size", Some(2))?;
         let patches = section.product("spatial_merge_size", merge, merge)?;
@@ -77,7 +77,7 @@ fn output_vector(dims: &VisionDims, _: At) -> Vec<u64> {
     vec![dims.output]
 }
 
-pub(super) static VISION_TOWER: &[Row<VisionDims>] = &[
+pub(crate) static VISION_TOWER: &[Row<VisionDims>] = &[
     row("patch_embed.proj.weight", Role::Conv, |d, _| {
         vec![d.width, d.channels, d.frames, d.patch, d.patch]
     }),

@@ -4,7 +4,7 @@ use segpack_formats::digest::Sha256;
 use segpack_formats::safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
-use super::{Finding, FormatVersion};
+use crate::documents::{Finding, FormatVersion};
 use crate::families::Family;
 use crate::names::{Class, Component, Role};
 
@@ -36,7 +36,7 @@ pub struct SourceShard {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "schema",
-        schemars(with = "Option<super::schema::HexDigest>")
+        schemars(with = "Option<crate::documents::schema::HexDigest>")
     )]
     pub hub_sha256: Option<Sha256>,
 }
@@ -53,7 +53,7 @@ pub struct SideFile {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(
         feature = "schema",
-        schemars(with = "Option<super::schema::HexDigest>")
+        schemars(with = "Option<crate::documents::schema::HexDigest>")
     )]
     pub hub_sha256: Option<Sha256>,
 }
@@ -75,7 +75,10 @@ pub struct InventoryTensor {
     /// Its name in the shard.
     pub name: String,
     /// Element type, as safetensors names it.
-    #[cfg_attr(feature = "schema", schemars(with = "super::schema::DtypeName"))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "crate::documents::schema::DtypeName")
+    )]
     pub dtype: Dtype,
     /// Shape, outermost dimension first.
     pub shape: Vec<u64>,
@@ -149,7 +152,10 @@ pub struct InventoryCounts {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Inventory {
     /// Version of this document.
-    #[cfg_attr(feature = "schema", schemars(with = "super::schema::VersionText"))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "crate::documents::schema::VersionText")
+    )]
     pub format_version: FormatVersion,
     /// What wrote it.
     pub generator: String,

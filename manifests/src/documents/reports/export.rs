@@ -3,7 +3,7 @@
 use segpack_formats::digest::Sha256;
 use serde::{Deserialize, Serialize};
 
-use super::FormatVersion;
+use crate::documents::FormatVersion;
 use crate::names::Component;
 
 /// For whom an export is.
@@ -48,12 +48,18 @@ impl std::fmt::Display for ExportTarget {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ExportSummary {
     /// Version of this document.
-    #[cfg_attr(feature = "schema", schemars(with = "super::schema::VersionText"))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "crate::documents::schema::VersionText")
+    )]
     pub format_version: FormatVersion,
     /// What wrote it.
     pub generator: String,
     /// SHA-256 of the pack's `manifest.json`: which pack it was.
-    #[cfg_attr(feature = "schema", schemars(with = "super::schema::HexDigest"))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "crate::documents::schema::HexDigest")
+    )]
     pub manifest_sha256: Sha256,
     /// For whom.
     pub target: ExportTarget,
@@ -105,7 +111,10 @@ pub struct ComponentExperts {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ExpertParallelMap {
     /// Version of this document.
-    #[cfg_attr(feature = "schema", schemars(with = "super::schema::VersionText"))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "crate::documents::schema::VersionText")
+    )]
     pub format_version: FormatVersion,
     /// What wrote it.
     pub generator: String,

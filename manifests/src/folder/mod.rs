@@ -1,5 +1,8 @@
 //! A pack folder, opened for reading.
 
+mod paths;
+mod reader;
+
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,22 +11,10 @@ use segpack_formats::FormatError;
 use segpack_formats::digest::Sha256;
 use segpack_formats::io::InputFile;
 
-use crate::documents::{Manifest, ManifestError, SegmentEntry, TensorEntry};
+pub use paths::{MANIFEST, MAX_MANIFEST_BYTES, PACKS, PARTIAL, SHARD_HEADERS, SOURCE, SUMS};
+pub use reader::{PackCursor, PackReader};
 
-/// File name of the manifest: its presence means "complete".
-pub const MANIFEST: &str = "manifest.json";
-/// File name of the list of digests that `sha256sum -c` reads.
-pub const SUMS: &str = "SHA256SUMS";
-/// Folder of the packs.
-pub const PACKS: &str = "packs";
-/// Folder of the checkpoint's other files.
-pub const SOURCE: &str = "source";
-/// Folder, below [`SOURCE`], of the shards' original headers.
-pub const SHARD_HEADERS: &str = ".shard-headers";
-/// Folder of everything that is not finished.
-pub const PARTIAL: &str = ".partial";
-/// The longest manifest that is read, in bytes: ten times that of the largest model known here.
-pub const MAX_MANIFEST_BYTES: u64 = 1 << 30;
+use crate::documents::{Manifest, ManifestError, SegmentEntry, TensorEntry};
 
 /// Why a pack folder cannot be opened.
 #[derive(Debug, thiserror::Error)]

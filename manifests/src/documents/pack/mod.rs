@@ -1,0 +1,19 @@
+//! Documents that outlive a command: what a checkpoint holds, how it is packed, what a pack holds.
+
+mod finding;
+mod inventory;
+mod manifest;
+mod plan;
+mod version;
+
+pub use finding::{Finding, FindingKind, Severity};
+pub use inventory::{
+    ClassCount, Inventory, InventoryCounts, InventoryTensor, LeftOut, Provenance, RoleCount,
+    SideFile, SourceShard,
+};
+pub use manifest::{
+    Counts, Excluded, KnownSource, Layout, Manifest, ManifestError, ModelFacts, PackEntry,
+    PackOptions, SegmentEntry, SourceFile, SourceFileKind, SourceRange, TensorEntry,
+};
+pub use plan::{Plan, PlannedPack, PlannedSegment, PlannedTensor};
+pub use version::FormatVersion;

@@ -1,0 +1,33 @@
+//! What the commands print with `--json`, one file per report.
+
+mod bench;
+mod demo;
+mod devices;
+mod experts;
+mod export;
+mod gpu_bench;
+mod pack;
+mod run;
+mod unpack;
+mod validate;
+mod verify;
+
+pub use bench::{
+    BenchForecast, BenchForecastBudget, BenchLimits, BenchOnDemand, BenchPrefill, BenchRate,
+    BenchReport, BenchResident,
+};
+pub use demo::{DemoReport, DemoStep};
+pub use devices::{DeviceEntry, DevicesReport};
+pub use experts::{ExpertsReport, LayerExperts};
+pub use export::{
+    ComponentExperts, ExpertParallelMap, ExportSummary, ExportTarget, Placement, RankExperts,
+};
+pub use gpu_bench::{GpuBenchOnDemand, GpuBenchPrefill, GpuBenchReport, GpuBenchResident};
+pub use pack::PackSummary;
+pub use run::{RunCosts, RunEnd, RunPrompt, RunSummary, RunToken, ShownCandidate, ShownRank};
+pub use unpack::{UnpackSummary, UnrestorableFile};
+pub use validate::{
+    Choice, ChoiceRow, FirstWrong, Precision, PromptRow, Quantity, ReferenceKind, ValidateReport,
+    ValueRow, Verdict,
+};
+pub use verify::{VerifyCounts, VerifyMode, VerifyReport};

@@ -1,0 +1,44 @@
+//! What `pack` and `repack` print when done.
+
+use segpack_formats::digest::Sha256;
+use serde::{Deserialize, Serialize};
+
+use crate::documents::{Finding, FormatVersion, KnownSource};
+
+/// What `pack` wrote.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct PackSummary {
+    /// Version of this document.
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "crate::documents::schema::VersionText")
+    )]
+    pub format_version: FormatVersion,
+    /// What wrote it.
+    pub generator: String,
+    /// SHA-256 of `manifest.json`: the pack's identity.
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "crate::documents::schema::HexDigest")
+    )]
+    pub manifest_sha256: Sha256,
+    /// Packs in the folder.
+    pub packs: u64,
+    /// Packs that an earlier, interrupted run had finished.
+    pub resumed_packs: u64,
+    /// Segments in them.
+    pub segments: u64,
+    /// Tensors in them.
+    pub tensors: u64,
+    /// Bytes of tensors.
+    pub tensor_bytes: u64,
+    /// Bytes of the packs.
+    pub stored_bytes: u64,
+    /// A published checkpoint that the source is or resembles.
+    pub known: Option<KnownSource>,
+    /// Source files whose SHA-256 was compared with the hub's own.
+    pub hub_digests_compared: u64,
+    /// Things worth a look.
+    pub warnings: Vec<Finding>,
+}

@@ -1,0 +1,67 @@
+//! What `verify` finds.
+
+use segpack_formats::digest::Sha256;
+use serde::{Deserialize, Serialize};
+
+use crate::documents::{Finding, FormatVersion};
+
+/// How thoroughly a pack was verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum VerifyMode {
+    /// Structure and SHA256SUMS' text; no weight is read.
+    Quick,
+    /// Every stored byte hashed once, every tensor's digest compared.
+    Full,
+    /// Full, and the digest of every file as a whole.
+    Sums,
+}
+
+/// How much was verified.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct VerifyCounts {
+    /// Packs whose structure was checked.
+    pub packs: u64,
+    /// Segments whose bytes were read.
+    pub segments: u64,
+    /// Tensors whose digest was compared.
+    pub tensors: u64,
+    /// Files of `source/` whose digest was compared.
+    pub files: u64,
+    /// Stored bytes read.
+    pub bytes: u64,
+}
+
+/// Everything that `verify` found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct VerifyReport {
+    /// Version of this document.
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "crate::documents::schema::VersionText")
+    )]
+    pub format_version: FormatVersion,
+    /// What wrote it.
+    pub generator: String,
+    /// SHA-256 of `manifest.json`: the pack's identity. None where it cannot be read.
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "Option<crate::documents::schema::HexDigest>")
+    )]
+    pub manifest_sha256: Option<Sha256>,
+    /// How thoroughly.
+    pub mode: VerifyMode,
+    /// Part K of N, counted from 1, where only one was verified.
+    pub subset: Option<[u64; 2]>,
+    /// Whether the pack was also compared with a checkpoint.
+    pub against: bool,
+    /// True where no finding is an error.
+    pub ok: bool,
+    /// How much.
+    pub checked: VerifyCounts,
+    /// All that is wrong.
+    pub findings: Vec<Finding>,
+}

@@ -1,0 +1,148 @@
+//! The bytes of tensors and segments, decoded and checked, from an open pack.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use segpack_formats::io::{DirectFile, InputFile, Stop};
+use segpack_formats::pack::{SegmentReader, Unpacker};
+use segpack_formats::{FormatError, Result};
+
+use crate::Pack;
+use crate::documents::{SegmentEntry, TensorEntry};
+
+/// An open pack whose files are opened when first needed. Shared between threads.
+#[derive(Debug)]
+pub struct PackReader<'a> {
+    pack: &'a Pack,
+    files: Mutex<HashMap<String, Arc<InputFile>>>,
+    direct: Mutex<HashMap<String, Arc<DirectFile>>>,
+}
+
+/// One thread's access to a [`PackReader`], with buffers of its own.
+#[derive(Debug)]
+pub struct PackCursor<'a> {
+    source: &'a PackReader<'a>,
+    unpacker: Unpacker,
+}
+
+impl<'a> PackReader<'a> {
+    /// Reads from this pack. Nothing is opened yet.
+    pub fn new(pack: &'a Pack) -> Self {
+        Self {
+            pack,
+            files: Mutex::default(),
+            direct: Mutex::default(),
+        }
+    }
+
+    /// The pack.
+    pub fn pack(&self) -> &'a Pack {
+        self.pack
+    }
+
+    /// A cursor for one thread.
+    ///
+    /// # Errors
+    /// `Coded` where the decoder has no memory.
+    pub fn cursor(&'a self) -> Result<PackCursor<'a>> {
+        Ok(PackCursor {
+            source: self,
+            unpacker: Unpacker::new()?,
+        })
+    }
+
+    /// A file of the pack folder.
+    ///
+    /// # Errors
+    /// `Io`, or `Malformed` where it is not a regular file.
+    pub fn open(&self, path: &str) -> Result<Arc<InputFile>> {
+        self.keep(&self.files, path, InputFile::open)
+    }
+
+    /// A file of the pack folder, to be read past the page cache.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_direct(&self, path: &str) -> Result<Arc<DirectFile>> {
+        self.keep(&self.direct, path, DirectFile::open)
+    }
+
+    fn keep<F>(
+        &self,
+        files: &Mutex<HashMap<String, Arc<F>>>,
+        path: &str,
+        open: impl FnOnce(&Path) -> Result<F>,
+    ) -> Result<Arc<F>> {
+        let mut files = files.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = files.get(path) {
+            return Ok(Arc::clone(file));
+        }
+        let file = Arc::new(open(&self.pack.path(path))?);
+        files.insert(path.to_owned(), Arc::clone(&file));
+        Ok(file)
+    }
+
+    /// The segment that holds a tensor.
+    ///
+    /// # Errors
+    /// `Malformed` where the manifest does not list it.
+    pub fn segment_of(&self, tensor: &TensorEntry) -> Result<&'a SegmentEntry> {
+        self.pack.segment(&tensor.segment).ok_or_else(|| {
+            let what = format!(
+                "tensor {:?} is in segment {:?}, which is not listed",
+                tensor.name, tensor.segment
+            );
+            FormatError::malformed(self.pack.folder(), what)
+        })
+    }
+}
+
+impl<'a> PackCursor<'a> {
+    /// What it reads from.
+    pub fn source(&self) -> &'a PackReader<'a> {
+        self.source
+    }
+
+    /// Passes raw bytes of a segment (`range` counts in the raw segment) to `take`, in pieces.
+    ///
+    /// # Errors
+    /// Damage of the pack names its file and byte; whatever `take` returns.
+    pub fn read_segment<E: From<FormatError>>(
+        &mut self,
+        segment: &SegmentEntry,
+        range: Range<u64>,
+        stop: &Stop,
+        take: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let file = self.source.open(&segment.pack)?;
+        SegmentReader::open(&file, segment.stored())?.for_each_piece(
+            range,
+            &mut self.unpacker,
+            stop,
+            take,
+        )
+    }
+
+    /// Passes raw bytes of a tensor (`range` counts in the tensor) to `take`, in pieces. No digest
+    /// is checked.
+    ///
+    /// # Errors
+    /// As [`read_segment`](Self::read_segment).
+    pub fn read_tensor<E: From<FormatError>>(
+        &mut self,
+        tensor: &TensorEntry,
+        range: Range<u64>,
+        stop: &Stop,
+        take: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let segment = self.source.segment_of(tensor)?;
+        self.read_segment(
+            segment,
+            tensor.offset + range.start..tensor.offset + range.end,
+            stop,
+            take,
+        )
+    }
+}
