@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use segpack_formats::FormatError;
-use segpack_formats::io::Stop;
+use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::PackReader;
 use segpack_runtime_min::cuda::Cuda;
@@ -501,7 +501,7 @@ fn tokens_that_the_device_chooses_are_those_of_its_logits() {
     let pack = Pack::open(&packed(&tiny_text(), folder.path())).unwrap();
     let source = PackReader::new(&pack);
     let run = |by_device: bool, positions: usize, compute: Compute| {
-        let stop = Stop::default();
+        let stop = CancelToken::default();
         let settings = RunSettings {
             positions,
             longest_pass: 1,
@@ -559,7 +559,7 @@ fn tokens_that_the_device_chooses_are_those_of_its_logits() {
             matches!(unknown, Err(RunError::TokenId { id: 320, rows: 320 })),
             "{unknown:?}"
         );
-        stop.request();
+        stop.cancel();
         for stopped in [
             thinker.greedy(5, &mut room[..1]).unwrap_err(),
             thinker

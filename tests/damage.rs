@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use segpack::steps::progress::Progress;
 use segpack::steps::verify::VerifySettings;
-use segpack_formats::io::Stop;
+use segpack_formats::io::CancelToken;
 use segpack_manifests::documents::VerifyMode;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -434,7 +434,8 @@ fn what_cannot_be_read_hides_nothing_else() {
             jobs,
         };
         let report =
-            segpack::steps::verify::verify(&pack, &settings, &Stop::default(), &cut).unwrap();
+            segpack::steps::verify::verify(&pack, &settings, &CancelToken::default(), &cut)
+                .unwrap();
         let mut document = manifest(&pack);
         let tensors = list(&mut document, "tensors");
         let of = |segment: &Value| {

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use segpack_formats::io::Stop;
+use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::PackReader;
 use segpack_manifests::documents::SegmentEntry;
@@ -31,14 +31,14 @@ fn load(loader: &Loader<'_>, segment: &SegmentEntry) -> Result<Vec<u8>, String> 
             segment,
             to: &mut block,
         }],
-        &Stop::default(),
+        &CancelToken::default(),
     );
     loaded.map_err(|e| e.to_string())?;
     Ok(block[begins_at(segment)..][..index(segment.raw_length)].to_vec())
 }
 
 fn wanted(source: &PackReader<'_>, segment: &SegmentEntry) -> Vec<u8> {
-    let (mut bytes, stop) = (Vec::new(), Stop::default());
+    let (mut bytes, stop) = (Vec::new(), CancelToken::default());
     let take = |piece: &[u8]| {
         bytes.extend_from_slice(piece);
         Ok::<_, segpack_formats::FormatError>(())
@@ -104,7 +104,7 @@ fn many_segments_load_at_once_while_something_else_is_done() {
             to: &mut block[..],
         })
         .collect();
-    let (loaded, done) = loader.load_while(&mut loads, &Stop::default(), || 6 * 7);
+    let (loaded, done) = loader.load_while(&mut loads, &CancelToken::default(), || 6 * 7);
     loaded.unwrap();
     assert_eq!(done, 42);
     for (segment, block) in segments.iter().zip(&blocks) {
@@ -174,8 +174,8 @@ fn a_pack_that_was_cut_and_a_request_to_stop_are_errors() {
         .iter()
         .max_by_key(|s| s.offset)
         .unwrap();
-    let stop = Stop::default();
-    stop.request();
+    let stop = CancelToken::default();
+    stop.cancel();
     let mut memory = block(segment);
     let stopped = loader.load(
         &mut [Load {

@@ -10,7 +10,7 @@ use segpack::steps::progress::Progress;
 use segpack::steps::run::{
     Chat, ExpertRoom, Prompt, RunEvent, RunOptions, print_prompt, run as generate_text,
 };
-use segpack_formats::io::Stop;
+use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_runtime_min::ops::Compute;
 use segpack_runtime_min::thinker::Check;
@@ -490,7 +490,14 @@ fn progress_counts_layers_and_is_over_before_the_first_token() {
             }
             Ok(())
         };
-        generate_text(&opened, &options, &Stop::default(), &heard, &mut tell).unwrap();
+        generate_text(
+            &opened,
+            &options,
+            &CancelToken::default(),
+            &heard,
+            &mut tell,
+        )
+        .unwrap();
         let wanted = [
             "loading and prefilling 3 layer",
             "1",
@@ -511,7 +518,14 @@ fn progress_counts_layers_and_is_over_before_the_first_token() {
     }
     let heard = Heard::default();
     let prompt = options(Prompt::Text("Hi".to_owned()));
-    generate_text(&opened, &prompt, &Stop::default(), &heard, &mut |_| Ok(())).unwrap_err();
+    generate_text(
+        &opened,
+        &prompt,
+        &CancelToken::default(),
+        &heard,
+        &mut |_| Ok(()),
+    )
+    .unwrap_err();
     assert_eq!(heard.0.lock().unwrap().last().unwrap(), "finish");
 }
 
@@ -531,7 +545,14 @@ fn progress_counts_all_bytes_that_are_preloaded() {
                 ..asked
             };
             let heard = Heard::default();
-            generate_text(&opened, &asked, &Stop::default(), &heard, &mut |_| Ok(())).unwrap();
+            generate_text(
+                &opened,
+                &asked,
+                &CancelToken::default(),
+                &heard,
+                &mut |_| Ok(()),
+            )
+            .unwrap();
             let heard = heard.0.lock().unwrap();
             let total: u64 = heard[0].strip_prefix("loading ").unwrap().parse().unwrap();
             let end = heard.iter().position(|h| h == "finish").unwrap();

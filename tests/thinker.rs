@@ -8,7 +8,7 @@ use segpack::steps::pack::{PackSettings, pack};
 use segpack::steps::progress::Silent;
 use segpack::steps::scan::ScanOptions;
 use segpack_formats::codec::Coding;
-use segpack_formats::io::Stop;
+use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::PackReader;
 use segpack_manifests::layout::Selection;
@@ -41,7 +41,7 @@ fn packed(checkpoint: &Path, coding: Coding) -> (tempfile::TempDir, Pack) {
         checkpoint,
         &folder.path().join("pack"),
         &settings,
-        &Stop::default(),
+        &CancelToken::default(),
         &Silent,
     )
     .unwrap();
@@ -163,7 +163,7 @@ fn run<O: Ops>(
     prompt: &Recorded,
     settings: RunSettings,
 ) -> (Vec<f32>, Vec<Routing>, Vec<u32>) {
-    let (source, stop) = (PackReader::new(pack), Stop::default());
+    let (source, stop) = (PackReader::new(pack), CancelToken::default());
     let mut thinker = Thinker::new(&source, ops, settings, &stop).unwrap();
     let mut routings = Routings::default();
     let logits = thinker
@@ -286,7 +286,7 @@ fn logits_are_the_same_bits_whatever_is_resident_coded_or_threaded() {
             let wanted = run(&packs[0].1, ops, prompt, settings(prompt, None));
             for (coding, (_, pack)) in codings.iter().zip(&packs) {
                 let least = {
-                    let (source, stop) = (PackReader::new(pack), Stop::default());
+                    let (source, stop) = (PackReader::new(pack), CancelToken::default());
                     Thinker::new(&source, ops, settings(prompt, Some(1)), &stop)
                         .unwrap()
                         .demand()

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use segpack_formats::io::Stop;
+use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::PackReader;
 use segpack_runtime_min::ops::{Compute, CpuOps};
@@ -750,7 +750,7 @@ fn a_recorded_trace_validates_itself() {
 
 /// Two prompts and three tokens after each.
 fn record(pack: &Pack, compute: Compute, path: &Path) {
-    let (source, stop) = (PackReader::new(pack), Stop::default());
+    let (source, stop) = (PackReader::new(pack), CancelToken::default());
     let settings = RunSettings {
         positions: 16,
         longest_pass: 4,

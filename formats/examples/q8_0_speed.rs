@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use segpack_formats::gguf::{first_wrong_q8_0, quantize_q8_0};
-use segpack_formats::safetensors::Dtype;
+use segpack_formats::numeric::Dtype;
 
 const PIECE: usize = 1 << 20;
 

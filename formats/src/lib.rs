@@ -6,6 +6,7 @@ mod error;
 pub mod gguf;
 pub mod io;
 pub mod npy;
+pub mod numeric;
 pub mod pack;
 pub mod safetensors;
 pub mod strict_json;

@@ -6,7 +6,7 @@
 //! Python dictionary padded with spaces and a line end so that the data starts at a multiple of 64,
 //! then the data.
 
-use crate::safetensors::Dtype;
+use crate::numeric::Dtype;
 
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
 const ALIGNMENT: usize = 64;

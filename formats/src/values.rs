@@ -1,6 +1,6 @@
 //! A look at the values of a tensor while its bytes pass: are they all zero, is any not finite?
 
-use ::safetensors::Dtype;
+use crate::numeric::Dtype;
 
 /// What was seen of a tensor's values so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use memmap2::{Advice, MmapMut};
 use rayon::prelude::*;
-use segpack_formats::safetensors::Dtype;
+use segpack_formats::numeric::Dtype;
 use segpack_runtime_min::ops::{Compute, CpuOps, Heads, Matrix, Ops, Product};
 use segpack_runtime_min::{Kernels, limits};
 

@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use segpack_formats::io::{InputFile, Stop};
+use segpack_formats::io::{CancelToken, InputFile};
 use segpack_manifests::Pack;
 use segpack_manifests::PackReader;
 use segpack_manifests::documents::SegmentEntry;
@@ -70,7 +70,7 @@ fn experts(pack: &Pack) -> Vec<&SegmentEntry> {
 
 fn measure(pack: &Pack, check: Check, cold: bool, turn: usize) -> Result<Vec<f64>, Failure> {
     let source = PackReader::new(pack);
-    let (loader, stop) = (Loader::new(&source, check)?, Stop::default());
+    let (loader, stop) = (Loader::new(&source, check)?, CancelToken::default());
     let experts = experts(pack);
     let room = experts
         .iter()

@@ -3,7 +3,7 @@
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use segpack_formats::safetensors::Dtype;
+use segpack_formats::numeric::Dtype;
 
 use crate::ops::widen;
 

@@ -1,7 +1,7 @@
 //! Made-up values that the tests of the kernels, on the CPU and on a GPU, compute with.
 
 use half::{bf16, f16};
-use segpack_formats::safetensors::Dtype;
+use segpack_formats::numeric::Dtype;
 
 use crate::ops::Compute;
 

@@ -26,7 +26,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
-use segpack_formats::io::Stop;
+use segpack_formats::io::CancelToken;
 use segpack_manifests::folder::PARTIAL;
 
 use crate::steps::{Exit, StepError};
@@ -85,7 +85,7 @@ enum Command {
 struct Context {
     terminal: Terminal,
     progress: Reporter,
-    stop: &'static Stop,
+    stop: &'static CancelToken,
     quiet: bool,
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::ValueEnum;
-use segpack_formats::io::Stop;
+use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{RunPrompt, RunSummary, RunToken};
 use segpack_runtime_min::generate::SamplingOptions;
@@ -233,7 +233,7 @@ fn expert_room(text: &str) -> Result<ExpertRoom, String> {
 }
 
 impl Args {
-    fn options(&self, stop: &Stop) -> Result<RunOptions, StepError> {
+    fn options(&self, stop: &CancelToken) -> Result<RunOptions, StepError> {
         let random = self.temperature.is_some()
             || self.top_k.is_some()
             || self.top_p.is_some()
@@ -262,7 +262,7 @@ impl Args {
         })
     }
 
-    fn read_prompt(&self, stop: &Stop) -> Result<Prompt, StepError> {
+    fn read_prompt(&self, stop: &CancelToken) -> Result<Prompt, StepError> {
         let enable_thinking = self.enable_thinking;
         if let Some(ids) = &self.prompt_ids {
             return Ok(Prompt::Ids(ids.clone()));
@@ -294,7 +294,7 @@ impl Args {
 }
 
 /// On a thread of its own: a read that waits for input would not notice Ctrl-C.
-fn read_stdin(stop: &Stop) -> Result<String, StepError> {
+fn read_stdin(stop: &CancelToken) -> Result<String, StepError> {
     let (send, receive) = mpsc::channel();
     thread::spawn(move || {
         let mut bytes = Vec::new();
@@ -335,7 +335,7 @@ fn without_line_end(mut text: String) -> String {
     text
 }
 
-fn read_messages(file: &Path, stop: &Stop) -> Result<Chat, StepError> {
+fn read_messages(file: &Path, stop: &CancelToken) -> Result<Chat, StepError> {
     let (name, text) = if file == Path::new("-") {
         ("standard input".to_owned(), read_stdin(stop)?)
     } else {

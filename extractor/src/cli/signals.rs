@@ -4,13 +4,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::thread;
 
-use segpack_formats::io::Stop;
+use segpack_formats::io::CancelToken;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
 use crate::steps::Exit;
 
-static STOP: LazyLock<Stop> = LazyLock::new(Stop::default);
+static STOP: LazyLock<CancelToken> = LazyLock::new(CancelToken::default);
 static SIGNAL: OnceLock<Arc<AtomicUsize>> = OnceLock::new();
 
 /// Exit status of a process that a signal ended: 128 + its number.
@@ -18,7 +18,7 @@ const SIGNALLED: i32 = 128;
 
 /// Listens for SIGINT and SIGTERM (on Unix also SIGHUP, taken as SIGTERM), but for those that are
 /// ignored.
-pub fn install() -> &'static Stop {
+pub fn install() -> &'static CancelToken {
     let which = SIGNAL.get_or_init(Arc::default);
     let asked = Arc::new(AtomicBool::new(false));
     let ignored = ignored();
@@ -36,7 +36,7 @@ pub fn install() -> &'static Stop {
         while !asked.load(Ordering::Relaxed) {
             thread::sleep(std::time::Duration::from_millis(20));
         }
-        STOP.request();
+        STOP.cancel();
     });
     &STOP
 }

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::ops::Range;
 
 use segpack_formats::digest::Sha256Hasher;
-use segpack_formats::io::Stop;
+use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{SegmentEntry, TensorEntry};
 use segpack_manifests::{PackCursor, PackReader};
@@ -67,7 +67,7 @@ pub fn cat(
     names: &[String],
     rows: Option<&Range<u64>>,
     to: &mut dyn Write,
-    stop: &Stop,
+    stop: &CancelToken,
 ) -> Result<(), StepError> {
     let mut found = Vec::new();
     for name in names {
@@ -135,7 +135,7 @@ fn row_count(tensor: &TensorEntry) -> u64 {
 struct Cat<'a, 'r> {
     reader: &'a mut PackCursor<'r>,
     to: &'a mut dyn Write,
-    stop: &'a Stop,
+    stop: &'a CancelToken,
 }
 
 impl Cat<'_, '_> {

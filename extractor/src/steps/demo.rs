@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use segpack_formats::codec::Coding;
-use segpack_formats::io::Stop;
+use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
     DemoReport, DemoStep, FindingKind, FormatVersion, GENERATOR, Quantity, ValidateReport,
@@ -70,7 +70,7 @@ const VICTIM: &str = "thinker.text.layers.1.experts.5";
 /// Where a step that has to succeed does not.
 pub fn demo(
     folder: &Path,
-    stop: &Stop,
+    stop: &CancelToken,
     tell: &mut dyn FnMut(&DemoStep) -> Result<(), StepError>,
 ) -> Result<DemoReport, StepError> {
     let mut demo = Demo {
@@ -100,7 +100,7 @@ pub fn demo(
 
 struct Demo<'a> {
     folder: &'a Path,
-    stop: &'a Stop,
+    stop: &'a CancelToken,
     tell: &'a mut dyn FnMut(&DemoStep) -> Result<(), StepError>,
     steps: Vec<DemoStep>,
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use segpack_formats::FormatError;
 use segpack_formats::codec::Coding;
 use segpack_formats::digest::{Sha256, Sha256Hasher};
-use segpack_formats::io::{InputFile, READ_BYTES, Stop, write_all_at};
+use segpack_formats::io::{CancelToken, InputFile, READ_BYTES, write_all_at};
 use segpack_formats::pack::{
     SegmentReader, TensorSource, Unpacker, WrittenPack, data_start, write_pack,
 };
@@ -120,7 +120,7 @@ pub fn repack(
     folder: &Path,
     out: &Path,
     settings: &RepackSettings,
-    stop: &Stop,
+    stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<PackSummary, StepError> {
     let pack = Pack::open(folder)?;
@@ -441,7 +441,7 @@ struct PackSource<'a> {
     pack: &'a Pack,
     planned: &'a PlannedPack,
     unpacker: &'a mut Unpacker,
-    stop: &'a Stop,
+    stop: &'a CancelToken,
 }
 
 impl TensorSource for PackSource<'_> {

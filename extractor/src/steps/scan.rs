@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
-use segpack_formats::safetensors::Dtype;
+use segpack_formats::numeric::Dtype;
 use segpack_manifests::documents::{
     ClassCount, Finding, FindingKind, FormatVersion, GENERATOR, Inventory, InventoryCounts,
     InventoryTensor, RoleCount, Severity, SourceShard,

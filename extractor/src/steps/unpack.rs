@@ -9,7 +9,7 @@ use globset::{Glob, GlobSet, GlobSetBuilder};
 use segpack_formats::FormatError;
 use segpack_formats::codec::MAX_CHUNK_BYTES;
 use segpack_formats::digest::{Sha256, Sha256Hasher};
-use segpack_formats::io::{InputFile, READ_BYTES, Stop};
+use segpack_formats::io::{CancelToken, InputFile, READ_BYTES};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
     Finding, FindingKind, FormatVersion, GENERATOR, Manifest, SourceFile, SourceFileKind,
@@ -61,7 +61,7 @@ pub fn unpack(
     folder: &Path,
     out: &Path,
     settings: &UnpackSettings,
-    stop: &Stop,
+    stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<UnpackSummary, StepError> {
     let pack = Pack::open(folder)?;
@@ -218,7 +218,7 @@ struct Restore<'a> {
     weights: &'a PackReader<'a>,
     output: &'a OutputFolder,
     settings: &'a UnpackSettings,
-    stop: &'a Stop,
+    stop: &'a CancelToken,
     progress: &'a dyn Progress,
     resumed: AtomicU64,
     findings: Mutex<Vec<Finding>>,

@@ -6,11 +6,11 @@ use std::path::Path;
 use segpack_formats::codec::{ChunkEncoder, Codec, Coding};
 use segpack_formats::digest::{Blake3, Sha256};
 use segpack_formats::gguf;
-use segpack_formats::io::Stop;
+use segpack_formats::io::CancelToken;
 use segpack_formats::pack::{
     SegmentSpec, StoredSegment, TensorSource, TensorSpec, WrittenPack, write_pack,
 };
-use segpack_formats::safetensors::Dtype;
+use segpack_formats::numeric::Dtype;
 use segpack_fuzz::bodies::{
     PLACE_REPAIR, PLACE_ZSTD, REPAIR_FREQUENCIES, REPAIR_STATES, REPAIR_WORDS,
 };
@@ -216,7 +216,7 @@ fn pack_image(coding: Coding) -> (Vec<u8>, WrittenPack) {
         &specs,
         coding,
         &mut bytes,
-        &Stop::default(),
+        &CancelToken::default(),
         &|_| {},
     )
     .unwrap();

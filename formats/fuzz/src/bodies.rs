@@ -10,7 +10,7 @@ use segpack_formats::codec::{
 };
 use segpack_formats::digest::{Blake3, Sha256};
 use segpack_formats::gguf;
-use segpack_formats::io::{InputFile, READ_BYTES, Stop};
+use segpack_formats::io::{CancelToken, InputFile, READ_BYTES};
 use segpack_formats::pack::{self, SegmentReader, StoredSegment, Unpacker};
 use segpack_formats::safetensors::{
     Dtype, ShardHeader, ShardIndex, TensorEntry, byte_length, check_relative_path,
@@ -331,7 +331,7 @@ thread_local! {
 
 /// At most [`LOOK_BYTES`] of the range.
 fn read_range(reader: &SegmentReader<'_>, range: Range<u64>) -> Result<Vec<u8>> {
-    let (mut bytes, stop) = (Vec::new(), Stop::default());
+    let (mut bytes, stop) = (Vec::new(), CancelToken::default());
     let read = UNPACKER.with_borrow_mut(|unpacker| {
         reader.for_each_piece(range, unpacker, &stop, |piece| {
             assert!(piece.len() <= READ_BYTES.max(MAX_CHUNK_BYTES as usize));

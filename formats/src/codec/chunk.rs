@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use safetensors::Dtype;
+use crate::numeric::Dtype;
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::{CParameter, ParamSwitch};
 

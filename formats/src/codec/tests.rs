@@ -2,8 +2,8 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "bits of random numbers")]
 
+use crate::numeric::Dtype;
 use proptest::prelude::*;
-use safetensors::Dtype;
 
 use super::chunked::Method;
 use super::samples::{Noise, bf16, every_sort, weights};

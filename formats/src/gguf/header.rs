@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use ::safetensors::Dtype;
+use crate::numeric::Dtype;
 
 use super::value::{Field, Value};
 use super::{GgufError, wrong};

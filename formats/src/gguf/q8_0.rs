@@ -10,7 +10,7 @@
 //! any of AVX (measured with `examples/q8_0_speed.rs`; versions compiled for AVX2 and AVX-512 were
 //! no faster).
 
-use ::safetensors::Dtype;
+use crate::numeric::Dtype;
 
 /// Values of a block.
 pub const Q8_0_VALUES: usize = 32;

@@ -120,7 +120,7 @@ impl InputFile {
         &self,
         range: Range<u64>,
         buffer: &mut [u8],
-        stop: &Stop,
+        stop: &CancelToken,
         mut take: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut at = range.start;
@@ -259,23 +259,23 @@ pub fn sync_folder(path: &Path) -> Result<()> {
 
 /// A request to stop, polled between pieces of work.
 #[derive(Debug, Default)]
-pub struct Stop(AtomicBool);
+pub struct CancelToken(AtomicBool);
 
-impl Stop {
+impl CancelToken {
     /// Asks everything that polls this to stop.
-    pub fn request(&self) {
+    pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
     /// Whether a stop was asked for.
-    pub fn is_requested(&self) -> bool {
+    pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 
     /// # Errors
     /// `Interrupted` once a stop was asked for.
     pub fn check(&self) -> Result<()> {
-        if self.is_requested() {
+        if self.is_cancelled() {
             Err(FormatError::Interrupted)
         } else {
             Ok(())
@@ -315,8 +315,8 @@ mod tests {
         let bytes: Vec<u8> = (0..=255).collect();
         std::fs::write(&path, &bytes).unwrap();
         let input = InputFile::open(&path).unwrap();
-        let (mut seen, stop) = (Vec::new(), Stop::default());
-        let take = |seen: &mut Vec<u8>, stop: &Stop| {
+        let (mut seen, stop) = (Vec::new(), CancelToken::default());
+        let take = |seen: &mut Vec<u8>, stop: &CancelToken| {
             input.for_each_piece::<FormatError>(3..200, &mut [0; 17], stop, |piece| {
                 seen.extend_from_slice(piece);
                 Ok(())
@@ -324,7 +324,7 @@ mod tests {
         };
         take(&mut seen, &stop).unwrap();
         assert_eq!(seen, bytes[3..200]);
-        stop.request();
+        stop.cancel();
         assert!(matches!(
             take(&mut seen, &stop),
             Err(FormatError::Interrupted)

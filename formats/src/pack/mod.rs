@@ -4,7 +4,7 @@ mod header;
 mod reader;
 mod writer;
 
-use ::safetensors::Dtype;
+use crate::numeric::Dtype;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Codec;

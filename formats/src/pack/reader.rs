@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::StoredSegment;
 use crate::codec::{ChunkDecoder, ChunkTable, Codec, MAX_CHUNK_BYTES, PREFIX_BYTES};
-use crate::io::{InputFile, READ_BYTES, Stop};
+use crate::io::{CancelToken, InputFile, READ_BYTES};
 use crate::{FormatError, Result};
 
 /// One segment of an open pack.
@@ -92,7 +92,7 @@ impl<'a> SegmentReader<'a> {
         &self,
         range: Range<u64>,
         unpacker: &mut Unpacker,
-        stop: &Stop,
+        stop: &CancelToken,
         mut take: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         if range.start > range.end || range.end > self.segment.raw_length {

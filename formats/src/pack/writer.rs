@@ -10,7 +10,7 @@ use crate::codec::{
     chunk_lengths,
 };
 use crate::digest::{Blake3Hasher, Sha256, Sha256Hasher};
-use crate::io::{InputFile, READ_BYTES, Stop, write_all_at};
+use crate::io::{CancelToken, InputFile, READ_BYTES, write_all_at};
 use crate::{FormatError, Result};
 
 /// Where the bytes of tensors come from.
@@ -41,7 +41,7 @@ pub fn write_pack(
     segments: &[SegmentSpec],
     coding: Coding,
     source: &mut dyn TensorSource,
-    stop: &Stop,
+    stop: &CancelToken,
     progress: &dyn Fn(u64),
 ) -> Result<WrittenPack> {
     let out = Output {
@@ -148,7 +148,7 @@ fn write_coded(
     segments: &[SegmentSpec],
     coding: Coding,
     source: &mut dyn TensorSource,
-    stop: &Stop,
+    stop: &CancelToken,
 ) -> Result<WrittenPack> {
     let mut encoder = ChunkEncoder::new(coding)?;
     let start = data_start(segments, coding.codec());
@@ -192,7 +192,7 @@ fn digest_back(
     path: &Path,
     data_start: u64,
     stored: &mut [StoredSegment],
-    stop: &Stop,
+    stop: &CancelToken,
 ) -> Result<Sha256> {
     let (back, mut buffer, mut pack) = (
         InputFile::open(path)?,
@@ -223,7 +223,7 @@ fn write_coded_segment(
     start: u64,
     encoder: &mut ChunkEncoder,
     source: &mut dyn TensorSource,
-    stop: &Stop,
+    stop: &CancelToken,
 ) -> Result<(u64, Vec<Sha256>)> {
     let chunks: u64 = segment.tensors.iter().map(|t| chunk_count(t.length)).sum();
     let mut table = ChunkTable {

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use ::safetensors::Dtype;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
+use crate::numeric::{Dtype, UnknownDtype};
 use crate::strict_json::UniqueEntries;
 
 /// The longest header that is read, in bytes: the stock reader's own limit.
@@ -211,8 +211,10 @@ impl RawEntry {
     fn check(self, name: String, data_start: u64) -> Result<TensorEntry, HeaderError> {
         check_name(&name)?;
         let in_tensor = |what: String| HeaderError(format!("tensor {name:?}: {what}"));
-        let dtype = parse_dtype(&self.dtype)
-            .ok_or_else(|| in_tensor(format!("unknown dtype {:?}", self.dtype)))?;
+        let dtype: Dtype = self
+            .dtype
+            .parse()
+            .map_err(|e: UnknownDtype| in_tensor(e.to_string()))?;
         let [begin, end] = self.data_offsets;
         let length = end.checked_sub(begin).ok_or_else(|| {
             in_tensor(format!(
@@ -238,14 +240,6 @@ impl RawEntry {
             name,
         })
     }
-}
-
-/// The dtype of this name in a safetensors header (`BF16`, `F8_E4M3`, …).
-fn parse_dtype(text: &str) -> Option<Dtype> {
-    use serde::de::IntoDeserializer;
-    let text: serde::de::value::StrDeserializer<'_, serde::de::value::Error> =
-        text.into_deserializer();
-    Dtype::deserialize(text).ok()
 }
 
 impl<'de> Deserialize<'de> for RawHeader {

@@ -9,7 +9,7 @@ mod index;
 mod shard;
 mod write;
 
-pub use ::safetensors::Dtype;
+pub use crate::numeric::Dtype;
 pub use header::{HeaderError, MAX_HEADER_BYTES, ShardHeader, TensorEntry, byte_length};
 pub use index::{ShardIndex, check_relative_path};
 pub use shard::Shard;

@@ -11,7 +11,7 @@ mod rules;
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
-use segpack_formats::safetensors::Dtype;
+use segpack_formats::numeric::Dtype;
 use serde_json::Value;
 
 pub use blocks::decoder::TextFacts;

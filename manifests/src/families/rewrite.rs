@@ -1,6 +1,6 @@
 //! `config.json` for a part of a model, or for another class that computes the same.
 
-use segpack_formats::safetensors::Dtype;
+use segpack_formats::numeric::Dtype;
 use serde_json::{Map, Value, json};
 
 use super::{ConfigError, Family, TextFacts};

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use segpack_formats::io::{DirectFile, InputFile, Stop};
+use segpack_formats::io::{CancelToken, DirectFile, InputFile};
 use segpack_formats::pack::{SegmentReader, Unpacker};
 use segpack_formats::{FormatError, Result};
 
@@ -113,7 +113,7 @@ impl<'a> PackCursor<'a> {
         &mut self,
         segment: &SegmentEntry,
         range: Range<u64>,
-        stop: &Stop,
+        stop: &CancelToken,
         take: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         let file = self.source.open(&segment.pack)?;
@@ -134,7 +134,7 @@ impl<'a> PackCursor<'a> {
         &mut self,
         tensor: &TensorEntry,
         range: Range<u64>,
-        stop: &Stop,
+        stop: &CancelToken,
         take: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         let segment = self.source.segment_of(tensor)?;

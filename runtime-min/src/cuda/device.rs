@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use half::bf16;
-use segpack_formats::io::Stop;
-use segpack_formats::safetensors::Dtype;
+use segpack_formats::io::CancelToken;
+use segpack_formats::numeric::Dtype;
 use segpack_manifests::families::TextFacts;
 
 use super::dense::Dense;
@@ -92,7 +92,7 @@ pub struct CudaModel<'a> {
     demand: Demand,
     budget: Budget,
     loader: Loader<'a>,
-    stop: &'a Stop,
+    stop: &'a CancelToken,
     dense: Dense,
     /// Where segments of groups pass through.
     staging: Option<HostMemory>,

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use segpack_formats::safetensors::Dtype;
+use segpack_formats::numeric::Dtype;
 
 use super::driver::{self, Argument, CudaError, Experts, Gpu, Place, Products};
 use crate::ops::{Compute, Heads};

@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-use segpack_formats::safetensors::Dtype;
+use segpack_formats::numeric::Dtype;
 
 use super::Kernels;
 use super::exp::exp;

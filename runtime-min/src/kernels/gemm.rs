@@ -2,7 +2,7 @@
 //! all tokens.
 
 use super::order::{BLOCK, Order};
-use segpack_formats::safetensors::Dtype;
+use segpack_formats::numeric::Dtype;
 
 use super::panel::{self, Rows};
 use super::scratch::{self, Scratch};

@@ -1,6 +1,6 @@
 //! Weights on their way into a tile: widened to f32 and turned, so that lanes are rows.
 
-use segpack_formats::safetensors::Dtype;
+use segpack_formats::numeric::Dtype;
 
 use super::order::{Order, WORDS};
 use super::simd::{LANES, Line, Simd};

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use rayon::prelude::*;
-use segpack_formats::safetensors::Dtype;
+use segpack_formats::numeric::Dtype;
 
 use super::Kernels;
 use super::gemm::{self, Gemm, Pack};

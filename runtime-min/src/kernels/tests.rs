@@ -2,7 +2,7 @@
 //! instruction set that this processor has; and the promise that bits do not depend on threads or
 //! batches.
 
-use segpack_formats::safetensors::Dtype;
+use segpack_formats::numeric::Dtype;
 
 use super::exp::exp;
 use super::simd::{LANES, Line, Simd, Work};

@@ -8,7 +8,7 @@
 mod cpu;
 mod scalar;
 
-use segpack_formats::safetensors::Dtype;
+use segpack_formats::numeric::Dtype;
 
 pub use cpu::CpuOps;
 pub use scalar::ScalarOps;

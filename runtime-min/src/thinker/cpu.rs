@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use segpack_formats::codec::Codec;
 use segpack_formats::digest::Blake3Hasher;
-use segpack_formats::io::Stop;
+use segpack_formats::io::CancelToken;
 use segpack_manifests::families::TextFacts;
 
 use super::dense::{self, Dense};
@@ -52,7 +52,7 @@ pub struct Cpu<'a, O> {
     routing: Routing,
     head_bytes_read: u64,
     waited: Duration,
-    stop: &'a Stop,
+    stop: &'a CancelToken,
 }
 
 /// The cached keys (normed and rotated) and values of one layer, `[positions, kv_heads × head_dim]`

@@ -1,6 +1,6 @@
 //! Dense weights: loaded once and kept, or loaded again for every pass, a group at a time.
 
-use segpack_formats::io::Stop;
+use segpack_formats::io::CancelToken;
 
 use super::tensors::Group;
 use crate::error::RunError;
@@ -39,7 +39,7 @@ impl Dense {
         number: usize,
         groups: &[Group<'_>],
         loader: &Loader<'_>,
-        stop: &Stop,
+        stop: &CancelToken,
     ) -> Result<(), RunError> {
         if self.is_there(number) {
             return Ok(());

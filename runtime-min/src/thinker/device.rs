@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::time::Duration;
 
-use segpack_formats::io::Stop;
+use segpack_formats::io::CancelToken;
 use segpack_manifests::families::TextFacts;
 
 use super::tensors::{Expert, Group, Linear, TextModel, Weight};
@@ -39,7 +39,7 @@ pub struct Setup<'a, 's> {
     pub(crate) model: &'s TextModel<'a>,
     pub(crate) facts: &'s TextFacts,
     pub(crate) settings: RunSettings,
-    pub(crate) stop: &'a Stop,
+    pub(crate) stop: &'a CancelToken,
 }
 
 /// Activations of a pass. Those of the whole pass have a row for each of its tokens, the others for

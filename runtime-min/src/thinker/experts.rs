@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use segpack_formats::io::Stop;
+use segpack_formats::io::CancelToken;
 
 use super::scratch::MlpScratch;
 use super::tensors::Expert;
@@ -47,7 +47,7 @@ pub(super) struct ExpertPass<'a, 'p, O> {
     pub(super) experts: &'p [Expert<'a>],
     pub(super) cache: &'p mut ExpertCache<Block>,
     pub(super) loader: &'p Loader<'a>,
-    pub(super) stop: &'p Stop,
+    pub(super) stop: &'p CancelToken,
     /// `[tokens, hidden]`.
     pub(super) x: &'p [f32],
     pub(super) hidden: usize,

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use segpack_formats::io::Stop;
+use segpack_formats::io::CancelToken;
 use segpack_manifests::families::TextFacts;
 
 use self::device::{At, Device, ExpertLayer, Setup, Turns, Values};
@@ -96,7 +96,7 @@ pub struct Thinker<'a, B: Backend> {
     model: TextModel<'a>,
     device: B::Device<'a>,
     stats: RunStats,
-    stop: &'a Stop,
+    stop: &'a CancelToken,
 }
 
 impl<'a, B: Backend> Thinker<'a, B> {
@@ -108,7 +108,7 @@ impl<'a, B: Backend> Thinker<'a, B> {
         source: &'a PackReader<'a>,
         backend: B,
         settings: RunSettings,
-        stop: &'a Stop,
+        stop: &'a CancelToken,
     ) -> Result<Self, RunError> {
         let manifest = source.pack().manifest();
         let facts = manifest

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use segpack_formats::codec::Codec;
-use segpack_formats::safetensors::Dtype;
+use segpack_formats::numeric::Dtype;
 use segpack_manifests::documents::{SegmentEntry, TensorEntry};
 use segpack_manifests::families::TextFacts;
 use segpack_manifests::names::{Component, Role};

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use segpack_formats::safetensors::Dtype;
+use segpack_formats::numeric::Dtype;
 use segpack_formats::{FormatError, Result};
 use segpack_manifests::documents::GENERATOR;
 use segpack_manifests::families::TextFacts;

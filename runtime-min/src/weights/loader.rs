@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use segpack_formats::codec::{Chunk, ChunkDecoder, ChunkTable, Codec, MAX_CHUNK_BYTES};
 use segpack_formats::digest::{BLAKE3_CHUNK_BYTES, Blake3, Blake3Part};
-use segpack_formats::io::{DIRECT_ALIGNMENT, DirectFile, ReadPath, Stop, outward};
+use segpack_formats::io::{CancelToken, DIRECT_ALIGNMENT, DirectFile, ReadPath, outward};
 use segpack_formats::pack::SegmentReader;
 use segpack_formats::{FormatError, Result};
 use segpack_manifests::documents::SegmentEntry;
@@ -185,7 +185,7 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// `Malformed` with the pack's path, the segment and both digests where they differ, or where a
     /// chunk is broken; `Io`; `Interrupted`. What the memory then holds is undefined.
-    pub fn load(&self, loads: &mut [Load<'_, '_>], stop: &Stop) -> Result<()> {
+    pub fn load(&self, loads: &mut [Load<'_, '_>], stop: &CancelToken) -> Result<()> {
         self.load_while(loads, stop, || ()).0
     }
 
@@ -193,7 +193,7 @@ impl<'a> Loader<'a> {
     pub fn load_while<R>(
         &self,
         loads: &mut [Load<'_, '_>],
-        stop: &Stop,
+        stop: &CancelToken,
         work: impl FnOnce() -> R,
     ) -> (Result<()>, R) {
         let segments: Vec<&SegmentEntry> = loads.iter().map(|l| l.segment).collect();
@@ -262,7 +262,7 @@ impl<'a> Loader<'a> {
         scope: &rayon::Scope<'s>,
         job: &'s Job<'s>,
         to: &'s mut [u8],
-        stop: &'s Stop,
+        stop: &'s CancelToken,
     ) {
         let Some(table) = &job.table else {
             let range = job.segment.offset..job.segment.offset + job.segment.raw_length;
@@ -301,7 +301,13 @@ impl<'a> Loader<'a> {
 
     /// One read of a raw segment. Where the segment begins at a page, its bytes are hashed here,
     /// else by `finish`.
-    fn piece(&self, job: &Job<'_>, range: Range<u64>, to: &mut [u8], stop: &Stop) -> Result<()> {
+    fn piece(
+        &self,
+        job: &Job<'_>,
+        range: Range<u64>,
+        to: &mut [u8],
+        stop: &CancelToken,
+    ) -> Result<()> {
         stop.check()?;
         self.read(&job.file, &range, to)?;
         if job.check && begins_at(job.segment) == 0 {
@@ -318,7 +324,7 @@ impl<'a> Loader<'a> {
         chunk: &Chunk,
         hash: Range<u64>,
         raw: &mut [u8],
-        stop: &Stop,
+        stop: &CancelToken,
     ) -> Result<()> {
         stop.check()?;
         let mut scratch = self.scratch()?;

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use segpack_formats::io::Stop;
+use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::PackReader;
 use segpack_manifests::documents::{
@@ -55,7 +55,7 @@ pub struct GpuBenchSettings {
 pub fn bench_gpu(
     pack: &Pack,
     settings: &GpuBenchSettings,
-    stop: &Stop,
+    stop: &CancelToken,
 ) -> Result<GpuBenchReport, StepError> {
     let bench = GpuBench {
         pack,
@@ -75,7 +75,7 @@ pub fn bench_gpu(
 struct GpuBench<'a> {
     pack: &'a Pack,
     settings: &'a GpuBenchSettings,
-    stop: &'a Stop,
+    stop: &'a CancelToken,
 }
 
 impl GpuBench<'_> {

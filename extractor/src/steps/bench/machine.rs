@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use segpack_formats::digest::Blake3;
-use segpack_formats::io::{DirectFile, ReadPath, Stop};
+use segpack_formats::io::{CancelToken, DirectFile, ReadPath};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::BenchLimits;
 use segpack_runtime_min::Kernels;
@@ -39,7 +39,7 @@ impl Machine {
         pack: &Pack,
         kernels: Kernels,
         settings: &BenchSettings,
-        stop: &Stop,
+        stop: &CancelToken,
         progress: &dyn Progress,
     ) -> Result<Self, StepError> {
         let drive: Result<Vec<Option<f64>>, StepError> = (0..settings.repeats.min(3))
@@ -96,7 +96,11 @@ pub(super) fn rate(bytes: u64, began: Instant) -> f64 {
 
 /// Reads up to `most` bytes of the largest packs past the page cache, several pieces at a time;
 /// none where that cannot be done.
-pub(super) fn drive_rate(pack: &Pack, most: u64, stop: &Stop) -> Result<Option<f64>, StepError> {
+pub(super) fn drive_rate(
+    pack: &Pack,
+    most: u64,
+    stop: &CancelToken,
+) -> Result<Option<f64>, StepError> {
     let mut packs: Vec<_> = pack.manifest().packs.iter().collect();
     packs.sort_by_key(|p| std::cmp::Reverse(p.length));
     let (mut files, mut total) = (Vec::new(), 0);

@@ -6,7 +6,7 @@ mod gpu;
 mod machine;
 mod model;
 
-use segpack_formats::io::Stop;
+use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{BenchReport, FormatVersion, GENERATOR};
 use segpack_runtime_min::Kernels;
@@ -49,7 +49,7 @@ pub struct BenchSettings {
 pub fn bench(
     pack: &Pack,
     settings: &BenchSettings,
-    stop: &Stop,
+    stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<BenchReport, StepError> {
     let kernels = Kernels::from_environment().map_err(|e| StepError::Usage(e.to_string()))?;

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use segpack_formats::io::{InputFile, Stop};
+use segpack_formats::io::{CancelToken, InputFile};
 use segpack_manifests::Pack;
 use segpack_manifests::PackReader;
 use segpack_manifests::documents::{BenchOnDemand, BenchPrefill, BenchRate, BenchResident};
@@ -27,7 +27,7 @@ pub(super) struct ModelBench<'a> {
     pub(super) pack: &'a Pack,
     pub(super) kernels: Kernels,
     pub(super) settings: &'a BenchSettings,
-    pub(super) stop: &'a Stop,
+    pub(super) stop: &'a CancelToken,
 }
 
 /// Token ids without a pattern, so that experts are chosen as evenly as the router allows.

@@ -270,8 +270,8 @@ mod tests {
     use std::path::PathBuf;
 
     use segpack_formats::codec::Coding;
-    use segpack_formats::io::Stop;
-    use segpack_formats::safetensors::Dtype;
+    use segpack_formats::io::CancelToken;
+    use segpack_formats::numeric::Dtype;
     use segpack_manifests::Pack;
     use segpack_manifests::PackReader;
     use segpack_manifests::layout::Selection;
@@ -298,7 +298,14 @@ mod tests {
             scan: ScanOptions::default(),
         };
         let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/tiny-full");
-        pack(&checkpoint, &out, &settings, &Stop::default(), &Silent).unwrap();
+        pack(
+            &checkpoint,
+            &out,
+            &settings,
+            &CancelToken::default(),
+            &Silent,
+        )
+        .unwrap();
         let opened = Pack::open(&out).unwrap();
         (folder, opened)
     }
@@ -319,7 +326,7 @@ mod tests {
             path: "x".to_owned(),
             content: Content::Tensors(content),
         };
-        let (weights, stop) = (PackReader::new(pack), Stop::default());
+        let (weights, stop) = (PackReader::new(pack), CancelToken::default());
         let producer = Producer {
             weights: &weights,
             digest_kept: true,

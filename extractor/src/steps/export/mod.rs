@@ -18,8 +18,8 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
 
-use segpack_formats::io::Stop;
-use segpack_formats::safetensors::Dtype;
+use segpack_formats::io::CancelToken;
+use segpack_formats::numeric::Dtype;
 use segpack_manifests::Pack;
 use segpack_manifests::PackReader;
 use segpack_manifests::documents::{
@@ -126,7 +126,7 @@ pub fn export(
     folder: &Path,
     out: &Path,
     settings: &ExportSettings,
-    stop: &Stop,
+    stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<ExportSummary, StepError> {
     settings.check()?;
@@ -181,7 +181,7 @@ pub fn stream(
     folder: &Path,
     to: &mut dyn Write,
     settings: &ExportSettings,
-    stop: &Stop,
+    stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<(), StepError> {
     settings.check()?;

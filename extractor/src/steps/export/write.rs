@@ -6,7 +6,7 @@ use std::path::Path;
 use segpack_formats::FormatError;
 use segpack_formats::codec::MAX_CHUNK_BYTES;
 use segpack_formats::digest::Sha256Hasher;
-use segpack_formats::io::{READ_BYTES, Stop};
+use segpack_formats::io::{CancelToken, READ_BYTES};
 use segpack_manifests::documents::{Finding, FindingKind, SourceFile, TensorEntry};
 use segpack_manifests::{PackCursor, PackReader};
 
@@ -30,7 +30,7 @@ pub struct Producer<'a> {
     /// ones always are.
     pub digest_kept: bool,
     /// When to stop.
-    pub stop: &'a Stop,
+    pub stop: &'a CancelToken,
     /// Who hears how far it is.
     pub progress: &'a dyn Progress,
 }

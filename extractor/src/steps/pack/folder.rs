@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use segpack_formats::digest::{Sha256, Sha256Hasher};
-use segpack_formats::io::{InputFile, READ_BYTES, Stop};
+use segpack_formats::io::{CancelToken, InputFile, READ_BYTES};
 use segpack_formats::pack::WrittenPack;
 use segpack_manifests::documents::{Finding, FormatVersion, GENERATOR, Manifest, PackSummary};
 use segpack_manifests::folder::{MANIFEST, PACKS, PARTIAL, SOURCE, SUMS};
@@ -30,7 +30,7 @@ pub struct Target<'a> {
     /// Replace an existing pack.
     pub force: bool,
     /// When to stop.
-    pub stop: &'a Stop,
+    pub stop: &'a CancelToken,
     /// Who hears how far it is.
     pub progress: &'a dyn Progress,
 }

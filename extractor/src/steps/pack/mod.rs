@@ -10,7 +10,7 @@ use std::path::Path;
 
 use segpack_formats::codec::Coding;
 use segpack_formats::digest::Sha256;
-use segpack_formats::io::Stop;
+use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
     Finding, FindingKind, GENERATOR, Inventory, KnownSource, PackOptions, PackSummary, Plan,
@@ -117,7 +117,7 @@ pub fn pack(
     argument: &Path,
     out: &Path,
     settings: &PackSettings,
-    stop: &Stop,
+    stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<PackSummary, StepError> {
     let planned = plan(argument, settings)?;
@@ -154,7 +154,7 @@ fn finished_before(
     out: &Path,
     settings: &PackSettings,
     planned: &Planned,
-    stop: &Stop,
+    stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<Option<PackSummary>, StepError> {
     if !settings.resume || !out.join(MANIFEST).exists() {
@@ -247,7 +247,7 @@ struct Work<'a> {
     settings: &'a PackSettings,
     target: &'a Target<'a>,
     output: &'a OutputFolder,
-    stop: &'a Stop,
+    stop: &'a CancelToken,
     progress: &'a dyn Progress,
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use segpack_formats::io::Stop;
+use segpack_formats::io::CancelToken;
 use segpack_formats::pack::TensorSource;
 use segpack_formats::values::ValueCheck;
 use segpack_formats::{FormatError, Result};
@@ -15,7 +15,7 @@ pub struct ShardSource<'a> {
     pub checkpoint: &'a Checkpoint,
     pub shards: &'a HashMap<&'a str, usize>,
     pub pack: &'a PlannedPack,
-    pub stop: &'a Stop,
+    pub stop: &'a CancelToken,
     pub buffer: &'a mut [u8],
     pub warnings: Vec<Finding>,
 }

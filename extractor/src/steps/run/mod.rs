@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use segpack_formats::digest::Sha256;
-use segpack_formats::io::Stop;
+use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::PackReader;
 use segpack_manifests::documents::{
@@ -324,7 +324,7 @@ impl Observer for Watched<'_> {
 pub fn run(
     pack: &Pack,
     options: &RunOptions,
-    stop: &Stop,
+    stop: &CancelToken,
     progress: &dyn Progress,
     tell: &mut (dyn FnMut(RunEvent<'_>) -> Result<(), StepError> + Send),
 ) -> Result<RunSummary, StepError> {
@@ -368,7 +368,7 @@ fn run_on<B: Backend>(
     device: String,
     pack: &Pack,
     options: &RunOptions,
-    stop: &Stop,
+    stop: &CancelToken,
     progress: &dyn Progress,
     tell: &mut dyn FnMut(RunEvent<'_>) -> Result<(), StepError>,
 ) -> Result<RunSummary, StepError> {

@@ -8,8 +8,8 @@ use std::ops::Range;
 use std::path::Path;
 
 use segpack_formats::digest::Sha256;
-use segpack_formats::io::Stop;
-use segpack_formats::safetensors::Dtype;
+use segpack_formats::io::CancelToken;
+use segpack_formats::numeric::Dtype;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{Finding, FindingKind, Quantity};
 use segpack_manifests::families::{TextFacts, text_facts};
@@ -227,7 +227,7 @@ impl<'a> Direct<'a> {
         &self,
         ids: &[u32],
         prompt: usize,
-        stop: &Stop,
+        stop: &CancelToken,
     ) -> Result<Calculated, StepError> {
         let mut found = Calculated {
             vocab: index(self.facts.vocab),
@@ -331,7 +331,7 @@ impl<'a> Direct<'a> {
         layer: usize,
         x: &[f32],
         found: &mut Calculated,
-        stop: &Stop,
+        stop: &CancelToken,
     ) -> Result<Vec<f32>, StepError> {
         let x = self.norm(&self.name(layer, "post_attention_layernorm"), x)?;
         let router = self.name(layer, "mlp.gate");

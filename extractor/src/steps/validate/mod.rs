@@ -8,7 +8,7 @@ mod recorded;
 
 use std::path::{Path, PathBuf};
 
-use segpack_formats::io::Stop;
+use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::PackReader;
 use segpack_manifests::documents::{
@@ -100,7 +100,7 @@ fn log_probability_tolerance(dtype: &str, layers: u32) -> Option<f64> {
 pub fn validate(
     pack: &Path,
     settings: &ValidateSettings,
-    stop: &Stop,
+    stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<ValidateReport, StepError> {
     let pack = Pack::open(pack)?;
@@ -120,7 +120,7 @@ fn against_trace(
     pack: &Pack,
     path: &Path,
     settings: &ValidateSettings,
-    stop: &Stop,
+    stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<ValidateReport, StepError> {
     let trace = Trace::open(path)?;
@@ -164,7 +164,7 @@ fn against_checkpoint(
     pack: &Pack,
     path: &Path,
     settings: &ValidateSettings,
-    stop: &Stop,
+    stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<ValidateReport, StepError> {
     let mut report = empty_report(pack, ReferenceKind::Checkpoint, path, Compute::F32)?;
@@ -272,7 +272,7 @@ struct Job<'a> {
     /// Gap of the reference's up to which a token that differs does not count.
     excused: f64,
     sequences: &'a [Sequence],
-    stop: &'a Stop,
+    stop: &'a CancelToken,
     progress: &'a dyn Progress,
 }
 

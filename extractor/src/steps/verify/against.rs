@@ -6,8 +6,8 @@ use std::ops::Range;
 
 use segpack_formats::FormatError;
 use segpack_formats::digest::Sha256Hasher;
-use segpack_formats::io::{InputFile, READ_BYTES, Stop};
-use segpack_formats::safetensors::Dtype;
+use segpack_formats::io::{CancelToken, InputFile, READ_BYTES};
+use segpack_formats::numeric::Dtype;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
     Finding, FindingKind, Inventory, SourceFile, SourceFileKind, TensorEntry,
@@ -33,7 +33,7 @@ pub fn check(
     (checkpoint, inventory): &(Checkpoint, Inventory),
     settings: &VerifySettings,
     findings: &Findings,
-    stop: &Stop,
+    stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<(), StepError> {
     let unreadable = |f: &&Finding| {
@@ -190,7 +190,7 @@ fn compare_tensor(
     checkpoint: &Checkpoint,
     buffer: &mut [u8],
     findings: &Findings,
-    stop: &Stop,
+    stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<(), StepError> {
     let (shard, mut sha256) = (&checkpoint.shards[pair.shard], Sha256Hasher::default());
@@ -221,7 +221,7 @@ fn compare_file(
     file: &SourceFile,
     checkpoint: &Checkpoint,
     findings: &Findings,
-    stop: &Stop,
+    stop: &CancelToken,
 ) -> Result<(), StepError> {
     let finding = |kind| Finding::new(kind).file(&file.path);
     if !checkpoint.files.iter().any(|f| f.path == file.path) {

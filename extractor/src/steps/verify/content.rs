@@ -11,7 +11,7 @@ use std::sync::Arc;
 use segpack_formats::FormatError;
 use segpack_formats::codec::Codec;
 use segpack_formats::digest::{Blake3Hasher, LANES, Sha256, Sha256Hasher, Sha256Lanes};
-use segpack_formats::io::{InputFile, READ_BYTES, Stop};
+use segpack_formats::io::{CancelToken, InputFile, READ_BYTES};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
     Finding, FindingKind, PackEntry, SegmentEntry, SourceFile, TensorEntry, VerifyMode,
@@ -69,7 +69,7 @@ struct Check<'a> {
     tasks: Vec<(usize, Task<'a>)>,
     jobs: usize,
     findings: &'a Findings,
-    stop: &'a Stop,
+    stop: &'a CancelToken,
     progress: &'a dyn Progress,
 }
 
@@ -79,7 +79,7 @@ pub fn check(
     sound: &BTreeSet<String>,
     settings: &VerifySettings,
     findings: &Findings,
-    stop: &Stop,
+    stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<(), StepError> {
     let weights = PackReader::new(pack);

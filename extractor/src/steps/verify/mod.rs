@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use segpack_formats::FormatError;
-use segpack_formats::io::Stop;
+use segpack_formats::io::CancelToken;
 use segpack_manifests::documents::{
     Finding, FindingKind, FormatVersion, GENERATOR, VerifyCounts, VerifyMode, VerifyReport,
 };
@@ -117,7 +117,7 @@ const TOLERANT: ScanOptions = ScanOptions {
 pub fn verify(
     folder: &Path,
     settings: &VerifySettings,
-    stop: &Stop,
+    stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<VerifyReport, StepError> {
     if folder.exists() && !folder.is_dir() {

@@ -1,7 +1,7 @@
 //! What a checkpoint holds, as its headers and `config.json` say (`segpack scan`).
 
 use segpack_formats::digest::Sha256;
-use segpack_formats::safetensors::Dtype;
+use segpack_formats::numeric::Dtype;
 use serde::{Deserialize, Serialize};
 
 use crate::documents::{Finding, FormatVersion};

@@ -2,8 +2,8 @@
 //! prints it).
 
 use segpack_formats::codec::Codec;
+use segpack_formats::numeric::Dtype;
 use segpack_formats::pack::{SegmentSpec, TensorSpec};
-use segpack_formats::safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
 use crate::documents::{Excluded, FormatVersion, LeftOut, SourceRange};

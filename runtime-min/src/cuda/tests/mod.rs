@@ -12,7 +12,7 @@ mod rows;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use segpack_formats::safetensors::Dtype;
+use segpack_formats::numeric::Dtype;
 
 use crate::cuda::driver::{Gpu, Memory, PTX, Place, Stream, entries};
 use crate::cuda::launch::{

@@ -31,7 +31,7 @@ use segpack_formats::gguf::{
     self as format, Header, MAX_FILES, TensorSpec, TensorType, Value, q8_0_source_bytes,
     split_metadata, split_name,
 };
-use segpack_formats::safetensors::Dtype;
+use segpack_formats::numeric::Dtype;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::TensorEntry;
 use segpack_manifests::families::{self, TextFacts};

@@ -7,8 +7,8 @@ use std::io;
 
 use segpack_formats::codec::Codec;
 use segpack_formats::digest::{Blake3, Sha256};
+use segpack_formats::numeric::Dtype;
 use segpack_formats::pack::{SegmentSpec, StoredSegment, TensorSpec};
-use segpack_formats::safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
 use crate::documents::{FormatVersion, LeftOut, Provenance};
