@@ -7,10 +7,10 @@ use segpack_formats::FormatError;
 use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::PackReader;
-use segpack_runtime_min::cuda::Cuda;
+use segpack_runtime_min::devices::cuda::Cuda;
 use segpack_runtime_min::generate::Greatest;
+use segpack_runtime_min::models::decoder::{Logits, RunSettings, Thinker};
 use segpack_runtime_min::ops::Compute;
-use segpack_runtime_min::thinker::{Logits, RunSettings, Thinker};
 use segpack_runtime_min::{RunError, Unobserved};
 use serde_json::Value;
 

@@ -7,7 +7,7 @@ use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::PackReader;
 use segpack_manifests::documents::SegmentEntry;
-use segpack_runtime_min::memory::{Arena, Block};
+use segpack_runtime_min::weights::{Arena, Block};
 use segpack_runtime_min::weights::{Check, Load, Loader, begins_at, room_for};
 
 use crate::support::cli::segpack;

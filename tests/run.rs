@@ -12,8 +12,8 @@ use segpack::steps::run::{
 };
 use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
+use segpack_runtime_min::models::decoder::Check;
 use segpack_runtime_min::ops::Compute;
-use segpack_runtime_min::thinker::Check;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

@@ -12,8 +12,8 @@ use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::PackReader;
 use segpack_manifests::layout::Selection;
+use segpack_runtime_min::models::decoder::{Logits, RunSettings, Thinker};
 use segpack_runtime_min::ops::{Compute, CpuOps, Ops, ScalarOps};
-use segpack_runtime_min::thinker::{Logits, RunSettings, Thinker};
 use segpack_runtime_min::{Kernels, Observer, Routing, Unobserved};
 
 fn fixture(name: &str) -> PathBuf {

@@ -6,7 +6,7 @@
 //! go where the one before went (reuse). A prompt visits nearly every expert of a layer before the
 //! text begins.
 
-use segpack_runtime_min::memory::{Eviction, ExpertCache};
+use segpack_runtime_min::weights::{Eviction, ExpertCache};
 
 const LAYERS: u32 = 48;
 const EXPERTS: u32 = 128;

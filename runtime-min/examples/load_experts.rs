@@ -8,7 +8,7 @@ use segpack_formats::io::{CancelToken, InputFile};
 use segpack_manifests::Pack;
 use segpack_manifests::PackReader;
 use segpack_manifests::documents::SegmentEntry;
-use segpack_runtime_min::memory::{Arena, Block};
+use segpack_runtime_min::weights::{Arena, Block};
 use segpack_runtime_min::weights::{Check, Load, Loader, room_for};
 
 /// Experts of each figure.

@@ -2,7 +2,7 @@
 
 use segpack_formats::FormatError;
 
-use crate::cuda::CudaError;
+use crate::devices::cuda::CudaError;
 
 /// Why a model cannot be run.
 #[derive(Debug, thiserror::Error)]

@@ -3,25 +3,23 @@
 //!
 //! * [`weights`]: checked, decoded bytes of tensors and segments.
 //! * [`ops`]: the operations that the model is written in, and who computes them.
-//! * [`cuda`]: the same on an NVIDIA GPU.
-//! * [`memory`]: the budget, and the cache of experts.
-//! * [`thinker`]: the forward pass.
+//! * [`models`]: the forward passes.
+//! * [`devices`]: where they run: the CPU, an NVIDIA GPU.
 //! * [`convert`]: values of one dtype as another.
 //! * [`trace`]: what a forward pass computed, written and read.
 //! * [`processing`], [`generate`]: from text to tokens and back.
 
 pub mod convert;
-pub mod cuda;
+pub mod devices;
 mod error;
 pub mod generate;
 mod kernels;
-pub mod memory;
+pub mod models;
 mod observer;
 pub mod ops;
 pub mod processing;
 #[cfg(test)]
 mod samples;
-pub mod thinker;
 pub mod trace;
 pub mod weights;
 

@@ -1,5 +1,5 @@
 //! A GPU for tests: the host shim, a CUDA driver that runs the kernels on the CPU
-//! (runtime-min/src/cuda/shim).
+//! (runtime-min/shim).
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,8 +11,7 @@ use super::cli::{Run, program};
 fn shim() -> &'static Path {
     static SHIM: OnceLock<PathBuf> = OnceLock::new();
     SHIM.get_or_init(|| {
-        let build =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime-min/src/cuda/shim/build");
+        let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime-min/shim/build");
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("segpack-shim");
         let built = Command::new(build).arg(&folder).status().unwrap();
         assert!(
@@ -33,7 +32,7 @@ pub fn load() {
     #[expect(unsafe_code, reason = "a library's code runs when it is loaded")]
     let load = || Some(unsafe { libloading::Library::new(shim().join("libcuda.so.1")) }.unwrap());
     LOADED.get_or_init(|| {
-        if segpack_runtime_min::cuda::devices().is_ok() {
+        if segpack_runtime_min::devices::cuda::devices().is_ok() {
             None
         } else {
             load()

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{BenchReport, GpuBenchReport, Precision};
-use segpack_runtime_min::thinker::Check;
+use segpack_runtime_min::models::decoder::Check;
 
 use super::Context;
 use super::pack::jobs;

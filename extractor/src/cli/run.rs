@@ -11,8 +11,8 @@ use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{RunPrompt, RunSummary, RunToken};
 use segpack_runtime_min::generate::SamplingOptions;
+use segpack_runtime_min::models::decoder::Check;
 use segpack_runtime_min::ops::Compute;
-use segpack_runtime_min::thinker::Check;
 
 use super::Context;
 use super::pack::jobs;

@@ -12,8 +12,8 @@ use segpack_manifests::documents::{
     VerifyMode,
 };
 use segpack_manifests::layout::Selection;
+use segpack_runtime_min::models::decoder::Check;
 use segpack_runtime_min::ops::Compute;
-use segpack_runtime_min::thinker::Check;
 
 use super::StepError;
 use super::device::DeviceChoice;

@@ -2,7 +2,7 @@
 
 use segpack_manifests::documents::{DeviceEntry, DevicesReport, FormatVersion, GENERATOR};
 use segpack_runtime_min::RunError;
-use segpack_runtime_min::cuda::{Cuda, CudaError, DeviceInfo, devices};
+use segpack_runtime_min::devices::cuda::{Cuda, CudaError, DeviceInfo, devices};
 use segpack_runtime_min::ops::{Compute, CpuOps};
 
 use super::StepError;

@@ -15,7 +15,7 @@ use segpack_formats::{FormatError, Result};
 use segpack_manifests::documents::SegmentEntry;
 
 use crate::error::RunError;
-use crate::memory::{Arena, Block};
+use crate::weights::{Arena, Block};
 use segpack_manifests::PackReader;
 
 /// Bytes of one read: large enough for a drive's full rate with a few of them in flight, small

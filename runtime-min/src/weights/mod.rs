@@ -4,8 +4,14 @@ use segpack_formats::FormatError;
 use segpack_formats::io::InputFile;
 use segpack_manifests::documents::SegmentEntry;
 
+mod arena;
+mod budget;
+mod expert_cache;
 mod loader;
 
+pub use arena::{Arena, BLOCK_ALIGNMENT, Block};
+pub use budget::{Budget, Demand, Residency};
+pub use expert_cache::{CacheStats, Eviction, ExpertCache, ExpertKey};
 pub use loader::{Check, Load, LoadStats, Loader, begins_at, room_for, scratch_bytes};
 
 /// A segment whose stored bytes have another digest than the manifest says.

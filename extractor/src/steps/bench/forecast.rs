@@ -1,7 +1,7 @@
 //! From the figures of a few layers to the whole model: arithmetic, no measurement.
 
 use segpack_manifests::documents::{BenchForecast, BenchForecastBudget};
-use segpack_runtime_min::memory::Demand;
+use segpack_runtime_min::weights::Demand;
 
 use super::machine::Machine;
 use super::model::{ModelBench, float};
@@ -42,7 +42,7 @@ impl ModelBench<'_> {
             } else {
                 1.0
             };
-            let dense = if shared.residency == segpack_runtime_min::memory::Residency::Resident {
+            let dense = if shared.residency == segpack_runtime_min::weights::Residency::Resident {
                 0
             } else {
                 demand.dense

@@ -9,11 +9,12 @@ use segpack_manifests::documents::{
     FormatVersion, GENERATOR, GpuBenchOnDemand, GpuBenchPrefill, GpuBenchReport, GpuBenchResident,
     Precision,
 };
+use segpack_runtime_min::devices::cuda::Cuda;
 use segpack_runtime_min::generate::Greatest;
-use segpack_runtime_min::memory::Residency;
+use segpack_runtime_min::models::decoder::{Check, Logits, RunSettings, Thinker};
 use segpack_runtime_min::ops::Compute;
-use segpack_runtime_min::thinker::{Check, Logits, RunSettings, Thinker};
-use segpack_runtime_min::{RunError, Unobserved, cuda::Cuda};
+use segpack_runtime_min::weights::Residency;
+use segpack_runtime_min::{RunError, Unobserved};
 
 use super::median;
 use super::model::{Ids, PROMPT, float, prefill_rate, products_per_token, touched};

@@ -9,7 +9,7 @@ use segpack_manifests::Pack;
 use segpack_manifests::documents::BenchLimits;
 use segpack_runtime_min::Kernels;
 use segpack_runtime_min::limits::{fma_peak, read_bandwidth};
-use segpack_runtime_min::memory::{Arena, Block};
+use segpack_runtime_min::weights::{Arena, Block};
 
 use super::{BenchSettings, median, on_threads};
 use crate::steps::StepError;

@@ -10,7 +10,7 @@ use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{BenchReport, FormatVersion, GENERATOR};
 use segpack_runtime_min::Kernels;
-use segpack_runtime_min::thinker::Check;
+use segpack_runtime_min::models::decoder::Check;
 
 pub use self::gpu::{GpuBenchSettings, bench_gpu};
 use self::machine::Machine;

@@ -7,9 +7,9 @@ use segpack_manifests::Pack;
 use segpack_manifests::PackReader;
 use segpack_manifests::documents::{BenchOnDemand, BenchPrefill, BenchRate, BenchResident};
 use segpack_runtime_min::limits::{fma_peak, read_bandwidth};
-use segpack_runtime_min::memory::{Demand, Residency};
+use segpack_runtime_min::models::decoder::{Backend, Logits, RunSettings, Thinker};
 use segpack_runtime_min::ops::{Compute, CpuOps};
-use segpack_runtime_min::thinker::{Backend, Logits, RunSettings, Thinker};
+use segpack_runtime_min::weights::{Demand, Residency};
 use segpack_runtime_min::{Kernels, Unobserved};
 
 use super::machine::{FMA_STEPS, drive_rate};

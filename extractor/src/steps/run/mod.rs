@@ -18,7 +18,9 @@ use segpack_runtime_min::generate::{
     Candidate, GenerateError, GenerateOptions, Generated, Greatest, LanguageModel, Sampler,
     SamplingOptions, Step, StopReason, generate, rank_of, top_k_logits,
 };
-use segpack_runtime_min::memory::{CacheStats, Residency};
+use segpack_runtime_min::models::decoder::{
+    Backend, Check, LayerUses, Logits, RunSettings, RunStats, Thinker,
+};
 use segpack_runtime_min::ops::{Compute, CpuOps};
 use segpack_runtime_min::processing::text::chat_template::{
     ChatTemplate, RenderOptions, TemplateValue,
@@ -26,10 +28,8 @@ use segpack_runtime_min::processing::text::chat_template::{
 use segpack_runtime_min::processing::text::tokenizer::{
     EosIds, SpecialTokens, StreamDecoder, Tokenizer, TokenizerError,
 };
-use segpack_runtime_min::thinker::{
-    Backend, Check, LayerUses, Logits, RunSettings, RunStats, Thinker,
-};
 use segpack_runtime_min::trace::{RecordedFile, TraceRecorder};
+use segpack_runtime_min::weights::{CacheStats, Residency};
 use segpack_runtime_min::{Observer, Routing, RunError, Unobserved};
 use serde::Deserialize;
 

@@ -16,8 +16,8 @@ use segpack_manifests::documents::{
     Quantity, ReferenceKind, ValidateReport, ValueRow, Verdict,
 };
 use segpack_runtime_min::RunError;
+use segpack_runtime_min::models::decoder::{Backend, Check, Logits, RunSettings, Thinker};
 use segpack_runtime_min::ops::Compute;
-use segpack_runtime_min::thinker::{Backend, Check, Logits, RunSettings, Thinker};
 use segpack_runtime_min::trace::Trace;
 
 use super::StepError;

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use cudarc::driver::sys;
 
 /// The kernels for every architecture from Ampere on, compiled by `build_ptx.py`.
-pub(super) const PTX: &str = include_str!("kernels.ptx");
+pub(super) const PTX: &str = include_str!("../ptx/kernels.ptx");
 
 /// The first driver that takes PTX of the version that build_ptx.py writes.
 const LEAST_DRIVER: u32 = 11_080;

@@ -3,24 +3,23 @@
 //!
 //! * `driver`: the driver's functions, each call checked and named.
 //! * `launch`: one function per operation.
-//! * `device`: the model's place on a GPU; `layout`, `dense`, `slots` and `shapes` are its parts.
-//! * `kernels/`: the sources; `build_ptx.py` makes `kernels.ptx` of them.
-//! * `shim/`: a driver without a GPU, for tests.
+//! * `executor`: the model's place on a GPU; `layout`, `dense`, `slots` and `shapes` are its parts.
+//! * `kernels/`: the sources; `build/build_ptx.py` makes `ptx/` of them.
 #![expect(
     unsafe_code,
     reason = "the driver's interface is C's; every call is behind a safe one here"
 )]
 
 mod dense;
-mod device;
 mod driver;
+mod executor;
 mod launch;
 mod layout;
 mod shapes;
 mod slots;
 
-pub use device::Cuda;
 pub use driver::{CudaError, DeviceInfo, devices};
+pub use executor::Cuda;
 
 /// The bytes of values, as they are in memory; the device has the same byte order, little-endian.
 fn bytes(values: &[f32]) -> &[u8] {

@@ -22,7 +22,7 @@ fn shim() -> Option<&'static Library> {
         if !wanted && unsafe { sys::is_culib_present() } {
             return None;
         }
-        let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cuda/shim");
+        let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("shim");
         let folder = std::env::current_exe()
             .unwrap()
             .parent()

@@ -11,15 +11,17 @@ use segpack_formats::io::CancelToken;
 use segpack_manifests::families::TextFacts;
 
 use super::dense::{self, Dense};
-use super::device::{At, Backend, Device, DeviceStats, ExpertLayer, Setup, Turns, Values};
 use super::experts::{ExpertPass, MOST_IN_GROUP};
 use super::scratch::{Buffer, MlpScratch};
-use super::tensors::{Expert, Group, Linear, TextModel};
-use super::{Logits, RunSettings, Thinker, index, top_k};
 use crate::error::RunError;
-use crate::memory::{Arena, Block, Budget, Demand, Eviction, ExpertCache, Residency};
+use crate::models::decoder::bind::{Expert, Group, Linear, TextModel};
+use crate::models::decoder::executor::{
+    At, Backend, Device, DeviceStats, ExpertLayer, Setup, Turns, Values,
+};
+use crate::models::decoder::{Logits, RunSettings, Thinker, index, top_k};
 use crate::observer::Routing;
 use crate::ops::{Compute, Heads, Matrix, Ops, Product};
+use crate::weights::{Arena, Block, Budget, Demand, Eviction, ExpertCache, Residency};
 use crate::weights::{Load, Loader, damaged, room_for, scratch_bytes};
 use segpack_manifests::PackCursor;
 
@@ -167,7 +169,7 @@ impl<O: Ops> Cpu<'_, O> {
     ) -> Result<(), RunError> {
         let head = model.head;
         let segment = self.reader.source().segment_of(head)?;
-        let checked = self.settings.check != super::Check::Never
+        let checked = self.settings.check != crate::weights::Check::Never
             && segment.codec == Codec::Raw
             && segment.raw_length == head.length;
         let row = head.length / self.facts.vocab.max(1);
@@ -420,7 +422,7 @@ impl<'a, O: Ops> Device<'a> for Cpu<'a, O> {
             .get_disjoint_mut(
                 [Values::Q, Values::K, Values::V, Values::Attended].map(|v| v as usize),
             )
-            .map_err(|e| super::unsuitable(&e.to_string()))?;
+            .map_err(|e| crate::models::decoder::unsuitable(&e.to_string()))?;
         let (q, k) = (q.of(n * query * width), k.of(n * key_value * width));
         for (values, norm) in [(&mut *q, &norms[0]), (&mut *k, &norms[1])] {
             self.ops.rms_norm(values, norm, eps);

@@ -11,13 +11,13 @@ use super::launch::{
     ARGMAX_BYTES, Choice, FEW_TOKENS, MOST_PARTS, Values as View, WHOLE_POSITIONS,
     activation_bytes, counters, partial_values, tiles_bytes,
 };
+use crate::devices::cpu::{MANIFEST_ENTRY_BYTES, PROGRAM_BYTES, heads};
 use crate::error::RunError;
-use crate::memory::Demand;
+use crate::models::decoder::bind::TextModel;
+use crate::models::decoder::executor::{Setup, Values};
+use crate::models::decoder::index;
 use crate::ops::{Compute, Heads};
-use crate::thinker::cpu::{MANIFEST_ENTRY_BYTES, PROGRAM_BYTES, heads};
-use crate::thinker::device::{Setup, Values};
-use crate::thinker::index;
-use crate::thinker::tensors::TextModel;
+use crate::weights::Demand;
 use crate::weights::{room_for, scratch_bytes};
 
 /// Slots in host memory where no budget gives more: as many reads in flight as the CPU has.

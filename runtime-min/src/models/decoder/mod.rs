@@ -2,15 +2,11 @@
 //!
 //! The equations are those of transformers 5.23, `modeling_qwen3_omni_moe.py`
 //! (`Qwen3OmniMoeThinkerTextModel`); for text its interleaved multimodal rope is plain rope. They
-//! are written once, here, in the operations of a device (`device`): the CPU (`cpu`), or a GPU
-//! ([`crate::cuda`]).
+//! are written once, here, in the operations of a device (`executor`): the CPU (`devices::cpu`), or a GPU
+//! ([`crate::devices::cuda`]).
 
-pub(crate) mod cpu;
-mod dense;
-pub(crate) mod device;
-pub(crate) mod experts;
-mod scratch;
-pub(crate) mod tensors;
+pub(crate) mod bind;
+pub(crate) mod executor;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -20,17 +16,17 @@ use std::time::{Duration, Instant};
 use segpack_formats::io::CancelToken;
 use segpack_manifests::families::TextFacts;
 
-use self::device::{At, Device, ExpertLayer, Setup, Turns, Values};
-use self::tensors::{Mlp, TextModel, Weight};
+use self::bind::{Mlp, TextModel, Weight};
+use self::executor::{At, Device, ExpertLayer, Setup, Turns, Values};
 use crate::error::RunError;
 use crate::generate::Greatest;
-use crate::memory::{Budget, CacheStats, Demand};
 use crate::observer::Observer;
 use crate::ops::{Compute, widen};
 use crate::weights::LoadStats;
+use crate::weights::{Budget, CacheStats, Demand};
 use segpack_manifests::{PackCursor, PackReader};
 
-pub use self::device::Backend;
+pub use self::executor::Backend;
 pub use crate::weights::Check;
 
 /// How to run a model.
@@ -94,7 +90,7 @@ pub struct Thinker<'a, B: Backend> {
     reader: PackCursor<'a>,
     settings: RunSettings,
     model: TextModel<'a>,
-    device: B::Device<'a>,
+    pub(crate) device: B::Device<'a>,
     stats: RunStats,
     stop: &'a CancelToken,
 }
@@ -487,7 +483,7 @@ fn rotations(facts: &TextFacts, compute: Compute, positions: Range<usize>) -> Tu
 }
 
 /// The `best` largest values, largest first, the lower id on ties.
-fn top_k(row: &[f32], best: usize) -> Vec<u32> {
+pub(crate) fn top_k(row: &[f32], best: usize) -> Vec<u32> {
     let mut ids: Vec<u32> = (0..row.len())
         .map(|i| u32::try_from(i).unwrap_or(u32::MAX))
         .collect();

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::driver::{CudaError, Gpu, Memory, Place};
 use super::layout::ALIGNMENT;
-use crate::memory::Residency;
-use crate::thinker::tensors::Group;
+use crate::models::decoder::bind::Group;
+use crate::weights::Residency;
 
 /// Memory for the groups of a model.
 pub(super) struct Dense {

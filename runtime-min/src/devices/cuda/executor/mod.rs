@@ -29,13 +29,15 @@ use super::shapes::{check, check_shapes};
 use super::slots::{HostSlot, Slots, entry};
 use crate::error::RunError;
 use crate::generate::Greatest;
-use crate::memory::{Budget, Demand, Residency};
+use crate::models::decoder::Logits;
+use crate::models::decoder::bind::{Expert, Group, Linear, Mlp, TextModel, Weight};
+use crate::models::decoder::executor::{
+    At, Backend, Device, DeviceStats, ExpertLayer, Setup, Turns, Values,
+};
+use crate::models::decoder::{index, unsuitable};
 use crate::observer::Routing;
 use crate::ops::{Compute, widen};
-use crate::thinker::Logits;
-use crate::thinker::device::{At, Backend, Device, DeviceStats, ExpertLayer, Setup, Turns, Values};
-use crate::thinker::tensors::{Expert, Group, Linear, Mlp, TextModel, Weight};
-use crate::thinker::{index, unsuitable};
+use crate::weights::{Budget, Demand, Residency};
 use crate::weights::{Load, Loader, begins_at, room_for};
 
 /// What a step that chooses leaves of the next token: its id, and its logit.
@@ -183,7 +185,7 @@ impl<'a> CudaModel<'a> {
             memory: None,
         });
         let buffers = Buffers::new(&gpu, &sizes, batch)?;
-        let layer = |l: &crate::thinker::tensors::Layer<'_>| {
+        let layer = |l: &crate::models::decoder::bind::Layer<'_>| {
             let dtype = match &l.mlp {
                 Mlp::Experts { experts, .. } => {
                     experts.first().map_or(Dtype::BF16, |e| e.gate.dtype)

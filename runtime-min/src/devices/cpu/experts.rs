@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use segpack_formats::io::CancelToken;
 
 use super::scratch::MlpScratch;
-use super::tensors::Expert;
 use crate::error::RunError;
-use crate::memory::{Block, ExpertCache, ExpertKey};
+use crate::models::decoder::bind::Expert;
 use crate::observer::Routing;
 use crate::ops::{Ops, Product};
+use crate::weights::{Block, ExpertCache, ExpertKey};
 use crate::weights::{Load, Loader};
 
 /// Experts that are loaded and computed together, unless slots are few: enough reads in flight, and
@@ -168,8 +168,9 @@ impl<O: Ops> ExpertPass<'_, '_, O> {
     ) -> Result<Vec<u32>, RunError> {
         let missing = self.touch(group, uses);
         let loading = self.slots_for(&missing, &[group]);
-        let loading =
-            loading.ok_or_else(|| super::unsuitable("there are too few slots for its experts"))?;
+        let loading = loading.ok_or_else(|| {
+            crate::models::decoder::unsuitable("there are too few slots for its experts")
+        })?;
         if missing.is_empty() || group.tokens() > self.batch {
             self.load(loading, |_| ())?;
             return Ok(Vec::new());

@@ -14,12 +14,12 @@ use std::sync::Arc;
 
 use segpack_formats::numeric::Dtype;
 
-use crate::cuda::driver::{Gpu, Memory, PTX, Place, Stream, entries};
-use crate::cuda::launch::{
+use crate::devices::cuda::driver::{Gpu, Memory, PTX, Place, Stream, entries};
+use crate::devices::cuda::launch::{
     ARGMAX_BYTES, Cache, Choice, FEW_TOKENS, Launch, Layer, Norm, Turns, Values, Weights, counters,
     dense_tile, expert_tile, partial_values, tiles_bytes,
 };
-use crate::cuda::testing::{bank_conflicts, gpu, run_lanes_backwards};
+use crate::devices::cuda::testing::{bank_conflicts, gpu, run_lanes_backwards};
 use crate::generate::{Greatest, Sampler};
 use crate::ops::{Compute, Heads, Matrix, Ops, ScalarOps};
 use crate::samples::{activations, bytes, noise};

@@ -10,8 +10,8 @@ use segpack_manifests::names::{Component, Role};
 
 use super::{index, unsuitable};
 use crate::error::RunError;
-use crate::memory::{Budget, Residency};
 use crate::ops::{Matrix, widen};
+use crate::weights::{Budget, Residency};
 use crate::weights::{begins_at, room_for};
 use segpack_manifests::PackReader;
 

@@ -7,14 +7,14 @@ use std::time::Duration;
 use segpack_formats::io::CancelToken;
 use segpack_manifests::families::TextFacts;
 
-use super::tensors::{Expert, Group, Linear, TextModel, Weight};
+use super::bind::{Expert, Group, Linear, TextModel, Weight};
 use super::{Logits, RunSettings};
 use crate::error::RunError;
 use crate::generate::Greatest;
-use crate::memory::{Budget, CacheStats, Demand};
 use crate::observer::Routing;
 use crate::ops::Compute;
 use crate::weights::LoadStats;
+use crate::weights::{Budget, CacheStats, Demand};
 use segpack_manifests::PackReader;
 
 /// Somewhere a model can run: operations on the CPU, or a GPU.

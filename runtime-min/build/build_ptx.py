@@ -27,7 +27,8 @@ ARCHITECTURES = [80, 86, 89, 90, 100, 103, 110, 120, 121]
 # without --fmad=false a sum of a product may or may not be rounded in between, kernel by kernel; fmaf stays what it is
 OPTIONS = ["--gpu-architecture=compute_80", "--std=c++17", "--fmad=false"]
 HERE = pathlib.Path(__file__).resolve().parent
-KERNELS, PTX = HERE / "kernels", HERE / "kernels.ptx"
+CUDA = HERE.parent / "src/devices/cuda"
+KERNELS, PTX = CUDA / "kernels", CUDA / "ptx/kernels.ptx"
 
 
 def load_nvrtc():

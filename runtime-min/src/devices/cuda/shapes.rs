@@ -5,8 +5,8 @@ use segpack_manifests::families::TextFacts;
 use super::launch::MOST_HEAD_WIDTH;
 use super::layout::Sizes;
 use crate::error::RunError;
-use crate::thinker::tensors::{Linear, Mlp, TextModel, Weight};
-use crate::thinker::{index, unsuitable};
+use crate::models::decoder::bind::{Linear, Mlp, TextModel, Weight};
+use crate::models::decoder::{index, unsuitable};
 
 /// Experts that a router can choose among (its values are in shared memory).
 const MOST_EXPERTS: u32 = 4096;

@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn the_ptx_is_for_old_drivers_and_names_every_kernel() {
     assert!(PTX.contains("\n.version 7.8\n") && PTX.contains("\n.target sm_80\n"));
-    let sources = include_str!("../shim/driver.cpp");
+    let sources = include_str!("../../../../shim/driver.cpp");
     let names: BTreeSet<&str> = entries(PTX).map(|(name, _)| name).collect();
     assert!(names.len() >= 25, "{names:?}");
     for name in &names {
@@ -19,23 +19,35 @@ fn the_ptx_is_for_old_drivers_and_names_every_kernel() {
         );
     }
     let norm = entries(PTX).find(|(name, _)| *name == "rms_norm").unwrap();
-    assert_eq!(norm.1, [8, size_of::<crate::cuda::driver::Norm>(), 4, 4]);
+    assert_eq!(
+        norm.1,
+        [8, size_of::<crate::devices::cuda::driver::Norm>(), 4, 4]
+    );
     let products = entries(PTX)
         .find(|(name, _)| *name == "gemm_mma_64")
         .unwrap();
     assert_eq!(
         products.1,
-        [size_of::<crate::cuda::driver::Products>(), 8, 4, 4, 4]
+        [
+            size_of::<crate::devices::cuda::driver::Products>(),
+            8,
+            4,
+            4,
+            4
+        ]
     );
     let experts = entries(PTX)
         .find(|(name, _)| *name == "expert_mma_64")
         .unwrap();
-    assert_eq!(experts.1, [size_of::<crate::cuda::driver::Experts>()]);
+    assert_eq!(
+        experts.1,
+        [size_of::<crate::devices::cuda::driver::Experts>()]
+    );
 }
 
 #[test]
 fn a_wrong_argument_or_name_is_an_error() {
-    use crate::cuda::driver::Argument::Int;
+    use crate::devices::cuda::driver::Argument::Int;
     let gpu = gpu();
     // SAFETY: neither launches anything
     let [few, none] = unsafe {

@@ -39,7 +39,7 @@
 #include <utility>
 #include <vector>
 
-#include "../kernels/all.cu"
+#include "../src/devices/cuda/kernels/all.cu"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 

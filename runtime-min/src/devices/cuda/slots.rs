@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::driver::{CudaError, Event, Gpu, HostMemory, Memory, Place};
-use crate::memory::{Budget, Demand, Eviction, ExpertCache};
-use crate::thinker::index;
-use crate::thinker::tensors::Expert;
+use crate::models::decoder::bind::Expert;
+use crate::models::decoder::index;
+use crate::weights::{Budget, Demand, Eviction, ExpertCache};
 
 /// Slots for experts, on the device and in host memory.
 pub(super) struct Slots {

@@ -2,9 +2,9 @@
 
 use segpack_formats::io::CancelToken;
 
-use super::tensors::Group;
 use crate::error::RunError;
-use crate::memory::{Arena, Block, Residency};
+use crate::models::decoder::bind::Group;
+use crate::weights::{Arena, Block, Residency};
 use crate::weights::{Load, Loader, room_for};
 
 /// The memory of all groups.

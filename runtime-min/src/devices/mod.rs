@@ -1,0 +1,4 @@
+//! Where a model runs: memory, and the executors of models' operations.
+
+pub(crate) mod cpu;
+pub mod cuda;

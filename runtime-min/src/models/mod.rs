@@ -1,0 +1,3 @@
+//! Networks, each written once in the operations of an executor.
+
+pub mod decoder;
