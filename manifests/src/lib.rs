@@ -3,6 +3,7 @@
 //! * [`names`]: components, roles and classes of tensors.
 //! * [`families`]: one file of rules per model family; from `config.json` they derive every tensor
 //!   that must exist.
+//! * [`audit`]: a checkpoint's headers against its configuration.
 //! * [`documents`]: inventory, plan, manifest, reports, as serde types; `schemas/` is generated
 //!   from them.
 //! * [`layout`]: which tensor goes into which segment of which pack.
@@ -11,6 +12,7 @@
 //!
 //! This crate knows nothing of command lines, progress bars or inference.
 
+pub mod audit;
 pub mod documents;
 pub mod families;
 pub mod folder;

@@ -1,0 +1,508 @@
+//! The audit of a checkpoint: what its headers hold against what its `config.json` calls for.
+//!
+//! Pure: it sees names, dtypes and shapes, and reads no file. Whatever is wrong becomes a
+//! [`Finding`].
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use segpack_formats::safetensors::{self, Dtype, ShardIndex};
+use serde_json::Value;
+
+use crate::documents::{
+    ClassCount, Finding, FindingKind, InventoryCounts, InventoryTensor, RoleCount, Severity,
+};
+use crate::families::{self, Expected, Family, Presence};
+use crate::names::{Class, Classification, Component};
+
+/// The tensors of one weight file, as its header lists them.
+#[derive(Debug, Clone, Copy)]
+pub struct ShardTensors<'a> {
+    /// Path relative to the checkpoint.
+    pub path: &'a str,
+    /// All tensors of the header.
+    pub tensors: &'a [safetensors::TensorEntry],
+}
+
+/// A checkpoint as its headers, its index and its configuration describe it.
+#[derive(Debug, Clone, Default)]
+pub struct Described<'a> {
+    /// `config.json`.
+    pub config: Option<&'a Value>,
+    /// `model.safetensors.index.json`.
+    pub index: Option<&'a ShardIndex>,
+    /// The weight files that could be read.
+    pub shards: Vec<ShardTensors<'a>>,
+    /// Whether a weight file is missing or could not be read; its own finding says why.
+    pub shards_missing: bool,
+    /// Whether this is one weight file beside the index of several.
+    pub one_of_several: bool,
+}
+
+/// What the audit tolerates.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AuditOptions {
+    /// Whether an unknown family and tensors that no rule names are no error.
+    pub allow_unclassified: bool,
+}
+
+impl AuditOptions {
+    /// The strict audit.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets whether an unknown family and tensors that no rule names are no error.
+    #[must_use]
+    pub fn allow_unclassified(mut self, allow: bool) -> Self {
+        self.allow_unclassified = allow;
+        self
+    }
+}
+
+/// What the audit found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Audit {
+    /// The family, where `config.json` (or, without one, the names) tells.
+    pub family: Option<Family>,
+    /// Whether every tensor that `config.json` calls for was looked for.
+    pub complete: bool,
+    /// Sums.
+    pub counts: InventoryCounts,
+    /// Sums by component and class.
+    pub classes: Vec<ClassCount>,
+    /// Sums by component and role.
+    pub roles: Vec<RoleCount>,
+    /// All tensors, by shard and place.
+    pub tensors: Vec<InventoryTensor>,
+    /// All that is wrong, unsorted.
+    pub findings: Vec<Finding>,
+}
+
+/// Classifies every tensor of a checkpoint and compares names, shapes and dtypes with what
+/// `config.json` calls for.
+#[must_use]
+pub fn audit(checkpoint: &Described<'_>, options: AuditOptions) -> Audit {
+    let mut findings = Vec::new();
+    let family = find_family(checkpoint, options, &mut findings);
+    let tensors = list_tensors(checkpoint, family);
+    check_index(checkpoint, &mut findings);
+    if !options.allow_unclassified {
+        report_unclassified(checkpoint, &tensors, &mut findings);
+    }
+    let complete = check_complete(checkpoint, family, &tensors, &mut findings);
+    Audit {
+        family,
+        complete,
+        counts: count(&tensors),
+        classes: count_classes(&tensors),
+        roles: count_roles(&tensors),
+        tensors,
+        findings,
+    }
+}
+
+/// By `config.json`; without one, by the names of the tensors.
+fn find_family(
+    checkpoint: &Described<'_>,
+    options: AuditOptions,
+    findings: &mut Vec<Finding>,
+) -> Option<Family> {
+    let Some(config) = checkpoint.config else {
+        let tensors = checkpoint.shards.iter().flat_map(|s| s.tensors);
+        return Family::guess(tensors.map(|t| t.name.as_str()));
+    };
+    let family = Family::of_config(config);
+    if family.is_none() && !options.allow_unclassified {
+        findings.push(unknown_family(config));
+    }
+    family
+}
+
+fn unknown_family(config: &Value) -> Finding {
+    let text = |key: &str| {
+        config
+            .get(key)
+            .map_or("nothing".to_owned(), Value::to_string)
+    };
+    let known: Vec<&str> = Family::ALL.iter().map(|f| f.as_str()).collect();
+    Finding::new(FindingKind::BadConfig)
+        .file("config.json")
+        .seen(format!(
+            "model_type {}, architectures {}",
+            text("model_type"),
+            text("architectures")
+        ))
+        .wanted(format!(
+            "{}, or --allow-unclassified to pack it as it is",
+            known.join(" or ")
+        ))
+}
+
+fn list_tensors(checkpoint: &Described<'_>, family: Option<Family>) -> Vec<InventoryTensor> {
+    let mut tensors = Vec::new();
+    for (shard, contents) in checkpoint.shards.iter().enumerate() {
+        tensors.extend(
+            contents
+                .tensors
+                .iter()
+                .map(|t| list_tensor(t, shard, family)),
+        );
+    }
+    tensors
+}
+
+fn list_tensor(
+    stored: &safetensors::TensorEntry,
+    shard: usize,
+    family: Option<Family>,
+) -> InventoryTensor {
+    let Classification {
+        component,
+        role,
+        layer,
+        expert,
+    } = family
+        .and_then(|f| f.classify(&stored.name))
+        .unwrap_or(Classification::UNCLASSIFIED);
+    InventoryTensor {
+        name: stored.name.clone(),
+        dtype: stored.dtype,
+        shape: stored.shape.clone(),
+        shard,
+        offset: stored.offset,
+        length: stored.length,
+        component,
+        role,
+        layer,
+        expert,
+    }
+}
+
+/// The index against the headers, both ways.
+fn check_index(checkpoint: &Described<'_>, findings: &mut Vec<Finding>) {
+    let held = shards_of_tensors(checkpoint, findings);
+    let Some(index) = checkpoint.index else {
+        return;
+    };
+    let opened = opened(checkpoint);
+    for (name, file) in &index.weight_map {
+        let holder = held.get(name.as_str()).copied();
+        if opened.contains(file.as_str()) && holder != Some(file.as_str()) {
+            findings.push(not_in_shard(name, file, holder));
+        }
+    }
+    for (name, file) in &held {
+        if !index.weight_map.contains_key(*name) {
+            let finding = Finding::new(FindingKind::NotInIndex)
+                .tensor(*name)
+                .file(*file);
+            findings.push(finding.seen("the index does not name it"));
+        }
+    }
+    let all_opened = index
+        .weight_map
+        .values()
+        .all(|file| opened.contains(file.as_str()));
+    if all_opened {
+        findings.extend(wrong_total_size(checkpoint, index));
+    }
+}
+
+/// The shard that holds each tensor; a name in two of them is a finding.
+fn shards_of_tensors<'a>(
+    checkpoint: &Described<'a>,
+    findings: &mut Vec<Finding>,
+) -> HashMap<&'a str, &'a str> {
+    let mut held: HashMap<&str, &str> = HashMap::new();
+    for shard in &checkpoint.shards {
+        for tensor in shard.tensors {
+            if let Some(first) = held.insert(&tensor.name, shard.path) {
+                let finding = Finding::new(FindingKind::DuplicateTensor).tensor(&tensor.name);
+                let finding = finding.file(shard.path).seen(format!("is in {first} too"));
+                findings.push(finding.wanted("one of them"));
+            }
+        }
+    }
+    held
+}
+
+fn opened<'a>(checkpoint: &Described<'a>) -> HashSet<&'a str> {
+    checkpoint.shards.iter().map(|s| s.path).collect()
+}
+
+fn not_in_shard(name: &str, file: &str, holder: Option<&str>) -> Finding {
+    let seen = match holder {
+        Some(other) => format!("it is in {other}"),
+        None => "no shard holds it".to_owned(),
+    };
+    Finding::new(FindingKind::NotInShard)
+        .tensor(name)
+        .file(file)
+        .seen(seen)
+        .wanted("it there, as the index says")
+}
+
+fn wrong_total_size(checkpoint: &Described<'_>, index: &ShardIndex) -> Option<Finding> {
+    let tensors = checkpoint.shards.iter().flat_map(|s| s.tensors);
+    let bytes: u64 = tensors.map(|t| t.length).sum();
+    let total = index.total_size.filter(|total| *total != bytes)?;
+    let finding = Finding::new(FindingKind::WrongTotalSize).file("model.safetensors.index.json");
+    let finding = finding.seen(format!("metadata.total_size is {total}"));
+    Some(finding.wanted(format!("{bytes}, the sum of all tensors")))
+}
+
+fn report_unclassified(
+    checkpoint: &Described<'_>,
+    tensors: &[InventoryTensor],
+    findings: &mut Vec<Finding>,
+) {
+    for t in tensors
+        .iter()
+        .filter(|t| t.component == Component::Unclassified)
+    {
+        let finding = Finding::new(FindingKind::UnclassifiedTensor).tensor(&t.name);
+        let finding = finding.file(checkpoint.shards[t.shard].path);
+        let finding = finding.seen("no rule of the family names it");
+        findings.push(finding.wanted("a known name, or --allow-unclassified"));
+    }
+}
+
+/// Compares what there is with what `config.json` calls for. Returns whether that was possible.
+fn check_complete(
+    checkpoint: &Described<'_>,
+    family: Option<Family>,
+    tensors: &[InventoryTensor],
+    findings: &mut Vec<Finding>,
+) -> bool {
+    if checkpoint.one_of_several {
+        findings.push(one_of_several(checkpoint));
+        return false;
+    }
+    let (Some(family), Some(config)) = (family, checkpoint.config) else {
+        findings.push(not_audited(checkpoint));
+        return false;
+    };
+    let present: HashMap<&str, &InventoryTensor> =
+        tensors.iter().map(|t| (t.name.as_str(), t)).collect();
+    let unread = Unread::of(checkpoint);
+    let is_present = |name: &str| present.contains_key(name) || unread.names(name);
+    let expected = match family.expected(config, &is_present) {
+        Ok(expected) => expected,
+        Err(e) => {
+            findings.push(bad_config(&e));
+            return false;
+        }
+    };
+    let dtype = families::expected_dtype(config).unwrap_or_else(|e| {
+        findings.push(bad_config(&e));
+        None
+    });
+    let compared = Compared {
+        checkpoint,
+        present: &present,
+        unread: &unread,
+        dtype,
+    };
+    compared.compare(&expected, findings);
+    if dtype.is_none() {
+        findings.extend(mixed_dtypes(tensors));
+    }
+    true
+}
+
+fn bad_config(error: &families::ConfigError) -> Finding {
+    Finding::new(FindingKind::BadConfig)
+        .file("config.json")
+        .seen(error)
+}
+
+fn not_audited(checkpoint: &Described<'_>) -> Finding {
+    let why = match checkpoint.config {
+        None => "there is no config.json",
+        Some(_) => "the family is unknown",
+    };
+    let seen = format!("{why}: whether tensors are missing is unknown");
+    Finding::new(FindingKind::NotAudited).seen(seen)
+}
+
+/// The other shards are missed by design, so there is no audit; `pack` refuses that, with this
+/// reason.
+fn one_of_several(checkpoint: &Described<'_>) -> Finding {
+    let mut finding = Finding::new(FindingKind::NotAudited);
+    finding.file = checkpoint.shards.first().map(|s| s.path.to_owned());
+    let finding = finding.seen("is one shard of several (an index lies beside it)");
+    finding.wanted("the folder; or --allow-unclassified to take it as it is")
+}
+
+/// The tensors of shards that could not be opened: whether they are there is unknown, and the
+/// shard's finding says why.
+enum Unread<'a> {
+    /// Those that the index places there.
+    Placed(HashSet<&'a str>),
+    /// Any: a shard could not be opened, and no index says what it holds.
+    Any,
+}
+
+impl<'a> Unread<'a> {
+    fn of(checkpoint: &Described<'a>) -> Self {
+        let Some(index) = checkpoint.index else {
+            return match checkpoint.shards_missing {
+                true => Self::Any,
+                false => Self::Placed(HashSet::new()),
+            };
+        };
+        let opened = opened(checkpoint);
+        let placed = index.weight_map.iter();
+        let unopened = placed.filter(|(_, file)| !opened.contains(file.as_str()));
+        Self::Placed(unopened.map(|(name, _)| name.as_str()).collect())
+    }
+
+    /// Whether the index places this tensor in one.
+    fn names(&self, name: &str) -> bool {
+        matches!(self, Self::Placed(names) if names.contains(name))
+    }
+
+    fn may_hold(&self, name: &str) -> bool {
+        matches!(self, Self::Any) || self.names(name)
+    }
+}
+
+/// A checkpoint's tensors by name, and what every one of them is held against.
+struct Compared<'a> {
+    checkpoint: &'a Described<'a>,
+    present: &'a HashMap<&'a str, &'a InventoryTensor>,
+    unread: &'a Unread<'a>,
+    dtype: Option<Dtype>,
+}
+
+impl Compared<'_> {
+    fn compare(&self, expected: &[Expected], findings: &mut Vec<Finding>) {
+        let mut wanted = HashSet::with_capacity(expected.len());
+        for e in expected {
+            wanted.insert(e.name.as_str());
+            match self.present.get(e.name.as_str()) {
+                Some(tensor) => self.compare_one(e, tensor, findings),
+                None => findings.extend(self.missing(e)),
+            }
+        }
+        let classified = |t: &&&InventoryTensor| t.component != Component::Unclassified;
+        let extra = self.present.values().filter(classified);
+        for t in extra.filter(|t| !wanted.contains(t.name.as_str())) {
+            let finding = self.about(FindingKind::ExtraTensor, t);
+            findings.push(
+                finding.seen("the architecture that config.json describes has no such tensor"),
+            );
+        }
+    }
+
+    fn about(&self, kind: FindingKind, tensor: &InventoryTensor) -> Finding {
+        let file = self.checkpoint.shards[tensor.shard].path;
+        Finding::new(kind).tensor(&tensor.name).file(file)
+    }
+
+    fn missing(&self, e: &Expected) -> Option<Finding> {
+        if e.presence == Presence::Optional || self.unread.may_hold(&e.name) {
+            return None;
+        }
+        let finding = Finding::new(FindingKind::MissingTensor).tensor(&e.name);
+        let finding = finding.seen("not in the checkpoint");
+        Some(finding.wanted(format!("shape {:?}", e.shape)))
+    }
+
+    fn compare_one(&self, e: &Expected, tensor: &InventoryTensor, findings: &mut Vec<Finding>) {
+        if tensor.shape != e.shape {
+            let finding = self.about(FindingKind::MisshapedTensor, tensor);
+            let finding = finding.seen(format!("shape {:?}", tensor.shape));
+            findings.push(finding.wanted(format!("{:?}", e.shape)));
+        }
+        if let Some(dtype) = self.dtype.filter(|d| *d != tensor.dtype) {
+            let finding = self.about(FindingKind::WrongDtype, tensor);
+            let finding = finding.seen(tensor.dtype);
+            findings.push(finding.wanted(format!("{dtype}, as config.json says")));
+        }
+    }
+}
+
+/// Where `config.json` names no dtype, several dtypes are worth a look.
+fn mixed_dtypes(tensors: &[InventoryTensor]) -> Option<Finding> {
+    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+    for t in tensors {
+        *counts.entry(t.dtype.to_string()).or_default() += 1;
+    }
+    if counts.len() < 2 {
+        return None;
+    }
+    let seen = format!("tensors of several dtypes: {counts:?}");
+    let mut finding = Finding::new(FindingKind::WrongDtype).seen(seen);
+    finding.severity = Severity::Warning; // config.json names no dtype to hold them against
+    Some(finding)
+}
+
+fn parameters(tensor: &InventoryTensor) -> u64 {
+    let sides = tensor.shape.iter();
+    sides.fold(1, |n, &side| n.saturating_mul(side))
+}
+
+fn count(tensors: &[InventoryTensor]) -> InventoryCounts {
+    let what: Vec<Classification> = tensors.iter().map(classification).collect();
+    InventoryCounts {
+        stored_tensors: tensors.len() as u64,
+        logical_parameters: families::logical_parameter_count(&what) as u64,
+        parameters: tensors.iter().map(parameters).sum(),
+        tensor_bytes: tensors.iter().map(|t| t.length).sum(),
+    }
+}
+
+fn classification(t: &InventoryTensor) -> Classification {
+    Classification {
+        component: t.component,
+        role: t.role,
+        layer: t.layer,
+        expert: t.expert,
+    }
+}
+
+fn count_classes(tensors: &[InventoryTensor]) -> Vec<ClassCount> {
+    let counted = count_by(tensors, |t| Class::of(t.component, t.role)).into_iter();
+    counted
+        .map(
+            |((component, class), [tensors, parameters, bytes])| ClassCount {
+                component,
+                class,
+                tensors,
+                parameters,
+                bytes,
+            },
+        )
+        .collect()
+}
+
+fn count_roles(tensors: &[InventoryTensor]) -> Vec<RoleCount> {
+    let counted = count_by(tensors, |t| t.role).into_iter();
+    counted
+        .map(
+            |((component, role), [tensors, parameters, bytes])| RoleCount {
+                component,
+                role,
+                tensors,
+                parameters,
+                bytes,
+            },
+        )
+        .collect()
+}
+
+/// Tensors, values and bytes of each component and key.
+fn count_by<K: Ord>(
+    tensors: &[InventoryTensor],
+    key: impl Fn(&InventoryTensor) -> K,
+) -> BTreeMap<(Component, K), [u64; 3]> {
+    let mut sums: BTreeMap<(Component, K), [u64; 3]> = BTreeMap::new();
+    for t in tensors {
+        let sum = sums.entry((t.component, key(t))).or_default();
+        *sum = [sum[0] + 1, sum[1] + parameters(t), sum[2] + t.length];
+    }
+    sums
+}
