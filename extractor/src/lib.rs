@@ -4,4 +4,5 @@
 //! never print.
 
 pub mod cli;
+pub mod render;
 pub mod steps;

@@ -1,14 +1,12 @@
-use std::io::{self, Write};
 use std::path::PathBuf;
 
 use segpack_manifests::Pack;
-use segpack_manifests::documents::{BenchReport, GpuBenchReport, Precision};
 use segpack_runtime_min::models::decoder::Check;
 
 use super::Context;
-use super::pack::jobs;
-use super::run::{CheckName, ComputeName, size};
-use super::terminal::{bytes, table};
+use super::args::values::{count, size, threads};
+use super::args::{CheckName, ComputeName};
+use crate::render::text;
 use crate::steps::bench::{BenchSettings, GpuBenchSettings, bench, bench_gpu};
 use crate::steps::device::DeviceChoice;
 use crate::steps::{Exit, StepError, default_jobs};
@@ -31,7 +29,7 @@ pub struct Args {
     #[arg(value_name = "PACK")]
     pack: PathBuf,
     /// Measure with this many threads; may be repeated [default: 1 and one per core, at most 16]
-    #[arg(long, short, value_name = "N", value_parser = jobs)]
+    #[arg(long, short, value_name = "N", value_parser = threads)]
     threads: Vec<usize>,
     /// Measure in this much memory, from a cold page cache; may be repeated. With --device, once:
     /// host memory, of which what is left is for experts that --device-memory has no room for
@@ -41,10 +39,10 @@ pub struct Args {
     #[arg(long)]
     no_resident: bool,
     /// Tokens of a prompt; may be repeated [default: 128 and 512]
-    #[arg(long, value_name = "N", value_parser = jobs)]
+    #[arg(long, value_name = "N", value_parser = count)]
     prompt: Vec<usize>,
     /// Tokens to generate for each figure
-    #[arg(long, value_name = "N", default_value = "32", value_parser = jobs)]
+    #[arg(long, value_name = "N", default_value = "32", value_parser = count)]
     tokens: usize,
     /// How often to measure each figure; the median counts
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -102,11 +100,7 @@ pub fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
         }),
     };
     let report = bench(&pack, &settings, context.stop, &context.progress)?;
-    if args.json {
-        context.terminal.document(&report)?;
-    } else {
-        context.terminal.stdout(|out| print(&report, out))?;
-    }
+    context.terminal.document(&report, args.json, text::bench)?;
     Ok(Exit::Ok)
 }
 
@@ -139,216 +133,8 @@ fn run_gpu(
         check: Check::from(args.check),
     };
     let report = bench_gpu(pack, &settings, context.stop)?;
-    if args.json {
-        context.terminal.document(&report)?;
-    } else {
-        context.terminal.stdout(|out| print_gpu(&report, out))?;
-    }
+    context
+        .terminal
+        .document(&report, args.json, text::gpu_bench)?;
     Ok(Exit::Ok)
-}
-
-fn print_gpu(report: &GpuBenchReport, out: &mut dyn Write) -> io::Result<()> {
-    let compute = match report.compute {
-        Precision::Float32 => "f32",
-        Precision::Bfloat16 => "bf16",
-    };
-    writeln!(
-        out,
-        "{} ({compute}, medians of {})",
-        report.device, report.repeats
-    )?;
-    if let Some(r) = &report.resident {
-        writeln!(
-            out,
-            "all weights on the GPU, loaded in {:.1} s",
-            r.load_seconds
-        )?;
-        let of = bytes(report.bytes_per_token);
-        writeln!(
-            out,
-            "  decode, {of} a token: {:.1} tokens/s",
-            r.decode_tokens_per_second
-        )?;
-        writeln!(
-            out,
-            "  decode, tokens chosen by the GPU: {:.1} tokens/s",
-            r.greedy_tokens_per_second
-        )?;
-        for p in &r.prefill {
-            writeln!(
-                out,
-                "  prompt of {} tokens: {:.1} tokens/s",
-                p.tokens, p.tokens_per_second
-            )?;
-        }
-    }
-    for d in &report.on_demand {
-        writeln!(
-            out,
-            "in {} of the GPU: {:.1} tokens/s, {} of uses on the GPU, {} copied and {} read a token",
-            bytes(d.device_memory),
-            d.decode_tokens_per_second,
-            percent(d.hit_rate),
-            about(d.bytes_copied_per_token),
-            about(d.bytes_read_per_token)
-        )?;
-    }
-    Ok(())
-}
-
-fn rate(bytes_per_second: f64) -> String {
-    format!("{:.2} GB/s", bytes_per_second / 1e9)
-}
-
-fn percent(share: f64) -> String {
-    format!("{:.1} %", share * 100.0)
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "bytes, rounded"
-)]
-fn about(n: f64) -> String {
-    bytes(n.max(0.0) as u64)
-}
-
-fn print(report: &BenchReport, out: &mut dyn Write) -> io::Result<()> {
-    let drive = report
-        .drive_rate
-        .map_or_else(|| "not measured (no direct reads)".to_owned(), rate);
-    let check = if report.checked {
-        "digests checked"
-    } else {
-        "digests not checked"
-    };
-    writeln!(
-        out,
-        "this machine ({}, medians of {})",
-        report.instruction_set, report.repeats
-    )?;
-    writeln!(
-        out,
-        "  drive {drive}, BLAKE3 {} on one thread",
-        rate(report.blake3_rate)
-    )?;
-    let limits = report.limits.iter().map(|l| {
-        let flops = format!("{:.0} GFLOP/s", l.fma_peak / 1e9);
-        vec![format!("  {}", l.threads), rate(l.read_bandwidth), flops]
-    });
-    writeln!(
-        out,
-        "{}",
-        table(
-            1,
-            &["  threads", "memory read", "f32 multiply-add"],
-            limits.collect()
-        )
-    )?;
-    if !report.resident.is_empty() {
-        writeln!(out, "\nall weights in memory")?;
-    }
-    let mut rows = Vec::new();
-    for r in &report.resident {
-        let row = |what: String, rate: f64, share: f64, limit: &str| {
-            vec![
-                format!("  {}", r.threads),
-                what,
-                format!("{rate:.1}"),
-                percent(share),
-                limit.to_owned(),
-            ]
-        };
-        let (d, of) = (
-            r.decode,
-            format!("decode, {} a token", bytes(r.bytes_per_token)),
-        );
-        rows.push(row(
-            of,
-            d.tokens_per_second,
-            d.share_of_limit,
-            "memory read",
-        ));
-        for p in &r.prefill {
-            let of = format!("prompt of {} tokens", p.tokens);
-            rows.push(row(
-                of,
-                p.rate.tokens_per_second,
-                p.rate.share_of_limit,
-                "multiply-add",
-            ));
-        }
-    }
-    if !rows.is_empty() {
-        writeln!(
-            out,
-            "{}",
-            table(2, &["  threads", "what", "tokens/s", "share", "of"], rows)
-        )?;
-    }
-    print_on_demand(report, check, out)?;
-    print_forecast(report, out)
-}
-
-fn print_on_demand(report: &BenchReport, check: &str, out: &mut dyn Write) -> io::Result<()> {
-    if report.on_demand.is_empty() {
-        return Ok(());
-    }
-    writeln!(out, "\nexperts on demand, from a cold page cache, {check}")?;
-    let rows = report.on_demand.iter().map(|d| {
-        vec![
-            format!("  {}", bytes(d.memory)),
-            d.threads.to_string(),
-            percent(d.hit_rate),
-            about(d.bytes_read_per_token),
-            format!("{:.2}", d.decode.tokens_per_second),
-            percent(d.decode.share_of_limit),
-            percent(d.waiting),
-        ]
-    });
-    let header = [
-        "  memory",
-        "threads",
-        "hits",
-        "read a token",
-        "tokens/s",
-        "of drive + memory",
-        "waiting",
-    ];
-    writeln!(out, "{}", table(1, &header, rows.collect()))
-}
-
-fn print_forecast(report: &BenchReport, out: &mut dyn Write) -> io::Result<()> {
-    let f = &report.forecast;
-    writeln!(
-        out,
-        "\nforecast for {} layers (computed, experts chosen evenly)",
-        f.layers
-    )?;
-    writeln!(
-        out,
-        "  {} of weights, {} a token, at least {} of memory; all in memory: {:.1} tokens/s",
-        bytes(f.weights),
-        bytes(f.bytes_per_token),
-        bytes(f.least_memory),
-        f.resident_tokens_per_second
-    )?;
-    let rows = f.budgets.iter().map(|b| {
-        let read = about(b.bytes_read_per_token);
-        vec![
-            format!("  {}", bytes(b.memory)),
-            percent(b.hit_rate),
-            read,
-            format!("{:.2}", b.tokens_per_second),
-        ]
-    });
-    writeln!(
-        out,
-        "{}",
-        table(
-            1,
-            &["  memory", "hits", "read a token", "tokens/s"],
-            rows.collect()
-        )
-    )
 }

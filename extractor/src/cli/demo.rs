@@ -1,11 +1,8 @@
 use std::fs;
-use std::io::{self, Write};
 use std::path::PathBuf;
 
-use segpack_manifests::documents::DemoStep;
-
 use super::Context;
-use super::validate::print_tables;
+use crate::render::text;
 use crate::steps::demo::demo;
 use crate::steps::{Exit, StepError};
 
@@ -40,28 +37,19 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         if args.json {
             return Ok(());
         }
-        let shown = context.terminal.stdout(|out| show(step, out));
+        let shown = context.terminal.text(&text::demo_step(step));
         shown.map_err(|e| {
             e.downcast()
                 .unwrap_or_else(|other| StepError::Refused(other.to_string()))
         })
     })?;
-    if args.json {
-        context.terminal.document(&report)?;
-    } else if report.ok {
-        context.terminal.line("Everything came out as it had to.")?;
-    }
-    Ok(if report.ok { Exit::Ok } else { Exit::Damaged })
-}
-
-fn show(step: &DemoStep, out: &mut dyn Write) -> io::Result<()> {
-    let mark = if step.ok { "ok " } else { "NOT OK" };
-    writeln!(out, "$ {}\n  {mark} {}", step.command, step.outcome)?;
-    match &step.validation {
-        Some(report) => {
-            writeln!(out)?;
-            print_tables(report, out)
-        }
-        None => Ok(()),
-    }
+    let verdict = if report.ok {
+        "Everything came out as it had to.\n"
+    } else {
+        ""
+    };
+    context
+        .terminal
+        .document(&report, args.json, |_| verdict.to_owned())?;
+    Ok(Exit::of(report.ok))
 }

@@ -1,15 +1,16 @@
 use std::io::{self, BufWriter, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 use segpack_formats::numeric::Dtype;
 use segpack_manifests::documents::ExportTarget;
 
 use super::Context;
-use super::pack::jobs;
-use super::terminal::{bytes, counted};
+use super::args::Jobs;
+use super::args::values::{expert_parallel, shard_size, tokenizer_pre};
+use crate::render::text;
 use crate::steps::export::{ExpertParallel, ExportSettings, Quantization, export, stream};
-use crate::steps::{Exit, StepError, default_jobs};
+use crate::steps::{Exit, StepError};
 
 /// Write the files that other runtimes read
 ///
@@ -59,9 +60,8 @@ pub struct Args {
     /// Do not read back what was written
     #[arg(long)]
     no_check: bool,
-    /// Threads [default: one per core, at most 16]
-    #[arg(long, short, value_name = "N", value_parser = jobs)]
-    jobs: Option<usize>,
+    #[command(flatten)]
+    jobs: Jobs,
     /// Print one JSON document
     #[arg(long)]
     json: bool,
@@ -125,33 +125,6 @@ impl DtypeName {
     }
 }
 
-fn shard_size(text: &str) -> Result<ByteSize, String> {
-    text.parse::<ByteSize>()
-        .ok()
-        .filter(|size| size.0 > 0)
-        .ok_or_else(|| {
-            format!("{text:?} is not a size such as 5GB (decimal), 2GiB (binary) or 500000 (bytes)")
-        })
-}
-
-fn tokenizer_pre(text: &str) -> Result<String, String> {
-    let known = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    if !text.is_empty() && text.len() <= 64 && text.chars().all(known) {
-        return Ok(text.to_owned());
-    }
-    Err(format!("{text:?} is not a name such as qwen2 or gpt-4o"))
-}
-
-fn expert_parallel(text: &str) -> Result<ExpertParallel, String> {
-    let parsed = text
-        .split_once('/')
-        .and_then(|(r, n)| Some((r.parse().ok()?, n.parse().ok()?)));
-    match parsed {
-        Some((rank, ranks)) if rank < ranks => Ok(ExpertParallel { rank, ranks }),
-        _ => Err(format!("{text:?} is not R/N with R from 0 to N-1")),
-    }
-}
-
 pub fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     let settings = ExportSettings {
         target: args.to.into(),
@@ -163,42 +136,22 @@ pub fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
         max_shard_size: args.max_shard_size.map(|size| size.0),
         expert_parallel: args.expert_parallel,
         check: !args.no_check,
-        jobs: args.jobs.unwrap_or_else(default_jobs),
+        jobs: args.jobs.count(),
     };
     if args.output.as_os_str() == "-" {
         return to_stdout(&args.pack, &settings, args.json, context);
     }
-    let summary = export(
-        &args.pack,
-        &args.output,
-        &settings,
-        context.stop,
-        &context.progress,
-    )?;
-    if args.json {
-        context.terminal.document(&summary)?;
-        return Ok(Exit::Ok);
-    }
-    for note in &summary.notes {
-        context.terminal.line(format_args!("note: {note}"))?;
-    }
-    context.terminal.line(format_args!(
-        "{}: {}, {}, {}; {}",
-        args.output.display(),
-        counted(summary.files, "file"),
-        bytes(summary.bytes),
-        counted(summary.tensors, "tensor"),
-        if summary.checked {
-            "read back and equal to the pack"
-        } else {
-            "not read back"
-        }
-    ))?;
+    let (stop, progress) = (context.stop, &context.progress);
+    let summary = export(&args.pack, &args.output, &settings, stop, progress)?;
+    let place = args.output.display().to_string();
+    context
+        .terminal
+        .document(&summary, args.json, |s| text::export(s, &place))?;
     Ok(Exit::Ok)
 }
 
 fn to_stdout(
-    pack: &std::path::Path,
+    pack: &Path,
     settings: &ExportSettings,
     json: bool,
     context: &Context,

@@ -1,10 +1,10 @@
-use std::io::{self, Write};
 use std::path::PathBuf;
 
 use segpack_manifests::Pack;
 use serde::Serialize;
 
 use super::Context;
+use crate::render::text;
 use crate::steps::cat::{find_segments, find_tensors};
 use crate::steps::{Exit, StepError};
 
@@ -34,48 +34,39 @@ pub struct Args {
 pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let pack = Pack::open(&args.pack).map_err(StepError::from)?;
     if args.tensors {
-        let tensors = find_tensors(&pack, &args.globs)?;
-        context.terminal.stdout(|out| {
-            tensors.iter().try_for_each(|t| {
-                line(out, args.json, t, || {
-                    let shape = t
-                        .shape
-                        .iter()
-                        .map(u64::to_string)
-                        .collect::<Vec<_>>()
-                        .join("x");
-                    format!(
-                        "{:>12}  {:<5} {shape:<14} {}",
-                        t.length,
-                        t.dtype.to_string(),
-                        t.name
-                    )
-                })
-            })
-        })?;
+        list(
+            &find_tensors(&pack, &args.globs)?,
+            text::tensor,
+            args.json,
+            context,
+        )?;
     } else {
-        let segments = find_segments(&pack, &args.globs)?;
-        context.terminal.stdout(|out| {
-            segments.iter().try_for_each(|s| {
-                line(out, args.json, s, || {
-                    format!("{:>12}  {:<5} {}", s.stored_length, s.codec.name(), s.id)
-                })
-            })
-        })?;
+        list(
+            &find_segments(&pack, &args.globs)?,
+            text::segment,
+            args.json,
+            context,
+        )?;
     }
     Ok(Exit::Ok)
 }
 
-fn line(
-    out: &mut dyn Write,
+/// One line for each entry: as the manifest has it where `json`, otherwise as `render` has it.
+fn list<T: Serialize>(
+    entries: &[&T],
+    render: fn(&T) -> String,
     json: bool,
-    entry: &impl Serialize,
-    text: impl FnOnce() -> String,
-) -> io::Result<()> {
-    if json {
-        serde_json::to_writer(&mut *out, entry)?;
-        writeln!(out)
-    } else {
-        writeln!(out, "{}", text())
-    }
+    context: &Context,
+) -> anyhow::Result<()> {
+    context.terminal.stdout(|out| {
+        for entry in entries {
+            if json {
+                serde_json::to_writer(&mut *out, entry)?;
+                writeln!(out)?;
+            } else {
+                writeln!(out, "{}", render(entry))?;
+            }
+        }
+        Ok(())
+    })
 }

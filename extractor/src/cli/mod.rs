@@ -1,6 +1,7 @@
 //! The command line: one file per command, data to standard output, everything else to standard
 //! error.
 
+mod args;
 mod bench;
 mod cat;
 mod completions;

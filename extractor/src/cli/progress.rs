@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::terminal::{bytes, counted};
+use crate::render::text::{bytes, counted};
 use crate::steps::progress::Progress;
 
 const LINE_EVERY: Duration = Duration::from_secs(10);

@@ -1,9 +1,10 @@
 use std::path::PathBuf;
 
-use super::pack::{CodecArgs, jobs, print_plan, print_summary};
+use super::args::{CodecArgs, CodecName, Jobs};
 use super::{Context, resume_advice};
+use crate::render::text;
+use crate::steps::Exit;
 use crate::steps::repack::{RepackSettings, plan, repack};
-use crate::steps::{Exit, default_jobs};
 
 /// Change the codec of a pack, without the checkpoint
 ///
@@ -27,12 +28,11 @@ pub struct Args {
     dry_run: bool,
     /// How segments are coded
     #[arg(long, value_name = "CODEC")]
-    codec: super::pack::CodecName,
+    codec: CodecName,
     #[command(flatten)]
     level: CodecArgs,
-    /// Threads [default: one per core, at most 16]
-    #[arg(long, short, value_name = "N", value_parser = jobs)]
-    jobs: Option<usize>,
+    #[command(flatten)]
+    jobs: Jobs,
     /// Go on where an interrupted run stopped
     #[arg(long, conflicts_with = "force")]
     resume: bool,
@@ -47,34 +47,21 @@ pub struct Args {
 pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let settings = RepackSettings {
         coding: args.level.coding(args.codec)?,
-        jobs: args.jobs.unwrap_or_else(default_jobs),
+        jobs: args.jobs.count(),
         resume: args.resume,
         force: args.force,
     };
     if args.dry_run {
         let plan = plan(&args.pack, &settings)?;
-        if args.json {
-            context.terminal.document(&plan)?;
-        } else {
-            context.terminal.stdout(|out| print_plan(&plan, out))?;
-        }
+        context.terminal.document(&plan, args.json, text::plan)?;
         return Ok(Exit::Ok);
     }
-    let packed = repack(
-        &args.pack,
-        &args.output,
-        &settings,
-        context.stop,
-        &context.progress,
-    );
+    let (stop, progress) = (context.stop, &context.progress);
+    let packed = repack(&args.pack, &args.output, &settings, stop, progress);
     let summary = packed.map_err(|e| resume_advice(e, &args.output))?;
-    if args.json {
-        context.terminal.document(&summary)?;
-    } else {
-        let place = args.output.display().to_string();
-        context
-            .terminal
-            .stdout(|out| print_summary(&summary, &place, context, out))?;
-    }
+    let place = args.output.display().to_string();
+    context
+        .terminal
+        .document(&summary, args.json, |s| text::pack(s, &place))?;
     Ok(Exit::Ok)
 }

@@ -5,23 +5,18 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use bytesize::ByteSize;
-use clap::ValueEnum;
 use segpack_formats::io::CancelToken;
-use segpack_manifests::Pack;
 use segpack_manifests::documents::{RunPrompt, RunSummary, RunToken};
+use segpack_manifests::{Pack, json};
 use segpack_runtime_min::generate::SamplingOptions;
-use segpack_runtime_min::models::decoder::Check;
-use segpack_runtime_min::ops::Compute;
 
 use super::Context;
-use super::pack::jobs;
-use super::terminal::{bytes, counted};
-use crate::steps::device::DeviceChoice;
-use crate::steps::experts_report;
+use super::args::values::{experts_file, token_id, trace_path};
+use super::args::{ComputeName, Placement, Resources};
+use crate::render::{svg, text};
 use crate::steps::progress::Progress;
-use crate::steps::run::{Chat, ExpertRoom, Prompt, RunEvent, RunOptions, print_prompt, run};
-use crate::steps::{Exit, StepError, default_jobs};
+use crate::steps::run::{Chat, Prompt, RunEvent, RunOptions, print_prompt, run};
+use crate::steps::{Exit, StepError, experts_report};
 
 /// Generate text with the model in a pack (text thinker)
 ///
@@ -110,126 +105,6 @@ pub struct Args {
     /// run-summary.schema.json)
     #[arg(long)]
     json: bool,
-}
-
-/// Where a model runs.
-#[derive(Debug, Clone, Copy, clap::Args)]
-pub struct Placement {
-    /// Where to run: cpu, cuda (the first GPU), cuda:N or auto (`segpack devices` tells what there
-    /// is)
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    pub device: DeviceChoice,
-    /// GPU memory to use; all that is free where left out. Experts that do not fit come when they
-    /// are needed
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    pub device_memory: Option<u64>,
-}
-
-/// What a model may use.
-#[derive(Debug, clap::Args)]
-pub struct Resources {
-    /// Memory for the whole process (6GiB, 1500MB) [default: what it needs, at most 7/8 of what is
-    /// available]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    pub memory: Option<u64>,
-    /// Most experts in memory: a number (64), or a size (2GiB)
-    #[arg(long, value_name = "N|SIZE", value_parser = expert_room)]
-    pub expert_cache: Option<ExpertRoom>,
-    /// When the digests of segments are compared
-    #[arg(long, value_name = "WHEN", default_value = "always")]
-    pub check: CheckName,
-    /// Threads [default: one per core, at most 16]
-    #[arg(long, short, value_name = "N", value_parser = jobs)]
-    pub threads: Option<usize>,
-}
-
-impl Resources {
-    /// The number of threads.
-    pub fn threads(&self) -> usize {
-        self.threads.unwrap_or_else(default_jobs)
-    }
-
-    /// When digests are compared.
-    pub fn check(&self) -> Check {
-        self.check.into()
-    }
-}
-
-impl From<ComputeName> for Compute {
-    fn from(name: ComputeName) -> Self {
-        match name {
-            ComputeName::F32 => Self::F32,
-            ComputeName::Bf16 => Self::Bf16,
-        }
-    }
-}
-
-impl From<CheckName> for Check {
-    fn from(name: CheckName) -> Self {
-        match name {
-            CheckName::Always => Self::Always,
-            CheckName::First => Self::First,
-            CheckName::Never => Self::Never,
-        }
-    }
-}
-
-/// Precision of activations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ComputeName {
-    /// As exact as 32 bits are
-    F32,
-    /// Rounded where the official bf16 code rounds
-    Bf16,
-}
-
-/// When digests are compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum CheckName {
-    /// At every load
-    Always,
-    /// At the first load of each segment
-    First,
-    /// Never
-    Never,
-}
-
-fn token_id(text: &str) -> Result<u32, String> {
-    text.trim()
-        .parse()
-        .map_err(|_| format!("{text:?} is not a token id, which is a whole number"))
-}
-
-fn experts_file(text: &str) -> Result<PathBuf, String> {
-    let path = PathBuf::from(text);
-    match path.extension().and_then(|e| e.to_str()) {
-        Some("json" | "svg") => Ok(path),
-        _ => Err(format!("{text:?} ends neither in .json nor in .svg")),
-    }
-}
-
-pub fn size(text: &str) -> Result<u64, String> {
-    let parsed = text.parse::<ByteSize>();
-    parsed
-        .map(|b| b.as_u64())
-        .map_err(|_| format!("{text:?} is not a size such as 6GiB or 1500MB"))
-}
-
-/// The name of the other file of a trace is made from this one.
-fn trace_path(text: &str) -> Result<PathBuf, String> {
-    match text.strip_suffix(".safetensors") {
-        Some(stem) if !stem.is_empty() => Ok(text.into()),
-        _ => Err(format!("{text:?} does not end in .safetensors")),
-    }
-}
-
-/// A bare number counts experts, one with a unit bytes.
-fn expert_room(text: &str) -> Result<ExpertRoom, String> {
-    match text.parse() {
-        Ok(0) => Err("at least one expert has to fit".to_owned()),
-        Ok(n) => Ok(ExpertRoom::Count(n)),
-        Err(_) => size(text).map(ExpertRoom::Bytes),
-    }
 }
 
 impl Args {
@@ -382,20 +257,44 @@ pub fn run_command(args: &Args, context: &Context) -> anyhow::Result<Exit> {
             writeln!(out)
         })?;
     } else {
-        context.terminal.line("")?;
+        context.terminal.text("\n")?;
     }
     if let Some(Some(path)) = &args.experts_report {
-        experts_report::write(&summary, path)?;
+        write_experts(&summary, path)?;
     }
-    let told = matches!(args.experts_report, Some(None));
-    report(&summary, told, context.quiet, &mut io::stderr().lock())?;
+    io::stderr().write_all(figures(&summary, args, context).as_bytes())?;
     Ok(Exit::Ok)
+}
+
+/// What was requested is always printed, the figures unless `--quiet`.
+fn figures(summary: &RunSummary, args: &Args, context: &Context) -> String {
+    let mut figures = summary.rank.as_ref().map_or(String::new(), text::rank);
+    if !context.quiet {
+        figures += &text::figures(summary);
+    }
+    if matches!(args.experts_report, Some(None)) {
+        figures += &text::experts(&summary.experts);
+    }
+    figures
+}
+
+/// Writes which experts were used: as a heat map where the name ends in `.svg`, otherwise as a
+/// document.
+fn write_experts(summary: &RunSummary, path: &Path) -> Result<(), StepError> {
+    let report = experts_report::report(summary);
+    let mut text = Vec::new();
+    if path.extension().is_some_and(|e| e == "svg") {
+        text = svg::heat_map(&report).into_bytes();
+    } else {
+        json::write_document(&mut text, &report).map_err(StepError::io("write", path))?;
+    }
+    fs::write(path, text).map_err(StepError::io("write", path))
 }
 
 /// The text alone is printed as it is; only a terminal gets a line end more.
 fn show_prompt(prompt: &RunPrompt, json: bool, context: &Context) -> anyhow::Result<Exit> {
     if json {
-        context.terminal.document(prompt)?;
+        context.terminal.document(prompt, true, |_| String::new())?;
         return Ok(Exit::Ok);
     }
     let Some(text) = &prompt.text else {
@@ -435,132 +334,9 @@ fn show(token: &RunToken, json: bool, to_terminal: bool) -> io::Result<()> {
             true => write!(out, "{}", for_terminal(&token.text))?,
             false => write!(out, "{}", token.text)?,
         }
-        for c in &token.top {
-            write!(
-                out,
-                "\n  {:>6} {:<16} {:>9.4}  {:.4}",
-                c.id,
-                format!("{:?}", c.text),
-                c.logit,
-                c.probability
-            )?;
-        }
-        if !token.top.is_empty() {
-            writeln!(out)?;
-        }
+        write!(out, "{}", text::candidates(token))?;
     }
     out.flush()
-}
-
-/// What was asked for is always told, the figures unless `quiet`.
-fn report(s: &RunSummary, experts: bool, quiet: bool, out: &mut dyn Write) -> io::Result<()> {
-    if let Some(r) = &s.rank {
-        let more = if r.tokens > 1 {
-            format!(" (its first token of {})", r.tokens)
-        } else {
-            String::new()
-        };
-        writeln!(
-            out,
-            "rank of {:?}: {}{more}, probability {:.4}, logit {:.4}",
-            r.text, r.rank, r.first.probability, r.first.logit
-        )?;
-    }
-    if !quiet {
-        figures(s, out)?;
-    }
-    if experts {
-        for layer in &s.experts {
-            writeln!(
-                out,
-                "  layer {:>3}: {} of {} uses in memory",
-                layer.layer,
-                layer.hits,
-                layer.hits + layer.misses
-            )?;
-            for (expert, uses) in layer.uses.iter().enumerate().filter(|(_, uses)| **uses > 0) {
-                writeln!(out, "    expert {expert:>4}: {}", counted(*uses, "use"))?;
-            }
-        }
-    }
-    Ok(())
-}
-
-fn figures(s: &RunSummary, out: &mut dyn Write) -> io::Result<()> {
-    #[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
-    let rate = |tokens: u64, seconds: f64| tokens as f64 / seconds.max(1e-9);
-    let after = (s.ids.len() as u64).saturating_sub(1);
-    write!(out, "prompt: {}", counted(s.prompt_tokens, "token"))?;
-    if !s.ids.is_empty() {
-        let per_second = rate(s.prompt_tokens, s.time_to_first_token);
-        write!(
-            out,
-            ", {:.2} s to the first token ({per_second:.1} tokens/s)",
-            s.time_to_first_token
-        )?;
-    }
-    write!(
-        out,
-        "\ngenerated: {} ({})",
-        counted(s.ids.len() as u64, "token"),
-        s.stop_reason.text()
-    )?;
-    if after > 0 {
-        write!(
-            out,
-            ", {:.1} tokens/s after the first",
-            rate(after, s.generation_seconds)
-        )?;
-    }
-    let uses = s.expert_hits + s.expert_misses;
-    #[expect(clippy::cast_precision_loss, reason = "a percentage")]
-    let share = 100.0 * s.expert_hits as f64 / uses.max(1) as f64;
-    writeln!(
-        out,
-        "\nexperts: {share:.1} % of {uses} uses were in memory ({}); dense weights {}; {} read",
-        counted(s.expert_slots, "slot"),
-        if s.dense_resident {
-            "resident"
-        } else {
-            "streamed"
-        },
-        bytes(s.bytes_read)
-    )?;
-    let c = &s.costs;
-    writeln!(
-        out,
-        "time: {:.2} s computing, {:.2} s waiting for weights (threads that load: {:.2} s reading, {:.2} s checking, {:.2} s decoding)",
-        c.forward - c.waiting,
-        c.waiting,
-        c.reading,
-        c.checking,
-        c.decoding
-    )?;
-    if after > 0 {
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "bytes, rounded"
-        )]
-        let per_token = bytes(c.bytes_read_per_token as u64);
-        writeln!(
-            out,
-            "read for each token after the first: {per_token}; past the page cache: {}",
-            bytes(c.bytes_direct)
-        )?;
-    }
-    if s.device != "cpu" {
-        writeln!(
-            out,
-            "device: {}; {} copied to it",
-            s.device,
-            bytes(c.bytes_copied)
-        )?;
-    }
-    if let Some(peak) = s.peak_rss {
-        writeln!(out, "peak memory: {}", bytes(peak))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 use std::path::PathBuf;
 
-use super::pack::jobs;
-use super::terminal::{bytes, counted};
+use super::args::Jobs;
 use super::{Context, resume_advice};
+use crate::render::text;
+use crate::steps::Exit;
 use crate::steps::unpack::{UnpackSettings, unpack};
-use crate::steps::{Exit, default_jobs};
 
 /// Restore the original files of the checkpoint, byte for byte
 ///
@@ -29,44 +29,25 @@ pub struct Args {
     /// Go on where an interrupted run stopped: files that are there and right are kept
     #[arg(long)]
     resume: bool,
-    /// Threads [default: one per core, at most 16]
-    #[arg(long, short, value_name = "N", value_parser = jobs)]
-    jobs: Option<usize>,
+    #[command(flatten)]
+    jobs: Jobs,
     /// Print one JSON document
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
-    let jobs = args.jobs.unwrap_or_else(default_jobs);
     let settings = UnpackSettings {
         include: args.include,
         resume: args.resume,
-        jobs,
+        jobs: args.jobs.count(),
     };
-    let unpacked = unpack(
-        &args.pack,
-        &args.output,
-        &settings,
-        context.stop,
-        &context.progress,
-    );
+    let (stop, progress) = (context.stop, &context.progress);
+    let unpacked = unpack(&args.pack, &args.output, &settings, stop, progress);
     let summary = unpacked.map_err(|e| resume_advice(e, &args.output))?;
-    if args.json {
-        context.terminal.document(&summary)?;
-        return Ok(Exit::Ok);
-    }
-    for left in &summary.not_restored {
-        context.terminal.line(format_args!(
-            "not asked for and not in the pack: {}: {}",
-            left.path, left.why
-        ))?;
-    }
-    context.terminal.line(format_args!(
-        "{}: {}, {}, each equal to the original",
-        args.output.display(),
-        counted(summary.files, "file"),
-        bytes(summary.bytes)
-    ))?;
+    let place = args.output.display().to_string();
+    context
+        .terminal
+        .document(&summary, args.json, |s| text::unpack(s, &place))?;
     Ok(Exit::Ok)
 }

@@ -1,13 +1,9 @@
-use std::io::{self, Write};
 use std::path::PathBuf;
 
-use segpack_manifests::documents::{
-    Choice, ChoiceRow, Precision, Quantity, ReferenceKind, ValidateReport, ValueRow, Verdict,
-};
-
 use super::Context;
-use super::run::{Placement, Resources};
-use super::terminal::{counted, grouped, table};
+use super::args::values::tolerance;
+use super::args::{Placement, Resources};
+use crate::render::text;
 use crate::steps::Exit;
 use crate::steps::validate::{Against, ValidateSettings, validate};
 
@@ -60,14 +56,6 @@ pub struct Args {
     json: bool,
 }
 
-fn tolerance(text: &str) -> Result<f64, String> {
-    let number: f64 = text.parse().map_err(|e| format!("{e}"))?;
-    let is_bound = number.is_finite() && number >= 0.0;
-    is_bound
-        .then_some(number)
-        .ok_or_else(|| "wanted a number that is not negative".to_owned())
-}
-
 pub fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     let against = match (args.reference, args.against) {
         (Some(trace), _) => Against::Trace(trace),
@@ -89,174 +77,6 @@ pub fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     let place = args.pack.display().to_string();
     context
         .terminal
-        .report(&report, report.ok, args.json, |out| {
-            print(&report, &place, context, out)
-        })
-}
-
-fn print(
-    report: &ValidateReport,
-    place: &str,
-    context: &Context,
-    out: &mut dyn Write,
-) -> io::Result<()> {
-    if report.verdict != Verdict::Foreign {
-        print_tables(report, out)?;
-    }
-    let reference = match report.reference {
-        ReferenceKind::Trace => format!("trace {}", report.reference_name),
-        ReferenceKind::Checkpoint => format!("{}, calculated directly", report.reference_name),
-    };
-    let verdict = match report.verdict {
-        Verdict::Inside => "ok, inside the gate",
-        Verdict::Outside => "NOT ok, outside the gate",
-        Verdict::Foreign => "NOT ok, the reference is of another checkpoint",
-        Verdict::NotJudged => "not judged",
-    };
-    let line = format_args!(
-        "{place}: {verdict}; compared with {reference} ({})",
-        gate(report)
-    );
-    context.terminal.verdict(&report.findings, line, out)
-}
-
-/// Tables of what a report compared, and where it goes wrong.
-pub fn print_tables(report: &ValidateReport, out: &mut dyn Write) -> io::Result<()> {
-    let header = [
-        "quantity", "max abs", "mean abs", "relative", "cosine", "off from",
-    ];
-    let rows = Quantity::ALL
-        .iter()
-        .filter_map(|quantity| value_row(report, *quantity))
-        .collect();
-    writeln!(out, "{}\n", table(1, &header, rows))?;
-    let rows = Choice::ALL
-        .iter()
-        .filter_map(|choice| choice_row(report, *choice))
-        .collect();
-    writeln!(
-        out,
-        "{}\n",
-        table(
-            1,
-            &[
-                "choice",
-                "compared",
-                "equal",
-                "too close to tell",
-                "off from"
-            ],
-            rows
-        )
-    )?;
-    if !report.not_compared.is_empty() {
-        let level = report
-            .level
-            .as_ref()
-            .map_or(String::new(), |l| format!(" (recorded with level {l:?})"));
-        writeln!(
-            out,
-            "not in the reference{level}: {}",
-            report.not_compared.join(", ")
-        )?;
-    }
-    if let Some(first) = &report.first_wrong {
-        let relative = first
-            .relative
-            .map_or(String::new(), |r| format!(", by {r:.1e} of its RMS"));
-        writeln!(
-            out,
-            "first off: {}{}{relative}",
-            first.quantity.text(),
-            in_layer(first.layer)
-        )?;
-    }
-    Ok(())
-}
-
-fn gate(report: &ValidateReport) -> String {
-    let prompts = counted(report.prompts.len() as u64, "prompt");
-    if let Some(dtype) = &report.reference_dtype {
-        let bound = report.tolerance.map_or(String::new(), |t| {
-            format!(", log-probabilities within {t:.1e}")
-        });
-        return format!("{dtype}, {prompts}{bound}");
-    }
-    match (report.compute, report.tolerance) {
-        (Precision::Float32, Some(tolerance)) => {
-            format!("float32, {prompts}, logits within {tolerance:.1e}")
-        }
-        (Precision::Float32, None) => format!("float32, {prompts}"),
-        (Precision::Bfloat16, _) => {
-            let stable = report.prompts.iter().filter(|p| p.bf16_stable).count();
-            format!("bfloat16, greedy tokens of {stable} stable of {prompts}")
-        }
-    }
-}
-
-fn in_layer(layer: Option<u32>) -> String {
-    layer.map_or(String::new(), |layer| format!(" of layer {layer}"))
-}
-
-/// All layers of a quantity in one row: the worst of them, the mean over all.
-fn value_row(report: &ValidateReport, quantity: Quantity) -> Option<Vec<String>> {
-    let rows: Vec<&ValueRow> = report
-        .values
-        .iter()
-        .filter(|r| r.quantity == quantity)
-        .collect();
-    let first = rows.first()?;
-    let worst = |number: fn(&ValueRow) -> f64| rows.iter().map(|r| number(r)).fold(0.0, f64::max);
-    #[expect(clippy::cast_precision_loss, reason = "a weight of a mean")]
-    let sums = rows.iter().fold((0.0, 0.0), |(sum, n), r| {
-        (sum + r.mean_abs * r.values as f64, n + r.values as f64)
-    });
-    let relative = rows.iter().filter_map(|r| r.relative).reduce(f64::max);
-    let cosine = rows.iter().filter_map(|r| r.cosine).reduce(f64::min);
-    let wrong = rows
-        .iter()
-        .find(|r| r.wrong)
-        .map(|r| match r.layer.or(first.layer) {
-            Some(layer) => format!("layer {layer}"),
-            None => "here".to_owned(),
-        });
-    let not_finite: u64 = rows.iter().map(|r| r.not_finite).sum();
-    let max_abs = format!("{:.2e}", worst(|r| r.max_abs));
-    Some(vec![
-        quantity.text().to_owned(),
-        if not_finite > 0 {
-            format!("{} not finite", grouped(not_finite))
-        } else {
-            max_abs
-        },
-        format!("{:.2e}", sums.0 / f64::max(sums.1, 1.0)),
-        relative.map_or("-".to_owned(), |r| format!("{r:.2e}")),
-        cosine.map_or("-".to_owned(), |c| format!("{c:.9}")),
-        wrong.unwrap_or("-".to_owned()),
-    ])
-}
-
-fn choice_row(report: &ValidateReport, choice: Choice) -> Option<Vec<String>> {
-    let rows: Vec<&ChoiceRow> = report
-        .choices
-        .iter()
-        .filter(|r| r.choice == choice)
-        .collect();
-    rows.first()?;
-    let sum = |number: fn(&ChoiceRow) -> u64| grouped(rows.iter().map(|r| number(r)).sum());
-    let wrong = rows.iter().find_map(|r| {
-        let [prompt, position] = r.first?;
-        let layer = r
-            .layer
-            .map_or(String::new(), |layer| format!("layer {layer}, "));
-        Some(format!("{layer}prompt {prompt}, position {position}"))
-    });
-    let wrong = wrong.unwrap_or("-".to_owned());
-    Some(vec![
-        choice.text().to_owned(),
-        sum(|r| r.compared),
-        sum(|r| r.equal),
-        sum(|r| r.excused),
-        wrong,
-    ])
+        .document(&report, args.json, |r| text::validate(r, &place))?;
+    Ok(Exit::of(report.ok))
 }

@@ -1,13 +1,12 @@
-use std::io::{self, Write};
 use std::path::PathBuf;
 
-use segpack_manifests::documents::{VerifyMode, VerifyReport};
+use segpack_manifests::documents::VerifyMode;
 
 use super::Context;
-use super::pack::jobs;
-use super::terminal::{bytes, counted};
+use super::args::Jobs;
+use crate::render::text;
+use crate::steps::Exit;
 use crate::steps::verify::{Subset, VerifySettings, verify};
-use crate::steps::{Exit, default_jobs};
 
 /// Check a pack against its manifest, or against a checkpoint
 ///
@@ -37,71 +36,28 @@ pub struct Args {
     /// Only part K of N, counted from 1; the N parts together cover everything once
     #[arg(long, value_name = "K/N")]
     subset: Option<Subset>,
-    /// Threads [default: one per core, at most 16]
-    #[arg(long, short, value_name = "N", value_parser = jobs)]
-    jobs: Option<usize>,
+    #[command(flatten)]
+    jobs: Jobs,
     /// Print one JSON document (schemas/verify-report.schema.json)
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
-    let mode = match (args.quick, args.sums) {
-        (true, _) => VerifyMode::Quick,
-        (_, true) => VerifyMode::Sums,
-        _ => VerifyMode::Full,
-    };
     let settings = VerifySettings {
-        mode,
+        mode: match (args.quick, args.sums) {
+            (true, _) => VerifyMode::Quick,
+            (_, true) => VerifyMode::Sums,
+            _ => VerifyMode::Full,
+        },
         subset: args.subset,
         against: args.against,
-        jobs: args.jobs.unwrap_or_else(default_jobs),
+        jobs: args.jobs.count(),
     };
     let report = verify(&args.pack, &settings, context.stop, &context.progress)?;
     let place = args.pack.display().to_string();
     context
         .terminal
-        .report(&report, report.ok, args.json, |out| {
-            print(&report, &place, context, out)
-        })
-}
-
-fn print(
-    report: &VerifyReport,
-    place: &str,
-    context: &Context,
-    out: &mut dyn Write,
-) -> io::Result<()> {
-    let c = &report.checked;
-    let what = match report.mode {
-        VerifyMode::Quick => format!("structure of {}", counted(c.packs, "pack")),
-        _ => format!(
-            "{}, {}, {} and {} of source/, {}",
-            counted(c.packs, "pack"),
-            counted(c.segments, "segment"),
-            counted(c.tensors, "tensor"),
-            counted(c.files, "file"),
-            bytes(c.bytes)
-        ),
-    };
-    let part = report
-        .subset
-        .map_or(String::new(), |[k, n]| format!(" (part {k} of {n})"));
-    let verdict = match (report.ok, report.against) {
-        (true, false) => "ok".to_owned(),
-        (true, true) if report.mode == VerifyMode::Quick => {
-            "ok; the manifest equals the checkpoint (weights of the pack not read)".to_owned()
-        }
-        (true, true) => "ok, and equal to the checkpoint".to_owned(),
-        (false, _) => format!(
-            "NOT ok: {}",
-            counted(report.findings.len() as u64, "finding")
-        ),
-    };
-    let line = format_args!("{place}: {verdict}; checked {what}{part}");
-    context.terminal.verdict(&report.findings, line, out)?;
-    match report.manifest_sha256 {
-        Some(sha256) => writeln!(out, "manifest SHA-256 {sha256}"),
-        None => Ok(()),
-    }
+        .document(&report, args.json, |r| text::verify(r, &place))?;
+    Ok(Exit::of(report.ok))
 }

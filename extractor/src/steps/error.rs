@@ -27,6 +27,13 @@ pub enum Exit {
     Terminated = 143,
 }
 
+impl Exit {
+    /// Of a report: whether what it looked at is sound.
+    pub fn of(ok: bool) -> Self {
+        if ok { Self::Ok } else { Self::Damaged }
+    }
+}
+
 /// Why a step failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -1,0 +1,44 @@
+use clap::ValueEnum;
+use segpack_formats::codec::{Codec, Coding};
+
+use crate::steps::StepError;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CodecName {
+    /// The tensors' own bytes; packs are plain safetensors files
+    Raw,
+    /// zstd in independently decodable chunks
+    Zstd,
+    /// bf16 weights a third smaller; decodes with any zstd
+    #[value(name = "bf16-zstd")]
+    Bf16Zstd,
+    /// bf16 weights a third smaller, decoded faster than a drive delivers: for keeping and shipping
+    #[value(name = "bf16-rans")]
+    Bf16Rans,
+}
+
+/// Settings of codecs.
+#[derive(Debug, clap::Args)]
+pub struct CodecArgs {
+    /// Level of the zstd codec, 1 to 22; higher is smaller and slower [default: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=22))]
+    level: Option<i32>,
+}
+
+impl CodecArgs {
+    /// A codec with these settings.
+    pub fn coding(&self, name: CodecName) -> Result<Coding, StepError> {
+        let codec = match name {
+            CodecName::Raw => Codec::Raw,
+            CodecName::Zstd => Codec::Zstd,
+            CodecName::Bf16Zstd => Codec::Bf16Zstd,
+            CodecName::Bf16Rans => Codec::Bf16Rans,
+        };
+        if codec != Codec::Zstd && self.level.is_some() {
+            return Err(StepError::Usage(format!(
+                "--level needs --codec zstd: {codec} has no levels"
+            )));
+        }
+        Ok(Coding::of(codec, self.level))
+    }
+}

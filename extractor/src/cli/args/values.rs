@@ -1,0 +1,120 @@
+//! Parsers of the values of options.
+
+use std::path::PathBuf;
+
+use bytesize::ByteSize;
+
+use crate::steps::export::ExpertParallel;
+use crate::steps::run::ExpertRoom;
+
+pub fn token_id(text: &str) -> Result<u32, String> {
+    text.trim()
+        .parse()
+        .map_err(|_| format!("{text:?} is not a token id, which is a whole number"))
+}
+
+pub fn experts_file(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match path.extension().and_then(|e| e.to_str()) {
+        Some("json" | "svg") => Ok(path),
+        _ => Err(format!("{text:?} ends neither in .json nor in .svg")),
+    }
+}
+
+pub fn size(text: &str) -> Result<u64, String> {
+    let parsed = text.parse::<ByteSize>();
+    parsed
+        .map(|b| b.as_u64())
+        .map_err(|_| format!("{text:?} is not a size such as 6GiB or 1500MB"))
+}
+
+/// The name of the other file of a trace is made from this one.
+pub fn trace_path(text: &str) -> Result<PathBuf, String> {
+    match text.strip_suffix(".safetensors") {
+        Some(stem) if !stem.is_empty() => Ok(text.into()),
+        _ => Err(format!("{text:?} does not end in .safetensors")),
+    }
+}
+
+/// A bare number counts experts, one with a unit bytes.
+pub fn expert_room(text: &str) -> Result<ExpertRoom, String> {
+    match text.parse() {
+        Ok(0) => Err("at least one expert has to fit".to_owned()),
+        Ok(n) => Ok(ExpertRoom::Count(n)),
+        Err(_) => size(text).map(ExpertRoom::Bytes),
+    }
+}
+
+/// A number of threads.
+pub fn threads(text: &str) -> Result<usize, String> {
+    const MAX: usize = 1024;
+    let parsed = text.parse().ok().filter(|n| (1..=MAX).contains(n));
+    parsed.ok_or_else(|| format!("{text:?} is not a number of threads from 1 to {MAX}"))
+}
+
+/// A number of things, at least one.
+pub fn count(text: &str) -> Result<usize, String> {
+    let parsed = text.parse().ok().filter(|n| *n > 0);
+    parsed.ok_or_else(|| format!("{text:?} is not a whole number greater than 0"))
+}
+
+pub fn shard_size(text: &str) -> Result<ByteSize, String> {
+    text.parse::<ByteSize>()
+        .ok()
+        .filter(|size| size.0 > 0)
+        .ok_or_else(|| {
+            format!("{text:?} is not a size such as 5GB (decimal), 2GiB (binary) or 500000 (bytes)")
+        })
+}
+
+pub fn tokenizer_pre(text: &str) -> Result<String, String> {
+    let known = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if !text.is_empty() && text.len() <= 64 && text.chars().all(known) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("{text:?} is not a name such as qwen2 or gpt-4o"))
+}
+
+pub fn expert_parallel(text: &str) -> Result<ExpertParallel, String> {
+    let parsed = text
+        .split_once('/')
+        .and_then(|(r, n)| Some((r.parse().ok()?, n.parse().ok()?)));
+    match parsed {
+        Some((rank, ranks)) if rank < ranks => Ok(ExpertParallel { rank, ranks }),
+        _ => Err(format!("{text:?} is not R/N with R from 0 to N-1")),
+    }
+}
+
+pub fn tolerance(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|e| format!("{e}"))?;
+    let is_bound = number.is_finite() && number >= 0.0;
+    is_bound
+        .then_some(number)
+        .ok_or_else(|| "wanted a number that is not negative".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_counts_and_sizes_have_bounds_of_their_own() {
+        assert_eq!(threads("1024"), Ok(1024));
+        assert!(
+            ["0", "1025", "-1", "many"]
+                .iter()
+                .all(|text| threads(text).is_err())
+        );
+        assert_eq!(count("4096"), Ok(4096), "more tokens than threads");
+        assert!(
+            ["0", "-1", "1.5", "4k"]
+                .iter()
+                .all(|text| count(text).is_err())
+        );
+        assert_eq!(
+            (size("6GiB"), size("1500MB")),
+            (Ok(6 << 30), Ok(1_500_000_000))
+        );
+        assert!(size("much").is_err());
+    }
+}

@@ -1,0 +1,208 @@
+use segpack_manifests::documents::{
+    BenchForecast, BenchForecastBudget, BenchLimits, BenchOnDemand, BenchRate, BenchReport,
+    BenchResident, GpuBenchOnDemand, GpuBenchReport, GpuBenchResident, Precision,
+};
+
+use super::numbers::{bytes, mean_bytes, percent, rate};
+use super::page::Page;
+
+/// What `bench` measured, and what follows for the whole model.
+pub fn bench(report: &BenchReport) -> String {
+    let mut page = Page::default();
+    page.append(&machine(report));
+    if !report.resident.is_empty() {
+        page.blank();
+        page.line("all weights in memory");
+        let header = ["  threads", "what", "tokens/s", "share", "of"];
+        page.table(
+            2,
+            &header,
+            report.resident.iter().flat_map(resident_rows).collect(),
+        );
+    }
+    if !report.on_demand.is_empty() {
+        page.append(&on_demand(report));
+    }
+    page.append(&forecast(&report.forecast));
+    page.into_text()
+}
+
+fn machine(report: &BenchReport) -> String {
+    let mut page = Page::default();
+    let (kernels, repeats) = (&report.instruction_set, report.repeats);
+    page.line(format_args!(
+        "this machine ({kernels}, medians of {repeats})"
+    ));
+    let drive = report
+        .drive_rate
+        .map_or("not measured (no direct reads)".to_owned(), rate);
+    let blake3 = rate(report.blake3_rate);
+    page.line(format_args!(
+        "  drive {drive}, BLAKE3 {blake3} on one thread"
+    ));
+    let header = ["  threads", "memory read", "f32 multiply-add"];
+    page.table(1, &header, report.limits.iter().map(limits_row).collect());
+    page.into_text()
+}
+
+fn limits_row(limits: &BenchLimits) -> Vec<String> {
+    vec![
+        format!("  {}", limits.threads),
+        rate(limits.read_bandwidth),
+        format!("{:.0} GFLOP/s", limits.fma_peak / 1e9),
+    ]
+}
+
+/// A row for decoding, and one for each prompt.
+fn resident_rows(resident: &BenchResident) -> Vec<Vec<String>> {
+    let decode = format!("decode, {} a token", bytes(resident.bytes_per_token));
+    let mut rows = vec![resident_row(
+        resident,
+        decode,
+        resident.decode,
+        "memory read",
+    )];
+    for p in &resident.prefill {
+        let prompt = format!("prompt of {} tokens", p.tokens);
+        rows.push(resident_row(resident, prompt, p.rate, "multiply-add"));
+    }
+    rows
+}
+
+fn resident_row(
+    resident: &BenchResident,
+    what: String,
+    rate: BenchRate,
+    limit: &str,
+) -> Vec<String> {
+    vec![
+        format!("  {}", resident.threads),
+        what,
+        format!("{:.1}", rate.tokens_per_second),
+        percent(rate.share_of_limit),
+        limit.to_owned(),
+    ]
+}
+
+fn on_demand(report: &BenchReport) -> String {
+    let mut page = Page::default();
+    let check = if report.checked {
+        "digests checked"
+    } else {
+        "digests not checked"
+    };
+    page.blank();
+    page.line(format_args!(
+        "experts on demand, from a cold page cache, {check}"
+    ));
+    let header = [
+        "  memory",
+        "threads",
+        "hits",
+        "read a token",
+        "tokens/s",
+        "of drive + memory",
+        "waiting",
+    ];
+    page.table(
+        1,
+        &header,
+        report.on_demand.iter().map(on_demand_row).collect(),
+    );
+    page.into_text()
+}
+
+fn on_demand_row(budget: &BenchOnDemand) -> Vec<String> {
+    vec![
+        format!("  {}", bytes(budget.memory)),
+        budget.threads.to_string(),
+        percent(budget.hit_rate),
+        mean_bytes(budget.bytes_read_per_token),
+        format!("{:.2}", budget.decode.tokens_per_second),
+        percent(budget.decode.share_of_limit),
+        percent(budget.waiting),
+    ]
+}
+
+fn forecast(f: &BenchForecast) -> String {
+    let mut page = Page::default();
+    page.blank();
+    page.line(format_args!(
+        "forecast for {} layers (computed, experts chosen evenly)",
+        f.layers
+    ));
+    page.line(format_args!(
+        "  {} of weights, {} a token, at least {} of memory; all in memory: {:.1} tokens/s",
+        bytes(f.weights),
+        bytes(f.bytes_per_token),
+        bytes(f.least_memory),
+        f.resident_tokens_per_second
+    ));
+    let header = ["  memory", "hits", "read a token", "tokens/s"];
+    page.table(1, &header, f.budgets.iter().map(forecast_row).collect());
+    page.into_text()
+}
+
+fn forecast_row(budget: &BenchForecastBudget) -> Vec<String> {
+    vec![
+        format!("  {}", bytes(budget.memory)),
+        percent(budget.hit_rate),
+        mean_bytes(budget.bytes_read_per_token),
+        format!("{:.2}", budget.tokens_per_second),
+    ]
+}
+
+/// What `bench --device cuda` measured.
+pub fn gpu_bench(report: &GpuBenchReport) -> String {
+    let mut page = Page::default();
+    let compute = match report.compute {
+        Precision::Float32 => "f32",
+        Precision::Bfloat16 => "bf16",
+    };
+    page.line(format_args!(
+        "{} ({compute}, medians of {})",
+        report.device, report.repeats
+    ));
+    if let Some(resident) = &report.resident {
+        page.append(&gpu_resident(resident, report.bytes_per_token));
+    }
+    for budget in &report.on_demand {
+        page.line(gpu_on_demand(budget));
+    }
+    page.into_text()
+}
+
+fn gpu_resident(resident: &GpuBenchResident, bytes_per_token: u64) -> String {
+    let mut page = Page::default();
+    page.line(format_args!(
+        "all weights on the GPU, loaded in {:.1} s",
+        resident.load_seconds
+    ));
+    page.line(format_args!(
+        "  decode, {} a token: {:.1} tokens/s",
+        bytes(bytes_per_token),
+        resident.decode_tokens_per_second
+    ));
+    page.line(format_args!(
+        "  decode, tokens chosen by the GPU: {:.1} tokens/s",
+        resident.greedy_tokens_per_second
+    ));
+    for p in &resident.prefill {
+        page.line(format_args!(
+            "  prompt of {} tokens: {:.1} tokens/s",
+            p.tokens, p.tokens_per_second
+        ));
+    }
+    page.into_text()
+}
+
+fn gpu_on_demand(budget: &GpuBenchOnDemand) -> String {
+    format!(
+        "in {} of the GPU: {:.1} tokens/s, {} of uses on the GPU, {} copied and {} read a token",
+        bytes(budget.device_memory),
+        budget.decode_tokens_per_second,
+        percent(budget.hit_rate),
+        mean_bytes(budget.bytes_copied_per_token),
+        mean_bytes(budget.bytes_read_per_token)
+    )
+}

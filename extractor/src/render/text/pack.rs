@@ -1,0 +1,100 @@
+use segpack_formats::codec::Codec;
+use segpack_manifests::documents::{KnownSource, PackSummary, Plan, PlannedPack};
+
+use super::findings::findings;
+use super::numbers::{bytes, counted, grouped};
+use super::page::Page;
+
+/// What `pack --dry-run` and `repack --dry-run` would write.
+pub fn plan(plan: &Plan) -> String {
+    let mut page = Page::default();
+    let length = if plan.codec == Codec::Raw {
+        "bytes"
+    } else {
+        "bytes at most"
+    };
+    let rows = plan.packs.iter().map(pack_row).collect();
+    page.table(1, &["pack", "segments", "tensors", length], rows);
+    page.blank();
+
+    let total = bytes(plan.packs.iter().map(|p| p.length).sum());
+    let packs = counted(plan.packs.len() as u64, "pack");
+    page.line(format_args!("{packs}, {total} ({})", plan.codec));
+    for e in &plan.excluded {
+        let tensors = counted(e.tensors, "tensor");
+        page.line(format_args!(
+            "left behind: {}, {tensors}, {}",
+            e.component,
+            bytes(e.bytes)
+        ));
+    }
+    for l in &plan.left_out {
+        page.line(format_args!("not packed: {} ({})", l.path, l.why));
+    }
+    page.into_text()
+}
+
+fn pack_row(pack: &PlannedPack) -> Vec<String> {
+    let tensors = pack.segments.iter().map(|s| s.tensors.len() as u64).sum();
+    let segments = pack.segments.len() as u64;
+    vec![
+        pack.path.clone(),
+        grouped(segments),
+        grouped(tensors),
+        grouped(pack.length),
+    ]
+}
+
+/// What `pack` or `repack` wrote to `place`.
+pub fn pack(summary: &PackSummary, place: &str) -> String {
+    let s = summary;
+    let mut page = Page::default();
+    page.line(format_args!(
+        "{place}: {}, {}, {}; {} of tensors in {}",
+        counted(s.packs, "pack"),
+        counted(s.segments, "segment"),
+        counted(s.tensors, "tensor"),
+        bytes(s.tensor_bytes),
+        bytes(s.stored_bytes)
+    ));
+    if s.resumed_packs > 0 {
+        page.line(format_args!(
+            "{} were finished before",
+            counted(s.resumed_packs, "pack")
+        ));
+    }
+    if s.hub_digests_compared > 0 {
+        let files = counted(s.hub_digests_compared, "source file");
+        page.line(format_args!("{files} equal the hub's own SHA-256"));
+    }
+    if let Some(source) = &s.known {
+        page.append(&known_source(source));
+    }
+    page.append(&findings(&s.warnings));
+    page.line(format_args!("manifest SHA-256 {}", s.manifest_sha256));
+    page.into_text()
+}
+
+/// The published checkpoint that a source is, or resembles.
+fn known_source(source: &KnownSource) -> String {
+    let mut page = Page::default();
+    let published = format!("{} @ {}", source.repo, source.revision);
+    if source.identical {
+        page.line(format_args!("the source is {published}, byte for byte"));
+        return page.into_text();
+    }
+    let but = if source.differs.is_empty() {
+        ""
+    } else {
+        ", but differs:"
+    };
+    page.line(format_args!("the source resembles {published}{but}"));
+    for difference in &source.differs {
+        page.line(format_args!("  {difference}"));
+    }
+    if !source.not_compared.is_empty() {
+        let shards = counted(source.not_compared.len() as u64, "shard");
+        page.line(format_args!("  {shards} not digested, so not compared"));
+    }
+    page.into_text()
+}

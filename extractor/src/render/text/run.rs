@@ -1,0 +1,130 @@
+use segpack_manifests::documents::{LayerExperts, RunSummary, RunToken, ShownRank};
+
+use super::numbers::{bytes, counted, mean_bytes, percent, share};
+use super::page::Page;
+
+/// The best candidates for a token, one per line; nothing where none were requested.
+pub fn candidates(token: &RunToken) -> String {
+    if token.top.is_empty() {
+        return String::new();
+    }
+    let mut page = Page::default();
+    page.blank();
+    for c in &token.top {
+        let text = format!("{:?}", c.text);
+        page.line(format_args!(
+            "  {:>6} {text:<16} {:>9.4}  {:.4}",
+            c.id, c.logit, c.probability
+        ));
+    }
+    page.into_text()
+}
+
+/// Where a continuation ranks at the first token.
+pub fn rank(rank: &ShownRank) -> String {
+    let mut page = Page::default();
+    let more = match rank.tokens {
+        0 | 1 => String::new(),
+        n => format!(" (its first token of {n})"),
+    };
+    page.line(format_args!(
+        "rank of {:?}: {}{more}, probability {:.4}, logit {:.4}",
+        rank.text, rank.rank, rank.first.probability, rank.first.logit
+    ));
+    page.into_text()
+}
+
+/// How often each expert was used, layer by layer.
+pub fn experts(layers: &[LayerExperts]) -> String {
+    let mut page = Page::default();
+    for layer in layers {
+        let (hits, uses) = (layer.hits, layer.hits + layer.misses);
+        page.line(format_args!(
+            "  layer {:>3}: {hits} of {uses} uses in memory",
+            layer.layer
+        ));
+        for (expert, uses) in layer.uses.iter().enumerate().filter(|(_, uses)| **uses > 0) {
+            page.line(format_args!(
+                "    expert {expert:>4}: {}",
+                counted(*uses, "use")
+            ));
+        }
+    }
+    page.into_text()
+}
+
+/// Speed, memory and where the time went.
+pub fn figures(s: &RunSummary) -> String {
+    let mut page = Page::default();
+    page.line(prompt(s));
+    page.line(generated(s));
+
+    let uses = s.expert_hits + s.expert_misses;
+    page.line(format_args!(
+        "experts: {} of {uses} uses were in memory ({}); dense weights {}; {} read",
+        percent(share(s.expert_hits, uses)),
+        counted(s.expert_slots, "slot"),
+        if s.dense_resident {
+            "resident"
+        } else {
+            "streamed"
+        },
+        bytes(s.bytes_read)
+    ));
+    let c = &s.costs;
+    page.line(format_args!(
+        "time: {:.2} s computing, {:.2} s waiting for weights (threads that load: {:.2} s reading, {:.2} s checking, {:.2} s decoding)",
+        c.forward - c.waiting,
+        c.waiting,
+        c.reading,
+        c.checking,
+        c.decoding
+    ));
+    if after_the_first(s) > 0 {
+        page.line(format_args!(
+            "read for each token after the first: {}; past the page cache: {}",
+            mean_bytes(c.bytes_read_per_token),
+            bytes(c.bytes_direct)
+        ));
+    }
+    if s.device != "cpu" {
+        page.line(format_args!(
+            "device: {}; {} copied to it",
+            s.device,
+            bytes(c.bytes_copied)
+        ));
+    }
+    if let Some(peak) = s.peak_rss {
+        page.line(format_args!("peak memory: {}", bytes(peak)));
+    }
+    page.into_text()
+}
+
+fn prompt(s: &RunSummary) -> String {
+    let tokens = counted(s.prompt_tokens, "token");
+    if s.ids.is_empty() {
+        return format!("prompt: {tokens}");
+    }
+    let seconds = s.time_to_first_token;
+    let rate = per_second(s.prompt_tokens, seconds);
+    format!("prompt: {tokens}, {seconds:.2} s to the first token ({rate:.1} tokens/s)")
+}
+
+fn generated(s: &RunSummary) -> String {
+    let (tokens, end) = (counted(s.ids.len() as u64, "token"), s.stop_reason.text());
+    let after = after_the_first(s);
+    if after == 0 {
+        return format!("generated: {tokens} ({end})");
+    }
+    let rate = per_second(after, s.generation_seconds);
+    format!("generated: {tokens} ({end}), {rate:.1} tokens/s after the first")
+}
+
+fn after_the_first(s: &RunSummary) -> u64 {
+    (s.ids.len() as u64).saturating_sub(1)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
+fn per_second(tokens: u64, seconds: f64) -> f64 {
+    tokens as f64 / seconds.max(1e-9)
+}

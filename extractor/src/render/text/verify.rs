@@ -1,0 +1,50 @@
+use segpack_manifests::documents::{VerifyMode, VerifyReport};
+
+use super::findings::findings;
+use super::numbers::{bytes, counted};
+use super::page::Page;
+
+/// What `verify` found in the pack at `place`.
+pub fn verify(report: &VerifyReport, place: &str) -> String {
+    let mut page = Page::default();
+    page.append(&findings(&report.findings));
+    let part = report
+        .subset
+        .map_or(String::new(), |[k, n]| format!(" (part {k} of {n})"));
+    let (verdict, checked) = (verdict(report), checked(report));
+    page.line(format_args!("{place}: {verdict}; checked {checked}{part}"));
+    if let Some(sha256) = report.manifest_sha256 {
+        page.line(format_args!("manifest SHA-256 {sha256}"));
+    }
+    page.into_text()
+}
+
+fn checked(report: &VerifyReport) -> String {
+    let c = &report.checked;
+    let packs = counted(c.packs, "pack");
+    if report.mode == VerifyMode::Quick {
+        return format!("structure of {packs}");
+    }
+    format!(
+        "{packs}, {}, {} and {} of source/, {}",
+        counted(c.segments, "segment"),
+        counted(c.tensors, "tensor"),
+        counted(c.files, "file"),
+        bytes(c.bytes)
+    )
+}
+
+fn verdict(report: &VerifyReport) -> String {
+    let quick = report.mode == VerifyMode::Quick;
+    match (report.ok, report.against) {
+        (false, _) => format!(
+            "NOT ok: {}",
+            counted(report.findings.len() as u64, "finding")
+        ),
+        (true, false) => "ok".to_owned(),
+        (true, true) if quick => {
+            "ok; the manifest equals the checkpoint (weights of the pack not read)".to_owned()
+        }
+        (true, true) => "ok, and equal to the checkpoint".to_owned(),
+    }
+}
