@@ -10,7 +10,8 @@
 //! * [`processing`], [`generate`]: from text to tokens and back.
 
 pub mod convert;
-pub mod devices;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod error;
 pub mod generate;
 mod kernels;

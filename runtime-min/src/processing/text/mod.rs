@@ -1,4 +1,12 @@
-//! Text: the checkpoint's own tokenizer and chat template.
+//! Text: the checkpoint's own tokenizer and chat template (cargo feature `text`), and the ids that
+//! end a text.
 
+#[cfg(feature = "text")]
 pub mod chat_template;
+mod eos;
+mod files;
+#[cfg(feature = "text")]
 pub mod tokenizer;
+
+pub use eos::{EosIds, EosSource};
+pub use files::{BoxError, FileReader, TokenizerError};

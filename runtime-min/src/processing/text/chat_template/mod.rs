@@ -19,8 +19,9 @@ use serde::{Deserialize, Serialize};
 
 use limits::BoundedText;
 
-use crate::processing::text::tokenizer::config::{TOKENIZER_CONFIG, TokenizerConfig, read_json};
-use crate::processing::text::tokenizer::{BoxError, FileReader, TokenizerError, read_file};
+use crate::processing::text::files::{read_file, read_json};
+use crate::processing::text::tokenizer::config::{TOKENIZER_CONFIG, TokenizerConfig};
+use crate::processing::text::{BoxError, FileReader, TokenizerError};
 
 const TEMPLATE_JSON: &str = "chat_template.json";
 const TEMPLATE_JINJA: &str = "chat_template.jinja";

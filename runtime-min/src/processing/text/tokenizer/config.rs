@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use tokenizers::AddedToken;
 
-use super::{BoxError, FileReader, TokenizerError, read_file};
+use super::{BoxError, FileReader, TokenizerError};
+use crate::processing::text::files::read_json;
 
 pub(crate) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
@@ -204,17 +205,4 @@ fn added_tokens(by_id: BTreeMap<String, AddedEntry>) -> Result<Vec<AddedEntry>, 
             )),
         })
         .collect()
-}
-
-/// A JSON file of the checkpoint, `None` where there is none.
-pub(crate) fn read_json<T: serde::de::DeserializeOwned, E: Into<BoxError>>(
-    files: &FileReader<'_, E>,
-    name: &str,
-) -> Result<Option<T>, TokenizerError> {
-    let Some(bytes) = read_file(files, name)? else {
-        return Ok(None);
-    };
-    serde_json::from_slice(&bytes)
-        .map(Some)
-        .map_err(|error| TokenizerError::malformed(name, error.to_string()))
 }

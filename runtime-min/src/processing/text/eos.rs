@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::config::read_json;
+use super::files::read_json;
 use super::{BoxError, FileReader, TokenizerError};
 
 const GENERATION_CONFIG: &str = "generation_config.json";
@@ -47,7 +47,7 @@ impl EosIds {
     /// tokenizer.
     ///
     /// # Errors
-    /// `Read` and `Malformed`, as [`Tokenizer::load`](super::Tokenizer::load).
+    /// `Read` and `Malformed`, as `Tokenizer::load`.
     pub fn without_tokenizer<E: Into<BoxError>>(
         files: &FileReader<'_, E>,
     ) -> Result<Self, TokenizerError> {
