@@ -2,6 +2,7 @@
 
 use segpack_formats::FormatError;
 
+#[cfg(feature = "cuda")]
 use crate::devices::cuda::CudaError;
 
 /// Why a model cannot be run.
@@ -35,6 +36,7 @@ pub enum RunError {
         least: u64,
     },
     /// A GPU cannot be used, or failed.
+    #[cfg(feature = "cuda")]
     #[error(transparent)]
     Cuda(#[from] CudaError),
     /// The system does not give the memory.

@@ -10,8 +10,7 @@
 //! * [`processing`], [`generate`]: from text to tokens and back.
 
 pub mod convert;
-#[cfg(feature = "cuda")]
-pub mod cuda;
+pub mod devices;
 mod error;
 pub mod generate;
 mod kernels;

@@ -5,4 +5,5 @@ mod executor;
 pub(crate) mod experts;
 mod scratch;
 
+#[cfg(feature = "cuda")]
 pub(crate) use executor::{MANIFEST_ENTRY_BYTES, PROGRAM_BYTES, heads};

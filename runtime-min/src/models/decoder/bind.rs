@@ -39,6 +39,7 @@ impl Weight {
     }
 
     /// Bytes of a value.
+    #[cfg(feature = "cuda")]
     pub(crate) fn dtype_bytes(&self) -> usize {
         if self.dtype == Dtype::F32 { 4 } else { 2 }
     }
