@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use segpack::steps::progress::Progress;
 use segpack::steps::verify::VerifySettings;
+use segpack::work::Progress;
 use segpack_formats::io::CancelToken;
 use segpack_manifests::documents::VerifyMode;
 use serde_json::{Value, json};

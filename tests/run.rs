@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use segpack::steps::device::DeviceChoice;
-use segpack::steps::progress::Progress;
 use segpack::steps::run::{
     Chat, ExpertRoom, Prompt, RunEvent, RunOptions, print_prompt, run as generate_text,
 };
+use segpack::work::Progress;
 use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_runtime_min::models::decoder::Check;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use segpack::steps::pack::{PackSettings, pack};
-use segpack::steps::progress::Silent;
 use segpack::steps::scan::ScanOptions;
+use segpack::work::Silent;
 use segpack_formats::codec::Coding;
 use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;

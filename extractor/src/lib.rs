@@ -4,5 +4,9 @@
 //! never print.
 
 pub mod cli;
+mod output;
+mod pack_writer;
 pub mod render;
+mod source;
 pub mod steps;
+pub mod work;

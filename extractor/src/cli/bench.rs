@@ -9,7 +9,8 @@ use super::args::{CheckName, ComputeName};
 use crate::render::text;
 use crate::steps::bench::{BenchSettings, GpuBenchSettings, bench, bench_gpu};
 use crate::steps::device::DeviceChoice;
-use crate::steps::{Exit, StepError, default_jobs};
+use crate::steps::{Exit, StepError};
+use crate::work::default_jobs;
 
 /// Measure this machine and a model on it, and forecast the whole model
 ///

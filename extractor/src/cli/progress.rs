@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::render::text::{bytes, counted};
-use crate::steps::progress::Progress;
+use crate::work::Progress;
 
 const LINE_EVERY: Duration = Duration::from_secs(10);
 const BAR: &str = "{msg:>22} [{bar:30}] {decimal_bytes} of {decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left";

@@ -14,9 +14,9 @@ use super::Context;
 use super::args::values::{experts_file, token_id, trace_path};
 use super::args::{ComputeName, Placement, Resources};
 use crate::render::{svg, text};
-use crate::steps::progress::Progress;
 use crate::steps::run::{Chat, Prompt, RunEvent, RunOptions, print_prompt, run};
 use crate::steps::{Exit, StepError, experts_report};
+use crate::work::Progress;
 
 /// Generate text with the model in a pack (text thinker)
 ///

@@ -18,12 +18,12 @@ use segpack_runtime_min::ops::Compute;
 use super::StepError;
 use super::device::DeviceChoice;
 use super::pack::{PackSettings, pack};
-use super::progress::Silent;
 use super::run::{Prompt, RunOptions, run};
 use super::scan::{ScanOptions, scan};
 use super::unpack::{UnpackSettings, unpack};
 use super::validate::{Against, ValidateSettings, validate};
 use super::verify::{VerifySettings, verify};
+use crate::work::Silent;
 
 macro_rules! files {
     ($($name:literal),* $(,)?) => {

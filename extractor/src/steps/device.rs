@@ -6,8 +6,8 @@ use segpack_runtime_min::devices::cuda::{Cuda, CudaError, DeviceInfo, devices};
 use segpack_runtime_min::ops::{Compute, CpuOps};
 
 use super::StepError;
-use super::memory::available_memory;
 use super::run::cpu_ops;
+use crate::work::available_memory;
 
 /// Where to run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -22,15 +22,13 @@ use segpack_manifests::documents::{
 use segpack_manifests::folder::MANIFEST;
 
 use super::StepError;
-use super::output::{
-    Before, Flushing, OutputFolder, Publisher, look, refuse_holding, refuse_inside,
-};
-use super::pack::folder::{self, Target, summarise};
-use super::pack::journal::{Journal, Record};
-use super::pack::write::{Done, add_pack, lock, memory_of, unfinished};
-use super::progress::Progress;
 use super::verify::{VerifySettings, verify};
-use super::workers::{jobs_within_memory, run_tasks};
+use crate::output::{
+    Before, Flushing, Journal, OutputFolder, Publisher, Record, look, refuse_holding, refuse_inside,
+};
+use crate::pack_writer::{self, Done, Target, add_pack, lock, memory_of, summarise, unfinished};
+use crate::work::Progress;
+use crate::work::{jobs_within_memory, run_tasks};
 
 /// How to repack.
 #[derive(Debug, Clone, Copy)]
@@ -145,7 +143,7 @@ pub fn repack(
     }
     let output = target.open(out, &work.files(), work.needed_space(&Done::default()))?;
     let done = work.run(&output);
-    folder::close(output, done)
+    pack_writer::close(output, done)
 }
 
 /// One run of `repack`.
@@ -196,7 +194,7 @@ impl Work<'_> {
         }
         if look(out)? == Before::Unfinished {
             // killed between its last two steps
-            folder::check_ours(out, &self.files())?;
+            pack_writer::check_ours(out, &self.files())?;
             OutputFolder::open(out)?.finish()?;
         }
         let found = Pack::open(out)?;
@@ -239,7 +237,7 @@ impl Work<'_> {
         output.check_space(self.needed_space(&done))?;
         self.write_all(output, &journal, &mut done)?;
         let manifest = self.manifest(&done)?;
-        let manifest_sha256 = folder::write_documents(output, &manifest)?;
+        let manifest_sha256 = pack_writer::write_documents(output, &manifest)?;
         Ok(summarise(
             &manifest,
             manifest_sha256,

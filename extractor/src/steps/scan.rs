@@ -9,7 +9,7 @@ use segpack_manifests::documents::{
 };
 
 use super::StepError;
-use super::checkpoint::{Checkpoint, CheckpointShard, OpenOptions};
+use crate::source::{Checkpoint, CheckpointShard, OpenOptions};
 
 /// What `scan` tolerates.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

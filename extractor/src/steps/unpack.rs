@@ -18,12 +18,12 @@ use segpack_manifests::documents::{
 use segpack_manifests::{PackCursor, PackReader};
 
 use super::StepError;
-use super::output::{
+use crate::output::{
     BEHIND_MEMORY, Before, Behind, Flushing, OutputFolder, Publisher, look, refuse_busy,
     refuse_inside, write_behind,
 };
-use super::progress::Progress;
-use super::workers::{jobs_within_memory, run_tasks};
+use crate::work::Progress;
+use crate::work::{jobs_within_memory, run_tasks};
 
 /// What one thread takes to decode, in bytes: a chunk as it is stored and as it was.
 const MAX_DECODING: u64 = 2 * MAX_CHUNK_BYTES as u64;

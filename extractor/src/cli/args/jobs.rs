@@ -1,5 +1,5 @@
 use super::values::threads;
-use crate::steps::default_jobs;
+use crate::work::default_jobs;
 
 /// Threads that read, digest and write.
 #[derive(Debug, Clone, Copy, clap::Args)]

@@ -3,9 +3,9 @@ use segpack_runtime_min::models::decoder::Check;
 use segpack_runtime_min::ops::Compute;
 
 use super::values::{expert_room, size, threads};
-use crate::steps::default_jobs;
 use crate::steps::device::DeviceChoice;
 use crate::steps::run::ExpertRoom;
+use crate::work::default_jobs;
 
 /// Where a model runs.
 #[derive(Debug, Clone, Copy, clap::Args)]

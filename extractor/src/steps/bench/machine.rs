@@ -13,7 +13,7 @@ use segpack_runtime_min::weights::{Arena, Block};
 
 use super::{BenchSettings, median, on_threads};
 use crate::steps::StepError;
-use crate::steps::progress::Progress;
+use crate::work::Progress;
 
 /// Memory that is read: far more than any cache holds.
 const BUFFER_BYTES: usize = 1 << 30;

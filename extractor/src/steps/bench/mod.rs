@@ -16,7 +16,7 @@ pub use self::gpu::{GpuBenchSettings, bench_gpu};
 use self::machine::Machine;
 use self::model::ModelBench;
 use super::StepError;
-use super::progress::Progress;
+use crate::work::Progress;
 
 /// What to measure.
 #[derive(Debug, Clone)]

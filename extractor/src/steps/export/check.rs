@@ -10,9 +10,9 @@ use segpack_formats::digest::{LANES, Sha256, Sha256Hasher, Sha256Lanes};
 use segpack_formats::io::{DIRECT_ALIGNMENT, DirectFile};
 
 use super::plan::{Content, Conversion, Part, PlannedFile, TensorFile, WrittenTensor};
-use super::write::{Producer, Worker};
+use super::produce::{Producer, Worker};
 use crate::steps::StepError;
-use crate::steps::batches::batches;
+use crate::work::batches;
 
 /// Bytes of each part that are read at a time, [`LANES`] parts side by side.
 const PIECE_BYTES: usize = 512 << 10;
@@ -279,8 +279,8 @@ mod tests {
     use super::super::plan::NewTensorPlan;
     use super::*;
     use crate::steps::pack::{PackSettings, pack};
-    use crate::steps::progress::Silent;
     use crate::steps::scan::ScanOptions;
+    use crate::work::Silent;
 
     /// A pack of the tiny checkpoint in a folder that lives as long as the first value.
     fn tiny() -> (tempfile::TempDir, Pack) {

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use segpack_formats::io::sync_folder;
 use segpack_manifests::folder::PARTIAL;
 
+use crate::output::{Before, OutputFolder, look, refuse_busy};
 use crate::steps::StepError;
-use crate::steps::output::{Before, OutputFolder, look, refuse_busy};
 
 /// An output that nobody sees before it is whole.
 #[derive(Debug)]

@@ -6,12 +6,16 @@
 //! all.
 
 mod check;
-mod checkpoint;
 mod destination;
+mod expert_parallel;
 mod gguf;
+mod hf;
+mod npy;
 mod plan;
+mod produce;
+mod qwen3_moe;
+mod safetensors;
 mod source;
-mod tensors;
 mod write;
 
 use std::collections::BTreeSet;
@@ -29,12 +33,13 @@ use segpack_manifests::layout::PlanError;
 use segpack_manifests::names::Component;
 
 use super::StepError;
-use super::output::{refuse_holding, refuse_inside};
-use super::progress::Progress;
 use super::unpack::globs;
+use crate::output::{refuse_holding, refuse_inside};
+use crate::work::Progress;
 use destination::Destination;
 use plan::ExportPlan;
-use write::{Producer, Worker, length_of, refuse_twice, write_files};
+use produce::{Producer, Worker};
+use write::{length_of, refuse_twice, write_files};
 
 /// How to export.
 #[derive(Debug, Clone)]
@@ -224,11 +229,13 @@ fn plan_of<'a>(
     name: &str,
 ) -> Result<ExportPlan<'a>, StepError> {
     match settings.target {
-        ExportTarget::Hf => checkpoint::hf(pack, settings),
-        ExportTarget::Qwen3Moe => checkpoint::qwen3_moe(pack, settings),
+        ExportTarget::Hf => hf::hf(pack, settings),
+        ExportTarget::Qwen3Moe => qwen3_moe::qwen3_moe(pack, settings),
         ExportTarget::Gguf => gguf::gguf(pack, settings, name),
-        ExportTarget::Safetensors => tensors::safetensors(&chosen(pack, settings)?, settings, name),
-        ExportTarget::Npy => tensors::npy(&chosen(pack, settings)?, settings),
+        ExportTarget::Safetensors => {
+            safetensors::safetensors(&chosen(pack, settings)?, settings, name)
+        }
+        ExportTarget::Npy => npy::npy(&chosen(pack, settings)?, settings),
     }
 }
 

@@ -1,9 +1,7 @@
 //! `pack`: from a checkpoint to a pack folder, whole or resumable, the same bytes every time.
 
-pub(super) mod folder;
-pub(super) mod journal;
 mod source;
-pub(super) mod write;
+mod write;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -21,13 +19,12 @@ use segpack_manifests::layout::{self, Selection};
 use segpack_manifests::registry::{Difference, FoundShard, RegistryMatch, known_checkpoints};
 
 use super::StepError;
-use super::checkpoint::Checkpoint;
-use super::output::{Before, OutputFolder, look, refuse_holding, refuse_inside};
-use super::progress::Progress;
 use super::scan::{ScanOptions, scan};
 use super::verify::VerifySettings;
-use folder::{Target, summarise};
-use write::Done;
+use crate::output::{Before, OutputFolder, look, refuse_holding, refuse_inside};
+use crate::pack_writer::{self, Done, Target, summarise};
+use crate::source::Checkpoint;
+use crate::work::Progress;
 
 /// How to pack.
 #[derive(Debug, Clone)]
@@ -144,7 +141,7 @@ pub fn pack(
         progress,
     };
     let done = work.run();
-    folder::close(output, done)
+    pack_writer::close(output, done)
 }
 
 /// With `--resume`, a pack that is complete already. It has to be intact, of this checkpoint and
@@ -162,7 +159,7 @@ fn finished_before(
     }
     if look(out)? == Before::Unfinished {
         // killed between its last two steps
-        folder::check_ours(out, &write::planned_files(planned))?;
+        pack_writer::check_ours(out, &write::planned_files(planned))?;
         OutputFolder::open(out)?.finish()?;
     }
     let pack = Pack::open(out)?;
@@ -262,7 +259,7 @@ impl Work<'_> {
             shard.shard.input.check_unchanged()?;
         }
         let manifest = self.manifest(&done)?;
-        let manifest_sha256 = folder::write_documents(self.output, &manifest)?;
+        let manifest_sha256 = pack_writer::write_documents(self.output, &manifest)?;
         let compared = self.hub_digests_compared(&done);
         Ok(summarise(
             &manifest,
@@ -351,7 +348,7 @@ impl Work<'_> {
 
     fn hub_digests_compared(&self, done: &Done) -> u64 {
         let Checkpoint { shards, files, .. } = &self.planned.checkpoint;
-        let compared = |s: &&super::checkpoint::CheckpointShard| {
+        let compared = |s: &&crate::source::CheckpointShard| {
             s.hub_sha256.is_some() && done.shard(&s.path).is_some()
         };
         (shards.iter().filter(compared).count()

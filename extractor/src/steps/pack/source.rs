@@ -8,7 +8,7 @@ use segpack_formats::values::ValueCheck;
 use segpack_formats::{FormatError, Result};
 use segpack_manifests::documents::{Finding, FindingKind, PlannedPack};
 
-use crate::steps::checkpoint::Checkpoint;
+use crate::source::Checkpoint;
 
 /// Reads the tensors of one planned pack, and looks at their values on the way.
 pub struct ShardSource<'a> {

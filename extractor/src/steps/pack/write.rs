@@ -9,70 +9,20 @@ use segpack_formats::FormatError;
 use segpack_formats::codec::Coding;
 use segpack_formats::digest::{Sha256, Sha256Hasher};
 use segpack_formats::io::{InputFile, READ_BYTES, write_all_at};
-use segpack_formats::pack::{WrittenPack, write_pack, write_raw_pack};
+use segpack_formats::pack::{write_pack, write_raw_pack};
 use segpack_manifests::documents::{
-    Counts, Finding, FindingKind, FormatVersion, GENERATOR, Layout, Manifest, ModelFacts,
-    PackEntry, PlannedPack, SegmentEntry, SideFile, SourceFile, SourceFileKind, TensorEntry,
+    Counts, Finding, FindingKind, FormatVersion, GENERATOR, Manifest, ModelFacts, PlannedPack,
+    SideFile, SourceFile, SourceFileKind,
 };
 use segpack_manifests::folder::{SHARD_HEADERS, SOURCE};
 
-use super::journal::{Journal, Record};
 use super::source::ShardSource;
 use super::{Planned, Work, shard_numbers};
+use crate::output::{Flushing, Journal, Publisher, Record, write_behind};
+use crate::pack_writer::{Done, add_pack, lock, memory_of, unfinished};
+use crate::source::CheckpointShard;
 use crate::steps::StepError;
-use crate::steps::checkpoint::CheckpointShard;
-use crate::steps::output::{BEHIND_MEMORY, Flushing, Publisher, write_behind};
-use crate::steps::workers::{jobs_within_memory, run_tasks};
-
-/// What is finished.
-#[derive(Debug, Default)]
-pub struct Done {
-    pub packs: BTreeMap<String, (WrittenPack, Vec<Finding>)>,
-    shards: BTreeMap<String, Sha256>,
-    /// By their place in the pack folder.
-    files: BTreeMap<String, Sha256>,
-}
-
-impl Done {
-    pub fn add(&mut self, record: Record) {
-        match record {
-            Record::Begun { .. } => {}
-            Record::Pack {
-                path,
-                written,
-                warnings,
-            } => {
-                self.packs.insert(path, (written, warnings));
-            }
-            Record::Shard { path, sha256 } => {
-                self.shards.insert(path, sha256);
-            }
-        }
-    }
-
-    pub fn packs(&self) -> usize {
-        self.packs.len()
-    }
-
-    pub fn has_pack(&self, path: &str) -> bool {
-        self.packs.contains_key(path)
-    }
-
-    pub fn shard(&self, path: &str) -> Option<Sha256> {
-        self.shards.get(path).copied()
-    }
-
-    pub fn warnings(&self) -> Vec<Finding> {
-        let mut all: Vec<Finding> = self
-            .packs
-            .values()
-            .flat_map(|(_, warnings)| warnings)
-            .cloned()
-            .collect();
-        Finding::sort(&mut all);
-        all
-    }
-}
+use crate::work::{jobs_within_memory, run_tasks};
 
 /// One entry of the queue.
 enum Task<'a> {
@@ -83,20 +33,6 @@ enum Task<'a> {
     Pack(&'a PlannedPack),
     /// Copies a side file.
     File(&'a SideFile),
-}
-
-/// What one thread takes to write a pack, in bytes: measured, with the buffers of a chunk, rounded
-/// up.
-pub fn memory_of(coding: Coding) -> u64 {
-    let mib = match coding {
-        Coding::Raw => return BEHIND_MEMORY,
-        Coding::Zstd { level: ..=6 } => 9,
-        Coding::Bf16Zstd | Coding::Bf16Rans => 16,
-        Coding::Zstd { level: 7..=9 } => 18,
-        Coding::Zstd { level: 10..=12 } => 28,
-        Coding::Zstd { level: 13.. } => 40,
-    };
-    mib << 20
 }
 
 /// Where a side file lies in the pack folder.
@@ -413,16 +349,6 @@ impl Work<'_> {
     }
 }
 
-pub fn lock<'a, T>(mutex: &'a Mutex<T>) -> std::sync::MutexGuard<'a, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-pub fn unfinished(path: &str) -> StepError {
-    StepError::Refused(format!("{path} was not finished; continue with --resume"))
-}
-
 fn task_bytes(task: &Task<'_>) -> u64 {
     match task {
         Task::Digest(shard) => shard.shard.input.length(),
@@ -443,48 +369,6 @@ fn compare_with_hub(path: &str, published: Option<Sha256>, seen: Sha256) -> Resu
                 what: "the checkpoint is not what the hub publishes; nothing was packed".to_owned(),
                 findings: vec![finding.wanted(wanted)],
             })
-        }
-    }
-}
-
-/// Lists a pack as it was planned and written.
-pub fn add_pack(manifest: &mut Manifest, pack: &PlannedPack, written: &WrittenPack) {
-    manifest.packs.push(PackEntry {
-        path: pack.path.clone(),
-        component: pack.component,
-        data_offset: pack.data_offset,
-        length: written.length,
-        sha256: written.sha256,
-    });
-    let mut digests = written.tensors.iter();
-    for (segment, stored) in pack.segments.iter().zip(&written.segments) {
-        manifest.segments.push(SegmentEntry {
-            id: segment.id.clone(),
-            pack: pack.path.clone(),
-            offset: stored.offset,
-            stored_length: stored.stored_length,
-            raw_length: stored.raw_length,
-            codec: stored.codec,
-            layout: Layout::RowMajor,
-            blake3: stored.blake3,
-        });
-        let mut offset = 0;
-        for (tensor, sha256) in segment.tensors.iter().zip(digests.by_ref()) {
-            manifest.tensors.push(TensorEntry {
-                name: tensor.name.clone(),
-                dtype: tensor.dtype,
-                shape: tensor.shape.clone(),
-                segment: segment.id.clone(),
-                offset,
-                length: tensor.source.length,
-                sha256: *sha256,
-                component: pack.component,
-                role: tensor.role,
-                layer: tensor.layer,
-                expert: tensor.expert,
-                source: tensor.source.clone(),
-            });
-            offset += tensor.source.length;
         }
     }
 }

@@ -35,7 +35,7 @@ use serde::Deserialize;
 
 use super::StepError;
 use super::device::{DeviceChoice, Opened, open};
-use super::progress::Progress;
+use crate::work::Progress;
 
 /// What to start from.
 #[derive(Debug, Clone)]

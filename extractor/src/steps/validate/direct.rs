@@ -16,8 +16,8 @@ use segpack_manifests::families::{TextFacts, text_facts};
 use segpack_runtime_min::ops::{Heads, Matrix, Ops, ScalarOps, softmax, widen};
 
 use super::compare::{Reference, Step, argmax};
+use crate::source::Checkpoint;
 use crate::steps::StepError;
-use crate::steps::checkpoint::Checkpoint;
 use crate::steps::scan::{ScanOptions, scan};
 
 /// Where the text model may be mounted: in an omni checkpoint, in a thinker or a plain model saved

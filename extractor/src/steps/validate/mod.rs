@@ -22,8 +22,8 @@ use segpack_runtime_min::trace::Trace;
 
 use super::StepError;
 use super::device::{DeviceChoice, Opened, open};
-use super::progress::Progress;
 use super::run::{ExpertRoom, expert_slots};
+use crate::work::Progress;
 use compare::{Comparer, Differences, Disagreement, Reference, Tally};
 use direct::Direct;
 use recorded::RecordedPrompt;

@@ -15,10 +15,10 @@ use segpack_manifests::documents::{
 use segpack_manifests::names::Component;
 
 use super::{Findings, VerifySettings, describe};
+use crate::source::Checkpoint;
 use crate::steps::StepError;
-use crate::steps::checkpoint::Checkpoint;
-use crate::steps::progress::Progress;
-use crate::steps::workers::run_tasks;
+use crate::work::Progress;
+use crate::work::run_tasks;
 
 /// A tensor of the pack and where the checkpoint has its bytes.
 struct Pair<'a> {

@@ -20,9 +20,9 @@ use segpack_manifests::{PackCursor, PackReader};
 
 use super::{Findings, VerifySettings, describe};
 use crate::steps::StepError;
-use crate::steps::batches::batches;
-use crate::steps::progress::Progress;
-use crate::steps::workers::run_tasks;
+use crate::work::Progress;
+use crate::work::batches;
+use crate::work::run_tasks;
 
 /// Bytes of each tensor that are hashed in one step, [`LANES`] tensors side by side.
 const PIECE_BYTES: usize = 64 << 10;

@@ -16,8 +16,8 @@ use segpack_manifests::folder::MANIFEST;
 use segpack_manifests::{Pack, PackError};
 
 use super::StepError;
-use super::progress::Progress;
 use super::scan::{ScanOptions, scan};
+use crate::work::Progress;
 
 /// How to verify.
 #[derive(Debug, Clone)]

@@ -38,11 +38,11 @@ use segpack_manifests::families::{self, TextFacts};
 use segpack_manifests::names::{Component, Role};
 use segpack_runtime_min::convert::FloatConversion;
 
-use super::checkpoint::text_decoder;
 use super::plan::{
     Content, Conversion, ExportPlan, FileFormat, NewTensorPlan, Part, Placed, PlannedFile,
     TensorFile,
 };
+use super::qwen3_moe::text_decoder;
 use super::source::source_json;
 use super::{ExportSettings, Quantization};
 use crate::steps::StepError;

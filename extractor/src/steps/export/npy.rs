@@ -1,5 +1,4 @@
-//! The targets that are tensors and nothing else: one safetensors file, or a folder of `.npy`
-//! files.
+//! The target `npy`: a folder of `.npy` files.
 
 use segpack_formats::safetensors::{Dtype, check_relative_path};
 use segpack_manifests::documents::TensorEntry;
@@ -7,26 +6,6 @@ use segpack_manifests::documents::TensorEntry;
 use super::ExportSettings;
 use super::plan::{Content, ExportPlan, NewTensorPlan, PlannedFile, TensorFile};
 use crate::steps::StepError;
-
-/// One safetensors file of these tensors, under the names that `ls --tensors` prints.
-pub fn safetensors<'a>(
-    chosen: &[&'a TensorEntry],
-    settings: &ExportSettings,
-    path: &str,
-) -> Result<ExportPlan<'a>, StepError> {
-    let tensors = chosen
-        .iter()
-        .map(|t| NewTensorPlan::of(t.name.clone(), t, settings.dtype))
-        .collect();
-    let content = Content::Tensors(TensorFile::safetensors(tensors)?);
-    Ok(ExportPlan {
-        files: vec![PlannedFile {
-            path: path.to_owned(),
-            content,
-        }],
-        notes: Vec::new(),
-    })
-}
 
 /// One `.npy` file for each tensor, called as it is.
 pub fn npy<'a>(

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use super::StepError;
+use crate::steps::StepError;
 
 /// Threads beyond this only cost memory: sixteen digest faster than any drive delivers.
 const MOST_DEFAULT_JOBS: usize = 16;

@@ -13,7 +13,8 @@ use segpack_manifests::folder::{PARTIAL, SHARD_HEADERS};
 use serde_json::Value;
 use walkdir::{DirEntry, WalkDir};
 
-use super::{StepError, hub};
+use super::{hub_cache, provenance};
+use crate::steps::StepError;
 
 /// Files with these endings hold weights; none may be left out silently.
 const WEIGHT_ENDINGS: [&str; 10] = [
@@ -87,7 +88,7 @@ pub struct Checkpoint {
 pub fn locate(argument: &Path) -> Result<PathBuf, StepError> {
     if argument.is_dir() {
         if argument.join("snapshots").is_dir() && argument.join("refs").is_dir() {
-            return hub::snapshot_of(argument, None);
+            return hub_cache::snapshot_of(argument, None);
         }
         return Ok(argument.to_owned());
     }
@@ -114,8 +115,8 @@ pub fn locate(argument: &Path) -> Result<PathBuf, StepError> {
             "is neither a folder nor a file (a broken link?)",
         ));
     }
-    match argument.to_str().and_then(hub::parse_repo_id) {
-        Some((repo, revision)) => hub::find_snapshot(repo, revision),
+    match argument.to_str().and_then(hub_cache::parse_repo_id) {
+        Some((repo, revision)) => hub_cache::find_snapshot(repo, revision),
         None => Err(StepError::Refused(format!(
             "{}: no such file or folder",
             argument.display()
@@ -157,7 +158,7 @@ impl Checkpoint {
     fn empty(root: &Path) -> Self {
         Self {
             root: root.to_owned(),
-            provenance: hub::provenance(root),
+            provenance: provenance::provenance(root),
             shards: Vec::new(),
             files: Vec::new(),
             left_out: Vec::new(),
@@ -357,7 +358,7 @@ impl Checkpoint {
     fn open_shard(&mut self, path: &str) {
         match Shard::open(&self.root.join(path)) {
             Ok(shard) => {
-                let hub_sha256 = hub::published_sha256(&self.root, path);
+                let hub_sha256 = provenance::published_sha256(&self.root, path);
                 self.shards.push(CheckpointShard {
                     path: path.to_owned(),
                     shard,
@@ -428,7 +429,7 @@ impl Checkpoint {
                     .seen(what),
             );
         }
-        let hub_sha256 = hub::published_sha256(&self.root, path);
+        let hub_sha256 = provenance::published_sha256(&self.root, path);
         self.files.push(SideFile {
             path: path.to_owned(),
             length,

@@ -12,14 +12,14 @@ use segpack_manifests::documents::{Finding, FormatVersion, GENERATOR, Manifest, 
 use segpack_manifests::folder::{MANIFEST, PACKS, PARTIAL, SOURCE, SUMS};
 use segpack_manifests::{Pack, PackError};
 
-use super::journal::{JOURNAL, Journal, Record};
-use super::write::Done;
-use crate::steps::output::{
-    Before, LOCK, OutputFolder, check_space, look, refuse_busy, remove_all,
+use super::Done;
+use crate::output::{
+    Before, JOURNAL, Journal, LOCK, OutputFolder, Record, check_space, look, refuse_busy,
+    remove_all,
 };
-use crate::steps::progress::Progress;
-use crate::steps::workers::run_tasks;
 use crate::steps::{Exit, StepError};
+use crate::work::Progress;
+use crate::work::run_tasks;
 
 /// How a pack folder is written.
 pub struct Target<'a> {

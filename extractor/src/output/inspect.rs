@@ -1,0 +1,98 @@
+//! What lies at an output path, and what must not be written to.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use segpack_manifests::folder::PARTIAL;
+
+use crate::steps::StepError;
+
+/// What a folder holds before anything is written to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Before {
+    /// It does not exist, or is empty.
+    Nothing,
+    /// An unfinished run's `.partial`.
+    Unfinished,
+    /// Something else.
+    Occupied,
+}
+
+/// Looks at an output path.
+///
+/// # Errors
+/// `Refused` where it is a file or a link that leads nowhere.
+pub fn look(path: &Path) -> Result<Before, StepError> {
+    if fs::symlink_metadata(path).is_err() {
+        return Ok(Before::Nothing);
+    }
+    if !path.is_dir() {
+        return Err(StepError::Refused(format!(
+            "{} exists and is not a folder",
+            path.display()
+        )));
+    }
+    let mut entries = fs::read_dir(path).map_err(StepError::io("list", path))?;
+    if path.join(PARTIAL).is_dir() {
+        return Ok(Before::Unfinished);
+    }
+    Ok(if entries.next().is_none() {
+        Before::Nothing
+    } else {
+        Before::Occupied
+    })
+}
+
+/// Refuses an output folder inside the input folder: its files would become part of the input.
+///
+/// # Errors
+/// `Refused` with both paths.
+pub fn refuse_inside(output: &Path, input: &Path) -> Result<(), StepError> {
+    let real = input.canonicalize().map_err(StepError::io("open", input))?;
+    if resolve(output)?.starts_with(&real) {
+        return Err(StepError::Refused(format!(
+            "output {} lies inside the input {}; choose another place",
+            output.display(),
+            real.display()
+        )));
+    }
+    Ok(())
+}
+
+/// Refuses an output folder that holds one of the inputs: replacing it would destroy them.
+///
+/// # Errors
+/// `Refused` with both paths.
+pub fn refuse_holding(output: &Path, inputs: &[PathBuf]) -> Result<(), StepError> {
+    let folder = resolve(output)?;
+    for input in inputs {
+        let real = input.canonicalize().map_err(StepError::io("open", input))?;
+        if real.starts_with(&folder) {
+            return Err(StepError::Refused(format!(
+                "the input {} lies inside the output {}; choose another place",
+                input.display(),
+                output.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Where a path will be once the folders that it lacks are made: links followed as far as it
+/// exists.
+fn resolve(path: &Path) -> Result<PathBuf, StepError> {
+    let absolute = std::path::absolute(path).map_err(StepError::io("find", path))?;
+    let mut real = PathBuf::new();
+    for part in absolute.components() {
+        match part {
+            std::path::Component::ParentDir => {
+                real.pop();
+            }
+            part => real.push(part),
+        }
+        if real.exists() {
+            real = real.canonicalize().map_err(StepError::io("open", &real))?;
+        }
+    }
+    Ok(real)
+}

@@ -1,0 +1,200 @@
+//! The folder that a step writes: refused where it would destroy something, locked, whole or
+//! resumable.
+
+mod inspect;
+mod journal;
+mod lock;
+mod publisher;
+mod space;
+mod write_behind;
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use segpack_formats::io::sync_folder;
+use segpack_manifests::folder::PARTIAL;
+
+use crate::steps::StepError;
+pub use inspect::{Before, look, refuse_holding, refuse_inside};
+pub use journal::{JOURNAL, Journal, Record};
+use lock::busy;
+pub use lock::{LOCK, refuse_busy};
+pub use publisher::{Flushing, Publisher};
+pub use space::check_space;
+pub use write_behind::{BEHIND_MEMORY, Behind, write_behind};
+
+/// Folder, below [`PARTIAL`], of files that are being written.
+const FILES: &str = "files";
+
+/// An output folder under this process's lock; unfinished things live in its `.partial`.
+#[derive(Debug)]
+pub struct OutputFolder {
+    path: PathBuf,
+    created: bool,
+    _lock: File,
+}
+
+impl OutputFolder {
+    /// Makes the folder and its `.partial`, and locks it.
+    ///
+    /// # Errors
+    /// `Refused` where another process writes there; `Io`.
+    pub fn open(path: &Path) -> Result<Self, StepError> {
+        let created = !path.exists();
+        let partial = path.join(PARTIAL);
+        fs::create_dir_all(&partial).map_err(StepError::io("create", &partial))?;
+        let lock_path = partial.join(LOCK);
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .map_err(StepError::io("create", &lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self {
+                path: path.to_owned(),
+                created,
+                _lock: lock,
+            }),
+            Err(TryLockError::WouldBlock) => Err(busy(path)),
+            Err(TryLockError::Error(e)) => Err(StepError::io("lock", &lock_path)(e)),
+        }
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where a file is written before it is whole.
+    pub fn partial(&self, relative: &str) -> PathBuf {
+        self.path.join(PARTIAL).join(FILES).join(relative)
+    }
+
+    /// Removes what an interrupted run was in the midst of: it is of no use, and takes room.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn clear_unfinished(&self) -> Result<(), StepError> {
+        remove_all(&self.path.join(PARTIAL).join(FILES))
+    }
+
+    /// A file of the run itself, gone when it is finished.
+    pub fn control(&self, name: &str) -> PathBuf {
+        self.path.join(PARTIAL).join(name)
+    }
+
+    /// Creates an empty unfinished file, its folders too.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn create(&self, relative: &str) -> Result<(Arc<File>, PathBuf), StepError> {
+        let path = self.partial(relative);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(StepError::io("create", parent))?;
+        }
+        let file = File::create(&path).map_err(StepError::io("create", &path))?;
+        Ok((Arc::new(file), path))
+    }
+
+    /// Makes an unfinished file durable and moves it to its place.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn publish(&self, file: &File, relative: &str) -> Result<(), StepError> {
+        let (from, to) = (self.partial(relative), self.path.join(relative));
+        file.sync_all().map_err(StepError::io("sync", &from))?;
+        let parent = to.parent().unwrap_or(&self.path);
+        let is_new = !parent.exists();
+        fs::create_dir_all(parent).map_err(StepError::io("create", parent))?;
+        fs::rename(&from, &to).map_err(StepError::io("rename", &from))?;
+        sync_folder(parent)?;
+        if is_new {
+            // a new folder is durable once the one that holds it is
+            let mut above = parent
+                .ancestors()
+                .skip(1)
+                .take_while(|a| a.starts_with(&self.path));
+            above.try_for_each(sync_folder)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a small file and publishes it.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn write_small(
+        &self,
+        relative: &str,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<(), StepError> {
+        let (file, path) = self.create(relative)?;
+        let mut buffered = io::BufWriter::new(&*file);
+        write(&mut buffered)
+            .and_then(|()| buffered.flush())
+            .map_err(StepError::io("write", &path))?;
+        drop(buffered);
+        self.publish(&file, relative)
+    }
+
+    /// Refuses to begin what the disk cannot hold.
+    ///
+    /// # Errors
+    /// `Refused` with both figures.
+    pub fn check_space(&self, needed: u64) -> Result<(), StepError> {
+        check_space(&self.path, needed, 0)
+    }
+
+    /// Everything is in place: takes `.partial` away.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn finish(self) -> Result<(), StepError> {
+        let partial = self.path.join(PARTIAL);
+        fs::remove_dir_all(&partial).map_err(StepError::io("remove", &partial))?;
+        Ok(sync_folder(&self.path)?)
+    }
+
+    /// Takes back a folder that was made for this run, as long as nothing is in it.
+    pub fn abandon_if_new(self) {
+        let only_partial = fs::read_dir(&self.path).is_ok_and(|entries| entries.count() == 1);
+        if self.created && only_partial {
+            self.abandon(&[]);
+        }
+    }
+
+    /// Takes back everything that this and earlier unfinished runs wrote below these entries.
+    pub fn abandon(self, entries: &[&str]) {
+        for entry in entries.iter().chain(&[PARTIAL]) {
+            let path = self.path.join(entry);
+            // best effort: the error that led here is what the user must see
+            let _ = if path.is_dir() {
+                fs::remove_dir_all(&path)
+            } else {
+                fs::remove_file(&path)
+            };
+        }
+        if self.created {
+            let _ = fs::remove_dir(&self.path);
+        }
+    }
+}
+
+/// Removes a file, or a folder with all that is in it; nothing there is fine.
+///
+/// # Errors
+/// `Io`.
+pub fn remove_all(path: &Path) -> Result<(), StepError> {
+    let removed = if path.is_dir() {
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
+    };
+    match removed {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(StepError::io("remove", path)(e)),
+        _ => Ok(()),
+    }
+}

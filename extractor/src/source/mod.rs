@@ -1,0 +1,7 @@
+//! A checkpoint to read: found by its argument, with its files, its headers and where it came from.
+
+mod hub_cache;
+mod local;
+mod provenance;
+
+pub use local::{Checkpoint, CheckpointShard, OpenOptions};

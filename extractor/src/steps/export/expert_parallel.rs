@@ -1,0 +1,117 @@
+//! The share of the experts that one rank of several holds.
+
+use std::collections::BTreeMap;
+
+use segpack_manifests::documents::{
+    ComponentExperts, ExpertParallelMap, FormatVersion, GENERATOR, Placement, RankExperts,
+    TensorEntry,
+};
+use segpack_manifests::names::Component;
+
+use super::{ExpertParallel, ExportSettings};
+use crate::steps::StepError;
+
+/// Which rank holds which expert.
+pub const EXPERT_PARALLEL: &str = "expert_parallel.json";
+
+/// Which experts go along.
+pub struct Share {
+    parallel: Option<ExpertParallel>,
+    /// Experts of each component that has any.
+    experts: BTreeMap<Component, u32>,
+}
+
+/// Experts `start..end` of one rank: contiguous, the first `experts % ranks` ranks have one more.
+/// vLLM's "linear" placement:
+/// <https://docs.vllm.ai/en/latest/api/vllm/model_executor/layers/fused_moe/expert_map_manager/>.
+fn linear_share(experts: u32, rank: u32, ranks: u32) -> std::ops::Range<u32> {
+    let (base, more) = (experts / ranks, experts % ranks);
+    let start = rank * base + rank.min(more);
+    start..start + base + u32::from(rank < more)
+}
+
+impl Share {
+    pub fn of(tensors: &[&TensorEntry], settings: &ExportSettings) -> Result<Self, StepError> {
+        let mut experts: BTreeMap<Component, u32> = BTreeMap::new();
+        for tensor in tensors {
+            if let Some(expert) = tensor.expert {
+                let count = experts.entry(tensor.component).or_default();
+                *count = (*count).max(expert + 1);
+            }
+        }
+        let parallel = settings.expert_parallel;
+        if let Some(ExpertParallel { ranks, .. }) = parallel {
+            if experts.is_empty() {
+                return Err(StepError::Usage(
+                    "--expert-parallel: what is selected has no experts".to_owned(),
+                ));
+            }
+            if let Some((component, count)) = experts.iter().find(|(_, count)| **count < ranks) {
+                return Err(StepError::Usage(format!(
+                    "--expert-parallel: {component} has {count} experts, too few for {ranks} ranks; --component selects \
+                     others"
+                )));
+            }
+        }
+        Ok(Self { parallel, experts })
+    }
+
+    pub fn of_tensors<'a>(&self, mut tensors: Vec<&'a TensorEntry>) -> Vec<&'a TensorEntry> {
+        if let Some(ExpertParallel { rank, ranks }) = self.parallel {
+            tensors.retain(|t| match (t.expert, self.experts.get(&t.component)) {
+                (Some(expert), Some(count)) => linear_share(*count, rank, ranks).contains(&expert),
+                _ => true,
+            });
+        }
+        tensors
+    }
+
+    pub fn map(&self) -> Option<ExpertParallelMap> {
+        let ExpertParallel { rank, ranks } = self.parallel?;
+        let of_rank = |count: u32| {
+            move |rank| RankExperts {
+                rank,
+                experts: linear_share(count, rank, ranks).collect(),
+            }
+        };
+        let of_component = |(component, count): (&Component, &u32)| ComponentExperts {
+            component: *component,
+            experts: *count,
+            ranks: (0..ranks).map(of_rank(*count)).collect(),
+        };
+        Some(ExpertParallelMap {
+            format_version: FormatVersion::CURRENT,
+            generator: GENERATOR.to_owned(),
+            placement: Placement::Linear,
+            rank,
+            ranks,
+            components: self.experts.iter().map(of_component).collect(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_share_all_experts_and_the_first_have_one_more() {
+        let lengths = |experts, ranks| -> Vec<usize> {
+            (0..ranks)
+                .map(|rank| linear_share(experts, rank, ranks).len())
+                .collect()
+        };
+        assert_eq!(lengths(128, 8), [16; 8]);
+        assert_eq!(lengths(10, 4), [3, 3, 2, 2]);
+        for (experts, ranks) in [(1, 1), (12, 5), (128, 3), (7, 7), (60, 8)] {
+            let all: Vec<u32> = (0..ranks)
+                .flat_map(|rank| linear_share(experts, rank, ranks))
+                .collect();
+            assert_eq!(
+                all,
+                (0..experts).collect::<Vec<_>>(),
+                "{experts} over {ranks}"
+            );
+        }
+    }
+}

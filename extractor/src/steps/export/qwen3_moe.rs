@@ -1,0 +1,161 @@
+//! The target `qwen3-moe`: the thinker's text decoder as a `Qwen3MoeForCausalLM`, which computes the
+//! same for text.
+
+use segpack_manifests::Pack;
+use segpack_manifests::documents::{SourceFile, TensorEntry};
+use segpack_manifests::families::{self, Family};
+use segpack_manifests::names::Component;
+use segpack_runtime_min::processing::text::chat_template;
+use segpack_runtime_min::processing::text::tokenizer::Tokenizer;
+
+use super::expert_parallel::Share;
+use super::hf::{CONFIG, document, finish, in_source_order, side_files};
+use super::plan::{Content, ExportPlan, NewTensorPlan, PlannedFile};
+use super::source::{source_bytes, source_json};
+use super::{ExportSettings, present, selected};
+use crate::steps::StepError;
+
+const GENERATION_CONFIG: &str = "generation_config.json";
+const TOKENIZER: &str = "tokenizer.json";
+const TEMPLATE: &str = "chat_template.jinja";
+/// Files of a tokenizer and of those who generate with it.
+pub(super) const TEXT_FILES: [&str; 9] = [
+    GENERATION_CONFIG,
+    TOKENIZER,
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    TEMPLATE,
+    "chat_template.json",
+];
+
+/// The text decoder as a plain `Qwen3MoeForCausalLM`.
+///
+/// # Errors
+/// `Usage` where the selection has no text decoder; `Input` where the pack has none, or no
+/// configuration.
+pub fn qwen3_moe<'a>(
+    pack: &'a Pack,
+    settings: &ExportSettings,
+) -> Result<ExportPlan<'a>, StepError> {
+    let (component, family) = text_decoder(pack, settings)?;
+    let tensors: Vec<&TensorEntry> = pack
+        .manifest()
+        .tensors
+        .iter()
+        .filter(|t| t.component == component)
+        .collect();
+    let share = Share::of(&tensors, settings)?;
+    let tensors = in_source_order(share.of_tensors(tensors));
+    let rename = |name: &str| causal_name(name).to_owned();
+    let planned = tensors
+        .into_iter()
+        .map(|t| NewTensorPlan::of(rename(&t.name), t, settings.dtype))
+        .collect();
+    let mut plan = ExportPlan::default();
+    if component == Component::ThinkerText {
+        plan.notes.push(
+            "this is the thinker's text part: for text it computes the same, images, audio and video need the full \
+             thinker (--to hf --component thinker)"
+                .to_owned(),
+        );
+    }
+    let Some(config) = source_json(pack, CONFIG)? else {
+        return Err(StepError::Input(
+            "the pack has no config.json to make one from".to_owned(),
+        ));
+    };
+    let generation = source_json(pack, GENERATION_CONFIG)?;
+    let mut config = families::as_causal_lm(family, &config, generation.as_ref())
+        .map_err(|e| StepError::Input(format!("{CONFIG}: {e}")))?;
+    if let Some(dtype) = settings.dtype {
+        families::set_dtype(&mut config, dtype);
+    }
+    plan.files.push(document(CONFIG, &config)?);
+    text_files(pack, &mut plan)?;
+    finish(plan, planned, &share, settings)
+}
+
+/// The component that is the text decoder, and the family of its configuration.
+///
+/// # Errors
+/// As [`qwen3_moe`].
+pub fn text_decoder(
+    pack: &Pack,
+    settings: &ExportSettings,
+) -> Result<(Component, Family), StepError> {
+    let components = selected(pack, settings)?;
+    let is_text = |c: &Component| matches!(c, Component::Text | Component::ThinkerText);
+    let Some(component) = components.into_iter().find(is_text) else {
+        let target = settings.target;
+        return Err(if present(pack).iter().any(is_text) {
+            StepError::Usage(format!(
+                "--to {target} is for the text decoder, which --component does not select"
+            ))
+        } else {
+            StepError::Input(format!(
+                "the pack has no text decoder, which --to {target} is for"
+            ))
+        });
+    };
+    match pack.manifest().model.family {
+        Some(family) => Ok((component, family)),
+        None => Err(StepError::Input(
+            "the pack does not say which family of models it is".to_owned(),
+        )),
+    }
+}
+
+/// A thinker's tensor as `Qwen3MoeForCausalLM` calls it: `thinker.model.X` is `model.X`,
+/// `thinker.lm_head.X` is `lm_head.X`.
+pub fn causal_name(name: &str) -> &str {
+    name.strip_prefix("thinker.").unwrap_or(name)
+}
+
+/// The files of the tokenizer, with a `tokenizer.json` and a template where transformers would look
+/// for them in vain.
+fn text_files<'a>(pack: &'a Pack, plan: &mut ExportPlan<'a>) -> Result<(), StepError> {
+    let listed: Vec<&SourceFile> = side_files(pack)
+        .filter(|f| TEXT_FILES.contains(&f.path.as_str()) || f.path.starts_with("LICENSE"))
+        .collect();
+    let has = |name: &str| listed.iter().any(|f| f.path == name);
+    let files = |name: &str| source_bytes(pack, name);
+    if !has(TOKENIZER) && has("vocab.json") && has("merges.txt") {
+        let built = Tokenizer::load(&files).and_then(|tokenizer| tokenizer.to_json());
+        let json =
+            built.map_err(|e| StepError::Input(format!("{TOKENIZER} cannot be built: {e}")))?;
+        plan.files.push(PlannedFile {
+            path: TOKENIZER.to_owned(),
+            content: Content::Bytes(json),
+        });
+        plan.notes.push(format!(
+            "{TOKENIZER} is built from vocab.json and merges.txt"
+        ));
+    } else if !has(TOKENIZER) {
+        plan.notes
+            .push("the checkpoint has no tokenizer; give token ids instead of text".to_owned());
+    }
+    // AutoTokenizer reads the template of a processor (chat_template.json) nowhere
+    if !has(TEMPLATE)
+        && let Some(template) = chat_template::processor_template(&files)
+            .map_err(|e| StepError::Input(format!("chat_template.json: {e}")))?
+        && source_json(pack, "tokenizer_config.json")?
+            .is_none_or(|c| c.get("chat_template").is_none())
+    {
+        let content = Content::Bytes(template.into_bytes());
+        plan.files.push(PlannedFile {
+            path: TEMPLATE.to_owned(),
+            content,
+        });
+        plan.notes
+            .push(format!("{TEMPLATE} is the template of chat_template.json"));
+    }
+    let copies = listed.into_iter().map(|f| PlannedFile {
+        path: f.path.clone(),
+        content: Content::Copy(f),
+    });
+    plan.files.extend(copies);
+    Ok(())
+}

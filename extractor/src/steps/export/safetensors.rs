@@ -1,0 +1,27 @@
+//! The target `safetensors`: tensors in one file.
+
+use segpack_manifests::documents::TensorEntry;
+
+use super::ExportSettings;
+use super::plan::{Content, ExportPlan, NewTensorPlan, PlannedFile, TensorFile};
+use crate::steps::StepError;
+
+/// One safetensors file of these tensors, under the names that `ls --tensors` prints.
+pub fn safetensors<'a>(
+    chosen: &[&'a TensorEntry],
+    settings: &ExportSettings,
+    path: &str,
+) -> Result<ExportPlan<'a>, StepError> {
+    let tensors = chosen
+        .iter()
+        .map(|t| NewTensorPlan::of(t.name.clone(), t, settings.dtype))
+        .collect();
+    let content = Content::Tensors(TensorFile::safetensors(tensors)?);
+    Ok(ExportPlan {
+        files: vec![PlannedFile {
+            path: path.to_owned(),
+            content,
+        }],
+        notes: Vec::new(),
+    })
+}
