@@ -14,6 +14,7 @@ mod codecs;
 #[cfg(target_os = "linux")]
 mod cuda;
 mod damage;
+mod documentation;
 mod export;
 mod families;
 mod fuzz_smoke;

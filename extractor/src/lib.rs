@@ -4,6 +4,7 @@
 //! never print.
 
 pub mod cli;
+pub mod guide;
 mod output;
 mod pack_writer;
 pub mod render;

@@ -13,6 +13,7 @@ pub mod convert;
 pub mod devices;
 mod error;
 pub mod generate;
+pub mod guide;
 mod kernels;
 pub mod models;
 mod observer;

@@ -1,0 +1,40 @@
+//! The guide: pages of `docs/`, here so that `cargo doc` shows them and checks their links.
+//!
+//! A page links to other files by reference; the same reference, given before the page, takes
+//! precedence and leads to the documentation instead.
+
+pub mod commands {
+    #![doc = "[format]: segpack_formats"]
+    #![doc = "[schemas]: https://github.com/segpack/segpack/tree/main/schemas"]
+    #![doc = ""]
+    #![doc = include_str!("../docs/commands.md")]
+}
+
+pub mod codecs {
+    #![doc = "[format]: segpack_formats"]
+    #![doc = "[benchmarks]: crate::guide::benchmarks"]
+    #![doc = ""]
+    #![doc = include_str!("../docs/codecs.md")]
+}
+
+pub mod exporting {
+    #![doc = "[benchmarks]: crate::guide::benchmarks"]
+    #![doc = ""]
+    #![doc = include_str!("../docs/exporting.md")]
+}
+
+pub mod validating {
+    #![doc = "[reference]: https://github.com/segpack/segpack/blob/main/runtime-min/reference/README.md"]
+    #![doc = ""]
+    #![doc = include_str!("../docs/validating.md")]
+}
+
+pub mod benchmarks {
+    #![doc = include_str!("../docs/benchmarks.md")]
+}
+
+pub mod status {
+    #![doc = "[exporting]: crate::guide::exporting"]
+    #![doc = ""]
+    #![doc = include_str!("../docs/status.md")]
+}
