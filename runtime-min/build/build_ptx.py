@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Compiles the CUDA kernels to kernels.ptx, which is committed and embedded in the program.
+"""Compiles the CUDA kernels to kernels.ptx.zst, which is committed and embedded in the program.
 
 NVRTC comes from its PyPI wheel, so neither a CUDA toolkit nor a GPU is needed. The PTX is for compute_80 and labelled
-with an old version of the language, so that drivers from CUDA 11.8 on take it for every GPU from Ampere on.
+with an old version of the language, so that drivers from CUDA 11.8 on take it for every GPU from Ampere on. It is one zstd
+frame; what is compared is the text in it, so that any zstd may have written it.
 
-  build_ptx.py             write kernels.ptx
-  build_ptx.py --check     fail where kernels.ptx is not what the sources give
+  build_ptx.py             write kernels.ptx.zst
+  build_ptx.py --check     fail where kernels.ptx.zst does not hold what the sources give
   build_ptx.py --assemble PTXAS
                            assemble it for every architecture that is supported
 
@@ -21,6 +22,8 @@ import sys
 import sysconfig
 import tempfile
 
+import zstandard
+
 NVRTC = (12, 8)
 PTX_VERSION = "7.8"  # CUDA 11.8; mma.sync with bf16 needs 7.0
 ARCHITECTURES = [80, 86, 89, 90, 100, 103, 110, 120, 121]
@@ -28,7 +31,7 @@ ARCHITECTURES = [80, 86, 89, 90, 100, 103, 110, 120, 121]
 OPTIONS = ["--gpu-architecture=compute_80", "--std=c++17", "--fmad=false"]
 HERE = pathlib.Path(__file__).resolve().parent
 CUDA = HERE.parent / "src/devices/cuda"
-KERNELS, PTX = CUDA / "kernels", CUDA / "ptx/kernels.ptx"
+KERNELS, PTX = CUDA / "kernels", CUDA / "ptx/kernels.ptx.zst"
 
 
 def load_nvrtc():
@@ -76,12 +79,24 @@ def compile_ptx():
     return text
 
 
+def committed_ptx():
+    """The text of the committed PTX."""
+    return zstandard.ZstdDecompressor().stream_reader(PTX.read_bytes()).read().decode()
+
+
+def write_ptx(text):
+    """Commits this text, as small as zstd makes it."""
+    PTX.write_bytes(zstandard.ZstdCompressor(level=22, write_content_size=True).compress(text.encode()))
+
+
 def assemble(ptxas):
     """Assembles the committed PTX for every architecture, warnings about spilled registers included."""
     with tempfile.TemporaryDirectory() as folder:
+        ptx = pathlib.Path(folder) / "kernels.ptx"
+        ptx.write_text(committed_ptx())
         for architecture in ARCHITECTURES:
             out = pathlib.Path(folder) / f"sm_{architecture}.cubin"
-            subprocess.run([ptxas, "--warn-on-spills", f"--gpu-name=sm_{architecture}", PTX, "-o", out], check=True)
+            subprocess.run([ptxas, "--warn-on-spills", f"--gpu-name=sm_{architecture}", ptx, "-o", out], check=True)
             print(f"sm_{architecture}: {out.stat().st_size} bytes")
 
 
@@ -91,13 +106,13 @@ def main():
     parser.add_argument("--assemble", metavar="PTXAS")
     arguments = parser.parse_args()
     if arguments.check:
-        if compile_ptx() != PTX.read_text():
+        if compile_ptx() != committed_ptx():
             sys.exit(f"{PTX} is stale: tests/gpu/ptx --write makes it anew")
-        print("kernels.ptx is what the sources give")
+        print("kernels.ptx.zst is what the sources give")
     if arguments.assemble:
         assemble(arguments.assemble)
     if not (arguments.check or arguments.assemble):
-        PTX.write_text(compile_ptx())
+        write_ptx(compile_ptx())
         print(f"wrote {PTX}")
 
 

@@ -2,6 +2,7 @@
 
 mod chunk;
 mod chunked;
+mod frame;
 mod planes;
 mod rans;
 mod simd;
@@ -21,6 +22,7 @@ pub use chunked::{
     Chunk, ChunkTable, MAX_CHUNK_BYTES, PREFIX_BYTES, RAW_CHUNK_BYTES, TABLE_ENTRY_BYTES,
     chunk_count, chunk_lengths,
 };
+pub use frame::decompress;
 pub use simd::Simd;
 
 /// How the bytes of a stored segment are coded.

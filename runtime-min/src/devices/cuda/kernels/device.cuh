@@ -5,7 +5,7 @@
 #pragma once
 
 #ifdef SEGPACK_HOST_SHIM
-#include "../shim/device.hpp"
+#include "device.hpp"
 #else
 extern __shared__ __align__(16) unsigned char raw_[];
 #define DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(raw_)

@@ -4,9 +4,11 @@ use super::*;
 
 #[test]
 fn the_ptx_is_for_old_drivers_and_names_every_kernel() {
-    assert!(PTX.contains("\n.version 7.8\n") && PTX.contains("\n.target sm_80\n"));
+    assert!(
+        ptx().unwrap().contains("\n.version 7.8\n") && ptx().unwrap().contains("\n.target sm_80\n")
+    );
     let sources = include_str!("../../../../shim/driver.cpp");
-    let names: BTreeSet<&str> = entries(PTX).map(|(name, _)| name).collect();
+    let names: BTreeSet<&str> = entries(ptx().unwrap()).map(|(name, _)| name).collect();
     assert!(names.len() >= 25, "{names:?}");
     for name in &names {
         let stem = ["_bf16", "_f16", "_f32"]
@@ -18,12 +20,14 @@ fn the_ptx_is_for_old_drivers_and_names_every_kernel() {
             "the shim lacks {name}"
         );
     }
-    let norm = entries(PTX).find(|(name, _)| *name == "rms_norm").unwrap();
+    let norm = entries(ptx().unwrap())
+        .find(|(name, _)| *name == "rms_norm")
+        .unwrap();
     assert_eq!(
         norm.1,
         [8, size_of::<crate::devices::cuda::driver::Norm>(), 4, 4]
     );
-    let products = entries(PTX)
+    let products = entries(ptx().unwrap())
         .find(|(name, _)| *name == "gemm_mma_64")
         .unwrap();
     assert_eq!(
@@ -36,7 +40,7 @@ fn the_ptx_is_for_old_drivers_and_names_every_kernel() {
             4
         ]
     );
-    let experts = entries(PTX)
+    let experts = entries(ptx().unwrap())
         .find(|(name, _)| *name == "expert_mma_64")
         .unwrap();
     assert_eq!(

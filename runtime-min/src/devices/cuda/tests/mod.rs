@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use segpack_formats::numeric::Dtype;
 
-use crate::devices::cuda::driver::{Gpu, Memory, PTX, Place, Stream, entries};
+use crate::devices::cuda::driver::{Gpu, Memory, Place, Stream, entries, ptx};
 use crate::devices::cuda::launch::{
     ARGMAX_BYTES, Cache, Choice, FEW_TOKENS, Launch, Layer, Norm, Turns, Values, Weights, counters,
     dense_tile, expert_tile, partial_values, tiles_bytes,
