@@ -5,8 +5,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use segpack_formats::gguf::{first_wrong_q8_0, quantize_q8_0};
-use segpack_formats::numeric::Dtype;
+use segpack_formats::numeric::{FloatDtype, q8_0};
 
 const PIECE: usize = 1 << 20;
 
@@ -46,17 +45,20 @@ fn values() -> Vec<u8> {
 
 fn main() {
     let (bytes, mut out) = (values(), Vec::with_capacity(PIECE));
-    for dtype in [Dtype::BF16, Dtype::F16, Dtype::F32] {
+    for dtype in FloatDtype::ALL {
         rate(&format!("{dtype} to Q8_0"), || {
             out.clear();
-            let done = quantize_q8_0(dtype, black_box(&bytes), &mut out);
+            let done = q8_0::quantize(dtype, black_box(&bytes), &mut out);
             assert!(done.is_ok(), "{done:?}");
         });
     }
     out.clear();
-    let done = quantize_q8_0(Dtype::BF16, &bytes, &mut out);
+    let done = q8_0::quantize(FloatDtype::BF16, &bytes, &mut out);
     assert!(done.is_ok(), "{done:?}");
     rate("check by value, BF16", || {
-        assert_eq!(first_wrong_q8_0(Dtype::BF16, black_box(&bytes), &out), None);
+        assert_eq!(
+            q8_0::first_wrong(FloatDtype::BF16, black_box(&bytes), &out),
+            None
+        );
     });
 }

@@ -10,6 +10,5 @@ pub mod numeric;
 pub mod pack;
 pub mod safetensors;
 pub mod strict_json;
-pub mod values;
 
 pub use error::{FormatError, Result};

@@ -30,10 +30,12 @@ pub fn descr(dtype: Dtype) -> Option<&'static str> {
         Dtype::F64 => "<f8",
         Dtype::C64 => "<c8",
         Dtype::BF16 => "<V2",
-        _ => match dtype.bitsize() {
-            8 => "|V1",
-            _ => return None,
-        },
+        Dtype::F8_E5M2
+        | Dtype::F8_E4M3
+        | Dtype::F8_E8M0
+        | Dtype::F8_E4M3FNUZ
+        | Dtype::F8_E5M2FNUZ => "|V1",
+        Dtype::F4 | Dtype::F6_E2M3 | Dtype::F6_E3M2 => return None,
     })
 }
 

@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use memmap2::{Advice, MmapMut};
 use rayon::prelude::*;
-use segpack_formats::numeric::Dtype;
+use segpack_formats::numeric::FloatDtype;
 use segpack_runtime_min::ops::{Compute, CpuOps, Heads, Matrix, Ops, Product};
 use segpack_runtime_min::{Kernels, limits};
 
@@ -99,7 +99,7 @@ impl Weights {
         let bytes = &self.0[*at..*at + length];
         *at += length;
         Matrix {
-            dtype: Dtype::BF16,
+            dtype: FloatDtype::BF16,
             bytes,
             rows,
             columns,

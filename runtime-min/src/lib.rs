@@ -5,11 +5,9 @@
 //! * [`ops`]: the operations that the model is written in, and who computes them.
 //! * [`models`]: the forward passes.
 //! * [`devices`]: where they run: the CPU, an NVIDIA GPU.
-//! * [`convert`]: values of one dtype as another.
 //! * [`trace`]: what a forward pass computed, written and read.
 //! * [`processing`], [`generate`]: from text to tokens and back.
 
-pub mod convert;
 pub mod devices;
 mod error;
 pub mod generate;

@@ -1,7 +1,6 @@
 //! Made-up values that the tests of the kernels, on the CPU and on a GPU, compute with.
 
-use half::{bf16, f16};
-use segpack_formats::numeric::Dtype;
+use segpack_formats::numeric::FloatDtype;
 
 use crate::ops::Compute;
 
@@ -25,11 +24,8 @@ pub(crate) fn activations(compute: Compute, n: usize, seed: u32) -> Vec<f32> {
 }
 
 /// Values as stored, little-endian.
-pub(crate) fn bytes(dtype: Dtype, values: &[f32]) -> Vec<u8> {
-    let value = |x: &f32| match dtype {
-        Dtype::BF16 => bf16::from_f32(*x).to_le_bytes().to_vec(),
-        Dtype::F16 => f16::from_f32(*x).to_le_bytes().to_vec(),
-        _ => x.to_le_bytes().to_vec(),
-    };
-    values.iter().flat_map(value).collect()
+pub(crate) fn bytes(dtype: FloatDtype, values: &[f32]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    dtype.narrow(values, &mut bytes);
+    bytes
 }

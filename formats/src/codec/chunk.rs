@@ -129,7 +129,7 @@ impl ChunkEncoder {
             Coding::Bf16Rans => true,
         };
         if dtype != Dtype::BF16 {
-            self.try_planes(raw, value_bytes(dtype), true, &mut method)?;
+            self.try_planes(raw, dtype.byte_width().unwrap_or(1), true, &mut method)?;
             self.try_zstd(raw, &mut method)?;
             return Ok(method);
         }
@@ -197,16 +197,6 @@ impl ChunkEncoder {
         if self.rans.encode(raw, &mut self.trial) {
             self.keep(raw, Method::Rans, method);
         }
-    }
-}
-
-/// Bytes of one value, 1 where values are shorter than that.
-fn value_bytes(dtype: Dtype) -> usize {
-    match dtype.bitsize() {
-        16 => 2,
-        32 => 4,
-        64 => 8,
-        _ => 1,
     }
 }
 

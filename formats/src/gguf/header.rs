@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use crate::numeric::Dtype;
+use crate::numeric::{Dtype, FloatDtype, q8_0};
 
 use super::value::{Field, Value};
 use super::{GgufError, wrong};
@@ -55,17 +55,25 @@ impl TensorType {
 
     /// The type that holds the values of a safetensors dtype as they are.
     pub fn of_dtype(dtype: Dtype) -> Option<Self> {
-        match dtype {
-            Dtype::F32 => Some(Self::F32),
-            Dtype::F16 => Some(Self::F16),
-            Dtype::BF16 => Some(Self::Bf16),
-            _ => None,
+        FloatDtype::try_from(dtype).ok().map(Self::of_float)
+    }
+
+    /// The type that holds the values of a float as they are.
+    pub fn of_float(float: FloatDtype) -> Self {
+        match float {
+            FloatDtype::F32 => Self::F32,
+            FloatDtype::F16 => Self::F16,
+            FloatDtype::BF16 => Self::Bf16,
         }
     }
 
     /// Values of a block.
     pub fn block_values(self) -> u64 {
-        if self == Self::Q8_0 { 32 } else { 1 }
+        if self == Self::Q8_0 {
+            q8_0::BLOCK_VALUES as u64
+        } else {
+            1
+        }
     }
 
     /// Bytes of a block.

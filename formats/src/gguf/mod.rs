@@ -22,7 +22,6 @@
 //! A header is all that is needed, and is a page.
 
 mod header;
-mod q8_0;
 mod read;
 mod split;
 #[cfg(test)]
@@ -30,9 +29,6 @@ mod tests;
 mod value;
 
 pub use header::{ALIGNMENT, Header, MAX_NAME_BYTES, TensorInfo, TensorSpec, TensorType, data_end};
-pub use q8_0::{
-    NotQ8_0, Q8_0_BYTES, Q8_0_VALUES, first_wrong_q8_0, q8_0_source_bytes, quantize_q8_0,
-};
 pub use read::{MAX_HEADER_BYTES, read_header};
 pub use split::{
     MAX_FILES, SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS_COUNT, split_metadata, split_name,

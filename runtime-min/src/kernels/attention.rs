@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-use segpack_formats::numeric::Dtype;
+use segpack_formats::numeric::FloatDtype;
 
 use super::Kernels;
 use super::exp::exp;
@@ -222,7 +222,7 @@ impl Task<'_> {
         );
         let end = self.seen(self.tokens.len() - 1).min(from + POSITIONS);
         let rows = Rows {
-            dtype: Dtype::F32,
+            dtype: FloatDtype::F32,
             bytes: simd::bytes(&self.what.keys[from * stride + self.kv * width..]),
             stride: stride * size_of::<f32>(),
             rows: end - from,

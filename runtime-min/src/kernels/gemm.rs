@@ -2,7 +2,7 @@
 //! all tokens.
 
 use super::order::{BLOCK, Order};
-use segpack_formats::numeric::Dtype;
+use segpack_formats::numeric::FloatDtype;
 
 use super::panel::{self, Rows};
 use super::scratch::{self, Scratch};
@@ -50,7 +50,7 @@ impl Gemm<'_> {
     fn blocks<S: Simd, const STRIP: usize>(&mut self, s: S, scratch: &mut Scratch) {
         let strips = self.weight.rows.div_ceil(STRIP * LANES);
         let columns = self.weight.columns;
-        let pairs = self.weight.dtype == Dtype::BF16;
+        let pairs = self.weight.dtype == FloatDtype::BF16;
         let sums = scratch::first(&mut scratch.sums, strips * STRIP * self.tokens, Line::ZERO);
         let panels = scratch::first(
             &mut scratch.panel,

@@ -1,16 +1,15 @@
 //! Weights on their way into a tile: widened to f32 and turned, so that lanes are rows.
 
-use segpack_formats::numeric::Dtype;
+use segpack_formats::numeric::FloatDtype;
 
 use super::order::{Order, WORDS};
 use super::simd::{LANES, Line, Simd};
-use crate::ops::widen;
 
 /// Some columns of some rows of a matrix, as they lie in memory.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rows<'a> {
-    /// BF16, F16 or F32.
-    pub dtype: Dtype,
+    /// Element type.
+    pub dtype: FloatDtype,
     /// From the first value of the first row on.
     pub bytes: &'a [u8],
     /// Bytes from a row to the next.
@@ -21,25 +20,17 @@ pub(super) struct Rows<'a> {
     pub columns: usize,
 }
 
-/// Bytes of one value.
-pub(super) fn width_of(dtype: Dtype) -> usize {
-    match dtype {
-        Dtype::BF16 | Dtype::F16 => 2,
-        _ => 4,
-    }
-}
-
 impl<'a> Rows<'a> {
     /// The bytes of one row.
     pub(super) fn row(&self, row: usize) -> &'a [u8] {
-        &self.bytes[row * self.stride..][..self.columns * width_of(self.dtype)]
+        &self.bytes[row * self.stride..][..self.columns * self.dtype.byte_width()]
     }
 
     /// The part that starts at this row, at most `rows` long, and this column.
     pub(super) fn part(self, row: usize, rows: usize, column: usize, columns: usize) -> Self {
         let rows = rows.min(self.rows - row);
         let columns = columns.min(self.columns - column);
-        let from = row * self.stride + column * width_of(self.dtype);
+        let from = row * self.stride + column * self.dtype.byte_width();
         Self {
             bytes: &self.bytes[from..],
             rows,
@@ -67,8 +58,8 @@ pub(super) fn pack<S: Simd>(s: S, from: Rows<'_>, order: Order, strip: usize, pa
         let rows = sixteen(&from, v * LANES);
         let panel = &mut panel[v..];
         let done = match from.dtype {
-            Dtype::BF16 | Dtype::F16 => 0,
-            _ => pack_f32(s, &rows, order, strip, panel),
+            FloatDtype::BF16 | FloatDtype::F16 => 0,
+            FloatDtype::F32 => pack_f32(s, &rows, order, strip, panel),
         };
         if done < from.columns {
             pack_rest(from.dtype, &rows, done, order, strip, panel);
@@ -163,18 +154,18 @@ fn pack_f32<S: Simd>(
 
 /// Packs the columns from `done` on, of any dtype, value by value.
 fn pack_rest(
-    dtype: Dtype,
+    dtype: FloatDtype,
     rows: &[&[u8]; LANES],
     done: usize,
     order: Order,
     strip: usize,
     panel: &mut [Line],
 ) {
-    let width = width_of(dtype);
+    let width = dtype.byte_width();
     let mut wide = [0.0; 64];
     for (lane, row) in rows.iter().enumerate() {
         for (block, bytes) in row[done * width..].chunks(wide.len() * width).enumerate() {
-            widen(dtype, bytes, &mut wide);
+            dtype.widen(bytes, &mut wide);
             let from = done + block * wide.len();
             for (i, x) in wide[..bytes.len() / width].iter().enumerate() {
                 panel[order.place(from + i) * strip].0[lane] = *x;

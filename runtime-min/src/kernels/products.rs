@@ -3,12 +3,12 @@
 use std::cell::RefCell;
 
 use rayon::prelude::*;
-use segpack_formats::numeric::Dtype;
+use segpack_formats::numeric::FloatDtype;
 
 use super::Kernels;
 use super::gemm::{self, Gemm, Pack};
 use super::gemv::{Gemv, pack_lanes};
-use super::panel::{Rows, width_of};
+use super::panel::Rows;
 use super::shared::Columns;
 use super::simd::LANES;
 use super::tile::groups;
@@ -76,14 +76,14 @@ pub(crate) fn products(kernels: Kernels, compute: Compute, products: &mut [Produ
         let rows = Rows {
             dtype: weight.dtype,
             bytes: weight.bytes,
-            stride: weight.columns * width_of(weight.dtype),
+            stride: weight.columns * weight.dtype.byte_width(),
             rows: weight.rows,
             columns: weight.columns,
         };
         let mut out = Columns::all(out, weight.rows);
         for x in x.chunks(gemm::TOKENS * weight.columns) {
             let tokens = x.len() / weight.columns;
-            let kind = if tokens == 1 && rows.dtype == Dtype::BF16 {
+            let kind = if tokens == 1 && rows.dtype == FloatDtype::BF16 {
                 Kind::Gemv
             } else {
                 Kind::Gemm
@@ -114,7 +114,7 @@ fn check(x: &[f32], weight: &Matrix<'_>, bias: Option<&[f32]>, out: &[f32]) -> u
     } = *weight;
     assert_eq!(
         bytes.len(),
-        rows * columns * width_of(dtype),
+        rows * columns * dtype.byte_width(),
         "bytes of a weight [{rows}, {columns}]"
     );
     assert!(

@@ -2,7 +2,7 @@
 //! instruction set that this processor has; and the promise that bits do not depend on threads or
 //! batches.
 
-use segpack_formats::numeric::Dtype;
+use segpack_formats::numeric::FloatDtype;
 
 use super::exp::exp;
 use super::simd::{LANES, Line, Simd, Work};
@@ -66,7 +66,7 @@ fn products_agree_with_the_reference_at_odd_sizes() {
         (3, 7, 600),
     ];
     for (rows, columns, tokens) in sizes {
-        for dtype in [Dtype::BF16, Dtype::F16, Dtype::F32] {
+        for dtype in [FloatDtype::BF16, FloatDtype::F16, FloatDtype::F32] {
             let weight = bytes(dtype, &noise(rows * columns, 7));
             let weight = Matrix {
                 dtype,
@@ -83,7 +83,7 @@ fn products_agree_with_the_reference_at_odd_sizes() {
                     let seen = linear(&ops, &x, weight, bias);
                     // exact where products are exact, or fused as the reference does it
                     let exact = compute == Compute::Bf16
-                        && (dtype != Dtype::F32 || ops.kernels().name() != "portable");
+                        && (dtype != FloatDtype::F32 || ops.kernels().name() != "portable");
                     let most = if exact {
                         0.0
                     } else {
@@ -109,7 +109,7 @@ fn products_agree_with_the_reference_at_odd_sizes() {
 fn products_without_rows_columns_or_tokens() {
     for ops in all() {
         let of = |rows, columns| Matrix {
-            dtype: Dtype::BF16,
+            dtype: FloatDtype::BF16,
             bytes: &[],
             rows,
             columns,
@@ -138,7 +138,7 @@ fn products_without_rows_columns_or_tokens() {
 #[test]
 fn a_product_has_the_same_bits_in_any_batch_on_any_number_of_threads() {
     let (rows, columns) = (113, 1125);
-    for dtype in [Dtype::BF16, Dtype::F16, Dtype::F32] {
+    for dtype in [FloatDtype::BF16, FloatDtype::F16, FloatDtype::F32] {
         let bytes = bytes(dtype, &noise(rows * columns, 3));
         let weight = Matrix {
             dtype,
@@ -183,14 +183,14 @@ fn products_of_one_call_do_not_touch_each_other() {
     ];
     let weights: Vec<Vec<u8>> = sizes
         .iter()
-        .map(|(rows, columns, _)| bytes(Dtype::BF16, &noise(rows * columns, 23)))
+        .map(|(rows, columns, _)| bytes(FloatDtype::BF16, &noise(rows * columns, 23)))
         .collect();
     for ops in all() {
         let x = activations(ops.compute(), 2048 * 1000, 29);
         let matrix = |i: usize| {
             let (rows, columns, _) = sizes[i];
             Matrix {
-                dtype: Dtype::BF16,
+                dtype: FloatDtype::BF16,
                 bytes: &weights[i],
                 rows,
                 columns,
@@ -221,14 +221,14 @@ fn products_of_one_call_do_not_touch_each_other() {
 #[test]
 fn weights_may_lie_at_any_even_address() {
     let (rows, columns) = (35, 200);
-    let even = bytes(Dtype::BF16, &noise(rows * columns, 41));
+    let even = bytes(FloatDtype::BF16, &noise(rows * columns, 41));
     for ops in all() {
         let x = activations(ops.compute(), 3 * columns, 43);
         let wanted = linear(
             &ops,
             &x,
             Matrix {
-                dtype: Dtype::BF16,
+                dtype: FloatDtype::BF16,
                 bytes: &even,
                 rows,
                 columns,
@@ -238,7 +238,7 @@ fn weights_may_lie_at_any_even_address() {
         for shift in [1, 2, 6, 62] {
             let moved = [vec![0xff; shift], even.clone()].concat();
             let weight = Matrix {
-                dtype: Dtype::BF16,
+                dtype: FloatDtype::BF16,
                 bytes: &moved[shift..],
                 rows,
                 columns,
@@ -265,9 +265,9 @@ fn what_is_not_finite_stays_in_its_row() {
     let mut values = noise(rows * columns, 1);
     values[3 * columns + 5] = f32::NAN;
     values[20 * columns + 69] = f32::INFINITY;
-    let weight = bytes(Dtype::BF16, &values);
+    let weight = bytes(FloatDtype::BF16, &values);
     let weight = Matrix {
-        dtype: Dtype::BF16,
+        dtype: FloatDtype::BF16,
         bytes: &weight,
         rows,
         columns,
@@ -571,9 +571,9 @@ fn all_sets_with_fused_multiply_add_give_the_same_bits() {
         .into_iter()
         .filter(|k| k.name() != "portable")
         .collect();
-    let weight = bytes(Dtype::BF16, &noise(70 * 700, 1));
+    let weight = bytes(FloatDtype::BF16, &noise(70 * 700, 1));
     let weight = Matrix {
-        dtype: Dtype::BF16,
+        dtype: FloatDtype::BF16,
         bytes: &weight,
         rows: 70,
         columns: 700,

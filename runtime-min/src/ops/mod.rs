@@ -8,7 +8,7 @@
 mod cpu;
 mod scalar;
 
-use segpack_formats::numeric::Dtype;
+use segpack_formats::numeric::{FloatDtype, bf16};
 
 pub use cpu::CpuOps;
 pub use scalar::ScalarOps;
@@ -29,33 +29,23 @@ impl Compute {
     pub fn round(self, x: f32) -> f32 {
         match self {
             Self::F32 => x,
-            Self::Bf16 => round_to_bf16(x),
+            Self::Bf16 => bf16::round(x),
         }
     }
 
     /// Rounds every value.
     pub fn round_all(self, values: &mut [f32]) {
         if self == Self::Bf16 {
-            values.iter_mut().for_each(|x| *x = round_to_bf16(*x));
+            values.iter_mut().for_each(|x| *x = bf16::round(*x));
         }
     }
-}
-
-/// Rounds to the nearest bf16, ties to even; NaN stays NaN.
-#[inline]
-pub fn round_to_bf16(x: f32) -> f32 {
-    if x.is_nan() {
-        return x;
-    }
-    let bits = x.to_bits();
-    f32::from_bits(bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000)
 }
 
 /// A weight matrix `[rows, columns]` (PyTorch's `[out, in]`) as its little-endian bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Matrix<'a> {
-    /// BF16, F16 or F32.
-    pub dtype: Dtype,
+    /// Element type.
+    pub dtype: FloatDtype,
     /// Exactly rows × columns values.
     pub bytes: &'a [u8],
     /// Outputs.
@@ -70,39 +60,6 @@ impl<'a> Matrix<'a> {
         let length = self.bytes.len() / self.rows.max(1);
         &self.bytes[row * length..(row + 1) * length]
     }
-}
-
-/// Widens little-endian weights to f32: exact for BF16, F16 and F32.
-pub fn widen(dtype: Dtype, bytes: &[u8], to: &mut [f32]) {
-    match dtype {
-        Dtype::BF16 => bytes
-            .as_chunks::<2>()
-            .0
-            .iter()
-            .zip(to)
-            .for_each(|(b, x)| *x = bf16(*b)),
-        Dtype::F16 => {
-            bytes
-                .as_chunks::<2>()
-                .0
-                .iter()
-                .zip(to)
-                .for_each(|(b, x)| *x = half::f16::from_le_bytes(*b).to_f32());
-        }
-        // the loader lets no other dtype through
-        _ => bytes
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .zip(to)
-            .for_each(|(b, x)| *x = f32::from_le_bytes(*b)),
-    }
-}
-
-/// A bf16 value is the upper half of an f32.
-#[inline]
-pub(crate) fn bf16(bytes: [u8; 2]) -> f32 {
-    f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)
 }
 
 /// The heads of an attention layer.
@@ -217,37 +174,4 @@ pub fn softmax(row: &mut [f32]) {
         sum += *x;
     }
     row.iter_mut().for_each(|x| *x /= sum);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bf16_rounds_to_nearest_even() {
-        let cases = [
-            (1.0, 1.0),
-            (1.0 + 1.0 / 256.0, 1.0),       // halfway, down to even
-            (1.0 + 3.0 / 256.0, 1.015_625), // halfway, up to even
-            (-1.004, -1.007_812_5),
-            (f32::INFINITY, f32::INFINITY),
-            (f32::MAX, f32::INFINITY),
-            (0.0, 0.0),
-        ];
-        for (x, wanted) in cases {
-            assert_eq!(round_to_bf16(x), wanted, "{x}");
-        }
-        assert!(round_to_bf16(f32::NAN).is_nan());
-    }
-
-    #[test]
-    fn weights_widen_exactly() {
-        let mut to = [0.0; 2];
-        widen(Dtype::BF16, &[0x80, 0x3f, 0x00, 0xc0], &mut to);
-        assert_eq!(to, [1.0, -2.0]);
-        widen(Dtype::F16, &[0x00, 0x3c, 0x01, 0x00], &mut to);
-        assert_eq!(to, [1.0, 5.960_464_5e-8]);
-        widen(Dtype::F32, &[0, 0, 128, 63, 0, 0, 0, 192], &mut to);
-        assert_eq!(to, [1.0, -2.0]);
-    }
 }

@@ -1,6 +1,6 @@
 //! Every operation in plain loops: what the others are tested against.
 
-use super::{Compute, Heads, Ops, Product, softmax, widen};
+use super::{Compute, Heads, Ops, Product, softmax};
 
 /// The reference implementation: one thread, no instruction-set extensions, no blocking.
 #[derive(Debug, Clone, Copy, Default)]
@@ -24,7 +24,7 @@ impl Ops for ScalarOps {
         {
             let mut row = vec![0.0; weight.columns];
             for n in 0..weight.rows {
-                widen(weight.dtype, weight.row(n), &mut row);
+                weight.dtype.widen(weight.row(n), &mut row);
                 for (x, out) in x
                     .chunks_exact(weight.columns)
                     .zip(out.chunks_exact_mut(weight.rows))

@@ -5,12 +5,13 @@ use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use segpack_formats::safetensors::{Dtype, Shard, TensorEntry};
+use segpack_formats::numeric::{Dtype, FloatDtype};
+use segpack_formats::safetensors::{Shard, TensorEntry};
 use segpack_formats::{FormatError, Result};
 use serde::Deserialize;
 
 use super::{RecordedFile, TRACE_FORMAT, tensor_name};
-use crate::ops::{Compute, widen};
+use crate::ops::Compute;
 
 /// What the `.json` file says of a prompt.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -253,15 +254,11 @@ impl Trace {
         let Some(entry) = self.entry(prompt, name) else {
             return Ok(None);
         };
-        if !matches!(entry.dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16) {
-            return Err(self.malformed(format!(
-                "tensor {:?} is {}; wanted floats",
-                entry.name, entry.dtype
-            )));
-        }
+        let dtype = FloatDtype::try_from(entry.dtype)
+            .map_err(|e| self.malformed(format!("tensor {:?}: {e}", entry.name)))?;
         let (bytes, count) = self.rows(entry, shape, rows)?;
         let mut values = vec![0.0; count];
-        widen(entry.dtype, &bytes, &mut values);
+        dtype.widen(&bytes, &mut values);
         Ok(Some(values))
     }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use segpack_formats::numeric::Dtype;
+use segpack_formats::numeric::{Dtype, FloatDtype};
 use segpack_formats::{FormatError, Result};
 use segpack_manifests::documents::GENERATOR;
 use segpack_manifests::families::TextFacts;
@@ -97,7 +97,7 @@ impl TraceRecorder {
             "gen.top_logits",
             Dtype::F32,
             &[best.len()],
-            float_bytes(Dtype::F32, &best),
+            float_bytes(FloatDtype::F32, &best),
         );
     }
 
@@ -122,10 +122,10 @@ impl TraceRecorder {
         self.prompts.push(Value::Object(entry));
     }
 
-    fn act(&self) -> Dtype {
+    fn act(&self) -> FloatDtype {
         match self.compute {
-            Compute::F32 => Dtype::F32,
-            Compute::Bf16 => Dtype::BF16,
+            Compute::F32 => FloatDtype::F32,
+            Compute::Bf16 => FloatDtype::BF16,
         }
     }
 
@@ -148,7 +148,12 @@ impl TraceRecorder {
     /// Activations, one row per token.
     fn put_rows(&mut self, name: &str, tokens: usize, values: &[f32]) {
         let shape = [tokens, values.len() / tokens.max(1)];
-        self.put(name, self.act(), &shape, float_bytes(self.act(), values));
+        self.put(
+            name,
+            self.act().into(),
+            &shape,
+            float_bytes(self.act(), values),
+        );
     }
 
     /// One more row of a tensor that grows; `row` is the shape of a row.
@@ -285,7 +290,7 @@ impl Observer for TraceRecorder {
             &routing.logits,
         );
         let shape = [tokens, self.facts.experts as usize];
-        let probabilities = float_bytes(Dtype::F32, &routing.probabilities);
+        let probabilities = float_bytes(FloatDtype::F32, &routing.probabilities);
         self.put(
             &format!("layer.{layer}.router_probs"),
             Dtype::F32,
@@ -316,14 +321,10 @@ fn id_bytes(ids: &[u32]) -> Vec<u8> {
 }
 
 /// Exact: under bf16 every activation is a bf16 value.
-fn float_bytes(dtype: Dtype, values: &[f32]) -> Vec<u8> {
-    match dtype {
-        Dtype::BF16 => values
-            .iter()
-            .flat_map(|x| ((x.to_bits() >> 16) as u16).to_le_bytes())
-            .collect(),
-        _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-    }
+fn float_bytes(dtype: FloatDtype, values: &[f32]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(values.len() * dtype.byte_width());
+    dtype.narrow(values, &mut bytes);
+    bytes
 }
 
 /// The file appears whole or not at all.

@@ -5,14 +5,11 @@
 
 use std::path::Path;
 
-use segpack_formats::gguf::{
-    Q8_0_BYTES, Q8_0_VALUES, first_wrong_q8_0, q8_0_source_bytes, quantize_q8_0,
-};
 use segpack_formats::io::InputFile;
 use segpack_formats::npy::{self, MAX_NPY_HEADER_BYTES, NpyHeader};
-use segpack_formats::safetensors::{Dtype, NewTensor, Shard, byte_length, new_header};
+use segpack_formats::numeric::{Dtype, FloatConversion, FloatDtype, q8_0};
+use segpack_formats::safetensors::{NewTensor, Shard, byte_length, new_header};
 use segpack_manifests::documents::{SourceFile, TensorEntry};
-use segpack_runtime_min::convert::FloatConversion;
 
 use crate::steps::StepError;
 
@@ -97,7 +94,7 @@ pub enum Conversion {
     /// The same values, as nearly as another floating-point dtype has them.
     Float(FloatConversion),
     /// Blocks of 32 values of this dtype as ggml's Q8_0.
-    Q8_0(Dtype),
+    Q8_0(FloatDtype),
 }
 
 impl Conversion {
@@ -114,10 +111,7 @@ impl Conversion {
         match self {
             Self::Keep => (1, 1),
             Self::Float(float) => (float.from_bytes(), float.to_bytes()),
-            Self::Q8_0(from) => (
-                q8_0_source_bytes(from).unwrap_or(1) * Q8_0_VALUES,
-                Q8_0_BYTES,
-            ),
+            Self::Q8_0(from) => (from.byte_width() * q8_0::BLOCK_VALUES, q8_0::BLOCK_BYTES),
         }
     }
 
@@ -135,7 +129,7 @@ impl Conversion {
         match self {
             Self::Keep => after.extend(before),
             Self::Float(float) => float.convert(before, after).map_err(|e| e.to_string())?,
-            Self::Q8_0(from) => quantize_q8_0(from, before, after).map_err(|e| e.to_string())?,
+            Self::Q8_0(from) => q8_0::quantize(from, before, after).map_err(|e| e.to_string())?,
         }
         Ok(())
     }
@@ -155,7 +149,7 @@ impl Conversion {
                     "value number {index} of the piece is not the pack's"
                 )),
             },
-            Self::Q8_0(from) => match first_wrong_q8_0(from, before, after) {
+            Self::Q8_0(from) => match q8_0::first_wrong(from, before, after) {
                 None => Ok(()),
                 Some(block) => Err(format!(
                     "block number {block} of the piece is not the pack's"

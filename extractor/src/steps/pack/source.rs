@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use segpack_formats::io::CancelToken;
+use segpack_formats::numeric::ValueCheck;
 use segpack_formats::pack::TensorSource;
-use segpack_formats::values::ValueCheck;
 use segpack_formats::{FormatError, Result};
 use segpack_manifests::documents::{Finding, FindingKind, PlannedPack};
 

@@ -9,11 +9,11 @@ use std::path::Path;
 
 use segpack_formats::digest::Sha256;
 use segpack_formats::io::CancelToken;
-use segpack_formats::numeric::Dtype;
+use segpack_formats::numeric::{Dtype, FloatDtype};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{Finding, FindingKind, Quantity};
 use segpack_manifests::families::{TextFacts, text_facts};
-use segpack_runtime_min::ops::{Heads, Matrix, Ops, ScalarOps, softmax, widen};
+use segpack_runtime_min::ops::{Heads, Matrix, Ops, ScalarOps, softmax};
 
 use super::compare::{Reference, Step, argmax};
 use crate::source::Checkpoint;
@@ -45,7 +45,7 @@ pub struct Direct<'a> {
 
 /// A matrix with its bytes.
 struct Weights {
-    dtype: Dtype,
+    dtype: FloatDtype,
     bytes: Vec<u8>,
     rows: usize,
     columns: usize,
@@ -63,7 +63,7 @@ impl Weights {
 
     fn values(&self) -> Vec<f32> {
         let mut values = vec![0.0; self.rows * self.columns];
-        widen(self.dtype, &self.bytes, &mut values);
+        self.dtype.widen(&self.bytes, &mut values);
         values
     }
 }
@@ -155,6 +155,12 @@ impl<'a> Direct<'a> {
         })
     }
 
+    fn float_dtype(&self, name: &str, place: &Place) -> Result<FloatDtype, StepError> {
+        let root = self.checkpoint.root.display();
+        FloatDtype::try_from(place.dtype)
+            .map_err(|e| StepError::Input(format!("{root}: tensor {name:?}: {e}")))
+    }
+
     fn name(&self, layer: usize, rest: &str) -> String {
         format!("{}layers.{layer}.{rest}", self.mount)
     }
@@ -170,7 +176,7 @@ impl<'a> Direct<'a> {
             usize::try_from(place.shape.get(i).copied().unwrap_or(1)).unwrap_or(usize::MAX)
         };
         Ok(Weights {
-            dtype: place.dtype,
+            dtype: self.float_dtype(name, place)?,
             bytes,
             rows: side(0),
             columns: side(1),
@@ -267,6 +273,7 @@ impl<'a> Direct<'a> {
     fn embed(&self, ids: &[u32]) -> Result<Vec<f32>, StepError> {
         let name = format!("{}embed_tokens.weight", self.mount);
         let place = self.place(&name)?;
+        let dtype = self.float_dtype(&name, place)?;
         let (hidden, row) = (
             index(self.facts.hidden_size),
             (place.range.end - place.range.start) / self.facts.vocab,
@@ -278,7 +285,7 @@ impl<'a> Direct<'a> {
                 .shard
                 .input
                 .read_range(start..start + row)?;
-            widen(place.dtype, &bytes, x);
+            dtype.widen(&bytes, x);
         }
         Ok(x)
     }

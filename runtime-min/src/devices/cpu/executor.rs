@@ -212,7 +212,7 @@ impl<O: Ops> Cpu<'_, O> {
     ) {
         let vocab = index(self.facts.vocab);
         let weight = Matrix {
-            dtype: model.head.dtype,
+            dtype: model.head_weight.dtype,
             bytes,
             rows: rows.len(),
             columns: model.head_weight.columns,

@@ -44,7 +44,7 @@ pub(super) fn check(model: &TextModel<'_>, facts: &TextFacts) -> Result<(), RunE
 /// Kernels go by the config's sizes: no tensor may have others.
 pub(super) fn check_shapes(model: &TextModel<'_>, s: &Sizes) -> Result<(), RunError> {
     let same = |what: &str, weight: Weight, rows: usize, columns: usize| {
-        let bytes = rows * columns * weight.dtype_bytes();
+        let bytes = rows * columns * weight.dtype.byte_width();
         if (weight.rows, weight.columns, weight.length) == (rows, columns, bytes) {
             return Ok(());
         }
@@ -91,11 +91,6 @@ pub(super) fn check_shapes(model: &TextModel<'_>, s: &Sizes) -> Result<(), RunEr
         }
     }
     same("final norm", model.final_norm, s.hidden, 1)?;
-    same(
-        "embedding",
-        Weight::new(model.embedding, 0),
-        s.vocab,
-        s.hidden,
-    )?;
+    same("embedding", model.embedding_weight, s.vocab, s.hidden)?;
     same("head", model.head_weight, s.vocab, s.hidden)
 }

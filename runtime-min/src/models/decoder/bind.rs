@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, HashMap};
 
 use segpack_formats::codec::Codec;
-use segpack_formats::numeric::Dtype;
+use segpack_formats::numeric::FloatDtype;
 use segpack_manifests::documents::{SegmentEntry, TensorEntry};
 use segpack_manifests::families::TextFacts;
 use segpack_manifests::names::{Component, Role};
 
 use super::{index, unsuitable};
 use crate::error::RunError;
-use crate::ops::{Matrix, widen};
+use crate::ops::Matrix;
 use crate::weights::{Budget, Residency};
 use crate::weights::{begins_at, room_for};
 use segpack_manifests::PackReader;
@@ -18,7 +18,7 @@ use segpack_manifests::PackReader;
 /// A tensor within the memory of its group.
 #[derive(Debug, Clone, Copy)]
 pub struct Weight {
-    pub(crate) dtype: Dtype,
+    pub(crate) dtype: FloatDtype,
     pub(crate) at: usize,
     pub(crate) length: usize,
     pub(crate) rows: usize,
@@ -27,21 +27,18 @@ pub struct Weight {
 
 impl Weight {
     /// A tensor in memory where its segment begins at this byte.
-    pub(crate) fn new(tensor: &TensorEntry, segment_at: usize) -> Self {
+    ///
+    /// # Errors
+    /// A dtype that cannot be computed with.
+    pub(crate) fn new(tensor: &TensorEntry, segment_at: usize) -> Result<Self, RunError> {
         let side = |i: usize| tensor.shape.get(i).copied().map_or(1, index);
-        Self {
-            dtype: tensor.dtype,
+        Ok(Self {
+            dtype: float_dtype(tensor)?,
             at: segment_at + index(tensor.offset),
             length: index(tensor.length),
             rows: side(0),
             columns: side(1),
-        }
-    }
-
-    /// Bytes of a value.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn dtype_bytes(&self) -> usize {
-        if self.dtype == Dtype::F32 { 4 } else { 2 }
+        })
     }
 
     /// As a matrix, in the memory of its group.
@@ -59,7 +56,7 @@ impl Weight {
     pub(crate) fn vector(&self, memory: &[u8]) -> Vec<f32> {
         let matrix = self.matrix(memory);
         let mut values = vec![0.0; self.rows * self.columns];
-        widen(matrix.dtype, matrix.bytes, &mut values);
+        matrix.dtype.widen(matrix.bytes, &mut values);
         values
     }
 }
@@ -141,6 +138,8 @@ impl<'a> Group<'a> {
 #[derive(Debug)]
 pub struct TextModel<'a> {
     pub(crate) embedding: &'a TensorEntry,
+    /// The embedding's dtype and sizes, as if it lay in memory alone.
+    pub(crate) embedding_weight: Weight,
     pub(crate) head: &'a TensorEntry,
     pub(crate) head_weight: Weight,
     pub(crate) final_norm: Weight,
@@ -172,12 +171,13 @@ impl<'a> TextModel<'a> {
             let mut group = Group::default();
             let at = group.place(source.segment_of(tensor)?);
             groups.push(group);
-            Ok(Weight::new(tensor, at))
+            Weight::new(tensor, at)
         };
         let final_norm = alone(found.outside(Role::FinalNorm)?)?;
         let head_weight = alone(head)?;
         Ok(Self {
             embedding,
+            embedding_weight: Weight::new(embedding, 0)?,
             head,
             head_weight,
             final_norm,
@@ -239,6 +239,16 @@ impl<'a> TextModel<'a> {
     }
 }
 
+/// The dtype that kernels know a tensor's values by.
+fn float_dtype(tensor: &TensorEntry) -> Result<FloatDtype, RunError> {
+    FloatDtype::try_from(tensor.dtype).map_err(|_| {
+        unsuitable(&format!(
+            "tensor {:?} is {}; BF16, F16 and F32 can be run",
+            tensor.name, tensor.dtype
+        ))
+    })
+}
+
 /// The tensors of one layer by role; `true` for biases.
 type ByRole<'a> = HashMap<(Role, bool), &'a TensorEntry>;
 
@@ -259,12 +269,7 @@ impl<'a> Found<'a> {
         let text =
             |t: &&TensorEntry| matches!(t.component, Component::ThinkerText | Component::Text);
         for tensor in source.pack().manifest().tensors.iter().filter(text) {
-            if !matches!(tensor.dtype, Dtype::BF16 | Dtype::F16 | Dtype::F32) {
-                return Err(unsuitable(&format!(
-                    "tensor {:?} is {}; BF16, F16 and F32 can be run",
-                    tensor.name, tensor.dtype
-                )));
-            }
+            float_dtype(tensor)?;
             found.add(tensor);
         }
         Ok(found)
@@ -314,10 +319,8 @@ impl<'a> Found<'a> {
             let Some(tensor) = tensors.get(&(role, bias)) else {
                 return Ok(None);
             };
-            Ok(Some(Weight::new(
-                tensor,
-                group.place(source.segment_of(tensor)?),
-            )))
+            let at = group.place(source.segment_of(tensor)?);
+            Weight::new(tensor, at).map(Some)
         };
         let lacks = |role: Role| unsuitable(&format!("layer {number} has no {role}"));
         let mut vector = |role: Role| weight(role, false)?.ok_or_else(|| lacks(role));
@@ -384,9 +387,9 @@ impl<'a> Found<'a> {
             let weight = |tensor| Weight::new(tensor, at);
             experts.push(Expert {
                 segment,
-                gate: weight(gate),
-                up: weight(up),
-                down: weight(down),
+                gate: weight(gate)?,
+                up: weight(up)?,
+                down: weight(down)?,
             });
         }
         let wanted = facts.experts as usize;

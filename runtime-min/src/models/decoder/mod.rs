@@ -21,7 +21,7 @@ use self::executor::{At, Device, ExpertLayer, Setup, Turns, Values};
 use crate::error::RunError;
 use crate::generate::Greatest;
 use crate::observer::Observer;
-use crate::ops::{Compute, widen};
+use crate::ops::Compute;
 use crate::weights::LoadStats;
 use crate::weights::{Budget, CacheStats, Demand};
 use segpack_manifests::{PackCursor, PackReader};
@@ -357,7 +357,7 @@ impl<'a, B: Backend> Thinker<'a, B> {
                 },
             )?;
             self.stats.bytes_read += row;
-            widen(self.model.embedding.dtype, &bytes, to);
+            self.model.embedding_weight.dtype.widen(&bytes, to);
         }
         self.compute.round_all(&mut x);
         Ok(x)

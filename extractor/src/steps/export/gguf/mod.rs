@@ -28,15 +28,13 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use segpack_formats::gguf::{
-    self as format, Header, MAX_FILES, TensorSpec, TensorType, Value, q8_0_source_bytes,
-    split_metadata, split_name,
+    self as format, Header, MAX_FILES, TensorSpec, TensorType, Value, split_metadata, split_name,
 };
-use segpack_formats::numeric::Dtype;
+use segpack_formats::numeric::{Dtype, FloatConversion, FloatDtype};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::TensorEntry;
 use segpack_manifests::families::{self, TextFacts};
 use segpack_manifests::names::{Component, Role};
-use segpack_runtime_min::convert::FloatConversion;
 
 use super::plan::{
     Content, Conversion, ExportPlan, FileFormat, NewTensorPlan, Part, Placed, PlannedFile,
@@ -328,7 +326,7 @@ fn kind_of(role: Role, from: Dtype, columns: u64, settings: &ExportSettings) -> 
 fn conversion(source: &TensorEntry, kind: TensorType) -> Result<Conversion, StepError> {
     let TensorEntry { name, dtype, .. } = source;
     let possible = match kind {
-        TensorType::Q8_0 => q8_0_source_bytes(*dtype).map(|_| Conversion::Q8_0(*dtype)),
+        TensorType::Q8_0 => FloatDtype::try_from(*dtype).ok().map(Conversion::Q8_0),
         _ if TensorType::of_dtype(*dtype) == Some(kind) => Some(Conversion::Keep),
         TensorType::F32 => FloatConversion::new(*dtype, Dtype::F32).map(Conversion::Float),
         TensorType::F16 => FloatConversion::new(*dtype, Dtype::F16).map(Conversion::Float),

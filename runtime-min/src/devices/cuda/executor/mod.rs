@@ -13,9 +13,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use half::bf16;
 use segpack_formats::io::CancelToken;
-use segpack_formats::numeric::Dtype;
+use segpack_formats::numeric::{FloatDtype, bf16};
 use segpack_manifests::families::TextFacts;
 
 use super::dense::Dense;
@@ -36,7 +35,7 @@ use crate::models::decoder::executor::{
 };
 use crate::models::decoder::{index, unsuitable};
 use crate::observer::Routing;
-use crate::ops::{Compute, widen};
+use crate::ops::Compute;
 use crate::weights::{Budget, Demand, Residency};
 use crate::weights::{Load, Loader, begins_at, room_for};
 
@@ -151,7 +150,7 @@ struct LayerState {
     is_complete: bool,
     has_experts: bool,
     /// Of the experts.
-    dtype: Dtype,
+    dtype: FloatDtype,
 }
 
 impl<'a> CudaModel<'a> {
@@ -179,18 +178,19 @@ impl<'a> CudaModel<'a> {
         let all = budget.residency == Residency::Resident && budget.slots == demand.experts;
         left = left.saturating_sub(demand.dense + budget.slots * demand.expert);
         let segment = setup.source.segment_of(model.embedding)?;
-        let embedding = (all && left >= room_for(segment)).then(|| Embedding {
+        let table = Weight::new(model.embedding, begins_at(segment))?;
+        let embedding = (all && left >= room_for(segment)).then_some(Embedding {
             segment,
-            table: Weight::new(model.embedding, begins_at(segment)),
+            table,
             memory: None,
         });
         let buffers = Buffers::new(&gpu, &sizes, batch)?;
         let layer = |l: &crate::models::decoder::bind::Layer<'_>| {
             let dtype = match &l.mlp {
                 Mlp::Experts { experts, .. } => {
-                    experts.first().map_or(Dtype::BF16, |e| e.gate.dtype)
+                    experts.first().map_or(FloatDtype::BF16, |e| e.gate.dtype)
                 }
-                Mlp::Dense { .. } => Dtype::BF16,
+                Mlp::Dense { .. } => FloatDtype::BF16,
             };
             LayerState {
                 is_complete: false,
@@ -455,7 +455,7 @@ impl<'a> CudaModel<'a> {
         } else {
             let mut narrow = vec![0; from.len * from.width];
             self.gpu.download(&mut narrow, from.place)?;
-            widen(Dtype::BF16, &narrow, &mut values);
+            FloatDtype::BF16.widen(&narrow, &mut values);
         }
         Ok(values)
     }
@@ -553,10 +553,7 @@ impl Drop for CudaModel<'_> {
 
 /// As bf16, rounded to the nearest, ties to even.
 fn narrow(values: &[f32]) -> Vec<u8> {
-    values
-        .iter()
-        .flat_map(|x| bf16::from_f32(*x).to_le_bytes())
-        .collect()
+    values.iter().flat_map(|x| bf16::encode(*x)).collect()
 }
 
 fn weight_at(start: Place, weight: Weight) -> Weights {

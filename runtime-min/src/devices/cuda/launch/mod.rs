@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use segpack_formats::numeric::Dtype;
+use segpack_formats::numeric::FloatDtype;
 
 use super::driver::{self, Argument, CudaError, Experts, Gpu, Place, Products};
 use crate::ops::{Compute, Heads};
@@ -106,7 +106,7 @@ impl Values {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Weights {
     pub(super) place: Place,
-    pub(super) dtype: Dtype,
+    pub(super) dtype: FloatDtype,
     pub(super) rows: usize,
     pub(super) columns: usize,
 }
@@ -118,11 +118,11 @@ impl Weights {
 }
 
 /// The number that the kernels know a dtype by, and the end of their names.
-fn kind(dtype: Dtype) -> (i32, usize) {
+fn kind(dtype: FloatDtype) -> (i32, usize) {
     match dtype {
-        Dtype::BF16 => (0, 0),
-        Dtype::F16 => (1, 1),
-        _ => (2, 2), // the loader lets no other dtype through
+        FloatDtype::BF16 => (0, 0),
+        FloatDtype::F16 => (1, 1),
+        FloatDtype::F32 => (2, 2),
     }
 }
 
@@ -208,7 +208,7 @@ pub(super) fn dense_tile(tokens: usize, rows: usize, multiprocessors: usize) -> 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Layer {
     pub(super) table: Place,
-    pub(super) dtype: Dtype,
+    pub(super) dtype: FloatDtype,
     pub(super) experts: usize,
     pub(super) best: usize,
     pub(super) hidden: usize,
@@ -477,7 +477,7 @@ impl Launch<'_> {
     fn tiles(
         &self,
         [small, large, fma]: [&'static str; 3],
-        dtype: Dtype,
+        dtype: FloatDtype,
         tile: usize,
         grid: [usize; 3],
         mut arguments: Vec<Argument>,
@@ -494,8 +494,8 @@ impl Launch<'_> {
         self.queue(name, grid, 128, shared, &arguments)
     }
 
-    fn uses_mma(&self, dtype: Dtype) -> bool {
-        self.compute == Compute::Bf16 && dtype == Dtype::BF16
+    fn uses_mma(&self, dtype: FloatDtype) -> bool {
+        self.compute == Compute::Bf16 && dtype == FloatDtype::BF16
     }
 
     /// Norms and turns the heads of q and k, puts k and v into the cache, and attends to all

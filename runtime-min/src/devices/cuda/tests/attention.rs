@@ -49,7 +49,7 @@ pub(super) fn attended(
     let (_p, position) = put_at(&gpu, &u32::try_from(before).unwrap().to_le_bytes(), 0);
     let norm = |i: usize| Weights {
         place: placed[i].1,
-        dtype: Dtype::F32,
+        dtype: FloatDtype::F32,
         rows: width,
         columns: 1,
     };

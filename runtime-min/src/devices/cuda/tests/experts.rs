@@ -8,7 +8,7 @@ pub(super) fn experts_in_tiles(
     launch: Launch<'_>,
     gpu: &Arc<Gpu>,
     tile: usize,
-    dtype: Dtype,
+    dtype: FloatDtype,
     [hidden, inner, shift]: [usize; 3],
 ) -> Vec<f32> {
     let (tokens, experts, best) = (150, 3, 2);
@@ -54,7 +54,7 @@ pub(super) fn experts_in_tiles(
 fn experts_are_the_same_in_tiles_of_any_height() {
     let gpu = gpu();
     for sizes in [[200, 136, 0], [136, 200, 2], [67, 33, 0]] {
-        for (dtype, launch) in [Dtype::BF16, Dtype::F16]
+        for (dtype, launch) in [FloatDtype::BF16, FloatDtype::F16]
             .into_iter()
             .flat_map(|d| launches(&gpu).map(move |l| (d, l)))
         {

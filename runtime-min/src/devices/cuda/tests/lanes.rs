@@ -15,11 +15,11 @@ fn no_lanes_of_a_tile_share_banks() {
     };
     let (rows, columns, tokens) = (65, 264, 70);
     let (_x, x) = put(&gpu, Compute::Bf16, &noise(tokens * columns, 3));
-    let (_w, place) = put_at(&gpu, &bytes(Dtype::BF16, &noise(rows * columns, 4)), 0);
+    let (_w, place) = put_at(&gpu, &bytes(FloatDtype::BF16, &noise(rows * columns, 4)), 0);
     let (_o, out) = blank(&gpu, Compute::Bf16, tokens * rows);
     let weight = Weights {
         place,
-        dtype: Dtype::BF16,
+        dtype: FloatDtype::BF16,
         rows,
         columns,
     };
@@ -27,7 +27,7 @@ fn no_lanes_of_a_tile_share_banks() {
         launch
             .products_in_tiles(x, &[(weight, None, out)], Some(tile))
             .unwrap();
-        experts_in_tiles(launch, &gpu, tile.max(64), Dtype::BF16, [136, 136, 0]);
+        experts_in_tiles(launch, &gpu, tile.max(64), FloatDtype::BF16, [136, 136, 0]);
     }
     for kernel in [
         c"gemm_mma_64",
@@ -56,11 +56,11 @@ fn no_result_depends_on_the_order_of_lanes() {
                 launch.compute,
                 &activations(launch.compute, tokens * columns, 3),
             );
-            let (_w, place) = put_at(&gpu, &bytes(Dtype::BF16, &noise(rows * columns, 4)), 0);
+            let (_w, place) = put_at(&gpu, &bytes(FloatDtype::BF16, &noise(rows * columns, 4)), 0);
             let (_o, out) = blank(&gpu, launch.compute, tokens * rows);
             let weight = Weights {
                 place,
-                dtype: Dtype::BF16,
+                dtype: FloatDtype::BF16,
                 rows,
                 columns,
             };
@@ -72,7 +72,7 @@ fn no_result_depends_on_the_order_of_lanes() {
                 launch,
                 &gpu,
                 tile.max(64),
-                Dtype::BF16,
+                FloatDtype::BF16,
                 [72, 264, 0],
             ));
         }
@@ -90,7 +90,7 @@ fn no_result_depends_on_the_order_of_lanes() {
         for (launch, tokens) in launches(&gpu).flat_map(|l| [(l, 2), (l, 37)]) {
             let x = activations(launch.compute, tokens * 128, 3);
             let (_x, x) = put(&gpu, launch.compute, &x);
-            let (_w, place) = put_at(&gpu, &bytes(Dtype::BF16, &noise(70 * 128, 4)), 0);
+            let (_w, place) = put_at(&gpu, &bytes(FloatDtype::BF16, &noise(70 * 128, 4)), 0);
             let (_o, out) = blank(&gpu, launch.compute, tokens * 70);
             launch
                 .products(
@@ -99,7 +99,7 @@ fn no_result_depends_on_the_order_of_lanes() {
                     &[(
                         Weights {
                             place,
-                            dtype: Dtype::BF16,
+                            dtype: FloatDtype::BF16,
                             rows: 70,
                             columns: 128,
                         },
@@ -112,7 +112,7 @@ fn no_result_depends_on_the_order_of_lanes() {
             let (_n, norm) = blank(&gpu, launch.compute, tokens * 128);
             let weight = Weights {
                 place,
-                dtype: Dtype::BF16,
+                dtype: FloatDtype::BF16,
                 rows: 128,
                 columns: 1,
             };
@@ -131,7 +131,7 @@ fn no_result_depends_on_the_order_of_lanes() {
             let (_kept, choice) = choice(&gpu, tokens, 64, 3);
             let layer = Layer {
                 table: Place::NULL,
-                dtype: Dtype::BF16,
+                dtype: FloatDtype::BF16,
                 experts: 64,
                 best: 3,
                 hidden: 1,

@@ -12,7 +12,7 @@ mod rows;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use segpack_formats::numeric::Dtype;
+use segpack_formats::numeric::FloatDtype;
 
 use crate::devices::cuda::driver::{Gpu, Memory, Place, Stream, entries, ptx};
 use crate::devices::cuda::launch::{
@@ -25,10 +25,10 @@ use crate::ops::{Compute, Heads, Matrix, Ops, ScalarOps};
 use crate::samples::{activations, bytes, noise};
 
 const BOTH: [Compute; 2] = [Compute::F32, Compute::Bf16];
-const DTYPES: [Dtype; 3] = [Dtype::BF16, Dtype::F16, Dtype::F32];
+const DTYPES: [FloatDtype; 3] = [FloatDtype::BF16, FloatDtype::F16, FloatDtype::F32];
 
 fn plain(values: &[f32]) -> Vec<u8> {
-    bytes(Dtype::F32, values)
+    bytes(FloatDtype::F32, values)
 }
 
 /// Memory on the device with these bytes, `shift` bytes after an aligned address.
@@ -42,9 +42,9 @@ fn put_at(gpu: &Arc<Gpu>, bytes: &[u8], shift: usize) -> (Memory, Place) {
 /// Activations on the device.
 fn put(gpu: &Arc<Gpu>, compute: Compute, values: &[f32]) -> (Memory, Values) {
     let dtype = if compute == Compute::F32 {
-        Dtype::F32
+        FloatDtype::F32
     } else {
-        Dtype::BF16
+        FloatDtype::BF16
     };
     let (memory, place) = put_at(gpu, &bytes(dtype, values), 0);
     (memory, Values::activations(compute, place, values.len()))
@@ -63,12 +63,12 @@ fn get(gpu: &Gpu, values: Values) -> Vec<f32> {
     let mut bytes = vec![0; values.len * values.width];
     gpu.download(&mut bytes, values.place).unwrap();
     let dtype = if values.width == 4 {
-        Dtype::F32
+        FloatDtype::F32
     } else {
-        Dtype::BF16
+        FloatDtype::BF16
     };
     let mut widened = vec![0.0; values.len];
-    crate::ops::widen(dtype, &bytes, &mut widened);
+    dtype.widen(&bytes, &mut widened);
     widened
 }
 
@@ -138,7 +138,7 @@ fn choice(gpu: &Arc<Gpu>, tokens: usize, experts: usize, best: usize) -> (Vec<Me
 /// A weight on the device.
 fn matrix(
     gpu: &Arc<Gpu>,
-    dtype: Dtype,
+    dtype: FloatDtype,
     rows: usize,
     columns: usize,
     seed: u32,

@@ -35,7 +35,7 @@ fn products_agree_with_the_reference() {
                     let (o, out) = blank(&gpu, compute, tokens * rows);
                     let bias_there = bias.as_ref().map(|_| Weights {
                         place: b_place,
-                        dtype: Dtype::F32,
+                        dtype: FloatDtype::F32,
                         rows,
                         columns: 1,
                     });
@@ -87,7 +87,7 @@ fn products_are_the_same_in_tiles_of_any_height() {
             .into_iter()
             .flat_map(|d| launches(&gpu).map(move |l| (d, l)))
         {
-            if dtype == Dtype::F32 && shift % 4 != 0 {
+            if dtype == FloatDtype::F32 && shift % 4 != 0 {
                 continue; // a value begins at a multiple of its width
             }
             let compute = launch.compute;
@@ -100,10 +100,10 @@ fn products_are_the_same_in_tiles_of_any_height() {
                 )
             });
             let placed = [0, 1].map(|i: usize| put_at(&gpu, &weights[i], shift));
-            let (_b, bias) = put_at(&gpu, &bytes(Dtype::F16, &noise(rows[0], 5)), 2);
+            let (_b, bias) = put_at(&gpu, &bytes(FloatDtype::F16, &noise(rows[0], 5)), 2);
             let bias = Weights {
                 place: bias,
-                dtype: Dtype::F16,
+                dtype: FloatDtype::F16,
                 rows: rows[0],
                 columns: 1,
             };
@@ -131,7 +131,7 @@ fn products_are_the_same_in_tiles_of_any_height() {
             let mut half = vec![0; rows[0] * 2];
             gpu.download(&mut half, bias.place).unwrap();
             let mut widened = vec![0.0; rows[0]];
-            crate::ops::widen(Dtype::F16, &half, &mut widened);
+            FloatDtype::F16.widen(&half, &mut widened);
             for (i, seen) in all.iter().enumerate() {
                 let matrix = Matrix {
                     dtype,

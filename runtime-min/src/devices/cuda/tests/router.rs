@@ -26,7 +26,7 @@ fn the_router_chooses_as_the_reference_does() {
             let (_kept, choice) = choice(&gpu, tokens, experts, best);
             let layer = Layer {
                 table: Place::NULL,
-                dtype: Dtype::BF16,
+                dtype: FloatDtype::BF16,
                 experts,
                 best,
                 hidden: 1,
@@ -77,7 +77,7 @@ fn the_device_counts_the_passes_that_use_an_expert() {
     };
     let layer = Layer {
         table: Place::NULL,
-        dtype: Dtype::BF16,
+        dtype: FloatDtype::BF16,
         experts,
         best,
         hidden: 1,

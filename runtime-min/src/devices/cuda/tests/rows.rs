@@ -26,7 +26,7 @@ fn embeddings_norms_and_sums_agree_with_the_reference() {
                 );
                 let (_x, x) = blank(&gpu, compute, tokens * width);
                 // rows of an embedding begin at a multiple of their dtype's width
-                if dtype != Dtype::F32 {
+                if dtype != FloatDtype::F32 {
                     launch
                         .embed(
                             Weights {
@@ -42,7 +42,7 @@ fn embeddings_norms_and_sums_agree_with_the_reference() {
                     let row = width * 2;
                     let mut wanted = vec![0.0; tokens * width];
                     for (id, to) in ids.iter().zip(wanted.chunks_mut(width)) {
-                        crate::ops::widen(dtype, &table[*id as usize * row..][..row], to);
+                        dtype.widen(&table[*id as usize * row..][..row], to);
                     }
                     compute.round_all(&mut wanted);
                     assert_eq!(get(&gpu, x), wanted);
@@ -50,7 +50,7 @@ fn embeddings_norms_and_sums_agree_with_the_reference() {
                 let weight = noise(width, 9);
                 let (_w, place) = put_at(&gpu, &bytes(dtype, &weight), 0);
                 let mut widened = vec![0.0; width];
-                crate::ops::widen(dtype, &bytes(dtype, &weight), &mut widened);
+                dtype.widen(&bytes(dtype, &weight), &mut widened);
                 let norm = Weights {
                     place,
                     dtype,

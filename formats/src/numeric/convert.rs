@@ -1,11 +1,7 @@
 //! Values of one floating-point dtype as another: exact where the new one is wider, else rounded to
 //! the nearest, ties to even (IEEE 754-2019, section 4.3.1). All bytes are little-endian.
 
-use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
-use segpack_formats::numeric::Dtype;
-
-use crate::ops::widen;
+use super::{Dtype, FloatDtype, bf16, f16};
 
 /// Values that are converted in one step.
 const STEP: usize = 4096;
@@ -13,44 +9,83 @@ const STEP: usize = 4096;
 /// From one floating-point dtype to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FloatConversion {
-    from: Dtype,
-    to: Dtype,
+    from: Source,
+    to: FloatDtype,
+}
+
+/// What can be converted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Float(FloatDtype),
+    F64,
+}
+
+impl Source {
+    fn of(dtype: Dtype) -> Option<Self> {
+        if dtype == Dtype::F64 {
+            return Some(Self::F64);
+        }
+        FloatDtype::try_from(dtype).ok().map(Self::Float)
+    }
+
+    const fn byte_width(self) -> usize {
+        match self {
+            Self::Float(float) => float.byte_width(),
+            Self::F64 => super::f64::WIDTH,
+        }
+    }
+
+    /// The value at the start of `bytes`, exact; NaN where they are too few.
+    fn decode(self, bytes: &[u8]) -> f64 {
+        match self {
+            Self::Float(FloatDtype::F16) => decode_first(bytes, |b| f64::from(f16::decode(b))),
+            Self::Float(FloatDtype::BF16) => decode_first(bytes, |b| f64::from(bf16::decode(b))),
+            Self::Float(FloatDtype::F32) => {
+                decode_first(bytes, |b| f64::from(f32::from_le_bytes(b)))
+            }
+            Self::F64 => decode_first(bytes, f64::from_le_bytes),
+        }
+    }
+}
+
+fn decode_first<const N: usize>(bytes: &[u8], decode: impl Fn([u8; N]) -> f64) -> f64 {
+    bytes.first_chunk().copied().map_or(f64::NAN, decode)
 }
 
 /// A finite value that the new dtype cannot hold.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 #[error("value number {index} of this piece, {value:e}, is beyond what {to} can hold")]
 pub struct Overflow {
-    /// Its place in the piece, counted from 0.
+    /// Its position in the piece, counted from 0.
     pub index: usize,
     /// The value.
     pub value: f64,
     /// The new dtype.
-    pub to: Dtype,
+    pub to: FloatDtype,
 }
 
 impl FloatConversion {
     /// From F16, BF16, F32 or F64 to F16, BF16 or F32; `None` where either is another dtype, or
     /// both are the same.
     pub fn new(from: Dtype, to: Dtype) -> Option<Self> {
-        let known = matches!(from, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64)
-            && matches!(to, Dtype::F16 | Dtype::BF16 | Dtype::F32);
-        (known && from != to).then_some(Self { from, to })
+        let to = FloatDtype::try_from(to).ok()?;
+        let from = Source::of(from).filter(|from| *from != Source::Float(to))?;
+        Some(Self { from, to })
     }
 
     /// The new dtype.
     pub fn to(self) -> Dtype {
-        self.to
+        self.to.into()
     }
 
     /// Bytes of one value before.
     pub fn from_bytes(self) -> usize {
-        self.from.bitsize() / 8
+        self.from.byte_width()
     }
 
     /// Bytes of one value after.
     pub fn to_bytes(self) -> usize {
-        self.to.bitsize() / 8
+        self.to.byte_width()
     }
 
     /// Appends the new values to `out`. `bytes` is a whole number of values. NaN stays NaN,
@@ -63,15 +98,16 @@ impl FloatConversion {
         let mut done = 0;
         for piece in bytes.chunks(STEP * self.from_bytes()) {
             let start = out.len();
-            if self.from == Dtype::F64 {
-                self.narrow_f64(piece, out);
-            } else {
-                let values = &mut values[..piece.len() / self.from_bytes()];
-                widen(self.from, piece, values);
-                self.narrow(values, out);
+            match self.from {
+                Source::F64 => self.narrow_f64(piece, out),
+                Source::Float(from) => {
+                    let values = &mut values[..piece.len() / self.from_bytes()];
+                    from.widen(piece, values);
+                    self.to.narrow(values, out);
+                }
             }
             if let Some(index) = self.first_new_infinity(piece, &out[start..]) {
-                let value = decode(self.from, &piece[index * self.from_bytes()..]);
+                let value = self.from.decode(&piece[index * self.from_bytes()..]);
                 return Err(Overflow {
                     index: done + index,
                     value,
@@ -83,98 +119,74 @@ impl FloatConversion {
         Ok(())
     }
 
-    fn narrow(self, values: &[f32], out: &mut Vec<u8>) {
-        match self.to {
-            Dtype::F16 => {
-                let mut narrow = [f16::ZERO; STEP];
-                let narrow = &mut narrow[..values.len()];
-                narrow.convert_from_f32_slice(values);
-                out.extend(narrow.iter().flat_map(|x| x.to_le_bytes()));
-            }
-            Dtype::BF16 => out.extend(values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes())),
-            _ => out.extend(values.iter().flat_map(|x| x.to_le_bytes())),
-        }
-    }
-
+    /// In one rounding: by way of F32 there would be two.
     fn narrow_f64(self, bytes: &[u8], out: &mut Vec<u8>) {
-        let values = bytes
-            .as_chunks::<8>()
-            .0
-            .iter()
-            .map(|b| f64::from_le_bytes(*b));
+        let (values, _) = bytes.as_chunks();
+        let values = values.iter().map(|b| super::f64::decode(*b));
         match self.to {
-            Dtype::F16 => out.extend(values.flat_map(|x| f16::from_f64(x).to_le_bytes())),
-            Dtype::BF16 => out.extend(values.flat_map(|x| bf16::from_f64(x).to_le_bytes())),
-            #[expect(
-                clippy::cast_possible_truncation,
-                reason = "rounds to the nearest, ties to even"
-            )]
-            _ => out.extend(values.flat_map(|x| (x as f32).to_le_bytes())),
+            FloatDtype::F16 => out.extend(values.flat_map(f16::encode_f64)),
+            FloatDtype::BF16 => out.extend(values.flat_map(bf16::encode_f64)),
+            FloatDtype::F32 => {
+                out.extend(values.flat_map(|x| super::f64::narrow(x).to_le_bytes()));
+            }
         }
     }
 
+    /// The first value that is infinite in `after` and was not in `before`.
     fn first_new_infinity(self, before: &[u8], after: &[u8]) -> Option<usize> {
-        let is_new = |(index, infinite): (usize, bool)| {
-            (infinite && decode(self.from, &before[index * self.from_bytes()..]).is_finite())
-                .then_some(index)
-        };
-        if self.to == Dtype::F32 {
-            let values = after
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .map(|b| f32::from_le_bytes(*b).is_infinite());
-            return (self.from == Dtype::F64)
-                .then(|| values.enumerate().find_map(is_new))
-                .flatten();
+        match (self.from, self.to) {
+            // both have the range of F32
+            (Source::Float(_), FloatDtype::F32) => None,
+            (Source::F64, FloatDtype::F32) => {
+                let infinity = super::f32::EXPONENT;
+                let is_infinite = |b: &[u8; 4]| u32::from_le_bytes(*b) & 0x7fff_ffff == infinity;
+                self.first_new(before, after, is_infinite)
+            }
+            (_, FloatDtype::F16) => {
+                let is_infinite = |b: &[u8; 2]| u16::from_le_bytes(*b) & 0x7fff == f16::EXPONENT;
+                self.first_new(before, after, is_infinite)
+            }
+            (_, FloatDtype::BF16) => {
+                let is_infinite = |b: &[u8; 2]| u16::from_le_bytes(*b) & 0x7fff == bf16::EXPONENT;
+                self.first_new(before, after, is_infinite)
+            }
         }
-        let infinity = if self.to == Dtype::F16 {
-            0x7c00
-        } else {
-            0x7f80
-        };
-        let is_infinite = |b: &[u8; 2]| u16::from_le_bytes(*b) & 0x7fff == infinity;
-        let values = after.as_chunks::<2>().0;
+    }
+
+    fn first_new<const N: usize>(
+        self,
+        before: &[u8],
+        after: &[u8],
+        is_infinite: impl Fn(&[u8; N]) -> bool,
+    ) -> Option<usize> {
+        let (after, _) = after.as_chunks::<N>();
         // without branches first: infinities are rare
-        if !values.iter().fold(false, |any, b| any | is_infinite(b)) {
+        if !after.iter().fold(false, |any, b| any | is_infinite(b)) {
             return None;
         }
-        values.iter().map(is_infinite).enumerate().find_map(is_new)
+        let width = self.from_bytes();
+        after
+            .iter()
+            .enumerate()
+            .position(|(i, b)| is_infinite(b) && self.from.decode(&before[i * width..]).is_finite())
     }
 
     /// The first of `after` that is not the value of `before` in the new dtype, judged by value:
     /// what is written has to be the same number, or, where the new dtype is narrower, no farther
     /// from it than its neighbours, and even in a tie.
     pub fn first_wrong(self, before: &[u8], after: &[u8]) -> Option<usize> {
-        let values = before
-            .chunks_exact(self.from_bytes())
-            .zip(after.chunks_exact(self.to_bytes()));
-        let wrong = values.map(|(x, y)| !is_nearest(decode(self.from, x), self.to, y));
-        let count = (
-            before.len() / self.from_bytes(),
-            after.len() / self.to_bytes(),
-        );
-        wrong
-            .enumerate()
-            .find_map(|(i, wrong)| wrong.then_some(i))
-            .or((count.0 != count.1).then_some(count.0))
-    }
-}
-
-/// The value at the start of `bytes`. 0 where the dtype is not a float.
-fn decode(dtype: Dtype, bytes: &[u8]) -> f64 {
-    match (dtype, bytes) {
-        (Dtype::F16, [a, b, ..]) => f16::from_le_bytes([*a, *b]).to_f64(),
-        (Dtype::BF16, [a, b, ..]) => bf16::from_le_bytes([*a, *b]).to_f64(),
-        (Dtype::F32, [a, b, c, d, ..]) => f64::from(f32::from_le_bytes([*a, *b, *c, *d])),
-        (Dtype::F64, bytes) => bytes.first_chunk().map_or(0.0, |b| f64::from_le_bytes(*b)),
-        _ => 0.0,
+        let (from, to) = (self.from_bytes(), self.to_bytes());
+        let mut values = before.chunks_exact(from).zip(after.chunks_exact(to));
+        let wrong = values.position(|(x, y)| !is_nearest(self.from.decode(x), self.to, y));
+        let count = (before.len() / from, after.len() / to);
+        wrong.or((count.0 != count.1).then_some(count.0))
     }
 }
 
 /// Whether the value at the start of `bytes` is the nearest to `x` that its dtype has.
-fn is_nearest(x: f64, dtype: Dtype, bytes: &[u8]) -> bool {
-    let y = decode(dtype, bytes);
+fn is_nearest(x: f64, dtype: FloatDtype, bytes: &[u8]) -> bool {
+    let stored = Source::Float(dtype);
+    let y = stored.decode(bytes);
     if x.is_nan() || y.is_nan() {
         return x.is_nan() && y.is_nan();
     }
@@ -184,15 +196,15 @@ fn is_nearest(x: f64, dtype: Dtype, bytes: &[u8]) -> bool {
     if x.is_infinite() || y.is_infinite() || x.is_sign_negative() != y.is_sign_negative() {
         return false;
     }
-    let away = (x - y).abs();
+    let distance = (x - y).abs();
     let odd = bytes[0] & 1 == 1;
     // bits count up in magnitude, whatever the sign
     [beside(bytes, true), beside(bytes, false)]
         .iter()
         .flatten()
         .all(|neighbour| {
-            let farther = (x - decode(dtype, neighbour)).abs();
-            away < farther || (away == farther && !odd)
+            let farther = (x - stored.decode(neighbour)).abs();
+            distance < farther || (distance == farther && !odd)
         })
 }
 
@@ -239,11 +251,9 @@ mod tests {
             let (before, mut wide, mut after) = (all_u16(), Vec::new(), Vec::new());
             widen.convert(&before, &mut wide).unwrap();
             narrow.convert(&wide, &mut after).unwrap();
+            let is_nan = |b: &[u8]| Source::of(dtype).unwrap().decode(b).is_nan();
             for (x, y) in before.chunks_exact(2).zip(after.chunks_exact(2)) {
-                assert!(
-                    x == y || (decode(dtype, x).is_nan() && decode(dtype, y).is_nan()),
-                    "{x:?} {y:?}"
-                );
+                assert!(x == y || (is_nan(x) && is_nan(y)), "{x:?} {y:?}");
             }
             assert_eq!(widen.first_wrong(&before, &wide), None);
             assert_eq!(narrow.first_wrong(&wide, &after), None);
@@ -291,8 +301,7 @@ mod tests {
 
     #[test]
     fn a_finite_value_never_becomes_infinite() {
-        let bf16 = |x: f32| half::bf16::from_f32(x).to_le_bytes();
-        let before = [bf16(1.0), bf16(f32::INFINITY), bf16(65_536.0)].concat();
+        let before = [1.0, f32::INFINITY, 65_536.0].map(bf16::encode).concat();
         let mut out = Vec::new();
         let narrow = conversion(Dtype::BF16, Dtype::F16);
         assert!(narrow.convert(&before[..4], &mut out).is_ok());
