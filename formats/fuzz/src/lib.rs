@@ -1,4 +1,4 @@
-//! One fuzz target for each parser of segpack. The bodies are shared with `tests/fuzz_smoke.rs`.
+//! One fuzz target for each parser of segpack. The bodies are shared with `tests/e2e/integrity/fuzz_smoke.rs`.
 //!
 //! In the repository's root, on a stable toolchain, with `cargo install cargo-fuzz`:
 //!

@@ -23,7 +23,7 @@ fn assert_text(name: &str, text: &str, folder: Option<&Path>) {
         })
         .collect();
     let mut settings = insta::Settings::clone_current();
-    settings.set_snapshot_path("snapshots");
+    settings.set_snapshot_path("../../snapshots");
     settings.set_prepend_module_to_snapshot(false);
     settings.set_omit_expression(true);
     settings.bind(|| insta::assert_snapshot!(name, text));

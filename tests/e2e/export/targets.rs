@@ -232,7 +232,7 @@ fn the_text_part_is_a_plain_qwen3_moe() {
             ..t
         };
         assert_eq!(tensors(&out), by_name(text.into_iter().map(rename)));
-        insta::with_settings!({snapshot_path => "snapshots", prepend_module_to_snapshot => false, omit_expression => true}, {
+        insta::with_settings!({snapshot_path => "../../snapshots", prepend_module_to_snapshot => false, omit_expression => true}, {
             let config = fs::read_to_string(out.join("config.json")).unwrap();
             insta::assert_snapshot!("export-qwen3-moe-config", config);
         });

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::{env, fs};
 
-#[path = "../formats/fuzz/src/bodies.rs"]
+#[path = "../../../formats/fuzz/src/bodies.rs"]
 mod bodies;
 
 const INPUTS: u64 = 10_000;

@@ -7,27 +7,14 @@
     reason = "test data is small"
 )]
 
-mod arrows;
-mod bad_checkpoints;
-mod bad_packs;
-mod codecs;
-#[cfg(target_os = "linux")]
-mod cuda;
-mod damage;
-mod documentation;
+mod checkpoint;
+mod cli;
+#[path = "../compat/mod.rs"]
+mod compat;
 mod export;
-mod families;
-mod fuzz_smoke;
-mod gguf;
-mod help;
-mod loading;
-mod old_packs;
-mod pipeline;
-mod resume;
-mod roundtrip;
+mod integrity;
+mod pack;
 mod run;
-mod scan;
-mod schemas;
+#[path = "../support/mod.rs"]
 mod support;
-mod thinker;
 mod validate;

@@ -1,0 +1,4 @@
+//! What older and newer programs rely on: packs of earlier versions, and the schemas.
+
+mod old_packs;
+mod schemas;

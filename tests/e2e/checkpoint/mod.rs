@@ -1,0 +1,5 @@
+//! Checkpoints: what is in them, what should be, what is refused.
+
+mod bad_checkpoints;
+mod families;
+mod scan;

@@ -1,0 +1,4 @@
+//! Exports for other runtimes.
+
+mod gguf;
+mod targets;

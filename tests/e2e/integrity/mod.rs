@@ -1,0 +1,5 @@
+//! Damaged and lying packs, and hostile bytes for every parser.
+
+mod bad_packs;
+mod damage;
+mod fuzz_smoke;

@@ -1,0 +1,6 @@
+//! Packs: written, resumed, coded, given back.
+
+mod codecs;
+mod pipeline;
+mod resume;
+mod roundtrip;

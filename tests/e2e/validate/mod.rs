@@ -1,0 +1,3 @@
+//! Comparing with recorded traces.
+
+mod traces;
