@@ -27,7 +27,7 @@ const ARROWS: [(&str, &[&str]); 4] = [
 const HOMES: [(&str, &[&str]); 2] = [
     (
         "segpack-formats",
-        &["blake3", "hex", "rustix", "safetensors", "sha2", "zstd"],
+        &["blake3", "hex", "rustix", "sha2", "zstd"],
     ),
     (
         "segpack",
