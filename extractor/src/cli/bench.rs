@@ -5,19 +5,19 @@ use segpack_runtime_min::models::decoder::Check;
 
 use super::Context;
 use super::args::values::{count, size, threads};
-use super::args::{CheckName, ComputeName};
+use super::args::{CheckName, ComputeName, DEVICE, MEASUREMENT, OUTPUT};
 use crate::render::text;
 use crate::steps::bench::{BenchSettings, GpuBenchSettings, bench, bench_gpu};
 use crate::steps::device::DeviceChoice;
 use crate::steps::{Exit, StepError};
 use crate::work::default_jobs;
 
-/// Measure this machine and a model on it, and forecast the whole model
+/// Measure this machine and a model on it, and forecast the speed of the whole model
 ///
-/// Measures the rates of memory, multiply-adds, drive and digests, then the model with all weights
-/// in memory and in less, and prints each as a share of its limit. Tokens are random: experts are
-/// chosen as evenly as the router allows, the worst case for a cache. Nothing else should run
-/// meanwhile.
+/// Measures the speed of memory, multiply-adds, drive and digests, then the model with all weights
+/// in memory and with less memory, each also as a share of its limit. Tokens are random: experts
+/// are chosen as evenly as the router allows, the worst case for a cache. Nothing else should run
+/// at the same time.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -26,50 +26,84 @@ Examples:
   segpack bench omni.segpack --device cuda --device-memory 16GB
   segpack bench omni.segpack --no-resident --memory 4GB --memory 8GB --json | jq .on_demand")]
 pub struct Args {
-    /// The pack folder
+    /// Pack folder
     #[arg(value_name = "PACK")]
     pack: PathBuf,
-    /// Measure with this many threads; may be repeated [default: 1 and one per core, at most 16]
-    #[arg(long, short, value_name = "N", value_parser = threads)]
-    threads: Vec<usize>,
-    /// Measure in this much memory, from a cold page cache; may be repeated. With --device, once:
-    /// host memory, of which what is left is for experts that --device-memory has no room for
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    memory: Vec<u64>,
-    /// Do not measure with all weights in memory
-    #[arg(long)]
-    no_resident: bool,
-    /// Tokens of a prompt; may be repeated [default: 128 and 512]
-    #[arg(long, value_name = "N", value_parser = count)]
+    /// Number of tokens of a prompt; may be repeated [default: 128 and 512; on a GPU 512 and 2048]
+    #[arg(long, value_name = "N", value_parser = count, help_heading = MEASUREMENT)]
     prompt: Vec<usize>,
-    /// Tokens to generate for each figure
-    #[arg(long, value_name = "N", default_value = "32", value_parser = count)]
+    /// Number of tokens to generate for each result
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "32",
+        value_parser = count,
+        help_heading = MEASUREMENT
+    )]
     tokens: usize,
-    /// How often to measure each figure; the median counts
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    /// Number of repetitions of each measurement; the median is reported
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 3,
+        value_parser = clap::value_parser!(u32).range(1..=1000),
+        help_heading = MEASUREMENT
+    )]
     repeats: u32,
-    /// When the digests of segments are compared
-    #[arg(long, value_name = "WHEN", default_value = "always")]
-    check: CheckName,
-    /// Forecast a model of so many layers of this kind [default: the pack's]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    /// Do not measure with all weights in memory
+    #[arg(long, help_heading = MEASUREMENT)]
+    no_resident: bool,
+    /// Number of layers of the forecast model, of the same kind [default: the pack's]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=10_000),
+        help_heading = MEASUREMENT
+    )]
     layers: Option<u32>,
-    /// Forecast for this much memory; may be repeated [default: 2, 4, 8, 16, 32 and 64 GB]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    /// Memory budget of the forecast; may be repeated [default: 2, 4, 8, 16, 32 and 64 GB]
+    #[arg(long, value_name = "SIZE", value_parser = size, help_heading = MEASUREMENT)]
     forecast: Vec<u64>,
     /// Measure on a GPU instead (cuda or cuda:N): with all weights there, and with each
     /// --device-memory
-    #[arg(long, value_name = "DEVICE", conflicts_with_all = ["threads", "layers", "forecast"])]
+    #[arg(
+        long,
+        value_name = "DEVICE",
+        conflicts_with_all = ["threads", "layers", "forecast"],
+        help_heading = DEVICE
+    )]
     device: Option<DeviceChoice>,
-    /// Measure in this much GPU memory; may be repeated
-    #[arg(long, value_name = "SIZE", value_parser = size, requires = "device")]
+    /// GPU memory budget to measure with; may be repeated
+    #[arg(
+        long,
+        value_name = "SIZE",
+        value_parser = size,
+        requires = "device",
+        help_heading = DEVICE
+    )]
     device_memory: Vec<u64>,
     /// Precision of activations on a GPU
-    #[arg(long, value_name = "TYPE", default_value = "bf16", requires = "device")]
+    #[arg(
+        long,
+        value_name = "TYPE",
+        default_value = "bf16",
+        requires = "device",
+        help_heading = DEVICE
+    )]
     compute: ComputeName,
-    /// Print one JSON document (schemas/bench-report.schema.json; of a GPU
+    /// Memory budget to measure with, from a cold page cache; may be repeated. With --device, only
+    /// once: the budget of the host, which caches experts that the GPU has no room for
+    #[arg(long, value_name = "SIZE", value_parser = size, help_heading = DEVICE)]
+    memory: Vec<u64>,
+    /// When to compare the digests of segments
+    #[arg(long, value_name = "WHEN", default_value = "always", help_heading = DEVICE)]
+    check: CheckName,
+    /// Number of threads to measure with; may be repeated [default: 1 and one per core, at most 16]
+    #[arg(long, short, value_name = "N", value_parser = threads, help_heading = DEVICE)]
+    threads: Vec<usize>,
+    /// Print the report as JSON (schemas/bench-report.schema.json; for a GPU
     /// schemas/gpu-bench-report.schema.json)
-    #[arg(long)]
+    #[arg(long, help_heading = OUTPUT)]
     json: bool,
 }
 

@@ -5,29 +5,29 @@ use std::path::PathBuf;
 use segpack_manifests::Pack;
 
 use super::Context;
+use super::args::INPUT;
 use crate::steps::cat::{cat, parse_rows};
 use crate::steps::{Exit, StepError};
 
 /// Write the decoded bytes of tensors or segments to standard output
 ///
-/// Bytes are as in the checkpoint: little-endian, the last dimension fastest. A tensor's SHA-256 is
-/// compared while it is written; damage ends the output with exit status 3.
+/// The bytes are those of the checkpoint: little-endian, last dimension fastest. The SHA-256 of
+/// each tensor is compared while it is written; damage ends the output with exit status 3.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   segpack cat omni.segpack thinker.model.layers.5.mlp.experts.17.down_proj.weight | sha256sum
-  segpack cat omni.segpack thinker.text.layers.5.experts.17 > expert.bin      gate, up, down
+  segpack cat omni.segpack thinker.text.layers.5.experts.17 > expert.bin   # gate, up, down
   segpack cat omni.segpack thinker.model.embed_tokens.weight --rows 785..786 | xxd | head")]
 pub struct Args {
-    /// The pack folder
+    /// Pack folder
     #[arg(value_name = "PACK")]
     pack: PathBuf,
-    /// Names of tensors or segments, or of a stacked tensor of the checkpoint
+    /// Names of tensors or segments, or of stacked tensors of the checkpoint
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
-    /// Only these rows of a tensor's first dimension, B not included (their digest cannot be
-    /// compared)
-    #[arg(long, value_name = "A..B", value_parser = parse_rows)]
+    /// Write only rows A to B-1 of the first dimension; their digest cannot be compared
+    #[arg(long, value_name = "A..B", value_parser = parse_rows, help_heading = INPUT)]
     rows: Option<Range<u64>>,
 }
 

@@ -10,7 +10,7 @@ Examples:
   segpack completions bash > ~/.local/share/bash-completion/completions/segpack
   segpack completions zsh > ~/.zfunc/_segpack")]
 pub struct Args {
-    /// The shell
+    /// Shell to complete for
     #[arg(value_name = "SHELL")]
     shell: Shell,
 }

@@ -2,25 +2,27 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::Context;
+use super::args::OUTPUT;
 use crate::render::text;
 use crate::steps::demo::demo;
 use crate::steps::{Exit, StepError};
 
-/// Show it all on a tiny checkpoint built into the program
+/// Try every command on a tiny checkpoint built into the program
 ///
-/// Scans, packs, verifies, damages one bit, finds it, unpacks and compares, runs the model from its
-/// pack, and validates it against a trace of the official one, in a temporary folder.
+/// In a temporary folder: scans, packs and verifies the checkpoint, flips one bit and finds it,
+/// unpacks and compares the files, runs the model from its pack, and validates it against a trace
+/// of the official model.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   segpack demo
-  segpack demo --keep demo        leaves checkpoint, packs and restored files there to look at")]
+  segpack demo --keep demo   # keeps the checkpoint, the packs and the restored files")]
 pub struct Args {
-    /// Work in this new folder and keep it
-    #[arg(long, value_name = "DIR")]
+    /// Create this folder, work in it and keep it
+    #[arg(long, value_name = "DIR", help_heading = OUTPUT)]
     keep: Option<PathBuf>,
-    /// Print one JSON document (schemas/demo-report.schema.json)
-    #[arg(long)]
+    /// Print the report as JSON (schemas/demo-report.schema.json)
+    #[arg(long, help_heading = OUTPUT)]
     json: bool,
 }
 

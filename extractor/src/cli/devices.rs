@@ -1,17 +1,18 @@
 use super::Context;
+use super::args::OUTPUT;
 use crate::render::text;
 use crate::steps::Exit;
 use crate::steps::device::list;
 
-/// List the GPUs that a model can run on, and which device `--device auto` takes
+/// List the GPUs that can run a model, and the device that `--device auto` selects
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   segpack devices
   segpack devices --json | jq -r .auto")]
 pub struct Args {
-    /// Print one JSON document (schemas/devices-report.schema.json)
-    #[arg(long)]
+    /// Print the report as JSON (schemas/devices-report.schema.json)
+    #[arg(long, help_heading = OUTPUT)]
     json: bool,
 }
 

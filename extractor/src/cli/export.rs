@@ -6,17 +6,17 @@ use segpack_formats::numeric::Dtype;
 use segpack_manifests::documents::ExportTarget;
 
 use super::Context;
-use super::args::Jobs;
 use super::args::values::{expert_parallel, shard_size, tokenizer_pre};
+use super::args::{INPUT, Jobs, OUTPUT};
 use crate::render::text;
 use crate::steps::export::{ExpertParallel, ExportSettings, Quantization, export, stream};
 use crate::steps::{Exit, StepError};
 
-/// Write the files that other runtimes read
+/// Write the weights in a format that other runtimes read
 ///
-/// In a stream, from raw and coded packs. Every tensor is compared with its SHA-256. In the end
-/// what was written is read back and compared with the pack: by digest, or by value where --dtype
-/// changed it. Files appear under their names only after that.
+/// Streams from raw and coded packs, and compares the SHA-256 of every tensor. The output is then
+/// read back and compared with the pack: by digest, or by value where --dtype changed it. Files
+/// appear under their names only after that.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -27,58 +27,58 @@ Examples:
   segpack export omni.segpack --to safetensors -o - 'thinker.model.layers.0.*' | other-program
   segpack export omni.segpack --to npy -o arrays --component code2wav --dtype f32")]
 pub struct Args {
-    /// The pack folder
+    /// Pack folder
     #[arg(value_name = "PACK")]
     pack: PathBuf,
-    /// Only tensors whose names match (safetensors, npy)
+    /// Export only tensors whose names match one of these patterns (safetensors and npy)
     #[arg(value_name = "GLOB")]
     names: Vec<String>,
-    /// For whom
-    #[arg(long, value_name = "FORMAT", value_enum)]
-    to: Format,
-    /// The folder to write; for gguf the file, whose name ends in .gguf; for safetensors the file,
-    /// or - for standard output
-    #[arg(long, short, value_name = "OUT")]
-    output: PathBuf,
-    /// Only this component and what is below it, such as thinker; may be repeated
-    #[arg(long, value_name = "COMPONENT")]
+    /// Export only this component and those below it, such as thinker; may be repeated
+    #[arg(long, value_name = "COMPONENT", help_heading = INPUT)]
     component: Vec<String>,
-    /// What floating-point tensors become: wider ones are exact, narrower ones rounded to the
-    /// nearest
-    #[arg(long, value_name = "DTYPE", value_enum, default_value_t = DtypeName::Keep)]
-    dtype: DtypeName,
-    /// How large a weight file may get, such as 5GB or 2GiB [default: 5GB; gguf: one file]
-    #[arg(long, value_name = "SIZE", value_parser = shard_size)]
-    max_shard_size: Option<ByteSize>,
-    /// llama.cpp's name of the tokenizer's pre-tokenizer, where segpack does not know it, or none
-    /// to leave the tokenizer out (gguf)
-    #[arg(long, value_name = "NAME", value_parser = tokenizer_pre)]
-    tokenizer_pre: Option<String>,
-    /// Only rank R's share of the experts (of N ranks, R from 0), and all that every rank needs
-    #[arg(long, value_name = "R/N", value_parser = expert_parallel)]
+    /// Export only the experts of rank R of N, counted from 0, and everything that all ranks need
+    #[arg(long, value_name = "R/N", value_parser = expert_parallel, help_heading = INPUT)]
     expert_parallel: Option<ExpertParallel>,
-    /// Do not read back what was written
-    #[arg(long)]
-    no_check: bool,
     #[command(flatten)]
     jobs: Jobs,
-    /// Print one JSON document
-    #[arg(long)]
+    /// Output format
+    #[arg(long, value_name = "FORMAT", value_enum, help_heading = OUTPUT)]
+    to: Format,
+    /// Folder to write; for gguf a file named *.gguf; for safetensors a file, or - for standard
+    /// output
+    #[arg(long, short, value_name = "OUT", help_heading = OUTPUT)]
+    output: PathBuf,
+    /// Type of floating-point tensors; conversion to a wider type is exact, to a narrower one
+    /// rounds to nearest
+    #[arg(long, value_name = "DTYPE", value_enum, default_value_t = DtypeName::Keep, help_heading = OUTPUT)]
+    dtype: DtypeName,
+    /// Maximum size of a weight file, such as 5GB or 2GiB [default: 5GB; gguf: one file]
+    #[arg(long, value_name = "SIZE", value_parser = shard_size, help_heading = OUTPUT)]
+    max_shard_size: Option<ByteSize>,
+    /// Name of the pre-tokenizer in llama.cpp, if segpack does not recognise it; `none` omits the
+    /// tokenizer (gguf)
+    #[arg(long, value_name = "NAME", value_parser = tokenizer_pre, help_heading = OUTPUT)]
+    tokenizer_pre: Option<String>,
+    /// Do not read the output back
+    #[arg(long, help_heading = OUTPUT)]
+    no_check: bool,
+    /// Print the summary as JSON
+    #[arg(long, help_heading = OUTPUT)]
     json: bool,
 }
 
-/// What can be written.
+/// Formats of an export.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum Format {
-    /// The checkpoint's own layout, or that of a component
+    /// Hugging Face: the checkpoint's own layout, or one of its components
     Hf,
-    /// The text decoder as a plain Qwen3MoeForCausalLM
+    /// The text decoder as a Qwen3MoeForCausalLM checkpoint
     Qwen3Moe,
-    /// The text decoder for llama.cpp, architecture qwen3moe
+    /// The text decoder for llama.cpp (architecture qwen3moe)
     Gguf,
-    /// One safetensors file of tensors
+    /// One safetensors file
     Safetensors,
-    /// A folder of .npy files, one for each tensor
+    /// A folder with one .npy file per tensor
     Npy,
 }
 
@@ -94,18 +94,18 @@ impl From<Format> for ExportTarget {
     }
 }
 
-/// What floating-point tensors become.
+/// Types of floating-point tensors in an export.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum DtypeName {
     /// Unchanged
     Keep,
     /// bfloat16
     Bf16,
-    /// IEEE half precision; what it cannot hold is an error
+    /// IEEE half precision; values out of its range are an error
     F16,
     /// IEEE single precision
     F32,
-    /// Blocks of 32 signed bytes with a scale (gguf); norms and routers stay f32
+    /// 8-bit blocks of 32 with a scale (gguf); norms and routers are stored as f32
     #[value(name = "q8_0")]
     Q8_0,
 }

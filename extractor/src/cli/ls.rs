@@ -4,6 +4,7 @@ use segpack_manifests::Pack;
 use serde::Serialize;
 
 use super::Context;
+use super::args::{INPUT, OUTPUT};
 use crate::render::text;
 use crate::steps::cat::{find_segments, find_tensors};
 use crate::steps::{Exit, StepError};
@@ -17,17 +18,17 @@ Examples:
   segpack ls omni.segpack --tensors '*.mlp.gate.weight'
   segpack ls omni.segpack --tensors --json | jq -r 'select(.role == \"router\") | .sha256'")]
 pub struct Args {
-    /// The pack folder
+    /// Pack folder
     #[arg(value_name = "PACK")]
     pack: PathBuf,
-    /// Only names that match one of these (`*` crosses dots)
+    /// List only names that match one of these patterns (`*` also matches dots)
     #[arg(value_name = "GLOB")]
     globs: Vec<String>,
     /// List tensors instead of segments
-    #[arg(long)]
+    #[arg(long, help_heading = INPUT)]
     tensors: bool,
     /// Print one JSON object per line, as in the manifest
-    #[arg(long)]
+    #[arg(long, help_heading = OUTPUT)]
     json: bool,
 }
 

@@ -10,7 +10,7 @@ Examples:
   segpack man | man -l -
   segpack man pack > segpack-pack.1")]
 pub struct Args {
-    /// The command; without one, segpack itself
+    /// Command to describe [default: segpack itself]
     #[arg(value_name = "COMMAND")]
     command: Option<String>,
 }

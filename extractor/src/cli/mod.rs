@@ -26,39 +26,54 @@ use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgAction, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 use segpack_formats::io::CancelToken;
 use segpack_manifests::folder::PARTIAL;
 
 use crate::steps::{Exit, StepError};
+use args::GLOBAL;
 use progress::Reporter;
 use terminal::Terminal;
 
 /// Ends the help of every command.
 const EXIT_STATUS: &str = "\
 Exit status:
-  0    all is well (a closed pipe too)
+  0    success (also when standard output is closed early)
   1    the environment or the output failed: no space, no permission, output exists
-  2    wrong command line
+  2    invalid command line
   3    the input is damaged, incomplete or different
   130  interrupted (Ctrl-C); 143 terminated";
 
-/// Takes a Mixture-of-Experts checkpoint apart into checksummed per-expert packs, proves that
-/// nothing was lost, and gives the same bytes back.
+/// Split Mixture-of-Experts checkpoints into checksummed per-expert packs, verify that nothing was
+/// lost, restore the original files byte for byte, and run the model from its pack
 #[derive(Debug, Parser)]
 #[command(
     name = "segpack",
     version,
     propagate_version = true,
-    max_term_width = 100
+    max_term_width = 100,
+    disable_help_flag = true,
+    disable_version_flag = true
 )]
 pub struct Cli {
-    /// Say nothing but results and errors
-    #[arg(long, short, global = true)]
+    /// Print only results and errors
+    #[arg(long, short, global = true, help_heading = GLOBAL)]
     quiet: bool,
     /// When to use colours (NO_COLOR is respected)
-    #[arg(long, global = true, value_name = "WHEN", default_value_t = ColorChoice::Auto)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value_t = ColorChoice::Auto,
+        help_heading = GLOBAL
+    )]
     color: ColorChoice,
+    /// Print help (-h prints a summary)
+    #[arg(long, short, global = true, action = ArgAction::Help, help_heading = GLOBAL)]
+    help: Option<bool>,
+    /// Print the version
+    #[arg(long, short = 'V', global = true, action = ArgAction::Version, help_heading = GLOBAL)]
+    version: Option<bool>,
     #[command(subcommand)]
     command: Command,
 }

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use segpack_manifests::layout::Selection;
 
-use super::args::{CodecArgs, CodecName, Jobs, Tolerate};
+use super::args::{CodecArgs, CodecName, INPUT, Jobs, OUTPUT, Tolerate};
 use super::{Context, resume_advice};
 use crate::render::text;
 use crate::steps::pack::{PackSettings, pack, plan};
@@ -10,8 +10,8 @@ use crate::steps::{Exit, StepError};
 
 /// Pack a checkpoint into per-expert segments with a manifest
 ///
-/// Nothing is written unless the checkpoint is complete. An interrupted run leaves everything
-/// unfinished in PACK/.partial, and --resume goes on from there.
+/// Nothing is written unless the checkpoint is complete. An interrupted run leaves its unfinished
+/// files in PACK/.partial, and --resume continues it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -20,49 +20,51 @@ Examples:
   segpack pack ./model -o thinker.segpack --include thinker --codec bf16-rans
   segpack pack ./model -o model.segpack --dry-run")]
 pub struct Args {
-    /// A checkpoint folder, a .safetensors file, or a repo id (OWNER/NAME[@REVISION]) in the local
-    /// hub cache
+    /// Checkpoint folder, .safetensors file, or repo id (OWNER/NAME[@REVISION]) in the local
+    /// Hugging Face cache
     #[arg(value_name = "CKPT")]
     checkpoint: PathBuf,
-    /// The pack folder to write
-    #[arg(long, short, value_name = "PACK")]
+    /// Pack only this component and those below it, such as thinker or talker.text; may be
+    /// repeated
+    #[arg(long, value_name = "COMPONENT", help_heading = INPUT)]
+    include: Vec<String>,
+    /// Leave out this component and those below it; may be repeated
+    #[arg(long, value_name = "COMPONENT", help_heading = INPUT)]
+    exclude: Vec<String>,
+    #[command(flatten)]
+    tolerate: Tolerate,
+    /// Do not compute the SHA-256 of the source shards: faster, but they are not compared with the
+    /// hub's
+    #[arg(long, help_heading = INPUT)]
+    no_source_digests: bool,
+    #[command(flatten)]
+    jobs: Jobs,
+    /// Pack folder to write
+    #[arg(long, short, value_name = "PACK", help_heading = OUTPUT)]
     output: PathBuf,
-    /// Print the plan and write nothing
-    #[arg(long, conflicts_with_all = ["resume", "force"])]
-    dry_run: bool,
-    /// How segments are coded
-    #[arg(long, value_name = "CODEC", default_value = "raw")]
+    /// How segments are compressed
+    #[arg(long, value_name = "CODEC", default_value = "raw", help_heading = OUTPUT)]
     codec: CodecName,
     #[command(flatten)]
     level: CodecArgs,
-    /// Pack only these components and those below them (thinker, talker.text, ...); may be repeated
-    #[arg(long, value_name = "COMPONENT")]
-    include: Vec<String>,
-    /// Leave these components behind; may be repeated
-    #[arg(long, value_name = "COMPONENT")]
-    exclude: Vec<String>,
-    #[command(flatten)]
-    jobs: Jobs,
-    /// Go on where an interrupted run stopped
-    #[arg(long, conflicts_with = "force")]
+    /// Print the plan and write nothing
+    #[arg(long, conflicts_with_all = ["resume", "force"], help_heading = OUTPUT)]
+    dry_run: bool,
+    /// Continue an interrupted run
+    #[arg(long, conflicts_with = "force", help_heading = OUTPUT)]
     resume: bool,
-    /// Replace an existing pack (and nothing else); the old one is removed first
-    #[arg(long)]
+    /// Replace an existing pack, and nothing else; the old pack is removed first
+    #[arg(long, help_heading = OUTPUT)]
     force: bool,
-    /// Do not digest the source shards: faster, but they are not compared with the hub's digests
-    #[arg(long)]
-    no_source_digests: bool,
     /// Do not record where the checkpoint came from
-    #[arg(long)]
+    #[arg(long, help_heading = OUTPUT)]
     no_provenance: bool,
     /// Do not write SHA256SUMS
-    #[arg(long)]
+    #[arg(long, help_heading = OUTPUT)]
     no_sums: bool,
-    /// Print one JSON document: the summary, or with --dry-run the plan
-    #[arg(long)]
+    /// Print the summary as JSON; with --dry-run, the plan
+    #[arg(long, help_heading = OUTPUT)]
     json: bool,
-    #[command(flatten)]
-    tolerate: Tolerate,
 }
 
 impl Args {

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use super::args::{CodecArgs, CodecName, Jobs};
+use super::args::{CodecArgs, CodecName, Jobs, OUTPUT};
 use super::{Context, resume_advice};
 use crate::render::text;
 use crate::steps::Exit;
@@ -8,8 +8,8 @@ use crate::steps::repack::{RepackSettings, plan, repack};
 
 /// Change the codec of a pack, without the checkpoint
 ///
-/// Every tensor is decoded and compared with its SHA-256 on the way. The new pack is, byte for
-/// byte, the one that packing the checkpoint with that codec would give. The old one is left alone.
+/// Every tensor is decoded and its SHA-256 compared on the way. The new pack is byte for byte the
+/// one that packing the checkpoint with that codec would give. The old pack is not changed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -17,30 +17,30 @@ Examples:
   segpack repack small.segpack -o plain.segpack --codec raw --resume
   segpack repack omni.segpack -o small.segpack --codec bf16-rans --dry-run")]
 pub struct Args {
-    /// The pack folder to read
+    /// Pack folder to read
     #[arg(value_name = "PACK")]
     pack: PathBuf,
-    /// The pack folder to write
-    #[arg(long, short, value_name = "PACK2")]
+    #[command(flatten)]
+    jobs: Jobs,
+    /// Pack folder to write
+    #[arg(long, short, value_name = "PACK2", help_heading = OUTPUT)]
     output: PathBuf,
-    /// Print the plan and write nothing
-    #[arg(long, conflicts_with_all = ["resume", "force"])]
-    dry_run: bool,
-    /// How segments are coded
-    #[arg(long, value_name = "CODEC")]
+    /// How segments are compressed
+    #[arg(long, value_name = "CODEC", help_heading = OUTPUT)]
     codec: CodecName,
     #[command(flatten)]
     level: CodecArgs,
-    #[command(flatten)]
-    jobs: Jobs,
-    /// Go on where an interrupted run stopped
-    #[arg(long, conflicts_with = "force")]
+    /// Print the plan and write nothing
+    #[arg(long, conflicts_with_all = ["resume", "force"], help_heading = OUTPUT)]
+    dry_run: bool,
+    /// Continue an interrupted run
+    #[arg(long, conflicts_with = "force", help_heading = OUTPUT)]
     resume: bool,
-    /// Replace an existing pack (and nothing else); the old one is removed first
-    #[arg(long)]
+    /// Replace an existing pack, and nothing else; the old pack is removed first
+    #[arg(long, help_heading = OUTPUT)]
     force: bool,
-    /// Print one JSON document: the summary, or with --dry-run the plan
-    #[arg(long)]
+    /// Print the summary as JSON; with --dry-run, the plan
+    #[arg(long, help_heading = OUTPUT)]
     json: bool,
 }
 

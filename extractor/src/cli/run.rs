@@ -12,7 +12,7 @@ use segpack_runtime_min::generate::SamplingOptions;
 
 use super::Context;
 use super::args::values::{experts_file, token_id, trace_path};
-use super::args::{ComputeName, Placement, Resources};
+use super::args::{ComputeName, DEVICE, INPUT, OUTPUT, Placement, Resources, SAMPLING};
 use crate::render::{svg, text};
 use crate::steps::run::{Chat, Prompt, RunEvent, RunOptions, print_prompt, run};
 use crate::steps::{Exit, StepError, experts_report};
@@ -20,8 +20,8 @@ use crate::work::Progress;
 
 /// Generate text with the model in a pack (text thinker)
 ///
-/// Weights are read when they are needed, experts through a cache. The text goes to standard
-/// output, figures to standard error.
+/// Weights are read on first use, experts through a cache. Text goes to standard output, statistics
+/// to standard error.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -29,81 +29,112 @@ Examples:
   segpack run omni.segpack --chat --prompt 'Name three rivers.' --memory 6GiB
   echo 'Once upon a time' | segpack run omni.segpack --temperature 0.7 --seed 1
   segpack run omni.segpack --device cuda --compute bf16 --prompt 'Name three rivers.' --chat
-  segpack run omni.segpack --messages chat.json --print-prompt     what the model would read, nothing else
+  segpack run omni.segpack --messages chat.json --print-prompt   # does not run the model
   segpack run omni.segpack --prompt-ids 785,6722,315,9625,374 --top-k-logits 5 --json")]
 pub struct Args {
-    /// The pack folder
+    /// Pack folder
     #[arg(value_name = "PACK")]
     pack: PathBuf,
-    /// The text to continue; standard input where it is left out (a line end at its end is dropped)
-    #[arg(long, value_name = "TEXT")]
+    /// Text to continue [default: standard input, without a final line break]
+    #[arg(long, value_name = "TEXT", help_heading = INPUT)]
     prompt: Option<String>,
     /// Token ids to continue, separated by commas
-    #[arg(long, value_name = "IDS", value_delimiter = ',', value_parser = token_id, conflicts_with_all = ["prompt", "chat", "messages"])]
+    #[arg(
+        long,
+        value_name = "IDS",
+        value_delimiter = ',',
+        value_parser = token_id,
+        conflicts_with_all = ["prompt", "chat", "messages"],
+        help_heading = INPUT
+    )]
     prompt_ids: Option<Vec<u32>>,
-    /// The prompt is a user's turn: render it with the checkpoint's chat template
-    #[arg(long, group = "conversation")]
+    /// Treat the prompt as a user message: render it with the checkpoint's chat template
+    #[arg(long, group = "conversation", help_heading = INPUT)]
     chat: bool,
-    /// A chat of several turns: a JSON list of messages, or an object with `messages` and `tools`;
-    /// `-` is standard input
-    #[arg(long, value_name = "FILE", group = "conversation", conflicts_with_all = ["prompt", "chat", "system"])]
-    messages: Option<PathBuf>,
-    /// What the system says before the user's turn
-    #[arg(long, value_name = "TEXT", requires = "chat")]
+    /// System message of --chat
+    #[arg(long, value_name = "TEXT", requires = "chat", help_heading = INPUT)]
     system: Option<String>,
-    /// Tell the chat template whether to think
-    #[arg(long, value_name = "BOOL", requires = "conversation")]
+    /// JSON file with a list of chat messages, or with an object of `messages` and `tools`; - for
+    /// standard input
+    #[arg(
+        long,
+        value_name = "FILE",
+        group = "conversation",
+        conflicts_with_all = ["prompt", "chat", "system"],
+        help_heading = INPUT
+    )]
+    messages: Option<PathBuf>,
+    /// Value of `enable_thinking` in the chat template
+    #[arg(long, value_name = "BOOL", requires = "conversation", help_heading = INPUT)]
     enable_thinking: Option<bool>,
-    /// Print the prompt as the model would get it (with --json also its token ids), and do not run
-    /// the model
-    #[arg(long, conflicts_with_all = ["top_k_logits", "rank", "trace", "experts_report", "preload"])]
-    print_prompt: bool,
-    /// Always take the most likely token (the default)
-    #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "seed"])]
-    greedy: bool,
-    /// Sample, with logits divided by this
-    #[arg(long, value_name = "T")]
-    temperature: Option<f64>,
-    /// Sample among this many tokens
-    #[arg(long, value_name = "N")]
-    top_k: Option<usize>,
-    /// Sample among the fewest tokens that have this probability together
-    #[arg(long, value_name = "P")]
-    top_p: Option<f64>,
-    /// Seed of the sampling [default: 0]
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
-    /// Most tokens to generate; the model's longest context ends the text, too
-    #[arg(long, value_name = "N", default_value_t = 128)]
+    /// Maximum number of tokens to generate (also limited by the model's context length)
+    #[arg(long, value_name = "N", default_value_t = 128, help_heading = SAMPLING)]
     max_new_tokens: usize,
-    /// Show the best N candidates for every token
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    top_k_logits: usize,
-    /// Tell where this continuation ranks at the first token (on standard error; with --json in the
-    /// summary)
-    #[arg(long, value_name = "TEXT")]
-    rank: Option<String>,
+    /// Always take the most likely token (the default)
+    #[arg(
+        long,
+        conflicts_with_all = ["temperature", "top_k", "top_p", "seed"],
+        help_heading = SAMPLING
+    )]
+    greedy: bool,
+    /// Sample, with logits divided by this temperature
+    #[arg(long, value_name = "T", help_heading = SAMPLING)]
+    temperature: Option<f64>,
+    /// Sample from the K most likely tokens
+    #[arg(long, value_name = "K", help_heading = SAMPLING)]
+    top_k: Option<usize>,
+    /// Sample from the smallest set of tokens with a total probability of at least P
+    #[arg(long, value_name = "P", help_heading = SAMPLING)]
+    top_p: Option<f64>,
+    /// Seed of the random number generator [default: 0]
+    #[arg(long, value_name = "N", help_heading = SAMPLING)]
+    seed: Option<u64>,
     #[command(flatten)]
     placement: Placement,
+    /// Precision of activations
+    #[arg(long, value_name = "TYPE", default_value = "f32", help_heading = DEVICE)]
+    compute: ComputeName,
     #[command(flatten)]
     resources: Resources,
-    /// Load all weights that there is room for before the prompt, not when they are needed; on a
-    /// GPU that holds all of them a token is then one recorded step from the third on
-    #[arg(long)]
+    /// Load as many weights as fit before the prompt instead of on first use
+    #[arg(long, help_heading = DEVICE)]
     preload: bool,
-    /// Precision of activations
-    #[arg(long, value_name = "TYPE", default_value = "f32")]
-    compute: ComputeName,
-    /// Write a trace of every intermediate result, in the format of the reference script
-    #[arg(long, value_name = "FILE.safetensors", value_parser = trace_path)]
+    /// Print the prompt as the model would see it, with --json also its token ids, and exit
+    #[arg(
+        long,
+        conflicts_with_all = ["top_k_logits", "rank", "trace", "experts_report", "preload"],
+        help_heading = OUTPUT
+    )]
+    print_prompt: bool,
+    /// Show the N most likely candidates for every token
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = OUTPUT)]
+    top_k_logits: usize,
+    /// Report the rank of this continuation at the first token (on standard error; with --json in
+    /// the summary)
+    #[arg(long, value_name = "TEXT", help_heading = OUTPUT)]
+    rank: Option<String>,
+    /// Write a trace of all intermediate results, in the format of the reference script
+    #[arg(
+        long,
+        value_name = "FILE.safetensors",
+        value_parser = trace_path,
+        help_heading = OUTPUT
+    )]
     trace: Option<PathBuf>,
-    /// Tell which experts were used: on standard error, or as a document (FILE.json) or a heat map
-    /// (FILE.svg)
-    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, value_parser = experts_file)]
+    /// Report how often each expert was used: on standard error, as a document (FILE.json) or as a
+    /// heat map (FILE.svg)
+    #[arg(
+        long,
+        value_name = "FILE",
+        num_args = 0..=1,
+        require_equals = true,
+        value_parser = experts_file,
+        help_heading = OUTPUT
+    )]
     experts_report: Option<Option<PathBuf>>,
-    /// Print one JSON object per token, and a summary (schemas/run-token.schema.json,
+    /// Print one JSON object per token and a summary (schemas/run-token.schema.json,
     /// run-summary.schema.json)
-    #[arg(long)]
+    #[arg(long, help_heading = OUTPUT)]
     json: bool,
 }
 

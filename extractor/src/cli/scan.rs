@@ -3,31 +3,32 @@ use std::path::PathBuf;
 use segpack_manifests::documents::Finding;
 
 use super::Context;
-use super::args::Tolerate;
+use super::args::{OUTPUT, Tolerate};
 use crate::render::text;
 use crate::steps::Exit;
 use crate::steps::scan::scan;
 
-/// Show what a checkpoint holds, and whether it is complete
+/// Show what a checkpoint contains and whether it is complete
 ///
-/// Reads headers and config.json only. Classifies every tensor, derives from config.json every
-/// tensor that the architecture needs, and names each one that is missing, extra or misshaped.
+/// Reads only headers and config.json. Classifies every tensor, derives from config.json every
+/// tensor that the architecture requires, and lists those that are missing, unexpected, or of the
+/// wrong shape or dtype.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   segpack scan ./Qwen3-Omni-30B-A3B-Instruct
-  segpack scan Qwen/Qwen3-Omni-30B-A3B-Instruct      from the local hub cache
+  segpack scan Qwen/Qwen3-Omni-30B-A3B-Instruct   # from the local Hugging Face cache
   segpack scan model --json | jq '.classes[] | select(.class == \"norms\")'")]
 pub struct Args {
-    /// A checkpoint folder, a .safetensors file, or a repo id (OWNER/NAME[@REVISION]) in the local
-    /// hub cache
+    /// Checkpoint folder, .safetensors file, or repo id (OWNER/NAME[@REVISION]) in the local
+    /// Hugging Face cache
     #[arg(value_name = "CKPT")]
     checkpoint: PathBuf,
-    /// Print one JSON document (schemas/inventory.schema.json)
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
     tolerate: Tolerate,
+    /// Print the inventory as JSON (schemas/inventory.schema.json)
+    #[arg(long, help_heading = OUTPUT)]
+    json: bool,
 }
 
 pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {

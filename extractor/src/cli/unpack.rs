@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use super::args::Jobs;
+use super::args::{INPUT, Jobs, OUTPUT};
 use super::{Context, resume_advice};
 use crate::render::text;
 use crate::steps::Exit;
@@ -8,8 +8,8 @@ use crate::steps::unpack::{UnpackSettings, unpack};
 
 /// Restore the original files of the checkpoint, byte for byte
 ///
-/// Every file is compared with its recorded SHA-256 while it is written, and appears under its name
-/// only when it is whole and right.
+/// The SHA-256 of each file is compared while it is written. A file appears under its name only
+/// when it is complete and correct.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -17,22 +17,22 @@ Examples:
   segpack unpack omni.segpack -o restored --resume
   segpack unpack omni.segpack -o tokenizer --include '*.json' --include merges.txt")]
 pub struct Args {
-    /// The pack folder
+    /// Pack folder
     #[arg(value_name = "PACK")]
     pack: PathBuf,
-    /// The folder to write
-    #[arg(long, short, value_name = "DIR")]
-    output: PathBuf,
-    /// Only files that match; may be repeated
-    #[arg(long, value_name = "GLOB")]
+    /// Restore only files that match this pattern; may be repeated
+    #[arg(long, value_name = "GLOB", help_heading = INPUT)]
     include: Vec<String>,
-    /// Go on where an interrupted run stopped: files that are there and right are kept
-    #[arg(long)]
-    resume: bool,
     #[command(flatten)]
     jobs: Jobs,
-    /// Print one JSON document
-    #[arg(long)]
+    /// Folder to write
+    #[arg(long, short, value_name = "DIR", help_heading = OUTPUT)]
+    output: PathBuf,
+    /// Continue an interrupted run: files that are complete and correct are kept
+    #[arg(long, help_heading = OUTPUT)]
+    resume: bool,
+    /// Print the summary as JSON
+    #[arg(long, help_heading = OUTPUT)]
     json: bool,
 }
 

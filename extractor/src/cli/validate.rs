@@ -2,57 +2,65 @@ use std::path::PathBuf;
 
 use super::Context;
 use super::args::values::tolerance;
-use super::args::{Placement, Resources};
+use super::args::{INPUT, OUTPUT, Placement, Resources};
 use crate::render::text;
 use crate::steps::Exit;
 use crate::steps::validate::{Against, ValidateSettings, validate};
 
-/// Run a model from its pack and compare it with a trace of the official one, or with its
+/// Run a model from its pack and compare it with a trace of the official model or with its
 /// checkpoint
 ///
-/// The prompts of the trace are run and every intermediate result that it holds is compared, then
-/// its generated tokens are fed one by one, so that one early difference does not hide the rest. In
-/// float32 the gate is: logits within max(3e-4, 4.5e-5 x layers), the same best token everywhere,
-/// the same experts. In bfloat16: the same greedy tokens on prompts that the trace calls stable;
-/// the rest is reported. The precision is the trace's; --against takes float32.
+/// Runs the prompts of the trace and compares every intermediate result that it contains. The
+/// recorded tokens are then fed one by one, so that an early difference does not hide later ones.
+/// The gate in float32: logits within max(3e-4, 4.5e-5 x layers), the same top token at every
+/// position, the same experts. In bfloat16: the same greedy tokens for prompts that the trace marks
+/// as stable; everything else is reported only. The trace determines the precision; --against uses
+/// float32.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   segpack validate omni.segpack --reference trace.float32.json
   segpack validate omni.segpack --reference trace.float32.json --memory 6GiB --expert-cache 64
-  segpack validate omni.segpack --against ./Qwen3-Omni-30B-A3B-Instruct      without any trace
+  segpack validate omni.segpack --against ./Qwen3-Omni-30B-A3B-Instruct   # needs no trace
   segpack validate omni.segpack --reference trace.bfloat16.json --json | jq .verdict
   segpack validate omni.segpack --reference server.q8_0.json --tolerance 0.5")]
 pub struct Args {
-    /// The pack folder
+    /// Pack folder
     #[arg(value_name = "PACK")]
     pack: PathBuf,
-    /// A trace that runtime-min/reference or `segpack run --trace` wrote: its .json or .safetensors
-    /// file
+    /// Trace to compare with: the .json or .safetensors file that the scripts in
+    /// runtime-min/reference or `segpack run --trace` wrote
     #[arg(
         long,
         value_name = "TRACE",
         required_unless_present = "against",
-        conflicts_with = "against"
+        conflicts_with = "against",
+        help_heading = INPUT
     )]
     reference: Option<PathBuf>,
-    /// Compare with a direct, uncached calculation from the shards of this checkpoint, on fixed
-    /// prompts
-    #[arg(long, value_name = "CKPT")]
+    /// Checkpoint to compare with: its results are computed directly from the shards, without a
+    /// cache, for fixed prompts
+    #[arg(long, value_name = "CKPT", help_heading = INPUT)]
     against: Option<PathBuf>,
-    /// Most that a log-probability may differ, and a gap that excuses another token, for a trace
-    /// without logits
-    #[arg(long, value_name = "X", value_parser = tolerance, conflicts_with = "against")]
+    /// Tolerance for log-probabilities, for a trace without logits; a smaller gap also excuses a
+    /// different token
+    #[arg(
+        long,
+        value_name = "X",
+        value_parser = tolerance,
+        conflicts_with = "against",
+        help_heading = INPUT
+    )]
     tolerance: Option<f64>,
-    /// Do not ask whether the trace was recorded from the checkpoint that was packed
-    #[arg(long, conflicts_with = "against")]
+    /// Do not check that the trace was recorded from the packed checkpoint
+    #[arg(long, conflicts_with = "against", help_heading = INPUT)]
     no_digests: bool,
     #[command(flatten)]
     placement: Placement,
     #[command(flatten)]
     resources: Resources,
-    /// Print one JSON document (schemas/validate-report.schema.json)
-    #[arg(long)]
+    /// Print the report as JSON (schemas/validate-report.schema.json)
+    #[arg(long, help_heading = OUTPUT)]
     json: bool,
 }
 

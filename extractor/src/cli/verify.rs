@@ -3,43 +3,44 @@ use std::path::PathBuf;
 use segpack_manifests::documents::VerifyMode;
 
 use super::Context;
-use super::args::Jobs;
+use super::args::{INPUT, Jobs, OUTPUT};
 use crate::render::text;
 use crate::steps::Exit;
 use crate::steps::verify::{Subset, VerifySettings, verify};
 
-/// Check a pack against its manifest, or against a checkpoint
+/// Check a pack against its manifest or against a checkpoint
 ///
-/// Reports everything that is wrong, not the first thing. By default every stored byte is hashed
-/// once and every tensor's SHA-256 compared.
+/// Reports all problems, not only the first. By default every stored byte is hashed once, and the
+/// SHA-256 of every tensor is compared.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   segpack verify omni.segpack
-  segpack verify omni.segpack --quick                files, lengths, headers, SHA256SUMS; reads no weights
-  segpack verify omni.segpack --subset 3/7           one seventh of it, a day's share of a week
+  segpack verify omni.segpack --quick        # files, lengths, headers; reads no weights
+  segpack verify omni.segpack --subset 3/7   # one seventh, a day's share of a week
   segpack verify omni.segpack --against ./Qwen3-Omni-30B-A3B-Instruct
   segpack verify omni.segpack --json | jq .findings")]
 pub struct Args {
-    /// The pack folder
+    /// Pack folder
     #[arg(value_name = "PACK")]
     pack: PathBuf,
-    /// Structure only: files, lengths, headers and the text of SHA256SUMS; no digest of a weight
-    #[arg(long, conflicts_with_all = ["sums", "subset"])]
-    quick: bool,
-    /// Also the SHA-256 of every file as a whole, and the BLAKE3 of raw segments
-    #[arg(long)]
-    sums: bool,
-    /// Also compare tensor by tensor and file by file with this checkpoint
-    #[arg(long, value_name = "CKPT")]
+    /// Also compare every tensor and file with this checkpoint
+    #[arg(long, value_name = "CKPT", help_heading = INPUT)]
     against: Option<PathBuf>,
-    /// Only part K of N, counted from 1; the N parts together cover everything once
-    #[arg(long, value_name = "K/N")]
+    /// Check only the structure: files, lengths, headers and the text of SHA256SUMS, no digest of
+    /// weights
+    #[arg(long, conflicts_with_all = ["sums", "subset"], help_heading = INPUT)]
+    quick: bool,
+    /// Also check the SHA-256 of every file as a whole and the BLAKE3 of raw segments
+    #[arg(long, help_heading = INPUT)]
+    sums: bool,
+    /// Check only part K of N, counted from 1; the N parts together cover everything once
+    #[arg(long, value_name = "K/N", help_heading = INPUT)]
     subset: Option<Subset>,
     #[command(flatten)]
     jobs: Jobs,
-    /// Print one JSON document (schemas/verify-report.schema.json)
-    #[arg(long)]
+    /// Print the report as JSON (schemas/verify-report.schema.json)
+    #[arg(long, help_heading = OUTPUT)]
     json: bool,
 }
 

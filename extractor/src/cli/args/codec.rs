@@ -1,18 +1,19 @@
 use clap::ValueEnum;
 use segpack_formats::codec::{Codec, Coding};
 
+use super::OUTPUT;
 use crate::steps::StepError;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum CodecName {
-    /// The tensors' own bytes; packs are plain safetensors files
+    /// No compression; packs are plain safetensors files
     Raw,
     /// zstd in independently decodable chunks
     Zstd,
-    /// bf16 weights a third smaller; decodes with any zstd
+    /// bf16 weights a third smaller; any zstd decodes it
     #[value(name = "bf16-zstd")]
     Bf16Zstd,
-    /// bf16 weights a third smaller, decoded faster than a drive delivers: for keeping and shipping
+    /// bf16 weights a third smaller, decoded faster than a drive reads: for storage and transfer
     #[value(name = "bf16-rans")]
     Bf16Rans,
 }
@@ -20,8 +21,8 @@ pub enum CodecName {
 /// Settings of codecs.
 #[derive(Debug, clap::Args)]
 pub struct CodecArgs {
-    /// Level of the zstd codec, 1 to 22; higher is smaller and slower [default: 3]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=22))]
+    /// Compression level of zstd, 1 (fast) to 22 (small) [default: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=22), help_heading = OUTPUT)]
     level: Option<i32>,
 }
 

@@ -1,11 +1,12 @@
+use super::PERFORMANCE;
 use super::values::threads;
 use crate::work::default_jobs;
 
-/// Threads that read, digest and write.
+/// Threads that read, hash and write.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct Jobs {
-    /// Threads [default: one per core, at most 16]
-    #[arg(long, short, value_name = "N", value_parser = threads)]
+    /// Number of threads [default: one per core, at most 16]
+    #[arg(long, short, value_name = "N", value_parser = threads, help_heading = PERFORMANCE)]
     jobs: Option<usize>,
 }
 

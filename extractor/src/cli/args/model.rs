@@ -2,6 +2,7 @@ use clap::ValueEnum;
 use segpack_runtime_min::models::decoder::Check;
 use segpack_runtime_min::ops::Compute;
 
+use super::DEVICE;
 use super::values::{expert_room, size, threads};
 use crate::steps::device::DeviceChoice;
 use crate::steps::run::ExpertRoom;
@@ -10,31 +11,29 @@ use crate::work::default_jobs;
 /// Where a model runs.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct Placement {
-    /// Where to run: cpu, cuda (the first GPU), cuda:N or auto (`segpack devices` tells what there
-    /// is)
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    /// Device: cpu, cuda (the first GPU), cuda:N or auto (`segpack devices` lists them)
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", help_heading = DEVICE)]
     pub device: DeviceChoice,
-    /// GPU memory to use; all that is free where left out. Experts that do not fit come when they
-    /// are needed
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    /// GPU memory budget [default: all that is free]; experts that do not fit are copied on demand
+    #[arg(long, value_name = "SIZE", value_parser = size, help_heading = DEVICE)]
     pub device_memory: Option<u64>,
 }
 
 /// What a model may use.
 #[derive(Debug, clap::Args)]
 pub struct Resources {
-    /// Memory for the whole process (6GiB, 1500MB) [default: what it needs, at most 7/8 of what is
-    /// available]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    /// Memory budget of the whole process, such as 6GiB or 1500MB [default: what the model needs,
+    /// at most 7/8 of the available memory]
+    #[arg(long, value_name = "SIZE", value_parser = size, help_heading = DEVICE)]
     pub memory: Option<u64>,
-    /// Most experts in memory: a number (64), or a size (2GiB)
-    #[arg(long, value_name = "N|SIZE", value_parser = expert_room)]
+    /// Maximum size of the expert cache: a number of experts (64) or a size (2GiB)
+    #[arg(long, value_name = "N|SIZE", value_parser = expert_room, help_heading = DEVICE)]
     pub expert_cache: Option<ExpertRoom>,
-    /// When the digests of segments are compared
-    #[arg(long, value_name = "WHEN", default_value = "always")]
+    /// When to compare the digests of segments
+    #[arg(long, value_name = "WHEN", default_value = "always", help_heading = DEVICE)]
     pub check: CheckName,
-    /// Threads [default: one per core, at most 16]
-    #[arg(long, short, value_name = "N", value_parser = threads)]
+    /// Number of threads [default: one per core, at most 16]
+    #[arg(long, short, value_name = "N", value_parser = threads, help_heading = DEVICE)]
     pub threads: Option<usize>,
 }
 
@@ -72,18 +71,18 @@ impl From<CheckName> for Check {
 /// Precision of activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ComputeName {
-    /// As exact as 32 bits are
+    /// 32-bit floating point throughout
     F32,
-    /// Rounded where the official bf16 code rounds
+    /// Rounded to bf16 wherever the official bf16 code rounds
     Bf16,
 }
 
 /// When digests are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum CheckName {
-    /// At every load
+    /// On every load
     Always,
-    /// At the first load of each segment
+    /// On the first load of each segment
     First,
     /// Never
     Never,

@@ -1,23 +1,24 @@
 use clap::ValueEnum;
 
+use super::INPUT;
 use crate::steps::scan::ScanOptions;
 
-/// What to do with things that do not belong.
+/// What to do with files and tensors that do not belong to the model.
 #[derive(Debug, clap::Args)]
 pub struct Tolerate {
-    /// What to do with weight files that the index does not name
-    #[arg(long, value_name = "WHAT", default_value = "refuse")]
+    /// What to do with weight files that the index does not list
+    #[arg(long, value_name = "WHAT", default_value = "refuse", help_heading = INPUT)]
     extra: Extra,
-    /// Accept tensors that no rule names; they are packed on their own
-    #[arg(long)]
+    /// Accept tensors that no rule classifies; they go into a pack of their own
+    #[arg(long, help_heading = INPUT)]
     allow_unclassified: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Extra {
-    /// They are errors
+    /// Report them as errors
     Refuse,
-    /// They are stored verbatim
+    /// Store them verbatim
     Keep,
 }
 
