@@ -46,7 +46,7 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         })
     })?;
     let verdict = if report.ok {
-        "Everything came out as it had to.\n"
+        "All checks passed.\n"
     } else {
         ""
     };

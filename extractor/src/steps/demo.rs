@@ -64,7 +64,7 @@ const PROMPT: &str = "Hi, is the user on?";
 /// The segment that gets a wrong bit.
 const VICTIM: &str = "thinker.text.layers.1.experts.5";
 
-/// Runs the demonstration in `folder`, which is empty; `tell` hears of every step when it is done.
+/// Runs the demonstration in the empty folder `folder`; calls `tell` after every step.
 ///
 /// # Errors
 /// Where a step that has to succeed does not.
@@ -130,7 +130,7 @@ impl Demo<'_> {
         fs::create_dir_all(&root).map_err(StepError::io("create", &root))?;
         write_files(&root, CHECKPOINT)?;
         let what = format!(
-            "{} files of a tiny Qwen3-Omni, made by the official classes",
+            "{} files of a tiny Qwen3-Omni checkpoint, created with the official classes",
             CHECKPOINT.len()
         );
         self.step("(write the built-in checkpoint)", what, true)
@@ -138,19 +138,14 @@ impl Demo<'_> {
 
     fn scan(&mut self) -> Result<(), StepError> {
         let (_, inventory) = scan(&self.path("checkpoint"), ScanOptions::default())?;
-        let c = inventory.counts;
+        let complete = inventory.audited && inventory.findings.is_empty();
         let outcome = format!(
-            "{} stored tensors, {} logical parameters, {} bytes; complete: {}",
-            c.stored_tensors,
-            c.logical_parameters,
-            c.tensor_bytes,
-            inventory.audited && inventory.findings.is_empty()
+            "{} tensors ({} logical parameters); {}",
+            inventory.counts.stored_tensors,
+            inventory.counts.logical_parameters,
+            if complete { "complete" } else { "NOT complete" }
         );
-        self.step(
-            "segpack scan checkpoint",
-            outcome,
-            inventory.audited && inventory.findings.is_empty(),
-        )
+        self.step("segpack scan checkpoint", outcome, complete)
     }
 
     fn pack(&mut self) -> Result<(), StepError> {
@@ -191,10 +186,8 @@ impl Demo<'_> {
 
     fn verify(&mut self) -> Result<(), StepError> {
         let report = self.run_verify()?;
-        let outcome = format!(
-            "{} tensors match their SHA-256, and the checkpoint's",
-            report.checked.tensors
-        );
+        let tensors = report.checked.tensors;
+        let outcome = format!("all {tensors} tensors match the manifest and the checkpoint");
         self.step(
             "segpack verify packs --against checkpoint",
             outcome,
@@ -206,7 +199,7 @@ impl Demo<'_> {
     fn damage(&mut self) -> Result<(), StepError> {
         let (path, at) = self.victim()?;
         flip(&path, at)?;
-        let outcome = format!("byte {at} of {}, inside {VICTIM}", name(&path));
+        let outcome = format!("byte {at} of {}, in segment {VICTIM}", name(&path));
         self.step("(flip one bit)", outcome, true)
     }
 
@@ -227,7 +220,7 @@ impl Demo<'_> {
             && report.findings[0].segment.as_deref() == Some(VICTIM);
         self.step(
             "segpack verify packs",
-            format!("exit status 3: {}", found.join("; ")),
+            format!("exit status 3, as expected: {}", found.join("; ")),
             ok,
         )
     }
@@ -238,7 +231,7 @@ impl Demo<'_> {
         let report = self.run_verify()?;
         self.step(
             "(flip it back)",
-            format!("verify finds {} problems", report.findings.len()),
+            format!("verify reports {} problems", report.findings.len()),
             report.ok,
         )
     }
@@ -259,7 +252,7 @@ impl Demo<'_> {
         )?;
         self.step(
             "segpack unpack packs -o restored",
-            format!("{} files, {} bytes", summary.files, summary.bytes),
+            format!("{} files restored", summary.files),
             true,
         )?;
         let same = CHECKPOINT
@@ -270,10 +263,7 @@ impl Demo<'_> {
             .map_err(StepError::io("list", &restored))?
             .count()
             - same;
-        let outcome = format!(
-            "{same} of {} files are the same, byte for byte",
-            CHECKPOINT.len()
-        );
+        let outcome = format!("{same} of {} files are identical", CHECKPOINT.len());
         self.step(
             "diff -r checkpoint restored",
             outcome,
@@ -281,7 +271,7 @@ impl Demo<'_> {
         )
     }
 
-    /// Random weights say nothing sensible; the next step shows that they say what they must.
+    /// Random weights generate nonsense; the next step shows that it is the right nonsense.
     fn run(&mut self) -> Result<(), StepError> {
         let pack = Pack::open(&self.path("packs"))?;
         let options = RunOptions {
@@ -304,7 +294,7 @@ impl Demo<'_> {
         let uses = summary.experts.iter().flat_map(|layer| &layer.uses);
         let (all, used) = (uses.clone().count(), uses.filter(|n| **n > 0).count());
         let outcome = format!(
-            "{} tokens in, {} out ({:?}), {used} of {all} experts loaded",
+            "{} prompt tokens, {} generated tokens {:?}; {used} of {all} experts loaded",
             summary.prompt_tokens,
             summary.ids.len(),
             summary.ids,
@@ -347,9 +337,9 @@ fn validated(report: &ValidateReport) -> String {
     format!(
         "{}: logits differ by at most {:.1e} from the official model's (tolerance {:.1e})",
         if report.ok {
-            "inside the gate"
+            "within tolerance"
         } else {
-            "OUTSIDE the gate"
+            "NOT within tolerance"
         },
         logits.map_or(f64::NAN, |row| row.max_abs),
         report.tolerance.unwrap_or(f64::NAN)

@@ -9,7 +9,7 @@ pub fn step(step: &DemoStep) -> String {
     page.line(format_args!("$ {}", step.command));
     page.line(format_args!(
         "  {} {}",
-        if step.ok { "ok " } else { "NOT OK" },
+        if step.ok { "ok " } else { "FAILED" },
         step.outcome
     ));
     if let Some(report) = &step.validation {
