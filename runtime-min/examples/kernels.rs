@@ -17,7 +17,8 @@ use std::time::Instant;
 use memmap2::{Advice, MmapMut};
 use rayon::prelude::*;
 use segpack_formats::numeric::FloatDtype;
-use segpack_runtime_min::ops::{Compute, CpuOps, Heads, Matrix, Ops, Product};
+use segpack_runtime_min::ops::{CpuOps, Ops};
+use segpack_runtime_min::tensor::{Compute, Heads, Linear, Matrix};
 use segpack_runtime_min::{Kernels, limits};
 
 const HIDDEN: usize = 2048;
@@ -163,14 +164,14 @@ impl Call<'_> {
         for (weight, tokens) in &self.weights {
             let (out, after) = rest.split_at_mut(weight.rows * tokens);
             rest = after;
-            products.push(Product {
+            products.push(Linear {
                 x: &x[..weight.columns * tokens],
                 weight: *weight,
                 bias: None,
                 out,
             });
         }
-        ops.products(&mut products);
+        ops.linears(&mut products);
     }
 }
 

@@ -2,7 +2,8 @@
 //! command lines.
 //!
 //! * [`weights`]: checked, decoded bytes of tensors and segments.
-//! * [`ops`]: the operations that the model is written in, and who computes them.
+//! * [`tensor`]: matrices, heads and the precision of activations, which the rooms below share.
+//! * [`ops`]: the operations that models are written in, and who computes them.
 //! * [`models`]: the forward passes.
 //! * [`devices`]: where they run: the CPU, an NVIDIA GPU.
 //! * [`trace`]: what a forward pass computed, written and read.
@@ -19,6 +20,7 @@ pub mod ops;
 pub mod processing;
 #[cfg(test)]
 mod samples;
+pub mod tensor;
 pub mod trace;
 pub mod weights;
 

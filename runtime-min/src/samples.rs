@@ -2,7 +2,7 @@
 
 use segpack_formats::numeric::FloatDtype;
 
-use crate::ops::Compute;
+use crate::tensor::Compute;
 
 /// Values in [-1, 1) without a short period.
 pub(crate) fn noise(n: usize, seed: u32) -> Vec<f32> {

@@ -2,7 +2,7 @@
 //!
 //! A tile's rows are the query heads of one token, so that all of them see the same positions.
 //! Under `Compute::F32` the softmax is online (Milakov and Gimelshein, 2018; FlashAttention): the
-//! greatest score, the sum and the result are carried from block to block. Blocks start at
+//! highest score, the sum and the result are carried from block to block. Blocks start at
 //! multiples of [`POSITIONS`] whatever the batch is, so that a token's result depends on its query
 //! and the positions before it alone. Under `Compute::Bf16` scores and probabilities are rounded as
 //! the eager code does it, which takes all scores of a row before the first probability.
@@ -15,13 +15,13 @@ use super::Kernels;
 use super::exp::exp;
 use super::order::Order;
 use super::panel::{self, Rows};
-use super::products::each;
+use super::parallel::each;
 use super::rows;
-use super::scratch::{self, Scratch};
+use super::scratch::{Buffer, Key};
 use super::shared::Columns;
 use super::simd::{self, LANES, Line, Simd, Work};
 use super::tile::{self, by_tokens, groups};
-use crate::ops::{Compute, Heads};
+use crate::tensor::{Compute, Heads};
 
 /// Positions of a block.
 const POSITIONS: usize = 64;
@@ -119,14 +119,12 @@ impl Work for Task<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let mut scratch = scratch::take();
         match (self.what.compute, S::STRIP) {
-            (Compute::F32, 2) => self.online::<S, 2>(s, &mut scratch),
-            (Compute::F32, _) => self.online::<S, 1>(s, &mut scratch),
-            (Compute::Bf16, 2) => self.rounded::<S, 2>(s, &mut scratch),
-            (Compute::Bf16, _) => self.rounded::<S, 1>(s, &mut scratch),
+            (Compute::F32, 2) => self.online::<S, 2>(s),
+            (Compute::F32, _) => self.online::<S, 1>(s),
+            (Compute::Bf16, 2) => self.rounded::<S, 2>(s),
+            (Compute::Bf16, _) => self.rounded::<S, 1>(s),
         }
-        scratch::keep(scratch);
     }
 }
 
@@ -261,21 +259,19 @@ impl Task<'_> {
     }
 
     #[inline(always)]
-    fn online<S: Simd, const STRIP: usize>(mut self, s: S, scratch: &mut Scratch) {
+    fn online<S: Simd, const STRIP: usize>(mut self, s: S) {
         let (width, group, tokens) = (self.what.heads.width, self.group, self.tokens.len());
         let strips = width.div_ceil(STRIP * LANES);
-        let queries = scratch::first(&mut scratch.x, tokens * group * width, 0.0);
+        let [mut queries, mut keys, mut values, mut sums, mut states] =
+            [Key::Inputs, Key::Panel, Key::Values, Key::Sums, Key::States].map(Buffer::take);
+        let queries = queries.values(tokens * group * width);
         self.pack_queries::<S>(queries);
-        let keys = scratch::first(&mut scratch.panel, POSITIONS / LANES * width, Line::ZERO);
-        let values = scratch::first(&mut scratch.values, strips * STRIP * POSITIONS, Line::ZERO);
-        let sums = scratch::first(
-            &mut scratch.sums,
-            tokens * group * strips * STRIP,
-            Line::ZERO,
-        );
+        let keys = keys.lines(POSITIONS / LANES * width);
+        let values = values.lines(strips * STRIP * POSITIONS);
+        let sums = sums.lines(tokens * group * strips * STRIP);
         sums.fill(Line::ZERO);
-        let states = scratch::first(&mut scratch.states, tokens * group, State::EMPTY);
-        states.fill(State::EMPTY);
+        let (states, _) = states.lines(2 * tokens * group).as_chunks_mut();
+        states.fill(EMPTY);
         let scale = self.scale();
         for from in (0..self.seen(tokens - 1)).step_by(POSITIONS) {
             self.pack_keys::<S, STRIP>(s, from, keys);
@@ -294,7 +290,7 @@ impl Task<'_> {
         for token in 0..tokens {
             for (head, heads) in groups(group, S::TOKENS) {
                 let at = token * group + head;
-                let totals = states[at].total.0;
+                let [_, Line(totals)] = states[at];
                 let sums = &sums[at * strips * STRIP..][..heads * strips * STRIP];
                 let out = &mut self.out.row(token)[head * width..][..heads * width];
                 for (h, out) in out.chunks_exact_mut(width).enumerate() {
@@ -306,19 +302,18 @@ impl Task<'_> {
     }
 
     #[inline(always)]
-    fn rounded<S: Simd, const STRIP: usize>(mut self, s: S, scratch: &mut Scratch) {
+    fn rounded<S: Simd, const STRIP: usize>(mut self, s: S) {
         let (width, group, tokens) = (self.what.heads.width, self.group, self.tokens.len());
         let strips = width.div_ceil(STRIP * LANES);
-        let queries = scratch::first(&mut scratch.x, tokens * group * width, 0.0);
+        let [mut queries, mut panel, mut scores, mut sums] =
+            [Key::Inputs, Key::Panel, Key::Values, Key::Sums].map(Buffer::take);
+        let queries = queries.values(tokens * group * width);
         self.pack_queries::<S>(queries);
-        let panel = scratch::first(
-            &mut scratch.panel,
-            (POSITIONS / LANES * width).max(strips * STRIP * POSITIONS),
-            Line::ZERO,
-        );
+        // keys of a block at first, its values later
+        let panel = panel.lines((POSITIONS / LANES * width).max(strips * STRIP * POSITIONS));
         let longest = self.seen(tokens - 1);
         let stride = longest.div_ceil(POSITIONS) * SCORES;
-        let scores = scratch::first(&mut scratch.values, tokens * group * stride, Line::ZERO);
+        let scores = scores.lines(tokens * group * stride);
         let scale = self.scale();
         for (i, from) in (0..longest).step_by(POSITIONS).enumerate() {
             let keys = &mut panel[..POSITIONS / LANES * width];
@@ -338,11 +333,7 @@ impl Task<'_> {
             rows::softmax_row(s, scores);
             Compute::Bf16.round_all(scores);
         }
-        let sums = scratch::first(
-            &mut scratch.sums,
-            tokens * group * strips * STRIP,
-            Line::ZERO,
-        );
+        let sums = sums.lines(tokens * group * strips * STRIP);
         sums.fill(Line::ZERO);
         for (i, from) in (0..longest).step_by(POSITIONS).enumerate() {
             let values = &mut panel[..strips * STRIP * POSITIONS];
@@ -382,19 +373,11 @@ fn spread(sums: &[Line], heads: usize, strip: usize, head: usize, out: &mut [f32
     }
 }
 
-/// What the online softmax carries from block to block; lanes are heads.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct State {
-    greatest: Line,
-    total: Line,
-}
+/// What the online softmax carries from block to block, the maximum and the sum; lanes are heads.
+type State = [Line; 2];
 
-impl State {
-    const EMPTY: Self = Self {
-        greatest: Line([f32::NEG_INFINITY; LANES]),
-        total: Line::ZERO,
-    };
-}
+/// The state before the first block.
+const EMPTY: State = [Line([f32::NEG_INFINITY; LANES]), Line::ZERO];
 
 /// The scores of one tile: `[heads][POSITIONS]`.
 #[derive(Clone, Copy)]
@@ -452,7 +435,7 @@ fn online<S: Simd, const STRIP: usize, const HEADS: usize>(
     q: &[f32],
     seen: usize,
     scale: f32,
-    state: &mut State,
+    [max, total]: &mut State,
     sums: &mut [Line],
 ) {
     if HEADS > S::TOKENS || STRIP > S::STRIP {
@@ -460,7 +443,7 @@ fn online<S: Simd, const STRIP: usize, const HEADS: usize>(
     }
     let mut scores = scores::<S, STRIP, HEADS>(s, keys, q);
     let mut kept = Scores([[0.0; POSITIONS]; HEADS]);
-    let mut most = [s.splat(f32::NEG_INFINITY); LANES];
+    let mut maxima = [s.splat(f32::NEG_INFINITY); LANES];
     for (h, row) in scores.iter_mut().enumerate() {
         for score in row.iter_mut() {
             *score = s.mul(*score, s.splat(scale));
@@ -468,13 +451,13 @@ fn online<S: Simd, const STRIP: usize, const HEADS: usize>(
         if seen < POSITIONS {
             hide(s, row, seen);
         }
-        most[h] = s.max(s.max(row[0], row[1]), s.max(row[2], row[3]));
+        maxima[h] = s.max(s.max(row[0], row[1]), s.max(row[2], row[3]));
     }
-    let before = s.load(&state.greatest.0);
-    let greatest = s.max(across(s, most, S::max), before);
-    s.store(greatest, &mut state.greatest.0);
+    let before = s.load(&max.0);
+    let after = s.max(across(s, maxima, S::max), before);
+    s.store(after, &mut max.0);
     // what is subtracted must be finite where no score is above -∞ yet
-    let mut base = state.greatest;
+    let mut base = *max;
     base.0
         .iter_mut()
         .filter(|x| **x == f32::NEG_INFINITY)
@@ -489,8 +472,8 @@ fn online<S: Simd, const STRIP: usize, const HEADS: usize>(
         }
         totals[h] = s.add(s.add(row[0], row[1]), s.add(row[2], row[3]));
     }
-    let total = s.mul_add(s.load(&state.total.0), factor, across(s, totals, S::add));
-    s.store(total, &mut state.total.0);
+    let sum = s.mul_add(s.load(&total.0), factor, across(s, totals, S::add));
+    s.store(sum, &mut total.0);
     let mut factors = Line::ZERO;
     s.store(factor, &mut factors.0);
     for (values, sums) in values

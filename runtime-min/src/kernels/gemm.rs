@@ -5,11 +5,11 @@ use super::order::{BLOCK, Order};
 use segpack_formats::numeric::FloatDtype;
 
 use super::panel::{self, Rows};
-use super::scratch::{self, Scratch};
+use super::scratch::{Buffer, Key};
 use super::shared::Columns;
 use super::simd::{self, LANES, Line, Simd, Work};
 use super::tile::{Ahead, Sums, by_tokens, groups, tile};
-use crate::ops::Compute;
+use crate::tensor::Compute;
 
 /// Most weight rows of one task.
 pub(super) const ROWS: usize = 64;
@@ -36,29 +36,25 @@ impl Work for Gemm<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let mut scratch = scratch::take();
         match S::STRIP {
-            2 => self.blocks::<S, 2>(s, &mut scratch),
-            _ => self.blocks::<S, 1>(s, &mut scratch),
+            2 => self.blocks::<S, 2>(s),
+            _ => self.blocks::<S, 1>(s),
         }
-        scratch::keep(scratch);
     }
 }
 
 impl Gemm<'_> {
     #[inline(always)]
-    fn blocks<S: Simd, const STRIP: usize>(&mut self, s: S, scratch: &mut Scratch) {
+    fn blocks<S: Simd, const STRIP: usize>(&mut self, s: S) {
         let strips = self.weight.rows.div_ceil(STRIP * LANES);
         let columns = self.weight.columns;
         let pairs = self.weight.dtype == FloatDtype::BF16;
-        let sums = scratch::first(&mut scratch.sums, strips * STRIP * self.tokens, Line::ZERO);
-        let panels = scratch::first(
-            &mut scratch.panel,
-            strips * STRIP * BLOCK.min(columns),
-            Line::ZERO,
-        );
+        let [mut sums, mut panels, mut wide] =
+            [Key::Sums, Key::Panel, Key::Values].map(Buffer::take);
+        let sums = sums.lines(strips * STRIP * self.tokens);
+        let panels = panels.lines(strips * STRIP * BLOCK.min(columns));
         let longest = Order::new(self.compute, BLOCK.min(columns)).longest();
-        let wide = scratch::first(&mut scratch.values, STRIP * longest, Line::ZERO);
+        let wide = wide.lines(STRIP * longest);
         let mut ahead = Ahead::new(self.ahead);
         for from in (0..columns).step_by(BLOCK) {
             let length = BLOCK.min(columns - from);

@@ -10,10 +10,10 @@
 
 use super::order::{BLOCK, Order, WORDS};
 use super::panel::{self, Rows};
-use super::scratch::{self, Scratch};
+use super::scratch::{Buffer, Key};
 use super::simd::{LANES, Line, Simd, Work};
 use super::tile;
-use crate::ops::Compute;
+use crate::tensor::Compute;
 
 /// How far ahead memory is asked for, in bytes.
 const AHEAD: usize = 8 << 10;
@@ -39,7 +39,7 @@ impl Work for Gemv<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let mut scratch = scratch::take();
+        let mut parked = Buffer::take(Key::Sums);
         let Self {
             weight,
             x,
@@ -62,7 +62,7 @@ impl Work for Gemv<'_> {
             let rows = weight.part(i * LANES, LANES, 0, weight.columns);
             let mut sums = Line::ZERO;
             match compute {
-                Compute::F32 => lanes(s, rows, x, Ahead { end, next }, &mut scratch, &mut sums),
+                Compute::F32 => lanes(s, rows, x, Ahead { end, next }, &mut parked, &mut sums),
                 Compute::Bf16 => turned(s, rows, x, &mut sums),
             }
             match bias {
@@ -78,7 +78,6 @@ impl Work for Gemv<'_> {
                 }
             }
         }
-        scratch::keep(scratch);
     }
 }
 
@@ -111,11 +110,11 @@ fn lanes<S: Simd>(
     rows: Rows<'_>,
     x: &[f32],
     ahead: Ahead,
-    scratch: &mut Scratch,
+    parked: &mut Buffer,
     sums: &mut Line,
 ) {
     let blocks = rows.columns.div_ceil(BLOCK);
-    let parked = scratch::first(&mut scratch.sums, blocks * LANES, Line::ZERO);
+    let parked = parked.lines(blocks * LANES);
     for number in 0..rows.rows {
         let row = rows.row(number);
         let ahead = ahead.of(row.as_ptr());

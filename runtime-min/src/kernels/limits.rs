@@ -123,7 +123,7 @@ impl Relaid<'_> {
                 }
             }
         }
-        s.greatest(all)
+        s.max_lane(all)
     }
 }
 
@@ -146,7 +146,7 @@ impl Work for Read<'_> {
         for most in most {
             all = s.max(all, most);
         }
-        s.greatest(all)
+        s.max_lane(all)
     }
 }
 

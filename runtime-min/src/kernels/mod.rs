@@ -2,7 +2,7 @@
 //!
 //! * `simd`: vectors of 16 values, over `avx512`, `avx2` and `portable`. Every kernel is written
 //!   once over it.
-//! * `products`: batches of matrix products, cut into tasks; `gemv` for one token, `gemm` for more,
+//! * `linear`: batches of linear layers, cut into tasks; `gemv` for one token, `gemm` for more,
 //!   on `tile`s whose `panel`s of weights are widened and turned on the way.
 //! * `attention`, `rows`, `exp`: everything else that a layer computes.
 //! * [`limits`]: the rates that kernels are measured against.
@@ -12,7 +12,7 @@
 //! on the number of threads, nor on how tokens are cut into batches. The order of additions is in
 //! `tile` and `attention`. AVX2 and AVX-512 give the same bits.
 //!
-//! **Scratch** is kept by threads, to be used again: at most 8 MiB (or 512 rows of the longest
+//! **Scratch** memory (`scratch`) is kept by threads, to be used again: at most 8 MiB (or 512 rows of the longest
 //! input) of packed inputs by the thread that calls, and about 1 MiB by each thread of the pool;
 //! attention under `Compute::Bf16` up to 2 MiB there, or the scores of one token.
 
@@ -25,10 +25,11 @@ mod exp;
 mod gemm;
 mod gemv;
 pub mod limits;
+mod linear;
 mod order;
 mod panel;
+mod parallel;
 mod portable;
-mod products;
 mod rows;
 mod scratch;
 mod shared;
@@ -38,7 +39,7 @@ mod tests;
 mod tile;
 
 pub(crate) use attention::{Attention, attention};
-pub(crate) use products::products;
+pub(crate) use linear::linears;
 pub(crate) use rows::{Add, AddScaled, RmsNorm, Rope, SiluMul, Softmax};
 use simd::{Simd, Work};
 

@@ -1,7 +1,7 @@
 //! In which order the columns of a product are added up.
 
 use super::simd::LANES;
-use crate::ops::Compute;
+use crate::tensor::Compute;
 
 /// Columns that are added up together; their sum is added to that of the columns before. A multiple
 /// of [`WORDS`].

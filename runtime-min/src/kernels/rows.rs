@@ -2,7 +2,7 @@
 
 use super::exp::{exp, silu};
 use super::simd::{LANES, Line, Simd, Work};
-use crate::ops::Compute;
+use crate::tensor::Compute;
 
 /// Vectors that are summed side by side.
 const SUMS: usize = 4;
@@ -203,7 +203,7 @@ pub(super) fn softmax_row<S: Simd>(s: S, row: &mut [f32]) {
     for x in row.chunks(LANES) {
         most = s.max(load(s, x, f32::NEG_INFINITY), most);
     }
-    let most = s.splat(s.greatest(most));
+    let most = s.splat(s.max_lane(most));
     let mut sum = s.splat(0.0);
     for x in row.chunks_mut(LANES) {
         let e = exp(s, s.sub(load(s, x, f32::NEG_INFINITY), most));

@@ -111,9 +111,9 @@ pub(crate) trait Simd: Copy + Send + Sync {
         lanes[0]
     }
 
-    /// The greatest lane that is not NaN.
+    /// The highest lane that is not NaN.
     #[inline(always)]
-    fn greatest(self, v: Self::V) -> f32 {
+    fn max_lane(self, v: Self::V) -> f32 {
         let mut lanes = Line::ZERO.0;
         self.store(v, &mut lanes);
         let mut width = LANES / 2;

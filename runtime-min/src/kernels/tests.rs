@@ -7,8 +7,9 @@ use segpack_formats::numeric::FloatDtype;
 use super::exp::exp;
 use super::simd::{LANES, Line, Simd, Work};
 use super::{CPU_VARIABLE, Kernels};
-use crate::ops::{Compute, CpuOps, Heads, Matrix, Ops, Product, ScalarOps};
+use crate::ops::{CpuOps, Ops, ScalarOps};
 use crate::samples::{activations, bytes, noise};
+use crate::tensor::{Compute, Heads, Linear, Matrix};
 
 fn linear(ops: &impl Ops, x: &[f32], weight: Matrix<'_>, bias: Option<&[f32]>) -> Vec<f32> {
     let mut out = vec![f32::NAN; x.len() / weight.columns * weight.rows];
@@ -114,7 +115,7 @@ fn products_without_rows_columns_or_tokens() {
             rows,
             columns,
         };
-        ops.products(&mut []);
+        ops.linears(&mut []);
         ops.linear(&[], of(0, 3), None, &mut []);
         ops.linear(&[1.0; 6], of(0, 3), None, &mut []);
         let mut out = [f32::NAN; 4];
@@ -200,17 +201,17 @@ fn products_of_one_call_do_not_touch_each_other() {
             .iter()
             .map(|(rows, _, tokens)| vec![f32::NAN; rows * tokens])
             .collect();
-        let mut batch: Vec<Product<'_>> = outs
+        let mut batch: Vec<Linear<'_>> = outs
             .iter_mut()
             .enumerate()
-            .map(|(i, out)| Product {
+            .map(|(i, out)| Linear {
                 x: &x[..sizes[i].1 * sizes[i].2],
                 weight: matrix(i),
                 bias: None,
                 out,
             })
             .collect();
-        on_threads(3, || ops.products(&mut batch));
+        on_threads(3, || ops.linears(&mut batch));
         for (i, out) in outs.iter().enumerate() {
             let alone = linear(&ops, &x[..sizes[i].1 * sizes[i].2], matrix(i), None);
             assert_eq!(bits(out), bits(&alone), "{ops:?} product {i}");

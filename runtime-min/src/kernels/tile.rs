@@ -9,7 +9,7 @@
 //! keeps to that order, so that a value does not depend on the kernel that computed it.
 
 use super::simd::{Line, Simd};
-use crate::ops::Compute;
+use crate::tensor::Compute;
 
 /// `acc[t] += panel column · x[t]` for one column.
 ///

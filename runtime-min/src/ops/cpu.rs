@@ -5,8 +5,9 @@
 
 use rayon::prelude::*;
 
-use super::{Compute, Heads, Ops, Product};
+use super::Ops;
 use crate::kernels::{self, Kernels, UnknownKernels};
+use crate::tensor::{Compute, Heads, Linear};
 
 /// Values of one task of an operation that is quick per value.
 const TASK: usize = 1 << 14;
@@ -53,8 +54,8 @@ impl Ops for CpuOps {
         self.compute
     }
 
-    fn products(&self, products: &mut [Product<'_>]) {
-        kernels::products(self.kernels, self.compute, products);
+    fn linears(&self, linears: &mut [Linear<'_>]) {
+        kernels::linears(self.kernels, self.compute, linears);
     }
 
     fn attention(&self, q: &[f32], keys: &[f32], values: &[f32], heads: Heads, out: &mut [f32]) {

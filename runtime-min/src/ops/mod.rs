@@ -8,97 +8,25 @@
 mod cpu;
 mod scalar;
 
-use segpack_formats::numeric::{FloatDtype, bf16};
-
 pub use cpu::CpuOps;
 pub use scalar::ScalarOps;
 
-/// In which precision activations are computed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Compute {
-    /// f32 throughout: the strict oracle.
-    #[default]
-    F32,
-    /// Rounded to bf16 wherever the official bf16 code rounds.
-    Bf16,
-}
-
-impl Compute {
-    /// Rounds one value to the precision of the activations.
-    #[inline]
-    pub fn round(self, x: f32) -> f32 {
-        match self {
-            Self::F32 => x,
-            Self::Bf16 => bf16::round(x),
-        }
-    }
-
-    /// Rounds every value.
-    pub fn round_all(self, values: &mut [f32]) {
-        if self == Self::Bf16 {
-            values.iter_mut().for_each(|x| *x = bf16::round(*x));
-        }
-    }
-}
-
-/// A weight matrix `[rows, columns]` (PyTorch's `[out, in]`) as its little-endian bytes.
-#[derive(Debug, Clone, Copy)]
-pub struct Matrix<'a> {
-    /// Element type.
-    pub dtype: FloatDtype,
-    /// Exactly rows × columns values.
-    pub bytes: &'a [u8],
-    /// Outputs.
-    pub rows: usize,
-    /// Inputs.
-    pub columns: usize,
-}
-
-impl<'a> Matrix<'a> {
-    /// The bytes of one row.
-    pub fn row(&self, row: usize) -> &'a [u8] {
-        let length = self.bytes.len() / self.rows.max(1);
-        &self.bytes[row * length..(row + 1) * length]
-    }
-}
-
-/// The heads of an attention layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Heads {
-    /// Query heads.
-    pub query: usize,
-    /// Key and value heads; query head h reads number h / (query / key_value).
-    pub key_value: usize,
-    /// Width of a head.
-    pub width: usize,
-}
-
-/// One matrix product: `out[t] = x[t] · Wᵀ + bias`.
-#[derive(Debug)]
-pub struct Product<'a> {
-    /// `[tokens, columns]`
-    pub x: &'a [f32],
-    /// The weight.
-    pub weight: Matrix<'a>,
-    /// `[rows]`
-    pub bias: Option<&'a [f32]>,
-    /// `[tokens, rows]`
-    pub out: &'a mut [f32],
-}
+use crate::tensor::Linear;
+pub use crate::tensor::{Compute, Heads, Matrix};
 
 /// What a device computes.
 pub trait Ops: Send + Sync {
     /// The precision of the results.
     fn compute(&self) -> Compute;
 
-    /// Independent products, as one piece of work (query, key and value; all experts of a token):
-    /// f32 accumulation, the bias added before the one rounding. A value depends on its row of `x`
-    /// and of the weight alone, never on what else is in the batch.
-    fn products(&self, products: &mut [Product<'_>]);
+    /// Independent linear layers, as one piece of work (query, key and value; all experts of a
+    /// token): f32 accumulation, the bias added before the one rounding. A value depends on its row
+    /// of `x` and of the weight alone, never on what else is in the batch.
+    fn linears(&self, linears: &mut [Linear<'_>]);
 
-    /// One product.
+    /// One linear layer.
     fn linear(&self, x: &[f32], weight: Matrix<'_>, bias: Option<&[f32]>, out: &mut [f32]) {
-        self.products(&mut [Product {
+        self.linears(&mut [Linear {
             x,
             weight,
             bias,
@@ -167,10 +95,10 @@ pub trait Ops: Send + Sync {
 
 /// Softmax in f32, in place.
 pub fn softmax(row: &mut [f32]) {
-    let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut sum = 0.0;
     for x in row.iter_mut() {
-        *x = (*x - most).exp();
+        *x = (*x - max).exp();
         sum += *x;
     }
     row.iter_mut().for_each(|x| *x /= sum);

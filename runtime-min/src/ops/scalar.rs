@@ -1,6 +1,7 @@
 //! Every operation in plain loops: what the others are tested against.
 
-use super::{Compute, Heads, Ops, Product, softmax};
+use super::{Ops, softmax};
+use crate::tensor::{Compute, Heads, Linear};
 
 /// The reference implementation: one thread, no instruction-set extensions, no blocking.
 #[derive(Debug, Clone, Copy, Default)]
@@ -14,13 +15,13 @@ impl Ops for ScalarOps {
         self.compute
     }
 
-    fn products(&self, products: &mut [Product<'_>]) {
-        for Product {
+    fn linears(&self, linears: &mut [Linear<'_>]) {
+        for Linear {
             x,
             weight,
             bias,
             out,
-        } in products
+        } in linears
         {
             let mut row = vec![0.0; weight.columns];
             for n in 0..weight.rows {

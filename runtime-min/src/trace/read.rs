@@ -11,7 +11,7 @@ use segpack_formats::{FormatError, Result};
 use serde::Deserialize;
 
 use super::{RecordedFile, TRACE_FORMAT, tensor_name};
-use crate::ops::Compute;
+use crate::tensor::Compute;
 
 /// What the `.json` file says of a prompt.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

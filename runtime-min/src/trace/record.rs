@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::{RecordedFile, TRACE_FORMAT, tensor_name};
 use crate::observer::{Observer, Routing};
-use crate::ops::Compute;
+use crate::tensor::Compute;
 /// Tokens of every step whose logits a trace keeps.
 const TOP: usize = 10;
 

@@ -20,7 +20,8 @@ use crate::models::decoder::executor::{
 };
 use crate::models::decoder::{Logits, RunSettings, Thinker, index, top_k};
 use crate::observer::Routing;
-use crate::ops::{Compute, Heads, Matrix, Ops, Product};
+use crate::ops::Ops;
+use crate::tensor::{self, Compute, Heads, Matrix};
 use crate::weights::{Arena, Block, Budget, Demand, Eviction, ExpertCache, Residency};
 use crate::weights::{Load, Loader, damaged, room_for, scratch_bytes};
 use segpack_manifests::PackCursor;
@@ -383,14 +384,14 @@ impl<'a, O: Ops> Device<'a> for Cpu<'a, O> {
         for (((linear, to), out), bias) in products.iter().zip(&mut outs).zip(&biases) {
             let weight = linear.weight.matrix(memory);
             let out = rows_of(out, *to, self.tokens, &tokens, weight.rows);
-            all.push(Product {
+            all.push(tensor::Linear {
                 x,
                 weight,
                 bias: bias.as_deref(),
                 out,
             });
         }
-        self.ops.products(&mut all);
+        self.ops.linears(&mut all);
         drop(all);
         self.give(from, input);
         for ((_, to), out) in products.iter().zip(outs) {

@@ -12,7 +12,8 @@ use super::scratch::MlpScratch;
 use crate::error::RunError;
 use crate::models::decoder::bind::Expert;
 use crate::observer::Routing;
-use crate::ops::{Ops, Product};
+use crate::ops::Ops;
+use crate::tensor::Linear;
 use crate::weights::{Block, ExpertCache, ExpertKey};
 use crate::weights::{Load, Loader};
 
@@ -291,7 +292,7 @@ impl<O: Ops> ExpertPass<'_, '_, O> {
                 parts.push(part);
             }
         }
-        let mut products = Vec::new();
+        let mut linears = Vec::new();
         for Part {
             expert,
             memory,
@@ -301,25 +302,25 @@ impl<O: Ops> ExpertPass<'_, '_, O> {
             ..
         } in &mut parts
         {
-            products.push(Product {
+            linears.push(Linear {
                 x,
                 weight: expert.gate.matrix(memory),
                 bias: None,
                 out: gate,
             });
-            products.push(Product {
+            linears.push(Linear {
                 x,
                 weight: expert.up.matrix(memory),
                 bias: None,
                 out: up,
             });
         }
-        self.ops.products(&mut products);
-        drop(products);
+        self.ops.linears(&mut linears);
+        drop(linears);
         for Part { gate, up, .. } in &mut parts {
             self.ops.silu_mul(gate, up);
         }
-        let mut products = Vec::new();
+        let mut linears = Vec::new();
         for Part {
             expert,
             memory,
@@ -328,14 +329,14 @@ impl<O: Ops> ExpertPass<'_, '_, O> {
             ..
         } in &mut parts
         {
-            products.push(Product {
+            linears.push(Linear {
                 x: gate,
                 weight: expert.down.matrix(memory),
                 bias: None,
                 out: y,
             });
         }
-        self.ops.products(&mut products);
+        self.ops.linears(&mut linears);
     }
 
     /// Adds a computed group to `out`, expert by expert.

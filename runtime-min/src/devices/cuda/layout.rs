@@ -16,7 +16,7 @@ use crate::error::RunError;
 use crate::models::decoder::bind::TextModel;
 use crate::models::decoder::executor::{Setup, Values};
 use crate::models::decoder::index;
-use crate::ops::{Compute, Heads};
+use crate::tensor::{Compute, Heads};
 use crate::weights::Demand;
 use crate::weights::{room_for, scratch_bytes};
 

@@ -10,7 +10,7 @@ use segpack_manifests::names::{Component, Role};
 
 use super::{index, unsuitable};
 use crate::error::RunError;
-use crate::ops::Matrix;
+use crate::tensor::Matrix;
 use crate::weights::{Budget, Residency};
 use crate::weights::{begins_at, room_for};
 use segpack_manifests::PackReader;

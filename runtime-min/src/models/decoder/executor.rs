@@ -12,7 +12,7 @@ use super::{Logits, RunSettings};
 use crate::error::RunError;
 use crate::generate::Greatest;
 use crate::observer::Routing;
-use crate::ops::Compute;
+use crate::tensor::Compute;
 use crate::weights::LoadStats;
 use crate::weights::{Budget, CacheStats, Demand};
 use segpack_manifests::PackReader;

@@ -21,7 +21,7 @@ use self::executor::{At, Device, ExpertLayer, Setup, Turns, Values};
 use crate::error::RunError;
 use crate::generate::Greatest;
 use crate::observer::Observer;
-use crate::ops::Compute;
+use crate::tensor::Compute;
 use crate::weights::LoadStats;
 use crate::weights::{Budget, CacheStats, Demand};
 use segpack_manifests::{PackCursor, PackReader};

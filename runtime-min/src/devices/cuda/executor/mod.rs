@@ -35,7 +35,7 @@ use crate::models::decoder::executor::{
 };
 use crate::models::decoder::{index, unsuitable};
 use crate::observer::Routing;
-use crate::ops::Compute;
+use crate::tensor::Compute;
 use crate::weights::{Budget, Demand, Residency};
 use crate::weights::{Load, Loader, begins_at, room_for};
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use segpack_formats::numeric::FloatDtype;
 
 use super::driver::{self, Argument, CudaError, Experts, Gpu, Place, Products};
-use crate::ops::{Compute, Heads};
+use crate::tensor::{Compute, Heads};
 
 use Argument::{Float, Int, Long};
 

@@ -21,8 +21,9 @@ use crate::devices::cuda::launch::{
 };
 use crate::devices::cuda::testing::{bank_conflicts, gpu, run_lanes_backwards};
 use crate::generate::{Greatest, Sampler};
-use crate::ops::{Compute, Heads, Matrix, Ops, ScalarOps};
+use crate::ops::{Ops, ScalarOps};
 use crate::samples::{activations, bytes, noise};
+use crate::tensor::{Compute, Heads, Matrix};
 
 const BOTH: [Compute; 2] = [Compute::F32, Compute::Bf16];
 const DTYPES: [FloatDtype; 3] = [FloatDtype::BF16, FloatDtype::F16, FloatDtype::F32];

@@ -1,18 +1,17 @@
-//! A batch of matrix products, cut into tasks for rayon's current pool.
+//! A batch of linear layers, cut into tasks for rayon's current pool.
 
-use std::cell::RefCell;
-
-use rayon::prelude::*;
 use segpack_formats::numeric::FloatDtype;
 
 use super::Kernels;
 use super::gemm::{self, Gemm, Pack};
 use super::gemv::{Gemv, pack_lanes};
 use super::panel::Rows;
+use super::parallel::each;
+use super::scratch::{Buffer, Key};
 use super::shared::Columns;
 use super::simd::LANES;
 use super::tile::groups;
-use crate::ops::{Compute, Matrix, Product};
+use crate::tensor::{Compute, Linear, Matrix};
 
 /// Bytes of weights of one task where there is one token.
 const TASK_BYTES: usize = 128 << 10;
@@ -21,10 +20,6 @@ const TASK_BYTES: usize = 128 << 10;
 const PACKED: usize = 2 << 20;
 /// Multiplications below which a batch is not worth a hand-over to other threads.
 const SMALL: usize = 1 << 15;
-
-thread_local! {
-    static BUFFER: RefCell<Vec<f32>> = RefCell::default();
-}
 
 /// A product, or some tokens of one.
 struct Part<'a> {
@@ -46,24 +41,24 @@ enum Kind {
     Gemv,
 }
 
-/// Computes all products.
+/// Computes all linear layers.
 ///
 /// # Panics
 /// Where the sizes of a product do not fit together.
-pub(crate) fn products(kernels: Kernels, compute: Compute, products: &mut [Product<'_>]) {
+pub(crate) fn linears(kernels: Kernels, compute: Compute, linears: &mut [Linear<'_>]) {
     let mut wave = Wave {
         kernels,
         compute,
         parts: Vec::new(),
         packed: 0,
     };
-    for product in products {
-        let Product {
+    for linear in linears {
+        let Linear {
             x,
             weight,
             bias,
             out,
-        } = product;
+        } = linear;
         let tokens = check(x, weight, *bias, out);
         if weight.columns == 0 {
             out.chunks_exact_mut(weight.rows.max(1))
@@ -174,17 +169,14 @@ impl<'a> Wave<'a> {
 
     /// Computes what was added, and forgets it.
     fn run(&mut self) {
-        let mut buffer = BUFFER.take();
-        if buffer.len() < self.packed {
-            buffer.resize(self.packed, 0.0);
-        }
+        let mut buffer = Buffer::take(Key::Batch);
+        let buffer = buffer.values(self.packed);
         let work: usize = self.parts.iter().map(|p| p.x.len() * p.weight.rows).sum();
-        self.pack(&mut buffer[..self.packed]);
-        let tasks = self.tasks(&buffer);
+        self.pack(buffer);
+        let tasks = self.tasks(buffer);
         let (kernels, compute) = (self.kernels, self.compute);
         each(tasks, work > SMALL, |task| task.run(kernels, compute));
         self.packed = 0;
-        BUFFER.replace(buffer);
     }
 
     fn pack(&self, buffer: &mut [f32]) {
@@ -303,14 +295,5 @@ impl Task<'_> {
                 compute,
             }),
         }
-    }
-}
-
-/// Neighbours stay on one thread, in order, unless another thread runs dry.
-pub(super) fn each<T: Send>(tasks: Vec<T>, parallel: bool, run: impl Fn(T) + Send + Sync) {
-    if parallel && tasks.len() > 1 && rayon::current_num_threads() > 1 {
-        tasks.into_par_iter().with_max_len(1).for_each(run);
-    } else {
-        tasks.into_iter().for_each(run);
     }
 }

@@ -1,0 +1,13 @@
+//! Tasks on rayon's current pool.
+
+use rayon::prelude::*;
+
+/// Runs every task. Neighbours stay on one thread, in order, unless another thread runs dry. With
+/// `parallel` false, or one thread, all run on the caller's.
+pub(super) fn each<T: Send>(tasks: Vec<T>, parallel: bool, run: impl Fn(T) + Send + Sync) {
+    if parallel && tasks.len() > 1 && rayon::current_num_threads() > 1 {
+        tasks.into_par_iter().with_max_len(1).for_each(run);
+    } else {
+        tasks.into_iter().for_each(run);
+    }
+}
