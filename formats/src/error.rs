@@ -78,6 +78,14 @@ impl FormatError {
         }
     }
 
+    /// A source that has fewer bytes than it had when it was opened.
+    pub fn ends_early(path: &Path, end: u64, length: u64) -> Self {
+        let what = format!(
+            "ends before byte {end}; it had {length} bytes when it was opened: it was cut or changed while being read"
+        );
+        Self::changed(path, what)
+    }
+
     /// A broken coded stream.
     pub fn coded(what: impl Into<String>) -> Self {
         Self::Coded { what: what.into() }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use segpack_formats::FormatError;
 use segpack_formats::codec::Coding;
 use segpack_formats::digest::{Sha256, Sha256Hasher};
-use segpack_formats::io::{CancelToken, InputFile, READ_BYTES, write_all_at};
+use segpack_formats::io::{CancelToken, InputFile, READ_BYTES, ReadAt, write_all_at};
 use segpack_formats::pack::{
     SegmentReader, TensorSource, Unpacker, WrittenPack, data_start, write_pack,
 };

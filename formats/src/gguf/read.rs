@@ -8,7 +8,7 @@ use super::header::{
 };
 use super::value::{Field, Value};
 use super::{GgufError, wrong};
-use crate::io::InputFile;
+use crate::io::{ReadAt, to_usize};
 use crate::{FormatError, Result as FormatResult};
 
 /// The longest header that is read, in bytes. A vocabulary of 150,000 tokens with its merges takes
@@ -24,7 +24,7 @@ const LEAST_TENSOR: u64 = 8 + 1 + 4 + 8 + 4 + 8;
 ///
 /// # Errors
 /// `Malformed` names the key, tensor or byte; `Io` and `Changed` as reading does.
-pub fn read_header(input: &InputFile) -> FormatResult<Header> {
+pub fn read_header(input: &dyn ReadAt) -> FormatResult<Header> {
     let mut file = FileReader {
         input,
         at: 0,
@@ -36,21 +36,20 @@ pub fn read_header(input: &InputFile) -> FormatResult<Header> {
     );
     match (file.failed, header) {
         (Some(error), _) => Err(error),
-        (None, header) => header.map_err(|e| FormatError::malformed(input.path(), e.to_string())),
+        (None, header) => header.map_err(|e| FormatError::malformed(input.name(), e.to_string())),
     }
 }
 
 /// Keeps the typed error that `io::Read` has no room for.
 struct FileReader<'a> {
-    input: &'a InputFile,
+    input: &'a dyn ReadAt,
     at: u64,
     failed: Option<FormatError>,
 }
 
 impl Read for FileReader<'_> {
     fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        let left =
-            usize::try_from(self.input.length().saturating_sub(self.at)).unwrap_or(usize::MAX);
+        let left = to_usize(self.input.length().saturating_sub(self.at));
         let piece = to.len().min(left);
         self.input.read_at(&mut to[..piece], self.at).map_err(|e| {
             self.failed = Some(e);

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::InputFile;
+use super::{InputFile, to_usize};
 use crate::{FormatError, Result};
 
 /// Offsets, lengths and memory of direct reads are multiples of this many bytes: it serves every
@@ -41,7 +41,7 @@ pub struct DirectFile {
 }
 
 /// A range rounded outward to [`DIRECT_ALIGNMENT`].
-pub fn outward(range: &Range<u64>) -> Range<u64> {
+pub fn align_outward(range: &Range<u64>) -> Range<u64> {
     let end = range
         .end
         .checked_next_multiple_of(DIRECT_ALIGNMENT)
@@ -75,13 +75,13 @@ impl DirectFile {
     }
 
     /// Reads `range`, a part of the file whose start is a multiple of [`DIRECT_ALIGNMENT`], to the
-    /// start of `to`, which has room for the range rounded [`outward`]. What lies behind the range
+    /// start of `to`, which has room for the range rounded by [`align_outward`]. What lies behind the range
     /// in `to` is undefined after that.
     ///
     /// # Errors
     /// As [`InputFile::read_at`].
     pub fn read_aligned(&self, range: &Range<u64>, to: &mut [u8]) -> Result<ReadPath> {
-        let length = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
+        let length = to_usize(range.end.saturating_sub(range.start));
         if to.len() < length {
             let what = format!(
                 "{length} bytes at {} do not fit into {}",
@@ -105,8 +105,8 @@ impl DirectFile {
     #[cfg(target_os = "linux")]
     fn read_direct(&self, range: &Range<u64>, to: &mut [u8], wanted: usize) -> Result<bool> {
         use std::os::unix::fs::FileExt;
-        let padded = outward(range);
-        let length = usize::try_from(padded.end - padded.start).unwrap_or(usize::MAX);
+        let padded = align_outward(range);
+        let length = to_usize(padded.end - padded.start);
         let aligned = to.as_ptr().addr().is_multiple_of(ALIGNMENT);
         let Some(direct) = self
             .direct
@@ -146,12 +146,12 @@ impl DirectFile {
     #[cfg(target_os = "linux")]
     fn is_cached(&self, range: &Range<u64>) -> bool {
         use rustix::io::{ReadWriteFlags, preadv2};
-        let there = |at: u64| {
+        let is_there = |at: u64| {
             let mut byte = [0];
             let buffers = &mut [std::io::IoSliceMut::new(&mut byte)];
-            preadv2(&self.file.file, buffers, at, ReadWriteFlags::NOWAIT).is_ok_and(|n| n == 1)
+            preadv2(self.file.file(), buffers, at, ReadWriteFlags::NOWAIT).is_ok_and(|n| n == 1)
         };
-        range.start < range.end && there(range.start) && there(range.end - 1)
+        range.start < range.end && is_there(range.start) && is_there(range.end - 1)
     }
 
     #[cfg(not(target_os = "linux"))]
@@ -207,7 +207,7 @@ mod tests {
             for drop_cache in [false, true] {
                 if drop_cache {
                     let range = std::num::NonZeroU64::new(50_000);
-                    rustix::fs::fadvise(&file.file.file, 0, range, rustix::fs::Advice::DontNeed)
+                    rustix::fs::fadvise(file.file.file(), 0, range, rustix::fs::Advice::DontNeed)
                         .unwrap();
                 }
                 for skip in [0, 1] {

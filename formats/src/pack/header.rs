@@ -5,6 +5,7 @@
 
 use super::{ALIGNMENT, SegmentSpec, StoredSegment};
 use crate::codec::{Codec, PREFIX_BYTES, TABLE_ENTRY_BYTES, chunk_count};
+use crate::io::to_usize;
 use crate::safetensors::push_entry;
 
 /// `__metadata__` of every pack; transformers wants to see `format`.
@@ -30,7 +31,7 @@ fn push_raw(json: &mut String, segment: &SegmentSpec, begin: u64) -> u64 {
 fn finish(json: &str, data_start: u64) -> Vec<u8> {
     let mut bytes = (data_start - 8).to_le_bytes().to_vec();
     bytes.extend(json.as_bytes());
-    bytes.resize(usize::try_from(data_start).unwrap_or(usize::MAX), b' ');
+    bytes.resize(to_usize(data_start), b' ');
     bytes
 }
 

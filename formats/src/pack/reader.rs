@@ -3,14 +3,14 @@
 use std::ops::Range;
 
 use super::StoredSegment;
-use crate::codec::{ChunkDecoder, ChunkTable, Codec, MAX_CHUNK_BYTES, PREFIX_BYTES};
-use crate::io::{CancelToken, InputFile, READ_BYTES};
+use crate::codec::{ChunkDecoder, ChunkTable, Codec, PREFIX_BYTES};
+use crate::io::{CancelToken, READ_BYTES, ReadAt, to_usize};
 use crate::{FormatError, Result};
 
 /// One segment of an open pack.
 #[derive(Debug)]
 pub struct SegmentReader<'a> {
-    pack: &'a InputFile,
+    pack: &'a dyn ReadAt,
     segment: StoredSegment,
     table: Option<ChunkTable>,
 }
@@ -43,11 +43,11 @@ impl<'a> SegmentReader<'a> {
     /// # Errors
     /// `Malformed` with the pack's path where the segment does not fit into the file or its table
     /// is broken.
-    pub fn open(pack: &'a InputFile, segment: StoredSegment) -> Result<Self> {
+    pub fn open(pack: &'a dyn ReadAt, segment: StoredSegment) -> Result<Self> {
         let end = segment.offset.checked_add(segment.stored_length);
         if end.is_none_or(|end| end > pack.length()) {
             return Err(FormatError::malformed(
-                pack.path(),
+                pack.name(),
                 format!(
                     "segment at byte {} + {} ends after the file's {} bytes",
                     segment.offset,
@@ -60,7 +60,7 @@ impl<'a> SegmentReader<'a> {
             Codec::Raw if segment.stored_length == segment.raw_length => None,
             Codec::Raw => {
                 return Err(FormatError::malformed(
-                    pack.path(),
+                    pack.name(),
                     format!(
                         "raw segment stores {} bytes for {}",
                         segment.stored_length, segment.raw_length
@@ -87,7 +87,7 @@ impl<'a> SegmentReader<'a> {
     ///
     /// # Errors
     /// `Malformed` where the range leaves the segment or a chunk is damaged; as
-    /// [`InputFile::for_each_piece`] otherwise.
+    /// [`ReadAt::read_at`] otherwise.
     pub fn for_each_piece<E: From<FormatError>>(
         &self,
         range: Range<u64>,
@@ -100,7 +100,7 @@ impl<'a> SegmentReader<'a> {
                 "bytes {range:?} leave a segment of {} bytes",
                 self.segment.raw_length
             );
-            return Err(FormatError::malformed(self.pack.path(), what).into());
+            return Err(FormatError::malformed(self.pack.name(), what).into());
         }
         let Some(table) = &self.table else {
             let at = self.segment.offset;
@@ -116,7 +116,7 @@ impl<'a> SegmentReader<'a> {
             let raw = self.decode(chunk, unpacker)?;
             let from = range.start.max(chunk.raw.start) - chunk.raw.start;
             let to = range.end.min(chunk.raw.end) - chunk.raw.start;
-            take(&raw[index(from)..index(to)])?;
+            take(&raw[to_usize(from)..to_usize(to)])?;
         }
         Ok(())
     }
@@ -131,9 +131,9 @@ impl<'a> SegmentReader<'a> {
             raw,
             decoder,
         } = unpacker;
-        let stored = index(chunk.stored.end - chunk.stored.start);
-        let wanted = index(chunk.raw.end - chunk.raw.start);
-        // both are at most MAX_CHUNK_BYTES: the table was checked
+        let stored = to_usize(chunk.stored.end - chunk.stored.start);
+        let wanted = to_usize(chunk.raw.end - chunk.raw.start);
+        // both are at most `MAX_CHUNK_BYTES`: the table was checked
         if buffer.len() < stored {
             buffer.resize(stored, 0);
         }
@@ -150,16 +150,14 @@ impl<'a> SegmentReader<'a> {
     }
 }
 
-/// Lengths here are bounded by [`MAX_CHUNK_BYTES`], which fits every `usize`.
-fn index(length: u64) -> usize {
-    usize::try_from(length).unwrap_or(MAX_CHUNK_BYTES as usize)
-}
-
 /// Says which file and segment a broken stream belongs to.
-fn in_segment(pack: &InputFile, segment: StoredSegment) -> impl FnOnce(FormatError) -> FormatError {
+fn in_segment(
+    pack: &dyn ReadAt,
+    segment: StoredSegment,
+) -> impl FnOnce(FormatError) -> FormatError {
     move |e| match e {
         FormatError::Coded { what } => FormatError::malformed(
-            pack.path(),
+            pack.name(),
             format!(
                 "coded segment at byte {} of {} bytes: {what}",
                 segment.offset, segment.stored_length
@@ -169,7 +167,7 @@ fn in_segment(pack: &InputFile, segment: StoredSegment) -> impl FnOnce(FormatErr
     }
 }
 
-fn read_table(pack: &InputFile, segment: &StoredSegment) -> Result<ChunkTable> {
+fn read_table(pack: &dyn ReadAt, segment: &StoredSegment) -> Result<ChunkTable> {
     let prefix =
         pack.read_range(segment.offset..segment.offset + segment.stored_length.min(PREFIX_BYTES))?;
     let end = ChunkTable::parse_prefix(&prefix, segment.stored_length)?;

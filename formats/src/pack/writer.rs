@@ -10,7 +10,7 @@ use crate::codec::{
     chunk_lengths,
 };
 use crate::digest::{Blake3Hasher, Sha256, Sha256Hasher};
-use crate::io::{CancelToken, InputFile, READ_BYTES, write_all_at};
+use crate::io::{CancelToken, InputFile, READ_BYTES, to_usize, write_all_at};
 use crate::{FormatError, Result};
 
 /// Where the bytes of tensors come from.
@@ -251,7 +251,7 @@ fn write_coded_segment(
             sha256.update(piece);
             seen += piece.len() as u64;
             while let Some(length) = wanted.filter(|_| !piece.is_empty()) {
-                let missing = usize::try_from(length - raw.len() as u64).unwrap_or(usize::MAX);
+                let missing = to_usize(length - raw.len() as u64);
                 let (now, later) = piece.split_at(missing.min(piece.len()));
                 raw.extend_from_slice(now);
                 piece = later;

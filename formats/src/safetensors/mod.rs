@@ -6,12 +6,12 @@
 
 mod header;
 mod index;
-mod shard;
-mod write;
+mod reader;
+mod writer;
 
 pub use crate::numeric::Dtype;
 pub use header::{HeaderError, MAX_HEADER_BYTES, ShardHeader, TensorEntry, byte_length};
 pub use index::{ShardIndex, check_relative_path};
-pub use shard::Shard;
-pub(crate) use write::push_entry;
-pub use write::{NewTensor, new_header};
+pub use reader::Shard;
+pub(crate) use writer::push_entry;
+pub use writer::{NewTensor, new_header};

@@ -117,7 +117,7 @@ impl<'a> PackCursor<'a> {
         take: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         let file = self.source.open(&segment.pack)?;
-        SegmentReader::open(&file, segment.stored())?.for_each_piece(
+        SegmentReader::open(&*file, segment.stored())?.for_each_piece(
             range,
             &mut self.unpacker,
             stop,

@@ -114,7 +114,7 @@ impl Trace {
                 let what =
                     format!("settings.dtype is {other:?}; wanted \"float32\" or \"bfloat16\"");
                 return Err(FormatError::malformed(
-                    &shard.input.path().with_extension("json"),
+                    &shard.input.name().with_extension("json"),
                     what,
                 ));
             }
@@ -191,7 +191,7 @@ impl Trace {
 
     /// The file that holds the tensors.
     pub fn path(&self) -> &Path {
-        self.shard.input.path()
+        self.shard.input.name()
     }
 
     /// The precision to compute in for a comparison: that of the activations, and f32 for a trace

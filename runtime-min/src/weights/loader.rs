@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use segpack_formats::codec::{Chunk, ChunkDecoder, ChunkTable, Codec, MAX_CHUNK_BYTES};
 use segpack_formats::digest::{BLAKE3_CHUNK_BYTES, Blake3, Blake3Part};
-use segpack_formats::io::{CancelToken, DIRECT_ALIGNMENT, DirectFile, ReadPath, outward};
+use segpack_formats::io::{CancelToken, DIRECT_ALIGNMENT, DirectFile, ReadPath, align_outward};
 use segpack_formats::pack::SegmentReader;
 use segpack_formats::{FormatError, Result};
 use segpack_manifests::documents::SegmentEntry;
@@ -88,7 +88,7 @@ pub fn begins_at(segment: &SegmentEntry) -> usize {
 pub fn room_for(segment: &SegmentEntry) -> u64 {
     let range = segment.offset..segment.offset.saturating_add(segment.raw_length);
     match segment.codec {
-        Codec::Raw => outward(&range).end - outward(&range).start,
+        Codec::Raw => align_outward(&range).end - align_outward(&range).start,
         _ => segment.raw_length.next_multiple_of(DIRECT_ALIGNMENT),
     }
 }
@@ -270,7 +270,7 @@ impl<'a> Loader<'a> {
                 .chunks_mut(index(PIECE_BYTES))
                 .enumerate()
             {
-                let at = outward(&range).start + i as u64 * PIECE_BYTES;
+                let at = align_outward(&range).start + i as u64 * PIECE_BYTES;
                 let part = at.max(range.start)..(at + PIECE_BYTES).min(range.end);
                 scope.spawn(move |_| job.note(at, self.piece(job, at..part.end, piece, stop)));
             }
@@ -335,8 +335,8 @@ impl<'a> Loader<'a> {
         };
         let offset = job.segment.offset;
         let aligned =
-            outward(&(offset + stored.start..offset + stored.end)).start..offset + stored.end;
-        let fits = outward(&aligned).end - aligned.start <= scratch.stored.len() as u64;
+            align_outward(&(offset + stored.start..offset + stored.end)).start..offset + stored.end;
+        let fits = align_outward(&aligned).end - aligned.start <= scratch.stored.len() as u64;
         if !fits {
             // only a table that leaves large gaps gets here
             let what = format!(

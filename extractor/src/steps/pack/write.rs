@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use segpack_formats::FormatError;
 use segpack_formats::codec::Coding;
 use segpack_formats::digest::{Sha256, Sha256Hasher};
-use segpack_formats::io::{InputFile, READ_BYTES, write_all_at};
+use segpack_formats::io::{InputFile, READ_BYTES, ReadAt, write_all_at};
 use segpack_formats::pack::{write_pack, write_raw_pack};
 use segpack_manifests::documents::{
     Counts, Finding, FindingKind, FormatVersion, GENERATOR, Manifest, ModelFacts, PlannedPack,
@@ -124,7 +124,7 @@ impl Work<'_> {
         };
         match task {
             Task::Digest(shard) => {
-                let sha256 = self.digest(&shard.shard.input, buffer)?;
+                let sha256 = self.digest(&*shard.shard.input, buffer)?;
                 compare_with_hub(&shard.path, shard.hub_sha256, sha256)?;
                 record(Record::Shard {
                     path: shard.path.clone(),
@@ -192,7 +192,7 @@ impl Work<'_> {
         Ok((file, record))
     }
 
-    fn digest(&self, input: &InputFile, buffer: &mut [u8]) -> Result<Sha256, StepError> {
+    fn digest(&self, input: &dyn ReadAt, buffer: &mut [u8]) -> Result<Sha256, StepError> {
         let mut sha256 = Sha256Hasher::default();
         input.for_each_piece(0..input.length(), buffer, self.stop, |piece| {
             sha256.update(piece);

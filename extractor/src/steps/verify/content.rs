@@ -11,7 +11,7 @@ use std::sync::Arc;
 use segpack_formats::FormatError;
 use segpack_formats::codec::Codec;
 use segpack_formats::digest::{Blake3Hasher, LANES, Sha256, Sha256Hasher, Sha256Lanes};
-use segpack_formats::io::{CancelToken, InputFile, READ_BYTES};
+use segpack_formats::io::{CancelToken, InputFile, READ_BYTES, ReadAt};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
     Finding, FindingKind, PackEntry, SegmentEntry, SourceFile, TensorEntry, VerifyMode,

@@ -1,0 +1,32 @@
+//! Work that can be told to stop.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::{FormatError, Result};
+
+/// A request to stop, polled between pieces of work.
+#[derive(Debug, Default)]
+pub struct CancelToken(AtomicBool);
+
+impl CancelToken {
+    /// Asks everything that polls this to stop.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was asked to.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Ends the work that polls this once it was asked to stop.
+    ///
+    /// # Errors
+    /// `Interrupted` then.
+    pub fn check(&self) -> Result<()> {
+        if self.is_cancelled() {
+            return Err(FormatError::Interrupted);
+        }
+        Ok(())
+    }
+}

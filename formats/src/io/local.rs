@@ -1,0 +1,251 @@
+//! Local files.
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use super::{CancelToken, ReadAt, Stamp};
+use crate::{FormatError, Result};
+
+/// A regular file, opened for positioned reads, with the length it had when it was opened.
+#[derive(Debug)]
+pub struct InputFile {
+    file: File,
+    path: PathBuf,
+    stamp: Stamp,
+}
+
+fn stamp_of(metadata: &Metadata) -> Stamp {
+    Stamp {
+        length: metadata.len(),
+        modified: metadata.modified().ok(),
+        tag: None,
+    }
+}
+
+impl InputFile {
+    /// Opens a regular file (links are followed).
+    ///
+    /// # Errors
+    /// `Io` where it cannot be opened, `Malformed` where it is a folder, pipe or device.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = open_for_reading(path).map_err(FormatError::io("open", path))?;
+        let metadata = file
+            .metadata()
+            .map_err(FormatError::io("read the length of", path))?;
+        if !metadata.is_file() {
+            return Err(FormatError::malformed(path, "is not a regular file"));
+        }
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            stamp: stamp_of(&metadata),
+        })
+    }
+
+    /// Length in bytes when the file was opened.
+    pub fn length(&self) -> u64 {
+        self.stamp.length
+    }
+
+    /// The path that it was opened under.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The open file, for calls of the operating system.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Fills `to` with the bytes from `offset` on.
+    ///
+    /// # Errors
+    /// `Changed` where the file ends before that, `Io` where the read fails.
+    pub fn read_at(&self, to: &mut [u8], offset: u64) -> Result<()> {
+        read_exact_at(&self.file, to, offset).map_err(|e| match e.kind() {
+            io::ErrorKind::UnexpectedEof => {
+                let end = offset.saturating_add(to.len() as u64);
+                FormatError::ends_early(&self.path, end, self.stamp.length)
+            }
+            _ => FormatError::io("read", &self.path)(e),
+        })
+    }
+
+    /// The bytes of a range, in one new buffer. For headers and other small things.
+    ///
+    /// # Errors
+    /// As [`ReadAt::read_range`].
+    pub fn read_range(&self, range: Range<u64>) -> Result<Vec<u8>> {
+        ReadAt::read_range(self, range)
+    }
+
+    /// Passes the bytes of a range to `take`, a piece at a time, through the reused `buffer`.
+    ///
+    /// # Errors
+    /// As [`read_at`](Self::read_at); `Interrupted` once `cancel` says so; whatever `take` returns.
+    pub fn for_each_piece<E: From<FormatError>>(
+        &self,
+        range: Range<u64>,
+        buffer: &mut [u8],
+        cancel: &CancelToken,
+        take: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let this: &dyn ReadAt = self;
+        this.for_each_piece(range, buffer, cancel, take)
+    }
+
+    /// Asks the operating system to drop the file's clean pages from its cache: the next read comes
+    /// from the drive. Only a hint; what is not written yet stays.
+    pub fn forget(&self) {
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        let _ = rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed);
+    }
+}
+
+impl ReadAt for InputFile {
+    fn name(&self) -> &Path {
+        &self.path
+    }
+
+    fn stamp(&self) -> Stamp {
+        self.stamp.clone()
+    }
+
+    fn length(&self) -> u64 {
+        self.stamp.length
+    }
+
+    fn read_at(&self, to: &mut [u8], offset: u64) -> Result<()> {
+        Self::read_at(self, to, offset)
+    }
+
+    fn check_unchanged(&self) -> Result<()> {
+        let metadata = self
+            .file
+            .metadata()
+            .map_err(FormatError::io("read the length of", &self.path))?;
+        if stamp_of(&metadata) == self.stamp {
+            return Ok(());
+        }
+        Err(FormatError::changed(
+            &self.path,
+            format!(
+                "changed while it was being read ({} bytes before, {} now); start again once nothing writes to it",
+                self.stamp.length,
+                metadata.len()
+            ),
+        ))
+    }
+
+    fn will_need(&self, range: Range<u64>) {
+        advise_will_need(&self.file, range);
+    }
+}
+
+/// Opens without ever blocking on a pipe that has no writer.
+#[cfg(unix)]
+fn open_for_reading(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let flags = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
+    File::options().read(true).custom_flags(flags).open(path)
+}
+
+#[cfg(not(unix))]
+fn open_for_reading(path: &Path) -> io::Result<File> {
+    File::open(path)
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, to: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, to, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut to: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !to.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, to, offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => {
+                to = &mut to[n..];
+                offset += n as u64;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn advise_will_need(file: &File, range: Range<u64>) {
+    if let Some(length) = std::num::NonZeroU64::new(range.end.saturating_sub(range.start)) {
+        // a hint: where it fails only time is lost
+        let _ = rustix::fs::fadvise(
+            file,
+            range.start,
+            Some(length),
+            rustix::fs::Advice::WillNeed,
+        );
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn advise_will_need(_: &File, _: Range<u64>) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_shrinks_is_an_error_with_both_lengths() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("shard");
+        std::fs::write(&path, [7; 100]).unwrap();
+        let input = InputFile::open(&path).unwrap();
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(40)
+            .unwrap();
+        let error = input.read_range(0..100).unwrap_err().to_string();
+        assert!(
+            error.contains("ends before byte 100; it had 100 bytes"),
+            "{error}"
+        );
+        let error = input.check_unchanged().unwrap_err().to_string();
+        assert!(error.contains("100 bytes before, 40 now"), "{error}");
+    }
+
+    #[test]
+    fn pieces_cover_the_range_and_stop_when_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x");
+        let bytes: Vec<u8> = (0..=255).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let input = InputFile::open(&path).unwrap();
+        let (mut seen, stop) = (Vec::new(), CancelToken::default());
+        let take = |seen: &mut Vec<u8>, stop: &CancelToken| {
+            input.for_each_piece::<FormatError>(3..200, &mut [0; 17], stop, |piece| {
+                seen.extend_from_slice(piece);
+                Ok(())
+            })
+        };
+        take(&mut seen, &stop).unwrap();
+        assert_eq!(seen, bytes[3..200]);
+        stop.cancel();
+        assert!(matches!(
+            take(&mut seen, &stop),
+            Err(FormatError::Interrupted)
+        ));
+    }
+
+    #[test]
+    fn a_folder_is_not_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = InputFile::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("is not a regular file"), "{error}");
+    }
+}
