@@ -32,7 +32,6 @@ const HOMES: [(&str, &[&str]); 2] = [
     (
         "segpack",
         &[
-            "anyhow",
             "clap",
             "comfy-table",
             "fs4",

@@ -111,7 +111,7 @@ fn or<T>(given: Vec<T>, default: impl FnOnce() -> Vec<T>) -> Vec<T> {
     if given.is_empty() { default() } else { given }
 }
 
-pub fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
+pub fn run(args: Args, context: &Context) -> Result<Exit, StepError> {
     let pack = Pack::open(&args.pack)?;
     if let Some(device) = args.device {
         return run_gpu(&args, device, &pack, context);
@@ -144,12 +144,11 @@ fn run_gpu(
     device: DeviceChoice,
     pack: &Pack,
     context: &Context,
-) -> anyhow::Result<Exit> {
+) -> Result<Exit, StepError> {
     let DeviceChoice::Cuda(number) = device else {
         return Err(StepError::Usage(
             "--device of bench is cuda or cuda:N; without it the CPU is measured".to_owned(),
-        )
-        .into());
+        ));
     };
     if args.memory.len() > 1 {
         return Err(

@@ -31,11 +31,11 @@ pub struct Args {
     rows: Option<Range<u64>>,
 }
 
-pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
+pub fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
     if io::stdout().is_terminal() {
         let what =
             "tensors are binary, and standard output is a terminal; send it to a file or a pipe";
-        return Err(StepError::Refused(what.to_owned()).into());
+        return Err(StepError::Refused(what.to_owned()));
     }
     let pack = Pack::open(&args.pack).map_err(StepError::from)?;
     let mut out = BufWriter::with_capacity(0, io::stdout().lock()); // pieces are large already

@@ -1,7 +1,7 @@
 use clap_complete::Shell;
 
 use super::Context;
-use crate::steps::Exit;
+use crate::steps::{Exit, StepError};
 
 /// Print a completion script for a shell
 #[derive(Debug, clap::Args)]
@@ -15,7 +15,7 @@ pub struct Args {
     shell: Shell,
 }
 
-pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
+pub fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
     // written to a buffer first: the generator panics where its writer fails
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut super::command(), "segpack", &mut script);

@@ -1,5 +1,5 @@
-use std::fs;
 use std::path::PathBuf;
+use std::{env, fs};
 
 use super::Context;
 use super::args::OUTPUT;
@@ -26,8 +26,8 @@ pub struct Args {
     json: bool,
 }
 
-pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
-    let temporary = tempfile::tempdir()?;
+pub fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
+    let temporary = tempfile::tempdir().map_err(StepError::io("create", env::temp_dir()))?;
     let folder = match &args.keep {
         Some(folder) => {
             fs::create_dir(folder).map_err(StepError::io("create", folder))?;
@@ -39,11 +39,7 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         if args.json {
             return Ok(());
         }
-        let shown = context.terminal.text(&text::demo_step(step));
-        shown.map_err(|e| {
-            e.downcast()
-                .unwrap_or_else(|other| StepError::Refused(other.to_string()))
-        })
+        context.terminal.text(&text::demo_step(step))
     })?;
     let verdict = if report.ok {
         "All checks passed.\n"

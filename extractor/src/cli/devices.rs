@@ -1,8 +1,8 @@
 use super::Context;
 use super::args::OUTPUT;
 use crate::render::text;
-use crate::steps::Exit;
 use crate::steps::device::list;
+use crate::steps::{Exit, StepError};
 
 /// List the GPUs that can run a model, and the device that `--device auto` selects
 #[derive(Debug, clap::Args)]
@@ -16,7 +16,7 @@ pub struct Args {
     json: bool,
 }
 
-pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
+pub fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
     context
         .terminal
         .document(&list()?, args.json, text::devices)?;

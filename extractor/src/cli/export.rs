@@ -125,7 +125,7 @@ impl DtypeName {
     }
 }
 
-pub fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
+pub fn run(args: Args, context: &Context) -> Result<Exit, StepError> {
     let settings = ExportSettings {
         target: args.to.into(),
         components: args.component,
@@ -155,7 +155,7 @@ fn to_stdout(
     settings: &ExportSettings,
     json: bool,
     context: &Context,
-) -> anyhow::Result<Exit> {
+) -> Result<Exit, StepError> {
     if json {
         return Err(
             StepError::Usage("--json and -o - both want standard output".to_owned()).into(),
@@ -164,7 +164,7 @@ fn to_stdout(
     if io::stdout().is_terminal() {
         let what =
             "tensors are binary, and standard output is a terminal; send them to a file or a pipe";
-        return Err(StepError::Refused(what.to_owned()).into());
+        return Err(StepError::Refused(what.to_owned()));
     }
     let mut out = BufWriter::with_capacity(0, io::stdout().lock()); // pieces are large already
     stream(pack, &mut out, settings, context.stop, &context.progress)?;

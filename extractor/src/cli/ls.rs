@@ -32,7 +32,7 @@ pub struct Args {
     json: bool,
 }
 
-pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
+pub fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
     let pack = Pack::open(&args.pack).map_err(StepError::from)?;
     if args.tensors {
         list(
@@ -58,7 +58,7 @@ fn list<T: Serialize>(
     render: fn(&T) -> String,
     json: bool,
     context: &Context,
-) -> anyhow::Result<()> {
+) -> Result<(), StepError> {
     context.terminal.stdout(|out| {
         for entry in entries {
             if json {

@@ -15,7 +15,7 @@ pub struct Args {
     command: Option<String>,
 }
 
-pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
+pub fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
     let mut all = super::command();
     all.build(); // gives subcommands their full names and inherited flags
     let (page, title) = match &args.command {
@@ -31,7 +31,10 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         }
     };
     let mut text = Vec::new();
-    Man::new(page).title(title).render(&mut text)?;
+    Man::new(page)
+        .title(title)
+        .render(&mut text)
+        .map_err(StepError::Stdout)?;
     context.terminal.stdout(|out| out.write_all(&text))?;
     Ok(Exit::Ok)
 }

@@ -8,6 +8,7 @@ mod completions;
 mod demo;
 mod devices;
 mod export;
+mod hints;
 mod ls;
 mod man;
 mod pack;
@@ -21,14 +22,12 @@ mod unpack;
 mod validate;
 mod verify;
 
-use std::error::Error;
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{ArgAction, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 use segpack_formats::io::CancelToken;
-use segpack_manifests::folder::PARTIAL;
 
 use crate::steps::{Exit, StepError};
 use args::GLOBAL;
@@ -97,6 +96,18 @@ enum Command {
     Man(man::Args),
 }
 
+impl Command {
+    /// The folder that a command writes and can continue with `--resume`.
+    fn output(&self) -> Option<&Path> {
+        match self {
+            Self::Pack(args) => Some(args.output()),
+            Self::Unpack(args) => Some(args.output()),
+            Self::Repack(args) => Some(args.output()),
+            _ => None,
+        }
+    }
+}
+
 /// What every command gets: where to write, how to report progress, when to stop.
 struct Context {
     terminal: Terminal,
@@ -150,14 +161,15 @@ pub fn main() -> ExitCode {
         stop,
         quiet: cli.quiet,
     };
-    let done = dispatch(cli.command, &context);
-    let exit = match &done {
-        Ok(exit) => *exit,
-        Err(e) if is_broken_pipe(e) => Exit::Ok,
+    let output = cli.command.output().map(Path::to_owned);
+    let exit = match dispatch(cli.command, &context) {
+        Ok(exit) => exit,
+        Err(e) if is_broken_pipe(&e) => Exit::Ok,
         Err(e) => {
-            context.terminal.error(e);
-            e.downcast_ref::<StepError>()
-                .map_or(Exit::Failed, StepError::exit)
+            context
+                .terminal
+                .error(&e, hints::hint(&e, output.as_deref()));
+            e.exit()
         }
     };
     ExitCode::from(signals::exit_status(exit))
@@ -173,7 +185,7 @@ fn usage(error: &clap::Error) -> ExitCode {
     })
 }
 
-fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
+fn dispatch(command: Command, context: &Context) -> Result<Exit, StepError> {
     match command {
         Command::Scan(args) => scan::run(&args, context),
         Command::Pack(args) => pack::run(&args, context),
@@ -193,36 +205,9 @@ fn dispatch(command: Command, context: &Context) -> anyhow::Result<Exit> {
     }
 }
 
-/// Says that an unfinished output can be continued, where it can.
-fn resume_advice(error: StepError, output: &Path) -> anyhow::Error {
-    let unfinished = output.join(PARTIAL).exists();
-    let can_go_on = matches!(error.exit(), Exit::Interrupted | Exit::Failed)
-        && !matches!(error, StepError::Refused(_));
-    let error = anyhow::Error::new(error);
-    if unfinished && can_go_on {
-        return error.context(format!(
-            "{} is unfinished; the same command with --resume goes on",
-            output.display()
-        ));
-    }
-    error
-}
-
-/// Whether standard output was closed. `serde_json` keeps its `io::Error` out of the chain, so it
-/// is asked as well.
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let kind = |cause: &(dyn Error + 'static)| match cause.downcast_ref::<io::Error>() {
-        Some(io) => Some(io.kind()),
-        None => cause
-            .downcast_ref::<serde_json::Error>()
-            .and_then(serde_json::Error::io_error_kind),
-    };
-    let stdout =
-        |cause: &(dyn Error + 'static)| matches!(cause.downcast_ref(), Some(StepError::Stdout(_)));
-    error.chain().any(stdout)
-        && error
-            .chain()
-            .any(|cause| kind(cause) == Some(io::ErrorKind::BrokenPipe))
+/// Whether standard output was closed.
+fn is_broken_pipe(error: &StepError) -> bool {
+    matches!(error, StepError::Stdout(e) if e.kind() == io::ErrorKind::BrokenPipe)
 }
 
 #[cfg(test)]
@@ -237,7 +222,7 @@ mod tests {
     #[test]
     fn only_a_closed_standard_output_is_a_broken_pipe() {
         let closed = || io::Error::from(io::ErrorKind::BrokenPipe);
-        assert!(is_broken_pipe(&StepError::Stdout(closed()).into()));
+        assert!(is_broken_pipe(&StepError::Stdout(closed())));
         assert!(!is_broken_pipe(
             &StepError::io("write", "file")(closed()).into()
         ));

@@ -1,9 +1,9 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use segpack_manifests::layout::Selection;
 
+use super::Context;
 use super::args::{CodecArgs, CodecName, INPUT, Jobs, OUTPUT, Tolerate};
-use super::{Context, resume_advice};
 use crate::render::text;
 use crate::steps::pack::{PackSettings, pack, plan};
 use crate::steps::{Exit, StepError};
@@ -68,6 +68,11 @@ pub struct Args {
 }
 
 impl Args {
+    /// The folder to write.
+    pub fn output(&self) -> &Path {
+        &self.output
+    }
+
     fn settings(&self) -> Result<PackSettings, StepError> {
         Ok(PackSettings {
             selection: Selection {
@@ -86,7 +91,7 @@ impl Args {
     }
 }
 
-pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
+pub fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
     let settings = args.settings()?;
     if args.dry_run {
         let plan = plan(&args.checkpoint, &settings)?.plan;
@@ -94,8 +99,7 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         return Ok(Exit::Ok);
     }
     let (stop, progress) = (context.stop, &context.progress);
-    let packed = pack(&args.checkpoint, &args.output, &settings, stop, progress);
-    let summary = packed.map_err(|e| resume_advice(e, &args.output))?;
+    let summary = pack(&args.checkpoint, &args.output, &settings, stop, progress)?;
     let place = args.output.display().to_string();
     context
         .terminal

@@ -1,10 +1,10 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::Context;
 use super::args::{CodecArgs, CodecName, Jobs, OUTPUT};
-use super::{Context, resume_advice};
 use crate::render::text;
-use crate::steps::Exit;
 use crate::steps::repack::{RepackSettings, plan, repack};
+use crate::steps::{Exit, StepError};
 
 /// Change the codec of a pack, without the checkpoint
 ///
@@ -44,7 +44,14 @@ pub struct Args {
     json: bool,
 }
 
-pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
+impl Args {
+    /// The folder to write.
+    pub fn output(&self) -> &Path {
+        &self.output
+    }
+}
+
+pub fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
     let settings = RepackSettings {
         coding: args.level.coding(args.codec)?,
         jobs: args.jobs.count(),
@@ -57,8 +64,7 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         return Ok(Exit::Ok);
     }
     let (stop, progress) = (context.stop, &context.progress);
-    let packed = repack(&args.pack, &args.output, &settings, stop, progress);
-    let summary = packed.map_err(|e| resume_advice(e, &args.output))?;
+    let summary = repack(&args.pack, &args.output, &settings, stop, progress)?;
     let place = args.output.display().to_string();
     context
         .terminal

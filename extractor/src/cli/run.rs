@@ -256,7 +256,7 @@ fn read_messages(file: &Path, stop: &CancelToken) -> Result<Chat, StepError> {
     })
 }
 
-pub fn run_command(args: &Args, context: &Context) -> anyhow::Result<Exit> {
+pub fn run_command(args: &Args, context: &Context) -> Result<Exit, StepError> {
     let options = args.options(context.stop)?;
     let pack = Pack::open(&args.pack).map_err(StepError::from)?;
     if args.print_prompt {
@@ -293,7 +293,8 @@ pub fn run_command(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     if let Some(Some(path)) = &args.experts_report {
         write_experts(&summary, path)?;
     }
-    io::stderr().write_all(figures(&summary, args, context).as_bytes())?;
+    // nobody is left to tell where standard error is closed
+    let _ = io::stderr().write_all(figures(&summary, args, context).as_bytes());
     Ok(Exit::Ok)
 }
 
@@ -323,7 +324,7 @@ fn write_experts(summary: &RunSummary, path: &Path) -> Result<(), StepError> {
 }
 
 /// The text alone is printed as it is; only a terminal gets a line end more.
-fn show_prompt(prompt: &RunPrompt, json: bool, context: &Context) -> anyhow::Result<Exit> {
+fn show_prompt(prompt: &RunPrompt, json: bool, context: &Context) -> Result<Exit, StepError> {
     if json {
         context.terminal.document(prompt, true, |_| String::new())?;
         return Ok(Exit::Ok);
@@ -331,8 +332,7 @@ fn show_prompt(prompt: &RunPrompt, json: bool, context: &Context) -> anyhow::Res
     let Some(text) = &prompt.text else {
         return Err(StepError::Input(
             "the pack holds no tokenizer: these ids have no text".to_owned(),
-        )
-        .into());
+        ));
     };
     context
         .terminal

@@ -5,8 +5,8 @@ use segpack_manifests::documents::Finding;
 use super::Context;
 use super::args::{OUTPUT, Tolerate};
 use crate::render::text;
-use crate::steps::Exit;
 use crate::steps::scan::scan;
+use crate::steps::{Exit, StepError};
 
 /// Show what a checkpoint contains and whether it is complete
 ///
@@ -31,7 +31,7 @@ pub struct Args {
     json: bool,
 }
 
-pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
+pub fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
     let (checkpoint, inventory) = scan(&args.checkpoint, args.tolerate.options())?;
     let root = checkpoint.root.display().to_string();
     context

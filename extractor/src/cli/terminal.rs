@@ -1,5 +1,6 @@
 //! Writing results, findings and errors.
 
+use std::error::Error;
 use std::io::{self, BufWriter, IsTerminal, Write};
 
 use clap::ColorChoice;
@@ -31,14 +32,14 @@ impl Terminal {
     pub fn stdout(
         &self,
         write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-    ) -> anyhow::Result<()> {
+    ) -> Result<(), StepError> {
         let mut out = BufWriter::new(io::stdout().lock());
         let written = write(&mut out).and_then(|()| out.flush());
-        Ok(written.map_err(StepError::Stdout)?)
+        written.map_err(StepError::Stdout)
     }
 
     /// Text on standard output, as it is.
-    pub fn text(&self, text: &str) -> anyhow::Result<()> {
+    pub fn text(&self, text: &str) -> Result<(), StepError> {
         self.stdout(|out| out.write_all(text.as_bytes()))
     }
 
@@ -48,25 +49,45 @@ impl Terminal {
         document: &T,
         json: bool,
         render: impl FnOnce(&T) -> String,
-    ) -> anyhow::Result<()> {
+    ) -> Result<(), StepError> {
         if json {
             return self.stdout(|out| json::write_document(out, document));
         }
         self.text(&render(document))
     }
 
-    /// An error with its causes, on standard error; findings one by one before it.
-    pub fn error(&self, error: &anyhow::Error) {
+    /// An error with its causes and advice, on standard error; findings one by one before it.
+    pub fn error(&self, error: &StepError, hint: Option<String>) {
         let mut err = io::stderr().lock();
-        if let Some(StepError::Findings { findings, .. }) = error.downcast_ref() {
-            let _ = write!(err, "{}", text::findings(findings));
-        }
-        let (on, off) = if self.color {
-            ("\x1b[1;31m", "\x1b[0m")
+        let (red, cyan, off) = if self.color {
+            ("\x1b[1;31m", "\x1b[1;36m", "\x1b[0m")
         } else {
-            ("", "")
+            ("", "", "")
         };
         // nobody is left to tell where standard error is closed
-        let _ = writeln!(err, "{on}error:{off} {error:#}");
+        if let StepError::Findings { findings, .. } = error {
+            let _ = write!(err, "{}", text::findings(findings));
+        }
+        let _ = writeln!(err, "{red}error:{off} {}", chain(error));
+        if let Some(hint) = hint {
+            let _ = writeln!(err, "{cyan}hint:{off} {hint}");
+        }
     }
+}
+
+/// An error and its causes on one line, each once: libraries disagree on whether a message contains
+/// its cause.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut last = text.clone();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let message = cause.to_string();
+        if !last.contains(&message) {
+            text += &format!(": {message}");
+            last = message;
+        }
+        next = cause.source();
+    }
+    text
 }

@@ -1,10 +1,10 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::Context;
 use super::args::{INPUT, Jobs, OUTPUT};
-use super::{Context, resume_advice};
 use crate::render::text;
-use crate::steps::Exit;
 use crate::steps::unpack::{UnpackSettings, unpack};
+use crate::steps::{Exit, StepError};
 
 /// Restore the original files of the checkpoint, byte for byte
 ///
@@ -36,15 +36,21 @@ pub struct Args {
     json: bool,
 }
 
-pub fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
+impl Args {
+    /// The folder to write.
+    pub fn output(&self) -> &Path {
+        &self.output
+    }
+}
+
+pub fn run(args: Args, context: &Context) -> Result<Exit, StepError> {
     let settings = UnpackSettings {
         include: args.include,
         resume: args.resume,
         jobs: args.jobs.count(),
     };
     let (stop, progress) = (context.stop, &context.progress);
-    let unpacked = unpack(&args.pack, &args.output, &settings, stop, progress);
-    let summary = unpacked.map_err(|e| resume_advice(e, &args.output))?;
+    let summary = unpack(&args.pack, &args.output, &settings, stop, progress)?;
     let place = args.output.display().to_string();
     context
         .terminal

@@ -4,8 +4,8 @@ use super::Context;
 use super::args::values::tolerance;
 use super::args::{INPUT, OUTPUT, Placement, Resources};
 use crate::render::text;
-use crate::steps::Exit;
 use crate::steps::validate::{Against, ValidateSettings, validate};
+use crate::steps::{Exit, StepError};
 
 /// Run a model from its pack and compare it with a trace of the official model or with its
 /// checkpoint
@@ -64,7 +64,7 @@ pub struct Args {
     json: bool,
 }
 
-pub fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
+pub fn run(args: Args, context: &Context) -> Result<Exit, StepError> {
     let against = match (args.reference, args.against) {
         (Some(trace), _) => Against::Trace(trace),
         // one of the two is there, says the parser

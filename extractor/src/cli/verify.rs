@@ -5,8 +5,8 @@ use segpack_manifests::documents::VerifyMode;
 use super::Context;
 use super::args::{INPUT, Jobs, OUTPUT};
 use crate::render::text;
-use crate::steps::Exit;
 use crate::steps::verify::{Subset, VerifySettings, verify};
+use crate::steps::{Exit, StepError};
 
 /// Check a pack against its manifest or against a checkpoint
 ///
@@ -44,7 +44,7 @@ pub struct Args {
     json: bool,
 }
 
-pub fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
+pub fn run(args: Args, context: &Context) -> Result<Exit, StepError> {
     let settings = VerifySettings {
         mode: match (args.quick, args.sums) {
             (true, _) => VerifyMode::Quick,

@@ -32,7 +32,7 @@ pub enum PackError {
         why: String,
     },
     /// The manifest cannot be used.
-    #[error("{}: {source}", path.display())]
+    #[error("cannot use {}", path.display())]
     Manifest {
         /// The manifest.
         path: PathBuf,
