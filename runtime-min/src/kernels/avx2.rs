@@ -55,6 +55,10 @@ fn transpose8(r: [__m256; 8]) -> [__m256; 8] {
 
 // SAFETY of all blocks below: an `Avx2` proves that the features are there, and references to
 // arrays of a vector's size may be read or written whole.
+#[expect(
+    clippy::undocumented_unsafe_blocks,
+    reason = "one note, above, for all blocks"
+)]
 impl Simd for Avx2 {
     type V = Two;
 

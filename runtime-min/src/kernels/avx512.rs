@@ -34,6 +34,10 @@ fn run<W: Work>(s: Avx512, work: W) -> W::Out {
 
 // SAFETY of all blocks below: an `Avx512` proves that the features are there, and references to
 // arrays of a vector's size may be read or written whole.
+#[expect(
+    clippy::undocumented_unsafe_blocks,
+    reason = "one note, above, for all blocks"
+)]
 impl Simd for Avx512 {
     type V = __m512;
 
