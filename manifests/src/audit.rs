@@ -126,7 +126,7 @@ fn unknown_family(config: &Value) -> Finding {
             .get(key)
             .map_or("nothing".to_owned(), Value::to_string)
     };
-    let known: Vec<&str> = Family::ALL.iter().map(|f| f.as_str()).collect();
+    let known: Vec<&str> = Family::all().map(Family::as_str).collect();
     Finding::new(FindingKind::BadConfig)
         .file("config.json")
         .seen(format!(
@@ -161,6 +161,7 @@ fn list_tensor(
     let Classification {
         component,
         role,
+        part,
         layer,
         expert,
     } = family
@@ -175,6 +176,7 @@ fn list_tensor(
         length: stored.length,
         component,
         role,
+        part,
         layer,
         expert,
     }
@@ -440,27 +442,16 @@ fn mixed_dtypes(tensors: &[InventoryTensor]) -> Option<Finding> {
     Some(finding)
 }
 
-fn parameters(tensor: &InventoryTensor) -> u64 {
-    let sides = tensor.shape.iter();
-    sides.fold(1, |n, &side| n.saturating_mul(side))
-}
-
 fn count(tensors: &[InventoryTensor]) -> InventoryCounts {
-    let what: Vec<Classification> = tensors.iter().map(classification).collect();
+    let what: Vec<Classification> = tensors
+        .iter()
+        .map(InventoryTensor::classification)
+        .collect();
     InventoryCounts {
         stored_tensors: tensors.len() as u64,
         logical_parameters: families::logical_parameter_count(&what) as u64,
-        parameters: tensors.iter().map(parameters).sum(),
+        parameters: tensors.iter().map(InventoryTensor::values).sum(),
         tensor_bytes: tensors.iter().map(|t| t.length).sum(),
-    }
-}
-
-fn classification(t: &InventoryTensor) -> Classification {
-    Classification {
-        component: t.component,
-        role: t.role,
-        layer: t.layer,
-        expert: t.expert,
     }
 }
 
@@ -502,7 +493,7 @@ fn count_by<K: Ord>(
     let mut sums: BTreeMap<(Component, K), [u64; 3]> = BTreeMap::new();
     for t in tensors {
         let sum = sums.entry((t.component, key(t))).or_default();
-        *sum = [sum[0] + 1, sum[1] + parameters(t), sum[2] + t.length];
+        *sum = [sum[0] + 1, sum[1] + t.values(), sum[2] + t.length];
     }
     sums
 }

@@ -12,9 +12,10 @@ use segpack_formats::pack;
 use segpack_formats::safetensors::MAX_HEADER_BYTES;
 
 use crate::documents::{
-    Excluded, FormatVersion, GENERATOR, Inventory, InventoryTensor, Plan, PlannedPack,
-    PlannedSegment, PlannedTensor, SourceRange,
+    Excluded, GENERATOR, Inventory, InventoryTensor, Plan, PlannedPack, PlannedSegment,
+    PlannedTensor, SourceRange,
 };
+use crate::families::FamilyName;
 use crate::folder::PACKS;
 use crate::names::{Classification, Component, Role};
 
@@ -162,7 +163,7 @@ pub fn plan(inventory: &Inventory, selection: &Selection, codec: Codec) -> Resul
     let packs = gather(placed, codec);
     check_headers(&packs)?;
     Ok(Plan {
-        format_version: FormatVersion::CURRENT,
+        format_version: Plan::VERSION,
         generator: GENERATOR.to_owned(),
         codec,
         excluded: excluded(inventory, selection),
@@ -196,12 +197,7 @@ fn place(
     stored: &InventoryTensor,
     placed: &mut Vec<Placed>,
 ) -> Result<(), PlanError> {
-    let whole = Classification {
-        component: stored.component,
-        role: stored.role,
-        layer: stored.layer,
-        expert: stored.expert,
-    };
+    let whole = stored.classification();
     let source = |offset, length| SourceRange {
         file: inventory.shards[stored.shard].path.clone(),
         tensor: stored.name.clone(),
@@ -227,6 +223,7 @@ fn place(
     };
     let slices = inventory
         .family
+        .and_then(FamilyName::family)
         .and_then(|family| {
             family.unstack(&stored.name, &stored.shape, stored.dtype.bitsize() as u64)
         })
@@ -261,6 +258,7 @@ fn put(
             dtype: stored.dtype,
             shape,
             role: what.role,
+            part: what.part,
             layer: what.layer,
             expert: what.expert,
             source,
@@ -393,6 +391,7 @@ fn natural(name: &str) -> Vec<(u64, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::Part;
 
     #[test]
     fn names_sort_by_number() {
@@ -403,7 +402,7 @@ mod tests {
 
     #[test]
     fn every_segment_group_has_its_place() {
-        for role in Role::ALL {
+        for role in Role::KNOWN {
             assert!(GROUPS.contains(&role.segment_group()), "{role}");
         }
     }
@@ -415,6 +414,7 @@ mod tests {
                 Classification {
                     component,
                     role,
+                    part: Part::Weight,
                     layer,
                     expert,
                 },

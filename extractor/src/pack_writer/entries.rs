@@ -38,6 +38,7 @@ pub fn add_pack(manifest: &mut Manifest, pack: &PlannedPack, written: &WrittenPa
                 sha256: *sha256,
                 component: pack.component,
                 role: tensor.role,
+                part: tensor.part,
                 layer: tensor.layer,
                 expert: tensor.expert,
                 source: tensor.source.clone(),

@@ -8,7 +8,7 @@ use std::path::Path;
 use segpack_formats::digest::{Sha256, Sha256Hasher};
 use segpack_formats::io::{CancelToken, InputFile, READ_BYTES};
 use segpack_formats::pack::WrittenPack;
-use segpack_manifests::documents::{Finding, FormatVersion, GENERATOR, Manifest, PackSummary};
+use segpack_manifests::documents::{Finding, GENERATOR, Manifest, PackSummary};
 use segpack_manifests::folder::{MANIFEST, PACKS, PARTIAL, SOURCE, SUMS};
 use segpack_manifests::{Pack, PackError};
 
@@ -298,7 +298,7 @@ pub fn summarise(
     warnings: Vec<Finding>,
 ) -> PackSummary {
     PackSummary {
-        format_version: FormatVersion::CURRENT,
+        format_version: PackSummary::VERSION,
         generator: GENERATOR.to_owned(),
         manifest_sha256,
         packs: manifest.counts.packs,

@@ -139,7 +139,7 @@ fn legend(svg: &mut String, y: usize, most: u64) {
 
 #[cfg(test)]
 mod tests {
-    use segpack_manifests::documents::{FormatVersion, LayerExperts};
+    use segpack_manifests::documents::LayerExperts;
 
     use super::*;
 
@@ -152,7 +152,7 @@ mod tests {
             uses: uses.to_vec(),
         };
         let report = ExpertsReport {
-            format_version: FormatVersion::CURRENT,
+            format_version: ExpertsReport::VERSION,
             generator: "test".to_owned(),
             passes: 2,
             experts: 3,

@@ -8,8 +8,7 @@ use segpack_formats::codec::Coding;
 use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
-    DemoReport, DemoStep, FindingKind, FormatVersion, GENERATOR, Quantity, ValidateReport,
-    VerifyMode,
+    DemoReport, DemoStep, FindingKind, GENERATOR, Quantity, ValidateReport, VerifyMode,
 };
 use segpack_manifests::layout::Selection;
 use segpack_runtime_min::models::decoder::Check;
@@ -91,7 +90,7 @@ pub fn demo(
     demo.validate()?;
     let ok = demo.steps.iter().all(|s| s.ok);
     Ok(DemoReport {
-        format_version: FormatVersion::CURRENT,
+        format_version: DemoReport::VERSION,
         generator: GENERATOR.to_owned(),
         ok,
         steps: demo.steps,

@@ -1,6 +1,6 @@
 //! Where a model runs: on the CPU, or on a GPU that the driver knows.
 
-use segpack_manifests::documents::{DeviceEntry, DevicesReport, FormatVersion, GENERATOR};
+use segpack_manifests::documents::{DeviceEntry, DevicesReport, GENERATOR};
 use segpack_runtime_min::RunError;
 use segpack_runtime_min::devices::cuda::{Cuda, CudaError, DeviceInfo, devices};
 use segpack_runtime_min::ops::{Compute, CpuOps};
@@ -127,7 +127,7 @@ pub fn list() -> Result<DevicesReport, StepError> {
         supported: d.is_supported(),
     };
     Ok(DevicesReport {
-        format_version: FormatVersion::CURRENT,
+        format_version: DevicesReport::VERSION,
         generator: GENERATOR.to_owned(),
         driver_cuda_version: devices
             .first()

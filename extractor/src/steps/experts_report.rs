@@ -1,11 +1,11 @@
 //! Which experts a run used.
 
-use segpack_manifests::documents::{ExpertsReport, FormatVersion, GENERATOR, RunSummary};
+use segpack_manifests::documents::{ExpertsReport, GENERATOR, RunSummary};
 
 /// The report of a run.
 pub fn report(summary: &RunSummary) -> ExpertsReport {
     ExpertsReport {
-        format_version: FormatVersion::CURRENT,
+        format_version: ExpertsReport::VERSION,
         generator: GENERATOR.to_owned(),
         // the prompt's, and one for each token but the last
         passes: (summary.ids.len() as u64).max(1),

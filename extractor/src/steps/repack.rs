@@ -16,8 +16,8 @@ use segpack_formats::pack::{
 };
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
-    Finding, FindingKind, FormatVersion, GENERATOR, Manifest, PackOptions, PackSummary, Plan,
-    PlannedPack, PlannedSegment, PlannedTensor, SegmentEntry, SourceFile, TensorEntry, VerifyMode,
+    Finding, FindingKind, GENERATOR, Manifest, PackOptions, PackSummary, Plan, PlannedPack,
+    PlannedSegment, PlannedTensor, SegmentEntry, SourceFile, TensorEntry, VerifyMode,
 };
 use segpack_manifests::folder::MANIFEST;
 
@@ -73,6 +73,7 @@ fn plan_of(manifest: &Manifest, coding: Coding) -> Plan {
         dtype: t.dtype,
         shape: t.shape.clone(),
         role: t.role,
+        part: t.part,
         layer: t.layer,
         expert: t.expert,
         source: t.source.clone(),
@@ -99,7 +100,7 @@ fn plan_of(manifest: &Manifest, coding: Coding) -> Plan {
         pack
     });
     Plan {
-        format_version: FormatVersion::CURRENT,
+        format_version: Plan::VERSION,
         generator: GENERATOR.to_owned(),
         codec: coding.codec(),
         excluded: manifest.excluded.clone(),
@@ -413,7 +414,7 @@ impl Work<'_> {
     fn manifest(&self, done: &Done) -> Result<Manifest, StepError> {
         let before = self.pack.manifest();
         let mut manifest = Manifest {
-            format_version: FormatVersion::CURRENT,
+            format_version: Manifest::VERSION,
             generator: GENERATOR.to_owned(),
             options: self.settings.recorded(&before.options),
             packs: Vec::new(),

@@ -4,9 +4,7 @@
 use std::path::Path;
 
 use segpack_manifests::audit::{AuditOptions, Described, ShardTensors, audit};
-use segpack_manifests::documents::{
-    Finding, FindingKind, FormatVersion, GENERATOR, Inventory, SourceShard,
-};
+use segpack_manifests::documents::{Finding, FindingKind, GENERATOR, Inventory, SourceShard};
 
 use super::StepError;
 use crate::source::{Checkpoint, CheckpointShard, OpenOptions};
@@ -44,10 +42,10 @@ fn take_inventory(checkpoint: &Checkpoint, options: ScanOptions) -> Inventory {
     findings.extend(audit.findings);
     Finding::sort(&mut findings);
     Inventory {
-        format_version: FormatVersion::CURRENT,
+        format_version: Inventory::VERSION,
         generator: GENERATOR.to_owned(),
         provenance: checkpoint.provenance.clone(),
-        family: audit.family,
+        family: audit.family.map(Into::into),
         audited: audit.complete,
         counts: audit.counts,
         classes: audit.classes,

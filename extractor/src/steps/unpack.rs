@@ -12,8 +12,8 @@ use segpack_formats::digest::{Sha256, Sha256Hasher};
 use segpack_formats::io::{CancelToken, InputFile, READ_BYTES};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
-    Finding, FindingKind, FormatVersion, GENERATOR, Manifest, SourceFile, SourceFileKind,
-    TensorEntry, UnpackSummary, UnrestorableFile,
+    Finding, FindingKind, GENERATOR, Manifest, SourceFile, SourceFileKind, TensorEntry,
+    UnpackSummary, UnrestorableFile,
 };
 use segpack_manifests::{PackCursor, PackReader};
 
@@ -119,7 +119,7 @@ pub fn unpack(
     let resumed_files = restore.resumed.into_inner();
     output.finish()?;
     Ok(UnpackSummary {
-        format_version: FormatVersion::CURRENT,
+        format_version: UnpackSummary::VERSION,
         generator: GENERATOR.to_owned(),
         files: wanted.len() as u64,
         resumed_files,

@@ -9,5 +9,50 @@ pub mod schema;
 pub use pack::*;
 pub use reports::*;
 
+/// A kind of document, with its own version.
+pub trait Document {
+    /// Its name: that of its schema.
+    const NAME: &'static str;
+    /// The version that this build writes.
+    const VERSION: FormatVersion;
+}
+
+macro_rules! documents {
+    ($($type:ident = $name:literal $major:literal . $minor:literal,)*) => {
+        $(
+            impl $type {
+                /// The version that this build writes.
+                pub const VERSION: FormatVersion = FormatVersion::new($major, $minor);
+            }
+
+            impl Document for $type {
+                const NAME: &'static str = $name;
+                const VERSION: FormatVersion = Self::VERSION;
+            }
+        )*
+    };
+}
+
+// A new optional key, or a new word, is a minor version: older readers ignore or show it.
+documents! {
+    Manifest = "manifest" 1 . 1,
+    Inventory = "inventory" 1 . 1,
+    Plan = "plan" 1 . 1,
+    PackSummary = "pack-summary" 1 . 0,
+    UnpackSummary = "unpack-summary" 1 . 0,
+    VerifyReport = "verify-report" 1 . 0,
+    ValidateReport = "validate-report" 1 . 0,
+    RunToken = "run-token" 1 . 0,
+    RunSummary = "run-summary" 1 . 0,
+    RunPrompt = "run-prompt" 1 . 0,
+    DemoReport = "demo-report" 1 . 0,
+    BenchReport = "bench-report" 1 . 0,
+    GpuBenchReport = "gpu-bench-report" 1 . 0,
+    DevicesReport = "devices-report" 1 . 0,
+    ExpertsReport = "experts-report" 1 . 0,
+    ExportSummary = "export-summary" 1 . 0,
+    ExpertParallelMap = "expert-parallel" 1 . 0,
+}
+
 /// What wrote a document: name and version of this build.
 pub const GENERATOR: &str = concat!("segpack ", env!("CARGO_PKG_VERSION"));

@@ -1,8 +1,20 @@
-//! JSON Schemas of the values whose serde form is a string with rules of its own.
+//! JSON Schemas: of the documents, and of the values whose serde form is a string with rules of its
+//! own.
 
 use std::borrow::Cow;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema, schema_for};
+
+use super::Document;
+
+/// The schema of a document, its version in `$id`.
+#[must_use]
+pub fn schema_of<D: Document + JsonSchema>() -> Schema {
+    let mut schema = schema_for!(D);
+    let id = format!("urn:segpack:{}:{}", D::NAME, D::VERSION);
+    schema.insert("$id".to_owned(), id.into());
+    schema
+}
 
 macro_rules! string_schema {
     ($(#[$doc:meta])* $name:ident, $schema:expr) => {

@@ -4,34 +4,69 @@
 
 mod blocks;
 mod config;
+mod facts;
 mod models;
+mod name;
 mod rewrite;
 mod rules;
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::LazyLock;
 
 use segpack_formats::numeric::Dtype;
 use serde_json::Value;
 
-pub use blocks::decoder::TextFacts;
 pub use config::{ConfigError, MAX_COUNT, MAX_SIZE};
-pub use rewrite::{as_causal_lm, has_audio_output, set_dtype, without_audio_output};
+pub use facts::TextFacts;
+pub use name::{FamilyName, UnknownFamily};
+pub use rewrite::set_dtype;
 pub use rules::MAX_TENSORS;
 
-use crate::names::{Classification, Component, Role, text_enum};
+use crate::names::{Classification, Component, Role};
 use config::Section;
-use models::{qwen3_moe, qwen3_omni_moe};
+use models::FAMILIES;
 use rules::Rules;
 
-text_enum! {
-    /// A family of models whose tensors share names and shapes.
-    Family is "model family", display as_str {
-        /// `Qwen3OmniMoeForConditionalGeneration`.
-        Qwen3OmniMoe = "qwen3_omni_moe",
-        /// `Qwen3MoeForCausalLM`.
-        Qwen3Moe = "qwen3_moe",
-    }
+/// A family of models whose tensors share names and shapes, and which this build knows.
+#[derive(Clone, Copy)]
+pub struct Family(&'static FamilyRow);
+
+/// All that is special to a family: its row of the registry.
+pub(crate) struct FamilyRow {
+    /// Its name in documents.
+    name: &'static str,
+    /// `model_type` of its configurations.
+    model_types: &'static [&'static str],
+    /// `architectures` of its configurations.
+    architectures: &'static [&'static str],
+    /// What its tensors are called, and what they are.
+    rules: LazyLock<Rules>,
+    /// Adds every tensor that a configuration calls for; experts stacked in the layers where the
+    /// function knows a stacked name.
+    expected: ExpectedBy,
+    /// The text decoder of a configuration.
+    text_facts: fn(&Section<'_>) -> Result<TextFacts, ConfigError>,
+    /// The configuration of the text decoder as a `Qwen3MoeForCausalLM`, given that of the
+    /// checkpoint and its `generation_config.json`.
+    as_causal_lm: fn(&Value, Option<&Value>) -> Result<Value, ConfigError>,
+    /// The configuration of some of its components.
+    partial_config: fn(&Value, &BTreeSet<Component>) -> PartialConfig,
+}
+
+type ExpectedBy =
+    fn(&Section<'_>, &dyn Fn(&str) -> bool, &mut Vec<Expected>) -> Result<(), ConfigError>;
+
+/// What `config.json` has to say of some components of a model.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum PartialConfig {
+    /// What the checkpoint's says.
+    Unchanged,
+    /// This: the components are the thinker, which is a model of its own.
+    ThinkerOnly(Value),
+    /// Nothing: no class loads these components without the rest.
+    NoModel,
 }
 
 /// Whether a tensor has to be there.
@@ -54,6 +89,8 @@ pub struct Expected {
     pub shape: Vec<u64>,
     /// Whether it may be left out.
     pub presence: Presence,
+    /// What it is.
+    pub classification: Classification,
 }
 
 /// One expert's matrix inside a tensor that stacks all experts of a layer.
@@ -85,31 +122,48 @@ pub struct UnstackError {
     pub wanted: String,
 }
 
-static QWEN3_OMNI_MOE: LazyLock<Rules> = LazyLock::new(qwen3_omni_moe::rules);
-static QWEN3_MOE: LazyLock<Rules> = LazyLock::new(qwen3_moe::rules);
-
 impl Family {
+    /// The families that this build knows.
+    pub fn all() -> impl Iterator<Item = Self> {
+        FAMILIES.iter().map(|row| Self(row))
+    }
+
+    /// The family of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::all().find(|family| family.as_str() == name)
+    }
+
+    /// Its name in documents.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        self.0.name
+    }
+
+    /// Its name in documents.
+    #[must_use]
+    pub fn name(self) -> FamilyName {
+        FamilyName::known(self.0.name)
+    }
+
     /// The family that a `config.json` belongs to, by `model_type` or else by `architectures`.
     #[must_use]
     pub fn of_config(config: &Value) -> Option<Self> {
-        let by_type = match config.get("model_type").and_then(Value::as_str) {
-            // A thinker saved on its own has its own model type.
-            Some("qwen3_omni_moe" | "qwen3_omni_moe_thinker") => Some(Self::Qwen3OmniMoe),
-            Some("qwen3_moe") => Some(Self::Qwen3Moe),
-            _ => None,
-        };
-        by_type.or_else(|| {
-            let architectures = config.get("architectures")?.as_array()?;
+        let model_type = config
+            .get("model_type")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        let by_type = |family: &Self| family.0.model_types.contains(&model_type);
+        Self::all().find(by_type).or_else(|| {
+            let architectures = config.get("architectures")?.as_array()?.iter();
             architectures
-                .iter()
                 .filter_map(Value::as_str)
-                .find_map(|architecture| match architecture {
-                    "Qwen3OmniMoeForConditionalGeneration"
-                    | "Qwen3OmniMoeThinkerForConditionalGeneration" => Some(Self::Qwen3OmniMoe),
-                    "Qwen3MoeForCausalLM" => Some(Self::Qwen3Moe),
-                    _ => None,
-                })
+                .find_map(Self::of_architecture)
         })
+    }
+
+    fn of_architecture(architecture: &str) -> Option<Self> {
+        Self::all().find(|family| family.0.architectures.contains(&architecture))
     }
 
     /// The family whose rules name most of these tensors, if they name more than half, for
@@ -117,32 +171,22 @@ impl Family {
     #[must_use]
     pub fn guess<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<Self> {
         let mut total = 0_usize;
-        let mut named = vec![0_usize; Self::ALL.len()];
+        let mut named: Vec<(usize, Self)> = Self::all().map(|family| (0, family)).collect();
         for name in names {
             total += 1;
-            for (count, family) in named.iter_mut().zip(Self::ALL) {
+            for (count, family) in &mut named {
                 *count += usize::from(family.classify(name).is_some());
             }
         }
-        let (count, family) = named
-            .into_iter()
-            .zip(Self::ALL)
-            .max_by_key(|(count, _)| *count)?;
-        (count > total / 2).then_some(*family)
-    }
-
-    fn rules(self) -> &'static Rules {
-        match self {
-            Self::Qwen3OmniMoe => &QWEN3_OMNI_MOE,
-            Self::Qwen3Moe => &QWEN3_MOE,
-        }
+        let (count, family) = named.into_iter().max_by_key(|(count, _)| *count)?;
+        (count > total / 2).then_some(family)
     }
 
     /// What the tensor of this name is; `None` when no rule names it. Needs no configuration, so
     /// layers and experts beyond the model's are classified too.
     #[must_use]
     pub fn classify(self, name: &str) -> Option<Classification> {
-        self.rules().classify(name)
+        self.0.rules.classify(name)
     }
 
     /// Every tensor that the configuration calls for, components in a fixed order, layers in
@@ -159,12 +203,8 @@ impl Family {
         config: &Value,
         is_present: &dyn Fn(&str) -> bool,
     ) -> Result<Vec<Expected>, ConfigError> {
-        let root = Section::root(config)?;
         let mut out = Vec::new();
-        match self {
-            Self::Qwen3OmniMoe => qwen3_omni_moe::expected(&root, is_present, &mut out)?,
-            Self::Qwen3Moe => qwen3_moe::expected(&root, is_present, &mut out)?,
-        }
+        (self.0.expected)(&Section::root(config)?, is_present, &mut out)?;
         Ok(out)
     }
 
@@ -174,11 +214,28 @@ impl Family {
     ///
     /// When a key is missing or unusable.
     pub fn text_facts(self, config: &Value) -> Result<TextFacts, ConfigError> {
-        let root = Section::root(config)?;
-        match self {
-            Self::Qwen3OmniMoe => qwen3_omni_moe::text_facts(&root),
-            Self::Qwen3Moe => qwen3_moe::text_facts(&root),
-        }
+        (self.0.text_facts)(&Section::root(config)?)
+    }
+
+    /// The same text decoder as a `Qwen3MoeForCausalLM`, so that transformers 4 and 5 and everybody
+    /// who reads their configurations find what they look for. A configuration that is one already
+    /// stays as it is. `generation` is `generation_config.json`, whose special ids are taken where
+    /// the decoder has none.
+    ///
+    /// # Errors
+    /// As [`text_facts`](Self::text_facts).
+    pub fn as_causal_lm(
+        self,
+        config: &Value,
+        generation: Option<&Value>,
+    ) -> Result<Value, ConfigError> {
+        (self.0.as_causal_lm)(config, generation)
+    }
+
+    /// What `config.json` has to say of some components of a model.
+    #[must_use]
+    pub fn partial_config(self, config: &Value, components: &BTreeSet<Component>) -> PartialConfig {
+        (self.0.partial_config)(config, components)
     }
 
     /// The per-expert matrices inside a tensor that stacks experts, in order of their bytes; `None`
@@ -192,7 +249,27 @@ impl Family {
         shape: &[u64],
         dtype_bits: u64,
     ) -> Option<Result<Vec<Slice>, UnstackError>> {
-        self.rules().unstack(name, shape, dtype_bits)
+        self.0.rules.unstack(name, shape, dtype_bits)
+    }
+}
+
+impl PartialEq for Family {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for Family {}
+
+impl fmt::Debug for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Family({})", self.as_str())
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
     }
 }
 

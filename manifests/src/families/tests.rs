@@ -4,6 +4,14 @@ use serde_json::json;
 
 use super::*;
 
+fn qwen3_omni_moe() -> Family {
+    Family::named("qwen3_omni_moe").unwrap()
+}
+
+fn qwen3_moe() -> Family {
+    Family::named("qwen3_moe").unwrap()
+}
+
 /// A plain Qwen3-MoE of three layers, four experts.
 fn plain() -> Value {
     json!({
@@ -89,7 +97,7 @@ fn names(map: &BTreeMap<String, (Vec<u64>, Presence)>, part: &str) -> Vec<String
 
 #[test]
 fn every_expected_name_classifies() {
-    for (family, config) in [(Family::Qwen3Moe, plain()), (Family::Qwen3OmniMoe, omni())] {
+    for (family, config) in [(qwen3_moe(), plain()), (qwen3_omni_moe(), omni())] {
         let everything = with(config, "/attention_bias", json!(true));
         for stacked in [false, true] {
             for expected in family.expected(&everything, &|_| stacked).unwrap() {
@@ -107,7 +115,7 @@ fn every_expected_name_classifies() {
 #[test]
 fn components_roles_layers_and_experts() {
     let told = |name: &str| {
-        let c = Family::Qwen3OmniMoe.classify(name).unwrap();
+        let c = qwen3_omni_moe().classify(name).unwrap();
         (
             c.component.as_str(),
             c.role.as_str(),
@@ -199,26 +207,26 @@ fn names_that_no_rule_has() {
         "model.layers.0.mlp.gate.weight",
         "thinker.model.layers.{layer}.mlp.gate.weight",
     ] {
-        assert_eq!(Family::Qwen3OmniMoe.classify(name), None, "{name:?}");
+        assert_eq!(qwen3_omni_moe().classify(name), None, "{name:?}");
     }
     assert!(
-        Family::Qwen3Moe
+        qwen3_moe()
             .classify("model.layers.4294967295.mlp.gate.weight")
             .is_some()
     );
-    assert_eq!(Family::Qwen3Moe.classify("thinker.model.norm.weight"), None);
+    assert_eq!(qwen3_moe().classify("thinker.model.norm.weight"), None);
 }
 
 #[test]
 fn families_of_configurations_and_names() {
-    assert_eq!(Family::of_config(&plain()), Some(Family::Qwen3Moe));
-    assert_eq!(Family::of_config(&omni()), Some(Family::Qwen3OmniMoe));
+    assert_eq!(Family::of_config(&plain()), Some(qwen3_moe()));
+    assert_eq!(Family::of_config(&omni()), Some(qwen3_omni_moe()));
     let of = |architecture: &str| {
         Family::of_config(&json!({"architectures": [architecture], "model_type": ""}))
     };
     assert_eq!(
         of("Qwen3OmniMoeThinkerForConditionalGeneration"),
-        Some(Family::Qwen3OmniMoe)
+        Some(qwen3_omni_moe())
     );
     assert_eq!(of("LlamaForCausalLM"), None);
     for strange in [
@@ -230,11 +238,11 @@ fn families_of_configurations_and_names() {
     }
     assert_eq!(
         Family::guess(["model.norm.weight", "lm_head.weight", "extra"]),
-        Some(Family::Qwen3Moe)
+        Some(qwen3_moe())
     );
     assert_eq!(
         Family::guess(["thinker.lm_head.weight"]),
-        Some(Family::Qwen3OmniMoe)
+        Some(qwen3_omni_moe())
     );
     assert_eq!(Family::guess(["a", "b", "lm_head.weight"]), None);
     assert_eq!(Family::guess([]), None);
@@ -243,7 +251,7 @@ fn families_of_configurations_and_names() {
 #[test]
 fn dense_layers() {
     let config = with(plain(), "/decoder_sparse_step", json!(2));
-    let step = expected_of(Family::Qwen3Moe, &config);
+    let step = expected_of(qwen3_moe(), &config);
     assert_eq!(
         names(&step, "mlp.gate.weight"),
         ["model.layers.1.mlp.gate.weight"]
@@ -251,15 +259,15 @@ fn dense_layers() {
     assert_eq!(step["model.layers.0.mlp.down_proj.weight"].0, [64, 40]);
     assert_eq!(names(&step, "experts.").len(), 12);
     let config = with(plain(), "/mlp_only_layers", json!([1, 40_000]));
-    let only = expected_of(Family::Qwen3Moe, &config);
+    let only = expected_of(qwen3_moe(), &config);
     assert_eq!(
         names(&only, "mlp.up_proj"),
         ["model.layers.1.mlp.up_proj.weight"]
     );
-    let none = expected_of(Family::Qwen3Moe, &with(plain(), "/num_experts", json!(0)));
+    let none = expected_of(qwen3_moe(), &with(plain(), "/num_experts", json!(0)));
     assert!(names(&none, "experts").is_empty());
     assert_eq!(names(&none, "mlp.up_proj").len(), 3);
-    assert_eq!(Family::Qwen3Moe.text_facts(&config).unwrap().moe_layers, 2);
+    assert_eq!(qwen3_moe().text_facts(&config).unwrap().moe_layers, 2);
 }
 
 #[test]
@@ -275,19 +283,19 @@ fn the_talker_has_experts_everywhere() {
         json!(7),
     );
     assert_eq!(
-        expected_of(Family::Qwen3OmniMoe, &config),
-        expected_of(Family::Qwen3OmniMoe, &omni())
+        expected_of(qwen3_omni_moe(), &config),
+        expected_of(qwen3_omni_moe(), &omni())
     );
 }
 
 #[test]
 fn biases_and_tied_heads() {
-    let map = expected_of(Family::Qwen3Moe, &plain());
+    let map = expected_of(qwen3_moe(), &plain());
     assert!(names(&map, "bias").is_empty());
     assert_eq!(map["lm_head.weight"], (vec![320, 64], Presence::Required));
     let config = with(plain(), "/attention_bias", json!(true));
     let map = expected_of(
-        Family::Qwen3Moe,
+        qwen3_moe(),
         &with(config, "/tie_word_embeddings", json!(true)),
     );
     assert_eq!(names(&map, "bias").len(), 12);
@@ -297,7 +305,7 @@ fn biases_and_tied_heads() {
     assert_eq!(map["lm_head.weight"].1, Presence::Optional);
     for place in ["/thinker_config/text_config", "/thinker_config"] {
         let config = with(omni(), &format!("{place}/tie_word_embeddings"), json!(true));
-        let map = expected_of(Family::Qwen3OmniMoe, &config);
+        let map = expected_of(qwen3_omni_moe(), &config);
         assert_eq!(
             map["thinker.lm_head.weight"].1,
             Presence::Optional,
@@ -312,7 +320,7 @@ fn biases_and_tied_heads() {
     let config = without(omni(), "/thinker_config/text_config/tie_word_embeddings");
     let config = with(config, "/tie_word_embeddings", json!(true));
     assert!(
-        Family::Qwen3OmniMoe
+        qwen3_omni_moe()
             .text_facts(&config)
             .unwrap()
             .tie_word_embeddings
@@ -325,12 +333,12 @@ fn both_spellings_of_transformers() {
     newer["num_local_experts"] = json!(4);
     newer["rope_parameters"] = json!({"rope_theta": 1e6, "rope_type": "default"});
     assert_eq!(
-        expected_of(Family::Qwen3Moe, &newer),
-        expected_of(Family::Qwen3Moe, &plain())
+        expected_of(qwen3_moe(), &newer),
+        expected_of(qwen3_moe(), &plain())
     );
     assert_eq!(
-        Family::Qwen3Moe.text_facts(&newer),
-        Family::Qwen3Moe.text_facts(&plain())
+        qwen3_moe().text_facts(&newer),
+        qwen3_moe().text_facts(&plain())
     );
     let scaled = with(
         plain(),
@@ -380,7 +388,7 @@ fn facts_of_the_text_decoder() {
 
 #[test]
 fn audio_output_may_be_off() {
-    let all = expected_of(Family::Qwen3OmniMoe, &omni());
+    let all = expected_of(qwen3_omni_moe(), &omni());
     let thinker: BTreeMap<_, _> = all
         .clone()
         .into_iter()
@@ -388,18 +396,18 @@ fn audio_output_may_be_off() {
         .collect();
     assert!(thinker.len() < all.len());
     let off = with(omni(), "/enable_audio_output", json!(false));
-    assert_eq!(expected_of(Family::Qwen3OmniMoe, &off), thinker);
+    assert_eq!(expected_of(qwen3_omni_moe(), &off), thinker);
     let absent = without(omni(), "/enable_audio_output");
-    assert_eq!(expected_of(Family::Qwen3OmniMoe, &absent), all);
+    assert_eq!(expected_of(qwen3_omni_moe(), &absent), all);
     let neither = without(without(absent, "/talker_config"), "/code2wav_config");
-    assert_eq!(expected_of(Family::Qwen3OmniMoe, &neither), thinker);
+    assert_eq!(expected_of(qwen3_omni_moe(), &neither), thinker);
     let claimed = with(neither, "/enable_audio_output", json!(true));
     assert_eq!(
-        refusal(Family::Qwen3OmniMoe, &claimed),
+        refusal(qwen3_omni_moe(), &claimed),
         "config.json: talker_config is missing, wanted an object"
     );
     let alone = omni()["thinker_config"].clone();
-    assert_eq!(expected_of(Family::Qwen3OmniMoe, &alone), thinker);
+    assert_eq!(expected_of(qwen3_omni_moe(), &alone), thinker);
 }
 
 #[test]
@@ -408,7 +416,7 @@ fn class_defaults_fill_in() {
         omni(),
         "/thinker_config/vision_config/num_position_embeddings",
     );
-    let map = expected_of(Family::Qwen3OmniMoe, &vision);
+    let map = expected_of(qwen3_omni_moe(), &vision);
     assert_eq!(map["thinker.visual.pos_embed.weight"].0, [2304, 8]);
     // 17 mel bins: 9, 5, 3.
     assert_eq!(map["thinker.audio_tower.conv_out.weight"].0, [8, 6]);
@@ -417,7 +425,7 @@ fn class_defaults_fill_in() {
         "/talker_config/text_config/shared_expert_intermediate_size",
     );
     assert_eq!(
-        refusal(Family::Qwen3OmniMoe, &talker),
+        refusal(qwen3_omni_moe(), &talker),
         "config.json: talker_config.text_config.shared_expert_intermediate_size is missing, \
          wanted an integer from 0 to 4294967295"
     );
@@ -489,25 +497,25 @@ fn hostile_values_are_refused_by_name() {
     ] {
         let config = with(plain(), &format!("/{key}"), value);
         assert_eq!(
-            refusal(Family::Qwen3Moe, &config),
+            refusal(qwen3_moe(), &config),
             format!("config.json: {told}")
         );
         let config = with(omni(), "/thinker_config/text_config", config);
         let path = format!("config.json: thinker_config.text_config.{told}");
-        assert_eq!(refusal(Family::Qwen3OmniMoe, &config), path);
+        assert_eq!(refusal(qwen3_omni_moe(), &config), path);
     }
     assert_eq!(
-        refusal(Family::Qwen3Moe, &json!([])),
+        refusal(qwen3_moe(), &json!([])),
         "config.json: the document is a list of 0, wanted an object"
     );
     let long = with(plain(), "/vocab_size", json!("ä".repeat(1000)));
-    assert!(refusal(Family::Qwen3Moe, &long).len() < 250);
+    assert!(refusal(qwen3_moe(), &long).len() < 250);
 }
 
 #[test]
 fn hostile_products_are_refused() {
     let omni_with =
-        |pointer: &str, value: Value| refusal(Family::Qwen3OmniMoe, &with(omni(), pointer, value));
+        |pointer: &str, value: Value| refusal(qwen3_omni_moe(), &with(omni(), pointer, value));
     let vision = with(
         omni(),
         "/thinker_config/vision_config/hidden_size",
@@ -515,7 +523,7 @@ fn hostile_products_are_refused() {
     );
     assert_eq!(
         refusal(
-            Family::Qwen3OmniMoe,
+            qwen3_omni_moe(),
             &with(
                 vision,
                 "/thinker_config/vision_config/spatial_merge_size",
@@ -537,7 +545,7 @@ fn hostile_products_are_refused() {
     );
     assert_eq!(
         refusal(
-            Family::Qwen3Moe,
+            qwen3_moe(),
             &without(with(plain(), "/hidden_size", json!(3)), "/head_dim")
         ),
         "config.json: head_dim is missing, wanted a size, as hidden_size / num_attention_heads is 0"
@@ -548,12 +556,12 @@ fn hostile_products_are_refused() {
         json!(65_536),
     );
     assert_eq!(
-        refusal(Family::Qwen3Moe, &many),
+        refusal(qwen3_moe(), &many),
         "config.json: the counts in the document give more than 1000000 tensors, wanted at most 1000000 in all"
     );
     // One layer in 65,536 has experts: the others must not be walked expert by expert.
     let sparse = with(many, "/decoder_sparse_step", json!(65_536));
-    let count = Family::Qwen3Moe
+    let count = qwen3_moe()
         .expected(&sparse, &|_| false)
         .map(|list| list.len());
     assert_eq!(count, Ok(65_535 * (8 + 3) + (8 + 1 + 3 * 65_536) + 3));
@@ -563,10 +571,7 @@ fn hostile_products_are_refused() {
 fn facts_are_checked_too() {
     let refused = |key: &str, value: Value| {
         let config = with(plain(), &format!("/{key}"), value);
-        Family::Qwen3Moe
-            .text_facts(&config)
-            .unwrap_err()
-            .to_string()
+        qwen3_moe().text_facts(&config).unwrap_err().to_string()
     };
     assert_eq!(
         refused("num_experts_per_tok", json!(5)),
@@ -617,7 +622,7 @@ fn dtypes() {
 #[test]
 fn stacked_layers_are_expected_stacked() {
     let present = BTreeSet::from(["model.layers.1.mlp.experts.down_proj"]);
-    let list = Family::Qwen3Moe
+    let list = qwen3_moe()
         .expected(&plain(), &|name| present.contains(name))
         .unwrap();
     let shapes: BTreeMap<_, _> = list.into_iter().map(|e| (e.name, e.shape)).collect();
@@ -634,9 +639,9 @@ fn stacked_layers_are_expected_stacked() {
 #[test]
 fn slices_tile_the_stacked_tensor() {
     for (family, prefix) in [
-        (Family::Qwen3Moe, ""),
-        (Family::Qwen3OmniMoe, "thinker."),
-        (Family::Qwen3OmniMoe, "talker."),
+        (qwen3_moe(), ""),
+        (qwen3_omni_moe(), "thinker."),
+        (qwen3_omni_moe(), "talker."),
     ] {
         let stacked = format!("{prefix}model.layers.7.mlp.experts.gate_up_proj");
         let slices = family.unstack(&stacked, &[4, 48, 64], 16).unwrap().unwrap();
@@ -675,7 +680,7 @@ fn slices_tile_the_stacked_tensor() {
 #[test]
 fn unstacking_refuses_what_cannot_be_cut() {
     let name = "model.layers.0.mlp.experts.gate_up_proj";
-    let unstack = |shape: &[u64], bits| Family::Qwen3Moe.unstack(name, shape, bits).unwrap();
+    let unstack = |shape: &[u64], bits| qwen3_moe().unstack(name, shape, bits).unwrap();
     assert_eq!(
         unstack(&[4, 47, 64], 16).unwrap_err().to_string(),
         "stacked tensor model.layers.0.mlp.experts.gate_up_proj of shape [4, 47, 64] with 16 bits each: \
@@ -702,22 +707,17 @@ fn unstacking_refuses_what_cannot_be_cut() {
         );
     }
     assert_eq!(unstack(&[0, 48, 64], 16), Ok(Vec::new()));
-    assert_eq!(
-        Family::Qwen3Moe.unstack("model.norm.weight", &[64], 16),
-        None
-    );
-    assert_eq!(Family::Qwen3Moe.unstack("what", &[64], 16), None);
+    assert_eq!(qwen3_moe().unstack("model.norm.weight", &[64], 16), None);
+    assert_eq!(qwen3_moe().unstack("what", &[64], 16), None);
 }
 
 #[test]
 fn loaders_count_stacks() {
     let count = |stacked: bool| {
-        let list = Family::Qwen3OmniMoe
-            .expected(&omni(), &|_| stacked)
-            .unwrap();
+        let list = qwen3_omni_moe().expected(&omni(), &|_| stacked).unwrap();
         let classified: Vec<_> = list
             .iter()
-            .map(|e| Family::Qwen3OmniMoe.classify(&e.name).unwrap())
+            .map(|e| qwen3_omni_moe().classify(&e.name).unwrap())
             .collect();
         (list.len(), logical_parameter_count(&classified))
     };

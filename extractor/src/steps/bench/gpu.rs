@@ -6,8 +6,7 @@ use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::PackReader;
 use segpack_manifests::documents::{
-    FormatVersion, GENERATOR, GpuBenchOnDemand, GpuBenchPrefill, GpuBenchReport, GpuBenchResident,
-    Precision,
+    GENERATOR, GpuBenchOnDemand, GpuBenchPrefill, GpuBenchReport, GpuBenchResident, Precision,
 };
 use segpack_runtime_min::devices::cuda::Cuda;
 use segpack_runtime_min::generate::Greatest;
@@ -115,7 +114,7 @@ impl GpuBench<'_> {
         let thinker = Thinker::new(&source, cuda, settings, self.stop)?;
         let demand = thinker.demand();
         Ok(GpuBenchReport {
-            format_version: FormatVersion::CURRENT,
+            format_version: GpuBenchReport::VERSION,
             generator: GENERATOR.to_owned(),
             device,
             compute: match self.settings.compute {

@@ -8,7 +8,7 @@ mod model;
 
 use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
-use segpack_manifests::documents::{BenchReport, FormatVersion, GENERATOR};
+use segpack_manifests::documents::{BenchReport, GENERATOR};
 use segpack_runtime_min::Kernels;
 use segpack_runtime_min::models::decoder::Check;
 
@@ -81,7 +81,7 @@ pub fn bench(
     progress.finish();
     let forecast = model.forecast(&machine)?;
     Ok(BenchReport {
-        format_version: FormatVersion::CURRENT,
+        format_version: BenchReport::VERSION,
         generator: GENERATOR.to_owned(),
         instruction_set: kernels.name().to_owned(),
         repeats: settings.repeats,

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 
 use segpack_manifests::documents::{
-    ComponentExperts, ExpertParallelMap, FormatVersion, GENERATOR, Placement, RankExperts,
-    TensorEntry,
+    ComponentExperts, ExpertParallelMap, GENERATOR, Placement, RankExperts, TensorEntry,
 };
 use segpack_manifests::names::Component;
 
@@ -80,7 +79,7 @@ impl Share {
             ranks: (0..ranks).map(of_rank(*count)).collect(),
         };
         Some(ExpertParallelMap {
-            format_version: FormatVersion::CURRENT,
+            format_version: ExpertParallelMap::VERSION,
             generator: GENERATOR.to_owned(),
             placement: Placement::Linear,
             rank,

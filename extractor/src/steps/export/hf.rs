@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use segpack_formats::safetensors::ShardHeader;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{SourceFile, SourceFileKind, TensorEntry};
-use segpack_manifests::families::{self, Family};
+use segpack_manifests::families::{self, FamilyName, PartialConfig};
 use segpack_manifests::names::Component;
 use serde_json::{Map, Value, json};
 
@@ -145,29 +145,18 @@ fn hf_config(
         return Ok(None);
     };
     let mut config = before.clone();
-    if pack.manifest().model.family == Some(Family::Qwen3OmniMoe) {
-        let has = |all: &[Component]| all.iter().all(|c| components.contains(c));
-        let thinker = has(&[
-            Component::ThinkerText,
-            Component::ThinkerAudio,
-            Component::ThinkerVision,
-        ]);
-        let speech = [
-            Component::TalkerText,
-            Component::TalkerCodePredictor,
-            Component::Code2wav,
-        ];
-        let promised = families::has_audio_output(&before);
-        if thinker && promised && !speech.iter().any(|c| components.contains(c)) {
-            config = families::without_audio_output(&before);
+    let family = pack.manifest().model.family.and_then(FamilyName::family);
+    match family.map(|f| f.partial_config(&before, components)) {
+        Some(PartialConfig::ThinkerOnly(thinker)) => {
+            config = thinker;
             notes.push("the thinker alone: config.json says enable_audio_output: false".to_owned());
-        } else if !thinker || (promised && !has(&speech)) {
-            notes.push(
-                "these components are no whole model: config.json is the checkpoint's, and no class of transformers \
-                 loads them without the rest"
-                    .to_owned(),
-            );
         }
+        Some(PartialConfig::NoModel) => notes.push(
+            "these components are no whole model: config.json is the checkpoint's, and no class of transformers \
+             loads them without the rest"
+                .to_owned(),
+        ),
+        _ => {}
     }
     if let Some(dtype) = settings.dtype {
         families::set_dtype(&mut config, dtype);

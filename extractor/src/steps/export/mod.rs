@@ -26,9 +26,7 @@ use segpack_formats::io::CancelToken;
 use segpack_formats::numeric::Dtype;
 use segpack_manifests::Pack;
 use segpack_manifests::PackReader;
-use segpack_manifests::documents::{
-    ExportSummary, ExportTarget, FormatVersion, GENERATOR, TensorEntry,
-};
+use segpack_manifests::documents::{ExportSummary, ExportTarget, GENERATOR, TensorEntry};
 use segpack_manifests::layout::PlanError;
 use segpack_manifests::names::Component;
 
@@ -241,7 +239,7 @@ fn plan_of<'a>(
 
 fn summary(pack: &Pack, settings: &ExportSettings, plan: ExportPlan<'_>) -> ExportSummary {
     ExportSummary {
-        format_version: FormatVersion::CURRENT,
+        format_version: ExportSummary::VERSION,
         generator: GENERATOR.to_owned(),
         manifest_sha256: pack.manifest_sha256(),
         target: settings.target,

@@ -68,7 +68,8 @@ pub fn qwen3_moe<'a>(
         ));
     };
     let generation = source_json(pack, GENERATION_CONFIG)?;
-    let mut config = families::as_causal_lm(family, &config, generation.as_ref())
+    let mut config = family
+        .as_causal_lm(&config, generation.as_ref())
         .map_err(|e| StepError::Input(format!("{CONFIG}: {e}")))?;
     if let Some(dtype) = settings.dtype {
         families::set_dtype(&mut config, dtype);
@@ -86,6 +87,8 @@ pub fn text_decoder(
     pack: &Pack,
     settings: &ExportSettings,
 ) -> Result<(Component, Family), StepError> {
+    let family = pack.manifest().model.known_family();
+    let family = family.map_err(|e| StepError::Input(e.to_string()))?;
     let components = selected(pack, settings)?;
     let is_text = |c: &Component| matches!(c, Component::Text | Component::ThinkerText);
     let Some(component) = components.into_iter().find(is_text) else {
@@ -100,12 +103,7 @@ pub fn text_decoder(
             ))
         });
     };
-    match pack.manifest().model.family {
-        Some(family) => Ok((component, family)),
-        None => Err(StepError::Input(
-            "the pack does not say which family of models it is".to_owned(),
-        )),
-    }
+    Ok((component, family))
 }
 
 /// A thinker's tensor as `Qwen3MoeForCausalLM` calls it: `thinker.model.X` is `model.X`,

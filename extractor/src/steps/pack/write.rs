@@ -11,8 +11,8 @@ use segpack_formats::digest::{Sha256, Sha256Hasher};
 use segpack_formats::io::{InputFile, READ_BYTES, ReadAt, write_all_at};
 use segpack_formats::pack::{write_pack, write_raw_pack};
 use segpack_manifests::documents::{
-    Counts, Finding, FindingKind, FormatVersion, GENERATOR, Manifest, ModelFacts, PlannedPack,
-    SideFile, SourceFile, SourceFileKind,
+    Counts, Finding, FindingKind, GENERATOR, Manifest, ModelFacts, PlannedPack, SideFile,
+    SourceFile, SourceFileKind,
 };
 use segpack_manifests::folder::{SHARD_HEADERS, SOURCE};
 
@@ -256,11 +256,11 @@ impl Work<'_> {
             plan,
         } = self.planned;
         let text = match (&checkpoint.config, inventory.family) {
-            (Some(config), Some(family)) => family.text_facts(config).ok(),
+            (Some(config), Some(name)) => name.family().and_then(|f| f.text_facts(config).ok()),
             _ => None,
         };
         let mut manifest = Manifest {
-            format_version: FormatVersion::CURRENT,
+            format_version: Manifest::VERSION,
             generator: GENERATOR.to_owned(),
             provenance: self
                 .settings
@@ -269,7 +269,7 @@ impl Work<'_> {
             known: self.known_source(done),
             model: ModelFacts {
                 family: inventory.family,
-                text,
+                text: text.into(),
             },
             options: self.settings.recorded(),
             counts: Counts::default(),

@@ -11,8 +11,8 @@ use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::PackReader;
 use segpack_manifests::documents::{
-    FormatVersion, GENERATOR, LayerExperts, RunCosts, RunEnd, RunPrompt, RunSummary, RunToken,
-    ShownCandidate, ShownRank, SourceFileKind,
+    GENERATOR, LayerExperts, RunCosts, RunEnd, RunPrompt, RunSummary, RunToken, ShownCandidate,
+    ShownRank, SourceFileKind,
 };
 use segpack_runtime_min::generate::{
     Candidate, GenerateError, GenerateOptions, Generated, Greatest, LanguageModel, Sampler,
@@ -356,7 +356,7 @@ pub fn print_prompt(pack: &Pack, prompt: &Prompt) -> Result<RunPrompt, StepError
     let words = Words::load(pack, prompt)?;
     let (text, ids) = words.prompt(pack, prompt)?;
     Ok(RunPrompt {
-        format_version: FormatVersion::CURRENT,
+        format_version: RunPrompt::VERSION,
         generator: GENERATOR.to_owned(),
         text,
         ids,
@@ -766,7 +766,7 @@ fn summarise<B: Backend>(words: &Words, outcome: Outcome, thinker: &Thinker<'_, 
     let Generated { ids, reason } = outcome.generated;
     let tokens_after = ids.len().saturating_sub(1);
     RunSummary {
-        format_version: FormatVersion::CURRENT,
+        format_version: RunSummary::VERSION,
         generator: GENERATOR.to_owned(),
         device: outcome.device,
         prompt_tokens: outcome.prompt.len() as u64,

@@ -12,7 +12,7 @@ use segpack_formats::io::CancelToken;
 use segpack_formats::numeric::{Dtype, FloatDtype};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{Finding, FindingKind, Quantity};
-use segpack_manifests::families::{TextFacts, text_facts};
+use segpack_manifests::families::{FamilyName, TextFacts, text_facts};
 use segpack_runtime_min::ops::{Heads, Matrix, Ops, ScalarOps, softmax};
 
 use super::compare::{Reference, Step, argmax};
@@ -104,6 +104,7 @@ impl<'a> Direct<'a> {
             places.insert(t.name.clone(), whole);
             let slices = inventory
                 .family
+                .and_then(FamilyName::family)
                 .and_then(|f| f.unstack(&t.name, &t.shape, t.dtype.bitsize() as u64));
             for s in slices.and_then(Result::ok).unwrap_or_default() {
                 let start = t.offset + s.offset;

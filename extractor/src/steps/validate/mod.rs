@@ -12,8 +12,8 @@ use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::PackReader;
 use segpack_manifests::documents::{
-    Choice, Finding, FindingKind, FirstWrong, FormatVersion, GENERATOR, Precision, PromptRow,
-    Quantity, ReferenceKind, ValidateReport, ValueRow, Verdict,
+    Choice, Finding, FindingKind, FirstWrong, GENERATOR, Precision, PromptRow, Quantity,
+    ReferenceKind, ValidateReport, ValueRow, Verdict,
 };
 use segpack_runtime_min::RunError;
 use segpack_runtime_min::models::decoder::{Backend, Check, Logits, RunSettings, Thinker};
@@ -169,7 +169,7 @@ fn against_checkpoint(
 ) -> Result<ValidateReport, StepError> {
     let mut report = empty_report(pack, ReferenceKind::Checkpoint, path, Compute::F32)?;
     let direct = Direct::open(path, pack)?;
-    if pack.manifest().model.text.as_ref() != Some(direct.facts()) {
+    if pack.manifest().model.text.facts() != Some(direct.facts()) {
         let finding = Finding::new(FindingKind::DiffersFromCheckpoint).file("config.json");
         let finding = finding.seen("another text model than the packed one");
         (report.verdict, report.ok, report.findings) = (Verdict::Foreign, false, vec![finding]);
@@ -231,12 +231,13 @@ fn empty_report(
     path: &Path,
     compute: Compute,
 ) -> Result<ValidateReport, StepError> {
-    let text = pack.manifest().model.text.as_ref();
-    let layers = text
-        .ok_or_else(|| RunError::Unsuitable("its model is of no known family".to_owned()))?
-        .layers;
+    let unsuitable = |what: String| StepError::from(RunError::Unsuitable(what));
+    let text = pack.manifest().model.text_decoder();
+    let text = text.map_err(|e| unsuitable(e.to_string()))?;
+    let no_text = || unsuitable("its manifest describes no text decoder".to_owned());
+    let layers = text.ok_or_else(no_text)?.layers;
     Ok(ValidateReport {
-        format_version: FormatVersion::CURRENT,
+        format_version: ValidateReport::VERSION,
         generator: GENERATOR.to_owned(),
         manifest_sha256: pack.manifest_sha256(),
         reference,

@@ -12,6 +12,7 @@ use segpack_manifests::Pack;
 use segpack_manifests::documents::{
     Finding, FindingKind, Inventory, SourceFile, SourceFileKind, TensorEntry,
 };
+use segpack_manifests::families::FamilyName;
 use segpack_manifests::names::Component;
 
 use super::{Findings, VerifySettings, describe};
@@ -97,6 +98,7 @@ fn places(inventory: &Inventory) -> BTreeMap<String, Place> {
         };
         let slices = inventory
             .family
+            .and_then(FamilyName::family)
             .and_then(|f| f.unstack(&t.name, &t.shape, t.dtype.bitsize() as u64));
         match slices.and_then(Result::ok) {
             Some(slices) => {

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use segpack_formats::FormatError;
 use segpack_formats::io::CancelToken;
 use segpack_manifests::documents::{
-    Finding, FindingKind, FormatVersion, GENERATOR, VerifyCounts, VerifyMode, VerifyReport,
+    Finding, FindingKind, GENERATOR, VerifyCounts, VerifyMode, VerifyReport,
 };
 use segpack_manifests::folder::MANIFEST;
 use segpack_manifests::{Pack, PackError};
@@ -173,7 +173,7 @@ pub fn verify(
         .unwrap_or_else(PoisonError::into_inner);
     Finding::sort(&mut findings);
     Ok(VerifyReport {
-        format_version: FormatVersion::CURRENT,
+        format_version: VerifyReport::VERSION,
         generator: GENERATOR.to_owned(),
         manifest_sha256: pack.map(|p| p.manifest_sha256()),
         mode: settings.mode,

@@ -5,8 +5,8 @@ use segpack_formats::numeric::Dtype;
 use serde::{Deserialize, Serialize};
 
 use crate::documents::{Finding, FormatVersion};
-use crate::families::Family;
-use crate::names::{Class, Component, Role};
+use crate::families::FamilyName;
+use crate::names::{Class, Classification, Component, Part, Role};
 
 /// Where the checkpoint came from, as far as its folder tells.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,12 +92,36 @@ pub struct InventoryTensor {
     pub component: Component,
     /// What it does there.
     pub role: Role,
+    /// Which tensor of its weight it is.
+    #[serde(default = "Part::weight", skip_serializing_if = "Part::is_weight")]
+    pub part: Part,
     /// Layer, where it belongs to one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer: Option<u32>,
     /// Expert, where it belongs to one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expert: Option<u32>,
+}
+
+impl InventoryTensor {
+    /// What it is.
+    #[must_use]
+    pub fn classification(&self) -> Classification {
+        Classification {
+            component: self.component,
+            role: self.role,
+            part: self.part,
+            layer: self.layer,
+            expert: self.expert,
+        }
+    }
+
+    /// Number of values; at most `u64::MAX`.
+    #[must_use]
+    pub fn values(&self) -> u64 {
+        let sides = self.shape.iter();
+        sides.fold(1, |n, &side| n.saturating_mul(side))
+    }
 }
 
 /// Sums over the tensors of one component and class.
@@ -162,7 +186,7 @@ pub struct Inventory {
     /// Where the checkpoint came from.
     pub provenance: Provenance,
     /// Its family, where `config.json` (or, without one, the names) tells.
-    pub family: Option<Family>,
+    pub family: Option<FamilyName>,
     /// Whether every tensor that `config.json` demands was looked for.
     pub audited: bool,
     /// Sums.

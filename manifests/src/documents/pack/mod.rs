@@ -13,7 +13,7 @@ pub use inventory::{
 };
 pub use manifest::{
     Counts, Excluded, KnownSource, Layout, Manifest, ManifestError, ModelFacts, PackEntry,
-    PackOptions, SegmentEntry, SourceFile, SourceFileKind, SourceRange, TensorEntry,
+    PackOptions, SegmentEntry, SourceFile, SourceFileKind, SourceRange, TensorEntry, TextModel,
 };
 pub use plan::{Plan, PlannedPack, PlannedSegment, PlannedTensor};
-pub use version::FormatVersion;
+pub use version::{FormatVersion, VersionError};

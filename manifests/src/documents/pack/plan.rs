@@ -7,7 +7,7 @@ use segpack_formats::pack::{SegmentSpec, TensorSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::documents::{Excluded, FormatVersion, LeftOut, SourceRange};
-use crate::names::{Component, Role};
+use crate::names::{Component, Part, Role};
 
 /// Everything that `pack` is going to write.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +79,9 @@ pub struct PlannedTensor {
     pub shape: Vec<u64>,
     /// What it does.
     pub role: Role,
+    /// Which tensor of its weight it is.
+    #[serde(default = "Part::weight", skip_serializing_if = "Part::is_weight")]
+    pub part: Part,
     /// Layer, where it belongs to one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer: Option<u32>,

@@ -1,4 +1,5 @@
-//! Version of a document: readers refuse a newer major version and read all older ones.
+//! Version of a document: readers refuse a newer major version and read all others. Every kind of
+//! document has a version of its own.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,25 +16,47 @@ pub struct FormatVersion {
     pub minor: u32,
 }
 
-impl FormatVersion {
-    /// What this build writes.
-    pub const CURRENT: Self = Self { major: 1, minor: 0 };
+/// Why a document cannot be read by this build.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum VersionError {
+    /// It is newer, and an older reader would misread it.
+    #[error(
+        "format version {found} is newer than {newest}, the newest this build reads: use a newer segpack"
+    )]
+    Newer {
+        /// That of the document.
+        found: FormatVersion,
+        /// That of this build.
+        newest: FormatVersion,
+    },
+    /// No release wrote it.
+    #[error("format version {0} was never written by a release")]
+    NeverWritten(FormatVersion),
+    /// It is no version.
+    #[error("format version {0:?} is not MAJOR.MINOR")]
+    Malformed(String),
+}
 
+impl FormatVersion {
+    /// This version.
+    pub(crate) const fn new(major: u32, minor: u32) -> Self {
+        Self { major, minor }
+    }
+
+    /// Whether a build whose newest version of the document is `newest` reads this one.
+    ///
     /// # Errors
-    /// In words, where the document is newer than this build.
-    pub fn check_readable(self) -> Result<(), String> {
-        if self.major > Self::CURRENT.major {
-            return Err(format!(
-                "format version {self} is newer than {}, the newest this build reads: use a newer segpack",
-                Self::CURRENT
-            ));
+    /// A newer major version, or 0.
+    pub fn check_readable(self, newest: Self) -> Result<(), VersionError> {
+        match self.major {
+            0 => Err(VersionError::NeverWritten(self)),
+            major if major > newest.major => Err(VersionError::Newer {
+                found: self,
+                newest,
+            }),
+            _ => Ok(()),
         }
-        if self.major == 0 {
-            return Err(format!(
-                "format version {self} was never written by a release"
-            ));
-        }
-        Ok(())
     }
 }
 
@@ -44,19 +67,20 @@ impl fmt::Display for FormatVersion {
 }
 
 impl FromStr for FormatVersion {
-    type Err = String;
+    type Err = VersionError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let parse = |part: &str| part.parse().ok().filter(|n: &u32| n.to_string() == part);
-        text.split_once('.')
-            .and_then(|(major, minor)| {
-                Some(Self {
-                    major: parse(major)?,
-                    minor: parse(minor)?,
-                })
-            })
-            .ok_or_else(|| format!("format version {text:?} is not MAJOR.MINOR"))
+    fn from_str(text: &str) -> Result<Self, VersionError> {
+        let numbers = text.split_once('.');
+        let version = numbers
+            .and_then(|(major, minor)| Some(Self::new(parse_number(major)?, parse_number(minor)?)));
+        version.ok_or_else(|| VersionError::Malformed(text.to_owned()))
     }
+}
+
+/// A number written one way: no sign, no leading zero.
+fn parse_number(text: &str) -> Option<u32> {
+    let number: u32 = text.parse().ok()?;
+    (number.to_string() == text).then_some(number)
 }
 
 impl Serialize for FormatVersion {
@@ -79,13 +103,15 @@ mod tests {
 
     #[test]
     fn a_newer_major_version_is_refused_a_newer_minor_one_read() {
-        let check = |text: &str| {
-            text.parse::<FormatVersion>()
-                .and_then(FormatVersion::check_readable)
+        let newest = FormatVersion::new(1, 1);
+        let check = |text: &str| -> Result<(), String> {
+            let version: FormatVersion = text.parse().map_err(|e: VersionError| e.to_string())?;
+            version.check_readable(newest).map_err(|e| e.to_string())
         };
-        assert_eq!(check("1.0"), Ok(()));
-        assert_eq!(check("1.99"), Ok(()));
-        assert!(check("2.0").unwrap_err().contains("newer than 1.0"));
+        for good in ["1.0", "1.1", "1.99"] {
+            assert_eq!(check(good), Ok(()));
+        }
+        assert!(check("2.0").unwrap_err().contains("newer than 1.1"));
         assert!(check("0.9").unwrap_err().contains("never written"));
         for bad in ["1", "1.", "01.0", "1.0.0", "-1.0", ""] {
             assert!(check(bad).unwrap_err().contains("not MAJOR.MINOR"), "{bad}");

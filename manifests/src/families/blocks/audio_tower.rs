@@ -4,11 +4,11 @@
 use std::ops::Range;
 
 use crate::families::config::{ConfigError, Section};
-use crate::families::rules::{At, Dims, Placeholder, Row, row};
+use crate::families::rules::{Dims, Placeholder, Row, bias, row};
 use crate::names::Role;
 
 /// Sizes of the audio encoder.
-pub(crate) struct AudioDims {
+pub(crate) struct AudioTower {
     layers: u32,
     width: u64,
     ffn: u64,
@@ -18,7 +18,7 @@ pub(crate) struct AudioDims {
     output: u64,
 }
 
-impl AudioDims {
+impl AudioTower {
     /// Missing keys take the defaults of Qwen3OmniMoeAudioEncoderConfig.
     pub(crate) fn read(section: &Section<'_>) -> Result<Self, ConfigError> {
         let mel_bins = section.size("num_mel_bins", Some(128))?;
@@ -43,7 +43,7 @@ impl AudioDims {
     }
 }
 
-impl Dims for AudioDims {
+impl Dims for AudioTower {
     fn range(&self, placeholder: Placeholder) -> Range<u32> {
         if placeholder == Placeholder::Layer {
             0..self.layers
@@ -53,31 +53,31 @@ impl Dims for AudioDims {
     }
 }
 
-fn width_vector(dims: &AudioDims, _: At) -> Vec<u64> {
+fn width_vector(dims: &AudioTower, _: &[u32]) -> Vec<u64> {
     vec![dims.width]
 }
 
-fn square(dims: &AudioDims, _: At) -> Vec<u64> {
+fn square(dims: &AudioTower, _: &[u32]) -> Vec<u64> {
     vec![dims.width, dims.width]
 }
 
-fn channel_vector(dims: &AudioDims, _: At) -> Vec<u64> {
+fn channel_vector(dims: &AudioTower, _: &[u32]) -> Vec<u64> {
     vec![dims.channels]
 }
 
-fn convolution(dims: &AudioDims, _: At) -> Vec<u64> {
+fn convolution(dims: &AudioTower, _: &[u32]) -> Vec<u64> {
     vec![dims.channels, dims.channels, 3, 3]
 }
 
-pub(crate) static AUDIO_TOWER: &[Row<AudioDims>] = &[
+pub(crate) static AUDIO_TOWER: &[Row<AudioTower>] = &[
     row("conv2d1.weight", Role::Conv, |d, _| {
         vec![d.channels, 1, 3, 3]
     }),
-    row("conv2d1.bias", Role::Conv, channel_vector),
+    bias("conv2d1.bias", Role::Conv, channel_vector),
     row("conv2d2.weight", Role::Conv, convolution),
-    row("conv2d2.bias", Role::Conv, channel_vector),
+    bias("conv2d2.bias", Role::Conv, channel_vector),
     row("conv2d3.weight", Role::Conv, convolution),
-    row("conv2d3.bias", Role::Conv, channel_vector),
+    bias("conv2d3.bias", Role::Conv, channel_vector),
     row("conv_out.weight", Role::Conv, |d, _| {
         vec![d.width, d.flattened]
     }),
@@ -86,7 +86,7 @@ pub(crate) static AUDIO_TOWER: &[Row<AudioDims>] = &[
         Role::AudioBlock,
         width_vector,
     ),
-    row(
+    bias(
         "layers.{layer}.self_attn_layer_norm.bias",
         Role::AudioBlock,
         width_vector,
@@ -96,7 +96,7 @@ pub(crate) static AUDIO_TOWER: &[Row<AudioDims>] = &[
         Role::AudioBlock,
         square,
     ),
-    row(
+    bias(
         "layers.{layer}.self_attn.q_proj.bias",
         Role::AudioBlock,
         width_vector,
@@ -106,7 +106,7 @@ pub(crate) static AUDIO_TOWER: &[Row<AudioDims>] = &[
         Role::AudioBlock,
         square,
     ),
-    row(
+    bias(
         "layers.{layer}.self_attn.k_proj.bias",
         Role::AudioBlock,
         width_vector,
@@ -116,7 +116,7 @@ pub(crate) static AUDIO_TOWER: &[Row<AudioDims>] = &[
         Role::AudioBlock,
         square,
     ),
-    row(
+    bias(
         "layers.{layer}.self_attn.v_proj.bias",
         Role::AudioBlock,
         width_vector,
@@ -126,7 +126,7 @@ pub(crate) static AUDIO_TOWER: &[Row<AudioDims>] = &[
         Role::AudioBlock,
         square,
     ),
-    row(
+    bias(
         "layers.{layer}.self_attn.out_proj.bias",
         Role::AudioBlock,
         width_vector,
@@ -136,7 +136,7 @@ pub(crate) static AUDIO_TOWER: &[Row<AudioDims>] = &[
         Role::AudioBlock,
         width_vector,
     ),
-    row(
+    bias(
         "layers.{layer}.final_layer_norm.bias",
         Role::AudioBlock,
         width_vector,
@@ -144,19 +144,19 @@ pub(crate) static AUDIO_TOWER: &[Row<AudioDims>] = &[
     row("layers.{layer}.fc1.weight", Role::AudioBlock, |d, _| {
         vec![d.ffn, d.width]
     }),
-    row("layers.{layer}.fc1.bias", Role::AudioBlock, |d, _| {
+    bias("layers.{layer}.fc1.bias", Role::AudioBlock, |d, _| {
         vec![d.ffn]
     }),
     row("layers.{layer}.fc2.weight", Role::AudioBlock, |d, _| {
         vec![d.width, d.ffn]
     }),
-    row("layers.{layer}.fc2.bias", Role::AudioBlock, width_vector),
+    bias("layers.{layer}.fc2.bias", Role::AudioBlock, width_vector),
     row("ln_post.weight", Role::FinalNorm, width_vector),
-    row("ln_post.bias", Role::FinalNorm, width_vector),
+    bias("ln_post.bias", Role::FinalNorm, width_vector),
     row("proj1.weight", Role::Projection, square),
-    row("proj1.bias", Role::Projection, width_vector),
+    bias("proj1.bias", Role::Projection, width_vector),
     row("proj2.weight", Role::Projection, |d, _| {
         vec![d.output, d.width]
     }),
-    row("proj2.bias", Role::Projection, |d, _| vec![d.output]),
+    bias("proj2.bias", Role::Projection, |d, _| vec![d.output]),
 ];

@@ -4,11 +4,11 @@
 use std::ops::Range;
 
 use crate::families::config::{ConfigError, MAX_COUNT, Section};
-use crate::families::rules::{At, Dims, Placeholder, Row, row};
+use crate::families::rules::{Dims, Placeholder, Row, bias, row};
 use crate::names::Role;
 
 /// Sizes of the vision encoder.
-pub(crate) struct VisionDims {
+pub(crate) struct VisionTower {
     blocks: u32,
     mergers: u32,
     width: u64,
@@ -22,7 +22,7 @@ pub(crate) struct VisionDims {
     patch: u64,
 }
 
-impl VisionDims {
+impl VisionTower {
     /// Missing keys take the defaults of Qwen3OmniMoeVisionEncoderConfig; the published checkpoint
     /// relies on that for num_position_embeddings.
     pub(crate) fn read(section: &Section<'_>) -> Result<Self, ConfigError> {
@@ -47,41 +47,41 @@ impl VisionDims {
     }
 }
 
-impl Dims for VisionDims {
+impl Dims for VisionTower {
     fn range(&self, placeholder: Placeholder) -> Range<u32> {
         match placeholder {
             Placeholder::Layer => 0..self.blocks,
-            Placeholder::Merger => 0..self.mergers,
+            Placeholder::Named("merger") => 0..self.mergers,
             _ => 0..0,
         }
     }
 }
 
-fn width_vector(dims: &VisionDims, _: At) -> Vec<u64> {
+fn width_vector(dims: &VisionTower, _: &[u32]) -> Vec<u64> {
     vec![dims.width]
 }
 
-fn merged_vector(dims: &VisionDims, _: At) -> Vec<u64> {
+fn merged_vector(dims: &VisionTower, _: &[u32]) -> Vec<u64> {
     vec![dims.merged]
 }
 
-fn merged_square(dims: &VisionDims, _: At) -> Vec<u64> {
+fn merged_square(dims: &VisionTower, _: &[u32]) -> Vec<u64> {
     vec![dims.merged, dims.merged]
 }
 
-fn merger_output(dims: &VisionDims, _: At) -> Vec<u64> {
+fn merger_output(dims: &VisionTower, _: &[u32]) -> Vec<u64> {
     vec![dims.output, dims.merged]
 }
 
-fn output_vector(dims: &VisionDims, _: At) -> Vec<u64> {
+fn output_vector(dims: &VisionTower, _: &[u32]) -> Vec<u64> {
     vec![dims.output]
 }
 
-pub(crate) static VISION_TOWER: &[Row<VisionDims>] = &[
+pub(crate) static VISION_TOWER: &[Row<VisionTower>] = &[
     row("patch_embed.proj.weight", Role::Conv, |d, _| {
         vec![d.width, d.channels, d.frames, d.patch, d.patch]
     }),
-    row("patch_embed.proj.bias", Role::Conv, width_vector),
+    bias("patch_embed.proj.bias", Role::Conv, width_vector),
     row("pos_embed.weight", Role::PositionEmbedding, |d, _| {
         vec![d.positions, d.width]
     }),
@@ -90,13 +90,13 @@ pub(crate) static VISION_TOWER: &[Row<VisionDims>] = &[
         Role::VisionBlock,
         width_vector,
     ),
-    row("blocks.{layer}.norm1.bias", Role::VisionBlock, width_vector),
+    bias("blocks.{layer}.norm1.bias", Role::VisionBlock, width_vector),
     row(
         "blocks.{layer}.attn.qkv.weight",
         Role::VisionBlock,
         |d, _| vec![3 * d.width, d.width],
     ),
-    row("blocks.{layer}.attn.qkv.bias", Role::VisionBlock, |d, _| {
+    bias("blocks.{layer}.attn.qkv.bias", Role::VisionBlock, |d, _| {
         vec![3 * d.width]
     }),
     row(
@@ -104,7 +104,7 @@ pub(crate) static VISION_TOWER: &[Row<VisionDims>] = &[
         Role::VisionBlock,
         |d, _| vec![d.width, d.width],
     ),
-    row(
+    bias(
         "blocks.{layer}.attn.proj.bias",
         Role::VisionBlock,
         width_vector,
@@ -114,13 +114,13 @@ pub(crate) static VISION_TOWER: &[Row<VisionDims>] = &[
         Role::VisionBlock,
         width_vector,
     ),
-    row("blocks.{layer}.norm2.bias", Role::VisionBlock, width_vector),
+    bias("blocks.{layer}.norm2.bias", Role::VisionBlock, width_vector),
     row(
         "blocks.{layer}.mlp.linear_fc1.weight",
         Role::VisionBlock,
         |d, _| vec![d.ffn, d.width],
     ),
-    row(
+    bias(
         "blocks.{layer}.mlp.linear_fc1.bias",
         Role::VisionBlock,
         |d, _| vec![d.ffn],
@@ -130,24 +130,24 @@ pub(crate) static VISION_TOWER: &[Row<VisionDims>] = &[
         Role::VisionBlock,
         |d, _| vec![d.width, d.ffn],
     ),
-    row(
+    bias(
         "blocks.{layer}.mlp.linear_fc2.bias",
         Role::VisionBlock,
         width_vector,
     ),
     // The main merger normalises single patches, the deepstack mergers whole merged blocks.
     row("merger.ln_q.weight", Role::Merger, width_vector),
-    row("merger.ln_q.bias", Role::Merger, width_vector),
+    bias("merger.ln_q.bias", Role::Merger, width_vector),
     row("merger.mlp.0.weight", Role::Merger, merged_square),
-    row("merger.mlp.0.bias", Role::Merger, merged_vector),
+    bias("merger.mlp.0.bias", Role::Merger, merged_vector),
     row("merger.mlp.2.weight", Role::Merger, merger_output),
-    row("merger.mlp.2.bias", Role::Merger, output_vector),
+    bias("merger.mlp.2.bias", Role::Merger, output_vector),
     row(
         "merger_list.{merger}.ln_q.weight",
         Role::Merger,
         merged_vector,
     ),
-    row(
+    bias(
         "merger_list.{merger}.ln_q.bias",
         Role::Merger,
         merged_vector,
@@ -157,7 +157,7 @@ pub(crate) static VISION_TOWER: &[Row<VisionDims>] = &[
         Role::Merger,
         merged_square,
     ),
-    row(
+    bias(
         "merger_list.{merger}.mlp.0.bias",
         Role::Merger,
         merged_vector,
@@ -167,7 +167,7 @@ pub(crate) static VISION_TOWER: &[Row<VisionDims>] = &[
         Role::Merger,
         merger_output,
     ),
-    row(
+    bias(
         "merger_list.{merger}.mlp.2.bias",
         Role::Merger,
         output_vector,

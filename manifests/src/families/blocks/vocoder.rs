@@ -2,21 +2,19 @@
 
 use std::ops::Range;
 
-use crate::families::blocks::decoder::read_head_dim;
+use super::gqa::{Gqa, GqaDefaults};
 use crate::families::config::{ConfigError, MAX_SIZE, Section};
-use crate::families::rules::{At, Dims, Placeholder, Row, row};
+use crate::families::rules::{Dims, Placeholder, Row, bias, row};
 use crate::names::Role;
 
 /// Sizes of the vocoder.
-pub(crate) struct Code2wavDims {
+pub(crate) struct Vocoder {
     /// codebook_size x num_quantizers: all codebooks share one table.
     codes: u64,
     hidden: u64,
     intermediate: u64,
-    q_width: u64,
-    kv_width: u64,
+    attention: Gqa,
     layers: u32,
-    attention_bias: bool,
     /// Factor of each upsampling stage.
     stages: Vec<u64>,
     /// Factor of each decoder block.
@@ -24,23 +22,27 @@ pub(crate) struct Code2wavDims {
     decoder: u64,
 }
 
-impl Code2wavDims {
+/// Those of Qwen3OmniMoeCode2WavConfig.
+const ATTENTION_DEFAULTS: GqaDefaults = GqaDefaults {
+    heads: 16,
+    kv_heads: 16,
+    head_dim: None,
+};
+
+impl Vocoder {
     /// Missing keys take the defaults of Qwen3OmniMoeCode2WavConfig.
     pub(crate) fn read(section: &Section<'_>) -> Result<Self, ConfigError> {
         let hidden = section.size("hidden_size", Some(1024))?;
-        let heads = section.size("num_attention_heads", Some(16))?;
-        let kv_heads = section.size("num_key_value_heads", Some(16))?;
-        let head_dim = read_head_dim(section, None, hidden, heads)?;
+        let layers = section.count("num_hidden_layers", Some(8), 1)?;
+        let attention = Gqa::read(section, &ATTENTION_DEFAULTS, layers, hidden)?;
         let codebook = section.size("codebook_size", Some(2048))?;
         let quantizers = section.size("num_quantizers", Some(16))?;
         let dims = Self {
             codes: section.product("codebook_size", codebook, quantizers)?,
             hidden,
             intermediate: section.size("intermediate_size", Some(3072))?,
-            q_width: section.product("num_attention_heads", heads, head_dim)?,
-            kv_width: section.product("num_key_value_heads", kv_heads, head_dim)?,
-            layers: section.count("num_hidden_layers", Some(8), 1)?,
-            attention_bias: section.flag("attention_bias", false)?,
+            attention,
+            layers,
             stages: section.integers("upsampling_ratios", &[2, 2], 1..=MAX_SIZE)?,
             rates: section.integers("upsample_rates", &[8, 5, 4, 3], 1..=MAX_SIZE)?,
             decoder: section.size("decoder_dim", Some(1536))?,
@@ -77,58 +79,58 @@ impl Code2wavDims {
     }
 }
 
-impl Dims for Code2wavDims {
+impl Dims for Vocoder {
     fn range(&self, placeholder: Placeholder) -> Range<u32> {
         match placeholder {
             Placeholder::Layer => 0..self.layers,
-            Placeholder::Stage => 0..u32::try_from(self.stages.len()).unwrap_or(0),
-            Placeholder::Unit => 0..self.blocks().saturating_add(3),
+            Placeholder::Named("stage") => 0..u32::try_from(self.stages.len()).unwrap_or(0),
+            Placeholder::Named("unit") => 0..self.blocks().saturating_add(3),
             // Dilations 1, 3 and 9, after the activation and the transposed convolution.
-            Placeholder::Residual => 2..5,
+            Placeholder::Named("residual") => 2..5,
             _ => 0..0,
         }
     }
 }
 
-fn hidden_vector(dims: &Code2wavDims, _: At) -> Vec<u64> {
+fn hidden_vector(dims: &Vocoder, _: &[u32]) -> Vec<u64> {
     vec![dims.hidden]
 }
 
-fn q_vector(dims: &Code2wavDims, _: At) -> Vec<u64> {
-    vec![dims.q_width]
+fn q_vector(dims: &Vocoder, _: &[u32]) -> Vec<u64> {
+    vec![dims.attention.q_width]
 }
 
-fn kv_matrix(dims: &Code2wavDims, _: At) -> Vec<u64> {
-    vec![dims.kv_width, dims.hidden]
+fn kv_matrix(dims: &Vocoder, _: &[u32]) -> Vec<u64> {
+    vec![dims.attention.kv_width, dims.hidden]
 }
 
-fn kv_vector(dims: &Code2wavDims, _: At) -> Vec<u64> {
-    vec![dims.kv_width]
+fn kv_vector(dims: &Vocoder, _: &[u32]) -> Vec<u64> {
+    vec![dims.attention.kv_width]
 }
 
-fn mlp_in(dims: &Code2wavDims, _: At) -> Vec<u64> {
+fn mlp_in(dims: &Vocoder, _: &[u32]) -> Vec<u64> {
     vec![dims.intermediate, dims.hidden]
 }
 
-fn biased(dims: &Code2wavDims, _: u32) -> bool {
-    dims.attention_bias
+fn biased(dims: &Vocoder, _: u32) -> bool {
+    dims.attention.has_bias
 }
 
-fn is_convolution(dims: &Code2wavDims, unit: u32) -> bool {
+fn is_convolution(dims: &Vocoder, unit: u32) -> bool {
     unit == 0 || unit == dims.blocks() + 2
 }
 
-fn is_block(dims: &Code2wavDims, unit: u32) -> bool {
+fn is_block(dims: &Vocoder, unit: u32) -> bool {
     (1..=dims.blocks()).contains(&unit)
 }
 
-fn is_activation(dims: &Code2wavDims, unit: u32) -> bool {
+fn is_activation(dims: &Vocoder, unit: u32) -> bool {
     unit == dims.blocks() + 1
 }
 
 /// The first convolution takes the hidden states, the last gives one channel of sound.
-fn convolution(dims: &Code2wavDims, at: At) -> Vec<u64> {
-    let [unit, _] = at;
+fn convolution(dims: &Vocoder, at: &[u32]) -> Vec<u64> {
+    let unit = at[0];
     if unit == 0 {
         vec![dims.decoder, dims.hidden, 7]
     } else {
@@ -136,21 +138,21 @@ fn convolution(dims: &Code2wavDims, at: At) -> Vec<u64> {
     }
 }
 
-fn convolution_bias(dims: &Code2wavDims, at: At) -> Vec<u64> {
+fn convolution_bias(dims: &Vocoder, at: &[u32]) -> Vec<u64> {
     convolution(dims, at).into_iter().take(1).collect()
 }
 
-fn block_input(dims: &Code2wavDims, at: At) -> Vec<u64> {
+fn block_input(dims: &Vocoder, at: &[u32]) -> Vec<u64> {
     vec![dims.width_after(at[0].saturating_sub(1))]
 }
 
-fn block_output(dims: &Code2wavDims, at: At) -> Vec<u64> {
+fn block_output(dims: &Vocoder, at: &[u32]) -> Vec<u64> {
     vec![dims.width_after(at[0])]
 }
 
 /// A transposed convolution is stored `[in, out, kernel]`.
-fn block_upsampling(dims: &Code2wavDims, at: At) -> Vec<u64> {
-    let [unit, _] = at;
+fn block_upsampling(dims: &Vocoder, at: &[u32]) -> Vec<u64> {
+    let unit = at[0];
     vec![
         dims.width_after(unit.saturating_sub(1)),
         dims.width_after(unit),
@@ -158,21 +160,21 @@ fn block_upsampling(dims: &Code2wavDims, at: At) -> Vec<u64> {
     ]
 }
 
-fn dilated(dims: &Code2wavDims, at: At) -> Vec<u64> {
+fn dilated(dims: &Vocoder, at: &[u32]) -> Vec<u64> {
     let width = dims.width_after(at[0]);
     vec![width, width, 7]
 }
 
-fn pointwise(dims: &Code2wavDims, at: At) -> Vec<u64> {
+fn pointwise(dims: &Vocoder, at: &[u32]) -> Vec<u64> {
     let width = dims.width_after(at[0]);
     vec![width, width, 1]
 }
 
-fn last_width(dims: &Code2wavDims, _: At) -> Vec<u64> {
+fn last_width(dims: &Vocoder, _: &[u32]) -> Vec<u64> {
     vec![dims.width_after(dims.blocks())]
 }
 
-pub(crate) static CODE2WAV: &[Row<Code2wavDims>] = &[
+pub(crate) static CODE2WAV: &[Row<Vocoder>] = &[
     row("code_embedding.weight", Role::CodecEmbedding, |d, _| {
         vec![d.codes, d.hidden]
     }),
@@ -184,9 +186,9 @@ pub(crate) static CODE2WAV: &[Row<Code2wavDims>] = &[
     row(
         "pre_transformer.layers.{layer}.self_attn.q_proj.weight",
         Role::CodecBlock,
-        |d, _| vec![d.q_width, d.hidden],
+        |d, _| vec![d.attention.q_width, d.hidden],
     ),
-    row(
+    bias(
         "pre_transformer.layers.{layer}.self_attn.q_proj.bias",
         Role::CodecBlock,
         q_vector,
@@ -197,7 +199,7 @@ pub(crate) static CODE2WAV: &[Row<Code2wavDims>] = &[
         Role::CodecBlock,
         kv_matrix,
     ),
-    row(
+    bias(
         "pre_transformer.layers.{layer}.self_attn.k_proj.bias",
         Role::CodecBlock,
         kv_vector,
@@ -208,7 +210,7 @@ pub(crate) static CODE2WAV: &[Row<Code2wavDims>] = &[
         Role::CodecBlock,
         kv_matrix,
     ),
-    row(
+    bias(
         "pre_transformer.layers.{layer}.self_attn.v_proj.bias",
         Role::CodecBlock,
         kv_vector,
@@ -217,9 +219,9 @@ pub(crate) static CODE2WAV: &[Row<Code2wavDims>] = &[
     row(
         "pre_transformer.layers.{layer}.self_attn.o_proj.weight",
         Role::CodecBlock,
-        |d, _| vec![d.hidden, d.q_width],
+        |d, _| vec![d.hidden, d.attention.q_width],
     ),
-    row(
+    bias(
         "pre_transformer.layers.{layer}.self_attn.o_proj.bias",
         Role::CodecBlock,
         hidden_vector,
@@ -263,9 +265,9 @@ pub(crate) static CODE2WAV: &[Row<Code2wavDims>] = &[
     row(
         "upsample.{stage}.0.conv.weight",
         Role::CodecUpsample,
-        |d, [stage, _]| vec![d.hidden, d.hidden, d.stage_factor(stage)],
+        |d, at| vec![d.hidden, d.hidden, d.stage_factor(at[0])],
     ),
-    row(
+    bias(
         "upsample.{stage}.0.conv.bias",
         Role::CodecUpsample,
         hidden_vector,
@@ -275,7 +277,7 @@ pub(crate) static CODE2WAV: &[Row<Code2wavDims>] = &[
         Role::CodecUpsample,
         |d, _| vec![d.hidden, 1, 7],
     ),
-    row(
+    bias(
         "upsample.{stage}.1.dwconv.conv.bias",
         Role::CodecUpsample,
         hidden_vector,
@@ -285,7 +287,7 @@ pub(crate) static CODE2WAV: &[Row<Code2wavDims>] = &[
         Role::CodecUpsample,
         hidden_vector,
     ),
-    row(
+    bias(
         "upsample.{stage}.1.norm.bias",
         Role::CodecUpsample,
         hidden_vector,
@@ -295,7 +297,7 @@ pub(crate) static CODE2WAV: &[Row<Code2wavDims>] = &[
         Role::CodecUpsample,
         |d, _| vec![4 * d.hidden, d.hidden],
     ),
-    row(
+    bias(
         "upsample.{stage}.1.pwconv1.bias",
         Role::CodecUpsample,
         |d, _| vec![4 * d.hidden],
@@ -305,7 +307,7 @@ pub(crate) static CODE2WAV: &[Row<Code2wavDims>] = &[
         Role::CodecUpsample,
         |d, _| vec![d.hidden, 4 * d.hidden],
     ),
-    row(
+    bias(
         "upsample.{stage}.1.pwconv2.bias",
         Role::CodecUpsample,
         hidden_vector,
@@ -321,7 +323,7 @@ pub(crate) static CODE2WAV: &[Row<Code2wavDims>] = &[
         convolution,
     )
     .when(is_convolution),
-    row(
+    bias(
         "decoder.{unit}.conv.bias",
         Role::CodecDecoder,
         convolution_bias,
@@ -345,7 +347,7 @@ pub(crate) static CODE2WAV: &[Row<Code2wavDims>] = &[
         block_upsampling,
     )
     .when(is_block),
-    row(
+    bias(
         "decoder.{unit}.block.1.conv.bias",
         Role::CodecDecoder,
         block_output,
@@ -369,7 +371,7 @@ pub(crate) static CODE2WAV: &[Row<Code2wavDims>] = &[
         dilated,
     )
     .when(is_block),
-    row(
+    bias(
         "decoder.{unit}.block.{residual}.conv1.conv.bias",
         Role::CodecDecoder,
         block_output,
@@ -393,7 +395,7 @@ pub(crate) static CODE2WAV: &[Row<Code2wavDims>] = &[
         pointwise,
     )
     .when(is_block),
-    row(
+    bias(
         "decoder.{unit}.block.{residual}.conv2.conv.bias",
         Role::CodecDecoder,
         block_output,

@@ -1,53 +1,65 @@
 //! Plain Qwen3-MoE (`Qwen3MoeForCausalLM`): transformers 5.23, modeling_qwen3_moe.py.
 
-use crate::families::Expected;
-use crate::families::blocks::decoder::{
-    ATTENTION, DENSE_MLP, DecoderDims, Defaults, EMBEDDING, EXPERTS, FINAL_NORM, LM_HEAD, Sparsity,
-    TextFacts,
-};
+use std::sync::LazyLock;
+
+use crate::families::blocks::decoder::{CAUSAL_LM, Decoder, DecoderDefaults, Sparsity};
+use crate::families::blocks::gqa::GqaDefaults;
+use crate::families::blocks::moe::MoeDefaults;
 use crate::families::config::{ConfigError, Section};
 use crate::families::rules::{Mount, Rules};
+use crate::families::{Expected, FamilyRow, PartialConfig, TextFacts};
 use crate::names::Component;
 
-static TEXT: Mount<DecoderDims> = Mount {
+/// The family's row.
+pub(crate) static FAMILY: FamilyRow = FamilyRow {
+    name: "qwen3_moe",
+    model_types: &["qwen3_moe"],
+    architectures: &["Qwen3MoeForCausalLM"],
+    rules: LazyLock::new(|| Rules::new().with(&TEXT)),
+    expected,
+    text_facts,
+    as_causal_lm: |config, _| Ok(config.clone()),
+    partial_config: |_, _| PartialConfig::Unchanged,
+};
+
+static TEXT: Mount<Decoder> = Mount {
     prefix: "",
     component: Component::Text,
-    tables: &[
-        EMBEDDING, ATTENTION, DENSE_MLP, EXPERTS, FINAL_NORM, LM_HEAD,
-    ],
+    blocks: CAUSAL_LM,
 };
 
 /// Class defaults of Qwen3MoeConfig.
-const DEFAULTS: Defaults = Defaults {
-    vocab_size: 151_936,
-    hidden_size: 2048,
-    intermediate_size: 6144,
-    num_hidden_layers: 24,
-    num_attention_heads: 32,
-    num_key_value_heads: 4,
-    head_dim: None,
-    num_experts: 128,
-    moe_intermediate_size: 768,
-    num_experts_per_tok: 8,
+const DEFAULTS: DecoderDefaults = DecoderDefaults {
+    vocabulary: 151_936,
+    hidden: 2048,
+    intermediate: 6144,
+    layers: 24,
+    attention: GqaDefaults {
+        heads: 32,
+        kv_heads: 4,
+        head_dim: None,
+    },
+    moe: MoeDefaults {
+        experts: 128,
+        intermediate: 768,
+    },
+    experts_per_token: 8,
     norm_topk_prob: false,
     rope_theta: 10_000.0,
 };
 
-pub(crate) fn rules() -> Rules {
-    Rules::new().with(&TEXT)
-}
-
-pub(crate) fn expected(
+fn expected(
     root: &Section<'_>,
     is_present: &dyn Fn(&str) -> bool,
     out: &mut Vec<Expected>,
 ) -> Result<(), ConfigError> {
-    let mut dims = DecoderDims::read(root, &DEFAULTS, Sparsity::ByLayer)?;
-    dims.tied_head = is_tied(root)?;
-    dims.expect(&TEXT, root, is_present, out)
+    let mut decoder = Decoder::read(root, &DEFAULTS, Sparsity::ByLayer)?;
+    decoder.vocabulary.tied = is_tied(root)?;
+    decoder.find_stacked(TEXT.prefix, is_present);
+    TEXT.expect(&decoder, root.name(), out)
 }
 
-pub(crate) fn text_facts(root: &Section<'_>) -> Result<TextFacts, ConfigError> {
+fn text_facts(root: &Section<'_>) -> Result<TextFacts, ConfigError> {
     TextFacts::read(root, &DEFAULTS, is_tied(root)?)
 }
 

@@ -107,11 +107,10 @@ impl<'a, B: Backend> Thinker<'a, B> {
         stop: &'a CancelToken,
     ) -> Result<Self, RunError> {
         let manifest = source.pack().manifest();
-        let facts = manifest
-            .model
-            .text
-            .clone()
-            .ok_or_else(|| unsuitable("its model is of no known family"))?;
+        let known = manifest.model.text_decoder();
+        let known = known.map_err(|e| unsuitable(&e.to_string()))?;
+        let facts = known.ok_or_else(|| unsuitable("its manifest describes no text decoder"))?;
+        let facts = facts.clone();
         if facts.rope_type != "default" {
             return Err(unsuitable(&format!(
                 "rope_type {:?} is not implemented, only \"default\"",

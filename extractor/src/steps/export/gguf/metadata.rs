@@ -287,7 +287,8 @@ mod tests {
             for (key, value) in changes.as_object().into_iter().flatten() {
                 config[key] = value.clone();
             }
-            let facts = segpack_manifests::families::Family::Qwen3Moe
+            let facts = segpack_manifests::families::Family::named("qwen3_moe")
+                .unwrap()
                 .text_facts(&config)
                 .unwrap();
             check_expressible(&config, &facts).map_err(|e| e.to_string())

@@ -70,7 +70,9 @@ pub fn gguf<'a>(
     let generation = source_json(pack, "generation_config.json")?;
     let invalid = |e: families::ConfigError| StepError::Input(e.to_string());
     let facts = family.text_facts(&config).map_err(invalid)?;
-    let config = families::as_causal_lm(family, &config, generation.as_ref()).map_err(invalid)?;
+    let config = family
+        .as_causal_lm(&config, generation.as_ref())
+        .map_err(invalid)?;
     metadata::check_expressible(&config, &facts)?;
     let mut plan = ExportPlan::default();
     let tensors = Tensors::of(pack, component, &facts)?.plan(settings, &mut plan.notes)?;

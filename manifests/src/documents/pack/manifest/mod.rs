@@ -1,6 +1,7 @@
 //! `manifest.json`: what is in a pack folder, where, and with which digests.
 
 mod check;
+mod model;
 
 use std::collections::HashSet;
 use std::io;
@@ -12,8 +13,9 @@ use segpack_formats::pack::{SegmentSpec, StoredSegment, TensorSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::documents::{FormatVersion, LeftOut, Provenance};
-use crate::families::{Family, TextFacts};
-use crate::names::{Component, Role};
+use crate::names::{Classification, Component, Part, Role};
+
+pub use model::{ModelFacts, TextModel};
 
 /// Why a manifest cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -53,17 +55,6 @@ pub struct PackOptions {
     pub source_digests: bool,
     /// Whether `SHA256SUMS` is there (not with `--no-sums`).
     pub sums: bool,
-}
-
-/// The model, as `config.json` describes it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct ModelFacts {
-    /// Its family; none where every tensor was packed unclassified.
-    pub family: Option<Family>,
-    /// The text decoder's numbers.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub text: Option<TextFacts>,
 }
 
 /// A published checkpoint that the source is, or resembles.
@@ -221,6 +212,9 @@ pub struct TensorEntry {
     pub component: Component,
     /// What it does there.
     pub role: Role,
+    /// Which tensor of its weight it is; since version 1.1.
+    #[serde(default = "Part::weight", skip_serializing_if = "Part::is_weight")]
+    pub part: Part,
     /// Layer, where it belongs to one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer: Option<u32>,
@@ -229,6 +223,27 @@ pub struct TensorEntry {
     pub expert: Option<u32>,
     /// Where it came from, and goes back to.
     pub source: SourceRange,
+}
+
+impl TensorEntry {
+    /// What it is.
+    #[must_use]
+    pub fn classification(&self) -> Classification {
+        Classification {
+            component: self.component,
+            role: self.role,
+            part: self.part,
+            layer: self.layer,
+            expert: self.expert,
+        }
+    }
+
+    /// Number of values; at most `u64::MAX`.
+    #[must_use]
+    pub fn values(&self) -> u64 {
+        let sides = self.shape.iter();
+        sides.fold(1, |n, &side| n.saturating_mul(side))
+    }
 }
 
 /// What a source file is to the pack.
@@ -311,6 +326,9 @@ pub struct Manifest {
     pub tensors: Vec<TensorEntry>,
 }
 
+/// The version that introduced the parts of a weight.
+const PARTS_SINCE: FormatVersion = FormatVersion::new(1, 1);
+
 impl Manifest {
     /// Parses and checks a manifest.
     ///
@@ -324,13 +342,25 @@ impl Manifest {
         let wrong = |e: serde_json::Error| ManifestError(format!("is not a valid manifest: {e}"));
         // asked first: a newer document may lack what this build demands
         let version: Version = serde_json::from_slice(json).map_err(wrong)?;
+        let version = version.format_version;
         version
-            .format_version
-            .check_readable()
-            .map_err(ManifestError)?;
-        let manifest: Self = serde_json::from_slice(json).map_err(wrong)?;
+            .check_readable(Self::VERSION)
+            .map_err(|e| ManifestError(e.to_string()))?;
+        let mut manifest: Self = serde_json::from_slice(json).map_err(wrong)?;
+        if version < PARTS_SINCE {
+            manifest.name_biases();
+        }
         manifest.check()?;
         Ok(manifest)
+    }
+
+    /// Version 1.0 had no parts: a bias is told by its name.
+    fn name_biases(&mut self) {
+        for tensor in &mut self.tensors {
+            if tensor.name.ends_with(".bias") {
+                tensor.part = Part::Bias;
+            }
+        }
     }
 
     /// Writes the document: deterministic, one element of a list per line.
@@ -413,11 +443,6 @@ impl Manifest {
 
     /// Sums over the lists.
     pub fn count(&self) -> Counts {
-        let values = |t: &TensorEntry| {
-            t.shape
-                .iter()
-                .fold(1_u64, |n, &side| n.saturating_mul(side))
-        };
         let experts: HashSet<&str> = self
             .tensors
             .iter()
@@ -428,7 +453,11 @@ impl Manifest {
             packs: self.packs.len() as u64,
             segments: self.segments.len() as u64,
             tensors: self.tensors.len() as u64,
-            parameters: self.tensors.iter().map(values).fold(0, u64::saturating_add),
+            parameters: self
+                .tensors
+                .iter()
+                .map(TensorEntry::values)
+                .fold(0, u64::saturating_add),
             tensor_bytes: self
                 .tensors
                 .iter()

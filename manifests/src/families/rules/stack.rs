@@ -1,0 +1,230 @@
+//! How one tensor holds the matrices of all experts of a layer.
+#![cfg_attr(
+    not(test),
+    allow(dead_code, reason = "layouts that no family of the registry has yet")
+)]
+
+use super::pattern::{Numbers, Pattern, Placeholder};
+use crate::families::Slice;
+use crate::families::config::MAX_COUNT;
+use crate::names::{Classification, Component, Part, Role};
+
+/// How one expert's matrix lies in the stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Orientation {
+    /// `[out, in]`, as a Linear stores it: `[experts, out, in]` in all.
+    OutIn,
+    /// `[in, out]`, transposed against a Linear: `[experts, in, out]` in all.
+    InOut,
+}
+
+/// How several matrices share the output axis of a stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Join {
+    /// One after the other, in equal shares.
+    Concatenated,
+    /// Output 0 of each, then output 1 of each, and so on.
+    Interleaved,
+}
+
+/// A tensor that stacks the matrices of a layer's experts.
+///
+/// A tensor of a pack is one byte range of its source, so a stack is taken apart as far as its
+/// layout keeps ranges whole:
+///
+/// * Experts along the first axis: one expert is one range. Along another axis it is not, and the
+///   stack stays whole.
+/// * `[experts, out, in]` with concatenated parts: every part is a range of its own.
+/// * Interleaved parts, or several parts of `[experts, in, out]`: the parts of an expert stay
+///   together as one tensor, which [`fused`](Self::fused) names.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stack {
+    expert_axis: usize,
+    parts: &'static [Role],
+    join: Join,
+    orientation: Orientation,
+    fused: Option<(&'static str, Role)>,
+}
+
+impl Stack {
+    /// Experts along the first axis, each `[out, in]`, these roles concatenated along the outputs.
+    pub(crate) const fn of(parts: &'static [Role]) -> Self {
+        Self {
+            expert_axis: 0,
+            parts,
+            join: Join::Concatenated,
+            orientation: Orientation::OutIn,
+            fused: None,
+        }
+    }
+
+    /// Outputs of the parts alternate.
+    pub(crate) const fn interleaved(mut self) -> Self {
+        self.join = Join::Interleaved;
+        self
+    }
+
+    /// Each matrix is `[in, out]`.
+    pub(crate) const fn transposed(mut self) -> Self {
+        self.orientation = Orientation::InOut;
+        self
+    }
+
+    /// Experts along this axis, counted from 0.
+    pub(crate) const fn expert_axis(mut self, axis: usize) -> Self {
+        self.expert_axis = axis;
+        self
+    }
+
+    /// What the parts of one expert are called together, and their role, where they stay together.
+    pub(crate) const fn fused(mut self, pattern: &'static str, role: Role) -> Self {
+        self.fused = Some((pattern, role));
+        self
+    }
+
+    /// Whether each part of an expert is a byte range of its own.
+    fn separates_parts(&self) -> bool {
+        let along_rows = self.join == Join::Concatenated && self.orientation == Orientation::OutIn;
+        self.parts.len() == 1 || along_rows
+    }
+
+    /// The tensors that an expert's share is cut into, given the pattern of each role's own row.
+    pub(super) fn cuts(
+        &self,
+        prefix: &'static str,
+        pattern_of: impl Fn(Role) -> Option<&'static str>,
+    ) -> Vec<Cut> {
+        let cut = |pattern, role| Cut {
+            role,
+            pattern: Pattern::parse(prefix, pattern),
+        };
+        if self.expert_axis != 0 {
+            return Vec::new();
+        }
+        if self.separates_parts() {
+            let parts = self.parts.iter();
+            return parts
+                .filter_map(|role| Some(cut(pattern_of(*role)?, *role)))
+                .collect();
+        }
+        self.fused
+            .iter()
+            .map(|(pattern, role)| cut(*pattern, *role))
+            .collect()
+    }
+
+    /// Number of matrices that share the output axis.
+    pub(super) fn parts(&self) -> u64 {
+        self.parts.len() as u64
+    }
+
+    /// The output axis of the whole tensor.
+    pub(super) fn output_axis(&self) -> usize {
+        match self.orientation {
+            Orientation::OutIn => 1,
+            Orientation::InOut => 2,
+        }
+    }
+}
+
+/// One tensor that every expert of a stack has.
+#[derive(Debug)]
+pub(super) struct Cut {
+    role: Role,
+    pattern: Pattern,
+}
+
+/// A stack as the rules of a family describe it, ready to be applied to a tensor.
+#[derive(Debug)]
+pub(super) struct Cutting {
+    pub(super) component: Component,
+    pub(super) part: Part,
+    pub(super) stack: Stack,
+    pub(super) cuts: Vec<Cut>,
+}
+
+impl Cutting {
+    /// The tensors of the experts, in the order of their bytes. A stack that cannot be taken apart
+    /// is one slice, the whole.
+    ///
+    /// # Errors
+    /// What would have been possible, in words.
+    pub(super) fn slices(
+        &self,
+        whole: (&str, Classification),
+        numbers: &Numbers,
+        shape: &[u64],
+        dtype_bits: u64,
+    ) -> Result<Vec<Slice>, String> {
+        let &[experts, rows, columns] = shape else {
+            return Err("three dimensions".to_owned());
+        };
+        if self.cuts.is_empty() {
+            return self.whole(whole, shape, dtype_bits);
+        }
+        let count = u32::try_from(experts)
+            .ok()
+            .filter(|n| u64::from(*n) <= MAX_COUNT);
+        let count = count.ok_or_else(|| format!("at most {MAX_COUNT} experts"))?;
+        self.check_shares(shape)?;
+        let shape = [rows / self.cuts.len() as u64, columns];
+        let length = bytes_of(&shape, dtype_bits);
+        let in_all = (self.cuts.len() as u64).checked_mul(experts);
+        let fits = length.and_then(|length| length.checked_mul(in_all?));
+        let (Some(length), Some(_)) = (length, fits) else {
+            return Err("matrices of whole bytes, fewer than 2^64 in all".to_owned());
+        };
+        let mut slices = Vec::with_capacity(count as usize * self.cuts.len());
+        for expert in 0..count {
+            let numbers = numbers.with(Placeholder::Expert, expert);
+            for cut in &self.cuts {
+                slices.push(Slice {
+                    name: cut.pattern.name_with(&numbers),
+                    shape: shape.to_vec(),
+                    classification: numbers.classification(self.component, cut.role, self.part),
+                    offset: slices.len() as u64 * length,
+                    length,
+                });
+            }
+        }
+        Ok(slices)
+    }
+
+    /// All parts have equal shares of the output axis, whether they are cut apart or not.
+    fn check_shares(&self, shape: &[u64]) -> Result<(), String> {
+        let parts = self.stack.parts();
+        let axis = self.stack.output_axis();
+        let outputs = shape.get(axis).copied().unwrap_or_default();
+        if outputs % parts == 0 {
+            return Ok(());
+        }
+        let axis = if axis == 1 { "second" } else { "third" };
+        Err(format!(
+            "a {axis} dimension that {parts} matrices share equally"
+        ))
+    }
+
+    fn whole(
+        &self,
+        (name, classification): (&str, Classification),
+        shape: &[u64],
+        dtype_bits: u64,
+    ) -> Result<Vec<Slice>, String> {
+        let length = bytes_of(shape, dtype_bits);
+        let length = length.ok_or("whole bytes, fewer than 2^64 in all".to_owned())?;
+        Ok(vec![Slice {
+            name: name.to_owned(),
+            shape: shape.to_vec(),
+            classification,
+            offset: 0,
+            length,
+        }])
+    }
+}
+
+/// Bytes of a tensor; `None` where they are not whole or overflow.
+fn bytes_of(shape: &[u64], dtype_bits: u64) -> Option<u64> {
+    let mut sides = shape.iter();
+    let bits = sides.try_fold(dtype_bits, |bits, &side| bits.checked_mul(side))?;
+    (bits % 8 == 0).then_some(bits / 8)
+}
