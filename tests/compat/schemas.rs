@@ -5,11 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use jsonschema::Validator;
-use schemars::{Schema, schema_for};
+use schemars::{JsonSchema, Schema};
+use segpack_manifests::documents::schema::schema_of;
 use segpack_manifests::documents::{
-    BenchReport, DemoReport, DevicesReport, ExpertParallelMap, ExpertsReport, ExportSummary,
-    GpuBenchReport, Inventory, Manifest, PackSummary, Plan, RunPrompt, RunSummary, RunToken,
-    UnpackSummary, ValidateReport, VerifyReport,
+    BenchReport, DemoReport, DevicesReport, Document, ExpertParallelMap, ExpertsReport,
+    ExportSummary, GpuBenchReport, Inventory, Manifest, PackSummary, Plan, RunPrompt, RunSummary,
+    RunToken, UnpackSummary, ValidateReport, VerifyReport,
 };
 use serde_json::{Value, json};
 
@@ -20,24 +21,28 @@ use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full};
 
 fn schemas() -> [(&'static str, Schema); 17] {
     [
-        ("inventory", schema_for!(Inventory)),
-        ("plan", schema_for!(Plan)),
-        ("manifest", schema_for!(Manifest)),
-        ("verify-report", schema_for!(VerifyReport)),
-        ("validate-report", schema_for!(ValidateReport)),
-        ("pack-summary", schema_for!(PackSummary)),
-        ("unpack-summary", schema_for!(UnpackSummary)),
-        ("run-token", schema_for!(RunToken)),
-        ("run-summary", schema_for!(RunSummary)),
-        ("run-prompt", schema_for!(RunPrompt)),
-        ("demo-report", schema_for!(DemoReport)),
-        ("bench-report", schema_for!(BenchReport)),
-        ("gpu-bench-report", schema_for!(GpuBenchReport)),
-        ("devices-report", schema_for!(DevicesReport)),
-        ("experts-report", schema_for!(ExpertsReport)),
-        ("export-summary", schema_for!(ExportSummary)),
-        ("expert-parallel", schema_for!(ExpertParallelMap)),
+        schema::<Inventory>(),
+        schema::<Plan>(),
+        schema::<Manifest>(),
+        schema::<VerifyReport>(),
+        schema::<ValidateReport>(),
+        schema::<PackSummary>(),
+        schema::<UnpackSummary>(),
+        schema::<RunToken>(),
+        schema::<RunSummary>(),
+        schema::<RunPrompt>(),
+        schema::<DemoReport>(),
+        schema::<BenchReport>(),
+        schema::<GpuBenchReport>(),
+        schema::<DevicesReport>(),
+        schema::<ExpertsReport>(),
+        schema::<ExportSummary>(),
+        schema::<ExpertParallelMap>(),
     ]
+}
+
+fn schema<D: Document + JsonSchema>() -> (&'static str, Schema) {
+    (D::NAME, schema_of::<D>())
 }
 
 fn path_of(name: &str) -> PathBuf {
@@ -288,6 +293,21 @@ fn assert_all_bad(name: &str, good: &Value, changes: &[(&str, Value)]) {
     }
 }
 
+/// A newer build may have words that this one does not know.
+#[test]
+fn unknown_words_are_valid() {
+    let folder = temp();
+    let out = folder.path().join("pack");
+    segpack!["pack", tiny_full(), "-o", &out].ok();
+    let mut newer = manifest(&out);
+    newer["packs"][0]["component"] = json!("later.tower");
+    newer["tensors"][0]["role"] = json!("latent_q");
+    newer["tensors"][0]["part"] = json!("codebook");
+    newer["model"]["family"] = json!("later_moe");
+    newer["model"]["text"] = json!({"latent_rank": 8});
+    assert_valid(&validator("manifest"), &newer);
+}
+
 #[test]
 fn bad_documents_are_not_valid() {
     let folder = temp();
@@ -308,14 +328,14 @@ fn bad_documents_are_not_valid() {
             ("/packs/0/sha256", json!(digest.to_uppercase())),
             ("/packs/0/sha256", json!(digest[1..])),
             ("/packs/0/length", json!(-1)),
-            ("/packs/0/component", json!("engine")),
+            ("/packs/0/component", json!("../engine")),
             ("/segments/0/blake3", json!("x")),
             ("/segments/0/codec", json!("entropy9")),
             ("/segments/0/layout", json!("tiled")),
             ("/segments/0/offset", json!("0")),
             ("/tensors/0/dtype", json!("bf16!")),
             ("/tensors/0/shape", json!([1.5])),
-            ("/tensors/0/role", json!("ornament")),
+            ("/tensors/0/role", json!("Ornament")),
             ("/tensors/0/source", json!(null)),
             ("/source_files/0/kind", json!("folder")),
             ("/counts/tensors", json!(null)),
@@ -339,9 +359,9 @@ fn bad_documents_are_not_valid() {
         "inventory",
         &inventory,
         &[
-            ("/tensors/0/role", json!("ornament")),
+            ("/tensors/0/role", json!("Ornament")),
             ("/counts/parameters", json!("many")),
-            ("/family", json!("mamba")),
+            ("/family", json!("mamba/2")),
         ],
     );
     flip(&out.join("packs/code2wav.safetensors"), 3);

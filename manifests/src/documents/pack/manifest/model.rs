@@ -14,7 +14,7 @@ pub struct ModelFacts {
     pub family: Option<FamilyName>,
     /// The text decoder's numbers.
     #[serde(skip_serializing_if = "TextModel::is_absent")]
-    #[cfg_attr(feature = "schema", schemars(with = "Option<TextFacts>"))]
+    #[cfg_attr(feature = "schema", schemars(default))]
     pub text: TextModel,
 }
 
@@ -61,6 +61,21 @@ impl TextModel {
 
     fn is_absent(&self) -> bool {
         *self == Self::Absent
+    }
+}
+
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for TextModel {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "TextModel".into()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let known = generator.subschema_for::<TextFacts>();
+        let other = "of a family that this version does not know";
+        schemars::json_schema!({
+            "anyOf": [known, { "type": "object", "description": other }, { "type": "null" }]
+        })
     }
 }
 
