@@ -197,7 +197,7 @@ fn measure(
         );
     };
     let encoding = median(arguments.passes, || {
-        chunks.iter().for_each(|(dtype, raw)| encode(*dtype, raw))
+        chunks.iter().for_each(|(dtype, raw)| encode(*dtype, raw));
     });
     let mut encoder = ChunkEncoder::with_simd(Coding::of(codec, None), simd).expect("an encoder");
     let coded: Vec<Coded<'_>> = chunks
@@ -234,7 +234,7 @@ fn measure(
         .sum();
     let expert = &coded[..of_expert];
     let expert_seconds = median(20 * arguments.passes, || {
-        decode_all(expert, &mut workers, false)
+        decode_all(expert, &mut workers, false);
     });
     let stored: usize = coded.iter().map(|c| c.stored.len()).sum();
     let rate = |seconds: f64| bytes as f64 / seconds / 1e9;

@@ -211,7 +211,7 @@ impl ChunkTable {
     }
 
     /// Parses the table of a segment from its first bytes, which may reach past the table. Those of
-    /// nearly every segment lie in its first 4096: that is room for 169 chunks, over 300 MB.
+    /// nearly every segment lie in its first 4096: they hold 169 chunks, over 300 MB.
     ///
     /// A chunk's `stored` range then says which bytes of the segment to hand to
     /// [`ChunkDecoder::decode`](super::ChunkDecoder::decode), and `raw` where they go: chunks can be read and decoded in
@@ -302,13 +302,16 @@ fn parse_entry(entry: &[u8], raw: u64, stored: u64) -> Result<Chunk, String> {
 mod tests {
     use super::*;
 
-    fn table() -> ChunkTable {
-        let chunk = |raw: Range<u64>, stored: Range<u64>, method, check| Chunk {
+    fn chunk(raw: Range<u64>, stored: Range<u64>, method: Method, check: u8) -> Chunk {
+        Chunk {
             raw,
             stored,
             method,
             check: [check; 8],
-        };
+        }
+    }
+
+    fn table() -> ChunkTable {
         ChunkTable {
             chunks: vec![
                 chunk(0..10, 80..85, Method::Zstd, 1),
@@ -346,17 +349,16 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("ends at byte 80, only 79"), "{error}");
-        let found = |raw: Range<u64>| {
-            table
-                .overlapping(&raw)
-                .iter()
-                .map(|c| c.raw.start)
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(found(0..1), [0]);
-        assert_eq!(found(9..11), [0, 10]);
-        assert_eq!(found(10..14), [10]);
-        assert!(found(14..20).is_empty() && found(3..3).len() <= 1);
+        for (raw, starts) in [
+            (0..1, &[0][..]),
+            (9..11, &[0, 10]),
+            (10..14, &[10]),
+            (14..20, &[]),
+        ] {
+            let found = table.overlapping(&raw).iter().map(|c| c.raw.start);
+            assert_eq!(found.collect::<Vec<_>>(), starts, "{raw:?}");
+        }
+        assert!(table.overlapping(&(3..3)).len() <= 1);
     }
 
     #[test]
@@ -369,13 +371,15 @@ mod tests {
         }
     }
 
+    /// The head of the table with a change, its check made right.
+    fn change(f: fn(&mut ChunkTable)) -> Vec<u8> {
+        let mut bad = table();
+        f(&mut bad);
+        bad.encode()
+    }
+
     #[test]
     fn lying_lengths_are_refused_though_their_check_is_right() {
-        let change = |f: fn(&mut ChunkTable)| {
-            let mut bad = table();
-            f(&mut bad);
-            bad.encode()
-        };
         let cases = [
             (
                 change(|t| t.raw_length = 15),

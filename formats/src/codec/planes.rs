@@ -16,7 +16,7 @@ const LENGTH_BYTES: usize = 4;
 
 /// Appends the planes of `raw`, coded by `code` (which says whether it did), and what is left of a
 /// value at its end.
-pub fn encode<E>(
+pub(super) fn encode<E>(
     raw: &[u8],
     width: usize,
     plane: &mut Vec<u8>,
@@ -92,9 +92,9 @@ fn parse(stored: &[u8], raw_length: usize) -> Result<Parsed<'_>, String> {
         let length = u32::from_le_bytes(*length) as usize;
         let found = later.split_at_checked(length).filter(|_| length <= count);
         let Some((plane, rest)) = found else {
-            let room = later.len();
             return Err(format!(
-                "plane {number}: {length} bytes of {room} for {count} values"
+                "plane {number}: {length} bytes of {} for {count} values",
+                later.len()
             ));
         };
         planes.push(plane);
@@ -116,7 +116,7 @@ fn parse(stored: &[u8], raw_length: usize) -> Result<Parsed<'_>, String> {
 
 /// Decodes planes into `raw`; `expand` decodes a frame into exactly as many bytes as it is given.
 /// `scratch` is reused and grows to at most the length of `raw`.
-pub fn decode(
+pub(super) fn decode(
     simd: Simd,
     stored: &[u8],
     raw: &mut [u8],
@@ -131,15 +131,15 @@ pub fn decode(
         scratch.resize(coded * count, 0);
     }
     // a chunk of no values has no planes to expand
-    let mut room = scratch.chunks_exact_mut(count.max(1));
+    let mut buffers = scratch.chunks_exact_mut(count.max(1));
     let mut expanded: Vec<&[u8]> = Vec::with_capacity(width);
     for (number, plane) in planes.into_iter().enumerate() {
         if plane.len() == count {
             expanded.push(plane);
             continue;
         }
-        let Some(to) = room.next() else {
-            return Err(format!("plane {number} has no room"));
+        let Some(to) = buffers.next() else {
+            return Err(format!("plane {number} has no buffer"));
         };
         expand(plane, to).map_err(|why| format!("plane {number}: {why}"))?;
         expanded.push(to);
@@ -202,16 +202,17 @@ mod x86 {
 
     use super::{Kind, Simd, merge_any};
 
-    pub fn merge_avx2(simd: Simd, planes: &[&[u8]], values: &mut [u8]) {
+    pub(super) fn merge_avx2(simd: Simd, planes: &[&[u8]], values: &mut [u8]) {
         assert_eq!(simd.0, Kind::Avx2);
         // SAFETY: a `Simd` of this kind is only made where the processor has all features of the
         // function
         unsafe { avx2(planes, values) }
     }
 
-    pub fn merge_avx512(simd: Simd, planes: &[&[u8]], values: &mut [u8]) {
+    pub(super) fn merge_avx512(simd: Simd, planes: &[&[u8]], values: &mut [u8]) {
         assert_eq!(simd.0, Kind::Avx512);
-        // SAFETY: as above
+        // SAFETY: a `Simd` of this kind is only made where the processor has all features of the
+        // function
         unsafe { avx512(planes, values) }
     }
 

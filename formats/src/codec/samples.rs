@@ -3,10 +3,10 @@
 #![expect(clippy::cast_possible_truncation, reason = "bits of random numbers")]
 
 /// Sebastiano Vigna's splitmix64.
-pub struct Noise(pub u64);
+pub(crate) struct Noise(pub u64);
 
 impl Noise {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -22,7 +22,7 @@ impl Noise {
 }
 
 /// The bf16 value below a float, without rounding.
-pub fn bf16(value: f32) -> u16 {
+pub(crate) fn bf16(value: f32) -> u16 {
     (value.to_bits() >> 16) as u16
 }
 
@@ -31,17 +31,24 @@ fn bytes(values: impl Iterator<Item = u16>) -> Vec<u8> {
 }
 
 /// Weights of a trained matrix, about.
-pub fn weights(count: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn weights(count: usize, seed: u64) -> Vec<u8> {
     let mut noise = Noise(seed);
     bytes((0..count).map(|_| bf16(noise.normal() * 0.02)))
 }
 
+/// Values by their position and a random number.
+fn make_values(
+    count: usize,
+    noise: &mut Noise,
+    value: &mut dyn FnMut(usize, u64) -> u16,
+) -> Vec<u8> {
+    bytes((0..count).map(|i| value(i, noise.next())))
+}
+
 /// Named values of every sort that a tensor may hold, `count` of each.
-pub fn every_sort(count: usize) -> Vec<(&'static str, Vec<u8>)> {
+pub(crate) fn every_sort(count: usize) -> Vec<(&'static str, Vec<u8>)> {
     let mut noise = Noise(7);
-    let mut make = |value: &mut dyn FnMut(usize, u64) -> u16| {
-        bytes((0..count).map(|i| value(i, noise.next())))
-    };
+    let mut make = |value: &mut dyn FnMut(usize, u64) -> u16| make_values(count, &mut noise, value);
     let special = [
         0x0000, 0x8000, 0x0001, 0x807f, 0x7f80, 0xff80, 0x7fc0, 0xffc1, 0x7f81, 0x7f7f,
     ];

@@ -2,12 +2,12 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "bits of random numbers")]
 
-use crate::numeric::Dtype;
 use proptest::prelude::*;
 
 use super::chunked::Method;
 use super::samples::{Noise, bf16, every_sort, weights};
 use super::*;
+use crate::numeric::Dtype;
 
 const CODINGS: [Coding; 4] = [
     Coding::Raw,
@@ -152,6 +152,22 @@ fn other_dtypes_take_the_shorter_of_planes_and_zstd() {
     assert!(length < eight.len() * 6 / 10, "{length}");
 }
 
+fn chunk_of(method: Method) -> Chunk {
+    Chunk {
+        raw: 0..0,
+        stored: 0..0,
+        method,
+        check: [0; 8],
+    }
+}
+
+/// What a decoder says of these bytes as planes of a chunk of `raw` bytes.
+fn planes_error(stored: &[u8], raw: usize) -> String {
+    let mut decoder = ChunkDecoder::new().unwrap();
+    let decoded = decoder.decode_unchecked(&chunk_of(Method::Planes), stored, &mut vec![0; raw]);
+    decoded.unwrap_err().to_string()
+}
+
 #[test]
 fn hostile_chunks_are_errors() {
     let values = weights(2000, 2);
@@ -190,30 +206,21 @@ fn hostile_chunks_are_errors() {
             "{error}"
         );
     }
-    let mut decoder = ChunkDecoder::new().unwrap();
-    let mut planes = |stored: &[u8], raw: usize| {
-        let chunk = Chunk {
-            raw: 0..0,
-            stored: 0..0,
-            method: Method::Planes,
-            check: [0; 8],
-        };
-        decoder
-            .decode_unchecked(&chunk, stored, &mut vec![0; raw])
-            .unwrap_err()
-            .to_string()
-    };
-    assert!(planes(&[], 2).contains("no width"));
-    assert!(planes(&[2, 0, 1, 0], 2).contains("no width"));
-    assert!(planes(&[3, 0, 0, 0], 2).contains("values of 3 bytes"));
-    assert!(planes(&[2, 0, 0, 0, 1], 2).contains("end among the lengths"));
-    assert!(planes(&[1, 0, 0, 0, 3, 0, 0, 0, 1, 2, 3], 2).contains("3 bytes of 3 for 2 values"));
-    assert!(planes(&[1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 1], 2).contains("4294967295 bytes of 1"));
+    assert!(planes_error(&[], 2).contains("no width"));
+    assert!(planes_error(&[2, 0, 1, 0], 2).contains("no width"));
+    assert!(planes_error(&[3, 0, 0, 0], 2).contains("values of 3 bytes"));
+    assert!(planes_error(&[2, 0, 0, 0, 1], 2).contains("end among the lengths"));
     assert!(
-        planes(&[1, 0, 0, 0, 2, 0, 0, 0, 1, 2, 3], 2)
+        planes_error(&[1, 0, 0, 0, 3, 0, 0, 0, 1, 2, 3], 2).contains("3 bytes of 3 for 2 values")
+    );
+    assert!(
+        planes_error(&[1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 1], 2).contains("4294967295 bytes of 1")
+    );
+    assert!(
+        planes_error(&[1, 0, 0, 0, 2, 0, 0, 0, 1, 2, 3], 2)
             .contains("1 bytes after the planes, wanted 0")
     );
-    assert!(planes(&[1, 0, 0, 0, 1, 0, 0, 0, 1], 2).contains("zstd"));
+    assert!(planes_error(&[1, 0, 0, 0, 1, 0, 0, 0, 1], 2).contains("zstd"));
 }
 
 /// What was written once is decoded for ever: the seeds of the fuzz targets are chunks of these
@@ -232,12 +239,7 @@ fn old_chunks_are_decoded() {
     for (target, method, name, suffix) in cases {
         let raw = &read("chunk_encoder", name)[1..];
         let stored = &read(target, &format!("{name}{suffix}"))[3..];
-        let chunk = Chunk {
-            raw: 0..0,
-            stored: 0..0,
-            method,
-            check: [0; 8],
-        };
+        let chunk = chunk_of(method);
         for simd in Simd::available() {
             let mut back = vec![0; raw.len()];
             ChunkDecoder::with_simd(simd)

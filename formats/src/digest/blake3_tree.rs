@@ -57,7 +57,7 @@ impl Blake3Part {
 fn subtree_length(at: u64, end: u64, total: u64) -> u64 {
     let rest = end - at;
     match max_subtree_len(at) {
-        Some(most) if most <= rest => most,
+        Some(max) if max <= rest => max,
         // the last subtree may be shorter than a power of two; at byte 0 it would be the root
         // itself
         Some(_) if end == total => rest,

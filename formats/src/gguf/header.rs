@@ -163,7 +163,7 @@ pub struct TensorInfo {
 pub struct Header {
     /// Metadata in file order, no key twice.
     pub metadata: Vec<(String, Value)>,
-    /// Tensors by their place in the file, no hole between them.
+    /// Tensors by their offset in the file, no hole between them.
     pub tensors: Vec<TensorInfo>,
     /// First byte of the data, from the file's start.
     pub data_start: u64,

@@ -16,9 +16,9 @@ use crate::{FormatError, Result as FormatResult};
 pub const MAX_HEADER_BYTES: u64 = 256 << 20;
 
 /// Bytes of the shortest metadata entry: a key of one byte, a type, a value of one byte.
-const LEAST_ENTRY: u64 = 8 + 1 + 4 + 1;
+const MIN_ENTRY_BYTES: u64 = 8 + 1 + 4 + 1;
 /// Bytes of the shortest tensor entry: a name of one byte, one side, type and offset.
-const LEAST_TENSOR: u64 = 8 + 1 + 4 + 8 + 4 + 8;
+const MIN_TENSOR_BYTES: u64 = 8 + 1 + 4 + 8 + 4 + 8;
 
 /// Reads and checks the header of a GGUF file.
 ///
@@ -40,7 +40,7 @@ pub fn read_header(input: &dyn ReadAt) -> FormatResult<Header> {
     }
 }
 
-/// Keeps the typed error that `io::Read` has no room for.
+/// Keeps the typed error that `io::Read` cannot return.
 struct FileReader<'a> {
     input: &'a dyn ReadAt,
     at: u64,
@@ -180,8 +180,8 @@ impl Cursor<'_> {
             ));
         }
         let (tensors, entries) = (u64::read(self)?, u64::read(self)?);
-        let possible = |count: u64, least: u64| count <= self.remaining() / least;
-        if !possible(tensors, LEAST_TENSOR) || !possible(entries, LEAST_ENTRY) {
+        let possible = |count: u64, min: u64| count <= self.remaining() / min;
+        if !possible(tensors, MIN_TENSOR_BYTES) || !possible(entries, MIN_ENTRY_BYTES) {
             let left = self.remaining();
             return wrong(format!(
                 "says {tensors} tensors and {entries} metadata entries (bytes 8 and 16), more than the {left} bytes behind can list"
@@ -191,8 +191,8 @@ impl Cursor<'_> {
     }
 
     fn entry(&mut self, number: u64) -> Result<(String, Value), GgufError> {
-        let place = |e: GgufError| GgufError(format!("metadata key {number} {e}"));
-        let key = String::read(self).map_err(place)?;
+        let in_key = |e: GgufError| GgufError(format!("metadata key {number} {e}"));
+        let key = String::read(self).map_err(in_key)?;
         let kind = u32::read(self)?;
         let value =
             Value::read(kind, self).map_err(|e| GgufError(format!("metadata {key:?} {e}")))?;
@@ -255,13 +255,13 @@ fn check_length(header: &Header, file_length: u64) -> Result<(), GgufError> {
         header.data_start,
         data_end(&header.tensors, header.alignment),
     );
-    let (Some(least), Some(most)) = (start.checked_add(bare), start.checked_add(padded)) else {
+    let (Some(min), Some(max)) = (start.checked_add(bare), start.checked_add(padded)) else {
         return wrong("the tensors take more than 2^64 bytes");
     };
-    if (least..=most).contains(&file_length) {
+    if (min..=max).contains(&file_length) {
         return Ok(());
     }
     wrong(format!(
-        "has {file_length} bytes, but its tensors end at byte {least}: cut off, or something follows"
+        "has {file_length} bytes, but its tensors end at byte {min}: cut off, or something follows"
     ))
 }

@@ -104,7 +104,7 @@ values! {
 /// How one value lies in a file.
 pub(super) trait Field: Sized {
     /// Bytes of the shortest one.
-    const LEAST_BYTES: u64;
+    const MIN_BYTES: u64;
     fn write(&self, to: &mut Vec<u8>);
     fn read(from: &mut Cursor<'_>) -> Result<Self, GgufError>;
 }
@@ -112,7 +112,7 @@ pub(super) trait Field: Sized {
 macro_rules! numbers {
     ($($kind:ty),+) => {
         $(impl Field for $kind {
-            const LEAST_BYTES: u64 = size_of::<$kind>() as u64;
+            const MIN_BYTES: u64 = size_of::<$kind>() as u64;
 
             fn write(&self, to: &mut Vec<u8>) {
                 to.extend(self.to_le_bytes());
@@ -127,7 +127,7 @@ macro_rules! numbers {
 numbers!(u8, i8, u16, i16, u32, i32, f32, u64, i64, f64);
 
 impl Field for bool {
-    const LEAST_BYTES: u64 = 1;
+    const MIN_BYTES: u64 = 1;
 
     fn write(&self, to: &mut Vec<u8>) {
         to.push(u8::from(*self));
@@ -143,7 +143,7 @@ impl Field for bool {
 }
 
 impl Field for String {
-    const LEAST_BYTES: u64 = 8;
+    const MIN_BYTES: u64 = 8;
 
     fn write(&self, to: &mut Vec<u8>) {
         (self.len() as u64).write(to);
@@ -154,18 +154,18 @@ impl Field for String {
         let length = u64::read(from)?;
         let bytes = from.bytes(length)?;
         Self::from_utf8(bytes).map_err(|e| {
-            let place = from.at() - length + e.utf8_error().valid_up_to() as u64;
-            GgufError(format!("is a string that is not UTF-8 at byte {place}"))
+            let at = from.at() - length + e.utf8_error().valid_up_to() as u64;
+            GgufError(format!("is a string that is not UTF-8 at byte {at}"))
         })
     }
 }
 
 /// An array's values, once it is known that the file can hold so many.
 fn read_many<T: Field>(count: u64, from: &mut Cursor<'_>) -> Result<Vec<T>, GgufError> {
-    let most = from.remaining() / T::LEAST_BYTES;
-    if count > most {
+    let max = from.remaining() / T::MIN_BYTES;
+    if count > max {
         return wrong(format!(
-            "is an array of {count} values, but only {most} can follow"
+            "is an array of {count} values, but only {max} can follow"
         ));
     }
     (0..count).map(|_| T::read(from)).collect()

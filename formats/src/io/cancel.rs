@@ -1,4 +1,4 @@
-//! Work that can be told to stop.
+//! Stopping long work.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -14,12 +14,12 @@ impl CancelToken {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it was asked to.
+    /// Whether [`cancel`](Self::cancel) was called.
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Ends the work that polls this once it was asked to stop.
+    /// An error once [`cancel`](Self::cancel) was called, for `?` between pieces of work.
     ///
     /// # Errors
     /// `Interrupted` then.

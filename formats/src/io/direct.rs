@@ -75,7 +75,7 @@ impl DirectFile {
     }
 
     /// Reads `range`, a part of the file whose start is a multiple of [`DIRECT_ALIGNMENT`], to the
-    /// start of `to`, which has room for the range rounded by [`align_outward`]. What lies behind the range
+    /// start of `to`, which is long enough for the range rounded by [`align_outward`]. What lies behind the range
     /// in `to` is undefined after that.
     ///
     /// # Errors
@@ -145,13 +145,17 @@ impl DirectFile {
     /// cache.
     #[cfg(target_os = "linux")]
     fn is_cached(&self, range: &Range<u64>) -> bool {
+        range.start < range.end
+            && self.is_byte_cached(range.start)
+            && self.is_byte_cached(range.end - 1)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn is_byte_cached(&self, at: u64) -> bool {
         use rustix::io::{ReadWriteFlags, preadv2};
-        let is_there = |at: u64| {
-            let mut byte = [0];
-            let buffers = &mut [std::io::IoSliceMut::new(&mut byte)];
-            preadv2(self.file.file(), buffers, at, ReadWriteFlags::NOWAIT).is_ok_and(|n| n == 1)
-        };
-        range.start < range.end && is_there(range.start) && is_there(range.end - 1)
+        let mut byte = [0];
+        let buffers = &mut [std::io::IoSliceMut::new(&mut byte)];
+        preadv2(self.file.file(), buffers, at, ReadWriteFlags::NOWAIT).is_ok_and(|n| n == 1)
     }
 
     #[cfg(not(target_os = "linux"))]
@@ -180,7 +184,7 @@ fn open_direct(_: &Path) -> Option<std::fs::File> {
 mod tests {
     use super::*;
 
-    /// 4096-byte aligned room inside a longer buffer.
+    /// The 4096-byte aligned part of a longer buffer.
     fn aligned(buffer: &mut [u8]) -> &mut [u8] {
         let skip = buffer.as_ptr().align_offset(4096);
         &mut buffer[skip..]

@@ -219,6 +219,16 @@ mod tests {
         assert!(error.contains("100 bytes before, 40 now"), "{error}");
     }
 
+    /// Bytes 3 to 200, in pieces of 17.
+    fn pieces(input: &InputFile, cancel: &CancelToken) -> Result<Vec<u8>> {
+        let mut seen = Vec::new();
+        input.for_each_piece::<FormatError>(3..200, &mut [0; 17], cancel, |piece| {
+            seen.extend_from_slice(piece);
+            Ok(())
+        })?;
+        Ok(seen)
+    }
+
     #[test]
     fn pieces_cover_the_range_and_stop_when_asked() {
         let folder = tempfile::tempdir().unwrap();
@@ -226,20 +236,11 @@ mod tests {
         let bytes: Vec<u8> = (0..=255).collect();
         std::fs::write(&path, &bytes).unwrap();
         let input = InputFile::open(&path).unwrap();
-        let (mut seen, stop) = (Vec::new(), CancelToken::default());
-        let take = |seen: &mut Vec<u8>, stop: &CancelToken| {
-            input.for_each_piece::<FormatError>(3..200, &mut [0; 17], stop, |piece| {
-                seen.extend_from_slice(piece);
-                Ok(())
-            })
-        };
-        take(&mut seen, &stop).unwrap();
-        assert_eq!(seen, bytes[3..200]);
-        stop.cancel();
-        assert!(matches!(
-            take(&mut seen, &stop),
-            Err(FormatError::Interrupted)
-        ));
+        let cancel = CancelToken::default();
+        assert_eq!(pieces(&input, &cancel).unwrap(), bytes[3..200]);
+        cancel.cancel();
+        let stopped = pieces(&input, &cancel);
+        assert!(matches!(stopped, Err(FormatError::Interrupted)));
     }
 
     #[test]

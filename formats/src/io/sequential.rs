@@ -20,7 +20,7 @@ const ALIGNMENT: usize = 4096;
 /// Bytes written at a time: enough for a drive's full speed.
 const WRITE_BYTES: usize = 1 << 20;
 
-/// Room for the bytes of one write, aligned as direct writes need it.
+/// The bytes of one write, aligned as direct writes need it.
 pub struct WriteBuffer {
     memory: Vec<u8>,
     start: usize,
@@ -36,7 +36,7 @@ impl fmt::Debug for WriteBuffer {
 impl Default for WriteBuffer {
     fn default() -> Self {
         let memory = vec![0; WRITE_BYTES + ALIGNMENT];
-        // where it cannot be told, writes go through the page cache
+        // where the alignment cannot be computed, writes go through the page cache
         let start = memory.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
         Self {
             memory,
@@ -47,7 +47,7 @@ impl Default for WriteBuffer {
 }
 
 impl WriteBuffer {
-    /// Takes as much of `piece` as there is room for; returns the rest.
+    /// Takes as much of `piece` as fits; returns the rest.
     pub fn take<'p>(&mut self, piece: &'p [u8]) -> &'p [u8] {
         let (now, later) = piece.split_at(piece.len().min(WRITE_BYTES - self.length));
         let at = self.start + self.length;
@@ -112,7 +112,7 @@ impl<'f> SequentialWriter<'f> {
             self.leave_direct();
         }
         match write_all_at(self.file, bytes, self.at) {
-            // the file system has other wishes, or took a part that is no multiple of them
+            // the file system wants another alignment, or wrote a part that ends off it
             Err(e) if self.direct && e.kind() == io::ErrorKind::InvalidInput => {
                 self.leave_direct();
                 write_all_at(self.file, bytes, self.at)?;

@@ -134,22 +134,23 @@ impl ValueCheck {
 
 #[cfg(test)]
 mod tests {
+    use super::super::fp8::{self, Fp8};
     use super::*;
+
+    fn not_finite_of(format: &Fp8) -> Vec<u8> {
+        (0..=u8::MAX)
+            .filter(|bits| !format.is_finite(*bits))
+            .collect()
+    }
 
     /// Values of one byte whose decoder says that they are not finite.
     fn not_finite_bytes(dtype: Dtype) -> Option<Vec<u8>> {
-        use super::super::fp8::{E4M3, E4M3_FNUZ, E5M2, E5M2_FNUZ, E8M0, Fp8};
-        let by = |format: &Fp8| {
-            (0..=u8::MAX)
-                .filter(|bits| !format.is_finite(*bits))
-                .collect()
-        };
         match dtype {
-            Dtype::F8_E5M2 => Some(by(&E5M2)),
-            Dtype::F8_E4M3 => Some(by(&E4M3)),
-            Dtype::F8_E8M0 => Some(by(&E8M0)),
-            Dtype::F8_E4M3FNUZ => Some(by(&E4M3_FNUZ)),
-            Dtype::F8_E5M2FNUZ => Some(by(&E5M2_FNUZ)),
+            Dtype::F8_E5M2 => Some(not_finite_of(&fp8::E5M2)),
+            Dtype::F8_E4M3 => Some(not_finite_of(&fp8::E4M3)),
+            Dtype::F8_E8M0 => Some(not_finite_of(&fp8::E8M0)),
+            Dtype::F8_E4M3FNUZ => Some(not_finite_of(&fp8::E4M3_FNUZ)),
+            Dtype::F8_E5M2FNUZ => Some(not_finite_of(&fp8::E5M2_FNUZ)),
             Dtype::BOOL
             | Dtype::F4
             | Dtype::F6_E2M3
@@ -202,7 +203,7 @@ mod tests {
             assert_eq!(dtype, listed);
             match not_finite {
                 Some(bytes) => {
-                    assert_eq!(check(dtype, &[&[0; 64], bytes]), (false, false), "{dtype}")
+                    assert_eq!(check(dtype, &[&[0; 64], bytes]), (false, false), "{dtype}");
                 }
                 None => {
                     let every: Vec<u8> = (0..=255).collect();

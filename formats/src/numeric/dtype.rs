@@ -16,7 +16,6 @@ macro_rules! dtypes {
             Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
         )]
         #[expect(non_camel_case_types, reason = "the names in headers and documents")]
-        #[expect(clippy::upper_case_acronyms, reason = "the names in headers and documents")]
         pub enum Dtype {
             $($(#[doc = $doc])+ $name,)+
         }
@@ -145,7 +144,8 @@ mod tests {
             .to_string();
         let mut theirs: Vec<_> = unknown.split('`').skip(3).step_by(2).collect();
         let mut ours: Vec<_> = Dtype::ALL.into_iter().map(Dtype::name).collect();
-        (theirs.sort_unstable(), ours.sort_unstable());
+        theirs.sort_unstable();
+        ours.sort_unstable();
         assert_eq!(theirs, ours);
         assert!(Dtype::ALL.is_sorted());
     }

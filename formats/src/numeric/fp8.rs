@@ -117,9 +117,9 @@ const fn powers_of_two() -> [f32; 256] {
     let mut values = [f32::NAN; 256];
     // 2^-127 is subnormal as an f32
     values[0] = f32::from_bits(1 << 22);
-    let mut bits = 1;
+    let mut bits: u32 = 1;
     while bits < 255 {
-        values[bits] = f32::from_bits((bits as u32) << 23);
+        values[bits as usize] = f32::from_bits(bits << 23);
         bits += 1;
     }
     values
@@ -140,13 +140,19 @@ mod tests {
         }
     }
 
+    fn not_finite(format: &Fp8) -> Vec<u8> {
+        (0..=u8::MAX)
+            .filter(|bits| !format.is_finite(*bits))
+            .collect()
+    }
+
+    fn largest(format: &Fp8) -> f32 {
+        let finite = format.values.iter().copied().filter(|x| x.is_finite());
+        finite.fold(0.0, f32::max)
+    }
+
     #[test]
     fn finite_values_follow_the_book_and_the_others_are_where_the_table_says() {
-        let not_finite = |format: &Fp8| -> Vec<u8> {
-            (0..=u8::MAX)
-                .filter(|bits| !format.is_finite(*bits))
-                .collect()
-        };
         for (format, mantissa_bits, bias) in [
             (&E4M3, 3, 7),
             (&E5M2, 2, 15),
@@ -174,14 +180,6 @@ mod tests {
 
     #[test]
     fn extremes_are_those_of_the_specifications() {
-        let largest = |format: &Fp8| {
-            format
-                .values
-                .iter()
-                .copied()
-                .filter(|x| x.is_finite())
-                .fold(0.0, f32::max)
-        };
         assert_eq!(largest(&E4M3), 448.0);
         assert_eq!(largest(&E5M2), 57_344.0);
         assert_eq!(largest(&E8M0), 2_f32.powi(127));

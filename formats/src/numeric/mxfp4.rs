@@ -61,7 +61,7 @@ mod tests {
         (bytes[0], bytes[15]) = (0xa7, 0x1f);
         let mut values = [1.0; BLOCK_VALUES];
         decode_block(&bytes, 130, &mut values);
-        assert_eq!((values[0], values[1]), (6.0 * 8.0, -1.0 * 8.0));
+        assert_eq!((values[0], values[1]), (6.0 * 8.0, -8.0));
         assert_eq!((values[30], values[31]), (-6.0 * 8.0, 0.5 * 8.0));
         assert!(values[2..30].iter().all(|x| *x == 0.0));
         decode_block(&bytes, 0xff, &mut values);

@@ -52,24 +52,21 @@ pub fn raw_header(segments: &[SegmentSpec]) -> Vec<u8> {
 /// First byte of the data section of a pack of these segments.
 ///
 /// Where segments may be coded, their stored lengths are not known before they are written, so the
-/// header takes the room of the longest one possible.
+/// header takes as many bytes as the longest possible one.
 pub fn data_start(segments: &[SegmentSpec], codec: Codec) -> u64 {
     if codec == Codec::Raw {
         return raw_header(segments).len() as u64;
     }
-    let most = segments
-        .iter()
-        .map(most_stored)
-        .fold(0, u64::saturating_add);
+    let max = segments.iter().map(max_stored).fold(0, u64::saturating_add);
     let length: usize = segments
         .iter()
-        .map(|segment| longest_entry(segment, most))
+        .map(|segment| longest_entry(segment, max))
         .sum();
     aligned_start(METADATA.len() + 2 + length)
 }
 
 /// No coded segment is longer: one that does not shrink is stored raw.
-fn most_stored(segment: &SegmentSpec) -> u64 {
+fn max_stored(segment: &SegmentSpec) -> u64 {
     let chunks = segment
         .tensors
         .iter()
@@ -84,19 +81,12 @@ fn most_stored(segment: &SegmentSpec) -> u64 {
         .unwrap_or(u64::MAX)
 }
 
-fn longest_entry(segment: &SegmentSpec, most: u64) -> usize {
+fn longest_entry(segment: &SegmentSpec, max: u64) -> usize {
     let (mut raw, mut coded) = (String::new(), String::new());
     for t in &segment.tensors {
-        push_entry(
-            &mut raw,
-            &t.name,
-            &t.dtype.to_string(),
-            &t.shape,
-            most,
-            most,
-        );
+        push_entry(&mut raw, &t.name, &t.dtype.to_string(), &t.shape, max, max);
     }
-    push_entry(&mut coded, &segment.id, "U8", &[most], most, most);
+    push_entry(&mut coded, &segment.id, "U8", &[max], max, max);
     raw.len().max(coded.len())
 }
 

@@ -65,7 +65,7 @@ pub struct StoredSegment {
     pub blake3: Blake3,
 }
 
-/// What came of writing a pack.
+/// A pack that was written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WrittenPack {
     /// Bytes of the file.

@@ -92,7 +92,7 @@ impl<'a> SegmentReader<'a> {
         &self,
         range: Range<u64>,
         unpacker: &mut Unpacker,
-        stop: &CancelToken,
+        cancel: &CancelToken,
         mut take: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         if range.start > range.end || range.end > self.segment.raw_length {
@@ -107,12 +107,12 @@ impl<'a> SegmentReader<'a> {
             return self.pack.for_each_piece(
                 at + range.start..at + range.end,
                 &mut unpacker.buffer,
-                stop,
+                cancel,
                 take,
             );
         };
         for chunk in table.overlapping(&range) {
-            stop.check()?;
+            cancel.check()?;
             let raw = self.decode(chunk, unpacker)?;
             let from = range.start.max(chunk.raw.start) - chunk.raw.start;
             let to = range.end.min(chunk.raw.end) - chunk.raw.start;

@@ -1,6 +1,7 @@
 //! Writing a pack in one go, in bounded memory.
 
 use std::fs::File;
+use std::iter::Peekable;
 use std::path::Path;
 
 use super::header::{coded_header, data_start, raw_header};
@@ -11,6 +12,7 @@ use crate::codec::{
 };
 use crate::digest::{Blake3Hasher, Sha256, Sha256Hasher};
 use crate::io::{CancelToken, InputFile, READ_BYTES, to_usize, write_all_at};
+use crate::numeric::Dtype;
 use crate::{FormatError, Result};
 
 /// Where the bytes of tensors come from.
@@ -41,7 +43,7 @@ pub fn write_pack(
     segments: &[SegmentSpec],
     coding: Coding,
     source: &mut dyn TensorSource,
-    stop: &CancelToken,
+    cancel: &CancelToken,
     progress: &dyn Fn(u64),
 ) -> Result<WrittenPack> {
     let out = Output {
@@ -58,7 +60,7 @@ pub fn write_pack(
                 Ok(())
             })
         }
-        coding => write_coded(&out, segments, coding, source, stop),
+        coding => write_coded(&out, segments, coding, source, cancel),
     }
 }
 
@@ -148,14 +150,14 @@ fn write_coded(
     segments: &[SegmentSpec],
     coding: Coding,
     source: &mut dyn TensorSource,
-    stop: &CancelToken,
+    cancel: &CancelToken,
 ) -> Result<WrittenPack> {
     let mut encoder = ChunkEncoder::new(coding)?;
     let start = data_start(segments, coding.codec());
     let (mut at, mut stored, mut tensors) = (start, Vec::new(), Vec::new());
     for (s, segment) in segments.iter().enumerate() {
         let (coded_length, digests) =
-            write_coded_segment(out, (s, segment), at, &mut encoder, source, stop)?;
+            write_coded_segment(out, (s, segment), at, &mut encoder, source, cancel)?;
         tensors.extend(digests);
         let raw_length = segment.raw_length();
         let (codec, stored_length) = if coded_length < raw_length {
@@ -179,7 +181,7 @@ fn write_coded(
     out.file
         .set_len(at)
         .map_err(FormatError::io("set the length of", out.path))?;
-    let sha256 = digest_back(out.path, start, &mut stored, stop)?;
+    let sha256 = digest_back(out.path, start, &mut stored, cancel)?;
     Ok(WrittenPack {
         length: at,
         sha256,
@@ -192,21 +194,18 @@ fn digest_back(
     path: &Path,
     data_start: u64,
     stored: &mut [StoredSegment],
-    stop: &CancelToken,
+    cancel: &CancelToken,
 ) -> Result<Sha256> {
-    let (back, mut buffer, mut pack) = (
-        InputFile::open(path)?,
-        vec![0; READ_BYTES],
-        Sha256Hasher::default(),
-    );
-    back.for_each_piece(0..data_start, &mut buffer, stop, |piece| {
+    let (back, mut buffer) = (InputFile::open(path)?, vec![0; READ_BYTES]);
+    let mut pack = Sha256Hasher::default();
+    back.for_each_piece(0..data_start, &mut buffer, cancel, |piece| {
         pack.update(piece);
         Ok::<_, FormatError>(())
     })?;
     for segment in stored {
         let mut blake3 = Blake3Hasher::default();
         let range = segment.offset..segment.offset + segment.stored_length;
-        back.for_each_piece(range, &mut buffer, stop, |piece| {
+        back.for_each_piece(range, &mut buffer, cancel, |piece| {
             pack.update(piece);
             blake3.update(piece);
             Ok::<_, FormatError>(())
@@ -223,53 +222,96 @@ fn write_coded_segment(
     start: u64,
     encoder: &mut ChunkEncoder,
     source: &mut dyn TensorSource,
-    stop: &CancelToken,
+    cancel: &CancelToken,
 ) -> Result<(u64, Vec<Sha256>)> {
+    // the table comes first but is known last: its length is known now
     let chunks: u64 = segment.tensors.iter().map(|t| chunk_count(t.length)).sum();
-    let mut table = ChunkTable {
-        chunks: Vec::new(),
-        raw_length: 0,
+    let mut coded = CodedSegment {
+        out,
+        encoder,
+        cancel,
+        start,
+        table: ChunkTable {
+            chunks: Vec::new(),
+            raw_length: 0,
+        },
+        stored: PREFIX_BYTES + chunks * TABLE_ENTRY_BYTES,
+        raw: Vec::new(),
     };
-    let mut stored = PREFIX_BYTES + chunks * TABLE_ENTRY_BYTES;
     let mut digests = Vec::new();
-    let mut raw = Vec::new();
     for (t, tensor) in segment.tensors.iter().enumerate() {
-        let (mut sha256, mut seen, mut lengths) =
-            (Sha256Hasher::default(), 0, chunk_lengths(tensor.length));
-        let mut wanted = lengths.next();
-        let mut flush = |raw: &mut Vec<u8>| -> Result<()> {
-            stop.check()?;
-            let (chunk, bytes) = encoder.encode(tensor.dtype, raw, table.raw_length, stored)?;
-            out.write(bytes, start + stored)?;
-            (table.raw_length, stored) = (chunk.raw.end, chunk.stored.end);
-            table.chunks.push(chunk);
-            (out.progress)(raw.len() as u64);
-            raw.clear();
-            Ok(())
-        };
-        source.read(s, t, &mut |mut piece| {
+        let mut lengths = chunk_lengths(tensor.length).peekable();
+        let (mut sha256, mut seen) = (Sha256Hasher::default(), 0);
+        source.read(s, t, &mut |piece| {
             sha256.update(piece);
             seen += piece.len() as u64;
-            while let Some(length) = wanted.filter(|_| !piece.is_empty()) {
-                let missing = to_usize(length - raw.len() as u64);
-                let (now, later) = piece.split_at(missing.min(piece.len()));
-                raw.extend_from_slice(now);
-                piece = later;
-                if raw.len() as u64 == length {
-                    flush(&mut raw)?;
-                    wanted = lengths.next();
-                }
-            }
-            Ok(())
+            coded.take(tensor.dtype, &mut lengths, piece)
         })?;
         check_length(tensor, seen, out.path)?;
         digests.push(sha256.finish());
     }
-    out.write(&table.encode(), start)?;
-    let padded = stored.next_multiple_of(ALIGNMENT);
-    let padding = usize::try_from(padded - stored).unwrap_or_default();
-    out.write(&vec![0; padding], start + stored)?;
-    Ok((padded, digests))
+    Ok((coded.finish()?, digests))
+}
+
+/// A coded segment on its way into the file.
+struct CodedSegment<'a> {
+    out: &'a Output<'a>,
+    encoder: &'a mut ChunkEncoder,
+    cancel: &'a CancelToken,
+    /// First byte in the file.
+    start: u64,
+    /// The chunks so far.
+    table: ChunkTable,
+    /// Bytes of the segment so far, its table included.
+    stored: u64,
+    /// The begun chunk.
+    raw: Vec<u8>,
+}
+
+impl CodedSegment<'_> {
+    /// Takes the next bytes of a tensor whose chunks have these lengths; writes each chunk that
+    /// they complete.
+    fn take(
+        &mut self,
+        dtype: Dtype,
+        lengths: &mut Peekable<impl Iterator<Item = u64>>,
+        mut piece: &[u8],
+    ) -> Result<()> {
+        while let Some(length) = lengths.peek().copied().filter(|_| !piece.is_empty()) {
+            let missing = to_usize(length - self.raw.len() as u64);
+            let (now, later) = piece.split_at(missing.min(piece.len()));
+            self.raw.extend_from_slice(now);
+            piece = later;
+            if self.raw.len() as u64 == length {
+                self.write_chunk(dtype)?;
+                lengths.next();
+            }
+        }
+        Ok(())
+    }
+
+    fn write_chunk(&mut self, dtype: Dtype) -> Result<()> {
+        self.cancel.check()?;
+        let (raw_start, stored_start) = (self.table.raw_length, self.stored);
+        let (chunk, bytes) = self
+            .encoder
+            .encode(dtype, &self.raw, raw_start, stored_start)?;
+        self.out.write(bytes, self.start + stored_start)?;
+        (self.table.raw_length, self.stored) = (chunk.raw.end, chunk.stored.end);
+        self.table.chunks.push(chunk);
+        (self.out.progress)(self.raw.len() as u64);
+        self.raw.clear();
+        Ok(())
+    }
+
+    /// Writes the table and the padding; returns the length with both.
+    fn finish(self) -> Result<u64> {
+        self.out.write(&self.table.encode(), self.start)?;
+        let padded = self.stored.next_multiple_of(ALIGNMENT);
+        let padding = vec![0; to_usize(padded - self.stored)];
+        self.out.write(&padding, self.start + self.stored)?;
+        Ok(padded)
+    }
 }
 
 /// Writes a segment's raw bytes, whose digests are known already.

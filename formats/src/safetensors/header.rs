@@ -49,7 +49,7 @@ pub struct TensorEntry {
 pub struct ShardHeader {
     /// `__metadata__`, in file order, if there is one.
     pub metadata: Option<Vec<(String, String)>>,
-    /// All tensors, by their place in the file.
+    /// All tensors, by their offset in the file.
     pub tensors: Vec<TensorEntry>,
     /// First byte of the data section: 8 + the header's length.
     pub data_start: u64,
@@ -317,19 +317,25 @@ mod tests {
         assert_eq!(parse("{}", 0).unwrap().tensors, []);
     }
 
+    /// A header of one tensor, `t`.
+    fn one(dtype: &str, shape: &str, offsets: &str) -> String {
+        format!(r#"{{"t":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#)
+    }
+
+    /// A header of two tensors of four bytes.
+    fn two(a: &str, b: &str) -> String {
+        format!(
+            r#"{{"a":{{"dtype":"U8","shape":[4],"data_offsets":{a}}},"b":{{"dtype":"U8","shape":[4],"data_offsets":{b}}}}}"#
+        )
+    }
+
+    /// A header of one tensor of this name.
+    fn named(name: &str) -> String {
+        format!(r#"{{"{name}":{{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}}}"#)
+    }
+
     #[test]
     fn each_malformed_header_says_what_and_where() {
-        let one = |dtype: &str, shape: &str, offsets: &str| {
-            format!(r#"{{"t":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#)
-        };
-        let two = |a: &str, b: &str| {
-            format!(
-                r#"{{"a":{{"dtype":"U8","shape":[4],"data_offsets":{a}}},"b":{{"dtype":"U8","shape":[4],"data_offsets":{b}}}}}"#
-            )
-        };
-        let named = |name: &str| {
-            format!(r#"{{"{name}":{{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}}}"#)
-        };
         let cases: Vec<(String, u64, &str)> = vec![
             ("[]".into(), 0, "begins with \"[]\""),
             ("\u{feff}{}".into(), 0, "must be a JSON object"),
@@ -418,7 +424,7 @@ mod tests {
                 Err(seen) => {
                     assert!(
                         !wanted.is_empty() && seen.contains(wanted),
-                        "{json}\n  said: {seen}\nwanted: {wanted}"
+                        "{json}\n  seen: {seen}\nwanted: {wanted}"
                     );
                 }
             }

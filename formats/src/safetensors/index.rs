@@ -58,23 +58,24 @@ impl ShardIndex {
 
 /// Some writers give the size as a float (`1.2e10`); it is taken while it is exact.
 fn whole(number: &serde_json::Number) -> Result<u64, HeaderError> {
-    const EXACT: f64 = 9_007_199_254_740_992.0; // 2^53
-    let from_float = |f: f64| {
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "checked just before"
-        )]
-        (f.fract() == 0.0 && (0.0..=EXACT).contains(&f)).then_some(f as u64)
-    };
     number
         .as_u64()
-        .or_else(|| number.as_f64().and_then(from_float))
+        .or_else(|| number.as_f64().and_then(exact_integer))
         .ok_or_else(|| {
             HeaderError::new(format!(
                 "metadata.total_size is {number}, not a whole number of bytes"
             ))
         })
+}
+
+fn exact_integer(f: f64) -> Option<u64> {
+    const EXACT: f64 = 9_007_199_254_740_992.0; // 2^53
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "checked just before"
+    )]
+    (f.fract() == 0.0 && (0.0..=EXACT).contains(&f)).then_some(f as u64)
 }
 
 /// Checks that a path from a document stays inside its folder, and means the same on every system.

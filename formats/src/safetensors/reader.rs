@@ -28,8 +28,8 @@ impl Shard {
     /// Reads the header, nothing else.
     ///
     /// # Errors
-    /// `Io`, `Changed`, or `Malformed` with the reason; a git-lfs pointer or a web page in a
-    /// shard's place is called that.
+    /// `Io`, `Changed`, or `Malformed` with the reason; a git-lfs pointer or a web page
+    /// in place of a shard is called that.
     pub fn open_from(input: Arc<dyn ReadAt>) -> Result<Self> {
         let header = read_header(&*input)?;
         Ok(Self { input, header })
@@ -42,15 +42,23 @@ impl Shard {
 }
 
 fn read_header(input: &dyn ReadAt) -> Result<ShardHeader> {
-    let name = input.name();
     let first = input.read_range(0..input.length().min(64))?;
-    let refuse = |e: HeaderError| match impostor(&first) {
-        Some(what) => FormatError::malformed(name, what),
-        None => FormatError::malformed(name, e.to_string()),
+    let parsed = parse_header(input, &first)?;
+    parsed.map_err(|e| {
+        // a better reason, where the file is something else altogether
+        let what = impostor(&first).map_or_else(|| e.to_string(), str::to_owned);
+        FormatError::malformed(input.name(), what)
+    })
+}
+
+/// Reads and parses the header; `first` is the file's first bytes.
+fn parse_header(input: &dyn ReadAt, first: &[u8]) -> Result<Result<ShardHeader, HeaderError>> {
+    let length = match ShardHeader::parse_length(first, input.length()) {
+        Ok(length) => length,
+        Err(e) => return Ok(Err(e)),
     };
-    let length = ShardHeader::parse_length(&first, input.length()).map_err(&refuse)?;
     let json = input.read_range(LENGTH_FIELD..LENGTH_FIELD + length)?;
-    ShardHeader::parse(&json, input.length()).map_err(&refuse)
+    Ok(ShardHeader::parse(&json, input.length()))
 }
 
 /// What is commonly found where a shard should be.

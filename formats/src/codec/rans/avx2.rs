@@ -20,7 +20,7 @@ const REGISTERS: usize = LANES / WIDTH;
 const GROUPS: usize = 4;
 
 /// As [`decode_some`](super::decode_some).
-pub fn decode(
+pub(super) fn decode(
     simd: Simd,
     table: &DecodeTable,
     codes: Codes,

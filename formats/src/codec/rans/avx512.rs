@@ -22,7 +22,7 @@ const ENCODER_WIDTH: usize = 8;
 const ENCODER_REGISTERS: usize = LANES / ENCODER_WIDTH;
 
 /// As [`decode_some`](super::decode_some).
-pub fn decode(
+pub(super) fn decode(
     simd: Simd,
     table: &DecodeTable,
     codes: Codes,
@@ -38,9 +38,10 @@ pub fn decode(
 }
 
 /// As [`encode_rounds`](super::encode_rounds).
-pub fn encode(simd: Simd, rounds: &[Round], to: Encoding<'_>) -> usize {
+pub(super) fn encode(simd: Simd, rounds: &[Round], to: Encoding<'_>) -> usize {
     assert_eq!(simd.0, Kind::Avx512);
-    // SAFETY: as above
+    // SAFETY: a `Simd` of this kind is only made where the processor has all features of the
+    // function
     unsafe { encode_avx512(rounds, to) }
 }
 
@@ -213,10 +214,7 @@ fn encode_avx512(rounds: &[Round], mut to: Encoding<'_>) -> usize {
     let mut at = to.words.len();
     for (number, round) in rounds.iter().enumerate().rev() {
         let (halves, _) = round.as_chunks::<{ ROUND_BYTES / 2 }>();
-        // SAFETY: 64 bytes are read from 64 bytes
-        let load =
-            |half: &[u8; ROUND_BYTES / 2]| unsafe { _mm512_loadu_si512(half.as_ptr().cast()) };
-        let values = [load(&halves[0]), load(&halves[1])];
+        let values = [load_half(&halves[0]), load_half(&halves[1])];
         let mut flags = _mm512_setzero_si512();
         for register in (0..REGISTERS).rev() {
             let values = values[register / 2];
@@ -256,6 +254,13 @@ fn encode_avx512(rounds: &[Round], mut to: Encoding<'_>) -> usize {
     at
 }
 
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_half(half: &[u8; ROUND_BYTES / 2]) -> __m512i {
+    // SAFETY: 64 bytes are read from 64 bytes
+    unsafe { _mm512_loadu_si512(half.as_ptr().cast()) }
+}
+
 /// Codes one symbol in each lane: the new states, the table's entries, the words that leave and
 /// their number.
 #[inline]
@@ -289,16 +294,21 @@ fn encode_step(
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
 fn put_raw(values: [__m512i; 2], raw: &mut Raw) {
-    /// `z ? x : y` as a truth table of `vpternlogd`.
-    const SELECT: i32 = 0xE4;
-    let join = |values: __m512i| {
-        let sign = _mm512_srli_epi16::<10>(values);
-        let six = _mm512_ternarylogic_epi32::<SELECT>(values, sign, _mm512_set1_epi16(0x1f));
-        let six = _mm512_and_si512(six, _mm512_set1_epi16(0x3f));
-        let twelve = _mm512_madd_epi16(six, _mm512_set1_epi32(64 << 16 | 1));
-        _mm512_or_si512(twelve, _mm512_srli_epi64::<20>(twelve))
-    };
-    let bytes = _mm512_permutex2var_epi8(join(values[0]), load_index(&GATHERED), join(values[1]));
+    let [first, second] = [join_raw(values[0]), join_raw(values[1])];
+    let bytes = _mm512_permutex2var_epi8(first, load_index(&GATHERED), second);
     // SAFETY: the mask leaves the 48 bytes that there are
     unsafe { _mm512_mask_storeu_epi8(raw.as_mut_ptr().cast(), RAW_BYTES_MASK, bytes) };
+}
+
+/// The raw bits of the four values of each 64-bit lane in its lower 24 bits.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
+fn join_raw(values: __m512i) -> __m512i {
+    /// `z ? x : y` as a truth table of `vpternlogd`.
+    const SELECT: i32 = 0xE4;
+    let sign = _mm512_srli_epi16::<10>(values);
+    let six = _mm512_ternarylogic_epi32::<SELECT>(values, sign, _mm512_set1_epi16(0x1f));
+    let six = _mm512_and_si512(six, _mm512_set1_epi16(0x3f));
+    let twelve = _mm512_madd_epi16(six, _mm512_set1_epi32(64 << 16 | 1));
+    _mm512_or_si512(twelve, _mm512_srli_epi64::<20>(twelve))
 }

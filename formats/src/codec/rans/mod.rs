@@ -26,6 +26,7 @@ mod tests;
 use std::fmt;
 
 use super::simd::{Kind, Simd};
+use crate::io::to_usize;
 use model::{
     DecodeTable, EncodeTable, MAX_FREQUENCY, MAX_SYMBOLS, Model, fill_decode_table,
     fill_encode_table,
@@ -90,12 +91,12 @@ struct Codes {
 type Exception = (u32, u16);
 
 /// Whether values look as if a general compressor found something in them that this one does not.
-pub fn has_structure(raw: &[u8]) -> bool {
+pub(super) fn has_structure(raw: &[u8]) -> bool {
     model::has_structure(raw.as_chunks().0)
 }
 
 /// Codes chunks of bf16 values.
-pub struct Encoder {
+pub(super) struct Encoder {
     simd: Simd,
     table: Box<EncodeTable>,
     /// Filled from its end.
@@ -115,7 +116,7 @@ impl fmt::Debug for Encoder {
 /// What the rounds of a chunk are coded with and into.
 struct Encoding<'a> {
     table: &'a EncodeTable,
-    /// Has room for a word of every value and one more; words are written from its end towards its
+    /// As long as all values and one more word; words are written from its end towards its
     /// start.
     words: &'a mut [u16],
     raw: &'a mut [Raw],
@@ -138,7 +139,7 @@ impl Encoding<'_> {
 
 impl Encoder {
     /// A coder with these instructions; its tables and buffers are reused.
-    pub fn new(simd: Simd) -> Self {
+    pub(super) fn new(simd: Simd) -> Self {
         let table = Box::new([0; CODES]);
         Self {
             simd,
@@ -151,7 +152,7 @@ impl Encoder {
 
     /// Appends the coded form of a chunk's values to `out`, or gives up where it is not shorter
     /// than them.
-    pub fn encode(&mut self, values: &[u8], out: &mut Vec<u8>) -> bool {
+    pub(super) fn encode(&mut self, values: &[u8], out: &mut Vec<u8>) -> bool {
         let (rounds, rest) = values.as_chunks::<ROUND_BYTES>();
         if rounds.is_empty() || !values.len().is_multiple_of(VALUE_BYTES) {
             return false;
@@ -223,7 +224,7 @@ fn encode_rounds(simd: Simd, rounds: &[Round], encoding: Encoding<'_>) -> usize 
 }
 
 /// Decodes chunks of bf16 values.
-pub struct Decoder {
+pub(super) struct Decoder {
     simd: Simd,
     table: Box<DecodeTable>,
 }
@@ -308,12 +309,8 @@ fn parse(stored: &[u8], raw_length: usize) -> Result<Parsed<'_>, String> {
         ));
     }
     let mut after = after;
-    let mut take = |length: u64| {
-        let (part, later) = after.split_at(usize::try_from(length).unwrap_or(0).min(after.len()));
-        after = later;
-        part
-    };
-    let [frequencies, exceptions, rest, raw, states, words] = lengths.map(&mut take);
+    let [frequencies, exceptions, rest, raw, states, words] =
+        lengths.map(|length| split_off(&mut after, length));
     let model = Model {
         base: u16_at(head, 0),
         special: u16_at(head, 2),
@@ -345,6 +342,13 @@ fn parse(stored: &[u8], raw_length: usize) -> Result<Parsed<'_>, String> {
     Ok(parsed)
 }
 
+/// Takes the first bytes off, at most all there are.
+fn split_off<'a>(bytes: &mut &'a [u8], length: u64) -> &'a [u8] {
+    let (first, rest) = bytes.split_at(to_usize(length).min(bytes.len()));
+    *bytes = rest;
+    first
+}
+
 fn check_model(model: &Model) -> Result<(), String> {
     let last = usize::from(model.base) + model.frequencies.len() - 1;
     if last >= CODES || usize::from(model.special) >= CODES {
@@ -354,10 +358,10 @@ fn check_model(model: &Model) -> Result<(), String> {
         ));
     }
     let sum: u32 = model.frequencies.iter().map(|f| u32::from(*f)).sum();
-    let most = model.frequencies.iter().copied().max().unwrap_or(0);
-    if sum != SCALE || u32::from(most) > MAX_FREQUENCY {
+    let max = model.frequencies.iter().copied().max().unwrap_or(0);
+    if sum != SCALE || u32::from(max) > MAX_FREQUENCY {
         return Err(format!(
-            "frequencies add up to {sum}, the greatest is {most}; wanted {SCALE}, {MAX_FREQUENCY}"
+            "frequencies add up to {sum}, the greatest is {max}; wanted {SCALE}, {MAX_FREQUENCY}"
         ));
     }
     Ok(())
@@ -365,7 +369,7 @@ fn check_model(model: &Model) -> Result<(), String> {
 
 impl Decoder {
     /// A decoder with these instructions; its table is reused.
-    pub fn new(simd: Simd) -> Self {
+    pub(super) fn new(simd: Simd) -> Self {
         Self {
             simd,
             table: Box::new([0; SCALE as usize]),
@@ -376,7 +380,7 @@ impl Decoder {
     ///
     /// # Errors
     /// What is wrong with the stored bytes; `values` then holds nothing of use.
-    pub fn decode(&mut self, stored: &[u8], values: &mut [u8]) -> Result<(), String> {
+    pub(super) fn decode(&mut self, stored: &[u8], values: &mut [u8]) -> Result<(), String> {
         let mut parsed = parse(stored, values.len())?;
         fill_decode_table(&parsed.model, &mut self.table);
         let (rounds, rest) = values.as_chunks_mut::<ROUND_BYTES>();
@@ -386,42 +390,46 @@ impl Decoder {
     }
 
     fn decode_rounds(&self, parsed: &mut Parsed<'_>, rounds: &mut [Round]) -> Result<(), String> {
-        let Parsed {
-            model,
-            raw,
-            states,
-            words,
-            ..
-        } = parsed;
-        let codes = Codes {
-            base: model.base,
-            special: model.special,
-        };
-        let run = |states: &mut States, words: &[u8], from: usize, rounds: &mut [Round]| {
-            decode_some(
-                self.simd,
-                &self.table,
-                codes,
-                states,
-                words,
-                &raw[from..],
-                &mut rounds[from..],
-            )
-        };
-        let begun = run(states, words, 0, rounds);
+        let words = parsed.words;
+        let begun = self.decode_from(0, words, parsed, rounds);
         // the last words, with zeros behind them that a decoder may read ahead but not need
         let left = &words[begun.bytes..];
         let mut padded = [0; 2 * AHEAD_BYTES];
-        let room = left.len().min(AHEAD_BYTES);
-        padded[..room].copy_from_slice(&left[..room]);
-        let ended = run(states, &padded, begun.rounds, rounds);
-        if begun.rounds + ended.rounds != raw.len() || ended.bytes > left.len() {
+        let kept = left.len().min(AHEAD_BYTES);
+        padded[..kept].copy_from_slice(&left[..kept]);
+        let ended = self.decode_from(begun.rounds, &padded, parsed, rounds);
+        if begun.rounds + ended.rounds != parsed.raw.len() || ended.bytes > left.len() {
             return Err(format!("{} words are too few", words.len() / WORD_BYTES));
         }
-        if ended.bytes != left.len() || states.iter().any(|s| *s != LOWEST) {
+        if ended.bytes != left.len() || parsed.states.iter().any(|s| *s != LOWEST) {
             return Err("is damaged: it does not end where it should".to_owned());
         }
         Ok(())
+    }
+}
+
+impl Decoder {
+    /// Decodes the rounds from this one on with these words, as [`decode_some`] does.
+    fn decode_from(
+        &self,
+        first: usize,
+        words: &[u8],
+        parsed: &mut Parsed<'_>,
+        rounds: &mut [Round],
+    ) -> Progress {
+        let codes = Codes {
+            base: parsed.model.base,
+            special: parsed.model.special,
+        };
+        decode_some(
+            self.simd,
+            &self.table,
+            codes,
+            &mut parsed.states,
+            words,
+            &parsed.raw[first..],
+            &mut rounds[first..],
+        )
     }
 }
 

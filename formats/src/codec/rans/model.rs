@@ -4,9 +4,9 @@
 use super::{CODES, Round, SCALE};
 
 /// Symbols that a model has at most: a byte of the decoding table names one.
-pub const MAX_SYMBOLS: usize = 256;
+pub(super) const MAX_SYMBOLS: usize = 256;
 /// No symbol has all of [`SCALE`]: its frequency is kept in 12 bits.
-pub const MAX_FREQUENCY: u32 = SCALE - 1;
+pub(super) const MAX_FREQUENCY: u32 = SCALE - 1;
 
 /// Chunks of fewer rounds are counted as a whole, longer ones one round in four.
 const COUNT_ALL_ROUNDS: usize = 1024;
@@ -19,7 +19,7 @@ const RAREST: u64 = 100_000;
 ///
 /// Symbol 0 stands for the code `special`, symbol `s` from 1 on for the code `base + s`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Model {
+pub(super) struct Model {
     /// See above.
     pub base: u16,
     /// See above.
@@ -30,27 +30,20 @@ pub struct Model {
 
 /// How often each code occurs in some of the rounds.
 ///
-/// Which rounds are looked at depends on their number alone. They are not evenly spaced: a matrix's
+/// Which rounds are counted depends on their number alone. They are not evenly spaced: a matrix's
 /// columns are.
 fn count(rounds: &[Round]) -> ([u32; CODES], u64) {
     let mut counts = [[0_u32; CODES]; 4];
-    let mut add = |round: &Round| {
-        for four in round.as_chunks::<8>().0 {
-            let four = u64::from_le_bytes(*four);
-            // four tables, so that equal neighbours do not wait for each other
-            for (i, counts) in counts.iter_mut().enumerate() {
-                counts[(four >> (16 * i + 5)) as usize % CODES] += 1;
-            }
-        }
-    };
-    let looked_at = if rounds.len() < COUNT_ALL_ROUNDS {
-        rounds.iter().for_each(add);
+    let counted = if rounds.len() < COUNT_ALL_ROUNDS {
+        rounds
+            .iter()
+            .for_each(|round| count_round(round, &mut counts));
         rounds.len()
     } else {
         for (i, four) in rounds.chunks_exact(ROUNDS_PER_SAMPLE).enumerate() {
             // Knuth's multiplicative hash; its upper bits are the good ones
             let pick = (i as u32).wrapping_mul(2_654_435_769) >> 30;
-            add(&four[pick as usize]);
+            count_round(&four[pick as usize], &mut counts);
         }
         rounds.len() / ROUNDS_PER_SAMPLE
     };
@@ -58,12 +51,23 @@ fn count(rounds: &[Round]) -> ([u32; CODES], u64) {
     for other in others {
         sum.iter_mut().zip(other).for_each(|(sum, n)| *sum += n);
     }
-    (sum, looked_at as u64 * super::LANES as u64)
+    (sum, counted as u64 * super::LANES as u64)
+}
+
+/// Adds the codes of a round. Four tables, so that equal neighbours do not wait for each other.
+#[inline]
+fn count_round(round: &Round, counts: &mut [[u32; CODES]; 4]) {
+    for four in round.as_chunks::<8>().0 {
+        let four = u64::from_le_bytes(*four);
+        for (i, counts) in counts.iter_mut().enumerate() {
+            counts[(four >> (16 * i + 5)) as usize % CODES] += 1;
+        }
+    }
 }
 
 impl Model {
     /// The model of a chunk that has rounds.
-    pub fn of(rounds: &[Round]) -> Self {
+    pub(super) fn of(rounds: &[Round]) -> Self {
         let (counts, total) = count(rounds);
         let frequent = counts.map(|n| if u64::from(n) * RAREST >= total { n } else { 0 });
         let window = best_window(&frequent);
@@ -85,7 +89,7 @@ impl Model {
     }
 
     /// The code of a symbol.
-    pub fn code(&self, symbol: usize) -> u16 {
+    pub(super) fn code(&self, symbol: usize) -> u16 {
         if symbol == 0 {
             self.special
         } else {
@@ -118,15 +122,7 @@ fn best_window(counts: &[u32; CODES]) -> std::ops::Range<usize> {
 /// Scales counts to frequencies whose sum is [`SCALE`]; what occurs keeps at least 1.
 fn normalise(counts: &[u32]) -> Vec<u16> {
     let total: u64 = counts.iter().map(|n| u64::from(*n)).sum();
-    let nearest = |n: u64| (2 * n * u64::from(SCALE) + total) / (2 * total);
-    let scale = |n: u32| {
-        if n == 0 {
-            0
-        } else {
-            (nearest(u64::from(n)) as u32).clamp(1, MAX_FREQUENCY)
-        }
-    };
-    let mut scaled: Vec<u32> = counts.iter().map(|n| scale(*n)).collect();
+    let mut scaled: Vec<u32> = counts.iter().map(|n| scale(*n, total)).collect();
     let occurs = scaled.iter().filter(|f| **f > 0).count();
     if occurs < 2 {
         // alone it would need all of SCALE
@@ -140,6 +136,15 @@ fn normalise(counts: &[u32]) -> Vec<u16> {
     scaled.into_iter().map(|f| f as u16).collect()
 }
 
+/// The nearest share of [`SCALE`] to `count` of `total`, at least 1 of what occurs.
+fn scale(count: u32, total: u64) -> u32 {
+    if count == 0 {
+        return 0;
+    }
+    let nearest = (2 * u64::from(count) * u64::from(SCALE) + total) / (2 * total);
+    (nearest as u32).clamp(1, MAX_FREQUENCY)
+}
+
 /// Moves single parts of [`SCALE`] to where they save most bits, or from where they cost least.
 ///
 /// Going from `f` to `f + 1` saves about `n / (f + 1/2)` of `n` occurrences.
@@ -148,28 +153,28 @@ fn settle(scaled: &mut [u32], counts: &[u32]) {
     let mut sum: u32 = scaled.iter().sum();
     while sum < SCALE {
         let gains = (0..counts.len()).rev().filter(|&s| counts[s] > 0);
-        let Some(most) = gains.max_by_key(|&s| worth(s, 2 * scaled[s] + 1)) else {
+        let Some(best) = gains.max_by_key(|&s| worth(s, 2 * scaled[s] + 1)) else {
             return;
         };
-        scaled[most] += 1;
+        scaled[best] += 1;
         sum += 1;
     }
     while sum > SCALE {
         let losses = (0..counts.len()).filter(|&s| scaled[s] > 1);
-        let Some(least) = losses.min_by_key(|&s| worth(s, 2 * scaled[s] - 1)) else {
+        let Some(cheapest) = losses.min_by_key(|&s| worth(s, 2 * scaled[s] - 1)) else {
             return;
         };
-        scaled[least] -= 1;
+        scaled[cheapest] -= 1;
         sum -= 1;
     }
 }
 
 /// What decoding does with the low 12 bits of a state: `frequency << 20 | offset within it << 8 |
 /// symbol`.
-pub type DecodeTable = [u32; SCALE as usize];
+pub(super) type DecodeTable = [u32; SCALE as usize];
 
 /// Fills the decoding table of a model whose frequencies add up to [`SCALE`].
-pub fn fill_decode_table(model: &Model, table: &mut DecodeTable) {
+pub(super) fn fill_decode_table(model: &Model, table: &mut DecodeTable) {
     let mut rest = &mut table[..];
     for (symbol, &frequency) in (0_u32..).zip(&model.frequencies) {
         let Some((slots, later)) = rest.split_at_mut_checked(usize::from(frequency)) else {
@@ -184,15 +189,15 @@ pub fn fill_decode_table(model: &Model, table: &mut DecodeTable) {
 }
 
 /// What encoding does with a code: a [`Step`] packed into 64 bits.
-pub type EncodeTable = [u64; CODES];
+pub(super) type EncodeTable = [u64; CODES];
 
 /// Set in a packed step where the code has no symbol, and the step is another's.
-pub const EXCEPTION: u64 = 1 << 56;
+pub(super) const EXCEPTION: u64 = 1 << 56;
 
 /// One step of the encoder: `x / frequency` is `x * reciprocal >> shift`, and the new state is
 /// `x + start + x / frequency * (SCALE - frequency)`.
 #[derive(Debug, Clone, Copy)]
-pub struct Step {
+pub(super) struct Step {
     /// `ceil(2^shift / frequency)`, 32 bits.
     pub reciprocal: u64,
     /// Sum of the frequencies before, 12 bits.
@@ -229,7 +234,7 @@ impl Step {
     }
 
     /// The step without its flag.
-    pub fn unpack(packed: u64) -> Self {
+    pub(super) fn unpack(packed: u64) -> Self {
         Self {
             reciprocal: packed & 0xffff_ffff,
             start: (packed >> 32) as u32 & 0xfff,
@@ -240,7 +245,7 @@ impl Step {
 }
 
 /// Fills the encoding table of a model; codes without a symbol take the likeliest one's step.
-pub fn fill_encode_table(model: &Model, table: &mut EncodeTable) {
+pub(super) fn fill_encode_table(model: &Model, table: &mut EncodeTable) {
     let mut starts = Vec::with_capacity(model.frequencies.len());
     model.frequencies.iter().fold(0, |start, f| {
         starts.push(start);
@@ -258,18 +263,18 @@ pub fn fill_encode_table(model: &Model, table: &mut EncodeTable) {
 }
 
 /// Whether the six bits that are stored as they are seem to hold less than six bits.
-pub fn has_structure(rounds: &[Round]) -> bool {
-    /// Rounds that are looked at, evenly spaced; at most four times the even share passes as noise.
-    const LOOK: usize = 64;
+pub(super) fn has_structure(rounds: &[Round]) -> bool {
+    /// Rounds in the sample, evenly spaced; at most four times the even share passes as noise.
+    const SAMPLE: usize = 64;
     let mut counts = [0_usize; 64];
-    let step = rounds.len().div_ceil(LOOK).max(1);
-    let looked_at = rounds.iter().step_by(step).inspect(|round| {
-        let values = round.as_chunks::<2>().0;
-        values
-            .iter()
-            .for_each(|v| counts[usize::from(super::raw_of(u16::from_le_bytes(*v)))] += 1);
-    });
-    let even = looked_at.count();
+    let step = rounds.len().div_ceil(SAMPLE).max(1);
+    let mut even = 0;
+    for round in rounds.iter().step_by(step) {
+        for value in round.as_chunks::<2>().0 {
+            counts[usize::from(super::raw_of(u16::from_le_bytes(*value)))] += 1;
+        }
+        even += 1;
+    }
     counts.iter().any(|&n| n > 4 * even + 16)
 }
 
@@ -327,6 +332,10 @@ mod tests {
         assert_eq!(normalise(&[700, 300]), [2867, 1229]);
     }
 
+    fn has_symbol(model: &Model, code: u16) -> bool {
+        (0..model.frequencies.len()).any(|s| model.code(s) == code && model.frequencies[s] > 0)
+    }
+
     #[test]
     fn the_window_holds_what_is_frequent_and_one_code_more() {
         let mut round = [0_u8; 128];
@@ -335,11 +344,11 @@ mod tests {
             *value = (codes[i % codes.len()] << 5).to_le_bytes();
         }
         let model = Model::of(&[round]);
-        let found = |code| {
-            (0..model.frequencies.len()).any(|s| model.code(s) == code && model.frequencies[s] > 0)
-        };
         // 300 to 554 is one window; of 0 and 555 the more frequent one is special
-        assert_eq!(codes.map(found), [true, true, true, true, true, false]);
+        assert_eq!(
+            codes.map(|code| has_symbol(&model, code)),
+            [true, true, true, true, true, false]
+        );
         assert_eq!((model.base, model.special), (299, 0));
         assert_eq!(code_of(u16::from_le_bytes([round[2], round[3]])), 300);
     }

@@ -7,7 +7,7 @@ use super::{
 };
 
 /// As [`decode_some`](super::decode_some).
-pub fn decode(
+pub(super) fn decode(
     table: &DecodeTable,
     codes: Codes,
     states: &mut States,
@@ -69,7 +69,7 @@ fn merge(upper: &[u16; LANES], raw: &Raw, round: &mut Round) {
 }
 
 /// As [`encode_rounds`](super::encode_rounds).
-pub fn encode(rounds: &[Round], mut to: Encoding<'_>) -> usize {
+pub(super) fn encode(rounds: &[Round], mut to: Encoding<'_>) -> usize {
     let mut at = to.words.len();
     for (number, round) in rounds.iter().enumerate().rev() {
         let values = round.as_chunks::<VALUE_BYTES>().0;

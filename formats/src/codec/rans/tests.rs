@@ -81,19 +81,22 @@ fn weights_shrink_to_nearly_their_entropy() {
     assert!(length < bound * 1.0015, "{length} bytes, {bound} bound");
 }
 
+/// The values of this sort.
+fn sort_of<'a>(all: &'a [(&'static str, Vec<u8>)], name: &str) -> &'a [u8] {
+    let found = all.iter().find(|(n, _)| *n == name);
+    found.map(|(_, values)| &values[..]).unwrap()
+}
+
 #[test]
 fn too_many_exceptions_are_given_up() {
     let count = 70_000;
     let all = every_sort(count);
-    let of = |name: &str| {
-        all.iter()
-            .find(|(n, _)| *n == name)
-            .map(|(_, values)| values)
-            .unwrap()
-    };
-    assert_eq!(encoded(Simd::SCALAR, of("noise")), None);
-    assert_eq!(encoded(Simd::SCALAR, of("all exponents alike")), None);
-    let stored = encoded(Simd::SCALAR, of("weights with outliers")).unwrap();
+    assert_eq!(encoded(Simd::SCALAR, sort_of(&all, "noise")), None);
+    assert_eq!(
+        encoded(Simd::SCALAR, sort_of(&all, "all exponents alike")),
+        None
+    );
+    let stored = encoded(Simd::SCALAR, sort_of(&all, "weights with outliers")).unwrap();
     assert!(u32_at(&stored, 8) > 5, "there are exceptions");
 }
 
@@ -163,35 +166,38 @@ fn flipped_bits_are_errors_or_other_values_on_every_path_alike() {
     );
 }
 
+/// What a decoder says of a chunk in which these bytes were written at `at`.
+fn error_with(stored: &[u8], length: usize, at: usize, bytes: &[u8]) -> String {
+    let mut bad = stored.to_vec();
+    bad[at..at + bytes.len()].copy_from_slice(bytes);
+    decoded(Simd::SCALAR, &bad, length).unwrap_err()
+}
+
 #[test]
 fn lying_heads_are_errors_that_say_what_is_wrong() {
     let (values, stored) = rich();
-    let with = |at: usize, bytes: &[u8]| {
-        let mut bad = stored.clone();
-        bad[at..at + bytes.len()].copy_from_slice(bytes);
-        decoded(Simd::SCALAR, &bad, values.len()).unwrap_err()
-    };
     let symbols = usize::from(u16_at(&stored, 4));
     let exceptions = HEAD_BYTES + 2 * symbols;
     let states =
         exceptions + u32_at(&stored, 8) as usize * EXCEPTION_BYTES + 17 * 2 + 40 * RAW_BYTES;
     let far = 5000_u32.to_le_bytes();
-    let cases = [
-        (with(0, &[0xff, 0x03]), "wanted less than 1024"),
-        (with(2, &[0, 4]), "wanted less than 1024"),
-        (with(4, &[0, 0]), "0 symbols"),
-        (with(4, &[1, 1]), "257 symbols"),
-        (with(6, &[1]), "wanted 1 to 256 and zero"),
-        (with(8, &[0xff; 4]), "its counts ask for"),
-        (with(12, &[0xff; 4]), "its counts ask for"),
-        (with(HEAD_BYTES, &[0xff, 0xff]), "frequencies add up to"),
-        (with(exceptions, &far), "exception at value"),
-        (with(exceptions + 6, &[0; 4]), "follows one at value"),
-        (with(states, &[0; 4]), "state 0 is not"),
-        (with(states + 3, &[0x80]), "is not 32768 to"),
-        (with(states, &[0xff, 0xff, 0xff, 0x7f]), "words are too few"),
+    let cases: [(usize, &[u8], &str); 13] = [
+        (0, &[0xff, 0x03], "wanted less than 1024"),
+        (2, &[0, 4], "wanted less than 1024"),
+        (4, &[0, 0], "0 symbols"),
+        (4, &[1, 1], "257 symbols"),
+        (6, &[1], "wanted 1 to 256 and zero"),
+        (8, &[0xff; 4], "its counts ask for"),
+        (12, &[0xff; 4], "its counts ask for"),
+        (HEAD_BYTES, &[0xff, 0xff], "frequencies add up to"),
+        (exceptions, &far, "exception at value"),
+        (exceptions + 6, &[0; 4], "follows one at value"),
+        (states, &[0; 4], "state 0 is not"),
+        (states + 3, &[0x80], "is not 32768 to"),
+        (states, &[0xff, 0xff, 0xff, 0x7f], "words are too few"),
     ];
-    for (seen, wanted) in cases {
+    for (at, bytes, wanted) in cases {
+        let seen = error_with(&stored, values.len(), at, bytes);
         assert!(seen.contains(wanted), "{seen:?}, wanted {wanted:?}");
     }
     assert!(

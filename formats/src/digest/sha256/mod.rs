@@ -322,7 +322,7 @@ impl Sha256Hasher {
         blocks
     }
 
-    /// Appends to the begun block, which has room for `bytes`.
+    /// Appends to the begun block, into which `bytes` fit.
     fn keep(&mut self, bytes: &[u8]) {
         let end = self.filled + bytes.len();
         self.partial[self.filled..end].copy_from_slice(bytes);

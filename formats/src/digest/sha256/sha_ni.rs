@@ -180,29 +180,33 @@ fn add(now: Working, before: Working) -> Working {
 #[inline]
 #[target_feature(enable = "sse2")]
 fn load_state(&[a, b, c, d, e, f, g, h]: &State) -> Working {
-    let words = |highest: u32, upper: u32, lower: u32, lowest: u32| {
-        _mm_set_epi32(
-            highest.cast_signed(),
-            upper.cast_signed(),
-            lower.cast_signed(),
-            lowest.cast_signed(),
-        )
-    };
     Working {
-        abef: words(a, b, e, f),
-        cdgh: words(c, d, g, h),
+        abef: from_words([a, b, e, f]),
+        cdgh: from_words([c, d, g, h]),
     }
+}
+
+/// A register of these words, from the highest down.
+#[inline]
+#[target_feature(enable = "sse2")]
+fn from_words(words: [u32; 4]) -> __m128i {
+    let [highest, upper, lower, lowest] = words.map(u32::cast_signed);
+    _mm_set_epi32(highest, upper, lower, lowest)
 }
 
 #[inline]
 #[target_feature(enable = "sse2")]
 fn store_state(state: &mut State, working: Working) {
-    let words = |register: __m128i| {
-        let mut words = [0_u32; 4];
-        // SAFETY: the array is 16 bytes long, and this store asks for no alignment
-        unsafe { _mm_storeu_si128(words.as_mut_ptr().cast(), register) };
-        words
-    };
-    let ([f, e, b, a], [h, g, d, c]) = (words(working.abef), words(working.cdgh));
+    let ([f, e, b, a], [h, g, d, c]) = (to_words(working.abef), to_words(working.cdgh));
     *state = [a, b, c, d, e, f, g, h];
+}
+
+/// The words of a register, from the lowest up.
+#[inline]
+#[target_feature(enable = "sse2")]
+fn to_words(register: __m128i) -> [u32; 4] {
+    let mut words = [0_u32; 4];
+    // SAFETY: the array is 16 bytes long, and this store asks for no alignment
+    unsafe { _mm_storeu_si128(words.as_mut_ptr().cast(), register) };
+    words
 }

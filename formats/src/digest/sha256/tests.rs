@@ -43,13 +43,14 @@ fn expected(bytes: &[u8]) -> Sha256 {
 /// Bytes without a short period, different for each `seed`.
 fn bytes(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()[5]
-    };
-    (0..len).map(|_| next()).collect()
+    (0..len)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_le_bytes()[5]
+        })
+        .collect()
 }
 
 fn after(prefix: &[u8]) -> Sha256Hasher {
