@@ -597,7 +597,7 @@ fn devices_are_listed_and_auto_takes_the_first() {
     assert_eq!(two["devices"][1]["name"], "segpack host shim");
     let text = with_gpu("devices", &[]).ok();
     assert!(
-        text.text().contains("cuda:0") && text.text().contains("--device auto takes cuda:0"),
+        text.text().contains("cuda:0") && text.text().contains("--device auto selects cuda:0"),
         "{text}"
     );
     let on = |device: &str, settings: &[(&str, &str)]| {

@@ -13,7 +13,7 @@ pub fn bench(report: &BenchReport) -> String {
     if !report.resident.is_empty() {
         page.blank();
         page.line("all weights in memory");
-        let header = ["  threads", "what", "tokens/s", "share", "of"];
+        let header = ["  threads", "phase", "tokens/s", "of limit", "limit"];
         page.table(
             2,
             &header,
@@ -31,16 +31,16 @@ fn machine(report: &BenchReport) -> String {
     let mut page = Page::default();
     let (kernels, repeats) = (&report.instruction_set, report.repeats);
     page.line(format_args!(
-        "this machine ({kernels}, medians of {repeats})"
+        "machine ({kernels} kernels, medians of {repeats})"
     ));
     let drive = report
         .drive_rate
-        .map_or("not measured (no direct reads)".to_owned(), rate);
+        .map_or("not measured (no direct I/O)".to_owned(), rate);
     let blake3 = rate(report.blake3_rate);
     page.line(format_args!(
-        "  drive {drive}, BLAKE3 {blake3} on one thread"
+        "  drive: {drive}; BLAKE3, one thread: {blake3}"
     ));
-    let header = ["  threads", "memory read", "f32 multiply-add"];
+    let header = ["  threads", "memory bandwidth", "f32 multiply-add"];
     page.table(1, &header, report.limits.iter().map(limits_row).collect());
     page.into_text()
 }
@@ -55,16 +55,16 @@ fn limits_row(limits: &BenchLimits) -> Vec<String> {
 
 /// A row for decoding, and one for each prompt.
 fn resident_rows(resident: &BenchResident) -> Vec<Vec<String>> {
-    let decode = format!("decode, {} a token", bytes(resident.bytes_per_token));
+    let decode = format!("decode, {} per token", bytes(resident.bytes_per_token));
     let mut rows = vec![resident_row(
         resident,
         decode,
         resident.decode,
-        "memory read",
+        "memory bandwidth",
     )];
     for p in &resident.prefill {
-        let prompt = format!("prompt of {} tokens", p.tokens);
-        rows.push(resident_row(resident, prompt, p.rate, "multiply-add"));
+        let prompt = format!("prefill, {} tokens", p.tokens);
+        rows.push(resident_row(resident, prompt, p.rate, "f32 multiply-add"));
     }
     rows
 }
@@ -92,16 +92,14 @@ fn on_demand(report: &BenchReport) -> String {
         "digests not checked"
     };
     page.blank();
-    page.line(format_args!(
-        "experts on demand, from a cold page cache, {check}"
-    ));
+    page.line(format_args!("experts on demand (cold page cache, {check})"));
     let header = [
         "  memory",
         "threads",
-        "hits",
-        "read a token",
+        "hit rate",
+        "read per token",
         "tokens/s",
-        "of drive + memory",
+        "of limit (drive + memory)",
         "waiting",
     ];
     page.table(
@@ -128,17 +126,17 @@ fn forecast(f: &BenchForecast) -> String {
     let mut page = Page::default();
     page.blank();
     page.line(format_args!(
-        "forecast for {} layers (computed, experts chosen evenly)",
+        "forecast for {} layers (computed; experts chosen evenly)",
         f.layers
     ));
     page.line(format_args!(
-        "  {} of weights, {} a token, at least {} of memory; all in memory: {:.1} tokens/s",
+        "  {} of weights, {} per token, minimum memory {}; all in memory: {:.1} tokens/s",
         bytes(f.weights),
         bytes(f.bytes_per_token),
         bytes(f.least_memory),
         f.resident_tokens_per_second
     ));
-    let header = ["  memory", "hits", "read a token", "tokens/s"];
+    let header = ["  memory", "hit rate", "read per token", "tokens/s"];
     page.table(1, &header, f.budgets.iter().map(forecast_row).collect());
     page.into_text()
 }
@@ -179,17 +177,17 @@ fn gpu_resident(resident: &GpuBenchResident, bytes_per_token: u64) -> String {
         resident.load_seconds
     ));
     page.line(format_args!(
-        "  decode, {} a token: {:.1} tokens/s",
+        "  decode, {} per token: {:.1} tokens/s",
         bytes(bytes_per_token),
         resident.decode_tokens_per_second
     ));
     page.line(format_args!(
-        "  decode, tokens chosen by the GPU: {:.1} tokens/s",
+        "  decode, tokens selected on the GPU: {:.1} tokens/s",
         resident.greedy_tokens_per_second
     ));
     for p in &resident.prefill {
         page.line(format_args!(
-            "  prompt of {} tokens: {:.1} tokens/s",
+            "  prefill, {} tokens: {:.1} tokens/s",
             p.tokens, p.tokens_per_second
         ));
     }
@@ -198,7 +196,7 @@ fn gpu_resident(resident: &GpuBenchResident, bytes_per_token: u64) -> String {
 
 fn gpu_on_demand(budget: &GpuBenchOnDemand) -> String {
     format!(
-        "in {} of the GPU: {:.1} tokens/s, {} of uses on the GPU, {} copied and {} read a token",
+        "{} of GPU memory: {:.1} tokens/s, {} hit rate, {} copied and {} read per token",
         bytes(budget.device_memory),
         budget.decode_tokens_per_second,
         percent(budget.hit_rate),

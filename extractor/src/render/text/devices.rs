@@ -9,10 +9,10 @@ const HEADER: [&str; 6] = [
     "compute capability",
     "multiprocessors",
     "memory",
-    "can be used",
+    "supported",
 ];
 
-/// The GPUs of this machine, and what `auto` takes.
+/// The GPUs of this machine, and the device that `auto` selects.
 pub fn devices(report: &DevicesReport) -> String {
     let mut page = Page::default();
     if !report.devices.is_empty() {
@@ -25,7 +25,7 @@ pub fn devices(report: &DevicesReport) -> String {
     if let Some(problem) = &report.problem {
         page.line(problem);
     }
-    page.line(format_args!("--device auto takes {}", report.auto));
+    page.line(format_args!("--device auto selects {}", report.auto));
     page.into_text()
 }
 
@@ -33,7 +33,7 @@ fn row(device: &DeviceEntry) -> Vec<String> {
     let usable = if device.supported {
         "yes"
     } else {
-        "no, needs Ampere and CUDA 11.8 or later"
+        "no: requires Ampere and CUDA 11.8 or later"
     };
     vec![
         format!("cuda:{}", device.number),

@@ -18,7 +18,9 @@ pub fn findings(findings: &[Finding]) -> String {
     }
     if warnings.len() > MAX_WARNINGS {
         let more = warnings.len() - MAX_WARNINGS;
-        page.line(format_args!("  and {more} more warnings (all with --json)"));
+        page.line(format_args!(
+            "  and {more} more warnings (--json lists all)"
+        ));
     }
     page.into_text()
 }

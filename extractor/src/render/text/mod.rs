@@ -15,6 +15,9 @@ mod unpack;
 mod validate;
 mod verify;
 
+#[cfg(test)]
+mod tests;
+
 pub use bench::{bench, gpu_bench};
 pub use demo::step as demo_step;
 pub use devices::devices;

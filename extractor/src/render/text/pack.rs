@@ -23,7 +23,7 @@ pub fn plan(plan: &Plan) -> String {
     for e in &plan.excluded {
         let tensors = counted(e.tensors, "tensor");
         page.line(format_args!(
-            "left behind: {}, {tensors}, {}",
+            "excluded: {}, {tensors}, {}",
             e.component,
             bytes(e.bytes)
         ));
@@ -59,13 +59,13 @@ pub fn pack(summary: &PackSummary, place: &str) -> String {
     ));
     if s.resumed_packs > 0 {
         page.line(format_args!(
-            "{} were finished before",
+            "{} complete from an earlier run",
             counted(s.resumed_packs, "pack")
         ));
     }
     if s.hub_digests_compared > 0 {
         let files = counted(s.hub_digests_compared, "source file");
-        page.line(format_args!("{files} equal the hub's own SHA-256"));
+        page.line(format_args!("{files} checked against the hub's SHA-256"));
     }
     if let Some(source) = &s.known {
         page.append(&known_source(source));
@@ -94,7 +94,7 @@ fn known_source(source: &KnownSource) -> String {
     }
     if !source.not_compared.is_empty() {
         let shards = counted(source.not_compared.len() as u64, "shard");
-        page.line(format_args!("  {shards} not digested, so not compared"));
+        page.line(format_args!("  {shards} not hashed, so not compared"));
     }
     page.into_text()
 }

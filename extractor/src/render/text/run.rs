@@ -1,6 +1,6 @@
 use segpack_manifests::documents::{LayerExperts, RunSummary, RunToken, ShownRank};
 
-use super::numbers::{bytes, counted, mean_bytes, percent, share};
+use super::numbers::{bytes, counted, grouped, mean_bytes, percent, share};
 use super::page::Page;
 
 /// The best candidates for a token, one per line; nothing where none were requested.
@@ -38,11 +38,8 @@ pub fn rank(rank: &ShownRank) -> String {
 pub fn experts(layers: &[LayerExperts]) -> String {
     let mut page = Page::default();
     for layer in layers {
-        let (hits, uses) = (layer.hits, layer.hits + layer.misses);
-        page.line(format_args!(
-            "  layer {:>3}: {hits} of {uses} uses in memory",
-            layer.layer
-        ));
+        let cache = hit_rate(layer.hits, layer.misses);
+        page.line(format_args!("  layer {:>3}: {cache}", layer.layer));
         for (expert, uses) in layer.uses.iter().enumerate().filter(|(_, uses)| **uses > 0) {
             page.line(format_args!(
                 "    expert {expert:>4}: {}",
@@ -53,43 +50,42 @@ pub fn experts(layers: &[LayerExperts]) -> String {
     page.into_text()
 }
 
+/// `56.2 % hit rate (27 of 48)`.
+fn hit_rate(hits: u64, misses: u64) -> String {
+    let uses = hits + misses;
+    format!(
+        "{} hit rate ({} of {})",
+        percent(share(hits, uses)),
+        grouped(hits),
+        grouped(uses)
+    )
+}
+
 /// Speed, memory and where the time went.
 pub fn figures(s: &RunSummary) -> String {
     let mut page = Page::default();
     page.line(prompt(s));
     page.line(generated(s));
-
-    let uses = s.expert_hits + s.expert_misses;
-    page.line(format_args!(
-        "experts: {} of {uses} uses were in memory ({}); dense weights {}; {} read",
-        percent(share(s.expert_hits, uses)),
+    let (cache, slots) = (
+        hit_rate(s.expert_hits, s.expert_misses),
         counted(s.expert_slots, "slot"),
-        if s.dense_resident {
-            "resident"
-        } else {
-            "streamed"
-        },
-        bytes(s.bytes_read)
-    ));
+    );
+    page.line(format_args!("expert cache: {cache}; {slots}"));
+    page.line(weights(s));
+
     let c = &s.costs;
+    let computing = c.forward - c.waiting;
     page.line(format_args!(
-        "time: {:.2} s computing, {:.2} s waiting for weights (threads that load: {:.2} s reading, {:.2} s checking, {:.2} s decoding)",
-        c.forward - c.waiting,
-        c.waiting,
-        c.reading,
-        c.checking,
-        c.decoding
+        "time: {computing:.2} s computing, {:.2} s waiting for weights",
+        c.waiting
     ));
-    if after_the_first(s) > 0 {
-        page.line(format_args!(
-            "read for each token after the first: {}; past the page cache: {}",
-            mean_bytes(c.bytes_read_per_token),
-            bytes(c.bytes_direct)
-        ));
-    }
+    page.line(format_args!(
+        "loader threads: {:.2} s reading, {:.2} s checking, {:.2} s decoding",
+        c.reading, c.checking, c.decoding
+    ));
     if s.device != "cpu" {
         page.line(format_args!(
-            "device: {}; {} copied to it",
+            "device: {}, {} copied to it",
             s.device,
             bytes(c.bytes_copied)
         ));
@@ -100,6 +96,23 @@ pub fn figures(s: &RunSummary) -> String {
     page.into_text()
 }
 
+fn weights(s: &RunSummary) -> String {
+    let mut weights = format!("weights: {} read", bytes(s.bytes_read));
+    if after_the_first(s) > 0 {
+        let per_token = mean_bytes(s.costs.bytes_read_per_token);
+        weights += &format!(", {per_token} per token after the first");
+    }
+    if s.costs.bytes_direct > 0 {
+        weights += &format!(", {} by direct I/O", bytes(s.costs.bytes_direct));
+    }
+    let dense = if s.dense_resident {
+        "resident"
+    } else {
+        "streamed"
+    };
+    weights + &format!("; dense weights {dense}")
+}
+
 fn prompt(s: &RunSummary) -> String {
     let tokens = counted(s.prompt_tokens, "token");
     if s.ids.is_empty() {
@@ -107,7 +120,7 @@ fn prompt(s: &RunSummary) -> String {
     }
     let seconds = s.time_to_first_token;
     let rate = per_second(s.prompt_tokens, seconds);
-    format!("prompt: {tokens}, {seconds:.2} s to the first token ({rate:.1} tokens/s)")
+    format!("prompt: {tokens}, first token after {seconds:.2} s ({rate:.1} tokens/s)")
 }
 
 fn generated(s: &RunSummary) -> String {

@@ -1,42 +1,24 @@
 use std::collections::BTreeMap;
 
-use segpack_manifests::documents::{Finding, Inventory};
+use segpack_manifests::documents::{Inventory, Severity};
 
 use super::findings::findings;
 use super::numbers::{counted, grouped};
 use super::page::Page;
+
+const HEADER: [&str; 5] = ["component", "class", "tensors", "parameters", "bytes"];
 
 /// What `scan` found in the checkpoint at `root`.
 pub fn scan(inventory: &Inventory, root: &str) -> String {
     let mut page = Page::default();
     page.line(title(inventory, root));
     page.blank();
-    page.table(
-        2,
-        &["component", "class", "tensors", "parameters", "bytes"],
-        rows(inventory),
-    );
-    page.blank();
-
-    let counts = &inventory.counts;
-    page.line(format_args!(
-        "{} stored tensors",
-        grouped(counts.stored_tensors)
-    ));
-    page.line(format_args!(
-        "{} logical parameters, once each layer's experts are stacked (gate and up, down)",
-        grouped(counts.logical_parameters)
-    ));
-
-    page.line(
-        match (inventory.audited, Finding::any_error(&inventory.findings)) {
-            (true, false) => {
-                "complete: every tensor that config.json demands is there, with its shape"
-            }
-            (false, false) => "not audited: whether tensors are missing is unknown",
-            (_, true) => "NOT usable as it is:",
-        },
-    );
+    if !inventory.classes.is_empty() {
+        page.table(2, &HEADER, rows(inventory));
+        page.blank();
+    }
+    page.line(counts(inventory));
+    page.line(verdict(inventory));
     page.append(&findings(&inventory.findings));
     page.into_text()
 }
@@ -54,6 +36,27 @@ fn title(inventory: &Inventory, root: &str) -> String {
         title += &format!(" @ {revision}");
     }
     title
+}
+
+fn counts(inventory: &Inventory) -> String {
+    let counts = &inventory.counts;
+    let tensors = counted(counts.stored_tensors, "stored tensor");
+    let parameters = counted(counts.logical_parameters, "logical parameter");
+    format!("{tensors}\n{parameters}, with the experts of a layer stacked (gate and up, down)")
+}
+
+fn verdict(inventory: &Inventory) -> String {
+    let errors = inventory
+        .findings
+        .iter()
+        .filter(|f| f.severity == Severity::Error)
+        .count();
+    match (errors, inventory.audited) {
+        (0, true) => "complete: every tensor that config.json requires is present, with its shape",
+        (0, false) => "not audited: whether tensors are missing is unknown",
+        (n, _) => return format!("NOT usable: {}", counted(n as u64, "problem")),
+    }
+    .to_owned()
 }
 
 /// Tensors, parameters and bytes.

@@ -7,14 +7,11 @@ use super::page::Page;
 pub fn unpack(summary: &UnpackSummary, place: &str) -> String {
     let mut page = Page::default();
     for left in &summary.not_restored {
-        page.line(format_args!(
-            "not asked for and not in the pack: {}: {}",
-            left.path, left.why
-        ));
+        page.line(format_args!("not restored: {}: {}", left.path, left.why));
     }
     let (files, size) = (counted(summary.files, "file"), bytes(summary.bytes));
     page.line(format_args!(
-        "{place}: {files}, {size}, each equal to the original"
+        "{place}: {files}, {size}, byte for byte as in the checkpoint"
     ));
     page.into_text()
 }

@@ -8,15 +8,14 @@ use super::numbers::{counted, grouped};
 use super::page::Page;
 
 const VALUES: [&str; 6] = [
-    "quantity", "max abs", "mean abs", "relative", "cosine", "off from",
+    "quantity",
+    "max diff",
+    "mean diff",
+    "relative",
+    "cosine",
+    "first wrong",
 ];
-const CHOICES: [&str; 5] = [
-    "choice",
-    "compared",
-    "equal",
-    "too close to tell",
-    "off from",
-];
+const CHOICES: [&str; 5] = ["choice", "compared", "equal", "near ties", "first wrong"];
 const NOTHING: &str = "-";
 
 /// How the model in the pack at `place` compares with its reference.
@@ -33,7 +32,7 @@ pub fn validate(report: &ValidateReport, place: &str) -> String {
     page.into_text()
 }
 
-/// What was compared, and where it first goes wrong.
+/// What was compared, and the first difference that matters.
 pub(super) fn tables(report: &ValidateReport) -> String {
     let mut page = Page::default();
     let rows = Quantity::ALL
@@ -67,14 +66,14 @@ fn first_wrong(first: &FirstWrong) -> String {
     let by = first
         .relative
         .map_or(String::new(), |r| format!(", by {r:.1e} of its RMS"));
-    format!("first off: {quantity}{layer}{by}")
+    format!("first wrong: {quantity}{layer}{by}")
 }
 
 fn verdict(verdict: Verdict) -> &'static str {
     match verdict {
-        Verdict::Inside => "ok, inside the gate",
-        Verdict::Outside => "NOT ok, outside the gate",
-        Verdict::Foreign => "NOT ok, the reference is of another checkpoint",
+        Verdict::Inside => "ok, within tolerance",
+        Verdict::Outside => "NOT ok, outside tolerance",
+        Verdict::Foreign => "NOT ok, the reference was computed from another checkpoint",
         Verdict::NotJudged => "not judged",
     }
 }
@@ -82,11 +81,11 @@ fn verdict(verdict: Verdict) -> &'static str {
 fn reference(report: &ValidateReport) -> String {
     match report.reference {
         ReferenceKind::Trace => format!("trace {}", report.reference_name),
-        ReferenceKind::Checkpoint => format!("{}, calculated directly", report.reference_name),
+        ReferenceKind::Checkpoint => format!("{}, computed directly", report.reference_name),
     }
 }
 
-/// What the verdict rests on.
+/// What the verdict is based on.
 fn gate(report: &ValidateReport) -> String {
     let prompts = counted(report.prompts.len() as u64, "prompt");
     if let Some(dtype) = &report.reference_dtype {
@@ -129,7 +128,7 @@ fn value_row(report: &ValidateReport, quantity: Quantity) -> Option<Vec<String>>
         .find(|r| r.wrong)
         .map(|r| match r.layer.or(first.layer) {
             Some(layer) => format!("layer {layer}"),
-            None => "here".to_owned(),
+            None => "yes".to_owned(),
         });
     Some(vec![
         quantity.text().to_owned(),

@@ -23,10 +23,10 @@ fn checked(report: &VerifyReport) -> String {
     let c = &report.checked;
     let packs = counted(c.packs, "pack");
     if report.mode == VerifyMode::Quick {
-        return format!("structure of {packs}");
+        return format!("the structure of {packs}");
     }
     format!(
-        "{packs}, {}, {} and {} of source/, {}",
+        "{packs}, {}, {} and {} of source/ ({})",
         counted(c.segments, "segment"),
         counted(c.tensors, "tensor"),
         counted(c.files, "file"),
@@ -43,8 +43,8 @@ fn verdict(report: &VerifyReport) -> String {
         ),
         (true, false) => "ok".to_owned(),
         (true, true) if quick => {
-            "ok; the manifest equals the checkpoint (weights of the pack not read)".to_owned()
+            "ok; the manifest matches the checkpoint (no weights of the pack were read)".to_owned()
         }
-        (true, true) => "ok, and equal to the checkpoint".to_owned(),
+        (true, true) => "ok, equal to the checkpoint".to_owned(),
     }
 }
