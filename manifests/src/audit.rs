@@ -5,14 +5,15 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use segpack_formats::safetensors::{self, Dtype, ShardIndex};
+use segpack_formats::safetensors::{self, ShardIndex};
 use serde_json::Value;
 
 use crate::documents::{
     ClassCount, Finding, FindingKind, InventoryCounts, InventoryTensor, RoleCount, Severity,
 };
-use crate::families::{self, Expected, Family, Presence};
-use crate::names::{Class, Classification, Component};
+use crate::families::{self, Expected, ExpectedDtype, Family, Presence};
+use crate::names::{Class, Classification, Component, Part};
+use crate::quantization::Quantization;
 
 /// The tensors of one weight file, as its header lists them.
 #[derive(Debug, Clone, Copy)]
@@ -91,7 +92,7 @@ pub fn audit(checkpoint: &Described<'_>, options: AuditOptions) -> Audit {
     if !options.allow_unclassified {
         report_unclassified(checkpoint, &tensors, &mut findings);
     }
-    let complete = check_complete(checkpoint, family, &tensors, &mut findings);
+    let complete = check_complete(checkpoint, family, &tensors, options, &mut findings);
     Audit {
         family,
         complete,
@@ -276,6 +277,7 @@ fn check_complete(
     checkpoint: &Described<'_>,
     family: Option<Family>,
     tensors: &[InventoryTensor],
+    options: AuditOptions,
     findings: &mut Vec<Finding>,
 ) -> bool {
     if checkpoint.one_of_several {
@@ -290,28 +292,53 @@ fn check_complete(
         tensors.iter().map(|t| (t.name.as_str(), t)).collect();
     let unread = Unread::of(checkpoint);
     let is_present = |name: &str| present.contains_key(name) || unread.names(name);
-    let expected = match family.expected(config, &is_present) {
+    let expected = match expected_tensors(family, config, &is_present, options, findings) {
         Ok(expected) => expected,
-        Err(e) => {
-            findings.push(bad_config(&e));
+        Err(finding) => {
+            findings.push(finding);
             return false;
         }
     };
-    let dtype = families::expected_dtype(config).unwrap_or_else(|e| {
-        findings.push(bad_config(&e));
-        None
-    });
     let compared = Compared {
         checkpoint,
         present: &present,
         unread: &unread,
-        dtype,
     };
     compared.compare(&expected, findings);
-    if dtype.is_none() {
+    if expected.iter().all(|e| e.dtype == ExpectedDtype::Any) {
         findings.extend(mixed_dtypes(tensors));
     }
     true
+}
+
+/// Every tensor that the configuration calls for, quantised where it says so, with dtypes.
+fn expected_tensors(
+    family: Family,
+    config: &Value,
+    is_present: &dyn Fn(&str) -> bool,
+    options: AuditOptions,
+    findings: &mut Vec<Finding>,
+) -> Result<Vec<Expected>, Finding> {
+    let mut expected = family
+        .expected(config, is_present)
+        .map_err(|e| bad_config(&e))?;
+    match families::expected_dtype(config) {
+        Ok(None) => {}
+        Ok(Some(dtype)) => expected
+            .iter_mut()
+            .for_each(|e| e.dtype = ExpectedDtype::One(dtype)),
+        Err(e) => findings.push(bad_config(&e)),
+    }
+    match Quantization::of_config(config) {
+        Ok(None) => Ok(expected),
+        Ok(Some(quantization)) => Ok(quantization.apply(expected)),
+        // it is packed as it is, like tensors that no rule names
+        Err(e) if options.allow_unclassified => {
+            let seen = format!("{e}: whether tensors are missing is unknown");
+            Err(Finding::new(FindingKind::NotAudited).seen(seen))
+        }
+        Err(e) => Err(bad_config(&e)),
+    }
 }
 
 fn bad_config(error: &families::ConfigError) -> Finding {
@@ -376,7 +403,6 @@ struct Compared<'a> {
     checkpoint: &'a Described<'a>,
     present: &'a HashMap<&'a str, &'a InventoryTensor>,
     unread: &'a Unread<'a>,
-    dtype: Option<Dtype>,
 }
 
 impl Compared<'_> {
@@ -392,10 +418,13 @@ impl Compared<'_> {
         let classified = |t: &&&InventoryTensor| t.component != Component::Unclassified;
         let extra = self.present.values().filter(classified);
         for t in extra.filter(|t| !wanted.contains(t.name.as_str())) {
-            let finding = self.about(FindingKind::ExtraTensor, t);
-            findings.push(
-                finding.seen("the architecture that config.json describes has no such tensor"),
-            );
+            let seen = match t.part {
+                Part::Weight | Part::Bias => {
+                    "the architecture that config.json describes has no such tensor".to_owned()
+                }
+                part => format!("config.json describes no quantised weight with this {part}"),
+            };
+            findings.push(self.about(FindingKind::ExtraTensor, t).seen(seen));
         }
     }
 
@@ -410,7 +439,11 @@ impl Compared<'_> {
         }
         let finding = Finding::new(FindingKind::MissingTensor).tensor(&e.name);
         let finding = finding.seen("not in the checkpoint");
-        Some(finding.wanted(format!("shape {:?}", e.shape)))
+        let wanted = match e.classification.part {
+            Part::Weight | Part::Bias => format!("shape {:?}", e.shape),
+            part => format!("the {part} of a quantised weight, shape {:?}", e.shape),
+        };
+        Some(finding.wanted(wanted))
     }
 
     fn compare_one(&self, e: &Expected, tensor: &InventoryTensor, findings: &mut Vec<Finding>) {
@@ -419,10 +452,10 @@ impl Compared<'_> {
             let finding = finding.seen(format!("shape {:?}", tensor.shape));
             findings.push(finding.wanted(format!("{:?}", e.shape)));
         }
-        if let Some(dtype) = self.dtype.filter(|d| *d != tensor.dtype) {
+        if !e.dtype.allows(tensor.dtype) {
             let finding = self.about(FindingKind::WrongDtype, tensor);
             let finding = finding.seen(tensor.dtype);
-            findings.push(finding.wanted(format!("{dtype}, as config.json says")));
+            findings.push(finding.wanted(format!("{}, as config.json says", e.dtype)));
         }
     }
 }

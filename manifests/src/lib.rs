@@ -8,6 +8,7 @@
 //!   from them.
 //! * [`layout`]: which tensor goes into which segment of which pack.
 //! * [`folder`]: a pack folder, opened for reading.
+//! * [`quantization`]: which tensors a quantised weight has.
 //! * [`registry`]: published checkpoints with their digests.
 //!
 //! This crate knows nothing of command lines, progress bars or inference.
@@ -19,6 +20,7 @@ pub mod folder;
 pub mod json;
 pub mod layout;
 pub mod names;
+pub mod quantization;
 pub mod registry;
 
 pub use folder::{Pack, PackCursor, PackError, PackReader};

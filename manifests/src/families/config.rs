@@ -202,6 +202,27 @@ impl<'a> Section<'a> {
             .ok_or_else(|| self.invalid(key, "a value whose product fits 64 bits"))
     }
 
+    /// A list of texts; empty where the key is absent.
+    pub(crate) fn texts(&self, key: &str) -> Result<Vec<String>, ConfigError> {
+        let Some(value) = self.get(key) else {
+            return Ok(Vec::new());
+        };
+        let text = |entry: &Value| entry.as_str().map(str::to_owned);
+        let entries = value
+            .as_array()
+            .filter(|list| list.len() as u64 <= MAX_COUNT);
+        let texts = entries.and_then(|list| list.iter().map(text).collect());
+        texts.ok_or_else(|| self.invalid(key, &format!("a list of at most {MAX_COUNT} texts")))
+    }
+
+    /// What is wrong with a key that is absent, or holds something else than wanted.
+    pub(crate) fn invalid_or_missing(&self, key: &str, wanted: &str) -> ConfigError {
+        match self.has(key) {
+            true => self.invalid(key, wanted),
+            false => self.missing(key, wanted),
+        }
+    }
+
     pub(crate) fn missing(&self, key: &str, wanted: &str) -> ConfigError {
         ConfigError::Missing {
             key: self.key_path(key),

@@ -3,7 +3,7 @@
 //! them serves both classification and derivation.
 
 mod blocks;
-mod config;
+pub(crate) mod config;
 mod facts;
 mod models;
 mod name;
@@ -23,7 +23,8 @@ pub use name::{FamilyName, UnknownFamily};
 pub use rewrite::set_dtype;
 pub use rules::MAX_TENSORS;
 
-use crate::names::{Classification, Component, Role};
+use crate::names::{Classification, Component, Part, Role};
+use crate::quantization;
 use config::Section;
 use models::FAMILIES;
 use rules::Rules;
@@ -80,6 +81,39 @@ pub enum Presence {
     Optional,
 }
 
+/// The dtype that a tensor has to have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ExpectedDtype {
+    /// The configuration does not say.
+    Any,
+    /// This one.
+    One(Dtype),
+    /// One of two, as publishers differ.
+    Either(Dtype, Dtype),
+}
+
+impl ExpectedDtype {
+    /// Whether a tensor may be of this dtype.
+    #[must_use]
+    pub fn allows(self, dtype: Dtype) -> bool {
+        match self {
+            Self::Any => true,
+            Self::One(one) => dtype == one,
+            Self::Either(one, other) => dtype == one || dtype == other,
+        }
+    }
+}
+
+impl fmt::Display for ExpectedDtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("any dtype"),
+            Self::One(one) => one.fmt(f),
+            Self::Either(one, other) => write!(f, "{one} or {other}"),
+        }
+    }
+}
+
 /// A tensor that the configuration calls for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Expected {
@@ -87,6 +121,8 @@ pub struct Expected {
     pub name: String,
     /// Its shape; a Linear is `[out, in]`.
     pub shape: Vec<u64>,
+    /// Its dtype.
+    pub dtype: ExpectedDtype,
     /// Whether it may be left out.
     pub presence: Presence,
     /// What it is.
@@ -186,11 +222,14 @@ impl Family {
     /// layers and experts beyond the model's are classified too.
     #[must_use]
     pub fn classify(self, name: &str) -> Option<Classification> {
-        self.0.rules.classify(name)
+        let rules = &self.0.rules;
+        let part = || quantization::classify_part(name, |weight| rules.classify(weight));
+        rules.classify(name).or_else(part)
     }
 
-    /// Every tensor that the configuration calls for, components in a fixed order, layers in
-    /// theirs.
+    /// Every tensor that the configuration calls for before quantisation (see
+    /// [`Quantization`](crate::quantization::Quantization)), of whatever dtype, components in a
+    /// fixed order, layers in theirs.
     ///
     /// Experts are expected one by one, unless `is_present` knows a stacked tensor of their layer:
     /// then stacked.
@@ -287,17 +326,7 @@ pub fn text_facts(config: &Value) -> Option<Result<TextFacts, ConfigError>> {
 ///
 /// When it names a dtype that safetensors does not have.
 pub fn expected_dtype(config: &Value) -> Result<Option<Dtype>, ConfigError> {
-    let root = Section::root(config)?;
-    let mut places = vec![root.clone()];
-    if root.has("thinker_config") {
-        places.push(root.section("thinker_config")?);
-    }
-    for outer in places.clone() {
-        if outer.has("text_config") {
-            places.push(outer.section("text_config")?);
-        }
-    }
-    for place in places {
+    for place in sections_of_models(config)? {
         let key = place.either("dtype", "torch_dtype");
         if let Some(text) = place.text(key)? {
             let unknown = || {
@@ -310,6 +339,22 @@ pub fn expected_dtype(config: &Value) -> Result<Option<Dtype>, ConfigError> {
         }
     }
     Ok(None)
+}
+
+/// The objects of a configuration that may describe the weights: the top, `thinker_config`, and the
+/// `text_config` of either.
+pub(crate) fn sections_of_models(config: &Value) -> Result<Vec<Section<'_>>, ConfigError> {
+    let root = Section::root(config)?;
+    let mut sections = vec![root.clone()];
+    if root.has("thinker_config") {
+        sections.push(root.section("thinker_config")?);
+    }
+    for outer in sections.clone() {
+        if outer.has("text_config") {
+            sections.push(outer.section("text_config")?);
+        }
+    }
+    Ok(sections)
 }
 
 /// The names of torch, with or without the module in front.
@@ -329,21 +374,22 @@ fn dtype_of_torch(text: &str) -> Option<Dtype> {
 }
 
 /// How many parameters a loader prints that stacks each layer's experts: their gate and up matrices
-/// count as one, their down matrices as one, everything else counts itself.
+/// count as one, their down matrices as one, their scales likewise, everything else counts itself.
 #[must_use]
 pub fn logical_parameter_count<'a>(tensors: impl IntoIterator<Item = &'a Classification>) -> usize {
-    let mut stacks: BTreeSet<(Component, Option<u32>, bool)> = BTreeSet::new();
+    let mut stacks: BTreeSet<(Component, Option<u32>, bool, Part)> = BTreeSet::new();
     let mut others = 0;
     for tensor in tensors {
-        match tensor.role {
-            Role::ExpertGate | Role::ExpertUp | Role::ExpertGateUpStacked => {
-                stacks.insert((tensor.component, tensor.layer, true));
+        let goes_in = match tensor.role {
+            Role::ExpertGate | Role::ExpertUp | Role::ExpertGateUp => true,
+            Role::ExpertGateUpStacked => true,
+            Role::ExpertDown | Role::ExpertDownStacked => false,
+            _ => {
+                others += 1;
+                continue;
             }
-            Role::ExpertDown | Role::ExpertDownStacked => {
-                stacks.insert((tensor.component, tensor.layer, false));
-            }
-            _ => others += 1,
-        }
+        };
+        stacks.insert((tensor.component, tensor.layer, goes_in, tensor.part));
     }
     others + stacks.len()
 }

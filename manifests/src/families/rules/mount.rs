@@ -4,7 +4,7 @@ use super::pattern::Pattern;
 use super::row::{Dims, Row};
 use super::trie::{Node, Rule};
 use crate::families::config::ConfigError;
-use crate::families::{Expected, Presence};
+use crate::families::{Expected, ExpectedDtype, Presence};
 use crate::names::{Component, Role};
 
 /// Most tensors that a configuration may ask for, in all.
@@ -187,6 +187,7 @@ fn push<B: Dims>(
     out.tensors.push(Expected {
         name: pattern.name(at),
         shape: (row.shape)(dims, at),
+        dtype: ExpectedDtype::Any,
         presence,
         classification: numbers.classification(place.component, row.role, row.part),
     });

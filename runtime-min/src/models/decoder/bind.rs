@@ -6,7 +6,7 @@ use segpack_formats::codec::Codec;
 use segpack_formats::numeric::FloatDtype;
 use segpack_manifests::documents::{SegmentEntry, TensorEntry};
 use segpack_manifests::families::TextFacts;
-use segpack_manifests::names::{Component, Role};
+use segpack_manifests::names::{Component, Part, Role};
 
 use super::{index, unsuitable};
 use crate::error::RunError;
@@ -239,6 +239,24 @@ impl<'a> TextModel<'a> {
     }
 }
 
+/// A tensor that is not understood may change what the model computes, so none is left out.
+fn check_words(tensor: &TensorEntry) -> Result<(), RunError> {
+    let TensorEntry {
+        name, role, part, ..
+    } = tensor;
+    if !role.is_known() || !part.is_known() {
+        return Err(unsuitable(&format!(
+            "tensor {name:?} is the {part} of a {role}, which this build does not know"
+        )));
+    }
+    match part {
+        Part::Weight | Part::Bias => Ok(()),
+        part => Err(unsuitable(&format!(
+            "tensor {name:?} is the {part} of a quantised weight; quantised weights cannot be run"
+        ))),
+    }
+}
+
 /// The dtype that kernels know a tensor's values by.
 fn float_dtype(tensor: &TensorEntry) -> Result<FloatDtype, RunError> {
     FloatDtype::try_from(tensor.dtype).map_err(|_| {
@@ -269,6 +287,7 @@ impl<'a> Found<'a> {
         let text =
             |t: &&TensorEntry| matches!(t.component, Component::ThinkerText | Component::Text);
         for tensor in source.pack().manifest().tensors.iter().filter(text) {
+            check_words(tensor)?;
             float_dtype(tensor)?;
             found.add(tensor);
         }
@@ -292,7 +311,7 @@ impl<'a> Found<'a> {
                 }
             }
             None => {
-                let bias = tensor.name.ends_with(".bias");
+                let bias = tensor.part == Part::Bias;
                 if let Some(tensors) = self.layers.get_mut(layer) {
                     tensors.insert((tensor.role, bias), tensor);
                 }
