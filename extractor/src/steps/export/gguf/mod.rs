@@ -34,7 +34,7 @@ use segpack_formats::numeric::{Dtype, FloatConversion, FloatDtype};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::TensorEntry;
 use segpack_manifests::families::{self, TextFacts};
-use segpack_manifests::names::{Component, Part, Role};
+use segpack_manifests::names::{Component, Part as WeightPart, Role};
 
 use super::plan::{
     Content, Conversion, ExportPlan, FileFormat, NewTensorPlan, Part, Placed, PlannedFile,
@@ -131,7 +131,7 @@ impl<'a, 'f> Tensors<'a, 'f> {
             .iter()
             .filter(|t| t.component == component)
         {
-            if !matches!(tensor.part, Part::Weight | Part::Bias) {
+            if !matches!(tensor.part, WeightPart::Weight | WeightPart::Bias) {
                 return Err(StepError::Input(format!(
                     "tensor {:?} is the {} of a quantised weight: qwen3moe of llama.cpp has none",
                     tensor.name, tensor.part
