@@ -46,6 +46,13 @@ pub enum FormatError {
     /// The user asked to stop.
     #[error("interrupted")]
     Interrupted,
+    /// A thread of the program died before its work was done: a defect of the program, not of its
+    /// input.
+    #[error("the {thread} thread died; this is a bug in segpack")]
+    WorkerDied {
+        /// What the thread was for.
+        thread: &'static str,
+    },
 }
 
 /// Shorthand for results of this crate.

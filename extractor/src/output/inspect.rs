@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use segpack_formats::FormatError;
 use segpack_manifests::folder::PARTIAL;
 
-use crate::steps::StepError;
+use super::OutputError;
 
 /// What a folder holds before anything is written to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,21 +19,20 @@ pub enum Before {
     Occupied,
 }
 
-/// Looks at an output path.
+/// What lies at an output path.
 ///
 /// # Errors
-/// `Refused` where it is a file or a link that leads nowhere.
-pub fn look(path: &Path) -> Result<Before, StepError> {
+/// `NotAFolder` where it is a file or a link that leads nowhere; `Io`.
+pub(crate) fn inspect(path: &Path) -> Result<Before, OutputError> {
     if fs::symlink_metadata(path).is_err() {
         return Ok(Before::Nothing);
     }
     if !path.is_dir() {
-        return Err(StepError::Refused(format!(
-            "{} exists and is not a folder",
-            path.display()
-        )));
+        return Err(OutputError::NotAFolder {
+            path: path.to_owned(),
+        });
     }
-    let mut entries = fs::read_dir(path).map_err(StepError::io("list", path))?;
+    let mut entries = fs::read_dir(path).map_err(FormatError::io("list", path))?;
     if path.join(PARTIAL).is_dir() {
         return Ok(Before::Unfinished);
     }
@@ -46,15 +46,16 @@ pub fn look(path: &Path) -> Result<Before, StepError> {
 /// Refuses an output folder inside the input folder: its files would become part of the input.
 ///
 /// # Errors
-/// `Refused` with both paths.
-pub fn refuse_inside(output: &Path, input: &Path) -> Result<(), StepError> {
-    let real = input.canonicalize().map_err(StepError::io("open", input))?;
+/// `InsideInput`; `Io`.
+pub fn refuse_inside(output: &Path, input: &Path) -> Result<(), OutputError> {
+    let real = input
+        .canonicalize()
+        .map_err(FormatError::io("open", input))?;
     if resolve(output)?.starts_with(&real) {
-        return Err(StepError::Refused(format!(
-            "output {} lies inside the input {}; choose another place",
-            output.display(),
-            real.display()
-        )));
+        return Err(OutputError::InsideInput {
+            output: output.to_owned(),
+            input: real,
+        });
     }
     Ok(())
 }
@@ -62,17 +63,18 @@ pub fn refuse_inside(output: &Path, input: &Path) -> Result<(), StepError> {
 /// Refuses an output folder that holds one of the inputs: replacing it would destroy them.
 ///
 /// # Errors
-/// `Refused` with both paths.
-pub fn refuse_holding(output: &Path, inputs: &[PathBuf]) -> Result<(), StepError> {
+/// `HoldsInput`; `Io`.
+pub fn refuse_holding(output: &Path, inputs: &[PathBuf]) -> Result<(), OutputError> {
     let folder = resolve(output)?;
     for input in inputs {
-        let real = input.canonicalize().map_err(StepError::io("open", input))?;
+        let real = input
+            .canonicalize()
+            .map_err(FormatError::io("open", input))?;
         if real.starts_with(&folder) {
-            return Err(StepError::Refused(format!(
-                "the input {} lies inside the output {}; choose another place",
-                input.display(),
-                output.display()
-            )));
+            return Err(OutputError::HoldsInput {
+                input: input.clone(),
+                output: output.to_owned(),
+            });
         }
     }
     Ok(())
@@ -80,8 +82,8 @@ pub fn refuse_holding(output: &Path, inputs: &[PathBuf]) -> Result<(), StepError
 
 /// Where a path will be once the folders that it lacks are made: links followed as far as it
 /// exists.
-fn resolve(path: &Path) -> Result<PathBuf, StepError> {
-    let absolute = std::path::absolute(path).map_err(StepError::io("find", path))?;
+fn resolve(path: &Path) -> Result<PathBuf, OutputError> {
+    let absolute = std::path::absolute(path).map_err(FormatError::io("find", path))?;
     let mut real = PathBuf::new();
     for part in absolute.components() {
         match part {
@@ -91,7 +93,9 @@ fn resolve(path: &Path) -> Result<PathBuf, StepError> {
             part => real.push(part),
         }
         if real.exists() {
-            real = real.canonicalize().map_err(StepError::io("open", &real))?;
+            real = real
+                .canonicalize()
+                .map_err(FormatError::io("open", &real))?;
         }
     }
     Ok(real)

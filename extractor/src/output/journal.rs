@@ -6,12 +6,13 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use segpack_formats::FormatError;
 use segpack_formats::digest::Sha256;
 use segpack_formats::pack::WrittenPack;
 use segpack_manifests::documents::Finding;
 use serde::{Deserialize, Serialize};
 
-use crate::steps::StepError;
+use super::OutputError;
 
 /// Name of the journal in `.partial`.
 pub const JOURNAL: &str = "journal.jsonl";
@@ -51,33 +52,38 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Reads the records of an earlier run. A last line that was cut off is not one.
-    pub fn read(path: &Path) -> Vec<Record> {
-        let Ok(text) = std::fs::read(path) else {
-            return Vec::new();
+    /// Reads the records of an earlier run; none where there is no journal. A line that was cut off
+    /// ends them: what it would have said is done again.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn read(path: &Path) -> Result<Vec<Record>, OutputError> {
+        let text = match std::fs::read(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            text => text.map_err(FormatError::io("read", path))?,
         };
         let lines = text
             .split_inclusive(|b| *b == b'\n')
             .filter(|line| line.ends_with(b"\n"));
-        lines
+        Ok(lines
             .map_while(|line| serde_json::from_slice(line).ok())
-            .collect()
+            .collect())
     }
 
     /// Starts a journal that holds these records.
     ///
     /// # Errors
     /// `Io`.
-    pub fn begin(path: &Path, records: &[Record]) -> Result<Self, StepError> {
+    pub fn begin(path: &Path, records: &[Record]) -> Result<Self, OutputError> {
         let new = path.with_extension("new");
-        let file = File::create(&new).map_err(StepError::io("create", &new))?;
+        let file = File::create(&new).map_err(FormatError::io("create", &new))?;
         let journal = Self {
             file: Mutex::new(file),
             path: path.to_owned(),
         };
         records.iter().try_for_each(|record| journal.add(record))?;
         // the old journal counts until the new one is whole
-        std::fs::rename(&new, path).map_err(StepError::io("rename", &new))?;
+        std::fs::rename(&new, path).map_err(FormatError::io("rename", &new))?;
         Ok(journal)
     }
 
@@ -85,9 +91,9 @@ impl Journal {
     ///
     /// # Errors
     /// `Io`.
-    pub fn add(&self, record: &Record) -> Result<(), StepError> {
-        let failed = |e: io::Error| StepError::io("write", &self.path)(e);
-        let mut line = serde_json::to_vec(record).map_err(|e| failed(e.into()))?;
+    pub fn add(&self, record: &Record) -> Result<(), OutputError> {
+        let mut line = serde_json::to_vec(record)
+            .map_err(|e| FormatError::io("write", &self.path)(e.into()))?;
         line.push(b'\n');
         let mut file = self
             .file
@@ -95,7 +101,8 @@ impl Journal {
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         file.write_all(&line)
             .and_then(|()| file.sync_data())
-            .map_err(failed)
+            .map_err(FormatError::io("write", &self.path))?;
+        Ok(())
     }
 }
 
@@ -114,11 +121,11 @@ mod tests {
         let journal = Journal::begin(&path, &[record(1)]).unwrap();
         journal.add(&record(2)).unwrap();
         let whole = std::fs::read(&path).unwrap();
-        assert_eq!(Journal::read(&path), [record(1), record(2)]);
+        assert_eq!(Journal::read(&path).unwrap(), [record(1), record(2)]);
         let first = whole.iter().position(|b| *b == b'\n').unwrap() + 1;
         for cut in first..whole.len() {
             std::fs::write(&path, &whole[..cut]).unwrap();
-            assert_eq!(Journal::read(&path), [record(1)], "cut at {cut}");
+            assert_eq!(Journal::read(&path).unwrap(), [record(1)], "cut at {cut}");
         }
         assert_eq!(Journal::read(&folder.path().join("none")), []);
     }

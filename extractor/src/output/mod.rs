@@ -1,6 +1,7 @@
 //! The folder that a step writes: refused where it would destroy something, locked, whole or
 //! resumable.
 
+mod error;
 mod inspect;
 mod journal;
 mod lock;
@@ -8,22 +9,22 @@ mod publisher;
 mod space;
 mod write_behind;
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use segpack_formats::FormatError;
 use segpack_formats::io::sync_folder;
 use segpack_manifests::folder::PARTIAL;
 
-use crate::steps::StepError;
-pub use inspect::{Before, look, refuse_holding, refuse_inside};
-pub use journal::{JOURNAL, Journal, Record};
-use lock::busy;
-pub use lock::{LOCK, refuse_busy};
-pub use publisher::{Flushing, Publisher};
-pub use space::check_space;
-pub use write_behind::{BEHIND_MEMORY, Behind, write_behind};
+pub use error::OutputError;
+pub(crate) use inspect::{Before, inspect, refuse_holding, refuse_inside};
+pub(crate) use journal::{JOURNAL, Journal, Record};
+pub(crate) use lock::{LOCK, refuse_busy};
+pub(crate) use publisher::{Flushing, Publisher};
+pub(crate) use space::check_space;
+pub(crate) use write_behind::{WRITE_BEHIND_MEMORY, WriteBehind, write_behind};
 
 /// Folder, below [`PARTIAL`], of files that are being written.
 const FILES: &str = "files";
@@ -40,27 +41,14 @@ impl OutputFolder {
     /// Makes the folder and its `.partial`, and locks it.
     ///
     /// # Errors
-    /// `Refused` where another process writes there; `Io`.
-    pub fn open(path: &Path) -> Result<Self, StepError> {
+    /// `Busy` where another process writes there; `Io`.
+    pub fn open(path: &Path) -> Result<Self, OutputError> {
         let created = !path.exists();
-        let partial = path.join(PARTIAL);
-        fs::create_dir_all(&partial).map_err(StepError::io("create", &partial))?;
-        let lock_path = partial.join(LOCK);
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path)
-            .map_err(StepError::io("create", &lock_path))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Self {
-                path: path.to_owned(),
-                created,
-                _lock: lock,
-            }),
-            Err(TryLockError::WouldBlock) => Err(busy(path)),
-            Err(TryLockError::Error(e)) => Err(StepError::io("lock", &lock_path)(e)),
-        }
+        Ok(Self {
+            path: path.to_owned(),
+            created,
+            _lock: lock::acquire(path)?,
+        })
     }
 
     /// The folder.
@@ -77,7 +65,7 @@ impl OutputFolder {
     ///
     /// # Errors
     /// `Io`.
-    pub fn clear_unfinished(&self) -> Result<(), StepError> {
+    pub fn clear_unfinished(&self) -> Result<(), OutputError> {
         remove_all(&self.path.join(PARTIAL).join(FILES))
     }
 
@@ -90,12 +78,12 @@ impl OutputFolder {
     ///
     /// # Errors
     /// `Io`.
-    pub fn create(&self, relative: &str) -> Result<(Arc<File>, PathBuf), StepError> {
+    pub fn create(&self, relative: &str) -> Result<(Arc<File>, PathBuf), OutputError> {
         let path = self.partial(relative);
         if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(StepError::io("create", parent))?;
+            fs::create_dir_all(parent).map_err(FormatError::io("create", parent))?;
         }
-        let file = File::create(&path).map_err(StepError::io("create", &path))?;
+        let file = File::create(&path).map_err(FormatError::io("create", &path))?;
         Ok((Arc::new(file), path))
     }
 
@@ -103,13 +91,13 @@ impl OutputFolder {
     ///
     /// # Errors
     /// `Io`.
-    pub fn publish(&self, file: &File, relative: &str) -> Result<(), StepError> {
+    pub fn publish(&self, file: &File, relative: &str) -> Result<(), OutputError> {
         let (from, to) = (self.partial(relative), self.path.join(relative));
-        file.sync_all().map_err(StepError::io("sync", &from))?;
+        file.sync_all().map_err(FormatError::io("sync", &from))?;
         let parent = to.parent().unwrap_or(&self.path);
         let is_new = !parent.exists();
-        fs::create_dir_all(parent).map_err(StepError::io("create", parent))?;
-        fs::rename(&from, &to).map_err(StepError::io("rename", &from))?;
+        fs::create_dir_all(parent).map_err(FormatError::io("create", parent))?;
+        fs::rename(&from, &to).map_err(FormatError::io("rename", &from))?;
         sync_folder(parent)?;
         if is_new {
             // a new folder is durable once the one that holds it is
@@ -130,12 +118,12 @@ impl OutputFolder {
         &self,
         relative: &str,
         write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-    ) -> Result<(), StepError> {
+    ) -> Result<(), OutputError> {
         let (file, path) = self.create(relative)?;
         let mut buffered = io::BufWriter::new(&*file);
         write(&mut buffered)
             .and_then(|()| buffered.flush())
-            .map_err(StepError::io("write", &path))?;
+            .map_err(FormatError::io("write", &path))?;
         drop(buffered);
         self.publish(&file, relative)
     }
@@ -143,8 +131,8 @@ impl OutputFolder {
     /// Refuses to begin what the disk cannot hold.
     ///
     /// # Errors
-    /// `Refused` with both figures.
-    pub fn check_space(&self, needed: u64) -> Result<(), StepError> {
+    /// `NoSpace`; `Io`.
+    pub fn check_space(&self, needed: u64) -> Result<(), OutputError> {
         check_space(&self.path, needed, 0)
     }
 
@@ -152,9 +140,9 @@ impl OutputFolder {
     ///
     /// # Errors
     /// `Io`.
-    pub fn finish(self) -> Result<(), StepError> {
+    pub fn finish(self) -> Result<(), OutputError> {
         let partial = self.path.join(PARTIAL);
-        fs::remove_dir_all(&partial).map_err(StepError::io("remove", &partial))?;
+        fs::remove_dir_all(&partial).map_err(FormatError::io("remove", &partial))?;
         Ok(sync_folder(&self.path)?)
     }
 
@@ -187,14 +175,16 @@ impl OutputFolder {
 ///
 /// # Errors
 /// `Io`.
-pub fn remove_all(path: &Path) -> Result<(), StepError> {
+pub fn remove_all(path: &Path) -> Result<(), OutputError> {
     let removed = if path.is_dir() {
         fs::remove_dir_all(path)
     } else {
         fs::remove_file(path)
     };
     match removed {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(StepError::io("remove", path)(e)),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(FormatError::io("remove", path)(e).into())
+        }
         _ => Ok(()),
     }
 }

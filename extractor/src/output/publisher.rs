@@ -7,13 +7,12 @@ use std::thread;
 
 use segpack_formats::FormatError;
 
-use super::OutputFolder;
-use crate::steps::StepError;
+use super::{OutputError, OutputFolder};
 
 /// Bytes after which a file that is still being written begins to go to the drive: the kernel would
 /// wait until a tenth of the memory is dirty, or for the final sync, and the drive would idle while
 /// digests are taken.
-pub const FLUSH_BYTES: u64 = 64 << 20;
+const FLUSH_BYTES: u64 = 64 << 20;
 
 impl OutputFolder {
     /// Lets `work` write files that a thread of its own makes durable and moves to their places, so
@@ -21,32 +20,32 @@ impl OutputFolder {
     ///
     /// # Errors
     /// Whatever the publishing or the work returns.
-    pub fn with_publisher<'a>(
+    pub(crate) fn with_publisher<'a, E: From<OutputError>>(
         &'a self,
         queue: usize,
-        work: impl FnOnce(&Publisher<'a>) -> Result<(), StepError>,
-    ) -> Result<(), StepError> {
+        work: impl FnOnce(&Publisher<'a>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let (sender, receiver) = sync_channel(queue.max(1));
         thread::scope(|scope| {
             let publishing = scope.spawn(|| self.publish_all(receiver));
             let publisher = Publisher { sender };
             let worked = work(&publisher);
             drop(publisher);
-            let died = || StepError::Refused("the publishing thread died".to_owned());
             let published = publishing.join().unwrap_or_else(|_| Err(died()));
             // where publishing failed, the workers only know that nobody listens
-            published.and(worked)
+            published?;
+            worked
         })
     }
 
-    fn publish_all(&self, requests: Receiver<Request<'_>>) -> Result<(), StepError> {
+    fn publish_all(&self, requests: Receiver<Request<'_>>) -> Result<(), OutputError> {
         for request in requests {
             match request {
                 // the kernel reports a failed write to one sync of an open file only, so this one
                 // must not lose it
                 Request::Flush(file) => file
                     .sync_data()
-                    .map_err(StepError::io("sync", &self.path))?,
+                    .map_err(FormatError::io("sync", &self.path))?,
                 Request::Publish {
                     file,
                     relative,
@@ -61,8 +60,15 @@ impl OutputFolder {
     }
 }
 
+fn died() -> OutputError {
+    FormatError::WorkerDied {
+        thread: "publishing",
+    }
+    .into()
+}
+
 /// What is to be done once a file is in its place.
-pub type Then<'a> = Box<dyn FnOnce() -> Result<(), StepError> + Send + 'a>;
+pub(crate) type Then<'a> = Box<dyn FnOnce() -> Result<(), OutputError> + Send + 'a>;
 
 enum Request<'a> {
     Flush(Arc<File>),
@@ -74,40 +80,38 @@ enum Request<'a> {
 }
 
 /// Hands finished files over to the thread that publishes them.
-pub struct Publisher<'a> {
+pub(crate) struct Publisher<'a> {
     sender: SyncSender<Request<'a>>,
 }
 
 impl<'a> Publisher<'a> {
     /// Begins to write a growing file to the drive, unless the thread has enough to do.
-    pub fn flush(&self, file: &Arc<File>) {
+    pub(crate) fn flush(&self, file: &Arc<File>) {
         let _ = self.sender.try_send(Request::Flush(Arc::clone(file)));
     }
 
     /// Publishes a file, then does what is to be done.
     ///
     /// # Errors
-    /// `Interrupted` where publishing has failed before; the failure itself is what
+    /// `WorkerDied` where publishing has failed before; the failure itself is what
     /// `with_publisher` returns.
-    pub fn publish(
+    pub(crate) fn publish(
         &self,
         file: Arc<File>,
         relative: String,
         then: Then<'a>,
-    ) -> Result<(), StepError> {
+    ) -> Result<(), OutputError> {
         let request = Request::Publish {
             file,
             relative,
             then,
         };
-        self.sender
-            .send(request)
-            .map_err(|_| FormatError::Interrupted.into())
+        self.sender.send(request).map_err(|_| died())
     }
 }
 
 /// Counts written bytes and asks for a flush every [`FLUSH_BYTES`].
-pub struct Flushing<'p, 'a> {
+pub(crate) struct Flushing<'p, 'a> {
     publisher: &'p Publisher<'a>,
     file: Arc<File>,
     pending: std::cell::Cell<u64>,
@@ -115,7 +119,7 @@ pub struct Flushing<'p, 'a> {
 
 impl<'p, 'a> Flushing<'p, 'a> {
     /// Nothing is written yet.
-    pub fn new(publisher: &'p Publisher<'a>, file: &Arc<File>) -> Self {
+    pub(crate) fn new(publisher: &'p Publisher<'a>, file: &Arc<File>) -> Self {
         Self {
             publisher,
             file: Arc::clone(file),
@@ -124,7 +128,7 @@ impl<'p, 'a> Flushing<'p, 'a> {
     }
 
     /// So many more bytes are written.
-    pub fn add(&self, bytes: u64) {
+    pub(crate) fn add(&self, bytes: u64) {
         self.pending.set(self.pending.get() + bytes);
         if self.pending.get() >= FLUSH_BYTES {
             self.pending.set(0);

@@ -8,20 +8,20 @@ use segpack_formats::digest::Sha256;
 use segpack_formats::pack::WrittenPack;
 use segpack_manifests::documents::Finding;
 
-use crate::output::{BEHIND_MEMORY, Record};
-use crate::steps::StepError;
+use super::PackWriterError;
+use crate::output::{Journal, OutputError, Record, WRITE_BEHIND_MEMORY};
 
 /// What is finished.
 #[derive(Debug, Default)]
-pub struct Done {
-    pub packs: BTreeMap<String, (WrittenPack, Vec<Finding>)>,
+pub(crate) struct Done {
+    packs: BTreeMap<String, (WrittenPack, Vec<Finding>)>,
     shards: BTreeMap<String, Sha256>,
-    /// By their place in the pack folder.
-    pub files: BTreeMap<String, Sha256>,
+    /// By their path in the pack folder.
+    files: BTreeMap<String, Sha256>,
 }
 
 impl Done {
-    pub fn add(&mut self, record: Record) {
+    pub(crate) fn add(&mut self, record: Record) {
         match record {
             Record::Begun { .. } => {}
             Record::Pack {
@@ -37,19 +37,42 @@ impl Done {
         }
     }
 
-    pub fn packs(&self) -> usize {
+    pub(crate) fn packs(&self) -> usize {
         self.packs.len()
     }
 
-    pub fn has_pack(&self, path: &str) -> bool {
+    pub(crate) fn has_pack(&self, path: &str) -> bool {
         self.packs.contains_key(path)
     }
 
-    pub fn shard(&self, path: &str) -> Option<Sha256> {
+    pub(crate) fn shard(&self, path: &str) -> Option<Sha256> {
         self.shards.get(path).copied()
     }
 
-    pub fn warnings(&self) -> Vec<Finding> {
+    /// What was written of a pack.
+    ///
+    /// # Errors
+    /// `NotWritten` where it was not.
+    pub(crate) fn written(&self, path: &str) -> Result<&WrittenPack, PackWriterError> {
+        let found = self.packs.get(path).map(|(written, _)| written);
+        found.ok_or_else(|| not_written(path))
+    }
+
+    /// A file with this path in the pack folder, and this digest, is written.
+    pub(crate) fn add_file(&mut self, stored_as: String, sha256: Sha256) {
+        self.files.insert(stored_as, sha256);
+    }
+
+    /// The digest of a file that was written.
+    ///
+    /// # Errors
+    /// `NotWritten` where it was not.
+    pub(crate) fn file(&self, stored_as: &str) -> Result<Sha256, PackWriterError> {
+        let found = self.files.get(stored_as).copied();
+        found.ok_or_else(|| not_written(stored_as))
+    }
+
+    pub(crate) fn warnings(&self) -> Vec<Finding> {
         let mut all: Vec<Finding> = self
             .packs
             .values()
@@ -61,11 +84,48 @@ impl Done {
     }
 }
 
+/// Keeps what the threads of a run finish: in the journal, then in memory.
+pub(crate) struct Recorder<'a> {
+    journal: &'a Journal,
+    done: Mutex<&'a mut Done>,
+}
+
+impl<'a> Recorder<'a> {
+    /// Adds to what is done.
+    pub(crate) fn new(journal: &'a Journal, done: &'a mut Done) -> Self {
+        Self {
+            journal,
+            done: Mutex::new(done),
+        }
+    }
+
+    /// A pack or a shard is finished.
+    ///
+    /// # Errors
+    /// `Io` on the journal.
+    pub(crate) fn add(&self, record: Record) -> Result<(), OutputError> {
+        self.journal.add(&record)?;
+        lock(&self.done).add(record);
+        Ok(())
+    }
+
+    /// A file with this path in the pack folder, and this digest, is written.
+    pub(crate) fn add_file(&self, stored_as: String, sha256: Sha256) {
+        lock(&self.done).add_file(stored_as, sha256);
+    }
+}
+
+fn not_written(path: &str) -> PackWriterError {
+    PackWriterError::NotWritten {
+        path: path.to_owned(),
+    }
+}
+
 /// What one thread takes to write a pack, in bytes: measured, with the buffers of a chunk, rounded
 /// up.
-pub fn memory_of(coding: Coding) -> u64 {
+pub(crate) fn memory_of(coding: Coding) -> u64 {
     let mib = match coding {
-        Coding::Raw => return BEHIND_MEMORY,
+        Coding::Raw => return WRITE_BEHIND_MEMORY,
         Coding::Zstd { level: ..=6 } => 9,
         Coding::Bf16Zstd | Coding::Bf16Rans => 16,
         Coding::Zstd { level: 7..=9 } => 18,
@@ -75,12 +135,9 @@ pub fn memory_of(coding: Coding) -> u64 {
     mib << 20
 }
 
-pub fn lock<'a, T>(mutex: &'a Mutex<T>) -> std::sync::MutexGuard<'a, T> {
+/// Locks what the threads of a run share; one that panicked has left it whole.
+pub(super) fn lock<'a, T>(mutex: &'a Mutex<T>) -> std::sync::MutexGuard<'a, T> {
     mutex
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-pub fn unfinished(path: &str) -> StepError {
-    StepError::Refused(format!("{path} was not finished; continue with --resume"))
 }

@@ -6,7 +6,7 @@ use segpack_manifests::documents::{
 };
 
 /// Lists a pack as it was planned and written.
-pub fn add_pack(manifest: &mut Manifest, pack: &PlannedPack, written: &WrittenPack) {
+pub(crate) fn add_pack(manifest: &mut Manifest, pack: &PlannedPack, written: &WrittenPack) {
     manifest.packs.push(PackEntry {
         path: pack.path.clone(),
         component: pack.component,

@@ -4,64 +4,61 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
+use segpack_formats::FormatError;
 use segpack_formats::digest::{Sha256, Sha256Hasher};
-use segpack_formats::io::{CancelToken, InputFile, READ_BYTES};
+use segpack_formats::io::{InputFile, READ_BYTES};
 use segpack_formats::pack::WrittenPack;
 use segpack_manifests::documents::{Finding, GENERATOR, Manifest, PackSummary};
 use segpack_manifests::folder::{MANIFEST, PACKS, PARTIAL, SOURCE, SUMS};
 use segpack_manifests::{Pack, PackError};
 
-use super::Done;
+use super::done::lock;
+use super::{Done, PackWriterError};
 use crate::output::{
-    Before, JOURNAL, Journal, LOCK, OutputFolder, Record, check_space, look, refuse_busy,
-    remove_all,
+    Before, JOURNAL, Journal, LOCK, OutputError, OutputFolder, Record, check_space, inspect,
+    refuse_busy, remove_all,
 };
-use crate::steps::{Exit, StepError};
-use crate::work::Progress;
-use crate::work::run_tasks;
+use crate::work::{Job, run_tasks};
 
 /// How a pack folder is written.
-pub struct Target<'a> {
-    /// Threads.
-    pub jobs: usize,
+pub(crate) struct Target<'a> {
     /// Go on where an interrupted run stopped.
     pub resume: bool,
     /// Replace an existing pack.
     pub force: bool,
-    /// When to stop.
-    pub stop: &'a CancelToken,
-    /// Who hears how far it is.
-    pub progress: &'a dyn Progress,
+    /// The threads, when to stop, and the progress.
+    pub job: Job<'a>,
 }
 
 impl Target<'_> {
     /// Opens the output folder, which will hold the `listed` files and take `needed` bytes.
     ///
     /// # Errors
-    /// `Refused` where the folder holds something else, or something unfinished without `resume`.
-    pub fn open(
+    /// Where the folder holds something else, or something unfinished without `resume`.
+    pub(crate) fn open(
         &self,
         out: &Path,
         listed: &BTreeSet<String>,
         needed: u64,
-    ) -> Result<OutputFolder, StepError> {
-        let refuse = |what: &str| Err(StepError::Refused(format!("{} {what}", out.display())));
+    ) -> Result<OutputFolder, PackWriterError> {
         refuse_busy(out)?;
-        match look(out)? {
-            Before::Nothing => OutputFolder::open(out),
+        let folder = out.to_owned();
+        match inspect(out)? {
+            Before::Nothing => Ok(OutputFolder::open(out)?),
             Before::Unfinished | Before::Occupied if self.force => replace(out, listed, needed),
             Before::Unfinished => {
                 check_ours(out, listed)?;
                 if self.resume {
-                    return OutputFolder::open(out);
+                    return Ok(OutputFolder::open(out)?);
                 }
-                refuse("holds an unfinished pack: --resume goes on with it, --force starts anew")
+                Err(PackWriterError::Unfinished { folder })
             }
             Before::Occupied if out.join(MANIFEST).exists() => {
-                refuse("exists and holds a pack: --force replaces it")
+                Err(PackWriterError::HoldsPack { folder })
             }
-            Before::Occupied => refuse("exists and is not empty: choose another place"),
+            Before::Occupied => Err(OutputError::NotEmpty { path: folder }.into()),
         }
     }
 
@@ -69,25 +66,23 @@ impl Target<'_> {
     /// still intact count as done, and the last number returned is how many they are.
     ///
     /// # Errors
-    /// `Refused` where the folder holds an unfinished run with another fingerprint.
-    pub fn open_journal(
+    /// `OtherRun` where the folder holds an unfinished run with another fingerprint.
+    pub(crate) fn open_journal(
         &self,
         output: &OutputFolder,
         fingerprint: Sha256,
-    ) -> Result<(Journal, Done, u64), StepError> {
+    ) -> Result<(Journal, Done, u64), PackWriterError> {
         let path = output.control(JOURNAL);
         let begun = Record::Begun { fingerprint };
         let records = if self.resume {
-            Journal::read(&path)
+            Journal::read(&path)?
         } else {
             Vec::new()
         };
         if records.first().is_some_and(|first| *first != begun) {
-            return Err(StepError::Refused(format!(
-                "{} holds an unfinished pack of another source, or with other options (the source may have changed \
-                 since): give the same ones, or start anew with --force",
-                output.path().display()
-            )));
+            return Err(PackWriterError::OtherRun {
+                folder: output.path().to_owned(),
+            });
         }
         output.clear_unfinished()?;
         let intact = self.check_finished(output, &records)?;
@@ -105,49 +100,49 @@ impl Target<'_> {
         &self,
         output: &OutputFolder,
         records: &[Record],
-    ) -> Result<Vec<Record>, StepError> {
-        let bytes = records
-            .iter()
-            .map(|r| {
-                if let Record::Pack { written, .. } = r {
-                    written.length
-                } else {
-                    0
-                }
-            })
-            .sum();
+    ) -> Result<Vec<Record>, PackWriterError> {
+        let bytes = records.iter().map(finished_bytes).sum();
         if bytes > 0 {
-            self.progress.start("checking finished packs", bytes);
+            self.job.progress.start("checking finished packs", bytes);
         }
-        let damaged = std::sync::Mutex::new(BTreeSet::new());
-        let check = |buffer: &mut Vec<u8>, record: &Record| {
-            let Record::Pack { path, written, .. } = record else {
-                return Ok(());
-            };
-            if !self.is_intact(&output.path().join(path), written, buffer)? {
-                self.progress.note(&format!(
-                    "{path} is not what the journal says; writing it again"
-                ));
-                damaged
-                    .lock()
-                    .unwrap_or_else(std::sync::PoisonError::into_inner)
-                    .insert(path.clone());
-            }
-            Ok(())
-        };
-        run_tasks(self.jobs, records, || Ok(vec![0; READ_BYTES]), check)?;
+        let damaged = Mutex::new(BTreeSet::new());
+        run_tasks(
+            self.job.threads,
+            records,
+            || Ok(vec![0; READ_BYTES]),
+            |buffer, record| self.check_record(output, record, buffer, &damaged),
+        )?;
         if bytes > 0 {
-            self.progress.finish();
+            self.job.progress.finish();
         }
-        let damaged = damaged
-            .into_inner()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let keep = |r: &&Record| match r {
+        let damaged = damaged.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = records.to_vec();
+        kept.retain(|record| match record {
             Record::Begun { .. } => false,
             Record::Pack { path, .. } => !damaged.contains(path),
             Record::Shard { .. } => true,
+        });
+        Ok(kept)
+    }
+
+    /// Adds the pack of a record to `damaged` where it is not what the record says.
+    fn check_record(
+        &self,
+        output: &OutputFolder,
+        record: &Record,
+        buffer: &mut [u8],
+        damaged: &Mutex<BTreeSet<String>>,
+    ) -> Result<(), PackWriterError> {
+        let Record::Pack { path, written, .. } = record else {
+            return Ok(());
         };
-        Ok(records.iter().filter(keep).cloned().collect())
+        if !self.is_intact(&output.path().join(path), written, buffer)? {
+            self.job.progress.note(&format!(
+                "{path} is not what the journal says; writing it again"
+            ));
+            lock(damaged).insert(path.clone());
+        }
+        Ok(())
     }
 
     fn is_intact(
@@ -155,7 +150,8 @@ impl Target<'_> {
         path: &Path,
         written: &WrittenPack,
         buffer: &mut [u8],
-    ) -> Result<bool, StepError> {
+    ) -> Result<bool, PackWriterError> {
+        // one that cannot be opened is written again, and writing it says why it cannot
         let Ok(input) = InputFile::open(path) else {
             return Ok(false);
         };
@@ -163,74 +159,83 @@ impl Target<'_> {
             return Ok(false);
         }
         let mut sha256 = Sha256Hasher::default();
-        input.for_each_piece(0..written.length, buffer, self.stop, |piece| {
+        input.for_each_piece(0..written.length, buffer, self.job.stop, |piece| {
             sha256.update(piece);
-            self.progress.advance(piece.len() as u64);
-            Ok::<_, StepError>(())
+            self.job.progress.advance(piece.len() as u64);
+            Ok::<_, FormatError>(())
         })?;
         Ok(sha256.finish() == written.sha256)
+    }
+}
+
+/// Bytes of the pack that a record calls finished.
+fn finished_bytes(record: &Record) -> u64 {
+    match record {
+        Record::Pack { written, .. } => written.length,
+        Record::Begun { .. } | Record::Shard { .. } => 0,
     }
 }
 
 /// Refuses a folder that holds anything but a pack, finished or not; `listed` files may be there.
 ///
 /// # Errors
-/// `Refused`, with the first foreign file.
-pub fn check_ours(out: &Path, listed: &BTreeSet<String>) -> Result<(), StepError> {
-    let foreign = |what: String| {
-        let what = format!(
-            "{}: only a pack may be continued or replaced, but {what}",
-            out.display()
-        );
-        Err(StepError::Refused(format!(
-            "{what}; choose another place, or remove it yourself"
-        )))
-    };
-    for entry in fs::read_dir(out).map_err(StepError::io("list", out))? {
-        let name = entry
-            .map_err(StepError::io("list", out))?
-            .file_name()
-            .to_string_lossy()
-            .into_owned();
+/// `ForeignEntry`, `ForeignFile`, `NotAPack` with the first thing that does not belong there; `Io`.
+pub(crate) fn check_ours(out: &Path, listed: &BTreeSet<String>) -> Result<(), PackWriterError> {
+    let folder = || out.to_owned();
+    for entry in fs::read_dir(out).map_err(FormatError::io("list", out))? {
+        let name = entry.map_err(FormatError::io("list", out))?.file_name();
+        let name = name.to_string_lossy().into_owned();
         if ![MANIFEST, SUMS, PACKS, SOURCE, PARTIAL].contains(&name.as_str()) {
-            return foreign(format!("the folder holds {name:?} too"));
+            let folder = folder();
+            return Err(PackWriterError::ForeignEntry { folder, name });
         }
     }
-    let records = Journal::read(&out.join(PARTIAL).join(JOURNAL));
+    // what the run that left this, and the pack that was there before, wrote
+    let records = Journal::read(&out.join(PARTIAL).join(JOURNAL))?;
     let begun = matches!(records.first(), Some(Record::Begun { .. }))
         || out.join(PARTIAL).join(LOCK).exists();
     let mut listed = listed.clone();
     listed.extend(records.into_iter().filter_map(|r| match r {
         Record::Pack { path, .. } => Some(path),
-        _ => None,
+        Record::Begun { .. } | Record::Shard { .. } => None,
     }));
     match Pack::open(out) {
         Ok(pack) => listed.extend(pack.manifest().files().iter().map(|f| f.0.to_owned())),
         Err(PackError::Format(e)) => return Err(e.into()),
         Err(_) if begun => {}
-        Err(e) => return foreign(e.to_string()),
+        Err(source) => {
+            let folder = folder();
+            return Err(PackWriterError::NotAPack { folder, source });
+        }
     }
     match files_below(out, &[PACKS, SOURCE])?
         .into_iter()
         .find(|file| !listed.contains(file))
     {
-        Some(file) => foreign(format!(
-            "it holds {file:?}, which this pack will not have (another source's, or your own)"
-        )),
+        Some(file) => Err(PackWriterError::ForeignFile {
+            folder: folder(),
+            file,
+        }),
         None => Ok(()),
     }
 }
 
-/// `--force`: removes a pack, but only where the folder holds nothing else and the new one will
+/// Removes a pack, but only where the folder holds nothing else and the new one will
 /// fit. The lock is held from before the removal on.
-fn replace(out: &Path, listed: &BTreeSet<String>, needed: u64) -> Result<OutputFolder, StepError> {
+fn replace(
+    out: &Path,
+    listed: &BTreeSet<String>,
+    needed: u64,
+) -> Result<OutputFolder, PackWriterError> {
     check_ours(out, listed)?;
     let old = files_below(out, &[PACKS, SOURCE])?;
-    let freed = old
-        .iter()
-        .filter_map(|f| fs::metadata(out.join(f)).ok())
-        .map(|m| m.len())
-        .sum();
+    let mut freed = 0;
+    for file in &old {
+        let path = out.join(file);
+        freed += fs::symlink_metadata(&path)
+            .map_err(FormatError::io("inspect", &path))?
+            .len();
+    }
     check_space(out, needed, freed)?;
     let output = OutputFolder::open(out)?;
     // the manifest first, so that what is left does not look complete
@@ -241,11 +246,14 @@ fn replace(out: &Path, listed: &BTreeSet<String>, needed: u64) -> Result<OutputF
     Ok(output)
 }
 
-fn files_below(root: &Path, folders: &[&str]) -> Result<Vec<String>, StepError> {
+fn files_below(root: &Path, folders: &[&str]) -> Result<Vec<String>, PackWriterError> {
     let mut files = Vec::new();
     for folder in folders.iter().map(|f| root.join(f)).filter(|f| f.exists()) {
         for entry in walkdir::WalkDir::new(&folder) {
-            let entry = entry.map_err(|e| StepError::Refused(e.to_string()))?;
+            let entry = entry.map_err(|source| PackWriterError::List {
+                folder: folder.clone(),
+                source,
+            })?;
             if !entry.file_type().is_dir() {
                 let below = entry.path().strip_prefix(root).unwrap_or(entry.path());
                 files.push(below.to_string_lossy().into_owned());
@@ -260,11 +268,14 @@ fn files_below(root: &Path, folders: &[&str]) -> Result<Vec<String>, StepError> 
 ///
 /// # Errors
 /// `Io`.
-pub fn write_documents(output: &OutputFolder, manifest: &Manifest) -> Result<Sha256, StepError> {
+pub(crate) fn write_documents(
+    output: &OutputFolder,
+    manifest: &Manifest,
+) -> Result<Sha256, PackWriterError> {
     let mut json = Vec::new();
     manifest
         .write(&mut json)
-        .map_err(StepError::io("write", MANIFEST))?;
+        .map_err(FormatError::io("write", MANIFEST))?;
     let manifest_sha256 = Sha256::of(&json);
     if manifest.options.sums {
         let text = manifest.sums_text(manifest_sha256);
@@ -274,23 +285,37 @@ pub fn write_documents(output: &OutputFolder, manifest: &Manifest) -> Result<Sha
     Ok(manifest_sha256)
 }
 
-/// Ends a run: after success nothing unfinished is left; after an error in the input nothing at
-/// all; after any other, what `resume` needs.
+/// What a run that failed leaves of its output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leave {
+    /// Nothing at all: the input is at fault, and no other run can go on.
+    Nothing,
+    /// What was there before: the run was refused.
+    Before,
+    /// Everything that `resume` needs.
+    Unfinished,
+}
+
+/// Ends a run: after success nothing unfinished is left, after an error what `leave` says.
 ///
 /// # Errors
 /// That of the run, or `Io`.
-pub fn close<T>(output: OutputFolder, done: Result<T, StepError>) -> Result<T, StepError> {
-    match done {
+pub(crate) fn close<T, E: From<OutputError>>(
+    output: OutputFolder,
+    done: Result<T, E>,
+    leave: impl FnOnce(&E) -> Leave,
+) -> Result<T, E> {
+    match done.as_ref().map_err(leave) {
         Ok(_) => output.finish()?,
-        Err(ref e) if e.exit() == Exit::Damaged => output.abandon(&[PACKS, SOURCE, SUMS]),
-        Err(StepError::Refused(_)) => output.abandon_if_new(),
-        Err(_) => {}
+        Err(Leave::Nothing) => output.abandon(&[PACKS, SOURCE, SUMS]),
+        Err(Leave::Before) => output.abandon_if_new(),
+        Err(Leave::Unfinished) => {}
     }
     done
 }
 
-/// What a run that wrote, or found, this manifest has to say.
-pub fn summarise(
+/// The summary of a run that wrote, or found, this manifest.
+pub(crate) fn summarise(
     manifest: &Manifest,
     manifest_sha256: Sha256,
     resumed_packs: u64,

@@ -2,8 +2,10 @@
 
 mod done;
 mod entries;
+mod error;
 mod folder;
 
-pub use done::{Done, lock, memory_of, unfinished};
-pub use entries::add_pack;
-pub use folder::{Target, check_ours, close, summarise, write_documents};
+pub(crate) use done::{Done, Recorder, memory_of};
+pub(crate) use entries::add_pack;
+pub use error::PackWriterError;
+pub(crate) use folder::{Leave, Target, check_ours, close, summarise, write_documents};

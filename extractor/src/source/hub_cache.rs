@@ -1,20 +1,19 @@
-//! The local cache of the Hugging Face hub, and what it reveals of a file's digest.
+//! The local cache of the Hugging Face hub: where it is, and which snapshot a repo id means.
 //!
-//! Layout: <https://huggingface.co/docs/huggingface_hub/guides/manage-cache>. A snapshot's files
-//! are links to blobs that are named by their etag: the SHA-256 for files in LFS. A download to a
-//! local folder leaves `.cache/huggingface/download/FILE.metadata` with three lines: commit, etag,
-//! time.
+//! Layout: <https://huggingface.co/docs/huggingface_hub/guides/manage-cache>.
 
 use std::env;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::steps::StepError;
+use segpack_formats::FormatError;
+
+use super::SourceError;
 
 /// The folder of the hub cache: `HF_HUB_CACHE`, else `HF_HOME/hub`, else
 /// `~/.cache/huggingface/hub`.
-pub fn cache_folder() -> Option<PathBuf> {
+fn cache_folder() -> Option<PathBuf> {
     let set = |name: &str| {
         env::var_os(name)
             .filter(|v| !v.is_empty())
@@ -28,7 +27,7 @@ pub fn cache_folder() -> Option<PathBuf> {
 }
 
 /// Splits `owner/name` or `owner/name@revision`.
-pub fn parse_repo_id(text: &str) -> Option<(&str, Option<&str>)> {
+pub(super) fn parse_repo_id(text: &str) -> Option<(&str, Option<&str>)> {
     let (repo, revision) = match text.split_once('@') {
         Some((repo, revision)) => (repo, Some(revision)),
         None => (text, None),
@@ -47,16 +46,15 @@ pub fn parse_repo_id(text: &str) -> Option<(&str, Option<&str>)> {
 /// The snapshot folder of a repo in the local cache.
 ///
 /// # Errors
-/// `Input` naming what was looked for and what is there.
-pub fn find_snapshot(repo: &str, revision: Option<&str>) -> Result<PathBuf, StepError> {
-    let cache = cache_folder()
-        .ok_or_else(|| StepError::Input("no hub cache: set HF_HUB_CACHE".to_owned()))?;
+/// `NoHubCache`, `NotInCache`, or as [`snapshot_of`].
+pub(super) fn find_snapshot(repo: &str, revision: Option<&str>) -> Result<PathBuf, SourceError> {
+    let cache = cache_folder().ok_or(SourceError::NoHubCache)?;
     let folder = cache.join(format!("models--{}", repo.replace('/', "--")));
     if !folder.is_dir() {
-        return Err(StepError::Input(format!(
-            "{repo} is neither a path here nor in the hub cache {}: download it with `hf download {repo}`",
-            cache.display()
-        )));
+        return Err(SourceError::NotInCache {
+            repo: repo.to_owned(),
+            cache,
+        });
     }
     snapshot_of(&folder, revision)
 }
@@ -65,42 +63,52 @@ pub fn find_snapshot(repo: &str, revision: Option<&str>) -> Result<PathBuf, Step
 /// else, where there is no `refs/main`, the only one.
 ///
 /// # Errors
-/// `Input` naming what was looked for and what is there.
-pub fn snapshot_of(folder: &Path, revision: Option<&str>) -> Result<PathBuf, StepError> {
-    let snapshots = folder.join("snapshots");
+/// `NoSnapshot` naming what was looked for and what is there; `Io` where a reference or the folder
+/// of snapshots cannot be read.
+pub(super) fn snapshot_of(folder: &Path, revision: Option<&str>) -> Result<PathBuf, SourceError> {
     let name = revision.unwrap_or("main");
-    let reference = folder.join("refs").join(name);
-    let commit = match fs::read_to_string(&reference) {
-        Ok(text) => Some(text.trim().to_owned()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-        // a revision may be a commit, or a folder of references
-        Err(_) if reference.is_dir() => None,
-        Err(e) => return Err(StepError::io("read", reference)(e)),
-    };
+    let commit = commit_of(&folder.join("refs").join(name))?;
+    let snapshots = folder.join("snapshots");
     let wanted = snapshots.join(commit.as_deref().unwrap_or(name));
     if wanted.is_dir() && wanted != snapshots {
         return Ok(wanted);
     }
-    let mut there: Vec<PathBuf> = fs::read_dir(&snapshots)
-        .into_iter()
-        .flatten()
-        .filter_map(|e| Some(e.ok()?.path()))
-        .collect();
-    there.sort();
+    let there = list_snapshots(&snapshots)?;
     if let ([only], None, None) = (&there[..], revision, &commit) {
-        return Ok(only.clone());
+        return Ok(snapshots.join(only));
     }
-    let named = commit.map_or(String::new(), |c| format!(" (refs/{name} names {c:?})"));
-    Err(StepError::Input(format!(
-        "{} has no snapshot for revision {name:?}{named}; it has {} snapshots: {}",
-        folder.display(),
-        there.len(),
-        there
-            .iter()
-            .filter_map(|p| Some(p.file_name()?.to_string_lossy()))
-            .collect::<Vec<_>>()
-            .join(", ")
-    )))
+    Err(SourceError::NoSnapshot {
+        folder: folder.to_owned(),
+        revision: name.to_owned(),
+        commit,
+        snapshots: there,
+    })
+}
+
+/// The commit that a reference names; `None` where there is no such reference.
+fn commit_of(reference: &Path) -> Result<Option<String>, SourceError> {
+    match fs::read_to_string(reference) {
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        // a revision may be a commit, or a folder of references
+        Err(_) if reference.is_dir() => Ok(None),
+        Err(e) => Err(FormatError::io("read", reference)(e).into()),
+    }
+}
+
+/// The names of all snapshots, sorted; none where their folder does not exist.
+fn list_snapshots(folder: &Path) -> Result<Vec<String>, SourceError> {
+    let entries = match fs::read_dir(folder) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(FormatError::io("list", folder))?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(FormatError::io("list", folder))?;
+        names.push(entry.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
 }
 
 #[cfg(test)]

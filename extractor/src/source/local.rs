@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use segpack_formats::FormatError;
@@ -13,8 +14,8 @@ use segpack_manifests::folder::{PARTIAL, SHARD_HEADERS};
 use serde_json::Value;
 use walkdir::{DirEntry, WalkDir};
 
-use super::{hub_cache, provenance};
-use crate::steps::StepError;
+use super::provenance::DOWNLOAD_RECORDS;
+use super::{SourceError, hub_cache, provenance};
 
 /// Files with these endings hold weights; none may be left out silently.
 const WEIGHT_ENDINGS: [&str; 10] = [
@@ -84,8 +85,8 @@ pub struct Checkpoint {
 /// cache.
 ///
 /// # Errors
-/// `Input` where it is none of these.
-pub fn locate(argument: &Path) -> Result<PathBuf, StepError> {
+/// Where it is none of these.
+fn locate(argument: &Path) -> Result<PathBuf, SourceError> {
     if argument.is_dir() {
         if argument.join("snapshots").is_dir() && argument.join("refs").is_dir() {
             return hub_cache::snapshot_of(argument, None);
@@ -98,30 +99,34 @@ pub fn locate(argument: &Path) -> Result<PathBuf, StepError> {
             return Ok(argument.to_owned());
         }
         if name.ends_with(INDEX_ENDING) || name == CONFIG {
-            return Ok(argument
-                .parent()
-                .filter(|p| !p.as_os_str().is_empty())
-                .unwrap_or(Path::new("."))
-                .to_owned());
+            return Ok(folder_of(argument).to_owned());
         }
-        return Err(StepError::malformed(
-            argument,
-            "is not a checkpoint: wanted a folder or a .safetensors file",
-        ));
+        let what = "is not a checkpoint: wanted a folder or a .safetensors file";
+        return Err(FormatError::malformed(argument, what).into());
     }
-    if fs::symlink_metadata(argument).is_ok() {
-        return Err(StepError::malformed(
-            argument,
-            "is neither a folder nor a file (a broken link?)",
-        ));
+    match fs::symlink_metadata(argument) {
+        Ok(_) => {
+            let what = "is neither a folder nor a file (a broken link?)";
+            return Err(FormatError::malformed(argument, what).into());
+        }
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(FormatError::io("open", argument)(e).into());
+        }
+        Err(_) => {}
     }
     match argument.to_str().and_then(hub_cache::parse_repo_id) {
         Some((repo, revision)) => hub_cache::find_snapshot(repo, revision),
-        None => Err(StepError::Refused(format!(
-            "{}: no such file or folder",
-            argument.display()
-        ))),
+        None => Err(SourceError::NotFound {
+            path: argument.to_owned(),
+        }),
     }
+}
+
+/// The folder that a file lies in.
+fn folder_of(path: &Path) -> &Path {
+    path.parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
 fn file_name(path: &Path) -> String {
@@ -137,12 +142,12 @@ impl Checkpoint {
     ///
     /// # Errors
     /// Only where the argument means no checkpoint, or the folder cannot be listed.
-    pub fn open(argument: &Path, options: OpenOptions) -> Result<Self, StepError> {
-        let place = locate(argument)?;
-        if place.is_dir() {
-            Self::open_folder(&place, options)
+    pub fn open(argument: &Path, options: OpenOptions) -> Result<Self, SourceError> {
+        let path = locate(argument)?;
+        if path.is_dir() {
+            Self::open_folder(&path, options)
         } else {
-            Self::open_file(&place)
+            Self::open_file(&path)
         }
     }
 
@@ -155,42 +160,48 @@ impl Checkpoint {
             .collect()
     }
 
+    /// A checkpoint of which nothing but its origin is known.
     fn empty(root: &Path) -> Self {
+        let mut findings = Vec::new();
+        let provenance = provenance::provenance(root).unwrap_or_else(|e| {
+            let finding = Finding::new(FindingKind::Unreadable).file(DOWNLOAD_RECORDS);
+            findings.push(finding.seen(describe(&e)));
+            Provenance::default()
+        });
         Self {
             root: root.to_owned(),
-            provenance: provenance::provenance(root),
+            provenance,
             shards: Vec::new(),
             files: Vec::new(),
             left_out: Vec::new(),
             index: None,
             config: None,
             one_of_several: false,
-            findings: Vec::new(),
+            findings,
         }
     }
 
     /// A weight file on its own; `config.json` beside it belongs to it where no index says
     /// otherwise.
-    fn open_file(path: &Path) -> Result<Self, StepError> {
-        let root = path
-            .parent()
-            .filter(|p| !p.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
+    fn open_file(path: &Path) -> Result<Self, SourceError> {
+        let root = folder_of(path);
         let mut checkpoint = Self::empty(root);
         checkpoint.open_shard(&file_name(path));
-        let listed = fs::read_dir(root).map_err(StepError::io("list", root))?;
-        let names: Vec<String> = listed
-            .filter_map(|e| Some(e.ok()?.file_name().to_string_lossy().into_owned()))
-            .collect();
-        checkpoint.one_of_several = names.iter().any(|n| n.ends_with(INDEX_ENDING));
-        if !checkpoint.one_of_several && names.iter().any(|n| n == CONFIG) {
+        let mut has_config = false;
+        for entry in fs::read_dir(root).map_err(FormatError::io("list", root))? {
+            let name = entry.map_err(FormatError::io("list", root))?.file_name();
+            let name = name.to_string_lossy();
+            checkpoint.one_of_several |= name.ends_with(INDEX_ENDING);
+            has_config |= name == CONFIG;
+        }
+        if !checkpoint.one_of_several && has_config {
             checkpoint.add_file(CONFIG);
             checkpoint.read_config();
         }
         Ok(checkpoint)
     }
 
-    fn open_folder(root: &Path, options: OpenOptions) -> Result<Self, StepError> {
+    fn open_folder(root: &Path, options: OpenOptions) -> Result<Self, SourceError> {
         let mut checkpoint = Self::empty(root);
         let files = checkpoint.list()?;
         checkpoint.read_index(&files);
@@ -215,7 +226,7 @@ impl Checkpoint {
     }
 
     /// All files below the folder, as sorted relative paths.
-    fn list(&mut self) -> Result<BTreeSet<String>, StepError> {
+    fn list(&mut self) -> Result<BTreeSet<String>, SourceError> {
         let mut files = BTreeSet::new();
         let mut left_out = Vec::new();
         let keep = |entry: &DirEntry| {
@@ -256,11 +267,11 @@ impl Checkpoint {
         }
         let reserved = |f: &&String| RESERVED.iter().any(|r| f.split('/').next() == Some(r));
         if let Some(file) = files.iter().find(reserved) {
-            return Err(StepError::Input(format!(
-                "{}: {file}: the names {} are reserved for packs; rename it",
-                self.root.display(),
-                RESERVED.join(" and ")
-            )));
+            return Err(SourceError::ReservedName {
+                root: self.root.clone(),
+                file: file.clone(),
+                reserved: &RESERVED,
+            });
         }
         Ok(files)
     }
@@ -358,7 +369,7 @@ impl Checkpoint {
     fn open_shard(&mut self, path: &str) {
         match Shard::open(&self.root.join(path)) {
             Ok(shard) => {
-                let hub_sha256 = provenance::published_sha256(&self.root, path);
+                let hub_sha256 = self.published_sha256(path);
                 self.shards.push(CheckpointShard {
                     path: path.to_owned(),
                     shard,
@@ -368,8 +379,7 @@ impl Checkpoint {
             Err(e) => {
                 let what = match &e {
                     FormatError::Malformed { what, .. } => what.clone(),
-                    FormatError::Io { source, .. } => format!("{e}: {source}"),
-                    other => other.to_string(),
+                    other => describe(other),
                 };
                 self.findings.push(
                     Finding::new(FindingKind::MalformedShard)
@@ -378,6 +388,15 @@ impl Checkpoint {
                 );
             }
         }
+    }
+
+    /// The digest that the hub publishes for a file; a record that cannot be read is a finding.
+    fn published_sha256(&mut self, path: &str) -> Option<Sha256> {
+        provenance::published_sha256(&self.root, path).unwrap_or_else(|e| {
+            let why = format!("what the hub publishes of it: {}", describe(&e));
+            self.unreadable(path.to_owned(), &why);
+            None
+        })
     }
 
     fn report_missing_shard(&mut self, shard: &str, files: &BTreeSet<String>) {
@@ -412,24 +431,24 @@ impl Checkpoint {
     }
 
     fn add_file(&mut self, path: &str) {
-        const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
-        const LONGEST_POINTER: u64 = 1024;
         let full = self.root.join(path);
         let length = match fs::metadata(&full) {
             Ok(metadata) => metadata.len(),
             Err(e) => return self.unreadable(path.to_owned(), &e.to_string()),
         };
-        if length <= LONGEST_POINTER
-            && fs::read(&full).is_ok_and(|bytes| bytes.starts_with(POINTER))
-        {
-            let what = "is a git-lfs pointer, not the file; fetch it with `git lfs pull`";
-            self.findings.push(
-                Finding::new(FindingKind::GitLfsPointer)
-                    .file(path)
-                    .seen(what),
-            );
+        match is_lfs_pointer(&full, length) {
+            Ok(false) => {}
+            Ok(true) => {
+                let what = "is a git-lfs pointer, not the file; fetch it with `git lfs pull`";
+                self.findings.push(
+                    Finding::new(FindingKind::GitLfsPointer)
+                        .file(path)
+                        .seen(what),
+                );
+            }
+            Err(e) => self.unreadable(path.to_owned(), &e.to_string()),
         }
-        let hub_sha256 = provenance::published_sha256(&self.root, path);
+        let hub_sha256 = self.published_sha256(path);
         self.files.push(SideFile {
             path: path.to_owned(),
             length,
@@ -438,12 +457,21 @@ impl Checkpoint {
     }
 
     fn read_config(&mut self) {
-        let path = self.root.join(CONFIG);
-        let Ok(json) = fs::read(&path) else {
-            return; // scan reports the missing audit
+        let json = match fs::read(self.root.join(CONFIG)) {
+            Ok(json) => json,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return, // scan reports the missing audit
+            // `add_file` has reported what cannot be read at all
+            Err(_)
+                if self
+                    .findings
+                    .iter()
+                    .any(|f| f.file.as_deref() == Some(CONFIG)) =>
+            {
+                return;
+            }
+            Err(e) => return self.unreadable(CONFIG.to_owned(), &e.to_string()),
         };
-        let parsed = serde_json::from_slice::<UniqueEntries<Value>>(&json);
-        match parsed {
+        match serde_json::from_slice::<UniqueEntries<Value>>(&json) {
             Ok(entries) => self.config = Some(Value::Object(entries.0.into_iter().collect())),
             Err(e) => {
                 let what = format!("is not a JSON object: {e}");
@@ -452,6 +480,21 @@ impl Checkpoint {
             }
         }
     }
+}
+
+/// Whether a file of this length is what git-lfs leaves in a file's place.
+fn is_lfs_pointer(path: &Path, length: u64) -> io::Result<bool> {
+    const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+    const MAX_POINTER_BYTES: u64 = 1024;
+    Ok(length <= MAX_POINTER_BYTES && fs::read(path)?.starts_with(POINTER))
+}
+
+/// An error with its cause, for a finding.
+fn describe(error: &FormatError) -> String {
+    use std::error::Error;
+    error
+        .source()
+        .map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }
 
 /// Whether a file holds weights by its name.

@@ -1,7 +1,9 @@
 //! A checkpoint to read: found by its argument, with its files, its headers and where it came from.
 
+mod error;
 mod hub_cache;
 mod local;
 mod provenance;
 
+pub use error::SourceError;
 pub use local::{Checkpoint, CheckpointShard, OpenOptions};

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::ops::Range;
 
-use segpack_formats::digest::Sha256Hasher;
+use segpack_formats::digest::{Sha256, Sha256Hasher};
 use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{SegmentEntry, TensorEntry};
@@ -12,10 +12,56 @@ use segpack_manifests::{PackCursor, PackReader};
 use super::StepError;
 use super::unpack::globs;
 
+/// Why nothing of a pack is listed or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CatError {
+    /// Nothing in the pack matches the globs.
+    #[error("nothing in the pack matches {}", globs.join(" "))]
+    NoMatch {
+        /// The globs.
+        globs: Vec<String>,
+    },
+    /// The pack has nothing of this name.
+    #[error("the pack has no tensor or segment named {name:?}")]
+    NoSuchName {
+        /// The name.
+        name: String,
+    },
+    /// Rows of something that has none: a segment, or a tensor that is stored in slices.
+    #[error("rows are taken from a tensor, and {name:?} is not one")]
+    RowsOfNoTensor {
+        /// The name.
+        name: String,
+    },
+    /// A tensor has fewer rows.
+    #[error("rows {}..{} of {name:?}: it has {count} rows", rows.start, rows.end)]
+    NoSuchRows {
+        /// The tensor.
+        name: String,
+        /// The rows that were requested.
+        rows: Range<u64>,
+        /// How many rows it has.
+        count: u64,
+    },
+    /// The bytes of a tensor, which are written already, have another digest.
+    #[error(
+        "tensor {name:?} is damaged: SHA-256 {seen}, wanted {wanted}; the bytes written are wrong"
+    )]
+    Damaged {
+        /// The tensor.
+        name: String,
+        /// The digest of its bytes.
+        seen: Sha256,
+        /// The digest in the manifest.
+        wanted: Sha256,
+    },
+}
+
 /// Segments whose id matches one of the globs (all without globs).
 ///
 /// # Errors
-/// `Input` where globs match nothing.
+/// `NoMatch` where globs match nothing.
 pub fn find_segments<'a>(
     pack: &'a Pack,
     patterns: &[String],
@@ -26,7 +72,7 @@ pub fn find_segments<'a>(
 /// Tensors whose name matches one of the globs (all without globs).
 ///
 /// # Errors
-/// `Input` where globs match nothing.
+/// `NoMatch` where globs match nothing.
 pub fn find_tensors<'a>(
     pack: &'a Pack,
     patterns: &[String],
@@ -45,10 +91,10 @@ fn filter<'a, T>(
         .filter(|entry| patterns.is_empty() || set.is_match(name(entry)))
         .collect();
     if found.is_empty() && !patterns.is_empty() {
-        return Err(StepError::Input(format!(
-            "nothing in the pack matches {}",
-            patterns.join(" ")
-        )));
+        return Err(CatError::NoMatch {
+            globs: patterns.to_vec(),
+        }
+        .into());
     }
     Ok(found)
 }
@@ -60,8 +106,8 @@ fn filter<'a, T>(
 /// since the digest is that of the whole.
 ///
 /// # Errors
-/// `Input` where there is no such name; `Usage` where it has no such rows; damage, after the bytes
-/// before it were written; `Stdout`.
+/// `NoSuchName`, `RowsOfNoTensor`, `NoSuchRows`; `Damaged`, after the bytes before it were written;
+/// `Stdout`.
 pub fn cat(
     pack: &Pack,
     names: &[String],
@@ -105,14 +151,16 @@ fn resolve<'a>(
         None => pack.slices_of(name),
     };
     if found.is_empty() {
-        return Err(StepError::Input(format!(
-            "the pack has no tensor or segment named {name:?}; `segpack ls --tensors` lists them"
-        )));
+        return Err(CatError::NoSuchName {
+            name: name.to_owned(),
+        }
+        .into());
     }
     if rows.is_some() {
-        return Err(StepError::Usage(format!(
-            "--rows needs the name of a tensor, and {name:?} is not one"
-        )));
+        return Err(CatError::RowsOfNoTensor {
+            name: name.to_owned(),
+        }
+        .into());
     }
     Ok(found)
 }
@@ -120,10 +168,12 @@ fn resolve<'a>(
 fn check_rows(tensor: &TensorEntry, rows: Option<&Range<u64>>) -> Result<(), StepError> {
     let count = row_count(tensor);
     match rows {
-        Some(rows) if rows.start > rows.end || rows.end > count => Err(StepError::Usage(format!(
-            "--rows {}..{} of {:?}: it has {count} rows",
-            rows.start, rows.end, tensor.name
-        ))),
+        Some(rows) if rows.start > rows.end || rows.end > count => Err(CatError::NoSuchRows {
+            name: tensor.name.clone(),
+            rows: rows.clone(),
+            count,
+        }
+        .into()),
         _ => Ok(()),
     }
 }
@@ -150,10 +200,12 @@ impl Cat<'_, '_> {
         if seen == tensor.sha256 {
             return Ok(());
         }
-        Err(StepError::Input(format!(
-            "tensor {:?} is damaged: SHA-256 {seen}, wanted {}; the bytes written are wrong",
-            tensor.name, tensor.sha256
-        )))
+        Err(CatError::Damaged {
+            name: tensor.name.clone(),
+            seen,
+            wanted: tensor.sha256,
+        }
+        .into())
     }
 
     fn rows(&mut self, tensor: &TensorEntry, rows: &Range<u64>) -> Result<(), StepError> {

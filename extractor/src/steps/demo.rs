@@ -15,6 +15,7 @@ use segpack_runtime_min::models::decoder::Check;
 use segpack_runtime_min::ops::Compute;
 
 use super::StepError;
+use super::cat::CatError;
 use super::device::DeviceChoice;
 use super::pack::{PackSettings, pack};
 use super::run::{Prompt, RunOptions, run};
@@ -204,7 +205,9 @@ impl Demo<'_> {
 
     fn victim(&self) -> Result<(std::path::PathBuf, usize), StepError> {
         let pack = Pack::open(&self.path("packs"))?;
-        let missing = || StepError::Input(format!("the demo's pack has no segment {VICTIM}"));
+        let missing = || CatError::NoSuchName {
+            name: VICTIM.to_owned(),
+        };
         let segment = pack.segment(VICTIM).ok_or_else(missing)?;
         let at =
             usize::try_from(segment.offset + segment.stored_length / 2).map_err(|_| missing())?;

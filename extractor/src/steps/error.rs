@@ -9,6 +9,14 @@ use segpack_manifests::documents::Finding;
 use segpack_manifests::layout::PlanError;
 use segpack_runtime_min::RunError;
 
+use super::cat::CatError;
+use super::export::{ExportError, GgufExportError};
+use super::unpack::UnpackError;
+use crate::output::OutputError;
+use crate::pack_writer::{Leave, PackWriterError};
+use crate::source::SourceError;
+use crate::work::TaskError;
+
 /// Exit status of the program. README.md and the end of every `--help` have this list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -50,6 +58,27 @@ pub enum StepError {
     /// The selection or a stacked tensor leaves no plan.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// A checkpoint cannot be found or opened.
+    #[error(transparent)]
+    Source(SourceError),
+    /// An output is refused.
+    #[error(transparent)]
+    Output(OutputError),
+    /// A pack folder cannot be written or continued.
+    #[error(transparent)]
+    PackWriter(PackWriterError),
+    /// A glob is malformed.
+    #[error(transparent)]
+    Glob(#[from] globset::Error),
+    /// Nothing of a pack is listed or written.
+    #[error(transparent)]
+    Cat(#[from] CatError),
+    /// A pack is not unpacked.
+    #[error(transparent)]
+    Unpack(#[from] UnpackError),
+    /// A pack is not exported.
+    #[error(transparent)]
+    Export(#[from] ExportError),
     /// The input is damaged, incomplete or different.
     #[error("{what}: {} found", count(.findings))]
     Findings {
@@ -91,41 +120,190 @@ impl StepError {
         Self::Format(FormatError::malformed(path, what))
     }
 
-    /// Whether the user asked to stop.
-    pub fn is_interrupted(&self) -> bool {
-        matches!(
-            self,
-            Self::Format(FormatError::Interrupted)
-                | Self::Run(RunError::Format(FormatError::Interrupted))
-        )
+    /// Whether it refuses to begin: nothing was written, and nothing can be continued.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Output(_) | Self::Refused(_) => true,
+            Self::PackWriter(e) => !matches!(
+                e,
+                PackWriterError::NotWritten { .. } | PackWriterError::Fingerprint(_)
+            ),
+            _ => false,
+        }
+    }
+
+    /// What a run that wrote a pack leaves after this error.
+    pub(crate) fn leave(&self) -> Leave {
+        match self.exit() {
+            Exit::Damaged => Leave::Nothing,
+            _ if self.is_refusal() => Leave::Before,
+            _ => Leave::Unfinished,
+        }
     }
 
     /// The exit status for it.
     pub fn exit(&self) -> Exit {
         match self {
             Self::Format(e) | Self::Pack(PackError::Format(e)) | Self::Run(RunError::Format(e)) => {
-                match e {
-                    FormatError::Io { .. } => Exit::Failed,
-                    FormatError::Interrupted => Exit::Interrupted,
-                    _ => Exit::Damaged,
-                }
+                exit_of_format(e)
             }
-            Self::Plan(PlanError::NoSuchComponent { .. } | PlanError::Empty) | Self::Usage(_) => {
-                Exit::Usage
+            Self::Pack(_) | Self::Findings { .. } | Self::Input(_) => Exit::Damaged,
+            Self::Run(e) => exit_of_run(e),
+            Self::Plan(e) => exit_of_plan(e),
+            Self::Source(e) => exit_of_source(e),
+            Self::Output(_) | Self::PackWriter(_) | Self::Refused(_) | Self::Stdout(_) => {
+                Exit::Failed
             }
-            Self::Run(
-                RunError::Memory { .. }
-                | RunError::DeviceMemory { .. }
-                | RunError::Cuda(_)
-                | RunError::TokenId { .. }
-                | RunError::TooLong { .. },
-            ) => Exit::Failed,
-            Self::Run(_)
-            | Self::Pack(_)
-            | Self::Plan(_)
-            | Self::Findings { .. }
-            | Self::Input(_) => Exit::Damaged,
-            Self::Refused(_) | Self::Stdout(_) => Exit::Failed,
+            Self::Cat(e) => exit_of_cat(e),
+            Self::Unpack(e) => exit_of_unpack(e),
+            Self::Export(e) => exit_of_export(e),
+            Self::Glob(_) | Self::Usage(_) => Exit::Usage,
         }
+    }
+}
+
+// The exit statuses of all errors, in one place. Every enum of this crate is matched without a
+// wildcard, so that a new error has to be given one.
+
+fn exit_of_format(error: &FormatError) -> Exit {
+    match error {
+        FormatError::Io { .. } | FormatError::WorkerDied { .. } => Exit::Failed,
+        FormatError::Interrupted => Exit::Interrupted,
+        _ => Exit::Damaged,
+    }
+}
+
+fn exit_of_run(error: &RunError) -> Exit {
+    match error {
+        RunError::Memory { .. }
+        | RunError::DeviceMemory { .. }
+        | RunError::Cuda(_)
+        | RunError::TokenId { .. }
+        | RunError::TooLong { .. } => Exit::Failed,
+        _ => Exit::Damaged,
+    }
+}
+
+fn exit_of_plan(error: &PlanError) -> Exit {
+    match error {
+        PlanError::NoSuchComponent { .. } | PlanError::Empty => Exit::Usage,
+        _ => Exit::Damaged,
+    }
+}
+
+fn exit_of_source(error: &SourceError) -> Exit {
+    match error {
+        SourceError::Format(e) => exit_of_format(e),
+        SourceError::NotFound { .. } => Exit::Failed,
+        SourceError::NoHubCache
+        | SourceError::NotInCache { .. }
+        | SourceError::NoSnapshot { .. }
+        | SourceError::ReservedName { .. } => Exit::Damaged,
+    }
+}
+
+fn exit_of_cat(error: &CatError) -> Exit {
+    match error {
+        CatError::RowsOfNoTensor { .. } | CatError::NoSuchRows { .. } => Exit::Usage,
+        CatError::NoMatch { .. } | CatError::NoSuchName { .. } | CatError::Damaged { .. } => {
+            Exit::Damaged
+        }
+    }
+}
+
+fn exit_of_unpack(error: &UnpackError) -> Exit {
+    match error {
+        UnpackError::NoMatch { .. } => Exit::Damaged,
+        UnpackError::Unfinished { .. } | UnpackError::Foreign { .. } => Exit::Failed,
+    }
+}
+
+fn exit_of_export(error: &ExportError) -> Exit {
+    match error {
+        ExportError::Option { .. }
+        | ExportError::NotAStream { .. }
+        | ExportError::NotSelected { .. }
+        | ExportError::NoExperts
+        | ExportError::TooFewExperts { .. } => Exit::Usage,
+        ExportError::NoMatch { .. }
+        | ExportError::SamePath { .. }
+        | ExportError::NoTextDecoder { .. }
+        | ExportError::Family(_)
+        | ExportError::NoConfig
+        | ExportError::Config(_)
+        | ExportError::SourceFile { .. }
+        | ExportError::NoSuchShard { .. }
+        | ExportError::NoSuchStack { .. }
+        | ExportError::Parts { .. }
+        | ExportError::FileName { .. }
+        | ExportError::Numpy { .. }
+        | ExportError::NoConversion { .. }
+        | ExportError::Value { .. }
+        | ExportError::Header(_)
+        | ExportError::GgufHeader(_)
+        | ExportError::Tokenizer(_)
+        | ExportError::Template(_) => Exit::Damaged,
+        ExportError::Gguf(e) => exit_of_gguf(e),
+        ExportError::Document { .. } | ExportError::ReadBack { .. } => Exit::Failed,
+    }
+}
+
+fn exit_of_gguf(error: &GgufExportError) -> Exit {
+    match error {
+        GgufExportError::Name { .. } | GgufExportError::TooManyFiles { .. } => Exit::Usage,
+        GgufExportError::Setting { .. }
+        | GgufExportError::Twice { .. }
+        | GgufExportError::Missing { .. }
+        | GgufExportError::Shape { .. }
+        | GgufExportError::NoSuchTensor { .. }
+        | GgufExportError::PreTokenizer { .. }
+        | GgufExportError::PostProcessor { .. }
+        | GgufExportError::Merge => Exit::Damaged,
+    }
+}
+
+// What a room could not read or write is the same error wherever it happened.
+
+impl From<SourceError> for StepError {
+    fn from(error: SourceError) -> Self {
+        match error {
+            SourceError::Format(e) => Self::Format(e),
+            other => Self::Source(other),
+        }
+    }
+}
+
+impl From<OutputError> for StepError {
+    fn from(error: OutputError) -> Self {
+        match error {
+            OutputError::Format(e) => Self::Format(e),
+            other => Self::Output(other),
+        }
+    }
+}
+
+impl From<PackWriterError> for StepError {
+    fn from(error: PackWriterError) -> Self {
+        match error {
+            PackWriterError::Format(e) => Self::Format(e),
+            PackWriterError::Output(e) => e.into(),
+            other => Self::PackWriter(other),
+        }
+    }
+}
+
+impl From<GgufExportError> for StepError {
+    fn from(error: GgufExportError) -> Self {
+        Self::Export(error.into())
+    }
+}
+
+impl TaskError for StepError {
+    fn is_stop(&self) -> bool {
+        matches!(
+            self,
+            Self::Format(FormatError::Interrupted)
+                | Self::Run(RunError::Format(FormatError::Interrupted))
+        )
     }
 }

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use segpack_formats::FormatError;
 use segpack_formats::codec::Coding;
@@ -24,11 +24,13 @@ use segpack_manifests::folder::MANIFEST;
 use super::StepError;
 use super::verify::{VerifySettings, verify};
 use crate::output::{
-    Before, Flushing, Journal, OutputFolder, Publisher, Record, look, refuse_holding, refuse_inside,
+    Before, Flushing, Journal, OutputFolder, Publisher, Record, inspect, refuse_holding,
+    refuse_inside,
 };
-use crate::pack_writer::{self, Done, Target, add_pack, lock, memory_of, summarise, unfinished};
-use crate::work::Progress;
-use crate::work::{jobs_within_memory, run_tasks};
+use crate::pack_writer::{
+    self, Done, PackWriterError, Recorder, Target, add_pack, memory_of, summarise,
+};
+use crate::work::{Job, Progress, jobs_within_memory, run_tasks};
 
 /// How to repack.
 #[derive(Debug, Clone, Copy)]
@@ -127,11 +129,13 @@ pub fn repack(
     refuse_holding(out, &[folder.to_owned()])?;
     let plan = plan_of(pack.manifest(), settings.coding);
     let target = Target {
-        jobs: settings.jobs,
         resume: settings.resume,
         force: settings.force,
-        stop,
-        progress,
+        job: Job {
+            threads: settings.jobs,
+            stop,
+            progress,
+        },
     };
     let work = Work {
         pack: &pack,
@@ -144,7 +148,7 @@ pub fn repack(
     }
     let output = target.open(out, &work.files(), work.needed_space(&Done::default()))?;
     let done = work.run(&output);
-    pack_writer::close(output, done)
+    pack_writer::close(output, done, StepError::leave)
 }
 
 /// One run of `repack`.
@@ -159,6 +163,16 @@ struct Work<'a> {
 enum Task<'a> {
     Pack(&'a PlannedPack),
     File(&'a SourceFile),
+}
+
+impl Task<'_> {
+    /// Bytes that it reads.
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Pack(pack) => pack.raw_length(),
+            Self::File(file) => file.stored_length,
+        }
+    }
 }
 
 impl Work<'_> {
@@ -193,26 +207,26 @@ impl Work<'_> {
         if !self.settings.resume || !out.join(MANIFEST).exists() {
             return Ok(None);
         }
-        if look(out)? == Before::Unfinished {
+        if inspect(out)? == Before::Unfinished {
             // killed between its last two steps
             pack_writer::check_ours(out, &self.files())?;
             OutputFolder::open(out)?.finish()?;
         }
         let found = Pack::open(out)?;
         let (seen, before) = (found.manifest(), self.pack.manifest());
-        let refuse = |why: String| {
-            Err(StepError::Refused(format!(
-                "{} {why}; --force replaces it",
-                out.display()
-            )))
-        };
+        let folder = || out.to_owned();
         if seen.options != self.settings.recorded(&before.options)
             || seen.provenance != before.provenance
         {
-            return refuse("holds a finished pack with other options".to_owned());
+            return Err(PackWriterError::OtherOptions { folder: folder() }.into());
         }
         if seen.tensors != before.tensors || seen.source_files != before.source_files {
-            return refuse("holds a finished pack of something else".to_owned());
+            return Err(PackWriterError::OtherSource {
+                folder: folder(),
+                what: "pack",
+                file: None,
+            }
+            .into());
         }
         let settings = VerifySettings {
             mode: VerifyMode::Full,
@@ -220,9 +234,19 @@ impl Work<'_> {
             against: None,
             jobs: self.settings.jobs,
         };
-        let report = verify(out, &settings, self.target.stop, self.target.progress)?;
+        let report = verify(
+            out,
+            &settings,
+            self.target.job.stop,
+            self.target.job.progress,
+        )?;
         if let Some(first) = report.findings.first().filter(|_| !report.ok) {
-            return refuse(format!("holds a finished pack that is damaged ({first})"));
+            return Err(PackWriterError::Damaged {
+                folder: folder(),
+                compared: false,
+                first: Box::new(first.clone()),
+            }
+            .into());
         }
         Ok(Some(summarise(
             seen,
@@ -268,39 +292,37 @@ impl Work<'_> {
             .filter(|p| !done.has_pack(&p.path))
             .map(Task::Pack);
         let tasks: Vec<Task<'_>> = files.chain(packs).collect();
-        let bytes = |task: &Task<'_>| match task {
-            Task::Pack(pack) => pack.raw_length(),
-            Task::File(file) => file.stored_length,
-        };
-        self.target
-            .progress
-            .start("repacking", tasks.iter().map(bytes).sum());
-        let shared = Mutex::new(done);
+        let bytes = tasks.iter().map(Task::bytes).sum();
+        self.target.job.progress.start("repacking", bytes);
+        let recorder = Recorder::new(journal, done);
         let worker = || Ok((Unpacker::new()?, vec![0; READ_BYTES]));
-        let jobs = jobs_within_memory(self.settings.jobs, memory_of(self.settings.coding));
+        let jobs = jobs_within_memory(self.target.job.threads, memory_of(self.settings.coding));
         let written = output.with_publisher(jobs, |publisher| {
-            run_tasks(
-                jobs,
-                &tasks,
-                worker,
-                |(unpacker, buffer), task| match task {
-                    Task::File(file) => self.copy_file(output, file, buffer, publisher),
-                    Task::Pack(pack) => {
-                        let (file, record) =
-                            self.write_one_pack(output, pack, unpacker, publisher)?;
-                        let shared = &shared;
-                        let then = move || {
-                            journal.add(&record)?;
-                            lock(shared).add(record);
-                            Ok(())
-                        };
-                        publisher.publish(file, pack.path.clone(), Box::new(then))
-                    }
-                },
-            )
+            run_tasks(jobs, &tasks, worker, |worker, task| {
+                self.run_task(output, task, worker, &recorder, publisher)
+            })
         });
-        self.target.progress.finish();
+        self.target.job.progress.finish();
         written
+    }
+
+    fn run_task<'a>(
+        &self,
+        output: &OutputFolder,
+        task: &Task<'_>,
+        (unpacker, buffer): &mut (Unpacker, Vec<u8>),
+        recorder: &'a Recorder<'_>,
+        publisher: &Publisher<'a>,
+    ) -> Result<(), StepError> {
+        match task {
+            Task::File(file) => self.copy_file(output, file, buffer, publisher),
+            Task::Pack(pack) => {
+                let (file, written) = self.write_one_pack(output, pack, unpacker, publisher)?;
+                // the journal must not have it before it is in its place
+                let then = Box::new(move || recorder.add(written));
+                Ok(publisher.publish(file, pack.path.clone(), then)?)
+            }
+        }
     }
 
     fn write_one_pack(
@@ -316,15 +338,15 @@ impl Work<'_> {
             pack: self.pack,
             planned,
             unpacker,
-            stop: self.target.stop,
+            stop: self.target.job.stop,
         };
         let (file, path) = output.create(&planned.path)?;
         let flushing = Flushing::new(publisher, &file);
         let advance = |bytes| {
-            self.target.progress.advance(bytes);
+            self.target.job.progress.advance(bytes);
             flushing.add(bytes);
         };
-        let (coding, stop) = (self.settings.coding, self.target.stop);
+        let (coding, stop) = (self.settings.coding, self.target.job.stop);
         let written = write_pack(
             &file,
             &path,
@@ -393,11 +415,11 @@ impl Work<'_> {
         let input = InputFile::open(&self.pack.path(&listed.stored_as))?;
         let (file, path) = output.create(&listed.stored_as)?;
         let (mut sha256, mut at) = (Sha256Hasher::default(), 0);
-        input.for_each_piece(0..input.length(), buffer, self.target.stop, |piece| {
+        input.for_each_piece(0..input.length(), buffer, self.target.job.stop, |piece| {
             sha256.update(piece);
             write_all_at(&file, piece, at).map_err(FormatError::io("write", &path))?;
             at += piece.len() as u64;
-            self.target.progress.advance(piece.len() as u64);
+            self.target.job.progress.advance(piece.len() as u64);
             Ok::<_, FormatError>(())
         })?;
         let seen = sha256.finish();
@@ -408,7 +430,8 @@ impl Work<'_> {
                 .wanted(listed.stored_sha256);
             self.refuse_damaged(vec![finding])?;
         }
-        publisher.publish(file, listed.stored_as.clone(), Box::new(|| Ok(())))
+        publisher.publish(file, listed.stored_as.clone(), Box::new(|| Ok(())))?;
+        Ok(())
     }
 
     fn manifest(&self, done: &Done) -> Result<Manifest, StepError> {
@@ -423,11 +446,7 @@ impl Work<'_> {
             ..before.clone()
         };
         for planned in &self.plan.packs {
-            let (written, _) = done
-                .packs
-                .get(&planned.path)
-                .ok_or_else(|| unfinished(&planned.path))?;
-            add_pack(&mut manifest, planned, written);
+            add_pack(&mut manifest, planned, done.written(&planned.path)?);
         }
         manifest.counts = manifest.count();
         Ok(manifest)

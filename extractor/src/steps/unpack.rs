@@ -1,7 +1,7 @@
 //! `unpack`: the checkpoint's files again, byte for byte, checked while they are written.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,8 +19,8 @@ use segpack_manifests::{PackCursor, PackReader};
 
 use super::StepError;
 use crate::output::{
-    BEHIND_MEMORY, Before, Behind, Flushing, OutputFolder, Publisher, look, refuse_busy,
-    refuse_inside, write_behind,
+    Before, Flushing, OutputError, OutputFolder, Publisher, WRITE_BEHIND_MEMORY, WriteBehind,
+    inspect, refuse_busy, refuse_inside, write_behind,
 };
 use crate::work::Progress;
 use crate::work::{jobs_within_memory, run_tasks};
@@ -39,16 +39,40 @@ pub struct UnpackSettings {
     pub jobs: usize,
 }
 
+/// Why a pack is not unpacked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UnpackError {
+    /// No file of the pack matches the globs.
+    #[error("the pack has no file that matches {}", globs.join(" "))]
+    NoMatch {
+        /// The globs.
+        globs: Vec<String>,
+    },
+    /// The output folder holds what an interrupted run left.
+    #[error("{} holds what an interrupted run left", folder.display())]
+    Unfinished {
+        /// The output folder.
+        folder: PathBuf,
+    },
+    /// A file is there that another program wrote, or an earlier run from another pack.
+    #[error("{} exists and is not what the pack holds", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
 /// Builds a set of globs in which `*` crosses dots and slashes.
 ///
 /// # Errors
-/// `Usage` with the bad glob.
-pub fn globs(patterns: &[String]) -> Result<GlobSet, StepError> {
+/// `Glob` with the first bad one.
+pub(crate) fn globs(patterns: &[String]) -> Result<GlobSet, StepError> {
     let mut set = GlobSetBuilder::new();
     for pattern in patterns {
-        set.add(Glob::new(pattern).map_err(|e| StepError::Usage(e.to_string()))?);
+        set.add(Glob::new(pattern)?);
     }
-    set.build().map_err(|e| StepError::Usage(e.to_string()))
+    Ok(set.build()?)
 }
 
 /// Restores the files of a pack into `out`.
@@ -81,7 +105,7 @@ pub fn unpack(
             .sum(),
     ) {
         output.abandon_if_new();
-        return Err(e);
+        return Err(e.into());
     }
     let weights = PackReader::new(&pack);
     let restore = Restore {
@@ -96,7 +120,7 @@ pub fn unpack(
     };
     progress.start("unpacking", wanted.iter().map(|f| f.length).sum());
     let worker = || Ok((weights.cursor()?, vec![0; READ_BYTES]));
-    let jobs = jobs_within_memory(settings.jobs, BEHIND_MEMORY + MAX_DECODING);
+    let jobs = jobs_within_memory(settings.jobs, WRITE_BEHIND_MEMORY + MAX_DECODING);
     let done = output.with_publisher(jobs, |publisher| {
         run_tasks(jobs, &wanted, worker, |(reader, buffer), file| {
             restore.file(file, reader, buffer, publisher)
@@ -155,7 +179,7 @@ fn choose<'a>(
             let finding = Finding::new(FindingKind::NotInPack)
                 .file(&f.path)
                 .seen(why_not(manifest, f));
-            finding.wanted("a pack of every component, or --include for the other files")
+            finding.wanted("a pack of every component")
         };
         let findings = impossible.iter().map(finding).collect();
         return Err(StepError::Findings {
@@ -164,10 +188,10 @@ fn choose<'a>(
         });
     }
     if wanted.is_empty() {
-        return Err(StepError::Input(format!(
-            "the pack has no file that matches {}",
-            settings.include.join(" ")
-        )));
+        return Err(UnpackError::NoMatch {
+            globs: settings.include.clone(),
+        }
+        .into());
     }
     wanted.sort_by_key(|f| std::cmp::Reverse(f.length));
     Ok((wanted, left))
@@ -188,17 +212,15 @@ fn why_not(manifest: &Manifest, file: &SourceFile) -> String {
 }
 
 fn open_output(out: &Path, settings: &UnpackSettings) -> Result<OutputFolder, StepError> {
-    let refuse = |what: &str| Err(StepError::Refused(format!("{} {what}", out.display())));
     refuse_busy(out)?;
-    match look(out)? {
+    let folder = || out.to_owned();
+    match inspect(out)? {
         Before::Nothing => {}
         Before::Unfinished | Before::Occupied if settings.resume => {}
-        Before::Unfinished => {
-            return refuse("holds what an interrupted run left: --resume goes on with it");
-        }
-        Before::Occupied => return refuse("exists and is not empty: choose another place"),
+        Before::Unfinished => return Err(UnpackError::Unfinished { folder: folder() }.into()),
+        Before::Occupied => return Err(OutputError::NotEmpty { path: folder() }.into()),
     }
-    OutputFolder::open(out)
+    Ok(OutputFolder::open(out)?)
 }
 
 /// The tensors of each shard in the order of their bytes.
@@ -226,7 +248,7 @@ struct Restore<'a> {
 
 /// A file being restored, and where its next byte goes.
 struct Writing<'w> {
-    behind: &'w mut Behind,
+    behind: &'w mut WriteBehind,
     path: &'w Path,
     at: u64,
 }
@@ -247,18 +269,15 @@ impl Restore<'_> {
         buffer: &mut [u8],
         publisher: &Publisher<'_>,
     ) -> Result<(), StepError> {
-        let place = self.output.path().join(&file.path);
-        if self.settings.resume && place.symlink_metadata().is_ok() {
+        let existing = self.output.path().join(&file.path);
+        if self.settings.resume && existing.symlink_metadata().is_ok() {
             if self.is_there(file, buffer)? {
                 self.resumed.fetch_add(1, Ordering::Relaxed);
                 return Ok(());
             }
             // files appear here whole and right or not at all, so this one is somebody else's
             if file.sha256.is_some() {
-                return Err(StepError::Refused(format!(
-                    "{} exists and is not what the pack holds; remove it, or choose another place",
-                    place.display()
-                )));
+                return Err(UnpackError::Foreign { path: existing }.into());
             }
         }
         let (out, path) = self.output.create(&file.path)?;
@@ -300,14 +319,15 @@ impl Restore<'_> {
                 done => done,
             };
         }
-        publisher.publish(out, file.path.clone(), Box::new(|| Ok(())))
+        publisher.publish(out, file.path.clone(), Box::new(|| Ok(())))?;
+        Ok(())
     }
 
     /// Whether it is the pack, not the output, that failed.
     fn is_of_the_pack(&self, error: &FormatError) -> bool {
         match error {
             FormatError::Io { path, .. } => path.starts_with(self.weights.pack().folder()),
-            FormatError::Interrupted => false,
+            FormatError::Interrupted | FormatError::WorkerDied { .. } => false,
             _ => true,
         }
     }

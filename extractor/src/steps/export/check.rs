@@ -9,6 +9,7 @@ use std::path::Path;
 use segpack_formats::digest::{LANES, Sha256, Sha256Hasher, Sha256Lanes};
 use segpack_formats::io::{DIRECT_ALIGNMENT, DirectFile};
 
+use super::error::{Difference, ExportError};
 use super::plan::{Content, Conversion, Part, PlannedFile, TensorFile, WrittenTensor};
 use super::produce::{Producer, Worker};
 use crate::steps::StepError;
@@ -43,7 +44,7 @@ impl Unit<'_> {
 /// Reads a file back and compares it with what was planned and with the pack.
 ///
 /// # Errors
-/// `Refused` where the file is not what it should be; `Findings` where that is because the pack is
+/// `ReadBack` where the file is not what it should be; `Findings` where that is because the pack is
 /// damaged.
 pub fn check_file(
     producer: &Producer<'_>,
@@ -58,11 +59,10 @@ pub fn check_file(
         file: &direct,
     };
     if direct.file().length() != file.length() {
-        return check.refuse(&format!(
-            "has {} bytes, not {}",
-            direct.file().length(),
-            file.length()
-        ));
+        return Err(check.refuse(Difference::Length {
+            seen: direct.file().length(),
+            wanted: file.length(),
+        }));
     }
     match &file.content {
         Content::Tensors(tensors) => check.tensors(tensors, worker),
@@ -78,11 +78,9 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
-    fn refuse<T>(&self, what: &str) -> Result<T, StepError> {
-        Err(StepError::Refused(format!(
-            "{}, read back, {what}: the drive or the memory of this machine may be failing; nothing was published",
-            self.path.display()
-        )))
+    fn refuse(&self, difference: Difference) -> StepError {
+        let path = self.path.to_owned();
+        ExportError::ReadBack { path, difference }.into()
     }
 
     fn whole(&self, wanted: Sha256) -> Result<(), StepError> {
@@ -101,7 +99,7 @@ impl Check<'_> {
         if sha256.finish() == wanted {
             Ok(())
         } else {
-            self.refuse("has another SHA-256 than what was written")
+            Err(self.refuse(Difference::Digest))
         }
     }
 
@@ -109,7 +107,7 @@ impl Check<'_> {
         self.index(file)?;
         let head = self.file.file().read_range(0..file.head.len() as u64)?;
         if head != file.head {
-            return self.refuse("does not begin with the metadata that was written");
+            return Err(self.refuse(Difference::Metadata));
         }
         self.producer.progress.advance(file.head.len() as u64);
         let mut kept = Vec::new();
@@ -149,18 +147,17 @@ impl Check<'_> {
             offset: placed.offset,
         });
         if seen.len() != file.tensors.len() {
-            return self.refuse(&format!(
-                "has {} tensors, not {}",
-                seen.len(),
-                file.tensors.len()
-            ));
+            return Err(self.refuse(Difference::Tensors {
+                seen: seen.len(),
+                wanted: file.tensors.len(),
+            }));
         }
         for (seen, mut wanted) in seen.into_iter().zip(wanted) {
             if seen.name.is_none() {
                 wanted.name = None;
             }
             if seen != wanted {
-                return self.refuse(&format!("has {seen:?} in place of {wanted:?}"));
+                return Err(self.refuse(Difference::Entry { seen, wanted }));
             }
         }
         Ok(())
@@ -218,13 +215,13 @@ impl Check<'_> {
         if stored != source.sha256 {
             return Err(self.producer.damaged(source, stored));
         }
-        self.refuse(&format!(
-            "has SHA-256 {seen} at bytes {}..{} (tensor {:?}), not {}",
-            unit.start,
-            unit.end(),
-            unit.name,
-            source.sha256
-        ))
+        Err(self.refuse(Difference::Tensor {
+            tensor: unit.name.to_owned(),
+            start: unit.start,
+            end: unit.end(),
+            seen,
+            wanted: source.sha256,
+        }))
     }
 
     /// The values of a converted part against those of the pack.
@@ -241,10 +238,11 @@ impl Check<'_> {
                 after.resize(index(length), 0);
                 self.file.file().read_at(&mut after, at)?;
                 if let Err(what) = conversion.check(&before[..whole], &after) {
-                    return self.refuse(&format!(
-                        "is wrong at bytes {at}.. (tensor {:?}): {what}",
-                        unit.name
-                    ));
+                    return Err(self.refuse(Difference::Value {
+                        tensor: unit.name.to_owned(),
+                        start: at,
+                        what,
+                    }));
                 }
                 self.producer.progress.advance(length);
                 before.drain(..whole);
@@ -254,7 +252,7 @@ impl Check<'_> {
         if at == unit.end() {
             Ok(())
         } else {
-            self.refuse("ends before its last tensor does")
+            Err(self.refuse(Difference::TooShort))
         }
     }
 }

@@ -6,11 +6,11 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use segpack_formats::FormatError;
 use segpack_formats::io::sync_folder;
 use segpack_manifests::folder::PARTIAL;
 
-use crate::output::{Before, OutputFolder, look, refuse_busy};
-use crate::steps::StepError;
+use crate::output::{Before, OutputError, OutputFolder, inspect, refuse_busy};
 
 /// An output that nobody sees before it is whole.
 #[derive(Debug)]
@@ -28,15 +28,15 @@ impl Destination {
     /// left.
     ///
     /// # Errors
-    /// `Refused` where anything else is there, or another process writes to it.
-    pub fn folder(out: &Path) -> Result<Self, StepError> {
+    /// Where anything else is there, or another process writes to it.
+    pub fn folder(out: &Path) -> Result<Self, OutputError> {
         refuse_busy(out)?;
-        let refuse = |what: &str| Err(StepError::Refused(format!("{} {what}", out.display())));
-        match look(out)? {
+        let path = || out.to_owned();
+        match inspect(out)? {
             Before::Nothing => {}
             Before::Unfinished if only_partial(out)? => {}
-            Before::Unfinished => return refuse("holds what an interrupted run left: remove it"),
-            Before::Occupied => return refuse("exists and is not empty: choose another place"),
+            Before::Unfinished => return Err(OutputError::Unfinished { path: path() }),
+            Before::Occupied => return Err(OutputError::NotEmpty { path: path() }),
         }
         let folder = OutputFolder::open(out)?;
         folder.clear_unfinished()?;
@@ -50,21 +50,21 @@ impl Destination {
     /// A file that does not exist. Until it is whole it is in a hidden folder beside it.
     ///
     /// # Errors
-    /// `Refused` where it exists, or its folder does not.
-    pub fn file(out: &Path) -> Result<Self, StepError> {
-        let refuse = |what: &str| Err(StepError::Refused(format!("{} {what}", out.display())));
+    /// Where it exists, or its folder does not.
+    pub fn file(out: &Path) -> Result<Self, OutputError> {
+        let path = || out.to_owned();
         if out.symlink_metadata().is_ok() {
-            return refuse("exists: choose another place");
+            return Err(OutputError::Exists { path: path() });
         }
         let Some(name) = out.file_name() else {
-            return refuse("has no file name");
+            return Err(OutputError::NoFileName { path: path() });
         };
         let parent = match out.parent() {
             Some(parent) if parent != Path::new("") => parent,
             _ => Path::new("."),
         };
         if !parent.is_dir() {
-            return refuse("is to be written into a folder that does not exist");
+            return Err(OutputError::NoParent { path: path() });
         }
         let mut hidden = std::ffi::OsString::from(".");
         hidden.push(name);
@@ -79,13 +79,13 @@ impl Destination {
     ///
     /// # Errors
     /// As [`file`](Self::file).
-    pub fn files<'p>(out: &Path, names: impl Iterator<Item = &'p str>) -> Result<Self, StepError> {
+    pub fn files<'p>(
+        out: &Path,
+        names: impl Iterator<Item = &'p str>,
+    ) -> Result<Self, OutputError> {
         let mut paths = names.map(|name| out.with_file_name(name));
         if let Some(there) = paths.find(|path| path.symlink_metadata().is_ok()) {
-            return Err(StepError::Refused(format!(
-                "{} exists: choose another place",
-                there.display()
-            )));
+            return Err(OutputError::Exists { path: there });
         }
         Self::file(out)
     }
@@ -99,7 +99,7 @@ impl Destination {
     ///
     /// # Errors
     /// `Io`.
-    pub fn create(&self, relative: &str) -> Result<(Arc<File>, PathBuf), StepError> {
+    pub fn create(&self, relative: &str) -> Result<(Arc<File>, PathBuf), OutputError> {
         self.folder.create(relative)
     }
 
@@ -108,27 +108,27 @@ impl Destination {
     ///
     /// # Errors
     /// `Io`; what was moved before stays.
-    pub fn publish<'p>(self, files: impl Iterator<Item = &'p str>) -> Result<(), StepError> {
+    pub fn publish<'p>(self, files: impl Iterator<Item = &'p str>) -> Result<(), OutputError> {
         let mut folders = BTreeSet::from([self.into.clone()]);
         for relative in files {
             let (from, to) = (self.folder.partial(relative), self.into.join(relative));
             if let Some(parent) = to.parent()
                 && folders.insert(parent.to_owned())
             {
-                fs::create_dir_all(parent).map_err(StepError::io("create", parent))?;
+                fs::create_dir_all(parent).map_err(FormatError::io("create", parent))?;
                 let above = parent
                     .ancestors()
                     .skip(1)
                     .take_while(|a| a.starts_with(&self.into));
                 folders.extend(above.map(Path::to_owned));
             }
-            fs::rename(&from, &to).map_err(StepError::io("rename", &from))?;
+            fs::rename(&from, &to).map_err(FormatError::io("rename", &from))?;
         }
         folders.iter().try_for_each(|folder| sync_folder(folder))?;
         let staging = self.staging.then(|| self.folder.path().to_owned());
         self.folder.finish()?;
         match staging {
-            Some(path) => fs::remove_dir(&path).map_err(StepError::io("remove", &path)),
+            Some(path) => Ok(fs::remove_dir(&path).map_err(FormatError::io("remove", &path))?),
             None => Ok(()),
         }
     }
@@ -143,7 +143,7 @@ impl Destination {
     }
 }
 
-fn only_partial(folder: &Path) -> Result<bool, StepError> {
-    let mut entries = fs::read_dir(folder).map_err(StepError::io("list", folder))?;
+fn only_partial(folder: &Path) -> Result<bool, OutputError> {
+    let mut entries = fs::read_dir(folder).map_err(FormatError::io("list", folder))?;
     Ok(entries.all(|entry| entry.is_ok_and(|e| e.file_name() == PARTIAL)))
 }

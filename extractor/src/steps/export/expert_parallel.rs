@@ -7,8 +7,7 @@ use segpack_manifests::documents::{
 };
 use segpack_manifests::names::Component;
 
-use super::{ExpertParallel, ExportSettings};
-use crate::steps::StepError;
+use super::{ExpertParallel, ExportError, ExportSettings};
 
 /// Which rank holds which expert.
 pub const EXPERT_PARALLEL: &str = "expert_parallel.json";
@@ -30,7 +29,7 @@ fn linear_share(experts: u32, rank: u32, ranks: u32) -> std::ops::Range<u32> {
 }
 
 impl Share {
-    pub fn of(tensors: &[&TensorEntry], settings: &ExportSettings) -> Result<Self, StepError> {
+    pub fn of(tensors: &[&TensorEntry], settings: &ExportSettings) -> Result<Self, ExportError> {
         let mut experts: BTreeMap<Component, u32> = BTreeMap::new();
         for tensor in tensors {
             if let Some(expert) = tensor.expert {
@@ -41,15 +40,14 @@ impl Share {
         let parallel = settings.expert_parallel;
         if let Some(ExpertParallel { ranks, .. }) = parallel {
             if experts.is_empty() {
-                return Err(StepError::Usage(
-                    "--expert-parallel: what is selected has no experts".to_owned(),
-                ));
+                return Err(ExportError::NoExperts);
             }
             if let Some((component, count)) = experts.iter().find(|(_, count)| **count < ranks) {
-                return Err(StepError::Usage(format!(
-                    "--expert-parallel: {component} has {count} experts, too few for {ranks} ranks; --component selects \
-                     others"
-                )));
+                return Err(ExportError::TooFewExperts {
+                    component: component.to_string(),
+                    count: *count,
+                    ranks,
+                });
             }
         }
         Ok(Self { parallel, experts })

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use segpack_formats::FormatError;
 use segpack_formats::safetensors::ShardHeader;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{SourceFile, SourceFileKind, TensorEntry};
@@ -13,7 +14,7 @@ use serde_json::{Map, Value, json};
 use super::expert_parallel::{EXPERT_PARALLEL, Share};
 use super::plan::{Content, Conversion, ExportPlan, NewTensorPlan, Part, PlannedFile, TensorFile};
 use super::source::{source_json, stored_bytes};
-use super::{ExportSettings, selected};
+use super::{ExportError, ExportSettings, selected};
 use crate::steps::StepError;
 
 pub(super) const CONFIG: &str = "config.json";
@@ -22,8 +23,8 @@ const INDEX: &str = "model.safetensors.index.json";
 /// The original layout, for the selected components.
 ///
 /// # Errors
-/// `Usage` for components or ranks that there are not; `Input` where a stacked tensor is not there
-/// as a whole.
+/// Where components or ranks are selected that there are not, or a stacked tensor is not there as a
+/// whole.
 pub fn hf<'a>(pack: &'a Pack, settings: &ExportSettings) -> Result<ExportPlan<'a>, StepError> {
     let components = selected(pack, settings)?;
     let tensors: Vec<&TensorEntry> = pack
@@ -107,12 +108,13 @@ fn stacked_shape<'a>(
     let file = slice.source.file.as_str();
     if !headers.contains_key(file) {
         let listed = pack.manifest().source_files.iter().find(|f| f.path == file);
-        let listed = listed
-            .ok_or_else(|| StepError::Input(format!("the pack does not list shard {file}")))?;
+        let listed = listed.ok_or_else(|| ExportError::NoSuchShard {
+            file: file.to_owned(),
+        })?;
         let bytes = stored_bytes(pack, listed)?;
         let path = pack.path(&listed.stored_as);
         let header = ShardHeader::parse(bytes.get(8..).unwrap_or_default(), listed.length)
-            .map_err(|e| StepError::malformed(&path, e.to_string()))?;
+            .map_err(|e| FormatError::malformed(&path, e.to_string()))?;
         headers.insert(file, header);
     }
     let tensors = headers
@@ -120,12 +122,14 @@ fn stacked_shape<'a>(
         .map(|h| h.tensors.as_slice())
         .unwrap_or_default();
     let found = tensors.iter().find(|t| t.name == slice.source.tensor);
-    found.map(|t| t.shape.clone()).ok_or_else(|| {
-        StepError::Input(format!(
-            "shard {file} has no tensor {:?}, which the pack names",
-            slice.source.tensor
-        ))
-    })
+    match found {
+        Some(tensor) => Ok(tensor.shape.clone()),
+        None => Err(ExportError::NoSuchStack {
+            file: file.to_owned(),
+            tensor: slice.source.tensor.clone(),
+        }
+        .into()),
+    }
 }
 
 /// Everything of the checkpoint that is neither a shard nor the index of shards.
@@ -176,7 +180,7 @@ pub(super) fn finish<'a>(
             "rank {} of {}: experts are stored one by one; {EXPERT_PARALLEL} says which rank holds which",
             map.rank, map.ranks
         ));
-        let json = serde_json::to_value(&map).map_err(|e| StepError::Refused(e.to_string()))?;
+        let json = serde_json::to_value(&map).map_err(|e| not_encoded(EXPERT_PARALLEL, e))?;
         plan.files.push(document(EXPERT_PARALLEL, &json)?);
     }
     let values: u64 = tensors.iter().map(NewTensorPlan::values).sum();
@@ -233,10 +237,16 @@ fn cut(tensors: Vec<NewTensorPlan<'_>>, most: u64) -> Vec<Vec<NewTensorPlan<'_>>
     shards
 }
 
+fn not_encoded(file: &str, source: serde_json::Error) -> ExportError {
+    ExportError::Document {
+        file: file.to_owned(),
+        source,
+    }
+}
+
 /// A document as transformers writes its own.
-pub(super) fn document<'a>(path: &str, value: &Value) -> Result<PlannedFile<'a>, StepError> {
-    let mut text =
-        serde_json::to_string_pretty(value).map_err(|e| StepError::Refused(e.to_string()))?;
+pub(super) fn document<'a>(path: &str, value: &Value) -> Result<PlannedFile<'a>, ExportError> {
+    let mut text = serde_json::to_string_pretty(value).map_err(|e| not_encoded(path, e))?;
     text.push('\n');
     Ok(PlannedFile {
         path: path.to_owned(),

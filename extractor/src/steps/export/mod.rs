@@ -7,6 +7,7 @@
 
 mod check;
 mod destination;
+mod error;
 mod expert_parallel;
 mod gguf;
 mod hf;
@@ -35,6 +36,7 @@ use super::unpack::globs;
 use crate::output::{refuse_holding, refuse_inside};
 use crate::work::Progress;
 use destination::Destination;
+pub use error::{Difference, ExportError, ExportOption, GgufExportError};
 use plan::ExportPlan;
 use produce::{Producer, Worker};
 use write::{length_of, refuse_twice, write_files};
@@ -42,18 +44,18 @@ use write::{length_of, refuse_twice, write_files};
 /// How to export.
 #[derive(Debug, Clone)]
 pub struct ExportSettings {
-    /// For whom.
+    /// The output format.
     pub target: ExportTarget,
-    /// Prefixes of components to take; all that the target has a place for where empty.
+    /// Prefixes of components to take; empty: all that the target can express.
     pub components: Vec<String>,
-    /// Globs of tensor names to take; all where empty.
+    /// Globs of tensor names to take; empty: all.
     pub names: Vec<String>,
-    /// What floating-point tensors become; unchanged where none.
+    /// What floating-point tensors become; `None`: they stay as they are.
     pub dtype: Option<Dtype>,
-    /// What floating-point tensors become where that is no dtype.
+    /// Blocks of quantized values that floating-point tensors become.
     pub quantize: Option<Quantization>,
-    /// llama.cpp's name of the pre-tokenizer, or "none" to leave the tokenizer out; found out where
-    /// none.
+    /// llama.cpp's name of the pre-tokenizer, or "none" to leave the tokenizer out; `None`: it is
+    /// derived from the tokenizer.
     pub tokenizer_pre: Option<String>,
     /// Bytes of tensors that a file of the output holds at most, unless one tensor alone has more.
     pub max_shard_size: Option<u64>,
@@ -81,8 +83,7 @@ pub struct ExpertParallel {
     pub ranks: u32,
 }
 
-/// What one shard holds at most where nothing was said, in bytes: `max_shard_size` of transformers
-/// 4.
+/// What one shard holds at most by default, in bytes: `max_shard_size` of transformers 4.
 const DEFAULT_SHARD_BYTES: u64 = 5_000_000_000;
 
 impl ExportSettings {
@@ -91,29 +92,19 @@ impl ExportSettings {
     }
 
     /// Options that mean nothing for the target are refused, never ignored.
-    fn check(&self) -> Result<(), StepError> {
+    fn check(&self) -> Result<(), ExportError> {
         let target = self.target;
-        let refuse = |option: &str, whom: &str| {
-            Err(StepError::Usage(format!(
-                "{option} is for --to {whom}, not for --to {target}"
-            )))
-        };
-        let single = matches!(target, ExportTarget::Safetensors | ExportTarget::Npy);
-        if single && self.max_shard_size.is_some() {
-            return refuse("--max-shard-size", "hf, qwen3-moe and gguf");
-        }
-        let gguf = target == ExportTarget::Gguf;
-        if (single || gguf) && self.expert_parallel.is_some() {
-            return refuse("--expert-parallel", "hf and qwen3-moe");
-        }
-        if !single && !self.names.is_empty() {
-            return refuse("GLOB", "safetensors and npy");
-        }
-        if !gguf && self.quantize.is_some() {
-            return refuse("--dtype q8_0", "gguf");
-        }
-        if !gguf && self.tokenizer_pre.is_some() {
-            return refuse("--tokenizer-pre", "gguf");
+        let given = [
+            (ExportOption::MaxShardSize, self.max_shard_size.is_some()),
+            (ExportOption::ExpertParallel, self.expert_parallel.is_some()),
+            (ExportOption::Names, !self.names.is_empty()),
+            (ExportOption::Quantize, self.quantize.is_some()),
+            (ExportOption::TokenizerPre, self.tokenizer_pre.is_some()),
+        ];
+        for (option, given) in given {
+            if given && !option.applies_to(target) {
+                return Err(ExportError::Option { option, target });
+            }
         }
         Ok(())
     }
@@ -122,8 +113,8 @@ impl ExportSettings {
 /// Exports a pack into `out`: a folder, or for `safetensors` and `gguf` a file.
 ///
 /// # Errors
-/// `Findings` where the pack is damaged, `Input` where the target has no place for what it holds,
-/// `Refused` where the output exists, does not fit, or is not what should have been written.
+/// `Findings` where the pack is damaged, `Export` where the target cannot express what it holds or
+/// what was written is not what should have been, `Output` where the output exists or does not fit.
 /// Nothing is left of an output that failed.
 pub fn export(
     folder: &Path,
@@ -147,26 +138,24 @@ pub fn export(
         ExportTarget::Gguf => Destination::files(out, plan.files.iter().map(|f| f.path.as_str()))?,
         _ => Destination::folder(out)?,
     };
-    let written = destination
-        .unfinished()
-        .check_space(length_of(&plan.files))
-        .and_then(|()| {
-            let weights = PackReader::new(&pack);
-            // the check compares the same digests with what was written
-            let producer = Producer {
-                weights: &weights,
-                digest_kept: !settings.check,
-                stop,
-                progress,
-            };
-            write_files(
-                &plan.files,
-                &destination,
-                &producer,
-                settings.jobs,
-                settings.check,
-            )
-        });
+    let weights = PackReader::new(&pack);
+    let producer = Producer {
+        weights: &weights,
+        // the check compares the same digests with what was written
+        digest_kept: !settings.check,
+        stop,
+        progress,
+    };
+    let space = destination.unfinished().check_space(length_of(&plan.files));
+    let written = space.map_err(StepError::from).and_then(|()| {
+        write_files(
+            &plan.files,
+            &destination,
+            &producer,
+            settings.jobs,
+            settings.check,
+        )
+    });
     if let Err(e) = written.and_then(|()| Ok(stop.check()?)) {
         destination.abandon();
         return Err(e);
@@ -189,10 +178,8 @@ pub fn stream(
 ) -> Result<(), StepError> {
     settings.check()?;
     if settings.target != ExportTarget::Safetensors {
-        return Err(StepError::Usage(format!(
-            "--to {} writes a folder; only --to safetensors can go to standard output",
-            settings.target
-        )));
+        let target = settings.target;
+        return Err(ExportError::NotAStream { target }.into());
     }
     let pack = Pack::open(folder)?;
     let plan = plan_of(&pack, settings, "standard output")?;
@@ -231,9 +218,10 @@ fn plan_of<'a>(
         ExportTarget::Qwen3Moe => qwen3_moe::qwen3_moe(pack, settings),
         ExportTarget::Gguf => gguf::gguf(pack, settings, name),
         ExportTarget::Safetensors => {
-            safetensors::safetensors(&chosen(pack, settings)?, settings, name)
+            let chosen = chosen(pack, settings)?;
+            Ok(safetensors::safetensors(&chosen, settings, name)?)
         }
-        ExportTarget::Npy => npy::npy(&chosen(pack, settings)?, settings),
+        ExportTarget::Npy => Ok(npy::npy(&chosen(pack, settings)?, settings)?),
     }
 }
 
@@ -288,10 +276,10 @@ fn chosen<'a>(
     };
     let chosen: Vec<_> = pack.manifest().tensors.iter().filter(takes).collect();
     if chosen.is_empty() {
-        return Err(StepError::Input(format!(
-            "no tensor of the pack matches {}",
-            settings.names.join(" ")
-        )));
+        return Err(ExportError::NoMatch {
+            globs: settings.names.clone(),
+        }
+        .into());
     }
     Ok(chosen)
 }

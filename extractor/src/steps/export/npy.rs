@@ -3,23 +3,20 @@
 use segpack_formats::safetensors::{Dtype, check_relative_path};
 use segpack_manifests::documents::TensorEntry;
 
-use super::ExportSettings;
 use super::plan::{Content, ExportPlan, NewTensorPlan, PlannedFile, TensorFile};
-use crate::steps::StepError;
+use super::{ExportError, ExportSettings};
 
 /// One `.npy` file for each tensor, called as it is.
 pub fn npy<'a>(
     chosen: &[&'a TensorEntry],
     settings: &ExportSettings,
-) -> Result<ExportPlan<'a>, StepError> {
+) -> Result<ExportPlan<'a>, ExportError> {
     let mut plan = ExportPlan::default();
     for tensor in chosen {
         let path = format!("{}.npy", tensor.name);
-        check_relative_path(&path).map_err(|why| {
-            StepError::Input(format!(
-                "tensor {:?} has a name that no file can have: {why}",
-                tensor.name
-            ))
+        check_relative_path(&path).map_err(|why| ExportError::FileName {
+            tensor: tensor.name.clone(),
+            why,
         })?;
         let content = TensorFile::npy(NewTensorPlan::of(
             tensor.name.clone(),

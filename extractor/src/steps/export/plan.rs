@@ -11,6 +11,7 @@ use segpack_formats::numeric::{Dtype, FloatConversion, FloatDtype, q8_0};
 use segpack_formats::safetensors::{NewTensor, Shard, byte_length, new_header};
 use segpack_manifests::documents::{SourceFile, TensorEntry};
 
+use super::error::{Cause, ExportError};
 use crate::steps::StepError;
 
 /// Everything that an export writes.
@@ -124,12 +125,12 @@ impl Conversion {
     /// Appends what becomes of a whole number of blocks.
     ///
     /// # Errors
-    /// In words, where a value cannot be represented.
-    pub fn convert(self, before: &[u8], after: &mut Vec<u8>) -> Result<(), String> {
+    /// Where a value cannot be represented.
+    pub fn convert(self, before: &[u8], after: &mut Vec<u8>) -> Result<(), Cause> {
         match self {
             Self::Keep => after.extend(before),
-            Self::Float(float) => float.convert(before, after).map_err(|e| e.to_string())?,
-            Self::Q8_0(from) => q8_0::quantize(from, before, after).map_err(|e| e.to_string())?,
+            Self::Float(float) => float.convert(before, after)?,
+            Self::Q8_0(from) => q8_0::quantize(from, before, after)?,
         }
         Ok(())
     }
@@ -190,12 +191,22 @@ impl<'a> NewTensorPlan<'a> {
         self.shape.iter().product()
     }
 
-    fn safetensors_dtype(&self) -> Result<Dtype, StepError> {
+    /// Its parts do not make it.
+    pub fn wrong_parts(&self) -> ExportError {
+        ExportError::Parts {
+            tensor: self.name.clone(),
+            parts: self.parts.len(),
+            shape: self.shape.clone(),
+            dtype: self.dtype.clone(),
+        }
+    }
+
+    fn safetensors_dtype(&self) -> Result<Dtype, ExportError> {
         let first = self
             .parts
             .first()
             .map(|p| dtype_after(p.source.dtype, p.conversion));
-        first.ok_or_else(|| StepError::Input(format!("tensor {:?} has no parts", self.name)))
+        first.ok_or_else(|| self.wrong_parts())
     }
 }
 
@@ -276,8 +287,8 @@ impl<'a> TensorFile<'a> {
     /// tensor is aligned.
     ///
     /// # Errors
-    /// `Input` where the header would be too long.
-    pub fn safetensors(mut tensors: Vec<NewTensorPlan<'a>>) -> Result<Self, StepError> {
+    /// Where the header would be too long.
+    pub fn safetensors(mut tensors: Vec<NewTensorPlan<'a>>) -> Result<Self, ExportError> {
         let mut dtypes = Vec::with_capacity(tensors.len());
         tensors
             .sort_by_key(|t| std::cmp::Reverse(t.safetensors_dtype().map_or(0, |d| d.bitsize()))); // stable
@@ -288,10 +299,7 @@ impl<'a> TensorFile<'a> {
             byte_length(*dtype, &t.shape).is_ok_and(|length| length == t.length())
         };
         if let Some(odd) = tensors.iter().zip(&dtypes).position(|pair| !entry(pair)) {
-            let NewTensorPlan { name, shape, .. } = &tensors[odd];
-            return Err(StepError::Input(format!(
-                "tensor {name:?}: its parts do not make shape {shape:?}"
-            )));
+            return Err(tensors[odd].wrong_parts());
         }
         let named: Vec<NewTensor<'_>> = tensors
             .iter()
@@ -302,7 +310,7 @@ impl<'a> TensorFile<'a> {
                 shape: &t.shape,
             })
             .collect();
-        let head = new_header(&named).map_err(|e| StepError::Input(e.to_string()))?;
+        let head = new_header(&named).map_err(ExportError::Header)?;
         let mut length = head.len() as u64;
         let place = |tensor: NewTensorPlan<'a>| {
             let offset = length;
@@ -321,14 +329,14 @@ impl<'a> TensorFile<'a> {
     /// A `.npy` file of one tensor.
     ///
     /// # Errors
-    /// `Input` where numpy has no dtype for it.
-    pub fn npy(mut tensor: NewTensorPlan<'a>) -> Result<Self, StepError> {
+    /// `Numpy` where numpy has no dtype for it.
+    pub fn npy(mut tensor: NewTensorPlan<'a>) -> Result<Self, ExportError> {
         let dtype = tensor.safetensors_dtype()?;
         let Some(descr) = npy::descr(dtype) else {
-            return Err(StepError::Input(format!(
-                "tensor {:?} is {dtype}, which fills no whole bytes: numpy cannot hold it",
-                tensor.name
-            )));
+            return Err(ExportError::Numpy {
+                tensor: tensor.name,
+                dtype,
+            });
         };
         tensor.dtype = descr.to_owned();
         let head = npy::header(descr, &tensor.shape);

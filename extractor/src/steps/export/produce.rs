@@ -6,6 +6,7 @@ use segpack_formats::io::{CancelToken, READ_BYTES};
 use segpack_manifests::documents::{Finding, FindingKind, SourceFile, TensorEntry};
 use segpack_manifests::{PackCursor, PackReader};
 
+use super::ExportError;
 use super::plan::{Content, Conversion, Part, PlannedFile, TensorFile};
 use crate::steps::StepError;
 use crate::work::Progress;
@@ -53,7 +54,7 @@ impl Producer<'_> {
     /// All bytes of a file, in order.
     ///
     /// # Errors
-    /// `Findings` where the pack is damaged; `Input` where a value cannot be converted; whatever
+    /// `Findings` where the pack is damaged; `Value` where a value cannot be converted; whatever
     /// `sink` returns.
     pub fn produce(
         &self,
@@ -226,7 +227,10 @@ impl Converting {
         };
         let (block, _) = conversion.block();
         self.converted.clear();
-        let refuse = |what: String| StepError::Input(format!("tensor {name:?}: {what}"));
+        let refuse = |source| ExportError::Value {
+            tensor: name.to_owned(),
+            source,
+        };
         if !self.begun.is_empty() {
             let (now, later) = piece.split_at(piece.len().min(block - self.begun.len()));
             self.begun.extend(now);

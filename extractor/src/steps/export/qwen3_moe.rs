@@ -12,7 +12,7 @@ use super::expert_parallel::Share;
 use super::hf::{CONFIG, document, finish, in_source_order, side_files};
 use super::plan::{Content, ExportPlan, NewTensorPlan, PlannedFile};
 use super::source::{source_bytes, source_json};
-use super::{ExportSettings, present, selected};
+use super::{ExportError, ExportSettings, present, selected};
 use crate::steps::StepError;
 
 const GENERATION_CONFIG: &str = "generation_config.json";
@@ -34,8 +34,7 @@ pub(super) const TEXT_FILES: [&str; 9] = [
 /// The text decoder as a plain `Qwen3MoeForCausalLM`.
 ///
 /// # Errors
-/// `Usage` where the selection has no text decoder; `Input` where the pack has none, or no
-/// configuration.
+/// Where the selection or the pack has no text decoder, or the pack no configuration.
 pub fn qwen3_moe<'a>(
     pack: &'a Pack,
     settings: &ExportSettings,
@@ -63,14 +62,12 @@ pub fn qwen3_moe<'a>(
         );
     }
     let Some(config) = source_json(pack, CONFIG)? else {
-        return Err(StepError::Input(
-            "the pack has no config.json to make one from".to_owned(),
-        ));
+        return Err(ExportError::NoConfig.into());
     };
     let generation = source_json(pack, GENERATION_CONFIG)?;
     let mut config = family
         .as_causal_lm(&config, generation.as_ref())
-        .map_err(|e| StepError::Input(format!("{CONFIG}: {e}")))?;
+        .map_err(ExportError::Config)?;
     if let Some(dtype) = settings.dtype {
         families::set_dtype(&mut config, dtype);
     }
@@ -88,19 +85,15 @@ pub fn text_decoder(
     settings: &ExportSettings,
 ) -> Result<(Component, Family), StepError> {
     let family = pack.manifest().model.known_family();
-    let family = family.map_err(|e| StepError::Input(e.to_string()))?;
+    let family = family.map_err(ExportError::Family)?;
     let components = selected(pack, settings)?;
     let is_text = |c: &Component| matches!(c, Component::Text | Component::ThinkerText);
     let Some(component) = components.into_iter().find(is_text) else {
         let target = settings.target;
         return Err(if present(pack).iter().any(is_text) {
-            StepError::Usage(format!(
-                "--to {target} is for the text decoder, which --component does not select"
-            ))
+            ExportError::NotSelected { target }.into()
         } else {
-            StepError::Input(format!(
-                "the pack has no text decoder, which --to {target} is for"
-            ))
+            ExportError::NoTextDecoder { target }.into()
         });
     };
     Ok((component, family))
@@ -122,8 +115,7 @@ fn text_files<'a>(pack: &'a Pack, plan: &mut ExportPlan<'a>) -> Result<(), StepE
     let files = |name: &str| source_bytes(pack, name);
     if !has(TOKENIZER) && has("vocab.json") && has("merges.txt") {
         let built = Tokenizer::load(&files).and_then(|tokenizer| tokenizer.to_json());
-        let json =
-            built.map_err(|e| StepError::Input(format!("{TOKENIZER} cannot be built: {e}")))?;
+        let json = built.map_err(ExportError::Tokenizer)?;
         plan.files.push(PlannedFile {
             path: TOKENIZER.to_owned(),
             content: Content::Bytes(json),
@@ -137,8 +129,8 @@ fn text_files<'a>(pack: &'a Pack, plan: &mut ExportPlan<'a>) -> Result<(), StepE
     }
     // AutoTokenizer reads the template of a processor (chat_template.json) nowhere
     if !has(TEMPLATE)
-        && let Some(template) = chat_template::processor_template(&files)
-            .map_err(|e| StepError::Input(format!("chat_template.json: {e}")))?
+        && let Some(template) =
+            chat_template::processor_template(&files).map_err(ExportError::Template)?
         && source_json(pack, "tokenizer_config.json")?
             .is_none_or(|c| c.get("chat_template").is_none())
     {

@@ -2,16 +2,15 @@
 
 use segpack_manifests::documents::TensorEntry;
 
-use super::ExportSettings;
 use super::plan::{Content, ExportPlan, NewTensorPlan, PlannedFile, TensorFile};
-use crate::steps::StepError;
+use super::{ExportError, ExportSettings};
 
 /// One safetensors file of these tensors, under the names that `ls --tensors` prints.
 pub fn safetensors<'a>(
     chosen: &[&'a TensorEntry],
     settings: &ExportSettings,
     path: &str,
-) -> Result<ExportPlan<'a>, StepError> {
+) -> Result<ExportPlan<'a>, ExportError> {
     let tensors = chosen
         .iter()
         .map(|t| NewTensorPlan::of(t.name.clone(), t, settings.dtype))

@@ -6,6 +6,7 @@ use segpack_manifests::Pack;
 use segpack_manifests::documents::{SourceFile, SourceFileKind};
 use serde_json::Value;
 
+use super::ExportError;
 use crate::steps::StepError;
 
 /// The bytes of a small file of the checkpoint, compared with its digest; `None` where there is no
@@ -22,13 +23,19 @@ pub fn source_bytes(pack: &Pack, name: &str) -> Result<Option<Vec<u8>>, StepErro
 /// A JSON file of the checkpoint; `None` where there is no such file.
 ///
 /// # Errors
-/// `Malformed` where it is damaged or no JSON.
+/// `Malformed` where it is damaged, `SourceFile` where it is no JSON.
 pub fn source_json(pack: &Pack, name: &str) -> Result<Option<Value>, StepError> {
     let Some(bytes) = source_bytes(pack, name)? else {
         return Ok(None);
     };
-    let wrong = |e: serde_json::Error| StepError::Input(format!("{name}: {e}"));
-    serde_json::from_slice(&bytes).map(Some).map_err(wrong)
+    match serde_json::from_slice(&bytes) {
+        Ok(json) => Ok(Some(json)),
+        Err(e) => Err(ExportError::SourceFile {
+            file: name.to_owned(),
+            source: e.into(),
+        }
+        .into()),
+    }
 }
 
 /// The bytes that are kept of a file of the checkpoint, compared with their digest.

@@ -3,14 +3,14 @@
 
 use std::path::Path;
 
-use segpack_formats::FormatError;
 use segpack_formats::codec::MAX_CHUNK_BYTES;
 
+use super::ExportError;
 use super::check::{CHECK_BYTES, check_file};
 use super::destination::Destination;
 use super::plan::PlannedFile;
 use super::produce::{Producer, Worker};
-use crate::output::{BEHIND_MEMORY, Flushing, Publisher, write_behind};
+use crate::output::{Flushing, Publisher, WRITE_BEHIND_MEMORY, write_behind};
 use crate::steps::StepError;
 use crate::work::{jobs_within_memory, run_tasks};
 
@@ -36,7 +36,7 @@ pub fn write_files(
         .start("exporting", if check { 2 * total } else { total });
     let mut longest_first: Vec<&PlannedFile<'_>> = files.iter().collect();
     longest_first.sort_by_key(|f| std::cmp::Reverse(f.length()));
-    let jobs = jobs_within_memory(jobs, BEHIND_MEMORY + WORKER_MEMORY);
+    let jobs = jobs_within_memory(jobs, WRITE_BEHIND_MEMORY + WORKER_MEMORY);
     let worker = || Worker::new(producer.weights);
     let done = destination.unfinished().with_publisher(jobs, |publisher| {
         run_tasks(jobs, &longest_first, worker, |worker, file| {
@@ -63,23 +63,13 @@ impl Producer<'_> {
     ) -> Result<(), StepError> {
         let (out, path) = destination.create(&file.path)?;
         let flushing = Flushing::new(publisher, &out);
-        // the writing side knows only its own errors
-        let mut failed = None;
         let written = write_behind(&out, &path, flushing, false, |behind| {
-            let produced = self.produce(file, worker, &mut |piece| Ok(behind.write(piece)?));
-            produced.map_err(|e| match e {
-                StepError::Format(e) => e,
-                other => {
-                    failed = Some(other);
-                    FormatError::Interrupted
-                }
-            })
+            self.produce(file, worker, &mut |piece| Ok(behind.write(piece)?))
         });
-        match (written, failed) {
-            (Ok(_), _) => {}
-            (Err(FormatError::Interrupted), Some(e)) => return Err(e),
-            (Err(e), _) => return Err(self.of_the_pack(e)),
-        }
+        written.map_err(|e| match e {
+            StepError::Format(e) => self.of_the_pack(e),
+            other => other,
+        })?;
         out.sync_all().map_err(StepError::io("sync", &path))
     }
 }
@@ -92,14 +82,13 @@ pub fn length_of(files: &[PlannedFile<'_>]) -> u64 {
 /// Refuses two files of one path, which would overwrite one another.
 ///
 /// # Errors
-/// `Input` with the path.
-pub fn refuse_twice(files: &[PlannedFile<'_>]) -> Result<(), StepError> {
+/// `SamePath`.
+pub fn refuse_twice(files: &[PlannedFile<'_>]) -> Result<(), ExportError> {
     let mut seen = std::collections::HashSet::new();
     match files.iter().find(|f| !seen.insert(Path::new(&f.path))) {
-        Some(twice) => Err(StepError::Input(format!(
-            "two files of the export would be {:?}",
-            twice.path
-        ))),
+        Some(twice) => Err(ExportError::SamePath {
+            path: twice.path.clone(),
+        }),
         None => Ok(()),
     }
 }

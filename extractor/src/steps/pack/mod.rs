@@ -21,10 +21,10 @@ use segpack_manifests::registry::{Difference, FoundShard, RegistryMatch, known_c
 use super::StepError;
 use super::scan::{ScanOptions, scan};
 use super::verify::VerifySettings;
-use crate::output::{Before, OutputFolder, look, refuse_holding, refuse_inside};
-use crate::pack_writer::{self, Done, Target, summarise};
+use crate::output::{Before, OutputFolder, inspect, refuse_holding, refuse_inside};
+use crate::pack_writer::{self, Done, PackWriterError, Target, summarise};
 use crate::source::Checkpoint;
-use crate::work::Progress;
+use crate::work::{Job, Progress};
 
 /// How to pack.
 #[derive(Debug, Clone)]
@@ -124,12 +124,15 @@ pub fn pack(
         return Ok(summary);
     }
     let listed = write::planned_files(&planned);
-    let target = Target {
-        jobs: settings.jobs,
-        resume: settings.resume,
-        force: settings.force,
+    let job = Job {
+        threads: settings.jobs,
         stop,
         progress,
+    };
+    let target = Target {
+        resume: settings.resume,
+        force: settings.force,
+        job,
     };
     let output = target.open(out, &listed, needed_space(&planned, &|_| false))?;
     let work = Work {
@@ -137,11 +140,10 @@ pub fn pack(
         settings,
         target: &target,
         output: &output,
-        stop,
-        progress,
+        job,
     };
     let done = work.run();
-    pack_writer::close(output, done)
+    pack_writer::close(output, done, StepError::leave)
 }
 
 /// With `--resume`, a pack that is complete already. It has to be intact, of this checkpoint and
@@ -157,24 +159,19 @@ fn finished_before(
     if !settings.resume || !out.join(MANIFEST).exists() {
         return Ok(None);
     }
-    if look(out)? == Before::Unfinished {
+    if inspect(out)? == Before::Unfinished {
         // killed between its last two steps
         pack_writer::check_ours(out, &write::planned_files(planned))?;
         OutputFolder::open(out)?.finish()?;
     }
     let pack = Pack::open(out)?;
     let manifest = pack.manifest();
-    let refuse = |why: String| {
-        Err(StepError::Refused(format!(
-            "{} {why}; --force replaces it",
-            out.display()
-        )))
-    };
+    let folder = || out.to_owned();
     let provenance = settings
         .provenance
         .then(|| planned.checkpoint.provenance.clone());
     if manifest.options != settings.recorded() || manifest.provenance != provenance {
-        return refuse("holds a finished pack with other options".to_owned());
+        return Err(PackWriterError::OtherOptions { folder: folder() }.into());
     }
     for shard in &planned.checkpoint.shards {
         let input = &shard.shard.input;
@@ -183,10 +180,13 @@ fn finished_before(
             f.path == shard.path && f.length == input.length() && f.stored_sha256 == header
         };
         if !manifest.source_files.iter().any(same) {
-            return refuse(format!(
-                "holds a finished pack of another checkpoint ({} differs)",
-                shard.path
-            ));
+            let (folder, file) = (folder(), Some(shard.path.clone()));
+            return Err(PackWriterError::OtherSource {
+                folder,
+                what: "checkpoint",
+                file,
+            }
+            .into());
         }
     }
     let verify = VerifySettings {
@@ -197,9 +197,12 @@ fn finished_before(
     };
     let report = super::verify::verify(out, &verify, stop, progress)?;
     if let Some(first) = report.findings.first().filter(|_| !report.ok) {
-        return refuse(format!(
-            "holds a finished pack that is damaged or of another checkpoint ({first})"
-        ));
+        return Err(PackWriterError::Damaged {
+            folder: folder(),
+            compared: true,
+            first: Box::new(first.clone()),
+        }
+        .into());
     }
     Ok(Some(summarise(
         manifest,
@@ -244,8 +247,7 @@ struct Work<'a> {
     settings: &'a PackSettings,
     target: &'a Target<'a>,
     output: &'a OutputFolder,
-    stop: &'a CancelToken,
-    progress: &'a dyn Progress,
+    job: Job<'a>,
 }
 
 impl Work<'_> {
@@ -299,7 +301,7 @@ impl Work<'_> {
             &checkpoint.provenance,
         );
         let text = serde_json::to_vec(&(GENERATOR, plan, options, state))
-            .map_err(|e| StepError::Refused(e.to_string()))?;
+            .map_err(PackWriterError::Fingerprint)?;
         Ok(Sha256::of(&text))
     }
 
@@ -348,11 +350,10 @@ impl Work<'_> {
 
     fn hub_digests_compared(&self, done: &Done) -> u64 {
         let Checkpoint { shards, files, .. } = &self.planned.checkpoint;
-        let compared = |s: &&crate::source::CheckpointShard| {
-            s.hub_sha256.is_some() && done.shard(&s.path).is_some()
-        };
-        (shards.iter().filter(compared).count()
-            + files.iter().filter(|f| f.hub_sha256.is_some()).count()) as u64
+        let published = shards.iter().filter(|s| s.hub_sha256.is_some());
+        let shards = published.filter(|s| done.shard(&s.path).is_some());
+        let files = files.iter().filter(|f| f.hub_sha256.is_some());
+        (shards.count() + files.count()) as u64
     }
 }
 

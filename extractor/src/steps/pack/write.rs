@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use segpack_formats::FormatError;
 use segpack_formats::codec::Coding;
@@ -19,7 +19,7 @@ use segpack_manifests::folder::{SHARD_HEADERS, SOURCE};
 use super::source::ShardSource;
 use super::{Planned, Work, shard_numbers};
 use crate::output::{Flushing, Journal, Publisher, Record, write_behind};
-use crate::pack_writer::{Done, add_pack, lock, memory_of, unfinished};
+use crate::pack_writer::{Done, Recorder, add_pack, memory_of};
 use crate::source::CheckpointShard;
 use crate::steps::StepError;
 use crate::work::{jobs_within_memory, run_tasks};
@@ -63,17 +63,18 @@ impl Work<'_> {
     pub fn write_all(&self, journal: &Journal, done: &mut Done) -> Result<(), StepError> {
         self.write_headers(done)?;
         let tasks = self.tasks(done);
-        self.progress
+        self.job
+            .progress
             .start("packing", tasks.iter().map(task_bytes).sum());
-        let shared = Mutex::new(done);
+        let recorder = Recorder::new(journal, done);
         let buffer = || Ok(vec![0; READ_BYTES]);
-        let jobs = jobs_within_memory(self.settings.jobs, memory_of(self.settings.coding));
+        let jobs = jobs_within_memory(self.job.threads, memory_of(self.settings.coding));
         let written = self.output.with_publisher(jobs, |publisher| {
             run_tasks(jobs, &tasks, buffer, |buffer, task| {
-                self.run_task(task, buffer, journal, &shared, publisher)
+                self.run_task(task, buffer, &recorder, publisher)
             })
         });
-        self.progress.finish();
+        self.job.progress.finish();
         written
     }
 
@@ -113,35 +114,31 @@ impl Work<'_> {
         &'a self,
         task: &Task<'_>,
         buffer: &mut [u8],
-        journal: &'a Journal,
-        done: &'a Mutex<&mut Done>,
+        recorder: &'a Recorder<'_>,
         publisher: &Publisher<'a>,
     ) -> Result<(), StepError> {
-        let record = move |record: Record| {
-            journal.add(&record)?;
-            lock(done).add(record);
-            Ok(())
-        };
         match task {
             Task::Digest(shard) => {
                 let sha256 = self.digest(&*shard.shard.input, buffer)?;
                 compare_with_hub(&shard.path, shard.hub_sha256, sha256)?;
-                record(Record::Shard {
+                recorder.add(Record::Shard {
                     path: shard.path.clone(),
                     sha256,
-                })
+                })?;
             }
             Task::Pack(pack) => {
                 let (file, written) = self.write_one_pack(pack, buffer, publisher)?;
-                publisher.publish(file, pack.path.clone(), Box::new(move || record(written)))
+                // the journal must not have it before it is in its place
+                let then = Box::new(move || recorder.add(written));
+                publisher.publish(file, pack.path.clone(), then)?;
             }
             Task::File(file) => {
                 let sha256 = self.copy_file(file, buffer, publisher)?;
                 compare_with_hub(&file.path, file.hub_sha256, sha256)?;
-                lock(done).files.insert(stored_file(&file.path), sha256);
-                Ok(())
+                recorder.add_file(stored_file(&file.path), sha256);
             }
         }
+        Ok(())
     }
 
     fn write_one_pack(
@@ -156,12 +153,12 @@ impl Work<'_> {
             checkpoint: &self.planned.checkpoint,
             shards: &shards,
             pack,
-            stop: self.stop,
+            stop: self.job.stop,
             buffer,
             warnings: Vec::new(),
         };
         let (specs, flushing) = (pack.specs(), Flushing::new(publisher, &file));
-        let advance = |bytes| self.progress.advance(bytes);
+        let advance = |bytes| self.job.progress.advance(bytes);
         let written = match self.settings.coding {
             Coding::Raw => {
                 let pack = write_behind(&file, &path, flushing, false, |behind| {
@@ -177,7 +174,7 @@ impl Work<'_> {
                 &specs,
                 coding,
                 &mut source,
-                self.stop,
+                self.job.stop,
                 &|bytes| {
                     advance(bytes);
                     flushing.add(bytes);
@@ -194,9 +191,9 @@ impl Work<'_> {
 
     fn digest(&self, input: &dyn ReadAt, buffer: &mut [u8]) -> Result<Sha256, StepError> {
         let mut sha256 = Sha256Hasher::default();
-        input.for_each_piece(0..input.length(), buffer, self.stop, |piece| {
+        input.for_each_piece(0..input.length(), buffer, self.job.stop, |piece| {
             sha256.update(piece);
-            self.progress.advance(piece.len() as u64);
+            self.job.progress.advance(piece.len() as u64);
             Ok::<_, StepError>(())
         })?;
         Ok(sha256.finish())
@@ -213,11 +210,11 @@ impl Work<'_> {
         let (file, full) = self.output.create(&path)?;
         let flushing = Flushing::new(publisher, &file);
         let (mut sha256, mut at) = (Sha256Hasher::default(), 0);
-        input.for_each_piece(0..side.length, buffer, self.stop, |piece| {
+        input.for_each_piece(0..side.length, buffer, self.job.stop, |piece| {
             sha256.update(piece);
             write_all_at(&file, piece, at).map_err(StepError::io("write", &full))?;
             at += piece.len() as u64;
-            self.progress.advance(piece.len() as u64);
+            self.job.progress.advance(piece.len() as u64);
             flushing.add(piece.len() as u64);
             Ok::<_, StepError>(())
         })?;
@@ -243,7 +240,7 @@ impl Work<'_> {
                 .read_range(0..shard.shard.header.data_start)?;
             let path = stored_header(&shard.path);
             self.output.write_small(&path, |to| to.write_all(&header))?;
-            done.files.insert(path, Sha256::of(&header));
+            done.add_file(path, Sha256::of(&header));
         }
         Ok(())
     }
@@ -281,11 +278,7 @@ impl Work<'_> {
             tensors: Vec::new(),
         };
         for pack in &plan.packs {
-            let (written, _) = done
-                .packs
-                .get(&pack.path)
-                .ok_or_else(|| unfinished(&pack.path))?;
-            add_pack(&mut manifest, pack, written);
+            add_pack(&mut manifest, pack, done.written(&pack.path)?);
         }
         manifest.counts = manifest.count();
         Ok(manifest)
@@ -312,10 +305,7 @@ impl Work<'_> {
                 kind: SourceFileKind::Shard,
                 length,
                 sha256: done.shard(&s.path),
-                stored_sha256: *done
-                    .files
-                    .get(&stored_as)
-                    .ok_or_else(|| unfinished(&s.path))?,
+                stored_sha256: done.file(&stored_as)?,
                 stored_as,
                 stored_length: header,
                 excluded_bytes: length - header - packed.get(s.path.as_str()).copied().unwrap_or(0),
@@ -323,10 +313,7 @@ impl Work<'_> {
         };
         let file = |f: &SideFile| {
             let stored_as = stored_file(&f.path);
-            let sha256 = *done
-                .files
-                .get(&stored_as)
-                .ok_or_else(|| unfinished(&f.path))?;
+            let sha256 = done.file(&stored_as)?;
             Ok(SourceFile {
                 path: f.path.clone(),
                 kind: SourceFileKind::File,

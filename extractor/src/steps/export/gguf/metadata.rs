@@ -11,7 +11,7 @@ use serde_json::Value as Json;
 
 use super::vocabulary::Vocabulary;
 use super::{Metadata, Planned};
-use crate::steps::StepError;
+use crate::steps::export::GgufExportError;
 
 const ARCHITECTURE: &str = "qwen3moe";
 
@@ -38,12 +38,11 @@ const SAMPLING: [(&str, &str, bool); 12] = [
 /// Whether llama.cpp's `qwen3moe` computes this model.
 ///
 /// # Errors
-/// `Input` with the setting that it does not know.
-pub fn check_expressible(config: &Json, facts: &TextFacts) -> Result<(), StepError> {
+/// `Setting` with the one that it does not know.
+pub fn check_expressible(config: &Json, facts: &TextFacts) -> Result<(), GgufExportError> {
     let refuse = |what: &str| {
-        Err(StepError::Input(format!(
-            "llama.cpp's qwen3moe {what}; --to hf or qwen3-moe writes this model for transformers and vLLM"
-        )))
+        let what = what.to_owned();
+        Err(GgufExportError::Setting { what })
     };
     if facts.moe_layers != facts.layers {
         return refuse(&format!(

@@ -42,7 +42,7 @@ use super::plan::{
 };
 use super::qwen3_moe::text_decoder;
 use super::source::source_json;
-use super::{ExportSettings, Quantization};
+use super::{ExportError, ExportSettings, GgufExportError, Quantization};
 use crate::steps::StepError;
 use metadata::Model;
 use vocabulary::Vocabulary;
@@ -50,29 +50,26 @@ use vocabulary::Vocabulary;
 /// The text decoder as one GGUF file, or as several.
 ///
 /// # Errors
-/// `Usage` for a name that does not end in `.gguf`; `Input` where `qwen3moe` cannot express the
-/// model, the pack lacks tensors of it, or its tokenizer is of a kind that llama.cpp's name is not
-/// known of.
+/// `Name` for a name that does not end in `.gguf`; where `qwen3moe` cannot express the model, the
+/// pack lacks tensors of it, or its tokenizer is of a kind that llama.cpp's name is not known of.
 pub fn gguf<'a>(
     pack: &'a Pack,
     settings: &ExportSettings,
     name: &str,
 ) -> Result<ExportPlan<'a>, StepError> {
     let Some(stem) = name.strip_suffix(".gguf").filter(|stem| !stem.is_empty()) else {
-        return Err(StepError::Usage(format!(
-            "--to gguf writes a file: {name:?} must end in .gguf"
-        )));
+        return Err(GgufExportError::Name {
+            name: name.to_owned(),
+        }
+        .into());
     };
     let (component, family) = text_decoder(pack, settings)?;
-    let config = source_json(pack, "config.json")?.ok_or_else(|| {
-        StepError::Input("the pack has no config.json to describe the model".to_owned())
-    })?;
+    let config = source_json(pack, "config.json")?.ok_or(ExportError::NoConfig)?;
     let generation = source_json(pack, "generation_config.json")?;
-    let invalid = |e: families::ConfigError| StepError::Input(e.to_string());
-    let facts = family.text_facts(&config).map_err(invalid)?;
+    let facts = family.text_facts(&config).map_err(ExportError::Config)?;
     let config = family
         .as_causal_lm(&config, generation.as_ref())
-        .map_err(invalid)?;
+        .map_err(ExportError::Config)?;
     metadata::check_expressible(&config, &facts)?;
     let mut plan = ExportPlan::default();
     let tensors = Tensors::of(pack, component, &facts)?.plan(settings, &mut plan.notes)?;
@@ -123,7 +120,11 @@ const LAYER: [(Role, &str, bool); 12] = [
 ];
 
 impl<'a, 'f> Tensors<'a, 'f> {
-    fn of(pack: &'a Pack, component: Component, facts: &'f TextFacts) -> Result<Self, StepError> {
+    fn of(
+        pack: &'a Pack,
+        component: Component,
+        facts: &'f TextFacts,
+    ) -> Result<Self, GgufExportError> {
         let mut by_place = HashMap::new();
         for tensor in pack
             .manifest()
@@ -139,29 +140,31 @@ impl<'a, 'f> Tensors<'a, 'f> {
             }
             let place = (tensor.role, tensor.layer, tensor.expert);
             if let Some(other) = by_place.insert(place, tensor) {
-                return Err(StepError::Input(format!(
-                    "{:?} and {:?} are both {} of one place: qwen3moe of llama.cpp has no biases",
-                    other.name, tensor.name, tensor.role
-                )));
+                return Err(GgufExportError::Twice {
+                    first: other.name.clone(),
+                    second: tensor.name.clone(),
+                    role: tensor.role.to_string(),
+                });
             }
         }
         Ok(Self { by_place, facts })
     }
 
-    fn take(&mut self, place: Place, wanted: &[u64]) -> Result<&'a TensorEntry, StepError> {
+    fn take(&mut self, place: Place, wanted: &[u64]) -> Result<&'a TensorEntry, GgufExportError> {
         let (role, layer, expert) = place;
         let Some(tensor) = self.by_place.remove(&place) else {
-            let layer = layer.map_or_else(String::new, |l| format!(" of layer {l}"));
-            let expert = expert.map_or_else(String::new, |e| format!(", expert {e}"));
-            return Err(StepError::Input(format!(
-                "the pack has no {role}{layer}{expert}: was it left out?"
-            )));
+            return Err(GgufExportError::Missing {
+                role: role.to_string(),
+                layer,
+                expert,
+            });
         };
         if tensor.shape != wanted {
-            let TensorEntry { name, shape, .. } = tensor;
-            return Err(StepError::Input(format!(
-                "tensor {name:?} has shape {shape:?}, wanted {wanted:?}"
-            )));
+            return Err(GgufExportError::Shape {
+                tensor: tensor.name.clone(),
+                seen: tensor.shape.clone(),
+                wanted: wanted.to_vec(),
+            });
         }
         Ok(tensor)
     }
@@ -171,7 +174,7 @@ impl<'a, 'f> Tensors<'a, 'f> {
         mut self,
         settings: &ExportSettings,
         notes: &mut Vec<String>,
-    ) -> Result<Vec<Planned<'a>>, StepError> {
+    ) -> Result<Vec<Planned<'a>>, ExportError> {
         let facts = self.facts;
         let table = [facts.vocab, facts.hidden_size];
         let mut planned = vec![self.one(
@@ -203,10 +206,11 @@ impl<'a, 'f> Tensors<'a, 'f> {
             planned.push(self.one(head, "output", &table, settings)?);
         }
         if let Some(odd) = self.by_place.values().min_by_key(|t| &t.name) {
-            return Err(StepError::Input(format!(
-                "tensor {:?} ({}) has no place in llama.cpp's qwen3moe; --to hf or qwen3-moe keeps it",
-                odd.name, odd.role
-            )));
+            return Err(GgufExportError::NoSuchTensor {
+                tensor: odd.name.clone(),
+                role: odd.role.to_string(),
+            }
+            .into());
         }
         note_rows(&planned, settings, notes);
         Ok(planned)
@@ -218,7 +222,7 @@ impl<'a, 'f> Tensors<'a, 'f> {
         name: &str,
         shape: &[u64],
         settings: &ExportSettings,
-    ) -> Result<Planned<'a>, StepError> {
+    ) -> Result<Planned<'a>, ExportError> {
         let source = self.take(place, shape)?;
         Planned::new(name, place.0, shape.to_vec(), vec![source], settings)
     }
@@ -231,7 +235,7 @@ impl<'a, 'f> Tensors<'a, 'f> {
         name: &str,
         shape: &[u64],
         settings: &ExportSettings,
-    ) -> Result<Planned<'a>, StepError> {
+    ) -> Result<Planned<'a>, ExportError> {
         let experts = 0..self.facts.experts;
         let sources: Vec<_> = experts
             .map(|expert| self.take((role, Some(layer), Some(expert)), shape))
@@ -274,15 +278,14 @@ impl<'a> Planned<'a> {
         shape: Vec<u64>,
         sources: Vec<&'a TensorEntry>,
         settings: &ExportSettings,
-    ) -> Result<Self, StepError> {
+    ) -> Result<Self, ExportError> {
         let name = format!("{name}.weight");
         let columns = shape.last().copied().unwrap_or(0);
         let from = sources.first().map_or(Dtype::F32, |t| t.dtype);
         let kind = kind_of(role, from, columns, settings).ok_or_else(|| {
-            let source = sources.first().map_or("", |t| t.name.as_str());
-            StepError::Input(format!(
-                "tensor {source:?} is {from}, which cannot become {name:?} of a GGUF file"
-            ))
+            let tensor = sources.first().map_or_else(String::new, |t| t.name.clone());
+            let to = format!("{name:?} of a GGUF file");
+            ExportError::NoConversion { tensor, from, to }
         })?;
         let parts = sources
             .into_iter()
@@ -292,7 +295,7 @@ impl<'a> Planned<'a> {
                     conversion: conversion(source, kind)?,
                 })
             })
-            .collect::<Result<_, StepError>>()?;
+            .collect::<Result<_, ExportError>>()?;
         let plan = NewTensorPlan {
             name: name.clone(),
             dtype: kind.to_string(),
@@ -331,7 +334,7 @@ fn kind_of(role: Role, from: Dtype, columns: u64, settings: &ExportSettings) -> 
     }
 }
 
-fn conversion(source: &TensorEntry, kind: TensorType) -> Result<Conversion, StepError> {
+fn conversion(source: &TensorEntry, kind: TensorType) -> Result<Conversion, ExportError> {
     let TensorEntry { name, dtype, .. } = source;
     let possible = match kind {
         TensorType::Q8_0 => FloatDtype::try_from(*dtype).ok().map(Conversion::Q8_0),
@@ -340,10 +343,10 @@ fn conversion(source: &TensorEntry, kind: TensorType) -> Result<Conversion, Step
         TensorType::F16 => FloatConversion::new(*dtype, Dtype::F16).map(Conversion::Float),
         TensorType::Bf16 => FloatConversion::new(*dtype, Dtype::BF16).map(Conversion::Float),
     };
-    possible.ok_or_else(|| {
-        StepError::Input(format!(
-            "tensor {name:?} is {dtype}, which cannot become {kind}"
-        ))
+    possible.ok_or_else(|| ExportError::NoConversion {
+        tensor: name.clone(),
+        from: *dtype,
+        to: kind.to_string(),
     })
 }
 
@@ -387,14 +390,14 @@ fn files<'a>(
     metadata: Metadata,
     tensors: Vec<Planned<'a>>,
     settings: &ExportSettings,
-) -> Result<Vec<PlannedFile<'a>>, StepError> {
+) -> Result<Vec<PlannedFile<'a>>, ExportError> {
     let total = tensors.len();
     let groups = cut(tensors, settings.max_shard_size);
     let count = groups.len();
-    let too_many = || {
-        StepError::Usage(format!(
-            "--max-shard-size gives {count} files of {total} tensors; a GGUF model has at most {MAX_FILES}"
-        ))
+    let too_many = || GgufExportError::TooManyFiles {
+        files: count,
+        tensors: total,
+        max: MAX_FILES,
     };
     let mut metadata = metadata;
     let mut files = Vec::with_capacity(count);
@@ -437,9 +440,12 @@ fn cut(tensors: Vec<Planned<'_>>, most: Option<u64>) -> Vec<Vec<Planned<'_>>> {
     groups
 }
 
-fn tensor_file(metadata: Metadata, tensors: Vec<Planned<'_>>) -> Result<TensorFile<'_>, StepError> {
+fn tensor_file(
+    metadata: Metadata,
+    tensors: Vec<Planned<'_>>,
+) -> Result<TensorFile<'_>, ExportError> {
     let (specs, plans): (Vec<_>, Vec<_>) = tensors.into_iter().map(|p| (p.spec, p.plan)).unzip();
-    let header = Header::place(metadata, specs).map_err(|e| StepError::Input(e.to_string()))?;
+    let header = Header::place(metadata, specs).map_err(ExportError::GgufHeader)?;
     let start = header.data_start;
     if let Some((info, plan)) = header
         .tensors
@@ -447,13 +453,12 @@ fn tensor_file(metadata: Metadata, tensors: Vec<Planned<'_>>) -> Result<TensorFi
         .zip(&plans)
         .find(|(info, plan)| info.length != plan.length())
     {
-        let format::TensorInfo {
-            name, shape, kind, ..
-        } = info;
-        let parts = plan.parts.len();
-        return Err(StepError::Input(format!(
-            "tensor {name:?}: its {parts} parts do not make {shape:?} of {kind}"
-        )));
+        return Err(ExportError::Parts {
+            tensor: info.name.clone(),
+            parts: plan.parts.len(),
+            shape: info.shape.clone(),
+            dtype: info.kind.to_string(),
+        });
     }
     let placed = |(tensor, info): (_, &format::TensorInfo)| Placed {
         tensor,

@@ -15,10 +15,11 @@ use serde_json::Value as Json;
 
 use super::Metadata;
 use crate::steps::StepError;
-use crate::steps::export::ExportSettings;
+use crate::steps::export::error::Cause;
 use crate::steps::export::source::{source_bytes, source_json};
+use crate::steps::export::{ExportError, ExportSettings, GgufExportError};
 
-/// `--tokenizer-pre` that leaves the tokenizer out.
+/// The name of a pre-tokenizer that leaves the tokenizer out.
 const NONE: &str = "none";
 
 /// `gguf.TokenType`.
@@ -58,7 +59,7 @@ impl Vocabulary {
     /// none.
     ///
     /// # Errors
-    /// `Input` where the tokenizer is damaged, has more tokens than the embedding has rows, or
+    /// Where the tokenizer is damaged, has more tokens than the embedding has rows, or
     /// splits text by rules that llama.cpp's name is not known of.
     pub fn of(
         pack: &Pack,
@@ -67,7 +68,6 @@ impl Vocabulary {
         settings: &ExportSettings,
         notes: &mut Vec<String>,
     ) -> Result<Self, StepError> {
-        let refuse = |e: TokenizerError| StepError::Input(e.to_string());
         if settings.tokenizer_pre.as_deref() == Some(NONE) {
             notes
                 .push("the tokenizer was left out: llama.cpp takes and gives token ids".to_owned());
@@ -81,14 +81,17 @@ impl Vocabulary {
                 );
                 return Ok(Self::default());
             }
-            loaded => loaded.map_err(refuse)?,
+            loaded => loaded.map_err(ExportError::Tokenizer)?,
         };
         tokenizer
             .check_against_embedding(facts.vocab)
-            .map_err(refuse)?;
-        let document = Document::of(&tokenizer.to_json().map_err(refuse)?)?;
+            .map_err(ExportError::Tokenizer)?;
+        let json = tokenizer.to_json().map_err(ExportError::Tokenizer)?;
+        let document = Document::of(&json)?;
         let pre = document.pre_tokenizer(settings.tokenizer_pre.as_deref())?;
         let tokenizer_config = source_json(pack, "tokenizer_config.json")?.unwrap_or_default();
+        let merges = document.merges()?;
+        let around = document.added_around(&tokenizer_config)?;
         let mut metadata = Metadata::new();
         let mut add = |key: &str, value: Value| metadata.push((format!("tokenizer.{key}"), value));
         add("ggml.model", "gpt2".into());
@@ -96,11 +99,11 @@ impl Vocabulary {
         let (tokens, types) = document.tokens(facts.vocab);
         add("ggml.tokens", Value::Array(Array::Text(tokens)));
         add("ggml.token_type", Value::Array(Array::I32(types)));
-        add("ggml.merges", Value::Array(Array::Text(document.merges()?)));
+        add("ggml.merges", Value::Array(Array::Text(merges)));
         for (name, id) in document.special_ids(&tokenizer_config, config) {
             add(&format!("ggml.{name}"), id.into());
         }
-        for (name, flag) in document.added_around(&tokenizer_config)? {
+        for (name, flag) in around {
             add(&format!("ggml.add_{name}_token"), flag.into());
         }
         for (key, template) in chat_templates(pack, &tokenizer_config)? {
@@ -124,9 +127,9 @@ impl Vocabulary {
 }
 
 impl Document {
-    fn of(bytes: &[u8]) -> Result<Self, StepError> {
-        let wrong = |e: serde_json::Error| StepError::Input(format!("the tokenizer: {e}"));
-        let json: Json = serde_json::from_slice(bytes).map_err(wrong)?;
+    fn of(bytes: &[u8]) -> Result<Self, ExportError> {
+        let json: Json =
+            serde_json::from_slice(bytes).map_err(|e| unreadable("tokenizer.json", e))?;
         let id = |value: &Json| value.as_u64().and_then(|id| u32::try_from(id).ok());
         let (mut tokens, mut added) = (HashMap::new(), HashMap::new());
         for (token, number) in json
@@ -151,7 +154,7 @@ impl Document {
     }
 
     /// llama.cpp's name of the rules that split a text before it is encoded.
-    fn pre_tokenizer(&self, given: Option<&str>) -> Result<String, StepError> {
+    fn pre_tokenizer(&self, given: Option<&str>) -> Result<String, GgufExportError> {
         if let Some(name) = given {
             return Ok(name.to_owned());
         }
@@ -160,10 +163,7 @@ impl Document {
         }
         let seen = serde_json::json!({"normalizer": self.json["normalizer"], "pre_tokenizer": self.json["pre_tokenizer"]});
         let seen: String = seen.to_string().chars().take(300).collect();
-        Err(StepError::Input(format!(
-            "the tokenizer does not split text as Qwen2's does, and another name of llama.cpp is not known for it \
-             ({seen}); give the name with --tokenizer-pre NAME, or leave the tokenizer out with --tokenizer-pre none"
-        )))
+        Err(GgufExportError::PreTokenizer { seen })
     }
 
     /// NFC or nothing, Qwen2's pattern, then bytes as characters.
@@ -202,7 +202,7 @@ impl Document {
     }
 
     /// Pairs as lines. A space inside a part is written as a byte-level vocabulary writes it.
-    fn merges(&self) -> Result<Vec<String>, StepError> {
+    fn merges(&self) -> Result<Vec<String>, GgufExportError> {
         let part = |part: &Json| part.as_str().map(|text| text.replace(' ', "\u{120}"));
         let line = |merge: &Json| match merge {
             Json::String(line) => Some(line.clone()),
@@ -218,9 +218,7 @@ impl Document {
             .iter()
             .map(line)
             .collect();
-        lines.ok_or_else(|| {
-            StepError::Input("the tokenizer has a merge that is not a pair".to_owned())
-        })
+        lines.ok_or(GgufExportError::Merge)
     }
 
     /// Ids of named tokens: those of `tokenizer_config.json` first, then the ids of the model's
@@ -250,7 +248,7 @@ impl Document {
     fn added_around(
         &self,
         tokenizer_config: &Json,
-    ) -> Result<BTreeMap<&'static str, bool>, StepError> {
+    ) -> Result<BTreeMap<&'static str, bool>, GgufExportError> {
         let mut flags = BTreeMap::new();
         let processor = &self.json["post_processor"];
         let steps = processor["processors"]
@@ -262,10 +260,9 @@ impl Document {
                 None => {}
                 Some("ByteLevel") => flags.extend([("bos", false), ("eos", false)]),
                 Some(other) => {
-                    return Err(StepError::Input(format!(
-                        "the tokenizer has a post-processor {other:?}, which may add tokens to a text; leave the \
-                         tokenizer out with --tokenizer-pre none"
-                    )));
+                    return Err(GgufExportError::PostProcessor {
+                        kind: other.to_owned(),
+                    });
                 }
             }
         }
@@ -275,6 +272,13 @@ impl Document {
             }
         }
         Ok(flags)
+    }
+}
+
+fn unreadable(file: &str, source: impl Into<Cause>) -> ExportError {
+    ExportError::SourceFile {
+        file: file.to_owned(),
+        source: source.into(),
     }
 }
 
@@ -292,10 +296,9 @@ fn looks_special(token: &str) -> bool {
 fn chat_templates(pack: &Pack, tokenizer_config: &Json) -> Result<Metadata, StepError> {
     let of_file = || -> Result<Json, StepError> {
         if let Some(bytes) = source_bytes(pack, "chat_template.jinja")? {
-            let text = String::from_utf8(bytes);
-            return Ok(Json::from(text.map_err(|e| {
-                StepError::Input(format!("chat_template.jinja: {e}"))
-            })?));
+            let text =
+                String::from_utf8(bytes).map_err(|e| unreadable("chat_template.jinja", e))?;
+            return Ok(Json::from(text));
         }
         Ok(source_json(pack, "chat_template.json")?
             .map_or(Json::Null, |json| json["chat_template"].clone()))

@@ -1,0 +1,93 @@
+//! Why an output cannot be written.
+
+use std::path::PathBuf;
+
+use segpack_formats::FormatError;
+
+use crate::work::TaskError;
+
+/// Why an output cannot be written. All but [`Format`](Self::Format) are refusals: nothing was
+/// begun.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OutputError {
+    /// A file or folder cannot be written, or a thread that writes died.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// The output path is a file.
+    #[error("{} exists and is not a folder", path.display())]
+    NotAFolder {
+        /// The output path.
+        path: PathBuf,
+    },
+    /// The output folder holds something else.
+    #[error("{} exists and is not empty", path.display())]
+    NotEmpty {
+        /// The output folder.
+        path: PathBuf,
+    },
+    /// The output file exists.
+    #[error("{} exists", path.display())]
+    Exists {
+        /// The output file.
+        path: PathBuf,
+    },
+    /// The output folder holds what an interrupted run left, which this command cannot continue.
+    #[error("{} holds what an interrupted run left", path.display())]
+    Unfinished {
+        /// The output folder.
+        path: PathBuf,
+    },
+    /// Another process writes there at this moment.
+    #[error("another segpack is writing to {}", path.display())]
+    Busy {
+        /// The output folder.
+        path: PathBuf,
+    },
+    /// The output is a part of the input.
+    #[error("output {} lies inside the input {}", output.display(), input.display())]
+    InsideInput {
+        /// The output.
+        output: PathBuf,
+        /// The input.
+        input: PathBuf,
+    },
+    /// An input is a part of the output, which may be replaced.
+    #[error("the input {} lies inside the output {}", input.display(), output.display())]
+    HoldsInput {
+        /// The input.
+        input: PathBuf,
+        /// The output.
+        output: PathBuf,
+    },
+    /// The disk has too little free space.
+    #[error("{} needs {needed} bytes and {spare} to spare, but its disk has only {free} free", folder.display())]
+    NoSpace {
+        /// The output folder.
+        folder: PathBuf,
+        /// Bytes that the output takes.
+        needed: u64,
+        /// Bytes that must stay free.
+        spare: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
+    /// The path of an output file has no last part.
+    #[error("{} has no file name", path.display())]
+    NoFileName {
+        /// The output path.
+        path: PathBuf,
+    },
+    /// The folder that an output file would go into does not exist.
+    #[error("{} would be written into a folder that does not exist", path.display())]
+    NoParent {
+        /// The output path.
+        path: PathBuf,
+    },
+}
+
+impl TaskError for OutputError {
+    fn is_stop(&self) -> bool {
+        matches!(self, Self::Format(e) if e.is_stop())
+    }
+}

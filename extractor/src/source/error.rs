@@ -1,0 +1,60 @@
+//! Why a checkpoint cannot be found or opened.
+
+use std::path::PathBuf;
+
+use segpack_formats::FormatError;
+
+/// Why a checkpoint cannot be found or opened. What is wrong with its files is no error but a
+/// finding.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// A file or folder cannot be read, or is not a checkpoint.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// The argument is neither a path nor a repo id.
+    #[error("{}: no such file or folder", path.display())]
+    NotFound {
+        /// The argument.
+        path: PathBuf,
+    },
+    /// No environment variable and no home directory says where the hub cache is.
+    #[error("there is no hub cache: neither HF_HUB_CACHE, HF_HOME nor a home directory is set")]
+    NoHubCache,
+    /// The argument looks like a repo id, but the hub cache does not hold it.
+    #[error("{repo} is neither a path here nor in the hub cache {}", cache.display())]
+    NotInCache {
+        /// The repo id, `owner/name`.
+        repo: String,
+        /// The folder of the cache.
+        cache: PathBuf,
+    },
+    /// The hub cache holds the repo, but not this revision.
+    #[error(
+        "{} has no snapshot for revision {revision:?}{}; it has {} snapshots: {}",
+        folder.display(),
+        commit.as_ref().map_or_else(String::new, |commit| format!(" (refs/{revision} names {commit:?})")),
+        snapshots.len(),
+        snapshots.join(", ")
+    )]
+    NoSnapshot {
+        /// The repo's folder in the cache.
+        folder: PathBuf,
+        /// The revision: a branch, a tag or a commit.
+        revision: String,
+        /// The commit that the revision stands for, where the cache knows it.
+        commit: Option<String>,
+        /// The snapshots that are there, sorted.
+        snapshots: Vec<String>,
+    },
+    /// A file has a name that packs and unpacked checkpoints use themselves.
+    #[error("{}: {file}: the names {} are reserved for packs", root.display(), reserved.join(" and "))]
+    ReservedName {
+        /// The checkpoint.
+        root: PathBuf,
+        /// The file, relative to it.
+        file: String,
+        /// The names at the top of a checkpoint that are reserved.
+        reserved: &'static [&'static str],
+    },
+}
