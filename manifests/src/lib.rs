@@ -23,4 +23,4 @@ pub mod names;
 pub mod quantization;
 pub mod registry;
 
-pub use folder::{Pack, PackCursor, PackError, PackReader};
+pub use folder::{NotAPack, Pack, PackCursor, PackError, PackReader};

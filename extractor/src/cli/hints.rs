@@ -3,10 +3,21 @@
 
 use std::path::Path;
 
+use segpack_manifests::documents::{ExportTarget, Finding, FindingKind, Severity};
 use segpack_manifests::folder::PARTIAL;
+use segpack_manifests::{NotAPack, PackError};
 use segpack_runtime_min::RunError;
 
+use crate::output::OutputError;
+use crate::pack_writer::PackWriterError;
+use crate::source::SourceError;
+use crate::steps::cat::CatError;
+use crate::steps::export::{ExportError, ExportOption, GgufExportError};
+use crate::steps::unpack::UnpackError;
 use crate::steps::{Exit, StepError};
+
+const OTHER_OUTPUT: &str = "choose another output path";
+const REPLACE: &str = "--force replaces it";
 
 /// What to try after `error`, if anything. `output` is the folder that the command was writing.
 pub fn hint(error: &StepError, output: Option<&Path>) -> Option<String> {
@@ -14,7 +25,17 @@ pub fn hint(error: &StepError, output: Option<&Path>) -> Option<String> {
         return Some("the same command with --resume continues".to_owned());
     }
     match error {
+        StepError::Source(e) => of_source(e),
+        StepError::Output(e) => of_output(e).map(str::to_owned),
+        StepError::PackWriter(e) => of_pack_writer(e).map(str::to_owned),
+        StepError::Pack(e) => of_pack(e).map(str::to_owned),
+        StepError::Cat(e) => of_cat(e).map(str::to_owned),
+        StepError::Unpack(e) => of_unpack(e).map(str::to_owned),
+        StepError::Export(e) => of_export(e),
         StepError::Run(e) => of_run(e),
+        StepError::Findings { findings, .. } => {
+            of_findings(findings).or_else(|| of_unrestorable(findings))
+        }
         _ => None,
     }
 }
@@ -22,8 +43,184 @@ pub fn hint(error: &StepError, output: Option<&Path>) -> Option<String> {
 /// Whether an interruption or the environment ended a command that had begun to write.
 fn can_be_resumed(error: &StepError, output: &Path) -> bool {
     let unfinished = output.join(PARTIAL).exists();
-    let refused = matches!(error, StepError::Refused(_));
-    unfinished && !refused && matches!(error.exit(), Exit::Interrupted | Exit::Failed)
+    unfinished && !error.is_refusal() && matches!(error.exit(), Exit::Interrupted | Exit::Failed)
+}
+
+/// What to do about findings; of several things the first.
+pub fn of_findings(findings: &[Finding]) -> Option<String> {
+    let errors = findings.iter().filter(|f| f.severity == Severity::Error);
+    errors.filter_map(of_finding).next().map(str::to_owned)
+}
+
+fn of_finding(finding: &Finding) -> Option<&'static str> {
+    match finding.kind {
+        FindingKind::UnlistedShard => {
+            Some("remove the file, or store it verbatim with --extra keep")
+        }
+        FindingKind::UnclassifiedTensor | FindingKind::NotAudited => {
+            Some("--allow-unclassified takes the checkpoint as it is")
+        }
+        FindingKind::GitLfsPointer => Some("fetch the file with `git lfs pull`"),
+        FindingKind::DiffersFromHub => Some("download the file again"),
+        FindingKind::UnlistedFile if finding.file.as_deref() == Some(PARTIAL) => {
+            Some("`segpack pack --resume` finishes or removes what an interrupted run left")
+        }
+        _ => None,
+    }
+}
+
+/// Files that a pack without some components cannot restore.
+fn of_unrestorable(findings: &[Finding]) -> Option<String> {
+    let missing = findings.iter().any(|f| f.kind == FindingKind::NotInPack);
+    missing.then(|| "--include restores the other files".to_owned())
+}
+
+fn of_source(error: &SourceError) -> Option<String> {
+    match error {
+        SourceError::NoHubCache => Some("set HF_HUB_CACHE to the folder of the cache".to_owned()),
+        SourceError::NotInCache { repo, .. } => {
+            Some(format!("download it with `hf download {repo}`"))
+        }
+        SourceError::ReservedName { .. } => Some("rename the file".to_owned()),
+        SourceError::Format(_) | SourceError::NotFound { .. } | SourceError::NoSnapshot { .. } => {
+            None
+        }
+    }
+}
+
+fn of_output(error: &OutputError) -> Option<&'static str> {
+    match error {
+        OutputError::NotEmpty { .. }
+        | OutputError::Exists { .. }
+        | OutputError::InsideInput { .. }
+        | OutputError::HoldsInput { .. } => Some(OTHER_OUTPUT),
+        OutputError::Unfinished { .. } => Some("remove it, or choose another output path"),
+        OutputError::Format(_)
+        | OutputError::NotAFolder { .. }
+        | OutputError::Busy { .. }
+        | OutputError::NoSpace { .. }
+        | OutputError::NoFileName { .. }
+        | OutputError::NoParent { .. } => None,
+    }
+}
+
+fn of_pack_writer(error: &PackWriterError) -> Option<&'static str> {
+    match error {
+        PackWriterError::Output(e) => of_output(e),
+        PackWriterError::Unfinished { .. } => Some("--resume continues it, --force starts over"),
+        PackWriterError::HoldsPack { .. }
+        | PackWriterError::OtherOptions { .. }
+        | PackWriterError::OtherSource { .. }
+        | PackWriterError::Damaged { .. } => Some(REPLACE),
+        PackWriterError::OtherRun { .. } => {
+            Some("give the same source and options, or start over with --force")
+        }
+        PackWriterError::ForeignEntry { .. }
+        | PackWriterError::ForeignFile { .. }
+        | PackWriterError::NotAPack { .. } => {
+            Some("choose another output path, or remove the folder yourself")
+        }
+        PackWriterError::NotWritten { .. } => Some("continue with --resume"),
+        PackWriterError::Format(_)
+        | PackWriterError::List { .. }
+        | PackWriterError::Fingerprint(_) => None,
+    }
+}
+
+fn of_pack(error: &PackError) -> Option<&'static str> {
+    match error {
+        PackError::NotAPack { why, .. } => match why {
+            NotAPack::Unfinished => Some("continue with `segpack pack --resume`"),
+            NotAPack::Checkpoint => Some("make a pack of it with `segpack pack`"),
+            NotAPack::NoManifest => None,
+        },
+        _ => None,
+    }
+}
+
+fn of_cat(error: &CatError) -> Option<&'static str> {
+    match error {
+        CatError::NoSuchName { .. } => Some("`segpack ls --tensors` lists the names"),
+        CatError::RowsOfNoTensor { .. } => Some("--rows needs the name of a tensor"),
+        CatError::NoSuchRows { .. } => Some("--rows A..B counts from 0, without B"),
+        CatError::NoMatch { .. } | CatError::Damaged { .. } => None,
+    }
+}
+
+fn of_unpack(error: &UnpackError) -> Option<&'static str> {
+    match error {
+        UnpackError::Unfinished { .. } => Some("--resume continues it"),
+        UnpackError::Foreign { .. } => Some("remove it, or choose another output path"),
+        UnpackError::NoMatch { .. } => None,
+    }
+}
+
+fn of_export(error: &ExportError) -> Option<String> {
+    let fixed = match error {
+        ExportError::Option { option, .. } => return Some(of_option(*option)),
+        ExportError::Gguf(e) => of_gguf(e)?,
+        ExportError::NotAStream { .. } => "only --to safetensors can go to standard output",
+        ExportError::NotSelected { .. } => "select it with --component",
+        ExportError::NoExperts => "--expert-parallel needs a --component that has experts",
+        ExportError::TooFewExperts { .. } => "--component selects others",
+        ExportError::ReadBack { .. } => {
+            "nothing was published; the drive or the memory of this machine may be failing"
+        }
+        _ => return None,
+    };
+    Some(fixed.to_owned())
+}
+
+/// Which targets a setting is for.
+fn of_option(option: ExportOption) -> String {
+    const ALL: [ExportTarget; 5] = [
+        ExportTarget::Hf,
+        ExportTarget::Qwen3Moe,
+        ExportTarget::Gguf,
+        ExportTarget::Safetensors,
+        ExportTarget::Npy,
+    ];
+    let flag = match option {
+        ExportOption::MaxShardSize => "--max-shard-size",
+        ExportOption::ExpertParallel => "--expert-parallel",
+        ExportOption::Names => "GLOB",
+        ExportOption::Quantize => "--dtype q8_0",
+        ExportOption::TokenizerPre => "--tokenizer-pre",
+    };
+    let targets: Vec<&str> = ALL
+        .into_iter()
+        .filter(|target| option.applies_to(*target))
+        .map(ExportTarget::as_str)
+        .collect();
+    match &targets[..] {
+        [others @ .., last] if !others.is_empty() => {
+            format!("{flag} is for --to {} and {last}", others.join(", "))
+        }
+        _ => format!("{flag} is for --to {}", targets.join(", ")),
+    }
+}
+
+fn of_gguf(error: &GgufExportError) -> Option<&'static str> {
+    match error {
+        GgufExportError::Name { .. } => {
+            Some("--to gguf writes a file, whose name must end in .gguf")
+        }
+        GgufExportError::Setting { .. } | GgufExportError::NoSuchTensor { .. } => {
+            Some("--to hf or --to qwen3-moe writes this model for transformers and vLLM")
+        }
+        GgufExportError::TooManyFiles { .. } => Some("a larger --max-shard-size gives fewer files"),
+        GgufExportError::PreTokenizer { .. } => Some(
+            "give the name with --tokenizer-pre NAME, or leave the tokenizer out with \
+             --tokenizer-pre none",
+        ),
+        GgufExportError::PostProcessor { .. } => {
+            Some("leave the tokenizer out with --tokenizer-pre none")
+        }
+        GgufExportError::Twice { .. }
+        | GgufExportError::Missing { .. }
+        | GgufExportError::Shape { .. }
+        | GgufExportError::Merge => None,
+    }
 }
 
 fn of_run(error: &RunError) -> Option<String> {

@@ -4,6 +4,7 @@ use segpack_manifests::documents::Finding;
 
 use super::Context;
 use super::args::{OUTPUT, Tolerate};
+use super::hints::of_findings;
 use crate::render::text;
 use crate::steps::scan::scan;
 use crate::steps::{Exit, StepError};
@@ -37,5 +38,6 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
     context
         .terminal
         .document(&inventory, args.json, |i| text::scan(i, &root))?;
+    context.terminal.hint(of_findings(&inventory.findings));
     Ok(Exit::of(!Finding::any_error(&inventory.findings)))
 }

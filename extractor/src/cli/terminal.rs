@@ -73,6 +73,19 @@ impl Terminal {
             let _ = writeln!(err, "{cyan}hint:{off} {hint}");
         }
     }
+
+    /// Advice on what was printed, on standard error.
+    pub fn hint(&self, hint: Option<String>) {
+        let (cyan, off) = if self.color {
+            ("\x1b[1;36m", "\x1b[0m")
+        } else {
+            ("", "")
+        };
+        if let Some(hint) = hint {
+            // nobody is left to tell where standard error is closed
+            let _ = writeln!(io::stderr(), "{cyan}hint:{off} {hint}");
+        }
+    }
 }
 
 /// An error and its causes on one line, each once: libraries disagree on whether a message contains

@@ -4,6 +4,7 @@ use segpack_manifests::documents::VerifyMode;
 
 use super::Context;
 use super::args::{INPUT, Jobs, OUTPUT};
+use super::hints::of_findings;
 use crate::render::text;
 use crate::steps::verify::{Subset, VerifySettings, verify};
 use crate::steps::{Exit, StepError};
@@ -60,5 +61,6 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, StepError> {
     context
         .terminal
         .document(&report, args.json, |r| text::verify(r, &place))?;
+    context.terminal.hint(of_findings(&report.findings));
     Ok(Exit::of(report.ok))
 }

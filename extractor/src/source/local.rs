@@ -421,7 +421,7 @@ impl Checkpoint {
             Some(_) => "a weight file that the index does not name",
             None => "a weight file beside the checkpoint's own",
         };
-        let wanted = "it gone, or `--extra keep` to store it verbatim";
+        let wanted = "no such file";
         self.findings.push(
             Finding::new(FindingKind::UnlistedShard)
                 .file(file)
@@ -439,7 +439,7 @@ impl Checkpoint {
         match is_lfs_pointer(&full, length) {
             Ok(false) => {}
             Ok(true) => {
-                let what = "is a git-lfs pointer, not the file; fetch it with `git lfs pull`";
+                let what = "is a git-lfs pointer, not the file";
                 self.findings.push(
                     Finding::new(FindingKind::GitLfsPointer)
                         .file(path)

@@ -29,7 +29,7 @@ pub enum PackError {
         /// The folder.
         folder: PathBuf,
         /// What it is instead.
-        why: String,
+        why: NotAPack,
     },
     /// The manifest cannot be used.
     #[error("cannot use {}", path.display())]
@@ -39,6 +39,27 @@ pub enum PackError {
         /// Why not.
         source: ManifestError,
     },
+}
+
+/// What a folder without a manifest is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotAPack {
+    /// A pack that is being written, or that an interrupted run left.
+    Unfinished,
+    /// A checkpoint.
+    Checkpoint,
+    /// Anything else.
+    NoManifest,
+}
+
+impl std::fmt::Display for NotAPack {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Unfinished => "holds an unfinished pack (no manifest.json, but .partial)",
+            Self::Checkpoint => "is a checkpoint, not a pack (no manifest.json)",
+            Self::NoManifest => "is not a pack: it has no manifest.json",
+        })
+    }
 }
 
 /// An open pack folder: its manifest, checked, and where to find things in it.
@@ -148,13 +169,12 @@ fn read_manifest(folder: &Path) -> Result<(Manifest, Sha256), PackError> {
     Ok((manifest, Sha256::of(&json)))
 }
 
-fn what_it_is(folder: &Path) -> String {
+fn what_it_is(folder: &Path) -> NotAPack {
     if folder.join(PARTIAL).exists() {
-        "holds an unfinished pack (no manifest.json, but .partial): continue with `segpack pack --resume`"
-            .to_owned()
+        NotAPack::Unfinished
     } else if folder.join("config.json").exists() {
-        "is a checkpoint, not a pack (no manifest.json): make one with `segpack pack`".to_owned()
+        NotAPack::Checkpoint
     } else {
-        "is not a pack: it has no manifest.json".to_owned()
+        NotAPack::NoManifest
     }
 }

@@ -89,7 +89,7 @@ pub fn plan(argument: &Path, settings: &PackSettings) -> Result<Planned, StepErr
             finding.severity = Severity::Error;
             finding
                 .wanted
-                .get_or_insert_with(|| "it, or --allow-unclassified".to_owned());
+                .get_or_insert_with(|| "an audit of its completeness".to_owned());
         }
         return Err(StepError::Findings {
             what: format!("{}: nothing was packed", checkpoint.root.display()),

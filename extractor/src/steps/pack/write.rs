@@ -351,7 +351,7 @@ fn compare_with_hub(path: &str, published: Option<Sha256>, seen: Sha256) -> Resu
             let finding = Finding::new(FindingKind::DiffersFromHub)
                 .file(path)
                 .seen(format!("SHA-256 {seen}"));
-            let wanted = format!("{published}, as the hub publishes; download the file again");
+            let wanted = format!("{published}, as the hub publishes");
             Err(StepError::Findings {
                 what: "the checkpoint is not what the hub publishes; nothing was packed".to_owned(),
                 findings: vec![finding.wanted(wanted)],

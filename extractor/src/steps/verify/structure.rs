@@ -102,7 +102,7 @@ fn list(
                 continue;
             }
             findings.add(unlisted(if path == PARTIAL {
-                "is what an interrupted run left behind; `segpack pack --resume` finishes or removes it"
+                "is what an interrupted run left behind"
             } else {
                 "a folder that the manifest does not list"
             }));
