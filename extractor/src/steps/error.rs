@@ -307,3 +307,123 @@ impl TaskError for StepError {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use segpack_manifests::NotAPack;
+    use segpack_manifests::documents::{FindingKind, Manifest};
+
+    use super::*;
+    use crate::steps::export::Difference;
+
+    /// One error of every type that holds another, and of every room.
+    fn samples() -> Vec<StepError> {
+        let io = || io::Error::from(io::ErrorKind::PermissionDenied);
+        let json = || serde_json::from_str::<u8>("x").unwrap_err();
+        let path = || PathBuf::from("some/path");
+        let not_a_pack = || PackError::NotAPack {
+            folder: path(),
+            why: NotAPack::NoManifest,
+        };
+        let unlisted = walkdir::WalkDir::new("no such folder").into_iter().next();
+        vec![
+            StepError::io("open", "some/path")(io()),
+            StepError::malformed(&path(), "is odd"),
+            FormatError::WorkerDied { thread: "worker" }.into(),
+            StepError::Stdout(io()),
+            not_a_pack().into(),
+            PackError::Manifest {
+                path: path(),
+                source: Manifest::parse(b"{}").unwrap_err(),
+            }
+            .into(),
+            SourceError::NotFound { path: path() }.into(),
+            SourceError::Format(FormatError::io("read", path())(io())).into(),
+            OutputError::Busy { path: path() }.into(),
+            OutputError::Format(FormatError::io("write", path())(io())).into(),
+            PackWriterError::NotAPack {
+                folder: path(),
+                source: not_a_pack(),
+            }
+            .into(),
+            PackWriterError::List {
+                folder: path(),
+                source: unlisted.unwrap().unwrap_err(),
+            }
+            .into(),
+            PackWriterError::Damaged {
+                folder: path(),
+                compared: true,
+                first: Box::new(Finding::new(FindingKind::DamagedFile)),
+            }
+            .into(),
+            PackWriterError::Fingerprint(json()).into(),
+            globset::Glob::new("[").unwrap_err().into(),
+            CatError::NoSuchName {
+                name: "x".to_owned(),
+            }
+            .into(),
+            UnpackError::Foreign { path: path() }.into(),
+            ExportError::SourceFile {
+                file: "config.json".to_owned(),
+                source: json().into(),
+            }
+            .into(),
+            ExportError::Document {
+                file: "config.json".to_owned(),
+                source: json(),
+            }
+            .into(),
+            ExportError::Value {
+                tensor: "t".to_owned(),
+                source: "value 3 is too large".into(),
+            }
+            .into(),
+            ExportError::Config(segpack_manifests::families::ConfigError::Missing {
+                key: "hidden_size".to_owned(),
+                wanted: "a number".to_owned(),
+            })
+            .into(),
+            ExportError::ReadBack {
+                path: path(),
+                difference: Difference::Digest,
+            }
+            .into(),
+            GgufExportError::Merge.into(),
+        ]
+    }
+
+    #[test]
+    fn no_message_repeats_its_cause() {
+        for sample in samples() {
+            let mut error: &dyn Error = &sample;
+            while let Some(source) = error.source() {
+                let (message, cause) = (error.to_string(), source.to_string());
+                assert!(!message.contains(&cause), "{message:?} repeats {cause:?}");
+                error = source;
+            }
+        }
+    }
+
+    #[test]
+    fn no_message_names_an_option() {
+        for sample in samples() {
+            let message = sample.to_string();
+            assert!(!message.contains("--"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_dead_worker_is_a_failure_and_no_interruption() {
+        let died = StepError::from(FormatError::WorkerDied { thread: "worker" });
+        assert_eq!(died.exit() as u8, 1);
+        let died = StepError::from(OutputError::Format(FormatError::WorkerDied {
+            thread: "digesting",
+        }));
+        assert_eq!(died.exit() as u8, 1);
+        let stopped = StepError::from(OutputError::Format(FormatError::Interrupted));
+        assert_eq!(stopped.exit() as u8, 130);
+    }
+}
