@@ -206,7 +206,7 @@ fn of_gguf(error: &GgufExportError) -> Option<&'static str> {
             Some("--to gguf writes a file, whose name must end in .gguf")
         }
         GgufExportError::Setting { .. } | GgufExportError::NoSuchTensor { .. } => {
-            Some("--to hf or --to qwen3-moe writes this model for transformers and vLLM")
+            Some("--to hf or qwen3-moe writes this model for transformers and vLLM")
         }
         GgufExportError::TooManyFiles { .. } => Some("a larger --max-shard-size gives fewer files"),
         GgufExportError::PreTokenizer { .. } => Some(

@@ -31,7 +31,11 @@ fn tiny() -> Tiny {
 fn assert_refused(folder: &Path, kind: FindingKind, words: &[&str]) -> Vec<Finding> {
     let run = segpack!["scan", folder, "--json"].exits(3);
     let findings = run.findings();
-    let says = |f: &Finding| words.iter().all(|word| f.to_string().contains(word));
+    // standard error has nothing but the hint
+    let says = |f: &Finding| {
+        let text = format!("{f}\n{}", run.stderr);
+        words.iter().all(|word| text.contains(word))
+    };
     assert!(
         findings.iter().any(|f| f.kind == kind && says(f)),
         "no {kind:?} with {words:?}\n{run}"
