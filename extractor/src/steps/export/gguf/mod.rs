@@ -33,7 +33,7 @@ use segpack_formats::gguf::{
 use segpack_formats::numeric::{Dtype, FloatConversion, FloatDtype};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::TensorEntry;
-use segpack_manifests::families::{self, TextFacts};
+use segpack_manifests::families::TextFacts;
 use segpack_manifests::names::{Component, Part as WeightPart, Role};
 
 use super::plan::{
