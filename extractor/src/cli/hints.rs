@@ -217,6 +217,7 @@ fn of_gguf(error: &GgufExportError) -> Option<&'static str> {
             Some("leave the tokenizer out with --tokenizer-pre none")
         }
         GgufExportError::Twice { .. }
+        | GgufExportError::Part { .. }
         | GgufExportError::Missing { .. }
         | GgufExportError::Shape { .. }
         | GgufExportError::Merge => None,

@@ -253,6 +253,7 @@ fn exit_of_gguf(error: &GgufExportError) -> Exit {
         GgufExportError::Name { .. } | GgufExportError::TooManyFiles { .. } => Exit::Usage,
         GgufExportError::Setting { .. }
         | GgufExportError::Twice { .. }
+        | GgufExportError::Part { .. }
         | GgufExportError::Missing { .. }
         | GgufExportError::Shape { .. }
         | GgufExportError::NoSuchTensor { .. }

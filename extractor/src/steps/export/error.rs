@@ -317,6 +317,16 @@ pub enum GgufExportError {
         /// What both are.
         role: String,
     },
+    /// A tensor that is a part of a weight that llama.cpp does not know.
+    #[error(
+        "tensor {tensor:?} is the {part} of a quantised weight: qwen3moe of llama.cpp has none"
+    )]
+    Part {
+        /// The tensor.
+        tensor: String,
+        /// What it is of its weight.
+        part: String,
+    },
     /// A tensor of the model is not in the pack.
     #[error("the pack has no {role}{}{}: was it left out?", of_layer(*layer), of_expert(*expert))]
     Missing {

@@ -133,10 +133,10 @@ impl<'a, 'f> Tensors<'a, 'f> {
             .filter(|t| t.component == component)
         {
             if !matches!(tensor.part, WeightPart::Weight | WeightPart::Bias) {
-                return Err(StepError::Input(format!(
-                    "tensor {:?} is the {} of a quantised weight: qwen3moe of llama.cpp has none",
-                    tensor.name, tensor.part
-                )));
+                return Err(GgufExportError::Part {
+                    tensor: tensor.name.clone(),
+                    part: tensor.part.to_string(),
+                });
             }
             let place = (tensor.role, tensor.layer, tensor.expert);
             if let Some(other) = by_place.insert(place, tensor) {
