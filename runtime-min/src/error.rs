@@ -1,6 +1,10 @@
 //! Why a model cannot be run.
 
+use std::fmt;
+use std::io;
+
 use segpack_formats::FormatError;
+use segpack_manifests::families::UnknownFamily;
 
 #[cfg(feature = "cuda")]
 use crate::devices::cuda::CudaError;
@@ -12,44 +16,51 @@ pub enum RunError {
     /// The pack cannot be read, or is damaged.
     #[error(transparent)]
     Format(#[from] FormatError),
-    /// The pack does not hold what this model needs.
-    #[error("the pack cannot be run: {0}")]
-    Unsuitable(String),
+    /// The pack does not hold what this model needs, or the model is of a kind that is not run.
+    #[error("the pack cannot be run")]
+    Unsuitable(#[from] Unsuitable),
     /// The memory budget is too small.
     #[error(
-        "{memory} bytes of memory are too little for this model and prompt; {least} bytes work"
+        "memory budget of {} is too small for this model and prompt; the minimum is {}",
+        Size(*.memory), Size(*.minimum)
     )]
     Memory {
-        /// The budget.
+        /// The budget, in bytes.
         memory: u64,
-        /// The least that works.
-        least: u64,
+        /// The smallest budget that works, in bytes.
+        minimum: u64,
     },
     /// The budget of the GPU's memory is too small.
     #[error(
-        "{memory} bytes of GPU memory are too little for this model and prompt; {least} bytes work (--device-memory)"
+        "GPU memory budget of {} is too small for this model and prompt; the minimum is {}",
+        Size(*.memory), Size(*.minimum)
     )]
     DeviceMemory {
-        /// The budget.
+        /// The budget, in bytes.
         memory: u64,
-        /// The least that works.
-        least: u64,
+        /// The smallest budget that works, in bytes.
+        minimum: u64,
     },
     /// A GPU cannot be used, or failed.
     #[cfg(feature = "cuda")]
     #[error(transparent)]
     Cuda(#[from] CudaError),
     /// The system does not give the memory.
-    #[error("cannot have {bytes} bytes of memory: {source}; a smaller --memory takes less")]
+    #[error("cannot allocate {}", Size(*.bytes))]
     OutOfMemory {
-        /// What was asked for.
+        /// Bytes to allocate.
         bytes: u64,
-        /// Why not.
-        source: std::io::Error,
+        /// What the system says.
+        source: io::Error,
     },
     /// Threads cannot be started.
-    #[error("cannot start threads: {0}")]
-    Threads(String),
+    #[error("cannot start {threads} threads")]
+    Threads {
+        /// Threads to start.
+        threads: usize,
+        /// Why not.
+        source: io::Error,
+    },
     /// A token id that the embedding does not have.
     #[error(
         "token id {id} is not in the embedding, which has {rows} rows: is this the model's own tokenizer?"
@@ -68,4 +79,161 @@ pub enum RunError {
         /// Positions reserved.
         reserved: usize,
     },
+    /// The program contradicts itself.
+    #[error("internal error: {0}; please report it")]
+    Internal(&'static str),
+}
+
+/// What a pack lacks, or has in another form than can be run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unsuitable {
+    /// The model's family is not known.
+    #[error(transparent)]
+    Family(UnknownFamily),
+    /// The manifest describes no text decoder.
+    #[error("its manifest describes no text decoder")]
+    NoTextDecoder,
+    /// A tensor of a role or a part that this build does not know.
+    #[error("tensor {tensor:?} is the {part} of a {role}, which this build does not know")]
+    UnknownWord {
+        /// The tensor.
+        tensor: String,
+        /// Its part.
+        part: String,
+        /// Its role.
+        role: String,
+    },
+    /// A tensor of a quantized weight.
+    #[error("tensor {tensor:?} is the {part} of a {role}; quantized weights are not run")]
+    Part {
+        /// The tensor.
+        tensor: String,
+        /// Its part.
+        part: String,
+        /// Its role.
+        role: String,
+    },
+    /// Another kind of rotary embedding.
+    #[error("rope_type {seen:?} is not implemented, only \"default\"")]
+    RopeType {
+        /// `rope_type` of the config.
+        seen: String,
+    },
+    /// A tensor of a dtype that is not computed with.
+    #[error("tensor {tensor:?} is {dtype}; BF16, F16 and F32 can be run")]
+    Dtype {
+        /// The tensor.
+        tensor: String,
+        /// Its dtype.
+        dtype: String,
+    },
+    /// A weight is missing.
+    #[error("{owner} has no {role}")]
+    Missing {
+        /// What should have it: "the model", "layer 3", "expert 5 of layer 3".
+        owner: String,
+        /// The weight's role.
+        role: String,
+    },
+    /// Experts are missing, or there are too many.
+    #[error("layer {layer} has {seen} experts, wanted {wanted}")]
+    ExpertCount {
+        /// The layer.
+        layer: usize,
+        /// Experts in the pack.
+        seen: usize,
+        /// Experts that the config gives.
+        wanted: usize,
+    },
+    /// A weight of another shape than the config gives.
+    #[error("{what} has shape {seen:?}, wanted {wanted:?} from the config")]
+    Shape {
+        /// The weight.
+        what: String,
+        /// Its shape.
+        seen: [usize; 2],
+        /// The config's shape.
+        wanted: [usize; 2],
+    },
+    /// The CPU can run it, the GPU kernels cannot.
+    #[error(transparent)]
+    Gpu(#[from] GpuLimit),
+}
+
+/// What the kernels of the GPU cannot run; the CPU can.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GpuLimit {
+    /// Attention heads are too wide.
+    #[error("head_dim is {seen}; the GPU kernels take at most {max}")]
+    HeadWidth {
+        /// Width of a head.
+        seen: usize,
+        /// The widest head that can be run.
+        max: usize,
+    },
+    /// A layer has too many experts.
+    #[error("a layer has {seen} experts; the GPU kernels take at most {max}")]
+    Experts {
+        /// Experts of a layer.
+        seen: u32,
+        /// The most that can be run.
+        max: u32,
+    },
+    /// The experts of a layer are of several dtypes.
+    #[error("expert {expert} of layer {layer} has another dtype than the layer's first")]
+    MixedDtypes {
+        /// The layer.
+        layer: u32,
+        /// The expert.
+        expert: u32,
+    },
+}
+
+impl From<GpuLimit> for RunError {
+    fn from(limit: GpuLimit) -> Self {
+        Self::Unsuitable(limit.into())
+    }
+}
+
+/// Bytes for people: decimal units, one decimal place.
+struct Size(u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [(u64, &str); 4] = [
+            (1_000_000_000_000, "TB"),
+            (1_000_000_000, "GB"),
+            (1_000_000, "MB"),
+            (1000, "kB"),
+        ];
+        match UNITS.iter().find(|(unit, _)| self.0 >= *unit) {
+            #[expect(clippy::cast_precision_loss, reason = "shown with one decimal place")]
+            Some((unit, name)) => write!(f, "{:.1} {name}", self.0 as f64 / *unit as f64),
+            None => write!(f, "{} bytes", self.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_that_is_too_small_is_told_in_units() {
+        let error = RunError::Memory {
+            memory: 1_000_000,
+            minimum: 67_266_232,
+        };
+        assert_eq!(
+            error.to_string(),
+            "memory budget of 1.0 MB is too small for this model and prompt; the minimum is 67.3 MB"
+        );
+        let sizes = [999, 1000, 12_345_678_901, 3_000_000_000_000];
+        assert_eq!(
+            sizes.map(|n| Size(n).to_string()),
+            ["999 bytes", "1.0 kB", "12.3 GB", "3.0 TB"]
+        );
+    }
 }

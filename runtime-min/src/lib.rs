@@ -20,10 +20,11 @@ pub mod ops;
 pub mod processing;
 #[cfg(test)]
 mod samples;
+pub mod session;
 pub mod tensor;
 pub mod trace;
 pub mod weights;
 
-pub use error::RunError;
+pub use error::{GpuLimit, RunError, Unsuitable};
 pub use kernels::{CPU_VARIABLE, Kernels, UnknownKernels, limits};
 pub use observer::{Observer, Routing, Unobserved};

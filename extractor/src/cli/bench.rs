@@ -2,13 +2,13 @@ use std::path::PathBuf;
 
 use segpack_manifests::Pack;
 use segpack_runtime_min::models::decoder::Check;
+use segpack_runtime_min::session::DeviceChoice;
 
 use super::Context;
 use super::args::values::{count, size, threads};
 use super::args::{CheckName, ComputeName, DEVICE, MEASUREMENT, OUTPUT};
 use crate::render::text;
 use crate::steps::bench::{BenchSettings, GpuBenchSettings, bench, bench_gpu};
-use crate::steps::device::DeviceChoice;
 use crate::steps::{Exit, StepError};
 use crate::work::default_jobs;
 

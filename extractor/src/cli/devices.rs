@@ -1,7 +1,7 @@
 use super::Context;
 use super::args::OUTPUT;
 use crate::render::text;
-use crate::steps::device::list;
+use crate::steps::devices::list;
 use crate::steps::{Exit, StepError};
 
 /// List the GPUs that can run a model, and the device that `--device auto` selects

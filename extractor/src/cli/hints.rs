@@ -6,7 +6,10 @@ use std::path::Path;
 use segpack_manifests::documents::{ExportTarget, Finding, FindingKind, Severity};
 use segpack_manifests::folder::PARTIAL;
 use segpack_manifests::{NotAPack, PackError};
-use segpack_runtime_min::RunError;
+#[cfg(feature = "run")]
+use segpack_runtime_min::devices::cuda::CudaError;
+use segpack_runtime_min::session::SessionError;
+use segpack_runtime_min::{RunError, Unsuitable};
 
 use crate::output::OutputError;
 use crate::pack_writer::PackWriterError;
@@ -33,6 +36,9 @@ pub fn hint(error: &StepError, output: Option<&Path>) -> Option<String> {
         StepError::Unpack(e) => of_unpack(e).map(str::to_owned),
         StepError::Export(e) => of_export(e),
         StepError::Run(e) => of_run(e),
+        StepError::Session(SessionError::DeviceMemoryOnCpu) => {
+            Some("--device-memory requires --device cuda or --device auto".to_owned())
+        }
         StepError::Findings { findings, .. } => {
             of_findings(findings).or_else(|| of_unrestorable(findings))
         }
@@ -226,8 +232,15 @@ fn of_gguf(error: &GgufExportError) -> Option<&'static str> {
 
 fn of_run(error: &RunError) -> Option<String> {
     match error {
-        RunError::Memory { least, .. } => Some(format!("--memory {}", size(*least))),
-        RunError::DeviceMemory { least, .. } => Some(format!("--device-memory {}", size(*least))),
+        RunError::Memory { minimum, .. } => Some(format!("--memory {}", size(*minimum))),
+        RunError::DeviceMemory { minimum, .. } => {
+            Some(format!("--device-memory {}", size(*minimum)))
+        }
+        RunError::Unsuitable(Unsuitable::Gpu(_)) => Some("--device cpu can run it".to_owned()),
+        #[cfg(feature = "run")]
+        RunError::Cuda(CudaError::OutOfMemory { .. }) => {
+            Some("a smaller --device-memory needs less".to_owned())
+        }
         RunError::OutOfMemory { .. } => Some("a smaller --memory needs less".to_owned()),
         _ => None,
     }

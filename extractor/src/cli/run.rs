@@ -9,12 +9,13 @@ use segpack_formats::io::CancelToken;
 use segpack_manifests::documents::{RunPrompt, RunSummary, RunToken};
 use segpack_manifests::{Pack, json};
 use segpack_runtime_min::generate::SamplingOptions;
+use segpack_runtime_min::processing::{Chat, Prompt};
 
 use super::Context;
 use super::args::values::{experts_file, token_id, trace_path};
 use super::args::{ComputeName, DEVICE, INPUT, OUTPUT, Placement, Resources, SAMPLING};
 use crate::render::{svg, text};
-use crate::steps::run::{Chat, Prompt, RunEvent, RunOptions, print_prompt, run};
+use crate::steps::run::{RunEvent, RunOptions, print_prompt, run};
 use crate::steps::{Exit, StepError, experts_report};
 use crate::work::Progress;
 
@@ -150,22 +151,16 @@ impl Args {
             top_p: self.top_p,
             seed: self.seed.unwrap_or(0),
         });
-        Ok(RunOptions {
-            prompt: self.read_prompt(stop)?,
-            max_new_tokens: self.max_new_tokens,
-            sampling,
-            top_k_logits: self.top_k_logits,
-            rank: self.rank.clone(),
-            device: self.placement.device,
-            device_memory: self.placement.device_memory,
-            memory: self.resources.memory,
-            experts: self.resources.expert_cache,
-            compute: self.compute.into(),
-            check: self.resources.check(),
-            preload: self.preload,
-            threads: self.resources.threads(),
-            trace: self.trace.clone(),
-        })
+        let mut options = RunOptions::new(self.read_prompt(stop)?);
+        options.session = self.resources.session(self.placement);
+        options.session.compute = self.compute.into();
+        options.generation.max_new_tokens = self.max_new_tokens;
+        options.generation.sampling = sampling;
+        options.generation.top_k_logits = self.top_k_logits;
+        options.generation.preload = self.preload;
+        options.rank = self.rank.clone();
+        options.trace = self.trace.clone();
+        Ok(options)
     }
 
     fn read_prompt(&self, stop: &CancelToken) -> Result<Prompt, StepError> {

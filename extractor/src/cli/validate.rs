@@ -70,17 +70,10 @@ pub fn run(args: Args, context: &Context) -> Result<Exit, StepError> {
         // one of the two is there, says the parser
         (None, checkpoint) => Against::Checkpoint(checkpoint.unwrap_or_default()),
     };
-    let settings = ValidateSettings {
-        against,
-        device: args.placement.device,
-        device_memory: args.placement.device_memory,
-        memory: args.resources.memory,
-        experts: args.resources.expert_cache,
-        tolerance: args.tolerance,
-        digests: !args.no_digests,
-        check: args.resources.check(),
-        threads: args.resources.threads(),
-    };
+    let mut settings = ValidateSettings::new(against);
+    settings.session = args.resources.session(args.placement);
+    settings.tolerance = args.tolerance;
+    settings.digests = !args.no_digests;
     let report = validate(&args.pack, &settings, context.stop, &context.progress)?;
     let place = args.pack.display().to_string();
     context

@@ -11,14 +11,11 @@ use segpack_manifests::documents::{
     DemoReport, DemoStep, FindingKind, GENERATOR, Quantity, ValidateReport, VerifyMode,
 };
 use segpack_manifests::layout::Selection;
-use segpack_runtime_min::models::decoder::Check;
-use segpack_runtime_min::ops::Compute;
 
 use super::StepError;
 use super::cat::CatError;
-use super::device::DeviceChoice;
 use super::pack::{PackSettings, pack};
-use super::run::{Prompt, RunOptions, run};
+use super::run::{RunOptions, run};
 use super::scan::{ScanOptions, scan};
 use super::unpack::{UnpackSettings, unpack};
 use super::validate::{Against, ValidateSettings, validate};
@@ -276,22 +273,9 @@ impl Demo<'_> {
     /// Random weights generate nonsense; the next step shows that it is the right nonsense.
     fn run(&mut self) -> Result<(), StepError> {
         let pack = Pack::open(&self.path("packs"))?;
-        let options = RunOptions {
-            prompt: Prompt::Text(PROMPT.to_owned()),
-            max_new_tokens: 12,
-            sampling: None,
-            top_k_logits: 0,
-            rank: None,
-            device: DeviceChoice::Cpu,
-            device_memory: None,
-            memory: None,
-            experts: None,
-            compute: Compute::F32,
-            check: Check::Always,
-            preload: false,
-            threads: 1,
-            trace: None,
-        };
+        let mut options = RunOptions::new(PROMPT.into());
+        options.session.threads = Some(1);
+        options.generation.max_new_tokens = 12;
         let summary = run(&pack, &options, self.stop, &Silent, &mut |_| Ok(()))?;
         let uses = summary.experts.iter().flat_map(|layer| &layer.uses);
         let (all, used) = (uses.clone().count(), uses.filter(|n| **n > 0).count());
@@ -310,17 +294,8 @@ impl Demo<'_> {
 
     fn validate(&mut self) -> Result<(), StepError> {
         write_files(self.folder, TRACE)?;
-        let settings = ValidateSettings {
-            against: Against::Trace(self.path("trace.json")),
-            tolerance: None,
-            device: DeviceChoice::Cpu,
-            device_memory: None,
-            memory: None,
-            experts: None,
-            threads: 1,
-            digests: true,
-            check: Check::Always,
-        };
+        let mut settings = ValidateSettings::new(Against::Trace(self.path("trace.json")));
+        settings.session.threads = Some(1);
         let report = validate(&self.path("packs"), &settings, self.stop, &Silent)?;
         self.tell(DemoStep {
             command: "segpack validate packs --reference trace.json".to_owned(),

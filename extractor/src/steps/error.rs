@@ -8,6 +8,8 @@ use segpack_manifests::PackError;
 use segpack_manifests::documents::Finding;
 use segpack_manifests::layout::PlanError;
 use segpack_runtime_min::RunError;
+use segpack_runtime_min::generate::GenerateError;
+use segpack_runtime_min::session::SessionError;
 
 use super::cat::CatError;
 use super::export::{ExportError, GgufExportError};
@@ -55,6 +57,9 @@ pub enum StepError {
     /// A model cannot be run.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// A session cannot be opened, or a prompt not be continued.
+    #[error(transparent)]
+    Session(SessionError),
     /// The selection or a stacked tensor leaves no plan.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -149,6 +154,7 @@ impl StepError {
             }
             Self::Pack(_) | Self::Findings { .. } | Self::Input(_) => Exit::Damaged,
             Self::Run(e) => exit_of_run(e),
+            Self::Session(e) => exit_of_session(e),
             Self::Plan(e) => exit_of_plan(e),
             Self::Source(e) => exit_of_source(e),
             Self::Output(_) | Self::PackWriter(_) | Self::Refused(_) | Self::Stdout(_) => {
@@ -175,11 +181,24 @@ fn exit_of_format(error: &FormatError) -> Exit {
 
 fn exit_of_run(error: &RunError) -> Exit {
     match error {
-        RunError::Memory { .. }
-        | RunError::DeviceMemory { .. }
-        | RunError::Cuda(_)
-        | RunError::TokenId { .. }
-        | RunError::TooLong { .. } => Exit::Failed,
+        RunError::Format(e) => exit_of_format(e),
+        RunError::Unsuitable(_) => Exit::Damaged,
+        // memory, threads, the GPU and its driver
+        _ => Exit::Failed,
+    }
+}
+
+/// What of a session's errors is a matter of the command line or of this build; the rest is the
+/// pack's.
+fn exit_of_session(error: &SessionError) -> Exit {
+    match error {
+        SessionError::Run(e) => exit_of_run(e),
+        SessionError::Kernels(_)
+        | SessionError::Sampling(_)
+        | SessionError::DeviceMemoryOnCpu
+        | SessionError::EmptyContinuation
+        | SessionError::Generate(GenerateError::EmptyPrompt) => Exit::Usage,
+        SessionError::WithoutCuda { .. } => Exit::Failed,
         _ => Exit::Damaged,
     }
 }
@@ -265,6 +284,15 @@ fn exit_of_gguf(error: &GgufExportError) -> Exit {
 
 // What a room could not read or write is the same error wherever it happened.
 
+impl From<SessionError> for StepError {
+    fn from(error: SessionError) -> Self {
+        match error {
+            SessionError::Run(e) => Self::Run(e),
+            other => Self::Session(other),
+        }
+    }
+}
+
 impl From<SourceError> for StepError {
     fn from(error: SourceError) -> Self {
         match error {
@@ -315,6 +343,9 @@ mod tests {
 
     use segpack_manifests::NotAPack;
     use segpack_manifests::documents::{FindingKind, Manifest};
+    use segpack_runtime_min::Unsuitable;
+    use segpack_runtime_min::generate::LogitsError;
+    use segpack_runtime_min::processing::text::TokenizerError;
 
     use super::*;
     use crate::steps::export::Difference;
@@ -393,6 +424,37 @@ mod tests {
             }
             .into(),
             GgufExportError::Merge.into(),
+            RunError::from(Unsuitable::NoTextDecoder).into(),
+            RunError::Memory {
+                memory: 1,
+                minimum: 2,
+            }
+            .into(),
+            RunError::OutOfMemory {
+                bytes: 1,
+                source: io(),
+            }
+            .into(),
+            RunError::Threads {
+                threads: 1,
+                source: io(),
+            }
+            .into(),
+            SessionError::Config {
+                path: path(),
+                source: json(),
+            }
+            .into(),
+            SessionError::Tokenizer(TokenizerError::Missing {
+                missing: "vocab.json".to_owned(),
+            })
+            .into(),
+            SessionError::Generate(GenerateError::Logits {
+                step: 1,
+                source: LogitsError::Empty,
+            })
+            .into(),
+            SessionError::DeviceMemoryOnCpu.into(),
         ]
     }
 

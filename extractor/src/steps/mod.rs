@@ -3,7 +3,7 @@
 pub mod bench;
 pub mod cat;
 pub mod demo;
-pub mod device;
+pub mod devices;
 mod error;
 pub mod experts_report;
 pub mod export;

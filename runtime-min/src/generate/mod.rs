@@ -95,7 +95,7 @@ pub enum GenerateError<E> {
         wanted: usize,
     },
     /// The logits of a step cannot be used.
-    #[error("step {step}: {source}")]
+    #[error("the logits of step {step} cannot be used")]
     Logits {
         /// The step, from 0.
         step: usize,

@@ -36,7 +36,10 @@ mod read;
 mod record;
 mod server;
 
+use std::collections::BTreeMap;
+
 use segpack_formats::digest::Sha256;
+use segpack_manifests::documents::Manifest;
 use serde::{Deserialize, Serialize};
 
 pub use self::read::{Trace, TracePrompt};
@@ -53,6 +56,24 @@ pub struct RecordedFile {
     pub size: u64,
     /// Its digest; none for files that the script found too large.
     pub sha256: Option<Sha256>,
+}
+
+impl RecordedFile {
+    /// The files of the checkpoint that was packed, by name.
+    pub fn all_of(manifest: &Manifest) -> BTreeMap<String, Self> {
+        let files = manifest.source_files.iter();
+        files
+            .map(|f| {
+                (
+                    f.path.clone(),
+                    Self {
+                        size: f.length,
+                        sha256: f.sha256,
+                    },
+                )
+            })
+            .collect()
+    }
 }
 
 fn tensor_name(prompt: usize, name: &str) -> String {

@@ -154,9 +154,10 @@ impl<'a> Loader<'a> {
         Ok(Self {
             source,
             check,
-            threads: threads
-                .build()
-                .map_err(|e| RunError::Threads(e.to_string()))?,
+            threads: threads.build().map_err(|e| RunError::Threads {
+                threads: READERS,
+                source: std::io::Error::other(e),
+            })?,
             checked: Mutex::default(),
             tables: Mutex::default(),
             scratch: Mutex::default(),

@@ -5,15 +5,12 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use segpack::steps::device::DeviceChoice;
-use segpack::steps::run::{
-    Chat, ExpertRoom, Prompt, RunEvent, RunOptions, print_prompt, run as generate_text,
-};
+use segpack::steps::run::{RunEvent, RunOptions, print_prompt, run as generate_text};
 use segpack::work::Progress;
 use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
-use segpack_runtime_min::models::decoder::Check;
-use segpack_runtime_min::ops::Compute;
+use segpack_runtime_min::processing::{Chat, Prompt};
+use segpack_runtime_min::session::{DeviceChoice, ExpertCacheSize};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -171,18 +168,21 @@ fn too_little_memory_says_how_much_works_and_that_works() {
     };
     let refused = run("1MB")
         .exits(1)
-        .says(&["are too little for this model and prompt", "bytes work"]);
-    let words: Vec<&str> = refused.stderr.split_whitespace().collect();
-    let least = words[words.iter().position(|w| *w == "work").unwrap() - 2];
-    let (tokens, summary) = run(least).ok().tokens();
+        .says(&["memory budget of 1.0 MB is too small for this model and prompt"]);
+    let (_, minimum) = refused.stderr.split_once("the minimum is ").unwrap();
+    let megabytes: f64 = minimum.split_once(" MB").unwrap().0.parse().unwrap();
+    // it is told with one decimal place
+    let enough = format!("{}kB", (megabytes * 1000.0).round() as u64 + 100);
+    let bytes = enough.trim_end_matches("kB").parse::<u64>().unwrap() * 1000;
+    let (tokens, summary) = run(&enough).ok().tokens();
     assert_eq!(tokens.last().unwrap()["id"], 287);
     assert_eq!(
         (&summary["expert_slots"], &summary["dense_resident"]),
         (&1.into(), &false.into())
     );
     assert!(
-        summary["peak_rss"].as_u64() <= least.parse().ok(),
-        "{least} {summary}"
+        summary["peak_rss"].as_u64() <= Some(bytes),
+        "{enough} {summary}"
     );
 }
 
@@ -392,7 +392,7 @@ fn odd_prompts_are_taken_or_refused_clearly() {
         .says(&["the temperature is 0"]);
     segpack!["run", &pack, "--prompt", "Hi", "--rank", ""]
         .exits(2)
-        .says(&["--rank needs a text"]);
+        .says(&["the continuation to rank has no tokens"]);
 }
 
 /// The config says for how many positions the model was made.
@@ -454,23 +454,11 @@ impl Progress for Heard {
     fn note(&self, _: &str) {}
 }
 
-fn options(prompt: Prompt) -> RunOptions {
-    RunOptions {
-        prompt,
-        max_new_tokens: 2,
-        sampling: None,
-        top_k_logits: 0,
-        rank: None,
-        device: DeviceChoice::Cpu,
-        device_memory: None,
-        memory: None,
-        experts: None,
-        compute: Compute::F32,
-        check: Check::Always,
-        preload: false,
-        threads: 1,
-        trace: None,
-    }
+fn options() -> RunOptions {
+    let mut options = RunOptions::new(Prompt::from("Hi"));
+    options.session.threads = Some(1);
+    options.generation.max_new_tokens = 2;
+    options
 }
 
 #[test]
@@ -479,10 +467,8 @@ fn progress_counts_layers_and_is_over_before_the_first_token() {
     let opened = Pack::open(&pack).unwrap();
     let trace = Some(folder.path().join("trace.safetensors"));
     for trace in [None, trace] {
-        let options = RunOptions {
-            trace,
-            ..options(Prompt::Text("Hi".to_owned()))
-        };
+        let mut options = options();
+        options.trace = trace;
         let heard = Heard::default();
         let mut tell = |event: RunEvent<'_>| {
             if let RunEvent::Token(_) = event {
@@ -517,10 +503,9 @@ fn progress_counts_layers_and_is_over_before_the_first_token() {
         );
     }
     let heard = Heard::default();
-    let prompt = options(Prompt::Text("Hi".to_owned()));
     generate_text(
         &opened,
-        &prompt,
+        &options(),
         &CancelToken::default(),
         &heard,
         &mut |_| Ok(()),
@@ -536,14 +521,11 @@ fn progress_counts_all_bytes_that_are_preloaded() {
     let opened = Pack::open(&pack).unwrap();
     let mut totals = Vec::new();
     for device in [DeviceChoice::Cpu, DeviceChoice::Cuda(0)] {
-        for experts in [None, Some(ExpertRoom::Count(5))] {
-            let asked = options(Prompt::Text("Hi".to_owned()));
-            let asked = RunOptions {
-                preload: true,
-                device,
-                experts,
-                ..asked
-            };
+        for experts in [None, Some(ExpertCacheSize::Experts(5))] {
+            let mut asked = options();
+            asked.generation.preload = true;
+            asked.session.device = device;
+            asked.session.expert_cache = experts;
             let heard = Heard::default();
             generate_text(
                 &opened,
@@ -585,10 +567,7 @@ fn a_template_that_does_not_end_is_refused() {
         .exits(3)
         .says(&["chat_template.jinja", "loops for ever, or nearly"]);
     run(&pack, "--prompt Hi --max-new-tokens 1").ok();
-    let chat = Prompt::Chat {
-        chat: Chat::turn(None, "Hi"),
-        enable_thinking: None,
-    };
+    let chat = Prompt::from(Chat::turn(None, "Hi"));
     print_prompt(&Pack::open(&pack).unwrap(), &chat).unwrap_err();
 }
 

@@ -10,7 +10,7 @@ use segpack_manifests::PackReader;
 use segpack_runtime_min::devices::cuda::Cuda;
 use segpack_runtime_min::generate::Greatest;
 use segpack_runtime_min::models::decoder::{Logits, RunSettings, Thinker};
-use segpack_runtime_min::ops::Compute;
+use segpack_runtime_min::tensor::Compute;
 use segpack_runtime_min::{RunError, Unobserved};
 use serde_json::Value;
 
@@ -218,7 +218,7 @@ fn too_little_memory_is_a_clear_error_and_the_least_works() {
     };
     of(least - 1, &[])
         .exits(1)
-        .says(&["bytes of GPU memory are too little", "--device-memory"]);
+        .says(&["GPU memory budget of", "the minimum is"]);
     of(least, &[]).ok();
     // the budget is all that is taken, whatever the driver rounds allocations up to
     of(least, &[("MEMORY", &least.to_string())]).ok();
@@ -226,13 +226,13 @@ fn too_little_memory_is_a_clear_error_and_the_least_works() {
     let small = (4 << 20).to_string(); // two pages
     of(1 << 30, &[("MEMORY", &small)])
         .exits(1)
-        .says(&["the GPU has no room for", "--device-memory"]);
+        .says(&["the GPU has no room for"]);
     // what is free is the budget where none is given
     with_gpu(&arguments(&pack, "--device cuda"), &[("MEMORY", "1000")])
         .exits(1)
-        .says(&["too little"]);
+        .says(&["is too small"]);
     let host = with_gpu(&arguments(&pack, "--device cuda --memory 1000"), &[]).exits(1);
-    host.says(&["1000 bytes of memory are too little"]);
+    host.says(&["memory budget of 1.0 kB is too small"]);
 }
 
 #[test]

@@ -122,7 +122,9 @@ fn the_table_and_the_verdict_are_for_people() {
         "--memory",
         "1MB"
     ];
-    memory.exits(1).says(&["bytes work"]);
+    memory
+        .exits(1)
+        .says(&["memory budget of", "the minimum is"]);
 }
 
 #[test]

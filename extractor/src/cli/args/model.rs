@@ -1,12 +1,11 @@
 use clap::ValueEnum;
 use segpack_runtime_min::models::decoder::Check;
-use segpack_runtime_min::ops::Compute;
+use segpack_runtime_min::tensor::Compute;
 
 use super::DEVICE;
 use super::values::{expert_room, size, threads};
-use crate::steps::device::DeviceChoice;
-use crate::steps::run::ExpertRoom;
 use crate::work::default_jobs;
+use segpack_runtime_min::session::{DeviceChoice, ExpertCacheSize, MemoryLimit, SessionOptions};
 
 /// Where a model runs.
 #[derive(Debug, Clone, Copy, clap::Args)]
@@ -28,7 +27,7 @@ pub struct Resources {
     pub memory: Option<u64>,
     /// Maximum size of the expert cache: a number of experts (64) or a size (2GiB)
     #[arg(long, value_name = "N|SIZE", value_parser = expert_room, help_heading = DEVICE)]
-    pub expert_cache: Option<ExpertRoom>,
+    pub expert_cache: Option<ExpertCacheSize>,
     /// When to compare the digests of segments
     #[arg(long, value_name = "WHEN", default_value = "always", help_heading = DEVICE)]
     pub check: CheckName,
@@ -38,14 +37,18 @@ pub struct Resources {
 }
 
 impl Resources {
-    /// The number of threads.
-    pub fn threads(&self) -> usize {
-        self.threads.unwrap_or_else(default_jobs)
-    }
-
-    /// When digests are compared.
-    pub fn check(&self) -> Check {
-        self.check.into()
+    /// A session with them.
+    pub fn session(&self, placement: Placement) -> SessionOptions {
+        let mut options = SessionOptions::default();
+        options.device = placement.device;
+        options.device_memory = placement.device_memory;
+        options.memory = self
+            .memory
+            .map_or(MemoryLimit::Available, MemoryLimit::Bytes);
+        options.expert_cache = self.expert_cache;
+        options.check = self.check.into();
+        options.threads = Some(self.threads.unwrap_or_else(default_jobs));
+        options
     }
 }
 

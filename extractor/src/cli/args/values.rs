@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use bytesize::ByteSize;
 
 use crate::steps::export::ExpertParallel;
-use crate::steps::run::ExpertRoom;
+use segpack_runtime_min::session::ExpertCacheSize;
 
 pub fn token_id(text: &str) -> Result<u32, String> {
     text.trim()
@@ -37,11 +37,11 @@ pub fn trace_path(text: &str) -> Result<PathBuf, String> {
 }
 
 /// A bare number counts experts, one with a unit bytes.
-pub fn expert_room(text: &str) -> Result<ExpertRoom, String> {
+pub fn expert_room(text: &str) -> Result<ExpertCacheSize, String> {
     match text.parse() {
         Ok(0) => Err("at least one expert has to fit".to_owned()),
-        Ok(n) => Ok(ExpertRoom::Count(n)),
-        Err(_) => size(text).map(ExpertRoom::Bytes),
+        Ok(n) => Ok(ExpertCacheSize::Experts(n)),
+        Err(_) => size(text).map(ExpertCacheSize::Bytes),
     }
 }
 

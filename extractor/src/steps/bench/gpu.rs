@@ -4,16 +4,17 @@ use std::time::Instant;
 
 use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
-use segpack_manifests::PackReader;
 use segpack_manifests::documents::{
     GENERATOR, GpuBenchOnDemand, GpuBenchPrefill, GpuBenchReport, GpuBenchResident, Precision,
 };
-use segpack_runtime_min::devices::cuda::Cuda;
+use segpack_runtime_min::Unobserved;
 use segpack_runtime_min::generate::Greatest;
-use segpack_runtime_min::models::decoder::{Check, Logits, RunSettings, Thinker};
-use segpack_runtime_min::ops::Compute;
+use segpack_runtime_min::models::decoder::Check;
+use segpack_runtime_min::session::{
+    DeviceChoice, Logits, MemoryLimit, Model, Reservation, Session, SessionError, SessionOptions,
+};
+use segpack_runtime_min::tensor::Compute;
 use segpack_runtime_min::weights::Residency;
-use segpack_runtime_min::{RunError, Unobserved};
 
 use super::median;
 use super::model::{Ids, PROMPT, float, prefill_rate, products_per_token, touched};
@@ -79,57 +80,63 @@ struct GpuBench<'a> {
 }
 
 impl GpuBench<'_> {
-    fn with<T>(
+    fn session(&self, device: Option<u64>, host: Option<u64>) -> Result<Session<'_>, StepError> {
+        let mut options = SessionOptions::default();
+        options.device = DeviceChoice::Cuda(self.settings.number);
+        options.compute = self.settings.compute;
+        options.device_memory = device;
+        options.memory = host.map_or(MemoryLimit::Unlimited, MemoryLimit::Bytes);
+        options.check = self.settings.check;
+        Ok(Session::open_cancellable(self.pack, &options, self.stop)?)
+    }
+
+    /// Measures with so much memory of the GPU and the host.
+    fn with<T: Send>(
         &self,
         (device, host): (Option<u64>, Option<u64>),
         longest: usize,
-        work: impl FnOnce(&mut Thinker<'_, Cuda>, &mut Ids) -> Result<T, StepError>,
+        work: impl FnOnce(&mut Model<'_>, &mut Ids) -> Result<T, StepError> + Send,
     ) -> Result<T, StepError> {
-        let cuda = Cuda::open(self.settings.number, self.settings.compute, device)
-            .map_err(RunError::from)?;
-        let source = PackReader::new(self.pack);
-        let settings = RunSettings {
-            memory: host,
+        let reservation = Reservation {
             positions: longest + self.settings.tokens + WARM_STEPS + 1,
             longest_pass: longest,
-            check: self.settings.check,
-            ..RunSettings::default()
         };
-        let mut thinker = Thinker::new(&source, cuda, settings, self.stop)?;
-        let mut ids = Ids::new(thinker.facts().vocab);
-        work(&mut thinker, &mut ids)
+        self.session(device, host)?
+            .with_model(reservation, |model| {
+                let mut ids = Ids::new(model.facts().vocab);
+                work(model, &mut ids)
+            })
     }
 
     /// The report without any rate.
     fn describe(&self) -> Result<GpuBenchReport, StepError> {
-        let cuda = Cuda::open(self.settings.number, self.settings.compute, None)
-            .map_err(RunError::from)?;
-        let device = format!("cuda:{} {}", cuda.info().number, cuda.info().name);
-        let source = PackReader::new(self.pack);
-        let settings = RunSettings {
-            positions: 1,
-            longest_pass: 1,
-            ..RunSettings::default()
-        };
-        let thinker = Thinker::new(&source, cuda, settings, self.stop)?;
-        let demand = thinker.demand();
-        Ok(GpuBenchReport {
-            format_version: GpuBenchReport::VERSION,
-            generator: GENERATOR.to_owned(),
-            device,
-            compute: match self.settings.compute {
-                Compute::F32 => Precision::Float32,
-                Compute::Bf16 => Precision::Bfloat16,
+        let session = self.session(None, None)?;
+        session.with_model(
+            Reservation {
+                positions: 1,
+                longest_pass: 1,
             },
-            repeats: self.settings.repeats,
-            checked: self.settings.check == Check::Always,
-            host_memory: self.settings.memory,
-            bytes_per_token: touched(&demand, &thinker),
-            operations_per_token: products_per_token(&thinker),
-            weights: demand.dense + demand.experts * demand.expert,
-            resident: None,
-            on_demand: Vec::new(),
-        })
+            |model| {
+                let demand = model.demand();
+                Ok(GpuBenchReport {
+                    format_version: GpuBenchReport::VERSION,
+                    generator: GENERATOR.to_owned(),
+                    device: session.device_name(),
+                    compute: match self.settings.compute {
+                        Compute::F32 => Precision::Float32,
+                        Compute::Bf16 => Precision::Bfloat16,
+                    },
+                    repeats: self.settings.repeats,
+                    checked: self.settings.check == Check::Always,
+                    host_memory: self.settings.memory,
+                    bytes_per_token: touched(&demand, model),
+                    operations_per_token: products_per_token(model),
+                    weights: demand.dense + demand.experts * demand.expert,
+                    resident: None,
+                    on_demand: Vec::new(),
+                })
+            },
+        )
     }
 
     fn resident(&self) -> Result<GpuBenchResident, StepError> {
@@ -141,22 +148,21 @@ impl GpuBench<'_> {
             .max()
             .unwrap_or(0)
             .max(PROMPT);
-        self.with((None, None), longest, |thinker, ids| {
-            if thinker.budget().residency != Residency::Resident
-                || thinker.budget().slots < thinker.demand().experts
+        self.with((None, None), longest, |model, ids| {
+            if model.budget().residency != Residency::Resident
+                || model.budget().slots < model.demand().experts
             {
-                let what =
-                    "the GPU has too little memory for all weights; --no-resident leaves that out";
+                let what = "the GPU has too little memory for all weights";
                 return Err(StepError::Refused(what.to_owned()));
             }
             let began = Instant::now();
-            thinker.preload(&mut |_| ())?;
+            model.preload()?;
             let load_seconds = began.elapsed().as_secs_f64();
-            let decode_tokens_per_second = median(self.repeat(|| self.decode(thinker, ids))?);
-            let greedy_tokens_per_second = median(self.repeat(|| self.greedy(thinker, ids))?);
+            let decode_tokens_per_second = median(self.repeat(|| self.decode(model, ids))?);
+            let greedy_tokens_per_second = median(self.repeat(|| self.greedy(model, ids))?);
             let mut prefill = Vec::new();
             for tokens in &self.settings.prompts {
-                let rate = median(self.repeat(|| prefill_rate(thinker, &ids.some(*tokens)))?);
+                let rate = median(self.repeat(|| prefill_rate(model, &ids.some(*tokens)))?);
                 prefill.push(GpuBenchPrefill {
                     tokens: *tokens as u64,
                     tokens_per_second: rate,
@@ -175,27 +181,27 @@ impl GpuBench<'_> {
         self.with(
             (Some(memory), self.settings.memory),
             PROMPT,
-            |thinker, ids| {
+            |model, ids| {
                 // slots in use, on the GPU and in host memory, as after a text of some length
                 for _ in 0..WARM_PROMPTS {
-                    thinker.reset();
-                    thinker.forward(&ids.some(PROMPT), Logits::Last, &mut Unobserved)?;
+                    model.reset();
+                    model.forward(&ids.some(PROMPT), Logits::Last, &mut Unobserved)?;
                 }
-                self.decode(thinker, ids)?;
-                let before = thinker.stats();
+                self.decode(model, ids)?;
+                let before = model.stats();
                 let mut rates = Vec::new();
                 for _ in 0..self.settings.repeats {
-                    rates.push(self.decode(thinker, ids)?);
+                    rates.push(self.decode(model, ids)?);
                 }
-                let after = thinker.stats();
+                let after = model.stats();
                 let tokens = float(u64::from(self.settings.repeats))
                     * float((1 + WARM_STEPS + self.settings.tokens) as u64);
                 let hits = float(after.cache.hits - before.cache.hits);
                 let uses = hits + float(after.cache.misses - before.cache.misses);
                 Ok(GpuBenchOnDemand {
                     device_memory: memory,
-                    expert_slots: thinker.budget().slots,
-                    dense_resident: thinker.budget().residency == Residency::Resident,
+                    expert_slots: model.budget().slots,
+                    dense_resident: model.budget().residency == Residency::Resident,
                     hit_rate: if uses > 0.0 { hits / uses } else { 1.0 },
                     bytes_copied_per_token: float(after.bytes_copied - before.bytes_copied)
                         / tokens,
@@ -215,38 +221,36 @@ impl GpuBench<'_> {
     }
 
     /// One token to begin with, then token by token.
-    fn decode(&self, thinker: &mut Thinker<'_, Cuda>, ids: &mut Ids) -> Result<f64, StepError> {
-        self.warm(thinker, ids)?;
+    fn decode(&self, model: &mut Model<'_>, ids: &mut Ids) -> Result<f64, StepError> {
+        self.warm(model, ids)?;
         let began = Instant::now();
         for _ in 0..self.settings.tokens {
-            thinker.forward(&[ids.next()], Logits::Last, &mut Unobserved)?;
+            model.forward(&[ids.next()], Logits::Last, &mut Unobserved)?;
         }
         Ok(float(self.settings.tokens as u64) / began.elapsed().as_secs_f64())
     }
 
     /// The same, with tokens that the device chooses.
-    fn greedy(&self, thinker: &mut Thinker<'_, Cuda>, ids: &mut Ids) -> Result<f64, StepError> {
-        self.warm(thinker, ids)?;
+    fn greedy(&self, model: &mut Model<'_>, ids: &mut Ids) -> Result<f64, StepError> {
+        self.warm(model, ids)?;
         let began = Instant::now();
         let mut next = vec![Greatest::default(); self.settings.tokens];
-        if !thinker.greedy(ids.next(), &mut next)? {
+        if !model.greedy(ids.next(), &mut next)? {
             return Err(StepError::Refused(
                 "the GPU cannot go on by itself: not all weights are there".to_owned(),
             ));
         }
         let rate = float(self.settings.tokens as u64) / began.elapsed().as_secs_f64();
         for greatest in next {
-            greatest
-                .token()
-                .map_err(|e| StepError::Refused(e.to_string()))?;
+            greatest.token().map_err(SessionError::from)?;
         }
         Ok(rate)
     }
 
-    fn warm(&self, thinker: &mut Thinker<'_, Cuda>, ids: &mut Ids) -> Result<(), StepError> {
-        thinker.reset();
+    fn warm(&self, model: &mut Model<'_>, ids: &mut Ids) -> Result<(), StepError> {
+        model.reset();
         for _ in 0..=WARM_STEPS {
-            thinker.forward(&[ids.next()], Logits::Last, &mut Unobserved)?;
+            model.forward(&[ids.next()], Logits::Last, &mut Unobserved)?;
         }
         Ok(())
     }

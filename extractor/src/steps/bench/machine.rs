@@ -1,5 +1,6 @@
 //! What the machine can do.
 
+use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -9,9 +10,10 @@ use segpack_manifests::Pack;
 use segpack_manifests::documents::BenchLimits;
 use segpack_runtime_min::Kernels;
 use segpack_runtime_min::limits::{fma_peak, read_bandwidth};
+use segpack_runtime_min::session::on_threads;
 use segpack_runtime_min::weights::{Arena, Block};
 
-use super::{BenchSettings, median, on_threads};
+use super::{BenchSettings, median};
 use crate::steps::StepError;
 use crate::work::Progress;
 
@@ -143,7 +145,7 @@ pub(super) fn drive_rate(
             .collect();
         readers
             .into_iter()
-            .map(|r| r.join().unwrap_or(Ok(())))
+            .map(|r| r.join().unwrap_or_else(|panic| resume_unwind(panic)))
             .collect()
     });
     let seen = rate(pieces.len() as u64 * READ_BYTES, began);

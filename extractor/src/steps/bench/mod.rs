@@ -11,6 +11,7 @@ use segpack_manifests::Pack;
 use segpack_manifests::documents::{BenchReport, GENERATOR};
 use segpack_runtime_min::Kernels;
 use segpack_runtime_min::models::decoder::Check;
+use segpack_runtime_min::session::SessionError;
 
 pub use self::gpu::{GpuBenchSettings, bench_gpu};
 use self::machine::Machine;
@@ -52,7 +53,7 @@ pub fn bench(
     stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<BenchReport, StepError> {
-    let kernels = Kernels::from_environment().map_err(|e| StepError::Usage(e.to_string()))?;
+    let kernels = Kernels::from_environment().map_err(SessionError::from)?;
     let model = ModelBench {
         pack,
         kernels,
@@ -102,14 +103,6 @@ fn median(mut values: Vec<f64>) -> f64 {
         .get(values.len().saturating_sub(1) / 2)
         .copied()
         .unwrap_or(0.0)
-}
-
-/// Runs on so many threads.
-fn on_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> Result<T, StepError> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    let pool =
-        pool.map_err(|e| StepError::Refused(format!("cannot start {threads} threads: {e}")))?;
-    Ok(pool.install(work))
 }
 
 #[cfg(test)]

@@ -4,18 +4,17 @@ use std::time::Instant;
 
 use segpack_formats::io::{CancelToken, InputFile};
 use segpack_manifests::Pack;
-use segpack_manifests::PackReader;
 use segpack_manifests::documents::{BenchOnDemand, BenchPrefill, BenchRate, BenchResident};
 use segpack_runtime_min::limits::{fma_peak, read_bandwidth};
-use segpack_runtime_min::models::decoder::{Backend, Logits, RunSettings, Thinker};
-use segpack_runtime_min::ops::{Compute, CpuOps};
+use segpack_runtime_min::session::{
+    Logits, MemoryLimit, Model, Reservation, Session, SessionOptions,
+};
 use segpack_runtime_min::weights::{Demand, Residency};
 use segpack_runtime_min::{Kernels, Unobserved};
 
 use super::machine::{FMA_STEPS, drive_rate};
-use super::{BenchSettings, median, on_threads};
+use super::{BenchSettings, median};
 use crate::steps::StepError;
-use crate::steps::run::cpu_ops;
 
 /// Tokens before those that are measured: a short prompt, as the start of any text.
 pub(super) const PROMPT: usize = 16;
@@ -58,23 +57,23 @@ impl ModelBench<'_> {
     fn with<T: Send>(
         &self,
         threads: usize,
-        memory: Option<u64>,
+        memory: MemoryLimit,
         longest: usize,
-        work: impl FnOnce(&mut Thinker<'_, CpuOps>, &mut Ids) -> Result<T, StepError> + Send,
+        work: impl FnOnce(&mut Model<'_>, &mut Ids) -> Result<T, StepError> + Send,
     ) -> Result<T, StepError> {
-        on_threads(threads, || {
-            let source = PackReader::new(self.pack);
-            let settings = RunSettings {
-                memory,
-                expert_slots: None,
-                positions: longest + self.settings.tokens + 1,
-                longest_pass: longest,
-                check: self.settings.check,
-            };
-            let mut thinker = Thinker::new(&source, cpu_ops(Compute::F32)?, settings, self.stop)?;
-            let mut ids = Ids::new(thinker.facts().vocab);
-            work(&mut thinker, &mut ids)
-        })?
+        let mut options = SessionOptions::default();
+        options.memory = memory;
+        options.check = self.settings.check;
+        options.threads = Some(threads);
+        let session = Session::open_cancellable(self.pack, &options, self.stop)?;
+        let reservation = Reservation {
+            positions: longest + self.settings.tokens + 1,
+            longest_pass: longest,
+        };
+        session.with_model(reservation, |model| {
+            let mut ids = Ids::new(model.facts().vocab);
+            work(model, &mut ids)
+        })
     }
 
     /// With everything in memory.
@@ -89,23 +88,23 @@ impl ModelBench<'_> {
             .max(PROMPT);
         self.with(
             usize::try_from(threads).unwrap_or(1),
-            None,
+            MemoryLimit::Unlimited,
             longest,
-            |thinker, ids| {
-                thinker.preload(&mut |_| ())?;
-                let bytes_per_token = touched(&thinker.demand(), thinker);
+            |model, ids| {
+                model.preload()?;
+                let bytes_per_token = touched(&model.demand(), model);
                 let decode = self.rate(
-                    thinker,
-                    |thinker| Ok(self.read_bandwidth(thinker) / float(bytes_per_token)),
-                    |thinker| self.decode(thinker, ids).map(|d| d.tokens_per_second),
+                    model,
+                    |model| Ok(self.read_bandwidth(model) / float(bytes_per_token)),
+                    |model| self.decode(model, ids).map(|d| d.tokens_per_second),
                 )?;
-                let flops = products_per_token(thinker);
+                let flops = products_per_token(model);
                 let mut prefill = Vec::new();
                 for tokens in &self.settings.prompts {
                     let rate = self.rate(
-                        thinker,
+                        model,
                         |_| Ok(fma_peak(self.kernels, FMA_STEPS) / flops),
-                        |thinker| prefill_rate(thinker, &ids.some(*tokens)),
+                        |model| prefill_rate(model, &ids.some(*tokens)),
                     )?;
                     prefill.push(BenchPrefill {
                         tokens: *tokens as u64,
@@ -127,24 +126,24 @@ impl ModelBench<'_> {
         self.forget()?;
         self.with(
             usize::try_from(threads).unwrap_or(1),
-            Some(memory),
+            MemoryLimit::Bytes(memory),
             PROMPT,
-            |thinker, ids| {
+            |model, ids| {
                 // slots in use and favourites in them, as after a text of some length: fresh memory
                 // is slow once
-                thinker.preload(&mut |_| ())?;
-                self.decode(thinker, ids)?;
-                let touched = float(touched(&thinker.demand(), thinker));
+                model.preload()?;
+                self.decode(model, ids)?;
+                let touched = float(touched(&model.demand(), model));
                 let (mut seen, mut shares) = (Vec::new(), Vec::new());
                 for _ in 0..self.settings.repeats {
-                    let limits = |thinker: &Thinker<'_, CpuOps>| -> Result<[f64; 2], StepError> {
+                    let limits = |model: &Model<'_>| -> Result<[f64; 2], StepError> {
                         // 0 where the drive cannot be read past the page cache
                         let drive = drive_rate(self.pack, DRIVE_BYTES, self.stop)?.unwrap_or(0.0);
-                        Ok([drive, self.read_bandwidth(thinker)])
+                        Ok([drive, self.read_bandwidth(model)])
                     };
-                    let before = limits(thinker)?;
-                    let decoded = self.decode(thinker, ids)?;
-                    let after = limits(thinker)?;
+                    let before = limits(model)?;
+                    let decoded = self.decode(model, ids)?;
+                    let after = limits(model)?;
                     let [drive, memory] = [0, 1].map(|i| f64::midpoint(before[i], after[i]));
                     let seconds = decoded.bytes_read_per_token / drive + touched / memory;
                     shares.push(decoded.tokens_per_second * seconds);
@@ -157,8 +156,8 @@ impl ModelBench<'_> {
                 Ok(BenchOnDemand {
                     memory,
                     threads,
-                    expert_slots: thinker.budget().slots,
-                    dense_resident: thinker.budget().residency == Residency::Resident,
+                    expert_slots: model.budget().slots,
+                    dense_resident: model.budget().residency == Residency::Resident,
                     hit_rate: of(|d| d.hit_rate),
                     bytes_read_per_token: of(|d| d.bytes_read_per_token),
                     decode: BenchRate {
@@ -175,17 +174,17 @@ impl ModelBench<'_> {
     /// the machine, and its clock, meet both.
     fn rate<'a>(
         &self,
-        thinker: &mut Thinker<'a, CpuOps>,
-        limit: impl Fn(&Thinker<'a, CpuOps>) -> Result<f64, StepError>,
-        mut figure: impl FnMut(&mut Thinker<'a, CpuOps>) -> Result<f64, StepError>,
+        model: &mut Model<'a>,
+        limit: impl Fn(&Model<'a>) -> Result<f64, StepError>,
+        mut figure: impl FnMut(&mut Model<'a>) -> Result<f64, StepError>,
     ) -> Result<BenchRate, StepError> {
-        figure(thinker)?; // the first time memory is touched and threads wake
+        figure(model)?; // the first time memory is touched and threads wake
         let (mut rates, mut shares) = (Vec::new(), Vec::new());
         for _ in 0..self.settings.repeats {
-            let before = limit(thinker)?;
-            let rate = figure(thinker)?;
+            let before = limit(model)?;
+            let rate = figure(model)?;
             rates.push(rate);
-            shares.push(rate / f64::midpoint(before, limit(thinker)?));
+            shares.push(rate / f64::midpoint(before, limit(model)?));
         }
         Ok(BenchRate {
             tokens_per_second: median(rates),
@@ -194,31 +193,27 @@ impl ModelBench<'_> {
     }
 
     /// The rate at which the weights that are in memory can be read.
-    fn read_bandwidth(&self, thinker: &Thinker<'_, CpuOps>) -> f64 {
-        read_bandwidth(self.kernels, &thinker.resident_memory())
+    fn read_bandwidth(&self, model: &Model<'_>) -> f64 {
+        read_bandwidth(self.kernels, &model.resident_memory())
     }
 
     /// The rest of the demand that a forecast needs.
     pub(super) fn demand(&self) -> Result<(Demand, u64, u64), StepError> {
-        self.with(1, None, PROMPT, |thinker, _| {
-            let layers = u64::from(thinker.facts().layers);
-            Ok((thinker.demand(), layers, thinker.head_bytes()))
+        self.with(1, MemoryLimit::Unlimited, PROMPT, |model, _| {
+            let layers = u64::from(model.facts().layers);
+            Ok((model.demand(), layers, model.head_bytes()))
         })
     }
 
     /// A short prompt, then token by token.
-    fn decode(
-        &self,
-        thinker: &mut Thinker<'_, CpuOps>,
-        ids: &mut Ids,
-    ) -> Result<Decoded, StepError> {
-        thinker.reset();
-        thinker.forward(&ids.some(PROMPT), Logits::Last, &mut Unobserved)?;
-        let (before, began) = (thinker.stats(), Instant::now());
+    fn decode(&self, model: &mut Model<'_>, ids: &mut Ids) -> Result<Decoded, StepError> {
+        model.reset();
+        model.forward(&ids.some(PROMPT), Logits::Last, &mut Unobserved)?;
+        let (before, began) = (model.stats(), Instant::now());
         for _ in 0..self.settings.tokens {
-            thinker.forward(&[ids.next()], Logits::Last, &mut Unobserved)?;
+            model.forward(&[ids.next()], Logits::Last, &mut Unobserved)?;
         }
-        let (seconds, after) = (began.elapsed().as_secs_f64(), thinker.stats());
+        let (seconds, after) = (began.elapsed().as_secs_f64(), model.stats());
         #[expect(clippy::cast_precision_loss, reason = "few")]
         let tokens = self.settings.tokens as f64;
         let hits = float(after.cache.hits - before.cache.hits);
@@ -246,13 +241,10 @@ struct Decoded {
     waiting: f64,
 }
 
-pub(super) fn prefill_rate<B: Backend>(
-    thinker: &mut Thinker<'_, B>,
-    ids: &[u32],
-) -> Result<f64, StepError> {
-    thinker.reset();
+pub(super) fn prefill_rate(model: &mut Model<'_>, ids: &[u32]) -> Result<f64, StepError> {
+    model.reset();
     let began = Instant::now();
-    thinker.forward(ids, Logits::Last, &mut Unobserved)?;
+    model.forward(ids, Logits::Last, &mut Unobserved)?;
     #[expect(clippy::cast_precision_loss, reason = "few")]
     let tokens = ids.len() as f64;
     Ok(tokens / began.elapsed().as_secs_f64())
@@ -264,13 +256,13 @@ pub(super) fn float(n: u64) -> f64 {
 }
 
 /// Bytes of weights that one token reads: everything dense, and its experts.
-pub(super) fn touched<B: Backend>(demand: &Demand, thinker: &Thinker<'_, B>) -> u64 {
-    demand.dense + thinker.expert_layers() * demand.experts_per_token * demand.expert
+pub(super) fn touched(demand: &Demand, model: &Model<'_>) -> u64 {
+    demand.dense + model.expert_layers() * demand.experts_per_token * demand.expert
 }
 
 /// Floating-point operations in the products of one token of a prompt, the head left out: two for
 /// each weight.
-pub(super) fn products_per_token<B: Backend>(thinker: &Thinker<'_, B>) -> f64 {
-    2.0 * float(touched(&thinker.demand(), thinker) - thinker.head_bytes())
-        / float(thinker.bytes_per_weight())
+pub(super) fn products_per_token(model: &Model<'_>) -> f64 {
+    2.0 * float(touched(&model.demand(), model) - model.head_bytes())
+        / float(model.bytes_per_weight())
 }

@@ -2,10 +2,10 @@
 //! at once, the scalar operations. Slow, and put together on its own from the tensors' names, so
 //! that it shares no mistake with the packs.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use segpack_formats::digest::Sha256;
 use segpack_formats::io::CancelToken;
@@ -39,8 +39,13 @@ pub struct Direct<'a> {
     mount: &'static str,
     facts: TextFacts,
     pack: &'a Pack,
-    compared: RefCell<HashSet<String>>,
-    findings: RefCell<Vec<Finding>>,
+    compared: Mutex<HashSet<String>>,
+    findings: Mutex<Vec<Finding>>,
+}
+
+/// A panic of another thread leaves nothing half-done here.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A matrix with its bytes.
@@ -125,7 +130,7 @@ impl<'a> Direct<'a> {
             .find(|mount| places.contains_key(&format!("{mount}embed_tokens.weight")));
         let mount =
             mount.ok_or_else(|| unsuitable("has no embed_tokens.weight of a text model"))?;
-        let (compared, findings) = (RefCell::default(), RefCell::default());
+        let (compared, findings) = (Mutex::default(), Mutex::default());
         Ok(Self {
             places,
             mount,
@@ -144,7 +149,7 @@ impl<'a> Direct<'a> {
 
     /// Tensors that the pack has with other bytes, of those used so far.
     pub fn findings(&self) -> Vec<Finding> {
-        self.findings.borrow().clone()
+        lock(&self.findings).clone()
     }
 
     fn place(&self, name: &str) -> Result<&Place, StepError> {
@@ -186,7 +191,7 @@ impl<'a> Direct<'a> {
 
     /// Compares the bytes with what the pack's manifest says of them, once.
     fn compare(&self, name: &str, bytes: &[u8], file: &str) {
-        if !self.compared.borrow_mut().insert(name.to_owned()) {
+        if !lock(&self.compared).insert(name.to_owned()) {
             return;
         }
         let Some(tensor) = self.pack.tensor(name) else {
@@ -198,9 +203,7 @@ impl<'a> Direct<'a> {
                 .tensor(name)
                 .file(file);
             let finding = finding.seen(format!("SHA-256 {seen} in the checkpoint"));
-            self.findings
-                .borrow_mut()
-                .push(finding.wanted(format!("{}, as packed", tensor.sha256)));
+            lock(&self.findings).push(finding.wanted(format!("{}, as packed", tensor.sha256)));
         }
     }
 

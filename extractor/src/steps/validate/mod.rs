@@ -10,19 +10,16 @@ use std::path::{Path, PathBuf};
 
 use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
-use segpack_manifests::PackReader;
 use segpack_manifests::documents::{
     Choice, Finding, FindingKind, FirstWrong, GENERATOR, Precision, PromptRow, Quantity,
     ReferenceKind, ValidateReport, ValueRow, Verdict,
 };
-use segpack_runtime_min::RunError;
-use segpack_runtime_min::models::decoder::{Backend, Check, Logits, RunSettings, Thinker};
-use segpack_runtime_min::ops::Compute;
+use segpack_runtime_min::models::decoder::text_facts;
+use segpack_runtime_min::session::{Logits, Model, Reservation, Session, SessionOptions};
+use segpack_runtime_min::tensor::Compute;
 use segpack_runtime_min::trace::Trace;
 
 use super::StepError;
-use super::device::{DeviceChoice, Opened, open};
-use super::run::{ExpertRoom, expert_slots};
 use crate::work::Progress;
 use compare::{Comparer, Differences, Disagreement, Reference, Tally};
 use direct::Direct;
@@ -49,25 +46,28 @@ pub enum Against {
 
 /// How to validate.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct ValidateSettings {
     /// What to compare with.
     pub against: Against,
-    /// Where the model runs.
-    pub device: DeviceChoice,
-    /// Bytes of a GPU's memory; all that is free where it is none.
-    pub device_memory: Option<u64>,
-    /// Bytes for the model's run; see [`Opened::memory`] for where it is none.
-    pub memory: Option<u64>,
-    /// Room for experts.
-    pub experts: Option<ExpertRoom>,
+    /// Where the model runs, and what it may use. The precision of activations is the reference's.
+    pub session: SessionOptions,
     /// Most that a log-probability may differ from those of a trace that has no logits.
     pub tolerance: Option<f64>,
     /// Whether a trace must be of the checkpoint that was packed.
     pub digests: bool,
-    /// When the digests of segments are compared.
-    pub check: Check,
-    /// Threads.
-    pub threads: usize,
+}
+
+impl ValidateSettings {
+    /// Against this, on the CPU.
+    pub fn new(against: Against) -> Self {
+        Self {
+            against,
+            session: SessionOptions::default(),
+            tolerance: None,
+            digests: true,
+        }
+    }
 }
 
 /// One sequence of tokens.
@@ -104,16 +104,10 @@ pub fn validate(
     progress: &dyn Progress,
 ) -> Result<ValidateReport, StepError> {
     let pack = Pack::open(pack)?;
-    let threads = rayon::ThreadPoolBuilder::new()
-        .num_threads(settings.threads)
-        .build();
-    let threads = threads.map_err(|e| {
-        StepError::Refused(format!("cannot start {} threads: {e}", settings.threads))
-    })?;
-    threads.install(|| match &settings.against {
+    match &settings.against {
         Against::Trace(path) => against_trace(&pack, path, settings, stop, progress),
         Against::Checkpoint(path) => against_checkpoint(&pack, path, settings, stop, progress),
-    })
+    }
 }
 
 fn against_trace(
@@ -231,11 +225,7 @@ fn empty_report(
     path: &Path,
     compute: Compute,
 ) -> Result<ValidateReport, StepError> {
-    let unsuitable = |what: String| StepError::from(RunError::Unsuitable(what));
-    let text = pack.manifest().model.text_decoder();
-    let text = text.map_err(|e| unsuitable(e.to_string()))?;
-    let no_text = || unsuitable("its manifest describes no text decoder".to_owned());
-    let layers = text.ok_or_else(no_text)?.layers;
+    let layers = text_facts(pack.manifest())?.layers;
     Ok(ValidateReport {
         format_version: ValidateReport::VERSION,
         generator: GENERATOR.to_owned(),
@@ -278,78 +268,58 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
+    /// One model for all sequences, so that what it loaded stays.
     fn run<'r>(
         &self,
-        reference: impl FnMut(usize) -> Result<Box<dyn Reference + 'r>, StepError>,
+        mut reference: impl FnMut(usize) -> Result<Box<dyn Reference + 'r>, StepError> + Send,
     ) -> Result<Tally, StepError> {
-        let device = open(
-            self.settings.device,
-            self.compute,
-            self.settings.device_memory,
-        )?;
-        let memory = device.memory(self.settings.memory);
-        match device {
-            Opened::Cpu(ops) => self.run_on(ops, memory, reference),
-            Opened::Cuda(cuda) => self.run_on(cuda, memory, reference),
-        }
+        let mut options = self.settings.session.clone();
+        options.compute = self.compute;
+        let session = Session::open_cancellable(self.pack, &options, self.stop)?;
+        session.with_model(self.reservation(), |model| {
+            let facts = model.facts().clone();
+            let mut tally = Tally::default();
+            for (number, sequence) in self.sequences.iter().enumerate() {
+                self.progress.note(&describe(number, self.sequences));
+                let reference = reference(number)?;
+                let mut comparer = Comparer {
+                    reference: reference.as_ref(),
+                    facts: &facts,
+                    tally: &mut tally,
+                    prompt: number,
+                    tokens: sequence.prompt.len(),
+                    position: 0,
+                    tolerance: self.excused,
+                    failure: None,
+                };
+                model.reset();
+                comparer.forward(model, &sequence.prompt)?;
+                for id in &sequence.forced {
+                    comparer.forward(model, &[*id])?;
+                }
+            }
+            Ok(tally)
+        })
     }
 
-    /// One model for all sequences, so that what it loaded stays.
-    fn run_on<'r, B: Backend>(
-        &self,
-        backend: B,
-        memory: Option<u64>,
-        mut reference: impl FnMut(usize) -> Result<Box<dyn Reference + 'r>, StepError>,
-    ) -> Result<Tally, StepError> {
-        let lengths = self
+    /// Room for each of the sequences.
+    fn reservation(&self) -> Reservation {
+        let prompts = self.sequences.iter().map(|s| s.prompt.len());
+        let all = self
             .sequences
             .iter()
-            .map(|s| (s.prompt.len(), s.prompt.len() + s.forced.len()));
-        let (longest_pass, positions) = lengths.fold((1, 1), |most: (usize, usize), s| {
-            (most.0.max(s.0), most.1.max(s.1))
-        });
-        let settings = RunSettings {
-            memory,
-            expert_slots: expert_slots(self.pack, self.settings.experts),
-            positions,
-            longest_pass,
-            check: self.settings.check,
-        };
-        let source = PackReader::new(self.pack);
-        let mut thinker = Thinker::new(&source, backend, settings, self.stop)?;
-        let facts = thinker.facts().clone();
-        let mut tally = Tally::default();
-        for (number, sequence) in self.sequences.iter().enumerate() {
-            self.progress.note(&describe(number, self.sequences));
-            let reference = reference(number)?;
-            let mut comparer = Comparer {
-                reference: reference.as_ref(),
-                facts: &facts,
-                tally: &mut tally,
-                prompt: number,
-                tokens: sequence.prompt.len(),
-                position: 0,
-                tolerance: self.excused,
-                failure: None,
-            };
-            thinker.reset();
-            comparer.pass(&mut thinker, &sequence.prompt)?;
-            for id in &sequence.forced {
-                comparer.pass(&mut thinker, &[*id])?;
-            }
+            .map(|s| s.prompt.len() + s.forced.len());
+        Reservation {
+            positions: all.max().unwrap_or(1).max(1),
+            longest_pass: prompts.max().unwrap_or(1).max(1),
         }
-        Ok(tally)
     }
 }
 
 impl Comparer<'_> {
     /// One forward pass, compared.
-    fn pass<B: Backend>(
-        &mut self,
-        thinker: &mut Thinker<'_, B>,
-        ids: &[u32],
-    ) -> Result<(), StepError> {
-        let logits = thinker.forward(ids, Logits::All, self)?;
+    fn forward(&mut self, model: &mut Model<'_>, ids: &[u32]) -> Result<(), StepError> {
+        let logits = model.forward(ids, Logits::All, self)?;
         if let Some(failure) = self.failure.take() {
             return Err(failure);
         }

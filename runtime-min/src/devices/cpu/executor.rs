@@ -83,9 +83,9 @@ impl<O: Ops> Backend for O {
         } = *setup;
         let tensors = source.pack().manifest().tensors.len() as u64;
         let demand = demand(model, facts, tensors, &settings);
-        let refuse = |least| RunError::Memory {
+        let refuse = |minimum| RunError::Memory {
             memory: settings.memory.unwrap_or(0),
-            least,
+            minimum,
         };
         let budget = demand
             .share(settings.memory, settings.expert_slots)
@@ -423,7 +423,7 @@ impl<'a, O: Ops> Device<'a> for Cpu<'a, O> {
             .get_disjoint_mut(
                 [Values::Q, Values::K, Values::V, Values::Attended].map(|v| v as usize),
             )
-            .map_err(|e| crate::models::decoder::unsuitable(&e.to_string()))?;
+            .map_err(|_| RunError::Internal("activations overlap"))?;
         let (q, k) = (q.of(n * query * width), k.of(n * key_value * width));
         for (values, norm) in [(&mut *q, &norms[0]), (&mut *k, &norms[1])] {
             self.ops.rms_norm(values, norm, eps);

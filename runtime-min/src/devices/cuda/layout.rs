@@ -351,7 +351,10 @@ pub(super) fn host_slots(setup: &Setup<'_, '_>, demand: &Demand) -> Result<u64, 
         return Ok(LEAST_HOST_SLOTS.min(most));
     };
     if memory < least {
-        return Err(RunError::Memory { memory, least });
+        return Err(RunError::Memory {
+            memory,
+            minimum: least,
+        });
     }
     let more = (memory - least).checked_div(demand.expert).unwrap_or(0);
     Ok(more.saturating_add(1).min(most))

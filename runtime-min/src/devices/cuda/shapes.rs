@@ -4,9 +4,9 @@ use segpack_manifests::families::TextFacts;
 
 use super::launch::MOST_HEAD_WIDTH;
 use super::layout::Sizes;
-use crate::error::RunError;
+use crate::error::{GpuLimit, RunError, Unsuitable};
 use crate::models::decoder::bind::{Linear, Mlp, TextModel, Weight};
-use crate::models::decoder::{index, unsuitable};
+use crate::models::decoder::index;
 
 /// Experts that a router can choose among (its values are in shared memory).
 const MOST_EXPERTS: u32 = 4096;
@@ -15,15 +15,18 @@ const MOST_EXPERTS: u32 = 4096;
 pub(super) fn check(model: &TextModel<'_>, facts: &TextFacts) -> Result<(), RunError> {
     let width = index(facts.head_dim);
     if width > MOST_HEAD_WIDTH {
-        return Err(unsuitable(&format!(
-            "head_dim {width} is too wide for the GPU kernels, which take {MOST_HEAD_WIDTH}; --device cpu runs it"
-        )));
+        return Err(GpuLimit::HeadWidth {
+            seen: width,
+            max: MOST_HEAD_WIDTH,
+        }
+        .into());
     }
     if facts.experts > MOST_EXPERTS {
-        return Err(unsuitable(&format!(
-            "{} experts are too many for the GPU kernels, which take {MOST_EXPERTS}; --device cpu runs it",
-            facts.experts
-        )));
+        return Err(GpuLimit::Experts {
+            seen: facts.experts,
+            max: MOST_EXPERTS,
+        }
+        .into());
     }
     for (layer, expert, e) in model.all_experts() {
         let Mlp::Experts { experts, .. } = &model.layers[layer as usize].mlp else {
@@ -33,9 +36,7 @@ pub(super) fn check(model: &TextModel<'_>, facts: &TextFacts) -> Result<(), RunE
             .iter()
             .any(|d| *d != experts[0].gate.dtype)
         {
-            return Err(unsuitable(&format!(
-                "expert {expert} of layer {layer} has another dtype than the first; --device cpu runs it"
-            )));
+            return Err(GpuLimit::MixedDtypes { layer, expert }.into());
         }
     }
     Ok(())
@@ -48,10 +49,12 @@ pub(super) fn check_shapes(model: &TextModel<'_>, s: &Sizes) -> Result<(), RunEr
         if (weight.rows, weight.columns, weight.length) == (rows, columns, bytes) {
             return Ok(());
         }
-        Err(unsuitable(&format!(
-            "its {what} is [{}, {}], the config wants [{rows}, {columns}]",
-            weight.rows, weight.columns
-        )))
+        Err(Unsuitable::Shape {
+            what: what.to_owned(),
+            seen: [weight.rows, weight.columns],
+            wanted: [rows, columns],
+        }
+        .into())
     };
     let linear = |what: &str, linear: &Linear, rows: usize, columns: usize| {
         same(what, linear.weight, rows, columns)?;

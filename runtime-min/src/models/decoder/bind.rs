@@ -8,8 +8,8 @@ use segpack_manifests::documents::{SegmentEntry, TensorEntry};
 use segpack_manifests::families::TextFacts;
 use segpack_manifests::names::{Component, Part, Role};
 
-use super::{index, unsuitable};
-use crate::error::RunError;
+use super::index;
+use crate::error::{RunError, Unsuitable};
 use crate::tensor::Matrix;
 use crate::weights::{Budget, Residency};
 use crate::weights::{begins_at, room_for};
@@ -241,29 +241,35 @@ impl<'a> TextModel<'a> {
 
 /// A tensor that is not understood may change what the model computes, so none is left out.
 fn check_words(tensor: &TensorEntry) -> Result<(), RunError> {
-    let TensorEntry {
-        name, role, part, ..
-    } = tensor;
-    if !role.is_known() || !part.is_known() {
-        return Err(unsuitable(&format!(
-            "tensor {name:?} is the {part} of a {role}, which this build does not know"
-        )));
+    let (name, part, role) = (
+        tensor.name.clone(),
+        tensor.part.to_string(),
+        tensor.role.to_string(),
+    );
+    if !tensor.role.is_known() || !tensor.part.is_known() {
+        return Err(Unsuitable::UnknownWord {
+            tensor: name,
+            part,
+            role,
+        }
+        .into());
     }
-    match part {
+    match tensor.part {
         Part::Weight | Part::Bias => Ok(()),
-        part => Err(unsuitable(&format!(
-            "tensor {name:?} is the {part} of a quantised weight; quantised weights cannot be run"
-        ))),
+        _ => Err(Unsuitable::Part {
+            tensor: name,
+            part,
+            role,
+        }
+        .into()),
     }
 }
 
 /// The dtype that kernels know a tensor's values by.
 fn float_dtype(tensor: &TensorEntry) -> Result<FloatDtype, RunError> {
     FloatDtype::try_from(tensor.dtype).map_err(|_| {
-        unsuitable(&format!(
-            "tensor {:?} is {}; BF16, F16 and F32 can be run",
-            tensor.name, tensor.dtype
-        ))
+        let (tensor, dtype) = (tensor.name.clone(), tensor.dtype.to_string());
+        Unsuitable::Dtype { tensor, dtype }.into()
     })
 }
 
@@ -323,7 +329,7 @@ impl<'a> Found<'a> {
         self.outside
             .get(&role)
             .copied()
-            .ok_or_else(|| unsuitable(&format!("it has no {role}")))
+            .ok_or_else(|| missing("the model".to_owned(), role))
     }
 
     fn layer(
@@ -341,7 +347,7 @@ impl<'a> Found<'a> {
             let at = group.place(source.segment_of(tensor)?);
             Weight::new(tensor, at).map(Some)
         };
-        let lacks = |role: Role| unsuitable(&format!("layer {number} has no {role}"));
+        let lacks = |role: Role| missing(format!("layer {number}"), role);
         let mut vector = |role: Role| weight(role, false)?.ok_or_else(|| lacks(role));
         let input_norm = vector(Role::InputNorm)?;
         let (q_norm, k_norm) = (vector(Role::QNorm)?, vector(Role::KNorm)?);
@@ -392,8 +398,7 @@ impl<'a> Found<'a> {
         let mut experts = Vec::new();
         for (expert, tensors) in &self.experts[number] {
             let get = |role: Role| {
-                let lacks =
-                    || unsuitable(&format!("expert {expert} of layer {number} has no {role}"));
+                let lacks = || missing(format!("expert {expert} of layer {number}"), role);
                 tensors.get(&role).copied().ok_or_else(lacks)
             };
             let (gate, up, down) = (
@@ -413,11 +418,20 @@ impl<'a> Found<'a> {
         }
         let wanted = facts.experts as usize;
         if experts.len() != wanted {
-            return Err(unsuitable(&format!(
-                "layer {number} has {} experts, wanted {wanted}",
-                experts.len()
-            )));
+            let seen = experts.len();
+            return Err(Unsuitable::ExpertCount {
+                layer: number,
+                seen,
+                wanted,
+            }
+            .into());
         }
         Ok(experts)
     }
+}
+
+/// A weight that the pack does not have; `owner` is what should have it.
+fn missing(owner: String, role: Role) -> RunError {
+    let role = role.to_string();
+    Unsuitable::Missing { owner, role }.into()
 }

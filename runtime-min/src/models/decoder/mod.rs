@@ -14,11 +14,12 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use segpack_formats::io::CancelToken;
+use segpack_manifests::documents::Manifest;
 use segpack_manifests::families::TextFacts;
 
 use self::bind::{Mlp, TextModel, Weight};
 use self::executor::{At, Device, ExpertLayer, Setup, Turns, Values};
-use crate::error::RunError;
+use crate::error::{RunError, Unsuitable};
 use crate::generate::Greatest;
 use crate::observer::Observer;
 use crate::tensor::Compute;
@@ -107,15 +108,12 @@ impl<'a, B: Backend> Thinker<'a, B> {
         stop: &'a CancelToken,
     ) -> Result<Self, RunError> {
         let manifest = source.pack().manifest();
-        let known = manifest.model.text_decoder();
-        let known = known.map_err(|e| unsuitable(&e.to_string()))?;
-        let facts = known.ok_or_else(|| unsuitable("its manifest describes no text decoder"))?;
-        let facts = facts.clone();
+        let facts = text_facts(manifest)?.clone();
         if facts.rope_type != "default" {
-            return Err(unsuitable(&format!(
-                "rope_type {:?} is not implemented, only \"default\"",
-                facts.rope_type
-            )));
+            return Err(Unsuitable::RopeType {
+                seen: facts.rope_type,
+            }
+            .into());
         }
         let model = TextModel::find(source, &facts)?;
         let compute = backend.compute();
@@ -495,8 +493,13 @@ pub(crate) fn top_k(row: &[f32], best: usize) -> Vec<u32> {
     ids
 }
 
-pub(crate) fn unsuitable(what: &str) -> RunError {
-    RunError::Unsuitable(what.to_owned())
+/// The sizes of a pack's text decoder.
+///
+/// # Errors
+/// `Unsuitable` where its family is not known, or it has none.
+pub fn text_facts(manifest: &Manifest) -> Result<&TextFacts, RunError> {
+    let facts = manifest.model.text_decoder().map_err(Unsuitable::Family)?;
+    Ok(facts.ok_or(Unsuitable::NoTextDecoder)?)
 }
 
 /// Sizes of tensors that are in memory, or about to be.

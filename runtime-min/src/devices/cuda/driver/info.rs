@@ -31,6 +31,11 @@ impl DeviceInfo {
     pub fn is_supported(&self) -> bool {
         self.capability.0 >= 8 && self.driver >= MIN_DRIVER
     }
+
+    /// The first GPU that the kernels run on: what the device `auto` is, where there is one.
+    pub fn first_supported(devices: &[Self]) -> Option<&Self> {
+        devices.iter().find(|d| d.is_supported())
+    }
 }
 
 /// Loads and initialises the driver.

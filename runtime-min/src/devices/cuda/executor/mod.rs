@@ -33,7 +33,7 @@ use crate::models::decoder::bind::{Expert, Group, Linear, Mlp, TextModel, Weight
 use crate::models::decoder::executor::{
     At, Backend, Device, DeviceStats, ExpertLayer, Setup, Turns, Values,
 };
-use crate::models::decoder::{index, unsuitable};
+use crate::models::decoder::index;
 use crate::observer::Routing;
 use crate::tensor::Compute;
 use crate::weights::{Budget, Demand, Residency};
@@ -167,7 +167,7 @@ impl<'a> CudaModel<'a> {
         let demand = demand(model, &sizes, facts);
         let free = gpu.free_memory()?;
         let memory = memory.unwrap_or(free - free / LEFT_SHARE);
-        let refuse = |least| RunError::DeviceMemory { memory, least };
+        let refuse = |minimum| RunError::DeviceMemory { memory, minimum };
         let budget = demand
             .share(Some(memory), setup.settings.expert_slots)
             .map_err(refuse)?;
@@ -278,7 +278,7 @@ impl<'a> CudaModel<'a> {
     /// A weight of a group that is loaded.
     fn weights(&self, group: usize, weight: Weight) -> Result<Weights, RunError> {
         let Some((place, bytes)) = self.dense.find(group) else {
-            return Err(unsuitable(&format!("group {group} is not on the GPU")));
+            return Err(RunError::Internal("a group of weights is not on the GPU"));
         };
         assert!(
             weight.at + weight.length <= bytes,

@@ -1,0 +1,90 @@
+//! Why a session could not be opened, or did not generate.
+
+use std::path::PathBuf;
+
+use segpack_formats::FormatError;
+
+use crate::error::RunError;
+use crate::generate::{GenerateError, LogitsError, SamplingError};
+use crate::kernels::UnknownKernels;
+use crate::processing::text::TokenizerError;
+#[cfg(feature = "text")]
+use crate::processing::text::chat_template::ChatTemplateError;
+
+/// Why a session could not be opened, or did not generate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// The model cannot be run, or failed.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// The environment names kernels that this processor cannot run.
+    #[error(transparent)]
+    Kernels(#[from] UnknownKernels),
+    /// Tokenizer files are missing or damaged, or the text cannot be tokenized.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The chat template is missing or damaged, or does not take the chat.
+    #[cfg(feature = "text")]
+    #[error(transparent)]
+    ChatTemplate(#[from] ChatTemplateError),
+    /// Sampling settings are out of range.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    /// The prompt cannot be continued, or the model's logits cannot be used.
+    #[error(transparent)]
+    Generate(GenerateError<RunError>),
+    /// The candidates or the rank at a step cannot be told.
+    #[error(transparent)]
+    Logits(#[from] LogitsError),
+    /// `config.json` of the checkpoint is not JSON.
+    #[error("{}: is not valid JSON", path.display())]
+    Config {
+        /// The file in the pack.
+        path: PathBuf,
+        /// Where and why not.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// `config.json` gives a context length that is none.
+    #[error("config.json: max_position_embeddings is {seen}; wanted a number above 0")]
+    BadContextLength {
+        /// The JSON value.
+        seen: String,
+    },
+    /// GPU memory was limited for a model that runs on the CPU.
+    #[error("a GPU memory budget was given, but the model runs on the CPU")]
+    DeviceMemoryOnCpu,
+    /// A GPU was asked for.
+    #[error("cannot use GPU {number}: built without the feature `cuda`")]
+    WithoutCuda {
+        /// Its number.
+        number: u32,
+    },
+    /// There is nothing to rank.
+    #[error("the continuation to rank has no tokens")]
+    EmptyContinuation,
+    /// The first token of a continuation has no logit.
+    #[error("token id {id} of {text:?} is not in the embedding")]
+    ContinuationOutside {
+        /// The continuation.
+        text: String,
+        /// Its first token.
+        id: u32,
+    },
+}
+
+impl From<FormatError> for SessionError {
+    fn from(e: FormatError) -> Self {
+        Self::Run(e.into())
+    }
+}
+
+impl From<GenerateError<RunError>> for SessionError {
+    fn from(e: GenerateError<RunError>) -> Self {
+        match e {
+            GenerateError::Model(e) => Self::Run(e),
+            e => Self::Generate(e),
+        }
+    }
+}

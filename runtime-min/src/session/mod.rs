@@ -1,0 +1,363 @@
+//! The front door: a pack and a prompt in, tokens out.
+//!
+//! A [`Session`] is an open pack, a device, threads and a memory budget. It opens a model with room
+//! for so many positions ([`Session::with_model`]), or does everything for one prompt
+//! ([`Session::generate`]). Between text and token ids stands a [`TextFrontend`], made of the files
+//! that the pack keeps of its checkpoint.
+//!
+//! ```
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::ops::ControlFlow;
+//!
+//! use segpack_manifests::Pack;
+//! use segpack_runtime_min::processing::Prompt;
+//! use segpack_runtime_min::session::{GenerationSettings, Session, SessionOptions, Token};
+//!
+//! # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tiny.segpack");
+//! let pack = Pack::open(folder.as_ref())?;
+//! let session = Session::open(&pack, &SessionOptions::default())?;
+//! let text = session.text()?;
+//!
+//! // a chat goes through the checkpoint's own template; `Prompt::Ids` needs no tokenizer at all
+//! let prompt = text.tokenize(&Prompt::from("Hi, is the user on?"))?;
+//! let mut settings = GenerationSettings::default();
+//! settings.max_new_tokens = 12;
+//!
+//! let mut printed = String::new();
+//! let generation = session.generate(&text, &prompt.ids, &settings, &mut |token: &Token<'_>| {
+//!     printed.push_str(token.text);
+//!     ControlFlow::Continue(())
+//! })?;
+//! assert_eq!(generation.ids.len(), 12);
+//! assert_eq!(generation.text, printed);
+//! assert!(generation.stats.bytes_read > 0);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Several prompts through one model, whose weights stay loaded:
+//!
+//! ```
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # use segpack_manifests::Pack;
+//! # use segpack_runtime_min::session::{Logits, Reservation, Session, SessionError, SessionOptions};
+//! # use segpack_runtime_min::Unobserved;
+//! # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tiny.segpack");
+//! # let pack = Pack::open(folder.as_ref())?;
+//! # let session = Session::open(&pack, &SessionOptions::default())?;
+//! let reservation = Reservation { positions: 16, longest_pass: 3 };
+//! let last = session.with_model(reservation, |model| {
+//!     for prompt in [[5, 9, 200], [7, 8, 31]] {
+//!         model.reset();
+//!         model.forward(&prompt, Logits::Last, &mut Unobserved)?;
+//!     }
+//!     Ok::<_, SessionError>(model.positions())
+//! })?;
+//! assert_eq!(last, 3);
+//! # Ok(())
+//! # }
+//! ```
+
+mod context;
+mod device;
+mod error;
+mod generation;
+mod host_memory;
+mod model;
+mod source_file;
+
+use std::sync::LazyLock;
+use std::time::Instant;
+
+use rayon::ThreadPool;
+use segpack_formats::io::CancelToken;
+use segpack_manifests::{Pack, PackReader};
+
+use self::device::OpenDevice;
+use crate::error::RunError;
+use crate::models::decoder::{Check, RunSettings, text_facts};
+use crate::processing::TextFrontend;
+use crate::tensor::Compute;
+use crate::trace::TraceRecorder;
+
+pub use self::context::{ASSUMED_CONTEXT, ContextLength};
+pub use self::device::{DeviceChoice, UnknownDevice};
+pub use self::error::SessionError;
+pub use self::generation::{
+    Generation, GenerationSettings, Hooks, NamedCandidate, Note, Phase, RankedContinuation,
+    SessionProgress, Token, TokenSink,
+};
+pub use self::host_memory::available_memory;
+pub use self::model::Model;
+pub use self::source_file::source_file;
+pub use crate::models::decoder::Logits;
+
+/// How a session runs models.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct SessionOptions {
+    /// Where models run.
+    pub device: DeviceChoice,
+    /// GPU memory to use, in bytes. `None`: all that is free.
+    pub device_memory: Option<u64>,
+    /// Memory budget of the process.
+    pub memory: MemoryLimit,
+    /// Upper limit of the expert cache. `None`: as large as the memory budget allows.
+    pub expert_cache: Option<ExpertCacheSize>,
+    /// Precision of activations.
+    pub compute: Compute,
+    /// When the digests of segments are compared.
+    pub check: Check,
+    /// Threads that compute. `None`: those of the rayon pool that the caller is in.
+    pub threads: Option<usize>,
+}
+
+/// Memory budget of the process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum MemoryLimit {
+    /// On the CPU seven eighths of what is available when the session is opened. With a GPU, which
+    /// holds the weights itself, as much as the model needs.
+    #[default]
+    Available,
+    /// So many bytes. With a GPU, what is left of them holds experts that the GPU has no room for.
+    Bytes(u64),
+    /// As much as the model needs.
+    Unlimited,
+}
+
+/// Upper limit of the expert cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExpertCacheSize {
+    /// A number of experts.
+    Experts(u64),
+    /// So many bytes, of the pack's largest expert.
+    Bytes(u64),
+}
+
+impl ExpertCacheSize {
+    /// Slots of this size, for the experts of this pack.
+    fn slots(self, pack: &Pack) -> u64 {
+        let experts = pack
+            .manifest()
+            .segments
+            .iter()
+            .filter(|s| s.id.contains(".experts."));
+        let largest = experts.map(|s| s.raw_length).max().unwrap_or(1);
+        match self {
+            Self::Experts(n) => n,
+            Self::Bytes(bytes) => bytes / largest.max(1),
+        }
+    }
+}
+
+/// What a model reserves when it is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reservation {
+    /// Positions of keys and values: the prompt and the tokens that follow it.
+    pub positions: usize,
+    /// Tokens of the longest forward pass: those of the longest prompt.
+    pub longest_pass: usize,
+}
+
+/// A stop that nobody asks for.
+static NEVER: LazyLock<CancelToken> = LazyLock::new(CancelToken::default);
+
+/// An open pack, and where and how to run its model.
+#[derive(Debug)]
+pub struct Session<'p> {
+    pack: &'p Pack,
+    reader: PackReader<'p>,
+    device: OpenDevice,
+    options: SessionOptions,
+    /// Bytes; the limit of the options, resolved.
+    memory: Option<u64>,
+    pool: Option<ThreadPool>,
+    cancel: &'p CancelToken,
+}
+
+impl<'p> Session<'p> {
+    /// Opens the device and starts the threads. No weight is read.
+    ///
+    /// # Errors
+    /// `Run` where the device or the threads cannot be had; `DeviceMemoryOnCpu`; `Kernels` where
+    /// the environment names an instruction set that this processor does not have.
+    pub fn open(pack: &'p Pack, options: &SessionOptions) -> Result<Self, SessionError> {
+        Self::open_cancellable(pack, options, &NEVER)
+    }
+
+    /// As [`open`](Self::open); all work of the session ends soon after `cancel` is requested.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_cancellable(
+        pack: &'p Pack,
+        options: &SessionOptions,
+        cancel: &'p CancelToken,
+    ) -> Result<Self, SessionError> {
+        let pool = options.threads.map(thread_pool).transpose()?;
+        let device = OpenDevice::open(options)?;
+        let memory = match options.memory {
+            MemoryLimit::Available if device.is_cpu() => available_memory(),
+            MemoryLimit::Available | MemoryLimit::Unlimited => None,
+            MemoryLimit::Bytes(bytes) => Some(bytes),
+        };
+        Ok(Self {
+            pack,
+            reader: PackReader::new(pack),
+            device,
+            options: options.clone(),
+            memory,
+            pool,
+            cancel,
+        })
+    }
+
+    /// The pack.
+    pub fn pack(&self) -> &'p Pack {
+        self.pack
+    }
+
+    /// What reports call the device: `cpu`, or `cuda:` with its number and name.
+    pub fn device_name(&self) -> String {
+        self.device.name()
+    }
+
+    /// Precision of activations.
+    pub fn compute(&self) -> Compute {
+        self.options.compute
+    }
+
+    /// Tokenizer, chat template and end-of-text ids of the checkpoint.
+    ///
+    /// # Errors
+    /// As [`TextFrontend::load`].
+    pub fn text(&self) -> Result<TextFrontend<'p>, SessionError> {
+        TextFrontend::load(self.pack)
+    }
+
+    /// Positions that the text model was made for.
+    ///
+    /// # Errors
+    /// `Config` and `BadContextLength` where `config.json` cannot be used; damage of it.
+    pub fn context_length(&self) -> Result<ContextLength, SessionError> {
+        ContextLength::of(self.pack)
+    }
+
+    /// Runs `work` on the session's threads.
+    pub fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        match &self.pool {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
+    }
+
+    /// Opens the model and hands it to `work`, on the session's threads. Weights that it loads stay
+    /// until `work` returns.
+    ///
+    /// # Errors
+    /// What [`model`](Self::model) and `work` return.
+    pub fn with_model<T: Send, E: From<SessionError> + Send>(
+        &self,
+        reservation: Reservation,
+        work: impl FnOnce(&mut Model<'_>) -> Result<T, E> + Send,
+    ) -> Result<T, E> {
+        self.install(|| work(&mut self.model(reservation)?))
+    }
+
+    /// Opens the model, to be used on threads of the caller's choice: see
+    /// [`install`](Self::install). No weight is read; a missing one is found here.
+    ///
+    /// # Errors
+    /// `Run`: the pack does not hold what the model needs, or the memory budget is too small.
+    pub fn model(&self, reservation: Reservation) -> Result<Model<'_>, SessionError> {
+        let settings = RunSettings {
+            memory: self.memory,
+            expert_slots: self.options.expert_cache.map(|size| size.slots(self.pack)),
+            positions: reservation.positions,
+            longest_pass: reservation.longest_pass,
+            check: self.options.check,
+        };
+        Ok(Model::new(
+            &self.reader,
+            &self.device,
+            settings,
+            self.cancel,
+        )?)
+    }
+
+    /// Continues a prompt: opens a model that fits it, loads what is needed, generates.
+    ///
+    /// # Errors
+    /// A pack that cannot be run or is damaged; a prompt that is empty or outside the vocabulary;
+    /// too little memory; sampling settings out of range.
+    pub fn generate(
+        &self,
+        text: &TextFrontend<'_>,
+        prompt: &[u32],
+        settings: &GenerationSettings,
+        sink: &mut dyn TokenSink,
+    ) -> Result<Generation, SessionError> {
+        self.generate_observed(text, prompt, settings, Hooks::new(sink))
+    }
+
+    /// As [`generate`](Self::generate), with progress, and with a trace of every intermediate
+    /// result where there is a recorder (made by [`recorder`](Self::recorder)).
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    pub fn generate_observed(
+        &self,
+        text: &TextFrontend<'_>,
+        prompt: &[u32],
+        settings: &GenerationSettings,
+        hooks: Hooks<'_>,
+    ) -> Result<Generation, SessionError> {
+        let began = Instant::now();
+        let context = self.context_length()?;
+        let notes = generation::notes(text, context, prompt.len());
+        notes.iter().for_each(|note| hooks.sink.note(note));
+        // a prompt beyond the model's context is run all the same, with a note
+        let longest = context.positions().max(prompt.len());
+        let reservation = Reservation {
+            positions: prompt
+                .len()
+                .saturating_add(settings.max_new_tokens)
+                .min(longest),
+            longest_pass: prompt.len(),
+        };
+        let mut generation = self.with_model(reservation, |model| {
+            text.check(model.facts().vocab)?;
+            if settings.preload {
+                model.preload_with_progress(hooks.progress)?;
+            }
+            model.generate_since(began, text, prompt, settings, hooks)
+        })?;
+        generation.notes = notes;
+        Ok(generation)
+    }
+
+    /// Records what this session computes.
+    ///
+    /// # Errors
+    /// `Run` where the pack's model cannot be run.
+    pub fn recorder(&self) -> Result<TraceRecorder, SessionError> {
+        let facts = text_facts(self.pack.manifest())?;
+        Ok(TraceRecorder::new(self.options.compute, facts))
+    }
+}
+
+/// Runs `work` on so many threads of its own.
+///
+/// # Errors
+/// `Threads` where they cannot be started.
+pub fn on_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> Result<T, RunError> {
+    Ok(thread_pool(threads)?.install(work))
+}
+
+fn thread_pool(threads: usize) -> Result<ThreadPool, RunError> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    pool.map_err(|e| RunError::Threads {
+        threads,
+        source: std::io::Error::other(e),
+    })
+}

@@ -1,0 +1,182 @@
+//! An open model, wherever it runs.
+
+use segpack_formats::io::CancelToken;
+use segpack_manifests::PackReader;
+use segpack_manifests::families::TextFacts;
+
+use super::device::OpenDevice;
+use super::{Phase, Reservation, SessionProgress};
+#[cfg(feature = "cuda")]
+use crate::devices::cuda::Cuda;
+use crate::error::RunError;
+use crate::generate::Greatest;
+use crate::models::decoder::{Logits, RunSettings, RunStats, Thinker};
+use crate::observer::Observer;
+use crate::ops::CpuOps;
+use crate::weights::{Budget, Demand};
+
+/// A model with room for its [`Reservation`]: keys and values of the tokens so far, and the weights
+/// that are loaded.
+pub struct Model<'s> {
+    decoder: Decoder<'s>,
+    pub(super) reservation: Reservation,
+}
+
+enum Decoder<'s> {
+    Cpu(Box<Thinker<'s, CpuOps>>),
+    #[cfg(feature = "cuda")]
+    Cuda(Box<Thinker<'s, Cuda>>),
+}
+
+/// The same for every device.
+macro_rules! on_any {
+    ($decoder:expr, $thinker:ident => $what:expr) => {
+        match $decoder {
+            Decoder::Cpu($thinker) => $what,
+            #[cfg(feature = "cuda")]
+            Decoder::Cuda($thinker) => $what,
+        }
+    };
+}
+
+impl<'s> Model<'s> {
+    pub(super) fn new(
+        reader: &'s PackReader<'s>,
+        device: &OpenDevice,
+        settings: RunSettings,
+        cancel: &'s CancelToken,
+    ) -> Result<Self, RunError> {
+        let decoder = match device.clone() {
+            OpenDevice::Cpu(ops) => {
+                Decoder::Cpu(Box::new(Thinker::new(reader, ops, settings, cancel)?))
+            }
+            #[cfg(feature = "cuda")]
+            OpenDevice::Cuda(cuda) => {
+                Decoder::Cuda(Box::new(Thinker::new(reader, cuda, settings, cancel)?))
+            }
+        };
+        let RunSettings {
+            positions,
+            longest_pass,
+            ..
+        } = settings;
+        Ok(Self {
+            decoder,
+            reservation: Reservation {
+                positions,
+                longest_pass,
+            },
+        })
+    }
+
+    /// The model's sizes.
+    pub fn facts(&self) -> &TextFacts {
+        on_any!(&self.decoder, t => t.facts())
+    }
+
+    /// How memory is shared out.
+    pub fn budget(&self) -> Budget {
+        on_any!(&self.decoder, t => t.budget())
+    }
+
+    /// What this model and its reservation need of memory.
+    pub fn demand(&self) -> Demand {
+        on_any!(&self.decoder, t => t.demand())
+    }
+
+    /// Layers that have experts.
+    pub fn expert_layers(&self) -> u64 {
+        on_any!(&self.decoder, t => t.expert_layers())
+    }
+
+    /// Bytes of the head.
+    pub fn head_bytes(&self) -> u64 {
+        on_any!(&self.decoder, t => t.head_bytes())
+    }
+
+    /// Bytes of one weight.
+    pub fn bytes_per_weight(&self) -> u64 {
+        on_any!(&self.decoder, t => t.bytes_per_weight())
+    }
+
+    /// What was done so far.
+    pub fn stats(&self) -> RunStats {
+        on_any!(&self.decoder, t => t.stats())
+    }
+
+    /// Positions in the cache of keys and values.
+    pub fn positions(&self) -> usize {
+        on_any!(&self.decoder, t => t.positions())
+    }
+
+    /// The memory of the weights that are loaded; empty on a GPU, which has its own.
+    pub fn resident_memory(&self) -> Vec<&[u8]> {
+        match &self.decoder {
+            Decoder::Cpu(thinker) => thinker.resident_memory(),
+            #[cfg(feature = "cuda")]
+            Decoder::Cuda(_) => Vec::new(),
+        }
+    }
+
+    /// Bytes that [`preload`](Self::preload) loads where nothing is loaded yet.
+    pub fn preload_bytes(&self) -> u64 {
+        on_any!(&self.decoder, t => t.preload_bytes())
+    }
+
+    /// Loads the dense weights and as many experts as fit, which otherwise happens on first use.
+    ///
+    /// # Errors
+    /// Damage of the pack; `Interrupted`.
+    pub fn preload(&mut self) -> Result<(), RunError> {
+        self.preload_with_progress(&())
+    }
+
+    /// As [`preload`](Self::preload), with progress in bytes.
+    ///
+    /// # Errors
+    /// As [`preload`](Self::preload).
+    pub fn preload_with_progress(
+        &mut self,
+        progress: &dyn SessionProgress,
+    ) -> Result<(), RunError> {
+        progress.begin(Phase::Preload {
+            bytes: self.preload_bytes(),
+        });
+        let mut advance = |bytes| progress.advance(bytes);
+        let loaded = on_any!(&mut self.decoder, t => t.preload(&mut advance));
+        progress.end();
+        loaded
+    }
+
+    /// Forgets all tokens, keeps all weights.
+    pub fn reset(&mut self) {
+        on_any!(&mut self.decoder, t => t.reset());
+    }
+
+    /// Forgets the tokens from this position on; the next ones take their places.
+    pub fn truncate(&mut self, positions: usize) {
+        on_any!(&mut self.decoder, t => t.truncate(positions));
+    }
+
+    /// Runs these tokens after those before; returns logits, `[vocab]` or `[tokens, vocab]`.
+    ///
+    /// # Errors
+    /// `TokenId`, `TooLong`; damage of the pack.
+    pub fn forward(
+        &mut self,
+        ids: &[u32],
+        want: Logits,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<f32>, RunError> {
+        on_any!(&mut self.decoder, t => t.forward(ids, want, observer))
+    }
+
+    /// Runs `first`, then each token that follows but the last, chosen by the device itself: see
+    /// [`Thinker::greedy`]. False, and nothing is run, where it cannot choose.
+    ///
+    /// # Errors
+    /// `TokenId`, `TooLong`; what the driver says.
+    pub fn greedy(&mut self, first: u32, next: &mut [Greatest]) -> Result<bool, RunError> {
+        on_any!(&mut self.decoder, t => t.greedy(first, next))
+    }
+}
