@@ -79,13 +79,13 @@ pub struct Args {
     )]
     greedy: bool,
     /// Sample, with logits divided by this temperature
-    #[arg(long, value_name = "T", help_heading = SAMPLING)]
+    #[arg(long, value_name = "T", allow_negative_numbers = true, help_heading = SAMPLING)]
     temperature: Option<f64>,
     /// Sample from the K most likely tokens
     #[arg(long, value_name = "K", help_heading = SAMPLING)]
     top_k: Option<usize>,
     /// Sample from the smallest set of tokens with a total probability of at least P
-    #[arg(long, value_name = "P", help_heading = SAMPLING)]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, help_heading = SAMPLING)]
     top_p: Option<f64>,
     /// Seed of the random number generator [default: 0]
     #[arg(long, value_name = "N", help_heading = SAMPLING)]

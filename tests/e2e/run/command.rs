@@ -260,7 +260,7 @@ fn ids_and_tokenizers_outside_the_embedding_are_refused() {
         .says(&["these ids have no text"]);
     run(&pack, "--prompt-ids 5 --trace x.json")
         .exits(2)
-        .says(&["does not end in .safetensors"]);
+        .says(&["ends in .safetensors"]);
     run(&pack, "--prompt-ids 5 --trace no/such/x.safetensors")
         .exits(1)
         .says(&["cannot write to no/such"]);
@@ -373,7 +373,7 @@ fn odd_prompts_are_taken_or_refused_clearly() {
     for ids in ["5,x", "", "5,,6", "4294967296"] {
         segpack!["run", &pack, "--prompt-ids", ids]
             .exits(2)
-            .says(&["is not a token id"]);
+            .says(&["expected token ids"]);
     }
     segpack![
         "run",

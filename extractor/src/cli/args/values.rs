@@ -10,14 +10,14 @@ use segpack_runtime_min::session::ExpertCacheSize;
 pub fn token_id(text: &str) -> Result<u32, String> {
     text.trim()
         .parse()
-        .map_err(|_| format!("{text:?} is not a token id, which is a whole number"))
+        .map_err(|_| "expected token ids, which are whole numbers".to_owned())
 }
 
 pub fn experts_file(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     match path.extension().and_then(|e| e.to_str()) {
         Some("json" | "svg") => Ok(path),
-        _ => Err(format!("{text:?} ends neither in .json nor in .svg")),
+        _ => Err("expected a name that ends in .json or .svg".to_owned()),
     }
 }
 
@@ -25,21 +25,21 @@ pub fn size(text: &str) -> Result<u64, String> {
     let parsed = text.parse::<ByteSize>();
     parsed
         .map(|b| b.as_u64())
-        .map_err(|_| format!("{text:?} is not a size such as 6GiB or 1500MB"))
+        .map_err(|_| "expected a size such as 6GiB or 1500MB".to_owned())
 }
 
 /// The name of the other file of a trace is made from this one.
 pub fn trace_path(text: &str) -> Result<PathBuf, String> {
     match text.strip_suffix(".safetensors") {
         Some(stem) if !stem.is_empty() => Ok(text.into()),
-        _ => Err(format!("{text:?} does not end in .safetensors")),
+        _ => Err("expected a name that ends in .safetensors".to_owned()),
     }
 }
 
 /// A bare number counts experts, one with a unit bytes.
 pub fn expert_room(text: &str) -> Result<ExpertCacheSize, String> {
     match text.parse() {
-        Ok(0) => Err("at least one expert has to fit".to_owned()),
+        Ok(0) => Err("expected at least one expert".to_owned()),
         Ok(n) => Ok(ExpertCacheSize::Experts(n)),
         Err(_) => size(text).map(ExpertCacheSize::Bytes),
     }
@@ -49,22 +49,20 @@ pub fn expert_room(text: &str) -> Result<ExpertCacheSize, String> {
 pub fn threads(text: &str) -> Result<usize, String> {
     const MAX: usize = 1024;
     let parsed = text.parse().ok().filter(|n| (1..=MAX).contains(n));
-    parsed.ok_or_else(|| format!("{text:?} is not a number of threads from 1 to {MAX}"))
+    parsed.ok_or_else(|| format!("expected a number of threads from 1 to {MAX}"))
 }
 
 /// A number of things, at least one.
 pub fn count(text: &str) -> Result<usize, String> {
     let parsed = text.parse().ok().filter(|n| *n > 0);
-    parsed.ok_or_else(|| format!("{text:?} is not a whole number greater than 0"))
+    parsed.ok_or_else(|| "expected a whole number greater than 0".to_owned())
 }
 
 pub fn shard_size(text: &str) -> Result<ByteSize, String> {
     text.parse::<ByteSize>()
         .ok()
         .filter(|size| size.0 > 0)
-        .ok_or_else(|| {
-            format!("{text:?} is not a size such as 5GB (decimal), 2GiB (binary) or 500000 (bytes)")
-        })
+        .ok_or_else(|| "expected a size such as 5GB (decimal) or 2GiB (binary)".to_owned())
 }
 
 pub fn tokenizer_pre(text: &str) -> Result<String, String> {
@@ -72,7 +70,7 @@ pub fn tokenizer_pre(text: &str) -> Result<String, String> {
     if !text.is_empty() && text.len() <= 64 && text.chars().all(known) {
         return Ok(text.to_owned());
     }
-    Err(format!("{text:?} is not a name such as qwen2 or gpt-4o"))
+    Err("expected a name such as qwen2 or gpt-4o".to_owned())
 }
 
 pub fn expert_parallel(text: &str) -> Result<ExpertParallel, String> {
@@ -81,7 +79,7 @@ pub fn expert_parallel(text: &str) -> Result<ExpertParallel, String> {
         .and_then(|(r, n)| Some((r.parse().ok()?, n.parse().ok()?)));
     match parsed {
         Some((rank, ranks)) if rank < ranks => Ok(ExpertParallel { rank, ranks }),
-        _ => Err(format!("{text:?} is not R/N with R from 0 to N-1")),
+        _ => Err("expected R/N with R from 0 to N-1".to_owned()),
     }
 }
 
@@ -90,7 +88,7 @@ pub fn tolerance(text: &str) -> Result<f64, String> {
     let is_bound = number.is_finite() && number >= 0.0;
     is_bound
         .then_some(number)
-        .ok_or_else(|| "wanted a number that is not negative".to_owned())
+        .ok_or_else(|| "expected a number that is not negative".to_owned())
 }
 
 #[cfg(test)]
