@@ -22,12 +22,8 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
         None => (all, "segpack".to_owned()),
         Some(name) => {
             let found = all.find_subcommand(name).cloned();
-            let unknown = || {
-                StepError::Usage(format!(
-                    "there is no command {name:?}; `segpack --help` lists them"
-                ))
-            };
-            (found.ok_or_else(unknown)?, format!("segpack-{name}"))
+            let page = found.ok_or_else(|| no_such_command(name))?;
+            (page, format!("segpack-{name}"))
         }
     };
     let mut text = Vec::new();
@@ -37,4 +33,10 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
         .map_err(StepError::Stdout)?;
     context.terminal.stdout(|out| out.write_all(&text))?;
     Ok(Exit::Ok)
+}
+
+fn no_such_command(name: &str) -> StepError {
+    StepError::Usage(format!(
+        "there is no command {name:?}; `segpack --help` lists them"
+    ))
 }

@@ -1,8 +1,8 @@
 //! Pictures of documents.
 
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 
-use segpack_manifests::documents::ExpertsReport;
+use segpack_manifests::documents::{ExpertsReport, LayerExperts};
 
 const LEFT: usize = 64;
 const TOP: usize = 56;
@@ -10,8 +10,10 @@ const TOP: usize = 56;
 const WIDTH: usize = 1024;
 const RIGHT: usize = 110;
 const CELL_HEIGHT: usize = 12;
+/// Colour of an expert that was not used.
+const UNUSED: &str = "#eeeeee";
 
-/// Viridis at five places (matplotlib, `_cm_listed.py`), dark for few.
+/// Viridis at five points (matplotlib, `_cm_listed.py`), dark for few.
 const COLOURS: [[f64; 3]; 5] = [
     [68.0, 1.0, 84.0],
     [59.0, 82.0, 139.0],
@@ -20,17 +22,17 @@ const COLOURS: [[f64; 3]; 5] = [
     [253.0, 231.0, 37.0],
 ];
 
-/// From 0 to 1.
+/// The colour of a share from 0 to 1.
 fn colour(share: f64) -> String {
-    let place = share.clamp(0.0, 1.0) * 4.0;
+    let position = share.clamp(0.0, 1.0) * 4.0;
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "0 to 3"
     )]
-    let first = (place.floor() as usize).min(3);
+    let first = (position.floor() as usize).min(3);
     #[expect(clippy::cast_precision_loss, reason = "0 to 3")]
-    let rest = place - first as f64;
+    let rest = position - first as f64;
     let [a, b] = [COLOURS[first], COLOURS[first + 1]];
     let mix = |i: usize| a[i] + (b[i] - a[i]) * rest;
     format!("rgb({:.0},{:.0},{:.0})", mix(0), mix(1), mix(2))
@@ -41,100 +43,126 @@ fn share(n: u64, of: u64) -> f64 {
     n as f64 / of.max(1) as f64
 }
 
-/// Layers from top to bottom, experts from left to right, the share that was in memory at the end
-/// of each row.
+/// A heat map: layers from top to bottom, experts from left to right, and the hit rate of the cache
+/// at the end of each row.
 pub fn heat_map(report: &ExpertsReport) -> String {
-    let experts = report.experts.max(1) as usize;
-    let cell = (WIDTH / experts).clamp(4, 32);
-    let most = report
-        .layers
-        .iter()
-        .flat_map(|l| &l.uses)
-        .copied()
-        .max()
-        .unwrap_or(0);
-    let (width, height) = (
-        LEFT + experts * cell + RIGHT,
-        TOP + report.layers.len() * CELL_HEIGHT + 64,
-    );
-    let mut svg = String::new();
-    // writing to a string cannot fail
-    let _ = writeln!(
-        svg,
-        r##"<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11">
-<rect width="100%" height="100%" fill="#ffffff"/>
-<text x="{LEFT}" y="20" font-size="15">Uses of experts in {} forward passes</text>
-<text x="{LEFT}" y="{}">expert</text>
-<text x="{}" y="{}">in memory</text>"##,
-        report.passes,
-        TOP - 18,
-        LEFT + experts * cell + 8,
-        TOP - 18
-    );
-    let step = (experts / 8).max(1);
-    for expert in (0..experts).step_by(step) {
-        let _ = writeln!(
-            svg,
-            r#"<text x="{}" y="{}">{expert}</text>"#,
-            LEFT + expert * cell,
-            TOP - 4
-        );
-    }
+    let map = Map::of(report);
+    let mut svg = Svg::default();
+    map.head(&mut svg);
     for (row, layer) in report.layers.iter().enumerate() {
-        let y = TOP + row * CELL_HEIGHT;
-        let text = y + CELL_HEIGHT - 2;
-        let _ = writeln!(
-            svg,
-            r#"<text x="8" y="{text}">layer {}</text>"#,
-            layer.layer
-        );
-        for (expert, uses) in layer.uses.iter().enumerate() {
-            let fill = if *uses == 0 {
-                "#eeeeee".to_owned()
-            } else {
-                colour(share(*uses, most))
-            };
-            let _ = writeln!(
-                svg,
-                r#"<rect x="{}" y="{y}" width="{cell}" height="{CELL_HEIGHT}" fill="{fill}"><title>layer {}, expert {expert}: {uses}</title></rect>"#,
-                LEFT + expert * cell,
-                layer.layer
-            );
-        }
-        let hits = 100.0 * share(layer.hits, layer.hits + layer.misses);
-        let _ = writeln!(
-            svg,
-            r#"<text x="{}" y="{text}">{hits:.0} %</text>"#,
-            LEFT + experts * cell + 8
-        );
+        map.layer(&mut svg, TOP + row * CELL_HEIGHT, layer);
     }
-    legend(&mut svg, TOP + report.layers.len() * CELL_HEIGHT + 20, most);
-    svg.push_str("</svg>\n");
-    svg
+    map.legend(&mut svg, TOP + report.layers.len() * CELL_HEIGHT + 20);
+    svg.0.push_str("</svg>\n");
+    svg.0
 }
 
-fn legend(svg: &mut String, y: usize, most: u64) {
-    let _ = writeln!(svg, r#"<text x="8" y="{}">uses</text>"#, y + 11);
-    let _ = writeln!(
-        svg,
-        r##"<rect x="{LEFT}" y="{y}" width="14" height="14" fill="#eeeeee"/>"##
-    );
-    let _ = writeln!(svg, r#"<text x="{LEFT}" y="{}">0</text>"#, y + 28);
-    for i in 0..=20_u32 {
-        let x = LEFT + 24 + i as usize * 8;
-        let fill = colour(f64::from(i) / 20.0);
-        let _ = writeln!(
-            svg,
-            r#"<rect x="{x}" y="{y}" width="8" height="14" fill="{fill}"/>"#
-        );
+/// Elements, one per line.
+#[derive(Default)]
+struct Svg(String);
+
+impl Svg {
+    fn line(&mut self, element: std::fmt::Arguments<'_>) {
+        // writing to a string cannot fail
+        let _ = writeln!(self.0, "{element}");
     }
-    let _ = writeln!(svg, r#"<text x="{}" y="{}">1</text>"#, LEFT + 24, y + 28);
-    let _ = writeln!(
-        svg,
-        r#"<text x="{}" y="{}">{most}</text>"#,
-        LEFT + 24 + 20 * 8,
-        y + 28
-    );
+
+    fn text(&mut self, x: usize, y: usize, text: impl Display) {
+        self.line(format_args!(r#"<text x="{x}" y="{y}">{text}</text>"#));
+    }
+}
+
+/// Measures of a heat map, in pixels, and what its colours mean.
+struct Map<'a> {
+    report: &'a ExpertsReport,
+    experts: usize,
+    cell_width: usize,
+    max_uses: u64,
+}
+
+impl<'a> Map<'a> {
+    fn of(report: &'a ExpertsReport) -> Self {
+        let experts = report.experts.max(1) as usize;
+        let uses = report.layers.iter().flat_map(|l| &l.uses);
+        Self {
+            report,
+            experts,
+            cell_width: (WIDTH / experts).clamp(4, 32),
+            max_uses: uses.copied().max().unwrap_or(0),
+        }
+    }
+
+    /// The left edge of an expert's column.
+    fn x(&self, expert: usize) -> usize {
+        LEFT + expert * self.cell_width
+    }
+
+    /// Where the hit rates stand.
+    fn right(&self) -> usize {
+        self.x(self.experts) + 8
+    }
+
+    /// The title and the numbers of some experts.
+    fn head(&self, svg: &mut Svg) {
+        let width = self.x(self.experts) + RIGHT;
+        let height = TOP + self.report.layers.len() * CELL_HEIGHT + 64;
+        svg.line(format_args!(
+            r#"<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11">"#
+        ));
+        svg.line(format_args!(
+            r##"<rect width="100%" height="100%" fill="#ffffff"/>"##
+        ));
+        svg.line(format_args!(
+            r#"<text x="{LEFT}" y="20" font-size="15">Uses of experts in {} forward passes</text>"#,
+            self.report.passes
+        ));
+        svg.text(LEFT, TOP - 18, "expert");
+        svg.text(self.right(), TOP - 18, "hit rate");
+        let step = (self.experts / 8).max(1);
+        for expert in (0..self.experts).step_by(step) {
+            svg.text(self.x(expert), TOP - 4, expert);
+        }
+    }
+
+    /// A row of cells.
+    fn layer(&self, svg: &mut Svg, y: usize, layer: &LayerExperts) {
+        let number = layer.layer;
+        let baseline = y + CELL_HEIGHT - 2;
+        svg.text(8, baseline, format_args!("layer {number}"));
+        for (expert, uses) in layer.uses.iter().enumerate() {
+            let (x, width, fill) = (self.x(expert), self.cell_width, self.fill(*uses));
+            svg.line(format_args!(
+                r#"<rect x="{x}" y="{y}" width="{width}" height="{CELL_HEIGHT}" fill="{fill}"><title>layer {number}, expert {expert}: {uses}</title></rect>"#
+            ));
+        }
+        let hit_rate = 100.0 * share(layer.hits, layer.hits + layer.misses);
+        svg.text(self.right(), baseline, format_args!("{hit_rate:.0} %"));
+    }
+
+    fn fill(&self, uses: u64) -> String {
+        match uses {
+            0 => UNUSED.to_owned(),
+            uses => colour(share(uses, self.max_uses)),
+        }
+    }
+
+    /// The scale of colours, from 0 to the most uses.
+    fn legend(&self, svg: &mut Svg, y: usize) {
+        svg.text(8, y + 11, "uses");
+        svg.line(format_args!(
+            r#"<rect x="{LEFT}" y="{y}" width="14" height="14" fill="{UNUSED}"/>"#
+        ));
+        svg.text(LEFT, y + 28, 0);
+        for i in 0..=20_u32 {
+            let x = LEFT + 24 + i as usize * 8;
+            let fill = colour(f64::from(i) / 20.0);
+            svg.line(format_args!(
+                r#"<rect x="{x}" y="{y}" width="8" height="14" fill="{fill}"/>"#
+            ));
+        }
+        svg.text(LEFT + 24, y + 28, 1);
+        svg.text(LEFT + 24 + 20 * 8, y + 28, self.max_uses);
+    }
 }
 
 #[cfg(test)]
@@ -143,14 +171,17 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn every_expert_has_a_cell_and_every_layer_a_share() {
-        let layer = |layer, uses: &[u64]| LayerExperts {
+    fn layer(layer: u32, uses: &[u64]) -> LayerExperts {
+        LayerExperts {
             layer,
             hits: 3,
             misses: 1,
             uses: uses.to_vec(),
-        };
+        }
+    }
+
+    #[test]
+    fn every_expert_has_a_cell_and_every_layer_a_share() {
         let report = ExpertsReport {
             format_version: ExpertsReport::VERSION,
             generator: "test".to_owned(),

@@ -146,14 +146,15 @@ fn rate(tokens_per_second: f64, share_of_limit: f64) -> Value {
     json!({"tokens_per_second": tokens_per_second, "share_of_limit": share_of_limit})
 }
 
+fn resident(threads: u64) -> Value {
+    json!({
+        "threads": threads, "decode": rate(11.25, 0.89), "bytes_per_token": 6_100_000_000_u64,
+        "prefill": [{"tokens": 128, "rate": rate(151.5, 0.58)}]
+    })
+}
+
 #[test]
 fn a_bench() {
-    let resident = |threads: u64| {
-        json!({
-            "threads": threads, "decode": rate(11.25, 0.89), "bytes_per_token": 6_100_000_000_u64,
-            "prefill": [{"tokens": 128, "rate": rate(151.5, 0.58)}]
-        })
-    };
     let keys = json!({
         "instruction_set": "avx512", "repeats": 3, "checked": true, "drive_rate": 2.9e9,
         "blake3_rate": 5.8e9,
@@ -199,14 +200,15 @@ fn a_bench_of_a_gpu() {
     assert_text("bench-gpu", &super::gpu_bench(&document(keys)));
 }
 
+fn gpu(number: u32, supported: bool) -> Value {
+    json!({
+        "number": number, "name": "NVIDIA H100", "compute_capability": "9.0",
+        "multiprocessors": 132, "memory": 85_000_000_000_u64, "supported": supported
+    })
+}
+
 #[test]
 fn devices() {
-    let gpu = |number: u32, supported: bool| {
-        json!({
-            "number": number, "name": "NVIDIA H100", "compute_capability": "9.0",
-            "multiprocessors": 132, "memory": 85_000_000_000_u64, "supported": supported
-        })
-    };
     let keys = json!({
         "driver_cuda_version": "12.8", "problem": null,
         "devices": [gpu(0, true), gpu(1, false)], "auto": "cuda:0"
