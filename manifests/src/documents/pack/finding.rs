@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
-    /// Worth a look; changes no exit status.
+    /// Does not change the exit status.
     Warning,
     /// The input is damaged, incomplete or different: exit status 3.
     Error,
@@ -34,9 +34,9 @@ macro_rules! kinds {
 }
 
 kinds! {
-    /// A weight file breaks the safetensors format, is cut off, a pointer, a web page.
+    /// A weight file is not valid safetensors: malformed, truncated, a git-lfs pointer, a web page.
     MalformedShard = Error,
-    /// The index breaks its format or names paths outside the folder.
+    /// The index is malformed or names paths outside the folder.
     MalformedIndex = Error,
     /// The index names a shard that is not there.
     MissingShard = Error,
@@ -52,15 +52,15 @@ kinds! {
     WrongTotalSize = Error,
     /// `config.json` is missing, malformed or of an unknown family.
     BadConfig = Error,
-    /// A git-lfs pointer stands in a file's place.
+    /// A git-lfs pointer is in the place of a file.
     GitLfsPointer = Error,
-    /// No completeness audit could be made.
+    /// No completeness audit was possible.
     NotAudited = Warning,
-    /// The architecture needs a tensor that is not there.
+    /// A tensor that the architecture requires is missing.
     MissingTensor = Error,
     /// A tensor that the architecture does not have.
     ExtraTensor = Error,
-    /// A tensor's shape is not what `config.json` gives.
+    /// A tensor's shape is not the one that `config.json` gives.
     MisshapedTensor = Error,
     /// A tensor's dtype is not the one that `config.json` gives.
     WrongDtype = Error,
@@ -76,7 +76,7 @@ kinds! {
     MissingFile = Error,
     /// A file, folder or link that the manifest does not list.
     UnlistedFile = Error,
-    /// A file has another length than the manifest says.
+    /// The length of a file is not the one in the manifest.
     WrongLength = Error,
     /// A pack's header is not the one that the manifest describes.
     WrongHeader = Error,
@@ -86,7 +86,7 @@ kinds! {
     DamagedTensor = Error,
     /// A file's bytes do not match its digest.
     DamagedFile = Error,
-    /// SHA256SUMS is not the text that the manifest gives.
+    /// SHA256SUMS is not the text that follows from the manifest.
     WrongSums = Error,
     /// A file cannot be read.
     Unreadable = Error,
@@ -100,9 +100,9 @@ kinds! {
     DiffersFromHub = Error,
     /// A trace was recorded from another checkpoint.
     ForeignTrace = Error,
-    /// A trace does not say, or not for sure, which checkpoint it was recorded from.
+    /// A trace does not say, or does not prove, which checkpoint it was recorded from.
     UnidentifiedTrace = Warning,
-    /// What a model computes from its pack is outside the gate around its reference.
+    /// The results of the model differ from the reference by more than the tolerance.
     DiffersFromReference = Error,
     /// The reference allows no verdict.
     NotJudged = Warning,

@@ -1,4 +1,4 @@
-//! What a checkpoint holds, as its headers and `config.json` say (`segpack scan`).
+//! What a checkpoint contains, according to its headers and `config.json` (`segpack scan`).
 
 use segpack_formats::digest::Sha256;
 use segpack_formats::numeric::Dtype;
@@ -8,7 +8,7 @@ use crate::documents::{Finding, FormatVersion};
 use crate::families::FamilyName;
 use crate::names::{Class, Classification, Component, Part, Role};
 
-/// Where the checkpoint came from, as far as its folder tells.
+/// Where the checkpoint came from, as far as its folder reveals it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Provenance {
@@ -95,10 +95,10 @@ pub struct InventoryTensor {
     /// Which tensor of its weight it is.
     #[serde(default = "Part::weight", skip_serializing_if = "Part::is_weight")]
     pub part: Part,
-    /// Layer, where it belongs to one.
+    /// Layer, if it belongs to one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer: Option<u32>,
-    /// Expert, where it belongs to one.
+    /// Expert, if it belongs to one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expert: Option<u32>,
 }
@@ -134,7 +134,7 @@ pub struct ClassCount {
     pub class: Class,
     /// Stored tensors.
     pub tensors: u64,
-    /// Values in them.
+    /// Number of elements in them.
     pub parameters: u64,
     /// Bytes of them.
     pub bytes: u64,
@@ -150,7 +150,7 @@ pub struct RoleCount {
     pub role: Role,
     /// Stored tensors.
     pub tensors: u64,
-    /// Values in them.
+    /// Number of elements in them.
     pub parameters: u64,
     /// Bytes of them.
     pub bytes: u64,
@@ -165,13 +165,13 @@ pub struct InventoryCounts {
     /// Parameters once each layer's experts are stacked into two (gate and up fused, down): what
     /// loaders print.
     pub logical_parameters: u64,
-    /// Values in all tensors.
+    /// Number of elements in all tensors.
     pub parameters: u64,
     /// Bytes of all tensors.
     pub tensor_bytes: u64,
 }
 
-/// Everything that `scan` finds out from headers and `config.json`.
+/// What `scan` derives from headers and `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Inventory {
@@ -181,13 +181,13 @@ pub struct Inventory {
         schemars(with = "crate::documents::schema::VersionText")
     )]
     pub format_version: FormatVersion,
-    /// What wrote it.
+    /// Name and version of the program that wrote it.
     pub generator: String,
     /// Where the checkpoint came from.
     pub provenance: Provenance,
-    /// Its family, where `config.json` (or, without one, the names) tells.
+    /// Its family, if `config.json` (or, without one, the tensor names) reveals it.
     pub family: Option<FamilyName>,
-    /// Whether every tensor that `config.json` demands was looked for.
+    /// Whether the checkpoint was compared with every tensor that `config.json` requires.
     pub audited: bool,
     /// Sums.
     pub counts: InventoryCounts,
@@ -201,8 +201,8 @@ pub struct Inventory {
     pub files: Vec<SideFile>,
     /// What is not packed.
     pub left_out: Vec<LeftOut>,
-    /// All that is wrong.
+    /// Everything that is wrong.
     pub findings: Vec<Finding>,
-    /// All tensors, by shard and place.
+    /// All tensors, ordered by shard and offset.
     pub tensors: Vec<InventoryTensor>,
 }

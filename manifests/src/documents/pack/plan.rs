@@ -19,7 +19,7 @@ pub struct Plan {
         schemars(with = "crate::documents::schema::VersionText")
     )]
     pub format_version: FormatVersion,
-    /// What wrote it.
+    /// Name and version of the program that wrote it.
     pub generator: String,
     /// How segments will be coded.
     #[cfg_attr(
@@ -27,7 +27,7 @@ pub struct Plan {
         schemars(with = "crate::documents::schema::CodecName")
     )]
     pub codec: Codec,
-    /// Components that stay behind.
+    /// Components that are not packed.
     pub excluded: Vec<Excluded>,
     /// Files that are not packed.
     pub left_out: Vec<LeftOut>,
@@ -45,7 +45,7 @@ pub struct PlannedPack {
     pub component: Component,
     /// First byte of the data section.
     pub data_offset: u64,
-    /// Bytes of the file: exact where the codec is `raw`, an upper bound otherwise.
+    /// Bytes of the file: exact for the codec `raw`, an upper bound otherwise.
     pub length: u64,
     /// Segments in file order.
     pub segments: Vec<PlannedSegment>,
@@ -67,7 +67,8 @@ pub struct PlannedSegment {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PlannedTensor {
-    /// Its name; for an expert sliced from a stacked tensor the name it would have on its own.
+    /// Its name; for an expert sliced from a stacked tensor, the name that it would have on its
+    /// own.
     pub name: String,
     /// Element type, as safetensors names it.
     #[cfg_attr(
@@ -82,10 +83,10 @@ pub struct PlannedTensor {
     /// Which tensor of its weight it is.
     #[serde(default = "Part::weight", skip_serializing_if = "Part::is_weight")]
     pub part: Part,
-    /// Layer, where it belongs to one.
+    /// Layer, if it belongs to one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer: Option<u32>,
-    /// Expert, where it belongs to one.
+    /// Expert, if it belongs to one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expert: Option<u32>,
     /// Where its bytes are.

@@ -1,12 +1,12 @@
-//! What `bench` prints: what this machine can do, and how near a model comes to it.
+//! What `bench` prints: the limits of this machine, and how close a model comes to them.
 //!
-//! Rates are medians. Bytes are bytes, not multiples of 1024; times are seconds.
+//! Rates are medians. Sizes are in bytes, times in seconds.
 
 use serde::{Deserialize, Serialize};
 
 use crate::documents::FormatVersion;
 
-/// A machine's limits, a model's rates beside them, and what follows for the whole model.
+/// The limits of a machine, the rates of a model, and a forecast for the whole model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct BenchReport {
@@ -16,30 +16,30 @@ pub struct BenchReport {
         schemars(with = "crate::documents::schema::VersionText")
     )]
     pub format_version: FormatVersion,
-    /// What wrote it.
+    /// Name and version of the program that wrote it.
     pub generator: String,
     /// Instruction set of the kernels.
     pub instruction_set: String,
-    /// How often each figure was measured; the median is given.
+    /// Number of measurements of each figure; the median is reported.
     pub repeats: u32,
-    /// Whether digests were compared at every load.
+    /// Whether digests were compared on every load.
     pub checked: bool,
-    /// The drive, with several direct reads in flight, bytes per second; none where the pack could
-    /// not be read past the page cache.
+    /// Rate of the drive with several direct reads in flight, in bytes per second; `null` if the
+    /// pack could not be read past the page cache.
     pub drive_rate: Option<f64>,
     /// BLAKE3 on one thread, bytes per second.
     pub blake3_rate: f64,
-    /// What the processor and the memory can do, for each number of threads.
+    /// Limits of processor and memory, for each number of threads.
     pub limits: Vec<BenchLimits>,
-    /// The model with all weights in memory; none where they do not fit.
+    /// The model with all weights in memory; empty if they do not fit.
     pub resident: Vec<BenchResident>,
     /// The model in less memory than it has weights.
     pub on_demand: Vec<BenchOnDemand>,
-    /// What follows for a model of the same width, computed from the figures above.
+    /// Forecast for a model of the same width, computed from the figures above.
     pub forecast: BenchForecast,
 }
 
-/// What the processor and the memory can do.
+/// Limits of processor and memory.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct BenchLimits {
@@ -57,9 +57,9 @@ pub struct BenchLimits {
 pub struct BenchResident {
     /// Threads.
     pub threads: u64,
-    /// Tokens one by one.
+    /// Decoding, one token at a time.
     pub decode: BenchRate,
-    /// Weights that a token reads, bytes.
+    /// Weights that a token reads, in bytes.
     pub bytes_per_token: u64,
     /// Prompts.
     pub prefill: Vec<BenchPrefill>,
@@ -71,7 +71,7 @@ pub struct BenchResident {
 pub struct BenchRate {
     /// Tokens per second.
     pub tokens_per_second: f64,
-    /// Share of what the limit allows, which was measured right before and after.
+    /// Share of the limit, which was measured right before and after.
     pub share_of_limit: f64,
 }
 
@@ -81,8 +81,8 @@ pub struct BenchRate {
 pub struct BenchPrefill {
     /// Tokens of the prompt.
     pub tokens: u64,
-    /// Its rate; the limit is the peak of multiply-adds over all products of weights (attention's
-    /// own are not counted).
+    /// Its rate; the limit is the multiply-add peak over all products with weights (those of
+    /// attention are not counted).
     pub rate: BenchRate,
 }
 
@@ -90,7 +90,7 @@ pub struct BenchPrefill {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct BenchOnDemand {
-    /// Memory of the process, bytes.
+    /// Memory budget of the process, in bytes.
     pub memory: u64,
     /// Threads.
     pub threads: u64,
@@ -98,32 +98,32 @@ pub struct BenchOnDemand {
     pub expert_slots: u64,
     /// Whether dense weights stayed in memory.
     pub dense_resident: bool,
-    /// Share of experts that were in memory when needed.
+    /// Hit rate of the expert cache.
     pub hit_rate: f64,
-    /// Bytes read for a token.
+    /// Bytes read per token.
     pub bytes_read_per_token: f64,
-    /// Tokens one by one; the limit is 1 / (bytes read / drive rate + bytes per token / read
-    /// bandwidth).
+    /// Decoding, one token at a time; the limit is 1 / (bytes read / drive rate + bytes per token /
+    /// read bandwidth).
     pub decode: BenchRate,
-    /// Share of the time in which nothing could be computed, because weights were not there yet.
+    /// Share of the time spent waiting for weights, with nothing to compute.
     pub waiting: f64,
 }
 
-/// What a model of so many layers would need and reach: computed, not measured.
+/// What a model with that many layers would need and reach: computed, not measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct BenchForecast {
     /// Layers of the model.
     pub layers: u64,
-    /// All weights of the text model but the embedding, which is read row by row: bytes.
+    /// All weights of the text model except the embedding, which is read row by row, in bytes.
     pub weights: u64,
-    /// Weights that a token reads, bytes.
+    /// Weights that a token reads, in bytes.
     pub bytes_per_token: u64,
-    /// The least memory that works, bytes.
+    /// Minimum memory of the process, in bytes.
     pub least_memory: u64,
     /// Tokens per second with everything in memory.
     pub resident_tokens_per_second: f64,
-    /// At some budgets, experts being chosen evenly (the worst case for a cache).
+    /// At several budgets, with experts chosen evenly (the worst case for a cache).
     pub budgets: Vec<BenchForecastBudget>,
 }
 
@@ -131,11 +131,11 @@ pub struct BenchForecast {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct BenchForecastBudget {
-    /// Memory of the process, bytes.
+    /// Memory budget of the process, in bytes.
     pub memory: u64,
-    /// Share of experts that are in memory when needed.
+    /// Hit rate of the expert cache.
     pub hit_rate: f64,
-    /// Bytes read for a token.
+    /// Bytes read per token.
     pub bytes_read_per_token: f64,
     /// Tokens per second.
     pub tokens_per_second: f64,

@@ -1,4 +1,4 @@
-//! What `demo` shows.
+//! The report of `demo`.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,16 +10,16 @@ use crate::documents::{FormatVersion, ValidateReport};
 pub struct DemoStep {
     /// The command that a user would give.
     pub command: String,
-    /// What came of it.
+    /// Its outcome.
     pub outcome: String,
-    /// Whether that is what had to come of it.
+    /// Whether the outcome is the expected one.
     pub ok: bool,
     /// The report of `validate`, at its step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<Box<ValidateReport>>,
 }
 
-/// What `demo` showed.
+/// The report of `demo`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DemoReport {
@@ -29,10 +29,10 @@ pub struct DemoReport {
         schemars(with = "crate::documents::schema::VersionText")
     )]
     pub format_version: FormatVersion,
-    /// What wrote it.
+    /// Name and version of the program that wrote it.
     pub generator: String,
-    /// Whether every step came out as it had to.
+    /// Whether every step had the expected outcome.
     pub ok: bool,
-    /// In order.
+    /// The steps, in order.
     pub steps: Vec<DemoStep>,
 }

@@ -14,15 +14,15 @@ pub struct DevicesReport {
         schemars(with = "crate::documents::schema::VersionText")
     )]
     pub format_version: FormatVersion,
-    /// What wrote it.
+    /// Name and version of the program that wrote it.
     pub generator: String,
-    /// Version of CUDA that the driver has; none where there is no driver or no device.
+    /// CUDA version of the driver; `null` without a driver or device.
     pub driver_cuda_version: Option<String>,
-    /// Why no GPU can be used, where none was found.
+    /// Why no GPU can be used, if none was found.
     pub problem: Option<String>,
-    /// What the driver knows.
+    /// The devices that the driver lists.
     pub devices: Vec<DeviceEntry>,
-    /// What `--device auto` takes: `cpu` or `cuda:N`.
+    /// The device that `--device auto` selects: `cpu` or `cuda:N`.
     pub auto: String,
 }
 
@@ -32,7 +32,7 @@ pub struct DevicesReport {
 pub struct DeviceEntry {
     /// Its number: N of `cuda:N`.
     pub number: u32,
-    /// What it is called.
+    /// Its name.
     pub name: String,
     /// Compute capability, MAJOR.MINOR.
     pub compute_capability: String,

@@ -14,7 +14,7 @@ pub struct ExpertsReport {
         schemars(with = "crate::documents::schema::VersionText")
     )]
     pub format_version: FormatVersion,
-    /// What wrote it.
+    /// Name and version of the program that wrote it.
     pub generator: String,
     /// Forward passes: one for the prompt, one for each token after the first.
     pub passes: u64,
@@ -24,7 +24,8 @@ pub struct ExpertsReport {
     pub layers: Vec<LayerExperts>,
 }
 
-/// Uses of the experts of a layer. A pass that sends several tokens to an expert uses it once.
+/// Uses of the experts of a layer. A forward pass that routes several tokens to an expert counts
+/// once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LayerExperts {

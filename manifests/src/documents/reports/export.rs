@@ -1,4 +1,4 @@
-//! What `export` says in the end, and who holds which expert.
+//! The summary of `export`, and the map of experts to ranks.
 
 use segpack_formats::digest::Sha256;
 use serde::{Deserialize, Serialize};
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::documents::FormatVersion;
 use crate::names::Component;
 
-/// For whom an export is.
+/// Output format of an export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
@@ -53,7 +53,7 @@ pub struct ExportSummary {
         schemars(with = "crate::documents::schema::VersionText")
     )]
     pub format_version: FormatVersion,
-    /// What wrote it.
+    /// Name and version of the program that wrote it.
     pub generator: String,
     /// SHA-256 of the pack's `manifest.json`: which pack it was.
     #[cfg_attr(
@@ -61,7 +61,7 @@ pub struct ExportSummary {
         schemars(with = "crate::documents::schema::HexDigest")
     )]
     pub manifest_sha256: Sha256,
-    /// For whom.
+    /// Output format.
     pub target: ExportTarget,
     /// Files written.
     pub files: u64,
@@ -71,11 +71,11 @@ pub struct ExportSummary {
     pub bytes: u64,
     /// Whether they were read back and compared with the pack.
     pub checked: bool,
-    /// What the user has to know about the result.
+    /// What a user should know about the result.
     pub notes: Vec<String>,
 }
 
-/// How experts are spread over ranks.
+/// How experts are distributed over ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
@@ -90,11 +90,11 @@ pub enum Placement {
 pub struct RankExperts {
     /// Which rank, counted from 0.
     pub rank: u32,
-    /// Its experts, by the numbers that they have in the model.
+    /// Its experts, by their numbers in the model.
     pub experts: Vec<u32>,
 }
 
-/// How the experts of one component are spread; every layer's alike.
+/// How the experts of one component are distributed; every layer is alike.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ComponentExperts {
@@ -102,7 +102,7 @@ pub struct ComponentExperts {
     pub component: Component,
     /// Experts of each of its layers.
     pub experts: u32,
-    /// Who holds which.
+    /// The experts of each rank.
     pub ranks: Vec<RankExperts>,
 }
 
@@ -116,9 +116,9 @@ pub struct ExpertParallelMap {
         schemars(with = "crate::documents::schema::VersionText")
     )]
     pub format_version: FormatVersion,
-    /// What wrote it.
+    /// Name and version of the program that wrote it.
     pub generator: String,
-    /// How experts are spread.
+    /// How experts are distributed.
     pub placement: Placement,
     /// The rank whose share is beside this document, counted from 0.
     pub rank: u32,

@@ -1,12 +1,12 @@
 //! What `bench --device cuda` prints: a model on a GPU.
 //!
-//! Rates are medians. Bytes are bytes, not multiples of 1024; times are seconds.
+//! Rates are medians. Sizes are in bytes, times in seconds.
 
 use serde::{Deserialize, Serialize};
 
 use crate::documents::{FormatVersion, Precision};
 
-/// A model's rates on a GPU, and what a limit has to be multiplied with to judge them.
+/// The rates of a model on a GPU, and the quantities that relate them to the GPU's limits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GpuBenchReport {
@@ -16,26 +16,27 @@ pub struct GpuBenchReport {
         schemars(with = "crate::documents::schema::VersionText")
     )]
     pub format_version: FormatVersion,
-    /// What wrote it.
+    /// Name and version of the program that wrote it.
     pub generator: String,
     /// `cuda:N` and the GPU's name.
     pub device: String,
     /// Precision of activations.
     pub compute: Precision,
-    /// How often each figure was measured; the median is given.
+    /// Number of measurements of each figure; the median is reported.
     pub repeats: u32,
-    /// Whether digests were compared at every load.
+    /// Whether digests were compared on every load.
     pub checked: bool,
-    /// Host memory, of which what is left is for experts that the GPU has no room for, bytes; none
-    /// where nobody gave it.
+    /// Memory budget of the host in bytes, which caches experts that do not fit on the GPU; `null`
+    /// if none was given.
     pub host_memory: Option<u64>,
-    /// Weights that one token reads, bytes.
+    /// Weights that one token reads, in bytes.
     pub bytes_per_token: u64,
-    /// Operations in the products of one token of a prompt, the head left out: two for each weight.
+    /// Operations in the matrix products of one token of a prompt, without the head: two for each
+    /// weight.
     pub operations_per_token: f64,
-    /// All weights that a long prompt reads, bytes.
+    /// All weights that a long prompt reads, in bytes.
     pub weights: u64,
-    /// The model with all weights on the GPU; none where it was not asked for.
+    /// The model with all weights on the GPU; `null` if that was not measured.
     pub resident: Option<GpuBenchResident>,
     /// The model in less memory than it has weights.
     pub on_demand: Vec<GpuBenchOnDemand>,
@@ -45,11 +46,11 @@ pub struct GpuBenchReport {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GpuBenchResident {
-    /// Loading all weights, from the pack to the GPU.
+    /// Seconds to load all weights from the pack to the GPU.
     pub load_seconds: f64,
-    /// Tokens one by one, each chosen by the host: tokens per second.
+    /// Decoding with tokens chosen by the host, in tokens per second.
     pub decode_tokens_per_second: f64,
-    /// Tokens one by one, each chosen by the GPU: tokens per second.
+    /// Decoding with tokens chosen by the GPU, in tokens per second.
     pub greedy_tokens_per_second: f64,
     /// Prompts.
     pub prefill: Vec<GpuBenchPrefill>,
@@ -69,18 +70,18 @@ pub struct GpuBenchPrefill {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GpuBenchOnDemand {
-    /// Memory of the GPU, bytes.
+    /// Memory budget on the GPU, in bytes.
     pub device_memory: u64,
     /// Slots for experts.
     pub expert_slots: u64,
     /// Whether dense weights stayed on the GPU.
     pub dense_resident: bool,
-    /// Share of experts that were on the GPU when needed.
+    /// Hit rate of the expert slots on the GPU.
     pub hit_rate: f64,
-    /// Bytes copied to the GPU for a token.
+    /// Bytes copied to the GPU per token.
     pub bytes_copied_per_token: f64,
-    /// Bytes read from the pack for a token.
+    /// Bytes read from the pack per token.
     pub bytes_read_per_token: f64,
-    /// Tokens one by one: tokens per second.
+    /// Decoding, in tokens per second.
     pub decode_tokens_per_second: f64,
 }

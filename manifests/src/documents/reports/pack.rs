@@ -1,4 +1,4 @@
-//! What `pack` and `repack` print when done.
+//! The summary of `pack` and `repack`.
 
 use segpack_formats::digest::Sha256;
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ pub struct PackSummary {
         schemars(with = "crate::documents::schema::VersionText")
     )]
     pub format_version: FormatVersion,
-    /// What wrote it.
+    /// Name and version of the program that wrote it.
     pub generator: String,
     /// SHA-256 of `manifest.json`: the pack's identity.
     #[cfg_attr(
@@ -39,6 +39,6 @@ pub struct PackSummary {
     pub known: Option<KnownSource>,
     /// Source files whose SHA-256 was compared with the hub's own.
     pub hub_digests_compared: u64,
-    /// Things worth a look.
+    /// Warnings.
     pub warnings: Vec<Finding>,
 }

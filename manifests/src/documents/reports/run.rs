@@ -10,7 +10,7 @@ use crate::documents::{FormatVersion, LayerExperts};
 pub struct ShownCandidate {
     /// Token id.
     pub id: u32,
-    /// What it stands for; half a character is shown as U+FFFD.
+    /// Its text; an incomplete character is shown as U+FFFD.
     pub text: String,
     /// Its logit.
     pub logit: f32,
@@ -27,30 +27,31 @@ pub struct RunToken {
     pub index: u64,
     /// Token id.
     pub id: u32,
-    /// Text that is complete now: half a character waits for its rest, special tokens are left out.
+    /// The text that this token completes: bytes of an incomplete character are held back, special
+    /// tokens are left out.
     pub text: String,
     /// Whether it ends the text.
     pub stop: bool,
-    /// The best candidates, best first, if asked for.
+    /// The most likely candidates, most likely first, with `--top-k-logits`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub top: Vec<ShownCandidate>,
 }
 
-/// Where a continuation ranks at the first step.
+/// The rank of a continuation at the first step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ShownRank {
     /// The continuation.
     pub text: String,
-    /// Its first token, which is ranked, and how likely it is.
+    /// Its first token, the one that is ranked, with its probability.
     pub first: ShownCandidate,
     /// Tokens of the continuation.
     pub tokens: u64,
-    /// 1 for the most likely.
+    /// Rank of the first token, 1 for the most likely.
     pub rank: u64,
 }
 
-/// How the weights came and where the time went. Times are seconds.
+/// How weights were loaded, and where the time went. Times are in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RunCosts {
@@ -64,15 +65,15 @@ pub struct RunCosts {
     pub bytes_copied: u64,
     /// Bytes read for each token after the first.
     pub bytes_read_per_token: f64,
-    /// In forward passes.
+    /// Time in forward passes.
     pub forward: f64,
-    /// Of it, when nothing could be computed, because weights were not there yet.
+    /// The part of `forward` spent waiting for weights, with nothing to compute.
     pub waiting: f64,
-    /// Reading, summed over threads, most of it while something was computed.
+    /// Time spent reading, summed over threads; most of it overlaps with computing.
     pub reading: f64,
-    /// Comparing digests, summed over threads.
+    /// Time spent comparing digests, summed over threads.
     pub checking: f64,
-    /// Decoding, summed over threads.
+    /// Time spent decoding, summed over threads.
     pub decoding: f64,
 }
 
@@ -81,11 +82,11 @@ pub struct RunCosts {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum RunEnd {
-    /// One of the checkpoint's end-of-text ids came.
+    /// An end-of-text id of the checkpoint was generated.
     StopId,
-    /// As many tokens as were asked for.
+    /// The maximum number of tokens was generated.
     MaxNewTokens,
-    /// No position is left.
+    /// The context is full.
     ContextFull,
 }
 
@@ -100,7 +101,7 @@ impl RunEnd {
     }
 }
 
-/// What came of a run: the last line of `run --json`.
+/// The result of a run: the last line of `run --json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RunSummary {
@@ -110,7 +111,7 @@ pub struct RunSummary {
         schemars(with = "crate::documents::schema::VersionText")
     )]
     pub format_version: FormatVersion,
-    /// What wrote it.
+    /// Name and version of the program that wrote it.
     pub generator: String,
     /// Where the model ran: `cpu`, or `cuda:N` and the GPU's name.
     pub device: String,
@@ -118,15 +119,15 @@ pub struct RunSummary {
     pub prompt_tokens: u64,
     /// Ids of the prompt.
     pub prompt_ids: Vec<u32>,
-    /// The generated ids, the one that ended the text too.
+    /// The generated ids, including the one that ended the text.
     pub ids: Vec<u32>,
     /// The generated text without special tokens.
     pub text: String,
     /// Why it ended.
     pub stop_reason: RunEnd,
-    /// What was worth a note, such as an end-of-text id that the checkpoint does not name.
+    /// Notes, such as that the checkpoint names no end-of-text id.
     pub notes: Vec<String>,
-    /// Seconds until the first token; 0 where none was generated.
+    /// Seconds until the first token; 0 if none was generated.
     #[cfg_attr(feature = "schema", schemars(range(min = 0.0)))]
     pub time_to_first_token: f64,
     /// Seconds for all tokens after the first.
@@ -134,26 +135,26 @@ pub struct RunSummary {
     pub generation_seconds: f64,
     /// Bytes of weights read.
     pub bytes_read: u64,
-    /// Experts that were in memory when needed.
+    /// Uses of experts that were in memory.
     pub expert_hits: u64,
-    /// Experts that had to be loaded.
+    /// Uses of experts that had to be loaded.
     pub expert_misses: u64,
     /// Slots for experts.
     pub expert_slots: u64,
     /// Whether dense weights stayed in memory.
     pub dense_resident: bool,
-    /// Peak resident memory of the process in bytes, where the system tells.
+    /// Peak resident memory of the process in bytes, if the system reports it.
     pub peak_rss: Option<u64>,
-    /// The rank that was asked for.
+    /// The rank of the continuation given with `--rank`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rank: Option<ShownRank>,
-    /// How the weights came and where the time went.
+    /// How weights were loaded, and where the time went.
     pub costs: RunCosts,
-    /// Experts that were used, for each layer that has some.
+    /// The experts used, for each layer that has experts.
     pub experts: Vec<LayerExperts>,
 }
 
-/// A prompt as the model gets it: `run --print-prompt --json`.
+/// A prompt as the model sees it: `run --print-prompt --json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RunPrompt {
@@ -163,10 +164,10 @@ pub struct RunPrompt {
         schemars(with = "crate::documents::schema::VersionText")
     )]
     pub format_version: FormatVersion,
-    /// What wrote it.
+    /// Name and version of the program that wrote it.
     pub generator: String,
-    /// The text, rendered with the chat template where there is a chat. Of given ids what they
-    /// stand for; none where the pack holds no tokenizer.
+    /// The text: of a chat, as rendered by the chat template; of token ids, decoded. `null` if the
+    /// pack has no tokenizer.
     pub text: Option<String>,
     /// Its token ids.
     pub ids: Vec<u32>,

@@ -1,4 +1,4 @@
-//! What `unpack` prints when done.
+//! The summary of `unpack`.
 
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +24,7 @@ pub struct UnpackSummary {
         schemars(with = "crate::documents::schema::VersionText")
     )]
     pub format_version: FormatVersion,
-    /// What wrote it.
+    /// Name and version of the program that wrote it.
     pub generator: String,
     /// Files written.
     pub files: u64,

@@ -1,4 +1,4 @@
-//! What `validate` says in the end.
+//! The report of `validate`.
 
 use segpack_formats::digest::Sha256;
 use serde::{Deserialize, Serialize};
@@ -28,31 +28,30 @@ macro_rules! quantities {
 quantities! {
     /// After the embedding lookup.
     Embedding = "embedding",
-    /// After o_proj, before the residual add.
+    /// Output of `o_proj`, before the residual add.
     AttentionOutput = "attention output",
-    /// Before the softmax.
+    /// Router outputs, before the softmax.
     RouterLogits = "router logits",
     /// Softmax over all experts.
     RouterProbabilities = "router probabilities",
-    /// What multiplies the outputs of the chosen experts; compared where the same experts are
-    /// chosen.
+    /// The factors of the chosen experts' outputs; compared where the same experts are chosen.
     ExpertWeights = "expert weights",
-    /// Of the experts or the dense MLP, before the residual add.
+    /// Output of the experts or the dense MLP, before the residual add.
     MlpOutput = "MoE/MLP output",
     /// The residual stream after the layer.
     HiddenState = "hidden state",
     /// After the final norm.
     FinalNorm = "final norm",
-    /// Of every position of the prompts, and of the tokens after them.
+    /// Logits at every position of the prompts and of the tokens after them.
     Logits = "logits",
-    /// Natural logarithms of the probabilities of the reference's best tokens, where it has no
+    /// Natural logarithms of the probabilities of the reference's most likely tokens, if it has no
     /// logits.
     LogProbabilities = "log-probabilities",
 }
 
 macro_rules! choices {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
-        /// A choice that two implementations make alike or not.
+        /// A choice that two implementations may make differently.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
         #[serde(rename_all = "snake_case")]
@@ -73,11 +72,11 @@ macro_rules! choices {
 choices! {
     /// The set of experts of a token in a layer.
     ExpertSets = "expert sets",
-    /// The best token at every position of the prompts.
+    /// The most likely token at every position of the prompts.
     TopTokens = "top-1 tokens",
     /// The next token at every step of the generation, each after the recorded tokens before it.
     GreedyTokens = "greedy tokens",
-    /// The reference's best tokens at a position, in their order, where it has no logits.
+    /// The order of the reference's most likely tokens at a position, if it has no logits.
     TokenRanks = "token ranks",
 }
 
@@ -97,22 +96,22 @@ pub enum ReferenceKind {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
-    /// f32 throughout; the strict gate.
+    /// f32 throughout; all criteria apply.
     Float32,
     /// Rounded where the official bf16 code rounds.
     Bfloat16,
 }
 
-/// How it ended.
+/// The verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// Everything that is judged is inside the gate.
+    /// Everything that is judged is within tolerance.
     Inside,
-    /// Something that is judged is outside.
+    /// Something that is judged is out of tolerance.
     Outside,
-    /// The trace is of another checkpoint; nothing was run.
+    /// The trace belongs to another checkpoint; nothing was run.
     Foreign,
     /// Nothing of the trace can be judged: bf16, and no prompt is marked `bf16_stable`; or
     /// log-probabilities of another precision than f32, and no tolerance was given.
@@ -125,27 +124,26 @@ pub enum Verdict {
 pub struct ValueRow {
     /// Which quantity.
     pub quantity: Quantity,
-    /// Layer, where it belongs to one.
+    /// Layer, if it belongs to one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer: Option<u32>,
     /// Values compared.
     pub values: u64,
-    /// Values that are NaN or infinite here or there, and not the same; they are in no other
-    /// number.
+    /// Values that are NaN or infinite on either side and differ; the other figures leave them out.
     pub not_finite: u64,
-    /// Greatest absolute difference.
+    /// Maximum absolute difference.
     pub max_abs: f64,
     /// Mean absolute difference.
     pub mean_abs: f64,
-    /// Greatest absolute difference, relative to the RMS of the reference's values; none where
-    /// those are all 0.
+    /// Maximum absolute difference, relative to the RMS of the reference's values; `null` if those
+    /// are all 0.
     pub relative: Option<f64>,
-    /// Cosine of the angle between the two; none where one of them is all 0.
+    /// Cosine similarity; `null` if one side is all 0.
     pub cosine: Option<f64>,
-    /// Prompt and position of the greatest difference, counted from 0.
+    /// Prompt and position of the maximum difference, counted from 0.
     pub worst: Option<[u64; 2]>,
-    /// Whether the difference is more than rounding explains. A diagnosis: the gate looks at the
-    /// logits.
+    /// Whether the difference is larger than rounding explains. Diagnostic only: the verdict
+    /// depends on the logits.
     pub wrong: bool,
 }
 
@@ -155,16 +153,16 @@ pub struct ValueRow {
 pub struct ChoiceRow {
     /// Which choice.
     pub choice: Choice,
-    /// Layer, where it belongs to one.
+    /// Layer, if it belongs to one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer: Option<u32>,
     /// Choices compared.
     pub compared: u64,
-    /// Those that are the same.
+    /// Choices that are equal.
     pub equal: u64,
-    /// Those that differ, but where the reference's own gap is so small that rounding may decide.
+    /// Choices that differ where the reference's own gap is so small that rounding may decide.
     pub excused: u64,
-    /// Prompt and position of the first that differs and is not excused.
+    /// Prompt and position of the first choice that differs and is not excused.
     pub first: Option<[u64; 2]>,
 }
 
@@ -176,28 +174,28 @@ pub struct PromptRow {
     pub tokens: u64,
     /// Generated tokens that were compared.
     pub generated: u64,
-    /// Whether the official bf16 code agrees with itself on it; bf16 is judged where it does.
+    /// Whether the official bf16 code agrees with itself on this prompt; only then is bf16 judged.
     pub bf16_stable: bool,
-    /// Greatest absolute difference of logits, or of log-probabilities where the reference has
-    /// nothing else.
+    /// Maximum absolute difference of logits, or of log-probabilities if the reference has only
+    /// those.
     pub max_abs_logits: f64,
-    /// Positions whose best token differs, unexcused.
+    /// Positions whose most likely token differs and is not excused.
     pub top_tokens_differ: u64,
-    /// Generated tokens that differ, unexcused.
+    /// Generated tokens that differ and are not excused.
     pub greedy_tokens_differ: u64,
-    /// Expert sets that differ, unexcused.
+    /// Expert sets that differ and are not excused.
     pub expert_sets_differ: u64,
 }
 
-/// Where a calculation first departs from the reference.
+/// Where the calculation first differs from the reference by more than rounding.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct FirstWrong {
     /// Which quantity.
     pub quantity: Quantity,
-    /// Layer, where it belongs to one.
+    /// Layer, if it belongs to one.
     pub layer: Option<u32>,
-    /// Greatest absolute difference, relative to the RMS of the reference's values.
+    /// Maximum absolute difference, relative to the RMS of the reference's values.
     pub relative: Option<f64>,
 }
 
@@ -211,7 +209,7 @@ pub struct ValidateReport {
         schemars(with = "crate::documents::schema::VersionText")
     )]
     pub format_version: FormatVersion,
-    /// What wrote it.
+    /// Name and version of the program that wrote it.
     pub generator: String,
     /// SHA-256 of `manifest.json`: the pack's identity.
     #[cfg_attr(
@@ -223,24 +221,24 @@ pub struct ValidateReport {
     pub reference: ReferenceKind,
     /// File name of the trace, or folder name of the checkpoint.
     pub reference_name: String,
-    /// How much of it was recorded, as the trace says: `full`, `router`, `logits`.
+    /// Level of detail of the trace: `full`, `router` or `logits`.
     pub level: Option<String>,
-    /// What the reference computed in, in its own words, where it has log-probabilities and no
+    /// Dtype that the reference computed in, as it names it, if it has log-probabilities and no
     /// logits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference_dtype: Option<String>,
-    /// The precision of the activations, as the trace has it; `float32` where that has
+    /// The precision of the activations, as in the trace; `float32` if the trace has
     /// log-probabilities and no logits.
     pub compute: Precision,
     /// Decoder layers.
     pub layers: u32,
-    /// Most that a logit may differ, or a log-probability where the reference has nothing else;
-    /// none under bf16, where logits are not judged, and for log-probabilities of other precisions
-    /// that nobody gave a tolerance for.
+    /// Maximum difference allowed of a logit, or of a log-probability if the reference has only
+    /// those. `null` for bf16, where logits are not judged, and for log-probabilities of other
+    /// precisions without `--tolerance`.
     pub tolerance: Option<f64>,
-    /// How it ended.
+    /// The verdict.
     pub verdict: Verdict,
-    /// True where no finding is an error.
+    /// Whether no finding is an error.
     pub ok: bool,
     /// Every prompt.
     pub prompts: Vec<PromptRow>,
@@ -248,10 +246,10 @@ pub struct ValidateReport {
     pub values: Vec<ValueRow>,
     /// Every choice of every layer.
     pub choices: Vec<ChoiceRow>,
-    /// Where it first goes wrong.
+    /// Where it first differs by more than rounding.
     pub first_wrong: Option<FirstWrong>,
-    /// What the reference does not have, and so was not compared.
+    /// What was not compared because the reference does not contain it.
     pub not_compared: Vec<String>,
-    /// What is outside the gate, and other things worth a look.
+    /// What is out of tolerance, and warnings.
     pub findings: Vec<Finding>,
 }

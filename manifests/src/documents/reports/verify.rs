@@ -1,4 +1,4 @@
-//! What `verify` finds.
+//! The report of `verify`.
 
 use segpack_formats::digest::Sha256;
 use serde::{Deserialize, Serialize};
@@ -10,11 +10,11 @@ use crate::documents::{Finding, FormatVersion};
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum VerifyMode {
-    /// Structure and SHA256SUMS' text; no weight is read.
+    /// Structure and the text of SHA256SUMS; no weights are read.
     Quick,
-    /// Every stored byte hashed once, every tensor's digest compared.
+    /// Every stored byte is hashed once, and the digest of every tensor compared.
     Full,
-    /// Full, and the digest of every file as a whole.
+    /// As `full`, and the digest of every file as a whole.
     Sums,
 }
 
@@ -34,7 +34,7 @@ pub struct VerifyCounts {
     pub bytes: u64,
 }
 
-/// Everything that `verify` found.
+/// The report of `verify`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VerifyReport {
@@ -44,24 +44,24 @@ pub struct VerifyReport {
         schemars(with = "crate::documents::schema::VersionText")
     )]
     pub format_version: FormatVersion,
-    /// What wrote it.
+    /// Name and version of the program that wrote it.
     pub generator: String,
-    /// SHA-256 of `manifest.json`: the pack's identity. None where it cannot be read.
+    /// SHA-256 of `manifest.json`: the pack's identity. `null` if it cannot be read.
     #[cfg_attr(
         feature = "schema",
         schemars(with = "Option<crate::documents::schema::HexDigest>")
     )]
     pub manifest_sha256: Option<Sha256>,
-    /// How thoroughly.
+    /// How thoroughly it was verified.
     pub mode: VerifyMode,
-    /// Part K of N, counted from 1, where only one was verified.
+    /// Part K of N, counted from 1, if only one part was verified.
     pub subset: Option<[u64; 2]>,
     /// Whether the pack was also compared with a checkpoint.
     pub against: bool,
-    /// True where no finding is an error.
+    /// Whether no finding is an error.
     pub ok: bool,
-    /// How much.
+    /// How much was verified.
     pub checked: VerifyCounts,
-    /// All that is wrong.
+    /// Everything that is wrong.
     pub findings: Vec<Finding>,
 }

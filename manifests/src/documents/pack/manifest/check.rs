@@ -181,7 +181,7 @@ impl Manifest {
     }
 }
 
-/// A file that is no shard is stored as it was.
+/// A file that is not a shard is stored unchanged.
 fn check_verbatim(file: &SourceFile) -> Result<(), ManifestError> {
     let same = file.length == file.stored_length && file.sha256 == Some(file.stored_sha256);
     if file.kind == SourceFileKind::File && !(same && file.excluded_bytes == 0) {

@@ -22,7 +22,7 @@ pub use model::{ModelFacts, TextModel};
 #[error("{0}")]
 pub struct ManifestError(pub String);
 
-/// How the values of a tensor lie in its segment.
+/// Order of the values of a tensor in its segment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
@@ -51,7 +51,7 @@ pub struct PackOptions {
     /// `--exclude`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude: Vec<String>,
-    /// Whether source shards were digested (not with `--no-source-digests`).
+    /// Whether the source shards were hashed (not with `--no-source-digests`).
     pub source_digests: bool,
     /// Whether `SHA256SUMS` is there (not with `--no-sums`).
     pub sums: bool,
@@ -70,7 +70,7 @@ pub struct KnownSource {
     /// Shards that differ, each with what differs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub differs: Vec<String>,
-    /// Shards of the right length that were not digested, and so not compared.
+    /// Shards of the right length that were not hashed, and so not compared.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_compared: Vec<String>,
 }
@@ -85,9 +85,9 @@ pub struct Counts {
     pub segments: u64,
     /// Tensors as packed (stacked experts count one by one).
     pub tensors: u64,
-    /// Values in them.
+    /// Number of elements in them.
     pub parameters: u64,
-    /// Bytes of them before coding.
+    /// Bytes of tensors before coding.
     pub tensor_bytes: u64,
     /// Segments that are one routed expert each.
     pub experts: u64,
@@ -125,7 +125,7 @@ pub struct PackEntry {
     pub sha256: Sha256,
 }
 
-/// One segment: the bytes that one consumer loads at once.
+/// One segment: the bytes that are loaded at once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SegmentEntry {
@@ -145,7 +145,7 @@ pub struct SegmentEntry {
         schemars(with = "crate::documents::schema::CodecName")
     )]
     pub codec: Codec,
-    /// How values lie in it.
+    /// Order of the values.
     pub layout: Layout,
     /// Digest of the stored bytes.
     #[cfg_attr(
@@ -215,13 +215,13 @@ pub struct TensorEntry {
     /// Which tensor of its weight it is; since version 1.1.
     #[serde(default = "Part::weight", skip_serializing_if = "Part::is_weight")]
     pub part: Part,
-    /// Layer, where it belongs to one.
+    /// Layer, if it belongs to one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer: Option<u32>,
-    /// Expert, where it belongs to one.
+    /// Expert, if it belongs to one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expert: Option<u32>,
-    /// Where it came from, and goes back to.
+    /// Its place in the checkpoint.
     pub source: SourceRange,
 }
 
@@ -267,7 +267,7 @@ pub struct SourceFile {
     pub kind: SourceFileKind,
     /// Bytes of the original.
     pub length: u64,
-    /// Digest of the original. None for a shard that was not read whole.
+    /// Digest of the original; `null` for a shard that was not read as a whole.
     #[cfg_attr(
         feature = "schema",
         schemars(with = "Option<crate::documents::schema::HexDigest>")
@@ -283,7 +283,7 @@ pub struct SourceFile {
         schemars(with = "crate::documents::schema::HexDigest")
     )]
     pub stored_sha256: Sha256,
-    /// Bytes of it whose tensors were excluded; the original can be restored where this is 0.
+    /// Bytes of its tensors that were excluded; the original can be restored if this is 0.
     #[serde(default)]
     pub excluded_bytes: u64,
 }
@@ -298,7 +298,7 @@ pub struct Manifest {
         schemars(with = "crate::documents::schema::VersionText")
     )]
     pub format_version: FormatVersion,
-    /// What wrote it.
+    /// Name and version of the program that wrote it.
     pub generator: String,
     /// Where the checkpoint came from (left out with `--no-provenance`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -312,7 +312,7 @@ pub struct Manifest {
     pub options: PackOptions,
     /// Sums.
     pub counts: Counts,
-    /// Components that were left behind.
+    /// Components that were not packed.
     pub excluded: Vec<Excluded>,
     /// Entries of the checkpoint's folder that were not packed.
     pub left_out: Vec<LeftOut>,
@@ -320,9 +320,9 @@ pub struct Manifest {
     pub source_files: Vec<SourceFile>,
     /// Pack files.
     pub packs: Vec<PackEntry>,
-    /// Segments, by pack and place.
+    /// Segments, ordered by pack and offset.
     pub segments: Vec<SegmentEntry>,
-    /// Tensors, by segment and place.
+    /// Tensors, ordered by segment and offset.
     pub tensors: Vec<TensorEntry>,
 }
 
