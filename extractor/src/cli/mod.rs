@@ -2,10 +2,12 @@
 //! error.
 
 mod args;
+#[cfg(feature = "run")]
 mod bench;
 mod cat;
 mod completions;
 mod demo;
+#[cfg(feature = "run")]
 mod devices;
 mod export;
 mod hints;
@@ -14,13 +16,17 @@ mod man;
 mod pack;
 mod progress;
 mod repack;
+#[cfg(feature = "run")]
 mod run;
 mod scan;
 mod signals;
 mod terminal;
 mod unpack;
+#[cfg(feature = "run")]
 mod validate;
 mod verify;
+#[cfg(not(feature = "run"))]
+mod without_run;
 
 use std::io;
 use std::path::Path;
@@ -33,6 +39,8 @@ use crate::steps::{Exit, StepError};
 use args::GLOBAL;
 use progress::Reporter;
 use terminal::Terminal;
+#[cfg(not(feature = "run"))]
+use without_run::{bench, devices, run, validate};
 
 /// Ends the help of every command.
 const EXIT_STATUS: &str = "\

@@ -15,9 +15,11 @@ use segpack_manifests::layout::Selection;
 use super::StepError;
 use super::cat::CatError;
 use super::pack::{PackSettings, pack};
+#[cfg(feature = "run")]
 use super::run::{RunOptions, run};
 use super::scan::{ScanOptions, scan};
 use super::unpack::{UnpackSettings, unpack};
+#[cfg(feature = "run")]
 use super::validate::{Against, ValidateSettings, validate};
 use super::verify::{VerifySettings, verify};
 use crate::work::Silent;
@@ -271,6 +273,7 @@ impl Demo<'_> {
     }
 
     /// Random weights generate nonsense; the next step shows that it is the right nonsense.
+    #[cfg(feature = "run")]
     fn run(&mut self) -> Result<(), StepError> {
         let pack = Pack::open(&self.path("packs"))?;
         let mut options = RunOptions::new(PROMPT.into());
@@ -292,6 +295,7 @@ impl Demo<'_> {
         )
     }
 
+    #[cfg(feature = "run")]
     fn validate(&mut self) -> Result<(), StepError> {
         write_files(self.folder, TRACE)?;
         let mut settings = ValidateSettings::new(Against::Trace(self.path("trace.json")));
@@ -304,8 +308,25 @@ impl Demo<'_> {
             validation: Some(Box::new(report)),
         })
     }
+
+    #[cfg(not(feature = "run"))]
+    fn run(&mut self) -> Result<(), StepError> {
+        self.left_out("segpack run packs")
+    }
+
+    #[cfg(not(feature = "run"))]
+    fn validate(&mut self) -> Result<(), StepError> {
+        self.left_out("segpack validate packs --reference trace.json")
+    }
+
+    #[cfg(not(feature = "run"))]
+    fn left_out(&mut self, command: &str) -> Result<(), StepError> {
+        let why = "left out: built without the feature `run`".to_owned();
+        self.step(command, why, true)
+    }
 }
 
+#[cfg(feature = "run")]
 fn validated(report: &ValidateReport) -> String {
     let logits = report
         .values

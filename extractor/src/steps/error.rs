@@ -260,10 +260,13 @@ fn exit_of_export(error: &ExportError) -> Exit {
         | ExportError::Value { .. }
         | ExportError::Header(_)
         | ExportError::GgufHeader(_)
-        | ExportError::Tokenizer(_)
-        | ExportError::Template(_) => Exit::Damaged,
+        | ExportError::Tokenizer(_) => Exit::Damaged,
+        #[cfg(feature = "run")]
+        ExportError::Template(_) => Exit::Damaged,
         ExportError::Gguf(e) => exit_of_gguf(e),
-        ExportError::Document { .. } | ExportError::ReadBack { .. } => Exit::Failed,
+        ExportError::Document { .. }
+        | ExportError::ReadBack { .. }
+        | ExportError::WithoutRun { .. } => Exit::Failed,
     }
 }
 

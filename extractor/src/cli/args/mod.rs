@@ -2,12 +2,14 @@
 
 mod codec;
 mod jobs;
+#[cfg(feature = "run")]
 mod model;
 mod tolerate;
 pub mod values;
 
 pub use codec::{CodecArgs, CodecName};
 pub use jobs::Jobs;
+#[cfg(feature = "run")]
 pub use model::{CheckName, ComputeName, Placement, Resources};
 pub use tolerate::Tolerate;
 

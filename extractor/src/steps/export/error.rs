@@ -7,8 +7,9 @@ use segpack_formats::numeric::Dtype;
 use segpack_formats::safetensors::HeaderError;
 use segpack_manifests::documents::ExportTarget;
 use segpack_manifests::families::{ConfigError, UnknownFamily};
+use segpack_runtime_min::processing::text::TokenizerError;
+#[cfg(feature = "run")]
 use segpack_runtime_min::processing::text::chat_template::ChatTemplateError;
-use segpack_runtime_min::processing::text::tokenizer::TokenizerError;
 
 use super::plan::WrittenTensor;
 
@@ -212,8 +213,15 @@ pub enum ExportError {
     #[error("the tokenizer cannot be exported")]
     Tokenizer(#[source] TokenizerError),
     /// The chat template of the checkpoint cannot be read.
+    #[cfg(feature = "run")]
     #[error("the chat template cannot be exported")]
     Template(#[source] ChatTemplateError),
+    /// The target needs a tokenizer, which this build has none of.
+    #[error("cannot export {target}: built without the feature `run`")]
+    WithoutRun {
+        /// The target.
+        target: ExportTarget,
+    },
     /// llama.cpp cannot express the model.
     #[error(transparent)]
     Gguf(#[from] GgufExportError),

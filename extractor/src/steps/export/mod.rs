@@ -9,11 +9,13 @@ mod check;
 mod destination;
 mod error;
 mod expert_parallel;
+#[cfg(feature = "run")]
 mod gguf;
 mod hf;
 mod npy;
 mod plan;
 mod produce;
+#[cfg(feature = "run")]
 mod qwen3_moe;
 mod safetensors;
 mod source;
@@ -215,8 +217,14 @@ fn plan_of<'a>(
 ) -> Result<ExportPlan<'a>, StepError> {
     match settings.target {
         ExportTarget::Hf => hf::hf(pack, settings),
+        #[cfg(feature = "run")]
         ExportTarget::Qwen3Moe => qwen3_moe::qwen3_moe(pack, settings),
+        #[cfg(feature = "run")]
         ExportTarget::Gguf => gguf::gguf(pack, settings, name),
+        #[cfg(not(feature = "run"))]
+        target @ (ExportTarget::Qwen3Moe | ExportTarget::Gguf) => {
+            Err(ExportError::WithoutRun { target }.into())
+        }
         ExportTarget::Safetensors => {
             let chosen = chosen(pack, settings)?;
             Ok(safetensors::safetensors(&chosen, settings, name)?)

@@ -260,7 +260,13 @@ impl FileFormat {
                 };
                 Ok(shard.header.tensors.into_iter().map(written).collect())
             }
+            #[cfg(feature = "run")]
             Self::Gguf => super::gguf::read_index(path),
+            #[cfg(not(feature = "run"))]
+            Self::Gguf => Err(ExportError::WithoutRun {
+                target: segpack_manifests::documents::ExportTarget::Gguf,
+            }
+            .into()),
             Self::Npy => {
                 let input = InputFile::open(path)?;
                 let first = input.read_range(0..input.length().min(MAX_NPY_HEADER_BYTES))?;

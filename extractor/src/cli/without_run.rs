@@ -1,0 +1,32 @@
+//! The commands that run models, in a build without the feature `run`: they say so.
+
+/// A command of this name that takes any arguments and refuses them.
+macro_rules! refusing {
+    ($name:ident, $run:ident($args:ty)) => {
+        pub mod $name {
+            use std::ffi::OsString;
+
+            use crate::cli::Context;
+            use crate::steps::{Exit, StepError};
+
+            /// Not in this build, which is without the feature `run`
+            #[derive(Debug, clap::Args)]
+            pub struct Args {
+                /// Arguments of the command
+                #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+                _arguments: Vec<OsString>,
+            }
+
+            pub fn $run(_: $args, _: &Context) -> Result<Exit, StepError> {
+                let name = stringify!($name);
+                let why = format!("`segpack {name}`: built without the feature `run`");
+                Err(StepError::Refused(why))
+            }
+        }
+    };
+}
+
+refusing!(run, run_command(&Args));
+refusing!(validate, run(Args));
+refusing!(bench, run(Args));
+refusing!(devices, run(&Args));
