@@ -7,10 +7,10 @@ use segpack_formats::codec::{ChunkEncoder, Codec, Coding};
 use segpack_formats::digest::{Blake3, Sha256};
 use segpack_formats::gguf;
 use segpack_formats::io::CancelToken;
+use segpack_formats::numeric::Dtype;
 use segpack_formats::pack::{
     SegmentSpec, StoredSegment, TensorSource, TensorSpec, WrittenPack, write_pack,
 };
-use segpack_formats::numeric::Dtype;
 use segpack_fuzz::bodies::{
     PLACE_REPAIR, PLACE_ZSTD, REPAIR_FREQUENCIES, REPAIR_STATES, REPAIR_WORDS,
 };
@@ -81,10 +81,12 @@ fn shard(json: &str, data: usize) -> Vec<u8> {
     image
 }
 
+/// A tensor's entry in a header.
+fn entry(dtype: &str, shape: &str, begin: u64, end: u64) -> String {
+    format!(r#"{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{begin},{end}]}}"#)
+}
+
 fn headers() -> Vec<(&'static str, String, usize)> {
-    let entry = |dtype: &str, shape: &str, begin: u64, end: u64| {
-        format!(r#"{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{begin},{end}]}}"#)
-    };
     let two = format!(
         r#"{{"a":{},"b":{}}}"#,
         entry("BF16", "[2,3]", 0, 12),
@@ -187,6 +189,19 @@ impl TensorSource for Bytes {
     }
 }
 
+fn segment_of(s: usize, tensors: &[Vec<u8>]) -> SegmentSpec {
+    let tensor = tensors.iter().enumerate().map(|(t, bytes)| TensorSpec {
+        name: format!("t.{s}.{t}"),
+        dtype: Dtype::U8,
+        shape: vec![bytes.len() as u64],
+        length: bytes.len() as u64,
+    });
+    SegmentSpec {
+        id: format!("s.{s}"),
+        tensors: tensor.collect(),
+    }
+}
+
 fn pack_image(coding: Coding) -> (Vec<u8>, WrittenPack) {
     let repeated: Vec<u8> = (0..4500_u32).map(|i| (i % 7).to_le_bytes()[0]).collect();
     let mut bytes = Bytes(vec![
@@ -195,20 +210,12 @@ fn pack_image(coding: Coding) -> (Vec<u8>, WrittenPack) {
         vec![Vec::new()],
         vec![vec![0; 5000]],
     ]);
-    let spec = |(s, tensors): (usize, &Vec<Vec<u8>>)| SegmentSpec {
-        id: format!("s.{s}"),
-        tensors: tensors
-            .iter()
-            .enumerate()
-            .map(|(t, b)| TensorSpec {
-                name: format!("t.{s}.{t}"),
-                dtype: Dtype::U8,
-                shape: vec![b.len() as u64],
-                length: b.len() as u64,
-            })
-            .collect(),
-    };
-    let specs: Vec<SegmentSpec> = bytes.0.iter().enumerate().map(spec).collect();
+    let specs: Vec<SegmentSpec> = bytes
+        .0
+        .iter()
+        .enumerate()
+        .map(|(s, tensors)| segment_of(s, tensors))
+        .collect();
     let file = tempfile::NamedTempFile::new().unwrap();
     let written = write_pack(
         file.as_file(),
@@ -240,31 +247,34 @@ fn placed(image: &[u8], segment: &StoredSegment, flags: u8) -> Vec<u8> {
 /// Weights, about, and what does not look like them.
 fn values(name: &str, count: u32) -> Vec<u8> {
     let mut state = 1_u64;
-    // Marsaglia's xorshift64
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    let value = |i: u32, n: u64| -> u16 {
-        // far from a power of two, so that Huffman codes lose to it even in a short chunk
-        let exponent = if (n >> 8).is_multiple_of(10) {
-            118
-        } else {
-            120
-        };
-        let weight = (n as u16 & 0x80) << 8 | exponent << 7 | (n >> 16) as u16 & 0x7f;
-        match name {
-            "zeros-between" if i % 3 == 0 => 0,
-            "exceptions" if i % 997 == 0 => 0x7f80 | i as u16,
-            "constant" => 0x3f80,
-            _ => weight,
-        }
-    };
     (0..count)
-        .flat_map(|i| value(i, next()).to_le_bytes())
+        .flat_map(|i| value(name, i, next(&mut state)).to_le_bytes())
         .collect()
+}
+
+/// Marsaglia's xorshift64.
+fn next(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
+}
+
+/// Value number `i`, of these random bits.
+fn value(name: &str, i: u32, bits: u64) -> u16 {
+    // far from a power of two, so that Huffman codes lose to it even in a short chunk
+    let exponent = if (bits >> 8).is_multiple_of(10) {
+        118
+    } else {
+        120
+    };
+    let weight = (bits as u16 & 0x80) << 8 | exponent << 7 | (bits >> 16) as u16 & 0x7f;
+    match name {
+        "zeros-between" if i % 3 == 0 => 0,
+        "exceptions" if i % 997 == 0 => 0x7f80 | i as u16,
+        "constant" => 0x3f80,
+        _ => weight,
+    }
 }
 
 fn chunks() {
@@ -338,23 +348,49 @@ fn manifests() -> Vec<(&'static str, Value)> {
     ]
 }
 
+fn digest() -> String {
+    Sha256::of(b"").to_string()
+}
+
+/// A tensor of the manifest; `at` is its offset in the shard.
+fn listed_tensor(
+    name: &str,
+    segment: &str,
+    shape: &Value,
+    (offset, length): (u64, u64),
+    at: u64,
+) -> Value {
+    json!({
+        "name": name, "dtype": "BF16", "shape": shape, "segment": segment, "offset": offset,
+        "length": length, "sha256": digest(), "component": "text", "role": "expert_gate", "layer": 0,
+        "expert": 1,
+        "source": {"file": "model.safetensors", "tensor": "x", "offset": at, "length": length},
+    })
+}
+
+/// A segment of the manifest.
+fn listed_segment(
+    id: &str,
+    pack: &str,
+    offset: u64,
+    (stored, raw): (u64, u64),
+    codec: &str,
+) -> Value {
+    json!({
+        "id": id, "pack": pack, "offset": offset, "stored_length": stored, "raw_length": raw,
+        "codec": codec, "layout": "row_major", "blake3": digest(),
+    })
+}
+
+/// A pack of the manifest.
+fn listed_pack(path: &str, length: u64) -> Value {
+    json!({
+        "path": path, "component": "text", "data_offset": 4096, "length": length, "sha256": digest(),
+    })
+}
+
 fn manifest() -> Value {
-    let digest = Sha256::of(b"").to_string();
-    let source = |offset: u64, length: u64| json!({"file": "model.safetensors", "tensor": "x", "offset": offset, "length": length});
-    let tensor = |name: &str, segment: &str, shape: Value, offset: u64, length: u64, at: u64| {
-        json!({
-            "name": name, "dtype": "BF16", "shape": shape, "segment": segment, "offset": offset,
-            "length": length, "sha256": digest, "component": "text", "role": "expert_gate", "layer": 0,
-            "expert": 1, "source": source(at, length),
-        })
-    };
-    let segment = |id: &str, pack: &str, offset: u64, stored: u64, raw: u64, codec: &str| {
-        json!({
-            "id": id, "pack": pack, "offset": offset, "stored_length": stored, "raw_length": raw,
-            "codec": codec, "layout": "row_major", "blake3": digest,
-        })
-    };
-    let pack = |path: &str, length: u64| json!({"path": path, "component": "text", "data_offset": 4096, "length": length, "sha256": digest});
+    let digest = digest();
     let (experts, rest) = (
         "packs/text.experts.00.safetensors",
         "packs/text.safetensors",
@@ -392,38 +428,42 @@ fn manifest() -> Value {
                 "stored_sha256": digest, "excluded_bytes": 6,
             },
         ],
-        "packs": [pack(experts, 4136), pack(rest, 8192)],
+        "packs": [listed_pack(experts, 4136), listed_pack(rest, 8192)],
         "segments": [
-            segment("a", experts, 4096, 16, 16, "raw"),
-            segment("b", experts, 4112, 24, 24, "raw"),
-            segment("c", rest, 4096, 4096, 16384, "zstd"),
+            listed_segment("a", experts, 4096, (16, 16), "raw"),
+            listed_segment("b", experts, 4112, (24, 24), "raw"),
+            listed_segment("c", rest, 4096, (4096, 16384), "zstd"),
         ],
         "tensors": [
-            tensor("a.0", "a", json!([2, 3]), 0, 12, 100),
-            tensor("a.1", "a", json!([2]), 12, 4, 112),
-            tensor("b.0", "b", json!([3, 4]), 0, 24, 116),
-            tensor("c.0", "c", json!([8192]), 0, 16384, 146),
+            listed_tensor("a.0", "a", &json!([2, 3]), (0, 12), 100),
+            listed_tensor("a.1", "a", &json!([2]), (12, 4), 112),
+            listed_tensor("b.0", "b", &json!([3, 4]), (0, 24), 116),
+            listed_tensor("c.0", "c", &json!([8192]), (0, 16384), 146),
         ],
     })
 }
 
-fn ggufs() -> [(&'static str, Vec<u8>); 3] {
-    use gguf::{Array, TensorType, Value};
-    let spec = |name: &str, kind, shape: &[u64]| gguf::TensorSpec {
+fn gguf_spec(name: &str, kind: gguf::TensorType, shape: &[u64]) -> gguf::TensorSpec {
+    gguf::TensorSpec {
         name: name.to_owned(),
         kind,
         shape: shape.to_vec(),
-    };
-    let image = |metadata: Vec<(&str, Value)>, tensors| {
-        let metadata = metadata
-            .into_iter()
-            .map(|(key, value)| (key.to_owned(), value))
-            .collect();
-        let header = gguf::Header::place(metadata, tensors).unwrap();
-        let mut bytes = header.to_bytes();
-        bytes.resize(usize::try_from(header.file_length()).unwrap(), 7);
-        bytes
-    };
+    }
+}
+
+fn gguf_image(metadata: Vec<(&str, gguf::Value)>, tensors: Vec<gguf::TensorSpec>) -> Vec<u8> {
+    let metadata = metadata
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect();
+    let header = gguf::Header::place(metadata, tensors).unwrap();
+    let mut bytes = header.to_bytes();
+    bytes.resize(usize::try_from(header.file_length()).unwrap(), 7);
+    bytes
+}
+
+fn ggufs() -> [(&'static str, Vec<u8>); 3] {
+    use gguf::{Array, TensorType, Value};
     let numbers = vec![
         ("u8", Value::U8(1)),
         ("i16", Value::I16(-1)),
@@ -447,16 +487,16 @@ fn ggufs() -> [(&'static str, Vec<u8>); 3] {
         ),
     ];
     let tensors = vec![
-        spec("output_norm.weight", TensorType::F32, &[3]),
-        spec("blk.0.ffn_up_exps.weight", TensorType::Q8_0, &[2, 3, 32]),
-        spec("token_embd.weight", TensorType::Bf16, &[5, 3]),
+        gguf_spec("output_norm.weight", TensorType::F32, &[3]),
+        gguf_spec("blk.0.ffn_up_exps.weight", TensorType::Q8_0, &[2, 3, 32]),
+        gguf_spec("token_embd.weight", TensorType::Bf16, &[5, 3]),
     ];
     [
-        ("no-tensors", image(numbers, vec![])),
-        ("tensors", image(texts, tensors)),
+        ("no-tensors", gguf_image(numbers, vec![])),
+        ("tensors", gguf_image(texts, tensors)),
         (
             "one-tensor",
-            image(vec![], vec![spec("t", TensorType::F16, &[2, 1, 1, 3])]),
+            gguf_image(vec![], vec![gguf_spec("t", TensorType::F16, &[2, 1, 1, 3])]),
         ),
     ]
 }

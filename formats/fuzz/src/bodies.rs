@@ -10,11 +10,10 @@ use segpack_formats::codec::{
 };
 use segpack_formats::digest::{Blake3, Sha256};
 use segpack_formats::gguf;
-use segpack_formats::io::{CancelToken, InputFile, READ_BYTES};
+use segpack_formats::io::{CancelToken, MemoryFile, READ_BYTES, ReadAt};
+use segpack_formats::numeric::Dtype;
 use segpack_formats::pack::{self, SegmentReader, StoredSegment, Unpacker};
-use segpack_formats::safetensors::{
-    Dtype, ShardHeader, ShardIndex, TensorEntry, byte_length, check_relative_path,
-};
+use segpack_formats::safetensors::{ShardHeader, ShardIndex, byte_length, check_relative_path};
 use segpack_formats::{FormatError, Result};
 use segpack_manifests::documents::{Manifest, TensorEntry as ListedTensor};
 
@@ -82,14 +81,11 @@ fn check_header(header: &ShardHeader, data_start: u64, file_length: u64) {
     let start = 8 + json.len() as u64;
     let file_length = start + (file_length - data_start).min(u64::MAX - start);
     if let Ok(again) = ShardHeader::parse(json.as_bytes(), file_length) {
-        let moved = |t: &TensorEntry| TensorEntry {
-            offset: t.offset - data_start + start,
-            ..t.clone()
-        };
-        assert_eq!(
-            again.tensors,
-            header.tensors.iter().map(moved).collect::<Vec<_>>()
-        );
+        let mut moved = header.tensors.clone();
+        for t in &mut moved {
+            t.offset = t.offset - data_start + start;
+        }
+        assert_eq!(again.tensors, moved);
         assert_eq!(again.metadata, header.metadata);
     } else {
         // only where the new header, being longer, moves the end past 2^64
@@ -270,7 +266,7 @@ pub fn pack_reader(data: &[u8]) -> bool {
     if zstd && place[24] & PLACE_REPAIR != 0 {
         repair(&mut image, &mut segment);
     }
-    let file = write_image(&image);
+    let file = MemoryFile::new("image", image.clone());
     read_segment(&file, &image, segment)
 }
 
@@ -286,11 +282,11 @@ fn repair(image: &mut [u8], segment: &mut StoredSegment) {
     }
 }
 
-/// Raw bytes of a segment that are looked at: a few kilobytes of zstd frames can stand for
+/// Raw bytes of a segment that are read: a few kilobytes of zstd frames can stand for
 /// gigabytes.
-const LOOK_BYTES: usize = 16 << 20;
+const MAX_READ_BYTES: usize = 16 << 20;
 
-fn read_segment(pack: &InputFile, image: &[u8], segment: StoredSegment) -> bool {
+fn read_segment(pack: &dyn ReadAt, image: &[u8], segment: StoredSegment) -> bool {
     let Ok(reader) = SegmentReader::open(pack, segment) else {
         return false;
     };
@@ -298,7 +294,7 @@ fn read_segment(pack: &InputFile, image: &[u8], segment: StoredSegment) -> bool 
     let Ok(whole) = read_range(&reader, 0..segment.raw_length) else {
         return false;
     };
-    if whole.len() < LOOK_BYTES {
+    if whole.len() < MAX_READ_BYTES {
         assert_eq!(
             whole.len() as u64,
             segment.raw_length,
@@ -326,17 +322,16 @@ fn read_segment(pack: &InputFile, image: &[u8], segment: StoredSegment) -> bool 
 thread_local! {
     // reused as in the program: what one segment leaves behind must not reach the next
     static UNPACKER: RefCell<Unpacker> = RefCell::new(Unpacker::new().expect("memory for a decoder"));
-    static IMAGE: tempfile::NamedTempFile = tempfile::NamedTempFile::new().expect("a temporary file");
 }
 
-/// At most [`LOOK_BYTES`] of the range.
+/// At most [`MAX_READ_BYTES`] of the range.
 fn read_range(reader: &SegmentReader<'_>, range: Range<u64>) -> Result<Vec<u8>> {
-    let (mut bytes, stop) = (Vec::new(), CancelToken::default());
+    let (mut bytes, cancel) = (Vec::new(), CancelToken::default());
     let read = UNPACKER.with_borrow_mut(|unpacker| {
-        reader.for_each_piece(range, unpacker, &stop, |piece| {
+        reader.for_each_piece(range, unpacker, &cancel, |piece| {
             assert!(piece.len() <= READ_BYTES.max(MAX_CHUNK_BYTES as usize));
             bytes.extend_from_slice(piece);
-            if bytes.len() < LOOK_BYTES {
+            if bytes.len() < MAX_READ_BYTES {
                 Ok(())
             } else {
                 Err(FormatError::Interrupted)
@@ -347,16 +342,6 @@ fn read_range(reader: &SegmentReader<'_>, range: Range<u64>) -> Result<Vec<u8>> 
         Err(FormatError::Interrupted) | Ok(()) => Ok(bytes),
         Err(e) => Err(e),
     }
-}
-
-fn write_image(image: &[u8]) -> InputFile {
-    IMAGE.with(|file| {
-        file.as_file()
-            .set_len(image.len() as u64)
-            .expect("room for the image");
-        segpack_formats::io::write_all_at(file.as_file(), image, 0).expect("room for the image");
-        InputFile::open(file.path()).expect("the file just written")
-    })
 }
 
 /// Numbers of the methods in a chunk table.
@@ -395,15 +380,16 @@ pub fn rans_chunk(data: &[u8]) -> bool {
     decode_alike(METHOD_RANS, raw_length, &stored)
 }
 
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
 fn repair_rans(stored: &mut [u8], raw_length: usize, flags: u8) {
-    let word = |bytes: &[u8], at: usize| {
-        u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-    };
     if stored.len() < 16 {
         return;
     }
-    let symbols = (word(stored, 4) & 0xffff) as usize;
-    let exceptions = word(stored, 8) as usize;
+    let symbols = (u32_at(stored, 4) & 0xffff) as usize;
+    let exceptions = u32_at(stored, 8) as usize;
     let states =
         16 + 2 * symbols + exceptions.saturating_mul(6) + raw_length % 128 + raw_length / 128 * 48;
     if flags & REPAIR_WORDS != 0 && states + 256 <= stored.len() {
@@ -424,7 +410,7 @@ fn repair_rans(stored: &mut [u8], raw_length: usize, flags: u8) {
     }
     if flags & REPAIR_STATES != 0 && states + 256 <= stored.len() {
         for state in stored[states..states + 256].chunks_exact_mut(4) {
-            let mut value = word(state, 0) & 0x7fff_ffff;
+            let mut value = u32_at(state, 0) & 0x7fff_ffff;
             if value < 0x8000 {
                 value |= 0x8000;
             }
@@ -626,11 +612,11 @@ fn check_headers(manifest: &Manifest) {
         let start = pack::data_start(specs, manifest.options.codec);
         assert!(start >= pack::ALIGNMENT && start.is_multiple_of(pack::ALIGNMENT));
         if start == entry.data_offset {
-            check_room(&pack::coded_header(specs, &stored, start), start);
+            check_whole(&pack::coded_header(specs, &stored, start), start);
         }
         if specs.iter().all(|s| s.raw_length() < LONGEST) {
             let start = pack::data_start(specs, Codec::Zstd);
-            check_room(
+            check_whole(
                 &pack::coded_header(specs, &stored_from(specs, start), start),
                 start,
             );
@@ -639,7 +625,7 @@ fn check_headers(manifest: &Manifest) {
 }
 
 /// The JSON fits before the data: it was not cut off.
-fn check_room(header: &[u8], data_start: u64) {
+fn check_whole(header: &[u8], data_start: u64) {
     assert_eq!(header.len() as u64, data_start);
     let json = header[8..].trim_ascii_end();
     assert!(
@@ -648,20 +634,23 @@ fn check_room(header: &[u8], data_start: u64) {
     );
 }
 
+/// A segment that did not shrink, at `at`, which moves to its end.
+fn stored_at(at: &mut u64, spec: &pack::SegmentSpec) -> StoredSegment {
+    let (offset, length) = (*at, spec.raw_length());
+    *at += length;
+    StoredSegment {
+        offset,
+        stored_length: length,
+        raw_length: length,
+        codec: if length == 0 { Codec::Raw } else { Codec::Zstd },
+        blake3: Blake3([0; 32]),
+    }
+}
+
 /// As a coded pack whose segments shrank by nothing would be laid out.
 fn stored_from(specs: &[pack::SegmentSpec], start: u64) -> Vec<StoredSegment> {
-    let place = |at: &mut u64, spec: &pack::SegmentSpec| {
-        let (offset, length) = (*at, spec.raw_length());
-        *at += length;
-        Some(StoredSegment {
-            offset,
-            stored_length: length,
-            raw_length: length,
-            codec: if length == 0 { Codec::Raw } else { Codec::Zstd },
-            blake3: Blake3([0; 32]),
-        })
-    };
-    specs.iter().scan(start, place).collect()
+    let mut at = start;
+    specs.iter().map(|spec| stored_at(&mut at, spec)).collect()
 }
 
 /// For lengths that a slice was just found to have.

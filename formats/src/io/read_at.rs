@@ -64,7 +64,7 @@ impl dyn ReadAt + '_ {
     /// Passes the bytes of a range to `take`, a piece at a time, through the reused `buffer`.
     ///
     /// # Errors
-    /// As [`read_at`](Self::read_at); `Interrupted` once `cancel` says so; whatever `take` returns.
+    /// As [`read_at`](ReadAt::read_at); `Interrupted` once `cancel` says so; whatever `take` returns.
     pub fn for_each_piece<E: From<FormatError>>(
         &self,
         range: Range<u64>,

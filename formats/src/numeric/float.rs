@@ -10,9 +10,9 @@ use super::{Dtype, bf16, f16};
 pub enum FloatDtype {
     /// See [`bf16`].
     BF16,
-    /// See [`f16`].
+    /// See [`f16`](mod@super::f16).
     F16,
-    /// See [`f32`](mod@f32).
+    /// See [`f32`](mod@super::f32).
     F32,
 }
 

@@ -5,7 +5,7 @@
 //!
 //! | dtype | value | file |
 //! |---|---|---|
-//! | `BF16` `F16` `F32` `F64` | a float | [`bf16`], [`f16`], [`f32`](mod@f32), [`f64`](mod@f64) |
+//! | `BF16` `F16` `F32` `F64` | a float | [`bf16`], [`f16`](mod@f16), [`f32`](mod@f32), [`f64`](mod@f64) |
 //! | `F8_E4M3` `F8_E5M2` `F8_E8M0` and the FNUZ ones | a float, usually with a scale | [`fp8`] |
 //! | `F4` | a float of a block of 32 that share a scale | [`mxfp4`] |
 //! | `F6_E2M3` `F6_E3M2` | a float of a block that shares a scale | none yet |
