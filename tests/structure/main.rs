@@ -4,3 +4,5 @@
 
 mod arrows;
 mod documentation;
+mod rooms;
+mod source;
