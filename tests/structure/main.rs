@@ -4,5 +4,6 @@
 
 mod arrows;
 mod documentation;
+mod dtypes;
 mod rooms;
 mod source;
