@@ -16,7 +16,7 @@ use crate::documents::{
     PlannedTensor, SourceRange,
 };
 use crate::families::FamilyName;
-use crate::folder::PACKS;
+use crate::folder::paths::PACKS;
 use crate::names::{Classification, Component, Role};
 
 /// Why no plan can be made.

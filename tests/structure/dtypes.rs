@@ -78,7 +78,7 @@ fn names_a_dtype(pattern: &str) -> bool {
 /// An arm that takes whatever is left, under whatever name.
 fn takes_the_rest(pattern: &str) -> bool {
     let is_open = pattern.contains('_') && pattern.chars().all(|c| "_(), ".contains(c));
-    is_open || pattern.starts_with("_ if") || is_binding(pattern)
+    is_open || is_binding(pattern)
 }
 
 fn is_binding(pattern: &str) -> bool {

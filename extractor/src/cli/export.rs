@@ -2,7 +2,7 @@ use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
-use segpack_formats::numeric::Dtype;
+use segpack_formats::numeric::FloatDtype;
 use segpack_manifests::documents::ExportTarget;
 
 use super::Context;
@@ -111,12 +111,12 @@ enum DtypeName {
 }
 
 impl DtypeName {
-    fn dtype(self) -> Option<Dtype> {
+    fn dtype(self) -> Option<FloatDtype> {
         match self {
             Self::Keep | Self::Q8_0 => None,
-            Self::Bf16 => Some(Dtype::BF16),
-            Self::F16 => Some(Dtype::F16),
-            Self::F32 => Some(Dtype::F32),
+            Self::Bf16 => Some(FloatDtype::BF16),
+            Self::F16 => Some(FloatDtype::F16),
+            Self::F32 => Some(FloatDtype::F32),
         }
     }
 

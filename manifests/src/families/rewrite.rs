@@ -1,15 +1,14 @@
 //! A configuration whose weights have another dtype.
 
-use segpack_formats::numeric::Dtype;
+use segpack_formats::numeric::FloatDtype;
 use serde_json::{Value, json};
 
-/// Says in a configuration, wherever it names a dtype of its weights, that they are of this one
-/// (F16, BF16 or F32).
-pub fn set_dtype(config: &mut Value, dtype: Dtype) {
+/// Says in a configuration, wherever it names a dtype of its weights, that they are of this one.
+pub fn set_dtype(config: &mut Value, dtype: FloatDtype) {
     let name = match dtype {
-        Dtype::F16 => "float16",
-        Dtype::BF16 => "bfloat16",
-        _ => "float32",
+        FloatDtype::F16 => "float16",
+        FloatDtype::BF16 => "bfloat16",
+        FloatDtype::F32 => "float32",
     };
     if replace_dtype(config, name) == 0
         && let Some(keys) = config.as_object_mut()
@@ -43,11 +42,11 @@ mod tests {
         let mut config = json!({
             "dtype": "bfloat16", "talker_config": {"text_config": {"dtype": "bfloat16"}},
         });
-        set_dtype(&mut config, Dtype::F32);
+        set_dtype(&mut config, FloatDtype::F32);
         assert_eq!(config["dtype"], "float32");
         assert_eq!(config["talker_config"]["text_config"]["dtype"], "float32");
         let mut silent = json!({"model_type": "qwen3_moe"});
-        set_dtype(&mut silent, Dtype::F16);
+        set_dtype(&mut silent, FloatDtype::F16);
         assert_eq!(silent["torch_dtype"], "float16");
     }
 }

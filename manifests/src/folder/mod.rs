@@ -1,6 +1,6 @@
 //! A pack folder, opened for reading.
 
-mod paths;
+pub(crate) mod paths;
 mod reader;
 
 use std::collections::HashMap;

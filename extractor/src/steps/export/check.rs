@@ -269,7 +269,7 @@ mod tests {
 
     use segpack_formats::codec::Coding;
     use segpack_formats::io::CancelToken;
-    use segpack_formats::numeric::Dtype;
+    use segpack_formats::numeric::FloatDtype;
     use segpack_manifests::Pack;
     use segpack_manifests::PackReader;
     use segpack_manifests::layout::Selection;
@@ -311,7 +311,7 @@ mod tests {
     /// Writes the file as planned, lets somebody spoil it, and says what the check said.
     fn spoiled(
         pack: &Pack,
-        dtype: Option<Dtype>,
+        dtype: Option<FloatDtype>,
         spoil: impl FnOnce(&mut Vec<u8>, &TensorFile<'_>),
     ) -> String {
         let chosen = pack
@@ -354,7 +354,7 @@ mod tests {
     #[test]
     fn one_wrong_bit_anywhere_is_seen() {
         let (_folder, pack) = tiny();
-        for dtype in [None, Some(Dtype::F32), Some(Dtype::F16)] {
+        for dtype in [None, Some(FloatDtype::F32), Some(FloatDtype::F16)] {
             assert_eq!(spoiled(&pack, dtype, |_, _| ()), "fine");
             for number in [0, 7, 200, 413] {
                 let said = spoiled(&pack, dtype, |bytes, file| {

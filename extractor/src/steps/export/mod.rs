@@ -26,7 +26,7 @@ use std::io::Write;
 use std::path::Path;
 
 use segpack_formats::io::CancelToken;
-use segpack_formats::numeric::Dtype;
+use segpack_formats::numeric::FloatDtype;
 use segpack_manifests::Pack;
 use segpack_manifests::PackReader;
 use segpack_manifests::documents::{ExportSummary, ExportTarget, GENERATOR, TensorEntry};
@@ -53,7 +53,7 @@ pub struct ExportSettings {
     /// Globs of tensor names to take; empty: all.
     pub names: Vec<String>,
     /// What floating-point tensors become; `None`: they stay as they are.
-    pub dtype: Option<Dtype>,
+    pub dtype: Option<FloatDtype>,
     /// Blocks of quantized values that floating-point tensors become.
     pub quantize: Option<Quantization>,
     /// llama.cpp's name of the pre-tokenizer, or "none" to leave the tokenizer out; `None`: it is

@@ -101,9 +101,9 @@ pub enum Conversion {
 impl Conversion {
     /// From `from` to the wanted dtype where both are floats of 16 to 64 bits; everything else
     /// keeps its bytes.
-    pub fn to(from: Dtype, wanted: Option<Dtype>) -> Self {
+    pub fn to(from: Dtype, wanted: Option<FloatDtype>) -> Self {
         wanted
-            .and_then(|to| FloatConversion::new(from, to))
+            .and_then(|to| FloatConversion::new(from, to.into()))
             .map_or(Self::Keep, Self::Float)
     }
 
@@ -169,7 +169,7 @@ impl Part<'_> {
 
 impl<'a> NewTensorPlan<'a> {
     /// A tensor of the pack under a name of its own.
-    pub fn of(name: String, source: &'a TensorEntry, wanted: Option<Dtype>) -> Self {
+    pub fn of(name: String, source: &'a TensorEntry, wanted: Option<FloatDtype>) -> Self {
         let conversion = Conversion::to(source.dtype, wanted);
         let dtype = dtype_after(source.dtype, conversion);
         let shape = source.shape.clone();

@@ -329,7 +329,7 @@ fn kind_of(role: Role, from: Dtype, columns: u64, settings: &ExportSettings) -> 
             Some(TensorType::Q8_0)
         }
         (Some(Quantization::Q8_0), _) => Some(TensorType::F16),
-        (None, Some(dtype)) => TensorType::of_dtype(dtype),
+        (None, Some(dtype)) => TensorType::of_dtype(dtype.into()),
         (None, None) => TensorType::of_dtype(from),
     }
 }
@@ -373,11 +373,15 @@ fn note_rows(planned: &[Planned<'_>], settings: &ExportSettings, notes: &mut Vec
 /// gguf-py/gguf/constants.py).
 fn file_type(settings: &ExportSettings, tensors: &[Planned<'_>]) -> u32 {
     let embedding = tensors.first().map(|p| p.spec.kind);
-    match (settings.quantize, embedding) {
-        (Some(Quantization::Q8_0), _) | (_, Some(TensorType::Q8_0)) => 7,
-        (_, Some(TensorType::F16)) => 1,
-        (_, Some(TensorType::Bf16)) => 32,
-        _ => 0,
+    let kind = match settings.quantize {
+        Some(Quantization::Q8_0) => Some(TensorType::Q8_0),
+        None => embedding,
+    };
+    match kind {
+        Some(TensorType::Q8_0) => 7,
+        Some(TensorType::F16) => 1,
+        Some(TensorType::Bf16) => 32,
+        Some(TensorType::F32) | None => 0,
     }
 }
 

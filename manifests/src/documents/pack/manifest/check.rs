@@ -8,7 +8,7 @@ use segpack_formats::pack::ALIGNMENT;
 use segpack_formats::safetensors::{byte_length, check_relative_path};
 
 use super::{Manifest, ManifestError, SourceFile, SourceFileKind, TensorEntry};
-use crate::folder::{PARTIAL, SHARD_HEADERS};
+use crate::folder::paths::{PARTIAL, SHARD_HEADERS};
 
 impl Manifest {
     /// Whether the document contradicts itself or names a path outside the pack folder.

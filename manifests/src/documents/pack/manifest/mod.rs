@@ -433,7 +433,7 @@ impl Manifest {
             .into_iter()
             .map(|(path, _, sha256)| (path, sha256))
             .collect();
-        files.push((crate::folder::MANIFEST, manifest_sha256));
+        files.push((crate::folder::paths::MANIFEST, manifest_sha256));
         files.sort_unstable();
         files
             .into_iter()
