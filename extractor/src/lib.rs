@@ -10,7 +10,7 @@ pub mod cli;
 pub mod guide;
 mod output;
 mod pack_writer;
-pub mod render;
+mod render;
 mod source;
 pub mod steps;
 pub mod work;

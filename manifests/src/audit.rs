@@ -135,10 +135,7 @@ fn unknown_family(config: &Value) -> Finding {
             text("model_type"),
             text("architectures")
         ))
-        .wanted(format!(
-            "{}, or --allow-unclassified to pack it as it is",
-            known.join(" or ")
-        ))
+        .wanted(known.join(" or "))
 }
 
 fn list_tensors(checkpoint: &Described<'_>, family: Option<Family>) -> Vec<InventoryTensor> {
@@ -268,7 +265,7 @@ fn report_unclassified(
         let finding = Finding::new(FindingKind::UnclassifiedTensor).tensor(&t.name);
         let finding = finding.file(checkpoint.shards[t.shard].path);
         let finding = finding.seen("no rule of the family names it");
-        findings.push(finding.wanted("a known name, or --allow-unclassified"));
+        findings.push(finding.wanted("a known name"));
     }
 }
 
@@ -362,7 +359,7 @@ fn one_of_several(checkpoint: &Described<'_>) -> Finding {
     let mut finding = Finding::new(FindingKind::NotAudited);
     finding.file = checkpoint.shards.first().map(|s| s.path.to_owned());
     let finding = finding.seen("is one shard of several (an index lies beside it)");
-    finding.wanted("the folder; or --allow-unclassified to take it as it is")
+    finding.wanted("the folder")
 }
 
 /// The tensors of shards that could not be opened: whether they are there is unknown, and the

@@ -1,12 +1,17 @@
-//! A checkpoint as it lies on disk: which files belong to it, and the headers of its shards.
+//! A checkpoint in a local folder: which files belong to it, and the headers of its shards.
+//!
+//! Nothing outside this file knows that the bytes come from local files: shards and side files are
+//! read through [`ReadAt`].
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use segpack_formats::FormatError;
 use segpack_formats::digest::Sha256;
+use segpack_formats::io::{InputFile, ReadAt};
 use segpack_formats::safetensors::{Shard, ShardIndex, check_relative_path};
 use segpack_formats::strict_json::UniqueEntries;
 use segpack_manifests::documents::{Finding, FindingKind, LeftOut, Provenance, SideFile};
@@ -61,7 +66,7 @@ pub struct CheckpointShard {
 /// A checkpoint whose headers have been read.
 #[derive(Debug)]
 pub struct Checkpoint {
-    /// Its folder.
+    /// Its folder, as messages name it.
     pub root: PathBuf,
     /// Where it came from.
     pub provenance: Provenance,
@@ -151,8 +156,22 @@ impl Checkpoint {
         }
     }
 
-    /// Every file of it.
-    pub fn paths(&self) -> Vec<PathBuf> {
+    /// Opens one of its files.
+    ///
+    /// # Errors
+    /// `Io`, `Malformed`.
+    pub fn open_file_at(&self, path: &str) -> Result<Arc<dyn ReadAt>, FormatError> {
+        Ok(Arc::new(InputFile::open(&self.root.join(path))?))
+    }
+
+    /// The folder that no output may be in; `None` where it is not on this machine.
+    #[expect(clippy::unnecessary_wraps, reason = "a checkpoint may be remote")]
+    pub fn local_folder(&self) -> Option<&Path> {
+        Some(&self.root)
+    }
+
+    /// Every file of it that is on this machine, which no output may replace.
+    pub fn local_paths(&self) -> Vec<PathBuf> {
         let shards = self.shards.iter().map(|s| &s.path);
         shards
             .chain(self.files.iter().map(|f| &f.path))

@@ -1,23 +1,29 @@
 //! What segpack does, free of the command line.
 
 #[cfg(feature = "run")]
-pub mod bench;
-pub mod cat;
-pub mod demo;
+pub(crate) mod bench;
+pub(crate) mod cat;
+pub(crate) mod demo;
 #[cfg(feature = "run")]
-pub mod devices;
+pub(crate) mod devices;
 mod error;
 #[cfg(feature = "run")]
-pub mod experts_report;
-pub mod export;
+pub(crate) mod experts_report;
+pub(crate) mod export;
 pub mod pack;
-pub mod repack;
+pub(crate) mod repack;
 #[cfg(feature = "run")]
 pub mod run;
 pub mod scan;
-pub mod unpack;
+pub(crate) mod unpack;
 #[cfg(feature = "run")]
-pub mod validate;
+pub(crate) mod validate;
 pub mod verify;
 
+pub use crate::output::OutputError;
+pub use crate::pack_writer::PackWriterError;
+pub use crate::source::SourceError;
+pub use cat::CatError;
 pub use error::{Exit, StepError};
+pub use export::{Difference, ExportError, ExportOption, GgufExportError};
+pub use unpack::UnpackError;

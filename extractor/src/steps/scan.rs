@@ -23,7 +23,10 @@ pub struct ScanOptions {
 ///
 /// # Errors
 /// Only where there is no checkpoint to open.
-pub fn scan(argument: &Path, options: ScanOptions) -> Result<(Checkpoint, Inventory), StepError> {
+pub(crate) fn scan(
+    argument: &Path,
+    options: ScanOptions,
+) -> Result<(Checkpoint, Inventory), StepError> {
     let checkpoint = Checkpoint::open(
         argument,
         OpenOptions {

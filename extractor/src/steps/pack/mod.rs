@@ -118,8 +118,10 @@ pub fn pack(
     progress: &dyn Progress,
 ) -> Result<PackSummary, StepError> {
     let planned = plan(argument, settings)?;
-    refuse_inside(out, &planned.checkpoint.root)?;
-    refuse_holding(out, &planned.checkpoint.paths())?;
+    if let Some(folder) = planned.checkpoint.local_folder() {
+        refuse_inside(out, folder)?;
+    }
+    refuse_holding(out, &planned.checkpoint.local_paths())?;
     if let Some(summary) = finished_before(argument, out, settings, &planned, stop, progress)? {
         return Ok(summary);
     }

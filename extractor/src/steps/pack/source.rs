@@ -33,10 +33,7 @@ impl TensorSource for ShardSource<'_> {
                 "the plan takes {:?} from it, but it is not open",
                 tensor.name
             );
-            return Err(FormatError::malformed(
-                self.checkpoint.root.join(&tensor.source.file).as_path(),
-                what,
-            ));
+            return Err(FormatError::malformed(tensor.source.file.as_ref(), what));
         };
         let range = tensor.source.offset..tensor.source.offset + tensor.source.length;
         let mut values = ValueCheck::new(tensor.dtype);

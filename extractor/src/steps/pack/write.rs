@@ -8,7 +8,7 @@ use std::sync::Arc;
 use segpack_formats::FormatError;
 use segpack_formats::codec::Coding;
 use segpack_formats::digest::{Sha256, Sha256Hasher};
-use segpack_formats::io::{InputFile, READ_BYTES, ReadAt, write_all_at};
+use segpack_formats::io::{READ_BYTES, ReadAt, write_all_at};
 use segpack_formats::pack::{write_pack, write_raw_pack};
 use segpack_manifests::documents::{
     Counts, Finding, FindingKind, GENERATOR, Manifest, ModelFacts, PlannedPack, SideFile,
@@ -205,7 +205,7 @@ impl Work<'_> {
         buffer: &mut [u8],
         publisher: &Publisher<'_>,
     ) -> Result<Sha256, StepError> {
-        let input = InputFile::open(&self.planned.checkpoint.root.join(&side.path))?;
+        let input = self.planned.checkpoint.open_file_at(&side.path)?;
         let path = stored_file(&side.path);
         let (file, full) = self.output.create(&path)?;
         let flushing = Flushing::new(publisher, &file);
@@ -225,7 +225,7 @@ impl Work<'_> {
                 side.length,
                 input.length()
             );
-            return Err(FormatError::changed(input.path(), what).into());
+            return Err(FormatError::changed(input.name(), what).into());
         }
         publisher.publish(file, path, Box::new(|| Ok(())))?;
         Ok(sha256.finish())

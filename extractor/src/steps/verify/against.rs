@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use segpack_formats::FormatError;
 use segpack_formats::digest::Sha256Hasher;
-use segpack_formats::io::{CancelToken, InputFile, READ_BYTES};
+use segpack_formats::io::{CancelToken, READ_BYTES};
 use segpack_formats::numeric::Dtype;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
@@ -233,7 +233,7 @@ fn compare_file(
         return Ok(());
     }
     let mut sha256 = Sha256Hasher::default();
-    let read = InputFile::open(&checkpoint.root.join(&file.path)).and_then(|input| {
+    let read = checkpoint.open_file_at(&file.path).and_then(|input| {
         input.for_each_piece(0..input.length(), &mut vec![0; READ_BYTES], stop, |piece| {
             sha256.update(piece);
             Ok::<_, FormatError>(())
