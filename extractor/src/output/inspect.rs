@@ -10,7 +10,7 @@ use super::OutputError;
 
 /// What a folder holds before anything is written to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Before {
+pub(crate) enum Before {
     /// It does not exist, or is empty.
     Nothing,
     /// An unfinished run's `.partial`.
@@ -47,7 +47,7 @@ pub(crate) fn inspect(path: &Path) -> Result<Before, OutputError> {
 ///
 /// # Errors
 /// `InsideInput`; `Io`.
-pub fn refuse_inside(output: &Path, input: &Path) -> Result<(), OutputError> {
+pub(crate) fn refuse_inside(output: &Path, input: &Path) -> Result<(), OutputError> {
     let real = input
         .canonicalize()
         .map_err(FormatError::io("open", input))?;
@@ -64,7 +64,7 @@ pub fn refuse_inside(output: &Path, input: &Path) -> Result<(), OutputError> {
 ///
 /// # Errors
 /// `HoldsInput`; `Io`.
-pub fn refuse_holding(output: &Path, inputs: &[PathBuf]) -> Result<(), OutputError> {
+pub(crate) fn refuse_holding(output: &Path, inputs: &[PathBuf]) -> Result<(), OutputError> {
     let folder = resolve(output)?;
     for input in inputs {
         let real = input

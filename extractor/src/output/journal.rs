@@ -15,12 +15,12 @@ use serde::{Deserialize, Serialize};
 use super::OutputError;
 
 /// Name of the journal in `.partial`.
-pub const JOURNAL: &str = "journal.jsonl";
+pub(crate) const JOURNAL: &str = "journal.jsonl";
 
 /// One line of the journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Record {
+pub(crate) enum Record {
     /// The first line: digest of the plan, the options and the state of the source.
     Begun {
         /// That digest.
@@ -46,7 +46,7 @@ pub enum Record {
 
 /// An open journal.
 #[derive(Debug)]
-pub struct Journal {
+pub(crate) struct Journal {
     file: Mutex<File>,
     path: PathBuf,
 }
@@ -74,7 +74,7 @@ impl Journal {
     ///
     /// # Errors
     /// `Io`.
-    pub fn begin(path: &Path, records: &[Record]) -> Result<Self, OutputError> {
+    pub(crate) fn begin(path: &Path, records: &[Record]) -> Result<Self, OutputError> {
         let new = path.with_extension("new");
         let file = File::create(&new).map_err(FormatError::io("create", &new))?;
         let journal = Self {
@@ -91,7 +91,7 @@ impl Journal {
     ///
     /// # Errors
     /// `Io`.
-    pub fn add(&self, record: &Record) -> Result<(), OutputError> {
+    pub(crate) fn add(&self, record: &Record) -> Result<(), OutputError> {
         let mut line = serde_json::to_vec(record)
             .map_err(|e| FormatError::io("write", &self.path)(e.into()))?;
         line.push(b'\n');

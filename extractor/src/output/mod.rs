@@ -31,7 +31,7 @@ const FILES: &str = "files";
 
 /// An output folder under this process's lock; unfinished things live in its `.partial`.
 #[derive(Debug)]
-pub struct OutputFolder {
+pub(crate) struct OutputFolder {
     path: PathBuf,
     created: bool,
     _lock: File,
@@ -42,7 +42,7 @@ impl OutputFolder {
     ///
     /// # Errors
     /// `Busy` where another process writes there; `Io`.
-    pub fn open(path: &Path) -> Result<Self, OutputError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, OutputError> {
         let created = !path.exists();
         Ok(Self {
             path: path.to_owned(),
@@ -52,12 +52,12 @@ impl OutputFolder {
     }
 
     /// The folder.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Where a file is written before it is whole.
-    pub fn partial(&self, relative: &str) -> PathBuf {
+    pub(crate) fn partial(&self, relative: &str) -> PathBuf {
         self.path.join(PARTIAL).join(FILES).join(relative)
     }
 
@@ -65,12 +65,12 @@ impl OutputFolder {
     ///
     /// # Errors
     /// `Io`.
-    pub fn clear_unfinished(&self) -> Result<(), OutputError> {
+    pub(crate) fn clear_unfinished(&self) -> Result<(), OutputError> {
         remove_all(&self.path.join(PARTIAL).join(FILES))
     }
 
     /// A file of the run itself, gone when it is finished.
-    pub fn control(&self, name: &str) -> PathBuf {
+    pub(crate) fn control(&self, name: &str) -> PathBuf {
         self.path.join(PARTIAL).join(name)
     }
 
@@ -78,7 +78,7 @@ impl OutputFolder {
     ///
     /// # Errors
     /// `Io`.
-    pub fn create(&self, relative: &str) -> Result<(Arc<File>, PathBuf), OutputError> {
+    pub(crate) fn create(&self, relative: &str) -> Result<(Arc<File>, PathBuf), OutputError> {
         let path = self.partial(relative);
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(FormatError::io("create", parent))?;
@@ -91,7 +91,7 @@ impl OutputFolder {
     ///
     /// # Errors
     /// `Io`.
-    pub fn publish(&self, file: &File, relative: &str) -> Result<(), OutputError> {
+    pub(crate) fn publish(&self, file: &File, relative: &str) -> Result<(), OutputError> {
         let (from, to) = (self.partial(relative), self.path.join(relative));
         file.sync_all().map_err(FormatError::io("sync", &from))?;
         let parent = to.parent().unwrap_or(&self.path);
@@ -114,7 +114,7 @@ impl OutputFolder {
     ///
     /// # Errors
     /// `Io`.
-    pub fn write_small(
+    pub(crate) fn write_small(
         &self,
         relative: &str,
         write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
@@ -132,7 +132,7 @@ impl OutputFolder {
     ///
     /// # Errors
     /// `NoSpace`; `Io`.
-    pub fn check_space(&self, needed: u64) -> Result<(), OutputError> {
+    pub(crate) fn check_space(&self, needed: u64) -> Result<(), OutputError> {
         check_space(&self.path, needed, 0)
     }
 
@@ -140,14 +140,14 @@ impl OutputFolder {
     ///
     /// # Errors
     /// `Io`.
-    pub fn finish(self) -> Result<(), OutputError> {
+    pub(crate) fn finish(self) -> Result<(), OutputError> {
         let partial = self.path.join(PARTIAL);
         fs::remove_dir_all(&partial).map_err(FormatError::io("remove", &partial))?;
         Ok(sync_folder(&self.path)?)
     }
 
     /// Takes back a folder that was made for this run, as long as nothing is in it.
-    pub fn abandon_if_new(self) {
+    pub(crate) fn abandon_if_new(self) {
         let only_partial = fs::read_dir(&self.path).is_ok_and(|entries| entries.count() == 1);
         if self.created && only_partial {
             self.abandon(&[]);
@@ -155,7 +155,7 @@ impl OutputFolder {
     }
 
     /// Takes back everything that this and earlier unfinished runs wrote below these entries.
-    pub fn abandon(self, entries: &[&str]) {
+    pub(crate) fn abandon(self, entries: &[&str]) {
         for entry in entries.iter().chain(&[PARTIAL]) {
             let path = self.path.join(entry);
             // best effort: the error that led here is what the user must see
@@ -175,7 +175,7 @@ impl OutputFolder {
 ///
 /// # Errors
 /// `Io`.
-pub fn remove_all(path: &Path) -> Result<(), OutputError> {
+pub(crate) fn remove_all(path: &Path) -> Result<(), OutputError> {
     let removed = if path.is_dir() {
         fs::remove_dir_all(path)
     } else {

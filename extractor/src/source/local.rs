@@ -47,14 +47,14 @@ const RESERVED: [&str; 2] = [SHARD_HEADERS, PARTIAL];
 
 /// What to do with things that do not belong.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct OpenOptions {
+pub(crate) struct OpenOptions {
     /// `--extra keep`: weight files that the index does not name are kept verbatim.
     pub keep_extra: bool,
 }
 
 /// One weight file.
 #[derive(Debug)]
-pub struct CheckpointShard {
+pub(crate) struct CheckpointShard {
     /// Path relative to the checkpoint.
     pub path: String,
     /// The open file and its header.
@@ -65,7 +65,7 @@ pub struct CheckpointShard {
 
 /// A checkpoint whose headers have been read.
 #[derive(Debug)]
-pub struct Checkpoint {
+pub(crate) struct Checkpoint {
     /// Its folder, as messages name it.
     pub root: PathBuf,
     /// Where it came from.
@@ -147,7 +147,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// Only where the argument means no checkpoint, or the folder cannot be listed.
-    pub fn open(argument: &Path, options: OpenOptions) -> Result<Self, SourceError> {
+    pub(crate) fn open(argument: &Path, options: OpenOptions) -> Result<Self, SourceError> {
         let path = locate(argument)?;
         if path.is_dir() {
             Self::open_folder(&path, options)
@@ -160,18 +160,18 @@ impl Checkpoint {
     ///
     /// # Errors
     /// `Io`, `Malformed`.
-    pub fn open_file_at(&self, path: &str) -> Result<Arc<dyn ReadAt>, FormatError> {
+    pub(crate) fn open_file_at(&self, path: &str) -> Result<Arc<dyn ReadAt>, FormatError> {
         Ok(Arc::new(InputFile::open(&self.root.join(path))?))
     }
 
     /// The folder that no output may be in; `None` where it is not on this machine.
     #[expect(clippy::unnecessary_wraps, reason = "a checkpoint may be remote")]
-    pub fn local_folder(&self) -> Option<&Path> {
+    pub(crate) fn local_folder(&self) -> Option<&Path> {
         Some(&self.root)
     }
 
     /// Every file of it that is on this machine, which no output may replace.
-    pub fn local_paths(&self) -> Vec<PathBuf> {
+    pub(crate) fn local_paths(&self) -> Vec<PathBuf> {
         let shards = self.shards.iter().map(|s| &s.path);
         shards
             .chain(self.files.iter().map(|f| &f.path))

@@ -6,4 +6,4 @@ mod local;
 mod provenance;
 
 pub use error::SourceError;
-pub use local::{Checkpoint, CheckpointShard, OpenOptions};
+pub(crate) use local::{Checkpoint, CheckpointShard, OpenOptions};

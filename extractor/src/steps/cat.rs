@@ -62,7 +62,7 @@ pub enum CatError {
 ///
 /// # Errors
 /// `NoMatch` where globs match nothing.
-pub fn find_segments<'a>(
+pub(crate) fn find_segments<'a>(
     pack: &'a Pack,
     patterns: &[String],
 ) -> Result<Vec<&'a SegmentEntry>, StepError> {
@@ -73,7 +73,7 @@ pub fn find_segments<'a>(
 ///
 /// # Errors
 /// `NoMatch` where globs match nothing.
-pub fn find_tensors<'a>(
+pub(crate) fn find_tensors<'a>(
     pack: &'a Pack,
     patterns: &[String],
 ) -> Result<Vec<&'a TensorEntry>, StepError> {
@@ -108,7 +108,7 @@ fn filter<'a, T>(
 /// # Errors
 /// `NoSuchName`, `RowsOfNoTensor`, `NoSuchRows`; `Damaged`, after the bytes before it were written;
 /// `Stdout`.
-pub fn cat(
+pub(crate) fn cat(
     pack: &Pack,
     names: &[String],
     rows: Option<&Range<u64>>,
@@ -223,7 +223,7 @@ impl Cat<'_, '_> {
 ///
 /// # Errors
 /// In words, where it is neither.
-pub fn parse_rows(text: &str) -> Result<Range<u64>, String> {
+pub(crate) fn parse_rows(text: &str) -> Result<Range<u64>, String> {
     let wrong = || format!("{text:?} is not A..B (B not included) or a single row");
     match text.split_once("..") {
         Some((start, end)) => {

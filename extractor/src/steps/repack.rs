@@ -34,7 +34,7 @@ use crate::work::{Job, Progress, jobs_within_memory, run_tasks};
 
 /// How to repack.
 #[derive(Debug, Clone, Copy)]
-pub struct RepackSettings {
+pub(crate) struct RepackSettings {
     /// How segments will be coded.
     pub coding: Coding,
     /// Threads.
@@ -60,7 +60,7 @@ impl RepackSettings {
 ///
 /// # Errors
 /// Where the folder is no pack.
-pub fn plan(folder: &Path, settings: &RepackSettings) -> Result<Plan, StepError> {
+pub(crate) fn plan(folder: &Path, settings: &RepackSettings) -> Result<Plan, StepError> {
     Ok(plan_of(Pack::open(folder)?.manifest(), settings.coding))
 }
 
@@ -117,7 +117,7 @@ fn plan_of(manifest: &Manifest, coding: Coding) -> Plan {
 /// `Findings` where a tensor or a kept file is not what the manifest says: then nothing is left.
 /// `Refused` where the output exists, lies inside the pack (or the reverse) or does not fit. After
 /// any other error `resume` goes on.
-pub fn repack(
+pub(crate) fn repack(
     folder: &Path,
     out: &Path,
     settings: &RepackSettings,

@@ -30,7 +30,7 @@ const MAX_DECODING: u64 = 2 * MAX_CHUNK_BYTES as u64;
 
 /// How to unpack.
 #[derive(Debug, Clone, Default)]
-pub struct UnpackSettings {
+pub(crate) struct UnpackSettings {
     /// Globs of the files to restore; all where empty.
     pub include: Vec<String>,
     /// Go on where an interrupted run stopped.
@@ -81,7 +81,7 @@ pub(crate) fn globs(patterns: &[String]) -> Result<GlobSet, StepError> {
 /// `Findings` where the pack is damaged (the file in question is not written) or cannot restore a
 /// wanted file because its component was excluded; `Refused` where the output exists or does not
 /// fit.
-pub fn unpack(
+pub(crate) fn unpack(
     folder: &Path,
     out: &Path,
     settings: &UnpackSettings,

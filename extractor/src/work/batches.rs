@@ -8,7 +8,7 @@ use segpack_formats::digest::LANES;
 /// by one. A batch has at most [`LANES`] items, more than two only up to `most` bytes, and none
 /// less than half as long as its first. Items of one length stay in their order, so that a batch
 /// reads one stretch of a file.
-pub fn batches<T>(mut items: Vec<T>, most: u64, length: impl Fn(&T) -> u64) -> Vec<Vec<T>> {
+pub(crate) fn batches<T>(mut items: Vec<T>, most: u64, length: impl Fn(&T) -> u64) -> Vec<Vec<T>> {
     items.sort_by_key(|item| Reverse(length(item))); // stable
     let mut batches: Vec<Vec<T>> = Vec::new();
     let mut bytes = 0;

@@ -23,7 +23,7 @@ const _: () = assert!(PAGE as u64 == DIRECT_ALIGNMENT);
 /// A piece begins up to a page before its part and ends up to a page behind it.
 const LANE_BYTES: usize = PIECE_BYTES + 2 * PAGE;
 /// Memory that one check takes, in bytes.
-pub const CHECK_BYTES: usize = LANES * LANE_BYTES + PAGE;
+pub(super) const CHECK_BYTES: usize = LANES * LANE_BYTES + PAGE;
 /// Parts go into one batch up to this sum.
 const BATCH_BYTES: u64 = 256 << 20;
 
@@ -46,7 +46,7 @@ impl Unit<'_> {
 /// # Errors
 /// `ReadBack` where the file is not what it should be; `Findings` where that is because the pack is
 /// damaged.
-pub fn check_file(
+pub(super) fn check_file(
     producer: &Producer<'_>,
     file: &PlannedFile<'_>,
     path: &Path,

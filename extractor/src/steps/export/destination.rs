@@ -14,7 +14,7 @@ use crate::output::{Before, OutputError, OutputFolder, inspect, refuse_busy};
 
 /// An output that nobody sees before it is whole.
 #[derive(Debug)]
-pub struct Destination {
+pub(super) struct Destination {
     /// Holds the unfinished files.
     folder: OutputFolder,
     /// Where they go.
@@ -29,7 +29,7 @@ impl Destination {
     ///
     /// # Errors
     /// Where anything else is there, or another process writes to it.
-    pub fn folder(out: &Path) -> Result<Self, OutputError> {
+    pub(super) fn folder(out: &Path) -> Result<Self, OutputError> {
         refuse_busy(out)?;
         let path = || out.to_owned();
         match inspect(out)? {
@@ -51,7 +51,7 @@ impl Destination {
     ///
     /// # Errors
     /// Where it exists, or its folder does not.
-    pub fn file(out: &Path) -> Result<Self, OutputError> {
+    pub(super) fn file(out: &Path) -> Result<Self, OutputError> {
         let path = || out.to_owned();
         if out.symlink_metadata().is_ok() {
             return Err(OutputError::Exists { path: path() });
@@ -79,7 +79,7 @@ impl Destination {
     ///
     /// # Errors
     /// As [`file`](Self::file).
-    pub fn files<'p>(
+    pub(super) fn files<'p>(
         out: &Path,
         names: impl Iterator<Item = &'p str>,
     ) -> Result<Self, OutputError> {
@@ -91,7 +91,7 @@ impl Destination {
     }
 
     /// The folder of the unfinished files.
-    pub fn unfinished(&self) -> &OutputFolder {
+    pub(super) fn unfinished(&self) -> &OutputFolder {
         &self.folder
     }
 
@@ -99,7 +99,7 @@ impl Destination {
     ///
     /// # Errors
     /// `Io`.
-    pub fn create(&self, relative: &str) -> Result<(Arc<File>, PathBuf), OutputError> {
+    pub(super) fn create(&self, relative: &str) -> Result<(Arc<File>, PathBuf), OutputError> {
         self.folder.create(relative)
     }
 
@@ -108,7 +108,10 @@ impl Destination {
     ///
     /// # Errors
     /// `Io`; what was moved before stays.
-    pub fn publish<'p>(self, files: impl Iterator<Item = &'p str>) -> Result<(), OutputError> {
+    pub(super) fn publish<'p>(
+        self,
+        files: impl Iterator<Item = &'p str>,
+    ) -> Result<(), OutputError> {
         let mut folders = BTreeSet::from([self.into.clone()]);
         for relative in files {
             let (from, to) = (self.folder.partial(relative), self.into.join(relative));
@@ -134,7 +137,7 @@ impl Destination {
     }
 
     /// Takes back everything.
-    pub fn abandon(self) {
+    pub(super) fn abandon(self) {
         let staging = self.staging.then(|| self.folder.path().to_owned());
         self.folder.abandon(&[]);
         if let Some(path) = staging {

@@ -14,7 +14,7 @@ use segpack_runtime_min::processing::text::chat_template::ChatTemplateError;
 use super::plan::WrittenTensor;
 
 /// An error of any kind, as a cause.
-pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// A setting that some targets do not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

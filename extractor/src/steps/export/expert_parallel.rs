@@ -10,10 +10,10 @@ use segpack_manifests::names::Component;
 use super::{ExpertParallel, ExportError, ExportSettings};
 
 /// Which rank holds which expert.
-pub const EXPERT_PARALLEL: &str = "expert_parallel.json";
+pub(super) const EXPERT_PARALLEL: &str = "expert_parallel.json";
 
 /// Which experts go along.
-pub struct Share {
+pub(super) struct Share {
     parallel: Option<ExpertParallel>,
     /// Experts of each component that has any.
     experts: BTreeMap<Component, u32>,
@@ -29,7 +29,10 @@ fn linear_share(experts: u32, rank: u32, ranks: u32) -> std::ops::Range<u32> {
 }
 
 impl Share {
-    pub fn of(tensors: &[&TensorEntry], settings: &ExportSettings) -> Result<Self, ExportError> {
+    pub(super) fn of(
+        tensors: &[&TensorEntry],
+        settings: &ExportSettings,
+    ) -> Result<Self, ExportError> {
         let mut experts: BTreeMap<Component, u32> = BTreeMap::new();
         for tensor in tensors {
             if let Some(expert) = tensor.expert {
@@ -53,7 +56,7 @@ impl Share {
         Ok(Self { parallel, experts })
     }
 
-    pub fn of_tensors<'a>(&self, mut tensors: Vec<&'a TensorEntry>) -> Vec<&'a TensorEntry> {
+    pub(super) fn of_tensors<'a>(&self, mut tensors: Vec<&'a TensorEntry>) -> Vec<&'a TensorEntry> {
         if let Some(ExpertParallel { rank, ranks }) = self.parallel {
             tensors.retain(|t| match (t.expert, self.experts.get(&t.component)) {
                 (Some(expert), Some(count)) => linear_share(*count, rank, ranks).contains(&expert),
@@ -63,7 +66,7 @@ impl Share {
         tensors
     }
 
-    pub fn map(&self) -> Option<ExpertParallelMap> {
+    pub(super) fn map(&self) -> Option<ExpertParallelMap> {
         let ExpertParallel { rank, ranks } = self.parallel?;
         let of_rank = |count: u32| {
             move |rank| RankExperts {

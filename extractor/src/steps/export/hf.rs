@@ -25,7 +25,10 @@ const INDEX: &str = "model.safetensors.index.json";
 /// # Errors
 /// Where components or ranks are selected that there are not, or a stacked tensor is not there as a
 /// whole.
-pub fn hf<'a>(pack: &'a Pack, settings: &ExportSettings) -> Result<ExportPlan<'a>, StepError> {
+pub(super) fn hf<'a>(
+    pack: &'a Pack,
+    settings: &ExportSettings,
+) -> Result<ExportPlan<'a>, StepError> {
     let components = selected(pack, settings)?;
     let tensors: Vec<&TensorEntry> = pack
         .manifest()

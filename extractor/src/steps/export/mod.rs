@@ -45,7 +45,7 @@ use write::{length_of, refuse_twice, write_files};
 
 /// How to export.
 #[derive(Debug, Clone)]
-pub struct ExportSettings {
+pub(crate) struct ExportSettings {
     /// The output format.
     pub target: ExportTarget,
     /// Prefixes of components to take; empty: all that the target can express.
@@ -71,14 +71,14 @@ pub struct ExportSettings {
 
 /// Blocks of quantized values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Quantization {
+pub(crate) enum Quantization {
     /// ggml's Q8_0.
     Q8_0,
 }
 
 /// One rank of several that share the experts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ExpertParallel {
+pub(crate) struct ExpertParallel {
     /// Which, counted from 0.
     pub rank: u32,
     /// Of how many.
@@ -118,7 +118,7 @@ impl ExportSettings {
 /// `Findings` where the pack is damaged, `Export` where the target cannot express what it holds or
 /// what was written is not what should have been, `Output` where the output exists or does not fit.
 /// Nothing is left of an output that failed.
-pub fn export(
+pub(crate) fn export(
     folder: &Path,
     out: &Path,
     settings: &ExportSettings,
@@ -171,7 +171,7 @@ pub fn export(
 ///
 /// # Errors
 /// As [`export`]; damage that is found midway says that what was written is wrong. `Stdout`.
-pub fn stream(
+pub(crate) fn stream(
     folder: &Path,
     to: &mut dyn Write,
     settings: &ExportSettings,

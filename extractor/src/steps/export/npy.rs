@@ -7,7 +7,7 @@ use super::plan::{Content, ExportPlan, NewTensorPlan, PlannedFile, TensorFile};
 use super::{ExportError, ExportSettings};
 
 /// One `.npy` file for each tensor, called as it is.
-pub fn npy<'a>(
+pub(super) fn npy<'a>(
     chosen: &[&'a TensorEntry],
     settings: &ExportSettings,
 ) -> Result<ExportPlan<'a>, ExportError> {

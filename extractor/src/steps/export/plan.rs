@@ -16,7 +16,7 @@ use crate::steps::StepError;
 
 /// Everything that an export writes.
 #[derive(Debug, Default)]
-pub struct ExportPlan<'a> {
+pub(super) struct ExportPlan<'a> {
     /// The files, in the order in which they are moved to their places.
     pub files: Vec<PlannedFile<'a>>,
     /// What the user has to know about the result.
@@ -25,7 +25,7 @@ pub struct ExportPlan<'a> {
 
 /// One file of the output.
 #[derive(Debug)]
-pub struct PlannedFile<'a> {
+pub(super) struct PlannedFile<'a> {
     /// Path relative to the output folder.
     pub path: String,
     /// What is in it.
@@ -34,7 +34,7 @@ pub struct PlannedFile<'a> {
 
 /// What is in a file.
 #[derive(Debug)]
-pub enum Content<'a> {
+pub(super) enum Content<'a> {
     /// Tensors.
     Tensors(TensorFile<'a>),
     /// A file of the checkpoint, verbatim.
@@ -45,7 +45,7 @@ pub enum Content<'a> {
 
 /// A file of tensors: a head, then each tensor at its offset; what lies between is zero.
 #[derive(Debug)]
-pub struct TensorFile<'a> {
+pub(super) struct TensorFile<'a> {
     /// How the file's own index is read back.
     pub format: FileFormat,
     /// The bytes before the first tensor.
@@ -58,7 +58,7 @@ pub struct TensorFile<'a> {
 
 /// A tensor and the offset of its first byte, from the start of the file.
 #[derive(Debug)]
-pub struct Placed<'a> {
+pub(super) struct Placed<'a> {
     /// The tensor.
     pub tensor: NewTensorPlan<'a>,
     /// Its first byte.
@@ -67,7 +67,7 @@ pub struct Placed<'a> {
 
 /// A tensor of the output: the bytes of its parts, one after the other.
 #[derive(Debug, Clone)]
-pub struct NewTensorPlan<'a> {
+pub(super) struct NewTensorPlan<'a> {
     /// Its name there.
     pub name: String,
     /// Its element type, as the output's format names it.
@@ -80,7 +80,7 @@ pub struct NewTensorPlan<'a> {
 
 /// A tensor of the pack, and what becomes of its values.
 #[derive(Debug, Clone, Copy)]
-pub struct Part<'a> {
+pub(super) struct Part<'a> {
     /// The tensor of the pack.
     pub source: &'a TensorEntry,
     /// What becomes of its values.
@@ -89,7 +89,7 @@ pub struct Part<'a> {
 
 /// What becomes of the values of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Conversion {
+pub(super) enum Conversion {
     /// The same bytes.
     Keep,
     /// The same values, as nearly as another floating-point dtype has them.
@@ -101,14 +101,14 @@ pub enum Conversion {
 impl Conversion {
     /// From `from` to the wanted dtype where both are floats of 16 to 64 bits; everything else
     /// keeps its bytes.
-    pub fn to(from: Dtype, wanted: Option<FloatDtype>) -> Self {
+    pub(crate) fn to(from: Dtype, wanted: Option<FloatDtype>) -> Self {
         wanted
             .and_then(|to| FloatConversion::new(from, to.into()))
             .map_or(Self::Keep, Self::Float)
     }
 
     /// Bytes that are converted together, before and after.
-    pub fn block(self) -> (usize, usize) {
+    pub(super) fn block(self) -> (usize, usize) {
         match self {
             Self::Keep => (1, 1),
             Self::Float(float) => (float.from_bytes(), float.to_bytes()),
@@ -117,7 +117,7 @@ impl Conversion {
     }
 
     /// Bytes after, of so many before.
-    pub fn length(self, before: u64) -> u64 {
+    pub(super) fn length(self, before: u64) -> u64 {
         let (from, to) = self.block();
         before / from as u64 * to as u64
     }
@@ -126,7 +126,7 @@ impl Conversion {
     ///
     /// # Errors
     /// Where a value cannot be represented.
-    pub fn convert(self, before: &[u8], after: &mut Vec<u8>) -> Result<(), Cause> {
+    pub(super) fn convert(self, before: &[u8], after: &mut Vec<u8>) -> Result<(), Cause> {
         match self {
             Self::Keep => after.extend(before),
             Self::Float(float) => float.convert(before, after)?,
@@ -140,7 +140,7 @@ impl Conversion {
     ///
     /// # Errors
     /// In words, which value is wrong.
-    pub fn check(self, before: &[u8], after: &[u8]) -> Result<(), String> {
+    pub(super) fn check(self, before: &[u8], after: &[u8]) -> Result<(), String> {
         match self {
             Self::Keep if before == after => Ok(()),
             Self::Keep => Err("bytes differ".to_owned()),
@@ -162,14 +162,14 @@ impl Conversion {
 
 impl Part<'_> {
     /// Bytes in the output.
-    pub fn length(&self) -> u64 {
+    pub(super) fn length(&self) -> u64 {
         self.conversion.length(self.source.length)
     }
 }
 
 impl<'a> NewTensorPlan<'a> {
     /// A tensor of the pack under a name of its own.
-    pub fn of(name: String, source: &'a TensorEntry, wanted: Option<FloatDtype>) -> Self {
+    pub(crate) fn of(name: String, source: &'a TensorEntry, wanted: Option<FloatDtype>) -> Self {
         let conversion = Conversion::to(source.dtype, wanted);
         let dtype = dtype_after(source.dtype, conversion);
         let shape = source.shape.clone();
@@ -182,17 +182,17 @@ impl<'a> NewTensorPlan<'a> {
     }
 
     /// Bytes in the output.
-    pub fn length(&self) -> u64 {
+    pub(super) fn length(&self) -> u64 {
         self.parts.iter().map(Part::length).sum()
     }
 
     /// Values in it.
-    pub fn values(&self) -> u64 {
+    pub(super) fn values(&self) -> u64 {
         self.shape.iter().product()
     }
 
     /// Its parts do not make it.
-    pub fn wrong_parts(&self) -> ExportError {
+    pub(super) fn wrong_parts(&self) -> ExportError {
         ExportError::Parts {
             tensor: self.name.clone(),
             parts: self.parts.len(),
@@ -221,7 +221,7 @@ fn dtype_after(before: Dtype, conversion: Conversion) -> Dtype {
 
 /// How the index of a written file is read back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FileFormat {
+pub(super) enum FileFormat {
     /// <https://github.com/huggingface/safetensors#format>
     Safetensors,
     /// <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>
@@ -248,7 +248,7 @@ impl FileFormat {
     ///
     /// # Errors
     /// `Io`, `Malformed`.
-    pub fn read_index(self, path: &Path) -> Result<Vec<WrittenTensor>, StepError> {
+    pub(super) fn read_index(self, path: &Path) -> Result<Vec<WrittenTensor>, StepError> {
         match self {
             Self::Safetensors => {
                 let shard = Shard::open(path)?;
@@ -294,7 +294,7 @@ impl<'a> TensorFile<'a> {
     ///
     /// # Errors
     /// Where the header would be too long.
-    pub fn safetensors(mut tensors: Vec<NewTensorPlan<'a>>) -> Result<Self, ExportError> {
+    pub(super) fn safetensors(mut tensors: Vec<NewTensorPlan<'a>>) -> Result<Self, ExportError> {
         let mut dtypes = Vec::with_capacity(tensors.len());
         tensors
             .sort_by_key(|t| std::cmp::Reverse(t.safetensors_dtype().map_or(0, |d| d.bitsize()))); // stable
@@ -336,7 +336,7 @@ impl<'a> TensorFile<'a> {
     ///
     /// # Errors
     /// `Numpy` where numpy has no dtype for it.
-    pub fn npy(mut tensor: NewTensorPlan<'a>) -> Result<Self, ExportError> {
+    pub(super) fn npy(mut tensor: NewTensorPlan<'a>) -> Result<Self, ExportError> {
         let dtype = tensor.safetensors_dtype()?;
         let Some(descr) = npy::descr(dtype) else {
             return Err(ExportError::Numpy {
@@ -359,7 +359,7 @@ impl<'a> TensorFile<'a> {
 
 impl PlannedFile<'_> {
     /// Bytes of the file.
-    pub fn length(&self) -> u64 {
+    pub(super) fn length(&self) -> u64 {
         match &self.content {
             Content::Tensors(file) => file.length,
             Content::Copy(file) => file.stored_length,
@@ -368,7 +368,7 @@ impl PlannedFile<'_> {
     }
 
     /// How many tensors are in it, and how many of their values are converted.
-    pub fn tensors(&self) -> &[Placed<'_>] {
+    pub(super) fn tensors(&self) -> &[Placed<'_>] {
         match &self.content {
             Content::Tensors(file) => &file.tensors,
             _ => &[],

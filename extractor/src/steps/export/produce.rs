@@ -12,7 +12,7 @@ use crate::steps::StepError;
 use crate::work::Progress;
 
 /// Gives the bytes of planned files.
-pub struct Producer<'a> {
+pub(super) struct Producer<'a> {
     /// Where the bytes come from.
     pub weights: &'a PackReader<'a>,
     /// Whether tensors whose bytes are kept are compared with their digests on the way. Converted
@@ -25,7 +25,7 @@ pub struct Producer<'a> {
 }
 
 /// What one thread works with.
-pub struct Worker<'a> {
+pub(super) struct Worker<'a> {
     /// Reads the pack.
     pub reader: PackCursor<'a>,
     /// Bytes of the checkpoint's files.
@@ -41,7 +41,7 @@ impl<'a> Worker<'a> {
     ///
     /// # Errors
     /// Where the decoder has no memory.
-    pub fn new(weights: &'a PackReader<'a>) -> Result<Self, StepError> {
+    pub(super) fn new(weights: &'a PackReader<'a>) -> Result<Self, StepError> {
         Ok(Self {
             reader: weights.cursor()?,
             buffer: vec![0; READ_BYTES],
@@ -56,7 +56,7 @@ impl Producer<'_> {
     /// # Errors
     /// `Findings` where the pack is damaged; `Value` where a value cannot be converted; whatever
     /// `sink` returns.
-    pub fn produce(
+    pub(super) fn produce(
         &self,
         file: &PlannedFile<'_>,
         worker: &mut Worker<'_>,
@@ -154,7 +154,7 @@ impl Producer<'_> {
     }
 
     /// A tensor of the pack has another digest than the manifest says.
-    pub fn damaged(&self, tensor: &TensorEntry, seen: impl std::fmt::Display) -> StepError {
+    pub(super) fn damaged(&self, tensor: &TensorEntry, seen: impl std::fmt::Display) -> StepError {
         let finding = Finding::new(FindingKind::DamagedTensor)
             .segment(&tensor.segment)
             .tensor(&tensor.name);
@@ -166,7 +166,7 @@ impl Producer<'_> {
     }
 
     /// A file of the pack that cannot be read is damage of the input, not a failure of the output.
-    pub fn of_the_pack(&self, error: FormatError) -> StepError {
+    pub(super) fn of_the_pack(&self, error: FormatError) -> StepError {
         match &error {
             FormatError::Io { path, .. } if path.starts_with(self.weights.pack().folder()) => {
                 self.found(Finding::new(FindingKind::Unreadable).seen(describe(&error)))

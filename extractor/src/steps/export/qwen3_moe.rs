@@ -35,7 +35,7 @@ pub(super) const TEXT_FILES: [&str; 9] = [
 ///
 /// # Errors
 /// Where the selection or the pack has no text decoder, or the pack no configuration.
-pub fn qwen3_moe<'a>(
+pub(super) fn qwen3_moe<'a>(
     pack: &'a Pack,
     settings: &ExportSettings,
 ) -> Result<ExportPlan<'a>, StepError> {
@@ -80,7 +80,7 @@ pub fn qwen3_moe<'a>(
 ///
 /// # Errors
 /// As [`qwen3_moe`].
-pub fn text_decoder(
+pub(super) fn text_decoder(
     pack: &Pack,
     settings: &ExportSettings,
 ) -> Result<(Component, Family), StepError> {
@@ -101,7 +101,7 @@ pub fn text_decoder(
 
 /// A thinker's tensor as `Qwen3MoeForCausalLM` calls it: `thinker.model.X` is `model.X`,
 /// `thinker.lm_head.X` is `lm_head.X`.
-pub fn causal_name(name: &str) -> &str {
+pub(super) fn causal_name(name: &str) -> &str {
     name.strip_prefix("thinker.").unwrap_or(name)
 }
 

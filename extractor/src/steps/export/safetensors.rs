@@ -6,7 +6,7 @@ use super::plan::{Content, ExportPlan, NewTensorPlan, PlannedFile, TensorFile};
 use super::{ExportError, ExportSettings};
 
 /// One safetensors file of these tensors, under the names that `ls --tensors` prints.
-pub fn safetensors<'a>(
+pub(super) fn safetensors<'a>(
     chosen: &[&'a TensorEntry],
     settings: &ExportSettings,
     path: &str,

@@ -14,7 +14,7 @@ use crate::steps::StepError;
 ///
 /// # Errors
 /// `Malformed` where it is damaged.
-pub fn source_bytes(pack: &Pack, name: &str) -> Result<Option<Vec<u8>>, StepError> {
+pub(super) fn source_bytes(pack: &Pack, name: &str) -> Result<Option<Vec<u8>>, StepError> {
     let is_it = |f: &&SourceFile| f.path == name && f.kind == SourceFileKind::File;
     let listed = pack.manifest().source_files.iter().find(is_it);
     listed.map(|listed| stored_bytes(pack, listed)).transpose()
@@ -24,7 +24,7 @@ pub fn source_bytes(pack: &Pack, name: &str) -> Result<Option<Vec<u8>>, StepErro
 ///
 /// # Errors
 /// `Malformed` where it is damaged, `SourceFile` where it is no JSON.
-pub fn source_json(pack: &Pack, name: &str) -> Result<Option<Value>, StepError> {
+pub(super) fn source_json(pack: &Pack, name: &str) -> Result<Option<Value>, StepError> {
     let Some(bytes) = source_bytes(pack, name)? else {
         return Ok(None);
     };
@@ -42,7 +42,7 @@ pub fn source_json(pack: &Pack, name: &str) -> Result<Option<Value>, StepError> 
 ///
 /// # Errors
 /// `Malformed` where they are damaged.
-pub fn stored_bytes(pack: &Pack, listed: &SourceFile) -> Result<Vec<u8>, StepError> {
+pub(super) fn stored_bytes(pack: &Pack, listed: &SourceFile) -> Result<Vec<u8>, StepError> {
     let path = pack.path(&listed.stored_as);
     let input = InputFile::open(&path)?;
     let bytes = input.read_range(0..input.length())?;

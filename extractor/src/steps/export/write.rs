@@ -23,7 +23,7 @@ const WORKER_MEMORY: u64 = 2 * MAX_CHUNK_BYTES as u64 + CHECK_BYTES as u64;
 /// # Errors
 /// `Findings` where the pack is damaged, `Refused` where what was written is not what should have
 /// been.
-pub fn write_files(
+pub(super) fn write_files(
     files: &[PlannedFile<'_>],
     destination: &Destination,
     producer: &Producer<'_>,
@@ -75,7 +75,7 @@ impl Producer<'_> {
 }
 
 /// Bytes that are written for these files; a disk must have as many free.
-pub fn length_of(files: &[PlannedFile<'_>]) -> u64 {
+pub(super) fn length_of(files: &[PlannedFile<'_>]) -> u64 {
     files.iter().map(PlannedFile::length).sum()
 }
 
@@ -83,7 +83,7 @@ pub fn length_of(files: &[PlannedFile<'_>]) -> u64 {
 ///
 /// # Errors
 /// `SamePath`.
-pub fn refuse_twice(files: &[PlannedFile<'_>]) -> Result<(), ExportError> {
+pub(super) fn refuse_twice(files: &[PlannedFile<'_>]) -> Result<(), ExportError> {
     let mut seen = std::collections::HashSet::new();
     match files.iter().find(|f| !seen.insert(Path::new(&f.path))) {
         Some(twice) => Err(ExportError::SamePath {

@@ -11,7 +11,7 @@ use segpack_manifests::documents::{Finding, FindingKind, PlannedPack};
 use crate::source::Checkpoint;
 
 /// Reads the tensors of one planned pack, and looks at their values on the way.
-pub struct ShardSource<'a> {
+pub(super) struct ShardSource<'a> {
     pub checkpoint: &'a Checkpoint,
     pub shards: &'a HashMap<&'a str, usize>,
     pub pack: &'a PlannedPack,

@@ -46,7 +46,7 @@ fn stored_header(path: &str) -> String {
 }
 
 /// Every file that packing this checkpoint puts into `packs/` and `source/`.
-pub fn planned_files(planned: &Planned) -> BTreeSet<String> {
+pub(super) fn planned_files(planned: &Planned) -> BTreeSet<String> {
     let Planned {
         checkpoint, plan, ..
     } = planned;
@@ -60,7 +60,7 @@ pub fn planned_files(planned: &Planned) -> BTreeSet<String> {
 
 impl Work<'_> {
     /// Does every task that is not done.
-    pub fn write_all(&self, journal: &Journal, done: &mut Done) -> Result<(), StepError> {
+    pub(super) fn write_all(&self, journal: &Journal, done: &mut Done) -> Result<(), StepError> {
         self.write_headers(done)?;
         let tasks = self.tasks(done);
         self.job
@@ -246,7 +246,7 @@ impl Work<'_> {
     }
 
     /// The manifest of what was written.
-    pub fn manifest(&self, done: &Done) -> Result<Manifest, StepError> {
+    pub(super) fn manifest(&self, done: &Done) -> Result<Manifest, StepError> {
         let Planned {
             checkpoint,
             inventory,

@@ -29,7 +29,7 @@ struct Pair<'a> {
 }
 
 /// Compares every tensor and side file of the pack with the checkpoint's.
-pub fn check(
+pub(super) fn check(
     pack: &Pack,
     (checkpoint, inventory): &(Checkpoint, Inventory),
     settings: &VerifySettings,

@@ -74,7 +74,7 @@ struct Check<'a> {
 }
 
 /// Checks every file that is `sound` (there, with its right length).
-pub fn check(
+pub(super) fn check(
     pack: &Pack,
     sound: &BTreeSet<String>,
     settings: &VerifySettings,

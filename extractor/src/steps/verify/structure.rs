@@ -18,7 +18,7 @@ use crate::steps::StepError;
 
 /// Checks everything but the content of the files. Returns the files that are there with their
 /// right length.
-pub fn check(pack: &Pack, findings: &Findings) -> Result<BTreeSet<String>, StepError> {
+pub(super) fn check(pack: &Pack, findings: &Findings) -> Result<BTreeSet<String>, StepError> {
     let manifest = pack.manifest();
     let mut listed: BTreeMap<&str, Option<u64>> = manifest
         .files()

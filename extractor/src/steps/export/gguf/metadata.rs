@@ -39,7 +39,7 @@ const SAMPLING: [(&str, &str, bool); 12] = [
 ///
 /// # Errors
 /// `Setting` with the one that it does not know.
-pub fn check_expressible(config: &Json, facts: &TextFacts) -> Result<(), GgufExportError> {
+pub(super) fn check_expressible(config: &Json, facts: &TextFacts) -> Result<(), GgufExportError> {
     let refuse = |what: &str| {
         let what = what.to_owned();
         Err(GgufExportError::Setting { what })
@@ -74,7 +74,7 @@ pub fn check_expressible(config: &Json, facts: &TextFacts) -> Result<(), GgufExp
 }
 
 /// Where metadata comes from.
-pub struct Model<'a> {
+pub(super) struct Model<'a> {
     pub pack: &'a Pack,
     /// That of a `Qwen3MoeForCausalLM`.
     pub config: &'a Json,
@@ -84,7 +84,7 @@ pub struct Model<'a> {
 }
 
 impl Model<'_> {
-    pub fn metadata(
+    pub(super) fn metadata(
         &self,
         tensors: &[Planned<'_>],
         file_type: u32,

@@ -52,7 +52,7 @@ use vocabulary::Vocabulary;
 /// # Errors
 /// `Name` for a name that does not end in `.gguf`; where `qwen3moe` cannot express the model, the
 /// pack lacks tensors of it, or its tokenizer is of a kind that llama.cpp's name is not known of.
-pub fn gguf<'a>(
+pub(super) fn gguf<'a>(
     pack: &'a Pack,
     settings: &ExportSettings,
     name: &str,
@@ -480,7 +480,7 @@ fn tensor_file(
 ///
 /// # Errors
 /// `Io`, `Malformed`.
-pub fn read_index(path: &Path) -> Result<Vec<super::plan::WrittenTensor>, StepError> {
+pub(super) fn read_index(path: &Path) -> Result<Vec<super::plan::WrittenTensor>, StepError> {
     let header = format::read_header(&segpack_formats::io::InputFile::open(path)?)?;
     let start = header.data_start;
     let written = |t: format::TensorInfo| super::plan::WrittenTensor {

@@ -43,7 +43,7 @@ const SPECIAL: [(&str, &str); 6] = [
 
 /// A tokenizer as the file describes it.
 #[derive(Debug, Default)]
-pub struct Vocabulary {
+pub(super) struct Vocabulary {
     metadata: Metadata,
 }
 
@@ -61,7 +61,7 @@ impl Vocabulary {
     /// # Errors
     /// Where the tokenizer is damaged, has more tokens than the embedding has rows, or
     /// splits text by rules that llama.cpp's name is not known of.
-    pub fn of(
+    pub(super) fn of(
         pack: &Pack,
         config: &Json,
         facts: &TextFacts,
@@ -113,12 +113,12 @@ impl Vocabulary {
     }
 
     /// Whether there is none.
-    pub fn is_none(&self) -> bool {
+    pub(super) fn is_none(&self) -> bool {
         self.metadata.is_empty()
     }
 
     /// Its keys and values.
-    pub fn metadata(&self) -> Metadata {
+    pub(super) fn metadata(&self) -> Metadata {
         if self.is_none() {
             return vec![("tokenizer.ggml.model".to_owned(), NONE.into())];
         }
