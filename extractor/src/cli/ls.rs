@@ -17,7 +17,7 @@ Examples:
   segpack ls omni.segpack 'thinker.text.layers.5.*'
   segpack ls omni.segpack --tensors '*.mlp.gate.weight'
   segpack ls omni.segpack --tensors --json | jq -r 'select(.role == \"router\") | .sha256'")]
-pub(super) struct Args {
+pub struct Args {
     /// Pack folder
     #[arg(value_name = "PACK")]
     pack: PathBuf,
@@ -32,7 +32,7 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
+pub fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
     let pack = Pack::open(&args.pack).map_err(StepError::from)?;
     if args.tensors {
         list(

@@ -16,7 +16,7 @@ Examples:
   segpack repack omni.segpack -o small.segpack --codec bf16-rans
   segpack repack small.segpack -o plain.segpack --codec raw --resume
   segpack repack omni.segpack -o small.segpack --codec bf16-rans --dry-run")]
-pub(super) struct Args {
+pub struct Args {
     /// Pack folder to read
     #[arg(value_name = "PACK")]
     pack: PathBuf,
@@ -46,12 +46,12 @@ pub(super) struct Args {
 
 impl Args {
     /// The folder to write.
-    pub(super) fn output(&self) -> &Path {
+    pub fn output(&self) -> &Path {
         &self.output
     }
 }
 
-pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
+pub fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
     let settings = RepackSettings {
         coding: args.level.coding(args.codec)?,
         jobs: args.jobs.count(),

@@ -16,7 +16,7 @@ Examples:
   segpack unpack omni.segpack -o restored
   segpack unpack omni.segpack -o restored --resume
   segpack unpack omni.segpack -o tokenizer --include '*.json' --include merges.txt")]
-pub(super) struct Args {
+pub struct Args {
     /// Pack folder
     #[arg(value_name = "PACK")]
     pack: PathBuf,
@@ -38,12 +38,12 @@ pub(super) struct Args {
 
 impl Args {
     /// The folder to write.
-    pub(super) fn output(&self) -> &Path {
+    pub fn output(&self) -> &Path {
         &self.output
     }
 }
 
-pub(super) fn run(args: Args, context: &Context) -> Result<Exit, StepError> {
+pub fn run(args: Args, context: &Context) -> Result<Exit, StepError> {
     let settings = UnpackSettings {
         include: args.include,
         resume: args.resume,

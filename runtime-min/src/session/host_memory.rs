@@ -7,7 +7,7 @@ const SPARED: u64 = 8;
 
 /// Seven eighths of the memory that is available now, in bytes; a control group's limit counts too.
 /// None where the system does not tell.
-pub(crate) fn available_memory() -> Option<u64> {
+pub fn available_memory() -> Option<u64> {
     let refresh = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
     let system = System::new_with_specifics(refresh);
     let group = system

@@ -8,28 +8,28 @@ use comfy_table::{CellAlignment, Table};
 pub(super) struct Page(String);
 
 impl Page {
-    pub(super) fn line(&mut self, line: impl Display) {
+    pub fn line(&mut self, line: impl Display) {
         self.0.push_str(&line.to_string());
         self.0.push('\n');
     }
 
-    pub(super) fn blank(&mut self) {
+    pub fn blank(&mut self) {
         self.0.push('\n');
     }
 
     /// A [`table`]; nothing where it has no rows.
-    pub(super) fn table(&mut self, left_columns: usize, header: &[&str], rows: Vec<Vec<String>>) {
+    pub fn table(&mut self, left_columns: usize, header: &[&str], rows: Vec<Vec<String>>) {
         if !rows.is_empty() {
             self.line(table(left_columns, header, rows));
         }
     }
 
     /// Text that ends with a line end already.
-    pub(super) fn append(&mut self, text: &str) {
+    pub fn append(&mut self, text: &str) {
         self.0.push_str(text);
     }
 
-    pub(super) fn into_text(self) -> String {
+    pub fn into_text(self) -> String {
         self.0
     }
 }
