@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use segpack_formats::digest::Sha256;
 use segpack_formats::io::{CancelToken, DirectFile, InputFile};
 use segpack_formats::pack::{SegmentReader, Unpacker};
 use segpack_formats::{FormatError, Result};
@@ -82,6 +83,30 @@ impl<'a> PackReader<'a> {
         let file = Arc::new(open(&self.pack.path(path))?);
         files.insert(path.to_owned(), Arc::clone(&file));
         Ok(file)
+    }
+
+    /// The bytes of a whole tensor: little-endian, the last dimension fastest, and those that its
+    /// SHA-256 in the manifest is of. For large tensors, or parts of one, a [`PackCursor`] passes
+    /// pieces.
+    ///
+    /// # Errors
+    /// `Malformed` where the segment does not decode or the digest differs; `Io`.
+    pub fn tensor_bytes(&'a self, tensor: &TensorEntry) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let whole = 0..tensor.length;
+        self.cursor()?
+            .read_tensor(tensor, whole, &CancelToken::default(), |piece| {
+                bytes.extend_from_slice(piece);
+                Ok::<_, FormatError>(())
+            })?;
+        let seen = Sha256::of(&bytes);
+        if seen == tensor.sha256 {
+            return Ok(bytes);
+        }
+        let path = self.pack.path(&self.segment_of(tensor)?.pack);
+        let wanted = tensor.sha256;
+        let what = format!("tensor {}: SHA-256 {seen}, wanted {wanted}", tensor.name);
+        Err(FormatError::malformed(&path, what))
     }
 
     /// The segment that holds a tensor.
