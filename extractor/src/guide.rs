@@ -4,14 +4,14 @@
 //! precedence and leads to the documentation instead.
 
 pub mod commands {
-    #![doc = "[format]: segpack_formats"]
+    #![doc = "[format]: segpack_formats::specification"]
     #![doc = "[schemas]: https://github.com/segpack/segpack/tree/main/schemas"]
     #![doc = ""]
     #![doc = include_str!("../docs/commands.md")]
 }
 
 pub mod codecs {
-    #![doc = "[format]: segpack_formats"]
+    #![doc = "[format]: segpack_formats::specification"]
     #![doc = "[benchmarks]: crate::guide::benchmarks"]
     #![doc = ""]
     #![doc = include_str!("../docs/codecs.md")]
