@@ -65,10 +65,9 @@ pub struct Overflow {
 }
 
 impl FloatConversion {
-    /// From F16, BF16, F32 or F64 to F16, BF16 or F32; `None` where either is another dtype, or
+    /// From F16, BF16, F32 or F64 to F16, BF16 or F32; `None` where `from` is another dtype, or
     /// both are the same.
-    pub fn new(from: Dtype, to: Dtype) -> Option<Self> {
-        let to = FloatDtype::try_from(to).ok()?;
+    pub fn new(from: Dtype, to: FloatDtype) -> Option<Self> {
         let from = Source::of(from).filter(|from| *from != Source::Float(to))?;
         Some(Self { from, to })
     }
@@ -236,7 +235,7 @@ fn beside(bytes: &[u8], larger: bool) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
 
-    fn conversion(from: Dtype, to: Dtype) -> FloatConversion {
+    fn conversion(from: Dtype, to: FloatDtype) -> FloatConversion {
         FloatConversion::new(from, to).unwrap()
     }
 
@@ -246,8 +245,12 @@ mod tests {
 
     #[test]
     fn every_16_bit_value_widens_and_comes_back() {
-        for dtype in [Dtype::BF16, Dtype::F16] {
-            let (widen, narrow) = (conversion(dtype, Dtype::F32), conversion(Dtype::F32, dtype));
+        for float in [FloatDtype::BF16, FloatDtype::F16] {
+            let dtype = Dtype::from(float);
+            let (widen, narrow) = (
+                conversion(dtype, FloatDtype::F32),
+                conversion(Dtype::F32, float),
+            );
             let (before, mut wide, mut after) = (all_u16(), Vec::new(), Vec::new());
             widen.convert(&before, &mut wide).unwrap();
             narrow.convert(&wide, &mut after).unwrap();
@@ -273,7 +276,7 @@ mod tests {
             1e-45,
         ];
         let before: Vec<u8> = values.iter().flat_map(|x: &f32| x.to_le_bytes()).collect();
-        let narrow = conversion(Dtype::F32, Dtype::BF16);
+        let narrow = conversion(Dtype::F32, FloatDtype::BF16);
         let mut after = Vec::new();
         narrow.convert(&before, &mut after).unwrap();
         let bits: Vec<u16> = after
@@ -303,18 +306,18 @@ mod tests {
     fn a_finite_value_never_becomes_infinite() {
         let before = [1.0, f32::INFINITY, 65_536.0].map(bf16::encode).concat();
         let mut out = Vec::new();
-        let narrow = conversion(Dtype::BF16, Dtype::F16);
+        let narrow = conversion(Dtype::BF16, FloatDtype::F16);
         assert!(narrow.convert(&before[..4], &mut out).is_ok());
         let error = narrow.convert(&before, &mut out).unwrap_err();
         assert_eq!((error.index, error.value), (2, 65_536.0));
         let large = f32::MAX.to_le_bytes();
         assert!(
-            conversion(Dtype::F32, Dtype::BF16)
+            conversion(Dtype::F32, FloatDtype::BF16)
                 .convert(&large, &mut out)
                 .is_err()
         );
         assert!(
-            conversion(Dtype::F64, Dtype::F32)
+            conversion(Dtype::F64, FloatDtype::F32)
                 .convert(&1e300_f64.to_le_bytes(), &mut out)
                 .is_err()
         );
@@ -322,8 +325,8 @@ mod tests {
 
     #[test]
     fn only_floats_are_converted() {
-        assert_eq!(FloatConversion::new(Dtype::I32, Dtype::F32), None);
-        assert_eq!(FloatConversion::new(Dtype::F32, Dtype::F32), None);
-        assert_eq!(FloatConversion::new(Dtype::F32, Dtype::F8_E4M3), None);
+        assert_eq!(FloatConversion::new(Dtype::I32, FloatDtype::F32), None);
+        assert_eq!(FloatConversion::new(Dtype::F32, FloatDtype::F32), None);
+        assert_eq!(FloatConversion::new(Dtype::F8_E4M3, FloatDtype::F32), None);
     }
 }

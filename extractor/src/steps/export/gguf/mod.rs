@@ -329,7 +329,7 @@ fn kind_of(role: Role, from: Dtype, columns: u64, settings: &ExportSettings) -> 
             Some(TensorType::Q8_0)
         }
         (Some(Quantization::Q8_0), _) => Some(TensorType::F16),
-        (None, Some(dtype)) => TensorType::of_dtype(dtype.into()),
+        (None, Some(dtype)) => Some(TensorType::of_float(dtype)),
         (None, None) => TensorType::of_dtype(from),
     }
 }
@@ -339,9 +339,9 @@ fn conversion(source: &TensorEntry, kind: TensorType) -> Result<Conversion, Expo
     let possible = match kind {
         TensorType::Q8_0 => FloatDtype::try_from(*dtype).ok().map(Conversion::Q8_0),
         _ if TensorType::of_dtype(*dtype) == Some(kind) => Some(Conversion::Keep),
-        TensorType::F32 => FloatConversion::new(*dtype, Dtype::F32).map(Conversion::Float),
-        TensorType::F16 => FloatConversion::new(*dtype, Dtype::F16).map(Conversion::Float),
-        TensorType::Bf16 => FloatConversion::new(*dtype, Dtype::BF16).map(Conversion::Float),
+        TensorType::F32 => FloatConversion::new(*dtype, FloatDtype::F32).map(Conversion::Float),
+        TensorType::F16 => FloatConversion::new(*dtype, FloatDtype::F16).map(Conversion::Float),
+        TensorType::Bf16 => FloatConversion::new(*dtype, FloatDtype::BF16).map(Conversion::Float),
     };
     possible.ok_or_else(|| ExportError::NoConversion {
         tensor: name.clone(),
