@@ -103,7 +103,7 @@ impl Conversion {
     /// keeps its bytes.
     pub(crate) fn to(from: Dtype, wanted: Option<FloatDtype>) -> Self {
         wanted
-            .and_then(|to| FloatConversion::new(from, to.into()))
+            .and_then(|to| FloatConversion::new(from, to))
             .map_or(Self::Keep, Self::Float)
     }
 
