@@ -7,6 +7,8 @@ use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 
+use super::packs::pack_into;
+
 /// What came of a run.
 pub struct Run {
     command: String,
@@ -75,19 +77,10 @@ pub fn run(arguments: &[OsString]) -> Run {
     Run::of(&mut command)
 }
 
-/// Packs a checkpoint into `pack` of a folder.
+/// Packs a checkpoint into `pack` of a folder, without sums.
 pub fn packed(checkpoint: &Path, folder: &Path) -> PathBuf {
     let pack = folder.join("pack");
-    segpack![
-        "pack",
-        checkpoint,
-        "-o",
-        &pack,
-        "-q",
-        "--force",
-        "--no-sums"
-    ]
-    .ok();
+    pack_into(checkpoint, &pack, &["--no-sums"]);
     pack
 }
 

@@ -47,6 +47,19 @@ fn collect(folder: &Path, prefix: &str, found: &mut BTreeMap<String, Vec<u8>>) {
     }
 }
 
+/// Writes what [`contents`] found elsewhere.
+pub fn write_contents(folder: &Path, files: &BTreeMap<String, Vec<u8>>) {
+    for (name, bytes) in files {
+        let path = folder.join(name);
+        if name.is_empty() || name.ends_with('/') {
+            fs::create_dir_all(path).expect("make a folder");
+            continue;
+        }
+        fs::create_dir_all(path.parent().expect("a parent")).expect("make a folder");
+        fs::write(path, bytes).expect("write a file");
+    }
+}
+
 /// Asserts that two folders hold the same files with the same bytes.
 #[track_caller]
 pub fn assert_same(left: &Path, right: &Path) {

@@ -6,4 +6,5 @@ pub mod damage;
 pub mod folders;
 #[cfg(target_os = "linux")]
 pub mod gpu;
+pub mod packs;
 pub mod tiny;

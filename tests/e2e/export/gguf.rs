@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use crate::support::cli::{Run, packed, segpack};
 use crate::support::damage::flip;
 use crate::support::folders::{contents, temp};
+use crate::support::packs::pack_into;
 use crate::support::tiny::{Qwen3Moe, Tensor, Tiny, tiny_full, tiny_text};
 
 /// A file as its reader has it.
@@ -227,7 +228,7 @@ fn raw_and_coded_packs_and_any_number_of_threads_give_the_same_file() {
             folder.path().join(codec),
             folder.path().join(format!("{codec}.gguf")),
         );
-        segpack!["pack", tiny_full(), "-o", &pack, "-q", "--codec", codec].ok();
+        pack_into(&tiny_full(), &pack, &["--codec", codec]);
         for dtype in ["keep", "q8_0"] {
             said(
                 export(&pack, &out, &["--dtype", dtype, "-j", jobs]),

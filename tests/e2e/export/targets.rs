@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use crate::support::cli::{Run, interruptible, packed, program, segpack};
 use crate::support::damage::flip;
 use crate::support::folders::{assert_same, contents, temp};
+use crate::support::packs::pack_into;
 use crate::support::tiny::{
     INDEX, Qwen3Moe, Tensor, Tiny, tensors_of, tiny_full, tiny_text, write_file,
 };
@@ -20,7 +21,7 @@ use crate::support::tiny::{
 fn packs(checkpoint: &Path, folder: &TempDir) -> [PathBuf; 2] {
     ["raw", "bf16-rans"].map(|codec| {
         let pack = folder.path().join(codec);
-        segpack!["pack", checkpoint, "-o", &pack, "-q", "--codec", codec].ok();
+        pack_into(checkpoint, &pack, &["--codec", codec]);
         pack
     })
 }

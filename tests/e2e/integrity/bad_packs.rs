@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use crate::support::cli::{FindingKind, segpack};
 use crate::support::damage::{edit_manifest, list, manifest, range_of, reseal};
 use crate::support::folders::{contents, copy, temp};
+use crate::support::packs::pack_into;
 use crate::support::tiny::{tiny_full, tiny_text, write_file};
 
 /// Words of the error, and what is changed.
@@ -18,7 +19,7 @@ type Change<T> = (&'static str, fn(&mut T));
 fn packed(codec: &str) -> (TempDir, PathBuf) {
     let folder = temp();
     let out = folder.path().join("pack");
-    segpack!["pack", tiny_full(), "-o", &out, "--codec", codec].ok();
+    pack_into(&tiny_full(), &out, &["--codec", codec]);
     (folder, out)
 }
 

@@ -15,6 +15,7 @@ use crate::support::damage::{
     edit_manifest, flip, list, manifest, range_of, reseal, reseal_sums, resize, swap_ranges,
 };
 use crate::support::folders::{copy, temp};
+use crate::support::packs::pack_into;
 use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full, write_file};
 
 /// Packs to spoil copies of, one for each codec.
@@ -26,16 +27,13 @@ struct Good {
 impl Good {
     fn new() -> Self {
         let folder = temp();
-        segpack!["pack", tiny_full(), "-o", folder.path().join("raw")].ok();
-        segpack![
-            "pack",
-            tiny_full(),
-            "-o",
-            folder.path().join("zstd"),
-            "--codec",
-            "zstd"
-        ]
-        .ok();
+        for codec in ["raw", "zstd"] {
+            pack_into(
+                &tiny_full(),
+                &folder.path().join(codec),
+                &["--codec", codec],
+            );
+        }
         Self { folder, copies: 0 }
     }
 

@@ -10,12 +10,13 @@ use tempfile::TempDir;
 use crate::support::checkpoint::{self, Options};
 use crate::support::cli::{Run, program, segpack};
 use crate::support::folders::{assert_same, temp};
+use crate::support::packs::pack_into;
 use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full};
 
 fn packed() -> (TempDir, PathBuf) {
     let folder = temp();
     let out = folder.path().join("pack");
-    segpack!["pack", tiny_full(), "-o", &out].ok();
+    pack_into(&tiny_full(), &out, &["--codec", "raw"]);
     (folder, out)
 }
 

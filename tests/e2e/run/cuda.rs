@@ -19,6 +19,7 @@ use crate::support::cli::{Run, packed, program, segpack};
 use crate::support::damage::flip;
 use crate::support::folders::{copy, temp};
 use crate::support::gpu::{load, with_gpu};
+use crate::support::packs::pack_into;
 use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full, tiny_text};
 
 fn trace_of(name: &str) -> PathBuf {
@@ -99,17 +100,7 @@ fn the_same_bits_whatever_is_resident_coded_or_in_whatever_order() {
     let folder = temp();
     let pack = packed(&tiny_text(), folder.path());
     let coded = folder.path().join("coded");
-    segpack![
-        "pack",
-        tiny_text(),
-        "-o",
-        &coded,
-        "-q",
-        "--no-sums",
-        "--codec",
-        "bf16-rans"
-    ]
-    .ok();
+    pack_into(&tiny_text(), &coded, &["--no-sums", "--codec", "bf16-rans"]);
     for compute in ["f32", "bf16"] {
         let run = |pack: &Path, more: &str, settings: &[(&str, &str)]| {
             generated(pack, &format!("--compute {compute} {more}"), settings)

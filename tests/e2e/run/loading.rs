@@ -10,9 +10,9 @@ use segpack_manifests::documents::SegmentEntry;
 use segpack_runtime_min::weights::{Arena, Block};
 use segpack_runtime_min::weights::{Check, Load, Loader, begins_at, room_for};
 
-use crate::support::cli::segpack;
 use crate::support::damage::flip;
 use crate::support::folders::temp;
+use crate::support::packs::pack_into;
 use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full};
 
 fn index(n: u64) -> usize {
@@ -66,7 +66,7 @@ fn every_segment_comes_whole_from_raw_and_coded_packs() {
     for (i, checkpoint) in [tiny_full(), large].iter().enumerate() {
         for codec in ["raw", "zstd"] {
             let out = folder.path().join(format!("{i}-{codec}"));
-            segpack!["pack", checkpoint, "-o", &out, "--codec", codec].ok();
+            pack_into(checkpoint, &out, &["--codec", codec]);
             let pack = Pack::open(&out).unwrap();
             let source = PackReader::new(&pack);
             for check in [Check::Always, Check::First, Check::Never] {
@@ -90,7 +90,7 @@ fn every_segment_comes_whole_from_raw_and_coded_packs() {
 fn many_segments_load_at_once_while_something_else_is_done() {
     let folder = temp();
     let out = folder.path().join("pack");
-    segpack!["pack", tiny_full(), "-o", &out].ok();
+    pack_into(&tiny_full(), &out, &["--codec", "raw"]);
     let pack = Pack::open(&out).unwrap();
     let source = PackReader::new(&pack);
     let loader = Loader::new(&source, Check::Always).unwrap();
@@ -118,7 +118,7 @@ fn a_flipped_bit_anywhere_in_a_segment_is_found_before_it_is_used() {
     let folder = temp();
     for codec in ["raw", "zstd"] {
         let out = folder.path().join(codec);
-        segpack!["pack", tiny_full(), "-o", &out, "--codec", codec].ok();
+        pack_into(&tiny_full(), &out, &["--codec", codec]);
         let pack = Pack::open(&out).unwrap();
         for segment in pack.manifest().segments.iter().step_by(3) {
             let path = out.join(&segment.pack);
@@ -141,7 +141,7 @@ fn a_flipped_bit_anywhere_in_a_segment_is_found_before_it_is_used() {
 fn the_first_load_is_checked_and_later_ones_only_if_asked() {
     let folder = temp();
     let out = folder.path().join("pack");
-    segpack!["pack", tiny_full(), "-o", &out].ok();
+    pack_into(&tiny_full(), &out, &["--codec", "raw"]);
     let pack = Pack::open(&out).unwrap();
     let source = PackReader::new(&pack);
     let segment = &pack.manifest().segments[0];
@@ -164,7 +164,7 @@ fn the_first_load_is_checked_and_later_ones_only_if_asked() {
 fn a_pack_that_was_cut_and_a_request_to_stop_are_errors() {
     let folder = temp();
     let out = folder.path().join("pack");
-    segpack!["pack", tiny_full(), "-o", &out].ok();
+    pack_into(&tiny_full(), &out, &["--codec", "raw"]);
     let pack = Pack::open(&out).unwrap();
     let source = PackReader::new(&pack);
     let loader = Loader::new(&source, Check::Always).unwrap();

@@ -16,6 +16,8 @@ use segpack_runtime_min::models::decoder::{Logits, RunSettings, Thinker};
 use segpack_runtime_min::ops::{Compute, CpuOps, Ops, ScalarOps};
 use segpack_runtime_min::{Kernels, Observer, Routing, Unobserved};
 
+use crate::support::folders::temp;
+
 fn fixture(name: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     match name {
@@ -25,7 +27,7 @@ fn fixture(name: &str) -> PathBuf {
 }
 
 fn packed(checkpoint: &Path, coding: Coding) -> (tempfile::TempDir, Pack) {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = temp();
     let settings = PackSettings {
         selection: Selection::default(),
         coding,
