@@ -5,7 +5,7 @@
 pub trait Observer {
     /// Whether it does anything with the values. Where they are far away, and it does not, it gets
     /// none.
-    fn looks(&self) -> bool {
+    fn observes(&self) -> bool {
         true
     }
     /// `[tokens, hidden]` after the embedding lookup.
@@ -27,7 +27,7 @@ pub trait Observer {
 pub struct Unobserved;
 
 impl Observer for Unobserved {
-    fn looks(&self) -> bool {
+    fn observes(&self) -> bool {
         false
     }
 }

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 
 /// The greatest logit of a step, as a model found it.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Greatest {
+pub struct ArgMax {
     /// Its token, the lowest id of several. Where a logit is NaN or infinite above zero, the first
     /// such token.
     pub id: u32,
@@ -13,7 +13,7 @@ pub struct Greatest {
     pub logit: f32,
 }
 
-impl Greatest {
+impl ArgMax {
     /// The token.
     ///
     /// # Errors

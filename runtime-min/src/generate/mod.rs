@@ -8,11 +8,11 @@ mod sampler;
 
 use std::ops::ControlFlow;
 
-pub use self::logits::{Candidate, Greatest, LogitsError, Rank, rank_of, top_k_logits};
+pub use self::logits::{ArgMax, Candidate, LogitsError, Rank, rank_of, top_k_logits};
 pub use self::sampler::{Sampler, SamplingError, SamplingOptions};
 
 /// Tokens that a model is asked to choose at a time: few, so that a text flows and Ctrl-C is heard.
-const MOST_CHOSEN: usize = 8;
+const MAX_CHOSEN: usize = 8;
 
 /// What the loop needs of a model. Its cache grows with every call of [`forward`](Self::forward)
 /// and
@@ -43,7 +43,7 @@ pub trait LanguageModel {
     ///
     /// # Errors
     /// The model's own.
-    fn greedy(&mut self, _last: u32, _next: &mut [Greatest]) -> Result<bool, Self::Error> {
+    fn greedy(&mut self, _last: u32, _next: &mut [ArgMax]) -> Result<bool, Self::Error> {
         Ok(false)
     }
 
@@ -182,8 +182,8 @@ pub fn generate<M: LanguageModel>(
             _ if left == 0 => Some(StopReason::MaxNewTokens),
             Some(_) if room == 0 => Some(StopReason::ContextFull),
             Some(last) => {
-                let mut next = [Greatest::default(); MOST_CHOSEN];
-                let next = &mut next[..left.min(room).min(MOST_CHOSEN)];
+                let mut next = [ArgMax::default(); MAX_CHOSEN];
+                let next = &mut next[..left.min(room).min(MAX_CHOSEN)];
                 if by_model && model.greedy(last, next).map_err(GenerateError::Model)? {
                     text.extend(model, next)?
                 } else {
@@ -226,7 +226,7 @@ impl<F: FnMut(Step<'_>) -> ControlFlow<()>> Text<'_, F> {
     fn extend<M: LanguageModel>(
         &mut self,
         model: &mut M,
-        chosen: &[Greatest],
+        chosen: &[ArgMax],
     ) -> Result<Option<StopReason>, GenerateError<M::Error>> {
         for (number, greatest) in chosen.iter().enumerate() {
             let id = self.usable(greatest.token())?;

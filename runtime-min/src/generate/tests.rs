@@ -61,7 +61,7 @@ impl LanguageModel for Fake {
             .ok_or("out of rows")
     }
 
-    fn greedy(&mut self, last: u32, next: &mut [Greatest]) -> Result<bool, &'static str> {
+    fn greedy(&mut self, last: u32, next: &mut [ArgMax]) -> Result<bool, &'static str> {
         let Some(chosen) = &mut self.chosen else {
             return Ok(false);
         };
@@ -74,7 +74,7 @@ impl LanguageModel for Fake {
             let best = wrong
                 .or_else(|| row.iter().position(|x| *x == most))
                 .unwrap();
-            *to = Greatest {
+            *to = ArgMax {
                 id: u32::try_from(best).unwrap(),
                 logit: row[best],
             };
@@ -239,7 +239,7 @@ fn what_the_model_chooses_is_what_the_loop_would_choose() {
             );
             let chosen = chosen.unwrap();
             assert!(
-                chosen.iter().all(|n| (1..=MOST_CHOSEN).contains(n)),
+                chosen.iter().all(|n| (1..=MAX_CHOSEN).contains(n)),
                 "{chosen:?}"
             );
             assert_eq!(

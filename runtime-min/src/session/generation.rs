@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use super::{ASSUMED_CONTEXT, ContextLength, Logits, Model, SessionError};
 use crate::error::RunError;
 use crate::generate::{
-    Candidate, GenerateOptions, Greatest, LanguageModel, Sampler, SamplingOptions, Step,
-    StopReason, generate, rank_of, top_k_logits,
+    ArgMax, Candidate, GenerateOptions, LanguageModel, Sampler, SamplingOptions, Step, StopReason,
+    generate, rank_of, top_k_logits,
 };
 use crate::models::decoder::RunStats;
 use crate::observer::{Observer, Routing, Unobserved};
@@ -397,7 +397,7 @@ impl LanguageModel for Runner<'_, '_> {
         Ok(&self.logits)
     }
 
-    fn greedy(&mut self, last: u32, next: &mut [Greatest]) -> Result<bool, RunError> {
+    fn greedy(&mut self, last: u32, next: &mut [ArgMax]) -> Result<bool, RunError> {
         self.model.greedy(last, next)
     }
 
@@ -413,8 +413,8 @@ struct ProgressObserver<'a> {
 }
 
 impl Observer for ProgressObserver<'_> {
-    fn looks(&self) -> bool {
-        self.inner.looks()
+    fn observes(&self) -> bool {
+        self.inner.observes()
     }
 
     fn embed(&mut self, x: &[f32]) {

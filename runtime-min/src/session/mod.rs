@@ -5,35 +5,7 @@
 //! ([`Session::generate`]). Between text and token ids stands a [`TextFrontend`], made of the files
 //! that the pack keeps of its checkpoint.
 //!
-//! ```
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! use std::ops::ControlFlow;
-//!
-//! use segpack_manifests::Pack;
-//! use segpack_runtime_min::processing::Prompt;
-//! use segpack_runtime_min::session::{GenerationSettings, Session, SessionOptions, Token};
-//!
-//! # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tiny.segpack");
-//! let pack = Pack::open(folder.as_ref())?;
-//! let session = Session::open(&pack, &SessionOptions::default())?;
-//! let text = session.text()?;
-//!
-//! // a chat goes through the checkpoint's own template; `Prompt::Ids` needs no tokenizer at all
-//! let prompt = text.tokenize(&Prompt::from("Hi, is the user on?"))?;
-//! let mut settings = GenerationSettings::default();
-//! settings.max_new_tokens = 12;
-//!
-//! let mut printed = String::new();
-//! let generation = session.generate(&text, &prompt.ids, &settings, &mut |token: &Token<'_>| {
-//!     printed.push_str(token.text);
-//!     ControlFlow::Continue(())
-//! })?;
-//! assert_eq!(generation.ids.len(), 12);
-//! assert_eq!(generation.text, printed);
-//! assert!(generation.stats.bytes_read > 0);
-//! # Ok(())
-//! # }
-//! ```
+//! The front page of the crate has an example.
 //!
 //! Several prompts through one model, whose weights stay loaded:
 //!

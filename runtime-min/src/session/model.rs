@@ -9,7 +9,7 @@ use super::{Phase, Reservation, SessionProgress};
 #[cfg(feature = "cuda")]
 use crate::devices::cuda::Cuda;
 use crate::error::RunError;
-use crate::generate::Greatest;
+use crate::generate::ArgMax;
 use crate::models::decoder::{Logits, RunSettings, RunStats, Thinker};
 use crate::observer::Observer;
 use crate::ops::CpuOps;
@@ -176,7 +176,7 @@ impl<'s> Model<'s> {
     ///
     /// # Errors
     /// `TokenId`, `TooLong`; what the driver says.
-    pub fn greedy(&mut self, first: u32, next: &mut [Greatest]) -> Result<bool, RunError> {
+    pub fn greedy(&mut self, first: u32, next: &mut [ArgMax]) -> Result<bool, RunError> {
         on_any!(&mut self.decoder, t => t.greedy(first, next))
     }
 }

@@ -175,11 +175,12 @@ impl Trace {
             }
         }
         if self.has_log_probabilities() {
-            let told = !recorded.generated.is_empty()
-                || self.shape(prompt, "prompt.top_logprobs").is_some();
-            let nothing =
-                || self.malformed(format!("tells nothing of what follows prompt {prompt}"));
-            return told.then_some(()).ok_or_else(nothing);
+            let ranks_prompt = self.shape(prompt, "prompt.top_logprobs").is_some();
+            if recorded.generated.is_empty() && !ranks_prompt {
+                let what = format!("has nothing that follows prompt {prompt}");
+                return Err(self.malformed(what));
+            }
+            return Ok(());
         }
         match self.shape(prompt, "logits") {
             Some(_) => Ok(()),

@@ -8,7 +8,7 @@ use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::PackReader;
 use segpack_runtime_min::devices::cuda::Cuda;
-use segpack_runtime_min::generate::Greatest;
+use segpack_runtime_min::generate::ArgMax;
 use segpack_runtime_min::models::decoder::{Logits, RunSettings, Thinker};
 use segpack_runtime_min::tensor::Compute;
 use segpack_runtime_min::{RunError, Unobserved};
@@ -512,12 +512,12 @@ fn tokens_that_the_device_chooses_are_those_of_its_logits() {
             logits
         };
         let greedy = |thinker: &mut Thinker<'_, Cuda>, ids: &mut Vec<u32>, count: usize| {
-            let mut next = vec![Greatest::default(); count];
+            let mut next = vec![ArgMax::default(); count];
             assert!(thinker.greedy(ids[ids.len() - 1], &mut next).unwrap());
             ids.extend(next.iter().map(|g| g.token().unwrap()));
         };
         assert!(
-            !thinker.greedy(5, &mut [Greatest::default()]).unwrap(),
+            !thinker.greedy(5, &mut [ArgMax::default()]).unwrap(),
             "no step was recorded yet"
         );
         assert_eq!(thinker.positions(), 0);
@@ -541,7 +541,7 @@ fn tokens_that_the_device_chooses_are_those_of_its_logits() {
             forward(&mut thinker, &mut ids, 1);
         }
         assert_eq!((thinker.positions(), ids.len()), (14, 15));
-        let mut room = vec![Greatest::default(); positions - 13];
+        let mut room = vec![ArgMax::default(); positions - 13];
         let too_long = thinker.greedy(5, &mut room);
         let is_told = |e: &RunError| matches!(e, RunError::TooLong { wanted, reserved } if (*wanted, *reserved) == (positions + 1, positions));
         assert!(too_long.as_ref().is_err_and(is_told), "{too_long:?}");

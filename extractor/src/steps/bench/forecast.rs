@@ -1,7 +1,7 @@
 //! From the figures of a few layers to the whole model: arithmetic, no measurement.
 
 use segpack_manifests::documents::{BenchForecast, BenchForecastBudget};
-use segpack_runtime_min::weights::Demand;
+use segpack_runtime_min::weights::{Demand, Residency};
 
 use super::machine::Machine;
 use super::model::{ModelBench, float};
@@ -20,6 +20,41 @@ fn scaled(demand: &Demand, head: u64, from: u64, to: u64) -> Demand {
     }
 }
 
+/// What one token takes.
+struct PerToken {
+    /// Bytes of its experts.
+    experts: u64,
+    /// Bytes of all weights that it reads.
+    touched: u64,
+    /// Bytes of memory that can be read in a second.
+    bandwidth: f64,
+    /// Bytes of the drive, where it can be read past the page cache.
+    drive: Option<f64>,
+}
+
+impl PerToken {
+    /// A budget that is too small, or a drive that is not known, has no forecast.
+    fn forecast(&self, demand: &Demand, memory: u64) -> Option<BenchForecastBudget> {
+        let budget = demand.share(Some(memory), None).ok()?;
+        let hit_rate = match demand.experts {
+            0 => 1.0,
+            experts => float(budget.slots) / float(experts),
+        };
+        let dense = match budget.residency {
+            Residency::Resident => 0,
+            Residency::Streamed => demand.dense,
+        };
+        let read = (1.0 - hit_rate) * float(self.experts) + float(dense);
+        let seconds = read / self.drive? + float(self.touched) / self.bandwidth;
+        Some(BenchForecastBudget {
+            memory,
+            hit_rate,
+            bytes_read_per_token: read,
+            tokens_per_second: 1.0 / seconds,
+        })
+    }
+}
+
 impl ModelBench<'_> {
     /// What a model of the same width needs and reaches, with the best limits measured.
     pub(super) fn forecast(&self, machine: &Machine) -> Result<BenchForecast, StepError> {
@@ -35,27 +70,11 @@ impl ModelBench<'_> {
             .iter()
             .map(|l| l.read_bandwidth)
             .fold(0.0, f64::max);
-        let budget = |memory: u64| -> Option<BenchForecastBudget> {
-            let shared = demand.share(Some(memory), None).ok()?;
-            let hit_rate = if demand.experts > 0 {
-                float(shared.slots) / float(demand.experts)
-            } else {
-                1.0
-            };
-            let dense = if shared.residency == segpack_runtime_min::weights::Residency::Resident {
-                0
-            } else {
-                demand.dense
-            };
-            let read = (1.0 - hit_rate) * float(visited * demand.expert) + float(dense);
-            let drive = machine.drive_rate?;
-            let tokens_per_second = 1.0 / (read / drive + float(touched) / bandwidth);
-            Some(BenchForecastBudget {
-                memory,
-                hit_rate,
-                bytes_read_per_token: read,
-                tokens_per_second,
-            })
+        let per_token = PerToken {
+            experts: visited * demand.expert,
+            touched,
+            bandwidth,
+            drive: machine.drive_rate,
         };
         Ok(BenchForecast {
             layers,
@@ -67,7 +86,7 @@ impl ModelBench<'_> {
                 .settings
                 .forecast
                 .iter()
-                .filter_map(|m| budget(*m))
+                .filter_map(|memory| per_token.forecast(&demand, *memory))
                 .collect(),
         })
     }

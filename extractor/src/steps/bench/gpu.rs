@@ -8,7 +8,7 @@ use segpack_manifests::documents::{
     GENERATOR, GpuBenchOnDemand, GpuBenchPrefill, GpuBenchReport, GpuBenchResident, Precision,
 };
 use segpack_runtime_min::Unobserved;
-use segpack_runtime_min::generate::Greatest;
+use segpack_runtime_min::generate::ArgMax;
 use segpack_runtime_min::models::decoder::Check;
 use segpack_runtime_min::session::{
     DeviceChoice, Logits, MemoryLimit, Model, Reservation, Session, SessionError, SessionOptions,
@@ -234,7 +234,7 @@ impl GpuBench<'_> {
     fn greedy(&self, model: &mut Model<'_>, ids: &mut Ids) -> Result<f64, StepError> {
         self.warm(model, ids)?;
         let began = Instant::now();
-        let mut next = vec![Greatest::default(); self.settings.tokens];
+        let mut next = vec![ArgMax::default(); self.settings.tokens];
         if !model.greedy(ids.next(), &mut next)? {
             return Err(StepError::Refused(
                 "the GPU cannot go on by itself: not all weights are there".to_owned(),

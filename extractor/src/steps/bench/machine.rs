@@ -1,7 +1,7 @@
 //! What the machine can do.
 
 use std::panic::resume_unwind;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use segpack_formats::digest::Blake3;
@@ -120,37 +120,55 @@ pub(super) fn drive_rate(
         .flat_map(|(file, length)| (0..length / READ_BYTES).map(move |i| (file, i * READ_BYTES)))
         .take(usize::try_from(most / READ_BYTES).unwrap_or(1024))
         .collect();
-    let (next, other) = (AtomicU64::new(0), AtomicU64::new(0));
     let mut blocks = Vec::new();
     for _ in 0..READERS {
         let bytes = usize::try_from(READ_BYTES).unwrap_or(0);
         blocks.push(Arena::new(bytes)?.take(bytes)?);
     }
-    let read = |block: &mut Block| -> Result<(), StepError> {
-        loop {
-            stop.check()?;
-            let i = usize::try_from(next.fetch_add(1, Ordering::Relaxed)).unwrap_or(usize::MAX);
-            let Some((file, at)) = pieces.get(i) else {
-                return Ok(());
-            };
-            let path = file.read_aligned(&(*at..at + READ_BYTES), block)?;
-            other.fetch_add(u64::from(path != ReadPath::Direct), Ordering::Relaxed);
-        }
+    let reads = Reads {
+        pieces: &pieces,
+        next: AtomicUsize::new(0),
+        not_direct: AtomicUsize::new(0),
+        stop,
     };
     let began = Instant::now();
     let done: Vec<Result<(), StepError>> = std::thread::scope(|scope| {
-        let readers: Vec<_> = blocks
+        let readers = blocks
             .iter_mut()
-            .map(|block| scope.spawn(|| read(block)))
-            .collect();
-        readers
-            .into_iter()
-            .map(|r| r.join().unwrap_or_else(|panic| resume_unwind(panic)))
+            .map(|block| scope.spawn(|| reads.work(block)));
+        let readers: Vec<_> = readers.collect(); // all of them start before one is waited for
+        let joined = readers.into_iter().map(|r| r.join());
+        joined
+            .map(|done| done.unwrap_or_else(|panic| resume_unwind(panic)))
             .collect()
     });
     let seen = rate(pieces.len() as u64 * READ_BYTES, began);
     done.into_iter().collect::<Result<(), _>>()?;
     // a few pieces that were still in the page cache change nothing
-    let mostly_direct = other.into_inner() * 20 <= pieces.len() as u64;
+    let mostly_direct = reads.not_direct.into_inner() * 20 <= pieces.len();
     Ok((mostly_direct && !pieces.is_empty()).then_some(seen))
+}
+
+/// Pieces of files that several threads read.
+struct Reads<'r> {
+    pieces: &'r [(&'r DirectFile, u64)],
+    next: AtomicUsize,
+    /// Pieces that came through the page cache.
+    not_direct: AtomicUsize,
+    stop: &'r CancelToken,
+}
+
+impl Reads<'_> {
+    fn work(&self, block: &mut Block) -> Result<(), StepError> {
+        loop {
+            self.stop.check()?;
+            let next = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some((file, at)) = self.pieces.get(next) else {
+                return Ok(());
+            };
+            let path = file.read_aligned(&(*at..at + READ_BYTES), block)?;
+            let not_direct = usize::from(path != ReadPath::Direct);
+            self.not_direct.fetch_add(not_direct, Ordering::Relaxed);
+        }
+    }
 }

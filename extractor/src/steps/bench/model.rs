@@ -136,14 +136,9 @@ impl ModelBench<'_> {
                 let touched = float(touched(&model.demand(), model));
                 let (mut seen, mut shares) = (Vec::new(), Vec::new());
                 for _ in 0..self.settings.repeats {
-                    let limits = |model: &Model<'_>| -> Result<[f64; 2], StepError> {
-                        // 0 where the drive cannot be read past the page cache
-                        let drive = drive_rate(self.pack, DRIVE_BYTES, self.stop)?.unwrap_or(0.0);
-                        Ok([drive, self.read_bandwidth(model)])
-                    };
-                    let before = limits(model)?;
+                    let before = self.limits(model)?;
                     let decoded = self.decode(model, ids)?;
-                    let after = limits(model)?;
+                    let after = self.limits(model)?;
                     let [drive, memory] = [0, 1].map(|i| f64::midpoint(before[i], after[i]));
                     let seconds = decoded.bytes_read_per_token / drive + touched / memory;
                     shares.push(decoded.tokens_per_second * seconds);
@@ -168,6 +163,13 @@ impl ModelBench<'_> {
                 })
             },
         )
+    }
+
+    /// Rates of the drive and of memory, in bytes per second.
+    fn limits(&self, model: &Model<'_>) -> Result<[f64; 2], StepError> {
+        // 0 where the drive cannot be read past the page cache
+        let drive = drive_rate(self.pack, DRIVE_BYTES, self.stop)?.unwrap_or(0.0);
+        Ok([drive, self.read_bandwidth(model)])
     }
 
     /// A rate and its share of a limit, both in tokens per second. They take turns: other users of

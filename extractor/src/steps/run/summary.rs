@@ -103,13 +103,8 @@ fn layer_experts(stats: &RunStats, experts: u32) -> Vec<LayerExperts> {
 }
 
 fn one_layer(stats: &RunStats, experts: u32, layer: u32, layer_uses: LayerUses) -> LayerExperts {
-    let uses_of = |expert| {
-        stats
-            .expert_uses
-            .get(&(layer, expert))
-            .copied()
-            .unwrap_or(0)
-    };
+    let counts = &stats.expert_uses;
+    let uses_of = |expert| counts.get(&(layer, expert)).copied().unwrap_or(0);
     LayerExperts {
         layer,
         hits: layer_uses.hits,

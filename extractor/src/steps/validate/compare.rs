@@ -155,7 +155,7 @@ pub struct Tally {
     pub choices: BTreeMap<(Choice, Option<usize>), ChoiceRow>,
     /// Choices that differ and are not excused.
     pub disagreements: Vec<Disagreement>,
-    /// Greatest difference of logits or log-probabilities, by prompt.
+    /// ArgMax difference of logits or log-probabilities, by prompt.
     pub logits: BTreeMap<usize, Differences>,
 }
 

@@ -111,7 +111,8 @@ impl<'a> Direct<'a> {
                 .family
                 .and_then(FamilyName::family)
                 .and_then(|f| f.unstack(&t.name, &t.shape, t.dtype.bitsize() as u64));
-            for s in slices.and_then(Result::ok).unwrap_or_default() {
+            let slices = slices.transpose().map_err(|e| unsuitable(&e.to_string()))?;
+            for s in slices.unwrap_or_default() {
                 let start = t.offset + s.offset;
                 let range = start..start + s.length;
                 places.insert(
@@ -178,9 +179,7 @@ impl<'a> Direct<'a> {
             .input
             .read_range(place.range.clone())?;
         self.compare(name, &bytes, &self.checkpoint.shards[place.shard].path);
-        let side = |i: usize| {
-            usize::try_from(place.shape.get(i).copied().unwrap_or(1)).unwrap_or(usize::MAX)
-        };
+        let side = |axis| place.shape.get(axis).map_or(1, |side| index(*side));
         Ok(Weights {
             dtype: self.float_dtype(name, place)?,
             bytes,

@@ -26,7 +26,7 @@ use direct::Direct;
 use recorded::RecordedPrompt;
 
 /// Disagreements that are findings one by one; of the others there is the number.
-const MOST_DISAGREEMENTS: usize = 5;
+const MAX_DISAGREEMENTS: usize = 5;
 /// Where no trace is given: tokens of each prompt, and tokens fed one by one after it.
 const FIXED_PROMPTS: [(usize, usize); 3] = [(1, 3), (5, 3), (12, 4)];
 /// In logits of these fixtures' spread (a standard deviation of 5) the gate's tolerance is this,
@@ -428,7 +428,7 @@ fn report_disagreements(
         .disagreements
         .iter()
         .filter(of_choice)
-        .take(MOST_DISAGREEMENTS)
+        .take(MAX_DISAGREEMENTS)
     {
         let layer = d
             .layer
@@ -450,8 +450,8 @@ fn report_disagreements(
         findings.push(finding.wanted(format!("{}{gap}", ids(&d.wanted))));
     }
     let all = tally.disagreements.iter().filter(of_choice).count();
-    if all > MOST_DISAGREEMENTS {
-        let what = format!("{} more {} differ", all - MOST_DISAGREEMENTS, choice.text());
+    if all > MAX_DISAGREEMENTS {
+        let what = format!("{} more {} differ", all - MAX_DISAGREEMENTS, choice.text());
         findings.push(Finding::new(FindingKind::DiffersFromReference).seen(what));
     }
 }
@@ -465,32 +465,26 @@ fn value_rows(tally: &Tally, report: &ValidateReport) -> Vec<ValueRow> {
     let bound = report
         .tolerance
         .map_or(BF16_BOUND, |tolerance| tolerance / LOGITS_STD);
-    let in_layer = 1..=report.layers as usize;
-    let layer = |stage: usize| {
-        in_layer
-            .contains(&stage)
-            .then(|| u32::try_from(stage - 1).ok())
-            .flatten()
-    };
-    let rows = tally.values.iter();
-    let row = |((stage, quantity), d): (&(usize, Quantity), &Differences)| {
-        let mut row = d.row(*quantity, layer(*stage), bound);
+    let mut rows = Vec::new();
+    for ((stage, quantity), differences) in &tally.values {
+        let mut row = differences.row(*quantity, layer_of(*stage, report.layers), bound);
         if let (Quantity::LogProbabilities, Some(tolerance)) = (quantity, report.tolerance) {
             row.wrong = row.max_abs > tolerance || row.not_finite > 0;
         }
-        row
-    };
-    rows.map(row).collect()
+        rows.push(row);
+    }
+    rows
+}
+
+/// The layer of a stage; stage 0 comes before the layers, others after them.
+fn layer_of(stage: usize, layers: u32) -> Option<u32> {
+    let layer = u32::try_from(stage.checked_sub(1)?).ok()?;
+    (layer < layers).then_some(layer)
 }
 
 fn prompt_row(number: usize, sequence: &Sequence, tally: &Tally) -> PromptRow {
-    let differ = |choice| {
-        tally
-            .disagreements
-            .iter()
-            .filter(|d| d.prompt == number && d.choice == choice)
-            .count() as u64
-    };
+    let of_prompt = || tally.disagreements.iter().filter(|d| d.prompt == number);
+    let differ = |choice| of_prompt().filter(|d| d.choice == choice).count() as u64;
     let logits = tally.logits.get(&number).cloned().unwrap_or_default();
     PromptRow {
         tokens: sequence.prompt.len() as u64,

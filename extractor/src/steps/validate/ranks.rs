@@ -46,14 +46,8 @@ impl<'a> Distribution<'a> {
     /// it only says that it is no likelier than the last; what we make of the two counts there as
     /// well.
     pub fn gap(&self, ranked: &[Ranked], one: u32, other: u32) -> f64 {
-        let listed = |id| {
-            ranked
-                .iter()
-                .find(|r| r.id == Some(id))
-                .map(|r| f64::from(r.log_probability))
-        };
         let own = (self.log_probability(one) - self.log_probability(other)).abs();
-        match (listed(one), listed(other)) {
+        match (listed(ranked, one), listed(ranked, other)) {
             (Some(one), Some(other)) => (one - other).abs(),
             (Some(listed), None) | (None, Some(listed)) => {
                 greater(own, listed - greatest_unlisted(ranked))
@@ -74,6 +68,12 @@ impl<'a> Distribution<'a> {
     }
 }
 
+/// The log-probability of a token that is listed by its id.
+fn listed(ranked: &[Ranked], id: u32) -> Option<f64> {
+    let found = ranked.iter().find(|r| r.id == Some(id));
+    found.map(|r| f64::from(r.log_probability))
+}
+
 /// NaN is greater than any: it excuses nothing.
 fn greater(a: f64, b: f64) -> f64 {
     if a >= b || a.is_nan() { a } else { b }
@@ -91,7 +91,7 @@ fn greatest_unlisted(ranked: &[Ranked]) -> f64 {
 mod tests {
     use super::*;
 
-    fn listed(pairs: &[(i64, f32)]) -> Vec<Ranked> {
+    fn those(pairs: &[(i64, f32)]) -> Vec<Ranked> {
         let ranked = |(id, log_probability): &(i64, f32)| Ranked {
             id: u32::try_from(*id).ok(),
             log_probability: *log_probability,
@@ -116,14 +116,14 @@ mod tests {
     fn ranks_differ_by_the_gap_between_what_was_exchanged() {
         let logits = [4.0, 3.0, 2.9, 1.0, 0.5];
         let d = Distribution::new(&logits);
-        let same = d.ranks(&listed(&[(0, -0.5), (1, -1.5), (2, -1.6)]));
+        let same = d.ranks(&those(&[(0, -0.5), (1, -1.5), (2, -1.6)]));
         assert_eq!(
             (same.seen, same.wanted, same.gap),
             (vec![0, 1, 2], vec![0, 1, 2], None)
         );
-        let near = d.ranks(&listed(&[(0, -0.5), (2, -1.5), (1, -1.625)]));
+        let near = d.ranks(&those(&[(0, -0.5), (2, -1.5), (1, -1.625)]));
         assert_eq!((near.seen, near.gap), (vec![0, 1, 2], Some(0.125)));
-        let far = d.ranks(&listed(&[(2, -0.5), (1, -1.5), (0, -2.0)]));
+        let far = d.ranks(&those(&[(2, -0.5), (1, -1.5), (0, -2.0)]));
         assert_eq!(
             (far.seen, far.wanted, far.gap),
             (vec![0, 1, 2], vec![2, 1, 0], Some(1.5))
@@ -134,11 +134,11 @@ mod tests {
     fn a_token_that_is_not_listed_is_no_likelier_than_the_last() {
         let d = Distribution::new(&[4.0, 3.0, 2.0]);
         // listed to the end it would be 1.0; our own gap says more where the list says nothing
-        assert!((d.gap(&listed(&[(2, -0.5)]), 2, 0) - 2.0).abs() < 1e-6);
-        assert_eq!(d.gap(&listed(&[(1, -0.5), (2, -4.5)]), 1, 0), 4.0);
+        assert!((d.gap(&those(&[(2, -0.5)]), 2, 0) - 2.0).abs() < 1e-6);
+        assert_eq!(d.gap(&those(&[(1, -0.5), (2, -4.5)]), 1, 0), 4.0);
         // one that was not identified may be the one
         assert_eq!(
-            d.gap(&listed(&[(1, -0.5), (-1, -0.5), (2, -4.5)]), 1, 0),
+            d.gap(&those(&[(1, -0.5), (-1, -0.5), (2, -4.5)]), 1, 0),
             1.0
         );
         assert_eq!(d.gap(&[], 1, 0), 1.0);
@@ -147,7 +147,7 @@ mod tests {
     #[test]
     fn what_was_not_identified_is_left_out() {
         let d = Distribution::new(&[4.0, 3.0, 2.0]);
-        let ranks = d.ranks(&listed(&[(0, -0.5), (-1, -1.5), (2, -2.5)]));
+        let ranks = d.ranks(&those(&[(0, -0.5), (-1, -1.5), (2, -2.5)]));
         assert_eq!(
             (ranks.seen, ranks.wanted, ranks.gap),
             (vec![0, 2], vec![0, 2], None)
@@ -156,8 +156,7 @@ mod tests {
 
     #[test]
     fn what_is_not_a_number_is_no_rank() {
-        let ranks =
-            Distribution::new(&[f32::NAN, 3.0, 2.0]).ranks(&listed(&[(9, -0.5), (1, -0.6)]));
+        let ranks = Distribution::new(&[f32::NAN, 3.0, 2.0]).ranks(&those(&[(9, -0.5), (1, -0.6)]));
         assert!(ranks.gap.is_some_and(f64::is_nan));
     }
 }

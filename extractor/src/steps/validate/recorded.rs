@@ -30,17 +30,16 @@ pub fn compare_checkpoint(trace: &Trace, pack: &Pack) -> Vec<Finding> {
         .filter_map(|(file, recorded)| compare_file(pack, file, recorded))
         .collect();
     let unidentified = |what: &str| Finding::new(FindingKind::UnidentifiedTrace).seen(what);
-    let weights = || {
-        trace
-            .checkpoint()
-            .iter()
-            .filter(|(file, _)| file.ends_with(".safetensors"))
-    };
-    if weights().count() == 0 {
+    let files = trace.checkpoint().iter();
+    let weights: Vec<_> = files
+        .filter(|(file, _)| file.ends_with(".safetensors"))
+        .collect();
+    if weights.is_empty() {
         findings.push(unidentified(
             "the trace does not say which weights it was recorded from",
         ));
-    } else if !weights()
+    } else if !weights
+        .iter()
         .any(|(file, recorded)| recorded.sha256.is_some() && digest(pack, file).is_some())
     {
         findings.push(unidentified(

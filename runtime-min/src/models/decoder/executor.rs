@@ -10,7 +10,7 @@ use segpack_manifests::families::TextFacts;
 use super::bind::{Expert, Group, Linear, TextModel, Weight};
 use super::{Logits, RunSettings};
 use crate::error::RunError;
-use crate::generate::Greatest;
+use crate::generate::ArgMax;
 use crate::observer::Routing;
 use crate::tensor::Compute;
 use crate::weights::LoadStats;
@@ -157,7 +157,7 @@ pub trait Device<'a> {
     /// Runs `first`, then each token that follows but the last, and fills `next` with those that
     /// follow, all chosen by the device alone. False, and nothing is run, where it cannot do that
     /// now.
-    fn greedy(&mut self, _first: u32, _next: &mut [Greatest]) -> Result<bool, RunError> {
+    fn greedy(&mut self, _first: u32, _next: &mut [ArgMax]) -> Result<bool, RunError> {
         Ok(false)
     }
 

@@ -20,7 +20,7 @@ use segpack_manifests::families::TextFacts;
 use self::bind::{Mlp, TextModel, Weight};
 use self::executor::{At, Device, ExpertLayer, Setup, Turns, Values};
 use crate::error::{RunError, Unsuitable};
-use crate::generate::Greatest;
+use crate::generate::ArgMax;
 use crate::observer::Observer;
 use crate::tensor::Compute;
 use crate::weights::LoadStats;
@@ -242,12 +242,12 @@ impl<'a, B: Backend> Thinker<'a, B> {
 
     /// Runs `first`, then each token that follows but the last: the greatest logit of every step
     /// fills `next`, without a look by the host in between. Nobody has looked at them: see
-    /// [`Greatest::token`]. False, and nothing is run, where that cannot be: it takes a GPU that
+    /// [`ArgMax::token`]. False, and nothing is run, where that cannot be: it takes a GPU that
     /// holds all weights, and two steps of one token before.
     ///
     /// # Errors
     /// `TokenId`, `TooLong`; what the driver says.
-    pub fn greedy(&mut self, first: u32, next: &mut [Greatest]) -> Result<bool, RunError> {
+    pub fn greedy(&mut self, first: u32, next: &mut [ArgMax]) -> Result<bool, RunError> {
         self.check(&[first], next.len())?;
         let began = Instant::now();
         let done = self.device.greedy(first, next);
@@ -281,21 +281,21 @@ impl<'a, B: Backend> Thinker<'a, B> {
         observer: &mut dyn Observer,
     ) -> Result<Vec<f32>, RunError> {
         self.check(ids, ids.len())?;
-        if let Some(logits) = self.device.step(ids, want, observer.looks())? {
+        if let Some(logits) = self.device.step(ids, want, observer.observes())? {
             return Ok(logits);
         }
         self.begin(ids)?;
-        observer.embed(&self.look(observer, Values::X)?);
+        observer.embed(&self.inspect(observer, Values::X)?);
         for layer in 0..self.model.layers.len() {
             self.stop.check()?;
             self.device.load(layer, &self.model.groups)?;
             self.attention(layer, ids.len())?;
-            observer.attention(layer, &self.look(observer, Values::Added)?);
+            observer.attention(layer, &self.inspect(observer, Values::Added)?);
             self.device.add()?;
             self.mlp(layer, ids.len(), observer)?;
-            observer.mlp(layer, &self.look(observer, Values::Added)?);
+            observer.mlp(layer, &self.inspect(observer, Values::Added)?);
             self.device.add()?;
-            observer.hidden(layer, &self.look(observer, Values::X)?);
+            observer.hidden(layer, &self.inspect(observer, Values::X)?);
         }
         let group = self.model.final_norm_group();
         self.device.load(group, &self.model.groups)?;
@@ -307,17 +307,17 @@ impl<'a, B: Backend> Thinker<'a, B> {
                 weight: self.model.final_norm,
             },
         )?;
-        observer.norm(&self.look(observer, Values::X)?);
+        observer.norm(&self.inspect(observer, Values::X)?);
         self.device.logits(&self.model, want)
     }
 
     /// Values for the observer; none where they are far away and it does not look.
-    fn look(
+    fn inspect(
         &mut self,
         observer: &dyn Observer,
         values: Values,
     ) -> Result<Cow<'_, [f32]>, RunError> {
-        if self.device.is_far() && !observer.looks() {
+        if self.device.is_far() && !observer.observes() {
             return Ok(Cow::Borrowed(&[]));
         }
         self.device.read(values)
@@ -433,7 +433,7 @@ impl<'a, B: Backend> Thinker<'a, B> {
                 )?;
                 let layer = ExpertLayer { number, experts };
                 self.device.route(layer)?;
-                if observer.looks() || !self.device.is_far() {
+                if observer.observes() || !self.device.is_far() {
                     let routing = self.device.routing()?;
                     observer.router(number, &routing);
                 }

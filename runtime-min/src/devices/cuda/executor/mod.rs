@@ -27,7 +27,7 @@ use super::layout::{Buffers, LEAST_HOST_SLOTS, LOGIT_ROWS, Sizes, demand, host_s
 use super::shapes::{check, check_shapes};
 use super::slots::{HostSlot, Slots, entry};
 use crate::error::RunError;
-use crate::generate::Greatest;
+use crate::generate::ArgMax;
 use crate::models::decoder::Logits;
 use crate::models::decoder::bind::{Expert, Group, Linear, Mlp, TextModel, Weight};
 use crate::models::decoder::executor::{
@@ -685,7 +685,7 @@ impl<'a> Device<'a> for CudaModel<'a> {
         self.fetch(logits).map(Some)
     }
 
-    fn greedy(&mut self, first: u32, next: &mut [Greatest]) -> Result<bool, RunError> {
+    fn greedy(&mut self, first: u32, next: &mut [ArgMax]) -> Result<bool, RunError> {
         if next.is_empty() || !matches!(self.graph, Step::Ready(_)) {
             return Ok(false);
         }
@@ -710,7 +710,7 @@ impl<'a> Device<'a> for CudaModel<'a> {
         self.positions += next.len() - 1; // and the one that was sent
         for (to, from) in next.iter_mut().zip(chosen.as_chunks::<CHOSEN_BYTES>().0) {
             let [a, b, c, d, logit @ ..] = *from;
-            *to = Greatest {
+            *to = ArgMax {
                 id: u32::from_le_bytes([a, b, c, d]),
                 logit: f32::from_le_bytes(logit),
             };

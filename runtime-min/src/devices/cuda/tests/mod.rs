@@ -20,7 +20,7 @@ use crate::devices::cuda::launch::{
     dense_tile, expert_tile, partial_values, tiles_bytes,
 };
 use crate::devices::cuda::testing::{bank_conflicts, gpu, run_lanes_backwards};
-use crate::generate::{Greatest, Sampler};
+use crate::generate::{ArgMax, Sampler};
 use crate::ops::{Ops, ScalarOps};
 use crate::samples::{activations, bytes, noise};
 use crate::tensor::{Compute, Heads, Matrix};

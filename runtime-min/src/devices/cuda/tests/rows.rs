@@ -142,7 +142,7 @@ fn a_logit_that_is_no_number_is_found_wherever_it_is_as_the_host_finds_it() {
             .argmax(there, parts.place(), [place, place.byte(4), place.byte(8)])
             .unwrap();
         let logit = get_f32(&gpu, place.byte(8), 1)[0];
-        Greatest {
+        ArgMax {
             id: get_numbers(&gpu, place, 1)[0],
             logit,
         }

@@ -36,6 +36,13 @@ pub(super) fn tojson(
     Ok(text)
 }
 
+/// An argument by its number, or by its name; undefined where it is not given.
+fn argument(positional: &[Value], named: &Kwargs, number: usize) -> Result<Value, Error> {
+    let given = positional.get(number).cloned();
+    let named: Option<Value> = named.get(PARAMETERS[number])?;
+    Ok(given.or(named).unwrap_or_default())
+}
+
 impl Style {
     fn from_arguments(positional: &[Value], named: &Kwargs) -> Result<Self, Error> {
         if positional.len() > PARAMETERS.len() {
@@ -44,11 +51,7 @@ impl Style {
                 "tojson takes four arguments",
             ));
         }
-        let argument = |place: usize| -> Result<Value, Error> {
-            let given = positional.get(place).cloned();
-            let named: Option<Value> = named.get(PARAMETERS[place])?;
-            Ok(given.or(named).unwrap_or_default())
-        };
+        let argument = |number| argument(positional, named, number);
         let indent = indent_of(&argument(1)?)?;
         let (item_separator, key_separator) = separators_of(&argument(2)?, indent.is_some())?;
         let style = Self {

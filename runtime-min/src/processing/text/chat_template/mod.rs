@@ -190,10 +190,6 @@ impl ChatTemplate {
                 names,
             });
         }
-        let syntax = |error: &Error| ChatTemplateError::Syntax {
-            file: file.to_owned(),
-            problem: in_full(error),
-        };
         if let Some(source) = sources
             .values()
             .find(|source| source.len() > limits::LONGEST_SOURCE)
@@ -215,7 +211,10 @@ impl ChatTemplate {
         });
         let environment = compiled
             .map_err(ChatTemplateError::Thread)?
-            .map_err(|error| syntax(&error))?;
+            .map_err(|error| ChatTemplateError::Syntax {
+                file: file.to_owned(),
+                problem: in_full(&error),
+            })?;
         Ok(Self {
             environment,
             file: file.to_owned(),

@@ -30,17 +30,17 @@ pub(super) fn method(
 
 /// As lists: a loop over minijinja's iterators does not know which round is its last.
 fn entries(map: &Value, name: &str) -> Result<Value, Error> {
-    let entry = |key: Value| -> Result<Value, Error> {
-        Ok(match name {
-            "keys" => key,
-            "values" => map.get_item(&key)?,
-            _ => Value::from(Tuple::from([key.clone(), map.get_item(&key)?])),
-        })
-    };
-    map.try_iter()?
-        .map(entry)
-        .collect::<Result<Vec<_>, _>>()
-        .map(Value::from)
+    let entries = map.try_iter()?.map(|key| entry(map, name, key));
+    entries.collect::<Result<Vec<_>, _>>().map(Value::from)
+}
+
+/// What the method of this name lists for a key.
+fn entry(map: &Value, name: &str, key: Value) -> Result<Value, Error> {
+    Ok(match name {
+        "keys" => key,
+        "values" => map.get_item(&key)?,
+        _ => Value::from(Tuple::from([key.clone(), map.get_item(&key)?])),
+    })
 }
 
 fn string_method(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
@@ -111,9 +111,7 @@ pub(super) fn length(value: &Value) -> Result<usize, Error> {
 }
 
 fn strip<'a>(text: &'a str, chars: Option<&str>, start: bool, end: bool) -> &'a str {
-    let unwanted = |character: char| {
-        chars.map_or_else(|| is_space(character), |chars| chars.contains(character))
-    };
+    let unwanted = |c: char| chars.map_or_else(|| is_space(c), |chars| chars.contains(c));
     let text = if start {
         text.trim_start_matches(unwanted)
     } else {

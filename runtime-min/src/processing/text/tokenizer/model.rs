@@ -91,6 +91,17 @@ struct KindField {
     kind: Option<String>,
 }
 
+/// A file without which there is no tokenizer.
+fn required<E: Into<BoxError>>(
+    files: &FileReader<'_, E>,
+    name: &str,
+) -> Result<Vec<u8>, TokenizerError> {
+    let missing = || TokenizerError::Missing {
+        missing: name.to_owned(),
+    };
+    read_file(files, name)?.ok_or_else(missing)
+}
+
 impl Parts {
     /// `truncation` and `padding` are left out on purpose: transformers resets them before every
     /// call.
@@ -125,12 +136,7 @@ impl Parts {
         files: &FileReader<'_, E>,
         config: &TokenizerConfig,
     ) -> Result<Self, TokenizerError> {
-        let read = |name: &str| {
-            read_file(files, name)?.ok_or_else(|| TokenizerError::Missing {
-                missing: name.to_owned(),
-            })
-        };
-        let (vocab, merges) = (read(VOCAB)?, read(MERGES)?);
+        let (vocab, merges) = (required(files, VOCAB)?, required(files, MERGES)?);
         check_class(config.class.as_deref())?;
         let vocab = serde_json::from_slice(&vocab)
             .map_err(|error| TokenizerError::malformed(VOCAB, error.to_string()))?;
