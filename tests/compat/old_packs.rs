@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use segpack_formats::digest::Sha256;
 use serde_json::json;
 
+use super::newer_packs::with_unknown_words;
 use crate::support::checkpoint::fixtures;
 use crate::support::cli::segpack;
 use crate::support::folders::{contents, copy, temp};
@@ -44,7 +45,7 @@ fn digests(folder: &Path) -> String {
 fn packs_of_every_version_are_verified_and_unpacked() {
     assert_eq!(
         places().iter().map(|p| codecs(p).len()).collect::<Vec<_>>(),
-        [2, 2]
+        [2, 2, 2, 1]
     );
     for place in places() {
         let wanted = fs::read_to_string(place.join("checkpoint.sha256")).unwrap();
@@ -62,8 +63,10 @@ fn packs_of_every_version_are_verified_and_unpacked() {
             let row = segpack!["cat", &pack, "model.embed_tokens.weight", "--rows", "7"]
                 .ok()
                 .stdout;
-            assert!(row.len() == if place.ends_with("v1") { 32 } else { 64 });
-            assert!(row == [1, 0].repeat(16) || !place.ends_with("v1"));
+            match place.ends_with("v1-weights") {
+                true => assert_eq!(row.len(), 64),
+                false => assert!(row == [1, 0].repeat(16)),
+            }
             assert!(
                 segpack!["ls", &pack, "--json"]
                     .ok()
@@ -117,6 +120,14 @@ fn weights() -> Tiny {
 fn write_the_missing_fixtures() {
     write_fixture("v1", &checkpoint(), ["raw", "zstd"]);
     write_fixture("v1-weights", &weights(), ["bf16-zstd", "bf16-rans"]);
+    write_fixture("v1.1", &checkpoint(), ["raw", "bf16-rans"]);
+    let words = fixtures().join("packs/v1.1-words");
+    if !words.exists() {
+        copy(&fixtures().join("packs/v1.1/raw"), &words.join("raw"));
+        with_unknown_words(&words.join("raw"));
+        let digests = fixtures().join("packs/v1.1/checkpoint.sha256");
+        fs::copy(digests, words.join("checkpoint.sha256")).unwrap();
+    }
 }
 
 /// A fixture is never written again: it is what was written then.

@@ -310,6 +310,40 @@ impl Tiny {
         self.cut(shards)
     }
 
+    /// As FP8 with a scale for each block of so many rows and columns, the way Qwen publishes it:
+    /// made-up values, F32 scales; the router, the head and `kept` stay as they are.
+    #[must_use]
+    pub fn fp8(mut self, block: [u64; 2], kept: &[&str]) -> Self {
+        let mut tensors = Vec::new();
+        for mut tensor in self.tensors().cloned().collect::<Vec<_>>() {
+            let module = tensor.name.strip_suffix(".weight").unwrap_or_default();
+            let linear = module.ends_with("_proj") && !kept.iter().any(|k| module.contains(k));
+            if !linear {
+                tensors.push(tensor);
+                continue;
+            }
+            let scales = [
+                tensor.shape[0].div_ceil(block[0]),
+                tensor.shape[1].div_ceil(block[1]),
+            ];
+            let mut scale = Tensor::noise(&format!("{module}.weight_scale_inv"), &scales);
+            scale.map16("F32", |v| {
+                f32::from_bits(u32::from(v) << 16).to_le_bytes().to_vec()
+            });
+            // 0x7f and 0xff are not numbers
+            tensor.map16("F8_E4M3", |v| vec![(v & 0xfe) as u8]);
+            tensors.extend([tensor, scale]);
+        }
+        let kept = [&["lm_head", "mlp.gate"], kept].concat();
+        self.config["quantization_config"] = json!({
+            "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8",
+            "weight_block_size": block, "modules_to_not_convert": kept,
+        });
+        let shards = self.shards.len();
+        self.shards = vec![(String::new(), tensors)];
+        self.cut(shards)
+    }
+
     /// All values widened to F32 or rounded to F16.
     #[must_use]
     pub fn converted(mut self, dtype: &str) -> Self {

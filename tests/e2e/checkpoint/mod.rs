@@ -2,4 +2,5 @@
 
 mod bad_checkpoints;
 mod families;
+mod quantization;
 mod scan;

@@ -1,7 +1,7 @@
 //! A pack against a checkpoint: tensor by tensor and file by file, whatever the checkpoint's
 //! shards.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
 use segpack_formats::FormatError;
@@ -10,7 +10,7 @@ use segpack_formats::io::{CancelToken, READ_BYTES};
 use segpack_formats::numeric::Dtype;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
-    Finding, FindingKind, Inventory, SourceFile, SourceFileKind, TensorEntry,
+    Finding, FindingKind, Inventory, InventoryTensor, SourceFile, SourceFileKind, TensorEntry,
 };
 use segpack_manifests::families::FamilyName;
 use segpack_manifests::names::Component;
@@ -46,7 +46,7 @@ pub(super) fn check(
     for finding in checkpoint.findings.iter().filter(unreadable) {
         findings.add(finding.clone());
     }
-    let places = places(inventory);
+    let places = places(pack, inventory);
     let pairs = pair(pack, inventory, &places, settings, findings);
     report_unpacked(pack, inventory, &places, findings);
     progress.start(
@@ -80,8 +80,17 @@ struct Place {
 }
 
 /// The checkpoint's tensors under the names that they have where experts are stored one by one.
-fn places(inventory: &Inventory) -> BTreeMap<String, Place> {
+fn places(pack: &Pack, inventory: &Inventory) -> BTreeMap<String, Place> {
     let mut places = BTreeMap::new();
+    let mut cut: HashMap<&str, Vec<&TensorEntry>> = HashMap::new();
+    for t in pack
+        .manifest()
+        .tensors
+        .iter()
+        .filter(|t| t.name != t.source.tensor)
+    {
+        cut.entry(&t.source.tensor).or_default().push(t);
+    }
     for t in &inventory.tensors {
         let mut add = |name, shape, start, length| {
             let (dtype, component, range) = (t.dtype, t.component, start..start + length);
@@ -106,10 +115,33 @@ fn places(inventory: &Inventory) -> BTreeMap<String, Place> {
                     add(s.name, s.shape, t.offset + s.offset, s.length);
                 }
             }
-            None => add(t.name.clone(), t.shape.clone(), t.offset, t.length),
+            None => match cut
+                .get(t.name.as_str())
+                .and_then(|slices| as_packed(slices, t))
+            {
+                // of a family that this build does not know: cut as the pack has it
+                Some(starts) => {
+                    for (s, start) in starts {
+                        add(s.name.clone(), s.shape.clone(), t.offset + start, s.length);
+                    }
+                }
+                None => add(t.name.clone(), t.shape.clone(), t.offset, t.length),
+            },
         }
     }
     places
+}
+
+/// Where in a stored tensor those are that a pack has cut from it; `None` where they are not the
+/// whole of it.
+fn as_packed<'a>(
+    slices: &[&'a TensorEntry],
+    stored: &InventoryTensor,
+) -> Option<Vec<(&'a TensorEntry, u64)>> {
+    let length: u64 = slices.iter().map(|s| s.length).sum();
+    let begin = slices.iter().map(|s| s.source.offset).min()?;
+    let from_begin = |s: &&'a TensorEntry| (*s, s.source.offset - begin);
+    (length == stored.length).then(|| slices.iter().map(from_begin).collect())
 }
 
 /// Finds each packed tensor in the checkpoint.
@@ -159,7 +191,13 @@ fn report_unpacked(
     let manifest = pack.manifest();
     let packed: HashSet<&str> = manifest.tensors.iter().map(|t| t.name.as_str()).collect();
     let excluded: HashSet<_> = manifest.excluded.iter().map(|e| e.component).collect();
-    for (name, place) in places {
+    // of a family that this build does not know, what was excluded cannot be told apart
+    let unknown = manifest
+        .model
+        .family
+        .is_some_and(|name| name.family().is_none());
+    let all = places.iter().filter(|_| !unknown || excluded.is_empty());
+    for (name, place) in all {
         if !packed.contains(name.as_str()) && !excluded.contains(&place.component) {
             let finding = Finding::new(FindingKind::NotInPack).tensor(name);
             findings.add(
