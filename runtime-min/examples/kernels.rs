@@ -63,7 +63,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 weights: &weights,
                 names: &names,
             }
-            .run()
+            .run();
         });
     }
     Ok(())
@@ -279,7 +279,7 @@ impl Bench<'_> {
             let time = seconds(|| {
                 calls
                     .iter()
-                    .for_each(|call| call.run(&self.ops, &x, &mut out))
+                    .for_each(|call| call.run(&self.ops, &x, &mut out));
             });
             (limit, float(calls.iter().map(Call::bytes).sum()) / time)
         });
@@ -298,7 +298,7 @@ impl Bench<'_> {
             let time = seconds(|| {
                 calls
                     .iter()
-                    .for_each(|call| call.run(&self.ops, &x, &mut out))
+                    .for_each(|call| call.run(&self.ops, &x, &mut out));
             });
             (
                 limit,
@@ -428,19 +428,19 @@ impl Bench<'_> {
             });
         };
         measure("rms_norm", hidden * 8, &mut || {
-            self.ops.rms_norm(&mut x[..hidden], &weight, 1e-6)
+            self.ops.rms_norm(&mut x[..hidden], &weight, 1e-6);
         });
         measure("rope", tokens * QUERY * 8, &mut || {
-            self.ops.rope(&mut x, &cos, &sin, HEADS.width)
+            self.ops.rope(&mut x, &cos, &sin, HEADS.width);
         });
         measure("silu_mul", routed * 12, &mut || {
-            self.ops.silu_mul(&mut gate, &up)
+            self.ops.silu_mul(&mut gate, &up);
         });
         measure("add", hidden * 12, &mut || {
-            self.ops.add(&mut x[..hidden], &y[..hidden])
+            self.ops.add(&mut x[..hidden], &y[..hidden]);
         });
         measure("softmax", tokens * EXPERTS * 8, &mut || {
-            self.ops.softmax(&mut logits, EXPERTS)
+            self.ops.softmax(&mut logits, EXPERTS);
         });
     }
 }

@@ -1,6 +1,12 @@
 //! End-to-end tests: the program as a user meets it, on checkpoints that are made here.
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic
+)]
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,

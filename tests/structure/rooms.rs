@@ -209,8 +209,8 @@ fn rooms_use_only_what_is_below_them() {
         let mut unused: BTreeSet<_> = house.exceptions.iter().collect();
         for found in house.wrong(house.uses()) {
             let excepted = house.exceptions.iter();
-            let exception = excepted.filter(|e| e.0 == found.file && e.1 == found.to);
-            match exception.last() {
+            let mut exception = excepted.filter(|e| e.0 == found.file && e.1 == found.to);
+            match exception.next_back() {
                 Some(exception) => _ = unused.remove(exception),
                 None => wrong.push(format!(
                     "{}/src/{}: `{}` uses `{}`",

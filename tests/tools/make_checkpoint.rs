@@ -1,7 +1,7 @@
 //! Writes a checkpoint of the shape of Qwen3-Omni-30B-A3B: the whole of it as sparse files, or
 //! full-width subsets with noise in them, for benchmarks.
 
-#![allow(missing_docs, dead_code, clippy::expect_used)]
+#![allow(missing_docs, dead_code, unreachable_pub, clippy::expect_used)]
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,

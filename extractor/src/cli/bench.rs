@@ -25,7 +25,7 @@ Examples:
   segpack bench few-layers.segpack --layers 48
   segpack bench omni.segpack --device cuda --device-memory 16GB
   segpack bench omni.segpack --no-resident --memory 4GB --memory 8GB --json | jq .on_demand")]
-pub struct Args {
+pub(super) struct Args {
     /// Pack folder
     #[arg(value_name = "PACK")]
     pack: PathBuf,
@@ -111,7 +111,7 @@ fn or<T>(given: Vec<T>, default: impl FnOnce() -> Vec<T>) -> Vec<T> {
     if given.is_empty() { default() } else { given }
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, StepError> {
+pub(super) fn run(args: Args, context: &Context) -> Result<Exit, StepError> {
     let pack = Pack::open(&args.pack)?;
     if let Some(device) = args.device {
         return run_gpu(&args, device, &pack, context);
@@ -151,9 +151,9 @@ fn run_gpu(
         ));
     };
     if args.memory.len() > 1 {
-        return Err(
-            StepError::Usage("with --device there is one --memory, the host's".to_owned()).into(),
-        );
+        return Err(StepError::Usage(
+            "with --device there is one --memory, the host's".to_owned(),
+        ));
     }
     let settings = GpuBenchSettings {
         number,

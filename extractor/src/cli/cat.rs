@@ -19,7 +19,7 @@ Examples:
   segpack cat omni.segpack thinker.model.layers.5.mlp.experts.17.down_proj.weight | sha256sum
   segpack cat omni.segpack thinker.text.layers.5.experts.17 > expert.bin   # gate, up, down
   segpack cat omni.segpack thinker.model.embed_tokens.weight --rows 785..786 | xxd | head")]
-pub struct Args {
+pub(super) struct Args {
     /// Pack folder
     #[arg(value_name = "PACK")]
     pack: PathBuf,
@@ -31,7 +31,7 @@ pub struct Args {
     rows: Option<Range<u64>>,
 }
 
-pub fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
+pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
     if io::stdout().is_terminal() {
         let what =
             "tensors are binary, and standard output is a terminal; send it to a file or a pipe";

@@ -9,13 +9,13 @@ use crate::steps::{Exit, StepError};
 Examples:
   segpack completions bash > ~/.local/share/bash-completion/completions/segpack
   segpack completions zsh > ~/.zfunc/_segpack")]
-pub struct Args {
+pub(super) struct Args {
     /// Shell to complete for
     #[arg(value_name = "SHELL")]
     shell: Shell,
 }
 
-pub fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
+pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
     // written to a buffer first: the generator panics where its writer fails
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut super::command(), "segpack", &mut script);

@@ -17,7 +17,7 @@ use crate::steps::{Exit, StepError};
 Examples:
   segpack demo
   segpack demo --keep demo   # keeps the checkpoint, the packs and the restored files")]
-pub struct Args {
+pub(super) struct Args {
     /// Create this folder, work in it and keep it
     #[arg(long, value_name = "DIR", help_heading = OUTPUT)]
     keep: Option<PathBuf>,
@@ -26,7 +26,7 @@ pub struct Args {
     json: bool,
 }
 
-pub fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
+pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
     let temporary = tempfile::tempdir().map_err(StepError::io("create", env::temp_dir()))?;
     let folder = match &args.keep {
         Some(folder) => {

@@ -10,13 +10,13 @@ use crate::steps::{Exit, StepError};
 Examples:
   segpack devices
   segpack devices --json | jq -r .auto")]
-pub struct Args {
+pub(super) struct Args {
     /// Print the report as JSON (schemas/devices-report.schema.json)
     #[arg(long, help_heading = OUTPUT)]
     json: bool,
 }
 
-pub fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
+pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
     context
         .terminal
         .document(&list()?, args.json, text::devices)?;

@@ -26,7 +26,7 @@ Examples:
   segpack export omni.segpack --to gguf -o thinker.gguf --dtype q8_0
   segpack export omni.segpack --to safetensors -o - 'thinker.model.layers.0.*' | other-program
   segpack export omni.segpack --to npy -o arrays --component code2wav --dtype f32")]
-pub struct Args {
+pub(super) struct Args {
     /// Pack folder
     #[arg(value_name = "PACK")]
     pack: PathBuf,
@@ -125,7 +125,7 @@ impl DtypeName {
     }
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, StepError> {
+pub(super) fn run(args: Args, context: &Context) -> Result<Exit, StepError> {
     let settings = ExportSettings {
         target: args.to.into(),
         components: args.component,
@@ -157,9 +157,9 @@ fn to_stdout(
     context: &Context,
 ) -> Result<Exit, StepError> {
     if json {
-        return Err(
-            StepError::Usage("--json and -o - both want standard output".to_owned()).into(),
-        );
+        return Err(StepError::Usage(
+            "--json and -o - both want standard output".to_owned(),
+        ));
     }
     if io::stdout().is_terminal() {
         let what =

@@ -23,7 +23,7 @@ const OTHER_OUTPUT: &str = "choose another output path";
 const REPLACE: &str = "--force replaces it";
 
 /// What to try after `error`, if anything. `output` is the folder that the command was writing.
-pub fn hint(error: &StepError, output: Option<&Path>) -> Option<String> {
+pub(super) fn hint(error: &StepError, output: Option<&Path>) -> Option<String> {
     if output.is_some_and(|output| can_be_resumed(error, output)) {
         return Some("the same command with --resume continues".to_owned());
     }
@@ -53,7 +53,7 @@ fn can_be_resumed(error: &StepError, output: &Path) -> bool {
 }
 
 /// What to do about findings; of several things the first.
-pub fn of_findings(findings: &[Finding]) -> Option<String> {
+pub(super) fn of_findings(findings: &[Finding]) -> Option<String> {
     let errors = findings.iter().filter(|f| f.severity == Severity::Error);
     errors.filter_map(of_finding).next().map(str::to_owned)
 }

@@ -17,7 +17,7 @@ Examples:
   segpack ls omni.segpack 'thinker.text.layers.5.*'
   segpack ls omni.segpack --tensors '*.mlp.gate.weight'
   segpack ls omni.segpack --tensors --json | jq -r 'select(.role == \"router\") | .sha256'")]
-pub struct Args {
+pub(super) struct Args {
     /// Pack folder
     #[arg(value_name = "PACK")]
     pack: PathBuf,
@@ -32,7 +32,7 @@ pub struct Args {
     json: bool,
 }
 
-pub fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
+pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
     let pack = Pack::open(&args.pack).map_err(StepError::from)?;
     if args.tensors {
         list(

@@ -9,13 +9,13 @@ use crate::steps::{Exit, StepError};
 Examples:
   segpack man | man -l -
   segpack man pack > segpack-pack.1")]
-pub struct Args {
+pub(super) struct Args {
     /// Command to describe [default: segpack itself]
     #[arg(value_name = "COMMAND")]
     command: Option<String>,
 }
 
-pub fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
+pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
     let mut all = super::command();
     all.build(); // gives subcommands their full names and inherited flags
     let (page, title) = match &args.command {

@@ -231,11 +231,9 @@ mod tests {
     fn only_a_closed_standard_output_is_a_broken_pipe() {
         let closed = || io::Error::from(io::ErrorKind::BrokenPipe);
         assert!(is_broken_pipe(&StepError::Stdout(closed())));
-        assert!(!is_broken_pipe(
-            &StepError::io("write", "file")(closed()).into()
-        ));
-        assert!(!is_broken_pipe(
-            &StepError::Stdout(io::ErrorKind::StorageFull.into()).into()
-        ));
+        assert!(!is_broken_pipe(&StepError::io("write", "file")(closed())));
+        assert!(!is_broken_pipe(&StepError::Stdout(
+            io::ErrorKind::StorageFull.into()
+        )));
     }
 }

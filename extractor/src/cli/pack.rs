@@ -19,7 +19,7 @@ Examples:
   segpack pack Qwen/Qwen3-Omni-30B-A3B-Instruct -o omni.segpack --resume
   segpack pack ./model -o thinker.segpack --include thinker --codec bf16-rans
   segpack pack ./model -o model.segpack --dry-run")]
-pub struct Args {
+pub(super) struct Args {
     /// Checkpoint folder, .safetensors file, or repo id (OWNER/NAME[@REVISION]) in the local
     /// Hugging Face cache
     #[arg(value_name = "CKPT")]
@@ -69,7 +69,7 @@ pub struct Args {
 
 impl Args {
     /// The folder to write.
-    pub fn output(&self) -> &Path {
+    pub(super) fn output(&self) -> &Path {
         &self.output
     }
 
@@ -91,7 +91,7 @@ impl Args {
     }
 }
 
-pub fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
+pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
     let settings = args.settings()?;
     if args.dry_run {
         let plan = plan(&args.checkpoint, &settings)?.plan;

@@ -23,7 +23,7 @@ enum Kind {
 
 /// Shows the progress of steps on standard error.
 #[derive(Debug)]
-pub struct Reporter {
+pub(super) struct Reporter {
     kind: Kind,
     phase: Mutex<Option<Phase>>,
 }
@@ -41,7 +41,7 @@ struct Phase {
 }
 
 impl Reporter {
-    pub fn new(quiet: bool) -> Self {
+    pub(super) fn new(quiet: bool) -> Self {
         let kind = match (quiet, io::stderr().is_terminal()) {
             (true, _) => Kind::Nothing,
             (false, true) => Kind::Bar,

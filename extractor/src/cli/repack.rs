@@ -16,7 +16,7 @@ Examples:
   segpack repack omni.segpack -o small.segpack --codec bf16-rans
   segpack repack small.segpack -o plain.segpack --codec raw --resume
   segpack repack omni.segpack -o small.segpack --codec bf16-rans --dry-run")]
-pub struct Args {
+pub(super) struct Args {
     /// Pack folder to read
     #[arg(value_name = "PACK")]
     pack: PathBuf,
@@ -46,12 +46,12 @@ pub struct Args {
 
 impl Args {
     /// The folder to write.
-    pub fn output(&self) -> &Path {
+    pub(super) fn output(&self) -> &Path {
         &self.output
     }
 }
 
-pub fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
+pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
     let settings = RepackSettings {
         coding: args.level.coding(args.codec)?,
         jobs: args.jobs.count(),

@@ -32,7 +32,7 @@ Examples:
   segpack run omni.segpack --device cuda --compute bf16 --prompt 'Name three rivers.' --chat
   segpack run omni.segpack --messages chat.json --print-prompt   # does not run the model
   segpack run omni.segpack --prompt-ids 785,6722,315,9625,374 --top-k-logits 5 --json")]
-pub struct Args {
+pub(super) struct Args {
     /// Pack folder
     #[arg(value_name = "PACK")]
     pack: PathBuf,
@@ -251,7 +251,7 @@ fn read_messages(file: &Path, stop: &CancelToken) -> Result<Chat, StepError> {
     })
 }
 
-pub fn run_command(args: &Args, context: &Context) -> Result<Exit, StepError> {
+pub(super) fn run_command(args: &Args, context: &Context) -> Result<Exit, StepError> {
     let options = args.options(context.stop)?;
     let pack = Pack::open(&args.pack).map_err(StepError::from)?;
     if args.print_prompt {

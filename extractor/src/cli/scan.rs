@@ -20,7 +20,7 @@ Examples:
   segpack scan ./Qwen3-Omni-30B-A3B-Instruct
   segpack scan Qwen/Qwen3-Omni-30B-A3B-Instruct   # from the local Hugging Face cache
   segpack scan model --json | jq '.classes[] | select(.class == \"norms\")'")]
-pub struct Args {
+pub(super) struct Args {
     /// Checkpoint folder, .safetensors file, or repo id (OWNER/NAME[@REVISION]) in the local
     /// Hugging Face cache
     #[arg(value_name = "CKPT")]
@@ -32,7 +32,7 @@ pub struct Args {
     json: bool,
 }
 
-pub fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
+pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
     let (checkpoint, inventory) = scan(&args.checkpoint, args.tolerate.options())?;
     let root = checkpoint.root.display().to_string();
     context

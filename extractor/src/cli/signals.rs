@@ -18,7 +18,7 @@ const SIGNALLED: i32 = 128;
 
 /// Listens for SIGINT and SIGTERM (on Unix also SIGHUP, taken as SIGTERM), but for those that are
 /// ignored.
-pub fn install() -> &'static CancelToken {
+pub(super) fn install() -> &'static CancelToken {
     let which = SIGNAL.get_or_init(Arc::default);
     let asked = Arc::new(AtomicBool::new(false));
     let ignored = ignored();
@@ -67,7 +67,7 @@ fn signals() -> Vec<i32> {
 }
 
 /// The exit status, told apart by signal where the process was interrupted.
-pub fn exit_status(exit: Exit) -> u8 {
+pub(super) fn exit_status(exit: Exit) -> u8 {
     let signal = SIGNAL.get().map_or(0, |s| s.load(Ordering::Relaxed));
     let interrupted = usize::try_from(SIGINT).unwrap_or_default();
     match exit {

@@ -12,12 +12,12 @@ use crate::steps::StepError;
 
 /// Standard output and standard error.
 #[derive(Debug)]
-pub struct Terminal {
+pub(super) struct Terminal {
     color: bool,
 }
 
 impl Terminal {
-    pub fn new(choice: ColorChoice) -> Self {
+    pub(super) fn new(choice: ColorChoice) -> Self {
         let wanted =
             std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()) && io::stderr().is_terminal();
         let color = match choice {
@@ -29,7 +29,7 @@ impl Terminal {
     }
 
     /// Lets `write` write to standard output, buffered.
-    pub fn stdout(
+    pub(super) fn stdout(
         &self,
         write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<(), StepError> {
@@ -39,12 +39,12 @@ impl Terminal {
     }
 
     /// Text on standard output, as it is.
-    pub fn text(&self, text: &str) -> Result<(), StepError> {
+    pub(super) fn text(&self, text: &str) -> Result<(), StepError> {
         self.stdout(|out| out.write_all(text.as_bytes()))
     }
 
     /// A document on standard output: as JSON where `json`, otherwise as `render` has it.
-    pub fn document<T: Serialize>(
+    pub(super) fn document<T: Serialize>(
         &self,
         document: &T,
         json: bool,
@@ -57,7 +57,7 @@ impl Terminal {
     }
 
     /// An error with its causes and advice, on standard error; findings one by one before it.
-    pub fn error(&self, error: &StepError, hint: Option<String>) {
+    pub(super) fn error(&self, error: &StepError, hint: Option<String>) {
         let mut err = io::stderr().lock();
         let (red, cyan, off) = if self.color {
             ("\x1b[1;31m", "\x1b[1;36m", "\x1b[0m")
@@ -75,7 +75,7 @@ impl Terminal {
     }
 
     /// Advice on what was printed, on standard error.
-    pub fn hint(&self, hint: Option<String>) {
+    pub(super) fn hint(&self, hint: Option<String>) {
         let (cyan, off) = if self.color {
             ("\x1b[1;36m", "\x1b[0m")
         } else {

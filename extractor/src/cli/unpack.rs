@@ -16,7 +16,7 @@ Examples:
   segpack unpack omni.segpack -o restored
   segpack unpack omni.segpack -o restored --resume
   segpack unpack omni.segpack -o tokenizer --include '*.json' --include merges.txt")]
-pub struct Args {
+pub(super) struct Args {
     /// Pack folder
     #[arg(value_name = "PACK")]
     pack: PathBuf,
@@ -38,12 +38,12 @@ pub struct Args {
 
 impl Args {
     /// The folder to write.
-    pub fn output(&self) -> &Path {
+    pub(super) fn output(&self) -> &Path {
         &self.output
     }
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, StepError> {
+pub(super) fn run(args: Args, context: &Context) -> Result<Exit, StepError> {
     let settings = UnpackSettings {
         include: args.include,
         resume: args.resume,

@@ -24,7 +24,7 @@ Examples:
   segpack validate omni.segpack --against ./Qwen3-Omni-30B-A3B-Instruct   # needs no trace
   segpack validate omni.segpack --reference trace.bfloat16.json --json | jq .verdict
   segpack validate omni.segpack --reference server.q8_0.json --tolerance 0.5")]
-pub struct Args {
+pub(super) struct Args {
     /// Pack folder
     #[arg(value_name = "PACK")]
     pack: PathBuf,
@@ -64,7 +64,7 @@ pub struct Args {
     json: bool,
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, StepError> {
+pub(super) fn run(args: Args, context: &Context) -> Result<Exit, StepError> {
     let against = match (args.reference, args.against) {
         (Some(trace), _) => Against::Trace(trace),
         // one of the two is there, says the parser

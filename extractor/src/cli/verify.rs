@@ -21,7 +21,7 @@ Examples:
   segpack verify omni.segpack --subset 3/7   # one seventh, a day's share of a week
   segpack verify omni.segpack --against ./Qwen3-Omni-30B-A3B-Instruct
   segpack verify omni.segpack --json | jq .findings")]
-pub struct Args {
+pub(super) struct Args {
     /// Pack folder
     #[arg(value_name = "PACK")]
     pack: PathBuf,
@@ -45,7 +45,7 @@ pub struct Args {
     json: bool,
 }
 
-pub fn run(args: Args, context: &Context) -> Result<Exit, StepError> {
+pub(super) fn run(args: Args, context: &Context) -> Result<Exit, StepError> {
     let settings = VerifySettings {
         mode: match (args.quick, args.sums) {
             (true, _) => VerifyMode::Quick,

@@ -1,5 +1,5 @@
 //! Documents as people read them: text for a terminal, pictures. Pure functions of the documents
 //! in `segpack_manifests`; printing is the command line's business.
 
-pub mod svg;
-pub mod text;
+pub(crate) mod svg;
+pub(crate) mod text;

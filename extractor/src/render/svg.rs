@@ -45,7 +45,7 @@ fn share(n: u64, of: u64) -> f64 {
 
 /// A heat map: layers from top to bottom, experts from left to right, and the hit rate of the cache
 /// at the end of each row.
-pub fn heat_map(report: &ExpertsReport) -> String {
+pub(crate) fn heat_map(report: &ExpertsReport) -> String {
     let map = Map::of(report);
     let mut svg = Svg::default();
     map.head(&mut svg);

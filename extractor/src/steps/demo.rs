@@ -67,7 +67,7 @@ const VICTIM: &str = "thinker.text.layers.1.experts.5";
 ///
 /// # Errors
 /// Where a step that has to succeed does not.
-pub fn demo(
+pub(crate) fn demo(
     folder: &Path,
     stop: &CancelToken,
     tell: &mut dyn FnMut(&DemoStep) -> Result<(), StepError>,

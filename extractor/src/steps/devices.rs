@@ -10,7 +10,7 @@ use super::StepError;
 ///
 /// # Errors
 /// Where the driver fails. That there is no driver, or no GPU, is no error, but reported.
-pub fn list() -> Result<DevicesReport, StepError> {
+pub(crate) fn list() -> Result<DevicesReport, StepError> {
     let (devices, problem) = match devices() {
         Ok(devices) => (devices, None),
         Err(e @ (CudaError::NoDriver | CudaError::NoDevice { .. })) => {

@@ -3,7 +3,7 @@
 use segpack_manifests::documents::{ExpertsReport, GENERATOR, RunSummary};
 
 /// The report of a run.
-pub fn report(summary: &RunSummary) -> ExpertsReport {
+pub(crate) fn report(summary: &RunSummary) -> ExpertsReport {
     ExpertsReport {
         format_version: ExpertsReport::VERSION,
         generator: GENERATOR.to_owned(),

@@ -35,7 +35,7 @@ pub(crate) fn bytes(values: &[f32]) -> &[u8] {
         assert!(
             cfg!(target_endian = "little"),
             "weights are read as little-endian words"
-        )
+        );
     };
     // SAFETY: every byte of an f32 is initialised, and bytes need no alignment
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }

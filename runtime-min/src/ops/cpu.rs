@@ -76,7 +76,7 @@ impl Ops for CpuOps {
                 x,
                 weight,
                 eps,
-            })
+            });
         };
         if x.len() <= TASK {
             return run(x);

@@ -7,9 +7,9 @@
 //! than a sixteenth of the budget.
 
 /// Tokens in a batch: products of this many reach the processor's full rate.
-pub const MOST_BATCH: u64 = 512;
+pub(super) const MOST_BATCH: u64 = 512;
 /// Tokens in the batch of the smallest budget.
-pub const LEAST_BATCH: u64 = 16;
+pub(super) const LEAST_BATCH: u64 = 16;
 /// What share of a budget a batch may take.
 const BATCH_SHARE: u64 = 16;
 

@@ -260,8 +260,8 @@ fn files_that_do_not_fit_together_are_named() {
         (
             |at| {
                 edit_index(at, |i| {
-                    drop(i["weight_map"].as_object_mut().unwrap().remove(NORM))
-                })
+                    drop(i["weight_map"].as_object_mut().unwrap().remove(NORM));
+                });
             },
             FindingKind::NotInIndex,
             &[NORM],
@@ -315,7 +315,7 @@ fn files_that_do_not_fit_together_are_named() {
             |at| {
                 fs::copy(at.join(INDEX), at.join("other.safetensors.index.json"))
                     .map(drop)
-                    .unwrap()
+                    .unwrap();
             },
             FindingKind::MalformedIndex,
             &["one of 2 indexes"],
@@ -325,7 +325,7 @@ fn files_that_do_not_fit_together_are_named() {
                 write_file(
                     &at.join("adapter.safetensors"),
                     &shard_with_header(b"{}", 0),
-                )
+                );
             },
             FindingKind::UnlistedShard,
             &["adapter.safetensors", "--extra keep"],
@@ -351,7 +351,7 @@ fn files_that_do_not_fit_together_are_named() {
                     at.join("config.json"),
                     r#"{"model_type":"qwen3_moe","model_type":"x"}"#,
                 )
-                .unwrap()
+                .unwrap();
             },
             FindingKind::BadConfig,
             &["appears twice"],

@@ -78,7 +78,7 @@ fn paths_that_leave_the_folder_are_never_followed() {
     }
     // inside, but not where packs and source files are
     edit_manifest(&pack, |m| {
-        m["source_files"][0]["stored_as"] = json!("manifest.json")
+        m["source_files"][0]["stored_as"] = json!("manifest.json");
     });
     assert_refused(&pack, &["neither in packs/ nor in source/"]);
     assert_eq!(
@@ -94,21 +94,21 @@ fn manifests_of_another_time_or_kind() {
     let cases: [Change<Value>; 9] = [
         ("newer than", |m| m["format_version"] = json!("2.0")),
         ("newer than", |m| {
-            *m = json!({"format_version": "7.1", "all": "different"})
+            *m = json!({"format_version": "7.1", "all": "different"});
         }),
         ("never written", |m| m["format_version"] = json!("0.9")),
         ("not MAJOR.MINOR", |m| m["format_version"] = json!("one")),
         ("unknown codec", |m| {
-            m["segments"][0]["codec"] = json!("entropy9")
+            m["segments"][0]["codec"] = json!("entropy9");
         }),
         ("unknown variant", |m| {
-            m["segments"][0]["layout"] = json!("tiled")
+            m["segments"][0]["layout"] = json!("tiled");
         }),
         ("64 lower-case hex digits", |m| {
-            m["tensors"][0]["sha256"] = json!("ABC")
+            m["tensors"][0]["sha256"] = json!("ABC");
         }),
         ("missing field `packs`", |m| {
-            drop(m.as_object_mut().unwrap().remove("packs"))
+            drop(m.as_object_mut().unwrap().remove("packs"));
         }),
         ("invalid type", |m| m["tensors"] = json!({})),
     ];

@@ -644,36 +644,36 @@ fn a_manifest_that_lies_is_caught() {
         ("for", |m| m["segments"][0]["raw_length"] = json!(2)),
         ("", |m| m["segments"][0]["stored_length"] = json!(u64::MAX)),
         ("end at byte", |m| {
-            m["packs"][0]["length"] = json!(1_u64 << 40)
+            m["packs"][0]["length"] = json!(1_u64 << 40);
         }),
         ("no multiple of 4096", |m| {
-            m["packs"][0]["data_offset"] = json!(8)
+            m["packs"][0]["data_offset"] = json!(8);
         }),
         ("listed twice", |m| {
-            m["segments"][1]["id"] = m["segments"][0]["id"].clone()
+            m["segments"][1]["id"] = m["segments"][0]["id"].clone();
         }),
         ("listed twice", |m| {
-            m["tensors"][1]["name"] = m["tensors"][0]["name"].clone()
+            m["tensors"][1]["name"] = m["tensors"][0]["name"].clone();
         }),
         ("listed twice", |m| {
-            m["packs"][1]["path"] = m["packs"][0]["path"].clone()
+            m["packs"][1]["path"] = m["packs"][0]["path"].clone();
         }),
         ("wanted", |m| m["tensors"][0]["shape"] = json!([1, 2, 3])),
         ("overflows", |m| {
-            m["tensors"][0]["shape"] = json!([u64::MAX, u64::MAX])
+            m["tensors"][0]["shape"] = json!([u64::MAX, u64::MAX]);
         }),
         ("not listed", |m| {
-            m["tensors"][0]["source"]["file"] = json!("elsewhere")
+            m["tensors"][0]["source"]["file"] = json!("elsewhere");
         }),
         ("outside its source", |m| {
-            m["tensors"][0]["source"]["offset"] = json!(u64::MAX)
+            m["tensors"][0]["source"]["offset"] = json!(u64::MAX);
         }),
         ("accounted for", |m| {
-            m["source_files"][3]["excluded_bytes"] = json!(7)
+            m["source_files"][3]["excluded_bytes"] = json!(7);
         }),
         ("counts are", |m| m["counts"]["tensors"] = json!(1)),
         ("tensors end at byte 0", |m| {
-            m["tensors"][0]["segment"] = json!("nowhere")
+            m["tensors"][0]["segment"] = json!("nowhere");
         }),
         ("not listed there", |m| {
             let mut stray = m["tensors"][0].clone();
@@ -681,13 +681,13 @@ fn a_manifest_that_lies_is_caught() {
             list(m, "tensors").push(stray);
         }),
         ("kept verbatim", |m| {
-            m["source_files"][0]["length"] = json!(1)
+            m["source_files"][0]["length"] = json!(1);
         }),
         ("kept verbatim", |m| {
-            m["source_files"][0]["sha256"] = json!(null)
+            m["source_files"][0]["sha256"] = json!(null);
         }),
         ("kept verbatim", |m| {
-            m["source_files"][0]["excluded_bytes"] = json!(1)
+            m["source_files"][0]["excluded_bytes"] = json!(1);
         }),
         ("both a file and a folder", |m| {
             let below = format!("{}/evil", m["source_files"][1]["path"].as_str().unwrap());
@@ -701,7 +701,7 @@ fn a_manifest_that_lies_is_caught() {
             m["source_files"][0]["stored_as"] = json!(below);
         }),
         ("control characters", |m| {
-            m["tensors"][0]["name"] = json!("a\nb")
+            m["tensors"][0]["name"] = json!("a\nb");
         }),
     ];
     let mut good = Good::new();
@@ -719,7 +719,7 @@ fn a_manifest_that_lies_is_caught() {
     // lies that only the files betray
     let quiet: [(FindingKind, Lie); 4] = [
         (FindingKind::WrongHeader, |m| {
-            m["tensors"][0]["name"] = json!("another.name")
+            m["tensors"][0]["name"] = json!("another.name");
         }),
         (FindingKind::DamagedTensor, |m| {
             let digest = m["tensors"][1]["sha256"].clone();
@@ -731,7 +731,7 @@ fn a_manifest_that_lies_is_caught() {
             m["source_files"][0]["sha256"] = digest;
         }),
         (FindingKind::WrongHeader, |m| {
-            m["tensors"][0]["dtype"] = json!("F16")
+            m["tensors"][0]["dtype"] = json!("F16");
         }),
     ];
     for (kind, lie) in quiet {

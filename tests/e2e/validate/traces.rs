@@ -212,7 +212,7 @@ fn a_trace_of_another_checkpoint_is_foreign() {
     assert!(other.text().contains("another checkpoint"), "{other}");
     // one that does not say
     let trace = bent("tiny-full.float32", folder.path(), |_, document| {
-        document["checkpoint"] = json!({})
+        document["checkpoint"] = json!({});
     });
     let run = segpack!["validate", &pack, "--reference", &trace, "--json"].ok();
     assert_eq!(run.findings()[0].kind, FindingKind::UnidentifiedTrace);
@@ -402,14 +402,14 @@ fn tokens_and_log_probabilities_of_a_server_are_judged() {
     });
     assert!(seen.contains("best tokens in their order"), "{seen}");
     let seen = outside("a log-probability", |told, _| {
-        told[3].rows[0][4].1 -= 2.5e-3
+        told[3].rows[0][4].1 -= 2.5e-3;
     });
     assert!(
         seen.contains("log-probabilities differ by up to 2.") && !seen.contains("order"),
         "{seen}"
     );
     outside("a token that the vocabulary has not", |told, _| {
-        told[0].rows[0][4].0 = 400
+        told[0].rows[0][4].0 = 400;
     });
     // a token that the server did not name is not compared, and a row may be short
     let trace = as_from_a_server(folder.path(), "float32", |told, _| {
@@ -547,7 +547,7 @@ fn malformed_or_foreign_traces_of_servers_are_refused() {
     let pack = packed(&tiny_text(), folder.path());
     let refused = |words: &[&str], bend: &dyn Fn(&mut [Told], &mut Value)| {
         let trace = as_from_a_server(folder.path(), "float32", |told, document| {
-            bend(told, document)
+            bend(told, document);
         });
         segpack!["validate", &pack, "--reference", &trace]
             .exits(3)
@@ -558,19 +558,19 @@ fn malformed_or_foreign_traces_of_servers_are_refused() {
     });
     assert_eq!(report(&pack, &trace, 3)["verdict"], "foreign");
     refused(&["p01.prompt.top_logprobs", "best first"], &|told, _| {
-        told[1].rows[0].swap(0, 4)
+        told[1].rows[0].swap(0, 4);
     });
     refused(&["p00.gen.top_logprobs", "best first"], &|told, _| {
         told[0].rows.last_mut().unwrap()[1].1 = f32::NAN;
     });
     refused(&["p00.gen.top_logprobs", "logarithms"], &|told, _| {
-        told[0].rows.last_mut().unwrap()[0].1 = 0.5
+        told[0].rows.last_mut().unwrap()[0].1 = 0.5;
     });
     refused(&["p00.gen.top_ids", "no id"], &|told, _| {
-        told[0].rows.last_mut().unwrap()[0].0 = -2
+        told[0].rows.last_mut().unwrap()[0].0 = -2;
     });
     refused(&["unknown variant"], &|_, document| {
-        document["settings"]["values"] = json!("words")
+        document["settings"]["values"] = json!("words");
     });
     let without = |part: &str| {
         let trace = as_from_a_server(folder.path(), "float32", |_, _| {});
@@ -599,7 +599,7 @@ fn malformed_traces_are_clear_errors() {
     let pack = packed(&tiny_full(), folder.path());
     let refused = |words: &[&str], bend: &dyn Fn(&mut Vec<Tensor>, &mut Value)| {
         let trace = bent("tiny-full.float32", folder.path(), |tensors, document| {
-            bend(tensors, document)
+            bend(tensors, document);
         });
         segpack!["validate", &pack, "--reference", &trace]
             .exits(3)
@@ -614,19 +614,19 @@ fn malformed_traces_are_clear_errors() {
             .for_each(|t| t.name = t.name.replace("p00.", "mm."));
     });
     refused(&["format", "qwen3-omni-thinker-trace-1"], &|_, document| {
-        document["format"] = json!("other")
+        document["format"] = json!("other");
     });
     refused(&["settings.dtype", "float16"], &|_, document| {
-        document["settings"]["dtype"] = json!("float16")
+        document["settings"]["dtype"] = json!("float16");
     });
     refused(&["lists no prompt"], &|_, document| {
-        document["prompts"] = json!([])
+        document["prompts"] = json!([]);
     });
     refused(&["p01.logits"], &|tensors, _| {
-        tensors.retain(|t| t.name != "p01.logits")
+        tensors.retain(|t| t.name != "p01.logits");
     });
     refused(&["p00.gen.ids"], &|_, document| {
-        document["prompts"][0]["generated"][0] = json!(1)
+        document["prompts"][0]["generated"][0] = json!(1);
     });
     refused(&["p00.embed", "wanted [5, 48]"], &|tensors, _| {
         let at = find(tensors, "p00.embed");
@@ -801,17 +801,17 @@ type Mutation = (&'static str, fn(&mut Tiny));
 
 const MUTATIONS: &[Mutation] = &[
     ("rms_norm_eps x 10", |t| {
-        text(t)["rms_norm_eps"] = json!(1e-5)
+        text(t)["rms_norm_eps"] = json!(1e-5);
     }),
     ("rope_theta", |t| text(t)["rope_theta"] = json!(10_000)),
     ("one expert fewer per token", |t| {
-        text(t)["num_experts_per_tok"] = json!(3)
+        text(t)["num_experts_per_tok"] = json!(3);
     }),
     ("one expert more per token", |t| {
-        text(t)["num_experts_per_tok"] = json!(5)
+        text(t)["num_experts_per_tok"] = json!(5);
     }),
     ("norm_topk_prob", |t| {
-        text(t)["norm_topk_prob"] = json!(false)
+        text(t)["norm_topk_prob"] = json!(false);
     }),
     ("twice as many heads, half as wide", |t| {
         text(t)["num_attention_heads"] = json!(8);
@@ -838,28 +838,28 @@ const MUTATIONS: &[Mutation] = &[
         (0..12).for_each(|e| swap(t, &expert(2, e, "gate_proj"), &expert(2, e, "up_proj")));
     }),
     ("k and v swapped", |t| {
-        swap(t, &at(0, "self_attn.k_proj"), &at(0, "self_attn.v_proj"))
+        swap(t, &at(0, "self_attn.k_proj"), &at(0, "self_attn.v_proj"));
     }),
     ("q_norm and k_norm swapped", |t| {
-        swap(t, &at(1, "self_attn.q_norm"), &at(1, "self_attn.k_norm"))
+        swap(t, &at(1, "self_attn.q_norm"), &at(1, "self_attn.k_norm"));
     }),
     ("a norm zeroed", |t| {
-        t.tensor(&at(1, "post_attention_layernorm")).bytes.fill(0)
+        t.tensor(&at(1, "post_attention_layernorm")).bytes.fill(0);
     }),
     ("final norm zeroed", |t| {
-        t.tensor("thinker.model.norm.weight").bytes.fill(0)
+        t.tensor("thinker.model.norm.weight").bytes.fill(0);
     }),
     ("a router row moved", |t| {
-        t.tensor(&at(0, "mlp.gate")).bytes[..10 * 128].rotate_left(128)
+        t.tensor(&at(0, "mlp.gate")).bytes[..10 * 128].rotate_left(128);
     }),
     ("the highest exponent bit of one weight", |t| {
-        t.tensor(&at(0, "self_attn.q_proj")).bytes[1001] ^= 0x40
+        t.tensor(&at(0, "self_attn.q_proj")).bytes[1001] ^= 0x40;
     }),
     ("the sign of one weight", |t| {
-        t.tensor(&at(2, "self_attn.o_proj")).bytes[2001] ^= 0x80
+        t.tensor(&at(2, "self_attn.o_proj")).bytes[2001] ^= 0x80;
     }),
     ("one exponent bit of an expert", |t| {
-        t.tensor(&expert(1, 3, "down_proj")).bytes[301] ^= 0x02
+        t.tensor(&expert(1, 3, "down_proj")).bytes[301] ^= 0x02;
     }),
     ("two rows of the head swapped", |t| {
         let head = &mut t.tensor("thinker.lm_head.weight").bytes;

@@ -5,7 +5,7 @@ use super::OUTPUT;
 use crate::steps::StepError;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum CodecName {
+pub(crate) enum CodecName {
     /// No compression; packs are plain safetensors files
     Raw,
     /// zstd in independently decodable chunks
@@ -20,7 +20,7 @@ pub enum CodecName {
 
 /// Settings of codecs.
 #[derive(Debug, clap::Args)]
-pub struct CodecArgs {
+pub(crate) struct CodecArgs {
     /// Compression level of zstd, 1 (fast) to 22 (small) [default: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=22), help_heading = OUTPUT)]
     level: Option<i32>,
@@ -28,7 +28,7 @@ pub struct CodecArgs {
 
 impl CodecArgs {
     /// A codec with these settings.
-    pub fn coding(&self, name: CodecName) -> Result<Coding, StepError> {
+    pub(crate) fn coding(&self, name: CodecName) -> Result<Coding, StepError> {
         let codec = match name {
             CodecName::Raw => Codec::Raw,
             CodecName::Zstd => Codec::Zstd,

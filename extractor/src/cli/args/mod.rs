@@ -5,19 +5,19 @@ mod jobs;
 #[cfg(feature = "run")]
 mod model;
 mod tolerate;
-pub mod values;
+pub(super) mod values;
 
-pub use codec::{CodecArgs, CodecName};
-pub use jobs::Jobs;
+pub(super) use codec::{CodecArgs, CodecName};
+pub(super) use jobs::Jobs;
 #[cfg(feature = "run")]
-pub use model::{CheckName, ComputeName, Placement, Resources};
-pub use tolerate::Tolerate;
+pub(super) use model::{CheckName, ComputeName, Placement, Resources};
+pub(super) use tolerate::Tolerate;
 
 /// Headings of options in the help, in the order in which they appear there.
-pub const INPUT: &str = "Input";
-pub const SAMPLING: &str = "Sampling";
-pub const MEASUREMENT: &str = "Measurement";
-pub const DEVICE: &str = "Device and memory";
-pub const PERFORMANCE: &str = "Performance";
-pub const OUTPUT: &str = "Output";
-pub const GLOBAL: &str = "Global";
+pub(super) const INPUT: &str = "Input";
+pub(super) const SAMPLING: &str = "Sampling";
+pub(super) const MEASUREMENT: &str = "Measurement";
+pub(super) const DEVICE: &str = "Device and memory";
+pub(super) const PERFORMANCE: &str = "Performance";
+pub(super) const OUTPUT: &str = "Output";
+pub(super) const GLOBAL: &str = "Global";

@@ -9,7 +9,7 @@ use segpack_runtime_min::session::{DeviceChoice, ExpertCacheSize, MemoryLimit, S
 
 /// Where a model runs.
 #[derive(Debug, Clone, Copy, clap::Args)]
-pub struct Placement {
+pub(crate) struct Placement {
     /// Device: cpu, cuda (the first GPU), cuda:N or auto (`segpack devices` lists them)
     #[arg(long, value_name = "DEVICE", default_value = "cpu", help_heading = DEVICE)]
     pub device: DeviceChoice,
@@ -20,7 +20,7 @@ pub struct Placement {
 
 /// What a model may use.
 #[derive(Debug, clap::Args)]
-pub struct Resources {
+pub(crate) struct Resources {
     /// Memory budget of the whole process, such as 6GiB or 1500MB [default: what the model needs,
     /// at most 7/8 of the available memory]
     #[arg(long, value_name = "SIZE", value_parser = size, help_heading = DEVICE)]
@@ -38,7 +38,7 @@ pub struct Resources {
 
 impl Resources {
     /// A session with them.
-    pub fn session(&self, placement: Placement) -> SessionOptions {
+    pub(crate) fn session(&self, placement: Placement) -> SessionOptions {
         let mut options = SessionOptions::default();
         options.device = placement.device;
         options.device_memory = placement.device_memory;

@@ -5,7 +5,7 @@ use crate::steps::scan::ScanOptions;
 
 /// What to do with files and tensors that do not belong to the model.
 #[derive(Debug, clap::Args)]
-pub struct Tolerate {
+pub(crate) struct Tolerate {
     /// What to do with weight files that the index does not list
     #[arg(long, value_name = "WHAT", default_value = "refuse", help_heading = INPUT)]
     extra: Extra,
@@ -23,7 +23,7 @@ enum Extra {
 }
 
 impl Tolerate {
-    pub fn options(&self) -> ScanOptions {
+    pub(crate) fn options(&self) -> ScanOptions {
         ScanOptions {
             keep_extra: self.extra == Extra::Keep,
             allow_unclassified: self.allow_unclassified,

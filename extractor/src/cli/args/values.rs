@@ -7,13 +7,13 @@ use bytesize::ByteSize;
 use crate::steps::export::ExpertParallel;
 use segpack_runtime_min::session::ExpertCacheSize;
 
-pub fn token_id(text: &str) -> Result<u32, String> {
+pub(crate) fn token_id(text: &str) -> Result<u32, String> {
     text.trim()
         .parse()
         .map_err(|_| "expected token ids, which are whole numbers".to_owned())
 }
 
-pub fn experts_file(text: &str) -> Result<PathBuf, String> {
+pub(crate) fn experts_file(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     match path.extension().and_then(|e| e.to_str()) {
         Some("json" | "svg") => Ok(path),
@@ -21,7 +21,7 @@ pub fn experts_file(text: &str) -> Result<PathBuf, String> {
     }
 }
 
-pub fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     let parsed = text.parse::<ByteSize>();
     parsed
         .map(|b| b.as_u64())
@@ -29,7 +29,7 @@ pub fn size(text: &str) -> Result<u64, String> {
 }
 
 /// The name of the other file of a trace is made from this one.
-pub fn trace_path(text: &str) -> Result<PathBuf, String> {
+pub(crate) fn trace_path(text: &str) -> Result<PathBuf, String> {
     match text.strip_suffix(".safetensors") {
         Some(stem) if !stem.is_empty() => Ok(text.into()),
         _ => Err("expected a name that ends in .safetensors".to_owned()),
@@ -37,7 +37,7 @@ pub fn trace_path(text: &str) -> Result<PathBuf, String> {
 }
 
 /// A bare number counts experts, one with a unit bytes.
-pub fn expert_room(text: &str) -> Result<ExpertCacheSize, String> {
+pub(crate) fn expert_room(text: &str) -> Result<ExpertCacheSize, String> {
     match text.parse() {
         Ok(0) => Err("expected at least one expert".to_owned()),
         Ok(n) => Ok(ExpertCacheSize::Experts(n)),
@@ -46,26 +46,26 @@ pub fn expert_room(text: &str) -> Result<ExpertCacheSize, String> {
 }
 
 /// A number of threads.
-pub fn threads(text: &str) -> Result<usize, String> {
+pub(crate) fn threads(text: &str) -> Result<usize, String> {
     const MAX: usize = 1024;
     let parsed = text.parse().ok().filter(|n| (1..=MAX).contains(n));
     parsed.ok_or_else(|| format!("expected a number of threads from 1 to {MAX}"))
 }
 
 /// A number of things, at least one.
-pub fn count(text: &str) -> Result<usize, String> {
+pub(crate) fn count(text: &str) -> Result<usize, String> {
     let parsed = text.parse().ok().filter(|n| *n > 0);
     parsed.ok_or_else(|| "expected a whole number greater than 0".to_owned())
 }
 
-pub fn shard_size(text: &str) -> Result<ByteSize, String> {
+pub(crate) fn shard_size(text: &str) -> Result<ByteSize, String> {
     text.parse::<ByteSize>()
         .ok()
         .filter(|size| size.0 > 0)
         .ok_or_else(|| "expected a size such as 5GB (decimal) or 2GiB (binary)".to_owned())
 }
 
-pub fn tokenizer_pre(text: &str) -> Result<String, String> {
+pub(crate) fn tokenizer_pre(text: &str) -> Result<String, String> {
     let known = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     if !text.is_empty() && text.len() <= 64 && text.chars().all(known) {
         return Ok(text.to_owned());
@@ -73,7 +73,7 @@ pub fn tokenizer_pre(text: &str) -> Result<String, String> {
     Err("expected a name such as qwen2 or gpt-4o".to_owned())
 }
 
-pub fn expert_parallel(text: &str) -> Result<ExpertParallel, String> {
+pub(crate) fn expert_parallel(text: &str) -> Result<ExpertParallel, String> {
     let parsed = text
         .split_once('/')
         .and_then(|(r, n)| Some((r.parse().ok()?, n.parse().ok()?)));
@@ -83,7 +83,7 @@ pub fn expert_parallel(text: &str) -> Result<ExpertParallel, String> {
     }
 }
 
-pub fn tolerance(text: &str) -> Result<f64, String> {
+pub(crate) fn tolerance(text: &str) -> Result<f64, String> {
     let number: f64 = text.parse().map_err(|e| format!("{e}"))?;
     let is_bound = number.is_finite() && number >= 0.0;
     is_bound

@@ -7,7 +7,7 @@ use super::numbers::{bytes, mean_bytes, percent, rate};
 use super::page::Page;
 
 /// What `bench` measured, and what follows for the whole model.
-pub fn bench(report: &BenchReport) -> String {
+pub(crate) fn bench(report: &BenchReport) -> String {
     let mut page = Page::default();
     page.append(&machine(report));
     if !report.resident.is_empty() {
@@ -151,7 +151,7 @@ fn forecast_row(budget: &BenchForecastBudget) -> Vec<String> {
 }
 
 /// What `bench --device cuda` measured.
-pub fn gpu_bench(report: &GpuBenchReport) -> String {
+pub(crate) fn gpu_bench(report: &GpuBenchReport) -> String {
     let mut page = Page::default();
     let compute = match report.compute {
         Precision::Float32 => "f32",

@@ -4,7 +4,7 @@ use super::page::Page;
 use super::validate::tables;
 
 /// One step of the demonstration: the command, its outcome, and the tables of a validation.
-pub fn step(step: &DemoStep) -> String {
+pub(crate) fn step(step: &DemoStep) -> String {
     let mut page = Page::default();
     page.line(format_args!("$ {}", step.command));
     page.line(format_args!(

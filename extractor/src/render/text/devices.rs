@@ -13,7 +13,7 @@ const HEADER: [&str; 6] = [
 ];
 
 /// The GPUs of this machine, and the device that `auto` selects.
-pub fn devices(report: &DevicesReport) -> String {
+pub(crate) fn devices(report: &DevicesReport) -> String {
     let mut page = Page::default();
     if !report.devices.is_empty() {
         page.table(2, &HEADER, report.devices.iter().map(row).collect());

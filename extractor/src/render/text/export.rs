@@ -4,7 +4,7 @@ use super::numbers::{bytes, counted};
 use super::page::Page;
 
 /// What `export` wrote to `place`.
-pub fn export(summary: &ExportSummary, place: &str) -> String {
+pub(crate) fn export(summary: &ExportSummary, place: &str) -> String {
     let mut page = Page::default();
     for note in &summary.notes {
         page.line(format_args!("note: {note}"));

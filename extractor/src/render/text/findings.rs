@@ -6,7 +6,7 @@ use super::page::Page;
 const MAX_WARNINGS: usize = 20;
 
 /// Findings, one per line: all errors, and the first warnings.
-pub fn findings(findings: &[Finding]) -> String {
+pub(crate) fn findings(findings: &[Finding]) -> String {
     let (errors, warnings): (Vec<_>, Vec<_>) =
         findings.iter().partition(|f| f.severity == Severity::Error);
     let mut page = Page::default();

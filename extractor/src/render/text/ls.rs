@@ -1,7 +1,7 @@
 use segpack_manifests::documents::{SegmentEntry, TensorEntry};
 
 /// A line of `ls`, without its line end: stored bytes, codec, name.
-pub fn segment(segment: &SegmentEntry) -> String {
+pub(crate) fn segment(segment: &SegmentEntry) -> String {
     format!(
         "{:>12}  {:<5} {}",
         segment.stored_length,
@@ -11,7 +11,7 @@ pub fn segment(segment: &SegmentEntry) -> String {
 }
 
 /// A line of `ls --tensors`, without its line end: bytes, dtype, shape, name.
-pub fn tensor(tensor: &TensorEntry) -> String {
+pub(crate) fn tensor(tensor: &TensorEntry) -> String {
     let shape: Vec<String> = tensor.shape.iter().map(u64::to_string).collect();
     let (shape, dtype) = (shape.join("x"), tensor.dtype.to_string());
     format!(

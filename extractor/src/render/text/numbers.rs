@@ -1,7 +1,7 @@
 //! Counts, sizes and rates as people read them.
 
 /// `1234567` as `1,234,567`.
-pub fn grouped(n: u64) -> String {
+pub(crate) fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let first = digits.len() % 3;
     let mut text = digits[..first].to_owned();
@@ -15,7 +15,7 @@ pub fn grouped(n: u64) -> String {
 }
 
 /// Bytes in decimal units, as drives and networks count: `70.5 GB`.
-pub fn bytes(n: u64) -> String {
+pub(crate) fn bytes(n: u64) -> String {
     const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
     if n < 1000 {
         return format!("{n} B");
@@ -34,7 +34,7 @@ pub fn bytes(n: u64) -> String {
 }
 
 /// `1 tensor`, `2 tensors`.
-pub fn counted(n: u64, what: &str) -> String {
+pub(crate) fn counted(n: u64, what: &str) -> String {
     format!("{} {what}{}", grouped(n), if n == 1 { "" } else { "s" })
 }
 
@@ -44,23 +44,23 @@ pub fn counted(n: u64, what: &str) -> String {
     clippy::cast_sign_loss,
     reason = "not negative"
 )]
-pub fn mean_bytes(n: f64) -> String {
+pub(super) fn mean_bytes(n: f64) -> String {
     bytes(n.max(0.0) as u64)
 }
 
 /// Bytes per second in decimal units: `2.91 GB/s`.
-pub fn rate(bytes_per_second: f64) -> String {
+pub(super) fn rate(bytes_per_second: f64) -> String {
     format!("{:.2} GB/s", bytes_per_second / 1e9)
 }
 
 /// A share from 0 to 1: `56.2 %`.
-pub fn percent(share: f64) -> String {
+pub(super) fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
 
 /// `hits` of `all` as a share from 0 to 1; 0 where there are none.
 #[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
-pub fn share(part: u64, all: u64) -> f64 {
+pub(super) fn share(part: u64, all: u64) -> f64 {
     part as f64 / all.max(1) as f64
 }
 

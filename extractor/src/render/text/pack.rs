@@ -6,7 +6,7 @@ use super::numbers::{bytes, counted, grouped};
 use super::page::Page;
 
 /// What `pack --dry-run` and `repack --dry-run` would write.
-pub fn plan(plan: &Plan) -> String {
+pub(crate) fn plan(plan: &Plan) -> String {
     let mut page = Page::default();
     let length = if plan.codec == Codec::Raw {
         "bytes"
@@ -46,7 +46,7 @@ fn pack_row(pack: &PlannedPack) -> Vec<String> {
 }
 
 /// What `pack` or `repack` wrote to `place`.
-pub fn pack(summary: &PackSummary, place: &str) -> String {
+pub(crate) fn pack(summary: &PackSummary, place: &str) -> String {
     let s = summary;
     let mut page = Page::default();
     page.line(format_args!(

@@ -8,28 +8,28 @@ use comfy_table::{CellAlignment, Table};
 pub(super) struct Page(String);
 
 impl Page {
-    pub fn line(&mut self, line: impl Display) {
+    pub(super) fn line(&mut self, line: impl Display) {
         self.0.push_str(&line.to_string());
         self.0.push('\n');
     }
 
-    pub fn blank(&mut self) {
+    pub(super) fn blank(&mut self) {
         self.0.push('\n');
     }
 
     /// A [`table`]; nothing where it has no rows.
-    pub fn table(&mut self, left_columns: usize, header: &[&str], rows: Vec<Vec<String>>) {
+    pub(super) fn table(&mut self, left_columns: usize, header: &[&str], rows: Vec<Vec<String>>) {
         if !rows.is_empty() {
             self.line(table(left_columns, header, rows));
         }
     }
 
     /// Text that ends with a line end already.
-    pub fn append(&mut self, text: &str) {
+    pub(super) fn append(&mut self, text: &str) {
         self.0.push_str(text);
     }
 
-    pub fn into_text(self) -> String {
+    pub(super) fn into_text(self) -> String {
         self.0
     }
 }

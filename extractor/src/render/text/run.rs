@@ -4,7 +4,7 @@ use super::numbers::{bytes, counted, grouped, mean_bytes, percent, share};
 use super::page::Page;
 
 /// The best candidates for a token, one per line; nothing where none were requested.
-pub fn candidates(token: &RunToken) -> String {
+pub(crate) fn candidates(token: &RunToken) -> String {
     if token.top.is_empty() {
         return String::new();
     }
@@ -21,7 +21,7 @@ pub fn candidates(token: &RunToken) -> String {
 }
 
 /// Where a continuation ranks at the first token.
-pub fn rank(rank: &ShownRank) -> String {
+pub(crate) fn rank(rank: &ShownRank) -> String {
     let mut page = Page::default();
     let more = match rank.tokens {
         0 | 1 => String::new(),
@@ -35,7 +35,7 @@ pub fn rank(rank: &ShownRank) -> String {
 }
 
 /// How often each expert was used, layer by layer.
-pub fn experts(layers: &[LayerExperts]) -> String {
+pub(crate) fn experts(layers: &[LayerExperts]) -> String {
     let mut page = Page::default();
     for layer in layers {
         let cache = hit_rate(layer.hits, layer.misses);
@@ -62,7 +62,7 @@ fn hit_rate(hits: u64, misses: u64) -> String {
 }
 
 /// Speed, memory and where the time went.
-pub fn figures(s: &RunSummary) -> String {
+pub(crate) fn figures(s: &RunSummary) -> String {
     let mut page = Page::default();
     page.line(prompt(s));
     page.line(generated(s));

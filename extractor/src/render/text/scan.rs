@@ -9,7 +9,7 @@ use super::page::Page;
 const HEADER: [&str; 5] = ["component", "class", "tensors", "parameters", "bytes"];
 
 /// What `scan` found in the checkpoint at `root`.
-pub fn scan(inventory: &Inventory, root: &str) -> String {
+pub(crate) fn scan(inventory: &Inventory, root: &str) -> String {
     let mut page = Page::default();
     page.line(title(inventory, root));
     page.blank();

@@ -4,7 +4,7 @@ use super::numbers::{bytes, counted};
 use super::page::Page;
 
 /// What `unpack` restored in `place`.
-pub fn unpack(summary: &UnpackSummary, place: &str) -> String {
+pub(crate) fn unpack(summary: &UnpackSummary, place: &str) -> String {
     let mut page = Page::default();
     for left in &summary.not_restored {
         page.line(format_args!("not restored: {}: {}", left.path, left.why));

@@ -19,7 +19,7 @@ const CHOICES: [&str; 5] = ["choice", "compared", "equal", "near ties", "first w
 const NOTHING: &str = "-";
 
 /// How the model in the pack at `place` compares with its reference.
-pub fn validate(report: &ValidateReport, place: &str) -> String {
+pub(crate) fn validate(report: &ValidateReport, place: &str) -> String {
     let mut page = Page::default();
     if report.verdict != Verdict::Foreign {
         page.append(&tables(report));

@@ -5,7 +5,7 @@ use super::numbers::{bytes, counted};
 use super::page::Page;
 
 /// What `verify` found in the pack at `place`.
-pub fn verify(report: &VerifyReport, place: &str) -> String {
+pub(crate) fn verify(report: &VerifyReport, place: &str) -> String {
     let mut page = Page::default();
     page.append(&findings(&report.findings));
     let part = report

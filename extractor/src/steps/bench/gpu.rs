@@ -28,7 +28,7 @@ const WARM_PROMPTS: usize = 8;
 
 /// What to measure on a GPU.
 #[derive(Debug, Clone)]
-pub struct GpuBenchSettings {
+pub(crate) struct GpuBenchSettings {
     /// Its number.
     pub number: u32,
     /// Host memory for a model that does not fit; slots for a few experts where it is none.
@@ -53,7 +53,7 @@ pub struct GpuBenchSettings {
 ///
 /// # Errors
 /// No such GPU; a pack that cannot be run or is damaged; too little memory.
-pub fn bench_gpu(
+pub(crate) fn bench_gpu(
     pack: &Pack,
     settings: &GpuBenchSettings,
     stop: &CancelToken,

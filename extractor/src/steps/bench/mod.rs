@@ -13,7 +13,7 @@ use segpack_runtime_min::Kernels;
 use segpack_runtime_min::models::decoder::Check;
 use segpack_runtime_min::session::SessionError;
 
-pub use self::gpu::{GpuBenchSettings, bench_gpu};
+pub(crate) use self::gpu::{GpuBenchSettings, bench_gpu};
 use self::machine::Machine;
 use self::model::ModelBench;
 use super::StepError;
@@ -21,7 +21,7 @@ use crate::work::Progress;
 
 /// What to measure.
 #[derive(Debug, Clone)]
-pub struct BenchSettings {
+pub(crate) struct BenchSettings {
     /// Numbers of threads.
     pub threads: Vec<usize>,
     /// Lengths of prompts.
@@ -47,7 +47,7 @@ pub struct BenchSettings {
 ///
 /// # Errors
 /// A pack that cannot be run or is damaged; too little memory.
-pub fn bench(
+pub(crate) fn bench(
     pack: &Pack,
     settings: &BenchSettings,
     stop: &CancelToken,

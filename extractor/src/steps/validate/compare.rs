@@ -16,7 +16,7 @@ use crate::steps::StepError;
 const ROUTER_GAP: f64 = 1e-3;
 
 /// What a run of one prompt is compared with. Positions count from the first token of the prompt.
-pub trait Reference {
+pub(super) trait Reference {
     /// Some rows of a quantity (of a layer, where it belongs to one), `[rows, columns]`; none where
     /// they are not there.
     fn floats(
@@ -47,7 +47,7 @@ pub trait Reference {
 
 /// One step of the reference's generation.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Step {
+pub(super) struct Step {
     /// The token it chose.
     pub token: u32,
     /// Its best tokens and their logits, best first; empty where they are not known.
@@ -56,7 +56,7 @@ pub struct Step {
 
 /// Differences of one quantity.
 #[derive(Debug, Clone, Default)]
-pub struct Differences {
+pub(super) struct Differences {
     values: u64,
     not_finite: u64,
     max_abs: f64,
@@ -86,7 +86,7 @@ impl Differences {
     }
 
     /// Adds those of other layers or prompts.
-    pub fn merge(&mut self, other: &Self) {
+    pub(super) fn merge(&mut self, other: &Self) {
         if other.max_abs > self.max_abs {
             (self.max_abs, self.worst) = (other.max_abs, other.worst);
         }
@@ -114,7 +114,7 @@ impl Differences {
     }
 
     /// As a row of the report. More than `bound`, relative to the RMS, is wrong.
-    pub fn row(&self, quantity: Quantity, layer: Option<u32>, bound: f64) -> ValueRow {
+    pub(super) fn row(&self, quantity: Quantity, layer: Option<u32>, bound: f64) -> ValueRow {
         let relative = self.relative();
         let is_off = relative.map_or(self.max_abs > 0.0, |r| r > bound);
         ValueRow {
@@ -134,7 +134,7 @@ impl Differences {
 
 /// A choice that differs.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Disagreement {
+pub(super) struct Disagreement {
     pub choice: Choice,
     pub prompt: usize,
     pub position: usize,
@@ -148,7 +148,7 @@ pub struct Disagreement {
 
 /// All comparisons of all prompts.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub(super) struct Tally {
     /// By stage (0 before the layers, then the layers from 1, then what follows them) and quantity.
     pub values: BTreeMap<(usize, Quantity), Differences>,
     /// By choice and layer.
@@ -188,7 +188,7 @@ impl Tally {
 }
 
 /// Compares the forward passes of one prompt; hand it to them as their observer.
-pub struct Comparer<'r> {
+pub(super) struct Comparer<'r> {
     pub reference: &'r dyn Reference,
     pub facts: &'r TextFacts,
     pub tally: &'r mut Tally,
@@ -315,7 +315,7 @@ impl Comparer<'_> {
     }
 
     /// The logits of the positions of this pass, and the tokens that follow from them.
-    pub fn logits(&mut self, seen: &[f32]) -> Result<(), StepError> {
+    pub(super) fn logits(&mut self, seen: &[f32]) -> Result<(), StepError> {
         let (vocab, stage) = (self.vocab(), self.facts.layers as usize + 1);
         for (row, seen) in seen.chunks_exact(vocab).enumerate() {
             let position = self.position + row;
@@ -489,7 +489,7 @@ fn by_id(ids: &[u32], weights: &[f32]) -> BTreeMap<u32, f32> {
 }
 
 /// The lowest id on ties.
-pub fn argmax(logits: &[f32]) -> u32 {
+pub(super) fn argmax(logits: &[f32]) -> u32 {
     let better = |best: (u32, f32), (id, x): (u32, &f32)| if *x > best.1 { (id, *x) } else { best };
     (0..).zip(logits).fold((0, f32::NEG_INFINITY), better).0
 }

@@ -33,7 +33,7 @@ struct Place {
 }
 
 /// A checkpoint that can be calculated with.
-pub struct Direct<'a> {
+pub(super) struct Direct<'a> {
     checkpoint: Checkpoint,
     places: HashMap<String, Place>,
     mount: &'static str,
@@ -75,7 +75,7 @@ impl Weights {
 
 /// Everything that was calculated for one sequence of tokens.
 #[derive(Debug, Default)]
-pub struct Calculated {
+pub(super) struct Calculated {
     /// Rows of all positions, by quantity and layer.
     values: HashMap<(Quantity, usize), Vec<f32>>,
     experts: HashMap<usize, Vec<Vec<u32>>>,
@@ -86,7 +86,7 @@ pub struct Calculated {
 
 impl<'a> Direct<'a> {
     /// Opens a checkpoint. Its tensors are compared with the pack's digests when they are used.
-    pub fn open(argument: &Path, pack: &'a Pack) -> Result<Self, StepError> {
+    pub(super) fn open(argument: &Path, pack: &'a Pack) -> Result<Self, StepError> {
         let (checkpoint, inventory) = scan(argument, ScanOptions::default())?;
         let unsuitable =
             |what: &str| StepError::Input(format!("{}: {what}", checkpoint.root.display()));
@@ -144,12 +144,12 @@ impl<'a> Direct<'a> {
     }
 
     /// The model's numbers, from the checkpoint's own `config.json`.
-    pub fn facts(&self) -> &TextFacts {
+    pub(super) fn facts(&self) -> &TextFacts {
         &self.facts
     }
 
     /// Tensors that the pack has with other bytes, of those used so far.
-    pub fn findings(&self) -> Vec<Finding> {
+    pub(super) fn findings(&self) -> Vec<Finding> {
         lock(&self.findings).clone()
     }
 
@@ -232,7 +232,7 @@ impl<'a> Direct<'a> {
     }
 
     /// Calculates all positions of `ids` at once; the first `prompt` of them are the prompt.
-    pub fn calculate(
+    pub(super) fn calculate(
         &self,
         ids: &[u32],
         prompt: usize,

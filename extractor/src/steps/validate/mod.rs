@@ -37,7 +37,7 @@ const BF16_BOUND: f64 = 0.1;
 
 /// What to compare with.
 #[derive(Debug, Clone)]
-pub enum Against {
+pub(crate) enum Against {
     /// A trace.
     Trace(PathBuf),
     /// A direct calculation from the shards of this checkpoint.
@@ -47,7 +47,7 @@ pub enum Against {
 /// How to validate.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct ValidateSettings {
+pub(crate) struct ValidateSettings {
     /// What to compare with.
     pub against: Against,
     /// Where the model runs, and what it may use. The precision of activations is the reference's.
@@ -60,7 +60,7 @@ pub struct ValidateSettings {
 
 impl ValidateSettings {
     /// Against this, on the CPU.
-    pub fn new(against: Against) -> Self {
+    pub(crate) fn new(against: Against) -> Self {
         Self {
             against,
             session: SessionOptions::default(),
@@ -82,7 +82,7 @@ struct Sequence {
 }
 
 /// Most that a logit may differ in f32 (DESIGN section 7).
-pub fn tolerance(layers: u32) -> f64 {
+pub(crate) fn tolerance(layers: u32) -> f64 {
     f64::max(3e-4, 4.5e-5 * f64::from(layers))
 }
 
@@ -97,7 +97,7 @@ fn log_probability_tolerance(dtype: &str, layers: u32) -> Option<f64> {
 ///
 /// # Errors
 /// Where pack or reference cannot be read, or the model cannot be run.
-pub fn validate(
+pub(crate) fn validate(
     pack: &Path,
     settings: &ValidateSettings,
     stop: &CancelToken,

@@ -3,22 +3,22 @@
 use segpack_runtime_min::trace::Ranked;
 
 /// The logits of one position, and the logarithm that makes them log-probabilities.
-pub struct Distribution<'a> {
+pub(crate) struct Distribution<'a> {
     logits: &'a [f32],
     log_sum: f64,
 }
 
 /// Our best tokens where the reference lists its own.
-pub struct Ranks {
-    pub seen: Vec<u32>,
-    pub wanted: Vec<u32>,
+pub(crate) struct Ranks {
+    pub(crate) seen: Vec<u32>,
+    pub(crate) wanted: Vec<u32>,
     /// The greatest gap, in the reference, between tokens that stand in each other's place; none
     /// where all are the same.
-    pub gap: Option<f64>,
+    pub(crate) gap: Option<f64>,
 }
 
 impl<'a> Distribution<'a> {
-    pub fn new(logits: &'a [f32]) -> Self {
+    pub(crate) fn new(logits: &'a [f32]) -> Self {
         let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let sum: f64 = logits.iter().map(|x| f64::from(x - greatest).exp()).sum();
         Self {
@@ -28,7 +28,7 @@ impl<'a> Distribution<'a> {
     }
 
     /// Log-softmax; NaN where the vocabulary has no such token.
-    pub fn log_probability(&self, id: u32) -> f64 {
+    pub(crate) fn log_probability(&self, id: u32) -> f64 {
         self.logits
             .get(id as usize)
             .map_or(f64::NAN, |x| f64::from(*x) - self.log_sum)
@@ -45,7 +45,7 @@ impl<'a> Distribution<'a> {
     /// How much likelier one token is than another to the reference. Of one that it does not list
     /// it only says that it is no likelier than the last; what we make of the two counts there as
     /// well.
-    pub fn gap(&self, ranked: &[Ranked], one: u32, other: u32) -> f64 {
+    pub(crate) fn gap(&self, ranked: &[Ranked], one: u32, other: u32) -> f64 {
         let own = (self.log_probability(one) - self.log_probability(other)).abs();
         match (listed(ranked, one), listed(ranked, other)) {
             (Some(one), Some(other)) => (one - other).abs(),
@@ -57,7 +57,7 @@ impl<'a> Distribution<'a> {
     }
 
     /// Rank by rank; ranks whose token the reference did not identify are left out.
-    pub fn ranks(&self, ranked: &[Ranked]) -> Ranks {
+    pub(crate) fn ranks(&self, ranked: &[Ranked]) -> Ranks {
         let known = self.best(ranked.len()).into_iter().zip(ranked);
         let pairs: Vec<(u32, u32)> = known.filter_map(|(seen, r)| Some((seen, r.id?))).collect();
         let apart = pairs.iter().filter(|(seen, wanted)| seen != wanted);

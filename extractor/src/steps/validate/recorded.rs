@@ -12,7 +12,7 @@ use crate::steps::StepError;
 
 /// The recorded tokens but the last, which nothing follows, are fed whatever the model would
 /// choose.
-pub fn sequence(prompt: &TracePrompt) -> Sequence {
+pub(super) fn sequence(prompt: &TracePrompt) -> Sequence {
     let fed = prompt.generated.len().saturating_sub(1);
     Sequence {
         prompt: prompt.input_ids.clone(),
@@ -23,7 +23,7 @@ pub fn sequence(prompt: &TracePrompt) -> Sequence {
 }
 
 /// Compares the files that a trace was recorded from with those that were packed.
-pub fn compare_checkpoint(trace: &Trace, pack: &Pack) -> Vec<Finding> {
+pub(super) fn compare_checkpoint(trace: &Trace, pack: &Pack) -> Vec<Finding> {
     let mut findings: Vec<Finding> = trace
         .checkpoint()
         .iter()
@@ -79,14 +79,14 @@ fn compare_file(pack: &Pack, file: &str, recorded: &RecordedFile) -> Option<Find
 }
 
 /// One prompt of a trace.
-pub struct RecordedPrompt<'a> {
+pub(super) struct RecordedPrompt<'a> {
     trace: &'a Trace,
     number: usize,
     prompt: &'a TracePrompt,
 }
 
 impl<'a> RecordedPrompt<'a> {
-    pub fn new(trace: &'a Trace, number: usize) -> Self {
+    pub(super) fn new(trace: &'a Trace, number: usize) -> Self {
         Self {
             trace,
             number,

@@ -169,7 +169,7 @@ impl<O: Ops> ExpertPass<'_, '_, O> {
     ) -> Result<Vec<u32>, RunError> {
         let missing = self.touch(group, uses);
         let loading = self.slots_for(&missing, &[group]);
-        let loading = loading.ok_or_else(|| RunError::Internal("too few expert slots"))?;
+        let loading = loading.ok_or(RunError::Internal("too few expert slots"))?;
         if missing.is_empty() || group.tokens() > self.batch {
             self.load(loading, |_| ())?;
             return Ok(Vec::new());

@@ -17,7 +17,7 @@ use segpack_manifests::PackReader;
 
 /// A tensor within the memory of its group.
 #[derive(Debug, Clone, Copy)]
-pub struct Weight {
+pub(crate) struct Weight {
     pub(crate) dtype: FloatDtype,
     pub(crate) at: usize,
     pub(crate) length: usize,
@@ -70,7 +70,7 @@ pub struct Linear {
 
 /// One expert: its segment, and where its matrices are in the memory that the segment is loaded to.
 #[derive(Debug, Clone, Copy)]
-pub struct Expert<'a> {
+pub(crate) struct Expert<'a> {
     pub(crate) segment: &'a SegmentEntry,
     pub(crate) gate: Weight,
     pub(crate) up: Weight,
@@ -79,7 +79,7 @@ pub struct Expert<'a> {
 
 /// What follows attention in a layer.
 #[derive(Debug)]
-pub enum Mlp<'a> {
+pub(crate) enum Mlp<'a> {
     Dense {
         gate: Linear,
         up: Linear,
@@ -93,7 +93,7 @@ pub enum Mlp<'a> {
 
 /// One layer. Its dense weights are one group.
 #[derive(Debug)]
-pub struct Layer<'a> {
+pub(crate) struct Layer<'a> {
     pub(crate) input_norm: Weight,
     pub(crate) q: Linear,
     pub(crate) k: Linear,

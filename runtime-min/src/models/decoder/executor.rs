@@ -93,7 +93,7 @@ pub struct ExpertLayer<'a, 'p> {
 }
 
 /// Cosines and sines of some positions, `[positions, head_dim / 2]` each.
-pub type Turns = (Vec<f32>, Vec<f32>);
+pub(crate) type Turns = (Vec<f32>, Vec<f32>);
 
 /// What a device did so far.
 #[derive(Debug, Clone, Default)]

@@ -98,8 +98,7 @@ impl<'a> CudaModel<'a> {
         for expert in &missing {
             let held = |key: (u32, u32)| key.0 == number && wanted.contains(&key.1);
             let slot = self.experts.host.take(held);
-            let slot =
-                slot.ok_or_else(|| RunError::Internal("too few expert slots in host memory"))?;
+            let slot = slot.ok_or(RunError::Internal("too few expert slots in host memory"))?;
             slot.copied.wait()?;
             in_host.push((*expert, slot));
         }
@@ -140,7 +139,7 @@ impl<'a> CudaModel<'a> {
     ) -> Result<(), RunError> {
         let kept = |key: (u32, u32)| key.0 == number && keep.contains(&key.1);
         let slot = self.experts.cache.take(kept);
-        let slot = slot.ok_or_else(|| RunError::Internal("too few expert slots on the GPU"))?;
+        let slot = slot.ok_or(RunError::Internal("too few expert slots on the GPU"))?;
         let copied = self.experts.host.get((number, expert)).map_or(
             Err(RunError::Internal("an expert is not in host memory")),
             |host| {
@@ -151,7 +150,7 @@ impl<'a> CudaModel<'a> {
                 // after one for the stream
                 unsafe {
                     self.gpu
-                        .upload(slot.place.byte(begin), bytes, Stream::Copies)?
+                        .upload(slot.place.byte(begin), bytes, Stream::Copies)?;
                 };
                 Ok(host.copied.record(Stream::Copies)?)
             },
@@ -180,7 +179,7 @@ impl<'a> CudaModel<'a> {
         let mut table = vec![0; bytes];
         for expert in wanted {
             let slot = self.experts.cache.get((number, *expert));
-            let slot = slot.ok_or_else(|| RunError::Internal("an expert is not on the GPU"))?;
+            let slot = slot.ok_or(RunError::Internal("an expert is not on the GPU"))?;
             let at = *expert as usize * 24;
             table[at..at + 24]
                 .copy_from_slice(&entry(slot.place, &layer.experts[*expert as usize]));

@@ -506,7 +506,7 @@ impl<'a> CudaModel<'a> {
         // SAFETY: written again only in the next pass; every pass ends with a wait
         unsafe {
             self.gpu
-                .upload(self.buffers.positions, &host[..length], Stream::Work)?
+                .upload(self.buffers.positions, &host[..length], Stream::Work)?;
         };
         self.positions += self.tokens;
         Ok(())
@@ -520,7 +520,7 @@ impl<'a> CudaModel<'a> {
         // SAFETY: as in `send_positions`
         unsafe {
             self.gpu
-                .upload(self.buffers.ids, &host[..ids.len() * 4], Stream::Work)?
+                .upload(self.buffers.ids, &host[..ids.len() * 4], Stream::Work)?;
         };
         Ok(())
     }
