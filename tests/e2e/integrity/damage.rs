@@ -576,6 +576,82 @@ fn a_pack_is_compared_with_another_checkpoint() {
 }
 
 #[test]
+fn parts_of_a_comparison_find_every_difference_once() {
+    let (folder, mut good) = (temp(), Good::new());
+    let (pack, checkpoint) = (good.copy("raw"), folder.path().join("other"));
+    let mut tiny = Tiny::full();
+    tiny.tensors_mut().for_each(|tensor| tensor.bytes[0] ^= 1);
+    tiny.write(&checkpoint);
+    let mut wanted: Vec<String> = tiny.tensors().map(|tensor| tensor.name.clone()).collect();
+    wanted.sort();
+    let (mut found, mut parts) = (Vec::new(), Vec::new());
+    for part in ["1/3", "2/3", "3/3"] {
+        let run = segpack![
+            "verify",
+            &pack,
+            "--against",
+            &checkpoint,
+            "--subset",
+            part,
+            "--json"
+        ]
+        .exits(3);
+        let differ = run.findings().into_iter();
+        let differ = differ.filter(|f| f.kind == FindingKind::DiffersFromCheckpoint);
+        let before = found.len();
+        found.extend(differ.filter_map(|finding| finding.tensor));
+        parts.push(found.len() - before);
+    }
+    found.sort();
+    assert_eq!(found, wanted);
+    assert!(
+        parts
+            .iter()
+            .all(|part| part.abs_diff(wanted.len() / 3) <= 1),
+        "{parts:?}"
+    );
+}
+
+#[test]
+fn the_report_counts_what_was_checked() {
+    let mut good = Good::new();
+    for codec in ["raw", "zstd"] {
+        let pack = good.copy(codec);
+        let mut document = manifest(&pack);
+        let mut count = |key: &str| list(&mut document, key).len();
+        let (packs, segments, tensors) = (count("packs"), count("segments"), count("tensors"));
+        let files = count("source_files");
+        let mut sum = |key: &str| {
+            let lengths = list(&mut document, key)
+                .iter()
+                .map(|entry| &entry["stored_length"]);
+            lengths.map(|length| length.as_u64().unwrap()).sum::<u64>()
+        };
+        let bytes = sum("segments") + sum("source_files");
+        assert_eq!(
+            verify(&pack, "").ok().json()["checked"],
+            json!({"packs": packs, "segments": segments, "tensors": tensors, "files": files, "bytes": bytes}),
+            "{codec}"
+        );
+        assert_eq!(
+            verify(&pack, "--quick").ok().json()["checked"],
+            json!({"packs": packs, "segments": 0, "tensors": 0, "files": 0, "bytes": 0}),
+            "{codec}"
+        );
+        // a part of one: the first segment
+        let first = segpack!["verify", &pack, "--subset", "1/1000", "--json"]
+            .ok()
+            .json();
+        let checked = &first["checked"];
+        assert_eq!(
+            (&checked["segments"], &checked["files"]),
+            (&json!(1), &json!(0)),
+            "{codec}"
+        );
+    }
+}
+
+#[test]
 fn comparing_takes_what_packing_tolerated_and_says_what_was_compared() {
     let folder = temp();
     let checkpoint = Tiny::text().write(&folder.path().join("checkpoint"));
