@@ -229,7 +229,9 @@ fn files_that_are_longer_shorter_gone_or_too_many() {
                 }
             }
             fs::remove_file(pack.join(file)).unwrap();
-            assert_found(&pack, "--quick", FindingKind::MissingFile, file);
+            for how in ["--quick", "--sums"] {
+                assert_found(&pack, how, FindingKind::MissingFile, file);
+            }
             fs::create_dir(pack.join(file)).unwrap();
             let findings = verify(&pack, "--quick").exits(3).findings();
             assert!(findings.iter().any(|f| f.kind == FindingKind::UnlistedFile));

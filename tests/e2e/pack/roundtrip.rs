@@ -581,18 +581,29 @@ fn a_dry_run_plans_what_is_written_then() {
 #[test]
 fn parts_of_a_verification_cover_everything_once() {
     let (_folder, out, _) = pack(&tiny_full(), &[]);
-    let whole = segpack!["verify", &out, "--json"].ok().json();
-    let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
-    for part in ["1/3", "2/3", "3/3"] {
-        let report = segpack!["verify", &out, "--subset", part, "--json"]
-            .ok()
-            .json();
-        for key in ["segments", "tensors", "files", "bytes"] {
-            *sums.entry(key).or_default() += report["checked"][key].as_u64().unwrap();
+    for more in [&[][..], &["--sums"]] {
+        let checked = |part: &[&str]| {
+            let mut arguments: Vec<OsString> = vec!["verify".into(), (&out).into()];
+            arguments.extend(
+                ["--json"]
+                    .iter()
+                    .chain(more)
+                    .chain(part)
+                    .map(OsString::from),
+            );
+            run(&arguments).ok().json()["checked"].clone()
+        };
+        let whole = checked(&[]);
+        let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
+        for part in ["1/3", "2/3", "3/3"] {
+            let checked = checked(&["--subset", part]);
+            for key in ["segments", "tensors", "files", "bytes"] {
+                *sums.entry(key).or_default() += checked[key].as_u64().unwrap();
+            }
         }
-    }
-    for (key, sum) in sums {
-        assert_eq!(whole["checked"][key], sum, "{key}");
+        for (key, sum) in sums {
+            assert_eq!(whole[key], sum, "{key} {more:?}");
+        }
     }
     for bad in ["0/3", "4/3", "1"] {
         segpack!["verify", &out, "--subset", bad].exits(2);
