@@ -2,24 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use crate::source::{blank_comments_and_literals, code, files, root};
+use crate::source::{blank_comments_and_literals, code, files, root, up_to_closing};
 
 /// The enums of number formats.
 const ENUMS: [&str; 3] = ["Dtype::", "FloatDtype::", "TensorType::"];
-
-/// The text up to the bracket that closes the one before it.
-fn up_to_closing(text: &str) -> &str {
-    let mut depth = 0_usize;
-    for (at, c) in text.char_indices() {
-        match c {
-            '{' | '(' | '[' => depth += 1,
-            '}' | ')' | ']' if depth == 0 => return &text[..at],
-            '}' | ')' | ']' => depth -= 1,
-            _ => {}
-        }
-    }
-    text
-}
 
 /// Where one of these texts begins outside of all brackets.
 fn find_outside(text: &str, wanted: &[&str]) -> Option<usize> {

@@ -11,5 +11,6 @@
 mod arrows;
 mod documentation;
 mod dtypes;
+mod errors;
 mod rooms;
 mod source;

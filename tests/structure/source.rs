@@ -37,7 +37,7 @@ pub fn code(path: &Path) -> String {
     without_tests(&text)
 }
 
-/// The text with spaces in place of comments and of what is between quotes; lines stay.
+/// The text with spaces in place of comments and literals; lines stay, and every byte's place.
 pub fn blank_comments_and_literals(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -46,12 +46,16 @@ pub fn blank_comments_and_literals(text: &str) -> String {
         let taken = length.unwrap_or(first.len_utf8());
         let (piece, after) = rest.split_at(taken);
         match length {
-            Some(_) => out.extend(piece.chars().map(|c| if c == '\n' { c } else { ' ' })),
+            Some(_) => blank(piece, &mut out),
             None => out.push(first),
         }
         rest = after;
     }
     out
+}
+
+fn blank(piece: &str, out: &mut String) {
+    out.extend(piece.bytes().map(|b| if b == b'\n' { '\n' } else { ' ' }));
 }
 
 /// The length of a comment or literal that the text starts with.
@@ -173,4 +177,18 @@ fn group(rest: &mut &str, before: &[String], found: &mut BTreeSet<Names>) {
         let end = rest.find([',', '}']).expect("a group ends");
         *rest = rest[end..].trim_start_matches(',');
     }
+}
+
+/// The text up to the bracket that closes the one before it.
+pub fn up_to_closing(text: &str) -> &str {
+    let mut depth = 0_usize;
+    for (at, c) in text.char_indices() {
+        match c {
+            '{' | '(' | '[' => depth += 1,
+            '}' | ')' | ']' if depth == 0 => return &text[..at],
+            '}' | ')' | ']' => depth -= 1,
+            _ => {}
+        }
+    }
+    text
 }
