@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use segpack::steps::verify::VerifySettings;
 use segpack::work::Progress;
@@ -650,6 +651,48 @@ fn the_report_counts_what_was_checked() {
             (&json!(1), &json!(0)),
             "{codec}"
         );
+    }
+}
+
+/// Adds up what it is told.
+#[derive(Default)]
+struct Sums {
+    promised: AtomicU64,
+    done: AtomicU64,
+}
+
+impl Progress for Sums {
+    fn start(&self, _: &'static str, total: u64) {
+        self.promised.fetch_add(total, Ordering::Relaxed);
+    }
+    fn start_counting(&self, _: &'static str, _: u64, _: &'static str) {}
+    fn advance(&self, by: u64) {
+        self.done.fetch_add(by, Ordering::Relaxed);
+    }
+    fn finish(&self) {}
+    fn note(&self, _: &str) {}
+}
+
+#[test]
+fn progress_ends_at_what_it_promised() {
+    let mut good = Good::new();
+    for codec in ["raw", "zstd"] {
+        for mode in [VerifyMode::Full, VerifyMode::Sums] {
+            let settings = VerifySettings {
+                mode,
+                subset: None,
+                against: None,
+                jobs: 2,
+            };
+            let (pack, sums) = (good.copy(codec), Sums::default());
+            segpack::steps::verify::verify(&pack, &settings, &CancelToken::default(), &sums)
+                .unwrap();
+            assert_eq!(
+                sums.promised.into_inner(),
+                sums.done.into_inner(),
+                "{codec} {mode:?}"
+            );
+        }
     }
 }
 
