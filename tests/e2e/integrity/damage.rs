@@ -172,6 +172,49 @@ fn one_bit_in_a_raw_tensor_names_the_tensor_and_nothing_else() {
     }
 }
 
+/// Tensors are digested a piece of 64 KiB at a time, many side by side.
+#[test]
+fn one_bit_in_any_piece_of_a_long_tensor_is_found() {
+    let folder = temp();
+    let size = Qwen3Moe {
+        layers: 2,
+        experts: 3,
+        hidden: 256,
+        width: 300,
+        shards: 2,
+    };
+    let checkpoint = Tiny::qwen3_moe(size).write(&folder.path().join("checkpoint"));
+    let pack = folder.path().join("pack");
+    pack_into(&checkpoint, &pack, &["--codec", "raw"]);
+    verify(&pack, "").ok();
+    let mut document = manifest(&pack);
+    let name = "model.layers.1.mlp.experts.1.down_proj.weight";
+    let tensor = list(&mut document, "tensors")
+        .iter()
+        .find(|t| t["name"] == name);
+    let tensor = tensor.unwrap().clone();
+    let mut segments = list(&mut document, "segments").iter();
+    let segment = segments.find(|s| s["id"] == tensor["segment"]).unwrap();
+    let file = pack.join(segment["pack"].as_str().unwrap());
+    let start = segment["offset"].as_i64().unwrap() + tensor["offset"].as_i64().unwrap();
+    let length = tensor["length"].as_i64().unwrap();
+    assert!(length > 2 << 16, "{length}");
+    for at in [0, (1 << 16) - 1, 1 << 16, (2 << 16) + 1, length - 1] {
+        flip(&file, start + at);
+        let findings = verify(&pack, "").exits(3).findings();
+        let named: Vec<_> = findings
+            .iter()
+            .map(|f| (f.kind, f.tensor.as_deref()))
+            .collect();
+        assert_eq!(
+            named,
+            [(FindingKind::DamagedTensor, Some(name))],
+            "byte {at}"
+        );
+        flip(&file, start + at);
+    }
+}
+
 #[test]
 fn one_bit_in_the_other_files() {
     let mut good = Good::new();
