@@ -98,3 +98,42 @@ impl FormatError {
         Self::Coded { what: what.into() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use super::*;
+
+    /// The messages of an error and of its causes, as `{e:#}` of anyhow joins them.
+    fn chain(error: &dyn Error) -> Vec<String> {
+        let mut messages = vec![error.to_string()];
+        let mut cause = error.source();
+        while let Some(e) = cause {
+            messages.push(e.to_string());
+            cause = e.source();
+        }
+        messages
+    }
+
+    #[test]
+    fn no_message_repeats_its_cause() {
+        let path = Path::new("model.safetensors");
+        let denied = io::Error::other("permission denied");
+        let io = FormatError::io("open", path)(denied);
+        assert_eq!(
+            chain(&io),
+            ["cannot open model.safetensors", "permission denied"]
+        );
+        for error in [
+            FormatError::malformed(path, "is empty"),
+            FormatError::changed(path, "is shorter"),
+            FormatError::ends_early(path, 9, 5),
+            FormatError::coded("is damaged"),
+            FormatError::Interrupted,
+            FormatError::WorkerDied { thread: "digest" },
+        ] {
+            assert_eq!(chain(&error).len(), 1, "{error}");
+        }
+    }
+}
