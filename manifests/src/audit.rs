@@ -292,7 +292,7 @@ fn check_complete(
     let expected = match expected_tensors(family, config, &is_present, options, findings) {
         Ok(expected) => expected,
         Err(finding) => {
-            findings.push(finding);
+            findings.push(*finding);
             return false;
         }
     };
@@ -315,10 +315,10 @@ fn expected_tensors(
     is_present: &dyn Fn(&str) -> bool,
     options: AuditOptions,
     findings: &mut Vec<Finding>,
-) -> Result<Vec<Expected>, Finding> {
+) -> Result<Vec<Expected>, Box<Finding>> {
     let mut expected = family
         .expected(config, is_present)
-        .map_err(|e| bad_config(&e))?;
+        .map_err(|e| Box::new(bad_config(&e)))?;
     match families::expected_dtype(config) {
         Ok(None) => {}
         Ok(Some(dtype)) => expected
@@ -332,9 +332,9 @@ fn expected_tensors(
         // it is packed as it is, like tensors that no rule names
         Err(e) if options.allow_unclassified => {
             let seen = format!("{e}: whether tensors are missing is unknown");
-            Err(Finding::new(FindingKind::NotAudited).seen(seen))
+            Err(Box::new(Finding::new(FindingKind::NotAudited).seen(seen)))
         }
-        Err(e) => Err(bad_config(&e)),
+        Err(e) => Err(Box::new(bad_config(&e))),
     }
 }
 

@@ -423,7 +423,7 @@ mod tests {
             .into(),
             ExportError::ReadBack {
                 path: path(),
-                difference: Difference::Digest,
+                difference: Box::new(Difference::Digest),
             }
             .into(),
             GgufExportError::Merge.into(),

@@ -80,7 +80,11 @@ struct Check<'a> {
 impl Check<'_> {
     fn refuse(&self, difference: Difference) -> StepError {
         let path = self.path.to_owned();
-        ExportError::ReadBack { path, difference }.into()
+        ExportError::ReadBack {
+            path,
+            difference: Box::new(difference),
+        }
+        .into()
     }
 
     fn whole(&self, wanted: Sha256) -> Result<(), StepError> {

@@ -231,7 +231,7 @@ pub enum ExportError {
         /// The file.
         path: PathBuf,
         /// How it differs.
-        difference: Difference,
+        difference: Box<Difference>,
     },
 }
 
