@@ -9,7 +9,7 @@ use segpack_manifests::Pack;
 use segpack_manifests::PackReader;
 use segpack_manifests::documents::SegmentEntry;
 use segpack_runtime_min::weights::{Arena, Block};
-use segpack_runtime_min::weights::{Check, Load, Loader, room_for};
+use segpack_runtime_min::weights::{ChecksumPolicy, Load, Loader, buffer_len};
 
 /// Experts of each figure.
 const EXPERTS: usize = 60;
@@ -27,7 +27,7 @@ fn main() -> Result<(), Failure> {
         "codec", "cache", "digests", "ms", "GB/s raw"
     );
     for cold in [true, false] {
-        for check in [Check::Always, Check::Never] {
+        for check in [ChecksumPolicy::Always, ChecksumPolicy::Never] {
             // in turns, so that a noisy machine is noisy for all
             let mut times: Vec<Vec<f64>> = vec![Vec::new(); packs.len()];
             for turn in 0..3 {
@@ -43,7 +43,7 @@ fn main() -> Result<(), Failure> {
                 let rate = expert.raw_length as f64 / median / 1e9;
                 let (cache, digests) = (
                     if cold { "cold" } else { "warm" },
-                    if check == Check::Always {
+                    if check == ChecksumPolicy::Always {
                         "checked"
                     } else {
                         "not"
@@ -68,13 +68,18 @@ fn experts(pack: &Pack) -> Vec<&SegmentEntry> {
         .collect()
 }
 
-fn measure(pack: &Pack, check: Check, cold: bool, turn: usize) -> Result<Vec<f64>, Failure> {
+fn measure(
+    pack: &Pack,
+    check: ChecksumPolicy,
+    cold: bool,
+    turn: usize,
+) -> Result<Vec<f64>, Failure> {
     let source = PackReader::new(pack);
     let (loader, stop) = (Loader::new(&source, check)?, CancelToken::default());
     let experts = experts(pack);
     let room = experts
         .iter()
-        .map(|s| room_for(s))
+        .map(|s| buffer_len(s))
         .max()
         .ok_or("the pack has no experts")?;
     let room = usize::try_from(room)?;

@@ -156,6 +156,16 @@ pub enum Unsuitable {
         /// The config's shape.
         wanted: [usize; 2],
     },
+    /// The matrices of an expert are not in one segment.
+    #[error("tensor {tensor:?} is in segment {segment:?}, its expert's gate in {wanted:?}")]
+    ExpertApart {
+        /// The tensor.
+        tensor: String,
+        /// Its segment.
+        segment: String,
+        /// The segment of the expert's gate.
+        wanted: String,
+    },
     /// The CPU can run it, the GPU kernels cannot.
     #[error(transparent)]
     Gpu(#[from] GpuLimit),

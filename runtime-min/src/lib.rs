@@ -97,7 +97,6 @@ pub mod generate;
 pub mod guide;
 mod kernels;
 pub mod models;
-mod observer;
 pub mod ops;
 pub mod processing;
 #[cfg(test)]
@@ -109,4 +108,4 @@ pub mod weights;
 
 pub use error::{GpuLimit, RunError, Unsuitable};
 pub use kernels::{CPU_VARIABLE, Kernels, UnknownKernels, limits};
-pub use observer::{Observer, Routing, Unobserved};
+pub use models::decoder::{Observer, Routing, Unobserved};

@@ -1,8 +1,8 @@
 use std::path::PathBuf;
 
 use segpack_manifests::Pack;
-use segpack_runtime_min::models::decoder::Check;
 use segpack_runtime_min::session::DeviceChoice;
+use segpack_runtime_min::weights::ChecksumPolicy;
 
 use super::Context;
 use super::args::values::{count, size, threads};
@@ -128,7 +128,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, StepError> {
         memory: args.memory,
         resident: !args.no_resident,
         repeats: args.repeats,
-        check: Check::from(args.check),
+        check: ChecksumPolicy::from(args.check),
         layers: args.layers,
         forecast: or(args.forecast, || {
             [2, 4, 8, 16, 32, 64].map(|g| g * 1_000_000_000).to_vec()
@@ -164,7 +164,7 @@ fn run_gpu(
         device_memory: args.device_memory.clone(),
         resident: !args.no_resident,
         repeats: args.repeats,
-        check: Check::from(args.check),
+        check: ChecksumPolicy::from(args.check),
     };
     let report = bench_gpu(pack, &settings, context.stop)?;
     context

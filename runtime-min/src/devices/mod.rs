@@ -1,5 +1,5 @@
 //! Where a model runs: memory, and the executors of models' operations.
 
-pub(crate) mod cpu;
+pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;

@@ -3,7 +3,7 @@
 
 use std::cmp::Ordering;
 
-/// The greatest logit of a step, as a model found it.
+/// The highest logit of a step, as a model found it.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct ArgMax {
     /// Its token, the lowest id of several. Where a logit is NaN or infinite above zero, the first

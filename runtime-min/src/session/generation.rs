@@ -11,7 +11,7 @@ use crate::generate::{
     generate, rank_of, top_k_logits,
 };
 use crate::models::decoder::RunStats;
-use crate::observer::{Observer, Routing, Unobserved};
+use crate::models::decoder::{Observer, Routing, Unobserved};
 use crate::processing::{Continuation, TextFrontend, TextStream};
 use crate::trace::TraceRecorder;
 use crate::weights::Budget;

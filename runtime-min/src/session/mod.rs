@@ -47,10 +47,11 @@ use segpack_manifests::{Pack, PackReader};
 
 use self::device::OpenDevice;
 use crate::error::RunError;
-use crate::models::decoder::{Check, RunSettings, text_facts};
+use crate::models::decoder::{RunSettings, text_facts};
 use crate::processing::TextFrontend;
 use crate::tensor::Compute;
 use crate::trace::TraceRecorder;
+use crate::weights::ChecksumPolicy;
 
 pub use self::context::{ASSUMED_CONTEXT, ContextLength};
 pub use self::device::{DeviceChoice, UnknownDevice};
@@ -79,7 +80,7 @@ pub struct SessionOptions {
     /// Precision of activations.
     pub compute: Compute,
     /// When the digests of segments are compared.
-    pub check: Check,
+    pub check: ChecksumPolicy,
     /// Threads that compute. `None`: those of the rayon pool that the caller is in.
     pub threads: Option<usize>,
 }

@@ -10,31 +10,31 @@ use super::{Phase, Reservation, SessionProgress};
 use crate::devices::cuda::Cuda;
 use crate::error::RunError;
 use crate::generate::ArgMax;
-use crate::models::decoder::{Logits, RunSettings, RunStats, Thinker};
-use crate::observer::Observer;
+use crate::models::decoder::Observer;
+use crate::models::decoder::{Decoder, Logits, RunSettings, RunStats};
 use crate::ops::CpuOps;
 use crate::weights::{Budget, Demand};
 
 /// A model with room for its [`Reservation`]: keys and values of the tokens so far, and the weights
 /// that are loaded.
 pub struct Model<'s> {
-    decoder: Decoder<'s>,
+    decoder: OnDevice<'s>,
     pub(super) reservation: Reservation,
 }
 
-enum Decoder<'s> {
-    Cpu(Box<Thinker<'s, CpuOps>>),
+enum OnDevice<'s> {
+    Cpu(Box<Decoder<'s, CpuOps>>),
     #[cfg(feature = "cuda")]
-    Cuda(Box<Thinker<'s, Cuda>>),
+    Cuda(Box<Decoder<'s, Cuda>>),
 }
 
 /// The same for every device.
 macro_rules! on_any {
     ($decoder:expr, $thinker:ident => $what:expr) => {
         match $decoder {
-            Decoder::Cpu($thinker) => $what,
+            OnDevice::Cpu($thinker) => $what,
             #[cfg(feature = "cuda")]
-            Decoder::Cuda($thinker) => $what,
+            OnDevice::Cuda($thinker) => $what,
         }
     };
 }
@@ -48,11 +48,11 @@ impl<'s> Model<'s> {
     ) -> Result<Self, RunError> {
         let decoder = match device.clone() {
             OpenDevice::Cpu(ops) => {
-                Decoder::Cpu(Box::new(Thinker::new(reader, ops, settings, cancel)?))
+                OnDevice::Cpu(Box::new(Decoder::new(reader, ops, settings, cancel)?))
             }
             #[cfg(feature = "cuda")]
             OpenDevice::Cuda(cuda) => {
-                Decoder::Cuda(Box::new(Thinker::new(reader, cuda, settings, cancel)?))
+                OnDevice::Cuda(Box::new(Decoder::new(reader, cuda, settings, cancel)?))
             }
         };
         let RunSettings {
@@ -112,9 +112,9 @@ impl<'s> Model<'s> {
     /// The memory of the weights that are loaded; empty on a GPU, which has its own.
     pub fn resident_memory(&self) -> Vec<&[u8]> {
         match &self.decoder {
-            Decoder::Cpu(thinker) => thinker.resident_memory(),
+            OnDevice::Cpu(thinker) => thinker.resident_memory(),
             #[cfg(feature = "cuda")]
-            Decoder::Cuda(_) => Vec::new(),
+            OnDevice::Cuda(_) => Vec::new(),
         }
     }
 
@@ -172,7 +172,7 @@ impl<'s> Model<'s> {
     }
 
     /// Runs `first`, then each token that follows but the last, chosen by the device itself: see
-    /// [`Thinker::greedy`]. False, and nothing is run, where it cannot choose.
+    /// [`Decoder::greedy`]. False, and nothing is run, where it cannot choose.
     ///
     /// # Errors
     /// `TokenId`, `TooLong`; what the driver says.

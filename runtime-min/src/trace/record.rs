@@ -13,7 +13,7 @@ use segpack_manifests::json::write_document;
 use serde_json::{Map, Value, json};
 
 use super::{RecordedFile, TRACE_FORMAT, tensor_name};
-use crate::observer::{Observer, Routing};
+use crate::models::decoder::{Observer, Routing};
 use crate::tensor::Compute;
 /// Tokens of every step whose logits a trace keeps.
 const TOP: usize = 10;

@@ -1,40 +1,50 @@
 //! How a memory budget is shared out.
 //!
-//! `budget ≥ overhead + manifest + kv + pass + batch × per_token + dense + slots × expert`, where
-//! `dense` is all dense layers and the head if they fit together with one token's experts of a
-//! layer, and otherwise the largest layer and a block of the head, streamed. A batch is what goes
-//! through a layer's products at a time: [`MOST_BATCH`] tokens, fewer where that would take more
-//! than a sixteenth of the budget.
+//! `budget ≥ overhead + manifest + state + activations + batch × per_token + dense + slots ×
+//! expert`, where `dense` is all dense layers and the head if they fit together with one token's
+//! experts of a layer, and otherwise the largest layer and a block of the head, streamed. A batch is
+//! what goes through a layer's linear layers at a time: [`MAX_BATCH`] tokens, fewer where that would
+//! take more than a sixteenth of the budget.
 
-/// Tokens in a batch: products of this many reach the processor's full rate.
-pub(super) const MOST_BATCH: u64 = 512;
+/// Tokens in a batch: matrix products of this many reach the processor's full rate.
+const MAX_BATCH: u64 = 512;
 /// Tokens in the batch of the smallest budget.
-pub(super) const LEAST_BATCH: u64 = 16;
+const MIN_BATCH: u64 = 16;
 /// What share of a budget a batch may take.
 const BATCH_SHARE: u64 = 16;
 
-/// What a model and a prompt need, in bytes.
+/// What a process that runs one network needs, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Demand {
     /// The program, its buffers and the tokenizer.
     pub overhead: u64,
     /// The manifest, once it is parsed.
     pub manifest: u64,
-    /// Keys and values of all layers for prompt and generated tokens.
-    pub kv: u64,
+    /// The network.
+    pub network: NetworkDemand,
+}
+
+/// What one network and its longest input need, in bytes: the part of a [`Demand`] that each
+/// network of a process has of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NetworkDemand {
+    /// State that lives as long as the sequence: keys and values of all layers for prompt and
+    /// generated tokens.
+    pub state: u64,
     /// Tokens of the longest forward pass.
     pub tokens: u64,
     /// Activations of the longest forward pass that all its tokens have at once.
-    pub pass: u64,
+    pub activations: u64,
     /// Activations of one token of a batch.
     pub per_token: u64,
-    /// All dense layers and the head.
+    /// All dense weights.
     pub dense: u64,
-    /// The largest dense layer plus one block of the head: what streaming keeps at a time.
+    /// What streaming the dense weights keeps at a time: the largest group, and one block of the
+    /// head.
     pub dense_streamed: u64,
     /// One expert; 0 where there are none.
     pub expert: u64,
-    /// Experts of the whole model.
+    /// Experts of the whole network.
     pub experts: u64,
     /// Experts that one token visits in one layer.
     pub experts_per_token: u64,
@@ -56,82 +66,105 @@ pub struct Budget {
     pub residency: Residency,
     /// Slots for experts.
     pub slots: u64,
-    /// Tokens that go through a layer's products at a time.
+    /// Tokens that go through a layer's linear layers at a time.
     pub batch: u64,
 }
 
 impl Demand {
-    fn fixed(&self, batch: u64) -> u64 {
-        self.overhead + self.manifest + self.kv + self.pass + batch * self.per_token
+    /// What is taken before the network gets anything.
+    fn shared(&self) -> u64 {
+        self.overhead + self.manifest
     }
 
-    fn least_batch(&self) -> u64 {
-        self.tokens.clamp(1, LEAST_BATCH)
+    /// The smallest budget that works: everything streamed, one expert at a time.
+    pub fn min(&self) -> u64 {
+        self.shared() + self.network.min()
     }
 
-    fn batch(&self, memory: u64) -> u64 {
-        let affordable = (memory / BATCH_SHARE)
-            .checked_div(self.per_token)
-            .unwrap_or(MOST_BATCH);
-        affordable
-            .min(MOST_BATCH)
-            .min(self.tokens)
-            .max(self.least_batch())
+    /// The largest budget that is of use.
+    pub fn max(&self) -> u64 {
+        self.shared() + self.network.max()
     }
 
-    /// The least budget that works: everything streamed, one expert at a time.
-    pub fn least(&self) -> u64 {
-        self.fixed(self.least_batch()) + self.dense_streamed + self.expert
-    }
-
-    /// All that a model can use.
-    pub fn most(&self) -> u64 {
-        self.fixed(self.batch(u64::MAX)) + self.dense + self.experts * self.expert
-    }
-
-    /// Shares out `memory` (all that is needed where it is none), with at most `most_slots` for
+    /// Shares out `memory` (`None`: as much as the network can use), with at most `max_slots` for
     /// experts.
     ///
     /// # Errors
-    /// The least budget that works.
-    pub fn share(&self, memory: Option<u64>, most_slots: Option<u64>) -> Result<Budget, u64> {
-        let most = most_slots
+    /// The smallest budget that works.
+    pub fn share(&self, memory: Option<u64>, max_slots: Option<u64>) -> Result<Budget, u64> {
+        self.network
+            .share(memory, self.shared(), max_slots)
+            .ok_or_else(|| self.min())
+    }
+}
+
+impl NetworkDemand {
+    /// All but the weights.
+    fn fixed(&self, batch: u64) -> u64 {
+        self.state + self.activations + batch * self.per_token
+    }
+
+    fn min_batch(&self) -> u64 {
+        self.tokens.clamp(1, MIN_BATCH)
+    }
+
+    /// Tokens of a batch that takes no more than its share of `memory`.
+    fn batch(&self, memory: u64) -> u64 {
+        let affordable = (memory / BATCH_SHARE)
+            .checked_div(self.per_token)
+            .unwrap_or(MAX_BATCH);
+        affordable
+            .min(MAX_BATCH)
+            .min(self.tokens)
+            .max(self.min_batch())
+    }
+
+    /// The least that works: everything streamed, one expert at a time.
+    pub fn min(&self) -> u64 {
+        self.fixed(self.min_batch()) + self.dense_streamed + self.expert
+    }
+
+    /// The most that is of use.
+    pub fn max(&self) -> u64 {
+        self.fixed(self.batch(u64::MAX)) + self.dense + self.experts * self.expert
+    }
+
+    /// Shares out what `memory` leaves after the `taken` bytes of others. `None` where it is too
+    /// little.
+    pub fn share(&self, memory: Option<u64>, taken: u64, max_slots: Option<u64>) -> Option<Budget> {
+        let max_slots = max_slots
             .unwrap_or(u64::MAX)
             .min(self.experts)
             .max(u64::from(self.experts > 0));
         let Some(memory) = memory else {
-            let batch = self.batch(u64::MAX);
-            return Ok(Budget {
+            return Some(Budget {
                 residency: Residency::Resident,
-                slots: most,
-                batch,
+                slots: max_slots,
+                batch: self.batch(u64::MAX),
             });
         };
-        let slots_in = |left: u64| left.checked_div(self.expert).unwrap_or(0).min(most);
         // with fewer slots asked for, fewer have to fit
-        let one_token = self.experts_per_token.min(most) * self.expert;
+        let one_token = self.experts_per_token.min(max_slots) * self.expert;
         // in a small budget weights count for more than a large batch
-        for batch in [self.batch(memory), self.least_batch()] {
-            let resident = self.fixed(batch) + self.dense;
-            if memory >= resident + one_token {
-                return Ok(Budget {
-                    residency: Residency::Resident,
-                    slots: slots_in(memory - resident),
-                    batch,
-                });
+        let batches = [self.batch(memory), self.min_batch()];
+        for (residency, dense, experts) in [
+            (Residency::Resident, self.dense, one_token),
+            (Residency::Streamed, self.dense_streamed, self.expert),
+        ] {
+            for batch in batches {
+                let before_experts = taken + self.fixed(batch) + dense;
+                if memory >= before_experts + experts {
+                    let left = memory - before_experts;
+                    let slots = left.checked_div(self.expert).unwrap_or(0).min(max_slots);
+                    return Some(Budget {
+                        residency,
+                        slots,
+                        batch,
+                    });
+                }
             }
         }
-        for batch in [self.batch(memory), self.least_batch()] {
-            let streamed = self.fixed(batch) + self.dense_streamed;
-            if memory >= streamed + self.expert {
-                return Ok(Budget {
-                    residency: Residency::Streamed,
-                    slots: slots_in(memory - streamed),
-                    batch,
-                });
-            }
-        }
-        Err(self.least())
+        None
     }
 }
 
@@ -139,12 +172,10 @@ impl Demand {
 mod tests {
     use super::*;
 
-    const DEMAND: Demand = Demand {
-        overhead: 7,
-        manifest: 3,
-        kv: 5,
+    const NETWORK: NetworkDemand = NetworkDemand {
+        state: 5,
         tokens: 3,
-        pass: 2,
+        activations: 2,
         per_token: 1,
         dense: 100,
         dense_streamed: 20,
@@ -153,11 +184,21 @@ mod tests {
         experts_per_token: 4,
     };
 
+    const DEMAND: Demand = of(NETWORK);
+
+    const fn of(network: NetworkDemand) -> Demand {
+        Demand {
+            overhead: 7,
+            manifest: 3,
+            network,
+        }
+    }
+
     #[test]
     fn a_budget_is_shared_out_and_never_exceeded() {
         for memory in 0..800 {
             match DEMAND.share(Some(memory), None) {
-                Err(least) => assert!(memory < least && least == 47),
+                Err(min) => assert!(memory < min && min == 47),
                 Ok(Budget {
                     residency,
                     slots,
@@ -182,7 +223,7 @@ mod tests {
             batch: 3,
         };
         assert_eq!(DEMAND.share(None, None), Ok(all));
-        assert_eq!(DEMAND.share(Some(DEMAND.most()), None), Ok(all));
+        assert_eq!(DEMAND.share(Some(DEMAND.max()), None), Ok(all));
         assert_eq!(DEMAND.share(None, Some(1)), Ok(Budget { slots: 1, ..all }));
         assert_eq!(
             DEMAND.share(Some(127), Some(1)),
@@ -192,12 +233,12 @@ mod tests {
 
     #[test]
     fn a_dense_model_needs_no_slots() {
-        let dense = Demand {
+        let dense = of(NetworkDemand {
             expert: 0,
             experts: 0,
             experts_per_token: 0,
-            ..DEMAND
-        };
+            ..NETWORK
+        });
         let all = Budget {
             residency: Residency::Resident,
             slots: 0,
@@ -209,16 +250,16 @@ mod tests {
 
     #[test]
     fn a_small_budget_gets_a_small_batch() {
-        let long = Demand {
+        let long = of(NetworkDemand {
             tokens: 4096,
             per_token: 10,
-            ..DEMAND
-        };
+            ..NETWORK
+        });
         let batch = |memory| long.share(Some(memory), None).unwrap().batch;
         assert_eq!(
             (batch(100_000), batch(48_000), batch(300)),
-            (MOST_BATCH, 300, LEAST_BATCH)
+            (MAX_BATCH, 300, MIN_BATCH)
         );
-        assert_eq!(long.share(None, None).unwrap().batch, MOST_BATCH);
+        assert_eq!(long.share(None, None).unwrap().batch, MAX_BATCH);
     }
 }

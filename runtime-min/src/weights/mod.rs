@@ -1,24 +1,30 @@
-//! Weights of a pack, loaded into memory: read once, checked, decoded.
-
-use segpack_formats::FormatError;
-use segpack_formats::io::InputFile;
-use segpack_manifests::documents::SegmentEntry;
+//! Weights of a pack in memory: how a budget is shared out, and how segments are read, checked,
+//! decoded and kept. What several networks of one process share.
+//!
+//! * [`PlacedTensor`], [`SegmentGroup`]: where tensors lie in the memory of what they are loaded
+//!   with.
+//! * [`Loader`]: whole segments into memory, several reads in flight.
+//! * [`Demand`], [`Budget`]: what a network needs, and what it gets.
+//! * [`Arena`], [`ExpertCache`]: huge-page memory in blocks, and experts in a fixed number of them.
+//! * [`WeightStore`]: all of it, in host memory.
 
 mod arena;
 mod budget;
+mod checksum;
+mod dense;
 mod expert_cache;
 mod loader;
+mod placement;
+mod store;
 
 pub use arena::{Arena, BLOCK_ALIGNMENT, Block};
-pub use budget::{Budget, Demand, Residency};
+pub use budget::{Budget, Demand, NetworkDemand, Residency};
+pub use checksum::ChecksumPolicy;
+pub(crate) use checksum::damaged;
+pub use dense::streamed_bytes;
 pub use expert_cache::{CacheStats, Eviction, ExpertCache, ExpertKey};
-pub use loader::{Check, Load, LoadStats, Loader, begins_at, room_for, scratch_bytes};
-
-/// A segment whose stored bytes have another digest than the manifest says.
-pub(crate) fn damaged(file: &InputFile, segment: &SegmentEntry, seen: &str) -> FormatError {
-    let what = format!(
-        "segment {:?} at byte {} is damaged: BLAKE3 {seen}, wanted {}; `segpack verify` says more",
-        segment.id, segment.offset, segment.blake3
-    );
-    FormatError::malformed(file.path(), what)
-}
+pub(crate) use loader::index;
+pub use loader::{Load, LoadStats, Loader, scratch_bytes};
+pub use placement::{PlacedTensor, SegmentGroup, buffer_len, data_offset};
+pub(crate) use store::ExpertStore;
+pub use store::{ExpertSegment, MAX_LOADS, WeightStore};

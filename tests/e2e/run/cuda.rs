@@ -9,7 +9,7 @@ use segpack_manifests::Pack;
 use segpack_manifests::PackReader;
 use segpack_runtime_min::devices::cuda::Cuda;
 use segpack_runtime_min::generate::ArgMax;
-use segpack_runtime_min::models::decoder::{Logits, RunSettings, Thinker};
+use segpack_runtime_min::models::decoder::{Decoder, Logits, RunSettings};
 use segpack_runtime_min::tensor::Compute;
 use segpack_runtime_min::{RunError, Unobserved};
 use serde_json::Value;
@@ -499,9 +499,9 @@ fn tokens_that_the_device_chooses_are_those_of_its_logits() {
             ..RunSettings::default()
         };
         let cuda = Cuda::open(0, compute, None).unwrap();
-        let mut thinker = Thinker::new(&source, cuda, settings, &stop).unwrap();
+        let mut thinker = Decoder::new(&source, cuda, settings, &stop).unwrap();
         let mut ids = vec![5];
-        let forward = |thinker: &mut Thinker<'_, Cuda>, ids: &mut Vec<u32>, count: usize| {
+        let forward = |thinker: &mut Decoder<'_, Cuda>, ids: &mut Vec<u32>, count: usize| {
             let mut logits = Vec::new();
             for _ in 0..count {
                 logits = thinker
@@ -511,7 +511,7 @@ fn tokens_that_the_device_chooses_are_those_of_its_logits() {
             }
             logits
         };
-        let greedy = |thinker: &mut Thinker<'_, Cuda>, ids: &mut Vec<u32>, count: usize| {
+        let greedy = |thinker: &mut Decoder<'_, Cuda>, ids: &mut Vec<u32>, count: usize| {
             let mut next = vec![ArgMax::default(); count];
             assert!(thinker.greedy(ids[ids.len() - 1], &mut next).unwrap());
             ids.extend(next.iter().map(|g| g.token().unwrap()));

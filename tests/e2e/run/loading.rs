@@ -8,7 +8,7 @@ use segpack_manifests::Pack;
 use segpack_manifests::PackReader;
 use segpack_manifests::documents::SegmentEntry;
 use segpack_runtime_min::weights::{Arena, Block};
-use segpack_runtime_min::weights::{Check, Load, Loader, begins_at, room_for};
+use segpack_runtime_min::weights::{ChecksumPolicy, Load, Loader, buffer_len, data_offset};
 
 use crate::support::damage::flip;
 use crate::support::folders::temp;
@@ -20,7 +20,7 @@ fn index(n: u64) -> usize {
 }
 
 fn block(segment: &SegmentEntry) -> Block {
-    let room = index(room_for(segment));
+    let room = index(buffer_len(segment));
     Arena::new(room).unwrap().take(room).unwrap()
 }
 
@@ -34,7 +34,7 @@ fn load(loader: &Loader<'_>, segment: &SegmentEntry) -> Result<Vec<u8>, String> 
         &CancelToken::default(),
     );
     loaded.map_err(|e| e.to_string())?;
-    Ok(block[begins_at(segment)..][..index(segment.raw_length)].to_vec())
+    Ok(block[data_offset(segment)..][..index(segment.raw_length)].to_vec())
 }
 
 fn wanted(source: &PackReader<'_>, segment: &SegmentEntry) -> Vec<u8> {
@@ -69,7 +69,11 @@ fn every_segment_comes_whole_from_raw_and_coded_packs() {
             pack_into(checkpoint, &out, &["--codec", codec]);
             let pack = Pack::open(&out).unwrap();
             let source = PackReader::new(&pack);
-            for check in [Check::Always, Check::First, Check::Never] {
+            for check in [
+                ChecksumPolicy::Always,
+                ChecksumPolicy::First,
+                ChecksumPolicy::Never,
+            ] {
                 let loader = Loader::new(&source, check).unwrap();
                 for segment in &pack.manifest().segments {
                     let seen = load(&loader, segment).unwrap();
@@ -80,7 +84,7 @@ fn every_segment_comes_whole_from_raw_and_coded_packs() {
                     stats.bytes() > 0 && (stats.decoded > 0) == (codec == "zstd"),
                     "{stats:?}"
                 );
-                assert_eq!(stats.check_time.is_zero(), check == Check::Never);
+                assert_eq!(stats.check_time.is_zero(), check == ChecksumPolicy::Never);
             }
         }
     }
@@ -93,7 +97,7 @@ fn many_segments_load_at_once_while_something_else_is_done() {
     pack_into(&tiny_full(), &out, &["--codec", "raw"]);
     let pack = Pack::open(&out).unwrap();
     let source = PackReader::new(&pack);
-    let loader = Loader::new(&source, Check::Always).unwrap();
+    let loader = Loader::new(&source, ChecksumPolicy::Always).unwrap();
     let segments = &pack.manifest().segments;
     let mut blocks: Vec<Block> = segments.iter().map(block).collect();
     let mut loads: Vec<Load<'_, '_>> = segments
@@ -108,7 +112,7 @@ fn many_segments_load_at_once_while_something_else_is_done() {
     loaded.unwrap();
     assert_eq!(done, 42);
     for (segment, block) in segments.iter().zip(&blocks) {
-        let seen = &block[begins_at(segment)..][..index(segment.raw_length)];
+        let seen = &block[data_offset(segment)..][..index(segment.raw_length)];
         assert!(seen == wanted(&source, segment), "{}", segment.id);
     }
 }
@@ -126,7 +130,7 @@ fn a_flipped_bit_anywhere_in_a_segment_is_found_before_it_is_used() {
                 let at = i64::try_from(segment.offset + at).unwrap();
                 flip(&path, at);
                 let source = PackReader::new(&pack);
-                for check in [Check::Always, Check::First] {
+                for check in [ChecksumPolicy::Always, ChecksumPolicy::First] {
                     let error = load(&Loader::new(&source, check).unwrap(), segment).unwrap_err();
                     let file = path.file_name().unwrap().to_str().unwrap();
                     assert!(error.contains(file) && error.contains("egment"), "{error}");
@@ -145,8 +149,12 @@ fn the_first_load_is_checked_and_later_ones_only_if_asked() {
     let pack = Pack::open(&out).unwrap();
     let source = PackReader::new(&pack);
     let segment = &pack.manifest().segments[0];
-    let [always, first, never] =
-        [Check::Always, Check::First, Check::Never].map(|c| Loader::new(&source, c).unwrap());
+    let [always, first, never] = [
+        ChecksumPolicy::Always,
+        ChecksumPolicy::First,
+        ChecksumPolicy::Never,
+    ]
+    .map(|c| Loader::new(&source, c).unwrap());
     assert!(load(&always, segment).is_ok() && load(&first, segment).is_ok());
     flip(
         &out.join(&segment.pack),
@@ -167,7 +175,7 @@ fn a_pack_that_was_cut_and_a_request_to_stop_are_errors() {
     pack_into(&tiny_full(), &out, &["--codec", "raw"]);
     let pack = Pack::open(&out).unwrap();
     let source = PackReader::new(&pack);
-    let loader = Loader::new(&source, Check::Always).unwrap();
+    let loader = Loader::new(&source, ChecksumPolicy::Always).unwrap();
     let segment = pack
         .manifest()
         .segments
@@ -200,8 +208,11 @@ fn a_pack_that_was_cut_and_a_request_to_stop_are_errors() {
     );
     let fresh = PackReader::new(&pack);
     assert!(
-        load(&Loader::new(&fresh, Check::Never).unwrap(), segment)
-            .unwrap_err()
-            .contains("ends after")
+        load(
+            &Loader::new(&fresh, ChecksumPolicy::Never).unwrap(),
+            segment
+        )
+        .unwrap_err()
+        .contains("ends after")
     );
 }

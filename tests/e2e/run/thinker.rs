@@ -12,7 +12,7 @@ use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::PackReader;
 use segpack_manifests::layout::Selection;
-use segpack_runtime_min::models::decoder::{Logits, RunSettings, Thinker};
+use segpack_runtime_min::models::decoder::{Decoder, Logits, RunSettings};
 use segpack_runtime_min::ops::{Compute, CpuOps, Ops, ScalarOps};
 use segpack_runtime_min::{Kernels, Observer, Routing, Unobserved};
 
@@ -166,7 +166,7 @@ fn run<O: Ops>(
     settings: RunSettings,
 ) -> (Vec<f32>, Vec<Routing>, Vec<u32>) {
     let (source, stop) = (PackReader::new(pack), CancelToken::default());
-    let mut thinker = Thinker::new(&source, ops, settings, &stop).unwrap();
+    let mut thinker = Decoder::new(&source, ops, settings, &stop).unwrap();
     let mut routings = Routings::default();
     let logits = thinker
         .forward(&prompt.ids, Logits::All, &mut routings)
@@ -289,10 +289,10 @@ fn logits_are_the_same_bits_whatever_is_resident_coded_or_threaded() {
             for (coding, (_, pack)) in codings.iter().zip(&packs) {
                 let least = {
                     let (source, stop) = (PackReader::new(pack), CancelToken::default());
-                    Thinker::new(&source, ops, settings(prompt, Some(1)), &stop)
+                    Decoder::new(&source, ops, settings(prompt, Some(1)), &stop)
                         .unwrap()
                         .demand()
-                        .least()
+                        .min()
                 };
                 let streamed = RunSettings {
                     memory: Some(least),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::PackReader;
-use segpack_runtime_min::models::decoder::{Logits, RunSettings, Thinker};
+use segpack_runtime_min::models::decoder::{Decoder, Logits, RunSettings};
 use segpack_runtime_min::ops::{Compute, CpuOps};
 use segpack_runtime_min::trace;
 use segpack_runtime_min::trace::TraceRecorder;
@@ -758,7 +758,7 @@ fn record(pack: &Pack, compute: Compute, path: &Path) {
         longest_pass: 4,
         ..RunSettings::default()
     };
-    let mut thinker = Thinker::new(&source, CpuOps::new(compute), settings, &stop).unwrap();
+    let mut thinker = Decoder::new(&source, CpuOps::new(compute), settings, &stop).unwrap();
     let facts = thinker.facts().clone();
     let mut recorder = TraceRecorder::new(compute, &facts);
     for ids in [&[5_u32, 6, 7][..], &[100, 2]] {

@@ -1,6 +1,6 @@
 use clap::ValueEnum;
-use segpack_runtime_min::models::decoder::Check;
 use segpack_runtime_min::tensor::Compute;
+use segpack_runtime_min::weights::ChecksumPolicy;
 
 use super::DEVICE;
 use super::values::{expert_room, size, threads};
@@ -61,7 +61,7 @@ impl From<ComputeName> for Compute {
     }
 }
 
-impl From<CheckName> for Check {
+impl From<CheckName> for ChecksumPolicy {
     fn from(name: CheckName) -> Self {
         match name {
             CheckName::Always => Self::Always,

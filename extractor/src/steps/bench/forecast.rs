@@ -1,7 +1,7 @@
 //! From the figures of a few layers to the whole model: arithmetic, no measurement.
 
 use segpack_manifests::documents::{BenchForecast, BenchForecastBudget};
-use segpack_runtime_min::weights::{Demand, Residency};
+use segpack_runtime_min::weights::{Demand, NetworkDemand, Residency};
 
 use super::machine::Machine;
 use super::model::{ModelBench, float};
@@ -10,12 +10,15 @@ use crate::steps::StepError;
 /// A model of so many layers like those measured.
 fn scaled(demand: &Demand, head: u64, from: u64, to: u64) -> Demand {
     let scale = |n: u64| n.checked_div(from).unwrap_or(0) * to;
-    let layers = demand.dense.saturating_sub(head);
+    let layers = demand.network.dense.saturating_sub(head);
     Demand {
         manifest: scale(demand.manifest),
-        kv: scale(demand.kv),
-        dense: scale(layers) + head,
-        experts: scale(demand.experts),
+        network: NetworkDemand {
+            state: scale(demand.network.state),
+            dense: scale(layers) + head,
+            experts: scale(demand.network.experts),
+            ..demand.network
+        },
         ..*demand
     }
 }
@@ -36,13 +39,13 @@ impl PerToken {
     /// A budget that is too small, or a drive that is not known, has no forecast.
     fn forecast(&self, demand: &Demand, memory: u64) -> Option<BenchForecastBudget> {
         let budget = demand.share(Some(memory), None).ok()?;
-        let hit_rate = match demand.experts {
+        let hit_rate = match demand.network.experts {
             0 => 1.0,
             experts => float(budget.slots) / float(experts),
         };
         let dense = match budget.residency {
             Residency::Resident => 0,
-            Residency::Streamed => demand.dense,
+            Residency::Streamed => demand.network.dense,
         };
         let read = (1.0 - hit_rate) * float(self.experts) + float(dense);
         let seconds = read / self.drive? + float(self.touched) / self.bandwidth;
@@ -61,26 +64,26 @@ impl ModelBench<'_> {
         let (demand, measured_layers, head) = self.demand()?;
         let layers = self.settings.layers.map_or(measured_layers, u64::from);
         let demand = scaled(&demand, head, measured_layers, layers);
-        let of_experts = demand.experts.checked_div(layers).unwrap_or(0);
+        let of_experts = demand.network.experts.checked_div(layers).unwrap_or(0);
         let expert_layers = if of_experts > 0 { layers } else { 0 };
-        let visited = expert_layers * demand.experts_per_token;
-        let touched = demand.dense + visited * demand.expert;
+        let visited = expert_layers * demand.network.experts_per_token;
+        let touched = demand.network.dense + visited * demand.network.expert;
         let bandwidth = machine
             .limits
             .iter()
             .map(|l| l.read_bandwidth)
             .fold(0.0, f64::max);
         let per_token = PerToken {
-            experts: visited * demand.expert,
+            experts: visited * demand.network.expert,
             touched,
             bandwidth,
             drive: machine.drive_rate,
         };
         Ok(BenchForecast {
             layers,
-            weights: demand.dense + demand.experts * demand.expert,
+            weights: demand.network.dense + demand.network.experts * demand.network.expert,
             bytes_per_token: touched,
-            least_memory: demand.least(),
+            least_memory: demand.min(),
             resident_tokens_per_second: bandwidth / float(touched),
             budgets: self
                 .settings

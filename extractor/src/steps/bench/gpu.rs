@@ -9,11 +9,11 @@ use segpack_manifests::documents::{
 };
 use segpack_runtime_min::Unobserved;
 use segpack_runtime_min::generate::ArgMax;
-use segpack_runtime_min::models::decoder::Check;
 use segpack_runtime_min::session::{
     DeviceChoice, Logits, MemoryLimit, Model, Reservation, Session, SessionError, SessionOptions,
 };
 use segpack_runtime_min::tensor::Compute;
+use segpack_runtime_min::weights::ChecksumPolicy;
 use segpack_runtime_min::weights::Residency;
 
 use super::median;
@@ -46,7 +46,7 @@ pub(crate) struct GpuBenchSettings {
     /// How often to measure each figure.
     pub repeats: u32,
     /// When digests are compared.
-    pub check: Check,
+    pub check: ChecksumPolicy,
 }
 
 /// Measures a model on a GPU.
@@ -127,11 +127,11 @@ impl GpuBench<'_> {
                         Compute::Bf16 => Precision::Bfloat16,
                     },
                     repeats: self.settings.repeats,
-                    checked: self.settings.check == Check::Always,
+                    checked: self.settings.check == ChecksumPolicy::Always,
                     host_memory: self.settings.memory,
                     bytes_per_token: touched(&demand, model),
                     operations_per_token: products_per_token(model),
-                    weights: demand.dense + demand.experts * demand.expert,
+                    weights: demand.network.dense + demand.network.experts * demand.network.expert,
                     resident: None,
                     on_demand: Vec::new(),
                 })
@@ -150,7 +150,7 @@ impl GpuBench<'_> {
             .max(PROMPT);
         self.with((None, None), longest, |model, ids| {
             if model.budget().residency != Residency::Resident
-                || model.budget().slots < model.demand().experts
+                || model.budget().slots < model.demand().network.experts
             {
                 let what = "the GPU has too little memory for all weights";
                 return Err(StepError::Refused(what.to_owned()));

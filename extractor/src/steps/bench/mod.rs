@@ -10,8 +10,8 @@ use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{BenchReport, GENERATOR};
 use segpack_runtime_min::Kernels;
-use segpack_runtime_min::models::decoder::Check;
 use segpack_runtime_min::session::SessionError;
+use segpack_runtime_min::weights::ChecksumPolicy;
 
 pub(crate) use self::gpu::{GpuBenchSettings, bench_gpu};
 use self::machine::Machine;
@@ -36,7 +36,7 @@ pub(crate) struct BenchSettings {
     /// How often to measure each figure.
     pub repeats: u32,
     /// When digests are compared.
-    pub check: Check,
+    pub check: ChecksumPolicy,
     /// Layers of the model that the forecast is for; the pack's own where it is none.
     pub layers: Option<u32>,
     /// Budgets of the forecast, in bytes.
@@ -86,7 +86,7 @@ pub(crate) fn bench(
         generator: GENERATOR.to_owned(),
         instruction_set: kernels.name().to_owned(),
         repeats: settings.repeats,
-        checked: settings.check == Check::Always,
+        checked: settings.check == ChecksumPolicy::Always,
         drive_rate: machine.drive_rate,
         blake3_rate: machine.blake3_rate,
         limits: machine.limits,

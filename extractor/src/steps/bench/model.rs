@@ -259,7 +259,8 @@ pub(super) fn float(n: u64) -> f64 {
 
 /// Bytes of weights that one token reads: everything dense, and its experts.
 pub(super) fn touched(demand: &Demand, model: &Model<'_>) -> u64 {
-    demand.dense + model.expert_layers() * demand.experts_per_token * demand.expert
+    demand.network.dense
+        + model.expert_layers() * demand.network.experts_per_token * demand.network.expert
 }
 
 /// Floating-point operations in the products of one token of a prompt, the head left out: two for

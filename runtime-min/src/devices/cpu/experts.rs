@@ -6,20 +6,13 @@
 
 use std::time::{Duration, Instant};
 
-use segpack_formats::io::CancelToken;
-
 use super::scratch::MlpScratch;
 use crate::error::RunError;
-use crate::models::decoder::bind::Expert;
-use crate::observer::Routing;
+use crate::models::decoder::Routing;
+use crate::models::decoder::bind::ExpertWeights;
 use crate::ops::Ops;
 use crate::tensor::Linear;
-use crate::weights::{Block, ExpertCache, ExpertKey};
-use crate::weights::{Load, Loader};
-
-/// Experts that are loaded and computed together, unless slots are few: enough reads in flight, and
-/// more than most models send one token to.
-pub(super) const MOST_IN_GROUP: usize = 16;
+use crate::weights::{Block, ExpertKey, ExpertStore, Load, MAX_LOADS};
 
 /// The tokens that go to one expert.
 #[derive(Debug, Default)]
@@ -42,28 +35,26 @@ impl ExpertGroup<'_> {
 }
 
 /// What computing a layer's experts takes.
-pub(super) struct ExpertPass<'a, 'p, O> {
+pub(super) struct ExpertForward<'a, 'p, O> {
     pub(super) ops: &'p O,
     pub(super) layer: u32,
-    pub(super) experts: &'p [Expert<'a>],
-    pub(super) cache: &'p mut ExpertCache<Block>,
-    pub(super) loader: &'p Loader<'a>,
-    pub(super) stop: &'p CancelToken,
+    pub(super) experts: &'p [ExpertWeights<'a>],
+    pub(super) store: ExpertStore<'p, 'a>,
     /// `[tokens, hidden]`.
     pub(super) x: &'p [f32],
     pub(super) hidden: usize,
     pub(super) intermediate: usize,
-    /// Most tokens in a product.
-    pub(super) batch: usize,
+    /// Maximum number of tokens of a linear layer.
+    pub(super) max_batch: usize,
     pub(super) scratch: &'p mut MlpScratch,
-    /// Time in which nothing could be computed, because experts were not there yet.
+    /// Time in which nothing could be computed, because experts were still loading.
     pub(super) waited: &'p mut Duration,
     /// `[tokens, hidden]`, zeros at first.
     pub(super) out: &'p mut [f32],
 }
 
 /// Which experts are visited by which tokens, in ascending order of experts, then of tokens.
-fn visits(routing: &Routing, best: usize) -> Vec<Visits> {
+fn visits(routing: &Routing, top_k: usize) -> Vec<Visits> {
     let mut visits: Vec<Visits> = Vec::new();
     for (i, (expert, weight)) in routing.ids.iter().zip(&routing.weights).enumerate() {
         let at = *expert as usize;
@@ -71,16 +62,17 @@ fn visits(routing: &Routing, best: usize) -> Vec<Visits> {
             visits.resize_with(at + 1, Visits::default);
         }
         visits[at].expert = *expert;
-        visits[at].tokens.push((i / best, *weight));
+        visits[at].tokens.push((i / top_k, *weight));
     }
     visits.retain(|v| !v.tokens.is_empty());
     visits
 }
 
-fn groups(visits: &[Visits], most: usize, batch: usize) -> Vec<ExpertGroup<'_>> {
+/// Cuts visits into groups of at most so many experts, and tokens.
+fn groups(visits: &[Visits], max_experts: usize, max_tokens: usize) -> Vec<ExpertGroup<'_>> {
     let (mut groups, mut first, mut tokens) = (Vec::new(), 0, 0);
     for (i, visit) in visits.iter().enumerate() {
-        if i > first && (i - first >= most || tokens + visit.tokens.len() > batch) {
+        if i > first && (i - first >= max_experts || tokens + visit.tokens.len() > max_tokens) {
             groups.push(ExpertGroup {
                 visits: &visits[first..i],
             });
@@ -97,23 +89,23 @@ fn groups(visits: &[Visits], most: usize, batch: usize) -> Vec<ExpertGroup<'_>> 
 /// Slots on their way: filled, or about to be.
 type Loading = Vec<(u32, Block)>;
 
-impl<O: Ops> ExpertPass<'_, '_, O> {
+impl<O: Ops> ExpertForward<'_, '_, O> {
     /// Adds every expert's part to `out`. Returns the experts that were visited, and whether each
     /// was in memory.
     pub(super) fn run(
         mut self,
         routing: &Routing,
-        best: usize,
+        top_k: usize,
     ) -> Result<Vec<(u32, bool)>, RunError> {
-        let visits = visits(routing, best);
-        let slots = self.cache.slots();
+        let visits = visits(routing, top_k);
+        let slots = self.store.cache.slots();
         // half of the slots at a time, so that the next group can load while this one is computed
-        let most = if slots >= 2 * visits.len() {
-            MOST_IN_GROUP
+        let max_experts = if slots >= 2 * visits.len() {
+            MAX_LOADS
         } else {
-            (slots / 2).clamp(1, MOST_IN_GROUP)
+            (slots / 2).clamp(1, MAX_LOADS)
         };
-        let groups = groups(&visits, most, self.batch);
+        let groups = groups(&visits, max_experts, self.max_batch);
         let (mut uses, mut loaded) = (Vec::new(), false);
         for (i, group) in groups.iter().enumerate() {
             let done = if loaded {
@@ -130,7 +122,7 @@ impl<O: Ops> ExpertPass<'_, '_, O> {
     fn touch(&mut self, group: &ExpertGroup<'_>, uses: &mut Vec<(u32, bool)>) -> Vec<u32> {
         let mut missing = Vec::new();
         for visit in group.visits {
-            let there = self.cache.touch((self.layer, visit.expert));
+            let there = self.store.cache.touch((self.layer, visit.expert));
             uses.push((visit.expert, there));
             if !there {
                 missing.push(visit.expert);
@@ -150,10 +142,10 @@ impl<O: Ops> ExpertPass<'_, '_, O> {
         };
         let mut loading = Loading::new();
         for expert in missing {
-            let Some(slot) = self.cache.take(keep) else {
+            let Some(slot) = self.store.cache.take(keep) else {
                 loading
                     .into_iter()
-                    .for_each(|(_, slot)| self.cache.put_empty(slot));
+                    .for_each(|(_, slot)| self.store.cache.put_empty(slot));
                 return None;
             };
             loading.push((*expert, slot));
@@ -170,7 +162,7 @@ impl<O: Ops> ExpertPass<'_, '_, O> {
         let missing = self.touch(group, uses);
         let loading = self.slots_for(&missing, &[group]);
         let loading = loading.ok_or(RunError::Internal("too few expert slots"))?;
-        if missing.is_empty() || group.tokens() > self.batch {
+        if missing.is_empty() || group.tokens() > self.max_batch {
             self.load(loading, |_| ())?;
             return Ok(Vec::new());
         }
@@ -180,7 +172,9 @@ impl<O: Ops> ExpertPass<'_, '_, O> {
             .map(|v| v.expert)
             .filter(|e| !missing.contains(e))
             .collect();
-        self.load(loading, |pass| pass.compute(group, &|e| there.contains(&e)))?;
+        self.load(loading, |forward| {
+            forward.compute(group, &|e| there.contains(&e))
+        })?;
         Ok(there)
     }
 
@@ -190,7 +184,7 @@ impl<O: Ops> ExpertPass<'_, '_, O> {
         mut loading: Loading,
         work: impl FnOnce(&mut Self) -> R,
     ) -> Result<R, RunError> {
-        let (experts, loader, stop) = (self.experts, self.loader, self.stop);
+        let (experts, loader, stop) = (self.experts, self.store.loader, self.store.stop);
         let mut loads: Vec<Load<'_, '_>> = Vec::new();
         for (expert, slot) in &mut loading {
             loads.push(Load {
@@ -207,8 +201,8 @@ impl<O: Ops> ExpertPass<'_, '_, O> {
         *self.waited += began.elapsed().saturating_sub(worked);
         for (expert, slot) in loading {
             match loaded {
-                Ok(()) => self.cache.put((self.layer, expert), slot),
-                Err(_) => self.cache.put_empty(slot),
+                Ok(()) => self.store.cache.put((self.layer, expert), slot),
+                Err(_) => self.store.cache.put_empty(slot),
             }
         }
         loaded?;
@@ -224,9 +218,9 @@ impl<O: Ops> ExpertPass<'_, '_, O> {
         next: Option<&ExpertGroup<'_>>,
         uses: &mut Vec<(u32, bool)>,
     ) -> Result<bool, RunError> {
-        self.stop.check()?;
+        self.store.stop.check()?;
         let loading = next.and_then(|next| {
-            let there = |e: u32| self.cache.get((self.layer, e)).is_some();
+            let there = |e: u32| self.store.cache.get((self.layer, e)).is_some();
             let missing: Vec<u32> = next
                 .visits
                 .iter()
@@ -240,19 +234,19 @@ impl<O: Ops> ExpertPass<'_, '_, O> {
             return Ok(false);
         };
         self.touch(next, uses);
-        self.load(loading, |pass| pass.compute_and_add(group, done))?;
+        self.load(loading, |forward| forward.compute_and_add(group, done))?;
         Ok(true)
     }
 
     fn compute_and_add(&mut self, group: &ExpertGroup<'_>, done: &[u32]) {
-        if group.tokens() <= self.batch {
+        if group.tokens() <= self.max_batch {
             self.compute(group, &|e| !done.contains(&e));
             self.add(group);
             return;
         }
         // one expert with more tokens than a batch
         for visit in group.visits {
-            for tokens in visit.tokens.chunks(self.batch) {
+            for tokens in visit.tokens.chunks(self.max_batch) {
                 let part = [Visits {
                     expert: visit.expert,
                     tokens: tokens.to_vec(),
@@ -277,6 +271,7 @@ impl<O: Ops> ExpertPass<'_, '_, O> {
             let part = Part {
                 expert: &self.experts[visit.expert as usize],
                 memory: self
+                    .store
                     .cache
                     .get((self.layer, visit.expert))
                     .map_or(&[][..], |slot| slot),
@@ -352,7 +347,7 @@ impl<O: Ops> ExpertPass<'_, '_, O> {
 
 /// One expert's share of the buffers.
 struct Part<'m, 'e> {
-    expert: &'m Expert<'e>,
+    expert: &'m ExpertWeights<'e>,
     memory: &'m [u8],
     x: &'m mut [f32],
     gate: &'m mut [f32],
@@ -374,8 +369,8 @@ mod tests {
                 tokens: vec![(0, 1.0); *n],
             })
             .collect();
-        let sizes = |most, batch| -> Vec<Vec<u32>> {
-            groups(&visits, most, batch)
+        let sizes = |max_experts, max_tokens| -> Vec<Vec<u32>> {
+            groups(&visits, max_experts, max_tokens)
                 .iter()
                 .map(|g| g.visits.iter().map(|v| v.expert).collect())
                 .collect()

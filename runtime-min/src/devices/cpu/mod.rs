@@ -1,9 +1,16 @@
-//! The CPU: operations of one instruction set on rayon's threads; experts in slots of an arena.
+//! The CPU: weights and activations in ordinary memory, operations of [`Ops`](crate::ops::Ops) on
+//! rayon's threads.
 
-mod dense;
+mod demand;
 mod executor;
-pub(crate) mod experts;
+mod experts;
+mod head;
+mod router;
 mod scratch;
 
-#[cfg(feature = "cuda")]
-pub(crate) use executor::{MANIFEST_ENTRY_BYTES, PROGRAM_BYTES, heads};
+#[cfg_attr(
+    not(feature = "cuda"),
+    expect(unused_imports, reason = "a GPU's host memory is counted the same way")
+)]
+pub(crate) use demand::program_bytes;
+pub use executor::CpuExecutor;

@@ -3,25 +3,23 @@
 
 use std::sync::Arc;
 
-use segpack_manifests::families::TextFacts;
-
-use super::dense::room_of;
-use super::driver::{CudaError, Gpu, HostMemory, Memory, Place};
+use super::dense::group_bytes;
+use super::driver::{CudaError, DeviceMemory, DevicePtr, Gpu, HostMemory};
 use super::launch::{
-    ARGMAX_BYTES, Choice, FEW_TOKENS, MOST_PARTS, Values as View, WHOLE_POSITIONS,
-    activation_bytes, counters, partial_values, tiles_bytes,
+    ARGMAX_BYTES, FEW_TOKENS, MAX_PARTS, RouterBuffers, View, WHOLE_POSITIONS, activation_bytes,
+    counters, partial_values, tiles_bytes,
 };
-use crate::devices::cpu::{MANIFEST_ENTRY_BYTES, PROGRAM_BYTES, heads};
+use super::slots::ENTRY_BYTES;
+use crate::devices::cpu::program_bytes;
 use crate::error::RunError;
-use crate::models::decoder::bind::TextModel;
-use crate::models::decoder::executor::{Setup, Values};
-use crate::models::decoder::index;
+use crate::models::decoder::bind::DecoderWeights;
+use crate::models::decoder::executor::{Activation, DecoderSetup};
+use crate::models::decoder::{DecoderSpec, RunSettings};
 use crate::tensor::{Compute, Heads};
-use crate::weights::Demand;
-use crate::weights::{room_for, scratch_bytes};
+use crate::weights::{Demand, NetworkDemand, buffer_len};
 
 /// Slots in host memory where no budget gives more: as many reads in flight as the CPU has.
-pub(super) const LEAST_HOST_SLOTS: u64 = 16;
+pub(super) const MIN_HOST_SLOTS: u64 = 16;
 /// Tokens whose logits are in memory at a time.
 pub(super) const LOGIT_ROWS: usize = 64;
 /// Positions of a part of decoding's attention.
@@ -36,32 +34,32 @@ const ALLOCATIONS: usize = 5;
 
 /// Activations and what kernels keep in between, all in one piece of memory.
 pub(super) struct Buffers {
-    pub(super) _memory: Memory,
-    pub(super) values: [View; Values::COUNT],
-    /// A second place for X of few tokens.
-    pub(super) other_x: View,
+    pub(super) _memory: DeviceMemory,
+    pub(super) activations: [View; Activation::ALL.len()],
+    /// A second buffer for Residual of few tokens.
+    pub(super) other_residual: View,
     /// Blocks of each of few tokens that arrived; 0 between launches.
-    pub(super) arrived: Place,
+    pub(super) arrived: DevicePtr,
     /// cos, then sin, of every position.
-    pub(super) turns: [View; 2],
-    pub(super) turns_there: bool,
-    pub(super) choice: Choice,
+    pub(super) rotary: [View; 2],
+    pub(super) has_rotary: bool,
+    pub(super) router: RouterBuffers,
     pub(super) inner: View,
     pub(super) y: View,
     pub(super) partial: View,
     pub(super) parts: usize,
     pub(super) logits: View,
-    pub(super) ids: Place,
-    /// Of the parts of the logits the greatest.
-    pub(super) greatest: Place,
+    pub(super) ids: DevicePtr,
+    /// Of the parts of the logits the highest.
+    pub(super) argmax: DevicePtr,
     /// Cached positions before each batch.
-    pub(super) positions: Place,
-    /// One layer's table of experts that are there now; then of every layer the table of all its
+    pub(super) positions: DevicePtr,
+    /// One layer's table of experts that are on the device now; then of every layer the table of all its
     /// experts.
-    pub(super) table: Place,
-    pub(super) tables: Place,
+    pub(super) table: DevicePtr,
+    pub(super) tables: DevicePtr,
     /// Uses of every expert of every layer, u32.
-    pub(super) uses: Place,
+    pub(super) uses: DevicePtr,
     /// What is copied from here while the device works: ids and positions, tables, uses.
     pub(super) host_ids: HostMemory,
     pub(super) host_positions: HostMemory,
@@ -92,7 +90,7 @@ pub(super) struct Sizes {
     pub(super) inner: usize,
     pub(super) moe: usize,
     pub(super) experts: usize,
-    pub(super) best: usize,
+    pub(super) top_k: usize,
     pub(super) vocab: usize,
     pub(super) layers: usize,
     pub(super) half: usize,
@@ -103,23 +101,21 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    pub(super) fn of(facts: &TextFacts, setup: &Setup<'_, '_>, compute: Compute) -> Self {
-        let heads = heads(facts);
-        let experts = facts.experts as usize;
+    pub(super) fn of(spec: &DecoderSpec, settings: &RunSettings, compute: Compute) -> Self {
         Self {
-            hidden: index(facts.hidden_size),
-            query: heads.query * heads.width,
-            key: heads.key_value * heads.width,
-            inner: index(facts.intermediate),
-            moe: index(facts.moe_intermediate),
-            experts,
-            best: (facts.experts_per_token as usize).min(experts),
-            vocab: index(facts.vocab),
-            layers: setup.model.layers.len(),
-            half: heads.width / 2,
-            positions: setup.settings.positions.max(1),
-            tokens: setup.settings.longest_pass.max(1),
-            heads,
+            hidden: spec.hidden,
+            query: spec.query_width(),
+            key: spec.key_width(),
+            inner: spec.intermediate,
+            moe: spec.moe_intermediate,
+            experts: spec.experts,
+            top_k: spec.experts_per_token.min(spec.experts),
+            vocab: spec.vocab,
+            layers: spec.layers,
+            half: spec.heads.width / 2,
+            positions: settings.positions.max(1),
+            tokens: settings.longest_pass.max(1),
+            heads: spec.heads,
             compute,
         }
     }
@@ -134,7 +130,7 @@ impl Sizes {
         if self.positions <= WHOLE_POSITIONS {
             return 1;
         }
-        self.positions.div_ceil(PART_POSITIONS).clamp(1, MOST_PARTS)
+        self.positions.div_ceil(PART_POSITIONS).clamp(1, MAX_PARTS)
     }
 
     fn partial(&self) -> usize {
@@ -148,45 +144,33 @@ impl Sizes {
     }
 
     /// Values of a row.
-    pub(super) fn width(&self, values: Values) -> usize {
-        match values {
-            Values::X | Values::Normed | Values::Added => self.hidden,
-            Values::Router => self.experts,
-            Values::Q | Values::Attended => self.query,
-            Values::K | Values::V => self.key,
-            Values::Gate | Values::Up => self.inner,
+    fn width(&self, activation: Activation) -> usize {
+        match activation {
+            Activation::Residual | Activation::Normed | Activation::Added => self.hidden,
+            Activation::Router => self.experts,
+            Activation::Q | Activation::Attended => self.query,
+            Activation::K | Activation::V => self.key,
+            Activation::Gate | Activation::Up => self.inner,
         }
     }
 
     /// Where every buffer lies, for batches of so many tokens.
     pub(super) fn plan(&self, batch: usize) -> (Plan, Offsets) {
         let mut plan = Plan::default();
-        let pairs = self.tokens * self.best;
-        let all = [
-            Values::X,
-            Values::Normed,
-            Values::Added,
-            Values::Router,
-            Values::Q,
-            Values::K,
-            Values::V,
-            Values::Attended,
-            Values::Gate,
-            Values::Up,
-        ];
-        let values = all.map(|v| {
-            let rows = if v.of_pass() {
+        let pairs = self.tokens * self.top_k;
+        let activations = Activation::ALL.map(|activation| {
+            let rows = if activation.is_of_all_tokens() {
                 self.tokens
             } else {
                 batch.min(self.tokens)
             };
-            let len = rows * self.width(v);
+            let len = rows * self.width(activation);
             (plan.take(self.bytes(len)), len)
         });
-        let other_x = plan.take(self.bytes(FEW_TOKENS * self.hidden));
+        let other_residual = plan.take(self.bytes(FEW_TOKENS * self.hidden));
         let arrived = plan.take(FEW_TOKENS * 4);
-        let turns = [(); 2].map(|()| plan.take(self.positions * self.half * 4));
-        let choice = [
+        let rotary = [(); 2].map(|()| plan.take(self.positions * self.half * 4));
+        let router = [
             self.tokens * self.experts * 4,
             pairs * 4,
             pairs * 4,
@@ -200,23 +184,23 @@ impl Sizes {
         let partial = plan.take(self.partial() * 4);
         let logits = plan.take(self.bytes(self.logit_rows() * self.vocab));
         let ids = plan.take(self.tokens.max(2) * 4);
-        let greatest = plan.take(ARGMAX_BYTES);
+        let argmax = plan.take(ARGMAX_BYTES);
         let positions = plan.take(self.tokens * 4);
-        let table = plan.take(self.experts * 24);
-        let tables = plan.take(self.layers * self.experts * 24);
+        let table = plan.take(self.experts * ENTRY_BYTES);
+        let tables = plan.take(self.layers * self.experts * ENTRY_BYTES);
         let uses = plan.take(self.layers * self.experts * 4);
         let offsets = Offsets {
-            values,
-            other_x,
+            activations,
+            other_residual,
             arrived,
-            turns,
-            choice,
+            rotary,
+            router,
             inner,
             y,
             partial,
             logits,
             ids,
-            greatest,
+            argmax,
             positions,
             table,
             tables,
@@ -237,17 +221,17 @@ impl Sizes {
 
 /// Byte offsets of the buffers.
 pub(super) struct Offsets {
-    pub(super) values: [(usize, usize); Values::COUNT],
-    pub(super) other_x: usize,
+    pub(super) activations: [(usize, usize); Activation::ALL.len()],
+    pub(super) other_residual: usize,
     pub(super) arrived: usize,
-    pub(super) turns: [usize; 2],
-    pub(super) choice: [usize; 7],
+    pub(super) rotary: [usize; 2],
+    pub(super) router: [usize; 7],
     pub(super) inner: usize,
     pub(super) y: usize,
     pub(super) partial: usize,
     pub(super) logits: usize,
     pub(super) ids: usize,
-    pub(super) greatest: usize,
+    pub(super) argmax: usize,
     pub(super) positions: usize,
     pub(super) table: usize,
     pub(super) tables: usize,
@@ -258,26 +242,31 @@ impl Buffers {
     pub(super) fn new(gpu: &Arc<Gpu>, sizes: &Sizes, batch: usize) -> Result<Self, CudaError> {
         let (plan, at) = sizes.plan(batch);
         let memory = gpu.alloc(plan.bytes, "activations")?;
-        let start = memory.place();
-        let f32s = |bytes: usize, len: usize| View::f32(start.byte(bytes), len);
+        let start = memory.start();
         let view =
-            |bytes: usize, len: usize| View::activations(sizes.compute, start.byte(bytes), len);
-        let pairs = sizes.tokens * sizes.best;
+            |offset: usize, len: usize| View::activations(sizes.compute, start.offset(offset), len);
+        let pairs = sizes.tokens * sizes.top_k;
         let [probabilities, ids, weights, order, counts, sorted, tiles] =
-            at.choice.map(|at| start.byte(at));
+            at.router.map(|offset| start.offset(offset));
+        // what kernels expect to be 0
         let uses = sizes.layers * sizes.experts * 4;
-        gpu.upload_now(start.byte(at.uses), &vec![0; uses])?;
-        gpu.upload_now(start.byte(at.arrived), &[0; FEW_TOKENS * 4])?;
+        gpu.upload_now(start.offset(at.uses), &vec![0; uses])?;
+        gpu.upload_now(start.offset(at.arrived), &[0; FEW_TOKENS * 4])?;
         if sizes.partial() > 0 {
-            gpu.upload_now(start.byte(at.partial), &vec![0; counters(sizes.heads) * 4])?;
+            gpu.upload_now(
+                start.offset(at.partial),
+                &vec![0; counters(sizes.heads) * 4],
+            )?;
         }
         Ok(Self {
-            values: at.values.map(|(at, len)| view(at, len)),
-            other_x: view(at.other_x, FEW_TOKENS * sizes.hidden),
-            arrived: start.byte(at.arrived),
-            turns: at.turns.map(|at| f32s(at, sizes.positions * sizes.half)),
-            turns_there: false,
-            choice: Choice {
+            activations: at.activations.map(|(offset, len)| view(offset, len)),
+            other_residual: view(at.other_residual, FEW_TOKENS * sizes.hidden),
+            arrived: start.offset(at.arrived),
+            rotary: at
+                .rotary
+                .map(|offset| View::f32(start.offset(offset), sizes.positions * sizes.half)),
+            has_rotary: false,
+            router: RouterBuffers {
                 probabilities,
                 ids,
                 weights,
@@ -285,77 +274,71 @@ impl Buffers {
                 counts,
                 sorted,
                 tiles,
-                uses: Place::NULL,
+                uses: DevicePtr::NULL,
             },
             inner: view(at.inner, pairs * sizes.moe),
             y: view(at.y, pairs * sizes.hidden),
-            partial: f32s(at.partial, sizes.partial()),
+            partial: View::f32(start.offset(at.partial), sizes.partial()),
             parts: sizes.parts(),
             logits: view(at.logits, sizes.logit_rows() * sizes.vocab),
-            ids: start.byte(at.ids),
-            greatest: start.byte(at.greatest),
-            positions: start.byte(at.positions),
-            table: start.byte(at.table),
-            tables: start.byte(at.tables),
-            uses: start.byte(at.uses),
+            ids: start.offset(at.ids),
+            argmax: start.offset(at.argmax),
+            positions: start.offset(at.positions),
+            table: start.offset(at.table),
+            tables: start.offset(at.tables),
+            uses: start.offset(at.uses),
             host_ids: gpu.alloc_host(sizes.tokens * 4)?,
             host_positions: gpu.alloc_host(sizes.tokens * 4)?,
-            host_tables: gpu.alloc_host(sizes.experts * sizes.experts * 24)?,
+            host_tables: gpu.alloc_host(sizes.experts * sizes.experts * ENTRY_BYTES)?,
             host_uses: gpu.alloc_host(uses)?,
             _memory: memory,
         })
     }
 }
 
-/// Bytes of the GPU that a model and its settings need.
-pub(super) fn demand(model: &TextModel<'_>, sizes: &Sizes, facts: &TextFacts) -> Demand {
-    let groups = || model.groups.iter().map(|g| room_of(g) as u64);
-    let fixed = |batch| sizes.plan(batch).0.bytes as u64;
-    let (none, one) = (fixed(0), fixed(1));
+/// Bytes of the GPU that a decoder and its settings need.
+pub(super) fn demand(weights: &DecoderWeights<'_>, sizes: &Sizes, spec: &DecoderSpec) -> Demand {
+    let groups = || weights.groups.iter().map(|g| group_bytes(g) as u64);
+    let [none, one] = [0, 1].map(|batch| sizes.plan(batch).0.bytes as u64);
     Demand {
         // every allocation begins a page, and leaves some of its last one
         overhead: none + (ALLOCATIONS * PAGE) as u64,
         manifest: 0,
-        kv: (sizes.layers * sizes.cache_bytes()) as u64,
-        tokens: sizes.tokens as u64,
-        pass: 0,
-        per_token: one - none,
-        dense: groups().sum(),
-        dense_streamed: groups().max().unwrap_or(0),
-        expert: model
-            .experts()
-            .map(|e| room_for(e.segment))
-            .max()
-            .unwrap_or(0),
-        experts: model.experts().count() as u64,
-        experts_per_token: u64::from(facts.experts_per_token),
+        network: NetworkDemand {
+            state: (sizes.layers * sizes.cache_bytes()) as u64,
+            tokens: sizes.tokens as u64,
+            activations: 0,
+            per_token: one - none,
+            dense: groups().sum(),
+            dense_streamed: groups().max().unwrap_or(0),
+            expert: weights.slot_bytes(),
+            experts: weights.experts().count() as u64,
+            experts_per_token: spec.experts_per_token as u64,
+        },
     }
 }
 
 /// Bytes of host memory that are needed at least: the program, the largest segment that passes
 /// through, one expert.
-fn host_demand(setup: &Setup<'_, '_>, expert: u64) -> u64 {
-    let segments = setup.model.groups.iter().flat_map(|g| &g.segments);
-    let staging = segments.map(|s| room_for(s)).max().unwrap_or(0);
-    let tensors = setup.source.pack().manifest().tensors.len() as u64;
-    let program =
-        PROGRAM_BYTES + tensors * MANIFEST_ENTRY_BYTES + scratch_bytes(setup.model.any_coded());
-    program + staging + expert
+fn min_host_memory(setup: &DecoderSetup<'_, '_>, expert: u64) -> u64 {
+    let segments = setup.weights.groups.iter().flat_map(|g| g.segments());
+    let staging = segments.map(|s| buffer_len(s)).max().unwrap_or(0);
+    let (overhead, manifest) = program_bytes(setup);
+    overhead + manifest + staging + expert
 }
 
 /// Slots in host memory: what its budget leaves, and at least one.
-pub(super) fn host_slots(setup: &Setup<'_, '_>, demand: &Demand) -> Result<u64, RunError> {
-    let least = host_demand(setup, demand.expert);
-    let most = demand.experts;
+pub(super) fn host_slots(setup: &DecoderSetup<'_, '_>, demand: &Demand) -> Result<u64, RunError> {
+    let NetworkDemand {
+        expert, experts, ..
+    } = demand.network;
+    let minimum = min_host_memory(setup, expert);
     let Some(memory) = setup.settings.memory else {
-        return Ok(LEAST_HOST_SLOTS.min(most));
+        return Ok(MIN_HOST_SLOTS.min(experts));
     };
-    if memory < least {
-        return Err(RunError::Memory {
-            memory,
-            minimum: least,
-        });
+    if memory < minimum {
+        return Err(RunError::Memory { memory, minimum });
     }
-    let more = (memory - least).checked_div(demand.expert).unwrap_or(0);
-    Ok(more.saturating_add(1).min(most))
+    let more = (memory - minimum).checked_div(expert).unwrap_or(0);
+    Ok(more.saturating_add(1).min(experts))
 }

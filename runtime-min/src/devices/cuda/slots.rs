@@ -2,25 +2,24 @@
 
 use std::sync::Arc;
 
-use super::driver::{CudaError, Event, Gpu, HostMemory, Memory, Place};
-use crate::models::decoder::bind::Expert;
-use crate::models::decoder::index;
-use crate::weights::{Budget, Demand, Eviction, ExpertCache};
+use super::driver::{CudaError, DeviceMemory, DevicePtr, Event, Gpu, HostMemory};
+use crate::models::decoder::bind::ExpertWeights;
+use crate::weights::{Budget, Eviction, ExpertCache, NetworkDemand, index};
 
 /// Slots for experts, on the device and in host memory.
 pub(super) struct Slots {
     /// One after the other.
-    pub(super) _memory: Option<Memory>,
+    pub(super) _memory: Option<DeviceMemory>,
     pub(super) cache: ExpertCache<Slot>,
     pub(super) host: ExpertCache<HostSlot>,
     pub(super) copied: Event,
     /// Whether all experts of the model have slots.
-    pub(super) all: bool,
+    pub(super) has_all: bool,
 }
 
 /// A slot on the device, and the last work that reads it.
 pub(super) struct Slot {
-    pub(super) place: Place,
+    pub(super) ptr: DevicePtr,
     pub(super) used: Event,
 }
 
@@ -32,49 +31,58 @@ pub(super) struct HostSlot {
 impl Slots {
     pub(super) fn new(
         gpu: &Arc<Gpu>,
-        demand: &Demand,
+        demand: &NetworkDemand,
         budget: &Budget,
         host: u64,
-        all: bool,
+        has_all: bool,
     ) -> Result<Self, CudaError> {
-        let (room, slots) = (index(demand.expert), index(budget.slots));
+        let (bytes, slots) = (index(demand.expert), index(budget.slots));
         let memory = if slots > 0 {
-            Some(gpu.alloc(room * slots, "experts")?)
+            Some(gpu.alloc(bytes * slots, "experts")?)
         } else {
             None
         };
-        let start = memory.as_ref().map_or(Place::NULL, Memory::place);
-        let slot = |i| {
-            Ok(Slot {
-                place: start.byte(i * room),
-                used: gpu.event()?,
-            })
-        };
-        let host_slot = |_| {
-            Ok(HostSlot {
-                memory: gpu.alloc_host(room)?,
-                copied: gpu.event()?,
-            })
-        };
+        let start = memory.as_ref().map_or(DevicePtr::NULL, DeviceMemory::start);
+        let device = (0..slots)
+            .map(|i| Slot::new(gpu, start.offset(i * bytes)))
+            .collect::<Result<_, CudaError>>()?;
+        let host = (0..host)
+            .map(|_| HostSlot::new(gpu, bytes))
+            .collect::<Result<_, CudaError>>()?;
         Ok(Self {
-            cache: ExpertCache::new(
-                (0..slots).map(slot).collect::<Result<_, CudaError>>()?,
-                Eviction::default(),
-            ),
-            host: ExpertCache::new(
-                (0..host).map(host_slot).collect::<Result<_, CudaError>>()?,
-                Eviction::default(),
-            ),
+            cache: ExpertCache::new(device, Eviction::default()),
+            host: ExpertCache::new(host, Eviction::default()),
             copied: gpu.event()?,
             _memory: memory,
-            all,
+            has_all,
         })
     }
 }
 
+impl Slot {
+    fn new(gpu: &Arc<Gpu>, ptr: DevicePtr) -> Result<Self, CudaError> {
+        Ok(Self {
+            ptr,
+            used: gpu.event()?,
+        })
+    }
+}
+
+impl HostSlot {
+    fn new(gpu: &Arc<Gpu>, bytes: usize) -> Result<Self, CudaError> {
+        Ok(Self {
+            memory: gpu.alloc_host(bytes)?,
+            copied: gpu.event()?,
+        })
+    }
+}
+
+/// Bytes of an expert in the kernels' table: three addresses.
+pub(super) const ENTRY_BYTES: usize = 24;
+
 /// Where an expert's matrices are, as the kernels' table has it.
-pub(super) fn entry(slot: Place, expert: &Expert<'_>) -> [u8; 24] {
-    let mut bytes = [0; 24];
+pub(super) fn entry(slot: DevicePtr, expert: &ExpertWeights<'_>) -> [u8; ENTRY_BYTES] {
+    let mut bytes = [0; ENTRY_BYTES];
     for (to, weight) in
         bytes
             .as_chunks_mut::<8>()
@@ -82,7 +90,7 @@ pub(super) fn entry(slot: Place, expert: &Expert<'_>) -> [u8; 24] {
             .iter_mut()
             .zip([expert.gate, expert.up, expert.down])
     {
-        *to = slot.byte(weight.at).0.to_le_bytes();
+        *to = slot.offset(weight.offset).0.to_le_bytes();
     }
     bytes
 }

@@ -1,56 +1,56 @@
-//! What a model needs of the place where it runs. The model is written once, in these operations.
+//! What a decoder needs of the device that it runs on. The forward pass is written once, in these
+//! operations; devices implement them.
 
 use std::borrow::Cow;
 use std::ops::Range;
 use std::time::Duration;
 
 use segpack_formats::io::CancelToken;
-use segpack_manifests::families::TextFacts;
+use segpack_manifests::PackReader;
 
-use super::bind::{Expert, Group, Linear, TextModel, Weight};
+use super::bind::{DecoderWeights, ExpertWeights, LinearWeights};
+use super::observer::Routing;
+use super::spec::{DecoderSpec, Rotary};
 use super::{Logits, RunSettings};
 use crate::error::RunError;
 use crate::generate::ArgMax;
-use crate::observer::Routing;
 use crate::tensor::Compute;
-use crate::weights::LoadStats;
-use crate::weights::{Budget, CacheStats, Demand};
-use segpack_manifests::PackReader;
+use crate::weights::{Budget, CacheStats, Demand, LoadStats, PlacedTensor, SegmentGroup};
 
-/// Somewhere a model can run: operations on the CPU, or a GPU.
+/// Somewhere a decoder can run: the operations of a CPU, or a GPU.
 pub trait Backend: Sized {
-    /// Where it runs.
-    type Device<'a>: Device<'a>;
+    /// What runs one decoder.
+    type Executor<'a>: DecoderExecutor<'a>;
 
     /// The precision of activations.
     fn compute(&self) -> Compute;
 
-    /// Makes room for a model. Loads nothing yet.
+    /// Reserves memory for a decoder. Loads nothing yet.
     ///
     /// # Errors
-    /// `Memory` says how much would do.
-    fn open<'a>(self, setup: &Setup<'a, '_>) -> Result<Self::Device<'a>, RunError>;
+    /// `Memory` and `DeviceMemory` say how much would do.
+    fn open<'a>(self, setup: &DecoderSetup<'a, '_>) -> Result<Self::Executor<'a>, RunError>;
 }
 
 /// What is to run.
 #[derive(Debug, Clone, Copy)]
-pub struct Setup<'a, 's> {
+pub struct DecoderSetup<'a, 's> {
     pub(crate) source: &'a PackReader<'a>,
-    pub(crate) model: &'s TextModel<'a>,
-    pub(crate) facts: &'s TextFacts,
+    pub(crate) weights: &'s DecoderWeights<'a>,
+    pub(crate) spec: &'s DecoderSpec,
     pub(crate) settings: RunSettings,
     pub(crate) stop: &'a CancelToken,
 }
 
-/// Activations of a pass. Those of the whole pass have a row for each of its tokens, the others for
-/// each of a batch.
+/// Activations of a forward pass. Some have a row for each of its tokens, the others one for each
+/// token of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Values {
+pub enum Activation {
     /// `[tokens, hidden]`, the residual stream.
-    X,
+    Residual,
     /// `[tokens, hidden]`, after a norm.
     Normed,
-    /// `[tokens, hidden]`, what a layer adds.
+    /// `[tokens, hidden]`, what attention or the MLP adds to the residual stream.
     Added,
     /// `[tokens, experts]`, the router's logits.
     Router,
@@ -68,36 +68,58 @@ pub enum Values {
     Up,
 }
 
-impl Values {
-    /// How many there are.
-    pub(crate) const COUNT: usize = 10;
+impl Activation {
+    /// All of them, in order.
+    pub(crate) const ALL: [Self; 10] = [
+        Self::Residual,
+        Self::Normed,
+        Self::Added,
+        Self::Router,
+        Self::Q,
+        Self::K,
+        Self::V,
+        Self::Attended,
+        Self::Gate,
+        Self::Up,
+    ];
 
-    /// Whether there is a row for each token of the pass.
-    pub(crate) fn of_pass(self) -> bool {
-        matches!(self, Self::X | Self::Normed | Self::Added | Self::Router)
+    /// Whether there is a row for each token of the forward pass.
+    pub(crate) fn is_of_all_tokens(self) -> bool {
+        match self {
+            Self::Residual | Self::Normed | Self::Added | Self::Router => true,
+            Self::Q | Self::K | Self::V | Self::Attended | Self::Gate | Self::Up => false,
+        }
+    }
+
+    /// Values of a row.
+    pub(crate) fn width(self, spec: &DecoderSpec) -> usize {
+        match self {
+            Self::Residual | Self::Normed | Self::Added => spec.hidden,
+            Self::Router => spec.experts,
+            Self::Q | Self::Attended => spec.query_width(),
+            Self::K | Self::V => spec.key_width(),
+            Self::Gate | Self::Up => spec.intermediate,
+        }
     }
 }
 
-/// A weight, and the group that it is loaded with.
+/// A dense tensor, and the number of the group that it is loaded with.
 #[derive(Debug, Clone, Copy)]
-pub struct At {
+pub struct GroupTensor {
     pub(crate) group: usize,
-    pub(crate) weight: Weight,
+    pub(crate) tensor: PlacedTensor,
 }
 
-/// A layer with experts.
+/// The experts of a layer.
 #[derive(Debug, Clone, Copy)]
 pub struct ExpertLayer<'a, 'p> {
     pub(crate) number: usize,
-    pub(crate) experts: &'p [Expert<'a>],
+    pub(crate) experts: &'p [ExpertWeights<'a>],
 }
 
-/// Cosines and sines of some positions, `[positions, head_dim / 2]` each.
-pub(crate) type Turns = (Vec<f32>, Vec<f32>);
-
-/// What a device did so far.
+/// What an executor did so far.
 #[derive(Debug, Clone, Default)]
-pub struct DeviceStats {
+pub struct ExecutorStats {
     /// Segments that were loaded.
     pub(crate) load: LoadStats,
     /// The expert cache.
@@ -106,36 +128,39 @@ pub struct DeviceStats {
     pub(crate) bytes_read: u64,
     /// Bytes copied to the device.
     pub(crate) bytes_copied: u64,
-    /// Time in which nothing could be computed, because weights were not there yet.
+    /// Time in which nothing could be computed, because weights were still loading.
     pub(crate) waited: Duration,
-    /// Of every layer how many passes used each expert, where the device counts them because all
-    /// are there.
+    /// Of every layer how many forward passes used each expert, where the device counts them
+    /// because all are in its memory.
     pub(crate) resident_uses: Vec<Vec<u32>>,
 }
 
-/// Where a model runs: its memory, and the operations on it. One pass at a time.
-pub trait Device<'a> {
+/// Runs one decoder: its memory, and the operations on it. One forward pass at a time.
+pub trait DecoderExecutor<'a> {
     /// How memory is shared out.
     fn budget(&self) -> Budget;
 
-    /// What this model and its settings need of memory.
+    /// What this decoder and its settings need of memory.
     fn demand(&self) -> Demand;
 
     /// What was done so far.
-    fn stats(&self) -> DeviceStats;
+    fn stats(&self) -> ExecutorStats;
 
     /// Bytes that [`preload`](Self::preload) loads.
-    fn preload_bytes(&self, model: &TextModel<'a>) -> u64 {
-        model.bytes_within(&self.budget())
+    fn preload_bytes(&self, weights: &DecoderWeights<'a>) -> u64 {
+        weights.bytes_within(&self.budget())
     }
 
-    /// Loads the dense weights and as many experts as there is room for; tells how many bytes more
-    /// are there.
-    fn preload(&mut self, model: &TextModel<'a>, tell: &mut dyn FnMut(u64))
-    -> Result<(), RunError>;
+    /// Loads the dense weights and as many experts as fit; reports the bytes that came since the
+    /// last report.
+    fn preload(
+        &mut self,
+        weights: &DecoderWeights<'a>,
+        report: &mut dyn FnMut(u64),
+    ) -> Result<(), RunError>;
 
-    /// Loads a group of dense weights if it is not there.
-    fn load(&mut self, group: usize, groups: &[Group<'a>]) -> Result<(), RunError>;
+    /// Loads a group of dense weights if it is not in memory.
+    fn load_group(&mut self, group: usize, groups: &[SegmentGroup<'a>]) -> Result<(), RunError>;
 
     /// Positions in the cache of keys and values.
     fn positions(&self) -> usize;
@@ -143,13 +168,13 @@ pub trait Device<'a> {
     /// Forgets the positions from this one on.
     fn truncate(&mut self, positions: usize);
 
-    /// The whole pass as one step that was recorded, if it can be that; its logits. `is_seen` where
-    /// somebody looks.
-    fn step(
+    /// The whole forward pass as one recorded step, if it can be that; its logits. `is_observed`
+    /// where intermediate results are wanted.
+    fn forward_recorded(
         &mut self,
         _ids: &[u32],
         _want: Logits,
-        _is_seen: bool,
+        _is_observed: bool,
     ) -> Result<Option<Vec<f32>>, RunError> {
         Ok(None)
     }
@@ -161,53 +186,61 @@ pub trait Device<'a> {
         Ok(false)
     }
 
-    /// Begins a pass of so many tokens; `turns` calculates the rotations of positions.
+    /// Begins a forward pass of so many tokens; `rotary` calculates the rotary embedding of
+    /// positions.
     fn begin(
         &mut self,
         tokens: usize,
-        turns: &dyn Fn(Range<usize>) -> Turns,
+        rotary: &dyn Fn(Range<usize>) -> Rotary,
     ) -> Result<(), RunError>;
 
-    /// X = rows of the embedding, if the device has them; the ids are below its rows.
+    /// Residual = rows of the embedding, if the device has them; the ids are below its rows.
     fn embed(&mut self, ids: &[u32]) -> Result<bool, RunError>;
 
-    /// X = these values.
-    fn put(&mut self, x: Vec<f32>) -> Result<(), RunError>;
+    /// Residual = these values.
+    fn set_residual(&mut self, values: Vec<f32>) -> Result<(), RunError>;
 
-    /// Some values of the pass, for those who look.
-    fn read(&mut self, values: Values) -> Result<Cow<'_, [f32]>, RunError>;
+    /// Some values of the forward pass.
+    fn read(&mut self, activation: Activation) -> Result<Cow<'_, [f32]>, RunError>;
 
-    /// Whether reading costs something, so that it is better left out where nobody looks.
-    fn is_far(&self) -> bool;
+    /// Whether [`read`](Self::read) copies from a device, so that it is better left out where
+    /// nothing observes.
+    fn is_remote(&self) -> bool;
 
-    /// Most tokens of a batch.
-    fn batch(&self) -> usize;
+    /// Maximum number of tokens of a batch.
+    fn max_batch(&self) -> usize;
 
-    /// `to` = RMS norm of `from`, both of the whole pass.
-    fn norm(&mut self, from: Values, to: Values, weight: At) -> Result<(), RunError>;
-
-    /// Products of the same input for some tokens of the pass.
-    fn products(
+    /// `to` = RMS norm of `from`, both of all tokens.
+    fn norm(
         &mut self,
-        from: Values,
-        tokens: Range<usize>,
-        group: usize,
-        products: &[(&Linear, Values)],
+        from: Activation,
+        to: Activation,
+        weight: GroupTensor,
     ) -> Result<(), RunError>;
 
-    /// Norms and turns Q and K, puts K and V into the layer's cache, and attends: Attended.
-    fn attend(
+    /// Linear layers of the same input, for some tokens of the forward pass.
+    fn linears(
+        &mut self,
+        from: Activation,
+        tokens: Range<usize>,
+        group: usize,
+        linears: &[(&LinearWeights, Activation)],
+    ) -> Result<(), RunError>;
+
+    /// Norms Q and K, applies the rotary embedding to them, puts K and V into the layer's cache,
+    /// and attends: Attended.
+    fn attention(
         &mut self,
         layer: usize,
         tokens: Range<usize>,
-        norms: [At; 2],
+        norms: [GroupTensor; 2],
     ) -> Result<(), RunError>;
 
     /// Gate = silu(Gate) · Up.
     fn silu_mul(&mut self) -> Result<(), RunError>;
 
-    /// X += Added.
-    fn add(&mut self) -> Result<(), RunError>;
+    /// Residual += Added.
+    fn add_residual(&mut self) -> Result<(), RunError>;
 
     /// Chooses every token's experts by the logits in Router.
     fn route(&mut self, layer: ExpertLayer<'a, '_>) -> Result<(), RunError>;
@@ -219,6 +252,6 @@ pub trait Device<'a> {
     /// whether each was in memory.
     fn experts(&mut self, layer: ExpertLayer<'a, '_>) -> Result<Vec<(u32, bool)>, RunError>;
 
-    /// Logits of the last token or of all, from X after the final norm.
-    fn logits(&mut self, model: &TextModel<'a>, want: Logits) -> Result<Vec<f32>, RunError>;
+    /// Logits of the last token or of all, from Residual after the final norm.
+    fn logits(&mut self, weights: &DecoderWeights<'a>, want: Logits) -> Result<Vec<f32>, RunError>;
 }

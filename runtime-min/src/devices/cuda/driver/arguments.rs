@@ -2,12 +2,12 @@
 
 use std::ffi::c_void;
 
-use super::memory::Place;
+use super::memory::DevicePtr;
 
 /// An argument of a kernel.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::devices::cuda) enum Argument {
-    Place(Place),
+    Pointer(DevicePtr),
     Long(u64),
     Int(i32),
     Float(f32),
@@ -21,7 +21,7 @@ pub(in crate::devices::cuda) enum Argument {
 impl Argument {
     pub(super) fn size(&self) -> usize {
         match self {
-            Self::Place(_) | Self::Long(_) => 8,
+            Self::Pointer(_) | Self::Long(_) => 8,
             Self::Int(_) | Self::Float(_) => 4,
             Self::Product(_) => size_of::<Product>(),
             Self::Products(_) => size_of::<Products>(),
@@ -33,7 +33,7 @@ impl Argument {
 
     pub(super) fn pointer(&self) -> *mut c_void {
         let pointer: *const c_void = match self {
-            Self::Place(Place(x)) | Self::Long(x) => (&raw const *x).cast(),
+            Self::Pointer(DevicePtr(x)) | Self::Long(x) => (&raw const *x).cast(),
             Self::Int(x) => (&raw const *x).cast(),
             Self::Float(x) => (&raw const *x).cast(),
             Self::Product(x) => (&raw const *x).cast(),

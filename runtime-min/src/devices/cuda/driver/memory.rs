@@ -10,29 +10,29 @@ use super::gpu::{Gpu, Stream};
 
 /// An address on the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::devices::cuda) struct Place(pub(in crate::devices::cuda) u64);
+pub(in crate::devices::cuda) struct DevicePtr(pub(in crate::devices::cuda) u64);
 
-impl Place {
+impl DevicePtr {
     /// No address.
     pub(in crate::devices::cuda) const NULL: Self = Self(0);
 
     /// So many bytes on.
-    pub(in crate::devices::cuda) fn byte(self, bytes: usize) -> Self {
+    pub(in crate::devices::cuda) fn offset(self, bytes: usize) -> Self {
         Self(self.0 + bytes as u64)
     }
 }
 
 /// Memory of the device, given back when it is dropped.
 #[derive(Debug)]
-pub(in crate::devices::cuda) struct Memory {
+pub(in crate::devices::cuda) struct DeviceMemory {
     gpu: Arc<Gpu>,
     start: u64,
     bytes: usize,
 }
 
-impl Memory {
-    pub(in crate::devices::cuda) fn place(&self) -> Place {
-        Place(self.start)
+impl DeviceMemory {
+    pub(in crate::devices::cuda) fn start(&self) -> DevicePtr {
+        DevicePtr(self.start)
     }
 
     pub(in crate::devices::cuda) fn len(&self) -> usize {
@@ -40,7 +40,7 @@ impl Memory {
     }
 }
 
-impl Drop for Memory {
+impl Drop for DeviceMemory {
     fn drop(&mut self) {
         let _ = self.gpu.wait(Stream::Work);
         let _ = driver!(cuMemFree_v2(self.start));
@@ -105,7 +105,7 @@ impl Gpu {
         self: &Arc<Self>,
         bytes: usize,
         what: &'static str,
-    ) -> Result<Memory, CudaError> {
+    ) -> Result<DeviceMemory, CudaError> {
         self.bind()?;
         let mut start = 0;
         match driver!(cuMemAlloc_v2(&raw mut start, bytes.max(1))) {
@@ -117,7 +117,7 @@ impl Gpu {
                 what,
             }),
             Err(e) => Err(e),
-            Ok(()) => Ok(Memory {
+            Ok(()) => Ok(DeviceMemory {
                 gpu: Arc::clone(self),
                 start,
                 bytes,
@@ -149,7 +149,7 @@ impl Gpu {
     /// `from` must live, unchanged, until a later wait for this stream has returned.
     pub(in crate::devices::cuda) unsafe fn upload(
         &self,
-        to: Place,
+        to: DevicePtr,
         from: &[u8],
         stream: Stream,
     ) -> Result<(), CudaError> {
@@ -168,7 +168,7 @@ impl Gpu {
     /// Copies to the device and waits.
     pub(in crate::devices::cuda) fn upload_now(
         &self,
-        to: Place,
+        to: DevicePtr,
         from: &[u8],
     ) -> Result<(), CudaError> {
         // SAFETY: the wait is in the next line
@@ -180,7 +180,7 @@ impl Gpu {
     pub(in crate::devices::cuda) fn download(
         &self,
         to: &mut [u8],
-        from: Place,
+        from: DevicePtr,
     ) -> Result<(), CudaError> {
         self.bind()?;
         if !to.is_empty() {
@@ -201,7 +201,7 @@ impl Gpu {
     pub(in crate::devices::cuda) unsafe fn download_later(
         &self,
         to: &mut [u8],
-        from: Place,
+        from: DevicePtr,
     ) -> Result<(), CudaError> {
         self.bind()?;
         driver!(cuMemcpyDtoHAsync_v2(

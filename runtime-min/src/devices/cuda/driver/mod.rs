@@ -13,7 +13,7 @@ pub(super) use arguments::{Argument, Choice, Experts, Norm, Product, Products};
 pub use error::CudaError;
 pub(super) use gpu::{Gpu, Stream};
 pub use info::{DeviceInfo, devices};
-pub(super) use memory::{HostMemory, Memory, Place};
+pub(super) use memory::{DeviceMemory, DevicePtr, HostMemory};
 #[cfg(test)]
 pub(super) use ptx::{entries, ptx};
 pub(super) use streams::{Event, Graph};

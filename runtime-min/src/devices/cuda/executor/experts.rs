@@ -3,76 +3,76 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
+use super::super::driver::Event;
+use super::super::launch::ExpertBlock;
+use super::super::layout::MIN_HOST_SLOTS;
+use super::super::slots::{ENTRY_BYTES, HostSlot, entry};
 use super::*;
+use crate::models::decoder::bind::ExpertWeights;
+use crate::models::decoder::executor::ExpertLayer;
+use crate::weights::{ExpertKey, Load, data_offset};
 
-impl<'a> CudaModel<'a> {
-    pub(super) fn layer(&self, number: usize, table: Place) -> Layer {
-        Layer {
+impl<'a> CudaExecutor<'a> {
+    /// The experts of a layer, as far as this table lists them.
+    pub(super) fn block(&self, number: usize, table: DevicePtr) -> ExpertBlock {
+        ExpertBlock {
             table,
             dtype: self.layers[number].dtype,
             experts: self.sizes.experts,
-            best: self.sizes.best,
+            top_k: self.sizes.top_k,
             hidden: self.sizes.hidden,
             inner: self.sizes.moe,
         }
     }
 
     /// Where this layer's uses are counted, if the device does it.
-    pub(super) fn uses(&self, number: usize) -> Place {
+    pub(super) fn uses(&self, number: usize) -> DevicePtr {
         if self.layers[number].is_complete {
-            self.buffers.uses.byte(number * self.sizes.experts * 4)
+            self.buffers.uses.offset(number * self.sizes.experts * 4)
         } else {
-            Place::NULL
+            DevicePtr::NULL
         }
     }
 
-    /// Queues the experts that a table has, for all tokens of the pass.
-    pub(super) fn queue_experts(&self, number: usize, table: Place) -> Result<(), RunError> {
+    /// Queues the experts that a table has, for all tokens of the forward pass.
+    pub(super) fn queue_experts(&self, number: usize, table: DevicePtr) -> Result<(), RunError> {
         let b = &self.buffers;
-        let (pairs, layer) = (self.tokens * self.sizes.best, self.layer(number, table));
-        let places = [
-            b.inner.part(0..pairs * layer.inner),
-            b.y.part(0..pairs * layer.hidden),
-        ];
-        Ok(self
-            .launch()
-            .experts(self.all_rows(Values::Normed), layer, b.choice, places)?)
+        let (pairs, block) = (self.tokens * self.sizes.top_k, self.block(number, table));
+        let between = b.inner.part(0..pairs * block.inner);
+        let y = b.y.part(0..pairs * block.hidden);
+        let x = self.all_rows(Activation::Normed);
+        Ok(self.launch().experts(x, block, b.router, [between, y])?)
     }
 
+    /// Queues the sum of the experts' outputs.
     pub(super) fn combine(&self, number: usize) -> Result<(), RunError> {
-        let layer = self.layer(number, Place::NULL);
-        let y = self
-            .buffers
-            .y
-            .part(0..self.tokens * layer.best * layer.hidden);
+        let block = self.block(number, DevicePtr::NULL);
+        let values = self.tokens * block.top_k * block.hidden;
+        let y = self.buffers.y.part(0..values);
+        let added = self.all_rows(Activation::Added);
         Ok(self
             .launch()
-            .combine(y, layer, self.buffers.choice, self.all_rows(Values::Added))?)
+            .combine(y, block, self.buffers.router, added)?)
     }
 
     /// Where a layer's table of all its experts is: gate, up, down.
-    pub(super) fn table_of(&self, number: usize) -> Place {
-        self.buffers.tables.byte(number * self.sizes.experts * 24)
+    pub(super) fn table_of(&self, number: usize) -> DevicePtr {
+        let bytes = self.sizes.experts * ENTRY_BYTES;
+        self.buffers.tables.offset(number * bytes)
     }
 
     /// Fills the table of a layer once all its experts are on the device.
     pub(super) fn complete_table(&mut self, layer: ExpertLayer<'a, '_>) -> Result<(), RunError> {
-        let number = u32::try_from(layer.number).unwrap_or(u32::MAX);
-        let there = |e: usize| {
-            self.experts
-                .cache
-                .get((number, u32::try_from(e).unwrap_or(u32::MAX)))
-        };
-        if self.layers[layer.number].is_complete
-            || !self.experts.all
-            || !(0..layer.experts.len()).all(|e| there(e).is_some())
-        {
+        if self.layers[layer.number].is_complete || !self.experts.has_all {
             return Ok(());
         }
+        let number = u32::try_from(layer.number).unwrap_or(u32::MAX);
         let mut table = Vec::new();
-        for (e, expert) in layer.experts.iter().enumerate() {
-            let Some(slot) = there(e) else { return Ok(()) };
-            table.extend(entry(slot.place, expert));
+        for (expert, weights) in (0..).zip(layer.experts) {
+            let Some(slot) = self.experts.cache.get((number, expert)) else {
+                return Ok(());
+            };
+            table.extend(entry(slot.ptr, weights));
         }
         self.gpu.upload_now(self.table_of(layer.number), &table)?;
         self.layers[layer.number].is_complete = true;
@@ -84,48 +84,61 @@ impl<'a> CudaModel<'a> {
     pub(super) fn load_experts(
         &mut self,
         number: u32,
-        experts: &[Expert<'a>],
+        experts: &[ExpertWeights<'a>],
         wanted: &[u32],
         keep: &[u32],
     ) -> Result<(), RunError> {
-        let mut in_host: Vec<(u32, HostSlot)> = Vec::new();
-        let mut missing = Vec::new();
-        for expert in wanted {
-            if !self.experts.host.touch((number, *expert)) {
-                missing.push(*expert);
-            }
-        }
-        for expert in &missing {
-            let held = |key: (u32, u32)| key.0 == number && wanted.contains(&key.1);
-            let slot = self.experts.host.take(held);
-            let slot = slot.ok_or(RunError::Internal("too few expert slots in host memory"))?;
-            slot.copied.wait()?;
-            in_host.push((*expert, slot));
-        }
-        let began = Instant::now();
-        let loaded = {
-            let loads = in_host.iter_mut().map(|(expert, slot)| Load {
-                segment: experts[*expert as usize].segment,
-                to: &mut slot.memory[..],
-            });
-            let mut loads: Vec<Load<'_, '_>> = loads.collect();
-            self.loader.load(&mut loads, self.stop)
-        };
-        self.waited += began.elapsed();
-        for (expert, slot) in in_host {
-            match loaded {
-                Ok(()) => self.experts.host.put((number, expert), slot),
-                Err(_) => self.experts.host.put_empty(slot),
-            }
-        }
-        loaded?;
-        let copy =
-            |expert: &u32| self.copy_expert(number, &experts[*expert as usize], *expert, keep);
-        let copied = wanted.iter().try_for_each(copy);
+        self.load_to_host(number, experts, wanted)?;
+        let copied = wanted.iter().try_for_each(|expert| {
+            self.copy_expert(number, &experts[*expert as usize], *expert, keep)
+        });
         // also where one failed: the others are in the cache
         self.experts.copied.record(Stream::Copies)?;
         self.experts.copied.hold(Stream::Work)?;
         copied
+    }
+
+    /// Loads those of the wanted experts into host memory that are not there.
+    fn load_to_host(
+        &mut self,
+        number: u32,
+        experts: &[ExpertWeights<'a>],
+        wanted: &[u32],
+    ) -> Result<(), RunError> {
+        // slots, as soon as nothing is copied from them any more
+        let host = &mut self.experts.host;
+        let missing: Vec<u32> = wanted
+            .iter()
+            .copied()
+            .filter(|expert| !host.touch((number, *expert)))
+            .collect();
+        let is_wanted = |key: ExpertKey| key.0 == number && wanted.contains(&key.1);
+        let mut slots: Vec<(u32, HostSlot)> = Vec::new();
+        for expert in missing {
+            let slot = host.take(is_wanted);
+            let slot = slot.ok_or(RunError::Internal("too few expert slots in host memory"))?;
+            slot.copied.wait()?;
+            slots.push((expert, slot));
+        }
+        // all of them at once
+        let began = Instant::now();
+        let mut loads: Vec<Load<'_, '_>> = slots
+            .iter_mut()
+            .map(|(expert, slot)| Load {
+                segment: experts[*expert as usize].segment,
+                to: &mut slot.memory[..],
+            })
+            .collect();
+        let loaded = self.loader.load(&mut loads, self.stop);
+        drop(loads);
+        self.waited += began.elapsed();
+        for (expert, slot) in slots {
+            match loaded {
+                Ok(()) => host.put((number, expert), slot),
+                Err(_) => host.put_empty(slot),
+            }
+        }
+        Ok(loaded?)
     }
 
     /// Queues the copy of one expert from host memory to a slot, as soon as nothing reads that any
@@ -133,28 +146,17 @@ impl<'a> CudaModel<'a> {
     fn copy_expert(
         &mut self,
         number: u32,
-        of: &Expert<'a>,
+        weights: &ExpertWeights<'a>,
         expert: u32,
         keep: &[u32],
     ) -> Result<(), RunError> {
-        let kept = |key: (u32, u32)| key.0 == number && keep.contains(&key.1);
-        let slot = self.experts.cache.take(kept);
+        let is_kept = |key: ExpertKey| key.0 == number && keep.contains(&key.1);
+        let slot = self.experts.cache.take(is_kept);
         let slot = slot.ok_or(RunError::Internal("too few expert slots on the GPU"))?;
-        let copied = self.experts.host.get((number, expert)).map_or(
-            Err(RunError::Internal("an expert is not in host memory")),
-            |host| {
-                let begin = begins_at(of.segment);
-                let bytes = &host.memory[begin..begin + index(of.segment.raw_length)];
-                slot.used.hold(Stream::Copies)?;
-                // SAFETY: a host slot is written only after a wait for its `copied`, and freed
-                // after one for the stream
-                unsafe {
-                    self.gpu
-                        .upload(slot.place.byte(begin), bytes, Stream::Copies)?;
-                };
-                Ok(host.copied.record(Stream::Copies)?)
-            },
-        );
+        let copied = match self.experts.host.get((number, expert)) {
+            Some(host) => self.queue_copy(weights, host, slot.ptr, &slot.used),
+            None => Err(RunError::Internal("an expert is not in host memory")),
+        };
         match copied {
             Ok(()) => self.experts.cache.put((number, expert), slot),
             Err(e) => {
@@ -162,8 +164,25 @@ impl<'a> CudaModel<'a> {
                 return Err(e);
             }
         }
-        self.bytes_copied += of.segment.raw_length;
+        self.bytes_copied += weights.segment.raw_length;
         Ok(())
+    }
+
+    /// Queues the copy of an expert to this address, after the last work that reads what is there.
+    fn queue_copy(
+        &self,
+        weights: &ExpertWeights<'a>,
+        host: &HostSlot,
+        to: DevicePtr,
+        used: &Event,
+    ) -> Result<(), RunError> {
+        let begin = data_offset(weights.segment);
+        let bytes = &host.memory[begin..begin + index(weights.segment.raw_length)];
+        used.hold(Stream::Copies)?;
+        // SAFETY: a host slot is written only after a wait for its `copied`, and freed after one
+        // for the stream
+        unsafe { self.gpu.upload(to.offset(begin), bytes, Stream::Copies)? };
+        Ok(host.copied.record(Stream::Copies)?)
     }
 
     /// Queues the work of experts that are on the device or on their way; `group` counts those of
@@ -175,14 +194,14 @@ impl<'a> CudaModel<'a> {
         group: usize,
     ) -> Result<(), RunError> {
         let number = u32::try_from(layer.number).unwrap_or(u32::MAX);
-        let bytes = layer.experts.len() * 24;
+        let bytes = layer.experts.len() * ENTRY_BYTES;
         let mut table = vec![0; bytes];
         for expert in wanted {
             let slot = self.experts.cache.get((number, *expert));
             let slot = slot.ok_or(RunError::Internal("an expert is not on the GPU"))?;
-            let at = *expert as usize * 24;
-            table[at..at + 24]
-                .copy_from_slice(&entry(slot.place, &layer.experts[*expert as usize]));
+            let weights = &layer.experts[*expert as usize];
+            table[*expert as usize * ENTRY_BYTES..][..ENTRY_BYTES]
+                .copy_from_slice(&entry(slot.ptr, weights));
         }
         let host = &mut self.buffers.host_tables[group * bytes..(group + 1) * bytes];
         host.copy_from_slice(&table);
@@ -197,7 +216,8 @@ impl<'a> CudaModel<'a> {
         Ok(())
     }
 
-    /// Experts that are there are computed while others come; every one once, whatever the slots.
+    /// Experts that are on the device are computed while others are copied; every one once,
+    /// whatever the slots.
     pub(super) fn experts_on_demand(
         &mut self,
         layer: ExpertLayer<'a, '_>,
@@ -209,29 +229,15 @@ impl<'a> CudaModel<'a> {
             .map(|e| (*e, self.experts.cache.touch((number, *e))))
             .collect();
         let [there, missing] = [true, false].map(|hit| {
-            uses.iter()
-                .filter(|(_, h)| *h == hit)
-                .map(|(e, _)| *e)
-                .collect::<Vec<u32>>()
+            let same = uses.iter().filter(|(_, h)| *h == hit);
+            same.map(|(e, _)| *e).collect::<Vec<u32>>()
         });
         let mut group = 0;
         if !there.is_empty() {
             self.compute_group(layer, &there, group)?;
             group += 1;
         }
-        let most = self
-            .experts
-            .cache
-            .slots()
-            .min(self.experts.host.slots())
-            .max(1);
-        // half of the slots at a time, so that copies need not wait for the work before
-        let some = if most >= 2 * missing.len() {
-            missing.len().max(1)
-        } else {
-            (most / 2).max(1)
-        };
-        for wanted in missing.chunks(some.min(index(LEAST_HOST_SLOTS))) {
+        for wanted in missing.chunks(self.group_size(missing.len())) {
             self.stop.check()?;
             self.load_experts(number, layer.experts, wanted, wanted)?;
             self.compute_group(layer, wanted, group)?;
@@ -240,5 +246,22 @@ impl<'a> CudaModel<'a> {
         self.combine(layer.number)?;
         self.complete_table(layer)?;
         Ok(uses)
+    }
+
+    /// How many of the missing experts are loaded at a time: half of the slots, so that copies need
+    /// not wait for the work before.
+    fn group_size(&self, missing: usize) -> usize {
+        let slots = self
+            .experts
+            .cache
+            .slots()
+            .min(self.experts.host.slots())
+            .max(1);
+        let some = if slots >= 2 * missing {
+            missing.max(1)
+        } else {
+            (slots / 2).max(1)
+        };
+        some.min(index(MIN_HOST_SLOTS))
     }
 }

@@ -47,20 +47,20 @@ pub(super) fn attended(
     let turned = [&cos, &sin].map(|x| put_f32(&gpu, x));
     let placed = [0, 1].map(|i: usize| put_at(&gpu, &plain(&norms[i]), 0));
     let (_p, position) = put_at(&gpu, &u32::try_from(before).unwrap().to_le_bytes(), 0);
-    let norm = |i: usize| Weights {
-        place: placed[i].1,
+    let norm = |i: usize| MatrixView {
+        ptr: placed[i].1,
         dtype: FloatDtype::F32,
         rows: width,
         columns: 1,
     };
-    let turns = Turns {
+    let head_norms = HeadNorms {
         q_norm: norm(0),
         k_norm: norm(1),
         cos: turned[0].1,
         sin: turned[1].1,
         eps: 1e-6,
     };
-    let cache = Cache {
+    let cache = KvCache {
         keys: kept[3].1,
         values: kept[4].1,
         position,
@@ -71,7 +71,7 @@ pub(super) fn attended(
         partial_values(tokens, heads, compute, parts, positions),
     );
     if partial.len > 0 {
-        gpu.upload_now(partial.place, &vec![0; counters(heads) * 4])
+        gpu.upload_now(partial.ptr, &vec![0; counters(heads) * 4])
             .unwrap();
     }
     let attend = || {
@@ -80,7 +80,7 @@ pub(super) fn attended(
             .attend(
                 [kept[0].1, kept[1].1, kept[2].1],
                 heads,
-                turns,
+                head_norms,
                 cache,
                 (parts, partial),
                 out,

@@ -82,7 +82,7 @@ fn copies_run_beside_work_and_events_order_them() {
     let copied = gpu.event().unwrap();
     // SAFETY: `host` lives, unchanged, until the download has waited for work that waits for the
     // copy
-    unsafe { gpu.upload(y.place, &host, Stream::Copies) }.unwrap();
+    unsafe { gpu.upload(y.ptr, &host, Stream::Copies) }.unwrap();
     copied.record(Stream::Copies).unwrap();
     copied.hold(Stream::Work).unwrap();
     launch.add(x, y).unwrap();

@@ -11,7 +11,7 @@ pub(super) fn experts_in_tiles(
     dtype: FloatDtype,
     [hidden, inner, shift]: [usize; 3],
 ) -> Vec<f32> {
-    let (tokens, experts, best) = (150, 3, 2);
+    let (tokens, experts, top_k) = (150, 3, 2);
     let (_x, x) = put(
         gpu,
         launch.compute,
@@ -26,24 +26,24 @@ pub(super) fn experts_in_tiles(
     let ids: Vec<u32> = (0..tokens)
         .flat_map(|t| if t % 16 == 0 && t > 0 { [1, 2] } else { [1, 0] })
         .collect();
-    let (_kept, choice) = choice(gpu, tokens, experts, best);
+    let (_kept, choice) = choice(gpu, tokens, experts, top_k);
     gpu.upload_now(
         choice.ids,
         &ids.iter().flat_map(|i| i.to_le_bytes()).collect::<Vec<_>>(),
     )
     .unwrap();
-    let layer = Layer {
+    let layer = ExpertBlock {
         table,
         dtype,
         experts,
-        best,
+        top_k,
         hidden,
         inner,
     };
     launch
         .sort_in_tiles(tokens, layer, choice, Some(tile))
         .unwrap();
-    let places = [inner, hidden].map(|n| blank(gpu, launch.compute, tokens * best * n));
+    let places = [inner, hidden].map(|n| blank(gpu, launch.compute, tokens * top_k * n));
     launch
         .experts_in_tiles(x, layer, choice, [places[0].1, places[1].1], Some(tile))
         .unwrap();
@@ -78,8 +78,8 @@ fn an_expert_of_all_tokens_is_a_dense_mlp() {
         let compute = launch.compute;
         let (_x, x) = put(&gpu, compute, &activations(compute, tokens * hidden, 5));
         let matrices = [1, 2, 3].map(|i| put_at(&gpu, &bytes(dtype, &noise(inner * hidden, i)), 0));
-        let of = |i: usize, rows, columns| Weights {
-            place: matrices[i].1,
+        let of = |i: usize, rows, columns| MatrixView {
+            ptr: matrices[i].1,
             dtype,
             rows,
             columns,
@@ -87,7 +87,7 @@ fn an_expert_of_all_tokens_is_a_dense_mlp() {
         let dense = [inner, inner, hidden].map(|n| blank(&gpu, compute, tokens * n));
         let [gate, up, down] = [0, 1, 2].map(|i: usize| dense[i].1);
         launch
-            .products(
+            .linears(
                 x,
                 None,
                 &[
@@ -98,17 +98,17 @@ fn an_expert_of_all_tokens_is_a_dense_mlp() {
             .unwrap();
         launch.silu_mul(gate, up).unwrap();
         launch
-            .products(gate, None, &[(of(2, hidden, inner), None, down)])
+            .linears(gate, None, &[(of(2, hidden, inner), None, down)])
             .unwrap();
         let table: Vec<u8> = matrices.iter().flat_map(|m| m.1.0.to_le_bytes()).collect();
         let (_t, table) = put_at(&gpu, &table, 0);
         let (_kept, choice) = choice(&gpu, tokens, 1, 1);
         gpu.upload_now(choice.ids, &vec![0; tokens * 4]).unwrap();
-        let layer = Layer {
+        let layer = ExpertBlock {
             table,
             dtype,
             experts: 1,
-            best: 1,
+            top_k: 1,
             hidden,
             inner,
         };
@@ -133,7 +133,7 @@ fn an_expert_of_all_tokens_is_a_dense_mlp() {
 #[test]
 fn experts_agree_with_the_reference_and_absent_ones_are_left_out() {
     let gpu = gpu();
-    for (tokens, experts, best, hidden, inner) in [
+    for (tokens, experts, top_k, hidden, inner) in [
         (1, 4, 2, 48, 24),
         (3, 5, 5, 33, 7),
         (5, 3, 2, 40, 136),
@@ -184,18 +184,18 @@ fn experts_agree_with_the_reference_and_absent_ones_are_left_out() {
                     .collect();
                 put_at(&gpu, &bytes, 0)
             });
-            let (_kept, choice) = choice(&gpu, tokens, experts, best);
-            let layer = Layer {
+            let (_kept, choice) = choice(&gpu, tokens, experts, top_k);
+            let layer = ExpertBlock {
                 table: all.1,
                 dtype,
                 experts,
-                best,
+                top_k,
                 hidden,
                 inner,
             };
             launch.route(logits_there, layer, true, choice).unwrap();
             launch.sort(tokens, layer, choice).unwrap();
-            let pairs = tokens * best;
+            let pairs = tokens * top_k;
             let buffers = [pairs * inner, pairs * hidden].map(|n| blank(&gpu, compute, n));
             let places = [0, 1].map(|i: usize| buffers[i].1);
             launch.experts(x_there, layer, choice, places).unwrap();
@@ -206,7 +206,7 @@ fn experts_agree_with_the_reference_and_absent_ones_are_left_out() {
             let mut wanted = vec![0.0; tokens * hidden];
             for (e, [gate, up, down]) in weights.iter().enumerate() {
                 for (pair, _) in ids.iter().enumerate().filter(|(_, id)| **id as usize == e) {
-                    let t = pair / best;
+                    let t = pair / top_k;
                     let matrix = |bytes, rows, columns| Matrix {
                         dtype,
                         bytes,
@@ -231,7 +231,7 @@ fn experts_agree_with_the_reference_and_absent_ones_are_left_out() {
             // a table without one expert touches no pair of it, and the others as before
             let before = get(&gpu, places[1]);
             let (_y, y) = blank(&gpu, compute, pairs * hidden);
-            let without = Layer {
+            let without = ExpertBlock {
                 table: but_one.1,
                 ..layer
             };
@@ -255,7 +255,7 @@ fn experts_agree_with_the_reference_and_absent_ones_are_left_out() {
 #[test]
 fn experts_in_one_launch_add_up_as_two_do() {
     let gpu = gpu();
-    for (tokens, experts, best, hidden, inner) in [
+    for (tokens, experts, top_k, hidden, inner) in [
         (1, 4, 2, 48, 24),
         (3, 5, 5, 33, 7),
         (4, 9, 8, 40, 768),
@@ -274,20 +274,20 @@ fn experts_in_one_launch_add_up_as_two_do() {
                 .collect();
             let table: Vec<u8> = matrices
                 .iter()
-                .flat_map(|m| m.1.place.0.to_le_bytes())
+                .flat_map(|m| m.1.ptr.0.to_le_bytes())
                 .collect();
             let (_t, table) = put_at(&gpu, &table, 0);
-            let (_kept, choice) = choice(&gpu, tokens, experts, best);
-            let layer = Layer {
+            let (_kept, choice) = choice(&gpu, tokens, experts, top_k);
+            let layer = ExpertBlock {
                 table,
                 dtype,
                 experts,
-                best,
+                top_k,
                 hidden,
                 inner,
             };
             launch.route(logits, layer, true, choice).unwrap();
-            let pairs = tokens * best;
+            let pairs = tokens * top_k;
             let [(_b, between), (_y, y)] =
                 [pairs * inner, pairs * hidden].map(|n| blank(&gpu, compute, n));
             let [(_a, alone), (_l, along)] =
@@ -306,7 +306,7 @@ fn experts_in_one_launch_add_up_as_two_do() {
                     .collect::<Vec<_>>()
             };
             let what = format!(
-                "{tokens} tokens, {best} of {experts}, {hidden}x{inner}, {dtype}, {compute:?}"
+                "{tokens} tokens, {top_k} of {experts}, {hidden}x{inner}, {dtype}, {compute:?}"
             );
             assert_eq!(bits(alone), bits(along), "{what}");
             assert!(get(&gpu, along).iter().all(|x| !x.is_nan()), "{what}");

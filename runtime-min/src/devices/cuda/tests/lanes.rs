@@ -17,15 +17,15 @@ fn no_lanes_of_a_tile_share_banks() {
     let (_x, x) = put(&gpu, Compute::Bf16, &noise(tokens * columns, 3));
     let (_w, place) = put_at(&gpu, &bytes(FloatDtype::BF16, &noise(rows * columns, 4)), 0);
     let (_o, out) = blank(&gpu, Compute::Bf16, tokens * rows);
-    let weight = Weights {
-        place,
+    let weight = MatrixView {
+        ptr: place,
         dtype: FloatDtype::BF16,
         rows,
         columns,
     };
     for tile in [32, 64, 128] {
         launch
-            .products_in_tiles(x, &[(weight, None, out)], Some(tile))
+            .linears_in_tiles(x, &[(weight, None, out)], Some(tile))
             .unwrap();
         experts_in_tiles(launch, &gpu, tile.max(64), FloatDtype::BF16, [136, 136, 0]);
     }
@@ -58,14 +58,14 @@ fn no_result_depends_on_the_order_of_lanes() {
             );
             let (_w, place) = put_at(&gpu, &bytes(FloatDtype::BF16, &noise(rows * columns, 4)), 0);
             let (_o, out) = blank(&gpu, launch.compute, tokens * rows);
-            let weight = Weights {
-                place,
+            let weight = MatrixView {
+                ptr: place,
                 dtype: FloatDtype::BF16,
                 rows,
                 columns,
             };
             launch
-                .products_in_tiles(x, &[(weight, None, out)], Some(tile))
+                .linears_in_tiles(x, &[(weight, None, out)], Some(tile))
                 .unwrap();
             all.push(get(&gpu, out));
             all.push(experts_in_tiles(
@@ -93,12 +93,12 @@ fn no_result_depends_on_the_order_of_lanes() {
             let (_w, place) = put_at(&gpu, &bytes(FloatDtype::BF16, &noise(70 * 128, 4)), 0);
             let (_o, out) = blank(&gpu, launch.compute, tokens * 70);
             launch
-                .products(
+                .linears(
                     x,
                     None,
                     &[(
-                        Weights {
-                            place,
+                        MatrixView {
+                            ptr: place,
                             dtype: FloatDtype::BF16,
                             rows: 70,
                             columns: 128,
@@ -110,8 +110,8 @@ fn no_result_depends_on_the_order_of_lanes() {
                 .unwrap();
             all.push(get(&gpu, out));
             let (_n, norm) = blank(&gpu, launch.compute, tokens * 128);
-            let weight = Weights {
-                place,
+            let weight = MatrixView {
+                ptr: place,
                 dtype: FloatDtype::BF16,
                 rows: 128,
                 columns: 1,
@@ -129,11 +129,11 @@ fn no_result_depends_on_the_order_of_lanes() {
                 .unwrap();
             all.push(get(&gpu, norm));
             let (_kept, choice) = choice(&gpu, tokens, 64, 3);
-            let layer = Layer {
-                table: Place::NULL,
+            let layer = ExpertBlock {
+                table: DevicePtr::NULL,
                 dtype: FloatDtype::BF16,
                 experts: 64,
-                best: 3,
+                top_k: 3,
                 hidden: 1,
                 inner: 1,
             };

@@ -14,10 +14,10 @@ use std::sync::Arc;
 
 use segpack_formats::numeric::FloatDtype;
 
-use crate::devices::cuda::driver::{Gpu, Memory, Place, Stream, entries, ptx};
+use crate::devices::cuda::driver::{DeviceMemory, DevicePtr, Gpu, Stream, entries, ptx};
 use crate::devices::cuda::launch::{
-    ARGMAX_BYTES, Cache, Choice, FEW_TOKENS, Launch, Layer, Norm, Turns, Values, Weights, counters,
-    dense_tile, expert_tile, partial_values, tiles_bytes,
+    ARGMAX_BYTES, ExpertBlock, FEW_TOKENS, HeadNorms, KvCache, Launch, MatrixView, Norm,
+    RouterBuffers, View, counters, dense_tile, expert_tile, partial_values, tiles_bytes,
 };
 use crate::devices::cuda::testing::{bank_conflicts, gpu, run_lanes_backwards};
 use crate::generate::{ArgMax, Sampler};
@@ -33,36 +33,36 @@ fn plain(values: &[f32]) -> Vec<u8> {
 }
 
 /// Memory on the device with these bytes, `shift` bytes after an aligned address.
-fn put_at(gpu: &Arc<Gpu>, bytes: &[u8], shift: usize) -> (Memory, Place) {
+fn put_at(gpu: &Arc<Gpu>, bytes: &[u8], shift: usize) -> (DeviceMemory, DevicePtr) {
     let memory = gpu.alloc(bytes.len() + shift, "a test").unwrap();
-    let place = memory.place().byte(shift);
+    let place = memory.start().offset(shift);
     gpu.upload_now(place, bytes).unwrap();
     (memory, place)
 }
 
 /// Activations on the device.
-fn put(gpu: &Arc<Gpu>, compute: Compute, values: &[f32]) -> (Memory, Values) {
+fn put(gpu: &Arc<Gpu>, compute: Compute, values: &[f32]) -> (DeviceMemory, View) {
     let dtype = if compute == Compute::F32 {
         FloatDtype::F32
     } else {
         FloatDtype::BF16
     };
     let (memory, place) = put_at(gpu, &bytes(dtype, values), 0);
-    (memory, Values::activations(compute, place, values.len()))
+    (memory, View::activations(compute, place, values.len()))
 }
 
-fn put_f32(gpu: &Arc<Gpu>, values: &[f32]) -> (Memory, Values) {
+fn put_f32(gpu: &Arc<Gpu>, values: &[f32]) -> (DeviceMemory, View) {
     put(gpu, Compute::F32, values)
 }
 
 /// NaN, so that what is not written shows.
-fn blank(gpu: &Arc<Gpu>, compute: Compute, n: usize) -> (Memory, Values) {
+fn blank(gpu: &Arc<Gpu>, compute: Compute, n: usize) -> (DeviceMemory, View) {
     put(gpu, compute, &vec![f32::NAN; n])
 }
 
-fn get(gpu: &Gpu, values: Values) -> Vec<f32> {
+fn get(gpu: &Gpu, values: View) -> Vec<f32> {
     let mut bytes = vec![0; values.len * values.width];
-    gpu.download(&mut bytes, values.place).unwrap();
+    gpu.download(&mut bytes, values.ptr).unwrap();
     let dtype = if values.width == 4 {
         FloatDtype::F32
     } else {
@@ -73,12 +73,12 @@ fn get(gpu: &Gpu, values: Values) -> Vec<f32> {
     widened
 }
 
-fn get_f32(gpu: &Gpu, place: Place, n: usize) -> Vec<f32> {
-    get(gpu, Values::f32(place, n))
+fn get_f32(gpu: &Gpu, ptr: DevicePtr, n: usize) -> Vec<f32> {
+    get(gpu, View::f32(ptr, n))
 }
 
-fn get_numbers(gpu: &Gpu, place: Place, n: usize) -> Vec<u32> {
-    get_f32(gpu, place, n).iter().map(|x| x.to_bits()).collect()
+fn get_numbers(gpu: &Gpu, ptr: DevicePtr, n: usize) -> Vec<u32> {
+    get_f32(gpu, ptr, n).iter().map(|x| x.to_bits()).collect()
 }
 
 /// The same in f32 but for the order of sums; one rounding apart in bf16.
@@ -104,8 +104,13 @@ fn launches(gpu: &Gpu) -> impl Iterator<Item = Launch<'_>> {
 }
 
 /// Where `route` and `sort` write.
-fn choice(gpu: &Arc<Gpu>, tokens: usize, experts: usize, best: usize) -> (Vec<Memory>, Choice) {
-    let pairs = tokens * best;
+fn choice(
+    gpu: &Arc<Gpu>,
+    tokens: usize,
+    experts: usize,
+    top_k: usize,
+) -> (Vec<DeviceMemory>, RouterBuffers) {
+    let pairs = tokens * top_k;
     let sizes = [
         tokens * experts * 4,
         pairs * 4,
@@ -115,15 +120,15 @@ fn choice(gpu: &Arc<Gpu>, tokens: usize, experts: usize, best: usize) -> (Vec<Me
         pairs * 4,
         tiles_bytes(pairs, experts),
     ];
-    let kept: Vec<Memory> = sizes
+    let kept: Vec<DeviceMemory> = sizes
         .iter()
         .map(|n| gpu.alloc(*n, "a test").unwrap())
         .collect();
     let [probabilities, ids, weights, order, counts, sorted, tiles] =
-        [0, 1, 2, 3, 4, 5, 6].map(|i| kept[i].place());
+        [0, 1, 2, 3, 4, 5, 6].map(|i| kept[i].start());
     (
         kept,
-        Choice {
+        RouterBuffers {
             probabilities,
             ids,
             weights,
@@ -131,7 +136,7 @@ fn choice(gpu: &Arc<Gpu>, tokens: usize, experts: usize, best: usize) -> (Vec<Me
             counts,
             sorted,
             tiles,
-            uses: Place::NULL,
+            uses: DevicePtr::NULL,
         },
     )
 }
@@ -143,12 +148,12 @@ fn matrix(
     rows: usize,
     columns: usize,
     seed: u32,
-) -> (Memory, Weights) {
+) -> (DeviceMemory, MatrixView) {
     let (memory, place) = put_at(gpu, &bytes(dtype, &noise(rows * columns, seed)), 0);
     (
         memory,
-        Weights {
-            place,
+        MatrixView {
+            ptr: place,
             dtype,
             rows,
             columns,

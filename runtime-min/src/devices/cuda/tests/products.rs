@@ -33,15 +33,15 @@ fn products_agree_with_the_reference() {
                     let (w, place) = put_at(&gpu, &weight, shift);
                     let (b, b_place) = put_at(&gpu, &plain(bias.as_deref().unwrap_or(&[])), 0);
                     let (o, out) = blank(&gpu, compute, tokens * rows);
-                    let bias_there = bias.as_ref().map(|_| Weights {
-                        place: b_place,
+                    let bias_there = bias.as_ref().map(|_| MatrixView {
+                        ptr: b_place,
                         dtype: FloatDtype::F32,
                         rows,
                         columns: 1,
                     });
                     linears.push((
-                        Weights {
-                            place,
+                        MatrixView {
+                            ptr: place,
                             dtype,
                             rows,
                             columns,
@@ -62,7 +62,7 @@ fn products_agree_with_the_reference() {
                     wanted.push(result);
                     kept.push((w, b, o));
                 }
-                launch.products(x_there, None, &linears).unwrap();
+                launch.linears(x_there, None, &linears).unwrap();
                 for ((_, _, out), wanted) in linears.iter().zip(&wanted) {
                     let what = format!(
                         "{dtype} {rows:?}x{columns}, {tokens} tokens, shifted by {shift}, {compute:?}"
@@ -101,8 +101,8 @@ fn products_are_the_same_in_tiles_of_any_height() {
             });
             let placed = [0, 1].map(|i: usize| put_at(&gpu, &weights[i], shift));
             let (_b, bias) = put_at(&gpu, &bytes(FloatDtype::F16, &noise(rows[0], 5)), 2);
-            let bias = Weights {
-                place: bias,
+            let bias = MatrixView {
+                ptr: bias,
                 dtype: FloatDtype::F16,
                 rows: rows[0],
                 columns: 1,
@@ -110,8 +110,8 @@ fn products_are_the_same_in_tiles_of_any_height() {
             let run = |tile| {
                 let blanks = rows.map(|rows| blank(&gpu, compute, tokens * rows));
                 let linear = |i: usize| {
-                    let weight = Weights {
-                        place: placed[i].1,
+                    let weight = MatrixView {
+                        ptr: placed[i].1,
                         dtype,
                         rows: rows[i],
                         columns,
@@ -119,7 +119,7 @@ fn products_are_the_same_in_tiles_of_any_height() {
                     (weight, (i == 0).then_some(bias), blanks[i].1)
                 };
                 launch
-                    .products_in_tiles(x_there, &[linear(0), linear(1)], Some(tile))
+                    .linears_in_tiles(x_there, &[linear(0), linear(1)], Some(tile))
                     .unwrap();
                 blanks.map(|(_, out)| get(&gpu, out))
             };
@@ -129,7 +129,7 @@ fn products_are_the_same_in_tiles_of_any_height() {
                 assert_eq!(run(tile), all, "{what}: tiles of {tile} tokens");
             }
             let mut half = vec![0; rows[0] * 2];
-            gpu.download(&mut half, bias.place).unwrap();
+            gpu.download(&mut half, bias.ptr).unwrap();
             let mut widened = vec![0.0; rows[0]];
             FloatDtype::F16.widen(&half, &mut widened);
             for (i, seen) in all.iter().enumerate() {
@@ -204,18 +204,19 @@ fn products_norm_their_input_as_a_launch_of_its_own_does() {
                 let places =
                     || [n, n, tokens * rows, tokens * (rows + 1)].map(|n| blank(&gpu, compute, n));
                 let [alone, along] = [places(), places()];
-                let norm = |[sum, normed, ..]: &[(Memory, Values); 4]| Norm {
+                let norm = |[sum, normed, ..]: &[(DeviceMemory, View); 4]| Norm {
                     weight: norm_weight,
                     eps: 1e-6,
                     added: adds.then_some((y, sum.1)),
                     normed: normed.1,
                 };
-                let linears =
-                    |[.., a, b]: &[(Memory, Values); 4]| [(weight, None, a.1), (other, None, b.1)];
+                let linears = |[.., a, b]: &[(DeviceMemory, View); 4]| {
+                    [(weight, None, a.1), (other, None, b.1)]
+                };
                 launch.norm(x, norm(&alone)).unwrap();
-                launch.products(alone[1].1, None, &linears(&alone)).unwrap();
+                launch.linears(alone[1].1, None, &linears(&alone)).unwrap();
                 launch
-                    .products(x, Some(&norm(&along)), &linears(&along))
+                    .linears(x, Some(&norm(&along)), &linears(&along))
                     .unwrap();
                 for (i, (alone, along)) in alone.iter().zip(&along).enumerate() {
                     let [alone, along] = [alone, along].map(|v| {

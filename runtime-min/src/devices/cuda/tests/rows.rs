@@ -29,8 +29,8 @@ fn embeddings_norms_and_sums_agree_with_the_reference() {
                 if dtype != FloatDtype::F32 {
                     launch
                         .embed(
-                            Weights {
-                                place,
+                            MatrixView {
+                                ptr: place,
                                 dtype,
                                 rows: 9,
                                 columns: width,
@@ -51,8 +51,8 @@ fn embeddings_norms_and_sums_agree_with_the_reference() {
                 let (_w, place) = put_at(&gpu, &bytes(dtype, &weight), 0);
                 let mut widened = vec![0.0; width];
                 dtype.widen(&bytes(dtype, &weight), &mut widened);
-                let norm = Weights {
-                    place,
+                let norm = MatrixView {
+                    ptr: place,
                     dtype,
                     rows: width,
                     columns: 1,
@@ -104,9 +104,9 @@ fn embeddings_norms_and_sums_agree_with_the_reference() {
 fn the_lowest_id_of_the_greatest_logits_is_next() {
     let gpu = gpu();
     for n in [1, 31, 320, 5000] {
-        for best in [0, n / 2, n - 1] {
+        for top_k in [0, n / 2, n - 1] {
             let mut logits = noise(n, 3);
-            logits[best] = 7.0;
+            logits[top_k] = 7.0;
             logits[n - 1] = 7.0;
             let (_l, there) = put_f32(&gpu, &logits);
             let parts = gpu.alloc(ARGMAX_BYTES, "a test").unwrap();
@@ -118,9 +118,9 @@ fn the_lowest_id_of_the_greatest_logits_is_next() {
                 compute: Compute::F32,
             };
             launch
-                .argmax(there, parts.place(), [id, position, logit])
+                .argmax(there, parts.start(), [id, position, logit])
                 .unwrap();
-            assert_eq!(get_numbers(&gpu, id, 1), [u32::try_from(best).unwrap()]);
+            assert_eq!(get_numbers(&gpu, id, 1), [u32::try_from(top_k).unwrap()]);
             assert_eq!(get_numbers(&gpu, position, 1), [42]);
             assert_eq!(get_f32(&gpu, logit, 1), [7.0]);
         }
@@ -139,9 +139,13 @@ fn a_logit_that_is_no_number_is_found_wherever_it_is_as_the_host_finds_it() {
         let (_l, there) = put_f32(&gpu, logits);
         let (_o, place) = put_at(&gpu, &[0; 12], 0);
         launch
-            .argmax(there, parts.place(), [place, place.byte(4), place.byte(8)])
+            .argmax(
+                there,
+                parts.start(),
+                [place, place.offset(4), place.offset(8)],
+            )
             .unwrap();
-        let logit = get_f32(&gpu, place.byte(8), 1)[0];
+        let logit = get_f32(&gpu, place.offset(8), 1)[0];
         ArgMax {
             id: get_numbers(&gpu, place, 1)[0],
             logit,

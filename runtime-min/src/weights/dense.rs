@@ -1,15 +1,17 @@
-//! Dense weights: loaded once and kept, or loaded again for every pass, a group at a time.
+//! Dense weights in host memory: loaded once and kept, or loaded again for every forward pass, a
+//! group at a time.
 
 use segpack_formats::io::CancelToken;
 
+use super::arena::{Arena, Block};
+use super::budget::Residency;
+use super::loader::{Load, Loader, index};
+use super::placement::{SegmentGroup, buffer_len};
 use crate::error::RunError;
-use crate::models::decoder::bind::Group;
-use crate::weights::{Arena, Block, Residency};
-use crate::weights::{Load, Loader, room_for};
 
 /// The memory of all groups.
 #[derive(Debug)]
-pub(super) struct Dense {
+pub(super) struct DenseGroups {
     /// Of each group, once it is loaded; with streaming, `shared` is the one that is loaded.
     kept: Vec<Option<Block>>,
     arena: Arena,
@@ -17,44 +19,44 @@ pub(super) struct Dense {
     residency: Residency,
 }
 
-impl Dense {
-    /// Room for what is to be kept: all groups, or the largest of those that are streamed.
-    pub(super) fn new(groups: &[Group<'_>], residency: Residency) -> Result<Self, RunError> {
-        let room = match residency {
-            Residency::Resident => groups.iter().map(|g| g.room).sum(),
-            Residency::Streamed => streamed_room(groups),
+impl DenseGroups {
+    /// Memory for what is to be kept: all groups, or the largest of those that are streamed.
+    pub(super) fn new(groups: &[SegmentGroup<'_>], residency: Residency) -> Result<Self, RunError> {
+        let bytes = match residency {
+            Residency::Resident => groups.iter().map(SegmentGroup::buffer_len).sum(),
+            Residency::Streamed => streamed_bytes(groups),
         };
-        let kept = groups.iter().map(|_| None).collect();
         Ok(Self {
-            kept,
-            arena: Arena::new(room)?,
+            kept: groups.iter().map(|_| None).collect(),
+            arena: Arena::new(bytes)?,
             shared: None,
             residency,
         })
     }
 
-    /// Loads a group if it is not there.
+    /// Loads a group if it is not in memory.
     pub(super) fn load(
         &mut self,
         number: usize,
-        groups: &[Group<'_>],
+        groups: &[SegmentGroup<'_>],
         loader: &Loader<'_>,
         stop: &CancelToken,
     ) -> Result<(), RunError> {
-        if self.is_there(number) {
+        if self.is_loaded(number) {
             return Ok(());
         }
         let group = &groups[number];
         let mut block = match (self.residency, self.shared.take()) {
-            (Residency::Resident, _) => self.arena.take(group.room)?,
+            (Residency::Resident, _) => self.arena.take(group.buffer_len())?,
             (Residency::Streamed, Some((_, block))) => block,
-            (Residency::Streamed, None) => self.arena.take(streamed_room(groups))?,
+            (Residency::Streamed, None) => self.arena.take(streamed_bytes(groups))?,
         };
+        // each segment gets its part of the block
         let mut rest = &mut block[..];
         let mut loads = Vec::new();
-        for segment in &group.segments {
-            let room = usize::try_from(room_for(segment)).unwrap_or(usize::MAX);
-            let (to, after) = rest.split_at_mut(room.min(rest.len()));
+        for segment in group.segments() {
+            let bytes = index(buffer_len(segment)).min(rest.len());
+            let (to, after) = rest.split_at_mut(bytes);
             rest = after;
             loads.push(Load { segment, to });
         }
@@ -66,12 +68,12 @@ impl Dense {
         Ok(())
     }
 
-    fn is_there(&self, number: usize) -> bool {
+    fn is_loaded(&self, number: usize) -> bool {
         self.kept[number].is_some() || self.shared.as_ref().is_some_and(|(n, _)| *n == number)
     }
 
-    /// The memory of all groups that are there.
-    pub(super) fn held(&self) -> impl Iterator<Item = &Block> {
+    /// The memory of all groups that are loaded.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = &Block> {
         self.kept
             .iter()
             .flatten()
@@ -88,12 +90,13 @@ impl Dense {
     }
 }
 
-/// The head, the last group, is streamed in blocks of its own.
-pub(super) fn streamed_room(groups: &[Group<'_>]) -> usize {
+/// Bytes of the largest group that is streamed: of all but the last one, which is the head's and is
+/// streamed in blocks of its own.
+pub fn streamed_bytes(groups: &[SegmentGroup<'_>]) -> usize {
     let all_but_head = groups.len().saturating_sub(1);
     groups[..all_but_head]
         .iter()
-        .map(|g| g.room)
+        .map(SegmentGroup::buffer_len)
         .max()
         .unwrap_or(0)
 }

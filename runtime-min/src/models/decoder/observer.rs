@@ -1,10 +1,10 @@
 //! What a forward pass shows of itself, for traces and comparisons.
 
-/// Hears of intermediate results, all f32 and row-major, one row per token. Every method does
-/// nothing by default.
+/// Gets intermediate results, all f32 and row-major, one row per token. Every method does nothing
+/// by default.
 pub trait Observer {
-    /// Whether it does anything with the values. Where they are far away, and it does not, it gets
-    /// none.
+    /// Whether it does anything with the values. If not, values that would have to be copied from a
+    /// device are left out: the slices are empty.
     fn observes(&self) -> bool {
         true
     }
@@ -22,7 +22,7 @@ pub trait Observer {
     fn norm(&mut self, _: &[f32]) {}
 }
 
-/// Nobody looks.
+/// Observes nothing.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Unobserved;
 
@@ -39,7 +39,7 @@ pub struct Routing {
     pub logits: Vec<f32>,
     /// `[tokens, experts]`, softmax over all experts in f32.
     pub probabilities: Vec<f32>,
-    /// `[tokens, experts_per_token]`, best first, the lower id on ties.
+    /// `[tokens, experts_per_token]`, the most probable first, the lower id on ties.
     pub ids: Vec<u32>,
     /// `[tokens, experts_per_token]`, what multiplies each expert's output.
     pub weights: Vec<f32>,

@@ -1,22 +1,29 @@
 //! Whole segments into memory: several reads in flight, checked and decoded by the threads that
 //! read them.
 
+mod job;
+mod stats;
+
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use segpack_formats::codec::{Chunk, ChunkDecoder, ChunkTable, Codec, MAX_CHUNK_BYTES};
-use segpack_formats::digest::{BLAKE3_CHUNK_BYTES, Blake3, Blake3Part};
-use segpack_formats::io::{CancelToken, DIRECT_ALIGNMENT, DirectFile, ReadPath, align_outward};
+use segpack_formats::digest::{BLAKE3_CHUNK_BYTES, Blake3Part};
+use segpack_formats::io::{CancelToken, DirectFile, align_outward};
 use segpack_formats::pack::SegmentReader;
 use segpack_formats::{FormatError, Result};
+use segpack_manifests::PackReader;
 use segpack_manifests::documents::SegmentEntry;
 
+use self::job::Job;
+pub use self::stats::LoadStats;
+use self::stats::{Counters, add_time};
+use super::arena::{Arena, Block};
+use super::checksum::ChecksumPolicy;
+use super::placement::{buffer_len, data_offset};
 use crate::error::RunError;
-use crate::weights::{Arena, Block};
-use segpack_manifests::PackReader;
 
 /// Bytes of one read: large enough for a drive's full rate with a few of them in flight, small
 /// enough that one expert keeps all readers busy to its end (measured: 2 MiB takes 10 % longer).
@@ -27,70 +34,14 @@ const READERS: usize = 6;
 /// after the last.
 const SCRATCH_BYTES: usize = MAX_CHUNK_BYTES as usize + (256 << 10);
 
-/// When the digest of a segment is compared.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Check {
-    /// At every load.
-    #[default]
-    Always,
-    /// At the first load of each segment.
-    First,
-    /// Never.
-    Never,
-}
-
-/// What loading took. Times are summed over the threads that load.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct LoadStats {
-    /// Stored bytes read past the page cache.
-    pub direct: u64,
-    /// Stored bytes that were in the page cache.
-    pub cached: u64,
-    /// Stored bytes read through the page cache.
-    pub buffered: u64,
-    /// Raw bytes that were decoded from coded segments.
-    pub decoded: u64,
-    /// Reading.
-    pub read_time: Duration,
-    /// Computing digests.
-    pub check_time: Duration,
-    /// Decoding.
-    pub decode_time: Duration,
-}
-
-impl LoadStats {
-    /// Stored bytes read.
-    pub fn bytes(&self) -> u64 {
-        self.direct + self.cached + self.buffered
-    }
-}
-
 /// A segment and the memory that it goes to, which begins at a multiple of 4096 and has at least
-/// [`room_for`] bytes.
+/// [`buffer_len`] bytes.
 #[derive(Debug)]
 pub struct Load<'s, 'm> {
     /// What to load.
     pub segment: &'s SegmentEntry,
-    /// Where to. The raw bytes begin at [`begins_at`].
+    /// Where to. The raw bytes begin at [`data_offset`].
     pub to: &'m mut [u8],
-}
-
-/// Where the raw bytes of a segment begin in the memory that it is loaded to: direct reads are
-/// rounded outward.
-pub fn begins_at(segment: &SegmentEntry) -> usize {
-    match segment.codec {
-        Codec::Raw => index(segment.offset % DIRECT_ALIGNMENT),
-        _ => 0,
-    }
-}
-
-/// Bytes of memory that a segment is loaded to.
-pub fn room_for(segment: &SegmentEntry) -> u64 {
-    let range = segment.offset..segment.offset.saturating_add(segment.raw_length);
-    match segment.codec {
-        Codec::Raw => align_outward(&range).end - align_outward(&range).start,
-        _ => segment.raw_length.next_multiple_of(DIRECT_ALIGNMENT),
-    }
 }
 
 /// Bytes of memory that loading needs besides: for each thread the stored bytes of a chunk, and the
@@ -106,12 +57,12 @@ pub fn scratch_bytes(any_coded: bool) -> u64 {
 /// Loads segments with threads of its own.
 pub struct Loader<'a> {
     source: &'a PackReader<'a>,
-    check: Check,
+    checksums: ChecksumPolicy,
     threads: rayon::ThreadPool,
     checked: Mutex<HashSet<String>>,
     tables: Mutex<HashMap<String, Arc<ChunkTable>>>,
     scratch: Mutex<Vec<Scratch>>,
-    counts: Counts,
+    counters: Counters,
 }
 
 /// What one thread decodes with.
@@ -120,40 +71,18 @@ struct Scratch {
     decoder: ChunkDecoder,
 }
 
-#[derive(Debug, Default)]
-struct Counts {
-    direct: AtomicU64,
-    cached: AtomicU64,
-    buffered: AtomicU64,
-    decoded: AtomicU64,
-    read_nanos: AtomicU64,
-    check_nanos: AtomicU64,
-    decode_nanos: AtomicU64,
-}
-
-/// One segment on its way.
-struct Job<'s> {
-    segment: &'s SegmentEntry,
-    file: Arc<DirectFile>,
-    table: Option<Arc<ChunkTable>>,
-    check: bool,
-    parts: Mutex<Vec<Blake3Part>>,
-    /// Of what went wrong, that with the lowest place.
-    failed: Mutex<Option<(u64, FormatError)>>,
-}
-
 impl<'a> Loader<'a> {
     /// A loader for one model.
     ///
     /// # Errors
     /// `Threads` where they cannot be started.
-    pub fn new(source: &'a PackReader<'a>, check: Check) -> Result<Self, RunError> {
+    pub fn new(source: &'a PackReader<'a>, checksums: ChecksumPolicy) -> Result<Self, RunError> {
         let threads = rayon::ThreadPoolBuilder::new()
             .num_threads(READERS)
             .thread_name(|i| format!("load-{i}"));
         Ok(Self {
             source,
-            check,
+            checksums,
             threads: threads.build().map_err(|e| RunError::Threads {
                 threads: READERS,
                 source: std::io::Error::other(e),
@@ -161,24 +90,13 @@ impl<'a> Loader<'a> {
             checked: Mutex::default(),
             tables: Mutex::default(),
             scratch: Mutex::default(),
-            counts: Counts::default(),
+            counters: Counters::default(),
         })
     }
 
     /// What it did so far.
     pub fn stats(&self) -> LoadStats {
-        let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
-        let time = |n: &AtomicU64| Duration::from_nanos(get(n));
-        let c = &self.counts;
-        LoadStats {
-            direct: get(&c.direct),
-            cached: get(&c.cached),
-            buffered: get(&c.buffered),
-            decoded: get(&c.decoded),
-            read_time: time(&c.read_nanos),
-            check_time: time(&c.check_nanos),
-            decode_time: time(&c.decode_nanos),
-        }
+        self.counters.stats()
     }
 
     /// Loads segments.
@@ -216,29 +134,21 @@ impl<'a> Loader<'a> {
         (loaded, done)
     }
 
+    /// Opens what a segment is read from.
     fn job<'s>(&self, segment: &'s SegmentEntry) -> Result<Job<'s>> {
-        let check = match self.check {
-            Check::Always => true,
-            Check::First => !lock(&self.checked).contains(&segment.id),
-            Check::Never => false,
+        let is_checked = match self.checksums {
+            ChecksumPolicy::Always => true,
+            ChecksumPolicy::First => !lock(&self.checked).contains(&segment.id),
+            ChecksumPolicy::Never => false,
         };
         let file = self.source.open_direct(&segment.pack)?;
         let table = if segment.codec == Codec::Raw {
+            SegmentReader::open(file.file(), segment.stored())?; // it lies within the file
             None
         } else {
             Some(self.table(&file, segment)?)
         };
-        if table.is_none() {
-            SegmentReader::open(file.file(), segment.stored())?; // it lies within the file
-        }
-        Ok(Job {
-            segment,
-            file,
-            table,
-            check,
-            parts: Mutex::default(),
-            failed: Mutex::default(),
-        })
+        Ok(Job::new(segment, file, table, is_checked))
     }
 
     /// Chunk tables are small, and kept.
@@ -258,6 +168,7 @@ impl<'a> Loader<'a> {
         Ok(table)
     }
 
+    /// Starts the reads of a raw segment, or the chunks of a coded one.
     fn spawn<'s>(
         &'s self,
         scope: &rayon::Scope<'s>,
@@ -265,18 +176,37 @@ impl<'a> Loader<'a> {
         to: &'s mut [u8],
         stop: &'s CancelToken,
     ) {
-        let Some(table) = &job.table else {
-            let range = job.segment.offset..job.segment.offset + job.segment.raw_length;
-            for (i, piece) in to[..index(room_for(job.segment))]
-                .chunks_mut(index(PIECE_BYTES))
-                .enumerate()
-            {
-                let at = align_outward(&range).start + i as u64 * PIECE_BYTES;
-                let part = at.max(range.start)..(at + PIECE_BYTES).min(range.end);
-                scope.spawn(move |_| job.note(at, self.piece(job, at..part.end, piece, stop)));
-            }
-            return;
-        };
+        match &job.table {
+            None => self.spawn_pieces(scope, job, to, stop),
+            Some(table) => self.spawn_chunks(scope, job, table, to, stop),
+        }
+    }
+
+    fn spawn_pieces<'s>(
+        &'s self,
+        scope: &rayon::Scope<'s>,
+        job: &'s Job<'s>,
+        to: &'s mut [u8],
+        stop: &'s CancelToken,
+    ) {
+        let range = job.segment.offset..job.segment.offset + job.segment.raw_length;
+        let first = align_outward(&range).start;
+        let pieces = to[..index(buffer_len(job.segment))].chunks_mut(index(PIECE_BYTES));
+        for (i, piece) in pieces.enumerate() {
+            let at = first + i as u64 * PIECE_BYTES;
+            let end = (at + PIECE_BYTES).min(range.end);
+            scope.spawn(move |_| job.note(at, self.piece(job, at..end, piece, stop)));
+        }
+    }
+
+    fn spawn_chunks<'s>(
+        &'s self,
+        scope: &rayon::Scope<'s>,
+        job: &'s Job<'s>,
+        table: &'s ChunkTable,
+        to: &'s mut [u8],
+        stop: &'s CancelToken,
+    ) {
         let (mut rest, mut hashed) = (to, 0);
         for (i, chunk) in table.chunks.iter().enumerate() {
             let (raw, after) = rest.split_at_mut(index(chunk.raw.end - chunk.raw.start));
@@ -311,7 +241,7 @@ impl<'a> Loader<'a> {
     ) -> Result<()> {
         stop.check()?;
         self.read(&job.file, &range, to)?;
-        if job.check && begins_at(job.segment) == 0 {
+        if job.is_checked && data_offset(job.segment) == 0 {
             let bytes = &to[..index(range.end - range.start)];
             self.hash(job, bytes, range.start - job.segment.offset);
         }
@@ -329,7 +259,7 @@ impl<'a> Loader<'a> {
     ) -> Result<()> {
         stop.check()?;
         let mut scratch = self.scratch()?;
-        let stored = if job.check {
+        let stored = if job.is_checked {
             chunk.stored.start.min(hash.start)..chunk.stored.end.max(hash.end)
         } else {
             chunk.stored.clone()
@@ -344,7 +274,7 @@ impl<'a> Loader<'a> {
                 "coded segment {:?}: bytes {stored:?} are too many for one chunk",
                 job.segment.id
             );
-            return Err(FormatError::malformed(job.file.file().path(), what));
+            return Err(job.malformed(what));
         }
         self.read(&job.file, &aligned, &mut scratch.stored)?;
         let Scratch {
@@ -354,20 +284,20 @@ impl<'a> Loader<'a> {
         let within = |r: &Range<u64>| {
             index(offset + r.start - aligned.start)..index(offset + r.end - aligned.start)
         };
-        if job.check {
+        if job.is_checked {
             self.hash(job, &bytes[within(&hash)], hash.start);
         }
         let began = Instant::now();
         // the digest of the whole segment, or none at all, is what was asked for
         let decoded = decoder.decode_unchecked(chunk, &bytes[within(&chunk.stored)], raw);
-        add_time(&self.counts.decode_nanos, began);
-        self.counts
-            .decoded
-            .fetch_add(raw.len() as u64, Ordering::Relaxed);
+        add_time(&self.counters.decode_nanos, began);
+        self.counters.add_decoded(raw.len());
         lock(&self.scratch).push(scratch);
         decoded.map_err(|e| {
-            let what = format!("coded segment {:?} at byte {offset}: {e}", job.segment.id);
-            FormatError::malformed(job.file.file().path(), what)
+            job.malformed(format!(
+                "coded segment {:?} at byte {offset}: {e}",
+                job.segment.id
+            ))
         })
     }
 
@@ -386,74 +316,40 @@ impl<'a> Loader<'a> {
     fn read(&self, file: &DirectFile, range: &Range<u64>, to: &mut [u8]) -> Result<()> {
         let began = Instant::now();
         let path = file.read_aligned(range, to)?;
-        add_time(&self.counts.read_nanos, began);
-        let count = match path {
-            ReadPath::Direct => &self.counts.direct,
-            ReadPath::Cached => &self.counts.cached,
-            ReadPath::Buffered => &self.counts.buffered,
-        };
-        count.fetch_add(range.end - range.start, Ordering::Relaxed);
+        add_time(&self.counters.read_nanos, began);
+        self.counters.add_read(path, range.end - range.start);
         Ok(())
     }
 
     fn hash(&self, job: &Job<'_>, bytes: &[u8], at: u64) {
         let began = Instant::now();
         let part = Blake3Part::of(bytes, at, job.segment.stored_length);
-        add_time(&self.counts.check_nanos, began);
+        add_time(&self.counters.check_nanos, began);
         lock(&job.parts).push(part);
     }
 
-    /// The segment is there if nothing failed and its digest is the manifest's.
+    /// The segment is loaded if nothing failed and its digest is the manifest's.
     fn finish(&self, job: &Job<'_>, to: &[u8]) -> Result<()> {
-        if let Some((_, e)) = lock(&job.failed).take() {
-            return Err(e);
-        }
-        if !job.check {
+        job.outcome()?;
+        if !job.is_checked {
             return Ok(());
         }
-        let (segment, began) = (job.segment, Instant::now());
-        let seen = if begins_at(segment) == 0 {
-            Blake3::of_parts(lock(&job.parts).iter(), segment.stored_length)
-        } else {
-            Some(Blake3::of(
-                &to[begins_at(segment)..][..index(segment.raw_length)],
-            ))
-        };
-        add_time(&self.counts.check_nanos, began);
-        if seen != Some(segment.blake3) {
-            let seen = seen.map_or_else(|| "none".to_owned(), |b| b.to_string());
-            return Err(super::damaged(job.file.file(), segment, &seen));
-        }
-        if self.check == Check::First {
-            lock(&self.checked).insert(segment.id.clone());
+        let began = Instant::now();
+        let checked = job.check_digest(to);
+        add_time(&self.counters.check_nanos, began);
+        checked?;
+        if self.checksums == ChecksumPolicy::First {
+            lock(&self.checked).insert(job.segment.id.clone());
         }
         Ok(())
     }
-}
-
-impl Job<'_> {
-    fn note(&self, at: u64, done: Result<()>) {
-        if let Err(e) = done {
-            let mut failed = lock(&self.failed);
-            if failed.as_ref().is_none_or(|(first, _)| at < *first) {
-                *failed = Some((at, e));
-            }
-        }
-    }
-}
-
-fn add_time(count: &AtomicU64, began: Instant) {
-    count.fetch_add(
-        u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX),
-        Ordering::Relaxed,
-    );
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Lengths of segments that fit into the budget.
-fn index(n: u64) -> usize {
+/// A length of what is in memory, or about to be; the largest number where it cannot be.
+pub(crate) fn index(n: u64) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }

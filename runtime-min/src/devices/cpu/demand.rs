@@ -1,0 +1,67 @@
+//! How much memory a decoder needs on the CPU.
+
+use super::head::BLOCK_BYTES;
+use crate::models::decoder::DecoderSpec;
+use crate::models::decoder::executor::DecoderSetup;
+use crate::weights::{Demand, NetworkDemand, SegmentGroup, scratch_bytes, streamed_bytes};
+
+/// Memory of the program itself, its buffers and threads, in bytes; the manifest's share comes on
+/// top.
+const PROGRAM_BYTES: u64 = 64 << 20;
+/// Memory that one tensor of the manifest takes once it is parsed, in bytes (measured: about
+/// 1,000).
+const MANIFEST_ENTRY_BYTES: u64 = 1500;
+
+/// Bytes of the program with what loading needs, and of the manifest.
+pub(crate) fn program_bytes(setup: &DecoderSetup<'_, '_>) -> (u64, u64) {
+    let tensors = setup.source.pack().manifest().tensors.len() as u64;
+    let overhead = PROGRAM_BYTES + scratch_bytes(setup.weights.is_any_coded());
+    (overhead, tensors * MANIFEST_ENTRY_BYTES)
+}
+
+/// Bytes that a decoder and its settings need.
+pub(super) fn demand(setup: &DecoderSetup<'_, '_>) -> Demand {
+    let (overhead, manifest) = program_bytes(setup);
+    Demand {
+        overhead,
+        manifest,
+        network: network_demand(setup),
+    }
+}
+
+fn network_demand(setup: &DecoderSetup<'_, '_>) -> NetworkDemand {
+    let (weights, spec) = (setup.weights, setup.spec);
+    let tokens = setup.settings.longest_pass.max(1) as u64;
+    let positions = setup.settings.positions as u64;
+    NetworkDemand {
+        state: weights.layers.len() as u64 * positions * 2 * spec.key_width() as u64 * 4,
+        tokens,
+        activations: tokens * values_per_token(spec) * 4 + spec.vocab as u64 * 8,
+        per_token: values_per_batch_token(spec) * 4,
+        dense: weights.groups.iter().map(|g| g.buffer_len() as u64).sum(),
+        dense_streamed: dense_streamed(setup, &weights.groups),
+        expert: weights.slot_bytes(),
+        experts: weights.experts().count() as u64,
+        experts_per_token: spec.experts_per_token as u64,
+    }
+}
+
+/// Values of each token of a forward pass: residual, normed, added; router logits, probabilities
+/// and a copy.
+fn values_per_token(spec: &DecoderSpec) -> u64 {
+    (3 * spec.hidden + 3 * spec.experts) as u64
+}
+
+/// Values of each token of a batch: q, attended, k, v; x, gate, up, y of the MLP.
+fn values_per_batch_token(spec: &DecoderSpec) -> u64 {
+    let inner = spec.intermediate.max(spec.moe_intermediate);
+    let attention = 2 * spec.query_width() + 2 * spec.key_width();
+    (attention + 2 * spec.hidden + 2 * inner) as u64
+}
+
+/// The largest group, and a block of the head.
+fn dense_streamed(setup: &DecoderSetup<'_, '_>, groups: &[SegmentGroup<'_>]) -> u64 {
+    let head = setup.weights.head.length;
+    let row = head / (setup.spec.vocab as u64).max(1);
+    streamed_bytes(groups) as u64 + BLOCK_BYTES.min(head).max(row)
+}

@@ -1,0 +1,283 @@
+//! Finds a decoder's tensors in a pack, and gives each a place in memory.
+
+use std::collections::{BTreeMap, HashMap};
+
+use segpack_manifests::PackReader;
+use segpack_manifests::documents::TensorEntry;
+use segpack_manifests::names::{Component, Part, Role};
+
+use super::{DecoderWeights, ExpertWeights, LayerWeights, LinearWeights, MlpWeights};
+use crate::error::{RunError, Unsuitable};
+use crate::models::decoder::spec::DecoderSpec;
+use crate::weights::{PlacedTensor, SegmentGroup, data_offset};
+
+/// The tensors of one layer by role; `true` for biases.
+type ByRole<'a> = HashMap<(Role, bool), &'a TensorEntry>;
+
+/// The experts of one layer by number, of each the tensors by role.
+type Experts<'a> = BTreeMap<u32, HashMap<Role, &'a TensorEntry>>;
+
+impl<'a> DecoderWeights<'a> {
+    /// Finds every tensor that a decoder needs among those of some components.
+    ///
+    /// # Errors
+    /// `Unsuitable` names what the pack lacks, or a tensor that cannot be computed with.
+    pub(crate) fn find(
+        source: &'a PackReader<'a>,
+        spec: &DecoderSpec,
+        has_component: impl Fn(&Component) -> bool,
+    ) -> Result<Self, RunError> {
+        let found = Found::collect(source, spec, has_component)?;
+        let embedding = found.outside(Role::Embedding)?;
+        let head = match found.outside(Role::LmHead) {
+            Err(_) if spec.has_tied_head => embedding,
+            head => head?,
+        };
+        // a group for each layer, then one for the final norm and one for the head
+        let mut groups = Vec::new();
+        let mut layers = Vec::new();
+        for number in 0..spec.layers {
+            let mut layer = LayerBinder::new(&found, number);
+            layers.push(layer.bind(spec)?);
+            groups.push(layer.group);
+        }
+        let final_norm = found.alone(found.outside(Role::FinalNorm)?, &mut groups)?;
+        let head_matrix = found.alone(head, &mut groups)?;
+        Ok(Self {
+            embedding,
+            embedding_table: found.alone(embedding, &mut Vec::new())?,
+            head,
+            head_matrix,
+            final_norm,
+            layers,
+            groups,
+        })
+    }
+}
+
+/// A tensor that is not understood may change what the model computes, so none is left out.
+fn check_words(tensor: &TensorEntry) -> Result<(), RunError> {
+    let (part, role) = (tensor.part.to_string(), tensor.role.to_string());
+    let name = tensor.name.clone();
+    if !tensor.role.is_known() || !tensor.part.is_known() {
+        return Err(Unsuitable::UnknownWord {
+            tensor: name,
+            part,
+            role,
+        }
+        .into());
+    }
+    match tensor.part {
+        Part::Weight | Part::Bias => Ok(()),
+        _ => Err(Unsuitable::Part {
+            tensor: name,
+            part,
+            role,
+        }
+        .into()),
+    }
+}
+
+/// A weight that the pack does not have; `owner` is what should have it.
+fn missing(owner: String, role: Role) -> RunError {
+    let role = role.to_string();
+    Unsuitable::Missing { owner, role }.into()
+}
+
+/// The tensors of a decoder by what they are.
+struct Found<'a> {
+    source: &'a PackReader<'a>,
+    layers: Vec<ByRole<'a>>,
+    experts: Vec<Experts<'a>>,
+    outside: HashMap<Role, &'a TensorEntry>,
+}
+
+impl<'a> Found<'a> {
+    fn collect(
+        source: &'a PackReader<'a>,
+        spec: &DecoderSpec,
+        has_component: impl Fn(&Component) -> bool,
+    ) -> Result<Self, RunError> {
+        let mut found = Self {
+            source,
+            layers: vec![HashMap::new(); spec.layers],
+            experts: vec![BTreeMap::new(); spec.layers],
+            outside: HashMap::new(),
+        };
+        for tensor in &source.pack().manifest().tensors {
+            if has_component(&tensor.component) {
+                // also of tensors that are not needed
+                check_words(tensor)?;
+                PlacedTensor::new(tensor, 0)?;
+                found.add(tensor);
+            }
+        }
+        Ok(found)
+    }
+
+    fn add(&mut self, tensor: &'a TensorEntry) {
+        let Some(layer) = tensor.layer else {
+            self.outside.insert(tensor.role, tensor);
+            return;
+        };
+        // layers beyond the config's are not this decoder's
+        let layer = layer as usize;
+        match tensor.expert {
+            Some(expert) => {
+                if let Some(experts) = self.experts.get_mut(layer) {
+                    let tensors = experts.entry(expert).or_default();
+                    tensors.insert(tensor.role, tensor);
+                }
+            }
+            None => {
+                let is_bias = tensor.part == Part::Bias;
+                if let Some(tensors) = self.layers.get_mut(layer) {
+                    tensors.insert((tensor.role, is_bias), tensor);
+                }
+            }
+        }
+    }
+
+    /// The tensor of this role that is in no layer.
+    fn outside(&self, role: Role) -> Result<&'a TensorEntry, RunError> {
+        self.outside
+            .get(&role)
+            .copied()
+            .ok_or_else(|| missing("the model".to_owned(), role))
+    }
+
+    /// Places a tensor in a group of its own.
+    fn alone(
+        &self,
+        tensor: &'a TensorEntry,
+        groups: &mut Vec<SegmentGroup<'a>>,
+    ) -> Result<PlacedTensor, RunError> {
+        let mut group = SegmentGroup::default();
+        let offset = group.place(self.source.segment_of(tensor)?);
+        groups.push(group);
+        PlacedTensor::new(tensor, offset)
+    }
+}
+
+/// Binds the tensors of one layer.
+struct LayerBinder<'f, 'a> {
+    found: &'f Found<'a>,
+    number: usize,
+    /// The layer's dense segments so far.
+    group: SegmentGroup<'a>,
+}
+
+impl<'f, 'a> LayerBinder<'f, 'a> {
+    fn new(found: &'f Found<'a>, number: usize) -> Self {
+        Self {
+            found,
+            number,
+            group: SegmentGroup::default(),
+        }
+    }
+
+    /// The whole layer.
+    fn bind(&mut self, spec: &DecoderSpec) -> Result<LayerWeights<'a>, RunError> {
+        Ok(LayerWeights {
+            input_norm: self.tensor(Role::InputNorm)?,
+            q_norm: self.tensor(Role::QNorm)?,
+            k_norm: self.tensor(Role::KNorm)?,
+            post_attention_norm: self.tensor(Role::PostAttentionNorm)?,
+            q: self.linear(Role::AttentionQ)?,
+            k: self.linear(Role::AttentionK)?,
+            v: self.linear(Role::AttentionV)?,
+            o: self.linear(Role::AttentionO)?,
+            mlp: self.mlp(spec)?,
+        })
+    }
+
+    fn mlp(&mut self, spec: &DecoderSpec) -> Result<MlpWeights<'a>, RunError> {
+        let tensors = &self.found.layers[self.number];
+        if tensors.contains_key(&(Role::Router, false)) {
+            return Ok(MlpWeights::Experts {
+                router: self.linear(Role::Router)?,
+                experts: self.experts(spec.experts)?,
+            });
+        }
+        if !self.found.experts[self.number].is_empty() {
+            return Err(self.lacks(Role::Router));
+        }
+        Ok(MlpWeights::Dense {
+            gate: self.linear(Role::MlpGate)?,
+            up: self.linear(Role::MlpUp)?,
+            down: self.linear(Role::MlpDown)?,
+        })
+    }
+
+    fn lacks(&self, role: Role) -> RunError {
+        missing(format!("layer {}", self.number), role)
+    }
+
+    /// The weight or the bias of this role, if there is one.
+    fn find(&mut self, role: Role, is_bias: bool) -> Result<Option<PlacedTensor>, RunError> {
+        let Some(tensor) = self.found.layers[self.number].get(&(role, is_bias)) else {
+            return Ok(None);
+        };
+        let offset = self.group.place(self.found.source.segment_of(tensor)?);
+        PlacedTensor::new(tensor, offset).map(Some)
+    }
+
+    fn tensor(&mut self, role: Role) -> Result<PlacedTensor, RunError> {
+        let found = self.find(role, false)?;
+        found.ok_or_else(|| self.lacks(role))
+    }
+
+    fn linear(&mut self, role: Role) -> Result<LinearWeights, RunError> {
+        let bias = self.find(role, true)?;
+        let weight = self.tensor(role)?;
+        Ok(LinearWeights { weight, bias })
+    }
+
+    fn experts(&self, wanted: usize) -> Result<Vec<ExpertWeights<'a>>, RunError> {
+        let found = &self.found.experts[self.number];
+        if found.len() != wanted {
+            return Err(Unsuitable::ExpertCount {
+                layer: self.number,
+                seen: found.len(),
+                wanted,
+            }
+            .into());
+        }
+        found
+            .iter()
+            .map(|(expert, tensors)| self.expert(*expert, tensors))
+            .collect()
+    }
+
+    /// One expert, all of whose matrices are in one segment.
+    fn expert(
+        &self,
+        expert: u32,
+        tensors: &HashMap<Role, &'a TensorEntry>,
+    ) -> Result<ExpertWeights<'a>, RunError> {
+        let get = |role: Role| tensors.get(&role).copied().ok_or(role);
+        let lacks = |role: Role| {
+            let owner = format!("expert {expert} of layer {}", self.number);
+            missing(owner, role)
+        };
+        let gate = get(Role::ExpertGate).map_err(lacks)?;
+        let up = get(Role::ExpertUp).map_err(lacks)?;
+        let down = get(Role::ExpertDown).map_err(lacks)?;
+        let segment = self.found.source.segment_of(gate)?;
+        if let Some(apart) = [up, down].iter().find(|t| t.segment != gate.segment) {
+            return Err(Unsuitable::ExpertApart {
+                tensor: apart.name.clone(),
+                segment: apart.segment.clone(),
+                wanted: gate.segment.clone(),
+            }
+            .into());
+        }
+        let offset = data_offset(segment);
+        Ok(ExpertWeights {
+            segment,
+            gate: PlacedTensor::new(gate, offset)?,
+            up: PlacedTensor::new(up, offset)?,
+            down: PlacedTensor::new(down, offset)?,
+        })
+    }
+}

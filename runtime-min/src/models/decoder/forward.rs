@@ -1,0 +1,380 @@
+//! The forward pass.
+//!
+//! The equations are those of transformers 5.23, `modeling_qwen3_omni_moe.py`
+//! (`Qwen3OmniMoeThinkerTextModel`); for text its interleaved multimodal rope is plain rope.
+
+use std::borrow::Cow;
+use std::ops::Range;
+use std::time::Instant;
+
+use segpack_formats::io::CancelToken;
+use segpack_manifests::families::TextFacts;
+use segpack_manifests::names::Component;
+use segpack_manifests::{PackCursor, PackReader};
+
+use super::bind::{DecoderWeights, MlpWeights};
+use super::executor::{
+    Activation, Backend, DecoderExecutor, DecoderSetup, ExpertLayer, GroupTensor,
+};
+use super::observer::Observer;
+use super::spec::{DecoderSpec, text_facts};
+use super::stats::{LayerUses, Logits, RunSettings, RunStats};
+use crate::error::RunError;
+use crate::generate::ArgMax;
+use crate::tensor::Compute;
+use crate::weights::{Budget, Demand, PlacedTensor, index};
+
+/// A decoder that runs from a pack.
+pub struct Decoder<'a, B: Backend> {
+    facts: TextFacts,
+    spec: DecoderSpec,
+    compute: Compute,
+    cursor: PackCursor<'a>,
+    settings: RunSettings,
+    weights: DecoderWeights<'a>,
+    pub(crate) executor: B::Executor<'a>,
+    stats: RunStats,
+    stop: &'a CancelToken,
+}
+
+/// Whether a tensor belongs to the text model.
+fn is_text(component: &Component) -> bool {
+    matches!(component, Component::ThinkerText | Component::Text)
+}
+
+impl<'a, B: Backend> Decoder<'a, B> {
+    /// Prepares to run the text model of a pack. No weight is read; a missing one is found here.
+    ///
+    /// # Errors
+    /// `Unsuitable` names what the pack lacks, or what cannot be computed with; `Memory` says how
+    /// much would do.
+    pub fn new(
+        source: &'a PackReader<'a>,
+        backend: B,
+        settings: RunSettings,
+        stop: &'a CancelToken,
+    ) -> Result<Self, RunError> {
+        let facts = text_facts(source.pack().manifest())?.clone();
+        let spec = DecoderSpec::from_facts(&facts)?;
+        let weights = DecoderWeights::find(source, &spec, is_text)?;
+        let compute = backend.compute();
+        let executor = backend.open(&DecoderSetup {
+            source,
+            weights: &weights,
+            spec: &spec,
+            settings,
+            stop,
+        })?;
+        let stats = RunStats {
+            layers: vec![LayerUses::default(); spec.layers],
+            ..RunStats::default()
+        };
+        Ok(Self {
+            facts,
+            spec,
+            compute,
+            cursor: source.cursor()?,
+            settings,
+            weights,
+            executor,
+            stats,
+            stop,
+        })
+    }
+
+    /// What the manifest says about the model.
+    pub fn facts(&self) -> &TextFacts {
+        &self.facts
+    }
+
+    /// The model's numbers.
+    pub fn spec(&self) -> &DecoderSpec {
+        &self.spec
+    }
+
+    /// How memory is shared out.
+    pub fn budget(&self) -> Budget {
+        self.executor.budget()
+    }
+
+    /// What this model and its settings need of memory.
+    pub fn demand(&self) -> Demand {
+        self.executor.demand()
+    }
+
+    /// Layers that have experts.
+    pub fn expert_layers(&self) -> u64 {
+        self.weights.expert_layers() as u64
+    }
+
+    /// Bytes of the head.
+    pub fn head_bytes(&self) -> u64 {
+        self.weights.head.length
+    }
+
+    /// Bytes of one weight.
+    pub fn bytes_per_weight(&self) -> u64 {
+        self.weights.head_matrix.dtype.byte_width() as u64
+    }
+
+    /// What was done so far.
+    pub fn stats(&self) -> RunStats {
+        let executor = self.executor.stats();
+        let mut stats = self.stats.clone();
+        stats.add_resident_uses(&executor.resident_uses);
+        RunStats {
+            cache: executor.cache,
+            load: executor.load,
+            bytes_read: self.stats.bytes_read + executor.bytes_read + executor.load.bytes(),
+            bytes_copied: executor.bytes_copied,
+            waited: executor.waited,
+            ..stats
+        }
+    }
+
+    /// Positions in the cache of keys and values.
+    pub fn positions(&self) -> usize {
+        self.executor.positions()
+    }
+
+    /// Bytes that [`preload`](Self::preload) loads where nothing is in memory yet.
+    pub fn preload_bytes(&self) -> u64 {
+        self.executor.preload_bytes(&self.weights)
+    }
+
+    /// Loads the dense weights and as many experts as fit, which is otherwise done when they are
+    /// needed. Calls `report` with the bytes that came since the last call.
+    ///
+    /// # Errors
+    /// Damage of the pack; `Interrupted`.
+    pub fn preload(&mut self, report: &mut dyn FnMut(u64)) -> Result<(), RunError> {
+        self.executor.preload(&self.weights, report)
+    }
+
+    /// Forgets all tokens, keeps all weights.
+    pub fn reset(&mut self) {
+        self.truncate(0);
+    }
+
+    /// Forgets the tokens from this position on; the next ones take their positions.
+    pub fn truncate(&mut self, positions: usize) {
+        if positions < self.positions() {
+            self.executor.truncate(positions);
+        }
+    }
+
+    /// Runs these tokens after those before; returns logits, `[vocab]` or `[tokens, vocab]`.
+    ///
+    /// # Errors
+    /// `TokenId`, `TooLong`; damage of the pack.
+    pub fn forward(
+        &mut self,
+        ids: &[u32],
+        want: Logits,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<f32>, RunError> {
+        let began = Instant::now();
+        let logits = self.run(ids, want, observer);
+        self.stats.forward += began.elapsed();
+        logits
+    }
+
+    /// Runs `first`, then each token that follows but the last: the highest logit of every step
+    /// fills `next`, without the host inspecting it in between; see [`ArgMax::token`]. False, and
+    /// nothing is run, where that cannot be: it takes a GPU that holds all weights, and two steps of
+    /// one token before.
+    ///
+    /// # Errors
+    /// `TokenId`, `TooLong`; what the driver says.
+    pub fn greedy(&mut self, first: u32, next: &mut [ArgMax]) -> Result<bool, RunError> {
+        self.check(&[first], next.len())?;
+        let began = Instant::now();
+        let done = self.executor.greedy(first, next);
+        self.stats.forward += began.elapsed();
+        done
+    }
+
+    /// Whether the model can go on with these ids, so many positions in all.
+    fn check(&self, ids: &[u32], positions: usize) -> Result<(), RunError> {
+        self.stop.check()?; // a step that was recorded checks it nowhere else
+        let wanted = self.positions() + positions;
+        if wanted > self.settings.positions {
+            return Err(RunError::TooLong {
+                wanted,
+                reserved: self.settings.positions,
+            });
+        }
+        match ids.iter().find(|id| **id as usize >= self.spec.vocab) {
+            Some(id) => Err(RunError::TokenId {
+                id: *id,
+                rows: self.spec.vocab as u64,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn run(
+        &mut self,
+        ids: &[u32],
+        want: Logits,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<f32>, RunError> {
+        self.check(ids, ids.len())?;
+        let recorded = self
+            .executor
+            .forward_recorded(ids, want, observer.observes())?;
+        if let Some(logits) = recorded {
+            return Ok(logits);
+        }
+        self.begin(ids)?;
+        observer.embed(&self.inspect(observer, Activation::Residual)?);
+        for layer in 0..self.weights.layers.len() {
+            self.stop.check()?;
+            self.executor.load_group(layer, &self.weights.groups)?;
+            self.attention(layer, ids.len())?;
+            observer.attention(layer, &self.inspect(observer, Activation::Added)?);
+            self.executor.add_residual()?;
+            self.mlp(layer, ids.len(), observer)?;
+            observer.mlp(layer, &self.inspect(observer, Activation::Added)?);
+            self.executor.add_residual()?;
+            observer.hidden(layer, &self.inspect(observer, Activation::Residual)?);
+        }
+        let final_norm = GroupTensor {
+            group: self.weights.final_norm_group(),
+            tensor: self.weights.final_norm,
+        };
+        self.executor
+            .load_group(final_norm.group, &self.weights.groups)?;
+        self.executor
+            .norm(Activation::Residual, Activation::Residual, final_norm)?;
+        observer.norm(&self.inspect(observer, Activation::Residual)?);
+        self.executor.logits(&self.weights, want)
+    }
+
+    /// Values for the observer; none where they would have to be copied from a device and it does
+    /// not observe.
+    fn inspect(
+        &mut self,
+        observer: &dyn Observer,
+        activation: Activation,
+    ) -> Result<Cow<'_, [f32]>, RunError> {
+        if self.executor.is_remote() && !observer.observes() {
+            return Ok(Cow::Borrowed(&[]));
+        }
+        self.executor.read(activation)
+    }
+
+    /// The embeddings of these tokens, and the rotary embedding of their positions.
+    fn begin(&mut self, ids: &[u32]) -> Result<(), RunError> {
+        let (spec, compute) = (&self.spec, self.compute);
+        self.executor
+            .begin(ids.len(), &|positions| spec.rotary(compute, positions))?;
+        if !self.executor.embed(ids)? {
+            let embedded = self.embed(ids)?;
+            self.executor.set_residual(embedded)?;
+        }
+        Ok(())
+    }
+
+    /// Reads rows of the embedding, one at a time.
+    fn embed(&mut self, ids: &[u32]) -> Result<Vec<f32>, RunError> {
+        let hidden = self.spec.hidden;
+        let tensor = self.weights.embedding;
+        let row = tensor.length / (self.spec.vocab as u64).max(1);
+        let mut embedded = vec![0.0; ids.len() * hidden];
+        let mut bytes = Vec::with_capacity(index(row));
+        for (id, to) in ids.iter().zip(embedded.chunks_exact_mut(hidden)) {
+            bytes.clear();
+            let start = u64::from(*id) * row;
+            self.cursor
+                .read_tensor(tensor, start..start + row, self.stop, |piece| {
+                    bytes.extend_from_slice(piece);
+                    Ok::<_, RunError>(())
+                })?;
+            self.stats.bytes_read += row;
+            self.weights.embedding_table.dtype.widen(&bytes, to);
+        }
+        self.compute.round_all(&mut embedded);
+        Ok(embedded)
+    }
+
+    /// Batches of the tokens of a forward pass.
+    fn batches(&self, tokens: usize) -> impl Iterator<Item = Range<usize>> + use<B> {
+        let max = self.executor.max_batch();
+        (0..tokens)
+            .step_by(max)
+            .map(move |first| first..(first + max).min(tokens))
+    }
+
+    /// Added = what attention adds to the residual stream. q and k are normed per head, then
+    /// rotated; v is neither.
+    fn attention(&mut self, number: usize, tokens: usize) -> Result<(), RunError> {
+        let layer = &self.weights.layers[number];
+        let of_layer = |tensor: PlacedTensor| GroupTensor {
+            group: number,
+            tensor,
+        };
+        let norms = [of_layer(layer.q_norm), of_layer(layer.k_norm)];
+        self.executor.norm(
+            Activation::Residual,
+            Activation::Normed,
+            of_layer(layer.input_norm),
+        )?;
+        for batch in self.batches(tokens) {
+            let qkv = [
+                (&layer.q, Activation::Q),
+                (&layer.k, Activation::K),
+                (&layer.v, Activation::V),
+            ];
+            self.executor
+                .linears(Activation::Normed, batch.clone(), number, &qkv)?;
+            self.executor.attention(number, batch.clone(), norms)?;
+            let o = [(&layer.o, Activation::Added)];
+            self.executor
+                .linears(Activation::Attended, batch, number, &o)?;
+        }
+        Ok(())
+    }
+
+    /// Added = what the MLP or the experts add to the residual stream.
+    fn mlp(
+        &mut self,
+        number: usize,
+        tokens: usize,
+        observer: &mut dyn Observer,
+    ) -> Result<(), RunError> {
+        let layer = &self.weights.layers[number];
+        let norm = GroupTensor {
+            group: number,
+            tensor: layer.post_attention_norm,
+        };
+        self.executor
+            .norm(Activation::Residual, Activation::Normed, norm)?;
+        match &layer.mlp {
+            MlpWeights::Dense { gate, up, down } => {
+                for batch in self.batches(tokens) {
+                    let gate_up = [(gate, Activation::Gate), (up, Activation::Up)];
+                    self.executor
+                        .linears(Activation::Normed, batch.clone(), number, &gate_up)?;
+                    self.executor.silu_mul()?;
+                    let down = [(down, Activation::Added)];
+                    self.executor
+                        .linears(Activation::Gate, batch, number, &down)?;
+                }
+            }
+            MlpWeights::Experts { router, experts } => {
+                let router = [(router, Activation::Router)];
+                self.executor
+                    .linears(Activation::Normed, 0..tokens, number, &router)?;
+                let layer = ExpertLayer { number, experts };
+                self.executor.route(layer)?;
+                if observer.observes() || !self.executor.is_remote() {
+                    observer.router(number, &*self.executor.routing()?);
+                }
+                let uses = self.executor.experts(layer)?;
+                self.stats.count(number, &uses);
+            }
+        }
+        Ok(())
+    }
+}

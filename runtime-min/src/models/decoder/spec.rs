@@ -1,0 +1,129 @@
+//! The numbers of a decoder, apart from any weights.
+
+use std::ops::Range;
+
+use segpack_manifests::documents::Manifest;
+use segpack_manifests::families::TextFacts;
+
+use crate::error::{RunError, Unsuitable};
+use crate::tensor::{Compute, Heads};
+use crate::weights::index;
+
+/// The shape of a decoder and the constants of its operations.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DecoderSpec {
+    /// Layers.
+    pub layers: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Attention heads.
+    pub heads: Heads,
+    /// Width of a dense MLP.
+    pub intermediate: usize,
+    /// Width of an expert.
+    pub moe_intermediate: usize,
+    /// Experts of a layer.
+    pub experts: usize,
+    /// Experts that each token goes to.
+    pub experts_per_token: usize,
+    /// Whether the weights of a token's experts are divided by their sum.
+    pub normalizes_top_k: bool,
+    /// What RMS norms add to the mean of squares.
+    pub rms_norm_eps: f32,
+    /// The base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Rows of the embedding, and of the head.
+    pub vocab: usize,
+    /// Whether the head is the embedding where the pack has no head of its own.
+    pub has_tied_head: bool,
+}
+
+/// The sizes of a pack's text decoder.
+///
+/// # Errors
+/// `Unsuitable` where its family is not known, or it has none.
+pub fn text_facts(manifest: &Manifest) -> Result<&TextFacts, RunError> {
+    let facts = manifest.model.text_decoder().map_err(Unsuitable::Family)?;
+    Ok(facts.ok_or(Unsuitable::NoTextDecoder)?)
+}
+
+/// Cosines and sines of the rotary embedding of some positions, `[positions, head width / 2]` each.
+#[derive(Debug, Clone, Default)]
+pub struct Rotary {
+    /// Cosines.
+    pub cos: Vec<f32>,
+    /// Sines.
+    pub sin: Vec<f32>,
+}
+
+impl DecoderSpec {
+    /// Of the text model that a manifest describes.
+    ///
+    /// # Errors
+    /// `Unsuitable` where it wants an operation that is not implemented.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the epsilon is applied in f32, as torch does"
+    )]
+    pub fn from_facts(facts: &TextFacts) -> Result<Self, RunError> {
+        if facts.rope_type != "default" {
+            return Err(Unsuitable::RopeType {
+                seen: facts.rope_type.clone(),
+            }
+            .into());
+        }
+        Ok(Self {
+            layers: facts.layers as usize,
+            hidden: index(facts.hidden_size),
+            heads: Heads {
+                query: index(facts.heads),
+                key_value: index(facts.kv_heads),
+                width: index(facts.head_dim),
+            },
+            intermediate: index(facts.intermediate),
+            moe_intermediate: index(facts.moe_intermediate),
+            experts: facts.experts as usize,
+            experts_per_token: facts.experts_per_token as usize,
+            normalizes_top_k: facts.norm_topk_prob,
+            rms_norm_eps: facts.rms_norm_eps as f32,
+            rope_theta: facts.rope_theta,
+            vocab: index(facts.vocab),
+            has_tied_head: facts.tie_word_embeddings,
+        })
+    }
+
+    /// Width of all query heads.
+    pub fn query_width(&self) -> usize {
+        self.heads.query * self.heads.width
+    }
+
+    /// Width of all key heads, and of all value heads.
+    pub fn key_width(&self) -> usize {
+        self.heads.key_value * self.heads.width
+    }
+
+    /// The rotary embedding of some positions: `angle = position · theta^(-2j / width)` in f32, its
+    /// cosine and sine in the precision of the activations.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        reason = "f32, as torch does"
+    )]
+    pub fn rotary(&self, compute: Compute, positions: Range<usize>) -> Rotary {
+        let width = self.heads.width;
+        let mut frequencies = Vec::with_capacity(width / 2);
+        for j in 0..width / 2 {
+            let exponent = (2 * j) as f32 / width as f32;
+            frequencies.push(1.0 / (self.rope_theta.powf(f64::from(exponent)) as f32));
+        }
+        let mut rotary = Rotary::default();
+        for position in positions {
+            for frequency in &frequencies {
+                let angle = f64::from(position as f32 * frequency);
+                rotary.cos.push(compute.round(angle.cos() as f32));
+                rotary.sin.push(compute.round(angle.sin() as f32));
+            }
+        }
+        rotary
+    }
+}
