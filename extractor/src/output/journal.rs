@@ -26,7 +26,7 @@ pub(crate) enum Record {
         /// That digest.
         fingerprint: Sha256,
     },
-    /// A pack is in its place.
+    /// A pack is written and has its name.
     Pack {
         /// Its path.
         path: String,

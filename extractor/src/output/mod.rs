@@ -61,7 +61,7 @@ impl OutputFolder {
         self.path.join(PARTIAL).join(FILES).join(relative)
     }
 
-    /// Removes what an interrupted run was in the midst of: it is of no use, and takes room.
+    /// Removes files that an interrupted run did not finish: they are of no use and take space.
     ///
     /// # Errors
     /// `Io`.
@@ -87,7 +87,7 @@ impl OutputFolder {
         Ok((Arc::new(file), path))
     }
 
-    /// Makes an unfinished file durable and moves it to its place.
+    /// Makes an unfinished file durable and moves it to its path.
     ///
     /// # Errors
     /// `Io`.
@@ -136,7 +136,7 @@ impl OutputFolder {
         check_space(&self.path, needed, 0)
     }
 
-    /// Everything is in place: takes `.partial` away.
+    /// Every file has its name: removes `.partial`.
     ///
     /// # Errors
     /// `Io`.

@@ -67,7 +67,7 @@ fn died() -> OutputError {
     .into()
 }
 
-/// What is to be done once a file is in its place.
+/// What is done once a file has its name.
 pub(crate) type Then<'a> = Box<dyn FnOnce() -> Result<(), OutputError> + Send + 'a>;
 
 enum Request<'a> {

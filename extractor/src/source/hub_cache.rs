@@ -14,16 +14,17 @@ use super::SourceError;
 /// The folder of the hub cache: `HF_HUB_CACHE`, else `HF_HOME/hub`, else
 /// `~/.cache/huggingface/hub`.
 fn cache_folder() -> Option<PathBuf> {
-    let set = |name: &str| {
-        env::var_os(name)
-            .filter(|v| !v.is_empty())
-            .map(PathBuf::from)
-    };
-    set("HF_HUB_CACHE")
-        .or_else(|| set("HUGGINGFACE_HUB_CACHE"))
-        .or_else(|| Some(set("HF_HOME")?.join("hub")))
-        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("huggingface/hub")))
+    path_in("HF_HUB_CACHE")
+        .or_else(|| path_in("HUGGINGFACE_HUB_CACHE"))
+        .or_else(|| Some(path_in("HF_HOME")?.join("hub")))
+        .or_else(|| Some(path_in("XDG_CACHE_HOME")?.join("huggingface/hub")))
         .or_else(|| Some(env::home_dir()?.join(".cache/huggingface/hub")))
+}
+
+/// The path in an environment variable that is set and not empty.
+fn path_in(variable: &str) -> Option<PathBuf> {
+    let value = env::var_os(variable)?;
+    (!value.is_empty()).then(|| value.into())
 }
 
 /// Splits `owner/name` or `owner/name@revision`.
@@ -32,15 +33,19 @@ pub(super) fn parse_repo_id(text: &str) -> Option<(&str, Option<&str>)> {
         Some((repo, revision)) => (repo, Some(revision)),
         None => (text, None),
     };
-    let word = |w: &str| {
-        !w.is_empty()
-            && !w.starts_with('.')
-            && w.chars()
-                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-    };
     let (owner, name) = repo.split_once('/')?;
-    (word(owner) && word(name) && revision.is_none_or(|r| !r.is_empty() && !r.contains("..")))
-        .then_some((repo, revision))
+    (is_repo_word(owner)
+        && is_repo_word(name)
+        && revision.is_none_or(|r| !r.is_empty() && !r.contains("..")))
+    .then_some((repo, revision))
+}
+
+/// Whether a text may be an owner or a name.
+fn is_repo_word(text: &str) -> bool {
+    let mut chars = text.chars();
+    !text.is_empty()
+        && !text.starts_with('.')
+        && chars.all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
 }
 
 /// The snapshot folder of a repo in the local cache.

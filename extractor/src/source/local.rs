@@ -248,19 +248,19 @@ impl Checkpoint {
     fn list(&mut self) -> Result<BTreeSet<String>, SourceError> {
         let mut files = BTreeSet::new();
         let mut left_out = Vec::new();
-        let keep = |entry: &DirEntry| {
-            let why = LEFT_OUT.iter().find(|(name, _)| entry.file_name() == *name);
-            if let Some((_, why)) = why.filter(|_| entry.depth() > 0) {
-                left_out.push((entry.path().to_owned(), *why));
-                return false;
-            }
-            true
-        };
         let walk = WalkDir::new(&self.root)
             .follow_links(true)
             .sort_by_file_name()
             .into_iter();
-        for entry in walk.filter_entry(keep) {
+        // folders of tools are listed, but not entered
+        let walk = walk.filter_entry(|entry| match why_left_out(entry) {
+            Some(why) => {
+                left_out.push((entry.path().to_owned(), why));
+                false
+            }
+            None => true,
+        });
+        for entry in walk {
             match entry {
                 Ok(entry) if entry.file_type().is_dir() => {}
                 Ok(entry) => match self.relative(entry.path()) {
@@ -314,23 +314,23 @@ impl Checkpoint {
             .push(Finding::new(FindingKind::Unreadable).file(path).seen(why));
     }
 
+    fn malformed_index(&mut self, file: &str, what: &str) {
+        let finding = Finding::new(FindingKind::MalformedIndex);
+        self.findings.push(finding.file(file).seen(what));
+    }
+
     fn read_index(&mut self, files: &BTreeSet<String>) {
         let named: Vec<&String> = files
             .iter()
             .filter(|f| f.ends_with(INDEX_ENDING) && !f.contains('/'))
             .collect();
-        let wrong = |file: &String, what: String| {
-            Finding::new(FindingKind::MalformedIndex)
-                .file(file)
-                .seen(what)
-        };
         match &named[..] {
             [] => {}
             [file] => match fs::read(self.root.join(file)) {
-                Err(e) => self.findings.push(wrong(file, e.to_string())),
+                Err(e) => self.malformed_index(file, &e.to_string()),
                 Ok(json) => match ShardIndex::parse(&json) {
                     Ok(index) => self.index = Some(index),
-                    Err(e) => self.findings.push(wrong(file, e.to_string())),
+                    Err(e) => self.malformed_index(file, &e.to_string()),
                 },
             },
             [file, others @ ..] => {
@@ -339,7 +339,7 @@ impl Checkpoint {
                     others.len() + 1,
                     others
                 );
-                self.findings.push(wrong(file, what));
+                self.malformed_index(file, &what);
             }
         }
     }
@@ -514,6 +514,13 @@ fn describe(error: &FormatError) -> String {
     error
         .source()
         .map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
+}
+
+/// Why a folder does not belong to the checkpoint, where it does not.
+fn why_left_out(entry: &DirEntry) -> Option<&'static str> {
+    let mut known = LEFT_OUT.iter().filter(|_| entry.depth() > 0);
+    let (_, why) = known.find(|(name, _)| entry.file_name() == *name)?;
+    Some(why)
 }
 
 /// Whether a file holds weights by its name.

@@ -64,13 +64,16 @@ pub(crate) fn plan(folder: &Path, settings: &RepackSettings) -> Result<Plan, Ste
     Ok(plan_of(Pack::open(folder)?.manifest(), settings.coding))
 }
 
-fn plan_of(manifest: &Manifest, coding: Coding) -> Plan {
-    let segments: Vec<_> = manifest
-        .segments
-        .iter()
-        .zip(manifest.tensors_of_segments())
-        .collect();
-    let tensor = |t: &TensorEntry| PlannedTensor {
+fn plan_segment(segment: &SegmentEntry, tensors: &[TensorEntry]) -> PlannedSegment {
+    PlannedSegment {
+        id: segment.id.clone(),
+        raw_length: segment.raw_length,
+        tensors: tensors.iter().map(plan_tensor).collect(),
+    }
+}
+
+fn plan_tensor(t: &TensorEntry) -> PlannedTensor {
+    PlannedTensor {
         name: t.name.clone(),
         dtype: t.dtype,
         shape: t.shape.clone(),
@@ -79,12 +82,15 @@ fn plan_of(manifest: &Manifest, coding: Coding) -> Plan {
         layer: t.layer,
         expert: t.expert,
         source: t.source.clone(),
-    };
-    let segment = |(s, tensors): &(&SegmentEntry, &[TensorEntry])| PlannedSegment {
-        id: s.id.clone(),
-        raw_length: s.raw_length,
-        tensors: tensors.iter().map(tensor).collect(),
-    };
+    }
+}
+
+fn plan_of(manifest: &Manifest, coding: Coding) -> Plan {
+    let segments: Vec<_> = manifest
+        .segments
+        .iter()
+        .zip(manifest.tensors_of_segments())
+        .collect();
     let packs = manifest.packs.iter().map(|entry| {
         let mut pack = PlannedPack {
             path: entry.path.clone(),
@@ -94,7 +100,7 @@ fn plan_of(manifest: &Manifest, coding: Coding) -> Plan {
             segments: segments
                 .iter()
                 .filter(|(s, _)| s.pack == entry.path)
-                .map(segment)
+                .map(|(s, tensors)| plan_segment(s, tensors))
                 .collect(),
         };
         pack.data_offset = data_start(&pack.specs(), coding.codec());
@@ -318,7 +324,7 @@ impl Work<'_> {
             Task::File(file) => self.copy_file(output, file, buffer, publisher),
             Task::Pack(pack) => {
                 let (file, written) = self.write_one_pack(output, pack, unpacker, publisher)?;
-                // the journal must not have it before it is in its place
+                // the journal must not have it before it has its name
                 let then = Box::new(move || recorder.add(written));
                 Ok(publisher.publish(file, pack.path.clone(), then)?)
             }

@@ -76,7 +76,8 @@ fn describe(checkpoint: &Checkpoint) -> Described<'_> {
     }
 }
 
-fn is_lost_shard(finding: &Finding) -> bool {
+/// Whether it says that a shard is not there, or cannot be read at all.
+pub(super) fn is_lost_shard(finding: &Finding) -> bool {
     matches!(
         finding.kind,
         FindingKind::MalformedShard | FindingKind::MissingShard

@@ -93,17 +93,14 @@ pub(crate) fn unpack(
     refuse_inside(out, folder)?;
     let output = open_output(out, settings)?;
     output.clear_unfinished()?;
-    let is_there = |f: &SourceFile| {
-        let there = std::fs::metadata(out.join(&f.path));
-        settings.resume && there.is_ok_and(|m| m.len() == f.length)
-    };
-    if let Err(e) = output.check_space(
-        wanted
+    let mut needed: u64 = wanted.iter().map(|f| f.length).sum();
+    if settings.resume {
+        let there = wanted
             .iter()
-            .filter(|f| !is_there(f))
-            .map(|f| f.length)
-            .sum(),
-    ) {
+            .filter(|f| has_length(&out.join(&f.path), f.length));
+        needed -= there.map(|f| f.length).sum::<u64>();
+    }
+    if let Err(e) = output.check_space(needed) {
         output.abandon_if_new();
         return Err(e.into());
     }
@@ -175,16 +172,15 @@ fn choose<'a>(
         }
     }
     if !impossible.is_empty() {
-        let finding = |f: &&SourceFile| {
-            let finding = Finding::new(FindingKind::NotInPack)
+        let findings = impossible.into_iter().map(|f| {
+            Finding::new(FindingKind::NotInPack)
                 .file(&f.path)
-                .seen(why_not(manifest, f));
-            finding.wanted("a pack of every component")
-        };
-        let findings = impossible.iter().map(finding).collect();
+                .seen(why_not(manifest, f))
+                .wanted("a pack of every component")
+        });
         return Err(StepError::Findings {
             what: "these files cannot be restored; nothing was written".to_owned(),
-            findings,
+            findings: findings.collect(),
         });
     }
     if wanted.is_empty() {
@@ -209,6 +205,11 @@ fn why_not(manifest: &Manifest, file: &SourceFile) -> String {
         file.length,
         excluded.join(", ")
     )
+}
+
+/// Whether a file is there that may be whole.
+fn has_length(path: &Path, length: u64) -> bool {
+    std::fs::metadata(path).is_ok_and(|m| m.len() == length)
 }
 
 fn open_output(out: &Path, settings: &UnpackSettings) -> Result<OutputFolder, StepError> {

@@ -5,10 +5,14 @@ use std::cmp::Reverse;
 use segpack_formats::digest::LANES;
 
 /// Groups items of about one length, longest first: digests side by side are taken faster than one
-/// by one. A batch has at most [`LANES`] items, more than two only up to `most` bytes, and none
+/// by one. A batch has at most [`LANES`] items, more than two only up to `max_bytes` bytes, and none
 /// less than half as long as its first. Items of one length stay in their order, so that a batch
 /// reads one stretch of a file.
-pub(crate) fn batches<T>(mut items: Vec<T>, most: u64, length: impl Fn(&T) -> u64) -> Vec<Vec<T>> {
+pub(crate) fn batches<T>(
+    mut items: Vec<T>,
+    max_bytes: u64,
+    length: impl Fn(&T) -> u64,
+) -> Vec<Vec<T>> {
     items.sort_by_key(|item| Reverse(length(item))); // stable
     let mut batches: Vec<Vec<T>> = Vec::new();
     let mut bytes = 0;
@@ -17,7 +21,7 @@ pub(crate) fn batches<T>(mut items: Vec<T>, most: u64, length: impl Fn(&T) -> u6
         match batches.last_mut() {
             Some(open)
                 if open.len() < LANES
-                    && (open.len() < 2 || bytes + more <= most)
+                    && (open.len() < 2 || bytes + more <= max_bytes)
                     && more >= length(&open[0]) / 2 =>
             {
                 bytes += more;
@@ -36,8 +40,8 @@ pub(crate) fn batches<T>(mut items: Vec<T>, most: u64, length: impl Fn(&T) -> u6
 mod tests {
     use super::*;
 
-    fn of(lengths: &[u64], most: u64) -> Vec<Vec<u64>> {
-        batches(lengths.to_vec(), most, |length| *length)
+    fn of(lengths: &[u64], max_bytes: u64) -> Vec<Vec<u64>> {
+        batches(lengths.to_vec(), max_bytes, |length| *length)
     }
 
     #[test]

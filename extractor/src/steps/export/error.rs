@@ -235,6 +235,16 @@ pub enum ExportError {
     },
 }
 
+impl ExportError {
+    /// A value of a tensor cannot be represented in the wanted dtype.
+    pub(super) fn value(tensor: &str, source: Cause) -> Self {
+        Self::Value {
+            tensor: tensor.to_owned(),
+            source,
+        }
+    }
+}
+
 /// How a file that was written and read back differs from what was planned.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Difference {

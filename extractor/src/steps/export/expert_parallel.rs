@@ -68,25 +68,31 @@ impl Share {
 
     pub(super) fn map(&self) -> Option<ExpertParallelMap> {
         let ExpertParallel { rank, ranks } = self.parallel?;
-        let of_rank = |count: u32| {
-            move |rank| RankExperts {
-                rank,
-                experts: linear_share(count, rank, ranks).collect(),
-            }
-        };
-        let of_component = |(component, count): (&Component, &u32)| ComponentExperts {
-            component: *component,
-            experts: *count,
-            ranks: (0..ranks).map(of_rank(*count)).collect(),
-        };
+        let components = self
+            .experts
+            .iter()
+            .map(|(component, count)| ComponentExperts {
+                component: *component,
+                experts: *count,
+                ranks: (0..ranks)
+                    .map(|rank| experts_of(*count, rank, ranks))
+                    .collect(),
+            });
         Some(ExpertParallelMap {
             format_version: ExpertParallelMap::VERSION,
             generator: GENERATOR.to_owned(),
             placement: Placement::Linear,
             rank,
             ranks,
-            components: self.experts.iter().map(of_component).collect(),
+            components: components.collect(),
         })
+    }
+}
+
+fn experts_of(count: u32, rank: u32, ranks: u32) -> RankExperts {
+    RankExperts {
+        rank,
+        experts: linear_share(count, rank, ranks).collect(),
     }
 }
 

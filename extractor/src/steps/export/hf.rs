@@ -216,19 +216,19 @@ pub(super) fn finish<'a>(
     Ok(plan)
 }
 
-/// As transformers cuts: a shard is full when the next tensor would make it larger than `most`
+/// As transformers cuts: a shard is full when the next tensor would make it larger than `max_bytes`
 /// bytes, and a tensor that is larger alone has one to itself (`split_torch_state_dict_into_shards`
 /// of huggingface_hub).
-fn cut(tensors: Vec<NewTensorPlan<'_>>, most: u64) -> Vec<Vec<NewTensorPlan<'_>>> {
+fn cut(tensors: Vec<NewTensorPlan<'_>>, max_bytes: u64) -> Vec<Vec<NewTensorPlan<'_>>> {
     let mut shards: Vec<Vec<NewTensorPlan<'_>>> = Vec::new();
     let (mut open, mut bytes) = (Vec::new(), 0_u64);
     for tensor in tensors {
         let length = tensor.length();
-        if length > most {
+        if length > max_bytes {
             shards.push(vec![tensor]);
             continue;
         }
-        if bytes + length > most {
+        if bytes + length > max_bytes {
             shards.push(std::mem::take(&mut open));
             bytes = 0;
         }

@@ -127,11 +127,8 @@ pub(crate) fn export(
 ) -> Result<ExportSummary, StepError> {
     settings.check()?;
     let pack = Pack::open(folder)?;
-    let name = || {
-        out.file_name()
-            .map_or_else(String::new, |name| name.to_string_lossy().into_owned())
-    };
-    let plan = plan_of(&pack, settings, &name())?;
+    let name = out.file_name().unwrap_or_default().to_string_lossy();
+    let plan = plan_of(&pack, settings, &name)?;
     refuse_twice(&plan.files)?;
     refuse_inside(out, folder)?;
     refuse_holding(out, &[folder.to_owned()])?;
@@ -265,11 +262,10 @@ fn selected(pack: &Pack, settings: &ExportSettings) -> Result<BTreeSet<Component
             .into());
         }
     }
-    let takes = |c: &Component| {
-        settings.components.is_empty()
-            || settings.components.iter().any(|prefix| c.is_below(prefix))
-    };
-    Ok(present.into_iter().filter(takes).collect())
+    let prefixes = &settings.components;
+    let mut selected = present;
+    selected.retain(|c| prefixes.is_empty() || prefixes.iter().any(|p| c.is_below(p)));
+    Ok(selected)
 }
 
 /// The tensors of the selected components whose names match, in the order of the pack.
@@ -279,10 +275,11 @@ fn chosen<'a>(
 ) -> Result<Vec<&'a TensorEntry>, StepError> {
     let components = selected(pack, settings)?;
     let set = globs(&settings.names)?;
-    let takes = |t: &&TensorEntry| {
-        components.contains(&t.component) && (settings.names.is_empty() || set.is_match(&t.name))
-    };
-    let chosen: Vec<_> = pack.manifest().tensors.iter().filter(takes).collect();
+    let named = |t: &TensorEntry| settings.names.is_empty() || set.is_match(&t.name);
+    let tensors = pack.manifest().tensors.iter();
+    let chosen: Vec<_> = tensors
+        .filter(|t| components.contains(&t.component) && named(t))
+        .collect();
     if chosen.is_empty() {
         return Err(ExportError::NoMatch {
             globs: settings.names.clone(),

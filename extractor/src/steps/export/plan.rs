@@ -8,7 +8,7 @@ use std::path::Path;
 use segpack_formats::io::InputFile;
 use segpack_formats::npy::{self, MAX_NPY_HEADER_BYTES, NpyHeader};
 use segpack_formats::numeric::{Dtype, FloatConversion, FloatDtype, q8_0};
-use segpack_formats::safetensors::{NewTensor, Shard, byte_length, new_header};
+use segpack_formats::safetensors::{self, NewTensor, Shard, byte_length, new_header};
 use segpack_manifests::documents::{SourceFile, TensorEntry};
 
 use super::error::{Cause, ExportError};
@@ -243,6 +243,17 @@ pub struct WrittenTensor {
     pub offset: u64,
 }
 
+impl From<safetensors::TensorEntry> for WrittenTensor {
+    fn from(entry: safetensors::TensorEntry) -> Self {
+        Self {
+            name: Some(entry.name),
+            dtype: entry.dtype.to_string(),
+            shape: entry.shape,
+            offset: entry.offset,
+        }
+    }
+}
+
 impl FileFormat {
     /// Reads a file's own index, by place.
     ///
@@ -251,14 +262,8 @@ impl FileFormat {
     pub(super) fn read_index(self, path: &Path) -> Result<Vec<WrittenTensor>, StepError> {
         match self {
             Self::Safetensors => {
-                let shard = Shard::open(path)?;
-                let written = |t: segpack_formats::safetensors::TensorEntry| WrittenTensor {
-                    name: Some(t.name),
-                    dtype: t.dtype.to_string(),
-                    shape: t.shape,
-                    offset: t.offset,
-                };
-                Ok(shard.header.tensors.into_iter().map(written).collect())
+                let tensors = Shard::open(path)?.header.tensors;
+                Ok(tensors.into_iter().map(WrittenTensor::from).collect())
             }
             #[cfg(feature = "run")]
             Self::Gguf => super::gguf::read_index(path),
@@ -301,11 +306,10 @@ impl<'a> TensorFile<'a> {
         for tensor in &tensors {
             dtypes.push(tensor.safetensors_dtype()?);
         }
-        let entry = |(t, dtype): (&'_ NewTensorPlan<'_>, &Dtype)| {
-            byte_length(*dtype, &t.shape).is_ok_and(|length| length == t.length())
-        };
-        if let Some(odd) = tensors.iter().zip(&dtypes).position(|pair| !entry(pair)) {
-            return Err(tensors[odd].wrong_parts());
+        for (tensor, dtype) in tensors.iter().zip(&dtypes) {
+            if byte_length(*dtype, &tensor.shape).ok() != Some(tensor.length()) {
+                return Err(tensor.wrong_parts());
+            }
         }
         let named: Vec<NewTensor<'_>> = tensors
             .iter()
@@ -317,17 +321,16 @@ impl<'a> TensorFile<'a> {
             })
             .collect();
         let head = new_header(&named).map_err(ExportError::Header)?;
-        let mut length = head.len() as u64;
-        let place = |tensor: NewTensorPlan<'a>| {
+        let (mut length, mut placed) = (head.len() as u64, Vec::with_capacity(tensors.len()));
+        for tensor in tensors {
             let offset = length;
             length += tensor.length();
-            Placed { tensor, offset }
-        };
-        let tensors = tensors.into_iter().map(place).collect();
+            placed.push(Placed { tensor, offset });
+        }
         Ok(Self {
             format: FileFormat::Safetensors,
             head,
-            tensors,
+            tensors: placed,
             length,
         })
     }

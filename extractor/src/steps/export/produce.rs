@@ -227,10 +227,7 @@ impl Converting {
         };
         let (block, _) = conversion.block();
         self.converted.clear();
-        let refuse = |source| ExportError::Value {
-            tensor: name.to_owned(),
-            source,
-        };
+        // the block that the last piece began
         if !self.begun.is_empty() {
             let (now, later) = piece.split_at(piece.len().min(block - self.begun.len()));
             self.begun.extend(now);
@@ -238,15 +235,14 @@ impl Converting {
             if self.begun.len() < block {
                 return Ok(());
             }
-            conversion
-                .convert(&self.begun, &mut self.converted)
-                .map_err(refuse)?;
+            let converted = conversion.convert(&self.begun, &mut self.converted);
+            converted.map_err(|e| ExportError::value(name, e))?;
             self.begun.clear();
         }
+        // whole blocks, then the beginning of the next one
         let (whole, rest) = piece.split_at(piece.len() - piece.len() % block);
-        conversion
-            .convert(whole, &mut self.converted)
-            .map_err(refuse)?;
+        let converted = conversion.convert(whole, &mut self.converted);
+        converted.map_err(|e| ExportError::value(name, e))?;
         self.begun.extend(rest);
         sink(&self.converted)
     }

@@ -12,7 +12,7 @@ use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
     Finding, FindingKind, GENERATOR, Inventory, KnownSource, PackOptions, PackSummary, Plan,
-    Severity, SourceFile, VerifyMode,
+    Severity, VerifyMode,
 };
 use segpack_manifests::folder::MANIFEST;
 use segpack_manifests::layout::{self, Selection};
@@ -178,10 +178,9 @@ fn finished_before(
     for shard in &planned.checkpoint.shards {
         let input = &shard.shard.input;
         let header = Sha256::of(&input.read_range(0..shard.shard.header.data_start)?);
-        let same = |f: &SourceFile| {
-            f.path == shard.path && f.length == input.length() && f.stored_sha256 == header
-        };
-        if !manifest.source_files.iter().any(same) {
+        let listed = manifest.source_files.iter().find(|f| f.path == shard.path);
+        let same = listed.is_some_and(|f| f.length == input.length() && f.stored_sha256 == header);
+        if !same {
             let (folder, file) = (folder(), Some(shard.path.clone()));
             return Err(PackWriterError::OtherSource {
                 folder,

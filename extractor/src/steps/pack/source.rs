@@ -6,11 +6,11 @@ use segpack_formats::io::CancelToken;
 use segpack_formats::numeric::ValueCheck;
 use segpack_formats::pack::TensorSource;
 use segpack_formats::{FormatError, Result};
-use segpack_manifests::documents::{Finding, FindingKind, PlannedPack};
+use segpack_manifests::documents::{Finding, FindingKind, PlannedPack, PlannedTensor};
 
 use crate::source::Checkpoint;
 
-/// Reads the tensors of one planned pack, and looks at their values on the way.
+/// Reads the tensors of one planned pack, and inspects their values on the way.
 pub(super) struct ShardSource<'a> {
     pub checkpoint: &'a Checkpoint,
     pub shards: &'a HashMap<&'a str, usize>,
@@ -46,23 +46,25 @@ impl TensorSource for ShardSource<'_> {
                 take(piece)
             },
         )?;
-        let warn = |kind, seen: &str| {
-            Finding::new(kind)
-                .tensor(&tensor.name)
-                .file(&tensor.source.file)
-                .seen(seen)
-        };
-        let zero = values
-            .is_all_zero()
-            .then(|| warn(FindingKind::AllZero, "every value is zero"));
-        let wild =
-            (!values.is_finite()).then(|| warn(FindingKind::NotFinite, "holds infinities or NaN"));
-        for warning in zero.into_iter().chain(wild) {
-            // a segment that does not shrink is read twice
-            if !self.warnings.contains(&warning) {
-                self.warnings.push(warning);
-            }
+        if values.is_all_zero() {
+            self.warn(tensor, FindingKind::AllZero, "every value is zero");
+        }
+        if !values.is_finite() {
+            self.warn(tensor, FindingKind::NotFinite, "holds infinities or NaN");
         }
         Ok(())
+    }
+}
+
+impl ShardSource<'_> {
+    fn warn(&mut self, tensor: &PlannedTensor, kind: FindingKind, seen: &str) {
+        let warning = Finding::new(kind)
+            .tensor(&tensor.name)
+            .file(&tensor.source.file)
+            .seen(seen);
+        // a segment that does not shrink is read twice
+        if !self.warnings.contains(&warning) {
+            self.warnings.push(warning);
+        }
     }
 }

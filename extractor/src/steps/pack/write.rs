@@ -19,7 +19,7 @@ use segpack_manifests::folder::{SHARD_HEADERS, SOURCE};
 use super::source::ShardSource;
 use super::{Planned, Work, shard_numbers};
 use crate::output::{Flushing, Journal, Publisher, Record, write_behind};
-use crate::pack_writer::{Done, Recorder, add_pack, memory_of};
+use crate::pack_writer::{Done, PackWriterError, Recorder, add_pack, memory_of};
 use crate::source::CheckpointShard;
 use crate::steps::StepError;
 use crate::work::{jobs_within_memory, run_tasks};
@@ -128,7 +128,7 @@ impl Work<'_> {
             }
             Task::Pack(pack) => {
                 let (file, written) = self.write_one_pack(pack, buffer, publisher)?;
-                // the journal must not have it before it is in its place
+                // the journal must not have it before it has its name
                 let then = Box::new(move || recorder.add(written));
                 publisher.publish(file, pack.path.clone(), then)?;
             }
@@ -297,43 +297,53 @@ impl Work<'_> {
         {
             *packed.entry(&t.source.file).or_default() += t.source.length;
         }
-        let shard = |s: &CheckpointShard| {
-            let stored_as = stored_header(&s.path);
-            let (length, header) = (s.shard.input.length(), s.shard.header.data_start);
-            Ok(SourceFile {
-                path: s.path.clone(),
-                kind: SourceFileKind::Shard,
-                length,
-                sha256: done.shard(&s.path),
-                stored_sha256: done.file(&stored_as)?,
-                stored_as,
-                stored_length: header,
-                excluded_bytes: length - header - packed.get(s.path.as_str()).copied().unwrap_or(0),
-            })
-        };
-        let file = |f: &SideFile| {
-            let stored_as = stored_file(&f.path);
-            let sha256 = done.file(&stored_as)?;
-            Ok(SourceFile {
-                path: f.path.clone(),
-                kind: SourceFileKind::File,
-                length: f.length,
-                sha256: Some(sha256),
-                stored_as,
-                stored_length: f.length,
-                stored_sha256: sha256,
-                excluded_bytes: 0,
-            })
-        };
-        let mut files: Vec<SourceFile> = checkpoint
-            .shards
-            .iter()
-            .map(shard)
-            .chain(checkpoint.files.iter().map(file))
-            .collect::<Result<_, StepError>>()?;
+        let mut files = Vec::with_capacity(checkpoint.shards.len() + checkpoint.files.len());
+        for shard in &checkpoint.shards {
+            let packed = packed.get(shard.path.as_str()).copied().unwrap_or(0);
+            files.push(shard_entry(shard, packed, done)?);
+        }
+        for file in &checkpoint.files {
+            files.push(side_file_entry(file, done)?);
+        }
         files.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(files)
     }
+}
+
+/// What the manifest lists of a shard, `packed` bytes of which went into packs.
+fn shard_entry(
+    shard: &CheckpointShard,
+    packed: u64,
+    done: &Done,
+) -> Result<SourceFile, PackWriterError> {
+    let stored_as = stored_header(&shard.path);
+    let (length, header) = (shard.shard.input.length(), shard.shard.header.data_start);
+    Ok(SourceFile {
+        path: shard.path.clone(),
+        kind: SourceFileKind::Shard,
+        length,
+        sha256: done.shard(&shard.path),
+        stored_sha256: done.file(&stored_as)?,
+        stored_as,
+        stored_length: header,
+        excluded_bytes: length - header - packed,
+    })
+}
+
+/// What the manifest lists of a file that is kept as it is.
+fn side_file_entry(file: &SideFile, done: &Done) -> Result<SourceFile, PackWriterError> {
+    let stored_as = stored_file(&file.path);
+    let sha256 = done.file(&stored_as)?;
+    Ok(SourceFile {
+        path: file.path.clone(),
+        kind: SourceFileKind::File,
+        length: file.length,
+        sha256: Some(sha256),
+        stored_as,
+        stored_length: file.length,
+        stored_sha256: sha256,
+        excluded_bytes: 0,
+    })
 }
 
 fn task_bytes(task: &Task<'_>) -> u64 {

@@ -18,6 +18,7 @@ use segpack_manifests::names::Component;
 use super::{Findings, VerifySettings, describe};
 use crate::source::Checkpoint;
 use crate::steps::StepError;
+use crate::steps::scan::is_lost_shard;
 use crate::work::Progress;
 use crate::work::run_tasks;
 
@@ -37,26 +38,27 @@ pub(super) fn check(
     stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<(), StepError> {
-    let unreadable = |f: &&Finding| {
-        matches!(
-            f.kind,
-            FindingKind::MalformedShard | FindingKind::MissingShard
-        )
-    };
-    for finding in checkpoint.findings.iter().filter(unreadable) {
-        findings.add(finding.clone());
+    // a shard that cannot be read at all is said once, not for each of its tensors
+    for finding in &checkpoint.findings {
+        if is_lost_shard(finding) {
+            findings.add(finding.clone());
+        }
     }
+    // tensors by name, whatever the shards; then those that only one side has
     let places = places(pack, inventory);
     let pairs = pair(pack, inventory, &places, settings, findings);
     report_unpacked(pack, inventory, &places, findings);
+    // the bytes of tensors, then those of side files
     progress.start(
         "comparing with the checkpoint",
         pairs.iter().map(|p| p.tensor.length).sum(),
     );
-    let compare = |buffer: &mut Vec<u8>, pair: &Pair<'_>| {
-        compare_tensor(pair, checkpoint, buffer, findings, stop, progress)
-    };
-    let done = run_tasks(settings.jobs, &pairs, || Ok(vec![0; READ_BYTES]), compare);
+    let done = run_tasks(
+        settings.jobs,
+        &pairs,
+        || Ok(vec![0; READ_BYTES]),
+        |buffer, pair| compare_tensor(pair, checkpoint, buffer, findings, stop, progress),
+    );
     progress.finish();
     done?;
     for file in pack

@@ -93,16 +93,12 @@ pub(super) fn check(
         stop,
         progress,
     };
-    let worker = || {
-        let buffer = vec![0; READ_BYTES.max(PIECE_BYTES * LANES) + BUFFER_ALIGNMENT];
-        Ok(Worker {
-            reader: weights.cursor()?,
-            buffer,
-        })
-    };
-    let done = run_tasks(settings.jobs, &check.tasks, worker, |w, (number, task)| {
-        check.run(w, *number, task)
-    });
+    let done = run_tasks(
+        settings.jobs,
+        &check.tasks,
+        || check.worker(),
+        |worker, (number, task)| check.run(worker, *number, task),
+    );
     progress.finish();
     done
 }
@@ -115,11 +111,12 @@ fn tasks<'a>(
     findings: &Findings,
 ) -> Vec<(usize, Task<'a>)> {
     let manifest = pack.manifest();
-    let mut chosen = 0;
     // the subset counts segments and files, so that parts are alike however they are batched
+    let mut counted = 0..;
     let mut take = || {
-        chosen += 1;
-        settings.subset.is_none_or(|s| s.takes(chosen - 1))
+        settings
+            .subset
+            .is_none_or(|s| counted.next().is_some_and(|n| s.takes(n)))
     };
     let (mut tasks, mut raw) = (Vec::new(), Vec::new());
     for (segment, tensors) in manifest.segments.iter().zip(manifest.tensors_of_segments()) {
@@ -172,7 +169,15 @@ fn unreadable(segment: &SegmentEntry, range: Range<u64>, error: &FormatError) ->
     finding.bytes(range.start, range.end).seen(describe(error))
 }
 
-impl Check<'_> {
+impl<'a> Check<'a> {
+    /// What one thread works with.
+    fn worker(&self) -> Result<Worker<'a>, StepError> {
+        Ok(Worker {
+            reader: self.weights.cursor()?,
+            buffer: vec![0; READ_BYTES.max(PIECE_BYTES * LANES) + BUFFER_ALIGNMENT],
+        })
+    }
+
     fn run(
         &self,
         worker: &mut Worker<'_>,
@@ -332,18 +337,17 @@ impl Check<'_> {
                 Ok::<_, FormatError>(())
             })
         });
-        let damaged = || {
-            let finding = Finding::new(FindingKind::DamagedSegment)
-                .file(&segment.pack)
-                .segment(&segment.id);
-            finding.bytes(range.start, range.end)
-        };
+        let damaged = Finding::new(FindingKind::DamagedSegment)
+            .file(&segment.pack)
+            .segment(&segment.id)
+            .bytes(range.start, range.end);
         match read {
             Ok(()) => {
                 let seen = blake3.finish();
                 if seen != segment.blake3 {
                     self.findings.add(
-                        damaged()
+                        damaged
+                            .clone()
                             .seen(format!("BLAKE3 {seen}"))
                             .wanted(segment.blake3),
                     );
@@ -365,7 +369,7 @@ impl Check<'_> {
                 Err(FormatError::Interrupted) => return Err(FormatError::Interrupted.into()),
                 Err(e) => self
                     .findings
-                    .add(damaged().tensor(&tensor.name).seen(describe(&e))),
+                    .add(damaged.clone().tensor(&tensor.name).seen(describe(&e))),
             }
         }
         Ok(())

@@ -91,11 +91,7 @@ fn list(
             .map(|p| p.to_string_lossy())
             .collect::<Vec<_>>()
             .join("/");
-        let unlisted = |seen: &str| {
-            Finding::new(FindingKind::UnlistedFile)
-                .file(&path)
-                .seen(seen)
-        };
+        let unlisted = |seen: &str| unlisted(&path, seen);
         let kind = entry.file_type();
         if kind.is_dir() {
             if folders.contains(path.as_str()) {
@@ -147,19 +143,15 @@ fn check_sums(pack: &Pack, sound: &BTreeSet<String>, findings: &Findings) {
         Ok(seen) if seen == wanted.as_bytes() => {}
         Ok(seen) => {
             let at = first_difference(&seen, wanted.as_bytes());
-            let line = |text: &[u8]| {
-                let text = String::from_utf8_lossy(text).into_owned();
-                let number = wanted.as_bytes()[..at.min(wanted.len())]
-                    .iter()
-                    .filter(|b| **b == b'\n')
-                    .count();
-                text.lines().nth(number).unwrap_or("nothing").to_owned()
-            };
+            let before = &wanted.as_bytes()[..at.min(wanted.len())];
+            let number = before.iter().filter(|b| **b == b'\n').count();
+            let (seen, wanted) = (line(&seen, number), line(wanted.as_bytes(), number));
             let finding = finding.bytes(at as u64, at as u64 + 1);
-            findings.add(finding.seen(line(&seen)).wanted(format!(
-                "{:?}, as the manifest says",
-                line(wanted.as_bytes())
-            )));
+            findings.add(
+                finding
+                    .seen(seen)
+                    .wanted(format!("{wanted:?}, as the manifest says")),
+            );
         }
     }
 }
@@ -230,13 +222,29 @@ fn check_header(
         Ok(seen) if seen == wanted => {}
         Ok(seen) => {
             let at = first_difference(&seen, &wanted);
-            let byte = |bytes: &[u8]| {
-                bytes
-                    .get(at)
-                    .map_or("the end".to_owned(), |b| format!("byte {b:#04x}"))
-            };
-            let finding = finding().bytes(at as u64, at as u64 + 1).seen(byte(&seen));
-            findings.add(finding.wanted(format!("{}, as the manifest says", byte(&wanted))));
+            let (seen, wanted) = (byte(&seen, at), byte(&wanted, at));
+            let finding = finding().bytes(at as u64, at as u64 + 1).seen(seen);
+            findings.add(finding.wanted(format!("{wanted}, as the manifest says")));
         }
     }
+}
+
+/// A byte in words.
+fn byte(bytes: &[u8], at: usize) -> String {
+    bytes
+        .get(at)
+        .map_or("the end".to_owned(), |b| format!("byte {b:#04x}"))
+}
+
+/// A line of a text, counted from 0.
+fn line(text: &[u8], number: usize) -> String {
+    let text = String::from_utf8_lossy(text);
+    text.lines().nth(number).unwrap_or("nothing").to_owned()
+}
+
+/// Something in the folder that the manifest does not list.
+fn unlisted(path: &str, seen: &str) -> Finding {
+    Finding::new(FindingKind::UnlistedFile)
+        .file(path)
+        .seen(seen)
 }

@@ -40,36 +40,41 @@ const SAMPLING: [(&str, &str, bool); 12] = [
 /// # Errors
 /// `Setting` with the one that it does not know.
 pub(super) fn check_expressible(config: &Json, facts: &TextFacts) -> Result<(), GgufExportError> {
-    let refuse = |what: &str| {
-        let what = what.to_owned();
-        Err(GgufExportError::Setting { what })
-    };
+    match inexpressible(config, facts) {
+        Some(what) => Err(GgufExportError::Setting { what }),
+        None => Ok(()),
+    }
+}
+
+/// The first thing that llama.cpp does otherwise, and what this model does.
+fn inexpressible(config: &Json, facts: &TextFacts) -> Option<String> {
+    let text = |what: &str| Some(what.to_owned());
     if facts.moe_layers != facts.layers {
-        return refuse(&format!(
+        return Some(format!(
             "has experts in every layer, this model in {} of {} (mlp_only_layers, decoder_sparse_step)",
             facts.moe_layers, facts.layers
         ));
     }
     if facts.attention_bias {
-        return refuse("has no biases, this model has attention_bias");
+        return text("has no biases, this model has attention_bias");
     }
     if !facts.norm_topk_prob {
-        return refuse(
+        return text(
             "scales the chosen experts' weights to sum to 1, this model does not (norm_topk_prob is false)",
         );
     }
     if facts.rope_type != "default" {
-        return refuse(&format!(
+        return Some(format!(
             "gets no scaled positions from segpack (rope type {:?})",
             facts.rope_type
         ));
     }
     if config.get("use_sliding_window").and_then(Json::as_bool) == Some(true) {
-        return refuse("attends to everything, this model has use_sliding_window");
+        return text("attends to everything, this model has use_sliding_window");
     }
     match config.get("hidden_act").and_then(Json::as_str) {
-        None | Some("silu") => Ok(()),
-        Some(other) => refuse(&format!("computes silu, this model {other:?} (hidden_act)")),
+        None | Some("silu") => None,
+        Some(other) => Some(format!("computes silu, this model {other:?} (hidden_act)")),
     }
 }
 
@@ -192,22 +197,20 @@ fn single(number: f64) -> Value {
 
 /// Words with capitals, as `Metadata.id_to_title`: those in small letters that are no version.
 fn title(id: &str) -> String {
-    let is_version =
-        |word: &str| word.starts_with(|c: char| c.is_ascii_digit()) || is_version_number(word);
-    let capital = |word: &str| {
-        let small = word.chars().any(char::is_alphabetic) && !word.chars().any(char::is_uppercase);
-        match word.chars().next() {
-            Some(first) if small && !is_version(word) => {
-                first.to_uppercase().chain(word.chars().skip(1)).collect()
-            }
-            _ => word.to_owned(),
+    let spaced = id.replace('-', " ");
+    let words: Vec<String> = spaced.split_whitespace().map(capital).collect();
+    words.join(" ")
+}
+
+fn capital(word: &str) -> String {
+    let small = word.chars().any(char::is_alphabetic) && !word.chars().any(char::is_uppercase);
+    let is_version = word.starts_with(|c: char| c.is_ascii_digit()) || is_version_number(word);
+    match word.chars().next() {
+        Some(first) if small && !is_version => {
+            first.to_uppercase().chain(word.chars().skip(1)).collect()
         }
-    };
-    id.replace('-', " ")
-        .split_whitespace()
-        .map(capital)
-        .collect::<Vec<String>>()
-        .join(" ")
+        _ => word.to_owned(),
+    }
 }
 
 /// `v2`, `v1.5`.

@@ -350,7 +350,7 @@ fn conversion(source: &TensorEntry, kind: TensorType) -> Result<Conversion, Expo
     })
 }
 
-/// Says which tensors are larger than the user asked for.
+/// Notes which tensors are larger than requested.
 fn note_rows(planned: &[Planned<'_>], settings: &ExportSettings, notes: &mut Vec<String>) {
     if settings.quantize != Some(Quantization::Q8_0) {
         return;
@@ -398,17 +398,17 @@ fn files<'a>(
     let total = tensors.len();
     let groups = cut(tensors, settings.max_shard_size);
     let count = groups.len();
-    let too_many = || GgufExportError::TooManyFiles {
-        files: count,
-        tensors: total,
-        max: MAX_FILES,
-    };
     let mut metadata = metadata;
     let mut files = Vec::with_capacity(count);
     for (number, group) in groups.into_iter().enumerate() {
         let mut own = std::mem::take(&mut metadata);
         if count > 1 {
-            own.extend(split_metadata(number, count, total).ok_or_else(too_many)?);
+            let split = split_metadata(number, count, total);
+            own.extend(split.ok_or(GgufExportError::TooManyFiles {
+                files: count,
+                tensors: total,
+                max: MAX_FILES,
+            })?);
         }
         let path = if count > 1 {
             split_name(stem, number, count)
@@ -427,12 +427,12 @@ fn files<'a>(
 }
 
 /// As `GGUFWriter.add_tensor_info` cuts: a file is full when the next tensor would make it larger
-/// than `most` bytes.
-fn cut(tensors: Vec<Planned<'_>>, most: Option<u64>) -> Vec<Vec<Planned<'_>>> {
+/// than `max_bytes`.
+fn cut(tensors: Vec<Planned<'_>>, max_bytes: Option<u64>) -> Vec<Vec<Planned<'_>>> {
     let (mut groups, mut bytes) = (vec![Vec::new()], 0_u64);
     for tensor in tensors {
         let length = tensor.plan.length();
-        if bytes > 0 && most.is_some_and(|most| bytes + length > most) {
+        if bytes > 0 && max_bytes.is_some_and(|max| bytes + length > max) {
             groups.push(Vec::new());
             bytes = 0;
         }
@@ -464,15 +464,15 @@ fn tensor_file(
             dtype: info.kind.to_string(),
         });
     }
-    let placed = |(tensor, info): (_, &format::TensorInfo)| Placed {
-        tensor,
-        offset: start + info.offset,
-    };
+    let offsets = header.tensors.iter().map(|info| start + info.offset);
+    let placed = plans.into_iter().zip(offsets);
     Ok(TensorFile {
         format: FileFormat::Gguf,
         head: header.to_bytes(),
         length: header.file_length(),
-        tensors: plans.into_iter().zip(&header.tensors).map(placed).collect(),
+        tensors: placed
+            .map(|(tensor, offset)| Placed { tensor, offset })
+            .collect(),
     })
 }
 
@@ -482,12 +482,14 @@ fn tensor_file(
 /// `Io`, `Malformed`.
 pub(super) fn read_index(path: &Path) -> Result<Vec<super::plan::WrittenTensor>, StepError> {
     let header = format::read_header(&segpack_formats::io::InputFile::open(path)?)?;
-    let start = header.data_start;
-    let written = |t: format::TensorInfo| super::plan::WrittenTensor {
-        name: Some(t.name),
-        dtype: t.kind.to_string(),
-        shape: t.shape,
-        offset: start + t.offset,
-    };
-    Ok(header.tensors.into_iter().map(written).collect())
+    let mut tensors = Vec::with_capacity(header.tensors.len());
+    for info in header.tensors {
+        tensors.push(super::plan::WrittenTensor {
+            name: Some(info.name),
+            dtype: info.kind.to_string(),
+            shape: info.shape,
+            offset: header.data_start + info.offset,
+        });
+    }
+    Ok(tensors)
 }
