@@ -7,7 +7,7 @@ use crate::render::text;
 use crate::steps::demo::demo;
 use crate::steps::{Exit, StepError};
 
-/// Try every command on a tiny checkpoint built into the program
+/// Try the main commands on a tiny checkpoint built into the program
 ///
 /// In a temporary folder: scans, packs and verifies the checkpoint, flips one bit and finds it,
 /// unpacks and compares the files, runs the model from its pack, and validates it against a trace
