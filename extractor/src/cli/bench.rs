@@ -7,9 +7,10 @@ use segpack_runtime_min::weights::ChecksumPolicy;
 use super::Context;
 use super::args::values::{count, size, threads};
 use super::args::{CheckName, ComputeName, DEVICE, MEASUREMENT, OUTPUT};
+use super::error::CliError;
 use crate::render::text;
+use crate::steps::Exit;
 use crate::steps::bench::{BenchSettings, GpuBenchSettings, bench, bench_gpu};
-use crate::steps::{Exit, StepError};
 use crate::work::default_jobs;
 
 /// Measure this machine and a model on it, and forecast the speed of the whole model
@@ -111,7 +112,7 @@ fn or<T>(given: Vec<T>, default: impl FnOnce() -> Vec<T>) -> Vec<T> {
     if given.is_empty() { default() } else { given }
 }
 
-pub(super) fn run(args: Args, context: &Context) -> Result<Exit, StepError> {
+pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
     let pack = Pack::open(&args.pack)?;
     if let Some(device) = args.device {
         return run_gpu(&args, device, &pack, context);
@@ -144,16 +145,12 @@ fn run_gpu(
     device: DeviceChoice,
     pack: &Pack,
     context: &Context,
-) -> Result<Exit, StepError> {
+) -> Result<Exit, CliError> {
     let DeviceChoice::Cuda(number) = device else {
-        return Err(StepError::Usage(
-            "--device of bench is cuda or cuda:N; without it the CPU is measured".to_owned(),
-        ));
+        return Err(CliError::NotAGpu);
     };
     if args.memory.len() > 1 {
-        return Err(StepError::Usage(
-            "with --device there is one --memory, the host's".to_owned(),
-        ));
+        return Err(CliError::HostMemory);
     }
     let settings = GpuBenchSettings {
         number,

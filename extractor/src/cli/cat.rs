@@ -6,8 +6,9 @@ use segpack_manifests::Pack;
 
 use super::Context;
 use super::args::INPUT;
+use super::error::CliError;
+use crate::steps::Exit;
 use crate::steps::cat::{cat, parse_rows};
-use crate::steps::{Exit, StepError};
 
 /// Write the decoded bytes of tensors or segments to standard output
 ///
@@ -31,13 +32,11 @@ pub(super) struct Args {
     rows: Option<Range<u64>>,
 }
 
-pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
+pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     if io::stdout().is_terminal() {
-        let what =
-            "tensors are binary, and standard output is a terminal; send it to a file or a pipe";
-        return Err(StepError::Refused(what.to_owned()));
+        return Err(CliError::BinaryToTerminal);
     }
-    let pack = Pack::open(&args.pack).map_err(StepError::from)?;
+    let pack = Pack::open(&args.pack)?;
     let mut out = BufWriter::with_capacity(0, io::stdout().lock()); // pieces are large already
     cat(
         &pack,
@@ -46,6 +45,6 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
         &mut out,
         context.stop,
     )?;
-    out.flush().map_err(StepError::Stdout)?;
+    out.flush().map_err(CliError::stdout)?;
     Ok(Exit::Ok)
 }

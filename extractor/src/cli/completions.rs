@@ -1,7 +1,8 @@
 use clap_complete::Shell;
 
 use super::Context;
-use crate::steps::{Exit, StepError};
+use super::error::CliError;
+use crate::steps::Exit;
 
 /// Print a completion script for a shell
 #[derive(Debug, clap::Args)]
@@ -15,7 +16,7 @@ pub(super) struct Args {
     shell: Shell,
 }
 
-pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
+pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     // written to a buffer first: the generator panics where its writer fails
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut super::command(), "segpack", &mut script);

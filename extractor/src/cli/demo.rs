@@ -3,6 +3,7 @@ use std::{env, fs};
 
 use super::Context;
 use super::args::OUTPUT;
+use super::error::CliError;
 use crate::render::text;
 use crate::steps::demo::demo;
 use crate::steps::{Exit, StepError};
@@ -26,7 +27,7 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
+pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let temporary = tempfile::tempdir().map_err(StepError::io("create", env::temp_dir()))?;
     let folder = match &args.keep {
         Some(folder) => {

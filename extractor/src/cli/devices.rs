@@ -1,8 +1,9 @@
 use super::Context;
 use super::args::OUTPUT;
+use super::error::CliError;
 use crate::render::text;
+use crate::steps::Exit;
 use crate::steps::devices::list;
-use crate::steps::{Exit, StepError};
 
 /// List the GPUs that can run a model, and the device that `--device auto` selects
 #[derive(Debug, clap::Args)]
@@ -16,7 +17,7 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
+pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     context
         .terminal
         .document(&list()?, args.json, text::devices)?;

@@ -8,9 +8,10 @@ use segpack_manifests::documents::ExportTarget;
 use super::Context;
 use super::args::values::{expert_parallel, shard_size, tokenizer_pre};
 use super::args::{INPUT, Jobs, OUTPUT};
+use super::error::CliError;
 use crate::render::text;
+use crate::steps::Exit;
 use crate::steps::export::{ExpertParallel, ExportSettings, Quantization, export, stream};
-use crate::steps::{Exit, StepError};
 
 /// Write the weights in a format that other runtimes read
 ///
@@ -125,7 +126,7 @@ impl DtypeName {
     }
 }
 
-pub(super) fn run(args: Args, context: &Context) -> Result<Exit, StepError> {
+pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
     let settings = ExportSettings {
         target: args.to.into(),
         components: args.component,
@@ -155,19 +156,15 @@ fn to_stdout(
     settings: &ExportSettings,
     json: bool,
     context: &Context,
-) -> Result<Exit, StepError> {
+) -> Result<Exit, CliError> {
     if json {
-        return Err(StepError::Usage(
-            "--json and -o - both want standard output".to_owned(),
-        ));
+        return Err(CliError::TwoOutputs);
     }
     if io::stdout().is_terminal() {
-        let what =
-            "tensors are binary, and standard output is a terminal; send them to a file or a pipe";
-        return Err(StepError::Refused(what.to_owned()));
+        return Err(CliError::BinaryToTerminal);
     }
     let mut out = BufWriter::with_capacity(0, io::stdout().lock()); // pieces are large already
     stream(pack, &mut out, settings, context.stop, &context.progress)?;
-    out.flush().map_err(StepError::Stdout)?;
+    out.flush().map_err(CliError::stdout)?;
     Ok(Exit::Ok)
 }

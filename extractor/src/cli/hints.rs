@@ -11,6 +11,7 @@ use segpack_runtime_min::devices::cuda::CudaError;
 use segpack_runtime_min::session::SessionError;
 use segpack_runtime_min::{RunError, Unsuitable};
 
+use super::error::CliError;
 use crate::output::OutputError;
 use crate::pack_writer::PackWriterError;
 use crate::source::SourceError;
@@ -23,7 +24,10 @@ const OTHER_OUTPUT: &str = "choose another output path";
 const REPLACE: &str = "--force replaces it";
 
 /// What to try after `error`, if anything. `output` is the folder that the command was writing.
-pub(super) fn hint(error: &StepError, output: Option<&Path>) -> Option<String> {
+pub(super) fn hint(error: &CliError, output: Option<&Path>) -> Option<String> {
+    let CliError::Step(error) = error else {
+        return error.hint().map(str::to_owned);
+    };
     if output.is_some_and(|output| can_be_resumed(error, output)) {
         return Some("the same command with --resume continues".to_owned());
     }

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::Context;
 use super::args::{INPUT, OUTPUT};
+use super::error::CliError;
 use crate::render::text;
 use crate::steps::cat::{find_segments, find_tensors};
 use crate::steps::{Exit, StepError};
@@ -32,8 +33,8 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
-    let pack = Pack::open(&args.pack).map_err(StepError::from)?;
+pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
+    let pack = Pack::open(&args.pack)?;
     if args.tensors {
         list(
             &find_tensors(&pack, &args.globs)?,

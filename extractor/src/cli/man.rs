@@ -1,7 +1,8 @@
 use clap_mangen::Man;
 
 use super::Context;
-use crate::steps::{Exit, StepError};
+use super::error::CliError;
+use crate::steps::Exit;
 
 /// Print the manual page of segpack or of one of its commands
 #[derive(Debug, clap::Args)]
@@ -15,14 +16,14 @@ pub(super) struct Args {
     command: Option<String>,
 }
 
-pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
+pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let mut all = super::command();
     all.build(); // gives subcommands their full names and inherited flags
     let (page, title) = match &args.command {
         None => (all, "segpack".to_owned()),
         Some(name) => {
             let found = all.find_subcommand(name).cloned();
-            let page = found.ok_or_else(|| no_such_command(name))?;
+            let page = found.ok_or_else(|| CliError::NoSuchCommand(name.clone()))?;
             (page, format!("segpack-{name}"))
         }
     };
@@ -30,13 +31,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
     Man::new(page)
         .title(title)
         .render(&mut text)
-        .map_err(StepError::Stdout)?;
+        .map_err(CliError::stdout)?;
     context.terminal.stdout(|out| out.write_all(&text))?;
     Ok(Exit::Ok)
-}
-
-fn no_such_command(name: &str) -> StepError {
-    StepError::Usage(format!(
-        "there is no command {name:?}; `segpack --help` lists them"
-    ))
 }

@@ -9,6 +9,7 @@ mod completions;
 mod demo;
 #[cfg(feature = "run")]
 mod devices;
+mod error;
 mod export;
 mod hints;
 mod ls;
@@ -37,6 +38,7 @@ use segpack_formats::io::CancelToken;
 
 use crate::steps::{Exit, StepError};
 use args::GLOBAL;
+use error::CliError;
 use progress::Reporter;
 use terminal::Terminal;
 #[cfg(not(feature = "run"))]
@@ -193,7 +195,7 @@ fn usage(error: &clap::Error) -> ExitCode {
     })
 }
 
-fn dispatch(command: Command, context: &Context) -> Result<Exit, StepError> {
+fn dispatch(command: Command, context: &Context) -> Result<Exit, CliError> {
     match command {
         Command::Scan(args) => scan::run(&args, context),
         Command::Pack(args) => pack::run(&args, context),
@@ -214,8 +216,8 @@ fn dispatch(command: Command, context: &Context) -> Result<Exit, StepError> {
 }
 
 /// Whether standard output was closed.
-fn is_broken_pipe(error: &StepError) -> bool {
-    matches!(error, StepError::Stdout(e) if e.kind() == io::ErrorKind::BrokenPipe)
+fn is_broken_pipe(error: &CliError) -> bool {
+    matches!(error, CliError::Step(StepError::Stdout(e)) if e.kind() == io::ErrorKind::BrokenPipe)
 }
 
 #[cfg(test)]
@@ -230,9 +232,11 @@ mod tests {
     #[test]
     fn only_a_closed_standard_output_is_a_broken_pipe() {
         let closed = || io::Error::from(io::ErrorKind::BrokenPipe);
-        assert!(is_broken_pipe(&StepError::Stdout(closed())));
-        assert!(!is_broken_pipe(&StepError::io("write", "file")(closed())));
-        assert!(!is_broken_pipe(&StepError::Stdout(
+        assert!(is_broken_pipe(&CliError::stdout(closed())));
+        assert!(!is_broken_pipe(
+            &StepError::io("write", "file")(closed()).into()
+        ));
+        assert!(!is_broken_pipe(&CliError::stdout(
             io::ErrorKind::StorageFull.into()
         )));
     }

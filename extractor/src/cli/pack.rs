@@ -4,9 +4,10 @@ use segpack_manifests::layout::Selection;
 
 use super::Context;
 use super::args::{CodecArgs, CodecName, INPUT, Jobs, OUTPUT, Tolerate};
+use super::error::CliError;
 use crate::render::text;
+use crate::steps::Exit;
 use crate::steps::pack::{PackSettings, pack, plan};
-use crate::steps::{Exit, StepError};
 
 /// Pack a checkpoint into per-expert segments with a manifest
 ///
@@ -73,7 +74,7 @@ impl Args {
         &self.output
     }
 
-    fn settings(&self) -> Result<PackSettings, StepError> {
+    fn settings(&self) -> Result<PackSettings, CliError> {
         Ok(PackSettings {
             selection: Selection {
                 include: self.include.clone(),
@@ -91,7 +92,7 @@ impl Args {
     }
 }
 
-pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
+pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let settings = args.settings()?;
     if args.dry_run {
         let plan = plan(&args.checkpoint, &settings)?.plan;

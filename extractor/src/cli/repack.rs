@@ -2,9 +2,10 @@ use std::path::{Path, PathBuf};
 
 use super::Context;
 use super::args::{CodecArgs, CodecName, Jobs, OUTPUT};
+use super::error::CliError;
 use crate::render::text;
+use crate::steps::Exit;
 use crate::steps::repack::{RepackSettings, plan, repack};
-use crate::steps::{Exit, StepError};
 
 /// Change the codec of a pack, without the checkpoint
 ///
@@ -51,7 +52,7 @@ impl Args {
     }
 }
 
-pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
+pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let settings = RepackSettings {
         coding: args.level.coding(args.codec)?,
         jobs: args.jobs.count(),

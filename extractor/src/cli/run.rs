@@ -14,6 +14,7 @@ use segpack_runtime_min::processing::{Chat, Prompt};
 use super::Context;
 use super::args::values::{experts_file, token_id, trace_path};
 use super::args::{ComputeName, DEVICE, INPUT, OUTPUT, Placement, Resources, SAMPLING};
+use super::error::CliError;
 use crate::render::{svg, text};
 use crate::steps::run::{RunEvent, RunOptions, print_prompt, run};
 use crate::steps::{Exit, StepError, experts_report};
@@ -140,7 +141,7 @@ pub(super) struct Args {
 }
 
 impl Args {
-    fn options(&self, stop: &CancelToken) -> Result<RunOptions, StepError> {
+    fn options(&self, stop: &CancelToken) -> Result<RunOptions, CliError> {
         let random = self.temperature.is_some()
             || self.top_k.is_some()
             || self.top_p.is_some()
@@ -163,7 +164,7 @@ impl Args {
         Ok(options)
     }
 
-    fn read_prompt(&self, stop: &CancelToken) -> Result<Prompt, StepError> {
+    fn read_prompt(&self, stop: &CancelToken) -> Result<Prompt, CliError> {
         let enable_thinking = self.enable_thinking;
         if let Some(ids) = &self.prompt_ids {
             return Ok(Prompt::Ids(ids.clone()));
@@ -177,10 +178,7 @@ impl Args {
         let text = match &self.prompt {
             Some(text) => text.clone(),
             None if io::stdin().is_terminal() => {
-                return Err(StepError::Usage(
-                    "give a prompt: --prompt, --prompt-ids, --messages or standard input"
-                        .to_owned(),
-                ));
+                return Err(CliError::NoPrompt);
             }
             None => without_line_end(read_stdin(stop)?),
         };
@@ -195,7 +193,7 @@ impl Args {
 }
 
 /// On a thread of its own: a read that waits for input would not notice Ctrl-C.
-fn read_stdin(stop: &CancelToken) -> Result<String, StepError> {
+fn read_stdin(stop: &CancelToken) -> Result<String, CliError> {
     let (send, receive) = mpsc::channel();
     thread::spawn(move || {
         let mut bytes = Vec::new();
@@ -216,12 +214,10 @@ fn read_stdin(stop: &CancelToken) -> Result<String, StepError> {
     )
 }
 
-fn utf8(what: &str, bytes: Vec<u8>) -> Result<String, StepError> {
-    String::from_utf8(bytes).map_err(|e| {
-        StepError::Input(format!(
-            "{what} is not UTF-8 (byte {})",
-            e.utf8_error().valid_up_to()
-        ))
+fn utf8(what: &str, bytes: Vec<u8>) -> Result<String, CliError> {
+    String::from_utf8(bytes).map_err(|e| CliError::NotUtf8 {
+        what: what.to_owned(),
+        source: e.utf8_error(),
     })
 }
 
@@ -236,7 +232,7 @@ fn without_line_end(mut text: String) -> String {
     text
 }
 
-fn read_messages(file: &Path, stop: &CancelToken) -> Result<Chat, StepError> {
+fn read_messages(file: &Path, stop: &CancelToken) -> Result<Chat, CliError> {
     let (name, text) = if file == Path::new("-") {
         ("standard input".to_owned(), read_stdin(stop)?)
     } else {
@@ -244,16 +240,12 @@ fn read_messages(file: &Path, stop: &CancelToken) -> Result<Chat, StepError> {
         let bytes = fs::read(file).map_err(StepError::io("read", file))?;
         (name.clone(), utf8(&name, bytes)?)
     };
-    Chat::from_json(&text).map_err(|e| {
-        let wanted =
-            "a JSON list of messages, or an object with `messages` and, where there are any, `tools`";
-        StepError::Input(format!("{name} is not {wanted}: {e}"))
-    })
+    Chat::from_json(&text).map_err(|source| CliError::Messages { what: name, source })
 }
 
-pub(super) fn run_command(args: &Args, context: &Context) -> Result<Exit, StepError> {
+pub(super) fn run_command(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let options = args.options(context.stop)?;
-    let pack = Pack::open(&args.pack).map_err(StepError::from)?;
+    let pack = Pack::open(&args.pack)?;
     if args.print_prompt {
         return show_prompt(&print_prompt(&pack, &options.prompt)?, args.json, context);
     }
@@ -307,7 +299,7 @@ fn figures(summary: &RunSummary, args: &Args, context: &Context) -> String {
 
 /// Writes which experts were used: as a heat map where the name ends in `.svg`, otherwise as a
 /// document.
-fn write_experts(summary: &RunSummary, path: &Path) -> Result<(), StepError> {
+fn write_experts(summary: &RunSummary, path: &Path) -> Result<(), CliError> {
     let report = experts_report::report(summary);
     let mut text = Vec::new();
     if path.extension().is_some_and(|e| e == "svg") {
@@ -315,19 +307,18 @@ fn write_experts(summary: &RunSummary, path: &Path) -> Result<(), StepError> {
     } else {
         json::write_document(&mut text, &report).map_err(StepError::io("write", path))?;
     }
-    fs::write(path, text).map_err(StepError::io("write", path))
+    fs::write(path, text).map_err(StepError::io("write", path))?;
+    Ok(())
 }
 
 /// The text alone is printed as it is; only a terminal gets a line end more.
-fn show_prompt(prompt: &RunPrompt, json: bool, context: &Context) -> Result<Exit, StepError> {
+fn show_prompt(prompt: &RunPrompt, json: bool, context: &Context) -> Result<Exit, CliError> {
     if json {
         context.terminal.document(prompt, true, |_| String::new())?;
         return Ok(Exit::Ok);
     }
     let Some(text) = &prompt.text else {
-        return Err(StepError::Input(
-            "the pack holds no tokenizer: these ids have no text".to_owned(),
-        ));
+        return Err(CliError::NoTokenizer);
     };
     context
         .terminal

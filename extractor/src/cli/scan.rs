@@ -4,10 +4,11 @@ use segpack_manifests::documents::Finding;
 
 use super::Context;
 use super::args::{OUTPUT, Tolerate};
+use super::error::CliError;
 use super::hints::of_findings;
 use crate::render::text;
+use crate::steps::Exit;
 use crate::steps::scan::scan;
-use crate::steps::{Exit, StepError};
 
 /// Show what a checkpoint contains and whether it is complete
 ///
@@ -32,7 +33,7 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, StepError> {
+pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let (checkpoint, inventory) = scan(&args.checkpoint, args.tolerate.options())?;
     let root = checkpoint.root.display().to_string();
     context

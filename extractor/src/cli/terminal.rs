@@ -7,6 +7,7 @@ use clap::ColorChoice;
 use segpack_manifests::json;
 use serde::Serialize;
 
+use super::error::CliError;
 use crate::render::text;
 use crate::steps::StepError;
 
@@ -57,7 +58,7 @@ impl Terminal {
     }
 
     /// An error with its causes and advice, on standard error; findings one by one before it.
-    pub(super) fn error(&self, error: &StepError, hint: Option<String>) {
+    pub(super) fn error(&self, error: &CliError, hint: Option<String>) {
         let mut err = io::stderr().lock();
         let (red, cyan, off) = if self.color {
             ("\x1b[1;31m", "\x1b[1;36m", "\x1b[0m")
@@ -65,7 +66,7 @@ impl Terminal {
             ("", "", "")
         };
         // nobody is left to tell where standard error is closed
-        if let StepError::Findings { findings, .. } = error {
+        if let CliError::Step(StepError::Findings { findings, .. }) = error {
             let _ = write!(err, "{}", text::findings(findings));
         }
         let _ = writeln!(err, "{red}error:{off} {}", chain(error));

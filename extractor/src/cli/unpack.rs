@@ -2,9 +2,10 @@ use std::path::{Path, PathBuf};
 
 use super::Context;
 use super::args::{INPUT, Jobs, OUTPUT};
+use super::error::CliError;
 use crate::render::text;
+use crate::steps::Exit;
 use crate::steps::unpack::{UnpackSettings, unpack};
-use crate::steps::{Exit, StepError};
 
 /// Restore the original files of the checkpoint, byte for byte
 ///
@@ -43,7 +44,7 @@ impl Args {
     }
 }
 
-pub(super) fn run(args: Args, context: &Context) -> Result<Exit, StepError> {
+pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
     let settings = UnpackSettings {
         include: args.include,
         resume: args.resume,

@@ -3,9 +3,10 @@ use std::path::PathBuf;
 use super::Context;
 use super::args::values::tolerance;
 use super::args::{INPUT, OUTPUT, Placement, Resources};
+use super::error::CliError;
 use crate::render::text;
+use crate::steps::Exit;
 use crate::steps::validate::{Against, ValidateSettings, validate};
-use crate::steps::{Exit, StepError};
 
 /// Run a model from its pack and compare it with a trace of the official model or with its
 /// checkpoint
@@ -64,7 +65,7 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: Args, context: &Context) -> Result<Exit, StepError> {
+pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
     let against = match (args.reference, args.against) {
         (Some(trace), _) => Against::Trace(trace),
         // one of the two is there, says the parser

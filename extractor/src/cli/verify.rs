@@ -4,10 +4,11 @@ use segpack_manifests::documents::VerifyMode;
 
 use super::Context;
 use super::args::{INPUT, Jobs, OUTPUT};
+use super::error::CliError;
 use super::hints::of_findings;
 use crate::render::text;
+use crate::steps::Exit;
 use crate::steps::verify::{Subset, VerifySettings, verify};
-use crate::steps::{Exit, StepError};
 
 /// Check a pack against its manifest or against a checkpoint
 ///
@@ -45,7 +46,7 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: Args, context: &Context) -> Result<Exit, StepError> {
+pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
     let settings = VerifySettings {
         mode: match (args.quick, args.sums) {
             (true, _) => VerifyMode::Quick,

@@ -7,7 +7,8 @@ macro_rules! refusing {
             use std::ffi::OsString;
 
             use crate::cli::Context;
-            use crate::steps::{Exit, StepError};
+            use crate::cli::error::CliError;
+            use crate::steps::Exit;
 
             /// Not in this build, which is without the feature `run`
             #[derive(Debug, clap::Args)]
@@ -17,10 +18,8 @@ macro_rules! refusing {
                 _arguments: Vec<OsString>,
             }
 
-            pub fn $run(_: $args, _: &Context) -> Result<Exit, StepError> {
-                let name = stringify!($name);
-                let why = format!("`segpack {name}`: built without the feature `run`");
-                Err(StepError::Refused(why))
+            pub fn $run(_: $args, _: &Context) -> Result<Exit, CliError> {
+                Err(CliError::WithoutRun(stringify!($name)))
             }
         }
     };

@@ -1,12 +1,15 @@
 //! Progress as the steps report it; drawing it is the command line's business.
 
-/// Hears how far a step is. Called from several threads.
+/// Receives the progress of a step. Called from several threads.
 pub trait Progress: Sync {
-    /// A phase begins that will process this many bytes.
+    /// A phase begins that will process this many bytes: those of the tensors and files that it
+    /// reads or writes, each as often as it does. The rate is then that of the work, not of a
+    /// drive.
     fn start(&self, phase: &'static str, total_bytes: u64);
-    /// A phase begins that will process this many of something else, named in the singular.
+    /// A phase begins that will process `total` things, not bytes; `unit` names one of them in the
+    /// singular, such as "layer".
     fn start_counting(&self, phase: &'static str, total: u64, unit: &'static str);
-    /// So many more bytes, or of what is counted, are done.
+    /// `more` bytes or things of the phase are done.
     fn advance(&self, more: u64);
     /// The phase is over.
     fn finish(&self);

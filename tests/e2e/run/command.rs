@@ -345,7 +345,10 @@ fn a_chat_of_several_turns_comes_from_a_file() {
     };
     refused(
         "[",
-        &["standard input is not a JSON list of messages", "line 1"],
+        &[
+            "standard input is neither a JSON list of messages",
+            "line 1",
+        ],
     );
     refused("{\"messages\": [], \"tool\": 1}", &["unknown field `tool`"]);
     refused("{\"messages\": []}", &["an empty list"]);
@@ -364,7 +367,7 @@ fn odd_prompts_are_taken_or_refused_clearly() {
     assert_eq!(summary["prompt_tokens"], 3);
     piped(&pack, &one, b"a\xff")
         .exits(3)
-        .says(&["standard input is not UTF-8 (byte 1)"]);
+        .says(&["standard input is not UTF-8: invalid utf-8 sequence of 1 bytes from index 1"]);
     for empty in ["", "\n"] {
         piped(&pack, &one, empty.as_bytes())
             .exits(2)

@@ -687,7 +687,7 @@ fn a_bench_of_a_gpu_is_what_its_schema_says() {
     );
     with_gpu(&format!("{arguments} --memory 1GB --memory 2GB"), &[])
         .exits(2)
-        .says(&["one --memory"]);
+        .says(&["one memory budget"]);
     with_gpu(&format!("bench {} --device auto", pack.display()), &[])
         .exits(2)
         .says(&["cuda or cuda:N"]);

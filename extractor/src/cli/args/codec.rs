@@ -2,7 +2,7 @@ use clap::ValueEnum;
 use segpack_formats::codec::{Codec, Coding};
 
 use super::OUTPUT;
-use crate::steps::StepError;
+use crate::cli::error::CliError;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum CodecName {
@@ -28,7 +28,7 @@ pub(crate) struct CodecArgs {
 
 impl CodecArgs {
     /// A codec with these settings.
-    pub(crate) fn coding(&self, name: CodecName) -> Result<Coding, StepError> {
+    pub(crate) fn coding(&self, name: CodecName) -> Result<Coding, CliError> {
         let codec = match name {
             CodecName::Raw => Codec::Raw,
             CodecName::Zstd => Codec::Zstd,
@@ -36,9 +36,7 @@ impl CodecArgs {
             CodecName::Bf16Rans => Codec::Bf16Rans,
         };
         if codec != Codec::Zstd && self.level.is_some() {
-            return Err(StepError::Usage(format!(
-                "--level needs --codec zstd: {codec} has no levels"
-            )));
+            return Err(CliError::Level(codec));
         }
         Ok(Coding::of(codec, self.level))
     }

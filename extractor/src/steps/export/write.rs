@@ -31,9 +31,11 @@ pub(super) fn write_files(
     check: bool,
 ) -> Result<(), StepError> {
     let total: u64 = files.iter().map(PlannedFile::length).sum();
-    producer
-        .progress
-        .start("exporting", if check { 2 * total } else { total });
+    let (phase, passes) = match check {
+        true => ("exporting and reading back", 2),
+        false => ("exporting", 1),
+    };
+    producer.progress.start(phase, passes * total);
     let mut longest_first: Vec<&PlannedFile<'_>> = files.iter().collect();
     longest_first.sort_by_key(|f| std::cmp::Reverse(f.length()));
     let jobs = jobs_within_memory(jobs, WRITE_BEHIND_MEMORY + WORKER_MEMORY);

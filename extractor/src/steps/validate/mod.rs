@@ -199,7 +199,7 @@ fn against_checkpoint(
 fn describe(number: usize, sequences: &[Sequence]) -> String {
     let (all, s) = (sequences.len(), &sequences[number]);
     format!(
-        "prompt {} of {all}: {} tokens, then {} one by one",
+        "prompt {} of {all}: {} + {} tokens",
         number + 1,
         s.prompt.len(),
         s.forced.len()

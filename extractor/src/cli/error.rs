@@ -1,0 +1,113 @@
+use std::io;
+use std::str::Utf8Error;
+
+use segpack_formats::FormatError;
+use segpack_formats::codec::Codec;
+use segpack_manifests::PackError;
+
+use crate::steps::{Exit, StepError};
+
+/// Why a command failed.
+#[cfg_attr(
+    not(feature = "run"),
+    allow(dead_code, reason = "some are of commands that run models")
+)]
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CliError {
+    /// A step failed.
+    #[error(transparent)]
+    Step(#[from] StepError),
+    /// A level was given for a codec without levels.
+    #[error("codec {0} has no compression levels")]
+    Level(Codec),
+    /// Neither an option nor standard input gives a prompt.
+    #[error("there is no prompt")]
+    NoPrompt,
+    /// Text that was read is not UTF-8.
+    #[error("{what} is not UTF-8")]
+    NotUtf8 { what: String, source: Utf8Error },
+    /// A chat is not what it has to be.
+    #[error("{what} is neither a JSON list of messages nor an object with `messages` and `tools`")]
+    Messages {
+        what: String,
+        source: serde_json::Error,
+    },
+    /// Token ids are to be shown as text.
+    #[error("these token ids have no text: the pack has no tokenizer")]
+    NoTokenizer,
+    /// Bytes of tensors would go to a terminal.
+    #[error("tensors are binary, and standard output is a terminal")]
+    BinaryToTerminal,
+    /// Two things would go to standard output.
+    #[error("the tensors and the summary cannot both go to standard output")]
+    TwoOutputs,
+    /// `bench --device` with something else than a GPU.
+    #[error("the device to measure is not a GPU")]
+    NotAGpu,
+    /// Several memory budgets of a host whose GPU is measured.
+    #[error("a GPU is measured with one memory budget of the host")]
+    HostMemory,
+    /// A command that runs models, in a build without the feature `run`.
+    #[cfg(not(feature = "run"))]
+    #[error("`segpack {0}` is not in this build, which is without the feature `run`")]
+    WithoutRun(&'static str),
+    /// `man` of a command that does not exist.
+    #[error("there is no command {0:?}")]
+    NoSuchCommand(String),
+}
+
+impl CliError {
+    /// Standard output was closed or failed.
+    pub(crate) fn stdout(error: io::Error) -> Self {
+        StepError::Stdout(error).into()
+    }
+
+    /// The exit status for it.
+    pub(crate) fn exit(&self) -> Exit {
+        match self {
+            Self::Step(e) => e.exit(),
+            #[cfg(not(feature = "run"))]
+            Self::WithoutRun(_) => Exit::Failed,
+            Self::BinaryToTerminal => Exit::Failed,
+            Self::NotUtf8 { .. } | Self::Messages { .. } | Self::NoTokenizer => Exit::Damaged,
+            Self::Level(_)
+            | Self::NoPrompt
+            | Self::TwoOutputs
+            | Self::NotAGpu
+            | Self::HostMemory
+            | Self::NoSuchCommand(_) => Exit::Usage,
+        }
+    }
+
+    /// What to change on the command line, where the error is one of it.
+    pub(crate) fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Level(_) => Some("--level requires --codec zstd"),
+            Self::NoPrompt => Some("use --prompt, --prompt-ids, --messages or standard input"),
+            Self::BinaryToTerminal => Some("redirect it to a file or a pipe"),
+            Self::TwoOutputs => Some("use either --json or -o -"),
+            Self::NotAGpu => {
+                Some("use --device cuda or cuda:N; without --device, the CPU is measured")
+            }
+            Self::HostMemory => Some("with --device, use --memory once"),
+            Self::NoSuchCommand(_) => Some("`segpack --help` lists the commands"),
+            #[cfg(not(feature = "run"))]
+            Self::WithoutRun(_) => None,
+            Self::Step(_) | Self::NotUtf8 { .. } | Self::Messages { .. } | Self::NoTokenizer => {
+                None
+            }
+        }
+    }
+}
+
+impl From<FormatError> for CliError {
+    fn from(error: FormatError) -> Self {
+        Self::Step(error.into())
+    }
+}
+
+impl From<PackError> for CliError {
+    fn from(error: PackError) -> Self {
+        Self::Step(error.into())
+    }
+}
