@@ -1,4 +1,4 @@
-//! What can be said about a step's logits: the highest, the top k, a token's rank, whether they are
+//! The logits of a step: the highest, the top k, a token's rank, whether they are
 //! numbers at all.
 
 use std::cmp::Ordering;

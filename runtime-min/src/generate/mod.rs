@@ -1,4 +1,4 @@
-//! The generation loop, its samplers, and what can be said about a step's logits.
+//! The generation loop, its samplers, and the ranking of a step's logits.
 //!
 //! The loop sees a model through [`LanguageModel`] and prints nothing: the caller watches it
 //! through a function that is called for every token.
@@ -11,7 +11,8 @@ use std::ops::ControlFlow;
 pub use self::logits::{ArgMax, Candidate, LogitsError, Rank, rank_of, top_k_logits};
 pub use self::sampler::{Sampler, SamplingError, SamplingOptions};
 
-/// Tokens that a model is asked to choose at a time: few, so that a text flows and Ctrl-C is heard.
+/// Maximum number of tokens that a model chooses at a time: few, so that text appears steadily and
+/// Ctrl-C is noticed.
 const MAX_CHOSEN: usize = 8;
 
 /// What the loop needs of a model. Its cache grows with every call of [`forward`](Self::forward)
@@ -64,7 +65,7 @@ pub enum GenerateError<E> {
     EmptyPrompt,
     /// The prompt does not fit.
     #[error(
-        "the prompt has {prompt} tokens, and the model has room for {room} of {context_length} positions"
+        "the prompt has {prompt} tokens, but only {room} of the model's {context_length} positions are free"
     )]
     PromptTooLong {
         /// Tokens of the prompt.
@@ -147,7 +148,7 @@ pub enum StopReason {
     MaxNewTokens,
     /// The cache is full.
     ContextFull,
-    /// The caller's function said so.
+    /// The caller's function returned `Break`.
     Caller,
 }
 

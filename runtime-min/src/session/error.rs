@@ -34,7 +34,7 @@ pub enum SessionError {
     /// The prompt cannot be continued, or the model's logits cannot be used.
     #[error(transparent)]
     Generate(GenerateError<RunError>),
-    /// The candidates or the rank at a step cannot be told.
+    /// The candidates or the rank at a step cannot be determined.
     #[error(transparent)]
     Logits(#[from] LogitsError),
     /// `config.json` of the checkpoint is not JSON.
@@ -55,7 +55,7 @@ pub enum SessionError {
     /// GPU memory was limited for a model that runs on the CPU.
     #[error("a GPU memory budget was given, but the model runs on the CPU")]
     DeviceMemoryOnCpu,
-    /// A GPU was asked for.
+    /// A GPU was requested, and this build cannot use any.
     #[error("cannot use GPU {number}: built without the feature `cuda`")]
     WithoutCuda {
         /// Its number.

@@ -60,7 +60,7 @@ pub struct Token<'t> {
     pub text: &'t str,
     /// Whether it ends the text.
     pub is_stop: bool,
-    /// The most likely candidates, best first, as many as were asked for.
+    /// The most likely candidates, best first, as many as were requested.
     pub top: Vec<NamedCandidate>,
 }
 
@@ -195,7 +195,7 @@ pub struct Generation {
     pub stop_reason: StopReason,
     /// What the user should know.
     pub notes: Vec<Note>,
-    /// The rank that was asked for.
+    /// The rank that was requested.
     pub rank: Option<RankedContinuation>,
     /// From the opening of the model to the first token; zero where there was none.
     pub time_to_first_token: Duration,

@@ -54,7 +54,7 @@ pub const TRACE_FORMAT: &str = "qwen3-omni-thinker-trace-1";
 pub struct RecordedFile {
     /// Bytes.
     pub size: u64,
-    /// Its digest; none for files that the script found too large.
+    /// Its digest. `None`: the file was too large for the script to digest.
     pub sha256: Option<Sha256>,
 }
 

@@ -59,7 +59,7 @@ enum Values {
     LogProbabilities,
 }
 
-/// An open trace. Tensors are read when they are asked for.
+/// An open trace. Tensors are read on demand.
 #[derive(Debug)]
 pub struct Trace {
     shard: Shard,
@@ -241,7 +241,7 @@ impl Trace {
         self.entry(prompt, name).map(|t| &t.shape[..])
     }
 
-    /// Some rows of a tensor of floats, widened; none where it was not recorded.
+    /// Some rows of a tensor of floats, widened. `None`: it was not recorded.
     ///
     /// # Errors
     /// `Malformed` where its shape or dtype is not the wanted one; `Io`.
@@ -263,7 +263,7 @@ impl Trace {
         Ok(Some(values))
     }
 
-    /// Some rows of a tensor of ids; none where it was not recorded.
+    /// Some rows of a tensor of ids. `None`: it was not recorded.
     ///
     /// # Errors
     /// As [`floats`](Self::floats), and where a number is no id.

@@ -7,7 +7,7 @@ use super::{Trace, tensor_name};
 /// A token that a server lists among the best.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Ranked {
-    /// Which; none where the server's words did not identify it.
+    /// Its id. `None`: the server did not identify it.
     pub id: Option<u32>,
     /// Natural logarithm of its probability.
     pub log_probability: f32,

@@ -31,7 +31,7 @@ const WARM_PROMPTS: usize = 8;
 pub(crate) struct GpuBenchSettings {
     /// Its number.
     pub number: u32,
-    /// Host memory for a model that does not fit; slots for a few experts where it is none.
+    /// Host memory for a model that does not fit; `None`: slots for a few experts.
     pub memory: Option<u64>,
     /// Precision of activations.
     pub compute: Compute,

@@ -97,7 +97,7 @@ pub(super) fn rate(bytes: u64, began: Instant) -> f64 {
 }
 
 /// Reads up to `most` bytes of the largest packs past the page cache, several pieces at a time;
-/// none where that cannot be done.
+/// `None`: that cannot be done.
 pub(super) fn drive_rate(
     pack: &Pack,
     most: u64,

@@ -37,7 +37,7 @@ pub(crate) struct BenchSettings {
     pub repeats: u32,
     /// When digests are compared.
     pub check: ChecksumPolicy,
-    /// Layers of the model that the forecast is for; the pack's own where it is none.
+    /// Layers of the model that the forecast is for; `None`: the pack's own.
     pub layers: Option<u32>,
     /// Budgets of the forecast, in bytes.
     pub forecast: Vec<u64>,

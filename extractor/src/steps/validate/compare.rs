@@ -11,8 +11,7 @@ use segpack_runtime_min::{Observer, Routing};
 use super::ranks::Distribution;
 use crate::steps::StepError;
 
-/// Router-logit gap at the cut up to which two implementations may choose different experts (DESIGN
-/// section 7).
+/// Router-logit gap at the cut up to which two implementations may choose different experts.
 const ROUTER_GAP: f64 = 1e-3;
 
 /// What a run of one prompt is compared with. Positions count from the first token of the prompt.

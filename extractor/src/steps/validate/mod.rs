@@ -52,7 +52,7 @@ pub(crate) struct ValidateSettings {
     pub against: Against,
     /// Where the model runs, and what it may use. The precision of activations is the reference's.
     pub session: SessionOptions,
-    /// Most that a log-probability may differ from those of a trace that has no logits.
+    /// Maximum difference of a log-probability from those of a trace that has no logits.
     pub tolerance: Option<f64>,
     /// Whether a trace must be of the checkpoint that was packed.
     pub digests: bool,
@@ -81,12 +81,12 @@ struct Sequence {
     bf16_stable: bool,
 }
 
-/// Most that a logit may differ in f32 (DESIGN section 7).
+/// Maximum difference of a logit in f32.
 pub(crate) fn tolerance(layers: u32) -> f64 {
     f64::max(3e-4, 4.5e-5 * f64::from(layers))
 }
 
-/// Most that a log-probability may differ. One of a server that computed in f32 is two logits'
+/// Maximum difference of a log-probability. One of a server that computed in f32 is two logits'
 /// differences away from ours: its own, and that of the logarithm of the sum, which is at most the
 /// greatest. Of other precisions the user has to say.
 fn log_probability_tolerance(dtype: &str, layers: u32) -> Option<f64> {
@@ -329,7 +329,7 @@ impl Comparer<'_> {
     }
 }
 
-/// Fills in the tables, and judges by DESIGN section 7.
+/// Fills in the tables, and judges by the gate.
 fn judge(mut report: ValidateReport, tally: &Tally, sequences: &[Sequence]) -> ValidateReport {
     report.values = value_rows(tally, &report);
     report.choices = tally.choices.values().cloned().collect();

@@ -79,7 +79,7 @@ fn greater(a: f64, b: f64) -> f64 {
     if a >= b || a.is_nan() { a } else { b }
 }
 
-/// Most that the log-probability of a token can be which is not listed by its id.
+/// Upper bound of the log-probability of a token that is not listed by its id.
 fn greatest_unlisted(ranked: &[Ranked]) -> f64 {
     let unknown = ranked.iter().find(|r| r.id.is_none());
     unknown

@@ -73,7 +73,7 @@ impl EosIds {
         })
     }
 
-    /// What the user is to be told where the checkpoint did not say which ids end a text.
+    /// A note for the user where the checkpoint does not say which ids end a text.
     pub fn notice(&self) -> Option<String> {
         match (self.source, self.ids.as_slice()) {
             (EosSource::GenerationConfig, _) => None,

@@ -21,7 +21,7 @@ pub enum TokenizerError {
     Read {
         /// The file's name.
         file: String,
-        /// What the reader said.
+        /// The reader's error.
         #[source]
         source: BoxError,
     },

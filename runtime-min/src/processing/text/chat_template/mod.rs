@@ -118,7 +118,7 @@ impl TemplateValue {
     }
 }
 
-/// What a template is told besides the messages.
+/// What a template gets besides the messages.
 #[derive(Debug, Clone, Default)]
 pub struct RenderOptions {
     /// Ends with the start of the assistant's turn.

@@ -33,7 +33,7 @@ impl Tokenizer {
     /// Loads the tokenizer. `files` reads one of the checkpoint's files by its name, with `None`
     /// where there is no such file; `tokenizer.json`, `vocab.json`, `merges.txt`,
     /// `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json` and
-    /// `generation_config.json` are asked for.
+    /// `generation_config.json` are requested.
     ///
     /// # Errors
     /// `Missing` without a vocabulary, `Unsupported` for anything but byte-level BPE, `Malformed`
