@@ -9,6 +9,7 @@ use segpack_manifests::documents::Finding;
 use segpack_manifests::layout::PlanError;
 use segpack_runtime_min::RunError;
 use segpack_runtime_min::generate::GenerateError;
+use segpack_runtime_min::processing::PromptError;
 use segpack_runtime_min::session::SessionError;
 
 use super::cat::CatError;
@@ -196,7 +197,7 @@ fn exit_of_session(error: &SessionError) -> Exit {
         SessionError::Kernels(_)
         | SessionError::Sampling(_)
         | SessionError::DeviceMemoryOnCpu
-        | SessionError::EmptyContinuation
+        | SessionError::Prompt(PromptError::EmptyContinuation)
         | SessionError::Generate(GenerateError::EmptyPrompt) => Exit::Usage,
         SessionError::WithoutCuda { .. } => Exit::Failed,
         _ => Exit::Damaged,
@@ -448,9 +449,9 @@ mod tests {
                 source: json(),
             }
             .into(),
-            SessionError::Tokenizer(TokenizerError::Missing {
+            SessionError::from(PromptError::from(TokenizerError::Missing {
                 missing: "vocab.json".to_owned(),
-            })
+            }))
             .into(),
             SessionError::Generate(GenerateError::Logits {
                 step: 1,

@@ -2,12 +2,13 @@
 
 use segpack_manifests::Pack;
 
+use super::PromptError;
 #[cfg(feature = "text")]
 use super::text::chat_template::{ChatTemplate, RenderOptions, TemplateValue};
 #[cfg(feature = "text")]
 use super::text::tokenizer::{SpecialTokens, StreamDecoder, Tokenizer};
 use super::text::{EosIds, TokenizerError};
-use crate::session::{SessionError, source_file};
+use crate::source_file::source_file;
 
 /// What to start from.
 #[derive(Debug, Clone)]
@@ -145,7 +146,7 @@ impl<'p> TextFrontend<'p> {
     /// # Errors
     /// `Tokenizer` where a file is damaged, or the tokenizer is of a kind that is not supported.
     #[cfg(feature = "text")]
-    pub fn load(pack: &'p Pack) -> Result<Self, SessionError> {
+    pub fn load(pack: &'p Pack) -> Result<Self, PromptError> {
         let files = |name: &str| source_file(pack, name);
         let (tokenizer, stop_ids) = match Tokenizer::load(&files) {
             Ok(tokenizer) => {
@@ -170,7 +171,7 @@ impl<'p> TextFrontend<'p> {
     /// # Errors
     /// `Tokenizer` where the file is damaged.
     #[cfg(not(feature = "text"))]
-    pub fn load(pack: &'p Pack) -> Result<Self, SessionError> {
+    pub fn load(pack: &'p Pack) -> Result<Self, PromptError> {
         let files = |name: &str| source_file(pack, name);
         Ok(Self {
             pack,
@@ -202,7 +203,7 @@ impl<'p> TextFrontend<'p> {
     /// # Errors
     /// `Tokenizer` where there is none, or it does not take the text; `ChatTemplate` where there is
     /// none, or it does not take the chat.
-    pub fn tokenize(&self, prompt: &Prompt) -> Result<TokenizedPrompt, SessionError> {
+    pub fn tokenize(&self, prompt: &Prompt) -> Result<TokenizedPrompt, PromptError> {
         match prompt {
             Prompt::Ids(ids) => Ok(TokenizedPrompt {
                 text: self.full_text(ids),
@@ -232,7 +233,7 @@ impl<'p> TextFrontend<'p> {
     }
 
     #[cfg(feature = "text")]
-    fn render(&self, chat: &Chat, enable_thinking: Option<bool>) -> Result<String, SessionError> {
+    fn render(&self, chat: &Chat, enable_thinking: Option<bool>) -> Result<String, PromptError> {
         let template = ChatTemplate::load(&|name: &str| source_file(self.pack, name))?;
         let options = RenderOptions {
             add_generation_prompt: true,
@@ -248,9 +249,9 @@ impl<'p> TextFrontend<'p> {
     /// # Errors
     /// `EmptyContinuation`; `Tokenizer` where there is none, or it does not take the text.
     #[cfg(feature = "text")]
-    pub fn continuation(&self, text: &str) -> Result<Continuation, SessionError> {
+    pub fn continuation(&self, text: &str) -> Result<Continuation, PromptError> {
         let ids = self.tokenizer()?.encode_bare(text)?;
-        let first = *ids.first().ok_or(SessionError::EmptyContinuation)?;
+        let first = *ids.first().ok_or(PromptError::EmptyContinuation)?;
         Ok(Continuation {
             text: text.to_owned(),
             first,

@@ -3,7 +3,8 @@
 use segpack_manifests::Pack;
 use serde_json::Value;
 
-use super::{SessionError, source_file};
+use super::SessionError;
+use crate::source_file::source_file;
 
 /// Positions that are assumed where `config.json` does not give the context length.
 pub const ASSUMED_CONTEXT: usize = 1 << 18;

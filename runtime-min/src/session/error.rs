@@ -7,9 +7,7 @@ use segpack_formats::FormatError;
 use crate::error::RunError;
 use crate::generate::{GenerateError, LogitsError, SamplingError};
 use crate::kernels::UnknownKernels;
-use crate::processing::text::TokenizerError;
-#[cfg(feature = "text")]
-use crate::processing::text::chat_template::ChatTemplateError;
+use crate::processing::PromptError;
 
 /// Why a session could not be opened, or did not generate.
 #[derive(Debug, thiserror::Error)]
@@ -21,13 +19,9 @@ pub enum SessionError {
     /// The environment names kernels that this processor cannot run.
     #[error(transparent)]
     Kernels(#[from] UnknownKernels),
-    /// Tokenizer files are missing or damaged, or the text cannot be tokenized.
+    /// The prompt cannot be made token ids.
     #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
-    /// The chat template is missing or damaged, or does not take the chat.
-    #[cfg(feature = "text")]
-    #[error(transparent)]
-    ChatTemplate(#[from] ChatTemplateError),
+    Prompt(#[from] PromptError),
     /// Sampling settings are out of range.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
@@ -61,9 +55,6 @@ pub enum SessionError {
         /// Its number.
         number: u32,
     },
-    /// There is nothing to rank.
-    #[error("the continuation to rank has no tokens")]
-    EmptyContinuation,
     /// The first token of a continuation has no logit.
     #[error("token id {id} of {text:?} is not in the embedding")]
     ContinuationOutside {

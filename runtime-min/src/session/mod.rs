@@ -36,7 +36,6 @@ mod error;
 mod generation;
 mod host_memory;
 mod model;
-mod source_file;
 
 use std::sync::LazyLock;
 use std::time::Instant;
@@ -48,7 +47,7 @@ use segpack_manifests::{Pack, PackReader};
 use self::device::OpenDevice;
 use crate::error::RunError;
 use crate::models::decoder::{RunSettings, text_facts};
-use crate::processing::TextFrontend;
+use crate::processing::{PromptError, TextFrontend};
 use crate::tensor::Compute;
 use crate::trace::TraceRecorder;
 use crate::weights::ChecksumPolicy;
@@ -62,8 +61,8 @@ pub use self::generation::{
 };
 pub use self::host_memory::available_memory;
 pub use self::model::Model;
-pub use self::source_file::source_file;
 pub use crate::models::decoder::Logits;
+pub use crate::source_file::source_file;
 
 /// How a session runs models.
 #[derive(Debug, Clone, Default)]
@@ -205,7 +204,7 @@ impl<'p> Session<'p> {
     /// # Errors
     /// As [`TextFrontend::load`].
     pub fn text(&self) -> Result<TextFrontend<'p>, SessionError> {
-        TextFrontend::load(self.pack)
+        Ok(TextFrontend::load(self.pack)?)
     }
 
     /// Positions that the text model was made for.
@@ -299,7 +298,7 @@ impl<'p> Session<'p> {
             longest_pass: prompt.len(),
         };
         let mut generation = self.with_model(reservation, |model| {
-            text.check(model.facts().vocab)?;
+            text.check(model.facts().vocab).map_err(PromptError::from)?;
             if settings.preload {
                 model.preload_with_progress(hooks.progress)?;
             }

@@ -11,7 +11,7 @@ use segpack_manifests::Pack;
 use segpack_manifests::documents::{GENERATOR, RunPrompt, RunSummary, RunToken};
 use segpack_runtime_min::processing::{Prompt, TextFrontend};
 use segpack_runtime_min::session::{
-    GenerationSettings, Hooks, Phase, Session, SessionOptions, SessionProgress,
+    GenerationSettings, Hooks, Phase, Session, SessionError, SessionOptions, SessionProgress,
 };
 use segpack_runtime_min::trace::{RecordedFile, TraceRecorder};
 
@@ -77,12 +77,13 @@ pub fn run(
     let session = Session::open_cancellable(pack, &options.session, stop)?;
     let text = session.text()?;
     let mut settings = options.generation.clone();
-    settings.rank = options
+    let ranked = options
         .rank
         .as_ref()
         .map(|c| text.continuation(c))
-        .transpose()?;
-    let prompt = text.tokenize(&options.prompt)?;
+        .transpose();
+    settings.rank = ranked.map_err(SessionError::from)?;
+    let prompt = text.tokenize(&options.prompt).map_err(SessionError::from)?;
     let mut recorder = options
         .trace
         .as_ref()
@@ -108,7 +109,8 @@ pub fn run(
 /// # Errors
 /// Where the pack holds no tokenizer or template, or they do not take the prompt.
 pub fn print_prompt(pack: &Pack, prompt: &Prompt) -> Result<RunPrompt, StepError> {
-    let prompt = TextFrontend::load(pack)?.tokenize(prompt)?;
+    let tokenized = TextFrontend::load(pack).and_then(|text| text.tokenize(prompt));
+    let prompt = tokenized.map_err(SessionError::from)?;
     Ok(RunPrompt {
         format_version: RunPrompt::VERSION,
         generator: GENERATOR.to_owned(),

@@ -1,0 +1,21 @@
+//! Why a prompt cannot be made token ids.
+
+use super::text::TokenizerError;
+#[cfg(feature = "text")]
+use super::text::chat_template::ChatTemplateError;
+
+/// Why a prompt cannot be made token ids.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PromptError {
+    /// Tokenizer files are missing or damaged, or the text cannot be tokenized.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The chat template is missing or damaged, or does not take the chat.
+    #[cfg(feature = "text")]
+    #[error(transparent)]
+    ChatTemplate(#[from] ChatTemplateError),
+    /// There is nothing to rank.
+    #[error("the continuation to rank has no tokens")]
+    EmptyContinuation,
+}
