@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -9,8 +10,12 @@ use segpack::steps::run::{RunEvent, RunOptions, print_prompt, run as generate_te
 use segpack::work::Progress;
 use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
+use segpack_runtime_min::RunError;
 use segpack_runtime_min::processing::{Chat, Prompt};
-use segpack_runtime_min::session::{DeviceChoice, ExpertCacheSize};
+use segpack_runtime_min::session::{
+    DeviceChoice, ExpertCacheSize, GenerationSettings, MemoryLimit, Session, SessionError,
+    SessionOptions, Token,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -156,6 +161,22 @@ fn candidates_ranks_and_sampling_are_as_asked() {
     assert_ne!(sample("7"), sample("8"));
 }
 
+/// The smallest memory budget for a prompt and so many tokens, in bytes.
+fn minimum_memory(pack: &Path, prompt: &[u32], max_new_tokens: usize) -> u64 {
+    let pack = Pack::open(pack).unwrap();
+    let mut options = SessionOptions::default();
+    options.memory = MemoryLimit::Bytes(1_000_000);
+    let session = Session::open(&pack, &options).unwrap();
+    let mut settings = GenerationSettings::default();
+    settings.max_new_tokens = max_new_tokens;
+    let mut ignore = |_: &Token<'_>| ControlFlow::Continue(());
+    let text = session.text().unwrap();
+    match session.generate(&text, prompt, &settings, &mut ignore) {
+        Err(SessionError::Run(RunError::Memory { minimum, .. })) => minimum,
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn too_little_memory_says_how_much_works_and_that_works() {
     let (_folder, pack) = packed(&tiny_text());
@@ -166,23 +187,24 @@ fn too_little_memory_says_how_much_works_and_that_works() {
             &format!("--prompt-ids {ids} --max-new-tokens 24 --json --memory {memory}"),
         )
     };
-    let refused = run("1MB")
-        .exits(1)
-        .says(&["memory budget of 1.0 MB is too small for this model and prompt"]);
-    let (_, minimum) = refused.stderr.split_once("the minimum is ").unwrap();
-    let megabytes: f64 = minimum.split_once(" MB").unwrap().0.parse().unwrap();
-    // it is told with one decimal place
-    let enough = format!("{}kB", (megabytes * 1000.0).round() as u64 + 100);
-    let bytes = enough.trim_end_matches("kB").parse::<u64>().unwrap() * 1000;
-    let (tokens, summary) = run(&enough).ok().tokens();
+    let refused = run("1MB").exits(1);
+    // the message is rounded, the error is not
+    let minimum = minimum_memory(&pack, &[ids.parse().unwrap()], 24);
+    #[expect(clippy::cast_precision_loss, reason = "shown with one decimal place")]
+    let megabytes = format!("{:.1} MB", minimum as f64 / 1e6);
+    refused.says(&[
+        "memory budget of 1.0 MB is too small for this model and prompt",
+        &format!("the minimum is {megabytes}"),
+    ]);
+    let (tokens, summary) = run(&minimum.to_string()).ok().tokens();
     assert_eq!(tokens.last().unwrap()["id"], 287);
     assert_eq!(
         (&summary["expert_slots"], &summary["dense_resident"]),
         (&1.into(), &false.into())
     );
     assert!(
-        summary["peak_rss"].as_u64() <= Some(bytes),
-        "{enough} {summary}"
+        summary["peak_rss"].as_u64() <= Some(minimum),
+        "{minimum} {summary}"
     );
 }
 

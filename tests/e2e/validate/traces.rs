@@ -640,10 +640,13 @@ fn malformed_traces_are_clear_errors() {
         let at = find(tensors, "p00.position_ids");
         tensors[at].bytes[8] = 7;
     });
-    refused(&["p00.norm", "wanted floats"], &|tensors, _| {
-        let at = find(tensors, "p00.norm");
-        tensors[at].dtype = "I32".to_owned();
-    });
+    refused(
+        &["p00.norm", "dtype is I32", "wanted BF16, F16 or F32"],
+        &|tensors, _| {
+            let at = find(tensors, "p00.norm");
+            tensors[at].dtype = "I32".to_owned();
+        },
+    );
     fs::write(
         folder.path().join("alone.safetensors"),
         fs::read(trace_of("tiny-full.float32")).unwrap(),
