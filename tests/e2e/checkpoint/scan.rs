@@ -472,3 +472,46 @@ fn a_download_folder_tells_its_origin() {
         .collect();
     assert_eq!(left, [".cache", ".git"]);
 }
+
+/// Nothing says which dtype is right, but several are worth a look.
+#[test]
+fn several_dtypes_are_a_warning_where_the_config_names_none() {
+    let folder = temp();
+    let mut tiny = Tiny::qwen3_moe(Qwen3Moe::default());
+    tiny.config.as_object_mut().unwrap().remove("torch_dtype");
+    let one = tiny.write(&folder.path().join("one"));
+    assert_eq!(segpack!["scan", &one, "--json"].ok().findings(), []);
+    let tensors = tiny.tensors().count();
+    let norm = tiny.tensor("model.norm.weight");
+    norm.bytes = norm.bytes.repeat(2);
+    norm.dtype = "F32".to_owned();
+    let two = tiny.write(&folder.path().join("two"));
+    let findings = segpack!["scan", &two, "--json"].ok().findings();
+    let [finding] = &findings[..] else {
+        panic!("{findings:?}")
+    };
+    assert_eq!(finding.kind, FindingKind::WrongDtype);
+    let seen = finding.seen.as_deref().unwrap();
+    let counts = format!("\"BF16\": {}, \"F32\": 1", tensors - 1);
+    assert!(seen.contains(&counts), "{seen}");
+}
+
+#[test]
+fn roles_are_counted_by_component() {
+    let folder = temp();
+    let size = Qwen3Moe::default();
+    let checkpoint = Tiny::qwen3_moe(size).write(&folder.path().join("checkpoint"));
+    let inventory = segpack!["scan", &checkpoint, "--json"].ok().json();
+    let roles = inventory["roles"].as_array().unwrap();
+    let of = |role: &str| roles.iter().find(|r| r["role"] == role).unwrap();
+    // all layers but the first are sparse
+    let experts = (size.layers - 1) * size.experts;
+    for role in ["expert_gate", "expert_up", "expert_down"] {
+        let parameters = experts * size.hidden * size.width;
+        assert_eq!(of(role)["tensors"], experts, "{role}");
+        assert_eq!(of(role)["parameters"], parameters, "{role}");
+        assert_eq!(of(role)["bytes"], 2 * parameters, "{role}");
+    }
+    let all: u64 = roles.iter().map(|r| r["tensors"].as_u64().unwrap()).sum();
+    assert_eq!(inventory["counts"]["stored_tensors"], all);
+}

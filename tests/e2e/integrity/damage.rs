@@ -740,6 +740,46 @@ fn progress_ends_at_what_it_promised() {
 }
 
 #[test]
+fn the_first_wrong_line_of_the_sums_is_shown() {
+    let mut good = Good::new();
+    let pack = good.copy("raw");
+    let text = fs::read_to_string(pack.join("SHA256SUMS")).unwrap();
+    let line = text.lines().nth(2).unwrap();
+    let at = text.find(line).unwrap() + 7;
+    flip(&pack.join("SHA256SUMS"), at as i64);
+    let findings = verify(&pack, "--quick").exits(3).findings();
+    let [finding] = &findings[..] else {
+        panic!("{findings:?}")
+    };
+    assert_eq!(finding.kind, FindingKind::WrongSums);
+    assert_eq!(finding.bytes, Some([at as u64, at as u64 + 1]));
+    let now = fs::read_to_string(pack.join("SHA256SUMS")).unwrap();
+    assert_eq!(finding.seen.as_deref(), now.lines().nth(2));
+    assert!(
+        finding.wanted.as_deref().unwrap().contains(line),
+        "{finding}"
+    );
+}
+
+#[test]
+fn what_an_interrupted_run_left_is_called_that() {
+    let mut good = Good::new();
+    let pack = good.copy("raw");
+    for (folder, is_left_behind) in [(".partial", true), ("packs/more", false)] {
+        fs::create_dir(pack.join(folder)).unwrap();
+        let findings = verify(&pack, "--quick").exits(3).findings();
+        let [finding] = &findings[..] else {
+            panic!("{findings:?}")
+        };
+        assert_eq!(finding.kind, FindingKind::UnlistedFile);
+        assert_eq!(finding.file.as_deref(), Some(folder));
+        let seen = finding.seen.as_deref().unwrap();
+        assert_eq!(seen.contains("interrupted"), is_left_behind, "{seen}");
+        fs::remove_dir(pack.join(folder)).unwrap();
+    }
+}
+
+#[test]
 fn comparing_takes_what_packing_tolerated_and_says_what_was_compared() {
     let folder = temp();
     let checkpoint = Tiny::text().write(&folder.path().join("checkpoint"));
