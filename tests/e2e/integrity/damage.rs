@@ -720,22 +720,19 @@ impl Progress for Sums {
 fn progress_ends_at_what_it_promised() {
     let mut good = Good::new();
     for codec in ["raw", "zstd"] {
-        for mode in [VerifyMode::Full, VerifyMode::Sums] {
-            let settings = VerifySettings {
-                mode,
-                subset: None,
-                against: None,
-                jobs: 2,
-            };
-            let (pack, sums) = (good.copy(codec), Sums::default());
-            segpack::steps::verify::verify(&pack, &settings, &CancelToken::default(), &sums)
-                .unwrap();
-            assert_eq!(
-                sums.promised.into_inner(),
-                sums.done.into_inner(),
-                "{codec} {mode:?}"
-            );
-        }
+        let settings = VerifySettings {
+            mode: VerifyMode::Full,
+            subset: None,
+            against: None,
+            jobs: 2,
+        };
+        let (pack, sums) = (good.copy(codec), Sums::default());
+        segpack::steps::verify::verify(&pack, &settings, &CancelToken::default(), &sums).unwrap();
+        assert_eq!(
+            sums.promised.into_inner(),
+            sums.done.into_inner(),
+            "{codec}"
+        );
     }
 }
 
