@@ -618,7 +618,7 @@ fn options_of_other_targets_and_bad_names_are_wrong_command_lines() {
     usage(export(&pack, &out, &["thinker.*"]), &["GLOB is for"]);
     usage(
         export(&pack, &out, &["--tokenizer-pre", "a b"]),
-        &["is not a name"],
+        &["expected a name"],
     );
     usage(
         export(&pack, &out, &["--component", "thinker.audio"]),
