@@ -189,6 +189,14 @@ fn the_caller_and_a_full_context_end_the_text() {
 /// end, the positions.
 type Told = (Vec<(usize, u32, bool)>, Result<Generated, String>, usize);
 
+/// An error, with what is wrong with the logits where it is about them.
+fn with_cause(error: &GenerateError<&str>) -> String {
+    match error {
+        GenerateError::Logits { source, .. } => format!("{error}: {source}"),
+        _ => error.to_string(),
+    }
+}
+
 fn told(model: &mut Fake, max_new_tokens: usize, stop_ids: &[u32], break_at: usize) -> Told {
     let mut seen = Vec::new();
     let options = GenerateOptions {
@@ -204,7 +212,7 @@ fn told(model: &mut Fake, max_new_tokens: usize, stop_ids: &[u32], break_at: usi
             ControlFlow::Continue(())
         }
     });
-    (seen, generated.map_err(|e| e.to_string()), model.position)
+    (seen, generated.map_err(|e| with_cause(&e)), model.position)
 }
 
 #[test]
@@ -256,15 +264,15 @@ fn wrong_logits_are_named_where_the_model_chooses_and_only_before_the_end() {
     for (wrong, said) in [
         (
             vec![0.0, 1.0, f32::NAN, f32::INFINITY],
-            "step 4: the logit of token 2 is NaN",
+            "step 4 cannot be used: the logit of token 2 is NaN",
         ),
         (
             vec![0.0, f32::INFINITY, f32::NAN, 0.0],
-            "step 4: the logit of token 1 is inf",
+            "step 4 cannot be used: the logit of token 1 is inf",
         ),
         (
             vec![f32::NEG_INFINITY; 4],
-            "step 4: every logit is minus infinity",
+            "step 4 cannot be used: every logit is minus infinity",
         ),
     ] {
         let told = |stop_ids: &[u32], chosen| {
@@ -323,7 +331,7 @@ fn no_tokens_wanted_means_no_forward_pass() {
 #[test]
 fn bad_prompts_and_bad_logits_are_named() {
     let refusal =
-        |mut model: Fake, prompt: &[u32]| run(&mut model, prompt, 3, &[]).unwrap_err().to_string();
+        |mut model: Fake, prompt: &[u32]| with_cause(&run(&mut model, prompt, 3, &[]).unwrap_err());
     assert!(refusal(Fake::saying(&[1]), &[]).contains("no tokens"));
     let long = refusal(
         Fake {
@@ -333,7 +341,7 @@ fn bad_prompts_and_bad_logits_are_named() {
         &[0, 0, 0],
     );
     assert!(
-        long.contains("3 tokens") && long.contains("room for 2 of 2"),
+        long.contains("3 tokens") && long.contains("only 2 of the model's 2 positions are free"),
         "{long}"
     );
     let outside = refusal(Fake::saying(&[1]), &[0, 4]);
@@ -349,7 +357,10 @@ fn bad_prompts_and_bad_logits_are_named() {
         Fake::new(vec![vec![0.0; 4], vec![0.0, 1.0, f32::NAN, 0.0]]),
         &[0],
     );
-    assert!(nan.contains("step 1: the logit of token 2 is NaN"), "{nan}");
+    assert!(
+        nan.contains("step 1 cannot be used: the logit of token 2 is NaN"),
+        "{nan}"
+    );
 }
 
 #[test]

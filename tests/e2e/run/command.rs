@@ -279,7 +279,7 @@ fn ids_and_tokenizers_outside_the_embedding_are_refused() {
         .says(&["no tokenizer", "vocab.json"]);
     run(&pack, "--prompt-ids 5 --print-prompt")
         .exits(3)
-        .says(&["these ids have no text"]);
+        .says(&["these token ids have no text"]);
     run(&pack, "--prompt-ids 5 --trace x.json")
         .exits(2)
         .says(&["ends in .safetensors"]);

@@ -1,6 +1,7 @@
 //! Models on a GPU, which here is the host shim: the official traces, the same bits whatever is
 //! resident, and what happens where there is no GPU, too little memory, or a call that fails.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use segpack_formats::FormatError;
@@ -10,6 +11,9 @@ use segpack_manifests::PackReader;
 use segpack_runtime_min::devices::cuda::Cuda;
 use segpack_runtime_min::generate::ArgMax;
 use segpack_runtime_min::models::decoder::{Decoder, Logits, RunSettings};
+use segpack_runtime_min::session::{
+    DeviceChoice, GenerationSettings, MemoryLimit, Session, SessionError, SessionOptions, Token,
+};
 use segpack_runtime_min::tensor::Compute;
 use segpack_runtime_min::{RunError, Unobserved};
 use serde_json::Value;
@@ -149,25 +153,52 @@ fn the_same_bits_whatever_is_resident_coded_or_in_whatever_order() {
     }
 }
 
-/// The least GPU memory that works.
+/// The smallest budget of GPU memory that works for [`PROMPT`], in bytes: messages round it, the
+/// error does not.
 fn least_memory(pack: &Path) -> u64 {
-    least_of(pack, "--device-memory 1000")
+    let mut options = SessionOptions::default();
+    options.device_memory = Some(1000);
+    match refusal(pack, options) {
+        RunError::DeviceMemory { minimum, .. } => minimum,
+        other => panic!("{other:?}"),
+    }
 }
 
-/// What the program says is the least that works.
-fn least_of(pack: &Path, budget: &str) -> u64 {
-    let refused = with_gpu(&arguments(pack, &format!("--device cuda {budget}")), &[]).exits(1);
-    let (_, after) = refused
-        .stderr
-        .split_once("prompt; ")
-        .unwrap_or_else(|| panic!("{refused}"));
-    after.split(' ').next().unwrap().parse().unwrap()
+/// The smallest budget of host memory that works for [`PROMPT`], in bytes.
+fn least_host_memory(pack: &Path) -> u64 {
+    let mut options = SessionOptions::default();
+    options.memory = MemoryLimit::Bytes(1000);
+    match refusal(pack, options) {
+        RunError::Memory { minimum, .. } => minimum,
+        other => panic!("{other:?}"),
+    }
 }
+
+/// Why a session on the GPU does not run [`PROMPT`].
+fn refusal(pack: &Path, mut options: SessionOptions) -> RunError {
+    load();
+    options.device = DeviceChoice::Cuda(0);
+    let pack = Pack::open(pack).unwrap();
+    let session = Session::open(&pack, &options).unwrap();
+    let mut settings = GenerationSettings::default();
+    settings.max_new_tokens = NEW_TOKENS;
+    let mut ignore = |_: &Token<'_>| ControlFlow::Continue(());
+    let text = session.text().unwrap();
+    match session.generate(&text, &PROMPT, &settings, &mut ignore) {
+        Err(SessionError::Run(refused)) => refused,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What [`arguments`] asks for.
+const PROMPT: [u32; 6] = [5, 9, 77, 200, 31, 8];
+const NEW_TOKENS: usize = 7;
 
 fn arguments(pack: &Path, more: &str) -> String {
     format!(
-        "run {} --prompt-ids 5,9,77,200,31,8 --max-new-tokens 7 {more}",
-        pack.display()
+        "run {} --prompt-ids {} --max-new-tokens {NEW_TOKENS} {more}",
+        pack.display(),
+        PROMPT.map(|id| id.to_string()).join(",")
     )
 }
 
@@ -176,7 +207,7 @@ fn arguments(pack: &Path, more: &str) -> String {
 fn a_wait_that_is_left_out_shows() {
     let folder = temp();
     let pack = packed(&tiny_text(), folder.path());
-    let least = least_of(&pack, "--memory 1000"); // one expert in host memory
+    let least = least_host_memory(&pack); // one expert in host memory
     let run = |settings: &[(&str, &str)]| {
         let more = format!("--device cuda --expert-cache 1 --memory {least} --top-k-logits 320 -q");
         with_gpu(&arguments(&pack, &more), settings)

@@ -173,7 +173,7 @@ impl<O: Ops> ExpertForward<'_, '_, O> {
             .filter(|e| !missing.contains(e))
             .collect();
         self.load(loading, |forward| {
-            forward.compute(group, &|e| there.contains(&e))
+            forward.compute(group, &|e| there.contains(&e));
         })?;
         Ok(there)
     }

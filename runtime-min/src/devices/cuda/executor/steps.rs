@@ -108,8 +108,8 @@ impl CudaExecutor<'_> {
         // SAFETY: written again only in the next forward pass; every one ends with a wait
         unsafe {
             self.gpu
-                .upload(self.buffers.positions, &host[..length], Stream::Work)?
-        };
+                .upload(self.buffers.positions, &host[..length], Stream::Work)?;
+        }
         self.positions += self.tokens;
         Ok(())
     }
@@ -123,8 +123,8 @@ impl CudaExecutor<'_> {
         // SAFETY: as in `send_positions`
         unsafe {
             self.gpu
-                .upload(self.buffers.ids, &host[..ids.len() * 4], Stream::Work)?
-        };
+                .upload(self.buffers.ids, &host[..ids.len() * 4], Stream::Work)?;
+        }
         Ok(())
     }
 

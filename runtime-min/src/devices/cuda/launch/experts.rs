@@ -111,7 +111,7 @@ impl Launch<'_> {
             rows_of_block: TILE_ROWS / 2,
             divide: top_k,
         };
-        self.queue_expert_tiles(layer, choice, pairs, tile, gated)?;
+        self.queue_expert_tiles(layer, choice, pairs, tile, &gated)?;
         let down = ExpertTiles {
             names: [
                 "expert_mma_64",
@@ -125,7 +125,7 @@ impl Launch<'_> {
             rows_of_block: TILE_ROWS,
             divide: 1,
         };
-        self.queue_expert_tiles(layer, choice, pairs, tile, down)
+        self.queue_expert_tiles(layer, choice, pairs, tile, &down)
     }
 
     /// Queues one linear layer of all experts, in tiles of so many tokens.
@@ -135,7 +135,7 @@ impl Launch<'_> {
         choice: RouterBuffers,
         pairs: usize,
         tile: usize,
-        tiles: ExpertTiles,
+        tiles: &ExpertTiles,
     ) -> Result<(), CudaError> {
         let operands = Experts {
             table: layer.table.0,
