@@ -79,7 +79,7 @@ pub enum PackWriterError {
         folder: PathBuf,
         /// Why not.
         #[source]
-        source: walkdir::Error,
+        source: std::io::Error,
     },
     /// The folder holds a finished pack that was written with other options.
     #[error("{} holds a finished pack with other options", folder.display())]

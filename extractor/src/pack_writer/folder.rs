@@ -246,14 +246,23 @@ fn replace(
     Ok(output)
 }
 
+/// The system's own reason: a walk's error repeats it.
+fn not_listed(folder: &Path, error: walkdir::Error) -> PackWriterError {
+    let path = error.path().unwrap_or(folder).to_owned();
+    let source = error
+        .into_io_error()
+        .unwrap_or_else(|| std::io::Error::other("a link leads back to a folder above it"));
+    PackWriterError::List {
+        folder: path,
+        source,
+    }
+}
+
 fn files_below(root: &Path, folders: &[&str]) -> Result<Vec<String>, PackWriterError> {
     let mut files = Vec::new();
     for folder in folders.iter().map(|f| root.join(f)).filter(|f| f.exists()) {
         for entry in walkdir::WalkDir::new(&folder) {
-            let entry = entry.map_err(|source| PackWriterError::List {
-                folder: folder.clone(),
-                source,
-            })?;
+            let entry = entry.map_err(|e| not_listed(&folder, e))?;
             if !entry.file_type().is_dir() {
                 let below = entry.path().strip_prefix(root).unwrap_or(entry.path());
                 files.push(below.to_string_lossy().into_owned());

@@ -363,7 +363,6 @@ mod tests {
             folder: path(),
             why: NotAPack::NoManifest,
         };
-        let unlisted = walkdir::WalkDir::new("no such folder").into_iter().next();
         vec![
             StepError::io("open", "some/path")(io()),
             StepError::malformed(&path(), "is odd"),
@@ -386,7 +385,7 @@ mod tests {
             .into(),
             PackWriterError::List {
                 folder: path(),
-                source: unlisted.unwrap().unwrap_err(),
+                source: io(),
             }
             .into(),
             PackWriterError::Damaged {
