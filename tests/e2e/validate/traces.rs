@@ -590,7 +590,7 @@ fn malformed_or_foreign_traces_of_servers_are_refused() {
     fs::write(&trace, shard_bytes(&tensors)).unwrap();
     segpack!["validate", &pack, "--reference", &trace]
         .exits(3)
-        .says(&["tells nothing", "prompt 0"]);
+        .says(&["has nothing that follows prompt 0", "prompt 0"]);
 }
 
 #[test]
