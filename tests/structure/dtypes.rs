@@ -46,8 +46,8 @@ fn patterns(block: &str) -> Vec<&str> {
         let pattern = rest[..arrow].trim();
         let after = rest[arrow + 2..].trim_start();
         // an arm of braces needs no comma
-        let length = if after.starts_with('{') {
-            up_to_closing(&after[1..]).len() + 2
+        let length = if let Some(body) = after.strip_prefix('{') {
+            up_to_closing(body).len() + 2
         } else {
             find_outside(after, &[","]).unwrap_or(after.len())
         };

@@ -67,8 +67,8 @@ fn comment_or_literal(text: &str, before: Option<char>) -> Option<usize> {
     if text.starts_with("/*") {
         return Some(text.find("*/").map_or(text.len(), |end| end + 2));
     }
-    if text.starts_with('"') {
-        return Some(1 + end_of_quoted(&text[1..], '"'));
+    if let Some(quoted) = text.strip_prefix('"') {
+        return Some(1 + end_of_quoted(quoted, '"'));
     }
     if text.starts_with('\'') {
         return char_literal(text);

@@ -1,8 +1,8 @@
 //! Quantised weights: which tensors each consists of, and of which dtypes.
 //!
 //! A quantised weight is several tensors that share a role and differ in their
-//! [`Part`](crate::names::Part). `quantization_config` in `config.json` names the scheme; each
-//! scheme is one file here and one row of [`SCHEMES`].
+//! [`Part`]. `quantization_config` in `config.json` names the scheme; each
+//! scheme is one file here and one row of `SCHEMES`.
 
 mod fp8_block;
 mod modules;
