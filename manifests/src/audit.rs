@@ -121,19 +121,20 @@ fn find_family(
     family
 }
 
+/// What a configuration has under a key, as JSON.
+fn stated(config: &Value, key: &str) -> String {
+    let value = config.get(key);
+    value.map_or("nothing".to_owned(), Value::to_string)
+}
+
 fn unknown_family(config: &Value) -> Finding {
-    let text = |key: &str| {
-        config
-            .get(key)
-            .map_or("nothing".to_owned(), Value::to_string)
-    };
     let known: Vec<&str> = Family::all().map(Family::as_str).collect();
     Finding::new(FindingKind::BadConfig)
         .file("config.json")
         .seen(format!(
             "model_type {}, architectures {}",
-            text("model_type"),
-            text("architectures")
+            stated(config, "model_type"),
+            stated(config, "architectures")
         ))
         .wanted(known.join(" or "))
 }

@@ -329,13 +329,9 @@ pub fn expected_dtype(config: &Value) -> Result<Option<Dtype>, ConfigError> {
     for place in sections_of_models(config)? {
         let key = place.either("dtype", "torch_dtype");
         if let Some(text) = place.text(key)? {
-            let unknown = || {
-                place.invalid(
-                    key,
-                    "a torch dtype that safetensors has, such as \"bfloat16\"",
-                )
-            };
-            return dtype_of_torch(text).map(Some).ok_or_else(unknown);
+            let wanted = "a torch dtype that safetensors has, such as \"bfloat16\"";
+            let dtype = dtype_of_torch(text);
+            return dtype.map(Some).ok_or_else(|| place.invalid(key, wanted));
         }
     }
     Ok(None)

@@ -33,11 +33,8 @@ impl FamilyName {
     /// Names the family, and those that this build knows.
     pub fn known_family(name: Option<Self>) -> Result<Family, UnknownFamily> {
         let name = name.ok_or_else(|| UnknownFamily::NotSaid { known: known() })?;
-        let unknown = || UnknownFamily::Unknown {
-            name,
-            known: known(),
-        };
-        name.family().ok_or_else(unknown)
+        let known = known();
+        name.family().ok_or(UnknownFamily::Unknown { name, known })
     }
 }
 

@@ -94,6 +94,14 @@ impl Findings {
     }
 }
 
+/// An error and its cause.
+fn with_cause(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}
+
 /// An error without the path that the finding names anyway.
 fn describe(error: &FormatError) -> String {
     match error {
@@ -135,7 +143,7 @@ pub fn verify(
             findings.add(
                 Finding::new(FindingKind::BadManifest)
                     .file(MANIFEST)
-                    .seen(source),
+                    .seen(with_cause(&source)),
             );
             None
         }

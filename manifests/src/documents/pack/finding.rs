@@ -217,16 +217,17 @@ impl Finding {
     /// Orders findings by severity, place (whole files before tensors) and kind, so that a report
     /// is the same whatever found them first.
     pub fn sort(findings: &mut [Self]) {
-        let key = |f: &Self| {
-            let place = (
-                f.tensor.is_some(),
-                f.file.clone(),
-                f.bytes,
-                f.tensor.clone(),
-            );
-            (std::cmp::Reverse(f.severity), place, f.kind)
-        };
-        findings.sort_by_cached_key(key);
+        findings.sort_by_cached_key(Self::rank);
+    }
+
+    fn rank(&self) -> impl Ord + use<> {
+        let place = (
+            self.tensor.is_some(),
+            self.file.clone(),
+            self.bytes,
+            self.tensor.clone(),
+        );
+        (std::cmp::Reverse(self.severity), place, self.kind)
     }
 
     /// Whether any of them is an error.

@@ -93,18 +93,23 @@ pub struct PlannedTensor {
     pub source: SourceRange,
 }
 
+impl PlannedTensor {
+    fn spec(&self) -> TensorSpec {
+        TensorSpec {
+            name: self.name.clone(),
+            dtype: self.dtype,
+            shape: self.shape.clone(),
+            length: self.source.length,
+        }
+    }
+}
+
 impl PlannedSegment {
     /// What the byte level needs to know of it.
     pub fn spec(&self) -> SegmentSpec {
-        let tensor = |t: &PlannedTensor| TensorSpec {
-            name: t.name.clone(),
-            dtype: t.dtype,
-            shape: t.shape.clone(),
-            length: t.source.length,
-        };
         SegmentSpec {
             id: self.id.clone(),
-            tensors: self.tensors.iter().map(tensor).collect(),
+            tensors: self.tensors.iter().map(PlannedTensor::spec).collect(),
         }
     }
 }

@@ -5,9 +5,11 @@ use std::collections::{HashMap, HashSet};
 
 use segpack_formats::codec::Codec;
 use segpack_formats::pack::ALIGNMENT;
-use segpack_formats::safetensors::{byte_length, check_relative_path};
+use segpack_formats::safetensors::{HeaderError, byte_length, check_relative_path};
 
-use super::{Manifest, ManifestError, SourceFile, SourceFileKind, TensorEntry};
+use super::{
+    Manifest, ManifestError, PackEntry, SegmentEntry, SourceFile, SourceFileKind, TensorEntry,
+};
 use crate::folder::paths::{PARTIAL, SHARD_HEADERS};
 
 impl Manifest {
@@ -23,30 +25,26 @@ impl Manifest {
         let mut seen = HashSet::new();
         let named = self.source_files.iter().map(|f| f.path.as_str());
         for path in self.files().iter().map(|f| f.0).chain(named) {
-            check_relative_path(path)
-                .map_err(|why| ManifestError(format!("path {path:?}: {why}")))?;
+            check_relative_path(path).map_err(|why| unsafe_path(path, why))?;
         }
         let mut sources = HashSet::new();
         for file in &self.source_files {
             let top = file.path.split('/').next();
             if top == Some(PARTIAL) || top == Some(SHARD_HEADERS) {
-                return wrong(format!(
-                    "source path {:?} begins with a reserved name",
-                    file.path
-                ));
+                return wrong_source(file, "begins with a reserved name");
             }
             if !sources.insert(file.path.as_str()) {
-                return wrong(format!("source path {:?} is listed twice", file.path));
+                return wrong_source(file, "is listed twice");
             }
             check_verbatim(file)?;
         }
         check_no_file_is_a_folder(&sources)?;
         for (path, ..) in self.files() {
             if !path.starts_with("packs/") && !path.starts_with("source/") {
-                return wrong(format!("path {path:?} is neither in packs/ nor in source/"));
+                return wrong_path(path, "is neither in packs/ nor in source/");
             }
             if !seen.insert(path) {
-                return wrong(format!("path {path:?} is listed twice"));
+                return wrong_path(path, "is listed twice");
             }
         }
         check_no_file_is_a_folder(&seen)
@@ -57,45 +55,39 @@ impl Manifest {
         let (mut ids, mut segments) = (HashSet::new(), self.segments.iter().peekable());
         for pack in &self.packs {
             if pack.data_offset == 0 || pack.data_offset % ALIGNMENT != 0 {
-                return wrong(format!(
-                    "pack {}: data_offset {} is no multiple of 4096",
-                    pack.path, pack.data_offset
-                ));
+                let what = format!("data_offset {} is no multiple of 4096", pack.data_offset);
+                return wrong_pack(pack, what);
             }
             let mut at = pack.data_offset;
             while let Some(segment) = segments.next_if(|s| s.pack == pack.path) {
                 if !ids.insert(segment.id.as_str()) {
-                    return wrong(format!("segment {:?} is listed twice", segment.id));
+                    return wrong_segment(segment, "is listed twice");
                 }
                 if segment.offset != at {
-                    return wrong(format!(
-                        "segment {:?} begins at byte {}, wanted {at}",
-                        segment.id, segment.offset
-                    ));
+                    let what = format!("begins at byte {}, wanted {at}", segment.offset);
+                    return wrong_segment(segment, what);
                 }
                 if segment.codec == Codec::Raw && segment.stored_length != segment.raw_length {
-                    return wrong(format!(
-                        "raw segment {:?} stores {} bytes for {}",
-                        segment.id, segment.stored_length, segment.raw_length
-                    ));
+                    let (stored, raw) = (segment.stored_length, segment.raw_length);
+                    let what = format!("is raw, but stores {stored} bytes for {raw}");
+                    return wrong_segment(segment, what);
                 }
-                at = at.checked_add(segment.stored_length).ok_or_else(|| {
-                    ManifestError(format!("segment {:?} overflows 64 bits", segment.id))
-                })?;
+                let Some(end) = at.checked_add(segment.stored_length) else {
+                    return wrong_segment(segment, "overflows 64 bits");
+                };
+                at = end;
             }
             if at != pack.length {
-                return wrong(format!(
-                    "pack {}: segments end at byte {at}, the file at {}",
-                    pack.path, pack.length
-                ));
+                let what = format!("segments end at byte {at}, the file at {}", pack.length);
+                return wrong_pack(pack, what);
             }
         }
         match segments.next() {
             None => Ok(()),
-            Some(s) => wrong(format!(
-                "segment {:?} is in pack {:?}, which is not listed there",
-                s.id, s.pack
-            )),
+            Some(s) => {
+                let what = format!("is in pack {:?}, which is not listed there", s.pack);
+                wrong_segment(s, what)
+            }
         }
     }
 
@@ -107,42 +99,39 @@ impl Manifest {
             let mut offset = 0_u64;
             for t in tensors {
                 if t.name.is_empty() || t.name.chars().any(char::is_control) {
-                    return wrong(format!(
-                        "tensor name {:?} is empty or holds control characters",
-                        t.name
-                    ));
+                    let what = "has a name that is empty or holds control characters";
+                    return wrong_tensor(t, what);
                 }
                 if !names.insert(t.name.as_str()) {
-                    return wrong(format!("tensor {:?} is listed twice", t.name));
+                    return wrong_tensor(t, "is listed twice");
                 }
-                let bytes = byte_length(t.dtype, &t.shape)
-                    .map_err(|e| ManifestError(format!("tensor {:?}: {e}", t.name)))?;
+                let bytes = byte_length(t.dtype, &t.shape);
+                let bytes = bytes.map_err(|source| no_length(t, source))?;
                 if t.offset != offset || t.length != bytes || t.source.length != bytes {
-                    return wrong(format!(
-                        "tensor {:?} has {} bytes at {} (source {}), wanted {bytes} at {offset}",
-                        t.name, t.length, t.offset, t.source.length
-                    ));
+                    let what = format!(
+                        "has {} bytes at {} (source {}), wanted {bytes} at {offset}",
+                        t.length, t.offset, t.source.length
+                    );
+                    return wrong_tensor(t, what);
                 }
-                offset = offset.checked_add(bytes).ok_or_else(|| {
-                    ManifestError(format!("tensor {:?} overflows 64 bits", t.name))
-                })?;
+                let Some(end) = offset.checked_add(bytes) else {
+                    return wrong_tensor(t, "overflows 64 bits");
+                };
+                offset = end;
             }
             if offset != segment.raw_length {
-                return wrong(format!(
-                    "segment {:?}: tensors end at byte {offset}, raw_length is {}",
-                    segment.id, segment.raw_length
-                ));
+                let raw = segment.raw_length;
+                let what = format!("is of raw_length {raw}, but its tensors end at byte {offset}");
+                return wrong_segment(segment, what);
             }
             at += tensors.len();
         }
         if let Some(segment) = self.segments.iter().find(|s| names.contains(s.id.as_str())) {
-            return wrong(format!("segment {:?} has the name of a tensor", segment.id));
+            return wrong_segment(segment, "has the name of a tensor");
         }
         if let Some(t) = self.tensors.get(at) {
-            return wrong(format!(
-                "tensor {:?} is in segment {:?}, which is not listed there",
-                t.name, t.segment
-            ));
+            let what = format!("is in segment {:?}, which is not listed there", t.segment);
+            return wrong_tensor(t, what);
         }
         self.check_sources()
     }
@@ -160,10 +149,8 @@ impl Manifest {
             match ranges.get_mut(t.source.file.as_str()) {
                 Some((_, tensors)) => tensors.push(t),
                 None => {
-                    return wrong(format!(
-                        "tensor {:?} comes from {:?}, which is not listed",
-                        t.name, t.source.file
-                    ));
+                    let what = format!("comes from {:?}, which is not listed", t.source.file);
+                    return wrong_tensor(t, what);
                 }
             }
         }
@@ -173,11 +160,14 @@ impl Manifest {
     }
 
     fn check_counts(&self) -> Result<(), ManifestError> {
-        let seen = self.count();
-        if seen == self.counts {
+        let wanted = self.count();
+        if wanted == self.counts {
             return Ok(());
         }
-        wrong(format!("counts are {:?}, wanted {seen:?}", self.counts))
+        Err(ManifestError::Counts {
+            seen: Box::new(self.counts),
+            wanted: Box::new(wanted),
+        })
     }
 }
 
@@ -185,10 +175,7 @@ impl Manifest {
 fn check_verbatim(file: &SourceFile) -> Result<(), ManifestError> {
     let same = file.length == file.stored_length && file.sha256 == Some(file.stored_sha256);
     if file.kind == SourceFileKind::File && !(same && file.excluded_bytes == 0) {
-        return wrong(format!(
-            "source file {:?} is kept verbatim, but not stored as it was",
-            file.path
-        ));
+        return wrong_source(file, "is kept verbatim, but not stored as it was");
     }
     Ok(())
 }
@@ -198,7 +185,7 @@ fn check_no_file_is_a_folder(paths: &HashSet<&str>) -> Result<(), ManifestError>
         .iter()
         .flat_map(|path| path.match_indices('/').map(|(at, _)| &path[..at]));
     match folders.filter(|folder| paths.contains(folder)).min() {
-        Some(path) => wrong(format!("path {path:?} is both a file and a folder")),
+        Some(path) => wrong_path(path, "is both a file and a folder"),
         None => Ok(()),
     }
 }
@@ -208,36 +195,61 @@ fn check_shard(shard: &SourceFile, mut tensors: Vec<&TensorEntry>) -> Result<(),
     let (mut at, mut packed) = (shard.stored_length, 0_u64);
     for t in tensors {
         if t.source.offset < at {
-            return wrong(format!(
-                "tensor {:?} overlaps what comes before it in {:?}",
-                t.name, shard.path
-            ));
+            let what = format!("overlaps what comes before it in {:?}", shard.path);
+            return wrong_tensor(t, what);
         }
-        at = t
-            .source
-            .offset
-            .checked_add(t.source.length)
-            .filter(|end| *end <= shard.length)
-            .ok_or_else(|| {
-                ManifestError(format!(
-                    "tensor {:?} lies outside its source {:?}",
-                    t.name, shard.path
-                ))
-            })?;
+        let end = t.source.offset.checked_add(t.source.length);
+        let Some(end) = end.filter(|end| *end <= shard.length) else {
+            let what = format!("lies outside its source {:?}", shard.path);
+            return wrong_tensor(t, what);
+        };
+        at = end;
         packed += t.source.length; // no overlap, so at most the shard's length
     }
     let all = packed
         .saturating_add(shard.stored_length)
         .saturating_add(shard.excluded_bytes);
     if all != shard.length {
-        return wrong(format!(
-            "shard {:?}: {all} bytes are accounted for, of {}",
-            shard.path, shard.length
-        ));
+        return Err(ManifestError::Shard {
+            path: shard.path.clone(),
+            accounted: all,
+            length: shard.length,
+        });
     }
     Ok(())
 }
 
-fn wrong<T>(what: impl Into<String>) -> Result<T, ManifestError> {
-    Err(ManifestError(what.into()))
+fn unsafe_path(path: &str, why: &'static str) -> ManifestError {
+    let path = path.to_owned();
+    ManifestError::UnsafePath { path, why }
+}
+
+fn wrong_path(path: &str, what: &'static str) -> Result<(), ManifestError> {
+    let path = path.to_owned();
+    Err(ManifestError::Path { path, what })
+}
+
+fn wrong_source(file: &SourceFile, what: &'static str) -> Result<(), ManifestError> {
+    let path = file.path.clone();
+    Err(ManifestError::SourceFile { path, what })
+}
+
+fn wrong_pack(pack: &PackEntry, what: String) -> Result<(), ManifestError> {
+    let path = pack.path.clone();
+    Err(ManifestError::Pack { path, what })
+}
+
+fn wrong_segment(segment: &SegmentEntry, what: impl Into<String>) -> Result<(), ManifestError> {
+    let (id, what) = (segment.id.clone(), what.into());
+    Err(ManifestError::Segment { id, what })
+}
+
+fn wrong_tensor(tensor: &TensorEntry, what: impl Into<String>) -> Result<(), ManifestError> {
+    let (name, what) = (tensor.name.clone(), what.into());
+    Err(ManifestError::Tensor { name, what })
+}
+
+fn no_length(tensor: &TensorEntry, source: HeaderError) -> ManifestError {
+    let name = tensor.name.clone();
+    ManifestError::Shape { name, source }
 }

@@ -1,6 +1,7 @@
 //! `manifest.json`: what is in a pack folder, where, and with which digests.
 
 mod check;
+mod error;
 mod model;
 
 use std::collections::HashSet;
@@ -15,12 +16,8 @@ use serde::{Deserialize, Serialize};
 use crate::documents::{FormatVersion, LeftOut, Provenance};
 use crate::names::{Classification, Component, Part, Role};
 
+pub use error::ManifestError;
 pub use model::{ModelFacts, TextModel};
-
-/// Why a manifest cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct ManifestError(pub String);
 
 /// Order of the values of a tensor in its segment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,6 +153,13 @@ pub struct SegmentEntry {
 }
 
 impl SegmentEntry {
+    fn spec(&self, tensors: &[TensorEntry]) -> SegmentSpec {
+        SegmentSpec {
+            id: self.id.clone(),
+            tensors: tensors.iter().map(TensorEntry::spec).collect(),
+        }
+    }
+
     /// Its place, for the byte level.
     pub fn stored(&self) -> StoredSegment {
         StoredSegment {
@@ -226,6 +230,15 @@ pub struct TensorEntry {
 }
 
 impl TensorEntry {
+    fn spec(&self) -> TensorSpec {
+        TensorSpec {
+            name: self.name.clone(),
+            dtype: self.dtype,
+            shape: self.shape.clone(),
+            length: self.length,
+        }
+    }
+
     /// What it is.
     #[must_use]
     pub fn classification(&self) -> Classification {
@@ -339,14 +352,11 @@ impl Manifest {
         struct Version {
             format_version: FormatVersion,
         }
-        let wrong = |e: serde_json::Error| ManifestError(format!("is not a valid manifest: {e}"));
         // asked first: a newer document may lack what this build demands
-        let version: Version = serde_json::from_slice(json).map_err(wrong)?;
+        let version: Version = serde_json::from_slice(json).map_err(ManifestError::Json)?;
         let version = version.format_version;
-        version
-            .check_readable(Self::VERSION)
-            .map_err(|e| ManifestError(e.to_string()))?;
-        let mut manifest: Self = serde_json::from_slice(json).map_err(wrong)?;
+        version.check_readable(Self::VERSION)?;
+        let mut manifest: Self = serde_json::from_slice(json).map_err(ManifestError::Json)?;
         if version < PARTS_SINCE {
             manifest.name_biases();
         }
@@ -374,39 +384,23 @@ impl Manifest {
     /// The tensors of each segment, in the order of `segments`; `check` has made sure that they are
     /// adjacent.
     pub fn tensors_of_segments(&self) -> Vec<&[TensorEntry]> {
-        let mut at = 0;
-        let take = |segment: &SegmentEntry| {
-            let start = at;
-            while self
-                .tensors
-                .get(at)
-                .is_some_and(|t| t.segment == segment.id)
-            {
-                at += 1;
-            }
-            &self.tensors[start..at]
-        };
-        self.segments.iter().map(take).collect()
+        let mut rest = self.tensors.as_slice();
+        let mut tensors = Vec::with_capacity(self.segments.len());
+        for segment in &self.segments {
+            let own = |t: &&TensorEntry| t.segment == segment.id;
+            let (own, others) = rest.split_at(rest.iter().take_while(own).count());
+            tensors.push(own);
+            rest = others;
+        }
+        tensors
     }
 
     /// What the byte level needs to know of each segment.
     pub fn segment_specs(&self) -> Vec<SegmentSpec> {
-        let spec = |(segment, tensors): (&SegmentEntry, &[TensorEntry])| SegmentSpec {
-            id: segment.id.clone(),
-            tensors: tensors
-                .iter()
-                .map(|t| TensorSpec {
-                    name: t.name.clone(),
-                    dtype: t.dtype,
-                    shape: t.shape.clone(),
-                    length: t.length,
-                })
-                .collect(),
-        };
-        self.segments
-            .iter()
-            .zip(self.tensors_of_segments())
-            .map(spec)
+        let tensors = self.tensors_of_segments();
+        let segments = self.segments.iter().zip(tensors);
+        segments
+            .map(|(segment, tensors)| segment.spec(tensors))
             .collect()
     }
 
