@@ -457,6 +457,37 @@ impl Progress for Cut<'_> {
 }
 
 #[test]
+fn a_file_that_cannot_be_read_to_its_end_is_a_finding() {
+    let mut good = Good::new();
+    for (file, mode) in [
+        ("source/merges.txt", VerifyMode::Full),
+        ("packs/code2wav.safetensors", VerifyMode::Sums),
+    ] {
+        let pack = good.copy("raw");
+        let cut = Cut {
+            file: &pack.join(file),
+            by: 1,
+        };
+        let settings = VerifySettings {
+            mode,
+            subset: None,
+            against: None,
+            jobs: 1,
+        };
+        let report =
+            segpack::steps::verify::verify(&pack, &settings, &CancelToken::default(), &cut)
+                .unwrap();
+        let mut unreadable = report.findings.iter();
+        let is_told = |f: &Finding| {
+            f.kind == FindingKind::Unreadable
+                && f.file.as_deref() == Some(file)
+                && f.tensor.is_none()
+        };
+        assert!(unreadable.any(is_told), "{:?}", report.findings);
+    }
+}
+
+#[test]
 fn what_cannot_be_read_hides_nothing_else() {
     let mut good = Good::new();
     for jobs in [1, 3] {
