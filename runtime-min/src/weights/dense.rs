@@ -2,10 +2,11 @@
 //! group at a time.
 
 use segpack_formats::io::CancelToken;
+use segpack_formats::io::to_usize;
 
 use super::arena::{Arena, Block};
 use super::budget::Residency;
-use super::loader::{Load, Loader, index};
+use super::loader::{Load, Loader};
 use super::placement::{SegmentGroup, buffer_len};
 use crate::error::RunError;
 
@@ -55,7 +56,7 @@ impl DenseGroups {
         let mut rest = &mut block[..];
         let mut loads = Vec::new();
         for segment in group.segments() {
-            let bytes = index(buffer_len(segment)).min(rest.len());
+            let bytes = to_usize(buffer_len(segment)).min(rest.len());
             let (to, after) = rest.split_at_mut(bytes);
             rest = after;
             loads.push(Load { segment, to });

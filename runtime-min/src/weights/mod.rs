@@ -23,7 +23,6 @@ pub use checksum::ChecksumPolicy;
 pub(crate) use checksum::damaged;
 pub use dense::streamed_bytes;
 pub use expert_cache::{CacheStats, Eviction, ExpertCache, ExpertKey};
-pub(crate) use loader::index;
 pub use loader::{Load, LoadStats, Loader, scratch_bytes};
 pub use placement::{PlacedTensor, SegmentGroup, buffer_len, data_offset};
 pub(crate) use store::ExpertStore;

@@ -1,11 +1,11 @@
 //! Where tensors lie in the memory that their segments are loaded to.
 
 use segpack_formats::codec::Codec;
+use segpack_formats::io::to_usize;
 use segpack_formats::io::{DIRECT_ALIGNMENT, align_outward};
 use segpack_formats::numeric::FloatDtype;
 use segpack_manifests::documents::{SegmentEntry, TensorEntry};
 
-use super::loader::index;
 use crate::error::{RunError, Unsuitable};
 use crate::tensor::Matrix;
 
@@ -13,7 +13,7 @@ use crate::tensor::Matrix;
 /// aligned outward.
 pub fn data_offset(segment: &SegmentEntry) -> usize {
     match segment.codec {
-        Codec::Raw => index(segment.offset % DIRECT_ALIGNMENT),
+        Codec::Raw => to_usize(segment.offset % DIRECT_ALIGNMENT),
         Codec::Zstd | Codec::Bf16Zstd | Codec::Bf16Rans => 0,
     }
 }
@@ -54,11 +54,11 @@ impl PlacedTensor {
             tensor: tensor.name.clone(),
             dtype: tensor.dtype.to_string(),
         })?;
-        let dimension = |i: usize| tensor.shape.get(i).copied().map_or(1, index);
+        let dimension = |i: usize| tensor.shape.get(i).copied().map_or(1, to_usize);
         Ok(Self {
             dtype,
-            offset: segment_offset + index(tensor.offset),
-            length: index(tensor.length),
+            offset: segment_offset + to_usize(tensor.offset),
+            length: to_usize(tensor.length),
             rows: dimension(0),
             columns: dimension(1),
         })
@@ -97,10 +97,10 @@ impl<'a> SegmentGroup<'a> {
             if known.id == segment.id {
                 return start + data_offset(segment);
             }
-            start += index(buffer_len(known));
+            start += to_usize(buffer_len(known));
         }
         self.segments.push(segment);
-        self.buffer_len += index(buffer_len(segment));
+        self.buffer_len += to_usize(buffer_len(segment));
         start + data_offset(segment)
     }
 

@@ -1,6 +1,7 @@
 //! All weights of a network in host memory: dense groups and experts, loaded when they are needed.
 
 use segpack_formats::io::CancelToken;
+use segpack_formats::io::to_usize;
 use segpack_manifests::PackReader;
 use segpack_manifests::documents::SegmentEntry;
 
@@ -9,7 +10,7 @@ use super::budget::{Budget, Residency};
 use super::checksum::ChecksumPolicy;
 use super::dense::DenseGroups;
 use super::expert_cache::{CacheStats, Eviction, ExpertCache, ExpertKey};
-use super::loader::{Load, LoadStats, Loader, index};
+use super::loader::{Load, LoadStats, Loader};
 use super::placement::SegmentGroup;
 use crate::error::RunError;
 
@@ -51,7 +52,7 @@ impl<'a> WeightStore<'a> {
         checksums: ChecksumPolicy,
         stop: &'a CancelToken,
     ) -> Result<Self, RunError> {
-        let slots = expert_slots(index(slot_bytes), budget.slots)?;
+        let slots = expert_slots(to_usize(slot_bytes), budget.slots)?;
         Ok(Self {
             loader: Loader::new(source, checksums)?,
             dense: DenseGroups::new(groups, budget.residency)?,
@@ -159,6 +160,6 @@ impl<'a> WeightStore<'a> {
 
 /// Slots of one arena.
 fn expert_slots(bytes: usize, count: u64) -> Result<Vec<Block>, RunError> {
-    let mut arena = Arena::new(bytes.saturating_mul(index(count)))?;
+    let mut arena = Arena::new(bytes.saturating_mul(to_usize(count)))?;
     (0..count).map(|_| arena.take(bytes)).collect()
 }

@@ -4,6 +4,7 @@
 //! compared by the SHA-256 that the pack's manifest has; converted ones value by value with the
 //! pack's, which is read again. Nothing that the writer believed is taken for granted.
 
+use segpack_formats::io::to_usize;
 use std::path::Path;
 
 use segpack_formats::digest::{LANES, Sha256, Sha256Hasher, Sha256Lanes};
@@ -187,7 +188,7 @@ impl Check<'_> {
                 }
                 self.file.read_aligned(&(*at..end), lane)?;
                 let from = unit.start.saturating_sub(*at);
-                let piece = &lane[index(from)..index(end - *at)];
+                let piece = &lane[to_usize(from)..to_usize(end - *at)];
                 bytes += piece.len() as u64;
                 *at = end;
                 pieces.push(piece);
@@ -239,7 +240,7 @@ impl Check<'_> {
                 before.extend_from_slice(piece);
                 let whole = before.len() - before.len() % block;
                 let length = conversion.length(whole as u64);
-                after.resize(index(length), 0);
+                after.resize(to_usize(length), 0);
                 self.file.file().read_at(&mut after, at)?;
                 if let Err(what) = conversion.check(&before[..whole], &after) {
                     return Err(self.refuse(Difference::Value {
@@ -259,11 +260,6 @@ impl Check<'_> {
             Err(self.refuse(Difference::TooShort))
         }
     }
-}
-
-/// Lengths here are bounded by a piece or a chunk, which fit every `usize`.
-fn index(length: u64) -> usize {
-    usize::try_from(length).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]

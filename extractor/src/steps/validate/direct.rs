@@ -2,6 +2,7 @@
 //! at once, the scalar operations. Slow, and put together on its own from the tensors' names, so
 //! that it shares no mistake with the packs.
 
+use segpack_formats::io::to_usize;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
@@ -179,7 +180,7 @@ impl<'a> Direct<'a> {
             .input
             .read_range(place.range.clone())?;
         self.compare(name, &bytes, &self.checkpoint.shards[place.shard].path);
-        let side = |axis| place.shape.get(axis).map_or(1, |side| index(*side));
+        let side = |axis| place.shape.get(axis).map_or(1, |side| to_usize(*side));
         Ok(Weights {
             dtype: self.float_dtype(name, place)?,
             bytes,
@@ -239,7 +240,7 @@ impl<'a> Direct<'a> {
         stop: &CancelToken,
     ) -> Result<Calculated, StepError> {
         let mut found = Calculated {
-            vocab: index(self.facts.vocab),
+            vocab: to_usize(self.facts.vocab),
             prompt,
             ..Calculated::default()
         };
@@ -278,7 +279,7 @@ impl<'a> Direct<'a> {
         let place = self.place(&name)?;
         let dtype = self.float_dtype(&name, place)?;
         let (hidden, row) = (
-            index(self.facts.hidden_size),
+            to_usize(self.facts.hidden_size),
             (place.range.end - place.range.start) / self.facts.vocab,
         );
         let mut x = vec![0.0; ids.len() * hidden];
@@ -303,9 +304,9 @@ impl<'a> Direct<'a> {
         let k = self.rotate(self.norm(&at("self_attn.k_norm"), &k)?, tokens);
         let f = &self.facts;
         let heads = Heads {
-            query: index(f.heads),
-            key_value: index(f.kv_heads),
-            width: index(f.head_dim),
+            query: to_usize(f.heads),
+            key_value: to_usize(f.kv_heads),
+            width: to_usize(f.head_dim),
         };
         let mut out = vec![0.0; q.len()];
         ScalarOps::default().attention(&q, &k, &v, heads, &mut out);
@@ -319,7 +320,10 @@ impl<'a> Direct<'a> {
         reason = "angles are f32, as torch has them"
     )]
     fn rotate(&self, mut x: Vec<f32>, tokens: usize) -> Vec<f32> {
-        let (width, half) = (index(self.facts.head_dim), index(self.facts.head_dim) / 2);
+        let (width, half) = (
+            to_usize(self.facts.head_dim),
+            to_usize(self.facts.head_dim) / 2,
+        );
         let per_token = x.len() / tokens.max(1);
         for (position, row) in x.chunks_exact_mut(per_token).enumerate() {
             for head in row.chunks_exact_mut(width) {
@@ -350,7 +354,7 @@ impl<'a> Direct<'a> {
         }
         let logits = self.linear(&router, &x)?;
         let chosen = self.route(layer, &logits, found);
-        let hidden = index(self.facts.hidden_size);
+        let hidden = to_usize(self.facts.hidden_size);
         let mut out = vec![0.0; x.len()];
         for (expert, tokens) in chosen {
             stop.check()?;
@@ -467,9 +471,4 @@ impl Reference for Calculated {
     fn router_margin(&self) -> Option<f64> {
         None
     }
-}
-
-/// Sizes of tensors that are read into memory.
-fn index(n: u64) -> usize {
-    usize::try_from(n).unwrap_or(usize::MAX)
 }

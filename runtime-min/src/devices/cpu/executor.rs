@@ -1,5 +1,6 @@
 //! A decoder on the CPU: weights and activations in ordinary memory, operations of [`Ops`].
 
+use segpack_formats::io::to_usize;
 use std::borrow::Cow;
 use std::mem::take;
 use std::ops::Range;
@@ -18,7 +19,7 @@ use crate::models::decoder::executor::{
 use crate::models::decoder::{Decoder, DecoderSpec, Logits, Rotary, Routing, RunSettings};
 use crate::ops::Ops;
 use crate::tensor::{Compute, Heads, Linear};
-use crate::weights::{Budget, Demand, Residency, SegmentGroup, WeightStore, index};
+use crate::weights::{Budget, Demand, Residency, SegmentGroup, WeightStore};
 
 /// The CPU's memory for one decoder, and how it computes.
 pub struct CpuExecutor<'a, O> {
@@ -208,7 +209,7 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
     }
 
     fn max_batch(&self) -> usize {
-        index(self.budget.batch).max(1)
+        to_usize(self.budget.batch).max(1)
     }
 
     fn norm(

@@ -1,5 +1,6 @@
 //! The head where it is streamed: logits of a block of its rows at a time.
 
+use segpack_formats::io::to_usize;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use crate::models::decoder::DecoderSpec;
 use crate::models::decoder::bind::DecoderWeights;
 use crate::ops::Ops;
 use crate::tensor::Matrix;
-use crate::weights::{ChecksumPolicy, damaged, index};
+use crate::weights::{ChecksumPolicy, damaged};
 
 /// Bytes of a block, unless one row has more.
 pub(super) const BLOCK_BYTES: u64 = 8 << 20;
@@ -64,7 +65,7 @@ impl<'a> HeadStream<'a> {
         let row = head.length / vocab.max(1);
         let rows = (BLOCK_BYTES / row.max(1)).max(1);
         let (mut blake3, mut first) = (Blake3Hasher::default(), 0);
-        let mut bytes = Vec::with_capacity(index(rows * row));
+        let mut bytes = Vec::with_capacity(to_usize(rows * row));
         while first < vocab {
             let last = (first + rows).min(vocab);
             // the next rows, and their part of the digest
@@ -84,10 +85,17 @@ impl<'a> HeadStream<'a> {
             let block = Matrix {
                 dtype: weights.head_matrix.dtype,
                 bytes: &bytes,
-                rows: index(last - first),
+                rows: to_usize(last - first),
                 columns: weights.head_matrix.columns,
             };
-            block_logits(ops, x, block, index(first)..index(last), spec.vocab, out);
+            block_logits(
+                ops,
+                x,
+                block,
+                to_usize(first)..to_usize(last),
+                spec.vocab,
+                out,
+            );
             first = last;
         }
         let seen = blake3.finish();

@@ -1,10 +1,11 @@
 //! Slots for experts: on the GPU, and in host memory that its copy engines reach.
 
+use segpack_formats::io::to_usize;
 use std::sync::Arc;
 
 use super::driver::{CudaError, DeviceMemory, DevicePtr, Event, Gpu, HostMemory};
 use crate::models::decoder::bind::ExpertWeights;
-use crate::weights::{Budget, Eviction, ExpertCache, NetworkDemand, index};
+use crate::weights::{Budget, Eviction, ExpertCache, NetworkDemand};
 
 /// Slots for experts, on the device and in host memory.
 pub(super) struct Slots {
@@ -36,7 +37,7 @@ impl Slots {
         host: u64,
         has_all: bool,
     ) -> Result<Self, CudaError> {
-        let (bytes, slots) = (index(demand.expert), index(budget.slots));
+        let (bytes, slots) = (to_usize(demand.expert), to_usize(budget.slots));
         let memory = if slots > 0 {
             Some(gpu.alloc(bytes * slots, "experts")?)
         } else {

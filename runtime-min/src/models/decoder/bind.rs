@@ -3,11 +3,10 @@
 mod find;
 
 use segpack_formats::codec::Codec;
+use segpack_formats::io::to_usize;
 use segpack_manifests::documents::{SegmentEntry, TensorEntry};
 
-use crate::weights::{
-    Budget, ExpertSegment, PlacedTensor, Residency, SegmentGroup, buffer_len, index,
-};
+use crate::weights::{Budget, ExpertSegment, PlacedTensor, Residency, SegmentGroup, buffer_len};
 
 /// A dense linear layer.
 #[derive(Debug, Clone, Copy)]
@@ -122,7 +121,7 @@ impl<'a> DecoderWeights<'a> {
             Residency::Resident => self.groups.iter().map(SegmentGroup::raw_bytes).sum(),
             Residency::Streamed => 0,
         };
-        let experts = self.experts().take(index(budget.slots));
+        let experts = self.experts().take(to_usize(budget.slots));
         dense + experts.map(|e| e.segment.raw_length).sum::<u64>()
     }
 

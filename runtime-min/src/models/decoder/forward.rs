@@ -3,6 +3,7 @@
 //! The equations are those of transformers 5.23, `modeling_qwen3_omni_moe.py`
 //! (`Qwen3OmniMoeThinkerTextModel`); for text its interleaved multimodal rope is plain rope.
 
+use segpack_formats::io::to_usize;
 use std::borrow::Cow;
 use std::ops::Range;
 use std::time::Instant;
@@ -22,7 +23,7 @@ use super::stats::{LayerUses, Logits, RunSettings, RunStats};
 use crate::error::RunError;
 use crate::generate::ArgMax;
 use crate::tensor::Compute;
-use crate::weights::{Budget, Demand, PlacedTensor, index};
+use crate::weights::{Budget, Demand, PlacedTensor};
 
 /// A decoder that runs from a pack.
 pub struct Decoder<'a, B: Backend> {
@@ -282,7 +283,7 @@ impl<'a, B: Backend> Decoder<'a, B> {
         let tensor = self.weights.embedding;
         let row = tensor.length / (self.spec.vocab as u64).max(1);
         let mut embedded = vec![0.0; ids.len() * hidden];
-        let mut bytes = Vec::with_capacity(index(row));
+        let mut bytes = Vec::with_capacity(to_usize(row));
         for (id, to) in ids.iter().zip(embedded.chunks_exact_mut(hidden)) {
             bytes.clear();
             let start = u64::from(*id) * row;

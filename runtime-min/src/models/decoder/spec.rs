@@ -1,5 +1,6 @@
 //! The numbers of a decoder, apart from any weights.
 
+use segpack_formats::io::to_usize;
 use std::ops::Range;
 
 use segpack_manifests::documents::Manifest;
@@ -7,7 +8,6 @@ use segpack_manifests::families::TextFacts;
 
 use crate::error::{RunError, Unsuitable};
 use crate::tensor::{Compute, Heads};
-use crate::weights::index;
 
 /// The shape of a decoder and the constants of its operations.
 #[derive(Debug, Clone, PartialEq)]
@@ -74,20 +74,20 @@ impl DecoderSpec {
         }
         Ok(Self {
             layers: facts.layers as usize,
-            hidden: index(facts.hidden_size),
+            hidden: to_usize(facts.hidden_size),
             heads: Heads {
-                query: index(facts.heads),
-                key_value: index(facts.kv_heads),
-                width: index(facts.head_dim),
+                query: to_usize(facts.heads),
+                key_value: to_usize(facts.kv_heads),
+                width: to_usize(facts.head_dim),
             },
-            intermediate: index(facts.intermediate),
-            moe_intermediate: index(facts.moe_intermediate),
+            intermediate: to_usize(facts.intermediate),
+            moe_intermediate: to_usize(facts.moe_intermediate),
             experts: facts.experts as usize,
             experts_per_token: facts.experts_per_token as usize,
             normalizes_top_k: facts.norm_topk_prob,
             rms_norm_eps: facts.rms_norm_eps as f32,
             rope_theta: facts.rope_theta,
-            vocab: index(facts.vocab),
+            vocab: to_usize(facts.vocab),
             has_tied_head: facts.tie_word_embeddings,
         })
     }

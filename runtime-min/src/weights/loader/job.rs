@@ -1,5 +1,6 @@
 //! One segment on its way into memory.
 
+use segpack_formats::io::to_usize;
 use std::sync::{Arc, Mutex};
 
 use segpack_formats::codec::ChunkTable;
@@ -8,7 +9,7 @@ use segpack_formats::io::DirectFile;
 use segpack_formats::{FormatError, Result};
 use segpack_manifests::documents::SegmentEntry;
 
-use super::{index, lock};
+use super::lock;
 use crate::weights::checksum::damaged;
 use crate::weights::placement::data_offset;
 
@@ -66,7 +67,7 @@ impl<'s> Job<'s> {
         let seen = if begin == 0 {
             Blake3::of_parts(lock(&self.parts).iter(), segment.stored_length)
         } else {
-            Some(Blake3::of(&memory[begin..][..index(segment.raw_length)]))
+            Some(Blake3::of(&memory[begin..][..to_usize(segment.raw_length)]))
         };
         if seen == Some(segment.blake3) {
             return Ok(());

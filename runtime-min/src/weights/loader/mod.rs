@@ -4,6 +4,7 @@
 mod job;
 mod stats;
 
+use segpack_formats::io::to_usize;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -191,7 +192,7 @@ impl<'a> Loader<'a> {
     ) {
         let range = job.segment.offset..job.segment.offset + job.segment.raw_length;
         let first = align_outward(&range).start;
-        let pieces = to[..index(buffer_len(job.segment))].chunks_mut(index(PIECE_BYTES));
+        let pieces = to[..to_usize(buffer_len(job.segment))].chunks_mut(to_usize(PIECE_BYTES));
         for (i, piece) in pieces.enumerate() {
             let at = first + i as u64 * PIECE_BYTES;
             let end = (at + PIECE_BYTES).min(range.end);
@@ -209,7 +210,7 @@ impl<'a> Loader<'a> {
     ) {
         let (mut rest, mut hashed) = (to, 0);
         for (i, chunk) in table.chunks.iter().enumerate() {
-            let (raw, after) = rest.split_at_mut(index(chunk.raw.end - chunk.raw.start));
+            let (raw, after) = rest.split_at_mut(to_usize(chunk.raw.end - chunk.raw.start));
             rest = after;
             // each chunk's thread hashes up to the last whole BLAKE3 chunk that it reads, the last
             // one to the end
@@ -242,7 +243,7 @@ impl<'a> Loader<'a> {
         stop.check()?;
         self.read(&job.file, &range, to)?;
         if job.is_checked && data_offset(job.segment) == 0 {
-            let bytes = &to[..index(range.end - range.start)];
+            let bytes = &to[..to_usize(range.end - range.start)];
             self.hash(job, bytes, range.start - job.segment.offset);
         }
         Ok(())
@@ -282,7 +283,7 @@ impl<'a> Loader<'a> {
             decoder,
         } = &mut scratch;
         let within = |r: &Range<u64>| {
-            index(offset + r.start - aligned.start)..index(offset + r.end - aligned.start)
+            to_usize(offset + r.start - aligned.start)..to_usize(offset + r.end - aligned.start)
         };
         if job.is_checked {
             self.hash(job, &bytes[within(&hash)], hash.start);
@@ -347,9 +348,4 @@ impl<'a> Loader<'a> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A length of what is in memory, or about to be; the largest number where it cannot be.
-pub(crate) fn index(n: u64) -> usize {
-    usize::try_from(n).unwrap_or(usize::MAX)
 }

@@ -177,7 +177,7 @@ impl<'a> CudaExecutor<'a> {
         used: &Event,
     ) -> Result<(), RunError> {
         let begin = data_offset(weights.segment);
-        let bytes = &host.memory[begin..begin + index(weights.segment.raw_length)];
+        let bytes = &host.memory[begin..begin + to_usize(weights.segment.raw_length)];
         used.hold(Stream::Copies)?;
         // SAFETY: a host slot is written only after a wait for its `copied`, and freed after one
         // for the stream
@@ -262,6 +262,6 @@ impl<'a> CudaExecutor<'a> {
         } else {
             (slots / 2).max(1)
         };
-        some.min(index(MIN_HOST_SLOTS))
+        some.min(to_usize(MIN_HOST_SLOTS))
     }
 }

@@ -31,7 +31,7 @@ impl<'a> Embedding<'a> {
 impl<'a> CudaExecutor<'a> {
     /// Loads a segment to an address of the device, through host memory.
     fn load_segment(&mut self, segment: &'a SegmentEntry, to: DevicePtr) -> Result<(), RunError> {
-        let bytes = index(buffer_len(segment));
+        let bytes = to_usize(buffer_len(segment));
         if self.staging.as_ref().is_none_or(|s| s.len() < bytes) {
             self.staging = None; // the old one first
             self.staging = Some(self.gpu.alloc_host(bytes)?);
@@ -59,7 +59,7 @@ impl<'a> CudaExecutor<'a> {
         else {
             return Ok(());
         };
-        let bytes = index(buffer_len(segment));
+        let bytes = to_usize(buffer_len(segment));
         let memory = self.gpu.alloc(bytes, "the embedding")?;
         self.load_segment(segment, memory.start())?;
         if let Some(embedding) = &mut self.embedding {
@@ -83,7 +83,7 @@ impl<'a> CudaExecutor<'a> {
         let mut to = self.dense.begin(number);
         for segment in groups[number].segments() {
             self.load_segment(segment, to)?;
-            to = to.offset(index(buffer_len(segment)));
+            to = to.offset(to_usize(buffer_len(segment)));
         }
         self.dense.end(number);
         if self.dense.is_complete() {
@@ -125,7 +125,12 @@ impl<'a> CudaExecutor<'a> {
         let absent: Vec<u32> = (0..count)
             .filter(|e| self.experts.cache.get((number, *e)).is_none())
             .collect();
-        let max = self.experts.host.slots().min(index(MIN_HOST_SLOTS)).max(1);
+        let max = self
+            .experts
+            .host
+            .slots()
+            .min(to_usize(MIN_HOST_SLOTS))
+            .max(1);
         for some in absent.chunks(max) {
             let some = &some[..some.len().min(self.experts.cache.free())];
             self.load_experts(number, layer.experts, some, some)?;

@@ -18,6 +18,7 @@ mod loading;
 mod operations;
 mod steps;
 
+use segpack_formats::io::to_usize;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,7 +39,7 @@ use crate::models::decoder::DecoderSpec;
 use crate::models::decoder::bind::{LayerWeights, LinearWeights, MlpWeights};
 use crate::models::decoder::executor::{Activation, Backend, DecoderSetup, GroupTensor};
 use crate::tensor::Compute;
-use crate::weights::{Budget, Demand, Loader, PlacedTensor, Residency, buffer_len, index};
+use crate::weights::{Budget, Demand, Loader, PlacedTensor, Residency, buffer_len};
 
 /// Of the memory that is free, the share that is left to the driver where no budget is given.
 const DRIVER_SHARE: u64 = 16;
@@ -170,7 +171,7 @@ impl<'a> CudaExecutor<'a> {
         let segment = setup.source.segment_of(weights.embedding)?;
         let embedding = (has_all && left(memory, &demand, &budget) >= buffer_len(segment))
             .then(|| Embedding::new(segment, weights.embedding_table));
-        let buffers = Buffers::new(&gpu, &sizes, index(budget.batch).max(1))?;
+        let buffers = Buffers::new(&gpu, &sizes, to_usize(budget.batch).max(1))?;
         Ok(Self {
             sizes,
             layers: weights.layers.iter().map(LayerState::of).collect(),

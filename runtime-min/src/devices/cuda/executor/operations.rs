@@ -146,7 +146,7 @@ impl<'a> DecoderExecutor<'a> for CudaExecutor<'a> {
     }
 
     fn max_batch(&self) -> usize {
-        index(self.budget.batch).max(1)
+        to_usize(self.budget.batch).max(1)
     }
 
     fn norm(
