@@ -1,12 +1,10 @@
-use std::path::PathBuf;
-
 use segpack_manifests::Pack;
 use segpack_runtime_min::session::DeviceChoice;
 use segpack_runtime_min::weights::ChecksumPolicy;
 
 use super::Context;
 use super::args::values::{count, size, threads};
-use super::args::{CheckName, ComputeName, DEVICE, MEASUREMENT, OUTPUT};
+use super::args::{CheckName, ComputeName, DEVICE, MEASUREMENT, OUTPUT, PackArg};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
@@ -27,9 +25,8 @@ Examples:
   segpack bench omni.segpack --device cuda --device-memory 16GB
   segpack bench omni.segpack --no-resident --memory 4GB --memory 8GB --json | jq .on_demand")]
 pub(super) struct Args {
-    /// Pack folder
-    #[arg(value_name = "PACK")]
-    pack: PathBuf,
+    #[command(flatten)]
+    pack: PackArg,
     /// Number of tokens of a prompt; may be repeated [default: 128 and 512; on a GPU 512 and 2048]
     #[arg(long, value_name = "N", value_parser = count, help_heading = MEASUREMENT)]
     prompt: Vec<usize>,
@@ -113,7 +110,7 @@ fn or<T>(given: Vec<T>, default: impl FnOnce() -> Vec<T>) -> Vec<T> {
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
-    let pack = Pack::open(&args.pack)?;
+    let pack = args.pack.open()?;
     if let Some(device) = args.device {
         return run_gpu(&args, device, &pack, context);
     }

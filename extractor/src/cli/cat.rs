@@ -1,11 +1,8 @@
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::ops::Range;
-use std::path::PathBuf;
-
-use segpack_manifests::Pack;
 
 use super::Context;
-use super::args::INPUT;
+use super::args::{INPUT, PackArg};
 use super::error::CliError;
 use crate::steps::Exit;
 use crate::steps::cat::{cat, parse_rows};
@@ -21,9 +18,8 @@ Examples:
   segpack cat omni.segpack thinker.text.layers.5.experts.17 > expert.bin   # gate, up, down
   segpack cat omni.segpack thinker.model.embed_tokens.weight --rows 785..786 | xxd | head")]
 pub(super) struct Args {
-    /// Pack folder
-    #[arg(value_name = "PACK")]
-    pack: PathBuf,
+    #[command(flatten)]
+    pack: PackArg,
     /// Names of tensors or segments, or of stacked tensors of the checkpoint
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
@@ -36,7 +32,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     if io::stdout().is_terminal() {
         return Err(CliError::BinaryToTerminal);
     }
-    let pack = Pack::open(&args.pack)?;
+    let pack = args.pack.open()?;
     let mut out = BufWriter::with_capacity(0, io::stdout().lock()); // pieces are large already
     cat(
         &pack,

@@ -1,4 +1,5 @@
 use std::io;
+use std::path::PathBuf;
 use std::str::Utf8Error;
 
 use segpack_formats::FormatError;
@@ -51,6 +52,9 @@ pub(crate) enum CliError {
     #[cfg(not(feature = "run"))]
     #[error("`segpack {0}` is not in this build, which is without the feature `run`")]
     WithoutRun(&'static str),
+    /// A file that should hold the SHA-256 of a manifest does not.
+    #[error("{} holds no SHA-256 of a manifest.json", .0.display())]
+    NoDigest(PathBuf),
     /// `man` of a command that does not exist.
     #[error("there is no command {0:?}")]
     NoSuchCommand(String),
@@ -75,6 +79,7 @@ impl CliError {
             | Self::TwoOutputs
             | Self::NotAGpu
             | Self::HostMemory
+            | Self::NoDigest(_)
             | Self::NoSuchCommand(_) => Exit::Usage,
         }
     }
@@ -90,6 +95,9 @@ impl CliError {
                 Some("use --device cuda or cuda:N; without --device, the CPU is measured")
             }
             Self::HostMemory => Some("with --device, use --memory once"),
+            Self::NoDigest(_) => {
+                Some("wanted the digest alone, or a list as `sha256sum` prints it")
+            }
             Self::NoSuchCommand(_) => Some("`segpack --help` lists the commands"),
             #[cfg(not(feature = "run"))]
             Self::WithoutRun(_) => None,

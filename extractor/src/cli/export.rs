@@ -1,13 +1,14 @@
 use std::io::{self, BufWriter, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bytesize::ByteSize;
 use segpack_formats::numeric::FloatDtype;
+use segpack_manifests::Pack;
 use segpack_manifests::documents::ExportTarget;
 
 use super::Context;
 use super::args::values::{expert_parallel, shard_size, tokenizer_pre};
-use super::args::{INPUT, Jobs, OUTPUT};
+use super::args::{INPUT, Jobs, OUTPUT, PackArg};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
@@ -28,9 +29,8 @@ Examples:
   segpack export omni.segpack --to safetensors -o - 'thinker.model.layers.0.*' | other-program
   segpack export omni.segpack --to npy -o arrays --component code2wav --dtype f32")]
 pub(super) struct Args {
-    /// Pack folder
-    #[arg(value_name = "PACK")]
-    pack: PathBuf,
+    #[command(flatten)]
+    pack: PackArg,
     /// Export only tensors whose names match one of these patterns (safetensors and npy)
     #[arg(value_name = "GLOB")]
     names: Vec<String>,
@@ -139,11 +139,12 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
         check: !args.no_check,
         jobs: args.jobs.count(),
     };
+    let pack = args.pack.open()?;
     if args.output.as_os_str() == "-" {
-        return to_stdout(&args.pack, &settings, args.json, context);
+        return to_stdout(&pack, &settings, args.json, context);
     }
     let (stop, progress) = (context.stop, &context.progress);
-    let summary = export(&args.pack, &args.output, &settings, stop, progress)?;
+    let summary = export(&pack, &args.output, &settings, stop, progress)?;
     let place = args.output.display().to_string();
     context
         .terminal
@@ -152,7 +153,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
 }
 
 fn to_stdout(
-    pack: &Path,
+    pack: &Pack,
     settings: &ExportSettings,
     json: bool,
     context: &Context,

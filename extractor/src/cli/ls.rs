@@ -1,10 +1,7 @@
-use std::path::PathBuf;
-
-use segpack_manifests::Pack;
 use serde::Serialize;
 
 use super::Context;
-use super::args::{INPUT, OUTPUT};
+use super::args::{INPUT, OUTPUT, PackArg};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::cat::{find_segments, find_tensors};
@@ -19,9 +16,8 @@ Examples:
   segpack ls omni.segpack --tensors '*.mlp.gate.weight'
   segpack ls omni.segpack --tensors --json | jq -r 'select(.role == \"router\") | .sha256'")]
 pub(super) struct Args {
-    /// Pack folder
-    #[arg(value_name = "PACK")]
-    pack: PathBuf,
+    #[command(flatten)]
+    pack: PackArg,
     /// List only names that match one of these patterns (`*` also matches dots)
     #[arg(value_name = "GLOB")]
     globs: Vec<String>,
@@ -34,7 +30,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
-    let pack = Pack::open(&args.pack)?;
+    let pack = args.pack.open()?;
     if args.tensors {
         list(
             &find_tensors(&pack, &args.globs)?,

@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Context;
-use super::args::{CodecArgs, CodecName, Jobs, OUTPUT};
+use super::args::{CodecArgs, CodecName, Jobs, OUTPUT, PackArg};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
@@ -18,9 +18,8 @@ Examples:
   segpack repack small.segpack -o plain.segpack --codec raw --resume
   segpack repack omni.segpack -o small.segpack --codec bf16-rans --dry-run")]
 pub(super) struct Args {
-    /// Pack folder to read
-    #[arg(value_name = "PACK")]
-    pack: PathBuf,
+    #[command(flatten)]
+    pack: PackArg,
     #[command(flatten)]
     jobs: Jobs,
     /// Pack folder to write
@@ -59,13 +58,14 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
         resume: args.resume,
         force: args.force,
     };
+    let pack = args.pack.open()?;
     if args.dry_run {
-        let plan = plan(&args.pack, &settings)?;
+        let plan = plan(&pack, &settings);
         context.terminal.document(&plan, args.json, text::plan)?;
         return Ok(Exit::Ok);
     }
     let (stop, progress) = (context.stop, &context.progress);
-    let summary = repack(&args.pack, &args.output, &settings, stop, progress)?;
+    let summary = repack(&pack, &args.output, &settings, stop, progress)?;
     let place = args.output.display().to_string();
     context
         .terminal

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use segpack_formats::io::CancelToken;
 use segpack_manifests::documents::{RunPrompt, RunSummary, RunToken};
-use segpack_manifests::{Pack, json};
+use segpack_manifests::json;
 use segpack_runtime_min::generate::SamplingOptions;
 use segpack_runtime_min::processing::{Chat, Prompt};
 
 use super::Context;
 use super::args::values::{experts_file, token_id, trace_path};
-use super::args::{ComputeName, DEVICE, INPUT, OUTPUT, Placement, Resources, SAMPLING};
+use super::args::{ComputeName, DEVICE, INPUT, OUTPUT, PackArg, Placement, Resources, SAMPLING};
 use super::error::CliError;
 use crate::render::{svg, text};
 use crate::steps::run::{RunEvent, RunOptions, print_prompt, run};
@@ -34,9 +34,8 @@ Examples:
   segpack run omni.segpack --messages chat.json --print-prompt   # does not run the model
   segpack run omni.segpack --prompt-ids 785,6722,315,9625,374 --top-k-logits 5 --json")]
 pub(super) struct Args {
-    /// Pack folder
-    #[arg(value_name = "PACK")]
-    pack: PathBuf,
+    #[command(flatten)]
+    pack: PackArg,
     /// Text to continue [default: standard input, without a final line break]
     #[arg(long, value_name = "TEXT", help_heading = INPUT)]
     prompt: Option<String>,
@@ -245,7 +244,7 @@ fn read_messages(file: &Path, stop: &CancelToken) -> Result<Chat, CliError> {
 
 pub(super) fn run_command(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let options = args.options(context.stop)?;
-    let pack = Pack::open(&args.pack)?;
+    let pack = args.pack.open()?;
     if args.print_prompt {
         return show_prompt(&print_prompt(&pack, &options.prompt)?, args.json, context);
     }

@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Context;
-use super::args::{INPUT, Jobs, OUTPUT};
+use super::args::{INPUT, Jobs, OUTPUT, PackArg};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
@@ -18,9 +18,8 @@ Examples:
   segpack unpack omni.segpack -o restored --resume
   segpack unpack omni.segpack -o tokenizer --include '*.json' --include merges.txt")]
 pub(super) struct Args {
-    /// Pack folder
-    #[arg(value_name = "PACK")]
-    pack: PathBuf,
+    #[command(flatten)]
+    pack: PackArg,
     /// Restore only files that match this pattern; may be repeated
     #[arg(long, value_name = "GLOB", help_heading = INPUT)]
     include: Vec<String>,
@@ -51,7 +50,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
         jobs: args.jobs.count(),
     };
     let (stop, progress) = (context.stop, &context.progress);
-    let summary = unpack(&args.pack, &args.output, &settings, stop, progress)?;
+    let summary = unpack(&args.pack.open()?, &args.output, &settings, stop, progress)?;
     let place = args.output.display().to_string();
     context
         .terminal

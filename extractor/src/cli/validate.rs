@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use super::Context;
 use super::args::values::tolerance;
-use super::args::{INPUT, OUTPUT, Placement, Resources};
+use super::args::{INPUT, OUTPUT, PackArg, Placement, Resources};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
@@ -26,9 +26,8 @@ Examples:
   segpack validate omni.segpack --reference trace.bfloat16.json --json | jq .verdict
   segpack validate omni.segpack --reference server.q8_0.json --tolerance 0.5")]
 pub(super) struct Args {
-    /// Pack folder
-    #[arg(value_name = "PACK")]
-    pack: PathBuf,
+    #[command(flatten)]
+    pack: PackArg,
     /// Trace to compare with: the .json or .safetensors file that the scripts in
     /// runtime-min/reference or `segpack run --trace` wrote
     #[arg(
@@ -75,8 +74,13 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
     settings.session = args.resources.session(args.placement);
     settings.tolerance = args.tolerance;
     settings.digests = !args.no_digests;
-    let report = validate(&args.pack, &settings, context.stop, &context.progress)?;
-    let place = args.pack.display().to_string();
+    let report = validate(
+        &args.pack.open()?,
+        &settings,
+        context.stop,
+        &context.progress,
+    )?;
+    let place = args.pack.place();
     context
         .terminal
         .document(&report, args.json, |r| text::validate(r, &place))?;

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use segpack_manifests::documents::VerifyMode;
 
 use super::Context;
-use super::args::{INPUT, Jobs, OUTPUT};
+use super::args::{INPUT, Jobs, OUTPUT, PackArg};
 use super::error::CliError;
 use super::hints::of_findings;
 use crate::render::text;
@@ -23,9 +23,8 @@ Examples:
   segpack verify omni.segpack --against ./Qwen3-Omni-30B-A3B-Instruct
   segpack verify omni.segpack --json | jq .findings")]
 pub(super) struct Args {
-    /// Pack folder
-    #[arg(value_name = "PACK")]
-    pack: PathBuf,
+    #[command(flatten)]
+    pack: PackArg,
     /// Also compare every tensor and file with this checkpoint
     #[arg(long, value_name = "CKPT", help_heading = INPUT)]
     against: Option<PathBuf>,
@@ -53,12 +52,18 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
             (_, true) => VerifyMode::Sums,
             _ => VerifyMode::Full,
         },
+        manifest_sha256: args.pack.wanted()?,
         subset: args.subset,
         against: args.against,
         jobs: args.jobs.count(),
     };
-    let report = verify(&args.pack, &settings, context.stop, &context.progress)?;
-    let place = args.pack.display().to_string();
+    let report = verify(
+        args.pack.folder(),
+        &settings,
+        context.stop,
+        &context.progress,
+    )?;
+    let place = args.pack.place();
     context
         .terminal
         .document(&report, args.json, |r| text::verify(r, &place))?;

@@ -175,10 +175,8 @@ impl Demo<'_> {
 
     fn run_verify(&self) -> Result<segpack_manifests::documents::VerifyReport, StepError> {
         let settings = VerifySettings {
-            mode: VerifyMode::Full,
-            subset: None,
             against: Some(self.path("checkpoint")),
-            jobs: 1,
+            ..VerifySettings::new(VerifyMode::Full, 1)
         };
         verify(&self.path("packs"), &settings, self.stop, &Silent)
     }
@@ -245,7 +243,7 @@ impl Demo<'_> {
             jobs: 1,
         };
         let summary = unpack(
-            &self.path("packs"),
+            &Pack::open(&self.path("packs"))?,
             &restored,
             &settings,
             self.stop,
@@ -300,7 +298,12 @@ impl Demo<'_> {
         write_files(self.folder, TRACE)?;
         let mut settings = ValidateSettings::new(Against::Trace(self.path("trace.json")));
         settings.session.threads = Some(1);
-        let report = validate(&self.path("packs"), &settings, self.stop, &Silent)?;
+        let report = validate(
+            &Pack::open(&self.path("packs"))?,
+            &settings,
+            self.stop,
+            &Silent,
+        )?;
         self.tell(DemoStep {
             command: "segpack validate packs --reference trace.json".to_owned(),
             outcome: validated(&report),

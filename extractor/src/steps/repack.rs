@@ -56,12 +56,9 @@ impl RepackSettings {
     }
 }
 
-/// What would be written. Nothing is read but the manifest.
-///
-/// # Errors
-/// Where the folder is no pack.
-pub(crate) fn plan(folder: &Path, settings: &RepackSettings) -> Result<Plan, StepError> {
-    Ok(plan_of(Pack::open(folder)?.manifest(), settings.coding))
+/// What would be written. Nothing is read.
+pub(crate) fn plan(pack: &Pack, settings: &RepackSettings) -> Plan {
+    plan_of(pack.manifest(), settings.coding)
 }
 
 fn plan_segment(segment: &SegmentEntry, tensors: &[TensorEntry]) -> PlannedSegment {
@@ -117,22 +114,21 @@ fn plan_of(manifest: &Manifest, coding: Coding) -> Plan {
     }
 }
 
-/// Writes the pack in `folder` under another codec into `out`.
+/// Writes a pack under another codec into `out`.
 ///
 /// # Errors
 /// `Findings` where a tensor or a kept file is not what the manifest says: then nothing is left.
 /// `Refused` where the output exists, lies inside the pack (or the reverse) or does not fit. After
 /// any other error `resume` goes on.
 pub(crate) fn repack(
-    folder: &Path,
+    pack: &Pack,
     out: &Path,
     settings: &RepackSettings,
     stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<PackSummary, StepError> {
-    let pack = Pack::open(folder)?;
-    refuse_inside(out, folder)?;
-    refuse_holding(out, &[folder.to_owned()])?;
+    refuse_inside(out, pack.folder())?;
+    refuse_holding(out, &[pack.folder().to_owned()])?;
     let plan = plan_of(pack.manifest(), settings.coding);
     let target = Target {
         resume: settings.resume,
@@ -144,7 +140,7 @@ pub(crate) fn repack(
         },
     };
     let work = Work {
-        pack: &pack,
+        pack,
         plan: &plan,
         settings,
         target: &target,
@@ -234,12 +230,7 @@ impl Work<'_> {
             }
             .into());
         }
-        let settings = VerifySettings {
-            mode: VerifyMode::Full,
-            subset: None,
-            against: None,
-            jobs: self.settings.jobs,
-        };
+        let settings = VerifySettings::new(VerifyMode::Full, self.settings.jobs);
         let report = verify(
             out,
             &settings,

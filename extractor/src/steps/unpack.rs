@@ -82,15 +82,14 @@ pub(crate) fn globs(patterns: &[String]) -> Result<GlobSet, StepError> {
 /// wanted file because its component was excluded; `Refused` where the output exists or does not
 /// fit.
 pub(crate) fn unpack(
-    folder: &Path,
+    pack: &Pack,
     out: &Path,
     settings: &UnpackSettings,
     stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<UnpackSummary, StepError> {
-    let pack = Pack::open(folder)?;
     let (wanted, left) = choose(pack.manifest(), settings)?;
-    refuse_inside(out, folder)?;
+    refuse_inside(out, pack.folder())?;
     let output = open_output(out, settings)?;
     output.clear_unfinished()?;
     let mut needed: u64 = wanted.iter().map(|f| f.length).sum();
@@ -104,7 +103,7 @@ pub(crate) fn unpack(
         output.abandon_if_new();
         return Err(e.into());
     }
-    let weights = PackReader::new(&pack);
+    let weights = PackReader::new(pack);
     let restore = Restore {
         tensors: tensors_by_shard(pack.manifest()),
         weights: &weights,
@@ -133,7 +132,7 @@ pub(crate) fn unpack(
         output.finish()?; // what is whole stays, nothing half-written does
         let what = format!(
             "{}: damaged; the files in question were not written",
-            folder.display()
+            pack.folder().display()
         );
         return Err(StepError::Findings { what, findings });
     }

@@ -1,5 +1,6 @@
 //! A pack folder, opened for reading.
 
+mod identity;
 pub(crate) mod paths;
 mod reader;
 
@@ -11,6 +12,7 @@ use segpack_formats::FormatError;
 use segpack_formats::digest::Sha256;
 use segpack_formats::io::InputFile;
 
+pub use identity::{OpenOptions, Voucher, digest_in_list};
 pub use paths::{MANIFEST, MAX_MANIFEST_BYTES, PACKS, PARTIAL, SHARD_HEADERS, SOURCE, SUMS};
 pub use reader::{PackCursor, PackReader};
 
@@ -38,6 +40,18 @@ pub enum PackError {
         path: PathBuf,
         /// Why not.
         source: ManifestError,
+    },
+    /// The manifest is not the one that somebody vouches for.
+    #[error("{} has SHA-256 {seen}, wanted {wanted}, {by}", path.display())]
+    Identity {
+        /// The manifest.
+        path: PathBuf,
+        /// Its SHA-256.
+        seen: Sha256,
+        /// The one that it should have.
+        wanted: Sha256,
+        /// Who says so.
+        by: Voucher,
     },
 }
 
@@ -76,10 +90,19 @@ impl Pack {
     /// Opens a folder by its manifest. Packs themselves are not touched.
     ///
     /// # Errors
-    /// `NotAPack` where there is no manifest, `Manifest` where it cannot be used, `Format` where it
-    /// cannot be read.
+    /// `NotAPack` where there is no manifest, `Manifest` where it cannot be used, `Identity` where
+    /// it is not the one in SHA256SUMS, `Format` where it cannot be read.
     pub fn open(folder: &Path) -> Result<Self, PackError> {
-        let (manifest, manifest_sha256) = read_manifest(folder)?;
+        Self::open_with(folder, OpenOptions::new())
+    }
+
+    /// Opens a folder by its manifest, which has to be what the options say.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with(folder: &Path, options: OpenOptions) -> Result<Self, PackError> {
+        let (manifest, manifest_sha256) = read_manifest(folder, options)?;
+        options.check_listed(folder, manifest_sha256)?;
         let segments = manifest
             .segments
             .iter()
@@ -145,7 +168,7 @@ impl Pack {
     }
 }
 
-fn read_manifest(folder: &Path) -> Result<(Manifest, Sha256), PackError> {
+fn read_manifest(folder: &Path, options: OpenOptions) -> Result<(Manifest, Sha256), PackError> {
     let path = folder.join(MANIFEST);
     if let Err(e) = fs::metadata(folder) {
         return Err(FormatError::io("open", folder)(e).into());
@@ -165,8 +188,11 @@ fn read_manifest(folder: &Path) -> Result<(Manifest, Sha256), PackError> {
         return Err(FormatError::malformed(&path, what).into());
     }
     let json = input.read_range(0..input.length())?;
+    // first: who names a manifest wants nothing of another to be believed
+    let sha256 = Sha256::of(&json);
+    options.check_wanted(folder, sha256)?;
     let manifest = Manifest::parse(&json).map_err(|source| PackError::Manifest { path, source })?;
-    Ok((manifest, Sha256::of(&json)))
+    Ok((manifest, sha256))
 }
 
 fn what_it_is(folder: &Path) -> NotAPack {

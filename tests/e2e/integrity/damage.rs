@@ -468,12 +468,7 @@ fn a_file_that_cannot_be_read_to_its_end_is_a_finding() {
             file: &pack.join(file),
             by: 1,
         };
-        let settings = VerifySettings {
-            mode,
-            subset: None,
-            against: None,
-            jobs: 1,
-        };
+        let settings = VerifySettings::new(mode, 1);
         let report =
             segpack::steps::verify::verify(&pack, &settings, &CancelToken::default(), &cut)
                 .unwrap();
@@ -502,12 +497,7 @@ fn what_cannot_be_read_hides_nothing_else() {
             file: &pack.join(EXPERTS),
             by: range.len() + 1,
         };
-        let settings = VerifySettings {
-            mode: VerifyMode::Full,
-            subset: None,
-            against: None,
-            jobs,
-        };
+        let settings = VerifySettings::new(VerifyMode::Full, jobs);
         let report =
             segpack::steps::verify::verify(&pack, &settings, &CancelToken::default(), &cut)
                 .unwrap();
@@ -751,12 +741,7 @@ impl Progress for Sums {
 fn progress_ends_at_what_it_promised() {
     let mut good = Good::new();
     for codec in ["raw", "zstd"] {
-        let settings = VerifySettings {
-            mode: VerifyMode::Full,
-            subset: None,
-            against: None,
-            jobs: 2,
-        };
+        let settings = VerifySettings::new(VerifyMode::Full, 2);
         let (pack, sums) = (good.copy(codec), Sums::default());
         segpack::steps::verify::verify(&pack, &settings, &CancelToken::default(), &sums).unwrap();
         assert_eq!(

@@ -3,3 +3,4 @@
 mod bad_packs;
 mod damage;
 mod fuzz_smoke;
+mod identity;

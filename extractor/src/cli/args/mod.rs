@@ -4,6 +4,7 @@ mod codec;
 mod jobs;
 #[cfg(feature = "run")]
 mod model;
+mod pack;
 mod tolerate;
 pub(super) mod values;
 
@@ -11,6 +12,7 @@ pub(super) use codec::{CodecArgs, CodecName};
 pub(super) use jobs::Jobs;
 #[cfg(feature = "run")]
 pub(super) use model::{CheckName, ComputeName, Placement, Resources};
+pub(super) use pack::PackArg;
 pub(super) use tolerate::Tolerate;
 
 /// Headings of options in the help, in the order in which they appear there.

@@ -119,25 +119,24 @@ impl ExportSettings {
 /// what was written is not what should have been, `Output` where the output exists or does not fit.
 /// Nothing is left of an output that failed.
 pub(crate) fn export(
-    folder: &Path,
+    pack: &Pack,
     out: &Path,
     settings: &ExportSettings,
     stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<ExportSummary, StepError> {
     settings.check()?;
-    let pack = Pack::open(folder)?;
     let name = out.file_name().unwrap_or_default().to_string_lossy();
-    let plan = plan_of(&pack, settings, &name)?;
+    let plan = plan_of(pack, settings, &name)?;
     refuse_twice(&plan.files)?;
-    refuse_inside(out, folder)?;
-    refuse_holding(out, &[folder.to_owned()])?;
+    refuse_inside(out, pack.folder())?;
+    refuse_holding(out, &[pack.folder().to_owned()])?;
     let destination = match settings.target {
         ExportTarget::Safetensors => Destination::file(out)?,
         ExportTarget::Gguf => Destination::files(out, plan.files.iter().map(|f| f.path.as_str()))?,
         _ => Destination::folder(out)?,
     };
-    let weights = PackReader::new(&pack);
+    let weights = PackReader::new(pack);
     let producer = Producer {
         weights: &weights,
         // the check compares the same digests with what was written
@@ -160,7 +159,7 @@ pub(crate) fn export(
         return Err(e);
     }
     destination.publish(plan.files.iter().map(|f| f.path.as_str()))?;
-    Ok(summary(&pack, settings, plan))
+    Ok(summary(pack, settings, plan))
 }
 
 /// Writes one safetensors file of the chosen tensors to `to`, in a stream. Every tensor is compared
@@ -169,7 +168,7 @@ pub(crate) fn export(
 /// # Errors
 /// As [`export`]; damage that is found midway says that what was written is wrong. `Stdout`.
 pub(crate) fn stream(
-    folder: &Path,
+    pack: &Pack,
     to: &mut dyn Write,
     settings: &ExportSettings,
     stop: &CancelToken,
@@ -180,9 +179,8 @@ pub(crate) fn stream(
         let target = settings.target;
         return Err(ExportError::NotAStream { target }.into());
     }
-    let pack = Pack::open(folder)?;
-    let plan = plan_of(&pack, settings, "standard output")?;
-    let weights = PackReader::new(&pack);
+    let plan = plan_of(pack, settings, "standard output")?;
+    let weights = PackReader::new(pack);
     let producer = Producer {
         weights: &weights,
         digest_kept: true,
@@ -199,7 +197,10 @@ pub(crate) fn stream(
     progress.finish();
     written.map_err(|e| match e {
         StepError::Findings { findings, .. } => {
-            let what = format!("{}: damaged; the bytes written are wrong", folder.display());
+            let what = format!(
+                "{}: damaged; the bytes written are wrong",
+                pack.folder().display()
+            );
             StepError::Findings { what, findings }
         }
         other => other,

@@ -191,10 +191,8 @@ fn finished_before(
         }
     }
     let verify = VerifySettings {
-        mode: VerifyMode::Full,
-        subset: None,
         against: Some(argument.to_owned()),
-        jobs: settings.jobs,
+        ..VerifySettings::new(VerifyMode::Full, settings.jobs)
     };
     let report = super::verify::verify(out, &verify, stop, progress)?;
     if let Some(first) = report.findings.first().filter(|_| !report.ok) {

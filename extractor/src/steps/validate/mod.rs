@@ -98,15 +98,14 @@ fn log_probability_tolerance(dtype: &str, layers: u32) -> Option<f64> {
 /// # Errors
 /// Where pack or reference cannot be read, or the model cannot be run.
 pub(crate) fn validate(
-    pack: &Path,
+    pack: &Pack,
     settings: &ValidateSettings,
     stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<ValidateReport, StepError> {
-    let pack = Pack::open(pack)?;
     match &settings.against {
-        Against::Trace(path) => against_trace(&pack, path, settings, stop, progress),
-        Against::Checkpoint(path) => against_checkpoint(&pack, path, settings, stop, progress),
+        Against::Trace(path) => against_trace(pack, path, settings, stop, progress),
+        Against::Checkpoint(path) => against_checkpoint(pack, path, settings, stop, progress),
     }
 }
 

@@ -8,12 +8,13 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use segpack_formats::FormatError;
+use segpack_formats::digest::Sha256;
 use segpack_formats::io::CancelToken;
+use segpack_manifests::PackError;
 use segpack_manifests::documents::{
     Finding, FindingKind, GENERATOR, VerifyCounts, VerifyMode, VerifyReport,
 };
-use segpack_manifests::folder::MANIFEST;
-use segpack_manifests::{Pack, PackError};
+use segpack_manifests::folder::{MANIFEST, OpenOptions};
 
 use super::StepError;
 use super::scan::{ScanOptions, scan};
@@ -28,8 +29,23 @@ pub struct VerifySettings {
     pub subset: Option<Subset>,
     /// A checkpoint to compare with.
     pub against: Option<std::path::PathBuf>,
+    /// The SHA-256 that the manifest's file must have.
+    pub manifest_sha256: Option<Sha256>,
     /// Threads.
     pub jobs: usize,
+}
+
+impl VerifySettings {
+    /// The pack alone, all of it.
+    pub fn new(mode: VerifyMode, jobs: usize) -> Self {
+        Self {
+            mode,
+            subset: None,
+            against: None,
+            manifest_sha256: None,
+            jobs,
+        }
+    }
 }
 
 /// One of N parts that together cover everything once.
@@ -71,6 +87,10 @@ impl Findings {
             .unwrap_or_else(PoisonError::into_inner)
             .0
             .push(finding);
+    }
+
+    fn extend(&self, findings: impl IntoIterator<Item = Finding>) {
+        findings.into_iter().for_each(|finding| self.add(finding));
     }
 
     fn count(&self, change: impl FnOnce(&mut VerifyCounts)) {
@@ -132,7 +152,7 @@ pub fn verify(
         return Err(StepError::malformed(folder, "is not a folder"));
     }
     let findings = Findings(Mutex::default());
-    let pack = match Pack::open(folder) {
+    let pack = match OpenOptions::new().check_sums(false).open(folder) {
         Ok(pack) => Some(pack),
         Err(PackError::NotAPack { why, .. }) => {
             let finding = Finding::new(FindingKind::BadManifest).file(MANIFEST);
@@ -161,6 +181,7 @@ pub fn verify(
         Err(e) => return Err(e.into()),
     };
     if let Some(pack) = &pack {
+        findings.extend(wrong_identity(pack.manifest_sha256(), settings));
         // first, as a mistyped path should not be told after an hour
         let checkpoint = settings
             .against
@@ -191,6 +212,14 @@ pub fn verify(
         checked,
         findings,
     })
+}
+
+/// The manifest is not the one that the user named.
+fn wrong_identity(seen: Sha256, settings: &VerifySettings) -> Option<Finding> {
+    let wanted = settings.manifest_sha256.filter(|wanted| *wanted != seen)?;
+    let finding = Finding::new(FindingKind::WrongIdentity).file(MANIFEST);
+    let finding = finding.seen(format!("SHA-256 {seen}"));
+    Some(finding.wanted(format!("{wanted}, as given")))
 }
 
 #[cfg(test)]

@@ -86,6 +86,8 @@ kinds! {
     DamagedTensor = Error,
     /// A file's bytes do not match its digest.
     DamagedFile = Error,
+    /// The manifest is not the one whose SHA-256 was given.
+    WrongIdentity = Error,
     /// SHA256SUMS is not the text that follows from the manifest.
     WrongSums = Error,
     /// A file cannot be read.

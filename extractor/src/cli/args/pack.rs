@@ -1,0 +1,88 @@
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use segpack_formats::digest::Sha256;
+use segpack_manifests::Pack;
+use segpack_manifests::folder::{OpenOptions, digest_in_list};
+
+use super::INPUT;
+use crate::cli::error::CliError;
+use crate::steps::StepError;
+
+/// A pack to read, and who it has to be.
+#[derive(Debug, clap::Args)]
+pub(crate) struct PackArg {
+    /// Pack folder
+    #[arg(value_name = "PACK")]
+    pack: PathBuf,
+    /// SHA-256 that manifest.json must have: 64 hex digits, or a file that holds it, such as a
+    /// SHA256SUMS
+    #[arg(long, value_name = "HEX|FILE", value_parser = identity, help_heading = INPUT)]
+    manifest_sha256: Option<Identity>,
+}
+
+/// The SHA-256 of a manifest.
+#[derive(Debug, Clone)]
+enum Identity {
+    Digest(Sha256),
+    /// In this file.
+    File(PathBuf),
+}
+
+/// 64 hex digits are a digest; everything else names a file, with or without `@` before it.
+fn identity(text: &str) -> Result<Identity, String> {
+    if let Ok(digest) = text.to_ascii_lowercase().parse() {
+        return Ok(Identity::Digest(digest));
+    }
+    let file = PathBuf::from(text.strip_prefix('@').unwrap_or(text));
+    let is_hex = text.bytes().all(|b| b.is_ascii_hexdigit());
+    if is_hex && !file.exists() {
+        return Err("expected 64 hex digits, or a file that holds them".to_owned());
+    }
+    Ok(Identity::File(file))
+}
+
+impl PackArg {
+    /// The folder.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.pack
+    }
+
+    /// The folder, as messages name it.
+    pub(crate) fn place(&self) -> String {
+        self.pack.display().to_string()
+    }
+
+    /// The SHA-256 that the manifest must have.
+    ///
+    /// # Errors
+    /// Where the file that holds it cannot be read, or holds none.
+    pub(crate) fn wanted(&self) -> Result<Option<Sha256>, CliError> {
+        match &self.manifest_sha256 {
+            None => Ok(None),
+            Some(Identity::Digest(digest)) => Ok(Some(*digest)),
+            Some(Identity::File(path)) => read_digest(path).map(Some),
+        }
+    }
+
+    /// Opens the pack.
+    ///
+    /// # Errors
+    /// Where it is no pack, or not the one that it must be.
+    pub(crate) fn open(&self) -> Result<Pack, CliError> {
+        let options = OpenOptions::new().manifest_sha256(self.wanted()?);
+        Ok(options.open(&self.pack)?)
+    }
+}
+
+fn read_digest(path: &Path) -> Result<Sha256, CliError> {
+    /// More than the SHA256SUMS of any pack has.
+    const MAX_BYTES: u64 = 64 << 20;
+    let metadata = fs::metadata(path).map_err(StepError::io("read", path))?;
+    let no_digest = || CliError::NoDigest(path.to_owned());
+    if !metadata.is_file() || metadata.len() > MAX_BYTES {
+        return Err(no_digest());
+    }
+    let bytes = fs::read(path).map_err(StepError::io("read", path))?;
+    digest_in_list(&String::from_utf8_lossy(&bytes)).ok_or_else(no_digest)
+}
