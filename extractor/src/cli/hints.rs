@@ -4,6 +4,8 @@
 use std::path::Path;
 
 use segpack_manifests::documents::{ExportTarget, Finding, FindingKind, Severity};
+#[cfg(feature = "run")]
+use segpack_manifests::documents::{ValidateReport, Verdict};
 use segpack_manifests::folder::PARTIAL;
 use segpack_manifests::{NotAPack, PackError};
 #[cfg(feature = "run")]
@@ -18,6 +20,8 @@ use crate::source::SourceError;
 use crate::steps::cat::CatError;
 use crate::steps::export::{ExportError, ExportOption, GgufExportError};
 use crate::steps::unpack::UnpackError;
+#[cfg(feature = "run")]
+use crate::steps::validate::ValidateError;
 use crate::steps::{Exit, StepError};
 
 const OTHER_OUTPUT: &str = "choose another output path";
@@ -43,6 +47,10 @@ pub(super) fn hint(error: &CliError, output: Option<&Path>) -> Option<String> {
         StepError::Session(SessionError::DeviceMemoryOnCpu) => {
             Some("--device-memory requires --device cuda or --device auto".to_owned())
         }
+        #[cfg(feature = "run")]
+        StepError::Validate(ValidateError::FixedTolerance { .. }) => {
+            Some("--tolerance is for traces of log-probabilities".to_owned())
+        }
         StepError::Findings { findings, .. } => {
             of_findings(findings).or_else(|| of_unrestorable(findings))
         }
@@ -60,6 +68,13 @@ fn can_be_resumed(error: &StepError, output: &Path) -> bool {
 pub(super) fn of_findings(findings: &[Finding]) -> Option<String> {
     let errors = findings.iter().filter(|f| f.severity == Severity::Error);
     errors.filter_map(of_finding).next().map(str::to_owned)
+}
+
+/// What to do about a comparison without a verdict, of a trace that has no default tolerance.
+#[cfg(feature = "run")]
+pub(super) fn of_validation(report: &ValidateReport) -> Option<String> {
+    let is_open = report.verdict == Verdict::NotJudged && report.reference_dtype.is_some();
+    is_open.then(|| "--tolerance X judges it".to_owned())
 }
 
 fn of_finding(finding: &Finding) -> Option<&'static str> {

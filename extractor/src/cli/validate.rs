@@ -4,6 +4,7 @@ use super::Context;
 use super::args::values::tolerance;
 use super::args::{INPUT, OUTPUT, PackArg, Placement, Resources};
 use super::error::CliError;
+use super::hints::of_validation;
 use crate::render::text;
 use crate::steps::Exit;
 use crate::steps::validate::{Against, ValidateSettings, validate};
@@ -84,5 +85,6 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
     context
         .terminal
         .document(&report, args.json, |r| text::validate(r, &place))?;
+    context.terminal.hint(of_validation(&report));
     Ok(Exit::of(report.ok))
 }

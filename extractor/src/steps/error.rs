@@ -12,9 +12,13 @@ use segpack_runtime_min::generate::GenerateError;
 use segpack_runtime_min::processing::PromptError;
 use segpack_runtime_min::session::SessionError;
 
+#[cfg(feature = "run")]
+use super::bench::BenchError;
 use super::cat::CatError;
 use super::export::{ExportError, GgufExportError};
 use super::unpack::UnpackError;
+#[cfg(feature = "run")]
+use super::validate::ValidateError;
 use crate::output::OutputError;
 use crate::pack_writer::{Leave, PackWriterError};
 use crate::source::SourceError;
@@ -93,15 +97,14 @@ pub enum StepError {
         /// All that is wrong with it.
         findings: Vec<Finding>,
     },
-    /// The input lacks something or is unsuitable.
-    #[error("{0}")]
-    Input(String),
-    /// The output or the environment does not allow it.
-    #[error("{0}")]
-    Refused(String),
-    /// Options that do not go together.
-    #[error("{0}")]
-    Usage(String),
+    /// A pack cannot be compared with a reference.
+    #[cfg(feature = "run")]
+    #[error(transparent)]
+    Validate(#[from] ValidateError),
+    /// A figure cannot be measured.
+    #[cfg(feature = "run")]
+    #[error(transparent)]
+    Bench(#[from] BenchError),
     /// Standard output was closed or failed.
     #[error("cannot write to standard output")]
     Stdout(#[source] io::Error),
@@ -129,7 +132,7 @@ impl StepError {
     /// Whether it refuses to begin: nothing was written, and nothing can be continued.
     pub fn is_refusal(&self) -> bool {
         match self {
-            Self::Output(_) | Self::Refused(_) => true,
+            Self::Output(_) => true,
             Self::PackWriter(e) => !matches!(
                 e,
                 PackWriterError::NotWritten { .. } | PackWriterError::Fingerprint(_)
@@ -153,18 +156,20 @@ impl StepError {
             Self::Format(e) | Self::Pack(PackError::Format(e)) | Self::Run(RunError::Format(e)) => {
                 exit_of_format(e)
             }
-            Self::Pack(_) | Self::Findings { .. } | Self::Input(_) => Exit::Damaged,
+            Self::Pack(_) | Self::Findings { .. } => Exit::Damaged,
             Self::Run(e) => exit_of_run(e),
             Self::Session(e) => exit_of_session(e),
             Self::Plan(e) => exit_of_plan(e),
             Self::Source(e) => exit_of_source(e),
-            Self::Output(_) | Self::PackWriter(_) | Self::Refused(_) | Self::Stdout(_) => {
-                Exit::Failed
-            }
+            Self::Output(_) | Self::PackWriter(_) | Self::Stdout(_) => Exit::Failed,
             Self::Cat(e) => exit_of_cat(e),
             Self::Unpack(e) => exit_of_unpack(e),
             Self::Export(e) => exit_of_export(e),
-            Self::Glob(_) | Self::Usage(_) => Exit::Usage,
+            #[cfg(feature = "run")]
+            Self::Validate(e) => exit_of_validate(e),
+            #[cfg(feature = "run")]
+            Self::Bench(BenchError::NotResident | BenchError::NotOnItsOwn) => Exit::Failed,
+            Self::Glob(_) => Exit::Usage,
         }
     }
 }
@@ -235,6 +240,20 @@ fn exit_of_unpack(error: &UnpackError) -> Exit {
     match error {
         UnpackError::NoMatch { .. } => Exit::Damaged,
         UnpackError::Unfinished { .. } | UnpackError::Foreign { .. } => Exit::Failed,
+    }
+}
+
+#[cfg(feature = "run")]
+fn exit_of_validate(error: &ValidateError) -> Exit {
+    match error {
+        ValidateError::FixedTolerance { .. } => Exit::Usage,
+        ValidateError::NoConfig { .. }
+        | ValidateError::UnknownFamily { .. }
+        | ValidateError::Config { .. }
+        | ValidateError::Unstack { .. }
+        | ValidateError::NoTextModel { .. }
+        | ValidateError::NoSuchTensor { .. }
+        | ValidateError::Dtype { .. } => Exit::Damaged,
     }
 }
 
@@ -345,8 +364,11 @@ impl TaskError for StepError {
 mod tests {
     use std::error::Error;
 
+    #[cfg(feature = "run")]
+    use segpack_formats::numeric::Dtype;
     use segpack_manifests::NotAPack;
     use segpack_manifests::documents::{FindingKind, Manifest};
+    use segpack_manifests::families::ConfigError;
     use segpack_runtime_min::Unsuitable;
     use segpack_runtime_min::generate::LogitsError;
     use segpack_runtime_min::processing::text::TokenizerError;
@@ -356,6 +378,12 @@ mod tests {
 
     /// One error of every type that holds another, and of every room.
     fn samples() -> Vec<StepError> {
+        let mut samples = samples_of_all_builds();
+        samples.extend(samples_of_runs());
+        samples
+    }
+
+    fn samples_of_all_builds() -> Vec<StepError> {
         let io = || io::Error::from(io::ErrorKind::PermissionDenied);
         let json = || serde_json::from_str::<u8>("x").unwrap_err();
         let path = || PathBuf::from("some/path");
@@ -416,7 +444,7 @@ mod tests {
                 source: "value 3 is too large".into(),
             }
             .into(),
-            ExportError::Config(segpack_manifests::families::ConfigError::Missing {
+            ExportError::Config(ConfigError::Missing {
                 key: "hidden_size".to_owned(),
                 wanted: "a number".to_owned(),
             })
@@ -459,6 +487,39 @@ mod tests {
             .into(),
             SessionError::DeviceMemoryOnCpu.into(),
         ]
+    }
+
+    /// The same for what only builds with the feature `run` have.
+    #[cfg(feature = "run")]
+    fn samples_of_runs() -> Vec<StepError> {
+        let checkpoint = || PathBuf::from("some/checkpoint");
+        let no_float = segpack_formats::numeric::FloatDtype::try_from(Dtype::I8).unwrap_err();
+        vec![
+            BenchError::NotResident.into(),
+            ValidateError::Config {
+                checkpoint: checkpoint(),
+                source: ConfigError::Missing {
+                    key: "hidden_size".to_owned(),
+                    wanted: "a number".to_owned(),
+                },
+            }
+            .into(),
+            ValidateError::Dtype {
+                checkpoint: checkpoint(),
+                name: "t".to_owned(),
+                source: no_float,
+            }
+            .into(),
+            ValidateError::FixedTolerance {
+                trace: PathBuf::from("some/trace.json"),
+            }
+            .into(),
+        ]
+    }
+
+    #[cfg(not(feature = "run"))]
+    fn samples_of_runs() -> Vec<StepError> {
+        Vec::new()
     }
 
     #[test]

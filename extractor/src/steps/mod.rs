@@ -23,7 +23,11 @@ pub mod verify;
 pub use crate::output::OutputError;
 pub use crate::pack_writer::PackWriterError;
 pub use crate::source::SourceError;
+#[cfg(feature = "run")]
+pub use bench::BenchError;
 pub use cat::CatError;
 pub use error::{Exit, StepError};
 pub use export::{Difference, ExportError, ExportOption, GgufExportError};
 pub use unpack::UnpackError;
+#[cfg(feature = "run")]
+pub use validate::ValidateError;

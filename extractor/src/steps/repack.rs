@@ -118,7 +118,7 @@ fn plan_of(manifest: &Manifest, coding: Coding) -> Plan {
 ///
 /// # Errors
 /// `Findings` where a tensor or a kept file is not what the manifest says: then nothing is left.
-/// `Refused` where the output exists, lies inside the pack (or the reverse) or does not fit. After
+/// `Output` where the output exists, lies inside the pack (or the reverse) or does not fit. After
 /// any other error `resume` goes on.
 pub(crate) fn repack(
     pack: &Pack,

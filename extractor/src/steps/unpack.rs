@@ -79,7 +79,7 @@ pub(crate) fn globs(patterns: &[String]) -> Result<GlobSet, StepError> {
 ///
 /// # Errors
 /// `Findings` where the pack is damaged (the file in question is not written) or cannot restore a
-/// wanted file because its component was excluded; `Refused` where the output exists or does not
+/// wanted file because its component was excluded; `Output` where the output exists or does not
 /// fit.
 pub(crate) fn unpack(
     pack: &Pack,

@@ -538,7 +538,10 @@ fn other_precisions_of_servers_are_judged_by_a_tolerance() {
         "9"
     ]
     .exits(2)
-    .says(&["gate", "logits"]);
+    .says(&[
+        "tolerance is fixed",
+        "hint: --tolerance is for traces of log-probabilities",
+    ]);
 }
 
 #[test]

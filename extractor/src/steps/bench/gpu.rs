@@ -16,6 +16,7 @@ use segpack_runtime_min::tensor::Compute;
 use segpack_runtime_min::weights::ChecksumPolicy;
 use segpack_runtime_min::weights::Residency;
 
+use super::error::BenchError;
 use super::median;
 use super::model::{Ids, PROMPT, float, prefill_rate, products_per_token, touched};
 use crate::steps::StepError;
@@ -152,8 +153,7 @@ impl GpuBench<'_> {
             if model.budget().residency != Residency::Resident
                 || model.budget().slots < model.demand().network.experts
             {
-                let what = "the GPU has too little memory for all weights";
-                return Err(StepError::Refused(what.to_owned()));
+                return Err(BenchError::NotResident.into());
             }
             let began = Instant::now();
             model.preload()?;
@@ -236,9 +236,7 @@ impl GpuBench<'_> {
         let began = Instant::now();
         let mut next = vec![ArgMax::default(); self.settings.tokens];
         if !model.greedy(ids.next(), &mut next)? {
-            return Err(StepError::Refused(
-                "the GPU cannot go on by itself: not all weights are there".to_owned(),
-            ));
+            return Err(BenchError::NotOnItsOwn.into());
         }
         let rate = float(self.settings.tokens as u64) / began.elapsed().as_secs_f64();
         for greatest in next {

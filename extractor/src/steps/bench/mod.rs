@@ -1,6 +1,7 @@
 //! `bench`: what this machine can do, how near a model comes to it, and what follows for the whole
 //! model.
 
+mod error;
 mod forecast;
 mod gpu;
 mod machine;
@@ -13,6 +14,7 @@ use segpack_runtime_min::Kernels;
 use segpack_runtime_min::session::SessionError;
 use segpack_runtime_min::weights::ChecksumPolicy;
 
+pub use self::error::BenchError;
 pub(crate) use self::gpu::{GpuBenchSettings, bench_gpu};
 use self::machine::Machine;
 use self::model::ModelBench;

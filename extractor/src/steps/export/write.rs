@@ -21,7 +21,7 @@ const WORKER_MEMORY: u64 = 2 * MAX_CHUNK_BYTES as u64 + CHECK_BYTES as u64;
 /// Writes and, if `check`, checks all files; none has its name yet.
 ///
 /// # Errors
-/// `Findings` where the pack is damaged, `Refused` where what was written is not what should have
+/// `Findings` where the pack is damaged, `Export` where what was written is not what should have
 /// been.
 pub(super) fn write_files(
     files: &[PlannedFile<'_>],

@@ -107,7 +107,7 @@ pub fn plan(argument: &Path, settings: &PackSettings) -> Result<Planned, StepErr
 /// Packs a checkpoint into `out`.
 ///
 /// # Errors
-/// As [`plan`]; `Refused` where the output exists, lies inside the checkpoint or does not fit; a
+/// As [`plan`]; `Output` where the output exists, lies inside the checkpoint or does not fit; a
 /// source that changes or differs from the hub's digests. After an error in the input nothing is
 /// left; after any other, `resume` goes on.
 pub fn pack(

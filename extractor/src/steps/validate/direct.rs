@@ -2,21 +2,21 @@
 //! at once, the scalar operations. Slow, and put together on its own from the tensors' names, so
 //! that it shares no mistake with the packs.
 
-use segpack_formats::io::to_usize;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use segpack_formats::digest::Sha256;
-use segpack_formats::io::CancelToken;
+use segpack_formats::io::{CancelToken, to_usize};
 use segpack_formats::numeric::{Dtype, FloatDtype};
 use segpack_manifests::Pack;
-use segpack_manifests::documents::{Finding, FindingKind, Quantity};
+use segpack_manifests::documents::{Finding, FindingKind, Inventory, InventoryTensor, Quantity};
 use segpack_manifests::families::{FamilyName, TextFacts, text_facts};
 use segpack_runtime_min::ops::{Heads, Matrix, Ops, ScalarOps, softmax};
 
 use super::compare::{Reference, Step, argmax};
+use super::error::ValidateError;
 use crate::source::Checkpoint;
 use crate::steps::StepError;
 use crate::steps::scan::{ScanOptions, scan};
@@ -31,6 +31,18 @@ struct Place {
     shape: Vec<u64>,
     shard: usize,
     range: Range<u64>,
+}
+
+impl Place {
+    /// A matrix of this shape in these bytes of a stored tensor.
+    fn within(stored: &InventoryTensor, shape: Vec<u64>, bytes: Range<u64>) -> Self {
+        Self {
+            dtype: stored.dtype,
+            shape,
+            shard: stored.shard,
+            range: stored.offset + bytes.start..stored.offset + bytes.end,
+        }
+    }
 }
 
 /// A checkpoint that can be calculated with.
@@ -85,53 +97,60 @@ pub(super) struct Calculated {
     prompt: usize,
 }
 
+/// The text model of a checkpoint, as its `config.json` describes it.
+fn facts_of(checkpoint: &Checkpoint) -> Result<TextFacts, ValidateError> {
+    let root = || checkpoint.root.clone();
+    let Some(config) = &checkpoint.config else {
+        return Err(ValidateError::NoConfig { checkpoint: root() });
+    };
+    match text_facts(config) {
+        Some(facts) => facts.map_err(|source| ValidateError::Config {
+            checkpoint: root(),
+            source,
+        }),
+        None => Err(ValidateError::UnknownFamily { checkpoint: root() }),
+    }
+}
+
+/// Where every tensor of a checkpoint is, and every matrix of a tensor that stacks experts.
+fn places(
+    checkpoint: &Checkpoint,
+    inventory: &Inventory,
+) -> Result<HashMap<String, Place>, ValidateError> {
+    let family = inventory.family.and_then(FamilyName::family);
+    let mut places = HashMap::new();
+    for t in &inventory.tensors {
+        places.insert(
+            t.name.clone(),
+            Place::within(t, t.shape.clone(), 0..t.length),
+        );
+        let slices = family.and_then(|f| f.unstack(&t.name, &t.shape, t.dtype.bitsize() as u64));
+        let slices = slices
+            .transpose()
+            .map_err(|source| ValidateError::Unstack {
+                checkpoint: checkpoint.root.clone(),
+                source,
+            })?;
+        for s in slices.unwrap_or_default() {
+            let range = s.offset..s.offset + s.length;
+            places.insert(s.name, Place::within(t, s.shape, range));
+        }
+    }
+    Ok(places)
+}
+
 impl<'a> Direct<'a> {
     /// Opens a checkpoint. Its tensors are compared with the pack's digests when they are used.
     pub(super) fn open(argument: &Path, pack: &'a Pack) -> Result<Self, StepError> {
         let (checkpoint, inventory) = scan(argument, ScanOptions::default())?;
-        let unsuitable =
-            |what: &str| StepError::Input(format!("{}: {what}", checkpoint.root.display()));
-        let config = checkpoint
-            .config
-            .as_ref()
-            .ok_or_else(|| unsuitable("has no config.json that can be read"))?;
-        let facts = match text_facts(config) {
-            Some(facts) => facts.map_err(|e| unsuitable(&format!("config.json: {e}")))?,
-            None => return Err(unsuitable("its model is of no known family")),
-        };
-        let mut places = HashMap::new();
-        for t in &inventory.tensors {
-            let whole = Place {
-                dtype: t.dtype,
-                shape: t.shape.clone(),
-                shard: t.shard,
-                range: t.offset..t.offset + t.length,
-            };
-            places.insert(t.name.clone(), whole);
-            let slices = inventory
-                .family
-                .and_then(FamilyName::family)
-                .and_then(|f| f.unstack(&t.name, &t.shape, t.dtype.bitsize() as u64));
-            let slices = slices.transpose().map_err(|e| unsuitable(&e.to_string()))?;
-            for s in slices.unwrap_or_default() {
-                let start = t.offset + s.offset;
-                let range = start..start + s.length;
-                places.insert(
-                    s.name,
-                    Place {
-                        dtype: t.dtype,
-                        shape: s.shape,
-                        shard: t.shard,
-                        range,
-                    },
-                );
-            }
-        }
+        let facts = facts_of(&checkpoint)?;
+        let places = places(&checkpoint, &inventory)?;
         let mount = MOUNTS
             .into_iter()
             .find(|mount| places.contains_key(&format!("{mount}embed_tokens.weight")));
-        let mount =
-            mount.ok_or_else(|| unsuitable("has no embed_tokens.weight of a text model"))?;
+        let mount = mount.ok_or_else(|| ValidateError::NoTextModel {
+            checkpoint: checkpoint.root.clone(),
+        })?;
         let (compared, findings) = (Mutex::default(), Mutex::default());
         Ok(Self {
             places,
@@ -155,18 +174,20 @@ impl<'a> Direct<'a> {
     }
 
     fn place(&self, name: &str) -> Result<&Place, StepError> {
-        self.places.get(name).ok_or_else(|| {
-            StepError::Input(format!(
-                "{}: has no tensor {name:?}",
-                self.checkpoint.root.display()
-            ))
-        })
+        let place = self.places.get(name);
+        Ok(place.ok_or_else(|| ValidateError::NoSuchTensor {
+            checkpoint: self.checkpoint.root.clone(),
+            name: name.to_owned(),
+        })?)
     }
 
     fn float_dtype(&self, name: &str, place: &Place) -> Result<FloatDtype, StepError> {
-        let root = self.checkpoint.root.display();
-        FloatDtype::try_from(place.dtype)
-            .map_err(|e| StepError::Input(format!("{root}: tensor {name:?}: {e}")))
+        let dtype = FloatDtype::try_from(place.dtype);
+        Ok(dtype.map_err(|source| ValidateError::Dtype {
+            checkpoint: self.checkpoint.root.clone(),
+            name: name.to_owned(),
+            source,
+        })?)
     }
 
     fn name(&self, layer: usize, rest: &str) -> String {

@@ -3,6 +3,7 @@
 
 mod compare;
 mod direct;
+mod error;
 mod ranks;
 mod recorded;
 
@@ -23,6 +24,7 @@ use super::StepError;
 use crate::work::Progress;
 use compare::{Comparer, Differences, Disagreement, Reference, Tally};
 use direct::Direct;
+pub use error::ValidateError;
 use recorded::RecordedPrompt;
 
 /// Disagreements that are findings one by one; of the others there is the number.
@@ -125,11 +127,8 @@ fn against_trace(
             .tolerance
             .or_else(|| log_probability_tolerance(trace.dtype(), report.layers));
     } else if settings.tolerance.is_some() {
-        let what = "--tolerance is for traces of log-probabilities; the gate for logits is fixed";
-        return Err(StepError::Usage(format!(
-            "{}: {what}",
-            trace.path().display()
-        )));
+        let trace = trace.path().to_owned();
+        return Err(ValidateError::FixedTolerance { trace }.into());
     }
     if settings.digests {
         report.findings = recorded::compare_checkpoint(&trace, pack);
@@ -348,7 +347,7 @@ fn judge(mut report: ValidateReport, tally: &Tally, sequences: &[Sequence]) -> V
         (Some(tolerance), _) => judge_strictly(&mut report.findings, tally, tolerance),
         (None, Some(dtype)) => {
             let what = format!(
-                "the reference computed in {dtype}; nothing was judged without --tolerance"
+                "the reference computed in {dtype}, for which there is no default tolerance: nothing was judged"
             );
             report
                 .findings

@@ -1,0 +1,70 @@
+//! Why a pack cannot be compared with a reference.
+
+use std::path::PathBuf;
+
+use segpack_formats::numeric::NotFloat;
+use segpack_manifests::families::{ConfigError, UnstackError};
+
+/// Why a pack cannot be compared with a reference.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ValidateError {
+    /// The checkpoint to calculate from has no configuration.
+    #[error("{}: has no config.json that can be read", checkpoint.display())]
+    NoConfig {
+        /// Its folder.
+        checkpoint: PathBuf,
+    },
+    /// No family claims the checkpoint to calculate from.
+    #[error("{}: its model is of no known family", checkpoint.display())]
+    UnknownFamily {
+        /// Its folder.
+        checkpoint: PathBuf,
+    },
+    /// The checkpoint's configuration describes no text model.
+    #[error("{}: config.json cannot be used", checkpoint.display())]
+    Config {
+        /// Its folder.
+        checkpoint: PathBuf,
+        /// What is wrong with it.
+        source: ConfigError,
+    },
+    /// A stack of experts is not as its family's rule says.
+    #[error("{}: a tensor cannot be split into experts", checkpoint.display())]
+    Unstack {
+        /// Its folder.
+        checkpoint: PathBuf,
+        /// Which, and why.
+        source: UnstackError,
+    },
+    /// The checkpoint has no text model where one may be.
+    #[error("{}: has no embed_tokens.weight of a text model", checkpoint.display())]
+    NoTextModel {
+        /// Its folder.
+        checkpoint: PathBuf,
+    },
+    /// The calculation needs a tensor that the checkpoint does not have.
+    #[error("{}: has no tensor {name:?}", checkpoint.display())]
+    NoSuchTensor {
+        /// Its folder.
+        checkpoint: PathBuf,
+        /// The tensor.
+        name: String,
+    },
+    /// A tensor is of a dtype that is not calculated with.
+    #[error("{}: tensor {name:?} cannot be calculated with", checkpoint.display())]
+    Dtype {
+        /// Its folder.
+        checkpoint: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its dtype.
+        source: NotFloat,
+    },
+    /// A tolerance was given for logits, whose gate is fixed.
+    #[error("{}: the trace has logits, whose tolerance is fixed", trace.display())]
+    FixedTolerance {
+        /// The trace.
+        trace: PathBuf,
+    },
+}
