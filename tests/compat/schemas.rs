@@ -9,8 +9,8 @@ use schemars::{JsonSchema, Schema};
 use segpack_manifests::documents::schema::schema_of;
 use segpack_manifests::documents::{
     BenchReport, DemoReport, DevicesReport, Document, ExpertParallelMap, ExpertsReport,
-    ExportSummary, GpuBenchReport, Inventory, Manifest, PackSummary, Plan, RunPrompt, RunSummary,
-    RunToken, UnpackSummary, ValidateReport, VerifyReport,
+    ExportSummary, GpuBenchReport, InfoReport, Inventory, Manifest, PackSummary, Plan, RunPrompt,
+    RunSummary, RunToken, UnpackSummary, ValidateReport, VerifyReceipt, VerifyReport,
 };
 use serde_json::{Value, json};
 
@@ -19,7 +19,7 @@ use crate::support::damage::{flip, manifest};
 use crate::support::folders::temp;
 use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full};
 
-fn schemas() -> [(&'static str, Schema); 17] {
+fn schemas() -> [(&'static str, Schema); 19] {
     [
         schema::<Inventory>(),
         schema::<Plan>(),
@@ -38,6 +38,8 @@ fn schemas() -> [(&'static str, Schema); 17] {
         schema::<ExpertsReport>(),
         schema::<ExportSummary>(),
         schema::<ExpertParallelMap>(),
+        schema::<InfoReport>(),
+        schema::<VerifyReceipt>(),
     ]
 }
 
@@ -176,6 +178,12 @@ fn real_documents_are_valid() {
                 &segpack!["verify", &out, how, "--json"].ok().json(),
             );
         }
+        let receipt = out.with_extension("receipt");
+        segpack!["verify", &out, "--quick", "--receipt", &receipt].ok();
+        let receipt_document = serde_json::from_slice(&fs::read(&receipt).unwrap()).unwrap();
+        assert_valid(&validator("verify-receipt"), &receipt_document);
+        let info = segpack!["info", &out, "--receipt", &receipt, "--json"].ok();
+        assert_valid(&validator("info-report"), &info.json());
         flip(&out.join("manifest.json"), -3);
         let report = segpack!["verify", &out, "--json"].exits(3).json();
         assert_valid(&validator("verify-report"), &report);

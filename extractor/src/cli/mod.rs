@@ -12,6 +12,7 @@ mod devices;
 mod error;
 mod export;
 mod hints;
+mod info;
 mod ls;
 mod man;
 mod pack;
@@ -92,6 +93,7 @@ enum Command {
     Scan(scan::Args),
     Pack(pack::Args),
     Verify(verify::Args),
+    Info(info::Args),
     Ls(ls::Args),
     Cat(cat::Args),
     Unpack(unpack::Args),
@@ -200,6 +202,7 @@ fn dispatch(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Scan(args) => scan::run(&args, context),
         Command::Pack(args) => pack::run(&args, context),
         Command::Verify(args) => verify::run(args, context),
+        Command::Info(args) => info::run(&args, context),
         Command::Ls(args) => ls::run(&args, context),
         Command::Cat(args) => cat::run(&args, context),
         Command::Unpack(args) => unpack::run(args, context),

@@ -1,14 +1,16 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use segpack_manifests::documents::VerifyMode;
+use segpack_manifests::Pack;
+use segpack_manifests::documents::{ReceiptFile, VerifyMode};
 
 use super::Context;
 use super::args::{INPUT, Jobs, OUTPUT, PackArg};
 use super::error::CliError;
 use super::hints::of_findings;
 use crate::render::text;
-use crate::steps::Exit;
+use crate::steps::receipt::{check_receipt_path, files_now, receipt, write_receipt};
 use crate::steps::verify::{Subset, VerifySettings, verify};
+use crate::steps::{Exit, StepError};
 
 /// Check a pack against its manifest or against a checkpoint
 ///
@@ -40,6 +42,9 @@ pub(super) struct Args {
     subset: Option<Subset>,
     #[command(flatten)]
     jobs: Jobs,
+    /// Record what was verified, and when, in this file outside the pack, for `segpack info`
+    #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
+    receipt: Option<PathBuf>,
     /// Print the report as JSON (schemas/verify-report.schema.json)
     #[arg(long, help_heading = OUTPUT)]
     json: bool,
@@ -57,6 +62,10 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
         against: args.against,
         jobs: args.jobs.count(),
     };
+    let before = match &args.receipt {
+        Some(path) => files_before(path, args.pack.folder())?,
+        None => Vec::new(),
+    };
     let report = verify(
         args.pack.folder(),
         &settings,
@@ -68,5 +77,15 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
         .terminal
         .document(&report, args.json, |r| text::verify(r, &place))?;
     context.terminal.hint(of_findings(&report.findings));
+    if let Some(path) = &args.receipt {
+        write_receipt(path, &receipt(&report, before))?;
+    }
     Ok(Exit::of(report.ok))
+}
+
+/// The files that a receipt speaks of: those that there are before the first is read.
+fn files_before(receipt: &Path, folder: &Path) -> Result<Vec<ReceiptFile>, StepError> {
+    check_receipt_path(receipt, folder)?;
+    // a pack that cannot be opened is the report's first finding
+    Ok(Pack::open(folder).map_or_else(|_| Vec::new(), |pack| files_now(&pack)))
 }

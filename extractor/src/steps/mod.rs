@@ -10,7 +10,9 @@ mod error;
 #[cfg(feature = "run")]
 pub(crate) mod experts_report;
 pub(crate) mod export;
+pub(crate) mod info;
 pub mod pack;
+pub(crate) mod receipt;
 pub(crate) mod repack;
 #[cfg(feature = "run")]
 pub mod run;

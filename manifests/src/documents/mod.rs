@@ -52,6 +52,8 @@ documents! {
     ExpertsReport = "experts-report" 1 . 0,
     ExportSummary = "export-summary" 1 . 0,
     ExpertParallelMap = "expert-parallel" 1 . 0,
+    InfoReport = "info-report" 1 . 0,
+    VerifyReceipt = "verify-receipt" 1 . 0,
 }
 
 /// What wrote a document: name and version of this build.

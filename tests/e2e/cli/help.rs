@@ -44,6 +44,7 @@ fn every_command_explains_itself() {
         "scan",
         "pack",
         "verify",
+        "info",
         "ls",
         "cat",
         "unpack",
@@ -86,6 +87,7 @@ fn tables_and_verdicts() {
         segpack!["pack", &checkpoint, "-o", at("pack"), "--no-provenance"],
     );
     run("verify", segpack!["verify", at("pack")]);
+    run("info", segpack!["info", at("pack")]);
     run(
         "ls",
         segpack!["ls", at("pack"), "*.layers.2.*", "text.embed_tokens"],

@@ -1,3 +1,4 @@
 //! What the command line says.
 
 mod help;
+mod living;

@@ -33,6 +33,29 @@ pub(crate) fn bytes(n: u64) -> String {
     format!("{value:.decimals$} {unit}")
 }
 
+/// How sizes are shown.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Sizes {
+    /// As exact numbers of bytes.
+    pub exact: bool,
+}
+
+impl Sizes {
+    /// In a sentence: `70.5 GB` or `70,519,637,090 bytes`.
+    pub(crate) fn bytes(self, n: u64) -> String {
+        if self.exact {
+            counted(n, "byte")
+        } else {
+            bytes(n)
+        }
+    }
+
+    /// In a column of sizes: `70.5 GB` or `70,519,637,090`.
+    pub(crate) fn cell(self, n: u64) -> String {
+        if self.exact { grouped(n) } else { bytes(n) }
+    }
+}
+
 /// `1 tensor`, `2 tensors`.
 pub(crate) fn counted(n: u64, what: &str) -> String {
     format!("{} {what}{}", grouped(n), if n == 1 { "" } else { "s" })

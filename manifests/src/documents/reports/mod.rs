@@ -6,7 +6,9 @@ mod devices;
 mod experts;
 mod export;
 mod gpu_bench;
+mod info;
 mod pack;
+mod receipt;
 mod run;
 mod unpack;
 mod validate;
@@ -23,7 +25,9 @@ pub use export::{
     ComponentExperts, ExpertParallelMap, ExportSummary, ExportTarget, Placement, RankExperts,
 };
 pub use gpu_bench::{GpuBenchOnDemand, GpuBenchPrefill, GpuBenchReport, GpuBenchResident};
+pub use info::{InfoComponent, InfoReport, InfoVerified, SinceReceipt};
 pub use pack::PackSummary;
+pub use receipt::{ReceiptFile, VerifyReceipt};
 pub use run::{RunCosts, RunEnd, RunPrompt, RunSummary, RunToken, ShownCandidate, ShownRank};
 pub use unpack::{UnpackSummary, UnrestorableFile};
 pub use validate::{
