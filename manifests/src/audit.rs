@@ -45,6 +45,8 @@ pub struct Described<'a> {
 pub struct AuditOptions {
     /// Whether an unknown family and tensors that no rule names are no error.
     pub allow_unclassified: bool,
+    /// Whether it is no error that nothing says which tensors there have to be.
+    pub allow_unaudited: bool,
 }
 
 impl AuditOptions {
@@ -59,6 +61,18 @@ impl AuditOptions {
     pub fn allow_unclassified(mut self, allow: bool) -> Self {
         self.allow_unclassified = allow;
         self
+    }
+
+    /// Sets whether it is no error that nothing says which tensors there have to be.
+    #[must_use]
+    pub fn allow_unaudited(mut self, allow: bool) -> Self {
+        self.allow_unaudited = allow;
+        self
+    }
+
+    /// Whether a model that this build does not know is no error.
+    fn allows_unknown(self) -> bool {
+        self.allow_unclassified || self.allow_unaudited
     }
 }
 
@@ -89,10 +103,14 @@ pub fn audit(checkpoint: &Described<'_>, options: AuditOptions) -> Audit {
     let family = find_family(checkpoint, options, &mut findings);
     let tensors = list_tensors(checkpoint, family);
     check_index(checkpoint, &mut findings);
-    if !options.allow_unclassified {
+    let complete = check_complete(checkpoint, family, &tensors, options, &mut findings);
+    let may_be_unclassified = options.allow_unclassified || (options.allow_unaudited && !complete);
+    if !may_be_unclassified {
         report_unclassified(checkpoint, &tensors, &mut findings);
     }
-    let complete = check_complete(checkpoint, family, &tensors, options, &mut findings);
+    if !options.allow_unaudited {
+        findings.iter_mut().for_each(refuse_unaudited);
+    }
     Audit {
         family,
         complete,
@@ -101,6 +119,15 @@ pub fn audit(checkpoint: &Described<'_>, options: AuditOptions) -> Audit {
         roles: count_roles(&tensors),
         tensors,
         findings,
+    }
+}
+
+/// Makes it an error that completeness is not known: nothing said is not all well.
+pub fn refuse_unaudited(finding: &mut Finding) {
+    if finding.kind == FindingKind::NotAudited {
+        finding.severity = Severity::Error;
+        let wanted = || "an audit of its completeness".to_owned();
+        finding.wanted.get_or_insert_with(wanted);
     }
 }
 
@@ -115,7 +142,7 @@ fn find_family(
         return Family::guess(tensors.map(|t| t.name.as_str()));
     };
     let family = Family::of_config(config);
-    if family.is_none() && !options.allow_unclassified {
+    if family.is_none() && !options.allows_unknown() {
         findings.push(unknown_family(config));
     }
     family
@@ -331,7 +358,7 @@ fn expected_tensors(
         Ok(None) => Ok(expected),
         Ok(Some(quantization)) => Ok(quantization.apply(expected)),
         // it is packed as it is, like tensors that no rule names
-        Err(e) if options.allow_unclassified => {
+        Err(e) if options.allows_unknown() => {
             let seen = format!("{e}: whether tensors are missing is unknown");
             Err(Box::new(Finding::new(FindingKind::NotAudited).seen(seen)))
         }

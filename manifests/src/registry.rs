@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::documents::KnownSource;
+
 /// The documents of `registry/`.
 const DOCUMENTS: &[&str] = &[include_str!("registry/qwen3-omni-30b-a3b-instruct.json")];
 
@@ -209,6 +211,38 @@ pub fn known_checkpoints() -> Result<Vec<KnownCheckpoint>, serde_json::Error> {
         .iter()
         .map(|document| serde_json::from_str(document))
         .collect()
+}
+
+/// The published checkpoint that these shards are, or resemble.
+#[must_use]
+pub fn known_source(found: &[FoundShard<'_>]) -> Option<KnownSource> {
+    // built into the program; a test rules a parse error out
+    let known = known_checkpoints().unwrap_or_default();
+    known.iter().find_map(|known| known.source(found))
+}
+
+impl KnownCheckpoint {
+    fn source(&self, found: &[FoundShard<'_>]) -> Option<KnownSource> {
+        let differences = match self.compare(found) {
+            RegistryMatch::Same => Vec::new(),
+            RegistryMatch::Differs { files } => files,
+            RegistryMatch::Unrelated => return None,
+        };
+        let identical = differences.is_empty();
+        let (unknown, differs): (Vec<_>, Vec<_>) = differences
+            .into_iter()
+            .partition(|d| d.difference == Difference::Sha256Unknown);
+        let differs = differs.into_iter();
+        Some(KnownSource {
+            repo: self.repo.clone(),
+            revision: self.revision.clone(),
+            identical,
+            differs: differs
+                .map(|d| format!("{}: {}", d.file, d.difference))
+                .collect(),
+            not_compared: unknown.into_iter().map(|d| d.file).collect(),
+        })
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::checkpoint::fixtures;
-use crate::support::cli::segpack;
+use crate::support::cli::{FindingKind, Run, segpack};
 use crate::support::damage::{edit_manifest, list, manifest};
 use crate::support::folders::{contents, copy, temp};
 
@@ -42,8 +42,11 @@ pub fn with_unknown_words(pack: &Path) {
 #[test]
 fn unknown_words_are_shown_verified_and_restored() {
     let (folder, pack) = unknown_words();
-    let report = segpack!["verify", &pack, "--sums", "--json"].ok().json();
-    assert_eq!(report["findings"], json!([]));
+    // what nobody here can audit is said to be so, and nothing else is wrong with it
+    let run = segpack!["verify", &pack, "--sums"].exits(3);
+    assert!(run.text().starts_with("completeness: not known"), "{run}");
+    let run = segpack!["verify", &pack, "--sums", "--allow-unaudited", "--json"].ok();
+    assert_only_unaudited(&run);
     let lines = segpack!["ls", &pack, "--tensors", "--json"].ok();
     for word in ["later.text", "latent_q", "codebook"] {
         assert!(lines.text().contains(&format!("\"{word}\"")), "{word}");
@@ -54,10 +57,48 @@ fn unknown_words_are_shown_verified_and_restored() {
     let back = folder.path().join("back");
     segpack!["unpack", &pack, "-o", &back].ok();
     // the checkpoint is known by another name here, and still the same
-    let against = segpack!["verify", &pack, "--against", &back, "--json"]
-        .ok()
-        .json();
-    assert_eq!(against["findings"], json!([]));
+    assert_only_unaudited(
+        &segpack![
+            "verify",
+            &pack,
+            "--against",
+            &back,
+            "--allow-unaudited",
+            "--json"
+        ]
+        .ok(),
+    );
+}
+
+/// Of a family that no build knows, completeness is not known; nothing else is found.
+pub fn assert_only_unaudited(run: &Run) {
+    assert_eq!(run.json()["completeness"], "not_known", "{run}");
+    let kinds: Vec<FindingKind> = run.findings().iter().map(|f| f.kind).collect();
+    assert_eq!(kinds, [FindingKind::NotAudited], "{run}");
+}
+
+/// A family's name is no way around the audit: no release so far wrote another word for this
+/// model.
+#[test]
+fn a_word_that_its_writer_did_not_know_is_a_lie() {
+    let folder = temp();
+    let pack = folder.path().join("pack");
+    copy(&fixtures().join("packs/v1.1/raw"), &pack);
+    edit_manifest(&pack, |m| m["model"] = json!({"family": "foo_moe"}));
+    for flags in [&["--quick"][..], &["--quick", "--allow-unaudited"]] {
+        let mut arguments = vec![
+            "verify".into(),
+            pack.clone().into_os_string(),
+            "--json".into(),
+        ];
+        arguments.extend(flags.iter().map(std::ffi::OsString::from));
+        let run = crate::support::cli::run(&arguments).exits(3);
+        let found = run.findings();
+        assert!(
+            found.iter().any(|f| f.kind == FindingKind::WrongModelFacts),
+            "{run}"
+        );
+    }
 }
 
 #[test]
@@ -65,7 +106,7 @@ fn repacking_carries_words_through() {
     let (folder, pack) = unknown_words();
     let coded = folder.path().join("coded");
     segpack!["repack", &pack, "-o", &coded, "--codec", "zstd"].ok();
-    segpack!["verify", &coded].ok();
+    segpack!["verify", &coded, "--allow-unaudited"].ok();
     let (before, after) = (manifest(&pack), manifest(&coded));
     assert_eq!(before["model"], after["model"]);
     let words = |m: &Value| {
@@ -104,7 +145,13 @@ fn a_known_family_with_an_unknown_role_is_not_run() {
         let tensor = &mut list(m, "tensors")[1];
         tensor["role"] = json!("attention_sink");
     });
-    segpack!["verify", &pack].ok();
+    // the rules of the family name this tensor, and call it something else
+    let run = segpack!["verify", &pack, "--json"].exits(3);
+    assert_eq!(
+        run.findings()[0].kind,
+        FindingKind::WrongClassification,
+        "{run}"
+    );
     let run = segpack!["run", &pack, "--prompt-ids", "1"].exits(3);
     run.says(&["attention_sink", "does not know"]);
 }

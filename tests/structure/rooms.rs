@@ -37,6 +37,7 @@ const HOUSES: [House; 4] = [
             &["quantization"],
             &["documents"],
             &["audit", "folder", "layout", "registry"],
+            &["derive"],
         ],
         exceptions: &[(
             "families/mod.rs",

@@ -51,9 +51,9 @@ pub(super) fn hint(error: &CliError, output: Option<&Path>) -> Option<String> {
         StepError::Validate(ValidateError::FixedTolerance { .. }) => {
             Some("--tolerance is for traces of log-probabilities".to_owned())
         }
-        StepError::Findings { findings, .. } => {
-            of_findings(findings).or_else(|| of_unrestorable(findings))
-        }
+        StepError::Findings { findings, .. } => of_unaudited_checkpoint(findings)
+            .or_else(|| of_findings(findings))
+            .or_else(|| of_unrestorable(findings)),
         _ => None,
     }
 }
@@ -77,14 +77,24 @@ pub(super) fn of_validation(report: &ValidateReport) -> Option<String> {
     is_open.then(|| "--tolerance X judges it".to_owned())
 }
 
+/// A checkpoint that was not packed because nothing else is wrong with it than that nobody knows
+/// whether it is complete.
+fn of_unaudited_checkpoint(findings: &[Finding]) -> Option<String> {
+    let mut errors = findings.iter().filter(|f| f.severity == Severity::Error);
+    let hint = "--allow-unaudited or --allow-unclassified takes the checkpoint as it is";
+    let only = !findings.is_empty() && errors.all(|f| f.kind == FindingKind::NotAudited);
+    only.then(|| hint.to_owned())
+}
+
 fn of_finding(finding: &Finding) -> Option<&'static str> {
     match finding.kind {
         FindingKind::UnlistedShard => {
             Some("remove the file, or store it verbatim with --extra keep")
         }
-        FindingKind::UnclassifiedTensor | FindingKind::NotAudited => {
+        FindingKind::UnclassifiedTensor => {
             Some("--allow-unclassified takes the checkpoint as it is")
         }
+        FindingKind::NotAudited => Some("--allow-unaudited accepts that"),
         FindingKind::GitLfsPointer => Some("fetch the file with `git lfs pull`"),
         FindingKind::DiffersFromHub => Some("download the file again"),
         FindingKind::UnlistedFile if finding.file.as_deref() == Some(PARTIAL) => {

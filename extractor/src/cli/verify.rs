@@ -4,7 +4,7 @@ use segpack_manifests::Pack;
 use segpack_manifests::documents::{ReceiptFile, VerifyMode};
 
 use super::Context;
-use super::args::{INPUT, Jobs, OUTPUT, PackArg};
+use super::args::{AllowUnaudited, INPUT, Jobs, OUTPUT, PackArg};
 use super::error::CliError;
 use super::hints::of_findings;
 use crate::render::text;
@@ -41,6 +41,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "K/N", help_heading = INPUT)]
     subset: Option<Subset>,
     #[command(flatten)]
+    unaudited: AllowUnaudited,
+    #[command(flatten)]
     jobs: Jobs,
     /// Record what was verified, and when, in this file outside the pack, for `segpack info`
     #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
@@ -60,6 +62,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
         manifest_sha256: args.pack.wanted()?,
         subset: args.subset,
         against: args.against,
+        allow_unaudited: args.unaudited.allow_unaudited,
         jobs: args.jobs.count(),
     };
     let before = match &args.receipt {

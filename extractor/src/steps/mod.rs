@@ -4,6 +4,7 @@
 pub(crate) mod bench;
 pub(crate) mod cat;
 pub(crate) mod demo;
+mod derivation;
 #[cfg(feature = "run")]
 pub(crate) mod devices;
 mod error;

@@ -15,6 +15,7 @@ use segpack_formats::pack::{
     SegmentReader, TensorSource, Unpacker, WrittenPack, data_start, write_pack,
 };
 use segpack_manifests::Pack;
+use segpack_manifests::derive::newest_writer;
 use segpack_manifests::documents::{
     Finding, FindingKind, GENERATOR, Manifest, PackOptions, PackSummary, Plan, PlannedPack,
     PlannedSegment, PlannedTensor, SegmentEntry, SourceFile, TensorEntry, VerifyMode,
@@ -22,6 +23,7 @@ use segpack_manifests::documents::{
 use segpack_manifests::folder::MANIFEST;
 
 use super::StepError;
+use super::derivation::refuse_underived;
 use super::verify::{VerifySettings, verify};
 use crate::output::{
     Before, Flushing, Journal, OutputFolder, Publisher, Record, inspect, refuse_holding,
@@ -145,6 +147,7 @@ pub(crate) fn repack(
         settings,
         target: &target,
     };
+    refuse_underived(pack, "nothing was written")?;
     if let Some(summary) = work.finished_before(out)? {
         return Ok(summary);
     }
@@ -435,7 +438,7 @@ impl Work<'_> {
         let before = self.pack.manifest();
         let mut manifest = Manifest {
             format_version: Manifest::VERSION,
-            generator: GENERATOR.to_owned(),
+            generator: newest_writer(&before.generator).to_owned(),
             options: self.settings.recorded(&before.options),
             packs: Vec::new(),
             segments: Vec::new(),

@@ -4,7 +4,9 @@
 use std::path::Path;
 
 use segpack_manifests::audit::{AuditOptions, Described, ShardTensors, audit};
-use segpack_manifests::documents::{Finding, FindingKind, GENERATOR, Inventory, SourceShard};
+use segpack_manifests::documents::{
+    Completeness, Finding, FindingKind, GENERATOR, Inventory, SourceShard,
+};
 
 use super::StepError;
 use crate::source::{Checkpoint, CheckpointShard, OpenOptions};
@@ -16,6 +18,8 @@ pub struct ScanOptions {
     pub keep_extra: bool,
     /// `--allow-unclassified`: tensors that no rule names go into a pack of their own.
     pub allow_unclassified: bool,
+    /// `--allow-unaudited`: it is no error that nothing says which tensors there have to be.
+    pub allow_unaudited: bool,
 }
 
 /// Opens a checkpoint and takes its inventory. Everything that is wrong is in the inventory's
@@ -39,7 +43,9 @@ pub(crate) fn scan(
 
 fn take_inventory(checkpoint: &Checkpoint, options: ScanOptions) -> Inventory {
     let described = describe(checkpoint);
-    let tolerated = AuditOptions::new().allow_unclassified(options.allow_unclassified);
+    let tolerated = AuditOptions::new()
+        .allow_unclassified(options.allow_unclassified)
+        .allow_unaudited(options.allow_unaudited);
     let audit = audit(&described, tolerated);
     let mut findings = checkpoint.findings.clone();
     findings.extend(audit.findings);
@@ -50,6 +56,7 @@ fn take_inventory(checkpoint: &Checkpoint, options: ScanOptions) -> Inventory {
         provenance: checkpoint.provenance.clone(),
         family: audit.family.map(Into::into),
         audited: audit.complete,
+        completeness: completeness(audit.complete, &findings),
         counts: audit.counts,
         classes: audit.classes,
         roles: audit.roles,
@@ -58,6 +65,15 @@ fn take_inventory(checkpoint: &Checkpoint, options: ScanOptions) -> Inventory {
         left_out: checkpoint.left_out.clone(),
         findings,
         tensors: audit.tensors,
+    }
+}
+
+/// What findings mean for the whole.
+fn completeness(audited: bool, findings: &[Finding]) -> Completeness {
+    match (audited, Finding::any_error(findings)) {
+        (false, _) => Completeness::NotKnown,
+        (true, true) => Completeness::Incomplete,
+        (true, false) => Completeness::Complete,
     }
 }
 

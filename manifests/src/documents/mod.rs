@@ -36,11 +36,11 @@ macro_rules! documents {
 // A new optional key, or a new word, is a minor version: older readers ignore or show it.
 documents! {
     Manifest = "manifest" 1 . 1,
-    Inventory = "inventory" 1 . 1,
+    Inventory = "inventory" 1 . 2,
     Plan = "plan" 1 . 1,
     PackSummary = "pack-summary" 1 . 0,
     UnpackSummary = "unpack-summary" 1 . 0,
-    VerifyReport = "verify-report" 1 . 0,
+    VerifyReport = "verify-report" 1 . 1,
     ValidateReport = "validate-report" 1 . 0,
     RunToken = "run-token" 1 . 0,
     RunSummary = "run-summary" 1 . 0,

@@ -194,9 +194,10 @@ fn one_shard_of_several_is_told_so() {
         .exits(3)
         .says(&words);
     assert!(!run.stderr.contains("config.json"), "{run}");
-    let run = segpack!["scan", &shard].ok();
+    let run = segpack!["scan", &shard].exits(3);
     assert!(words.iter().all(|word| run.text().contains(word)), "{run}");
-    segpack!["scan", &shard, "--allow-unclassified"].ok();
+    segpack!["scan", &shard, "--allow-unclassified"].exits(3);
+    segpack!["scan", &shard, "--allow-unaudited"].ok();
 }
 
 #[test]
@@ -578,14 +579,55 @@ fn without_a_config_nobody_knows_whether_all_is_there() {
     let (folder, mut tiny) = (temp(), tiny());
     tiny.config = Value::Null;
     let checkpoint = tiny.write(&folder.path().join("checkpoint"));
-    segpack!["scan", &checkpoint].ok();
-    let out = folder.path().join("pack");
-    segpack!["pack", &checkpoint, "-o", &out]
+    let run = segpack!["scan", &checkpoint]
         .exits(3)
-        .says(&["config.json", "--allow-unclassified"]);
+        .says(&["--allow-unaudited"]);
+    assert!(run.text().contains("completeness: not known"), "{run}");
+    let json = segpack!["scan", &checkpoint, "--allow-unaudited", "--json"].ok();
+    assert_eq!(json.json()["completeness"], "not_known");
+    let out = folder.path().join("pack");
+    segpack!["pack", &checkpoint, "-o", &out].exits(3).says(&[
+        "config.json",
+        "--allow-unaudited",
+        "--allow-unclassified",
+    ]);
     assert!(!out.exists());
-    segpack!["pack", &checkpoint, "-o", &out, "--allow-unclassified"].ok();
-    segpack!["verify", &out, "--sums"].ok();
+    // whoever packs has said once that it may be so; whoever verifies is told again
+    for flag in ["--allow-unaudited", "--allow-unclassified"] {
+        segpack!["pack", &checkpoint, "-o", &out, flag, "--force"].ok();
+        let run = segpack!["verify", &out, "--sums"]
+            .exits(3)
+            .says(&["--allow-unaudited"]);
+        assert!(
+            run.text().starts_with("completeness: not known"),
+            "{flag}: {run}"
+        );
+        let run = segpack!["verify", &out, "--sums", "--allow-unaudited", "--json"].ok();
+        assert_eq!(run.json()["completeness"], "not_known", "{flag}");
+    }
+}
+
+#[test]
+fn of_an_unknown_family_nobody_knows_whether_all_is_there() {
+    let (folder, mut tiny) = (temp(), tiny());
+    tiny.config["model_type"] = json!("later_moe");
+    tiny.config["architectures"] = json!(["LaterMoeForCausalLM"]);
+    let checkpoint = tiny.write(&folder.path().join("checkpoint"));
+    for flags in [&[][..], &["--allow-unclassified"]] {
+        let mut arguments = vec!["scan".into(), checkpoint.clone().into_os_string()];
+        arguments.extend(flags.iter().map(std::ffi::OsString::from));
+        let run = crate::support::cli::run(&arguments).exits(3);
+        assert!(run.text().contains("completeness: not known"), "{run}");
+    }
+    segpack!["scan", &checkpoint, "--allow-unaudited"].ok();
+    let out = folder.path().join("pack");
+    segpack!["pack", &checkpoint, "-o", &out].exits(3);
+    segpack!["pack", &checkpoint, "-o", &out, "--allow-unaudited"].ok();
+    assert!(out.join("packs/unclassified.safetensors").exists());
+    segpack!["verify", &out, "--quick"].exits(3);
+    let run = segpack!["verify", &out, "--allow-unaudited", "--json"].ok();
+    assert_eq!(run.json()["completeness"], "not_known");
+    assert_eq!(run.findings().len(), 1, "{run}");
 }
 
 #[test]

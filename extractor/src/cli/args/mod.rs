@@ -13,7 +13,7 @@ pub(super) use jobs::Jobs;
 #[cfg(feature = "run")]
 pub(super) use model::{CheckName, ComputeName, Placement, Resources};
 pub(super) use pack::PackArg;
-pub(super) use tolerate::Tolerate;
+pub(super) use tolerate::{AllowUnaudited, Tolerate};
 
 /// Headings of options in the help, in the order in which they appear there.
 pub(super) const INPUT: &str = "Input";

@@ -12,6 +12,16 @@ pub(crate) struct Tolerate {
     /// Accept tensors that no rule classifies; they go into a pack of their own
     #[arg(long, help_heading = INPUT)]
     allow_unclassified: bool,
+    #[command(flatten)]
+    unaudited: AllowUnaudited,
+}
+
+/// Whether a model may be taken whose completeness is not known.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct AllowUnaudited {
+    /// Accept that completeness is not known: an unknown family, or no config.json
+    #[arg(long, help_heading = INPUT)]
+    pub allow_unaudited: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -27,6 +37,7 @@ impl Tolerate {
         ScanOptions {
             keep_extra: self.extra == Extra::Keep,
             allow_unclassified: self.allow_unclassified,
+            allow_unaudited: self.unaudited.allow_unaudited,
         }
     }
 }

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use segpack_manifests::documents::{Inventory, Severity};
+use segpack_manifests::documents::{FindingKind, Inventory, Severity};
 
 use super::findings::findings;
 use super::numbers::{counted, grouped};
@@ -12,6 +12,7 @@ const HEADER: [&str; 5] = ["component", "class", "tensors", "parameters", "bytes
 pub(crate) fn scan(inventory: &Inventory, root: &str) -> String {
     let mut page = Page::default();
     page.line(title(inventory, root));
+    page.line(format_args!("completeness: {}", inventory.completeness));
     page.blank();
     if !inventory.classes.is_empty() {
         page.table(2, &HEADER, rows(inventory));
@@ -53,10 +54,21 @@ fn verdict(inventory: &Inventory) -> String {
         .count();
     match (errors, inventory.audited) {
         (0, true) => "complete: every tensor that config.json requires is present, with its shape",
-        (0, false) => "not audited: whether tensors are missing is unknown",
+        (_, false) if only_unaudited(inventory) => {
+            "not audited: whether tensors are missing is unknown"
+        }
         (n, _) => return format!("NOT usable: {}", counted(n as u64, "problem")),
     }
     .to_owned()
+}
+
+/// Whether nothing is wrong but that completeness is not known.
+fn only_unaudited(inventory: &Inventory) -> bool {
+    let mut errors = inventory
+        .findings
+        .iter()
+        .filter(|f| f.severity == Severity::Error);
+    errors.all(|f| f.kind == FindingKind::NotAudited)
 }
 
 /// Tensors, parameters and bytes.

@@ -1,4 +1,4 @@
-use segpack_manifests::documents::{VerifyMode, VerifyReport};
+use segpack_manifests::documents::{Completeness, VerifyMode, VerifyReport};
 
 use super::findings::findings;
 use super::numbers::{bytes, counted};
@@ -7,6 +7,7 @@ use super::page::Page;
 /// What `verify` found in the pack at `place`.
 pub(crate) fn verify(report: &VerifyReport, place: &str) -> String {
     let mut page = Page::default();
+    page.line(completeness(report));
     page.append(&findings(&report.findings));
     let part = report
         .subset
@@ -17,6 +18,16 @@ pub(crate) fn verify(report: &VerifyReport, place: &str) -> String {
         page.line(format_args!("manifest SHA-256 {sha256}"));
     }
     page.into_text()
+}
+
+/// Whether the pack's own `config.json` finds all its tensors.
+fn completeness(report: &VerifyReport) -> String {
+    let why = match report.completeness {
+        Completeness::Complete => "every tensor that config.json requires is there",
+        Completeness::Incomplete => "the tensors are not those that config.json requires",
+        Completeness::NotKnown => "whether tensors are missing could not be derived",
+    };
+    format!("completeness: {} ({why})", report.completeness)
 }
 
 fn checked(report: &VerifyReport) -> String {

@@ -34,6 +34,7 @@ use segpack_manifests::layout::PlanError;
 use segpack_manifests::names::Component;
 
 use super::StepError;
+use super::derivation::refuse_underived;
 use super::unpack::globs;
 use crate::output::{refuse_holding, refuse_inside};
 use crate::work::Progress;
@@ -126,6 +127,7 @@ pub(crate) fn export(
     progress: &dyn Progress,
 ) -> Result<ExportSummary, StepError> {
     settings.check()?;
+    refuse_underived(pack, "nothing was exported")?;
     let name = out.file_name().unwrap_or_default().to_string_lossy();
     let plan = plan_of(pack, settings, &name)?;
     refuse_twice(&plan.files)?;
@@ -175,6 +177,7 @@ pub(crate) fn stream(
     progress: &dyn Progress,
 ) -> Result<(), StepError> {
     settings.check()?;
+    refuse_underived(pack, "nothing was exported")?;
     if settings.target != ExportTarget::Safetensors {
         let target = settings.target;
         return Err(ExportError::NotAStream { target }.into());

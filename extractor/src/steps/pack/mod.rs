@@ -11,12 +11,11 @@ use segpack_formats::digest::Sha256;
 use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
-    Finding, FindingKind, GENERATOR, Inventory, KnownSource, PackOptions, PackSummary, Plan,
-    Severity, VerifyMode,
+    Finding, GENERATOR, Inventory, KnownSource, PackOptions, PackSummary, Plan, VerifyMode,
 };
 use segpack_manifests::folder::MANIFEST;
 use segpack_manifests::layout::{self, Selection};
-use segpack_manifests::registry::{Difference, FoundShard, RegistryMatch, known_checkpoints};
+use segpack_manifests::registry::{FoundShard, known_source};
 
 use super::StepError;
 use super::scan::{ScanOptions, scan};
@@ -77,20 +76,14 @@ pub struct Planned {
 /// # Errors
 /// `Findings` with everything that is wrong with the checkpoint; `Plan` where the selection is.
 pub fn plan(argument: &Path, settings: &PackSettings) -> Result<Planned, StepError> {
-    let (checkpoint, inventory) = scan(argument, settings.scan)?;
-    let unaudited = !inventory.audited && !settings.scan.allow_unclassified;
-    if Finding::any_error(&inventory.findings) || unaudited {
-        let mut findings = inventory.findings;
-        // for packing, not to know whether tensors are missing is an error
-        for finding in findings
-            .iter_mut()
-            .filter(|f| unaudited && f.kind == FindingKind::NotAudited)
-        {
-            finding.severity = Severity::Error;
-            finding
-                .wanted
-                .get_or_insert_with(|| "an audit of its completeness".to_owned());
-        }
+    let tolerated = ScanOptions {
+        // whoever takes tensors that nobody knows does not ask whether all are there
+        allow_unaudited: settings.scan.allow_unaudited || settings.scan.allow_unclassified,
+        ..settings.scan
+    };
+    let (checkpoint, inventory) = scan(argument, tolerated)?;
+    if Finding::any_error(&inventory.findings) {
+        let findings = inventory.findings;
         return Err(StepError::Findings {
             what: format!("{}: nothing was packed", checkpoint.root.display()),
             findings,
@@ -320,31 +313,7 @@ impl Work<'_> {
                 sha256: digest.as_deref(),
             })
             .collect();
-        // built into the program; a test of the registry rules a parse error out
-        known_checkpoints()
-            .unwrap_or_default()
-            .iter()
-            .find_map(|known| {
-                let differences = match known.compare(&found) {
-                    RegistryMatch::Same => Vec::new(),
-                    RegistryMatch::Differs { files } => files,
-                    RegistryMatch::Unrelated => return None,
-                };
-                let identical = differences.is_empty();
-                let (unknown, differs): (Vec<_>, Vec<_>) = differences
-                    .into_iter()
-                    .partition(|d| d.difference == Difference::Sha256Unknown);
-                Some(KnownSource {
-                    repo: known.repo.clone(),
-                    revision: known.revision.clone(),
-                    identical,
-                    differs: differs
-                        .iter()
-                        .map(|d| format!("{}: {}", d.file, d.difference))
-                        .collect(),
-                    not_compared: unknown.into_iter().map(|d| d.file).collect(),
-                })
-            })
+        known_source(&found)
     }
 
     fn hub_digests_compared(&self, done: &Done) -> u64 {

@@ -14,6 +14,7 @@ use segpack_manifests::documents::{
     Counts, Finding, FindingKind, GENERATOR, Manifest, ModelFacts, PlannedPack, SideFile,
     SourceFile, SourceFileKind,
 };
+use segpack_manifests::families::FamilyName;
 use segpack_manifests::folder::{SHARD_HEADERS, SOURCE};
 
 use super::source::ShardSource;
@@ -252,10 +253,7 @@ impl Work<'_> {
             inventory,
             plan,
         } = self.planned;
-        let text = match (&checkpoint.config, inventory.family) {
-            (Some(config), Some(name)) => name.family().and_then(|f| f.text_facts(config).ok()),
-            _ => None,
-        };
+        let family = inventory.family.and_then(FamilyName::family);
         let mut manifest = Manifest {
             format_version: Manifest::VERSION,
             generator: GENERATOR.to_owned(),
@@ -264,10 +262,7 @@ impl Work<'_> {
                 .provenance
                 .then(|| checkpoint.provenance.clone()),
             known: self.known_source(done),
-            model: ModelFacts {
-                family: inventory.family,
-                text: text.into(),
-            },
+            model: ModelFacts::of_config(family, checkpoint.config.as_ref()),
             options: self.settings.recorded(),
             counts: Counts::default(),
             excluded: plan.excluded.clone(),

@@ -4,19 +4,23 @@ mod against;
 mod content;
 mod structure;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use segpack_formats::FormatError;
 use segpack_formats::digest::Sha256;
 use segpack_formats::io::CancelToken;
-use segpack_manifests::PackError;
+use segpack_manifests::audit::refuse_unaudited;
+use segpack_manifests::derive::{Kept, KeptError, derive};
 use segpack_manifests::documents::{
-    Finding, FindingKind, GENERATOR, VerifyCounts, VerifyMode, VerifyReport,
+    Completeness, Finding, FindingKind, GENERATOR, VerifyCounts, VerifyMode, VerifyReport,
 };
 use segpack_manifests::folder::{MANIFEST, OpenOptions};
+use segpack_manifests::{Pack, PackError};
 
 use super::StepError;
+use super::derivation::describe;
 use super::scan::{ScanOptions, scan};
 use crate::work::Progress;
 
@@ -31,6 +35,8 @@ pub struct VerifySettings {
     pub against: Option<std::path::PathBuf>,
     /// The SHA-256 that the manifest's file must have.
     pub manifest_sha256: Option<Sha256>,
+    /// Whether it is no error that nothing says which tensors there have to be.
+    pub allow_unaudited: bool,
     /// Threads.
     pub jobs: usize,
 }
@@ -43,6 +49,7 @@ impl VerifySettings {
             subset: None,
             against: None,
             manifest_sha256: None,
+            allow_unaudited: false,
             jobs,
         }
     }
@@ -122,19 +129,11 @@ fn with_cause(error: &dyn std::error::Error) -> String {
     }
 }
 
-/// An error without the path that the finding names anyway.
-fn describe(error: &FormatError) -> String {
-    match error {
-        FormatError::Malformed { what, .. } | FormatError::Changed { what, .. } => what.clone(),
-        FormatError::Io { action, source, .. } => format!("cannot {action}: {source}"),
-        other => other.to_string(),
-    }
-}
-
 /// A pack may hold what `pack` was asked to tolerate.
 const TOLERANT: ScanOptions = ScanOptions {
     keep_extra: true,
     allow_unclassified: true,
+    allow_unaudited: true,
 };
 
 /// Verifies a pack folder.
@@ -152,6 +151,7 @@ pub fn verify(
         return Err(StepError::malformed(folder, "is not a folder"));
     }
     let findings = Findings(Mutex::default());
+    let mut completeness = Completeness::NotKnown;
     let pack = match OpenOptions::new().check_sums(false).open(folder) {
         Ok(pack) => Some(pack),
         Err(PackError::NotAPack { why, .. }) => {
@@ -189,6 +189,7 @@ pub fn verify(
             .map(|path| scan(path, TOLERANT))
             .transpose()?;
         let sound = structure::check(pack, &findings)?;
+        completeness = check_derivation(pack, &sound, settings, &findings)?;
         if settings.mode != VerifyMode::Quick {
             content::check(pack, &sound, settings, &findings, stop, progress)?;
         }
@@ -201,6 +202,7 @@ pub fn verify(
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
     Finding::sort(&mut findings);
+    findings.dedup(); // what is kept is read for its content and for what follows from it
     Ok(VerifyReport {
         format_version: VerifyReport::VERSION,
         generator: GENERATOR.to_owned(),
@@ -208,10 +210,44 @@ pub fn verify(
         mode: settings.mode,
         subset: settings.subset.map(|s| [s.part, s.of]),
         against: settings.against.is_some(),
+        completeness,
         ok: !Finding::any_error(&findings),
         checked,
         findings,
     })
+}
+
+/// The manifest against what follows from the files that the pack keeps, where all of them are
+/// `sound`.
+fn check_derivation(
+    pack: &Pack,
+    sound: &BTreeSet<String>,
+    settings: &VerifySettings,
+    findings: &Findings,
+) -> Result<Completeness, StepError> {
+    let mut kept = Kept::files(&pack.manifest().source_files);
+    if !kept.all(|file| sound.contains(&file.stored_as)) {
+        return Ok(Completeness::NotKnown); // the finding about the file is an error
+    }
+    let mut derived = match Kept::read(pack) {
+        Ok(kept) => derive(pack.manifest(), &kept),
+        Err(errors) => {
+            for error in errors {
+                match error {
+                    KeptError::Wrong(finding) => findings.add(*finding),
+                    KeptError::Unreadable { file, source } => {
+                        findings.unless_read(&file, Err(source))?;
+                    }
+                }
+            }
+            return Ok(Completeness::NotKnown);
+        }
+    };
+    if !settings.allow_unaudited {
+        derived.findings.iter_mut().for_each(refuse_unaudited);
+    }
+    findings.extend(derived.findings);
+    Ok(derived.completeness)
 }
 
 /// The manifest is not the one that the user named.

@@ -88,6 +88,19 @@ kinds! {
     DamagedFile = Error,
     /// The manifest is not the one whose SHA-256 was given.
     WrongIdentity = Error,
+    /// What the manifest says of a tensor (component, role, part, layer, expert) is not what its
+    /// name says.
+    WrongClassification = Error,
+    /// A tensor, segment or pack is not where the plan for the checkpoint puts it.
+    WrongPlacement = Error,
+    /// A tensor's dtype, shape or place in its shard is not the one in the shard's kept header.
+    WrongSource = Error,
+    /// The model's family or numbers are not those of `config.json`.
+    WrongModelFacts = Error,
+    /// What the manifest says was excluded is not what options and kept headers say.
+    WrongExcluded = Error,
+    /// Another entry of the manifest is not what follows from what the pack keeps.
+    WrongRecord = Error,
     /// SHA256SUMS is not the text that follows from the manifest.
     WrongSums = Error,
     /// A file cannot be read.
@@ -108,6 +121,47 @@ kinds! {
     DiffersFromReference = Error,
     /// The reference allows no verdict.
     NotJudged = Warning,
+}
+
+impl FindingKind {
+    /// Whether it says that the tensors are not those that `config.json` requires.
+    #[must_use]
+    pub fn is_incompleteness(self) -> bool {
+        matches!(
+            self,
+            Self::MissingTensor
+                | Self::ExtraTensor
+                | Self::MisshapedTensor
+                | Self::WrongDtype
+                | Self::MissingShard
+                | Self::MalformedShard
+                | Self::NotInShard
+                | Self::NotInPack
+        )
+    }
+}
+
+/// Whether all tensors are there that `config.json` requires.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Completeness {
+    /// Every one is there, and no other.
+    Complete,
+    /// Tensors are missing, unexpected, or of another shape or dtype.
+    Incomplete,
+    /// Nothing says which tensors there have to be, or it could not be read.
+    NotKnown,
+}
+
+impl fmt::Display for Completeness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Complete => "complete",
+            Self::Incomplete => "incomplete",
+            Self::NotKnown => "not known",
+        })
+    }
 }
 
 /// One thing that is wrong, where, what was seen and what was wanted.

@@ -4,7 +4,7 @@ use segpack_formats::digest::Sha256;
 use segpack_formats::numeric::Dtype;
 use serde::{Deserialize, Serialize};
 
-use crate::documents::{Finding, FormatVersion};
+use crate::documents::{Completeness, Finding, FormatVersion};
 use crate::families::FamilyName;
 use crate::names::{Class, Classification, Component, Part, Role};
 
@@ -189,6 +189,8 @@ pub struct Inventory {
     pub family: Option<FamilyName>,
     /// Whether the checkpoint was compared with every tensor that `config.json` requires.
     pub audited: bool,
+    /// Whether all tensors are there that `config.json` requires; since version 1.2.
+    pub completeness: Completeness,
     /// Sums.
     pub counts: InventoryCounts,
     /// Sums by component and class.

@@ -6,7 +6,7 @@ mod manifest;
 mod plan;
 mod version;
 
-pub use finding::{Finding, FindingKind, Severity};
+pub use finding::{Completeness, Finding, FindingKind, Severity};
 pub use inventory::{
     ClassCount, Inventory, InventoryCounts, InventoryTensor, LeftOut, Provenance, RoleCount,
     SideFile, SourceShard,

@@ -3,7 +3,7 @@
 use segpack_formats::digest::Sha256;
 use serde::{Deserialize, Serialize};
 
-use crate::documents::{Finding, FormatVersion};
+use crate::documents::{Completeness, Finding, FormatVersion};
 
 /// How thoroughly a pack was verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +58,9 @@ pub struct VerifyReport {
     pub subset: Option<[u64; 2]>,
     /// Whether the pack was also compared with a checkpoint.
     pub against: bool,
+    /// Whether the pack holds all tensors that its `config.json` requires, but for components that
+    /// were excluded; since version 1.1.
+    pub completeness: Completeness,
     /// Whether no finding is an error.
     pub ok: bool,
     /// How much was verified.

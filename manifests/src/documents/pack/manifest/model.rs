@@ -19,6 +19,17 @@ pub struct ModelFacts {
 }
 
 impl ModelFacts {
+    /// The model that a configuration describes.
+    #[must_use]
+    pub fn of_config(family: Option<Family>, config: Option<&Value>) -> Self {
+        let text = family.zip(config);
+        let text = text.and_then(|(family, config)| family.text_facts(config).ok());
+        Self {
+            family: family.map(Into::into),
+            text: text.into(),
+        }
+    }
+
     /// The family, for what cannot do without knowing it.
     ///
     /// # Errors

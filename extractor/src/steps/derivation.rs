@@ -1,0 +1,59 @@
+//! The manifest of a pack against the one that follows from what the pack keeps of its checkpoint.
+
+use std::io::ErrorKind;
+
+use segpack_formats::FormatError;
+use segpack_manifests::Pack;
+use segpack_manifests::derive::{Kept, KeptError, derive};
+use segpack_manifests::documents::{Finding, FindingKind, Severity};
+
+use super::StepError;
+
+/// An error without the path that the finding names anyway.
+pub(super) fn describe(error: &FormatError) -> String {
+    match error {
+        FormatError::Malformed { what, .. } | FormatError::Changed { what, .. } => what.clone(),
+        FormatError::Io { action, source, .. } => format!("cannot {action}: {source}"),
+        other => other.to_string(),
+    }
+}
+
+/// Refuses a pack whose manifest is not the one that follows from what it keeps. `outcome` says
+/// what is left undone.
+///
+/// # Errors
+/// `Findings` with every difference; where a kept file cannot be read, why not.
+pub(super) fn refuse_underived(pack: &Pack, outcome: &str) -> Result<(), StepError> {
+    let mut findings = match Kept::read(pack) {
+        Ok(kept) => derive(pack.manifest(), &kept).findings,
+        Err(errors) => {
+            let findings: Result<Vec<_>, _> = errors.into_iter().map(finding_of).collect();
+            findings?
+        }
+    };
+    findings.retain(|f| f.severity == Severity::Error);
+    if findings.is_empty() {
+        return Ok(());
+    }
+    Finding::sort(&mut findings);
+    let what = format!(
+        "{}: damaged, or not what its config.json and headers describe; {outcome}",
+        pack.folder().display()
+    );
+    Err(StepError::Findings { what, findings })
+}
+
+/// A kept file that is not there is damage; one that cannot be read may be so for now.
+fn finding_of(error: KeptError) -> Result<Finding, StepError> {
+    match error {
+        KeptError::Wrong(finding) => Ok(*finding),
+        KeptError::Unreadable { file, source } => match &source {
+            FormatError::Io { source: cause, .. } if cause.kind() != ErrorKind::NotFound => {
+                Err(source.into())
+            }
+            _ => Ok(Finding::new(FindingKind::Unreadable)
+                .file(file)
+                .seen(describe(&source))),
+        },
+    }
+}

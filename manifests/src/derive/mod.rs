@@ -1,0 +1,217 @@
+//! The manifest that has to be there: derived again from what a pack keeps of its checkpoint, by
+//! the audit and the planner that `pack` uses, and compared with the one that is there.
+//!
+//! A manifest that agrees with itself may still leave out a norm, move an expert or change a
+//! number. `config.json`, the index and the headers of the shards do not leave that choice: they
+//! say which tensors there are, what each is, where it lies in its shard, and, with the options,
+//! where in which pack. What is not derived are the values of tensors, and a smaller model whose
+//! `config.json`, index, headers and tensors all agree: those are what digests and the pack's
+//! identity are for.
+
+mod carried;
+mod kept;
+mod record;
+mod tensors;
+mod writer;
+
+use segpack_formats::safetensors::ShardIndex;
+
+pub use kept::{Kept, KeptError, KeptShard};
+
+use crate::audit::{Audit, AuditOptions, Described, ShardTensors, audit};
+use crate::documents::{
+    Completeness, Finding, FindingKind, GENERATOR, Inventory, Manifest, ModelFacts, Severity,
+    SourceShard,
+};
+use crate::families::{Family, FamilyName};
+use writer::is_newer;
+pub use writer::newest_writer;
+
+/// What follows from the files that a pack keeps.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Derivation {
+    /// Whether the pack holds every tensor that `config.json` requires, but for what it excludes.
+    pub completeness: Completeness,
+    /// Every difference between the manifest and what it has to be, unsorted.
+    pub findings: Vec<Finding>,
+}
+
+/// A pack may hold what `pack` was asked to tolerate, and its options do not say what that was.
+const TOLERANT: AuditOptions = AuditOptions {
+    allow_unclassified: true,
+    allow_unaudited: true,
+};
+
+/// Compares a manifest with the one that follows from what its pack keeps.
+#[must_use]
+pub fn derive(manifest: &Manifest, kept: &Kept) -> Derivation {
+    let mut findings = Vec::new();
+    let mut audit = audit(&described(kept), TOLERANT);
+    findings.extend(missing_shards(kept));
+    record::compare(manifest, kept, &mut findings);
+    let known = compare_model(manifest, kept, audit.family, &mut findings);
+    let complete = audit.complete && known;
+    let audited = std::mem::take(&mut audit.findings);
+    let inventory = inventory(manifest, kept, audit);
+    if known && !tensors::holds_newer_words(manifest, &inventory) {
+        findings.extend(audited);
+        tensors::compare(manifest, &inventory, &mut findings);
+    } else {
+        findings.extend(audited.into_iter().filter(is_of_index));
+        carried::compare(manifest, kept, &mut findings);
+        findings.push(carried::not_audited(manifest));
+        return Derivation {
+            completeness: Completeness::NotKnown,
+            findings,
+        };
+    }
+    Derivation {
+        completeness: completeness(complete, &findings),
+        findings,
+    }
+}
+
+fn described(kept: &Kept) -> Described<'_> {
+    let shards = kept.shards.iter().map(|shard| ShardTensors {
+        path: &shard.path,
+        tensors: &shard.header.tensors,
+    });
+    Described {
+        config: kept.config.as_ref(),
+        index: kept.index.as_ref(),
+        shards: shards.collect(),
+        ..Described::default()
+    }
+}
+
+/// Whether the audit found it without the rules of a family: of a model that this build does not
+/// know, they are no guide.
+fn is_of_index(finding: &Finding) -> bool {
+    matches!(
+        finding.kind,
+        FindingKind::NotInShard
+            | FindingKind::NotInIndex
+            | FindingKind::DuplicateTensor
+            | FindingKind::WrongTotalSize
+    )
+}
+
+/// The inventory of the checkpoint, as the kept headers have it.
+fn inventory(manifest: &Manifest, kept: &Kept, audit: Audit) -> Inventory {
+    let shards = kept.shards.iter().map(|shard| SourceShard {
+        path: shard.path.clone(),
+        length: shard.length,
+        data_start: shard.header.data_start,
+        tensors: shard.header.tensors.len() as u64,
+        hub_sha256: None,
+    });
+    Inventory {
+        format_version: Inventory::VERSION,
+        generator: GENERATOR.to_owned(),
+        provenance: manifest.provenance.clone().unwrap_or_default(),
+        family: audit.family.map(Into::into),
+        audited: audit.complete,
+        completeness: Completeness::NotKnown,
+        counts: audit.counts,
+        classes: Vec::new(),
+        roles: Vec::new(),
+        shards: shards.collect(),
+        files: Vec::new(),
+        left_out: manifest.left_out.clone(),
+        findings: Vec::new(),
+        tensors: audit.tensors,
+    }
+}
+
+/// Shards that the index names, or that an index should name.
+fn missing_shards(kept: &Kept) -> Vec<Finding> {
+    let named = |index: &ShardIndex| -> Vec<String> {
+        let mut files: Vec<String> = index.weight_map.values().cloned().collect();
+        files.sort_unstable();
+        files.dedup();
+        files
+    };
+    let Some(index) = &kept.index else {
+        let several = kept.shards.len() > 1;
+        let finding = Finding::new(FindingKind::MalformedIndex)
+            .seen(format!(
+                "{} shards, and no index of them",
+                kept.shards.len()
+            ))
+            .wanted("model.safetensors.index.json");
+        return several.then_some(finding).into_iter().collect();
+    };
+    let is_there = |file: &String| kept.shards.iter().any(|shard| shard.path == *file);
+    let missing = named(index).into_iter().filter(|file| !is_there(file));
+    let finding = |file| {
+        Finding::new(FindingKind::MissingShard)
+            .file(file)
+            .seen("the index names it, but the manifest does not")
+    };
+    missing.map(finding).collect()
+}
+
+/// The model's family and numbers. Returns whether the family is one that can be derived here.
+fn compare_model(
+    manifest: &Manifest,
+    kept: &Kept,
+    family: Option<Family>,
+    findings: &mut Vec<Finding>,
+) -> bool {
+    let wanted = ModelFacts::of_config(family, kept.config.as_ref());
+    let seen = &manifest.model;
+    let is_unknown = |name: FamilyName| name.family().is_none();
+    if seen.family.is_some_and(is_unknown) && is_newer(&manifest.generator) {
+        return false;
+    }
+    if seen.family != wanted.family {
+        let finding = Finding::new(FindingKind::WrongModelFacts);
+        let finding = finding.seen(format!("family {}", name_of(seen.family)));
+        findings.push(finding.wanted(format!("{}, {}", name_of(wanted.family), whence(kept))));
+    }
+    if seen.text == wanted.text {
+        return true;
+    }
+    let (before, after) = (numbers(&seen.text), numbers(&wanted.text));
+    let keys: std::collections::BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    for key in keys {
+        let of = |numbers: &serde_json::Map<String, serde_json::Value>| {
+            let value = numbers.get(key);
+            value.map_or("nothing".to_owned(), serde_json::Value::to_string)
+        };
+        if before.get(key) != after.get(key) {
+            let finding = Finding::new(FindingKind::WrongModelFacts);
+            let finding = finding.seen(format!("model.text.{key} is {}", of(&before)));
+            findings.push(finding.wanted(format!("{}, {}", of(&after), whence(kept))));
+        }
+    }
+    true
+}
+
+fn numbers(text: &crate::documents::TextModel) -> serde_json::Map<String, serde_json::Value> {
+    match serde_json::to_value(text) {
+        Ok(serde_json::Value::Object(numbers)) => numbers,
+        _ => serde_json::Map::new(),
+    }
+}
+
+fn name_of(family: Option<FamilyName>) -> String {
+    family.map_or("unknown".to_owned(), |name| name.to_string())
+}
+
+fn whence(kept: &Kept) -> &'static str {
+    match kept.config {
+        Some(_) => "as config.json says",
+        None => "by the names of the tensors",
+    }
+}
+
+/// What the findings mean for the whole.
+fn completeness(audited: bool, findings: &[Finding]) -> Completeness {
+    let is_loss = |f: &&Finding| f.severity == Severity::Error && f.kind.is_incompleteness();
+    match (findings.iter().any(|f| is_loss(&f)), audited) {
+        (true, _) => Completeness::Incomplete,
+        (false, true) => Completeness::Complete,
+        (false, false) => Completeness::NotKnown,
+    }
+}

@@ -1,0 +1,131 @@
+//! What the manifest records beside tensors: source files, options, the published checkpoint.
+
+use segpack_formats::codec::Coding;
+
+use super::kept::Kept;
+use super::writer::is_newer;
+use crate::documents::{Finding, FindingKind, KnownSource, Manifest, Severity, SourceFileKind};
+use crate::folder::paths::{SHARD_HEADERS, SOURCE};
+use crate::registry::{FoundShard, known_checkpoints, known_source};
+
+/// Compares source files, options and the published checkpoint.
+pub(super) fn compare(manifest: &Manifest, kept: &Kept, findings: &mut Vec<Finding>) {
+    compare_files(manifest, kept, findings);
+    compare_level(manifest, findings);
+    compare_known(manifest, findings);
+    findings.extend(differing_side_files(manifest));
+}
+
+/// Where each file is kept, and how long a shard's header is.
+fn compare_files(manifest: &Manifest, kept: &Kept, findings: &mut Vec<Finding>) {
+    for file in &manifest.source_files {
+        let wanted = match file.kind {
+            SourceFileKind::Shard => format!("{SOURCE}/{SHARD_HEADERS}/{}.header", file.path),
+            SourceFileKind::File => format!("{SOURCE}/{}", file.path),
+        };
+        if file.stored_as != wanted {
+            let finding = Finding::new(FindingKind::WrongRecord).file(&file.path);
+            let finding = finding.seen(format!("stored as {}", file.stored_as));
+            findings.push(finding.wanted(wanted));
+        }
+        let shard = kept.shards.iter().find(|s| s.path == file.path);
+        let header = shard.map(|s| s.header.data_start);
+        if let Some(header) = header.filter(|header| *header != file.stored_length) {
+            let finding = Finding::new(FindingKind::WrongRecord).file(&file.path);
+            let finding = finding.seen(format!("a header of {} bytes", file.stored_length));
+            findings.push(finding.wanted(header));
+        }
+    }
+    if !manifest.source_files.is_sorted_by(|a, b| a.path < b.path) {
+        let finding = Finding::new(FindingKind::WrongRecord);
+        findings.push(finding.seen("source_files are not in the order of their paths"));
+    }
+}
+
+/// A level is recorded where the codec has levels, and nowhere else.
+fn compare_level(manifest: &Manifest, findings: &mut Vec<Finding>) {
+    let options = &manifest.options;
+    let has_levels = Coding::of(options.codec, options.level).level().is_some();
+    if options.level.is_some() != has_levels {
+        let said = |level: bool| if level { "a level" } else { "no level" };
+        let finding = Finding::new(FindingKind::WrongRecord);
+        let finding = finding.seen(format!("options have {}", said(options.level.is_some())));
+        findings.push(finding.wanted(format!("{} for codec {}", said(has_levels), options.codec)));
+    }
+}
+
+/// Which published checkpoint the source is: by the shards' names, lengths and digests.
+fn compare_known(manifest: &Manifest, findings: &mut Vec<Finding>) {
+    let wanted = known_by_shards(manifest);
+    // an older program knew fewer checkpoints, a newer one knows more
+    let may_differ = match (&manifest.known, &wanted) {
+        (None, Some(_)) => true,
+        (Some(_), None) => is_newer(&manifest.generator),
+        _ => false,
+    };
+    if manifest.known == wanted || may_differ {
+        return;
+    }
+    let finding = Finding::new(FindingKind::WrongRecord);
+    let finding = finding.seen(format!("source is {}", said(manifest.known.as_ref())));
+    findings.push(finding.wanted(format!("{}, by its shards", said(wanted.as_ref()))));
+}
+
+fn said(known: Option<&KnownSource>) -> String {
+    let Some(known) = known else {
+        return "no published checkpoint that is known".to_owned();
+    };
+    let KnownSource {
+        repo,
+        revision,
+        identical,
+        differs,
+        not_compared,
+    } = known;
+    match identical {
+        true => format!("{repo} @ {revision}"),
+        false => format!(
+            "like {repo} @ {revision}, but for {} shards, and {} not compared",
+            differs.len(),
+            not_compared.len()
+        ),
+    }
+}
+
+fn known_by_shards(manifest: &Manifest) -> Option<KnownSource> {
+    let shards = manifest.source_files.iter();
+    let shards: Vec<_> = shards
+        .filter(|f| f.kind == SourceFileKind::Shard)
+        .map(|f| (f, f.sha256.map(|digest| digest.to_string())))
+        .collect();
+    let found: Vec<FoundShard<'_>> = shards
+        .iter()
+        .map(|(f, digest)| FoundShard {
+            file: &f.path,
+            length: f.length,
+            sha256: digest.as_deref(),
+        })
+        .collect();
+    known_source(&found)
+}
+
+/// The other files of a checkpoint whose shards are the published ones: what differs may be meant,
+/// but is worth a look.
+fn differing_side_files(manifest: &Manifest) -> Vec<Finding> {
+    let Some(source) = known_by_shards(manifest).filter(|known| known.identical) else {
+        return Vec::new();
+    };
+    let all = known_checkpoints().unwrap_or_default();
+    let published = all.iter().find(|k| k.revision == source.revision);
+    let files = manifest.source_files.iter().filter_map(|file| {
+        let wanted = published?.small_files_sha256.get(&file.path)?;
+        let seen = file.sha256?.to_string();
+        let mut finding = Finding::new(FindingKind::DiffersFromHub).file(&file.path);
+        finding.severity = Severity::Warning; // a publisher's files may be changed on purpose
+        let finding = finding.seen(format!("SHA-256 {seen}"));
+        let (repo, revision) = (&source.repo, &source.revision);
+        (seen != *wanted)
+            .then(|| finding.wanted(format!("{wanted}, as {repo} @ {revision} has it")))
+    });
+    files.collect()
+}
