@@ -29,6 +29,16 @@ pub enum FormatError {
         /// Where in it and what is wrong with it.
         what: String,
     },
+    /// A file that is read whole has more bytes than any file of its kind.
+    #[error("{}: has {length} bytes; at most {limit} are read of such a file", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its bytes.
+        length: u64,
+        /// The bytes that are read of one.
+        limit: u64,
+    },
     /// The file ended early or changed while it was being read.
     #[error("{}: {what}", path.display())]
     Changed {
@@ -128,6 +138,11 @@ mod tests {
         for error in [
             FormatError::malformed(path, "is empty"),
             FormatError::changed(path, "is shorter"),
+            FormatError::TooLarge {
+                path: path.to_owned(),
+                length: 9,
+                limit: 8,
+            },
             FormatError::ends_early(path, 9, 5),
             FormatError::coded("is damaged"),
             FormatError::Interrupted,

@@ -347,6 +347,10 @@ fn expected_tensors(
     let mut expected = family
         .expected(config, is_present)
         .map_err(|e| Box::new(bad_config(&e)))?;
+    // numbers that no tensor fixes
+    if let Err(e) = family.text_facts(config) {
+        findings.push(bad_config(&e));
+    }
     match families::expected_dtype(config) {
         Ok(None) => {}
         Ok(Some(dtype)) => expected

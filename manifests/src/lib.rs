@@ -81,4 +81,4 @@ pub mod names;
 pub mod quantization;
 pub mod registry;
 
-pub use folder::{NotAPack, Pack, PackCursor, PackError, PackReader};
+pub use folder::{ModelError, NotAPack, Pack, PackCursor, PackError, PackModel, PackReader};

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 
 use segpack_formats::FormatError;
+use segpack_manifests::ModelError;
 use segpack_manifests::families::UnknownFamily;
 
 #[cfg(feature = "cuda")]
@@ -16,6 +17,9 @@ pub enum RunError {
     /// The pack cannot be read, or is damaged.
     #[error(transparent)]
     Format(#[from] FormatError),
+    /// The numbers of the model cannot be used, or manifest and `config.json` disagree.
+    #[error("the pack cannot be run")]
+    Model(#[source] ModelError),
     /// The pack does not hold what this model needs, or the model is of a kind that is not run.
     #[error("the pack cannot be run")]
     Unsuitable(#[from] Unsuitable),
@@ -156,6 +160,32 @@ pub enum Unsuitable {
         /// The config's shape.
         wanted: [usize; 2],
     },
+    /// A tensor that the model has no use for: leaving it out may change what is computed.
+    #[error("tensor {tensor:?} is the {role} of {owner}, which the config does not call for")]
+    Surplus {
+        /// The tensor.
+        tensor: String,
+        /// Its role.
+        role: String,
+        /// What it would belong to: "the model", "layer 3", "expert 5 of layer 3".
+        owner: String,
+    },
+    /// More or fewer layers have experts than the config gives.
+    #[error("{seen} layers have experts, wanted {wanted} from the config")]
+    ExpertLayers {
+        /// Layers that have experts.
+        seen: usize,
+        /// Layers that have experts by the config.
+        wanted: usize,
+    },
+    /// A bias that the config does not have, or has and the pack has not.
+    #[error("{what} {}", if *.wanted { "has no bias; the config gives one" } else { "has a bias; the config gives none" })]
+    Bias {
+        /// The linear layer.
+        what: String,
+        /// Whether the config gives it a bias.
+        wanted: bool,
+    },
     /// The matrices of an expert are not in one segment.
     #[error("tensor {tensor:?} is in segment {segment:?}, its expert's gate in {wanted:?}")]
     ExpertApart {
@@ -199,6 +229,17 @@ pub enum GpuLimit {
         /// The expert.
         expert: u32,
     },
+}
+
+impl From<ModelError> for RunError {
+    fn from(error: ModelError) -> Self {
+        match error {
+            ModelError::File(e) => e.into(),
+            ModelError::Family(e) => Unsuitable::Family(e).into(),
+            ModelError::NoTextDecoder => Unsuitable::NoTextDecoder.into(),
+            other => Self::Model(other),
+        }
+    }
 }
 
 impl From<GpuLimit> for RunError {

@@ -102,7 +102,6 @@ pub mod processing;
 #[cfg(test)]
 mod samples;
 pub mod session;
-mod source_file;
 pub mod tensor;
 pub mod trace;
 pub mod weights;

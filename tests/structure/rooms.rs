@@ -49,7 +49,7 @@ const HOUSES: [House; 4] = [
         package: "runtime-min",
         floors: &[
             &["error", "tensor"],
-            &["kernels", "samples", "source_file", "weights"],
+            &["kernels", "samples", "weights"],
             &["ops"],
             &["generate", "processing"],
             &["models"],

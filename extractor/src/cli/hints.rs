@@ -251,7 +251,8 @@ fn of_gguf(error: &GgufExportError) -> Option<&'static str> {
         GgufExportError::PostProcessor { .. } => {
             Some("leave the tokenizer out with --tokenizer-pre none")
         }
-        GgufExportError::Twice { .. }
+        GgufExportError::Sampling { .. }
+        | GgufExportError::Twice { .. }
         | GgufExportError::Part { .. }
         | GgufExportError::Missing { .. }
         | GgufExportError::Shape { .. }

@@ -166,7 +166,7 @@ pub fn main() -> ExitCode {
         Err(e) => return usage(&e),
     };
     let terminal = Terminal::new(cli.color);
-    let stop = signals::install();
+    let stop = signals::install(cli.quiet);
     let context = Context {
         terminal,
         progress: Reporter::new(cli.quiet),

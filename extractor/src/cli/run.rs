@@ -1,11 +1,11 @@
-use std::fs;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use segpack_formats::io::CancelToken;
+use segpack_formats::FormatError;
+use segpack_formats::io::{CancelToken, PendingFile, read_limited, read_up_to};
 use segpack_manifests::documents::{RunPrompt, RunSummary, RunToken};
 use segpack_manifests::json;
 use segpack_runtime_min::generate::SamplingOptions;
@@ -191,12 +191,16 @@ impl Args {
     }
 }
 
+/// What messages call it.
+const STDIN: &str = "standard input";
+/// Bytes of a prompt or of a chat: far more than any model has positions for.
+const MAX_PROMPT_BYTES: u64 = 64 << 20;
+
 /// On a thread of its own: a read that waits for input would not notice Ctrl-C.
 fn read_stdin(stop: &CancelToken) -> Result<String, CliError> {
     let (send, receive) = mpsc::channel();
     thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let read = io::stdin().read_to_end(&mut bytes).map(|_| bytes);
+        let read = read_up_to(io::stdin(), MAX_PROMPT_BYTES);
         // nobody listens any more after an interruption
         let _ = send.send(read);
     });
@@ -207,10 +211,13 @@ fn read_stdin(stop: &CancelToken) -> Result<String, CliError> {
             read => break read.unwrap_or_else(|gone| Err(io::Error::other(gone))),
         }
     };
-    utf8(
-        "standard input",
-        read.map_err(StepError::io("read", "standard input"))?,
-    )
+    let read = read.map_err(StepError::io("read", STDIN))?;
+    let bytes = read.map_err(|length| FormatError::TooLarge {
+        path: STDIN.into(),
+        length,
+        limit: MAX_PROMPT_BYTES,
+    })?;
+    utf8(STDIN, bytes)
 }
 
 fn utf8(what: &str, bytes: Vec<u8>) -> Result<String, CliError> {
@@ -233,10 +240,10 @@ fn without_line_end(mut text: String) -> String {
 
 fn read_messages(file: &Path, stop: &CancelToken) -> Result<Chat, CliError> {
     let (name, text) = if file == Path::new("-") {
-        ("standard input".to_owned(), read_stdin(stop)?)
+        (STDIN.to_owned(), read_stdin(stop)?)
     } else {
         let name = file.display().to_string();
-        let bytes = fs::read(file).map_err(StepError::io("read", file))?;
+        let bytes = read_limited(file, MAX_PROMPT_BYTES)?;
         (name.clone(), utf8(&name, bytes)?)
     };
     Chat::from_json(&text).map_err(|source| CliError::Messages { what: name, source })
@@ -248,6 +255,11 @@ pub(super) fn run_command(args: &Args, context: &Context) -> Result<Exit, CliErr
     if args.print_prompt {
         return show_prompt(&print_prompt(&pack, &options.prompt)?, args.json, context);
     }
+    let report = match &args.experts_report {
+        // what cannot be written is better found before the work than after it
+        Some(Some(path)) => Some(PendingFile::create(path).map_err(StepError::from)?),
+        _ => None,
+    };
     let mut streamed = false;
     let to_terminal = io::stdout().is_terminal();
     let mut tell = |event: RunEvent<'_>| match event {
@@ -276,8 +288,8 @@ pub(super) fn run_command(args: &Args, context: &Context) -> Result<Exit, CliErr
     } else {
         context.terminal.text("\n")?;
     }
-    if let Some(Some(path)) = &args.experts_report {
-        write_experts(&summary, path)?;
+    if let Some(file) = report {
+        write_experts(&summary, file)?;
     }
     // nobody is left to tell where standard error is closed
     let _ = io::stderr().write_all(figures(&summary, args, context).as_bytes());
@@ -298,16 +310,14 @@ fn figures(summary: &RunSummary, args: &Args, context: &Context) -> String {
 
 /// Writes which experts were used: as a heat map where the name ends in `.svg`, otherwise as a
 /// document.
-fn write_experts(summary: &RunSummary, path: &Path) -> Result<(), CliError> {
+fn write_experts(summary: &RunSummary, file: PendingFile) -> Result<(), CliError> {
     let report = experts_report::report(summary);
-    let mut text = Vec::new();
-    if path.extension().is_some_and(|e| e == "svg") {
-        text = svg::heat_map(&report).into_bytes();
-    } else {
-        json::write_document(&mut text, &report).map_err(StepError::io("write", path))?;
-    }
-    fs::write(path, text).map_err(StepError::io("write", path))?;
-    Ok(())
+    let is_picture = file.path().extension().is_some_and(|e| e == "svg");
+    let written = file.publish(|out| match is_picture {
+        true => out.write_all(svg::heat_map(&report).as_bytes()),
+        false => json::write_document(out, &report),
+    });
+    Ok(written.map_err(StepError::from)?)
 }
 
 /// The text alone is printed as it is; only a terminal gets a line end more.

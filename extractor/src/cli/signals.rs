@@ -1,5 +1,6 @@
 //! Ctrl-C and friends: the first asks to stop, the second ends the process.
 
+use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::thread;
@@ -17,8 +18,9 @@ static SIGNAL: OnceLock<Arc<AtomicUsize>> = OnceLock::new();
 const SIGNALLED: i32 = 128;
 
 /// Listens for SIGINT and SIGTERM (on Unix also SIGHUP, taken as SIGTERM), but for those that are
-/// ignored.
-pub(super) fn install() -> &'static CancelToken {
+/// ignored. The first is acknowledged with a line on standard error, unless `quiet`: until the work
+/// that is under way has ended, nothing else shows that it arrived.
+pub(super) fn install(quiet: bool) -> &'static CancelToken {
     let which = SIGNAL.get_or_init(Arc::default);
     let asked = Arc::new(AtomicBool::new(false));
     let ignored = ignored();
@@ -37,8 +39,19 @@ pub(super) fn install() -> &'static CancelToken {
             thread::sleep(std::time::Duration::from_millis(20));
         }
         STOP.cancel();
+        if !quiet {
+            acknowledge();
+        }
     });
     &STOP
+}
+
+/// On a terminal in the place of a bar, which is drawn anew below.
+fn acknowledge() {
+    let mut out = io::stderr().lock();
+    let begin = if out.is_terminal() { "\r\x1b[K" } else { "" };
+    // nobody is left to tell where standard error is closed
+    let _ = writeln!(out, "{begin}stopping…");
 }
 
 /// The signals that are ignored since before the program began: bit N - 1 for signal N.

@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 use segpack_formats::FormatError;
 use segpack_formats::digest::Sha256;
-use segpack_formats::io::{InputFile, ReadAt};
+use segpack_formats::io::{InputFile, ReadAt, read_limited};
 use segpack_formats::safetensors::{Shard, ShardIndex, check_relative_path};
 use segpack_formats::strict_json::UniqueEntries;
 use segpack_manifests::documents::{Finding, FindingKind, LeftOut, Provenance, SideFile};
-use segpack_manifests::folder::{PARTIAL, SHARD_HEADERS};
+use segpack_manifests::folder::{PARTIAL, SHARD_HEADERS, max_source_bytes};
 use serde_json::Value;
 use walkdir::{DirEntry, WalkDir};
 
@@ -326,8 +326,8 @@ impl Checkpoint {
             .collect();
         match &named[..] {
             [] => {}
-            [file] => match fs::read(self.root.join(file)) {
-                Err(e) => self.malformed_index(file, &e.to_string()),
+            [file] => match read_limited(&self.root.join(file), max_source_bytes(file)) {
+                Err(e) => self.malformed_index(file, &reason(&e)),
                 Ok(json) => match ShardIndex::parse(&json) {
                     Ok(index) => self.index = Some(index),
                     Err(e) => self.malformed_index(file, &e.to_string()),
@@ -476,9 +476,12 @@ impl Checkpoint {
     }
 
     fn read_config(&mut self) {
-        let json = match fs::read(self.root.join(CONFIG)) {
+        let path = self.root.join(CONFIG);
+        if !path.exists() {
+            return; // scan reports the missing audit
+        }
+        let json = match read_limited(&path, max_source_bytes(CONFIG)) {
             Ok(json) => json,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return, // scan reports the missing audit
             // `add_file` has reported what cannot be read at all
             Err(_)
                 if self
@@ -488,7 +491,7 @@ impl Checkpoint {
             {
                 return;
             }
-            Err(e) => return self.unreadable(CONFIG.to_owned(), &e.to_string()),
+            Err(e) => return self.unreadable(CONFIG.to_owned(), &reason(&e)),
         };
         match serde_json::from_slice::<UniqueEntries<Value>>(&json) {
             Ok(entries) => self.config = Some(Value::Object(entries.0.into_iter().collect())),
@@ -506,6 +509,14 @@ fn is_lfs_pointer(path: &Path, length: u64) -> io::Result<bool> {
     const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
     const MAX_POINTER_BYTES: u64 = 1024;
     Ok(length <= MAX_POINTER_BYTES && fs::read(path)?.starts_with(POINTER))
+}
+
+/// Why a file cannot be read, for a finding that names it.
+fn reason(error: &FormatError) -> String {
+    match error {
+        FormatError::Io { source, .. } => source.to_string(),
+        other => other.to_string(),
+    }
 }
 
 /// An error with its cause, for a finding.

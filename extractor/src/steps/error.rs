@@ -4,9 +4,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use segpack_formats::FormatError;
-use segpack_manifests::PackError;
 use segpack_manifests::documents::Finding;
 use segpack_manifests::layout::PlanError;
+use segpack_manifests::{ModelError, PackError};
 use segpack_runtime_min::RunError;
 use segpack_runtime_min::generate::GenerateError;
 use segpack_runtime_min::processing::PromptError;
@@ -189,8 +189,16 @@ fn exit_of_run(error: &RunError) -> Exit {
     match error {
         RunError::Format(e) => exit_of_format(e),
         RunError::Unsuitable(_) => Exit::Damaged,
+        RunError::Model(e) => exit_of_model(e),
         // memory, threads, the GPU and its driver
         _ => Exit::Failed,
+    }
+}
+
+fn exit_of_model(error: &ModelError) -> Exit {
+    match error {
+        ModelError::File(e) => exit_of_format(e),
+        _ => Exit::Damaged,
     }
 }
 
@@ -283,6 +291,7 @@ fn exit_of_export(error: &ExportError) -> Exit {
         | ExportError::Tokenizer(_) => Exit::Damaged,
         #[cfg(feature = "run")]
         ExportError::Template(_) => Exit::Damaged,
+        ExportError::Model(e) => exit_of_model(e),
         ExportError::Gguf(e) => exit_of_gguf(e),
         ExportError::Document { .. }
         | ExportError::ReadBack { .. }
@@ -294,6 +303,7 @@ fn exit_of_gguf(error: &GgufExportError) -> Exit {
     match error {
         GgufExportError::Name { .. } | GgufExportError::TooManyFiles { .. } => Exit::Usage,
         GgufExportError::Setting { .. }
+        | GgufExportError::Sampling { .. }
         | GgufExportError::Twice { .. }
         | GgufExportError::Part { .. }
         | GgufExportError::Missing { .. }
@@ -471,11 +481,12 @@ mod tests {
                 source: io(),
             }
             .into(),
-            SessionError::Config {
+            RunError::from(ModelError::Json {
                 path: path(),
                 source: json(),
-            }
+            })
             .into(),
+            ExportError::Model(ModelError::NoConfig).into(),
             SessionError::from(PromptError::from(TokenizerError::Missing {
                 missing: "vocab.json".to_owned(),
             }))

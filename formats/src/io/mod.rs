@@ -5,21 +5,26 @@
 //! bytes in memory ([`MemoryFile`]), or whatever else has bytes at positions. Nothing maps a file's
 //! contents: a file that shrinks while it is read is an error, not a signal.
 //!
-//! [`DirectFile`] reads past the page cache, [`SequentialWriter`] writes past it. Long work polls a
+//! [`DirectFile`] reads past the page cache, [`SequentialWriter`] writes past it; a [`PendingFile`] is
+//! reserved before the work whose result it holds. Long work polls a
 //! [`CancelToken`].
 
 mod cancel;
 mod direct;
+mod limited;
 mod local;
 mod memory;
+mod pending;
 mod read_at;
 mod sequential;
 mod write;
 
 pub use cancel::CancelToken;
 pub use direct::{DIRECT_ALIGNMENT, DirectFile, ReadPath, align_outward};
+pub use limited::{read_limited, read_up_to};
 pub use local::InputFile;
 pub use memory::MemoryFile;
+pub use pending::PendingFile;
 pub use read_at::{ReadAt, Stamp};
 pub use sequential::{SequentialWriter, WriteBuffer};
 pub use write::{sync_folder, write_all_at};

@@ -176,13 +176,23 @@ impl<'a> Section<'a> {
         }
     }
 
-    pub(crate) fn positive_number(&self, key: &str, default: f64) -> Result<f64, ConfigError> {
-        match self.get(key) {
-            None => Ok(default),
-            Some(value) => value
-                .as_f64()
-                .filter(|number| number.is_finite() && *number > 0.0)
-                .ok_or_else(|| self.invalid(key, "a positive number")),
+    /// A positive number within these bounds, both included.
+    pub(crate) fn number(
+        &self,
+        key: &str,
+        default: f64,
+        range: RangeInclusive<f64>,
+    ) -> Result<f64, ConfigError> {
+        let Some(value) = self.get(key) else {
+            return Ok(default);
+        };
+        match value.as_f64() {
+            Some(number) if range.contains(&number) => Ok(number),
+            Some(number) if number > 0.0 => {
+                let wanted = format!("a number from {:e} to {:e}", range.start(), range.end());
+                Err(self.invalid(key, &wanted))
+            }
+            _ => Err(self.invalid(key, "a positive number")),
         }
     }
 
@@ -240,6 +250,11 @@ impl<'a> Section<'a> {
             found,
             wanted: wanted.to_owned(),
         }
+    }
+
+    /// What is there under a key, if it is not null.
+    pub(crate) fn value(&self, key: &str) -> Option<&'a Value> {
+        self.get(key)
     }
 
     fn get(&self, key: &str) -> Option<&'a Value> {

@@ -1,9 +1,19 @@
 //! What a reader of a manifest, or a runtime, wants to know of a text decoder.
 
+use std::ops::RangeInclusive;
+
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::blocks::decoder::{Decoder, DecoderDefaults, Sparsity};
-use super::config::{ConfigError, Section};
+use super::config::{ConfigError, MAX_SIZE, Section};
+
+/// What RMS norms may add to a mean square: not 0 in f32, and not so much that it hides the values.
+const RMS_NORM_EPS: RangeInclusive<f64> = 1e-30..=1.0;
+/// Bases of rotary frequencies: those of a smaller one grow, of a greater one nothing is left.
+const ROPE_THETA: RangeInclusive<f64> = 1.0..=1e15;
+/// Factors by which positions are scaled.
+const ROPE_FACTOR: RangeInclusive<f64> = 1e-6..=1e6;
 
 /// Facts about a text decoder that a runtime or a reader of the manifest wants to know.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -60,6 +70,14 @@ impl TextFacts {
             let wanted = format!("from 1 to the {} experts", moe.experts);
             return Err(section.invalid("num_experts_per_tok", &wanted));
         }
+        if attention.heads % attention.kv_heads != 0 {
+            let wanted = format!("a divisor of the {} heads", attention.heads);
+            return Err(section.invalid("num_key_value_heads", &wanted));
+        }
+        if attention.head_dim % 2 != 0 {
+            let wanted = "an even number, as halves of a head are rotated";
+            return Err(section.invalid("head_dim", wanted));
+        }
         let (rope_theta, rope_type) = read_rope(section, defaults.rope_theta)?;
         Ok(Self {
             hidden_size: decoder.vocabulary.hidden,
@@ -74,7 +92,7 @@ impl TextFacts {
             head_dim: attention.head_dim,
             vocab: decoder.vocabulary.size,
             // class default
-            rms_norm_eps: section.positive_number("rms_norm_eps", 1e-6)?,
+            rms_norm_eps: section.number("rms_norm_eps", 1e-6, RMS_NORM_EPS)?,
             rope_theta,
             rope_type,
             attention_bias: attention.has_bias,
@@ -87,13 +105,93 @@ impl TextFacts {
 /// transformers 4: `rope_theta` beside `rope_scaling`; transformers 5: all of it in
 /// `rope_parameters`.
 fn read_rope(section: &Section<'_>, default: f64) -> Result<(f64, String), ConfigError> {
-    let beside = section.positive_number("rope_theta", default)?;
+    let beside = section.number("rope_theta", default, ROPE_THETA)?;
     let key = section.either("rope_parameters", "rope_scaling");
     if !section.has(key) {
         return Ok((beside, "default".to_owned()));
     }
     let rope = section.section(key)?;
     let kind = rope.text(rope.either("rope_type", "type"))?;
-    let theta = rope.positive_number("rope_theta", beside)?;
+    let theta = rope.number("rope_theta", beside, ROPE_THETA)?;
     Ok((theta, kind.unwrap_or("default").to_owned()))
+}
+
+/// What a runtime reads of a text decoder beside its sizes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TextSettings {
+    /// Positions that the model was made for; `None` where the configuration does not say.
+    pub max_positions: Option<u64>,
+}
+
+impl TextSettings {
+    /// Reads the settings of a decoder, and refuses those that ask for an operation that this
+    /// program does not compute: leaving it out would give other tokens without a word.
+    pub(crate) fn read(section: &Section<'_>, facts: &TextFacts) -> Result<Self, ConfigError> {
+        check_operations(section)?;
+        check_rope(section)?;
+        for key in ["bos_token_id", "eos_token_id"] {
+            check_token_ids(section, key, facts.vocab)?;
+        }
+        let key = "max_position_embeddings";
+        let max_positions = match section.has(key) {
+            true => Some(section.size(key, None)?),
+            false => None,
+        };
+        Ok(Self { max_positions })
+    }
+}
+
+/// The activation of the MLPs is silu, and every token attends to all before it.
+fn check_operations(section: &Section<'_>) -> Result<(), ConfigError> {
+    // class default
+    if !matches!(section.text("hidden_act")?, None | Some("silu")) {
+        return Err(section.invalid("hidden_act", "\"silu\", the only one that is computed"));
+    }
+    if section.flag("use_sliding_window", false)? {
+        let wanted = "false: sliding windows are not computed";
+        return Err(section.invalid("use_sliding_window", wanted));
+    }
+    Ok(())
+}
+
+/// Scaled positions are told by their kind; all others are of whole heads. Sections of time, height
+/// and width have the same positions where there is text alone, whatever their sizes are.
+fn check_rope(section: &Section<'_>) -> Result<(), ConfigError> {
+    check_whole_heads(section)?;
+    let key = section.either("rope_parameters", "rope_scaling");
+    if !section.has(key) {
+        return Ok(());
+    }
+    let rope = section.section(key)?;
+    check_whole_heads(&rope)?;
+    rope.number("factor", 1.0, ROPE_FACTOR)?;
+    let sections = rope.integers("mrope_section", &[], 1..=MAX_SIZE)?;
+    if !matches!(sections.len(), 0 | 3) {
+        return Err(rope.invalid("mrope_section", "3 sizes: of time, height and width"));
+    }
+    Ok(())
+}
+
+/// Whether all of a head is rotated.
+fn check_whole_heads(section: &Section<'_>) -> Result<(), ConfigError> {
+    let wanted = "1: heads are rotated as a whole";
+    let whole = 1.0..=1.0;
+    let part = section.number("partial_rotary_factor", 1.0, whole);
+    part.map(drop)
+        .map_err(|_| section.invalid("partial_rotary_factor", wanted))
+}
+
+/// A token id, or a list of them; null and absent is none.
+fn check_token_ids(section: &Section<'_>, key: &str, vocab: u64) -> Result<(), ConfigError> {
+    let is_inside = |id: &Value| id.as_u64().is_some_and(|id| id < vocab);
+    let is_sound = match section.value(key) {
+        None => true,
+        Some(Value::Array(ids)) => ids.iter().all(is_inside),
+        Some(id) => is_inside(id),
+    };
+    if is_sound {
+        return Ok(());
+    }
+    Err(section.invalid(key, &format!("token ids below the vocabulary of {vocab}")))
 }

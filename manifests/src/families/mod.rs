@@ -18,7 +18,7 @@ use segpack_formats::numeric::Dtype;
 use serde_json::Value;
 
 pub use config::{ConfigError, MAX_COUNT, MAX_SIZE};
-pub use facts::TextFacts;
+pub use facts::{TextFacts, TextSettings};
 pub use name::{FamilyName, UnknownFamily};
 pub use rewrite::set_dtype;
 pub use rules::MAX_TENSORS;
@@ -48,6 +48,8 @@ pub(crate) struct FamilyRow {
     expected: ExpectedBy,
     /// The text decoder of a configuration.
     text_facts: fn(&Section<'_>) -> Result<TextFacts, ConfigError>,
+    /// The object of a configuration that describes the text decoder.
+    text_section: for<'a> fn(&Section<'a>) -> Result<Section<'a>, ConfigError>,
     /// The configuration of the text decoder as a `Qwen3MoeForCausalLM`, given that of the
     /// checkpoint and its `generation_config.json`.
     as_causal_lm: fn(&Value, Option<&Value>) -> Result<Value, ConfigError>,
@@ -254,6 +256,20 @@ impl Family {
     /// When a key is missing or unusable.
     pub fn text_facts(self, config: &Value) -> Result<TextFacts, ConfigError> {
         (self.0.text_facts)(&Section::root(config)?)
+    }
+
+    /// What a runtime has to know of that decoder beside its facts.
+    ///
+    /// # Errors
+    ///
+    /// When a key is unusable, or asks for an operation that this program does not compute.
+    pub fn text_settings(
+        self,
+        config: &Value,
+        facts: &TextFacts,
+    ) -> Result<TextSettings, ConfigError> {
+        let section = (self.0.text_section)(&Section::root(config)?)?;
+        TextSettings::read(&section, facts)
     }
 
     /// The same text decoder as a `Qwen3MoeForCausalLM`, so that transformers 4 and 5 and everybody

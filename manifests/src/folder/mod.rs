@@ -1,8 +1,10 @@
 //! A pack folder, opened for reading.
 
 mod identity;
+mod model;
 pub(crate) mod paths;
 mod reader;
+mod source_file;
 
 use std::collections::HashMap;
 use std::fs;
@@ -13,8 +15,10 @@ use segpack_formats::digest::Sha256;
 use segpack_formats::io::InputFile;
 
 pub use identity::{OpenOptions, Voucher, digest_in_list};
+pub use model::{ModelError, PackModel, TextDecoder};
 pub use paths::{MANIFEST, MAX_MANIFEST_BYTES, PACKS, PARTIAL, SHARD_HEADERS, SOURCE, SUMS};
 pub use reader::{PackCursor, PackReader};
+pub use source_file::{max_source_bytes, source_file, stored_file};
 
 use crate::documents::{Manifest, ManifestError, SegmentEntry, TensorEntry};
 

@@ -9,6 +9,7 @@
 
 use std::ops::Range;
 
+use segpack_formats::io::CancelToken;
 use segpack_formats::numeric::FloatDtype;
 
 use super::Kernels;
@@ -45,11 +46,16 @@ pub(crate) struct Attention<'a> {
     pub compute: Compute,
 }
 
-/// Computes `out`, like `q`.
+/// Computes `out`, like `q`; some of its values are undefined once `stop` is requested.
 ///
 /// # Panics
 /// Where the sizes do not fit together.
-pub(crate) fn attention(kernels: Kernels, what: Attention<'_>, out: &mut [f32]) {
+pub(crate) fn attention(
+    kernels: Kernels,
+    what: Attention<'_>,
+    out: &mut [f32],
+    stop: &CancelToken,
+) {
     let Heads {
         query,
         key_value,
@@ -100,7 +106,7 @@ pub(crate) fn attention(kernels: Kernels, what: Attention<'_>, out: &mut [f32]) 
     }
     let work = what.q.len() * positions;
     tasks.reverse(); // the longest first
-    each(tasks, work > 1 << 16, |task| kernels.run(task));
+    each(tasks, work > 1 << 16, stop, |task| kernels.run(task));
 }
 
 /// Some tokens' query heads of one key head.

@@ -1,5 +1,6 @@
 //! A batch of linear layers, cut into tasks for rayon's current pool.
 
+use segpack_formats::io::CancelToken;
 use segpack_formats::numeric::FloatDtype;
 
 use super::Kernels;
@@ -41,14 +42,20 @@ enum Kind {
     Gemv,
 }
 
-/// Computes all linear layers.
+/// Computes all linear layers; some values are undefined once `stop` is requested.
 ///
 /// # Panics
 /// Where the sizes of a product do not fit together.
-pub(crate) fn linears(kernels: Kernels, compute: Compute, linears: &mut [Linear<'_>]) {
+pub(crate) fn linears(
+    kernels: Kernels,
+    compute: Compute,
+    linears: &mut [Linear<'_>],
+    stop: &CancelToken,
+) {
     let mut wave = Wave {
         kernels,
         compute,
+        stop,
         parts: Vec::new(),
         packed: 0,
     };
@@ -148,6 +155,7 @@ fn empty_sums(compute: Compute, bias: Option<&[f32]>, out: &mut [f32]) {
 struct Wave<'a> {
     kernels: Kernels,
     compute: Compute,
+    stop: &'a CancelToken,
     parts: Vec<Part<'a>>,
     packed: usize,
 }
@@ -175,7 +183,9 @@ impl<'a> Wave<'a> {
         self.pack(buffer);
         let tasks = self.tasks(buffer);
         let (kernels, compute) = (self.kernels, self.compute);
-        each(tasks, work > SMALL, |task| task.run(kernels, compute));
+        each(tasks, work > SMALL, self.stop, |task| {
+            task.run(kernels, compute);
+        });
         self.packed = 0;
     }
 
@@ -205,10 +215,12 @@ impl<'a> Wave<'a> {
                 rest = after;
             }
         }
-        each(packs, done > SMALL, |(kind, pack)| match (kind, compute) {
-            (Kind::Gemv, Compute::F32) => pack_lanes(pack.x, pack.to),
-            (Kind::Gemv, Compute::Bf16) => pack.to.copy_from_slice(pack.x),
-            (Kind::Gemm, _) => kernels.run(pack),
+        each(packs, done > SMALL, self.stop, |(kind, pack)| {
+            match (kind, compute) {
+                (Kind::Gemv, Compute::F32) => pack_lanes(pack.x, pack.to),
+                (Kind::Gemv, Compute::Bf16) => pack.to.copy_from_slice(pack.x),
+                (Kind::Gemm, _) => kernels.run(pack),
+            }
         });
     }
 

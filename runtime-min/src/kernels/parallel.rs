@@ -1,10 +1,22 @@
 //! Tasks on rayon's current pool.
 
 use rayon::prelude::*;
+use segpack_formats::io::CancelToken;
 
-/// Runs every task. Neighbours stay on one thread, in order, unless another thread runs dry. With
+/// Runs every task, or skips those that are left once `stop` is requested: the caller asks it
+/// afterwards. Neighbours stay on one thread, in order, unless another thread runs dry. With
 /// `parallel` false, or one thread, all run on the caller's.
-pub(super) fn each<T: Send>(tasks: Vec<T>, parallel: bool, run: impl Fn(T) + Send + Sync) {
+pub(super) fn each<T: Send>(
+    tasks: Vec<T>,
+    parallel: bool,
+    stop: &CancelToken,
+    run: impl Fn(T) + Send + Sync,
+) {
+    let run = |task| {
+        if !stop.is_cancelled() {
+            run(task);
+        }
+    };
     if parallel && tasks.len() > 1 && rayon::current_num_threads() > 1 {
         tasks.into_par_iter().with_max_len(1).for_each(run);
     } else {

@@ -4,6 +4,8 @@
 //! kernels).
 
 use rayon::prelude::*;
+use segpack_formats::Result;
+use segpack_formats::io::CancelToken;
 
 use super::Ops;
 use crate::kernels::{self, Kernels, UnknownKernels};
@@ -42,6 +44,20 @@ impl CpuOps {
     pub fn kernels(&self) -> Kernels {
         self.kernels
     }
+
+    fn attention_of<'x>(
+        &self,
+        [q, keys, values]: [&'x [f32]; 3],
+        heads: Heads,
+    ) -> kernels::Attention<'x> {
+        kernels::Attention {
+            q,
+            keys,
+            values,
+            heads,
+            compute: self.compute,
+        }
+    }
 }
 
 /// Values of a task that are whole rows of this length.
@@ -55,18 +71,28 @@ impl Ops for CpuOps {
     }
 
     fn linears(&self, linears: &mut [Linear<'_>]) {
-        kernels::linears(self.kernels, self.compute, linears);
+        kernels::linears(self.kernels, self.compute, linears, &CancelToken::default());
+    }
+
+    fn linears_until(&self, linears: &mut [Linear<'_>], stop: &CancelToken) -> Result<()> {
+        kernels::linears(self.kernels, self.compute, linears, stop);
+        stop.check()
     }
 
     fn attention(&self, q: &[f32], keys: &[f32], values: &[f32], heads: Heads, out: &mut [f32]) {
-        let what = kernels::Attention {
-            q,
-            keys,
-            values,
-            heads,
-            compute: self.compute,
-        };
-        kernels::attention(self.kernels, what, out);
+        let what = self.attention_of([q, keys, values], heads);
+        kernels::attention(self.kernels, what, out, &CancelToken::default());
+    }
+
+    fn attention_until(
+        &self,
+        qkv: [&[f32]; 3],
+        heads: Heads,
+        out: &mut [f32],
+        stop: &CancelToken,
+    ) -> Result<()> {
+        kernels::attention(self.kernels, self.attention_of(qkv, heads), out, stop);
+        stop.check()
     }
 
     fn rms_norm(&self, x: &mut [f32], weight: &[f32], eps: f32) {

@@ -11,6 +11,9 @@ mod scalar;
 pub use cpu::CpuOps;
 pub use scalar::ScalarOps;
 
+use segpack_formats::Result;
+use segpack_formats::io::CancelToken;
+
 use crate::tensor::Linear;
 pub use crate::tensor::{Compute, Heads, Matrix};
 
@@ -34,10 +37,36 @@ pub trait Ops: Send + Sync {
         }]);
     }
 
+    /// As [`linears`](Self::linears); ends soon after `stop` is requested.
+    ///
+    /// # Errors
+    /// `Interrupted` then; some of the results are undefined.
+    fn linears_until(&self, linears: &mut [Linear<'_>], stop: &CancelToken) -> Result<()> {
+        stop.check()?;
+        self.linears(linears);
+        stop.check()
+    }
+
     /// Causal attention of the last `tokens` positions over all cached ones. `q` is `[tokens, query
     /// × width]`, `keys` and `values` are `[positions, key_value × width]`, `out` is like `q`.
     /// Scale is `width^-0.5`.
     fn attention(&self, q: &[f32], keys: &[f32], values: &[f32], heads: Heads, out: &mut [f32]);
+
+    /// As [`attention`](Self::attention); ends soon after `stop` is requested.
+    ///
+    /// # Errors
+    /// `Interrupted` then; some of the results are undefined.
+    fn attention_until(
+        &self,
+        [q, keys, values]: [&[f32]; 3],
+        heads: Heads,
+        out: &mut [f32],
+        stop: &CancelToken,
+    ) -> Result<()> {
+        stop.check()?;
+        self.attention(q, keys, values, heads, out);
+        stop.check()
+    }
 
     /// RMS norm of every row: `w · round(x · rsqrt(mean(x²) + eps))`, rounded. The cast comes
     /// before the weight (modeling_qwen3_omni_moe.py, `Qwen3OmniMoeThinkerTextRMSNorm`).

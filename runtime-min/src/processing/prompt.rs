@@ -1,6 +1,7 @@
 //! From a prompt to token ids, and back to text.
 
 use segpack_manifests::Pack;
+use segpack_manifests::folder::source_file;
 
 use super::PromptError;
 #[cfg(feature = "text")]
@@ -8,7 +9,6 @@ use super::text::chat_template::{ChatTemplate, RenderOptions, TemplateValue};
 #[cfg(feature = "text")]
 use super::text::tokenizer::{SpecialTokens, StreamDecoder, Tokenizer};
 use super::text::{EosIds, TokenizerError};
-use crate::source_file::source_file;
 
 /// What to start from.
 #[derive(Debug, Clone)]
@@ -88,6 +88,52 @@ impl Chat {
             tools: None,
         })
     }
+}
+
+#[cfg(feature = "text")]
+impl Chat {
+    /// Templates leave a mark for an image, a sound or a video, or nothing: either way the model
+    /// would not see it.
+    fn check_media(&self) -> Result<(), PromptError> {
+        // what is no JSON is refused by the template
+        let messages = serde_json::to_value(&self.messages).unwrap_or_default();
+        let messages = messages.as_array().map(Vec::as_slice).unwrap_or_default();
+        for (message, content) in messages.iter().enumerate() {
+            let parts = content.get("content").and_then(serde_json::Value::as_array);
+            let parts = parts.map(Vec::as_slice).unwrap_or_default();
+            for (part, value) in parts.iter().enumerate() {
+                if let Some(kind) = media_kind(value) {
+                    return Err(PromptError::Media {
+                        message,
+                        part,
+                        kind,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a part of a message's content is, if it is not text.
+#[cfg(feature = "text")]
+fn media_kind(part: &serde_json::Value) -> Option<String> {
+    let object = part.as_object()?;
+    match object.get("type").and_then(serde_json::Value::as_str) {
+        Some("text") => {}
+        Some(other) => return Some(format!("of type {other:?}")),
+        None => {}
+    }
+    let is_media = |key: &&String| {
+        let kinds = ["image", "audio", "video", "input_audio", "file"];
+        kinds
+            .iter()
+            .any(|kind| *key == kind || key.as_str() == format!("{kind}_url"))
+    };
+    if let Some(key) = object.keys().find(is_media) {
+        return Some(format!("an object with {key:?}"));
+    }
+    (!object.contains_key("text")).then(|| "an object without \"text\"".to_owned())
 }
 
 #[cfg(feature = "text")]
@@ -234,6 +280,7 @@ impl<'p> TextFrontend<'p> {
 
     #[cfg(feature = "text")]
     fn render(&self, chat: &Chat, enable_thinking: Option<bool>) -> Result<String, PromptError> {
+        chat.check_media()?;
         let template = ChatTemplate::load(&|name: &str| source_file(self.pack, name))?;
         let options = RenderOptions {
             add_generation_prompt: true,

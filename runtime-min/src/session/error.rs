@@ -1,7 +1,5 @@
 //! Why a session could not be opened, or did not generate.
 
-use std::path::PathBuf;
-
 use segpack_formats::FormatError;
 
 use crate::error::RunError;
@@ -31,21 +29,6 @@ pub enum SessionError {
     /// The candidates or the rank at a step cannot be determined.
     #[error(transparent)]
     Logits(#[from] LogitsError),
-    /// `config.json` of the checkpoint is not JSON.
-    #[error("{}: is not valid JSON", path.display())]
-    Config {
-        /// The file in the pack.
-        path: PathBuf,
-        /// Where and why not.
-        #[source]
-        source: serde_json::Error,
-    },
-    /// `config.json` gives a context length that is none.
-    #[error("config.json: max_position_embeddings is {seen}; wanted a number above 0")]
-    BadContextLength {
-        /// The JSON value.
-        seen: String,
-    },
     /// GPU memory was limited for a model that runs on the CPU.
     #[error("a GPU memory budget was given, but the model runs on the CPU")]
     DeviceMemoryOnCpu,

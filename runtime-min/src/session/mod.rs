@@ -30,6 +30,8 @@
 //! # }
 //! ```
 
+#[cfg(target_os = "linux")]
+mod cgroup;
 mod context;
 mod device;
 mod error;
@@ -46,7 +48,7 @@ use segpack_manifests::{Pack, PackReader};
 
 use self::device::OpenDevice;
 use crate::error::RunError;
-use crate::models::decoder::{RunSettings, text_facts};
+use crate::models::decoder::{RunSettings, text_decoder};
 use crate::processing::{PromptError, TextFrontend};
 use crate::tensor::Compute;
 use crate::trace::TraceRecorder;
@@ -62,7 +64,7 @@ pub use self::generation::{
 pub use self::host_memory::available_memory;
 pub use self::model::Model;
 pub use crate::models::decoder::Logits;
-pub use crate::source_file::source_file;
+pub use segpack_manifests::folder::source_file;
 
 /// How a session runs models.
 #[derive(Debug, Clone, Default)]
@@ -210,9 +212,9 @@ impl<'p> Session<'p> {
     /// Positions that the text model was made for.
     ///
     /// # Errors
-    /// `Config` and `BadContextLength` where `config.json` cannot be used; damage of it.
+    /// `Run` where the numbers of the model cannot be used.
     pub fn context_length(&self) -> Result<ContextLength, SessionError> {
-        ContextLength::of(self.pack)
+        Ok(ContextLength::of(text_decoder(self.pack)?.settings))
     }
 
     /// Runs `work` on the session's threads.
@@ -313,8 +315,8 @@ impl<'p> Session<'p> {
     /// # Errors
     /// `Run` where the pack's model cannot be run.
     pub fn recorder(&self) -> Result<TraceRecorder, SessionError> {
-        let facts = text_facts(self.pack.manifest())?;
-        Ok(TraceRecorder::new(self.options.compute, facts))
+        let facts = text_decoder(self.pack)?.facts;
+        Ok(TraceRecorder::new(self.options.compute, &facts))
     }
 }
 

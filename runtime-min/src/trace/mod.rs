@@ -43,7 +43,7 @@ use segpack_manifests::documents::Manifest;
 use serde::{Deserialize, Serialize};
 
 pub use self::read::{Trace, TracePrompt};
-pub use self::record::TraceRecorder;
+pub use self::record::{TraceFiles, TraceRecorder};
 pub use self::server::{Place, Ranked};
 
 /// What the reference script calls this format.

@@ -1,10 +1,10 @@
 //! A trace that was recorded: opened, checked, read tensor by tensor.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use segpack_formats::io::read_limited;
 use segpack_formats::numeric::{Dtype, FloatDtype};
 use segpack_formats::safetensors::{Shard, TensorEntry};
 use segpack_formats::{FormatError, Result};
@@ -12,6 +12,9 @@ use serde::Deserialize;
 
 use super::{RecordedFile, TRACE_FORMAT, tensor_name};
 use crate::tensor::Compute;
+
+/// Bytes that are read of the `.json` file: token ids of all prompts, some of each step.
+const MAX_DOCUMENT_BYTES: u64 = 256 << 20;
 
 /// What the `.json` file says of a prompt.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -350,7 +353,7 @@ impl Trace {
 }
 
 fn read_document(path: &Path) -> Result<Document> {
-    let bytes = fs::read(path).map_err(FormatError::io("read", path))?;
+    let bytes = read_limited(path, MAX_DOCUMENT_BYTES)?;
     let document: Document = serde_json::from_slice(&bytes)
         .map_err(|e| FormatError::malformed(path, format!("is no description of a trace: {e}")))?;
     if document.format != TRACE_FORMAT {

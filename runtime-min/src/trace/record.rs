@@ -1,12 +1,12 @@
 //! A trace that is recorded while a model runs, and written.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::Path;
 
+use segpack_formats::Result;
+use segpack_formats::io::PendingFile;
 use segpack_formats::numeric::{Dtype, FloatDtype};
-use segpack_formats::{FormatError, Result};
 use segpack_manifests::documents::GENERATOR;
 use segpack_manifests::families::TextFacts;
 use segpack_manifests::json::write_document;
@@ -24,6 +24,27 @@ struct Tensor {
     dtype: Dtype,
     shape: Vec<u64>,
     bytes: Vec<u8>,
+}
+
+/// The files of a trace, reserved before anything is computed: whoever cannot write them is told at
+/// once. Dropped, they leave nothing.
+#[derive(Debug)]
+pub struct TraceFiles {
+    tensors: PendingFile,
+    document: PendingFile,
+}
+
+impl TraceFiles {
+    /// Of the trace at `path`, which ends in `.safetensors`; the `.json` file is beside it.
+    ///
+    /// # Errors
+    /// `Io` where one of them cannot be created.
+    pub fn create(path: &Path) -> Result<Self> {
+        Ok(Self {
+            tensors: PendingFile::create(path)?,
+            document: PendingFile::create(&path.with_extension("json"))?,
+        })
+    }
 }
 
 /// Records a trace while a model runs: prompt by prompt, each in one forward pass with all logits,
@@ -200,6 +221,20 @@ impl TraceRecorder {
         settings: Map<String, Value>,
         checkpoint: &BTreeMap<String, RecordedFile>,
     ) -> Result<()> {
+        self.write_to(TraceFiles::create(path)?, settings, checkpoint)
+    }
+
+    /// As [`write`](Self::write), into files that were reserved before.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn write_to(
+        &self,
+        files: TraceFiles,
+        settings: Map<String, Value>,
+        checkpoint: &BTreeMap<String, RecordedFile>,
+    ) -> Result<()> {
+        let path = files.tensors.path();
         let f = &self.facts;
         let mut all = Map::new();
         let dtype = if self.compute == Compute::F32 {
@@ -228,10 +263,8 @@ impl TraceRecorder {
             "checkpoint": checkpoint,
             "prompts": self.prompts,
         });
-        write_whole(path, |out| self.write_tensors(out))?;
-        write_whole(&path.with_extension("json"), |out| {
-            write_document(out, &document)
-        })
+        files.tensors.publish(|out| self.write_tensors(out))?;
+        files.document.publish(|out| write_document(out, &document))
     }
 
     /// Wide dtypes first, as the stock writer orders them, so that every tensor is aligned.
@@ -325,23 +358,4 @@ fn float_bytes(dtype: FloatDtype, values: &[f32]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(values.len() * dtype.byte_width());
     dtype.narrow(values, &mut bytes);
     bytes
-}
-
-/// The file appears whole or not at all.
-fn write_whole(
-    path: &Path,
-    write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
-) -> Result<()> {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
-    let file = fs::File::create(&partial).map_err(FormatError::io("create", &partial))?;
-    let mut out = BufWriter::new(file);
-    let written = write(&mut out)
-        .and_then(|()| out.flush())
-        .and_then(|()| fs::rename(&partial, path));
-    written.map_err(|e| {
-        let _ = fs::remove_file(&partial);
-        FormatError::io("write", path)(e)
-    })
 }

@@ -73,17 +73,17 @@ pub struct Budget {
 impl Demand {
     /// What is taken before the network gets anything.
     fn shared(&self) -> u64 {
-        self.overhead + self.manifest
+        self.overhead.saturating_add(self.manifest)
     }
 
     /// The smallest budget that works: everything streamed, one expert at a time.
     pub fn min(&self) -> u64 {
-        self.shared() + self.network.min()
+        self.shared().saturating_add(self.network.min())
     }
 
     /// The largest budget that is of use.
     pub fn max(&self) -> u64 {
-        self.shared() + self.network.max()
+        self.shared().saturating_add(self.network.max())
     }
 
     /// Shares out `memory` (`None`: as much as the network can use), with at most `max_slots` for
@@ -98,10 +98,19 @@ impl Demand {
     }
 }
 
+/// More than can be counted is too much for every budget.
+fn sum<const N: usize>(parts: [u64; N]) -> u64 {
+    parts.into_iter().fold(0, u64::saturating_add)
+}
+
 impl NetworkDemand {
     /// All but the weights.
     fn fixed(&self, batch: u64) -> u64 {
-        self.state + self.activations + batch * self.per_token
+        sum([
+            self.state,
+            self.activations,
+            batch.saturating_mul(self.per_token),
+        ])
     }
 
     fn min_batch(&self) -> u64 {
@@ -121,12 +130,20 @@ impl NetworkDemand {
 
     /// The least that works: everything streamed, one expert at a time.
     pub fn min(&self) -> u64 {
-        self.fixed(self.min_batch()) + self.dense_streamed + self.expert
+        sum([
+            self.fixed(self.min_batch()),
+            self.dense_streamed,
+            self.expert,
+        ])
     }
 
     /// The most that is of use.
     pub fn max(&self) -> u64 {
-        self.fixed(self.batch(u64::MAX)) + self.dense + self.experts * self.expert
+        sum([
+            self.fixed(self.batch(u64::MAX)),
+            self.dense,
+            self.experts.saturating_mul(self.expert),
+        ])
     }
 
     /// Shares out what `memory` leaves after the `taken` bytes of others. `None` where it is too
@@ -144,7 +161,10 @@ impl NetworkDemand {
             });
         };
         // with fewer slots asked for, fewer have to fit
-        let one_token = self.experts_per_token.min(max_slots) * self.expert;
+        let one_token = self
+            .experts_per_token
+            .min(max_slots)
+            .saturating_mul(self.expert);
         // in a small budget weights count for more than a large batch
         let batches = [self.batch(memory), self.min_batch()];
         for (residency, dense, experts) in [
@@ -152,8 +172,8 @@ impl NetworkDemand {
             (Residency::Streamed, self.dense_streamed, self.expert),
         ] {
             for batch in batches {
-                let before_experts = taken + self.fixed(batch) + dense;
-                if memory >= before_experts + experts {
+                let before_experts = sum([taken, self.fixed(batch), dense]);
+                if memory >= before_experts.saturating_add(experts) {
                     let left = memory - before_experts;
                     let slots = left.checked_div(self.expert).unwrap_or(0).min(max_slots);
                     return Some(Budget {

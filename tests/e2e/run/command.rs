@@ -1,6 +1,7 @@
 //! `run`: text from a pack, as a user asks for it.
 
 use std::ffi::OsString;
+use std::fs;
 use std::io::{Read, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -286,6 +287,111 @@ fn ids_and_tokenizers_outside_the_embedding_are_refused() {
     run(&pack, "--prompt-ids 5 --trace no/such/x.safetensors")
         .exits(1)
         .says(&["cannot write to no/such"]);
+}
+
+/// Before anything is computed, and nothing is left of an output whose run failed.
+#[test]
+fn outputs_are_opened_before_the_work() {
+    let (folder, pack) = packed(&tiny_text());
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    fs::create_dir(at("taken.safetensors")).unwrap();
+    // no token of the text comes out before the refusal
+    for options in [
+        format!("--experts-report={}", at("no/such/x.json")),
+        format!("--experts-report={}", at("no/such/x.svg")),
+        format!("--experts-report={}", folder.path().display()),
+        format!("--trace {}", at("no/such/x.safetensors")),
+        format!("--trace {}", at("taken.safetensors")),
+    ] {
+        let run = run(&pack, &format!("--prompt-ids 5 --json {options}"));
+        let run = run.exits(1).says(&["cannot write"]);
+        assert_eq!(run.stdout, b"", "{options}");
+    }
+    let (trace, report) = (at("x.safetensors"), at("x-experts.json"));
+    let outputs = format!("--trace {trace} --experts-report={report}");
+    run(&pack, &format!("--prompt-ids 100000 {outputs}")).exits(3);
+    let left: Vec<_> = fs::read_dir(folder.path())
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with('x'))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+    run(
+        &pack,
+        &format!("--prompt-ids 5 --max-new-tokens 2 {outputs}"),
+    )
+    .ok();
+    assert!(Path::new(&trace).is_file() && Path::new(&report).is_file());
+}
+
+#[test]
+fn what_is_not_text_in_a_chat_is_refused_by_name() {
+    let (folder, pack) = packed(&tiny_full());
+    let file = folder.path().join("chat.json");
+    for (part, words) in [
+        (
+            json!({"type": "image", "image": "cat.png"}),
+            "of type \"image\"",
+        ),
+        (
+            json!({"type": "input_audio", "input_audio": {}}),
+            "of type \"input_audio\"",
+        ),
+        (
+            json!({"type": "text", "text": "a", "video": "b.mp4"}),
+            "an object with \"video\"",
+        ),
+        (
+            json!({"image_url": {"url": "x"}}),
+            "an object with \"image_url\"",
+        ),
+        (json!({"type": "thought"}), "of type \"thought\""),
+        (json!({}), "an object without \"text\""),
+    ] {
+        let text = json!({"type": "text", "text": "What is this?"});
+        let chat = json!([
+            {"role": "system", "content": "Be kind."},
+            {"role": "user", "content": [text, part]},
+        ]);
+        fs::write(&file, chat.to_string()).unwrap();
+        for print in ["--print-prompt", "--max-new-tokens=1"] {
+            segpack!["run", &pack, "--messages", &file, print]
+                .exits(3)
+                .says(&["part 1 of message 1", words, "only text is supported"]);
+        }
+    }
+}
+
+#[test]
+fn what_is_read_whole_has_a_limit() {
+    let (folder, pack) = packed(&tiny_full());
+    let chat = folder.path().join("chat.json");
+    let holes = |path: &Path| {
+        fs::File::create(path).unwrap().set_len(1 << 40).unwrap();
+    };
+    holes(&chat);
+    segpack!["run", &pack, "--messages", &chat]
+        .exits(3)
+        .says(&["chat.json: has 1099511627776 bytes; at most 67108864 are read of such a file"]);
+    holes(&folder.path().join("trace.json"));
+    segpack![
+        "validate",
+        &pack,
+        "--reference",
+        folder.path().join("trace.json")
+    ]
+    .exits(3)
+    .says(&["trace.json: has 1099511627776 bytes; at most"]);
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        let path = pack.join("source").join(name);
+        let whole = fs::read(&path).unwrap();
+        holes(&path);
+        segpack!["run", &pack, "--prompt", "Hi"]
+            .exits(3)
+            .says(&[name, "has 1099511627776 bytes; at most"]);
+        fs::write(path, whole).unwrap();
+    }
+    segpack!["run", &pack, "--prompt", "Hi", "--max-new-tokens", "1"].ok();
 }
 
 #[test]

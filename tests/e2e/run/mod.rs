@@ -3,5 +3,8 @@
 mod command;
 #[cfg(target_os = "linux")]
 mod cuda;
+#[cfg(unix)]
+mod interrupt;
 mod loading;
+mod numbers;
 mod thinker;

@@ -930,3 +930,87 @@ fn every_mutation_of_a_checkpoint_is_caught() {
 fn is_caught(run: &Run) -> bool {
     run.status == Some(3) && run.json()["verdict"] == "outside"
 }
+
+/// Not-a-number and infinity in every intermediate, on either side.
+#[test]
+fn nothing_that_is_not_finite_is_inside_a_gate() {
+    let folder = temp();
+    let pack = packed(&tiny_text(), folder.path());
+    let nan = |tensor: &mut Tensor, value: f32| {
+        let last = tensor.bytes.len() - 4;
+        tensor.bytes[last..].copy_from_slice(&value.to_le_bytes());
+    };
+    for (name, words, value) in [
+        (
+            "p00.embed",
+            "embedding that are not finite: 1 of the reference",
+            f32::NAN,
+        ),
+        (
+            "p00.layer.1.attn_out",
+            "attention output of layer 1",
+            f32::INFINITY,
+        ),
+        ("p00.layer.2.mlp_out", "MoE/MLP output of layer 2", f32::NAN),
+        (
+            "p01.layer.0.hidden",
+            "hidden state of layer 0",
+            f32::NEG_INFINITY,
+        ),
+        (
+            "p00.layer.1.router_logits",
+            "router logits of layer 1",
+            f32::NAN,
+        ),
+        (
+            "p00.layer.1.router_probs",
+            "router probabilities of layer 1",
+            f32::NAN,
+        ),
+        (
+            "p00.layer.0.topk_weights",
+            "expert weights of layer 0",
+            f32::NAN,
+        ),
+        ("p00.norm", "final norm", f32::NAN),
+        (
+            "p00.logits",
+            "logits that are not finite: 1 of the reference",
+            f32::NAN,
+        ),
+    ] {
+        let trace = bent("tiny-text.float32", folder.path(), |tensors, _| {
+            let at = tensors.iter().position(|t| t.name == name).unwrap();
+            assert_eq!(tensors[at].dtype, "F32", "{name}");
+            nan(&mut tensors[at], value);
+        });
+        let run = segpack!["validate", &pack, "--reference", &trace];
+        let run = run.exits(3);
+        assert!(run.text().contains(words), "{run}");
+        assert_eq!(report(&pack, &trace, 3)["verdict"], "outside", "{name}");
+    }
+    // the run's, also where the reference has nothing to compare with, or the same
+    let mut broken = Tiny::text();
+    let weight = &mut broken.tensor(&expert(1, 3, "down_proj")).bytes;
+    weight[..2].copy_from_slice(&0x7fc0_u16.to_le_bytes());
+    let checkpoint = broken.write(&folder.path().join("broken"));
+    let out = folder.path().join("broken.segpack");
+    segpack!["pack", &checkpoint, "-o", &out].ok();
+    let trace = bent("tiny-text.float32", folder.path(), |tensors, document| {
+        let is_kept = |name: &str| {
+            name.contains(".gen.") || name.ends_with(".input_ids") || name.ends_with(".logits")
+        };
+        tensors.retain(|t| is_kept(&t.name));
+        document["settings"]["level"] = json!("logits");
+    });
+    for reference in [&trace, &trace_of("tiny-text.bfloat16")] {
+        let run = segpack!["validate", &out, "--reference", reference, "--no-digests"];
+        let run = run.exits(3);
+        let text = run.text();
+        let is_told = text.contains("that are not finite") && text.contains("of this run");
+        assert!(is_told, "{run}");
+    }
+    let run = segpack!["validate", &out, "--against", &checkpoint];
+    let text = run.exits(3).text().to_owned();
+    assert!(text.contains("of this run") && text.contains("of the reference"));
+}

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use segpack_formats::gguf::GgufError;
 use segpack_formats::numeric::Dtype;
 use segpack_formats::safetensors::HeaderError;
+use segpack_manifests::ModelError;
 use segpack_manifests::documents::ExportTarget;
 use segpack_manifests::families::{ConfigError, UnknownFamily};
 use segpack_runtime_min::processing::text::TokenizerError;
@@ -105,6 +106,9 @@ pub enum ExportError {
     /// The model is of a family that this build does not know.
     #[error(transparent)]
     Family(UnknownFamily),
+    /// The numbers of the model cannot be used, or manifest and `config.json` disagree.
+    #[error("the pack cannot be exported")]
+    Model(#[source] ModelError),
     /// The pack holds no `config.json`.
     #[error("the pack has no config.json to describe the model")]
     NoConfig,
@@ -316,6 +320,14 @@ pub enum GgufExportError {
     Name {
         /// The file name.
         name: String,
+    },
+    /// A number of `generation_config.json` that is none, or that the format cannot hold.
+    #[error("generation_config.json: {key} is {seen}, wanted a number of 32 bits")]
+    Sampling {
+        /// The key.
+        key: String,
+        /// The JSON value.
+        seen: String,
     },
     /// A setting of the model that llama.cpp does not know.
     #[error("llama.cpp's qwen3moe {what}")]

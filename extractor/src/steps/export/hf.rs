@@ -5,15 +5,16 @@ use std::collections::{BTreeSet, HashMap};
 
 use segpack_formats::FormatError;
 use segpack_formats::safetensors::ShardHeader;
-use segpack_manifests::Pack;
 use segpack_manifests::documents::{SourceFile, SourceFileKind, TensorEntry};
 use segpack_manifests::families::{self, FamilyName, PartialConfig};
+use segpack_manifests::folder::stored_file;
 use segpack_manifests::names::Component;
+use segpack_manifests::{Pack, PackModel};
 use serde_json::{Map, Value, json};
 
 use super::expert_parallel::{EXPERT_PARALLEL, Share};
 use super::plan::{Content, Conversion, ExportPlan, NewTensorPlan, Part, PlannedFile, TensorFile};
-use super::source::{source_json, stored_bytes};
+
 use super::{ExportError, ExportSettings, selected};
 use crate::steps::StepError;
 
@@ -27,6 +28,7 @@ const INDEX: &str = "model.safetensors.index.json";
 /// whole.
 pub(super) fn hf<'a>(
     pack: &'a Pack,
+    model: &PackModel,
     settings: &ExportSettings,
 ) -> Result<ExportPlan<'a>, StepError> {
     let components = selected(pack, settings)?;
@@ -48,7 +50,7 @@ pub(super) fn hf<'a>(
     } else {
         as_in_source(pack, tensors, settings)?
     };
-    let config = hf_config(pack, &components, settings, &mut plan.notes)?;
+    let config = hf_config(pack, model, &components, settings, &mut plan.notes)?;
     for file in side_files(pack) {
         match (&config, file.path.as_str()) {
             (Some(config), CONFIG) => plan.files.push(document(CONFIG, config)?),
@@ -114,7 +116,7 @@ fn stacked_shape<'a>(
         let listed = listed.ok_or_else(|| ExportError::NoSuchShard {
             file: file.to_owned(),
         })?;
-        let bytes = stored_bytes(pack, listed)?;
+        let bytes = stored_file(pack, listed)?;
         let path = pack.path(&listed.stored_as);
         let header = ShardHeader::parse(bytes.get(8..).unwrap_or_default(), listed.length)
             .map_err(|e| FormatError::malformed(&path, e.to_string()))?;
@@ -144,16 +146,17 @@ pub(super) fn side_files(pack: &Pack) -> impl Iterator<Item = &SourceFile> {
 /// The configuration for these components; none where it stays as it is.
 fn hf_config(
     pack: &Pack,
+    model: &PackModel,
     components: &BTreeSet<Component>,
     settings: &ExportSettings,
     notes: &mut Vec<String>,
 ) -> Result<Option<Value>, StepError> {
-    let Some(before) = source_json(pack, CONFIG)? else {
+    let Some(before) = model.config() else {
         return Ok(None);
     };
     let mut config = before.clone();
     let family = pack.manifest().model.family.and_then(FamilyName::family);
-    match family.map(|f| f.partial_config(&before, components)) {
+    match family.map(|f| f.partial_config(before, components)) {
         Some(PartialConfig::ThinkerOnly(thinker)) => {
             config = thinker;
             notes.push("the thinker alone: config.json says enable_audio_output: false".to_owned());
@@ -168,7 +171,7 @@ fn hf_config(
     if let Some(dtype) = settings.dtype {
         families::set_dtype(&mut config, dtype);
     }
-    Ok((config != before).then_some(config))
+    Ok((config != *before).then_some(config))
 }
 
 /// Cuts the tensors into shards, and adds what names them.

@@ -27,11 +27,10 @@ use std::path::Path;
 
 use segpack_formats::io::CancelToken;
 use segpack_formats::numeric::FloatDtype;
-use segpack_manifests::Pack;
-use segpack_manifests::PackReader;
 use segpack_manifests::documents::{ExportSummary, ExportTarget, GENERATOR, TensorEntry};
 use segpack_manifests::layout::PlanError;
 use segpack_manifests::names::Component;
+use segpack_manifests::{Pack, PackModel, PackReader};
 
 use super::StepError;
 use super::derivation::refuse_underived;
@@ -216,12 +215,14 @@ fn plan_of<'a>(
     settings: &ExportSettings,
     name: &str,
 ) -> Result<ExportPlan<'a>, StepError> {
+    // also where no number is needed: a pack that contradicts itself is not handed on
+    let model = PackModel::read(pack).map_err(ExportError::Model)?;
     match settings.target {
-        ExportTarget::Hf => hf::hf(pack, settings),
+        ExportTarget::Hf => hf::hf(pack, &model, settings),
         #[cfg(feature = "run")]
-        ExportTarget::Qwen3Moe => qwen3_moe::qwen3_moe(pack, settings),
+        ExportTarget::Qwen3Moe => qwen3_moe::qwen3_moe(pack, &model, settings),
         #[cfg(feature = "run")]
-        ExportTarget::Gguf => gguf::gguf(pack, settings, name),
+        ExportTarget::Gguf => gguf::gguf(pack, &model, settings, name),
         #[cfg(not(feature = "run"))]
         target @ (ExportTarget::Qwen3Moe | ExportTarget::Gguf) => {
             Err(ExportError::WithoutRun { target }.into())

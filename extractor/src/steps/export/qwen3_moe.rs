@@ -1,17 +1,18 @@
 //! The target `qwen3-moe`: the thinker's text decoder as a `Qwen3MoeForCausalLM`, which computes the
 //! same for text.
 
-use segpack_manifests::Pack;
 use segpack_manifests::documents::{SourceFile, TensorEntry};
-use segpack_manifests::families::{self, Family};
+use segpack_manifests::families;
+use segpack_manifests::folder::{TextDecoder, source_file};
 use segpack_manifests::names::Component;
+use segpack_manifests::{Pack, PackModel};
 use segpack_runtime_min::processing::text::chat_template;
 use segpack_runtime_min::processing::text::tokenizer::Tokenizer;
 
 use super::expert_parallel::Share;
 use super::hf::{CONFIG, document, finish, in_source_order, side_files};
 use super::plan::{Content, ExportPlan, NewTensorPlan, PlannedFile};
-use super::source::{source_bytes, source_json};
+use super::source::source_json;
 use super::{ExportError, ExportSettings, present, selected};
 use crate::steps::StepError;
 
@@ -37,9 +38,10 @@ pub(super) const TEXT_FILES: [&str; 9] = [
 /// Where the selection or the pack has no text decoder, or the pack no configuration.
 pub(super) fn qwen3_moe<'a>(
     pack: &'a Pack,
+    model: &PackModel,
     settings: &ExportSettings,
 ) -> Result<ExportPlan<'a>, StepError> {
-    let (component, family) = text_decoder(pack, settings)?;
+    let (component, decoder) = text_decoder(pack, model, settings)?;
     let tensors: Vec<&TensorEntry> = pack
         .manifest()
         .tensors
@@ -61,12 +63,11 @@ pub(super) fn qwen3_moe<'a>(
                 .to_owned(),
         );
     }
-    let Some(config) = source_json(pack, CONFIG)? else {
-        return Err(ExportError::NoConfig.into());
-    };
+    let config = model.config().ok_or(ExportError::NoConfig)?;
     let generation = source_json(pack, GENERATION_CONFIG)?;
-    let mut config = family
-        .as_causal_lm(&config, generation.as_ref())
+    let mut config = decoder
+        .family
+        .as_causal_lm(config, generation.as_ref())
         .map_err(ExportError::Config)?;
     if let Some(dtype) = settings.dtype {
         families::set_dtype(&mut config, dtype);
@@ -76,16 +77,17 @@ pub(super) fn qwen3_moe<'a>(
     finish(plan, planned, &share, settings)
 }
 
-/// The component that is the text decoder, and the family of its configuration.
+/// The component that is the text decoder, and its numbers.
 ///
 /// # Errors
 /// As [`qwen3_moe`].
 pub(super) fn text_decoder(
     pack: &Pack,
+    model: &PackModel,
     settings: &ExportSettings,
-) -> Result<(Component, Family), StepError> {
+) -> Result<(Component, TextDecoder), StepError> {
     let family = pack.manifest().model.known_family();
-    let family = family.map_err(ExportError::Family)?;
+    family.map_err(ExportError::Family)?;
     let components = selected(pack, settings)?;
     let is_text = |c: &Component| matches!(c, Component::Text | Component::ThinkerText);
     let Some(component) = components.into_iter().find(is_text) else {
@@ -96,7 +98,8 @@ pub(super) fn text_decoder(
             ExportError::NoTextDecoder { target }.into()
         });
     };
-    Ok((component, family))
+    let decoder = model.text_decoder().map_err(ExportError::Model)?;
+    Ok((component, decoder))
 }
 
 /// A thinker's tensor as `Qwen3MoeForCausalLM` calls it: `thinker.model.X` is `model.X`,
@@ -112,7 +115,7 @@ fn text_files<'a>(pack: &'a Pack, plan: &mut ExportPlan<'a>) -> Result<(), StepE
         .filter(|f| TEXT_FILES.contains(&f.path.as_str()) || f.path.starts_with("LICENSE"))
         .collect();
     let has = |name: &str| listed.iter().any(|f| f.path == name);
-    let files = |name: &str| source_bytes(pack, name);
+    let files = |name: &str| source_file(pack, name);
     if !has(TOKENIZER) && has("vocab.json") && has("merges.txt") {
         let built = Tokenizer::load(&files).and_then(|tokenizer| tokenizer.to_json());
         let json = built.map_err(ExportError::Tokenizer)?;

@@ -3,8 +3,7 @@
 mod stream;
 mod summary;
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
@@ -13,7 +12,7 @@ use segpack_runtime_min::processing::{Prompt, TextFrontend};
 use segpack_runtime_min::session::{
     GenerationSettings, Hooks, Phase, Session, SessionError, SessionOptions, SessionProgress,
 };
-use segpack_runtime_min::trace::{RecordedFile, TraceRecorder};
+use segpack_runtime_min::trace::{RecordedFile, TraceFiles};
 
 use super::StepError;
 use crate::work::Progress;
@@ -71,9 +70,9 @@ pub fn run(
     progress: &dyn Progress,
     listener: &mut Listener<'_>,
 ) -> Result<RunSummary, StepError> {
-    if let Some(path) = &options.trace {
-        check_folder(path)?;
-    }
+    // what cannot be written is better found before the work than after it
+    let trace = options.trace.as_deref().map(TraceFiles::create);
+    let trace = trace.transpose()?;
     let session = Session::open_cancellable(pack, &options.session, stop)?;
     let text = session.text()?;
     let mut settings = options.generation.clone();
@@ -84,11 +83,7 @@ pub fn run(
         .transpose();
     settings.rank = ranked.map_err(SessionError::from)?;
     let prompt = text.tokenize(&options.prompt).map_err(SessionError::from)?;
-    let mut recorder = options
-        .trace
-        .as_ref()
-        .map(|_| session.recorder())
-        .transpose()?;
+    let mut recorder = trace.as_ref().map(|_| session.recorder()).transpose()?;
 
     let mut stream = Stream::new(listener);
     let hooks = Hooks {
@@ -98,8 +93,9 @@ pub fn run(
     };
     let generation = session.generate_observed(&text, &prompt.ids, &settings, hooks)?;
     stream.finish()?;
-    if let (Some(path), Some(recorder)) = (&options.trace, &recorder) {
-        write_trace(recorder, pack, path)?;
+    if let (Some(files), Some(recorder)) = (trace, &recorder) {
+        let checkpoint = RecordedFile::all_of(pack.manifest());
+        recorder.write_to(files, serde_json::Map::new(), &checkpoint)?;
     }
     Ok(summary::summarize(&session, prompt.ids, generation))
 }
@@ -117,22 +113,6 @@ pub fn print_prompt(pack: &Pack, prompt: &Prompt) -> Result<RunPrompt, StepError
         text: prompt.text,
         ids: prompt.ids,
     })
-}
-
-/// A trace that cannot be written is better found before the work than after it.
-fn check_folder(trace: &Path) -> Result<(), StepError> {
-    let folder = trace
-        .parent()
-        .filter(|f| !f.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    fs::read_dir(folder)
-        .map(drop)
-        .map_err(StepError::io("write to", folder))
-}
-
-fn write_trace(recorder: &TraceRecorder, pack: &Pack, path: &Path) -> Result<(), StepError> {
-    let files = RecordedFile::all_of(pack.manifest());
-    Ok(recorder.write(path, serde_json::Map::new(), &files)?)
 }
 
 /// A session's phases as phases of a step.

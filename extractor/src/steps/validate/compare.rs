@@ -71,7 +71,7 @@ impl Differences {
         self.values += 1;
         let (a, b) = (f64::from(seen), f64::from(wanted));
         if !(a.is_finite() && b.is_finite()) {
-            self.not_finite += u64::from(seen.to_bits() != wanted.to_bits());
+            self.not_finite += 1; // also where both are: nothing was compared
             return;
         }
         let difference = (a - b).abs();
@@ -131,6 +131,24 @@ impl Differences {
     }
 }
 
+/// Values that are not finite, of one quantity and layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct NotFinite {
+    /// Of the run.
+    pub seen: u64,
+    /// Of the reference.
+    pub wanted: u64,
+    /// Prompt and position of the first.
+    pub first: [u64; 2],
+}
+
+/// Whose values are looked at.
+#[derive(Clone, Copy)]
+enum Side {
+    Run,
+    Reference,
+}
+
 /// A choice that differs.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Disagreement {
@@ -154,6 +172,8 @@ pub(super) struct Tally {
     pub choices: BTreeMap<(Choice, Option<usize>), ChoiceRow>,
     /// Choices that differ and are not excused.
     pub disagreements: Vec<Disagreement>,
+    /// What is not finite, by stage and quantity, also where there is nothing to compare it with.
+    pub not_finite: BTreeMap<(usize, Quantity), NotFinite>,
     /// ArgMax difference of logits or log-probabilities, by prompt.
     pub logits: BTreeMap<usize, Differences>,
 }
@@ -231,15 +251,45 @@ impl Comparer<'_> {
     ) -> Result<(), StepError> {
         let rows = self.position..self.position + seen.len() / columns.max(1);
         let layer = stage.saturating_sub(1);
+        self.inspect((stage, quantity), Side::Run, seen, columns);
         let Some(wanted) = self.reference.floats(quantity, layer, rows, columns)? else {
             return Ok(());
         };
+        self.inspect((stage, quantity), Side::Reference, &wanted, columns);
         let mut differences = Differences::default();
         for (i, (seen, wanted)) in seen.iter().zip(&wanted).enumerate() {
             differences.add(*seen, *wanted, self.place(i / columns));
         }
         self.note(stage, quantity, &differences);
         Ok(())
+    }
+
+    /// Counts what is not finite in rows of so many columns.
+    fn inspect(&mut self, key: (usize, Quantity), side: Side, values: &[f32], columns: usize) {
+        if values.iter().all(|x| x.is_finite()) {
+            return;
+        }
+        for (row, values) in values.chunks(columns.max(1)).enumerate() {
+            self.inspect_row(key, side, values, row);
+        }
+    }
+
+    /// Counts what is not finite in a row of this forward pass.
+    fn inspect_row(&mut self, key: (usize, Quantity), side: Side, values: &[f32], row: usize) {
+        let count = values.iter().filter(|x| !x.is_finite()).count() as u64;
+        if count == 0 {
+            return;
+        }
+        let first = self.place(row);
+        let entry = self.tally.not_finite.entry(key).or_insert(NotFinite {
+            seen: 0,
+            wanted: 0,
+            first,
+        });
+        match side {
+            Side::Run => entry.seen += count,
+            Side::Reference => entry.wanted += count,
+        }
     }
 
     fn note(&mut self, stage: usize, quantity: Quantity, differences: &Differences) {
@@ -264,6 +314,8 @@ impl Comparer<'_> {
             self.facts.experts as usize,
         );
         let rows = self.position..self.position + routing.ids.len() / best;
+        let key = (layer + 1, Quantity::ExpertWeights);
+        self.inspect(key, Side::Run, &routing.weights, best);
         let Some(wanted) = self.reference.experts(layer, rows.clone())? else {
             return Ok(());
         };
@@ -274,6 +326,9 @@ impl Comparer<'_> {
         let weights =
             self.reference
                 .floats(Quantity::ExpertWeights, layer, rows.clone(), wanted_best)?;
+        if let Some(weights) = &weights {
+            self.inspect(key, Side::Reference, weights, wanted_best);
+        }
         let mut differences = Differences::default();
         for (row, wanted) in wanted.iter().enumerate() {
             let at = row * best..(row + 1) * best;
@@ -322,6 +377,11 @@ impl Comparer<'_> {
             let wanted = self
                 .reference
                 .floats(Quantity::Logits, stage, rows, vocab)?;
+            let key = (stage, Quantity::Logits);
+            self.inspect_row(key, Side::Run, seen, row);
+            if let Some(wanted) = &wanted {
+                self.inspect_row(key, Side::Reference, wanted, row);
+            }
             let mut differences = Differences::default();
             let best = wanted.as_ref().map(|wanted| {
                 let pairs = seen.iter().zip(wanted);
@@ -343,6 +403,8 @@ impl Comparer<'_> {
                 self.ranked(stage, position, seen, ranked);
             }
             if let Some(step) = self.reference.step(position)? {
+                let top: Vec<f32> = step.top.iter().map(|(_, logit)| *logit).collect();
+                self.inspect_row(key, Side::Reference, &top, row);
                 let gap = match (&step.top[..], &ranked) {
                     ([(_, first), (_, second), ..], _) => Some(f64::from(first - second)),
                     (_, Some(ranked)) => {
@@ -376,6 +438,10 @@ impl Comparer<'_> {
     /// The best tokens that a server lists at a position: their log-probabilities, and their order.
     fn ranked(&mut self, stage: usize, position: usize, seen: &[f32], ranked: &[Ranked]) {
         let distribution = Distribution::new(seen);
+        let listed: Vec<f32> = ranked.iter().map(|r| r.log_probability).collect();
+        let row = position - self.position;
+        let key = (stage, Quantity::LogProbabilities);
+        self.inspect_row(key, Side::Reference, &listed, row);
         let mut differences = Differences::default();
         for (id, wanted) in ranked
             .iter()

@@ -15,7 +15,7 @@ use segpack_manifests::documents::{
     Choice, Finding, FindingKind, FirstWrong, GENERATOR, Precision, PromptRow, Quantity,
     ReferenceKind, ValidateReport, ValueRow, Verdict,
 };
-use segpack_runtime_min::models::decoder::text_facts;
+use segpack_runtime_min::models::decoder::text_decoder;
 use segpack_runtime_min::session::{Logits, Model, Reservation, Session, SessionOptions};
 use segpack_runtime_min::tensor::Compute;
 use segpack_runtime_min::trace::Trace;
@@ -223,7 +223,7 @@ fn empty_report(
     path: &Path,
     compute: Compute,
 ) -> Result<ValidateReport, StepError> {
-    let layers = text_facts(pack.manifest())?.layers;
+    let layers = text_decoder(pack)?.facts.layers;
     Ok(ValidateReport {
         format_version: ValidateReport::VERSION,
         generator: GENERATOR.to_owned(),
@@ -335,7 +335,8 @@ fn judge(mut report: ValidateReport, tally: &Tally, sequences: &[Sequence]) -> V
     report.first_wrong = wrong.map(|r| FirstWrong {
         quantity: r.quantity,
         layer: r.layer,
-        relative: r.relative,
+        // nothing is relative to what is not finite
+        relative: r.relative.filter(|_| r.not_finite == 0),
     });
     report.prompts = sequences
         .iter()
@@ -343,6 +344,7 @@ fn judge(mut report: ValidateReport, tally: &Tally, sequences: &[Sequence]) -> V
         .map(|(i, s)| prompt_row(i, s, tally))
         .collect();
     report.not_compared = not_compared(&report);
+    report_not_finite(&mut report.findings, tally, report.layers);
     let is_judged = match (report.tolerance, &report.reference_dtype) {
         (Some(tolerance), _) => judge_strictly(&mut report.findings, tally, tolerance),
         (None, Some(dtype)) => {
@@ -379,13 +381,6 @@ fn judge_strictly(findings: &mut Vec<Finding>, tally: &Tally, tolerance: f64) ->
         Quantity::LogProbabilities
     }
     .text();
-    if row.not_finite > 0 {
-        let what = format!(
-            "{} {name} are not finite, or only in the reference",
-            row.not_finite
-        );
-        findings.push(Finding::new(FindingKind::DiffersFromReference).seen(what));
-    }
     if row.max_abs > tolerance {
         let [prompt, position] = row.worst.unwrap_or_default();
         let what = format!(
@@ -412,6 +407,32 @@ fn judge_stable(findings: &mut Vec<Finding>, tally: &Tally, sequences: &[Sequenc
         findings.push(Finding::new(FindingKind::NotJudged).seen(what));
     }
     is_judged
+}
+
+/// Nothing that is not finite is inside a gate, whatever the other side has there: what comes out of
+/// it says nothing.
+fn report_not_finite(findings: &mut Vec<Finding>, tally: &Tally, layers: u32) {
+    for ((stage, quantity), found) in tally.not_finite.iter().take(MAX_DISAGREEMENTS) {
+        let layer = layer_of(*stage, layers).map_or(String::new(), |n| format!(" of layer {n}"));
+        let sides = match (found.seen, found.wanted) {
+            (seen, 0) => format!("{seen} of this run"),
+            (0, wanted) => format!("{wanted} of the reference"),
+            (seen, wanted) => format!("{seen} of this run, {wanted} of the reference"),
+        };
+        let [prompt, position] = found.first;
+        let what = format!(
+            "{}{layer} that are not finite: {sides}, from position {position} of prompt {prompt}",
+            quantity.text()
+        );
+        let finding = Finding::new(FindingKind::DiffersFromReference).seen(what);
+        findings.push(finding.wanted("finite values"));
+    }
+    let all = tally.not_finite.len();
+    if all > MAX_DISAGREEMENTS {
+        let more = all - MAX_DISAGREEMENTS;
+        let what = format!("{more} more quantities that are not finite");
+        findings.push(Finding::new(FindingKind::DiffersFromReference).seen(what));
+    }
 }
 
 /// The first few one by one, in the order in which they were found.

@@ -18,6 +18,7 @@ pub(crate) static FAMILY: FamilyRow = FamilyRow {
     rules: LazyLock::new(|| Rules::new().with(&TEXT)),
     expected,
     text_facts,
+    text_section: |root| Ok(root.clone()),
     as_causal_lm: |config, _| Ok(config.clone()),
     partial_config: |_, _| PartialConfig::Unchanged,
 };

@@ -35,6 +35,7 @@ pub(crate) static FAMILY: FamilyRow = FamilyRow {
     rules: LazyLock::new(rules),
     expected,
     text_facts,
+    text_section,
     as_causal_lm,
     partial_config,
 };
@@ -231,6 +232,10 @@ fn text_facts(root: &Section<'_>) -> Result<TextFacts, ConfigError> {
     let thinker = thinker_section(root)?;
     let text = thinker.section("text_config")?;
     TextFacts::read(&text, &THINKER_DEFAULTS, is_tied(&text, &thinker, root)?)
+}
+
+fn text_section<'a>(root: &Section<'a>) -> Result<Section<'a>, ConfigError> {
+    thinker_section(root)?.section("text_config")
 }
 
 fn expect_thinker(

@@ -34,9 +34,15 @@ fn network_demand(setup: &DecoderSetup<'_, '_>) -> NetworkDemand {
     let tokens = setup.settings.longest_pass.max(1) as u64;
     let positions = setup.settings.positions as u64;
     NetworkDemand {
-        state: weights.layers.len() as u64 * positions * 2 * spec.key_width() as u64 * 4,
+        state: product([
+            weights.layers.len() as u64,
+            positions,
+            2 * 4, // keys and values in f32
+            spec.key_width() as u64,
+        ]),
         tokens,
-        activations: tokens * values_per_token(spec) * 4 + spec.vocab as u64 * 8,
+        activations: product([tokens, values_per_token(spec), 4])
+            .saturating_add(spec.vocab as u64 * 8),
         per_token: values_per_batch_token(spec) * 4,
         dense: weights.groups.iter().map(|g| g.buffer_len() as u64).sum(),
         dense_streamed: dense_streamed(setup, &weights.groups),
@@ -44,6 +50,11 @@ fn network_demand(setup: &DecoderSetup<'_, '_>) -> NetworkDemand {
         experts: weights.experts().count() as u64,
         experts_per_token: spec.experts_per_token as u64,
     }
+}
+
+/// More than can be counted is too much for every budget.
+fn product<const N: usize>(factors: [u64; N]) -> u64 {
+    factors.into_iter().fold(1, u64::saturating_mul)
 }
 
 /// Values of each token of a forward pass: residual, normed, added; router logits, probabilities

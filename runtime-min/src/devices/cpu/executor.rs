@@ -1,6 +1,6 @@
 //! A decoder on the CPU: weights and activations in ordinary memory, operations of [`Ops`].
 
-use segpack_formats::io::to_usize;
+use segpack_formats::io::{CancelToken, to_usize};
 use std::borrow::Cow;
 use std::mem::take;
 use std::ops::Range;
@@ -32,6 +32,7 @@ pub struct CpuExecutor<'a, O> {
     head: HeadStream<'a>,
     activations: [Buffer; Activation::ALL.len()],
     mlp: MlpScratch,
+    stop: &'a CancelToken,
     /// Tokens of this forward pass, and the rotary embedding of their positions.
     tokens: usize,
     rotary: Rotary,
@@ -84,6 +85,7 @@ impl<O: Ops> Backend for O {
             head: HeadStream::new(setup.source.cursor()?, settings.check, setup.stop),
             activations: Default::default(),
             mlp: MlpScratch::default(),
+            stop: setup.stop,
             tokens: 0,
             rotary: Rotary::default(),
             kv: (0..setup.spec.layers)
@@ -92,7 +94,7 @@ impl<O: Ops> Backend for O {
             routing: Routing::default(),
             waited: Duration::ZERO,
         };
-        executor.truncate(0);
+        executor.reserve()?;
         Ok(executor)
     }
 }
@@ -117,6 +119,23 @@ impl<O: Ops> CpuExecutor<'_, O> {
 
     fn put_back(&mut self, activation: Activation, buffer: Buffer) {
         self.activations[activation as usize] = buffer;
+    }
+
+    /// Room for the keys and values of all positions.
+    fn reserve(&mut self) -> Result<(), RunError> {
+        let positions = self.settings.positions;
+        let values = positions.saturating_mul(self.spec.key_width());
+        for kv in &mut self.kv {
+            for cache in [&mut kv.keys, &mut kv.values] {
+                cache
+                    .try_reserve_exact(values)
+                    .map_err(|e| RunError::OutOfMemory {
+                        bytes: (values as u64).saturating_mul(4),
+                        source: std::io::Error::other(e),
+                    })?;
+            }
+        }
+        Ok(())
     }
 
     /// The values of a dense tensor.
@@ -169,14 +188,9 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
 
     fn truncate(&mut self, positions: usize) {
         let width = self.spec.key_width();
-        let capacity = self.settings.positions * width;
-        for values in self
-            .kv
-            .iter_mut()
-            .flat_map(|kv| [&mut kv.keys, &mut kv.values])
-        {
-            values.truncate(positions * width);
-            values.reserve_exact(capacity - values.len());
+        for kv in &mut self.kv {
+            kv.keys.truncate(positions * width);
+            kv.values.truncate(positions * width);
         }
     }
 
@@ -258,7 +272,7 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
                 out,
             });
         }
-        self.ops.linears(&mut all);
+        self.ops.linears_until(&mut all, self.stop)?;
         drop(all);
         self.put_back(from, input);
         for ((_, to), out) in linears.iter().zip(outs) {
@@ -305,8 +319,9 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
         kv.keys.extend_from_slice(k);
         kv.values.extend_from_slice(v.of(n * key_value * width));
         let out = attended.of(n * query * width);
+        let heads = self.spec.heads;
         self.ops
-            .attention(q, &kv.keys, &kv.values, self.spec.heads, out);
+            .attention_until([q, &kv.keys, &kv.values], heads, out, self.stop)?;
         Ok(())
     }
 
@@ -378,7 +393,13 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
         let group = weights.head_group();
         self.load_group(group, &weights.groups)?;
         let head = weights.head_matrix.matrix(self.store.group(group));
-        self.ops.linear(x, head, None, &mut out);
+        let mut all = [Linear {
+            x,
+            weight: head,
+            bias: None,
+            out: &mut out,
+        }];
+        self.ops.linears_until(&mut all, self.stop)?;
         Ok(out)
     }
 }

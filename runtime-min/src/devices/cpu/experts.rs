@@ -173,8 +173,8 @@ impl<O: Ops> ExpertForward<'_, '_, O> {
             .filter(|e| !missing.contains(e))
             .collect();
         self.load(loading, |forward| {
-            forward.compute(group, &|e| there.contains(&e));
-        })?;
+            forward.compute(group, &|e| there.contains(&e))
+        })??;
         Ok(there)
     }
 
@@ -230,19 +230,19 @@ impl<O: Ops> ExpertForward<'_, '_, O> {
             self.slots_for(&missing, &[group, next])
         });
         let (Some(loading), Some(next)) = (loading, next) else {
-            self.compute_and_add(group, done);
+            self.compute_and_add(group, done)?;
             return Ok(false);
         };
         self.touch(next, uses);
-        self.load(loading, |forward| forward.compute_and_add(group, done))?;
+        self.load(loading, |forward| forward.compute_and_add(group, done))??;
         Ok(true)
     }
 
-    fn compute_and_add(&mut self, group: &ExpertGroup<'_>, done: &[u32]) {
+    fn compute_and_add(&mut self, group: &ExpertGroup<'_>, done: &[u32]) -> Result<(), RunError> {
         if group.tokens() <= self.max_batch {
-            self.compute(group, &|e| !done.contains(&e));
+            self.compute(group, &|e| !done.contains(&e))?;
             self.add(group);
-            return;
+            return Ok(());
         }
         // one expert with more tokens than a batch
         for visit in group.visits {
@@ -251,15 +251,20 @@ impl<O: Ops> ExpertForward<'_, '_, O> {
                     expert: visit.expert,
                     tokens: tokens.to_vec(),
                 }];
-                self.compute(&ExpertGroup { visits: &part }, &|_| true);
+                self.compute(&ExpertGroup { visits: &part }, &|_| true)?;
                 self.add(&ExpertGroup { visits: &part });
             }
         }
+        Ok(())
     }
 
     /// `y = down(silu(gate(x)) · up(x))` for all tokens of the wanted experts, each at its place in
     /// the group.
-    fn compute(&mut self, group: &ExpertGroup<'_>, wanted: &dyn Fn(u32) -> bool) {
+    fn compute(
+        &mut self,
+        group: &ExpertGroup<'_>,
+        wanted: &dyn Fn(u32) -> bool,
+    ) -> Result<(), RunError> {
         let (hidden, inner, total) = (self.hidden, self.intermediate, group.tokens());
         let MlpScratch { x, gate, up, y } = &mut *self.scratch;
         let mut x = x.of(total * hidden);
@@ -308,7 +313,7 @@ impl<O: Ops> ExpertForward<'_, '_, O> {
                 out: up,
             });
         }
-        self.ops.linears(&mut linears);
+        self.ops.linears_until(&mut linears, self.store.stop)?;
         drop(linears);
         for Part { gate, up, .. } in &mut parts {
             self.ops.silu_mul(gate, up);
@@ -329,7 +334,7 @@ impl<O: Ops> ExpertForward<'_, '_, O> {
                 out: y,
             });
         }
-        self.ops.linears(&mut linears);
+        Ok(self.ops.linears_until(&mut linears, self.store.stop)?)
     }
 
     /// Adds a computed group to `out`, expert by expert.

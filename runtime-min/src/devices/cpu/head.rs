@@ -88,14 +88,9 @@ impl<'a> HeadStream<'a> {
                 rows: to_usize(last - first),
                 columns: weights.head_matrix.columns,
             };
-            block_logits(
-                ops,
-                x,
-                block,
-                to_usize(first)..to_usize(last),
-                spec.vocab,
-                out,
-            );
+            let rows = to_usize(first)..to_usize(last);
+            block_logits(ops, x, block, rows, spec.vocab, out);
+            self.stop.check()?;
             first = last;
         }
         let seen = blake3.finish();

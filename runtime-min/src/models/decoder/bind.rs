@@ -1,6 +1,7 @@
 //! A decoder's tensors: found in a pack by what they are, and placed in memory.
 
 mod find;
+mod shapes;
 
 use segpack_formats::codec::Codec;
 use segpack_formats::io::to_usize;

@@ -18,7 +18,7 @@ use super::executor::{
     Activation, Backend, DecoderExecutor, DecoderSetup, ExpertLayer, GroupTensor,
 };
 use super::observer::Observer;
-use super::spec::{DecoderSpec, text_facts};
+use super::spec::{DecoderSpec, text_decoder};
 use super::stats::{LayerUses, Logits, RunSettings, RunStats};
 use crate::error::RunError;
 use crate::generate::ArgMax;
@@ -55,9 +55,11 @@ impl<'a, B: Backend> Decoder<'a, B> {
         settings: RunSettings,
         stop: &'a CancelToken,
     ) -> Result<Self, RunError> {
-        let facts = text_facts(source.pack().manifest())?.clone();
+        let facts = text_decoder(source.pack())?.facts;
         let spec = DecoderSpec::from_facts(&facts)?;
         let weights = DecoderWeights::find(source, &spec, is_text)?;
+        weights.check_shapes(&spec)?;
+        weights.check_files(source.pack())?;
         let compute = backend.compute();
         let executor = backend.open(&DecoderSetup {
             source,
@@ -322,6 +324,7 @@ impl<'a, B: Backend> Decoder<'a, B> {
             of_layer(layer.input_norm),
         )?;
         for batch in self.batches(tokens) {
+            self.stop.check()?;
             let qkv = [
                 (&layer.q, Activation::Q),
                 (&layer.k, Activation::K),
@@ -354,6 +357,7 @@ impl<'a, B: Backend> Decoder<'a, B> {
         match &layer.mlp {
             MlpWeights::Dense { gate, up, down } => {
                 for batch in self.batches(tokens) {
+                    self.stop.check()?;
                     let gate_up = [(gate, Activation::Gate), (up, Activation::Up)];
                     self.executor
                         .linears(Activation::Normed, batch.clone(), number, &gate_up)?;

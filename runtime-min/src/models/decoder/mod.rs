@@ -16,5 +16,5 @@ mod stats;
 pub use self::executor::Backend;
 pub use self::forward::Decoder;
 pub use self::observer::{Observer, Routing, Unobserved};
-pub use self::spec::{DecoderSpec, Rotary, text_facts};
+pub use self::spec::{DecoderSpec, Rotary, text_decoder};
 pub use self::stats::{LayerUses, Logits, RunSettings, RunStats};

@@ -3,8 +3,9 @@
 use segpack_formats::io::to_usize;
 use std::ops::Range;
 
-use segpack_manifests::documents::Manifest;
 use segpack_manifests::families::TextFacts;
+use segpack_manifests::folder::TextDecoder;
+use segpack_manifests::{Pack, PackModel};
 
 use crate::error::{RunError, Unsuitable};
 use crate::tensor::{Compute, Heads};
@@ -32,19 +33,23 @@ pub struct DecoderSpec {
     pub rms_norm_eps: f32,
     /// The base of the rotary frequencies.
     pub rope_theta: f64,
+    /// Whether the projections of attention have biases.
+    pub has_attention_bias: bool,
+    /// Layers that have experts.
+    pub expert_layers: usize,
     /// Rows of the embedding, and of the head.
     pub vocab: usize,
     /// Whether the head is the embedding where the pack has no head of its own.
     pub has_tied_head: bool,
 }
 
-/// The sizes of a pack's text decoder.
+/// The numbers of a pack's text decoder.
 ///
 /// # Errors
-/// `Unsuitable` where its family is not known, or it has none.
-pub fn text_facts(manifest: &Manifest) -> Result<&TextFacts, RunError> {
-    let facts = manifest.model.text_decoder().map_err(Unsuitable::Family)?;
-    Ok(facts.ok_or(Unsuitable::NoTextDecoder)?)
+/// `Unsuitable` where its family is not known, or it has none; `Model` where its manifest and its
+/// `config.json` disagree, or a number is out of bounds.
+pub fn text_decoder(pack: &Pack) -> Result<TextDecoder, RunError> {
+    Ok(PackModel::read(pack)?.text_decoder()?)
 }
 
 /// Cosines and sines of the rotary embedding of some positions, `[positions, head width / 2]` each.
@@ -87,6 +92,8 @@ impl DecoderSpec {
             normalizes_top_k: facts.norm_topk_prob,
             rms_norm_eps: facts.rms_norm_eps as f32,
             rope_theta: facts.rope_theta,
+            has_attention_bias: facts.attention_bias,
+            expert_layers: facts.moe_layers as usize,
             vocab: to_usize(facts.vocab),
             has_tied_head: facts.tie_word_embeddings,
         })

@@ -94,12 +94,12 @@ impl Model<'_> {
         tensors: &[Planned<'_>],
         file_type: u32,
         vocabulary: &Vocabulary,
-    ) -> Metadata {
+    ) -> Result<Metadata, GgufExportError> {
         let mut all: Metadata = Vec::new();
         let mut add = |key: &str, value: Value| all.push((key.to_owned(), value));
         add("general.architecture", ARCHITECTURE.into());
         add("general.type", "model".into());
-        for (key, value) in self.sampling() {
+        for (key, value) in self.sampling()? {
             add(&key, value);
         }
         if let Some(name) = self.name() {
@@ -121,7 +121,7 @@ impl Model<'_> {
         add("general.file_type", file_type.into());
         add("general.quantization_version", QUANTIZATION_VERSION.into());
         all.extend(vocabulary.metadata());
-        all
+        Ok(all)
     }
 
     /// The repository's name as a title.
@@ -131,26 +131,23 @@ impl Model<'_> {
         Some(title(name)).filter(|t| !t.is_empty())
     }
 
-    fn sampling(&self) -> Metadata {
+    /// # Errors
+    /// `Sampling` names a number that the format cannot hold, or that is none.
+    fn sampling(&self) -> Result<Metadata, GgufExportError> {
         let mut found: Metadata = Vec::new();
         for (from, to, integer) in SAMPLING {
-            let Some(value) = self.generation.and_then(|g| g.get(from)) else {
+            let value = self.generation.and_then(|g| g.get(from));
+            let Some(value) = value.filter(|value| !value.is_null()) else {
                 continue;
             };
+            let number =
+                sampling_number(value, integer).ok_or_else(|| sampling_error(from, value))?;
             let key = format!("general.sampling.{to}");
-            let number = if integer {
-                value
-                    .as_i64()
-                    .and_then(|n| i32::try_from(n).ok())
-                    .map(Value::I32)
-            } else {
-                value.as_f64().map(single)
-            };
-            if let Some(number) = number.filter(|_| !found.iter().any(|(k, _)| *k == key)) {
+            if !found.iter().any(|(k, _)| *k == key) {
                 found.push((key, number));
             }
         }
-        found
+        Ok(found)
     }
 
     fn parameters(&self) -> [(&'static str, Value); 13] {
@@ -179,6 +176,23 @@ impl Model<'_> {
             ("attention.value_length", size(facts.head_dim)),
             ("expert_feed_forward_length", size(facts.moe_intermediate)),
         ]
+    }
+}
+
+/// A number of `generation_config.json`, if 32 bits can hold it.
+fn sampling_number(value: &Json, integer: bool) -> Option<Value> {
+    if integer {
+        let number = value.as_i64().and_then(|n| i32::try_from(n).ok());
+        return number.map(Value::I32);
+    }
+    let number = value.as_f64().filter(|n| n.abs() <= f64::from(f32::MAX));
+    number.map(single)
+}
+
+fn sampling_error(key: &str, value: &Json) -> GgufExportError {
+    GgufExportError::Sampling {
+        key: key.to_owned(),
+        seen: value.to_string().chars().take(60).collect(),
     }
 }
 

@@ -31,10 +31,10 @@ use segpack_formats::gguf::{
     self as format, Header, MAX_FILES, TensorSpec, TensorType, Value, split_metadata, split_name,
 };
 use segpack_formats::numeric::{Dtype, FloatConversion, FloatDtype};
-use segpack_manifests::Pack;
 use segpack_manifests::documents::TensorEntry;
 use segpack_manifests::families::TextFacts;
 use segpack_manifests::names::{Component, Part as WeightPart, Role};
+use segpack_manifests::{Pack, PackModel};
 
 use super::plan::{
     Content, Conversion, ExportPlan, FileFormat, NewTensorPlan, Part, Placed, PlannedFile,
@@ -54,6 +54,7 @@ use vocabulary::Vocabulary;
 /// pack lacks tensors of it, or its tokenizer is of a kind that llama.cpp's name is not known of.
 pub(super) fn gguf<'a>(
     pack: &'a Pack,
+    model: &PackModel,
     settings: &ExportSettings,
     name: &str,
 ) -> Result<ExportPlan<'a>, StepError> {
@@ -63,12 +64,13 @@ pub(super) fn gguf<'a>(
         }
         .into());
     };
-    let (component, family) = text_decoder(pack, settings)?;
-    let config = source_json(pack, "config.json")?.ok_or(ExportError::NoConfig)?;
+    let (component, decoder) = text_decoder(pack, model, settings)?;
+    let config = model.config().ok_or(ExportError::NoConfig)?;
     let generation = source_json(pack, "generation_config.json")?;
-    let facts = family.text_facts(&config).map_err(ExportError::Config)?;
-    let config = family
-        .as_causal_lm(&config, generation.as_ref())
+    let facts = decoder.facts;
+    let config = decoder
+        .family
+        .as_causal_lm(config, generation.as_ref())
         .map_err(ExportError::Config)?;
     metadata::check_expressible(&config, &facts)?;
     let mut plan = ExportPlan::default();
@@ -80,7 +82,7 @@ pub(super) fn gguf<'a>(
         generation: generation.as_ref(),
         facts: &facts,
     };
-    let metadata = model.metadata(&tensors, file_type(settings, &tensors), &vocabulary);
+    let metadata = model.metadata(&tensors, file_type(settings, &tensors), &vocabulary)?;
     if component == Component::ThinkerText {
         plan.notes.push(
             "this is the thinker's text part: for text it computes the same, images, audio and video need the full thinker"

@@ -10,13 +10,14 @@ use std::collections::{BTreeMap, HashMap};
 use segpack_formats::gguf::{Array, Value};
 use segpack_manifests::Pack;
 use segpack_manifests::families::TextFacts;
+use segpack_manifests::folder::source_file;
 use segpack_runtime_min::processing::text::tokenizer::{QWEN2_SPLIT, Tokenizer, TokenizerError};
 use serde_json::Value as Json;
 
 use super::Metadata;
 use crate::steps::StepError;
 use crate::steps::export::error::Cause;
-use crate::steps::export::source::{source_bytes, source_json};
+use crate::steps::export::source::source_json;
 use crate::steps::export::{ExportError, ExportSettings, GgufExportError};
 
 /// The name of a pre-tokenizer that leaves the tokenizer out.
@@ -73,7 +74,7 @@ impl Vocabulary {
                 .push("the tokenizer was left out: llama.cpp takes and gives token ids".to_owned());
             return Ok(Self::default());
         }
-        let tokenizer = match Tokenizer::load(&|name: &str| source_bytes(pack, name)) {
+        let tokenizer = match Tokenizer::load(&|name: &str| source_file(pack, name)) {
             // vocab.json is asked for last: there is no file of a tokenizer at all
             Err(TokenizerError::Missing { missing }) if missing == "vocab.json" => {
                 notes.push(
@@ -295,7 +296,7 @@ fn looks_special(token: &str) -> bool {
 /// `chat_template.json`; several by name.
 fn chat_templates(pack: &Pack, tokenizer_config: &Json) -> Result<Metadata, StepError> {
     let of_file = || -> Result<Json, StepError> {
-        if let Some(bytes) = source_bytes(pack, "chat_template.jinja")? {
+        if let Some(bytes) = source_file(pack, "chat_template.jinja")? {
             let text =
                 String::from_utf8(bytes).map_err(|e| unreadable("chat_template.jinja", e))?;
             return Ok(Json::from(text));

@@ -32,7 +32,7 @@ use super::dense::DeviceGroups;
 use super::driver::{CudaError, DeviceInfo, DeviceMemory, DevicePtr, Gpu, HostMemory, Stream};
 use super::launch::{Launch, MatrixView, View};
 use super::layout::{Buffers, Sizes, demand, host_slots};
-use super::shapes::{check, check_shapes};
+use super::shapes::check;
 use super::slots::Slots;
 use crate::error::RunError;
 use crate::models::decoder::DecoderSpec;
@@ -156,7 +156,6 @@ impl<'a> CudaExecutor<'a> {
         let (weights, spec) = (setup.weights, setup.spec);
         check(weights, spec)?;
         let sizes = Sizes::of(spec, &setup.settings, compute);
-        check_shapes(weights, &sizes)?;
         // what there is of memory, and how it is shared out
         let demand = demand(weights, &sizes, spec);
         let free = gpu.free_memory()?;

@@ -84,6 +84,42 @@ fn missing(owner: String, role: Role) -> RunError {
     Unsuitable::Missing { owner, role }.into()
 }
 
+/// Roles of tensors that are in no layer.
+const OUTSIDE: [Role; 3] = [Role::Embedding, Role::FinalNorm, Role::LmHead];
+/// Roles of a layer's tensors.
+const OF_LAYER: [Role; 12] = [
+    Role::InputNorm,
+    Role::PostAttentionNorm,
+    Role::AttentionQ,
+    Role::AttentionK,
+    Role::AttentionV,
+    Role::AttentionO,
+    Role::QNorm,
+    Role::KNorm,
+    Role::Router,
+    Role::MlpGate,
+    Role::MlpUp,
+    Role::MlpDown,
+];
+/// Roles of an expert's tensors.
+const OF_EXPERT: [Role; 3] = [Role::ExpertGate, Role::ExpertUp, Role::ExpertDown];
+
+/// A tensor that has no place, or whose place another has.
+fn surplus(tensor: &TensorEntry) -> RunError {
+    let layer = tensor.layer.map(|layer| format!("layer {layer}"));
+    let owner = match (layer, tensor.expert) {
+        (Some(layer), Some(expert)) => format!("expert {expert} of {layer}"),
+        (Some(layer), None) => layer,
+        (None, _) => "the model".to_owned(),
+    };
+    Unsuitable::Surplus {
+        tensor: tensor.name.clone(),
+        role: tensor.role.to_string(),
+        owner,
+    }
+    .into()
+}
+
 /// The tensors of a decoder by what they are.
 struct Found<'a> {
     source: &'a PackReader<'a>,
@@ -109,32 +145,34 @@ impl<'a> Found<'a> {
                 // also of tensors that are not needed
                 check_words(tensor)?;
                 PlacedTensor::new(tensor, 0)?;
-                found.add(tensor);
+                found.add(tensor)?;
             }
         }
         Ok(found)
     }
 
-    fn add(&mut self, tensor: &'a TensorEntry) {
-        let Some(layer) = tensor.layer else {
-            self.outside.insert(tensor.role, tensor);
-            return;
+    /// Each tensor has one place; one without any, or with that of another, is not left out.
+    fn add(&mut self, tensor: &'a TensorEntry) -> Result<(), RunError> {
+        let (role, is_bias) = (tensor.role, tensor.part == Part::Bias);
+        let layer = tensor.layer.map(|layer| layer as usize);
+        let taken = match (layer, tensor.expert) {
+            (None, None) if OUTSIDE.contains(&role) && !is_bias => {
+                self.outside.insert(role, tensor)
+            }
+            (Some(layer), None) if layer < self.layers.len() && OF_LAYER.contains(&role) => {
+                self.layers[layer].insert((role, is_bias), tensor)
+            }
+            (Some(layer), Some(expert))
+                if layer < self.experts.len() && OF_EXPERT.contains(&role) && !is_bias =>
+            {
+                let tensors = self.experts[layer].entry(expert).or_default();
+                tensors.insert(role, tensor)
+            }
+            _ => Some(tensor),
         };
-        // layers beyond the config's are not this decoder's
-        let layer = layer as usize;
-        match tensor.expert {
-            Some(expert) => {
-                if let Some(experts) = self.experts.get_mut(layer) {
-                    let tensors = experts.entry(expert).or_default();
-                    tensors.insert(tensor.role, tensor);
-                }
-            }
-            None => {
-                let is_bias = tensor.part == Part::Bias;
-                if let Some(tensors) = self.layers.get_mut(layer) {
-                    tensors.insert((tensor.role, is_bias), tensor);
-                }
-            }
+        match taken {
+            None => Ok(()),
+            Some(_) => Err(surplus(tensor)),
         }
     }
 
@@ -194,6 +232,10 @@ impl<'f, 'a> LayerBinder<'f, 'a> {
     fn mlp(&mut self, spec: &DecoderSpec) -> Result<MlpWeights<'a>, RunError> {
         let tensors = &self.found.layers[self.number];
         if tensors.contains_key(&(Role::Router, false)) {
+            let dense = [Role::MlpGate, Role::MlpUp, Role::MlpDown].map(|role| (role, false));
+            if let Some(tensor) = dense.iter().find_map(|key| tensors.get(key)) {
+                return Err(surplus(tensor));
+            }
             return Ok(MlpWeights::Experts {
                 router: self.linear(Role::Router)?,
                 experts: self.experts(spec.experts)?,

@@ -1,0 +1,131 @@
+//! Whether a pack's tensors are those that the config's numbers call for: compared before anything
+//! is allocated by them, the same for every device.
+
+use std::fs;
+
+use segpack_formats::FormatError;
+use segpack_manifests::Pack;
+
+use super::{DecoderWeights, ExpertWeights, LayerWeights, LinearWeights, MlpWeights};
+use crate::error::{RunError, Unsuitable};
+use crate::models::decoder::spec::DecoderSpec;
+use crate::weights::PlacedTensor;
+
+impl DecoderWeights<'_> {
+    /// Kernels go by the config's sizes: no tensor may have others.
+    ///
+    /// # Errors
+    /// `Unsuitable` names the first one that has.
+    pub(crate) fn check_shapes(&self, spec: &DecoderSpec) -> Result<(), RunError> {
+        let (seen, wanted) = (self.expert_layers(), spec.expert_layers);
+        if seen != wanted {
+            return Err(Unsuitable::ExpertLayers { seen, wanted }.into());
+        }
+        for (number, layer) in self.layers.iter().enumerate() {
+            check_layer(number, layer, spec)?;
+        }
+        same("final norm", self.final_norm, spec.hidden, 1)?;
+        same("embedding", self.embedding_table, spec.vocab, spec.hidden)?;
+        same("head", self.head_matrix, spec.vocab, spec.hidden)
+    }
+
+    /// Memory is reserved by the lengths in the manifest: the packs must have them.
+    ///
+    /// # Errors
+    /// `Malformed` names a pack of another length; `Io`.
+    pub(crate) fn check_files(&self, pack: &Pack) -> Result<(), RunError> {
+        for entry in &pack.manifest().packs {
+            let path = pack.path(&entry.path);
+            let length = fs::metadata(&path)
+                .map_err(FormatError::io("open", &path))?
+                .len();
+            if length != entry.length {
+                let wanted = entry.length;
+                let what = format!("has {length} bytes, wanted {wanted}");
+                return Err(FormatError::malformed(&path, what).into());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_layer(number: usize, l: &LayerWeights<'_>, s: &DecoderSpec) -> Result<(), RunError> {
+    let of = |what: &str| format!("{what} of layer {number}");
+    same(&of("input norm"), l.input_norm, s.hidden, 1)?;
+    let post_attention_norm = of("post-attention norm");
+    same(&post_attention_norm, l.post_attention_norm, s.hidden, 1)?;
+    same(&of("q norm"), l.q_norm, s.heads.width, 1)?;
+    same(&of("k norm"), l.k_norm, s.heads.width, 1)?;
+    let (query, key) = (s.query_width(), s.key_width());
+    for (what, projection, rows, columns) in [
+        ("q projection", &l.q, query, s.hidden),
+        ("k projection", &l.k, key, s.hidden),
+        ("v projection", &l.v, key, s.hidden),
+        ("o projection", &l.o, s.hidden, query),
+    ] {
+        linear(&of(what), projection, [rows, columns], s.has_attention_bias)?;
+    }
+    match &l.mlp {
+        MlpWeights::Dense { gate, up, down } => {
+            let (inner, hidden) = (s.intermediate, s.hidden);
+            linear(&of("gate projection"), gate, [inner, hidden], false)?;
+            linear(&of("up projection"), up, [inner, hidden], false)?;
+            linear(&of("down projection"), down, [hidden, inner], false)
+        }
+        MlpWeights::Experts { router, experts } => {
+            linear(&of("router"), router, [s.experts, s.hidden], false)?;
+            let mut numbered = experts.iter().enumerate();
+            numbered.try_for_each(|(expert, weights)| check_expert(number, expert, weights, s))
+        }
+    }
+}
+
+fn check_expert(
+    layer: usize,
+    expert: usize,
+    e: &ExpertWeights<'_>,
+    s: &DecoderSpec,
+) -> Result<(), RunError> {
+    let of = |what: &str| format!("{what} of expert {expert} of layer {layer}");
+    let (inner, hidden) = (s.moe_intermediate, s.hidden);
+    same(&of("gate"), e.gate, inner, hidden)?;
+    same(&of("up"), e.up, inner, hidden)?;
+    same(&of("down"), e.down, hidden, inner)
+}
+
+/// Whether a tensor is `[rows, columns]`.
+fn same(what: &str, tensor: PlacedTensor, rows: usize, columns: usize) -> Result<(), RunError> {
+    let bytes = rows
+        .checked_mul(columns)
+        .and_then(|values| values.checked_mul(tensor.dtype.byte_width()));
+    if (tensor.rows, tensor.columns) == (rows, columns) && bytes == Some(tensor.length) {
+        return Ok(());
+    }
+    Err(Unsuitable::Shape {
+        what: what.to_owned(),
+        seen: [tensor.rows, tensor.columns],
+        wanted: [rows, columns],
+    }
+    .into())
+}
+
+/// Whether a linear layer is `[rows, columns]`, and has a bias `[rows]` where it should.
+fn linear(
+    what: &str,
+    linear: &LinearWeights,
+    [rows, columns]: [usize; 2],
+    has_bias: bool,
+) -> Result<(), RunError> {
+    same(what, linear.weight, rows, columns)?;
+    if linear.bias.is_some() != has_bias {
+        let what = what.to_owned();
+        return Err(Unsuitable::Bias {
+            what,
+            wanted: has_bias,
+        }
+        .into());
+    }
+    linear
+        .bias
+        .map_or(Ok(()), |bias| same(&format!("{what} bias"), bias, rows, 1))
+}
