@@ -45,8 +45,10 @@ fn interrupt(pack: &std::path::Path) -> (Duration, Duration) {
     thread::sleep(Duration::from_millis(700));
     assert!(child.try_wait().unwrap().is_none(), "it was over too soon");
     let began = Instant::now();
-    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]);
-    assert!({ kill }.status().unwrap().success());
+    let killed = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
+    assert!(killed.unwrap().success());
     let status = child.wait().unwrap();
     let ended = began.elapsed();
     assert_eq!(status.code(), Some(130));
