@@ -4,3 +4,4 @@ mod bad_packs;
 mod damage;
 mod fuzz_smoke;
 mod identity;
+mod lies;
