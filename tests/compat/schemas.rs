@@ -8,9 +8,10 @@ use jsonschema::Validator;
 use schemars::{JsonSchema, Schema};
 use segpack_manifests::documents::schema::schema_of;
 use segpack_manifests::documents::{
-    BenchReport, DemoReport, DevicesReport, Document, ExpertParallelMap, ExpertsReport,
-    ExportSummary, GpuBenchReport, InfoReport, Inventory, Manifest, PackSummary, Plan, RunPrompt,
-    RunSummary, RunToken, UnpackSummary, ValidateReport, VerifyReceipt, VerifyReport,
+    BenchReport, DemoReport, DevicesReport, DiffReport, Document, ErrorReport, ExpertParallelMap,
+    ExpertsReport, ExportSummary, GpuBenchReport, InfoReport, Inventory, Manifest, PackSummary,
+    Plan, RunPrompt, RunSummary, RunToken, UnpackSummary, ValidateReport, VerifyReceipt,
+    VerifyReport,
 };
 use serde_json::{Value, json};
 
@@ -19,7 +20,7 @@ use crate::support::damage::{flip, manifest};
 use crate::support::folders::temp;
 use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full};
 
-fn schemas() -> [(&'static str, Schema); 19] {
+fn schemas() -> [(&'static str, Schema); 21] {
     [
         schema::<Inventory>(),
         schema::<Plan>(),
@@ -39,6 +40,8 @@ fn schemas() -> [(&'static str, Schema); 19] {
         schema::<ExportSummary>(),
         schema::<ExpertParallelMap>(),
         schema::<InfoReport>(),
+        schema::<ErrorReport>(),
+        schema::<DiffReport>(),
         schema::<VerifyReceipt>(),
     ]
 }
@@ -123,6 +126,8 @@ fn real_documents_are_valid() {
     let mut broken = Tiny::text();
     broken.remove("thinker.lm_head.weight");
     let broken = broken.write(&folder.path().join("broken"));
+    let report = segpack!["diff", &stacked, &broken, "--tensors", "--stat", "--json"].exits(3);
+    assert_valid(&validator("diff-report"), &report.json());
     assert_valid(
         &validator("inventory"),
         &segpack!["scan", &broken, "--json"].exits(3).json(),
@@ -174,7 +179,7 @@ fn real_documents_are_valid() {
             &validator("expert-parallel"),
             &serde_json::from_slice(&map).unwrap(),
         );
-        for how in ["--quick", "--sums"] {
+        for how in ["--quick", "--sums", "--values"] {
             assert_valid(
                 &validator("verify-report"),
                 &segpack!["verify", &out, how, "--json"].ok().json(),

@@ -37,7 +37,7 @@ pub(crate) enum CliError {
     #[error("these token ids have no text: the pack has no tokenizer")]
     NoTokenizer,
     /// Bytes of tensors would go to a terminal.
-    #[error("tensors are binary, and standard output is a terminal")]
+    #[error("this is binary, and standard output is a terminal")]
     BinaryToTerminal,
     /// Two things would go to standard output.
     #[error("the tensors and the summary cannot both go to standard output")]

@@ -176,9 +176,10 @@ fn of_pack(error: &PackError) -> Option<&'static str> {
 fn of_cat(error: &CatError) -> Option<&'static str> {
     match error {
         CatError::NoSuchName { .. } => Some("`segpack ls --tensors` lists the names"),
+        CatError::Shard { .. } => Some("`segpack unpack --include NAME` restores it"),
         CatError::RowsOfNoTensor { .. } => Some("--rows needs the name of a tensor"),
         CatError::NoSuchRows { .. } => Some("--rows A..B counts from 0, without B"),
-        CatError::NoMatch { .. } | CatError::Damaged { .. } => None,
+        CatError::NoMatch { .. } | CatError::Damaged { .. } | CatError::DamagedFile { .. } => None,
     }
 }
 

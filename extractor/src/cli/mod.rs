@@ -9,8 +9,10 @@ mod completions;
 mod demo;
 #[cfg(feature = "run")]
 mod devices;
+mod diff;
 mod error;
 mod export;
+mod failure;
 mod hints;
 mod info;
 mod ls;
@@ -40,6 +42,7 @@ use segpack_formats::io::CancelToken;
 use crate::steps::{Exit, StepError};
 use args::GLOBAL;
 use error::CliError;
+use failure::JsonOutput;
 use progress::Reporter;
 use terminal::Terminal;
 #[cfg(not(feature = "run"))]
@@ -95,6 +98,7 @@ enum Command {
     Verify(verify::Args),
     Info(info::Args),
     Ls(ls::Args),
+    Diff(diff::Args),
     Cat(cat::Args),
     Unpack(unpack::Args),
     Repack(repack::Args),
@@ -161,6 +165,7 @@ pub fn main() -> ExitCode {
         Ok(matches) => matches,
         Err(e) => return usage(&e),
     };
+    let json = JsonOutput::of(&matches);
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
@@ -178,9 +183,10 @@ pub fn main() -> ExitCode {
         Ok(exit) => exit,
         Err(e) if is_broken_pipe(&e) => Exit::Ok,
         Err(e) => {
-            context
-                .terminal
-                .error(&e, hints::hint(&e, output.as_deref()));
+            let hint = hints::hint(&e, output.as_deref());
+            context.terminal.error(&e, hint.clone());
+            let status = signals::exit_status(e.exit());
+            json.print(&failure::report(&e, hint, status));
             e.exit()
         }
     };
@@ -190,6 +196,10 @@ pub fn main() -> ExitCode {
 fn usage(error: &clap::Error) -> ExitCode {
     // help that goes into a closed pipe is no failure
     let _ = error.print();
+    if error.use_stderr() {
+        let arguments = std::env::args_os().skip(1);
+        JsonOutput::guess(arguments).print(&failure::usage(error));
+    }
     ExitCode::from(if error.use_stderr() {
         Exit::Usage as u8
     } else {
@@ -203,6 +213,7 @@ fn dispatch(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Pack(args) => pack::run(&args, context),
         Command::Verify(args) => verify::run(args, context),
         Command::Info(args) => info::run(&args, context),
+        Command::Diff(args) => diff::run(&args, context),
         Command::Ls(args) => ls::run(&args, context),
         Command::Cat(args) => cat::run(&args, context),
         Command::Unpack(args) => unpack::run(args, context),

@@ -1,4 +1,5 @@
-//! Progress drawn: a bar on a terminal, a line every ten seconds elsewhere, nothing when quiet.
+//! Progress drawn: a bar on a terminal; elsewhere a line at once, so that a log says what goes on, and
+//! one every ten seconds; nothing when quiet.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -60,7 +61,7 @@ impl Reporter {
     fn begin(&self, name: &'static str, unit: Option<&'static str>, total: u64) {
         let began = Instant::now();
         let bar = (self.kind == Kind::Bar).then(|| bar(total, name, unit));
-        *self.phase() = Some(Phase {
+        let phase = Phase {
             name,
             unit,
             total,
@@ -68,7 +69,12 @@ impl Reporter {
             began,
             next_line: began + LINE_EVERY,
             bar,
-        });
+        };
+        if self.kind == Kind::Lines {
+            // progress that cannot be written is no reason to fail
+            let _ = writeln!(io::stderr(), "{}", phase.first_line());
+        }
+        *self.phase() = Some(phase);
     }
 }
 
@@ -88,6 +94,15 @@ fn bar(total: u64, name: &'static str, unit: Option<&'static str>) -> ProgressBa
 }
 
 impl Phase {
+    /// What is going to be done.
+    fn first_line(&self) -> String {
+        let total = match self.unit {
+            Some(unit) => counted(self.total, unit),
+            None => bytes(self.total),
+        };
+        format!("{}: {total}", self.name)
+    }
+
     fn line(&self) -> String {
         let seconds = self.began.elapsed().as_secs_f64().max(1e-9);
         #[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
@@ -177,11 +192,13 @@ mod tests {
             next_line: began,
             bar: None,
         };
+        assert_eq!(phase.first_line(), "packing: 4.0 GB");
         assert_eq!(
             phase.line(),
             "packing: 1.0 GB of 4.0 GB (25 %), 100 MB/s, 30 s left"
         );
         (phase.unit, phase.total, phase.done) = (Some("layer"), 48, 12);
+        assert_eq!(phase.first_line(), "packing: 48 layers");
         assert_eq!(phase.line(), "packing: 12 of 48 layers (25 %), 30 s left");
     }
 }

@@ -23,6 +23,7 @@ Examples:
   segpack verify omni.segpack --quick        # files, lengths, headers; reads no weights
   segpack verify omni.segpack --subset 3/7   # one seventh, a day's share of a week
   segpack verify omni.segpack --against ./Qwen3-Omni-30B-A3B-Instruct
+  segpack verify omni.segpack --values       # NaN, outliers, rows of zeros, copies
   segpack verify omni.segpack --json | jq .findings")]
 pub(super) struct Args {
     #[command(flatten)]
@@ -37,6 +38,10 @@ pub(super) struct Args {
     /// Also check the SHA-256 of every file as a whole and the BLAKE3 of raw segments
     #[arg(long, help_heading = INPUT)]
     sums: bool,
+    /// Also take statistics of the values, and warn of what no trained tensor looks like: values far
+    /// beyond those of like tensors, rows of zeros, copies, NaN
+    #[arg(long, conflicts_with = "quick", help_heading = INPUT)]
+    values: bool,
     /// Check only part K of N, counted from 1; the N parts together cover everything once
     #[arg(long, value_name = "K/N", help_heading = INPUT)]
     subset: Option<Subset>,
@@ -61,6 +66,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
         },
         manifest_sha256: args.pack.wanted()?,
         subset: args.subset,
+        values: args.values,
         against: args.against,
         allow_unaudited: args.unaudited.allow_unaudited,
         jobs: args.jobs.count(),
@@ -75,14 +81,15 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
         context.stop,
         &context.progress,
     )?;
+    // before the document: nothing follows that
+    if let Some(path) = &args.receipt {
+        write_receipt(path, &receipt(&report, before))?;
+    }
     let place = args.pack.place();
     context
         .terminal
         .document(&report, args.json, |r| text::verify(r, &place))?;
     context.terminal.hint(of_findings(&report.findings));
-    if let Some(path) = &args.receipt {
-        write_receipt(path, &receipt(&report, before))?;
-    }
     Ok(Exit::of(report.ok))
 }
 

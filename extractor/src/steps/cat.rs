@@ -4,9 +4,9 @@ use std::io::Write;
 use std::ops::Range;
 
 use segpack_formats::digest::{Sha256, Sha256Hasher};
-use segpack_formats::io::CancelToken;
+use segpack_formats::io::{CancelToken, READ_BYTES};
 use segpack_manifests::Pack;
-use segpack_manifests::documents::{SegmentEntry, TensorEntry};
+use segpack_manifests::documents::{SegmentEntry, SourceFile, SourceFileKind, TensorEntry};
 use segpack_manifests::{PackCursor, PackReader};
 
 use super::StepError;
@@ -23,10 +23,28 @@ pub enum CatError {
         globs: Vec<String>,
     },
     /// The pack has nothing of this name.
-    #[error("the pack has no tensor or segment named {name:?}")]
+    #[error("the pack has no tensor, segment or file named {name:?}")]
     NoSuchName {
         /// The name.
         name: String,
+    },
+    /// A shard of the checkpoint, whose bytes are in many segments.
+    #[error("{name:?} is a shard of the checkpoint, which is not written as a whole")]
+    Shard {
+        /// Its path in the checkpoint.
+        name: String,
+    },
+    /// The bytes of a file of the checkpoint, which are written already, have another digest.
+    #[error(
+        "file {name:?} is damaged: SHA-256 {seen}, wanted {wanted}; the bytes written are wrong"
+    )]
+    DamagedFile {
+        /// Its path in the checkpoint.
+        name: String,
+        /// The digest of its bytes.
+        seen: Sha256,
+        /// The digest in the manifest.
+        wanted: Sha256,
     },
     /// Rows of something that has none: a segment, or a tensor that is stored in slices.
     #[error("rows are taken from a tensor, and {name:?} is not one")]
@@ -99,14 +117,36 @@ fn filter<'a, T>(
     Ok(found)
 }
 
-/// Writes the decoded bytes of tensors, segments, and tensors that the checkpoint stores stacked,
-/// in the order of `names`. All names are looked up before the first byte is written.
+/// What a name stands for.
+enum Named<'a> {
+    /// One tensor, those of a segment, or the slices of a stacked one.
+    Tensors(Vec<&'a TensorEntry>),
+    /// A file beside the shards.
+    File(&'a SourceFile),
+}
+
+/// What begins the name of a file where a tensor or segment has the same.
+const FILE_PREFIX: &str = "./";
+
+/// Whether all names are those of files beside the shards.
+///
+/// # Errors
+/// As [`cat`], of names that stand for nothing.
+pub(crate) fn are_files(pack: &Pack, names: &[String]) -> Result<bool, StepError> {
+    let found = names.iter().map(|name| resolve(pack, name, None));
+    let found: Vec<Named<'_>> = found.collect::<Result<_, _>>()?;
+    Ok(found.iter().all(|named| matches!(named, Named::File(_))))
+}
+
+/// Writes the decoded bytes of tensors, segments, tensors that the checkpoint stores stacked, and
+/// files beside the shards, in the order of `names`. All names are looked up before the first byte
+/// is written. A name is looked for in this order; `./` before it says that it is a file's.
 ///
 /// Whole tensors are compared with their digests; `rows` (of a tensor's first dimension) are not,
 /// since the digest is that of the whole.
 ///
 /// # Errors
-/// `NoSuchName`, `RowsOfNoTensor`, `NoSuchRows`; `Damaged`, after the bytes before it were written;
+/// `NoSuchName`, `Shard`, `RowsOfNoTensor`, `NoSuchRows`; `Damaged`, `DamagedFile`, after the bytes before it were written;
 /// `Stdout`.
 pub(crate) fn cat(
     pack: &Pack,
@@ -117,7 +157,7 @@ pub(crate) fn cat(
 ) -> Result<(), StepError> {
     let mut found = Vec::new();
     for name in names {
-        found.extend(resolve(pack, name, rows)?);
+        found.push(resolve(pack, name, rows)?);
     }
     let weights = PackReader::new(pack);
     let mut reader = weights.cursor()?;
@@ -126,20 +166,28 @@ pub(crate) fn cat(
         to,
         stop,
     };
-    found.into_iter().try_for_each(|tensor| match rows {
-        None => write.tensor(tensor),
-        Some(rows) => write.rows(tensor, rows),
-    })
+    for named in found {
+        match (named, rows) {
+            (Named::File(file), _) => write.file(file)?,
+            (Named::Tensors(tensors), None) => {
+                tensors.into_iter().try_for_each(|t| write.tensor(t))?;
+            }
+            (Named::Tensors(tensors), Some(rows)) => {
+                tensors.into_iter().try_for_each(|t| write.rows(t, rows))?;
+            }
+        }
+    }
+    Ok(())
 }
 
-/// The tensors that a name stands for; with `rows`, one that has them.
+/// What a name stands for; with `rows`, one tensor that has them.
 fn resolve<'a>(
     pack: &'a Pack,
     name: &str,
     rows: Option<&Range<u64>>,
-) -> Result<Vec<&'a TensorEntry>, StepError> {
+) -> Result<Named<'a>, StepError> {
     if let Some(tensor) = pack.tensor(name) {
-        return check_rows(tensor, rows).map(|()| vec![tensor]);
+        return check_rows(tensor, rows).map(|()| Named::Tensors(vec![tensor]));
     }
     let found = match pack.segment(name) {
         Some(segment) => pack
@@ -150,19 +198,28 @@ fn resolve<'a>(
             .collect(),
         None => pack.slices_of(name),
     };
-    if found.is_empty() {
-        return Err(CatError::NoSuchName {
-            name: name.to_owned(),
-        }
-        .into());
-    }
+    let name = || name.to_owned();
+    let named = if found.is_empty() {
+        Named::File(find_file(pack, &name())?)
+    } else {
+        Named::Tensors(found)
+    };
     if rows.is_some() {
-        return Err(CatError::RowsOfNoTensor {
-            name: name.to_owned(),
-        }
-        .into());
+        return Err(CatError::RowsOfNoTensor { name: name() }.into());
     }
-    Ok(found)
+    Ok(named)
+}
+
+/// A file beside the shards, by its path in the checkpoint.
+fn find_file<'a>(pack: &'a Pack, name: &str) -> Result<&'a SourceFile, CatError> {
+    let path = name.strip_prefix(FILE_PREFIX).unwrap_or(name);
+    let mut files = pack.manifest().source_files.iter();
+    let name = name.to_owned();
+    match files.find(|f| f.path == path) {
+        None => Err(CatError::NoSuchName { name }),
+        Some(f) if f.kind == SourceFileKind::Shard => Err(CatError::Shard { name }),
+        Some(file) => Ok(file),
+    }
 }
 
 fn check_rows(tensor: &TensorEntry, rows: Option<&Range<u64>>) -> Result<(), StepError> {
@@ -206,6 +263,21 @@ impl Cat<'_, '_> {
             wanted: tensor.sha256,
         }
         .into())
+    }
+
+    fn file(&mut self, file: &SourceFile) -> Result<(), StepError> {
+        let input = self.reader.source().open(&file.stored_as)?;
+        let (mut sha256, mut buffer) = (Sha256Hasher::default(), vec![0; READ_BYTES]);
+        input.for_each_piece(0..file.stored_length, &mut buffer, self.stop, |piece| {
+            sha256.update(piece);
+            self.to.write_all(piece).map_err(StepError::Stdout)
+        })?;
+        let (seen, wanted) = (sha256.finish(), file.stored_sha256);
+        if seen == wanted {
+            return Ok(());
+        }
+        let name = file.path.clone();
+        Err(CatError::DamagedFile { name, seen, wanted }.into())
     }
 
     fn rows(&mut self, tensor: &TensorEntry, rows: &Range<u64>) -> Result<(), StepError> {

@@ -238,9 +238,11 @@ fn exit_of_source(error: &SourceError) -> Exit {
 fn exit_of_cat(error: &CatError) -> Exit {
     match error {
         CatError::RowsOfNoTensor { .. } | CatError::NoSuchRows { .. } => Exit::Usage,
-        CatError::NoMatch { .. } | CatError::NoSuchName { .. } | CatError::Damaged { .. } => {
-            Exit::Damaged
-        }
+        CatError::NoMatch { .. }
+        | CatError::NoSuchName { .. }
+        | CatError::Shard { .. }
+        | CatError::Damaged { .. }
+        | CatError::DamagedFile { .. } => Exit::Damaged,
     }
 }
 

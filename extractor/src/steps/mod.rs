@@ -3,10 +3,12 @@
 #[cfg(feature = "run")]
 pub(crate) mod bench;
 pub(crate) mod cat;
+pub(crate) mod contents;
 pub(crate) mod demo;
 mod derivation;
 #[cfg(feature = "run")]
 pub(crate) mod devices;
+pub(crate) mod diff;
 mod error;
 #[cfg(feature = "run")]
 pub(crate) mod experts_report;

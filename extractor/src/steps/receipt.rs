@@ -55,7 +55,10 @@ pub(crate) fn receipt(report: &VerifyReport, files: Vec<ReceiptFile>) -> VerifyR
         format_version: VerifyReceipt::VERSION,
         generator: GENERATOR.to_owned(),
         time,
-        report: report.clone(),
+        report: VerifyReport {
+            values: None,
+            ..report.clone()
+        },
         files,
     }
 }

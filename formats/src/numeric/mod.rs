@@ -17,7 +17,8 @@
 //!
 //! What is done with numbers of several formats: [`FloatDtype`] names those that are computed with
 //! as they are and widens them, [`FloatConversion`] turns one into another, [`ValueCheck`] looks
-//! for values that are not finite.
+//! for values that are not finite, [`append_values`] gives those of any dtype
+//! as F64, [`StatisticsBuilder`] sums them up.
 
 pub mod bf16;
 mod check;
@@ -32,8 +33,12 @@ pub mod int4;
 mod minifloat;
 pub mod mxfp4;
 pub mod q8_0;
+mod statistics;
+mod values;
 
 pub use check::ValueCheck;
 pub use convert::{FloatConversion, Overflow};
 pub use dtype::{Dtype, UnknownDtype};
 pub use float::{FloatDtype, NotFloat};
+pub use statistics::{Apart, Statistics, StatisticsBuilder};
+pub use values::{append_values, has_values, value_count};

@@ -45,6 +45,7 @@ fn every_command_explains_itself() {
         "pack",
         "verify",
         "info",
+        "diff",
         "ls",
         "cat",
         "unpack",
@@ -95,6 +96,17 @@ fn tables_and_verdicts() {
     run(
         "ls-tensors",
         segpack!["ls", at("pack"), "--tensors", "*.layers.2.*"],
+    );
+    let other = Tiny::qwen3_moe(Qwen3Moe {
+        layers: 3,
+        ..Qwen3Moe::default()
+    })
+    .write(&at("other"));
+    let differ = segpack!["diff", at("pack"), &other, "--stat"].exits(3);
+    assert_text("diff", differ.text(), place);
+    run(
+        "ls-sum",
+        segpack!["ls", at("pack"), "*.layers.2.*", "--sort", "size", "--sum"],
     );
     run("unpack", segpack!["unpack", at("pack"), "-o", at("back")]);
     assert_text(

@@ -4,11 +4,11 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::support::cli::{packed, segpack};
-use crate::support::damage::manifest;
+use crate::support::cli::{packed, run, segpack};
+use crate::support::damage::{flip, manifest};
 use crate::support::folders::temp;
 use crate::support::packs::pack_into;
-use crate::support::tiny::tiny_full;
+use crate::support::tiny::{Qwen3Moe, Tensor, Tiny, tiny_full};
 
 fn info_of(pack: &std::path::Path) -> Value {
     segpack!["info", pack, "--json"].ok().json()
@@ -93,4 +93,96 @@ fn a_receipt_says_what_was_verified_and_whether_files_changed_since() {
     assert_eq!(run.ok().json()["verified"]["since"], "other_pack");
     // a pack holds no times: it is the pack that it was
     segpack!["verify", &pack].ok();
+}
+
+#[test]
+fn cat_writes_the_files_of_the_checkpoint() {
+    let folder = temp();
+    let pack = packed(&tiny_full(), folder.path());
+    let cat = |name: &str| segpack!["cat", &pack, name];
+    for name in ["config.json", "./config.json", "merges.txt"] {
+        let file = tiny_full().join(name);
+        assert_eq!(cat(name).ok().stdout, fs::read(file).unwrap(), "{name}");
+    }
+    let both = segpack!["cat", &pack, "config.json", "thinker.lm_head.weight"].ok();
+    let head = cat("thinker.lm_head.weight").ok().stdout;
+    assert!(both.stdout.ends_with(&head) && both.stdout.starts_with(b"{"));
+    for (name, status, words) in [
+        ("nothing.json", 3, "no tensor, segment or file named"),
+        (
+            "./thinker.lm_head.weight",
+            3,
+            "no tensor, segment or file named",
+        ),
+        ("../manifest.json", 3, "no tensor, segment or file named"),
+        ("manifest.json", 3, "no tensor, segment or file named"),
+        ("model-00001-of-00004.safetensors", 3, "unpack --include"),
+    ] {
+        cat(name).exits(status).says(&[words]);
+    }
+    let rows = segpack!["cat", &pack, "config.json", "--rows", "0..1"];
+    rows.exits(2).says(&["rows are taken from a tensor"]);
+    flip(&pack.join("source/config.json"), 5);
+    cat("config.json").exits(3).says(&["is damaged"]);
+}
+
+/// A tensor that has the name of a file comes first; `./` is always the file.
+#[test]
+fn a_tensor_that_is_named_like_a_file() {
+    let folder = temp();
+    let mut tiny = Tiny::qwen3_moe(Qwen3Moe::default());
+    tiny.shards[0].1.push(Tensor::noise("notes.txt", &[4]));
+    tiny.files
+        .push(("notes.txt".to_owned(), b"a file".to_vec()));
+    let checkpoint = tiny.write(&folder.path().join("checkpoint"));
+    let pack = folder.path().join("pack");
+    segpack!["pack", &checkpoint, "-o", &pack, "--allow-unclassified"].ok();
+    let cat = |name: &str| segpack!["cat", &pack, name].ok().stdout;
+    assert_eq!(cat("notes.txt").len(), 8);
+    assert_eq!(cat("./notes.txt"), b"a file");
+}
+
+#[test]
+fn ls_sorts_sums_and_shows_sizes() {
+    let folder = temp();
+    let pack = folder.path().join("pack");
+    pack_into(&tiny_full(), &pack, &["--codec", "zstd"]);
+    let lines = |options: &[&str]| -> Vec<String> {
+        let mut arguments: Vec<std::ffi::OsString> = vec!["ls".into(), (&pack).into()];
+        arguments.extend(options.iter().map(Into::into));
+        let run = run(&arguments).ok();
+        run.text().lines().map(str::to_owned).collect()
+    };
+    let sizes = |lines: &[String]| -> Vec<u64> {
+        let first = |line: &String| line.split_whitespace().next().unwrap().parse().unwrap();
+        lines.iter().map(first).collect()
+    };
+    let all = lines(&["--bytes"]);
+    let mut by_size = lines(&["--bytes", "--sort", "size"]);
+    assert!(sizes(&by_size).is_sorted_by(|a, b| a >= b));
+    let reversed = lines(&["--bytes", "--sort", "size", "--reverse"]);
+    by_size.reverse();
+    assert_eq!(by_size, reversed);
+    let mut sorted = all.clone();
+    sorted.sort();
+    by_size.sort();
+    assert_eq!(sorted, by_size, "the same lines in another order");
+
+    let summed = lines(&["--bytes", "--sum"]);
+    let (total, rest) = summed.split_last().unwrap();
+    assert_eq!(rest, all);
+    let sum: u64 = sizes(&all).iter().sum();
+    let count = all.len();
+    assert!(
+        total.contains(&format!("{sum}  total of {count} segments (")),
+        "{total}"
+    );
+    let experts = lines(&["thinker.*.layers.1.experts.*", "--sort", "layer"]);
+    let ends: Vec<&str> = experts
+        .iter()
+        .map(|l| l.rsplit('.').next().unwrap())
+        .collect();
+    assert_eq!(ends[..3], ["0", "1", "2"]);
+    assert!(lines(&[])[0].contains("kB"), "human sizes by default");
+    segpack!["ls", &pack, "--sum", "--json"].exits(2);
 }

@@ -1,4 +1,5 @@
 //! What the command line says.
 
+mod diff;
 mod help;
 mod living;

@@ -15,7 +15,8 @@ use crate::support::packs::pack_into;
 use crate::support::tiny::{tiny_text, write_file};
 
 /// Every command that opens a pack, but for `verify`.
-const COMMANDS: [&[&str]; 8] = [
+const COMMANDS: [&[&str]; 9] = [
+    &["info", "PACK"],
     &["ls", "PACK"],
     &["cat", "PACK", "thinker.lm_head.weight"],
     &["unpack", "PACK", "-o", "OUT"],

@@ -5,3 +5,4 @@ mod damage;
 mod fuzz_smoke;
 mod identity;
 mod lies;
+mod values;

@@ -3,6 +3,7 @@
 mod bench;
 mod demo;
 mod devices;
+mod diff;
 mod export;
 mod findings;
 mod info;
@@ -14,6 +15,7 @@ mod run;
 mod scan;
 mod unpack;
 mod validate;
+mod values;
 mod verify;
 
 #[cfg(test)]
@@ -22,11 +24,12 @@ mod tests;
 pub(crate) use bench::{bench, gpu_bench};
 pub(crate) use demo::step as demo_step;
 pub(crate) use devices::devices;
+pub(crate) use diff::diff;
 pub(crate) use export::export;
 pub(crate) use findings::findings;
 pub(crate) use info::info;
-pub(crate) use ls::{segment, tensor};
-pub(crate) use numbers::{bytes, counted};
+pub(crate) use ls::{Total, segment, tensor, total};
+pub(crate) use numbers::{Sizes, bytes, counted};
 pub(crate) use pack::{pack, plan};
 pub(crate) use run::{candidates, experts, figures, rank};
 pub(crate) use scan::scan;

@@ -9,6 +9,9 @@ pub(crate) fn verify(report: &VerifyReport, place: &str) -> String {
     let mut page = Page::default();
     page.line(completeness(report));
     page.append(&findings(&report.findings));
+    if let Some(values) = &report.values {
+        page.append(&super::values::values(values, &report.findings));
+    }
     let part = report
         .subset
         .map_or(String::new(), |[k, n]| format!(" (part {k} of {n})"));

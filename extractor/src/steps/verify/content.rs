@@ -18,6 +18,7 @@ use segpack_manifests::documents::{
 };
 use segpack_manifests::{PackCursor, PackReader};
 
+use super::values::{Values, Watching};
 use super::{Findings, VerifySettings, describe};
 use crate::steps::StepError;
 use crate::work::Progress;
@@ -69,6 +70,7 @@ struct Check<'a> {
     tasks: Vec<(usize, Task<'a>)>,
     jobs: usize,
     findings: &'a Findings,
+    values: Option<&'a Values>,
     stop: &'a CancelToken,
     progress: &'a dyn Progress,
 }
@@ -79,6 +81,7 @@ pub(super) fn check(
     sound: &BTreeSet<String>,
     settings: &VerifySettings,
     findings: &Findings,
+    values: Option<&Values>,
     stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<(), StepError> {
@@ -90,6 +93,7 @@ pub(super) fn check(
         tasks,
         jobs: settings.jobs,
         findings,
+        values,
         stop,
         progress,
     };
@@ -162,6 +166,13 @@ fn task_bytes(task: &Task<'_>) -> u64 {
     }
 }
 
+/// Statistics take the next bytes of their tensor.
+fn take(watching: &mut Watching, piece: &[u8]) {
+    if let Some(watching) = watching {
+        watching.update(piece);
+    }
+}
+
 fn unreadable(segment: &SegmentEntry, range: Range<u64>, error: &FormatError) -> Finding {
     let finding = Finding::new(FindingKind::Unreadable)
         .file(&segment.pack)
@@ -211,6 +222,18 @@ impl<'a> Check<'a> {
         self.findings.count(|c| c.bytes += bytes);
     }
 
+    /// Begins the statistics of a tensor, where they are taken.
+    fn watch(&self, tensor: &TensorEntry) -> Watching {
+        self.values.and_then(|_| Values::watch(tensor))
+    }
+
+    /// The statistics of a tensor that was read to its end.
+    fn watched(&self, tensor: &TensorEntry, watched: Watching) {
+        if let Some(values) = self.values {
+            values.add(tensor, watched);
+        }
+    }
+
     fn check_tensors(&self, buffer: &mut [u8], batch: &[Place<'_>]) -> Result<(), StepError> {
         let mut counted = 0;
         match self.digest_batch(buffer, batch, &mut counted) {
@@ -236,10 +259,11 @@ impl<'a> Check<'a> {
         counted: &mut u64,
     ) -> Result<(), StepError> {
         let (tensor, segment, range) = (place.tensor, place.segment, place.range());
-        let mut sha256 = Sha256Hasher::default();
+        let (mut sha256, mut watching) = (Sha256Hasher::default(), self.watch(tensor));
         let read = self.weights.open(&segment.pack).and_then(|file| {
             file.for_each_piece(range.clone(), buffer, self.stop, |piece| {
                 sha256.update(piece);
+                take(&mut watching, piece);
                 let before = (piece.len() as u64).min(*counted);
                 *counted -= before;
                 self.advance(piece.len() as u64 - before);
@@ -247,7 +271,10 @@ impl<'a> Check<'a> {
             })
         });
         match read {
-            Ok(()) => self.compare_tensor(tensor, segment, range, sha256.finish()),
+            Ok(()) => {
+                self.watched(tensor, watching);
+                self.compare_tensor(tensor, segment, range, sha256.finish());
+            }
             Err(FormatError::Interrupted) => return Err(FormatError::Interrupted.into()),
             Err(e) => {
                 let finding = unreadable(segment, range, &e).tensor(&tensor.name);
@@ -274,6 +301,7 @@ impl<'a> Check<'a> {
             .min(BUFFER_ALIGNMENT);
         let buffer = &mut buffer[aligned..];
         let mut lanes = Sha256Lanes::new(batch.len());
+        let mut watching: Vec<Watching> = batch.iter().map(|p| self.watch(p.tensor)).collect();
         let longest = batch.iter().map(|p| p.tensor.length).max().unwrap_or(0);
         let mut done = 0;
         while done < longest {
@@ -293,11 +321,17 @@ impl<'a> Check<'a> {
                 .map(|(piece, n)| &piece[..n])
                 .collect();
             lanes.update(&pieces);
+            watching
+                .iter_mut()
+                .zip(&pieces)
+                .for_each(|(w, p)| take(w, p));
             let bytes = lengths.iter().map(|n| *n as u64).sum();
             self.advance(bytes);
             *counted += bytes;
             done += PIECE_BYTES as u64;
         }
+        let watched = batch.iter().zip(watching);
+        watched.for_each(|(place, watched)| self.watched(place.tensor, watched));
         Ok(lanes.finish())
     }
 
@@ -357,15 +391,19 @@ impl<'a> Check<'a> {
             Err(e) => self.findings.add(unreadable(segment, range.clone(), &e)),
         }
         for tensor in tensors {
-            let mut sha256 = Sha256Hasher::default();
+            let (mut sha256, mut watching) = (Sha256Hasher::default(), self.watch(tensor));
             let decoded = worker
                 .reader
                 .read_tensor(tensor, 0..tensor.length, self.stop, |piece| {
                     sha256.update(piece);
+                    take(&mut watching, piece);
                     Ok::<_, FormatError>(())
                 });
             match decoded {
-                Ok(()) => self.compare_tensor(tensor, segment, range.clone(), sha256.finish()),
+                Ok(()) => {
+                    self.watched(tensor, watching);
+                    self.compare_tensor(tensor, segment, range.clone(), sha256.finish());
+                }
                 Err(FormatError::Interrupted) => return Err(FormatError::Interrupted.into()),
                 Err(e) => self
                     .findings

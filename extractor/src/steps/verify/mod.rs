@@ -3,6 +3,7 @@
 mod against;
 mod content;
 mod structure;
+mod values;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -19,6 +20,8 @@ use segpack_manifests::documents::{
 use segpack_manifests::folder::{MANIFEST, OpenOptions};
 use segpack_manifests::{Pack, PackError};
 
+use values::Values;
+
 use super::StepError;
 use super::derivation::describe;
 use super::scan::{ScanOptions, scan};
@@ -31,6 +34,8 @@ pub struct VerifySettings {
     pub mode: VerifyMode,
     /// Part K of N, counted from 1.
     pub subset: Option<Subset>,
+    /// Whether statistics of the values are taken, and what looks untrained is a finding.
+    pub values: bool,
     /// A checkpoint to compare with.
     pub against: Option<std::path::PathBuf>,
     /// The SHA-256 that the manifest's file must have.
@@ -47,6 +52,7 @@ impl VerifySettings {
         Self {
             mode,
             subset: None,
+            values: false,
             against: None,
             manifest_sha256: None,
             allow_unaudited: false,
@@ -152,6 +158,7 @@ pub fn verify(
     }
     let findings = Findings(Mutex::default());
     let mut completeness = Completeness::NotKnown;
+    let values = settings.values.then(Values::default);
     let pack = match OpenOptions::new().check_sums(false).open(folder) {
         Ok(pack) => Some(pack),
         Err(PackError::NotAPack { why, .. }) => {
@@ -191,12 +198,19 @@ pub fn verify(
         let sound = structure::check(pack, &findings)?;
         completeness = check_derivation(pack, &sound, settings, &findings)?;
         if settings.mode != VerifyMode::Quick {
-            content::check(pack, &sound, settings, &findings, stop, progress)?;
+            let watch = values.as_ref();
+            content::check(pack, &sound, settings, &findings, watch, stop, progress)?;
         }
         if let Some(checkpoint) = &checkpoint {
             against::check(pack, checkpoint, settings, &findings, stop, progress)?;
         }
     }
+    let judged = values.zip(pack.as_ref());
+    let values = judged.map(|(values, pack)| {
+        let (report, odd) = values.judge(pack.manifest());
+        findings.extend(odd);
+        report
+    });
     let (mut findings, checked) = findings
         .0
         .into_inner()
@@ -214,6 +228,7 @@ pub fn verify(
         ok: !Finding::any_error(&findings),
         checked,
         findings,
+        values,
     })
 }
 

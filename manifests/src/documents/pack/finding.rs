@@ -70,6 +70,14 @@ kinds! {
     AllZero = Warning,
     /// A tensor holds values that are not a number, or infinite.
     NotFinite = Warning,
+    /// Values of a tensor lie far beyond those that it, or others like it, has.
+    OutlierValues = Warning,
+    /// Whole rows of a matrix are zero.
+    ZeroRows = Warning,
+    /// Every value of a matrix is the same.
+    ConstantTensor = Warning,
+    /// A tensor equals another byte for byte, and the model does not tie them.
+    EqualTensors = Warning,
     /// The manifest is missing, malformed, newer or contradicts itself.
     BadManifest = Error,
     /// A file that the manifest lists is not there.

@@ -49,7 +49,7 @@ pub enum SinceReceipt {
 }
 
 /// What a receipt of `verify` says of a pack.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct InfoVerified {
     /// The receipt.

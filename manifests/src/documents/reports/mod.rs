@@ -3,6 +3,8 @@
 mod bench;
 mod demo;
 mod devices;
+mod diff;
+mod error;
 mod experts;
 mod export;
 mod gpu_bench;
@@ -12,6 +14,7 @@ mod receipt;
 mod run;
 mod unpack;
 mod validate;
+mod values;
 mod verify;
 
 pub use bench::{
@@ -20,6 +23,11 @@ pub use bench::{
 };
 pub use demo::{DemoReport, DemoStep};
 pub use devices::{DeviceEntry, DevicesReport};
+pub use diff::{
+    DiffChange, DiffCounts, DiffFile, DiffGroup, DiffKind, DiffMoved, DiffReport, DiffSide,
+    DiffTensor, DiffTensorSide,
+};
+pub use error::{ErrorKind, ErrorReport};
 pub use experts::{ExpertsReport, LayerExperts};
 pub use export::{
     ComponentExperts, ExpertParallelMap, ExportSummary, ExportTarget, Placement, RankExperts,
@@ -34,4 +42,5 @@ pub use validate::{
     Choice, ChoiceRow, FirstWrong, Precision, PromptRow, Quantity, ReferenceKind, ValidateReport,
     ValueRow, Verdict,
 };
+pub use values::{TensorValues, ValuesReport};
 pub use verify::{VerifyCounts, VerifyMode, VerifyReport};

@@ -20,7 +20,7 @@ pub struct ReceiptFile {
 }
 
 /// What `verify --receipt` records.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VerifyReceipt {
     /// Version of this document.
@@ -33,7 +33,7 @@ pub struct VerifyReceipt {
     pub generator: String,
     /// When the verification ended, as in RFC 3339, UTC.
     pub time: String,
-    /// The report.
+    /// The report, without the values of tensors.
     pub report: VerifyReport,
     /// The files of the pack when the verification began.
     pub files: Vec<ReceiptFile>,

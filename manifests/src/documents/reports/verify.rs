@@ -3,7 +3,7 @@
 use segpack_formats::digest::Sha256;
 use serde::{Deserialize, Serialize};
 
-use crate::documents::{Completeness, Finding, FormatVersion};
+use crate::documents::{Completeness, Finding, FormatVersion, ValuesReport};
 
 /// How thoroughly a pack was verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,7 +35,7 @@ pub struct VerifyCounts {
 }
 
 /// The report of `verify`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VerifyReport {
     /// Version of this document.
@@ -67,4 +67,7 @@ pub struct VerifyReport {
     pub checked: VerifyCounts,
     /// Everything that is wrong.
     pub findings: Vec<Finding>,
+    /// The values of the tensors, where they were asked for; since version 1.1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub values: Option<ValuesReport>,
 }

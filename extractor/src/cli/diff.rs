@@ -1,0 +1,65 @@
+use std::path::PathBuf;
+
+use super::Context;
+use super::args::{INPUT, Jobs, OUTPUT};
+use super::error::CliError;
+use crate::render::text;
+use crate::steps::Exit;
+use crate::steps::contents::Contents;
+use crate::steps::diff::{DiffSettings, diff};
+use crate::work::Job;
+
+/// Show what differs between two packs, two checkpoints, or one of each
+///
+/// Tensors are compared by dtype, shape and SHA-256, files beside the shards by their bytes; codecs
+/// and how tensors are spread over shards do not count. The digests of packs are in their
+/// manifests, so only the tensors of checkpoints are read. Exit status 0 if all is equal, 3 if not.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  segpack diff omni.segpack ./Qwen3-Omni-30B-A3B-Instruct
+  segpack diff before.segpack after.segpack --stat     # how much values moved
+  segpack diff before.segpack after.segpack --tensors  # every tensor that differs
+  segpack diff before.segpack after.segpack --tensors --json | jq -r '.changed_tensors[].name'")]
+pub(super) struct Args {
+    /// Pack folder or checkpoint
+    #[arg(value_name = "A")]
+    a: PathBuf,
+    /// Pack folder or checkpoint to compare it with
+    #[arg(value_name = "B")]
+    b: PathBuf,
+    /// Also read the values of tensors that changed, and show how much they moved: largest absolute
+    /// difference, relative root mean square, share of changed values
+    #[arg(long, help_heading = INPUT)]
+    stat: bool,
+    #[command(flatten)]
+    jobs: Jobs,
+    /// List every tensor that differs
+    #[arg(long, help_heading = OUTPUT)]
+    tensors: bool,
+    /// Print exact numbers of bytes
+    #[arg(long, help_heading = OUTPUT)]
+    bytes: bool,
+    /// Print the report as JSON (schemas/diff-report.schema.json)
+    #[arg(long, help_heading = OUTPUT)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
+    let (a, b) = (Contents::open(&args.a)?, Contents::open(&args.b)?);
+    let settings = DiffSettings {
+        stat: args.stat,
+        tensors: args.tensors,
+    };
+    let job = Job {
+        threads: args.jobs.count(),
+        stop: context.stop,
+        progress: &context.progress,
+    };
+    let report = diff(&a, &b, settings, job)?;
+    let places = [&args.a, &args.b].map(|path| path.display().to_string());
+    context.terminal.document(&report, args.json, |r| {
+        text::diff(r, [&places[0], &places[1]], args.bytes)
+    })?;
+    Ok(Exit::of(report.equal))
+}
