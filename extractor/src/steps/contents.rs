@@ -90,6 +90,7 @@ impl Contents {
         const TOLERANT: ScanOptions = ScanOptions {
             keep_extra: true,
             allow_unclassified: true,
+            allow_unaudited: true,
         };
         let (checkpoint, inventory) = scan(path, TOLERANT)?;
         let mut lost = checkpoint.findings.clone();
