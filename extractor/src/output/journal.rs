@@ -1,5 +1,8 @@
-//! What an unfinished `pack` has finished so far, one JSON line each, so that `--resume` need not
-//! do it again.
+//! What an unfinished `pack` has finished so far, so that `--resume` need not do it again.
+//!
+//! One JSON line each: the run that wrote it, what is finished, and a checksum of both. A line that
+//! was cut off or damaged does not count, and what it said is done again; lines before and behind it
+//! count.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -7,9 +10,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use segpack_formats::FormatError;
-use segpack_formats::digest::Sha256;
+use segpack_formats::digest::{Blake3, Sha256};
+use segpack_formats::io::sync_folder;
 use segpack_formats::pack::WrittenPack;
-use segpack_manifests::documents::Finding;
+use segpack_manifests::documents::{Finding, Midstate};
 use serde::{Deserialize, Serialize};
 
 use super::OutputError;
@@ -17,15 +21,12 @@ use super::OutputError;
 /// Name of the journal in `.partial`.
 pub(crate) const JOURNAL: &str = "journal.jsonl";
 
-/// One line of the journal.
+/// What a line of the journal says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Record {
-    /// The first line: digest of the plan, the options and the state of the source.
-    Begun {
-        /// That digest.
-        fingerprint: Sha256,
-    },
+    /// The run has begun.
+    Begun,
     /// A pack is written and has its name.
     Pack {
         /// Its path.
@@ -39,9 +40,69 @@ pub(crate) enum Record {
     Shard {
         /// Its path in the checkpoint.
         path: String,
-        /// Its digest.
-        sha256: Sha256,
+        /// What its bytes are.
+        digests: ShardDigests,
     },
+}
+
+/// Digests of a source shard, all from one read of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ShardDigests {
+    /// Of all its bytes.
+    pub sha256: Sha256,
+    /// States on the way to it.
+    pub midstates: Vec<Midstate>,
+    /// Of those tensors that the plan takes from it, in the order of their bytes; tensors without
+    /// bytes are left out.
+    pub tensors: Vec<Sha256>,
+}
+
+/// What an earlier run wrote.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct JournalRead {
+    /// The fingerprint of the run: of the plan, the options and the state of the source. `None`
+    /// where no line is whole.
+    pub run: Option<Sha256>,
+    /// What is finished.
+    pub records: Vec<Record>,
+    /// Lines that do not count: cut off, damaged, or of an older version of the journal.
+    pub dropped: usize,
+}
+
+/// A line, without its checksum.
+#[derive(Deserialize)]
+struct Line {
+    run: Sha256,
+    record: Record,
+}
+
+/// What separates a line's content from its checksum: the BLAKE3 of all before it.
+const CHECKSUM: &[u8] = b",\"blake3\":\"";
+/// What follows the checksum.
+const LINE_END: &[u8] = b"\"}\n";
+
+/// The line that says this.
+fn encode(run: Sha256, record: &Record) -> io::Result<Vec<u8>> {
+    let record = serde_json::to_string(record)?;
+    let mut line = format!("{{\"run\":\"{run}\",\"record\":{record}").into_bytes();
+    let checksum = Blake3::of(&line);
+    line.extend_from_slice(CHECKSUM);
+    line.extend_from_slice(checksum.to_string().as_bytes());
+    line.extend_from_slice(LINE_END);
+    Ok(line)
+}
+
+/// What a line says; `None` where it is not as it was written.
+fn decode(line: &[u8]) -> Option<Line> {
+    let rest = line.strip_suffix(LINE_END)?;
+    let (rest, checksum) = rest.split_at_checked(rest.len().checked_sub(64)?)?;
+    let content = rest.strip_suffix(CHECKSUM)?;
+    if Blake3::of(content).to_string().as_bytes() != checksum {
+        return None;
+    }
+    let mut json = content.to_vec();
+    json.push(b'}');
+    serde_json::from_slice(&json).ok()
 }
 
 /// An open journal.
@@ -49,41 +110,50 @@ pub(crate) enum Record {
 pub(crate) struct Journal {
     file: Mutex<File>,
     path: PathBuf,
+    run: Sha256,
 }
 
 impl Journal {
-    /// Reads the records of an earlier run; none where there is no journal. A line that was cut off
-    /// ends them: what it would have said is done again.
+    /// Reads what an earlier run wrote; nothing where there is no journal.
     ///
     /// # Errors
     /// `Io`.
-    pub(crate) fn read(path: &Path) -> Result<Vec<Record>, OutputError> {
+    pub(crate) fn read(path: &Path) -> Result<JournalRead, OutputError> {
         let text = match std::fs::read(path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(JournalRead::default()),
             text => text.map_err(FormatError::io("read", path))?,
         };
-        let lines = text
-            .split_inclusive(|b| *b == b'\n')
-            .filter(|line| line.ends_with(b"\n"));
-        Ok(lines
-            .map_while(|line| serde_json::from_slice(line).ok())
-            .collect())
+        let mut read = JournalRead::default();
+        for line in text.split_inclusive(|b| *b == b'\n').map(decode) {
+            match line {
+                Some(line) if read.run.is_none_or(|run| run == line.run) => {
+                    read.run = Some(line.run);
+                    read.records.push(line.record);
+                }
+                _ => read.dropped += 1,
+            }
+        }
+        Ok(read)
     }
 
-    /// Starts a journal that holds these records.
+    /// Starts the journal of a run, which holds these records.
     ///
     /// # Errors
     /// `Io`.
-    pub(crate) fn begin(path: &Path, records: &[Record]) -> Result<Self, OutputError> {
+    pub(crate) fn begin(path: &Path, run: Sha256, records: &[Record]) -> Result<Self, OutputError> {
         let new = path.with_extension("new");
         let file = File::create(&new).map_err(FormatError::io("create", &new))?;
         let journal = Self {
             file: Mutex::new(file),
             path: path.to_owned(),
+            run,
         };
         records.iter().try_for_each(|record| journal.add(record))?;
         // the old journal counts until the new one is whole
         std::fs::rename(&new, path).map_err(FormatError::io("rename", &new))?;
+        if let Some(folder) = path.parent() {
+            sync_folder(folder)?;
+        }
         Ok(journal)
     }
 
@@ -92,9 +162,7 @@ impl Journal {
     /// # Errors
     /// `Io`.
     pub(crate) fn add(&self, record: &Record) -> Result<(), OutputError> {
-        let mut line = serde_json::to_vec(record)
-            .map_err(|e| FormatError::io("write", &self.path)(e.into()))?;
-        line.push(b'\n');
+        let line = encode(self.run, record).map_err(FormatError::io("write", &self.path))?;
         let mut file = self
             .file
             .lock()
@@ -110,24 +178,82 @@ impl Journal {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_line_that_was_cut_off_does_not_count() {
+    const RUN: Sha256 = Sha256([9; 32]);
+
+    fn record(n: u8) -> Record {
+        Record::Shard {
+            path: format!("shard {n}"),
+            digests: ShardDigests {
+                sha256: Sha256([n; 32]),
+                midstates: Vec::new(),
+                tensors: vec![Sha256([n + 1; 32])],
+            },
+        }
+    }
+
+    /// A journal of three records, its path and its bytes.
+    fn three() -> (tempfile::TempDir, PathBuf, Vec<u8>) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(JOURNAL);
-        let record = |n: u8| Record::Shard {
-            path: format!("shard {n}"),
-            sha256: Sha256([n; 32]),
-        };
-        let journal = Journal::begin(&path, &[record(1)]).unwrap();
+        let journal = Journal::begin(&path, RUN, &[Record::Begun, record(1)]).unwrap();
         journal.add(&record(2)).unwrap();
         let whole = std::fs::read(&path).unwrap();
-        assert_eq!(Journal::read(&path).unwrap(), [record(1), record(2)]);
-        let first = whole.iter().position(|b| *b == b'\n').unwrap() + 1;
-        for cut in first..whole.len() {
-            std::fs::write(&path, &whole[..cut]).unwrap();
-            assert_eq!(Journal::read(&path).unwrap(), [record(1)], "cut at {cut}");
+        (folder, path, whole)
+    }
+
+    fn read(path: &Path, bytes: &[u8]) -> JournalRead {
+        std::fs::write(path, bytes).unwrap();
+        Journal::read(path).unwrap()
+    }
+
+    #[test]
+    fn a_line_that_was_cut_off_does_not_count() {
+        let (_folder, path, whole) = three();
+        let all = read(&path, &whole);
+        assert_eq!(all.run, Some(RUN));
+        assert_eq!(all.records, [Record::Begun, record(1), record(2)]);
+        let before = whole[..whole.len() - 1].iter().rposition(|b| *b == b'\n');
+        let last = before.unwrap() + 1;
+        for cut in last..whole.len() {
+            let read = read(&path, &whole[..cut]);
+            assert_eq!(read.records, [Record::Begun, record(1)], "cut at {cut}");
+            assert_eq!(read.dropped, usize::from(cut > last));
         }
-        let none = Journal::read(&folder.path().join("none")).unwrap();
-        assert_eq!(none, []);
+        let none = Journal::read(&path.with_file_name("none")).unwrap();
+        assert_eq!(none, JournalRead::default());
+    }
+
+    #[test]
+    fn a_damaged_line_does_not_count_and_the_others_do() {
+        let (_folder, path, whole) = three();
+        let all = [Record::Begun, record(1), record(2)];
+        for at in 0..whole.len() {
+            for bit in [0, 5] {
+                let mut bytes = whole.clone();
+                bytes[at] ^= 1 << bit;
+                let read = read(&path, &bytes);
+                let line = whole[..at].iter().filter(|b| **b == b'\n').count();
+                // a line break that is gone takes the line behind it along
+                let lost = if whole[at] == b'\n' { 2 } else { 1 };
+                let mut wanted = all.to_vec();
+                wanted.drain(line..(line + lost).min(all.len()));
+                assert_eq!(read.records, wanted, "bit {bit} of byte {at}");
+                assert!(read.dropped > 0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_journal_without_checksums_or_with_lines_of_another_run_is_not_believed() {
+        let (_folder, path, whole) = three();
+        let old = "{\"begun\":{\"fingerprint\":\"00\"}}\n{\"shard\":{\"path\":\"a\"}}\n";
+        let found = read(&path, old.as_bytes());
+        assert_eq!(
+            (found.run, found.records.len(), found.dropped),
+            (None, 0, 2)
+        );
+        let other = encode(Sha256([8; 32]), &record(3)).unwrap();
+        let found = read(&path, &[whole, other].concat());
+        assert_eq!((found.records.len(), found.dropped), (3, 1));
     }
 }

@@ -20,8 +20,8 @@ use segpack_manifests::folder::PARTIAL;
 
 pub use error::OutputError;
 pub(crate) use inspect::{Before, inspect, refuse_holding, refuse_inside};
-pub(crate) use journal::{JOURNAL, Journal, Record};
-pub(crate) use lock::{LOCK, refuse_busy};
+pub(crate) use journal::{JOURNAL, Journal, JournalRead, Record, ShardDigests};
+pub(crate) use lock::refuse_busy;
 pub(crate) use publisher::{Flushing, Publisher};
 pub(crate) use space::check_space;
 pub(crate) use write_behind::{WRITE_BEHIND_MEMORY, WriteBehind, write_behind};

@@ -9,13 +9,14 @@ use segpack_formats::pack::WrittenPack;
 use segpack_manifests::documents::Finding;
 
 use super::PackWriterError;
-use crate::output::{Journal, OutputError, Record, WRITE_BEHIND_MEMORY};
+use crate::output::{Journal, OutputError, Record, ShardDigests, WRITE_BEHIND_MEMORY};
+use crate::work::lock;
 
 /// What is finished.
 #[derive(Debug, Default)]
 pub(crate) struct Done {
     packs: BTreeMap<String, (WrittenPack, Vec<Finding>)>,
-    shards: BTreeMap<String, Sha256>,
+    shards: BTreeMap<String, ShardDigests>,
     /// By their path in the pack folder.
     files: BTreeMap<String, Sha256>,
 }
@@ -23,7 +24,7 @@ pub(crate) struct Done {
 impl Done {
     pub(crate) fn add(&mut self, record: Record) {
         match record {
-            Record::Begun { .. } => {}
+            Record::Begun => {}
             Record::Pack {
                 path,
                 written,
@@ -31,8 +32,8 @@ impl Done {
             } => {
                 self.packs.insert(path, (written, warnings));
             }
-            Record::Shard { path, sha256 } => {
-                self.shards.insert(path, sha256);
+            Record::Shard { path, digests } => {
+                self.shards.insert(path, digests);
             }
         }
     }
@@ -45,8 +46,20 @@ impl Done {
         self.packs.contains_key(path)
     }
 
-    pub(crate) fn shard(&self, path: &str) -> Option<Sha256> {
-        self.shards.get(path).copied()
+    /// The digests of a shard, where it was read as a whole.
+    pub(crate) fn shard(&self, path: &str) -> Option<&ShardDigests> {
+        self.shards.get(path)
+    }
+
+    /// Every shard that was read as a whole.
+    pub(crate) fn shards(&self) -> impl Iterator<Item = (&str, &ShardDigests)> {
+        self.shards.iter().map(|(path, digests)| (&**path, digests))
+    }
+
+    /// Every pack that was written.
+    pub(crate) fn written_packs(&self) -> impl Iterator<Item = (&str, &WrittenPack)> {
+        let packs = self.packs.iter();
+        packs.map(|(path, (written, _))| (&**path, written))
     }
 
     /// What was written of a pack.
@@ -109,6 +122,14 @@ impl<'a> Recorder<'a> {
         Ok(())
     }
 
+    /// The digest of a file that was written.
+    ///
+    /// # Errors
+    /// `NotWritten` where it was not.
+    pub(crate) fn file(&self, stored_as: &str) -> Result<Sha256, PackWriterError> {
+        lock(&self.done).file(stored_as)
+    }
+
     /// A file with this path in the pack folder, and this digest, is written.
     pub(crate) fn add_file(&self, stored_as: String, sha256: Sha256) {
         lock(&self.done).add_file(stored_as, sha256);
@@ -133,11 +154,4 @@ pub(crate) fn memory_of(coding: Coding) -> u64 {
         Coding::Zstd { level: 13.. } => 40,
     };
     mib << 20
-}
-
-/// Locks what the threads of a run share; one that panicked has left it whole.
-pub(super) fn lock<'a, T>(mutex: &'a Mutex<T>) -> std::sync::MutexGuard<'a, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }

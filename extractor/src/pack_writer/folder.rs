@@ -14,13 +14,12 @@ use segpack_manifests::PackError;
 use segpack_manifests::documents::{Finding, GENERATOR, Manifest, PackSummary};
 use segpack_manifests::folder::{MANIFEST, OpenOptions, PACKS, PARTIAL, SOURCE, SUMS};
 
-use super::done::lock;
 use super::{Done, PackWriterError};
 use crate::output::{
-    Before, JOURNAL, Journal, LOCK, OutputError, OutputFolder, Record, check_space, inspect,
+    Before, JOURNAL, Journal, JournalRead, OutputError, OutputFolder, Record, check_space, inspect,
     refuse_busy, remove_all,
 };
-use crate::work::{Job, run_tasks};
+use crate::work::{Job, lock, run_tasks};
 
 /// How a pack folder is written.
 pub(crate) struct Target<'a> {
@@ -73,25 +72,38 @@ impl Target<'_> {
         fingerprint: Sha256,
     ) -> Result<(Journal, Done, u64), PackWriterError> {
         let path = output.control(JOURNAL);
-        let begun = Record::Begun { fingerprint };
-        let records = if self.resume {
+        let read = if self.resume {
             Journal::read(&path)?
         } else {
-            Vec::new()
+            JournalRead::default()
         };
-        if records.first().is_some_and(|first| *first != begun) {
+        if read.run.is_some_and(|run| run != fingerprint) {
             return Err(PackWriterError::OtherRun {
                 folder: output.path().to_owned(),
             });
         }
+        self.report_dropped(read.dropped);
         output.clear_unfinished()?;
-        let intact = self.check_finished(output, &records)?;
-        let kept: Vec<Record> = std::iter::once(begun).chain(intact).collect();
-        let journal = Journal::begin(&path, &kept)?;
+        let intact = self.check_finished(output, &read.records)?;
+        let kept: Vec<Record> = std::iter::once(Record::Begun).chain(intact).collect();
+        let journal = Journal::begin(&path, fingerprint, &kept)?;
         let mut done = Done::default();
         kept.into_iter().for_each(|record| done.add(record));
         let resumed = done.packs() as u64;
         Ok((journal, done, resumed))
+    }
+
+    fn report_dropped(&self, lines: usize) {
+        if lines > 0 {
+            let lines = match lines {
+                1 => "1 line".to_owned(),
+                n => format!("{n} lines"),
+            };
+            self.job.progress.note(&format!(
+                "{JOURNAL}: {lines} cut off, damaged or of an older version; what they said is \
+                 done again"
+            ));
+        }
     }
 
     /// Re-reads every pack that a journal calls finished. One that is not what it says is done
@@ -118,7 +130,7 @@ impl Target<'_> {
         let damaged = damaged.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut kept = records.to_vec();
         kept.retain(|record| match record {
-            Record::Begun { .. } => false,
+            Record::Begun => false,
             Record::Pack { path, .. } => !damaged.contains(path),
             Record::Shard { .. } => true,
         });
@@ -159,12 +171,17 @@ impl Target<'_> {
             return Ok(false);
         }
         let mut sha256 = Sha256Hasher::default();
-        input.for_each_piece(0..written.length, buffer, self.job.stop, |piece| {
+        let read = input.for_each_piece(0..written.length, buffer, self.job.stop, |piece| {
             sha256.update(piece);
             self.job.progress.advance(piece.len() as u64);
             Ok::<_, FormatError>(())
-        })?;
-        Ok(sha256.finish() == written.sha256)
+        });
+        match read {
+            Ok(()) => Ok(sha256.finish() == written.sha256),
+            // what the drive cannot give back is as good as not written
+            Err(FormatError::Io { .. } | FormatError::Changed { .. }) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
     }
 }
 
@@ -172,7 +189,7 @@ impl Target<'_> {
 fn finished_bytes(record: &Record) -> u64 {
     match record {
         Record::Pack { written, .. } => written.length,
-        Record::Begun { .. } | Record::Shard { .. } => 0,
+        Record::Begun | Record::Shard { .. } => 0,
     }
 }
 
@@ -191,13 +208,13 @@ pub(crate) fn check_ours(out: &Path, listed: &BTreeSet<String>) -> Result<(), Pa
         }
     }
     // what the run that left this, and the pack that was there before, wrote
-    let records = Journal::read(&out.join(PARTIAL).join(JOURNAL))?;
-    let begun = matches!(records.first(), Some(Record::Begun { .. }))
-        || out.join(PARTIAL).join(LOCK).exists();
+    let read = Journal::read(&out.join(PARTIAL).join(JOURNAL))?;
+    // a run that was killed at once has left nothing in it
+    let begun = fs::symlink_metadata(out.join(PARTIAL)).is_ok_and(|m| m.is_dir());
     let mut listed = listed.clone();
-    listed.extend(records.into_iter().filter_map(|r| match r {
+    listed.extend(read.records.into_iter().filter_map(|r| match r {
         Record::Pack { path, .. } => Some(path),
-        Record::Begun { .. } | Record::Shard { .. } => None,
+        Record::Begun | Record::Shard { .. } => None,
     }));
     match OpenOptions::new().check_sums(false).open(out) {
         Ok(pack) => listed.extend(pack.manifest().files().iter().map(|f| f.0.to_owned())),

@@ -3,10 +3,12 @@
 mod batches;
 mod job;
 mod progress;
+mod shared;
 mod tasks;
 
 pub(crate) use batches::batches;
 pub use job::Job;
 pub use progress::{Progress, Silent};
+pub(crate) use shared::lock;
 pub use tasks::default_jobs;
 pub(crate) use tasks::{TaskError, jobs_within_memory, run_tasks};

@@ -71,6 +71,11 @@ digest_type! {
     Sha256
 }
 digest_type! {
+    /// The state of SHA-256 between two blocks of a message (H0 to H7, big-endian): with the number
+    /// of bytes before it, all that is needed to go on from there.
+    Sha256Midstate
+}
+digest_type! {
     /// A BLAKE3 digest of the default 32 bytes.
     Blake3
 }

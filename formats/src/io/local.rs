@@ -20,8 +20,22 @@ fn stamp_of(metadata: &Metadata) -> Stamp {
     Stamp {
         length: metadata.len(),
         modified: metadata.modified().ok(),
+        changed: changed_of(metadata),
         tag: None,
     }
+}
+
+#[cfg(unix)]
+#[expect(clippy::unnecessary_wraps, reason = "other systems do not have it")]
+fn changed_of(metadata: &Metadata) -> Option<i128> {
+    use std::os::unix::fs::MetadataExt;
+    const NANOSECONDS: i128 = 1_000_000_000;
+    Some(i128::from(metadata.ctime()) * NANOSECONDS + i128::from(metadata.ctime_nsec()))
+}
+
+#[cfg(not(unix))]
+fn changed_of(_: &Metadata) -> Option<i128> {
+    None
 }
 
 impl InputFile {
@@ -241,6 +255,24 @@ mod tests {
         cancel.cancel();
         let stopped = pieces(&input, &cancel);
         assert!(matches!(stopped, Err(FormatError::Interrupted)));
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_change_under_the_old_time_of_modification_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("shard");
+        std::fs::write(&path, [7; 100]).unwrap();
+        let input = InputFile::open(&path).unwrap();
+        input.check_unchanged().unwrap();
+        // clocks of file systems tick every few milliseconds
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let modified = std::fs::metadata(&path).unwrap().modified().unwrap();
+        let writer = File::options().write(true).open(&path).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&writer, &[8], 50).unwrap();
+        writer.set_modified(modified).unwrap();
+        let error = input.check_unchanged().unwrap_err().to_string();
+        assert!(error.contains("changed while"), "{error}");
     }
 
     #[test]

@@ -31,6 +31,7 @@ impl ReadAt for MemoryFile {
         Stamp {
             length: self.bytes.len() as u64,
             modified: None,
+            changed: None,
             tag: None,
         }
     }

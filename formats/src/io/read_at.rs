@@ -92,6 +92,9 @@ pub struct Stamp {
     pub length: u64,
     /// Time of the last modification, where it is known.
     pub modified: Option<SystemTime>,
+    /// Time of the last change of its bytes or its attributes, in nanoseconds since 1970, where it
+    /// is known. Unlike [`modified`](Self::modified), no program can set it back.
+    pub changed: Option<i128>,
     /// What a server calls this version of the bytes, such as an entity tag.
     pub tag: Option<String>,
 }

@@ -114,6 +114,7 @@ mod tests {
             Stamp {
                 length: self.length,
                 modified: None,
+                changed: None,
                 tag: Some("\"v1\"".to_owned()),
             }
         }

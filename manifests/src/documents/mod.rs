@@ -35,7 +35,7 @@ macro_rules! documents {
 
 // A new optional key, or a new word, is a minor version: older readers ignore or show it.
 documents! {
-    Manifest = "manifest" 1 . 1,
+    Manifest = "manifest" 1 . 2,
     Inventory = "inventory" 1 . 2,
     Plan = "plan" 1 . 1,
     PackSummary = "pack-summary" 1 . 0,

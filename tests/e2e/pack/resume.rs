@@ -255,6 +255,42 @@ fn whatever_an_interrupted_run_left_is_mended_or_refused() {
     write_file(&out.join(".partial/journal.jsonl"), b"{\"begun\":1}\n");
     assert_eq!(slow.assert_resumes(&out), 0);
 
+    // one of a version without checksums: what it says is done again, and that is said
+    let out = killed.copy("old");
+    let old = "{\"begun\":{\"fingerprint\":\"00\"}}\n{\"pack\":{\"path\":\"packs/x\"}}\n";
+    write_file(&out.join(".partial/journal.jsonl"), old.as_bytes());
+    slow.resume(&out)
+        .ok()
+        .says(&["journal.jsonl: 2 lines", "done again"]);
+    assert_same(&out, &slow.whole);
+    // a line that was damaged costs no more than what it said
+    let out = killed.copy("line");
+    let packs = fs::read_to_string(&journal).unwrap();
+    let packs = packs.matches("\"record\":{\"pack\":").count() as u64;
+    let damaged = fs::read_to_string(&journal).unwrap();
+    let damaged = damaged.replacen("\"warnings\"", "\"warnixgs\"", 1);
+    write_file(&out.join(".partial/journal.jsonl"), damaged.as_bytes());
+    assert_eq!(slow.assert_resumes(&out), packs - 1);
+    // the lock went with the folder it was in, or was never made
+    for gone in [&["lock"] as &[&str], &["lock", "journal.jsonl"]] {
+        let out = killed.copy(&format!("without-{}", gone.len()));
+        for name in gone {
+            fs::remove_file(out.join(".partial").join(name)).unwrap();
+        }
+        segpack!["pack", &slow.checkpoint, "-o", &out]
+            .exits(1)
+            .says(&["--resume", "--force"]);
+        let kept = if gone.len() == 1 { packs } else { 0 };
+        assert_eq!(slow.assert_resumes(&out), kept);
+    }
+    let out = killed.state.with_file_name("only-partial");
+    fs::create_dir_all(out.join(".partial")).unwrap();
+    assert_eq!(slow.assert_resumes(&out), 0);
+    let out = killed.state.with_file_name("only-partial-forced");
+    fs::create_dir_all(out.join(".partial")).unwrap();
+    segpack!["pack", &slow.checkpoint, "-o", &out, "--force"].ok();
+    assert_same(&out, &slow.whole);
+
     // a finished pack that was damaged, cut, or removed is written again, and that is said
     for (name, harm) in [
         ("flipped", (|path| flip(path, -1)) as fn(&Path)),
@@ -453,8 +489,15 @@ fn a_source_that_changes_while_it_is_read_is_noticed() {
     let slow = Slow::make(&folder);
     let last = slow.checkpoint.join("model-00004-of-00004.safetensors");
     let good = fs::read(&last).unwrap();
-    let harms: [fn(&Path); 3] = [
+    let harms: [fn(&Path); 4] = [
         |path| flip(path, -1),
+        |path| {
+            // as `rsync --inplace --times` does
+            let modified = fs::metadata(path).unwrap().modified().unwrap();
+            flip(path, -1);
+            let file = fs::File::options().write(true).open(path).unwrap();
+            file.set_modified(modified).unwrap();
+        },
         |path| resize(path, -1000),
         |path| resize(path, 8),
     ];

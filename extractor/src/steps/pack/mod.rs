@@ -1,5 +1,6 @@
 //! `pack`: from a checkpoint to a pack folder, whole or resumable, the same bytes every time.
 
+mod proof;
 mod source;
 mod write;
 
@@ -16,6 +17,8 @@ use segpack_manifests::documents::{
 use segpack_manifests::folder::MANIFEST;
 use segpack_manifests::layout::{self, Selection};
 use segpack_manifests::registry::{FoundShard, known_source};
+
+use proof::Proof;
 
 use super::StepError;
 use super::scan::{ScanOptions, scan};
@@ -136,6 +139,7 @@ pub fn pack(
         target: &target,
         output: &output,
         job,
+        proof: Proof::new(&planned.plan),
     };
     let done = work.run();
     pack_writer::close(output, done, StepError::leave)
@@ -240,6 +244,7 @@ struct Work<'a> {
     target: &'a Target<'a>,
     output: &'a OutputFolder,
     job: Job<'a>,
+    proof: Proof<'a>,
 }
 
 impl Work<'_> {
@@ -248,6 +253,12 @@ impl Work<'_> {
             self.target.open_journal(self.output, self.fingerprint()?)?;
         self.output
             .check_space(needed_space(self.planned, &|path| done.has_pack(path)))?;
+        for (shard, digests) in done.shards() {
+            self.proof.shard(shard, digests)?;
+        }
+        for (pack, written) in done.written_packs() {
+            self.proof.pack(pack, &written.tensors)?;
+        }
         self.write_all(&journal, &mut done)?;
         for shard in &self.planned.checkpoint.shards {
             shard.shard.input.check_unchanged()?;
@@ -302,7 +313,7 @@ impl Work<'_> {
         let shards = &self.planned.checkpoint.shards;
         let digests: Vec<Option<String>> = shards
             .iter()
-            .map(|s| done.shard(&s.path).map(|d| d.to_string()))
+            .map(|s| done.shard(&s.path).map(|d| d.sha256.to_string()))
             .collect();
         let found: Vec<FoundShard<'_>> = shards
             .iter()

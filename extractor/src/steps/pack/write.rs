@@ -8,8 +8,8 @@ use std::sync::Arc;
 use segpack_formats::FormatError;
 use segpack_formats::codec::Coding;
 use segpack_formats::digest::{Sha256, Sha256Hasher};
-use segpack_formats::io::{READ_BYTES, ReadAt, write_all_at};
-use segpack_formats::pack::{write_pack, write_raw_pack};
+use segpack_formats::io::{READ_BYTES, write_all_at};
+use segpack_formats::pack::{WrittenPack, write_pack, write_raw_pack};
 use segpack_manifests::documents::{
     Counts, Finding, FindingKind, GENERATOR, Manifest, ModelFacts, PlannedPack, SideFile,
     SourceFile, SourceFileKind,
@@ -17,9 +17,10 @@ use segpack_manifests::documents::{
 use segpack_manifests::families::FamilyName;
 use segpack_manifests::folder::{SHARD_HEADERS, SOURCE};
 
+use super::proof::{ShardHasher, same_header};
 use super::source::ShardSource;
 use super::{Planned, Work, shard_numbers};
-use crate::output::{Flushing, Journal, Publisher, Record, write_behind};
+use crate::output::{Flushing, Journal, Publisher, Record, ShardDigests, write_behind};
 use crate::pack_writer::{Done, PackWriterError, Recorder, add_pack, memory_of};
 use crate::source::CheckpointShard;
 use crate::steps::StepError;
@@ -120,17 +121,29 @@ impl Work<'_> {
     ) -> Result<(), StepError> {
         match task {
             Task::Digest(shard) => {
-                let sha256 = self.digest(&*shard.shard.input, buffer)?;
-                compare_with_hub(&shard.path, shard.hub_sha256, sha256)?;
+                let (header, digests) = self.digest(shard, buffer)?;
+                compare_with_hub(&shard.path, shard.hub_sha256, digests.sha256)?;
+                same_header(
+                    &shard.path,
+                    recorder.file(&stored_header(&shard.path))?,
+                    header,
+                )?;
+                self.proof.shard(&shard.path, &digests)?;
                 recorder.add(Record::Shard {
                     path: shard.path.clone(),
-                    sha256,
+                    digests,
                 })?;
             }
             Task::Pack(pack) => {
-                let (file, written) = self.write_one_pack(pack, buffer, publisher)?;
+                let (file, written, warnings) = self.write_one_pack(pack, buffer, publisher)?;
+                self.proof.pack(&pack.path, &written.tensors)?;
+                let record = Record::Pack {
+                    path: pack.path.clone(),
+                    written,
+                    warnings,
+                };
                 // the journal must not have it before it has its name
-                let then = Box::new(move || recorder.add(written));
+                let then = Box::new(move || recorder.add(record));
                 publisher.publish(file, pack.path.clone(), then)?;
             }
             Task::File(file) => {
@@ -147,7 +160,7 @@ impl Work<'_> {
         pack: &PlannedPack,
         buffer: &mut [u8],
         publisher: &Publisher<'_>,
-    ) -> Result<(Arc<File>, Record), StepError> {
+    ) -> Result<(Arc<File>, WrittenPack, Vec<Finding>), StepError> {
         let (file, path) = self.output.create(&pack.path)?;
         let shards = shard_numbers(&self.planned.checkpoint);
         let mut source = ShardSource {
@@ -182,22 +195,24 @@ impl Work<'_> {
                 },
             )?,
         };
-        let record = Record::Pack {
-            path: pack.path.clone(),
-            written,
-            warnings: source.warnings,
-        };
-        Ok((file, record))
+        Ok((file, written, source.warnings))
     }
 
-    fn digest(&self, input: &dyn ReadAt, buffer: &mut [u8]) -> Result<Sha256, StepError> {
-        let mut sha256 = Sha256Hasher::default();
+    /// Reads a shard as a whole; the digest of its header is returned by itself.
+    fn digest(
+        &self,
+        shard: &CheckpointShard,
+        buffer: &mut [u8],
+    ) -> Result<(Sha256, ShardDigests), StepError> {
+        let input = &*shard.shard.input;
+        let tensors = self.proof.ranges(&shard.path);
+        let mut hasher = ShardHasher::new(shard.shard.header.data_start, tensors);
         input.for_each_piece(0..input.length(), buffer, self.job.stop, |piece| {
-            sha256.update(piece);
+            hasher.take(piece);
             self.job.progress.advance(piece.len() as u64);
             Ok::<_, StepError>(())
         })?;
-        Ok(sha256.finish())
+        Ok(hasher.finish())
     }
 
     fn copy_file(
@@ -312,16 +327,18 @@ fn shard_entry(
     done: &Done,
 ) -> Result<SourceFile, PackWriterError> {
     let stored_as = stored_header(&shard.path);
+    let digests = done.shard(&shard.path);
     let (length, header) = (shard.shard.input.length(), shard.shard.header.data_start);
     Ok(SourceFile {
         path: shard.path.clone(),
         kind: SourceFileKind::Shard,
         length,
-        sha256: done.shard(&shard.path),
+        sha256: digests.map(|d| d.sha256),
         stored_sha256: done.file(&stored_as)?,
         stored_as,
         stored_length: header,
         excluded_bytes: length - header - packed,
+        midstates: digests.map_or_else(Vec::new, |d| d.midstates.clone()),
     })
 }
 
@@ -338,6 +355,7 @@ fn side_file_entry(file: &SideFile, done: &Done) -> Result<SourceFile, PackWrite
         stored_length: file.length,
         stored_sha256: sha256,
         excluded_bytes: 0,
+        midstates: Vec::new(),
     })
 }
 

@@ -16,7 +16,7 @@ use std::array;
 
 use sha2::block_api::compress256;
 
-use super::Sha256;
+use super::{Sha256, Sha256Midstate};
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -82,6 +82,15 @@ const K: [[u32; 16]; 4] = [
         0x748f_82ee, 0x78a5_636f, 0x84c8_7814, 0x8cc7_0208, 0x90be_fffa, 0xa450_6ceb, 0xbef9_a3f7, 0xc671_78f2,
     ],
 ];
+
+/// The words of a state, big-endian.
+fn bytes_of(state: State) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    for (bytes, word) in bytes.as_chunks_mut().0.iter_mut().zip(state) {
+        *bytes = word.to_be_bytes();
+    }
+    bytes
+}
 
 /// The instructions to use beside the `sha2` crate. A value of [`ShaNi`] or [`Avx512`] exists only
 /// where the processor has them, so no choice made here can be unsound.
@@ -251,6 +260,39 @@ impl Sha256Hasher {
         Self::update_two_on(Paths::detect(), first, first_bytes, second, second_bytes);
     }
 
+    /// The state after the whole blocks among the bytes taken, and how many bytes those are: a
+    /// multiple of 64. [`Self::resume`] goes on from there.
+    #[must_use]
+    pub fn midstate(&self) -> (Sha256Midstate, u64) {
+        (
+            Sha256Midstate(bytes_of(self.state)),
+            self.length - self.filled as u64,
+        )
+    }
+
+    /// Goes on after the first `length` bytes of a message, a multiple of 64, which led to
+    /// `midstate`. `None` where `length` is no such multiple.
+    #[must_use]
+    pub fn resume(midstate: Sha256Midstate, length: u64) -> Option<Self> {
+        if !length.is_multiple_of(BLOCK_LEN as u64) {
+            return None;
+        }
+        let words = midstate.0.as_chunks().0;
+        Some(Self {
+            state: array::from_fn(|i| u32::from_be_bytes(words[i])),
+            length,
+            ..Self::default()
+        })
+    }
+
+    /// Takes the next bytes of several messages at once: `pieces[i]` continues `hashers[i]`.
+    ///
+    /// Fastest for [`LANES`] pieces of one length. Where there are fewer pieces than hashers, or the
+    /// reverse, what is left over is not touched.
+    pub fn update_many(hashers: &mut [Self], pieces: &[&[u8]]) {
+        Self::update_many_on(Paths::detect(), hashers, pieces);
+    }
+
     /// The digest of all bytes taken.
     #[must_use]
     pub fn finish(mut self) -> Sha256 {
@@ -262,11 +304,24 @@ impl Sha256Hasher {
         last[count - 1][LENGTH_AT..].copy_from_slice(&(self.length << 3).to_be_bytes());
         compress256(&mut self.state, &last[..count]);
 
-        let mut digest = [0; 32];
-        for (bytes, word) in digest.as_chunks_mut().0.iter_mut().zip(self.state) {
-            *bytes = word.to_be_bytes();
+        Sha256(bytes_of(self.state))
+    }
+
+    fn update_many_on(paths: Paths, hashers: &mut [Self], pieces: &[&[u8]]) {
+        for (lanes, pieces) in hashers.chunks_mut(LANES).zip(pieces.chunks(LANES)) {
+            let mut blocks: [&[Block]; LANES] = [&[]; LANES];
+            for ((lane, piece), blocks) in lanes.iter_mut().zip(pieces).zip(&mut blocks) {
+                *blocks = lane.take(piece);
+            }
+            let mut states = [INITIAL; LANES];
+            for (state, lane) in states.iter_mut().zip(lanes.iter()) {
+                *state = lane.state;
+            }
+            paths.compress_many(&mut states, blocks);
+            for (lane, state) in lanes.iter_mut().zip(states) {
+                lane.state = state;
+            }
         }
-        Sha256(digest)
     }
 
     fn update_pair_on(paths: Paths, first: &mut Self, second: &mut Self, bytes: &[u8]) {
@@ -367,19 +422,6 @@ impl Sha256Lanes {
         if self.lanes.len() < pieces.len() {
             self.lanes.resize_with(pieces.len(), Sha256Hasher::default);
         }
-        for (lanes, pieces) in self.lanes.chunks_mut(LANES).zip(pieces.chunks(LANES)) {
-            let mut blocks: [&[Block]; LANES] = [&[]; LANES];
-            for ((lane, piece), blocks) in lanes.iter_mut().zip(pieces).zip(&mut blocks) {
-                *blocks = lane.take(piece);
-            }
-            let mut states = [INITIAL; LANES];
-            for (state, lane) in states.iter_mut().zip(lanes.iter()) {
-                *state = lane.state;
-            }
-            paths.compress_many(&mut states, blocks);
-            for (lane, state) in lanes.iter_mut().zip(states) {
-                lane.state = state;
-            }
-        }
+        Sha256Hasher::update_many_on(paths, &mut self.lanes, pieces);
     }
 }

@@ -301,3 +301,39 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_message_goes_on_from_any_midstate() {
+    let message: Vec<u8> = (0..1000_u32).map(|i| i.to_le_bytes()[0] ^ 0x5a).collect();
+    let whole = Sha256::of(&message);
+    for cut in [0, 1, 63, 64, 65, 640, 999] {
+        let mut before = Sha256Hasher::default();
+        before.update(&message[..cut]);
+        let (midstate, length) = before.midstate();
+        assert_eq!(length, cut as u64 / 64 * 64);
+        let mut after = Sha256Hasher::resume(midstate, length).unwrap();
+        after.update(&message[usize::try_from(length).unwrap()..]);
+        assert_eq!(after.finish(), whole, "cut at {cut}");
+    }
+    let (midstate, _) = Sha256Hasher::default().midstate();
+    assert!(Sha256Hasher::resume(midstate, 65).is_none());
+}
+
+#[test]
+fn hashers_that_began_at_different_bytes_are_updated_together() {
+    let message: Vec<u8> = (0..70_000_u32).map(|i| i.to_le_bytes()[1]).collect();
+    for count in [1, 2, 13, 16, 17, 40] {
+        let mut hashers = vec![Sha256Hasher::default(); count];
+        let mut wanted = hashers.clone();
+        for (i, (many, one)) in hashers.iter_mut().zip(&mut wanted).enumerate() {
+            many.update(&message[..i]);
+            one.update(&message[..i]);
+        }
+        let pieces: Vec<&[u8]> = (0..count).map(|i| &message[i..60_000 + 100 * i]).collect();
+        Sha256Hasher::update_many(&mut hashers, &pieces);
+        for ((many, mut one), piece) in hashers.into_iter().zip(wanted).zip(pieces) {
+            one.update(piece);
+            assert_eq!(many.finish(), one.finish(), "{count} hashers");
+        }
+    }
+}

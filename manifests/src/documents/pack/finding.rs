@@ -121,6 +121,8 @@ kinds! {
     DiffersFromCheckpoint = Error,
     /// A source file's SHA-256 is not the one that the hub publishes.
     DiffersFromHub = Error,
+    /// Two reads of a source file gave different bytes.
+    ReadsDiffer = Error,
     /// A trace was recorded from another checkpoint.
     ForeignTrace = Error,
     /// A trace does not say, or does not prove, which checkpoint it was recorded from.

@@ -12,8 +12,9 @@ pub use inventory::{
     SideFile, SourceShard,
 };
 pub use manifest::{
-    Counts, Excluded, KnownSource, Layout, Manifest, ManifestError, ModelFacts, PackEntry,
-    PackOptions, SegmentEntry, SourceFile, SourceFileKind, SourceRange, TensorEntry, TextModel,
+    Counts, Excluded, KnownSource, Layout, Manifest, ManifestError, Midstate, ModelFacts,
+    PackEntry, PackOptions, SegmentEntry, SourceFile, SourceFileKind, SourceRange, TensorEntry,
+    TextModel,
 };
 pub use plan::{Plan, PlannedPack, PlannedSegment, PlannedTensor};
 pub use version::{FormatVersion, VersionError};

@@ -37,6 +37,7 @@ impl Manifest {
                 return wrong_source(file, "is listed twice");
             }
             check_verbatim(file)?;
+            check_midstates(file)?;
         }
         check_no_file_is_a_folder(&sources)?;
         for (path, ..) in self.files() {
@@ -176,6 +177,24 @@ fn check_verbatim(file: &SourceFile) -> Result<(), ManifestError> {
     let same = file.length == file.stored_length && file.sha256 == Some(file.stored_sha256);
     if file.kind == SourceFileKind::File && !(same && file.excluded_bytes == 0) {
         return wrong_source(file, "is kept verbatim, but not stored as it was");
+    }
+    Ok(())
+}
+
+/// Midstates lead to the digest of a shard, in steps of whole blocks.
+fn check_midstates(file: &SourceFile) -> Result<(), ManifestError> {
+    const BLOCK_BYTES: u64 = 64;
+    let has_digest = file.kind == SourceFileKind::Shard && file.sha256.is_some();
+    if !has_digest && !file.midstates.is_empty() {
+        return wrong_source(file, "has midstates, but no digest that they lead to");
+    }
+    let mut before = 0;
+    for midstate in &file.midstates {
+        let at = midstate.offset;
+        if at <= before || at >= file.length || !at.is_multiple_of(BLOCK_BYTES) {
+            return wrong_source(file, "has midstates that are out of order or out of place");
+        }
+        before = at;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::io;
 
 use segpack_formats::codec::Codec;
-use segpack_formats::digest::{Blake3, Sha256};
+use segpack_formats::digest::{Blake3, Sha256, Sha256Midstate};
 use segpack_formats::numeric::Dtype;
 use segpack_formats::pack::{SegmentSpec, StoredSegment, TensorSpec};
 use serde::{Deserialize, Serialize};
@@ -299,6 +299,24 @@ pub struct SourceFile {
     /// Bytes of its tensors that were excluded; the original can be restored if this is 0.
     #[serde(default)]
     pub excluded_bytes: u64,
+    /// States on the way to `sha256`, for a shard: its parts can be checked side by side, each from
+    /// one state to the next. Each lies less than 64 bytes before a tensor. Since version 1.2.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub midstates: Vec<Midstate>,
+}
+
+/// The state of SHA-256 on the way through a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Midstate {
+    /// Bytes before it, a multiple of 64.
+    pub offset: u64,
+    /// H0 to H7 after them, big-endian.
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "crate::documents::schema::HexDigest")
+    )]
+    pub state: Sha256Midstate,
 }
 
 /// The whole document.
