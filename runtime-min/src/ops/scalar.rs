@@ -1,5 +1,8 @@
 //! Every operation in plain loops: what the others are tested against.
 
+use segpack_formats::Result;
+use segpack_formats::io::CancelToken;
+
 use super::{Ops, softmax};
 use crate::tensor::{Compute, Heads, Linear};
 
@@ -16,6 +19,11 @@ impl Ops for ScalarOps {
     }
 
     fn linears(&self, linears: &mut [Linear<'_>]) {
+        // nobody requests this one's stop
+        let _ = self.linears_until(linears, &CancelToken::default());
+    }
+
+    fn linears_until(&self, linears: &mut [Linear<'_>], stop: &CancelToken) -> Result<()> {
         for Linear {
             x,
             weight,
@@ -25,6 +33,7 @@ impl Ops for ScalarOps {
         {
             let mut row = vec![0.0; weight.columns];
             for n in 0..weight.rows {
+                stop.check()?;
                 weight.dtype.widen(weight.row(n), &mut row);
                 for (x, out) in x
                     .chunks_exact(weight.columns)
@@ -35,6 +44,7 @@ impl Ops for ScalarOps {
                 }
             }
         }
+        Ok(())
     }
 
     fn attention(&self, q: &[f32], keys: &[f32], values: &[f32], heads: Heads, out: &mut [f32]) {

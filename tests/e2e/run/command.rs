@@ -295,11 +295,12 @@ fn outputs_are_opened_before_the_work() {
     let (folder, pack) = packed(&tiny_text());
     let at = |name: &str| folder.path().join(name).display().to_string();
     fs::create_dir(at("taken.safetensors")).unwrap();
+    fs::create_dir(at("taken.json")).unwrap();
     // no token of the text comes out before the refusal
     for options in [
         format!("--experts-report={}", at("no/such/x.json")),
         format!("--experts-report={}", at("no/such/x.svg")),
-        format!("--experts-report={}", folder.path().display()),
+        format!("--experts-report={}", at("taken.json")),
         format!("--trace {}", at("no/such/x.safetensors")),
         format!("--trace {}", at("taken.safetensors")),
     ] {

@@ -10,7 +10,7 @@ use segpack_manifests::folder::PackModel;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::cli::{Run, packed, program, segpack};
+use crate::support::cli::{Run, program, segpack};
 use crate::support::damage::{edit_manifest, list, reseal};
 use crate::support::folders::{copy, temp};
 use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full};
@@ -308,7 +308,7 @@ fn all_who_use_numbers_refuse_a_manifest_of_another_model() {
         edit_manifest(&bent, |m| {
             m["model"]["text"]["experts_per_token"] = json!(3)
         });
-        let words = ["model.text.experts_per_token is 3 in the manifest, 2 in config.json"];
+        let words = ["model.text.experts_per_token is 3", "config.json"];
         refused(limited(user, &bent), &words);
         restore(&pack, &bent);
     }
@@ -338,14 +338,11 @@ fn all_who_use_numbers_refuse_a_manifest_of_another_model() {
     }
     // another family, and numbers that are gone
     edit_manifest(&bent, |m| m["model"]["family"] = json!("qwen3_omni_moe"));
-    let words = ["model.family is qwen3_omni_moe in the manifest, qwen3_moe in config.json"];
+    let words = ["model.family", "qwen3_omni_moe", "config.json"];
     refused(limited(users[3], &bent), &words);
     restore(&pack, &bent);
     edit_manifest(&bent, |m| m["model"]["text"] = json!(null));
-    refused(
-        limited(users[3], &bent),
-        &["model.text is missing in the manifest"],
-    );
+    refused(limited(users[3], &bent), &["model.text", "config.json"]);
 }
 
 #[test]
@@ -397,12 +394,12 @@ fn tensors_of_other_shapes_than_the_numbers_are_refused_before_anything_is_alloc
 fn numbers_of_generation_and_tokenizer_configs_are_bounded_too() {
     let folder = temp();
     let checkpoint = Tiny::full().write(&folder.path().join("checkpoint"));
-    let pack = packed(&checkpoint, folder.path());
+    let pack = folder.path().join("pack");
+    segpack!["pack", &checkpoint, "-o", &pack].ok();
     let bend = |name: &str, text: &str| {
         let path = pack.join("source").join(name);
         let before = fs::read(&path).unwrap();
         fs::write(&path, text).unwrap();
-        fs::write(pack.join("SHA256SUMS"), "").unwrap();
         reseal_verbatim(&pack);
         (path, before)
     };

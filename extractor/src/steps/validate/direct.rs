@@ -14,6 +14,7 @@ use segpack_manifests::Pack;
 use segpack_manifests::documents::{Finding, FindingKind, Inventory, InventoryTensor, Quantity};
 use segpack_manifests::families::{FamilyName, TextFacts, text_facts};
 use segpack_runtime_min::ops::{Heads, Matrix, Ops, ScalarOps, softmax};
+use segpack_runtime_min::tensor::Linear;
 
 use super::compare::{Reference, Step, argmax};
 use super::error::ValidateError;
@@ -52,6 +53,7 @@ pub(super) struct Direct<'a> {
     mount: &'static str,
     facts: TextFacts,
     pack: &'a Pack,
+    stop: &'a CancelToken,
     compared: Mutex<HashSet<String>>,
     findings: Mutex<Vec<Finding>>,
 }
@@ -141,7 +143,11 @@ fn places(
 
 impl<'a> Direct<'a> {
     /// Opens a checkpoint. Its tensors are compared with the pack's digests when they are used.
-    pub(super) fn open(argument: &Path, pack: &'a Pack) -> Result<Self, StepError> {
+    pub(super) fn open(
+        argument: &Path,
+        pack: &'a Pack,
+        stop: &'a CancelToken,
+    ) -> Result<Self, StepError> {
         let (checkpoint, inventory) = scan(argument, ScanOptions::default())?;
         let facts = facts_of(&checkpoint)?;
         let places = places(&checkpoint, &inventory)?;
@@ -157,6 +163,7 @@ impl<'a> Direct<'a> {
             mount,
             facts,
             pack,
+            stop,
             compared,
             findings,
             checkpoint,
@@ -238,7 +245,13 @@ impl<'a> Direct<'a> {
             .transpose()?;
         let mut out = vec![0.0; x.len() / weights.columns * weights.rows];
         let bias = bias.map(|b| b.values());
-        ScalarOps::default().linear(x, weights.matrix(), bias.as_deref(), &mut out);
+        let mut linear = [Linear {
+            x,
+            weight: weights.matrix(),
+            bias: bias.as_deref(),
+            out: &mut out,
+        }];
+        ScalarOps::default().linears_until(&mut linear, self.stop)?;
         Ok(out)
     }
 

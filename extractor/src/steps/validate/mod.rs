@@ -160,7 +160,7 @@ fn against_checkpoint(
     progress: &dyn Progress,
 ) -> Result<ValidateReport, StepError> {
     let mut report = empty_report(pack, ReferenceKind::Checkpoint, path, Compute::F32)?;
-    let direct = Direct::open(path, pack)?;
+    let direct = Direct::open(path, pack, stop)?;
     if pack.manifest().model.text.facts() != Some(direct.facts()) {
         let finding = Finding::new(FindingKind::DiffersFromCheckpoint).file("config.json");
         let finding = finding.seen("another text model than the packed one");

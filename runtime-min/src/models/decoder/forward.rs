@@ -59,7 +59,7 @@ impl<'a, B: Backend> Decoder<'a, B> {
         let spec = DecoderSpec::from_facts(&facts)?;
         let weights = DecoderWeights::find(source, &spec, is_text)?;
         weights.check_shapes(&spec)?;
-        weights.check_files(source.pack())?;
+        weights.check_files(source)?;
         let compute = backend.compute();
         let executor = backend.open(&DecoderSetup {
             source,

@@ -1,15 +1,16 @@
 //! Whether a pack's tensors are those that the config's numbers call for: compared before anything
 //! is allocated by them, the same for every device.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use segpack_formats::FormatError;
-use segpack_manifests::Pack;
+use segpack_manifests::PackReader;
 
 use super::{DecoderWeights, ExpertWeights, LayerWeights, LinearWeights, MlpWeights};
 use crate::error::{RunError, Unsuitable};
 use crate::models::decoder::spec::DecoderSpec;
-use crate::weights::PlacedTensor;
+use crate::weights::{PlacedTensor, SegmentGroup};
 
 impl DecoderWeights<'_> {
     /// Kernels go by the config's sizes: no tensor may have others.
@@ -29,19 +30,22 @@ impl DecoderWeights<'_> {
         same("head", self.head_matrix, spec.vocab, spec.hidden)
     }
 
-    /// Memory is reserved by the lengths in the manifest: the packs must have them.
+    /// Memory is reserved by the lengths in the manifest: the packs that are used must have them.
     ///
     /// # Errors
     /// `Malformed` names a pack of another length; `Io`.
-    pub(crate) fn check_files(&self, pack: &Pack) -> Result<(), RunError> {
-        for entry in &pack.manifest().packs {
-            let path = pack.path(&entry.path);
-            let length = fs::metadata(&path)
-                .map_err(FormatError::io("open", &path))?
-                .len();
-            if length != entry.length {
-                let wanted = entry.length;
-                let what = format!("has {length} bytes, wanted {wanted}");
+    pub(crate) fn check_files(&self, source: &PackReader<'_>) -> Result<(), RunError> {
+        let dense = self.groups.iter().flat_map(SegmentGroup::segments).copied();
+        let experts = self.experts().map(|expert| expert.segment);
+        let mut used: BTreeSet<&str> = dense.chain(experts).map(|s| s.pack.as_str()).collect();
+        used.insert(&source.segment_of(self.embedding)?.pack);
+        let listed = source.pack().manifest().packs.iter();
+        for entry in listed.filter(|entry| used.contains(entry.path.as_str())) {
+            let path = source.pack().path(&entry.path);
+            let metadata = fs::metadata(&path).map_err(FormatError::io("open", &path))?;
+            let (seen, wanted) = (metadata.len(), entry.length);
+            if seen != wanted {
+                let what = format!("has {seen} bytes, wanted {wanted}");
                 return Err(FormatError::malformed(&path, what).into());
             }
         }

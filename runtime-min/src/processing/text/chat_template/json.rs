@@ -5,6 +5,7 @@ use std::fmt::Write;
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 
+use super::budget::check_length;
 use super::limits::DEEPEST;
 use super::python;
 
@@ -70,6 +71,7 @@ impl Style {
             let problem = format!("tojson: lists and maps are nested more than {DEEPEST} deep");
             return Err(Error::new(ErrorKind::BadSerialization, problem));
         }
+        check_length(text.len() as u64)?;
         match value.kind() {
             ValueKind::None => text.push_str("null"),
             ValueKind::Bool => text.push_str(if value.is_true() { "true" } else { "false" }),

@@ -1,10 +1,9 @@
 //! What a template may use: the checkpoint, and so its template, can come from anybody.
 //!
 //! Steps, the text that comes out, the size of the template and of padding are bounded, and deep
-//! nesting finds a deep stack. Not bounded is the memory that a template's own values take, such as
-//! a text that is doubled again and again.
+//! nesting finds a deep stack. What a template's own values take is bounded by `budget`.
 
-use std::io::{self, Write};
+use std::io;
 use std::panic::resume_unwind;
 use std::thread;
 
@@ -44,40 +43,9 @@ pub(super) fn on_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> io::Res
     })
 }
 
-/// A text that does not grow for ever.
-#[derive(Debug, Default)]
-pub(super) struct BoundedText(Vec<u8>);
-
-impl BoundedText {
-    /// What was written.
-    pub(super) fn into_text(self) -> String {
-        String::from_utf8_lossy(&self.0).into_owned()
-    }
-}
-
-impl Write for BoundedText {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > LONGEST_TEXT {
-            return Err(io::Error::other(format!(
-                "the text is longer than {LONGEST_TEXT} bytes"
-            )));
-        }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// Replaces the filters that pad by a number of the template's choice: minijinja fills any width,
 /// or panics.
 pub(super) fn bound_filters(environment: &mut Environment<'_>) {
-    environment.add_filter(
-        "indent",
-        bounded(Value::from_function(minijinja::filters::indent)),
-    );
     environment.add_filter(
         "batch",
         bounded(Value::from_function(minijinja::filters::batch)),
@@ -85,17 +53,6 @@ pub(super) fn bound_filters(environment: &mut Environment<'_>) {
     environment.add_filter(
         "slice",
         bounded(Value::from_function(minijinja::filters::slice)),
-    );
-    let format = Value::from_function(minijinja::filters::format);
-    environment.add_filter(
-        "format",
-        move |state: &mut State<'_, '_>, args: Rest<ValueOrKwargs>| {
-            let args = args.into_values();
-            args.first()
-                .and_then(Value::as_str)
-                .map_or(Ok(()), check_format)?;
-            format.call(state, &args)
-        },
     );
 }
 
@@ -110,7 +67,7 @@ fn bounded(
     }
 }
 
-fn check_width(argument: &Value) -> Result<(), Error> {
+pub(super) fn check_width(argument: &Value) -> Result<(), Error> {
     if let Ok(named) = Kwargs::try_from(argument.clone()) {
         return named
             .args()

@@ -5,19 +5,22 @@
 //! (`utils/chat_template_utils.py`). Here minijinja runs the templates; what differs from Python is
 //! replaced below, and the tests compare with transformers' output.
 
+mod budget;
 mod json;
 mod limits;
 mod python;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 
+use minijinja::machinery::{self, CompiledTemplate, TemplateConfig};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
-use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior, Value};
 use serde::{Deserialize, Serialize};
 
-use limits::BoundedText;
+use budget::Budget;
 
 use crate::processing::text::files::{read_file, read_json};
 use crate::processing::text::tokenizer::config::{TOKENIZER_CONFIG, TokenizerConfig};
@@ -137,6 +140,8 @@ pub struct RenderOptions {
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    /// By name. Each rendering compiles its own, into instructions that count.
+    sources: BTreeMap<String, String>,
     file: String,
     special_tokens: BTreeMap<String, String>,
 }
@@ -200,23 +205,25 @@ impl ChatTemplate {
             });
         }
         let compiled = limits::on_deep_stack(|| {
-            let mut environment = environment()?;
+            let config = config()?;
+            let mut plain = BTreeMap::new();
             for (name, source) in sources {
-                environment.add_template_owned(
-                    name,
-                    without_generation_tags(&with_plain_newlines(&source)),
-                )?;
+                let source = without_generation_tags(&with_plain_newlines(&source));
+                CompiledTemplate::new(&name, &source, &config)?;
+                plain.insert(name, source);
             }
-            Ok(environment)
+            Ok((environment()?, plain))
         });
-        let environment = compiled
-            .map_err(ChatTemplateError::Thread)?
-            .map_err(|error| ChatTemplateError::Syntax {
-                file: file.to_owned(),
-                problem: in_full(&error),
-            })?;
+        let (environment, sources) =
+            compiled
+                .map_err(ChatTemplateError::Thread)?
+                .map_err(|error| ChatTemplateError::Syntax {
+                    file: file.to_owned(),
+                    problem: in_full(&error),
+                })?;
         Ok(Self {
             environment,
+            sources,
             file: file.to_owned(),
             special_tokens,
         })
@@ -243,6 +250,7 @@ impl ChatTemplate {
         let steps = limits::steps(messages.len().unwrap_or(0));
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(steps));
+        Budget::new(&messages).install(&mut environment);
         // an error can hold values of the template: it is put into words where the stack is deep
         limits::on_deep_stack(|| {
             self.render_in(&environment, messages, options)
@@ -257,14 +265,22 @@ impl ChatTemplate {
         messages: Value,
         options: &RenderOptions,
     ) -> Result<String, Error> {
-        let tool_use = options
-            .tools
-            .as_ref()
-            .and_then(|_| environment.get_template(TOOL_USE).ok());
-        let template = tool_use.map_or_else(|| environment.get_template(DEFAULT), Ok)?;
-        let mut text = BoundedText::default();
-        template.render_captured_to(self.context(messages, options), &mut text)?;
-        Ok(text.into_text())
+        let tools = options.tools.as_ref();
+        let tool_use = tools.and_then(|_| self.sources.get(TOOL_USE));
+        let source = tool_use.or_else(|| self.sources.get(DEFAULT));
+        let source = source.map_or("", String::as_str);
+        let compiled = CompiledTemplate::new(DEFAULT, source, &config()?)?;
+        let compiled = budget::budgeted(compiled);
+        let mut text = String::new();
+        machinery::eval(
+            environment,
+            &compiled.instructions,
+            self.context(messages, options),
+            &compiled.blocks,
+            &mut machinery::make_string_output(&mut text),
+            AutoEscape::None,
+        )?;
+        Ok(text)
     }
 
     fn failed(&self, error: &Error, steps: u64) -> ChatTemplateError {
@@ -361,17 +377,19 @@ fn find<E: Into<BoxError>>(
         .map(|sources| (TOKENIZER_CONFIG, sources)))
 }
 
+/// How templates are read.
+fn config() -> Result<TemplateConfig, Error> {
+    let mut syntax = SyntaxConfig::builder();
+    Ok(TemplateConfig {
+        syntax_config: syntax.trim_blocks(true).lstrip_blocks(true).build()?,
+        default_auto_escape: Arc::new(|_: &str| AutoEscape::None),
+    })
+}
+
 fn environment() -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
-    environment.set_syntax(
-        SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build()?,
-    );
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    environment.set_unknown_method_callback(python::method);
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.add_function("raise_exception", raise_exception);
     environment.add_filter("tojson", json::tojson);
     environment.add_filter("trim", python::trim);

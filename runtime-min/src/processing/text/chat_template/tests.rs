@@ -344,3 +344,81 @@ fn floats_are_written_as_python_writes_them() {
         assert_eq!(python::float(value), want);
     }
 }
+
+/// Highest resident memory of this process in bytes.
+#[cfg(target_os = "linux")]
+fn peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    let kibibytes = line.unwrap().trim().strip_suffix(" kB").unwrap();
+    kibibytes.trim().parse::<u64>().unwrap() << 10
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn values_that_grow_for_ever_end_before_the_memory_does() {
+    let doubled = |step: &str| {
+        let steps = format!("{{% for i in range(60) %}}{step}{{% endfor %}}");
+        format!("{{% set ns = namespace(a='0123456789' * 100, l=[1, 2]) %}}{steps}{{{{ ns.a }}}}")
+    };
+    let before = peak();
+    for step in [
+        "{% set ns.a = ns.a ~ ns.a %}",
+        "{% set ns.a = ns.a + ns.a %}",
+        "{% set ns.a = ns.a * 10 %}",
+        "{% set ns.a = [ns.a, ns.a] | join %}",
+        "{% set ns.a = ','.join([ns.a, ns.a]) %}",
+        "{% set ns.a = ns.a | replace('0', ns.a) %}",
+        "{% set ns.a = ns.a.replace('0', ns.a) %}",
+        "{% set ns.a = '%s%s' | format(ns.a, ns.a) %}",
+        "{% set ns.a = '{0}{0}'.format(ns.a) %}",
+        "{% set ns.a = (ns.a | replace('0', '\n')) | indent(1000) %}",
+        "{% set a %}{{ ns.a }}{{ ns.a }}{% endset %}{% set ns.a = a %}",
+        "{% macro m(x) %}{{ x }}{{ x }}{% endmacro %}{% set ns.a = m(ns.a) %}",
+        "{% set ns.a %}{% for j in range(90000) %}some words of a template{% endfor %}{% endset %}",
+        "{% set ns.l = [ns.l, ns.l] %}",
+        "{% set ns.l = {'a': ns.l, 'b': ns.l} %}",
+        "{% set ns.l = (ns.l + ns.l) | list %}",
+        "{% set ns.l = (ns.l * 100) | list %}",
+        "{% set ns.l = ns.l + [ns.l] %}",
+        "{% set ns.l = [range(90000) | list] + ns.l %}",
+    ] {
+        let said = refusal(&doubled(step));
+        let is_told = ["bytes", "entries", "times", "too large", "steps"];
+        assert!(
+            is_told.iter().any(|words| said.contains(words)),
+            "{step}: {said}"
+        );
+    }
+    let grown = peak() - before;
+    assert!(grown < 1 << 30, "{} MiB", grown >> 20);
+    // without loops
+    let straight = "{% set a = a ~ a %}".repeat(60);
+    let said = refusal(&format!("{{% set a = 'ab' %}}{straight}"));
+    assert!(
+        said.contains("a value of it has more than 8388608 bytes"),
+        "{said}"
+    );
+}
+
+#[test]
+fn operators_and_branches_do_what_they_did() {
+    let template = "\
+{% set a = 1 + 2 * 3 %}{{ a }} {{ 1.5 + 1 }} {{ 'a' ~ 1 ~ none }} {{ 'ab' * 2 }} {{ [1] + [2, 3] }} \
+{% macro m(x, y=2) %}<{{ x + y }}>{% endmacro %}{{ m(1) }}{{ m(1, y=5) }} \
+{% for x in [1, 2, 3] if x > 1 %}{{ loop.index }}{{ 'l' if loop.last else 'n' }}{% else %}e{% endfor %} \
+{% for x in [] %}x{% else %}empty{% endfor %} {{ 'yes' if a > 6 and not false else 'no' }} \
+{% set c %}cap{{ a }}{% endset %}{{ c | upper }} {{ missing }}{{ missing | default('d') }} \
+{{ 'a,b'.split(',') | join('-') }} {{ 'aXbX' | replace('X', '') }} {{ {'k': [1, 'v']} }} \
+{% for x in [[1, [2]], [3]] recursive %}{% if x is sequence %}({{ loop(x) }}){% else %}{{ x }}{% endif %}{% endfor %}";
+    let rendered = of_source(template)
+        .unwrap()
+        .render(&hello(), &RenderOptions::default());
+    let plain = {
+        let mut environment = super::environment().unwrap();
+        environment.set_syntax(super::config().unwrap().syntax_config);
+        environment.set_unknown_method_callback(super::python::method);
+        environment.render_str(template, ()).unwrap()
+    };
+    assert_eq!(rendered.unwrap(), plain);
+}
