@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use super::Context;
-use super::args::{INPUT, Jobs, OUTPUT};
+use super::args::{INPUT, Jobs, OUTPUT, SizeArgs};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
@@ -37,9 +37,8 @@ pub(super) struct Args {
     /// List every tensor that differs
     #[arg(long, help_heading = OUTPUT)]
     tensors: bool,
-    /// Print exact numbers of bytes
-    #[arg(long, help_heading = OUTPUT)]
-    bytes: bool,
+    #[command(flatten)]
+    sizes: SizeArgs,
     /// Print the report as JSON (schemas/diff-report.schema.json)
     #[arg(long, help_heading = OUTPUT)]
     json: bool,
@@ -59,7 +58,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let report = diff(&a, &b, settings, job)?;
     let places = [&args.a, &args.b].map(|path| path.display().to_string());
     context.terminal.document(&report, args.json, |r| {
-        text::diff(r, [&places[0], &places[1]], args.bytes)
+        text::diff(r, [&places[0], &places[1]], args.sizes.sizes())
     })?;
     Ok(Exit::of(report.equal))
 }

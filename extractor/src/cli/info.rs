@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use super::Context;
-use super::args::{INPUT, OUTPUT, PackArg};
+use super::args::{INPUT, OUTPUT, PackArg, SizeArgs};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
@@ -23,9 +23,8 @@ pub(super) struct Args {
     /// Say what and when this receipt of `verify` records, and whether files changed since
     #[arg(long, value_name = "FILE", help_heading = INPUT)]
     receipt: Option<PathBuf>,
-    /// Print exact numbers of bytes
-    #[arg(long, help_heading = OUTPUT)]
-    bytes: bool,
+    #[command(flatten)]
+    sizes: SizeArgs,
     /// Print the report as JSON (schemas/info-report.schema.json)
     #[arg(long, help_heading = OUTPUT)]
     json: bool,
@@ -35,8 +34,8 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let pack = args.pack.open()?;
     let report = info(&pack, args.receipt.as_deref())?;
     let place = args.pack.place();
-    context
-        .terminal
-        .document(&report, args.json, |r| text::info(r, &place, args.bytes))?;
+    context.terminal.document(&report, args.json, |r| {
+        text::info(r, &place, args.sizes.sizes())
+    })?;
     Ok(Exit::Ok)
 }

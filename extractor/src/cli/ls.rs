@@ -5,7 +5,7 @@ use segpack_manifests::documents::{SegmentEntry, TensorEntry};
 use serde::Serialize;
 
 use super::Context;
-use super::args::{INPUT, OUTPUT, PackArg};
+use super::args::{INPUT, OUTPUT, PackArg, SizeArgs};
 use super::error::CliError;
 use crate::render::text::{self, Sizes, Total};
 use crate::steps::cat::{find_segments, find_tensors};
@@ -38,9 +38,8 @@ pub(super) struct Args {
     /// End with a line of sums
     #[arg(long, help_heading = OUTPUT)]
     sum: bool,
-    /// Print exact numbers of bytes
-    #[arg(long, help_heading = OUTPUT)]
-    bytes: bool,
+    #[command(flatten)]
+    sizes: SizeArgs,
     /// Print one JSON object per line, as in the manifest
     #[arg(long, conflicts_with = "sum", help_heading = OUTPUT)]
     json: bool,
@@ -142,7 +141,7 @@ fn list<T: Entry>(mut entries: Vec<&T>, args: &Args, context: &Context) -> Resul
     if args.reverse {
         entries.reverse();
     }
-    let sizes = Sizes { exact: args.bytes };
+    let sizes = args.sizes.sizes();
     context.terminal.stdout(|out| {
         for entry in &entries {
             if args.json {

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use segpack_manifests::layout::Selection;
 
 use super::Context;
-use super::args::{CodecArgs, CodecName, INPUT, Jobs, OUTPUT, Tolerate};
+use super::args::{CodecArgs, CodecName, INPUT, Jobs, OUTPUT, SizeArgs, Tolerate};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
@@ -63,6 +63,8 @@ pub(super) struct Args {
     /// Do not write SHA256SUMS
     #[arg(long, help_heading = OUTPUT)]
     no_sums: bool,
+    #[command(flatten)]
+    sizes: SizeArgs,
     /// Print the summary as JSON; with --dry-run, the plan
     #[arg(long, help_heading = OUTPUT)]
     json: bool,
@@ -96,7 +98,9 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let settings = args.settings()?;
     if args.dry_run {
         let plan = plan(&args.checkpoint, &settings)?.plan;
-        context.terminal.document(&plan, args.json, text::plan)?;
+        context
+            .terminal
+            .document(&plan, args.json, |p| text::plan(p, args.sizes.sizes()))?;
         return Ok(Exit::Ok);
     }
     let (stop, progress) = (context.stop, &context.progress);

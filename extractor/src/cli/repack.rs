@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Context;
-use super::args::{CodecArgs, CodecName, Jobs, OUTPUT, PackArg};
+use super::args::{CodecArgs, CodecName, Jobs, OUTPUT, PackArg, SizeArgs};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
@@ -39,6 +39,8 @@ pub(super) struct Args {
     /// Replace an existing pack, and nothing else; the old pack is removed first
     #[arg(long, help_heading = OUTPUT)]
     force: bool,
+    #[command(flatten)]
+    sizes: SizeArgs,
     /// Print the summary as JSON; with --dry-run, the plan
     #[arg(long, help_heading = OUTPUT)]
     json: bool,
@@ -61,7 +63,9 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let pack = args.pack.open()?;
     if args.dry_run {
         let plan = plan(&pack, &settings);
-        context.terminal.document(&plan, args.json, text::plan)?;
+        context
+            .terminal
+            .document(&plan, args.json, |p| text::plan(p, args.sizes.sizes()))?;
         return Ok(Exit::Ok);
     }
     let (stop, progress) = (context.stop, &context.progress);

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use segpack_manifests::documents::Finding;
 
 use super::Context;
-use super::args::{OUTPUT, Tolerate};
+use super::args::{OUTPUT, SizeArgs, Tolerate};
 use super::error::CliError;
 use super::hints::of_findings;
 use crate::render::text;
@@ -28,6 +28,8 @@ pub(super) struct Args {
     checkpoint: PathBuf,
     #[command(flatten)]
     tolerate: Tolerate,
+    #[command(flatten)]
+    sizes: SizeArgs,
     /// Print the inventory as JSON (schemas/inventory.schema.json)
     #[arg(long, help_heading = OUTPUT)]
     json: bool,
@@ -36,9 +38,9 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let (checkpoint, inventory) = scan(&args.checkpoint, args.tolerate.options())?;
     let root = checkpoint.root.display().to_string();
-    context
-        .terminal
-        .document(&inventory, args.json, |i| text::scan(i, &root))?;
+    context.terminal.document(&inventory, args.json, |i| {
+        text::scan(i, &root, args.sizes.sizes())
+    })?;
     context.terminal.hint(of_findings(&inventory.findings));
     Ok(Exit::of(!Finding::any_error(&inventory.findings)))
 }

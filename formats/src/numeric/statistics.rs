@@ -8,6 +8,8 @@ use super::{Dtype, append_values, has_values};
 
 /// Values of a block.
 const BLOCK_VALUES: usize = 4096;
+/// Sums that are taken side by side, value by value in turn.
+const LANES: usize = 8;
 /// Octaves of magnitude that are told apart: from 2^-96 (and below) to 2^95 (and above).
 const OCTAVES: usize = 192;
 /// The octave of [1, 2).
@@ -74,6 +76,7 @@ pub struct StatisticsBuilder {
     sums: Sums,
     rows: Rows,
     octaves: [u64; OCTAVES],
+    more_octaves: [u64; OCTAVES],
 }
 
 /// Counts, extremes and moments so far.
@@ -141,6 +144,7 @@ impl StatisticsBuilder {
                 first: None,
             },
             octaves: [0; OCTAVES],
+            more_octaves: [0; OCTAVES],
         })
     }
 
@@ -170,7 +174,13 @@ impl StatisticsBuilder {
         append_values(self.dtype, bytes, &mut self.block);
         self.sums.add(&self.block);
         self.rows.add(&self.block);
-        for value in &self.block {
+        // two tables: one is still being written to when the next value has the same octave
+        let (pairs, rest) = self.block.as_chunks::<2>();
+        for [a, b] in pairs {
+            self.octaves[octave(*a)] += 1;
+            self.more_octaves[octave(*b)] += 1;
+        }
+        for value in rest {
             self.octaves[octave(*value)] += 1;
         }
     }
@@ -180,6 +190,9 @@ impl StatisticsBuilder {
     pub fn finish(mut self) -> Statistics {
         let rest = std::mem::take(&mut self.carry);
         self.take_block(&rest);
+        for (octave, more) in self.octaves.iter_mut().zip(self.more_octaves) {
+            *octave += more;
+        }
         let sums = &self.sums;
         let any = sums.finite > 0.0;
         let or_nan = |value: f64| if any { value } else { f64::NAN };
@@ -231,30 +244,61 @@ fn apart(octaves: &[u64; OCTAVES]) -> Option<Apart> {
 impl Sums {
     /// The mean and the squares of a block are taken from the block itself, then joined (Chan,
     /// Golub, LeVeque 1979): stable, however far the mean is from zero.
-    #[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
     fn add(&mut self, block: &[f64]) {
         self.values += block.len() as u64;
-        let (mut count, mut sum) = (0_u64, 0.0);
-        for value in block {
-            if value.is_finite() {
-                count += 1;
-                sum += value;
-                self.zero += u64::from(*value == 0.0);
-                self.min = self.min.min(*value);
-                self.max = self.max.max(*value);
-            } else if value.is_nan() {
-                self.nan += 1;
-            } else {
-                self.infinite += 1;
-            }
-        }
-        if count == 0 {
+        // nearly always all are finite, and then nothing branches
+        if block.iter().fold(true, |all, v| all & v.is_finite()) {
+            self.add_finite(block);
             return;
         }
-        let more = count as f64;
-        let mean = sum / more;
-        let finite = block.iter().filter(|v| v.is_finite());
-        let squares: f64 = finite.map(|v| (v - mean) * (v - mean)).sum();
+        let nan = block.iter().filter(|v| v.is_nan()).count() as u64;
+        let finite: Vec<f64> = block.iter().copied().filter(|v| v.is_finite()).collect();
+        self.nan += nan;
+        self.infinite += (block.len() - finite.len()) as u64 - nan;
+        self.add_finite(&finite);
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "counts below 2^53")]
+    fn add_finite(&mut self, block: &[f64]) {
+        if block.is_empty() {
+            return;
+        }
+        let (lanes, rest) = block.as_chunks::<LANES>();
+        let mut sums = [0.0; LANES];
+        let mut zeros = [0_u64; LANES];
+        let (mut min, mut max) = ([f64::INFINITY; LANES], [f64::NEG_INFINITY; LANES]);
+        for values in lanes {
+            for i in 0..LANES {
+                let value = values[i];
+                sums[i] += value;
+                zeros[i] += u64::from(value == 0.0);
+                min[i] = if value < min[i] { value } else { min[i] };
+                max[i] = if value > max[i] { value } else { max[i] };
+            }
+        }
+        for (i, value) in rest.iter().enumerate() {
+            sums[i] += value;
+            zeros[i] += u64::from(*value == 0.0);
+            min[i] = min[i].min(*value);
+            max[i] = max[i].max(*value);
+        }
+        self.zero += zeros.iter().sum::<u64>();
+        self.min = min.iter().fold(self.min, |a, b| a.min(*b));
+        self.max = max.iter().fold(self.max, |a, b| a.max(*b));
+        let more = block.len() as f64;
+        let mean = sums.iter().sum::<f64>() / more;
+
+        let mut squares = [0.0; LANES];
+        for values in lanes {
+            for i in 0..LANES {
+                let difference = values[i] - mean;
+                squares[i] += difference * difference;
+            }
+        }
+        for (i, value) in rest.iter().enumerate() {
+            squares[i] += (value - mean) * (value - mean);
+        }
+        let squares: f64 = squares.iter().sum();
         let (before, difference) = (self.finite, mean - self.mean);
         self.finite = before + more;
         self.mean += difference * more / self.finite;

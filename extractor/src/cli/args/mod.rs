@@ -5,6 +5,7 @@ mod jobs;
 #[cfg(feature = "run")]
 mod model;
 mod pack;
+mod sizes;
 mod tolerate;
 pub(super) mod values;
 
@@ -13,6 +14,7 @@ pub(super) use jobs::Jobs;
 #[cfg(feature = "run")]
 pub(super) use model::{CheckName, ComputeName, Placement, Resources};
 pub(super) use pack::PackArg;
+pub(super) use sizes::SizeArgs;
 pub(super) use tolerate::{AllowUnaudited, Tolerate};
 
 /// Headings of options in the help, in the order in which they appear there.

@@ -24,9 +24,9 @@ const GROUPS: [&str; 7] = [
 ];
 const MOVED: [&str; 3] = ["max abs", "rel rms", "values changed"];
 
-/// What differs between the two at `places`; sizes exact where `exact`.
-pub(crate) fn diff(report: &DiffReport, places: [&str; 2], exact: bool) -> String {
-    let (sizes, r) = (Sizes { exact }, report);
+/// What differs between the two at `places`; sizes as `sizes` says.
+pub(crate) fn diff(report: &DiffReport, places: [&str; 2], sizes: Sizes) -> String {
+    let r = report;
     let mut page = Page::default();
     page.line(side("A", places[0], &r.a, sizes));
     page.line(side("B", places[1], &r.b, sizes));

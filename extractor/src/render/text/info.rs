@@ -16,9 +16,8 @@ const HEADER: [&str; 8] = [
     "stored",
 ];
 
-/// What `info` says of the pack at `place`; sizes exact where `exact`.
-pub(crate) fn info(report: &InfoReport, place: &str, exact: bool) -> String {
-    let sizes = Sizes { exact };
+/// What `info` says of the pack at `place`; sizes as `sizes` says.
+pub(crate) fn info(report: &InfoReport, place: &str, sizes: Sizes) -> String {
     let r = report;
     let mut page = Page::default();
     page.line(format_args!("{place}: {}", model(r)));

@@ -2,22 +2,22 @@ use segpack_formats::codec::Codec;
 use segpack_manifests::documents::{KnownSource, PackSummary, Plan, PlannedPack};
 
 use super::findings::findings;
-use super::numbers::{bytes, counted, grouped};
+use super::numbers::{Sizes, bytes, counted, grouped};
 use super::page::Page;
 
 /// What `pack --dry-run` and `repack --dry-run` would write.
-pub(crate) fn plan(plan: &Plan) -> String {
+pub(crate) fn plan(plan: &Plan, sizes: Sizes) -> String {
     let mut page = Page::default();
     let length = if plan.codec == Codec::Raw {
         "bytes"
     } else {
         "bytes at most"
     };
-    let rows = plan.packs.iter().map(pack_row).collect();
+    let rows = plan.packs.iter().map(|p| pack_row(p, sizes)).collect();
     page.table(1, &["pack", "segments", "tensors", length], rows);
     page.blank();
 
-    let total = bytes(plan.packs.iter().map(|p| p.length).sum());
+    let total = sizes.bytes(plan.packs.iter().map(|p| p.length).sum());
     let packs = counted(plan.packs.len() as u64, "pack");
     page.line(format_args!("{packs}, {total} ({})", plan.codec));
     for e in &plan.excluded {
@@ -25,7 +25,7 @@ pub(crate) fn plan(plan: &Plan) -> String {
         page.line(format_args!(
             "excluded: {}, {tensors}, {}",
             e.component,
-            bytes(e.bytes)
+            sizes.bytes(e.bytes)
         ));
     }
     for l in &plan.left_out {
@@ -34,14 +34,14 @@ pub(crate) fn plan(plan: &Plan) -> String {
     page.into_text()
 }
 
-fn pack_row(pack: &PlannedPack) -> Vec<String> {
+fn pack_row(pack: &PlannedPack, sizes: Sizes) -> Vec<String> {
     let tensors = pack.segments.iter().map(|s| s.tensors.len() as u64).sum();
     let segments = pack.segments.len() as u64;
     vec![
         pack.path.clone(),
         grouped(segments),
         grouped(tensors),
-        grouped(pack.length),
+        sizes.cell(pack.length),
     ]
 }
 

@@ -3,19 +3,19 @@ use std::collections::BTreeMap;
 use segpack_manifests::documents::{FindingKind, Inventory, Severity};
 
 use super::findings::findings;
-use super::numbers::{counted, grouped};
+use super::numbers::{Sizes, counted, grouped};
 use super::page::Page;
 
 const HEADER: [&str; 5] = ["component", "class", "tensors", "parameters", "bytes"];
 
 /// What `scan` found in the checkpoint at `root`.
-pub(crate) fn scan(inventory: &Inventory, root: &str) -> String {
+pub(crate) fn scan(inventory: &Inventory, root: &str, sizes: Sizes) -> String {
     let mut page = Page::default();
     page.line(title(inventory, root));
     page.line(format_args!("completeness: {}", inventory.completeness));
     page.blank();
     if !inventory.classes.is_empty() {
-        page.table(2, &HEADER, rows(inventory));
+        page.table(2, &HEADER, rows(inventory, sizes));
         page.blank();
     }
     page.line(counts(inventory));
@@ -75,12 +75,12 @@ fn only_unaudited(inventory: &Inventory) -> bool {
 type Sums = [u64; 3];
 
 /// By component and class, then sums by part of the model.
-fn rows(inventory: &Inventory) -> Vec<Vec<String>> {
+fn rows(inventory: &Inventory, sizes: Sizes) -> Vec<Vec<String>> {
     let mut rows = Vec::new();
     let mut parts: BTreeMap<&str, Sums> = BTreeMap::new();
     for c in &inventory.classes {
         let sums = [c.tensors, c.parameters, c.bytes];
-        rows.push(row(c.component.as_str(), &c.class.to_string(), sums));
+        rows.push(row(c.component.as_str(), &c.class.to_string(), sums, sizes));
         let part = c.component.as_str().split('.').next().unwrap_or_default();
         let part = parts.entry(part).or_default();
         *part = [part[0] + sums[0], part[1] + sums[1], part[2] + sums[2]];
@@ -90,7 +90,7 @@ fn rows(inventory: &Inventory) -> Vec<Vec<String>> {
         parts
             .into_iter()
             .rev()
-            .map(|(part, sums)| row(part, "all", sums)),
+            .map(|(part, sums)| row(part, "all", sums, sizes)),
     );
     let counts = &inventory.counts;
     rows.push(row(
@@ -101,12 +101,18 @@ fn rows(inventory: &Inventory) -> Vec<Vec<String>> {
             counts.parameters,
             counts.tensor_bytes,
         ],
+        sizes,
     ));
     rows
 }
 
-fn row(component: &str, class: &str, sums: Sums) -> Vec<String> {
-    let mut row = vec![component.to_owned(), class.to_owned()];
-    row.extend(sums.map(grouped));
-    row
+fn row(component: &str, class: &str, sums: Sums, sizes: Sizes) -> Vec<String> {
+    let [tensors, parameters, bytes] = sums;
+    vec![
+        component.to_owned(),
+        class.to_owned(),
+        grouped(tensors),
+        grouped(parameters),
+        sizes.cell(bytes),
+    ]
 }
