@@ -170,13 +170,13 @@ pub enum Unsuitable {
         /// What it would belong to: "the model", "layer 3", "expert 5 of layer 3".
         owner: String,
     },
-    /// More or fewer layers have experts than the config gives.
-    #[error("{seen} layers have experts, wanted {wanted} from the config")]
-    ExpertLayers {
-        /// Layers that have experts.
-        seen: usize,
-        /// Layers that have experts by the config.
-        wanted: usize,
+    /// A layer has experts and should have a dense MLP, or the reverse.
+    #[error("layer {layer} has {}", if *.wanted { "a dense MLP; the config gives it experts" } else { "experts; the config gives it a dense MLP" })]
+    LayerKind {
+        /// The layer.
+        layer: usize,
+        /// Whether it has experts by the config.
+        wanted: bool,
     },
     /// A bias that the config does not have, or has and the pack has not.
     #[error("{what} {}", if *.wanted { "has no bias; the config gives one" } else { "has a bias; the config gives none" })]

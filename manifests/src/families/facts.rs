@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::blocks::decoder::{Decoder, DecoderDefaults, Sparsity};
+use super::blocks::moe::layers_with_experts;
 use super::config::{ConfigError, MAX_SIZE, Section};
 
 /// What RMS norms may add to a mean square: not 0 in f32, and not so much that it hides the values.
@@ -117,9 +118,11 @@ fn read_rope(section: &Section<'_>, default: f64) -> Result<(f64, String), Confi
 }
 
 /// What a runtime reads of a text decoder beside its sizes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TextSettings {
+    /// For each layer whether it has routed experts; the others have a dense MLP.
+    pub has_experts: Vec<bool>,
     /// Positions that the model was made for; `None` where the configuration does not say.
     pub max_positions: Option<u64>,
 }
@@ -138,7 +141,10 @@ impl TextSettings {
             true => Some(section.size(key, None)?),
             false => None,
         };
-        Ok(Self { max_positions })
+        Ok(Self {
+            has_experts: layers_with_experts(section, facts.layers, facts.experts)?,
+            max_positions,
+        })
     }
 }
 

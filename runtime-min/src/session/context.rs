@@ -24,7 +24,7 @@ impl ContextLength {
         }
     }
 
-    pub(super) fn of(settings: TextSettings) -> Self {
+    pub(super) fn of(settings: &TextSettings) -> Self {
         settings
             .max_positions
             .map_or(Self::Assumed, |n| Self::Given(to_usize(n)))

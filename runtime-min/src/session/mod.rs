@@ -214,7 +214,7 @@ impl<'p> Session<'p> {
     /// # Errors
     /// `Run` where the numbers of the model cannot be used.
     pub fn context_length(&self) -> Result<ContextLength, SessionError> {
-        Ok(ContextLength::of(text_decoder(self.pack)?.settings))
+        Ok(ContextLength::of(&text_decoder(self.pack)?.settings))
     }
 
     /// Runs `work` on the session's threads.

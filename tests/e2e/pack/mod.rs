@@ -1,6 +1,8 @@
 //! Packs: written, resumed, coded, given back.
 
 mod codecs;
+#[cfg(target_os = "linux")]
+mod manifest_memory;
 mod pipeline;
 mod resume;
 mod roundtrip;

@@ -304,7 +304,7 @@ fn outputs_are_opened_before_the_work() {
         format!("--trace {}", at("no/such/x.safetensors")),
         format!("--trace {}", at("taken.safetensors")),
     ] {
-        let run = run(&pack, &format!("--prompt-ids 5 --json {options}"));
+        let run = run(&pack, &format!("--prompt-ids 5 {options}"));
         let run = run.exits(1).says(&["cannot write"]);
         assert_eq!(run.stdout, b"", "{options}");
     }

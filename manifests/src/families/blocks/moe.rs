@@ -118,6 +118,17 @@ impl Dims for Moe {
     }
 }
 
+/// For each layer of a decoder whether it has experts, as `mlp_only_layers` and
+/// `decoder_sparse_step` say.
+pub(crate) fn layers_with_experts(
+    section: &Section<'_>,
+    layers: u32,
+    experts: u32,
+) -> Result<Vec<bool>, ConfigError> {
+    let layers = sparse_layers(section, Sparsity::ByLayer, layers, experts)?;
+    Ok(layers.iter().map(|e| *e != Experts::Absent).collect())
+}
+
 /// Source: Qwen3OmniMoeThinkerTextDecoderLayer, transformers 5.23, modeling_qwen3_omni_moe.py:1524.
 fn sparse_layers(
     section: &Section<'_>,

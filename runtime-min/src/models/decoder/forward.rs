@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use segpack_formats::io::CancelToken;
 use segpack_manifests::families::TextFacts;
+use segpack_manifests::folder::TextDecoder;
 use segpack_manifests::names::Component;
 use segpack_manifests::{PackCursor, PackReader};
 
@@ -55,9 +56,14 @@ impl<'a, B: Backend> Decoder<'a, B> {
         settings: RunSettings,
         stop: &'a CancelToken,
     ) -> Result<Self, RunError> {
-        let facts = text_decoder(source.pack())?.facts;
+        let TextDecoder {
+            facts,
+            settings: of_config,
+            ..
+        } = text_decoder(source.pack())?;
         let spec = DecoderSpec::from_facts(&facts)?;
         let weights = DecoderWeights::find(source, &spec, is_text)?;
+        weights.check_layers(&of_config.has_experts)?;
         weights.check_shapes(&spec)?;
         weights.check_files(source)?;
         let compute = backend.compute();

@@ -35,8 +35,6 @@ pub struct DecoderSpec {
     pub rope_theta: f64,
     /// Whether the projections of attention have biases.
     pub has_attention_bias: bool,
-    /// Layers that have experts.
-    pub expert_layers: usize,
     /// Rows of the embedding, and of the head.
     pub vocab: usize,
     /// Whether the head is the embedding where the pack has no head of its own.
@@ -93,7 +91,6 @@ impl DecoderSpec {
             rms_norm_eps: facts.rms_norm_eps as f32,
             rope_theta: facts.rope_theta,
             has_attention_bias: facts.attention_bias,
-            expert_layers: facts.moe_layers as usize,
             vocab: to_usize(facts.vocab),
             has_tied_head: facts.tie_word_embeddings,
         })

@@ -18,16 +18,26 @@ impl DecoderWeights<'_> {
     /// # Errors
     /// `Unsuitable` names the first one that has.
     pub(crate) fn check_shapes(&self, spec: &DecoderSpec) -> Result<(), RunError> {
-        let (seen, wanted) = (self.expert_layers(), spec.expert_layers);
-        if seen != wanted {
-            return Err(Unsuitable::ExpertLayers { seen, wanted }.into());
-        }
         for (number, layer) in self.layers.iter().enumerate() {
             check_layer(number, layer, spec)?;
         }
         same("final norm", self.final_norm, spec.hidden, 1)?;
         same("embedding", self.embedding_table, spec.vocab, spec.hidden)?;
         same("head", self.head_matrix, spec.vocab, spec.hidden)
+    }
+
+    /// A layer has experts, or a dense MLP, as the config says.
+    ///
+    /// # Errors
+    /// `Unsuitable` names the first that has the other.
+    pub(crate) fn check_layers(&self, has_experts: &[bool]) -> Result<(), RunError> {
+        for (layer, (weights, wanted)) in self.layers.iter().zip(has_experts).enumerate() {
+            if matches!(weights.mlp, MlpWeights::Experts { .. }) != *wanted {
+                let wanted = *wanted;
+                return Err(Unsuitable::LayerKind { layer, wanted }.into());
+            }
+        }
+        Ok(())
     }
 
     /// Memory is reserved by the lengths in the manifest: the packs that are used must have them.
