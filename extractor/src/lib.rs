@@ -6,6 +6,7 @@
 // what only the commands that run models use is not worth a gate of its own
 #![cfg_attr(not(feature = "run"), allow(dead_code, unused_imports))]
 
+mod causes;
 pub mod cli;
 pub mod guide;
 mod output;

@@ -3,6 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::gguf::error::GgufError;
+use crate::safetensors::error::HeaderError;
+
 /// What went wrong with some bytes, and where.
 ///
 /// Messages name the file, the tensor or byte, what was seen and what was wanted.
@@ -38,6 +41,22 @@ pub enum FormatError {
         length: u64,
         /// The bytes that are read of one.
         limit: u64,
+    },
+    /// The header of a safetensors file is not what the format demands.
+    #[error("{}: malformed header", path.display())]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: HeaderError,
+    },
+    /// The header of a GGUF file is not what the format demands.
+    #[error("{}: malformed header", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: GgufError,
     },
     /// The file ended early or changed while it was being read.
     #[error("{}: {what}", path.display())]
@@ -109,22 +128,17 @@ impl FormatError {
     }
 }
 
+/// The messages of an error and of its causes, as `{e:#}` of anyhow joins them.
+#[cfg(test)]
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |e| e.source());
+    let messages: Vec<String> = causes.map(ToString::to_string).collect();
+    messages.join(": ")
+}
+
 #[cfg(test)]
 mod tests {
-    use std::error::Error;
-
     use super::*;
-
-    /// The messages of an error and of its causes, as `{e:#}` of anyhow joins them.
-    fn chain(error: &dyn Error) -> Vec<String> {
-        let mut messages = vec![error.to_string()];
-        let mut cause = error.source();
-        while let Some(e) = cause {
-            messages.push(e.to_string());
-            cause = e.source();
-        }
-        messages
-    }
 
     #[test]
     fn no_message_repeats_its_cause() {
@@ -133,7 +147,7 @@ mod tests {
         let io = FormatError::io("open", path)(denied);
         assert_eq!(
             chain(&io),
-            ["cannot open model.safetensors", "permission denied"]
+            "cannot open model.safetensors: permission denied"
         );
         for error in [
             FormatError::malformed(path, "is empty"),
@@ -148,7 +162,7 @@ mod tests {
             FormatError::Interrupted,
             FormatError::WorkerDied { thread: "digest" },
         ] {
-            assert_eq!(chain(&error).len(), 1, "{error}");
+            assert_eq!(chain(&error), error.to_string());
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::documents::{
     Excluded, GENERATOR, Inventory, InventoryTensor, Plan, PlannedPack, PlannedSegment,
     PlannedTensor, SourceRange,
 };
-use crate::families::FamilyName;
+use crate::families::{FamilyName, UnstackError};
 use crate::folder::paths::PACKS;
 use crate::names::{Classification, Component, Role};
 
@@ -34,13 +34,19 @@ pub enum PlanError {
     /// Everything was excluded.
     #[error("nothing is left to pack: every component is excluded")]
     Empty,
+    /// No rule of its family says how a stacked tensor is taken apart.
+    #[error("tensor {tensor:?} cannot be split into experts: no rule of its family says how")]
+    NoStackRule {
+        /// The tensor.
+        tensor: String,
+    },
     /// A stacked tensor cannot be taken apart.
-    #[error("tensor {tensor:?} cannot be split into experts: {why}")]
+    #[error("tensor {tensor:?} cannot be split into experts")]
     Stacked {
         /// The tensor.
         tensor: String,
         /// Why not.
-        why: String,
+        source: UnstackError,
     },
     /// A tensor has the name that a segment would get.
     #[error("tensor {name:?} has the name of a segment; rename it")]
@@ -217,18 +223,18 @@ fn place(
         ));
         return Ok(());
     }
-    let fail = |why: String| PlanError::Stacked {
-        tensor: stored.name.clone(),
-        why,
-    };
+    let tensor = || stored.name.clone();
     let slices = inventory
         .family
         .and_then(FamilyName::family)
         .and_then(|family| {
             family.unstack(&stored.name, &stored.shape, stored.dtype.bitsize() as u64)
         })
-        .ok_or_else(|| fail("no rule of its family says how".to_owned()))?
-        .map_err(|e| fail(e.to_string()))?;
+        .ok_or_else(|| PlanError::NoStackRule { tensor: tensor() })?
+        .map_err(|source| PlanError::Stacked {
+            tensor: tensor(),
+            source,
+        })?;
     for slice in slices {
         let range = source(slice.offset, slice.length);
         placed.push(put(

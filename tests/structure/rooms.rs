@@ -65,7 +65,7 @@ const HOUSES: [House; 4] = [
     House {
         package: "extractor",
         floors: &[
-            &["work"],
+            &["causes", "work"],
             &["output", "source"],
             &["pack_writer"],
             &["steps"],

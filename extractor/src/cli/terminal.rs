@@ -1,6 +1,5 @@
 //! Writing results, findings and errors.
 
-use std::error::Error;
 use std::io::{self, BufWriter, IsTerminal, Write};
 
 use clap::ColorChoice;
@@ -8,6 +7,7 @@ use segpack_manifests::json;
 use serde::Serialize;
 
 use super::error::CliError;
+use crate::causes::chain;
 use crate::render::text;
 use crate::steps::StepError;
 
@@ -87,21 +87,4 @@ impl Terminal {
             let _ = writeln!(io::stderr(), "{cyan}hint:{off} {hint}");
         }
     }
-}
-
-/// An error and its causes on one line, each once: libraries disagree on whether a message contains
-/// its cause.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut last = text.clone();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let message = cause.to_string();
-        if !last.contains(&message) {
-            text += &format!(": {message}");
-            last = message;
-        }
-        next = cause.source();
-    }
-    text
 }

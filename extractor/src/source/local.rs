@@ -21,6 +21,7 @@ use walkdir::{DirEntry, WalkDir};
 
 use super::provenance::DOWNLOAD_RECORDS;
 use super::{SourceError, hub_cache, provenance};
+use crate::causes::{chain, without_path};
 
 /// Files with these endings hold weights; none may be left out silently.
 const WEIGHT_ENDINGS: [&str; 10] = [
@@ -184,7 +185,7 @@ impl Checkpoint {
         let mut findings = Vec::new();
         let provenance = provenance::provenance(root).unwrap_or_else(|e| {
             let finding = Finding::new(FindingKind::Unreadable).file(DOWNLOAD_RECORDS);
-            findings.push(finding.seen(describe(&e)));
+            findings.push(finding.seen(chain(&e)));
             Provenance::default()
         });
         Self {
@@ -330,7 +331,7 @@ impl Checkpoint {
                 Err(e) => self.malformed_index(file, &reason(&e)),
                 Ok(json) => match ShardIndex::parse(&json) {
                     Ok(index) => self.index = Some(index),
-                    Err(e) => self.malformed_index(file, &e.to_string()),
+                    Err(e) => self.malformed_index(file, &chain(&e)),
                 },
             },
             [file, others @ ..] => {
@@ -396,15 +397,8 @@ impl Checkpoint {
                 });
             }
             Err(e) => {
-                let what = match &e {
-                    FormatError::Malformed { what, .. } => what.clone(),
-                    other => describe(other),
-                };
-                self.findings.push(
-                    Finding::new(FindingKind::MalformedShard)
-                        .file(path)
-                        .seen(what),
-                );
+                let finding = Finding::new(FindingKind::MalformedShard).file(path);
+                self.findings.push(finding.seen(without_path(&e)));
             }
         }
     }
@@ -412,7 +406,7 @@ impl Checkpoint {
     /// The digest that the hub publishes for a file; a record that cannot be read is a finding.
     fn published_sha256(&mut self, path: &str) -> Option<Sha256> {
         provenance::published_sha256(&self.root, path).unwrap_or_else(|e| {
-            let why = format!("what the hub publishes of it: {}", describe(&e));
+            let why = format!("what the hub publishes of it: {}", chain(&e));
             self.unreadable(path.to_owned(), &why);
             None
         })
@@ -517,14 +511,6 @@ fn reason(error: &FormatError) -> String {
         FormatError::Io { source, .. } => source.to_string(),
         other => other.to_string(),
     }
-}
-
-/// An error with its cause, for a finding.
-fn describe(error: &FormatError) -> String {
-    use std::error::Error;
-    error
-        .source()
-        .map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }
 
 /// Why a folder does not belong to the checkpoint, where it does not.

@@ -8,15 +8,7 @@ use segpack_manifests::derive::{Kept, KeptError, derive};
 use segpack_manifests::documents::{Finding, FindingKind, Severity};
 
 use super::StepError;
-
-/// An error without the path that the finding names anyway.
-pub(super) fn describe(error: &FormatError) -> String {
-    match error {
-        FormatError::Malformed { what, .. } | FormatError::Changed { what, .. } => what.clone(),
-        FormatError::Io { action, source, .. } => format!("cannot {action}: {source}"),
-        other => other.to_string(),
-    }
-}
+use crate::causes::without_path;
 
 /// Refuses a pack whose manifest is not the one that follows from what it keeps. `outcome` says
 /// what is left undone.
@@ -53,7 +45,7 @@ fn finding_of(error: KeptError) -> Result<Finding, StepError> {
             }
             _ => Ok(Finding::new(FindingKind::Unreadable)
                 .file(file)
-                .seen(describe(&source))),
+                .seen(without_path(&source))),
         },
     }
 }

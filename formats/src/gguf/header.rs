@@ -5,8 +5,8 @@ use std::fmt;
 
 use crate::numeric::{Dtype, FloatDtype, q8_0};
 
+use super::error::{GgufError, wrong};
 use super::value::{Field, Value};
-use super::{GgufError, wrong};
 
 /// `general.alignment` where the metadata does not say otherwise: what tensor data is padded to, in
 /// bytes.
@@ -287,8 +287,10 @@ pub(super) fn checked_length(
     kind: TensorType,
     shape: &[u64],
 ) -> Result<u64, GgufError> {
-    kind.byte_length(shape)
-        .map_err(|e| GgufError(format!("tensor {name:?} {e}")))
+    kind.byte_length(shape).map_err(|e| GgufError::Tensor {
+        name: name.to_owned(),
+        source: Box::new(e),
+    })
 }
 
 /// Where the tensor after this one begins.
@@ -296,7 +298,7 @@ pub(super) fn padded_end(offset: u64, length: u64, alignment: u64) -> Result<u64
     let end = offset
         .checked_add(length)
         .and_then(|end| end.checked_next_multiple_of(alignment));
-    end.ok_or_else(|| GgufError("the tensors take more than 2^64 bytes".to_owned()))
+    end.ok_or_else(|| GgufError::Rule("the tensors take more than 2^64 bytes".to_owned()))
 }
 
 /// Every key is there once. The specification allows 2^16 - 1 bytes of a key.

@@ -21,6 +21,7 @@
 //! `candle-core` and `gguf-rs` want each tensor in memory; `gguf` reads only. None reads strictly.
 //! A header is all that is needed, and is a page.
 
+pub(crate) mod error;
 mod header;
 mod read;
 mod split;
@@ -28,18 +29,10 @@ mod split;
 mod tests;
 mod value;
 
+pub use error::GgufError;
 pub use header::{ALIGNMENT, Header, MAX_NAME_BYTES, TensorInfo, TensorSpec, TensorType, data_end};
 pub use read::{MAX_HEADER_BYTES, read_header};
 pub use split::{
     MAX_FILES, SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS_COUNT, split_metadata, split_name,
 };
 pub use value::{Array, Value};
-
-/// What is wrong with a GGUF header, in words that name the key, tensor or byte.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct GgufError(String);
-
-fn wrong<T>(what: impl Into<String>) -> Result<T, GgufError> {
-    Err(GgufError(what.into()))
-}

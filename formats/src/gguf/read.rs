@@ -2,12 +2,12 @@
 
 use std::io::{self, Read};
 
+use super::error::{GgufError, wrong};
 use super::header::{
     Header, MAGIC, TensorInfo, TensorType, VERSION, alignment, check_keys, check_names,
     checked_length, data_end, padded_end,
 };
 use super::value::{Field, Value};
-use super::{GgufError, wrong};
 use crate::io::{ReadAt, to_usize};
 use crate::{FormatError, Result as FormatResult};
 
@@ -36,7 +36,10 @@ pub fn read_header(input: &dyn ReadAt) -> FormatResult<Header> {
     );
     match (file.failed, header) {
         (Some(error), _) => Err(error),
-        (None, header) => header.map_err(|e| FormatError::malformed(input.name(), e.to_string())),
+        (None, header) => header.map_err(|source| FormatError::Gguf {
+            path: input.name().to_owned(),
+            source,
+        }),
     }
 }
 
@@ -153,7 +156,7 @@ impl Cursor<'_> {
 
     fn ended(&self, wanted: u64) -> GgufError {
         let at = self.at;
-        GgufError(if self.end < self.file_length {
+        GgufError::Rule(if self.end < self.file_length {
             format!(
                 "the header is longer than {MAX_HEADER_BYTES} bytes (at byte {at}), which is not believed"
             )
@@ -191,17 +194,25 @@ impl Cursor<'_> {
     }
 
     fn entry(&mut self, number: u64) -> Result<(String, Value), GgufError> {
-        let in_key = |e: GgufError| GgufError(format!("metadata key {number} {e}"));
-        let key = String::read(self).map_err(in_key)?;
+        let key = String::read(self).map_err(|e| GgufError::Key {
+            number,
+            source: Box::new(e),
+        })?;
         let kind = u32::read(self)?;
-        let value =
-            Value::read(kind, self).map_err(|e| GgufError(format!("metadata {key:?} {e}")))?;
-        Ok((key, value))
+        match Value::read(kind, self) {
+            Ok(value) => Ok((key, value)),
+            Err(e) => Err(GgufError::Value {
+                key,
+                source: Box::new(e),
+            }),
+        }
     }
 
     fn tensor(&mut self, number: u64) -> Result<TensorInfo, GgufError> {
-        let name = String::read(self)
-            .map_err(|e| GgufError(format!("the name of tensor {number} {e}")))?;
+        let name = String::read(self).map_err(|e| GgufError::Name {
+            number,
+            source: Box::new(e),
+        })?;
         let dimensions = u32::read(self)?;
         if dimensions > 4 {
             return wrong(format!(

@@ -1,5 +1,6 @@
 use super::value::Field;
 use super::*;
+use crate::error::chain;
 
 fn metadata() -> Vec<(String, Value)> {
     let texts = ["a", "", "é"].map(str::to_owned).to_vec();
@@ -53,7 +54,7 @@ fn read(bytes: &[u8]) -> Result<Header, GgufError> {
 }
 
 fn refusal(bytes: &[u8]) -> String {
-    read(bytes).unwrap_err().to_string()
+    chain(&read(bytes).unwrap_err())
 }
 
 #[test]
@@ -104,13 +105,13 @@ fn another_alignment_is_obeyed() {
     assert_eq!(header.data_start % 256, 0);
     assert_eq!(header.tensors[1].offset, 256);
     assert_eq!(read(&file(&header)).unwrap(), header);
-    let error = Header::place(with(48), tensors()).unwrap_err().to_string();
+    let error = chain(&Header::place(with(48), tensors()).unwrap_err());
     assert!(error.contains("power of two"), "{error}");
 }
 
 #[test]
 fn headers_that_llama_cpp_would_refuse_are_not_made() {
-    let refuse = |metadata, tensors| Header::place(metadata, tensors).unwrap_err().to_string();
+    let refuse = |metadata, tensors| chain(&Header::place(metadata, tensors).unwrap_err());
     let twice = vec![
         ("k".to_owned(), Value::U8(1)),
         ("k".to_owned(), Value::U8(2)),
@@ -167,7 +168,7 @@ fn lies_are_refused_by_name() {
     assert!(read(&handmade(&good_entry, &good_tensor, 16)).is_ok());
     let with_entry = |e: &[u8]| refusal(&handmade(e, &good_tensor, 16));
     let with_tensor = |t: &[u8], data| refusal(&handmade(&good_entry, t, data));
-    assert!(with_entry(&entry(13, &[0; 8])).contains("\"key\" has type 13"));
+    assert!(with_entry(&entry(13, &[0; 8])).contains("\"key\": has type 13"));
     assert!(with_entry(&entry(7, &[2])).contains("a bool of 2"));
     let array = |kind: u32, count: u64| [&kind.to_le_bytes()[..], &count.to_le_bytes()].concat();
     assert!(with_entry(&entry(9, &array(9, 1))).contains("an array of type 9"));
@@ -220,8 +221,11 @@ fn a_file_is_read_by_its_path() {
     let open = || crate::io::InputFile::open(&path).unwrap();
     assert_eq!(read_header(&open()).unwrap(), header);
     std::fs::write(&path, b"<html>").unwrap();
-    let error = read_header(&open()).unwrap_err().to_string();
-    assert!(error.contains("m.gguf: begins with \"<htm\""), "{error}");
+    let error = chain(&read_header(&open()).unwrap_err());
+    assert!(
+        error.contains("m.gguf: malformed header: begins with \"<htm\""),
+        "{error}"
+    );
 }
 
 #[test]

@@ -81,8 +81,8 @@ macro_rules! values {
     };
 }
 
+use super::error::{GgufError, wrong};
 use super::read::Cursor;
-use super::{GgufError, wrong};
 
 const ARRAY: u32 = 9;
 
@@ -154,8 +154,9 @@ impl Field for String {
         let length = u64::read(from)?;
         let bytes = from.bytes(length)?;
         Self::from_utf8(bytes).map_err(|e| {
-            let at = from.at() - length + e.utf8_error().valid_up_to() as u64;
-            GgufError(format!("is a string that is not UTF-8 at byte {at}"))
+            let source = e.utf8_error();
+            let at = from.at() - length + source.valid_up_to() as u64;
+            GgufError::NotUtf8 { at, source }
         })
     }
 }

@@ -20,6 +20,17 @@ macro_rules! dtypes {
             $($(#[doc = $doc])+ $name,)+
         }
 
+        impl FromStr for Dtype {
+            type Err = UnknownDtype;
+
+            fn from_str(text: &str) -> Result<Self, UnknownDtype> {
+                match text {
+                    $(stringify!($name) => Ok(Self::$name),)+
+                    _ => Err(UnknownDtype(text.to_owned())),
+                }
+            }
+        }
+
         impl Dtype {
             /// Every dtype, in order.
             pub const ALL: [Self; [$($bits),+].len()] = [$(Self::$name),+];
@@ -110,17 +121,6 @@ impl fmt::Display for Dtype {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unknown dtype {0:?}")]
 pub struct UnknownDtype(pub String);
-
-impl FromStr for Dtype {
-    type Err = UnknownDtype;
-
-    fn from_str(text: &str) -> Result<Self, UnknownDtype> {
-        Self::ALL
-            .into_iter()
-            .find(|dtype| dtype.name() == text)
-            .ok_or_else(|| UnknownDtype(text.to_owned()))
-    }
-}
 
 #[cfg(test)]
 mod tests {

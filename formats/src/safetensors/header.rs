@@ -1,11 +1,13 @@
 //! The JSON header of a shard: parsed, bounded and checked as a whole.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
-use crate::numeric::{Dtype, UnknownDtype};
+use super::error::{HeaderError, LengthError};
+use crate::numeric::Dtype;
 use crate::strict_json::UniqueEntries;
 
 /// The longest header that is read, in bytes: the stock reader's own limit.
@@ -14,19 +16,8 @@ pub const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// Bytes of the length field before the header.
 pub(crate) const LENGTH_FIELD: u64 = 8;
 
-/// What is wrong with a header, in words that name the tensor or byte.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct HeaderError(String);
-
-impl HeaderError {
-    pub(crate) fn new(what: impl Into<String>) -> Self {
-        Self(what.into())
-    }
-}
-
 fn wrong<T>(what: impl Into<String>) -> Result<T, HeaderError> {
-    Err(HeaderError(what.into()))
+    Err(HeaderError::Rule(what.into()))
 }
 
 /// One tensor of a shard.
@@ -59,15 +50,20 @@ pub struct ShardHeader {
 ///
 /// # Errors
 /// Where the product overflows or a sub-byte dtype does not fill whole bytes.
-pub fn byte_length(dtype: Dtype, shape: &[u64]) -> Result<u64, HeaderError> {
+pub fn byte_length(dtype: Dtype, shape: &[u64]) -> Result<u64, LengthError> {
     let bits = shape
         .iter()
         .try_fold(dtype.bitsize() as u64, |bits, &side| bits.checked_mul(side));
+    let shape = || shape.to_vec();
     match bits {
-        None => wrong(format!("shape {shape:?} of {dtype} overflows 64 bits")),
-        Some(bits) if bits % 8 != 0 => {
-            wrong(format!("shape {shape:?} of {dtype} ends inside a byte"))
-        }
+        None => Err(LengthError::Overflow {
+            dtype,
+            shape: shape(),
+        }),
+        Some(bits) if bits % 8 != 0 => Err(LengthError::PartOfAByte {
+            dtype,
+            shape: shape(),
+        }),
         Some(bits) => Ok(bits / 8),
     }
 }
@@ -104,11 +100,9 @@ impl ShardHeader {
     /// Everything that the format forbids, named: see the crate's tests for the list.
     pub fn parse(json: &[u8], file_length: u64) -> Result<Self, HeaderError> {
         let data_start = LENGTH_FIELD + json.len() as u64;
-        let text = std::str::from_utf8(json).map_err(|e| {
-            HeaderError(format!(
-                "header is not UTF-8 at byte {}",
-                LENGTH_FIELD + e.valid_up_to() as u64
-            ))
+        let text = std::str::from_utf8(json).map_err(|source| HeaderError::NotUtf8 {
+            at: LENGTH_FIELD + source.valid_up_to() as u64,
+            source,
         })?;
         if !text.starts_with('{') {
             let seen: String = text.chars().take(8).collect();
@@ -116,8 +110,8 @@ impl ShardHeader {
                 "header (byte 8) begins with {seen:?}; it must be a JSON object and begin with {{"
             ));
         }
-        let raw: RawHeader = serde_json::from_str(text.trim_end_matches(' '))
-            .map_err(|e| HeaderError(format!("header is not a valid tensor table: {e}")))?;
+        let raw: RawHeader<'_> =
+            serde_json::from_str(text.trim_end_matches(' ')).map_err(HeaderError::Table)?;
         let data_length = file_length.saturating_sub(data_start);
         let mut tensors = raw
             .tensors
@@ -194,44 +188,55 @@ fn check_name(name: &str) -> Result<(), HeaderError> {
     Ok(())
 }
 
-struct RawHeader {
+struct RawHeader<'a> {
     metadata: Option<Vec<(String, String)>>,
-    tensors: Vec<(String, RawEntry)>,
+    tensors: Vec<(String, RawEntry<'a>)>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawEntry {
-    dtype: String,
+struct RawEntry<'a> {
+    #[serde(borrow)]
+    dtype: Cow<'a, str>,
     shape: Vec<u64>,
     data_offsets: [u64; 2],
 }
 
-impl RawEntry {
+impl RawEntry<'_> {
     fn check(self, name: String, data_start: u64) -> Result<TensorEntry, HeaderError> {
         check_name(&name)?;
-        let in_tensor = |what: String| HeaderError(format!("tensor {name:?}: {what}"));
-        let dtype: Dtype = self
-            .dtype
-            .parse()
-            .map_err(|e: UnknownDtype| in_tensor(e.to_string()))?;
+        let dtype: Dtype = match self.dtype.parse() {
+            Ok(dtype) => dtype,
+            Err(source) => {
+                let tensor = name;
+                return Err(HeaderError::Dtype { tensor, source });
+            }
+        };
         let [begin, end] = self.data_offsets;
-        let length = end.checked_sub(begin).ok_or_else(|| {
-            in_tensor(format!(
-                "data_offsets [{begin}, {end}] end before they begin"
-            ))
-        })?;
-        let wanted = byte_length(dtype, &self.shape).map_err(|e| in_tensor(e.0))?;
+        let Some(length) = end.checked_sub(begin) else {
+            return wrong(format!(
+                "tensor {name:?}: data_offsets [{begin}, {end}] end before they begin"
+            ));
+        };
+        let wanted = match byte_length(dtype, &self.shape) {
+            Ok(wanted) => wanted,
+            Err(source) => {
+                let tensor = name;
+                return Err(HeaderError::Length { tensor, source });
+            }
+        };
         if wanted != length {
-            return Err(in_tensor(format!(
-                "data_offsets [{begin}, {end}] hold {length} bytes, but shape {:?} of {dtype} takes {wanted}",
+            return wrong(format!(
+                "tensor {name:?}: data_offsets [{begin}, {end}] hold {length} bytes, but shape {:?} of {dtype} takes {wanted}",
                 self.shape
-            )));
+            ));
         }
-        let offset = data_start
-            .checked_add(end)
-            .map(|_| data_start + begin)
-            .ok_or_else(|| in_tensor(format!("data_offsets [{begin}, {end}] overflow 64 bits")))?;
+        if data_start.checked_add(end).is_none() {
+            return wrong(format!(
+                "tensor {name:?}: data_offsets [{begin}, {end}] overflow 64 bits"
+            ));
+        }
+        let offset = data_start + begin;
         Ok(TensorEntry {
             dtype,
             shape: self.shape,
@@ -242,18 +247,18 @@ impl RawEntry {
     }
 }
 
-impl<'de> Deserialize<'de> for RawHeader {
+impl<'de> Deserialize<'de> for RawHeader<'de> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         struct HeaderVisitor;
 
         impl<'de> Visitor<'de> for HeaderVisitor {
-            type Value = RawHeader;
+            type Value = RawHeader<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object of tensors")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader<'de>, A::Error> {
                 let mut header = RawHeader {
                     metadata: None,
                     tensors: Vec::new(),
@@ -293,9 +298,10 @@ impl<'de> Deserialize<'de> for RawHeader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::chain;
 
     fn parse(json: &str, data: u64) -> Result<ShardHeader, String> {
-        ShardHeader::parse(json.as_bytes(), 8 + json.len() as u64 + data).map_err(|e| e.to_string())
+        ShardHeader::parse(json.as_bytes(), 8 + json.len() as u64 + data).map_err(|e| chain(&e))
     }
 
     #[test]
@@ -366,7 +372,7 @@ mod tests {
             (
                 one("U9", "[4]", "[0,4]"),
                 4,
-                "tensor \"t\": unknown dtype \"U9\"",
+                "tensor \"t\" cannot be read: unknown dtype \"U9\"",
             ),
             (one("U8", "[-4]", "[0,4]"), 4, "invalid value: integer `-4`"),
             (one("U8", "[4.5]", "[0,4]"), 4, "floating point"),
@@ -460,8 +466,8 @@ mod tests {
             assert!(seen.contains(wanted), "{seen}");
         }
         assert_eq!(
-            ShardHeader::parse_length(&[92, 0, 0, 0, 0, 0, 0, 0], 100),
-            Ok(92)
+            ShardHeader::parse_length(&[92, 0, 0, 0, 0, 0, 0, 0], 100).unwrap(),
+            92
         );
     }
 

@@ -5,7 +5,7 @@ use std::path::{Component, Path};
 
 use serde::Deserialize;
 
-use super::header::HeaderError;
+use super::error::HeaderError;
 use crate::strict_json::UniqueEntries;
 
 /// The index of a sharded checkpoint.
@@ -35,8 +35,7 @@ impl ShardIndex {
     /// Not JSON, a key given twice, no `weight_map`, a shard path that leaves the folder, a
     /// `total_size` that is no whole number of bytes.
     pub fn parse(json: &[u8]) -> Result<Self, HeaderError> {
-        let raw: RawIndex = serde_json::from_slice(json)
-            .map_err(|e| HeaderError::new(format!("is not a valid shard index: {e}")))?;
+        let raw: RawIndex = serde_json::from_slice(json).map_err(HeaderError::Index)?;
         let total_size = raw
             .metadata
             .and_then(|m| m.total_size)
@@ -44,7 +43,7 @@ impl ShardIndex {
             .transpose()?;
         for (tensor, file) in &raw.weight_map.0 {
             check_relative_path(file).map_err(|why| {
-                HeaderError::new(format!(
+                HeaderError::Rule(format!(
                     "weight_map: tensor {tensor:?} is in {file:?}: {why}"
                 ))
             })?;
@@ -62,7 +61,7 @@ fn whole(number: &serde_json::Number) -> Result<u64, HeaderError> {
         .as_u64()
         .or_else(|| number.as_f64().and_then(exact_integer))
         .ok_or_else(|| {
-            HeaderError::new(format!(
+            HeaderError::Rule(format!(
                 "metadata.total_size is {number}, not a whole number of bytes"
             ))
         })
@@ -105,6 +104,7 @@ pub fn check_relative_path(path: &str) -> Result<(), &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::chain;
 
     #[test]
     fn reads_what_transformers_writes() {
@@ -153,7 +153,7 @@ mod tests {
             ),
         ];
         for (json, wanted) in cases {
-            let seen = ShardIndex::parse(json.as_bytes()).unwrap_err().to_string();
+            let seen = chain(&ShardIndex::parse(json.as_bytes()).unwrap_err());
             assert!(seen.contains(wanted), "{json}: {seen}");
         }
     }

@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::header::{HeaderError, LENGTH_FIELD, ShardHeader, TensorEntry};
+use super::error::HeaderError;
+use super::header::{LENGTH_FIELD, ShardHeader, TensorEntry};
 use crate::io::{InputFile, ReadAt};
 use crate::{FormatError, Result};
 
@@ -44,10 +45,13 @@ impl Shard {
 fn read_header(input: &dyn ReadAt) -> Result<ShardHeader> {
     let first = input.read_range(0..input.length().min(64))?;
     let parsed = parse_header(input, &first)?;
-    parsed.map_err(|e| {
+    parsed.map_err(|source| match impostor(&first) {
         // a better reason, where the file is something else altogether
-        let what = impostor(&first).map_or_else(|| e.to_string(), str::to_owned);
-        FormatError::malformed(input.name(), what)
+        Some(what) => FormatError::malformed(input.name(), what),
+        None => FormatError::Header {
+            path: input.name().to_owned(),
+            source,
+        },
     })
 }
 
@@ -80,6 +84,7 @@ mod tests {
     use std::ops::Range;
 
     use super::*;
+    use crate::error::chain;
     use crate::io::{MemoryFile, Stamp};
 
     fn open(bytes: &[u8]) -> String {
@@ -88,7 +93,7 @@ mod tests {
             bytes.to_vec(),
         ))) {
             Ok(shard) => format!("{:?}", shard.header),
-            Err(e) => e.to_string(),
+            Err(e) => chain(&e),
         }
     }
 
@@ -160,9 +165,7 @@ mod tests {
 
     #[test]
     fn a_source_that_lies_about_its_length_is_an_error_that_names_it() {
-        let shorter = Shard::open_from(liar(|length| length - 1))
-            .unwrap_err()
-            .to_string();
+        let shorter = chain(&Shard::open_from(liar(|length| length - 1)).unwrap_err());
         assert!(
             shorter.contains("https://example.org/model.safetensors: "),
             "{shorter}"
@@ -171,9 +174,7 @@ mod tests {
             shorter.contains("the file has only 3: it is cut off"),
             "{shorter}"
         );
-        let longer = Shard::open_from(liar(|length| length + 9))
-            .unwrap_err()
-            .to_string();
+        let longer = chain(&Shard::open_from(liar(|length| length + 9)).unwrap_err());
         assert!(
             longer.contains("9 bytes follow the last tensor"),
             "{longer}"

@@ -282,3 +282,18 @@ fn excerpt(value: &Value) -> String {
         other => other.to_string(),
     }
 }
+/// The objects of a configuration that may describe the weights: the top, `thinker_config`, and the
+/// `text_config` of either.
+pub(crate) fn sections_of_models(config: &Value) -> Result<Vec<Section<'_>>, ConfigError> {
+    let root = Section::root(config)?;
+    let mut sections = vec![root.clone()];
+    if root.has("thinker_config") {
+        sections.push(root.section("thinker_config")?);
+    }
+    for outer in sections.clone() {
+        if outer.has("text_config") {
+            sections.push(outer.section("text_config")?);
+        }
+    }
+    Ok(sections)
+}

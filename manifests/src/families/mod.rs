@@ -4,6 +4,7 @@
 
 mod blocks;
 pub(crate) mod config;
+pub(crate) mod expected;
 mod facts;
 mod models;
 mod name;
@@ -18,6 +19,7 @@ use segpack_formats::numeric::Dtype;
 use serde_json::Value;
 
 pub use config::{ConfigError, MAX_COUNT, MAX_SIZE};
+pub use expected::{Expected, ExpectedDtype, Presence, Slice, UnstackError};
 pub use facts::{TextFacts, TextSettings};
 pub use name::{FamilyName, UnknownFamily};
 pub use rewrite::set_dtype;
@@ -25,7 +27,7 @@ pub use rules::MAX_TENSORS;
 
 use crate::names::{Classification, Component, Part, Role};
 use crate::quantization;
-use config::Section;
+use config::{Section, sections_of_models};
 use models::FAMILIES;
 use rules::Rules;
 
@@ -70,94 +72,6 @@ pub enum PartialConfig {
     ThinkerOnly(Value),
     /// Nothing: no class loads these components without the rest.
     NoModel,
-}
-
-/// Whether a tensor has to be there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub enum Presence {
-    /// Its absence is an error.
-    Required,
-    /// It may be left out, as a tied output head is.
-    Optional,
-}
-
-/// The dtype that a tensor has to have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ExpectedDtype {
-    /// The configuration does not say.
-    Any,
-    /// This one.
-    One(Dtype),
-    /// One of two, as publishers differ.
-    Either(Dtype, Dtype),
-}
-
-impl ExpectedDtype {
-    /// Whether a tensor may be of this dtype.
-    #[must_use]
-    pub fn allows(self, dtype: Dtype) -> bool {
-        match self {
-            Self::Any => true,
-            Self::One(one) => dtype == one,
-            Self::Either(one, other) => dtype == one || dtype == other,
-        }
-    }
-}
-
-impl fmt::Display for ExpectedDtype {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Any => f.write_str("any dtype"),
-            Self::One(one) => one.fmt(f),
-            Self::Either(one, other) => write!(f, "{one} or {other}"),
-        }
-    }
-}
-
-/// A tensor that the configuration calls for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Expected {
-    /// Its name on disk.
-    pub name: String,
-    /// Its shape; a Linear is `[out, in]`.
-    pub shape: Vec<u64>,
-    /// Its dtype.
-    pub dtype: ExpectedDtype,
-    /// Whether it may be left out.
-    pub presence: Presence,
-    /// What it is.
-    pub classification: Classification,
-}
-
-/// One expert's matrix inside a tensor that stacks all experts of a layer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Slice {
-    /// The name it has where experts are stored one by one.
-    pub name: String,
-    /// Its shape, `[out, in]`.
-    pub shape: Vec<u64>,
-    /// What it is.
-    pub classification: Classification,
-    /// Its first byte within the stacked tensor.
-    pub offset: u64,
-    /// Its length in bytes.
-    pub length: u64,
-}
-
-/// A stacked tensor that cannot be taken apart.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("stacked tensor {name} of shape {shape:?} with {dtype_bits} bits each: wanted {wanted}")]
-pub struct UnstackError {
-    /// Its name.
-    pub name: String,
-    /// Its shape.
-    pub shape: Vec<u64>,
-    /// Size of one element in bits.
-    pub dtype_bits: u64,
-    /// What would have been possible.
-    pub wanted: String,
 }
 
 impl Family {
@@ -351,22 +265,6 @@ pub fn expected_dtype(config: &Value) -> Result<Option<Dtype>, ConfigError> {
         }
     }
     Ok(None)
-}
-
-/// The objects of a configuration that may describe the weights: the top, `thinker_config`, and the
-/// `text_config` of either.
-pub(crate) fn sections_of_models(config: &Value) -> Result<Vec<Section<'_>>, ConfigError> {
-    let root = Section::root(config)?;
-    let mut sections = vec![root.clone()];
-    if root.has("thinker_config") {
-        sections.push(root.section("thinker_config")?);
-    }
-    for outer in sections.clone() {
-        if outer.has("text_config") {
-            sections.push(outer.section("text_config")?);
-        }
-    }
-    Ok(sections)
 }
 
 /// The names of torch, with or without the module in front.

@@ -8,17 +8,17 @@ use crate::names::{Word, WordError, serde_as_word};
 
 /// The name of a model family in a document, whether this build knows the family or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FamilyName(Word);
+pub struct FamilyName(&'static str);
 
 impl FamilyName {
     pub(crate) const fn known(name: &'static str) -> Self {
-        Self(Word::known(name))
+        Self(name)
     }
 
     /// The name.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
-        self.0.as_str()
+        self.0
     }
 
     /// The family, where this build knows it.
@@ -82,7 +82,7 @@ impl FromStr for FamilyName {
     fn from_str(text: &str) -> Result<Self, WordError> {
         match Family::named(text) {
             Some(family) => Ok(family.name()),
-            None => text.parse().map(Self),
+            None => text.parse().map(|word: Word| Self(word.as_str())),
         }
     }
 }

@@ -40,7 +40,7 @@ words! {
 impl Class {
     /// The row's heading.
     #[must_use]
-    pub const fn title(self) -> &'static str {
+    pub fn title(self) -> &'static str {
         match self {
             Self::FinalNorm => "final norm",
             Self::SharedExpert => "shared expert",

@@ -54,7 +54,7 @@ impl Classification {
 
     /// The segment group inside its layer or component: see [`Role::segment_group`].
     #[must_use]
-    pub const fn segment_group(&self) -> &'static str {
+    pub fn segment_group(&self) -> &'static str {
         self.role.segment_group()
     }
 }
@@ -94,6 +94,12 @@ mod tests {
             serde_json::to_string(&Class::SharedExpert).unwrap(),
             "\"shared_expert\""
         );
+    }
+
+    /// A checkpoint has tens of thousands, twice: as they are and as they should be.
+    #[test]
+    fn a_classification_is_small() {
+        assert!(size_of::<Classification>() <= 32);
     }
 
     #[test]

@@ -89,7 +89,7 @@ impl Role {
     /// The segment that a tensor of this role goes to, within its layer or, outside the layers, its
     /// component.
     #[must_use]
-    pub const fn segment_group(self) -> &'static str {
+    pub fn segment_group(self) -> &'static str {
         match self {
             Self::Embedding => "embed_tokens",
             Self::AttentionQ | Self::AttentionK | Self::AttentionV | Self::AttentionO => {

@@ -1,23 +1,37 @@
 //! Words: the open vocabulary of a pack.
 
-use std::collections::BTreeSet;
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{PoisonError, RwLock};
 
 /// The longest word, in bytes.
 pub const MAX_WORD_BYTES: usize = 64;
 
-/// How many different words that no build knew are remembered by one process: 4 MiB of them.
-const MAX_UNKNOWN_WORDS: usize = 65_536;
+/// How many different words are remembered by one process: as many as 16 bits can number, 4 MiB of
+/// them.
+const MAX_WORDS: usize = 1 << 16;
+
+/// The words that were met so far, each kept for the life of the process.
+static WORDS: RwLock<Words> = RwLock::new(Words {
+    texts: Vec::new(),
+    numbers: BTreeMap::new(),
+});
+
+struct Words {
+    /// By number.
+    texts: Vec<&'static str>,
+    numbers: BTreeMap<&'static str, u16>,
+}
 
 /// A word of a document's vocabulary: 1 to 64 bytes of `a-z`, `0-9`, `_`, `.` and `-`, beginning
 /// and ending with a letter or digit, without `..`. Such a word is safe as part of a file name.
 ///
-/// A word is a handle: cheap to copy, compared and ordered by its text. A text that is new is kept
-/// for the life of the process, once.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Word(&'static str);
+/// A word is a handle of two bytes, since every tensor of a checkpoint has several: cheap to copy,
+/// compared and ordered by its text. A text that is new is kept for the life of the process, once.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Word(u16);
 
 /// A text that is no [`Word`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -33,7 +47,7 @@ pub enum WordError {
         found: String,
     },
     /// This process has seen too many different words already.
-    #[error("{found:?} is one unknown word more than the {MAX_UNKNOWN_WORDS} that are remembered")]
+    #[error("{found:?} is one unknown word more than the {MAX_WORDS} that are remembered")]
     TooMany {
         /// The word.
         found: String,
@@ -41,15 +55,11 @@ pub enum WordError {
 }
 
 impl Word {
-    /// A word of this build's own vocabulary.
-    pub(crate) const fn known(text: &'static str) -> Self {
-        Self(text)
-    }
-
     /// Its text.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        self.0
+    pub fn as_str(self) -> &'static str {
+        let words = WORDS.read().unwrap_or_else(PoisonError::into_inner);
+        words.texts[usize::from(self.0)]
     }
 }
 
@@ -57,22 +67,37 @@ impl FromStr for Word {
     type Err = WordError;
 
     fn from_str(text: &str) -> Result<Self, WordError> {
-        static UNKNOWN: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
         if !is_word(text) {
             let found = text.chars().take(MAX_WORD_BYTES).collect();
             return Err(WordError::Malformed { found });
         }
-        let mut unknown = UNKNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = unknown.get(text) {
-            return Ok(Self(known));
+        let mut words = WORDS.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(number) = words.numbers.get(text) {
+            return Ok(Self(*number));
         }
-        if unknown.len() == MAX_UNKNOWN_WORDS {
+        let Ok(number) = u16::try_from(words.texts.len()) else {
             let found = text.to_owned();
             return Err(WordError::TooMany { found });
-        }
+        };
         let kept: &'static str = Box::leak(text.to_owned().into_boxed_str());
-        unknown.insert(kept);
-        Ok(Self(kept))
+        words.texts.push(kept);
+        words.numbers.insert(kept, number);
+        Ok(Self(number))
+    }
+}
+
+impl Ord for Word {
+    fn cmp(&self, other: &Self) -> Ordering {
+        match self.0 == other.0 {
+            true => Ordering::Equal,
+            false => self.as_str().cmp(other.as_str()),
+        }
+    }
+}
+
+impl PartialOrd for Word {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
@@ -86,13 +111,13 @@ fn is_word(text: &str) -> bool {
 
 impl fmt::Debug for Word {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self.0, f)
+        fmt::Debug::fmt(self.as_str(), f)
     }
 }
 
 impl fmt::Display for Word {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.0)
+        f.pad(self.as_str())
     }
 }
 
@@ -118,7 +143,7 @@ macro_rules! words {
 
             /// The word used in documents and on the command line.
             #[must_use]
-            pub const fn as_str(self) -> &'static str {
+            pub fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$variant => $text,)+
                     Self::Other(word) => word.as_str(),
@@ -217,8 +242,8 @@ mod tests {
         let (one, other): (Word, Word) = ("new.word".parse().unwrap(), "new.word".parse().unwrap());
         assert_eq!(one, other);
         assert!(std::ptr::eq(one.as_str(), other.as_str()));
-        assert_eq!(Word::known("new.word"), one);
-        assert!(Word::known("a") < Word::known("b"));
+        let (second, first): (Word, Word) = ("b".parse().unwrap(), "a".parse().unwrap());
+        assert!(first < second && first.cmp(&first).is_eq());
         assert_eq!(format!("{one:>10}|{one:?}"), "  new.word|\"new.word\"");
     }
 }

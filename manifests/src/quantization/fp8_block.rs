@@ -13,7 +13,7 @@ use segpack_formats::numeric::Dtype;
 use super::modules::Modules;
 use super::{Scheme, SchemeRow};
 use crate::families::config::{ConfigError, MAX_SIZE, Section};
-use crate::families::{Expected, ExpectedDtype};
+use crate::families::expected::{Expected, ExpectedDtype};
 use crate::names::{Classification, Part};
 
 /// The scheme's row.
@@ -84,7 +84,8 @@ mod tests {
 
     use serde_json::{Value, json};
 
-    use crate::families::{Expected, ExpectedDtype, Family, logical_parameter_count};
+    use crate::families::expected::{Expected, ExpectedDtype};
+    use crate::families::{Family, logical_parameter_count};
     use crate::quantization::Quantization;
 
     /// The tensors that a configuration calls for, by name.

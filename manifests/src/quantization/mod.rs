@@ -9,8 +9,8 @@ mod modules;
 
 use serde_json::Value;
 
-use crate::families::config::{ConfigError, Section};
-use crate::families::{Expected, sections_of_models};
+use crate::families::config::{ConfigError, Section, sections_of_models};
+use crate::families::expected::Expected;
 use crate::names::{Classification, Part, Role};
 
 /// What the weights of a checkpoint are quantised with.

@@ -119,7 +119,7 @@ fn stacked_shape<'a>(
         let bytes = stored_file(pack, listed)?;
         let path = pack.path(&listed.stored_as);
         let header = ShardHeader::parse(bytes.get(8..).unwrap_or_default(), listed.length)
-            .map_err(|e| FormatError::malformed(&path, e.to_string()))?;
+            .map_err(|source| FormatError::Header { path, source })?;
         headers.insert(file, header);
     }
     let tensors = headers

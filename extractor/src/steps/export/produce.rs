@@ -8,6 +8,7 @@ use segpack_manifests::{PackCursor, PackReader};
 
 use super::ExportError;
 use super::plan::{Content, Conversion, Part, PlannedFile, TensorFile};
+use crate::causes::chain;
 use crate::steps::StepError;
 use crate::work::Progress;
 
@@ -169,7 +170,7 @@ impl Producer<'_> {
     pub(super) fn of_the_pack(&self, error: FormatError) -> StepError {
         match &error {
             FormatError::Io { path, .. } if path.starts_with(self.weights.pack().folder()) => {
-                self.found(Finding::new(FindingKind::Unreadable).seen(describe(&error)))
+                self.found(Finding::new(FindingKind::Unreadable).seen(chain(&error)))
             }
             _ => StepError::Format(error),
         }
@@ -185,13 +186,6 @@ impl Producer<'_> {
             findings: vec![finding],
         }
     }
-}
-
-fn describe(error: &FormatError) -> String {
-    use std::error::Error;
-    error
-        .source()
-        .map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }
 
 /// Zeros from one offset to another.

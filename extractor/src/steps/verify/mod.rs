@@ -23,8 +23,8 @@ use segpack_manifests::{Pack, PackError};
 use values::Values;
 
 use super::StepError;
-use super::derivation::describe;
 use super::scan::{ScanOptions, scan};
+use crate::causes::{chain, without_path as describe};
 use crate::work::Progress;
 
 /// How to verify.
@@ -127,14 +127,6 @@ impl Findings {
     }
 }
 
-/// An error and its cause.
-fn with_cause(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
-    }
-}
-
 /// A pack may hold what `pack` was asked to tolerate.
 const TOLERANT: ScanOptions = ScanOptions {
     keep_extra: true,
@@ -170,7 +162,7 @@ pub fn verify(
             findings.add(
                 Finding::new(FindingKind::BadManifest)
                     .file(MANIFEST)
-                    .seen(with_cause(&source)),
+                    .seen(chain(&source)),
             );
             None
         }

@@ -13,7 +13,54 @@ pub(crate) use mount::{Block, BlockOf, Mount, stacked_names};
 pub(crate) use pattern::Placeholder;
 pub(crate) use row::{Dims, Row, bias, row};
 pub(crate) use stack::Stack;
-pub(crate) use trie::Rules;
+
+use crate::families::expected::{Slice, UnstackError};
+use crate::names::Classification;
+use pattern::Numbers;
+use trie::{Node, Rule};
 
 #[cfg(test)]
 mod tests;
+
+/// All rules of a family.
+pub(crate) struct Rules(Node);
+
+impl Rules {
+    pub(crate) fn new() -> Self {
+        Self(Node::default())
+    }
+
+    pub(crate) fn with<D>(mut self, mount: &Mount<D>) -> Self {
+        mount.add_to(&mut self.0);
+        self
+    }
+
+    pub(crate) fn classify(&self, name: &str) -> Option<Classification> {
+        let (rule, numbers) = self.find(name)?;
+        Some(numbers.classification(rule.component, rule.role, rule.part))
+    }
+
+    pub(crate) fn unstack(
+        &self,
+        name: &str,
+        shape: &[u64],
+        dtype_bits: u64,
+    ) -> Option<Result<Vec<Slice>, UnstackError>> {
+        let (rule, numbers) = self.find(name)?;
+        let cutting = rule.stack.as_ref()?;
+        let whole = numbers.classification(rule.component, rule.role, rule.part);
+        let slices = cutting.slices((name, whole), &numbers, shape, dtype_bits);
+        Some(slices.map_err(|wanted| UnstackError {
+            name: name.to_owned(),
+            shape: shape.to_vec(),
+            dtype_bits,
+            wanted,
+        }))
+    }
+
+    fn find(&self, name: &str) -> Option<(&Rule, Numbers)> {
+        let mut numbers = Numbers::default();
+        let rule = self.0.find(name, &mut numbers)?;
+        Some((rule, numbers))
+    }
+}

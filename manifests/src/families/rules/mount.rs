@@ -4,7 +4,7 @@ use super::pattern::Pattern;
 use super::row::{Dims, Row};
 use super::trie::{Node, Rule};
 use crate::families::config::ConfigError;
-use crate::families::{Expected, ExpectedDtype, Presence};
+use crate::families::expected::{Expected, ExpectedDtype, Presence};
 use crate::names::{Component, Role};
 
 /// Most tensors that a configuration may ask for, in all.

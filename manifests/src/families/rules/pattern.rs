@@ -80,13 +80,11 @@ impl Pattern {
 
     /// The numbers, each with what it counts.
     pub(super) fn numbers(&self, indices: &[u32]) -> Numbers {
-        Numbers(
-            self.placeholders
-                .iter()
-                .copied()
-                .zip(indices.iter().copied())
-                .collect(),
-        )
+        let mut numbers = Numbers::default();
+        for (placeholder, index) in self.placeholders.iter().zip(indices) {
+            numbers.set(*placeholder, *index);
+        }
+        numbers
     }
 }
 
@@ -101,19 +99,48 @@ pub(super) fn next_placeholder(
     Some((open, close, placeholder))
 }
 
-/// The numbers of a name, each with what it counts.
+/// The numbers of a name, each with what it counts. Those that nearly every name has lie outside of
+/// the list: tens of thousands of names are read without an allocation for each.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Numbers(pub(super) Vec<(Placeholder, u32)>);
+pub(super) struct Numbers {
+    layer: Option<u32>,
+    expert: Option<u32>,
+    named: Vec<(&'static str, u32)>,
+}
 
 impl Numbers {
     fn get(&self, placeholder: Placeholder) -> Option<u32> {
-        let found = self.0.iter().find(|(counted, _)| *counted == placeholder);
-        found.map(|(_, number)| *number)
+        match placeholder {
+            Placeholder::Layer => self.layer,
+            Placeholder::Expert => self.expert,
+            Placeholder::Named(name) => {
+                let mut named = self.named.iter();
+                named.find(|(known, _)| *known == name).map(|(_, n)| *n)
+            }
+        }
+    }
+
+    /// Adds the number of a placeholder that has none.
+    pub(super) fn set(&mut self, placeholder: Placeholder, number: u32) {
+        match placeholder {
+            Placeholder::Layer => self.layer = Some(number),
+            Placeholder::Expert => self.expert = Some(number),
+            Placeholder::Named(name) => self.named.push((name, number)),
+        }
+    }
+
+    /// Takes the number of a placeholder away.
+    pub(super) fn unset(&mut self, placeholder: Placeholder) {
+        match placeholder {
+            Placeholder::Layer => self.layer = None,
+            Placeholder::Expert => self.expert = None,
+            Placeholder::Named(name) => self.named.retain(|(known, _)| *known != name),
+        }
     }
 
     pub(super) fn with(&self, placeholder: Placeholder, number: u32) -> Self {
         let mut numbers = self.clone();
-        numbers.0.push((placeholder, number));
+        numbers.set(placeholder, number);
         numbers
     }
 
@@ -127,8 +154,8 @@ impl Numbers {
             component,
             role,
             part,
-            layer: self.get(Placeholder::Layer),
-            expert: self.get(Placeholder::Expert),
+            layer: self.layer,
+            expert: self.expert,
         }
     }
 }

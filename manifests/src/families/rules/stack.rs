@@ -5,8 +5,8 @@
 )]
 
 use super::pattern::{Numbers, Pattern, Placeholder};
-use crate::families::Slice;
 use crate::families::config::MAX_COUNT;
+use crate::families::expected::Slice;
 use crate::names::{Classification, Component, Part, Role};
 
 /// How one expert's matrix lies in the stack.

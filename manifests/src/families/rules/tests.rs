@@ -6,7 +6,7 @@ use super::pattern::Placeholder;
 use super::row::{Dims, Row, row};
 use super::stack::Stack;
 use super::{Block, Mount, Rules};
-use crate::families::Slice;
+use crate::families::expected::Slice;
 use crate::names::{Component, Part, Role};
 
 const EXPERTS: u64 = 3;

@@ -1,60 +1,15 @@
-//! All rules of a family, as a tree over the dot-separated words of a name.
+//! Rules as a tree over the dot-separated words of a name.
 
-use super::mount::Mount;
 use super::pattern::{Numbers, Placeholder, next_placeholder, parse_number};
 use super::stack::{Cut, Cutting, Stack};
-use crate::families::{Slice, UnstackError};
-use crate::names::{Classification, Component, Part, Role};
-
-/// All rules of a family.
-pub(crate) struct Rules(Node);
-
-impl Rules {
-    pub(crate) fn new() -> Self {
-        Self(Node::default())
-    }
-
-    pub(crate) fn with<D>(mut self, mount: &Mount<D>) -> Self {
-        mount.add_to(&mut self.0);
-        self
-    }
-
-    pub(crate) fn classify(&self, name: &str) -> Option<Classification> {
-        let (rule, numbers) = self.find(name)?;
-        Some(numbers.classification(rule.component, rule.role, rule.part))
-    }
-
-    pub(crate) fn unstack(
-        &self,
-        name: &str,
-        shape: &[u64],
-        dtype_bits: u64,
-    ) -> Option<Result<Vec<Slice>, UnstackError>> {
-        let (rule, numbers) = self.find(name)?;
-        let cutting = rule.stack.as_ref()?;
-        let whole = numbers.classification(rule.component, rule.role, rule.part);
-        let slices = cutting.slices((name, whole), &numbers, shape, dtype_bits);
-        Some(slices.map_err(|wanted| UnstackError {
-            name: name.to_owned(),
-            shape: shape.to_vec(),
-            dtype_bits,
-            wanted,
-        }))
-    }
-
-    fn find(&self, name: &str) -> Option<(&Rule, Numbers)> {
-        let mut numbers = Numbers::default();
-        let rule = self.0.find(name, &mut numbers)?;
-        Some((rule, numbers))
-    }
-}
+use crate::names::{Component, Part, Role};
 
 /// What a name means.
-pub(crate) struct Rule {
-    component: Component,
-    role: Role,
-    part: Part,
-    stack: Option<Cutting>,
+pub(super) struct Rule {
+    pub(super) component: Component,
+    pub(super) role: Role,
+    pub(super) part: Part,
+    pub(super) stack: Option<Cutting>,
 }
 
 impl Rule {
@@ -112,7 +67,7 @@ impl Node {
     }
 
     /// The rule of a name, its numbers added to `numbers`. A word is tried before a number.
-    fn find(&self, rest: &str, numbers: &mut Numbers) -> Option<&Rule> {
+    pub(super) fn find(&self, rest: &str, numbers: &mut Numbers) -> Option<&Rule> {
         let (word, tail) = match rest.split_once('.') {
             Some((word, tail)) => (word, Some(tail)),
             None => (rest, None),
@@ -122,10 +77,10 @@ impl Node {
             return Some(found);
         }
         let (placeholder, node) = self.number.as_ref()?;
-        numbers.0.push((*placeholder, parse_number(word)?));
+        numbers.set(*placeholder, parse_number(word)?);
         let found = node.follow(tail, numbers);
         if found.is_none() {
-            numbers.0.pop();
+            numbers.unset(*placeholder);
         }
         found
     }

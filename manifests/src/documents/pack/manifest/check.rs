@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use segpack_formats::codec::Codec;
 use segpack_formats::pack::ALIGNMENT;
-use segpack_formats::safetensors::{HeaderError, byte_length, check_relative_path};
+use segpack_formats::safetensors::{LengthError, byte_length, check_relative_path};
 
 use super::{
     Manifest, ManifestError, PackEntry, SegmentEntry, SourceFile, SourceFileKind, TensorEntry,
@@ -268,7 +268,7 @@ fn wrong_tensor(tensor: &TensorEntry, what: impl Into<String>) -> Result<(), Man
     Err(ManifestError::Tensor { name, what })
 }
 
-fn no_length(tensor: &TensorEntry, source: HeaderError) -> ManifestError {
+fn no_length(tensor: &TensorEntry, source: LengthError) -> ManifestError {
     let name = tensor.name.clone();
     ManifestError::Shape { name, source }
 }

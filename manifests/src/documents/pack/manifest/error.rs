@@ -1,6 +1,6 @@
 //! What can be wrong with a manifest.
 
-use segpack_formats::safetensors::HeaderError;
+use segpack_formats::safetensors::LengthError;
 
 use super::Counts;
 use crate::documents::VersionError;
@@ -69,7 +69,7 @@ pub enum ManifestError {
         /// Its name.
         name: String,
         /// Why not.
-        source: HeaderError,
+        source: LengthError,
     },
     /// Bytes of a shard are not accounted for.
     #[error("shard {path:?}: {accounted} bytes are accounted for, of {length}")]
