@@ -72,6 +72,15 @@ pub enum FormatError {
         /// Where in the segment and what is wrong.
         what: String,
     },
+    /// A link lies where none may be followed: in a pack, or in what is being written.
+    #[error("{} is a link, and links are not followed there", path.display())]
+    Link {
+        /// The link.
+        path: PathBuf,
+    },
+    /// A thread could not be started.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
     /// The user asked to stop.
     #[error("interrupted")]
     Interrupted,
@@ -122,10 +131,54 @@ impl FormatError {
         Self::changed(path, what)
     }
 
+    /// Whether it is the environment that failed, and nothing is known of the bytes: no permission,
+    /// no descriptor, memory, space or thread left. `false` where the bytes are wrong or missing, or
+    /// the drive cannot read them.
+    pub fn is_environment(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => !is_medium(source) && !is_missing(source),
+            Self::Thread(_) | Self::WorkerDied { .. } => true,
+            Self::Malformed { .. }
+            | Self::Changed { .. }
+            | Self::Coded { .. }
+            | Self::Link { .. }
+            | Self::TooLarge { .. }
+            | Self::Header { .. }
+            | Self::Gguf { .. }
+            | Self::Interrupted => false,
+        }
+    }
+
     /// A broken coded stream.
     pub fn coded(what: impl Into<String>) -> Self {
         Self::Coded { what: what.into() }
     }
+}
+
+/// Whether the drive, not the system around it, failed a read.
+pub(crate) fn is_medium(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    {
+        use rustix::io::Errno;
+        let mut codes = vec![Errno::IO, Errno::BADMSG, Errno::NXIO];
+        #[cfg(target_os = "linux")]
+        codes.extend([Errno::UCLEAN, Errno::REMOTEIO, Errno::NODATA]);
+        let code = error.raw_os_error();
+        codes.iter().any(|c| code == Some(c.raw_os_error()))
+    }
+    #[cfg(not(unix))]
+    {
+        // ERROR_CRC, ERROR_READ_FAULT, ERROR_IO_DEVICE
+        matches!(error.raw_os_error(), Some(23 | 30 | 1117))
+    }
+}
+
+/// Whether there is nothing to read, or not enough of it.
+fn is_missing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData
+    )
 }
 
 /// The messages of an error and of its causes, as `{e:#}` of anyhow joins them.

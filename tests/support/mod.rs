@@ -3,6 +3,8 @@
 pub mod checkpoint;
 pub mod cli;
 pub mod damage;
+#[cfg(target_os = "linux")]
+pub mod faults;
 pub mod folders;
 #[cfg(target_os = "linux")]
 pub mod gpu;

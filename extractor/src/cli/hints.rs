@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use segpack_formats::FormatError;
 use segpack_manifests::documents::{ExportTarget, Finding, FindingKind, Severity};
 #[cfg(feature = "run")]
 use segpack_manifests::documents::{ValidateReport, Verdict};
@@ -14,7 +15,7 @@ use segpack_runtime_min::session::SessionError;
 use segpack_runtime_min::{RunError, Unsuitable};
 
 use super::error::CliError;
-use crate::output::OutputError;
+use crate::output::{OutputError, is_between, is_unfinished, leftover};
 use crate::pack_writer::PackWriterError;
 use crate::source::SourceError;
 use crate::steps::cat::CatError;
@@ -36,6 +37,17 @@ pub(super) fn hint(error: &CliError, output: Option<&Path>) -> Option<String> {
         return Some("the same command with --resume continues".to_owned());
     }
     match error {
+        StepError::Format(FormatError::Io { path, .. })
+        | StepError::Pack(PackError::Format(FormatError::Io { path, .. }))
+            if is_between(path) =>
+        {
+            let room = leftover(path).unwrap_or_default();
+            Some(format!(
+                "its replacement was interrupted; the old and the new one are whole in {}: the \
+                 interrupted command with --resume ends it",
+                room.display()
+            ))
+        }
         StepError::Source(e) => of_source(e),
         StepError::Output(e) => of_output(e).map(str::to_owned),
         StepError::PackWriter(e) => of_pack_writer(e).map(str::to_owned),
@@ -60,8 +72,9 @@ pub(super) fn hint(error: &CliError, output: Option<&Path>) -> Option<String> {
 
 /// Whether an interruption or the environment ended a command that had begun to write.
 fn can_be_resumed(error: &StepError, output: &Path) -> bool {
-    let unfinished = output.join(PARTIAL).exists();
-    unfinished && !error.is_refusal() && matches!(error.exit(), Exit::Interrupted | Exit::Failed)
+    is_unfinished(output)
+        && !error.is_refusal()
+        && matches!(error.exit(), Exit::Interrupted | Exit::Failed)
 }
 
 /// What to do about findings; of several things the first.
@@ -129,11 +142,19 @@ fn of_output(error: &OutputError) -> Option<&'static str> {
         | OutputError::Exists { .. }
         | OutputError::InsideInput { .. }
         | OutputError::HoldsInput { .. } => Some(OTHER_OUTPUT),
+        OutputError::NoSpace { .. } => Some(
+            "free some space or choose another disk; --force --in-place removes what is replaced \
+             before the new files are written",
+        ),
+        OutputError::NotOurs { .. } => Some("rename or remove it"),
+        OutputError::MountPoint { .. } => {
+            Some("--force --in-place removes the old pack first; or choose a folder below it")
+        }
+        OutputError::Link { .. } => Some("remove the link, or choose another output path"),
         OutputError::Unfinished { .. } => Some("remove it, or choose another output path"),
         OutputError::Format(_)
         | OutputError::NotAFolder { .. }
         | OutputError::Busy { .. }
-        | OutputError::NoSpace { .. }
         | OutputError::NoFileName { .. }
         | OutputError::NoParent { .. } => None,
     }

@@ -52,11 +52,16 @@ pub(super) struct Args {
     #[arg(long, conflicts_with_all = ["resume", "force"], help_heading = OUTPUT)]
     dry_run: bool,
     /// Continue an interrupted run
-    #[arg(long, conflicts_with = "force", help_heading = OUTPUT)]
+    #[arg(long, help_heading = OUTPUT)]
     resume: bool,
-    /// Replace an existing pack, and nothing else; the old pack is removed first
+    /// Replace an existing pack, and nothing else; the old pack stays whole until the new one is
+    /// complete
     #[arg(long, help_heading = OUTPUT)]
     force: bool,
+    /// With --force, where the disk has no space for both: remove the old pack first. If the run
+    /// then fails, neither is there. What is packed is read and checked before
+    #[arg(long, requires = "force", conflicts_with = "resume", help_heading = OUTPUT)]
+    in_place: bool,
     /// Do not record where the checkpoint came from
     #[arg(long, help_heading = OUTPUT)]
     no_provenance: bool,
@@ -86,6 +91,7 @@ impl Args {
             jobs: self.jobs.count(),
             resume: self.resume,
             force: self.force,
+            in_place: self.in_place,
             source_digests: !self.no_source_digests,
             sums: !self.no_sums,
             provenance: !self.no_provenance,

@@ -34,11 +34,16 @@ pub(super) struct Args {
     #[arg(long, conflicts_with_all = ["resume", "force"], help_heading = OUTPUT)]
     dry_run: bool,
     /// Continue an interrupted run
-    #[arg(long, conflicts_with = "force", help_heading = OUTPUT)]
+    #[arg(long, help_heading = OUTPUT)]
     resume: bool,
-    /// Replace an existing pack, and nothing else; the old pack is removed first
+    /// Replace an existing pack, and nothing else; the old pack stays whole until the new one is
+    /// complete
     #[arg(long, help_heading = OUTPUT)]
     force: bool,
+    /// With --force, where the disk has no space for both: remove the old pack first. If the run
+    /// then fails, neither is there. What is packed is read and checked before
+    #[arg(long, requires = "force", conflicts_with = "resume", help_heading = OUTPUT)]
+    in_place: bool,
     #[command(flatten)]
     sizes: SizeArgs,
     /// Print the summary as JSON; with --dry-run, the plan
@@ -59,6 +64,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
         jobs: args.jobs.count(),
         resume: args.resume,
         force: args.force,
+        in_place: args.in_place,
     };
     let pack = args.pack.open()?;
     if args.dry_run {

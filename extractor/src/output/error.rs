@@ -13,7 +13,13 @@ use crate::work::TaskError;
 pub enum OutputError {
     /// A file or folder cannot be written, or a thread that writes died.
     #[error(transparent)]
-    Format(#[from] FormatError),
+    Format(FormatError),
+    /// A link lies where the output, or what is unfinished of it, would be.
+    #[error("{} is a link; nothing is read, written or removed through it", path.display())]
+    Link {
+        /// The link.
+        path: PathBuf,
+    },
     /// The output path is a file.
     #[error("{} exists and is not a folder", path.display())]
     NotAFolder {
@@ -35,6 +41,18 @@ pub enum OutputError {
     /// The output folder holds what an interrupted run left, which this command cannot continue.
     #[error("{} holds what an interrupted run left", path.display())]
     Unfinished {
+        /// The output folder.
+        path: PathBuf,
+    },
+    /// The hidden folder beside the output, in which its replacement is built, holds something else.
+    #[error("{} is in the way: a replacement would be built there", path.display())]
+    NotOurs {
+        /// The hidden folder.
+        path: PathBuf,
+    },
+    /// The output folder cannot be exchanged for another one.
+    #[error("another file system is mounted on {}, so that it cannot be exchanged for a new folder", path.display())]
+    MountPoint {
         /// The output folder.
         path: PathBuf,
     },
@@ -84,6 +102,16 @@ pub enum OutputError {
         /// The output path.
         path: PathBuf,
     },
+}
+
+/// A link in an output is no damage.
+impl From<FormatError> for OutputError {
+    fn from(error: FormatError) -> Self {
+        match error {
+            FormatError::Link { path } => Self::Link { path },
+            other => Self::Format(other),
+        }
+    }
 }
 
 impl TaskError for OutputError {

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use segpack_formats::FormatError;
-use segpack_manifests::folder::PARTIAL;
+use segpack_formats::io::{EntryKind, entry_kind};
+use segpack_manifests::folder::{MANIFEST, PARTIAL, SUMS};
 
 use super::OutputError;
 
@@ -22,9 +23,10 @@ pub(crate) enum Before {
 /// What lies at an output path.
 ///
 /// # Errors
-/// `NotAFolder` where it is a file or a link that leads nowhere; `Io`.
+/// `NotAFolder` where it is a file or a link that leads nowhere; `Link` where its `.partial` or a
+/// document of a pack is one; `Io`.
 pub(crate) fn inspect(path: &Path) -> Result<Before, OutputError> {
-    if fs::symlink_metadata(path).is_err() {
+    if entry_kind(path)?.is_none() {
         return Ok(Before::Nothing);
     }
     if !path.is_dir() {
@@ -33,8 +35,13 @@ pub(crate) fn inspect(path: &Path) -> Result<Before, OutputError> {
         });
     }
     let mut entries = fs::read_dir(path).map_err(FormatError::io("list", path))?;
-    if path.join(PARTIAL).is_dir() {
-        return Ok(Before::Unfinished);
+    for name in [MANIFEST, SUMS, PARTIAL] {
+        let path = path.join(name);
+        match entry_kind(&path)? {
+            Some(EntryKind::Link) => return Err(OutputError::Link { path }),
+            Some(EntryKind::Folder) if name == PARTIAL => return Ok(Before::Unfinished),
+            Some(_) | None => {}
+        }
     }
     Ok(if entries.next().is_none() {
         Before::Nothing

@@ -11,7 +11,7 @@ use std::sync::Mutex;
 
 use segpack_formats::FormatError;
 use segpack_formats::digest::{Blake3, Sha256};
-use segpack_formats::io::sync_folder;
+use segpack_formats::io::{InputFile, create_beneath, rename_beneath, sync_folder};
 use segpack_formats::pack::WrittenPack;
 use segpack_manifests::documents::{Finding, Midstate};
 use serde::{Deserialize, Serialize};
@@ -119,10 +119,14 @@ impl Journal {
     /// # Errors
     /// `Io`.
     pub(crate) fn read(path: &Path) -> Result<JournalRead, OutputError> {
-        let text = match std::fs::read(path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(JournalRead::default()),
-            text => text.map_err(FormatError::io("read", path))?,
+        let (folder, name) = place(path);
+        let input = match InputFile::open_beneath(folder, name) {
+            Err(FormatError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(JournalRead::default());
+            }
+            input => input?,
         };
+        let text = input.read_range(0..input.length())?;
         let mut read = JournalRead::default();
         for line in text.split_inclusive(|b| *b == b'\n').map(decode) {
             match line {
@@ -142,7 +146,9 @@ impl Journal {
     /// `Io`.
     pub(crate) fn begin(path: &Path, run: Sha256, records: &[Record]) -> Result<Self, OutputError> {
         let new = path.with_extension("new");
-        let file = File::create(&new).map_err(FormatError::io("create", &new))?;
+        let (folder, name) = place(path);
+        let (_, new_name) = place(&new);
+        let file = create_beneath(folder, new_name)?;
         let journal = Self {
             file: Mutex::new(file),
             path: path.to_owned(),
@@ -150,10 +156,8 @@ impl Journal {
         };
         records.iter().try_for_each(|record| journal.add(record))?;
         // the old journal counts until the new one is whole
-        std::fs::rename(&new, path).map_err(FormatError::io("rename", &new))?;
-        if let Some(folder) = path.parent() {
-            sync_folder(folder)?;
-        }
+        rename_beneath((folder, new_name), (folder, name))?;
+        sync_folder(folder)?;
         Ok(journal)
     }
 
@@ -172,6 +176,15 @@ impl Journal {
             .map_err(FormatError::io("write", &self.path))?;
         Ok(())
     }
+}
+
+/// The folder and the name of a journal.
+fn place(path: &Path) -> (&Path, &str) {
+    let name = path.file_name().and_then(std::ffi::OsStr::to_str);
+    (
+        path.parent().unwrap_or(Path::new(".")),
+        name.unwrap_or(JOURNAL),
+    )
 }
 
 #[cfg(test)]

@@ -4,9 +4,11 @@ use std::fs::{self, File, TryLockError};
 use std::path::Path;
 
 use segpack_formats::FormatError;
+use segpack_formats::io::{create_beneath, has_no_locks, open_beneath};
 use segpack_manifests::folder::PARTIAL;
 
 use super::OutputError;
+use super::swap::leftover;
 
 /// Name, in [`PARTIAL`], of the file that the process that writes has locked.
 pub(crate) const LOCK: &str = "lock";
@@ -16,11 +18,23 @@ pub(crate) const LOCK: &str = "lock";
 /// # Errors
 /// `Busy`.
 pub(crate) fn refuse_busy(path: &Path) -> Result<(), OutputError> {
+    if let Some(room) = leftover(path) {
+        refuse_locked(&room, LOCK, path)?;
+    }
+    refuse_locked(path, &in_partial(LOCK), path)
+}
+
+fn refuse_locked(root: &Path, relative: &str, path: &Path) -> Result<(), OutputError> {
     // without a lock to open nobody writes; other errors come up when it is taken
-    match File::open(path.join(PARTIAL).join(LOCK)).map(|lock| lock.try_lock()) {
+    match open_beneath(root, relative).map(|lock| lock.try_lock()) {
         Ok(Err(TryLockError::WouldBlock)) => Err(busy(path)),
         _ => Ok(()),
     }
+}
+
+/// The path of a thing in `.partial`, from the output folder.
+pub(super) fn in_partial(name: &str) -> String {
+    format!("{PARTIAL}/{name}")
 }
 
 /// Makes `.partial` in a folder and locks it. Dropping the file releases the lock.
@@ -28,19 +42,22 @@ pub(crate) fn refuse_busy(path: &Path) -> Result<(), OutputError> {
 /// # Errors
 /// `Busy`; `Io`.
 pub(super) fn acquire(path: &Path) -> Result<File, OutputError> {
-    let partial = path.join(PARTIAL);
-    fs::create_dir_all(&partial).map_err(FormatError::io("create", &partial))?;
-    let lock_path = partial.join(LOCK);
-    let lock = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&lock_path)
-        .map_err(FormatError::io("create", &lock_path))?;
+    fs::create_dir_all(path).map_err(FormatError::io("create", path))?;
+    acquire_at(path, &in_partial(LOCK), path)
+}
+
+/// Locks a file below a folder for the process that writes `path`.
+///
+/// # Errors
+/// `Busy`; `Link`; `Io`.
+pub(super) fn acquire_at(root: &Path, relative: &str, path: &Path) -> Result<File, OutputError> {
+    let lock = create_beneath(root, relative)?;
     match lock.try_lock() {
-        Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => Err(busy(path)),
-        Err(TryLockError::Error(e)) => Err(FormatError::io("lock", &lock_path)(e).into()),
+        // some file systems have no locks: then nothing keeps two from writing to one place
+        Ok(()) => Ok(lock),
+        Err(TryLockError::Error(e)) if has_no_locks(&e) => Ok(lock),
+        Err(TryLockError::Error(e)) => Err(FormatError::io("lock", root.join(relative))(e).into()),
     }
 }
 

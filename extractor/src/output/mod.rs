@@ -7,6 +7,7 @@ mod journal;
 mod lock;
 mod publisher;
 mod space;
+mod swap;
 mod write_behind;
 
 use std::fs::{self, File};
@@ -15,15 +16,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use segpack_formats::FormatError;
-use segpack_formats::io::sync_folder;
+use segpack_formats::io::{create_beneath, remove_beneath, rename_beneath, sync_file, sync_folder};
 use segpack_manifests::folder::PARTIAL;
 
 pub use error::OutputError;
 pub(crate) use inspect::{Before, inspect, refuse_holding, refuse_inside};
 pub(crate) use journal::{JOURNAL, Journal, JournalRead, Record, ShardDigests};
 pub(crate) use lock::refuse_busy;
+use lock::{LOCK, in_partial};
 pub(crate) use publisher::{Flushing, Publisher};
 pub(crate) use space::check_space;
+use swap::Swap;
+pub(crate) use swap::{discard, is_being_replaced, is_between, is_unfinished, leftover, recover};
 pub(crate) use write_behind::{WRITE_BEHIND_MEMORY, WriteBehind, write_behind};
 
 /// Folder, below [`PARTIAL`], of files that are being written.
@@ -34,21 +38,36 @@ const FILES: &str = "files";
 pub(crate) struct OutputFolder {
     path: PathBuf,
     created: bool,
-    _lock: File,
+    lock: File,
+    /// The folder that this one replaces when it is finished.
+    swap: Option<Swap>,
 }
 
 impl OutputFolder {
     /// Makes the folder and its `.partial`, and locks it.
     ///
     /// # Errors
-    /// `Busy` where another process writes there; `Io`.
+    /// `Busy` where another process writes there; `Link` where `.partial` is one; `Io`.
     pub(crate) fn open(path: &Path) -> Result<Self, OutputError> {
         let created = !path.exists();
         Ok(Self {
             path: path.to_owned(),
             created,
-            _lock: lock::acquire(path)?,
+            lock: lock::acquire(path)?,
+            swap: None,
         })
+    }
+
+    /// A new folder, beside an existing one, which stays whole until the new one takes its place;
+    /// where `resume`, the one that an interrupted run was building.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); `NotOurs`, `MountPoint`.
+    pub(crate) fn replace(out: &Path, resume: bool) -> Result<Self, OutputError> {
+        let swap = Swap::begin(out, resume)?;
+        let mut output = Self::open(&swap.new())?;
+        output.swap = Some(swap);
+        Ok(output)
     }
 
     /// The folder.
@@ -58,15 +77,15 @@ impl OutputFolder {
 
     /// Where a file is written before it is whole.
     pub(crate) fn partial(&self, relative: &str) -> PathBuf {
-        self.path.join(PARTIAL).join(FILES).join(relative)
+        self.path.join(unfinished(relative))
     }
 
     /// Removes files that an interrupted run did not finish: they are of no use and take space.
     ///
     /// # Errors
-    /// `Io`.
+    /// `Link`; `Io`.
     pub(crate) fn clear_unfinished(&self) -> Result<(), OutputError> {
-        remove_all(&self.path.join(PARTIAL).join(FILES))
+        Ok(remove_beneath(&self.path, &in_partial(FILES))?)
     }
 
     /// A file of the run itself, gone when it is finished.
@@ -74,37 +93,48 @@ impl OutputFolder {
         self.path.join(PARTIAL).join(name)
     }
 
+    /// Removes something at a path in the folder; nothing there is fine.
+    ///
+    /// # Errors
+    /// `Link` where the way to it leads through one; `Io`.
+    pub(crate) fn remove(&self, relative: &str) -> Result<(), OutputError> {
+        Ok(remove_beneath(&self.path, relative)?)
+    }
+
     /// Creates an empty unfinished file, its folders too.
     ///
     /// # Errors
-    /// `Io`.
+    /// `Link`; `Io`.
     pub(crate) fn create(&self, relative: &str) -> Result<(Arc<File>, PathBuf), OutputError> {
-        let path = self.partial(relative);
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(FormatError::io("create", parent))?;
-        }
-        let file = File::create(&path).map_err(FormatError::io("create", &path))?;
-        Ok((Arc::new(file), path))
+        let file = create_beneath(&self.path, &unfinished(relative))?;
+        Ok((Arc::new(file), self.partial(relative)))
     }
 
     /// Makes an unfinished file durable and moves it to its path.
     ///
     /// # Errors
-    /// `Io`.
+    /// `Link`; `Io`.
     pub(crate) fn publish(&self, file: &File, relative: &str) -> Result<(), OutputError> {
-        let (from, to) = (self.partial(relative), self.path.join(relative));
-        file.sync_all().map_err(FormatError::io("sync", &from))?;
-        let parent = to.parent().unwrap_or(&self.path);
+        sync_file(file, &self.partial(relative))?;
+        self.publish_into(&self.path, relative)
+    }
+
+    /// Moves an unfinished file, which is durable, to its path below another folder.
+    ///
+    /// # Errors
+    /// `Link`; `Io`.
+    pub(crate) fn publish_into(&self, into: &Path, relative: &str) -> Result<(), OutputError> {
+        let to = into.join(relative);
+        let parent = to.parent().unwrap_or(into);
         let is_new = !parent.exists();
-        fs::create_dir_all(parent).map_err(FormatError::io("create", parent))?;
-        fs::rename(&from, &to).map_err(FormatError::io("rename", &from))?;
+        rename_beneath((&self.path, &unfinished(relative)), (into, relative))?;
         sync_folder(parent)?;
         if is_new {
             // a new folder is durable once the one that holds it is
             let mut above = parent
                 .ancestors()
                 .skip(1)
-                .take_while(|a| a.starts_with(&self.path));
+                .take_while(|a| a.starts_with(into));
             above.try_for_each(sync_folder)?;
         }
         Ok(())
@@ -136,14 +166,20 @@ impl OutputFolder {
         check_space(&self.path, needed, 0)
     }
 
-    /// Every file has its name: removes `.partial`.
+    /// Every file has its name: removes `.partial`. A folder that replaces another takes its place.
     ///
     /// # Errors
     /// `Io`.
     pub(crate) fn finish(self) -> Result<(), OutputError> {
-        let partial = self.path.join(PARTIAL);
-        fs::remove_dir_all(&partial).map_err(FormatError::io("remove", &partial))?;
-        Ok(sync_folder(&self.path)?)
+        let Self {
+            path, lock, swap, ..
+        } = self;
+        remove_partial(&path, lock)?;
+        sync_folder(&path)?;
+        match swap {
+            Some(swap) => swap.commit(),
+            None => Ok(()),
+        }
     }
 
     /// Takes back a folder that was made for this run, as long as nothing is in it.
@@ -156,35 +192,43 @@ impl OutputFolder {
 
     /// Takes back everything that this and earlier unfinished runs wrote below these entries.
     pub(crate) fn abandon(self, entries: &[&str]) {
-        for entry in entries.iter().chain(&[PARTIAL]) {
-            let path = self.path.join(entry);
-            // best effort: the error that led here is what the user must see
-            let _ = if path.is_dir() {
-                fs::remove_dir_all(&path)
-            } else {
-                fs::remove_file(&path)
-            };
+        let Self {
+            path,
+            created,
+            lock,
+            swap,
+        } = self;
+        // best effort, all of it: the error that led here is what the user must see
+        for entry in entries {
+            let _ = remove_beneath(&path, entry);
         }
-        if self.created {
-            let _ = fs::remove_dir(&self.path);
+        let _ = remove_partial(&path, lock);
+        if let Some(swap) = swap {
+            let _ = swap.discard();
+        } else if created {
+            let _ = fs::remove_dir(&path);
         }
     }
 }
 
-/// Removes a file, or a folder with all that is in it; nothing there is fine.
-///
-/// # Errors
-/// `Io`.
-pub(crate) fn remove_all(path: &Path) -> Result<(), OutputError> {
-    let removed = if path.is_dir() {
-        fs::remove_dir_all(path)
-    } else {
-        fs::remove_file(path)
-    };
-    match removed {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            Err(FormatError::io("remove", path)(e).into())
+/// The path of an unfinished file, from the output folder.
+fn unfinished(relative: &str) -> String {
+    format!("{PARTIAL}/{FILES}/{relative}")
+}
+
+/// Removes `.partial`. The lock is closed before it is removed: FUSE and NFS keep a file that is
+/// still open under another name, and the folder could not go.
+fn remove_partial(path: &Path, lock: File) -> Result<(), OutputError> {
+    let partial = path.join(PARTIAL);
+    // all that takes long while nobody else can begin
+    for entry in fs::read_dir(&partial).map_err(FormatError::io("list", &partial))? {
+        let name = entry
+            .map_err(FormatError::io("list", &partial))?
+            .file_name();
+        if let Some(name) = name.to_str().filter(|name| *name != LOCK) {
+            remove_beneath(path, &in_partial(name))?;
         }
-        _ => Ok(()),
     }
+    drop(lock);
+    Ok(remove_beneath(path, PARTIAL)?)
 }

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use segpack_formats::FormatError;
 use segpack_formats::digest::{Sha256, Sha256Hasher};
-use segpack_formats::io::{InputFile, READ_BYTES};
+use segpack_formats::io::{EntryKind, InputFile, READ_BYTES, entry_kind};
 use segpack_formats::pack::WrittenPack;
 use segpack_manifests::PackError;
 use segpack_manifests::documents::{Finding, GENERATOR, Manifest, PackSummary};
@@ -17,9 +17,13 @@ use segpack_manifests::folder::{MANIFEST, OpenOptions, PACKS, PARTIAL, SOURCE, S
 use super::{Done, PackWriterError};
 use crate::output::{
     Before, JOURNAL, Journal, JournalRead, OutputError, OutputFolder, Record, check_space, inspect,
-    refuse_busy, remove_all,
+    recover, refuse_busy,
 };
 use crate::work::{Job, lock, run_tasks};
+
+/// What the user is told before a pack is removed so that another one has space.
+pub(crate) const IN_PLACE: &str =
+    "the old pack is removed before the new one is written: if this run fails, neither is there";
 
 /// How a pack folder is written.
 pub(crate) struct Target<'a> {
@@ -27,6 +31,8 @@ pub(crate) struct Target<'a> {
     pub resume: bool,
     /// Replace an existing pack.
     pub force: bool,
+    /// Remove the pack that is replaced before the new one is written.
+    pub in_place: bool,
     /// The threads, when to stop, and the progress.
     pub job: Job<'a>,
 }
@@ -43,10 +49,22 @@ impl Target<'_> {
         needed: u64,
     ) -> Result<OutputFolder, PackWriterError> {
         refuse_busy(out)?;
+        recover(out, self.resume)?;
         let folder = out.to_owned();
         match inspect(out)? {
             Before::Nothing => Ok(OutputFolder::open(out)?),
-            Before::Unfinished | Before::Occupied if self.force => replace(out, listed, needed),
+            Before::Unfinished | Before::Occupied if self.force => {
+                check_ours(out, listed)?;
+                // without a manifest there is nothing whole to lose
+                if self.in_place || !out.join(MANIFEST).exists() {
+                    return replace_in_place(out, needed);
+                }
+                let output = OutputFolder::replace(out, self.resume)?;
+                if self.resume {
+                    check_ours(output.path(), listed)?;
+                }
+                Ok(output)
+            }
             Before::Unfinished => {
                 check_ours(out, listed)?;
                 if self.resume {
@@ -148,7 +166,7 @@ impl Target<'_> {
         let Record::Pack { path, written, .. } = record else {
             return Ok(());
         };
-        if !self.is_intact(&output.path().join(path), written, buffer)? {
+        if !self.is_intact(output.path(), path, written, buffer)? {
             self.job.progress.note(&format!(
                 "{path} is not what the journal says; writing it again"
             ));
@@ -159,12 +177,13 @@ impl Target<'_> {
 
     fn is_intact(
         &self,
-        path: &Path,
+        out: &Path,
+        path: &str,
         written: &WrittenPack,
         buffer: &mut [u8],
     ) -> Result<bool, PackWriterError> {
         // one that cannot be opened is written again, and writing it says why it cannot
-        let Ok(input) = InputFile::open(path) else {
+        let Ok(input) = InputFile::open_beneath(out, path) else {
             return Ok(false);
         };
         if input.length() != written.length {
@@ -218,7 +237,7 @@ pub(crate) fn check_ours(out: &Path, listed: &BTreeSet<String>) -> Result<(), Pa
     }));
     match OpenOptions::new().check_sums(false).open(out) {
         Ok(pack) => listed.extend(pack.manifest().files().iter().map(|f| f.0.to_owned())),
-        Err(PackError::Format(e)) => return Err(e.into()),
+        Err(PackError::Format(e)) => return Err(OutputError::from(e).into()),
         Err(_) if begun => {}
         Err(source) => {
             let folder = folder();
@@ -237,14 +256,9 @@ pub(crate) fn check_ours(out: &Path, listed: &BTreeSet<String>) -> Result<(), Pa
     }
 }
 
-/// Removes a pack, but only where the folder holds nothing else and the new one will
-/// fit. The lock is held from before the removal on.
-fn replace(
-    out: &Path,
-    listed: &BTreeSet<String>,
-    needed: u64,
-) -> Result<OutputFolder, PackWriterError> {
-    check_ours(out, listed)?;
+/// Removes a pack and begins in its place, where the new one will fit. The lock is held from before
+/// the removal on.
+fn replace_in_place(out: &Path, needed: u64) -> Result<OutputFolder, PackWriterError> {
     let old = files_below(out, &[PACKS, SOURCE])?;
     let mut freed = 0;
     for file in &old {
@@ -257,9 +271,9 @@ fn replace(
     let output = OutputFolder::open(out)?;
     // the manifest first, so that what is left does not look complete
     for name in [MANIFEST, SUMS, PACKS, SOURCE] {
-        remove_all(&out.join(name))?;
+        output.remove(name)?;
     }
-    remove_all(&output.control(JOURNAL))?;
+    output.remove(&format!("{PARTIAL}/{JOURNAL}"))?;
     Ok(output)
 }
 
@@ -277,9 +291,19 @@ fn not_listed(folder: &Path, error: walkdir::Error) -> PackWriterError {
 
 fn files_below(root: &Path, folders: &[&str]) -> Result<Vec<String>, PackWriterError> {
     let mut files = Vec::new();
-    for folder in folders.iter().map(|f| root.join(f)).filter(|f| f.exists()) {
+    for folder in folders.iter().map(|f| root.join(f)) {
+        match entry_kind(&folder)? {
+            None => continue,
+            // the walk would follow it
+            Some(EntryKind::Link) => return Err(OutputError::Link { path: folder }.into()),
+            Some(_) => {}
+        }
         for entry in walkdir::WalkDir::new(&folder) {
             let entry = entry.map_err(|e| not_listed(&folder, e))?;
+            if entry.file_type().is_symlink() {
+                let path = entry.into_path();
+                return Err(OutputError::Link { path }.into());
+            }
             if !entry.file_type().is_dir() {
                 let below = entry.path().strip_prefix(root).unwrap_or(entry.path());
                 files.push(below.to_string_lossy().into_owned());

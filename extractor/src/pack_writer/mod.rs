@@ -8,4 +8,4 @@ mod folder;
 pub(crate) use done::{Done, Recorder, memory_of};
 pub(crate) use entries::add_pack;
 pub use error::PackWriterError;
-pub(crate) use folder::{Leave, Target, check_ours, close, summarise, write_documents};
+pub(crate) use folder::{IN_PLACE, Leave, Target, check_ours, close, summarise, write_documents};

@@ -179,7 +179,9 @@ impl StepError {
 
 fn exit_of_format(error: &FormatError) -> Exit {
     match error {
-        FormatError::Io { .. } | FormatError::WorkerDied { .. } => Exit::Failed,
+        FormatError::Io { .. } | FormatError::WorkerDied { .. } | FormatError::Thread(_) => {
+            Exit::Failed
+        }
         FormatError::Interrupted => Exit::Interrupted,
         _ => Exit::Damaged,
     }

@@ -18,7 +18,7 @@ use segpack_manifests::Pack;
 use segpack_manifests::derive::newest_writer;
 use segpack_manifests::documents::{
     Finding, FindingKind, GENERATOR, Manifest, PackOptions, PackSummary, Plan, PlannedPack,
-    PlannedSegment, PlannedTensor, SegmentEntry, SourceFile, TensorEntry, VerifyMode,
+    PlannedSegment, PlannedTensor, SegmentEntry, SourceFile, TensorEntry, VerifyMode, VerifyReport,
 };
 use segpack_manifests::folder::MANIFEST;
 
@@ -26,8 +26,8 @@ use super::StepError;
 use super::derivation::refuse_underived;
 use super::verify::{VerifySettings, verify};
 use crate::output::{
-    Before, Flushing, Journal, OutputFolder, Publisher, Record, inspect, refuse_holding,
-    refuse_inside,
+    Before, Flushing, Journal, OutputFolder, Publisher, Record, discard, inspect,
+    is_being_replaced, recover, refuse_holding, refuse_inside,
 };
 use crate::pack_writer::{
     self, Done, PackWriterError, Recorder, Target, add_pack, memory_of, summarise,
@@ -45,6 +45,9 @@ pub(crate) struct RepackSettings {
     pub resume: bool,
     /// Replace an existing pack.
     pub force: bool,
+    /// Remove the pack that is replaced before the new one is written: for a disk that has no space
+    /// for both. The source is read and its digests are compared before.
+    pub in_place: bool,
 }
 
 impl RepackSettings {
@@ -135,6 +138,7 @@ pub(crate) fn repack(
     let target = Target {
         resume: settings.resume,
         force: settings.force,
+        in_place: settings.in_place,
         job: Job {
             threads: settings.jobs,
             stop,
@@ -150,6 +154,10 @@ pub(crate) fn repack(
     refuse_underived(pack, "nothing was written")?;
     if let Some(summary) = work.finished_before(out)? {
         return Ok(summary);
+    }
+    if settings.in_place && out.join(MANIFEST).exists() {
+        progress.note(pack_writer::IN_PLACE);
+        work.check_source()?;
     }
     let output = target.open(out, &work.files(), work.needed_space(&Done::default()))?;
     let done = work.run(&output);
@@ -207,9 +215,30 @@ impl Work<'_> {
         packs + files + 2 * document
     }
 
+    /// Verifies all that will be repacked: what it replaces will be gone when it is.
+    fn check_source(&self) -> Result<(), StepError> {
+        let report = self.verify(self.pack.folder())?;
+        self.refuse_damaged(if report.ok {
+            Vec::new()
+        } else {
+            report.findings
+        })
+    }
+
+    fn verify(&self, folder: &Path) -> Result<VerifyReport, StepError> {
+        let settings = VerifySettings::new(VerifyMode::Full, self.settings.jobs);
+        let job = self.target.job;
+        verify(folder, &settings, job.stop, job.progress)
+    }
+
     /// With `resume`, a pack that is complete already. It has to be intact and of the same tensors.
     fn finished_before(&self, out: &Path) -> Result<Option<PackSummary>, StepError> {
-        if !self.settings.resume || !out.join(MANIFEST).exists() {
+        if self.settings.resume {
+            recover(out, true)?;
+        }
+        // what goes on is a replacement of the pack that is there
+        let replaces = self.settings.force && is_being_replaced(out);
+        if !self.settings.resume || replaces || !out.join(MANIFEST).exists() {
             return Ok(None);
         }
         if inspect(out)? == Before::Unfinished {
@@ -233,13 +262,7 @@ impl Work<'_> {
             }
             .into());
         }
-        let settings = VerifySettings::new(VerifyMode::Full, self.settings.jobs);
-        let report = verify(
-            out,
-            &settings,
-            self.target.job.stop,
-            self.target.job.progress,
-        )?;
+        let report = self.verify(out)?;
         if let Some(first) = report.findings.first().filter(|_| !report.ok) {
             return Err(PackWriterError::Damaged {
                 folder: folder(),
@@ -248,6 +271,7 @@ impl Work<'_> {
             }
             .into());
         }
+        discard(out)?;
         Ok(Some(summarise(
             seen,
             found.manifest_sha256(),
@@ -332,7 +356,7 @@ impl Work<'_> {
         unpacker: &mut Unpacker,
         publisher: &Publisher<'_>,
     ) -> Result<(Arc<File>, Record), StepError> {
-        let input = InputFile::open(&self.pack.path(&planned.path))?;
+        let input = self.pack.open_file(&planned.path)?;
         let mut source = PackSource {
             input: &input,
             pack: self.pack,
@@ -412,7 +436,7 @@ impl Work<'_> {
         buffer: &mut [u8],
         publisher: &Publisher<'_>,
     ) -> Result<(), StepError> {
-        let input = InputFile::open(&self.pack.path(&listed.stored_as))?;
+        let input = self.pack.open_file(&listed.stored_as)?;
         let (file, path) = output.create(&listed.stored_as)?;
         let (mut sha256, mut at) = (Sha256Hasher::default(), 0);
         input.for_each_piece(0..input.length(), buffer, self.target.job.stop, |piece| {

@@ -208,7 +208,8 @@ fn why_not(manifest: &Manifest, file: &SourceFile) -> String {
 
 /// Whether a file is there that may be whole.
 fn has_length(path: &Path, length: u64) -> bool {
-    std::fs::metadata(path).is_ok_and(|m| m.len() == length)
+    path.symlink_metadata()
+        .is_ok_and(|m| m.is_file() && m.len() == length)
 }
 
 fn open_output(out: &Path, settings: &UnpackSettings) -> Result<OutputFolder, StepError> {
@@ -344,7 +345,7 @@ impl Restore<'_> {
         let Some(wanted) = file.sha256 else {
             return Ok(false);
         };
-        let Ok(input) = InputFile::open(&self.output.path().join(&file.path)) else {
+        let Ok(input) = InputFile::open_beneath(self.output.path(), &file.path) else {
             return Ok(false);
         };
         if input.length() != file.length {

@@ -8,6 +8,9 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::handle::Place;
+#[cfg(target_os = "linux")]
+use super::handle::{Access, Handle};
 use super::{InputFile, to_usize};
 use crate::{FormatError, Result};
 
@@ -32,11 +35,8 @@ pub enum ReadPath {
 #[derive(Debug)]
 pub struct DirectFile {
     file: InputFile,
-    #[cfg_attr(
-        not(target_os = "linux"),
-        expect(dead_code, reason = "direct reads are tried on Linux only")
-    )]
-    direct: Option<std::fs::File>,
+    #[cfg(target_os = "linux")]
+    direct: Option<Handle>,
     refused: AtomicBool,
 }
 
@@ -55,12 +55,35 @@ impl DirectFile {
     /// # Errors
     /// As [`InputFile::open`].
     pub fn open(path: &Path) -> Result<Self> {
-        let file = InputFile::open(path)?;
-        let direct = open_direct(path);
+        Self::open_place(Place::Path(path.to_owned()))
+    }
+
+    /// [`open`](Self::open) below a folder, following no link on the way from it.
+    ///
+    /// # Errors
+    /// As [`InputFile::open_beneath`].
+    pub fn open_beneath(root: &Path, relative: &str) -> Result<Self> {
+        Self::open_place(Place::Beneath(root.to_owned(), relative.to_owned()))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn open_place(place: Place) -> Result<Self> {
+        let file = InputFile::open_place(place.clone())?;
+        let direct = Handle::open(place, Access::Direct).ok();
+        // between the two, another file may have got the name
+        let direct = direct.and_then(|(handle, now)| file.compare(&now).is_ok().then_some(handle));
         Ok(Self {
             file,
             refused: AtomicBool::new(direct.is_none()),
             direct,
+        })
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn open_place(place: Place) -> Result<Self> {
+        Ok(Self {
+            file: InputFile::open_place(place)?,
+            refused: AtomicBool::new(true),
         })
     }
 
@@ -115,6 +138,7 @@ impl DirectFile {
         else {
             return Ok(false);
         };
+        let direct = direct.file(|now| self.file.compare(now))?;
         let mut done = 0;
         loop {
             if done >= wanted {
@@ -130,6 +154,10 @@ impl DirectFile {
                 Err(e) if e.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {
                     self.refused.store(true, Ordering::Relaxed);
                     return Ok(false);
+                }
+                Err(e) if crate::error::is_medium(&e) => {
+                    self.file.note_retry(range.clone(), &e);
+                    return Ok(false); // the other way tries again
                 }
                 Err(e) => return Err(FormatError::io("read", self.file.path())(e)),
             }
@@ -155,29 +183,16 @@ impl DirectFile {
         use rustix::io::{ReadWriteFlags, preadv2};
         let mut byte = [0];
         let buffers = &mut [std::io::IoSliceMut::new(&mut byte)];
-        preadv2(self.file.file(), buffers, at, ReadWriteFlags::NOWAIT).is_ok_and(|n| n == 1)
+        let file = self.file.file();
+        file.is_ok_and(|file| {
+            preadv2(&file, buffers, at, ReadWriteFlags::NOWAIT).is_ok_and(|n| n == 1)
+        })
     }
 
     #[cfg(not(target_os = "linux"))]
     fn is_cached(&self, _: &Range<u64>) -> bool {
         false
     }
-}
-
-#[cfg(target_os = "linux")]
-fn open_direct(path: &Path) -> Option<std::fs::File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let flags = rustix::fs::OFlags::DIRECT | rustix::fs::OFlags::NONBLOCK;
-    std::fs::File::options()
-        .read(true)
-        .custom_flags(i32::try_from(flags.bits()).ok()?)
-        .open(path)
-        .ok()
-}
-
-#[cfg(not(target_os = "linux"))]
-fn open_direct(_: &Path) -> Option<std::fs::File> {
-    None
 }
 
 #[cfg(test)]
@@ -211,8 +226,13 @@ mod tests {
             for drop_cache in [false, true] {
                 if drop_cache {
                     let range = std::num::NonZeroU64::new(50_000);
-                    rustix::fs::fadvise(file.file.file(), 0, range, rustix::fs::Advice::DontNeed)
-                        .unwrap();
+                    rustix::fs::fadvise(
+                        file.file.file().unwrap(),
+                        0,
+                        range,
+                        rustix::fs::Advice::DontNeed,
+                    )
+                    .unwrap();
                 }
                 for skip in [0, 1] {
                     let mut buffer = vec![0; 70_000];

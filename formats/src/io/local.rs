@@ -4,16 +4,25 @@ use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{CancelToken, ReadAt, Stamp};
+use super::handle::{Access, Handle, Place};
+use super::{CancelToken, ReadAt, Retried, Stamp};
+use crate::error::is_medium;
 use crate::{FormatError, Result};
 
+/// How often a read that the drive failed is tried again.
+const RETRIES: usize = 2;
+
 /// A regular file, opened for positioned reads, with the length it had when it was opened.
+///
+/// Where the process has few descriptors, it may be closed between reads.
 #[derive(Debug)]
 pub struct InputFile {
-    file: File,
+    handle: Handle,
     path: PathBuf,
     stamp: Stamp,
+    retried: Mutex<Vec<Retried>>,
 }
 
 fn stamp_of(metadata: &Metadata) -> Stamp {
@@ -44,17 +53,29 @@ impl InputFile {
     /// # Errors
     /// `Io` where it cannot be opened, `Malformed` where it is a folder, pipe or device.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = open_for_reading(path).map_err(FormatError::io("open", path))?;
-        let metadata = file
-            .metadata()
-            .map_err(FormatError::io("read the length of", path))?;
+        Self::open_place(Place::Path(path.to_owned()))
+    }
+
+    /// Opens a regular file below a folder, with `/` between the parts of its relative path. No
+    /// link is followed on the way from the folder to it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); `Link` where a part of the path is one.
+    pub fn open_beneath(root: &Path, relative: &str) -> Result<Self> {
+        Self::open_place(Place::Beneath(root.to_owned(), relative.to_owned()))
+    }
+
+    pub(super) fn open_place(place: Place) -> Result<Self> {
+        let path = place.path();
+        let (handle, metadata) = Handle::open(place, Access::Buffered)?;
         if !metadata.is_file() {
-            return Err(FormatError::malformed(path, "is not a regular file"));
+            return Err(FormatError::malformed(&path, "is not a regular file"));
         }
         Ok(Self {
-            file,
-            path: path.to_owned(),
+            handle,
+            path,
             stamp: stamp_of(&metadata),
+            retried: Mutex::default(),
         })
     }
 
@@ -69,22 +90,77 @@ impl InputFile {
     }
 
     /// The open file, for calls of the operating system.
-    pub(super) fn file(&self) -> &File {
-        &self.file
+    ///
+    /// # Errors
+    /// `Changed` where it had to be opened again and is another one now; `Io`.
+    pub(super) fn file(&self) -> Result<Arc<File>> {
+        self.handle.file(|metadata| self.compare(metadata))
     }
 
-    /// Fills `to` with the bytes from `offset` on.
+    /// Whether a file is still the one that was opened.
+    pub(super) fn compare(&self, now: &Metadata) -> Result<()> {
+        if stamp_of(now) == self.stamp {
+            return Ok(());
+        }
+        Err(FormatError::changed(
+            &self.path,
+            format!(
+                "changed while it was being read ({} bytes before, {} now); start again once nothing writes to it",
+                self.stamp.length,
+                now.len()
+            ),
+        ))
+    }
+
+    /// Fills `to` with the bytes from `offset` on. A read that the drive fails is tried again, and
+    /// [`retried`](Self::retried) says so.
     ///
     /// # Errors
     /// `Changed` where the file ends before that, `Io` where the read fails.
     pub fn read_at(&self, to: &mut [u8], offset: u64) -> Result<()> {
-        read_exact_at(&self.file, to, offset).map_err(|e| match e.kind() {
-            io::ErrorKind::UnexpectedEof => {
-                let end = offset.saturating_add(to.len() as u64);
-                FormatError::ends_early(&self.path, end, self.stamp.length)
+        let file = self.file()?;
+        let mut failed = None;
+        loop {
+            match read_exact_at(&file, to, offset) {
+                Ok(()) => {
+                    if let Some((_, error)) = failed {
+                        self.note_retry(offset..offset + to.len() as u64, &error);
+                    }
+                    return Ok(());
+                }
+                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                    let end = offset.saturating_add(to.len() as u64);
+                    return Err(FormatError::ends_early(&self.path, end, self.stamp.length));
+                }
+                Err(e) => {
+                    let tries = failed.map_or(0, |(tries, _)| tries);
+                    if tries == RETRIES || !is_medium(&e) {
+                        return Err(FormatError::io("read", &self.path)(e));
+                    }
+                    failed = Some((tries + 1, e));
+                }
             }
-            _ => FormatError::io("read", &self.path)(e),
-        })
+        }
+    }
+
+    /// The reads that failed and then did not.
+    pub fn retried(&self) -> Vec<Retried> {
+        let retried = self.retried.lock();
+        retried.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A read failed, but the bytes came another way.
+    pub(super) fn note_retry(&self, range: Range<u64>, error: &io::Error) {
+        /// A drive that fails all over need not fill the memory, too.
+        const MOST: usize = 1000;
+        let retried = self.retried.lock();
+        let mut retried = retried.unwrap_or_else(PoisonError::into_inner);
+        if retried.len() < MOST {
+            retried.push(Retried {
+                range,
+                error: error.to_string(),
+            });
+        }
     }
 
     /// The bytes of a range, in one new buffer. For headers and other small things.
@@ -114,7 +190,9 @@ impl InputFile {
     /// from the drive. Only a hint; what is not written yet stays.
     pub fn forget(&self) {
         #[cfg(any(target_os = "linux", target_os = "android"))]
-        let _ = rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed);
+        if let Ok(file) = self.file() {
+            let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+        }
     }
 }
 
@@ -135,40 +213,23 @@ impl ReadAt for InputFile {
         Self::read_at(self, to, offset)
     }
 
+    fn retried(&self) -> Vec<Retried> {
+        Self::retried(self)
+    }
+
     fn check_unchanged(&self) -> Result<()> {
-        let metadata = self
-            .file
+        let now = self
+            .file()?
             .metadata()
             .map_err(FormatError::io("read the length of", &self.path))?;
-        if stamp_of(&metadata) == self.stamp {
-            return Ok(());
-        }
-        Err(FormatError::changed(
-            &self.path,
-            format!(
-                "changed while it was being read ({} bytes before, {} now); start again once nothing writes to it",
-                self.stamp.length,
-                metadata.len()
-            ),
-        ))
+        self.compare(&now)
     }
 
     fn will_need(&self, range: Range<u64>) {
-        advise_will_need(&self.file, range);
+        if let Ok(file) = self.file() {
+            advise_will_need(&file, range);
+        }
     }
-}
-
-/// Opens without ever blocking on a pipe that has no writer.
-#[cfg(unix)]
-fn open_for_reading(path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let flags = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
-    File::options().read(true).custom_flags(flags).open(path)
-}
-
-#[cfg(not(unix))]
-fn open_for_reading(path: &Path) -> io::Result<File> {
-    File::open(path)
 }
 
 #[cfg(unix)]

@@ -33,6 +33,12 @@ pub trait ReadAt: fmt::Debug + Send + Sync {
     /// `Changed` where the stamp is another one now.
     fn check_unchanged(&self) -> Result<()>;
 
+    /// The reads that failed and, tried again, did not: what they are of is whole, but the drive may
+    /// be failing.
+    fn retried(&self) -> Vec<Retried> {
+        Vec::new()
+    }
+
     /// Length in bytes when it was opened.
     fn length(&self) -> u64 {
         self.stamp().length
@@ -97,4 +103,13 @@ pub struct Stamp {
     pub changed: Option<i128>,
     /// What a server calls this version of the bytes, such as an entity tag.
     pub tag: Option<String>,
+}
+
+/// A read that failed and, tried again, did not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retried {
+    /// The bytes that were read.
+    pub range: Range<u64>,
+    /// Why the read failed, in the system's words.
+    pub error: String,
 }

@@ -68,7 +68,7 @@ impl OpenOptions {
         if !self.sums || std::fs::symlink_metadata(&sums).is_err() {
             return Ok(());
         }
-        compare(folder, seen, listed(&sums)?, Voucher::Sums)
+        compare(folder, seen, listed(folder, &sums)?, Voucher::Sums)
     }
 }
 
@@ -103,8 +103,8 @@ fn compare(folder: &Path, seen: Sha256, wanted: Sha256, by: Voucher) -> Result<(
 }
 
 /// The digest that a SHA256SUMS lists for the manifest.
-fn listed(sums: &Path) -> Result<Sha256, PackError> {
-    let input = InputFile::open(sums)?;
+fn listed(folder: &Path, sums: &Path) -> Result<Sha256, PackError> {
+    let input = InputFile::open_beneath(folder, SUMS)?;
     if input.length() > MAX_MANIFEST_BYTES {
         let what = format!(
             "has {} bytes, over the limit of {MAX_MANIFEST_BYTES}",

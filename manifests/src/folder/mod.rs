@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use segpack_formats::FormatError;
 use segpack_formats::digest::Sha256;
-use segpack_formats::io::InputFile;
+use segpack_formats::io::{DirectFile, InputFile};
 
 pub use identity::{OpenOptions, Voucher, digest_in_list};
 pub use model::{ModelError, PackModel, TextDecoder};
@@ -166,9 +166,25 @@ impl Pack {
         slices
     }
 
-    /// The path of a file that the manifest names.
+    /// The path of a file that the manifest names, for messages.
     pub fn path(&self, relative: &str) -> PathBuf {
         self.folder.join(relative)
+    }
+
+    /// Opens a file that the manifest names. No link in the folder is followed.
+    ///
+    /// # Errors
+    /// As [`InputFile::open_beneath`].
+    pub fn open_file(&self, relative: &str) -> Result<InputFile, FormatError> {
+        InputFile::open_beneath(&self.folder, relative)
+    }
+
+    /// [`open_file`](Self::open_file), to be read past the page cache.
+    ///
+    /// # Errors
+    /// As [`DirectFile::open_beneath`].
+    pub fn open_direct(&self, relative: &str) -> Result<DirectFile, FormatError> {
+        DirectFile::open_beneath(&self.folder, relative)
     }
 }
 
@@ -177,13 +193,16 @@ fn read_manifest(folder: &Path, options: OpenOptions) -> Result<(Manifest, Sha25
     if let Err(e) = fs::metadata(folder) {
         return Err(FormatError::io("open", folder)(e).into());
     }
-    if !path.exists() {
+    if path
+        .symlink_metadata()
+        .is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+    {
         return Err(PackError::NotAPack {
             folder: folder.to_owned(),
             why: what_it_is(folder),
         });
     }
-    let input = InputFile::open(&path)?;
+    let input = InputFile::open_beneath(folder, MANIFEST)?;
     if input.length() > MAX_MANIFEST_BYTES {
         let what = format!(
             "has {} bytes, over the limit of {MAX_MANIFEST_BYTES}",

@@ -2,11 +2,10 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use segpack_formats::digest::Sha256;
-use segpack_formats::io::{CancelToken, DirectFile, InputFile};
+use segpack_formats::io::{CancelToken, DirectFile, InputFile, Retried};
 use segpack_formats::pack::{SegmentReader, Unpacker};
 use segpack_formats::{FormatError, Result};
 
@@ -59,7 +58,7 @@ impl<'a> PackReader<'a> {
     /// # Errors
     /// `Io`, or `Malformed` where it is not a regular file.
     pub fn open(&self, path: &str) -> Result<Arc<InputFile>> {
-        self.keep(&self.files, path, InputFile::open)
+        self.keep(&self.files, path, |path| self.pack.open_file(path))
     }
 
     /// A file of the pack folder, to be read past the page cache.
@@ -67,20 +66,34 @@ impl<'a> PackReader<'a> {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_direct(&self, path: &str) -> Result<Arc<DirectFile>> {
-        self.keep(&self.direct, path, DirectFile::open)
+        self.keep(&self.direct, path, |path| self.pack.open_direct(path))
+    }
+
+    /// The reads that failed and, tried again, did not, with the paths of their files.
+    pub fn retried(&self) -> Vec<(String, Retried)> {
+        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let direct = self.direct.lock().unwrap_or_else(PoisonError::into_inner);
+        let opened = files.iter().map(|(path, file)| (path, &**file));
+        let direct = direct.iter().map(|(path, file)| (path, file.file()));
+        let mut retried: Vec<(String, Retried)> = opened
+            .chain(direct)
+            .flat_map(|(path, file)| file.retried().into_iter().map(|r| (path.clone(), r)))
+            .collect();
+        retried.sort_by(|a, b| (&a.0, a.1.range.start).cmp(&(&b.0, b.1.range.start)));
+        retried
     }
 
     fn keep<F>(
         &self,
         files: &Mutex<HashMap<String, Arc<F>>>,
         path: &str,
-        open: impl FnOnce(&Path) -> Result<F>,
+        open: impl FnOnce(&str) -> Result<F>,
     ) -> Result<Arc<F>> {
         let mut files = files.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(file) = files.get(path) {
             return Ok(Arc::clone(file));
         }
-        let file = Arc::new(open(&self.pack.path(path))?);
+        let file = Arc::new(open(path)?);
         files.insert(path.to_owned(), Arc::clone(&file));
         Ok(file)
     }

@@ -1,7 +1,6 @@
 //! The checkpoint's other files, as a pack keeps them.
 
 use segpack_formats::digest::Sha256;
-use segpack_formats::io::InputFile;
 use segpack_formats::{FormatError, Result};
 
 use super::Pack;
@@ -46,7 +45,7 @@ pub fn source_file(pack: &Pack, name: &str) -> Result<Option<Vec<u8>>> {
 /// As [`source_file`].
 pub fn stored_file(pack: &Pack, listed: &SourceFile) -> Result<Vec<u8>> {
     let path = pack.path(&listed.stored_as);
-    let input = InputFile::open(&path)?;
+    let input = pack.open_file(&listed.stored_as)?;
     let (length, limit) = (input.length(), max_source_bytes(&listed.path));
     if length > limit {
         return Err(FormatError::TooLarge {

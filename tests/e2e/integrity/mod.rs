@@ -5,4 +5,5 @@ mod damage;
 mod fuzz_smoke;
 mod identity;
 mod lies;
+mod links;
 mod values;

@@ -4,5 +4,6 @@ mod codecs;
 #[cfg(target_os = "linux")]
 mod manifest_memory;
 mod pipeline;
+mod replace;
 mod resume;
 mod roundtrip;

@@ -110,7 +110,7 @@ pub(super) fn drive_rate(
         if total >= most {
             break;
         }
-        let file = DirectFile::open(&pack.path(&pack_file.path))?;
+        let file = pack.open_direct(&pack_file.path)?;
         file.file().forget();
         total += pack_file.length;
         files.push((file, pack_file.length));

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use segpack_formats::io::{CancelToken, InputFile};
+use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{BenchOnDemand, BenchPrefill, BenchRate, BenchResident};
 use segpack_runtime_min::limits::{fma_peak, read_bandwidth};
@@ -230,7 +230,7 @@ impl ModelBench<'_> {
 
     fn forget(&self) -> Result<(), StepError> {
         for pack in &self.pack.manifest().packs {
-            InputFile::open(&self.pack.path(&pack.path))?.forget();
+            self.pack.open_file(&pack.path)?.forget();
         }
         Ok(())
     }

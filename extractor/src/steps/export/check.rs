@@ -290,6 +290,7 @@ mod tests {
             jobs: 1,
             resume: false,
             force: false,
+            in_place: false,
             source_digests: false,
             sums: false,
             provenance: false,

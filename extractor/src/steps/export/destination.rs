@@ -1,13 +1,12 @@
 //! Where an export goes: a folder or one file, which gets its name when everything is written and
 //! checked.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use segpack_formats::FormatError;
-use segpack_formats::io::sync_folder;
+use segpack_formats::io::{EntryKind, entry_kind};
 use segpack_manifests::folder::PARTIAL;
 
 use crate::output::{Before, OutputError, OutputFolder, inspect, refuse_busy};
@@ -69,7 +68,12 @@ impl Destination {
         let mut hidden = std::ffi::OsString::from(".");
         hidden.push(name);
         hidden.push(".partial");
-        let mut destination = Self::folder(&parent.join(hidden))?;
+        let hidden = parent.join(hidden);
+        // nobody named it, so nobody meant a link
+        if entry_kind(&hidden)? == Some(EntryKind::Link) {
+            return Err(OutputError::Link { path: hidden });
+        }
+        let mut destination = Self::folder(&hidden)?;
         destination.into = parent.to_owned();
         destination.staging = true;
         Ok(destination)
@@ -112,22 +116,9 @@ impl Destination {
         self,
         files: impl Iterator<Item = &'p str>,
     ) -> Result<(), OutputError> {
-        let mut folders = BTreeSet::from([self.into.clone()]);
         for relative in files {
-            let (from, to) = (self.folder.partial(relative), self.into.join(relative));
-            if let Some(parent) = to.parent()
-                && folders.insert(parent.to_owned())
-            {
-                fs::create_dir_all(parent).map_err(FormatError::io("create", parent))?;
-                let above = parent
-                    .ancestors()
-                    .skip(1)
-                    .take_while(|a| a.starts_with(&self.into));
-                folders.extend(above.map(Path::to_owned));
-            }
-            fs::rename(&from, &to).map_err(FormatError::io("rename", &from))?;
+            self.folder.publish_into(&self.into, relative)?;
         }
-        folders.iter().try_for_each(|folder| sync_folder(folder))?;
         let staging = self.staging.then(|| self.folder.path().to_owned());
         self.folder.finish()?;
         match staging {

@@ -6,10 +6,11 @@ mod write;
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use segpack_formats::codec::Coding;
 use segpack_formats::digest::Sha256;
-use segpack_formats::io::CancelToken;
+use segpack_formats::io::{CancelToken, READ_BYTES};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
     Finding, GENERATOR, Inventory, KnownSource, PackOptions, PackSummary, Plan, VerifyMode,
@@ -23,10 +24,13 @@ use proof::Proof;
 use super::StepError;
 use super::scan::{ScanOptions, scan};
 use super::verify::VerifySettings;
-use crate::output::{Before, OutputFolder, inspect, refuse_holding, refuse_inside};
+use crate::output::{
+    Before, OutputFolder, discard, inspect, is_being_replaced, recover, refuse_holding,
+    refuse_inside,
+};
 use crate::pack_writer::{self, Done, PackWriterError, Target, summarise};
 use crate::source::Checkpoint;
-use crate::work::{Job, Progress};
+use crate::work::{Job, Progress, run_tasks};
 
 /// How to pack.
 #[derive(Debug, Clone)]
@@ -41,6 +45,9 @@ pub struct PackSettings {
     pub resume: bool,
     /// Replace an existing pack.
     pub force: bool,
+    /// Remove the pack that is replaced before the new one is written: for a disk that has no space
+    /// for both. The source is read and its digests are compared before.
+    pub in_place: bool,
     /// Digest source shards, and compare with the hub's own digests.
     pub source_digests: bool,
     /// Write SHA256SUMS.
@@ -130,8 +137,13 @@ pub fn pack(
     let target = Target {
         resume: settings.resume,
         force: settings.force,
+        in_place: settings.in_place,
         job,
     };
+    if settings.in_place && out.join(MANIFEST).exists() {
+        progress.note(pack_writer::IN_PLACE);
+        check_source(&planned, job)?;
+    }
     let output = target.open(out, &listed, needed_space(&planned, &|_| false))?;
     let work = Work {
         planned: &planned,
@@ -145,6 +157,35 @@ pub fn pack(
     pack_writer::close(output, done, StepError::leave)
 }
 
+/// Reads all that will be packed and compares it with what the hub publishes: what it replaces will
+/// be gone when it is packed.
+fn check_source(planned: &Planned, job: Job<'_>) -> Result<(), StepError> {
+    let checkpoint = &planned.checkpoint;
+    let shards = checkpoint.shards.iter();
+    let mut inputs: Vec<_> = shards
+        .map(|s| (s.path.as_str(), s.hub_sha256, Arc::clone(&s.shard.input)))
+        .collect();
+    for file in &checkpoint.files {
+        let input = checkpoint.open_file_at(&file.path)?;
+        inputs.push((&file.path, file.hub_sha256, input));
+    }
+    let bytes = inputs.iter().map(|(.., input)| input.length()).sum();
+    job.progress.start("checking the source", bytes);
+    let buffer = || Ok(vec![0; READ_BYTES]);
+    let checked = run_tasks(
+        job.threads,
+        &inputs,
+        buffer,
+        |buffer, (path, hub, input)| {
+            let seen = write::digest(&**input, buffer, job)?;
+            input.check_unchanged()?;
+            write::compare_with_hub(path, *hub, seen)
+        },
+    );
+    job.progress.finish();
+    checked
+}
+
 /// With `--resume`, a pack that is complete already. It has to be intact, of this checkpoint and
 /// with these options.
 fn finished_before(
@@ -155,7 +196,12 @@ fn finished_before(
     stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<Option<PackSummary>, StepError> {
-    if !settings.resume || !out.join(MANIFEST).exists() {
+    if settings.resume {
+        recover(out, true)?;
+    }
+    // what goes on is a replacement of the pack that is there
+    let replaces = settings.force && is_being_replaced(out);
+    if !settings.resume || replaces || !out.join(MANIFEST).exists() {
         return Ok(None);
     }
     if inspect(out)? == Before::Unfinished {
@@ -200,6 +246,7 @@ fn finished_before(
         }
         .into());
     }
+    discard(out)?;
     Ok(Some(summarise(
         manifest,
         pack.manifest_sha256(),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use segpack_formats::FormatError;
 use segpack_formats::codec::Coding;
 use segpack_formats::digest::{Sha256, Sha256Hasher};
-use segpack_formats::io::{READ_BYTES, write_all_at};
+use segpack_formats::io::{READ_BYTES, ReadAt, write_all_at};
 use segpack_formats::pack::{WrittenPack, write_pack, write_raw_pack};
 use segpack_manifests::documents::{
     Counts, Finding, FindingKind, GENERATOR, Manifest, ModelFacts, PlannedPack, SideFile,
@@ -24,7 +24,7 @@ use crate::output::{Flushing, Journal, Publisher, Record, ShardDigests, write_be
 use crate::pack_writer::{Done, PackWriterError, Recorder, add_pack, memory_of};
 use crate::source::CheckpointShard;
 use crate::steps::StepError;
-use crate::work::{jobs_within_memory, run_tasks};
+use crate::work::{Job, jobs_within_memory, run_tasks};
 
 /// One entry of the queue.
 enum Task<'a> {
@@ -367,7 +367,27 @@ fn task_bytes(task: &Task<'_>) -> u64 {
     }
 }
 
-fn compare_with_hub(path: &str, published: Option<Sha256>, seen: Sha256) -> Result<(), StepError> {
+/// The SHA-256 of a whole file.
+pub(super) fn digest(
+    input: &dyn ReadAt,
+    buffer: &mut [u8],
+    job: Job<'_>,
+) -> Result<Sha256, StepError> {
+    let mut sha256 = Sha256Hasher::default();
+    input.for_each_piece(0..input.length(), buffer, job.stop, |piece| {
+        sha256.update(piece);
+        job.progress.advance(piece.len() as u64);
+        Ok::<_, StepError>(())
+    })?;
+    Ok(sha256.finish())
+}
+
+/// Refuses a file that is not what the hub publishes.
+pub(super) fn compare_with_hub(
+    path: &str,
+    published: Option<Sha256>,
+    seen: Sha256,
+) -> Result<(), StepError> {
     match published.filter(|p| *p != seen) {
         None => Ok(()),
         Some(published) => {

@@ -2,11 +2,9 @@
 //! list.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::Path;
 
 use segpack_formats::codec::Codec;
-use segpack_formats::io::InputFile;
 use segpack_formats::pack::{SegmentSpec, coded_header, data_start, raw_header};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{Finding, FindingKind, PackEntry, SegmentEntry};
@@ -29,10 +27,11 @@ pub(super) fn check(pack: &Pack, findings: &Findings) -> Result<BTreeSet<String>
     if manifest.options.sums {
         listed.insert(SUMS, None);
     }
-    let there = list(pack.folder(), &listed, findings);
+    let Listing { there, links } = list(pack.folder(), &listed, findings);
     let mut sound = BTreeSet::new();
     for (path, wanted) in &listed {
         match there.get(*path) {
+            None if links.contains(*path) => {} // is reported as a link
             None => findings.add(
                 Finding::new(FindingKind::MissingFile)
                     .file(*path)
@@ -58,13 +57,18 @@ pub(super) fn check(pack: &Pack, findings: &Findings) -> Result<BTreeSet<String>
     Ok(sound)
 }
 
-/// Regular files with their lengths; anything else that is not listed is a finding.
-fn list(
-    root: &Path,
-    listed: &BTreeMap<&str, Option<u64>>,
-    findings: &Findings,
-) -> BTreeMap<String, u64> {
-    let mut there = BTreeMap::new();
+/// What lies in a pack folder under listed paths.
+#[derive(Default)]
+struct Listing {
+    /// Regular files with their lengths.
+    there: BTreeMap<String, u64>,
+    /// Links.
+    links: BTreeSet<String>,
+}
+
+/// What lies under listed paths; anything that is not listed, and any link, is a finding.
+fn list(root: &Path, listed: &BTreeMap<&str, Option<u64>>, findings: &Findings) -> Listing {
+    let mut listing = Listing::default();
     let folders: BTreeSet<&str> = listed.keys().flat_map(|path| parents(path)).collect();
     let mut walk = WalkDir::new(root)
         .min_depth(1)
@@ -105,26 +109,17 @@ fn list(
             walk.skip_current_dir();
         } else if kind.is_symlink() {
             findings.add(unlisted("is a link; a pack holds none"));
-            if listed.contains_key(path.as_str()) {
-                walk_past_link(&path, root, &mut there);
-            }
+            listing.links.insert(path);
         } else if !kind.is_file() {
             findings.add(unlisted("is neither a file nor a folder"));
         } else if listed.contains_key(path.as_str()) {
             let length = entry.metadata().map_or(u64::MAX, |m| m.len());
-            there.insert(path, length);
+            listing.there.insert(path, length);
         } else {
             findings.add(unlisted("a file that the manifest does not list"));
         }
     }
-    there
-}
-
-/// A listed file behind a link is reported as a link, not as missing too.
-fn walk_past_link(path: &str, root: &Path, there: &mut BTreeMap<String, u64>) {
-    if let Ok(metadata) = fs::metadata(root.join(path)) {
-        there.insert(path.to_owned(), metadata.len());
-    }
+    listing
 }
 
 /// The folders above a path: `a` and `a/b` for `a/b/c`.
@@ -138,8 +133,15 @@ fn check_sums(pack: &Pack, sound: &BTreeSet<String>, findings: &Findings) {
     }
     let wanted = pack.manifest().sums_text(pack.manifest_sha256());
     let finding = Finding::new(FindingKind::WrongSums).file(SUMS);
-    match fs::read(pack.path(SUMS)) {
-        Err(e) => findings.add(Finding::new(FindingKind::Unreadable).file(SUMS).seen(e)),
+    let read = pack
+        .open_file(SUMS)
+        .and_then(|f| f.read_range(0..f.length()));
+    match read {
+        Err(e) => findings.add(
+            Finding::new(FindingKind::Unreadable)
+                .file(SUMS)
+                .seen(describe(&e)),
+        ),
         Ok(seen) if seen == wanted.as_bytes() => {}
         Ok(seen) => {
             let at = first_difference(&seen, wanted.as_bytes());
@@ -211,7 +213,8 @@ fn check_header(
     } else {
         coded_header(specs, &stored, start)
     };
-    let seen = InputFile::open(&pack.path(&entry.path))
+    let seen = pack
+        .open_file(&entry.path)
         .and_then(|f| f.read_range(0..start.min(f.length())));
     match seen {
         Err(e) => findings.add(
