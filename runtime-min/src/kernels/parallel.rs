@@ -12,14 +12,18 @@ pub(super) fn each<T: Send>(
     stop: &CancelToken,
     run: impl Fn(T) + Send + Sync,
 ) {
-    let run = |task| {
-        if !stop.is_cancelled() {
-            run(task);
-        }
-    };
     if parallel && tasks.len() > 1 && rayon::current_num_threads() > 1 {
-        tasks.into_par_iter().with_max_len(1).for_each(run);
+        tasks
+            .into_par_iter()
+            .with_max_len(1)
+            .for_each(|task| unless(stop, task, &run));
     } else {
-        tasks.into_iter().for_each(run);
+        tasks.into_iter().for_each(|task| unless(stop, task, &run));
+    }
+}
+
+fn unless<T>(stop: &CancelToken, task: T, run: &impl Fn(T)) {
+    if !stop.is_cancelled() {
+        run(task);
     }
 }

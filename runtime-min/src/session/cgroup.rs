@@ -145,19 +145,21 @@ fn left_in(folder: &Path, version: Version) -> Option<u64> {
         ),
     };
     let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
-    let counted = |key: &str| {
-        let line = stat
-            .lines()
-            .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
-        line.and_then(|number| number.trim().parse::<u64>().ok())
-    };
     // version 1 also says what groups that are not to be seen allow
-    let above = counted("hierarchical_memory_limit");
+    let above = counted(&stat, "hierarchical_memory_limit");
     let limits = limits.iter().filter_map(|name| number(&folder.join(name)));
     let limit = limits.chain(above).filter(|n| *n < V1_UNLIMITED).min()?;
     let used = number(&folder.join(used)).unwrap_or(0);
-    let used = used.saturating_sub(counted(reclaimable).unwrap_or(0));
+    let used = used.saturating_sub(counted(&stat, reclaimable).unwrap_or(0));
     Some(limit.saturating_sub(used))
+}
+
+/// The number of a key in `memory.stat`.
+fn counted(stat: &str, key: &str) -> Option<u64> {
+    let line = stat
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))?;
+    line.trim().parse().ok()
 }
 
 /// The number in a file; `None` for "max", and where there is none.

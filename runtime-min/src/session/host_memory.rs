@@ -34,17 +34,20 @@ fn linux_memory(root: &Path) -> Option<u64> {
 /// `MemAvailable`, in bytes; kernels before 3.14 do not have it.
 #[cfg(target_os = "linux")]
 fn meminfo(text: &str) -> Option<u64> {
-    let field = |name: &str| {
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-        kibibytes.checked_mul(1024)
-    };
-    field("MemAvailable").or_else(|| {
-        let (free, cached) = (field("MemFree")?, field("Cached").unwrap_or(0));
+    field(text, "MemAvailable").or_else(|| {
+        let (free, cached) = (field(text, "MemFree")?, field(text, "Cached").unwrap_or(0));
         free.checked_add(cached)
     })
+}
+
+/// A number of `/proc/meminfo`, in bytes.
+#[cfg(target_os = "linux")]
+fn field(text: &str, name: &str) -> Option<u64> {
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kibibytes.checked_mul(1024)
 }
 
 #[cfg(not(target_os = "linux"))]
