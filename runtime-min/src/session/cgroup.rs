@@ -118,7 +118,7 @@ fn folders(mount: &Mount, path: &str) -> Vec<PathBuf> {
         .filter(|name| !name.is_empty())
         .collect();
     let mut folders = vec![mount.point.clone()];
-    if names.iter().any(|name| *name == "..") {
+    if names.contains(&"..") {
         return folders;
     }
     let mut folder = mount.point.clone();

@@ -306,7 +306,7 @@ fn all_who_use_numbers_refuse_a_manifest_of_another_model() {
     ];
     for user in users {
         edit_manifest(&bent, |m| {
-            m["model"]["text"]["experts_per_token"] = json!(3)
+            m["model"]["text"]["experts_per_token"] = json!(3);
         });
         let words = ["model.text.experts_per_token is 3", "config.json"];
         refused(limited(user, &bent), &words);
@@ -377,7 +377,7 @@ fn tensors_of_other_shapes_than_the_numbers_are_refused_before_anything_is_alloc
     restore(&pack, &bent);
     edit_config(&bent, |config| config["attention_bias"] = json!(false));
     edit_manifest(&bent, |m| {
-        m["model"]["text"]["attention_bias"] = json!(false)
+        m["model"]["text"]["attention_bias"] = json!(false);
     });
     let run = ["run", "--prompt-ids", "1,2"];
     refused(

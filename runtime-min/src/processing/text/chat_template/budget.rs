@@ -125,7 +125,7 @@ impl Budget {
         });
         let budget = self.clone();
         environment.add_filter("replace", move |text: Value, from: Value, to: Value| {
-            budget.replace(&*text_of(&text)?, &*text_of(&from)?, &*text_of(&to)?)
+            budget.replace(&text_of(&text)?, &text_of(&from)?, &text_of(&to)?)
         });
         let (budget, format) = (
             self.clone(),
@@ -243,15 +243,10 @@ impl Budget {
         check_format(format)?;
         let signs = format.matches(['%', '{']).count() as u64;
         let mut longest = 0;
-        for arg in args.iter().skip(usize::from(args.first().is_some())) {
+        for arg in args {
             longest = longest.max(text_of(arg)?.len() as u64);
         }
-        let first = args
-            .first()
-            .map(text_of)
-            .transpose()?
-            .map_or(0, |t| t.len() as u64);
-        check_length(signs.saturating_mul(longest.max(first)))
+        check_length(signs.saturating_mul(longest))
     }
 
     /// Whether a text with indented lines is not too large.
@@ -444,7 +439,8 @@ fn exchanged<'s>(before: &Instructions<'s>) -> Instructions<'s> {
     // where each instruction comes to lie; the last place is behind all of them
     let mut places = vec![0_u32];
     for (at, instruction) in all() {
-        places.push(places[at as usize] + replacement(instruction).len() as u32);
+        let new = u32::try_from(replacement(instruction).len()).unwrap_or(u32::MAX);
+        places.push(places[at as usize].saturating_add(new));
     }
     let mut after = Instructions::new(before.name(), before.source());
     for (at, instruction) in all() {
