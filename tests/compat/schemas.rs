@@ -10,8 +10,8 @@ use segpack_manifests::documents::schema::schema_of;
 use segpack_manifests::documents::{
     BenchReport, DemoReport, DevicesReport, DiffReport, Document, ErrorReport, ExpertParallelMap,
     ExpertsReport, ExportSummary, GpuBenchReport, InfoReport, Inventory, Manifest, PackSummary,
-    Plan, RunPrompt, RunSummary, RunToken, UnpackSummary, ValidateReport, VerifyReceipt,
-    VerifyReport,
+    Plan, RepairReport, RunPrompt, RunSummary, RunToken, UnpackSummary, UpdateReport,
+    ValidateReport, VerifyReceipt, VerifyReport,
 };
 use serde_json::{Value, json};
 
@@ -20,7 +20,7 @@ use crate::support::damage::{flip, manifest};
 use crate::support::folders::temp;
 use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full};
 
-fn schemas() -> [(&'static str, Schema); 21] {
+fn schemas() -> [(&'static str, Schema); 23] {
     [
         schema::<Inventory>(),
         schema::<Plan>(),
@@ -40,6 +40,8 @@ fn schemas() -> [(&'static str, Schema); 21] {
         schema::<ExportSummary>(),
         schema::<ExpertParallelMap>(),
         schema::<InfoReport>(),
+        schema::<RepairReport>(),
+        schema::<UpdateReport>(),
         schema::<ErrorReport>(),
         schema::<DiffReport>(),
         schema::<VerifyReceipt>(),
@@ -191,6 +193,21 @@ fn real_documents_are_valid() {
         assert_valid(&validator("verify-receipt"), &receipt_document);
         let info = segpack!["info", &out, "--receipt", &receipt, "--json"].ok();
         assert_valid(&validator("info-report"), &info.json());
+        let updated = segpack![
+            "update",
+            &out,
+            "--from",
+            checkpoint,
+            "--allow-unclassified",
+            "--json"
+        ]
+        .ok();
+        assert_valid(&validator("update-report"), &updated.json());
+        flip(&out.join("source/config.json"), 3);
+        let repaired = segpack!["repair", &out, "--from", checkpoint, "--json"].ok();
+        assert_valid(&validator("repair-report"), &repaired.json());
+        let failed = segpack!["repair", &out, "--from", &out, "--json"].exits(3);
+        assert_valid(&validator("error-report"), &failed.json());
         flip(&out.join("manifest.json"), -3);
         let report = segpack!["verify", &out, "--json"].exits(3).json();
         assert_valid(&validator("verify-report"), &report);

@@ -20,6 +20,7 @@ use crate::pack_writer::PackWriterError;
 use crate::source::SourceError;
 use crate::steps::cat::CatError;
 use crate::steps::export::{ExportError, ExportOption, GgufExportError};
+use crate::steps::repair::RepairError;
 use crate::steps::unpack::UnpackError;
 #[cfg(feature = "run")]
 use crate::steps::validate::ValidateError;
@@ -54,6 +55,7 @@ pub(super) fn hint(error: &CliError, output: Option<&Path>) -> Option<String> {
         StepError::Pack(e) => of_pack(e).map(str::to_owned),
         StepError::Cat(e) => of_cat(e).map(str::to_owned),
         StepError::Unpack(e) => of_unpack(e).map(str::to_owned),
+        StepError::Repair(e) => of_repair(e).map(str::to_owned),
         StepError::Export(e) => of_export(e),
         StepError::Run(e) => of_run(e),
         StepError::Session(SessionError::DeviceMemoryOnCpu) => {
@@ -110,6 +112,16 @@ fn of_finding(finding: &Finding) -> Option<&'static str> {
         FindingKind::NotAudited => Some("--allow-unaudited accepts that"),
         FindingKind::GitLfsPointer => Some("fetch the file with `git lfs pull`"),
         FindingKind::DiffersFromHub => Some("download the file again"),
+        FindingKind::DamagedTensor
+        | FindingKind::DamagedSegment
+        | FindingKind::DamagedFile
+        | FindingKind::MissingFile
+        | FindingKind::WrongLength
+        | FindingKind::WrongHeader
+        | FindingKind::WrongSums => Some(
+            "`segpack repair PACK --from CKPT` restores what is damaged, from the checkpoint or \
+             another pack",
+        ),
         FindingKind::UnlistedFile if finding.file.as_deref() == Some(PARTIAL) => {
             Some("`segpack pack --resume` finishes or removes what an interrupted run left")
         }
@@ -209,6 +221,20 @@ fn of_unpack(error: &UnpackError) -> Option<&'static str> {
         UnpackError::Unfinished { .. } => Some("--resume continues it"),
         UnpackError::Foreign { .. } => Some("remove it, or choose another output path"),
         UnpackError::NoMatch { .. } => None,
+    }
+}
+
+fn of_repair(error: &RepairError) -> Option<&'static str> {
+    match error {
+        RepairError::Manifest { .. } => Some(
+            "--from a pack with the same codec and manifest, and --manifest-sha256 where SHA256SUMS \
+             is lost; or pack the checkpoint anew",
+        ),
+        RepairError::OtherCoding { .. } => {
+            Some("repair it with the version that wrote it, or --from a pack with the same codec")
+        }
+        RepairError::NotTheSame { .. } => Some("pack the checkpoint anew"),
+        RepairError::Itself { .. } => None,
     }
 }
 

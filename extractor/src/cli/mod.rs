@@ -20,12 +20,14 @@ mod man;
 mod pack;
 mod progress;
 mod repack;
+mod repair;
 #[cfg(feature = "run")]
 mod run;
 mod scan;
 mod signals;
 mod terminal;
 mod unpack;
+mod update;
 #[cfg(feature = "run")]
 mod validate;
 mod verify;
@@ -102,6 +104,8 @@ enum Command {
     Cat(cat::Args),
     Unpack(unpack::Args),
     Repack(repack::Args),
+    Repair(repair::Args),
+    Update(update::Args),
     Export(export::Args),
     Run(run::Args),
     Validate(validate::Args),
@@ -218,6 +222,8 @@ fn dispatch(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Cat(args) => cat::run(&args, context),
         Command::Unpack(args) => unpack::run(args, context),
         Command::Repack(args) => repack::run(&args, context),
+        Command::Repair(args) => repair::run(&args, context),
+        Command::Update(args) => update::run(&args, context),
         Command::Export(args) => export::run(args, context),
         Command::Run(args) => run::run_command(&args, context),
         Command::Validate(args) => validate::run(args, context),

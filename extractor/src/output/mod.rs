@@ -4,6 +4,7 @@
 mod error;
 mod inspect;
 mod journal;
+mod keep;
 mod lock;
 mod publisher;
 mod space;

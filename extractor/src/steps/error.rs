@@ -16,6 +16,7 @@ use segpack_runtime_min::session::SessionError;
 use super::bench::BenchError;
 use super::cat::CatError;
 use super::export::{ExportError, GgufExportError};
+use super::repair::RepairError;
 use super::unpack::UnpackError;
 #[cfg(feature = "run")]
 use super::validate::ValidateError;
@@ -86,6 +87,9 @@ pub enum StepError {
     /// A pack is not unpacked.
     #[error(transparent)]
     Unpack(#[from] UnpackError),
+    /// A pack is not repaired.
+    #[error(transparent)]
+    Repair(#[from] RepairError),
     /// A pack is not exported.
     #[error(transparent)]
     Export(#[from] ExportError),
@@ -164,6 +168,7 @@ impl StepError {
             Self::Output(_) | Self::PackWriter(_) | Self::Stdout(_) => Exit::Failed,
             Self::Cat(e) => exit_of_cat(e),
             Self::Unpack(e) => exit_of_unpack(e),
+            Self::Repair(e) => exit_of_repair(e),
             Self::Export(e) => exit_of_export(e),
             #[cfg(feature = "run")]
             Self::Validate(e) => exit_of_validate(e),
@@ -266,6 +271,15 @@ fn exit_of_validate(error: &ValidateError) -> Exit {
         | ValidateError::NoTextModel { .. }
         | ValidateError::NoSuchTensor { .. }
         | ValidateError::Dtype { .. } => Exit::Damaged,
+    }
+}
+
+fn exit_of_repair(error: &RepairError) -> Exit {
+    match error {
+        RepairError::Manifest { .. }
+        | RepairError::Itself { .. }
+        | RepairError::OtherCoding { .. }
+        | RepairError::NotTheSame { .. } => Exit::Damaged,
     }
 }
 

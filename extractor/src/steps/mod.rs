@@ -17,6 +17,7 @@ pub(crate) mod info;
 pub mod pack;
 pub(crate) mod receipt;
 pub(crate) mod repack;
+pub(crate) mod repair;
 #[cfg(feature = "run")]
 pub mod run;
 pub mod scan;
@@ -33,6 +34,7 @@ pub use bench::BenchError;
 pub use cat::CatError;
 pub use error::{Exit, StepError};
 pub use export::{Difference, ExportError, ExportOption, GgufExportError};
+pub use repair::RepairError;
 pub use unpack::UnpackError;
 #[cfg(feature = "run")]
 pub use validate::ValidateError;

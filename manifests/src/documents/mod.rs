@@ -53,6 +53,8 @@ documents! {
     ExportSummary = "export-summary" 1 . 0,
     ExpertParallelMap = "expert-parallel" 1 . 0,
     InfoReport = "info-report" 1 . 0,
+    RepairReport = "repair-report" 1 . 0,
+    UpdateReport = "update-report" 1 . 0,
     ErrorReport = "error-report" 1 . 0,
     DiffReport = "diff-report" 1 . 0,
     VerifyReceipt = "verify-receipt" 1 . 0,

@@ -50,6 +50,8 @@ fn every_command_explains_itself() {
         "cat",
         "unpack",
         "repack",
+        "repair",
+        "update",
         "export",
         "run",
         "validate",

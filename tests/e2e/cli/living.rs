@@ -186,3 +186,87 @@ fn ls_sorts_sums_and_shows_sizes() {
     assert!(lines(&[])[0].contains("kB"), "human sizes by default");
     segpack!["ls", &pack, "--sum", "--json"].exits(2);
 }
+
+/// Every command that takes `--json`, failing.
+#[test]
+fn a_command_that_fails_prints_a_document_with_json() {
+    let folder = temp();
+    let nothing = folder.path().join("nothing");
+    let pack = packed(&tiny_full(), folder.path());
+    flip(&pack.join("packs/code2wav.safetensors"), -3);
+    let out = folder.path().join("out");
+    let of = |words: &[&str]| -> Value {
+        let mut arguments: Vec<std::ffi::OsString> = Vec::new();
+        for word in words {
+            arguments.push(match *word {
+                "PACK" => (&pack).into(),
+                "NOTHING" => (&nothing).into(),
+                "OUT" => (&out).into(),
+                word => word.into(),
+            });
+        }
+        arguments.push("--json".into());
+        let run = run(&arguments);
+        let document = run.json();
+        assert_eq!(document["error"], true, "{run}");
+        assert_eq!(
+            document["exit_status"].as_i64(),
+            run.status.map(i64::from),
+            "{run}"
+        );
+        let message = document["message"].as_str().unwrap();
+        assert!(run.stderr.contains(message), "{run}");
+        document
+    };
+    for words in [
+        &["scan", "NOTHING"][..],
+        &["pack", "NOTHING", "-o", "OUT"],
+        &["pack", "NOTHING", "-o", "OUT", "--dry-run"],
+        &["verify", "NOTHING"],
+        &["info", "NOTHING"],
+        &["ls", "NOTHING"],
+        &["diff", "NOTHING", "PACK"],
+        &["unpack", "NOTHING", "-o", "OUT"],
+        &["repack", "NOTHING", "--codec", "zstd", "-o", "OUT"],
+        &["repair", "NOTHING", "--from", "PACK"],
+        &["update", "NOTHING", "--from", "PACK"],
+        &["export", "NOTHING", "--to", "npy", "-o", "OUT"],
+        &["run", "NOTHING", "--prompt", "x"],
+        &["bench", "NOTHING"],
+        &["validate", "NOTHING", "--reference", "x.json"],
+    ] {
+        let document = of(words);
+        assert!(
+            ["environment", "input"].contains(&document["kind"].as_str().unwrap()),
+            "{words:?}"
+        );
+    }
+    let damaged = of(&["unpack", "PACK", "-o", "OUT"]);
+    assert_eq!(
+        (&damaged["kind"], &damaged["exit_status"]),
+        (&"input".into(), &3.into())
+    );
+    assert!(!damaged["findings"].as_array().unwrap().is_empty());
+    // wrong command lines, of options and of values
+    let usage = of(&["scan", "--nonsense"]);
+    assert_eq!(usage["kind"], "usage");
+    let level = of(&["pack", "NOTHING", "-o", "OUT", "--level", "3"]);
+    assert_eq!(
+        (&level["kind"], level["hint"].is_string()),
+        (&"usage".into(), true)
+    );
+    assert_eq!(of(&["nonsense"])["kind"], "usage");
+    // without --json nothing is on standard output
+    assert!(segpack!["scan", &nothing].exits(1).stdout.is_empty());
+}
+
+/// A log says at once what goes on; a quiet run says nothing.
+#[test]
+fn a_log_begins_with_what_is_done() {
+    let folder = temp();
+    let pack = packed(&tiny_full(), folder.path());
+    let loud = segpack!["verify", &pack].ok();
+    assert!(loud.stderr.starts_with("verifying: "), "{loud}");
+    let quiet = segpack!["verify", &pack, "-q"].ok();
+    assert_eq!(quiet.stderr, "");
+}

@@ -4,6 +4,8 @@ mod codecs;
 #[cfg(target_os = "linux")]
 mod manifest_memory;
 mod pipeline;
+mod repair;
 mod replace;
 mod resume;
 mod roundtrip;
+mod update;

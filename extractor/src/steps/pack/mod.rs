@@ -2,6 +2,7 @@
 
 mod proof;
 mod source;
+mod update;
 mod write;
 
 use std::collections::HashMap;
@@ -20,6 +21,8 @@ use segpack_manifests::layout::{self, Selection};
 use segpack_manifests::registry::{FoundShard, known_source};
 
 use proof::Proof;
+
+pub(crate) use update::update;
 
 use super::StepError;
 use super::scan::{ScanOptions, scan};

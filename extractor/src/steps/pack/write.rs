@@ -199,7 +199,7 @@ impl Work<'_> {
     }
 
     /// Reads a shard as a whole; the digest of its header is returned by itself.
-    fn digest(
+    pub(super) fn digest(
         &self,
         shard: &CheckpointShard,
         buffer: &mut [u8],

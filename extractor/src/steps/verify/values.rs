@@ -357,7 +357,9 @@ fn equal(seen: &[Seen<'_>], tied: bool) -> Vec<Finding> {
     let mut findings = Vec::new();
     for one in seen {
         let t = one.tensor;
-        let known = t.role != Role::Unclassified && t.role.is_known();
+        // scales and group indices of quantised weights are often the same; the weights are not
+        let is_own = matches!(t.part, Part::Weight | Part::Bias);
+        let known = t.role != Role::Unclassified && t.role.is_known() && is_own;
         if !known || one.is_constant() || one.statistics.values < MIN_EQUAL {
             continue;
         }

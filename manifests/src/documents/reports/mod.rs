@@ -11,8 +11,10 @@ mod gpu_bench;
 mod info;
 mod pack;
 mod receipt;
+mod repair;
 mod run;
 mod unpack;
+mod update;
 mod validate;
 mod values;
 mod verify;
@@ -36,8 +38,10 @@ pub use gpu_bench::{GpuBenchOnDemand, GpuBenchPrefill, GpuBenchReport, GpuBenchR
 pub use info::{InfoComponent, InfoReport, InfoVerified, SinceReceipt};
 pub use pack::PackSummary;
 pub use receipt::{ReceiptFile, VerifyReceipt};
+pub use repair::{RepairDamage, RepairReport, RepairedFile};
 pub use run::{RunCosts, RunEnd, RunPrompt, RunSummary, RunToken, ShownCandidate, ShownRank};
 pub use unpack::{UnpackSummary, UnrestorableFile};
+pub use update::UpdateReport;
 pub use validate::{
     Choice, ChoiceRow, FirstWrong, Precision, PromptRow, Quantity, ReferenceKind, ValidateReport,
     ValueRow, Verdict,

@@ -1,0 +1,183 @@
+//! What is damaged: every file of the folder against the manifest, by its SHA-256.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use segpack_formats::FormatError;
+use segpack_formats::digest::{Sha256, Sha256Hasher};
+use segpack_formats::io::{InputFile, READ_BYTES};
+use segpack_manifests::documents::{Finding, FindingKind, Manifest, RepairDamage};
+use segpack_manifests::folder::{MANIFEST, SUMS};
+use walkdir::WalkDir;
+
+use crate::steps::StepError;
+use crate::work::{Job, run_tasks};
+
+/// A file that is not as the manifest says.
+#[derive(Debug, Clone)]
+pub(super) struct Damaged {
+    pub path: String,
+    pub damage: RepairDamage,
+}
+
+/// Compares every file that the manifest lists, in the order of the list.
+///
+/// # Errors
+/// Where the environment, not the file, is at fault; `Interrupted`.
+pub(super) fn find(
+    folder: &Path,
+    manifest: &Manifest,
+    job: Job<'_>,
+) -> Result<Vec<Damaged>, StepError> {
+    let files = manifest.files();
+    let bytes = files.iter().map(|(_, length, _)| length).sum();
+    job.progress.start("checking files", bytes);
+    let found = Mutex::new(Vec::new());
+    let done = run_tasks(
+        job.threads,
+        &files,
+        || Ok::<_, FormatError>(vec![0; READ_BYTES]),
+        |buffer, (path, length, sha256)| {
+            if let Some(damage) = inspect(folder, path, *length, *sha256, buffer, job)? {
+                let path = (*path).to_owned();
+                let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+                found.push(Damaged { path, damage });
+            }
+            Ok(())
+        },
+    );
+    job.progress.finish();
+    done?;
+    let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(found)
+}
+
+fn inspect(
+    folder: &Path,
+    path: &str,
+    length: u64,
+    wanted: Sha256,
+    buffer: &mut [u8],
+    job: Job<'_>,
+) -> Result<Option<RepairDamage>, FormatError> {
+    let input = match open_own(folder, path)? {
+        Ok(input) => input,
+        Err(damage) => {
+            job.progress.advance(length);
+            return Ok(Some(damage));
+        }
+    };
+    if input.length() != length {
+        job.progress.advance(length);
+        return Ok(Some(RepairDamage::WrongLength));
+    }
+    let mut sha256 = Sha256Hasher::default();
+    let read = input.for_each_piece(0..length, buffer, job.stop, |piece| {
+        sha256.update(piece);
+        job.progress.advance(piece.len() as u64);
+        Ok::<_, FormatError>(())
+    });
+    match read {
+        Ok(()) => Ok((sha256.finish() != wanted).then_some(RepairDamage::WrongBytes)),
+        Err(e) if is_damage(&e) => Ok(Some(RepairDamage::Unreadable)),
+        Err(e) => Err(e),
+    }
+}
+
+/// Opens a file of the folder, or says why there is none. Links are not followed.
+///
+/// # Errors
+/// Where the environment is at fault.
+pub(super) fn open_own(
+    folder: &Path,
+    path: &str,
+) -> Result<Result<InputFile, RepairDamage>, FormatError> {
+    let full = folder.join(path);
+    // a link at any part of the way leads to what is not of the pack
+    let mut part = folder.to_owned();
+    for word in path.split('/') {
+        part.push(word);
+        match part.symlink_metadata() {
+            Ok(metadata) if metadata.is_symlink() => return Ok(Err(RepairDamage::NotAFile)),
+            Ok(_) => {}
+            Err(e) if is_absent(&e) => return Ok(Err(RepairDamage::Missing)),
+            Err(e) => return Err(FormatError::io("inspect", part)(e)),
+        }
+    }
+    match InputFile::open(&full) {
+        Ok(input) => Ok(Ok(input)),
+        Err(FormatError::Malformed { .. }) => Ok(Err(RepairDamage::NotAFile)),
+        Err(e) if is_damage(&e) => Ok(Err(RepairDamage::Unreadable)),
+        Err(e) => Err(e),
+    }
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}
+
+/// Whether it is the file that cannot be read: no permission, too many open files and the like are
+/// the environment's, and another run may read what this one cannot.
+pub(super) fn is_damage(error: &FormatError) -> bool {
+    /// `EIO`, `EUCLEAN` and `ENODATA`: what drives and file systems say of lost bytes.
+    const LOST: [i32; 3] = [5, 117, 61];
+    match error {
+        FormatError::Io { source, .. } => source.raw_os_error().is_some_and(|e| LOST.contains(&e)),
+        FormatError::Interrupted | FormatError::WorkerDied { .. } => false,
+        _ => true,
+    }
+}
+
+/// Refuses a folder that holds what the manifest does not list: it is not known what that is, and
+/// nothing may be lost.
+///
+/// # Errors
+/// `Findings`; `Io` where the folder cannot be listed.
+pub(super) fn refuse_unlisted(folder: &Path, manifest: &Manifest) -> Result<(), StepError> {
+    let files = manifest.files();
+    let mut listed: BTreeSet<&str> = files.iter().map(|f| f.0).collect();
+    listed.insert(MANIFEST);
+    if manifest.options.sums {
+        listed.insert(SUMS);
+    }
+    let mut findings = Vec::new();
+    for entry in WalkDir::new(folder).min_depth(1).sort_by_file_name() {
+        let entry = entry.map_err(|e| StepError::io("list", folder)(e.into()))?;
+        let below = entry.path().strip_prefix(folder).unwrap_or(entry.path());
+        let path = below.to_string_lossy().replace('\\', "/");
+        // folders hold nothing by themselves, and a link in a file's place is damage
+        if entry.file_type().is_dir() || listed.contains(path.as_str()) {
+            continue;
+        }
+        let finding = Finding::new(FindingKind::UnlistedFile).file(path);
+        findings.push(finding.seen("is not listed by the manifest"));
+    }
+    if findings.is_empty() {
+        return Ok(());
+    }
+    let what = format!("{}: nothing was repaired", folder.display());
+    Err(StepError::Findings { what, findings })
+}
+
+/// Whether SHA256SUMS is there with this text.
+pub(super) fn has_sums(folder: &Path, text: &str) -> bool {
+    let path = folder.join(SUMS);
+    let is_file = path.symlink_metadata().is_ok_and(|m| m.is_file());
+    is_file && fs::read(path).is_ok_and(|seen| seen == text.as_bytes())
+}
+
+/// What is wrong with a document that has not the bytes that it should have.
+pub(super) fn why(folder: &Path, path: &str) -> RepairDamage {
+    match open_own(folder, path) {
+        Ok(Err(damage)) => damage,
+        Ok(Ok(_)) => RepairDamage::WrongBytes,
+        Err(_) => RepairDamage::Unreadable,
+    }
+}
