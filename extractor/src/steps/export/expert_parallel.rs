@@ -57,13 +57,18 @@ impl Share {
     }
 
     pub(super) fn of_tensors<'a>(&self, mut tensors: Vec<&'a TensorEntry>) -> Vec<&'a TensorEntry> {
-        if let Some(ExpertParallel { rank, ranks }) = self.parallel {
-            tensors.retain(|t| match (t.expert, self.experts.get(&t.component)) {
-                (Some(expert), Some(count)) => linear_share(*count, rank, ranks).contains(&expert),
-                _ => true,
-            });
-        }
+        tensors.retain(|t| self.holds(t.component, t.expert));
         tensors
+    }
+
+    /// Whether this rank holds an expert; all hold what is no expert's.
+    pub(super) fn holds(&self, component: Component, expert: Option<u32>) -> bool {
+        match (self.parallel, expert, self.experts.get(&component)) {
+            (Some(ExpertParallel { rank, ranks }), Some(expert), Some(count)) => {
+                linear_share(*count, rank, ranks).contains(&expert)
+            }
+            _ => true,
+        }
     }
 
     pub(super) fn map(&self) -> Option<ExpertParallelMap> {

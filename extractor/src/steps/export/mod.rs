@@ -5,6 +5,7 @@
 //! tensors of the pack, in which dtype. Writing, checking and moving into place are the same for
 //! all.
 
+mod audit;
 mod check;
 mod destination;
 mod error;
@@ -37,6 +38,7 @@ use super::derivation::refuse_underived;
 use super::unpack::globs;
 use crate::output::{refuse_holding, refuse_inside};
 use crate::work::Progress;
+use audit::audit_plan;
 use destination::Destination;
 pub use error::{Difference, ExportError, ExportOption, GgufExportError};
 use plan::ExportPlan;
@@ -129,6 +131,7 @@ pub(crate) fn export(
     refuse_underived(pack, "nothing was exported")?;
     let name = out.file_name().unwrap_or_default().to_string_lossy();
     let plan = plan_of(pack, settings, &name)?;
+    audit_plan(pack, settings, &plan)?;
     refuse_twice(&plan.files)?;
     refuse_inside(out, pack.folder())?;
     refuse_holding(out, &[pack.folder().to_owned()])?;
@@ -182,6 +185,7 @@ pub(crate) fn stream(
         return Err(ExportError::NotAStream { target }.into());
     }
     let plan = plan_of(pack, settings, "standard output")?;
+    audit_plan(pack, settings, &plan)?;
     let weights = PackReader::new(pack);
     let producer = Producer {
         weights: &weights,

@@ -1,0 +1,180 @@
+//! What an export will write against what it should: every chosen tensor once, and for a model the
+//! tensors that its configuration requires. The check of the written files then holds them against
+//! this plan.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use segpack_formats::safetensors::{self, Dtype};
+use segpack_manifests::Pack;
+use segpack_manifests::audit::{AuditOptions, Described, ShardTensors, audit};
+use segpack_manifests::documents::{ExportTarget, Finding, FindingKind, Severity, TensorEntry};
+use segpack_manifests::families::Family;
+use segpack_manifests::names::Component;
+use serde_json::Value;
+
+use super::expert_parallel::Share;
+use super::hf::CONFIG;
+use super::plan::{Content, ExportPlan, NewTensorPlan, PlannedFile};
+use super::source::source_json;
+use super::{ExportSettings, chosen, selected};
+use crate::steps::StepError;
+
+/// Refuses a plan that leaves something out, has it twice, or is not the model that its
+/// configuration describes.
+///
+/// # Errors
+/// `Findings`.
+pub(super) fn audit_plan(
+    pack: &Pack,
+    settings: &ExportSettings,
+    plan: &ExportPlan<'_>,
+) -> Result<(), StepError> {
+    let wanted = wanted(pack, settings)?;
+    let mut findings = not_once(&wanted.tensors, &plan.files);
+    if matches!(settings.target, ExportTarget::Hf | ExportTarget::Qwen3Moe)
+        && let Some(config) = written_config(pack, &plan.files)?
+    {
+        findings.extend(not_the_model(
+            &config,
+            &plan.files,
+            &wanted,
+            settings.target,
+        ));
+    }
+    if findings.is_empty() {
+        return Ok(());
+    }
+    Finding::sort(&mut findings);
+    let what = format!(
+        "{}: what would be written is not what was asked for; nothing was exported",
+        pack.folder().display()
+    );
+    Err(StepError::Findings { what, findings })
+}
+
+/// What an export of these settings consists of.
+struct Wanted<'a> {
+    components: BTreeSet<Component>,
+    tensors: Vec<&'a TensorEntry>,
+    share: Share,
+}
+
+fn wanted<'a>(pack: &'a Pack, settings: &ExportSettings) -> Result<Wanted<'a>, StepError> {
+    let mut components = selected(pack, settings)?;
+    let tensors = match settings.target {
+        ExportTarget::Safetensors | ExportTarget::Npy => chosen(pack, settings)?,
+        ExportTarget::Hf => of_components(pack, &components),
+        ExportTarget::Qwen3Moe | ExportTarget::Gguf => {
+            components.retain(|c| matches!(c, Component::Text | Component::ThinkerText));
+            of_components(pack, &components)
+        }
+    };
+    let share = Share::of(&tensors, settings)?;
+    Ok(Wanted {
+        components,
+        tensors: share.of_tensors(tensors),
+        share,
+    })
+}
+
+fn of_components<'a>(pack: &'a Pack, components: &BTreeSet<Component>) -> Vec<&'a TensorEntry> {
+    let tensors = pack.manifest().tensors.iter();
+    tensors
+        .filter(|t| components.contains(&t.component))
+        .collect()
+}
+
+/// Tensors of the pack that are not written, written twice, or written though nobody chose them.
+fn not_once(wanted: &[&TensorEntry], files: &[PlannedFile<'_>]) -> Vec<Finding> {
+    let mut times: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
+    for tensor in wanted {
+        times.entry(&tensor.name).or_default().0 += 1;
+    }
+    let placed = files.iter().flat_map(PlannedFile::tensors);
+    for part in placed.flat_map(|placed| &placed.tensor.parts) {
+        times.entry(&part.source.name).or_default().1 += 1;
+    }
+    let wrong = times
+        .into_iter()
+        .filter(|(_, (wanted, seen))| wanted != seen);
+    wrong
+        .map(|(name, (wanted, seen))| {
+            let kind = match wanted > seen {
+                true => FindingKind::MissingTensor,
+                false => FindingKind::ExtraTensor,
+            };
+            let finding = Finding::new(kind).tensor(name);
+            let finding = finding.seen(format!("would be written {seen} times"));
+            finding.wanted(format!("{wanted}, as chosen"))
+        })
+        .collect()
+}
+
+/// The configuration that will lie beside the weights.
+fn written_config(pack: &Pack, files: &[PlannedFile<'_>]) -> Result<Option<Value>, StepError> {
+    match files.iter().find(|f| f.path == CONFIG).map(|f| &f.content) {
+        Some(Content::Bytes(bytes)) => Ok(serde_json::from_slice(bytes).ok()),
+        Some(Content::Copy(_)) => source_json(pack, CONFIG),
+        Some(Content::Tensors(_)) | None => Ok(None),
+    }
+}
+
+/// The written tensors against those that the written configuration requires, but for components
+/// and experts that were not chosen.
+fn not_the_model(
+    config: &Value,
+    files: &[PlannedFile<'_>],
+    wanted: &Wanted<'_>,
+    target: ExportTarget,
+) -> Vec<Finding> {
+    let listed: Vec<(&str, Vec<safetensors::TensorEntry>)> = files
+        .iter()
+        .map(|file| {
+            let tensors = file.tensors().iter().filter_map(|p| entry(&p.tensor));
+            (file.path.as_str(), tensors.collect())
+        })
+        .collect();
+    let shards = listed
+        .iter()
+        .map(|(path, tensors)| ShardTensors { path, tensors })
+        .collect();
+    let described = Described {
+        config: Some(config),
+        shards,
+        ..Described::default()
+    };
+    let tolerated = AuditOptions::new()
+        .allow_unclassified(true)
+        .allow_unaudited(true);
+    let family = Family::of_config(config);
+    let is_chosen = |finding: &Finding| {
+        let name = finding.tensor.as_deref().unwrap_or_default();
+        let Some(what) = family.and_then(|family| family.classify(name)) else {
+            return true;
+        };
+        // in a checkpoint of its own, the text decoder is the component `text`
+        let component = match target {
+            ExportTarget::Qwen3Moe => wanted.components.first().copied(),
+            _ => Some(what.component),
+        };
+        let component = component.filter(|c| wanted.components.contains(c));
+        component.is_some_and(|c| wanted.share.holds(c, what.expert))
+    };
+    let found = audit(&described, tolerated).findings.into_iter();
+    found
+        .filter(|f| f.severity == Severity::Error)
+        .filter(|f| f.kind != FindingKind::MissingTensor || is_chosen(f))
+        .collect()
+}
+
+/// A tensor as a header of the output will list it.
+fn entry(tensor: &NewTensorPlan<'_>) -> Option<safetensors::TensorEntry> {
+    let dtype: Dtype = tensor.dtype.parse().ok()?;
+    Some(safetensors::TensorEntry {
+        name: tensor.name.clone(),
+        dtype,
+        shape: tensor.shape.clone(),
+        offset: 0,
+        length: tensor.length(),
+    })
+}
