@@ -388,6 +388,62 @@ fn lies_about_what_was_excluded() {
     }
 }
 
+/// What only the checkpoint itself can tell.
+#[test]
+fn lies_that_only_the_checkpoint_tells() {
+    let folder = temp();
+    let checkpoint = folder.path().join("checkpoint");
+    let revision = "0123456789abcdef0123456789abcdef01234567";
+    Tiny::text().write_download(&checkpoint, revision);
+    let good = folder.path().join("good");
+    segpack!["pack", &checkpoint, "-o", &good].ok();
+    segpack!["verify", &good, "--against", &checkpoint].ok();
+    let lies: [(&str, &str, fn(&mut Liar)); 5] = [
+        (
+            "another digest of a shard",
+            "model-00002-of-00004.safetensors",
+            |l| {
+                for file in l.entries("source_files") {
+                    if file["path"] == SHARD {
+                        file["sha256"] = json!("ab".repeat(32));
+                    }
+                }
+            },
+        ),
+        ("another revision", "manifest.json", |l| {
+            l.document["provenance"]["revision"] = json!("f".repeat(40));
+        }),
+        ("another number, config.json too", "manifest.json", |l| {
+            l.edit_kept("config.json", |c| {
+                text_config(c)["num_experts_per_tok"] = json!(1)
+            });
+            number_of_the_model(l, "experts_per_token", json!(1));
+        }),
+        ("another header", "model-00001-of-00004.safetensors", |l| {
+            l.edit_headers(|tensors| tensors.reverse());
+        }),
+        ("a side file is gone", "generation_config.json", |l| {
+            l.drop_kept("generation_config.json")
+        }),
+    ];
+    for (number, (what, file, lie)) in lies.into_iter().enumerate() {
+        let pack = tell(&good, &folder.path().join(number.to_string()), lie);
+        segpack!["verify", &pack, "--quick"].ok();
+        let run = segpack![
+            "verify",
+            &pack,
+            "--quick",
+            "--against",
+            &checkpoint,
+            "--json"
+        ]
+        .exits(3);
+        let found = run.findings();
+        let named = |f: &crate::support::cli::Finding| f.file.as_deref() == Some(file);
+        assert!(found.iter().any(named), "{what}: {run}");
+    }
+}
+
 /// What the liar does besides lying is not found.
 #[test]
 fn a_pack_that_is_only_sealed_again_is_honest() {

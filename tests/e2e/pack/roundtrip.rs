@@ -494,14 +494,20 @@ fn packs_of_stacked_and_single_experts_hold_the_same_tensors() {
     assert_same(&from_stacked.join("packs"), &from_single.join("packs"));
     for (pack, checkpoint) in [(&from_stacked, tiny_full()), (&from_single, stacked)] {
         let run = segpack!["verify", pack, "--against", &checkpoint, "--json"].exits(3);
-        // only the index differs, and the spelling of the config that was written anew
+        // the shards differ as files, and the index; so does the spelling of the config that was
+        // written anew
         let files: Vec<_> = run
             .findings()
             .into_iter()
             .map(|f| (f.kind, f.file.unwrap()))
             .collect();
-        let wanted = ["config.json", "model.safetensors.index.json"]
-            .map(|file| (FindingKind::DiffersFromCheckpoint, file.to_owned()));
+        let shards = (1..5).map(|n| format!("model-{n:05}-of-00004.safetensors"));
+        let wanted: Vec<_> = ["config.json".to_owned()]
+            .into_iter()
+            .chain(shards)
+            .chain(["model.safetensors.index.json".to_owned()])
+            .map(|file| (FindingKind::DiffersFromCheckpoint, file))
+            .collect();
         assert_eq!(files, wanted, "{run}");
     }
 }

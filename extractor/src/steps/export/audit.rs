@@ -178,3 +178,79 @@ fn entry(tensor: &NewTensorPlan<'_>) -> Option<safetensors::TensorEntry> {
         length: tensor.length(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use segpack_manifests::documents::ExportTarget;
+
+    use super::super::check::tests::tiny;
+    use super::super::plan::{ExportPlan, Placed, TensorFile};
+    use super::super::{ExportSettings, plan_of};
+    use super::*;
+
+    fn settings(target: ExportTarget) -> ExportSettings {
+        ExportSettings {
+            target,
+            components: Vec::new(),
+            names: Vec::new(),
+            dtype: None,
+            quantize: None,
+            tokenizer_pre: Some("none".to_owned()).filter(|_| target == ExportTarget::Gguf),
+            max_shard_size: None,
+            expert_parallel: None,
+            check: true,
+            jobs: 1,
+        }
+    }
+
+    /// What the audit says of a plan in which something was changed.
+    fn spoiled(
+        pack: &Pack,
+        target: ExportTarget,
+        spoil: impl Fn(&mut Vec<Placed<'_>>),
+    ) -> Result<(), Vec<FindingKind>> {
+        let settings = settings(target);
+        let mut plan: ExportPlan<'_> = plan_of(pack, &settings, "out.gguf").unwrap();
+        let longest = plan.files.iter_mut().max_by_key(|f| f.tensors().len());
+        if let Some(Content::Tensors(TensorFile { tensors, .. })) =
+            longest.map(|file| &mut file.content)
+        {
+            spoil(tensors);
+        }
+        match audit_plan(pack, &settings, &plan) {
+            Ok(()) => Ok(()),
+            Err(StepError::Findings { findings, .. }) => {
+                Err(findings.into_iter().map(|f| f.kind).collect())
+            }
+            Err(e) => panic!("{e}"),
+        }
+    }
+
+    #[test]
+    fn what_is_left_out_or_changed_is_named() {
+        let (_folder, pack) = tiny();
+        let targets = [
+            ExportTarget::Hf,
+            ExportTarget::Qwen3Moe,
+            ExportTarget::Gguf,
+            ExportTarget::Safetensors,
+            ExportTarget::Npy,
+        ];
+        for target in targets {
+            assert_eq!(spoiled(&pack, target, |_| ()), Ok(()), "{target}");
+            let missing = spoiled(&pack, target, |tensors| drop(tensors.pop())).unwrap_err();
+            assert!(missing.contains(&FindingKind::MissingTensor), "{target}");
+        }
+        for target in [ExportTarget::Hf, ExportTarget::Qwen3Moe] {
+            let renamed = |tensors: &mut Vec<Placed<'_>>| {
+                if let Some(last) = tensors.last_mut() {
+                    last.tensor.name = last.tensor.name.replace("layers.0", "layers.9");
+                    last.tensor.name = last.tensor.name.replace("layers.1", "layers.9");
+                }
+                tensors[0].tensor.shape.push(1);
+            };
+            let found = spoiled(&pack, target, renamed).unwrap_err();
+            assert!(found.contains(&FindingKind::MisshapedTensor), "{target}");
+        }
+    }
+}

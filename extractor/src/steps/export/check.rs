@@ -263,7 +263,7 @@ impl Check<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::fs;
     use std::path::PathBuf;
 
@@ -281,7 +281,7 @@ mod tests {
     use crate::work::Silent;
 
     /// A pack of the tiny checkpoint in a folder that lives as long as the first value.
-    fn tiny() -> (tempfile::TempDir, Pack) {
+    pub(in crate::steps::export) fn tiny() -> (tempfile::TempDir, Pack) {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("pack");
         let settings = PackSettings {

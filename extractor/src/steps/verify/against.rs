@@ -1,19 +1,22 @@
-//! A pack against a checkpoint: tensor by tensor and file by file, whatever the checkpoint's
-//! shards.
+//! A pack against a checkpoint: everything that unpacking or running uses. Tensors, what they are
+//! and where they lie; shards with their headers and digests; the model's numbers; the other files;
+//! and where both come from.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
 use segpack_formats::FormatError;
-use segpack_formats::digest::Sha256Hasher;
+use segpack_formats::digest::{Sha256, Sha256Hasher};
 use segpack_formats::io::{CancelToken, READ_BYTES};
 use segpack_formats::numeric::Dtype;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
-    Finding, FindingKind, Inventory, InventoryTensor, SourceFile, SourceFileKind, TensorEntry,
+    Finding, FindingKind, Inventory, InventoryTensor, ModelFacts, SourceFile, SourceFileKind,
+    TensorEntry,
 };
 use segpack_manifests::families::FamilyName;
-use segpack_manifests::names::Component;
+use segpack_manifests::folder::MANIFEST;
+use segpack_manifests::names::Classification;
 
 use super::{Findings, VerifySettings, describe};
 use crate::source::Checkpoint;
@@ -25,11 +28,27 @@ use crate::work::run_tasks;
 /// A tensor of the pack and where the checkpoint has its bytes.
 struct Pair<'a> {
     tensor: &'a TensorEntry,
-    shard: usize,
-    range: Range<u64>,
+    place: &'a Place,
 }
 
-/// Compares every tensor and side file of the pack with the checkpoint's.
+/// One entry of the queue.
+enum Task<'a> {
+    /// The bytes of a tensor.
+    Tensor(Pair<'a>),
+    /// The digest of a whole shard of the checkpoint, by number.
+    Shard(&'a SourceFile, usize),
+}
+
+impl Task<'_> {
+    fn bytes(&self, checkpoint: &Checkpoint) -> u64 {
+        match self {
+            Self::Tensor(pair) => pair.tensor.length,
+            Self::Shard(_, shard) => checkpoint.shards[*shard].shard.input.length(),
+        }
+    }
+}
+
+/// Compares the pack with the checkpoint.
 pub(super) fn check(
     pack: &Pack,
     (checkpoint, inventory): &(Checkpoint, Inventory),
@@ -44,20 +63,38 @@ pub(super) fn check(
             findings.add(finding.clone());
         }
     }
-    // tensors by name, whatever the shards; then those that only one side has
+    findings.extend(compare_model(pack, checkpoint, inventory));
+    findings.extend(compare_provenance(pack, checkpoint));
+    let same = compare_headers(pack, checkpoint, findings)?;
+    // tensors by name; then those that only one side has
     let places = places(pack, inventory);
     let pairs = pair(pack, inventory, &places, settings, findings);
+    for pair in &pairs {
+        findings.extend(differing_place(pair, pack, checkpoint, inventory, &same));
+    }
     report_unpacked(pack, inventory, &places, findings);
-    // the bytes of tensors, then those of side files
+    // the bytes of tensors and those of shards, then those of side files
+    let tasks: Vec<Task<'_>> = shards_to_digest(pack, checkpoint, &same, settings)
+        .chain(pairs.into_iter().map(Task::Tensor))
+        .collect();
     progress.start(
         "comparing with the checkpoint",
-        pairs.iter().map(|p| p.tensor.length).sum(),
+        tasks.iter().map(|task| task.bytes(checkpoint)).sum(),
     );
+    let compare = Compare {
+        checkpoint,
+        findings,
+        stop,
+        progress,
+    };
     let done = run_tasks(
         settings.jobs,
-        &pairs,
+        &tasks,
         || Ok(vec![0; READ_BYTES]),
-        |buffer, pair| compare_tensor(pair, checkpoint, buffer, findings, stop, progress),
+        |buffer, task| match task {
+            Task::Tensor(pair) => compare.tensor(pair, buffer),
+            Task::Shard(file, shard) => compare.shard(file, *shard, buffer),
+        },
     );
     progress.finish();
     done?;
@@ -76,7 +113,9 @@ pub(super) fn check(
 struct Place {
     dtype: Dtype,
     shape: Vec<u64>,
-    component: Component,
+    classification: Classification,
+    /// The tensor of the shard that holds it.
+    stored: String,
     shard: usize,
     range: Range<u64>,
 }
@@ -94,19 +133,18 @@ fn places(pack: &Pack, inventory: &Inventory) -> BTreeMap<String, Place> {
         cut.entry(&t.source.tensor).or_default().push(t);
     }
     for t in &inventory.tensors {
-        let mut add = |name, shape, start, length| {
-            let (dtype, component, range) = (t.dtype, t.component, start..start + length);
-            places.insert(
-                name,
-                Place {
-                    dtype,
-                    shape,
-                    component,
-                    shard: t.shard,
-                    range,
-                },
-            );
+        let mut add = |name, shape, classification, start, length| {
+            let place = Place {
+                dtype: t.dtype,
+                shape,
+                classification,
+                stored: t.name.clone(),
+                shard: t.shard,
+                range: start..start + length,
+            };
+            places.insert(name, place);
         };
+        let whole = t.classification();
         let slices = inventory
             .family
             .and_then(FamilyName::family)
@@ -114,7 +152,8 @@ fn places(pack: &Pack, inventory: &Inventory) -> BTreeMap<String, Place> {
         match slices.and_then(Result::ok) {
             Some(slices) => {
                 for s in slices {
-                    add(s.name, s.shape, t.offset + s.offset, s.length);
+                    let start = t.offset + s.offset;
+                    add(s.name, s.shape, s.classification, start, s.length);
                 }
             }
             None => match cut
@@ -124,10 +163,11 @@ fn places(pack: &Pack, inventory: &Inventory) -> BTreeMap<String, Place> {
                 // of a family that this build does not know: cut as the pack has it
                 Some(starts) => {
                     for (s, start) in starts {
-                        add(s.name.clone(), s.shape.clone(), t.offset + start, s.length);
+                        let (name, shape) = (s.name.clone(), s.shape.clone());
+                        add(name, shape, whole, t.offset + start, s.length);
                     }
                 }
-                None => add(t.name.clone(), t.shape.clone(), t.offset, t.length),
+                None => add(t.name.clone(), t.shape.clone(), whole, t.offset, t.length),
             },
         }
     }
@@ -150,7 +190,7 @@ fn as_packed<'a>(
 fn pair<'a>(
     pack: &'a Pack,
     inventory: &Inventory,
-    places: &BTreeMap<String, Place>,
+    places: &'a BTreeMap<String, Place>,
     settings: &VerifySettings,
     findings: &Findings,
 ) -> Vec<Pair<'a>> {
@@ -174,13 +214,9 @@ fn pair<'a>(
             findings.add(finding.wanted(format!("{} {:?}, as packed", tensor.dtype, tensor.shape)));
             continue;
         }
-        pairs.push(Pair {
-            tensor,
-            shard: place.shard,
-            range: place.range.clone(),
-        });
+        pairs.push(Pair { tensor, place });
     }
-    pairs.sort_by_key(|p| (p.shard, p.range.start));
+    pairs.sort_by_key(|p| (p.place.shard, p.place.range.start));
     pairs
 }
 
@@ -200,7 +236,7 @@ fn report_unpacked(
         .is_some_and(|name| name.family().is_none());
     let all = places.iter().filter(|_| !unknown || excluded.is_empty());
     for (name, place) in all {
-        if !packed.contains(name.as_str()) && !excluded.contains(&place.component) {
+        if !packed.contains(name.as_str()) && !excluded.contains(&place.classification.component) {
             let finding = Finding::new(FindingKind::NotInPack).tensor(name);
             findings.add(
                 finding
@@ -227,36 +263,205 @@ fn report_unpacked(
     }
 }
 
-fn compare_tensor(
-    pair: &Pair<'_>,
-    checkpoint: &Checkpoint,
-    buffer: &mut [u8],
-    findings: &Findings,
-    stop: &CancelToken,
-    progress: &dyn Progress,
-) -> Result<(), StepError> {
-    let (shard, mut sha256) = (&checkpoint.shards[pair.shard], Sha256Hasher::default());
-    let read = shard
-        .shard
-        .input
-        .for_each_piece(pair.range.clone(), buffer, stop, |piece| {
+/// What every comparison of bytes needs.
+struct Compare<'a> {
+    checkpoint: &'a Checkpoint,
+    findings: &'a Findings,
+    stop: &'a CancelToken,
+    progress: &'a dyn Progress,
+}
+
+impl Compare<'_> {
+    /// The digest of some bytes of a shard; none where they cannot be read, which is a finding.
+    fn digest(
+        &self,
+        shard: usize,
+        range: Range<u64>,
+        buffer: &mut [u8],
+    ) -> Result<Option<Sha256>, StepError> {
+        let (shard, mut sha256) = (&self.checkpoint.shards[shard], Sha256Hasher::default());
+        let input = &shard.shard.input;
+        let read = input.for_each_piece(range, buffer, self.stop, |piece| {
             sha256.update(piece);
-            progress.advance(piece.len() as u64);
+            self.progress.advance(piece.len() as u64);
             Ok::<_, FormatError>(())
         });
-    let read_whole = read.is_ok();
-    findings.unless_read(&shard.path, read)?;
-    let seen = sha256.finish();
-    if read_whole && seen != pair.tensor.sha256 {
-        let finding = Finding::new(FindingKind::DiffersFromCheckpoint)
-            .tensor(&pair.tensor.name)
-            .file(&shard.path);
-        let finding = finding
-            .bytes(pair.range.start, pair.range.end)
-            .seen(format!("SHA-256 {seen} in the checkpoint"));
-        findings.add(finding.wanted(format!("{}, as packed", pair.tensor.sha256)));
+        let digest = read.is_ok().then(|| sha256.finish());
+        self.findings.unless_read(&shard.path, read)?;
+        Ok(digest)
     }
-    Ok(())
+
+    fn tensor(&self, pair: &Pair<'_>, buffer: &mut [u8]) -> Result<(), StepError> {
+        let (place, wanted) = (pair.place, pair.tensor.sha256);
+        let seen = self.digest(place.shard, place.range.clone(), buffer)?;
+        if let Some(seen) = seen.filter(|seen| *seen != wanted) {
+            let finding = Finding::new(FindingKind::DiffersFromCheckpoint)
+                .tensor(&pair.tensor.name)
+                .file(&self.checkpoint.shards[place.shard].path);
+            let finding = finding
+                .bytes(place.range.start, place.range.end)
+                .seen(format!("SHA-256 {seen} in the checkpoint"));
+            self.findings
+                .add(finding.wanted(format!("{wanted}, as packed")));
+        }
+        Ok(())
+    }
+
+    fn shard(&self, file: &SourceFile, shard: usize, buffer: &mut [u8]) -> Result<(), StepError> {
+        let seen = self.digest(shard, 0..file.length, buffer)?;
+        if let Some(seen) = seen.filter(|seen| Some(*seen) != file.sha256) {
+            let finding = Finding::new(FindingKind::DiffersFromCheckpoint).file(&file.path);
+            let finding = finding.seen(format!("SHA-256 {seen} in the checkpoint"));
+            let wanted = file.sha256.map_or("none".to_owned(), |sha| sha.to_string());
+            self.findings
+                .add(finding.wanted(format!("{wanted}, as the manifest has it")));
+        }
+        Ok(())
+    }
+}
+
+/// Family and numbers of the model, where this build knows the family.
+fn compare_model(pack: &Pack, checkpoint: &Checkpoint, inventory: &Inventory) -> Option<Finding> {
+    let seen = &pack.manifest().model;
+    let known = seen.family.is_none_or(|name| name.family().is_some());
+    let family = inventory.family.and_then(FamilyName::family);
+    let wanted = ModelFacts::of_config(family, checkpoint.config.as_ref());
+    if !known || *seen == wanted {
+        return None;
+    }
+    let said = |model: &ModelFacts| serde_json::to_string(model).unwrap_or_default();
+    let finding = Finding::new(FindingKind::DiffersFromCheckpoint).file(MANIFEST);
+    let finding = finding.seen(format!("model {} in the checkpoint", said(&wanted)));
+    Some(finding.wanted(format!("{}, as packed", said(seen))))
+}
+
+/// Repository and revision, where both sides know theirs: a copy knows neither.
+fn compare_provenance(pack: &Pack, checkpoint: &Checkpoint) -> Vec<Finding> {
+    let Some(packed) = &pack.manifest().provenance else {
+        return Vec::new();
+    };
+    let there = &checkpoint.provenance;
+    let pairs = [
+        ("repository", &there.repo, &packed.repo),
+        ("revision", &there.revision, &packed.revision),
+    ];
+    let differing = pairs.into_iter().filter_map(|(what, seen, wanted)| {
+        let (seen, wanted) = (seen.as_ref()?, wanted.as_ref()?);
+        let finding = Finding::new(FindingKind::DiffersFromCheckpoint).file(MANIFEST);
+        let finding = finding.seen(format!("{what} {seen} of the checkpoint"));
+        (seen != wanted).then(|| finding.wanted(format!("{wanted}, as the manifest has it")))
+    });
+    differing.collect()
+}
+
+/// The shards whose bytes before the data are those that the pack keeps, by path. What differs,
+/// and what only one side has, is a finding for each shard, not for each of its tensors.
+fn compare_headers<'a>(
+    pack: &'a Pack,
+    checkpoint: &Checkpoint,
+    findings: &Findings,
+) -> Result<HashMap<&'a str, usize>, StepError> {
+    let shards = || pack.manifest().source_files.iter();
+    let shards = || shards().filter(|f| f.kind == SourceFileKind::Shard);
+    let lost = |path: &str| {
+        let mut all = checkpoint.findings.iter();
+        all.any(|f| is_lost_shard(f) && f.file.as_deref() == Some(path))
+    };
+    let mut same = HashMap::new();
+    for file in shards() {
+        let number = checkpoint.shards.iter().position(|s| s.path == file.path);
+        let Some(number) = number else {
+            let finding = Finding::new(FindingKind::NotInCheckpoint).file(&file.path);
+            if !lost(&file.path) {
+                findings.add(finding.seen("the checkpoint does not have this shard"));
+            }
+            continue;
+        };
+        let shard = &checkpoint.shards[number].shard;
+        let header = shard.input.read_range(0..shard.header.data_start);
+        let seen = header.as_deref().map(Sha256::of).ok();
+        findings.unless_read(&file.path, header.map(drop))?;
+        let Some(seen) = seen else { continue };
+        if seen == file.stored_sha256 && shard.input.length() == file.length {
+            same.insert(file.path.as_str(), number);
+            continue;
+        }
+        let said = |digest, length: u64| format!("a header of SHA-256 {digest}, {length} bytes");
+        let finding = Finding::new(FindingKind::DiffersFromCheckpoint).file(&file.path);
+        let seen = said(seen, shard.input.length());
+        let finding = finding.seen(format!("{seen} in the checkpoint"));
+        findings.add(finding.wanted(format!(
+            "{}, as kept",
+            said(file.stored_sha256, file.length)
+        )));
+    }
+    for shard in &checkpoint.shards {
+        if !shards().any(|file| file.path == shard.path) {
+            let finding = Finding::new(FindingKind::NotInPack).file(&shard.path);
+            findings.add(finding.seen("the pack does not have this shard"));
+        }
+    }
+    Ok(same)
+}
+
+/// Shards of which the manifest has a digest; those of another header are known to differ.
+fn shards_to_digest<'a>(
+    pack: &'a Pack,
+    checkpoint: &Checkpoint,
+    same: &HashMap<&str, usize>,
+    settings: &VerifySettings,
+) -> impl Iterator<Item = Task<'a>> {
+    let mut files: Vec<_> = pack
+        .manifest()
+        .source_files
+        .iter()
+        .filter(|file| file.sha256.is_some())
+        .filter_map(|file| Some(Task::Shard(file, *same.get(file.path.as_str())?)))
+        .collect();
+    if let Some(subset) = settings.subset {
+        let mut counted = 0..;
+        files.retain(|_| counted.next().is_some_and(|n| subset.takes(n)));
+    }
+    // one long stream each: first
+    files.sort_by_key(|task| std::cmp::Reverse(task.bytes(checkpoint)));
+    files.into_iter()
+}
+
+/// What a tensor is, and where in its shard it lies, in a shard that is otherwise the same.
+fn differing_place(
+    pair: &Pair<'_>,
+    pack: &Pack,
+    checkpoint: &Checkpoint,
+    inventory: &Inventory,
+    same: &HashMap<&str, usize>,
+) -> Vec<Finding> {
+    let (tensor, place) = (pair.tensor, pair.place);
+    let shard = &checkpoint.shards[place.shard].path;
+    let about = || {
+        let finding = Finding::new(FindingKind::DiffersFromCheckpoint);
+        finding.tensor(&tensor.name).file(shard)
+    };
+    let mut findings = Vec::new();
+    let is_known = |family: Option<FamilyName>| family.is_some_and(|f| f.family().is_some());
+    let classified = is_known(pack.manifest().model.family) && is_known(inventory.family);
+    let (seen, wanted) = (place.classification, tensor.classification());
+    if classified && seen != wanted {
+        let finding = about().seen(format!("is {} {}", seen.component, seen.role));
+        let what = format!("{} {}", wanted.component, wanted.role);
+        let (layer, expert) = (wanted.layer, wanted.expert);
+        findings.push(finding.wanted(format!(
+            "{what}, layer {layer:?}, expert {expert:?}, as packed"
+        )));
+    }
+    let source = &tensor.source;
+    let there = (shard.as_str(), place.stored.as_str(), place.range.start);
+    let packed = (source.file.as_str(), source.tensor.as_str(), source.offset);
+    if same.contains_key(source.file.as_str()) && there != packed {
+        let said = |(file, tensor, at): (&str, &str, u64)| format!("{tensor} of {file}, byte {at}");
+        let finding = about().seen(format!("is {}", said(there)));
+        findings.push(finding.wanted(format!("{}, as the manifest has it", said(packed))));
+    }
+    findings
 }
 
 fn compare_file(

@@ -10,7 +10,7 @@ use crate::documents::{Completeness, Finding, FormatVersion, ValuesReport};
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum VerifyMode {
-    /// Structure and the text of SHA256SUMS; no weights are read.
+    /// Structure, what follows from the kept files, and the text of SHA256SUMS; no weights are read.
     Quick,
     /// Every stored byte is hashed once, and the digest of every tensor compared.
     Full,
