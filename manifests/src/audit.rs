@@ -167,7 +167,8 @@ fn unknown_family(config: &Value) -> Finding {
 }
 
 fn list_tensors(checkpoint: &Described<'_>, family: Option<Family>) -> Vec<InventoryTensor> {
-    let mut tensors = Vec::new();
+    let count = checkpoint.shards.iter().map(|s| s.tensors.len()).sum();
+    let mut tensors = Vec::with_capacity(count);
     for (shard, contents) in checkpoint.shards.iter().enumerate() {
         tensors.extend(
             contents

@@ -1,5 +1,6 @@
 //! Packs that earlier versions wrote: every one of them can still be read.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +9,7 @@ use serde_json::json;
 
 use super::newer_packs::{assert_only_unaudited, with_unknown_words};
 use crate::support::checkpoint::fixtures;
-use crate::support::cli::segpack;
+use crate::support::cli::{Run, segpack};
 use crate::support::folders::{contents, copy, temp};
 use crate::support::tiny::{Qwen3Moe, Tensor, Tiny};
 
@@ -80,6 +81,50 @@ fn packs_of_every_version_are_verified_and_unpacked() {
                     .contains(&format!("\"codec\":\"{codec}\""))
             );
         }
+    }
+}
+
+fn run_of(pack: &Path) -> Run {
+    segpack![
+        "run",
+        pack,
+        "--prompt-ids",
+        "1,2,3",
+        "--max-new-tokens",
+        "4",
+        "--greedy",
+        "--json"
+    ]
+}
+
+/// One line for each token that a run chose.
+fn tokens_of(run: &Run) -> Vec<String> {
+    let tokens = run.text().lines().filter(|line| line.contains("\"index\""));
+    tokens.map(str::to_owned).collect()
+}
+
+/// The same tokens from every pack of a checkpoint, of whatever version and codec.
+#[test]
+fn packs_of_every_version_are_run() {
+    let mut tokens: BTreeMap<String, Vec<Vec<String>>> = BTreeMap::new();
+    for place in places() {
+        let checkpoint = fs::read_to_string(place.join("checkpoint.sha256")).unwrap();
+        for codec in codecs(&place) {
+            let run = run_of(&place.join(&codec));
+            if place.ends_with("v1.1-words") {
+                run.exits(3)
+                    .says(&["family \"foo_moe\" is not one that this build can run"]);
+            } else {
+                let tokens = tokens.entry(checkpoint.clone()).or_default();
+                tokens.push(tokens_of(&run.ok()));
+            }
+        }
+    }
+    let packs: Vec<usize> = tokens.values().map(Vec::len).collect();
+    assert_eq!(packs.iter().sum::<usize>(), 6, "{tokens:?}");
+    for packs in tokens.values() {
+        assert_eq!(packs[0].len(), 4, "{packs:?}");
+        assert!(packs.iter().all(|pack| *pack == packs[0]), "{packs:?}");
     }
 }
 

@@ -21,6 +21,7 @@
 //! `candle-core` and `gguf-rs` want each tensor in memory; `gguf` reads only. None reads strictly.
 //! A header is all that is needed, and is a page.
 
+mod cursor;
 pub(crate) mod error;
 mod header;
 mod read;
@@ -29,9 +30,10 @@ mod split;
 mod tests;
 mod value;
 
+pub use cursor::MAX_HEADER_BYTES;
 pub use error::GgufError;
 pub use header::{ALIGNMENT, Header, MAX_NAME_BYTES, TensorInfo, TensorSpec, TensorType, data_end};
-pub use read::{MAX_HEADER_BYTES, read_header};
+pub use read::read_header;
 pub use split::{
     MAX_FILES, SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS_COUNT, split_metadata, split_name,
 };

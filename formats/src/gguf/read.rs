@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 
+use super::cursor::Cursor;
 use super::error::{GgufError, wrong};
 use super::header::{
     Header, MAGIC, TensorInfo, TensorType, VERSION, alignment, check_keys, check_names,
@@ -10,10 +11,6 @@ use super::header::{
 use super::value::{Field, Value};
 use crate::io::{ReadAt, to_usize};
 use crate::{FormatError, Result as FormatResult};
-
-/// The longest header that is read, in bytes. A vocabulary of 150,000 tokens with its merges takes
-/// 6 MB.
-pub const MAX_HEADER_BYTES: u64 = 256 << 20;
 
 /// Bytes of the shortest metadata entry: a key of one byte, a type, a value of one byte.
 const MIN_ENTRY_BYTES: u64 = 8 + 1 + 4 + 1;
@@ -73,13 +70,7 @@ impl Header {
     /// length, offsets with holes, a file that ends before its last tensor or goes on behind its
     /// padding.
     pub fn read(from: &mut dyn Read, file_length: u64) -> Result<Self, GgufError> {
-        let end = file_length.min(MAX_HEADER_BYTES);
-        let mut cursor = Cursor {
-            from,
-            at: 0,
-            end,
-            file_length,
-        };
+        let mut cursor = Cursor::new(from, file_length);
         let (tensors, entries) = cursor.counts()?;
         let metadata: Vec<_> = (0..entries)
             .map(|n| cursor.entry(n))
@@ -91,8 +82,8 @@ impl Header {
             .collect::<Result<_, _>>()?;
         check_names(&tensors)?;
         check_offsets(&tensors, alignment)?;
-        let data_start = cursor.at.next_multiple_of(alignment);
-        let padding = cursor.bytes(data_start - cursor.at)?;
+        let data_start = cursor.at().next_multiple_of(alignment);
+        let padding = cursor.bytes(data_start - cursor.at())?;
         if padding.iter().any(|b| *b != 0) {
             return wrong(format!("the padding before byte {data_start} is not zero"));
         }
@@ -107,67 +98,7 @@ impl Header {
     }
 }
 
-/// The bytes of a header, with what the file can still hold.
-pub(super) struct Cursor<'a> {
-    from: &'a mut dyn Read,
-    at: u64,
-    end: u64,
-    file_length: u64,
-}
-
 impl Cursor<'_> {
-    pub(super) fn at(&self) -> u64 {
-        self.at
-    }
-
-    pub(super) fn remaining(&self) -> u64 {
-        self.end - self.at
-    }
-
-    pub(super) fn take<const N: usize>(&mut self) -> Result<[u8; N], GgufError> {
-        let mut bytes = [0; N];
-        self.expect(N as u64)?;
-        self.from
-            .read_exact(&mut bytes)
-            .map_err(|_| self.ended(N as u64))?;
-        self.at += N as u64;
-        Ok(bytes)
-    }
-
-    pub(super) fn bytes(&mut self, length: u64) -> Result<Vec<u8>, GgufError> {
-        self.expect(length)?;
-        let mut bytes = Vec::new();
-        // grows with what is really there
-        let read = (&mut *self.from).take(length).read_to_end(&mut bytes);
-        if read.ok() != usize::try_from(length).ok() {
-            return Err(self.ended(length));
-        }
-        self.at += length;
-        Ok(bytes)
-    }
-
-    fn expect(&self, length: u64) -> Result<(), GgufError> {
-        if length > self.remaining() {
-            Err(self.ended(length))
-        } else {
-            Ok(())
-        }
-    }
-
-    fn ended(&self, wanted: u64) -> GgufError {
-        let at = self.at;
-        GgufError::Rule(if self.end < self.file_length {
-            format!(
-                "the header is longer than {MAX_HEADER_BYTES} bytes (at byte {at}), which is not believed"
-            )
-        } else {
-            let left = self.remaining();
-            format!(
-                "the header ends at byte {at}, where {wanted} more bytes belong and {left} are left: cut off?"
-            )
-        })
-    }
-
     fn counts(&mut self) -> Result<(u64, u64), GgufError> {
         let magic: [u8; 4] = self.take()?;
         if magic != MAGIC {

@@ -81,8 +81,8 @@ macro_rules! values {
     };
 }
 
+use super::cursor::Cursor;
 use super::error::{GgufError, wrong};
-use super::read::Cursor;
 
 const ARRAY: u32 = 9;
 

@@ -447,6 +447,7 @@ impl<'a> Check<'a> {
         let read = self.weights.open(&pack.path).and_then(|input| {
             input.for_each_piece(0..pack.data_offset, buffer, self.stop, |piece| {
                 sha256.update(piece);
+                self.advance(piece.len() as u64);
                 Ok::<_, FormatError>(())
             })?;
             for segment in segments {
@@ -476,5 +477,96 @@ impl<'a> Check<'a> {
             self.compare_file(&pack.path, sha256.finish(), pack.sha256);
         }
         self.findings.unless_read(&pack.path, read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::path::Path;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    /// Bytes that a phase announced, and those that it said were done.
+    #[derive(Default)]
+    struct Bytes {
+        announced: AtomicU64,
+        done: AtomicU64,
+    }
+
+    impl Progress for Bytes {
+        fn start(&self, _: &'static str, total_bytes: u64) {
+            self.announced.fetch_add(total_bytes, Ordering::Relaxed);
+        }
+        fn start_counting(&self, _: &'static str, _: u64, _: &'static str) {}
+        fn advance(&self, more: u64) {
+            self.done.fetch_add(more, Ordering::Relaxed);
+        }
+        fn finish(&self) {}
+        fn note(&self, _: &str) {}
+    }
+
+    /// A copy of the pack that the runtime's own tests use.
+    fn tiny_pack() -> tempfile::TempDir {
+        let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime-min/tests/tiny.segpack");
+        let copy = tempfile::tempdir().unwrap();
+        for entry in walkdir::WalkDir::new(&tiny) {
+            let entry = entry.unwrap();
+            let to = copy.path().join(entry.path().strip_prefix(&tiny).unwrap());
+            match entry.file_type().is_dir() {
+                true => fs::create_dir_all(to).unwrap(),
+                false => _ = fs::copy(entry.path(), to).unwrap(),
+            }
+        }
+        copy
+    }
+
+    /// What was announced, what was done, and what was found of an open pack.
+    fn checked(pack: &Pack, mode: VerifyMode) -> (u64, u64, Vec<Finding>) {
+        let manifest = pack.manifest();
+        let packs = manifest.packs.iter().map(|p| p.path.clone());
+        let sources = manifest.source_files.iter().map(|f| f.stored_as.clone());
+        let sound = packs.chain(sources).collect();
+        let (findings, bytes) = (Findings(std::sync::Mutex::default()), Bytes::default());
+        let settings = VerifySettings::new(mode, 1);
+        let stop = CancelToken::default();
+        check(pack, &sound, &settings, &findings, None, &stop, &bytes).unwrap();
+        let found = findings.0.into_inner().unwrap().0;
+        (bytes.announced.into_inner(), bytes.done.into_inner(), found)
+    }
+
+    #[test]
+    fn what_is_announced_is_done() {
+        let folder = tiny_pack();
+        let pack = Pack::open(folder.path()).unwrap();
+        for mode in [VerifyMode::Full, VerifyMode::Sums] {
+            let (announced, done, found) = checked(&pack, mode);
+            assert_eq!(done, announced, "{mode:?}");
+            assert_eq!(found, []);
+        }
+    }
+
+    #[test]
+    fn only_the_tensor_that_cannot_be_read_is_not_counted() {
+        let folder = tiny_pack();
+        let pack = Pack::open(folder.path()).unwrap();
+        let cut = "packs/thinker.text.experts.01.safetensors";
+        let file = File::options().write(true).open(folder.path().join(cut));
+        let length = pack
+            .manifest()
+            .packs
+            .iter()
+            .find(|p| p.path == cut)
+            .unwrap()
+            .length;
+        file.unwrap().set_len(length - 1).unwrap();
+
+        let (announced, done, found) = checked(&pack, VerifyMode::Full);
+        let [finding] = &found[..] else {
+            panic!("{found:?}")
+        };
+        let name = finding.tensor.as_deref().unwrap();
+        assert_eq!(done, announced - pack.tensor(name).unwrap().length);
     }
 }
