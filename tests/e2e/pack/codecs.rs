@@ -383,7 +383,8 @@ fn interrupted(whole: &Path, source: &Path, out: &Path, options: &[&str], keep: 
     fs::remove_file(out.join("manifest.json")).unwrap();
     fs::remove_file(out.join("SHA256SUMS")).unwrap();
     let document = manifest(whole);
-    let mut journal = String::new();
+    let run = run_of(source, options);
+    let mut journal = journal_line(&run, &json!("begun"));
     for (i, pack) in document["packs"].as_array().unwrap().iter().enumerate() {
         let of_pack = |key: &str, name: &str, value: &Value| -> Vec<Value> {
             document[key]
@@ -410,25 +411,27 @@ fn interrupted(whole: &Path, source: &Path, out: &Path, options: &[&str], keep: 
         let written = json!({"length": pack["length"], "sha256": pack["sha256"],
                              "segments": stored.collect::<Vec<_>>(), "tensors": digests});
         let record = json!({"pack": {"path": pack["path"], "written": written, "warnings": []}});
-        journal += &format!("{record}\n");
+        journal += &journal_line(&run, &record);
     }
     write_file(&out.join(".partial/lock"), b"");
-    let begun = begun(source, options);
-    write_file(
-        &out.join(".partial/journal.jsonl"),
-        format!("{begun}\n{journal}").as_bytes(),
-    );
+    write_file(&out.join(".partial/journal.jsonl"), journal.as_bytes());
 }
 
-/// The first line of the journal of such a run.
-fn begun(source: &Path, options: &[&str]) -> String {
+/// A line of a journal, with its checksum.
+fn journal_line(run: &str, record: &Value) -> String {
+    let content = format!("{{\"run\":\"{run}\",\"record\":{record}");
+    let checksum = segpack_formats::digest::Blake3::of(content.as_bytes());
+    format!("{content},\"blake3\":\"{checksum}\"}}\n")
+}
+
+/// The fingerprint of such a run.
+fn run_of(source: &Path, options: &[&str]) -> String {
     let identity =
         segpack_formats::digest::Sha256::of(&fs::read(source.join("manifest.json")).unwrap());
     let generator = manifest(source)["generator"].as_str().unwrap().to_owned();
     assert_eq!(options, ["--codec", "bf16-rans"]);
     let text = format!("{generator} repack {identity} Bf16Rans");
-    json!({"begun": {"fingerprint": segpack_formats::digest::Sha256::of(text.as_bytes()).to_string()}})
-        .to_string()
+    segpack_formats::digest::Sha256::of(text.as_bytes()).to_string()
 }
 
 #[test]
