@@ -12,6 +12,8 @@ const BLOCK_VALUES: usize = 4096;
 const LANES: usize = 8;
 /// Octaves of magnitude that are told apart: from 2^-96 (and below) to 2^95 (and above).
 const OCTAVES: usize = 192;
+/// The highest of them.
+const LAST_OCTAVE: i32 = 191;
 /// The octave of [1, 2).
 const OCTAVE_OF_ONE: i32 = 96;
 /// Empty octaves that set the largest magnitudes apart from the others.
@@ -215,7 +217,7 @@ impl StatisticsBuilder {
 /// The octave of a magnitude: zeros in the lowest, what is not finite in the highest.
 fn octave(value: f64) -> usize {
     let exponent = i32::try_from(value.to_bits() >> 52 & 0x7ff).unwrap_or(0) - 1023;
-    let octave = (exponent + OCTAVE_OF_ONE).clamp(0, OCTAVES as i32 - 1);
+    let octave = (exponent + OCTAVE_OF_ONE).clamp(0, LAST_OCTAVE);
     usize::try_from(octave).unwrap_or(0)
 }
 

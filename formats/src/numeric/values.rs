@@ -14,7 +14,10 @@ pub const fn has_values(dtype: Dtype) -> bool {
 pub const fn value_count(dtype: Dtype, bytes: u64) -> u64 {
     match dtype {
         Dtype::C64 => bytes / 4,
-        _ => (bytes as u128 * 8 / dtype.bitsize() as u128) as u64,
+        _ => {
+            let bits = dtype.bitsize() as u64;
+            bytes / bits * 8 + bytes % bits * 8 / bits
+        }
     }
 }
 
