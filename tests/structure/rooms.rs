@@ -27,7 +27,18 @@ const HOUSES: [House; 4] = [
             &["codec", "gguf", "npy", "safetensors"],
             &["pack"],
         ],
-        exceptions: &[],
+        exceptions: &[
+            (
+                "error.rs",
+                "gguf",
+                "the error of the crate holds that of a header",
+            ),
+            (
+                "error.rs",
+                "safetensors",
+                "the error of the crate holds that of a header",
+            ),
+        ],
     },
     House {
         package: "manifests",
