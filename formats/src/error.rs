@@ -149,6 +149,11 @@ impl FormatError {
         }
     }
 
+    /// Whether the drive failed, not what is around it.
+    pub fn is_medium(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if is_medium(source))
+    }
+
     /// A broken coded stream.
     pub fn coded(what: impl Into<String>) -> Self {
         Self::Coded { what: what.into() }

@@ -49,6 +49,9 @@ pub(super) fn hint(error: &CliError, output: Option<&Path>) -> Option<String> {
                 room.display()
             ))
         }
+        StepError::Format(e) | StepError::Pack(PackError::Format(e)) => {
+            of_environment(e).map(str::to_owned)
+        }
         StepError::Source(e) => of_source(e),
         StepError::Output(e) => of_output(e).map(str::to_owned),
         StepError::PackWriter(e) => of_pack_writer(e).map(str::to_owned),
@@ -68,6 +71,29 @@ pub(super) fn hint(error: &CliError, output: Option<&Path>) -> Option<String> {
         StepError::Findings { findings, .. } => of_unaudited_checkpoint(findings)
             .or_else(|| of_findings(findings))
             .or_else(|| of_unrestorable(findings)),
+        _ => None,
+    }
+}
+
+/// What to change in the environment; nothing is known of the bytes that it kept from being read.
+fn of_environment(error: &FormatError) -> Option<&'static str> {
+    use std::io::ErrorKind;
+    const THREADS: &str = "--jobs 1 needs the fewest threads; `ulimit -u` limits them";
+    let FormatError::Io { source, .. } = error else {
+        return matches!(error, FormatError::Thread(_)).then_some(THREADS);
+    };
+    match source.kind() {
+        ErrorKind::PermissionDenied => {
+            Some("ask for the right to it, or run as a user who has it; nothing is wrong with it")
+        }
+        ErrorKind::OutOfMemory => Some("close other programs, or use fewer --jobs"),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Some("free some space"),
+        ErrorKind::ReadOnlyFilesystem => Some("choose another output path"),
+        ErrorKind::NotADirectory => Some("a part of the path is a file"),
+        // EMFILE, ENFILE: no kind of the standard library's
+        _ if matches!(source.raw_os_error(), Some(23 | 24)) => {
+            Some("`ulimit -n` raises the limit of open files; 64 are enough for any model")
+        }
         _ => None,
     }
 }

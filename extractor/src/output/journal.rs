@@ -11,7 +11,7 @@ use std::sync::Mutex;
 
 use segpack_formats::FormatError;
 use segpack_formats::digest::{Blake3, Sha256};
-use segpack_formats::io::{InputFile, create_beneath, rename_beneath, sync_folder};
+use segpack_formats::io::{InputFile, create_beneath, rename_beneath, sync_data, sync_folder};
 use segpack_formats::pack::WrittenPack;
 use segpack_manifests::documents::{Finding, Midstate};
 use serde::{Deserialize, Serialize};
@@ -172,9 +172,8 @@ impl Journal {
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         file.write_all(&line)
-            .and_then(|()| file.sync_data())
             .map_err(FormatError::io("write", &self.path))?;
-        Ok(())
+        Ok(sync_data(&file, &self.path)?)
     }
 }
 

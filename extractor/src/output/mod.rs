@@ -117,28 +117,29 @@ impl OutputFolder {
     /// `Link`; `Io`.
     pub(crate) fn publish(&self, file: &File, relative: &str) -> Result<(), OutputError> {
         sync_file(file, &self.partial(relative))?;
-        self.publish_into(&self.path, relative)
-    }
-
-    /// Moves an unfinished file, which is durable, to its path below another folder.
-    ///
-    /// # Errors
-    /// `Link`; `Io`.
-    pub(crate) fn publish_into(&self, into: &Path, relative: &str) -> Result<(), OutputError> {
-        let to = into.join(relative);
-        let parent = to.parent().unwrap_or(into);
+        let to = self.path.join(relative);
+        let parent = to.parent().unwrap_or(&self.path);
         let is_new = !parent.exists();
-        rename_beneath((&self.path, &unfinished(relative)), (into, relative))?;
+        self.move_into(&self.path, relative)?;
         sync_folder(parent)?;
         if is_new {
             // a new folder is durable once the one that holds it is
             let mut above = parent
                 .ancestors()
                 .skip(1)
-                .take_while(|a| a.starts_with(into));
+                .take_while(|a| a.starts_with(&self.path));
             above.try_for_each(sync_folder)?;
         }
         Ok(())
+    }
+
+    /// Moves an unfinished file to its path below another folder.
+    ///
+    /// # Errors
+    /// `Link`; `Io`.
+    pub(crate) fn move_into(&self, into: &Path, relative: &str) -> Result<(), OutputError> {
+        let from = (&*self.path, &*unfinished(relative));
+        Ok(rename_beneath(from, (into, relative))?)
     }
 
     /// Writes a small file and publishes it.

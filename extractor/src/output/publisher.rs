@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use segpack_formats::FormatError;
+use segpack_formats::io::sync_data;
 
 use super::{OutputError, OutputFolder};
 
@@ -27,7 +28,9 @@ impl OutputFolder {
     ) -> Result<(), E> {
         let (sender, receiver) = sync_channel(queue.max(1));
         thread::scope(|scope| {
-            let publishing = scope.spawn(|| self.publish_all(receiver));
+            let publishing = thread::Builder::new()
+                .spawn_scoped(scope, || self.publish_all(receiver))
+                .map_err(|e| OutputError::from(FormatError::Thread(e)))?;
             let publisher = Publisher { sender };
             let worked = work(&publisher);
             drop(publisher);
@@ -43,9 +46,7 @@ impl OutputFolder {
             match request {
                 // the kernel reports a failed write to one sync of an open file only, so this one
                 // must not lose it
-                Request::Flush(file) => file
-                    .sync_data()
-                    .map_err(FormatError::io("sync", &self.path))?,
+                Request::Flush(file) => sync_data(&file, &self.path)?,
                 Request::Publish {
                     file,
                     relative,

@@ -94,8 +94,12 @@ fn write_digested<T, E: From<FormatError>>(
         let _ = written.send(WriteBuffer::default()); // the channel has space for all
     }
     thread::scope(|scope| {
-        let digester = scope.spawn(move || digest_all(to_digest, &passed_on, digest));
-        let writer = scope.spawn(move || write_all(file, path, &flushing, to_write, &written));
+        let digesting = move || digest_all(to_digest, &passed_on, digest);
+        let digester = thread::Builder::new().spawn_scoped(scope, digesting);
+        let digester = digester.map_err(FormatError::Thread)?;
+        let writing = move || write_all(file, path, &flushing, to_write, &written);
+        let writer = thread::Builder::new().spawn_scoped(scope, writing);
+        let writer = writer.map_err(FormatError::Thread)?;
         let mut behind = WriteBehind {
             full,
             empty,

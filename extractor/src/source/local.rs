@@ -85,6 +85,8 @@ pub(crate) struct Checkpoint {
     pub one_of_several: bool,
     /// What is wrong with the files so far.
     pub findings: Vec<Finding>,
+    /// Why a file that may be sound could not be read.
+    environment: Option<FormatError>,
 }
 
 /// Finds the checkpoint that an argument means: a folder, a weight file, a repo id in the local hub
@@ -150,10 +152,14 @@ impl Checkpoint {
     /// Only where the argument means no checkpoint, or the folder cannot be listed.
     pub(crate) fn open(argument: &Path, options: OpenOptions) -> Result<Self, SourceError> {
         let path = locate(argument)?;
-        if path.is_dir() {
+        let mut checkpoint = if path.is_dir() {
             Self::open_folder(&path, options)
         } else {
             Self::open_file(&path)
+        }?;
+        match checkpoint.environment.take() {
+            Some(e) => Err(e.into()),
+            None => Ok(checkpoint),
         }
     }
 
@@ -198,6 +204,7 @@ impl Checkpoint {
             config: None,
             one_of_several: false,
             findings,
+            environment: None,
         }
     }
 
@@ -274,7 +281,11 @@ impl Checkpoint {
                 Err(e) => {
                     let path = e.path().unwrap_or(&self.root).to_owned();
                     let path = self.relative(&path).unwrap_or_else(|(path, _)| path);
-                    self.unreadable(path, &e.to_string());
+                    let why = e.to_string();
+                    match e.into_io_error() {
+                        Some(e) => self.not_read(path, e),
+                        None => self.unreadable(path, &why),
+                    }
                 }
             }
         }
@@ -307,6 +318,17 @@ impl Checkpoint {
         match check_relative_path(&joined) {
             Ok(()) => Ok(joined),
             Err(why) => Err((joined, why)),
+        }
+    }
+
+    /// A file that cannot be read: the environment's fault ends the opening, any other is a finding.
+    fn not_read(&mut self, path: String, error: io::Error) {
+        let why = error.to_string();
+        let error = FormatError::io("read", self.root.join(&path))(error);
+        if error.is_environment() {
+            self.environment.get_or_insert(error);
+        } else {
+            self.unreadable(path, &why);
         }
     }
 
@@ -396,6 +418,9 @@ impl Checkpoint {
                     hub_sha256,
                 });
             }
+            Err(e) if e.is_environment() => {
+                self.environment.get_or_insert(e);
+            }
             Err(e) => {
                 let finding = Finding::new(FindingKind::MalformedShard).file(path);
                 self.findings.push(finding.seen(without_path(&e)));
@@ -447,7 +472,7 @@ impl Checkpoint {
         let full = self.root.join(path);
         let length = match fs::metadata(&full) {
             Ok(metadata) => metadata.len(),
-            Err(e) => return self.unreadable(path.to_owned(), &e.to_string()),
+            Err(e) => return self.not_read(path.to_owned(), e),
         };
         match is_lfs_pointer(&full, length) {
             Ok(false) => {}
@@ -459,7 +484,7 @@ impl Checkpoint {
                         .seen(what),
                 );
             }
-            Err(e) => self.unreadable(path.to_owned(), &e.to_string()),
+            Err(e) => self.not_read(path.to_owned(), e),
         }
         let hub_sha256 = self.published_sha256(path);
         self.files.push(SideFile {
@@ -483,6 +508,10 @@ impl Checkpoint {
                     .iter()
                     .any(|f| f.file.as_deref() == Some(CONFIG)) =>
             {
+                return;
+            }
+            Err(e) if e.is_environment() => {
+                self.environment.get_or_insert(e);
                 return;
             }
             Err(e) => return self.unreadable(CONFIG.to_owned(), &reason(&e)),

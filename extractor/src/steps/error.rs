@@ -184,6 +184,8 @@ impl StepError {
 
 fn exit_of_format(error: &FormatError) -> Exit {
     match error {
+        // a drive that cannot read its bytes has lost them; one that cannot write has not yet
+        FormatError::Io { action: "read", .. } if error.is_medium() => Exit::Damaged,
         FormatError::Io { .. } | FormatError::WorkerDied { .. } | FormatError::Thread(_) => {
             Exit::Failed
         }

@@ -327,6 +327,7 @@ impl Restore<'_> {
     /// Whether it is the pack, not the output, that failed.
     fn is_of_the_pack(&self, error: &FormatError) -> bool {
         match error {
+            e if e.is_environment() => false,
             FormatError::Io { path, .. } => path.starts_with(self.weights.pack().folder()),
             FormatError::Interrupted | FormatError::WorkerDied { .. } => false,
             _ => true,

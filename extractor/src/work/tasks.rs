@@ -57,7 +57,14 @@ pub(crate) fn run_tasks<T: Sync, S, E: TaskError>(
     };
     thread::scope(|scope| {
         for _ in 1..jobs.clamp(1, tasks.len().max(1)) {
-            scope.spawn(|| queue.work(&state, &run));
+            let thread = thread::Builder::new();
+            // where there are no more threads, those that there are do it all
+            if thread
+                .spawn_scoped(scope, || queue.work(&state, &run))
+                .is_err()
+            {
+                break;
+            }
         }
         queue.work(&state, &run);
     });

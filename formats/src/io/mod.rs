@@ -38,7 +38,7 @@ pub use memory::MemoryFile;
 pub use pending::PendingFile;
 pub use read_at::{ReadAt, Retried, Stamp};
 pub use sequential::{SequentialWriter, WriteBuffer};
-pub use write::{has_no_locks, sync_file, sync_folder, write_all_at};
+pub use write::{has_no_locks, sync_data, sync_file, sync_folder, write_all_at};
 
 /// Bytes read at a time: small enough that several digests of one piece are taken from the L2
 /// cache.

@@ -49,6 +49,17 @@ pub fn sync_file(file: &File, path: &Path) -> Result<()> {
     sync(file).map_err(FormatError::io("sync", path))
 }
 
+/// Makes a file's bytes durable, as far as its file system can.
+///
+/// # Errors
+/// `Io` with the path.
+pub fn sync_data(file: &File, path: &Path) -> Result<()> {
+    match file.sync_data() {
+        Err(e) if is_unsupported(&e) => Ok(()),
+        synced => synced.map_err(FormatError::io("sync", path)),
+    }
+}
+
 /// A file system that has no such thing as a sync is not asked again.
 fn sync(file: &File) -> io::Result<()> {
     match file.sync_all() {

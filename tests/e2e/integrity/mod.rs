@@ -2,6 +2,7 @@
 
 mod bad_packs;
 mod damage;
+mod environment;
 mod fuzz_smoke;
 mod identity;
 mod lies;

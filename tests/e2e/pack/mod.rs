@@ -1,6 +1,7 @@
 //! Packs: written, resumed, coded, given back.
 
 mod codecs;
+mod filesystems;
 #[cfg(target_os = "linux")]
 mod manifest_memory;
 mod pipeline;

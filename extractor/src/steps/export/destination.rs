@@ -1,12 +1,13 @@
 //! Where an export goes: a folder or one file, which gets its name when everything is written and
 //! checked.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use segpack_formats::FormatError;
-use segpack_formats::io::{EntryKind, entry_kind};
+use segpack_formats::io::{EntryKind, entry_kind, sync_folder};
 use segpack_manifests::folder::PARTIAL;
 
 use crate::output::{Before, OutputError, OutputFolder, inspect, refuse_busy};
@@ -107,8 +108,8 @@ impl Destination {
         self.folder.create(relative)
     }
 
-    /// Moves all files, which are durable, to their places, in this order, and takes away what was
-    /// for the unfinished ones.
+    /// Moves all files, which are durable, to their places, the index and the configuration last, and
+    /// takes away what was for the unfinished ones.
     ///
     /// # Errors
     /// `Io`; what was moved before stays.
@@ -116,9 +117,25 @@ impl Destination {
         self,
         files: impl Iterator<Item = &'p str>,
     ) -> Result<(), OutputError> {
+        // whoever sees the index or the configuration sees all that they speak of
+        let mut files: Vec<&str> = files.collect();
+        files.sort_by_key(|path| speaks_of_others(path));
+        let mut folders = BTreeSet::from([self.into.clone()]);
         for relative in files {
-            self.folder.publish_into(&self.into, relative)?;
+            self.folder.move_into(&self.into, relative)?;
+            let path = self.into.join(relative);
+            let above = path.ancestors().skip(1);
+            folders.extend(
+                above
+                    .take_while(|a| a.starts_with(&self.into))
+                    .map(Path::to_owned),
+            );
         }
+        // the deepest first: a new folder is durable once the one that holds it is
+        folders
+            .iter()
+            .rev()
+            .try_for_each(|folder| sync_folder(folder))?;
         let staging = self.staging.then(|| self.folder.path().to_owned());
         self.folder.finish()?;
         match staging {
@@ -137,7 +154,33 @@ impl Destination {
     }
 }
 
+/// What is published last: files that say that others are there.
+fn speaks_of_others(path: &str) -> u8 {
+    match path {
+        "config.json" => 2,
+        path if path.ends_with(".index.json") => 1,
+        _ => 0,
+    }
+}
+
 fn only_partial(folder: &Path) -> Result<bool, OutputError> {
     let mut entries = fs::read_dir(folder).map_err(FormatError::io("list", folder))?;
     Ok(entries.all(|entry| entry.is_ok_and(|e| e.file_name() == PARTIAL)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_are_published_before_what_speaks_of_them() {
+        let mut files = [
+            "config.json",
+            "model.safetensors.index.json",
+            "tokenizer.json",
+            "model-00001-of-00001.safetensors",
+        ];
+        files.sort_by_key(|path| speaks_of_others(path));
+        assert_eq!(files[2..], ["model.safetensors.index.json", "config.json"]);
+    }
 }

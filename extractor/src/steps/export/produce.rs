@@ -169,6 +169,7 @@ impl Producer<'_> {
     /// A file of the pack that cannot be read is damage of the input, not a failure of the output.
     pub(super) fn of_the_pack(&self, error: FormatError) -> StepError {
         match &error {
+            e if e.is_environment() => StepError::Format(error),
             FormatError::Io { path, .. } if path.starts_with(self.weights.pack().folder()) => {
                 self.found(Finding::new(FindingKind::Unreadable).seen(chain(&error)))
             }

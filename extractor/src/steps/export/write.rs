@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use segpack_formats::codec::MAX_CHUNK_BYTES;
+use segpack_formats::io::sync_file;
 
 use super::ExportError;
 use super::check::{CHECK_BYTES, check_file};
@@ -72,7 +73,7 @@ impl Producer<'_> {
             StepError::Format(e) => self.of_the_pack(e),
             other => other,
         })?;
-        out.sync_all().map_err(StepError::io("sync", &path))
+        Ok(sync_file(&out, &path)?)
     }
 }
 

@@ -486,7 +486,10 @@ fn compare_file(
     });
     match read {
         Err(FormatError::Interrupted) => return Err(FormatError::Interrupted.into()),
-        Err(e) => findings.add(finding(FindingKind::Unreadable).seen(describe(&e))),
+        Err(e) => {
+            let unread = finding(FindingKind::Unreadable).seen(describe(&e));
+            findings.add_unread(e, unread);
+        }
         Ok(()) => {
             let seen = sha256.finish();
             if Some(seen) != file.sha256 {

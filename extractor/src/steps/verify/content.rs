@@ -11,10 +11,10 @@ use std::sync::Arc;
 use segpack_formats::FormatError;
 use segpack_formats::codec::Codec;
 use segpack_formats::digest::{Blake3Hasher, LANES, Sha256, Sha256Hasher, Sha256Lanes};
-use segpack_formats::io::{CancelToken, InputFile, READ_BYTES, ReadAt};
+use segpack_formats::io::{CancelToken, InputFile, READ_BYTES, ReadAt, Retried};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
-    Finding, FindingKind, PackEntry, SegmentEntry, SourceFile, TensorEntry, VerifyMode,
+    Finding, FindingKind, PackEntry, SegmentEntry, Severity, SourceFile, TensorEntry, VerifyMode,
 };
 use segpack_manifests::{PackCursor, PackReader};
 
@@ -104,7 +104,17 @@ pub(super) fn check(
         |worker, (number, task)| check.run(worker, *number, task),
     );
     progress.finish();
+    findings.extend(weights.retried().into_iter().map(retried));
     done
+}
+
+/// A read that failed and, tried again, did not: the bytes are right, but the drive may be failing.
+fn retried((file, retried): (String, Retried)) -> Finding {
+    let mut finding = Finding::new(FindingKind::Unreadable).file(file);
+    finding.severity = Severity::Warning;
+    finding
+        .bytes(retried.range.start, retried.range.end)
+        .seen(format!("was read only when tried again: {}", retried.error))
 }
 
 /// The longest first, so that all threads end together.
@@ -278,7 +288,7 @@ impl<'a> Check<'a> {
             Err(FormatError::Interrupted) => return Err(FormatError::Interrupted.into()),
             Err(e) => {
                 let finding = unreadable(segment, range, &e).tensor(&tensor.name);
-                self.findings.add(finding);
+                self.findings.add_unread(e, finding);
             }
         }
         Ok(())
@@ -388,7 +398,10 @@ impl<'a> Check<'a> {
                 }
             }
             Err(FormatError::Interrupted) => return Err(FormatError::Interrupted.into()),
-            Err(e) => self.findings.add(unreadable(segment, range.clone(), &e)),
+            Err(e) => {
+                let finding = unreadable(segment, range.clone(), &e);
+                self.findings.add_unread(e, finding);
+            }
         }
         for tensor in tensors {
             let (mut sha256, mut watching) = (Sha256Hasher::default(), self.watch(tensor));
@@ -405,9 +418,10 @@ impl<'a> Check<'a> {
                     self.compare_tensor(tensor, segment, range.clone(), sha256.finish());
                 }
                 Err(FormatError::Interrupted) => return Err(FormatError::Interrupted.into()),
-                Err(e) => self
-                    .findings
-                    .add(damaged.clone().tensor(&tensor.name).seen(describe(&e))),
+                Err(e) => {
+                    let finding = damaged.clone().tensor(&tensor.name).seen(describe(&e));
+                    self.findings.add_unread(e, finding);
+                }
             }
         }
         Ok(())

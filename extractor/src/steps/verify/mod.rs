@@ -91,7 +91,11 @@ impl Subset {
 }
 
 /// What the parts of a verification share: findings and counts from many threads.
-struct Findings(Mutex<(Vec<Finding>, VerifyCounts)>);
+#[derive(Default)]
+struct Findings(Mutex<(Vec<Finding>, VerifyCounts)>, Mutex<NotChecked>);
+
+/// What could not be read although it may be sound, and why.
+type NotChecked = Vec<(Finding, FormatError)>;
 
 impl Findings {
     fn add(&self, finding: Finding) {
@@ -116,13 +120,39 @@ impl Findings {
             Ok(()) => Ok(()),
             Err(FormatError::Interrupted) => Err(FormatError::Interrupted.into()),
             Err(e) => {
-                self.add(
-                    Finding::new(FindingKind::Unreadable)
-                        .file(file)
-                        .seen(describe(&e)),
-                );
+                let finding = Finding::new(FindingKind::Unreadable).file(file);
+                let finding = finding.seen(describe(&e));
+                self.add_unread(e, finding);
                 Ok(())
             }
+        }
+    }
+
+    /// What the environment keeps from being read is not damaged for all that is known: it is no
+    /// finding, and the verification ends with this error. Any other failed read is `finding`.
+    fn add_unread(&self, error: FormatError, finding: Finding) {
+        if error.is_environment() {
+            let mut unread = self.1.lock().unwrap_or_else(PoisonError::into_inner);
+            unread.push((finding, error));
+        } else {
+            self.add(finding);
+        }
+    }
+
+    /// Says what was not checked. Unless something else is wrong, that ends the verification.
+    fn end_unread(&self, progress: &dyn Progress) -> Result<(), StepError> {
+        let unread = std::mem::take(&mut *self.1.lock().unwrap_or_else(PoisonError::into_inner));
+        for (finding, error) in &unread {
+            let file = finding.file.as_deref().unwrap_or_default();
+            progress.note(&format!("not checked: {file}: {}", describe(error)));
+        }
+        let is_damaged = {
+            let found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            Finding::any_error(&found.0)
+        };
+        match unread.into_iter().next() {
+            Some((_, first)) if !is_damaged => Err(first.into()),
+            _ => Ok(()),
         }
     }
 }
@@ -138,7 +168,8 @@ const TOLERANT: ScanOptions = ScanOptions {
 ///
 /// # Errors
 /// Only where there is no such folder or it is a file, the checkpoint of `against` cannot be
-/// opened, or the user stops it: everything else is a finding of the report.
+/// opened, the environment keeps a file from being read (and nothing else is wrong), or the user
+/// stops it: everything else is a finding of the report.
 pub fn verify(
     folder: &Path,
     settings: &VerifySettings,
@@ -148,7 +179,7 @@ pub fn verify(
     if folder.exists() && !folder.is_dir() {
         return Err(StepError::malformed(folder, "is not a folder"));
     }
-    let findings = Findings(Mutex::default());
+    let findings = Findings::default();
     let mut completeness = Completeness::NotKnown;
     let values = settings.values.then(Values::default);
     let pack = match OpenOptions::new().check_sums(false).open(folder) {
@@ -197,6 +228,7 @@ pub fn verify(
             against::check(pack, checkpoint, settings, &findings, stop, progress)?;
         }
     }
+    findings.end_unread(progress)?;
     let judged = values.zip(pack.as_ref());
     let values = judged.map(|(values, pack)| {
         let (report, odd) = values.judge(pack.manifest());

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use segpack_formats::FormatError;
 use segpack_formats::codec::Codec;
 use segpack_formats::pack::{SegmentSpec, coded_header, data_start, raw_header};
 use segpack_manifests::Pack;
@@ -27,7 +28,7 @@ pub(super) fn check(pack: &Pack, findings: &Findings) -> Result<BTreeSet<String>
     if manifest.options.sums {
         listed.insert(SUMS, None);
     }
-    let Listing { there, links } = list(pack.folder(), &listed, findings);
+    let Listing { there, links } = list(pack.folder(), &listed, findings)?;
     let mut sound = BTreeSet::new();
     for (path, wanted) in &listed {
         match there.get(*path) {
@@ -67,7 +68,11 @@ struct Listing {
 }
 
 /// What lies under listed paths; anything that is not listed, and any link, is a finding.
-fn list(root: &Path, listed: &BTreeMap<&str, Option<u64>>, findings: &Findings) -> Listing {
+fn list(
+    root: &Path,
+    listed: &BTreeMap<&str, Option<u64>>,
+    findings: &Findings,
+) -> Result<Listing, FormatError> {
     let mut listing = Listing::default();
     let folders: BTreeSet<&str> = listed.keys().flat_map(|path| parents(path)).collect();
     let mut walk = WalkDir::new(root)
@@ -85,7 +90,17 @@ fn list(root: &Path, listed: &BTreeMap<&str, Option<u64>>, findings: &Findings) 
                     .unwrap_or(root)
                     .to_string_lossy()
                     .into_owned();
-                findings.add(Finding::new(FindingKind::Unreadable).file(path).seen(e));
+                let finding = Finding::new(FindingKind::Unreadable).file(path).seen(&e);
+                let at = e.path().unwrap_or(root).to_owned();
+                let Some(error) = e.into_io_error().map(FormatError::io("list", at)) else {
+                    findings.add(finding);
+                    continue;
+                };
+                // what is in a folder that cannot be listed would all seem to be missing
+                if error.is_environment() {
+                    return Err(error);
+                }
+                findings.add(finding);
                 continue;
             }
         };
@@ -119,7 +134,7 @@ fn list(root: &Path, listed: &BTreeMap<&str, Option<u64>>, findings: &Findings) 
             findings.add(unlisted("a file that the manifest does not list"));
         }
     }
-    listing
+    Ok(listing)
 }
 
 /// The folders above a path: `a` and `a/b` for `a/b/c`.
@@ -137,11 +152,11 @@ fn check_sums(pack: &Pack, sound: &BTreeSet<String>, findings: &Findings) {
         .open_file(SUMS)
         .and_then(|f| f.read_range(0..f.length()));
     match read {
-        Err(e) => findings.add(
-            Finding::new(FindingKind::Unreadable)
-                .file(SUMS)
-                .seen(describe(&e)),
-        ),
+        Err(e) => {
+            let unread = Finding::new(FindingKind::Unreadable).file(SUMS);
+            let unread = unread.seen(describe(&e));
+            findings.add_unread(e, unread);
+        }
         Ok(seen) if seen == wanted.as_bytes() => {}
         Ok(seen) => {
             let at = first_difference(&seen, wanted.as_bytes());
@@ -217,11 +232,11 @@ fn check_header(
         .open_file(&entry.path)
         .and_then(|f| f.read_range(0..start.min(f.length())));
     match seen {
-        Err(e) => findings.add(
-            Finding::new(FindingKind::Unreadable)
-                .file(&entry.path)
-                .seen(describe(&e)),
-        ),
+        Err(e) => {
+            let unread = Finding::new(FindingKind::Unreadable).file(&entry.path);
+            let unread = unread.seen(describe(&e));
+            findings.add_unread(e, unread);
+        }
         Ok(seen) if seen == wanted => {}
         Ok(seen) => {
             let at = first_difference(&seen, &wanted);

@@ -1,0 +1,137 @@
+//! What the environment keeps from being read is not damaged: exit status 1, and advice. What the
+//! drive cannot read is: 3.
+
+#![cfg(target_os = "linux")]
+
+use std::ffi::OsString;
+use std::process::Command;
+
+use crate::support::cli::{Finding, FindingKind, Run, program};
+use crate::support::faults::{Fault, faulty};
+use crate::support::folders::temp;
+use crate::support::packs::pack_into;
+use crate::support::tiny::tiny_text;
+
+/// EPERM, EAGAIN, ENOMEM, EACCES, ENOTDIR, ENFILE, EMFILE, ETXTBSY.
+const ENVIRONMENT: [i32; 8] = [1, 11, 12, 13, 20, 23, 24, 26];
+const EIO: i32 = 5;
+
+struct Scene {
+    _folder: tempfile::TempDir,
+    words: Vec<Vec<OsString>>,
+}
+
+/// Commands, and the ends of the paths of two files that each of them reads.
+const READ: [[&str; 2]; 6] = [
+    ["text.safetensors", "manifest.json"],
+    ["text.safetensors", "manifest.json"],
+    ["text.safetensors", "manifest.json"],
+    ["text.safetensors", "manifest.json"],
+    ["config.json", "model-00001-of-00002.safetensors"],
+    ["config.json", "model-00001-of-00002.safetensors"],
+];
+
+impl Scene {
+    fn new() -> Self {
+        let folder = temp();
+        let (pack, out) = (folder.path().join("pack"), folder.path().join("out"));
+        pack_into(&tiny_text(), &pack, &[]);
+        let words = |words: &[&str]| -> Vec<OsString> {
+            let word = |word: &&str| match *word {
+                "PACK" => pack.clone().into(),
+                "OUT" => out.clone().into(),
+                "CKPT" => tiny_text().into(),
+                word => word.into(),
+            };
+            words.iter().map(word).collect()
+        };
+        let words = vec![
+            words(&["verify", "PACK"]),
+            words(&["unpack", "PACK", "-o", "OUT"]),
+            words(&["repack", "PACK", "-o", "OUT", "--codec", "zstd"]),
+            words(&["export", "PACK", "--to", "npy", "-o", "OUT"]),
+            words(&["scan", "CKPT"]),
+            words(&["pack", "CKPT", "-o", "OUT"]),
+        ];
+        Self {
+            _folder: folder,
+            words,
+        }
+    }
+
+    fn clear(&self) {
+        let _ = std::fs::remove_dir_all(self._folder.path().join("out"));
+    }
+}
+
+#[test]
+fn what_cannot_be_opened_is_not_damaged() {
+    let scene = Scene::new();
+    for (number, (words, files)) in scene.words.iter().zip(READ).enumerate() {
+        for file in files {
+            for (at, error) in ENVIRONMENT.into_iter().enumerate() {
+                if (number + at) % 3 != 0 && error != 13 {
+                    continue; // each with two others
+                }
+                let done = Run::of(faulty(Fault::Open(file, error)).args(words));
+                assert_eq!(done.status, Some(1), "{file}, error {error}: {done}");
+                if error == 13 {
+                    assert!(done.stderr.contains("nothing is wrong with it"), "{done}");
+                }
+                scene.clear();
+            }
+        }
+    }
+}
+
+#[test]
+fn what_the_drive_cannot_read_is_damaged() {
+    let scene = Scene::new();
+    for words in &scene.words {
+        let done = Run::of(faulty(Fault::Reads(8, EIO)).args(words));
+        assert_eq!(done.status, Some(3), "{done}");
+        scene.clear();
+    }
+}
+
+#[test]
+fn a_read_that_works_when_tried_again_is_a_warning() {
+    let scene = Scene::new();
+    let mut words = scene.words[0].clone();
+    words.push("--json".into());
+    let mut warned = 0;
+    for n in (1..120).step_by(7) {
+        let done = Run::of(faulty(Fault::Read(n, EIO)).args(&words)).ok();
+        let findings = done.findings();
+        let is_warning = |f: &Finding| {
+            f.kind == FindingKind::Unreadable
+                && f.file.is_some()
+                && f.bytes.is_some()
+                && f.seen
+                    .as_deref()
+                    .is_some_and(|seen| seen.contains("tried again"))
+        };
+        assert!(findings.iter().all(is_warning), "{done}");
+        warned += findings.len();
+    }
+    assert!(warned > 3, "{warned}");
+    for words in &scene.words[1..] {
+        Run::of(faulty(Fault::Read(9, EIO)).args(words)).ok();
+        scene.clear();
+    }
+}
+
+#[test]
+fn few_descriptors_are_enough() {
+    let scene = Scene::new();
+    for words in &scene.words {
+        let mut command = Command::new("sh");
+        let program = program();
+        command
+            .args(["-c", "ulimit -n 20; exec \"$@\"", "sh"])
+            .arg(program.get_program())
+            .args(words);
+        Run::of(&mut command).ok();
+        scene.clear();
+    }
+}
