@@ -178,11 +178,18 @@ pub(crate) fn is_medium(error: &io::Error) -> bool {
     }
 }
 
-/// Whether there is nothing to read, or not enough of it.
+/// Whether there is nothing to read, not enough of it, or something else than a file.
 fn is_missing(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) {
+        return true;
+    }
     matches!(
         error.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData
+        io::ErrorKind::NotFound
+            | io::ErrorKind::IsADirectory
+            | io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::InvalidData
     )
 }
 
