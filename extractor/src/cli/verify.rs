@@ -42,6 +42,10 @@ pub(super) struct Args {
     /// beyond those of like tensors, rows of zeros, copies, NaN
     #[arg(long, conflicts_with = "quick", help_heading = INPUT)]
     values: bool,
+    /// Do not prove that the original shards can be restored: faster, but only the digest of each
+    /// tensor is compared
+    #[arg(long, help_heading = INPUT)]
+    no_restorable: bool,
     /// Check only part K of N, counted from 1; the N parts together cover everything once
     #[arg(long, value_name = "K/N", help_heading = INPUT)]
     subset: Option<Subset>,
@@ -66,6 +70,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
         },
         manifest_sha256: args.pack.wanted()?,
         subset: args.subset,
+        restorable: !args.no_restorable,
         values: args.values,
         against: args.against,
         allow_unaudited: args.unaudited.allow_unaudited,

@@ -7,4 +7,5 @@ mod fuzz_smoke;
 mod identity;
 mod lies;
 mod links;
+mod restorable;
 mod values;

@@ -1,4 +1,4 @@
-use segpack_manifests::documents::{Completeness, VerifyMode, VerifyReport};
+use segpack_manifests::documents::{Completeness, Restorable, VerifyMode, VerifyReport};
 
 use super::findings::findings;
 use super::numbers::{bytes, counted};
@@ -15,6 +15,7 @@ pub(crate) fn verify(report: &VerifyReport, place: &str) -> String {
     let part = report
         .subset
         .map_or(String::new(), |[k, n]| format!(" (part {k} of {n})"));
+    page.append(&restorable(report));
     let (verdict, checked) = (verdict(report), checked(report));
     page.line(format_args!("{place}: {verdict}; checked {checked}{part}"));
     if let Some(sha256) = report.manifest_sha256 {
@@ -31,6 +32,34 @@ fn completeness(report: &VerifyReport) -> String {
         Completeness::NotKnown => "whether tensors are missing could not be derived",
     };
     format!("completeness: {} ({why})", report.completeness)
+}
+
+/// Which files of the checkpoint `unpack` gives back.
+fn restorable(report: &VerifyReport) -> String {
+    let mut page = Page::default();
+    let count = |wanted| {
+        report
+            .files
+            .iter()
+            .filter(|f| f.restorable == wanted)
+            .count() as u64
+    };
+    let proven = count(Restorable::Yes);
+    if proven > 0 {
+        let files = counted(proven, "source file");
+        page.line(format_args!("restorable: {files}, byte for byte"));
+    }
+    let others = [
+        (Restorable::No, "not restorable"),
+        (Restorable::NotRecorded, "their SHA-256 was not recorded"),
+        (Restorable::Excluded, "some of their tensors were excluded"),
+        (Restorable::NotChecked, "not checked whether restorable"),
+    ];
+    for (wanted, why) in others.into_iter().filter(|(wanted, _)| count(*wanted) > 0) {
+        let files = counted(count(wanted), "source file");
+        page.line(format_args!("{files}: {why}"));
+    }
+    page.into_text()
 }
 
 fn checked(report: &VerifyReport) -> String {

@@ -2,6 +2,7 @@
 
 mod against;
 mod content;
+mod restore;
 mod structure;
 mod values;
 
@@ -42,6 +43,8 @@ pub struct VerifySettings {
     pub manifest_sha256: Option<Sha256>,
     /// Whether it is no error that nothing says which tensors there have to be.
     pub allow_unaudited: bool,
+    /// Whether the original files are proved to be restorable (of a full verification).
+    pub restorable: bool,
     /// Threads.
     pub jobs: usize,
 }
@@ -56,6 +59,7 @@ impl VerifySettings {
             against: None,
             manifest_sha256: None,
             allow_unaudited: false,
+            restorable: true,
             jobs,
         }
     }
@@ -108,6 +112,12 @@ impl Findings {
 
     fn extend(&self, findings: impl IntoIterator<Item = Finding>) {
         findings.into_iter().for_each(|finding| self.add(finding));
+    }
+
+    /// Whether anything is wrong with this file.
+    fn names(&self, file: &str) -> bool {
+        let found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        found.0.iter().any(|f| f.file.as_deref() == Some(file))
     }
 
     fn count(&self, change: impl FnOnce(&mut VerifyCounts)) {
@@ -181,6 +191,7 @@ pub fn verify(
     }
     let findings = Findings::default();
     let mut completeness = Completeness::NotKnown;
+    let mut files = Vec::new();
     let values = settings.values.then(Values::default);
     let pack = match OpenOptions::new().check_sums(false).open(folder) {
         Ok(pack) => Some(pack),
@@ -222,7 +233,7 @@ pub fn verify(
         completeness = check_derivation(pack, &sound, settings, &findings)?;
         if settings.mode != VerifyMode::Quick {
             let watch = values.as_ref();
-            content::check(pack, &sound, settings, &findings, watch, stop, progress)?;
+            files = content::check(pack, &sound, settings, &findings, watch, stop, progress)?;
         }
         if let Some(checkpoint) = &checkpoint {
             against::check(pack, checkpoint, settings, &findings, stop, progress)?;
@@ -251,6 +262,7 @@ pub fn verify(
         completeness,
         ok: !Finding::any_error(&findings),
         checked,
+        files,
         findings,
         values,
     })

@@ -121,6 +121,8 @@ kinds! {
     DiffersFromCheckpoint = Error,
     /// A source file's SHA-256 is not the one that the hub publishes.
     DiffersFromHub = Error,
+    /// What would be restored from the pack is not the original file.
+    NotRestorable = Error,
     /// Two reads of a source file gave different bytes.
     ReadsDiffer = Error,
     /// A trace was recorded from another checkpoint.

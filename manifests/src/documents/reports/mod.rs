@@ -47,4 +47,4 @@ pub use validate::{
     ValueRow, Verdict,
 };
 pub use values::{TensorValues, ValuesReport};
-pub use verify::{VerifyCounts, VerifyMode, VerifyReport};
+pub use verify::{FileResult, Restorable, VerifyCounts, VerifyMode, VerifyReport};

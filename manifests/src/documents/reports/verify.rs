@@ -34,6 +34,33 @@ pub struct VerifyCounts {
     pub bytes: u64,
 }
 
+/// Whether the pack gives a file of the checkpoint back, byte for byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Restorable {
+    /// Its bytes, as they would be restored, have the SHA-256 of the original.
+    Yes,
+    /// They have not; a finding says why.
+    No,
+    /// The SHA-256 of the original was not recorded: its tensors are checked one by one only.
+    NotRecorded,
+    /// Some of its tensors are of components that were excluded.
+    Excluded,
+    /// This run did not ask.
+    NotChecked,
+}
+
+/// What `verify` says of one file of the checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct FileResult {
+    /// Its path in the checkpoint.
+    pub path: String,
+    /// Whether the pack gives it back.
+    pub restorable: Restorable,
+}
+
 /// The report of `verify`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -65,6 +92,8 @@ pub struct VerifyReport {
     pub ok: bool,
     /// How much was verified.
     pub checked: VerifyCounts,
+    /// Whether `unpack` gives each file of the checkpoint back; since version 1.1.
+    pub files: Vec<FileResult>,
     /// Everything that is wrong.
     pub findings: Vec<Finding>,
     /// The values of the tensors, where they were asked for; since version 1.1.

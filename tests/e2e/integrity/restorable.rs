@@ -1,0 +1,174 @@
+//! `verify` proves that `unpack` gives the originals back: not only that the manifest agrees with
+//! the packs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use segpack_formats::digest::Sha256;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::support::cli::{Run, segpack};
+use crate::support::damage::{edit_manifest, list, manifest, range_of, reseal};
+use crate::support::folders::{copy, temp};
+use crate::support::packs::pack_into;
+use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full};
+
+/// A tensor of a raw pack gets other bytes, and every digest but that of its shard is made right
+/// again. Returns the shard.
+fn lie(pack: &Path) -> String {
+    let mut document = manifest(pack);
+    let tensor = list(&mut document, "tensors")[7].clone();
+    let is_its = |s: &&Value| s["id"] == tensor["segment"];
+    let segment = list(&mut document, "segments").iter().find(is_its);
+    let segment = segment.unwrap().clone();
+    let file = pack.join(segment["pack"].as_str().unwrap());
+    let mut bytes = fs::read(&file).unwrap();
+    let start = range_of(&segment, "stored_length").start;
+    let start = start + tensor["offset"].as_u64().unwrap() as usize;
+    let own = start..start + tensor["length"].as_u64().unwrap() as usize;
+    bytes[own.start] ^= 1;
+    let sha256 = Sha256::of(&bytes[own]).to_string();
+    fs::write(&file, bytes).unwrap();
+    edit_manifest(pack, |m| list(m, "tensors")[7]["sha256"] = json!(sha256));
+    reseal(pack);
+    tensor["source"]["file"].as_str().unwrap().to_owned()
+}
+
+fn results(run: &Run) -> Vec<(String, String)> {
+    let text = |v: &Value| v.as_str().unwrap().to_owned();
+    let report = run.json();
+    let files = report["files"].as_array().unwrap().iter();
+    files
+        .map(|f| (text(&f["path"]), text(&f["restorable"])))
+        .collect()
+}
+
+/// How many files of the report have each result.
+fn count(run: &Run, result: &str) -> usize {
+    results(run).iter().filter(|(_, r)| r == result).count()
+}
+
+#[test]
+fn a_changed_weight_whose_digests_were_made_right_again_is_found() {
+    let folder = temp();
+    let good = folder.path().join("good");
+    pack_into(&tiny_full(), &good, &[]);
+    let files = list(&mut manifest(&good), "source_files").len();
+    let run = segpack!["verify", &good, "--json"].ok();
+    assert_eq!(count(&run, "yes"), files);
+
+    let pack = folder.path().join("lie");
+    copy(&good, &pack);
+    let shard = lie(&pack);
+    for jobs in ["1", "3"] {
+        let run = segpack!["verify", &pack, "--json", "--jobs", jobs].exits(3);
+        let report = run.json();
+        let finding = &report["findings"][0];
+        assert_eq!(report["findings"].as_array().unwrap().len(), 1, "{run}");
+        assert_eq!(finding["kind"], "not_restorable", "{run}");
+        assert_eq!(finding["file"], shard);
+        let mut document = manifest(&good);
+        let sources = list(&mut document, "source_files");
+        let source = sources.iter().find(|f| f["path"] == shard).unwrap();
+        assert_eq!(finding["wanted"], source["sha256"]);
+        assert!(finding["seen"].as_str().unwrap().contains("SHA-256 "));
+        assert_eq!((count(&run, "no"), count(&run, "yes")), (1, files - 1));
+        assert!(results(&run).contains(&(shard.clone(), "no".to_owned())));
+    }
+    // what the tensors' own digests say was never wrong
+    let run = segpack!["verify", &pack, "--no-restorable", "--json"].ok();
+    assert_eq!(count(&run, "not_checked"), files);
+    let run = segpack!["verify", &pack, "--quick", "--json"].ok();
+    assert_eq!(count(&run, "yes"), 0);
+
+    // under another codec it is the same lie
+    let coded = folder.path().join("coded");
+    segpack!["repack", &pack, "-o", &coded, "--codec", "bf16-rans"].ok();
+    let run = segpack!["verify", &coded, "--json"].exits(3);
+    assert_eq!(run.json()["findings"][0]["kind"], "not_restorable", "{run}");
+    assert_eq!((count(&run, "no"), count(&run, "yes")), (1, files - 1));
+}
+
+#[test]
+fn what_cannot_be_proved_is_said() {
+    let folder = temp();
+    let out = folder.path().join("undigested");
+    pack_into(&tiny_full(), &out, &["--no-source-digests"]);
+    let run = segpack!["verify", &out, "--json"].ok();
+    assert!(count(&run, "not_recorded") > 0 && count(&run, "yes") > 0);
+    let text = segpack!["verify", &out].ok();
+    assert!(text.text().contains("SHA-256 was not recorded"), "{text}");
+
+    let out = folder.path().join("excluded");
+    pack_into(&tiny_full(), &out, &["--include", "thinker"]);
+    let run = segpack!["verify", &out, "--json"].ok();
+    assert!(count(&run, "excluded") > 0 && count(&run, "no") == 0);
+
+    let run = segpack!["verify", &out, "--json", "--subset", "1/2"].ok();
+    assert_eq!(count(&run, "yes"), 0, "a part proves nothing of a shard");
+}
+
+/// A shard that is long enough to have midstates, and its raw and its coded pack.
+fn long() -> (TempDir, [PathBuf; 2]) {
+    let folder = temp();
+    let size = Qwen3Moe {
+        layers: 1,
+        experts: 9,
+        hidden: 1024,
+        width: 1024,
+        shards: 1,
+    };
+    let checkpoint = Tiny::qwen3_moe(size).write(&folder.path().join("checkpoint"));
+    let packs = ["raw", "zstd"].map(|codec| {
+        let out = folder.path().join(codec);
+        segpack!["pack", &checkpoint, "-o", &out, "--codec", codec].ok();
+        out
+    });
+    (folder, packs)
+}
+
+#[test]
+fn midstates_cut_a_shard_into_parts_and_need_not_be_believed() {
+    let (folder, packs) = long();
+    for good in packs {
+        let mut document = manifest(&good);
+        let shard = list(&mut document, "source_files")
+            .iter()
+            .position(|f| f["midstates"].is_array())
+            .unwrap();
+        let edit = |m: &mut Value, with: &dyn Fn(&mut Vec<Value>)| {
+            let file = &mut list(m, "source_files")[shard];
+            with(file["midstates"].as_array_mut().unwrap());
+        };
+        let files = list(&mut document, "source_files").len();
+        let run = segpack!["verify", &good, "--json"].ok();
+        assert_eq!(count(&run, "yes"), files);
+
+        // none, one that is out of place: the shard is proved all the same
+        let pack = folder.path().join("edited");
+        let other = |with: &dyn Fn(&mut Vec<Value>)| {
+            let _ = fs::remove_dir_all(&pack);
+            copy(&good, &pack);
+            edit_manifest(&pack, |m| edit(m, with));
+            segpack!["verify", &pack, "--json"]
+        };
+        let run = other(&|m| m.clear()).ok();
+        assert_eq!(count(&run, "yes"), files);
+        let run = other(&|m| m[0]["offset"] = json!(m[0]["offset"].as_u64().unwrap() + 64));
+        let run = run.ok();
+        assert_eq!(count(&run, "yes"), files, "a state that no tensor follows");
+        // a wrong one is found, and the shard is proved by its whole
+        let run = other(&|m| m[0]["state"] = json!("00".repeat(32))).exits(3);
+        assert_eq!(run.json()["findings"][0]["kind"], "bad_manifest", "{run}");
+        assert_eq!(count(&run, "yes"), files);
+        let run = other(&|m| m[0]["offset"] = json!(63)).exits(3);
+        assert_eq!(run.json()["findings"][0]["kind"], "bad_manifest", "{run}");
+    }
+    // and a lie in a shard with midstates
+    let pack = folder.path().join("raw");
+    let shard = lie(&pack);
+    let run = segpack!["verify", &pack, "--json"].exits(3);
+    assert_eq!(run.json()["findings"][0]["kind"], "not_restorable", "{run}");
+    assert!(results(&run).contains(&(shard, "no".to_owned())));
+}
