@@ -35,7 +35,11 @@ pub(super) fn hint(error: &CliError, output: Option<&Path>) -> Option<String> {
         return error.hint().map(str::to_owned);
     };
     if output.is_some_and(|output| can_be_resumed(error, output)) {
-        return Some("the same command with --resume continues".to_owned());
+        let resume = "the same command with --resume continues";
+        return Some(match environment_of(error) {
+            Some(advice) => format!("{advice}; {resume}"),
+            None => resume.to_owned(),
+        });
     }
     match error {
         StepError::Format(FormatError::Io { path, .. })
@@ -49,8 +53,8 @@ pub(super) fn hint(error: &CliError, output: Option<&Path>) -> Option<String> {
                 room.display()
             ))
         }
-        StepError::Format(e) | StepError::Pack(PackError::Format(e)) => {
-            of_environment(e).map(str::to_owned)
+        StepError::Format(_) | StepError::Pack(PackError::Format(_)) => {
+            environment_of(error).map(str::to_owned)
         }
         StepError::Source(e) => of_source(e),
         StepError::Output(e) => of_output(e).map(str::to_owned),
@@ -71,6 +75,14 @@ pub(super) fn hint(error: &CliError, output: Option<&Path>) -> Option<String> {
         StepError::Findings { findings, .. } => of_unaudited_checkpoint(findings)
             .or_else(|| of_findings(findings))
             .or_else(|| of_unrestorable(findings)),
+        _ => None,
+    }
+}
+
+/// What to change in the environment, where that is what a file could not be opened or read for.
+fn environment_of(error: &StepError) -> Option<&'static str> {
+    match error {
+        StepError::Format(e) | StepError::Pack(PackError::Format(e)) => of_environment(e),
         _ => None,
     }
 }

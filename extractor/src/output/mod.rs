@@ -66,7 +66,7 @@ impl OutputFolder {
     /// As [`open`](Self::open); `NotOurs`, `MountPoint`.
     pub(crate) fn replace(out: &Path, resume: bool) -> Result<Self, OutputError> {
         let swap = Swap::begin(out, resume)?;
-        let mut output = Self::open(&swap.new())?;
+        let mut output = Self::open(&swap.building())?;
         output.swap = Some(swap);
         Ok(output)
     }

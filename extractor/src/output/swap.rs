@@ -128,8 +128,9 @@ pub(crate) fn recover(out: &Path, resume: bool) -> Result<(), OutputError> {
         State::Exchanging { new } => swap.finish_exchange(new),
         State::Building if swap.target.exists() => Ok(()),
         // what was to be replaced is gone: what was begun takes its place
-        State::Building if resume && swap.new().exists() => {
-            fs::rename(swap.new(), &swap.target).map_err(FormatError::io("rename", swap.new()))?;
+        State::Building if resume && swap.building().exists() => {
+            fs::rename(swap.building(), &swap.target)
+                .map_err(FormatError::io("rename", swap.building()))?;
             swap.discard()
         }
         State::Building => swap.discard(),
@@ -179,7 +180,7 @@ impl Swap {
     }
 
     /// Where the new folder is built.
-    pub(super) fn new(&self) -> PathBuf {
+    pub(super) fn building(&self) -> PathBuf {
         self.room.join(NEW)
     }
 
@@ -189,14 +190,14 @@ impl Swap {
     /// `Io`; then a later run goes on from here.
     pub(super) fn commit(self) -> Result<(), OutputError> {
         sync_folder(&self.room)?;
-        let new = identity(&self.new());
+        let new = identity(&self.building());
         self.write_state(State::Exchanging { new })?;
         self.finish_exchange(new)
     }
 
     /// Whatever has been done of the exchange, does the rest.
     fn finish_exchange(self, new: Option<u64>) -> Result<(), OutputError> {
-        let (building, old) = (self.new(), self.room.join(OLD));
+        let (building, old) = (self.building(), self.room.join(OLD));
         let is_new = |path: &Path| new.is_some() && identity(path) == new;
         if self.target.exists() {
             // where nothing tells the two apart, the one that has the name keeps it

@@ -314,7 +314,9 @@ mod system {
         Ok(())
     }
 }
-#[cfg(all(test, unix))]
+
+#[cfg(test)]
+#[cfg(unix)]
 mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;

@@ -373,7 +373,7 @@ mod tests {
             state = state
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1);
-            (state >> 40) as u16
+            u16::from_le_bytes([state.to_le_bytes()[5], state.to_le_bytes()[6]])
         };
         let bytes: Vec<u8> = (0..30_000)
             .flat_map(|_| (next() & 0xbfff).to_le_bytes())

@@ -12,13 +12,9 @@ pub const fn has_values(dtype: Dtype) -> bool {
 
 /// How many numbers this many bytes hold: two for each complex one.
 pub const fn value_count(dtype: Dtype, bytes: u64) -> u64 {
-    match dtype {
-        Dtype::C64 => bytes / 4,
-        _ => {
-            let bits = dtype.bitsize() as u64;
-            bytes / bits * 8 + bytes % bits * 8 / bits
-        }
-    }
+    let parts = if matches!(dtype, Dtype::C64) { 2 } else { 1 };
+    let bits = dtype.bitsize() as u64 / parts;
+    bytes / bits * 8 + bytes % bits * 8 / bits
 }
 
 /// Appends the values of `bytes` (little-endian, a whole number of values) to `to`: floats without

@@ -136,7 +136,7 @@ pub fn digest_in_list(text: &str) -> Option<Sha256> {
 
 /// A line of `sha256sum`: digest, a space, a space or an asterisk, and the name; or a digest alone.
 fn digest_and_name(line: &str) -> Option<(Sha256, &str)> {
-    let (digest, name) = line.trim_end().split_once(' ').unwrap_or((line.trim(), ""));
+    let (digest, name) = line.trim().split_once(' ').unwrap_or((line.trim(), ""));
     let name = name.trim_start_matches([' ', '*']);
     Some((digest.to_ascii_lowercase().parse().ok()?, name))
 }

@@ -124,7 +124,7 @@ fn the_real_checkpoint_ties_out() {
         }
     }
 
-    let text = segpack!["scan", folder.path()].ok();
+    let text = segpack!["scan", folder.path(), "--bytes"].ok();
     for number in ["28,010", "2,034", "35,259,818,545", "70,519,637,090"] {
         assert!(text.text().contains(number), "{text}");
     }

@@ -113,8 +113,8 @@ fn what_cannot_be_proved_is_said() {
 fn long() -> (TempDir, [PathBuf; 2]) {
     let folder = temp();
     let size = Qwen3Moe {
-        layers: 1,
-        experts: 9,
+        layers: 2,
+        experts: 4,
         hidden: 1024,
         width: 1024,
         shards: 1,

@@ -105,7 +105,8 @@ fn every_fault_is_found_and_named() {
             "model.layers.2.mlp.experts.4.down_proj.weight",
             FindingKind::OutlierValues,
             |bytes| {
-                (0..18).for_each(|i| bytes[i * 40..i * 40 + 2].copy_from_slice(&bf16_bytes(1000.0)))
+                (0..18)
+                    .for_each(|i| bytes[i * 40..i * 40 + 2].copy_from_slice(&bf16_bytes(1000.0)));
             },
         ),
         (

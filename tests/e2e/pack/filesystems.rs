@@ -95,7 +95,7 @@ fn run_all(there: &Path, elsewhere: &Path, mut run: impl FnMut(Vec<OsString>) ->
         .map(|e| e.unwrap().path())
         .filter(|p| p.file_name().unwrap().to_string_lossy().starts_with('.'))
         .collect();
-    assert_eq!(names, [PathBuf::new(); 0]);
+    assert_eq!(names, Vec::<PathBuf>::new());
 }
 
 #[test]

@@ -72,29 +72,29 @@ const DAMAGES: [Damage; 14] = [
         }
     }),
     ("a header", |p| {
-        flip(&p.join("packs/code2wav.safetensors"), 20)
+        flip(&p.join("packs/code2wav.safetensors"), 20);
     }),
     ("a length field", |p| {
-        flip(&p.join("packs/code2wav.safetensors"), 0)
+        flip(&p.join("packs/code2wav.safetensors"), 0);
     }),
     ("a cut pack", |p| {
-        resize(&p.join("packs/thinker.vision.safetensors"), -4097)
+        resize(&p.join("packs/thinker.vision.safetensors"), -4097);
     }),
     ("a longer pack", |p| {
-        resize(&p.join("packs/thinker.vision.safetensors"), 4096)
+        resize(&p.join("packs/thinker.vision.safetensors"), 4096);
     }),
     ("a missing pack", |p| {
         fs::remove_file(p.join("packs/talker.text.experts.01.safetensors")).unwrap();
     }),
     ("missing packs", |p| {
-        fs::remove_dir_all(p.join("packs")).unwrap()
+        fs::remove_dir_all(p.join("packs")).unwrap();
     }),
     ("source/", |p| fs::remove_dir_all(p.join("source")).unwrap()),
     ("a side file", |p| flip(&p.join("source/config.json"), 9)),
     ("a digit of SHA256SUMS", |p| flip(&p.join("SHA256SUMS"), 5)),
     ("SHA256SUMS", |p| flip(&p.join("SHA256SUMS"), 70)),
     ("no SHA256SUMS", |p| {
-        fs::remove_file(p.join("SHA256SUMS")).unwrap()
+        fs::remove_file(p.join("SHA256SUMS")).unwrap();
     }),
 ];
 

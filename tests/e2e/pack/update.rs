@@ -27,7 +27,7 @@ const CHANGES: [Change; 8] = [
     ("README", |t| t.files[0].1.extend(b"more")),
     ("a new file", |t| {
         t.files
-            .push(("deep/er/new.txt".to_owned(), b"new".to_vec()))
+            .push(("deep/er/new.txt".to_owned(), b"new".to_vec()));
     }),
     ("a file less", |t| {
         t.files.pop();
@@ -37,11 +37,11 @@ const CHANGES: [Change; 8] = [
             .bytes[9] ^= 1;
     }),
     ("a norm", |t| {
-        t.tensor("model.layers.0.input_layernorm.weight").bytes[0] ^= 1
+        t.tensor("model.layers.0.input_layernorm.weight").bytes[0] ^= 1;
     }),
     ("other shards", |t| *t = t.clone().cut(5)),
     ("config.json", |t| {
-        t.config["transformers_version"] = "9.9".into()
+        t.config["transformers_version"] = "9.9".into();
     }),
 ];
 

@@ -306,7 +306,7 @@ impl<'a> Proving<'a> {
         let seen = sha256.finish();
         match read {
             Err(FormatError::Interrupted) => return Err(FormatError::Interrupted),
-            Err(e) => findings.add(self.not_restorable(super::describe(&e))),
+            Err(e) => findings.add(self.not_restorable(&super::describe(&e))),
             Ok(()) if seen == self.wanted && unread => return Ok(Restorable::Yes),
             Ok(()) if seen == self.wanted => {
                 let what = format!(
@@ -317,12 +317,12 @@ impl<'a> Proving<'a> {
                 findings.add(finding.seen(what));
                 return Ok(Restorable::Yes);
             }
-            Ok(()) => findings.add(self.not_restorable(format!("SHA-256 {seen}"))),
+            Ok(()) => findings.add(self.not_restorable(&format!("SHA-256 {seen}"))),
         }
         Ok(Restorable::No)
     }
 
-    fn not_restorable(&self, seen: String) -> Finding {
+    fn not_restorable(&self, seen: &str) -> Finding {
         let finding = Finding::new(FindingKind::NotRestorable).file(&self.file.path);
         finding
             .seen(format!("what would be restored has {seen}"))

@@ -394,6 +394,11 @@ mod tests {
     /// A model of tensors in memory.
     struct Model(Vec<(TensorEntry, Vec<f32>)>);
 
+    #[expect(clippy::cast_possible_truncation, reason = "rounded to the nearest")]
+    fn rounded(value: f64) -> f32 {
+        value as f32
+    }
+
     /// Values that look trained: nearly normal, with this standard deviation.
     fn normal(seed: &str, count: u64, std: f64) -> Vec<f32> {
         let digest = Sha256::of(seed.as_bytes()).0;
@@ -405,7 +410,7 @@ mod tests {
             (state >> 11) as f64 / (1_u64 << 53) as f64
         };
         let mut value = || ((0..12).map(|_| uniform()).sum::<f64>() - 6.0) * std;
-        (0..count).map(|_| value() as f32).collect()
+        (0..count).map(|_| rounded(value())).collect()
     }
 
     impl Model {
