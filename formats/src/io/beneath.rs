@@ -177,7 +177,12 @@ mod system {
             }
             match opened {
                 Ok(folder) => Ok(Self { folder, path }),
-                Err(e) => Err(self.explain(name, "open", e)),
+                Err(e) => Err(match self.explain(name, "open", e) {
+                    FormatError::Io { .. } if e == Errno::NOTDIR => {
+                        FormatError::malformed(&path, "is not a folder")
+                    }
+                    other => other,
+                }),
             }
         }
 
@@ -191,7 +196,6 @@ mod system {
                 .map(|stat| FileType::from_raw_mode(stat.st_mode));
             match kind {
                 Ok(FileType::Symlink) => FormatError::Link { path },
-                Ok(_) if error == Errno::NOTDIR => FormatError::malformed(&path, "is not a folder"),
                 _ => FormatError::io(action, path)(error.into()),
             }
         }

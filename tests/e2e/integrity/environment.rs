@@ -27,8 +27,8 @@ const READ: [[&str; 2]; 6] = [
     ["text.safetensors", "manifest.json"],
     ["text.safetensors", "manifest.json"],
     ["text.safetensors", "manifest.json"],
-    ["config.json", "model-00001-of-00002.safetensors"],
-    ["config.json", "model-00001-of-00002.safetensors"],
+    ["config.json", "model-00001-of-00004.safetensors"],
+    ["config.json", "model-00001-of-00004.safetensors"],
 ];
 
 impl Scene {
@@ -128,7 +128,7 @@ fn few_descriptors_are_enough() {
         let mut command = Command::new("sh");
         let program = program();
         command
-            .args(["-c", "ulimit -n 20; exec \"$@\"", "sh"])
+            .args(["-c", "ulimit -n 32; exec \"$@\"", "sh"])
             .arg(program.get_program())
             .args(words);
         Run::of(&mut command).ok();
