@@ -62,7 +62,7 @@
 //!   that must exist.
 //! * [`quantization`]: which tensors a quantised weight has.
 //! * [`audit`]: a checkpoint's headers against its configuration.
-//! * [`derive`]: the manifest that follows from what a pack keeps of its checkpoint, compared with
+//! * [`mod@derive`]: the manifest that follows from what a pack keeps of its checkpoint, compared with
 //!   the one that is there.
 //! * [`layout`]: which tensor goes into which segment of which pack.
 //! * [`documents`]: inventory, plan, manifest and reports, as serde types; `schemas/` is generated
