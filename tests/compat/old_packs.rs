@@ -46,7 +46,7 @@ fn digests(folder: &Path) -> String {
 fn packs_of_every_version_are_verified_and_unpacked() {
     assert_eq!(
         places().iter().map(|p| codecs(p).len()).collect::<Vec<_>>(),
-        [2, 2, 2, 1]
+        [2, 2, 2, 1, 2]
     );
     for place in places() {
         let wanted = fs::read_to_string(place.join("checkpoint.sha256")).unwrap();
@@ -121,7 +121,7 @@ fn packs_of_every_version_are_run() {
         }
     }
     let packs: Vec<usize> = tokens.values().map(Vec::len).collect();
-    assert_eq!(packs.iter().sum::<usize>(), 6, "{tokens:?}");
+    assert_eq!(packs.iter().sum::<usize>(), 8, "{tokens:?}");
     for packs in tokens.values() {
         assert_eq!(packs[0].len(), 4, "{packs:?}");
         assert!(packs.iter().all(|pack| *pack == packs[0]), "{packs:?}");
@@ -172,6 +172,7 @@ fn write_the_missing_fixtures() {
     write_fixture("v1", &checkpoint(), ["raw", "zstd"]);
     write_fixture("v1-weights", &weights(), ["bf16-zstd", "bf16-rans"]);
     write_fixture("v1.1", &checkpoint(), ["raw", "bf16-rans"]);
+    write_fixture("v1.2", &checkpoint(), ["raw", "zstd"]);
     let words = fixtures().join("packs/v1.1-words");
     if !words.exists() {
         copy(&fixtures().join("packs/v1.1/raw"), &words.join("raw"));
