@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use segpack_formats::FormatError;
 use segpack_formats::digest::{Sha256, Sha256Hasher};
@@ -19,7 +19,7 @@ use crate::output::{
     Before, JOURNAL, Journal, JournalRead, OutputError, OutputFolder, Record, check_space, inspect,
     recover, refuse_busy,
 };
-use crate::work::{Job, lock, run_tasks};
+use crate::work::{Job, into_inner, lock, run_tasks};
 
 /// What the user is told before a pack is removed so that another one has space.
 pub(crate) const IN_PLACE: &str =
@@ -145,7 +145,7 @@ impl Target<'_> {
         if bytes > 0 {
             self.job.progress.finish();
         }
-        let damaged = damaged.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let damaged = into_inner(damaged);
         let mut kept = records.to_vec();
         kept.retain(|record| match record {
             Record::Begun => false,

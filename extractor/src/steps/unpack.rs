@@ -22,8 +22,7 @@ use crate::output::{
     Before, Flushing, OutputError, OutputFolder, Publisher, WRITE_BEHIND_MEMORY, WriteBehind,
     inspect, refuse_busy, refuse_inside, write_behind,
 };
-use crate::work::Progress;
-use crate::work::{jobs_within_memory, run_tasks};
+use crate::work::{Progress, into_inner, jobs_within_memory, lock, run_tasks};
 
 /// What one thread takes to decode, in bytes: a chunk as it is stored and as it was.
 const MAX_DECODING: u64 = 2 * MAX_CHUNK_BYTES as u64;
@@ -123,10 +122,7 @@ pub(crate) fn unpack(
         })
     });
     progress.finish();
-    let findings = restore
-        .findings
-        .into_inner()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let findings = into_inner(restore.findings);
     done?;
     if !findings.is_empty() {
         output.finish()?; // what is whole stays, nothing half-written does
@@ -335,10 +331,7 @@ impl Restore<'_> {
     }
 
     fn report(&self, finding: Finding) {
-        self.findings
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .push(finding);
+        lock(&self.findings).push(finding);
     }
 
     /// A file of an earlier run counts only with the right digest.

@@ -9,6 +9,6 @@ mod tasks;
 pub(crate) use batches::batches;
 pub use job::Job;
 pub use progress::{Progress, Silent};
-pub(crate) use shared::lock;
+pub(crate) use shared::{into_inner, lock};
 pub use tasks::default_jobs;
 pub(crate) use tasks::{TaskError, jobs_within_memory, run_tasks};

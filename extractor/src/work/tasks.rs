@@ -1,11 +1,13 @@
 //! A queue of tasks and a few threads.
 
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use segpack_formats::FormatError;
+
+use super::shared::{into_inner, lock};
 
 /// Threads beyond this only cost memory: sixteen digest faster than any drive delivers.
 const MAX_DEFAULT_JOBS: usize = 16;
@@ -68,11 +70,7 @@ pub(crate) fn run_tasks<T: Sync, S, E: TaskError>(
         }
         queue.work(&state, &run);
     });
-    match queue
-        .failed
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner)
-    {
+    match into_inner(queue.failed) {
         Some(e) => Err(e),
         None => Ok(()),
     }
@@ -116,7 +114,7 @@ impl<T, E: TaskError> Queue<'_, T, E> {
     /// Keeps the first error, but for one that only says that somebody stopped the task.
     fn fail(&self, error: E) {
         self.next.store(self.tasks.len(), Ordering::Relaxed);
-        let mut first = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut first = lock(&self.failed);
         if first.as_ref().is_none_or(TaskError::is_stop) {
             *first = Some(error);
         }

@@ -2,7 +2,6 @@
 
 use segpack_formats::FormatError;
 use segpack_formats::digest::Sha256;
-use segpack_formats::io::InputFile;
 use segpack_formats::safetensors::{MAX_HEADER_BYTES, ShardHeader, ShardIndex};
 use segpack_formats::strict_json::UniqueEntries;
 use serde_json::Value;
@@ -114,7 +113,7 @@ fn read(pack: &Pack, file: &SourceFile) -> Result<Vec<u8>, KeptError> {
         file: file.stored_as.clone(),
         source,
     };
-    let input = InputFile::open(&pack.path(&file.stored_as)).map_err(unreadable)?;
+    let input = pack.open_file(&file.stored_as).map_err(unreadable)?;
     if input.length() > MAX_KEPT_BYTES {
         let seen = format!(
             "has {} bytes, over the limit of {MAX_KEPT_BYTES}",

@@ -6,7 +6,7 @@
 mod moved;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use segpack_formats::FormatError;
 use segpack_formats::digest::Sha256;
@@ -18,7 +18,7 @@ use segpack_manifests::names::{Component, Role};
 
 use super::StepError;
 use super::contents::{Contents, Cursor, Reader, SideContent, Tensor};
-use crate::work::{Job, jobs_within_memory, run_tasks};
+use crate::work::{Job, into_inner, jobs_within_memory, lock, run_tasks};
 use moved::{Moving, Windows};
 
 /// What to report beside the sums.
@@ -182,8 +182,7 @@ fn compare_digests(
         |(from_a, from_b), (number, row)| {
             let first = digest(row.a, from_a, job)?;
             let second = digest(row.b, from_b, job)?;
-            let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
-            found.push((*number, [first, second]));
+            lock(&found).push((*number, [first, second]));
             Ok(())
         },
     );
@@ -191,7 +190,7 @@ fn compare_digests(
         job.progress.finish();
     }
     done?;
-    for (number, digests) in found.into_inner().unwrap_or_else(PoisonError::into_inner) {
+    for (number, digests) in into_inner(found) {
         let row = &mut rows[number];
         row.digests = digests;
         row.change = (digests[0] != digests[1]).then_some(DiffChange::Changed);
@@ -244,14 +243,13 @@ fn measure(
         |((from_a, from_b), windows), (number, a, b)| {
             let advance = |bytes| job.progress.advance(bytes);
             let moving = moved::compare((a, from_a), (b, from_b), windows, job.stop, advance)?;
-            let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
-            found.push((*number, moving));
+            lock(&found).push((*number, moving));
             Ok(())
         },
     );
     job.progress.finish();
     done?;
-    for (number, moving) in found.into_inner().unwrap_or_else(PoisonError::into_inner) {
+    for (number, moving) in into_inner(found) {
         rows[number].moved = Some(moving);
     }
     Ok(())

@@ -6,12 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use segpack_formats::FormatError;
 use segpack_formats::codec::{Codec, Coding};
 use segpack_formats::digest::Sha256;
-use segpack_formats::io::{InputFile, READ_BYTES};
+use segpack_formats::io::READ_BYTES;
 use segpack_formats::pack::{WrittenPack, raw_header};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
@@ -30,7 +30,7 @@ use crate::pack_writer::{Leave, Target, close};
 use crate::steps::StepError;
 use crate::steps::scan::ScanOptions;
 use crate::steps::verify::{VerifySettings, verify};
-use crate::work::{Job, lock, run_tasks};
+use crate::work::{Job, into_inner, lock, run_tasks};
 
 /// Brings the pack that was opened up to date with a checkpoint.
 ///
@@ -170,7 +170,7 @@ impl Work<'_> {
         );
         self.job.progress.finish();
         done?;
-        Ok(found.into_inner().unwrap_or_else(PoisonError::into_inner))
+        Ok(into_inner(found))
     }
 }
 
@@ -285,7 +285,7 @@ impl<'a> Unchanged<'a> {
             return Ok(true);
         }
         let wanted = raw_header(&planned.specs());
-        let input = InputFile::open(&self.old.path(&planned.path))?;
+        let input = self.old.open_file(&planned.path)?;
         let length = (wanted.len() as u64).min(input.length());
         Ok(input.read_range(0..length)? == wanted)
     }

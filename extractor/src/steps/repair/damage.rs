@@ -1,20 +1,19 @@
 //! What is damaged: every file of the folder against the manifest, by its SHA-256.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use segpack_formats::FormatError;
 use segpack_formats::digest::{Sha256, Sha256Hasher};
 use segpack_formats::io::{InputFile, READ_BYTES};
 use segpack_manifests::documents::{Finding, FindingKind, Manifest, RepairDamage};
-use segpack_manifests::folder::{MANIFEST, SUMS};
+use segpack_manifests::folder::{MANIFEST, MAX_MANIFEST_BYTES, SUMS};
 use walkdir::WalkDir;
 
 use crate::steps::StepError;
-use crate::work::{Job, run_tasks};
+use crate::work::{Job, into_inner, lock, run_tasks};
 
 /// A file that is not as the manifest says.
 #[derive(Debug, Clone)]
@@ -43,15 +42,14 @@ pub(super) fn find(
         |buffer, (path, length, sha256)| {
             if let Some(damage) = inspect(folder, path, *length, *sha256, buffer, job)? {
                 let path = (*path).to_owned();
-                let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
-                found.push(Damaged { path, damage });
+                lock(&found).push(Damaged { path, damage });
             }
             Ok(())
         },
     );
     job.progress.finish();
     done?;
-    let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut found = into_inner(found);
     found.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(found)
 }
@@ -96,43 +94,23 @@ pub(super) fn open_own(
     folder: &Path,
     path: &str,
 ) -> Result<Result<InputFile, RepairDamage>, FormatError> {
-    let full = folder.join(path);
-    // a link at any part of the way leads to what is not of the pack
-    let mut part = folder.to_owned();
-    for word in path.split('/') {
-        part.push(word);
-        match part.symlink_metadata() {
-            Ok(metadata) if metadata.is_symlink() => return Ok(Err(RepairDamage::NotAFile)),
-            Ok(_) => {}
-            Err(e) if is_absent(&e) => return Ok(Err(RepairDamage::Missing)),
-            Err(e) => return Err(FormatError::io("inspect", part)(e)),
-        }
-    }
-    match InputFile::open(&full) {
+    match InputFile::open_beneath(folder, path) {
         Ok(input) => Ok(Ok(input)),
-        Err(FormatError::Malformed { .. }) => Ok(Err(RepairDamage::NotAFile)),
+        Err(FormatError::Link { .. } | FormatError::Malformed { .. }) => {
+            Ok(Err(RepairDamage::NotAFile))
+        }
+        Err(FormatError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Ok(Err(RepairDamage::Missing))
+        }
         Err(e) if is_damage(&e) => Ok(Err(RepairDamage::Unreadable)),
         Err(e) => Err(e),
     }
 }
 
-fn is_absent(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-    )
-}
-
-/// Whether it is the file that cannot be read: no permission, too many open files and the like are
-/// the environment's, and another run may read what this one cannot.
+/// Whether it is the file that cannot be read: where the environment is at fault, another run may
+/// read what this one cannot.
 pub(super) fn is_damage(error: &FormatError) -> bool {
-    /// `EIO`, `EUCLEAN` and `ENODATA`: what drives and file systems say of lost bytes.
-    const LOST: [i32; 3] = [5, 117, 61];
-    match error {
-        FormatError::Io { source, .. } => source.raw_os_error().is_some_and(|e| LOST.contains(&e)),
-        FormatError::Interrupted | FormatError::WorkerDied { .. } => false,
-        _ => true,
-    }
+    !error.is_environment() && !matches!(error, FormatError::Interrupted)
 }
 
 /// Refuses a folder that holds what the manifest does not list: it is not known what that is, and
@@ -166,11 +144,28 @@ pub(super) fn refuse_unlisted(folder: &Path, manifest: &Manifest) -> Result<(), 
     Err(StepError::Findings { what, findings })
 }
 
+/// The bytes of a document of the folder; `None` where there is none that can be read, or it is
+/// larger than any document is.
+///
+/// # Errors
+/// Where the environment is at fault.
+pub(super) fn read_own(folder: &Path, path: &str) -> Result<Option<Vec<u8>>, FormatError> {
+    let Ok(input) = open_own(folder, path)? else {
+        return Ok(None);
+    };
+    if input.length() > MAX_MANIFEST_BYTES {
+        return Ok(None);
+    }
+    Ok(input.read_range(0..input.length()).ok())
+}
+
 /// Whether SHA256SUMS is there with this text.
-pub(super) fn has_sums(folder: &Path, text: &str) -> bool {
-    let path = folder.join(SUMS);
-    let is_file = path.symlink_metadata().is_ok_and(|m| m.is_file());
-    is_file && fs::read(path).is_ok_and(|seen| seen == text.as_bytes())
+///
+/// # Errors
+/// Where the environment is at fault.
+pub(super) fn has_sums(folder: &Path, text: &str) -> Result<bool, FormatError> {
+    let seen = read_own(folder, SUMS)?;
+    Ok(seen.is_some_and(|seen| seen == text.as_bytes()))
 }
 
 /// What is wrong with a document that has not the bytes that it should have.

@@ -3,12 +3,11 @@
 use std::path::Path;
 
 use segpack_formats::digest::Sha256;
-use segpack_formats::io::InputFile;
 use segpack_manifests::documents::Manifest;
-use segpack_manifests::folder::{MANIFEST, MAX_MANIFEST_BYTES, SUMS, digest_in_list};
+use segpack_manifests::folder::{MANIFEST, SUMS, digest_in_list};
 
 use super::RepairError;
-use super::damage::open_own;
+use super::damage::read_own;
 use crate::steps::StepError;
 
 /// A manifest that may be trusted.
@@ -87,13 +86,7 @@ fn bytes_of(folder: &Path, name: &str) -> Result<Option<Vec<u8>>, StepError> {
         // of a source that is a file; the pack itself has been found missing before
         return Ok(None);
     }
-    let Ok(input): Result<InputFile, _> = open_own(folder, name)? else {
-        return Ok(None);
-    };
-    if input.length() > MAX_MANIFEST_BYTES {
-        return Ok(None);
-    }
-    Ok(input.read_range(0..input.length()).ok())
+    Ok(read_own(folder, name)?)
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ mod write;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use segpack_formats::codec::Coding;
 use segpack_formats::digest::Sha256;
@@ -28,7 +28,7 @@ use super::StepError;
 use super::contents::Contents;
 use crate::output::{OutputFolder, recover, refuse_inside};
 use crate::pack_writer::{Leave, close, memory_of};
-use crate::work::{Job, jobs_within_memory, run_tasks};
+use crate::work::{Job, into_inner, jobs_within_memory, lock, run_tasks};
 use damage::Damaged;
 pub use error::RepairError;
 use write::Writer;
@@ -61,9 +61,10 @@ pub(crate) fn repair(
         .options
         .sums
         .then(|| manifest.sums_text(trusted.sha256));
-    let sums_are_right = sums
-        .as_deref()
-        .is_none_or(|text| damage::has_sums(folder, text));
+    let sums_are_right = match &sums {
+        Some(text) => damage::has_sums(folder, text)?,
+        None => true,
+    };
     let source = Contents::open(from)?;
     let repair = Repair {
         folder,
@@ -163,8 +164,7 @@ impl Repair<'_> {
             || writer.worker(coding),
             |worker, damaged| {
                 let segments = writer.write(&damaged.path, worker)?;
-                let mut repaired = repaired.lock().unwrap_or_else(PoisonError::into_inner);
-                repaired.push(RepairedFile {
+                lock(&repaired).push(RepairedFile {
                     path: damaged.path.clone(),
                     damage: damaged.damage,
                     length: writer.length(&damaged.path),
@@ -184,9 +184,7 @@ impl Repair<'_> {
             );
             return Err(StepError::Findings { what, findings });
         }
-        let mut repaired = repaired
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut repaired = into_inner(repaired);
         repaired.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(repaired)
     }

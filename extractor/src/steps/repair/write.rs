@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use segpack_formats::FormatError;
 use segpack_formats::codec::{Codec, Coding};
@@ -21,7 +21,7 @@ use super::damage::{is_damage, open_own};
 use crate::output::OutputFolder;
 use crate::steps::StepError;
 use crate::steps::contents::{Contents, Cursor, Reader, Tensor};
-use crate::work::Job;
+use crate::work::{Job, into_inner, lock};
 
 /// Below the unfinished files, where a segment is coded before it is copied.
 const SCRATCH: &str = "segments";
@@ -93,19 +93,15 @@ impl<'a> Writer<'a> {
 
     /// Everything of the source that is not what the manifest lists.
     pub(super) fn into_findings(self) -> Vec<Finding> {
-        self.findings
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner)
+        into_inner(self.findings)
     }
 
     fn report(&self, finding: Finding) {
-        let mut findings = self.findings.lock().unwrap_or_else(PoisonError::into_inner);
-        findings.push(finding);
+        lock(&self.findings).push(finding);
     }
 
     fn reported(&self) -> bool {
-        let findings = self.findings.lock();
-        !findings.unwrap_or_else(PoisonError::into_inner).is_empty()
+        !lock(&self.findings).is_empty()
     }
 
     /// Writes a file anew; returns the segments that came from the source.
@@ -159,17 +155,17 @@ impl<'a> Writer<'a> {
 
     /// The same file of the source. A shard of a checkpoint begins with its header.
     fn open_in_source(&self, listed: &SourceFile) -> Result<Option<InputFile>, StepError> {
-        let path = match self.source {
-            Contents::Checkpoint(opened) => opened.0.root.join(&listed.path),
+        let opened = match self.source {
+            Contents::Checkpoint(opened) => InputFile::open(&opened.0.root.join(&listed.path)),
             Contents::Pack(pack) => {
                 let mut files = pack.manifest().source_files.iter();
                 match files.find(|f| f.path == listed.path && f.kind == listed.kind) {
-                    Some(file) => pack.path(&file.stored_as),
+                    Some(file) => pack.open_file(&file.stored_as),
                     None => return Ok(None),
                 }
             }
         };
-        match InputFile::open(&path) {
+        match opened {
             Ok(input) => Ok(Some(input)),
             Err(FormatError::Io { source, .. })
                 if source.kind() == std::io::ErrorKind::NotFound =>
@@ -288,7 +284,7 @@ impl<'a> Writer<'a> {
                 .segment(&segment.id)
                 .filter(|s| s.blake3 == segment.blake3);
             if let Some(same) = same.filter(|s| s.stored_length == segment.stored_length) {
-                let input = InputFile::open(&pack.path(&same.pack))?;
+                let input = pack.open_file(&same.pack)?;
                 if self.copy(&input, segment, same.offset, to, worker)? {
                     return Ok(());
                 }

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use segpack_formats::digest::Sha256;
 use segpack_formats::io::{CancelToken, to_usize};
@@ -21,6 +21,7 @@ use super::error::ValidateError;
 use crate::source::Checkpoint;
 use crate::steps::StepError;
 use crate::steps::scan::{ScanOptions, scan};
+use crate::work::lock;
 
 /// Where the text model may be mounted: in an omni checkpoint, in a thinker or a plain model saved
 /// on its own.
@@ -56,11 +57,6 @@ pub(super) struct Direct<'a> {
     stop: &'a CancelToken,
     compared: Mutex<HashSet<String>>,
     findings: Mutex<Vec<Finding>>,
-}
-
-/// A panic of another thread leaves nothing half-done here.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A matrix with its bytes.

@@ -8,7 +8,7 @@ mod values;
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use segpack_formats::FormatError;
 use segpack_formats::digest::Sha256;
@@ -26,7 +26,7 @@ use values::Values;
 use super::StepError;
 use super::scan::{ScanOptions, scan};
 use crate::causes::{chain, without_path as describe};
-use crate::work::Progress;
+use crate::work::{Progress, into_inner, lock};
 
 /// How to verify.
 #[derive(Debug, Clone)]
@@ -103,11 +103,7 @@ type NotChecked = Vec<(Finding, FormatError)>;
 
 impl Findings {
     fn add(&self, finding: Finding) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .0
-            .push(finding);
+        lock(&self.0).0.push(finding);
     }
 
     fn extend(&self, findings: impl IntoIterator<Item = Finding>) {
@@ -116,12 +112,12 @@ impl Findings {
 
     /// Whether anything is wrong with this file.
     fn names(&self, file: &str) -> bool {
-        let found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = lock(&self.0);
         found.0.iter().any(|f| f.file.as_deref() == Some(file))
     }
 
     fn count(&self, change: impl FnOnce(&mut VerifyCounts)) {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner).1);
+        change(&mut lock(&self.0).1);
     }
 
     /// A failed read becomes a finding; only a wish to stop goes on as an error.
@@ -142,7 +138,7 @@ impl Findings {
     /// finding, and the verification ends with this error. Any other failed read is `finding`.
     fn add_unread(&self, error: FormatError, finding: Finding) {
         if error.is_environment() {
-            let mut unread = self.1.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut unread = lock(&self.1);
             unread.push((finding, error));
         } else {
             self.add(finding);
@@ -151,13 +147,13 @@ impl Findings {
 
     /// Says what was not checked. Unless something else is wrong, that ends the verification.
     fn end_unread(&self, progress: &dyn Progress) -> Result<(), StepError> {
-        let unread = std::mem::take(&mut *self.1.lock().unwrap_or_else(PoisonError::into_inner));
+        let unread = std::mem::take(&mut *lock(&self.1));
         for (finding, error) in &unread {
             let file = finding.file.as_deref().unwrap_or_default();
             progress.note(&format!("not checked: {file}: {}", describe(error)));
         }
         let is_damaged = {
-            let found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let found = lock(&self.0);
             Finding::any_error(&found.0)
         };
         match unread.into_iter().next() {
@@ -246,10 +242,7 @@ pub fn verify(
         findings.extend(odd);
         report
     });
-    let (mut findings, checked) = findings
-        .0
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner);
+    let (mut findings, checked) = into_inner(findings.0);
     Finding::sort(&mut findings);
     findings.dedup(); // what is kept is read for its content and for what follows from it
     Ok(VerifyReport {

@@ -15,7 +15,7 @@
 //! Every one is a warning: the bytes are those of the checkpoint, whatever they mean.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use segpack_formats::digest::Sha256;
 use segpack_formats::numeric::{Statistics, StatisticsBuilder, has_values};
@@ -23,6 +23,8 @@ use segpack_manifests::documents::{
     Finding, FindingKind, Manifest, TensorEntry, TensorValues, ValuesReport,
 };
 use segpack_manifests::names::{Part, Role};
+
+use crate::work::{into_inner, lock};
 
 /// Octaves by which the largest magnitude of a matrix may exceed that of its peers: 64 times.
 /// Trained matrices of one kind differ by a factor of three to ten.
@@ -58,14 +60,14 @@ impl Values {
     /// A tensor was read to its end.
     pub(super) fn add(&self, tensor: &TensorEntry, watched: Watching) {
         if let Some(watched) = watched {
-            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut all = lock(&self.0);
             all.insert(tensor.name.clone(), watched.finish());
         }
     }
 
     /// The report, and what is odd.
     pub(super) fn judge(self, manifest: &Manifest) -> (ValuesReport, Vec<Finding>) {
-        let all = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let all = into_inner(self.0);
         let seen = manifest.tensors.iter();
         let seen = seen.filter_map(|tensor| {
             let statistics = *all.get(&tensor.name)?;
