@@ -2,12 +2,15 @@
 //!
 //! * [`Prompt`] and [`TextFrontend`]: prompts to token ids, token ids to text.
 //! * [`text`]: tokenizer and chat template.
+//! * [`MediaFeatures`]: what audio, images and videos become before an encoder takes them.
 
 mod error;
+mod features;
 mod prompt;
 pub mod text;
 
 pub use error::PromptError;
+pub use features::{AudioFeatures, MediaFeatures, VisualFeatures};
 #[cfg(feature = "text")]
 pub use prompt::Chat;
 pub(crate) use prompt::TextStream;
