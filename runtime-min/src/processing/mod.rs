@@ -6,6 +6,7 @@
 
 mod error;
 mod features;
+pub mod media;
 mod prompt;
 pub mod text;
 

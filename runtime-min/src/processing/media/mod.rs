@@ -1,0 +1,5 @@
+//! Audio, images and videos of a prompt: what of the checkpoint's files they are processed by.
+
+mod settings;
+
+pub use settings::{AudioSettings, SettingsError, VideoSettings, VisualSettings};
