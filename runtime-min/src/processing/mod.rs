@@ -4,6 +4,8 @@
 //! * [`text`]: tokenizer and chat template.
 //! * [`MediaFeatures`]: what audio, images and videos become before an encoder takes them.
 
+#[cfg(feature = "audio")]
+pub mod audio;
 mod error;
 mod features;
 pub mod media;
