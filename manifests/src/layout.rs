@@ -175,6 +175,7 @@ pub fn plan(inventory: &Inventory, selection: &Selection, codec: Codec) -> Resul
         excluded: excluded(inventory, selection),
         left_out: inventory.left_out.clone(),
         packs,
+        estimate: None,
     })
 }
 
@@ -354,6 +355,7 @@ fn gather(mut placed: Vec<Placed>, codec: Codec) -> Vec<PlannedPack> {
                 component: pack.0,
                 data_offset: 0,
                 length: 0,
+                estimated_length: None,
                 segments: Vec::new(),
             });
         }

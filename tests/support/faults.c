@@ -7,6 +7,7 @@
  * FAULT_NEVER=name:E[,name:E]...   these calls always fail (fsync_folder: fsync of a folder;
  *                 open_direct: an open past the page cache; open_dev: see FAULT_PATH)
  * FAULT_READ=N    the Nth pread fails, once, with FAULT_ERRNO (FAULT_STICKY: and all after it)
+ * FAULT_FREE=B[,B]...   bytes that a disk has free, each time it is asked; the last one stays
  * FAULT_PATH=S    opens of paths that end in S fail with FAULT_ERRNO
  */
 #define _GNU_SOURCE
@@ -21,6 +22,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -134,6 +136,31 @@ int fsync(int fd) {
 ssize_t pread64(int fd, void *bytes, size_t count, off64_t from) {
     if (is_file(fd) && reads()) return -1;
     return REAL(pread64)(fd, bytes, count, from);
+}
+
+/* The next number of a list; the last one again and again. */
+static int free_space(struct statvfs64 *about) {
+    static const char *next;
+    static atomic_flag busy = ATOMIC_FLAG_INIT;
+    if (!text("FAULT_FREE")) return 0;
+    while (atomic_flag_test_and_set(&busy)) {}
+    if (!next) next = text("FAULT_FREE");
+    char *end;
+    unsigned long long bytes = strtoull(next, &end, 10);
+    if (*end == ',') next = end + 1;
+    atomic_flag_clear(&busy);
+    about->f_frsize = about->f_bsize = 1;
+    about->f_bavail = about->f_bfree = bytes;
+    return 0;
+}
+
+int statvfs64(const char *path, struct statvfs64 *about) {
+    int result = REAL(statvfs64)(path, about);
+    return result ? result : free_space(about);
+}
+
+int statvfs(const char *path, struct statvfs *about) {
+    return statvfs64(path, (struct statvfs64 *)about); /* the same on 64-bit systems */
 }
 
 static int refuses_open(const char *path, int flags) {

@@ -43,6 +43,8 @@ pub enum Fault<'a> {
     Read(u64, i32),
     /// So do all after it.
     Reads(u64, i32),
+    /// The disk has so many bytes free, each time it is asked: `bytes,…`; the last one stays.
+    Free(&'a str),
     /// A file whose path ends so cannot be opened.
     Open(&'a str, i32),
 }
@@ -61,6 +63,7 @@ pub fn faulty(fault: Fault<'_>) -> Command {
             set("ERRNO", &error.to_string());
         }
         Fault::Never(calls) => set("NEVER", calls),
+        Fault::Free(bytes) => set("FREE", bytes),
         Fault::Read(n, error) | Fault::Reads(n, error) => {
             set("READ", &n.to_string());
             set("ERRNO", &error.to_string());

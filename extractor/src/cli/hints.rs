@@ -7,7 +7,7 @@ use segpack_formats::FormatError;
 use segpack_manifests::documents::{ExportTarget, Finding, FindingKind, Severity};
 #[cfg(feature = "run")]
 use segpack_manifests::documents::{ValidateReport, Verdict};
-use segpack_manifests::folder::PARTIAL;
+use segpack_manifests::folder::{MANIFEST, PARTIAL};
 use segpack_manifests::{NotAPack, PackError};
 #[cfg(feature = "run")]
 use segpack_runtime_min::devices::cuda::CudaError;
@@ -41,6 +41,11 @@ pub(super) fn hint(error: &CliError, output: Option<&Path>) -> Option<String> {
             None => resume.to_owned(),
         });
     }
+    if let (StepError::Output(OutputError::NoSpace { .. }), Some(output)) = (error, output)
+        && is_unfinished(output)
+    {
+        return Some("free some space; the same command with --resume continues".to_owned());
+    }
     match error {
         StepError::Format(FormatError::Io { path, .. })
         | StepError::Pack(PackError::Format(FormatError::Io { path, .. }))
@@ -57,8 +62,8 @@ pub(super) fn hint(error: &CliError, output: Option<&Path>) -> Option<String> {
             environment_of(error).map(str::to_owned)
         }
         StepError::Source(e) => of_source(e),
-        StepError::Output(e) => of_output(e).map(str::to_owned),
-        StepError::PackWriter(e) => of_pack_writer(e).map(str::to_owned),
+        StepError::Output(e) => of_output(e, replaces(output)).map(str::to_owned),
+        StepError::PackWriter(e) => of_pack_writer(e, replaces(output)).map(str::to_owned),
         StepError::Pack(e) => of_pack(e).map(str::to_owned),
         StepError::Cat(e) => of_cat(e).map(str::to_owned),
         StepError::Unpack(e) => of_unpack(e).map(str::to_owned),
@@ -186,16 +191,23 @@ fn of_source(error: &SourceError) -> Option<String> {
     }
 }
 
-fn of_output(error: &OutputError) -> Option<&'static str> {
+/// Whether there is a pack at the output path, which would be replaced.
+fn replaces(output: Option<&Path>) -> bool {
+    output.is_some_and(|output| output.join(MANIFEST).exists())
+}
+
+/// `replaces`: the command was to replace a pack.
+fn of_output(error: &OutputError, replaces: bool) -> Option<&'static str> {
     match error {
         OutputError::NotEmpty { .. }
         | OutputError::Exists { .. }
         | OutputError::InsideInput { .. }
         | OutputError::HoldsInput { .. } => Some(OTHER_OUTPUT),
-        OutputError::NoSpace { .. } => Some(
+        OutputError::NoSpace { .. } if replaces => Some(
             "free some space or choose another disk; --force --in-place removes what is replaced \
              before the new files are written",
         ),
+        OutputError::NoSpace { .. } => Some("free some space or choose another disk"),
         OutputError::NotOurs { .. } => Some("rename or remove it"),
         OutputError::MountPoint { .. } => {
             Some("--force --in-place removes the old pack first; or choose a folder below it")
@@ -210,9 +222,9 @@ fn of_output(error: &OutputError) -> Option<&'static str> {
     }
 }
 
-fn of_pack_writer(error: &PackWriterError) -> Option<&'static str> {
+fn of_pack_writer(error: &PackWriterError, replaces: bool) -> Option<&'static str> {
     match error {
-        PackWriterError::Output(e) => of_output(e),
+        PackWriterError::Output(e) => of_output(e, replaces),
         PackWriterError::Unfinished { .. } => Some("--resume continues it, --force starts over"),
         PackWriterError::HoldsPack { .. }
         | PackWriterError::OtherOptions { .. }

@@ -7,7 +7,7 @@ use super::args::{CodecArgs, CodecName, INPUT, Jobs, OUTPUT, SizeArgs, Tolerate}
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
-use crate::steps::pack::{PackSettings, pack, plan};
+use crate::steps::pack::{PackSettings, pack, plan_with_estimate};
 
 /// Pack a checkpoint into per-expert segments with a manifest
 ///
@@ -48,7 +48,7 @@ pub(super) struct Args {
     codec: CodecName,
     #[command(flatten)]
     level: CodecArgs,
-    /// Print the plan and write nothing
+    /// Print the plan and write nothing; with a codec, estimate the coded size from a sample
     #[arg(long, conflicts_with_all = ["resume", "force"], help_heading = OUTPUT)]
     dry_run: bool,
     /// Continue an interrupted run
@@ -62,6 +62,9 @@ pub(super) struct Args {
     /// then fails, neither is there. What is packed is read and checked before
     #[arg(long, requires = "force", conflicts_with = "resume", help_heading = OUTPUT)]
     in_place: bool,
+    /// Do not compare the free space of the disk with what the pack will take
+    #[arg(long, help_heading = OUTPUT)]
+    no_space_check: bool,
     /// Do not record where the checkpoint came from
     #[arg(long, help_heading = OUTPUT)]
     no_provenance: bool,
@@ -95,6 +98,7 @@ impl Args {
             source_digests: !self.no_source_digests,
             sums: !self.no_sums,
             provenance: !self.no_provenance,
+            space_check: !self.no_space_check,
             scan: self.tolerate.options(),
         })
     }
@@ -103,7 +107,8 @@ impl Args {
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let settings = args.settings()?;
     if args.dry_run {
-        let plan = plan(&args.checkpoint, &settings)?.plan;
+        let (stop, progress) = (context.stop, &context.progress);
+        let plan = plan_with_estimate(&args.checkpoint, &settings, stop, progress)?;
         context
             .terminal
             .document(&plan, args.json, |p| text::plan(p, args.sizes.sizes()))?;

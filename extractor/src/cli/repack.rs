@@ -30,7 +30,7 @@ pub(super) struct Args {
     codec: CodecName,
     #[command(flatten)]
     level: CodecArgs,
-    /// Print the plan and write nothing
+    /// Print the plan and write nothing; with a codec, estimate the coded size from a sample
     #[arg(long, conflicts_with_all = ["resume", "force"], help_heading = OUTPUT)]
     dry_run: bool,
     /// Continue an interrupted run
@@ -44,6 +44,9 @@ pub(super) struct Args {
     /// then fails, neither is there. What is packed is read and checked before
     #[arg(long, requires = "force", conflicts_with = "resume", help_heading = OUTPUT)]
     in_place: bool,
+    /// Do not compare the free space of the disk with what the pack will take
+    #[arg(long, help_heading = OUTPUT)]
+    no_space_check: bool,
     #[command(flatten)]
     sizes: SizeArgs,
     /// Print the summary as JSON; with --dry-run, the plan
@@ -65,10 +68,11 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
         resume: args.resume,
         force: args.force,
         in_place: args.in_place,
+        space_check: !args.no_space_check,
     };
     let pack = args.pack.open()?;
     if args.dry_run {
-        let plan = plan(&pack, &settings);
+        let plan = plan(&pack, &settings, context.stop, &context.progress)?;
         context
             .terminal
             .document(&plan, args.json, |p| text::plan(p, args.sizes.sizes()))?;

@@ -79,12 +79,18 @@ pub enum OutputError {
         output: PathBuf,
     },
     /// The disk has too little free space.
-    #[error("{} needs {needed} bytes and {spare} to spare, but its disk has only {free} free", folder.display())]
+    #[error(
+        "{} needs {}{needed} bytes and {spare} to spare, but its disk has only {free} free",
+        folder.display(),
+        about(*estimated)
+    )]
     NoSpace {
         /// The output folder.
         folder: PathBuf,
         /// Bytes that the output takes.
         needed: u64,
+        /// Whether that is an estimate.
+        estimated: bool,
         /// Bytes that must stay free.
         spare: u64,
         /// Bytes that are free.
@@ -102,6 +108,10 @@ pub enum OutputError {
         /// The output path.
         path: PathBuf,
     },
+}
+
+fn about(estimated: bool) -> &'static str {
+    if estimated { "about " } else { "" }
 }
 
 /// A link in an output is no damage.

@@ -26,7 +26,7 @@ pub(crate) use journal::{JOURNAL, Journal, JournalRead, Record, ShardDigests};
 pub(crate) use lock::refuse_busy;
 use lock::{LOCK, in_partial};
 pub(crate) use publisher::{Flushing, Publisher};
-pub(crate) use space::check_space;
+pub(crate) use space::{Needed, check_space};
 use swap::Swap;
 pub(crate) use swap::{discard, is_being_replaced, is_between, is_unfinished, leftover, recover};
 pub(crate) use write_behind::{WRITE_BEHIND_MEMORY, WriteBehind, write_behind};
@@ -165,7 +165,7 @@ impl OutputFolder {
     /// # Errors
     /// `NoSpace`; `Io`.
     pub(crate) fn check_space(&self, needed: u64) -> Result<(), OutputError> {
-        check_space(&self.path, needed, 0)
+        check_space(&self.path, Needed::exactly(needed), 0)
     }
 
     /// Every file has its name: removes `.partial`. A folder that replaces another takes its place.

@@ -16,8 +16,8 @@ use segpack_manifests::folder::{MANIFEST, OpenOptions, PACKS, PARTIAL, SOURCE, S
 
 use super::{Done, PackWriterError};
 use crate::output::{
-    Before, JOURNAL, Journal, JournalRead, OutputError, OutputFolder, Record, check_space, inspect,
-    recover, refuse_busy,
+    Before, JOURNAL, Journal, JournalRead, OutputError, OutputFolder, Record, inspect, recover,
+    refuse_busy,
 };
 use crate::work::{Job, into_inner, lock, run_tasks};
 
@@ -38,7 +38,8 @@ pub(crate) struct Target<'a> {
 }
 
 impl Target<'_> {
-    /// Opens the output folder, which will hold the `listed` files and take `needed` bytes.
+    /// Opens the output folder, which will hold the `listed` files. Before a pack is removed in
+    /// place, `check_space` says whether the new one fits, given the bytes that this frees.
     ///
     /// # Errors
     /// Where the folder holds something else, or something unfinished without `resume`.
@@ -46,7 +47,7 @@ impl Target<'_> {
         &self,
         out: &Path,
         listed: &BTreeSet<String>,
-        needed: u64,
+        check_space: &dyn Fn(u64) -> Result<(), OutputError>,
     ) -> Result<OutputFolder, PackWriterError> {
         refuse_busy(out)?;
         recover(out, self.resume)?;
@@ -57,7 +58,7 @@ impl Target<'_> {
                 check_ours(out, listed)?;
                 // without a manifest there is nothing whole to lose
                 if self.in_place || !out.join(MANIFEST).exists() {
-                    return replace_in_place(out, needed);
+                    return replace_in_place(out, check_space);
                 }
                 let output = OutputFolder::replace(out, self.resume)?;
                 if self.resume {
@@ -258,7 +259,10 @@ pub(crate) fn check_ours(out: &Path, listed: &BTreeSet<String>) -> Result<(), Pa
 
 /// Removes a pack and begins in its place, where the new one will fit. The lock is held from before
 /// the removal on.
-fn replace_in_place(out: &Path, needed: u64) -> Result<OutputFolder, PackWriterError> {
+fn replace_in_place(
+    out: &Path,
+    check_space: &dyn Fn(u64) -> Result<(), OutputError>,
+) -> Result<OutputFolder, PackWriterError> {
     let old = files_below(out, &[PACKS, SOURCE])?;
     let mut freed = 0;
     for file in &old {
@@ -267,7 +271,7 @@ fn replace_in_place(out: &Path, needed: u64) -> Result<OutputFolder, PackWriterE
             .map_err(FormatError::io("inspect", &path))?
             .len();
     }
-    check_space(out, needed, freed)?;
+    check_space(freed)?;
     let output = OutputFolder::open(out)?;
     // the manifest first, so that what is left does not look complete
     for name in [MANIFEST, SUMS, PACKS, SOURCE] {

@@ -3,9 +3,12 @@
 mod done;
 mod entries;
 mod error;
+mod estimate;
 mod folder;
+mod space;
 
 pub(crate) use done::{Done, Recorder, memory_of};
 pub(crate) use entries::add_pack;
 pub use error::PackWriterError;
 pub(crate) use folder::{IN_PLACE, Leave, Target, check_ours, close, summarise, write_documents};
+pub(crate) use space::{Space, add_estimate};

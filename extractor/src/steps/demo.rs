@@ -154,6 +154,7 @@ impl Demo<'_> {
             jobs: 1,
             resume: false,
             force: false,
+            space_check: true,
             in_place: false,
             source_digests: true,
             sums: true,

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -20,7 +21,7 @@ use segpack_manifests::documents::{
     Finding, FindingKind, GENERATOR, Manifest, PackOptions, PackSummary, Plan, PlannedPack,
     PlannedSegment, PlannedTensor, SegmentEntry, SourceFile, TensorEntry, VerifyMode, VerifyReport,
 };
-use segpack_manifests::folder::MANIFEST;
+use segpack_manifests::folder::{MANIFEST, PackReader};
 
 use super::StepError;
 use super::derivation::refuse_underived;
@@ -30,7 +31,8 @@ use crate::output::{
     is_being_replaced, recover, refuse_holding, refuse_inside,
 };
 use crate::pack_writer::{
-    self, Done, PackWriterError, Recorder, Target, add_pack, memory_of, summarise,
+    self, Done, PackWriterError, Recorder, Space, Target, add_estimate, add_pack, memory_of,
+    summarise,
 };
 use crate::work::{Job, Progress, jobs_within_memory, run_tasks};
 
@@ -48,6 +50,8 @@ pub(crate) struct RepackSettings {
     /// Remove the pack that is replaced before the new one is written: for a disk that has no space
     /// for both. The source is read and its digests are compared before.
     pub in_place: bool,
+    /// Refuse what the disk cannot hold.
+    pub space_check: bool,
 }
 
 impl RepackSettings {
@@ -61,9 +65,53 @@ impl RepackSettings {
     }
 }
 
-/// What would be written. Nothing is read.
-pub(crate) fn plan(pack: &Pack, settings: &RepackSettings) -> Plan {
-    plan_of(pack.manifest(), settings.coding)
+/// What would be written, and what coding will make of it, from a sample.
+///
+/// # Errors
+/// Where the sample cannot be read or decoded.
+pub(crate) fn plan(
+    pack: &Pack,
+    settings: &RepackSettings,
+    stop: &CancelToken,
+    progress: &dyn Progress,
+) -> Result<Plan, StepError> {
+    let mut plan = plan_of(pack.manifest(), settings.coding);
+    let job = Job {
+        threads: settings.jobs,
+        stop,
+        progress,
+    };
+    let reader = PackReader::new(pack);
+    let read = |tensor: &PlannedTensor, range: Range<u64>, to: &mut [u8]| {
+        read_tensor(&reader, tensor, range, to, stop)
+    };
+    add_estimate(&mut plan, settings.coding, &read, job)?;
+    Ok(plan)
+}
+
+/// Reads decoded bytes of a planned tensor, counted from its first.
+fn read_tensor(
+    reader: &PackReader<'_>,
+    tensor: &PlannedTensor,
+    range: Range<u64>,
+    to: &mut [u8],
+    stop: &CancelToken,
+) -> Result<(), FormatError> {
+    let pack = reader.pack();
+    let entry = pack.tensor(&tensor.name);
+    let Some((entry, segment)) = entry.and_then(|t| Some((t, pack.segment(&t.segment)?))) else {
+        let what = format!("{:?} is not listed", tensor.name);
+        return Err(FormatError::malformed(pack.folder(), what));
+    };
+    let input = reader.open(&segment.pack)?;
+    let segment = SegmentReader::open(&*input, segment.stored())?;
+    let (mut unpacker, mut filled) = (Unpacker::new()?, 0);
+    let wanted = entry.offset + range.start..entry.offset + range.end;
+    segment.for_each_piece(wanted, &mut unpacker, stop, |piece| {
+        to[filled..filled + piece.len()].copy_from_slice(piece);
+        filled += piece.len();
+        Ok::<_, FormatError>(())
+    })
 }
 
 fn plan_segment(segment: &SegmentEntry, tensors: &[TensorEntry]) -> PlannedSegment {
@@ -99,6 +147,7 @@ fn plan_of(manifest: &Manifest, coding: Coding) -> Plan {
             component: entry.component,
             data_offset: 0,
             length: 0,
+            estimated_length: None,
             segments: segments
                 .iter()
                 .filter(|(s, _)| s.pack == entry.path)
@@ -116,6 +165,7 @@ fn plan_of(manifest: &Manifest, coding: Coding) -> Plan {
         excluded: manifest.excluded.clone(),
         left_out: manifest.left_out.clone(),
         packs: packs.collect(),
+        estimate: None,
     }
 }
 
@@ -145,11 +195,23 @@ pub(crate) fn repack(
             progress,
         },
     };
+    let reader = PackReader::new(pack);
+    let read = |tensor: &PlannedTensor, range: Range<u64>, to: &mut [u8]| {
+        read_tensor(&reader, tensor, range, to, stop)
+    };
+    let space = Space::new(
+        &plan,
+        settings.coding,
+        &read,
+        settings.space_check,
+        target.job,
+    );
     let work = Work {
         pack,
         plan: &plan,
         settings,
         target: &target,
+        space: &space,
     };
     refuse_underived(pack, "nothing was written")?;
     if let Some(summary) = work.finished_before(out)? {
@@ -159,7 +221,10 @@ pub(crate) fn repack(
         progress.note(pack_writer::IN_PLACE);
         work.check_source()?;
     }
-    let output = target.open(out, &work.files(), work.needed_space(&Done::default()))?;
+    let nothing = Done::default();
+    let output = target.open(out, &work.files(), &|freed| {
+        space.check(out, freed, &|lengths| work.needed_space(&nothing, lengths))
+    })?;
     let done = work.run(&output);
     pack_writer::close(output, done, StepError::leave)
 }
@@ -170,11 +235,13 @@ struct Work<'a> {
     plan: &'a Plan,
     settings: &'a RepackSettings,
     target: &'a Target<'a>,
+    space: &'a Space<'a>,
 }
 
 /// One entry of the queue.
 enum Task<'a> {
-    Pack(&'a PlannedPack),
+    /// Its number in the plan, too.
+    Pack(usize, &'a PlannedPack),
     File(&'a SourceFile),
 }
 
@@ -182,7 +249,7 @@ impl Task<'_> {
     /// Bytes that it reads.
     fn bytes(&self) -> u64 {
         match self {
-            Self::Pack(pack) => pack.raw_length(),
+            Self::Pack(_, pack) => pack.raw_length(),
             Self::File(file) => file.stored_length,
         }
     }
@@ -199,16 +266,17 @@ impl Work<'_> {
             .collect()
     }
 
-    /// More than is needed: coded packs are shorter than planned, and the manifest about as long as
-    /// the old one.
-    fn needed_space(&self, done: &Done) -> u64 {
+    /// What is needed where the packs have these lengths; the manifest is about as long as the old
+    /// one.
+    fn needed_space(&self, done: &Done, lengths: &[u64]) -> u64 {
         let manifest = self.pack.manifest();
         let packs: u64 = self
             .plan
             .packs
             .iter()
-            .filter(|p| !done.has_pack(&p.path))
-            .map(|p| p.length)
+            .zip(lengths)
+            .filter(|(p, _)| !done.has_pack(&p.path))
+            .map(|(_, length)| length)
             .sum();
         let files: u64 = manifest.source_files.iter().map(|f| f.stored_length).sum();
         let document = std::fs::metadata(self.pack.path(MANIFEST)).map_or(0, |m| m.len());
@@ -283,7 +351,9 @@ impl Work<'_> {
 
     fn run(&self, output: &OutputFolder) -> Result<PackSummary, StepError> {
         let (journal, mut done, resumed) = self.target.open_journal(output, self.fingerprint())?;
-        output.check_space(self.needed_space(&done))?;
+        self.space.check(output.path(), 0, &|lengths| {
+            self.needed_space(&done, lengths)
+        })?;
         self.write_all(output, &journal, &mut done)?;
         let manifest = self.manifest(&done)?;
         let manifest_sha256 = pack_writer::write_documents(output, &manifest)?;
@@ -313,8 +383,9 @@ impl Work<'_> {
             .plan
             .packs
             .iter()
-            .filter(|p| !done.has_pack(&p.path))
-            .map(Task::Pack);
+            .enumerate()
+            .filter(|(_, p)| !done.has_pack(&p.path))
+            .map(|(number, pack)| Task::Pack(number, pack));
         let tasks: Vec<Task<'_>> = files.chain(packs).collect();
         let bytes = tasks.iter().map(Task::bytes).sum();
         self.target.job.progress.start("repacking", bytes);
@@ -340,7 +411,8 @@ impl Work<'_> {
     ) -> Result<(), StepError> {
         match task {
             Task::File(file) => self.copy_file(output, file, buffer, publisher),
-            Task::Pack(pack) => {
+            Task::Pack(number, pack) => {
+                self.space.check_pack(output.path(), *number)?;
                 let (file, written) = self.write_one_pack(output, pack, unpacker, publisher)?;
                 // the journal must not have it before it has its name
                 let then = Box::new(move || recorder.add(written));

@@ -37,7 +37,7 @@ macro_rules! documents {
 documents! {
     Manifest = "manifest" 1 . 2,
     Inventory = "inventory" 1 . 2,
-    Plan = "plan" 1 . 1,
+    Plan = "plan" 1 . 2,
     PackSummary = "pack-summary" 1 . 0,
     UnpackSummary = "unpack-summary" 1 . 0,
     VerifyReport = "verify-report" 1 . 1,

@@ -9,4 +9,5 @@ mod repair;
 mod replace;
 mod resume;
 mod roundtrip;
+mod space;
 mod update;

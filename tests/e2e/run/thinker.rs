@@ -34,6 +34,7 @@ fn packed(checkpoint: &Path, coding: Coding) -> (tempfile::TempDir, Pack) {
         jobs: 1,
         resume: false,
         force: false,
+        space_check: true,
         in_place: false,
         source_digests: true,
         sums: true,

@@ -8,18 +8,21 @@ use super::page::Page;
 /// What `pack --dry-run` and `repack --dry-run` would write.
 pub(crate) fn plan(plan: &Plan, sizes: Sizes) -> String {
     let mut page = Page::default();
-    let length = if plan.codec == Codec::Raw {
-        "bytes"
-    } else {
-        "bytes at most"
+    let length = match plan.estimate {
+        Some(estimate) if !estimate.exact => "bytes, estimated",
+        None if plan.codec != Codec::Raw => "bytes at most",
+        Some(_) | None => "bytes",
     };
     let rows = plan.packs.iter().map(|p| pack_row(p, sizes)).collect();
     page.table(1, &["pack", "segments", "tensors", length], rows);
     page.blank();
 
-    let total = sizes.bytes(plan.packs.iter().map(|p| p.length).sum());
     let packs = counted(plan.packs.len() as u64, "pack");
-    page.line(format_args!("{packs}, {total} ({})", plan.codec));
+    page.line(format_args!(
+        "{packs}, {} ({})",
+        total(plan, sizes),
+        plan.codec
+    ));
     for e in &plan.excluded {
         let tensors = counted(e.tensors, "tensor");
         page.line(format_args!(
@@ -34,6 +37,23 @@ pub(crate) fn plan(plan: &Plan, sizes: Sizes) -> String {
     page.into_text()
 }
 
+/// The size of all packs, and how it is known where they are coded.
+fn total(plan: &Plan, sizes: Sizes) -> String {
+    let most = sizes.bytes(plan.packs.iter().map(|p| p.length).sum());
+    let Some(estimate) = plan.estimate else {
+        return most;
+    };
+    let (stored, raw) = (sizes.bytes(estimate.stored_bytes), plan.raw_length());
+    if estimate.exact {
+        return format!("{stored} for {} of tensors", sizes.bytes(raw));
+    }
+    format!(
+        "about {stored} for {} of tensors, estimated from a sample of {}",
+        sizes.bytes(raw),
+        sizes.bytes(estimate.sampled_bytes)
+    )
+}
+
 fn pack_row(pack: &PlannedPack, sizes: Sizes) -> Vec<String> {
     let tensors = pack.segments.iter().map(|s| s.tensors.len() as u64).sum();
     let segments = pack.segments.len() as u64;
@@ -41,7 +61,7 @@ fn pack_row(pack: &PlannedPack, sizes: Sizes) -> Vec<String> {
         pack.path.clone(),
         grouped(segments),
         grouped(tensors),
-        sizes.cell(pack.length),
+        sizes.cell(pack.estimated_length.unwrap_or(pack.length)),
     ]
 }
 

@@ -290,6 +290,7 @@ pub(super) mod tests {
             jobs: 1,
             resume: false,
             force: false,
+            space_check: true,
             in_place: false,
             source_digests: false,
             sums: false,

@@ -6,15 +6,18 @@ mod update;
 mod write;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use segpack_formats::FormatError;
 use segpack_formats::codec::Coding;
 use segpack_formats::digest::Sha256;
 use segpack_formats::io::{CancelToken, READ_BYTES};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
-    Finding, GENERATOR, Inventory, KnownSource, PackOptions, PackSummary, Plan, VerifyMode,
+    Finding, GENERATOR, Inventory, KnownSource, PackOptions, PackSummary, Plan, PlannedTensor,
+    VerifyMode,
 };
 use segpack_manifests::folder::MANIFEST;
 use segpack_manifests::layout::{self, Selection};
@@ -31,7 +34,7 @@ use crate::output::{
     Before, OutputFolder, discard, inspect, is_being_replaced, recover, refuse_holding,
     refuse_inside,
 };
-use crate::pack_writer::{self, Done, PackWriterError, Target, summarise};
+use crate::pack_writer::{self, Done, PackWriterError, Space, Target, add_estimate, summarise};
 use crate::source::Checkpoint;
 use crate::work::{Job, Progress, run_tasks};
 
@@ -57,6 +60,8 @@ pub struct PackSettings {
     pub sums: bool,
     /// Record where the checkpoint came from.
     pub provenance: bool,
+    /// Refuse what the disk cannot hold.
+    pub space_check: bool,
     /// What to tolerate.
     pub scan: ScanOptions,
 }
@@ -110,6 +115,52 @@ pub fn plan(argument: &Path, settings: &PackSettings) -> Result<Planned, StepErr
     })
 }
 
+/// [`plan`], and what coding will make of it, from a sample of the bytes.
+///
+/// # Errors
+/// As [`plan`]; where the sample cannot be read.
+pub(crate) fn plan_with_estimate(
+    argument: &Path,
+    settings: &PackSettings,
+    stop: &CancelToken,
+    progress: &dyn Progress,
+) -> Result<Plan, StepError> {
+    let Planned {
+        checkpoint,
+        mut plan,
+        ..
+    } = plan(argument, settings)?;
+    let job = Job {
+        threads: settings.jobs,
+        stop,
+        progress,
+    };
+    let read = |tensor: &PlannedTensor, range: Range<u64>, to: &mut [u8]| {
+        read_tensor(&checkpoint, tensor, range, to)
+    };
+    add_estimate(&mut plan, settings.coding, &read, job)?;
+    Ok(plan)
+}
+
+/// Reads bytes of a planned tensor, counted from its first.
+fn read_tensor(
+    checkpoint: &Checkpoint,
+    tensor: &PlannedTensor,
+    range: Range<u64>,
+    to: &mut [u8],
+) -> Result<(), FormatError> {
+    let source = &tensor.source;
+    let mut shards = checkpoint.shards.iter();
+    let Some(shard) = shards.find(|s| s.path == source.file) else {
+        let what = format!(
+            "the plan takes {:?} from it, but it is not open",
+            tensor.name
+        );
+        return Err(FormatError::malformed(source.file.as_ref(), what));
+    };
+    shard.shard.input.read_at(to, source.offset + range.start)
+}
+
 /// Packs a checkpoint into `out`.
 ///
 /// # Errors
@@ -147,7 +198,22 @@ pub fn pack(
         progress.note(pack_writer::IN_PLACE);
         check_source(&planned, job)?;
     }
-    let output = target.open(out, &listed, needed_space(&planned, &|_| false))?;
+    let read = |tensor: &PlannedTensor, range: Range<u64>, to: &mut [u8]| {
+        read_tensor(&planned.checkpoint, tensor, range, to)
+    };
+    let space = Space::new(
+        &planned.plan,
+        settings.coding,
+        &read,
+        settings.space_check,
+        job,
+    );
+    let nothing = Done::default();
+    let output = target.open(out, &listed, &|freed| {
+        space.check(out, freed, &|lengths| {
+            needed_space(&planned, &nothing, lengths)
+        })
+    })?;
     let work = Work {
         planned: &planned,
         settings,
@@ -155,6 +221,7 @@ pub fn pack(
         output: &output,
         job,
         proof: Proof::new(&planned.plan),
+        space: &space,
     };
     let done = work.run();
     pack_writer::close(output, done, StepError::leave)
@@ -259,8 +326,9 @@ fn finished_before(
     )))
 }
 
-/// Bytes that packing takes on the disk, but for packs that are done.
-fn needed_space(planned: &Planned, is_done: &dyn Fn(&str) -> bool) -> u64 {
+/// Bytes that packing takes on the disk, where the packs have these lengths; those that are done
+/// are there already.
+fn needed_space(planned: &Planned, done: &Done, lengths: &[u64]) -> u64 {
     /// More than any entry of a manifest takes.
     const MANIFEST_ENTRY_BYTES: u64 = 1024;
     let Planned {
@@ -269,8 +337,9 @@ fn needed_space(planned: &Planned, is_done: &dyn Fn(&str) -> bool) -> u64 {
     let packs: u64 = plan
         .packs
         .iter()
-        .filter(|p| !is_done(&p.path))
-        .map(|p| p.length)
+        .zip(lengths)
+        .filter(|(p, _)| !done.has_pack(&p.path))
+        .map(|(_, length)| length)
         .sum();
     let files: u64 = checkpoint.files.iter().map(|f| f.length).sum();
     let headers: u64 = checkpoint
@@ -295,14 +364,16 @@ struct Work<'a> {
     output: &'a OutputFolder,
     job: Job<'a>,
     proof: Proof<'a>,
+    space: &'a Space<'a>,
 }
 
 impl Work<'_> {
     fn run(&self) -> Result<PackSummary, StepError> {
         let (journal, mut done, resumed) =
             self.target.open_journal(self.output, self.fingerprint()?)?;
-        self.output
-            .check_space(needed_space(self.planned, &|path| done.has_pack(path)))?;
+        self.space.check(self.output.path(), 0, &|lengths| {
+            needed_space(self.planned, &done, lengths)
+        })?;
         for (shard, digests) in done.shards() {
             self.proof.shard(shard, digests)?;
         }

@@ -5,6 +5,7 @@
 //! by their digests, are still the checkpoint's.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -22,11 +23,11 @@ use segpack_manifests::layout::Selection;
 
 use super::proof::Proof;
 use super::write::compare_with_hub;
-use super::{PackSettings, Planned, Work, plan};
+use super::{PackSettings, Planned, Work, plan, read_tensor};
 use crate::output::{
     JOURNAL, Journal, OutputFolder, Record, ShardDigests, recover, refuse_holding, refuse_inside,
 };
-use crate::pack_writer::{Leave, Target, close};
+use crate::pack_writer::{Leave, Space, Target, close};
 use crate::steps::StepError;
 use crate::steps::scan::ScanOptions;
 use crate::steps::verify::{VerifySettings, verify};
@@ -85,6 +86,7 @@ fn settings_of(manifest: &Manifest, tolerate: ScanOptions, jobs: usize) -> PackS
         source_digests: options.source_digests,
         sums: options.sums,
         provenance: manifest.provenance.is_some(),
+        space_check: true,
         scan: tolerate,
     }
 }
@@ -116,6 +118,10 @@ fn build(
         in_place: false,
         job,
     };
+    let read = |tensor: &PlannedTensor, range: Range<u64>, to: &mut [u8]| {
+        read_tensor(&planned.checkpoint, tensor, range, to)
+    };
+    let space = Space::new(&planned.plan, settings.coding, &read, true, job);
     let work = Work {
         planned,
         settings,
@@ -123,6 +129,7 @@ fn build(
         output,
         job,
         proof: Proof::new(&planned.plan),
+        space: &space,
     };
     let shards = work.digest_shards()?;
     let unchanged = Unchanged::new(old, planned, by_name(planned, &shards));

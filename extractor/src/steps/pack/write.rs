@@ -31,8 +31,8 @@ enum Task<'a> {
     /// Reads a source shard as a whole: the second read of its bytes, queued beside the first so
     /// that the page cache serves one of them.
     Digest(&'a CheckpointShard),
-    /// Writes a pack.
-    Pack(&'a PlannedPack),
+    /// Writes a pack; its number in the plan.
+    Pack(usize, &'a PlannedPack),
     /// Copies a side file.
     File(&'a SideFile),
 }
@@ -88,7 +88,7 @@ impl Work<'_> {
         let numbers = shard_numbers(checkpoint);
         let mut tasks: Vec<Task<'_>> = checkpoint.files.iter().map(Task::File).collect();
         let mut queued = HashSet::new();
-        for pack in &plan.packs {
+        for (number, pack) in plan.packs.iter().enumerate() {
             let mut needed: Vec<usize> = pack
                 .segments
                 .iter()
@@ -106,7 +106,7 @@ impl Work<'_> {
                 );
             }
             if !done.has_pack(&pack.path) {
-                tasks.push(Task::Pack(pack));
+                tasks.push(Task::Pack(number, pack));
             }
         }
         tasks
@@ -134,7 +134,8 @@ impl Work<'_> {
                     digests,
                 })?;
             }
-            Task::Pack(pack) => {
+            Task::Pack(number, pack) => {
+                self.space.check_pack(self.output.path(), *number)?;
                 let (file, written, warnings) = self.write_one_pack(pack, buffer, publisher)?;
                 self.proof.pack(&pack.path, &written.tensors)?;
                 let record = Record::Pack {
@@ -362,7 +363,7 @@ fn side_file_entry(file: &SideFile, done: &Done) -> Result<SourceFile, PackWrite
 fn task_bytes(task: &Task<'_>) -> u64 {
     match task {
         Task::Digest(shard) => shard.shard.input.length(),
-        Task::Pack(pack) => pack.raw_length(),
+        Task::Pack(_, pack) => pack.raw_length(),
         Task::File(file) => file.length,
     }
 }

@@ -31,8 +31,23 @@ pub struct Plan {
     pub excluded: Vec<Excluded>,
     /// Files that are not packed.
     pub left_out: Vec<LeftOut>,
-    /// Packs, in the order in which they are listed and written.
+    /// Packs, in the order in which they are listed.
     pub packs: Vec<PlannedPack>,
+    /// What coding will make of them, where that was estimated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimate: Option<SizeEstimate>,
+}
+
+/// The coded size of a plan, from a sample of the real bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct SizeEstimate {
+    /// Bytes of all pack files.
+    pub stored_bytes: u64,
+    /// Raw bytes that were coded to find out.
+    pub sampled_bytes: u64,
+    /// Whether everything was coded, so that the lengths are no estimates.
+    pub exact: bool,
 }
 
 /// One pack to write.
@@ -47,6 +62,9 @@ pub struct PlannedPack {
     pub data_offset: u64,
     /// Bytes of the file: exact for the codec `raw`, an upper bound otherwise.
     pub length: u64,
+    /// Bytes that the coded file will probably have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimated_length: Option<u64>,
     /// Segments in file order.
     pub segments: Vec<PlannedSegment>,
 }
