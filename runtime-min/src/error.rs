@@ -9,6 +9,7 @@ use segpack_manifests::families::UnknownFamily;
 
 #[cfg(feature = "cuda")]
 use crate::devices::cuda::CudaError;
+use crate::models::omni::MediaError;
 
 /// Why a model cannot be run.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +84,9 @@ pub enum RunError {
         /// Positions reserved.
         reserved: usize,
     },
+    /// Audio, images or videos do not fit the prompt or the model.
+    #[error(transparent)]
+    Media(#[from] MediaError),
     /// The program contradicts itself.
     #[error("internal error: {0}; please report it")]
     Internal(&'static str),
@@ -139,6 +143,36 @@ pub enum Unsuitable {
         owner: String,
         /// The weight's role.
         role: String,
+    },
+    /// A component that is needed is not there.
+    #[error("it has no {component}")]
+    NoComponent {
+        /// The component.
+        component: String,
+    },
+    /// The model takes text alone.
+    #[error("its model takes text alone: there is no encoder for {medium}")]
+    TextOnly {
+        /// "audio", "images" or "videos".
+        medium: &'static str,
+    },
+    /// A tensor is missing.
+    #[error("{component} has no tensor {tensor:?}, which the config calls for")]
+    MissingTensor {
+        /// The component.
+        component: String,
+        /// Its name in the component.
+        tensor: String,
+    },
+    /// A tensor of another shape than the config gives.
+    #[error("tensor {tensor:?} has shape {seen:?}, wanted {wanted:?} from the config")]
+    TensorShape {
+        /// The tensor.
+        tensor: String,
+        /// Its shape.
+        seen: Vec<u64>,
+        /// The config's shape.
+        wanted: Vec<u64>,
     },
     /// Experts are missing, or there are too many.
     #[error("layer {layer} has {seen} experts, wanted {wanted}")]

@@ -6,6 +6,7 @@ mod blocks;
 pub(crate) mod config;
 pub(crate) mod expected;
 mod facts;
+mod media;
 mod models;
 mod name;
 mod rewrite;
@@ -21,6 +22,7 @@ use serde_json::Value;
 pub use config::{ConfigError, MAX_COUNT, MAX_SIZE};
 pub use expected::{Expected, ExpectedDtype, Presence, Slice, UnstackError};
 pub use facts::{TextFacts, TextSettings};
+pub use media::{AudioTowerFacts, MediaFacts, MediaTokens, VisionTowerFacts};
 pub use name::{FamilyName, UnknownFamily};
 pub use rewrite::set_dtype;
 pub use rules::MAX_TENSORS;
@@ -52,6 +54,8 @@ pub(crate) struct FamilyRow {
     text_facts: fn(&Section<'_>) -> Result<TextFacts, ConfigError>,
     /// The object of a configuration that describes the text decoder.
     text_section: for<'a> fn(&Section<'a>) -> Result<Section<'a>, ConfigError>,
+    /// What takes audio and pictures, where the family does.
+    media_facts: fn(&Section<'_>) -> Result<Option<MediaFacts>, ConfigError>,
     /// The configuration of the text decoder as a `Qwen3MoeForCausalLM`, given that of the
     /// checkpoint and its `generation_config.json`.
     as_causal_lm: fn(&Value, Option<&Value>) -> Result<Value, ConfigError>,
@@ -184,6 +188,17 @@ impl Family {
     ) -> Result<TextSettings, ConfigError> {
         let section = (self.0.text_section)(&Section::root(config)?)?;
         TextSettings::read(&section, facts)
+    }
+
+    /// What a runtime has to know of the encoders of audio and pictures; `None` where models of this
+    /// family take text alone.
+    ///
+    /// # Errors
+    ///
+    /// When a key is missing or unusable, or asks for an operation that this program does not
+    /// compute.
+    pub fn media_facts(self, config: &Value) -> Result<Option<MediaFacts>, ConfigError> {
+        (self.0.media_facts)(&Section::root(config)?)
     }
 
     /// The same text decoder as a `Qwen3MoeForCausalLM`, so that transformers 4 and 5 and everybody

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{Pack, source_file};
 use crate::documents::{ModelFacts, TextModel};
-use crate::families::{ConfigError, Family, TextFacts, TextSettings, UnknownFamily};
+use crate::families::{ConfigError, Family, MediaFacts, TextFacts, TextSettings, UnknownFamily};
 
 /// The configuration of a checkpoint, from which all numbers come.
 const CONFIG: &str = "config.json";
@@ -134,6 +134,20 @@ impl PackModel {
             facts,
             settings,
         })
+    }
+
+    /// The encoders of audio and pictures, and what else a runtime has to know of them; `None`
+    /// where the model takes text alone.
+    ///
+    /// # Errors
+    /// `Family` where it is not known; `Config` where a number is out of bounds, or asks for what no
+    /// runtime of this build computes.
+    pub fn media(&self) -> Result<Option<MediaFacts>, ModelError> {
+        let family = self.model.known_family()?;
+        match &self.config {
+            Some(config) => Ok(family.media_facts(config)?),
+            None => Ok(None),
+        }
     }
 
     /// Whether the manifest has the family and the numbers of `config.json`.

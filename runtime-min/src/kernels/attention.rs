@@ -1,13 +1,13 @@
-//! Causal attention: all query heads that share a key head at once, over blocks of positions.
+//! Attention: all queries that see the same positions of a key head at once, over blocks of
+//! positions.
 //!
-//! A tile's rows are the query heads of one token, so that all of them see the same positions.
+//! A tile's rows see the same positions: causally they are the query heads of one token that share
+//! a key head, within segments some tokens of one head.
 //! Under `Compute::F32` the softmax is online (Milakov and Gimelshein, 2018; FlashAttention): the
 //! highest score, the sum and the result are carried from block to block. Blocks start at
 //! multiples of [`POSITIONS`] whatever the batch is, so that a token's result depends on its query
 //! and the positions before it alone. Under `Compute::Bf16` scores and probabilities are rounded as
 //! the eager code does it, which takes all scores of a row before the first probability.
-
-use std::ops::Range;
 
 use segpack_formats::io::CancelToken;
 use segpack_formats::numeric::FloatDtype;
@@ -30,6 +30,8 @@ const POSITIONS: usize = 64;
 const SCORES: usize = POSITIONS / LANES;
 /// Most tokens of a task: they share the packed keys of a block.
 const TOKENS: usize = 16;
+/// Most rows of a task within a segment: they share the packed keys of a block.
+const ROWS: usize = 192;
 /// Most values that a task under `Compute::Bf16` keeps as scores, unless one token has more.
 const KEPT_SCORES: usize = 1 << 19;
 
@@ -69,19 +71,8 @@ pub(crate) fn attention(
         "{:?}",
         what.heads
     );
-    let (tokens, positions) = (
-        what.q.len() / (query * width),
-        what.keys.len() / (key_value * width),
-    );
-    assert!(
-        tokens * query * width == out.len() && out.len() == what.q.len(),
-        "queries of {tokens} tokens"
-    );
-    assert!(
-        tokens <= positions && positions * key_value * width == what.keys.len(),
-        "{positions} keys"
-    );
-    assert_eq!(what.keys.len(), what.values.len(), "keys and values");
+    let (all, positions) = check(&what, out);
+    assert!(all <= positions, "{all} tokens, {positions} keys");
     let group = query / key_value;
     let most = match what.compute {
         Compute::F32 => TOKENS,
@@ -89,17 +80,20 @@ pub(crate) fn attention(
     };
     let mut out = Columns::all(out, query * width);
     let mut tasks = Vec::new();
-    for first in (0..tokens).step_by(most) {
-        let tokens = first..(first + most).min(tokens);
+    for first in (0..all).step_by(most) {
+        let tokens = first..(first + most).min(all);
         let mut out = out.take_rows(tokens.len());
         for kv in 0..key_value {
             let out = out.take(group * width);
             tasks.push(Task {
                 what,
-                positions,
                 group,
                 kv,
-                tokens: tokens.clone(),
+                tokens: tokens.len(),
+                seen: positions - all + tokens.start + 1,
+                queries: &what.q[(tokens.start * query + kv * group) * width..],
+                strides: [query * width, width],
+                rows: RowsOf::Heads,
                 out,
             });
         }
@@ -109,14 +103,124 @@ pub(crate) fn attention(
     each(tasks, work > 1 << 16, stop, |task| kernels.run(task));
 }
 
-/// Some tokens' query heads of one key head.
+/// Tokens and positions.
+fn check(what: &Attention<'_>, out: &[f32]) -> (usize, usize) {
+    let Heads {
+        query,
+        key_value,
+        width,
+    } = what.heads;
+    let (tokens, positions) = (
+        what.q.len() / (query * width),
+        what.keys.len() / (key_value * width),
+    );
+    assert!(
+        tokens * query * width == out.len() && out.len() == what.q.len(),
+        "queries of {tokens} tokens"
+    );
+    assert_eq!(
+        positions * key_value * width,
+        what.keys.len(),
+        "{positions} keys"
+    );
+    assert_eq!(what.keys.len(), what.values.len(), "keys and values");
+    (tokens, positions)
+}
+
+/// Tokens that attend to each other, as the numbers of the first of each segment and the end of the
+/// last.
+type Segments<'a> = &'a [usize];
+
+/// As [`attention`], of tokens that attend to all of their segment, before and after them. Keys and
+/// values are of the same tokens, one key head per query head.
+///
+/// # Panics
+/// Where the sizes do not fit together.
+pub(crate) fn attention_within(
+    kernels: Kernels,
+    what: Attention<'_>,
+    segments: Segments<'_>,
+    out: &mut [f32],
+    stop: &CancelToken,
+) {
+    let Heads {
+        query,
+        key_value,
+        width,
+    } = what.heads;
+    if what.q.is_empty() {
+        return;
+    }
+    assert!(
+        width > 0 && query > 0 && query == key_value,
+        "{:?}",
+        what.heads
+    );
+    let (tokens, positions) = check(&what, out);
+    assert_eq!(tokens, positions, "tokens and keys");
+    let is_covered = segments.first() == Some(&0) && segments.last() == Some(&tokens);
+    assert!(is_covered && segments.is_sorted(), "{segments:?}");
+    let row = query * width;
+    let mut out = Columns::all(out, row);
+    let mut tasks = Vec::new();
+    let mut work = 0;
+    for segment in segments.windows(2) {
+        let positions = segment[1] - segment[0];
+        work += positions * positions * row;
+        let part = Attention {
+            keys: &what.keys[segment[0] * row..segment[1] * row],
+            values: &what.values[segment[0] * row..segment[1] * row],
+            ..what
+        };
+        let most = match what.compute {
+            Compute::F32 => ROWS,
+            Compute::Bf16 => (KEPT_SCORES / positions.max(1)).clamp(1, ROWS),
+        };
+        for first in (segment[0]..segment[1]).step_by(most) {
+            let group = most.min(segment[1] - first);
+            let mut out = out.take_rows(group);
+            for kv in 0..key_value {
+                tasks.push(Task {
+                    what: part,
+                    group,
+                    kv,
+                    tokens: 1,
+                    seen: positions,
+                    queries: &what.q[first * row + kv * width..],
+                    strides: [0, row],
+                    rows: RowsOf::Tokens,
+                    out: out.take(width),
+                });
+            }
+        }
+    }
+    each(tasks, work > 1 << 16, stop, |task| kernels.run(task));
+}
+
+/// What the rows of a group are.
+#[derive(Debug, Clone, Copy)]
+enum RowsOf {
+    /// Query heads of one token.
+    Heads,
+    /// Tokens, of one query head.
+    Tokens,
+}
+
+/// Some tokens' query heads of one key head, or one token's, which stand for the tokens of a
+/// segment.
 struct Task<'a> {
     what: Attention<'a>,
-    positions: usize,
-    /// Query heads per key head.
+    /// Rows that see the same positions: query heads per key head, or tokens.
     group: usize,
     kv: usize,
-    tokens: Range<usize>,
+    tokens: usize,
+    /// Positions that the first token sees; each further one sees one more.
+    seen: usize,
+    /// From the first row of the first token on.
+    queries: &'a [f32],
+    /// From token to token, and from row to row.
+    strides: [usize; 2],
+    rows: RowsOf,
     out: Columns<'a>,
 }
 
@@ -149,9 +253,7 @@ struct Tile {
 impl Task<'_> {
     /// Positions that a token of the task sees.
     fn seen(&self, token: usize) -> usize {
-        let all =
-            self.what.q.len() / (self.group * self.what.heads.key_value * self.what.heads.width);
-        self.positions - all + self.tokens.start + token + 1
+        self.seen + token
     }
 
     fn scale(&self) -> f32 {
@@ -167,7 +269,7 @@ impl Task<'_> {
 
     /// The tiles that see a block.
     fn tiles(&self, block: usize, most: usize) -> impl Iterator<Item = Tile> {
-        let tokens = (0..self.tokens.len())
+        let tokens = (0..self.tokens)
             .map(|t| (t, self.seen(t)))
             .filter(move |(_, seen)| *seen > block);
         let heads = groups(self.group, most);
@@ -189,7 +291,7 @@ impl Task<'_> {
             self.what.heads.width,
             self.what.heads.key_value * self.what.heads.width,
         );
-        let all_seen = self.seen(self.tokens.len() - 1);
+        let all_seen = self.seen(self.tokens - 1);
         let (from, end) = (from.min(all_seen), all_seen.min(from + POSITIONS));
         let first = self.kv * width;
         all[from * stride..end * stride]
@@ -201,19 +303,26 @@ impl Task<'_> {
     #[inline(always)]
     fn pack_queries<S: Simd>(&self, packed: &mut [f32]) {
         let (width, group) = (self.what.heads.width, self.group);
-        for (t, token) in self.tokens.clone().enumerate() {
+        let [of_token, of_row] = self.strides;
+        for token in 0..self.tokens {
             for (head, heads) in groups(group, S::TOKENS) {
-                let from = (token * self.what.heads.query + self.kv * group + head) * width;
-                let to = &mut packed[(t * group + head) * width..][..heads * width];
-                for (h, q) in self.what.q[from..][..heads * width]
-                    .chunks_exact(width)
-                    .enumerate()
-                {
+                let to = &mut packed[(token * group + head) * width..][..heads * width];
+                for h in 0..heads {
+                    let q = &self.queries[token * of_token + (head + h) * of_row..][..width];
                     for (to, q) in to[h..].iter_mut().step_by(heads).zip(q) {
                         *to = *q;
                     }
                 }
             }
+        }
+    }
+
+    /// The result of one row.
+    fn result(&mut self, token: usize, row: usize) -> &mut [f32] {
+        let width = self.what.heads.width;
+        match self.rows {
+            RowsOf::Heads => &mut self.out.row(token)[row * width..][..width],
+            RowsOf::Tokens => self.out.row(row),
         }
     }
 
@@ -224,7 +333,7 @@ impl Task<'_> {
             self.what.heads.width,
             self.what.heads.key_value * self.what.heads.width,
         );
-        let end = self.seen(self.tokens.len() - 1).min(from + POSITIONS);
+        let end = self.seen(self.tokens - 1).min(from + POSITIONS);
         let rows = Rows {
             dtype: FloatDtype::F32,
             bytes: simd::bytes(&self.what.keys[from * stride + self.kv * width..]),
@@ -266,7 +375,7 @@ impl Task<'_> {
 
     #[inline(always)]
     fn online<S: Simd, const STRIP: usize>(mut self, s: S) {
-        let (width, group, tokens) = (self.what.heads.width, self.group, self.tokens.len());
+        let (width, group, tokens) = (self.what.heads.width, self.group, self.tokens);
         let strips = width.div_ceil(STRIP * LANES);
         let [mut queries, mut keys, mut values, mut sums, mut states] =
             [Key::Inputs, Key::Panel, Key::Values, Key::Sums, Key::States].map(Buffer::take);
@@ -298,10 +407,10 @@ impl Task<'_> {
                 let at = token * group + head;
                 let [_, Line(totals)] = states[at];
                 let sums = &sums[at * strips * STRIP..][..heads * strips * STRIP];
-                let out = &mut self.out.row(token)[head * width..][..heads * width];
-                for (h, out) in out.chunks_exact_mut(width).enumerate() {
+                for (h, total) in totals.iter().enumerate().take(heads) {
+                    let out = self.result(token, head + h);
                     spread(sums, heads, STRIP, h, out);
-                    out.iter_mut().for_each(|x| *x /= totals[h]);
+                    out.iter_mut().for_each(|x| *x /= total);
                 }
             }
         }
@@ -309,7 +418,7 @@ impl Task<'_> {
 
     #[inline(always)]
     fn rounded<S: Simd, const STRIP: usize>(mut self, s: S) {
-        let (width, group, tokens) = (self.what.heads.width, self.group, self.tokens.len());
+        let (width, group, tokens) = (self.what.heads.width, self.group, self.tokens);
         let strips = width.div_ceil(STRIP * LANES);
         let [mut queries, mut panel, mut scores, mut sums] =
             [Key::Inputs, Key::Panel, Key::Values, Key::Sums].map(Buffer::take);
@@ -358,8 +467,8 @@ impl Task<'_> {
             for (head, heads) in groups(group, S::TOKENS) {
                 let sums =
                     &sums[(token * group + head) * strips * STRIP..][..heads * strips * STRIP];
-                let out = &mut self.out.row(token)[head * width..][..heads * width];
-                for (h, out) in out.chunks_exact_mut(width).enumerate() {
+                for h in 0..heads {
+                    let out = self.result(token, head + h);
                     spread(sums, heads, STRIP, h, out);
                     Compute::Bf16.round_all(out);
                 }

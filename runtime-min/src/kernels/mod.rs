@@ -38,9 +38,12 @@ mod simd;
 mod tests;
 mod tile;
 
-pub(crate) use attention::{Attention, attention};
+pub(crate) use attention::{Attention, attention, attention_within};
 pub(crate) use linear::linears;
-pub(crate) use rows::{Add, AddScaled, RmsNorm, Rope, SiluMul, Softmax};
+pub(crate) use rows::{
+    Add, AddScaled, GELU_CUBIC, Gelu, GeluTanh, LayerNorm, RmsNorm, Rope, SQRT_2_OVER_PI, SiluMul,
+    Softmax,
+};
 use simd::{Simd, Work};
 
 /// The environment variable that chooses the instruction set.

@@ -1,6 +1,6 @@
 //! Operations on single rows and values, in vectors.
 
-use super::exp::{exp, silu};
+use super::exp::{exp, gelu, silu, tanh};
 use super::simd::{LANES, Line, Simd, Work};
 use crate::tensor::Compute;
 
@@ -213,5 +213,97 @@ pub(super) fn softmax_row<S: Simd>(s: S, row: &mut [f32]) {
     let sum = s.sum(sum);
     for x in row {
         *x /= sum;
+    }
+}
+
+/// As [`crate::ops::Ops::layer_norm`].
+pub(crate) struct LayerNorm<'a> {
+    pub compute: Compute,
+    pub x: &'a mut [f32],
+    pub weight: &'a [f32],
+    pub bias: &'a [f32],
+    pub eps: f32,
+}
+
+impl Work for LayerNorm<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self {
+            compute,
+            x,
+            weight,
+            bias,
+            eps,
+        } = self;
+        for row in x.chunks_exact_mut(weight.len().max(1)) {
+            #[expect(clippy::cast_precision_loss, reason = "rows are short")]
+            let count = row.len() as f32;
+            let mean = sum(s, row) / count;
+            row.iter_mut().for_each(|x| *x -= mean);
+            let factor = 1.0 / (sum_of_squares(s, row) / count + eps).sqrt();
+            for ((x, w), b) in row.iter_mut().zip(weight).zip(bias) {
+                *x = compute.round(*x * factor * w + b);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn sum<S: Simd>(s: S, row: &[f32]) -> f32 {
+    let mut sums = [s.splat(0.0); SUMS];
+    for row in row.chunks(SUMS * LANES) {
+        for (sum, x) in sums.iter_mut().zip(row.chunks(LANES)) {
+            *sum = s.add(load(s, x, 0.0), *sum);
+        }
+    }
+    s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])))
+}
+
+/// As [`crate::ops::Ops::gelu`].
+pub(crate) struct Gelu<'a> {
+    pub compute: Compute,
+    pub x: &'a mut [f32],
+}
+
+impl Work for Gelu<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for x in self.x.chunks_mut(LANES) {
+            store(s, gelu(s, load(s, x, 0.0)), x);
+            self.compute.round_all(x);
+        }
+    }
+}
+
+/// As [`crate::ops::Ops::gelu_tanh`].
+pub(crate) struct GeluTanh<'a> {
+    pub compute: Compute,
+    pub x: &'a mut [f32],
+}
+
+/// √(2 / π)
+#[expect(clippy::excessive_precision, reason = "rounded by the compiler")]
+pub(crate) const SQRT_2_OVER_PI: f32 = 0.797_884_560_802_865_4;
+/// The cubic term of the approximation.
+pub(crate) const GELU_CUBIC: f32 = 0.044_715;
+
+impl Work for GeluTanh<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for x in self.x.chunks_mut(LANES) {
+            let v = load(s, x, 0.0);
+            let cube = s.mul(s.mul(v, v), v);
+            let inner = s.mul_add(cube, s.splat(GELU_CUBIC), v);
+            let t = tanh(s, s.mul(inner, s.splat(SQRT_2_OVER_PI)));
+            let half = s.mul(v, s.splat(0.5));
+            store(s, s.mul_add(half, t, half), x);
+            self.compute.round_all(x);
+        }
     }
 }

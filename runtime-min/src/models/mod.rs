@@ -1,3 +1,7 @@
-//! Networks, each written once in the operations of an executor.
+//! Neural networks, each in a folder of its own.
 
+pub mod audio_encoder;
 pub mod decoder;
+pub mod encoder;
+pub mod omni;
+pub mod vision_encoder;

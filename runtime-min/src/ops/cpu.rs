@@ -58,6 +58,28 @@ impl CpuOps {
             compute: self.compute,
         }
     }
+
+    /// Rotates heads in this precision.
+    fn rotate(&self, compute: Compute, x: &mut [f32], [cos, sin]: [&[f32]; 2], width: usize) {
+        let half = width / 2;
+        let tokens = cos.len() / half.max(1);
+        let run = |(x, (cos, sin)): (&mut [f32], (&[f32], &[f32]))| {
+            self.kernels.run(kernels::Rope {
+                compute,
+                x,
+                cos,
+                sin,
+                width,
+            });
+        };
+        if x.len() <= TASK || half == 0 || tokens == 0 {
+            return run((x, (cos, sin)));
+        }
+        let row = x.len() / tokens;
+        let some = (TASK / row.max(1)).max(1);
+        let turns = cos.par_chunks(some * half).zip(sin.par_chunks(some * half));
+        x.par_chunks_mut(some * row).zip(turns).for_each(run);
+    }
 }
 
 /// Values of a task that are whole rows of this length.
@@ -95,6 +117,64 @@ impl Ops for CpuOps {
         stop.check()
     }
 
+    fn attention_within(
+        &self,
+        qkv: [&[f32]; 3],
+        heads: Heads,
+        segments: &[usize],
+        out: &mut [f32],
+    ) {
+        let what = self.attention_of(qkv, heads);
+        kernels::attention_within(self.kernels, what, segments, out, &CancelToken::default());
+    }
+
+    fn attention_within_until(
+        &self,
+        qkv: [&[f32]; 3],
+        heads: Heads,
+        segments: &[usize],
+        out: &mut [f32],
+        stop: &CancelToken,
+    ) -> Result<()> {
+        let what = self.attention_of(qkv, heads);
+        kernels::attention_within(self.kernels, what, segments, out, stop);
+        stop.check()
+    }
+
+    fn layer_norm(&self, x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+        let run = |x: &mut [f32]| {
+            self.kernels.run(kernels::LayerNorm {
+                compute: self.compute,
+                x,
+                weight,
+                bias,
+                eps,
+            });
+        };
+        if x.len() <= TASK {
+            return run(x);
+        }
+        x.par_chunks_mut(task(weight.len())).for_each(run);
+    }
+
+    fn gelu(&self, x: &mut [f32]) {
+        let compute = self.compute;
+        let run = |x: &mut [f32]| self.kernels.run(kernels::Gelu { compute, x });
+        if x.len() <= TASK {
+            return run(x);
+        }
+        x.par_chunks_mut(TASK).for_each(run);
+    }
+
+    fn gelu_tanh(&self, x: &mut [f32]) {
+        let compute = self.compute;
+        let run = |x: &mut [f32]| self.kernels.run(kernels::GeluTanh { compute, x });
+        if x.len() <= TASK {
+            return run(x);
+        }
+        x.par_chunks_mut(TASK).for_each(run);
+    }
+
     fn rms_norm(&self, x: &mut [f32], weight: &[f32], eps: f32) {
         let run = |x: &mut [f32]| {
             self.kernels.run(kernels::RmsNorm {
@@ -111,24 +191,15 @@ impl Ops for CpuOps {
     }
 
     fn rope(&self, x: &mut [f32], cos: &[f32], sin: &[f32], width: usize) {
-        let half = width / 2;
-        let tokens = cos.len() / half.max(1);
-        let run = |(x, (cos, sin)): (&mut [f32], (&[f32], &[f32]))| {
-            self.kernels.run(kernels::Rope {
-                compute: self.compute,
-                x,
-                cos,
-                sin,
-                width,
-            });
-        };
-        if x.len() <= TASK || half == 0 || tokens == 0 {
-            return run((x, (cos, sin)));
+        self.rotate(self.compute, x, [cos, sin], width);
+    }
+
+    fn rope_in_f32(&self, x: &mut [f32], cos: &[f32], sin: &[f32], width: usize) {
+        self.rotate(Compute::F32, x, [cos, sin], width);
+        if self.compute == Compute::Bf16 {
+            x.par_chunks_mut(TASK)
+                .for_each(|x| self.compute.round_all(x));
         }
-        let row = x.len() / tokens;
-        let some = (TASK / row.max(1)).max(1);
-        let turns = cos.par_chunks(some * half).zip(sin.par_chunks(some * half));
-        x.par_chunks_mut(some * row).zip(turns).for_each(run);
     }
 
     fn gather(&self, x: &[f32], width: usize, tokens: &[(usize, f32)], to: &mut [f32]) {

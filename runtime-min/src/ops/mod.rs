@@ -5,9 +5,11 @@
 //! rounds its result to bf16 where the official bf16 code does, and the values stay in f32
 //! variables.
 
+mod conv;
 mod cpu;
 mod scalar;
 
+pub use conv::Conv2d;
 pub use cpu::CpuOps;
 pub use scalar::ScalarOps;
 
@@ -68,6 +70,45 @@ pub trait Ops: Send + Sync {
         stop.check()
     }
 
+    /// Attention of tokens to all of their segment, before and after them. `q`, `keys` and `values`
+    /// are `[tokens, heads × width]`, `out` is like them. `segments` has the first token of each
+    /// segment, and the end of the last. Scale is `width^-0.5`.
+    fn attention_within(&self, qkv: [&[f32]; 3], heads: Heads, segments: &[usize], out: &mut [f32]);
+
+    /// As [`attention_within`](Self::attention_within); ends soon after `stop` is requested.
+    ///
+    /// # Errors
+    /// `Interrupted` then; some of the results are undefined.
+    fn attention_within_until(
+        &self,
+        qkv: [&[f32]; 3],
+        heads: Heads,
+        segments: &[usize],
+        out: &mut [f32],
+        stop: &CancelToken,
+    ) -> Result<()> {
+        stop.check()?;
+        self.attention_within(qkv, heads, segments, out);
+        stop.check()
+    }
+
+    /// Layer norm of every row: `(x - mean) · rsqrt(variance + eps) · weight + bias`, in f32,
+    /// rounded once.
+    fn layer_norm(&self, x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+        scalar::layer_norm(self.compute(), x, weight, bias, eps);
+    }
+
+    /// `x · Φ(x)`, Φ being the distribution function of the normal distribution; in f32, rounded
+    /// once.
+    fn gelu(&self, x: &mut [f32]) {
+        scalar::gelu(self.compute(), x);
+    }
+
+    /// `x / 2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)))`, in f32, rounded once.
+    fn gelu_tanh(&self, x: &mut [f32]) {
+        scalar::gelu_tanh(self.compute(), x);
+    }
+
     /// RMS norm of every row: `w · round(x · rsqrt(mean(x²) + eps))`, rounded. The cast comes
     /// before the weight (modeling_qwen3_omni_moe.py, `Qwen3OmniMoeThinkerTextRMSNorm`).
     fn rms_norm(&self, x: &mut [f32], weight: &[f32], eps: f32) {
@@ -78,6 +119,12 @@ pub trait Ops: Send + Sync {
     /// round(rotate_half(x)·sin)`, rounded. `cos` and `sin` are `[tokens, width / 2]`.
     fn rope(&self, x: &mut [f32], cos: &[f32], sin: &[f32], width: usize) {
         scalar::rope(self.compute(), x, cos, sin, width);
+    }
+
+    /// As [`rope`](Self::rope), in f32 whatever the precision is, and rounded once.
+    fn rope_in_f32(&self, x: &mut [f32], cos: &[f32], sin: &[f32], width: usize) {
+        scalar::rope(Compute::F32, x, cos, sin, width);
+        self.compute().round_all(x);
     }
 
     /// `gate = round(round(silu(gate)) · up)`.

@@ -4,6 +4,7 @@ use segpack_formats::Result;
 use segpack_formats::io::CancelToken;
 
 use super::{Ops, softmax};
+use crate::kernels;
 use crate::tensor::{Compute, Heads, Linear};
 
 /// The reference implementation: one thread, no instruction-set extensions, no blocking.
@@ -55,6 +56,28 @@ impl Ops for ScalarOps {
                 let seen = positions - tokens + t + 1;
                 let (q, out) = (&q[at..at + heads.width], &mut out[at..at + heads.width]);
                 attend(self.compute, q, keys, values, heads, h, seen, out);
+            }
+        }
+    }
+
+    fn attention_within(
+        &self,
+        [q, keys, values]: [&[f32]; 3],
+        heads: Heads,
+        segments: &[usize],
+        out: &mut [f32],
+    ) {
+        let row = heads.query * heads.width;
+        for segment in segments.windows(2) {
+            let within = segment[0] * row..segment[1] * row;
+            let (keys, values) = (&keys[within.clone()], &values[within]);
+            let seen = segment[1] - segment[0];
+            for t in segment[0]..segment[1] {
+                for h in 0..heads.query {
+                    let at = t * row + h * heads.width;
+                    let (q, out) = (&q[at..at + heads.width], &mut out[at..at + heads.width]);
+                    attend(self.compute, q, keys, values, heads, h, seen, out);
+                }
             }
         }
     }
@@ -163,5 +186,32 @@ pub(super) fn silu_mul(compute: Compute, gate: &mut [f32], up: &[f32]) {
     for (g, u) in gate.iter_mut().zip(up) {
         let silu = compute.round(*g / (1.0 + (-*g).exp()));
         *g = compute.round(silu * u);
+    }
+}
+
+pub(super) fn layer_norm(compute: Compute, x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+    for row in x.chunks_exact_mut(weight.len()) {
+        #[expect(clippy::cast_precision_loss, reason = "rows are short")]
+        let count = row.len() as f32;
+        let mean = row.iter().sum::<f32>() / count;
+        let variance = row.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / count;
+        let factor = 1.0 / (variance + eps).sqrt();
+        for ((x, w), b) in row.iter_mut().zip(weight).zip(bias) {
+            *x = compute.round((*x - mean) * factor * w + b);
+        }
+    }
+}
+
+pub(super) fn gelu(compute: Compute, x: &mut [f32]) {
+    for x in x {
+        let erf = libm::erff(*x * std::f32::consts::FRAC_1_SQRT_2);
+        *x = compute.round(0.5 * *x * (1.0 + erf));
+    }
+}
+
+pub(super) fn gelu_tanh(compute: Compute, x: &mut [f32]) {
+    for x in x {
+        let inner = kernels::SQRT_2_OVER_PI * (*x + kernels::GELU_CUBIC * *x * *x * *x);
+        *x = compute.round(0.5 * *x * (1.0 + inner.tanh()));
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use super::{ASSUMED_CONTEXT, ContextLength, Logits, Model, SessionError};
+use super::{ASSUMED_CONTEXT, ContextLength, Logits, MediaInputs, Model, SessionError};
 use crate::error::RunError;
 use crate::generate::{
     ArgMax, Candidate, GenerateOptions, LanguageModel, Sampler, SamplingOptions, Step, StopReason,
@@ -243,7 +243,7 @@ impl Model<'_> {
         settings: &GenerationSettings,
         hooks: Hooks<'_>,
     ) -> Result<Generation, SessionError> {
-        self.generate_since(Instant::now(), text, prompt, settings, hooks)
+        self.generate_since(Instant::now(), text, (prompt, None), settings, hooks)
     }
 
     /// As [`generate`](Self::generate); times count from `began`.
@@ -251,7 +251,7 @@ impl Model<'_> {
         &mut self,
         began: Instant,
         text: &TextFrontend<'_>,
-        prompt: &[u32],
+        (prompt, media): (&[u32], Option<&MediaInputs>),
         settings: &GenerationSettings,
         hooks: Hooks<'_>,
     ) -> Result<Generation, SessionError> {
@@ -284,6 +284,7 @@ impl Model<'_> {
         };
         let mut runner = Runner {
             model: self,
+            media,
             logits: Vec::new(),
             is_prefilled: false,
             recorder: hooks.recorder,
@@ -317,6 +318,8 @@ impl Model<'_> {
 /// The model as the generation loop sees it.
 struct Runner<'r, 's> {
     model: &'r mut Model<'s>,
+    /// Of the prompt.
+    media: Option<&'r MediaInputs>,
     /// Of the last position.
     logits: Vec<f32>,
     is_prefilled: bool,
@@ -333,7 +336,12 @@ impl Runner<'_, '_> {
                 inner: &mut Unobserved,
                 progress: self.progress,
             };
-            return self.model.forward(ids, Logits::Last, &mut observer);
+            return match self.media {
+                None => self.model.forward(ids, Logits::Last, &mut observer),
+                Some(media) => self
+                    .model
+                    .forward_media(ids, media, Logits::Last, &mut observer),
+            };
         };
         recorder.begin(ids);
         let mut observer = ProgressObserver {

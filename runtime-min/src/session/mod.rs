@@ -37,6 +37,7 @@ mod device;
 mod error;
 mod generation;
 mod host_memory;
+mod media;
 mod model;
 
 use std::sync::LazyLock;
@@ -49,7 +50,7 @@ use segpack_manifests::{Pack, PackReader};
 use self::device::OpenDevice;
 use crate::error::RunError;
 use crate::models::decoder::{RunSettings, text_decoder};
-use crate::processing::{PromptError, TextFrontend};
+use crate::processing::{MediaFeatures, PromptError, TextFrontend};
 use crate::tensor::Compute;
 use crate::trace::TraceRecorder;
 use crate::weights::ChecksumPolicy;
@@ -62,8 +63,9 @@ pub use self::generation::{
     SessionProgress, Token, TokenSink,
 };
 pub use self::host_memory::available_memory;
+pub use self::media::MediaObserver;
 pub use self::model::Model;
-pub use crate::models::decoder::Logits;
+pub use crate::models::decoder::{Logits, MediaInputs};
 pub use segpack_manifests::folder::source_file;
 
 /// How a session runs models.
@@ -244,8 +246,17 @@ impl<'p> Session<'p> {
     /// # Errors
     /// `Run`: the pack does not hold what the model needs, or the memory budget is too small.
     pub fn model(&self, reservation: Reservation) -> Result<Model<'_>, SessionError> {
+        self.model_beside(reservation, 0)
+    }
+
+    /// As [`model`](Self::model), where others hold so many bytes of the memory budget.
+    fn model_beside(
+        &self,
+        reservation: Reservation,
+        taken: u64,
+    ) -> Result<Model<'_>, SessionError> {
         let settings = RunSettings {
-            memory: self.memory,
+            memory: self.memory.map(|memory| memory.saturating_sub(taken)),
             expert_slots: self.options.expert_cache.map(|size| size.slots(self.pack)),
             positions: reservation.positions,
             longest_pass: reservation.longest_pass,
@@ -286,7 +297,34 @@ impl<'p> Session<'p> {
         settings: &GenerationSettings,
         hooks: Hooks<'_>,
     ) -> Result<Generation, SessionError> {
+        self.generate_media(text, prompt, &MediaFeatures::default(), settings, hooks)
+    }
+
+    /// As [`generate_observed`](Self::generate_observed), of a prompt whose placeholders stand for
+    /// audio, images and videos: as many as these features have rows, in their order. The encoders
+    /// run first, within the same memory budget, and give their memory back before the decoder's is
+    /// taken.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate) and [`encode`](Self::encode); `RecordedMedia` where there is
+    /// a recorder and not text alone.
+    pub fn generate_media(
+        &self,
+        text: &TextFrontend<'_>,
+        prompt: &[u32],
+        media: &MediaFeatures,
+        settings: &GenerationSettings,
+        hooks: Hooks<'_>,
+    ) -> Result<Generation, SessionError> {
         let began = Instant::now();
+        if !media.is_empty() && hooks.recorder.is_some() {
+            return Err(SessionError::RecordedMedia);
+        }
+        let inputs = match media.is_empty() {
+            true => None,
+            false => Some(self.encode(prompt, media, &mut ())?),
+        };
+        let taken = inputs.as_ref().map_or(0, MediaInputs::bytes);
         let context = self.context_length()?;
         let notes = generation::notes(text, context, prompt.len());
         notes.iter().for_each(|note| hooks.sink.note(note));
@@ -299,12 +337,13 @@ impl<'p> Session<'p> {
                 .min(longest),
             longest_pass: prompt.len(),
         };
-        let mut generation = self.with_model(reservation, |model| {
+        let mut generation = self.install(|| {
+            let mut model = self.model_beside(reservation, taken)?;
             text.check(model.facts().vocab).map_err(PromptError::from)?;
             if settings.preload {
                 model.preload_with_progress(hooks.progress)?;
             }
-            model.generate_since(began, text, prompt, settings, hooks)
+            model.generate_since(began, text, (prompt, inputs.as_ref()), settings, hooks)
         })?;
         generation.notes = notes;
         Ok(generation)

@@ -10,8 +10,7 @@ use super::{Phase, Reservation, SessionProgress};
 use crate::devices::cuda::Cuda;
 use crate::error::RunError;
 use crate::generate::ArgMax;
-use crate::models::decoder::Observer;
-use crate::models::decoder::{Decoder, Logits, RunSettings, RunStats};
+use crate::models::decoder::{Decoder, Logits, MediaInputs, Observer, RunSettings, RunStats};
 use crate::ops::CpuOps;
 use crate::weights::{Budget, Demand};
 
@@ -169,6 +168,21 @@ impl<'s> Model<'s> {
         observer: &mut dyn Observer,
     ) -> Result<Vec<f32>, RunError> {
         on_any!(&mut self.decoder, t => t.forward(ids, want, observer))
+    }
+
+    /// Runs a prompt with media, which has to be the first of its text: see
+    /// [`Session::encode`](super::Session::encode).
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward); `Media` where it is not the first.
+    pub fn forward_media(
+        &mut self,
+        ids: &[u32],
+        media: &MediaInputs,
+        want: Logits,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<f32>, RunError> {
+        on_any!(&mut self.decoder, t => t.forward_media(ids, media, want, observer))
     }
 
     /// Runs `first`, then each token that follows but the last, chosen by the device itself: see

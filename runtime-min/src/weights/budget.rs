@@ -6,12 +6,30 @@
 //! what goes through a layer's linear layers at a time: [`MAX_BATCH`] tokens, fewer where that would
 //! take more than a sixteenth of the budget.
 
+use segpack_manifests::PackReader;
+
+use super::loader::scratch_bytes;
+
 /// Tokens in a batch: matrix products of this many reach the processor's full rate.
 const MAX_BATCH: u64 = 512;
 /// Tokens in the batch of the smallest budget.
 const MIN_BATCH: u64 = 16;
 /// What share of a budget a batch may take.
 const BATCH_SHARE: u64 = 16;
+
+/// Memory of the program itself, its buffers and threads, in bytes; the manifest's share comes on
+/// top.
+const PROGRAM_BYTES: u64 = 64 << 20;
+/// Memory that one tensor of the manifest takes once it is parsed, in bytes (measured: about
+/// 1,000).
+const MANIFEST_ENTRY_BYTES: u64 = 1500;
+
+/// Bytes of the program with what loading needs, and of the manifest.
+pub(crate) fn program_bytes(source: &PackReader<'_>, is_any_coded: bool) -> (u64, u64) {
+    let tensors = source.pack().manifest().tensors.len() as u64;
+    let overhead = PROGRAM_BYTES + scratch_bytes(is_any_coded);
+    (overhead, tensors * MANIFEST_ENTRY_BYTES)
+}
 
 /// What a process that runs one network needs, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -18,6 +18,7 @@ mod placement;
 mod store;
 
 pub use arena::{Arena, BLOCK_ALIGNMENT, Block};
+pub(crate) use budget::program_bytes;
 pub use budget::{Budget, Demand, NetworkDemand, Residency};
 pub use checksum::ChecksumPolicy;
 pub(crate) use checksum::damaged;

@@ -21,7 +21,7 @@ use crate::families::blocks::vocabulary::{
 use crate::families::blocks::vocoder::{CODE2WAV, Vocoder};
 use crate::families::config::{ConfigError, MAX_SIZE, Section};
 use crate::families::rules::{Block, Mount, Rules};
-use crate::families::{Expected, FamilyRow, PartialConfig, TextFacts};
+use crate::families::{Expected, FamilyRow, MediaFacts, PartialConfig, TextFacts};
 use crate::names::Component;
 
 /// The family's row. A thinker saved on its own has its own model type.
@@ -36,6 +36,7 @@ pub(crate) static FAMILY: FamilyRow = FamilyRow {
     expected,
     text_facts,
     text_section,
+    media_facts,
     as_causal_lm,
     partial_config,
 };
@@ -236,6 +237,17 @@ fn text_facts(root: &Section<'_>) -> Result<TextFacts, ConfigError> {
 
 fn text_section<'a>(root: &Section<'a>) -> Result<Section<'a>, ConfigError> {
     thinker_section(root)?.section("text_config")
+}
+
+/// A checkpoint whose configuration describes no encoders takes text alone.
+fn media_facts(root: &Section<'_>) -> Result<Option<MediaFacts>, ConfigError> {
+    let thinker = thinker_section(root)?;
+    if !thinker.has("audio_config") || !thinker.has("vision_config") {
+        return Ok(None);
+    }
+    let text = text_facts(root)?;
+    let sizes = [text.hidden_size, text.vocab];
+    MediaFacts::read(&thinker, &thinker.section("text_config")?, sizes).map(Some)
 }
 
 fn expect_thinker(

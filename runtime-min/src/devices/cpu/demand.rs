@@ -3,25 +3,11 @@
 use super::head::BLOCK_BYTES;
 use crate::models::decoder::DecoderSpec;
 use crate::models::decoder::executor::DecoderSetup;
-use crate::weights::{Demand, NetworkDemand, SegmentGroup, scratch_bytes, streamed_bytes};
-
-/// Memory of the program itself, its buffers and threads, in bytes; the manifest's share comes on
-/// top.
-const PROGRAM_BYTES: u64 = 64 << 20;
-/// Memory that one tensor of the manifest takes once it is parsed, in bytes (measured: about
-/// 1,000).
-const MANIFEST_ENTRY_BYTES: u64 = 1500;
-
-/// Bytes of the program with what loading needs, and of the manifest.
-pub(crate) fn program_bytes(setup: &DecoderSetup<'_, '_>) -> (u64, u64) {
-    let tensors = setup.source.pack().manifest().tensors.len() as u64;
-    let overhead = PROGRAM_BYTES + scratch_bytes(setup.weights.is_any_coded());
-    (overhead, tensors * MANIFEST_ENTRY_BYTES)
-}
+use crate::weights::{Demand, NetworkDemand, SegmentGroup, program_bytes, streamed_bytes};
 
 /// Bytes that a decoder and its settings need.
 pub(super) fn demand(setup: &DecoderSetup<'_, '_>) -> Demand {
-    let (overhead, manifest) = program_bytes(setup);
+    let (overhead, manifest) = program_bytes(setup.source, setup.weights.is_any_coded());
     Demand {
         overhead,
         manifest,

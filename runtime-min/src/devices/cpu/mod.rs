@@ -8,9 +8,4 @@ mod head;
 mod router;
 mod scratch;
 
-#[cfg_attr(
-    not(feature = "cuda"),
-    expect(unused_imports, reason = "a GPU's host memory is counted the same way")
-)]
-pub(crate) use demand::program_bytes;
 pub use executor::CpuExecutor;

@@ -10,13 +10,12 @@ use super::launch::{
     counters, partial_values, tiles_bytes,
 };
 use super::slots::ENTRY_BYTES;
-use crate::devices::cpu::program_bytes;
 use crate::error::RunError;
 use crate::models::decoder::bind::DecoderWeights;
 use crate::models::decoder::executor::{Activation, DecoderSetup};
 use crate::models::decoder::{DecoderSpec, RunSettings};
 use crate::tensor::{Compute, Heads};
-use crate::weights::{Demand, NetworkDemand, buffer_len};
+use crate::weights::{Demand, NetworkDemand, buffer_len, program_bytes};
 
 /// Slots in host memory where no budget gives more: as many reads in flight as the CPU has.
 pub(super) const MIN_HOST_SLOTS: u64 = 16;
@@ -323,7 +322,7 @@ pub(super) fn demand(weights: &DecoderWeights<'_>, sizes: &Sizes, spec: &Decoder
 fn min_host_memory(setup: &DecoderSetup<'_, '_>, expert: u64) -> u64 {
     let segments = setup.weights.groups.iter().flat_map(|g| g.segments());
     let staging = segments.map(|s| buffer_len(s)).max().unwrap_or(0);
-    let (overhead, manifest) = program_bytes(setup);
+    let (overhead, manifest) = program_bytes(setup.source, setup.weights.is_any_coded());
     overhead + manifest + staging + expert
 }
 

@@ -3,6 +3,8 @@
 mod find;
 mod shapes;
 
+pub(crate) use self::find::check_words;
+
 use segpack_formats::codec::Codec;
 use segpack_formats::io::to_usize;
 use segpack_manifests::documents::{SegmentEntry, TensorEntry};

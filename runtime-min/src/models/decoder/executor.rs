@@ -186,6 +186,9 @@ pub trait DecoderExecutor<'a> {
         Ok(false)
     }
 
+    /// Positions are others than those that a rotary embedding was calculated for.
+    fn forget_rotary(&mut self) {}
+
     /// Begins a forward pass of so many tokens; `rotary` calculates the rotary embedding of
     /// positions.
     fn begin(
@@ -199,6 +202,24 @@ pub trait DecoderExecutor<'a> {
 
     /// Residual = these values.
     fn set_residual(&mut self, values: Vec<f32>) -> Result<(), RunError>;
+
+    /// Residual += rows of some tokens, `[tokens, hidden]`; rounded.
+    fn add_rows(
+        &mut self,
+        tokens: &[usize],
+        rows: &[f32],
+        compute: Compute,
+    ) -> Result<(), RunError> {
+        let mut residual = self.read(Activation::Residual)?.into_owned();
+        let hidden = rows.len() / tokens.len().max(1);
+        for (token, row) in tokens.iter().zip(rows.chunks_exact(hidden.max(1))) {
+            let to = &mut residual[token * hidden..(token + 1) * hidden];
+            to.iter_mut()
+                .zip(row)
+                .for_each(|(to, x)| *to = compute.round(*to + x));
+        }
+        self.set_residual(residual)
+    }
 
     /// Some values of the forward pass.
     fn read(&mut self, activation: Activation) -> Result<Cow<'_, [f32]>, RunError>;

@@ -12,17 +12,19 @@ use segpack_formats::io::CancelToken;
 use segpack_manifests::families::TextFacts;
 use segpack_manifests::folder::TextDecoder;
 use segpack_manifests::names::Component;
-use segpack_manifests::{PackCursor, PackReader};
+use segpack_manifests::{PackCursor, PackModel, PackReader};
 
 use super::bind::{DecoderWeights, MlpWeights};
 use super::executor::{
     Activation, Backend, DecoderExecutor, DecoderSetup, ExpertLayer, GroupTensor,
 };
+use super::media::{MediaInputs, Places};
 use super::observer::Observer;
 use super::spec::{DecoderSpec, text_decoder};
 use super::stats::{LayerUses, Logits, RunSettings, RunStats};
 use crate::error::RunError;
 use crate::generate::ArgMax;
+use crate::models::omni::MediaError;
 use crate::tensor::Compute;
 use crate::weights::{Budget, Demand, PlacedTensor};
 
@@ -35,8 +37,16 @@ pub struct Decoder<'a, B: Backend> {
     settings: RunSettings,
     weights: DecoderWeights<'a>,
     pub(crate) executor: B::Executor<'a>,
+    places: Places,
     stats: RunStats,
     stop: &'a CancelToken,
+}
+
+/// The frequencies that go by time, height and width, of a model that takes media. A model whose
+/// encoders cannot be run takes text alone, and that is said when it is given media.
+fn mrope_section(source: &PackReader<'_>) -> Result<Option<[usize; 3]>, RunError> {
+    let media = PackModel::read(source.pack())?.media().ok().flatten();
+    Ok(media.map(|media| media.mrope_section.map(to_usize)))
 }
 
 /// Whether a tensor belongs to the text model.
@@ -61,7 +71,8 @@ impl<'a, B: Backend> Decoder<'a, B> {
             settings: of_config,
             ..
         } = text_decoder(source.pack())?;
-        let spec = DecoderSpec::from_facts(&facts)?;
+        let mut spec = DecoderSpec::from_facts(&facts)?;
+        spec.mrope_section = mrope_section(source)?;
         let weights = DecoderWeights::find(source, &spec, is_text)?;
         weights.check_layers(&of_config.has_experts)?;
         weights.check_shapes(&spec)?;
@@ -86,6 +97,7 @@ impl<'a, B: Backend> Decoder<'a, B> {
             settings,
             weights,
             executor,
+            places: Places::default(),
             stats,
             stop,
         })
@@ -170,6 +182,9 @@ impl<'a, B: Backend> Decoder<'a, B> {
         if positions < self.positions() {
             self.executor.truncate(positions);
         }
+        if self.places.truncate(positions) {
+            self.executor.forget_rotary();
+        }
     }
 
     /// Runs these tokens after those before; returns logits, `[vocab]` or `[tokens, vocab]`.
@@ -183,7 +198,34 @@ impl<'a, B: Backend> Decoder<'a, B> {
         observer: &mut dyn Observer,
     ) -> Result<Vec<f32>, RunError> {
         let began = Instant::now();
-        let logits = self.run(ids, want, observer);
+        let logits = self.run(ids, None, want, observer);
+        self.stats.forward += began.elapsed();
+        logits
+    }
+
+    /// As [`forward`](Self::forward), of a prompt with media, which has to be the first of its text.
+    /// The positions of what follows go on behind its own.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward); `Media` where it is not the first.
+    pub fn forward_media(
+        &mut self,
+        ids: &[u32],
+        media: &MediaInputs,
+        want: Logits,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<f32>, RunError> {
+        let began = Instant::now();
+        if self.positions() > 0 {
+            let seen = self.positions();
+            return Err(MediaError::NotFirst { seen }.into());
+        }
+        if !media.fits(ids.len(), self.spec.hidden) || media.deepstack.len() > self.spec.layers {
+            return Err(RunError::Internal("media inputs are not of this prompt"));
+        }
+        self.places = Places::of(media.positions.clone());
+        self.executor.forget_rotary();
+        let logits = self.run(ids, Some(media), want, observer);
         self.stats.forward += began.elapsed();
         logits
     }
@@ -225,17 +267,18 @@ impl<'a, B: Backend> Decoder<'a, B> {
     fn run(
         &mut self,
         ids: &[u32],
+        media: Option<&MediaInputs>,
         want: Logits,
         observer: &mut dyn Observer,
     ) -> Result<Vec<f32>, RunError> {
         self.check(ids, ids.len())?;
-        let recorded = self
-            .executor
-            .forward_recorded(ids, want, observer.observes())?;
+        // rows in the place of embeddings keep a step from being a recorded one
+        let is_observed = observer.observes() || media.is_some();
+        let recorded = self.executor.forward_recorded(ids, want, is_observed)?;
         if let Some(logits) = recorded {
             return Ok(logits);
         }
-        self.begin(ids)?;
+        self.begin(ids, media)?;
         observer.embed(&self.inspect(observer, Activation::Residual)?);
         for layer in 0..self.weights.layers.len() {
             self.stop.check()?;
@@ -247,6 +290,9 @@ impl<'a, B: Backend> Decoder<'a, B> {
             observer.mlp(layer, &self.inspect(observer, Activation::Added)?);
             self.executor.add_residual()?;
             observer.hidden(layer, &self.inspect(observer, Activation::Residual)?);
+            if let Some((media, rows)) = media.and_then(|m| Some((m, m.deepstack.get(layer)?))) {
+                self.executor.add_rows(&media.visual, rows, self.compute)?;
+            }
         }
         let final_norm = GroupTensor {
             group: self.weights.final_norm_group(),
@@ -274,11 +320,17 @@ impl<'a, B: Backend> Decoder<'a, B> {
     }
 
     /// The embeddings of these tokens, and the rotary embedding of their positions.
-    fn begin(&mut self, ids: &[u32]) -> Result<(), RunError> {
-        let (spec, compute) = (&self.spec, self.compute);
-        self.executor
-            .begin(ids.len(), &|positions| spec.rotary(compute, positions))?;
-        if !self.executor.embed(ids)? {
+    fn begin(&mut self, ids: &[u32], media: Option<&MediaInputs>) -> Result<(), RunError> {
+        let (spec, compute, places) = (&self.spec, self.compute, &self.places);
+        self.executor.begin(ids.len(), &|tokens| {
+            spec.rotary(compute, places.of_tokens(tokens))
+        })?;
+        if let Some(media) = media {
+            let mut embedded = self.embed(ids)?;
+            media.replace(&mut embedded, self.spec.hidden);
+            self.compute.round_all(&mut embedded);
+            self.executor.set_residual(embedded)?;
+        } else if !self.executor.embed(ids)? {
             let embedded = self.embed(ids)?;
             self.executor.set_residual(embedded)?;
         }

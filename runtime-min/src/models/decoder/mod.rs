@@ -9,12 +9,14 @@
 pub(crate) mod bind;
 pub(crate) mod executor;
 mod forward;
+mod media;
 mod observer;
 mod spec;
 mod stats;
 
 pub use self::executor::Backend;
 pub use self::forward::Decoder;
+pub use self::media::MediaInputs;
 pub use self::observer::{Observer, Routing, Unobserved};
 pub use self::spec::{DecoderSpec, Rotary, text_decoder};
 pub use self::stats::{LayerUses, Logits, RunSettings, RunStats};

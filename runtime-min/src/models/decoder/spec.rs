@@ -1,7 +1,6 @@
 //! The numbers of a decoder, apart from any weights.
 
 use segpack_formats::io::to_usize;
-use std::ops::Range;
 
 use segpack_manifests::families::TextFacts;
 use segpack_manifests::folder::TextDecoder;
@@ -35,6 +34,8 @@ pub struct DecoderSpec {
     pub rope_theta: f64,
     /// Whether the projections of attention have biases.
     pub has_attention_bias: bool,
+    /// Frequencies that go by time, height and width, interleaved. `None`: all go by time.
+    pub mrope_section: Option<[usize; 3]>,
     /// Rows of the embedding, and of the head.
     pub vocab: usize,
     /// Whether the head is the embedding where the pack has no head of its own.
@@ -91,6 +92,7 @@ impl DecoderSpec {
             rms_norm_eps: facts.rms_norm_eps as f32,
             rope_theta: facts.rope_theta,
             has_attention_bias: facts.attention_bias,
+            mrope_section: None,
             vocab: to_usize(facts.vocab),
             has_tied_head: facts.tie_word_embeddings,
         })
@@ -106,6 +108,15 @@ impl DecoderSpec {
         self.heads.key_value * self.heads.width
     }
 
+    /// Which of time, height and width frequency j goes by.
+    fn axis(&self, j: usize) -> usize {
+        match self.mrope_section {
+            Some([_, height, _]) if j % 3 == 1 && j < 3 * height => 1,
+            Some([_, _, width]) if j % 3 == 2 && j < 3 * width => 2,
+            _ => 0,
+        }
+    }
+
     /// The rotary embedding of some positions: `angle = position · theta^(-2j / width)` in f32, its
     /// cosine and sine in the precision of the activations.
     #[expect(
@@ -113,7 +124,7 @@ impl DecoderSpec {
         clippy::cast_precision_loss,
         reason = "f32, as torch does"
     )]
-    pub fn rotary(&self, compute: Compute, positions: Range<usize>) -> Rotary {
+    pub fn rotary(&self, compute: Compute, positions: impl Iterator<Item = [f32; 3]>) -> Rotary {
         let width = self.heads.width;
         let mut frequencies = Vec::with_capacity(width / 2);
         for j in 0..width / 2 {
@@ -122,8 +133,8 @@ impl DecoderSpec {
         }
         let mut rotary = Rotary::default();
         for position in positions {
-            for frequency in &frequencies {
-                let angle = f64::from(position as f32 * frequency);
+            for (j, frequency) in frequencies.iter().enumerate() {
+                let angle = f64::from(position[self.axis(j)] * frequency);
                 rotary.cos.push(compute.round(angle.cos() as f32));
                 rotary.sin.push(compute.round(angle.sin() as f32));
             }

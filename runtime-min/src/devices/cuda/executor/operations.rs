@@ -78,11 +78,21 @@ impl<'a> DecoderExecutor<'a> for CudaExecutor<'a> {
         is_observed: bool,
     ) -> Result<Option<Vec<f32>>, RunError> {
         self.is_plain = ids.len() == 1 && want == Logits::Last && !is_observed;
+        if !self.buffers.has_rotary {
+            return Ok(None); // it is copied where a step is queued
+        }
         self.run_graph(ids)
     }
 
     fn greedy(&mut self, first: u32, next: &mut [ArgMax]) -> Result<bool, RunError> {
+        if !self.buffers.has_rotary {
+            return Ok(false);
+        }
         self.run_graphs(first, next)
+    }
+
+    fn forget_rotary(&mut self) {
+        self.buffers.has_rotary = false;
     }
 
     fn begin(

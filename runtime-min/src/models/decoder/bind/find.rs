@@ -56,7 +56,7 @@ impl<'a> DecoderWeights<'a> {
 }
 
 /// A tensor that is not understood may change what the model computes, so none is left out.
-fn check_words(tensor: &TensorEntry) -> Result<(), RunError> {
+pub(crate) fn check_words(tensor: &TensorEntry) -> Result<(), RunError> {
     let (part, role) = (tensor.part.to_string(), tensor.role.to_string());
     let name = tensor.name.clone();
     if !tensor.role.is_known() || !tensor.part.is_known() {

@@ -1,0 +1,147 @@
+//! How clips are cut: into chunks that are convolved on their own, into windows of tokens that
+//! attend to each other.
+
+use super::AudioSpec;
+use crate::error::RunError;
+use crate::models::omni::MediaError;
+use crate::processing::AudioFeatures;
+
+/// Tokens of a whole chunk of 100 frames (modeling_qwen3_omni_moe.py:156).
+const CHUNK_TOKENS: usize = 13;
+/// Frames of such a chunk.
+const CHUNK_FRAMES: usize = 100;
+
+/// Tokens of a clip of so many frames: 13 for each 100, and for the rest its length halved three
+/// times, rounded up.
+#[must_use]
+pub fn audio_tokens(frames: usize) -> usize {
+    let halved = (0..3).fold(frames % CHUNK_FRAMES, |frames, _| frames.div_ceil(2));
+    halved + frames / CHUNK_FRAMES * CHUNK_TOKENS
+}
+
+/// One chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Chunk {
+    /// Its first frame, of those of all clips.
+    pub(super) first: usize,
+    pub(super) frames: usize,
+}
+
+/// The chunks of all clips.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Chunks {
+    pub(super) all: Vec<Chunk>,
+    /// Tokens of each clip.
+    clips: Vec<usize>,
+}
+
+impl Chunks {
+    /// Cuts clips.
+    ///
+    /// # Errors
+    /// `Media` where the features contradict themselves or the model.
+    pub(super) fn of(features: &AudioFeatures, spec: &AudioSpec) -> Result<Self, RunError> {
+        if features.mel_bins != spec.mel_bins {
+            return Err(MediaError::MelBins {
+                seen: features.mel_bins,
+                wanted: spec.mel_bins,
+            }
+            .into());
+        }
+        let frames = features
+            .lengths
+            .iter()
+            .try_fold(0, |n: usize, more| n.checked_add(*more));
+        let values = frames.and_then(|frames| frames.checked_mul(features.mel_bins));
+        if values != Some(features.values.len()) {
+            return Err(MediaError::FeatureValues {
+                medium: "audio",
+                seen: features.values.len(),
+            }
+            .into());
+        }
+        let (mut all, mut first) = (Vec::new(), 0);
+        for length in &features.lengths {
+            let end = first + length;
+            while first < end {
+                let frames = spec.chunk_frames.min(end - first);
+                all.push(Chunk { first, frames });
+                first += frames;
+            }
+        }
+        let clips = features.lengths.iter().map(|n| audio_tokens(*n)).collect();
+        Ok(Self { all, clips })
+    }
+
+    /// Tokens of all clips.
+    pub(super) fn tokens(&self) -> usize {
+        self.clips.iter().sum()
+    }
+
+    /// Frames that every chunk is padded to: those of the longest.
+    pub(super) fn padded(&self) -> usize {
+        self.all.iter().map(|chunk| chunk.frames).max().unwrap_or(0)
+    }
+
+    /// Tokens of a whole window: those of the longest chunk, as often as chunks fit a window.
+    fn window(&self, spec: &AudioSpec) -> usize {
+        let longest = self
+            .all
+            .iter()
+            .map(|chunk| audio_tokens(chunk.frames))
+            .max();
+        longest
+            .unwrap_or(0)
+            .saturating_mul(spec.window_chunks)
+            .max(1)
+    }
+
+    /// Tokens of the longest window.
+    pub(super) fn longest_window(&self, spec: &AudioSpec) -> usize {
+        let longest = self.clips.iter().copied().max().unwrap_or(0);
+        longest.min(self.window(spec))
+    }
+
+    /// The first token of each window, and the end of the last. No window is of two clips.
+    pub(super) fn windows(&self, spec: &AudioSpec) -> Vec<usize> {
+        let window = self.window(spec);
+        let mut windows = vec![0];
+        let mut first = 0;
+        for tokens in &self.clips {
+            let end = first + tokens;
+            while first < end {
+                first = end.min(first + window);
+                windows.push(first);
+            }
+        }
+        windows
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_follow_the_official_floor_division() {
+        // (0 - 1) // 2 + 1 is 0 in Python, and 1 in languages that round to zero
+        let known = [
+            (0, 0),
+            (1, 1),
+            (8, 1),
+            (9, 2),
+            (17, 3),
+            (99, 13),
+            (100, 13),
+            (101, 14),
+            (200, 26),
+            (30_100, 3920 - 7),
+        ];
+        for (frames, tokens) in known {
+            if frames < 30_000 {
+                assert_eq!(audio_tokens(frames), tokens, "{frames} frames");
+            }
+        }
+        assert_eq!(audio_tokens(3000), 390);
+    }
+}

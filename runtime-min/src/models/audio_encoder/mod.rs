@@ -1,0 +1,231 @@
+//! The encoder of audio: a log-mel spectrogram in, one row for each placeholder out.
+//!
+//! The equations are those of transformers 5.23, `Qwen3OmniMoeAudioEncoder`
+//! (modeling_qwen3_omni_moe.py:754): three convolutions over chunks of 100 frames, which are padded
+//! to the longest chunk of all clips, sinusoids that restart with each chunk, layers whose attention
+//! stays in windows of 8 seconds of one clip, a projection.
+
+mod bind;
+mod chunks;
+mod stem;
+
+use segpack_formats::io::{CancelToken, to_usize};
+use segpack_manifests::families::AudioTowerFacts;
+
+use self::bind::{AudioWeights, Layer};
+use self::chunks::Chunks;
+pub use self::chunks::audio_tokens;
+use super::encoder::{BATCH, EncoderContext, EncoderLoader, EncoderObserver, EncoderStage, spans};
+use crate::error::RunError;
+use crate::ops::Ops;
+use crate::processing::AudioFeatures;
+use crate::tensor::Heads;
+use crate::weights::Block;
+
+/// What the layer norms add to the variance; torch's default.
+const EPS: f32 = 1e-5;
+
+/// The sizes of the encoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AudioSpec {
+    pub(crate) layers: usize,
+    pub(crate) width: usize,
+    pub(crate) heads: usize,
+    pub(crate) ffn: usize,
+    pub(crate) channels: usize,
+    pub(crate) mel_bins: usize,
+    pub(crate) output: usize,
+    pub(crate) chunk_frames: usize,
+    pub(crate) window_chunks: usize,
+}
+
+impl From<&AudioTowerFacts> for AudioSpec {
+    fn from(facts: &AudioTowerFacts) -> Self {
+        Self {
+            layers: facts.layers as usize,
+            width: to_usize(facts.width),
+            heads: to_usize(facts.heads),
+            ffn: to_usize(facts.ffn),
+            channels: to_usize(facts.channels),
+            mel_bins: to_usize(facts.mel_bins),
+            output: to_usize(facts.output),
+            chunk_frames: to_usize(facts.chunk_frames),
+            window_chunks: to_usize(facts.window_chunks),
+        }
+    }
+}
+
+/// The encoder of a pack. It holds no memory of its own between two calls of
+/// [`encode`](Self::encode).
+pub struct AudioEncoder<'a> {
+    context: EncoderContext<'a>,
+    spec: AudioSpec,
+    weights: AudioWeights<'a>,
+}
+
+impl<'a> AudioEncoder<'a> {
+    /// Finds the weights. None is read; a missing one is found here.
+    ///
+    /// # Errors
+    /// `Unsuitable` names what the pack lacks, or what cannot be computed with.
+    pub fn new(context: EncoderContext<'a>, facts: &AudioTowerFacts) -> Result<Self, RunError> {
+        let spec = AudioSpec::from(facts);
+        let weights = AudioWeights::find(context.source, &spec)?;
+        Ok(Self {
+            context,
+            spec,
+            weights,
+        })
+    }
+
+    /// The rows of all clips, `[tokens, output]`.
+    ///
+    /// # Errors
+    /// `Media` where the features do not fit the model; `Memory`; damage of the pack; `Interrupted`.
+    pub fn encode<O: Ops>(
+        &self,
+        ops: &O,
+        features: &AudioFeatures,
+        observer: &mut dyn EncoderObserver,
+    ) -> Result<Vec<f32>, RunError> {
+        let chunks = Chunks::of(features, &self.spec)?;
+        if chunks.tokens() == 0 {
+            return Ok(Vec::new());
+        }
+        let demand = self.values(&chunks);
+        let layer = self.weights.layers.iter().map(|layer| &layer.group);
+        let largest = layer.max_by_key(|group| group.buffer_len());
+        let stem = &self.weights.stem.group;
+        // the stem's memory goes back before that of the layers is taken
+        let at_once = largest.into_iter().chain([stem, &self.weights.head.group]);
+        let loader = self.context.open(&at_once.collect::<Vec<_>>(), demand)?;
+        let mut x = self.weights.stem.run(ops, &loader, features, &chunks)?;
+        observer.stage(EncoderStage::Input, &x);
+        self.layers(ops, &loader, &chunks, &mut x, observer)?;
+        let out = self
+            .weights
+            .head
+            .run(ops, &loader, &mut x, self.context.stop)?;
+        observer.stage(EncoderStage::Output, &out);
+        Ok(out)
+    }
+
+    fn layers<O: Ops>(
+        &self,
+        ops: &O,
+        loader: &EncoderLoader<'_>,
+        chunks: &Chunks,
+        x: &mut [f32],
+        observer: &mut dyn EncoderObserver,
+    ) -> Result<(), RunError> {
+        let groups = self.weights.layers.iter().map(|layer| &layer.group);
+        let mut block = EncoderLoader::reserve(groups)?;
+        let windows = chunks.windows(&self.spec);
+        let mut scratch = Scratch::default();
+        for (number, layer) in self.weights.layers.iter().enumerate() {
+            self.context.stop.check()?;
+            loader.load(&layer.group, &mut block)?;
+            self.attention(ops, (layer, &block), &windows, x, &mut scratch)?;
+            layer.mlp.run(
+                ops,
+                &block,
+                x,
+                (EPS, O::gelu),
+                &mut scratch.mlp,
+                self.context.stop,
+            )?;
+            observer.stage(EncoderStage::Block(number), x);
+        }
+        Ok(())
+    }
+
+    /// `x += out(attention(norm(x)))`, some windows at a time.
+    fn attention(
+        &self,
+        ops: &impl Ops,
+        (layer, block): (&Layer<'_>, &Block),
+        windows: &[usize],
+        x: &mut [f32],
+        scratch: &mut Scratch,
+    ) -> Result<(), RunError> {
+        let (width, stop) = (self.spec.width, self.context.stop);
+        let heads = Heads {
+            query: self.spec.heads,
+            key_value: self.spec.heads,
+            width: width / self.spec.heads,
+        };
+        let Scratch {
+            normed,
+            q,
+            k,
+            v,
+            attended,
+            ..
+        } = scratch;
+        for span in spans(windows) {
+            let windows = &windows[span.start..=span.end];
+            let (first, end) = (windows[0], windows[windows.len() - 1]);
+            let x = &mut x[first * width..end * width];
+            normed.clear();
+            normed.extend_from_slice(x);
+            layer.attention_norm.run(ops, block, normed, EPS);
+            for (dense, to) in [(&layer.q, &mut *q), (&layer.k, k), (&layer.v, v)] {
+                dense.run(ops, block, normed, to, stop)?;
+            }
+            attended.resize(x.len(), 0.0);
+            let segments: Vec<usize> = windows.iter().map(|token| token - first).collect();
+            ops.attention_within_until([q, k, v], heads, &segments, attended, stop)?;
+            layer.out.run(ops, block, attended, normed, stop)?;
+            ops.add(x, normed);
+        }
+        Ok(())
+    }
+
+    /// Values of activations that are in memory at once, at most.
+    fn values(&self, chunks: &Chunks) -> u64 {
+        let s = &self.spec;
+        let tokens = chunks.tokens() as u64;
+        let [width, ffn, output] = [s.width, s.ffn, s.output].map(|n| n as u64);
+        let batch = tokens.min(BATCH as u64);
+        // windows of a span are as many as fit a batch, or one that is longer
+        let span = chunks.longest_window(s).max(BATCH.min(chunks.tokens())) as u64;
+        let layers = 5 * span * width + batch * (width + ffn);
+        let of_stem = stem::values(s, chunks.padded()) as u64 + batch * stem::flattened(s) as u64;
+        tokens * (width + output) + layers.max(of_stem)
+    }
+}
+
+/// Reused memory.
+#[derive(Default)]
+struct Scratch {
+    normed: Vec<f32>,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    attended: Vec<f32>,
+    mlp: [Vec<f32>; 2],
+}
+
+impl bind::Head<'_> {
+    /// `proj2(gelu(proj1(norm(x))))`
+    fn run(
+        &self,
+        ops: &impl Ops,
+        loader: &EncoderLoader<'_>,
+        x: &mut [f32],
+        stop: &CancelToken,
+    ) -> Result<Vec<f32>, RunError> {
+        let mut block = EncoderLoader::reserve([&self.group].into_iter())?;
+        loader.load(&self.group, &mut block)?;
+        let width = self.first.weight.columns;
+        let (mut inner, mut rows, mut out) = (Vec::new(), Vec::new(), Vec::new());
+        for x in x.chunks_mut(BATCH * width) {
+            self.norm.run(ops, &block, x, EPS);
+            self.first.run(ops, &block, x, &mut inner, stop)?;
+            ops.gelu(&mut inner);
+            self.second.run(ops, &block, &inner, &mut rows, stop)?;
+            out.extend_from_slice(&rows);
+        }
+        Ok(out)
+    }
+}

@@ -1,0 +1,276 @@
+//! A prompt with audio and pictures: which rows take the place of which tokens, and where in time,
+//! height and width each token is.
+//!
+//! The rules are those of transformers 5.23, `Qwen3OmniMoePreTrainedModelForConditionalGeneration.
+//! get_rope_index` and `Qwen3OmniMoeThinkerForConditionalGeneration.forward`
+//! (modeling_qwen3_omni_moe.py:220-460 and 1984-2023).
+
+mod positions;
+
+use segpack_manifests::families::{MediaFacts, MediaTokens};
+
+use super::audio_encoder::audio_tokens;
+use super::decoder::MediaInputs;
+use super::vision_encoder::{VisualRows, visual_tokens};
+use crate::error::RunError;
+use crate::processing::MediaFeatures;
+
+pub use self::positions::Layout;
+
+/// Why features, placeholders and model do not fit together.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MediaError {
+    /// A spectrogram of another height.
+    #[error("the spectrogram has {seen} mel bins, wanted {wanted} from config.json")]
+    MelBins {
+        /// Its bins.
+        seen: usize,
+        /// The model's.
+        wanted: usize,
+    },
+    /// Patches of another size.
+    #[error("a patch has {seen} values, wanted {wanted} from config.json")]
+    PatchWidth {
+        /// Its values.
+        seen: usize,
+        /// The model's.
+        wanted: usize,
+    },
+    /// A grid that squares of patches do not fill.
+    #[error(
+        "grid {number} is {seen:?} patches (time, height, width); height and width must be multiples of {merge}, and none 0"
+    )]
+    Grid {
+        /// Which of the images or videos.
+        number: usize,
+        /// Patches along time, height and width.
+        seen: [usize; 3],
+        /// Patches along a side of a square.
+        merge: usize,
+    },
+    /// Lengths or grids that are not those of the values.
+    #[error(
+        "the features of {medium} have {seen} values, which their lengths or grids do not add up to"
+    )]
+    FeatureValues {
+        /// "audio" or "pictures".
+        medium: &'static str,
+        /// Values.
+        seen: usize,
+    },
+    /// Each video has a number of seconds between its patches.
+    #[error("{seen} numbers of seconds per patch for {wanted} videos")]
+    Seconds {
+        /// Numbers.
+        seen: usize,
+        /// Videos.
+        wanted: usize,
+    },
+    /// A number of seconds that is none.
+    #[error("{seen} seconds between the patches of a video; wanted a positive number")]
+    SecondsOutOfRange {
+        /// The number.
+        seen: f32,
+    },
+    /// The prompt has another number of placeholders than there are rows.
+    #[error("the prompt has {seen} placeholder tokens of {medium}, the features give {wanted}")]
+    Placeholders {
+        /// "audio", "images" or "videos".
+        medium: &'static str,
+        /// Placeholders in the prompt.
+        seen: usize,
+        /// Rows of the features.
+        wanted: usize,
+    },
+    /// The placeholders of one clip, image or video are not together.
+    #[error(
+        "token {at} of the prompt is {seen}; wanted {wanted}, as the placeholders of {medium} {number} are not complete"
+    )]
+    Apart {
+        /// Where.
+        at: usize,
+        /// The id there.
+        seen: u32,
+        /// The placeholder.
+        wanted: u32,
+        /// "audio", "image" or "video".
+        medium: &'static str,
+        /// Its number.
+        number: usize,
+    },
+    /// Media can only begin a text.
+    #[error("a prompt with media has to be the first of its text; {seen} tokens are before it")]
+    NotFirst {
+        /// Tokens before it.
+        seen: usize,
+    },
+}
+
+/// What the encoders give for a prompt.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
+pub struct EncodedMedia {
+    /// `[tokens, hidden]` of all clips.
+    pub audio: Vec<f32>,
+    /// Of all images.
+    pub images: VisualRows,
+    /// Of all videos.
+    pub videos: VisualRows,
+}
+
+impl EncodedMedia {
+    /// Bytes that it holds.
+    pub fn bytes(&self) -> u64 {
+        let visual =
+            |v: &VisualRows| v.rows.len() + v.deepstack.iter().map(Vec::len).sum::<usize>();
+        4 * (self.audio.len() + visual(&self.images) + visual(&self.videos)) as u64
+    }
+}
+
+/// Rows that some features give, by medium.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Rows {
+    /// Of each clip.
+    pub(crate) audio: Vec<usize>,
+    /// Of each image.
+    pub(crate) images: Vec<usize>,
+    /// Of each video.
+    pub(crate) videos: Vec<usize>,
+}
+
+impl Rows {
+    /// Of these features.
+    pub(crate) fn of(features: &MediaFeatures, merge: usize) -> Result<Self, MediaError> {
+        let visual = |grids: &[[usize; 3]]| -> Result<Vec<usize>, MediaError> {
+            let rows = grids.iter().enumerate().map(|(number, grid)| {
+                visual_tokens(*grid, merge).ok_or(MediaError::Grid {
+                    number,
+                    seen: *grid,
+                    merge,
+                })
+            });
+            rows.collect()
+        };
+        let audio = features.audio.lengths.iter();
+        Ok(Self {
+            audio: audio.map(|frames| audio_tokens(*frames)).collect(),
+            images: visual(&features.images.grids)?,
+            videos: visual(&features.videos.grids)?,
+        })
+    }
+
+    /// The prompt has a placeholder for each row.
+    fn check(&self, ids: &[u32], tokens: &MediaTokens) -> Result<(), MediaError> {
+        for (medium, id, rows) in [
+            ("audio", tokens.audio, &self.audio),
+            ("images", tokens.image, &self.images),
+            ("videos", tokens.video, &self.videos),
+        ] {
+            let seen = ids.iter().filter(|token| **token == id).count();
+            let wanted = rows.iter().fold(0, |sum: usize, n| sum.saturating_add(*n));
+            if seen != wanted {
+                return Err(MediaError::Placeholders {
+                    medium,
+                    seen,
+                    wanted,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where the tokens of a prompt are in time, height and width.
+///
+/// # Errors
+/// `Media` where placeholders and features do not fit together.
+pub fn layout(
+    facts: &MediaFacts,
+    ids: &[u32],
+    features: &MediaFeatures,
+) -> Result<Layout, RunError> {
+    Ok(Layout::of(facts, ids, features)?)
+}
+
+/// What the decoder takes for a prompt: rows in the placeholders' place, positions, and what is
+/// added after its first layers.
+///
+/// # Errors
+/// `Media` where placeholders, features and rows do not fit together.
+pub fn merge(
+    facts: &MediaFacts,
+    ids: &[u32],
+    layout: Layout,
+    encoded: EncodedMedia,
+) -> Result<MediaInputs, RunError> {
+    let hidden = facts.audio.output;
+    let hidden = usize::try_from(hidden).map_err(|_| RunError::Internal("hidden size"))?;
+    let tokens = &facts.tokens;
+    let EncodedMedia {
+        audio,
+        images,
+        videos,
+    } = encoded;
+    let mut inputs = MediaInputs {
+        positions: layout.positions,
+        ..MediaInputs::default()
+    };
+    let layers = images.deepstack.len().max(videos.deepstack.len());
+    inputs.deepstack = vec![Vec::new(); layers];
+    let mut sources = [
+        (tokens.audio, Source::new(&audio, &[])),
+        (tokens.image, Source::new(&images.rows, &images.deepstack)),
+        (tokens.video, Source::new(&videos.rows, &videos.deepstack)),
+    ];
+    for (at, id) in ids.iter().enumerate() {
+        let Some((_, source)) = sources
+            .iter_mut()
+            .find(|(placeholder, _)| placeholder == id)
+        else {
+            continue;
+        };
+        let row = source.row(hidden)?;
+        inputs.replaced.push(at);
+        inputs.rows.extend_from_slice(row);
+        if !source.deepstack.is_empty() {
+            inputs.visual.push(at);
+        }
+        source.deepstack_rows(hidden, &mut inputs.deepstack)?;
+        source.next += 1;
+    }
+    Ok(inputs)
+}
+
+/// Rows that are taken one by one.
+struct Source<'r> {
+    rows: &'r [f32],
+    deepstack: &'r [Vec<f32>],
+    next: usize,
+}
+
+/// Encoder and placeholders were compared before.
+const SHORT: RunError = RunError::Internal("an encoder gave fewer rows than placeholders");
+
+impl<'r> Source<'r> {
+    fn new(rows: &'r [f32], deepstack: &'r [Vec<f32>]) -> Self {
+        Self {
+            rows,
+            deepstack,
+            next: 0,
+        }
+    }
+
+    fn row(&self, hidden: usize) -> Result<&'r [f32], RunError> {
+        let at = self.next * hidden;
+        self.rows.get(at..at + hidden).ok_or(SHORT)
+    }
+
+    fn deepstack_rows(&self, hidden: usize, to: &mut [Vec<f32>]) -> Result<(), RunError> {
+        let at = self.next * hidden;
+        for (rows, to) in self.deepstack.iter().zip(to) {
+            to.extend_from_slice(rows.get(at..at + hidden).ok_or(SHORT)?);
+        }
+        Ok(())
+    }
+}

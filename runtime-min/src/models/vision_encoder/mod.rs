@@ -1,0 +1,340 @@
+//! The encoder of images and videos: patches in, one row for each placeholder out, and more rows for
+//! the decoder's first layers (deepstack).
+//!
+//! The equations are those of transformers 5.23, `Qwen3OmniMoeVisionEncoder`
+//! (modeling_qwen3_omni_moe.py:1129): a linear layer of each patch, learned positions that are
+//! interpolated to the grid of the picture, blocks with a rotary embedding of row and column whose
+//! attention stays in one frame, a merger of squares of patches.
+
+mod bind;
+mod grid;
+
+use segpack_formats::io::to_usize;
+use segpack_manifests::families::VisionTowerFacts;
+
+use self::bind::{Block as BlockWeights, Merger, VisionWeights};
+use self::grid::Grids;
+pub(crate) use self::grid::visual_tokens;
+use super::encoder::{BATCH, EncoderContext, EncoderLoader, EncoderObserver, EncoderStage, spans};
+use crate::error::RunError;
+use crate::models::decoder::Rotary;
+use crate::ops::Ops;
+use crate::processing::VisualFeatures;
+use crate::tensor::{Heads, Linear};
+use crate::weights::Block;
+
+/// What the layer norms add to the variance.
+const EPS: f32 = 1e-6;
+
+/// The sizes of the encoder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct VisionSpec {
+    pub(crate) blocks: usize,
+    pub(crate) width: usize,
+    pub(crate) heads: usize,
+    pub(crate) ffn: usize,
+    pub(crate) output: usize,
+    pub(crate) position_side: usize,
+    pub(crate) merge: usize,
+    /// Channels, frames, height and width of a patch.
+    pub(crate) patch: [usize; 4],
+    /// Blocks whose output is merged for the decoder's first layers.
+    pub(crate) deepstack: Vec<usize>,
+}
+
+impl From<&VisionTowerFacts> for VisionSpec {
+    fn from(facts: &VisionTowerFacts) -> Self {
+        let patch = [
+            facts.channels,
+            facts.patch_frames,
+            facts.patch_side,
+            facts.patch_side,
+        ];
+        Self {
+            blocks: facts.blocks as usize,
+            width: to_usize(facts.width),
+            heads: to_usize(facts.heads),
+            ffn: to_usize(facts.ffn),
+            output: to_usize(facts.output),
+            position_side: to_usize(facts.position_side),
+            merge: to_usize(facts.merge),
+            patch: patch.map(to_usize),
+            deepstack: facts.deepstack.iter().map(|n| *n as usize).collect(),
+        }
+    }
+}
+
+impl VisionSpec {
+    /// Patches of a square that becomes one row.
+    fn square(&self) -> usize {
+        self.merge * self.merge
+    }
+
+    /// Values of such a square.
+    fn merged(&self) -> usize {
+        self.square() * self.width
+    }
+
+    /// Values of a patch.
+    fn patch_width(&self) -> usize {
+        self.patch.iter().product()
+    }
+}
+
+/// The rows of some images or videos.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct VisualRows {
+    /// `[rows, output]`: what takes the placeholders' place.
+    pub rows: Vec<f32>,
+    /// `[rows, output]` each: what is added to the hidden states after the decoder's first layers.
+    pub deepstack: Vec<Vec<f32>>,
+}
+
+/// The encoder of a pack. It holds no memory of its own between two calls of
+/// [`encode`](Self::encode).
+pub struct VisionEncoder<'a> {
+    context: EncoderContext<'a>,
+    spec: VisionSpec,
+    weights: VisionWeights<'a>,
+}
+
+/// Weights in memory that all blocks need.
+struct Loaded<'l, 'a> {
+    loader: &'l EncoderLoader<'a>,
+    mergers: Block,
+    rotary: Rotary,
+}
+
+impl<'a> VisionEncoder<'a> {
+    /// Finds the weights. None is read; a missing one is found here.
+    ///
+    /// # Errors
+    /// `Unsuitable` names what the pack lacks, or what cannot be computed with.
+    pub fn new(context: EncoderContext<'a>, facts: &VisionTowerFacts) -> Result<Self, RunError> {
+        let spec = VisionSpec::from(facts);
+        let weights = VisionWeights::find(context.source, &spec)?;
+        Ok(Self {
+            context,
+            spec,
+            weights,
+        })
+    }
+
+    /// The rows of all images, or of all videos.
+    ///
+    /// # Errors
+    /// `Media` where the features do not fit the model; `Memory`; damage of the pack; `Interrupted`.
+    pub fn encode<O: Ops>(
+        &self,
+        ops: &O,
+        features: &VisualFeatures,
+        observer: &mut dyn EncoderObserver,
+    ) -> Result<VisualRows, RunError> {
+        let grids = Grids::of(features, &self.spec)?;
+        if grids.patches() == 0 {
+            return Ok(VisualRows::default());
+        }
+        let blocks = self.weights.blocks.iter().map(|block| &block.group);
+        let largest = blocks.max_by_key(|group| group.buffer_len());
+        let at_once = largest
+            .into_iter()
+            .chain([&self.weights.mergers_group, &self.weights.stem.group]);
+        let loader = self
+            .context
+            .open(&at_once.collect::<Vec<_>>(), self.values(&grids))?;
+        let mut x = self.stem(ops, &loader, features, &grids)?;
+        observer.stage(EncoderStage::Input, &x);
+        let group = &self.weights.mergers_group;
+        let mut mergers = EncoderLoader::reserve([group].into_iter())?;
+        loader.load(group, &mut mergers)?;
+        let loaded = Loaded {
+            loader: &loader,
+            mergers,
+            rotary: grids.rotary(&self.spec),
+        };
+        let deepstack = self.blocks(ops, &loaded, &grids, &mut x, observer)?;
+        let rows = self.merge(ops, &loaded, &self.weights.merger, &x)?;
+        observer.stage(EncoderStage::Output, &rows);
+        Ok(VisualRows { rows, deepstack })
+    }
+
+    /// What enters the first block, `[patches, width]`.
+    fn stem(
+        &self,
+        ops: &impl Ops,
+        loader: &EncoderLoader<'_>,
+        features: &VisualFeatures,
+        grids: &Grids,
+    ) -> Result<Vec<f32>, RunError> {
+        let stem = &self.weights.stem;
+        let mut block = EncoderLoader::reserve([&stem.group].into_iter())?;
+        loader.load(&stem.group, &mut block)?;
+        let (width, compute) = (self.spec.width, ops.compute());
+        let mut x = vec![0.0; grids.patches() * width];
+        let bias = stem.patch.bias.values(&block);
+        let (mut rounded, patch) = (Vec::new(), self.spec.patch_width());
+        let batches = features.values.chunks(BATCH * patch);
+        for (values, out) in batches.zip(x.chunks_mut(BATCH * width)) {
+            rounded.clear();
+            rounded.extend_from_slice(values);
+            compute.round_all(&mut rounded);
+            let mut linear = [Linear {
+                x: &rounded,
+                weight: stem.patch.weight.matrix(&block),
+                bias: Some(&bias),
+                out,
+            }];
+            ops.linears_until(&mut linear, self.context.stop)?;
+        }
+        let table = stem.positions.values(&block);
+        grids.add_positions(&self.spec, &table, compute, &mut x);
+        Ok(x)
+    }
+
+    /// All blocks; returns what is merged on the way.
+    fn blocks<O: Ops>(
+        &self,
+        ops: &O,
+        loaded: &Loaded<'_, '_>,
+        grids: &Grids,
+        x: &mut [f32],
+        observer: &mut dyn EncoderObserver,
+    ) -> Result<Vec<Vec<f32>>, RunError> {
+        let groups = self.weights.blocks.iter().map(|block| &block.group);
+        let mut memory = EncoderLoader::reserve(groups)?;
+        let mut scratch = Scratch::default();
+        let mut deepstack = Vec::new();
+        for (number, block) in self.weights.blocks.iter().enumerate() {
+            self.context.stop.check()?;
+            loaded.loader.load(&block.group, &mut memory)?;
+            self.attention(ops, (block, &memory), loaded, grids, x, &mut scratch)?;
+            block.mlp.run(
+                ops,
+                &memory,
+                x,
+                (EPS, O::gelu_tanh),
+                &mut scratch.mlp,
+                self.context.stop,
+            )?;
+            observer.stage(EncoderStage::Block(number), x);
+            if self.spec.deepstack.get(deepstack.len()) == Some(&number) {
+                let merger = &self.weights.deepstack[deepstack.len()];
+                let rows = self.merge(ops, loaded, merger, x)?;
+                observer.stage(EncoderStage::Deepstack(deepstack.len()), &rows);
+                deepstack.push(rows);
+            }
+        }
+        Ok(deepstack)
+    }
+
+    /// `x += proj(attention(norm(x)))`, some frames at a time.
+    fn attention(
+        &self,
+        ops: &impl Ops,
+        (block, memory): (&BlockWeights<'_>, &Block),
+        loaded: &Loaded<'_, '_>,
+        grids: &Grids,
+        x: &mut [f32],
+        scratch: &mut Scratch,
+    ) -> Result<(), RunError> {
+        let (width, stop) = (self.spec.width, self.context.stop);
+        let head = width / self.spec.heads;
+        let heads = Heads {
+            query: self.spec.heads,
+            key_value: self.spec.heads,
+            width: head,
+        };
+        let Scratch {
+            normed,
+            q,
+            k,
+            v,
+            attended,
+            ..
+        } = scratch;
+        let frames = grids.frames();
+        for span in spans(frames) {
+            let frames = &frames[span.start..=span.end];
+            let (first, end) = (frames[0], frames[frames.len() - 1]);
+            let x = &mut x[first * width..end * width];
+            normed.clear();
+            normed.extend_from_slice(x);
+            block.attention_norm.run(ops, memory, normed, EPS);
+            // one weight holds all three, one after the other
+            for (part, to) in [&mut *q, k, v].into_iter().enumerate() {
+                block
+                    .qkv
+                    .run_part(ops, memory, (part, 3), normed, to, stop)?;
+            }
+            let angles = first * head / 2..end * head / 2;
+            let (cos, sin) = (
+                &loaded.rotary.cos[angles.clone()],
+                &loaded.rotary.sin[angles],
+            );
+            ops.rope_in_f32(q, cos, sin, head);
+            ops.rope_in_f32(k, cos, sin, head);
+            attended.resize(x.len(), 0.0);
+            let segments: Vec<usize> = frames.iter().map(|patch| patch - first).collect();
+            ops.attention_within_until([q, k, v], heads, &segments, attended, stop)?;
+            block.proj.run(ops, memory, attended, normed, stop)?;
+            ops.add(x, normed);
+        }
+        Ok(())
+    }
+
+    /// Rows of squares of patches, `[squares, output]`.
+    fn merge(
+        &self,
+        ops: &impl Ops,
+        loaded: &Loaded<'_, '_>,
+        merger: &Merger,
+        x: &[f32],
+    ) -> Result<Vec<f32>, RunError> {
+        let (merged, stop) = (self.spec.merged(), self.context.stop);
+        let mut out = Vec::with_capacity(x.len() / merged.max(1) * self.spec.output);
+        let (mut normed, mut inner, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+        for x in x.chunks(BATCH * merged) {
+            normed.clear();
+            normed.extend_from_slice(x);
+            // the norm is as wide as a patch, or as a square
+            merger.norm.run(ops, &loaded.mergers, &mut normed, EPS);
+            merger
+                .first
+                .run(ops, &loaded.mergers, &normed, &mut inner, stop)?;
+            ops.gelu(&mut inner);
+            merger
+                .second
+                .run(ops, &loaded.mergers, &inner, &mut rows, stop)?;
+            out.extend_from_slice(&rows);
+        }
+        Ok(out)
+    }
+
+    /// Values of activations that are in memory at once, at most.
+    fn values(&self, grids: &Grids) -> u64 {
+        let s = &self.spec;
+        let patches = grids.patches() as u64;
+        let [width, ffn, output, merged] = [s.width, s.ffn, s.output, s.merged()].map(|n| n as u64);
+        let batch = patches.min(BATCH as u64);
+        let rows = patches / s.square() as u64;
+        let span = grids.longest_frame().max(BATCH.min(grids.patches())) as u64;
+        let blocks = 5 * span * width + batch * (width + ffn);
+        let squares = rows.min(BATCH as u64);
+        let merger = squares * (2 * merged + output);
+        let stem = batch * s.patch_width() as u64 + (s.position_side.pow(2) * s.width) as u64;
+        let kept = rows * output * (1 + s.deepstack.len() as u64);
+        let rotary = patches * (s.width / s.heads) as u64;
+        patches * width + rotary + kept + stem.max(blocks + merger)
+    }
+}
+
+/// Reused memory.
+#[derive(Default)]
+struct Scratch {
+    normed: Vec<f32>,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    attended: Vec<f32>,
+    mlp: [Vec<f32>; 2],
+}
