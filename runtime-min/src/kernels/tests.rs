@@ -648,3 +648,98 @@ fn rows_are_gathered_and_added_in_order_at_any_size() {
         }
     }
 }
+
+#[test]
+fn attention_within_segments_agrees_with_the_reference() {
+    for (heads, width) in [(1, 1), (3, 18), (2, 64), (5, 72)] {
+        for segments in [
+            &[0, 1][..],
+            &[0, 5, 5, 70],
+            &[0, 104, 208, 250],
+            &[0, 17, 300, 301],
+        ] {
+            let tokens = segments[segments.len() - 1];
+            let shape = Heads {
+                query: heads,
+                key_value: heads,
+                width,
+            };
+            for ops in all() {
+                let compute = ops.compute();
+                let [q, k, v] =
+                    [3, 5, 7].map(|seed| activations(compute, tokens * heads * width, seed));
+                let run = |ops: &dyn Ops| {
+                    let mut out = vec![f32::NAN; q.len()];
+                    ops.attention_within([&q, &k, &v], shape, segments, &mut out);
+                    out
+                };
+                let (seen, wanted) = (run(&ops), run(&ScalarOps { compute }));
+                let most = if compute == Compute::Bf16 { 2e-2 } else { 2e-6 };
+                let worst = worst(&seen, &wanted);
+                assert!(
+                    worst <= most,
+                    "{ops:?} {heads} x {width} {segments:?}: {worst}"
+                );
+                // the same bits on any number of threads
+                assert_eq!(bits(&seen), bits(&on_threads(3, || run(&ops))));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_token_of_a_segment_does_not_depend_on_others_than_its_own() {
+    let shape = Heads {
+        query: 2,
+        key_value: 2,
+        width: 24,
+    };
+    for ops in all() {
+        let x = activations(ops.compute(), 200 * 48, 3);
+        let run = |x: &[f32], segments: &[usize]| {
+            let mut out = vec![0.0; x.len()];
+            ops.attention_within([x, x, x], shape, segments, &mut out);
+            bits(&out)
+        };
+        let all = run(&x, &[0, 7, 130, 200]);
+        assert_eq!(all[7 * 48..130 * 48], run(&x[7 * 48..130 * 48], &[0, 123]));
+        assert_ne!(all, run(&x, &[0, 130, 200]));
+    }
+}
+
+#[test]
+fn layer_norms_and_gelus_agree_with_the_reference() {
+    for ops in all() {
+        let compute = ops.compute();
+        let scalar = ScalarOps { compute };
+        for width in [1, 5, 32, 1152, 1280] {
+            let x = activations(compute, width * 40, 3);
+            let (weight, bias) = (noise(width, 5), noise(width, 7));
+            let norm = |ops: &dyn Ops| {
+                let mut x = x.clone();
+                ops.layer_norm(&mut x, &weight, &bias, 1e-6);
+                x
+            };
+            let most = if compute == Compute::Bf16 { 2e-2 } else { 3e-5 };
+            let worst = worst(&norm(&ops), &norm(&scalar));
+            assert!(worst <= most, "{ops:?} {width}: {worst}");
+        }
+        let x: Vec<f32> = (-900..=900_i16).map(|i| f32::from(i) / 100.0).collect();
+        let apply = |ops: &dyn Ops, gelu: fn(&dyn Ops, &mut [f32])| {
+            let mut x = x.clone();
+            gelu(ops, &mut x);
+            x
+        };
+        let most = if compute == Compute::Bf16 { 4e-2 } else { 6e-7 };
+        let exact: fn(&dyn Ops, &mut [f32]) = |ops, x| ops.gelu(x);
+        let tanh: fn(&dyn Ops, &mut [f32]) = |ops, x| ops.gelu_tanh(x);
+        for gelu in [exact, tanh] {
+            let worst = worst(&apply(&ops, gelu), &apply(&scalar, gelu));
+            assert!(worst <= most, "{ops:?}: {worst}");
+        }
+        let mut odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30, -1e30];
+        ops.gelu(&mut odd);
+        assert!(odd[0].is_nan() && odd[1] == f32::INFINITY && odd[3] > 9e29);
+        assert!(odd[2].abs() < 1e-6 && odd[4].abs() < 1e-6, "{odd:?}");
+    }
+}

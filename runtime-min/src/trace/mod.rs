@@ -16,6 +16,10 @@
 //! pNN.position_ids           [3,T]   I64    pNN.gen.layer.L.topk_ids   [N-1,K] I64
 //! ```
 //!
+//! A trace of a prompt with audio, images or videos has one prompt, whose tensors begin with `mm.`
+//! instead of `pNN.`, and is read by [`MediaTrace`]: `record-mm` and `make_media_reference.py` of the
+//! same scripts write it. Positions are floats there, as those of videos may be fractions.
+//!
 //! A server tells less: its tokens, and the log-probabilities of the best few. A trace recorded
 //! from one has `"values": "log_probabilities"` under `settings`, and in place of all the rest
 //!
@@ -32,6 +36,7 @@
 //! `settings.dtype` is then what the server computed in, in its own words (`float32`, `bfloat16`,
 //! `q8_0`).
 
+mod media;
 mod read;
 mod record;
 mod server;
@@ -42,6 +47,7 @@ use segpack_formats::digest::Sha256;
 use segpack_manifests::documents::Manifest;
 use serde::{Deserialize, Serialize};
 
+pub use self::media::{FEATURES_FORMAT, MEDIA_FORMAT, MediaTrace, Normalization};
 pub use self::read::{Trace, TracePrompt};
 pub use self::record::{TraceFiles, TraceRecorder};
 pub use self::server::{Place, Ranked};

@@ -99,7 +99,7 @@ impl Trace {
             .iter()
             .any(|t| t.name.starts_with("mm.") || t.name.starts_with("talk."))
         {
-            let what = "is a multimodal trace; multimodal traces are not supported yet, only text";
+            let what = "is a trace of media or speech; a trace of text is wanted here";
             return Err(FormatError::malformed(&tensors, what));
         }
         let document = match document {

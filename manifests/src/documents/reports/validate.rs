@@ -80,6 +80,98 @@ choices! {
     TokenRanks = "token ranks",
 }
 
+macro_rules! stages {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+        /// A stage between a media file and the decoder, each fed with what the reference had before
+        /// it. The order is that of the calculation.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+        #[serde(rename_all = "snake_case")]
+        pub enum Stage { $($(#[$doc])* $name,)* }
+
+        impl Stage {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+
+            /// Its name in words.
+            pub fn text(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+stages! {
+    /// Frames of each clip.
+    AudioLengths = "audio frames",
+    /// Samples to log-mel spectrogram.
+    AudioFeatures = "audio features",
+    /// Decoded picture to resized picture.
+    ImageResized = "resized images",
+    /// Resized picture to patches.
+    ImagePixels = "image patches",
+    /// Decoded frames to resized frames.
+    VideoResized = "resized videos",
+    /// Resized frames to patches.
+    VideoPixels = "video patches",
+    /// Spectrogram to what enters the encoder's first layer.
+    AudioInput = "audio encoder input",
+    /// After a layer of the audio encoder.
+    AudioLayer = "audio encoder layers",
+    /// What takes the place of audio placeholders.
+    AudioRows = "audio rows",
+    /// Patches to what enters the encoder's first block.
+    ImageInput = "image encoder input",
+    /// After a block of the vision encoder.
+    ImageLayer = "image encoder blocks",
+    /// What is added after the decoder's first layers.
+    ImageDeepstack = "image deepstack rows",
+    /// What takes the place of image placeholders.
+    ImageRows = "image rows",
+    /// Patches to what enters the encoder's first block.
+    VideoInput = "video encoder input",
+    /// After a block of the vision encoder.
+    VideoLayer = "video encoder blocks",
+    /// What is added after the decoder's first layers.
+    VideoDeepstack = "video deepstack rows",
+    /// What takes the place of video placeholders.
+    VideoRows = "video rows",
+    /// Time, height and width of every token.
+    Positions = "positions",
+    /// What is added to the numbers of the tokens that follow.
+    RopeDelta = "rope delta",
+    /// Embeddings with the placeholders replaced.
+    Embeddings = "merged embeddings",
+}
+
+/// One stage (of one layer, clip, image or video, where it belongs to one).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct StageRow {
+    /// Which stage.
+    pub stage: Stage,
+    /// Number of the layer, deepstack feature, clip, image or video, if it belongs to one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<u32>,
+    /// Values compared.
+    pub values: u64,
+    /// Values that are not equal.
+    pub unequal: u64,
+    /// Values that are NaN or infinite on either side; the other figures leave them out.
+    pub not_finite: u64,
+    /// Maximum absolute difference.
+    pub max_abs: f64,
+    /// Mean absolute difference.
+    pub mean_abs: f64,
+    /// Maximum absolute difference allowed. `null` where nothing is judged.
+    pub max_allowed: Option<f64>,
+    /// Mean absolute difference allowed, if that is judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean_allowed: Option<f64>,
+    /// Whether it is within what is allowed, or nothing is judged.
+    pub ok: bool,
+}
+
 /// What the pack was compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -242,6 +334,10 @@ pub struct ValidateReport {
     pub ok: bool,
     /// Every prompt.
     pub prompts: Vec<PromptRow>,
+    /// What comes before the decoder, of a reference with audio, images or videos, in the order of
+    /// the calculation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<StageRow>,
     /// Every quantity of every layer, in the order of the calculation.
     pub values: Vec<ValueRow>,
     /// Every choice of every layer.

@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn spans_have_whole_segments_and_all_of_them() {
-        assert_eq!(spans(&[0]), []);
+        assert!(spans(&[0]).is_empty());
         assert_eq!(spans(&[0, 3]), [0..1]);
         assert_eq!(spans(&[0, 0, 3]), [0..2]);
         assert_eq!(
