@@ -272,7 +272,10 @@ fn exit_of_validate(error: &ValidateError) -> Exit {
         | ValidateError::Unstack { .. }
         | ValidateError::NoTextModel { .. }
         | ValidateError::NoSuchTensor { .. }
-        | ValidateError::Dtype { .. } => Exit::Damaged,
+        | ValidateError::Dtype { .. }
+        | ValidateError::Processor { .. }
+        | ValidateError::Audio { .. }
+        | ValidateError::TraceShape { .. } => Exit::Damaged,
     }
 }
 

@@ -240,6 +240,20 @@ impl<'p> Session<'p> {
         self.install(|| work(&mut self.model(reservation)?))
     }
 
+    /// As [`with_model`](Self::with_model), where others hold so many bytes of the memory budget: what
+    /// [`encode`](Self::encode) returned.
+    ///
+    /// # Errors
+    /// As [`with_model`](Self::with_model).
+    pub fn with_model_beside<T: Send, E: From<SessionError> + Send>(
+        &self,
+        reservation: Reservation,
+        taken: u64,
+        work: impl FnOnce(&mut Model<'_>) -> Result<T, E> + Send,
+    ) -> Result<T, E> {
+        self.install(|| work(&mut self.model_beside(reservation, taken)?))
+    }
+
     /// Opens the model, to be used on threads of the caller's choice: see
     /// [`install`](Self::install). No weight is read; a missing one is found here.
     ///

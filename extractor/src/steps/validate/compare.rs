@@ -220,6 +220,8 @@ pub(super) struct Comparer<'r> {
     pub tolerance: f64,
     /// What went wrong with the reference; an observer cannot fail.
     pub failure: Option<StepError>,
+    /// Where the embeddings are kept, if they are compared by another.
+    pub embedded: Option<&'r mut Vec<f32>>,
 }
 
 impl Comparer<'_> {
@@ -502,6 +504,10 @@ impl Comparer<'_> {
 
 impl Observer for Comparer<'_> {
     fn embed(&mut self, x: &[f32]) {
+        if let Some(embedded) = &mut self.embedded {
+            embedded.extend_from_slice(x);
+            return;
+        }
         self.attempt(|c| c.values(0, Quantity::Embedding, x, c.width()));
     }
 

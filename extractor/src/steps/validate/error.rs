@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use segpack_formats::numeric::NotFloat;
 use segpack_manifests::families::{ConfigError, UnstackError};
+use segpack_runtime_min::processing::audio::AudioError;
+use segpack_runtime_min::processing::media::SettingsError;
 
 /// Why a pack cannot be compared with a reference.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +62,28 @@ pub enum ValidateError {
         name: String,
         /// Its dtype.
         source: NotFloat,
+    },
+    /// What the pack keeps of its checkpoint's processor cannot be used.
+    #[error("what the pack keeps of its checkpoint's processor cannot be used")]
+    Processor {
+        /// Why.
+        source: SettingsError,
+    },
+    /// The samples of a trace have no spectrogram.
+    #[error("the samples of the trace cannot be processed")]
+    Audio {
+        /// Why.
+        source: AudioError,
+    },
+    /// A tensor of a trace has another width than the model.
+    #[error("{}: tensor {tensor:?} has not {wanted} columns, as the model has", trace.display())]
+    TraceShape {
+        /// The trace.
+        trace: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The model's.
+        wanted: usize,
     },
     /// A tolerance was given for logits, whose gate is fixed.
     #[error("{}: the trace has logits, whose tolerance is fixed", trace.display())]

@@ -4,6 +4,7 @@
 mod compare;
 mod direct;
 mod error;
+mod media;
 mod ranks;
 mod recorded;
 
@@ -18,7 +19,7 @@ use segpack_manifests::documents::{
 use segpack_runtime_min::models::decoder::text_decoder;
 use segpack_runtime_min::session::{Logits, Model, Reservation, Session, SessionOptions};
 use segpack_runtime_min::tensor::Compute;
-use segpack_runtime_min::trace::Trace;
+use segpack_runtime_min::trace::{MediaTrace, Trace};
 
 use super::StepError;
 use crate::work::Progress;
@@ -118,6 +119,13 @@ fn against_trace(
     stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<ValidateReport, StepError> {
+    if let Some(trace) = MediaTrace::open(path)? {
+        if settings.tolerance.is_some() {
+            let trace = trace.path().to_owned();
+            return Err(ValidateError::FixedTolerance { trace }.into());
+        }
+        return media::against_media(pack, &trace, settings, stop, progress);
+    }
     let trace = Trace::open(path)?;
     let mut report = empty_report(pack, ReferenceKind::Trace, path, trace.compute())?;
     report.level = trace.level().map(ToOwned::to_owned);
@@ -245,6 +253,7 @@ fn empty_report(
         verdict: Verdict::Inside,
         ok: true,
         prompts: Vec::new(),
+        stages: Vec::new(),
         values: Vec::new(),
         choices: Vec::new(),
         first_wrong: None,
@@ -289,6 +298,7 @@ impl Job<'_> {
                     position: 0,
                     tolerance: self.excused,
                     failure: None,
+                    embedded: None,
                 };
                 model.reset();
                 comparer.forward(model, &sequence.prompt)?;
@@ -318,11 +328,16 @@ impl Comparer<'_> {
     /// One forward pass, compared.
     fn forward(&mut self, model: &mut Model<'_>, ids: &[u32]) -> Result<(), StepError> {
         let logits = model.forward(ids, Logits::All, self)?;
+        self.compare_logits(&logits, ids.len())
+    }
+
+    /// The logits of a forward pass of so many tokens, which is over.
+    fn compare_logits(&mut self, logits: &[f32], tokens: usize) -> Result<(), StepError> {
         if let Some(failure) = self.failure.take() {
             return Err(failure);
         }
-        self.logits(&logits)?;
-        self.position += ids.len();
+        self.logits(logits)?;
+        self.position += tokens;
         Ok(())
     }
 }

@@ -43,8 +43,8 @@ pub use run::{RunCosts, RunEnd, RunPrompt, RunSummary, RunToken, ShownCandidate,
 pub use unpack::{UnpackSummary, UnrestorableFile};
 pub use update::UpdateReport;
 pub use validate::{
-    Choice, ChoiceRow, FirstWrong, Precision, PromptRow, Quantity, ReferenceKind, ValidateReport,
-    ValueRow, Verdict,
+    Choice, ChoiceRow, FirstWrong, Precision, PromptRow, Quantity, ReferenceKind, Stage, StageRow,
+    ValidateReport, ValueRow, Verdict,
 };
 pub use values::{TensorValues, ValuesReport};
 pub use verify::{FileResult, Restorable, VerifyCounts, VerifyMode, VerifyReport};
