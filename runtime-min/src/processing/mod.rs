@@ -8,6 +8,8 @@
 pub mod audio;
 mod error;
 mod features;
+#[cfg(feature = "image")]
+pub mod image;
 pub mod media;
 mod prompt;
 pub mod text;

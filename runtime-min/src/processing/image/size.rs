@@ -1,0 +1,141 @@
+//! The size that a picture gets before it is cut into patches.
+
+use super::ImageError;
+use crate::processing::media::VisualSettings;
+
+/// How many times longer than the other one side may be.
+pub const MAX_RATIO: u32 = 200;
+
+/// Sides of a picture that `qwen_omni_utils` has resized are multiples of it.
+const MODEL_CARD_FACTOR: usize = 28;
+/// Pixels of an image there, where its part of the conversation says nothing.
+const MODEL_CARD_PIXELS: [u64; 2] = [4 * 28 * 28, 16_384 * 28 * 28];
+
+/// What a part of a conversation says about the size of its image or video. Only
+/// [`MediaRecipe::ModelCard`](crate::processing::media::MediaRecipe::ModelCard) looks at it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PartLimits {
+    /// Fewest pixels (`min_pixels`).
+    pub min_pixels: Option<u64>,
+    /// Most pixels (`max_pixels`).
+    pub max_pixels: Option<u64>,
+    /// Width and height to come close to (`resized_width`, `resized_height`).
+    pub resized: Option<(usize, usize)>,
+}
+
+/// Width and height after the processor's resize (`smart_resize` of transformers).
+///
+/// # Errors
+/// `Ratio` where one side is more than [`MAX_RATIO`] times the other, `Empty` where one is 0.
+pub fn processor_size(
+    width: usize,
+    height: usize,
+    settings: &VisualSettings,
+) -> Result<(usize, usize), ImageError> {
+    let factor = settings.patch_size * settings.merge_size;
+    check_ratio(width, height)?;
+    let rounded = [width, height].map(|side| round(side, factor));
+    let [min, max] = [settings.min_pixels, settings.max_pixels];
+    // a side of 0 stays until here: 0 pixels are fewer than the minimum
+    let [width, height] = match pixels(rounded) {
+        n if n > max => shrunk(width, height, factor, max).map(|side| side.max(factor)),
+        n if n < min => grown(width, height, factor, min),
+        _ => rounded,
+    };
+    Ok((width, height))
+}
+
+/// Width and height of an image after the package's resize (`smart_resize` of `qwen_omni_utils`).
+///
+/// # Errors
+/// `Ratio` where one side is more than [`MAX_RATIO`] times the other, `Empty` where one is 0,
+/// `NoSize` where the limits leave none.
+pub fn model_card_size(
+    width: usize,
+    height: usize,
+    limits: &PartLimits,
+) -> Result<(usize, usize), ImageError> {
+    let (width, height) = limits.resized.unwrap_or((width, height));
+    // a size that is asked for is not compared with the limits of the part
+    let asked = limits.resized.map_or(*limits, |_| PartLimits::default());
+    let [min, max] = MODEL_CARD_PIXELS;
+    let min = asked.min_pixels.unwrap_or(min);
+    let max = asked.max_pixels.unwrap_or(max);
+    package_size(width, height, min, max)
+}
+
+/// The package's `smart_resize`, with both limits given.
+pub(crate) fn package_size(
+    width: usize,
+    height: usize,
+    min_pixels: u64,
+    max_pixels: u64,
+) -> Result<(usize, usize), ImageError> {
+    let factor = MODEL_CARD_FACTOR;
+    check_ratio(width, height)?;
+    let rounded = [width, height].map(|side| round(side, factor).max(factor));
+    let size = match pixels(rounded) {
+        n if n > max_pixels => shrunk(width, height, factor, max_pixels),
+        n if n < min_pixels => grown(width, height, factor, min_pixels),
+        _ => rounded,
+    };
+    if min_pixels > max_pixels || size.contains(&0) {
+        return Err(ImageError::NoSize {
+            width,
+            height,
+            factor,
+            min_pixels,
+            max_pixels,
+        });
+    }
+    Ok((size[0], size[1]))
+}
+
+fn check_ratio(width: usize, height: usize) -> Result<(), ImageError> {
+    if width == 0 || height == 0 {
+        return Err(ImageError::Empty {
+            width: width as u64,
+            height: height as u64,
+        });
+    }
+    if width.max(height) > width.min(height).saturating_mul(MAX_RATIO as usize) {
+        return Err(ImageError::Ratio { width, height });
+    }
+    Ok(())
+}
+
+fn pixels([width, height]: [usize; 2]) -> u64 {
+    (width as u64).saturating_mul(height as u64)
+}
+
+/// The nearest multiple; of two that are as near, that of the even number.
+fn round(side: usize, factor: usize) -> usize {
+    let double = side % factor * 2;
+    let below = side / factor;
+    let up = double > factor || (double == factor && below % 2 == 1);
+    (below + usize::from(up)) * factor
+}
+
+/// As many pixels as are allowed, rounded down.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "as Python computes it; sides are far below 2^53"
+)]
+fn shrunk(width: usize, height: usize, factor: usize, max: u64) -> [usize; 2] {
+    let beta = (pixels([width, height]) as f64 / max as f64).sqrt();
+    [width, height].map(|side| (side as f64 / beta / factor as f64).floor() as usize * factor)
+}
+
+/// As many pixels as are needed, rounded up.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "as Python computes it; sides are far below 2^53"
+)]
+fn grown(width: usize, height: usize, factor: usize, min: u64) -> [usize; 2] {
+    let beta = (min as f64 / pixels([width, height]) as f64).sqrt();
+    [width, height].map(|side| (side as f64 * beta / factor as f64).ceil() as usize * factor)
+}
