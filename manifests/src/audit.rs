@@ -12,6 +12,7 @@ use crate::documents::{
     ClassCount, Finding, FindingKind, InventoryCounts, InventoryTensor, RoleCount, Severity,
 };
 use crate::families::{self, Expected, ExpectedDtype, Family, Presence};
+use crate::name_index::NameIndex;
 use crate::names::{Class, Classification, Component, Part};
 use crate::quantization::Quantization;
 
@@ -99,10 +100,42 @@ pub struct Audit {
 /// `config.json` calls for.
 #[must_use]
 pub fn audit(checkpoint: &Described<'_>, options: AuditOptions) -> Audit {
+    let names = checkpoint.shards.iter().flat_map(|s| s.tensors);
+    let family = family_of(checkpoint.config, names.map(|t| t.name.as_str()));
+    let listed = Listed {
+        config: checkpoint.config,
+        index: checkpoint.index,
+        shards: checkpoint.shards.iter().map(|s| s.path).collect(),
+        shards_missing: checkpoint.shards_missing,
+        one_of_several: checkpoint.one_of_several,
+    };
+    audit_listed(&listed, family, list_tensors(checkpoint, family), options)
+}
+
+/// [`Described`], the tensors of all shards in one list of their own.
+#[derive(Default)]
+pub(crate) struct Listed<'a> {
+    pub config: Option<&'a Value>,
+    pub index: Option<&'a ShardIndex>,
+    /// The shards' paths; a tensor's `shard` is a number of this list.
+    pub shards: Vec<&'a str>,
+    pub shards_missing: bool,
+    pub one_of_several: bool,
+}
+
+/// [`audit`] of tensors that [`list_tensor`] has classified, by shard and place. The index is
+/// looked into before anything is made of the configuration.
+pub(crate) fn audit_listed(
+    checkpoint: &Listed<'_>,
+    family: Option<Family>,
+    tensors: Vec<InventoryTensor>,
+    options: AuditOptions,
+) -> Audit {
     let mut findings = Vec::new();
-    let family = find_family(checkpoint, options, &mut findings);
-    let tensors = list_tensors(checkpoint, family);
-    check_index(checkpoint, &mut findings);
+    if let (None, Some(config), false) = (family, checkpoint.config, options.allows_unknown()) {
+        findings.push(unknown_family(config));
+    }
+    check_index(checkpoint, &tensors, &mut findings);
     let complete = check_complete(checkpoint, family, &tensors, options, &mut findings);
     let may_be_unclassified = options.allow_unclassified || (options.allow_unaudited && !complete);
     if !may_be_unclassified {
@@ -132,20 +165,14 @@ pub fn refuse_unaudited(finding: &mut Finding) {
 }
 
 /// By `config.json`; without one, by the names of the tensors.
-fn find_family(
-    checkpoint: &Described<'_>,
-    options: AuditOptions,
-    findings: &mut Vec<Finding>,
+pub(crate) fn family_of<'a>(
+    config: Option<&Value>,
+    names: impl Iterator<Item = &'a str>,
 ) -> Option<Family> {
-    let Some(config) = checkpoint.config else {
-        let tensors = checkpoint.shards.iter().flat_map(|s| s.tensors);
-        return Family::guess(tensors.map(|t| t.name.as_str()));
-    };
-    let family = Family::of_config(config);
-    if family.is_none() && !options.allows_unknown() {
-        findings.push(unknown_family(config));
+    match config {
+        Some(config) => Family::of_config(config),
+        None => Family::guess(names),
     }
-    family
 }
 
 /// What a configuration has under a key, as JSON.
@@ -170,18 +197,15 @@ fn list_tensors(checkpoint: &Described<'_>, family: Option<Family>) -> Vec<Inven
     let count = checkpoint.shards.iter().map(|s| s.tensors.len()).sum();
     let mut tensors = Vec::with_capacity(count);
     for (shard, contents) in checkpoint.shards.iter().enumerate() {
-        tensors.extend(
-            contents
-                .tensors
-                .iter()
-                .map(|t| list_tensor(t, shard, family)),
-        );
+        let listed = contents.tensors.iter().cloned();
+        tensors.extend(listed.map(|t| list_tensor(t, shard, family)));
     }
     tensors
 }
 
-fn list_tensor(
-    stored: &safetensors::TensorEntry,
+/// A tensor of a header, as the family's rules classify it.
+pub(crate) fn list_tensor(
+    stored: safetensors::TensorEntry,
     shard: usize,
     family: Option<Family>,
 ) -> InventoryTensor {
@@ -195,9 +219,9 @@ fn list_tensor(
         .and_then(|f| f.classify(&stored.name))
         .unwrap_or(Classification::UNCLASSIFIED);
     InventoryTensor {
-        name: stored.name.clone(),
+        name: stored.name,
         dtype: stored.dtype,
-        shape: stored.shape.clone(),
+        shape: stored.shape,
         shard,
         offset: stored.offset,
         length: stored.length,
@@ -210,8 +234,8 @@ fn list_tensor(
 }
 
 /// The index against the headers, both ways.
-fn check_index(checkpoint: &Described<'_>, findings: &mut Vec<Finding>) {
-    let held = shards_of_tensors(checkpoint, findings);
+fn check_index(checkpoint: &Listed<'_>, tensors: &[InventoryTensor], findings: &mut Vec<Finding>) {
+    let held = shards_of_tensors(checkpoint, tensors, findings);
     let Some(index) = checkpoint.index else {
         return;
     };
@@ -235,30 +259,30 @@ fn check_index(checkpoint: &Described<'_>, findings: &mut Vec<Finding>) {
         .values()
         .all(|file| opened.contains(file.as_str()));
     if all_opened {
-        findings.extend(wrong_total_size(checkpoint, index));
+        findings.extend(wrong_total_size(tensors, index));
     }
 }
 
 /// The shard that holds each tensor; a name in two of them is a finding.
 fn shards_of_tensors<'a>(
-    checkpoint: &Described<'a>,
+    checkpoint: &Listed<'a>,
+    tensors: &'a [InventoryTensor],
     findings: &mut Vec<Finding>,
 ) -> HashMap<&'a str, &'a str> {
-    let mut held: HashMap<&str, &str> = HashMap::new();
-    for shard in &checkpoint.shards {
-        for tensor in shard.tensors {
-            if let Some(first) = held.insert(&tensor.name, shard.path) {
-                let finding = Finding::new(FindingKind::DuplicateTensor).tensor(&tensor.name);
-                let finding = finding.file(shard.path).seen(format!("is in {first} too"));
-                findings.push(finding.wanted("one of them"));
-            }
+    let mut held: HashMap<&str, &str> = HashMap::with_capacity(tensors.len());
+    for tensor in tensors {
+        let path = checkpoint.shards[tensor.shard];
+        if let Some(first) = held.insert(&tensor.name, path) {
+            let finding = Finding::new(FindingKind::DuplicateTensor).tensor(&tensor.name);
+            let finding = finding.file(path).seen(format!("is in {first} too"));
+            findings.push(finding.wanted("one of them"));
         }
     }
     held
 }
 
-fn opened<'a>(checkpoint: &Described<'a>) -> HashSet<&'a str> {
-    checkpoint.shards.iter().map(|s| s.path).collect()
+fn opened<'a>(checkpoint: &Listed<'a>) -> HashSet<&'a str> {
+    checkpoint.shards.iter().copied().collect()
 }
 
 fn not_in_shard(name: &str, file: &str, holder: Option<&str>) -> Finding {
@@ -273,9 +297,8 @@ fn not_in_shard(name: &str, file: &str, holder: Option<&str>) -> Finding {
         .wanted("it there, as the index says")
 }
 
-fn wrong_total_size(checkpoint: &Described<'_>, index: &ShardIndex) -> Option<Finding> {
-    let tensors = checkpoint.shards.iter().flat_map(|s| s.tensors);
-    let bytes: u64 = tensors.map(|t| t.length).sum();
+fn wrong_total_size(tensors: &[InventoryTensor], index: &ShardIndex) -> Option<Finding> {
+    let bytes: u64 = tensors.iter().map(|t| t.length).sum();
     let total = index.total_size.filter(|total| *total != bytes)?;
     let finding = Finding::new(FindingKind::WrongTotalSize).file("model.safetensors.index.json");
     let finding = finding.seen(format!("metadata.total_size is {total}"));
@@ -283,7 +306,7 @@ fn wrong_total_size(checkpoint: &Described<'_>, index: &ShardIndex) -> Option<Fi
 }
 
 fn report_unclassified(
-    checkpoint: &Described<'_>,
+    checkpoint: &Listed<'_>,
     tensors: &[InventoryTensor],
     findings: &mut Vec<Finding>,
 ) {
@@ -292,7 +315,7 @@ fn report_unclassified(
         .filter(|t| t.component == Component::Unclassified)
     {
         let finding = Finding::new(FindingKind::UnclassifiedTensor).tensor(&t.name);
-        let finding = finding.file(checkpoint.shards[t.shard].path);
+        let finding = finding.file(checkpoint.shards[t.shard]);
         let finding = finding.seen("no rule of the family names it");
         findings.push(finding.wanted("a known name"));
     }
@@ -300,7 +323,7 @@ fn report_unclassified(
 
 /// Compares what there is with what `config.json` calls for. Returns whether that was possible.
 fn check_complete(
-    checkpoint: &Described<'_>,
+    checkpoint: &Listed<'_>,
     family: Option<Family>,
     tensors: &[InventoryTensor],
     options: AuditOptions,
@@ -314,60 +337,71 @@ fn check_complete(
         findings.push(not_audited(checkpoint));
         return false;
     };
-    let present: HashMap<&str, &InventoryTensor> =
-        tensors.iter().map(|t| (t.name.as_str(), t)).collect();
-    let unread = Unread::of(checkpoint);
-    let is_present = |name: &str| present.contains_key(name) || unread.names(name);
-    let expected = match expected_tensors(family, config, &is_present, options, findings) {
-        Ok(expected) => expected,
-        Err(finding) => {
-            findings.push(*finding);
-            return false;
-        }
-    };
+    let (present, unread) = (NameIndex::of(tensors, |t| &t.name), Unread::of(checkpoint));
     let compared = Compared {
         checkpoint,
+        tensors,
         present: &present,
+        wanted: vec![false; tensors.len()],
         unread: &unread,
+        has_dtypes: false,
+        findings: Vec::new(),
     };
-    compared.compare(&expected, findings);
-    if expected.iter().all(|e| e.dtype == ExpectedDtype::Any) {
-        findings.extend(mixed_dtypes(tensors));
-    }
-    true
+    let (found, complete) = match compare_expected(family, config, compared, options) {
+        Ok(found) => (found, true),
+        Err(found) => (found, false),
+    };
+    findings.extend(found);
+    complete
 }
 
-/// Every tensor that the configuration calls for, quantised where it says so, with dtypes.
-fn expected_tensors(
+/// Compares every tensor that the configuration calls for, quantised where it says so, with dtypes.
+///
+/// # Errors
+/// What is wrong with the configuration, where it does not say which tensors those are.
+fn compare_expected(
     family: Family,
     config: &Value,
-    is_present: &dyn Fn(&str) -> bool,
+    mut compared: Compared<'_>,
     options: AuditOptions,
-    findings: &mut Vec<Finding>,
-) -> Result<Vec<Expected>, Box<Finding>> {
-    let mut expected = family
-        .expected(config, is_present)
-        .map_err(|e| Box::new(bad_config(&e)))?;
+) -> Result<Vec<Finding>, Vec<Finding>> {
+    let dtype = families::expected_dtype(config);
+    let quantization = Quantization::of_config(config);
+    let (present, unread, tensors) = (compared.present, compared.unread, compared.tensors);
+    let is_present =
+        |name: &str| present.find(tensors, |t| &t.name, name).is_some() || unread.names(name);
+    let mut compare = |mut expected: Expected| {
+        if let Ok(Some(dtype)) = dtype {
+            expected.dtype = ExpectedDtype::One(dtype);
+        }
+        match &quantization {
+            Ok(Some(quantization)) => {
+                let tensors = quantization.tensors_of(expected).into_iter();
+                tensors.for_each(|expected| compared.compare(&expected));
+            }
+            _ => compared.compare(&expected),
+        }
+    };
+    let listed = family.for_each_expected(config, &is_present, &mut compare);
+    listed.map_err(|e| vec![bad_config(&e)])?;
     // numbers that no tensor fixes
-    if let Err(e) = family.text_facts(config) {
-        findings.push(bad_config(&e));
-    }
-    match families::expected_dtype(config) {
-        Ok(None) => {}
-        Ok(Some(dtype)) => expected
-            .iter_mut()
-            .for_each(|e| e.dtype = ExpectedDtype::One(dtype)),
-        Err(e) => findings.push(bad_config(&e)),
-    }
-    match Quantization::of_config(config) {
-        Ok(None) => Ok(expected),
-        Ok(Some(quantization)) => Ok(quantization.apply(expected)),
+    let facts = family.text_facts(config).err();
+    let mut found: Vec<Finding> = facts.iter().chain(&dtype.err()).map(bad_config).collect();
+    match quantization {
+        Ok(_) => {
+            found.extend(compared.finish());
+            Ok(found)
+        }
         // it is packed as it is, like tensors that no rule names
         Err(e) if options.allows_unknown() => {
             let seen = format!("{e}: whether tensors are missing is unknown");
-            Err(Box::new(Finding::new(FindingKind::NotAudited).seen(seen)))
+            found.push(Finding::new(FindingKind::NotAudited).seen(seen));
+            Err(found)
         }
-        Err(e) => Err(Box::new(bad_config(&e))),
+        Err(e) => {
+            found.push(bad_config(&e));
+            Err(found)
+        }
     }
 }
 
@@ -377,7 +411,7 @@ fn bad_config(error: &families::ConfigError) -> Finding {
         .seen(error)
 }
 
-fn not_audited(checkpoint: &Described<'_>) -> Finding {
+fn not_audited(checkpoint: &Listed<'_>) -> Finding {
     let why = match checkpoint.config {
         None => "there is no config.json",
         Some(_) => "the family is unknown",
@@ -388,9 +422,9 @@ fn not_audited(checkpoint: &Described<'_>) -> Finding {
 
 /// The other shards are missed by design, so there is no audit; `pack` refuses that, with this
 /// reason.
-fn one_of_several(checkpoint: &Described<'_>) -> Finding {
+fn one_of_several(checkpoint: &Listed<'_>) -> Finding {
     let mut finding = Finding::new(FindingKind::NotAudited);
-    finding.file = checkpoint.shards.first().map(|s| s.path.to_owned());
+    finding.file = checkpoint.shards.first().map(|&path| path.to_owned());
     let finding = finding.seen("is one shard of several (an index lies beside it)");
     finding.wanted("the folder")
 }
@@ -405,7 +439,7 @@ enum Unread<'a> {
 }
 
 impl<'a> Unread<'a> {
-    fn of(checkpoint: &Described<'a>) -> Self {
+    fn of(checkpoint: &Listed<'a>) -> Self {
         let Some(index) = checkpoint.index else {
             return match checkpoint.shards_missing {
                 true => Self::Any,
@@ -428,38 +462,59 @@ impl<'a> Unread<'a> {
     }
 }
 
-/// A checkpoint's tensors by name, and what every one of them is held against.
+/// A checkpoint's tensors by name, while those that it has to have are compared with them.
 struct Compared<'a> {
-    checkpoint: &'a Described<'a>,
-    present: &'a HashMap<&'a str, &'a InventoryTensor>,
+    checkpoint: &'a Listed<'a>,
+    tensors: &'a [InventoryTensor],
+    present: &'a NameIndex,
+    /// Which of the tensors were called for.
+    wanted: Vec<bool>,
     unread: &'a Unread<'a>,
+    /// Whether any tensor has to be of a certain dtype.
+    has_dtypes: bool,
+    findings: Vec<Finding>,
 }
 
 impl Compared<'_> {
-    fn compare(&self, expected: &[Expected], findings: &mut Vec<Finding>) {
-        let mut wanted = HashSet::with_capacity(expected.len());
-        for e in expected {
-            wanted.insert(e.name.as_str());
-            match self.present.get(e.name.as_str()) {
-                Some(tensor) => self.compare_one(e, tensor, findings),
-                None => findings.extend(self.missing(e)),
+    fn compare(&mut self, e: &Expected) {
+        self.has_dtypes |= e.dtype != ExpectedDtype::Any;
+        let tensors = self.tensors;
+        match self.present.find(tensors, |t| &t.name, &e.name) {
+            Some(number) => {
+                self.wanted[number] = true;
+                self.compare_one(e, &tensors[number]);
+            }
+            None => {
+                let missing = self.missing(e);
+                self.findings.extend(missing);
             }
         }
-        let classified = |t: &&&InventoryTensor| t.component != Component::Unclassified;
-        let extra = self.present.values().filter(classified);
-        for t in extra.filter(|t| !wanted.contains(t.name.as_str())) {
+    }
+
+    /// Everything that differs, tensors that nothing called for among it.
+    fn finish(mut self) -> Vec<Finding> {
+        for (number, t) in self.tensors.iter().enumerate() {
+            let is_other = self.present.find(self.tensors, |t| &t.name, &t.name) != Some(number);
+            if self.wanted[number] || is_other || t.component == Component::Unclassified {
+                continue;
+            }
             let seen = match t.part {
                 Part::Weight | Part::Bias => {
                     "the architecture that config.json describes has no such tensor".to_owned()
                 }
                 part => format!("config.json describes no quantised weight with this {part}"),
             };
-            findings.push(self.about(FindingKind::ExtraTensor, t).seen(seen));
+            let finding = self.about(FindingKind::ExtraTensor, t).seen(seen);
+            self.findings.push(finding);
         }
+        if !self.has_dtypes {
+            self.findings.extend(mixed_dtypes(self.tensors));
+        }
+        self.findings
     }
 
     fn about(&self, kind: FindingKind, tensor: &InventoryTensor) -> Finding {
-        let file = self.checkpoint.shards[tensor.shard].path;
+        let file = self.checkpoint.shards[tensor.shard];
         Finding::new(kind).tensor(&tensor.name).file(file)
     }
 
@@ -476,16 +531,17 @@ impl Compared<'_> {
         Some(finding.wanted(wanted))
     }
 
-    fn compare_one(&self, e: &Expected, tensor: &InventoryTensor, findings: &mut Vec<Finding>) {
+    fn compare_one(&mut self, e: &Expected, tensor: &InventoryTensor) {
         if tensor.shape != e.shape {
             let finding = self.about(FindingKind::MisshapedTensor, tensor);
             let finding = finding.seen(format!("shape {:?}", tensor.shape));
-            findings.push(finding.wanted(format!("{:?}", e.shape)));
+            self.findings.push(finding.wanted(format!("{:?}", e.shape)));
         }
         if !e.dtype.allows(tensor.dtype) {
             let finding = self.about(FindingKind::WrongDtype, tensor);
             let finding = finding.seen(tensor.dtype);
-            findings.push(finding.wanted(format!("{}, as config.json says", e.dtype)));
+            let wanted = format!("{}, as config.json says", e.dtype);
+            self.findings.push(finding.wanted(wanted));
         }
     }
 }

@@ -140,7 +140,6 @@ struct SegmentKey {
 
 /// A tensor with all that its order depends on.
 struct Placed {
-    pack: (Component, Option<u32>),
     segment: SegmentKey,
     tensor: PlannedTensor,
 }
@@ -150,24 +149,12 @@ struct Placed {
 /// # Errors
 /// A selection that names nothing or leaves nothing; stacked tensors that cannot be split.
 pub fn plan(inventory: &Inventory, selection: &Selection, codec: Codec) -> Result<Plan, PlanError> {
-    let mut present: Vec<Component> = inventory.tensors.iter().map(|t| t.component).collect();
-    present.sort_unstable();
-    present.dedup();
-    selection.check(&present)?;
-    let mut placed = Vec::new();
-    for tensor in inventory
-        .tensors
-        .iter()
-        .filter(|t| selection.takes(t.component))
-    {
-        place(inventory, tensor, &mut placed)?;
-    }
-    if placed.is_empty() {
+    let packs: Vec<PlannedPack> =
+        PackPlanner::new(inventory, selection, codec)?.collect::<Result<_, _>>()?;
+    if packs.is_empty() {
         return Err(PlanError::Empty);
     }
-    check_unique(&placed)?;
-    let packs = gather(placed, codec);
-    check_headers(&packs)?;
+    check_unique(&packs)?;
     Ok(Plan {
         format_version: Plan::VERSION,
         generator: GENERATOR.to_owned(),
@@ -179,7 +166,89 @@ pub fn plan(inventory: &Inventory, selection: &Selection, codec: Codec) -> Resul
     })
 }
 
-fn excluded(inventory: &Inventory, selection: &Selection) -> Vec<Excluded> {
+/// What has a pack of its own: a component, and in it the experts of each layer.
+type PackKey = (Component, Option<u32>);
+
+/// The packs of a checkpoint, planned one by one: all of a large model at once are as large as its
+/// manifest. That names are unique is not looked at.
+pub(crate) struct PackPlanner<'a> {
+    inventory: &'a Inventory,
+    codec: Codec,
+    /// The stored tensors of each pack that is not planned yet.
+    waiting: BTreeMap<PackKey, Vec<&'a InventoryTensor>>,
+}
+
+impl<'a> PackPlanner<'a> {
+    /// # Errors
+    /// A selection that names nothing or leaves nothing.
+    pub(crate) fn new(
+        inventory: &'a Inventory,
+        selection: &Selection,
+        codec: Codec,
+    ) -> Result<Self, PlanError> {
+        let mut present: Vec<Component> = inventory.tensors.iter().map(|t| t.component).collect();
+        present.sort_unstable();
+        present.dedup();
+        selection.check(&present)?;
+        let mut waiting: BTreeMap<PackKey, Vec<&InventoryTensor>> = BTreeMap::new();
+        let taken = inventory.tensors.iter();
+        for tensor in taken.filter(|t| selection.takes(t.component)) {
+            waiting.entry(pack_of(tensor)).or_default().push(tensor);
+        }
+        if waiting.is_empty() {
+            return Err(PlanError::Empty);
+        }
+        Ok(Self {
+            inventory,
+            codec,
+            waiting,
+        })
+    }
+}
+
+impl Iterator for PackPlanner<'_> {
+    type Item = Result<PlannedPack, PlanError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let (key, stored) = self.waiting.pop_first()?;
+            let pack = plan_pack(self.inventory, key, &stored, self.codec);
+            // stacks of no experts make no pack
+            if !pack.as_ref().is_ok_and(|pack| pack.segments.is_empty()) {
+                return Some(pack);
+            }
+        }
+    }
+}
+
+/// The pack of a stored tensor; that of all its experts, where it stacks them.
+fn pack_of(stored: &InventoryTensor) -> PackKey {
+    let is_of_experts = stored.expert.is_some() || is_stacked(stored.role);
+    let experts_of = stored.layer.filter(|_| is_of_experts);
+    (stored.component, experts_of)
+}
+
+fn is_stacked(role: Role) -> bool {
+    matches!(role, Role::ExpertGateUpStacked | Role::ExpertDownStacked)
+}
+
+fn plan_pack(
+    inventory: &Inventory,
+    key: PackKey,
+    stored: &[&InventoryTensor],
+    codec: Codec,
+) -> Result<PlannedPack, PlanError> {
+    let mut placed = Vec::with_capacity(stored.len());
+    for tensor in stored {
+        place(inventory, tensor, &mut placed)?;
+    }
+    let pack = gather(key, placed, codec);
+    check_header(&pack)?;
+    Ok(pack)
+}
+
+/// Components that are left behind.
+pub(crate) fn excluded(inventory: &Inventory, selection: &Selection) -> Vec<Excluded> {
     let mut sums: BTreeMap<Component, (u64, u64)> = BTreeMap::new();
     for t in inventory
         .tensors
@@ -211,10 +280,7 @@ fn place(
         offset: stored.offset + offset,
         length,
     };
-    if !matches!(
-        stored.role,
-        Role::ExpertGateUpStacked | Role::ExpertDownStacked
-    ) {
+    if !is_stacked(stored.role) {
         placed.push(put(
             whole,
             stored.name.clone(),
@@ -256,9 +322,7 @@ fn put(
     shape: Vec<u64>,
     source: SourceRange,
 ) -> Placed {
-    let experts_of = what.expert.and(what.layer);
     Placed {
-        pack: (what.component, experts_of),
         segment: segment_key(what, &name),
         tensor: PlannedTensor {
             name,
@@ -302,87 +366,70 @@ fn segment_key(what: Classification, name: &str) -> SegmentKey {
 
 /// No name twice, and no segment id that is another tensor's name: in a coded pack both name
 /// tensors of one file.
-fn check_unique(placed: &[Placed]) -> Result<(), PlanError> {
-    let names: HashSet<&str> = placed.iter().map(|p| p.tensor.name.as_str()).collect();
-    if names.len() < placed.len() {
-        let mut seen = HashSet::new();
-        let twice = placed.iter().find(|p| !seen.insert(p.tensor.name.as_str()));
-        return Err(PlanError::DuplicateName {
-            name: twice.map_or_else(String::new, |p| p.tensor.name.clone()),
-        });
+fn check_unique(packs: &[PlannedPack]) -> Result<(), PlanError> {
+    let segments = || packs.iter().flat_map(|pack| &pack.segments);
+    let tensors = segments().flat_map(|segment| &segment.tensors);
+    let mut names = HashSet::new();
+    for tensor in tensors {
+        if !names.insert(tensor.name.as_str()) {
+            let name = tensor.name.clone();
+            return Err(PlanError::DuplicateName { name });
+        }
     }
-    match placed
-        .iter()
-        .find(|p| names.contains(p.segment.id.as_str()))
-    {
+    match segments().find(|segment| names.contains(segment.id.as_str())) {
         None => Ok(()),
-        Some(p) => Err(PlanError::ReservedName {
-            name: p.segment.id.clone(),
+        Some(segment) => Err(PlanError::ReservedName {
+            name: segment.id.clone(),
         }),
     }
 }
 
 /// A stock reader refuses longer headers.
-fn check_headers(packs: &[PlannedPack]) -> Result<(), PlanError> {
-    match packs.iter().find(|p| p.data_offset > MAX_HEADER_BYTES) {
-        None => Ok(()),
-        Some(p) => Err(PlanError::HeaderTooLong {
-            path: p.path.clone(),
-            length: p.data_offset,
-        }),
+fn check_header(pack: &PlannedPack) -> Result<(), PlanError> {
+    if pack.data_offset <= MAX_HEADER_BYTES {
+        return Ok(());
     }
+    Err(PlanError::HeaderTooLong {
+        path: pack.path.clone(),
+        length: pack.data_offset,
+    })
 }
 
-fn gather(mut placed: Vec<Placed>, codec: Codec) -> Vec<PlannedPack> {
+fn gather(key: PackKey, mut placed: Vec<Placed>, codec: Codec) -> PlannedPack {
     placed.sort_by(|a, b| {
-        let key = |p: &Placed| (p.pack, p.tensor.role);
-        (a.pack, &a.segment, key(a).1)
-            .cmp(&(b.pack, &b.segment, key(b).1))
+        (&a.segment, a.tensor.role)
+            .cmp(&(&b.segment, b.tensor.role))
             .then_with(|| natural(&a.tensor.name).cmp(&natural(&b.tensor.name)))
     });
-    let mut packs: Vec<PlannedPack> = Vec::new();
-    let mut open: Option<((Component, Option<u32>), SegmentKey)> = None;
-    for Placed {
-        pack,
-        segment,
-        tensor,
-    } in placed
-    {
-        let same_pack = open.as_ref().is_some_and(|(p, _)| *p == pack);
-        if !same_pack {
-            packs.push(PlannedPack {
-                path: pack_path(pack),
-                component: pack.0,
-                data_offset: 0,
-                length: 0,
-                estimated_length: None,
-                segments: Vec::new(),
-            });
-        }
-        let Some(last) = packs.last_mut() else {
-            continue;
-        };
-        if !same_pack || open.as_ref().is_none_or(|(_, s)| *s != segment) {
-            last.segments.push(PlannedSegment {
+    let mut pack = PlannedPack {
+        path: pack_path(key),
+        component: key.0,
+        data_offset: 0,
+        length: 0,
+        estimated_length: None,
+        segments: Vec::new(),
+    };
+    let mut open: Option<SegmentKey> = None;
+    for Placed { segment, tensor } in placed {
+        if open.as_ref() != Some(&segment) {
+            pack.segments.push(PlannedSegment {
                 id: segment.id.clone(),
                 raw_length: 0,
                 tensors: Vec::new(),
             });
+            open = Some(segment);
         }
-        if let Some(segment) = last.segments.last_mut() {
+        if let Some(segment) = pack.segments.last_mut() {
             segment.raw_length = segment.raw_length.saturating_add(tensor.source.length);
             segment.tensors.push(tensor);
         }
-        open = Some((pack, segment));
     }
-    for pack in &mut packs {
-        pack.data_offset = pack::data_start(&pack.specs(), codec);
-        pack.length = pack.data_offset.saturating_add(pack.raw_length());
-    }
-    packs
+    pack.data_offset = pack::data_start(&pack.specs(), codec);
+    pack.length = pack.data_offset.saturating_add(pack.raw_length());
+    pack
 }
 
-fn pack_path((component, experts_of): (Component, Option<u32>)) -> String {
+fn pack_path((component, experts_of): PackKey) -> String {
     match experts_of {
         Some(layer) => format!("{PACKS}/{component}.experts.{layer:02}.safetensors"),
         None => format!("{PACKS}/{component}.safetensors"),

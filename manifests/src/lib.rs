@@ -77,6 +77,7 @@ pub mod families;
 pub mod folder;
 pub mod json;
 pub mod layout;
+mod name_index;
 pub mod names;
 pub mod quantization;
 pub mod registry;

@@ -17,7 +17,7 @@ use crate::causes::without_path;
 /// `Findings` with every difference; where a kept file cannot be read, why not.
 pub(super) fn refuse_underived(pack: &Pack, outcome: &str) -> Result<(), StepError> {
     let mut findings = match Kept::read(pack) {
-        Ok(kept) => derive(pack.manifest(), &kept).findings,
+        Ok(kept) => derive(pack.manifest(), kept).findings,
         Err(errors) => {
             let findings: Result<Vec<_>, _> = errors.into_iter().map(finding_of).collect();
             findings?

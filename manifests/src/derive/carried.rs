@@ -3,31 +3,27 @@
 
 use std::collections::HashMap;
 
-use segpack_formats::safetensors;
-
-use super::kept::Kept;
-use crate::documents::{Finding, FindingKind, Manifest, TensorEntry};
+use crate::documents::{Finding, FindingKind, Inventory, InventoryTensor, Manifest, TensorEntry};
 
 /// Every tensor of every kept header is in the pack, as it is or cut into adjacent pieces.
-pub(super) fn compare(manifest: &Manifest, kept: &Kept, findings: &mut Vec<Finding>) {
+pub(super) fn compare(manifest: &Manifest, inventory: &Inventory, findings: &mut Vec<Finding>) {
     let mut packed: HashMap<(&str, &str), Vec<&TensorEntry>> = HashMap::new();
     for tensor in &manifest.tensors {
         let source = (tensor.source.file.as_str(), tensor.source.tensor.as_str());
         packed.entry(source).or_default().push(tensor);
     }
     let (mut left, mut left_bytes) = (0_u64, 0_u64);
-    for shard in &kept.shards {
-        for stored in &shard.header.tensors {
-            match packed.remove(&(shard.path.as_str(), stored.name.as_str())) {
-                Some(parts) => findings.extend(differing(&shard.path, stored, parts)),
-                None if manifest.excluded.is_empty() => findings.push(
-                    Finding::new(FindingKind::NotInPack)
-                        .tensor(&stored.name)
-                        .file(&shard.path)
-                        .seen("the shard's kept header lists it, but the manifest does not"),
-                ),
-                None => (left, left_bytes) = (left + 1, left_bytes + stored.length),
-            }
+    for stored in &inventory.tensors {
+        let shard = inventory.shards[stored.shard].path.as_str();
+        match packed.remove(&(shard, stored.name.as_str())) {
+            Some(parts) => findings.extend(differing(shard, stored, parts)),
+            None if manifest.excluded.is_empty() => findings.push(
+                Finding::new(FindingKind::NotInPack)
+                    .tensor(&stored.name)
+                    .file(shard)
+                    .seen("the shard's kept header lists it, but the manifest does not"),
+            ),
+            None => (left, left_bytes) = (left + 1, left_bytes + stored.length),
         }
     }
     let mut unknown: Vec<&TensorEntry> = packed.into_values().flatten().collect();
@@ -59,7 +55,7 @@ pub(super) fn compare(manifest: &Manifest, kept: &Kept, findings: &mut Vec<Findi
 /// The parts of a stored tensor, in order, are its bytes; a single part is the tensor itself.
 fn differing(
     shard: &str,
-    stored: &safetensors::TensorEntry,
+    stored: &InventoryTensor,
     mut parts: Vec<&TensorEntry>,
 ) -> Option<Finding> {
     parts.sort_by_key(|t| (t.source.offset, t.source.length));

@@ -18,7 +18,7 @@ use segpack_formats::safetensors::ShardIndex;
 
 pub use kept::{Kept, KeptError, KeptShard};
 
-use crate::audit::{Audit, AuditOptions, Described, ShardTensors, audit};
+use crate::audit::{Audit, AuditOptions, Listed, audit_listed, family_of, list_tensor};
 use crate::documents::{
     Completeness, Finding, FindingKind, GENERATOR, Inventory, Manifest, ModelFacts, Severity,
     SourceShard,
@@ -42,23 +42,26 @@ const TOLERANT: AuditOptions = AuditOptions {
     allow_unaudited: true,
 };
 
-/// Compares a manifest with the one that follows from what its pack keeps.
+/// Compares a manifest with the one that follows from what its pack keeps. The tensors of the kept
+/// headers and the index, each as large as a third of the manifest, are let go of as soon as they
+/// are not needed.
 #[must_use]
-pub fn derive(manifest: &Manifest, kept: &Kept) -> Derivation {
+pub fn derive(manifest: &Manifest, mut kept: Kept) -> Derivation {
     let mut findings = Vec::new();
-    let mut audit = audit(&described(kept), TOLERANT);
-    findings.extend(missing_shards(kept));
-    record::compare(manifest, kept, &mut findings);
-    let known = compare_model(manifest, kept, audit.family, &mut findings);
+    findings.extend(missing_shards(&kept));
+    record::compare(manifest, &kept, &mut findings);
+    let mut audit = audit_kept(&mut kept);
+    kept.index = None;
+    let known = compare_model(manifest, &kept, audit.family, &mut findings);
     let complete = audit.complete && known;
     let audited = std::mem::take(&mut audit.findings);
-    let inventory = inventory(manifest, kept, audit);
+    let inventory = inventory(manifest, &kept, audit);
     if known && !tensors::holds_newer_words(manifest, &inventory) {
         findings.extend(audited);
         tensors::compare(manifest, &inventory, &mut findings);
     } else {
         findings.extend(audited.into_iter().filter(is_of_index));
-        carried::compare(manifest, kept, &mut findings);
+        carried::compare(manifest, &inventory, &mut findings);
         findings.push(carried::not_audited(manifest));
         return Derivation {
             completeness: Completeness::NotKnown,
@@ -71,17 +74,24 @@ pub fn derive(manifest: &Manifest, kept: &Kept) -> Derivation {
     }
 }
 
-fn described(kept: &Kept) -> Described<'_> {
-    let shards = kept.shards.iter().map(|shard| ShardTensors {
-        path: &shard.path,
-        tensors: &shard.header.tensors,
-    });
-    Described {
+/// The audit of a checkpoint that has these headers, from which it takes the tensors.
+fn audit_kept(kept: &mut Kept) -> Audit {
+    let headers = kept.shards.iter().map(|shard| &shard.header);
+    let names = headers.flat_map(|header| &header.tensors);
+    let family = family_of(kept.config.as_ref(), names.map(|t| t.name.as_str()));
+    let count = kept.shards.iter().map(|s| s.header.tensors.len()).sum();
+    let mut tensors = Vec::with_capacity(count);
+    for (number, shard) in kept.shards.iter_mut().enumerate() {
+        let stored = std::mem::take(&mut shard.header.tensors).into_iter();
+        tensors.extend(stored.map(|t| list_tensor(t, number, family)));
+    }
+    let listed = Listed {
         config: kept.config.as_ref(),
         index: kept.index.as_ref(),
-        shards: shards.collect(),
-        ..Described::default()
-    }
+        shards: kept.shards.iter().map(|s| s.path.as_str()).collect(),
+        ..Listed::default()
+    };
+    audit_listed(&listed, family, tensors, TOLERANT)
 }
 
 /// Whether the audit found it without the rules of a family: of a model that this build does not
@@ -98,13 +108,16 @@ fn is_of_index(finding: &Finding) -> bool {
 
 /// The inventory of the checkpoint, as the kept headers have it.
 fn inventory(manifest: &Manifest, kept: &Kept, audit: Audit) -> Inventory {
-    let shards = kept.shards.iter().map(|shard| SourceShard {
+    let held = |number| audit.tensors.iter().filter(|t| t.shard == number).count();
+    let shards = kept.shards.iter().enumerate();
+    let shards = shards.map(|(number, shard)| SourceShard {
         path: shard.path.clone(),
         length: shard.length,
         data_start: shard.header.data_start,
-        tensors: shard.header.tensors.len() as u64,
+        tensors: held(number) as u64,
         hub_sha256: None,
     });
+    let shards = shards.collect();
     Inventory {
         format_version: Inventory::VERSION,
         generator: GENERATOR.to_owned(),
@@ -115,7 +128,7 @@ fn inventory(manifest: &Manifest, kept: &Kept, audit: Audit) -> Inventory {
         counts: audit.counts,
         classes: Vec::new(),
         roles: Vec::new(),
-        shards: shards.collect(),
+        shards,
         files: Vec::new(),
         left_out: manifest.left_out.clone(),
         findings: Vec::new(),

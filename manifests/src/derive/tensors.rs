@@ -4,10 +4,11 @@ use std::collections::HashMap;
 
 use super::writer::is_newer;
 use crate::documents::{
-    Excluded, Finding, FindingKind, Inventory, Manifest, Plan, PlannedTensor, SegmentEntry,
-    SourceFileKind, TensorEntry,
+    Excluded, Finding, FindingKind, Inventory, Manifest, PlannedPack, PlannedSegment,
+    PlannedTensor, SegmentEntry, SourceFileKind, TensorEntry,
 };
-use crate::layout::{self, Selection};
+use crate::layout::{self, PackPlanner, PlanError, Selection};
+use crate::name_index::NameIndex;
 use crate::names::{Classification, Component};
 
 /// Whether a newer program classified a tensor that no rule of this one names.
@@ -33,22 +34,32 @@ pub(super) fn compare(manifest: &Manifest, inventory: &Inventory, findings: &mut
         include: options.include.clone(),
         exclude: options.exclude.clone(),
     };
-    let plan = match layout::plan(inventory, &selection, options.codec) {
-        Ok(plan) => plan,
+    match differences(manifest, inventory, &selection) {
+        Ok(differences) => findings.extend(differences),
         Err(e) => {
             let finding = Finding::new(FindingKind::WrongExcluded);
-            return findings.push(finding.seen(format!("no plan follows from its options: {e}")));
+            findings.push(finding.seen(format!("no plan follows from its options: {e}")));
         }
-    };
-    compare_excluded(&manifest.excluded, &plan.excluded, findings);
-    compare_excluded_bytes(manifest, inventory, &plan, findings);
-    let before = findings.len();
-    compare_tensors(manifest, &plan, findings);
-    compare_segments(manifest, &plan, findings);
-    compare_packs(manifest, &plan, findings);
-    if findings.len() == before {
-        findings.extend(wrong_order(manifest, &plan));
     }
+}
+
+/// Every difference from the plan, which is made and compared pack by pack.
+fn differences(
+    manifest: &Manifest,
+    inventory: &Inventory,
+    selection: &Selection,
+) -> Result<Vec<Finding>, PlanError> {
+    let packs = PackPlanner::new(inventory, selection, manifest.options.codec)?;
+    let mut findings = Vec::new();
+    let excluded = layout::excluded(inventory, selection);
+    compare_excluded(&manifest.excluded, &excluded, &mut findings);
+    compare_excluded_bytes(manifest, inventory, selection, &mut findings);
+    let mut listed = Listed::of(manifest);
+    for pack in packs {
+        listed.compare_pack(&pack?)?;
+    }
+    findings.extend(listed.finish());
+    Ok(findings)
 }
 
 /// Components that were left behind, by the options and the kept headers.
@@ -84,12 +95,13 @@ fn compare_excluded(seen: &[Excluded], wanted: &[Excluded], findings: &mut Vec<F
 fn compare_excluded_bytes(
     manifest: &Manifest,
     inventory: &Inventory,
-    plan: &Plan,
+    selection: &Selection,
     findings: &mut Vec<Finding>,
 ) {
     let mut packed: HashMap<&str, u64> = HashMap::new();
-    for t in planned(plan).map(|p| p.tensor) {
-        *packed.entry(&t.source.file).or_default() += t.source.length;
+    let taken = inventory.tensors.iter();
+    for t in taken.filter(|t| selection.takes(t.component)) {
+        *packed.entry(&inventory.shards[t.shard].path).or_default() += t.length;
     }
     let lengths: HashMap<&str, u64> = inventory
         .shards
@@ -126,52 +138,194 @@ struct PlannedPlace<'a> {
     offset: u64,
 }
 
-fn planned(plan: &Plan) -> impl Iterator<Item = PlannedPlace<'_>> {
-    let segments = plan
-        .packs
-        .iter()
-        .flat_map(|pack| pack.segments.iter().map(move |segment| (pack, segment)));
-    segments.flat_map(|(pack, segment)| {
+/// The lists of a manifest, while they are compared with the packs of the plan.
+struct Listed<'a> {
+    manifest: &'a Manifest,
+    tensors: Listing,
+    segments: Listing,
+    packs: Listing,
+    /// The first entry that is not the one that pack would write there, and that one.
+    out_of_order: Option<(&'a str, String)>,
+    findings: Vec<Finding>,
+}
+
+/// A list by names, and which of it the plan has.
+struct Listing {
+    index: NameIndex,
+    planned: Vec<bool>,
+    /// Number of the entry that comes next in the order of the plan.
+    next: usize,
+}
+
+impl Listing {
+    fn of<T>(list: &[T], name: impl Fn(&T) -> &str) -> Self {
+        Self {
+            index: NameIndex::of(list, name),
+            planned: vec![false; list.len()],
+            next: 0,
+        }
+    }
+
+    /// The entry of this name, which is in the plan; an error where it has been before.
+    fn take<T>(
+        &mut self,
+        list: &[T],
+        name_of: impl Fn(&T) -> &str,
+        name: &str,
+    ) -> Result<Option<usize>, PlanError> {
+        let Some(number) = self.index.find(list, name_of, name) else {
+            return Ok(None);
+        };
+        if std::mem::replace(&mut self.planned[number], true) {
+            let name = name.to_owned();
+            return Err(PlanError::DuplicateName { name });
+        }
+        Ok(Some(number))
+    }
+
+    /// The entries that the plan does not have.
+    fn others<'a, T>(&'a self, list: &'a [T]) -> impl Iterator<Item = &'a T> {
+        let entries = list.iter().zip(&self.planned);
+        entries.filter(|(_, planned)| !**planned).map(|(t, _)| t)
+    }
+}
+
+impl<'a> Listed<'a> {
+    fn of(manifest: &'a Manifest) -> Self {
+        Self {
+            manifest,
+            tensors: Listing::of(&manifest.tensors, |t| &t.name),
+            segments: Listing::of(&manifest.segments, |s| &s.id),
+            packs: Listing::of(&manifest.packs, |p| &p.path),
+            out_of_order: None,
+            findings: Vec::new(),
+        }
+    }
+
+    /// The next pack of the plan, with all that is in it.
+    fn compare_pack(&mut self, wanted: &PlannedPack) -> Result<(), PlanError> {
+        let packs = &self.manifest.packs;
+        let finding = Finding::new(FindingKind::WrongPlacement).file(&wanted.path);
+        match self.packs.take(packs, |p| &p.path, &wanted.path)? {
+            None => {
+                let finding = finding.seen("the manifest does not list this pack");
+                self.findings.push(finding);
+            }
+            Some(number) if packs[number].component != wanted.component => {
+                let finding = finding.seen(format!("component {}", packs[number].component));
+                self.findings.push(finding.wanted(wanted.component));
+            }
+            Some(_) => {}
+        }
+        let seen = packs.get(self.packs.next).map(|p| p.path.as_str());
+        self.packs.next += 1;
+        self.note_order(seen, &wanted.path);
+        for segment in &wanted.segments {
+            self.compare_segment(segment, wanted)?;
+        }
+        Ok(())
+    }
+
+    fn compare_segment(
+        &mut self,
+        wanted: &PlannedSegment,
+        pack: &PlannedPack,
+    ) -> Result<(), PlanError> {
+        let segments = &self.manifest.segments;
+        let finding = Finding::new(FindingKind::WrongPlacement).segment(&wanted.id);
+        match self.segments.take(segments, |s| &s.id, &wanted.id)? {
+            None => {
+                let finding = finding.seen("the manifest does not list it");
+                self.findings
+                    .push(finding.wanted(format!("it in {}", pack.path)));
+            }
+            Some(number) => {
+                let seen = &segments[number];
+                let said = |pack: &str, length| format!("{length} raw bytes in {pack}");
+                if (&*pack.path, wanted.raw_length) != (&*seen.pack, seen.raw_length) {
+                    let finding = finding.seen(said(&seen.pack, seen.raw_length));
+                    let wanted = said(&pack.path, wanted.raw_length);
+                    self.findings.push(finding.wanted(wanted));
+                }
+            }
+        }
+        let seen = segments.get(self.segments.next).map(|s| s.id.as_str());
+        self.segments.next += 1;
+        self.note_order(seen, &wanted.id);
         let mut offset = 0_u64;
-        segment.tensors.iter().map(move |tensor| {
+        for tensor in &wanted.tensors {
             let place = PlannedPlace {
                 tensor,
                 component: pack.component,
-                segment: &segment.id,
+                segment: &wanted.id,
                 pack: &pack.path,
                 offset,
             };
+            self.compare_tensor(place)?;
             offset = offset.saturating_add(tensor.source.length);
-            place
-        })
-    })
-}
+        }
+        Ok(())
+    }
 
-fn compare_tensors(manifest: &Manifest, plan: &Plan, findings: &mut Vec<Finding>) {
-    let mut wanted: HashMap<&str, PlannedPlace<'_>> = planned(plan)
-        .map(|place| (place.tensor.name.as_str(), place))
-        .collect();
-    let packs: HashMap<&str, &str> = manifest
-        .segments
-        .iter()
-        .map(|s| (s.id.as_str(), s.pack.as_str()))
-        .collect();
-    for seen in &manifest.tensors {
-        match wanted.remove(seen.name.as_str()) {
-            Some(place) => compare_tensor(seen, &packs, place, findings),
-            None => {
-                let finding = Finding::new(FindingKind::NotInCheckpoint).tensor(&seen.name);
-                let finding = finding.segment(&seen.segment);
-                findings.push(finding.seen(
-                    "is in the manifest, but the kept headers and the options call for no tensor \
-                     of this name",
-                ));
+    fn compare_tensor(&mut self, place: PlannedPlace<'_>) -> Result<(), PlanError> {
+        let tensors = &self.manifest.tensors;
+        match self
+            .tensors
+            .take(tensors, |t| &t.name, &place.tensor.name)?
+        {
+            None => self.findings.push(not_packed(place)),
+            Some(number) => {
+                let seen = &tensors[number];
+                let segments = &self.manifest.segments;
+                let segment = self.segments.index.find(segments, |s| &s.id, &seen.segment);
+                let pack = segment.map(|number| segments[number].pack.as_str());
+                compare_tensor(seen, pack, place, &mut self.findings);
             }
         }
+        Ok(())
     }
-    let mut missing: Vec<PlannedPlace<'_>> = wanted.into_values().collect();
-    missing.sort_by(|a, b| a.tensor.name.cmp(&b.tensor.name));
-    findings.extend(missing.into_iter().map(not_packed));
+
+    /// Keeps the first entry of a list that is in the place of another.
+    fn note_order(&mut self, seen: Option<&'a str>, wanted: &str) {
+        if let Some(seen) = seen.filter(|seen| *seen != wanted) {
+            self.out_of_order
+                .get_or_insert_with(|| (seen, wanted.to_owned()));
+        }
+    }
+
+    /// Every difference; what the plan does not have, and the order, among them.
+    fn finish(mut self) -> Vec<Finding> {
+        let manifest = self.manifest;
+        for tensor in self.tensors.others(&manifest.tensors) {
+            let finding = Finding::new(FindingKind::NotInCheckpoint).tensor(&tensor.name);
+            let finding = finding.segment(&tensor.segment);
+            self.findings.push(finding.seen(
+                "is in the manifest, but the kept headers and the options call for no tensor of \
+                 this name",
+            ));
+        }
+        let placement = || Finding::new(FindingKind::WrongPlacement);
+        for segment in self.segments.others(&manifest.segments) {
+            let finding = placement().segment(&segment.id);
+            let seen = "no tensors of the checkpoint make it up";
+            self.findings.push(finding.seen(seen));
+        }
+        for pack in self.packs.others(&manifest.packs) {
+            let finding = placement().file(&pack.path);
+            let seen = "no tensors of the checkpoint go into this pack";
+            self.findings.push(finding.seen(seen));
+        }
+        let coded = manifest.segments.iter();
+        self.findings
+            .extend(coded.filter_map(|segment| wrong_codec(segment, manifest)));
+        // the right things in another order
+        if let (true, Some((seen, wanted))) = (self.findings.is_empty(), self.out_of_order) {
+            let finding = placement().seen(format!("{seen} in the place of {wanted}"));
+            self.findings
+                .push(finding.wanted("the order in which pack writes them"));
+        }
+        self.findings
+    }
 }
 
 /// A tensor that a shard had, and that the manifest does not have.
@@ -185,7 +339,7 @@ fn not_packed(place: PlannedPlace<'_>) -> Finding {
 
 fn compare_tensor(
     seen: &TensorEntry,
-    packs: &HashMap<&str, &str>,
+    pack: Option<&str>,
     wanted: PlannedPlace<'_>,
     findings: &mut Vec<Finding>,
 ) {
@@ -215,7 +369,6 @@ fn compare_tensor(
         let finding = finding.seen(in_words(seen.classification()));
         findings.push(finding.wanted(format!("{}, by its name", in_words(classified))));
     }
-    let pack = packs.get(seen.segment.as_str()).copied();
     if (seen.segment.as_str(), pack, seen.offset)
         != (wanted.segment, Some(wanted.pack), wanted.offset)
     {
@@ -252,35 +405,6 @@ fn in_words(what: Classification) -> String {
     text
 }
 
-fn compare_segments(manifest: &Manifest, plan: &Plan, findings: &mut Vec<Finding>) {
-    let mut wanted: HashMap<&str, (&str, u64)> = plan
-        .packs
-        .iter()
-        .flat_map(|p| p.segments.iter().map(move |s| (p, s)))
-        .map(|(p, s)| (s.id.as_str(), (p.path.as_str(), s.raw_length)))
-        .collect();
-    for seen in &manifest.segments {
-        let finding = || Finding::new(FindingKind::WrongPlacement).segment(&seen.id);
-        match wanted.remove(seen.id.as_str()) {
-            None => findings.push(finding().seen("no tensors of the checkpoint make it up")),
-            Some((pack, length)) if (pack, length) != (seen.pack.as_str(), seen.raw_length) => {
-                let said = |pack: &str, length| format!("{length} raw bytes in {pack}");
-                let finding = finding().seen(said(&seen.pack, seen.raw_length));
-                findings.push(finding.wanted(said(pack, length)));
-            }
-            Some(_) => {}
-        }
-        findings.extend(wrong_codec(seen, manifest));
-    }
-    let mut missing: Vec<_> = wanted.into_iter().collect();
-    missing.sort_unstable();
-    for (id, (pack, _)) in missing {
-        let finding = Finding::new(FindingKind::WrongPlacement).segment(id);
-        let finding = finding.seen("the manifest does not list it");
-        findings.push(finding.wanted(format!("it in {pack}")));
-    }
-}
-
 /// A segment is of the pack's codec, or raw where it did not shrink.
 fn wrong_codec(segment: &SegmentEntry, manifest: &Manifest) -> Option<Finding> {
     use segpack_formats::codec::Codec;
@@ -291,55 +415,4 @@ fn wrong_codec(segment: &SegmentEntry, manifest: &Manifest) -> Option<Finding> {
     let finding = Finding::new(FindingKind::WrongRecord).segment(&segment.id);
     let finding = finding.seen(format!("codec {seen}"));
     Some(finding.wanted(format!("{wanted}, as options say, or raw")))
-}
-
-fn compare_packs(manifest: &Manifest, plan: &Plan, findings: &mut Vec<Finding>) {
-    let mut wanted: HashMap<&str, Component> = plan
-        .packs
-        .iter()
-        .map(|p| (p.path.as_str(), p.component))
-        .collect();
-    for seen in &manifest.packs {
-        let finding = Finding::new(FindingKind::WrongPlacement).file(&seen.path);
-        match wanted.remove(seen.path.as_str()) {
-            None => findings.push(finding.seen("no tensors of the checkpoint go into this pack")),
-            Some(component) if component != seen.component => {
-                let finding = finding.seen(format!("component {}", seen.component));
-                findings.push(finding.wanted(component));
-            }
-            Some(_) => {}
-        }
-    }
-    let mut missing: Vec<&str> = wanted.into_keys().collect();
-    missing.sort_unstable();
-    findings.extend(missing.into_iter().map(|path| {
-        let finding = Finding::new(FindingKind::WrongPlacement).file(path);
-        finding.seen("the manifest does not list this pack")
-    }));
-}
-
-/// The first of the lists that names the right things in another order.
-fn wrong_order(manifest: &Manifest, plan: &Plan) -> Option<Finding> {
-    let packs = first_difference(
-        manifest.packs.iter().map(|p| p.path.as_str()),
-        plan.packs.iter().map(|p| p.path.as_str()),
-    );
-    let segments = || {
-        let planned = plan.packs.iter().flat_map(|p| &p.segments);
-        first_difference(
-            manifest.segments.iter().map(|s| s.id.as_str()),
-            planned.map(|s| s.id.as_str()),
-        )
-    };
-    let (seen, wanted) = packs.or_else(segments)?;
-    let finding = Finding::new(FindingKind::WrongPlacement);
-    let finding = finding.seen(format!("{seen} in the place of {wanted}"));
-    Some(finding.wanted("the order in which pack writes them"))
-}
-
-fn first_difference<'a>(
-    seen: impl Iterator<Item = &'a str>,
-    wanted: impl Iterator<Item = &'a str>,
-) -> Option<(&'a str, &'a str)> {
-    seen.zip(wanted).find(|(seen, wanted)| seen != wanted)
 }

@@ -65,6 +65,31 @@ pub struct Expected {
     pub classification: Classification,
 }
 
+/// Takes the tensors that a configuration calls for, one by one: all of a large model at once are
+/// megabytes.
+pub(crate) struct ExpectedSink<'a> {
+    count: usize,
+    take: &'a mut dyn FnMut(Expected),
+}
+
+impl<'a> ExpectedSink<'a> {
+    /// Gives them to `take`.
+    pub(crate) fn new(take: &'a mut dyn FnMut(Expected)) -> Self {
+        Self { count: 0, take }
+    }
+
+    /// How many it has taken.
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Takes the next one.
+    pub(crate) fn push(&mut self, tensor: Expected) {
+        self.count += 1;
+        (self.take)(tensor);
+    }
+}
+
 /// One expert's matrix inside a tensor that stacks all experts of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slice {

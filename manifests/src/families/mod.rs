@@ -30,6 +30,7 @@ pub use rules::MAX_TENSORS;
 use crate::names::{Classification, Component, Part, Role};
 use crate::quantization;
 use config::{Section, sections_of_models};
+use expected::ExpectedSink;
 use models::FAMILIES;
 use rules::Rules;
 
@@ -64,7 +65,7 @@ pub(crate) struct FamilyRow {
 }
 
 type ExpectedBy =
-    fn(&Section<'_>, &dyn Fn(&str) -> bool, &mut Vec<Expected>) -> Result<(), ConfigError>;
+    fn(&Section<'_>, &dyn Fn(&str) -> bool, &mut ExpectedSink<'_>) -> Result<(), ConfigError>;
 
 /// What `config.json` has to say of some components of a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -162,9 +163,24 @@ impl Family {
         config: &Value,
         is_present: &dyn Fn(&str) -> bool,
     ) -> Result<Vec<Expected>, ConfigError> {
-        let mut out = Vec::new();
-        (self.0.expected)(&Section::root(config)?, is_present, &mut out)?;
-        Ok(out)
+        let mut all = Vec::new();
+        self.for_each_expected(config, is_present, &mut |tensor| all.push(tensor))?;
+        Ok(all)
+    }
+
+    /// [`expected`](Self::expected), given to `take` one by one.
+    ///
+    /// # Errors
+    ///
+    /// As [`expected`](Self::expected), some tensors having been taken.
+    pub fn for_each_expected(
+        self,
+        config: &Value,
+        is_present: &dyn Fn(&str) -> bool,
+        take: &mut dyn FnMut(Expected),
+    ) -> Result<(), ConfigError> {
+        let mut out = ExpectedSink::new(take);
+        (self.0.expected)(&Section::root(config)?, is_present, &mut out)
     }
 
     /// Facts about the text decoder (the thinker's, in an omni model).

@@ -6,7 +6,6 @@ pub(crate) mod paths;
 mod reader;
 mod source_file;
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -21,6 +20,7 @@ pub use reader::{PackCursor, PackReader};
 pub use source_file::{max_source_bytes, source_file, stored_file};
 
 use crate::documents::{Manifest, ManifestError, SegmentEntry, TensorEntry};
+use crate::name_index::NameIndex;
 
 /// Why a pack folder cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -86,8 +86,8 @@ pub struct Pack {
     folder: PathBuf,
     manifest: Manifest,
     manifest_sha256: Sha256,
-    segments: HashMap<String, usize>,
-    tensors: HashMap<String, usize>,
+    segments: NameIndex,
+    tensors: NameIndex,
 }
 
 impl Pack {
@@ -107,18 +107,8 @@ impl Pack {
     pub fn open_with(folder: &Path, options: OpenOptions) -> Result<Self, PackError> {
         let (manifest, manifest_sha256) = read_manifest(folder, options)?;
         options.check_listed(folder, manifest_sha256)?;
-        let segments = manifest
-            .segments
-            .iter()
-            .enumerate()
-            .map(|(i, s)| (s.id.clone(), i))
-            .collect();
-        let tensors = manifest
-            .tensors
-            .iter()
-            .enumerate()
-            .map(|(i, t)| (t.name.clone(), i))
-            .collect();
+        let segments = NameIndex::of(&manifest.segments, |s| &s.id);
+        let tensors = NameIndex::of(&manifest.tensors, |t| &t.name);
         Ok(Self {
             folder: folder.to_owned(),
             manifest,
@@ -145,12 +135,14 @@ impl Pack {
 
     /// The segment of this id.
     pub fn segment(&self, id: &str) -> Option<&SegmentEntry> {
-        self.segments.get(id).map(|&i| &self.manifest.segments[i])
+        let all = &self.manifest.segments;
+        self.segments.find(all, |s| &s.id, id).map(|i| &all[i])
     }
 
     /// The tensor of this name.
     pub fn tensor(&self, name: &str) -> Option<&TensorEntry> {
-        self.tensors.get(name).map(|&i| &self.manifest.tensors[i])
+        let all = &self.manifest.tensors;
+        self.tensors.find(all, |t| &t.name, name).map(|i| &all[i])
     }
 
     /// The slices of a tensor that the checkpoint stores stacked, in source order; empty where

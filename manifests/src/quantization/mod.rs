@@ -84,11 +84,19 @@ impl Quantization {
     /// The tensors that a checkpoint has, given those that it would have unquantised.
     #[must_use]
     pub fn apply(&self, expected: Vec<Expected>) -> Vec<Expected> {
-        let tensors = expected.into_iter().map(|e| match e.classification.part {
-            Part::Weight if is_quantised(e.classification.role) => self.scheme.tensors_of(e),
-            _ => vec![e],
-        });
+        let tensors = expected.into_iter().map(|e| self.tensors_of(e));
         tensors.flatten().collect()
+    }
+
+    /// The tensors that a checkpoint has in the place of one that it would have unquantised.
+    #[must_use]
+    pub fn tensors_of(&self, expected: Expected) -> Vec<Expected> {
+        match expected.classification.part {
+            Part::Weight if is_quantised(expected.classification.role) => {
+                self.scheme.tensors_of(expected)
+            }
+            _ => vec![expected],
+        }
     }
 }
 

@@ -274,7 +274,7 @@ fn check_derivation(
         return Ok(Completeness::NotKnown); // the finding about the file is an error
     }
     let mut derived = match Kept::read(pack) {
-        Ok(kept) => derive(pack.manifest(), &kept),
+        Ok(kept) => derive(pack.manifest(), kept),
         Err(errors) => {
             for error in errors {
                 match error {

@@ -6,8 +6,9 @@ use crate::families::blocks::decoder::{CAUSAL_LM, Decoder, DecoderDefaults, Spar
 use crate::families::blocks::gqa::GqaDefaults;
 use crate::families::blocks::moe::MoeDefaults;
 use crate::families::config::{ConfigError, Section};
+use crate::families::expected::ExpectedSink;
 use crate::families::rules::{Mount, Rules};
-use crate::families::{Expected, FamilyRow, PartialConfig, TextFacts};
+use crate::families::{FamilyRow, PartialConfig, TextFacts};
 use crate::names::Component;
 
 /// The family's row.
@@ -53,7 +54,7 @@ const DEFAULTS: DecoderDefaults = DecoderDefaults {
 fn expected(
     root: &Section<'_>,
     is_present: &dyn Fn(&str) -> bool,
-    out: &mut Vec<Expected>,
+    out: &mut ExpectedSink<'_>,
 ) -> Result<(), ConfigError> {
     let mut decoder = Decoder::read(root, &DEFAULTS, Sparsity::ByLayer)?;
     decoder.vocabulary.tied = is_tied(root)?;

@@ -20,8 +20,9 @@ use crate::families::blocks::vocabulary::{
 };
 use crate::families::blocks::vocoder::{CODE2WAV, Vocoder};
 use crate::families::config::{ConfigError, MAX_SIZE, Section};
+use crate::families::expected::ExpectedSink;
 use crate::families::rules::{Block, Mount, Rules};
-use crate::families::{Expected, FamilyRow, MediaFacts, PartialConfig, TextFacts};
+use crate::families::{FamilyRow, MediaFacts, PartialConfig, TextFacts};
 use crate::names::Component;
 
 /// The family's row. A thinker saved on its own has its own model type.
@@ -216,7 +217,7 @@ fn rules() -> Rules {
 fn expected(
     root: &Section<'_>,
     is_present: &dyn Fn(&str) -> bool,
-    out: &mut Vec<Expected>,
+    out: &mut ExpectedSink<'_>,
 ) -> Result<(), ConfigError> {
     expect_thinker(root, is_present, out)?;
     if has_talker(root)? {
@@ -253,7 +254,7 @@ fn media_facts(root: &Section<'_>) -> Result<Option<MediaFacts>, ConfigError> {
 fn expect_thinker(
     root: &Section<'_>,
     is_present: &dyn Fn(&str) -> bool,
-    out: &mut Vec<Expected>,
+    out: &mut ExpectedSink<'_>,
 ) -> Result<(), ConfigError> {
     let thinker = thinker_section(root)?;
     let text = thinker.section("text_config")?;
@@ -270,7 +271,7 @@ fn expect_thinker(
 fn expect_talker(
     talker: &Section<'_>,
     is_present: &dyn Fn(&str) -> bool,
-    out: &mut Vec<Expected>,
+    out: &mut ExpectedSink<'_>,
 ) -> Result<(), ConfigError> {
     let text = talker.section("text_config")?;
     // Qwen3OmniMoeTalkerDecoderLayer (modeling_qwen3_omni_moe.py:2905) builds a dense MLP where the
@@ -301,7 +302,7 @@ fn expect_talker(
 
 fn expect_code_predictor(
     predictor: &Section<'_>,
-    out: &mut Vec<Expected>,
+    out: &mut ExpectedSink<'_>,
 ) -> Result<(), ConfigError> {
     let mut decoder = Decoder::read(predictor, &CODE_PREDICTOR_DEFAULTS, Sparsity::Nowhere)?;
     // The talker itself predicts the first code group. Class default: 32.

@@ -4,7 +4,7 @@ use super::pattern::Pattern;
 use super::row::{Dims, Row};
 use super::trie::{Node, Rule};
 use crate::families::config::ConfigError;
-use crate::families::expected::{Expected, ExpectedDtype, Presence};
+use crate::families::expected::{Expected, ExpectedDtype, ExpectedSink, Presence};
 use crate::names::{Component, Role};
 
 /// Most tensors that a configuration may ask for, in all.
@@ -22,7 +22,12 @@ pub(crate) trait BlockOf<D>: Sync {
     fn add_to(&self, place: Place, trie: &mut Node);
 
     /// Adds every tensor that `dims` calls for.
-    fn expect(&self, place: Place, dims: &D, out: &mut Expectation<'_>) -> Result<(), ConfigError>;
+    fn expect(
+        &self,
+        place: Place,
+        dims: &D,
+        out: &mut Expectation<'_, '_>,
+    ) -> Result<(), ConfigError>;
 }
 
 /// Where a block stands: the prefix of its names, and the component.
@@ -40,10 +45,10 @@ pub(crate) struct Mount<D: 'static> {
 }
 
 /// The tensors that a configuration calls for, while they are collected.
-pub(crate) struct Expectation<'a> {
+pub(crate) struct Expectation<'a, 's> {
     /// Path of the object of the configuration that is read now, for messages.
     pub(crate) section: String,
-    pub(crate) tensors: &'a mut Vec<Expected>,
+    pub(crate) tensors: &'a mut ExpectedSink<'s>,
 }
 
 impl<D> Mount<D> {
@@ -66,7 +71,7 @@ impl<D> Mount<D> {
         &self,
         dims: &D,
         section: String,
-        tensors: &mut Vec<Expected>,
+        tensors: &mut ExpectedSink<'_>,
     ) -> Result<(), ConfigError> {
         let mut out = Expectation { section, tensors };
         let mut blocks = self.blocks.iter();
@@ -86,7 +91,12 @@ impl<D, B: Dims> BlockOf<D> for Block<D, B> {
         }
     }
 
-    fn expect(&self, place: Place, dims: &D, out: &mut Expectation<'_>) -> Result<(), ConfigError> {
+    fn expect(
+        &self,
+        place: Place,
+        dims: &D,
+        out: &mut Expectation<'_, '_>,
+    ) -> Result<(), ConfigError> {
         let compiled: Vec<_> = self
             .rows
             .iter()
@@ -135,7 +145,7 @@ fn emit<B: Dims>(
     rows: &[&Compiled<'_, B>],
     at: &mut Vec<u32>,
     dims: &B,
-    out: &mut Expectation<'_>,
+    out: &mut Expectation<'_, '_>,
 ) -> Result<(), ConfigError> {
     let depth = at.len();
     let mut rest = rows;
@@ -166,9 +176,9 @@ fn push<B: Dims>(
     compiled: &Compiled<'_, B>,
     at: &[u32],
     dims: &B,
-    out: &mut Expectation<'_>,
+    out: &mut Expectation<'_, '_>,
 ) -> Result<(), ConfigError> {
-    if out.tensors.len() == MAX_TENSORS {
+    if out.tensors.count() == MAX_TENSORS {
         return Err(ConfigError::TooManyTensors {
             section: out.section.clone(),
             limit: MAX_TENSORS,

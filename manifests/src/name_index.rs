@@ -1,0 +1,55 @@
+//! Entries of a list by name, without the names: those are in the list.
+
+use std::hash::{BuildHasher, RandomState};
+
+use hashbrown::HashTable;
+
+/// Where the entries of a list are, by name: a number for each, a fortieth of what a map with the
+/// names of a large model takes.
+#[derive(Debug, Clone)]
+pub(crate) struct NameIndex {
+    numbers: HashTable<usize>,
+    hasher: RandomState,
+}
+
+impl NameIndex {
+    /// Of a list in which every name is unique; of equal names, any is found.
+    pub(crate) fn of<T>(list: &[T], name: impl Fn(&T) -> &str) -> Self {
+        let hasher = RandomState::new();
+        let hash = |number: &usize| hasher.hash_one(name(&list[*number]));
+        let mut numbers = HashTable::with_capacity(list.len());
+        for number in 0..list.len() {
+            numbers.insert_unique(hash(&number), number, hash);
+        }
+        Self { numbers, hasher }
+    }
+
+    /// The number of the entry of this name in the list that it was made of.
+    pub(crate) fn find<T>(
+        &self,
+        list: &[T],
+        name_of: impl Fn(&T) -> &str,
+        name: &str,
+    ) -> Option<usize> {
+        let is_it = |number: &usize| list.get(*number).is_some_and(|t| name_of(t) == name);
+        let hash = self.hasher.hash_one(name);
+        self.numbers.find(hash, is_it).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_found_and_no_other() {
+        let list: Vec<String> = (0..1000).map(|n| format!("layers.{n}.weight")).collect();
+        let index = NameIndex::of(&list, String::as_str);
+        for (number, name) in list.iter().enumerate() {
+            assert_eq!(index.find(&list, String::as_str, name), Some(number));
+        }
+        for other in ["", "layers", "layers.1000.weight"] {
+            assert_eq!(index.find(&list, String::as_str, other), None, "{other:?}");
+        }
+    }
+}
