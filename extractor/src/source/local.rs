@@ -188,24 +188,27 @@ impl Checkpoint {
 
     /// A checkpoint of which nothing but its origin is known.
     fn empty(root: &Path) -> Self {
-        let mut findings = Vec::new();
-        let provenance = provenance::provenance(root).unwrap_or_else(|e| {
-            let finding = Finding::new(FindingKind::Unreadable).file(DOWNLOAD_RECORDS);
-            findings.push(finding.seen(chain(&e)));
-            Provenance::default()
-        });
-        Self {
+        let mut checkpoint = Self {
             root: root.to_owned(),
-            provenance,
+            provenance: Provenance::default(),
             shards: Vec::new(),
             files: Vec::new(),
             left_out: Vec::new(),
             index: None,
             config: None,
             one_of_several: false,
-            findings,
+            findings: Vec::new(),
             environment: None,
+        };
+        match provenance::provenance(root) {
+            Ok(provenance) => checkpoint.provenance = provenance,
+            Err(e) => {
+                let finding = Finding::new(FindingKind::Unreadable).file(DOWNLOAD_RECORDS);
+                let finding = finding.seen(chain(&e));
+                checkpoint.not_usable(e, finding);
+            }
         }
+        checkpoint
     }
 
     /// A weight file on its own; `config.json` beside it belongs to it where no index says
@@ -323,12 +326,19 @@ impl Checkpoint {
 
     /// A file that cannot be read: the environment's fault ends the opening, any other is a finding.
     fn not_read(&mut self, path: String, error: io::Error) {
-        let why = error.to_string();
-        let error = FormatError::io("read", self.root.join(&path))(error);
+        let finding = Finding::new(FindingKind::Unreadable).file(&path);
+        let finding = finding.seen(&error);
+        let error = FormatError::io("read", self.root.join(path))(error);
+        self.not_usable(error, finding);
+    }
+
+    /// What failed with this error: the environment's fault ends the opening, any other is
+    /// `finding`.
+    fn not_usable(&mut self, error: FormatError, finding: Finding) {
         if error.is_environment() {
             self.environment.get_or_insert(error);
         } else {
-            self.unreadable(path, &why);
+            self.findings.push(finding);
         }
     }
 
@@ -350,7 +360,11 @@ impl Checkpoint {
         match &named[..] {
             [] => {}
             [file] => match read_limited(&self.root.join(file), max_source_bytes(file)) {
-                Err(e) => self.malformed_index(file, &reason(&e)),
+                Err(e) => {
+                    let finding = Finding::new(FindingKind::MalformedIndex).file(*file);
+                    let finding = finding.seen(reason(&e));
+                    self.not_usable(e, finding);
+                }
                 Ok(json) => match ShardIndex::parse(&json) {
                     Ok(index) => self.index = Some(index),
                     Err(e) => self.malformed_index(file, &chain(&e)),
@@ -418,12 +432,10 @@ impl Checkpoint {
                     hub_sha256,
                 });
             }
-            Err(e) if e.is_environment() => {
-                self.environment.get_or_insert(e);
-            }
             Err(e) => {
                 let finding = Finding::new(FindingKind::MalformedShard).file(path);
-                self.findings.push(finding.seen(without_path(&e)));
+                let finding = finding.seen(without_path(&e));
+                self.not_usable(e, finding);
             }
         }
     }
@@ -432,7 +444,8 @@ impl Checkpoint {
     fn published_sha256(&mut self, path: &str) -> Option<Sha256> {
         provenance::published_sha256(&self.root, path).unwrap_or_else(|e| {
             let why = format!("what the hub publishes of it: {}", chain(&e));
-            self.unreadable(path.to_owned(), &why);
+            let finding = Finding::new(FindingKind::Unreadable).file(path);
+            self.not_usable(e, finding.seen(why));
             None
         })
     }
@@ -496,8 +509,10 @@ impl Checkpoint {
 
     fn read_config(&mut self) {
         let path = self.root.join(CONFIG);
-        if !path.exists() {
-            return; // scan reports the missing audit
+        match path.try_exists() {
+            Ok(true) => {}
+            Ok(false) => return, // scan reports the missing audit
+            Err(e) => return self.not_read(CONFIG.to_owned(), e),
         }
         let json = match read_limited(&path, max_source_bytes(CONFIG)) {
             Ok(json) => json,
@@ -510,11 +525,11 @@ impl Checkpoint {
             {
                 return;
             }
-            Err(e) if e.is_environment() => {
-                self.environment.get_or_insert(e);
-                return;
+            Err(e) => {
+                let finding = Finding::new(FindingKind::Unreadable).file(CONFIG);
+                let finding = finding.seen(reason(&e));
+                return self.not_usable(e, finding);
             }
-            Err(e) => return self.unreadable(CONFIG.to_owned(), &reason(&e)),
         };
         match serde_json::from_slice::<UniqueEntries<Value>>(&json) {
             Ok(entries) => self.config = Some(Value::Object(entries.0.into_iter().collect())),
