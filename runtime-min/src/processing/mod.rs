@@ -13,6 +13,8 @@ pub mod image;
 pub mod media;
 mod prompt;
 pub mod text;
+#[cfg(feature = "video")]
+pub mod video;
 
 pub use error::PromptError;
 pub use features::{AudioFeatures, MediaFeatures, VisualFeatures};

@@ -76,7 +76,7 @@ pub(super) fn format_of(bytes: &[u8]) -> Result<ImageFormat, ImageError> {
 }
 
 /// Compares the number of pixels with the limit, before anything is allocated.
-pub(super) fn check_size(width: u64, height: u64) -> Result<(), ImageError> {
+pub(crate) fn check_size(width: u64, height: u64) -> Result<(), ImageError> {
     match width.saturating_mul(height) {
         0 => Err(ImageError::Empty { width, height }),
         n if n > MAX_PIXELS => Err(ImageError::TooLarge { width, height }),
@@ -85,7 +85,7 @@ pub(super) fn check_size(width: u64, height: u64) -> Result<(), ImageError> {
 }
 
 /// Limits for the decoders of the crate `image`.
-pub(super) fn decoder_limits() -> Limits {
+pub(crate) fn decoder_limits() -> Limits {
     let mut limits = Limits::default();
     limits.max_alloc = Some(MAX_PIXELS * MAX_PIXEL_BYTES * 2);
     limits
@@ -104,7 +104,7 @@ pub(super) fn name_of(format: ImageFormat) -> &'static str {
 }
 
 /// The error for what a decoder of the crate `image` says.
-pub(super) fn damaged(format: ImageFormat, bytes: usize, error: ::image::ImageError) -> ImageError {
+pub(crate) fn damaged(format: ImageFormat, bytes: usize, error: ::image::ImageError) -> ImageError {
     let format = name_of(format);
     let ends = |e: &std::io::Error| e.kind() == std::io::ErrorKind::UnexpectedEof;
     match error {

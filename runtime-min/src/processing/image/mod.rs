@@ -12,11 +12,15 @@ mod resize;
 mod size;
 
 pub use decode::{MAX_FILE_BYTES, MAX_PIXELS, decode, read_file};
+#[cfg(feature = "video")]
+pub(crate) use decode::{check_size, damaged, decoder_limits};
 pub use error::{DecoderError, ImageError};
 #[cfg(feature = "video")]
 pub(crate) use gif::GifFrames;
 pub use patches::append_patches;
 pub use resize::{resize_float, resize_official, resize_pillow};
+#[cfg(feature = "video")]
+pub(crate) use size::package_size;
 pub use size::{MAX_RATIO, PartLimits, model_card_size, processor_size};
 
 use super::VisualFeatures;

@@ -1,6 +1,7 @@
 //! The size that a picture gets before it is cut into patches.
 
 use super::ImageError;
+use super::decode::check_size;
 use crate::processing::media::VisualSettings;
 
 /// How many times longer than the other one side may be.
@@ -27,6 +28,7 @@ pub struct PartLimits {
 ///
 /// # Errors
 /// `Ratio` where one side is more than [`MAX_RATIO`] times the other, `Empty` where one is 0.
+#[expect(clippy::cast_precision_loss, reason = "as Python computes it")]
 pub fn processor_size(
     width: usize,
     height: usize,
@@ -38,10 +40,11 @@ pub fn processor_size(
     let [min, max] = [settings.min_pixels, settings.max_pixels];
     // a side of 0 stays until here: 0 pixels are fewer than the minimum
     let [width, height] = match pixels(rounded) {
-        n if n > max => shrunk(width, height, factor, max).map(|side| side.max(factor)),
+        n if n > max => shrunk(width, height, factor, max as f64).map(|side| side.max(factor)),
         n if n < min => grown(width, height, factor, min),
         _ => rounded,
     };
+    check_size(width as u64, height as u64)?;
     Ok((width, height))
 }
 
@@ -50,6 +53,7 @@ pub fn processor_size(
 /// # Errors
 /// `Ratio` where one side is more than [`MAX_RATIO`] times the other, `Empty` where one is 0,
 /// `NoSize` where the limits leave none.
+#[expect(clippy::cast_precision_loss, reason = "as Python computes it")]
 pub fn model_card_size(
     width: usize,
     height: usize,
@@ -61,33 +65,40 @@ pub fn model_card_size(
     let [min, max] = MODEL_CARD_PIXELS;
     let min = asked.min_pixels.unwrap_or(min);
     let max = asked.max_pixels.unwrap_or(max);
-    package_size(width, height, min, max)
+    package_size(width, height, min, max as f64)
 }
 
-/// The package's `smart_resize`, with both limits given.
+/// The package's `smart_resize`, with both limits given; for videos the upper one is a quotient.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "numbers of pixels"
+)]
 pub(crate) fn package_size(
     width: usize,
     height: usize,
     min_pixels: u64,
-    max_pixels: u64,
+    max_pixels: f64,
 ) -> Result<(usize, usize), ImageError> {
     let factor = MODEL_CARD_FACTOR;
     check_ratio(width, height)?;
     let rounded = [width, height].map(|side| round(side, factor).max(factor));
     let size = match pixels(rounded) {
-        n if n > max_pixels => shrunk(width, height, factor, max_pixels),
+        n if n as f64 > max_pixels => shrunk(width, height, factor, max_pixels),
         n if n < min_pixels => grown(width, height, factor, min_pixels),
         _ => rounded,
     };
-    if min_pixels > max_pixels || size.contains(&0) {
+    if min_pixels as f64 > max_pixels || size.contains(&0) {
         return Err(ImageError::NoSize {
             width,
             height,
             factor,
             min_pixels,
-            max_pixels,
+            max_pixels: max_pixels as u64,
         });
     }
+    check_size(size[0] as u64, size[1] as u64)?;
     Ok((size[0], size[1]))
 }
 
@@ -123,8 +134,8 @@ fn round(side: usize, factor: usize) -> usize {
     clippy::cast_sign_loss,
     reason = "as Python computes it; sides are far below 2^53"
 )]
-fn shrunk(width: usize, height: usize, factor: usize, max: u64) -> [usize; 2] {
-    let beta = (pixels([width, height]) as f64 / max as f64).sqrt();
+fn shrunk(width: usize, height: usize, factor: usize, max: f64) -> [usize; 2] {
+    let beta = (pixels([width, height]) as f64 / max).sqrt();
     [width, height].map(|side| (side as f64 / beta / factor as f64).floor() as usize * factor)
 }
 

@@ -1,0 +1,105 @@
+//! Why a video cannot be processed.
+
+use std::io;
+
+use super::MAX_FRAMES;
+use super::sampling::MAX_SAMPLED;
+use crate::processing::image::ImageError;
+
+/// Why a file cannot be made frames, or frames no patches. Which file it is, is for whoever opened
+/// it to say.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VideoError {
+    /// It cannot be read.
+    #[error("cannot be read")]
+    Read(#[source] io::Error),
+    /// A device, a pipe: what has no end, or cannot be read twice.
+    #[error("neither a file nor a folder of frames")]
+    NotAFile,
+    /// The program that decodes videos is not there.
+    #[error(
+        "videos are decoded by the program {program}, which cannot be started: install the package ffmpeg (GIF, WebP, APNG and folders of frames work without it)"
+    )]
+    NoProgram {
+        /// The program's name.
+        program: &'static str,
+        /// Why it cannot be started.
+        #[source]
+        source: io::Error,
+    },
+    /// A program cannot make sense of the file.
+    #[error("{program} cannot read it: {message}")]
+    Program {
+        /// The program's name.
+        program: &'static str,
+        /// What it says.
+        message: String,
+    },
+    /// What a program writes cannot be understood.
+    #[error("{program} wrote what was not expected: {seen}")]
+    Output {
+        /// The program's name.
+        program: &'static str,
+        /// The beginning of it.
+        seen: String,
+    },
+    /// A container without moving pictures.
+    #[error("there is no video in it")]
+    NoTrack,
+    /// No frame at all, or no duration.
+    #[error("{frames} frames in {seconds} seconds: there is no frame rate")]
+    NoRate {
+        /// Its frames.
+        frames: usize,
+        /// Its duration.
+        seconds: f64,
+    },
+    /// More frames than are looked at.
+    #[error("more than {MAX_FRAMES} frames, which is the limit: cut it")]
+    TooManyFrames,
+    /// More frames than a prompt can have, and no rate is asked for.
+    #[error(
+        "each of its {total} frames would be taken, {MAX_SAMPLED} is the limit: ask for a number of frames or a rate"
+    )]
+    TooManySampled {
+        /// Its frames.
+        total: usize,
+    },
+    /// Fewer frames than are needed.
+    #[error("it has {total} frames, {wanted} are needed")]
+    TooFew {
+        /// Its frames.
+        total: usize,
+        /// How many are needed.
+        wanted: usize,
+    },
+    /// Fewer frames can be decoded than the container has.
+    #[error("truncated or damaged: {seen} of {wanted} frames can be decoded{message}")]
+    Truncated {
+        /// Frames that were decoded.
+        seen: usize,
+        /// Frames that were chosen.
+        wanted: usize,
+        /// What the program says, after a colon.
+        message: String,
+    },
+    /// A sound track that is longer than any model takes.
+    #[error("its sound is longer than {} hours, which is the limit", super::sound::MAX_SECONDS / 3600)]
+    TooLong,
+    /// A frame cannot be decoded or resized.
+    #[error("frame {frame} cannot be used")]
+    Frame {
+        /// Which frame of those chosen, from 0.
+        frame: usize,
+        /// Why.
+        #[source]
+        source: ImageError,
+    },
+    /// A picture of the kind that is decoded here is damaged.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// Whoever waited asked to stop.
+    #[error("stopped")]
+    Stopped,
+}

@@ -1,0 +1,152 @@
+//! The sound track of a video.
+
+use std::path::Path;
+
+use segpack_formats::io::CancelToken;
+use serde_json::Value;
+
+use super::VideoError;
+use super::container::{absolute, best_stream, read_piece};
+use super::programs::{FFMPEG, Pieces, Running, input_arguments};
+use crate::processing::media::MediaRecipe;
+
+/// Longest sound track, in seconds.
+pub(super) const MAX_SECONDS: u32 = 2 * 60 * 60;
+/// Samples of a second of a track that is not resampled here.
+const MAX_RATE: u32 = 384_000;
+
+/// One channel of sound.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SoundTrack {
+    /// Samples of a second: by [`MediaRecipe::Transformers`] those that were asked for, by
+    /// [`MediaRecipe::ModelCard`] those of the file, which are left to be resampled as those of an
+    /// audio file are.
+    pub rate: u32,
+    /// From −1 to 1.
+    pub samples: Vec<f32>,
+}
+
+/// The best sound track of a video, `None` where it has none.
+///
+/// [`MediaRecipe::Transformers`]: FFmpeg mixes the channels (0.7071 × (left + right) for two, which
+/// is 3 dB more than their mean) and resamples them, as torchcodec has it do.
+/// [`MediaRecipe::ModelCard`]: 16-bit samples from FFmpeg, then the mean of the channels, as librosa
+/// reads a video.
+///
+/// # Errors
+/// Where the programs are not there or cannot read the file, the track is longer than two hours, or
+/// `cancel` is set.
+pub fn sound_track(
+    path: &Path,
+    rate: u32,
+    recipe: MediaRecipe,
+    cancel: &CancelToken,
+) -> Result<Option<SoundTrack>, VideoError> {
+    let path = &absolute(path);
+    super::check_file(path)?;
+    let Some(stream) = best_stream(path, "audio", cancel)? else {
+        return Ok(None);
+    };
+    let mut arguments = input_arguments(FFMPEG, path);
+    let which = format!("0:{}", stream.index);
+    arguments.extend(["-map", &which, "-vn"].map(Into::into));
+    let rate_word = rate.to_string();
+    let (rate, channels) = match recipe {
+        MediaRecipe::Transformers => {
+            let words = ["-ac", "1", "-ar", &rate_word, "-f", "f32le", "pipe:1"];
+            arguments.extend(words.map(Into::into));
+            (rate, 1)
+        }
+        MediaRecipe::ModelCard => {
+            arguments.extend(["-f", "s16le", "pipe:1"].map(Into::into));
+            shape(&stream.description)?
+        }
+    };
+    let most = u64::from(MAX_SECONDS) * u64::from(rate);
+    let (running, stdout) = Running::start(FFMPEG, &arguments)?;
+    let pieces = Pieces::of(stdout, read_piece);
+    let mut samples = Samples::new(recipe, channels);
+    while let Some(piece) = pieces.next(cancel)? {
+        samples.add(&piece);
+        if samples.mono.len() as u64 > most {
+            return Err(VideoError::TooLong);
+        }
+        if cancel.is_cancelled() {
+            return Err(VideoError::Stopped);
+        }
+    }
+    running.finish()?;
+    Ok(Some(SoundTrack {
+        rate,
+        samples: samples.mono,
+    }))
+}
+
+/// Samples of a second and channels.
+fn shape(stream: &Value) -> Result<(u32, usize), VideoError> {
+    let rate = stream["sample_rate"]
+        .as_str()
+        .and_then(|rate| rate.parse().ok());
+    let channels = stream["channels"].as_u64();
+    match (rate, channels) {
+        (Some(rate @ 1..=MAX_RATE), Some(channels @ 1..=64)) => {
+            Ok((rate, usize::try_from(channels).unwrap_or(1)))
+        }
+        _ => Err(VideoError::Output {
+            program: super::programs::FFPROBE,
+            seen: format!(
+                "sound of {} samples per second and {} channels",
+                stream["sample_rate"], stream["channels"]
+            ),
+        }),
+    }
+}
+
+/// Samples that come in pieces of any length.
+struct Samples {
+    recipe: MediaRecipe,
+    channels: usize,
+    /// Bytes that are no whole frame yet.
+    rest: Vec<u8>,
+    mono: Vec<f32>,
+}
+
+impl Samples {
+    fn new(recipe: MediaRecipe, channels: usize) -> Self {
+        Self {
+            recipe,
+            channels,
+            rest: Vec::new(),
+            mono: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, piece: &[u8]) {
+        self.rest.extend_from_slice(piece);
+        let width = match self.recipe {
+            MediaRecipe::Transformers => 4,
+            MediaRecipe::ModelCard => 2 * self.channels,
+        };
+        let frames = self.rest.chunks_exact(width);
+        let whole = self.rest.len() - frames.remainder().len();
+        match self.recipe {
+            MediaRecipe::Transformers => self.mono.extend(frames.map(float)),
+            MediaRecipe::ModelCard => self.mono.extend(frames.map(mean)),
+        }
+        self.rest.drain(..whole);
+    }
+}
+
+fn float(bytes: &[u8]) -> f32 {
+    f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+}
+
+/// The mean of the channels of a frame, in float32.
+#[expect(clippy::cast_precision_loss, reason = "a number of channels")]
+fn mean(frame: &[u8]) -> f32 {
+    let samples = frame
+        .chunks_exact(2)
+        .map(|b| i16::from_le_bytes([b[0], b[1]]));
+    let values = samples.map(|sample| f32::from(sample) / 32_768.0);
+    values.sum::<f32>() / (frame.len() / 2) as f32
+}
