@@ -121,4 +121,6 @@ pub fn resize_by_model_card(
 }
 
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod tests;

@@ -37,22 +37,25 @@ impl Animation {
     }
 
     /// How many frames there are and how fast they follow.
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "numbers of frames and microseconds"
+    )]
     pub(super) fn timing(&self, cancel: &CancelToken) -> Result<Timing, VideoError> {
-        let (frames, seconds) = match self.format {
+        let (mut frames, mut micros) = (0, 0);
+        match self.format {
             ImageFormat::Gif => {
                 let delays = GifFrames::delays(&self.bytes, MAX_FRAMES)?;
-                let hundredths: u64 = delays.iter().map(|delay| u64::from(*delay)).sum();
-                (delays.len(), hundredths as f64 / 100.0)
+                frames = delays.len();
+                micros = delays.iter().map(|delay| u64::from(*delay) * 10_000).sum();
             }
-            _ => {
-                let mut seen = (0, 0.0);
-                self.each(cancel, &mut |_, seconds| {
-                    seen = (seen.0 + 1, seen.1 + seconds);
-                    Ok(seen.0 <= MAX_FRAMES)
-                })?;
-                seen
-            }
-        };
+            _ => self.each(cancel, &mut |_, duration| {
+                frames += 1;
+                micros += duration;
+                Ok(frames <= MAX_FRAMES)
+            })?,
+        }
+        let seconds = micros as f64 / 1e6;
         match frames {
             0 => Err(VideoError::TooFew {
                 total: 0,
@@ -94,17 +97,17 @@ impl Animation {
         Ok(())
     }
 
-    /// Gives each frame and its seconds to `take`, until that says `false`.
+    /// Gives each frame and its microseconds to `take`, until that says `false`.
     fn each(
         &self,
         cancel: &CancelToken,
-        take: &mut dyn FnMut(&RgbPicture, f64) -> Result<bool, VideoError>,
+        take: &mut dyn FnMut(&RgbPicture, u64) -> Result<bool, VideoError>,
     ) -> Result<(), VideoError> {
         if self.format == ImageFormat::Gif {
             let mut frames = GifFrames::open(&self.bytes)?;
             while let Some(picture) = frames.next()? {
                 check_stop(cancel)?;
-                if !take(picture, 0.0)? {
+                if !take(picture, 0)? {
                     break;
                 }
             }
@@ -113,20 +116,20 @@ impl Animation {
         let Some(frames) = self.animated()? else {
             // a still picture is a video of one frame
             let still = decode(&self.bytes, MediaRecipe::Transformers)?;
-            return take(&still, 1.0).map(|_| ());
+            return take(&still, 1_000_000).map(|_| ());
         };
         for frame in frames {
             check_stop(cancel)?;
             let frame = frame.map_err(|e| damaged(self.format, self.bytes.len(), e))?;
             let (numerator, denominator) = frame.delay().numer_denom_ms();
-            let seconds = f64::from(numerator) / f64::from(denominator.max(1)) / 1000.0;
+            let micros = u64::from(numerator) * 1000 / u64::from(denominator.max(1));
             let buffer = frame.into_buffer();
             let picture = Picture {
                 width: buffer.width() as usize,
                 height: buffer.height() as usize,
                 values: buffer.pixels().flat_map(|p| [p[0], p[1], p[2]]).collect(),
             };
-            if !take(&picture, seconds)? {
+            if !take(&picture, micros)? {
                 break;
             }
         }

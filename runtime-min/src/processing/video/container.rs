@@ -17,6 +17,9 @@ use crate::processing::image::{MAX_PIXELS, Picture, RgbPicture};
 /// Longest description of the streams of a file.
 const MAX_DESCRIPTION: u64 = 4 << 20;
 
+/// What `ffprobe` says of MP4 and Matroska files that are shorter than their headers say.
+const ENDS_EARLY: [&str; 2] = ["partial file", "ended prematurely"];
+
 /// A stream of a container.
 #[derive(Debug, Clone)]
 pub(super) struct Stream {
@@ -137,7 +140,14 @@ pub(super) fn timing(
             return Err(VideoError::TooManyFrames);
         }
     }
-    running.finish()?;
+    // a file that ends early is no error for the program: it says so and goes on
+    let message = running.finish()?;
+    if ENDS_EARLY.iter().any(|words| message.contains(words)) {
+        return Err(VideoError::EndsEarly {
+            frames: seen.frames,
+            message,
+        });
+    }
     seen.timing(stream)
 }
 

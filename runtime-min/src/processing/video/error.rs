@@ -36,6 +36,14 @@ pub enum VideoError {
         /// What it says.
         message: String,
     },
+    /// A file of a known format that is no video, or that names other files.
+    #[error(
+        "a file of the format {format}, which is not one of those that videos are read from (MP4, MOV, Matroska, WebM, AVI, MPEG-TS and others are)"
+    )]
+    Format {
+        /// The format's name in FFmpeg.
+        format: String,
+    },
     /// What a program writes cannot be understood.
     #[error("{program} wrote what was not expected: {seen}")]
     Output {
@@ -73,6 +81,14 @@ pub enum VideoError {
         total: usize,
         /// How many are needed.
         wanted: usize,
+    },
+    /// The file ends before its last frame.
+    #[error("truncated: it ends after {frames} frames: {message}")]
+    EndsEarly {
+        /// Frames before the end.
+        frames: usize,
+        /// What the program says.
+        message: String,
     },
     /// Fewer frames can be decoded than the container has.
     #[error("truncated or damaged: {seen} of {wanted} frames can be decoded{message}")]

@@ -19,7 +19,7 @@ pub(super) const FFMPEG: &str = "ffmpeg";
 pub(super) const FFPROBE: &str = "ffprobe";
 
 /// Containers that are opened. Play lists and scripts, which name other files, are not among them.
-const FORMATS: &str = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,gif,apng,h264,hevc,ivf,rawvideo,yuv4mpegpipe,nut,dv,wtv";
+const FORMATS: &str = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,gif,apng,h264,hevc,ivf,yuv4mpegpipe,nut,dv,wtv";
 /// Largest block of memory that the programs may allocate.
 const MAX_ALLOCATION: u64 = 1 << 30;
 /// How much of what a program says is kept.
@@ -115,20 +115,32 @@ impl Running {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits for its end; `Program` with what it says where it failed.
     pub(super) fn finish(mut self) -> Result<String, VideoError> {
         let status = self.child.wait().map_err(VideoError::Read)?;
         let message = self.message();
-        match status.success() {
-            true => Ok(message),
-            false => Err(VideoError::Program {
-                program: self.program,
-                message: match message.is_empty() {
-                    true => status.to_string(),
-                    false => message,
-                },
-            }),
+        if status.success() {
+            return Ok(message);
         }
+        // `[concat] Format not on whitelist '…'`
+        if message.contains("not on whitelist") {
+            let format = message.split(']').next().unwrap_or_default();
+            return Err(VideoError::Format {
+                format: format.trim_start_matches('[').to_owned(),
+            });
+        }
+        Err(VideoError::Program {
+            program: self.program,
+            message: match message.is_empty() {
+                true => status.to_string(),
+                false => message,
+            },
+        })
     }
 
     fn message(&mut self) -> String {
@@ -157,10 +169,21 @@ fn last_of(mut stderr: impl Read) -> String {
     }
     let text = String::from_utf8_lossy(&kept);
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let lines: Vec<&str> = lines.collect();
+    let lines: Vec<String> = lines.map(without_address).collect();
     let last = &lines[lines.len().saturating_sub(3)..];
     let printable = |c: char| if c.is_control() { ' ' } else { c };
     last.join("; ").chars().map(printable).collect()
+}
+
+/// `[mov @ 0x55d3b0] no header` is said by `mov`, wherever that is in memory.
+fn without_address(line: &str) -> String {
+    match line.split_once(" @ 0x") {
+        Some((before, after)) => {
+            let after = after.trim_start_matches(|c: char| c.is_ascii_hexdigit());
+            format!("{before}{after}")
+        }
+        None => line.to_owned(),
+    }
 }
 
 /// What a thread reads from a program, a few pieces ahead.
@@ -204,4 +227,18 @@ pub(super) fn read_line(reader: &mut BufReader<ChildStdout>, limit: u64) -> Opti
     let mut line = Vec::new();
     let read = reader.take(limit).read_until(b'\n', &mut line).ok()?;
     (read > 0).then(|| String::from_utf8_lossy(&line).trim_end().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_their_last_lines_without_addresses() {
+        let text = "first\n[mov,mp4 @ 0x55f3fddd92c0] no header\n\n\x1b[31mred\nfile:a: bad\n";
+        let seen = last_of(text.as_bytes());
+        assert_eq!(seen, "[mov,mp4] no header;  [31mred; file:a: bad");
+        let long = "x".repeat(100_000);
+        assert_eq!(last_of(long.as_bytes()).len(), MAX_MESSAGE);
+    }
 }

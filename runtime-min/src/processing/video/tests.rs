@@ -182,3 +182,247 @@ fn sound_tracks_are_the_official_ones_bit_for_bit() {
     let track = sound_track(&silent, 16_000, MediaRecipe::Transformers, &cancel);
     assert_eq!(track.unwrap(), None);
 }
+
+/// The public conversations with the limits of the published model.
+#[test]
+fn videos_with_the_limits_of_the_published_model_are_the_official_ones() {
+    if !has_programs() {
+        return;
+    }
+    let text = std::fs::read(fixture("traces/real-processor.media.json")).unwrap();
+    let summary: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    let size = serde_json::json!({"shortest_edge": 131_072, "longest_edge": 786_432});
+    let settings = settings(&size);
+    let cancel = CancelToken::default();
+    let mut videos = 0;
+    for entry in summary["cases"].as_array().unwrap() {
+        // frames of the model card are compared by their gates, not by a digest
+        if entry.get("mm.video.grid").is_none() || entry["recipe"] == "readme" {
+            continue;
+        }
+        let name = entry["case"].as_str().unwrap();
+        let (path, _, request) = case(&MediaTrace::open(name));
+        let stages = stages(&path, &settings, &request, &cancel).unwrap();
+        let ResizedFrames::Bytes(frames) = &stages.resized else {
+            panic!("{name}: frames of 8 bits");
+        };
+        let seen = Sha256::of(&bytes_of(frames)).to_string();
+        let wanted = entry["data"]["mm.video.resized.0"]["sha256"].as_str();
+        assert_eq!(wanted, Some(seen.as_str()), "{name}");
+        let mut features = VisualFeatures::default();
+        append_patches(frames, &settings.frames, &mut features).unwrap();
+        assert_eq!(
+            entry["mm.video.grid"],
+            serde_json::json!(features.grids),
+            "{name}"
+        );
+        let bytes: Vec<u8> = features
+            .values
+            .iter()
+            .flat_map(|v| v.to_le_bytes())
+            .collect();
+        let wanted = entry["data"]["mm.video.pixels"]["sha256"].as_str();
+        assert_eq!(
+            wanted,
+            Some(Sha256::of(&bytes).to_string().as_str()),
+            "{name}"
+        );
+        videos += 1;
+    }
+    assert_eq!(videos, 5);
+}
+
+fn request(settings: &VideoSettings) -> VideoRequest {
+    VideoRequest::new(MediaRecipe::Transformers, Some(2.0), settings)
+}
+
+fn small() -> VideoSettings {
+    settings(&serde_json::json!({"shortest_edge": 1024, "longest_edge": 8192}))
+}
+
+#[track_caller]
+fn error_of(path: &Path) -> VideoError {
+    let settings = small();
+    let stages = stages(
+        path,
+        &settings,
+        &request(&settings),
+        &CancelToken::default(),
+    );
+    stages.map(|stages| stages.timing).unwrap_err()
+}
+
+#[test]
+fn what_is_no_video_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    assert!(matches!(
+        error_of(&folder.path().join("none.mp4")),
+        VideoError::Read(_)
+    ));
+    let empty = folder.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    assert!(matches!(
+        error_of(&empty),
+        VideoError::TooFew { total: 0, .. }
+    ));
+    if Path::new("/dev/zero").exists() {
+        assert!(matches!(
+            error_of(Path::new("/dev/zero")),
+            VideoError::NotAFile
+        ));
+    }
+    // more frames than are looked at, each of one pixel
+    let frame = b"!\xf9\x04\0\x05\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0";
+    let header = b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff";
+    let many = [header.as_slice(), &frame.repeat(MAX_FRAMES + 1), b";"].concat();
+    assert!(matches!(
+        error_of(&at("many.gif", &many)),
+        VideoError::TooManyFrames
+    ));
+
+    if !has_programs() {
+        return;
+    }
+    let read = |name: &str| std::fs::read(fixture("media").join(name)).unwrap();
+    let video = read("av_25fps.mp4");
+    for length in [0, 1, 700, video.len() / 2, video.len() - 2000] {
+        let error = error_of(&at("cut.mp4", &video[..length]));
+        assert!(
+            matches!(error, VideoError::Program { .. }),
+            "{length}: {error}"
+        );
+    }
+    let text = error_of(&at("text.mp4", b"hello")).to_string();
+    assert!(text.contains("ffprobe") && !text.contains("0x"), "{text}");
+    let wav = error_of(&at("sound.mp4", &read("speech_s16_16k.wav")));
+    assert_eq!(
+        wav.to_string().split(',').next().unwrap(),
+        "a file of the format wav"
+    );
+    // files that name other files
+    let lists = [
+        (
+            "list.m3u8",
+            "#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n",
+        ),
+        ("list.txt", "ffconcat version 1.0\nfile /etc/passwd\n"),
+    ];
+    for (name, text) in lists {
+        let error = error_of(&at(name, text.as_bytes()));
+        assert!(
+            matches!(error, VideoError::Format { .. }),
+            "{name}: {error}"
+        );
+    }
+}
+
+/// Its header counts frames that are not there.
+#[test]
+fn a_video_that_ends_early_is_an_error() {
+    if !has_programs() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, cut) = (
+        folder.path().join("whole.mp4"),
+        folder.path().join("cut.mp4"),
+    );
+    let status = std::process::Command::new("ffmpeg")
+        .args(["-v", "error", "-nostdin", "-i"])
+        .arg(fixture("media/av_25fps.mp4"))
+        .args(["-c", "copy", "-movflags", "faststart"])
+        .arg(&whole)
+        .status();
+    assert!(status.unwrap().success());
+    let bytes = std::fs::read(&whole).unwrap();
+    std::fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
+    assert!(Video::open(&whole, &CancelToken::default()).is_ok());
+    assert!(matches!(
+        error_of(&cut),
+        VideoError::EndsEarly { frames: 1..75, .. }
+    ));
+}
+
+#[test]
+fn names_of_files_are_names_of_files() {
+    if !has_programs() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let settings = small();
+    for name in ["-i.mp4", "http:a.mp4", "it's %d.mp4", "[0:v];.mp4"] {
+        let path = folder.path().join(name);
+        std::fs::copy(fixture("media/wide_av.mp4"), &path).unwrap();
+        let stages = stages(
+            &path,
+            &settings,
+            &request(&settings),
+            &CancelToken::default(),
+        );
+        assert_eq!(stages.unwrap().timing.unwrap().frames, 10, "{name}");
+    }
+}
+
+#[test]
+fn a_folder_of_frames_is_a_video() {
+    let folder = tempfile::tempdir().unwrap();
+    let photo = fixture("media/photo.png");
+    for name in ["frame9.png", "frame10.png", "frame8.png", ".hidden"] {
+        std::fs::copy(&photo, folder.path().join(name)).unwrap();
+    }
+    let settings = small();
+    let mut features = VisualFeatures::default();
+    let (request, cancel) = (request(&settings), CancelToken::default());
+    let process = |features: &mut VisualFeatures| {
+        process(folder.path(), &settings, &request, features, &cancel)
+    };
+    let summary = process(&mut features).unwrap();
+    assert_eq!((summary.indices, summary.timing), (vec![0, 1, 2], None));
+    // the last frame is there twice
+    assert_eq!(features.grids, [[2, 4, 6]]);
+    let error = {
+        std::fs::copy(fixture("media/tiny.png"), folder.path().join("frame11.png")).unwrap();
+        process(&mut features).unwrap_err()
+    };
+    let is_size = matches!(
+        &error,
+        VideoError::Frame {
+            frame: 3,
+            source: ImageError::FrameSize { seen: (7, 5), .. }
+        }
+    );
+    assert!(is_size, "{error:?}");
+}
+
+#[test]
+fn nobody_waits_for_a_program_after_a_stop() {
+    let cancel = CancelToken::default();
+    cancel.cancel();
+    let settings = small();
+    let stopped =
+        |path: &str| stages(&fixture(path), &settings, &request(&settings), &cancel).unwrap_err();
+    assert!(matches!(
+        stopped("media/anim_7frames.gif"),
+        VideoError::Stopped
+    ));
+    if !has_programs() {
+        return;
+    }
+    // what never ends by itself, and writes nothing
+    let words = [
+        "-v", "error", "-f", "lavfi", "-i", "testsrc", "-f", "null", "-",
+    ];
+    let arguments = words.map(std::ffi::OsString::from);
+    let (running, stdout) = programs::Running::start(programs::FFMPEG, &arguments).unwrap();
+    let pieces = programs::Pieces::of(stdout, container::read_piece);
+    assert!(matches!(pieces.next(&cancel), Err(VideoError::Stopped)));
+    let process = PathBuf::from(format!("/proc/{}", running.id()));
+    assert!(process.exists() || !Path::new("/proc/self").exists());
+    drop(running);
+    assert!(!process.exists());
+}
