@@ -314,10 +314,11 @@ fn what_is_no_video_is_an_error() {
     ];
     for (name, text) in lists {
         let error = error_of(&at(name, text.as_bytes()));
-        assert!(
-            matches!(error, VideoError::Format { .. }),
-            "{name}: {error}"
+        let refused = matches!(
+            error,
+            VideoError::Format { .. } | VideoError::Program { .. }
         );
+        assert!(refused, "{name}: {error}");
     }
 }
 
