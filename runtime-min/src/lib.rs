@@ -87,9 +87,11 @@
 //!
 //! # Features
 //!
-//! Both are on by default. `cuda`: NVIDIA GPUs; the driver is loaded when it is needed, nothing of
+//! All are on by default. `cuda`: NVIDIA GPUs; the driver is loaded when it is needed, nothing of
 //! CUDA is needed to build. `text`: texts and chats as prompts and text as output; without it both
-//! are token ids, and the crate is without tokenizers and templates.
+//! are token ids, and the crate is without tokenizers and templates. `image` and `video`: files to
+//! what vision encoders take; videos in containers are decoded by the programs `ffmpeg` and
+//! `ffprobe`, which are looked for when they are needed.
 
 pub mod devices;
 mod error;

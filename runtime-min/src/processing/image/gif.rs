@@ -2,9 +2,7 @@
 
 use std::num::NonZeroU64;
 
-use ::gif::{
-    ColorOutput, DecodeOptions, Decoder, DecodingError, DisposalMethod, Frame, MemoryLimit,
-};
+use ::gif::{ColorOutput, DecodeOptions, Decoder, DecodingError, Frame, MemoryLimit};
 
 use super::decode::check_size;
 use super::{ImageError, MAX_PIXELS, Picture, RgbPicture};
@@ -128,9 +126,9 @@ impl<'a> GifFrames<'a> {
             Disposal::Restore(picture) => canvas.picture = picture,
         }
         self.disposal = match frame.dispose {
-            DisposalMethod::Any | DisposalMethod::Keep => Disposal::Nothing,
-            DisposalMethod::Background => Disposal::Fill(canvas.area(frame), undrawn),
-            DisposalMethod::Previous => Disposal::Restore(canvas.picture.clone()),
+            ::gif::DisposalMethod::Any | ::gif::DisposalMethod::Keep => Disposal::Nothing,
+            ::gif::DisposalMethod::Background => Disposal::Fill(canvas.area(frame), undrawn),
+            ::gif::DisposalMethod::Previous => Disposal::Restore(canvas.picture.clone()),
         };
         let palette = frame.palette.as_deref().or(global);
         canvas.draw(frame, palette.unwrap_or_default(), frame.transparent);

@@ -143,11 +143,7 @@ fn fixed_taps(input: usize, output: usize) -> Vec<Taps<i32>> {
 }
 
 /// A sum as 8 bits. |weights| of 1.3 times 255 are below 2^31.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "clipped before"
-)]
+#[expect(clippy::cast_sign_loss, reason = "clipped before")]
 fn to_8_bits(sum: i32) -> u8 {
     ((sum + (1 << (PILLOW_BITS - 1))) >> PILLOW_BITS).clamp(0, 255) as u8
 }
