@@ -2,8 +2,8 @@
 
 use std::io;
 
-use super::MAX_FRAMES;
 use super::sampling::MAX_SAMPLED;
+use super::{MAX_FRAMES, MAX_VALUES};
 use crate::processing::image::ImageError;
 
 /// Why a file cannot be made frames, or frames no patches. Which file it is, is for whoever opened
@@ -73,6 +73,26 @@ pub enum VideoError {
     TooManySampled {
         /// Its frames.
         total: usize,
+    },
+    /// A rate or a number of frames that cannot be taken.
+    #[error(
+        "{asked} cannot be taken of a video, expected is more than 0 and no more than {MAX_SAMPLED} frames"
+    )]
+    Nothing {
+        /// What was asked for.
+        asked: String,
+    },
+    /// More values than are made of one video.
+    #[error(
+        "{frames} frames of {width} x {height} pixels are more than {MAX_VALUES} values, which is the limit: ask for fewer frames or pixels"
+    )]
+    TooMuch {
+        /// Frames that were chosen.
+        frames: usize,
+        /// Pixels of a row, as the model takes them.
+        width: usize,
+        /// Rows, as the model takes them.
+        height: usize,
     },
     /// Fewer frames than are needed.
     #[error("it has {total} frames, {wanted} are needed")]

@@ -27,12 +27,15 @@ use self::container::{Stream, absolute, best_stream};
 use super::VisualFeatures;
 use super::image::{
     self, ImageError, PartLimits, Picture, RgbPicture, append_patches, package_size,
-    processor_size, resize_by_model_card, resize_float,
+    processor_size, resize_by_model_card, resize_float, resize_official,
 };
 use super::media::{MediaRecipe, VideoSettings};
 
 /// Most frames of a video: two hours of 60 a second, and some.
 pub const MAX_FRAMES: usize = 500_000;
+
+/// Most values that one video becomes; the official limits come to 1.8 thousand millions.
+pub const MAX_VALUES: u64 = 1 << 31;
 
 /// Pixels of a frame after the package's resize, where nothing is asked for: fewest, most.
 const MODEL_CARD_FRAME: [u64; 2] = [128 * 28 * 28, 768 * 28 * 28];
@@ -275,6 +278,31 @@ pub fn process(
     })
 }
 
+/// Why a frame cannot be used.
+enum Unusable {
+    Image(ImageError),
+    TooMuch { width: usize, height: usize },
+}
+
+impl From<ImageError> for Unusable {
+    fn from(error: ImageError) -> Self {
+        Self::Image(error)
+    }
+}
+
+impl Unusable {
+    fn of(self, frame: usize, frames: usize) -> VideoError {
+        match self {
+            Self::Image(source) => VideoError::Frame { frame, source },
+            Self::TooMuch { width, height } => VideoError::TooMuch {
+                frames,
+                width,
+                height,
+            },
+        }
+    }
+}
+
 /// Takes the frames of one video.
 struct Processing<'a> {
     settings: &'a VideoSettings,
@@ -318,14 +346,14 @@ impl Processing<'_> {
         let mut frame = 0;
         video.frames(&indices, request.recipe, cancel, &mut |picture| {
             let taken = processing.take(picture, frame, indices.len());
-            taken.map_err(|source| VideoError::Frame { frame, source })?;
+            taken.map_err(|unusable| unusable.of(frame, indices.len()))?;
             frame += 1;
             Ok(())
         })?;
         Ok(processing.stages)
     }
 
-    fn take(&mut self, picture: RgbPicture, frame: usize, frames: usize) -> Result<(), ImageError> {
+    fn take(&mut self, picture: RgbPicture, frame: usize, frames: usize) -> Result<(), Unusable> {
         let seen = (picture.width, picture.height);
         let wanted = *self.size.get_or_insert(seen);
         if seen != wanted {
@@ -333,16 +361,23 @@ impl Processing<'_> {
                 frame,
                 seen,
                 wanted,
-            });
+            }
+            .into());
         }
 
         let pre = self.pre(&picture, frames)?;
         let input = pre.as_ref().unwrap_or(&picture);
         let settings = &self.settings.frames;
+        let (width, height) = processor_size(input.width, input.height, settings)?;
+        let values = (width as u64 * height as u64 * 3).saturating_mul(frames as u64);
+        if values > MAX_VALUES {
+            return Err(Unusable::TooMuch { width, height });
+        }
         match &mut self.stages.resized {
-            ResizedFrames::Bytes(resized) => resized.push(image::resize(input, settings)?),
+            ResizedFrames::Bytes(resized) => {
+                resized.push(resize_official(input, width, height)?);
+            }
             ResizedFrames::Floats(resized) => {
-                let (width, height) = processor_size(input.width, input.height, settings)?;
                 resized.push(resize_float(&to_floats(input), width, height));
             }
         }

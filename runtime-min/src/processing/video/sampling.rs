@@ -20,6 +20,19 @@ pub struct Sampling {
     pub max_frames: usize,
 }
 
+impl Sampling {
+    fn check(&self) -> Result<(), VideoError> {
+        let asked = match (self.frames, self.fps) {
+            (Some(frames), _) if frames == 0 || frames > MAX_SAMPLED => format!("{frames} frames"),
+            (None, Some(fps)) if !(fps.is_finite() && fps > 0.0) => {
+                format!("{fps} frames of a second")
+            }
+            _ => return Ok(()),
+        };
+        Err(VideoError::Nothing { asked })
+    }
+}
+
 /// Numbers of frames as transformers chooses them (`Qwen2VLVideoProcessor.sample_frames`).
 ///
 /// Where rounding gives transformers one number too many, which is that of no frame (it then
@@ -41,6 +54,7 @@ pub fn sample_by_processor(
     sampling: &Sampling,
     group: usize,
 ) -> Result<Vec<usize>, VideoError> {
+    sampling.check()?;
     let whole = |frames: f64| (frames / group as f64).floor() as usize * group;
     let frames = match (sampling.frames, sampling.fps) {
         (Some(frames), _) => (frames as f64 / group as f64).round_ties_even() as usize * group,
@@ -53,7 +67,7 @@ pub fn sample_by_processor(
         (None, None) if total > MAX_SAMPLED => return Err(VideoError::TooManySampled { total }),
         (None, None) => return Ok((0..total).collect()),
     };
-    if frames > total || frames == 0 && sampling.frames.is_some() {
+    if frames > total {
         return Err(VideoError::TooFew {
             total,
             wanted: frames,
@@ -87,6 +101,7 @@ pub fn sample_by_model_card(
     /// Frames of a second, where nothing is asked for.
     const FPS: f64 = 2.0;
 
+    sampling.check()?;
     let whole = |frames: f64| (frames / GROUP as f64).floor() as usize * GROUP;
     let frames = match sampling.frames {
         Some(frames) => (frames as f64 / GROUP as f64).round_ties_even() as usize * GROUP,
@@ -159,6 +174,27 @@ mod tests {
         assert!(sample_by_processor(7, 25.0, &sampling, 2).is_err());
         assert!(sample_by_model_card(7, 25.0, &sampling).is_err());
         assert!(sample_by_model_card(1, 25.0, &asked(2.0)).is_err());
+        for (frames, fps) in [
+            (Some(0), 2.0),
+            (Some(MAX_SAMPLED + 1), 2.0),
+            (None, 0.0),
+            (None, -1.0),
+            (None, f64::NAN),
+        ] {
+            let nothing = Sampling {
+                frames,
+                ..asked(fps)
+            };
+            for error in [
+                sample_by_processor(75, 25.0, &nothing, 2),
+                sample_by_model_card(75, 25.0, &nothing),
+            ] {
+                assert!(
+                    matches!(error, Err(VideoError::Nothing { .. })),
+                    "{frames:?} {fps}"
+                );
+            }
+        }
         sampling.frames = Some(5);
         assert_eq!(sample_by_processor(7, 25.0, &sampling, 2).unwrap().len(), 4);
         sampling = Sampling {

@@ -427,3 +427,18 @@ fn nobody_waits_for_a_program_after_a_stop() {
     drop(running);
     assert!(!process.exists());
 }
+
+#[test]
+fn a_video_of_too_many_values_is_refused_at_its_first_frame() {
+    let pixels = 1 << 27;
+    let settings = settings(&serde_json::json!({"shortest_edge": pixels, "longest_edge": pixels}));
+    let path = fixture("media/anim_7frames.gif");
+    let mut request = request(&settings);
+    request.sampling.frames = Some(6);
+    let stages = stages(&path, &settings, &request, &CancelToken::default());
+    let error = stages.map(|stages| stages.timing).unwrap_err();
+    assert!(
+        matches!(error, VideoError::TooMuch { frames: 6, .. }),
+        "{error}"
+    );
+}
