@@ -19,6 +19,7 @@ pub mod codecs {
 
 pub mod exporting {
     #![doc = "[benchmarks]: crate::guide::benchmarks"]
+    #![doc = "[commands]: crate::guide::commands"]
     #![doc = ""]
     #![doc = include_str!("../docs/exporting.md")]
 }

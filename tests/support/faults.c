@@ -8,6 +8,7 @@
  *                 open_direct: an open past the page cache; open_dev: see FAULT_PATH)
  * FAULT_READ=N    the Nth pread fails, once, with FAULT_ERRNO (FAULT_STICKY: and all after it)
  * FAULT_FREE=B[,B]...   bytes that a disk has free, each time it is asked; the last one stays
+ * FAULT_STATFS=T  every file system says that it is of this type (linux/magic.h)
  * FAULT_PATH=S    opens of paths that end in S fail with FAULT_ERRNO
  */
 #define _GNU_SOURCE
@@ -23,6 +24,7 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/statfs.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -131,6 +133,17 @@ int fsync(int fd) {
     if (!fstat(fd, &about) && S_ISDIR(about.st_mode) && is_never("fsync_folder")) return -1;
     if (writes("fsync")) return -1;
     return REAL(fsync)(fd);
+}
+
+static int pretend(int failed, __typeof__(((struct statfs *)0)->f_type) *type) {
+    if (!failed && text("FAULT_STATFS")) *type = strtol(text("FAULT_STATFS"), NULL, 0);
+    return failed;
+}
+int statfs(const char *path, struct statfs *about) {
+    return pretend(REAL(statfs)(path, about), &about->f_type);
+}
+int statfs64(const char *path, struct statfs64 *about) {
+    return pretend(REAL(statfs64)(path, about), &about->f_type);
 }
 
 ssize_t pread64(int fd, void *bytes, size_t count, off64_t from) {

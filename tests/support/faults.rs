@@ -45,6 +45,8 @@ pub enum Fault<'a> {
     Reads(u64, i32),
     /// The disk has so many bytes free, each time it is asked: `bytes,…`; the last one stays.
     Free(&'a str),
+    /// Every file system says that it is of this type.
+    FileSystem(&'a str),
     /// A file whose path ends so cannot be opened.
     Open(&'a str, i32),
 }
@@ -64,6 +66,7 @@ pub fn faulty(fault: Fault<'_>) -> Command {
         }
         Fault::Never(calls) => set("NEVER", calls),
         Fault::Free(bytes) => set("FREE", bytes),
+        Fault::FileSystem(kind) => set("STATFS", kind),
         Fault::Read(n, error) | Fault::Reads(n, error) => {
             set("READ", &n.to_string());
             set("ERRNO", &error.to_string());

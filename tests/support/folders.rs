@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
@@ -58,6 +58,12 @@ pub fn write_contents(folder: &Path, files: &BTreeMap<String, Vec<u8>>) {
         fs::create_dir_all(path.parent().expect("a parent")).expect("make a folder");
         fs::write(path, bytes).expect("write a file");
     }
+}
+
+/// The hidden folder beside an output, in which it is built.
+pub fn hidden_beside(out: &Path) -> PathBuf {
+    let name = out.file_name().expect("a name").to_string_lossy();
+    out.with_file_name(format!(".{name}.partial"))
 }
 
 /// Asserts that two folders hold the same files with the same bytes.

@@ -1,5 +1,5 @@
 use std::io::{self, BufWriter, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 use segpack_formats::numeric::FloatDtype;
@@ -18,7 +18,8 @@ use crate::steps::export::{ExpertParallel, ExportSettings, Quantization, export,
 ///
 /// Streams from raw and coded packs, and compares the SHA-256 of every tensor. The output is then
 /// read back and compared with the pack: by digest, or by value where --dtype changed it. Files
-/// appear under their names only after that.
+/// appear under their names only after that, all or none: they are built in .OUT.partial beside OUT.
+/// An interrupted run leaves there what it has finished, and --resume continues it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -27,7 +28,8 @@ Examples:
   segpack export omni.segpack --to qwen3-moe -o rank0 --expert-parallel 0/4
   segpack export omni.segpack --to gguf -o thinker.gguf --dtype q8_0
   segpack export omni.segpack --to safetensors -o - 'thinker.model.layers.0.*' | other-program
-  segpack export omni.segpack --to npy -o arrays --component code2wav --dtype f32")]
+  segpack export omni.segpack --to npy -o arrays --component code2wav --dtype f32
+  segpack export omni.segpack --to gguf -o thinker.gguf --max-shard-size 5GB --resume")]
 pub(super) struct Args {
     #[command(flatten)]
     pack: PackArg,
@@ -60,12 +62,28 @@ pub(super) struct Args {
     /// tokenizer (gguf)
     #[arg(long, value_name = "NAME", value_parser = tokenizer_pre, help_heading = OUTPUT)]
     tokenizer_pre: Option<String>,
+    /// Continue an interrupted run, or write files that OUT lacks; files that are there are compared
+    /// with the pack
+    #[arg(long, help_heading = OUTPUT)]
+    resume: bool,
+    /// Replace OUT, if it holds nothing but what such an export writes; it stays whole until the new
+    /// one is complete. Without --resume, what an interrupted run left is removed
+    #[arg(long, help_heading = OUTPUT)]
+    force: bool,
     /// Do not read the output back
     #[arg(long, help_heading = OUTPUT)]
     no_check: bool,
     /// Print the summary as JSON
     #[arg(long, help_heading = OUTPUT)]
     json: bool,
+}
+
+impl Args {
+    /// The folder or file to write; none where it is standard output.
+    pub(super) fn output(&self) -> Option<&Path> {
+        let is_stdout = self.output.as_os_str() == "-";
+        (!is_stdout).then_some(self.output.as_path())
+    }
 }
 
 /// Formats of an export.
@@ -137,6 +155,8 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
         max_shard_size: args.max_shard_size.map(|size| size.0),
         expert_parallel: args.expert_parallel,
         check: !args.no_check,
+        resume: args.resume,
+        force: args.force,
         jobs: args.jobs.count(),
     };
     let pack = args.pack.open()?;

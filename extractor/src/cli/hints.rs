@@ -28,6 +28,7 @@ use crate::steps::{Exit, StepError};
 
 const OTHER_OUTPUT: &str = "choose another output path";
 const REPLACE: &str = "--force replaces it";
+const REPLACE_OUTPUT: &str = "--force replaces what an earlier run wrote";
 
 /// What to try after `error`, if anything. `output` is the folder that the command was writing.
 pub(super) fn hint(error: &CliError, output: Option<&Path>) -> Option<String> {
@@ -35,10 +36,14 @@ pub(super) fn hint(error: &CliError, output: Option<&Path>) -> Option<String> {
         return error.hint().map(str::to_owned);
     };
     if output.is_some_and(|output| can_be_resumed(error, output)) {
-        let resume = "the same command with --resume continues";
+        let mut resume = "the same command with --resume continues".to_owned();
+        if let Some(room) = leftover(output.unwrap_or(Path::new(""))) {
+            let room = room.display();
+            resume.push_str(&format!("; until then {room} keeps what it finished"));
+        }
         return Some(match environment_of(error) {
             Some(advice) => format!("{advice}; {resume}"),
-            None => resume.to_owned(),
+            None => resume,
         });
     }
     if let (StepError::Output(OutputError::NoSpace { .. }), Some(output)) = (error, output)
@@ -62,6 +67,9 @@ pub(super) fn hint(error: &CliError, output: Option<&Path>) -> Option<String> {
             environment_of(error).map(str::to_owned)
         }
         StepError::Source(e) => of_source(e),
+        StepError::Output(OutputError::NotEmpty { .. } | OutputError::Exists { .. }) => {
+            Some(format!("{REPLACE_OUTPUT}; or {OTHER_OUTPUT}"))
+        }
         StepError::Output(e) => of_output(e, replaces(output)).map(str::to_owned),
         StepError::PackWriter(e) => of_pack_writer(e, replaces(output)).map(str::to_owned),
         StepError::Pack(e) => of_pack(e).map(str::to_owned),
@@ -199,6 +207,7 @@ fn replaces(output: Option<&Path>) -> bool {
 /// `replaces`: the command was to replace a pack.
 fn of_output(error: &OutputError, replaces: bool) -> Option<&'static str> {
     match error {
+        OutputError::Differs { .. } => Some(REPLACE_OUTPUT),
         OutputError::NotEmpty { .. }
         | OutputError::Exists { .. }
         | OutputError::InsideInput { .. }
@@ -213,7 +222,17 @@ fn of_output(error: &OutputError, replaces: bool) -> Option<&'static str> {
             Some("--force --in-place removes the old pack first; or choose a folder below it")
         }
         OutputError::Link { .. } => Some("remove the link, or choose another output path"),
-        OutputError::Unfinished { .. } => Some("remove it, or choose another output path"),
+        OutputError::Unfinished { .. } => Some("--resume continues it, --force starts over"),
+        OutputError::OtherRun { .. } => {
+            Some("give the same pack and options, or start over with --force")
+        }
+        OutputError::OtherCommand { .. } => {
+            Some("that command with --resume ends it; or remove the folder")
+        }
+        OutputError::Foreign { .. } => {
+            Some("choose another output path, or remove what is there yourself")
+        }
+        OutputError::Limit { .. } => Some("choose another output path, on another file system"),
         OutputError::Format(_)
         | OutputError::NotAFolder { .. }
         | OutputError::Busy { .. }
@@ -268,8 +287,6 @@ fn of_cat(error: &CatError) -> Option<&'static str> {
 
 fn of_unpack(error: &UnpackError) -> Option<&'static str> {
     match error {
-        UnpackError::Unfinished { .. } => Some("--resume continues it"),
-        UnpackError::Foreign { .. } => Some("remove it, or choose another output path"),
         UnpackError::NoMatch { .. } => None,
     }
 }

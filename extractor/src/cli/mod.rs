@@ -123,6 +123,7 @@ impl Command {
             Self::Pack(args) => Some(args.output()),
             Self::Unpack(args) => Some(args.output()),
             Self::Repack(args) => Some(args.output()),
+            Self::Export(args) => args.output(),
             _ => None,
         }
     }

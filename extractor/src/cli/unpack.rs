@@ -9,13 +9,15 @@ use crate::steps::unpack::{UnpackSettings, unpack};
 
 /// Restore the original files of the checkpoint, byte for byte
 ///
-/// The SHA-256 of each file is compared while it is written. A file appears under its name only
-/// when it is complete and correct.
+/// The SHA-256 of each file is compared while it is written. All files appear, or none: they are
+/// built in .DIR.partial beside DIR, which takes its place when everything is complete and correct.
+/// An interrupted run leaves there what it has finished, and --resume continues it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   segpack unpack omni.segpack -o restored
   segpack unpack omni.segpack -o restored --resume
+  segpack unpack omni.segpack -o restored --force
   segpack unpack omni.segpack -o tokenizer --include '*.json' --include merges.txt")]
 pub(super) struct Args {
     #[command(flatten)]
@@ -28,9 +30,14 @@ pub(super) struct Args {
     /// Folder to write
     #[arg(long, short, value_name = "DIR", help_heading = OUTPUT)]
     output: PathBuf,
-    /// Continue an interrupted run: files that are complete and correct are kept
+    /// Continue an interrupted run, or restore files that DIR lacks; files that are there are
+    /// digested again
     #[arg(long, help_heading = OUTPUT)]
     resume: bool,
+    /// Replace DIR, if it holds nothing but files of this pack; it stays whole until the new one is
+    /// complete. Without --resume, what an interrupted run left is removed
+    #[arg(long, help_heading = OUTPUT)]
+    force: bool,
     /// Print the summary as JSON
     #[arg(long, help_heading = OUTPUT)]
     json: bool,
@@ -47,6 +54,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
     let settings = UnpackSettings {
         include: args.include,
         resume: args.resume,
+        force: args.force,
         jobs: args.jobs.count(),
     };
     let (stop, progress) = (context.stop, &context.progress);

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use segpack_formats::FormatError;
 
+use super::limits::FileLimit;
 use crate::work::TaskError;
 
 /// Why an output cannot be written. All but [`Format`](Self::Format) are refusals: nothing was
@@ -38,11 +39,45 @@ pub enum OutputError {
         /// The output file.
         path: PathBuf,
     },
-    /// The output folder holds what an interrupted run left, which this command cannot continue.
-    #[error("{} holds what an interrupted run left", path.display())]
+    /// An interrupted run left something that another one can go on with.
+    #[error("{} holds what an interrupted run finished", path.display())]
     Unfinished {
-        /// The output folder.
+        /// The hidden folder.
         path: PathBuf,
+    },
+    /// What an interrupted run left is of another pack, or of other options.
+    #[error("what an interrupted run left of {} is of another pack or of other options", path.display())]
+    OtherRun {
+        /// The output path.
+        path: PathBuf,
+    },
+    /// What an interrupted run left is of another command.
+    #[error("{} holds what another interrupted command left", path.display())]
+    OtherCommand {
+        /// The hidden folder.
+        path: PathBuf,
+    },
+    /// A file that lies where the output would be is none that the command writes.
+    #[error("{} is no file that this command writes; it is not replaced", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file that the output would have is there with other bytes.
+    #[error("{} exists and is not what the pack holds", path.display())]
+    Differs {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file system cannot hold a file.
+    #[error("{} cannot hold {file:?}: {why}", folder.display())]
+    Limit {
+        /// Where the output would be.
+        folder: PathBuf,
+        /// The file, by its path in the output.
+        file: String,
+        /// Why not.
+        why: FileLimit,
     },
     /// The hidden folder beside the output, in which its replacement is built, holds something else.
     #[error("{} is in the way: a replacement would be built there", path.display())]

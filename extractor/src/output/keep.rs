@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use segpack_formats::FormatError;
-use segpack_formats::io::sync_folder;
+use segpack_formats::io::{open_beneath, sync_folder};
 
 use super::{OutputError, OutputFolder};
 
@@ -26,14 +26,14 @@ impl OutputFolder {
                 let mut inside = above.take_while(|a| a.starts_with(self.path()));
                 Ok(inside.try_for_each(sync_folder)?)
             }
-            Err(e) if has_no_links(&e) => self.copy(&old, relative),
+            Err(e) if has_no_links(&e) => self.copy(from, relative),
             Err(e) => Err(FormatError::io("link", &old)(e).into()),
         }
     }
 
-    fn copy(&self, old: &Path, relative: &str) -> Result<(), OutputError> {
+    fn copy(&self, folder: &Path, relative: &str) -> Result<(), OutputError> {
         let (mut file, path) = self.create(relative)?;
-        let mut from = fs::File::open(old).map_err(FormatError::io("open", old))?;
+        let mut from = open_beneath(folder, relative)?;
         let to = std::sync::Arc::get_mut(&mut file);
         if let Some(to) = to {
             io::copy(&mut from, to).map_err(FormatError::io("write", path))?;
@@ -70,8 +70,9 @@ mod tests {
         let output = OutputFolder::open(&new).unwrap();
         output.keep(&old, "a/b/c").unwrap();
         assert_eq!(fs::read(new.join("a/b/c")).unwrap(), b"bytes");
-        output.copy(&old.join("a/b/c"), "a/d").unwrap();
-        assert_eq!(fs::read(new.join("a/d")).unwrap(), b"bytes");
+        fs::write(old.join("a/d"), b"other").unwrap();
+        output.copy(&old, "a/d").unwrap();
+        assert_eq!(fs::read(new.join("a/d")).unwrap(), b"other");
         assert!(output.keep(&old, "a/x").is_err());
         output.finish().unwrap();
     }

@@ -5,10 +5,14 @@ mod error;
 mod inspect;
 mod journal;
 mod keep;
+mod limits;
 mod lock;
+mod moves;
 mod publisher;
 mod space;
+mod stage;
 mod swap;
+mod walk;
 mod write_behind;
 
 use std::fs::{self, File};
@@ -17,22 +21,37 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use segpack_formats::FormatError;
-use segpack_formats::io::{create_beneath, remove_beneath, rename_beneath, sync_file, sync_folder};
+use segpack_formats::io::{
+    create_beneath, entry_kind, remove_beneath, rename_beneath, sync_file, sync_folder,
+};
 use segpack_manifests::folder::PARTIAL;
 
 pub use error::OutputError;
 pub(crate) use inspect::{Before, inspect, refuse_holding, refuse_inside};
 pub(crate) use journal::{JOURNAL, Journal, JournalRead, Record, ShardDigests};
+pub use limits::FileLimit;
 pub(crate) use lock::refuse_busy;
 use lock::{LOCK, in_partial};
 pub(crate) use publisher::{Flushing, Publisher};
 pub(crate) use space::{Needed, check_space};
+pub(crate) use stage::{Shape, Staging};
 use swap::Swap;
 pub(crate) use swap::{discard, is_being_replaced, is_between, is_unfinished, leftover, recover};
-pub(crate) use write_behind::{WRITE_BEHIND_MEMORY, WriteBehind, write_behind};
+pub(crate) use write_behind::{WRITE_BEHIND_MEMORY, write_behind};
 
 /// Folder, below [`PARTIAL`], of files that are being written.
 const FILES: &str = "files";
+
+/// What a run that failed leaves of its output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leave {
+    /// Nothing at all: the input is at fault, and no other run can go on.
+    Nothing,
+    /// What was there before: the run was refused.
+    Before,
+    /// Everything that `resume` needs.
+    Unfinished,
+}
 
 /// An output folder under this process's lock; unfinished things live in its `.partial`.
 #[derive(Debug)]
@@ -40,8 +59,10 @@ pub(crate) struct OutputFolder {
     path: PathBuf,
     created: bool,
     lock: File,
-    /// The folder that this one replaces when it is finished.
+    /// Where this one goes when it is finished.
     swap: Option<Swap>,
+    /// A folder that has some of the files already and gets those that it lacks.
+    completes: Option<PathBuf>,
 }
 
 impl OutputFolder {
@@ -56,6 +77,7 @@ impl OutputFolder {
             created,
             lock: lock::acquire(path)?,
             swap: None,
+            completes: None,
         })
     }
 
@@ -65,10 +87,32 @@ impl OutputFolder {
     /// # Errors
     /// As [`open`](Self::open); `NotOurs`, `MountPoint`.
     pub(crate) fn replace(out: &Path, resume: bool) -> Result<Self, OutputError> {
-        let swap = Swap::begin(out, resume)?;
+        Self::open_in(Swap::begin(out, resume)?)
+    }
+
+    /// A folder that is built out of sight.
+    fn open_in(swap: Swap) -> Result<Self, OutputError> {
         let mut output = Self::open(&swap.building())?;
         output.swap = Some(swap);
         Ok(output)
+    }
+
+    /// Where the user wants it.
+    fn place(&self) -> &Path {
+        self.swap.as_ref().map_or(&*self.path, Swap::target)
+    }
+
+    /// A folder that has some of the files already, and gets those that it lacks.
+    pub(crate) fn completes(&self) -> Option<&Path> {
+        self.completes.as_deref()
+    }
+
+    /// Whether an earlier run finished a file, or seems to have.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn has(&self, relative: &str) -> Result<bool, OutputError> {
+        Ok(entry_kind(&self.path.join(relative))?.is_some())
     }
 
     /// The folder.
@@ -168,7 +212,7 @@ impl OutputFolder {
         check_space(&self.path, Needed::exactly(needed), 0)
     }
 
-    /// Every file has its name: removes `.partial`. A folder that replaces another takes its place.
+    /// Every file has its name: removes `.partial`. What was built out of sight takes its place.
     ///
     /// # Errors
     /// `Io`.
@@ -181,6 +225,33 @@ impl OutputFolder {
         match swap {
             Some(swap) => swap.commit(),
             None => Ok(()),
+        }
+    }
+
+    /// Ends a run: what is whole takes its place; after an error, what `leave` says stays.
+    ///
+    /// # Errors
+    /// That of the run, or `Io`.
+    pub(crate) fn close<T, E: From<OutputError>>(
+        self,
+        done: Result<T, E>,
+        leave: impl FnOnce(&E) -> Leave,
+    ) -> Result<T, E> {
+        match done.as_ref().map_err(leave) {
+            Ok(_) => self.finish()?,
+            Err(Leave::Nothing) => self.abandon(&[]),
+            Err(Leave::Before | Leave::Unfinished) => self.leave_finished(),
+        }
+        done
+    }
+
+    /// Ends a run that failed. What is finished stays, since another run can go on with it; what is
+    /// not is of no use and goes. Where nothing is finished, nothing stays.
+    fn leave_finished(self) {
+        // best effort: the error that led here is what the user must see
+        let _ = self.clear_unfinished();
+        if !self.swap.as_ref().is_some_and(Swap::has_finished) {
+            self.abandon(&[]);
         }
     }
 
@@ -199,6 +270,7 @@ impl OutputFolder {
             created,
             lock,
             swap,
+            ..
         } = self;
         // best effort, all of it: the error that led here is what the user must see
         for entry in entries {
@@ -206,7 +278,7 @@ impl OutputFolder {
         }
         let _ = remove_partial(&path, lock);
         if let Some(swap) = swap {
-            let _ = swap.discard();
+            swap.abandon();
         } else if created {
             let _ = fs::remove_dir(&path);
         }
@@ -214,7 +286,7 @@ impl OutputFolder {
 }
 
 /// The path of an unfinished file, from the output folder.
-fn unfinished(relative: &str) -> String {
+pub(crate) fn unfinished(relative: &str) -> String {
     format!("{PARTIAL}/{FILES}/{relative}")
 }
 

@@ -16,8 +16,8 @@ use segpack_manifests::folder::{MANIFEST, OpenOptions, PACKS, PARTIAL, SOURCE, S
 
 use super::{Done, PackWriterError};
 use crate::output::{
-    Before, JOURNAL, Journal, JournalRead, OutputError, OutputFolder, Record, inspect, recover,
-    refuse_busy,
+    Before, JOURNAL, Journal, JournalRead, Leave, OutputError, OutputFolder, Record, inspect,
+    recover, refuse_busy,
 };
 use crate::work::{Job, into_inner, lock, run_tasks};
 
@@ -337,17 +337,6 @@ pub(crate) fn write_documents(
     }
     output.write_small(MANIFEST, |to| to.write_all(&json))?;
     Ok(manifest_sha256)
-}
-
-/// What a run that failed leaves of its output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Leave {
-    /// Nothing at all: the input is at fault, and no other run can go on.
-    Nothing,
-    /// What was there before: the run was refused.
-    Before,
-    /// Everything that `resume` needs.
-    Unfinished,
 }
 
 /// Ends a run: after success nothing unfinished is left, after an error what `leave` says.

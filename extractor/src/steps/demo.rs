@@ -242,6 +242,7 @@ impl Demo<'_> {
         let settings = UnpackSettings {
             include: Vec::new(),
             resume: false,
+            force: false,
             jobs: 1,
         };
         let summary = unpack(

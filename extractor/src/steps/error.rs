@@ -20,8 +20,8 @@ use super::repair::RepairError;
 use super::unpack::UnpackError;
 #[cfg(feature = "run")]
 use super::validate::ValidateError;
-use crate::output::OutputError;
-use crate::pack_writer::{Leave, PackWriterError};
+use crate::output::{Leave, OutputError};
+use crate::pack_writer::PackWriterError;
 use crate::source::SourceError;
 use crate::work::TaskError;
 
@@ -258,7 +258,6 @@ fn exit_of_cat(error: &CatError) -> Exit {
 fn exit_of_unpack(error: &UnpackError) -> Exit {
     match error {
         UnpackError::NoMatch { .. } => Exit::Damaged,
-        UnpackError::Unfinished { .. } | UnpackError::Foreign { .. } => Exit::Failed,
     }
 }
 
@@ -461,7 +460,8 @@ mod tests {
                 name: "x".to_owned(),
             }
             .into(),
-            UnpackError::Foreign { path: path() }.into(),
+            UnpackError::NoMatch { globs: Vec::new() }.into(),
+            OutputError::Differs { path: path() }.into(),
             ExportError::SourceFile {
                 file: "config.json".to_owned(),
                 source: json().into(),

@@ -26,7 +26,7 @@ pub(crate) mod unpack;
 pub(crate) mod validate;
 pub mod verify;
 
-pub use crate::output::OutputError;
+pub use crate::output::{FileLimit, OutputError};
 pub use crate::pack_writer::PackWriterError;
 pub use crate::source::SourceError;
 #[cfg(feature = "run")]

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use segpack_formats::FormatError;
-use segpack_formats::codec::Coding;
+use segpack_formats::codec::{Codec, Coding};
 use segpack_formats::digest::{Sha256, Sha256Hasher};
 use segpack_formats::io::{CancelToken, InputFile, READ_BYTES, ReadAt, write_all_at};
 use segpack_formats::pack::{
@@ -266,6 +266,16 @@ impl Work<'_> {
             .collect()
     }
 
+    /// Every file that is written but for the documents, with its length; a coded pack may be as short
+    /// as can be.
+    fn planned_files(&self) -> impl Iterator<Item = (&str, u64)> {
+        let is_raw = self.settings.coding.codec() == Codec::Raw;
+        let packs = self.plan.packs.iter();
+        let packs = packs.map(move |p| (p.path.as_str(), if is_raw { p.length } else { 0 }));
+        let files = self.pack.manifest().source_files.iter();
+        packs.chain(files.map(|f| (f.stored_as.as_str(), f.stored_length)))
+    }
+
     /// What is needed where the packs have these lengths; the manifest is about as long as the old
     /// one.
     fn needed_space(&self, done: &Done, lengths: &[u64]) -> u64 {
@@ -351,6 +361,7 @@ impl Work<'_> {
 
     fn run(&self, output: &OutputFolder) -> Result<PackSummary, StepError> {
         let (journal, mut done, resumed) = self.target.open_journal(output, self.fingerprint())?;
+        output.check_limits(self.planned_files())?;
         self.space.check(output.path(), 0, &|lengths| {
             self.needed_space(&done, lengths)
         })?;

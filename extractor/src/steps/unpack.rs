@@ -1,7 +1,8 @@
-//! `unpack`: the checkpoint's files again, byte for byte, checked while they are written.
+//! `unpack`: the checkpoint's files again, byte for byte, checked while they are written. All of
+//! them appear, or none.
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,7 +10,7 @@ use globset::{Glob, GlobSet, GlobSetBuilder};
 use segpack_formats::FormatError;
 use segpack_formats::codec::MAX_CHUNK_BYTES;
 use segpack_formats::digest::{Sha256, Sha256Hasher};
-use segpack_formats::io::{CancelToken, InputFile, READ_BYTES};
+use segpack_formats::io::{CancelToken, InputFile, READ_BYTES, entry_kind};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
     Finding, FindingKind, GENERATOR, Manifest, SourceFile, SourceFileKind, TensorEntry,
@@ -19,10 +20,10 @@ use segpack_manifests::{PackCursor, PackReader};
 
 use super::StepError;
 use crate::output::{
-    Before, Flushing, OutputError, OutputFolder, Publisher, WRITE_BEHIND_MEMORY, WriteBehind,
-    inspect, refuse_busy, refuse_inside, write_behind,
+    Flushing, OutputError, OutputFolder, Publisher, Shape, Staging, WRITE_BEHIND_MEMORY,
+    refuse_holding, refuse_inside, write_behind,
 };
-use crate::work::{Progress, into_inner, jobs_within_memory, lock, run_tasks};
+use crate::work::{Progress, jobs_within_memory, lock, run_tasks};
 
 /// What one thread takes to decode, in bytes: a chunk as it is stored and as it was.
 const MAX_DECODING: u64 = 2 * MAX_CHUNK_BYTES as u64;
@@ -32,8 +33,10 @@ const MAX_DECODING: u64 = 2 * MAX_CHUNK_BYTES as u64;
 pub(crate) struct UnpackSettings {
     /// Globs of the files to restore; all where empty.
     pub include: Vec<String>,
-    /// Go on where an interrupted run stopped.
+    /// Go on where an interrupted run stopped, and complete a folder that lacks files.
     pub resume: bool,
+    /// Replace a folder of restored files.
+    pub force: bool,
     /// Threads.
     pub jobs: usize,
 }
@@ -47,18 +50,6 @@ pub enum UnpackError {
     NoMatch {
         /// The globs.
         globs: Vec<String>,
-    },
-    /// The output folder holds what an interrupted run left.
-    #[error("{} holds what an interrupted run left", folder.display())]
-    Unfinished {
-        /// The output folder.
-        folder: PathBuf,
-    },
-    /// A file is there that another program wrote, or an earlier run from another pack.
-    #[error("{} exists and is not what the pack holds", path.display())]
-    Foreign {
-        /// The file.
-        path: PathBuf,
     },
 }
 
@@ -74,12 +65,12 @@ pub(crate) fn globs(patterns: &[String]) -> Result<GlobSet, StepError> {
     Ok(set.build()?)
 }
 
-/// Restores the files of a pack into `out`.
+/// Restores the files of a pack into `out`: all of them or none.
 ///
 /// # Errors
-/// `Findings` where the pack is damaged (the file in question is not written) or cannot restore a
-/// wanted file because its component was excluded; `Output` where the output exists or does not
-/// fit.
+/// `Findings` where the pack is damaged, or cannot restore a wanted file because its component was
+/// excluded: then nothing is written. `Output` where the output exists or does not fit. After any
+/// other error `resume` goes on.
 pub(crate) fn unpack(
     pack: &Pack,
     out: &Path,
@@ -89,51 +80,21 @@ pub(crate) fn unpack(
 ) -> Result<UnpackSummary, StepError> {
     let (wanted, left) = choose(pack.manifest(), settings)?;
     refuse_inside(out, pack.folder())?;
-    let output = open_output(out, settings)?;
-    output.clear_unfinished()?;
-    let mut needed: u64 = wanted.iter().map(|f| f.length).sum();
-    if settings.resume {
-        let there = wanted
-            .iter()
-            .filter(|f| has_length(&out.join(&f.path), f.length));
-        needed -= there.map(|f| f.length).sum::<u64>();
-    }
-    if let Err(e) = output.check_space(needed) {
-        output.abandon_if_new();
-        return Err(e.into());
-    }
+    refuse_holding(out, &[pack.folder().to_owned()])?;
+    let output = open_output(pack, out, &wanted, settings)?;
     let weights = PackReader::new(pack);
     let restore = Restore {
         tensors: tensors_by_shard(pack.manifest()),
         weights: &weights,
         output: &output,
-        settings,
         stop,
         progress,
         resumed: AtomicU64::new(0),
         findings: Mutex::default(),
     };
-    progress.start("unpacking", wanted.iter().map(|f| f.length).sum());
-    let worker = || Ok((weights.cursor()?, vec![0; READ_BYTES]));
-    let jobs = jobs_within_memory(settings.jobs, WRITE_BEHIND_MEMORY + MAX_DECODING);
-    let done = output.with_publisher(jobs, |publisher| {
-        run_tasks(jobs, &wanted, worker, |(reader, buffer), file| {
-            restore.file(file, reader, buffer, publisher)
-        })
-    });
-    progress.finish();
-    let findings = into_inner(restore.findings);
-    done?;
-    if !findings.is_empty() {
-        output.finish()?; // what is whole stays, nothing half-written does
-        let what = format!(
-            "{}: damaged; the files in question were not written",
-            pack.folder().display()
-        );
-        return Err(StepError::Findings { what, findings });
-    }
+    let done = restore.all(&wanted, settings.jobs);
     let resumed_files = restore.resumed.into_inner();
-    output.finish()?;
+    output.close(done, StepError::leave)?;
     Ok(UnpackSummary {
         format_version: UnpackSummary::VERSION,
         generator: GENERATOR.to_owned(),
@@ -202,22 +163,36 @@ fn why_not(manifest: &Manifest, file: &SourceFile) -> String {
     )
 }
 
-/// Whether a file is there that may be whole.
-fn has_length(path: &Path, length: u64) -> bool {
-    path.symlink_metadata()
-        .is_ok_and(|m| m.is_file() && m.len() == length)
+/// Opens the output. Only files that the pack can restore are replaced.
+fn open_output(
+    pack: &Pack,
+    out: &Path,
+    wanted: &[&SourceFile],
+    settings: &UnpackSettings,
+) -> Result<OutputFolder, OutputError> {
+    let listed: HashSet<&str> = pack
+        .manifest()
+        .source_files
+        .iter()
+        .map(|f| &*f.path)
+        .collect();
+    let staging = Staging {
+        out,
+        shape: Shape::Folder,
+        resume: settings.resume,
+        force: settings.force,
+        run: fingerprint(pack, wanted),
+        is_ours: &|file| listed.contains(file),
+    };
+    staging.open()
 }
 
-fn open_output(out: &Path, settings: &UnpackSettings) -> Result<OutputFolder, StepError> {
-    refuse_busy(out)?;
-    let folder = || out.to_owned();
-    match inspect(out)? {
-        Before::Nothing => {}
-        Before::Unfinished | Before::Occupied if settings.resume => {}
-        Before::Unfinished => return Err(UnpackError::Unfinished { folder: folder() }.into()),
-        Before::Occupied => return Err(OutputError::NotEmpty { path: folder() }.into()),
-    }
-    Ok(OutputFolder::open(out)?)
+/// Identifies the pack and the wanted files: an unfinished run goes on only with the same.
+fn fingerprint(pack: &Pack, wanted: &[&SourceFile]) -> Sha256 {
+    let mut paths: Vec<&str> = wanted.iter().map(|f| &*f.path).collect();
+    paths.sort_unstable();
+    let identity = pack.manifest_sha256();
+    Sha256::of(format!("unpack {identity} {paths:?}").as_bytes())
 }
 
 /// The tensors of each shard in the order of their bytes.
@@ -236,29 +211,50 @@ struct Restore<'a> {
     tensors: HashMap<&'a str, Vec<&'a TensorEntry>>,
     weights: &'a PackReader<'a>,
     output: &'a OutputFolder,
-    settings: &'a UnpackSettings,
     stop: &'a CancelToken,
     progress: &'a dyn Progress,
     resumed: AtomicU64,
     findings: Mutex<Vec<Finding>>,
 }
 
-/// A file being restored, and where its next byte goes.
-struct Writing<'w> {
-    behind: &'w mut WriteBehind,
-    path: &'w Path,
-    at: u64,
-}
-
-impl Writing<'_> {
-    fn write(&mut self, piece: &[u8]) -> Result<(), FormatError> {
-        self.behind.write(piece)?;
-        self.at += piece.len() as u64;
-        Ok(())
-    }
-}
+/// Takes the next bytes of a file.
+type Sink<'s> = &'s mut dyn FnMut(&[u8]) -> Result<(), FormatError>;
 
 impl Restore<'_> {
+    fn all(&self, wanted: &[&SourceFile], jobs: usize) -> Result<(), StepError> {
+        let lengths = || wanted.iter().map(|f| (&*f.path, f.length));
+        self.output.check_limits(lengths())?;
+        let lacking = wanted.iter().filter(|f| !self.may_be_there(f));
+        self.output.check_space(lacking.map(|f| f.length).sum())?;
+
+        self.progress
+            .start("unpacking", wanted.iter().map(|f| f.length).sum());
+        let worker = || Ok((self.weights.cursor()?, vec![0; READ_BYTES]));
+        let jobs = jobs_within_memory(jobs, WRITE_BEHIND_MEMORY + MAX_DECODING);
+        let done = self.output.with_publisher(jobs, |publisher| {
+            run_tasks(jobs, wanted, worker, |(reader, buffer), file| {
+                self.file(file, reader, buffer, publisher)
+            })
+        });
+        self.progress.finish();
+        done?;
+        let findings = std::mem::take(&mut *lock(&self.findings));
+        if findings.is_empty() {
+            return Ok(());
+        }
+        let folder = self.weights.pack().folder().display();
+        let what = format!("{folder}: damaged; nothing was restored");
+        Err(StepError::Findings { what, findings })
+    }
+
+    /// Whether a file of the right length is there; its bytes are looked at later.
+    fn may_be_there(&self, file: &SourceFile) -> bool {
+        let folders = [Some(self.output.path()), self.output.completes()];
+        let paths = folders.into_iter().flatten().map(|f| f.join(&file.path));
+        let mut found = paths.filter_map(|path| path.symlink_metadata().ok());
+        found.any(|m| m.is_file() && m.len() == file.length)
+    }
+
     fn file(
         &self,
         file: &SourceFile,
@@ -266,39 +262,22 @@ impl Restore<'_> {
         buffer: &mut [u8],
         publisher: &Publisher<'_>,
     ) -> Result<(), StepError> {
-        let existing = self.output.path().join(&file.path);
-        if self.settings.resume && existing.symlink_metadata().is_ok() {
-            if self.is_there(file, buffer)? {
-                self.resumed.fetch_add(1, Ordering::Relaxed);
-                return Ok(());
-            }
-            // files appear here whole and right or not at all, so this one is somebody else's
-            if file.sha256.is_some() {
-                return Err(UnpackError::Foreign { path: existing }.into());
-            }
+        if self.is_finished(file, reader, buffer)? {
+            self.resumed.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
         }
         let (out, path) = self.output.create(&file.path)?;
         let flushing = Flushing::new(publisher, &out);
         let restored = write_behind(&out, &path, flushing, file.sha256.is_some(), |behind| {
-            self.write(
-                file,
-                &mut Writing {
-                    behind,
-                    path: &path,
-                    at: 0,
-                },
-                reader,
-                buffer,
-            )
+            self.produce(file, reader, buffer, &mut |piece| {
+                self.progress.advance(piece.len() as u64);
+                behind.write(piece)
+            })
         });
         let seen = match restored {
             Ok(((), seen)) => seen,
             Err(e) if self.is_of_the_pack(&e) => {
-                self.report(
-                    Finding::new(FindingKind::Unreadable)
-                        .file(&file.path)
-                        .seen(e),
-                );
+                self.report_unreadable(file, &e);
                 return Ok(());
             }
             Err(e) => return Err(e.into()),
@@ -306,11 +285,7 @@ impl Restore<'_> {
         if let Some(seen) = seen.filter(|_| file.sha256 != seen) {
             return match self.diagnose(file, seen, reader) {
                 Err(StepError::Format(e)) if self.is_of_the_pack(&e) => {
-                    self.report(
-                        Finding::new(FindingKind::Unreadable)
-                            .file(&file.path)
-                            .seen(e),
-                    );
+                    self.report_unreadable(file, &e);
                     Ok(())
                 }
                 done => done,
@@ -318,6 +293,11 @@ impl Restore<'_> {
         }
         publisher.publish(out, file.path.clone(), Box::new(|| Ok(())))?;
         Ok(())
+    }
+
+    fn report_unreadable(&self, file: &SourceFile, error: &FormatError) {
+        let finding = Finding::new(FindingKind::Unreadable);
+        self.report(finding.file(&file.path).seen(error));
     }
 
     /// Whether it is the pack, not the output, that failed.
@@ -334,34 +314,94 @@ impl Restore<'_> {
         lock(&self.findings).push(finding);
     }
 
-    /// A file of an earlier run counts only with the right digest.
-    fn is_there(&self, file: &SourceFile, buffer: &mut [u8]) -> Result<bool, StepError> {
-        let Some(wanted) = file.sha256 else {
-            return Ok(false);
+    /// Whether an earlier run finished a file, or the folder that is completed has it: its bytes are
+    /// digested again. One of our own that is wrong is written again; another is nobody's to replace.
+    fn is_finished(
+        &self,
+        file: &SourceFile,
+        reader: &mut PackCursor<'_>,
+        buffer: &mut [u8],
+    ) -> Result<bool, StepError> {
+        let in_place = match self.output.completes() {
+            Some(folder) if entry_kind(&folder.join(&file.path))?.is_some() => Some(folder),
+            _ => None,
         };
-        let Ok(input) = InputFile::open_beneath(self.output.path(), &file.path) else {
-            return Ok(false);
-        };
-        if input.length() != file.length {
+        if in_place.is_none() && !self.output.has(&file.path)? {
             return Ok(false);
         }
+        let Some(wanted) = self.wanted_digest(file, reader, buffer)? else {
+            return Ok(false); // writing it reports why
+        };
+        let folder = in_place.unwrap_or(self.output.path());
+        if self.digest_there(folder, file, buffer)? == Some(wanted) {
+            return Ok(true);
+        }
+        if let Some(folder) = in_place {
+            let path = folder.join(&file.path);
+            return Err(OutputError::Differs { path }.into());
+        }
+        self.output.remove(&file.path)?;
+        Ok(false)
+    }
+
+    /// The SHA-256 that a file must have: the recorded one, or that of what the pack holds; `None`
+    /// where the pack is damaged.
+    fn wanted_digest(
+        &self,
+        file: &SourceFile,
+        reader: &mut PackCursor<'_>,
+        buffer: &mut [u8],
+    ) -> Result<Option<Sha256>, StepError> {
+        if file.sha256.is_some() {
+            return Ok(file.sha256);
+        }
         let mut sha256 = Sha256Hasher::default();
-        input.for_each_piece(0..file.length, buffer, self.stop, |piece| {
+        let produced = self.produce(file, reader, buffer, &mut |piece| {
+            sha256.update(piece);
+            Ok(())
+        });
+        match produced {
+            Ok(()) => Ok(Some(sha256.finish())),
+            Err(e) if self.is_of_the_pack(&e) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// The SHA-256 of a file that is there; `None` where it has another length or cannot be read.
+    fn digest_there(
+        &self,
+        folder: &Path,
+        file: &SourceFile,
+        buffer: &mut [u8],
+    ) -> Result<Option<Sha256>, StepError> {
+        let Ok(input) = InputFile::open_beneath(folder, &file.path) else {
+            return Ok(None);
+        };
+        if input.length() != file.length {
+            return Ok(None);
+        }
+        let mut sha256 = Sha256Hasher::default();
+        let read = input.for_each_piece(0..file.length, buffer, self.stop, |piece| {
             sha256.update(piece);
             self.progress.advance(piece.len() as u64);
             Ok::<_, FormatError>(())
-        })?;
-        Ok(sha256.finish() == wanted)
+        });
+        match read {
+            Ok(()) => Ok(Some(sha256.finish())),
+            // what the drive cannot give back is as good as not written
+            Err(FormatError::Io { .. } | FormatError::Changed { .. }) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// What was kept of the file, then, for a shard, its tensors. Without a digest of the whole,
     /// each tensor's counts.
-    fn write(
+    fn produce(
         &self,
         file: &SourceFile,
-        writing: &mut Writing<'_>,
         reader: &mut PackCursor<'_>,
         buffer: &mut [u8],
+        sink: Sink<'_>,
     ) -> Result<(), FormatError> {
         let kept = self.weights.open(&file.stored_as)?;
         let mut head = Sha256Hasher::default();
@@ -369,8 +409,7 @@ impl Restore<'_> {
             if file.sha256.is_none() {
                 head.update(piece);
             }
-            self.progress.advance(piece.len() as u64);
-            writing.write(piece)
+            sink(piece)
         })?;
         if file.sha256.is_none() && head.finish() != file.stored_sha256 {
             return Err(FormatError::malformed(
@@ -381,28 +420,29 @@ impl Restore<'_> {
         if file.kind == SourceFileKind::File {
             return Ok(());
         }
+        let mut at = file.stored_length;
         for tensor in self.tensors.get(file.path.as_str()).into_iter().flatten() {
-            if writing.at != tensor.source.offset {
+            if at != tensor.source.offset {
                 let what = format!(
-                    "tensor {:?} goes to byte {}, but {} are written",
-                    tensor.name, tensor.source.offset, writing.at
+                    "tensor {:?} goes to byte {}, but {at} are written",
+                    tensor.name, tensor.source.offset
                 );
-                return Err(FormatError::malformed(writing.path, what));
+                return Err(FormatError::malformed(Path::new(&file.path), what));
             }
             let mut sha256 = Sha256Hasher::default();
             reader.read_tensor(tensor, 0..tensor.length, self.stop, |piece| {
                 if file.sha256.is_none() {
                     sha256.update(piece);
                 }
-                self.progress.advance(piece.len() as u64);
-                writing.write(piece)
+                sink(piece)
             })?;
+            at += tensor.length;
             if file.sha256.is_none() && sha256.finish() != tensor.sha256 {
                 let what = format!(
                     "tensor {:?} is damaged: its SHA-256 is not the manifest's",
                     tensor.name
                 );
-                return Err(FormatError::malformed(writing.path, what));
+                return Err(FormatError::malformed(Path::new(&file.path), what));
             }
         }
         Ok(())

@@ -16,6 +16,7 @@ mod beneath;
 mod cancel;
 mod direct;
 mod exchange;
+mod file_system;
 mod handle;
 mod limited;
 mod local;
@@ -32,6 +33,7 @@ pub use beneath::{
 pub use cancel::CancelToken;
 pub use direct::{DIRECT_ALIGNMENT, DirectFile, ReadPath, align_outward};
 pub use exchange::exchange;
+pub use file_system::{FileSystem, file_system};
 pub use limited::{read_limited, read_up_to};
 pub use local::InputFile;
 pub use memory::MemoryFile;

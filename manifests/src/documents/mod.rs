@@ -50,7 +50,7 @@ documents! {
     GpuBenchReport = "gpu-bench-report" 1 . 0,
     DevicesReport = "devices-report" 1 . 0,
     ExpertsReport = "experts-report" 1 . 0,
-    ExportSummary = "export-summary" 1 . 0,
+    ExportSummary = "export-summary" 1 . 1,
     ExpertParallelMap = "expert-parallel" 1 . 0,
     InfoReport = "info-report" 1 . 0,
     RepairReport = "repair-report" 1 . 0,

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::support::cli::{Run, interruptible, packed, program, segpack};
 use crate::support::damage::flip;
-use crate::support::folders::{assert_same, contents, temp};
+use crate::support::folders::{assert_same, contents, hidden_beside, temp};
 use crate::support::packs::pack_into;
 use crate::support::tiny::{
     INDEX, Qwen3Moe, Tensor, Tiny, tensors_of, tiny_full, tiny_text, write_file,
@@ -818,6 +818,7 @@ fn an_interrupted_export_leaves_no_name() {
         folder.path(),
     );
     let out = folder.path().join("out");
+    let hidden = hidden_beside(&out);
     let whole = folder.path().join("whole");
     segpack![
         "export",
@@ -833,6 +834,7 @@ fn an_interrupted_export_leaves_no_name() {
     for (name, wanted) in [("INT", 130), ("TERM", 143), ("KILL", 137)] {
         let hit = (0..20).any(|_| {
             let _ = fs::remove_dir_all(&out);
+            let _ = fs::remove_dir_all(&hidden);
             let mut command = interruptible();
             command.arg("export").arg(&pack).arg("-o").arg(&out).args([
                 "--to",
@@ -845,7 +847,8 @@ fn an_interrupted_export_leaves_no_name() {
                 .stderr(Stdio::piped())
                 .spawn()
                 .unwrap();
-            while !out.join(".partial/files").exists() && child.try_wait().unwrap().is_none() {
+            let finished = || fs::read_dir(hidden.join("new")).is_ok_and(|e| e.count() > 1);
+            while !finished() && child.try_wait().unwrap().is_none() {
                 std::thread::sleep(std::time::Duration::from_micros(100));
             }
             let signalled = std::process::Command::new("kill")
@@ -860,31 +863,43 @@ fn an_interrupted_export_leaves_no_name() {
                 return false; // it was quicker
             }
             assert_eq!(code, Some(wanted), "{name}");
-            if out.exists() {
-                assert_eq!(name, "KILL");
-                let left = contents(&out);
-                assert!(
-                    left.keys()
-                        .all(|path| path.is_empty() || path.starts_with(".partial")),
-                    "{:?}",
-                    left.keys()
-                );
-            }
+            assert!(!out.exists());
             true
         });
         assert!(hit, "{name} never came in time");
-        // and the same command works then
-        segpack![
-            "export",
-            &pack,
-            "--to",
-            "hf",
-            "-o",
-            &out,
-            "--max-shard-size",
-            "5MB"
-        ]
-        .ok();
+        let again = |how: &str| {
+            let words = ["--to", "hf", "--max-shard-size", "5MB", "--json", how];
+            Run::of(
+                program()
+                    .arg("export")
+                    .arg(&pack)
+                    .arg("-o")
+                    .arg(&out)
+                    .args(words),
+            )
+        };
+        again("-q").exits(1).says(&[".out.partial", "--resume"]);
+        // one of the files that were finished is spoiled in between
+        let built = hidden.join("new");
+        let mut finished = contents(&built)
+            .into_keys()
+            .filter(|f| !f.starts_with(".partial"));
+        flip(&built.join(finished.next().unwrap()), -1);
+        let left = finished.count();
+        let summary = again("--resume").ok().json();
+        assert_eq!(summary["resumed_files"], left, "{summary}");
+        assert_same(&out, &whole);
+        assert!(!hidden.exists());
+        // what is there is as good as written; what is wrong is not
+        let all = again("--resume").ok().json();
+        assert_eq!(all["resumed_files"], all["files"]);
+        fs::remove_file(out.join("config.json")).unwrap();
+        again("--resume").ok();
+        flip(&out.join("config.json"), 3);
+        again("--resume")
+            .exits(1)
+            .says(&["config.json", "is not what the pack holds"]);
+        again("--force").ok();
         assert_same(&out, &whole);
     }
 }

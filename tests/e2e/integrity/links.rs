@@ -9,7 +9,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use crate::support::cli::{Run, run, segpack};
-use crate::support::folders::{contents, temp};
+use crate::support::folders::{contents, hidden_beside, temp};
 use crate::support::packs::pack_into;
 use crate::support::tiny::{tiny_full, write_file};
 
@@ -36,7 +36,11 @@ impl Scene {
     }
 
     fn run(&self, words: &[&str]) -> Run {
-        let arguments: Vec<OsString> = words
+        run(&self.arguments(words))
+    }
+
+    fn arguments(&self, words: &[&str]) -> Vec<OsString> {
+        words
             .iter()
             .map(|word| match *word {
                 "CKPT" => tiny_full().into(),
@@ -45,8 +49,7 @@ impl Scene {
                 "FILE" => self.path("out.safetensors").into(),
                 word => word.into(),
             })
-            .collect();
-        run(&arguments)
+            .collect()
     }
 }
 
@@ -162,7 +165,10 @@ const WRITERS: &[&[&str]] = &[
     &["repack", "PACK", "-o", "OUT", "--codec", "zstd", "--force"],
     &["unpack", "PACK", "-o", "OUT"],
     &["unpack", "PACK", "-o", "OUT", "--resume"],
+    &["unpack", "PACK", "-o", "OUT", "--force"],
     &["export", "PACK", "--to", "npy", "-o", "OUT"],
+    &["export", "PACK", "--to", "hf", "-o", "OUT", "--resume"],
+    &["export", "PACK", "--to", "hf", "-o", "OUT", "--force"],
     &["export", "PACK", "--to", "hf", "-o", "OUT"],
 ];
 
@@ -227,8 +233,8 @@ fn every_writer(step: usize) {
             // an unfinished folder of our own, a pack, and an empty place
             for kind in ["unfinished", "pack", "nothing"] {
                 number += 1;
-                // 10 commands and 3 kinds: each case of both comes up
-                if (number + number / 30) % step != 0 {
+                // 13 commands and 3 kinds: each case of both comes up
+                if (number + number / 39) % step != 0 {
                     continue;
                 }
                 let _ = fs::remove_dir_all(&out);
@@ -283,6 +289,111 @@ fn a_hidden_folder_beside_a_file_is_no_link_either() {
     let export = ["export", "PACK", "--to", "safetensors", "-o", "FILE"];
     scene.run(&export).exits(1).says(&["is a link"]);
     assert!(contents(&scene.path("victim")) == before);
+}
+
+/// What an interrupted run left has links in it since: the next one goes on, or refuses.
+#[test]
+#[cfg(target_os = "linux")]
+fn what_was_left_has_links_in_it_now() {
+    let scene = Scene::new();
+    let before = victim(&scene);
+    let commands: [&[&str]; 3] = [
+        &["unpack", "PACK", "-o", "OUT"],
+        &["export", "PACK", "--to", "hf", "-o", "OUT"],
+        &["export", "PACK", "--to", "safetensors", "-o", "FILE"],
+    ];
+    let (mut refused, mut done) = (0, 0);
+    for words in commands {
+        let out = if words.contains(&"FILE") {
+            scene.path("out.safetensors")
+        } else {
+            scene.out()
+        };
+        let hidden = hidden_beside(&out);
+        let whole = whole_output(&scene, words, &out);
+        for (position, is_folder) in [
+            ("", true),
+            ("lock", false),
+            ("replacing.json", false),
+            ("replacing.new", false),
+            ("old", true),
+            ("new", true),
+            ("new/.partial", true),
+            ("new/.partial/lock", false),
+            ("new/.partial/files", true),
+            ("new/config.json", false),
+        ] {
+            for how in ["--resume", "--force"] {
+                leave_unfinished(&scene, words, &hidden);
+                let place = if position.is_empty() {
+                    hidden.clone()
+                } else {
+                    hidden.join(position)
+                };
+                let _ = fs::remove_dir_all(&place).or_else(|_| fs::remove_file(&place));
+                fs::create_dir_all(place.parent().unwrap()).unwrap();
+                let victim = scene.path("victim");
+                symlink(
+                    if is_folder {
+                        victim
+                    } else {
+                        victim.join("config.json")
+                    },
+                    &place,
+                )
+                .unwrap();
+                let run = scene.run(&[words, &[how]].concat());
+                let what = format!("{position:?}: {run}");
+                assert!(contents(&scene.path("victim")) == before, "{what}");
+                match run.status {
+                    Some(0) => {
+                        done += 1;
+                        assert!(out_files(&out) == whole && !hidden.exists(), "{what}");
+                    }
+                    _ => {
+                        refused += 1;
+                        run.exits(1);
+                        assert!(!out.exists(), "{what}");
+                    }
+                }
+                let _ = fs::remove_dir_all(&out).or_else(|_| fs::remove_file(&out));
+                let _ = fs::remove_file(&hidden).or_else(|_| fs::remove_dir_all(&hidden));
+            }
+        }
+    }
+    assert!(refused > 20 && done > 10, "{refused} refused, {done} done");
+}
+
+fn out_files(out: &Path) -> BTreeMap<String, Vec<u8>> {
+    match out.is_dir() {
+        true => contents(out),
+        false => BTreeMap::from([(String::new(), fs::read(out).unwrap())]),
+    }
+}
+
+fn whole_output(scene: &Scene, words: &[&str], out: &Path) -> BTreeMap<String, Vec<u8>> {
+    scene.run(words).ok();
+    let whole = out_files(out);
+    let _ = fs::remove_dir_all(out).or_else(|_| fs::remove_file(out));
+    whole
+}
+
+/// Kills the command once it has finished something, or has begun.
+#[cfg(target_os = "linux")]
+fn leave_unfinished(scene: &Scene, words: &[&str], hidden: &Path) {
+    use crate::support::faults::{Fault, faulty};
+    let arguments = scene.arguments(words);
+    for n in [60, 40, 20, 12] {
+        let status = Run::of(faulty(Fault::Kill(n)).args(&arguments)).status;
+        if status.is_none() && hidden.join("new").exists() {
+            return;
+        }
+        assert!(status.is_none() || status == Some(0) || status == Some(1));
+        let _ = fs::remove_dir_all(scene.out());
+        let _ = fs::remove_file(scene.path("out.safetensors"));
+        let _ = fs::remove_dir_all(hidden);
+    }
+    panic!("{words:?} was never killed in between");
 }
 
 #[test]

@@ -9,9 +9,9 @@ use std::process::Command;
 
 use crate::support::cli::{Run, run, segpack};
 use crate::support::faults::{Fault, faulty};
-use crate::support::folders::{assert_same, contents, temp};
+use crate::support::folders::{assert_same, contents, temp, write_contents};
 use crate::support::packs::pack_into;
-use crate::support::tiny::tiny_text;
+use crate::support::tiny::{tiny_text, write_file};
 
 /// What a file system or a kernel may lack, as `faults.c` takes it.
 const LACKING: [&str; 8] = [
@@ -33,6 +33,7 @@ fn words(list: &[&str], pack: &Path, out: &Path) -> Vec<OsString> {
         "CKPT" => tiny_text().into(),
         "PACK" => pack.into(),
         "OUT" => out.into(),
+        "OUT.gguf" => out.with_extension("gguf").into(),
         word => word.into(),
     };
     list.iter().map(word).collect()
@@ -63,10 +64,16 @@ const WRITERS: [&[&str]; 5] = [
     ],
 ];
 
-/// Those that write what is no pack.
-const EXITS: [&[&str]; 2] = [
+/// Those that write what is no pack, each in three ways.
+const EXITS: [&[&str]; 6] = [
     &["unpack", "PACK", "-o", "OUT"],
-    &["export", "PACK", "--to", "npy", "-o", "OUT"],
+    &["export", "PACK", "--to", "npy", "*.layers.0.*", "-o", "OUT"],
+    &[
+        "export", "PACK", "--to", "hf", "--dtype", "f32", "-o", "OUT",
+    ],
+    &["export", "PACK", "--to", "qwen3-moe", "-o", "OUT"],
+    &["export", "PACK", "--to", "safetensors", "-o", "OUT"],
+    &["export", "PACK", "--to", "gguf", "-o", "OUT.gguf"],
 ];
 
 /// Runs every command in a folder, and compares what it writes with what it writes elsewhere.
@@ -85,10 +92,19 @@ fn run_all(there: &Path, elsewhere: &Path, mut run: impl FnMut(Vec<OsString>) ->
             there.join(format!("exit{number}")),
             elsewhere.join(format!("exit{number}")),
         );
-        run(words(list, &pack, &out)).ok();
+        for how in [None, Some("--resume"), Some("--force")] {
+            let mut words = words(list, &pack, &out);
+            words.extend(how.map(OsString::from));
+            run(words).ok();
+        }
         crate::support::cli::run(&words(list, &pack, &same)).ok();
-        assert_same(&out, &same);
     }
+    let exits = |folder: &Path| {
+        let mut files = contents(folder);
+        files.retain(|name, _| name.starts_with("exit"));
+        files
+    };
+    assert!(exits(there) == exits(elsewhere));
     // nothing hidden is left
     let names: Vec<PathBuf> = fs::read_dir(there)
         .unwrap()
@@ -96,6 +112,50 @@ fn run_all(there: &Path, elsewhere: &Path, mut run: impl FnMut(Vec<OsString>) ->
         .filter(|p| p.file_name().unwrap().to_string_lossy().starts_with('.'))
         .collect();
     assert_eq!(names, Vec::<PathBuf>::new());
+}
+
+/// FAT and exFAT by their numbers; both refuse, by name, what they cannot hold, before anything is
+/// written.
+#[test]
+fn what_a_file_system_cannot_hold_is_refused_before() {
+    let folder = temp();
+    let (fat, exfat) = ("0x4d44", "0x2011bab0");
+    let checkpoint = folder.path().join("checkpoint");
+    write_contents(&checkpoint, &contents(&tiny_text()));
+    let pack = folder.path().join("pack");
+    let out = folder.path().join("out");
+    let cases = [
+        ("README.md", "Readme.md", "has the same name"),
+        ("sub/a", "Sub/b", "has the same name"),
+        ("fine", "what?.txt", "is not allowed there"),
+        ("fine", "a:b/c", "is not allowed there"),
+    ];
+    for (one, other, why) in cases {
+        for name in [one, other] {
+            write_file(&checkpoint.join(name), name.as_bytes());
+        }
+        pack_into(&checkpoint, &pack, &[]);
+        for list in [
+            &["unpack", "PACK", "-o", "OUT"][..],
+            &["export", "PACK", "--to", "hf", "-o", "OUT"],
+            &["repack", "PACK", "--codec", "zstd", "-o", "OUT"],
+        ] {
+            for kind in [fat, exfat] {
+                let words = words(list, &pack, &out);
+                let said = Run::of(faulty(Fault::FileSystem(kind)).args(&words));
+                said.exits(1).says(&[why, other, "hint: "]);
+                let left: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
+                assert_eq!(left.len(), 2, "{list:?}: {left:?}");
+            }
+            run(&words(list, &pack, &out)).ok();
+            fs::remove_dir_all(&out).unwrap();
+        }
+        for name in [one, other] {
+            let top = name.split('/').next().unwrap();
+            let path = checkpoint.join(top);
+            let _ = fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path));
+        }
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Packs: written, resumed, coded, given back.
 
+mod all_or_nothing;
 mod codecs;
 mod filesystems;
 #[cfg(target_os = "linux")]

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use crate::support::cli::{Run, interruptible, program, segpack};
 use crate::support::damage::{flip, resize};
-use crate::support::folders::{assert_same, contents, copy, temp};
+use crate::support::folders::{assert_same, contents, copy, hidden_beside, temp};
 use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full, write_file};
 
 /// A checkpoint that takes long enough to be interrupted, and its pack.
@@ -523,6 +523,7 @@ fn a_source_that_changes_while_it_is_read_is_noticed() {
 /// status.
 fn interrupt_unpack(slow: &Slow, out: &Path, name: &str) -> i32 {
     let _ = fs::remove_dir_all(out);
+    let _ = fs::remove_dir_all(hidden_beside(out));
     let mut command = interruptible();
     command
         .arg("unpack")
@@ -535,7 +536,9 @@ fn interrupt_unpack(slow: &Slow, out: &Path, name: &str) -> i32 {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    while files_in(out) < 2 && child.try_wait().unwrap().is_none() {
+    // what is unfinished is one more
+    let built = hidden_beside(out).join("new");
+    while files_in(&built) < 2 && child.try_wait().unwrap().is_none() {
         sleep(Duration::from_micros(100));
     }
     signal(&child, name);
@@ -560,20 +563,39 @@ fn unpacking_goes_on_too() {
         let hit = (0..20).any(|_| interrupt_unpack(&slow, &out, name) == wanted);
         assert!(hit, "{name} never came in time");
         let originals = contents(&slow.checkpoint);
-        for (file, bytes) in contents(&out) {
+        assert!(!out.exists());
+        for (file, bytes) in contents(&hidden_beside(&out).join("new")) {
             assert!(
                 file.starts_with(".partial/") || originals.get(&file) == Some(&bytes),
                 "{file}"
             );
         }
-        segpack!["unpack", &slow.whole, "-o", &out]
+        segpack!["unpack", &slow.whole, "-o", &out].exits(1).says(&[
+            &format!(".{name}.partial"),
+            "--resume",
+            "--force",
+        ]);
+        // of other files, or of another command, nothing is continued
+        segpack![
+            "unpack",
+            &slow.whole,
+            "-o",
+            &out,
+            "--resume",
+            "--include",
+            "*.json"
+        ]
+        .exits(1)
+        .says(&["of other options", "--force"]);
+        segpack!["pack", &slow.checkpoint, "-o", &out, "--resume"]
             .exits(1)
-            .says(&["--resume"]);
+            .says(&["another interrupted command"]);
         let summary = segpack!["unpack", &slow.whole, "-o", &out, "--resume", "--json"]
             .ok()
             .json();
         assert!(summary["resumed_files"].as_u64().unwrap() >= 1);
         assert_same(&out, &slow.checkpoint);
+        assert!(!hidden_beside(&out).exists());
         // a file that is another one now is nobody's to overwrite; one that is gone is restored,
         // the rest is kept
         let shard = out.join("model-00002-of-00004.safetensors");

@@ -199,6 +199,8 @@ mod tests {
             max_shard_size: None,
             expert_parallel: None,
             check: true,
+            resume: false,
+            force: false,
             jobs: 1,
         }
     }

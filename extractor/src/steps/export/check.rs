@@ -8,7 +8,7 @@ use segpack_formats::io::to_usize;
 use std::path::Path;
 
 use segpack_formats::digest::{LANES, Sha256, Sha256Hasher, Sha256Lanes};
-use segpack_formats::io::{DIRECT_ALIGNMENT, DirectFile};
+use segpack_formats::io::{DIRECT_ALIGNMENT, DirectFile, InputFile};
 
 use super::error::{Difference, ExportError};
 use super::plan::{Content, Conversion, Part, PlannedFile, TensorFile, WrittenTensor};
@@ -42,7 +42,8 @@ impl Unit<'_> {
     }
 }
 
-/// Reads a file back and compares it with what was planned and with the pack.
+/// Reads a file, which lies at a path below a folder, back and compares it with what was planned and
+/// with the pack.
 ///
 /// # Errors
 /// `ReadBack` where the file is not what it should be; `Findings` where that is because the pack is
@@ -50,13 +51,14 @@ impl Unit<'_> {
 pub(super) fn check_file(
     producer: &Producer<'_>,
     file: &PlannedFile<'_>,
-    path: &Path,
+    place: (&Path, &str),
     worker: &mut Worker<'_>,
 ) -> Result<(), StepError> {
-    let direct = DirectFile::open(path)?;
+    // nobody meant a link that lies where this was written
+    let direct = DirectFile::open_beneath(place.0, place.1)?;
     let check = Check {
         producer,
-        path,
+        place,
         file: &direct,
     };
     if direct.file().length() != file.length() {
@@ -74,13 +76,14 @@ pub(super) fn check_file(
 
 struct Check<'a> {
     producer: &'a Producer<'a>,
-    path: &'a Path,
+    /// A folder, and the path of the file below it.
+    place: (&'a Path, &'a str),
     file: &'a DirectFile,
 }
 
 impl Check<'_> {
     fn refuse(&self, difference: Difference) -> StepError {
-        let path = self.path.to_owned();
+        let path = self.file.file().path().to_owned();
         ExportError::ReadBack {
             path,
             difference: Box::new(difference),
@@ -144,7 +147,9 @@ impl Check<'_> {
 
     /// The file's own index names every tensor of the plan, where it is, and no other.
     fn index(&self, file: &TensorFile<'_>) -> Result<(), StepError> {
-        let seen = file.format.read_index(self.path)?;
+        let (root, relative) = self.place;
+        let input = InputFile::open_beneath(root, relative)?;
+        let seen = file.format.read_index(input)?;
         let wanted = file.tensors.iter().map(|placed| WrittenTensor {
             name: Some(placed.tensor.name.clone()),
             dtype: placed.tensor.dtype.clone(),
@@ -265,7 +270,6 @@ impl Check<'_> {
 #[cfg(test)]
 pub(super) mod tests {
     use std::fs;
-    use std::path::PathBuf;
 
     use segpack_formats::codec::Coding;
     use segpack_formats::io::CancelToken;
@@ -345,9 +349,8 @@ pub(super) mod tests {
             return String::new();
         };
         spoil(&mut bytes, content);
-        let path: PathBuf = pack.folder().join("written");
-        fs::write(&path, &bytes).unwrap();
-        match check_file(&producer, &planned, &path, &mut worker) {
+        fs::write(pack.folder().join("written"), &bytes).unwrap();
+        match check_file(&producer, &planned, (pack.folder(), "written"), &mut worker) {
             Ok(()) => "fine".to_owned(),
             Err(e) => format!("{:?}: {e}", e.exit()),
         }

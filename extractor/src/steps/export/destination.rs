@@ -1,171 +1,120 @@
-//! Where an export goes: a folder or one file, which gets its name when everything is written and
-//! checked.
+//! Where an export goes: a folder, one file, or the files that it is split into.
 
-use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::path::Path;
 
-use segpack_formats::FormatError;
-use segpack_formats::io::{EntryKind, entry_kind, sync_folder};
-use segpack_manifests::folder::PARTIAL;
+use segpack_formats::digest::Sha256;
+use segpack_formats::io::InputFile;
+use segpack_formats::safetensors::Shard;
+use segpack_manifests::Pack;
+use segpack_manifests::documents::ExportTarget;
 
-use crate::output::{Before, OutputError, OutputFolder, inspect, refuse_busy};
+use super::ExportSettings;
+use super::expert_parallel::EXPERT_PARALLEL;
+use super::hf::INDEX;
+use super::plan::{Content, ExportPlan};
+use crate::output::{OutputError, OutputFolder, Shape, Staging};
 
-/// An output that nobody sees before it is whole.
-#[derive(Debug)]
-pub(super) struct Destination {
-    /// Holds the unfinished files.
-    folder: OutputFolder,
-    /// Where they go.
-    into: PathBuf,
-    /// Whether the folder is only for the unfinished files.
-    staging: bool,
+/// Opens the folder in which an export is built.
+///
+/// # Errors
+/// Where something is at its place that may not be replaced, or something unfinished that nobody
+/// asked to go on with; `Busy`; `Io`.
+pub(super) fn open(
+    pack: &Pack,
+    out: &Path,
+    plan: &ExportPlan<'_>,
+    settings: &ExportSettings,
+) -> Result<OutputFolder, OutputError> {
+    let names: Vec<String> = plan.files.iter().map(|f| f.path.clone()).collect();
+    let ours = Ours::new(pack, out, plan, settings.target);
+    let shape = match settings.target {
+        ExportTarget::Safetensors | ExportTarget::Gguf => Shape::Files(&names),
+        ExportTarget::Hf | ExportTarget::Qwen3Moe | ExportTarget::Npy => Shape::Folder,
+    };
+    let staging = Staging {
+        out,
+        shape,
+        resume: settings.resume,
+        force: settings.force,
+        run: fingerprint(pack, settings.target, plan),
+        is_ours: &|file| ours.has(file),
+    };
+    staging.open()
 }
 
-impl Destination {
-    /// A folder that does not exist, is empty, or holds nothing but what an interrupted export
-    /// left.
-    ///
-    /// # Errors
-    /// Where anything else is there, or another process writes to it.
-    pub(super) fn folder(out: &Path) -> Result<Self, OutputError> {
-        refuse_busy(out)?;
-        let path = || out.to_owned();
-        match inspect(out)? {
-            Before::Nothing => {}
-            Before::Unfinished if only_partial(out)? => {}
-            Before::Unfinished => return Err(OutputError::Unfinished { path: path() }),
-            Before::Occupied => return Err(OutputError::NotEmpty { path: path() }),
-        }
-        let folder = OutputFolder::open(out)?;
-        folder.clear_unfinished()?;
-        Ok(Self {
-            folder,
-            into: out.to_owned(),
-            staging: false,
-        })
-    }
-
-    /// A file that does not exist. Until it is whole it is in a hidden folder beside it.
-    ///
-    /// # Errors
-    /// Where it exists, or its folder does not.
-    pub(super) fn file(out: &Path) -> Result<Self, OutputError> {
-        let path = || out.to_owned();
-        if out.symlink_metadata().is_ok() {
-            return Err(OutputError::Exists { path: path() });
-        }
-        let Some(name) = out.file_name() else {
-            return Err(OutputError::NoFileName { path: path() });
+/// Identifies the pack and every file that is written, up to the bytes of its tensors: an unfinished
+/// run goes on only with the same.
+fn fingerprint(pack: &Pack, target: ExportTarget, plan: &ExportPlan<'_>) -> Sha256 {
+    let mut text = format!("export {} {target}\n", pack.manifest_sha256());
+    for file in &plan.files {
+        let about = match &file.content {
+            Content::Tensors(tensors) => Sha256::of(&tensors.head),
+            Content::Bytes(bytes) => Sha256::of(bytes),
+            Content::Copy(listed) => listed.stored_sha256,
         };
-        let parent = match out.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
-        if !parent.is_dir() {
-            return Err(OutputError::NoParent { path: path() });
-        }
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(".partial");
-        let hidden = parent.join(hidden);
-        // nobody named it, so nobody meant a link
-        if entry_kind(&hidden)? == Some(EntryKind::Link) {
-            return Err(OutputError::Link { path: hidden });
-        }
-        let mut destination = Self::folder(&hidden)?;
-        destination.into = parent.to_owned();
-        destination.staging = true;
-        Ok(destination)
+        text.push_str(&format!("{about} {} {:?}\n", file.length(), file.path));
     }
+    Sha256::of(text.as_bytes())
+}
 
-    /// Files beside one another, `out` or what it is split into, none of which exists.
-    ///
-    /// # Errors
-    /// As [`file`](Self::file).
-    pub(super) fn files<'p>(
-        out: &Path,
-        names: impl Iterator<Item = &'p str>,
-    ) -> Result<Self, OutputError> {
-        let mut paths = names.map(|name| out.with_file_name(name));
-        if let Some(there) = paths.find(|path| path.symlink_metadata().is_ok()) {
-            return Err(OutputError::Exists { path: there });
-        }
-        Self::file(out)
-    }
+/// What an export of the pack may have written: nothing else is replaced.
+struct Ours<'a> {
+    target: ExportTarget,
+    out: &'a Path,
+    /// Files of the plan and of the checkpoint.
+    listed: HashSet<&'a str>,
+}
 
-    /// The folder of the unfinished files.
-    pub(super) fn unfinished(&self) -> &OutputFolder {
-        &self.folder
-    }
-
-    /// Creates an unfinished file.
-    ///
-    /// # Errors
-    /// `Io`.
-    pub(super) fn create(&self, relative: &str) -> Result<(Arc<File>, PathBuf), OutputError> {
-        self.folder.create(relative)
-    }
-
-    /// Moves all files, which are durable, to their places, the index and the configuration last, and
-    /// takes away what was for the unfinished ones.
-    ///
-    /// # Errors
-    /// `Io`; what was moved before stays.
-    pub(super) fn publish<'p>(
-        self,
-        files: impl Iterator<Item = &'p str>,
-    ) -> Result<(), OutputError> {
-        // whoever sees the index or the configuration sees all that they speak of
-        let mut files: Vec<&str> = files.collect();
-        files.sort_by_key(|path| speaks_of_others(path));
-        let mut folders = BTreeSet::from([self.into.clone()]);
-        for relative in files {
-            self.folder.move_into(&self.into, relative)?;
-            let path = self.into.join(relative);
-            let above = path.ancestors().skip(1);
-            folders.extend(
-                above
-                    .take_while(|a| a.starts_with(&self.into))
-                    .map(Path::to_owned),
-            );
-        }
-        // the deepest first: a new folder is durable once the one that holds it is
-        folders
-            .iter()
-            .rev()
-            .try_for_each(|folder| sync_folder(folder))?;
-        let staging = self.staging.then(|| self.folder.path().to_owned());
-        self.folder.finish()?;
-        match staging {
-            Some(path) => Ok(fs::remove_dir(&path).map_err(FormatError::io("remove", &path))?),
-            None => Ok(()),
+impl<'a> Ours<'a> {
+    fn new(pack: &'a Pack, out: &'a Path, plan: &'a ExportPlan<'_>, target: ExportTarget) -> Self {
+        let planned = plan.files.iter().map(|f| f.path.as_str());
+        let source = pack.manifest().source_files.iter().map(|f| &*f.path);
+        Self {
+            target,
+            out,
+            listed: planned.chain(source).collect(),
         }
     }
 
-    /// Takes back everything.
-    pub(super) fn abandon(self) {
-        let staging = self.staging.then(|| self.folder.path().to_owned());
-        self.folder.abandon(&[]);
-        if let Some(path) = staging {
-            let _ = fs::remove_dir(path); // best effort, as all of this
+    fn has(&self, file: &str) -> bool {
+        match self.target {
+            ExportTarget::Hf | ExportTarget::Qwen3Moe => {
+                self.listed.contains(file) || is_of_a_checkpoint(file)
+            }
+            ExportTarget::Npy => file.ends_with(".npy"),
+            ExportTarget::Safetensors => self
+                .open(file)
+                .is_some_and(|input| Shard::open_from(std::sync::Arc::new(input)).is_ok()),
+            ExportTarget::Gguf => self
+                .open(file)
+                .is_some_and(|input| input.read_range(0..4).is_ok_and(|magic| magic == b"GGUF")),
         }
+    }
+
+    /// A file beside the output.
+    fn open(&self, name: &str) -> Option<InputFile> {
+        let folder = self.out.parent().filter(|p| *p != Path::new(""));
+        InputFile::open_beneath(folder.unwrap_or(Path::new(".")), name).ok()
     }
 }
 
-/// What is published last: files that say that others are there.
-fn speaks_of_others(path: &str) -> u8 {
-    match path {
-        "config.json" => 2,
-        path if path.ends_with(".index.json") => 1,
-        _ => 0,
-    }
-}
-
-fn only_partial(folder: &Path) -> Result<bool, OutputError> {
-    let mut entries = fs::read_dir(folder).map_err(FormatError::io("list", folder))?;
-    Ok(entries.all(|entry| entry.is_ok_and(|e| e.file_name() == PARTIAL)))
+/// What exports of other components, types or sizes have beside the files of the checkpoint.
+fn is_of_a_checkpoint(file: &str) -> bool {
+    const OTHERS: [&str; 6] = [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "chat_template.jinja",
+        INDEX,
+        EXPERT_PARALLEL,
+    ];
+    let digits = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
+    let numbers = file
+        .strip_prefix("model-")
+        .and_then(|rest| rest.strip_suffix(".safetensors"))
+        .and_then(|rest| rest.split_once("-of-"));
+    OTHERS.contains(&file) || numbers.is_some_and(|(number, count)| digits(number) && digits(count))
 }
 
 #[cfg(test)]
@@ -173,14 +122,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn weights_are_published_before_what_speaks_of_them() {
-        let mut files = [
+    fn shards_of_any_number_are_ours() {
+        for file in [
+            "model.safetensors",
+            "model-00002-of-00017.safetensors",
             "config.json",
-            "model.safetensors.index.json",
-            "tokenizer.json",
-            "model-00001-of-00001.safetensors",
-        ];
-        files.sort_by_key(|path| speaks_of_others(path));
-        assert_eq!(files[2..], ["model.safetensors.index.json", "config.json"]);
+            INDEX,
+        ] {
+            assert!(is_of_a_checkpoint(file), "{file}");
+        }
+        for file in [
+            "model-2-of-17.safetensors",
+            "model-00002-of-00017.safetensors.bak",
+            "thesis.txt",
+            "sub/config.json",
+        ] {
+            assert!(!is_of_a_checkpoint(file), "{file}");
+        }
     }
 }

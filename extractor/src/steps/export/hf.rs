@@ -19,7 +19,7 @@ use super::{ExportError, ExportSettings, selected};
 use crate::steps::StepError;
 
 pub(super) const CONFIG: &str = "config.json";
-const INDEX: &str = "model.safetensors.index.json";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// The original layout, for the selected components.
 ///

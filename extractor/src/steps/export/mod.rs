@@ -25,6 +25,7 @@ mod write;
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 
 use segpack_formats::io::CancelToken;
 use segpack_formats::numeric::FloatDtype;
@@ -39,11 +40,10 @@ use super::unpack::globs;
 use crate::output::{refuse_holding, refuse_inside};
 use crate::work::Progress;
 use audit::audit_plan;
-use destination::Destination;
 pub use error::{Difference, ExportError, ExportOption, GgufExportError};
 use plan::ExportPlan;
 use produce::{Producer, Worker};
-use write::{length_of, refuse_twice, write_files};
+use write::{Exporter, length_of, refuse_twice};
 
 /// How to export.
 #[derive(Debug, Clone)]
@@ -67,6 +67,10 @@ pub(crate) struct ExportSettings {
     pub expert_parallel: Option<ExpertParallel>,
     /// Read back what was written and compare it with the pack.
     pub check: bool,
+    /// Go on where an interrupted run stopped, and complete an output that lacks files.
+    pub resume: bool,
+    /// Replace an export.
+    pub force: bool,
     /// Threads.
     pub jobs: usize,
 }
@@ -119,7 +123,7 @@ impl ExportSettings {
 /// # Errors
 /// `Findings` where the pack is damaged, `Export` where the target cannot express what it holds or
 /// what was written is not what should have been, `Output` where the output exists or does not fit.
-/// Nothing is left of an output that failed.
+/// No file has its name then. After other errors than damage `resume` goes on.
 pub(crate) fn export(
     pack: &Pack,
     out: &Path,
@@ -135,11 +139,7 @@ pub(crate) fn export(
     refuse_twice(&plan.files)?;
     refuse_inside(out, pack.folder())?;
     refuse_holding(out, &[pack.folder().to_owned()])?;
-    let destination = match settings.target {
-        ExportTarget::Safetensors => Destination::file(out)?,
-        ExportTarget::Gguf => Destination::files(out, plan.files.iter().map(|f| f.path.as_str()))?,
-        _ => Destination::folder(out)?,
-    };
+    let output = destination::open(pack, out, &plan, settings)?;
     let weights = PackReader::new(pack);
     let producer = Producer {
         weights: &weights,
@@ -148,22 +148,16 @@ pub(crate) fn export(
         stop,
         progress,
     };
-    let space = destination.unfinished().check_space(length_of(&plan.files));
-    let written = space.map_err(StepError::from).and_then(|()| {
-        write_files(
-            &plan.files,
-            &destination,
-            &producer,
-            settings.jobs,
-            settings.check,
-        )
-    });
-    if let Err(e) = written.and_then(|()| Ok(stop.check()?)) {
-        destination.abandon();
-        return Err(e);
-    }
-    destination.publish(plan.files.iter().map(|f| f.path.as_str()))?;
-    Ok(summary(pack, settings, plan))
+    let exporter = Exporter {
+        producer: &producer,
+        output: &output,
+        check: settings.check,
+        resumed: AtomicU64::new(0),
+    };
+    let written = exporter.all(&plan.files, settings.jobs);
+    let resumed = exporter.resumed.into_inner();
+    output.close(written.and_then(|()| Ok(stop.check()?)), StepError::leave)?;
+    Ok(summary(pack, settings, plan, resumed))
 }
 
 /// Writes one safetensors file of the chosen tensors to `to`, in a stream. Every tensor is compared
@@ -239,13 +233,19 @@ fn plan_of<'a>(
     }
 }
 
-fn summary(pack: &Pack, settings: &ExportSettings, plan: ExportPlan<'_>) -> ExportSummary {
+fn summary(
+    pack: &Pack,
+    settings: &ExportSettings,
+    plan: ExportPlan<'_>,
+    resumed_files: u64,
+) -> ExportSummary {
     ExportSummary {
         format_version: ExportSummary::VERSION,
         generator: GENERATOR.to_owned(),
         manifest_sha256: pack.manifest_sha256(),
         target: settings.target,
         files: plan.files.len() as u64,
+        resumed_files,
         tensors: plan.files.iter().map(|f| f.tensors().len() as u64).sum(),
         bytes: length_of(&plan.files),
         checked: settings.check,

@@ -3,7 +3,7 @@
 //! A target makes the plan; who writes and who checks know nothing of targets but how to read a
 //! file's own index.
 
-use std::path::Path;
+use std::sync::Arc;
 
 use segpack_formats::io::InputFile;
 use segpack_formats::npy::{self, MAX_NPY_HEADER_BYTES, NpyHeader};
@@ -259,24 +259,23 @@ impl FileFormat {
     ///
     /// # Errors
     /// `Io`, `Malformed`.
-    pub(super) fn read_index(self, path: &Path) -> Result<Vec<WrittenTensor>, StepError> {
+    pub(super) fn read_index(self, input: InputFile) -> Result<Vec<WrittenTensor>, StepError> {
         match self {
             Self::Safetensors => {
-                let tensors = Shard::open(path)?.header.tensors;
+                let tensors = Shard::open_from(Arc::new(input))?.header.tensors;
                 Ok(tensors.into_iter().map(WrittenTensor::from).collect())
             }
             #[cfg(feature = "run")]
-            Self::Gguf => super::gguf::read_index(path),
+            Self::Gguf => super::gguf::read_index(&input),
             #[cfg(not(feature = "run"))]
             Self::Gguf => Err(ExportError::WithoutRun {
                 target: segpack_manifests::documents::ExportTarget::Gguf,
             }
             .into()),
             Self::Npy => {
-                let input = InputFile::open(path)?;
                 let first = input.read_range(0..input.length().min(MAX_NPY_HEADER_BYTES))?;
-                let header =
-                    NpyHeader::parse(&first).map_err(|what| StepError::malformed(path, what))?;
+                let header = NpyHeader::parse(&first)
+                    .map_err(|what| StepError::malformed(input.path(), what))?;
                 let NpyHeader {
                     descr,
                     shape,

@@ -1,79 +1,162 @@
 //! Writes planned files: several at a time, each from its first byte to its last, and checks each
 //! when it is written.
 
+use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use segpack_formats::FormatError;
 use segpack_formats::codec::MAX_CHUNK_BYTES;
-use segpack_formats::io::sync_file;
+use segpack_formats::io::{entry_kind, sync_file};
 
 use super::ExportError;
 use super::check::{CHECK_BYTES, check_file};
-use super::destination::Destination;
 use super::plan::PlannedFile;
 use super::produce::{Producer, Worker};
-use crate::output::{Flushing, Publisher, WRITE_BEHIND_MEMORY, write_behind};
+use crate::output::{
+    Flushing, OutputError, OutputFolder, Publisher, WRITE_BEHIND_MEMORY, unfinished, write_behind,
+};
 use crate::steps::StepError;
-use crate::work::{jobs_within_memory, run_tasks};
+use crate::work::{TaskError, jobs_within_memory, run_tasks};
 
 /// What one thread takes beside the buffers behind it: a chunk as it is stored and as it was, and
 /// the check's.
 const WORKER_MEMORY: u64 = 2 * MAX_CHUNK_BYTES as u64 + CHECK_BYTES as u64;
 
-/// Writes and, if `check`, checks all files; none has its name yet.
-///
-/// # Errors
-/// `Findings` where the pack is damaged, `Export` where what was written is not what should have
-/// been.
-pub(super) fn write_files(
-    files: &[PlannedFile<'_>],
-    destination: &Destination,
-    producer: &Producer<'_>,
-    jobs: usize,
-    check: bool,
-) -> Result<(), StepError> {
-    let total: u64 = files.iter().map(PlannedFile::length).sum();
-    let (phase, passes) = match check {
-        true => ("exporting and reading back", 2),
-        false => ("exporting", 1),
-    };
-    producer.progress.start(phase, passes * total);
-    let mut longest_first: Vec<&PlannedFile<'_>> = files.iter().collect();
-    longest_first.sort_by_key(|f| std::cmp::Reverse(f.length()));
-    let jobs = jobs_within_memory(jobs, WRITE_BEHIND_MEMORY + WORKER_MEMORY);
-    let worker = || Worker::new(producer.weights);
-    let done = destination.unfinished().with_publisher(jobs, |publisher| {
-        run_tasks(jobs, &longest_first, worker, |worker, file| {
-            producer.write_file(file, destination, worker, publisher)?;
-            if check {
-                let path = destination.unfinished().partial(&file.path);
-                check_file(producer, file, &path, worker)?;
-            }
-            Ok(())
-        })
-    });
-    producer.progress.finish();
-    done
+/// Writes the files of an export.
+pub(super) struct Exporter<'a> {
+    /// Gives their bytes.
+    pub producer: &'a Producer<'a>,
+    /// Where they are built.
+    pub output: &'a OutputFolder,
+    /// Read back what was written and compare it with the pack.
+    pub check: bool,
+    /// Files that an earlier run had finished.
+    pub resumed: AtomicU64,
 }
 
-impl Producer<'_> {
-    /// Writes one file and makes it durable, under its unfinished name.
-    fn write_file(
+impl Exporter<'_> {
+    /// Writes and, if wanted, checks all files. They lie in the folder in which they are built.
+    ///
+    /// # Errors
+    /// `Findings` where the pack is damaged, `Export` where what was written is not what should have
+    /// been; `Output` where the disk or its file system cannot hold them, or a file is there that is
+    /// another one.
+    pub(super) fn all(&self, files: &[PlannedFile<'_>], jobs: usize) -> Result<(), StepError> {
+        let lengths = files.iter().map(|f| (f.path.as_str(), f.length()));
+        self.output.check_limits(lengths)?;
+        let lacking = files.iter().filter(|f| !self.may_be_there(f));
+        self.output
+            .check_space(lacking.map(PlannedFile::length).sum())?;
+
+        let (phase, passes) = match self.check {
+            true => ("exporting and reading back", 2),
+            false => ("exporting", 1),
+        };
+        let progress = self.producer.progress;
+        progress.start(phase, passes * length_of(files));
+        let mut longest_first: Vec<&PlannedFile<'_>> = files.iter().collect();
+        longest_first.sort_by_key(|f| std::cmp::Reverse(f.length()));
+        let jobs = jobs_within_memory(jobs, WRITE_BEHIND_MEMORY + WORKER_MEMORY);
+        let worker = || Worker::new(self.producer.weights);
+        let done = self.output.with_publisher(jobs, |publisher| {
+            run_tasks(jobs, &longest_first, worker, |worker, file| {
+                self.one(file, worker, publisher)
+            })
+        });
+        progress.finish();
+        done
+    }
+
+    /// Whether a file of the right length is there; its bytes are looked at later.
+    fn may_be_there(&self, file: &PlannedFile<'_>) -> bool {
+        let folders = [Some(self.output.path()), self.output.completes()];
+        let paths = folders.into_iter().flatten().map(|f| f.join(&file.path));
+        let mut found = paths.filter_map(|path| path.symlink_metadata().ok());
+        found.any(|m| m.is_file() && m.len() == file.length())
+    }
+
+    fn one(
         &self,
         file: &PlannedFile<'_>,
-        destination: &Destination,
         worker: &mut Worker<'_>,
         publisher: &Publisher<'_>,
     ) -> Result<(), StepError> {
-        let (out, path) = destination.create(&file.path)?;
+        if self.is_finished(file, worker)? {
+            self.resumed.fetch_add(1, Ordering::Relaxed);
+            // the pass that is not needed
+            let passes = u64::from(self.check);
+            self.producer.progress.advance(passes * file.length());
+            return Ok(());
+        }
+        let written = self.write(file, worker, publisher)?;
+        if self.check {
+            let place = (self.output.path(), &*unfinished(&file.path));
+            check_file(self.producer, file, place, worker)?;
+        }
+        Ok(self.output.publish(&written, &file.path)?)
+    }
+
+    /// Whether an earlier run finished a file, or the folder that is completed has it: it is read
+    /// and compared with the pack. One of our own that is wrong is written again; another is nobody's
+    /// to replace.
+    fn is_finished(
+        &self,
+        file: &PlannedFile<'_>,
+        worker: &mut Worker<'_>,
+    ) -> Result<bool, StepError> {
+        let in_place = match self.output.completes() {
+            Some(folder) if entry_kind(&folder.join(&file.path))?.is_some() => Some(folder),
+            _ => None,
+        };
+        if in_place.is_none() && !self.output.has(&file.path)? {
+            return Ok(false);
+        }
+        let folder = in_place.unwrap_or(self.output.path());
+        match check_file(self.producer, file, (folder, &file.path), worker) {
+            Ok(()) => return Ok(true),
+            Err(e) if !is_of_the_file(&e, folder) => return Err(e),
+            Err(_) => {}
+        }
+        if let Some(folder) = in_place {
+            let path = folder.join(&file.path);
+            return Err(OutputError::Differs { path }.into());
+        }
+        self.output.remove(&file.path)?;
+        Ok(false)
+    }
+
+    /// Writes one file and makes it durable, under its unfinished name.
+    fn write(
+        &self,
+        file: &PlannedFile<'_>,
+        worker: &mut Worker<'_>,
+        publisher: &Publisher<'_>,
+    ) -> Result<Arc<File>, StepError> {
+        let (out, path) = self.output.create(&file.path)?;
         let flushing = Flushing::new(publisher, &out);
+        let producer = self.producer;
         let written = write_behind(&out, &path, flushing, false, |behind| {
-            self.produce(file, worker, &mut |piece| Ok(behind.write(piece)?))
+            producer.produce(file, worker, &mut |piece| Ok(behind.write(piece)?))
         });
         written.map_err(|e| match e {
-            StepError::Format(e) => self.of_the_pack(e),
+            StepError::Format(e) => producer.of_the_pack(e),
             other => other,
         })?;
-        Ok(sync_file(&out, &path)?)
+        sync_file(&out, &path)?;
+        Ok(out)
+    }
+}
+
+/// Whether an error says that a file below a folder is not what it should be.
+fn is_of_the_file(error: &StepError, folder: &Path) -> bool {
+    match error {
+        StepError::Export(ExportError::ReadBack { .. }) => true,
+        StepError::Format(e) if e.is_environment() || e.is_stop() => false,
+        StepError::Format(FormatError::Io { path, .. }) => path.starts_with(folder),
+        StepError::Format(_) => true,
+        _ => false,
     }
 }
 

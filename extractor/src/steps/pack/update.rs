@@ -25,9 +25,10 @@ use super::proof::Proof;
 use super::write::compare_with_hub;
 use super::{PackSettings, Planned, Work, plan, read_tensor};
 use crate::output::{
-    JOURNAL, Journal, OutputFolder, Record, ShardDigests, recover, refuse_holding, refuse_inside,
+    JOURNAL, Journal, Leave, OutputFolder, Record, ShardDigests, recover, refuse_holding,
+    refuse_inside,
 };
-use crate::pack_writer::{Leave, Space, Target, close};
+use crate::pack_writer::{Space, Target, close};
 use crate::steps::StepError;
 use crate::steps::scan::ScanOptions;
 use crate::steps::verify::{VerifySettings, verify};

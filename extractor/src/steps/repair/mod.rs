@@ -26,8 +26,8 @@ use segpack_manifests::folder::{MANIFEST, SUMS};
 
 use super::StepError;
 use super::contents::Contents;
-use crate::output::{OutputFolder, recover, refuse_inside};
-use crate::pack_writer::{Leave, close, memory_of};
+use crate::output::{Leave, OutputFolder, recover, refuse_inside};
+use crate::pack_writer::{close, memory_of};
 use crate::work::{Job, into_inner, jobs_within_memory, lock, run_tasks};
 use damage::Damaged;
 pub use error::RepairError;

@@ -18,7 +18,7 @@ use segpack_manifests::documents::{
 
 use super::RepairError;
 use super::damage::{is_damage, open_own};
-use crate::output::OutputFolder;
+use crate::output::{OutputFolder, unfinished};
 use crate::steps::StepError;
 use crate::steps::contents::{Contents, Cursor, Reader, Tensor};
 use crate::work::{Job, into_inner, lock};
@@ -206,7 +206,8 @@ impl<'a> Writer<'a> {
             return Ok(from_source);
         }
         // an old file that was longer has left nothing here: this one is new
-        let seen = digest_file(&path, &mut worker.buffer, self.job.stop)?;
+        let written = InputFile::open_beneath(self.output.path(), &unfinished(&pack.path))?;
+        let seen = digest_file(&written, &mut worker.buffer, self.job.stop)?;
         if seen != pack.sha256 {
             return Err(RepairError::NotTheSame {
                 path: pack.path.clone(),
@@ -360,7 +361,8 @@ impl<'a> Writer<'a> {
         worker: &mut Worker<'_>,
     ) -> Result<(), StepError> {
         let segment = &self.manifest.segments[number];
-        let (scratch, path) = self.output.create(&format!("{SCRATCH}/{number}"))?;
+        let name = format!("{SCRATCH}/{number}");
+        let (scratch, path) = self.output.create(&name)?;
         let mut source = FromSource {
             tensors: &self.tensors,
             entries: self.of_segments[number],
@@ -372,7 +374,7 @@ impl<'a> Writer<'a> {
         let written = write_pack(&scratch, &path, spec, coding, &mut source, stop, &|_| {})?;
         let coded = &written.segments[0];
         let same = coded.blake3 == segment.blake3 && coded.stored_length == segment.stored_length;
-        let input = InputFile::open(&path)?;
+        let input = InputFile::open_beneath(self.output.path(), &unfinished(&name))?;
         if !same || !self.copy(&input, segment, coded.offset, to, worker)? {
             return Err(RepairError::OtherCoding {
                 segment: segment.id.clone(),
@@ -381,7 +383,7 @@ impl<'a> Writer<'a> {
             .into());
         }
         drop((input, scratch));
-        std::fs::remove_file(&path).map_err(StepError::io("remove", &path))
+        Ok(self.output.remove(&unfinished(&name))?)
     }
 }
 
@@ -405,8 +407,12 @@ impl TensorSource for FromSource<'_, '_> {
     }
 }
 
-fn digest_file(path: &Path, buffer: &mut [u8], stop: &CancelToken) -> Result<Sha256, FormatError> {
-    let (input, mut sha256) = (InputFile::open(path)?, Sha256Hasher::default());
+fn digest_file(
+    input: &InputFile,
+    buffer: &mut [u8],
+    stop: &CancelToken,
+) -> Result<Sha256, FormatError> {
+    let mut sha256 = Sha256Hasher::default();
     input.for_each_piece(0..input.length(), buffer, stop, |piece| {
         sha256.update(piece);
         Ok::<_, FormatError>(())

@@ -63,8 +63,10 @@ pub struct ExportSummary {
     pub manifest_sha256: Sha256,
     /// Output format.
     pub target: ExportTarget,
-    /// Files written.
+    /// Files of the output.
     pub files: u64,
+    /// Those of them that were there: an earlier, interrupted run had finished them.
+    pub resumed_files: u64,
     /// Tensors in them.
     pub tensors: u64,
     /// Bytes of the files.

@@ -25,7 +25,6 @@ mod metadata;
 mod vocabulary;
 
 use std::collections::HashMap;
-use std::path::Path;
 
 use segpack_formats::gguf::{
     self as format, Header, MAX_FILES, TensorSpec, TensorType, Value, split_metadata, split_name,
@@ -482,8 +481,10 @@ fn tensor_file(
 ///
 /// # Errors
 /// `Io`, `Malformed`.
-pub(super) fn read_index(path: &Path) -> Result<Vec<super::plan::WrittenTensor>, StepError> {
-    let header = format::read_header(&segpack_formats::io::InputFile::open(path)?)?;
+pub(super) fn read_index(
+    input: &segpack_formats::io::InputFile,
+) -> Result<Vec<super::plan::WrittenTensor>, StepError> {
+    let header = format::read_header(input)?;
     let mut tensors = Vec::with_capacity(header.tensors.len());
     for info in header.tensors {
         tensors.push(super::plan::WrittenTensor {
