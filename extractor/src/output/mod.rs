@@ -240,6 +240,8 @@ impl OutputFolder {
         match done.as_ref().map_err(leave) {
             Ok(_) => self.finish()?,
             Err(Leave::Nothing) => self.abandon(&[]),
+            // in a folder that was refused nothing is left
+            Err(Leave::Before) if self.completes.is_some() => self.abandon(&[]),
             Err(Leave::Before | Leave::Unfinished) => self.leave_finished(),
         }
         done

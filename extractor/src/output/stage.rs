@@ -102,11 +102,15 @@ impl Room {
         Ok(())
     }
 
-    fn remove(self, target: &Path) -> Result<(), OutputError> {
-        match self.state {
-            Some(_) => Swap::enter(target.to_owned(), self.path, target)?.discard(),
-            None => Ok(()),
+    /// The same place with nothing there.
+    fn removed(self, target: &Path) -> Result<Self, OutputError> {
+        if self.state.is_some() {
+            Swap::enter(target.to_owned(), self.path.clone(), target)?.discard()?;
         }
+        Ok(Self {
+            state: None,
+            ..self
+        })
     }
 
     fn refuse_unfinished(&self) -> Result<(), OutputError> {
@@ -167,13 +171,18 @@ impl Staging<'_> {
         let not_empty = || OutputError::NotEmpty {
             path: self.out.to_owned(),
         };
+        // what a run that was killed left is of no use to any other
+        let beside = match beside.is_of_use() {
+            true => beside,
+            false => beside.removed(&target)?,
+        };
         match (self.resume, self.force) {
             (false, false) if inside.state.is_some() => {
                 return Err(OutputError::Unfinished { path: inside.path });
             }
             (false, false) => return Err(not_empty()),
             // this is what was to be replaced: without `force` it is not
-            (true, false) if beside.state.is_some() => return Err(not_empty()),
+            (true, false) if beside.is_of_use() => return Err(not_empty()),
             _ => {}
         }
         let files = files_below(&target)?;
@@ -210,7 +219,7 @@ impl Staging<'_> {
                 built => return built,
             }
         } else {
-            beside.remove(&target)?;
+            beside.removed(&target)?;
         }
         self.build((target, inside.path), Goal::Files)
     }

@@ -124,7 +124,12 @@ impl Scene {
         pack_into(&tiny_text(), &folder.path().join("pack"), &[]);
         let other = folder.path().join("other-checkpoint");
         write_contents(&other, &contents(&tiny_text()));
-        flip(&other.join("model-00001-of-00004.safetensors"), -1);
+        for shard in 1..=4 {
+            flip(
+                &other.join(format!("model-0000{shard}-of-00004.safetensors")),
+                -1,
+            );
+        }
         pack_into(&other, &folder.path().join("other"), &[]);
         fs::create_dir(folder.path().join("at")).unwrap();
         let mut scene = Self {
@@ -267,8 +272,13 @@ impl Scene {
         };
         let mut done = self.run(self.writer.words, more);
         if more.is_empty() && done.status == Some(1) {
-            // something was finished
-            done.says(&["--resume"]);
+            // something was finished, or everything
+            let how = if self.seen() == self.after {
+                "exist"
+            } else {
+                "--resume"
+            };
+            done.says(&[how]);
             done = self.run(self.writer.words, &["--resume"]);
         }
         assert_eq!(done.status, Some(0), "{what}, then {more:?}: {done}");

@@ -6,6 +6,7 @@ mod filesystems;
 #[cfg(target_os = "linux")]
 mod manifest_memory;
 mod pipeline;
+mod places;
 mod repair;
 mod replace;
 mod resume;
