@@ -218,8 +218,11 @@ fn of_output(error: &OutputError, replaces: bool) -> Option<&'static str> {
         ),
         OutputError::NoSpace { .. } => Some("free some space or choose another disk"),
         OutputError::NotOurs { .. } => Some("rename or remove it"),
-        OutputError::MountPoint { .. } => {
+        OutputError::MountPoint { .. } if replaces => {
             Some("--force --in-place removes the old pack first; or choose a folder below it")
+        }
+        OutputError::MountPoint { .. } => {
+            Some("remove what is in it yourself, or choose a folder below it")
         }
         OutputError::Link { .. } => Some("remove the link, or choose another output path"),
         OutputError::Unfinished { .. } => Some("--resume continues it, --force starts over"),

@@ -170,12 +170,9 @@ fn open_output(
     wanted: &[&SourceFile],
     settings: &UnpackSettings,
 ) -> Result<OutputFolder, OutputError> {
-    let listed: HashSet<&str> = pack
-        .manifest()
-        .source_files
-        .iter()
-        .map(|f| &*f.path)
-        .collect();
+    let files = pack.manifest().source_files.iter();
+    let can_be_restored = files.filter(|f| f.excluded_bytes == 0);
+    let listed: HashSet<&str> = can_be_restored.map(|f| &*f.path).collect();
     let staging = Staging {
         out,
         shape: Shape::Folder,

@@ -296,6 +296,9 @@ fn kill(step: u64, ways: &[Option<&str>]) -> u64 {
     for (number, writer) in (0..).zip(WRITERS) {
         let scene = Scene::make(writer);
         let count = scene.count();
+        // only what is there already is exchanged
+        let exchanges = writer.before != Before::Nothing && scene.out().is_dir();
+        let ways = if exchanges { ways } else { &ways[..1] };
         for never in ways {
             let is_tried = |n: &u64| {
                 let near_end = n + 20 > count && (n + number) % 4 == 0;
@@ -322,7 +325,7 @@ fn kill(step: u64, ways: &[Option<&str>]) -> u64 {
 
 #[test]
 fn a_run_that_is_killed_leaves_the_old_or_the_new() {
-    assert!(kill(89, &NO_EXCHANGE[..1]) > 80);
+    assert!(kill(89, &NO_EXCHANGE[..1]) > 60);
 }
 
 #[test]
@@ -364,7 +367,9 @@ fn fail(step: u64) -> u64 {
                 if step > 1 && (n / step + number) % 3 != u64::from(error == io) {
                     continue;
                 }
-                for fault in [Fault::Fails(n, error), Fault::Full(n, error)] {
+                // of those that last, a full disk is the one that happens
+                let lasts = (error == no_space).then_some(Fault::Full(n, error));
+                for fault in [Some(Fault::Fails(n, error)), lasts].into_iter().flatten() {
                     scene.reset();
                     let what = format!("{writer:?}: {fault:?} of {count}");
                     let done = scene.faulty(fault, None);
@@ -398,7 +403,7 @@ impl Scene {
 
 #[test]
 fn a_run_that_fails_leaves_the_old_or_the_new() {
-    assert!(fail(101) > 60);
+    assert!(fail(31) > 40);
 }
 
 #[test]
