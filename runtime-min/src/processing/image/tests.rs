@@ -137,3 +137,32 @@ fn files_of(case: &str) -> Vec<String> {
         .map(|entry| entry["file"].as_str().unwrap().to_owned())
         .collect()
 }
+
+/// What Pillow 13 makes of files of every kind of pixel: with EXIF applied and alpha dropped, and as
+/// the model card does. The first of `transparent.gif` is by torchvision's rule: transparent pixels
+/// have the background's colour.
+#[test]
+fn every_kind_of_pixel_is_decoded_as_the_recipe_says() {
+    const PLAIN: &str = "58d34e571393d7a43bb4db18a2d26be00fc51a67aaac8e885d4d0870bb792439";
+    const TURNED: &str = "2c0f354ff0d5c99fa37166e9b5710dcd259909d7032191a0cb6eb97dc8490824";
+    const INK: &str = "8aa7aeabf22028309a582d75ed9047504ae0f09b72721536cd90ce2e0a905abf";
+    const GRAY: &str = "20641ec52c6af990625f2be634ab6065ecf9ac3532c29501d6a1fa883b925bbb";
+    const ON_WHITE: &str = "cbe7aef2e63ea15a9993231a115086dec96b9c2eaf6f799f3b929bf642ec7a50";
+    const UNDRAWN: &str = "e90fc6a961ab8b48b4769fa0be98f2311addf28d030663e6e489f3575e268a94";
+    const DRAWN: &str = "6b84f282ad73c629f51d7e555d204390f1c5a3ed050d68d630cd6a16b14468bd";
+    let files = [
+        ("ink.jpg", INK, INK),
+        ("exif6.webp", PLAIN, PLAIN),
+        ("exif8.png", TURNED, PLAIN),
+        ("gray_alpha.png", GRAY, GRAY),
+        ("color_key.png", PLAIN, PLAIN),
+        ("alpha.webp", PLAIN, ON_WHITE),
+        ("transparent.gif", UNDRAWN, DRAWN),
+    ];
+    for (name, by_transformers, by_model_card) in files {
+        let bytes = read_file(&fixture("media").join(name)).unwrap();
+        let seen = |recipe| sha256(&decode(&bytes, recipe).unwrap().values);
+        assert_eq!(seen(MediaRecipe::Transformers), by_transformers, "{name}");
+        assert_eq!(seen(MediaRecipe::ModelCard), by_model_card, "{name}");
+    }
+}

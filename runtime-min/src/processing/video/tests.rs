@@ -442,3 +442,32 @@ fn a_video_of_too_many_values_is_refused_at_its_first_frame() {
         "{error}"
     );
 }
+
+/// What FFmpeg 5.1 makes of them: areas that are cleared, restored, drawn over.
+#[test]
+fn animations_are_drawn_as_ffmpeg_does() {
+    const GIF: &str = "d80c1e13aa2bb42391a7a9119e4ef8909b374cc072cf108f31558a971bc54c13";
+    const PNG: &str = "cd0b6c1d528eeef763fb376cfd1d0bf446c8bf4374c2c9808688ab05aea6e06b";
+    let cancel = CancelToken::default();
+    for (name, frames, fps, digest) in [
+        ("disposal.gif", 6, 10.0, Some(GIF)),
+        ("frames.png", 4, 12.5, Some(PNG)),
+        // FFmpeg does not decode animated WebP files
+        ("frames.webp", 4, 4.0 / 0.24, None),
+    ] {
+        let video = Video::open(&fixture("media").join(name), &cancel).unwrap();
+        let timing = video.timing(&cancel).unwrap().unwrap();
+        assert_eq!(timing.frames, frames, "{name}");
+        assert!((timing.fps - fps).abs() < 1e-9, "{name}: {}", timing.fps);
+        let all: Vec<usize> = (0..frames).collect();
+        let mut pictures = Vec::new();
+        let mut keep = |picture| {
+            pictures.push(picture);
+            Ok(())
+        };
+        let recipe = MediaRecipe::Transformers;
+        video.frames(&all, recipe, &cancel, &mut keep).unwrap();
+        let seen = Sha256::of(&bytes_of(&pictures)).to_string();
+        assert!(digest.is_none_or(|wanted| wanted == seen), "{name}: {seen}");
+    }
+}
