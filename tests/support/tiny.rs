@@ -449,6 +449,11 @@ pub fn tiny_text() -> PathBuf {
     fixtures().join("tiny-text")
 }
 
+/// Text, audio and pictures, with a processor.
+pub fn tiny_omni() -> PathBuf {
+    fixtures().join("tiny-omni")
+}
+
 /// A weight file of these tensors, in this order.
 pub fn shard_bytes(tensors: &[Tensor]) -> Vec<u8> {
     let entries = tensors.iter().map(|t| {

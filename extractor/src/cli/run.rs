@@ -13,7 +13,9 @@ use segpack_runtime_min::processing::{Chat, Prompt};
 
 use super::Context;
 use super::args::values::{experts_file, token_id, trace_path};
-use super::args::{ComputeName, DEVICE, INPUT, OUTPUT, PackArg, Placement, Resources, SAMPLING};
+use super::args::{
+    ComputeName, DEVICE, INPUT, MediaArgs, OUTPUT, PackArg, Placement, Resources, SAMPLING,
+};
 use super::error::CliError;
 use crate::render::{svg, text};
 use crate::steps::run::{RunEvent, RunOptions, print_prompt, run};
@@ -32,6 +34,7 @@ Examples:
   echo 'Once upon a time' | segpack run omni.segpack --temperature 0.7 --seed 1
   segpack run omni.segpack --device cuda --compute bf16 --prompt 'Name three rivers.' --chat
   segpack run omni.segpack --messages chat.json --print-prompt   # does not run the model
+  segpack run omni.segpack --chat --audio a.wav --prompt 'What is being said?'
   segpack run omni.segpack --prompt-ids 785,6722,315,9625,374 --top-k-logits 5 --json")]
 pub(super) struct Args {
     #[command(flatten)]
@@ -68,6 +71,8 @@ pub(super) struct Args {
     /// Value of `enable_thinking` in the chat template
     #[arg(long, value_name = "BOOL", requires = "conversation", help_heading = INPUT)]
     enable_thinking: Option<bool>,
+    #[command(flatten)]
+    media: MediaArgs,
     /// Maximum number of tokens to generate (also limited by the model's context length)
     #[arg(long, value_name = "N", default_value_t = 128, help_heading = SAMPLING)]
     max_new_tokens: usize,
@@ -100,13 +105,23 @@ pub(super) struct Args {
     /// Load as many weights as fit before the prompt instead of on first use
     #[arg(long, help_heading = DEVICE)]
     preload: bool,
-    /// Print the prompt as the model would see it, with --json also its token ids, and exit
+    /// Print the prompt as the model would see it, with what each of its audio, images and videos
+    /// takes, with --json also its token ids, and exit
     #[arg(
         long,
         conflicts_with_all = ["top_k_logits", "rank", "trace", "experts_report", "preload"],
         help_heading = OUTPUT
     )]
     print_prompt: bool,
+    /// Write what the model's encoders get of audio, images and videos, with the names of official
+    /// traces
+    #[arg(
+        long,
+        value_name = "FILE.safetensors",
+        value_parser = trace_path,
+        help_heading = OUTPUT
+    )]
+    dump_features: Option<PathBuf>,
     /// Show the N most likely candidates for every token
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = OUTPUT)]
     top_k_logits: usize,
@@ -160,6 +175,8 @@ impl Args {
         options.generation.preload = self.preload;
         options.rank = self.rank.clone();
         options.trace = self.trace.clone();
+        options.media = self.media.options();
+        options.dump_features = self.dump_features.clone();
         Ok(options)
     }
 
@@ -185,7 +202,7 @@ impl Args {
             return Ok(Prompt::Text(text));
         }
         Ok(Prompt::Chat {
-            chat: Chat::turn(self.system.as_deref(), &text),
+            chat: Chat::turn_with_media(self.system.as_deref(), &self.media.files.files, &text),
             enable_thinking,
         })
     }
@@ -246,14 +263,18 @@ fn read_messages(file: &Path, stop: &CancelToken) -> Result<Chat, CliError> {
         let bytes = read_limited(file, MAX_PROMPT_BYTES)?;
         (name.clone(), utf8(&name, bytes)?)
     };
-    Chat::from_json(&text).map_err(|source| CliError::Messages { what: name, source })
+    let chat = Chat::from_json(&text);
+    let mut chat = chat.map_err(|source| CliError::Messages { what: name, source })?;
+    // of a file without a folder, and of standard input, the process's own
+    chat.folder = file.parent().map(Path::to_owned).unwrap_or_default();
+    Ok(chat)
 }
 
 pub(super) fn run_command(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let options = args.options(context.stop)?;
     let pack = args.pack.open()?;
     if args.print_prompt {
-        return show_prompt(&print_prompt(&pack, &options.prompt)?, args.json, context);
+        return show_prompt(&print_prompt(&pack, &options)?, args.json, context);
     }
     let report = match &args.experts_report {
         // what cannot be written is better found before the work than after it
@@ -328,6 +349,14 @@ fn show_prompt(prompt: &RunPrompt, json: bool, context: &Context) -> Result<Exit
     }
     let Some(text) = &prompt.text else {
         return Err(CliError::NoTokenizer);
+    };
+    let media;
+    let text = match prompt.media.is_empty() {
+        true => text,
+        false => {
+            media = text::prompt_with_media(prompt, text);
+            &media
+        }
     };
     context
         .terminal

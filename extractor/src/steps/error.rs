@@ -10,6 +10,8 @@ use segpack_manifests::{ModelError, PackError};
 use segpack_runtime_min::RunError;
 use segpack_runtime_min::generate::GenerateError;
 use segpack_runtime_min::processing::PromptError;
+#[cfg(feature = "run")]
+use segpack_runtime_min::processing::media::MediaError;
 use segpack_runtime_min::session::SessionError;
 
 #[cfg(feature = "run")]
@@ -221,7 +223,22 @@ fn exit_of_session(error: &SessionError) -> Exit {
         | SessionError::DeviceMemoryOnCpu
         | SessionError::Prompt(PromptError::EmptyContinuation)
         | SessionError::Generate(GenerateError::EmptyPrompt) => Exit::Usage,
+        #[cfg(feature = "run")]
+        SessionError::Prompt(PromptError::Media(e)) => exit_of_media(e),
         SessionError::WithoutCuda { .. } => Exit::Failed,
+        _ => Exit::Damaged,
+    }
+}
+
+/// What of media could not be read is no fault of theirs.
+#[cfg(feature = "run")]
+fn exit_of_media(error: &MediaError) -> Exit {
+    match error {
+        MediaError::File {
+            unreadable: true, ..
+        }
+        | MediaError::NotBuilt { .. }
+        | MediaError::NotRun => Exit::Failed,
         _ => Exit::Damaged,
     }
 }

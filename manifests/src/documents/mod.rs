@@ -44,7 +44,7 @@ documents! {
     ValidateReport = "validate-report" 1 . 0,
     RunToken = "run-token" 1 . 0,
     RunSummary = "run-summary" 1 . 0,
-    RunPrompt = "run-prompt" 1 . 0,
+    RunPrompt = "run-prompt" 1 . 1,
     DemoReport = "demo-report" 1 . 0,
     BenchReport = "bench-report" 1 . 0,
     GpuBenchReport = "gpu-bench-report" 1 . 0,

@@ -1,5 +1,7 @@
 //! Why a prompt cannot be made token ids.
 
+#[cfg(feature = "text")]
+use super::media::MediaError;
 use super::text::TokenizerError;
 #[cfg(feature = "text")]
 use super::text::chat_template::ChatTemplateError;
@@ -15,16 +17,10 @@ pub enum PromptError {
     #[cfg(feature = "text")]
     #[error(transparent)]
     ChatTemplate(#[from] ChatTemplateError),
-    /// A chat has more than text in it, which would not be seen.
-    #[error("part {part} of message {message} (both from 0) is {kind}: only text is supported yet")]
-    Media {
-        /// Which message, from 0.
-        message: usize,
-        /// Which part of its content, from 0.
-        part: usize,
-        /// What the part is.
-        kind: String,
-    },
+    /// Audio, images or videos cannot become a part of it.
+    #[cfg(feature = "text")]
+    #[error(transparent)]
+    Media(#[from] MediaError),
     /// There is nothing to rank.
     #[error("the continuation to rank has no tokens")]
     EmptyContinuation,

@@ -1,14 +1,32 @@
 //! From a prompt to token ids, and back to text.
 
+#[cfg(feature = "text")]
+use std::collections::BTreeMap;
+#[cfg(feature = "text")]
+use std::path::PathBuf;
+
 use segpack_manifests::Pack;
 use segpack_manifests::folder::source_file;
+#[cfg(feature = "text")]
+use segpack_manifests::names::Component;
+#[cfg(feature = "text")]
+use serde_json::{Value, json};
 
-use super::PromptError;
+#[cfg(feature = "text")]
+use super::media::{
+    MediaError, MediaKind, MediaOptions, MediaPart, Parts, PlacedMedia, Placeholders,
+    ProcessedMedia, find_parts, process,
+};
 #[cfg(feature = "text")]
 use super::text::chat_template::{ChatTemplate, RenderOptions, TemplateValue};
 #[cfg(feature = "text")]
+use super::text::read_json;
+#[cfg(feature = "text")]
+use super::text::tokenizer::config::TOKENIZER_CONFIG;
+#[cfg(feature = "text")]
 use super::text::tokenizer::{SpecialTokens, StreamDecoder, Tokenizer};
 use super::text::{EosIds, TokenizerError};
+use super::{MediaFeatures, PromptError};
 
 /// What to start from.
 #[derive(Debug, Clone)]
@@ -61,17 +79,42 @@ pub struct Chat {
     /// A list of JSON schemas of functions.
     #[serde(default)]
     pub tools: Option<TemplateValue>,
+    /// What paths of media are relative to; empty: the process's own folder.
+    #[serde(skip)]
+    pub folder: PathBuf,
 }
 
 #[cfg(feature = "text")]
 impl Chat {
     /// One message of the user, after one of the system if there is any.
     pub fn turn(system: Option<&str>, user: &str) -> Self {
-        let system = system.map(|content| message("system", content));
-        let messages: Vec<_> = system.into_iter().chain([message("user", user)]).collect();
+        Self::turn_with_media(system, &[], user)
+    }
+
+    /// One message of the user with these media before the text, after one of the system if there is
+    /// any. Media are paths, or `file:` or `data:` addresses.
+    pub fn turn_with_media(
+        system: Option<&str>,
+        media: &[(MediaKind, String)],
+        user: &str,
+    ) -> Self {
+        let content = match media {
+            [] => Value::from(user),
+            media => {
+                let part = |(kind, reference): &(MediaKind, String)| json!({"type": kind.as_str(), kind.as_str(): reference});
+                let text = json!({"type": "text", "text": user});
+                media.iter().map(part).chain([text]).collect()
+            }
+        };
+        let system = system.map(|content| message("system", content.into()));
+        let messages: Vec<_> = system
+            .into_iter()
+            .chain([message("user", content)])
+            .collect();
         Self {
             messages: TemplateValue::of(&messages),
             tools: None,
+            folder: PathBuf::new(),
         }
     }
 
@@ -86,70 +129,30 @@ impl Chat {
         Ok(Self {
             messages: TemplateValue::from_json(text)?,
             tools: None,
+            folder: PathBuf::new(),
         })
     }
 }
 
 #[cfg(feature = "text")]
-impl Chat {
-    /// Templates leave a mark for an image, a sound or a video, or nothing: either way the model
-    /// would not see it.
-    fn check_media(&self) -> Result<(), PromptError> {
-        // what is no JSON is refused by the template
-        let messages = serde_json::to_value(&self.messages).unwrap_or_default();
-        let messages = messages.as_array().map(Vec::as_slice).unwrap_or_default();
-        for (message, content) in messages.iter().enumerate() {
-            let parts = content.get("content").and_then(serde_json::Value::as_array);
-            let parts = parts.map(Vec::as_slice).unwrap_or_default();
-            for (part, value) in parts.iter().enumerate() {
-                if let Some(kind) = media_kind(value) {
-                    return Err(PromptError::Media {
-                        message,
-                        part,
-                        kind,
-                    });
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// What a part of a message's content is, if it is not text.
-#[cfg(feature = "text")]
-fn media_kind(part: &serde_json::Value) -> Option<String> {
-    let object = part.as_object()?;
-    match object.get("type").and_then(serde_json::Value::as_str) {
-        Some("text") => {}
-        Some(other) => return Some(format!("of type {other:?}")),
-        None => {}
-    }
-    let is_media = |key: &&String| {
-        let kinds = ["image", "audio", "video", "input_audio", "file"];
-        kinds
-            .iter()
-            .any(|kind| *key == kind || key.as_str() == format!("{kind}_url"))
-    };
-    if let Some(key) = object.keys().find(is_media) {
-        return Some(format!("an object with {key:?}"));
-    }
-    (!object.contains_key("text")).then(|| "an object without \"text\"".to_owned())
-}
-
-#[cfg(feature = "text")]
-fn message(role: &str, content: &str) -> std::collections::BTreeMap<String, String> {
-    [("role", role), ("content", content)]
-        .map(|(k, v)| (k.to_owned(), v.to_owned()))
-        .into()
+fn message(role: &str, content: Value) -> BTreeMap<&'static str, Value> {
+    [("role", role.into()), ("content", content)].into()
 }
 
 /// A prompt as the model gets it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
 pub struct TokenizedPrompt {
-    /// Its text, a chat rendered. `None`: ids without a tokenizer.
+    /// Its text, a chat rendered, placeholders of media as often as the model gets them. `None`: ids
+    /// without a tokenizer.
     pub text: Option<String>,
     /// Its token ids.
     pub ids: Vec<u32>,
+    /// What of it is not text.
+    pub media: MediaFeatures,
+    /// The media that it has, in its order.
+    #[cfg(feature = "text")]
+    pub placed: Vec<PlacedMedia>,
 }
 
 /// A continuation whose first token is ranked.
@@ -244,43 +247,85 @@ impl<'p> TextFrontend<'p> {
         &self.stop_ids
     }
 
-    /// The prompt's ids, and its text where it has one.
+    /// The prompt's ids, and its text where it has one. Media are processed with the options that
+    /// the official processor has by itself.
     ///
     /// # Errors
     /// `Tokenizer` where there is none, or it does not take the text; `ChatTemplate` where there is
-    /// none, or it does not take the chat.
+    /// none, or it does not take the chat; `Media` where audio, images or videos of a chat cannot be
+    /// read, or the model does not take them.
+    #[cfg(feature = "text")]
     pub fn tokenize(&self, prompt: &Prompt) -> Result<TokenizedPrompt, PromptError> {
-        match prompt {
-            Prompt::Ids(ids) => Ok(TokenizedPrompt {
-                text: self.full_text(ids),
-                ids: ids.clone(),
-            }),
-            #[cfg(feature = "text")]
-            Prompt::Text(text) => {
-                let ids = self.tokenizer()?.encode(text)?;
-                Ok(TokenizedPrompt {
-                    text: Some(text.clone()),
-                    ids,
-                })
-            }
-            #[cfg(feature = "text")]
+        self.tokenize_with(prompt, &MediaOptions::default())
+    }
+
+    /// As [`tokenize`](Self::tokenize), with media processed as these options say.
+    ///
+    /// # Errors
+    /// As [`tokenize`](Self::tokenize).
+    #[cfg(feature = "text")]
+    pub fn tokenize_with(
+        &self,
+        prompt: &Prompt,
+        options: &MediaOptions,
+    ) -> Result<TokenizedPrompt, PromptError> {
+        let tokenizer = match prompt {
+            Prompt::Ids(ids) => return Ok(self.of_ids(ids)),
+            Prompt::Text(_) | Prompt::Chat { .. } => self.tokenizer()?,
+        };
+        let mut parts = Parts::default();
+        let text = match prompt {
+            Prompt::Ids(_) => String::new(), // above
+            Prompt::Text(text) => text.clone(),
             Prompt::Chat {
                 chat,
                 enable_thinking,
-            } => {
-                let text = self.render(chat, *enable_thinking)?;
-                let ids = self.tokenizer()?.encode_bare(&text)?;
-                Ok(TokenizedPrompt {
-                    text: Some(text),
-                    ids,
-                })
-            }
+            } => self.render(chat, *enable_thinking, &mut parts)?,
+        };
+        let (text, processed) = self.with_media(text, &parts, options)?;
+        let ids = match prompt {
+            Prompt::Text(_) => tokenizer.encode(&text)?,
+            _ => tokenizer.encode_bare(&text)?,
+        };
+        self.check_placeholders(&text, &ids)?;
+        Ok(TokenizedPrompt {
+            text: Some(text),
+            ids,
+            media: processed.features,
+            placed: processed.placed,
+        })
+    }
+
+    /// The prompt's ids: built without a tokenizer, as they are given.
+    ///
+    /// # Errors
+    /// None.
+    #[cfg(not(feature = "text"))]
+    pub fn tokenize(&self, prompt: &Prompt) -> Result<TokenizedPrompt, PromptError> {
+        let Prompt::Ids(ids) = prompt;
+        Ok(self.of_ids(ids))
+    }
+
+    fn of_ids(&self, ids: &[u32]) -> TokenizedPrompt {
+        TokenizedPrompt {
+            text: self.full_text(ids),
+            ids: ids.to_vec(),
+            ..TokenizedPrompt::default()
         }
     }
 
+    /// The chat as its template renders it; its media are added to `parts`.
     #[cfg(feature = "text")]
-    fn render(&self, chat: &Chat, enable_thinking: Option<bool>) -> Result<String, PromptError> {
-        chat.check_media()?;
+    fn render(
+        &self,
+        chat: &Chat,
+        enable_thinking: Option<bool>,
+        parts: &mut Parts,
+    ) -> Result<String, PromptError> {
+        // what is no JSON is refused by the template
+        let mut messages = serde_json::to_value(&chat.messages).unwrap_or_default();
+        *parts = find_parts(&mut messages, &chat.folder)?;
+        let rewritten = parts.is_rewritten.then(|| TemplateValue::of(&messages));
         let template = ChatTemplate::load(&|name: &str| source_file(self.pack, name))?;
         let options = RenderOptions {
             add_generation_prompt: true,
@@ -288,7 +333,86 @@ impl<'p> TextFrontend<'p> {
             tools: chat.tools.clone(),
             ..RenderOptions::default()
         };
-        Ok(template.render(&chat.messages, &options)?)
+        let messages = rewritten.as_ref().unwrap_or(&chat.messages);
+        Ok(template.render(messages, &options)?)
+    }
+
+    /// Processes media, and puts as many placeholders as they need into the text.
+    #[cfg(feature = "text")]
+    fn with_media(
+        &self,
+        text: String,
+        parts: &Parts,
+        options: &MediaOptions,
+    ) -> Result<(String, ProcessedMedia), PromptError> {
+        self.check_encoders(&parts.media)?;
+        let Some(placeholders) = self.placeholders()? else {
+            return match parts.media.first() {
+                None => Ok((text, ProcessedMedia::default())),
+                Some(_) => Err(MediaError::Token { key: "audio_token" }.into()),
+            };
+        };
+        let files = |name: &str| source_file(self.pack, name);
+        let processed = process(&parts.media, options, &files)?;
+        let text = placeholders.expand(&text, &processed.replacements)?;
+        Ok((text, processed))
+    }
+
+    /// Whether the pack has encoders for these media.
+    #[cfg(feature = "text")]
+    fn check_encoders(&self, parts: &[MediaPart]) -> Result<(), MediaError> {
+        let without = parts.iter().find(|part| !self.encodes(part.kind));
+        match without {
+            None => Ok(()),
+            Some(part) => Err(MediaError::NoEncoder {
+                kind: part.kind,
+                name: part.source.name(),
+            }),
+        }
+    }
+
+    #[cfg(feature = "text")]
+    fn encodes(&self, kind: MediaKind) -> bool {
+        let tower = match kind {
+            MediaKind::Audio => Component::ThinkerAudio,
+            MediaKind::Image | MediaKind::Video => Component::ThinkerVision,
+        };
+        let segments = &self.pack.manifest().tensors;
+        segments.iter().any(|tensor| tensor.component == tower)
+    }
+
+    /// How media are marked in a text; `None` where the model takes text alone.
+    #[cfg(feature = "text")]
+    fn placeholders(&self) -> Result<Option<Placeholders>, PromptError> {
+        if !MediaKind::ALL.into_iter().any(|kind| self.encodes(kind)) {
+            return Ok(None);
+        }
+        let files = |name: &str| source_file(self.pack, name);
+        let config: Option<Value> = read_json(&files, TOKENIZER_CONFIG)?;
+        Ok(Placeholders::of(&config.unwrap_or_default())?)
+    }
+
+    /// Whether each placeholder of the text is one token.
+    #[cfg(feature = "text")]
+    fn check_placeholders(&self, text: &str, ids: &[u32]) -> Result<(), PromptError> {
+        let Some(placeholders) = self.placeholders()? else {
+            return Ok(());
+        };
+        for kind in MediaKind::ALL {
+            let placeholder = placeholders.of_kind(kind);
+            let in_text = text.matches(placeholder).count();
+            let id = self.tokenizer()?.id_of(placeholder);
+            let of_it = ids.iter().filter(|seen| Some(**seen) == id).count();
+            if of_it != in_text {
+                return Err(MediaError::Tokens {
+                    placeholder: placeholder.to_owned(),
+                    in_text,
+                    ids: of_it,
+                }
+                .into());
+            }
+        }
+        Ok(())
     }
 
     /// A continuation, to be ranked by its first token.

@@ -6,5 +6,6 @@ mod cuda;
 #[cfg(unix)]
 mod interrupt;
 mod loading;
+mod media;
 mod numbers;
 mod thinker;

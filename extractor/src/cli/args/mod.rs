@@ -3,6 +3,8 @@
 mod codec;
 mod jobs;
 #[cfg(feature = "run")]
+mod media;
+#[cfg(feature = "run")]
 mod model;
 mod pack;
 mod sizes;
@@ -12,6 +14,8 @@ pub(super) mod values;
 pub(super) use codec::{CodecArgs, CodecName};
 pub(super) use jobs::Jobs;
 #[cfg(feature = "run")]
+pub(super) use media::MediaArgs;
+#[cfg(feature = "run")]
 pub(super) use model::{CheckName, ComputeName, Placement, Resources};
 pub(super) use pack::PackArg;
 pub(super) use sizes::SizeArgs;
@@ -19,6 +23,8 @@ pub(super) use tolerate::{AllowUnaudited, Tolerate};
 
 /// Headings of options in the help, in the order in which they appear there.
 pub(super) const INPUT: &str = "Input";
+#[cfg(feature = "run")]
+pub(super) const MEDIA: &str = "Audio, images and videos";
 pub(super) const SAMPLING: &str = "Sampling";
 pub(super) const MEASUREMENT: &str = "Measurement";
 pub(super) const DEVICE: &str = "Device and memory";

@@ -58,6 +58,15 @@ pub(crate) fn count(text: &str) -> Result<usize, String> {
     parsed.ok_or_else(|| "expected a whole number greater than 0".to_owned())
 }
 
+/// Frames per second of videos.
+pub(crate) fn frames_per_second(text: &str) -> Result<f64, String> {
+    let parsed = text
+        .parse::<f64>()
+        .ok()
+        .filter(|fps| (0.001..=1000.0).contains(fps));
+    parsed.ok_or_else(|| "expected a number of frames from 0.001 to 1000".to_owned())
+}
+
 pub(crate) fn shard_size(text: &str) -> Result<ByteSize, String> {
     text.parse::<ByteSize>()
         .ok()

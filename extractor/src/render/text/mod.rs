@@ -34,7 +34,7 @@ pub(crate) use ls::{Total, segment, tensor, total};
 pub(crate) use numbers::{Sizes, bytes, counted};
 pub(crate) use pack::{pack, plan};
 pub(crate) use repair::repair;
-pub(crate) use run::{candidates, experts, figures, rank};
+pub(crate) use run::{candidates, experts, figures, prompt_with_media, rank};
 pub(crate) use scan::scan;
 pub(crate) use unpack::unpack;
 pub(crate) use update::update;

@@ -1,7 +1,76 @@
-use segpack_manifests::documents::{LayerExperts, RunSummary, RunToken, ShownRank};
+use segpack_manifests::documents::{LayerExperts, RunPrompt, RunSummary, RunToken, ShownRank};
 
 use super::numbers::{bytes, counted, grouped, mean_bytes, percent, share};
 use super::page::Page;
+
+/// A prompt with media: the text, where the placeholders of each of the media are counted instead of
+/// repeated, and a line for each.
+pub(crate) fn prompt_with_media(prompt: &RunPrompt, text: &str) -> String {
+    let mut page = Page::default();
+    page.line(format_args!(
+        "{}",
+        counted_runs(text).trim_end_matches('\n')
+    ));
+    page.blank();
+    for media in &prompt.media {
+        let grid = media
+            .grid
+            .map(|[t, h, w]| format!(", grid {t} × {h} × {w}"));
+        let every = media
+            .second_per_grid
+            .map(|s| format!(", {} s each", short(s)));
+        #[expect(clippy::cast_precision_loss, reason = "a duration for people")]
+        let sound = media.audio_frames.map(|frames| {
+            format!(
+                ", {:.2} s of sound ({})",
+                frames as f64 / 100.0,
+                counted(frames, "frame")
+            )
+        });
+        page.line(format_args!(
+            "{} {}: {}{}{}{}",
+            media.kind,
+            media.name,
+            counted(media.tokens, "token"),
+            grid.unwrap_or_default(),
+            every.unwrap_or_default(),
+            sound.unwrap_or_default(),
+        ));
+    }
+    page.line(format_args!(
+        "prompt: {}",
+        counted(prompt.ids.len() as u64, "token")
+    ));
+    page.into_text()
+}
+
+/// A number without digits that say nothing.
+fn short(number: f64) -> String {
+    let text = format!("{number:.3}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// A text in which words like `<|audio_pad|>` that are repeated are followed by their number.
+fn counted_runs(text: &str) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(start) = rest.find("<|") {
+        out.push_str(&rest[..start]);
+        rest = &rest[start..];
+        let end = rest.find("|>").map_or(rest.len(), |end| end + "|>".len());
+        let word = &rest[..end];
+        let mut repeats = 0_usize;
+        while let Some(after) = rest.strip_prefix(word) {
+            rest = after;
+            repeats += 1;
+        }
+        out.push_str(word);
+        if repeats > 1 {
+            out.push_str(&format!(" × {repeats}"));
+        }
+    }
+    out + rest
+}
 
 /// The best candidates for a token, one per line; nothing where none were requested.
 pub(crate) fn candidates(token: &RunToken) -> String {

@@ -1,14 +1,16 @@
 //! `run`: text from a pack.
 
+mod features;
 mod stream;
 mod summary;
 
 use std::path::PathBuf;
 
-use segpack_formats::io::CancelToken;
+use segpack_formats::io::{CancelToken, PendingFile};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{GENERATOR, RunPrompt, RunSummary, RunToken};
-use segpack_runtime_min::processing::{Prompt, TextFrontend};
+use segpack_runtime_min::processing::media::{MediaError, MediaOptions};
+use segpack_runtime_min::processing::{Prompt, PromptError, TextFrontend, TokenizedPrompt};
 use segpack_runtime_min::session::{
     GenerationSettings, Hooks, Phase, Session, SessionError, SessionOptions, SessionProgress,
 };
@@ -32,6 +34,10 @@ pub struct RunOptions {
     pub rank: Option<String>,
     /// Where to write a trace, the tensors to this file and the rest beside it.
     pub trace: Option<PathBuf>,
+    /// How audio, images and videos are processed.
+    pub media: MediaOptions,
+    /// Where to write what encoders get of them.
+    pub dump_features: Option<PathBuf>,
 }
 
 impl RunOptions {
@@ -43,6 +49,8 @@ impl RunOptions {
             generation: GenerationSettings::default(),
             rank: None,
             trace: None,
+            media: MediaOptions::default(),
+            dump_features: None,
         }
     }
 }
@@ -82,7 +90,10 @@ pub fn run(
         .map(|c| text.continuation(c))
         .transpose();
     settings.rank = ranked.map_err(SessionError::from)?;
-    let prompt = text.tokenize(&options.prompt).map_err(SessionError::from)?;
+    let prompt = prepare(&text, options)?;
+    if !prompt.media.is_empty() {
+        return Err(SessionError::from(PromptError::from(MediaError::NotRun)).into());
+    }
     let mut recorder = trace.as_ref().map(|_| session.recorder()).transpose()?;
 
     let mut stream = Stream::new(listener);
@@ -100,19 +111,34 @@ pub fn run(
     Ok(summary::summarize(&session, prompt.ids, generation))
 }
 
-/// The prompt as a model would get it. Reads the tokenizer and the chat template, no weights.
+/// The prompt as a model would get it. Reads the tokenizer, the chat template and media, no weights.
 ///
 /// # Errors
-/// Where the pack holds no tokenizer or template, or they do not take the prompt.
-pub fn print_prompt(pack: &Pack, prompt: &Prompt) -> Result<RunPrompt, StepError> {
-    let tokenized = TextFrontend::load(pack).and_then(|text| text.tokenize(prompt));
-    let prompt = tokenized.map_err(SessionError::from)?;
+/// Where the pack holds no tokenizer or template, or they do not take the prompt; where media cannot
+/// be read, or the model does not take them.
+pub fn print_prompt(pack: &Pack, options: &RunOptions) -> Result<RunPrompt, StepError> {
+    let text = TextFrontend::load(pack).map_err(SessionError::from)?;
+    let prompt = prepare(&text, options)?;
     Ok(RunPrompt {
         format_version: RunPrompt::VERSION,
         generator: GENERATOR.to_owned(),
         text: prompt.text,
         ids: prompt.ids,
+        media: prompt.placed.iter().map(features::shown).collect(),
     })
+}
+
+/// Tokenizes the prompt, processes its media, and writes what encoders get, where that is wanted.
+fn prepare(text: &TextFrontend<'_>, options: &RunOptions) -> Result<TokenizedPrompt, StepError> {
+    // what cannot be written is better found before the work than after it
+    let dump = options.dump_features.as_deref().map(PendingFile::create);
+    let dump = dump.transpose()?;
+    let prompt = text.tokenize_with(&options.prompt, &options.media);
+    let prompt = prompt.map_err(SessionError::from)?;
+    if let Some(file) = dump {
+        features::write(file, &prompt)?;
+    }
+    Ok(prompt)
 }
 
 /// A session's phases as phases of a step.

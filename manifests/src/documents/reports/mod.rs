@@ -39,7 +39,9 @@ pub use info::{InfoComponent, InfoReport, InfoVerified, SinceReceipt};
 pub use pack::PackSummary;
 pub use receipt::{ReceiptFile, VerifyReceipt};
 pub use repair::{RepairDamage, RepairReport, RepairedFile};
-pub use run::{RunCosts, RunEnd, RunPrompt, RunSummary, RunToken, ShownCandidate, ShownRank};
+pub use run::{
+    PromptMedia, RunCosts, RunEnd, RunPrompt, RunSummary, RunToken, ShownCandidate, ShownRank,
+};
 pub use unpack::{UnpackSummary, UnrestorableFile};
 pub use update::UpdateReport;
 pub use validate::{

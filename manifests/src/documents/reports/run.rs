@@ -155,7 +155,7 @@ pub struct RunSummary {
 }
 
 /// A prompt as the model sees it: `run --print-prompt --json`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RunPrompt {
     /// Version of this document.
@@ -171,4 +171,28 @@ pub struct RunPrompt {
     pub text: Option<String>,
     /// Its token ids.
     pub ids: Vec<u32>,
+    /// Its audio, images and videos, in their order. Since version 1.1.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub media: Vec<PromptMedia>,
+}
+
+/// One of the media of a prompt.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct PromptMedia {
+    /// `audio`, `image` or `video`.
+    pub kind: String,
+    /// Its path, or what an address holds.
+    pub name: String,
+    /// Tokens of the prompt that stand for it.
+    pub tokens: u64,
+    /// Frames of the spectrogram of its sound, of 10 ms each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audio_frames: Option<u64>,
+    /// Patches along time, height and width.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grid: Option<[u64; 3]>,
+    /// Seconds between two patches along time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub second_per_grid: Option<f64>,
 }

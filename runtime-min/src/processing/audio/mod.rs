@@ -14,14 +14,5 @@ pub use error::AudioError;
 pub use mel::{features, valid_frames};
 pub use symphonia::core::io::MediaSource as AudioSource;
 
-/// Tokens that so many frames become: the encoder halves chunks of 100 frames three times, rounding
-/// up; an empty one has none.
-pub fn tokens(frames: usize) -> usize {
-    const CHUNK: usize = 100;
-    const TOKENS_OF_A_CHUNK: usize = 13;
-    let halved = |n: usize| n.div_ceil(2);
-    frames / CHUNK * TOKENS_OF_A_CHUNK + halved(halved(halved(frames % CHUNK)))
-}
-
 #[cfg(test)]
 mod tests;

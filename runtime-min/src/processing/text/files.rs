@@ -116,7 +116,7 @@ pub(super) fn read_file<E: Into<BoxError>>(
 }
 
 /// A JSON file of the checkpoint, `None` where there is none.
-pub(super) fn read_json<T: serde::de::DeserializeOwned, E: Into<BoxError>>(
+pub(crate) fn read_json<T: serde::de::DeserializeOwned, E: Into<BoxError>>(
     files: &FileReader<'_, E>,
     name: &str,
 ) -> Result<Option<T>, TokenizerError> {

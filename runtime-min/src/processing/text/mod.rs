@@ -9,4 +9,6 @@ mod files;
 pub mod tokenizer;
 
 pub use eos::{EosIds, EosSource};
+#[cfg(feature = "text")]
+pub(crate) use files::read_json;
 pub use files::{BoxError, FileReader, TokenizerError};

@@ -1,0 +1,103 @@
+use super::{MediaKind, SettingsError};
+use crate::processing::text::BoxError;
+
+/// Why audio, images or videos cannot become a part of a prompt.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MediaError {
+    /// It would have to be fetched.
+    #[error("{address} would have to be fetched, which this build does not do: download it first")]
+    Remote {
+        /// The address, shortened.
+        address: String,
+    },
+    /// An address that is not well formed.
+    #[error("the address {address:?} {problem}")]
+    Address {
+        /// The address, shortened.
+        address: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// A part of a chat is nothing that is known.
+    #[error("part {part} of message {message} (both from 0) {problem}")]
+    Part {
+        /// Which message, from 0.
+        message: usize,
+        /// Which part of its content, from 0.
+        part: usize,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A file cannot be used.
+    #[error("cannot use {kind} {name}")]
+    File {
+        /// What it should be.
+        kind: MediaKind,
+        /// Its path, or what it is called.
+        name: String,
+        /// Why.
+        #[source]
+        source: BoxError,
+        /// Whether it could not be read, rather than not be understood.
+        unreadable: bool,
+    },
+    /// All clips together cannot be used.
+    #[error("cannot use the prompt's audio")]
+    Clips(#[source] BoxError),
+    /// The processor's settings are missing or odd.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The tokenizer does not say how media are marked in a text.
+    #[error("tokenizer_config.json: {key} is missing or no text")]
+    Token {
+        /// The setting.
+        key: &'static str,
+    },
+    /// The text has other placeholders than there are media.
+    #[error(
+        "the prompt has {in_text} {placeholder} and {given} {kind} to put there: the chat template \
+         does not mark them, or a text contains the words of a placeholder"
+    )]
+    Count {
+        /// What the placeholder stands for.
+        kind: MediaKind,
+        /// The placeholder.
+        placeholder: String,
+        /// How many the text has.
+        in_text: usize,
+        /// How many media there are.
+        given: usize,
+    },
+    /// The tokenizer makes something else than one id of a placeholder.
+    #[error("the tokenizer gives {ids} tokens for {in_text} {placeholder}")]
+    Tokens {
+        /// The placeholder.
+        placeholder: String,
+        /// How many the text has.
+        in_text: usize,
+        /// How many ids of it there are.
+        ids: usize,
+    },
+    /// The model has nothing that encodes such media.
+    #[error("the pack has no encoder of {kind}: {name} would not be perceived")]
+    NoEncoder {
+        /// Such media.
+        kind: MediaKind,
+        /// The first of them.
+        name: String,
+    },
+    /// Encoders are not run yet.
+    #[error("audio, images and videos are processed, but their encoders cannot be run yet")]
+    NotRun,
+    /// A build without what decodes such media.
+    #[error("cannot use {kind} {name}: built without the feature `{feature}`")]
+    NotBuilt {
+        /// Such media.
+        kind: MediaKind,
+        /// The first of them.
+        name: String,
+        /// The cargo feature.
+        feature: &'static str,
+    },
+}

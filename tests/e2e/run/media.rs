@@ -1,0 +1,429 @@
+//! Audio, images and videos in prompts, against official traces.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use segpack_formats::safetensors::Shard;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::support::checkpoint::fixtures;
+use crate::support::cli::{packed, segpack};
+use crate::support::folders::temp;
+use crate::support::tiny::{tiny_omni, tiny_text};
+
+fn omni() -> (TempDir, PathBuf) {
+    let folder = temp();
+    let pack = packed(&tiny_omni(), folder.path());
+    (folder, pack)
+}
+
+fn media(file: &str) -> PathBuf {
+    fixtures().join("media").join(file)
+}
+
+/// A tensor of a trace, or of features that were written.
+fn tensor(path: &Path, name: &str) -> Option<Vec<u8>> {
+    let shard = Shard::open(path).unwrap();
+    let tensor = shard.tensor(name)?;
+    let range = tensor.offset..tensor.offset + tensor.length;
+    Some(shard.input.read_range(range).unwrap())
+}
+
+fn integers(bytes: &[u8]) -> Vec<i64> {
+    let chunks = bytes.chunks_exact(8);
+    chunks
+        .map(|c| i64::from_le_bytes(c.try_into().unwrap()))
+        .collect()
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    let chunks = bytes.chunks_exact(4);
+    chunks
+        .map(|c| f32::from_le_bytes(c.try_into().unwrap()))
+        .collect()
+}
+
+/// The conversation of a trace as a file of messages, whose paths are relative to it.
+fn messages_of(case: &str, folder: &Path) -> (PathBuf, Value, PathBuf) {
+    let trace = fixtures().join(format!("traces/tiny-omni.media.{case}.float32.safetensors"));
+    let document = fs::read(trace.with_extension("json")).unwrap();
+    let document: Value = serde_json::from_slice(&document).unwrap();
+    let file = folder.join("chat.json");
+    fs::write(&file, document["conversation"]["messages"].to_string()).unwrap();
+    let link = folder.join("media");
+    if !link.exists() {
+        let files = fs::read_dir(media("")).unwrap();
+        fs::create_dir(&link).unwrap();
+        for entry in files.map(Result::unwrap) {
+            fs::copy(entry.path(), link.join(entry.file_name())).unwrap();
+        }
+    }
+    (file, document, trace)
+}
+
+#[test]
+fn prompts_with_audio_have_the_official_ids_and_features() {
+    let (folder, pack) = omni();
+    let features = folder.path().join("features.safetensors");
+    for case in [
+        "audio-one",
+        "audio-short",
+        "audio-batch",
+        "audio-window",
+        "audio-lossy",
+    ] {
+        let (chat, document, trace) = messages_of(case, folder.path());
+        let printed = segpack![
+            "run",
+            &pack,
+            "--messages",
+            &chat,
+            "--print-prompt",
+            "--json",
+            "--dump-features",
+            &features
+        ]
+        .ok()
+        .json();
+        let wanted = |name| tensor(&trace, name).unwrap();
+        let seen = |name| tensor(&features, name).unwrap();
+        assert_eq!(
+            printed["ids"].as_array().unwrap().len(),
+            document["tokens"].as_u64().unwrap() as usize
+        );
+        assert_eq!(seen("mm.input_ids"), wanted("mm.input_ids"), "{case}");
+        assert_eq!(
+            seen("mm.audio.lengths"),
+            wanted("mm.audio.lengths"),
+            "{case}"
+        );
+        let ids = printed["ids"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|id| id.as_i64().unwrap());
+        assert_eq!(ids.collect::<Vec<_>>(), integers(&wanted("mm.input_ids")));
+        // lossless at 16 kHz: as close as the extractor; else as close as resamplers and decoders are
+        let gate = if ["audio-batch", "audio-lossy"].contains(&case) {
+            0.3
+        } else {
+            3e-4
+        };
+        let (seen, wanted) = (
+            floats(&seen("mm.audio.features")),
+            floats(&wanted("mm.audio.features")),
+        );
+        assert_eq!(seen.len(), wanted.len());
+        let most = seen
+            .iter()
+            .zip(&wanted)
+            .map(|(s, w)| (s - w).abs())
+            .fold(0.0, f32::max);
+        assert!(most <= gate, "{case}: {most:e}");
+    }
+}
+
+#[test]
+fn the_prompt_says_what_each_clip_takes() {
+    let (_folder, pack) = omni();
+    let speech = media("speech_s16_16k.wav");
+    let printed = segpack![
+        "run",
+        &pack,
+        "--chat",
+        "--audio",
+        &speech,
+        "--prompt",
+        "What?",
+        "--print-prompt"
+    ];
+    let wanted = format!(
+        "<|im_start|>user\n<|audio_start|><|audio_pad|> × 15<|audio_end|>What?<|im_end|>\n\
+         <|im_start|>assistant\n\n\
+         audio {}: 15 tokens, 1.13 s of sound (113 frames)\nprompt: 26 tokens\n",
+        speech.display()
+    );
+    let printed = printed.ok();
+    let printed = printed.text();
+    let head = |text: &str| text.split("prompt: ").next().unwrap().to_owned();
+    assert_eq!(head(printed), head(&wanted), "{printed}");
+}
+
+#[test]
+fn clips_keep_the_order_of_the_command_line_and_stand_before_the_text() {
+    let (_folder, pack) = omni();
+    let names = |printed: &Value| -> Vec<String> {
+        let media = printed["media"].as_array().unwrap().iter();
+        let name = |m: &Value| {
+            Path::new(m["name"].as_str().unwrap())
+                .file_name()
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned()
+        };
+        media.map(name).collect()
+    };
+    let (first, second) = (media("blip_50ms_16k.wav"), media("speech_s16_16k.wav"));
+    for (a, b) in [(&first, &second), (&second, &first)] {
+        let printed = segpack![
+            "run",
+            &pack,
+            "--audio",
+            a,
+            "--prompt",
+            "x",
+            "--chat",
+            "--audio",
+            b,
+            "--print-prompt",
+            "--json"
+        ]
+        .ok()
+        .json();
+        assert_eq!(
+            names(&printed),
+            [a, b].map(|p| p.file_name().unwrap().to_str().unwrap())
+        );
+        let text = printed["text"].as_str().unwrap();
+        assert!(
+            text.contains("<|audio_end|><|audio_start|>")
+                && text.contains("<|audio_end|>x<|im_end|>")
+        );
+    }
+}
+
+#[test]
+fn media_that_cannot_be_used_are_named() {
+    let (folder, pack) = omni();
+    let chat = folder.path().join("chat.json");
+    let text = folder.path().join("text.wav");
+    fs::write(&text, "no sound").unwrap();
+    let print = |arguments: &[&str]| {
+        let mut all = vec!["run".into(), (&pack).into(), "--print-prompt".into()];
+        all.extend(arguments.iter().map(std::ffi::OsString::from));
+        crate::support::cli::run(&all)
+    };
+    let text = text.to_str().unwrap();
+    print(&["--chat", "--prompt", "x", "--audio", text])
+        .exits(3)
+        .says(&[
+            "cannot use audio",
+            "text.wav",
+            "not an audio file of a known format",
+        ]);
+    print(&["--chat", "--prompt", "x", "--audio", "/no/such.wav"])
+        .exits(1)
+        .says(&["cannot use audio /no/such.wav: cannot be read: No such file"]);
+    print(&[
+        "--chat",
+        "--prompt",
+        "x",
+        "--audio",
+        "https://example.org/a.wav",
+    ])
+    .exits(3)
+    .says(&["https://example.org/a.wav would have to be fetched"]);
+    print(&["--prompt", "x", "--audio", text]).exits(2);
+    fs::write(
+        &chat,
+        json!([{"role": "user", "content": [{"type": "audio", "audio": "gone.wav"}]}]).to_string(),
+    )
+    .unwrap();
+    let missing = folder.path().join("gone.wav");
+    print(&["--messages", chat.to_str().unwrap()])
+        .exits(1)
+        .says(&[missing.to_str().unwrap(), "No such file"]);
+}
+
+#[test]
+fn the_words_of_a_placeholder_in_a_text_are_refused() {
+    let (_folder, pack) = omni();
+    let speech = media("blip_50ms_16k.wav");
+    segpack![
+        "run",
+        &pack,
+        "--chat",
+        "--prompt",
+        "say <|audio_pad|>",
+        "--print-prompt"
+    ]
+    .exits(3)
+    .says(&["has 1 <|audio_pad|> and 0 audio"]);
+    segpack![
+        "run",
+        &pack,
+        "--chat",
+        "--prompt",
+        "say <|audio_pad|>",
+        "--audio",
+        &speech,
+        "--print-prompt"
+    ]
+    .exits(3)
+    .says(&["has 2 <|audio_pad|> and 1 audio"]);
+    segpack![
+        "run",
+        &pack,
+        "--prompt",
+        "<|image_pad|>",
+        "--max-new-tokens",
+        "1"
+    ]
+    .exits(3)
+    .says(&["has 1 <|image_pad|> and 0 image"]);
+}
+
+#[test]
+fn media_inside_a_chat_are_read() {
+    let (folder, pack) = omni();
+    let bytes = fs::read(media("blip_50ms_16k.wav")).unwrap();
+    let base64 = base64(&bytes);
+    let file = format!(
+        "file://{}",
+        fs::canonicalize(media("blip_50ms_16k.wav"))
+            .unwrap()
+            .display()
+    );
+    let chat = folder.path().join("chat.json");
+    for part in [
+        json!({"type": "audio", "audio": format!("data:audio/wav;base64,{base64}")}),
+        json!({"type": "audio_url", "audio_url": {"url": file}}),
+    ] {
+        let messages =
+            json!([{"role": "user", "content": [part, {"type": "text", "text": "Hm?"}]}]);
+        fs::write(&chat, messages.to_string()).unwrap();
+        let printed = segpack![
+            "run",
+            &pack,
+            "--messages",
+            &chat,
+            "--print-prompt",
+            "--json"
+        ]
+        .ok()
+        .json();
+        assert_eq!(printed["media"][0]["audio_frames"], 5);
+        assert_eq!(
+            printed["text"]
+                .as_str()
+                .unwrap()
+                .matches("<|audio_pad|>")
+                .count(),
+            1
+        );
+    }
+}
+
+/// In the alphabet of RFC 4648.
+fn base64(bytes: &[u8]) -> String {
+    let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for chunk in bytes.chunks(3) {
+        let word = chunk.iter().enumerate().fold(0u32, |word, (n, byte)| {
+            word | u32::from(*byte) << (16 - 8 * n)
+        });
+        for n in 0..4 {
+            let digit = alphabet[(word >> (18 - 6 * n) & 63) as usize] as char;
+            text.push(if n <= chunk.len() { digit } else { '=' });
+        }
+    }
+    text
+}
+
+#[test]
+fn a_model_without_encoders_refuses_media() {
+    let folder = temp();
+    let checkpoint = folder.path().join("checkpoint");
+    copy_text_files(&checkpoint);
+    let pack = packed(&checkpoint, folder.path());
+    let speech = media("blip_50ms_16k.wav");
+    segpack![
+        "run",
+        &pack,
+        "--chat",
+        "--prompt",
+        "x",
+        "--audio",
+        &speech,
+        "--print-prompt"
+    ]
+    .exits(3)
+    .says(&["the pack has no encoder of audio", "blip_50ms_16k.wav"]);
+    let (folder, _) = omni();
+    let thinker = folder.path().join("text-only");
+    segpack![
+        "pack",
+        &tiny_omni(),
+        "-o",
+        &thinker,
+        "--exclude",
+        "thinker.audio",
+        "-q"
+    ]
+    .ok();
+    segpack![
+        "run",
+        &thinker,
+        "--chat",
+        "--prompt",
+        "x",
+        "--audio",
+        &speech,
+        "--print-prompt"
+    ]
+    .exits(3)
+    .says(&["the pack has no encoder of audio"]);
+}
+
+/// A checkpoint of text alone, with the tokenizer and the template of one that hears.
+fn copy_text_files(to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(tiny_text()).unwrap().map(Result::unwrap) {
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+    for name in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.json",
+    ] {
+        fs::copy(tiny_omni().join(name), to.join(name)).unwrap();
+    }
+}
+
+#[test]
+fn settings_that_are_missing_are_named() {
+    let folder = temp();
+    let checkpoint = folder.path().join("checkpoint");
+    fs::create_dir(&checkpoint).unwrap();
+    for entry in fs::read_dir(tiny_omni()).unwrap().map(Result::unwrap) {
+        fs::copy(entry.path(), checkpoint.join(entry.file_name())).unwrap();
+    }
+    let settings = checkpoint.join("preprocessor_config.json");
+    let speech = media("blip_50ms_16k.wav");
+    let mut value: Value = serde_json::from_slice(&fs::read(&settings).unwrap()).unwrap();
+    value.as_object_mut().unwrap().remove("feature_size");
+    fs::write(&settings, value.to_string()).unwrap();
+    let pack = folder.path().join("one");
+    segpack!["pack", &checkpoint, "-o", &pack, "-q"].ok();
+    segpack!["run", &pack, "--chat", "--prompt", "x", "--audio", &speech]
+        .exits(3)
+        .says(&["preprocessor_config.json: feature_size is missing"]);
+    fs::remove_file(&settings).unwrap();
+    let pack = folder.path().join("two");
+    segpack!["pack", &checkpoint, "-o", &pack, "-q"].ok();
+    segpack!["run", &pack, "--chat", "--prompt", "x", "--audio", &speech]
+        .exits(3)
+        .says(&["no settings for audio: preprocessor_config.json is missing"]);
+    segpack![
+        "run",
+        &pack,
+        "--chat",
+        "--prompt",
+        "x",
+        "--max-new-tokens",
+        "1"
+    ]
+    .ok();
+}
