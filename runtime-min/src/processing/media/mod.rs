@@ -16,6 +16,8 @@ mod settings;
 mod source;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(all(test, feature = "text"))]
+mod tests;
 
 #[cfg(feature = "text")]
 pub use error::MediaError;

@@ -1,24 +1,11 @@
 //! From the media of a prompt to what encoders take.
 
 use super::settings::{AudioSettings, VideoSettings, VisualSettings};
-use super::{MediaError, MediaKind, MediaPart, Replacement, tokens_of_frames};
+use super::{MediaError, MediaKind, MediaPart, MediaRecipe, Replacement, tokens_of_frames};
 #[cfg(feature = "audio")]
 use crate::processing::audio::{self, AudioError};
 use crate::processing::text::{BoxError, FileReader};
 use crate::processing::{AudioFeatures, MediaFeatures, VisualFeatures};
-
-/// Which of two official ways of loading media to follow. They differ: see `MediaRecipe`'s variants.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum MediaRecipe {
-    /// `processor.apply_chat_template(…, tokenize=True)` of transformers: one resize, EXIF
-    /// orientation applied, alpha dropped.
-    #[default]
-    Transformers,
-    /// The model card's: `qwen_omni_utils.process_mm_info`, then the processor. Images and videos
-    /// are resized twice, EXIF orientation is ignored, alpha lies on white, and the seconds between
-    /// frames are always those of one frame a second.
-    ModelCard,
-}
 
 /// How media are processed: keywords of the official processor.
 #[derive(Debug, Clone, PartialEq)]
