@@ -237,8 +237,7 @@ fn exit_of_media(error: &MediaError) -> Exit {
         MediaError::File {
             unreadable: true, ..
         }
-        | MediaError::NotBuilt { .. }
-        | MediaError::NotRun => Exit::Failed,
+        | MediaError::NotBuilt { .. } => Exit::Failed,
         _ => Exit::Damaged,
     }
 }

@@ -125,6 +125,90 @@ fn prompts_with_audio_have_the_official_ids_and_features() {
 }
 
 #[test]
+fn prompts_with_images_have_the_official_ids_grids_and_pixels() {
+    let (folder, pack) = omni();
+    let features = folder.path().join("features.safetensors");
+    for (case, recipe) in [
+        ("image-lossless", "transformers"),
+        ("image-shapes", "transformers"),
+        ("image-lossy", "transformers"),
+        ("readme-image", "model-card"),
+    ] {
+        let (chat, document, trace) = messages_of(case, folder.path());
+        let mut arguments: Vec<std::ffi::OsString> = vec!["run".into(), (&pack).into()];
+        arguments.extend(["--messages".into(), (&chat).into(), "--print-prompt".into()]);
+        arguments.extend(["--media-recipe", recipe].map(Into::into));
+        arguments.extend(["--dump-features".into(), (&features).into()]);
+        if document["conversation"]["enable_thinking"] == false {
+            arguments.extend(["--enable-thinking", "false"].map(Into::into));
+        }
+        crate::support::cli::run(&arguments).ok();
+        for name in ["mm.input_ids", "mm.image.grid"] {
+            assert_eq!(
+                tensor(&features, name),
+                tensor(&trace, name),
+                "{case} {name}"
+            );
+        }
+        let seen = floats(&tensor(&features, "mm.image.pixels").unwrap());
+        // what loses nothing is kept as numbers of 8 bits
+        let wanted = match tensor(&trace, "mm.image.pixels") {
+            Some(bytes) => floats(&bytes),
+            None => {
+                let patches = tensor(&trace, "mm.image.patches").unwrap();
+                patches
+                    .iter()
+                    .map(|v| (f32::from(*v) - 127.5) / 127.5)
+                    .collect()
+            }
+        };
+        assert_eq!(seen.len(), wanted.len(), "{case}");
+        let most = seen
+            .iter()
+            .zip(&wanted)
+            .map(|(s, w)| (s - w).abs())
+            .fold(0.0, f32::max);
+        assert!(most <= 1e-6, "{case}: {most:e}");
+    }
+}
+
+#[test]
+fn answers_to_media_are_those_of_the_official_class() {
+    let (folder, pack) = omni();
+    for case in [
+        "audio-one",
+        "audio-short",
+        "audio-window",
+        "image-lossless",
+        "image-shapes",
+    ] {
+        let (chat, document, _) = messages_of(case, folder.path());
+        let thinking = match document["conversation"]["enable_thinking"] == false {
+            true => "--enable-thinking=false",
+            false => "--quiet",
+        };
+        let run = segpack![
+            "run",
+            &pack,
+            "--messages",
+            &chat,
+            "--json",
+            "--max-new-tokens",
+            "12",
+            thinking
+        ];
+        let run = run.ok();
+        let summary: Value = serde_json::from_str(run.text().lines().last().unwrap()).unwrap();
+        let (seen, wanted) = (
+            summary["ids"].as_array().unwrap(),
+            document["generated"].as_array().unwrap(),
+        );
+        assert!(!seen.is_empty(), "{case}");
+        assert_eq!(seen[..], wanted[..seen.len().min(wanted.len())], "{case}");
+    }
+}
+
+#[test]
 fn the_prompt_says_what_each_clip_takes() {
     let (_folder, pack) = omni();
     let speech = media("speech_s16_16k.wav");

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use segpack_formats::io::{CancelToken, PendingFile};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{GENERATOR, RunPrompt, RunSummary, RunToken};
-use segpack_runtime_min::processing::media::{MediaError, MediaOptions};
-use segpack_runtime_min::processing::{Prompt, PromptError, TextFrontend, TokenizedPrompt};
+use segpack_runtime_min::processing::media::MediaOptions;
+use segpack_runtime_min::processing::{Prompt, TextFrontend, TokenizedPrompt};
 use segpack_runtime_min::session::{
     GenerationSettings, Hooks, Phase, Session, SessionError, SessionOptions, SessionProgress,
 };
@@ -91,9 +91,6 @@ pub fn run(
         .transpose();
     settings.rank = ranked.map_err(SessionError::from)?;
     let prompt = prepare(&text, options)?;
-    if !prompt.media.is_empty() {
-        return Err(SessionError::from(PromptError::from(MediaError::NotRun)).into());
-    }
     let mut recorder = trace.as_ref().map(|_| session.recorder()).transpose()?;
 
     let mut stream = Stream::new(listener);
@@ -102,7 +99,8 @@ pub fn run(
         progress: &PhaseProgress(progress),
         recorder: recorder.as_mut(),
     };
-    let generation = session.generate_observed(&text, &prompt.ids, &settings, hooks)?;
+    let media = &prompt.media;
+    let generation = session.generate_media(&text, &prompt.ids, media, &settings, hooks)?;
     stream.finish()?;
     if let (Some(files), Some(recorder)) = (trace, &recorder) {
         let checkpoint = RecordedFile::all_of(pack.manifest());

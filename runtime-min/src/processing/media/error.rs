@@ -87,9 +87,6 @@ pub enum MediaError {
         /// The first of them.
         name: String,
     },
-    /// Encoders are not run yet.
-    #[error("audio, images and videos are processed, but their encoders cannot be run yet")]
-    NotRun,
     /// A build without what decodes such media.
     #[error("cannot use {kind} {name}: built without the feature `{feature}`")]
     NotBuilt {

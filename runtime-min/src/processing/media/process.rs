@@ -1,9 +1,19 @@
 //! From the media of a prompt to what encoders take.
 
+#[cfg(feature = "image")]
+use std::sync::Arc;
+
+#[cfg(feature = "image")]
+use serde_json::Value;
+
+#[cfg(feature = "image")]
+use super::MediaSource;
 use super::settings::{AudioSettings, VideoSettings, VisualSettings};
 use super::{MediaError, MediaKind, MediaPart, MediaRecipe, Replacement, tokens_of_frames};
 #[cfg(feature = "audio")]
 use crate::processing::audio::{self, AudioError};
+#[cfg(feature = "image")]
+use crate::processing::image::{self, ImageError, PartLimits};
 use crate::processing::text::{BoxError, FileReader};
 use crate::processing::{AudioFeatures, MediaFeatures, VisualFeatures};
 
@@ -213,8 +223,39 @@ impl<'s> Decoder<'s> {
         Err(not_built(part, "audio"))
     }
 
+    #[cfg(feature = "image")]
     fn decode_image(&mut self, part: &MediaPart) -> Result<Decoded, MediaError> {
-        let _ = (&self.options, &mut self.images);
+        let Some(settings) = &self.settings.images else {
+            return Err(not_built(part, "image")); // settings are loaded for what there is
+        };
+        let unusable = |source: ImageError| {
+            let unreadable = matches!(source, ImageError::Read(_));
+            unusable(part, source, unreadable)
+        };
+        part.source
+            .check()
+            .map_err(ImageError::Read)
+            .map_err(unusable)?;
+        let bytes = match &part.source {
+            MediaSource::Path(path) => image::read_file(path).map_err(unusable)?.into(),
+            MediaSource::Bytes { bytes, .. } => Arc::clone(bytes),
+        };
+        let settings = within(settings, self.options.image_pixels);
+        let recipe = self.options.recipe;
+        image::process(
+            &bytes,
+            &settings,
+            recipe,
+            &limits_of(part),
+            &mut self.images,
+        )
+        .map_err(unusable)?;
+        let grid = self.images.grids.last().copied().unwrap_or_default();
+        Ok(Decoded::Image(grid))
+    }
+
+    #[cfg(not(feature = "image"))]
+    fn decode_image(&mut self, part: &MediaPart) -> Result<Decoded, MediaError> {
         Err(not_built(part, "image"))
     }
 
@@ -307,7 +348,29 @@ fn not_built(part: &MediaPart, feature: &'static str) -> MediaError {
     }
 }
 
-#[cfg(feature = "audio")]
+/// The settings with other limits, where there are any.
+#[cfg(feature = "image")]
+fn within(settings: &VisualSettings, [min, max]: [Option<u64>; 2]) -> VisualSettings {
+    VisualSettings {
+        min_pixels: min.unwrap_or(settings.min_pixels),
+        max_pixels: max.unwrap_or(settings.max_pixels),
+        ..settings.clone()
+    }
+}
+
+/// What the chat itself says of the size of an image, for the model card's recipe.
+#[cfg(feature = "image")]
+fn limits_of(part: &MediaPart) -> PartLimits {
+    let number = |key| part.options.get(key).and_then(Value::as_u64);
+    let side = |key| number(key).and_then(|n| usize::try_from(n).ok());
+    PartLimits {
+        min_pixels: number("min_pixels"),
+        max_pixels: number("max_pixels"),
+        resized: side("resized_width").zip(side("resized_height")),
+    }
+}
+
+#[cfg(any(feature = "audio", feature = "image"))]
 fn unusable(part: &MediaPart, source: impl Into<BoxError>, unreadable: bool) -> MediaError {
     MediaError::File {
         kind: part.kind,

@@ -1,6 +1,6 @@
 //! Where audio, images and videos come from.
 
-#[cfg(feature = "audio")]
+#[cfg(any(feature = "audio", feature = "image"))]
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -49,17 +49,23 @@ impl MediaSource {
     /// Opens it for a decoder of audio.
     ///
     /// # Errors
-    /// Where it cannot be opened, or is no regular file: nobody may write to a pipe for hours.
+    /// Where it cannot be opened.
     #[cfg(feature = "audio")]
     pub fn open(&self) -> io::Result<Box<dyn crate::processing::audio::AudioSource>> {
+        Ok(match self {
+            Self::Path(path) => Box::new(std::fs::File::open(path)?),
+            Self::Bytes { bytes, .. } => Box::new(io::Cursor::new(Arc::clone(bytes))),
+        })
+    }
+
+    /// Refuses what is no regular file: whoever has the other end of a pipe may never write.
+    #[cfg(any(feature = "audio", feature = "image"))]
+    pub(super) fn check(&self) -> io::Result<()> {
         match self {
-            Self::Path(path) => {
-                if !std::fs::metadata(path)?.is_file() {
-                    return Err(io::Error::other("not a regular file"));
-                }
-                Ok(Box::new(std::fs::File::open(path)?))
+            Self::Path(path) if !std::fs::metadata(path)?.is_file() => {
+                Err(io::Error::other("not a regular file"))
             }
-            Self::Bytes { bytes, .. } => Ok(Box::new(io::Cursor::new(Arc::clone(bytes)))),
+            _ => Ok(()),
         }
     }
 
