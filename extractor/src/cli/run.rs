@@ -274,7 +274,11 @@ pub(super) fn run_command(args: &Args, context: &Context) -> Result<Exit, CliErr
     let options = args.options(context.stop)?;
     let pack = args.pack.open()?;
     if args.print_prompt {
-        return show_prompt(&print_prompt(&pack, &options)?, args.json, context);
+        return show_prompt(
+            &print_prompt(&pack, &options, context.stop)?,
+            args.json,
+            context,
+        );
     }
     let report = match &args.experts_report {
         // what cannot be written is better found before the work than after it

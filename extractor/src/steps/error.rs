@@ -234,6 +234,7 @@ fn exit_of_session(error: &SessionError) -> Exit {
 #[cfg(feature = "run")]
 fn exit_of_media(error: &MediaError) -> Exit {
     match error {
+        MediaError::Format(e) => exit_of_format(e),
         MediaError::File {
             unreadable: true, ..
         }

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 #[cfg(feature = "text")]
 use std::path::PathBuf;
 
+#[cfg(feature = "text")]
+use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::folder::source_file;
 #[cfg(feature = "text")]
@@ -256,10 +258,12 @@ impl<'p> TextFrontend<'p> {
     /// read, or the model does not take them.
     #[cfg(feature = "text")]
     pub fn tokenize(&self, prompt: &Prompt) -> Result<TokenizedPrompt, PromptError> {
-        self.tokenize_with(prompt, &MediaOptions::default())
+        let never = CancelToken::default();
+        self.tokenize_with(prompt, &MediaOptions::default(), &never)
     }
 
-    /// As [`tokenize`](Self::tokenize), with media processed as these options say.
+    /// As [`tokenize`](Self::tokenize), with media processed as these options say, until `cancel` is
+    /// requested.
     ///
     /// # Errors
     /// As [`tokenize`](Self::tokenize).
@@ -268,6 +272,7 @@ impl<'p> TextFrontend<'p> {
         &self,
         prompt: &Prompt,
         options: &MediaOptions,
+        cancel: &CancelToken,
     ) -> Result<TokenizedPrompt, PromptError> {
         let tokenizer = match prompt {
             Prompt::Ids(ids) => return Ok(self.of_ids(ids)),
@@ -282,7 +287,7 @@ impl<'p> TextFrontend<'p> {
                 enable_thinking,
             } => self.render(chat, *enable_thinking, &mut parts)?,
         };
-        let (text, processed) = self.with_media(text, &parts, options)?;
+        let (text, processed) = self.with_media(text, &parts, options, cancel)?;
         let ids = match prompt {
             Prompt::Text(_) => tokenizer.encode(&text)?,
             _ => tokenizer.encode_bare(&text)?,
@@ -344,6 +349,7 @@ impl<'p> TextFrontend<'p> {
         text: String,
         parts: &Parts,
         options: &MediaOptions,
+        cancel: &CancelToken,
     ) -> Result<(String, ProcessedMedia), PromptError> {
         self.check_encoders(&parts.media)?;
         let Some(placeholders) = self.placeholders()? else {
@@ -353,7 +359,7 @@ impl<'p> TextFrontend<'p> {
             };
         };
         let files = |name: &str| source_file(self.pack, name);
-        let processed = process(&parts.media, options, &files)?;
+        let processed = process(&parts.media, options, &files, cancel)?;
         let text = placeholders.expand(&text, &processed.replacements)?;
         Ok((text, processed))
     }

@@ -692,7 +692,8 @@ fn a_template_that_does_not_end_is_refused() {
         .says(&["chat_template.jinja", "loops for ever, or nearly"]);
     run(&pack, "--prompt Hi --max-new-tokens 1").ok();
     let chat = RunOptions::new(Prompt::from(Chat::turn(None, "Hi")));
-    print_prompt(&Pack::open(&pack).unwrap(), &chat).unwrap_err();
+    let stop = CancelToken::default();
+    print_prompt(&Pack::open(&pack).unwrap(), &chat, &stop).unwrap_err();
 }
 
 /// Reads the first text, then interrupts, or hangs up.

@@ -172,6 +172,58 @@ fn prompts_with_images_have_the_official_ids_grids_and_pixels() {
     }
 }
 
+/// Videos with the options of their conversations; only the animation is decoded without ffmpeg.
+#[test]
+fn prompts_with_videos_have_the_official_ids_and_grids() {
+    let (folder, pack) = omni();
+    let features = folder.path().join("features.safetensors");
+    let has_ffmpeg = ["ffmpeg", "ffprobe"].iter().all(|program| {
+        std::process::Command::new(program)
+            .arg("-version")
+            .output()
+            .is_ok()
+    });
+    for (case, options) in [
+        ("video-gif", "--fps 3 --min-pixels 2048 --max-pixels 4096"),
+        ("video-silent", "--min-pixels 4096 --max-pixels 6144"),
+        (
+            "audio-in-video",
+            "--use-audio-in-video --min-pixels 3072 --max-pixels 4096",
+        ),
+        (
+            "audio-in-video-wide",
+            "--use-audio-in-video --fps 8 --min-pixels 4096 --max-pixels 8192",
+        ),
+        (
+            "readme-video",
+            "--use-audio-in-video --media-recipe model-card --min-pixels 2048 --max-pixels 4096",
+        ),
+    ] {
+        if case != "video-gif" && !has_ffmpeg {
+            continue;
+        }
+        let (chat, _, trace) = messages_of(case, folder.path());
+        let mut arguments: Vec<std::ffi::OsString> = vec!["run".into(), (&pack).into()];
+        arguments.extend(["--messages".into(), (&chat).into(), "--print-prompt".into()]);
+        arguments.extend(options.split_whitespace().map(Into::into));
+        arguments.extend(["--dump-features".into(), (&features).into()]);
+        crate::support::cli::run(&arguments).ok();
+        for name in [
+            "input_ids",
+            "video.grid",
+            "video.second_per_grid",
+            "audio.lengths",
+        ] {
+            let name = format!("mm.{name}");
+            assert_eq!(
+                tensor(&features, &name),
+                tensor(&trace, &name),
+                "{case} {name}"
+            );
+        }
+    }
+}
+
 #[test]
 fn answers_to_media_are_those_of_the_official_class() {
     let (folder, pack) = omni();
@@ -510,4 +562,36 @@ fn settings_that_are_missing_are_named() {
         "1"
     ]
     .ok();
+}
+
+/// In an address space of 450 MB: 38 MB of samples, 31 MB of features, and the program.
+#[cfg(target_os = "linux")]
+#[test]
+fn ten_minutes_of_audio_take_bounded_memory() {
+    let (folder, pack) = omni();
+    let clip = folder.path().join("long.wav");
+    let samples: Vec<u8> = (0..8000 * 600u32).map(|n| (n * n / 4096) as u8).collect();
+    let mut bytes = b"RIFF\xff\xff\xff\xffWAVEfmt \x10\0\0\0\x01\0\x01\0".to_vec();
+    bytes.extend(8000u32.to_le_bytes().repeat(2)); // samples and bytes of a second
+    bytes.extend(b"\x01\0\x08\0data\xff\xff\xff\xff");
+    bytes.extend(samples);
+    fs::write(&clip, bytes).unwrap();
+    let mut command = std::process::Command::new("sh");
+    command
+        .args(["-c", "ulimit -v 450000; exec \"$@\"", "sh"])
+        .arg(env!("CARGO_BIN_EXE_segpack"))
+        .args([
+            "run",
+            "--chat",
+            "--prompt",
+            "x",
+            "--print-prompt",
+            "--json",
+            "--audio",
+        ])
+        .args([&clip, &pack])
+        .env("MALLOC_ARENA_MAX", "1");
+    let printed = crate::support::cli::Run::of(&mut command).ok().json();
+    assert_eq!(printed["media"][0]["audio_frames"], 60_000);
+    assert_eq!(printed["media"][0]["tokens"], 7_800);
 }

@@ -90,7 +90,7 @@ pub fn run(
         .map(|c| text.continuation(c))
         .transpose();
     settings.rank = ranked.map_err(SessionError::from)?;
-    let prompt = prepare(&text, options)?;
+    let prompt = prepare(&text, options, stop)?;
     let mut recorder = trace.as_ref().map(|_| session.recorder()).transpose()?;
 
     let mut stream = Stream::new(listener);
@@ -114,9 +114,13 @@ pub fn run(
 /// # Errors
 /// Where the pack holds no tokenizer or template, or they do not take the prompt; where media cannot
 /// be read, or the model does not take them.
-pub fn print_prompt(pack: &Pack, options: &RunOptions) -> Result<RunPrompt, StepError> {
+pub fn print_prompt(
+    pack: &Pack,
+    options: &RunOptions,
+    stop: &CancelToken,
+) -> Result<RunPrompt, StepError> {
     let text = TextFrontend::load(pack).map_err(SessionError::from)?;
-    let prompt = prepare(&text, options)?;
+    let prompt = prepare(&text, options, stop)?;
     Ok(RunPrompt {
         format_version: RunPrompt::VERSION,
         generator: GENERATOR.to_owned(),
@@ -127,11 +131,15 @@ pub fn print_prompt(pack: &Pack, options: &RunOptions) -> Result<RunPrompt, Step
 }
 
 /// Tokenizes the prompt, processes its media, and writes what encoders get, where that is wanted.
-fn prepare(text: &TextFrontend<'_>, options: &RunOptions) -> Result<TokenizedPrompt, StepError> {
+fn prepare(
+    text: &TextFrontend<'_>,
+    options: &RunOptions,
+    stop: &CancelToken,
+) -> Result<TokenizedPrompt, StepError> {
     // what cannot be written is better found before the work than after it
     let dump = options.dump_features.as_deref().map(PendingFile::create);
     let dump = dump.transpose()?;
-    let prompt = text.tokenize_with(&options.prompt, &options.media);
+    let prompt = text.tokenize_with(&options.prompt, &options.media, stop);
     let prompt = prompt.map_err(SessionError::from)?;
     if let Some(file) = dump {
         features::write(file, &prompt)?;

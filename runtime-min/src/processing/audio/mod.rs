@@ -12,6 +12,7 @@ mod resample;
 pub use decode::{MAX_SECONDS, decode};
 pub use error::AudioError;
 pub use mel::{features, valid_frames};
+pub use resample::resample;
 pub use symphonia::core::io::MediaSource as AudioSource;
 
 #[cfg(test)]

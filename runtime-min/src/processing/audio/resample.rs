@@ -100,6 +100,19 @@ impl Resampler {
     }
 }
 
+/// Samples of one channel at another rate, `to` instead of `from` a second; both are greater than 0.
+pub fn resample(samples: Vec<f32>, from: u32, to: u32) -> Vec<f32> {
+    if from == to {
+        return samples;
+    }
+    let mut output = Vec::new();
+    let mut resampler = Resampler::new(from, to);
+    resampler.push(&samples, &mut output);
+    drop(samples);
+    resampler.finish(&mut output);
+    output
+}
+
 /// The length that `samples` of one rate have at the other.
 pub(super) fn resampled_length(samples: u64, from: u32, to: u32) -> u64 {
     narrow((u128::from(samples) * u128::from(to)).div_ceil(u128::from(from)))

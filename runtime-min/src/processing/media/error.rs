@@ -1,3 +1,5 @@
+use segpack_formats::FormatError;
+
 use super::{MediaKind, SettingsError};
 use crate::processing::text::BoxError;
 
@@ -42,6 +44,17 @@ pub enum MediaError {
         /// Whether it could not be read, rather than not be understood.
         unreadable: bool,
     },
+    /// The chat asks for a part of a video.
+    #[error("{key} of video {name} is not supported: cut the file")]
+    Option {
+        /// Its path, or what it is called.
+        name: String,
+        /// The key.
+        key: &'static str,
+    },
+    /// The work was interrupted.
+    #[error(transparent)]
+    Format(#[from] FormatError),
     /// All clips together cannot be used.
     #[error("cannot use the prompt's audio")]
     Clips(#[source] BoxError),

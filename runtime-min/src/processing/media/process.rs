@@ -1,7 +1,15 @@
 //! From the media of a prompt to what encoders take.
 
+#[cfg(feature = "video")]
+use std::io::{self, Write};
+#[cfg(feature = "video")]
+use std::path::{Path, PathBuf};
 #[cfg(feature = "image")]
 use std::sync::Arc;
+
+#[cfg(feature = "video")]
+use segpack_formats::FormatError;
+use segpack_formats::io::CancelToken;
 
 #[cfg(feature = "image")]
 use serde_json::Value;
@@ -15,6 +23,8 @@ use crate::processing::audio::{self, AudioError};
 #[cfg(feature = "image")]
 use crate::processing::image::{self, ImageError, PartLimits};
 use crate::processing::text::{BoxError, FileReader};
+#[cfg(feature = "video")]
+use crate::processing::video::{self, VideoError, VideoRequest};
 use crate::processing::{AudioFeatures, MediaFeatures, VisualFeatures};
 
 /// How media are processed: keywords of the official processor.
@@ -89,11 +99,13 @@ pub(crate) fn process<E: Into<BoxError>>(
     parts: &[MediaPart],
     options: &MediaOptions,
     files: &FileReader<'_, E>,
+    cancel: &CancelToken,
 ) -> Result<ProcessedMedia, MediaError> {
     let settings = Settings::load(parts, options, files)?;
-    let mut decoder = Decoder::new(&settings, options);
+    let mut decoder = Decoder::new(&settings, options, cancel);
     let mut decoded = Vec::with_capacity(parts.len());
     for part in parts {
+        cancel.check()?;
         decoded.push(decoder.decode(part)?);
     }
     let mut features = decoder.finish()?;
@@ -175,16 +187,22 @@ impl Settings {
 struct Decoder<'s> {
     settings: &'s Settings,
     options: &'s MediaOptions,
+    #[cfg_attr(
+        not(feature = "video"),
+        expect(dead_code, reason = "only videos take long")
+    )]
+    cancel: &'s CancelToken,
     clips: Vec<Vec<f32>>,
     images: VisualFeatures,
     videos: VisualFeatures,
 }
 
 impl<'s> Decoder<'s> {
-    fn new(settings: &'s Settings, options: &'s MediaOptions) -> Self {
+    fn new(settings: &'s Settings, options: &'s MediaOptions, cancel: &'s CancelToken) -> Self {
         Self {
             settings,
             options,
+            cancel,
             clips: Vec::new(),
             images: VisualFeatures::default(),
             videos: VisualFeatures::default(),
@@ -259,8 +277,68 @@ impl<'s> Decoder<'s> {
         Err(not_built(part, "image"))
     }
 
+    #[cfg(feature = "video")]
+    fn decode_video(&mut self, part: &MediaPart) -> Result<Decoded, MediaError> {
+        let Some(settings) = &self.settings.videos else {
+            return Err(not_built(part, "video")); // settings are loaded for what there is
+        };
+        let unusable = |source| unusable_video(part, source);
+        let file = VideoFile::of(&part.source)
+            .map_err(VideoError::Read)
+            .map_err(unusable)?;
+        let settings = VideoSettings {
+            frames: within(&settings.frames, self.options.frame_pixels),
+            ..settings.clone()
+        };
+        let request = video_request(part, &settings, self.options)?;
+        let (videos, cancel) = (&mut self.videos, self.cancel);
+        video::process(file.path(), &settings, &request, videos, cancel).map_err(unusable)?;
+        let grid = self.videos.grids.last().copied().unwrap_or_default();
+        let sound = match self.options.use_audio_in_video {
+            true => self.decode_sound(part, &file)?,
+            false => None,
+        };
+        Ok(Decoded::Video(grid, sound))
+    }
+
+    #[cfg(not(feature = "video"))]
     fn decode_video(&mut self, part: &MediaPart) -> Result<Decoded, MediaError> {
         Err(not_built(part, "video"))
+    }
+
+    /// The sound of a video as a clip. A video without sound is a video as any other for
+    /// transformers, and an error for the model card's package.
+    #[cfg(all(feature = "audio", feature = "video"))]
+    fn decode_sound(
+        &mut self,
+        part: &MediaPart,
+        file: &VideoFile,
+    ) -> Result<Option<usize>, MediaError> {
+        let recipe = self.options.recipe;
+        let Some(settings) = &self.settings.audio else {
+            return Err(not_built(part, "audio")); // settings are loaded for what there is
+        };
+        let rate = settings.sampling_rate;
+        let track = video::sound_track(file.path(), rate, recipe, self.cancel)
+            .map_err(|source| unusable_video(part, source))?;
+        let samples = match track {
+            Some(track) => audio::resample(track.samples, track.rate, rate),
+            None if recipe == MediaRecipe::ModelCard => {
+                return Err(unusable(part, AudioError::NoTrack, false));
+            }
+            None => return Ok(None),
+        };
+        self.clips.push(samples);
+        Ok(Some(self.clips.len() - 1))
+    }
+
+    #[cfg(all(not(feature = "audio"), feature = "video"))]
+    fn decode_sound(
+        &mut self,
+        part: &MediaPart,
+        _: &VideoFile,
+    ) -> Result<Option<usize>, MediaError> {
+        Err(not_built(part, "audio"))
     }
 
     fn finish(self) -> Result<MediaFeatures, MediaError> {
@@ -356,6 +434,75 @@ fn within(settings: &VisualSettings, [min, max]: [Option<u64>; 2]) -> VisualSett
         max_pixels: max.unwrap_or(settings.max_pixels),
         ..settings.clone()
     }
+}
+
+#[cfg(feature = "video")]
+fn unusable_video(part: &MediaPart, source: VideoError) -> MediaError {
+    let unreadable = match source {
+        VideoError::Stopped => return FormatError::Interrupted.into(),
+        VideoError::Read(_) | VideoError::NotAFile | VideoError::NoProgram { .. } => true,
+        _ => false,
+    };
+    unusable(part, source, unreadable)
+}
+
+/// A video for the programs that decode it, which read files.
+#[cfg(feature = "video")]
+enum VideoFile {
+    Path(PathBuf),
+    /// The bytes of a chat, for as long as they are decoded.
+    Temporary(tempfile::NamedTempFile),
+}
+
+#[cfg(feature = "video")]
+impl VideoFile {
+    fn of(source: &MediaSource) -> io::Result<Self> {
+        Ok(match source {
+            MediaSource::Path(path) => Self::Path(path.clone()),
+            MediaSource::Bytes { bytes, .. } => {
+                let mut file = tempfile::NamedTempFile::new()?;
+                file.write_all(bytes)?;
+                Self::Temporary(file)
+            }
+        })
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Path(path) => path,
+            Self::Temporary(file) => file.path(),
+        }
+    }
+}
+
+/// Which frames of a video are taken: as the options say and, by the model card's recipe, the chat.
+#[cfg(feature = "video")]
+fn video_request(
+    part: &MediaPart,
+    settings: &VideoSettings,
+    options: &MediaOptions,
+) -> Result<VideoRequest, MediaError> {
+    let mut request = VideoRequest::new(options.recipe, Some(options.fps), settings);
+    request.limits = limits_of(part);
+    let sampling = &mut request.sampling;
+    sampling.max_frames = options.max_frames.unwrap_or(sampling.max_frames);
+    if options.recipe == MediaRecipe::ModelCard {
+        let given = |key| part.options.get(key).filter(|value| !value.is_null());
+        for key in ["video_start", "video_end"] {
+            if given(key).is_some() {
+                return Err(MediaError::Option {
+                    name: part.source.name(),
+                    key,
+                });
+            }
+        }
+        let count = |key| given(key)?.as_u64().and_then(|n| usize::try_from(n).ok());
+        sampling.fps = given("fps").and_then(Value::as_f64).or(sampling.fps);
+        sampling.frames = count("nframes");
+        sampling.min_frames = count("min_frames").unwrap_or(sampling.min_frames);
+        sampling.max_frames = count("max_frames").unwrap_or(sampling.max_frames);
+    }
+    Ok(request)
 }
 
 /// What the chat itself says of the size of an image, for the model card's recipe.
