@@ -43,7 +43,7 @@ const HOUSES: [House; 4] = [
     House {
         package: "manifests",
         floors: &[
-            &["json", "names", "folder::paths"],
+            &["json", "name_index", "names", "folder::paths"],
             &["families"],
             &["quantization"],
             &["documents"],
