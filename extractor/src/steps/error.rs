@@ -147,6 +147,18 @@ impl StepError {
         }
     }
 
+    /// Whether it says that a finished pack is another one than would be written.
+    pub(crate) fn is_other_pack(&self) -> bool {
+        matches!(
+            self,
+            Self::PackWriter(
+                PackWriterError::OtherOptions { .. }
+                    | PackWriterError::OtherSource { .. }
+                    | PackWriterError::Damaged { .. }
+            )
+        )
+    }
+
     /// What a run that wrote a pack leaves after this error.
     pub(crate) fn leave(&self) -> Leave {
         match self.exit() {

@@ -214,8 +214,12 @@ pub(crate) fn repack(
         space: &space,
     };
     refuse_underived(pack, "nothing was written")?;
-    if let Some(summary) = work.finished_before(out)? {
-        return Ok(summary);
+    match work.finished_before(out) {
+        Ok(Some(summary)) => return Ok(summary),
+        Ok(None) => {}
+        // it is to be replaced
+        Err(e) if settings.force && e.is_other_pack() => {}
+        Err(e) => return Err(e),
     }
     if settings.in_place && out.join(MANIFEST).exists() {
         progress.note(pack_writer::IN_PLACE);

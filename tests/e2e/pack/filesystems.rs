@@ -135,8 +135,10 @@ fn what_a_file_system_cannot_hold_is_refused_before() {
             write_file(&checkpoint.join(name), name.as_bytes());
         }
         pack_into(&checkpoint, &pack, &[]);
+        let from = checkpoint.to_str().unwrap();
         for list in [
-            &["unpack", "PACK", "-o", "OUT"][..],
+            &["pack", from, "-o", "OUT"][..],
+            &["unpack", "PACK", "-o", "OUT"],
             &["export", "PACK", "--to", "hf", "-o", "OUT"],
             &["repack", "PACK", "--codec", "zstd", "-o", "OUT"],
         ] {

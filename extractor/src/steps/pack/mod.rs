@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use segpack_formats::FormatError;
-use segpack_formats::codec::Coding;
+use segpack_formats::codec::{Codec, Coding};
 use segpack_formats::digest::Sha256;
 use segpack_formats::io::{CancelToken, READ_BYTES};
 use segpack_manifests::Pack;
@@ -179,8 +179,12 @@ pub fn pack(
         refuse_inside(out, folder)?;
     }
     refuse_holding(out, &planned.checkpoint.local_paths())?;
-    if let Some(summary) = finished_before(argument, out, settings, &planned, stop, progress)? {
-        return Ok(summary);
+    match finished_before(argument, out, settings, &planned, stop, progress) {
+        Ok(Some(summary)) => return Ok(summary),
+        Ok(None) => {}
+        // it is to be replaced
+        Err(e) if settings.force && e.is_other_pack() => {}
+        Err(e) => return Err(e),
     }
     let listed = write::planned_files(&planned);
     let job = Job {
@@ -368,9 +372,21 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
+    /// Refuses what the output's file system cannot hold; a coded pack may be as short as can be.
+    fn check_limits(&self) -> Result<(), StepError> {
+        let files = write::planned_files(self.planned);
+        let packs = &self.planned.plan.packs;
+        let is_raw = self.settings.coding.codec() == Codec::Raw;
+        let raw_pack = |path: &str| packs.iter().find(|p| is_raw && p.path == path);
+        let files = files.iter().map(|path| path.as_str());
+        let lengths = files.map(|path| (path, raw_pack(path).map_or(0, |p| p.length)));
+        Ok(self.output.check_limits(lengths)?)
+    }
+
     fn run(&self) -> Result<PackSummary, StepError> {
         let (journal, mut done, resumed) =
             self.target.open_journal(self.output, self.fingerprint()?)?;
+        self.check_limits()?;
         self.space.check(self.output.path(), 0, &|lengths| {
             needed_space(self.planned, &done, lengths)
         })?;
