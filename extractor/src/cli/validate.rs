@@ -16,7 +16,9 @@ use crate::steps::validate::{Against, ValidateSettings, validate};
 /// recorded tokens are then fed one by one, so that an early difference does not hide later ones.
 /// The gate in float32: logits within max(3e-4, 4.5e-5 x layers), the same top token at every
 /// position, the same experts. In bfloat16: the same greedy tokens for prompts that the trace marks
-/// as stable; everything else is reported only. The trace determines the precision; --against uses
+/// as stable; everything else is reported only. A trace of a prompt with audio, images or videos is
+/// compared stage by stage, from samples and patches through the encoders to the tokens, each stage
+/// with what the reference had before it. The trace determines the precision; --against uses
 /// float32.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\

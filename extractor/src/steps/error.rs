@@ -303,6 +303,7 @@ fn exit_of_validate(error: &ValidateError) -> Exit {
         | ValidateError::Dtype { .. }
         | ValidateError::Processor { .. }
         | ValidateError::Audio { .. }
+        | ValidateError::Picture { .. }
         | ValidateError::TraceShape { .. } => Exit::Damaged,
     }
 }

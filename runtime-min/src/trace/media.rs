@@ -242,6 +242,12 @@ impl MediaTrace {
         Ok(Some(values))
     }
 
+    /// Whether a tensor was recorded as 8-bit numbers.
+    pub fn has_levels(&self, name: &str) -> bool {
+        self.entry(name)
+            .is_some_and(|entry| entry.dtype == Dtype::U8)
+    }
+
     /// A tensor of 8-bit numbers. `None`: it was not recorded.
     ///
     /// # Errors

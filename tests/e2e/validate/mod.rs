@@ -1,3 +1,4 @@
 //! Comparing with recorded traces.
 
+mod media;
 mod traces;

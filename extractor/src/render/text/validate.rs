@@ -1,6 +1,6 @@
 use segpack_manifests::documents::{
-    Choice, ChoiceRow, FirstWrong, Precision, Quantity, ReferenceKind, ValidateReport, ValueRow,
-    Verdict,
+    Choice, ChoiceRow, FirstWrong, Precision, Quantity, ReferenceKind, Stage, StageRow,
+    ValidateReport, ValueRow, Verdict,
 };
 
 use super::findings::findings;
@@ -15,6 +15,7 @@ const VALUES: [&str; 6] = [
     "cosine",
     "first wrong",
 ];
+const STAGES: [&str; 5] = ["stage", "max diff", "mean diff", "allowed", "first wrong"];
 const CHOICES: [&str; 5] = ["choice", "compared", "equal", "near ties", "first wrong"];
 const NOTHING: &str = "-";
 
@@ -35,6 +36,13 @@ pub(crate) fn validate(report: &ValidateReport, place: &str) -> String {
 /// What was compared, and the first difference that matters.
 pub(super) fn tables(report: &ValidateReport) -> String {
     let mut page = Page::default();
+    if !report.stages.is_empty() {
+        let rows = Stage::ALL
+            .iter()
+            .filter_map(|stage| stage_row(report, *stage));
+        page.table(1, &STAGES, rows.collect());
+        page.blank();
+    }
     let rows = Quantity::ALL
         .iter()
         .filter_map(|quantity| value_row(report, *quantity));
@@ -104,6 +112,38 @@ fn gate(report: &ValidateReport) -> String {
             let stable = report.prompts.iter().filter(|p| p.bf16_stable).count();
             format!("bfloat16, greedy tokens of {stable} stable of {prompts}")
         }
+    }
+}
+
+/// All layers, clips or pictures of a stage in one row: the worst of them.
+fn stage_row(report: &ValidateReport, stage: Stage) -> Option<Vec<String>> {
+    let rows = || report.stages.iter().filter(|row| row.stage == stage);
+    let first = rows().next()?;
+    let not_finite: u64 = rows().map(|row| row.not_finite).sum();
+    let worst = |of: fn(&StageRow) -> f64| rows().map(of).fold(0.0, f64::max);
+    let max_abs = match not_finite {
+        0 => format!("{:.2e}", worst(|row| row.max_abs)),
+        count => format!("{} not finite", grouped(count)),
+    };
+    let wrong = rows().find(|row| !row.ok).map(|row| match row.number {
+        Some(number) => format!("number {number}"),
+        None => "yes".to_owned(),
+    });
+    Some(vec![
+        stage.text().to_owned(),
+        max_abs,
+        format!("{:.2e}", worst(|row| row.mean_abs)),
+        allowed(first),
+        wrong.unwrap_or(NOTHING.to_owned()),
+    ])
+}
+
+fn allowed(row: &StageRow) -> String {
+    match (row.max_allowed, row.mean_allowed) {
+        (Some(0.0), _) => "equal".to_owned(),
+        (Some(max), Some(mean)) => format!("{max:.1e}, mean {mean:.1e}"),
+        (Some(max), None) => format!("{max:.1e}"),
+        (None, _) => NOTHING.to_owned(),
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use segpack_formats::numeric::NotFloat;
 use segpack_manifests::families::{ConfigError, UnstackError};
 use segpack_runtime_min::processing::audio::AudioError;
+use segpack_runtime_min::processing::image::ImageError;
 use segpack_runtime_min::processing::media::SettingsError;
 
 /// Why a pack cannot be compared with a reference.
@@ -74,6 +75,12 @@ pub enum ValidateError {
     Audio {
         /// Why.
         source: AudioError,
+    },
+    /// The pictures of a trace cannot be made patches.
+    #[error("the pictures of the trace cannot be processed")]
+    Picture {
+        /// Why.
+        source: ImageError,
     },
     /// A tensor of a trace has another width than the model.
     #[error("{}: tensor {tensor:?} has not {wanted} columns, as the model has", trace.display())]

@@ -1,6 +1,7 @@
 //! Compares a pack with a trace of a prompt with audio, images or videos, stage by stage. Each stage
 //! gets what the reference had before it, so that a fault in one does not hide one in the next.
 
+mod pictures;
 mod recorded;
 mod stages;
 
@@ -135,6 +136,12 @@ impl MediaRun<'_> {
             .features(recorded::normalization(self.session.pack(), self.trace)?)?;
         self.progress.note("processing");
         recorded::processing(self, stages)?;
+        for (kind, wanted) in pictures::KINDS
+            .into_iter()
+            .zip([&features.images, &features.videos])
+        {
+            pictures::compare(self, kind, wanted, stages)?;
+        }
         self.progress.note("encoders");
         let mut observers = EncoderStages::new(self.trace, self.is_judged);
         let own = self
