@@ -133,6 +133,10 @@ impl AudioTowerFacts {
             section.either("d_model", "hidden_size"),
             Some(1280),
         )?;
+        if width < 4 || width % 2 != 0 {
+            let wanted = "an even number, at least 4: half of it are sines, half cosines";
+            return Err(section.invalid("d_model", wanted));
+        }
         let heads = heads(
             section,
             section.either("encoder_attention_heads", "num_attention_heads"),
@@ -205,10 +209,7 @@ impl MediaTokens {
     /// The defaults of the published checkpoints.
     fn read(thinker: &Section<'_>, vocab: u64) -> Result<Self, ConfigError> {
         let last = vocab.saturating_sub(1).min(MAX_SIZE);
-        let id = |key: &str, default: u64| -> Result<u32, ConfigError> {
-            let id = thinker.integer(key, Some(default), 0..=last)?;
-            u32::try_from(id).map_err(|_| thinker.invalid(key, "a token id"))
-        };
+        let id = |key, default| token_id(thinker, key, default, last);
         let tokens = Self {
             audio: id("audio_token_id", 151_646)?,
             image: id("image_token_id", 151_655)?,
@@ -228,6 +229,11 @@ impl MediaTokens {
         }
         Ok(tokens)
     }
+}
+
+fn token_id(thinker: &Section<'_>, key: &str, default: u64, last: u64) -> Result<u32, ConfigError> {
+    let id = thinker.integer(key, Some(default), 0..=last)?;
+    u32::try_from(id).map_err(|_| thinker.invalid(key, "a token id"))
 }
 
 fn width(section: &Section<'_>, key: &str, default: Option<u64>) -> Result<u64, ConfigError> {

@@ -142,21 +142,11 @@ pub(crate) struct Rows {
 impl Rows {
     /// Of these features.
     pub(crate) fn of(features: &MediaFeatures, merge: usize) -> Result<Self, MediaError> {
-        let visual = |grids: &[[usize; 3]]| -> Result<Vec<usize>, MediaError> {
-            let rows = grids.iter().enumerate().map(|(number, grid)| {
-                visual_tokens(*grid, merge).ok_or(MediaError::Grid {
-                    number,
-                    seen: *grid,
-                    merge,
-                })
-            });
-            rows.collect()
-        };
         let audio = features.audio.lengths.iter();
         Ok(Self {
             audio: audio.map(|frames| audio_tokens(*frames)).collect(),
-            images: visual(&features.images.grids)?,
-            videos: visual(&features.videos.grids)?,
+            images: rows_of(&features.images.grids, merge)?,
+            videos: rows_of(&features.videos.grids, merge)?,
         })
     }
 
@@ -179,6 +169,20 @@ impl Rows {
         }
         Ok(())
     }
+}
+
+/// Rows of each grid.
+fn rows_of(grids: &[[usize; 3]], merge: usize) -> Result<Vec<usize>, MediaError> {
+    let numbered = grids.iter().enumerate();
+    let rows = numbered.map(|(number, grid)| match visual_tokens(*grid, merge) {
+        Some(rows) => Ok(rows),
+        None => Err(MediaError::Grid {
+            number,
+            seen: *grid,
+            merge,
+        }),
+    });
+    rows.collect()
 }
 
 /// Where the tokens of a prompt are in time, height and width.

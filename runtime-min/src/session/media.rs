@@ -130,7 +130,7 @@ impl Session<'_> {
 }
 
 /// Bytes that features hold.
-fn bytes(media: &MediaFeatures) -> u64 {
+pub(super) fn bytes(media: &MediaFeatures) -> u64 {
     let audio = |f: &AudioFeatures| f.values.len();
     let visual = |f: &VisualFeatures| f.values.len();
     4 * (audio(&media.audio) + visual(&media.images) + visual(&media.videos)) as u64

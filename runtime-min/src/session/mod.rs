@@ -338,7 +338,9 @@ impl<'p> Session<'p> {
             true => None,
             false => Some(self.encode(prompt, media, &mut ())?),
         };
-        let taken = inputs.as_ref().map_or(0, MediaInputs::bytes);
+        // the caller holds the features meanwhile
+        let rows = inputs.as_ref().map_or(0, MediaInputs::bytes);
+        let taken = rows.saturating_add(media::bytes(media));
         let context = self.context_length()?;
         let notes = generation::notes(text, context, prompt.len());
         notes.iter().for_each(|note| hooks.sink.note(note));

@@ -35,12 +35,15 @@ pub struct Normalization {
 impl Normalization {
     /// `(value - 255 · mean) / (255 · std)` in f32, for patches whose values are ordered by channel.
     fn apply(&self, patches: &[u8], width: usize) -> Vec<f32> {
-        let channel = (width / 3).max(1);
-        let one = |(i, value): (usize, &u8)| {
-            let c = (i % width.max(1) / channel).min(2);
-            (f32::from(*value) - 255.0 * self.mean[c]) / (255.0 * self.std[c])
-        };
-        patches.iter().enumerate().map(one).collect()
+        let mut values = Vec::with_capacity(patches.len());
+        for patch in patches.chunks(width.max(1)) {
+            let channels = patch.chunks(width.div_ceil(3).max(1));
+            for ((levels, mean), std) in channels.zip(self.mean).zip(self.std) {
+                let levels = levels.iter().map(|level| f32::from(*level));
+                values.extend(levels.map(|level| (level - 255.0 * mean) / (255.0 * std)));
+            }
+        }
+        values
     }
 }
 

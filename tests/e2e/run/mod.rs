@@ -8,4 +8,6 @@ mod interrupt;
 mod loading;
 mod media;
 mod numbers;
+#[cfg(target_os = "linux")]
+mod session_media;
 mod thinker;

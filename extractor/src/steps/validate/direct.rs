@@ -2,6 +2,8 @@
 //! at once, the scalar operations. Slow, and put together on its own from the tensors' names, so
 //! that it shares no mistake with the packs.
 
+mod media;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
@@ -16,6 +18,7 @@ use segpack_manifests::families::{FamilyName, TextFacts, text_facts};
 use segpack_runtime_min::ops::{Heads, Matrix, Ops, ScalarOps, softmax};
 use segpack_runtime_min::tensor::Linear;
 
+pub(super) use self::media::Calculation;
 use super::compare::{Reference, Step, argmax};
 use super::error::ValidateError;
 use crate::source::Checkpoint;

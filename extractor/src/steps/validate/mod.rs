@@ -198,7 +198,15 @@ fn against_checkpoint(
             stop,
         )?))
     })?;
+    let mut stages = media::Stages::default();
+    progress.note("encoders");
+    let mut options = settings.session.clone();
+    options.compute = Compute::F32;
+    let session = Session::open_cancellable(pack, &options, stop)?;
+    media::against_direct(&session, &direct, &mut stages)?;
+    report.stages = stages.into_rows();
     report.findings = direct.findings();
+    media::report_stages(&mut report.findings, &report.stages);
     Ok(judge(report, &tally, &sequences))
 }
 

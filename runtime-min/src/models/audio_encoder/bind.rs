@@ -62,18 +62,10 @@ impl<'a> Stem<'a> {
     fn find(tensors: &mut EncoderTensors<'a>, spec: &AudioSpec) -> Result<Self, RunError> {
         let mut group = SegmentGroup::default();
         let channels = spec.channels;
-        let mut convolution = |number: usize, inputs: usize| -> Result<Dense, RunError> {
-            let name = format!("conv2d{number}");
-            let shape = [channels, inputs, 3, 3];
-            Ok(Dense {
-                weight: tensors.take(&format!("{name}.weight"), &shape, &mut group)?,
-                bias: tensors.take(&format!("{name}.bias"), &[channels], &mut group)?,
-            })
-        };
         let convolutions = [
-            convolution(1, 1)?,
-            convolution(2, channels)?,
-            convolution(3, channels)?,
+            convolution(tensors, "conv2d1", [channels, 1], &mut group)?,
+            convolution(tensors, "conv2d2", [channels, channels], &mut group)?,
+            convolution(tensors, "conv2d3", [channels, channels], &mut group)?,
         ];
         let shape = [spec.width, stem::flattened(spec)];
         Ok(Self {
@@ -83,6 +75,20 @@ impl<'a> Stem<'a> {
             convolutions,
         })
     }
+}
+
+/// A convolution with kernels of 3 × 3.
+fn convolution<'a>(
+    tensors: &mut EncoderTensors<'a>,
+    name: &str,
+    [channels, inputs]: [usize; 2],
+    group: &mut SegmentGroup<'a>,
+) -> Result<Dense, RunError> {
+    let shape = [channels, inputs, 3, 3];
+    Ok(Dense {
+        weight: tensors.take(&format!("{name}.weight"), &shape, group)?,
+        bias: tensors.take(&format!("{name}.bias"), &[channels], group)?,
+    })
 }
 
 impl<'a> Layer<'a> {

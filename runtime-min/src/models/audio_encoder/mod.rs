@@ -190,7 +190,9 @@ impl<'a> AudioEncoder<'a> {
         // windows of a span are as many as fit a batch, or one that is longer
         let span = chunks.longest_window(s).max(BATCH.min(chunks.tokens())) as u64;
         let layers = 5 * span * width + batch * (width + ffn);
-        let of_stem = stem::values(s, chunks.padded()) as u64 + batch * stem::flattened(s) as u64;
+        // steps of a batch, and what the last chunk brings more
+        let steps = batch + 13;
+        let of_stem = stem::values(s, chunks.padded()) as u64 + steps * stem::flattened(s) as u64;
         tokens * (width + output) + layers.max(of_stem)
     }
 }
@@ -218,7 +220,8 @@ impl bind::Head<'_> {
         let mut block = EncoderLoader::reserve([&self.group].into_iter())?;
         loader.load(&self.group, &mut block)?;
         let width = self.first.weight.columns;
-        let (mut inner, mut rows, mut out) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut inner, mut rows) = (Vec::new(), Vec::new());
+        let mut out = Vec::with_capacity(x.len() / width * self.second.weight.rows);
         for x in x.chunks_mut(BATCH * width) {
             self.norm.run(ops, &block, x, EPS);
             self.first.run(ops, &block, x, &mut inner, stop)?;

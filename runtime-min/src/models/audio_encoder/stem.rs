@@ -205,15 +205,14 @@ fn padded(features: &AudioFeatures, chunk: Chunk, frames: usize) -> Vec<f32> {
 fn sinusoids(spec: &AudioSpec) -> Vec<f32> {
     let half = spec.width / 2;
     let increment = (10_000_f64.ln() / (half as f64 - 1.0)) as f32;
+    let exponents = (0..half).map(|i| f64::from(-increment * i as f32));
+    let frequencies: Vec<f32> = exponents.map(|e| e.exp() as f32).collect();
     let steps = (0..3).fold(spec.chunk_frames, |side, _| Conv2d::side(side));
     let mut values = Vec::with_capacity(steps * spec.width);
     for step in 0..steps {
-        let angle = |i: usize| {
-            let frequency = f64::from(-increment * i as f32).exp() as f32;
-            f64::from(step as f32 * frequency)
-        };
-        values.extend((0..half).map(|i| angle(i).sin() as f32));
-        values.extend((0..half).map(|i| angle(i).cos() as f32));
+        let angles = || frequencies.iter().map(|f| f64::from(step as f32 * f));
+        values.extend(angles().map(|angle| angle.sin() as f32));
+        values.extend(angles().map(|angle| angle.cos() as f32));
     }
     values
 }

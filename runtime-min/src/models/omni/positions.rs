@@ -264,3 +264,179 @@ impl Walk<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use segpack_manifests::families::Family;
+
+    use super::*;
+
+    /// Of `tiny-omni`: 13 positions a second, squares of 2 patches.
+    fn facts() -> MediaFacts {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../tests/fixtures/tiny-omni/config.json"
+        );
+        let config = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let family = Family::of_config(&config).unwrap();
+        family.media_facts(&config).unwrap().unwrap()
+    }
+
+    const TEXT: u32 = 7;
+    const IMAGE: u32 = 291;
+    const VIDEO: u32 = 292;
+    const AUDIO: u32 = 298;
+
+    fn layout(ids: &[u32], features: &MediaFeatures) -> Result<Vec<Place>, MediaError> {
+        Layout::of(&facts(), ids, features).map(|layout| layout.positions)
+    }
+
+    fn ids(parts: &[(u32, usize)]) -> Vec<u32> {
+        let parts = parts.iter();
+        parts.flat_map(|(id, count)| vec![*id; *count]).collect()
+    }
+
+    #[test]
+    fn two_images_and_a_video_continue_behind_their_highest_places() {
+        let mut features = MediaFeatures::default();
+        features.images.grids = vec![[1, 2, 6], [1, 4, 2]];
+        features.videos.grids = vec![[2, 2, 2]];
+        features.second_per_grid = vec![0.75];
+        let parts = [
+            (TEXT, 1),
+            (IMAGE, 3),
+            (IMAGE, 2),
+            (TEXT, 1),
+            (VIDEO, 2),
+            (TEXT, 2),
+        ];
+        let places = layout(&ids(&parts), &features).unwrap();
+        assert_eq!(
+            places,
+            [
+                [0.0, 0.0, 0.0],
+                [1.0, 1.0, 1.0],
+                [1.0, 1.0, 2.0],
+                [1.0, 1.0, 3.0],
+                [4.0, 4.0, 4.0],
+                [4.0, 5.0, 4.0],
+                [6.0, 6.0, 6.0],
+                [7.0, 7.0, 7.0],
+                [16.75, 7.0, 7.0],
+                [17.75, 17.75, 17.75],
+                [18.75, 18.75, 18.75],
+            ]
+        );
+        let layout = Layout { positions: places };
+        assert_eq!(layout.rope_delta(), 19.75 - 11.0);
+    }
+
+    #[test]
+    fn frames_and_sound_are_in_the_order_of_their_times_and_text_follows_the_last_run() {
+        let mut features = MediaFeatures::default();
+        features.use_audio_in_video = true;
+        // a frame of 1 x 8 squares, wider than the sound is long
+        features.videos.grids = vec![[1, 2, 16]];
+        features.second_per_grid = vec![1.0];
+        features.audio.lengths = vec![16]; // 2 tokens
+        let parts = [
+            (288, 1),
+            (293, 1),
+            (VIDEO, 8),
+            (AUDIO, 2),
+            (294, 1),
+            (289, 1),
+            (TEXT, 1),
+        ];
+        let prompt = ids(&parts);
+        let places = layout(&prompt, &features).unwrap();
+        assert_eq!(places[2..4], [[2.0, 2.0, 2.0], [2.0, 2.0, 3.0]]);
+        assert_eq!(places[9..12], [[2.0, 2.0, 9.0], [2.0; 3], [3.0; 3]]);
+        // behind the two tokens of sound, not behind column 9
+        assert_eq!(places[12..], [[4.0; 3], [5.0; 3], [6.0; 3]]);
+        // the other order is none of an official processor
+        let mut other = prompt.clone();
+        other.swap(2, 11);
+        let seen = layout(&other, &features);
+        assert!(matches!(
+            seen,
+            Err(MediaError::Apart {
+                at: 2,
+                medium: "video",
+                ..
+            })
+        ));
+        // without the flag the two stand apart
+        features.use_audio_in_video = false;
+        assert_eq!(
+            layout(&prompt, &features).unwrap()[12..],
+            [[12.0; 3], [13.0; 3], [14.0; 3]]
+        );
+    }
+
+    #[test]
+    fn text_and_sound_alone_count_up() {
+        let mut features = MediaFeatures::default();
+        features.audio.lengths = vec![100, 0, 9];
+        let parts = [
+            (TEXT, 2),
+            (293, 1),
+            (AUDIO, 13),
+            (294, 1),
+            (293, 1),
+            (294, 1),
+            (AUDIO, 2),
+        ];
+        let places = layout(&ids(&parts), &features).unwrap();
+        for (place, wanted) in places.iter().zip(0_u8..) {
+            assert_eq!(place, &[f32::from(wanted); 3]);
+        }
+        assert_eq!(Layout { positions: places }.rope_delta(), 0.0);
+    }
+
+    #[test]
+    fn placeholders_and_features_are_as_many() {
+        let mut features = MediaFeatures::default();
+        features.images.grids = vec![[1, 2, 4]];
+        let of = |parts: &[(u32, usize)], features: &MediaFeatures| layout(&ids(parts), features);
+        assert!(of(&[(IMAGE, 2)], &features).is_ok());
+        for parts in [
+            &[(IMAGE, 1)][..],
+            &[(IMAGE, 3)],
+            &[(TEXT, 2)],
+            &[(IMAGE, 2), (AUDIO, 1)],
+        ] {
+            let seen = of(parts, &features);
+            assert!(
+                matches!(seen, Err(MediaError::Placeholders { .. })),
+                "{seen:?}"
+            );
+        }
+        // as many, but with a word between them
+        let seen = of(&[(IMAGE, 1), (TEXT, 1), (IMAGE, 1)], &features);
+        assert!(
+            matches!(
+                seen,
+                Err(MediaError::Apart {
+                    at: 1,
+                    seen: TEXT,
+                    ..
+                })
+            ),
+            "{seen:?}"
+        );
+        features.images.grids = vec![[1, 3, 4]];
+        assert!(matches!(
+            of(&[(IMAGE, 2)], &features),
+            Err(MediaError::Grid { .. })
+        ));
+        features.images.grids = vec![[usize::MAX, 4, 4]];
+        assert!(of(&[(IMAGE, 2)], &features).is_err());
+        features.images.grids.clear();
+        features.videos.grids = vec![[1, 2, 2]];
+        for (seconds, is_sound) in [(vec![], false), (vec![f32::NAN], false), (vec![1.0], true)] {
+            features.second_per_grid = seconds;
+            assert_eq!(of(&[(VIDEO, 1)], &features).is_ok(), is_sound);
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! Compares a pack with a trace of a prompt with audio, images or videos, stage by stage. Each stage
 //! gets what the reference had before it, so that a fault in one does not hide one in the next.
 
+mod against;
 mod pictures;
 mod recorded;
 mod stages;
@@ -17,8 +18,10 @@ use segpack_runtime_min::session::{Logits, MediaInputs, Model, Reservation, Sess
 use segpack_runtime_min::tensor::Compute;
 use segpack_runtime_min::trace::MediaTrace;
 
+pub(super) use self::against::against_direct;
 use self::recorded::RecordedMedia;
-use self::stages::{Allowed, EncoderStages, Stages};
+pub(super) use self::stages::Stages;
+use self::stages::{Allowed, EncoderStages};
 use super::compare::{Comparer, Reference, Tally};
 use super::{Sequence, ValidateSettings, empty_report, judge, tolerance};
 use crate::steps::StepError;
@@ -80,7 +83,7 @@ pub(super) fn against_media(
 }
 
 /// What is out of its gate, first things first.
-fn report_stages(findings: &mut Vec<Finding>, stages: &[StageRow]) {
+pub(super) fn report_stages(findings: &mut Vec<Finding>, stages: &[StageRow]) {
     for row in stages.iter().filter(|row| !row.ok) {
         let number = row
             .number

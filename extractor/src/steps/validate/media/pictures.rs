@@ -140,15 +140,17 @@ fn levels(picture: &RgbPicture) -> impl Iterator<Item = f32> {
 }
 
 fn resized_floats(source: &[RgbPicture], [width, height]: [usize; 2]) -> Vec<Picture<f32>> {
-    let resize = |picture: &RgbPicture| {
-        let wide = Picture {
-            width: picture.width,
-            height: picture.height,
-            values: levels(picture).collect(),
-        };
-        resize_float(&wide, width, height)
-    };
-    source.iter().map(resize).collect()
+    let wide = source.iter().map(widened);
+    wide.map(|picture| resize_float(&picture, width, height))
+        .collect()
+}
+
+fn widened(picture: &RgbPicture) -> Picture<f32> {
+    Picture {
+        width: picture.width,
+        height: picture.height,
+        values: levels(picture).collect(),
+    }
 }
 
 impl MediaRun<'_> {
@@ -165,12 +167,15 @@ impl MediaRun<'_> {
             return Ok(None);
         }
         let values = self.trace.levels(name)?.unwrap_or_default();
-        let pictures = values.chunks_exact(height * width * 3);
-        let picture = |values: &[u8]| Picture {
-            width,
-            height,
-            values: values.to_vec(),
-        };
-        Ok(Some(pictures.map(picture).collect()))
+        let mut pictures = Vec::new();
+        for values in values.chunks_exact(height * width * 3) {
+            let values = values.to_vec();
+            pictures.push(Picture {
+                width,
+                height,
+                values,
+            });
+        }
+        Ok(Some(pictures))
     }
 }

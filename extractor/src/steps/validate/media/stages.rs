@@ -32,13 +32,13 @@ impl Allowed {
 
 /// The rows of the report.
 #[derive(Debug, Default)]
-pub(super) struct Stages {
+pub(in crate::steps::validate) struct Stages {
     rows: Vec<StageRow>,
 }
 
 impl Stages {
     /// In the order of the calculation.
-    pub(super) fn into_rows(mut self) -> Vec<StageRow> {
+    pub(in crate::steps::validate) fn into_rows(mut self) -> Vec<StageRow> {
         self.rows.sort_by_key(|row| (row.stage, row.number));
         self.rows
     }
@@ -129,13 +129,30 @@ impl Kind {
     }
 }
 
+/// What encoders are compared with.
+pub(super) trait StageReference: Sync {
+    /// A tensor by the name that a trace has for it; `None`: it is not there.
+    fn floats(&self, name: &str) -> Result<Option<Vec<f32>>, StepError>;
+
+    /// What gates are multiplied by for these values.
+    fn scale(&self, _wanted: &[f32]) -> f64 {
+        1.0
+    }
+}
+
+impl StageReference for MediaTrace {
+    fn floats(&self, name: &str) -> Result<Option<Vec<f32>>, StepError> {
+        Ok(MediaTrace::floats(self, name)?)
+    }
+}
+
 /// Compares what one encoder computes.
 struct Encoder<'t> {
-    trace: &'t MediaTrace,
+    reference: &'t dyn StageReference,
     kind: Kind,
     is_judged: bool,
     stages: Stages,
-    /// What went wrong with the trace; an observer cannot fail.
+    /// What went wrong with the reference; an observer cannot fail.
     failure: Option<StepError>,
 }
 
@@ -146,14 +163,15 @@ impl EncoderObserver for Encoder<'_> {
             EncoderStage::Input | EncoderStage::Block(_) => LAYERS,
             EncoderStage::Deepstack(_) | EncoderStage::Output => ROWS,
         };
-        match self.trace.floats(&name) {
+        match self.reference.floats(&name) {
             Ok(None) => {}
             Ok(Some(wanted)) => {
                 let number = number.and_then(|n| u32::try_from(n).ok());
+                let gate = gate * self.reference.scale(&wanted);
                 let allowed = Allowed::max(self.is_judged.then_some(gate));
                 self.stages.compare(row, number, values, &wanted, allowed);
             }
-            Err(e) => self.failure = self.failure.take().or(Some(e.into())),
+            Err(e) => self.failure = self.failure.take().or(Some(e)),
         }
     }
 }
@@ -162,9 +180,9 @@ impl EncoderObserver for Encoder<'_> {
 pub(super) struct EncoderStages<'t>([Encoder<'t>; 3]);
 
 impl<'t> EncoderStages<'t> {
-    pub(super) fn new(trace: &'t MediaTrace, is_judged: bool) -> Self {
+    pub(super) fn new(reference: &'t dyn StageReference, is_judged: bool) -> Self {
         Self([Kind::Audio, Kind::Image, Kind::Video].map(|kind| Encoder {
-            trace,
+            reference,
             kind,
             is_judged,
             stages: Stages::default(),
