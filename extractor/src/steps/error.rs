@@ -211,7 +211,7 @@ fn exit_of_format(error: &FormatError) -> Exit {
 fn exit_of_run(error: &RunError) -> Exit {
     match error {
         RunError::Format(e) => exit_of_format(e),
-        RunError::Unsuitable(_) => Exit::Damaged,
+        RunError::Unsuitable(_) | RunError::Media(_) => Exit::Damaged,
         RunError::Model(e) => exit_of_model(e),
         // memory, threads, the GPU and its driver
         _ => Exit::Failed,

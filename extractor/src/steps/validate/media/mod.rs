@@ -17,6 +17,7 @@ use segpack_runtime_min::processing::MediaFeatures;
 use segpack_runtime_min::session::{Logits, MediaInputs, Model, Reservation, Session};
 use segpack_runtime_min::tensor::Compute;
 use segpack_runtime_min::trace::MediaTrace;
+use segpack_runtime_min::{RunError, Unsuitable};
 
 pub(super) use self::against::against_direct;
 use self::recorded::RecordedMedia;
@@ -128,12 +129,25 @@ impl MediaRun<'_> {
         }
     }
 
+    /// What the prompt has first.
+    fn medium(&self) -> &'static str {
+        let has = |name: &str| self.trace.shape(name).is_some();
+        match () {
+            () if has("audio.features") => "audio",
+            () if has("image.grid") => "images",
+            () => "videos",
+        }
+    }
+
     fn allowed(&self, max: f64) -> Allowed {
         Allowed::max(self.is_judged.then_some(max))
     }
 
     fn compare(&self, sequence: &Sequence, stages: &mut Stages) -> Result<Tally, StepError> {
-        let facts = self.session.media_facts()?;
+        let Some(facts) = self.session.media_facts()? else {
+            let medium = self.medium();
+            return Err(RunError::from(Unsuitable::TextOnly { medium }).into());
+        };
         let features = self
             .trace
             .features(recorded::normalization(self.session.pack(), self.trace)?)?;
@@ -151,14 +165,10 @@ impl MediaRun<'_> {
             .session
             .encode(self.trace.ids(), &features, &mut observers)?;
         observers.into_stages(stages)?;
-        let inputs = match &facts {
-            Some(facts) => {
-                let layout = omni::layout(facts, self.trace.ids(), &features)?;
-                self.positions(&layout, stages)?;
-                self.recorded_rows(facts, layout, &features)?.unwrap_or(own)
-            }
-            None => own,
-        };
+        let layout = omni::layout(&facts, self.trace.ids(), &features)?;
+        self.positions(&layout, stages)?;
+        let recorded = self.recorded_rows(&facts, layout, &features)?;
+        let inputs = recorded.unwrap_or(own);
         self.progress.note("decoder");
         self.decoder(sequence, &inputs, stages)
     }
