@@ -5,6 +5,7 @@
 //! and codecs are symphonia's.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use symphonia::core::audio::GenericAudioBufferRef;
 use symphonia::core::codecs::CodecParameters;
@@ -37,6 +38,17 @@ pub fn decode(source: Box<dyn MediaSource>, rate: u32) -> Result<Vec<f32>, Audio
 }
 
 pub(super) fn decode_at_most(
+    source: Box<dyn MediaSource>,
+    rate: u32,
+    seconds: u32,
+) -> Result<Vec<f32>, AudioError> {
+    // the decoders are not ours: one that panics on hostile bytes fails for this file alone, and
+    // nothing of it is used afterwards
+    let decoded = catch_unwind(AssertUnwindSafe(|| decode_unguarded(source, rate, seconds)));
+    decoded.unwrap_or(Err(AudioError::Decoder))
+}
+
+fn decode_unguarded(
     source: Box<dyn MediaSource>,
     rate: u32,
     seconds: u32,
@@ -77,7 +89,7 @@ pub(super) fn decode_at_most(
 fn not_audio(error: Error) -> AudioError {
     match error {
         Error::IoError(e) if e.kind() == io::ErrorKind::UnexpectedEof => AudioError::NotAudio,
-        Error::IoError(e) => AudioError::Read(e),
+        Error::IoError(e) if e.raw_os_error().is_some() => AudioError::Read(e),
         Error::Unsupported(_) => AudioError::NotAudio,
         other => AudioError::Container(other),
     }
@@ -216,9 +228,11 @@ impl Clip {
         Ok(())
     }
 
+    /// Decoders report as errors of reading what they miss in the bytes that they have; those of the
+    /// system have a number.
     fn damaged(&self, source: Error) -> AudioError {
         match source {
-            Error::IoError(e) => AudioError::Read(e),
+            Error::IoError(e) if e.raw_os_error().is_some() => AudioError::Read(e),
             source => AudioError::Damaged {
                 frame: self.frames,
                 source,

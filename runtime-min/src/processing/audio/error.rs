@@ -72,6 +72,9 @@ pub enum AudioError {
     /// Samples are not those of the checksum in the file.
     #[error("damaged: its samples do not have the MD5 digest that the file records")]
     Digest,
+    /// A decoder could not cope with it.
+    #[error("damaged: its decoder gave up on it")]
+    Decoder,
     /// Endless pieces of a stream without samples.
     #[error("damaged: pieces without samples do not end")]
     NoSamples,

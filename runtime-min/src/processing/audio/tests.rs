@@ -149,7 +149,18 @@ fn a_clip_of_three_frames_is_processed() {
 
 /// A WAV file of this format: 1 for integers, 3 for floating point.
 fn wav(channels: u16, rate: u32, bits: u16, format: u16, data: &[u8]) -> Vec<u8> {
-    let frame = channels * bits / 8;
+    wav_header(channels, rate, bits, format, channels * bits / 8, data)
+}
+
+/// The same with any number of bytes for a sample of all channels.
+fn wav_header(
+    channels: u16,
+    rate: u32,
+    bits: u16,
+    format: u16,
+    frame: u16,
+    data: &[u8],
+) -> Vec<u8> {
     let mut bytes = b"RIFF".to_vec();
     bytes.extend((36 + data.len() as u32).to_le_bytes());
     bytes.extend(b"WAVEfmt ");
@@ -237,6 +248,9 @@ fn what_cannot_be_samples_is_an_error_that_says_why() {
         matches!(zero, AudioError::Container(_) | AudioError::Channels { .. }),
         "{zero}"
     );
+    // 39,681 channels, whose bytes do not fit the header's field
+    let many = decode_bytes(&wav_header(0x9b01, RATE, 16, 1, 32, &data)).unwrap_err();
+    assert!(!matches!(many, AudioError::Read(_)), "{many}");
     let no_samples = decode_bytes(&wav(1, RATE, 16, 1, &[])).unwrap();
     assert!(no_samples.is_empty());
 }
