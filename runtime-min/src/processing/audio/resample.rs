@@ -255,6 +255,8 @@ fn bessel_i0(x: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::cast_possible_truncation, reason = "test data is small")]
+
     use super::*;
 
     fn tone(rate: u32, hertz: f64, samples: usize) -> Vec<f32> {

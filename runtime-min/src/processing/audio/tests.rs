@@ -1,5 +1,11 @@
 //! Against official traces, with the gates of `features` and `samples` there.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "test data is small"
+)]
+
 use std::fs::File;
 use std::io::Cursor;
 

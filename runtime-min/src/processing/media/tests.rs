@@ -1,5 +1,11 @@
 //! Official prompts: from the rendered chat to token ids, given what was made of the files.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "test data is small"
+)]
+
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
