@@ -163,6 +163,7 @@ pub fn plan(inventory: &Inventory, selection: &Selection, codec: Codec) -> Resul
         left_out: inventory.left_out.clone(),
         packs,
         estimate: None,
+        consume: None,
     })
 }
 

@@ -39,6 +39,14 @@ pub(crate) enum CliError {
     /// Bytes of tensors would go to a terminal.
     #[error("this is binary, and standard output is a terminal")]
     BinaryToTerminal,
+    /// The source would be deleted, and there is no terminal to ask on.
+    #[error(
+        "the checkpoint would be deleted while it is packed, and nobody can be asked; nothing was written"
+    )]
+    CannotAsk,
+    /// The question was not answered with yes.
+    #[error("not confirmed; nothing was written or deleted")]
+    NotConfirmed,
     /// Two things would go to standard output.
     #[error("the tensors and the summary cannot both go to standard output")]
     TwoOutputs,
@@ -72,10 +80,11 @@ impl CliError {
             Self::Step(e) => e.exit(),
             #[cfg(not(feature = "run"))]
             Self::WithoutRun(_) => Exit::Failed,
-            Self::BinaryToTerminal => Exit::Failed,
+            Self::BinaryToTerminal | Self::NotConfirmed => Exit::Failed,
             Self::NotUtf8 { .. } | Self::Messages { .. } | Self::NoTokenizer => Exit::Damaged,
             Self::Level(_)
             | Self::NoPrompt
+            | Self::CannotAsk
             | Self::TwoOutputs
             | Self::NotAGpu
             | Self::HostMemory
@@ -90,6 +99,7 @@ impl CliError {
             Self::Level(_) => Some("--level requires --codec zstd"),
             Self::NoPrompt => Some("use --prompt, --prompt-ids, --messages or standard input"),
             Self::BinaryToTerminal => Some("redirect it to a file or a pipe"),
+            Self::CannotAsk => Some("--yes confirms it"),
             Self::TwoOutputs => Some("use either --json or -o -"),
             Self::NotAGpu => {
                 Some("use --device cuda or cuda:N; without --device, the CPU is measured")
@@ -101,9 +111,11 @@ impl CliError {
             Self::NoSuchCommand(_) => Some("`segpack --help` lists the commands"),
             #[cfg(not(feature = "run"))]
             Self::WithoutRun(_) => None,
-            Self::Step(_) | Self::NotUtf8 { .. } | Self::Messages { .. } | Self::NoTokenizer => {
-                None
-            }
+            Self::Step(_)
+            | Self::NotConfirmed
+            | Self::NotUtf8 { .. }
+            | Self::Messages { .. }
+            | Self::NoTokenizer => None,
         }
     }
 }

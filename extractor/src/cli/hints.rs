@@ -193,6 +193,7 @@ fn of_source(error: &SourceError) -> Option<String> {
             Some(format!("download it with `hf download {repo}`"))
         }
         SourceError::ReservedName { .. } => Some("rename the file".to_owned()),
+        SourceError::Kept { .. } => Some("pack it without --consume".to_owned()),
         SourceError::Format(_) | SourceError::NotFound { .. } | SourceError::NoSnapshot { .. } => {
             None
         }
@@ -248,6 +249,10 @@ fn of_pack_writer(error: &PackWriterError, replaces: bool) -> Option<&'static st
     match error {
         PackWriterError::Output(e) => of_output(e, replaces),
         PackWriterError::Unfinished { .. } => Some("--resume continues it, --force starts over"),
+        PackWriterError::OnlyCopy { .. } => Some("--resume continues it"),
+        PackWriterError::NotAllPacked { .. } => {
+            Some("pack everything, or pack it without --consume")
+        }
         PackWriterError::HoldsPack { .. }
         | PackWriterError::OtherOptions { .. }
         | PackWriterError::OtherSource { .. }

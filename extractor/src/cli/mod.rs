@@ -6,6 +6,7 @@ mod args;
 mod bench;
 mod cat;
 mod completions;
+mod confirm;
 mod demo;
 #[cfg(feature = "run")]
 mod devices;

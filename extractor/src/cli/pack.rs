@@ -4,10 +4,11 @@ use segpack_manifests::layout::Selection;
 
 use super::Context;
 use super::args::{CodecArgs, CodecName, INPUT, Jobs, OUTPUT, SizeArgs, Tolerate};
+use super::confirm::{can_ask, confirm};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
-use crate::steps::pack::{PackSettings, pack, plan_with_estimate};
+use crate::steps::pack::{PackSettings, consume_plan, pack_planned, plan_into, plan_with_estimate};
 
 /// Pack a checkpoint into per-expert segments with a manifest
 ///
@@ -19,7 +20,8 @@ Examples:
   segpack pack ./Qwen3-Omni-30B-A3B-Instruct -o omni.segpack
   segpack pack Qwen/Qwen3-Omni-30B-A3B-Instruct -o omni.segpack --resume
   segpack pack ./model -o thinker.segpack --include thinker --codec bf16-rans
-  segpack pack ./model -o model.segpack --dry-run")]
+  segpack pack ./model -o model.segpack --codec bf16-rans --dry-run
+  segpack pack ./model -o model.segpack --consume --yes")]
 pub(super) struct Args {
     /// Checkpoint folder, .safetensors file, or repo id (OWNER/NAME[@REVISION]) in the local
     /// Hugging Face cache
@@ -62,6 +64,17 @@ pub(super) struct Args {
     /// then fails, neither is there. What is packed is read and checked before
     #[arg(long, requires = "force", conflicts_with = "resume", help_heading = OUTPUT)]
     in_place: bool,
+    /// For a disk that has no space for both: delete each shard of the checkpoint as soon as all its
+    /// bytes are in finished packs. Asks before it begins
+    #[arg(
+        long,
+        conflicts_with_all = ["force", "in_place", "no_source_digests"],
+        help_heading = OUTPUT
+    )]
+    consume: bool,
+    /// Delete without asking (for --consume)
+    #[arg(long, short, requires = "consume", help_heading = OUTPUT)]
+    yes: bool,
     /// Do not compare the free space of the disk with what the pack will take
     #[arg(long, help_heading = OUTPUT)]
     no_space_check: bool,
@@ -95,6 +108,7 @@ impl Args {
             resume: self.resume,
             force: self.force,
             in_place: self.in_place,
+            consume: self.consume,
             source_digests: !self.no_source_digests,
             sums: !self.no_sums,
             provenance: !self.no_provenance,
@@ -115,7 +129,16 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
         return Ok(Exit::Ok);
     }
     let (stop, progress) = (context.stop, &context.progress);
-    let summary = pack(&args.checkpoint, &args.output, &settings, stop, progress)?;
+    if args.consume && !args.yes && !can_ask() {
+        return Err(CliError::CannotAsk);
+    }
+    let (checkpoint, output) = (&args.checkpoint, &args.output);
+    let planned = plan_into(checkpoint, output, &settings)?;
+    if args.consume && !args.yes {
+        let question = text::consumption(&consume_plan(&planned)?, &checkpoint.display());
+        confirm(&question, stop)?;
+    }
+    let summary = pack_planned(checkpoint, &planned, output, &settings, stop, progress)?;
     let place = args.output.display().to_string();
     context
         .terminal

@@ -3,6 +3,9 @@
 //! One JSON line each: the run that wrote it, what is finished, and a checksum of both. A line that
 //! was cut off or damaged does not count, and what it said is done again; lines before and behind it
 //! count.
+//!
+//! A run that removes its source as it goes cannot do anything again, so it keeps the journal twice:
+//! a line that is whole in one of them counts.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -14,12 +17,17 @@ use segpack_formats::digest::{Blake3, Sha256};
 use segpack_formats::io::{InputFile, create_beneath, rename_beneath, sync_data, sync_folder};
 use segpack_formats::pack::WrittenPack;
 use segpack_manifests::documents::{Finding, Midstate};
+use segpack_manifests::folder::PARTIAL;
 use serde::{Deserialize, Serialize};
 
 use super::OutputError;
+use crate::work::lock;
 
 /// Name of the journal in `.partial`.
 pub(crate) const JOURNAL: &str = "journal.jsonl";
+
+/// Name of the second journal, of a run that removes its source.
+const SECOND: &str = "consumed.jsonl";
 
 /// What a line of the journal says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +51,31 @@ pub(crate) enum Record {
         /// What its bytes are.
         digests: ShardDigests,
     },
+    /// A source shard is about to be removed: all its bytes are in finished packs.
+    Removed {
+        /// Its path in the checkpoint.
+        path: String,
+        /// Bytes that it has.
+        length: u64,
+        /// Digest of its header, which is kept in the pack folder.
+        header: Sha256,
+        /// What the hub says of it.
+        hub_sha256: Option<Sha256>,
+        /// What identified it.
+        state: String,
+    },
+}
+
+impl Record {
+    /// What it is of. A run says one thing of each.
+    fn subject(&self) -> (u8, &str) {
+        match self {
+            Self::Begun => (0, ""),
+            Self::Pack { path, .. } => (1, path),
+            Self::Shard { path, .. } => (2, path),
+            Self::Removed { path, .. } => (3, path),
+        }
+    }
 }
 
 /// Digests of a source shard, all from one read of it.
@@ -108,8 +141,8 @@ fn decode(line: &[u8]) -> Option<Line> {
 /// An open journal.
 #[derive(Debug)]
 pub(crate) struct Journal {
-    file: Mutex<File>,
-    path: PathBuf,
+    /// One, or two with the same lines, and their paths.
+    files: Mutex<Vec<(File, PathBuf)>>,
     run: Sha256,
 }
 
@@ -119,6 +152,35 @@ impl Journal {
     /// # Errors
     /// `Io`.
     pub(crate) fn read(path: &Path) -> Result<JournalRead, OutputError> {
+        let mut read = Self::read_one(path)?;
+        let second = Self::read_one(&path.with_file_name(SECOND))?;
+        if second.run.is_none() || read.run.is_some_and(|run| second.run != Some(run)) {
+            return Ok(read);
+        }
+        read.run = second.run;
+        // each may have lines that the other has lost
+        read.dropped = read.dropped.min(second.dropped);
+        for record in second.records {
+            let subject = record.subject();
+            if !read.records.iter().any(|r| r.subject() == subject) {
+                read.records.push(record);
+            }
+        }
+        Ok(read)
+    }
+
+    /// Whether an unfinished run in a folder has removed some of its source, so that what it wrote
+    /// is the only copy.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn is_only_copy(out: &Path) -> Result<bool, OutputError> {
+        let read = Self::read(&out.join(PARTIAL).join(JOURNAL))?;
+        let mut records = read.records.iter();
+        Ok(records.any(|r| matches!(r, Record::Removed { .. })))
+    }
+
+    fn read_one(path: &Path) -> Result<JournalRead, OutputError> {
         let (folder, name) = place(path);
         let input = match InputFile::open_beneath(folder, name) {
             Err(FormatError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
@@ -140,25 +202,27 @@ impl Journal {
         Ok(read)
     }
 
-    /// Starts the journal of a run, which holds these records.
+    /// Starts the journal of a run, which holds these records; where `twice`, it is kept twice.
     ///
     /// # Errors
     /// `Io`.
-    pub(crate) fn begin(path: &Path, run: Sha256, records: &[Record]) -> Result<Self, OutputError> {
-        let new = path.with_extension("new");
-        let (folder, name) = place(path);
-        let (_, new_name) = place(&new);
-        let file = create_beneath(folder, new_name)?;
-        let journal = Self {
-            file: Mutex::new(file),
-            path: path.to_owned(),
+    pub(crate) fn begin(
+        path: &Path,
+        run: Sha256,
+        records: &[Record],
+        twice: bool,
+    ) -> Result<Self, OutputError> {
+        let second = path.with_file_name(SECOND);
+        let names = [path, &second].into_iter().take(1 + usize::from(twice));
+        let mut files = Vec::new();
+        for path in names {
+            let file = write_new(path, run, records)?;
+            files.push((file, path.to_owned()));
+        }
+        Ok(Self {
+            files: Mutex::new(files),
             run,
-        };
-        records.iter().try_for_each(|record| journal.add(record))?;
-        // the old journal counts until the new one is whole
-        rename_beneath((folder, new_name), (folder, name))?;
-        sync_folder(folder)?;
-        Ok(journal)
+        })
     }
 
     /// Adds a record and makes it durable.
@@ -166,15 +230,39 @@ impl Journal {
     /// # Errors
     /// `Io`.
     pub(crate) fn add(&self, record: &Record) -> Result<(), OutputError> {
-        let line = encode(self.run, record).map_err(FormatError::io("write", &self.path))?;
-        let mut file = self
-            .file
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        file.write_all(&line)
-            .map_err(FormatError::io("write", &self.path))?;
-        Ok(sync_data(&file, &self.path)?)
+        for (file, path) in &mut *lock(&self.files) {
+            write_line(file, path, self.run, record)?;
+            sync_data(file, path)?;
+        }
+        Ok(())
     }
+}
+
+/// Writes a journal in the place of an older one, which counts until the new one is whole.
+fn write_new(path: &Path, run: Sha256, records: &[Record]) -> Result<File, OutputError> {
+    let new = path.with_extension("new");
+    let (folder, name) = place(path);
+    let (_, new_name) = place(&new);
+    let mut file = create_beneath(folder, new_name)?;
+    for record in records {
+        write_line(&mut file, &new, run, record)?;
+    }
+    sync_data(&file, &new)?;
+    rename_beneath((folder, new_name), (folder, name))?;
+    sync_folder(folder)?;
+    Ok(file)
+}
+
+fn write_line(
+    file: &mut File,
+    path: &Path,
+    run: Sha256,
+    record: &Record,
+) -> Result<(), OutputError> {
+    let line = encode(run, record).map_err(FormatError::io("write", path))?;
+    file.write_all(&line)
+        .map_err(FormatError::io("write", path))?;
+    Ok(())
 }
 
 /// The folder and the name of a journal.
@@ -207,7 +295,7 @@ mod tests {
     fn three() -> (tempfile::TempDir, PathBuf, Vec<u8>) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(JOURNAL);
-        let journal = Journal::begin(&path, RUN, &[Record::Begun, record(1)]).unwrap();
+        let journal = Journal::begin(&path, RUN, &[Record::Begun, record(1)], false).unwrap();
         journal.add(&record(2)).unwrap();
         let whole = std::fs::read(&path).unwrap();
         (folder, path, whole)

@@ -1,6 +1,6 @@
 //! What of a pack folder is written already.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 use segpack_formats::codec::Coding;
@@ -17,6 +17,8 @@ use crate::work::lock;
 pub(crate) struct Done {
     packs: BTreeMap<String, (WrittenPack, Vec<Finding>)>,
     shards: BTreeMap<String, ShardDigests>,
+    /// Shards that were removed, or are about to be.
+    removed: BTreeSet<String>,
     /// By their path in the pack folder.
     files: BTreeMap<String, Sha256>,
 }
@@ -35,6 +37,9 @@ impl Done {
             Record::Shard { path, digests } => {
                 self.shards.insert(path, digests);
             }
+            Record::Removed { path, .. } => {
+                self.removed.insert(path);
+            }
         }
     }
 
@@ -49,6 +54,16 @@ impl Done {
     /// The digests of a shard, where it was read as a whole.
     pub(crate) fn shard(&self, path: &str) -> Option<&ShardDigests> {
         self.shards.get(path)
+    }
+
+    /// How many shards were removed.
+    pub(crate) fn removed(&self) -> u64 {
+        self.removed.len() as u64
+    }
+
+    /// Whether a shard was removed.
+    pub(crate) fn is_removed(&self, path: &str) -> bool {
+        self.removed.contains(path)
     }
 
     /// Every shard that was read as a whole.
@@ -128,6 +143,23 @@ impl<'a> Recorder<'a> {
     /// `NotWritten` where it was not.
     pub(crate) fn file(&self, stored_as: &str) -> Result<Sha256, PackWriterError> {
         lock(&self.done).file(stored_as)
+    }
+
+    /// A shard was read as a whole.
+    ///
+    /// # Errors
+    /// `NotWritten` where it was not.
+    pub(crate) fn shard(&self, path: &str) -> Result<(), PackWriterError> {
+        let found = lock(&self.done).shard(path).map(drop);
+        found.ok_or_else(|| not_written(path))
+    }
+
+    /// What was written of a pack.
+    ///
+    /// # Errors
+    /// `NotWritten` where it was not.
+    pub(crate) fn written(&self, path: &str) -> Result<WrittenPack, PackWriterError> {
+        lock(&self.done).written(path).cloned()
     }
 
     /// A file with this path in the pack folder, and this digest, is written.

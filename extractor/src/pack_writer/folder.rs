@@ -33,6 +33,8 @@ pub(crate) struct Target<'a> {
     pub force: bool,
     /// Remove the pack that is replaced before the new one is written.
     pub in_place: bool,
+    /// Remove the source as it is packed.
+    pub consume: bool,
     /// The threads, when to stop, and the progress.
     pub job: Job<'a>,
 }
@@ -50,6 +52,10 @@ impl Target<'_> {
         check_space: &dyn Fn(u64) -> Result<(), OutputError>,
     ) -> Result<OutputFolder, PackWriterError> {
         refuse_busy(out)?;
+        if !self.resume && Journal::is_only_copy(out)? {
+            let folder = out.to_owned();
+            return Err(PackWriterError::OnlyCopy { folder });
+        }
         recover(out, self.resume)?;
         let folder = out.to_owned();
         match inspect(out)? {
@@ -105,7 +111,9 @@ impl Target<'_> {
         output.clear_unfinished()?;
         let intact = self.check_finished(output, &read.records)?;
         let kept: Vec<Record> = std::iter::once(Record::Begun).chain(intact).collect();
-        let journal = Journal::begin(&path, fingerprint, &kept)?;
+        let has_removed = kept.iter().any(|r| matches!(r, Record::Removed { .. }));
+        let twice = self.consume || has_removed;
+        let journal = Journal::begin(&path, fingerprint, &kept, twice)?;
         let mut done = Done::default();
         kept.into_iter().for_each(|record| done.add(record));
         let resumed = done.packs() as u64;
@@ -151,7 +159,7 @@ impl Target<'_> {
         kept.retain(|record| match record {
             Record::Begun => false,
             Record::Pack { path, .. } => !damaged.contains(path),
-            Record::Shard { .. } => true,
+            Record::Shard { .. } | Record::Removed { .. } => true,
         });
         Ok(kept)
     }
@@ -209,7 +217,7 @@ impl Target<'_> {
 fn finished_bytes(record: &Record) -> u64 {
     match record {
         Record::Pack { written, .. } => written.length,
-        Record::Begun | Record::Shard { .. } => 0,
+        Record::Begun | Record::Shard { .. } | Record::Removed { .. } => 0,
     }
 }
 
@@ -234,7 +242,7 @@ pub(crate) fn check_ours(out: &Path, listed: &BTreeSet<String>) -> Result<(), Pa
     let mut listed = listed.clone();
     listed.extend(read.records.into_iter().filter_map(|r| match r {
         Record::Pack { path, .. } => Some(path),
-        Record::Begun | Record::Shard { .. } => None,
+        Record::Begun | Record::Shard { .. } | Record::Removed { .. } => None,
     }));
     match OpenOptions::new().check_sums(false).open(out) {
         Ok(pack) => listed.extend(pack.manifest().files().iter().map(|f| f.0.to_owned())),
@@ -377,6 +385,7 @@ pub(crate) fn summarise(
         stored_bytes: manifest.packs.iter().map(|p| p.length).sum(),
         known: manifest.known.clone(),
         hub_digests_compared,
+        removed_shards: 0,
         warnings,
     }
 }

@@ -5,10 +5,12 @@ mod entries;
 mod error;
 mod estimate;
 mod folder;
+mod read_back;
 mod space;
 
 pub(crate) use done::{Done, Recorder, memory_of};
 pub(crate) use entries::add_pack;
 pub use error::PackWriterError;
 pub(crate) use folder::{IN_PLACE, Target, check_ours, close, summarise, write_documents};
+pub(crate) use read_back::read_back;
 pub(crate) use space::{Space, add_estimate};

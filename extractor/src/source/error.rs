@@ -47,6 +47,14 @@ pub enum SourceError {
         /// The snapshots that are there, sorted.
         snapshots: Vec<String>,
     },
+    /// A shard whose removal would take something else away, or free nothing.
+    #[error("{} cannot be removed once it is packed: {why}", path.display())]
+    Kept {
+        /// The shard.
+        path: PathBuf,
+        /// Why it stays.
+        why: String,
+    },
     /// A file has a name that packs and unpacked checkpoints use themselves.
     #[error("{}: {file}: the names {} are reserved for packs", root.display(), reserved.join(" and "))]
     ReservedName {

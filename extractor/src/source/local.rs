@@ -20,6 +20,7 @@ use serde_json::Value;
 use walkdir::{DirEntry, WalkDir};
 
 use super::provenance::DOWNLOAD_RECORDS;
+use super::removed::{RemovedFile, RemovedShard};
 use super::{SourceError, hub_cache, provenance};
 use crate::causes::{chain, without_path};
 
@@ -48,9 +49,11 @@ const RESERVED: [&str; 2] = [SHARD_HEADERS, PARTIAL];
 
 /// What to do with things that do not belong.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct OpenOptions {
+pub(crate) struct OpenOptions<'a> {
     /// `--extra keep`: weight files that the index does not name are kept verbatim.
     pub keep_extra: bool,
+    /// Shards that are not there any more because they are packed.
+    pub removed: &'a [RemovedShard],
 }
 
 /// One weight file.
@@ -62,6 +65,9 @@ pub(crate) struct CheckpointShard {
     pub shard: Shard,
     /// What the hub says of it.
     pub hub_sha256: Option<Sha256>,
+    /// What identified it, where it is not there any more: it was packed and removed. Then only its
+    /// header can be read.
+    pub removed: Option<String>,
 }
 
 /// A checkpoint whose headers have been read.
@@ -94,7 +100,7 @@ pub(crate) struct Checkpoint {
 ///
 /// # Errors
 /// Where it is none of these.
-fn locate(argument: &Path) -> Result<PathBuf, SourceError> {
+fn locate(argument: &Path, removed: &[RemovedShard]) -> Result<PathBuf, SourceError> {
     if argument.is_dir() {
         if argument.join("snapshots").is_dir() && argument.join("refs").is_dir() {
             return hub_cache::snapshot_of(argument, None);
@@ -111,6 +117,10 @@ fn locate(argument: &Path) -> Result<PathBuf, SourceError> {
         }
         let what = "is not a checkpoint: wanted a folder or a .safetensors file";
         return Err(FormatError::malformed(argument, what).into());
+    }
+    let name = file_name(argument);
+    if folder_of(argument).is_dir() && removed.iter().any(|r| r.path == name) {
+        return Ok(argument.to_owned());
     }
     match fs::symlink_metadata(argument) {
         Ok(_) => {
@@ -150,12 +160,12 @@ impl Checkpoint {
     ///
     /// # Errors
     /// Only where the argument means no checkpoint, or the folder cannot be listed.
-    pub(crate) fn open(argument: &Path, options: OpenOptions) -> Result<Self, SourceError> {
-        let path = locate(argument)?;
+    pub(crate) fn open(argument: &Path, options: OpenOptions<'_>) -> Result<Self, SourceError> {
+        let path = locate(argument, options.removed)?;
         let mut checkpoint = if path.is_dir() {
             Self::open_folder(&path, options)
         } else {
-            Self::open_file(&path)
+            Self::open_file(&path, options.removed)
         }?;
         match checkpoint.environment.take() {
             Some(e) => Err(e.into()),
@@ -179,8 +189,9 @@ impl Checkpoint {
 
     /// Every file of it that is on this machine, which no output may replace.
     pub(crate) fn local_paths(&self) -> Vec<PathBuf> {
-        let shards = self.shards.iter().map(|s| &s.path);
-        shards
+        let there = self.shards.iter().filter(|s| s.removed.is_none());
+        there
+            .map(|s| &s.path)
             .chain(self.files.iter().map(|f| &f.path))
             .map(|path| self.root.join(path))
             .collect()
@@ -213,10 +224,10 @@ impl Checkpoint {
 
     /// A weight file on its own; `config.json` beside it belongs to it where no index says
     /// otherwise.
-    fn open_file(path: &Path) -> Result<Self, SourceError> {
+    fn open_file(path: &Path, removed: &[RemovedShard]) -> Result<Self, SourceError> {
         let root = folder_of(path);
         let mut checkpoint = Self::empty(root);
-        checkpoint.open_shard(&file_name(path));
+        checkpoint.open_shard(&file_name(path), removed);
         let mut has_config = false;
         for entry in fs::read_dir(root).map_err(FormatError::io("list", root))? {
             let name = entry.map_err(FormatError::io("list", root))?.file_name();
@@ -231,15 +242,15 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    fn open_folder(root: &Path, options: OpenOptions) -> Result<Self, SourceError> {
+    fn open_folder(root: &Path, options: OpenOptions<'_>) -> Result<Self, SourceError> {
         let mut checkpoint = Self::empty(root);
-        let files = checkpoint.list()?;
+        let files = checkpoint.list(options.removed)?;
         checkpoint.read_index(&files);
         let weights: Vec<&String> = files.iter().filter(|f| is_weight_file(f)).collect();
         let shards = checkpoint.choose_shards(&weights);
         for shard in &shards {
             if files.contains(shard) {
-                checkpoint.open_shard(shard);
+                checkpoint.open_shard(shard, options.removed);
             } else {
                 checkpoint.report_missing_shard(shard, &files);
             }
@@ -256,8 +267,8 @@ impl Checkpoint {
     }
 
     /// All files below the folder, as sorted relative paths.
-    fn list(&mut self) -> Result<BTreeSet<String>, SourceError> {
-        let mut files = BTreeSet::new();
+    fn list(&mut self, removed: &[RemovedShard]) -> Result<BTreeSet<String>, SourceError> {
+        let mut files: BTreeSet<String> = removed.iter().map(|r| r.path.clone()).collect();
         let mut left_out = Vec::new();
         let walk = WalkDir::new(&self.root)
             .follow_links(true)
@@ -284,6 +295,9 @@ impl Checkpoint {
                 Err(e) => {
                     let path = e.path().unwrap_or(&self.root).to_owned();
                     let path = self.relative(&path).unwrap_or_else(|(path, _)| path);
+                    if files.contains(&path) {
+                        continue; // the link to a removed shard
+                    }
                     let why = e.to_string();
                     match e.into_io_error() {
                         Some(e) => self.not_read(path, e),
@@ -422,14 +436,24 @@ impl Checkpoint {
         }
     }
 
-    fn open_shard(&mut self, path: &str) {
-        match Shard::open(&self.root.join(path)) {
+    fn open_shard(&mut self, path: &str, removed: &[RemovedShard]) {
+        let full = self.root.join(path);
+        let removed = removed.iter().find(|r| r.path == path && !full.exists());
+        let shard = match removed {
+            Some(removed) => Shard::open_from(Arc::new(RemovedFile::new(full, removed))),
+            None => Shard::open(&full),
+        };
+        match shard {
             Ok(shard) => {
-                let hub_sha256 = self.published_sha256(path);
+                let hub_sha256 = match removed {
+                    Some(removed) => removed.hub_sha256,
+                    None => self.published_sha256(path),
+                };
                 self.shards.push(CheckpointShard {
                     path: path.to_owned(),
                     shard,
                     hub_sha256,
+                    removed: removed.map(|r| r.state.clone()),
                 });
             }
             Err(e) => {

@@ -4,6 +4,8 @@ mod error;
 mod hub_cache;
 mod local;
 mod provenance;
+mod removed;
 
 pub use error::SourceError;
 pub(crate) use local::{Checkpoint, CheckpointShard, OpenOptions};
+pub(crate) use removed::{Removable, RemovedShard};

@@ -155,6 +155,7 @@ impl Demo<'_> {
             resume: false,
             force: false,
             space_check: true,
+            consume: false,
             in_place: false,
             source_digests: true,
             sums: true,

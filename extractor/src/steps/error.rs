@@ -265,7 +265,7 @@ fn exit_of_plan(error: &PlanError) -> Exit {
 fn exit_of_source(error: &SourceError) -> Exit {
     match error {
         SourceError::Format(e) => exit_of_format(e),
-        SourceError::NotFound { .. } => Exit::Failed,
+        SourceError::NotFound { .. } | SourceError::Kept { .. } => Exit::Failed,
         SourceError::NoHubCache
         | SourceError::NotInCache { .. }
         | SourceError::NoSnapshot { .. }

@@ -166,6 +166,7 @@ fn plan_of(manifest: &Manifest, coding: Coding) -> Plan {
         left_out: manifest.left_out.clone(),
         packs: packs.collect(),
         estimate: None,
+        consume: None,
     }
 }
 
@@ -189,6 +190,7 @@ pub(crate) fn repack(
         resume: settings.resume,
         force: settings.force,
         in_place: settings.in_place,
+        consume: false,
         job: Job {
             threads: settings.jobs,
             stop,

@@ -9,7 +9,7 @@ use segpack_manifests::documents::{
 };
 
 use super::StepError;
-use crate::source::{Checkpoint, CheckpointShard, OpenOptions};
+use crate::source::{Checkpoint, CheckpointShard, OpenOptions, RemovedShard};
 
 /// What `scan` tolerates.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -31,10 +31,23 @@ pub(crate) fn scan(
     argument: &Path,
     options: ScanOptions,
 ) -> Result<(Checkpoint, Inventory), StepError> {
+    scan_with(argument, options, &[])
+}
+
+/// [`scan`] of a checkpoint from which shards were removed once they were packed.
+///
+/// # Errors
+/// As [`scan`].
+pub(crate) fn scan_with(
+    argument: &Path,
+    options: ScanOptions,
+    removed: &[RemovedShard],
+) -> Result<(Checkpoint, Inventory), StepError> {
     let checkpoint = Checkpoint::open(
         argument,
         OpenOptions {
             keep_extra: options.keep_extra,
+            removed,
         },
     )?;
     let inventory = take_inventory(&checkpoint, options);

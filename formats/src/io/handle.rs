@@ -130,6 +130,13 @@ impl Handle {
     }
 }
 
+impl Handle {
+    /// Closes the file; it is opened again when it is read.
+    pub(super) fn close(&self) {
+        *self.slot.file() = None;
+    }
+}
+
 fn length_of(file: &File, path: &Path) -> Result<Metadata> {
     file.metadata()
         .map_err(FormatError::io("read the length of", path))

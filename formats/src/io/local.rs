@@ -225,6 +225,10 @@ impl ReadAt for InputFile {
         self.compare(&now)
     }
 
+    fn close(&self) {
+        self.handle.close();
+    }
+
     fn will_need(&self, range: Range<u64>) {
         if let Ok(file) = self.file() {
             advise_will_need(&file, range);

@@ -44,6 +44,10 @@ pub trait ReadAt: fmt::Debug + Send + Sync {
         self.stamp().length
     }
 
+    /// Closes what is open, so that the space of a file that was removed is free. A later read opens
+    /// it again.
+    fn close(&self) {}
+
     /// Says that these bytes will be needed soon. Only a hint.
     fn will_need(&self, _range: Range<u64>) {}
 

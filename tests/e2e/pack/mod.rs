@@ -2,6 +2,7 @@
 
 mod all_or_nothing;
 mod codecs;
+mod consume;
 mod filesystems;
 #[cfg(target_os = "linux")]
 mod manifest_memory;

@@ -35,6 +35,7 @@ fn packed(checkpoint: &Path, coding: Coding) -> (tempfile::TempDir, Pack) {
         resume: false,
         force: false,
         space_check: true,
+        consume: false,
         in_place: false,
         source_digests: true,
         sums: true,

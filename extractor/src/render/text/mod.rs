@@ -32,7 +32,7 @@ pub(crate) use findings::findings;
 pub(crate) use info::info;
 pub(crate) use ls::{Total, segment, tensor, total};
 pub(crate) use numbers::{Sizes, bytes, counted};
-pub(crate) use pack::{pack, plan};
+pub(crate) use pack::{consumption, pack, plan};
 pub(crate) use repair::repair;
 pub(crate) use run::{candidates, experts, figures, prompt_with_media, rank};
 pub(crate) use scan::scan;

@@ -1,5 +1,7 @@
+use std::fmt::Display;
+
 use segpack_formats::codec::Codec;
-use segpack_manifests::documents::{KnownSource, PackSummary, Plan, PlannedPack};
+use segpack_manifests::documents::{ConsumePlan, KnownSource, PackSummary, Plan, PlannedPack};
 
 use super::findings::findings;
 use super::numbers::{Sizes, bytes, counted, grouped};
@@ -23,6 +25,14 @@ pub(crate) fn plan(plan: &Plan, sizes: Sizes) -> String {
         total(plan, sizes),
         plan.codec
     ));
+    if let Some(consume) = &plan.consume {
+        page.line(format_args!(
+            "{} deleted while packing, {}; {} needed beside them at most",
+            counted(consume.removed_files, "shard"),
+            sizes.bytes(consume.removed_bytes),
+            sizes.bytes(consume.peak_bytes)
+        ));
+    }
     for e in &plan.excluded {
         let tensors = counted(e.tensors, "tensor");
         page.line(format_args!(
@@ -65,6 +75,16 @@ fn pack_row(pack: &PlannedPack, sizes: Sizes) -> Vec<String> {
     ]
 }
 
+/// What packing a checkpoint and deleting it meanwhile means, before it is confirmed.
+pub(crate) fn consumption(plan: &ConsumePlan, checkpoint: &dyn Display) -> String {
+    format!(
+        "{} of {checkpoint} ({}) will be deleted, one after the other, each once the pack holds all \
+         its bytes.\nThe pack is the only copy then; `segpack unpack` restores the files.",
+        counted(plan.removed_files, "shard"),
+        bytes(plan.removed_bytes)
+    )
+}
+
 /// What `pack` or `repack` wrote to `place`.
 pub(crate) fn pack(summary: &PackSummary, place: &str) -> String {
     let s = summary;
@@ -86,6 +106,10 @@ pub(crate) fn pack(summary: &PackSummary, place: &str) -> String {
     if s.hub_digests_compared > 0 {
         let files = counted(s.hub_digests_compared, "source file");
         page.line(format_args!("{files} checked against the hub's SHA-256"));
+    }
+    if s.removed_shards > 0 {
+        let shards = counted(s.removed_shards, "source shard");
+        page.line(format_args!("{shards} deleted"));
     }
     if let Some(source) = &s.known {
         page.append(&known_source(source));

@@ -295,6 +295,7 @@ pub(super) mod tests {
             resume: false,
             force: false,
             space_check: true,
+            consume: false,
             in_place: false,
             source_digests: false,
             sums: false,

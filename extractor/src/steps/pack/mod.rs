@@ -1,5 +1,6 @@
 //! `pack`: from a checkpoint to a pack folder, whole or resumable, the same bytes every time.
 
+mod consume;
 mod proof;
 mod source;
 mod update;
@@ -23,19 +24,21 @@ use segpack_manifests::folder::MANIFEST;
 use segpack_manifests::layout::{self, Selection};
 use segpack_manifests::registry::{FoundShard, known_source};
 
+pub(crate) use consume::consume_plan;
+use consume::{peak_bytes, remove_packed, removed_before};
 use proof::Proof;
 
 pub(crate) use update::update;
 
 use super::StepError;
-use super::scan::{ScanOptions, scan};
+use super::scan::{ScanOptions, scan_with};
 use super::verify::VerifySettings;
 use crate::output::{
-    Before, OutputFolder, discard, inspect, is_being_replaced, recover, refuse_holding,
-    refuse_inside,
+    Before, Journal, Leave, OutputFolder, discard, inspect, is_being_replaced, recover,
+    refuse_holding, refuse_inside,
 };
 use crate::pack_writer::{self, Done, PackWriterError, Space, Target, add_estimate, summarise};
-use crate::source::Checkpoint;
+use crate::source::{Checkpoint, CheckpointShard, RemovedShard};
 use crate::work::{Job, Progress, run_tasks};
 
 /// How to pack.
@@ -54,6 +57,8 @@ pub struct PackSettings {
     /// Remove the pack that is replaced before the new one is written: for a disk that has no space
     /// for both. The source is read and its digests are compared before.
     pub in_place: bool,
+    /// Remove each shard as soon as all its bytes are in finished packs.
+    pub consume: bool,
     /// Digest source shards, and compare with the hub's own digests.
     pub source_digests: bool,
     /// Write SHA256SUMS.
@@ -94,12 +99,37 @@ pub struct Planned {
 /// # Errors
 /// `Findings` with everything that is wrong with the checkpoint; `Plan` where the selection is.
 pub fn plan(argument: &Path, settings: &PackSettings) -> Result<Planned, StepError> {
+    plan_without(argument, settings, &[])
+}
+
+/// [`plan`] for packing into `out`, where an earlier run may have removed shards that it packed.
+///
+/// # Errors
+/// As [`plan`].
+pub(crate) fn plan_into(
+    argument: &Path,
+    out: &Path,
+    settings: &PackSettings,
+) -> Result<Planned, StepError> {
+    let removed = if settings.resume {
+        removed_before(out, settings.consume)?
+    } else {
+        Vec::new()
+    };
+    plan_without(argument, settings, &removed)
+}
+
+fn plan_without(
+    argument: &Path,
+    settings: &PackSettings,
+    removed: &[RemovedShard],
+) -> Result<Planned, StepError> {
     let tolerated = ScanOptions {
         // whoever takes tensors that nobody knows does not ask whether all are there
         allow_unaudited: settings.scan.allow_unaudited || settings.scan.allow_unclassified,
         ..settings.scan
     };
-    let (checkpoint, inventory) = scan(argument, tolerated)?;
+    let (checkpoint, inventory) = scan_with(argument, tolerated, removed)?;
     if Finding::any_error(&inventory.findings) {
         let findings = inventory.findings;
         return Err(StepError::Findings {
@@ -125,21 +155,20 @@ pub(crate) fn plan_with_estimate(
     stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<Plan, StepError> {
-    let Planned {
-        checkpoint,
-        mut plan,
-        ..
-    } = plan(argument, settings)?;
+    let mut planned = plan(argument, settings)?;
     let job = Job {
         threads: settings.jobs,
         stop,
         progress,
     };
     let read = |tensor: &PlannedTensor, range: Range<u64>, to: &mut [u8]| {
-        read_tensor(&checkpoint, tensor, range, to)
+        read_tensor(&planned.checkpoint, tensor, range, to)
     };
-    add_estimate(&mut plan, settings.coding, &read, job)?;
-    Ok(plan)
+    add_estimate(&mut planned.plan, settings.coding, &read, job)?;
+    if settings.consume {
+        planned.plan.consume = Some(consume_plan(&planned)?);
+    }
+    Ok(planned.plan)
 }
 
 /// Reads bytes of a planned tensor, counted from its first.
@@ -174,19 +203,37 @@ pub fn pack(
     stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<PackSummary, StepError> {
-    let planned = plan(argument, settings)?;
+    let planned = plan_into(argument, out, settings)?;
+    pack_planned(argument, &planned, out, settings, stop, progress)
+}
+
+/// Packs a checkpoint that was planned with [`plan_into`] for the same folder and settings.
+///
+/// # Errors
+/// As [`pack`].
+pub(crate) fn pack_planned(
+    argument: &Path,
+    planned: &Planned,
+    out: &Path,
+    settings: &PackSettings,
+    stop: &CancelToken,
+    progress: &dyn Progress,
+) -> Result<PackSummary, StepError> {
     if let Some(folder) = planned.checkpoint.local_folder() {
         refuse_inside(out, folder)?;
     }
     refuse_holding(out, &planned.checkpoint.local_paths())?;
-    match finished_before(argument, out, settings, &planned, stop, progress) {
+    if settings.consume {
+        consume_plan(planned)?;
+    }
+    match finished_before(argument, out, settings, planned, stop, progress) {
         Ok(Some(summary)) => return Ok(summary),
         Ok(None) => {}
         // it is to be replaced
         Err(e) if settings.force && e.is_other_pack() => {}
         Err(e) => return Err(e),
     }
-    let listed = write::planned_files(&planned);
+    let listed = write::planned_files(planned);
     let job = Job {
         threads: settings.jobs,
         stop,
@@ -196,11 +243,12 @@ pub fn pack(
         resume: settings.resume,
         force: settings.force,
         in_place: settings.in_place,
+        consume: settings.consume,
         job,
     };
     if settings.in_place && out.join(MANIFEST).exists() {
         progress.note(pack_writer::IN_PLACE);
-        check_source(&planned, job)?;
+        check_source(planned, job)?;
     }
     let read = |tensor: &PlannedTensor, range: Range<u64>, to: &mut [u8]| {
         read_tensor(&planned.checkpoint, tensor, range, to)
@@ -215,11 +263,11 @@ pub fn pack(
     let nothing = Done::default();
     let output = target.open(out, &listed, &|freed| {
         space.check(out, freed, &|lengths| {
-            needed_space(&planned, &nothing, lengths)
+            needed_space(planned, &nothing, lengths)
         })
     })?;
     let work = Work {
-        planned: &planned,
+        planned,
         settings,
         target: &target,
         output: &output,
@@ -228,7 +276,13 @@ pub fn pack(
         space: &space,
     };
     let done = work.run();
-    pack_writer::close(output, done, StepError::leave)
+    pack_writer::close(output, done, |error: &StepError| {
+        // the packs may be the only copy: none is ever taken back then
+        match Journal::is_only_copy(out) {
+            Ok(false) => error.leave(),
+            Ok(true) | Err(_) => Leave::Unfinished,
+        }
+    })
 }
 
 /// Reads all that will be packed and compares it with what the hub publishes: what it replaces will
@@ -307,8 +361,13 @@ fn finished_before(
             .into());
         }
     }
+    let all_there = planned
+        .checkpoint
+        .shards
+        .iter()
+        .all(|s| s.removed.is_none());
     let verify = VerifySettings {
-        against: Some(argument.to_owned()),
+        against: all_there.then(|| argument.to_owned()),
         ..VerifySettings::new(VerifyMode::Full, settings.jobs)
     };
     let report = super::verify::verify(out, &verify, stop, progress)?;
@@ -321,13 +380,22 @@ fn finished_before(
         .into());
     }
     discard(out)?;
-    Ok(Some(summarise(
+    let mut summary = summarise(
         manifest,
         pack.manifest_sha256(),
         manifest.counts.packs,
         0,
         Vec::new(),
-    )))
+    );
+    if settings.consume {
+        let job = Job {
+            threads: settings.jobs,
+            stop,
+            progress,
+        };
+        summary.removed_shards = remove_packed(planned, manifest, job)?;
+    }
+    Ok(Some(summary))
 }
 
 /// Bytes that packing takes on the disk, where the packs have these lengths; those that are done
@@ -388,7 +456,7 @@ impl Work<'_> {
             self.target.open_journal(self.output, self.fingerprint()?)?;
         self.check_limits()?;
         self.space.check(self.output.path(), 0, &|lengths| {
-            needed_space(self.planned, &done, lengths)
+            self.needed(&done, lengths)
         })?;
         for (shard, digests) in done.shards() {
             self.proof.shard(shard, digests)?;
@@ -397,19 +465,43 @@ impl Work<'_> {
             self.proof.pack(pack, &written.tensors)?;
         }
         self.write_all(&journal, &mut done)?;
-        for shard in &self.planned.checkpoint.shards {
+        let shards = self.planned.checkpoint.shards.iter();
+        for shard in shards.filter(|s| !done.is_removed(&s.path)) {
             shard.shard.input.check_unchanged()?;
         }
         let manifest = self.manifest(&done)?;
         let manifest_sha256 = pack_writer::write_documents(self.output, &manifest)?;
         let compared = self.hub_digests_compared(&done);
-        Ok(summarise(
+        let mut summary = summarise(
             &manifest,
             manifest_sha256,
             resumed,
             compared,
             done.warnings(),
-        ))
+        );
+        summary.removed_shards = done.removed();
+        Ok(summary)
+    }
+
+    /// Bytes that must be free. Where shards are removed as they are packed, those that are free
+    /// again are used again.
+    fn needed(&self, done: &Done, lengths: &[u64]) -> u64 {
+        let all = needed_space(self.planned, done, lengths);
+        if !self.settings.consume {
+            return all;
+        }
+        let packs = self.planned.plan.packs.iter().zip(lengths);
+        let missing = packs.filter(|(p, _)| !done.has_pack(&p.path));
+        let beside = all - missing.map(|(_, length)| length).sum::<u64>();
+        let missing: Vec<u64> = self
+            .planned
+            .plan
+            .packs
+            .iter()
+            .zip(lengths)
+            .map(|(p, length)| if done.has_pack(&p.path) { 0 } else { *length })
+            .collect();
+        beside + peak_bytes(self.planned, done, &missing, &|s| self.freed_bytes(s))
     }
 
     /// Identifies the source, the plan and the options: an unfinished pack goes on only with the
@@ -420,14 +512,7 @@ impl Work<'_> {
         } = self.planned;
         let mut state = Vec::new();
         for shard in &checkpoint.shards {
-            let input = &shard.shard.input;
-            let header = Sha256::of(&input.read_range(0..shard.shard.header.data_start)?);
-            state.push(format!(
-                "{} {:?} {header} {:?}",
-                shard.path,
-                input.stamp(),
-                shard.hub_sha256
-            ));
+            state.push(state_of(shard)?);
         }
         for file in &checkpoint.files {
             state.push(format!(
@@ -471,6 +556,21 @@ impl Work<'_> {
         let files = files.iter().filter(|f| f.hub_sha256.is_some());
         (shards.count() + files.count()) as u64
     }
+}
+
+/// What identifies a shard.
+fn state_of(shard: &CheckpointShard) -> Result<String, FormatError> {
+    if let Some(state) = &shard.removed {
+        return Ok(state.clone());
+    }
+    let input = &shard.shard.input;
+    let header = Sha256::of(&input.read_range(0..shard.shard.header.data_start)?);
+    Ok(format!(
+        "{} {:?} {header} {:?}",
+        shard.path,
+        input.stamp(),
+        shard.hub_sha256
+    ))
 }
 
 /// Shards by path.

@@ -84,6 +84,7 @@ fn settings_of(manifest: &Manifest, tolerate: ScanOptions, jobs: usize) -> PackS
         resume: true,
         force: false,
         in_place: false,
+        consume: false,
         source_digests: options.source_digests,
         sums: options.sums,
         provenance: manifest.provenance.is_some(),
@@ -117,6 +118,7 @@ fn build(
         resume: true,
         force: false,
         in_place: false,
+        consume: false,
         job,
     };
     let read = |tensor: &PlannedTensor, range: Range<u64>, to: &mut [u8]| {
@@ -152,7 +154,12 @@ fn build(
     }
     // from here on it is a run of `pack` that goes on
     let journal = output.control(JOURNAL);
-    drop(Journal::begin(&journal, work.fingerprint()?, &records)?);
+    drop(Journal::begin(
+        &journal,
+        work.fingerprint()?,
+        &records,
+        false,
+    )?);
     let summary = work.run()?;
     let manifest = Pack::open(output.path())?.manifest().clone();
     Ok((summary, manifest))

@@ -17,6 +17,7 @@ use segpack_manifests::documents::{
 use segpack_manifests::families::FamilyName;
 use segpack_manifests::folder::{SHARD_HEADERS, SOURCE};
 
+use super::consume::Group;
 use super::proof::{ShardHasher, same_header};
 use super::source::ShardSource;
 use super::{Planned, Work, shard_numbers};
@@ -27,7 +28,7 @@ use crate::steps::StepError;
 use crate::work::{Job, jobs_within_memory, run_tasks};
 
 /// One entry of the queue.
-enum Task<'a> {
+pub(super) enum Task<'a> {
     /// Reads a source shard as a whole: the second read of its bytes, queued beside the first so
     /// that the page cache serves one of them.
     Digest(&'a CheckpointShard),
@@ -43,7 +44,7 @@ fn stored_file(path: &str) -> String {
 }
 
 /// Where a shard's header lies in the pack folder.
-fn stored_header(path: &str) -> String {
+pub(super) fn stored_header(path: &str) -> String {
     format!("{SOURCE}/{SHARD_HEADERS}/{path}.header")
 }
 
@@ -63,21 +64,49 @@ pub(super) fn planned_files(planned: &Planned) -> BTreeSet<String> {
 impl Work<'_> {
     /// Does every task that is not done.
     pub(super) fn write_all(&self, journal: &Journal, done: &mut Done) -> Result<(), StepError> {
+        self.refuse_lost(done)?;
         self.write_headers(done)?;
-        let tasks = self.tasks(done);
+        let groups = if self.settings.consume {
+            self.planned.checkpoint.remove_dangling_links()?;
+            self.consuming_groups(done)
+        } else {
+            vec![Group {
+                tasks: self.tasks(done),
+                frees: Vec::new(),
+            }]
+        };
         self.job
             .progress
-            .start("packing", tasks.iter().map(task_bytes).sum());
-        let recorder = Recorder::new(journal, done);
-        let buffer = || Ok(vec![0; READ_BYTES]);
-        let jobs = jobs_within_memory(self.job.threads, memory_of(self.settings.coding));
-        let written = self.output.with_publisher(jobs, |publisher| {
-            run_tasks(jobs, &tasks, buffer, |buffer, task| {
-                self.run_task(task, buffer, &recorder, publisher)
-            })
-        });
+            .start("packing", groups.iter().map(|g| self.group_bytes(g)).sum());
+        let written = self.write_groups(&groups, &Recorder::new(journal, done));
         self.job.progress.finish();
         written
+    }
+
+    /// Does the tasks of each group, then removes the shards that it frees.
+    fn write_groups(&self, groups: &[Group<'_>], recorder: &Recorder<'_>) -> Result<(), StepError> {
+        let buffer = || Ok(vec![0; READ_BYTES]);
+        let jobs = jobs_within_memory(self.job.threads, memory_of(self.settings.coding));
+        let mut checked = BTreeSet::new();
+        for group in groups {
+            self.output.with_publisher(jobs, |publisher| {
+                run_tasks(jobs, &group.tasks, buffer, |buffer, task| {
+                    self.run_task(task, buffer, recorder, publisher)
+                })
+            })?;
+            self.remove_shards(&group.frees, &mut checked, recorder)?;
+        }
+        Ok(())
+    }
+
+    /// Bytes that a group reads; a pack is read back where shards are removed.
+    fn group_bytes(&self, group: &Group<'_>) -> u64 {
+        let passes = |task: &Task<'_>| match task {
+            Task::Pack(..) if self.settings.consume => 2,
+            Task::Pack(..) | Task::Digest(_) | Task::File(_) => 1,
+        };
+        let tasks = group.tasks.iter();
+        tasks.map(|task| task_bytes(task) * passes(task)).sum()
     }
 
     /// Every shard is digested next to the first pack that needs it.

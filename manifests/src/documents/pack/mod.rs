@@ -16,5 +16,5 @@ pub use manifest::{
     PackEntry, PackOptions, SegmentEntry, SourceFile, SourceFileKind, SourceRange, TensorEntry,
     TextModel,
 };
-pub use plan::{Plan, PlannedPack, PlannedSegment, PlannedTensor, SizeEstimate};
+pub use plan::{ConsumePlan, Plan, PlannedPack, PlannedSegment, PlannedTensor, SizeEstimate};
 pub use version::{FormatVersion, VersionError};

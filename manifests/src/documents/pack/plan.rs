@@ -36,6 +36,22 @@ pub struct Plan {
     /// What coding will make of them, where that was estimated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub estimate: Option<SizeEstimate>,
+    /// What removing the checkpoint while it is packed comes to, where that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consume: Option<ConsumePlan>,
+}
+
+/// Removing each shard of a checkpoint as soon as all its bytes are in finished packs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ConsumePlan {
+    /// Shards that will be removed.
+    pub removed_files: u64,
+    /// Their bytes.
+    pub removed_bytes: u64,
+    /// The most bytes that the packs take beyond what is freed, at any moment, where checkpoint and
+    /// pack are on one disk.
+    pub peak_bytes: u64,
 }
 
 /// The coded size of a plan, from a sample of the real bytes.

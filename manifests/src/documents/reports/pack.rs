@@ -39,6 +39,17 @@ pub struct PackSummary {
     pub known: Option<KnownSource>,
     /// Source files whose SHA-256 was compared with the hub's own.
     pub hub_digests_compared: u64,
+    /// Source shards that were removed once they were packed, by this run or one that it continued.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub removed_shards: u64,
     /// Warnings.
     pub warnings: Vec<Finding>,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
