@@ -219,6 +219,7 @@ fn of_output(error: &OutputError, replaces: bool) -> Option<&'static str> {
         ),
         OutputError::NoSpace { .. } => Some("free some space or choose another disk"),
         OutputError::NotOurs { .. } => Some("rename or remove it"),
+        OutputError::OnlyCopy { .. } => Some("`segpack pack --resume` continues it"),
         OutputError::MountPoint { .. } if replaces => {
             Some("--force --in-place removes the old pack first; or choose a folder below it")
         }
@@ -249,7 +250,6 @@ fn of_pack_writer(error: &PackWriterError, replaces: bool) -> Option<&'static st
     match error {
         PackWriterError::Output(e) => of_output(e, replaces),
         PackWriterError::Unfinished { .. } => Some("--resume continues it, --force starts over"),
-        PackWriterError::OnlyCopy { .. } => Some("--resume continues it"),
         PackWriterError::NotAllPacked { .. } => {
             Some("pack everything, or pack it without --consume")
         }

@@ -27,6 +27,17 @@ pub enum OutputError {
         /// The output path.
         path: PathBuf,
     },
+    /// The output folder holds the only copy of weights whose files were removed once they were
+    /// packed.
+    #[error(
+        "{} holds an unfinished pack whose source was removed while it was packed: it is the only \
+         copy, and is not replaced",
+        path.display()
+    )]
+    OnlyCopy {
+        /// The output folder.
+        path: PathBuf,
+    },
     /// The output folder holds something else.
     #[error("{} exists and is not empty", path.display())]
     NotEmpty {

@@ -69,8 +69,18 @@ impl OutputFolder {
     /// Makes the folder and its `.partial`, and locks it.
     ///
     /// # Errors
-    /// `Busy` where another process writes there; `Link` where `.partial` is one; `Io`.
+    /// `Busy` where another process writes there; `Link` where `.partial` is one; `OnlyCopy` where
+    /// an unfinished pack there has no source any more; `Io`.
     pub(crate) fn open(path: &Path) -> Result<Self, OutputError> {
+        refuse_only_copy(path)?;
+        Self::go_on(path)
+    }
+
+    /// [`open`](Self::open) for the run that goes on with what is there.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), but for `OnlyCopy`.
+    pub(crate) fn go_on(path: &Path) -> Result<Self, OutputError> {
         let created = !path.exists();
         Ok(Self {
             path: path.to_owned(),
@@ -285,6 +295,18 @@ impl OutputFolder {
             let _ = fs::remove_dir(&path);
         }
     }
+}
+
+/// Refuses a folder with an unfinished pack that is the only copy of its source.
+///
+/// # Errors
+/// `OnlyCopy`; `Io`.
+pub(crate) fn refuse_only_copy(path: &Path) -> Result<(), OutputError> {
+    if Journal::is_only_copy(path)? {
+        let path = path.to_owned();
+        return Err(OutputError::OnlyCopy { path });
+    }
+    Ok(())
 }
 
 /// The path of an unfinished file, from the output folder.

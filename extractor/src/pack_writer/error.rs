@@ -27,16 +27,6 @@ pub enum PackWriterError {
         /// The output folder.
         folder: PathBuf,
     },
-    /// The folder holds the only copy of weights whose files were removed once they were packed.
-    #[error(
-        "{} holds an unfinished pack whose source was removed while it was packed: it is the only \
-         copy, and is not replaced",
-        folder.display()
-    )]
-    OnlyCopy {
-        /// The output folder.
-        folder: PathBuf,
-    },
     /// A source file that is to be removed has bytes that do not go into packs.
     #[error("{file} cannot be removed once it is packed: {bytes} of its bytes are not packed")]
     NotAllPacked {

@@ -17,7 +17,7 @@ use segpack_manifests::folder::{MANIFEST, OpenOptions, PACKS, PARTIAL, SOURCE, S
 use super::{Done, PackWriterError};
 use crate::output::{
     Before, JOURNAL, Journal, JournalRead, Leave, OutputError, OutputFolder, Record, inspect,
-    recover, refuse_busy,
+    recover, refuse_busy, refuse_only_copy,
 };
 use crate::work::{Job, into_inner, lock, run_tasks};
 
@@ -52,9 +52,8 @@ impl Target<'_> {
         check_space: &dyn Fn(u64) -> Result<(), OutputError>,
     ) -> Result<OutputFolder, PackWriterError> {
         refuse_busy(out)?;
-        if !self.resume && Journal::is_only_copy(out)? {
-            let folder = out.to_owned();
-            return Err(PackWriterError::OnlyCopy { folder });
+        if !self.resume {
+            refuse_only_copy(out)?;
         }
         recover(out, self.resume)?;
         let folder = out.to_owned();
@@ -75,7 +74,7 @@ impl Target<'_> {
             Before::Unfinished => {
                 check_ours(out, listed)?;
                 if self.resume {
-                    return Ok(OutputFolder::open(out)?);
+                    return Ok(OutputFolder::go_on(out)?);
                 }
                 Err(PackWriterError::Unfinished { folder })
             }

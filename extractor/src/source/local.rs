@@ -3,7 +3,7 @@
 //! Nothing outside this file knows that the bytes come from local files: shards and side files are
 //! read through [`ReadAt`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -87,6 +87,8 @@ pub(crate) struct Checkpoint {
     pub index: Option<ShardIndex>,
     /// `config.json`.
     pub config: Option<Value>,
+    /// Digests of the files that were read to find out what there is, by path.
+    pub parsed: BTreeMap<String, Sha256>,
     /// Whether it is one weight file beside an index, which was not read.
     pub one_of_several: bool,
     /// What is wrong with the files so far.
@@ -207,6 +209,7 @@ impl Checkpoint {
             left_out: Vec::new(),
             index: None,
             config: None,
+            parsed: BTreeMap::new(),
             one_of_several: false,
             findings: Vec::new(),
             environment: None,
@@ -379,10 +382,13 @@ impl Checkpoint {
                     let finding = finding.seen(reason(&e));
                     self.not_usable(e, finding);
                 }
-                Ok(json) => match ShardIndex::parse(&json) {
-                    Ok(index) => self.index = Some(index),
-                    Err(e) => self.malformed_index(file, &chain(&e)),
-                },
+                Ok(json) => {
+                    self.parsed.insert((*file).clone(), Sha256::of(&json));
+                    match ShardIndex::parse(&json) {
+                        Ok(index) => self.index = Some(index),
+                        Err(e) => self.malformed_index(file, &chain(&e)),
+                    }
+                }
             },
             [file, others @ ..] => {
                 let what = format!(
@@ -555,6 +561,7 @@ impl Checkpoint {
                 return self.not_usable(e, finding);
             }
         };
+        self.parsed.insert(CONFIG.to_owned(), Sha256::of(&json));
         match serde_json::from_slice::<UniqueEntries<Value>>(&json) {
             Ok(entries) => self.config = Some(Value::Object(entries.0.into_iter().collect())),
             Err(e) => {

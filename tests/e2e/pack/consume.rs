@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use tempfile::TempDir;
 
@@ -315,8 +315,20 @@ fn what_stands_for_a_removed_shard_is_checked() {
         resume().ok();
         scene.check_done(name);
     }
-    // without --consume it goes on, and deletes no more
+    // no other command takes the folder over
     kill();
+    for (command, more) in [
+        ("unpack", &["--resume"][..]),
+        ("repack", &["--codec", "zstd", "--force"]),
+    ] {
+        let mut arguments: Vec<OsString> = vec![command.into(), scene.at("whole").into()];
+        arguments.extend(["-o".into(), scene.at("out").into()]);
+        arguments.extend(more.iter().map(OsString::from));
+        crate::support::cli::run(&arguments)
+            .exits(1)
+            .says(&["only copy"]);
+    }
+    // without --consume it goes on, and deletes no more
     scene.run(&["--resume"]).ok();
     assert!(contents(&scene.at("out")) == contents(&scene.at("whole")));
     assert_eq!(scene.shards(), left);

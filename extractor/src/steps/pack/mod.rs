@@ -335,7 +335,7 @@ fn finished_before(
     if inspect(out)? == Before::Unfinished {
         // killed between its last two steps
         pack_writer::check_ours(out, &write::planned_files(planned))?;
-        OutputFolder::open(out)?.finish()?;
+        OutputFolder::go_on(out)?.finish()?;
     }
     let pack = Pack::open(out)?;
     let manifest = pack.manifest();

@@ -149,6 +149,25 @@ pub(super) fn same_header(shard: &str, kept: Sha256, whole: Sha256) -> Result<()
     Err(two_reads_differ(vec![finding]))
 }
 
+/// A file that was copied, and what was read of it to plan the pack.
+///
+/// # Errors
+/// `Findings` where they differ.
+pub(super) fn same_as_parsed(
+    path: &str,
+    copied: Sha256,
+    parsed: Option<Sha256>,
+) -> Result<(), StepError> {
+    let Some(parsed) = parsed.filter(|parsed| *parsed != copied) else {
+        return Ok(());
+    };
+    let finding = Finding::new(FindingKind::ReadsDiffer)
+        .file(path)
+        .seen(format!("SHA-256 {copied} when it was copied"))
+        .wanted(format!("{parsed}, as when the pack was planned"));
+    Err(two_reads_differ(vec![finding]))
+}
+
 fn two_reads_differ(findings: Vec<Finding>) -> StepError {
     StepError::Findings {
         what: "two reads of the checkpoint gave different bytes; nothing was packed".to_owned(),
@@ -338,5 +357,8 @@ mod tests {
         assert!(proof.shard("shard", &shard).is_err());
         assert!(same_header("shard", one, one).is_ok());
         assert!(same_header("shard", one, two).is_err());
+        assert!(same_as_parsed("config.json", one, None).is_ok());
+        assert!(same_as_parsed("config.json", one, Some(one)).is_ok());
+        assert!(same_as_parsed("config.json", one, Some(two)).is_err());
     }
 }

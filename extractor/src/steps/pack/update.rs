@@ -16,12 +16,13 @@ use segpack_formats::io::READ_BYTES;
 use segpack_formats::pack::{WrittenPack, raw_header};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
-    DiffChange, DiffFile, GENERATOR, Manifest, PackEntry, PackSummary, PlannedPack, PlannedTensor,
-    SegmentEntry, SourceFile, TensorEntry, UpdateReport, VerifyMode,
+    DiffChange, DiffFile, Finding, GENERATOR, Manifest, PackEntry, PackSummary, PlannedPack,
+    PlannedTensor, SegmentEntry, SourceFile, TensorEntry, UpdateReport, VerifyMode,
 };
 use segpack_manifests::layout::Selection;
 
 use super::proof::Proof;
+use super::source::ShardValues;
 use super::write::compare_with_hub;
 use super::{PackSettings, Planned, Work, plan, read_tensor};
 use crate::output::{
@@ -134,7 +135,7 @@ fn build(
         proof: Proof::new(&planned.plan),
         space: &space,
     };
-    let shards = work.digest_shards()?;
+    let (shards, warnings) = work.digest_shards()?;
     let unchanged = Unchanged::new(old, planned, by_name(planned, &shards));
     let mut records = vec![Record::Begun];
     for pack in &planned.plan.packs {
@@ -145,7 +146,7 @@ fn build(
         records.push(Record::Pack {
             path: pack.path.clone(),
             written,
-            warnings: Vec::new(),
+            warnings: of_pack(&warnings, pack),
         });
     }
     if settings.source_digests {
@@ -166,20 +167,30 @@ fn build(
 }
 
 impl Work<'_> {
-    /// Reads every shard as a whole, and compares it with what the hub publishes.
-    fn digest_shards(&self) -> Result<BTreeMap<String, ShardDigests>, StepError> {
+    /// Reads every shard as a whole, and compares it with what the hub publishes. The findings are
+    /// remarks on the values.
+    fn digest_shards(&self) -> Result<(BTreeMap<String, ShardDigests>, Vec<Finding>), StepError> {
         let shards = &self.planned.checkpoint.shards;
         let bytes = shards.iter().map(|s| s.shard.input.length()).sum();
         self.job.progress.start("reading the checkpoint", bytes);
-        let found = Mutex::new(BTreeMap::new());
+        let packs = self.planned.plan.packs.iter();
+        let tensors: Vec<_> = packs
+            .flat_map(|p| &p.segments)
+            .flat_map(|s| &s.tensors)
+            .collect();
+        let found = Mutex::new((BTreeMap::new(), Vec::new()));
         let done = run_tasks(
             self.job.threads,
             shards,
             || Ok::<_, StepError>(vec![0; READ_BYTES]),
             |buffer, shard| {
-                let (_, digests) = self.digest(shard, buffer)?;
+                let of_shard = tensors.iter().filter(|t| t.source.file == shard.path);
+                let mut values = ShardValues::new(of_shard.copied().collect());
+                let (_, digests) = self.digest(shard, buffer, &mut |piece| values.take(piece))?;
                 compare_with_hub(&shard.path, shard.hub_sha256, digests.sha256)?;
-                lock(&found).insert(shard.path.clone(), digests);
+                let mut found = lock(&found);
+                found.0.insert(shard.path.clone(), digests);
+                found.1.extend(values.warnings());
                 Ok(())
             },
         );
@@ -187,6 +198,14 @@ impl Work<'_> {
         done?;
         Ok(into_inner(found))
     }
+}
+
+/// The findings on tensors of a pack.
+fn of_pack(findings: &[Finding], pack: &PlannedPack) -> Vec<Finding> {
+    let tensors = pack.segments.iter().flat_map(|s| &s.tensors);
+    let names: BTreeSet<&str> = tensors.map(|t| t.name.as_str()).collect();
+    let is_of_pack = |f: &&Finding| f.tensor.as_deref().is_some_and(|t| names.contains(t));
+    findings.iter().filter(is_of_pack).cloned().collect()
 }
 
 /// The digests of the planned tensors by name, given those of the shards.

@@ -18,7 +18,7 @@ use segpack_manifests::families::FamilyName;
 use segpack_manifests::folder::{SHARD_HEADERS, SOURCE};
 
 use super::consume::Group;
-use super::proof::{ShardHasher, same_header};
+use super::proof::{ShardHasher, same_as_parsed, same_header};
 use super::source::ShardSource;
 use super::{Planned, Work, shard_numbers};
 use crate::output::{Flushing, Journal, Publisher, Record, ShardDigests, write_behind};
@@ -150,7 +150,7 @@ impl Work<'_> {
     ) -> Result<(), StepError> {
         match task {
             Task::Digest(shard) => {
-                let (header, digests) = self.digest(shard, buffer)?;
+                let (header, digests) = self.digest(shard, buffer, &mut |_| {})?;
                 compare_with_hub(&shard.path, shard.hub_sha256, digests.sha256)?;
                 same_header(
                     &shard.path,
@@ -178,6 +178,8 @@ impl Work<'_> {
             }
             Task::File(file) => {
                 let sha256 = self.copy_file(file, buffer, publisher)?;
+                let parsed = self.planned.checkpoint.parsed.get(&file.path);
+                same_as_parsed(&file.path, sha256, parsed.copied())?;
                 compare_with_hub(&file.path, file.hub_sha256, sha256)?;
                 recorder.add_file(stored_file(&file.path), sha256);
             }
@@ -228,17 +230,20 @@ impl Work<'_> {
         Ok((file, written, source.warnings))
     }
 
-    /// Reads a shard as a whole; the digest of its header is returned by itself.
+    /// Reads a shard as a whole, and shows its bytes to `look`; the digest of its header is returned
+    /// by itself.
     pub(super) fn digest(
         &self,
         shard: &CheckpointShard,
         buffer: &mut [u8],
+        look: &mut dyn FnMut(&[u8]),
     ) -> Result<(Sha256, ShardDigests), StepError> {
         let input = &*shard.shard.input;
         let tensors = self.proof.ranges(&shard.path);
         let mut hasher = ShardHasher::new(shard.shard.header.data_start, tensors);
         input.for_each_piece(0..input.length(), buffer, self.job.stop, |piece| {
             hasher.take(piece);
+            look(piece);
             self.job.progress.advance(piece.len() as u64);
             Ok::<_, StepError>(())
         })?;
