@@ -1,5 +1,7 @@
 //! Why a model cannot be run.
 
+mod media;
+
 use std::fmt;
 use std::io;
 
@@ -9,7 +11,8 @@ use segpack_manifests::families::UnknownFamily;
 
 #[cfg(feature = "cuda")]
 use crate::devices::cuda::CudaError;
-use crate::models::omni::MediaError;
+
+pub use self::media::MediaError;
 
 /// Why a model cannot be run.
 #[derive(Debug, thiserror::Error)]

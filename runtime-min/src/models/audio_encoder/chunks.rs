@@ -2,8 +2,8 @@
 //! attend to each other.
 
 use super::AudioSpec;
+use crate::error::MediaError;
 use crate::error::RunError;
-use crate::models::omni::MediaError;
 use crate::processing::AudioFeatures;
 
 /// Tokens of a whole chunk of 100 frames (modeling_qwen3_omni_moe.py:156).

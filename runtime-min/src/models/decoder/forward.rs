@@ -22,9 +22,9 @@ use super::media::{MediaInputs, Places};
 use super::observer::Observer;
 use super::spec::{DecoderSpec, text_decoder};
 use super::stats::{LayerUses, Logits, RunSettings, RunStats};
+use crate::error::MediaError;
 use crate::error::RunError;
 use crate::generate::ArgMax;
-use crate::models::omni::MediaError;
 use crate::tensor::Compute;
 use crate::weights::{Budget, Demand, PlacedTensor};
 

@@ -2,9 +2,9 @@
 //! rotary embedding of row and column.
 
 use super::VisionSpec;
+use crate::error::MediaError;
 use crate::error::RunError;
 use crate::models::decoder::Rotary;
-use crate::models::omni::MediaError;
 use crate::processing::VisualFeatures;
 use crate::tensor::Compute;
 
