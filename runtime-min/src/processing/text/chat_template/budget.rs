@@ -39,6 +39,7 @@ const MULTIPLY: &str = "segpack *";
 const INCLUDE: &str = "segpack include";
 /// Filters' names lose their spaces.
 const CHARGE: &str = "segpack::charge";
+const STORE: &str = "segpack::store";
 
 /// Not a local: looked up each time.
 const NO_LOCAL: u8 = u8::MAX;
@@ -111,7 +112,11 @@ impl Budget {
             move |state: &mut State<'_, '_>, a: Value, b: Value| budget.multiply(state, a, b),
         );
         let budget = self.clone();
+        environment.add_filter(STORE, |value: Value| {
+            refuse_namespace(&value).map(|()| value)
+        });
         environment.add_filter(CHARGE, move |value: Value| {
+            check_holds_no_namespace(&value)?;
             check_nested(&value)?;
             budget.charge(size(&value)?).map(|()| value)
         });
@@ -351,6 +356,30 @@ fn is_container(value: &Value) -> bool {
         || (value.kind() == ValueKind::Iterable && value.len().is_some())
 }
 
+/// A namespace is the only value that can be changed, and so the only one that could come to hold
+/// itself: printing, comparing or hashing it would never end.
+fn refuse_namespace(value: &Value) -> Result<(), Error> {
+    let object = value.as_object();
+    if !object.is_some_and(|o| o.type_name().ends_with("::Namespace")) {
+        return Ok(());
+    }
+    let what = "a namespace is put into another value";
+    Err(Error::new(ErrorKind::InvalidOperation, what))
+}
+
+fn check_holds_no_namespace(value: &Value) -> Result<(), Error> {
+    if !is_container(value) {
+        return Ok(());
+    }
+    for entry in value.try_iter()? {
+        if value.kind() == ValueKind::Map {
+            refuse_namespace(&value.get_item(&entry)?)?;
+        }
+        refuse_namespace(&entry)?;
+    }
+    Ok(())
+}
+
 /// What holds two others, which hold two others …, is as text far more than it is in memory. What
 /// holds one is not.
 fn check_nested(value: &Value) -> Result<(), Error> {
@@ -476,6 +505,13 @@ fn replacement<'s>(instruction: &Instruction<'s>) -> Vec<Instruction<'s>> {
         }
         // nothing is beside it, and what is not counted would be
         Instruction::Include(_) => vec![Instruction::CallFunction(INCLUDE, Some(1))],
+        // what is stored lies below the namespace on the stack
+        Instruction::SetAttr(_) => vec![
+            Instruction::Swap,
+            Instruction::ApplyFilter(STORE, Some(1), NO_LOCAL),
+            Instruction::Swap,
+            instruction.clone(),
+        ],
         Instruction::BuildList(_)
         | Instruction::BuildTuple(_)
         | Instruction::BuildMap(_)

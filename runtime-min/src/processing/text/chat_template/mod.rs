@@ -390,6 +390,7 @@ fn environment() -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.remove_global("debug"); // no function of Jinja, and its text has no limit
     environment.add_function("raise_exception", raise_exception);
     environment.add_filter("tojson", json::tojson);
     environment.add_filter("trim", python::trim);

@@ -291,6 +291,27 @@ fn deep_templates_and_values_have_room_or_are_refused() {
     );
 }
 
+/// What held itself could not be printed, compared or hashed.
+#[test]
+fn nothing_holds_itself() {
+    let own = "{% set ns = namespace() %}{% set ns.a = ns %}";
+    let two = "{% set a = namespace() %}{% set b = namespace() %}{% set a.b = b %}";
+    let listed = "{% set ns = namespace() %}{% set ns.a = [ns] %}";
+    let keyed = "{% set ns = namespace() %}{% set x = {ns: 1} %}";
+    let held = "{% set ns = namespace() %}{% set x = {'a': {'b': ns}} %}";
+    let made = "{% set ns = namespace() %}{% set x = dict(a=ns) %}";
+    for source in [own, two, listed, keyed, held, made] {
+        let said = refusal(source);
+        assert!(said.contains("a namespace is put into another"), "{said}");
+    }
+    assert!(refusal("{{ debug() }}").contains("debug"));
+    let usual = "{% set ns = namespace(n=1, l=[]) %}{% for i in [2, 3] %}{% set ns.n = ns.n + i \
+                 %}{% set ns.l = ns.l + [ns.n] %}{% endfor %}{{ ns.n }} {{ ns.l }}";
+    let text = of_source(usual).unwrap();
+    let text = text.render(&hello(), &RenderOptions::default()).unwrap();
+    assert_eq!(text, "6 [3, 6]");
+}
+
 #[test]
 fn padding_has_an_end() {
     for wide in [
