@@ -1,7 +1,9 @@
 use std::path::PathBuf;
 
+use segpack_manifests::folder::OpenOptions;
+
 use super::Context;
-use super::args::{INPUT, Jobs, OUTPUT, SizeArgs};
+use super::args::{INPUT, Identity, Jobs, OUTPUT, SizeArgs, identity};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
@@ -32,6 +34,10 @@ pub(super) struct Args {
     /// difference, relative root mean square, share of changed values
     #[arg(long, help_heading = INPUT)]
     stat: bool,
+    /// SHA-256 that manifest.json must have: 64 hex digits, or a file that holds it, such as a
+    /// SHA256SUMS; of two packs, given twice, in their order
+    #[arg(long, value_name = "HEX|FILE", value_parser = identity, help_heading = INPUT)]
+    manifest_sha256: Vec<Identity>,
     #[command(flatten)]
     jobs: Jobs,
     /// List every tensor that differs
@@ -44,8 +50,31 @@ pub(super) struct Args {
     json: bool,
 }
 
+impl Args {
+    /// How each of the two is opened: each pack has to be the one that was named.
+    fn options(&self) -> Result<[OpenOptions; 2], CliError> {
+        let packs = [&self.a, &self.b].map(|path| Contents::is_pack(path));
+        let named = self.manifest_sha256.len();
+        if named > 0 && named != packs.iter().filter(|is_pack| **is_pack).count() {
+            return Err(CliError::Identities);
+        }
+        let mut named = self.manifest_sha256.iter();
+        let mut options = [OpenOptions::new(); 2];
+        for (options, _) in options
+            .iter_mut()
+            .zip(packs)
+            .filter(|(_, is_pack)| *is_pack)
+        {
+            let wanted = named.next().map(Identity::digest).transpose()?;
+            *options = options.manifest_sha256(wanted);
+        }
+        Ok(options)
+    }
+}
+
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
-    let (a, b) = (Contents::open(&args.a)?, Contents::open(&args.b)?);
+    let [a, b] = args.options()?;
+    let (a, b) = (Contents::open(&args.a, a)?, Contents::open(&args.b, b)?);
     let settings = DiffSettings {
         stat: args.stat,
         tensors: args.tensors,

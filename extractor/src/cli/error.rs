@@ -63,6 +63,9 @@ pub(crate) enum CliError {
     /// A file that should hold the SHA-256 of a manifest does not.
     #[error("{} holds no SHA-256 of a manifest.json", .0.display())]
     NoDigest(PathBuf),
+    /// As many SHA-256 of manifests as there are packs are needed.
+    #[error("every pack that is compared needs a SHA-256 of its manifest.json, or none does")]
+    Identities,
     /// `man` of a command that does not exist.
     #[error("there is no command {0:?}")]
     NoSuchCommand(String),
@@ -89,6 +92,7 @@ impl CliError {
             | Self::NotAGpu
             | Self::HostMemory
             | Self::NoDigest(_)
+            | Self::Identities
             | Self::NoSuchCommand(_) => Exit::Usage,
         }
     }
@@ -108,6 +112,7 @@ impl CliError {
             Self::NoDigest(_) => {
                 Some("wanted the digest alone, or a list as `sha256sum` prints it")
             }
+            Self::Identities => Some("use --manifest-sha256 once for each pack, in their order"),
             Self::NoSuchCommand(_) => Some("`segpack --help` lists the commands"),
             #[cfg(not(feature = "run"))]
             Self::WithoutRun(_) => None,

@@ -176,6 +176,7 @@ fn of_finding(finding: &Finding) -> Option<&'static str> {
         FindingKind::UnlistedFile if finding.file.as_deref() == Some(PARTIAL) => {
             Some("`segpack pack --resume` finishes or removes what an interrupted run left")
         }
+        FindingKind::UnlistedFile => Some("a pack holds nothing else: move it away or remove it"),
         _ => None,
     }
 }

@@ -2,13 +2,13 @@
 //! one every ten seconds; nothing when quiet.
 
 use std::io::{self, IsTerminal, Write};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::render::text::{bytes, counted};
-use crate::work::Progress;
+use crate::work::{Progress, lock};
 
 const LINE_EVERY: Duration = Duration::from_secs(10);
 const BAR: &str = "{msg:>22} [{bar:30}] {decimal_bytes} of {decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left";
@@ -55,7 +55,7 @@ impl Reporter {
     }
 
     fn phase(&self) -> MutexGuard<'_, Option<Phase>> {
-        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.phase)
     }
 
     fn begin(&self, name: &'static str, unit: Option<&'static str>, total: u64) {

@@ -12,7 +12,7 @@ use segpack_formats::io::{CancelToken, READ_BYTES, ReadAt, to_usize};
 use segpack_formats::numeric::Dtype;
 use segpack_manifests::documents::{Inventory, SourceFileKind};
 use segpack_manifests::families::FamilyName;
-use segpack_manifests::folder::MANIFEST;
+use segpack_manifests::folder::{MANIFEST, OpenOptions};
 use segpack_manifests::layout::{self, Selection};
 use segpack_manifests::names::{Classification, Component};
 use segpack_manifests::{Pack, PackCursor, PackReader};
@@ -78,13 +78,14 @@ pub(crate) struct SideContent {
 
 impl Contents {
     /// Opens what a path means: a folder with a manifest is a pack, everything else a checkpoint.
-    /// Of a checkpoint every shard has to be readable; it may be incomplete.
+    /// Of a checkpoint every shard has to be readable; it may be incomplete. `options` are for a
+    /// pack.
     ///
     /// # Errors
     /// Where it is neither; `Findings` where a shard is missing or malformed.
-    pub(crate) fn open(path: &Path) -> Result<Self, StepError> {
-        if path.join(MANIFEST).symlink_metadata().is_ok() {
-            return Ok(Self::Pack(Box::new(Pack::open(path)?)));
+    pub(crate) fn open(path: &Path, options: OpenOptions) -> Result<Self, StepError> {
+        if Self::is_pack(path) {
+            return Ok(Self::Pack(Box::new(options.open(path)?)));
         }
         /// What it holds is compared as it is; nothing is demanded of it.
         const TOLERANT: ScanOptions = ScanOptions {
@@ -103,6 +104,11 @@ impl Contents {
             });
         }
         Ok(Self::Checkpoint(Box::new((checkpoint, inventory))))
+    }
+
+    /// Whether a path means a pack.
+    pub(crate) fn is_pack(path: &Path) -> bool {
+        path.join(MANIFEST).symlink_metadata().is_ok()
     }
 
     /// The pack, if it is one.

@@ -14,6 +14,7 @@ mod error;
 pub(crate) mod experts_report;
 pub(crate) mod export;
 pub(crate) mod info;
+mod listing;
 pub mod pack;
 pub(crate) mod receipt;
 pub(crate) mod repack;

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use crate::support::cli::{Finding, FindingKind, Run, program};
 use crate::support::faults::{Fault, faulty};
-use crate::support::folders::temp;
+use crate::support::folders::{copy, temp};
 use crate::support::packs::pack_into;
 use crate::support::tiny::tiny_text;
 
@@ -132,6 +132,48 @@ fn few_descriptors_are_enough() {
             .arg(program.get_program())
             .args(words);
         Run::of(&mut command).ok();
+        scene.clear();
+    }
+}
+
+/// Its index and the records of its download are read, too, before anything is known of it.
+#[test]
+fn a_checkpoint_whose_records_cannot_be_opened_is_not_damaged() {
+    let folder = temp();
+    let checkpoint = folder.path().join("checkpoint");
+    copy(&tiny_text(), &checkpoint);
+    let records = checkpoint.join(".cache/huggingface/download");
+    std::fs::create_dir_all(&records).unwrap();
+    std::fs::write(records.join("config.json.metadata"), "0\n0\n0\n").unwrap();
+    let scan = [OsString::from("scan"), checkpoint.clone().into()];
+    Run::of(program().args(&scan)).ok();
+    for file in ["index.json", "config.json.metadata", "config.json"] {
+        for error in ENVIRONMENT.into_iter().filter(|e| *e != 20) {
+            let done = Run::of(faulty(Fault::Open(file, error)).args(&scan));
+            assert_eq!(done.status, Some(1), "{file}, error {error}: {done}");
+        }
+        let done = Run::of(faulty(Fault::Open(file, EIO)).args(&scan));
+        assert_eq!(done.status, Some(3), "{file}: {done}");
+    }
+}
+
+#[test]
+fn too_few_descriptors_are_not_damage() {
+    let scene = Scene::new();
+    let script = "ulimit -n \"$0\"; exec \"$@\"";
+    for (words, count) in scene
+        .words
+        .iter()
+        .flat_map(|w| (5..12).map(move |n| (w, n)))
+    {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", script, &count.to_string()])
+            .arg(program().get_program())
+            .args(words);
+        let done = Run::of(&mut command);
+        let advises = done.status == Some(1) && done.stderr.contains("hint: ");
+        assert!(done.status == Some(0) || advises, "{count}: {done}");
         scene.clear();
     }
 }

@@ -147,3 +147,23 @@ fn identity_is_of_the_manifest_not_of_the_model() {
     pack_into(&tiny_text(), &b, &["--codec", "zstd"]);
     segpack!["ls", &b, "--manifest-sha256", &sums].exits(3);
 }
+
+/// Of two packs each has to be the one that was named for it.
+#[test]
+fn both_packs_of_a_diff_have_to_be_those_that_were_named() {
+    let folder = temp();
+    let [a, b] = ["a", "b"].map(|name| folder.path().join(name));
+    pack_into(&tiny_text(), &a, &[]);
+    pack_into(&tiny_text(), &b, &["--codec", "zstd"]);
+    let [of_a, of_b] = [&a, &b].map(|pack| pack.join("SHA256SUMS"));
+    let option = "--manifest-sha256";
+    segpack!["diff", &a, &b, option, &of_a, option, &of_b].ok();
+    segpack!["diff", &a, &b, option, &of_b, option, &of_a]
+        .exits(3)
+        .says(&["as given"]);
+    segpack!["diff", &a, tiny_text(), option, &of_a].ok();
+    segpack!["diff", tiny_text(), &a, option, &of_b].exits(3);
+    // which of the two would it be?
+    segpack!["diff", &a, &b, option, &of_a].exits(2);
+    segpack!["diff", tiny_text(), tiny_text(), option, &of_a].exits(2);
+}

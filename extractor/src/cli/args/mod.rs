@@ -17,7 +17,7 @@ pub(super) use jobs::Jobs;
 pub(super) use media::MediaArgs;
 #[cfg(feature = "run")]
 pub(super) use model::{CheckName, ComputeName, Placement, Resources};
-pub(super) use pack::PackArg;
+pub(super) use pack::{Identity, PackArg, identity};
 pub(super) use sizes::SizeArgs;
 pub(super) use tolerate::{AllowUnaudited, Tolerate};
 

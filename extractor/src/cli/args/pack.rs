@@ -23,14 +23,27 @@ pub(crate) struct PackArg {
 
 /// The SHA-256 of a manifest.
 #[derive(Debug, Clone)]
-enum Identity {
+pub(crate) enum Identity {
     Digest(Sha256),
     /// In this file.
     File(PathBuf),
 }
 
+impl Identity {
+    /// The digest.
+    ///
+    /// # Errors
+    /// Where the file that holds it cannot be read, or holds none.
+    pub(crate) fn digest(&self) -> Result<Sha256, CliError> {
+        match self {
+            Self::Digest(digest) => Ok(*digest),
+            Self::File(path) => read_digest(path),
+        }
+    }
+}
+
 /// 64 hex digits are a digest; everything else names a file, with or without `@` before it.
-fn identity(text: &str) -> Result<Identity, String> {
+pub(crate) fn identity(text: &str) -> Result<Identity, String> {
     if let Ok(digest) = text.to_ascii_lowercase().parse() {
         return Ok(Identity::Digest(digest));
     }
@@ -58,11 +71,10 @@ impl PackArg {
     /// # Errors
     /// Where the file that holds it cannot be read, or holds none.
     pub(crate) fn wanted(&self) -> Result<Option<Sha256>, CliError> {
-        match &self.manifest_sha256 {
-            None => Ok(None),
-            Some(Identity::Digest(digest)) => Ok(Some(*digest)),
-            Some(Identity::File(path)) => read_digest(path).map(Some),
-        }
+        self.manifest_sha256
+            .as_ref()
+            .map(Identity::digest)
+            .transpose()
     }
 
     /// Opens the pack.

@@ -75,13 +75,10 @@ struct Row<'a> {
 impl<'a> Row<'a> {
     /// Compares all that is known without reading: equal so far where nothing differs.
     fn new(name: &'a str, a: Option<&'a Tensor>, b: Option<&'a Tensor>) -> Self {
-        let change = match (a, b) {
-            (None, _) => Some(DiffChange::Added),
-            (_, None) => Some(DiffChange::Removed),
-            (Some(a), Some(b)) => {
-                (a.dtype != b.dtype || a.shape != b.shape).then_some(DiffChange::Changed)
-            }
-        };
+        let may_be_equal = a
+            .zip(b)
+            .is_some_and(|(a, b)| (a.dtype, &a.shape) == (b.dtype, &b.shape));
+        let change = (!may_be_equal).then(|| DiffChange::between(a, b));
         let digest = |t: Option<&Tensor>| t.and_then(|t| t.sha256);
         Self {
             name,
@@ -261,18 +258,13 @@ fn compare_files(a: &Side<'_>, b: &Side<'_>, job: Job<'_>) -> Result<Vec<DiffFil
     let mut changed = Vec::new();
     for path in paths {
         let (in_a, in_b) = (a.files.get(path), b.files.get(path));
-        let change = match (in_a, in_b) {
-            (None, _) => DiffChange::Added,
-            (_, None) => DiffChange::Removed,
-            (Some(x), Some(y)) if same_file((x, &a.reader), (y, &b.reader), job)? => continue,
-            (Some(_), Some(_)) => DiffChange::Changed,
-        };
-        changed.push(DiffFile {
-            path: path.clone(),
-            change,
-            a_length: in_a.map(|f| f.length),
-            b_length: in_b.map(|f| f.length),
-        });
+        if let Some((x, y)) = in_a.zip(in_b)
+            && same_file((x, &a.reader), (y, &b.reader), job)?
+        {
+            continue;
+        }
+        let length = |file: Option<&SideContent>| file.map(|f| f.length);
+        changed.push(DiffFile::new(path, length(in_a), length(in_b)));
     }
     Ok(changed)
 }

@@ -16,8 +16,8 @@ use segpack_formats::io::READ_BYTES;
 use segpack_formats::pack::{WrittenPack, raw_header};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
-    DiffChange, DiffFile, Finding, GENERATOR, Manifest, PackEntry, PackSummary, PlannedPack,
-    PlannedTensor, SegmentEntry, SourceFile, TensorEntry, UpdateReport, VerifyMode,
+    DiffFile, Finding, GENERATOR, Manifest, PackEntry, PackSummary, PlannedPack, PlannedTensor,
+    SegmentEntry, SourceFile, TensorEntry, UpdateReport, VerifyMode,
 };
 use segpack_manifests::layout::Selection;
 
@@ -366,18 +366,8 @@ fn files(before: &Manifest, new: &Manifest) -> Vec<DiffFile> {
         of(a.get(*path)) != of(b.get(*path))
     });
     let file = differ.map(|path| {
-        let (a, b) = (a.get(path), b.get(path));
-        let change = match (a, b) {
-            (None, _) => DiffChange::Added,
-            (_, None) => DiffChange::Removed,
-            (Some(_), Some(_)) => DiffChange::Changed,
-        };
-        DiffFile {
-            path: path.clone(),
-            change,
-            a_length: a.map(|f| f.length),
-            b_length: b.map(|f| f.length),
-        }
+        let length = |files: &BTreeMap<String, SourceFile>| files.get(path).map(|f| f.length);
+        DiffFile::new(path, length(&a), length(&b))
     });
     file.collect()
 }

@@ -1,6 +1,5 @@
 //! What is damaged: every file of the folder against the manifest, by its SHA-256.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::sync::Mutex;
@@ -8,11 +7,11 @@ use std::sync::Mutex;
 use segpack_formats::FormatError;
 use segpack_formats::digest::{Sha256, Sha256Hasher};
 use segpack_formats::io::{InputFile, READ_BYTES};
-use segpack_manifests::documents::{Finding, FindingKind, Manifest, RepairDamage};
-use segpack_manifests::folder::{MANIFEST, MAX_MANIFEST_BYTES, SUMS};
-use walkdir::WalkDir;
+use segpack_manifests::documents::{Finding, Manifest, RepairDamage};
+use segpack_manifests::folder::{MAX_MANIFEST_BYTES, SUMS};
 
 use crate::steps::StepError;
+use crate::steps::listing::{list, listed_paths};
 use crate::work::{Job, into_inner, lock, run_tasks};
 
 /// A file that is not as the manifest says.
@@ -119,24 +118,11 @@ pub(super) fn is_damage(error: &FormatError) -> bool {
 /// # Errors
 /// `Findings`; `Io` where the folder cannot be listed.
 pub(super) fn refuse_unlisted(folder: &Path, manifest: &Manifest) -> Result<(), StepError> {
-    let files = manifest.files();
-    let mut listed: BTreeSet<&str> = files.iter().map(|f| f.0).collect();
-    listed.insert(MANIFEST);
-    if manifest.options.sums {
-        listed.insert(SUMS);
-    }
-    let mut findings = Vec::new();
-    for entry in WalkDir::new(folder).min_depth(1).sort_by_file_name() {
-        let entry = entry.map_err(|e| StepError::io("list", folder)(e.into()))?;
-        let below = entry.path().strip_prefix(folder).unwrap_or(entry.path());
-        let path = below.to_string_lossy().replace('\\', "/");
-        // folders hold nothing by themselves, and a link in a file's place is damage
-        if entry.file_type().is_dir() || listed.contains(path.as_str()) {
-            continue;
-        }
-        let finding = Finding::new(FindingKind::UnlistedFile).file(path);
-        findings.push(finding.seen("is not listed by the manifest"));
-    }
+    let listed = listed_paths(manifest);
+    let mut findings = list(folder, &listed)?.findings;
+    // a link in a file's place is damage
+    let is_listed = |f: &Finding| f.file.as_deref().is_some_and(|f| listed.contains_key(f));
+    findings.retain(|f| !is_listed(f));
     if findings.is_empty() {
         return Ok(());
     }

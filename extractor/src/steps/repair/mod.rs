@@ -22,7 +22,7 @@ use segpack_formats::digest::Sha256;
 use segpack_manifests::documents::{
     DiffKind, Finding, GENERATOR, Manifest, RepairReport, RepairedFile,
 };
-use segpack_manifests::folder::{MANIFEST, SUMS};
+use segpack_manifests::folder::{MANIFEST, OpenOptions, SUMS};
 
 use super::StepError;
 use super::contents::Contents;
@@ -65,7 +65,7 @@ pub(crate) fn repair(
         Some(text) => damage::has_sums(folder, text)?,
         None => true,
     };
-    let source = Contents::open(from)?;
+    let source = Contents::open(from, OpenOptions::new())?;
     let repair = Repair {
         folder,
         trusted: &trusted,

@@ -1,34 +1,25 @@
 //! The folder against its manifest: which files are there, how long, with which headers and digest
 //! list.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::collections::BTreeSet;
 
-use segpack_formats::FormatError;
 use segpack_formats::codec::Codec;
 use segpack_formats::pack::{SegmentSpec, coded_header, data_start, raw_header};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{Finding, FindingKind, PackEntry, SegmentEntry};
-use segpack_manifests::folder::{MANIFEST, PARTIAL, SUMS};
-use walkdir::WalkDir;
+use segpack_manifests::folder::{MANIFEST, SUMS};
 
 use super::{Findings, describe};
 use crate::steps::StepError;
+use crate::steps::listing::{Listing, list, listed_paths};
 
 /// Checks everything but the content of the files. Returns the files that are there with their
 /// right length.
 pub(super) fn check(pack: &Pack, findings: &Findings) -> Result<BTreeSet<String>, StepError> {
-    let manifest = pack.manifest();
-    let mut listed: BTreeMap<&str, Option<u64>> = manifest
-        .files()
-        .into_iter()
-        .map(|(path, length, _)| (path, Some(length)))
-        .collect();
-    listed.insert(MANIFEST, None);
-    if manifest.options.sums {
-        listed.insert(SUMS, None);
-    }
-    let Listing { there, links } = list(pack.folder(), &listed, findings)?;
+    let listed = listed_paths(pack.manifest());
+    let listing = list(pack.folder(), &listed)?;
+    let Listing { there, links, .. } = listing;
+    findings.extend(listing.findings);
     let mut sound = BTreeSet::new();
     for (path, wanted) in &listed {
         match there.get(*path) {
@@ -56,90 +47,6 @@ pub(super) fn check(pack: &Pack, findings: &Findings) -> Result<BTreeSet<String>
     check_sums(pack, &sound, findings);
     check_headers(pack, &sound, findings);
     Ok(sound)
-}
-
-/// What lies in a pack folder under listed paths.
-#[derive(Default)]
-struct Listing {
-    /// Regular files with their lengths.
-    there: BTreeMap<String, u64>,
-    /// Links.
-    links: BTreeSet<String>,
-}
-
-/// What lies under listed paths; anything that is not listed, and any link, is a finding.
-fn list(
-    root: &Path,
-    listed: &BTreeMap<&str, Option<u64>>,
-    findings: &Findings,
-) -> Result<Listing, FormatError> {
-    let mut listing = Listing::default();
-    let folders: BTreeSet<&str> = listed.keys().flat_map(|path| parents(path)).collect();
-    let mut walk = WalkDir::new(root)
-        .min_depth(1)
-        .sort_by_file_name()
-        .into_iter();
-    while let Some(entry) = walk.next() {
-        let entry = match entry {
-            Ok(entry) => entry,
-            Err(e) => {
-                let path = e
-                    .path()
-                    .unwrap_or(root)
-                    .strip_prefix(root)
-                    .unwrap_or(root)
-                    .to_string_lossy()
-                    .into_owned();
-                let finding = Finding::new(FindingKind::Unreadable).file(path).seen(&e);
-                let at = e.path().unwrap_or(root).to_owned();
-                let Some(error) = e.into_io_error().map(FormatError::io("list", at)) else {
-                    findings.add(finding);
-                    continue;
-                };
-                // what is in a folder that cannot be listed would all seem to be missing
-                if error.is_environment() {
-                    return Err(error);
-                }
-                findings.add(finding);
-                continue;
-            }
-        };
-        let path = entry.path().strip_prefix(root).unwrap_or(entry.path());
-        let path = path
-            .iter()
-            .map(|p| p.to_string_lossy())
-            .collect::<Vec<_>>()
-            .join("/");
-        let unlisted = |seen: &str| unlisted(&path, seen);
-        let kind = entry.file_type();
-        if kind.is_dir() {
-            if folders.contains(path.as_str()) {
-                continue;
-            }
-            findings.add(unlisted(if path == PARTIAL {
-                "is what an interrupted run left behind"
-            } else {
-                "a folder that the manifest does not list"
-            }));
-            walk.skip_current_dir();
-        } else if kind.is_symlink() {
-            findings.add(unlisted("is a link; a pack holds none"));
-            listing.links.insert(path);
-        } else if !kind.is_file() {
-            findings.add(unlisted("is neither a file nor a folder"));
-        } else if listed.contains_key(path.as_str()) {
-            let length = entry.metadata().map_or(u64::MAX, |m| m.len());
-            listing.there.insert(path, length);
-        } else {
-            findings.add(unlisted("a file that the manifest does not list"));
-        }
-    }
-    Ok(listing)
-}
-
-/// The folders above a path: `a` and `a/b` for `a/b/c`.
-fn parents(path: &str) -> impl Iterator<Item = &str> {
-    path.match_indices('/').map(|(at, _)| &path[..at])
 }
 
 fn check_sums(pack: &Pack, sound: &BTreeSet<String>, findings: &Findings) {
@@ -258,11 +165,4 @@ fn byte(bytes: &[u8], at: usize) -> String {
 fn line(text: &[u8], number: usize) -> String {
     let text = String::from_utf8_lossy(text);
     text.lines().nth(number).unwrap_or("nothing").to_owned()
-}
-
-/// Something in the folder that the manifest does not list.
-fn unlisted(path: &str, seen: &str) -> Finding {
-    Finding::new(FindingKind::UnlistedFile)
-        .file(path)
-        .seen(seen)
 }

@@ -117,6 +117,18 @@ pub enum DiffChange {
     Changed,
 }
 
+impl DiffChange {
+    /// What happened to something that is on one side or both, and not equal.
+    #[must_use]
+    pub fn between<T>(a: Option<T>, b: Option<T>) -> Self {
+        match (a, b) {
+            (None, _) => Self::Added,
+            (_, None) => Self::Removed,
+            (Some(_), Some(_)) => Self::Changed,
+        }
+    }
+}
+
 /// A tensor on one side.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -184,6 +196,19 @@ pub struct DiffFile {
     /// Bytes in the second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub b_length: Option<u64>,
+}
+
+impl DiffFile {
+    /// A file that is not equal, by its lengths on the sides that have it.
+    #[must_use]
+    pub fn new(path: &str, a_length: Option<u64>, b_length: Option<u64>) -> Self {
+        Self {
+            path: path.to_owned(),
+            change: DiffChange::between(a_length, b_length),
+            a_length,
+            b_length,
+        }
+    }
 }
 
 /// What `diff` found.
