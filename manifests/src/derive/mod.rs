@@ -14,7 +14,9 @@ mod record;
 mod tensors;
 mod writer;
 
-use segpack_formats::safetensors::ShardIndex;
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value};
 
 pub use kept::{Kept, KeptError, KeptShard};
 
@@ -138,12 +140,6 @@ fn inventory(manifest: &Manifest, kept: &Kept, audit: Audit) -> Inventory {
 
 /// Shards that the index names, or that an index should name.
 fn missing_shards(kept: &Kept) -> Vec<Finding> {
-    let named = |index: &ShardIndex| -> Vec<String> {
-        let mut files: Vec<String> = index.weight_map.values().cloned().collect();
-        files.sort_unstable();
-        files.dedup();
-        files
-    };
     let Some(index) = &kept.index else {
         let several = kept.shards.len() > 1;
         let finding = Finding::new(FindingKind::MalformedIndex)
@@ -154,14 +150,15 @@ fn missing_shards(kept: &Kept) -> Vec<Finding> {
             .wanted("model.safetensors.index.json");
         return several.then_some(finding).into_iter().collect();
     };
-    let is_there = |file: &String| kept.shards.iter().any(|shard| shard.path == *file);
-    let missing = named(index).into_iter().filter(|file| !is_there(file));
-    let finding = |file| {
-        Finding::new(FindingKind::MissingShard)
-            .file(file)
-            .seen("the index names it, but the manifest does not")
-    };
-    missing.map(finding).collect()
+    let named: BTreeSet<&String> = index.weight_map.values().collect();
+    let is_there = |file: &&String| kept.shards.iter().any(|shard| shard.path == **file);
+    let missing = named.into_iter().filter(|file| !is_there(file));
+    missing.map(not_listed).collect()
+}
+
+fn not_listed(shard: &String) -> Finding {
+    let finding = Finding::new(FindingKind::MissingShard).file(shard);
+    finding.seen("the index names it, but the manifest does not")
 }
 
 /// The model's family and numbers. Returns whether the family is one that can be derived here.
@@ -186,25 +183,27 @@ fn compare_model(
         return true;
     }
     let (before, after) = (numbers(&seen.text), numbers(&wanted.text));
-    let keys: std::collections::BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    let keys: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
     for key in keys {
-        let of = |numbers: &serde_json::Map<String, serde_json::Value>| {
-            let value = numbers.get(key);
-            value.map_or("nothing".to_owned(), serde_json::Value::to_string)
-        };
         if before.get(key) != after.get(key) {
             let finding = Finding::new(FindingKind::WrongModelFacts);
-            let finding = finding.seen(format!("model.text.{key} is {}", of(&before)));
-            findings.push(finding.wanted(format!("{}, {}", of(&after), whence(kept))));
+            let finding = finding.seen(format!("model.text.{key} is {}", stated(&before, key)));
+            findings.push(finding.wanted(format!("{}, {}", stated(&after, key), whence(kept))));
         }
     }
     true
 }
 
-fn numbers(text: &crate::documents::TextModel) -> serde_json::Map<String, serde_json::Value> {
+/// What there is under a key, as JSON.
+fn stated(numbers: &Map<String, Value>, key: &str) -> String {
+    let value = numbers.get(key);
+    value.map_or("nothing".to_owned(), Value::to_string)
+}
+
+fn numbers(text: &crate::documents::TextModel) -> Map<String, Value> {
     match serde_json::to_value(text) {
-        Ok(serde_json::Value::Object(numbers)) => numbers,
-        _ => serde_json::Map::new(),
+        Ok(Value::Object(numbers)) => numbers,
+        _ => Map::new(),
     }
 }
 

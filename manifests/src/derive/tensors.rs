@@ -67,18 +67,12 @@ fn compare_excluded(seen: &[Excluded], wanted: &[Excluded], findings: &mut Vec<F
     if seen == wanted {
         return;
     }
-    let said = |list: &[Excluded], component: Component| {
-        let entry = list.iter().find(|e| e.component == component);
-        entry.map_or("not excluded".to_owned(), |e| {
-            format!("excluded with {} tensors of {} bytes", e.tensors, e.bytes)
-        })
-    };
     let before = findings.len();
     let mut components: Vec<Component> = seen.iter().chain(wanted).map(|e| e.component).collect();
     components.sort_unstable();
     components.dedup();
     for component in components {
-        let (seen, wanted) = (said(seen, component), said(wanted, component));
+        let [seen, wanted] = [seen, wanted].map(|list| excluded_in_words(list, component));
         if seen != wanted {
             let finding = Finding::new(FindingKind::WrongExcluded);
             let finding = finding.seen(format!("component {component} is {seen}"));
@@ -89,6 +83,13 @@ fn compare_excluded(seen: &[Excluded], wanted: &[Excluded], findings: &mut Vec<F
         let finding = Finding::new(FindingKind::WrongExcluded);
         findings.push(finding.seen("components in another order, or one of them twice"));
     }
+}
+
+fn excluded_in_words(list: &[Excluded], component: Component) -> String {
+    let entry = list.iter().find(|e| e.component == component);
+    entry.map_or("not excluded".to_owned(), |e| {
+        format!("excluded with {} tensors of {} bytes", e.tensors, e.bytes)
+    })
 }
 
 /// What each shard lacks in the pack, and whether it was digested.

@@ -274,11 +274,18 @@ fn same_file(
     (b, from_b): (&SideContent, &Reader<'_>),
     job: Job<'_>,
 ) -> Result<bool, FormatError> {
-    let digest = |file: &SideContent, from: &Reader<'_>| match file.sha256 {
+    Ok(a.length == b.length && digest_of_file(a, from_a, job)? == digest_of_file(b, from_b, job)?)
+}
+
+fn digest_of_file(
+    file: &SideContent,
+    from: &Reader<'_>,
+    job: Job<'_>,
+) -> Result<Sha256, FormatError> {
+    match file.sha256 {
         Some(known) => Ok(known),
         None => from.digest_file(file, job.stop),
-    };
-    Ok(a.length == b.length && digest(a, from_a)? == digest(b, from_b)?)
+    }
 }
 
 fn count_files(a: &Side<'_>, b: &Side<'_>, changed: &[DiffFile]) -> DiffCounts {
@@ -314,17 +321,19 @@ fn groups(rows: &[Row<'_>]) -> Vec<DiffGroup> {
     group.collect()
 }
 
+/// A tensor on one side, where it is there.
+fn describe_side(tensor: Option<&Tensor>, sha256: Option<Sha256>) -> Option<DiffTensorSide> {
+    let tensor = tensor?;
+    Some(DiffTensorSide {
+        dtype: tensor.dtype,
+        shape: tensor.shape.clone(),
+        sha256,
+    })
+}
+
 /// A tensor that is not equal.
 fn describe(row: &Row<'_>) -> Option<DiffTensor> {
     let (change, c) = (row.change?, row.tensor()?.classification);
-    let side = |tensor: Option<&Tensor>, sha256| {
-        let tensor = tensor?;
-        Some(DiffTensorSide {
-            dtype: tensor.dtype,
-            shape: tensor.shape.clone(),
-            sha256,
-        })
-    };
     Some(DiffTensor {
         name: row.name.to_owned(),
         change,
@@ -333,8 +342,8 @@ fn describe(row: &Row<'_>) -> Option<DiffTensor> {
         part: c.part,
         layer: c.layer,
         expert: c.expert,
-        a: side(row.a, row.digests[0]),
-        b: side(row.b, row.digests[1]),
+        a: describe_side(row.a, row.digests[0]),
+        b: describe_side(row.b, row.digests[1]),
         moved: row.moved.as_ref().map(Moving::moved),
     })
 }

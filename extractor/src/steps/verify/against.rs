@@ -354,6 +354,12 @@ fn compare_provenance(pack: &Pack, checkpoint: &Checkpoint) -> Vec<Finding> {
     differing.collect()
 }
 
+/// Whether a finding says that a shard of this path is not there, or cannot be read at all.
+fn is_lost(checkpoint: &Checkpoint, path: &str) -> bool {
+    let mut all = checkpoint.findings.iter();
+    all.any(|f| is_lost_shard(f) && f.file.as_deref() == Some(path))
+}
+
 /// The shards whose bytes before the data are those that the pack keeps, by path. What differs,
 /// and what only one side has, is a finding for each shard, not for each of its tensors.
 fn compare_headers<'a>(
@@ -363,16 +369,12 @@ fn compare_headers<'a>(
 ) -> Result<HashMap<&'a str, usize>, StepError> {
     let shards = || pack.manifest().source_files.iter();
     let shards = || shards().filter(|f| f.kind == SourceFileKind::Shard);
-    let lost = |path: &str| {
-        let mut all = checkpoint.findings.iter();
-        all.any(|f| is_lost_shard(f) && f.file.as_deref() == Some(path))
-    };
     let mut same = HashMap::new();
     for file in shards() {
         let number = checkpoint.shards.iter().position(|s| s.path == file.path);
         let Some(number) = number else {
             let finding = Finding::new(FindingKind::NotInCheckpoint).file(&file.path);
-            if !lost(&file.path) {
+            if !is_lost(checkpoint, &file.path) {
                 findings.add(finding.seen("the checkpoint does not have this shard"));
             }
             continue;

@@ -329,18 +329,10 @@ fn compare_layers(
     layers: &BTreeMap<Option<u32>, Vec<usize>>,
     beyond: &mut BTreeMap<usize, f64>,
 ) {
-    let of_layer = |experts: &Vec<usize>| {
-        let mut logs: Vec<f64> = experts.iter().filter_map(|&n| seen[n].log_max()).collect();
-        logs.sort_by(f64::total_cmp);
-        let log = |n: usize| seen[n].log_max().unwrap_or(f64::NEG_INFINITY);
-        let most = experts
-            .iter()
-            .copied()
-            .max_by(|a, b| log(*a).total_cmp(&log(*b)));
-        most.filter(|_| !logs.is_empty())
-            .map(|most| (most, median(&logs)))
-    };
-    let medians: Vec<(usize, f64)> = layers.values().filter_map(of_layer).collect();
+    let layers = layers.values();
+    let medians: Vec<(usize, f64)> = layers
+        .filter_map(|experts| of_layer(seen, experts))
+        .collect();
     if medians.len() < MIN_PEERS {
         return;
     }
@@ -351,6 +343,16 @@ fn compare_layers(
             beyond.entry(most).or_insert(log - middle);
         }
     }
+}
+
+/// The expert of a layer with the largest value, and the median of the logarithms of all.
+fn of_layer(seen: &[Seen<'_>], experts: &[usize]) -> Option<(usize, f64)> {
+    let mut logs: Vec<f64> = experts.iter().filter_map(|&n| seen[n].log_max()).collect();
+    logs.sort_by(f64::total_cmp);
+    let log = |n: usize| seen[n].log_max().unwrap_or(f64::NEG_INFINITY);
+    let largest = experts.iter().copied();
+    let largest = largest.max_by(|a, b| log(*a).total_cmp(&log(*b)))?;
+    (!logs.is_empty()).then(|| (largest, median(&logs)))
 }
 
 /// Tensors that are equal byte for byte, but for those that may be.
