@@ -56,11 +56,11 @@ pub(super) fn hint(error: &CliError, output: Option<&Path>) -> Option<String> {
         | StepError::Pack(PackError::Format(FormatError::Io { path, .. }))
             if is_between(path) =>
         {
-            let room = leftover(path).unwrap_or_default();
+            let beside = leftover(path).unwrap_or_default();
             Some(format!(
                 "its replacement was interrupted; the old and the new one are whole in {}: the \
                  interrupted command with --resume ends it",
-                room.display()
+                beside.display()
             ))
         }
         StepError::Format(_) | StepError::Pack(PackError::Format(_)) => {

@@ -13,6 +13,7 @@ use crate::source::{Checkpoint, CheckpointShard, OpenOptions, RemovedShard};
 
 /// What `scan` tolerates.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ScanOptions {
     /// `--extra keep`: weight files that the index does not name are kept verbatim.
     pub keep_extra: bool,

@@ -30,6 +30,7 @@ use crate::work::{Progress, into_inner, lock};
 
 /// How to verify.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct VerifySettings {
     /// How thoroughly.
     pub mode: VerifyMode,
