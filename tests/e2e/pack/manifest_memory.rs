@@ -13,7 +13,7 @@ use crate::support::cli::{program, segpack};
 use crate::support::folders::temp;
 
 /// Memory of the program that opens nothing, at most.
-const PROGRAM: u64 = 20 << 20;
+const PROGRAM: u64 = 12 << 20;
 
 /// The manifest that packing the whole checkpoint would give, but for its digests.
 fn manifest(checkpoint: &Path) -> Value {
