@@ -51,6 +51,10 @@ pub(super) fn hint(error: &CliError, output: Option<&Path>) -> Option<String> {
     {
         return Some("free some space; the same command with --resume continues".to_owned());
     }
+    of_step(error, output).or_else(|| environment_of(error).map(str::to_owned))
+}
+
+fn of_step(error: &StepError, output: Option<&Path>) -> Option<String> {
     match error {
         StepError::Format(FormatError::Io { path, .. })
         | StepError::Pack(PackError::Format(FormatError::Io { path, .. }))
@@ -62,9 +66,6 @@ pub(super) fn hint(error: &CliError, output: Option<&Path>) -> Option<String> {
                  interrupted command with --resume ends it",
                 beside.display()
             ))
-        }
-        StepError::Format(_) | StepError::Pack(PackError::Format(_)) => {
-            environment_of(error).map(str::to_owned)
         }
         StepError::Source(e) => of_source(e),
         StepError::Output(OutputError::NotEmpty { .. } | OutputError::Exists { .. }) => {
@@ -94,10 +95,7 @@ pub(super) fn hint(error: &CliError, output: Option<&Path>) -> Option<String> {
 
 /// What to change in the environment, where that is what a file could not be opened or read for.
 fn environment_of(error: &StepError) -> Option<&'static str> {
-    match error {
-        StepError::Format(e) | StepError::Pack(PackError::Format(e)) => of_environment(e),
-        _ => None,
-    }
+    error.format_error().and_then(of_environment)
 }
 
 /// What to change in the environment; nothing is known of the bytes that it kept from being read.

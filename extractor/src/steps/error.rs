@@ -170,6 +170,10 @@ impl StepError {
 
     /// The exit status for it.
     pub fn exit(&self) -> Exit {
+        // wherever it happened: nothing is known of the bytes
+        if self.format_error().is_some_and(FormatError::is_environment) {
+            return Exit::Failed;
+        }
         match self {
             Self::Format(e) | Self::Pack(PackError::Format(e)) | Self::Run(RunError::Format(e)) => {
                 exit_of_format(e)
@@ -190,6 +194,27 @@ impl StepError {
             Self::Bench(BenchError::NotResident | BenchError::NotOnItsOwn) => Exit::Failed,
             Self::Glob(_) => Exit::Usage,
         }
+    }
+}
+
+impl StepError {
+    /// What could not be read or written, where that is the cause, however far down.
+    pub(crate) fn format_error(&self) -> Option<&FormatError> {
+        // errors that are shown as their cause is do not name it as their source
+        if let Self::Format(e) | Self::Pack(PackError::Format(e)) = self {
+            return Some(e);
+        }
+        if let Self::Run(RunError::Format(e)) | Self::Source(SourceError::Format(e)) = self {
+            return Some(e);
+        }
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = cause {
+            match (error.downcast_ref(), error.downcast_ref()) {
+                (Some(e), _) | (_, Some(ModelError::File(e))) => return Some(e),
+                _ => cause = error.source(),
+            }
+        }
+        None
     }
 }
 

@@ -177,3 +177,24 @@ fn too_few_descriptors_are_not_damage() {
         scene.clear();
     }
 }
+
+/// Nor a model whose files cannot be opened while it runs.
+#[test]
+fn a_model_that_cannot_be_opened_is_not_damaged() {
+    let folder = temp();
+    let pack = folder.path().join("pack");
+    pack_into(&tiny_text(), &pack, &[]);
+    let mut words = vec![OsString::from("run"), pack.into()];
+    words.extend(["--prompt-ids", "1,2", "--max-new-tokens", "1", "--greedy"].map(OsString::from));
+    Run::of(program().args(&words)).ok();
+    for file in ["text.safetensors", "config.json", "manifest.json"] {
+        for error in [12, 13, 24] {
+            let done = Run::of(faulty(Fault::Open(file, error)).args(&words));
+            assert_eq!(done.status, Some(1), "{file}, error {error}: {done}");
+            assert!(
+                done.stderr.contains("hint: "),
+                "{file}, error {error}: {done}"
+            );
+        }
+    }
+}
