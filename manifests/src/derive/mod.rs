@@ -153,10 +153,10 @@ fn missing_shards(kept: &Kept) -> Vec<Finding> {
     let named: BTreeSet<&String> = index.weight_map.values().collect();
     let is_there = |file: &&String| kept.shards.iter().any(|shard| shard.path == **file);
     let missing = named.into_iter().filter(|file| !is_there(file));
-    missing.map(not_listed).collect()
+    missing.map(|file| not_listed(file)).collect()
 }
 
-fn not_listed(shard: &String) -> Finding {
+fn not_listed(shard: &str) -> Finding {
     let finding = Finding::new(FindingKind::MissingShard).file(shard);
     finding.seen("the index names it, but the manifest does not")
 }
