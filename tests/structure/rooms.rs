@@ -67,18 +67,11 @@ const HOUSES: [House; 4] = [
             &["devices", "trace"],
             &["session"],
         ],
-        exceptions: &[
-            (
-                "error.rs",
-                "devices",
-                "the error of the crate holds the driver's",
-            ),
-            (
-                "error.rs",
-                "models",
-                "the error of the crate holds that of media that a model does not take",
-            ),
-        ],
+        exceptions: &[(
+            "error.rs",
+            "devices",
+            "the error of the crate holds the driver's",
+        )],
     },
     House {
         package: "extractor",
