@@ -358,7 +358,7 @@ fn hostile_bytes_do_not_panic() {
             match round % 3 {
                 0 => bytes.truncate(random(whole.len())),
                 1 => {
-                    (0..1 + random(8)).for_each(|_| bytes[random(whole.len())] = random(256) as u8)
+                    (0..1 + random(8)).for_each(|_| bytes[random(whole.len())] = random(256) as u8);
                 }
                 _ => {
                     let header = whole.len().min(400);

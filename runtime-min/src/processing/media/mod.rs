@@ -16,7 +16,7 @@ mod settings;
 mod source;
 #[cfg(test)]
 pub(crate) mod testing;
-#[cfg(all(test, feature = "text"))]
+#[cfg(test)]
 mod tests;
 
 #[cfg(feature = "text")]

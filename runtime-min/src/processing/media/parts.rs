@@ -185,6 +185,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    #[expect(clippy::needless_pass_by_value, reason = "literals")]
     fn take(content: Value) -> Result<(Vec<MediaPart>, Value), String> {
         let mut messages = json!([{"role": "user", "content": content}]);
         let parts = find_parts(&mut messages, Path::new("/chats"));
