@@ -446,7 +446,7 @@ impl Work<'_> {
         let packs = &self.planned.plan.packs;
         let is_raw = self.settings.coding.codec() == Codec::Raw;
         let raw_pack = |path: &str| packs.iter().find(|p| is_raw && p.path == path);
-        let files = files.iter().map(|path| path.as_str());
+        let files = files.iter().map(String::as_str);
         let lengths = files.map(|path| (path, raw_pack(path).map_or(0, |p| p.length)));
         Ok(self.output.check_limits(lengths)?)
     }
