@@ -193,3 +193,27 @@ impl fmt::Display for Run {
         )
     }
 }
+
+/// Peak RSS of a program that ends well, in bytes.
+#[cfg(target_os = "linux")]
+pub fn peak_memory(command: &mut Command) -> u64 {
+    let mut child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let (status, mut peak) = (format!("/proc/{}/status", child.id()), 0);
+    while child.try_wait().unwrap().is_none() {
+        let mut text = String::new();
+        if std::fs::File::open(&status)
+            .and_then(|mut f| std::io::Read::read_to_string(&mut f, &mut text))
+            .is_ok()
+            && let Some(line) = text.lines().find_map(|l| l.strip_prefix("VmHWM:"))
+        {
+            peak = peak.max(line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    assert!(child.wait().unwrap().success());
+    peak
+}

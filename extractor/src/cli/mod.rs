@@ -108,7 +108,8 @@ enum Command {
     Repair(repair::Args),
     Update(update::Args),
     Export(export::Args),
-    Run(run::Args),
+    // the largest by far
+    Run(Box<run::Args>),
     Validate(validate::Args),
     Bench(bench::Args),
     Demo(demo::Args),

@@ -183,7 +183,13 @@ impl Journal {
     fn read_one(path: &Path) -> Result<JournalRead, OutputError> {
         let (folder, name) = place(path);
         let input = match InputFile::open_beneath(folder, name) {
-            Err(FormatError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            // a file in the place of the folder is for those to refuse who write there
+            Err(FormatError::Io { source, .. })
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
                 return Ok(JournalRead::default());
             }
             input => input?,

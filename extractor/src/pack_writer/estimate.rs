@@ -191,9 +191,7 @@ fn ratio_of(chunks: impl Iterator<Item = (f64, f64)>) -> Option<f64> {
     (raw > 0.0).then(|| coded / raw)
 }
 
-fn tensors_of<'a>(
-    pack: &'a PlannedPack,
-) -> impl Iterator<Item = (&'a PlannedPack, &'a PlannedTensor)> {
+fn tensors_of(pack: &PlannedPack) -> impl Iterator<Item = (&PlannedPack, &PlannedTensor)> {
     let tensors = pack.segments.iter().flat_map(|s| &s.tensors);
     tensors.map(move |tensor| (pack, tensor))
 }

@@ -12,6 +12,8 @@ use segpack_runtime_min::generate::GenerateError;
 use segpack_runtime_min::processing::PromptError;
 #[cfg(feature = "run")]
 use segpack_runtime_min::processing::media::MediaError;
+#[cfg(feature = "run")]
+use segpack_runtime_min::processing::text::chat_template::ChatTemplateError;
 use segpack_runtime_min::session::SessionError;
 
 #[cfg(feature = "run")]
@@ -262,6 +264,10 @@ fn exit_of_session(error: &SessionError) -> Exit {
         | SessionError::Generate(GenerateError::EmptyPrompt) => Exit::Usage,
         #[cfg(feature = "run")]
         SessionError::Prompt(PromptError::Media(e)) => exit_of_media(e),
+        #[cfg(feature = "run")]
+        SessionError::Prompt(PromptError::ChatTemplate(ChatTemplateError::Thread(_))) => {
+            Exit::Failed
+        }
         SessionError::WithoutCuda { .. } => Exit::Failed,
         _ => Exit::Damaged,
     }

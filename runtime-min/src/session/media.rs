@@ -7,7 +7,6 @@ use segpack_manifests::families::MediaFacts;
 use super::device::OpenDevice;
 use super::{Session, SessionError};
 use crate::error::{RunError, Unsuitable};
-use crate::kernels::Kernels;
 use crate::models::audio_encoder::AudioEncoder;
 use crate::models::decoder::MediaInputs;
 use crate::models::encoder::{EncoderContext, EncoderObserver, EncoderSettings};
@@ -110,9 +109,7 @@ impl Session<'_> {
         Ok(match &self.device {
             OpenDevice::Cpu(ops) => *ops,
             #[cfg(feature = "cuda")]
-            OpenDevice::Cuda(_) => {
-                CpuOps::with_kernels(self.options.compute, Kernels::from_environment()?)
-            }
+            OpenDevice::Cuda(_) => CpuOps::from_environment(self.options.compute)?,
         })
     }
 

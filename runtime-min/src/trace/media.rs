@@ -315,16 +315,19 @@ impl MediaTrace {
     /// `Malformed` where it breaks the format, or has 8-bit patches and there is no
     /// `normalization`; `Io`.
     pub fn features(&self, normalization: Option<Normalization>) -> Result<MediaFeatures> {
-        let mut features = MediaFeatures::default();
-        features.audio = self.audio_features()?;
-        features.images = self.visual_features("image", normalization)?;
-        features.videos = self.visual_features("video", normalization)?;
-        features.second_per_grid = self.floats("video.second_per_grid")?.unwrap_or_default();
-        if features.videos.grids.is_empty() {
-            features.second_per_grid.clear();
-        }
-        features.use_audio_in_video = self.document.conversation.use_audio_in_video;
-        Ok(features)
+        let videos = self.visual_features("video", normalization)?;
+        // some traces hold the number though no video stands in the prompt
+        let second_per_grid = match videos.grids.is_empty() {
+            true => Vec::new(),
+            false => self.floats("video.second_per_grid")?.unwrap_or_default(),
+        };
+        Ok(MediaFeatures {
+            audio: self.audio_features()?,
+            images: self.visual_features("image", normalization)?,
+            videos,
+            second_per_grid,
+            use_audio_in_video: self.document.conversation.use_audio_in_video,
+        })
     }
 
     fn audio_features(&self) -> Result<AudioFeatures> {

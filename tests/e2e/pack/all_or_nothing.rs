@@ -310,8 +310,8 @@ fn kill(step: u64, ways: &[Option<&str>]) -> u64 {
         let ways = if exchanges { ways } else { &ways[..1] };
         for never in ways {
             let is_tried = |n: &u64| {
-                let near_end = n + 20 > count && (n + number) % 4 == 0;
-                step == 1 || (n + number) % step == 0 || near_end
+                let near_end = n + 20 > count && (n + number).is_multiple_of(4);
+                step == 1 || (n + number).is_multiple_of(step) || near_end
             };
             for n in (1..=count).filter(is_tried) {
                 scene.reset();
@@ -371,7 +371,7 @@ fn fail(step: u64) -> u64 {
     for (number, writer) in (0..).zip(WRITERS) {
         let scene = Scene::make(writer);
         let count = scene.count();
-        for n in (1..=count).filter(|n| (n + number) % step == 0) {
+        for n in (1..=count).filter(|n| (n + number).is_multiple_of(step)) {
             for error in [no_space, io, access] {
                 if step > 1 && (n / step + number) % 3 != u64::from(error == io) {
                     continue;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
@@ -251,8 +251,10 @@ fn hub_cache(scene: &Scene) -> (PathBuf, PathBuf) {
     for (n, (name, bytes)) in scene.files.iter().enumerate() {
         let blob = repo.join("blobs").join(format!("blob{n}"));
         write_file(&blob, bytes);
-        fs::create_dir_all(&snapshot).unwrap();
-        symlink(format!("../../blobs/blob{n}"), snapshot.join(name)).unwrap();
+        let link = snapshot.join(name);
+        fs::create_dir_all(link.parent().unwrap()).unwrap();
+        let up = "../".repeat(2 + Path::new(name).components().count() - 1);
+        symlink(format!("{up}blobs/blob{n}"), link).unwrap();
     }
     (repo, snapshot)
 }

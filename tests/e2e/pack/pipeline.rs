@@ -1,13 +1,15 @@
 //! The program among other programs: streams, colours, closed pipes, quiet runs, bounded memory.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
 use crate::support::checkpoint::{self, Options};
+#[cfg(target_os = "linux")]
+use crate::support::cli::peak_memory;
 use crate::support::cli::{Run, program, segpack};
 use crate::support::folders::{assert_same, temp};
 use crate::support::packs::pack_into;
@@ -231,30 +233,6 @@ fn scripts_and_manuals_are_made_for_every_command() {
         );
     }
     segpack!["man", "dance"].exits(2).says(&["dance"]);
-}
-
-/// The most memory that a process had, in bytes.
-#[cfg(target_os = "linux")]
-fn peak_memory(command: &mut Command) -> u64 {
-    let mut child = command
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let (status, mut peak) = (format!("/proc/{}/status", child.id()), 0);
-    while child.try_wait().unwrap().is_none() {
-        let mut text = String::new();
-        if File::open(&status)
-            .and_then(|mut f| f.read_to_string(&mut text))
-            .is_ok()
-            && let Some(line) = text.lines().find_map(|l| l.strip_prefix("VmHWM:"))
-        {
-            peak = peak.max(line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024);
-        }
-        std::thread::sleep(std::time::Duration::from_millis(2));
-    }
-    assert!(child.wait().unwrap().success());
-    peak
 }
 
 /// Coders of the highest level take 38 MiB each; nine packs would keep nine of them busy.

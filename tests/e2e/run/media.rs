@@ -533,7 +533,15 @@ fn settings_that_are_missing_are_named() {
     .ok();
 }
 
-/// In an address space of 450 MB: 38 MB of samples, 31 MB of features, and the program.
+#[cfg(target_os = "linux")]
+fn printed_prompt(clip: &Path, pack: &Path) -> std::process::Command {
+    let words = ["run", "--chat", "--prompt", "x", "--print-prompt", "--json"];
+    let mut command = crate::support::cli::program();
+    command.args(words).arg("--audio").args([clip, pack]);
+    command
+}
+
+/// 38 MB of samples, 31 MB of features, and the program.
 #[cfg(target_os = "linux")]
 #[test]
 fn ten_minutes_of_audio_take_bounded_memory() {
@@ -547,22 +555,11 @@ fn ten_minutes_of_audio_take_bounded_memory() {
     bytes.extend(b"\x01\0\x08\0data\xff\xff\xff\xff");
     bytes.extend(samples);
     fs::write(&clip, bytes).unwrap();
-    let mut command = std::process::Command::new("sh");
-    command
-        .args(["-c", "ulimit -v 450000; exec \"$@\"", "sh"])
-        .arg(env!("CARGO_BIN_EXE_segpack"))
-        .args([
-            "run",
-            "--chat",
-            "--prompt",
-            "x",
-            "--print-prompt",
-            "--json",
-            "--audio",
-        ])
-        .args([&clip, &pack])
-        .env("MALLOC_ARENA_MAX", "1");
-    let printed = crate::support::cli::Run::of(&mut command).ok().json();
+    let peak = crate::support::cli::peak_memory(&mut printed_prompt(&clip, &pack));
+    assert!(peak < 150 << 20, "{peak} bytes");
+    let printed = crate::support::cli::Run::of(&mut printed_prompt(&clip, &pack))
+        .ok()
+        .json();
     assert_eq!(printed["media"][0]["audio_frames"], 60_000);
     assert_eq!(printed["media"][0]["tokens"], 7_800);
 }

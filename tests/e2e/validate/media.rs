@@ -362,7 +362,7 @@ fn hostile_traces_end_in_an_error() {
         (
             "audio-one",
             Box::new(move |t| number(t, "audio.lengths", 0, 50)),
-            "add up",
+            "placeholder",
         ),
         (
             "mixed",

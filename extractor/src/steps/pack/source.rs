@@ -179,7 +179,7 @@ mod tests {
     fn values_are_inspected_whatever_the_pieces_are() {
         // zeros at an odd place, a gap, then numbers, one of which is no number
         let tensors = [tensor("zero", 3, 16), tensor("nan", 24, 12)];
-        let mut bytes = vec![0; 40];
+        let mut bytes = [0; 40];
         bytes[..3].fill(7);
         bytes[19..24].fill(9);
         bytes[28..32].copy_from_slice(&f32::NAN.to_le_bytes());

@@ -148,8 +148,8 @@ mod tests {
     #[test]
     fn spans_have_whole_segments_and_all_of_them() {
         assert!(spans(&[0]).is_empty());
-        assert_eq!(spans(&[0, 3]), [0..1]);
-        assert_eq!(spans(&[0, 0, 3]), [0..2]);
+        assert_eq!(spans(&[0, 3]), vec![Range { start: 0, end: 1 }]);
+        assert_eq!(spans(&[0, 0, 3]), vec![Range { start: 0, end: 2 }]);
         assert_eq!(
             spans(&[0, 104, 208, 312, 416, 520, 530, 2000, 2010]),
             [0..4, 4..6, 6..7, 7..8]

@@ -333,8 +333,10 @@ mod tests {
 
     #[test]
     fn frames_and_sound_are_in_the_order_of_their_times_and_text_follows_the_last_run() {
-        let mut features = MediaFeatures::default();
-        features.use_audio_in_video = true;
+        let mut features = MediaFeatures {
+            use_audio_in_video: true,
+            ..MediaFeatures::default()
+        };
         // a frame of 1 x 8 squares, wider than the sound is long
         features.videos.grids = vec![[1, 2, 16]];
         features.second_per_grid = vec![1.0];
