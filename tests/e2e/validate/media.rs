@@ -393,6 +393,8 @@ fn hostile_traces_end_in_an_error() {
     for (case, bend, words) in bends {
         let trace = bent(case, folder.path(), |tensors, _| bend(tensors));
         let run = segpack!["validate", &pack, "--reference", trace];
-        run.exits(3).says(&[words]);
+        // an id that the model lacks is that of a wrong prompt, as it is for `run`
+        let status = if words == "embedding" { 1 } else { 3 };
+        run.exits(status).says(&[words]);
     }
 }
