@@ -157,7 +157,7 @@ fn images(facts: &MediaFacts, count: usize, side: usize) -> MediaFeatures {
 fn placeholders(facts: &MediaFacts, media: &MediaFeatures) -> Vec<u32> {
     let audio = media.audio.lengths.iter();
     let audio = audio
-        .map(|n| segpack_runtime_min::models::audio_encoder::audio_tokens(*n))
+        .map(|n| segpack_runtime_min::processing::audio_tokens(*n))
         .sum();
     let squares = to_usize(facts.vision.merge * facts.vision.merge);
     let grids = media.images.grids.iter();

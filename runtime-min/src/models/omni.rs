@@ -9,11 +9,10 @@ mod positions;
 
 use segpack_manifests::families::{MediaFacts, MediaTokens};
 
-use super::audio_encoder::audio_tokens;
 use super::decoder::MediaInputs;
 use super::vision_encoder::{VisualRows, visual_tokens};
 use crate::error::RunError;
-use crate::processing::MediaFeatures;
+use crate::processing::{MediaFeatures, audio_tokens};
 
 pub use self::positions::Layout;
 pub use crate::error::MediaError;

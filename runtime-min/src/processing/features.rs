@@ -13,6 +13,19 @@ pub struct AudioFeatures {
     pub lengths: Vec<usize>,
 }
 
+/// Tokens of a whole chunk of 100 frames (modeling_qwen3_omni_moe.py:156).
+const CHUNK_TOKENS: usize = 13;
+/// Frames of such a chunk.
+const CHUNK_FRAMES: usize = 100;
+
+/// Tokens of a clip of so many frames, which are rows of its encoder and placeholders in a prompt:
+/// 13 for each 100, and for the rest its length halved three times, rounded up.
+#[must_use]
+pub fn audio_tokens(frames: usize) -> usize {
+    let halved = (0..3).fold(frames % CHUNK_FRAMES, |frames, _| frames.div_ceil(2));
+    halved + frames / CHUNK_FRAMES * CHUNK_TOKENS
+}
+
 /// Patches of the images or of the videos of a prompt, in their order (`mm.image.pixels`,
 /// `mm.image.grid`, or `video`).
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -50,5 +63,31 @@ impl MediaFeatures {
         self.audio.lengths.is_empty()
             && self.images.grids.is_empty()
             && self.videos.grids.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_of_audio_follow_the_official_floor_division() {
+        // (0 - 1) // 2 + 1 is 0 in Python, and 1 in languages that round to zero
+        let known = [
+            (0, 0),
+            (1, 1),
+            (8, 1),
+            (9, 2),
+            (17, 3),
+            (99, 13),
+            (100, 13),
+            (101, 14),
+            (3000, 390),
+            (3100, 403),
+            (30_100, 3913),
+        ];
+        for (frames, tokens) in known {
+            assert_eq!(audio_tokens(frames), tokens, "{frames} frames");
+        }
     }
 }

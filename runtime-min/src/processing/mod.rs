@@ -17,7 +17,7 @@ pub mod text;
 pub mod video;
 
 pub use error::PromptError;
-pub use features::{AudioFeatures, MediaFeatures, VisualFeatures};
+pub use features::{AudioFeatures, MediaFeatures, VisualFeatures, audio_tokens};
 #[cfg(feature = "text")]
 pub use prompt::Chat;
 pub(crate) use prompt::TextStream;

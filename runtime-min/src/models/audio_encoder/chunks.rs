@@ -4,20 +4,7 @@
 use super::AudioSpec;
 use crate::error::MediaError;
 use crate::error::RunError;
-use crate::processing::AudioFeatures;
-
-/// Tokens of a whole chunk of 100 frames (modeling_qwen3_omni_moe.py:156).
-const CHUNK_TOKENS: usize = 13;
-/// Frames of such a chunk.
-const CHUNK_FRAMES: usize = 100;
-
-/// Tokens of a clip of so many frames: 13 for each 100, and for the rest its length halved three
-/// times, rounded up.
-#[must_use]
-pub fn audio_tokens(frames: usize) -> usize {
-    let halved = (0..3).fold(frames % CHUNK_FRAMES, |frames, _| frames.div_ceil(2));
-    halved + frames / CHUNK_FRAMES * CHUNK_TOKENS
-}
+use crate::processing::{AudioFeatures, audio_tokens};
 
 /// One chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,25 +108,6 @@ impl Chunks {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn tokens_follow_the_official_floor_division() {
-        // (0 - 1) // 2 + 1 is 0 in Python, and 1 in languages that round to zero
-        let known = [
-            (0, 0),
-            (1, 1),
-            (8, 1),
-            (9, 2),
-            (17, 3),
-            (99, 13),
-            (100, 13),
-            (101, 14),
-        ];
-        for (frames, tokens) in known {
-            assert_eq!(audio_tokens(frames), tokens, "{frames} frames");
-        }
-        assert_eq!(audio_tokens(3000), 390);
-    }
 
     const SPEC: AudioSpec = AudioSpec {
         layers: 1,

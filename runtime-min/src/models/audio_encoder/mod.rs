@@ -14,7 +14,6 @@ use segpack_manifests::families::AudioTowerFacts;
 
 use self::bind::{AudioWeights, Layer};
 use self::chunks::Chunks;
-pub use self::chunks::audio_tokens;
 use super::encoder::{BATCH, EncoderContext, EncoderLoader, EncoderObserver, EncoderStage, spans};
 use crate::error::RunError;
 use crate::ops::Ops;

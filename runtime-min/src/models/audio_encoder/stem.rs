@@ -3,11 +3,11 @@
 
 use super::AudioSpec;
 use super::bind::Stem;
-use super::chunks::{Chunk, Chunks, audio_tokens};
+use super::chunks::{Chunk, Chunks};
 use crate::error::RunError;
 use crate::models::encoder::{BATCH, EncoderLoader, values as widen};
 use crate::ops::{Conv2d, Ops};
-use crate::processing::AudioFeatures;
+use crate::processing::{AudioFeatures, audio_tokens};
 use crate::tensor::{Linear, Matrix};
 use crate::weights::Block;
 

@@ -55,15 +55,6 @@ impl Replacement {
     }
 }
 
-/// Tokens that so many frames of a spectrogram become: the encoder halves chunks of 100 frames three
-/// times, rounding up; none are none.
-pub fn tokens_of_frames(frames: usize) -> usize {
-    const CHUNK: usize = 100;
-    const TOKENS_OF_A_CHUNK: usize = 13;
-    let halved = |n: usize| n.div_ceil(2);
-    frames / CHUNK * TOKENS_OF_A_CHUNK + halved(halved(halved(frames % CHUNK)))
-}
-
 impl Placeholders {
     /// Those of `tokenizer_config.json`; `None` where a tokenizer knows none of them.
     ///
@@ -202,23 +193,6 @@ mod tests {
 
     use MediaKind::{Audio, Image, Video};
     use Replacement::Tokens;
-
-    #[test]
-    fn tokens_of_audio_are_counted_as_the_processor_counts_them() {
-        let known = [
-            (0, 0),
-            (1, 1),
-            (8, 1),
-            (9, 2),
-            (17, 3),
-            (99, 13),
-            (100, 13),
-            (101, 14),
-        ];
-        for (frames, wanted) in known.into_iter().chain([(3100, 403), (30_100, 3913)]) {
-            assert_eq!(tokens_of_frames(frames), wanted, "{frames} frames");
-        }
-    }
 
     #[test]
     fn placeholders_are_replaced_in_the_order_of_each_kind() {

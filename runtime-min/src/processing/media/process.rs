@@ -17,7 +17,7 @@ use serde_json::Value;
 #[cfg(feature = "image")]
 use super::MediaSource;
 use super::settings::{AudioSettings, VideoSettings, VisualSettings};
-use super::{MediaError, MediaKind, MediaPart, MediaRecipe, Replacement, tokens_of_frames};
+use super::{MediaError, MediaKind, MediaPart, MediaRecipe, Replacement};
 #[cfg(feature = "audio")]
 use crate::processing::audio::{self, AudioError};
 #[cfg(feature = "image")]
@@ -25,7 +25,7 @@ use crate::processing::image::{self, ImageError, PartLimits};
 use crate::processing::text::{BoxError, FileReader};
 #[cfg(feature = "video")]
 use crate::processing::video::{self, VideoError, VideoRequest};
-use crate::processing::{AudioFeatures, MediaFeatures, VisualFeatures};
+use crate::processing::{AudioFeatures, MediaFeatures, VisualFeatures, audio_tokens};
 
 /// How media are processed: keywords of the official processor.
 #[derive(Debug, Clone, PartialEq)]
@@ -391,7 +391,7 @@ impl Places<'_> {
         let replacement = match *decoded {
             Decoded::Audio(clip) => {
                 placed.audio_frames = Some(frames(clip));
-                Replacement::Tokens(tokens_of_frames(frames(clip)))
+                Replacement::Tokens(audio_tokens(frames(clip)))
             }
             Decoded::Image(grid) => {
                 placed.grid = Some(grid);
@@ -408,7 +408,7 @@ impl Places<'_> {
                         tokens_per_patch: tokens / grid[0].max(1),
                         patches: grid[0],
                         seconds: self.second_per_grid,
-                        audio: tokens_of_frames(frames),
+                        audio: audio_tokens(frames),
                     },
                 }
             }

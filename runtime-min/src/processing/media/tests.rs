@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::testing::{MediaTrace, fixture};
 use super::*;
+use crate::processing::audio_tokens;
 use crate::processing::text::tokenizer::Tokenizer;
 
 /// What was made of the media of a conversation.
@@ -57,7 +58,7 @@ impl Recorded {
         let mut videos = self.video_grids.iter();
         let visual = |grid: &[usize; 3]| grid.iter().product::<usize>() / 4;
         let mut replacement = |part: &MediaPart| match part.kind {
-            MediaKind::Audio => Replacement::Tokens(tokens_of_frames(*lengths.next().unwrap())),
+            MediaKind::Audio => Replacement::Tokens(audio_tokens(*lengths.next().unwrap())),
             MediaKind::Image => Replacement::Tokens(visual(images.next().unwrap())),
             MediaKind::Video if sound => {
                 let grid = videos.next().unwrap();
@@ -65,7 +66,7 @@ impl Recorded {
                     tokens_per_patch: visual(grid) / grid[0],
                     patches: grid[0],
                     seconds: 2.0 / fps,
-                    audio: tokens_of_frames(*lengths.next().unwrap()),
+                    audio: audio_tokens(*lengths.next().unwrap()),
                 }
             }
             MediaKind::Video => Replacement::Tokens(visual(videos.next().unwrap())),

@@ -5,9 +5,8 @@ use std::ops::Range;
 
 use segpack_formats::io::to_usize;
 use segpack_manifests::families::MediaFacts;
-use segpack_runtime_min::models::audio_encoder::audio_tokens;
 use segpack_runtime_min::ops::{Heads, Ops, ScalarOps};
-use segpack_runtime_min::processing::{AudioFeatures, VisualFeatures};
+use segpack_runtime_min::processing::{AudioFeatures, VisualFeatures, audio_tokens};
 
 use super::Direct;
 use crate::steps::StepError;

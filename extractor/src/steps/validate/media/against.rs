@@ -31,7 +31,7 @@ pub(in crate::steps::validate) fn against_direct(
         let found = direct.audio(&facts, &features)?;
         let mut media = MediaFeatures::default();
         media.audio = features;
-        let tokens = segpack_runtime_min::models::audio_encoder::audio_tokens(FRAMES);
+        let tokens = segpack_runtime_min::processing::audio_tokens(FRAMES);
         compare(
             session,
             &vec![facts.tokens.audio; tokens],
