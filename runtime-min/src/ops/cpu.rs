@@ -87,6 +87,14 @@ fn task(row: usize) -> usize {
     (TASK / row.max(1)).max(1) * row.max(1)
 }
 
+/// `run` on parts of whole rows, on several threads where there is work for them.
+fn in_tasks(x: &mut [f32], row: usize, run: impl Fn(&mut [f32]) + Send + Sync) {
+    if x.len() <= TASK {
+        return run(x);
+    }
+    x.par_chunks_mut(task(row)).for_each(run);
+}
+
 impl Ops for CpuOps {
     fn compute(&self) -> Compute {
         self.compute
@@ -142,7 +150,7 @@ impl Ops for CpuOps {
     }
 
     fn layer_norm(&self, x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
-        let run = |x: &mut [f32]| {
+        in_tasks(x, weight.len(), |x| {
             self.kernels.run(kernels::LayerNorm {
                 compute: self.compute,
                 x,
@@ -150,44 +158,28 @@ impl Ops for CpuOps {
                 bias,
                 eps,
             });
-        };
-        if x.len() <= TASK {
-            return run(x);
-        }
-        x.par_chunks_mut(task(weight.len())).for_each(run);
+        });
     }
 
     fn gelu(&self, x: &mut [f32]) {
         let compute = self.compute;
-        let run = |x: &mut [f32]| self.kernels.run(kernels::Gelu { compute, x });
-        if x.len() <= TASK {
-            return run(x);
-        }
-        x.par_chunks_mut(TASK).for_each(run);
+        in_tasks(x, 1, |x| self.kernels.run(kernels::Gelu { compute, x }));
     }
 
     fn gelu_tanh(&self, x: &mut [f32]) {
         let compute = self.compute;
-        let run = |x: &mut [f32]| self.kernels.run(kernels::GeluTanh { compute, x });
-        if x.len() <= TASK {
-            return run(x);
-        }
-        x.par_chunks_mut(TASK).for_each(run);
+        in_tasks(x, 1, |x| self.kernels.run(kernels::GeluTanh { compute, x }));
     }
 
     fn rms_norm(&self, x: &mut [f32], weight: &[f32], eps: f32) {
-        let run = |x: &mut [f32]| {
+        in_tasks(x, weight.len(), |x| {
             self.kernels.run(kernels::RmsNorm {
                 compute: self.compute,
                 x,
                 weight,
                 eps,
             });
-        };
-        if x.len() <= TASK {
-            return run(x);
-        }
-        x.par_chunks_mut(task(weight.len())).for_each(run);
+        });
     }
 
     fn rope(&self, x: &mut [f32], cos: &[f32], sin: &[f32], width: usize) {

@@ -1,12 +1,15 @@
 //! The tensors of the encoder.
 
+use segpack_formats::FormatError;
+use segpack_formats::io::CancelToken;
 use segpack_manifests::PackReader;
 use segpack_manifests::names::Component;
 
 use super::AudioSpec;
 use super::stem;
 use crate::error::RunError;
-use crate::models::encoder::{Affine, Dense, EncoderTensors, Mlp};
+use crate::models::encoder::{Affine, Dense, EncoderTensors, Mlp, Projection};
+use crate::ops::Ops;
 use crate::weights::{PlacedTensor, SegmentGroup};
 
 /// All of them.
@@ -40,9 +43,7 @@ pub(super) struct Layer<'a> {
 /// What comes after them.
 pub(super) struct Head<'a> {
     pub(super) group: SegmentGroup<'a>,
-    pub(super) norm: Affine,
-    pub(super) first: Dense,
-    pub(super) second: Dense,
+    pub(super) projection: Projection,
 }
 
 impl<'a> AudioWeights<'a> {
@@ -123,15 +124,32 @@ impl<'a> Layer<'a> {
     }
 }
 
+impl Layer<'_> {
+    /// Queries, keys and values.
+    pub(super) fn project(
+        &self,
+        ops: &impl Ops,
+        memory: &[u8],
+        normed: &[f32],
+        qkv: &mut [Vec<f32>; 3],
+        stop: &CancelToken,
+    ) -> Result<(), FormatError> {
+        for (dense, to) in [&self.q, &self.k, &self.v].into_iter().zip(qkv) {
+            dense.run(ops, memory, normed, to, stop)?;
+        }
+        Ok(())
+    }
+}
+
 impl<'a> Head<'a> {
     fn find(tensors: &mut EncoderTensors<'a>, spec: &AudioSpec) -> Result<Self, RunError> {
         let mut group = SegmentGroup::default();
         let (width, output) = (spec.width, spec.output);
-        Ok(Self {
+        let projection = Projection {
             norm: tensors.affine("ln_post", width, &mut group)?,
             first: tensors.dense("proj1", [width, width], &mut group)?,
             second: tensors.dense("proj2", [output, width], &mut group)?,
-            group,
-        })
+        };
+        Ok(Self { group, projection })
     }
 }

@@ -9,17 +9,18 @@ mod bind;
 mod chunks;
 mod stem;
 
-use segpack_formats::io::{CancelToken, to_usize};
+use segpack_formats::io::to_usize;
 use segpack_manifests::families::AudioTowerFacts;
 
-use self::bind::{AudioWeights, Layer};
+use self::bind::AudioWeights;
 use self::chunks::Chunks;
-use super::encoder::{BATCH, EncoderContext, EncoderLoader, EncoderObserver, EncoderStage, spans};
+use super::encoder::{
+    BATCH, EncoderContext, EncoderLoader, EncoderObserver, EncoderStage, Scratch, SelfAttention,
+};
 use crate::error::RunError;
 use crate::ops::Ops;
 use crate::processing::AudioFeatures;
 use crate::tensor::Heads;
-use crate::weights::Block;
 
 /// What the layer norms add to the variance; torch's default.
 const EPS: f32 = 1e-5;
@@ -101,10 +102,11 @@ impl<'a> AudioEncoder<'a> {
         let mut x = self.weights.stem.run(ops, &loader, features, &chunks)?;
         observer.stage(EncoderStage::Input, &x);
         self.layers(ops, &loader, &chunks, &mut x, observer)?;
-        let out = self
-            .weights
-            .head
-            .run(ops, &loader, &mut x, self.context.stop)?;
+        let head = &self.weights.head;
+        let block = loader.load_alone(&head.group)?;
+        let out = head
+            .projection
+            .run(ops, &block, &x, EPS, self.context.stop)?;
         observer.stage(EncoderStage::Output, &out);
         Ok(out)
     }
@@ -121,61 +123,33 @@ impl<'a> AudioEncoder<'a> {
         let mut block = EncoderLoader::reserve(groups)?;
         let windows = chunks.windows(&self.spec);
         let mut scratch = Scratch::default();
-        for (number, layer) in self.weights.layers.iter().enumerate() {
-            self.context.stop.check()?;
-            loader.load(&layer.group, &mut block)?;
-            self.attention(ops, (layer, &block), &windows, x, &mut scratch)?;
-            layer.mlp.run(
-                ops,
-                &block,
-                x,
-                (EPS, O::gelu),
-                &mut scratch.mlp,
-                self.context.stop,
-            )?;
-            observer.stage(EncoderStage::Block(number), x);
-        }
-        Ok(())
-    }
-
-    /// `x += out(attention(norm(x)))`, some windows at a time.
-    fn attention(
-        &self,
-        ops: &impl Ops,
-        (layer, block): (&Layer<'_>, &Block),
-        windows: &[usize],
-        x: &mut [f32],
-        scratch: &mut Scratch,
-    ) -> Result<(), RunError> {
-        let (width, stop) = (self.spec.width, self.context.stop);
+        let stop = self.context.stop;
         let heads = Heads {
             query: self.spec.heads,
             key_value: self.spec.heads,
-            width: width / self.spec.heads,
+            width: self.spec.width / self.spec.heads,
         };
-        let Scratch {
-            normed,
-            q,
-            k,
-            v,
-            attended,
-            ..
-        } = scratch;
-        for span in spans(windows) {
-            let windows = &windows[span.start..=span.end];
-            let (first, end) = (windows[0], windows[windows.len() - 1]);
-            let x = &mut x[first * width..end * width];
-            normed.clear();
-            normed.extend_from_slice(x);
-            layer.attention_norm.run(ops, block, normed, EPS);
-            for (dense, to) in [(&layer.q, &mut *q), (&layer.k, k), (&layer.v, v)] {
-                dense.run(ops, block, normed, to, stop)?;
-            }
-            attended.resize(x.len(), 0.0);
-            let segments: Vec<usize> = windows.iter().map(|token| token - first).collect();
-            ops.attention_within_until([q, k, v], heads, &segments, attended, stop)?;
-            layer.out.run(ops, block, attended, normed, stop)?;
-            ops.add(x, normed);
+        for (number, layer) in self.weights.layers.iter().enumerate() {
+            stop.check()?;
+            loader.load(&layer.group, &mut block)?;
+            let attention = SelfAttention {
+                norm: &layer.attention_norm,
+                eps: EPS,
+                out: &layer.out,
+                heads,
+                segments: &windows,
+            };
+            attention.run(
+                ops,
+                &block,
+                |_, normed, qkv| layer.project(ops, &block, normed, qkv, stop),
+                x,
+                &mut scratch,
+                stop,
+            )?;
+            let mlp = &mut scratch.mlp;
+            layer.mlp.run(ops, &block, x, (EPS, O::gelu), mlp, stop)?;
+            observer.stage(EncoderStage::Block(number), x);
         }
         Ok(())
     }
@@ -193,41 +167,5 @@ impl<'a> AudioEncoder<'a> {
         let steps = batch + 13;
         let of_stem = stem::values(s, chunks.padded()) as u64 + steps * stem::flattened(s) as u64;
         tokens * (width + output) + layers.max(of_stem)
-    }
-}
-
-/// Reused memory.
-#[derive(Default)]
-struct Scratch {
-    normed: Vec<f32>,
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
-    attended: Vec<f32>,
-    mlp: [Vec<f32>; 2],
-}
-
-impl bind::Head<'_> {
-    /// `proj2(gelu(proj1(norm(x))))`
-    fn run(
-        &self,
-        ops: &impl Ops,
-        loader: &EncoderLoader<'_>,
-        x: &mut [f32],
-        stop: &CancelToken,
-    ) -> Result<Vec<f32>, RunError> {
-        let mut block = EncoderLoader::reserve([&self.group].into_iter())?;
-        loader.load(&self.group, &mut block)?;
-        let width = self.first.weight.columns;
-        let (mut inner, mut rows) = (Vec::new(), Vec::new());
-        let mut out = Vec::with_capacity(x.len() / width * self.second.weight.rows);
-        for x in x.chunks_mut(BATCH * width) {
-            self.norm.run(ops, &block, x, EPS);
-            self.first.run(ops, &block, x, &mut inner, stop)?;
-            ops.gelu(&mut inner);
-            self.second.run(ops, &block, &inner, &mut rows, stop)?;
-            out.extend_from_slice(&rows);
-        }
-        Ok(out)
     }
 }

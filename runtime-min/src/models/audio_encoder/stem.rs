@@ -5,7 +5,7 @@ use super::AudioSpec;
 use super::bind::Stem;
 use super::chunks::{Chunk, Chunks};
 use crate::error::RunError;
-use crate::models::encoder::{BATCH, EncoderLoader, values as widen};
+use crate::models::encoder::{BATCH, EncoderLoader};
 use crate::ops::{Conv2d, Ops};
 use crate::processing::{AudioFeatures, audio_tokens};
 use crate::tensor::{Linear, Matrix};
@@ -56,18 +56,17 @@ impl Stem<'_> {
         features: &AudioFeatures,
         chunks: &Chunks,
     ) -> Result<Vec<f32>, RunError> {
-        let mut block = EncoderLoader::reserve([&self.group].into_iter())?;
-        loader.load(&self.group, &mut block)?;
+        let block = loader.load_alone(&self.group)?;
         let convolutions = self.convolutions.map(|convolution| Convolution {
             weight: Conv2d::channels_last(convolution.weight.matrix(&block)),
-            bias: widen(convolution.bias, &block),
+            bias: convolution.bias.values(&block),
         });
         let sinusoids = sinusoids(&self.spec);
         let mut scratch = Scratch::default();
         let mut tokens = Vec::with_capacity(chunks.tokens() * self.spec.width);
         // steps of some chunks, then one linear layer of them all
         let (mut steps, mut places) = (Vec::new(), Vec::new());
-        for chunk in &chunks.all {
+        for (number, chunk) in chunks.all.iter().enumerate() {
             let spectrogram = padded(features, *chunk, chunks.padded());
             self.convolve(
                 ops,
@@ -80,7 +79,8 @@ impl Stem<'_> {
             let count = audio_tokens(chunk.frames);
             self.flatten(&scratch.x, chunks.padded(), count, &mut steps);
             places.extend(0..count);
-            if places.len() >= BATCH {
+            let is_last = number + 1 == chunks.all.len();
+            if places.len() >= BATCH || is_last {
                 self.project(
                     ops,
                     loader,
@@ -91,14 +91,6 @@ impl Stem<'_> {
                 )?;
             }
         }
-        self.project(
-            ops,
-            loader,
-            &block,
-            &sinusoids,
-            (&mut steps, &mut places),
-            &mut tokens,
-        )?;
         Ok(tokens)
     }
 

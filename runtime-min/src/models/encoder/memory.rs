@@ -7,8 +7,7 @@ use segpack_manifests::PackReader;
 
 use crate::error::RunError;
 use crate::weights::{
-    Arena, Block, ChecksumPolicy, Load, Loader, PlacedTensor, SegmentGroup, buffer_len,
-    program_bytes,
+    Arena, Block, ChecksumPolicy, Load, Loader, SegmentGroup, buffer_len, program_bytes,
 };
 
 /// How an encoder runs.
@@ -91,6 +90,13 @@ impl EncoderLoader<'_> {
         Arena::new(bytes)?.take(bytes)
     }
 
+    /// Loads a group into memory of its own.
+    pub(crate) fn load_alone(&self, group: &SegmentGroup<'_>) -> Result<Block, RunError> {
+        let mut block = Self::reserve(std::iter::once(group))?;
+        self.load(group, &mut block)?;
+        Ok(block)
+    }
+
     /// Loads a group into memory that holds it.
     pub(crate) fn load(&self, group: &SegmentGroup<'_>, block: &mut Block) -> Result<(), RunError> {
         let mut rest = &mut block[..];
@@ -102,9 +108,4 @@ impl EncoderLoader<'_> {
         }
         Ok(self.loader.load(&mut loads, self.stop)?)
     }
-}
-
-/// The values of a small tensor.
-pub(crate) fn values(tensor: PlacedTensor, memory: &[u8]) -> Vec<f32> {
-    tensor.values(memory)
 }

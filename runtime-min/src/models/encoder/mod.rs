@@ -9,8 +9,8 @@ mod tensors;
 
 pub use self::memory::{EncoderContext, EncoderSettings};
 
-pub(crate) use self::layers::{Affine, BATCH, Dense, Mlp, spans};
-pub(crate) use self::memory::{EncoderLoader, values};
+pub(crate) use self::layers::{Affine, BATCH, Dense, Mlp, Projection, Scratch, SelfAttention};
+pub(crate) use self::memory::EncoderLoader;
 pub(crate) use self::tensors::EncoderTensors;
 
 /// Intermediate results of an encoder.

@@ -5,7 +5,7 @@ use segpack_manifests::names::Component;
 
 use super::VisionSpec;
 use crate::error::RunError;
-use crate::models::encoder::{Affine, Dense, EncoderTensors, Mlp};
+use crate::models::encoder::{Affine, Dense, EncoderTensors, Mlp, Projection};
 use crate::weights::{PlacedTensor, SegmentGroup};
 
 /// All of them.
@@ -14,8 +14,8 @@ pub(super) struct VisionWeights<'a> {
     pub(super) blocks: Vec<Block<'a>>,
     /// Of all mergers, which share a segment.
     pub(super) mergers_group: SegmentGroup<'a>,
-    pub(super) merger: Merger,
-    pub(super) deepstack: Vec<Merger>,
+    pub(super) merger: Projection,
+    pub(super) deepstack: Vec<Projection>,
 }
 
 /// What comes before the blocks.
@@ -37,13 +37,6 @@ pub(super) struct Block<'a> {
     pub(super) mlp: Mlp,
 }
 
-/// A merger of squares of patches.
-pub(super) struct Merger {
-    pub(super) norm: Affine,
-    pub(super) first: Dense,
-    pub(super) second: Dense,
-}
-
 impl<'a> VisionWeights<'a> {
     /// Finds every tensor that the encoder needs, and none besides.
     pub(super) fn find(source: &'a PackReader<'a>, spec: &VisionSpec) -> Result<Self, RunError> {
@@ -53,19 +46,19 @@ impl<'a> VisionWeights<'a> {
         let blocks = blocks.collect::<Result<Vec<_>, _>>()?;
         let mut group = SegmentGroup::default();
         // the last merger norms patches, the others whole squares
-        let merger = Merger::find(&mut tensors, spec, "merger", spec.width, &mut group)?;
+        let last = merger(&mut tensors, spec, "merger", spec.width, &mut group)?;
         let mut deepstack = Vec::new();
         for number in 0..spec.deepstack.len() {
             let name = format!("merger_list.{number}");
-            let merger = Merger::find(&mut tensors, spec, &name, spec.merged(), &mut group)?;
-            deepstack.push(merger);
+            let width = spec.merged();
+            deepstack.push(merger(&mut tensors, spec, &name, width, &mut group)?);
         }
         tensors.finish()?;
         Ok(Self {
             stem,
             blocks,
             mergers_group: group,
-            merger,
+            merger: last,
             deepstack,
         })
     }
@@ -111,19 +104,18 @@ impl<'a> Block<'a> {
     }
 }
 
-impl Merger {
-    fn find<'a>(
-        tensors: &mut EncoderTensors<'a>,
-        spec: &VisionSpec,
-        name: &str,
-        norm: usize,
-        group: &mut SegmentGroup<'a>,
-    ) -> Result<Self, RunError> {
-        let merged = spec.merged();
-        Ok(Self {
-            norm: tensors.affine(&format!("{name}.ln_q"), norm, group)?,
-            first: tensors.dense(&format!("{name}.mlp.0"), [merged, merged], group)?,
-            second: tensors.dense(&format!("{name}.mlp.2"), [spec.output, merged], group)?,
-        })
-    }
+/// A merger of squares of patches, whose norm is as wide as a patch or as a square.
+fn merger<'a>(
+    tensors: &mut EncoderTensors<'a>,
+    spec: &VisionSpec,
+    name: &str,
+    norm: usize,
+    group: &mut SegmentGroup<'a>,
+) -> Result<Projection, RunError> {
+    let merged = spec.merged();
+    Ok(Projection {
+        norm: tensors.affine(&format!("{name}.ln_q"), norm, group)?,
+        first: tensors.dense(&format!("{name}.mlp.0"), [merged, merged], group)?,
+        second: tensors.dense(&format!("{name}.mlp.2"), [spec.output, merged], group)?,
+    })
 }

@@ -9,13 +9,19 @@
 mod bind;
 mod grid;
 
+use std::ops::Range;
+
+use segpack_formats::FormatError;
 use segpack_formats::io::to_usize;
 use segpack_manifests::families::VisionTowerFacts;
 
-use self::bind::{Block as BlockWeights, Merger, VisionWeights};
+use self::bind::{Block as BlockWeights, VisionWeights};
 use self::grid::Grids;
 pub(crate) use self::grid::visual_tokens;
-use super::encoder::{BATCH, EncoderContext, EncoderLoader, EncoderObserver, EncoderStage, spans};
+use super::encoder::{
+    BATCH, EncoderContext, EncoderLoader, EncoderObserver, EncoderStage, Projection, Scratch,
+    SelfAttention,
+};
 use crate::error::RunError;
 use crate::models::decoder::Rotary;
 use crate::ops::Ops;
@@ -144,12 +150,9 @@ impl<'a> VisionEncoder<'a> {
             .open(&at_once.collect::<Vec<_>>(), self.values(&grids))?;
         let mut x = self.stem(ops, &loader, features, &grids)?;
         observer.stage(EncoderStage::Input, &x);
-        let group = &self.weights.mergers_group;
-        let mut mergers = EncoderLoader::reserve([group].into_iter())?;
-        loader.load(group, &mut mergers)?;
         let loaded = Loaded {
             loader: &loader,
-            mergers,
+            mergers: loader.load_alone(&self.weights.mergers_group)?,
             rotary: grids.rotary(&self.spec),
         };
         let deepstack = self.blocks(ops, &loaded, &grids, &mut x, observer)?;
@@ -167,8 +170,7 @@ impl<'a> VisionEncoder<'a> {
         grids: &Grids,
     ) -> Result<Vec<f32>, RunError> {
         let stem = &self.weights.stem;
-        let mut block = EncoderLoader::reserve([&stem.group].into_iter())?;
-        loader.load(&stem.group, &mut block)?;
+        let block = loader.load_alone(&stem.group)?;
         let (width, compute) = (self.spec.width, ops.compute());
         let mut x = vec![0.0; grids.patches() * width];
         let bias = stem.patch.bias.values(&block);
@@ -204,18 +206,37 @@ impl<'a> VisionEncoder<'a> {
         let mut memory = EncoderLoader::reserve(groups)?;
         let mut scratch = Scratch::default();
         let mut deepstack = Vec::new();
+        let stop = self.context.stop;
+        let heads = Heads {
+            query: self.spec.heads,
+            key_value: self.spec.heads,
+            width: self.spec.width / self.spec.heads,
+        };
         for (number, block) in self.weights.blocks.iter().enumerate() {
-            self.context.stop.check()?;
+            stop.check()?;
             loaded.loader.load(&block.group, &mut memory)?;
-            self.attention(ops, (block, &memory), loaded, grids, x, &mut scratch)?;
-            block.mlp.run(
+            let attention = SelfAttention {
+                norm: &block.attention_norm,
+                eps: EPS,
+                out: &block.proj,
+                heads,
+                segments: grids.frames(),
+            };
+            let weights = (block, &memory);
+            attention.run(
                 ops,
                 &memory,
+                |patches, normed, qkv| {
+                    self.project(ops, weights, &loaded.rotary, patches, normed, qkv)
+                },
                 x,
-                (EPS, O::gelu_tanh),
-                &mut scratch.mlp,
-                self.context.stop,
+                &mut scratch,
+                stop,
             )?;
+            let mlp = &mut scratch.mlp;
+            block
+                .mlp
+                .run(ops, &memory, x, (EPS, O::gelu_tanh), mlp, stop)?;
             observer.stage(EncoderStage::Block(number), x);
             if self.spec.deepstack.get(deepstack.len()) == Some(&number) {
                 let merger = &self.weights.deepstack[deepstack.len()];
@@ -227,58 +248,28 @@ impl<'a> VisionEncoder<'a> {
         Ok(deepstack)
     }
 
-    /// `x += proj(attention(norm(x)))`, some frames at a time.
-    fn attention(
+    /// Queries, keys and values of some patches: one weight holds all three, one after the other.
+    fn project(
         &self,
         ops: &impl Ops,
         (block, memory): (&BlockWeights<'_>, &Block),
-        loaded: &Loaded<'_, '_>,
-        grids: &Grids,
-        x: &mut [f32],
-        scratch: &mut Scratch,
-    ) -> Result<(), RunError> {
-        let (width, stop) = (self.spec.width, self.context.stop);
-        let head = width / self.spec.heads;
-        let heads = Heads {
-            query: self.spec.heads,
-            key_value: self.spec.heads,
-            width: head,
-        };
-        let Scratch {
-            normed,
-            q,
-            k,
-            v,
-            attended,
-            ..
-        } = scratch;
-        let frames = grids.frames();
-        for span in spans(frames) {
-            let frames = &frames[span.start..=span.end];
-            let (first, end) = (frames[0], frames[frames.len() - 1]);
-            let x = &mut x[first * width..end * width];
-            normed.clear();
-            normed.extend_from_slice(x);
-            block.attention_norm.run(ops, memory, normed, EPS);
-            // one weight holds all three, one after the other
-            for (part, to) in [&mut *q, k, v].into_iter().enumerate() {
-                block
-                    .qkv
-                    .run_part(ops, memory, (part, 3), normed, to, stop)?;
-            }
-            let angles = first * head / 2..end * head / 2;
-            let (cos, sin) = (
-                &loaded.rotary.cos[angles.clone()],
-                &loaded.rotary.sin[angles],
-            );
-            ops.rope_in_f32(q, cos, sin, head);
-            ops.rope_in_f32(k, cos, sin, head);
-            attended.resize(x.len(), 0.0);
-            let segments: Vec<usize> = frames.iter().map(|patch| patch - first).collect();
-            ops.attention_within_until([q, k, v], heads, &segments, attended, stop)?;
-            block.proj.run(ops, memory, attended, normed, stop)?;
-            ops.add(x, normed);
+        rotary: &Rotary,
+        patches: Range<usize>,
+        normed: &[f32],
+        qkv: &mut [Vec<f32>; 3],
+    ) -> Result<(), FormatError> {
+        for (part, to) in qkv.iter_mut().enumerate() {
+            let stop = self.context.stop;
+            block
+                .qkv
+                .run_part(ops, memory, (part, 3), normed, to, stop)?;
         }
+        let head = self.spec.width / self.spec.heads;
+        let angles = patches.start * head / 2..patches.end * head / 2;
+        let (cos, sin) = (&rotary.cos[angles.clone()], &rotary.sin[angles]);
+        let [q, k, _] = qkv;
+        ops.rope_in_f32(q, cos, sin, head);
+        ops.rope_in_f32(k, cos, sin, head);
         Ok(())
     }
 
@@ -287,27 +278,10 @@ impl<'a> VisionEncoder<'a> {
         &self,
         ops: &impl Ops,
         loaded: &Loaded<'_, '_>,
-        merger: &Merger,
+        merger: &Projection,
         x: &[f32],
-    ) -> Result<Vec<f32>, RunError> {
-        let (merged, stop) = (self.spec.merged(), self.context.stop);
-        let mut out = Vec::with_capacity(x.len() / merged.max(1) * self.spec.output);
-        let (mut normed, mut inner, mut rows) = (Vec::new(), Vec::new(), Vec::new());
-        for x in x.chunks(BATCH * merged) {
-            normed.clear();
-            normed.extend_from_slice(x);
-            // the norm is as wide as a patch, or as a square
-            merger.norm.run(ops, &loaded.mergers, &mut normed, EPS);
-            merger
-                .first
-                .run(ops, &loaded.mergers, &normed, &mut inner, stop)?;
-            ops.gelu(&mut inner);
-            merger
-                .second
-                .run(ops, &loaded.mergers, &inner, &mut rows, stop)?;
-            out.extend_from_slice(&rows);
-        }
-        Ok(out)
+    ) -> Result<Vec<f32>, FormatError> {
+        merger.run(ops, &loaded.mergers, x, EPS, self.context.stop)
     }
 
     /// Values of activations that are in memory at once, at most.
@@ -326,15 +300,4 @@ impl<'a> VisionEncoder<'a> {
         let rotary = patches * (s.width / s.heads) as u64;
         patches * width + rotary + kept + stem.max(blocks + merger)
     }
-}
-
-/// Reused memory.
-#[derive(Default)]
-struct Scratch {
-    normed: Vec<f32>,
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
-    attended: Vec<f32>,
-    mlp: [Vec<f32>; 2],
 }
