@@ -112,17 +112,47 @@ impl OutputFolder {
         self.swap.as_ref().map_or(&*self.path, Swap::target)
     }
 
-    /// A folder that has some of the files already, and gets those that it lacks.
-    pub(crate) fn completes(&self) -> Option<&Path> {
-        self.completes.as_deref()
-    }
-
     /// Whether an earlier run finished a file, or seems to have.
     ///
     /// # Errors
     /// `Io`.
     pub(crate) fn has(&self, relative: &str) -> Result<bool, OutputError> {
         Ok(entry_kind(&self.path.join(relative))?.is_some())
+    }
+
+    /// The folder in which a file is already: the one that is completed, or this one, where an
+    /// earlier run finished it.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn folder_with(&self, relative: &str) -> Result<Option<&Path>, OutputError> {
+        if let Some(folder) = &self.completes
+            && entry_kind(&folder.join(relative))?.is_some()
+        {
+            return Ok(Some(folder));
+        }
+        Ok(self.has(relative)?.then_some(&*self.path))
+    }
+
+    /// Whether a file of the right length is there; its bytes are looked at later.
+    pub(crate) fn may_have(&self, relative: &str, length: u64) -> bool {
+        let folders = [Some(&self.path), self.completes.as_ref()];
+        let paths = folders.into_iter().flatten().map(|f| f.join(relative));
+        let mut found = paths.filter_map(|path| path.symlink_metadata().ok());
+        found.any(|m| m.is_file() && m.len() == length)
+    }
+
+    /// Removes a file of [`folder_with`](Self::folder_with) that is not what it should be: one of
+    /// our own is written again, another is nobody's to replace.
+    ///
+    /// # Errors
+    /// `Differs` where it is in the folder that is completed; `Io`.
+    pub(crate) fn remove_wrong(&self, folder: &Path, relative: &str) -> Result<(), OutputError> {
+        if self.completes.as_deref() == Some(folder) {
+            let path = folder.join(relative);
+            return Err(OutputError::Differs { path });
+        }
+        self.remove(relative)
     }
 
     /// The folder.

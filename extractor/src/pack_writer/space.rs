@@ -132,12 +132,15 @@ impl<'a> Space<'a> {
         take: impl FnOnce(&Estimate) -> T,
     ) -> Result<T, FormatError> {
         let mut known = lock(&self.estimate);
-        if known.is_none() {
-            let packs: Vec<&PlannedPack> = self.plan.packs.iter().collect();
-            *known = Some(estimate(&packs, self.coding, self.read, job)?);
+        if let Some(found) = &*known {
+            return Ok(take(found));
         }
-        // it was just made where there was none
-        let found = known.as_ref().ok_or(FormatError::Interrupted)?;
-        Ok(take(found))
+        let packs: Vec<&PlannedPack> = self.plan.packs.iter().collect();
+        Ok(take(known.insert(estimate(
+            &packs,
+            self.coding,
+            self.read,
+            job,
+        )?)))
     }
 }

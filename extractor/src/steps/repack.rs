@@ -82,11 +82,17 @@ pub(crate) fn plan(
         progress,
     };
     let reader = PackReader::new(pack);
-    let read = |tensor: &PlannedTensor, range: Range<u64>, to: &mut [u8]| {
-        read_tensor(&reader, tensor, range, to, stop)
-    };
+    let read = tensor_reader(&reader, stop);
     add_estimate(&mut plan, settings.coding, &read, job)?;
     Ok(plan)
+}
+
+/// What reads planned tensors of a pack.
+fn tensor_reader<'r>(
+    reader: &'r PackReader<'_>,
+    stop: &'r CancelToken,
+) -> impl Fn(&PlannedTensor, Range<u64>, &mut [u8]) -> Result<(), FormatError> + Sync + 'r {
+    move |tensor, range, to| read_tensor(reader, tensor, range, to, stop)
 }
 
 /// Reads decoded bytes of a planned tensor, counted from its first.
@@ -198,9 +204,7 @@ pub(crate) fn repack(
         },
     };
     let reader = PackReader::new(pack);
-    let read = |tensor: &PlannedTensor, range: Range<u64>, to: &mut [u8]| {
-        read_tensor(&reader, tensor, range, to, stop)
-    };
+    let read = tensor_reader(&reader, stop);
     let space = Space::new(
         &plan,
         settings.coding,

@@ -10,7 +10,7 @@ use globset::{Glob, GlobSet, GlobSetBuilder};
 use segpack_formats::FormatError;
 use segpack_formats::codec::MAX_CHUNK_BYTES;
 use segpack_formats::digest::{Sha256, Sha256Hasher};
-use segpack_formats::io::{CancelToken, InputFile, READ_BYTES, entry_kind};
+use segpack_formats::io::{CancelToken, InputFile, READ_BYTES};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
     Finding, FindingKind, GENERATOR, Manifest, SourceFile, SourceFileKind, TensorEntry,
@@ -221,7 +221,9 @@ impl Restore<'_> {
     fn all(&self, wanted: &[&SourceFile], jobs: usize) -> Result<(), StepError> {
         let lengths = || wanted.iter().map(|f| (&*f.path, f.length));
         self.output.check_limits(lengths())?;
-        let lacking = wanted.iter().filter(|f| !self.may_be_there(f));
+        let lacking = wanted
+            .iter()
+            .filter(|f| !self.output.may_have(&f.path, f.length));
         self.output.check_space(lacking.map(|f| f.length).sum())?;
 
         self.progress
@@ -242,14 +244,6 @@ impl Restore<'_> {
         let folder = self.weights.pack().folder().display();
         let what = format!("{folder}: damaged; nothing was restored");
         Err(StepError::Findings { what, findings })
-    }
-
-    /// Whether a file of the right length is there; its bytes are looked at later.
-    fn may_be_there(&self, file: &SourceFile) -> bool {
-        let folders = [Some(self.output.path()), self.output.completes()];
-        let paths = folders.into_iter().flatten().map(|f| f.join(&file.path));
-        let mut found = paths.filter_map(|path| path.symlink_metadata().ok());
-        found.any(|m| m.is_file() && m.len() == file.length)
     }
 
     fn file(
@@ -312,32 +306,23 @@ impl Restore<'_> {
     }
 
     /// Whether an earlier run finished a file, or the folder that is completed has it: its bytes are
-    /// digested again. One of our own that is wrong is written again; another is nobody's to replace.
+    /// digested again.
     fn is_finished(
         &self,
         file: &SourceFile,
         reader: &mut PackCursor<'_>,
         buffer: &mut [u8],
     ) -> Result<bool, StepError> {
-        let in_place = match self.output.completes() {
-            Some(folder) if entry_kind(&folder.join(&file.path))?.is_some() => Some(folder),
-            _ => None,
-        };
-        if in_place.is_none() && !self.output.has(&file.path)? {
+        let Some(folder) = self.output.folder_with(&file.path)? else {
             return Ok(false);
-        }
+        };
         let Some(wanted) = self.wanted_digest(file, reader, buffer)? else {
             return Ok(false); // writing it reports why
         };
-        let folder = in_place.unwrap_or(self.output.path());
         if self.digest_there(folder, file, buffer)? == Some(wanted) {
             return Ok(true);
         }
-        if let Some(folder) = in_place {
-            let path = folder.join(&file.path);
-            return Err(OutputError::Differs { path }.into());
-        }
-        self.output.remove(&file.path)?;
+        self.output.remove_wrong(folder, &file.path)?;
         Ok(false)
     }
 

@@ -8,14 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use segpack_formats::FormatError;
 use segpack_formats::codec::MAX_CHUNK_BYTES;
-use segpack_formats::io::{entry_kind, sync_file};
+use segpack_formats::io::sync_file;
 
 use super::ExportError;
 use super::check::{CHECK_BYTES, check_file};
 use super::plan::PlannedFile;
 use super::produce::{Producer, Worker};
 use crate::output::{
-    Flushing, OutputError, OutputFolder, Publisher, WRITE_BEHIND_MEMORY, unfinished, write_behind,
+    Flushing, OutputFolder, Publisher, WRITE_BEHIND_MEMORY, unfinished, write_behind,
 };
 use crate::steps::StepError;
 use crate::work::{TaskError, jobs_within_memory, run_tasks};
@@ -46,7 +46,9 @@ impl Exporter<'_> {
     pub(super) fn all(&self, files: &[PlannedFile<'_>], jobs: usize) -> Result<(), StepError> {
         let lengths = files.iter().map(|f| (f.path.as_str(), f.length()));
         self.output.check_limits(lengths)?;
-        let lacking = files.iter().filter(|f| !self.may_be_there(f));
+        let lacking = files
+            .iter()
+            .filter(|f| !self.output.may_have(&f.path, f.length()));
         self.output
             .check_space(lacking.map(PlannedFile::length).sum())?;
 
@@ -67,14 +69,6 @@ impl Exporter<'_> {
         });
         progress.finish();
         done
-    }
-
-    /// Whether a file of the right length is there; its bytes are looked at later.
-    fn may_be_there(&self, file: &PlannedFile<'_>) -> bool {
-        let folders = [Some(self.output.path()), self.output.completes()];
-        let paths = folders.into_iter().flatten().map(|f| f.join(&file.path));
-        let mut found = paths.filter_map(|path| path.symlink_metadata().ok());
-        found.any(|m| m.is_file() && m.len() == file.length())
     }
 
     fn one(
@@ -106,24 +100,15 @@ impl Exporter<'_> {
         file: &PlannedFile<'_>,
         worker: &mut Worker<'_>,
     ) -> Result<bool, StepError> {
-        let in_place = match self.output.completes() {
-            Some(folder) if entry_kind(&folder.join(&file.path))?.is_some() => Some(folder),
-            _ => None,
-        };
-        if in_place.is_none() && !self.output.has(&file.path)? {
+        let Some(folder) = self.output.folder_with(&file.path)? else {
             return Ok(false);
-        }
-        let folder = in_place.unwrap_or(self.output.path());
+        };
         match check_file(self.producer, file, (folder, &file.path), worker) {
             Ok(()) => return Ok(true),
             Err(e) if !is_of_the_file(&e, folder) => return Err(e),
             Err(_) => {}
         }
-        if let Some(folder) = in_place {
-            let path = folder.join(&file.path);
-            return Err(OutputError::Differs { path }.into());
-        }
-        self.output.remove(&file.path)?;
+        self.output.remove_wrong(folder, &file.path)?;
         Ok(false)
     }
 

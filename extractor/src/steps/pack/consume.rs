@@ -40,6 +40,8 @@ pub(super) struct Group<'a> {
     pub tasks: Vec<Task<'a>>,
     /// Numbers of shards.
     pub frees: Vec<usize>,
+    /// Numbers of the packs with bytes of those shards.
+    pub holds: BTreeSet<usize>,
 }
 
 /// Which packs need which shards.
@@ -248,9 +250,10 @@ impl Work<'_> {
         } = self.planned;
         let mut groups = vec![Group {
             tasks: checkpoint.files.iter().map(Task::File).collect(),
-            frees: Vec::new(),
+            ..Group::default()
         }];
-        for (packs, frees) in Needs::of(self.planned).order(done) {
+        let needs = Needs::of(self.planned);
+        for (packs, frees) in needs.order(done) {
             let shards = frees.iter().map(|s| &checkpoint.shards[*s]);
             let digests = shards
                 .filter(|s| done.shard(&s.path).is_none())
@@ -258,6 +261,7 @@ impl Work<'_> {
             let packs = packs.iter().map(|p| Task::Pack(*p, &plan.packs[*p]));
             groups.push(Group {
                 tasks: digests.chain(packs).collect(),
+                holds: frees.iter().flat_map(|s| needs.packs_of(*s)).collect(),
                 frees,
             });
         }
@@ -266,10 +270,13 @@ impl Work<'_> {
 
     /// Refuses to go on where a pack has to be written again, and a shard that it needs is gone.
     pub(super) fn refuse_lost(&self, done: &Done) -> Result<(), StepError> {
-        let needs = Needs::of(self.planned);
         let Planned {
             checkpoint, plan, ..
         } = self.planned;
+        if checkpoint.shards.iter().all(|s| s.removed.is_none()) {
+            return Ok(());
+        }
+        let needs = Needs::of(self.planned);
         let mut findings = Vec::new();
         for (pack, shards) in plan.packs.iter().zip(&needs.shards) {
             let mut shards = shards.iter().map(|s| &checkpoint.shards[*s]);
@@ -298,13 +305,11 @@ impl Work<'_> {
     /// packs were read back before.
     pub(super) fn remove_shards(
         &self,
-        frees: &[usize],
+        group: &Group<'_>,
         checked: &mut BTreeSet<usize>,
         recorder: &Recorder<'_>,
     ) -> Result<(), StepError> {
-        let needs = Needs::of(self.planned);
-        let packs: BTreeSet<usize> = frees.iter().flat_map(|s| needs.packs_of(*s)).collect();
-        let new: Vec<usize> = packs.difference(checked).copied().collect();
+        let new: Vec<usize> = group.holds.difference(checked).copied().collect();
         let job = self.job;
         run_tasks(
             job.threads,
@@ -317,7 +322,7 @@ impl Work<'_> {
             },
         )?;
         checked.extend(new);
-        for shard in frees {
+        for shard in &group.frees {
             self.remove_shard(&self.planned.checkpoint.shards[*shard], recorder)?;
         }
         Ok(())

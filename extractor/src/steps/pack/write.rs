@@ -72,7 +72,7 @@ impl Work<'_> {
         } else {
             vec![Group {
                 tasks: self.tasks(done),
-                frees: Vec::new(),
+                ..Group::default()
             }]
         };
         self.job
@@ -94,7 +94,7 @@ impl Work<'_> {
                     self.run_task(task, buffer, recorder, publisher)
                 })
             })?;
-            self.remove_shards(&group.frees, &mut checked, recorder)?;
+            self.remove_shards(group, &mut checked, recorder)?;
         }
         Ok(())
     }
