@@ -1,6 +1,7 @@
 //! A trace of one prompt with audio, images or videos: opened, checked, read tensor by tensor.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use segpack_formats::digest::Sha256;
@@ -232,17 +233,41 @@ impl MediaTrace {
         let Some(entry) = self.entry(name) else {
             return Ok(None);
         };
-        let bytes = self.bytes(entry)?;
+        self.widened(entry, &self.bytes(entry)?).map(Some)
+    }
+
+    /// Some rows of a tensor of floats, as [`floats`](Self::floats) gives all; no others are read.
+    /// `None`: it was not recorded, or it has no such rows.
+    ///
+    /// # Errors
+    /// As [`floats`](Self::floats).
+    pub fn float_rows(&self, name: &str, rows: Range<usize>) -> Result<Option<Vec<f32>>> {
+        let Some(entry) = self.entry(name) else {
+            return Ok(None);
+        };
+        let count = entry.shape.first().copied().unwrap_or(0);
+        let [start, end] = [rows.start, rows.end].map(|row| row as u64);
+        if start > end || end > count {
+            return Ok(None);
+        }
+        let row = entry.length / count.max(1);
+        let range = entry.offset + start * row..entry.offset + end * row;
+        let bytes = self.shard.input.read_range(range)?;
+        self.widened(entry, &bytes).map(Some)
+    }
+
+    /// Values of a tensor, given their bytes.
+    fn widened(&self, entry: &TensorEntry, bytes: &[u8]) -> Result<Vec<f32>> {
         if entry.dtype == Dtype::I16 {
             let samples = bytes.as_chunks::<2>().0.iter();
             let wide = samples.map(|b| f32::from(i16::from_le_bytes(*b)) / 32768.0);
-            return Ok(Some(wide.collect()));
+            return Ok(wide.collect());
         }
         let dtype = FloatDtype::try_from(entry.dtype)
             .map_err(|e| self.malformed(format!("tensor {:?}: {e}", entry.name)))?;
         let mut values = vec![0.0; bytes.len() / dtype.byte_width()];
-        dtype.widen(&bytes, &mut values);
-        Ok(Some(values))
+        dtype.widen(bytes, &mut values);
+        Ok(values)
     }
 
     /// Whether a tensor was recorded as 8-bit numbers.

@@ -124,10 +124,10 @@ impl<'t> RecordedMedia<'t> {
 
     /// Rows of a tensor that has them for the last of the prompt's tokens, or for all.
     fn rows(&self, name: &str, rows: Range<usize>) -> Result<Option<Vec<f32>>, StepError> {
-        let (Some(shape), Some(values)) = (self.trace.shape(name), self.trace.floats(name)?) else {
+        let Some(shape) = self.trace.shape(name) else {
             return Ok(None);
         };
-        let [count, columns] = shape[..] else {
+        let [count, _] = shape[..] else {
             return Ok(None);
         };
         let Some(first) = self.tokens().checked_sub(count) else {
@@ -137,8 +137,10 @@ impl<'t> RecordedMedia<'t> {
             .start
             .checked_sub(first)
             .zip(rows.end.checked_sub(first));
-        let values = within.and_then(|(start, end)| values.get(start * columns..end * columns));
-        Ok(values.map(<[f32]>::to_vec))
+        let Some((start, end)) = within else {
+            return Ok(None);
+        };
+        Ok(self.trace.float_rows(name, start..end)?)
     }
 }
 
