@@ -3,11 +3,13 @@
 //! The loop sees a model through [`LanguageModel`] and prints nothing: the caller watches it
 //! through a function that is called for every token.
 
+mod codes;
 mod logits;
 mod sampler;
 
 use std::ops::ControlFlow;
 
+pub use self::codes::{CodeSink, Codes, CodesError};
 pub use self::logits::{ArgMax, Candidate, LogitsError, Rank, rank_of, top_k_logits};
 pub use self::sampler::{Sampler, SamplingError, SamplingOptions};
 
