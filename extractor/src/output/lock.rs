@@ -8,23 +8,15 @@ use segpack_formats::io::{create_beneath, has_no_locks, open_beneath};
 use segpack_manifests::folder::PARTIAL;
 
 use super::OutputError;
-use super::swap::leftover;
 
 /// Name, in [`PARTIAL`], of the file that the process that writes has locked.
 pub(crate) const LOCK: &str = "lock";
 
-/// Refuses an unfinished output that another process is writing to at this moment.
+/// Refuses what another process has locked: `relative`, below `root`, for the output `path`.
 ///
 /// # Errors
 /// `Busy`.
-pub(crate) fn refuse_busy(path: &Path) -> Result<(), OutputError> {
-    if let Some(room) = leftover(path) {
-        refuse_locked(&room, LOCK, path)?;
-    }
-    refuse_locked(path, &in_partial(LOCK), path)
-}
-
-fn refuse_locked(root: &Path, relative: &str, path: &Path) -> Result<(), OutputError> {
+pub(super) fn refuse_locked(root: &Path, relative: &str, path: &Path) -> Result<(), OutputError> {
     // without a lock to open nobody writes; other errors come up when it is taken
     match open_beneath(root, relative).map(|lock| lock.try_lock()) {
         Ok(Err(TryLockError::WouldBlock)) => Err(busy(path)),

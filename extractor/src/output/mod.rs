@@ -30,13 +30,14 @@ pub use error::OutputError;
 pub(crate) use inspect::{Before, inspect, refuse_holding, refuse_inside};
 pub(crate) use journal::{JOURNAL, Journal, JournalRead, Record, ShardDigests};
 pub use limits::FileLimit;
-pub(crate) use lock::refuse_busy;
 use lock::{LOCK, in_partial};
 pub(crate) use publisher::{Flushing, Publisher};
 pub(crate) use space::{Needed, check_space};
 pub(crate) use stage::{Shape, Staging};
 use swap::Swap;
-pub(crate) use swap::{discard, is_being_replaced, is_between, is_unfinished, leftover, recover};
+pub(crate) use swap::{
+    discard, is_being_replaced, is_between, is_unfinished, leftover, recover, refuse_busy,
+};
 pub(crate) use write_behind::{WRITE_BEHIND_MEMORY, write_behind};
 
 /// Folder, below [`PARTIAL`], of files that are being written.

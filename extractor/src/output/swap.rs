@@ -35,7 +35,7 @@ use segpack_manifests::folder::PARTIAL;
 use serde::{Deserialize, Serialize};
 
 use super::lock::{self, LOCK};
-use super::{FILES, JOURNAL, OutputError, moves, refuse_busy};
+use super::{FILES, JOURNAL, OutputError, moves};
 
 const NEW: &str = "new";
 const OLD: &str = "old";
@@ -134,6 +134,17 @@ pub(crate) fn leftover(out: &Path) -> Option<PathBuf> {
     let (_, room) = places(out).ok()?;
     let state = state_of(&room).ok()?;
     state.map(|_| room)
+}
+
+/// Refuses an unfinished output that another process is writing to at this moment.
+///
+/// # Errors
+/// `Busy`.
+pub(crate) fn refuse_busy(path: &Path) -> Result<(), OutputError> {
+    if let Some(room) = leftover(path) {
+        lock::refuse_locked(&room, LOCK, path)?;
+    }
+    lock::refuse_locked(path, &lock::in_partial(LOCK), path)
 }
 
 /// Whether the folder at a path is missing because its replacement was interrupted between two

@@ -11,8 +11,10 @@ use segpack_formats::digest::{LANES, Sha256, Sha256Hasher, Sha256Lanes};
 use segpack_formats::io::{DIRECT_ALIGNMENT, DirectFile, InputFile};
 
 use super::error::{Difference, ExportError};
-use super::plan::{Content, Conversion, Part, PlannedFile, TensorFile, WrittenTensor};
+use super::index::read_index;
+use super::plan::{Content, Conversion, Part, PlannedFile, TensorFile};
 use super::produce::{Producer, Worker};
+use super::written::WrittenTensor;
 use crate::steps::StepError;
 use crate::work::batches;
 
@@ -149,7 +151,7 @@ impl Check<'_> {
     fn index(&self, file: &TensorFile<'_>) -> Result<(), StepError> {
         let (root, relative) = self.place;
         let input = InputFile::open_beneath(root, relative)?;
-        let seen = file.format.read_index(input)?;
+        let seen = read_index(file.format, input)?;
         let wanted = file.tensors.iter().map(|placed| WrittenTensor {
             name: Some(placed.tensor.name.clone()),
             dtype: placed.tensor.dtype.clone(),

@@ -12,7 +12,7 @@ use segpack_runtime_min::processing::text::TokenizerError;
 #[cfg(feature = "run")]
 use segpack_runtime_min::processing::text::chat_template::ChatTemplateError;
 
-use super::plan::WrittenTensor;
+use super::written::WrittenTensor;
 
 /// An error of any kind, as a cause.
 pub(super) type Cause = Box<dyn std::error::Error + Send + Sync>;

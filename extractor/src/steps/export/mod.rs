@@ -13,6 +13,7 @@ mod expert_parallel;
 #[cfg(feature = "run")]
 mod gguf;
 mod hf;
+mod index;
 mod npy;
 mod plan;
 mod produce;
@@ -21,6 +22,7 @@ mod qwen3_moe;
 mod safetensors;
 mod source;
 mod write;
+mod written;
 
 use std::collections::BTreeSet;
 use std::io::Write;

@@ -3,16 +3,12 @@
 //! A target makes the plan; who writes and who checks know nothing of targets but how to read a
 //! file's own index.
 
-use std::sync::Arc;
-
-use segpack_formats::io::InputFile;
-use segpack_formats::npy::{self, MAX_NPY_HEADER_BYTES, NpyHeader};
+use segpack_formats::npy;
 use segpack_formats::numeric::{Dtype, FloatConversion, FloatDtype, q8_0};
-use segpack_formats::safetensors::{self, NewTensor, Shard, byte_length, new_header};
+use segpack_formats::safetensors::{NewTensor, byte_length, new_header};
 use segpack_manifests::documents::{SourceFile, TensorEntry};
 
 use super::error::{Cause, ExportError};
-use crate::steps::StepError;
 
 /// Everything that an export writes.
 #[derive(Debug, Default)]
@@ -228,68 +224,6 @@ pub(super) enum FileFormat {
     Gguf,
     /// One array of numpy's; its name is that of the file.
     Npy,
-}
-
-/// A tensor as the index of a written file has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WrittenTensor {
-    /// Its name; none where the format has none.
-    pub name: Option<String>,
-    /// Its element type, as the format names it.
-    pub dtype: String,
-    /// Its shape, outermost dimension first.
-    pub shape: Vec<u64>,
-    /// Its first byte, from the start of the file.
-    pub offset: u64,
-}
-
-impl From<safetensors::TensorEntry> for WrittenTensor {
-    fn from(entry: safetensors::TensorEntry) -> Self {
-        Self {
-            name: Some(entry.name),
-            dtype: entry.dtype.to_string(),
-            shape: entry.shape,
-            offset: entry.offset,
-        }
-    }
-}
-
-impl FileFormat {
-    /// Reads a file's own index, by place.
-    ///
-    /// # Errors
-    /// `Io`, `Malformed`.
-    pub(super) fn read_index(self, input: InputFile) -> Result<Vec<WrittenTensor>, StepError> {
-        match self {
-            Self::Safetensors => {
-                let tensors = Shard::open_from(Arc::new(input))?.header.tensors;
-                Ok(tensors.into_iter().map(WrittenTensor::from).collect())
-            }
-            #[cfg(feature = "run")]
-            Self::Gguf => super::gguf::read_index(&input),
-            #[cfg(not(feature = "run"))]
-            Self::Gguf => Err(ExportError::WithoutRun {
-                target: segpack_manifests::documents::ExportTarget::Gguf,
-            }
-            .into()),
-            Self::Npy => {
-                let first = input.read_range(0..input.length().min(MAX_NPY_HEADER_BYTES))?;
-                let header = NpyHeader::parse(&first)
-                    .map_err(|what| StepError::malformed(input.path(), what))?;
-                let NpyHeader {
-                    descr,
-                    shape,
-                    data_start,
-                } = header;
-                Ok(vec![WrittenTensor {
-                    name: None,
-                    dtype: descr,
-                    shape,
-                    offset: data_start,
-                }])
-            }
-        }
-    }
 }
 
 impl<'a> TensorFile<'a> {

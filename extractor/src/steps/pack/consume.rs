@@ -26,23 +26,13 @@ use segpack_manifests::documents::{
 };
 use segpack_manifests::folder::{MANIFEST, PARTIAL};
 
-use super::write::{Task, digest, stored_header};
+use super::write::{Group, Task, digest, stored_header};
 use super::{Planned, Work};
 use crate::output::{JOURNAL, Journal, Record};
 use crate::pack_writer::{Done, PackWriterError, Recorder, read_back};
 use crate::source::{CheckpointShard, Removable, RemovedShard};
 use crate::steps::StepError;
 use crate::work::{Job, run_tasks};
-
-/// Tasks that are done together, and the shards that can be removed then.
-#[derive(Default)]
-pub(super) struct Group<'a> {
-    pub tasks: Vec<Task<'a>>,
-    /// Numbers of shards.
-    pub frees: Vec<usize>,
-    /// Numbers of the packs with bytes of those shards.
-    pub holds: BTreeSet<usize>,
-}
 
 /// Which packs need which shards.
 struct Needs<'a> {

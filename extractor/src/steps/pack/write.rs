@@ -17,7 +17,6 @@ use segpack_manifests::documents::{
 use segpack_manifests::families::FamilyName;
 use segpack_manifests::folder::{SHARD_HEADERS, SOURCE};
 
-use super::consume::Group;
 use super::proof::{ShardHasher, same_as_parsed, same_header};
 use super::source::ShardSource;
 use super::{Planned, Work, shard_numbers};
@@ -36,6 +35,16 @@ pub(super) enum Task<'a> {
     Pack(usize, &'a PlannedPack),
     /// Copies a side file.
     File(&'a SideFile),
+}
+
+/// Tasks that are done together, and the shards that can be removed then.
+#[derive(Default)]
+pub(super) struct Group<'a> {
+    pub tasks: Vec<Task<'a>>,
+    /// Numbers of shards.
+    pub frees: Vec<usize>,
+    /// Numbers of the packs with bytes of those shards.
+    pub holds: BTreeSet<usize>,
 }
 
 /// Where a side file lies in the pack folder.

@@ -4,8 +4,10 @@
 use std::sync::Arc;
 
 use super::driver::{CudaError, DeviceMemory, DevicePtr, Gpu};
-use super::layout::ALIGNMENT;
 use crate::weights::{Residency, SegmentGroup};
+
+/// Every buffer begins at a multiple of this.
+pub(super) const ALIGNMENT: usize = 512;
 
 /// Memory for the groups of a model.
 pub(super) struct DeviceGroups {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::dense::group_bytes;
+use super::dense::{ALIGNMENT, group_bytes};
 use super::driver::{CudaError, DeviceMemory, DevicePtr, Gpu, HostMemory};
 use super::launch::{
     ARGMAX_BYTES, FEW_TOKENS, MAX_PARTS, RouterBuffers, View, WHOLE_POSITIONS, activation_bytes,
@@ -23,8 +23,6 @@ pub(super) const MIN_HOST_SLOTS: u64 = 16;
 pub(super) const LOGIT_ROWS: usize = 64;
 /// Positions of a part of decoding's attention.
 const PART_POSITIONS: usize = 64;
-/// Every buffer begins at a multiple of this.
-pub(super) const ALIGNMENT: usize = 512;
 /// The driver gives memory in pages of this size (cuMemGetAllocationGranularity says so of all
 /// devices up to now).
 const PAGE: usize = 2 << 20;

@@ -6,7 +6,6 @@ use segpack_manifests::PackReader;
 use segpack_manifests::names::Component;
 
 use super::AudioSpec;
-use super::stem;
 use crate::error::RunError;
 use crate::models::encoder::{Affine, Dense, EncoderTensors, Mlp, Projection};
 use crate::ops::Ops;
@@ -68,7 +67,7 @@ impl<'a> Stem<'a> {
             convolution(tensors, "conv2d2", [channels, channels], &mut group)?,
             convolution(tensors, "conv2d3", [channels, channels], &mut group)?,
         ];
-        let shape = [spec.width, stem::flattened(spec)];
+        let shape = [spec.width, spec.flattened()];
         Ok(Self {
             out: tensors.take("conv_out.weight", &shape, &mut group)?,
             group,

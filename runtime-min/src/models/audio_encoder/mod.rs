@@ -18,7 +18,7 @@ use super::encoder::{
     BATCH, EncoderContext, EncoderLoader, EncoderObserver, EncoderStage, Scratch, SelfAttention,
 };
 use crate::error::RunError;
-use crate::ops::Ops;
+use crate::ops::{Conv2d, Ops};
 use crate::processing::AudioFeatures;
 use crate::tensor::Heads;
 
@@ -37,6 +37,18 @@ pub(crate) struct AudioSpec {
     pub(crate) output: usize,
     pub(crate) chunk_frames: usize,
     pub(crate) window_chunks: usize,
+}
+
+impl AudioSpec {
+    /// Bins after the three convolutions.
+    fn last_bins(&self) -> usize {
+        (0..3).fold(self.mel_bins, |bins, _| Conv2d::side(bins))
+    }
+
+    /// Values of a step after the convolutions: all channels and bins.
+    fn flattened(&self) -> usize {
+        self.channels * self.last_bins()
+    }
 }
 
 impl From<&AudioTowerFacts> for AudioSpec {
@@ -165,7 +177,7 @@ impl<'a> AudioEncoder<'a> {
         let layers = 5 * span * width + batch * (width + ffn);
         // steps of a batch, and what the last chunk brings more
         let steps = batch + 13;
-        let of_stem = stem::values(s, chunks.padded()) as u64 + steps * stem::flattened(s) as u64;
+        let of_stem = stem::values(s, chunks.padded()) as u64 + steps * s.flattened() as u64;
         tokens * (width + output) + layers.max(of_stem)
     }
 }

@@ -11,16 +11,6 @@ use crate::processing::{AudioFeatures, audio_tokens};
 use crate::tensor::{Linear, Matrix};
 use crate::weights::Block;
 
-/// Bins after the three convolutions.
-fn last_bins(spec: &AudioSpec) -> usize {
-    (0..3).fold(spec.mel_bins, |bins, _| Conv2d::side(bins))
-}
-
-/// Values of a step after the convolutions: all channels and bins.
-pub(super) fn flattened(spec: &AudioSpec) -> usize {
-    spec.channels * last_bins(spec)
-}
-
 /// Values of activations, and of weights that are put into another order, while a chunk of so many
 /// frames is convolved.
 pub(super) fn values(spec: &AudioSpec, frames: usize) -> usize {
@@ -128,7 +118,7 @@ impl Stem<'_> {
 
     /// The first `count` steps of a chunk, each with its bins behind each other for every channel.
     fn flatten(&self, x: &[f32], frames: usize, count: usize, to: &mut Vec<f32>) {
-        let (channels, bins) = (self.spec.channels, last_bins(&self.spec));
+        let (channels, bins) = (self.spec.channels, self.spec.last_bins());
         let steps = (0..3).fold(frames, |side, _| Conv2d::side(side));
         for step in 0..count {
             for channel in 0..channels {

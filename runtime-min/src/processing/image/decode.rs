@@ -9,8 +9,10 @@ use std::io::{Cursor, Read};
 use std::path::Path;
 
 use ::image::metadata::Orientation;
-use ::image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+use ::image::{ColorType, ImageDecoder, ImageFormat, ImageReader, Limits};
 
+use super::orientation::oriented;
+use super::size::check_size;
 use super::{ImageError, Picture, RgbPicture, gif, jpeg};
 use crate::processing::media::MediaRecipe;
 
@@ -72,15 +74,6 @@ pub(super) fn format_of(bytes: &[u8]) -> Result<ImageFormat, ImageError> {
                 Some(head) => head.escape_ascii().to_string(),
             },
         }),
-    }
-}
-
-/// Compares the number of pixels with the limit, before anything is allocated.
-pub(crate) fn check_size(width: u64, height: u64) -> Result<(), ImageError> {
-    match width.saturating_mul(height) {
-        0 => Err(ImageError::Empty { width, height }),
-        n if n > MAX_PIXELS => Err(ImageError::TooLarge { width, height }),
-        _ => Ok(()),
     }
 }
 
@@ -237,31 +230,4 @@ fn blend(value: u8, alpha: u8) -> u8 {
     let alpha = u32::from(alpha);
     let sum = 255 * (255 - alpha) + u32::from(value) * alpha + 128;
     (((sum >> 8) + sum) >> 8) as u8
-}
-
-/// The picture as EXIF says it has to be held.
-pub(super) fn oriented(picture: RgbPicture, orientation: Orientation) -> RgbPicture {
-    if orientation == Orientation::NoTransforms {
-        return picture;
-    }
-    let (width, height) = (picture.width, picture.height);
-    let sides = (u32::try_from(width), u32::try_from(height));
-    let (Ok(columns), Ok(rows)) = sides else {
-        return picture;
-    };
-    let Some(buffer) = ::image::RgbImage::from_raw(columns, rows, picture.values) else {
-        // a picture has the values of its pixels: this does not happen
-        return Picture {
-            width,
-            height,
-            values: vec![0; width * height * 3],
-        };
-    };
-    let mut image = DynamicImage::ImageRgb8(buffer);
-    image.apply_orientation(orientation);
-    Picture {
-        width: image.width() as usize,
-        height: image.height() as usize,
-        values: image.into_bytes(),
-    }
 }

@@ -4,7 +4,7 @@ use std::num::NonZeroU64;
 
 use ::gif::{ColorOutput, DecodeOptions, Decoder, DecodingError, Frame, MemoryLimit};
 
-use super::decode::check_size;
+use super::size::check_size;
 use super::{ImageError, MAX_PIXELS, Picture, RgbPicture};
 use crate::processing::media::MediaRecipe;
 

@@ -9,7 +9,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use ::image::metadata::Orientation;
 use mozjpeg::{ColorSpace, Decompress, Marker};
 
-use super::decode::{check_size, oriented};
+use super::orientation::oriented;
+use super::size::check_size;
 use super::{ImageError, Picture, RgbPicture};
 use crate::processing::media::MediaRecipe;
 

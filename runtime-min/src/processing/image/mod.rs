@@ -7,21 +7,22 @@ mod decode;
 mod error;
 mod gif;
 mod jpeg;
+mod orientation;
 mod patches;
 mod resize;
 mod size;
 
 pub use decode::{MAX_FILE_BYTES, MAX_PIXELS, decode, read_file};
 #[cfg(feature = "video")]
-pub(crate) use decode::{check_size, damaged, decoder_limits};
+pub(crate) use decode::{damaged, decoder_limits};
 pub use error::{DecoderError, ImageError};
 #[cfg(feature = "video")]
 pub(crate) use gif::GifFrames;
 pub use patches::append_patches;
 pub use resize::{resize_float, resize_official, resize_pillow};
-#[cfg(feature = "video")]
-pub(crate) use size::package_size;
 pub use size::{MAX_RATIO, PartLimits, model_card_size, processor_size};
+#[cfg(feature = "video")]
+pub(crate) use size::{check_size, package_size};
 
 use super::VisualFeatures;
 use super::media::{MediaRecipe, VisualSettings};

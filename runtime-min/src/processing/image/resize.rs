@@ -7,7 +7,7 @@
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
-use super::decode::check_size;
+use super::size::check_size;
 use super::{ImageError, Picture, RgbPicture};
 
 /// Fraction bits of Pillow's weights.

@@ -1,11 +1,19 @@
 //! The size that a picture gets before it is cut into patches.
 
-use super::ImageError;
-use super::decode::check_size;
+use super::{ImageError, MAX_PIXELS};
 use crate::processing::media::VisualSettings;
 
 /// How many times longer than the other one side may be.
 pub const MAX_RATIO: u32 = 200;
+
+/// Compares the number of pixels with the limit, before anything is allocated.
+pub(crate) fn check_size(width: u64, height: u64) -> Result<(), ImageError> {
+    match width.saturating_mul(height) {
+        0 => Err(ImageError::Empty { width, height }),
+        n if n > MAX_PIXELS => Err(ImageError::TooLarge { width, height }),
+        _ => Ok(()),
+    }
+}
 
 /// Sides of a picture that `qwen_omni_utils` has resized are multiples of it.
 const MODEL_CARD_FACTOR: usize = 28;

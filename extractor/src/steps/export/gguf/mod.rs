@@ -483,11 +483,11 @@ fn tensor_file(
 /// `Io`, `Malformed`.
 pub(super) fn read_index(
     input: &segpack_formats::io::InputFile,
-) -> Result<Vec<super::plan::WrittenTensor>, StepError> {
+) -> Result<Vec<super::written::WrittenTensor>, StepError> {
     let header = format::read_header(input)?;
     let mut tensors = Vec::with_capacity(header.tensors.len());
     for info in header.tensors {
-        tensors.push(super::plan::WrittenTensor {
+        tensors.push(super::written::WrittenTensor {
             name: Some(info.name),
             dtype: info.kind.to_string(),
             shape: info.shape,

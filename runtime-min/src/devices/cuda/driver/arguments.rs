@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use super::memory::DevicePtr;
+use super::pointer::DevicePtr;
 
 /// An argument of a kernel.
 #[derive(Debug, Clone, Copy)]

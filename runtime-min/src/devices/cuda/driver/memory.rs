@@ -7,20 +7,7 @@ use std::sync::Arc;
 
 use super::error::{CudaError, driver};
 use super::gpu::{Gpu, Stream};
-
-/// An address on the device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::devices::cuda) struct DevicePtr(pub(in crate::devices::cuda) u64);
-
-impl DevicePtr {
-    /// No address.
-    pub(in crate::devices::cuda) const NULL: Self = Self(0);
-
-    /// So many bytes on.
-    pub(in crate::devices::cuda) fn offset(self, bytes: usize) -> Self {
-        Self(self.0 + bytes as u64)
-    }
-}
+use super::pointer::DevicePtr;
 
 /// Memory of the device, given back when it is dropped.
 #[derive(Debug)]

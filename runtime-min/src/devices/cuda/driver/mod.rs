@@ -6,6 +6,7 @@ mod error;
 mod gpu;
 mod info;
 mod memory;
+mod pointer;
 mod ptx;
 mod streams;
 
@@ -13,7 +14,8 @@ pub(super) use arguments::{Argument, Choice, Experts, Norm, Product, Products};
 pub use error::CudaError;
 pub(super) use gpu::{Gpu, Stream};
 pub use info::{DeviceInfo, devices};
-pub(super) use memory::{DeviceMemory, DevicePtr, HostMemory};
+pub(super) use memory::{DeviceMemory, HostMemory};
+pub(super) use pointer::DevicePtr;
 #[cfg(test)]
 pub(super) use ptx::{entries, ptx};
 pub(super) use streams::{Event, Graph};
