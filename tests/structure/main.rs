@@ -9,6 +9,7 @@
 )]
 
 mod arrows;
+mod circles;
 mod documentation;
 mod dtypes;
 mod errors;

@@ -180,7 +180,7 @@ impl House {
 }
 
 /// The path of the module that a file is, `lib.rs` being the crate's own.
-fn module_of(file: &Path) -> Names {
+pub fn module_of(file: &Path) -> Names {
     let mut names: Names = file
         .with_extension("")
         .iter()
@@ -193,7 +193,7 @@ fn module_of(file: &Path) -> Names {
 }
 
 /// Every path of the crate that the code of a module names, from the crate's root.
-fn targets(code: &str, module: &[String]) -> BTreeSet<Names> {
+pub fn targets(code: &str, module: &[String]) -> BTreeSet<Names> {
     let mut found = paths_from(code, "crate");
     for path in paths_from(code, "super") {
         let further = path.iter().take_while(|name| *name == "super").count();

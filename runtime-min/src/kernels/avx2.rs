@@ -31,8 +31,8 @@ type Two = [__m256; 2];
 
 /// An 8 × 8 transpose.
 #[inline(always)]
-fn transpose8(r: [__m256; 8]) -> [__m256; 8] {
-    // SAFETY: called for an `Avx2` only
+fn transpose8(_: Avx2, r: [__m256; 8]) -> [__m256; 8] {
+    // SAFETY: an `Avx2` is proof that AVX2 is there; no memory is touched
     unsafe {
         let (mut a, mut b) = (r, r);
         for i in 0..4 {
@@ -53,12 +53,6 @@ fn transpose8(r: [__m256; 8]) -> [__m256; 8] {
     }
 }
 
-// SAFETY of all blocks below: an `Avx2` proves that the features are there, and references to
-// arrays of a vector's size may be read or written whole.
-#[expect(
-    clippy::undocumented_unsafe_blocks,
-    reason = "one note, above, for all blocks"
-)]
 impl Simd for Avx2 {
     type V = Two;
 
@@ -67,11 +61,14 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn splat(self, x: f32) -> Two {
+        // SAFETY: `self` is proof that AVX2 and FMA are there; no memory is touched
         unsafe { [_mm256_set1_ps(x); 2] }
     }
 
     #[inline(always)]
     fn load(self, from: &[f32; LANES]) -> Two {
+        // SAFETY: `self` is proof that AVX2 and FMA are there; an unaligned load, and `from` has a
+        // vector's 16 values
         unsafe {
             [
                 _mm256_loadu_ps(from.as_ptr()),
@@ -82,6 +79,8 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn load_bits(self, from: &[u8; 4 * LANES]) -> Two {
+        // SAFETY: `self` is proof that AVX2 and FMA are there; an unaligned load, and `from` has a
+        // vector's 64 bytes
         unsafe {
             [
                 _mm256_loadu_ps(from.as_ptr().cast()),
@@ -92,6 +91,8 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn store(self, v: Two, to: &mut [f32; LANES]) {
+        // SAFETY: `self` is proof that AVX2 and FMA are there; an unaligned store, and `to` has
+        // room for a vector's 16 values
         unsafe {
             _mm256_storeu_ps(to.as_mut_ptr(), v[0]);
             _mm256_storeu_ps(to.as_mut_ptr().add(8), v[1]);
@@ -100,26 +101,31 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn add(self, a: Two, b: Two) -> Two {
+        // SAFETY: `self` is proof that AVX2 and FMA are there; no memory is touched
         unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
     }
 
     #[inline(always)]
     fn sub(self, a: Two, b: Two) -> Two {
+        // SAFETY: `self` is proof that AVX2 and FMA are there; no memory is touched
         unsafe { [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])] }
     }
 
     #[inline(always)]
     fn mul(self, a: Two, b: Two) -> Two {
+        // SAFETY: `self` is proof that AVX2 and FMA are there; no memory is touched
         unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
     }
 
     #[inline(always)]
     fn div(self, a: Two, b: Two) -> Two {
+        // SAFETY: `self` is proof that AVX2 and FMA are there; no memory is touched
         unsafe { [_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])] }
     }
 
     #[inline(always)]
     fn mul_add(self, a: Two, b: Two, c: Two) -> Two {
+        // SAFETY: `self` is proof that AVX2 and FMA are there; no memory is touched
         unsafe {
             [
                 _mm256_fmadd_ps(a[0], b[0], c[0]),
@@ -130,17 +136,20 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn max(self, a: Two, b: Two) -> Two {
+        // SAFETY: `self` is proof that AVX2 and FMA are there; no memory is touched
         unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
     }
 
     #[inline(always)]
     fn min(self, a: Two, b: Two) -> Two {
+        // SAFETY: `self` is proof that AVX2 and FMA are there; no memory is touched
         unsafe { [_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])] }
     }
 
     #[inline(always)]
     fn round(self, v: Two) -> Two {
         const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        // SAFETY: `self` is proof that AVX2 and FMA are there; no memory is touched
         unsafe {
             [
                 _mm256_round_ps::<NEAREST>(v[0]),
@@ -151,6 +160,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn scale(self, v: Two, n: Two) -> Two {
+        // SAFETY: `self` is proof that AVX2 and FMA are there; no memory is touched
         unsafe {
             let mut to = v;
             for i in 0..2 {
@@ -168,6 +178,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn low(self, v: Two) -> Two {
+        // SAFETY: `self` is proof that AVX2 and FMA are there; no memory is touched
         unsafe {
             [
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(v[0]))),
@@ -178,6 +189,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn high(self, v: Two) -> Two {
+        // SAFETY: `self` is proof that AVX2 and FMA are there; no memory is touched
         unsafe {
             let mask = _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000_u32.cast_signed()));
             [_mm256_and_ps(v[0], mask), _mm256_and_ps(v[1], mask)]
@@ -193,7 +205,7 @@ impl Simd for Avx2 {
                 for i in 0..8 {
                     part[i] = rows[8 * to_half + i][from_half];
                 }
-                let part = transpose8(part);
+                let part = transpose8(self, part);
                 for i in 0..8 {
                     to[8 * from_half + i][to_half] = part[i];
                 }
@@ -204,7 +216,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn prefetch(self, address: *const u8) {
-        // a prefetch of any address is harmless
+        // SAFETY: a hint: it reads nothing and faults at no address, and SSE is part of x86-64
         unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
 }

@@ -32,12 +32,6 @@ fn run<W: Work>(s: Avx512, work: W) -> W::Out {
     work.run(s)
 }
 
-// SAFETY of all blocks below: an `Avx512` proves that the features are there, and references to
-// arrays of a vector's size may be read or written whole.
-#[expect(
-    clippy::undocumented_unsafe_blocks,
-    reason = "one note, above, for all blocks"
-)]
 impl Simd for Avx512 {
     type V = __m512;
 
@@ -46,76 +40,94 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
+        // SAFETY: `self` is proof that AVX-512 F, BW, DQ and VL are there; no memory is touched
         unsafe { _mm512_set1_ps(x) }
     }
 
     #[inline(always)]
     fn load(self, from: &[f32; LANES]) -> __m512 {
+        // SAFETY: `self` is proof that AVX-512 F, BW, DQ and VL are there; an unaligned load, and
+        // `from` has a vector's 16 values
         unsafe { _mm512_loadu_ps(from.as_ptr()) }
     }
 
     #[inline(always)]
     fn load_bits(self, from: &[u8; 4 * LANES]) -> __m512 {
+        // SAFETY: `self` is proof that AVX-512 F, BW, DQ and VL are there; an unaligned load, and
+        // `from` has a vector's 64 bytes
         unsafe { _mm512_loadu_ps(from.as_ptr().cast()) }
     }
 
     #[inline(always)]
     fn store(self, v: __m512, to: &mut [f32; LANES]) {
+        // SAFETY: `self` is proof that AVX-512 F, BW, DQ and VL are there; an unaligned store, and
+        // `to` holds a vector's 16 values
         unsafe { _mm512_storeu_ps(to.as_mut_ptr(), v) }
     }
 
     #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` is proof that AVX-512 F, BW, DQ and VL are there; no memory is touched
         unsafe { _mm512_add_ps(a, b) }
     }
 
     #[inline(always)]
     fn sub(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` is proof that AVX-512 F, BW, DQ and VL are there; no memory is touched
         unsafe { _mm512_sub_ps(a, b) }
     }
 
     #[inline(always)]
     fn mul(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` is proof that AVX-512 F, BW, DQ and VL are there; no memory is touched
         unsafe { _mm512_mul_ps(a, b) }
     }
 
     #[inline(always)]
     fn div(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` is proof that AVX-512 F, BW, DQ and VL are there; no memory is touched
         unsafe { _mm512_div_ps(a, b) }
     }
 
     #[inline(always)]
     fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: `self` is proof that AVX-512 F, BW, DQ and VL are there; no memory is touched
         unsafe { _mm512_fmadd_ps(a, b, c) }
     }
 
     #[inline(always)]
     fn max(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` is proof that AVX-512 F, BW, DQ and VL are there; no memory is touched
         unsafe { _mm512_max_ps(a, b) }
     }
 
     #[inline(always)]
     fn min(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` is proof that AVX-512 F, BW, DQ and VL are there; no memory is touched
         unsafe { _mm512_min_ps(a, b) }
     }
 
     #[inline(always)]
     fn round(self, v: __m512) -> __m512 {
+        // SAFETY: `self` is proof that AVX-512 F, BW, DQ and VL are there; no memory is touched
         unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v) }
     }
 
     #[inline(always)]
     fn scale(self, v: __m512, n: __m512) -> __m512 {
+        // SAFETY: `self` is proof that AVX-512 F, BW, DQ and VL are there; no memory is touched
         unsafe { _mm512_scalef_ps(v, n) }
     }
 
     #[inline(always)]
     fn low(self, v: __m512) -> __m512 {
+        // SAFETY: `self` is proof that AVX-512 F, BW, DQ and VL are there; no memory is touched
         unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(v))) }
     }
 
     #[inline(always)]
     fn high(self, v: __m512) -> __m512 {
+        // SAFETY: `self` is proof that AVX-512 F, BW, DQ and VL are there; no memory is touched
         unsafe {
             let mask = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
             _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(v), mask))
@@ -124,6 +136,7 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn transpose(self, rows: [__m512; LANES]) -> [__m512; LANES] {
+        // SAFETY: `self` is proof that AVX-512 F, BW, DQ and VL are there; no memory is touched
         unsafe {
             let (mut a, mut b) = (rows, rows);
             for i in 0..8 {
@@ -159,7 +172,7 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn prefetch(self, address: *const u8) {
-        // a prefetch of any address is harmless
+        // SAFETY: a hint: it reads nothing and faults at no address, and SSE is part of x86-64
         unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
 }
