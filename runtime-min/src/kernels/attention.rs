@@ -31,7 +31,7 @@ const SCORES: usize = POSITIONS / LANES;
 /// Most tokens of a task: they share the packed keys of a block.
 const TOKENS: usize = 16;
 /// Most rows of a task within a segment: they share the packed keys of a block.
-const ROWS: usize = 192;
+const ROWS: usize = 384;
 /// Most values that a task under `Compute::Bf16` keeps as scores, unless one token has more.
 const KEPT_SCORES: usize = 1 << 19;
 
@@ -353,12 +353,17 @@ impl Task<'_> {
         }
     }
 
-    /// Values of a block, as strips of the width: `[strip][POSITIONS, STRIP]`.
+    /// Values of a block, as strips of the width: `[strip][POSITIONS, STRIP]`, and a vector that is
+    /// left over as `[POSITIONS]`.
     #[inline(always)]
     fn pack_values<S: Simd, const STRIP: usize>(&self, s: S, from: usize, panels: &mut [Line]) {
         for (p, row) in self.block(self.what.values, from).enumerate() {
             let (whole, rest) = row.as_chunks::<LANES>();
-            let at = |v: usize| ((v / STRIP) * POSITIONS + p) * STRIP + v % STRIP;
+            let strips = panels.len() / (POSITIONS * STRIP);
+            let at = |v: usize| match v / STRIP < strips {
+                true => ((v / STRIP) * POSITIONS + p) * STRIP + v % STRIP,
+                false => v * POSITIONS + p,
+            };
             for (v, x) in whole.iter().enumerate() {
                 s.store(s.load(x), &mut panels[at(v)].0);
             }
@@ -376,14 +381,14 @@ impl Task<'_> {
     #[inline(always)]
     fn online<S: Simd, const STRIP: usize>(mut self, s: S) {
         let (width, group, tokens) = (self.what.heads.width, self.group, self.tokens);
-        let strips = width.div_ceil(STRIP * LANES);
+        let vectors = width.div_ceil(LANES);
         let [mut queries, mut keys, mut values, mut sums, mut states] =
             [Key::Inputs, Key::Panel, Key::Values, Key::Sums, Key::States].map(Buffer::take);
         let queries = queries.values(tokens * group * width);
         self.pack_queries::<S>(queries);
         let keys = keys.lines(POSITIONS / LANES * width);
-        let values = values.lines(strips * STRIP * POSITIONS);
-        let sums = sums.lines(tokens * group * strips * STRIP);
+        let values = values.lines(vectors * POSITIONS);
+        let sums = sums.lines(tokens * group * vectors);
         sums.fill(Line::ZERO);
         let (states, _) = states.lines(2 * tokens * group).as_chunks_mut();
         states.fill(EMPTY);
@@ -394,7 +399,7 @@ impl Task<'_> {
             for tile in self.tiles(from, S::TOKENS) {
                 let at = tile.token * group + tile.head;
                 let q = &queries[at * width..][..tile.heads * width];
-                let sums = &mut sums[at * strips * STRIP..][..tile.heads * strips * STRIP];
+                let sums = &mut sums[at * vectors..][..tile.heads * vectors];
                 let (seen, state) = (tile.seen, &mut states[at]);
                 by_tokens!(
                     tile.heads,
@@ -406,7 +411,7 @@ impl Task<'_> {
             for (head, heads) in groups(group, S::TOKENS) {
                 let at = token * group + head;
                 let [_, Line(totals)] = states[at];
-                let sums = &sums[at * strips * STRIP..][..heads * strips * STRIP];
+                let sums = &sums[at * vectors..][..heads * vectors];
                 for (h, total) in totals.iter().enumerate().take(heads) {
                     let out = self.result(token, head + h);
                     spread(sums, heads, STRIP, h, out);
@@ -419,13 +424,13 @@ impl Task<'_> {
     #[inline(always)]
     fn rounded<S: Simd, const STRIP: usize>(mut self, s: S) {
         let (width, group, tokens) = (self.what.heads.width, self.group, self.tokens);
-        let strips = width.div_ceil(STRIP * LANES);
+        let vectors = width.div_ceil(LANES);
         let [mut queries, mut panel, mut scores, mut sums] =
             [Key::Inputs, Key::Panel, Key::Values, Key::Sums].map(Buffer::take);
         let queries = queries.values(tokens * group * width);
         self.pack_queries::<S>(queries);
         // keys of a block at first, its values later
-        let panel = panel.lines((POSITIONS / LANES * width).max(strips * STRIP * POSITIONS));
+        let panel = panel.lines((POSITIONS / LANES * width).max(vectors * POSITIONS));
         let longest = self.seen(tokens - 1);
         let stride = longest.div_ceil(POSITIONS) * SCORES;
         let scores = scores.lines(tokens * group * stride);
@@ -448,15 +453,15 @@ impl Task<'_> {
             rows::softmax_row(s, scores);
             Compute::Bf16.round_all(scores);
         }
-        let sums = sums.lines(tokens * group * strips * STRIP);
+        let sums = sums.lines(tokens * group * vectors);
         sums.fill(Line::ZERO);
         for (i, from) in (0..longest).step_by(POSITIONS).enumerate() {
-            let values = &mut panel[..strips * STRIP * POSITIONS];
+            let values = &mut panel[..vectors * POSITIONS];
             self.pack_values::<S, STRIP>(s, from, values);
             for tile in self.tiles(from, S::TOKENS) {
                 let at = tile.token * group + tile.head;
                 let scores = &scores[at * stride + i * SCORES..];
-                let sums = &mut sums[at * strips * STRIP..][..tile.heads * strips * STRIP];
+                let sums = &mut sums[at * vectors..][..tile.heads * vectors];
                 by_tokens!(
                     tile.heads,
                     rounded_sums::<S, STRIP>(s, values, scores, stride, tile.seen, sums)
@@ -465,8 +470,7 @@ impl Task<'_> {
         }
         for token in 0..tokens {
             for (head, heads) in groups(group, S::TOKENS) {
-                let sums =
-                    &sums[(token * group + head) * strips * STRIP..][..heads * strips * STRIP];
+                let sums = &sums[(token * group + head) * vectors..][..heads * vectors];
                 for h in 0..heads {
                     let out = self.result(token, head + h);
                     spread(sums, heads, STRIP, h, out);
@@ -477,14 +481,15 @@ impl Task<'_> {
     }
 }
 
-/// One head's row of `sums`, `[strip][heads, STRIP]`.
+/// One head's row of `sums`, `[strip][heads, STRIP]` and a vector that is left over as `[heads]`.
 #[inline(always)]
 fn spread(sums: &[Line], heads: usize, strip: usize, head: usize, out: &mut [f32]) {
-    for (sums, out) in sums
-        .chunks_exact(heads * strip)
-        .zip(out.chunks_mut(strip * LANES))
-    {
-        out.copy_from_slice(&simd::values(&sums[head * strip..][..strip])[..out.len()]);
+    let strips = sums.chunks_exact(heads * strip);
+    let last = strips.remainder();
+    let mut out = out.chunks_mut(LANES);
+    let whole = strips.flat_map(|sums| &sums[head * strip..][..strip]);
+    for (line, out) in whole.chain(last.get(head)).zip(&mut out) {
+        out.copy_from_slice(&line.0[..out.len()]);
     }
 }
 
@@ -591,6 +596,37 @@ fn online<S: Simd, const STRIP: usize, const HEADS: usize>(
     s.store(sum, &mut total.0);
     let mut factors = Line::ZERO;
     s.store(factor, &mut factors.0);
+    weigh_all::<S, STRIP, HEADS>(s, values, &kept, seen, &factors, sums);
+}
+
+/// `sums = sums · factors + probabilities · values`; lanes of `factors` are heads.
+#[inline(always)]
+fn weigh_all<S: Simd, const STRIP: usize, const HEADS: usize>(
+    s: S,
+    values: &[Line],
+    probabilities: &Scores<HEADS>,
+    seen: usize,
+    factors: &Line,
+    sums: &mut [Line],
+) {
+    let whole = sums.len() / (HEADS * STRIP) * STRIP;
+    let (values, last_values) = values.split_at(whole * POSITIONS);
+    let (sums, last_sums) = sums.split_at_mut(whole * HEADS);
+    weigh::<S, STRIP, HEADS>(s, values, probabilities, seen, factors, sums);
+    // a strip of one vector rather than lanes that nobody needs
+    weigh::<S, 1, HEADS>(s, last_values, probabilities, seen, factors, last_sums);
+}
+
+/// As [`weigh_all`], of whole strips.
+#[inline(always)]
+fn weigh<S: Simd, const STRIP: usize, const HEADS: usize>(
+    s: S,
+    values: &[Line],
+    probabilities: &Scores<HEADS>,
+    seen: usize,
+    factors: &Line,
+    sums: &mut [Line],
+) {
     for (values, sums) in values
         .chunks_exact(POSITIONS * STRIP)
         .zip(sums.as_chunks_mut::<STRIP>().0.chunks_exact_mut(HEADS))
@@ -601,7 +637,7 @@ fn online<S: Simd, const STRIP: usize, const HEADS: usize>(
                 acc[h][v] = s.mul(s.load(&sums[h][v].0), s.splat(factors.0[h]));
             }
         }
-        acc = add_values(s, values, &kept, seen, acc);
+        acc = add_values(s, values, probabilities, seen, acc);
         for h in 0..HEADS {
             for v in 0..STRIP {
                 s.store(acc[h][v], &mut sums[h][v].0);
@@ -677,21 +713,5 @@ fn rounded_sums<S: Simd, const STRIP: usize, const HEADS: usize>(
     for (h, row) in kept.0.iter_mut().enumerate() {
         row.copy_from_slice(simd::values(&probabilities[h * stride..][..SCORES]));
     }
-    for (values, sums) in values
-        .chunks_exact(POSITIONS * STRIP)
-        .zip(sums.as_chunks_mut::<STRIP>().0.chunks_exact_mut(HEADS))
-    {
-        let mut acc = [[s.splat(0.0); STRIP]; HEADS];
-        for h in 0..HEADS {
-            for v in 0..STRIP {
-                acc[h][v] = s.load(&sums[h][v].0);
-            }
-        }
-        acc = add_values(s, values, &kept, seen, acc);
-        for h in 0..HEADS {
-            for v in 0..STRIP {
-                s.store(acc[h][v], &mut sums[h][v].0);
-            }
-        }
-    }
+    weigh_all::<S, STRIP, HEADS>(s, values, &kept, seen, &Line([1.0; LANES]), sums);
 }

@@ -13,6 +13,11 @@ use crate::tensor::Compute;
 
 /// Most weight rows of one task.
 pub(super) const ROWS: usize = 64;
+/// Strips of rows that are multiplied with the same activations while these are in the first-level
+/// cache; more strips would not fit beside them.
+const SIDE_BY_SIDE: usize = 2;
+/// How many rows of the result ahead memory is asked for.
+const FINISHED_AHEAD: usize = 8;
 /// Most tokens of one task.
 pub(super) const TOKENS: usize = 512;
 
@@ -54,7 +59,7 @@ impl Gemm<'_> {
         let sums = sums.lines(strips * STRIP * self.tokens);
         let panels = panels.lines(strips * STRIP * BLOCK.min(columns));
         let longest = Order::new(self.compute, BLOCK.min(columns)).longest();
-        let wide = wide.lines(STRIP * longest);
+        let wide = wide.lines(SIDE_BY_SIDE * STRIP * longest);
         let mut ahead = Ahead::new(self.ahead);
         for from in (0..columns).step_by(BLOCK) {
             let length = BLOCK.min(columns - from);
@@ -72,38 +77,48 @@ impl Gemm<'_> {
             }
             for chain in order.chains() {
                 let how = Sums::of(self.compute, from + chain.start);
-                for (i, panel) in panels.chunks_exact(STRIP * length).enumerate() {
-                    let panel = if !pairs {
-                        &panel[chain.start * STRIP..chain.end * STRIP]
-                    } else {
-                        let wide = &mut wide[..chain.len() * STRIP];
-                        if chain.start < order.whole() {
+                let strip = chain.len() * STRIP;
+                for first_strip in (0..strips).step_by(SIDE_BY_SIDE) {
+                    let some = SIDE_BY_SIDE.min(strips - first_strip);
+                    let wide = &mut wide[..some * strip];
+                    for (i, wide) in wide.chunks_exact_mut(strip).enumerate() {
+                        let panel = &panels[(first_strip + i) * STRIP * length..][..STRIP * length];
+                        if !pairs {
+                            wide.copy_from_slice(&panel[chain.start * STRIP..][..strip]);
+                        } else if chain.start < order.whole() {
                             let pairs = &panel[chain.start / 2 * STRIP..chain.end / 2 * STRIP];
                             panel::widen_pairs::<S, STRIP>(s, pairs, wide);
                         } else {
-                            let first = i * STRIP * LANES;
-                            let rows = self.weight.part(
-                                first,
-                                STRIP * LANES,
-                                from + chain.start,
-                                chain.len(),
-                            );
+                            let first = (first_strip + i) * STRIP * LANES;
+                            let from = from + chain.start;
+                            let rows = self.weight.part(first, STRIP * LANES, from, chain.len());
                             panel::pack(s, rows, Order::natural(chain.len()), STRIP, wide);
                         }
-                        &*wide
-                    };
+                    }
+                    // the activations of a group come from the second-level cache: once for all
+                    // strips that lie side by side
                     for (first, tokens) in groups(self.tokens, S::TOKENS) {
                         let x = &self.x[first * columns + (from + chain.start) * tokens..];
                         let x = &x[..chain.len() * tokens];
-                        let sums = &mut sums[(i * self.tokens + first) * STRIP..];
-                        let ahead = ahead.take(chain.len(), panel);
-                        by_tokens!(tokens, tile::<S, STRIP>(s, panel, x, sums, how, ahead));
+                        for (i, panel) in wide.chunks_exact(strip).enumerate() {
+                            let at = (first_strip + i) * self.tokens + first;
+                            let sums = &mut sums[at * STRIP..];
+                            let ahead = ahead.take(chain.len(), panel);
+                            by_tokens!(tokens, tile::<S, STRIP>(s, panel, x, sums, how, ahead));
+                        }
                     }
                 }
             }
         }
         for (i, sums) in sums.chunks_exact(STRIP * self.tokens).enumerate() {
             for (t, sums) in sums.chunks_exact(STRIP).enumerate() {
+                if t + FINISHED_AHEAD < self.tokens {
+                    let out = self.out.row(t + FINISHED_AHEAD);
+                    let out = &out[out.len().min(i * STRIP * LANES)..];
+                    for line in out.chunks(LANES).take(STRIP) {
+                        s.prefetch(line.as_ptr().cast());
+                    }
+                }
                 self.finish(i * STRIP * LANES, t, simd::values(sums));
             }
         }

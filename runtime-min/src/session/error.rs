@@ -38,9 +38,6 @@ pub enum SessionError {
         /// Its number.
         number: u32,
     },
-    /// A trace that this program writes holds text alone.
-    #[error("a trace of a prompt with audio, images or videos cannot be recorded")]
-    RecordedMedia,
     /// The first token of a continuation has no logit.
     #[error("token id {id} of {text:?} is not in the embedding")]
     ContinuationOutside {

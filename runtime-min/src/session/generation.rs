@@ -343,12 +343,20 @@ impl Runner<'_, '_> {
                     .forward_media(ids, media, Logits::Last, &mut observer),
             };
         };
-        recorder.begin(ids);
+        match self.media {
+            None => recorder.begin(ids),
+            Some(media) => recorder.begin_media(ids, &media.positions),
+        }
         let mut observer = ProgressObserver {
             inner: *recorder,
             progress: self.progress,
         };
-        let mut all = self.model.forward(ids, Logits::All, &mut observer)?;
+        let mut all = match self.media {
+            None => self.model.forward(ids, Logits::All, &mut observer)?,
+            Some(media) => self
+                .model
+                .forward_media(ids, media, Logits::All, &mut observer)?,
+        };
         recorder.logits(&all);
         Ok(all.split_off(all.len() - all.len() / ids.len()))
     }

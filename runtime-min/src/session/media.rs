@@ -13,7 +13,9 @@ use crate::models::encoder::{EncoderContext, EncoderObserver, EncoderSettings};
 use crate::models::omni::{self, EncodedMedia};
 use crate::models::vision_encoder::VisionEncoder;
 use crate::ops::CpuOps;
+use crate::processing::media::MediaKind;
 use crate::processing::{AudioFeatures, MediaFeatures, VisualFeatures};
+use crate::trace::TraceRecorder;
 
 /// Hears of what the encoders compute.
 pub trait MediaObserver {
@@ -37,6 +39,21 @@ impl MediaObserver for () {
 
     fn videos(&mut self) -> &mut dyn EncoderObserver {
         self
+    }
+}
+
+/// A trace has the stages of all encoders.
+impl MediaObserver for TraceRecorder {
+    fn audio(&mut self) -> &mut dyn EncoderObserver {
+        self.encoder(MediaKind::Audio)
+    }
+
+    fn images(&mut self) -> &mut dyn EncoderObserver {
+        self.encoder(MediaKind::Image)
+    }
+
+    fn videos(&mut self) -> &mut dyn EncoderObserver {
+        self.encoder(MediaKind::Video)
     }
 }
 
@@ -91,16 +108,28 @@ impl Session<'_> {
             let encoder = AudioEncoder::new(context, &facts.audio)?;
             encoded.audio = encoder.encode(&ops, &media.audio, observer.audio())?;
         }
-        if !media.images.grids.is_empty() {
-            let context = self.encoder_context(media, &encoded);
-            let encoder = VisionEncoder::new(context, &facts.vision)?;
-            encoded.images = encoder.encode(&ops, &media.images, observer.images())?;
+        if media.images.grids.is_empty() && media.videos.grids.is_empty() {
+            return Ok(encoded);
         }
-        if !media.videos.grids.is_empty() {
-            let context = self.encoder_context(media, &encoded);
-            let encoder = VisionEncoder::new(context, &facts.vision)?;
-            encoded.videos = encoder.encode(&ops, &media.videos, observer.videos())?;
+        let context = self.encoder_context(media, &encoded);
+        let encoder = VisionEncoder::new(context, &facts.vision)?;
+        let mut observe = |number, stage, values: &[f32]| match number {
+            0 => observer.images().stage(stage, values),
+            _ => observer.videos().stage(stage, values),
+        };
+        match encoder.encode_each(&ops, [&media.images, &media.videos], &mut observe) {
+            Ok([images, videos]) => {
+                (encoded.images, encoded.videos) = (images, videos);
+                return Ok(encoded);
+            }
+            // one after the other takes less memory; each loads the weights
+            Err(RunError::Memory { .. }) => {}
+            Err(error) => return Err(error.into()),
         }
+        encoded.images = encoder.encode(&ops, &media.images, observer.images())?;
+        let context = self.encoder_context(media, &encoded);
+        let encoder = VisionEncoder::new(context, &facts.vision)?;
+        encoded.videos = encoder.encode(&ops, &media.videos, observer.videos())?;
         Ok(encoded)
     }
 

@@ -320,23 +320,23 @@ impl<'p> Session<'p> {
     /// taken.
     ///
     /// # Errors
-    /// As [`generate`](Self::generate) and [`encode`](Self::encode); `RecordedMedia` where there is
-    /// a recorder and not text alone.
+    /// As [`generate`](Self::generate) and [`encode`](Self::encode).
     pub fn generate_media(
         &self,
         text: &TextFrontend<'_>,
         prompt: &[u32],
         media: &MediaFeatures,
         settings: &GenerationSettings,
-        hooks: Hooks<'_>,
+        mut hooks: Hooks<'_>,
     ) -> Result<Generation, SessionError> {
         let began = Instant::now();
-        if !media.is_empty() && hooks.recorder.is_some() {
-            return Err(SessionError::RecordedMedia);
-        }
-        let inputs = match media.is_empty() {
-            true => None,
-            false => Some(self.encode(prompt, media, &mut ())?),
+        let inputs = match (media.is_empty(), &mut hooks.recorder) {
+            (true, _) => None,
+            (false, None) => Some(self.encode(prompt, media, &mut ())?),
+            (false, Some(recorder)) => {
+                recorder.media(media);
+                Some(self.encode(prompt, media, *recorder)?)
+            }
         };
         // the caller holds the features meanwhile
         let rows = inputs.as_ref().map_or(0, MediaInputs::bytes);

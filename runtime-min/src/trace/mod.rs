@@ -36,6 +36,7 @@
 //! `settings.dtype` is then what the server computed in, in its own words (`float32`, `bfloat16`,
 //! `q8_0`).
 
+mod encoders;
 mod media;
 mod read;
 mod record;

@@ -12,18 +12,35 @@ use segpack_manifests::families::TextFacts;
 use segpack_manifests::json::write_document;
 use serde_json::{Map, Value, json};
 
-use super::{RecordedFile, TRACE_FORMAT, tensor_name};
+use super::encoders::{EncoderRecorder, put_features};
+use super::{MEDIA_FORMAT, RecordedFile, TRACE_FORMAT, tensor_name};
 use crate::models::decoder::{Observer, Routing};
+use crate::models::encoder::EncoderObserver;
+use crate::processing::MediaFeatures;
+use crate::processing::media::MediaKind;
 use crate::tensor::Compute;
+
 /// Tokens of every step whose logits a trace keeps.
 const TOP: usize = 10;
 
 /// A tensor to be written.
 #[derive(Debug)]
-struct Tensor {
-    dtype: Dtype,
-    shape: Vec<u64>,
-    bytes: Vec<u8>,
+pub(super) struct Tensor {
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<u64>,
+    pub(super) bytes: Vec<u8>,
+}
+
+impl Tensor {
+    /// Activations, one row per token.
+    pub(super) fn activations(compute: Compute, rows: usize, values: &[f32]) -> Self {
+        let shape = [rows, values.len() / rows.max(1)];
+        Self {
+            dtype: dtype_of(compute).into(),
+            shape: shape.map(|side| side as u64).to_vec(),
+            bytes: float_bytes(compute, values),
+        }
+    }
 }
 
 /// The files of a trace, reserved before anything is computed: whoever cannot write them is told at
@@ -48,7 +65,8 @@ impl TraceFiles {
 }
 
 /// Records a trace while a model runs: prompt by prompt, each in one forward pass with all logits,
-/// then token by token.
+/// then token by token. A prompt with audio, images or videos is the only one of its trace, which
+/// [`MediaTrace`](super::MediaTrace) reads.
 ///
 /// Hand it to every forward pass as its observer.
 #[derive(Debug)]
@@ -62,6 +80,9 @@ pub struct TraceRecorder {
     gaps: Vec<f32>,
     margin: f32,
     is_decoding: bool,
+    encoders: [EncoderRecorder; 3],
+    /// What is said of a prompt with media; `None`: text alone.
+    conversation: Option<Map<String, Value>>,
 }
 
 impl TraceRecorder {
@@ -77,6 +98,30 @@ impl TraceRecorder {
             gaps: Vec::new(),
             margin: f32::INFINITY,
             is_decoding: false,
+            encoders: EncoderRecorder::all(compute, facts.hidden_size),
+            conversation: None,
+        }
+    }
+
+    /// The prompt has media: what encoders get of them.
+    pub fn media(&mut self, media: &MediaFeatures) {
+        put_features(&mut self.encoders, media);
+        self.describe("level", json!("full"));
+        self.describe("use_audio_in_video", json!(media.use_audio_in_video));
+    }
+
+    /// Says something of a prompt with media in the `.json` file: readers look there for `recipe`.
+    pub fn describe(&mut self, key: &str, value: Value) {
+        let conversation = self.conversation.get_or_insert_default();
+        conversation.insert(key.to_owned(), value);
+    }
+
+    /// Records what the encoder of this kind computes.
+    pub fn encoder(&mut self, kind: MediaKind) -> &mut dyn EncoderObserver {
+        match kind {
+            MediaKind::Audio => &mut self.encoders[0],
+            MediaKind::Image => &mut self.encoders[1],
+            MediaKind::Video => &mut self.encoders[2],
         }
     }
 
@@ -96,6 +141,29 @@ impl TraceRecorder {
         self.put_ids("position_ids", &[3, ids.len()], &positions);
     }
 
+    /// As [`begin`](Self::begin), of a prompt with media: where its tokens are.
+    pub fn begin_media(&mut self, ids: &[u32], places: &[[f32; 3]]) {
+        self.begin(ids);
+        let axes = (0..3).flat_map(|axis| places.iter().map(move |place| place[axis]));
+        let positions: Vec<f32> = axes.collect();
+        let last = positions.iter().copied().fold(0.0, f32::max);
+        #[expect(clippy::cast_precision_loss, reason = "positions are f32, as in torch")]
+        let delta = last + 1.0 - ids.len() as f32;
+        let shape = [3, ids.len()];
+        self.put(
+            "position_ids",
+            Dtype::F32,
+            &shape,
+            float_bytes(Compute::F32, &positions),
+        );
+        self.put(
+            "rope_delta",
+            Dtype::F32,
+            &[1],
+            float_bytes(Compute::F32, &[delta]),
+        );
+    }
+
     /// The logits of every position of the prompt, `[tokens, vocabulary]`. What follows is
     /// generation.
     pub fn logits(&mut self, logits: &[f32]) {
@@ -113,12 +181,15 @@ impl TraceRecorder {
         self.gaps
             .push(best.first().unwrap_or(&0.0) - best.get(1).unwrap_or(&0.0));
         self.add_rows("gen.ids", Dtype::I64, &[], id_bytes(&[id]));
+        if self.conversation.is_some() {
+            return;
+        }
         self.add_rows("gen.top_ids", Dtype::I64, &[order.len()], id_bytes(&order));
         self.add_rows(
             "gen.top_logits",
             Dtype::F32,
             &[best.len()],
-            float_bytes(FloatDtype::F32, &best),
+            float_bytes(Compute::F32, &best),
         );
     }
 
@@ -143,23 +214,21 @@ impl TraceRecorder {
         self.prompts.push(Value::Object(entry));
     }
 
-    fn act(&self) -> FloatDtype {
-        match self.compute {
-            Compute::F32 => FloatDtype::F32,
-            Compute::Bf16 => FloatDtype::BF16,
+    fn name(&self, name: &str) -> String {
+        match self.conversation {
+            Some(_) => media_name(name),
+            None => tensor_name(self.prompts.len(), name),
         }
     }
 
     fn put(&mut self, name: &str, dtype: Dtype, shape: &[usize], bytes: Vec<u8>) {
         let shape = shape.iter().map(|&side| side as u64).collect();
-        self.tensors.insert(
-            tensor_name(self.prompts.len(), name),
-            Tensor {
-                dtype,
-                shape,
-                bytes,
-            },
-        );
+        let tensor = Tensor {
+            dtype,
+            shape,
+            bytes,
+        };
+        self.tensors.insert(self.name(name), tensor);
     }
 
     fn put_ids(&mut self, name: &str, shape: &[usize], ids: &[u32]) {
@@ -168,18 +237,14 @@ impl TraceRecorder {
 
     /// Activations, one row per token.
     fn put_rows(&mut self, name: &str, tokens: usize, values: &[f32]) {
-        let shape = [tokens, values.len() / tokens.max(1)];
-        self.put(
-            name,
-            self.act().into(),
-            &shape,
-            float_bytes(self.act(), values),
-        );
+        let tensor = Tensor::activations(self.compute, tokens, values);
+        self.tensors.insert(self.name(name), tensor);
     }
 
     /// One more row of a tensor that grows; `row` is the shape of a row.
     fn add_rows(&mut self, name: &str, dtype: Dtype, row: &[usize], bytes: Vec<u8>) {
-        if let Some(tensor) = self.tensors.get_mut(&tensor_name(self.prompts.len(), name)) {
+        let whole = self.name(name);
+        if let Some(tensor) = self.tensors.get_mut(&whole) {
             tensor.shape[0] += 1;
             tensor.bytes.extend(bytes);
         } else {
@@ -234,7 +299,6 @@ impl TraceRecorder {
         settings: Map<String, Value>,
         checkpoint: &BTreeMap<String, RecordedFile>,
     ) -> Result<()> {
-        let path = files.tensors.path();
         let f = &self.facts;
         let mut all = Map::new();
         let dtype = if self.compute == Compute::F32 {
@@ -247,32 +311,69 @@ impl TraceRecorder {
         all.insert("level".to_owned(), json!("full"));
         all.insert("top".to_owned(), json!(TOP));
         all.extend(settings);
-        let document = json!({
-            "format": TRACE_FORMAT,
-            "trace": path.file_name().unwrap_or_default().to_string_lossy(),
-            "settings": all,
-            "versions": {"segpack": GENERATOR},
-            "model": {
+        let model = json!({
                 "vocab_size": f.vocab, "hidden_size": f.hidden_size, "num_hidden_layers": f.layers,
                 "num_attention_heads": f.heads, "num_key_value_heads": f.kv_heads, "head_dim": f.head_dim,
                 "num_experts": f.experts, "num_experts_per_tok": f.experts_per_token,
                 "moe_intermediate_size": f.moe_intermediate, "intermediate_size": f.intermediate,
                 "norm_topk_prob": f.norm_topk_prob, "attention_bias": f.attention_bias,
                 "rms_norm_eps": f.rms_norm_eps, "rope_theta": f.rope_theta,
-            },
-            "checkpoint": checkpoint,
-            "prompts": self.prompts,
         });
+        let mut document = Map::new();
+        let mut say = |key: &str, value: Value| document.insert(key.to_owned(), value);
+        say("format", json!(self.format()));
+        let trace = files.tensors.path().file_name().unwrap_or_default();
+        say("trace", json!(trace.to_string_lossy()));
+        say("settings", Value::Object(all));
+        say("versions", json!({"segpack": GENERATOR}));
+        say("model", model);
+        if let Some(conversation) = &self.conversation {
+            say("conversation", json!(conversation));
+            // traces of media have digests alone
+            let digests = checkpoint
+                .iter()
+                .filter_map(|(name, file)| Some((name, file.sha256?)));
+            say("checkpoint", json!(digests.collect::<BTreeMap<_, _>>()));
+            if let Some(Value::Object(prompt)) = self.prompts.first() {
+                document.extend(prompt.clone());
+            }
+        } else {
+            say("checkpoint", json!(checkpoint));
+            say("prompts", json!(self.prompts));
+        }
         files.tensors.publish(|out| self.write_tensors(out))?;
         files.document.publish(|out| write_document(out, &document))
     }
 
+    fn format(&self) -> &'static str {
+        match self.conversation {
+            Some(_) => MEDIA_FORMAT,
+            None => TRACE_FORMAT,
+        }
+    }
+
+    /// What the tensors' file says of itself: of media also the dtype, which readers want without
+    /// the `.json` file.
+    fn metadata(&self) -> String {
+        let format = self.format();
+        match (&self.conversation, self.compute) {
+            (None, _) => format.to_owned(),
+            (Some(_), Compute::F32) => format!("{format} {}", json!({"dtype": "float32"})),
+            (Some(_), Compute::Bf16) => format!("{format} {}", json!({"dtype": "bfloat16"})),
+        }
+    }
+
     /// Wide dtypes first, as the stock writer orders them, so that every tensor is aligned.
     fn write_tensors(&self, out: &mut dyn Write) -> std::io::Result<()> {
+        let encoders = self.encoders.iter().flat_map(|encoder| &encoder.tensors);
+        let encoders: BTreeMap<String, &Tensor> = encoders
+            .map(|(name, tensor)| (media_name(name), tensor))
+            .collect();
         let mut tensors: Vec<(&String, &Tensor)> = self.tensors.iter().collect();
+        tensors.extend(encoders.iter().map(|(name, tensor)| (name, *tensor)));
         tensors.sort_by_key(|(_, t)| std::cmp::Reverse(t.dtype.bitsize())); // stable: then by name
         let mut header = Map::new();
-        header.insert("__metadata__".to_owned(), json!({"format": TRACE_FORMAT}));
+        header.insert("__metadata__".to_owned(), json!({"format": self.metadata()}));
         let mut at = 0;
         for (name, t) in &tensors {
             let end = at + t.bytes.len() as u64;
@@ -293,15 +394,22 @@ impl TraceRecorder {
 
 impl Observer for TraceRecorder {
     fn embed(&mut self, x: &[f32]) {
-        self.observe("embed", x);
+        match self.conversation {
+            Some(_) => self.observe("embeds", x),
+            None => self.observe("embed", x),
+        }
     }
 
     fn attention(&mut self, layer: usize, x: &[f32]) {
-        self.observe(&format!("layer.{layer}.attn_out"), x);
+        if self.conversation.is_none() {
+            self.observe(&format!("layer.{layer}.attn_out"), x);
+        }
     }
 
     fn mlp(&mut self, layer: usize, x: &[f32]) {
-        self.observe(&format!("layer.{layer}.mlp_out"), x);
+        if self.conversation.is_none() {
+            self.observe(&format!("layer.{layer}.mlp_out"), x);
+        }
     }
 
     fn hidden(&mut self, layer: usize, x: &[f32]) {
@@ -312,8 +420,10 @@ impl Observer for TraceRecorder {
         self.note_margin(&routing.logits);
         let best = self.facts.experts_per_token as usize;
         if self.is_decoding {
-            let name = format!("gen.layer.{layer}.topk_ids");
-            self.add_rows(&name, Dtype::I64, &[best], id_bytes(&routing.ids));
+            if self.conversation.is_none() {
+                let name = format!("gen.layer.{layer}.topk_ids");
+                self.add_rows(&name, Dtype::I64, &[best], id_bytes(&routing.ids));
+            }
             return;
         }
         let tokens = self.ids.len();
@@ -322,18 +432,21 @@ impl Observer for TraceRecorder {
             tokens,
             &routing.logits,
         );
+        self.put_ids(
+            &format!("layer.{layer}.topk_ids"),
+            &[tokens, best],
+            &routing.ids,
+        );
+        if self.conversation.is_some() {
+            return;
+        }
         let shape = [tokens, self.facts.experts as usize];
-        let probabilities = float_bytes(FloatDtype::F32, &routing.probabilities);
+        let probabilities = float_bytes(Compute::F32, &routing.probabilities);
         self.put(
             &format!("layer.{layer}.router_probs"),
             Dtype::F32,
             &shape,
             probabilities,
-        );
-        self.put_ids(
-            &format!("layer.{layer}.topk_ids"),
-            &[tokens, best],
-            &routing.ids,
         );
         self.put_rows(
             &format!("layer.{layer}.topk_weights"),
@@ -347,14 +460,26 @@ impl Observer for TraceRecorder {
     }
 }
 
+fn media_name(name: &str) -> String {
+    format!("mm.{name}")
+}
+
 fn id_bytes(ids: &[u32]) -> Vec<u8> {
     ids.iter()
         .flat_map(|id| i64::from(*id).to_le_bytes())
         .collect()
 }
 
+fn dtype_of(compute: Compute) -> FloatDtype {
+    match compute {
+        Compute::F32 => FloatDtype::F32,
+        Compute::Bf16 => FloatDtype::BF16,
+    }
+}
+
 /// Exact: under bf16 every activation is a bf16 value.
-fn float_bytes(dtype: FloatDtype, values: &[f32]) -> Vec<u8> {
+pub(super) fn float_bytes(compute: Compute, values: &[f32]) -> Vec<u8> {
+    let dtype = dtype_of(compute);
     let mut bytes = Vec::with_capacity(values.len() * dtype.byte_width());
     dtype.narrow(values, &mut bytes);
     bytes

@@ -8,13 +8,14 @@ use std::path::PathBuf;
 
 use segpack_formats::io::{CancelToken, PendingFile};
 use segpack_manifests::Pack;
-use segpack_manifests::documents::{GENERATOR, RunPrompt, RunSummary, RunToken};
-use segpack_runtime_min::processing::media::MediaOptions;
+use segpack_manifests::documents::{GENERATOR, PromptMedia, RunPrompt, RunSummary, RunToken};
+use segpack_runtime_min::processing::media::{MediaOptions, MediaRecipe};
 use segpack_runtime_min::processing::{Prompt, TextFrontend, TokenizedPrompt};
 use segpack_runtime_min::session::{
     GenerationSettings, Hooks, Phase, Session, SessionError, SessionOptions, SessionProgress,
 };
-use segpack_runtime_min::trace::{RecordedFile, TraceFiles};
+use segpack_runtime_min::trace::{RecordedFile, TraceFiles, TraceRecorder};
+use serde_json::json;
 
 use super::StepError;
 use crate::work::Progress;
@@ -90,8 +91,13 @@ pub fn run(
         .map(|c| text.continuation(c))
         .transpose();
     settings.rank = ranked.map_err(SessionError::from)?;
-    let prompt = prepare(&text, options, stop)?;
+    let prompt = session.install(|| prepare(&text, options, stop))?;
     let mut recorder = trace.as_ref().map(|_| session.recorder()).transpose()?;
+    if let Some(recorder) = &mut recorder
+        && !prompt.media.is_empty()
+    {
+        describe(recorder, &prompt, &options.media);
+    }
 
     let mut stream = Stream::new(listener);
     let hooks = Hooks {
@@ -107,6 +113,20 @@ pub fn run(
         recorder.write_to(files, serde_json::Map::new(), &checkpoint)?;
     }
     Ok(summary::summarize(&session, prompt.ids, generation))
+}
+
+/// Says in a trace how the media of its prompt were processed.
+fn describe(recorder: &mut TraceRecorder, prompt: &TokenizedPrompt, options: &MediaOptions) {
+    // the words of the reference script
+    let recipe = match options.recipe {
+        MediaRecipe::Transformers => "transformers",
+        MediaRecipe::ModelCard => "readme",
+    };
+    recorder.describe("recipe", json!(recipe));
+    recorder.describe("fps", json!(options.fps));
+    let media: Vec<PromptMedia> = prompt.placed.iter().map(features::shown).collect();
+    recorder.describe("media", json!(media));
+    recorder.describe("prompt", json!(prompt.text));
 }
 
 /// The prompt as a model would get it. Reads the tokenizer, the chat template and media, no weights.

@@ -30,17 +30,32 @@ pub(crate) fn visual_tokens([time, height, width]: [usize; 3], merge: usize) -> 
     squares.checked_mul(time)
 }
 
+impl Default for Grids {
+    /// Of no patch.
+    fn default() -> Self {
+        Self {
+            all: Vec::new(),
+            frames: vec![0],
+        }
+    }
+}
+
 impl Grids {
+    /// Puts others behind these.
+    pub(super) fn append(&mut self, others: Self) {
+        let patches = self.patches();
+        self.all.extend(others.all);
+        let frames = others.frames.into_iter().skip(1);
+        self.frames.extend(frames.map(|end| patches + end));
+    }
+
     /// Of some features.
     ///
     /// # Errors
     /// `Media` where they contradict themselves or the model.
     pub(super) fn of(features: &VisualFeatures, spec: &VisionSpec) -> Result<Self, RunError> {
         if features.grids.is_empty() && features.values.is_empty() {
-            return Ok(Self {
-                all: Vec::new(),
-                frames: vec![0],
-            });
+            return Ok(Self::default());
         }
         if features.patch_width != spec.patch_width() {
             return Err(MediaError::PatchWidth {

@@ -96,6 +96,56 @@ pub struct VisualRows {
     pub deepstack: Vec<Vec<f32>>,
 }
 
+impl VisualRows {
+    /// Of nothing.
+    const EMPTY: Self = Self {
+        rows: Vec::new(),
+        deepstack: Vec::new(),
+    };
+}
+
+/// Features that are encoded together.
+struct Parts<'o, const N: usize> {
+    /// The end of the patches of each.
+    ends: [usize; N],
+    observe: &'o mut dyn FnMut(usize, EncoderStage, &[f32]),
+}
+
+impl<const N: usize> Parts<'_, N> {
+    /// The ranges of `values` that are of each, in proportion to its patches.
+    fn ranges(&self, values: usize) -> [Range<usize>; N] {
+        let all = self.ends.last().copied().unwrap_or(0).max(1);
+        let mut from = 0;
+        self.ends.map(|end| {
+            let range = from..values * end / all;
+            from = range.end;
+            range
+        })
+    }
+
+    /// A stage is complete for all that have patches.
+    fn stage(&mut self, stage: EncoderStage, values: &[f32]) {
+        for (number, range) in self.ranges(values.len()).into_iter().enumerate() {
+            if !range.is_empty() {
+                (self.observe)(number, stage, &values[range]);
+            }
+        }
+    }
+
+    /// Rows of each.
+    fn split(&self, mut rows: Vec<f32>) -> [Vec<f32>; N] {
+        let mut split = [const { Vec::new() }; N];
+        let ranges = self.ranges(rows.len());
+        for (part, range) in split.iter_mut().zip(ranges).rev() {
+            *part = match range.start {
+                0 => std::mem::take(&mut rows),
+                start => rows.split_off(start),
+            };
+        }
+        split
+    }
+}
+
 /// The encoder of a pack. It holds no memory of its own between two calls of
 /// [`encode`](Self::encode).
 pub struct VisionEncoder<'a> {
@@ -136,10 +186,32 @@ impl<'a> VisionEncoder<'a> {
         features: &VisualFeatures,
         observer: &mut dyn EncoderObserver,
     ) -> Result<VisualRows, RunError> {
-        let grids = Grids::of(features, &self.spec)?;
-        if grids.patches() == 0 {
-            return Ok(VisualRows::default());
+        let mut observe = |_, stage, values: &[f32]| observer.stage(stage, values);
+        let [rows] = self.encode_each(ops, [features], &mut observe)?;
+        Ok(rows)
+    }
+
+    /// The rows of several features, each as [`encode`](Self::encode) gives them; each block's
+    /// weights are loaded once for all. `observe` gets the number of the features with each stage.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_each<O: Ops, const N: usize>(
+        &self,
+        ops: &O,
+        features: [&VisualFeatures; N],
+        observe: &mut dyn FnMut(usize, EncoderStage, &[f32]),
+    ) -> Result<[VisualRows; N], RunError> {
+        let mut grids = Grids::default();
+        let mut ends = [0; N];
+        for (features, end) in features.iter().zip(&mut ends) {
+            grids.append(Grids::of(features, &self.spec)?);
+            *end = grids.patches();
         }
+        if grids.patches() == 0 {
+            return Ok([const { VisualRows::EMPTY }; N]);
+        }
+        let mut parts = Parts { ends, observe };
         let blocks = self.weights.blocks.iter().map(|block| &block.group);
         let largest = blocks.max_by_key(|group| group.buffer_len());
         let at_once = largest
@@ -149,24 +221,27 @@ impl<'a> VisionEncoder<'a> {
             .context
             .open(&at_once.collect::<Vec<_>>(), self.values(&grids))?;
         let mut x = self.stem(ops, &loader, features, &grids)?;
-        observer.stage(EncoderStage::Input, &x);
+        parts.stage(EncoderStage::Input, &x);
         let loaded = Loaded {
             loader: &loader,
             mergers: loader.load_alone(&self.weights.mergers_group)?,
             rotary: grids.rotary(&self.spec),
         };
-        let deepstack = self.blocks(ops, &loaded, &grids, &mut x, observer)?;
+        let mut encoded = self.blocks(ops, &loaded, &grids, &mut x, &mut parts)?;
         let rows = self.merge(ops, &loaded, &self.weights.merger, &x)?;
-        observer.stage(EncoderStage::Output, &rows);
-        Ok(VisualRows { rows, deepstack })
+        parts.stage(EncoderStage::Output, &rows);
+        for (encoded, rows) in encoded.iter_mut().zip(parts.split(rows)) {
+            encoded.rows = rows;
+        }
+        Ok(encoded)
     }
 
     /// What enters the first block, `[patches, width]`.
-    fn stem(
+    fn stem<const N: usize>(
         &self,
         ops: &impl Ops,
         loader: &EncoderLoader<'_>,
-        features: &VisualFeatures,
+        features: [&VisualFeatures; N],
         grids: &Grids,
     ) -> Result<Vec<f32>, RunError> {
         let stem = &self.weights.stem;
@@ -175,8 +250,11 @@ impl<'a> VisionEncoder<'a> {
         let mut x = vec![0.0; grids.patches() * width];
         let bias = stem.patch.bias.values(&block);
         let (mut rounded, patch) = (Vec::new(), self.spec.patch_width());
-        let batches = features.values.chunks(BATCH * patch);
-        for (values, out) in batches.zip(x.chunks_mut(BATCH * width)) {
+        let batches = features.iter().flat_map(|f| f.values.chunks(BATCH * patch));
+        let mut rest = &mut x[..];
+        for values in batches {
+            let (out, after) = rest.split_at_mut(values.len() / patch * width);
+            rest = after;
             rounded.clear();
             rounded.extend_from_slice(values);
             compute.round_all(&mut rounded);
@@ -194,18 +272,20 @@ impl<'a> VisionEncoder<'a> {
     }
 
     /// All blocks; returns what is merged on the way.
-    fn blocks<O: Ops>(
+    fn blocks<O: Ops, const N: usize>(
         &self,
         ops: &O,
         loaded: &Loaded<'_, '_>,
         grids: &Grids,
         x: &mut [f32],
-        observer: &mut dyn EncoderObserver,
-    ) -> Result<Vec<Vec<f32>>, RunError> {
+        parts: &mut Parts<'_, N>,
+    ) -> Result<[VisualRows; N], RunError> {
         let groups = self.weights.blocks.iter().map(|block| &block.group);
         let mut memory = EncoderLoader::reserve(groups)?;
         let mut scratch = Scratch::default();
-        let mut deepstack = Vec::new();
+        let mut encoded = [const { VisualRows::EMPTY }; N];
+        let mut mergers = self.spec.deepstack.iter().zip(&self.weights.deepstack);
+        let mut next = mergers.next();
         let stop = self.context.stop;
         let heads = Heads {
             query: self.spec.heads,
@@ -237,15 +317,18 @@ impl<'a> VisionEncoder<'a> {
             block
                 .mlp
                 .run(ops, &memory, x, (EPS, O::gelu_tanh), mlp, stop)?;
-            observer.stage(EncoderStage::Block(number), x);
-            if self.spec.deepstack.get(deepstack.len()) == Some(&number) {
-                let merger = &self.weights.deepstack[deepstack.len()];
+            parts.stage(EncoderStage::Block(number), x);
+            if let Some((_, merger)) = next.filter(|(block, _)| **block == number) {
                 let rows = self.merge(ops, loaded, merger, x)?;
-                observer.stage(EncoderStage::Deepstack(deepstack.len()), &rows);
-                deepstack.push(rows);
+                let stage = EncoderStage::Deepstack(encoded[0].deepstack.len());
+                parts.stage(stage, &rows);
+                for (encoded, rows) in encoded.iter_mut().zip(parts.split(rows)) {
+                    encoded.deepstack.push(rows);
+                }
+                next = mergers.next();
             }
         }
-        Ok(deepstack)
+        Ok(encoded)
     }
 
     /// Queries, keys and values of some patches: one weight holds all three, one after the other.

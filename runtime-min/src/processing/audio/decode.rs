@@ -7,6 +7,7 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use segpack_formats::io::CancelToken;
 use symphonia::core::audio::GenericAudioBufferRef;
 use symphonia::core::codecs::CodecParameters;
 use symphonia::core::codecs::audio::{AudioCodecParameters, AudioDecoder, AudioDecoderOptions};
@@ -34,17 +35,32 @@ const MAX_EMPTY_PACKETS: u32 = 1 << 16;
 /// Where it is no audio, in a format that cannot be decoded, damaged, or longer than
 /// [`MAX_SECONDS`].
 pub fn decode(source: Box<dyn MediaSource>, rate: u32) -> Result<Vec<f32>, AudioError> {
-    decode_at_most(source, rate, MAX_SECONDS)
+    decode_until(source, rate, &CancelToken::default())
+}
+
+/// As [`decode`]; ends soon after `cancel` is requested.
+///
+/// # Errors
+/// As [`decode`]; `Stopped`.
+pub fn decode_until(
+    source: Box<dyn MediaSource>,
+    rate: u32,
+    cancel: &CancelToken,
+) -> Result<Vec<f32>, AudioError> {
+    decode_at_most(source, rate, MAX_SECONDS, cancel)
 }
 
 pub(super) fn decode_at_most(
     source: Box<dyn MediaSource>,
     rate: u32,
     seconds: u32,
+    cancel: &CancelToken,
 ) -> Result<Vec<f32>, AudioError> {
     // the decoders are not ours: one that panics on hostile bytes fails for this file alone, and
     // nothing of it is used afterwards
-    let decoded = catch_unwind(AssertUnwindSafe(|| decode_unguarded(source, rate, seconds)));
+    let decoded = catch_unwind(AssertUnwindSafe(|| {
+        decode_unguarded(source, rate, seconds, cancel)
+    }));
     decoded.unwrap_or(Err(AudioError::Decoder))
 }
 
@@ -52,6 +68,7 @@ fn decode_unguarded(
     source: Box<dyn MediaSource>,
     rate: u32,
     seconds: u32,
+    cancel: &CancelToken,
 ) -> Result<Vec<f32>, AudioError> {
     let stream = MediaSourceStream::new(source, MediaSourceStreamOptions::default());
     let mut format = symphonia::default::get_probe()
@@ -72,7 +89,7 @@ fn decode_unguarded(
     };
     let mut decoder = open_decoder(parameters)?;
     let mut clip = Clip::new(rate, seconds);
-    decode_track(format.as_mut(), decoder.as_mut(), &track, &mut clip)?;
+    decode_track(format.as_mut(), decoder.as_mut(), &track, &mut clip, cancel)?;
     let frames = clip.frames;
     if let Some(promised) = exact_length(format.as_ref(), &track)
         && frames < promised
@@ -128,9 +145,13 @@ fn decode_track(
     decoder: &mut dyn AudioDecoder,
     track: &Track,
     clip: &mut Clip,
+    cancel: &CancelToken,
 ) -> Result<(), AudioError> {
     let mut empty = 0;
     loop {
+        if cancel.is_cancelled() {
+            return Err(AudioError::Stopped);
+        }
         let packet = match format.next_packet() {
             Ok(Some(packet)) => packet,
             Ok(None) => return Ok(()),

@@ -87,6 +87,9 @@ pub enum AudioError {
     /// Longer than any model takes.
     #[error("longer than {} hours, which is the limit", MAX_SECONDS / 3600)]
     TooLong,
+    /// It was asked to stop.
+    #[error("interrupted")]
+    Stopped,
     /// The longest clip of a prompt is shorter than half a frame, which cannot be mirrored.
     #[error(
         "{} {samples} samples at the model's rate: the longest clip of a prompt needs at least {minimum}",

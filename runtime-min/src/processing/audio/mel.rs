@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use realfft::num_complex::Complex;
 use realfft::{RealFftPlanner, RealToComplex};
+use segpack_formats::io::CancelToken;
 
 use super::AudioError;
 use crate::processing::AudioFeatures;
@@ -31,6 +32,18 @@ pub fn features<C: AsRef<[f32]> + Sync>(
     clips: &[C],
     settings: &AudioSettings,
 ) -> Result<AudioFeatures, AudioError> {
+    features_until(clips, settings, &CancelToken::default())
+}
+
+/// As [`features`]; ends soon after `cancel` is requested.
+///
+/// # Errors
+/// As [`features`]; `Stopped`.
+pub fn features_until<C: AsRef<[f32]> + Sync>(
+    clips: &[C],
+    settings: &AudioSettings,
+    cancel: &CancelToken,
+) -> Result<AudioFeatures, AudioError> {
     let longest = clips.iter().map(|c| c.as_ref().len()).max().unwrap_or(0);
     let half = settings.fft_length / 2;
     if !clips.is_empty() && longest <= half {
@@ -54,7 +67,7 @@ pub fn features<C: AsRef<[f32]> + Sync>(
             length: longest,
             margin: half,
         };
-        spectrogram.write_clip(&padded, frames, &mut values[first..], total);
+        spectrogram.write_clip(&padded, frames, &mut values[first..], total, cancel)?;
         first += frames;
     }
     Ok(AudioFeatures {
@@ -134,9 +147,16 @@ impl Spectrogram {
     }
 
     /// Writes the first `frames` frames of a clip: `[mel_bins, frames]` in rows of `stride`.
-    fn write_clip(&self, clip: &Padded<'_>, frames: usize, to: &mut [f32], stride: usize) {
+    fn write_clip(
+        &self,
+        clip: &Padded<'_>,
+        frames: usize,
+        to: &mut [f32],
+        stride: usize,
+        cancel: &CancelToken,
+    ) -> Result<(), AudioError> {
         if frames == 0 {
-            return;
+            return Ok(());
         }
         // frames after the valid ones count for the loudest bin, as far as they are not silent
         let all = clip.length / self.hop;
@@ -145,6 +165,9 @@ impl Spectrogram {
         let mut loudest = narrow(FLOOR.log10());
         let group = BLOCK * rayon::current_num_threads();
         for begin in (0..computed).step_by(group) {
+            if cancel.is_cancelled() {
+                return Err(AudioError::Stopped);
+            }
             let end = (begin + group).min(computed);
             let blocks: Vec<Vec<f32>> = (begin..end)
                 .into_par_iter()
@@ -166,6 +189,7 @@ impl Spectrogram {
                 *value = (value.max(loudest - RANGE) + 4.0) / 4.0;
             }
         }
+        Ok(())
     }
 
     /// Logarithms of some frames: `[frames, mel_bins]`.

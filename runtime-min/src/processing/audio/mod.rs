@@ -9,9 +9,9 @@ mod error;
 mod mel;
 mod resample;
 
-pub use decode::{MAX_SECONDS, decode};
+pub use decode::{MAX_SECONDS, decode, decode_until};
 pub use error::AudioError;
-pub use mel::{features, valid_frames};
+pub use mel::{features, features_until, valid_frames};
 pub use resample::resample;
 pub use symphonia::core::io::MediaSource as AudioSource;
 

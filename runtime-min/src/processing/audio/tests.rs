@@ -9,6 +9,8 @@
 use std::fs::File;
 use std::io::Cursor;
 
+use segpack_formats::io::CancelToken;
+
 use super::*;
 use crate::processing::AudioFeatures;
 use crate::processing::media::AudioSettings;
@@ -330,8 +332,25 @@ fn an_endless_stream_ends_at_the_limit() {
     header[4..8].fill(0xff);
     header[length..].fill(0xff);
     let source = Box::new(Endless(Cursor::new(header)));
-    let error = decode::decode_at_most(source, RATE, 20).unwrap_err();
+    let error = decode::decode_at_most(source, RATE, 20, &CancelToken::default()).unwrap_err();
     assert!(matches!(error, AudioError::TooLong), "{error}");
+}
+
+/// However long a file is: nothing of it is decoded, and no spectrogram is made, after that.
+#[test]
+fn an_interruption_ends_the_decoder_and_the_spectrogram() {
+    let cancel = CancelToken::default();
+    cancel.cancel();
+    let mut header = wav(1, 44_100, 8, 1, &[]);
+    let length = header.len() - 4;
+    header[4..8].fill(0xff);
+    header[length..].fill(0xff);
+    let source = Box::new(Endless(Cursor::new(header)));
+    let error = decode_until(source, RATE, &cancel).unwrap_err();
+    assert!(matches!(error, AudioError::Stopped), "{error}");
+    let clips = [vec![0.0; 100_000]];
+    let error = features_until(&clips, &settings(), &cancel).unwrap_err();
+    assert!(matches!(error, AudioError::Stopped), "{error}");
 }
 
 /// Truncations and flips of every kind of file that is decoded: an error or samples, no panic.

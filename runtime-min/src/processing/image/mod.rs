@@ -89,14 +89,29 @@ pub fn process(
     limits: &PartLimits,
     features: &mut VisualFeatures,
 ) -> Result<(), ImageError> {
+    append_patches(
+        &[resized(bytes, settings, recipe, limits)?],
+        settings,
+        features,
+    )
+}
+
+/// Decodes a file and resizes it, as [`stages`] does, and keeps nothing of what is on the way.
+///
+/// # Errors
+/// As [`stages`].
+pub fn resized(
+    bytes: &[u8],
+    settings: &VisualSettings,
+    recipe: MediaRecipe,
+    limits: &PartLimits,
+) -> Result<RgbPicture, ImageError> {
     let decoded = decode(bytes, recipe)?;
     let pictured = match recipe {
         MediaRecipe::Transformers => decoded,
         MediaRecipe::ModelCard => resize_by_model_card(&decoded, limits)?,
     };
-    let resized = resize(&pictured, settings)?;
-    drop(pictured);
-    append_patches(&[resized], settings, features)
+    resize(&pictured, settings)
 }
 
 /// The processor's own resize: to multiples of patch size × merge size, within the limits of the

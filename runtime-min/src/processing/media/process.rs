@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 #[cfg(feature = "image")]
 use std::sync::Arc;
 
-#[cfg(feature = "video")]
+use rayon::prelude::*;
+#[cfg(any(feature = "audio", feature = "video"))]
 use segpack_formats::FormatError;
 use segpack_formats::io::CancelToken;
 
@@ -102,13 +103,21 @@ pub(crate) fn process<E: Into<BoxError>>(
     cancel: &CancelToken,
 ) -> Result<ProcessedMedia, MediaError> {
     let settings = Settings::load(parts, options, files)?;
-    let mut decoder = Decoder::new(&settings, options, cancel);
+    let decoder = Decoder {
+        settings: &settings,
+        options,
+        cancel,
+    };
+    let mut collected = Collected::new(&settings, cancel);
     let mut decoded = Vec::with_capacity(parts.len());
-    for part in parts {
-        cancel.check()?;
-        decoded.push(decoder.decode(part)?);
+    // as many at once as there are threads; each is in memory until the features hold it
+    for group in parts.chunks(rayon::current_num_threads().max(1)) {
+        let contents: Vec<_> = group.par_iter().map(|part| decoder.decode(part)).collect();
+        for one in contents {
+            decoded.push(collected.add(&parts[decoded.len()], one?)?);
+        }
     }
-    let mut features = decoder.finish()?;
+    let mut features = collected.finish()?;
     let second_per_grid = settings.second_per_grid(options);
     #[expect(
         clippy::cast_possible_truncation,
@@ -183,33 +192,30 @@ impl Settings {
     }
 }
 
-/// Decodes the media of a prompt one after the other.
+/// One of the media before its features are made.
+#[cfg_attr(
+    not(all(feature = "audio", feature = "image", feature = "video")),
+    expect(dead_code, reason = "what is built decodes only some of them")
+)]
+enum Content {
+    /// Samples at the model's rate.
+    Audio(Vec<f32>),
+    #[cfg(feature = "image")]
+    Image(image::RgbPicture),
+    #[cfg(feature = "video")]
+    Video(video::ResizedFrames, Option<Vec<f32>>),
+}
+
+/// Decodes media, each on its own.
 struct Decoder<'s> {
     settings: &'s Settings,
     options: &'s MediaOptions,
-    #[cfg_attr(
-        not(feature = "video"),
-        expect(dead_code, reason = "only videos take long")
-    )]
     cancel: &'s CancelToken,
-    clips: Vec<Vec<f32>>,
-    images: VisualFeatures,
-    videos: VisualFeatures,
 }
 
-impl<'s> Decoder<'s> {
-    fn new(settings: &'s Settings, options: &'s MediaOptions, cancel: &'s CancelToken) -> Self {
-        Self {
-            settings,
-            options,
-            cancel,
-            clips: Vec::new(),
-            images: VisualFeatures::default(),
-            videos: VisualFeatures::default(),
-        }
-    }
-
-    fn decode(&mut self, part: &MediaPart) -> Result<Decoded, MediaError> {
+impl Decoder<'_> {
+    fn decode(&self, part: &MediaPart) -> Result<Content, MediaError> {
+        self.cancel.check()?;
         match part.kind {
             MediaKind::Audio => self.decode_audio(part),
             MediaKind::Image => self.decode_image(part),
@@ -218,7 +224,7 @@ impl<'s> Decoder<'s> {
     }
 
     #[cfg(feature = "audio")]
-    fn decode_audio(&mut self, part: &MediaPart) -> Result<Decoded, MediaError> {
+    fn decode_audio(&self, part: &MediaPart) -> Result<Content, MediaError> {
         let Some(settings) = &self.settings.audio else {
             return Err(not_built(part, "audio")); // settings are loaded for what there is
         };
@@ -231,18 +237,20 @@ impl<'s> Decoder<'s> {
             .open()
             .map_err(AudioError::Read)
             .map_err(unusable)?;
-        let samples = audio::decode(source, settings.sampling_rate).map_err(unusable)?;
-        self.clips.push(samples);
-        Ok(Decoded::Audio(self.clips.len() - 1))
+        let samples = audio::decode_until(source, settings.sampling_rate, self.cancel);
+        match samples {
+            Err(AudioError::Stopped) => Err(FormatError::Interrupted.into()),
+            samples => Ok(Content::Audio(samples.map_err(unusable)?)),
+        }
     }
 
     #[cfg(not(feature = "audio"))]
-    fn decode_audio(&mut self, part: &MediaPart) -> Result<Decoded, MediaError> {
+    fn decode_audio(&self, part: &MediaPart) -> Result<Content, MediaError> {
         Err(not_built(part, "audio"))
     }
 
     #[cfg(feature = "image")]
-    fn decode_image(&mut self, part: &MediaPart) -> Result<Decoded, MediaError> {
+    fn decode_image(&self, part: &MediaPart) -> Result<Content, MediaError> {
         let Some(settings) = &self.settings.images else {
             return Err(not_built(part, "image")); // settings are loaded for what there is
         };
@@ -260,25 +268,17 @@ impl<'s> Decoder<'s> {
         };
         let settings = within(settings, self.options.image_pixels);
         let recipe = self.options.recipe;
-        image::process(
-            &bytes,
-            &settings,
-            recipe,
-            &limits_of(part),
-            &mut self.images,
-        )
-        .map_err(unusable)?;
-        let grid = self.images.grids.last().copied().unwrap_or_default();
-        Ok(Decoded::Image(grid))
+        let resized = image::resized(&bytes, &settings, recipe, &limits_of(part));
+        Ok(Content::Image(resized.map_err(unusable)?))
     }
 
     #[cfg(not(feature = "image"))]
-    fn decode_image(&mut self, part: &MediaPart) -> Result<Decoded, MediaError> {
+    fn decode_image(&self, part: &MediaPart) -> Result<Content, MediaError> {
         Err(not_built(part, "image"))
     }
 
     #[cfg(feature = "video")]
-    fn decode_video(&mut self, part: &MediaPart) -> Result<Decoded, MediaError> {
+    fn decode_video(&self, part: &MediaPart) -> Result<Content, MediaError> {
         let Some(settings) = &self.settings.videos else {
             return Err(not_built(part, "video")); // settings are loaded for what there is
         };
@@ -291,18 +291,17 @@ impl<'s> Decoder<'s> {
             ..settings.clone()
         };
         let request = video_request(part, &settings, self.options)?;
-        let (videos, cancel) = (&mut self.videos, self.cancel);
-        video::process(file.path(), &settings, &request, videos, cancel).map_err(unusable)?;
-        let grid = self.videos.grids.last().copied().unwrap_or_default();
+        let frames = video::resized(file.path(), &settings, &request, self.cancel);
+        let frames = frames.map_err(unusable)?;
         let sound = match self.options.use_audio_in_video {
             true => self.decode_sound(part, &file)?,
             false => None,
         };
-        Ok(Decoded::Video(grid, sound))
+        Ok(Content::Video(frames, sound))
     }
 
     #[cfg(not(feature = "video"))]
-    fn decode_video(&mut self, part: &MediaPart) -> Result<Decoded, MediaError> {
+    fn decode_video(&self, part: &MediaPart) -> Result<Content, MediaError> {
         Err(not_built(part, "video"))
     }
 
@@ -310,10 +309,10 @@ impl<'s> Decoder<'s> {
     /// transformers, and an error for the model card's package.
     #[cfg(all(feature = "audio", feature = "video"))]
     fn decode_sound(
-        &mut self,
+        &self,
         part: &MediaPart,
         file: &VideoFile,
-    ) -> Result<Option<usize>, MediaError> {
+    ) -> Result<Option<Vec<f32>>, MediaError> {
         let recipe = self.options.recipe;
         let Some(settings) = &self.settings.audio else {
             return Err(not_built(part, "audio")); // settings are loaded for what there is
@@ -321,24 +320,77 @@ impl<'s> Decoder<'s> {
         let rate = settings.sampling_rate;
         let track = video::sound_track(file.path(), rate, recipe, self.cancel)
             .map_err(|source| unusable_video(part, source))?;
-        let samples = match track {
-            Some(track) => audio::resample(track.samples, track.rate, rate),
+        match track {
+            Some(track) => Ok(Some(audio::resample(track.samples, track.rate, rate))),
             None if recipe == MediaRecipe::ModelCard => {
-                return Err(unusable(part, AudioError::NoTrack, false));
+                Err(unusable(part, AudioError::NoTrack, false))
             }
-            None => return Ok(None),
-        };
-        self.clips.push(samples);
-        Ok(Some(self.clips.len() - 1))
+            None => Ok(None),
+        }
     }
 
     #[cfg(all(not(feature = "audio"), feature = "video"))]
     fn decode_sound(
-        &mut self,
+        &self,
         part: &MediaPart,
         _: &VideoFile,
-    ) -> Result<Option<usize>, MediaError> {
+    ) -> Result<Option<Vec<f32>>, MediaError> {
         Err(not_built(part, "audio"))
+    }
+}
+
+/// What media become, in their order.
+struct Collected<'s> {
+    settings: &'s Settings,
+    cancel: &'s CancelToken,
+    clips: Vec<Vec<f32>>,
+    images: VisualFeatures,
+    videos: VisualFeatures,
+}
+
+impl<'s> Collected<'s> {
+    fn new(settings: &'s Settings, cancel: &'s CancelToken) -> Self {
+        Self {
+            settings,
+            cancel,
+            clips: Vec::new(),
+            images: VisualFeatures::default(),
+            videos: VisualFeatures::default(),
+        }
+    }
+
+    /// Makes features of one of the media.
+    fn add(&mut self, part: &MediaPart, content: Content) -> Result<Decoded, MediaError> {
+        match content {
+            Content::Audio(samples) => Ok(Decoded::Audio(self.add_clip(samples))),
+            #[cfg(feature = "image")]
+            Content::Image(picture) => {
+                let Some(settings) = &self.settings.images else {
+                    return Err(not_built(part, "image")); // settings are loaded for what there is
+                };
+                image::append_patches(&[picture], settings, &mut self.images)
+                    .map_err(|source| unusable(part, source, false))?;
+                let grid = self.images.grids.last().copied().unwrap_or_default();
+                Ok(Decoded::Image(grid))
+            }
+            #[cfg(feature = "video")]
+            Content::Video(frames, sound) => {
+                let Some(settings) = &self.settings.videos else {
+                    return Err(not_built(part, "video")); // settings are loaded for what there is
+                };
+                video::append(&frames, settings, &mut self.videos)
+                    .map_err(|source| unusable_video(part, source))?;
+                let grid = self.videos.grids.last().copied().unwrap_or_default();
+                let sound = sound.map(|samples| self.add_clip(samples));
+                Ok(Decoded::Video(grid, sound))
+            }
+        }
+    }
+
+    /// The number of the clip.
+    fn add_clip(&mut self, samples: Vec<f32>) -> usize {
+        self.clips.push(samples);
+        self.clips.len() - 1
     }
 
     fn finish(self) -> Result<MediaFeatures, MediaError> {
@@ -360,7 +412,10 @@ impl<'s> Decoder<'s> {
         else {
             return Ok(AudioFeatures::default());
         };
-        audio::features(&self.clips, settings).map_err(|e| MediaError::Clips(e.into()))
+        match audio::features_until(&self.clips, settings, self.cancel) {
+            Err(AudioError::Stopped) => Err(FormatError::Interrupted.into()),
+            features => features.map_err(|e| MediaError::Clips(e.into())),
+        }
     }
 
     #[cfg(not(feature = "audio"))]

@@ -268,14 +268,40 @@ pub fn process(
     cancel: &CancelToken,
 ) -> Result<VideoSummary, VideoError> {
     let stages = Processing::run(path, settings, request, cancel, false)?;
-    match &stages.resized {
-        ResizedFrames::Bytes(frames) => append_patches(frames, &settings.frames, features)?,
-        ResizedFrames::Floats(frames) => append_patches(frames, &settings.frames, features)?,
-    }
+    append(&stages.resized, settings, features)?;
     Ok(VideoSummary {
         timing: stages.timing,
         indices: stages.indices,
     })
+}
+
+/// Decodes the frames that are asked for and resizes them.
+///
+/// # Errors
+/// As [`stages`].
+pub fn resized(
+    path: &Path,
+    settings: &VideoSettings,
+    request: &VideoRequest,
+    cancel: &CancelToken,
+) -> Result<ResizedFrames, VideoError> {
+    Ok(Processing::run(path, settings, request, cancel, false)?.resized)
+}
+
+/// Appends the patches and the grid of the frames of one video.
+///
+/// # Errors
+/// Where there are none.
+pub fn append(
+    frames: &ResizedFrames,
+    settings: &VideoSettings,
+    features: &mut VisualFeatures,
+) -> Result<(), VideoError> {
+    match frames {
+        ResizedFrames::Bytes(frames) => append_patches(frames, &settings.frames, features)?,
+        ResizedFrames::Floats(frames) => append_patches(frames, &settings.frames, features)?,
+    }
+    Ok(())
 }
 
 /// Why a frame cannot be used.
