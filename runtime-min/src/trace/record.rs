@@ -373,7 +373,10 @@ impl TraceRecorder {
         tensors.extend(encoders.iter().map(|(name, tensor)| (name, *tensor)));
         tensors.sort_by_key(|(_, t)| std::cmp::Reverse(t.dtype.bitsize())); // stable: then by name
         let mut header = Map::new();
-        header.insert("__metadata__".to_owned(), json!({"format": self.metadata()}));
+        header.insert(
+            "__metadata__".to_owned(),
+            json!({"format": self.metadata()}),
+        );
         let mut at = 0;
         for (name, t) in &tensors {
             let end = at + t.bytes.len() as u64;

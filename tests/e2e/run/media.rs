@@ -260,6 +260,86 @@ fn answers_to_media_are_those_of_the_official_class() {
     }
 }
 
+/// A pack's own trace of a prompt with media is one that `validate` takes, stage by stage; of
+/// another checkpoint it is found where the two part.
+#[test]
+fn a_recorded_trace_of_media_is_compared_stage_by_stage() {
+    let (folder, pack) = omni();
+    let (picture, film) = (media("photo.png"), media("anim_7frames.gif"));
+    let speech = media("speech_s16_16k.wav");
+    let trace = folder.path().join("own.safetensors");
+    segpack![
+        "run",
+        &pack,
+        "--chat",
+        "--image",
+        &picture,
+        "--audio",
+        &speech,
+        "--video",
+        &film,
+        "--fps",
+        "3",
+        "--max-pixels",
+        "4096",
+        "--min-pixels",
+        "2048",
+        "--prompt",
+        "What?",
+        "--max-new-tokens",
+        "5",
+        "--trace",
+        &trace
+    ]
+    .ok();
+    let document = fs::read(trace.with_extension("json")).unwrap();
+    let document: Value = serde_json::from_slice(&document).unwrap();
+    assert_eq!(document["format"], "qwen3-omni-media-trace-1");
+    assert_eq!(document["conversation"]["recipe"], "transformers");
+    assert_eq!(
+        document["conversation"]["media"].as_array().unwrap().len(),
+        3
+    );
+    let report = segpack!["validate", &pack, "--reference", &trace, "--json"].ok();
+    let report = report.json();
+    assert_eq!(report["verdict"], "inside");
+    let stages = report["stages"].as_array().unwrap();
+    for wanted in [
+        "audio_input",
+        "audio_layer",
+        "audio_rows",
+        "image_input",
+        "image_layer",
+        "image_deepstack",
+        "image_rows",
+        "video_input",
+        "video_rows",
+        "positions",
+        "rope_delta",
+        "embeddings",
+    ] {
+        let row = stages.iter().find(|row| row["stage"] == wanted);
+        let row = row.unwrap_or_else(|| panic!("no stage {wanted}"));
+        assert_eq!(row["max_abs"], 0.0, "{wanted}");
+    }
+
+    // a value that is changed is found at its stage
+    let mut bytes = fs::read(&trace).unwrap();
+    let shard = Shard::open(&trace).unwrap();
+    let place = shard.tensor("mm.image.layer.1").unwrap().offset as usize;
+    bytes[place + 3] ^= 0x20;
+    drop(shard);
+    fs::write(&trace, bytes).unwrap();
+    let report = segpack!["validate", &pack, "--reference", &trace, "--json"].exits(3);
+    let wrong = report.json();
+    let wrong = wrong["stages"].as_array().unwrap().iter();
+    let wrong: Vec<_> = wrong.filter(|row| row["ok"] == false).collect();
+    assert!(
+        wrong.len() == 1 && wrong[0]["stage"] == "image_layer" && wrong[0]["number"] == 1,
+        "{wrong:?}"
+    );
+}
+
 #[test]
 fn the_prompt_says_what_each_clip_takes() {
     let (_folder, pack) = omni();

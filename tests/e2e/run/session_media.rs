@@ -2,13 +2,16 @@
 //! GPU (the host shim), and what is left of a prompt after it.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use segpack_manifests::Pack;
 use segpack_runtime_min::Unobserved;
+use segpack_runtime_min::models::encoder::{EncoderObserver, EncoderStage};
 use segpack_runtime_min::processing::MediaFeatures;
 use segpack_runtime_min::session::{
-    DeviceChoice, GenerationSettings, Hooks, Logits, MediaInputs, MemoryLimit, Reservation,
-    Session, SessionError, SessionOptions, Token,
+    DeviceChoice, GenerationSettings, Hooks, Logits, MediaInputs, MediaObserver, MemoryLimit,
+    Reservation, Session, SessionError, SessionOptions, Token,
 };
 use segpack_runtime_min::trace::{MediaTrace, Normalization};
 
@@ -134,6 +137,65 @@ fn a_prompt_with_media_is_the_first_of_its_text() {
         Ok::<_, SessionError>(refused)
     });
     assert!(refused.unwrap().contains("has to be the first"));
+}
+
+/// The stages in the order in which the encoder of pictures completed them.
+#[derive(Default)]
+struct Order {
+    images: Stages,
+    videos: Stages,
+    count: Arc<AtomicUsize>,
+}
+
+#[derive(Default)]
+struct Stages(Vec<(usize, EncoderStage)>, Arc<AtomicUsize>);
+
+impl EncoderObserver for Stages {
+    fn stage(&mut self, stage: EncoderStage, _: &[f32]) {
+        let number = self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.push((number, stage));
+    }
+}
+
+impl MediaObserver for Order {
+    fn audio(&mut self) -> &mut dyn EncoderObserver {
+        Box::leak(Box::new(()))
+    }
+
+    fn images(&mut self) -> &mut dyn EncoderObserver {
+        self.images.1 = Arc::clone(&self.count);
+        &mut self.images
+    }
+
+    fn videos(&mut self) -> &mut dyn EncoderObserver {
+        self.videos.1 = Arc::clone(&self.count);
+        &mut self.videos
+    }
+}
+
+/// A block's weights are in memory once: what is before it is done of images and of videos, what is
+/// after it of neither.
+#[test]
+fn images_and_videos_go_through_the_encoder_together() {
+    let folder = temp();
+    let pack = Pack::open(&packed(&fixtures().join("tiny-omni"), folder.path())).unwrap();
+    let trace = trace_of("mixed");
+    let features = trace.features(Some(HALF)).unwrap();
+    let session = Session::open(&pack, &options(DeviceChoice::Cpu)).unwrap();
+    let mut order = Order::default();
+    session.encode(trace.ids(), &features, &mut order).unwrap();
+    let place = |stages: &Stages, wanted: EncoderStage| {
+        let found = stages.0.iter().find(|(_, stage)| *stage == wanted);
+        found.unwrap().0
+    };
+    let [first, second] = [0, 1].map(EncoderStage::Block);
+    for (one, other) in [
+        (&order.images, &order.videos),
+        (&order.videos, &order.images),
+    ] {
+        assert!(place(one, first) < place(other, second));
+    }
+    assert_eq!(order.images.0.len(), order.videos.0.len());
 }
 
 /// The encoders' memory is counted before it is taken, and what is told as the minimum works.

@@ -22,7 +22,7 @@ pub use patches::append_patches;
 pub use resize::{resize_float, resize_official, resize_pillow};
 pub use size::{MAX_RATIO, PartLimits, model_card_size, processor_size};
 #[cfg(feature = "video")]
-pub(crate) use size::{check_size, package_size};
+pub(crate) use size::{check_size, model_card_frame_size, package_size};
 
 use super::VisualFeatures;
 use super::media::{MediaRecipe, VisualSettings};

@@ -17,8 +17,12 @@ pub(crate) fn check_size(width: u64, height: u64) -> Result<(), ImageError> {
 
 /// Sides of a picture that `qwen_omni_utils` has resized are multiples of it.
 const MODEL_CARD_FACTOR: usize = 28;
-/// Pixels of an image there, where its part of the conversation says nothing.
-const MODEL_CARD_PIXELS: [u64; 2] = [4 * 28 * 28, 16_384 * 28 * 28];
+/// The same of a picture in a list of frames: the package doubles the factor on the way there.
+#[cfg(feature = "video")]
+const MODEL_CARD_FRAME_FACTOR: usize = 56;
+/// Pixels of an image there, in squares of the factor, where its part of the conversation says
+/// nothing.
+const MODEL_CARD_SQUARES: [u64; 2] = [4, 16_384];
 
 /// What a part of a conversation says about the size of its image or video. Only
 /// [`MediaRecipe::ModelCard`](crate::processing::media::MediaRecipe::ModelCard) looks at it.
@@ -61,35 +65,66 @@ pub fn processor_size(
 /// # Errors
 /// `Ratio` where one side is more than [`MAX_RATIO`] times the other, `Empty` where one is 0,
 /// `NoSize` where the limits leave none.
-#[expect(clippy::cast_precision_loss, reason = "as Python computes it")]
 pub fn model_card_size(
     width: usize,
     height: usize,
     limits: &PartLimits,
 ) -> Result<(usize, usize), ImageError> {
-    let (width, height) = limits.resized.unwrap_or((width, height));
+    model_card_size_of(MODEL_CARD_FACTOR, (width, height), limits)
+}
+
+/// As [`model_card_size`], of a picture in a list that is a video.
+///
+/// # Errors
+/// As [`model_card_size`].
+#[cfg(feature = "video")]
+pub(crate) fn model_card_frame_size(
+    width: usize,
+    height: usize,
+    limits: &PartLimits,
+) -> Result<(usize, usize), ImageError> {
+    model_card_size_of(MODEL_CARD_FRAME_FACTOR, (width, height), limits)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "as Python computes it")]
+fn model_card_size_of(
+    factor: usize,
+    size: (usize, usize),
+    limits: &PartLimits,
+) -> Result<(usize, usize), ImageError> {
+    let size = limits.resized.unwrap_or(size);
     // a size that is asked for is not compared with the limits of the part
     let asked = limits.resized.map_or(*limits, |_| PartLimits::default());
-    let [min, max] = MODEL_CARD_PIXELS;
+    let square = (factor * factor) as u64;
+    let [min, max] = MODEL_CARD_SQUARES.map(|squares| squares * square);
     let min = asked.min_pixels.unwrap_or(min);
     let max = asked.max_pixels.unwrap_or(max);
-    package_size(width, height, min, max as f64)
+    package_size_of(factor, size, min, max as f64)
 }
 
 /// The package's `smart_resize`, with both limits given; for videos the upper one is a quotient.
-#[expect(
-    clippy::cast_precision_loss,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "numbers of pixels"
-)]
+#[cfg(feature = "video")]
 pub(crate) fn package_size(
     width: usize,
     height: usize,
     min_pixels: u64,
     max_pixels: f64,
 ) -> Result<(usize, usize), ImageError> {
-    let factor = MODEL_CARD_FACTOR;
+    package_size_of(MODEL_CARD_FACTOR, (width, height), min_pixels, max_pixels)
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "numbers of pixels"
+)]
+fn package_size_of(
+    factor: usize,
+    (width, height): (usize, usize),
+    min_pixels: u64,
+    max_pixels: f64,
+) -> Result<(usize, usize), ImageError> {
     check_ratio(width, height)?;
     let rounded = [width, height].map(|side| round(side, factor).max(factor));
     let size = match pixels(rounded) {

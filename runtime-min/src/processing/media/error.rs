@@ -44,8 +44,8 @@ pub enum MediaError {
         /// Whether it could not be read, rather than not be understood.
         unreadable: bool,
     },
-    /// The chat asks for a part of a video.
-    #[error("{key} of video {name} is not supported: cut the file")]
+    /// The chat asks for a part of a video in something that is no number.
+    #[error("{key} of video {name} is no number of seconds")]
     Option {
         /// Its path, or what it is called.
         name: String,

@@ -95,10 +95,11 @@ pub(crate) fn find_parts(messages: &mut Value, folder: &Path) -> Result<Parts, M
                 continue;
             };
             let (reference, options) = reference_of(kind, object).map_err(wrong)?;
-            let source = MediaSource::parse(&reference, folder)?;
+            let source = reference.source(folder)?;
             let own = object.get("type").and_then(Value::as_str) == Some(kind.as_str());
             if !own && !object.contains_key(kind.as_str()) {
-                *part = serde_json::json!({"type": kind.as_str(), kind.as_str(): reference});
+                *part =
+                    serde_json::json!({"type": kind.as_str(), kind.as_str(): reference.value()});
                 found.is_rewritten = true;
             }
             found.media.push(MediaPart {
@@ -153,11 +154,50 @@ fn kind_of(part: &Map<String, Value>) -> Result<Option<MediaKind>, String> {
     }
 }
 
+/// Where one of the media is, as a part says it.
+enum Reference {
+    One(String),
+    /// A video as a list of pictures.
+    Frames(Vec<String>),
+}
+
+impl Reference {
+    fn source(&self, folder: &Path) -> Result<MediaSource, MediaError> {
+        match self {
+            Self::One(text) => MediaSource::parse(text, folder),
+            Self::Frames(texts) => {
+                let frames = texts.iter().map(|text| MediaSource::parse(text, folder));
+                Ok(MediaSource::Frames(frames.collect::<Result<_, _>>()?))
+            }
+        }
+    }
+
+    fn value(&self) -> Value {
+        match self {
+            Self::One(text) => text.as_str().into(),
+            Self::Frames(texts) => texts.as_slice().into(),
+        }
+    }
+}
+
+/// Most pictures of a video that is a list: as of a folder.
+const MAX_FRAMES: usize = 10_000;
+
+/// A list of addresses of pictures; `None`: it is no such list.
+fn frames_of(kind: MediaKind, value: &Value) -> Option<Vec<String>> {
+    let list = value.as_array().filter(|_| kind == MediaKind::Video)?;
+    if list.is_empty() || list.len() > MAX_FRAMES {
+        return None;
+    }
+    let texts = list.iter().map(|frame| frame.as_str().map(str::to_owned));
+    texts.collect()
+}
+
 /// Where one of the media is, and what else the part says.
 fn reference_of(
     kind: MediaKind,
     part: &Map<String, Value>,
-) -> Result<(String, Map<String, Value>), String> {
+) -> Result<(Reference, Map<String, Value>), String> {
     let [own, url_of_own] = kind.keys();
     let places = [own, url_of_own, "url", "path"];
     let is_place = |key: &str| places.contains(&key);
@@ -172,12 +212,22 @@ fn reference_of(
     };
     // OpenAI's clients write an object around an address
     let text = value.as_str().or_else(|| value.get("url")?.as_str());
-    let text = text.ok_or_else(|| format!("is {kind} whose {key:?} is no path or address"))?;
+    let reference = match (text, frames_of(kind, value)) {
+        (Some(text), _) => Reference::One(text.to_owned()),
+        (None, Some(frames)) => Reference::Frames(frames),
+        (None, None) if kind == MediaKind::Video => {
+            return Err(format!(
+                "is video whose {key:?} is no path or address, nor a list of 1 to {MAX_FRAMES} of \
+                 pictures"
+            ));
+        }
+        (None, None) => return Err(format!("is {kind} whose {key:?} is no path or address")),
+    };
     let options = part
         .iter()
         .filter(|(key, _)| !is_place(key) && *key != "type");
     let options = options.map(|(key, value)| (key.clone(), value.clone()));
-    Ok((text.to_owned(), options.collect()))
+    Ok((reference, options.collect()))
 }
 
 #[cfg(test)]
@@ -227,6 +277,24 @@ mod tests {
     }
 
     #[test]
+    fn a_list_of_pictures_is_a_video() {
+        let (parts, left) = take(json!([
+            {"type": "video", "video": ["a.png", "file:///b.png"], "min_pixels": 3},
+            {"video_url": ["c.png"]},
+        ]))
+        .unwrap();
+        let frames = |names: &[&str]| {
+            let frames = names.iter().map(|name| MediaSource::Path(name.into()));
+            MediaSource::Frames(frames.collect())
+        };
+        assert_eq!(parts[0].source, frames(&["/chats/a.png", "/b.png"]));
+        assert_eq!(parts[0].options["min_pixels"], 3);
+        assert_eq!(parts[1].source, frames(&["/chats/c.png"]));
+        assert_eq!(left[1], json!({"type": "video", "video": ["c.png"]}));
+        assert_eq!(parts[0].source.name(), "of 2 pictures, /chats/a.png first");
+    }
+
+    #[test]
     fn a_chat_of_text_stays_as_it_is() {
         for content in [
             json!("Hi"),
@@ -265,8 +333,16 @@ mod tests {
                 "is image with several paths",
             ),
             (
-                json!({"type": "video", "video": ["a", "b"]}),
-                "whose \"video\" is no path or address",
+                json!({"type": "video", "video": ["a", 5]}),
+                "whose \"video\" is no path or address, nor a list of 1 to 10000 of pictures",
+            ),
+            (
+                json!({"type": "video", "video": []}),
+                "nor a list of 1 to 10000 of pictures",
+            ),
+            (
+                json!({"type": "image", "image": ["a", "b"]}),
+                "whose \"image\" is no path or address",
             ),
         ];
         for (part, wanted) in cases {

@@ -4,8 +4,6 @@
 use std::io::{self, Write};
 #[cfg(feature = "video")]
 use std::path::{Path, PathBuf};
-#[cfg(feature = "image")]
-use std::sync::Arc;
 
 use rayon::prelude::*;
 #[cfg(any(feature = "audio", feature = "video"))]
@@ -25,7 +23,7 @@ use crate::processing::audio::{self, AudioError};
 use crate::processing::image::{self, ImageError, PartLimits};
 use crate::processing::text::{BoxError, FileReader};
 #[cfg(feature = "video")]
-use crate::processing::video::{self, VideoError, VideoRequest};
+use crate::processing::video::{self, Video, VideoError, VideoRequest};
 use crate::processing::{AudioFeatures, MediaFeatures, VisualFeatures, audio_tokens};
 
 /// How media are processed: keywords of the official processor.
@@ -258,14 +256,7 @@ impl Decoder<'_> {
             let unreadable = matches!(source, ImageError::Read(_));
             unusable(part, source, unreadable)
         };
-        part.source
-            .check()
-            .map_err(ImageError::Read)
-            .map_err(unusable)?;
-        let bytes = match &part.source {
-            MediaSource::Path(path) => image::read_file(path).map_err(unusable)?.into(),
-            MediaSource::Bytes { bytes, .. } => Arc::clone(bytes),
-        };
+        let bytes = part.source.read_picture().map_err(unusable)?;
         let settings = within(settings, self.options.image_pixels);
         let recipe = self.options.recipe;
         let resized = image::resized(&bytes, &settings, recipe, &limits_of(part));
@@ -291,7 +282,13 @@ impl Decoder<'_> {
             ..settings.clone()
         };
         let request = video_request(part, &settings, self.options)?;
-        let frames = video::resized(file.path(), &settings, &request, self.cancel);
+        let video = match &file {
+            VideoFile::Frames(frames) => Ok(Video::of_pictures(frames.clone())),
+            VideoFile::Path(path) => Video::open(path, self.cancel),
+            VideoFile::Temporary(file) => Video::open(file.path(), self.cancel),
+        };
+        let video = video.map_err(unusable)?;
+        let frames = video::resized(&video, &settings, &request, self.cancel);
         let frames = frames.map_err(unusable)?;
         let sound = match self.options.use_audio_in_video {
             true => self.decode_sound(part, &file)?,
@@ -318,10 +315,18 @@ impl Decoder<'_> {
             return Err(not_built(part, "audio")); // settings are loaded for what there is
         };
         let rate = settings.sampling_rate;
-        let track = video::sound_track(file.path(), rate, recipe, self.cancel)
-            .map_err(|source| unusable_video(part, source))?;
-        match track {
-            Some(track) => Ok(Some(audio::resample(track.samples, track.rate, rate))),
+        let track = match file.path() {
+            Some(path) => video::sound_track(path, rate, recipe, self.cancel),
+            None => Ok(None),
+        };
+        match track.map_err(|source| unusable_video(part, source))? {
+            Some(mut track) => {
+                if recipe == MediaRecipe::ModelCard {
+                    let [start, end] = excerpt(part)?;
+                    track.cut(start.unwrap_or(0.0), end);
+                }
+                Ok(Some(audio::resample(track.samples, track.rate, rate)))
+            }
             None if recipe == MediaRecipe::ModelCard => {
                 Err(unusable(part, AudioError::NoTrack, false))
             }
@@ -505,6 +510,7 @@ fn unusable_video(part: &MediaPart, source: VideoError) -> MediaError {
 #[cfg(feature = "video")]
 enum VideoFile {
     Path(PathBuf),
+    Frames(Vec<MediaSource>),
     /// The bytes of a chat, for as long as they are decoded.
     Temporary(tempfile::NamedTempFile),
 }
@@ -514,6 +520,7 @@ impl VideoFile {
     fn of(source: &MediaSource) -> io::Result<Self> {
         Ok(match source {
             MediaSource::Path(path) => Self::Path(path.clone()),
+            MediaSource::Frames(frames) => Self::Frames(frames.clone()),
             MediaSource::Bytes { bytes, .. } => {
                 let mut file = tempfile::NamedTempFile::new()?;
                 file.write_all(bytes)?;
@@ -522,12 +529,31 @@ impl VideoFile {
         })
     }
 
-    fn path(&self) -> &Path {
+    /// `None`: pictures, which have no sound.
+    #[cfg(feature = "audio")]
+    fn path(&self) -> Option<&Path> {
         match self {
-            Self::Path(path) => path,
-            Self::Temporary(file) => file.path(),
+            Self::Path(path) => Some(path),
+            Self::Frames(_) => None,
+            Self::Temporary(file) => Some(file.path()),
         }
     }
+}
+
+/// The seconds between which the chat wants a video (`video_start`, `video_end`).
+#[cfg(feature = "video")]
+fn excerpt(part: &MediaPart) -> Result<[Option<f64>; 2], MediaError> {
+    let second = |key: &'static str| match part.options.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => match value.as_f64() {
+            Some(second) => Ok(Some(second)),
+            None => Err(MediaError::Option {
+                name: part.source.name(),
+                key,
+            }),
+        },
+    };
+    Ok([second("video_start")?, second("video_end")?])
 }
 
 /// Which frames of a video are taken: as the options say and, by the model card's recipe, the chat.
@@ -543,14 +569,7 @@ fn video_request(
     sampling.max_frames = options.max_frames.unwrap_or(sampling.max_frames);
     if options.recipe == MediaRecipe::ModelCard {
         let given = |key| part.options.get(key).filter(|value| !value.is_null());
-        for key in ["video_start", "video_end"] {
-            if given(key).is_some() {
-                return Err(MediaError::Option {
-                    name: part.source.name(),
-                    key,
-                });
-            }
-        }
+        sampling.seconds = excerpt(part)?;
         let count = |key| given(key)?.as_u64().and_then(|n| usize::try_from(n).ok());
         sampling.fps = given("fps").and_then(Value::as_f64).or(sampling.fps);
         sampling.frames = count("nframes");

@@ -15,6 +15,8 @@ use super::MediaError;
 pub enum MediaSource {
     /// A file, or a folder of frames.
     Path(PathBuf),
+    /// The frames of a video, each a picture.
+    Frames(Vec<Self>),
     /// The bytes of a `data:` address.
     Bytes {
         /// What messages call it: its type and its size.
@@ -54,6 +56,7 @@ impl MediaSource {
     pub fn open(&self) -> io::Result<Box<dyn crate::processing::audio::AudioSource>> {
         Ok(match self {
             Self::Path(path) => Box::new(std::fs::File::open(path)?),
+            Self::Frames(_) => return Err(io::Error::other("a list of pictures has no sound")),
             Self::Bytes { bytes, .. } => Box::new(io::Cursor::new(Arc::clone(bytes))),
         })
     }
@@ -69,10 +72,32 @@ impl MediaSource {
         }
     }
 
+    /// The bytes of a picture.
+    ///
+    /// # Errors
+    /// As [`read_file`](crate::processing::image::read_file).
+    #[cfg(feature = "image")]
+    pub(crate) fn read_picture(&self) -> Result<Arc<[u8]>, crate::processing::image::ImageError> {
+        use crate::processing::image::{ImageError, read_file};
+        self.check().map_err(ImageError::Read)?;
+        match self {
+            Self::Path(path) => Ok(read_file(path)?.into()),
+            Self::Bytes { bytes, .. } => Ok(Arc::clone(bytes)),
+            Self::Frames(_) => {
+                let list = "a list of pictures is no picture";
+                Err(ImageError::Read(io::Error::other(list)))
+            }
+        }
+    }
+
     /// What messages call it.
     pub fn name(&self) -> String {
         match self {
             Self::Path(path) => path.display().to_string(),
+            Self::Frames(frames) => match frames.first() {
+                Some(first) => format!("of {} pictures, {} first", frames.len(), first.name()),
+                None => "of no picture".to_owned(),
+            },
             Self::Bytes { name, .. } => name.clone(),
         }
     }

@@ -63,6 +63,18 @@ pub enum VideoError {
         /// Its duration.
         seconds: f64,
     },
+    /// The chat wants a part of it that has fewer than two frames.
+    #[error(
+        "no two frames are between second {start} and second {end}: it has {duration:.2} seconds"
+    )]
+    Excerpt {
+        /// `video_start`, or 0.
+        start: f64,
+        /// `video_end`, or its end.
+        end: f64,
+        /// Seconds that it has.
+        duration: f64,
+    },
     /// More frames than are looked at.
     #[error("more than {MAX_FRAMES} frames, which is the limit: cut it")]
     TooManyFrames,

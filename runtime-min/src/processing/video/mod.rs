@@ -27,9 +27,9 @@ use self::container::{Stream, absolute, best_stream};
 use super::VisualFeatures;
 use super::image::{
     self, ImageError, PartLimits, Picture, RgbPicture, append_patches, package_size,
-    processor_size, resize_by_model_card, resize_float, resize_official,
+    processor_size, resize_float, resize_official, resize_pillow,
 };
-use super::media::{MediaRecipe, VideoSettings};
+use super::media::{MediaRecipe, MediaSource, VideoSettings};
 
 /// Most frames of a video: two hours of 60 a second, and some.
 pub const MAX_FRAMES: usize = 500_000;
@@ -65,6 +65,7 @@ impl VideoRequest {
                 frames: None,
                 min_frames: settings.min_frames,
                 max_frames: settings.max_frames,
+                seconds: [None; 2],
             },
             limits: PartLimits::default(),
         }
@@ -106,7 +107,7 @@ pub struct Video {
 enum Source {
     Container { path: PathBuf, stream: Stream },
     Animation(Animation),
-    Folder(Vec<PathBuf>),
+    Pictures(Vec<MediaSource>),
 }
 
 impl Video {
@@ -117,7 +118,8 @@ impl Video {
     pub fn open(path: &Path, cancel: &CancelToken) -> Result<Self, VideoError> {
         let path = absolute(path);
         let source = if fs::metadata(&path).map_err(VideoError::Read)?.is_dir() {
-            Source::Folder(frames_of_folder(&path)?)
+            let files = frames_of_folder(&path)?.into_iter();
+            Source::Pictures(files.map(MediaSource::Path).collect())
         } else {
             let head = check_file(&path)?;
             match Animation::open(&path, &head)? {
@@ -132,7 +134,13 @@ impl Video {
         Ok(Self { source })
     }
 
-    /// Frames and their rate; `None` for a folder, which has no rate.
+    /// A video whose frames are pictures.
+    pub fn of_pictures(frames: Vec<MediaSource>) -> Self {
+        let source = Source::Pictures(frames);
+        Self { source }
+    }
+
+    /// Frames and their rate; `None` for pictures, which have no rate.
     ///
     /// # Errors
     /// Where there are none, or too many, or the file is damaged.
@@ -140,7 +148,7 @@ impl Video {
         match &self.source {
             Source::Container { path, stream } => container::timing(path, stream, cancel).map(Some),
             Source::Animation(animation) => animation.timing(cancel).map(Some),
-            Source::Folder(_) => Ok(None),
+            Source::Pictures(_) => Ok(None),
         }
     }
 
@@ -153,7 +161,7 @@ impl Video {
     ) -> Result<Vec<usize>, VideoError> {
         let (Timing { frames, fps }, sampling) = match (timing, &self.source) {
             (Some(timing), _) => (timing, &request.sampling),
-            (None, Source::Folder(files)) => return Ok((0..files.len()).collect()),
+            (None, Source::Pictures(files)) => return Ok((0..files.len()).collect()),
             (None, _) => return Ok(Vec::new()),
         };
         match request.recipe {
@@ -181,13 +189,16 @@ impl Video {
                 container::frames(path, stream, indices, cancel, sink)
             }
             Source::Animation(animation) => animation.frames(indices, cancel, sink),
-            Source::Folder(files) => {
+            Source::Pictures(files) => {
                 for &index in indices {
+                    if cancel.is_cancelled() {
+                        return Err(VideoError::Stopped);
+                    }
                     let fail = |source| VideoError::Frame {
                         frame: index,
                         source,
                     };
-                    let bytes = image::read_file(&files[index]).map_err(fail)?;
+                    let bytes = files[index].read_picture().map_err(fail)?;
                     sink(image::decode(&bytes, recipe).map_err(fail)?)?;
                 }
                 Ok(())
@@ -252,7 +263,7 @@ pub fn stages(
     request: &VideoRequest,
     cancel: &CancelToken,
 ) -> Result<VideoStages, VideoError> {
-    Processing::run(path, settings, request, cancel, true)
+    Processing::run(&Video::open(path, cancel)?, settings, request, cancel, true)
 }
 
 /// Decodes the frames that are asked for, resizes them, and appends their patches and their grid.
@@ -267,7 +278,8 @@ pub fn process(
     features: &mut VisualFeatures,
     cancel: &CancelToken,
 ) -> Result<VideoSummary, VideoError> {
-    let stages = Processing::run(path, settings, request, cancel, false)?;
+    let video = Video::open(path, cancel)?;
+    let stages = Processing::run(&video, settings, request, cancel, false)?;
     append(&stages.resized, settings, features)?;
     Ok(VideoSummary {
         timing: stages.timing,
@@ -280,12 +292,12 @@ pub fn process(
 /// # Errors
 /// As [`stages`].
 pub fn resized(
-    path: &Path,
+    video: &Video,
     settings: &VideoSettings,
     request: &VideoRequest,
     cancel: &CancelToken,
 ) -> Result<ResizedFrames, VideoError> {
-    Ok(Processing::run(path, settings, request, cancel, false)?.resized)
+    Ok(Processing::run(video, settings, request, cancel, false)?.resized)
 }
 
 /// Appends the patches and the grid of the frames of one video.
@@ -342,17 +354,15 @@ struct Processing<'a> {
 
 impl Processing<'_> {
     fn run(
-        path: &Path,
+        video: &Video,
         settings: &VideoSettings,
         request: &VideoRequest,
         cancel: &CancelToken,
         keep: bool,
     ) -> Result<VideoStages, VideoError> {
-        let video = Video::open(path, cancel)?;
         let timing = video.timing(cancel)?;
         let indices = video.sample(timing, settings, request)?;
-        // frames of a folder are pictures for the package, which it resizes as pictures
-        let in_floats = request.recipe == MediaRecipe::ModelCard && timing.is_some();
+        let in_floats = request.recipe == MediaRecipe::ModelCard;
         let mut processing = Processing {
             settings,
             request,
@@ -419,10 +429,17 @@ impl Processing<'_> {
         let limits = &self.request.limits;
         match (self.request.recipe, &self.stages.resized) {
             (MediaRecipe::Transformers, _) => Ok(None),
-            (MediaRecipe::ModelCard, ResizedFrames::Bytes(_)) => {
-                resize_by_model_card(picture, limits).map(Some)
+            // pictures are resized as pictures, then as frames of 8 bits
+            (MediaRecipe::ModelCard, _) if self.stages.timing.is_none() => {
+                let (width, height) =
+                    image::model_card_frame_size(picture.width, picture.height, limits)?;
+                let picture = resize_pillow(picture, width, height);
+                // the last is taken twice where their number is odd
+                let frames = frames.next_multiple_of(2);
+                let (width, height) = package_frame_size(&picture, limits, frames)?;
+                resize_official(&picture, width, height).map(Some)
             }
-            (MediaRecipe::ModelCard, ResizedFrames::Floats(_)) => {
+            (MediaRecipe::ModelCard, _) => {
                 let (width, height) = package_frame_size(picture, limits, frames)?;
                 if (width, height) == (picture.width, picture.height) {
                     return Ok(Some(picture.clone()));

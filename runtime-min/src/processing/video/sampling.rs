@@ -18,6 +18,8 @@ pub struct Sampling {
     pub min_frames: usize,
     /// Most frames that `fps` may come to.
     pub max_frames: usize,
+    /// Seconds between which frames are taken (`video_start`, `video_end`); only by the model card.
+    pub seconds: [Option<f64>; 2],
 }
 
 impl Sampling {
@@ -102,6 +104,8 @@ pub fn sample_by_model_card(
     const FPS: f64 = 2.0;
 
     sampling.check()?;
+    let (start, end) = excerpt(total, native_fps, sampling.seconds)?;
+    let total = end - start + 1;
     let whole = |frames: f64| (frames / GROUP as f64).floor() as usize * GROUP;
     let frames = match sampling.frames {
         Some(frames) => (frames as f64 / GROUP as f64).round_ties_even() as usize * GROUP,
@@ -120,14 +124,47 @@ pub fn sample_by_model_card(
     }
 
     // linspace counts from both ends, in float32
-    let last = (total - 1) as f32;
-    let step = last / (frames - 1) as f32;
+    let (first, last) = (start as f32, end as f32);
+    let step = (last - first) / (frames - 1) as f32;
     let place = |i: usize| match i < frames / 2 {
-        true => step * i as f32,
+        true => first + step * i as f32,
         false => last - step * (frames - 1 - i) as f32,
     };
     let index = |i: usize| place(i).round_ties_even() as usize;
-    Ok((0..frames).map(index).map(|i| i.min(total - 1)).collect())
+    Ok((0..frames)
+        .map(index)
+        .map(|i| i.clamp(start, end))
+        .collect())
+}
+
+/// The first and the last frame between two seconds (`calculate_video_frame_range`).
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "as Python computes it: numbers of frames are far below 2^53"
+)]
+fn excerpt(
+    total: usize,
+    native_fps: f64,
+    [start, end]: [Option<f64>; 2],
+) -> Result<(usize, usize), VideoError> {
+    let last = total.saturating_sub(1);
+    if start.is_none() && end.is_none() {
+        return Ok((0, last));
+    }
+    let duration = total as f64 / native_fps;
+    let frame = |second: f64| second.clamp(0.0, duration) * native_fps;
+    let first = start.map_or(0, |second| frame(second).ceil() as usize);
+    let end_frame = end.map_or(last, |second| (frame(second).floor() as usize).min(last));
+    match first < end_frame {
+        true => Ok((first, end_frame)),
+        false => Err(VideoError::Excerpt {
+            start: start.unwrap_or(0.0),
+            end: end.unwrap_or(duration),
+            duration,
+        }),
+    }
 }
 
 #[cfg(test)]
@@ -140,6 +177,37 @@ mod tests {
             frames: None,
             min_frames: 4,
             max_frames: 768,
+            seconds: [None; 2],
+        }
+    }
+
+    /// Numbers that `qwen_omni_utils` 0.0.9 gives.
+    #[test]
+    fn frames_between_two_seconds_are_those_of_the_package() {
+        let of = |total, native, seconds| {
+            let sampling = Sampling {
+                seconds,
+                ..asked(2.0)
+            };
+            sample_by_model_card(total, native, &sampling)
+        };
+        assert_eq!(of(75, 25.0, [Some(1.0), None]).unwrap(), [25, 41, 58, 74]);
+        assert_eq!(of(75, 25.0, [None, Some(2.0)]).unwrap(), [0, 17, 33, 50]);
+        assert_eq!(
+            of(75, 25.0, [Some(0.5), Some(2.5)]).unwrap(),
+            [13, 29, 46, 62]
+        );
+        assert_eq!(
+            of(75, 25.0, [Some(-1.0), Some(9.0)]).unwrap(),
+            [0, 15, 30, 44, 59, 74]
+        );
+        for seconds in [
+            [Some(2.0), Some(1.0)],
+            [Some(9.0), None],
+            [Some(1.0), Some(1.03)],
+        ] {
+            let error = of(75, 25.0, seconds).unwrap_err();
+            assert!(matches!(error, VideoError::Excerpt { .. }), "{error}");
         }
     }
 

@@ -26,6 +26,24 @@ pub struct SoundTrack {
     pub samples: Vec<f32>,
 }
 
+impl SoundTrack {
+    /// Keeps what is from second `start` to second `end`, as librosa cuts what `audioread` gives it.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a conversion of floats saturates"
+    )]
+    pub fn cut(&mut self, start: f64, end: Option<f64>) {
+        let samples = |seconds: f64| (f64::from(self.rate) * seconds).round_ties_even() as usize;
+        let first = samples(start).min(self.samples.len());
+        if let Some(end) = end {
+            let last = first.saturating_add(samples(end - start));
+            self.samples.truncate(last);
+        }
+        self.samples.drain(..first);
+    }
+}
+
 /// The best sound track of a video, `None` where it has none.
 ///
 /// [`MediaRecipe::Transformers`]: FFmpeg mixes the channels (0.7071 × (left + right) for two, which
