@@ -32,6 +32,14 @@ pub enum AudioError {
         #[source]
         source: Error,
     },
+    /// A codec that another program decodes, which is not there.
+    #[error(
+        "its codec, {codec}, is decoded by the program ffmpeg, which cannot be started: install the package ffmpeg, or convert it to FLAC or WAV"
+    )]
+    NoProgram {
+        /// The codec's name or number.
+        codec: String,
+    },
     /// A sampling rate that no recording has.
     #[error("it has {rate} samples per second, supported are 1,000 to 384,000")]
     Rate {

@@ -235,10 +235,40 @@ impl Decoder<'_> {
             .open()
             .map_err(AudioError::Read)
             .map_err(unusable)?;
-        let samples = audio::decode_until(source, settings.sampling_rate, self.cancel);
+        let rate = settings.sampling_rate;
+        let samples = match audio::decode_until(source, rate, self.cancel) {
+            #[cfg(feature = "video")]
+            Err(error @ (AudioError::Codec { .. } | AudioError::NotAudio)) => {
+                self.decode_by_program(part, rate, error)
+            }
+            samples => samples,
+        };
         match samples {
             Err(AudioError::Stopped) => Err(FormatError::Interrupted.into()),
             samples => Ok(Content::Audio(samples.map_err(unusable)?)),
+        }
+    }
+
+    /// What is not decoded here is left to FFmpeg; `error` is why.
+    #[cfg(all(feature = "audio", feature = "video"))]
+    fn decode_by_program(
+        &self,
+        part: &MediaPart,
+        rate: u32,
+        error: AudioError,
+    ) -> Result<Vec<f32>, AudioError> {
+        let file = VideoFile::of(&part.source).map_err(AudioError::Read)?;
+        let Some(path) = file.path() else {
+            return Err(error);
+        };
+        match (video::audio_file(path, self.cancel), error) {
+            (Ok(Some(track)), _) => Ok(audio::resample(track.samples, track.rate, rate)),
+            (Err(VideoError::Stopped), _) => Err(AudioError::Stopped),
+            (Err(VideoError::NoProgram { .. }), AudioError::Codec { codec, .. }) => {
+                Err(AudioError::NoProgram { codec })
+            }
+            // what FFmpeg does not know either is what it was before
+            (_, error) => Err(error),
         }
     }
 

@@ -78,7 +78,7 @@ fn quotient(value: &Value) -> Option<(f64, f64)> {
 
 fn describe(path: &Path, cancel: &CancelToken) -> Result<Value, VideoError> {
     let mut arguments = input_arguments(FFPROBE, path);
-    let entries = "stream=index,codec_type,bit_rate,time_base,avg_frame_rate,sample_rate,channels:stream_disposition=default,attached_pic,hearing_impaired,visual_impaired";
+    let entries = "stream=index,codec_type,codec_name,bit_rate,time_base,avg_frame_rate,sample_rate,channels:stream_disposition=default,attached_pic,hearing_impaired,visual_impaired";
     arguments.extend(["-show_entries", entries, "-of", "json"].map(Into::into));
     let (running, stdout) = Running::start(FFPROBE, &arguments)?;
     let mut text = Vec::new();
@@ -142,11 +142,13 @@ pub(super) fn timing(
     }
     // a file that ends early is no error for the program: it says so and goes on
     let message = running.finish()?;
-    if ENDS_EARLY.iter().any(|words| message.contains(words)) {
-        return Err(VideoError::EndsEarly {
-            frames: seen.frames,
-            message,
-        });
+    let message = match ENDS_EARLY.iter().any(|words| message.contains(words)) {
+        true => Some(message),
+        false => super::cut::found(path).map_err(VideoError::Read)?,
+    };
+    if let Some(message) = message {
+        let frames = seen.frames;
+        return Err(VideoError::EndsEarly { frames, message });
     }
     seen.timing(stream)
 }

@@ -6,6 +6,7 @@
 
 mod animation;
 mod container;
+mod cut;
 mod error;
 mod programs;
 mod sampling;
@@ -20,6 +21,8 @@ use segpack_formats::io::CancelToken;
 pub use error::VideoError;
 pub use programs::version;
 pub use sampling::{MAX_SAMPLED, Sampling, sample_by_model_card, sample_by_processor};
+#[cfg(feature = "audio")]
+pub(crate) use sound::audio_file;
 pub use sound::{SoundTrack, sound_track};
 
 use self::animation::{Animation, frames_of_folder};

@@ -53,6 +53,22 @@ fn first_line(program: &'static str) -> Result<String, VideoError> {
     Ok(version.chars().take(80).collect())
 }
 
+/// Whether `ffmpeg` has a decoder of this name.
+#[cfg(feature = "audio")]
+pub(super) fn has_decoder(name: &str) -> bool {
+    let listed = Command::new(FFMPEG)
+        .args(["-v", "error", "-decoders"])
+        .stdin(Stdio::null())
+        .output();
+    // where the program is not there the next call says so
+    let listed = listed.map(|output| output.stdout).unwrap_or_default();
+    let listed = String::from_utf8_lossy(&listed);
+    let mut names = listed
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(1));
+    names.any(|seen| seen == name)
+}
+
 /// How frames are passed on as they are: the option's name changed with version 5.1.
 pub(super) fn passthrough() -> [&'static str; 2] {
     let version = version().unwrap_or_default();

@@ -1,5 +1,6 @@
 //! The sound track of a video.
 
+use std::ffi::OsString;
 use std::path::Path;
 
 use segpack_formats::io::CancelToken;
@@ -7,6 +8,8 @@ use serde_json::Value;
 
 use super::VideoError;
 use super::container::{absolute, best_stream, read_piece};
+#[cfg(feature = "audio")]
+use super::programs::has_decoder;
 use super::programs::{FFMPEG, Pieces, Running, input_arguments};
 use crate::processing::media::MediaRecipe;
 
@@ -69,21 +72,59 @@ pub fn sound_track(
     let which = format!("0:{}", stream.index);
     arguments.extend(["-map", &which, "-vn"].map(Into::into));
     let rate_word = rate.to_string();
-    let (rate, channels) = match recipe {
+    let (rate, layout) = match recipe {
         MediaRecipe::Transformers => {
             let words = ["-ac", "1", "-ar", &rate_word, "-f", "f32le", "pipe:1"];
             arguments.extend(words.map(Into::into));
-            (rate, 1)
+            (rate, Layout::Floats { channels: 1 })
         }
         MediaRecipe::ModelCard => {
             arguments.extend(["-f", "s16le", "pipe:1"].map(Into::into));
-            shape(&stream.description)?
+            let (rate, channels) = shape(&stream.description)?;
+            (rate, Layout::Integers { channels })
         }
     };
+    read(&arguments, rate, layout, cancel).map(Some)
+}
+
+/// The sound of an audio file in a format that is not decoded here, `None` where it has none: the
+/// mean of its channels, at its own rate. Opus is decoded by libopus, as everywhere, where FFmpeg has
+/// it.
+///
+/// # Errors
+/// As [`sound_track`].
+#[cfg(feature = "audio")]
+pub(crate) fn audio_file(
+    path: &Path,
+    cancel: &CancelToken,
+) -> Result<Option<SoundTrack>, VideoError> {
+    let path = &absolute(path);
+    super::check_file(path)?;
+    let Some(stream) = best_stream(path, "audio", cancel)? else {
+        return Ok(None);
+    };
+    let (rate, channels) = shape(&stream.description)?;
+    let mut arguments: Vec<OsString> = Vec::new();
+    if stream.description["codec_name"] == "opus" && has_decoder("libopus") {
+        arguments.extend(["-c:a", "libopus"].map(Into::into));
+    }
+    arguments.extend(input_arguments(FFMPEG, path));
+    let which = format!("0:{}", stream.index);
+    arguments.extend(["-map", &which, "-vn", "-f", "f32le", "pipe:1"].map(Into::into));
+    read(&arguments, rate, Layout::Floats { channels }, cancel).map(Some)
+}
+
+/// Runs the program that writes samples.
+fn read(
+    arguments: &[OsString],
+    rate: u32,
+    layout: Layout,
+    cancel: &CancelToken,
+) -> Result<SoundTrack, VideoError> {
     let most = u64::from(MAX_SECONDS) * u64::from(rate);
-    let (running, stdout) = Running::start(FFMPEG, &arguments)?;
+    let (running, stdout) = Running::start(FFMPEG, arguments)?;
     let pieces = Pieces::of(stdout, read_piece);
-    let mut samples = Samples::new(recipe, channels);
+    let mut samples = Samples::new(layout);
     while let Some(piece) = pieces.next(cancel)? {
         samples.add(&piece);
         if samples.mono.len() as u64 > most {
@@ -94,10 +135,10 @@ pub fn sound_track(
         }
     }
     running.finish()?;
-    Ok(Some(SoundTrack {
+    Ok(SoundTrack {
         rate,
         samples: samples.mono,
-    }))
+    })
 }
 
 /// Samples of a second and channels.
@@ -120,20 +161,27 @@ fn shape(stream: &Value) -> Result<(u32, usize), VideoError> {
     }
 }
 
+/// How samples lie in bytes, channel by channel.
+#[derive(Clone, Copy)]
+enum Layout {
+    /// 32-bit floats.
+    Floats { channels: usize },
+    /// 16-bit integers.
+    Integers { channels: usize },
+}
+
 /// Samples that come in pieces of any length.
 struct Samples {
-    recipe: MediaRecipe,
-    channels: usize,
+    layout: Layout,
     /// Bytes that are no whole frame yet.
     rest: Vec<u8>,
     mono: Vec<f32>,
 }
 
 impl Samples {
-    fn new(recipe: MediaRecipe, channels: usize) -> Self {
+    fn new(layout: Layout) -> Self {
         Self {
-            recipe,
-            channels,
+            layout,
             rest: Vec::new(),
             mono: Vec::new(),
         }
@@ -141,15 +189,16 @@ impl Samples {
 
     fn add(&mut self, piece: &[u8]) {
         self.rest.extend_from_slice(piece);
-        let width = match self.recipe {
-            MediaRecipe::Transformers => 4,
-            MediaRecipe::ModelCard => 2 * self.channels,
+        let width = match self.layout {
+            Layout::Floats { channels } => 4 * channels,
+            Layout::Integers { channels } => 2 * channels,
         };
         let frames = self.rest.chunks_exact(width);
         let whole = self.rest.len() - frames.remainder().len();
-        match self.recipe {
-            MediaRecipe::Transformers => self.mono.extend(frames.map(float)),
-            MediaRecipe::ModelCard => self.mono.extend(frames.map(mean)),
+        match self.layout {
+            Layout::Floats { channels: 1 } => self.mono.extend(frames.map(float)),
+            Layout::Floats { .. } => self.mono.extend(frames.map(mean_of_floats)),
+            Layout::Integers { .. } => self.mono.extend(frames.map(mean)),
         }
         self.rest.drain(..whole);
     }
@@ -157,6 +206,13 @@ impl Samples {
 
 fn float(bytes: &[u8]) -> f32 {
     f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+}
+
+/// The mean of the channels of a frame of floats, in float32.
+#[expect(clippy::cast_precision_loss, reason = "a number of channels")]
+fn mean_of_floats(frame: &[u8]) -> f32 {
+    let values = frame.chunks_exact(4).map(float);
+    values.sum::<f32>() / (frame.len() / 4) as f32
 }
 
 /// The mean of the channels of a frame, in float32.
