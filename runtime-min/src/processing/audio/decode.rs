@@ -38,6 +38,30 @@ pub fn decode(source: Box<dyn MediaSource>, rate: u32) -> Result<Vec<f32>, Audio
     decode_until(source, rate, &CancelToken::default())
 }
 
+/// Whether a file's sound is AAC: what its container cuts off at both ends is known to FFmpeg alone.
+#[cfg(feature = "video")]
+pub(crate) fn is_aac(source: Box<dyn MediaSource>) -> bool {
+    use symphonia::core::codecs::audio::well_known::CODEC_ID_AAC;
+    let codec = catch_unwind(AssertUnwindSafe(|| {
+        let format = probe(source).ok()?;
+        match &format.default_track(TrackType::Audio)?.codec_params {
+            Some(CodecParameters::Audio(parameters)) => Some(parameters.codec),
+            _ => None,
+        }
+    }));
+    matches!(codec, Ok(Some(CODEC_ID_AAC)))
+}
+
+fn probe(source: Box<dyn MediaSource>) -> Result<Box<dyn FormatReader>, Error> {
+    let stream = MediaSourceStream::new(source, MediaSourceStreamOptions::default());
+    symphonia::default::get_probe().probe(
+        &Hint::new(),
+        stream,
+        FormatOptions::default(),
+        MetadataOptions::default(),
+    )
+}
+
 /// As [`decode`]; ends soon after `cancel` is requested.
 ///
 /// # Errors
@@ -70,15 +94,7 @@ fn decode_unguarded(
     seconds: u32,
     cancel: &CancelToken,
 ) -> Result<Vec<f32>, AudioError> {
-    let stream = MediaSourceStream::new(source, MediaSourceStreamOptions::default());
-    let mut format = symphonia::default::get_probe()
-        .probe(
-            &Hint::new(),
-            stream,
-            FormatOptions::default(),
-            MetadataOptions::default(),
-        )
-        .map_err(not_audio)?;
+    let mut format = probe(source).map_err(not_audio)?;
     let track = format
         .default_track(TrackType::Audio)
         .ok_or(AudioError::NoTrack)?

@@ -9,6 +9,8 @@ mod error;
 mod mel;
 mod resample;
 
+#[cfg(feature = "video")]
+pub(crate) use decode::is_aac;
 pub use decode::{MAX_SECONDS, decode, decode_until};
 pub use error::AudioError;
 pub use mel::{features, features_until, valid_frames};

@@ -236,6 +236,15 @@ impl Decoder<'_> {
             .map_err(AudioError::Read)
             .map_err(unusable)?;
         let rate = settings.sampling_rate;
+        #[cfg(feature = "video")]
+        if part.source.open().is_ok_and(audio::is_aac) {
+            // our decoder would begin with the encoder's delay, which the official loaders cut off
+            let decoded = self.decode_by_program(part, rate, AudioError::Decoder);
+            return match decoded {
+                Err(AudioError::Stopped) => Err(FormatError::Interrupted.into()),
+                samples => Ok(Content::Audio(samples.map_err(unusable)?)),
+            };
+        }
         let samples = match audio::decode_until(source, rate, self.cancel) {
             #[cfg(feature = "video")]
             Err(error @ (AudioError::Codec { .. } | AudioError::NotAudio)) => {
@@ -265,6 +274,10 @@ impl Decoder<'_> {
             (Ok(Some(track)), _) => Ok(audio::resample(track.samples, track.rate, rate)),
             (Err(VideoError::Stopped), _) => Err(AudioError::Stopped),
             (Err(VideoError::NoProgram { .. }), AudioError::Codec { codec, .. }) => {
+                Err(AudioError::NoProgram { codec })
+            }
+            (Err(VideoError::NoProgram { .. }), AudioError::Decoder) => {
+                let codec = "AAC".to_owned();
                 Err(AudioError::NoProgram { codec })
             }
             // what FFmpeg does not know either is what it was before

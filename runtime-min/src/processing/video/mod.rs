@@ -430,31 +430,31 @@ impl Processing<'_> {
     /// What the package does before the processor sees a frame.
     fn pre(&self, picture: &RgbPicture, frames: usize) -> Result<Option<RgbPicture>, ImageError> {
         let limits = &self.request.limits;
-        match (self.request.recipe, &self.stages.resized) {
-            (MediaRecipe::Transformers, _) => Ok(None),
-            // pictures are resized as pictures, then as frames of 8 bits
-            (MediaRecipe::ModelCard, _) if self.stages.timing.is_none() => {
-                let (width, height) =
-                    image::model_card_frame_size(picture.width, picture.height, limits)?;
-                let picture = resize_pillow(picture, width, height);
-                // the last is taken twice where their number is odd
-                let frames = frames.next_multiple_of(2);
-                let (width, height) = package_frame_size(&picture, limits, frames)?;
-                resize_official(&picture, width, height).map(Some)
-            }
-            (MediaRecipe::ModelCard, _) => {
-                let (width, height) = package_frame_size(picture, limits, frames)?;
-                if (width, height) == (picture.width, picture.height) {
-                    return Ok(Some(picture.clone()));
-                }
-                Ok(Some(rounded(&resize_float(
-                    &to_floats(picture),
-                    width,
-                    height,
-                ))))
-            }
+        if self.request.recipe == MediaRecipe::Transformers {
+            return Ok(None);
         }
+        if self.stages.timing.is_some() {
+            return resize_frame(picture, limits, frames).map(Some);
+        }
+        // pictures are resized as pictures before; the last is taken twice where their number is odd
+        let (width, height) = image::model_card_frame_size(picture.width, picture.height, limits)?;
+        let picture = resize_pillow(picture, width, height);
+        resize_frame(&picture, limits, frames.next_multiple_of(2)).map(Some)
     }
+}
+
+/// The package's resize of a frame of a video of so many.
+fn resize_frame(
+    picture: &RgbPicture,
+    limits: &PartLimits,
+    frames: usize,
+) -> Result<RgbPicture, ImageError> {
+    let (width, height) = package_frame_size(picture, limits, frames)?;
+    if (width, height) == (picture.width, picture.height) {
+        return Ok(picture.clone());
+    }
+    let resized = resize_float(&to_floats(picture), width, height);
+    Ok(rounded(&resized))
 }
 
 /// Width and height of a frame after the package's resize.
