@@ -7,13 +7,14 @@ use crate::tensor::Compute;
 /// Values in [-1, 1) without a short period.
 pub(crate) fn noise(n: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761);
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        #[expect(clippy::cast_precision_loss, reason = "24 bits")]
-        let x = (state >> 8) as f32 / 8_388_608.0 - 1.0;
-        x
-    };
-    (0..n).map(|_| next()).collect()
+    (0..n).map(|_| next(&mut state)).collect()
+}
+
+/// The next value of a linear congruential generator.
+#[expect(clippy::cast_precision_loss, reason = "24 bits")]
+fn next(state: &mut u32) -> f32 {
+    *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+    (*state >> 8) as f32 / 8_388_608.0 - 1.0
 }
 
 /// Activations in the precision of `compute`.

@@ -79,17 +79,19 @@ impl<W: Write> Write for TextOnly<W> {
 mod tests {
     use super::*;
 
+    /// Whether the bytes pass as text.
+    fn written(bytes: &[u8]) -> bool {
+        let mut text = TextOnly {
+            to: Vec::new(),
+            is_binary: false,
+        };
+        let ok = text.write_all(bytes).is_ok();
+        assert_eq!(ok, !text.is_binary);
+        ok
+    }
+
     #[test]
     fn what_a_terminal_obeys_is_not_text() {
-        let written = |bytes: &[u8]| {
-            let mut text = TextOnly {
-                to: Vec::new(),
-                is_binary: false,
-            };
-            let ok = text.write_all(bytes).is_ok();
-            assert_eq!(ok, !text.is_binary);
-            ok
-        };
         assert!(written("{\n\t\"a\": \"ü\"\r\n}".as_bytes()));
         for bad in [&b"\x1b[31m"[..], b"\0", b"a\x7f", b"\x08"] {
             assert!(!written(bad), "{bad:?}");

@@ -63,6 +63,12 @@ const PROMPT: &str = "Hi, is the user on?";
 /// The segment that gets a wrong bit.
 const VICTIM: &str = "thinker.text.layers.1.experts.5";
 
+fn no_victim() -> CatError {
+    CatError::NoSuchName {
+        name: VICTIM.to_owned(),
+    }
+}
+
 /// Runs the demonstration in the empty folder `folder`; calls `tell` after every step.
 ///
 /// # Errors
@@ -205,12 +211,9 @@ impl Demo<'_> {
 
     fn victim(&self) -> Result<(std::path::PathBuf, usize), StepError> {
         let pack = Pack::open(&self.path("packs"))?;
-        let missing = || CatError::NoSuchName {
-            name: VICTIM.to_owned(),
-        };
-        let segment = pack.segment(VICTIM).ok_or_else(missing)?;
+        let segment = pack.segment(VICTIM).ok_or_else(no_victim)?;
         let at =
-            usize::try_from(segment.offset + segment.stored_length / 2).map_err(|_| missing())?;
+            usize::try_from(segment.offset + segment.stored_length / 2).map_err(|_| no_victim())?;
         Ok((pack.path(&segment.pack), at))
     }
 

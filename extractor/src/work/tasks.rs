@@ -163,15 +163,16 @@ mod tests {
         run_tasks(4, &[] as &[usize], || Ok(()), fail).unwrap();
     }
 
+    fn panic_at_three((): &mut (), task: &usize) -> Result<(), FormatError> {
+        assert_ne!(*task, 3, "a test of what a panic comes to");
+        Ok(())
+    }
+
     #[test]
     fn a_panic_of_any_thread_is_an_error_of_its_own() {
         for jobs in [1, 4] {
-            let panicking = |(): &mut (), task: &usize| -> Result<(), FormatError> {
-                assert_ne!(*task, 3, "a test of what a panic comes to");
-                Ok(())
-            };
             let tasks: Vec<usize> = (0..100).collect();
-            let died = run_tasks(jobs, &tasks, || Ok(()), panicking).unwrap_err();
+            let died = run_tasks(jobs, &tasks, || Ok(()), panic_at_three).unwrap_err();
             assert!(
                 matches!(died, FormatError::WorkerDied { thread: "worker" }),
                 "{died:?}"

@@ -19,17 +19,20 @@ pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>> {
     } else {
         0
     };
-    let too_large = |length| FormatError::TooLarge {
-        path: path.to_owned(),
-        length,
-        limit,
-    };
     if length > limit {
-        return Err(too_large(length));
+        return Err(too_large(path, length, limit));
     }
     read_up_to(file, limit)
         .map_err(FormatError::io("read", path))?
-        .map_err(too_large)
+        .map_err(|length| too_large(path, length, limit))
+}
+
+fn too_large(path: &Path, length: u64, limit: u64) -> FormatError {
+    FormatError::TooLarge {
+        path: path.to_owned(),
+        length,
+        limit,
+    }
 }
 
 /// All that `from` gives, if it is at most `limit` bytes; else how many were read.

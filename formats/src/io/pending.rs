@@ -87,6 +87,11 @@ mod tests {
         names
     }
 
+    fn fill_the_disk(out: &mut dyn Write) -> io::Result<()> {
+        out.write_all(b"some")?;
+        Err(io::ErrorKind::StorageFull.into())
+    }
+
     #[test]
     fn it_appears_whole_or_leaves_nothing() {
         let folder = tempfile::tempdir().unwrap();
@@ -94,11 +99,7 @@ mod tests {
         fs::write(&path, "before").unwrap();
         drop(PendingFile::create(&path).unwrap());
         let failing = PendingFile::create(&path).unwrap();
-        let full = |out: &mut dyn Write| {
-            out.write_all(b"some")?;
-            Err(io::Error::from(io::ErrorKind::StorageFull))
-        };
-        assert!(failing.publish(full).is_err());
+        assert!(failing.publish(fill_the_disk).is_err());
         assert_eq!(names(folder.path()), ["trace.json"]);
         assert_eq!(fs::read(&path).unwrap(), b"before");
         let pending = PendingFile::create(&path).unwrap();

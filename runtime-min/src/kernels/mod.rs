@@ -73,6 +73,18 @@ pub struct UnknownKernels {
     pub available: Vec<&'static str>,
 }
 
+impl UnknownKernels {
+    fn of(name: &str) -> Self {
+        Self {
+            seen: name.to_owned(),
+            available: Kernels::all()
+                .iter()
+                .map(|kernels| kernels.name())
+                .collect(),
+        }
+    }
+}
+
 impl Kernels {
     /// The best ones that this processor has.
     pub fn detect() -> Self {
@@ -97,14 +109,10 @@ impl Kernels {
     /// # Errors
     /// Where there are none of this name, or this processor lacks the instructions.
     pub fn named(name: &str) -> Result<Self, UnknownKernels> {
-        let unknown = || UnknownKernels {
-            seen: name.to_owned(),
-            available: Self::all().iter().map(|kernels| kernels.name()).collect(),
-        };
         Self::all()
             .into_iter()
             .find(|kernels| kernels.name() == name)
-            .ok_or_else(unknown)
+            .ok_or_else(|| UnknownKernels::of(name))
     }
 
     /// Those that the environment variable [`CPU_VARIABLE`] names; the best where it is not set.

@@ -31,10 +31,9 @@ fn bits(x: &[f32]) -> Vec<u32> {
 
 /// Every instruction set at both precisions.
 fn all() -> impl Iterator<Item = CpuOps> {
-    let both = |kernels| {
+    Kernels::all().into_iter().flat_map(|kernels| {
         [Compute::F32, Compute::Bf16].map(|compute| CpuOps::with_kernels(compute, kernels))
-    };
-    Kernels::all().into_iter().flat_map(both)
+    })
 }
 
 fn on_threads<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
@@ -417,23 +416,27 @@ fn attention_of_scores_that_are_not_finite() {
     }
 }
 
+/// The same value, or one within so much of it.
+fn is_close(a: f32, b: f32, tolerance: f32) -> bool {
+    a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= tolerance * b.abs().max(1e-3)
+}
+
 /// The result of `make` in the reference, and on every instruction set.
-fn compare(most: f32, what: &str, make: impl Fn(&dyn Ops) -> Vec<f32>) {
+fn compare(tolerance: f32, what: &str, make: impl Fn(&dyn Ops) -> Vec<f32>) {
     for ops in all() {
         let wanted = make(&ScalarOps {
             compute: ops.compute(),
         });
         let seen = make(&ops);
-        let close = |(a, b): (&f32, &f32)| {
-            // bf16 has 8 bits: a last bit that was rounded the other way
-            let most = if ops.compute() == Compute::Bf16 {
-                1.0 / 128.0
-            } else {
-                most
-            };
-            a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= most * b.abs().max(1e-3)
+        // bf16 has 8 bits: a last bit that was rounded the other way
+        let tolerance = match ops.compute() {
+            Compute::Bf16 => 1.0 / 128.0,
+            Compute::F32 => tolerance,
         };
-        let bad = seen.iter().zip(&wanted).position(|pair| !close(pair));
+        let bad = seen
+            .iter()
+            .zip(&wanted)
+            .position(|(a, b)| !is_close(*a, *b, tolerance));
         assert_eq!(
             bad,
             None,

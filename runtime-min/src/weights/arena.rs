@@ -45,10 +45,6 @@ impl Arena {
     /// # Errors
     /// `OutOfMemory` where the system refuses.
     pub fn new(bytes: usize) -> Result<Self, RunError> {
-        let refuse = |source| RunError::OutOfMemory {
-            bytes: bytes as u64,
-            source,
-        };
         // the system chooses the place: one more page, so that the first block can begin at a huge
         // one
         let length = bytes.next_multiple_of(BLOCK_ALIGNMENT) + HUGE_PAGE_BYTES;
@@ -56,7 +52,10 @@ impl Arena {
             .len(length)
             .no_reserve_swap()
             .map_anon()
-            .map_err(refuse)?;
+            .map_err(|source| RunError::OutOfMemory {
+                bytes: bytes as u64,
+                source,
+            })?;
         #[cfg(target_os = "linux")]
         // where there are none, ordinary pages do
         let _ = mapping.advise(memmap2::Advice::HugePage);

@@ -123,12 +123,13 @@ fn by_component(groups: &[DiffGroup]) -> Vec<Vec<String>> {
         sum.removed += g.removed;
         sum.changed += g.changed;
     }
-    let row = |(component, sum): (Component, DiffCounts)| {
-        let mut row = vec![component.to_string()];
-        row.extend(counts(&sum));
-        row
-    };
-    sums.into_iter().map(row).collect()
+    sums.iter().map(component_row).collect()
+}
+
+fn component_row((component, sum): (&Component, &DiffCounts)) -> Vec<String> {
+    let mut row = vec![component.to_string()];
+    row.extend(counts(sum));
+    row
 }
 
 fn group_row(g: &DiffGroup, stat: bool) -> Vec<String> {

@@ -34,17 +34,16 @@ fn completeness(report: &VerifyReport) -> String {
     format!("completeness: {} ({why})", report.completeness)
 }
 
+/// Files of the checkpoint that can be given back, or not, in this way.
+fn count(report: &VerifyReport, wanted: Restorable) -> u64 {
+    let files = report.files.iter().filter(|f| f.restorable == wanted);
+    files.count() as u64
+}
+
 /// Which files of the checkpoint `unpack` gives back.
 fn restorable(report: &VerifyReport) -> String {
     let mut page = Page::default();
-    let count = |wanted| {
-        report
-            .files
-            .iter()
-            .filter(|f| f.restorable == wanted)
-            .count() as u64
-    };
-    let proven = count(Restorable::Yes);
+    let proven = count(report, Restorable::Yes);
     if proven > 0 {
         let files = counted(proven, "source file");
         page.line(format_args!("restorable: {files}, byte for byte"));
@@ -55,8 +54,11 @@ fn restorable(report: &VerifyReport) -> String {
         (Restorable::Excluded, "some of their tensors were excluded"),
         (Restorable::NotChecked, "not checked whether restorable"),
     ];
-    for (wanted, why) in others.into_iter().filter(|(wanted, _)| count(*wanted) > 0) {
-        let files = counted(count(wanted), "source file");
+    for (wanted, why) in others
+        .into_iter()
+        .filter(|(wanted, _)| count(report, *wanted) > 0)
+    {
+        let files = counted(count(report, wanted), "source file");
         page.line(format_args!("{files}: {why}"));
     }
     page.into_text()

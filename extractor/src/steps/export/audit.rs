@@ -147,24 +147,31 @@ fn not_the_model(
         .allow_unclassified(true)
         .allow_unaudited(true);
     let family = Family::of_config(config);
-    let is_chosen = |finding: &Finding| {
-        let name = finding.tensor.as_deref().unwrap_or_default();
-        let Some(what) = family.and_then(|family| family.classify(name)) else {
-            return true;
-        };
-        // in a checkpoint of its own, the text decoder is the component `text`
-        let component = match target {
-            ExportTarget::Qwen3Moe => wanted.components.first().copied(),
-            _ => Some(what.component),
-        };
-        let component = component.filter(|c| wanted.components.contains(c));
-        component.is_some_and(|c| wanted.share.holds(c, what.expert))
-    };
     let found = audit(&described, tolerated).findings.into_iter();
     found
         .filter(|f| f.severity == Severity::Error)
-        .filter(|f| f.kind != FindingKind::MissingTensor || is_chosen(f))
+        .filter(|f| f.kind != FindingKind::MissingTensor || is_chosen(f, family, wanted, target))
         .collect()
+}
+
+/// Whether what a finding is about was to be exported; so is what no rule of the family names.
+fn is_chosen(
+    finding: &Finding,
+    family: Option<Family>,
+    wanted: &Wanted<'_>,
+    target: ExportTarget,
+) -> bool {
+    let name = finding.tensor.as_deref().unwrap_or_default();
+    let Some(what) = family.and_then(|family| family.classify(name)) else {
+        return true;
+    };
+    // in a checkpoint of its own, the text decoder is the component `text`
+    let component = match target {
+        ExportTarget::Qwen3Moe => wanted.components.first().copied(),
+        _ => Some(what.component),
+    };
+    let component = component.filter(|c| wanted.components.contains(c));
+    component.is_some_and(|c| wanted.share.holds(c, what.expert))
 }
 
 /// A tensor as a header of the output will list it.

@@ -105,13 +105,13 @@ fn experts_of(count: u32, rank: u32, ranks: u32) -> RankExperts {
 mod tests {
     use super::*;
 
+    fn lengths(experts: u32, ranks: u32) -> Vec<usize> {
+        let shares = (0..ranks).map(|rank| linear_share(experts, rank, ranks));
+        shares.map(|share| share.len()).collect()
+    }
+
     #[test]
     fn ranks_share_all_experts_and_the_first_have_one_more() {
-        let lengths = |experts, ranks| -> Vec<usize> {
-            (0..ranks)
-                .map(|rank| linear_share(experts, rank, ranks).len())
-                .collect()
-        };
         assert_eq!(lengths(128, 8), [16; 8]);
         assert_eq!(lengths(10, 4), [3, 3, 2, 2]);
         for (experts, ranks) in [(1, 1), (12, 5), (128, 3), (7, 7), (60, 8)] {

@@ -92,11 +92,13 @@ mod tests {
     use super::*;
 
     fn those(pairs: &[(i64, f32)]) -> Vec<Ranked> {
-        let ranked = |(id, log_probability): &(i64, f32)| Ranked {
-            id: u32::try_from(*id).ok(),
-            log_probability: *log_probability,
-        };
-        pairs.iter().map(ranked).collect()
+        let pairs = pairs.iter();
+        pairs
+            .map(|(id, log_probability)| Ranked {
+                id: u32::try_from(*id).ok(),
+                log_probability: *log_probability,
+            })
+            .collect()
     }
 
     #[test]

@@ -134,15 +134,9 @@ impl<O: Ops> ExpertForward<'_, '_, O> {
     /// Slots for these experts, if there are enough beside those of groups in use.
     fn slots_for(&mut self, missing: &[u32], in_use: &[&ExpertGroup<'_>]) -> Option<Loading> {
         let layer = self.layer;
-        let keep = |(l, e): ExpertKey| {
-            l == layer
-                && in_use
-                    .iter()
-                    .any(|g| g.visits.iter().any(|v| v.expert == e))
-        };
         let mut loading = Loading::new();
         for expert in missing {
-            let Some(slot) = self.store.cache.take(keep) else {
+            let Some(slot) = self.store.cache.take(|key| is_in_use(key, layer, in_use)) else {
                 loading
                     .into_iter()
                     .for_each(|(_, slot)| self.store.cache.put_empty(slot));
@@ -358,6 +352,12 @@ struct Part<'m, 'e> {
     gate: &'m mut [f32],
     up: &'m mut [f32],
     y: &'m mut [f32],
+}
+
+/// Whether one of the groups of a layer needs this expert.
+fn is_in_use((l, e): ExpertKey, layer: u32, groups: &[&ExpertGroup<'_>]) -> bool {
+    let mut visits = groups.iter().flat_map(|group| group.visits);
+    l == layer && visits.any(|visit| visit.expert == e)
 }
 
 #[cfg(test)]

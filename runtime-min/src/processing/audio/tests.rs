@@ -14,17 +14,12 @@ use segpack_formats::io::CancelToken;
 use super::*;
 use crate::processing::AudioFeatures;
 use crate::processing::media::AudioSettings;
-use crate::processing::media::testing::{MediaTrace, fixture};
+use crate::processing::media::testing::{MediaTrace, fixture, fixture_files};
 
 const RATE: u32 = 16_000;
 
 fn settings() -> AudioSettings {
-    let files = |name: &str| std::fs::read(fixture("tiny-omni").join(name)).map(Some);
-    let files = |name: &str| match files(name) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        read => read,
-    };
-    AudioSettings::load(&files).unwrap()
+    AudioSettings::load(&fixture_files("tiny-omni")).unwrap()
 }
 
 fn decode_file(file: &str) -> Vec<f32> {
@@ -353,6 +348,14 @@ fn an_interruption_ends_the_decoder_and_the_spectrogram() {
     assert!(matches!(error, AudioError::Stopped), "{error}");
 }
 
+/// A number below `below` (xorshift).
+fn random(state: &mut u64, below: usize) -> usize {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    (*state % below as u64) as usize
+}
+
 /// Truncations and flips of every kind of file that is decoded: an error or samples, no panic.
 #[test]
 fn hostile_bytes_do_not_panic() {
@@ -364,12 +367,7 @@ fn hostile_bytes_do_not_panic() {
         "media/wide_av.mp4",
     ];
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    let mut random = |below: usize| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state % below as u64) as usize
-    };
+    let mut random = |below| random(&mut state, below);
     for file in files {
         let whole = std::fs::read(fixture(file)).unwrap();
         for round in 0..60 {

@@ -167,6 +167,14 @@ fn what_is_no_image_is_named() {
     }
 }
 
+fn limits(min: u64, max: u64) -> PartLimits {
+    PartLimits {
+        min_pixels: Some(min),
+        max_pixels: Some(max),
+        resized: None,
+    }
+}
+
 #[test]
 fn sizes_are_those_of_the_official_rule() {
     let settings = crate::processing::image::tests::settings_with(3136, 12_845_056);
@@ -181,11 +189,6 @@ fn sizes_are_those_of_the_official_rule() {
     assert!(matches!(size(1, 4000), Err(ImageError::Ratio { .. })));
     assert!(matches!(size(0, 5), Err(ImageError::Empty { .. })));
 
-    let limits = |min, max| PartLimits {
-        min_pixels: Some(min),
-        max_pixels: Some(max),
-        resized: None,
-    };
     assert_eq!(
         model_card_size(96, 72, &limits(3136, 1 << 20)).unwrap(),
         (84, 84)

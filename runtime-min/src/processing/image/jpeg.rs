@@ -101,11 +101,11 @@ fn orientation<R>(decoder: &Decompress<R>) -> Orientation {
 /// Pixels of four inks to red, green and blue, as Pillow and torchcodec do.
 fn to_rgb(inks: &[u8], inverted: bool) -> Vec<u8> {
     let invert = if inverted { 0 } else { 255 };
-    let pixel = |p: &[u8]| {
+    let pixels = inks.chunks_exact(4).flat_map(|p| {
         let light = p[3] ^ invert;
         [0, 1, 2].map(|channel| shaded(light, 255 - (p[channel] ^ invert)))
-    };
-    inks.chunks_exact(4).flat_map(pixel).collect()
+    });
+    pixels.collect()
 }
 
 /// What is left of light after so much of an ink.

@@ -135,11 +135,12 @@ taps!(taps_f32, f32, "Weights as torch computes them for floats.");
 fn fixed_taps(input: usize, output: usize) -> Vec<Taps<i32>> {
     let one = f64::from(1u32 << PILLOW_BITS);
     let fixed = |weight: f64| (weight * one + 0.5f64.copysign(weight)) as i32;
-    let fix = |taps: Taps<f64>| Taps {
+    let taps = taps_f64(input, output).into_iter();
+    taps.map(|taps| Taps {
         first: taps.first,
         weights: taps.weights.into_iter().map(fixed).collect(),
-    };
-    taps_f64(input, output).into_iter().map(fix).collect()
+    })
+    .collect()
 }
 
 /// A sum as 8 bits. |weights| of 1.3 times 255 are below 2^31.

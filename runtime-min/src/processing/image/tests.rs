@@ -3,14 +3,10 @@
 use segpack_formats::digest::Sha256;
 
 use super::*;
-use crate::processing::media::testing::{MediaTrace, fixture};
+use crate::processing::media::testing::{MediaTrace, fixture, fixture_files};
 
 fn settings() -> VisualSettings {
-    let files = |name: &str| match std::fs::read(fixture("tiny-omni").join(name)) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        read => read.map(Some),
-    };
-    VisualSettings::load(&files).unwrap()
+    VisualSettings::load(&fixture_files("tiny-omni")).unwrap()
 }
 
 /// Those of `tiny-omni` with other limits.

@@ -105,10 +105,7 @@ impl MediaSource {
 
 /// `file:/path`, `file:///path` or `file://localhost/path`, percent-encoded.
 fn file_address(address: &str) -> Result<MediaSource, MediaError> {
-    let wrong = |problem| MediaError::Address {
-        address: shortened(address),
-        problem,
-    };
+    let wrong = |problem| wrong_address(address, problem);
     let rest = &address["file:".len()..];
     let path = match rest.strip_prefix("//") {
         Some(rest) => rest.strip_prefix("localhost").unwrap_or(rest),
@@ -123,10 +120,7 @@ fn file_address(address: &str) -> Result<MediaSource, MediaError> {
 }
 
 fn data_address(address: &str) -> Result<MediaSource, MediaError> {
-    let wrong = |problem| MediaError::Address {
-        address: shortened(address),
-        problem,
-    };
+    let wrong = |problem| wrong_address(address, problem);
     let parsed = data_url::DataUrl::process(address);
     let parsed = parsed.map_err(|_| wrong("has no comma before its data"))?;
     let (bytes, _) = parsed
@@ -142,6 +136,13 @@ fn data_address(address: &str) -> Result<MediaSource, MediaError> {
         ),
         bytes: bytes.into(),
     })
+}
+
+fn wrong_address(address: &str, problem: &'static str) -> MediaError {
+    MediaError::Address {
+        address: shortened(address),
+        problem,
+    }
 }
 
 /// An address for a message.

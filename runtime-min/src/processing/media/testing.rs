@@ -13,6 +13,22 @@ pub(crate) fn fixture(path: &str) -> PathBuf {
         .join(path)
 }
 
+/// Reads the files of a folder by name; `None` where there is no such file.
+pub(crate) fn files_of(folder: &Path) -> impl Fn(&str) -> std::io::Result<Option<Vec<u8>>> + use<> {
+    let folder = folder.to_owned();
+    move |name| match std::fs::read(folder.join(name)) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        read => read.map(Some),
+    }
+}
+
+/// Reads the files of a folder of the fixtures.
+pub(crate) fn fixture_files(
+    folder: &str,
+) -> impl Fn(&str) -> std::io::Result<Option<Vec<u8>>> + use<> {
+    files_of(&fixture(folder))
+}
+
 /// A trace of `tiny-omni`.
 pub(crate) struct MediaTrace {
     shard: Shard,

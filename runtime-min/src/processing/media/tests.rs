@@ -11,7 +11,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::testing::{MediaTrace, fixture};
+use super::testing::{MediaTrace, files_of, fixture};
 use super::*;
 use crate::processing::audio_tokens;
 use crate::processing::text::tokenizer::Tokenizer;
@@ -94,10 +94,7 @@ fn grids(numbers: &[i64]) -> Vec<[usize; 3]> {
 }
 
 fn tokenizer(folder: &Path) -> (Tokenizer, Placeholders) {
-    let files = |name: &str| match std::fs::read(folder.join(name)) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        read => read.map(Some),
-    };
+    let files = files_of(folder);
     let config = files("tokenizer_config.json").unwrap().unwrap();
     let config: Value = serde_json::from_slice(&config).unwrap();
     let placeholders = Placeholders::of(&config).unwrap().unwrap();

@@ -158,13 +158,11 @@ impl<'a> Loader<'a> {
             return Ok(Arc::clone(table));
         }
         let reader = SegmentReader::open(file.file(), segment.stored())?;
-        let none = || {
-            FormatError::malformed(
-                file.file().path(),
-                format!("segment {:?} has no chunks", segment.id),
-            )
-        };
-        let table = Arc::new(reader.table().cloned().ok_or_else(none)?);
+        let table = reader.table().cloned().ok_or_else(|| {
+            let what = format!("segment {:?} has no chunks", segment.id);
+            FormatError::malformed(file.file().path(), what)
+        });
+        let table = Arc::new(table?);
         lock(&self.tables).insert(segment.id.clone(), Arc::clone(&table));
         Ok(table)
     }

@@ -292,23 +292,25 @@ mod tests {
         }
     }
 
+    /// A small model with other settings: whether llama.cpp computes it.
+    fn check(changes: Json) -> Result<(), String> {
+        let mut config = serde_json::json!({
+            "model_type": "qwen3_moe", "vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "num_experts": 4,
+            "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": true,
+        });
+        for (key, value) in changes.as_object().into_iter().flatten() {
+            config[key] = value.clone();
+        }
+        let facts = segpack_manifests::families::Family::named("qwen3_moe")
+            .unwrap()
+            .text_facts(&config)
+            .unwrap();
+        check_expressible(&config, &facts).map_err(|e| e.to_string())
+    }
+
     #[test]
     fn what_llama_cpp_does_not_compute_is_refused_by_its_setting() {
-        let check = |changes: Json| {
-            let mut config = serde_json::json!({
-                "model_type": "qwen3_moe", "vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 2,
-                "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "num_experts": 4,
-                "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": true,
-            });
-            for (key, value) in changes.as_object().into_iter().flatten() {
-                config[key] = value.clone();
-            }
-            let facts = segpack_manifests::families::Family::named("qwen3_moe")
-                .unwrap()
-                .text_facts(&config)
-                .unwrap();
-            check_expressible(&config, &facts).map_err(|e| e.to_string())
-        };
         assert_eq!(check(serde_json::json!({})), Ok(()));
         for (changes, words) in [
             (

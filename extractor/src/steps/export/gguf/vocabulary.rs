@@ -187,7 +187,12 @@ impl Document {
     /// One token for each row of the embedding, and its type.
     fn tokens(&self, rows: u64) -> (Vec<String>, Vec<i32>) {
         let rows = u32::try_from(rows).unwrap_or(u32::MAX);
-        let row = |id: u32| match (self.tokens.get(&id), self.added.get(&id)) {
+        (0..rows).map(|id| self.row(id)).unzip()
+    }
+
+    /// The token of a row of the embedding, and its type.
+    fn row(&self, id: u32) -> (String, i32) {
+        match (self.tokens.get(&id), self.added.get(&id)) {
             (None, _) => (format!("[PAD{id}]"), TokenType::Unused as i32),
             (Some(token), None) => (token.clone(), TokenType::Normal as i32),
             (Some(token), Some(special)) if *special || looks_special(token) => {
@@ -198,26 +203,17 @@ impl Document {
                 token.replace('\u{2581}', " "),
                 TokenType::UserDefined as i32,
             ),
-        };
-        (0..rows).map(row).unzip()
+        }
     }
 
-    /// Pairs as lines. A space inside a part is written as a byte-level vocabulary writes it.
+    /// Pairs as lines.
     fn merges(&self) -> Result<Vec<String>, GgufExportError> {
-        let part = |part: &Json| part.as_str().map(|text| text.replace(' ', "\u{120}"));
-        let line = |merge: &Json| match merge {
-            Json::String(line) => Some(line.clone()),
-            Json::Array(pair) if pair.len() == 2 => {
-                Some(format!("{} {}", part(&pair[0])?, part(&pair[1])?))
-            }
-            _ => None,
-        };
         let merges = self.json.pointer("/model/merges").and_then(Json::as_array);
         let lines: Option<Vec<_>> = merges
             .map(Vec::as_slice)
             .unwrap_or_default()
             .iter()
-            .map(line)
+            .map(merge_line)
             .collect();
         lines.ok_or(GgufExportError::Merge)
     }
@@ -225,23 +221,29 @@ impl Document {
     /// Ids of named tokens: those of `tokenizer_config.json` first, then the ids of the model's
     /// configuration.
     fn special_ids(&self, tokenizer_config: &Json, config: &Json) -> Vec<(&'static str, u32)> {
-        let named = |name: &str| {
-            let entry = &tokenizer_config[format!("{name}_token")];
-            let content = entry.as_str().or_else(|| entry["content"].as_str())?;
-            let found = self
-                .added
-                .keys()
-                .filter(|id| self.tokens.get(id).is_some_and(|t| t == content));
-            found.min().copied()
-        };
-        let stated = |name: &str| {
-            let id = config[format!("{name}_token_id")].as_u64()?;
-            u32::try_from(id)
-                .ok()
-                .filter(|id| self.tokens.contains_key(id))
-        };
-        let id = |(name, key)| Some((key, named(name).or_else(|| stated(name))?));
-        SPECIAL.into_iter().filter_map(id).collect()
+        let ids = SPECIAL.into_iter().map(|(name, key)| {
+            let named = self.named_id(name, tokenizer_config);
+            Some((key, named.or_else(|| self.stated_id(name, config))?))
+        });
+        ids.flatten().collect()
+    }
+
+    /// The id of the token that `tokenizer_config.json` gives this name.
+    fn named_id(&self, name: &str, tokenizer_config: &Json) -> Option<u32> {
+        let entry = &tokenizer_config[format!("{name}_token")];
+        let content = entry.as_str().or_else(|| entry["content"].as_str())?;
+        let found = self
+            .added
+            .keys()
+            .filter(|id| self.tokens.get(id).is_some_and(|t| t == content));
+        found.min().copied()
+    }
+
+    /// The id that the model's configuration gives this name.
+    fn stated_id(&self, name: &str, config: &Json) -> Option<u32> {
+        let id = config[format!("{name}_token_id")].as_u64()?;
+        let id = u32::try_from(id).ok();
+        id.filter(|id| self.tokens.contains_key(id))
     }
 
     /// Whether the tokenizer puts tokens around a text: a byte-level post-processor adds none,
@@ -283,6 +285,18 @@ fn unreadable(file: &str, source: impl Into<Cause>) -> ExportError {
     }
 }
 
+/// A pair as a line. A space inside a part is written as a byte-level vocabulary writes it.
+fn merge_line(merge: &Json) -> Option<String> {
+    let part = |part: &Json| part.as_str().map(|text| text.replace(' ', "\u{120}"));
+    match merge {
+        Json::String(line) => Some(line.clone()),
+        Json::Array(pair) if pair.len() == 2 => {
+            Some(format!("{} {}", part(&pair[0])?, part(&pair[1])?))
+        }
+        _ => None,
+    }
+}
+
 /// `TextModel.does_token_look_special`: added tokens that some models do not mark.
 fn looks_special(token: &str) -> bool {
     let between = |start: &str, end: &str| token.starts_with(start) && token.ends_with(end);
@@ -295,24 +309,25 @@ fn looks_special(token: &str) -> bool {
 /// The template of `tokenizer_config.json`, else that of `chat_template.jinja`, else that of
 /// `chat_template.json`; several by name.
 fn chat_templates(pack: &Pack, tokenizer_config: &Json) -> Result<Metadata, StepError> {
-    let of_file = || -> Result<Json, StepError> {
-        if let Some(bytes) = source_file(pack, "chat_template.jinja")? {
-            let text =
-                String::from_utf8(bytes).map_err(|e| unreadable("chat_template.jinja", e))?;
-            return Ok(Json::from(text));
-        }
-        Ok(source_json(pack, "chat_template.json")?
-            .map_or(Json::Null, |json| json["chat_template"].clone()))
-    };
     let template = match tokenizer_config.get("chat_template") {
         Some(template) if !template.is_null() => template.clone(),
-        _ => of_file()?,
+        _ => template_of_file(pack)?,
     };
     Ok(match template {
         Json::String(text) => vec![("chat_template".to_owned(), Value::Text(text))],
         Json::Array(choices) => named_templates(&choices),
         _ => Metadata::new(),
     })
+}
+
+/// The template of a file of its own; null where there is none.
+fn template_of_file(pack: &Pack) -> Result<Json, StepError> {
+    if let Some(bytes) = source_file(pack, "chat_template.jinja")? {
+        let text = String::from_utf8(bytes).map_err(|e| unreadable("chat_template.jinja", e))?;
+        return Ok(Json::from(text));
+    }
+    Ok(source_json(pack, "chat_template.json")?
+        .map_or(Json::Null, |json| json["chat_template"].clone()))
 }
 
 fn named_templates(choices: &[Json]) -> Metadata {

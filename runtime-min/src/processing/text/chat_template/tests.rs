@@ -96,19 +96,14 @@ fn renders_as_transformers_does() {
 #[test]
 fn thinking_is_an_option() {
     let template = of_source("{{ enable_thinking is defined }}{{ enable_thinking }}").unwrap();
-    let render = |enable_thinking| {
-        template
-            .render(
-                &hello(),
-                &RenderOptions {
-                    enable_thinking,
-                    ..RenderOptions::default()
-                },
-            )
-            .unwrap()
-    };
     assert_eq!(
-        [render(None), render(Some(false)), render(Some(true))],
+        [None, Some(false), Some(true)].map(|enable_thinking| {
+            let options = RenderOptions {
+                enable_thinking,
+                ..RenderOptions::default()
+            };
+            template.render(&hello(), &options).unwrap()
+        }),
         ["False", "TrueFalse", "TrueTrue"]
     );
 }
@@ -124,6 +119,13 @@ fn the_clock_is_the_present_unless_given() {
     assert!(year >= 2025);
 }
 
+/// Which of the files has the template, and what it makes of a message.
+fn from(files: &[(&str, &str)]) -> (String, String) {
+    let template = load(files).unwrap();
+    let text = template.render(&hello(), &RenderOptions::default());
+    (template.file().to_owned(), text.unwrap())
+}
+
 #[test]
 fn templates_are_looked_for_where_transformers_looks() {
     let config = r#"{"chat_template": "config {{ eos_token }}", "eos_token": {"content": "<e>"}, "bos_token": null}"#;
@@ -132,15 +134,6 @@ fn templates_are_looked_for_where_transformers_looks() {
         ("chat_template.jinja", "jinja"),
         (TOKENIZER_CONFIG, config),
     ];
-    let from = |files: &[(&str, &str)]| {
-        let template = load(files).unwrap();
-        (
-            template.file().to_owned(),
-            template
-                .render(&hello(), &RenderOptions::default())
-                .unwrap(),
-        )
-    };
     assert_eq!(
         from(&files),
         ("chat_template.json".to_owned(), "json".to_owned())
@@ -375,13 +368,16 @@ fn peak() -> u64 {
     kibibytes.trim().parse::<u64>().unwrap() << 10
 }
 
+/// A template that does a step 60 times.
+#[cfg(target_os = "linux")]
+fn doubled(step: &str) -> String {
+    let steps = format!("{{% for i in range(60) %}}{step}{{% endfor %}}");
+    format!("{{% set ns = namespace(a='0123456789' * 100, l=[1, 2]) %}}{steps}{{{{ ns.a }}}}")
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn values_that_grow_for_ever_end_before_the_memory_does() {
-    let doubled = |step: &str| {
-        let steps = format!("{{% for i in range(60) %}}{step}{{% endfor %}}");
-        format!("{{% set ns = namespace(a='0123456789' * 100, l=[1, 2]) %}}{steps}{{{{ ns.a }}}}")
-    };
     let before = peak();
     for step in [
         "{% set ns.a = ns.a ~ ns.a %}",

@@ -96,10 +96,9 @@ fn required<E: Into<BoxError>>(
     files: &FileReader<'_, E>,
     name: &str,
 ) -> Result<Vec<u8>, TokenizerError> {
-    let missing = || TokenizerError::Missing {
+    read_file(files, name)?.ok_or_else(|| TokenizerError::Missing {
         missing: name.to_owned(),
-    };
-    read_file(files, name)?.ok_or_else(missing)
+    })
 }
 
 impl Parts {
