@@ -160,17 +160,14 @@ impl Args {
             || self.top_k.is_some()
             || self.top_p.is_some()
             || self.seed.is_some();
-        let sampling = random.then(|| SamplingOptions {
-            temperature: self.temperature.unwrap_or(1.0),
-            top_k: self.top_k,
-            top_p: self.top_p,
-            seed: self.seed.unwrap_or(0),
-        });
+        let mut sampling =
+            SamplingOptions::new(self.temperature.unwrap_or(1.0), self.seed.unwrap_or(0));
+        (sampling.top_k, sampling.top_p) = (self.top_k, self.top_p);
         let mut options = RunOptions::new(self.read_prompt(stop)?);
         options.session = self.resources.session(self.placement);
         options.session.compute = self.compute.into();
         options.generation.max_new_tokens = self.max_new_tokens;
-        options.generation.sampling = sampling;
+        options.generation.sampling = random.then_some(sampling);
         options.generation.top_k_logits = self.top_k_logits;
         options.generation.preload = self.preload;
         options.rank = self.rank.clone();

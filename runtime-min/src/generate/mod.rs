@@ -108,7 +108,8 @@ pub enum GenerateError<E> {
 }
 
 /// When the loop ends.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
+#[non_exhaustive]
 pub struct GenerateOptions<'a> {
     /// Tokens at most.
     pub max_new_tokens: usize,
@@ -117,6 +118,17 @@ pub struct GenerateOptions<'a> {
     /// Whether the caller looks at the logits of every step; where not, the model may choose tokens
     /// itself.
     pub wants_logits: bool,
+}
+
+impl<'a> GenerateOptions<'a> {
+    /// So many tokens at most, fewer where one of `stop_ids` comes first.
+    pub fn new(max_new_tokens: usize, stop_ids: &'a [u32]) -> Self {
+        Self {
+            max_new_tokens,
+            stop_ids,
+            wants_logits: false,
+        }
+    }
 }
 
 /// One generated token.

@@ -20,6 +20,7 @@ pub enum SamplingError {
 
 /// Settings of random sampling.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct SamplingOptions {
     /// Divides the logits.
     pub temperature: f64,
@@ -30,6 +31,18 @@ pub struct SamplingOptions {
     pub top_p: Option<f64>,
     /// The same seed and logits give the same tokens, on any machine.
     pub seed: u64,
+}
+
+impl SamplingOptions {
+    /// From all tokens, at this temperature.
+    pub fn new(temperature: f64, seed: u64) -> Self {
+        Self {
+            temperature,
+            top_k: None,
+            top_p: None,
+            seed,
+        }
+    }
 }
 
 /// Chooses a token from logits.

@@ -66,22 +66,17 @@ pub(crate) fn attention(
     if what.q.is_empty() {
         return;
     }
-    assert!(
-        width > 0 && key_value > 0 && query % key_value == 0,
-        "{:?}",
-        what.heads
-    );
     let (all, positions) = check(&what, out);
     assert!(all <= positions, "{all} tokens, {positions} keys");
     let group = query / key_value;
-    let most = match what.compute {
+    let batch = match what.compute {
         Compute::F32 => TOKENS,
         Compute::Bf16 => (KEPT_SCORES / (group * positions)).clamp(1, TOKENS),
     };
     let mut out = Columns::all(out, query * width);
     let mut tasks = Vec::new();
-    for first in (0..all).step_by(most) {
-        let tokens = first..(first + most).min(all);
+    for first in (0..all).step_by(batch) {
+        let tokens = first..(first + batch).min(all);
         let mut out = out.take_rows(tokens.len());
         for kv in 0..key_value {
             let out = out.take(group * width);
@@ -103,13 +98,15 @@ pub(crate) fn attention(
     each(tasks, work > 1 << 16, stop, |task| kernels.run(task));
 }
 
-/// Tokens and positions.
+/// Tokens and positions, of sizes that fit together.
 fn check(what: &Attention<'_>, out: &[f32]) -> (usize, usize) {
     let Heads {
         query,
         key_value,
         width,
     } = what.heads;
+    let is_grouped = key_value > 0 && query > 0 && query % key_value == 0;
+    assert!(width > 0 && is_grouped, "{:?}", what.heads);
     let (tokens, positions) = (
         what.q.len() / (query * width),
         what.keys.len() / (key_value * width),
@@ -151,12 +148,8 @@ pub(crate) fn attention_within(
     if what.q.is_empty() {
         return;
     }
-    assert!(
-        width > 0 && query > 0 && query == key_value,
-        "{:?}",
-        what.heads
-    );
     let (tokens, positions) = check(&what, out);
+    assert_eq!(query, key_value, "query heads and key heads");
     assert_eq!(tokens, positions, "tokens and keys");
     let is_covered = segments.first() == Some(&0) && segments.last() == Some(&tokens);
     assert!(is_covered && segments.is_sorted(), "{segments:?}");
@@ -172,12 +165,12 @@ pub(crate) fn attention_within(
             values: &what.values[segment[0] * row..segment[1] * row],
             ..what
         };
-        let most = match what.compute {
+        let rows = match what.compute {
             Compute::F32 => ROWS,
             Compute::Bf16 => (KEPT_SCORES / positions.max(1)).clamp(1, ROWS),
         };
-        for first in (segment[0]..segment[1]).step_by(most) {
-            let group = most.min(segment[1] - first);
+        for first in (segment[0]..segment[1]).step_by(rows) {
+            let group = rows.min(segment[1] - first);
             let mut out = out.take_rows(group);
             for kv in 0..key_value {
                 tasks.push(Task {

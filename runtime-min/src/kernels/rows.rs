@@ -65,11 +65,25 @@ impl Work for RmsNorm<'_> {
 
 #[inline(always)]
 fn sum_of_squares<S: Simd>(s: S, row: &[f32]) -> f32 {
+    sum_of::<S, true>(s, row)
+}
+
+#[inline(always)]
+fn sum<S: Simd>(s: S, row: &[f32]) -> f32 {
+    sum_of::<S, false>(s, row)
+}
+
+/// The sum of the values, or of their squares.
+#[inline(always)]
+fn sum_of<S: Simd, const SQUARES: bool>(s: S, row: &[f32]) -> f32 {
     let mut sums = [s.splat(0.0); SUMS];
     for row in row.chunks(SUMS * LANES) {
         for (sum, x) in sums.iter_mut().zip(row.chunks(LANES)) {
             let x = load(s, x, 0.0);
-            *sum = s.mul_add(x, x, *sum);
+            *sum = match SQUARES {
+                true => s.mul_add(x, x, *sum),
+                false => s.add(x, *sum),
+            };
         }
     }
     s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])))
@@ -199,14 +213,14 @@ impl Work for Softmax<'_> {
 /// Softmax in place.
 #[inline(always)]
 pub(super) fn softmax_row<S: Simd>(s: S, row: &mut [f32]) {
-    let mut most = s.splat(f32::NEG_INFINITY);
+    let mut max = s.splat(f32::NEG_INFINITY);
     for x in row.chunks(LANES) {
-        most = s.max(load(s, x, f32::NEG_INFINITY), most);
+        max = s.max(load(s, x, f32::NEG_INFINITY), max);
     }
-    let most = s.splat(s.max_lane(most));
+    let max = s.splat(s.max_lane(max));
     let mut sum = s.splat(0.0);
     for x in row.chunks_mut(LANES) {
-        let e = exp(s, s.sub(load(s, x, f32::NEG_INFINITY), most));
+        let e = exp(s, s.sub(load(s, x, f32::NEG_INFINITY), max));
         sum = s.add(sum, e);
         store(s, e, x);
     }
@@ -248,17 +262,6 @@ impl Work for LayerNorm<'_> {
             }
         }
     }
-}
-
-#[inline(always)]
-fn sum<S: Simd>(s: S, row: &[f32]) -> f32 {
-    let mut sums = [s.splat(0.0); SUMS];
-    for row in row.chunks(SUMS * LANES) {
-        for (sum, x) in sums.iter_mut().zip(row.chunks(LANES)) {
-            *sum = s.add(load(s, x, 0.0), *sum);
-        }
-    }
-    s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])))
 }
 
 /// As [`crate::ops::Ops::gelu`].

@@ -524,11 +524,7 @@ fn tokens_that_the_device_chooses_are_those_of_its_logits() {
     let source = PackReader::new(&pack);
     let run = |by_device: bool, positions: usize, compute: Compute| {
         let stop = CancelToken::default();
-        let settings = RunSettings {
-            positions,
-            longest_pass: 1,
-            ..RunSettings::default()
-        };
+        let settings = RunSettings::new(positions, 1);
         let cuda = Cuda::open(0, compute, None).unwrap();
         let mut thinker = Decoder::new(&source, cuda, settings, &stop).unwrap();
         let mut ids = vec![5];

@@ -153,12 +153,10 @@ fn argmax(logits: &[f32]) -> u32 {
 }
 
 fn settings(prompt: &Recorded, slots: Option<u64>) -> RunSettings {
-    RunSettings {
-        expert_slots: slots,
-        positions: prompt.ids.len() + prompt.generated.len(),
-        longest_pass: prompt.ids.len(),
-        ..RunSettings::default()
-    }
+    let positions = prompt.ids.len() + prompt.generated.len();
+    let mut settings = RunSettings::new(positions, prompt.ids.len());
+    settings.expert_slots = slots;
+    settings
 }
 
 /// Logits of every prompt position, expert choices, and the greedy continuation.
@@ -297,10 +295,8 @@ fn logits_are_the_same_bits_whatever_is_resident_coded_or_threaded() {
                         .demand()
                         .min()
                 };
-                let streamed = RunSettings {
-                    memory: Some(least),
-                    ..settings(prompt, None)
-                };
+                let mut streamed = settings(prompt, None);
+                streamed.memory = Some(least);
                 for settings in [
                     settings(prompt, None),
                     settings(prompt, Some(1)),

@@ -759,11 +759,7 @@ fn a_recorded_trace_validates_itself() {
 /// Two prompts and three tokens after each.
 fn record(pack: &Pack, compute: Compute, path: &Path) {
     let (source, stop) = (PackReader::new(pack), CancelToken::default());
-    let settings = RunSettings {
-        positions: 16,
-        longest_pass: 4,
-        ..RunSettings::default()
-    };
+    let settings = RunSettings::new(16, 4);
     let mut thinker = Decoder::new(&source, CpuOps::new(compute), settings, &stop).unwrap();
     let facts = thinker.facts().clone();
     let mut recorder = TraceRecorder::new(compute, &facts);

@@ -7,6 +7,7 @@ use crate::weights::{CacheStats, ChecksumPolicy, LoadStats};
 
 /// How to run a model.
 #[derive(Debug, Clone, Copy, Default)]
+#[non_exhaustive]
 pub struct RunSettings {
     /// Memory budget of the process, in bytes. `None`: as much as the model needs.
     pub memory: Option<u64>,
@@ -18,6 +19,18 @@ pub struct RunSettings {
     pub longest_pass: usize,
     /// When digests are compared.
     pub check: ChecksumPolicy,
+}
+
+impl RunSettings {
+    /// As much memory as the model needs for so many positions, and at most `longest_pass` tokens
+    /// of a forward pass.
+    pub fn new(positions: usize, longest_pass: usize) -> Self {
+        Self {
+            positions,
+            longest_pass,
+            ..Self::default()
+        }
+    }
 }
 
 /// Which positions' logits a forward pass returns.

@@ -27,6 +27,7 @@ const MODEL_CARD_SQUARES: [u64; 2] = [4, 16_384];
 /// What a part of a conversation says about the size of its image or video. Only
 /// [`MediaRecipe::ModelCard`](crate::processing::media::MediaRecipe::ModelCard) looks at it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PartLimits {
     /// Fewest pixels (`min_pixels`).
     pub min_pixels: Option<u64>,

@@ -49,6 +49,7 @@ const MODEL_CARD_GROUP: f64 = 2.0;
 
 /// What is asked of a video.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct VideoRequest {
     /// Which way frames are sampled and resized.
     pub recipe: MediaRecipe,

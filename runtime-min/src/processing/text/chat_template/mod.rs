@@ -123,6 +123,7 @@ impl TemplateValue {
 
 /// What a template gets besides the messages.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct RenderOptions {
     /// Ends with the start of the assistant's turn.
     pub add_generation_prompt: bool,
