@@ -119,6 +119,7 @@ pub mod numeric;
 pub mod pack;
 pub mod safetensors;
 pub mod strict_json;
+pub mod wav;
 
 pub use error::{FormatError, Result};
 

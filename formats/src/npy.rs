@@ -73,6 +73,8 @@ pub struct NpyHeader {
     pub descr: String,
     /// Shape, outermost dimension first.
     pub shape: Vec<u64>,
+    /// Whether the first dimension is the fastest, not the last.
+    pub fortran_order: bool,
     /// First byte of the data.
     pub data_start: u64,
 }
@@ -85,7 +87,8 @@ impl NpyHeader {
     /// there are).
     ///
     /// # Errors
-    /// In words, where it is not one that [`header`] could have written.
+    /// In words, where it is not one that [`header`] could have written, but for the order of the
+    /// dimensions.
     pub fn parse(first: &[u8]) -> Result<Self, String> {
         let rest = first
             .strip_prefix(MAGIC)
@@ -103,9 +106,13 @@ impl NpyHeader {
         let text = std::str::from_utf8(text).map_err(|e| e.to_string())?;
         let wrong = || format!("has the header {text:?}, which is not one of a plain array");
         let rest = text.strip_prefix("{'descr': '").ok_or_else(wrong)?;
-        let (descr, rest) = rest
-            .split_once("', 'fortran_order': False, 'shape': (")
-            .ok_or_else(wrong)?;
+        let (descr, rest) = rest.split_once("', 'fortran_order': ").ok_or_else(wrong)?;
+        let (order, rest) = rest.split_once(", 'shape': (").ok_or_else(wrong)?;
+        let fortran_order = match order {
+            "False" => false,
+            "True" => true,
+            _ => return Err(wrong()),
+        };
         let (sides, rest) = rest.split_once("), }").ok_or_else(wrong)?;
         if !rest.trim_start_matches(' ').eq("\n") {
             return Err(wrong());
@@ -120,6 +127,7 @@ impl NpyHeader {
         Ok(Self {
             descr: descr.to_owned(),
             shape,
+            fortran_order,
             data_start: end as u64,
         })
     }
@@ -159,6 +167,22 @@ mod tests {
         let bytes = header("|u1", &shape);
         assert_eq!(bytes[6..8], [2, 0]);
         assert_eq!(NpyHeader::parse(&bytes).unwrap().shape, shape);
+    }
+
+    #[test]
+    fn the_order_of_dimensions_is_told() {
+        // numpy.save(numpy.zeros((2, 3), '<i8').T) of numpy 2.4
+        let text = "{'descr': '<i8', 'fortran_order': True, 'shape': (3, 2), }";
+        let mut bytes = header("<i8", &[3, 2]);
+        bytes[10..127].fill(b' ');
+        bytes[10..10 + text.len()].copy_from_slice(text.as_bytes());
+        let parsed = NpyHeader::parse(&bytes).unwrap();
+        assert!(parsed.fortran_order && parsed.shape == [3, 2] && parsed.data_start == 128);
+        assert!(
+            !NpyHeader::parse(&header("<i8", &[3, 2]))
+                .unwrap()
+                .fortran_order
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Why a model cannot be run.
 
 mod media;
+mod vocoder;
 
 use std::fmt;
 use std::io;
@@ -13,6 +14,7 @@ use segpack_manifests::families::UnknownFamily;
 use crate::devices::cuda::CudaError;
 
 pub use self::media::MediaError;
+pub use self::vocoder::VocoderError;
 
 /// Why a model cannot be run.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +92,9 @@ pub enum RunError {
     /// Audio, images or videos do not fit the prompt or the model.
     #[error(transparent)]
     Media(#[from] MediaError),
+    /// Codes cannot be made sound.
+    #[error(transparent)]
+    Vocoder(#[from] VocoderError),
     /// The program contradicts itself.
     #[error("internal error: {0}; please report it")]
     Internal(&'static str),

@@ -48,7 +48,7 @@ pub(crate) enum CliError {
     #[error("not confirmed; nothing was written or deleted")]
     NotConfirmed,
     /// Two things would go to standard output.
-    #[error("the tensors and the summary cannot both go to standard output")]
+    #[error("the data and the summary cannot both go to standard output")]
     TwoOutputs,
     /// `bench --device` with something else than a GPU.
     #[error("the device to measure is not a GPU")]

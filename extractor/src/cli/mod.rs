@@ -32,6 +32,8 @@ mod update;
 #[cfg(feature = "run")]
 mod validate;
 mod verify;
+#[cfg(feature = "run")]
+mod vocode;
 #[cfg(not(feature = "run"))]
 mod without_run;
 
@@ -49,7 +51,7 @@ use failure::JsonOutput;
 use progress::Reporter;
 use terminal::Terminal;
 #[cfg(not(feature = "run"))]
-use without_run::{bench, devices, run, validate};
+use without_run::{bench, devices, run, validate, vocode};
 
 /// Ends the help of every command.
 const EXIT_STATUS: &str = "\
@@ -111,6 +113,7 @@ enum Command {
     // the largest by far
     Run(Box<run::Args>),
     Validate(validate::Args),
+    Vocode(vocode::Args),
     Bench(bench::Args),
     Demo(demo::Args),
     Devices(devices::Args),
@@ -230,6 +233,7 @@ fn dispatch(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Export(args) => export::run(args, context),
         Command::Run(args) => run::run_command(&args, context),
         Command::Validate(args) => validate::run(args, context),
+        Command::Vocode(args) => vocode::run(&args, context),
         Command::Bench(args) => bench::run(args, context),
         Command::Demo(args) => demo::run(&args, context),
         Command::Devices(args) => devices::run(&args, context),

@@ -29,3 +29,4 @@ refusing!(run, run_command(&Args));
 refusing!(validate, run(Args));
 refusing!(bench, run(Args));
 refusing!(devices, run(&Args));
+refusing!(vocode, run(&Args));

@@ -24,6 +24,8 @@ use super::repair::RepairError;
 use super::unpack::UnpackError;
 #[cfg(feature = "run")]
 use super::validate::ValidateError;
+#[cfg(feature = "run")]
+use super::vocode::VocodeError;
 use crate::output::{Leave, OutputError};
 use crate::pack_writer::PackWriterError;
 use crate::source::SourceError;
@@ -109,6 +111,10 @@ pub enum StepError {
     #[cfg(feature = "run")]
     #[error(transparent)]
     Validate(#[from] ValidateError),
+    /// Codes are not made sound.
+    #[cfg(feature = "run")]
+    #[error(transparent)]
+    Vocode(#[from] VocodeError),
     /// A figure cannot be measured.
     #[cfg(feature = "run")]
     #[error(transparent)]
@@ -193,6 +199,8 @@ impl StepError {
             #[cfg(feature = "run")]
             Self::Validate(e) => exit_of_validate(e),
             #[cfg(feature = "run")]
+            Self::Vocode(e) => exit_of_vocode(e),
+            #[cfg(feature = "run")]
             Self::Bench(BenchError::NotResident | BenchError::NotOnItsOwn) => Exit::Failed,
             Self::Glob(_) => Exit::Usage,
         }
@@ -238,7 +246,7 @@ fn exit_of_format(error: &FormatError) -> Exit {
 fn exit_of_run(error: &RunError) -> Exit {
     match error {
         RunError::Format(e) => exit_of_format(e),
-        RunError::Unsuitable(_) | RunError::Media(_) => Exit::Damaged,
+        RunError::Unsuitable(_) | RunError::Media(_) | RunError::Vocoder(_) => Exit::Damaged,
         RunError::Model(e) => exit_of_model(e),
         // memory, threads, the GPU and its driver
         _ => Exit::Failed,
@@ -336,6 +344,16 @@ fn exit_of_validate(error: &ValidateError) -> Exit {
         | ValidateError::Audio { .. }
         | ValidateError::Picture { .. }
         | ValidateError::TraceShape { .. } => Exit::Damaged,
+    }
+}
+
+#[cfg(feature = "run")]
+fn exit_of_vocode(error: &VocodeError) -> Exit {
+    match error {
+        VocodeError::Dtype { .. } | VocodeError::Shape { .. } | VocodeError::Value { .. } => {
+            Exit::Damaged
+        }
+        VocodeError::TooLong { .. } => Exit::Failed,
     }
 }
 

@@ -26,6 +26,8 @@ pub(crate) mod unpack;
 #[cfg(feature = "run")]
 pub(crate) mod validate;
 pub mod verify;
+#[cfg(feature = "run")]
+pub(crate) mod vocode;
 
 pub use crate::output::{FileLimit, OutputError};
 pub use crate::pack_writer::PackWriterError;
@@ -39,3 +41,5 @@ pub use repair::RepairError;
 pub use unpack::UnpackError;
 #[cfg(feature = "run")]
 pub use validate::ValidateError;
+#[cfg(feature = "run")]
+pub use vocode::VocodeError;

@@ -11,6 +11,7 @@ mod models;
 mod name;
 mod rewrite;
 mod rules;
+mod sound;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -26,6 +27,7 @@ pub use media::{AudioTowerFacts, MediaFacts, MediaTokens, VisionTowerFacts};
 pub use name::{FamilyName, UnknownFamily};
 pub use rewrite::set_dtype;
 pub use rules::MAX_TENSORS;
+pub use sound::VocoderFacts;
 
 use crate::names::{Classification, Component, Part, Role};
 use crate::quantization;
@@ -57,6 +59,8 @@ pub(crate) struct FamilyRow {
     text_section: for<'a> fn(&Section<'a>) -> Result<Section<'a>, ConfigError>,
     /// What takes audio and pictures, where the family does.
     media_facts: fn(&Section<'_>) -> Result<Option<MediaFacts>, ConfigError>,
+    /// What makes sound of codes, where the family does.
+    vocoder_facts: fn(&Section<'_>) -> Result<Option<VocoderFacts>, ConfigError>,
     /// The configuration of the text decoder as a `Qwen3MoeForCausalLM`, given that of the
     /// checkpoint and its `generation_config.json`.
     as_causal_lm: fn(&Value, Option<&Value>) -> Result<Value, ConfigError>,
@@ -215,6 +219,15 @@ impl Family {
     /// compute.
     pub fn media_facts(self, config: &Value) -> Result<Option<MediaFacts>, ConfigError> {
         (self.0.media_facts)(&Section::root(config)?)
+    }
+
+    /// What a runtime has to know of the vocoder; `None` where the model has none.
+    ///
+    /// # Errors
+    ///
+    /// When a key is unusable, or asks for an operation that this program does not compute.
+    pub fn vocoder_facts(self, config: &Value) -> Result<Option<VocoderFacts>, ConfigError> {
+        (self.0.vocoder_facts)(&Section::root(config)?)
     }
 
     /// The same text decoder as a `Qwen3MoeForCausalLM`, so that transformers 4 and 5 and everybody

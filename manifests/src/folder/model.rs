@@ -11,7 +11,9 @@ use serde_json::Value;
 
 use super::{Pack, source_file};
 use crate::documents::{ModelFacts, TextModel};
-use crate::families::{ConfigError, Family, MediaFacts, TextFacts, TextSettings, UnknownFamily};
+use crate::families::{
+    ConfigError, Family, MediaFacts, TextFacts, TextSettings, UnknownFamily, VocoderFacts,
+};
 
 /// The configuration of a checkpoint, from which all numbers come.
 const CONFIG: &str = "config.json";
@@ -146,6 +148,18 @@ impl PackModel {
         let family = self.model.known_family()?;
         match &self.config {
             Some(config) => Ok(family.media_facts(config)?),
+            None => Ok(None),
+        }
+    }
+
+    /// The vocoder; `None` where the model has none.
+    ///
+    /// # Errors
+    /// As [`media`](Self::media).
+    pub fn vocoder(&self) -> Result<Option<VocoderFacts>, ModelError> {
+        let family = self.model.known_family()?;
+        match &self.config {
+            Some(config) => Ok(family.vocoder_facts(config)?),
             None => Ok(None),
         }
     }

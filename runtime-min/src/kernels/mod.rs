@@ -5,6 +5,7 @@
 //! * `linear`: batches of linear layers, cut into tasks; `gemv` for one token, `gemm` for more,
 //!   on `tile`s whose `panel`s of weights are widened and turned on the way.
 //! * `attention`, `rows`, `exp`: everything else that a layer computes.
+//! * `sound`: what a vocoder computes beside its products.
 //! * [`limits`]: the rates that kernels are measured against.
 //!
 //! **Determinism.** A value of a product depends on its row of the inputs and its row of the weight
@@ -34,6 +35,7 @@ mod rows;
 mod scratch;
 mod shared;
 mod simd;
+mod sound;
 #[cfg(test)]
 mod tests;
 mod tile;
@@ -44,7 +46,9 @@ pub(crate) use rows::{
     Add, AddScaled, GELU_CUBIC, Gelu, GeluTanh, LayerNorm, RmsNorm, Rope, SQRT_2_OVER_PI, SiluMul,
     Softmax,
 };
+pub(crate) use shared::Columns;
 use simd::{Simd, Work};
+pub(crate) use sound::{Depthwise, Slide, Snake, WindowAttention};
 
 /// The environment variable that chooses the instruction set.
 pub const CPU_VARIABLE: &str = "SEGPACK_CPU";

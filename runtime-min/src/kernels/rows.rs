@@ -9,7 +9,7 @@ const SUMS: usize = 4;
 
 /// A vector of the values of a slice that may be shorter, the rest blank.
 #[inline(always)]
-fn load<S: Simd>(s: S, from: &[f32], blank: f32) -> S::V {
+pub(super) fn load<S: Simd>(s: S, from: &[f32], blank: f32) -> S::V {
     match from.first_chunk() {
         Some(from) => s.load(from),
         None => {
@@ -22,7 +22,7 @@ fn load<S: Simd>(s: S, from: &[f32], blank: f32) -> S::V {
 
 /// The inverse of [`load`].
 #[inline(always)]
-fn store<S: Simd>(s: S, v: S::V, to: &mut [f32]) {
+pub(super) fn store<S: Simd>(s: S, v: S::V, to: &mut [f32]) {
     match to.first_chunk_mut() {
         Some(to) => s.store(v, to),
         None => {

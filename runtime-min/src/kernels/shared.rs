@@ -7,7 +7,7 @@ use std::ops::Range;
 
 /// Some columns of every row of a row-major matrix, for one task.
 #[derive(Debug)]
-pub(super) struct Columns<'a> {
+pub(crate) struct Columns<'a> {
     start: *mut f32,
     rows: usize,
     stride: usize,
@@ -20,7 +20,7 @@ unsafe impl Send for Columns<'_> {}
 
 impl<'a> Columns<'a> {
     /// All of a matrix `[rows, stride]`.
-    pub(super) fn all(matrix: &'a mut [f32], stride: usize) -> Self {
+    pub(crate) fn all(matrix: &'a mut [f32], stride: usize) -> Self {
         let rows = matrix.len() / stride.max(1);
         Self {
             start: matrix.as_mut_ptr(),
@@ -58,7 +58,7 @@ impl<'a> Columns<'a> {
     }
 
     /// Splits off the rows before `rows`.
-    pub(super) fn take_rows(&mut self, rows: usize) -> Self {
+    pub(crate) fn take_rows(&mut self, rows: usize) -> Self {
         let rows = rows.min(self.rows);
         let first = self.rows(0..rows);
         *self = self.rows(rows..self.rows);

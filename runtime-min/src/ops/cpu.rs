@@ -13,6 +13,8 @@ use crate::tensor::{Compute, Heads, Linear};
 
 /// Values of one task of an operation that is quick per value.
 const TASK: usize = 1 << 14;
+/// Positions of a task of attention to a window.
+const WINDOW_ROWS: usize = 16;
 
 /// Runs on rayon's current thread pool.
 #[derive(Debug, Clone, Copy)]
@@ -147,6 +149,78 @@ impl Ops for CpuOps {
         let what = self.attention_of(qkv, heads);
         kernels::attention_within(self.kernels, what, segments, out, stop);
         stop.check()
+    }
+
+    fn attention_window(
+        &self,
+        [q, keys, values]: [&[f32]; 3],
+        heads: Heads,
+        window: usize,
+        out: &mut [f32],
+    ) {
+        let row = heads.query * heads.width;
+        let mut rest = kernels::Columns::all(out, row);
+        let mut tasks = Vec::new();
+        for first in (0..q.len() / row.max(1)).step_by(WINDOW_ROWS) {
+            let rows = WINDOW_ROWS.min(q.len() / row - first);
+            tasks.push(kernels::WindowAttention {
+                compute: self.compute,
+                q,
+                keys,
+                values,
+                heads,
+                window,
+                first,
+                out: rest.take_rows(rows),
+                rows,
+            });
+        }
+        tasks
+            .into_par_iter()
+            .for_each(|task| self.kernels.run(task));
+    }
+
+    fn snake(&self, x: &mut [f32], alpha: &[f32], inverse_beta: &[f32]) {
+        in_tasks(x, alpha.len(), |x| {
+            self.kernels.run(kernels::Snake {
+                compute: self.compute,
+                x,
+                alpha,
+                inverse_beta,
+            });
+        });
+    }
+
+    fn depthwise(&self, x: &[f32], weight: &[f32], bias: &[f32], out: &mut [f32]) {
+        let channels = bias.len().max(1);
+        let rows = (TASK / channels).max(1);
+        out.par_chunks_mut(rows * channels)
+            .enumerate()
+            .for_each(|(task, out)| {
+                self.kernels.run(kernels::Depthwise {
+                    compute: self.compute,
+                    x: &x[task * rows * channels..],
+                    weight,
+                    bias,
+                    out,
+                });
+            });
+    }
+
+    fn slide(&self, x: &[f32], channels: usize, weight: &[f32], bias: f32, out: &mut [f32]) {
+        let rows = (TASK / weight.len().max(1)).max(1);
+        out.par_chunks_mut(rows)
+            .enumerate()
+            .for_each(|(task, out)| {
+                self.kernels.run(kernels::Slide {
+                    compute: self.compute,
+                    x: &x[task * rows * channels..],
+                    channels,
+                    weight,
+                    bias,
+                    out,
+                });
+            });
     }
 
     fn layer_norm(&self, x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {

@@ -6,10 +6,12 @@
 //! variables.
 
 mod conv;
+mod conv1d;
 mod cpu;
 mod scalar;
 
 pub use conv::Conv2d;
+pub use conv1d::Conv1d;
 pub use cpu::CpuOps;
 pub use scalar::ScalarOps;
 
@@ -90,6 +92,30 @@ pub trait Ops: Send + Sync {
         stop.check()?;
         self.attention_within(qkv, heads, segments, out);
         stop.check()
+    }
+
+    /// Causal attention of all positions to the last `window` of those before them, themselves among
+    /// them. `q` and `out` are `[positions, query × width]`, `keys` and `values` `[positions,
+    /// key_value × width]`. Scale is `width^-0.5`.
+    fn attention_window(&self, qkv: [&[f32]; 3], heads: Heads, window: usize, out: &mut [f32]) {
+        scalar::attention_window(self.compute(), qkv, heads, window, out);
+    }
+
+    /// `SnakeBeta` of rows of channels: `x + inverse_beta · sin²(x · alpha)`, in f32, rounded once.
+    fn snake(&self, x: &mut [f32], alpha: &[f32], inverse_beta: &[f32]) {
+        scalar::snake(self.compute(), x, alpha, inverse_beta);
+    }
+
+    /// A convolution of every channel by itself: `x` is `[rows + kernel - 1, channels]`, `weight`
+    /// `[kernel, channels]`, `out` `[rows, channels]`; rounded once.
+    fn depthwise(&self, x: &[f32], weight: &[f32], bias: &[f32], out: &mut [f32]) {
+        scalar::depthwise(self.compute(), x, weight, bias, out);
+    }
+
+    /// A convolution to one channel: `x` is `[rows + kernel - 1, channels]`, `weight` `[kernel,
+    /// channels]`, `out` `[rows]`; rounded once.
+    fn slide(&self, x: &[f32], channels: usize, weight: &[f32], bias: f32, out: &mut [f32]) {
+        scalar::slide(self.compute(), x, channels, weight, bias, out);
     }
 
     /// Layer norm of every row: `(x - mean) · rsqrt(variance + eps) · weight + bias`, in f32,

@@ -215,3 +215,93 @@ pub(super) fn gelu_tanh(compute: Compute, x: &mut [f32]) {
         *x = compute.round(0.5 * *x * (1.0 + inner.tanh()));
     }
 }
+
+pub(super) fn attention_window(
+    compute: Compute,
+    [q, keys, values]: [&[f32]; 3],
+    heads: Heads,
+    window: usize,
+    out: &mut [f32],
+) {
+    let Heads {
+        query,
+        key_value,
+        width,
+    } = heads;
+    let row = key_value * width;
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        reason = "a head is narrow; applied in f32, as torch does"
+    )]
+    let scale = (width as f64).powf(-0.5) as f32;
+    for (at, (q, out)) in q
+        .chunks_exact(width)
+        .zip(out.chunks_exact_mut(width))
+        .enumerate()
+    {
+        let (position, head) = (at / query, at % query);
+        let column = head / (query / key_value) * width;
+        let start = (position + 1).saturating_sub(window);
+        let score = |j: usize| {
+            let key = &keys[j * row + column..][..width];
+            let sum = q.iter().zip(key).map(|(q, k)| q * k).sum();
+            compute.round(compute.round(sum) * scale)
+        };
+        let mut scores: Vec<f32> = (start..=position).map(score).collect();
+        softmax(&mut scores);
+        compute.round_all(&mut scores);
+        out.fill(0.0);
+        for (score, j) in scores.iter().zip(start..) {
+            let value = &values[j * row + column..][..width];
+            out.iter_mut()
+                .zip(value)
+                .for_each(|(out, v)| *out += score * v);
+        }
+        compute.round_all(out);
+    }
+}
+
+pub(super) fn snake(compute: Compute, x: &mut [f32], alpha: &[f32], inverse_beta: &[f32]) {
+    for row in x.chunks_exact_mut(alpha.len().max(1)) {
+        for ((x, alpha), inverse) in row.iter_mut().zip(alpha).zip(inverse_beta) {
+            let sin = (*x * alpha).sin();
+            *x = compute.round(*x + inverse * (sin * sin));
+        }
+    }
+}
+
+pub(super) fn depthwise(
+    compute: Compute,
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    out: &mut [f32],
+) {
+    let channels = bias.len().max(1);
+    for (t, out) in out.chunks_exact_mut(channels).enumerate() {
+        for (c, out) in out.iter_mut().enumerate() {
+            let taps = weight.chunks_exact(channels).enumerate();
+            let sum: f32 = taps.map(|(k, w)| w[c] * x[(t + k) * channels + c]).sum();
+            *out = compute.round(sum + bias[c]);
+        }
+    }
+}
+
+pub(super) fn slide(
+    compute: Compute,
+    x: &[f32],
+    channels: usize,
+    weight: &[f32],
+    bias: f32,
+    out: &mut [f32],
+) {
+    for (t, out) in out.iter_mut().enumerate() {
+        let sum: f32 = x[t * channels..]
+            .iter()
+            .zip(weight)
+            .map(|(x, w)| x * w)
+            .sum();
+        *out = compute.round(sum + bias);
+    }
+}

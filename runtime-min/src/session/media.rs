@@ -134,7 +134,7 @@ impl Session<'_> {
     }
 
     /// Encoders run on the CPU, whatever the decoder runs on.
-    fn encoder_ops(&self) -> Result<CpuOps, SessionError> {
+    pub(super) fn encoder_ops(&self) -> Result<CpuOps, SessionError> {
         Ok(match &self.device {
             OpenDevice::Cpu(ops) => *ops,
             #[cfg(feature = "cuda")]

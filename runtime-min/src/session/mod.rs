@@ -39,6 +39,7 @@ mod generation;
 mod host_memory;
 mod media;
 mod model;
+mod vocoder;
 
 use std::sync::LazyLock;
 use std::time::Instant;

@@ -19,6 +19,7 @@ mod update;
 mod validate;
 mod values;
 mod verify;
+mod vocode;
 
 #[cfg(test)]
 mod tests;
@@ -40,3 +41,4 @@ pub(crate) use unpack::unpack;
 pub(crate) use update::update;
 pub(crate) use validate::validate;
 pub(crate) use verify::verify;
+pub(crate) use vocode::vocode;

@@ -40,6 +40,10 @@ fn read_npy(input: &InputFile) -> Result<Vec<WrittenTensor>, StepError> {
     let first = input.read_range(0..input.length().min(MAX_NPY_HEADER_BYTES))?;
     let header =
         NpyHeader::parse(&first).map_err(|what| StepError::malformed(input.path(), what))?;
+    if header.fortran_order {
+        let what = "has its first dimension fastest; wanted the last";
+        return Err(StepError::malformed(input.path(), what));
+    }
     Ok(vec![WrittenTensor {
         name: None,
         dtype: header.descr,

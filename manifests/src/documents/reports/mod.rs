@@ -18,6 +18,7 @@ mod update;
 mod validate;
 mod values;
 mod verify;
+mod vocode;
 
 pub use bench::{
     BenchForecast, BenchForecastBudget, BenchLimits, BenchOnDemand, BenchPrefill, BenchRate,
@@ -50,3 +51,4 @@ pub use validate::{
 };
 pub use values::{TensorValues, ValuesReport};
 pub use verify::{FileResult, Restorable, VerifyCounts, VerifyMode, VerifyReport};
+pub use vocode::VocodeSummary;

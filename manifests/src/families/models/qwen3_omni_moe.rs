@@ -22,7 +22,7 @@ use crate::families::blocks::vocoder::{CODE2WAV, Vocoder};
 use crate::families::config::{ConfigError, MAX_SIZE, Section};
 use crate::families::expected::ExpectedSink;
 use crate::families::rules::{Block, Mount, Rules};
-use crate::families::{FamilyRow, MediaFacts, PartialConfig, TextFacts};
+use crate::families::{FamilyRow, MediaFacts, PartialConfig, TextFacts, VocoderFacts};
 use crate::names::Component;
 
 /// The family's row. A thinker saved on its own has its own model type.
@@ -38,6 +38,7 @@ pub(crate) static FAMILY: FamilyRow = FamilyRow {
     text_facts,
     text_section,
     media_facts,
+    vocoder_facts,
     as_causal_lm,
     partial_config,
 };
@@ -249,6 +250,13 @@ fn media_facts(root: &Section<'_>) -> Result<Option<MediaFacts>, ConfigError> {
     let text = text_facts(root)?;
     let sizes = [text.hidden_size, text.vocab];
     MediaFacts::read(&thinker, &thinker.section("text_config")?, sizes).map(Some)
+}
+
+fn vocoder_facts(root: &Section<'_>) -> Result<Option<VocoderFacts>, ConfigError> {
+    if !root.has("code2wav_config") {
+        return Ok(None);
+    }
+    VocoderFacts::read(&root.section("code2wav_config")?).map(Some)
 }
 
 fn expect_thinker(
