@@ -1,6 +1,7 @@
 //! Why a model cannot be run.
 
 mod media;
+mod speech;
 mod vocoder;
 
 use std::fmt;
@@ -14,6 +15,7 @@ use segpack_manifests::families::UnknownFamily;
 use crate::devices::cuda::CudaError;
 
 pub use self::media::MediaError;
+pub use self::speech::SpeechError;
 pub use self::vocoder::VocoderError;
 
 /// Why a model cannot be run.
@@ -95,6 +97,9 @@ pub enum RunError {
     /// Codes cannot be made sound.
     #[error(transparent)]
     Vocoder(#[from] VocoderError),
+    /// A text cannot be spoken.
+    #[error(transparent)]
+    Speech(#[from] SpeechError),
     /// The program contradicts itself.
     #[error("internal error: {0}; please report it")]
     Internal(&'static str),

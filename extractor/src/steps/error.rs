@@ -7,7 +7,6 @@ use segpack_formats::FormatError;
 use segpack_manifests::documents::Finding;
 use segpack_manifests::layout::PlanError;
 use segpack_manifests::{ModelError, PackError};
-use segpack_runtime_min::RunError;
 use segpack_runtime_min::generate::GenerateError;
 use segpack_runtime_min::processing::PromptError;
 #[cfg(feature = "run")]
@@ -15,6 +14,7 @@ use segpack_runtime_min::processing::media::MediaError;
 #[cfg(feature = "run")]
 use segpack_runtime_min::processing::text::chat_template::ChatTemplateError;
 use segpack_runtime_min::session::SessionError;
+use segpack_runtime_min::{RunError, SpeechError};
 
 #[cfg(feature = "run")]
 use super::bench::BenchError;
@@ -243,10 +243,23 @@ fn exit_of_format(error: &FormatError) -> Exit {
     }
 }
 
+/// A speaker or a prompt that cannot be is a matter of the command line, a pack without a talker of
+/// the pack; an answer without sound is what came out.
+fn exit_of_speech(error: &SpeechError) -> Exit {
+    match error {
+        SpeechError::Speaker { .. } | SpeechError::NoUserTurn | SpeechError::NoAssistantTurn => {
+            Exit::Usage
+        }
+        SpeechError::NoText | SpeechError::NoFrame => Exit::Failed,
+        _ => Exit::Damaged,
+    }
+}
+
 fn exit_of_run(error: &RunError) -> Exit {
     match error {
         RunError::Format(e) => exit_of_format(e),
         RunError::Unsuitable(_) | RunError::Media(_) | RunError::Vocoder(_) => Exit::Damaged,
+        RunError::Speech(e) => exit_of_speech(e),
         RunError::Model(e) => exit_of_model(e),
         // memory, threads, the GPU and its driver
         _ => Exit::Failed,

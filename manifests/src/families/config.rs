@@ -99,6 +99,11 @@ impl<'a> Section<'a> {
         matches!(self.keys.get(key), Some(Value::Null))
     }
 
+    /// The keys of the object, in its order.
+    pub(crate) fn keys(&self) -> Vec<&'a str> {
+        self.keys.keys().map(String::as_str).collect()
+    }
+
     /// The first of two spellings of a key, unless only the second is there.
     pub(crate) fn either<'k>(&self, first: &'k str, second: &'k str) -> &'k str {
         if !self.has(first) && self.has(second) {

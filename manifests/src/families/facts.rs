@@ -62,7 +62,17 @@ impl TextFacts {
         defaults: &DecoderDefaults,
         tied: bool,
     ) -> Result<Self, ConfigError> {
-        let decoder = Decoder::read(section, defaults, Sparsity::ByLayer)?;
+        Self::read_as(section, defaults, Sparsity::ByLayer, tied)
+    }
+
+    /// Of a decoder whose layers with experts are these.
+    pub(crate) fn read_as(
+        section: &Section<'_>,
+        defaults: &DecoderDefaults,
+        sparsity: Sparsity,
+        tied: bool,
+    ) -> Result<Self, ConfigError> {
+        let decoder = Decoder::read(section, defaults, sparsity)?;
         let Decoder { attention, moe, .. } = &decoder;
         let default = Some(defaults.experts_per_token);
         let experts_per_token = section.count("num_experts_per_tok", default, 0)?;
@@ -149,7 +159,7 @@ impl TextSettings {
 }
 
 /// The activation of the MLPs is silu, and every token attends to all before it.
-fn check_operations(section: &Section<'_>) -> Result<(), ConfigError> {
+pub(super) fn check_operations(section: &Section<'_>) -> Result<(), ConfigError> {
     // class default
     if !matches!(section.text("hidden_act")?, None | Some("silu")) {
         return Err(section.invalid("hidden_act", "\"silu\", the only one that is computed"));
@@ -163,7 +173,7 @@ fn check_operations(section: &Section<'_>) -> Result<(), ConfigError> {
 
 /// Scaled positions are told by their kind; all others are of whole heads. Sections of time, height
 /// and width have the same positions where there is text alone, whatever their sizes are.
-fn check_rope(section: &Section<'_>) -> Result<(), ConfigError> {
+pub(super) fn check_rope(section: &Section<'_>) -> Result<(), ConfigError> {
     check_whole_heads(section)?;
     let key = section.either("rope_parameters", "rope_scaling");
     if !section.has(key) {

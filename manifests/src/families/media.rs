@@ -279,7 +279,7 @@ fn deepstack(section: &Section<'_>, blocks: u32) -> Result<Vec<u32>, ConfigError
 
 /// Frequencies of a head that go by time, height and width: height takes every third from the
 /// second on, width every third from the third on, as far as the sizes and the head go.
-fn read_mrope(text: &Section<'_>) -> Result<[u64; 3], ConfigError> {
+pub(super) fn read_mrope(text: &Section<'_>) -> Result<[u64; 3], ConfigError> {
     let key = text.either("rope_parameters", "rope_scaling");
     // class default
     let default = [24, 20, 20];

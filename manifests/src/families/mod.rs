@@ -12,6 +12,7 @@ mod name;
 mod rewrite;
 mod rules;
 mod sound;
+mod speech;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -28,6 +29,7 @@ pub use name::{FamilyName, UnknownFamily};
 pub use rewrite::set_dtype;
 pub use rules::MAX_TENSORS;
 pub use sound::VocoderFacts;
+pub use speech::{SpeechCodes, SpeechFacts, SpeechTokens, TalkerMedia};
 
 use crate::names::{Classification, Component, Part, Role};
 use crate::quantization;
@@ -61,6 +63,8 @@ pub(crate) struct FamilyRow {
     media_facts: fn(&Section<'_>) -> Result<Option<MediaFacts>, ConfigError>,
     /// What makes sound of codes, where the family does.
     vocoder_facts: fn(&Section<'_>) -> Result<Option<VocoderFacts>, ConfigError>,
+    /// What speaks, where the family has that.
+    speech_facts: fn(&Section<'_>) -> Result<Option<SpeechFacts>, ConfigError>,
     /// The configuration of the text decoder as a `Qwen3MoeForCausalLM`, given that of the
     /// checkpoint and its `generation_config.json`.
     as_causal_lm: fn(&Value, Option<&Value>) -> Result<Value, ConfigError>,
@@ -228,6 +232,17 @@ impl Family {
     /// When a key is unusable, or asks for an operation that this program does not compute.
     pub fn vocoder_facts(self, config: &Value) -> Result<Option<VocoderFacts>, ConfigError> {
         (self.0.vocoder_facts)(&Section::root(config)?)
+    }
+
+    /// What a runtime has to know of talker and code predictor; `None` where the model does not
+    /// speak.
+    ///
+    /// # Errors
+    ///
+    /// When a key is missing or unusable, or asks for an operation that this program does not
+    /// compute.
+    pub fn speech_facts(self, config: &Value) -> Result<Option<SpeechFacts>, ConfigError> {
+        (self.0.speech_facts)(&Section::root(config)?)
     }
 
     /// The same text decoder as a `Qwen3MoeForCausalLM`, so that transformers 4 and 5 and everybody

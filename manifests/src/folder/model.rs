@@ -12,7 +12,8 @@ use serde_json::Value;
 use super::{Pack, source_file};
 use crate::documents::{ModelFacts, TextModel};
 use crate::families::{
-    ConfigError, Family, MediaFacts, TextFacts, TextSettings, UnknownFamily, VocoderFacts,
+    ConfigError, Family, MediaFacts, SpeechFacts, TextFacts, TextSettings, UnknownFamily,
+    VocoderFacts,
 };
 
 /// The configuration of a checkpoint, from which all numbers come.
@@ -160,6 +161,18 @@ impl PackModel {
         let family = self.model.known_family()?;
         match &self.config {
             Some(config) => Ok(family.vocoder_facts(config)?),
+            None => Ok(None),
+        }
+    }
+
+    /// The talker and its code predictor; `None` where the model does not speak.
+    ///
+    /// # Errors
+    /// As [`media`](Self::media).
+    pub fn speech(&self) -> Result<Option<SpeechFacts>, ModelError> {
+        let family = self.model.known_family()?;
+        match &self.config {
+            Some(config) => Ok(family.speech_facts(config)?),
             None => Ok(None),
         }
     }

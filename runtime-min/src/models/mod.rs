@@ -5,4 +5,5 @@ pub mod code2wav;
 pub mod decoder;
 pub mod encoder;
 pub mod omni;
+pub mod talker;
 pub mod vision_encoder;

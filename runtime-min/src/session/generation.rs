@@ -4,7 +4,9 @@ use std::fmt;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use super::{ASSUMED_CONTEXT, ContextLength, Logits, MediaInputs, Model, SessionError};
+use super::{
+    ASSUMED_CONTEXT, ContextLength, Logits, MediaInputs, Model, SessionError, StateCapture,
+};
 use crate::error::RunError;
 use crate::generate::{
     ArgMax, Candidate, GenerateOptions, LanguageModel, Sampler, SamplingOptions, Step, StopReason,
@@ -217,6 +219,9 @@ pub struct Hooks<'h> {
     pub progress: &'h dyn SessionProgress,
     /// Records every intermediate result.
     pub recorder: Option<&'h mut TraceRecorder>,
+    /// Keeps what the talker takes of the prompt's media, where the answer is to be spoken and there
+    /// is no recorder.
+    pub states: Option<&'h mut StateCapture>,
 }
 
 impl<'h> Hooks<'h> {
@@ -226,6 +231,7 @@ impl<'h> Hooks<'h> {
             sink,
             progress: &(),
             recorder: None,
+            states: None,
         }
     }
 }
@@ -288,6 +294,7 @@ impl Model<'_> {
             logits: Vec::new(),
             is_prefilled: false,
             recorder: hooks.recorder,
+            states: hooks.states,
             progress: hooks.progress,
             bytes_read_before_first: 0,
         };
@@ -324,6 +331,7 @@ struct Runner<'r, 's> {
     logits: Vec<f32>,
     is_prefilled: bool,
     recorder: Option<&'r mut TraceRecorder>,
+    states: Option<&'r mut StateCapture>,
     progress: &'r dyn SessionProgress,
     bytes_read_before_first: u64,
 }
@@ -332,8 +340,13 @@ impl Runner<'_, '_> {
     /// The whole prompt, with all its logits where it is recorded.
     fn prefill(&mut self, ids: &[u32]) -> Result<Vec<f32>, RunError> {
         let Some(recorder) = &mut self.recorder else {
+            let mut nobody = Unobserved;
+            let inner: &mut dyn Observer = match &mut self.states {
+                Some(states) => *states,
+                None => &mut nobody,
+            };
             let mut observer = ProgressObserver {
-                inner: &mut Unobserved,
+                inner,
                 progress: self.progress,
             };
             return match self.media {
@@ -452,6 +465,10 @@ impl Observer for ProgressObserver<'_> {
 
     fn router(&mut self, layer: usize, routing: &Routing) {
         self.inner.router(layer, routing);
+    }
+
+    fn shared_expert(&mut self, layer: usize, gate: &[f32], out: &[f32]) {
+        self.inner.shared_expert(layer, gate, out);
     }
 
     fn norm(&mut self, x: &[f32]) {

@@ -39,6 +39,7 @@ mod generation;
 mod host_memory;
 mod media;
 mod model;
+mod speech;
 mod vocoder;
 
 use std::sync::LazyLock;
@@ -66,7 +67,12 @@ pub use self::generation::{
 pub use self::host_memory::available_memory;
 pub use self::media::MediaObserver;
 pub use self::model::Model;
+pub use self::speech::{Speech, SpeechEnd, SpeechScript, SpeechSettings, StateCapture};
+pub use crate::generate::{CodeSink, Codes};
 pub use crate::models::decoder::{Logits, MediaInputs};
+pub use crate::models::talker::{
+    AcceptedStates, CodeSampling, ForcedFrame, SpeechObserver, SpeechSampling, TalkerPrompt,
+};
 pub use segpack_manifests::folder::source_file;
 
 /// How a session runs models.

@@ -48,8 +48,8 @@ impl Normalization {
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
-struct Document {
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(super) struct Document {
     #[serde(default)]
     trace: Option<String>,
     #[serde(default)]
@@ -62,7 +62,7 @@ struct Document {
     min_router_margin: Option<f64>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 struct Conversation {
     #[serde(default)]
     level: Option<String>,
@@ -72,7 +72,7 @@ struct Conversation {
     use_audio_in_video: bool,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 struct Settings {
     #[serde(default)]
     dtype: Option<String>,
@@ -84,6 +84,8 @@ struct Settings {
 #[derive(Debug)]
 pub struct MediaTrace {
     shard: Shard,
+    /// What the names of its tensors begin with.
+    prefix: String,
     places: HashMap<String, usize>,
     document: Document,
     compute: Compute,
@@ -115,10 +117,11 @@ impl MediaTrace {
             Some(document) => document,
             None => beside_of(&tensors)?,
         };
-        Self::new(shard, document).map(Some)
+        Self::new(shard, document, "mm").map(Some)
     }
 
-    fn new(shard: Shard, document: Document) -> Result<Self> {
+    /// Of the tensors whose names begin with this.
+    pub(super) fn new(shard: Shard, document: Document, prefix: &str) -> Result<Self> {
         let places = shard.header.tensors.iter().enumerate();
         let mut trace = Self {
             places: places.map(|(i, t)| (t.name.clone(), i)).collect(),
@@ -127,6 +130,7 @@ impl MediaTrace {
             ids: Vec::new(),
             generated: Vec::new(),
             shard,
+            prefix: prefix.to_owned(),
         };
         trace.compute = match trace.dtype().as_str() {
             "float32" => Compute::F32,
@@ -139,7 +143,7 @@ impl MediaTrace {
         trace.ids = trace.token_ids("input_ids")?.unwrap_or_default();
         trace.generated = trace.token_ids("gen.ids")?.unwrap_or_default();
         if trace.ids.is_empty() {
-            return Err(trace.malformed("has no mm.input_ids"));
+            return Err(trace.malformed(format!("has no {prefix}.input_ids")));
         }
         Ok(trace)
     }
@@ -209,7 +213,7 @@ impl MediaTrace {
     }
 
     fn entry(&self, name: &str) -> Option<&TensorEntry> {
-        let place = self.places.get(&format!("mm.{name}"))?;
+        let place = self.places.get(&format!("{}.{name}", self.prefix))?;
         Some(&self.shard.header.tensors[*place])
     }
 
@@ -318,8 +322,12 @@ impl MediaTrace {
             return Ok(None);
         };
         let ids: std::result::Result<_, _> = numbers.into_iter().map(u32::try_from).collect();
-        let wrong =
-            |_| self.malformed(format!("tensor \"mm.{name}\" holds a number that is no id"));
+        let wrong = |_| {
+            self.malformed(format!(
+                "tensor \"{}.{name}\" holds a number that is no id",
+                self.prefix
+            ))
+        };
         ids.map(Some).map_err(wrong)
     }
 

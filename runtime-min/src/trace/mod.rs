@@ -41,6 +41,7 @@ mod media;
 mod read;
 mod record;
 mod server;
+mod speech;
 
 use std::collections::BTreeMap;
 
@@ -52,6 +53,7 @@ pub use self::media::{FEATURES_FORMAT, MEDIA_FORMAT, MediaTrace, Normalization};
 pub use self::read::{Trace, TracePrompt};
 pub use self::record::{TraceFiles, TraceRecorder};
 pub use self::server::{Place, Ranked};
+pub use self::speech::{SPEECH_FORMAT, SpeechCase, SpeechTrace};
 
 /// What the reference script calls this format.
 pub const TRACE_FORMAT: &str = "qwen3-omni-thinker-trace-1";

@@ -1,4 +1,5 @@
 //! Comparing with recorded traces.
 
 mod media;
+mod speech;
 mod traces;

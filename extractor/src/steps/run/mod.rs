@@ -104,6 +104,7 @@ pub fn run(
         sink: &mut stream,
         progress: &PhaseProgress(progress),
         recorder: recorder.as_mut(),
+        states: None,
     };
     let media = &prompt.media;
     let generation = session.generate_media(&text, &prompt.ids, media, &settings, hooks)?;

@@ -7,6 +7,7 @@ mod error;
 mod media;
 mod ranks;
 mod recorded;
+mod speech;
 
 use std::path::{Path, PathBuf};
 
@@ -19,7 +20,7 @@ use segpack_manifests::documents::{
 use segpack_runtime_min::models::decoder::text_decoder;
 use segpack_runtime_min::session::{Logits, Model, Reservation, Session, SessionOptions};
 use segpack_runtime_min::tensor::Compute;
-use segpack_runtime_min::trace::{MediaTrace, Trace};
+use segpack_runtime_min::trace::{MediaTrace, SpeechTrace, Trace};
 
 use super::StepError;
 use crate::work::Progress;
@@ -125,6 +126,13 @@ fn against_trace(
             return Err(ValidateError::FixedTolerance { trace }.into());
         }
         return media::against_media(pack, &trace, settings, stop, progress);
+    }
+    if let Some(trace) = SpeechTrace::open(path)? {
+        if settings.tolerance.is_some() {
+            let trace = trace.path().to_owned();
+            return Err(ValidateError::FixedTolerance { trace }.into());
+        }
+        return speech::against_speech(pack, &trace, settings, stop, progress);
     }
     let trace = Trace::open(path)?;
     let mut report = empty_report(pack, ReferenceKind::Trace, path, trace.compute())?;

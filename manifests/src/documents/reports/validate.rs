@@ -142,6 +142,44 @@ stages! {
     RopeDelta = "rope delta",
     /// Embeddings with the placeholders replaced.
     Embeddings = "merged embeddings",
+    /// Greedy text of the thinker, from the prompt on.
+    SpeechText = "thinker text",
+    /// Ids of the talker's prompt.
+    TalkerIds = "talker ids",
+    /// Positions of the talker's prompt.
+    TalkerPositions = "talker positions",
+    /// What is added to the number of a frame behind the talker's prompt.
+    TalkerRopeDelta = "talker position offset",
+    /// Rows of the talker's prompt.
+    TalkerEmbeds = "talker embeddings",
+    /// The text that is added to each frame.
+    TalkerTrailing = "talker trailing text",
+    /// Outputs of the talker's layers.
+    TalkerLayers = "talker layers",
+    /// Router probabilities of the talker's layers.
+    TalkerRouters = "talker router probabilities",
+    /// Experts that the talker's tokens go to.
+    TalkerExperts = "talker experts",
+    /// What the sigmoids of the talker's shared experts are of.
+    TalkerSharedGates = "talker shared expert gates",
+    /// Logits of first codes.
+    TalkerLogits = "talker logits",
+    /// Scores of first codes that are possible.
+    TalkerScores = "talker scores",
+    /// Which first codes are impossible.
+    TalkerSuppressed = "talker suppressed codes",
+    /// What residual codes are predicted from.
+    TalkerHidden = "talker states",
+    /// Inputs of the talker after each frame.
+    TalkerNext = "talker inputs",
+    /// Logits of residual codes.
+    PredictorLogits = "code predictor logits",
+    /// All codes, each chosen after the recorded ones.
+    ForcedCodes = "codes after recorded codes",
+    /// First codes from the prompt on, with the one that becomes no frame.
+    SpeechTokens = "first codes",
+    /// All codes from the prompt on.
+    SpeechCodes = "codes",
 }
 
 /// One stage (of one layer, clip, image or video, where it belongs to one).

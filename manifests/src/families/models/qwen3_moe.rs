@@ -22,6 +22,7 @@ pub(crate) static FAMILY: FamilyRow = FamilyRow {
     text_section: |root| Ok(root.clone()),
     media_facts: |_| Ok(None),
     vocoder_facts: |_| Ok(None),
+    speech_facts: |_| Ok(None),
     as_causal_lm: |config, _| Ok(config.clone()),
     partial_config: |_, _| PartialConfig::Unchanged,
 };

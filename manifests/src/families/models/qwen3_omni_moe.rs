@@ -22,7 +22,7 @@ use crate::families::blocks::vocoder::{CODE2WAV, Vocoder};
 use crate::families::config::{ConfigError, MAX_SIZE, Section};
 use crate::families::expected::ExpectedSink;
 use crate::families::rules::{Block, Mount, Rules};
-use crate::families::{FamilyRow, MediaFacts, PartialConfig, TextFacts, VocoderFacts};
+use crate::families::{FamilyRow, MediaFacts, PartialConfig, SpeechFacts, TextFacts, VocoderFacts};
 use crate::names::Component;
 
 /// The family's row. A thinker saved on its own has its own model type.
@@ -39,6 +39,7 @@ pub(crate) static FAMILY: FamilyRow = FamilyRow {
     text_section,
     media_facts,
     vocoder_facts,
+    speech_facts,
     as_causal_lm,
     partial_config,
 };
@@ -257,6 +258,15 @@ fn vocoder_facts(root: &Section<'_>) -> Result<Option<VocoderFacts>, ConfigError
         return Ok(None);
     }
     VocoderFacts::read(&root.section("code2wav_config")?).map(Some)
+}
+
+/// Thinking and Captioner have no talker.
+fn speech_facts(root: &Section<'_>) -> Result<Option<SpeechFacts>, ConfigError> {
+    if !has_talker(root)? {
+        return Ok(None);
+    }
+    let defaults = [&TALKER_DEFAULTS, &CODE_PREDICTOR_DEFAULTS];
+    SpeechFacts::read(root, &text_facts(root)?, defaults).map(Some)
 }
 
 fn expect_thinker(

@@ -44,9 +44,11 @@ fn product<const N: usize>(factors: [u64; N]) -> u64 {
 }
 
 /// Values of each token of a forward pass: residual, normed, added; router logits, probabilities
-/// and a copy.
+/// and a copy; gate, up, out and router of the shared expert.
 fn values_per_token(spec: &DecoderSpec) -> u64 {
-    (3 * spec.hidden + 3 * spec.experts) as u64
+    let shared = spec.shared_intermediate;
+    let shared = shared.map_or(0, |inner| 2 * inner + spec.hidden + 1);
+    (3 * spec.hidden + 3 * spec.experts + shared) as u64
 }
 
 /// Values of each token of a batch: q, attended, k, v; x, gate, up, y of the MLP.
@@ -58,7 +60,7 @@ fn values_per_batch_token(spec: &DecoderSpec) -> u64 {
 
 /// The largest group, and a block of the head.
 fn dense_streamed(setup: &DecoderSetup<'_, '_>, groups: &[SegmentGroup<'_>]) -> u64 {
-    let head = setup.weights.head.length;
+    let head = setup.weights.head().entry.length;
     let row = head / (setup.spec.vocab as u64).max(1);
     streamed_bytes(groups) as u64 + BLOCK_BYTES.min(head).max(row)
 }

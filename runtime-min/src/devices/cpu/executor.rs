@@ -12,7 +12,7 @@ use super::head::HeadStream;
 use super::router::route;
 use super::scratch::{Buffer, MlpScratch};
 use crate::error::RunError;
-use crate::models::decoder::bind::{DecoderWeights, LinearWeights};
+use crate::models::decoder::bind::{DecoderWeights, EndWeights, LinearWeights, SharedExpert};
 use crate::models::decoder::executor::{
     Activation, Backend, DecoderExecutor, DecoderSetup, ExecutorStats, ExpertLayer, GroupTensor,
 };
@@ -376,7 +376,72 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
         uses
     }
 
+    fn shared_expert(
+        &mut self,
+        group: usize,
+        shared: &SharedExpert,
+    ) -> Result<[Vec<f32>; 2], RunError> {
+        let (tokens, hidden) = (self.tokens, self.spec.hidden);
+        let inner = shared.gate.weight.rows;
+        let mut normed = self.take(Activation::Normed);
+        let mut added = self.take(Activation::Added);
+        let x = &*normed.of(tokens * hidden);
+        let (mut router, mut out) = (vec![0.0; tokens], vec![0.0; tokens * hidden]);
+        let (mut gate, mut up) = (vec![0.0; tokens * inner], vec![0.0; tokens * inner]);
+        let memory = self.store.group(group);
+        let into = [
+            (&shared.router, &mut router),
+            (&shared.gate, &mut gate),
+            (&shared.up, &mut up),
+        ];
+        let mut linears = into.map(|(linear, out)| Linear {
+            x,
+            weight: linear.weight.matrix(memory),
+            bias: None,
+            out,
+        });
+        self.ops.linears_until(&mut linears, self.stop)?;
+        self.ops.silu_mul(&mut gate, &up);
+        let mut down = [Linear {
+            x: &gate,
+            weight: shared.down.weight.matrix(memory),
+            bias: None,
+            out: &mut out,
+        }];
+        self.ops.linears_until(&mut down, self.stop)?;
+        let compute = Ops::compute(&self.ops);
+        let rows = added.of(tokens * hidden).chunks_exact_mut(hidden);
+        for ((to, row), gate) in rows.zip(out.chunks_exact(hidden)).zip(&router) {
+            let factor = compute.round(1.0 / (1.0 + (-gate).exp()));
+            self.ops.add_scaled(to, row, factor);
+        }
+        self.put_back(Activation::Normed, normed);
+        self.put_back(Activation::Added, added);
+        Ok([router, out])
+    }
+
     fn logits(&mut self, weights: &DecoderWeights<'a>, want: Logits) -> Result<Vec<f32>, RunError> {
+        self.logits_by(weights, weights.head(), want)
+    }
+
+    fn logits_of(
+        &mut self,
+        weights: &DecoderWeights<'a>,
+        head: usize,
+    ) -> Result<Vec<f32>, RunError> {
+        let head = weights.heads.get(head);
+        let head = head.ok_or(RunError::Internal("no such head"))?;
+        self.logits_by(weights, *head, Logits::Last)
+    }
+}
+
+impl<'a, O: Ops> CpuExecutor<'a, O> {
+    fn logits_by(
+        &mut self,
+        weights: &DecoderWeights<'a>,
+        head: EndWeights<'a>,
+        want: Logits,
+    ) -> Result<Vec<f32>, RunError> {
         let (vocab, hidden) = (self.spec.vocab, self.spec.hidden);
         let mut residual = self.take(Activation::Residual);
         let all = residual.of(self.tokens * hidden);
@@ -386,13 +451,12 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
         };
         let mut out = vec![0.0; x.len() / hidden * vocab];
         if self.budget.residency == Residency::Streamed {
-            self.head
-                .logits(&self.ops, &self.spec, weights, x, &mut out)?;
+            self.head.logits(&self.ops, &self.spec, head, x, &mut out)?;
             return Ok(out);
         }
         let group = weights.head_group();
         self.load_group(group, &weights.groups)?;
-        let head = weights.head_matrix.matrix(self.store.group(group));
+        let head = head.matrix.matrix(self.store.group(group));
         let mut all = [Linear {
             x,
             weight: head,

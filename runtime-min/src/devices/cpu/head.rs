@@ -11,7 +11,7 @@ use segpack_manifests::PackCursor;
 
 use crate::error::RunError;
 use crate::models::decoder::DecoderSpec;
-use crate::models::decoder::bind::DecoderWeights;
+use crate::models::decoder::bind::EndWeights;
 use crate::ops::Ops;
 use crate::tensor::Matrix;
 use crate::weights::{ChecksumPolicy, damaged};
@@ -52,11 +52,11 @@ impl<'a> HeadStream<'a> {
         &mut self,
         ops: &impl Ops,
         spec: &DecoderSpec,
-        weights: &DecoderWeights<'_>,
+        head: EndWeights<'_>,
         x: &[f32],
         out: &mut [f32],
     ) -> Result<(), RunError> {
-        let head = weights.head;
+        let (matrix, head) = (head.matrix, head.entry);
         let segment = self.cursor.source().segment_of(head)?;
         let is_checked = self.checksums != ChecksumPolicy::Never
             && segment.codec == Codec::Raw
@@ -83,10 +83,10 @@ impl<'a> HeadStream<'a> {
             self.bytes_read += (last - first) * row;
             // their logits
             let block = Matrix {
-                dtype: weights.head_matrix.dtype,
+                dtype: matrix.dtype,
                 bytes: &bytes,
                 rows: to_usize(last - first),
-                columns: weights.head_matrix.columns,
+                columns: matrix.columns,
             };
             let rows = to_usize(first)..to_usize(last);
             block_logits(ops, x, block, rows, spec.vocab, out);

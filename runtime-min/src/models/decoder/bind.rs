@@ -27,6 +27,24 @@ pub(crate) struct ExpertWeights<'a> {
     pub(crate) down: PlacedTensor,
 }
 
+/// An expert that every token visits; a sigmoid decides how much of it is added.
+#[derive(Debug, Clone, Copy)]
+pub struct SharedExpert {
+    pub(crate) gate: LinearWeights,
+    pub(crate) up: LinearWeights,
+    pub(crate) down: LinearWeights,
+    /// `[1, hidden]`: gives what the sigmoid is of.
+    pub(crate) router: LinearWeights,
+}
+
+/// An embedding or a head among several.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct EndWeights<'a> {
+    pub(crate) entry: &'a TensorEntry,
+    /// An embedding in the memory of its segment, a head in that of the heads' group.
+    pub(crate) matrix: PlacedTensor,
+}
+
 /// What follows attention in a layer.
 #[derive(Debug)]
 pub(crate) enum MlpWeights<'a> {
@@ -45,6 +63,8 @@ pub(crate) enum MlpWeights<'a> {
         router: LinearWeights,
         /// All experts, by number.
         experts: Vec<ExpertWeights<'a>>,
+        /// The expert that every token visits.
+        shared: Option<SharedExpert>,
     },
 }
 
@@ -75,15 +95,13 @@ pub(crate) struct LayerWeights<'a> {
 /// The weights of a whole decoder.
 #[derive(Debug)]
 pub struct DecoderWeights<'a> {
-    pub(crate) embedding: &'a TensorEntry,
-    /// The embedding in the memory of its segment.
-    pub(crate) embedding_table: PlacedTensor,
-    pub(crate) head: &'a TensorEntry,
-    /// The head in the memory of its group.
-    pub(crate) head_matrix: PlacedTensor,
+    /// One, or one for each group of residual codes.
+    pub(crate) embeddings: Vec<EndWeights<'a>>,
+    /// As many.
+    pub(crate) heads: Vec<EndWeights<'a>>,
     pub(crate) final_norm: PlacedTensor,
     pub(crate) layers: Vec<LayerWeights<'a>>,
-    /// One for each layer, then the final norm's, then the head's.
+    /// One for each layer, then the final norm's, then the heads'.
     pub(crate) groups: Vec<SegmentGroup<'a>>,
 }
 
@@ -94,6 +112,16 @@ impl<'a> DecoderWeights<'a> {
 
     pub(crate) fn head_group(&self) -> usize {
         self.layers.len() + 1
+    }
+
+    /// The first embedding, which is the only one of most decoders.
+    pub(crate) fn embedding(&self) -> EndWeights<'a> {
+        self.embeddings[0]
+    }
+
+    /// The first head.
+    pub(crate) fn head(&self) -> EndWeights<'a> {
+        self.heads[0]
     }
 
     /// All experts of all layers.

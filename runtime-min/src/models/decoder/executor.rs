@@ -8,7 +8,7 @@ use std::time::Duration;
 use segpack_formats::io::CancelToken;
 use segpack_manifests::PackReader;
 
-use super::bind::{DecoderWeights, ExpertWeights, LinearWeights};
+use super::bind::{DecoderWeights, ExpertWeights, LinearWeights, SharedExpert};
 use super::observer::Routing;
 use super::spec::{DecoderSpec, Rotary};
 use super::{Logits, RunSettings};
@@ -273,6 +273,17 @@ pub trait DecoderExecutor<'a> {
     /// whether each was in memory.
     fn experts(&mut self, layer: ExpertLayer<'a, '_>) -> Result<Vec<(u32, bool)>, RunError>;
 
-    /// Logits of the last token or of all, from Residual after the final norm.
+    /// Added += sigmoid(router · Normed) · what the shared expert makes of Normed, for all tokens.
+    /// Returns what the sigmoid is of, `[tokens]`, and what the expert makes, `[tokens, hidden]`.
+    fn shared_expert(&mut self, _: usize, _: &SharedExpert) -> Result<[Vec<f32>; 2], RunError> {
+        Err(RunError::Internal("a shared expert on this device"))
+    }
+
+    /// Logits of the last token or of all by the first head, from Residual after the final norm.
     fn logits(&mut self, weights: &DecoderWeights<'a>, want: Logits) -> Result<Vec<f32>, RunError>;
+
+    /// Logits of the last token by one of several heads, from Residual after the final norm.
+    fn logits_of(&mut self, _: &DecoderWeights<'a>, _head: usize) -> Result<Vec<f32>, RunError> {
+        Err(RunError::Internal("several heads on this device"))
+    }
 }

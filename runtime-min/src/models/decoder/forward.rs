@@ -42,6 +42,14 @@ pub struct Decoder<'a, B: Backend> {
     stop: &'a CancelToken,
 }
 
+/// The numbers of a decoder.
+pub(crate) struct DecoderModel {
+    pub(crate) facts: TextFacts,
+    pub(crate) spec: DecoderSpec,
+    /// Of each layer whether it has experts.
+    pub(crate) has_experts: Vec<bool>,
+}
+
 /// The frequencies that go by time, height and width, of a model that takes media. A model whose
 /// encoders cannot be run takes text alone, and that is said when it is given media.
 fn mrope_section(source: &PackReader<'_>) -> Result<Option<[usize; 3]>, RunError> {
@@ -73,8 +81,32 @@ impl<'a, B: Backend> Decoder<'a, B> {
         } = text_decoder(source.pack())?;
         let mut spec = DecoderSpec::from_facts(&facts)?;
         spec.mrope_section = mrope_section(source)?;
-        let weights = DecoderWeights::find(source, &spec, is_text)?;
-        weights.check_layers(&of_config.has_experts)?;
+        let model = DecoderModel {
+            facts,
+            spec,
+            has_experts: of_config.has_experts,
+        };
+        Self::of(source, backend, model, is_text, (settings, stop))
+    }
+
+    /// Prepares to run a decoder whose tensors are those of some components.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub(crate) fn of(
+        source: &'a PackReader<'a>,
+        backend: B,
+        model: DecoderModel,
+        has_component: impl Fn(&Component) -> bool,
+        (settings, stop): (RunSettings, &'a CancelToken),
+    ) -> Result<Self, RunError> {
+        let DecoderModel {
+            facts,
+            spec,
+            has_experts,
+        } = model;
+        let weights = DecoderWeights::find(source, &spec, has_component)?;
+        weights.check_layers(&has_experts)?;
         weights.check_shapes(&spec)?;
         weights.check_files(source)?;
         let compute = backend.compute();
@@ -130,12 +162,12 @@ impl<'a, B: Backend> Decoder<'a, B> {
 
     /// Bytes of the head.
     pub fn head_bytes(&self) -> u64 {
-        self.weights.head.length
+        self.weights.head().entry.length
     }
 
     /// Bytes of one weight.
     pub fn bytes_per_weight(&self) -> u64 {
-        self.weights.head_matrix.dtype.byte_width() as u64
+        self.weights.head().matrix.dtype.byte_width() as u64
     }
 
     /// What was done so far.
@@ -255,6 +287,10 @@ impl<'a, B: Backend> Decoder<'a, B> {
                 reserved: self.settings.positions,
             });
         }
+        self.check_ids(ids)
+    }
+
+    fn check_ids(&self, ids: &[u32]) -> Result<(), RunError> {
         match ids.iter().find(|id| **id as usize >= self.spec.vocab) {
             Some(id) => Err(RunError::TokenId {
                 id: *id,
@@ -279,14 +315,63 @@ impl<'a, B: Backend> Decoder<'a, B> {
             return Ok(logits);
         }
         self.begin(ids, media)?;
+        self.layers(ids.len(), media, observer)?;
+        self.executor.logits(&self.weights, want)
+    }
+
+    /// Runs rows that take the place of embeddings after the tokens before, `[tokens, hidden]`.
+    /// `places`: time, height and width of each, where they are the first of a sequence and not one
+    /// behind the other. Returns the last one's state after the final norm, `[hidden]`, and its
+    /// logits by one of the heads, `[vocab]`; none where no head is given.
+    ///
+    /// # Errors
+    /// `TooLong`; damage of the pack.
+    pub(crate) fn forward_rows(
+        &mut self,
+        rows: Vec<f32>,
+        places: Option<Vec<[f32; 3]>>,
+        head: Option<usize>,
+        observer: &mut dyn Observer,
+    ) -> Result<(Vec<f32>, Vec<f32>), RunError> {
+        let began = Instant::now();
+        let hidden = self.spec.hidden;
+        let tokens = rows.len() / hidden;
+        self.check(&[], tokens)?;
+        if let Some(places) = places {
+            self.places = Places::of(places);
+            self.executor.forget_rotary();
+        }
+        let (spec, compute, known) = (&self.spec, self.compute, &self.places);
+        self.executor.begin(tokens, &|tokens| {
+            spec.rotary(compute, known.of_tokens(tokens))
+        })?;
+        self.executor.set_residual(rows)?;
+        self.layers(tokens, None, observer)?;
+        let states = self.executor.read(Activation::Residual)?;
+        let last = states[states.len() - hidden..].to_vec();
+        let logits = match head {
+            Some(head) => self.executor.logits_of(&self.weights, head)?,
+            None => Vec::new(),
+        };
+        self.stats.forward += began.elapsed();
+        Ok((last, logits))
+    }
+
+    /// All layers and the final norm, in place in the residual stream.
+    fn layers(
+        &mut self,
+        tokens: usize,
+        media: Option<&MediaInputs>,
+        observer: &mut dyn Observer,
+    ) -> Result<(), RunError> {
         observer.embed(&self.inspect(observer, Activation::Residual)?);
         for layer in 0..self.weights.layers.len() {
             self.stop.check()?;
             self.executor.load_group(layer, &self.weights.groups)?;
-            self.attention(layer, ids.len())?;
+            self.attention(layer, tokens)?;
             observer.attention(layer, &self.inspect(observer, Activation::Added)?);
             self.executor.add_residual()?;
-            self.mlp(layer, ids.len(), observer)?;
+            self.mlp(layer, tokens, observer)?;
             observer.mlp(layer, &self.inspect(observer, Activation::Added)?);
             self.executor.add_residual()?;
             observer.hidden(layer, &self.inspect(observer, Activation::Residual)?);
@@ -303,7 +388,7 @@ impl<'a, B: Backend> Decoder<'a, B> {
         self.executor
             .norm(Activation::Residual, Activation::Residual, final_norm)?;
         observer.norm(&self.inspect(observer, Activation::Residual)?);
-        self.executor.logits(&self.weights, want)
+        Ok(())
     }
 
     /// Values for the observer; none where they would have to be copied from a device and it does
@@ -339,8 +424,19 @@ impl<'a, B: Backend> Decoder<'a, B> {
 
     /// Reads rows of the embedding, one at a time.
     fn embed(&mut self, ids: &[u32]) -> Result<Vec<f32>, RunError> {
+        self.embed_by(0, ids)
+    }
+
+    /// Reads rows of one of the embeddings, one at a time: `[ids, hidden]`.
+    ///
+    /// # Errors
+    /// `TokenId`; damage of the pack.
+    pub(crate) fn embed_by(&mut self, embedding: usize, ids: &[u32]) -> Result<Vec<f32>, RunError> {
+        self.check_ids(ids)?;
         let hidden = self.spec.hidden;
-        let tensor = self.weights.embedding;
+        let embedding = self.weights.embeddings.get(embedding).copied();
+        let embedding = embedding.ok_or(RunError::Internal("no such embedding"))?;
+        let tensor = embedding.entry;
         let row = tensor.length / (self.spec.vocab as u64).max(1);
         let mut embedded = vec![0.0; ids.len() * hidden];
         let mut bytes = Vec::with_capacity(to_usize(row));
@@ -353,7 +449,7 @@ impl<'a, B: Backend> Decoder<'a, B> {
                     Ok::<_, RunError>(())
                 })?;
             self.stats.bytes_read += row;
-            self.weights.embedding_table.dtype.widen(&bytes, to);
+            embedding.matrix.dtype.widen(&bytes, to);
         }
         self.compute.round_all(&mut embedded);
         Ok(embedded)
@@ -425,7 +521,11 @@ impl<'a, B: Backend> Decoder<'a, B> {
                         .linears(Activation::Gate, batch, number, &down)?;
                 }
             }
-            MlpWeights::Experts { router, experts } => {
+            MlpWeights::Experts {
+                router,
+                experts,
+                shared,
+            } => {
                 let router = [(router, Activation::Router)];
                 self.executor
                     .linears(Activation::Normed, 0..tokens, number, &router)?;
@@ -436,6 +536,10 @@ impl<'a, B: Backend> Decoder<'a, B> {
                 }
                 let uses = self.executor.experts(layer)?;
                 self.stats.count(number, &uses);
+                if let Some(shared) = shared {
+                    let [gate, out] = self.executor.shared_expert(number, shared)?;
+                    observer.shared_expert(number, &gate, &out);
+                }
             }
         }
         Ok(())

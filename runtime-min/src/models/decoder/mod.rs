@@ -16,7 +16,9 @@ mod stats;
 
 pub use self::executor::Backend;
 pub use self::forward::Decoder;
+pub(crate) use self::forward::DecoderModel;
 pub use self::media::MediaInputs;
 pub use self::observer::{Observer, Routing, Unobserved};
+pub(crate) use self::spec::Ends;
 pub use self::spec::{DecoderSpec, Rotary, text_decoder};
 pub use self::stats::{LayerUses, Logits, RunSettings, RunStats};

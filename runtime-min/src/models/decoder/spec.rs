@@ -4,6 +4,7 @@ use segpack_formats::io::to_usize;
 
 use segpack_manifests::families::TextFacts;
 use segpack_manifests::folder::TextDecoder;
+use segpack_manifests::names::Role;
 use segpack_manifests::{Pack, PackModel};
 
 use crate::error::{RunError, Unsuitable};
@@ -40,6 +41,41 @@ pub struct DecoderSpec {
     pub vocab: usize,
     /// Whether the head is the embedding where the pack has no head of its own.
     pub has_tied_head: bool,
+    /// Width of the expert that every token visits beside those that a router chooses; `None`: there
+    /// is none.
+    pub shared_intermediate: Option<usize>,
+    /// What its embeddings and heads are of.
+    pub(crate) ends: Ends,
+}
+
+/// What a decoder's embeddings and heads are of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ends {
+    /// One embedding and one head, of the tokens of a text.
+    Tokens,
+    /// One embedding and one head, of codes of sound.
+    Codes,
+    /// So many embeddings and heads, each of the codes of a residual group.
+    Groups(usize),
+}
+
+impl Ends {
+    /// Roles of the embeddings and of the heads.
+    pub(crate) fn roles(self) -> [Role; 2] {
+        match self {
+            Self::Tokens => [Role::Embedding, Role::LmHead],
+            Self::Codes => [Role::CodecEmbedding, Role::CodecHead],
+            Self::Groups(_) => [Role::CodecEmbedding, Role::LmHead],
+        }
+    }
+
+    /// Embeddings, and heads.
+    pub(crate) fn count(self) -> usize {
+        match self {
+            Self::Tokens | Self::Codes => 1,
+            Self::Groups(groups) => groups,
+        }
+    }
 }
 
 /// The numbers of a pack's text decoder.
@@ -95,6 +131,8 @@ impl DecoderSpec {
             mrope_section: None,
             vocab: to_usize(facts.vocab),
             has_tied_head: facts.tie_word_embeddings,
+            shared_intermediate: None,
+            ends: Ends::Tokens,
         })
     }
 

@@ -21,8 +21,9 @@ use segpack_runtime_min::{RunError, Unsuitable};
 
 pub(super) use self::against::against_direct;
 use self::recorded::RecordedMedia;
-pub(super) use self::stages::Stages;
-use self::stages::{Allowed, EncoderStages};
+pub(super) use self::recorded::compare_checkpoint;
+use self::stages::EncoderStages;
+pub(super) use self::stages::{Allowed, Stages};
 use super::compare::{Comparer, Reference, Tally};
 use super::{Sequence, ValidateSettings, empty_report, judge, tolerance};
 use crate::steps::StepError;
@@ -49,7 +50,7 @@ pub(super) fn against_media(
     let is_judged = trace.compute() == Compute::F32;
     report.tolerance = is_judged.then(|| f64::max(LOGITS, tolerance(report.layers)));
     if settings.digests {
-        report.findings = recorded::compare_checkpoint(trace, pack);
+        report.findings = recorded::compare_checkpoint(trace.checkpoint(), pack);
         if Finding::any_error(&report.findings) {
             (report.verdict, report.ok) = (Verdict::Foreign, false);
             return Ok(report);

@@ -1,7 +1,9 @@
 //! A trace of media as a reference.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
+use segpack_formats::digest::Sha256;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{Finding, FindingKind, Quantity, Stage};
 use segpack_manifests::folder::source_file;
@@ -19,11 +21,14 @@ use crate::steps::validate::compare::{Reference, Step};
 const FEATURES: [f64; 2] = [3e-4, 3e-6];
 
 /// Compares the files that a trace was recorded from with those that were packed.
-pub(super) fn compare_checkpoint(trace: &MediaTrace, pack: &Pack) -> Vec<Finding> {
+pub(in crate::steps::validate) fn compare_checkpoint(
+    checkpoint: &BTreeMap<String, Sha256>,
+    pack: &Pack,
+) -> Vec<Finding> {
     let files = &pack.manifest().source_files;
     let mut findings = Vec::new();
     let mut compared = 0;
-    for (file, recorded) in trace.checkpoint() {
+    for (file, recorded) in checkpoint {
         let foreign = Finding::new(FindingKind::ForeignTrace).file(file);
         let Some(packed) = files.iter().find(|f| f.path == *file) else {
             findings

@@ -10,14 +10,14 @@ use crate::steps::StepError;
 
 /// What is allowed.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Allowed {
+pub(in crate::steps::validate) struct Allowed {
     max: Option<f64>,
     mean: Option<f64>,
 }
 
 impl Allowed {
     /// A maximum difference; nothing is judged where there is none.
-    pub(super) fn max(max: Option<f64>) -> Self {
+    pub(in crate::steps::validate) fn max(max: Option<f64>) -> Self {
         Self { max, mean: None }
     }
 
@@ -44,7 +44,7 @@ impl Stages {
     }
 
     /// Compares values. Another number of them is never within what is allowed.
-    pub(super) fn compare(
+    pub(in crate::steps::validate) fn compare(
         &mut self,
         stage: Stage,
         number: Option<u32>,

@@ -167,9 +167,9 @@ impl<'a> CudaExecutor<'a> {
         let has_all =
             budget.residency == Residency::Resident && budget.slots == demand.network.experts;
         // the embedding, where all weights leave enough memory
-        let segment = setup.source.segment_of(weights.embedding)?;
+        let segment = setup.source.segment_of(weights.embedding().entry)?;
         let embedding = (has_all && left(memory, &demand, &budget) >= buffer_len(segment))
-            .then(|| Embedding::new(segment, weights.embedding_table));
+            .then(|| Embedding::new(segment, weights.embedding().matrix));
         let buffers = Buffers::new(&gpu, &sizes, to_usize(budget.batch).max(1))?;
         Ok(Self {
             sizes,

@@ -62,7 +62,7 @@ impl CudaExecutor<'_> {
         weights: &DecoderWeights<'_>,
         tokens: Range<usize>,
     ) -> Result<View, RunError> {
-        let head = self.matrix(weights.head_group(), weights.head_matrix)?;
+        let head = self.matrix(weights.head_group(), weights.head().matrix)?;
         let logits = self.buffers.logits.part(0..tokens.len() * head.rows);
         let x = self.rows(Activation::Residual, &tokens);
         self.launch().linears(x, None, &[(head, None, logits)])?;

@@ -6,9 +6,12 @@ use segpack_manifests::PackReader;
 use segpack_manifests::documents::TensorEntry;
 use segpack_manifests::names::{Component, Part, Role};
 
-use super::{DecoderWeights, ExpertWeights, LayerWeights, LinearWeights, MlpWeights};
+use super::{
+    DecoderWeights, EndWeights, ExpertWeights, LayerWeights, LinearWeights, MlpWeights,
+    SharedExpert,
+};
 use crate::error::{RunError, Unsuitable};
-use crate::models::decoder::spec::DecoderSpec;
+use crate::models::decoder::spec::{DecoderSpec, Ends};
 use crate::weights::{PlacedTensor, SegmentGroup, data_offset};
 
 /// The tensors of one layer by role; `true` for biases.
@@ -28,10 +31,11 @@ impl<'a> DecoderWeights<'a> {
         has_component: impl Fn(&Component) -> bool,
     ) -> Result<Self, RunError> {
         let found = Found::collect(source, spec, has_component)?;
-        let embedding = found.outside(Role::Embedding)?;
-        let head = match found.outside(Role::LmHead) {
-            Err(_) if spec.has_tied_head => embedding,
-            head => head?,
+        let [embedding, head] = spec.ends.roles();
+        let embeddings = found.ends(embedding, spec)?;
+        let heads = match found.ends(head, spec) {
+            Err(_) if spec.has_tied_head => embeddings.clone(),
+            heads => heads?,
         };
         // a group for each layer, then one for the final norm and one for the head
         let mut groups = Vec::new();
@@ -41,13 +45,11 @@ impl<'a> DecoderWeights<'a> {
             layers.push(layer.bind(spec)?);
             groups.push(layer.group);
         }
-        let final_norm = found.alone(found.outside(Role::FinalNorm)?, &mut groups)?;
-        let head_matrix = found.alone(head, &mut groups)?;
+        let final_norm = found.alone(found.outside(Role::FinalNorm, 0)?, &mut groups)?;
+        let heads = found.together(&heads, &mut groups)?;
         Ok(Self {
-            embedding,
-            embedding_table: found.alone(embedding, &mut Vec::new())?,
-            head,
-            head_matrix,
+            embeddings: found.apart(&embeddings)?,
+            heads,
             final_norm,
             layers,
             groups,
@@ -84,10 +86,8 @@ fn missing(owner: String, role: Role) -> RunError {
     Unsuitable::Missing { owner, role }.into()
 }
 
-/// Roles of tensors that are in no layer.
-const OUTSIDE: [Role; 3] = [Role::Embedding, Role::FinalNorm, Role::LmHead];
 /// Roles of a layer's tensors.
-const OF_LAYER: [Role; 12] = [
+const OF_LAYER: [Role; 16] = [
     Role::InputNorm,
     Role::PostAttentionNorm,
     Role::AttentionQ,
@@ -100,9 +100,28 @@ const OF_LAYER: [Role; 12] = [
     Role::MlpGate,
     Role::MlpUp,
     Role::MlpDown,
+    Role::SharedExpertGate,
+    Role::SharedExpertUp,
+    Role::SharedExpertDown,
+    Role::SharedExpertRouter,
 ];
 /// Roles of an expert's tensors.
 const OF_EXPERT: [Role; 3] = [Role::ExpertGate, Role::ExpertUp, Role::ExpertDown];
+
+/// The number of a tensor that is in no layer, among those of its role; `None` where a decoder has
+/// none of this role. The names of several end in their number.
+fn number_of(tensor: &TensorEntry, ends: Ends) -> Option<usize> {
+    let is_end = ends.roles().contains(&tensor.role);
+    match ends {
+        _ if tensor.role == Role::FinalNorm => Some(0),
+        Ends::Tokens | Ends::Codes => is_end.then_some(0),
+        Ends::Groups(groups) => {
+            let name = tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name);
+            let number = name.rsplit('.').next()?.parse().ok()?;
+            (is_end && number < groups).then_some(number)
+        }
+    }
+}
 
 /// A tensor that has no place, or whose place another has.
 fn surplus(tensor: &TensorEntry) -> RunError {
@@ -125,7 +144,8 @@ struct Found<'a> {
     source: &'a PackReader<'a>,
     layers: Vec<ByRole<'a>>,
     experts: Vec<Experts<'a>>,
-    outside: HashMap<Role, &'a TensorEntry>,
+    /// By role, and by number where there are several.
+    outside: HashMap<(Role, usize), &'a TensorEntry>,
 }
 
 impl<'a> Found<'a> {
@@ -145,20 +165,23 @@ impl<'a> Found<'a> {
                 // also of tensors that are not needed
                 check_words(tensor)?;
                 PlacedTensor::new(tensor, 0)?;
-                found.add(tensor)?;
+                found.add(tensor, spec.ends)?;
             }
         }
         Ok(found)
     }
 
     /// Each tensor has one place; one without any, or with that of another, is not left out.
-    fn add(&mut self, tensor: &'a TensorEntry) -> Result<(), RunError> {
+    fn add(&mut self, tensor: &'a TensorEntry, ends: Ends) -> Result<(), RunError> {
         let (role, is_bias) = (tensor.role, tensor.part == Part::Bias);
         let layer = tensor.layer.map(|layer| layer as usize);
         let taken = match (layer, tensor.expert) {
-            (None, None) if OUTSIDE.contains(&role) && !is_bias => {
-                self.outside.insert(role, tensor)
-            }
+            // ways into the talker, which its prompt is made with, are bound there
+            (None, None) if role == Role::Projection && ends == Ends::Codes => None,
+            (None, None) if !is_bias => match number_of(tensor, ends) {
+                Some(number) => self.outside.insert((role, number), tensor),
+                None => Some(tensor),
+            },
             (Some(layer), None) if layer < self.layers.len() && OF_LAYER.contains(&role) => {
                 self.layers[layer].insert((role, is_bias), tensor)
             }
@@ -177,11 +200,45 @@ impl<'a> Found<'a> {
     }
 
     /// The tensor of this role that is in no layer.
-    fn outside(&self, role: Role) -> Result<&'a TensorEntry, RunError> {
-        self.outside
-            .get(&role)
-            .copied()
-            .ok_or_else(|| missing("the model".to_owned(), role))
+    fn outside(&self, role: Role, number: usize) -> Result<&'a TensorEntry, RunError> {
+        let owner = match number {
+            0 => "the model".to_owned(),
+            _ => format!("group {number}"),
+        };
+        let found = self.outside.get(&(role, number)).copied();
+        found.ok_or_else(|| missing(owner, role))
+    }
+
+    /// All embeddings, or all heads.
+    fn ends(&self, role: Role, spec: &DecoderSpec) -> Result<Vec<&'a TensorEntry>, RunError> {
+        let numbers = 0..spec.ends.count();
+        numbers.map(|number| self.outside(role, number)).collect()
+    }
+
+    /// Each in the memory of its own segment.
+    fn apart(&self, tensors: &[&'a TensorEntry]) -> Result<Vec<EndWeights<'a>>, RunError> {
+        let mut ends = Vec::new();
+        for entry in tensors.iter().copied() {
+            let matrix = self.alone(entry, &mut Vec::new())?;
+            ends.push(EndWeights { entry, matrix });
+        }
+        Ok(ends)
+    }
+
+    /// All in one group.
+    fn together(
+        &self,
+        tensors: &[&'a TensorEntry],
+        groups: &mut Vec<SegmentGroup<'a>>,
+    ) -> Result<Vec<EndWeights<'a>>, RunError> {
+        let (mut ends, mut group) = (Vec::new(), SegmentGroup::default());
+        for entry in tensors.iter().copied() {
+            let offset = group.place(self.source.segment_of(entry)?);
+            let matrix = PlacedTensor::new(entry, offset)?;
+            ends.push(EndWeights { entry, matrix });
+        }
+        groups.push(group);
+        Ok(ends)
     }
 
     /// Places a tensor in a group of its own.
@@ -239,6 +296,7 @@ impl<'f, 'a> LayerBinder<'f, 'a> {
             return Ok(MlpWeights::Experts {
                 router: self.linear(Role::Router)?,
                 experts: self.experts(spec.experts)?,
+                shared: self.shared(spec)?,
             });
         }
         if !self.found.experts[self.number].is_empty() {
@@ -249,6 +307,22 @@ impl<'f, 'a> LayerBinder<'f, 'a> {
             up: self.linear(Role::MlpUp)?,
             down: self.linear(Role::MlpDown)?,
         })
+    }
+
+    /// The shared expert, where the model has such.
+    fn shared(&mut self, spec: &DecoderSpec) -> Result<Option<SharedExpert>, RunError> {
+        if spec.shared_intermediate.is_none() {
+            return match self.found.layers[self.number].get(&(Role::SharedExpertGate, false)) {
+                Some(tensor) => Err(surplus(tensor)),
+                None => Ok(None),
+            };
+        }
+        Ok(Some(SharedExpert {
+            gate: self.linear(Role::SharedExpertGate)?,
+            up: self.linear(Role::SharedExpertUp)?,
+            down: self.linear(Role::SharedExpertDown)?,
+            router: self.linear(Role::SharedExpertRouter)?,
+        }))
     }
 
     fn lacks(&self, role: Role) -> RunError {

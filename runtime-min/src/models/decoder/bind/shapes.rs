@@ -7,7 +7,7 @@ use std::fs;
 use segpack_formats::FormatError;
 use segpack_manifests::PackReader;
 
-use super::{DecoderWeights, ExpertWeights, LayerWeights, LinearWeights, MlpWeights};
+use super::{DecoderWeights, ExpertWeights, LayerWeights, LinearWeights, MlpWeights, SharedExpert};
 use crate::error::{RunError, Unsuitable};
 use crate::models::decoder::spec::DecoderSpec;
 use crate::weights::{PlacedTensor, SegmentGroup};
@@ -22,8 +22,11 @@ impl DecoderWeights<'_> {
             check_layer(number, layer, spec)?;
         }
         same("final norm", self.final_norm, spec.hidden, 1)?;
-        same("embedding", self.embedding_table, spec.vocab, spec.hidden)?;
-        same("head", self.head_matrix, spec.vocab, spec.hidden)
+        for embedding in &self.embeddings {
+            same("embedding", embedding.matrix, spec.vocab, spec.hidden)?;
+        }
+        let mut heads = self.heads.iter();
+        heads.try_for_each(|head| same("head", head.matrix, spec.vocab, spec.hidden))
     }
 
     /// A layer has experts, or a dense MLP, as the config says.
@@ -48,7 +51,9 @@ impl DecoderWeights<'_> {
         let dense = self.groups.iter().flat_map(SegmentGroup::segments).copied();
         let experts = self.experts().map(|expert| expert.segment);
         let mut used: BTreeSet<&str> = dense.chain(experts).map(|s| s.pack.as_str()).collect();
-        used.insert(&source.segment_of(self.embedding)?.pack);
+        for embedding in &self.embeddings {
+            used.insert(&source.segment_of(embedding.entry)?.pack);
+        }
         let listed = source.pack().manifest().packs.iter();
         for entry in listed.filter(|entry| used.contains(entry.path.as_str())) {
             let path = source.pack().path(&entry.path);
@@ -86,12 +91,28 @@ fn check_layer(number: usize, l: &LayerWeights<'_>, s: &DecoderSpec) -> Result<(
             linear(&of("up projection"), up, [inner, hidden], false)?;
             linear(&of("down projection"), down, [hidden, inner], false)
         }
-        MlpWeights::Experts { router, experts } => {
+        MlpWeights::Experts {
+            router,
+            experts,
+            shared,
+        } => {
             linear(&of("router"), router, [s.experts, s.hidden], false)?;
+            if let Some(shared) = shared {
+                check_shared(number, shared, s)?;
+            }
             let mut numbered = experts.iter().enumerate();
             numbered.try_for_each(|(expert, weights)| check_expert(number, expert, weights, s))
         }
     }
+}
+
+fn check_shared(layer: usize, e: &SharedExpert, s: &DecoderSpec) -> Result<(), RunError> {
+    let of = |what: &str| format!("{what} of the shared expert of layer {layer}");
+    let (inner, hidden) = (s.shared_intermediate.unwrap_or(0), s.hidden);
+    linear(&of("gate"), &e.gate, [inner, hidden], false)?;
+    linear(&of("up"), &e.up, [inner, hidden], false)?;
+    linear(&of("down"), &e.down, [hidden, inner], false)?;
+    linear(&of("router"), &e.router, [1, hidden], false)
 }
 
 fn check_expert(

@@ -1,0 +1,221 @@
+//! One frame after the other.
+
+use segpack_formats::io::{CancelToken, to_usize};
+use segpack_manifests::PackReader;
+use segpack_manifests::families::SpeechFacts;
+use segpack_manifests::names::Component;
+
+use crate::error::RunError;
+use crate::models::decoder::{
+    Backend, Decoder, DecoderModel, DecoderSpec, Ends, Observer, RunSettings, RunStats, Unobserved,
+};
+
+use super::scores::Choice;
+use crate::generate::LogitsError;
+use crate::weights::Residency;
+
+/// Hears of what is computed frame by frame, row-major.
+pub trait SpeechObserver {
+    /// What the talker begins with, before its layers run.
+    fn prompt(&mut self, _: &TalkerPrompt) {}
+    /// Who hears of the layers of the talker's prompt.
+    fn layers(&mut self) -> Option<&mut dyn Observer> {
+        None
+    }
+    /// Rows that the talker begins with in place of its own, `[rows, hidden]`.
+    fn forced_prompt(&mut self) -> Option<Vec<f32>> {
+        None
+    }
+    /// What a frame, from 0 on, goes on with in place of what was computed; while there is such, no
+    /// end is.
+    fn forced(&mut self, _frame: usize) -> Option<ForcedFrame> {
+        None
+    }
+    /// Logits and scores that the first code of a frame is chosen from, `[vocabulary]` each.
+    fn first(&mut self, _logits: &[f32], _scores: &[f32]) {}
+    /// The state that the residual codes are predicted from, `[hidden]`.
+    fn hidden(&mut self, _: &[f32]) {}
+    /// Logits of a residual code, `[codes]`.
+    fn residual(&mut self, _: &[f32]) {}
+    /// What the talker takes in next, `[hidden]`.
+    fn next(&mut self, _: &[f32]) {}
+}
+
+impl SpeechObserver for () {}
+
+/// What a frame goes on with in place of what was computed.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ForcedFrame {
+    /// `[groups]`.
+    pub codes: Vec<u32>,
+    /// `[hidden]`: what the residual codes are predicted from.
+    pub hidden: Option<Vec<f32>>,
+    /// `[hidden]`: what the talker takes in next.
+    pub next: Option<Vec<f32>>,
+}
+
+/// What the talker begins with.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
+pub struct TalkerPrompt {
+    /// `[rows]`, the ids that positions go by.
+    pub ids: Vec<u32>,
+    /// `[rows, hidden]`.
+    pub embeds: Vec<f32>,
+    /// Time, height and width of each row.
+    pub places: Vec<[f32; 3]>,
+    /// `[steps, hidden]`: the text that is added to the input of each step.
+    pub trailing: Vec<f32>,
+    /// `[hidden]`: what is added after it.
+    pub tts_pad: Vec<f32>,
+}
+
+/// The talker and its code predictor.
+pub(crate) struct Talker<'a, B: Backend> {
+    facts: SpeechFacts,
+    body: Decoder<'a, B>,
+    predictor: Decoder<'a, B>,
+}
+
+/// The talker's decoder.
+fn talker_model(facts: &SpeechFacts) -> Result<DecoderModel, RunError> {
+    let mut spec = DecoderSpec::from_facts(&facts.talker)?;
+    spec.mrope_section = Some(facts.mrope_section.map(to_usize));
+    spec.shared_intermediate = Some(to_usize(facts.shared_intermediate));
+    spec.ends = Ends::Codes;
+    Ok(DecoderModel {
+        has_experts: vec![true; spec.layers],
+        facts: facts.talker.clone(),
+        spec,
+    })
+}
+
+/// The predictor's: an embedding and a head for each residual code of a frame.
+fn predictor_model(facts: &SpeechFacts) -> Result<DecoderModel, RunError> {
+    let mut spec = DecoderSpec::from_facts(&facts.predictor)?;
+    spec.ends = Ends::Groups(facts.groups as usize - 1);
+    Ok(DecoderModel {
+        has_experts: vec![false; spec.layers],
+        facts: facts.predictor.clone(),
+        spec,
+    })
+}
+
+impl<'a, B: Backend + Clone> Talker<'a, B> {
+    /// Prepares to run both. No weight is read; a missing one is found here. Of the budget the
+    /// predictor takes what it needs, the talker the rest.
+    ///
+    /// # Errors
+    /// `Unsuitable` names what the pack lacks; `Memory` says how much would do.
+    pub(crate) fn new(
+        source: &'a PackReader<'a>,
+        backend: &B,
+        facts: &SpeechFacts,
+        settings: RunSettings,
+        stop: &'a CancelToken,
+    ) -> Result<Self, RunError> {
+        let of_predictor = RunSettings {
+            positions: facts.groups as usize,
+            longest_pass: 2,
+            ..settings
+        };
+        let is_predictor = |c: &Component| *c == Component::TalkerCodePredictor;
+        let model = predictor_model(facts)?;
+        let predictor = Decoder::of(
+            source,
+            backend.clone(),
+            model,
+            is_predictor,
+            (of_predictor, stop),
+        )?;
+        let network = predictor.demand().network;
+        let taken = match predictor.budget().residency {
+            Residency::Resident => network.max(),
+            Residency::Streamed => network.min(),
+        };
+        let of_talker = RunSettings {
+            memory: settings.memory.map(|memory| memory.saturating_sub(taken)),
+            ..settings
+        };
+        let is_talker = |c: &Component| *c == Component::TalkerText;
+        let model = talker_model(facts)?;
+        let body = Decoder::of(source, backend.clone(), model, is_talker, (of_talker, stop))
+            .map_err(|e| beside(e, taken))?;
+        Ok(Self {
+            facts: facts.clone(),
+            body,
+            predictor,
+        })
+    }
+}
+
+/// An error that counts what the predictor takes of the budget.
+fn beside(error: RunError, taken: u64) -> RunError {
+    match error {
+        RunError::Memory { memory, minimum } => RunError::Memory {
+            memory: memory.saturating_add(taken),
+            minimum: minimum.saturating_add(taken),
+        },
+        other => other,
+    }
+}
+
+impl<B: Backend> Talker<'_, B> {
+    /// What the talker did so far, and what the predictor did.
+    pub(crate) fn stats(&self) -> [RunStats; 2] {
+        [self.body.stats(), self.predictor.stats()]
+    }
+
+    /// Rows of the talker's own embedding, `[codes, hidden]`.
+    pub(crate) fn embed(&mut self, codes: &[u32]) -> Result<Vec<f32>, RunError> {
+        self.body.embed_by(0, codes)
+    }
+
+    /// Runs the prompt, `[tokens, hidden]`; state and logits of its last token. `places` of its
+    /// tokens where they do not simply follow each other.
+    pub(crate) fn prefill(
+        &mut self,
+        rows: Vec<f32>,
+        places: Option<Vec<[f32; 3]>>,
+        observer: &mut dyn Observer,
+    ) -> Result<(Vec<f32>, Vec<f32>), RunError> {
+        self.body.reset();
+        self.body.forward_rows(rows, places, Some(0), observer)
+    }
+
+    /// Runs what follows a frame.
+    pub(crate) fn step(&mut self, row: Vec<f32>) -> Result<(Vec<f32>, Vec<f32>), RunError> {
+        self.body.forward_rows(row, None, Some(0), &mut Unobserved)
+    }
+
+    /// The residual codes of a frame, given the talker's last state after its final norm and the
+    /// first code. The cache is new for each frame. Returns the codes, `[groups]`, and the sum of
+    /// all their embeddings.
+    pub(crate) fn frame(
+        &mut self,
+        hidden: &[f32],
+        (first, forced): (u32, Option<&[u32]>),
+        choice: &mut Choice,
+        observer: &mut dyn SpeechObserver,
+    ) -> Result<Result<(Vec<u32>, Vec<f32>), LogitsError>, RunError> {
+        self.predictor.reset();
+        let mut sum = self.embed(&[first])?;
+        let (mut codes, mut rows) = (vec![first], hidden.to_vec());
+        rows.extend_from_slice(&sum);
+        for group in 0..self.facts.groups as usize - 1 {
+            let (_, logits) =
+                self.predictor
+                    .forward_rows(rows, None, Some(group), &mut Unobserved)?;
+            observer.residual(&logits);
+            let code = match choice.residual(&logits) {
+                Ok(code) => code,
+                Err(wrong) => return Ok(Err(wrong)),
+            };
+            codes.push(code);
+            let code = forced.map_or(code, |forced| forced[group + 1]);
+            rows = self.predictor.embed_by(group, &[code])?;
+            sum.iter_mut().zip(&rows).for_each(|(sum, x)| *sum += x);
+        }
+        Ok(Ok((codes, sum)))
+    }
+}

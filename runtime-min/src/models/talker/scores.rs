@@ -1,0 +1,187 @@
+//! How the codes of a frame are chosen.
+
+use segpack_manifests::families::SpeechCodes;
+
+use crate::generate::{LogitsError, Sampler, SamplingError, SamplingOptions};
+
+/// How the first code of a frame is chosen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CodeSampling {
+    /// Divides the scores.
+    pub temperature: f64,
+    /// Keeps this many of the highest.
+    pub top_k: Option<usize>,
+    /// Keeps the fewest whose probabilities add up to this.
+    pub top_p: Option<f64>,
+}
+
+/// How speech is sampled; the defaults are those of the official class.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct SpeechSampling {
+    /// The first code of a frame.
+    pub talker: CodeSampling,
+    /// The residual codes.
+    pub predictor: CodeSampling,
+    /// The same seed and logits give the same codes, on any machine.
+    pub seed: u64,
+}
+
+impl Default for SpeechSampling {
+    fn default() -> Self {
+        Self {
+            talker: CodeSampling {
+                temperature: 0.9,
+                top_k: Some(50),
+                top_p: None,
+            },
+            predictor: CodeSampling {
+                temperature: 1.0,
+                top_k: Some(50),
+                top_p: Some(0.8),
+            },
+            seed: 0,
+        }
+    }
+}
+
+impl CodeSampling {
+    fn sampler(self, seed: u64) -> Result<Sampler, SamplingError> {
+        Sampler::random(SamplingOptions {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            seed,
+        })
+    }
+}
+
+/// Chooses codes.
+pub(crate) struct Choice {
+    talker: Sampler,
+    predictor: Sampler,
+    codes: SpeechCodes,
+    penalty: f32,
+    /// First codes so far, each once.
+    seen: Vec<u32>,
+}
+
+impl Choice {
+    /// `sampling`: `None` is greedy.
+    pub(crate) fn new(
+        codes: SpeechCodes,
+        penalty: f32,
+        sampling: Option<SpeechSampling>,
+    ) -> Result<Self, SamplingError> {
+        let [talker, predictor] = match sampling {
+            None => [Sampler::greedy(), Sampler::greedy()],
+            // two streams, so that one has no say in the other
+            Some(s) => [
+                s.talker.sampler(s.seed)?,
+                s.predictor.sampler(s.seed ^ 0x5bd1_e995_9e37_79b9)?,
+            ],
+        };
+        Ok(Self {
+            talker,
+            predictor,
+            codes,
+            penalty,
+            seen: Vec::new(),
+        })
+    }
+
+    /// Scores of the first code: codes that were chosen before are less likely, control codes other
+    /// than the end marker are impossible.
+    pub(crate) fn scores(&self, logits: &[f32]) -> Vec<f32> {
+        let mut scores = logits.to_vec();
+        for code in &self.seen {
+            let score = &mut scores[*code as usize];
+            *score = if *score < 0.0 {
+                *score * self.penalty
+            } else {
+                *score / self.penalty
+            };
+        }
+        for (id, score) in (0..).zip(&mut scores) {
+            if id >= self.codes.first_suppressed && id != self.codes.eos {
+                *score = f32::NEG_INFINITY;
+            }
+        }
+        scores
+    }
+
+    /// The first code by its scores, or the end marker.
+    pub(crate) fn first(&mut self, scores: &[f32]) -> Result<u32, LogitsError> {
+        // suppressed ids are left out, as a sampler refuses what is not finite
+        let kept: Vec<u32> = (0..)
+            .zip(scores)
+            .filter(|(id, _)| *id < self.codes.first_suppressed || *id == self.codes.eos)
+            .map(|(id, _)| id)
+            .collect();
+        let values: Vec<f32> = kept.iter().map(|id| scores[*id as usize]).collect();
+        Ok(kept[self.talker.choose(&values)? as usize])
+    }
+
+    /// Counts a first code as chosen.
+    pub(crate) fn note(&mut self, id: u32) {
+        if !self.seen.contains(&id) {
+            self.seen.push(id);
+        }
+    }
+
+    /// A residual code.
+    pub(crate) fn residual(&mut self, logits: &[f32]) -> Result<u32, LogitsError> {
+        self.predictor.choose(logits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use segpack_manifests::families::Family;
+
+    use super::*;
+
+    fn codes() -> SpeechCodes {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../tests/fixtures/tiny-speech/config.json"
+        );
+        let config = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let family = Family::of_config(&config).unwrap();
+        family.speech_facts(&config).unwrap().unwrap().codes
+    }
+
+    #[test]
+    fn chosen_codes_are_less_likely_and_control_codes_impossible() {
+        let mut choice = Choice::new(codes(), 1.25, None).unwrap();
+        let mut logits = vec![0.5; 1120];
+        (logits[3], logits[4], logits[197]) = (1.0, -1.0, 9.0);
+        choice.note(3);
+        choice.note(4);
+        choice.note(4);
+        let scores = choice.scores(&logits);
+        assert_eq!((scores[3], scores[4], scores[5]), (0.8, -1.25, 0.5));
+        let possible: Vec<usize> = (0..1120).filter(|id| scores[*id].is_finite()).collect();
+        let wanted: Vec<usize> = (0..96).chain([198]).collect();
+        assert_eq!(possible, wanted);
+        assert_eq!(choice.first(&scores), Ok(3));
+        logits[198] = 2.0;
+        let scores = choice.scores(&logits);
+        assert_eq!(choice.first(&scores), Ok(198));
+    }
+
+    #[test]
+    fn the_same_seed_chooses_the_same_codes() {
+        let logits: Vec<f32> = (0_u8..96).map(|i| f32::from(i % 7)).collect();
+        let mut sampling = SpeechSampling::default();
+        let draw = |sampling| {
+            let mut choice = Choice::new(codes(), 1.0, Some(sampling)).unwrap();
+            let drawn = (0..32).map(|_| choice.residual(&logits).unwrap());
+            drawn.collect::<Vec<u32>>()
+        };
+        let first = draw(sampling);
+        assert_eq!(draw(sampling), first);
+        sampling.seed = 1;
+        assert_ne!(draw(sampling), first);
+    }
+}

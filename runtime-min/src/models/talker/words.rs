@@ -1,0 +1,83 @@
+//! Word embeddings of the thinker, read row by row: all that speech needs of it.
+
+use segpack_formats::io::{CancelToken, to_usize};
+use segpack_manifests::PackReader;
+use segpack_manifests::documents::TensorEntry;
+use segpack_manifests::families::TextFacts;
+use segpack_manifests::names::{Component, Role};
+
+use crate::error::{RunError, Unsuitable};
+use crate::weights::PlacedTensor;
+
+/// The embedding of the thinker, in its pack.
+pub(crate) struct Words<'a> {
+    source: &'a PackReader<'a>,
+    entry: &'a TensorEntry,
+    table: PlacedTensor,
+    /// Bytes read so far.
+    pub(crate) bytes_read: u64,
+}
+
+impl<'a> Words<'a> {
+    /// Finds it, and compares its shape with the thinker's sizes.
+    ///
+    /// # Errors
+    /// `Unsuitable` where it is missing, of another shape, or of a dtype that is not computed with.
+    pub(crate) fn find(source: &'a PackReader<'a>, thinker: &TextFacts) -> Result<Self, RunError> {
+        let mut tensors = source.pack().manifest().tensors.iter();
+        let is_it =
+            |t: &&TensorEntry| t.component == Component::ThinkerText && t.role == Role::Embedding;
+        let Some(entry) = tensors.find(is_it) else {
+            return Err(Unsuitable::Missing {
+                owner: "the thinker".to_owned(),
+                role: Role::Embedding.to_string(),
+            }
+            .into());
+        };
+        let table = PlacedTensor::new(entry, 0)?;
+        let wanted = [thinker.vocab, thinker.hidden_size];
+        let values = wanted[0].checked_mul(wanted[1]);
+        let bytes = values.and_then(|n| n.checked_mul(table.dtype.byte_width() as u64));
+        if entry.shape != wanted || bytes != Some(entry.length) {
+            return Err(Unsuitable::TensorShape {
+                tensor: entry.name.clone(),
+                seen: entry.shape.clone(),
+                wanted: wanted.to_vec(),
+            }
+            .into());
+        }
+        Ok(Self {
+            source,
+            entry,
+            table,
+            bytes_read: 0,
+        })
+    }
+
+    /// The rows of these tokens, `[ids, hidden]`.
+    ///
+    /// # Errors
+    /// `TokenId`; damage of the pack.
+    pub(crate) fn rows(&mut self, ids: &[u32], stop: &CancelToken) -> Result<Vec<f32>, RunError> {
+        let (rows, hidden) = (self.table.rows, self.table.columns);
+        if let Some(id) = ids.iter().find(|id| **id as usize >= rows) {
+            let rows = rows as u64;
+            return Err(RunError::TokenId { id: *id, rows });
+        }
+        let width = self.entry.length / (rows as u64).max(1);
+        let mut values = vec![0.0; ids.len() * hidden];
+        let mut cursor = self.source.cursor()?;
+        let mut bytes = Vec::with_capacity(to_usize(width));
+        for (id, to) in ids.iter().zip(values.chunks_exact_mut(hidden)) {
+            bytes.clear();
+            let start = u64::from(*id) * width;
+            cursor.read_tensor(self.entry, start..start + width, stop, |piece| {
+                bytes.extend_from_slice(piece);
+                Ok::<_, RunError>(())
+            })?;
+            self.bytes_read += width;
+            self.table.dtype.widen(&bytes, to);
+        }
+        Ok(values)
+    }
+}

@@ -1,0 +1,538 @@
+//! Speech: a prompt and its answer become codes of sound, frame by frame.
+//!
+//! The thinker is not needed for it: of a text the talker sees nothing but word embeddings, which
+//! are read row by row, and of media the states that [`Hooks::states`](super::Hooks::states) kept
+//! while the answer was generated.
+
+use segpack_formats::io::{CancelToken, to_usize};
+use segpack_manifests::PackModel;
+use segpack_manifests::families::SpeechFacts;
+
+use super::{Session, SessionError};
+use crate::error::{RunError, SpeechError};
+use crate::generate::{CodeSink, Codes};
+use crate::models::decoder::{Observer, RunSettings, RunStats, Unobserved, text_decoder};
+use crate::models::omni;
+use crate::models::talker::{
+    AcceptedStates, Choice, Projections, Row, SpeechObserver, SpeechSampling, Talker, TalkerPrompt,
+    TalkerScript, Words,
+};
+use crate::ops::CpuOps;
+use crate::processing::MediaFeatures;
+
+/// How to speak.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct SpeechSettings {
+    /// A speaker of the checkpoint; case does not matter.
+    pub speaker: String,
+    /// Maximum number of first codes that the talker chooses; the last becomes no frame.
+    pub max_codes: usize,
+    /// How much less likely a first code is that was chosen before.
+    pub repetition_penalty: f32,
+    /// Random sampling. `None`: greedy, always the most likely code.
+    pub sampling: Option<SpeechSampling>,
+}
+
+impl Default for SpeechSettings {
+    /// Those of the official class, which samples.
+    fn default() -> Self {
+        Self {
+            speaker: "Ethan".to_owned(),
+            max_codes: 4096,
+            repetition_penalty: 1.05,
+            sampling: Some(SpeechSampling::default()),
+        }
+    }
+}
+
+/// What is spoken: a prompt in ChatML and the answer to it.
+#[derive(Debug, Clone, Copy)]
+pub struct SpeechScript<'s> {
+    /// The prompt, which ends in the model's own turn.
+    pub prompt: &'s [u32],
+    /// The tokens that the thinker generated, with the one that ended them. The last one is never
+    /// spoken.
+    pub answer: &'s [u32],
+    /// The media of the prompt.
+    pub media: &'s MediaFeatures,
+    /// Their states: see [`StateCapture`].
+    pub states: &'s AcceptedStates,
+}
+
+/// Why the talker stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpeechEnd {
+    /// The end marker came.
+    EndMarker,
+    /// [`SpeechSettings::max_codes`] is reached.
+    MaxCodes,
+    /// The caller's function returned `Break`.
+    Caller,
+}
+
+/// Speech as codes.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Speech {
+    /// `[groups, frames]`.
+    pub codes: Codes,
+    /// The first codes of all frames, and the one that became none.
+    pub tokens: Vec<u32>,
+    /// Why there are no more.
+    pub end: SpeechEnd,
+    /// Rows of the talker's prompt.
+    pub prompt_rows: usize,
+    /// Bytes of word embeddings that were read of the thinker.
+    pub embedding_bytes: u64,
+    /// What the talker did, and what the predictor did.
+    pub stats: [RunStats; 2],
+}
+
+/// Keeps the states of media while a prompt is run: what the talker takes of them.
+#[derive(Debug, Clone)]
+pub struct StateCapture {
+    layer: usize,
+    layers: usize,
+    hidden: usize,
+    states: AcceptedStates,
+}
+
+impl StateCapture {
+    /// Takes the rows of the prompt's media out of the states of all tokens, `[tokens, hidden]`, that
+    /// come from elsewhere.
+    pub fn keep_all(&mut self, states: &[f32]) {
+        self.keep(self.layer, states);
+    }
+
+    /// What was kept.
+    #[must_use]
+    pub fn into_states(self) -> AcceptedStates {
+        self.states
+    }
+
+    /// Takes the rows of the prompt's media out of those of all tokens.
+    fn keep(&mut self, of_layer: usize, all: &[f32]) {
+        let tokens = all.len() / self.hidden;
+        let is_prompt = self.states.tokens.last().is_some_and(|last| *last < tokens);
+        if of_layer == self.layer && is_prompt && self.states.rows.is_empty() {
+            for at in &self.states.tokens {
+                let row = &all[at * self.hidden..(at + 1) * self.hidden];
+                self.states.rows.extend_from_slice(row);
+            }
+        }
+    }
+}
+
+/// State 0 are the embeddings, k what is after k layers, the last one what is after the final norm.
+impl Observer for StateCapture {
+    fn observes(&self) -> bool {
+        !self.states.tokens.is_empty()
+    }
+
+    fn embed(&mut self, x: &[f32]) {
+        self.keep(0, x);
+    }
+
+    fn hidden(&mut self, layer: usize, x: &[f32]) {
+        if layer + 1 < self.layers {
+            self.keep(layer + 1, x);
+        }
+    }
+
+    fn norm(&mut self, x: &[f32]) {
+        self.keep(self.layers, x);
+    }
+}
+
+/// The sides of the talker's prompt that come from the thinker's words and states.
+struct TextSide {
+    /// `[rows, hidden]` of the user's turns.
+    user: Vec<f32>,
+    /// `[tokens, hidden]` from the model's own turn on.
+    spoken: Vec<f32>,
+    /// `[hidden]` each: beginning, end and padding of the text.
+    markers: [Vec<f32>; 3],
+}
+
+impl Session<'_> {
+    /// What the model wants to know to speak.
+    ///
+    /// # Errors
+    /// `Run`: it does not speak, or `config.json` cannot be used.
+    pub fn speech_facts(&self) -> Result<SpeechFacts, SessionError> {
+        let model = PackModel::read(self.pack).map_err(RunError::from)?;
+        let facts = model.speech().map_err(RunError::from)?;
+        Ok(facts.ok_or(RunError::Speech(SpeechError::NoTalker))?)
+    }
+
+    /// The id of a speaker.
+    ///
+    /// # Errors
+    /// `Speaker` with the names that there are.
+    pub fn speaker(&self, facts: &SpeechFacts, name: &str) -> Result<u32, SessionError> {
+        let found = facts.speaker(name).ok_or_else(|| {
+            let known: Vec<&str> = facts.speakers.iter().map(|(name, _)| &name[..]).collect();
+            RunError::Speech(SpeechError::Speaker {
+                seen: name.to_owned(),
+                known: known.join(", "),
+            })
+        });
+        Ok(found?)
+    }
+
+    /// Keeps what the talker takes of a prompt's media.
+    ///
+    /// # Errors
+    /// As [`speech_facts`](Self::speech_facts); `Run` where the prompt cannot be spoken about.
+    pub fn state_capture(&self, prompt: &[u32]) -> Result<StateCapture, SessionError> {
+        let facts = self.speech_facts()?;
+        let thinker = text_decoder(self.pack)?.facts;
+        let media = self.media_facts()?;
+        let media = media.map(|m| [m.tokens.audio, m.tokens.image, m.tokens.video]);
+        let is_medium = |id: u32| media.is_some_and(|media| media.contains(&id));
+        let tokens = (0..prompt.len()).filter(|at| is_medium(prompt[*at]));
+        Ok(StateCapture {
+            layer: facts.accept_layer as usize,
+            layers: thinker.layers as usize,
+            hidden: to_usize(thinker.hidden_size),
+            states: AcceptedStates {
+                tokens: tokens.collect(),
+                rows: Vec::new(),
+            },
+        })
+    }
+
+    /// Speaks: the talker and its predictor run on the CPU, whatever the thinker runs on, within the
+    /// session's memory budget; `sink` gets the codes of each frame as soon as they are there.
+    ///
+    /// # Errors
+    /// `Run`: the model does not speak, has no such speaker, or the script cannot be spoken; the
+    /// memory budget is too small; damage of the pack. `Logits`, `Sampling`.
+    pub fn speak(
+        &self,
+        script: SpeechScript<'_>,
+        settings: &SpeechSettings,
+        sink: &mut dyn CodeSink,
+    ) -> Result<Speech, SessionError> {
+        self.speak_observed(script, settings, sink, &mut ())
+    }
+
+    /// As [`speak`](Self::speak), with intermediate results.
+    ///
+    /// # Errors
+    /// As [`speak`](Self::speak).
+    pub fn speak_observed(
+        &self,
+        script: SpeechScript<'_>,
+        settings: &SpeechSettings,
+        sink: &mut dyn CodeSink,
+        observer: &mut (dyn SpeechObserver + Send),
+    ) -> Result<Speech, SessionError> {
+        self.install(|| self.speak_here(script, settings, sink, observer))
+    }
+
+    fn speak_here(
+        &self,
+        script: SpeechScript<'_>,
+        settings: &SpeechSettings,
+        sink: &mut dyn CodeSink,
+        observer: &mut dyn SpeechObserver,
+    ) -> Result<Speech, SessionError> {
+        let facts = self.speech_facts()?;
+        let speaker = self.speaker(&facts, &settings.speaker)?;
+        let media = self.media_facts()?;
+        let walked = TalkerScript::of(&facts, media.as_ref(), script.prompt, script.answer);
+        let walked = walked.map_err(RunError::Speech)?;
+        let mut choice = Choice::new(facts.codes, settings.repetition_penalty, settings.sampling)?;
+        let places = self.talker_places(&facts, &walked.ids, script.media)?;
+        let ops = self.encoder_ops()?;
+        // words and states through the projections, whose memory is given back
+        let mut words = Words::find(&self.reader, &text_decoder(self.pack)?.facts)?;
+        let text = self.text_side(&ops, &facts, (&walked, script.states), &mut words)?;
+        let mut talker = self.talker(ops, &facts, &walked, settings)?;
+        let prompt = talker_prompt(&mut talker, &facts, (&walked, places, speaker), &text)?;
+        observer.prompt(&prompt);
+        let mut speaking = Speaking {
+            facts: &facts,
+            talker: &mut talker,
+            prompt: &prompt,
+            choice: &mut choice,
+            max_codes: settings.max_codes,
+        };
+        let (codes, tokens, end) = speaking.run(sink, observer)?;
+        if codes.frames() == 0 {
+            return Err(RunError::Speech(SpeechError::NoFrame).into());
+        }
+        Ok(Speech {
+            codes,
+            tokens,
+            end,
+            prompt_rows: prompt.ids.len(),
+            embedding_bytes: words.bytes_read,
+            stats: talker.stats(),
+        })
+    }
+
+    fn talker(
+        &self,
+        ops: CpuOps,
+        facts: &SpeechFacts,
+        script: &TalkerScript,
+        settings: &SpeechSettings,
+    ) -> Result<Talker<'_, CpuOps>, RunError> {
+        let hidden = facts.talker.hidden_size.saturating_mul(4);
+        let rows = (script.rows() + script.spoken.len() + 4) as u64;
+        let taken = rows.saturating_mul(hidden).saturating_mul(2);
+        let settings = RunSettings {
+            memory: self.memory.map(|memory| memory.saturating_sub(taken)),
+            expert_slots: self.options.expert_cache.map(|size| size.slots(self.pack)),
+            positions: script.rows().saturating_add(settings.max_codes),
+            longest_pass: script.rows(),
+            check: self.options.check,
+        };
+        Talker::new(&self.reader, &ops, facts, settings, self.cancel)
+    }
+
+    /// Where the rows of the talker's prompt are. Audio alone does not change that they follow each
+    /// other; a sound within a video neither, as upstream does not tell the talker of it.
+    fn talker_places(
+        &self,
+        facts: &SpeechFacts,
+        ids: &[u32],
+        media: &MediaFeatures,
+    ) -> Result<Vec<[f32; 3]>, SessionError> {
+        let has_grids = !media.images.grids.is_empty() || !media.videos.grids.is_empty();
+        let of_thinker = self.media_facts()?.filter(|_| has_grids);
+        let (Some(mut of_talker), false) = (of_thinker, media.use_audio_in_video) else {
+            #[expect(clippy::cast_precision_loss, reason = "positions are f32, as in torch")]
+            return Ok((0..ids.len()).map(|at| [at as f32; 3]).collect());
+        };
+        of_talker.tokens.audio = facts.media.audio;
+        of_talker.tokens.image = facts.media.image;
+        of_talker.tokens.video = facts.media.video;
+        of_talker.vision.merge = facts.media.merge;
+        of_talker.positions_per_second = facts.media.positions_per_second;
+        Ok(omni::layout(&of_talker, ids, media)?.positions)
+    }
+
+    fn text_side(
+        &self,
+        ops: &CpuOps,
+        facts: &SpeechFacts,
+        (script, states): (&TalkerScript, &AcceptedStates),
+        words: &mut Words<'_>,
+    ) -> Result<TextSide, SessionError> {
+        let outer = to_usize(facts.thinker_hidden);
+        let (seen, wanted) = (states.rows.len() / outer.max(1), script.states());
+        if seen != wanted || states.tokens.len() != wanted {
+            return Err(RunError::Speech(SpeechError::States { seen, wanted }).into());
+        }
+        let needed = Projections::bytes(facts);
+        if let Some(memory) = self.memory
+            && memory < needed
+        {
+            return Err(RunError::Memory {
+                memory,
+                minimum: needed,
+            }
+            .into());
+        }
+        let projections = Projections::load(&self.reader, facts)?;
+        let mut projected = Projected {
+            words,
+            projections: &projections,
+            ops,
+            stop: self.cancel,
+        };
+        let mut user = Vec::new();
+        for row in &script.user {
+            if let Row::Word(id) = row {
+                user.push(*id);
+            }
+        }
+        let mut user = Source::new(projected.text(&user)?, to_usize(facts.talker.hidden_size));
+        let of_states = projections.hidden(ops, &states.rows, self.cancel)?;
+        let mut of_states = Source::new(of_states, to_usize(facts.talker.hidden_size));
+        let mut rows = Vec::new();
+        for row in &script.user {
+            rows.extend_from_slice(match row {
+                Row::Word(_) => user.next(),
+                Row::State(_) => of_states.next(),
+            });
+        }
+        let tokens = &facts.tokens;
+        Ok(TextSide {
+            user: rows,
+            spoken: projected.text(&script.spoken)?,
+            markers: [
+                projected.text(&[tokens.tts_bos])?,
+                projected.text(&[tokens.tts_eos])?,
+                projected.text(&[tokens.tts_pad])?,
+            ],
+        })
+    }
+}
+
+/// Words through the projection.
+struct Projected<'p, 'w> {
+    words: &'p mut Words<'w>,
+    projections: &'p Projections,
+    ops: &'p CpuOps,
+    stop: &'p CancelToken,
+}
+
+impl Projected<'_, '_> {
+    /// Rows of these tokens, `[ids, hidden]`.
+    fn text(&mut self, ids: &[u32]) -> Result<Vec<f32>, RunError> {
+        let rows = self.words.rows(ids, self.stop)?;
+        self.projections.text(self.ops, &rows, self.stop)
+    }
+}
+
+/// Rows that are taken one by one.
+struct Source {
+    rows: Vec<f32>,
+    width: usize,
+    at: usize,
+}
+
+impl Source {
+    fn new(rows: Vec<f32>, width: usize) -> Self {
+        Self { rows, width, at: 0 }
+    }
+
+    fn next(&mut self) -> &[f32] {
+        let at = self.at;
+        self.at += self.width;
+        &self.rows[at..at + self.width]
+    }
+}
+
+/// The turns of the user, then nine rows: the beginning of the model's turn, and the text's first
+/// token beside the last of six control codes.
+fn talker_prompt(
+    talker: &mut Talker<'_, CpuOps>,
+    facts: &SpeechFacts,
+    (script, places, speaker): (&TalkerScript, Vec<[f32; 3]>, u32),
+    text: &TextSide,
+) -> Result<TalkerPrompt, RunError> {
+    let hidden = to_usize(facts.talker.hidden_size);
+    let codes = &facts.codes;
+    let control = talker.embed(&[
+        codes.nothink,
+        codes.think_bos,
+        codes.think_eos,
+        speaker,
+        codes.pad,
+        codes.bos,
+    ])?;
+    let [bos, eos, pad] = &text.markers;
+    let spoken = &text.spoken;
+    let mut rows = spoken[..3 * hidden].to_vec();
+    for row in [pad, pad, pad, pad, bos] {
+        rows.extend_from_slice(row);
+    }
+    rows.extend_from_slice(&spoken[3 * hidden..4 * hidden]);
+    let beside = rows[3 * hidden..].iter_mut().zip(&control);
+    beside.for_each(|(row, code)| *row += code);
+    let mut embeds = text.user.clone();
+    embeds.append(&mut rows);
+    // the rest of the text, its end; upstream then moves the end, counted in generated tokens
+    let mut trailing = spoken[4 * hidden..].to_vec();
+    trailing.extend_from_slice(eos);
+    let (entries, ends_at) = (trailing.len() / hidden, script.ends_at);
+    for entry in ends_at..entries {
+        let row = if entry == ends_at { eos } else { pad };
+        trailing[entry * hidden..(entry + 1) * hidden].copy_from_slice(row);
+    }
+    Ok(TalkerPrompt {
+        ids: script.ids.clone(),
+        embeds,
+        places,
+        trailing,
+        tts_pad: pad.clone(),
+    })
+}
+
+/// Whoever forces values was given their sizes before.
+const NOT_FITTING: RunError = RunError::Internal("forced values are not of this talker");
+
+/// The loop.
+struct Speaking<'r, 's> {
+    facts: &'r SpeechFacts,
+    talker: &'r mut Talker<'s, CpuOps>,
+    prompt: &'r TalkerPrompt,
+    choice: &'r mut Choice,
+    max_codes: usize,
+}
+
+impl Speaking<'_, '_> {
+    fn run(
+        &mut self,
+        sink: &mut dyn CodeSink,
+        observer: &mut dyn SpeechObserver,
+    ) -> Result<(Codes, Vec<u32>, SpeechEnd), SessionError> {
+        let prompt = self.prompt;
+        let mut codes = Codes::new(self.facts.groups as usize);
+        let mut tokens = Vec::new();
+        let forced = observer.forced_prompt();
+        let embeds = forced.unwrap_or_else(|| prompt.embeds.clone());
+        if embeds.len() != prompt.embeds.len() {
+            return Err(NOT_FITTING.into());
+        }
+        let places = Some(prompt.places.clone());
+        let (mut hidden, mut logits) = match observer.layers() {
+            Some(layers) => self.talker.prefill(embeds, places, layers)?,
+            None => self.talker.prefill(embeds, places, &mut Unobserved)?,
+        };
+        let end = loop {
+            let scores = self.choice.scores(&logits);
+            observer.first(&logits, &scores);
+            let chosen = self.choice.first(&scores)?;
+            tokens.push(chosen);
+            let forced = observer.forced(codes.frames());
+            if forced.is_none() && chosen == self.facts.codes.eos {
+                break SpeechEnd::EndMarker;
+            }
+            if forced.is_none() && tokens.len() >= self.max_codes {
+                break SpeechEnd::MaxCodes;
+            }
+            observer.hidden(&hidden);
+            let forced = forced.unwrap_or_default();
+            let first = forced.codes.first().copied().unwrap_or(chosen);
+            self.choice.note(first);
+            let residual = (forced.codes.len() == codes.groups()).then_some(&forced.codes[..]);
+            let from = forced.hidden.as_ref().unwrap_or(&hidden);
+            if from.len() != hidden.len() {
+                return Err(NOT_FITTING.into());
+            }
+            let frame = self
+                .talker
+                .frame(from, (first, residual), self.choice, observer)?;
+            let (mut frame, mut next) = frame?;
+            frame[0] = chosen;
+            codes
+                .push(&frame)
+                .map_err(|_| RunError::Internal("a frame of another number of codes"))?;
+            if sink.frame(&frame).is_break() {
+                break SpeechEnd::Caller;
+            }
+            self.add_text(codes.frames() - 1, &mut next);
+            observer.next(&next);
+            if let Some(forced) = forced.next {
+                next = forced;
+            }
+            (hidden, logits) = self.talker.step(next)?;
+        };
+        Ok((codes, tokens, end))
+    }
+
+    /// The text beside a frame, or what stands where there is none left.
+    fn add_text(&self, step: usize, next: &mut [f32]) {
+        let width = next.len();
+        let text = self.prompt.trailing.chunks_exact(width).nth(step);
+        let text = text.unwrap_or(&self.prompt.tts_pad);
+        next.iter_mut().zip(text).for_each(|(next, x)| *next += x);
+    }
+}

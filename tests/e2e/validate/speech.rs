@@ -1,0 +1,244 @@
+//! `segpack validate` with spoken answers: the official traces, and what changes to traces and
+//! checkpoints do, each at its stage.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::support::checkpoint::fixtures;
+use crate::support::cli::{packed, segpack};
+use crate::support::folders::temp;
+use crate::support::tiny::{Tensor, Tiny, shard_bytes, tensors_of, tiny_full};
+
+fn tiny_speech() -> PathBuf {
+    fixtures().join("tiny-speech")
+}
+
+fn trace_of(name: &str) -> PathBuf {
+    let name = format!("{name}.float32.safetensors");
+    fixtures().join("traces").join(name)
+}
+
+fn validate(pack: &Path, trace: &Path, more: &[&str], status: i32) -> Value {
+    let mut arguments: Vec<_> = ["validate", "--json", "-q", "--reference"]
+        .map(Into::into)
+        .to_vec();
+    arguments.extend([trace.as_os_str().to_owned(), pack.as_os_str().to_owned()]);
+    arguments.extend(more.iter().map(Into::into));
+    crate::support::cli::run(&arguments).exits(status).json()
+}
+
+/// The stages that are out of their gate.
+fn wrong_stages(report: &Value) -> Vec<String> {
+    let stages = report["stages"].as_array().unwrap().iter();
+    let wrong = stages.filter(|row| row["ok"] == false);
+    let mut names: Vec<String> = wrong
+        .map(|row| row["stage"].as_str().unwrap().to_owned())
+        .collect();
+    names.dedup();
+    names
+}
+
+#[test]
+fn the_official_spoken_answers_are_inside_their_gates() {
+    let folder = temp();
+    let (full, speech) = (folder.path().join("full"), folder.path().join("speech"));
+    for name in [&full, &speech] {
+        fs::create_dir(name).unwrap();
+    }
+    let (full, speech) = (packed(&tiny_full(), &full), packed(&tiny_speech(), &speech));
+    for (pack, name) in [
+        (&full, "tiny-full.speech"),
+        (&full, "tiny-full.long"),
+        (&speech, "tiny-speech.speech"),
+    ] {
+        let report = validate(pack, &trace_of(name), &[], 0);
+        assert_eq!(wrong_stages(&report), [""; 0], "{name}");
+        assert_eq!(report["verdict"], "inside", "{name}");
+        let stages = report["stages"].to_string();
+        for stage in [
+            "speech_text",
+            "talker_ids",
+            "talker_embeds",
+            "talker_experts",
+            "talker_shared_gates",
+            "talker_logits",
+            "talker_scores",
+            "talker_suppressed",
+            "talker_hidden",
+            "talker_next",
+            "predictor_logits",
+            "speech_codes",
+        ] {
+            assert!(stages.contains(stage), "{name}: {stage}");
+        }
+    }
+}
+
+#[test]
+fn coded_packs_threads_and_one_expert_speak_the_same_bits() {
+    let folder = temp();
+    let raw = packed(&tiny_speech(), folder.path());
+    let coded = folder.path().join("coded");
+    segpack!["pack", tiny_speech(), "-o", &coded, "--codec", "bf16-rans"].ok();
+    let trace = trace_of("tiny-speech.speech");
+    let wanted = validate(&raw, &trace, &["--threads", "1"], 0);
+    for (pack, more) in [
+        (&raw, ["--threads", "3"]),
+        (&raw, ["--expert-cache", "1"]),
+        (&coded, ["--threads", "2"]),
+        (&coded, ["--expert-cache", "1"]),
+    ] {
+        let seen = validate(pack, &trace, &more, 0);
+        assert_eq!(seen["stages"], wanted["stages"], "{more:?}");
+    }
+}
+
+/// A trace with other tensors.
+fn bent(name: &str, folder: &Path, bend: impl FnOnce(&mut Vec<Tensor>)) -> PathBuf {
+    let source = trace_of(name);
+    let mut tensors = tensors_of(&fs::read(&source).unwrap());
+    bend(&mut tensors);
+    let path = folder.join("bent.safetensors");
+    fs::write(&path, shard_bytes(&tensors)).unwrap();
+    fs::copy(source.with_extension("json"), path.with_extension("json")).unwrap();
+    path
+}
+
+#[test]
+fn a_changed_trace_of_speech_is_caught_at_its_stage() {
+    let folder = temp();
+    let pack = packed(&tiny_full(), folder.path());
+    let changes: [(&str, f32, &str); 9] = [
+        ("talker.trailing", 1e-4, "talker_trailing"),
+        ("talker.position_ids", 1.0, "talker_positions"),
+        ("talker.layer.1.hidden", 1e-3, "talker_layers"),
+        ("talker.layer.0.router_probs", 2e-4, "talker_routers"),
+        ("talker.layer.1.shared_gate", 2e-4, "talker_shared_gates"),
+        ("talker.logits", 4e-4, "talker_logits"),
+        ("talker.scores", 4e-4, "talker_scores"),
+        ("talker.scores", f32::NEG_INFINITY, "talker_suppressed"),
+        ("pred.logits", 6e-4, "predictor_logits"),
+    ];
+    for (name, by, stage) in changes {
+        let trace = bent("tiny-full.speech", folder.path(), |tensors| {
+            let wanted = format!("s00.{name}");
+            let tensor = tensors.iter_mut().find(|t| t.name == wanted).unwrap();
+            let value = &mut tensor.bytes.as_chunks_mut::<4>().0[3];
+            *value = (f32::from_le_bytes(*value) + by).to_le_bytes();
+        });
+        let report = validate(&pack, &trace, &[], 3);
+        assert_eq!(wrong_stages(&report), [stage], "{name}");
+    }
+    // ids that are others
+    for (name, stage) in [
+        ("talker.ids", "talker_ids"),
+        ("talker.layer.0.topk_ids", "talker_experts"),
+        ("talker.tokens", "speech_tokens"),
+    ] {
+        let trace = bent("tiny-full.speech", folder.path(), |tensors| {
+            let wanted = format!("s00.{name}");
+            let tensor = tensors.iter_mut().find(|t| t.name == wanted).unwrap();
+            let id = &mut tensor.bytes.as_chunks_mut::<8>().0[0];
+            *id = (i64::from_le_bytes(*id) ^ 1).to_le_bytes();
+        });
+        let report = validate(&pack, &trace, &[], 3);
+        assert_eq!(wrong_stages(&report), [stage], "{name}");
+    }
+}
+
+/// Bugs of an implementation, made in the checkpoint, which is packed without a complaint: a tensor
+/// that is doubled or emptied, or a number of the configuration.
+#[test]
+fn bugs_made_in_a_talker_are_caught_at_their_stage() {
+    let doubled = |tiny: &mut Tiny, name: &str| {
+        for value in tiny.tensor(name).bytes.as_chunks_mut::<2>().0 {
+            // twice a bf16: one more in the exponent
+            *value = (u16::from_le_bytes(*value) + 0x80).to_le_bytes();
+        }
+    };
+    let weights = [
+        ("talker.text_projection.linear_fc1.bias", "talker_embeds"),
+        ("talker.model.codec_embedding.weight", "talker_embeds"),
+        (
+            "talker.model.layers.0.self_attn.q_norm.weight",
+            "talker_layers",
+        ),
+        (
+            "talker.model.layers.0.mlp.shared_expert_gate.weight",
+            "talker_layers",
+        ),
+        (
+            "talker.model.layers.1.mlp.shared_expert.down_proj.weight",
+            "talker_layers",
+        ),
+        ("talker.model.layers.1.mlp.gate.weight", "talker_layers"),
+        ("talker.model.norm.weight", "talker_logits"),
+        ("talker.codec_head.weight", "talker_logits"),
+        (
+            "talker.code_predictor.model.norm.weight",
+            "predictor_logits",
+        ),
+        ("talker.code_predictor.lm_head.1.weight", "predictor_logits"),
+        (
+            "talker.code_predictor.model.codec_embedding.0.weight",
+            "talker_next",
+        ),
+    ];
+    for (name, stage) in weights {
+        caught(|tiny| doubled(tiny, name), stage, name);
+    }
+    let number = |keys: &'static [&str], value: Value| {
+        move |tiny: &mut Tiny| {
+            let talker = &mut tiny.config["talker_config"];
+            let last = keys.iter().fold(talker, |at, key| &mut at[*key]);
+            *last = value;
+        }
+    };
+    // recorded states are of the right layer: it shows from the prompt on
+    caught(
+        number(&["accept_hidden_layer"], 2.into()),
+        "speech_codes",
+        "accept layer",
+    );
+    caught(
+        number(&["text_config", "norm_topk_prob"], false.into()),
+        "talker_layers",
+        "norm",
+    );
+    caught(
+        number(&["text_config", "num_experts_per_tok"], 3.into()),
+        "talker_layers",
+        "top k",
+    );
+    caught(
+        number(&["codec_eos_token_id"], 167.into()),
+        "talker_suppressed",
+        "end marker",
+    );
+    caught(
+        number(&["codec_pad_id"], 165.into()),
+        "talker_embeds",
+        "pad",
+    );
+    caught(
+        number(&["code_predictor_config", "rope_theta"], 100.into()),
+        "predictor_logits",
+        "theta",
+    );
+}
+
+/// The first stage that is out of its gate.
+fn caught(bend: impl FnOnce(&mut Tiny), stage: &str, what: &str) {
+    let folder = temp();
+    let mut checkpoint = Tiny::read(&tiny_full());
+    bend(&mut checkpoint);
+    let source = folder.path().join("checkpoint");
+    fs::create_dir(&source).unwrap();
+    let pack = packed(&checkpoint.write(&source), folder.path());
+    let report = validate(&pack, &trace_of("tiny-full.speech"), &["--no-digests"], 3);
+    let wrong = wrong_stages(&report);
+    // codes that are chosen from the prompt on are others, too; they are the last stages
+    assert!(wrong.iter().any(|w| w == stage), "{what}: {wrong:?}");
+}
