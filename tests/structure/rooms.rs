@@ -24,7 +24,7 @@ const HOUSES: [House; 4] = [
         floors: &[
             &["error"],
             &["io", "digest", "numeric", "strict_json"],
-            &["codec", "gguf", "npy", "safetensors"],
+            &["codec", "gguf", "npy", "safetensors", "wav"],
             &["pack"],
         ],
         exceptions: &[

@@ -11,3 +11,4 @@ mod numbers;
 #[cfg(target_os = "linux")]
 mod session_media;
 mod thinker;
+mod vocode;
