@@ -14,7 +14,7 @@ use crate::documents::{
 use crate::families::{self, Expected, ExpectedDtype, Family, Presence};
 use crate::name_index::NameIndex;
 use crate::names::{Class, Classification, Component, Part};
-use crate::quantization::Quantization;
+use crate::quantization::{Quantization, StoredParts};
 
 /// The tensors of one weight file, as its header lists them.
 #[derive(Debug, Clone, Copy)]
@@ -137,7 +137,10 @@ pub(crate) fn audit_listed(
     }
     check_index(checkpoint, &tensors, &mut findings);
     let complete = check_complete(checkpoint, family, &tensors, options, &mut findings);
-    let may_be_unclassified = options.allow_unclassified || (options.allow_unaudited && !complete);
+    // of an unknown family no rule names anything: one finding says so
+    let is_unknown = family.is_none() && checkpoint.config.is_some();
+    let may_be_unclassified =
+        is_unknown || options.allow_unclassified || (options.allow_unaudited && !complete);
     if !may_be_unclassified {
         report_unclassified(checkpoint, &tensors, &mut findings);
     }
@@ -182,15 +185,14 @@ fn stated(config: &Value, key: &str) -> String {
 }
 
 fn unknown_family(config: &Value) -> Finding {
-    let known: Vec<&str> = Family::all().map(Family::as_str).collect();
-    Finding::new(FindingKind::BadConfig)
+    Finding::new(FindingKind::UnknownFamily)
         .file("config.json")
         .seen(format!(
             "model_type {}, architectures {}",
             stated(config, "model_type"),
             stated(config, "architectures")
         ))
-        .wanted(known.join(" or "))
+        .wanted("a model_type or an architecture that this version knows")
 }
 
 fn list_tensors(checkpoint: &Described<'_>, family: Option<Family>) -> Vec<InventoryTensor> {
@@ -198,16 +200,42 @@ fn list_tensors(checkpoint: &Described<'_>, family: Option<Family>) -> Vec<Inven
     let mut tensors = Vec::with_capacity(count);
     for (shard, contents) in checkpoint.shards.iter().enumerate() {
         let listed = contents.tensors.iter().cloned();
-        tensors.extend(listed.map(|t| list_tensor(t, shard, family)));
+        tensors.extend(listed.map(|t| list_tensor(t, shard, Classifier::of(family))));
     }
     tensors
+}
+
+/// What says what tensors are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Classifier {
+    /// The rules of a family.
+    Rules(Family),
+    /// A guess at which belong to experts.
+    Guess,
+    /// Nothing: packs of models of unknown families were made so before there was a guess.
+    Nothing,
+}
+
+impl Classifier {
+    pub(crate) fn of(family: Option<Family>) -> Self {
+        family.map_or(Self::Guess, Self::Rules)
+    }
+
+    fn classify(self, name: &str) -> Classification {
+        let unclassified = Classification::UNCLASSIFIED;
+        match self {
+            Self::Rules(family) => family.classify(name).unwrap_or(unclassified),
+            Self::Guess => families::guess::classify(name),
+            Self::Nothing => unclassified,
+        }
+    }
 }
 
 /// A tensor of a header, as the family's rules classify it.
 pub(crate) fn list_tensor(
     stored: safetensors::TensorEntry,
     shard: usize,
-    family: Option<Family>,
+    classifier: Classifier,
 ) -> InventoryTensor {
     let Classification {
         component,
@@ -215,9 +243,7 @@ pub(crate) fn list_tensor(
         part,
         layer,
         expert,
-    } = family
-        .and_then(|f| f.classify(&stored.name))
-        .unwrap_or(Classification::UNCLASSIFIED);
+    } = classifier.classify(&stored.name);
     InventoryTensor {
         name: stored.name,
         dtype: stored.dtype,
@@ -368,16 +394,26 @@ fn compare_expected(
     let dtype = families::expected_dtype(config);
     let quantization = Quantization::of_config(config);
     let (present, unread, tensors) = (compared.present, compared.unread, compared.tensors);
+    let dtype_of = |name: &str| {
+        let number = present.find(tensors, |t| &t.name, name)?;
+        Some(tensors[number].dtype)
+    };
+    let stored = match &quantization {
+        Ok(Some(_)) => StoredParts::of(tensors.iter().map(|t| (t.name.as_str(), t.role))),
+        _ => StoredParts::default(),
+    };
     let is_present =
         |name: &str| present.find(tensors, |t| &t.name, name).is_some() || unread.names(name);
     let mut compare = |mut expected: Expected| {
         if let Ok(Some(dtype)) = dtype {
-            expected.dtype = ExpectedDtype::One(dtype);
+            expected.dtype = expected.dtype.stated(dtype);
         }
         match &quantization {
             Ok(Some(quantization)) => {
-                let tensors = quantization.tensors_of(expected).into_iter();
-                tensors.for_each(|expected| compared.compare(&expected));
+                let tensors = quantization.tensors_of(expected, &dtype_of, &stored);
+                tensors
+                    .iter()
+                    .for_each(|expected| compared.compare(expected));
             }
             _ => compared.compare(&expected),
         }
@@ -414,7 +450,7 @@ fn bad_config(error: &families::ConfigError) -> Finding {
 fn not_audited(checkpoint: &Listed<'_>) -> Finding {
     let why = match checkpoint.config {
         None => "there is no config.json",
-        Some(_) => "the family is unknown",
+        Some(_) => "the family is unknown (experts are grouped by a guess at their names)",
     };
     let seen = format!("{why}: whether tensors are missing is unknown");
     Finding::new(FindingKind::NotAudited).seen(seen)
@@ -477,7 +513,7 @@ struct Compared<'a> {
 
 impl Compared<'_> {
     fn compare(&mut self, e: &Expected) {
-        self.has_dtypes |= e.dtype != ExpectedDtype::Any;
+        self.has_dtypes |= !matches!(e.dtype, ExpectedDtype::Any | ExpectedDtype::AnyOrF32);
         let tensors = self.tensors;
         match self.present.find(tensors, |t| &t.name, &e.name) {
             Some(number) => {
@@ -532,7 +568,7 @@ impl Compared<'_> {
     }
 
     fn compare_one(&mut self, e: &Expected, tensor: &InventoryTensor) {
-        if tensor.shape != e.shape {
+        if !e.allows_shape(&tensor.shape) {
             let finding = self.about(FindingKind::MisshapedTensor, tensor);
             let finding = finding.seen(format!("shape {:?}", tensor.shape));
             self.findings.push(finding.wanted(format!("{:?}", e.shape)));

@@ -17,7 +17,7 @@ use crate::documents::{
 };
 use crate::families::{FamilyName, UnstackError};
 use crate::folder::paths::PACKS;
-use crate::names::{Classification, Component, Role};
+use crate::names::{Classification, Component};
 
 /// Why no plan can be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -106,7 +106,7 @@ impl Selection {
 }
 
 /// Order of groups outside the layers: those up to [`BEFORE_LAYERS`] come before them.
-const GROUPS: [&str; 18] = [
+const GROUPS: [&str; 19] = [
     "embed_tokens",
     "codec_embedding",
     "stem", // before the layers
@@ -116,6 +116,7 @@ const GROUPS: [&str; 18] = [
     "experts",
     "shared_expert",
     "mlp",
+    "mtp",
     "block", // inside
     "mergers",
     "upsample",
@@ -224,13 +225,9 @@ impl Iterator for PackPlanner<'_> {
 
 /// The pack of a stored tensor; that of all its experts, where it stacks them.
 fn pack_of(stored: &InventoryTensor) -> PackKey {
-    let is_of_experts = stored.expert.is_some() || is_stacked(stored.role);
+    let is_of_experts = stored.expert.is_some() || stored.role.is_stacked();
     let experts_of = stored.layer.filter(|_| is_of_experts);
     (stored.component, experts_of)
-}
-
-fn is_stacked(role: Role) -> bool {
-    matches!(role, Role::ExpertGateUpStacked | Role::ExpertDownStacked)
 }
 
 fn plan_pack(
@@ -281,7 +278,7 @@ fn place(
         offset: stored.offset + offset,
         length,
     };
-    if !is_stacked(stored.role) {
+    if !stored.role.is_stacked() {
         placed.push(put(
             whole,
             stored.name.clone(),
@@ -296,7 +293,9 @@ fn place(
         .family
         .and_then(FamilyName::family)
         .and_then(|family| {
-            family.unstack(&stored.name, &stored.shape, stored.dtype.bitsize() as u64)
+            let bits = stored.dtype.bitsize() as u64;
+            let experts = || inventory.routed_experts(stored);
+            family.unstack(&stored.name, &stored.shape, bits, &experts)
         })
         .ok_or_else(|| PlanError::NoStackRule { tensor: tensor() })?
         .map_err(|source| PlanError::Stacked {
@@ -351,8 +350,8 @@ fn segment_key(what: Classification, name: &str) -> SegmentKey {
         .position(|g| *g == group)
         .unwrap_or(GROUPS.len());
     let id = match (layer, expert) {
-        _ if component == Component::Unclassified => format!("{component}.{name}"),
         (Some(layer), Some(expert)) => format!("{component}.layers.{layer}.experts.{expert}"),
+        _ if component == Component::Unclassified => format!("{component}.{name}"),
         (Some(layer), None) => format!("{component}.layers.{layer}.{group}"),
         _ => format!("{component}.{group}"),
     };
@@ -447,7 +446,7 @@ fn natural(name: &str) -> Vec<(u64, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::names::Part;
+    use crate::names::{Part, Role};
 
     #[test]
     fn names_sort_by_number() {

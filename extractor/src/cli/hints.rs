@@ -146,7 +146,8 @@ pub(super) fn of_validation(report: &ValidateReport) -> Option<String> {
 fn of_unaudited_checkpoint(findings: &[Finding]) -> Option<String> {
     let mut errors = findings.iter().filter(|f| f.severity == Severity::Error);
     let hint = "--allow-unaudited or --allow-unclassified takes the checkpoint as it is";
-    let only = !findings.is_empty() && errors.all(|f| f.kind == FindingKind::NotAudited);
+    let is_unknown = |kind| matches!(kind, FindingKind::NotAudited | FindingKind::UnknownFamily);
+    let only = !findings.is_empty() && errors.all(|f| is_unknown(f.kind));
     only.then(|| hint.to_owned())
 }
 
@@ -159,6 +160,9 @@ fn of_finding(finding: &Finding) -> Option<&'static str> {
             Some("--allow-unclassified takes the checkpoint as it is")
         }
         FindingKind::NotAudited => Some("--allow-unaudited accepts that"),
+        FindingKind::UnknownFamily => Some(
+            "--allow-unclassified packs it all the same, experts grouped by a guess at their names",
+        ),
         FindingKind::GitLfsPointer => Some("fetch the file with `git lfs pull`"),
         FindingKind::DiffersFromHub => Some("download the file again"),
         FindingKind::DamagedTensor

@@ -30,6 +30,9 @@ pub(super) struct Args {
     tolerate: Tolerate,
     #[command(flatten)]
     sizes: SizeArgs,
+    /// List findings one by one instead of grouping those about tensors of one kind
+    #[arg(long, help_heading = OUTPUT)]
+    all: bool,
     /// Print the inventory as JSON (schemas/inventory.schema.json)
     #[arg(long, help_heading = OUTPUT)]
     json: bool,
@@ -39,7 +42,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let (checkpoint, inventory) = scan(&args.checkpoint, args.tolerate.options())?;
     let root = checkpoint.root.display().to_string();
     context.terminal.document(&inventory, args.json, |i| {
-        text::scan(i, &root, args.sizes.sizes())
+        text::scan(i, &root, args.sizes.sizes(), args.all)
     })?;
     context.terminal.hint(of_findings(&inventory.findings));
     Ok(Exit::of(!Finding::any_error(&inventory.findings)))

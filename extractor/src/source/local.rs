@@ -16,6 +16,7 @@ use segpack_formats::safetensors::{Shard, ShardIndex, check_relative_path};
 use segpack_formats::strict_json::UniqueEntries;
 use segpack_manifests::documents::{Finding, FindingKind, LeftOut, Provenance, SideFile};
 use segpack_manifests::folder::{PARTIAL, SHARD_HEADERS, max_source_bytes};
+use segpack_manifests::quantization::{self, ANNOUNCEMENTS};
 use serde_json::Value;
 use walkdir::{DirEntry, WalkDir};
 
@@ -537,6 +538,20 @@ impl Checkpoint {
         });
     }
 
+    /// Adds what files beside `config.json` announce. One that cannot be used announces nothing.
+    fn complete(&mut self, config: &mut Value) {
+        for file in ANNOUNCEMENTS {
+            let path = self.root.join(file);
+            let Ok(json) = read_limited(&path, max_source_bytes(file)) else {
+                continue;
+            };
+            self.parsed.insert(file.to_owned(), Sha256::of(&json));
+            if let Ok(contents) = serde_json::from_slice(&json) {
+                quantization::announce(config, file, &contents);
+            }
+        }
+    }
+
     fn read_config(&mut self) {
         let path = self.root.join(CONFIG);
         match path.try_exists() {
@@ -563,7 +578,11 @@ impl Checkpoint {
         };
         self.parsed.insert(CONFIG.to_owned(), Sha256::of(&json));
         match serde_json::from_slice::<UniqueEntries<Value>>(&json) {
-            Ok(entries) => self.config = Some(Value::Object(entries.0.into_iter().collect())),
+            Ok(entries) => {
+                let mut config = Value::Object(entries.0.into_iter().collect());
+                self.complete(&mut config);
+                self.config = Some(config);
+            }
             Err(e) => {
                 let what = format!("is not a JSON object: {e}");
                 self.findings

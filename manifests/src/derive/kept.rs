@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::Pack;
 use crate::documents::{Finding, FindingKind, SourceFile, SourceFileKind};
+use crate::quantization::{self, ANNOUNCEMENTS};
 
 const CONFIG: &str = "config.json";
 const INDEX_ENDING: &str = ".safetensors.index.json";
@@ -19,6 +20,8 @@ const MAX_KEPT_BYTES: u64 = MAX_HEADER_BYTES + 8;
 pub struct Kept {
     /// `config.json`.
     pub config: Option<Value>,
+    /// What files beside it announce of the quantisation.
+    announced: Vec<(String, Value)>,
     /// The index of the shards.
     pub index: Option<ShardIndex>,
     /// The shards, in the order of their names.
@@ -63,6 +66,13 @@ impl Kept {
                 errors.push(error);
             }
         }
+        // a file that is no JSON announces nothing
+        let announced = kept.announced.iter();
+        for (file, contents) in announced {
+            if let Some(config) = &mut kept.config {
+                quantization::announce(config, file, contents);
+            }
+        }
         kept.shards.sort_by(|a, b| a.path.cmp(&b.path));
         if errors.is_empty() {
             Ok(kept)
@@ -73,8 +83,7 @@ impl Kept {
 
     /// Which files of a pack these are.
     pub fn files(all: &[SourceFile]) -> impl Iterator<Item = &SourceFile> {
-        all.iter()
-            .filter(|f| f.kind == SourceFileKind::Shard || f.path == CONFIG || is_index(&f.path))
+        all.iter().filter(|f| is_read(f))
     }
 
     fn add(&mut self, pack: &Pack, file: &SourceFile) -> Result<(), KeptError> {
@@ -85,6 +94,10 @@ impl Kept {
             let entries: UniqueEntries<Value> = serde_json::from_slice(&bytes)
                 .map_err(|e| wrong(file, FindingKind::BadConfig, &e))?;
             self.config = Some(Value::Object(entries.0.into_iter().collect()));
+        } else if ANNOUNCEMENTS.contains(&file.path.as_str()) {
+            let contents = serde_json::from_slice(&bytes).ok();
+            self.announced
+                .extend(contents.map(|c| (file.path.clone(), c)));
         } else {
             let several = "is one of several indexes; wanted one";
             if self.index.is_some() {
@@ -96,6 +109,13 @@ impl Kept {
         }
         Ok(())
     }
+}
+
+/// Whether a file says which tensors there are.
+fn is_read(file: &SourceFile) -> bool {
+    let path = file.path.as_str();
+    let of_model = path == CONFIG || ANNOUNCEMENTS.contains(&path);
+    file.kind == SourceFileKind::Shard || of_model || is_index(path)
 }
 
 fn is_index(path: &str) -> bool {

@@ -20,12 +20,13 @@ use serde_json::{Map, Value};
 
 pub use kept::{Kept, KeptError, KeptShard};
 
-use crate::audit::{Audit, AuditOptions, Listed, audit_listed, family_of, list_tensor};
+use crate::audit::{Audit, AuditOptions, Classifier, Listed, audit_listed, family_of, list_tensor};
 use crate::documents::{
     Completeness, Finding, FindingKind, GENERATOR, Inventory, Manifest, ModelFacts, Severity,
     SourceShard,
 };
 use crate::families::{Family, FamilyName};
+use crate::names::Component;
 use writer::is_newer;
 pub use writer::newest_writer;
 
@@ -52,7 +53,7 @@ pub fn derive(manifest: &Manifest, mut kept: Kept) -> Derivation {
     let mut findings = Vec::new();
     findings.extend(missing_shards(&kept));
     record::compare(manifest, &kept, &mut findings);
-    let mut audit = audit_kept(&mut kept);
+    let mut audit = audit_kept(manifest, &mut kept);
     kept.index = None;
     let known = compare_model(manifest, &kept, audit.family, &mut findings);
     let complete = audit.complete && known;
@@ -76,16 +77,31 @@ pub fn derive(manifest: &Manifest, mut kept: Kept) -> Derivation {
     }
 }
 
+/// Whether the build that made the pack did not know the family, and so classified nothing. This one
+/// may know it: the pack is still what it says it is.
+fn is_unclassified(manifest: &Manifest) -> bool {
+    let mut tensors = manifest.tensors.iter();
+    let all = tensors.all(|t| t.component == Component::Unclassified);
+    manifest.model.family.is_none() && all
+}
+
 /// The audit of a checkpoint that has these headers, from which it takes the tensors.
-fn audit_kept(kept: &mut Kept) -> Audit {
+fn audit_kept(manifest: &Manifest, kept: &mut Kept) -> Audit {
     let headers = kept.shards.iter().map(|shard| &shard.header);
     let names = headers.flat_map(|header| &header.tensors);
-    let family = family_of(kept.config.as_ref(), names.map(|t| t.name.as_str()));
+    let family = match is_unclassified(manifest) {
+        true => None,
+        false => family_of(kept.config.as_ref(), names.map(|t| t.name.as_str())),
+    };
+    let classifier = match family {
+        None if manifest.tensors.iter().all(|t| t.expert.is_none()) => Classifier::Nothing,
+        _ => Classifier::of(family),
+    };
     let count = kept.shards.iter().map(|s| s.header.tensors.len()).sum();
     let mut tensors = Vec::with_capacity(count);
     for (number, shard) in kept.shards.iter_mut().enumerate() {
         let stored = std::mem::take(&mut shard.header.tensors).into_iter();
-        tensors.extend(stored.map(|t| list_tensor(t, number, family)));
+        tensors.extend(stored.map(|t| list_tensor(t, number, classifier)));
     }
     let listed = Listed {
         config: kept.config.as_ref(),

@@ -257,6 +257,11 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// The first of its keys.
+    pub(crate) fn first_key(&self) -> Option<&'a str> {
+        self.keys.keys().next().map(String::as_str)
+    }
+
     /// What is there under a key, if it is not null.
     pub(crate) fn value(&self, key: &str) -> Option<&'a Value> {
         self.get(key)

@@ -22,10 +22,16 @@ pub enum Presence {
 pub enum ExpectedDtype {
     /// The configuration does not say.
     Any,
+    /// The configuration does not say; F32, whatever it says of the others.
+    AnyOrF32,
     /// This one.
     One(Dtype),
     /// One of two, as publishers differ.
     Either(Dtype, Dtype),
+    /// F32, BF16 or F16.
+    Float,
+    /// Integers of 32 or 64 bits.
+    Integer,
 }
 
 impl ExpectedDtype {
@@ -33,9 +39,22 @@ impl ExpectedDtype {
     #[must_use]
     pub fn allows(self, dtype: Dtype) -> bool {
         match self {
-            Self::Any => true,
+            Self::Any | Self::AnyOrF32 => true,
             Self::One(one) => dtype == one,
             Self::Either(one, other) => dtype == one || dtype == other,
+            Self::Float => matches!(dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16),
+            Self::Integer => matches!(dtype, Dtype::I32 | Dtype::I64),
+        }
+    }
+}
+
+impl ExpectedDtype {
+    /// The same, now that the configuration says what its weights are.
+    #[must_use]
+    pub fn stated(self, dtype: Dtype) -> Self {
+        match self {
+            Self::AnyOrF32 => Self::Either(dtype, Dtype::F32),
+            _ => Self::One(dtype),
         }
     }
 }
@@ -43,9 +62,11 @@ impl ExpectedDtype {
 impl fmt::Display for ExpectedDtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Any => f.write_str("any dtype"),
+            Self::Any | Self::AnyOrF32 => f.write_str("any dtype"),
             Self::One(one) => one.fmt(f),
             Self::Either(one, other) => write!(f, "{one} or {other}"),
+            Self::Float => f.write_str("F32, BF16 or F16"),
+            Self::Integer => f.write_str("I32 or I64"),
         }
     }
 }
@@ -57,12 +78,26 @@ pub struct Expected {
     pub name: String,
     /// Its shape; a Linear is `[out, in]`.
     pub shape: Vec<u64>,
+    /// Another shape that some publishers give it, 0 standing for any size.
+    pub or_shape: Option<Vec<u64>>,
     /// Its dtype.
     pub dtype: ExpectedDtype,
     /// Whether it may be left out.
     pub presence: Presence,
     /// What it is.
     pub classification: Classification,
+}
+
+impl Expected {
+    /// Whether it may have this shape.
+    #[must_use]
+    pub fn allows_shape(&self, shape: &[u64]) -> bool {
+        let is_other = |other: &Vec<u64>| {
+            let mut sides = other.iter().zip(shape);
+            other.len() == shape.len() && sides.all(|(wanted, side)| *wanted == 0 || wanted == side)
+        };
+        self.shape == shape || self.or_shape.as_ref().is_some_and(is_other)
+    }
 }
 
 /// Takes the tensors that a configuration calls for, one by one: all of a large model at once are

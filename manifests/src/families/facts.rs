@@ -10,7 +10,7 @@ use super::blocks::moe::layers_with_experts;
 use super::config::{ConfigError, MAX_SIZE, Section};
 
 /// What RMS norms may add to a mean square: not 0 in f32, and not so much that it hides the values.
-const RMS_NORM_EPS: RangeInclusive<f64> = 1e-30..=1.0;
+pub(crate) const RMS_NORM_EPS: RangeInclusive<f64> = 1e-30..=1.0;
 /// Bases of rotary frequencies: those of a smaller one grow, of a greater one nothing is left.
 const ROPE_THETA: RangeInclusive<f64> = 1.0..=1e15;
 /// Factors by which positions are scaled.
@@ -115,7 +115,7 @@ impl TextFacts {
 
 /// transformers 4: `rope_theta` beside `rope_scaling`; transformers 5: all of it in
 /// `rope_parameters`.
-fn read_rope(section: &Section<'_>, default: f64) -> Result<(f64, String), ConfigError> {
+pub(crate) fn read_rope(section: &Section<'_>, default: f64) -> Result<(f64, String), ConfigError> {
     let beside = section.number("rope_theta", default, ROPE_THETA)?;
     let key = section.either("rope_parameters", "rope_scaling");
     if !section.has(key) {

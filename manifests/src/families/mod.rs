@@ -6,11 +6,14 @@ mod blocks;
 pub(crate) mod config;
 pub(crate) mod expected;
 mod facts;
+pub(crate) mod guess;
 mod media;
 mod models;
 mod name;
+mod packed;
 mod rewrite;
 mod rules;
+mod sizes;
 mod sound;
 mod speech;
 
@@ -70,6 +73,8 @@ pub(crate) struct FamilyRow {
     as_causal_lm: fn(&Value, Option<&Value>) -> Result<Value, ConfigError>,
     /// The configuration of some of its components.
     partial_config: fn(&Value, &BTreeSet<Component>) -> PartialConfig,
+    /// Whether the runtime computes its decoder.
+    is_run: bool,
 }
 
 type ExpectedBy =
@@ -260,6 +265,13 @@ impl Family {
         (self.0.as_causal_lm)(config, generation)
     }
 
+    /// Whether the runtime computes its decoder; the others are taken apart, audited, checked and
+    /// restored.
+    #[must_use]
+    pub fn is_run(self) -> bool {
+        self.0.is_run
+    }
+
     /// What `config.json` has to say of some components of a model.
     #[must_use]
     pub fn partial_config(self, config: &Value, components: &BTreeSet<Component>) -> PartialConfig {
@@ -267,7 +279,8 @@ impl Family {
     }
 
     /// The per-expert matrices inside a tensor that stacks experts, in order of their bytes; `None`
-    /// when the name is not that of a stacked tensor. `shape` is `[experts, 2 x moe_intermediate,
+    /// when the name is not that of a stacked tensor. `experts` is how many the layer's router
+    /// chooses from, asked where the shape does not say. `shape` is `[experts, 2 x moe_intermediate,
     /// hidden]` (gate rows, then up rows) or `[experts, hidden, moe_intermediate]`, by the rule for
     /// the name.
     #[must_use]
@@ -276,8 +289,14 @@ impl Family {
         name: &str,
         shape: &[u64],
         dtype_bits: u64,
+        experts: &dyn Fn() -> Option<u64>,
     ) -> Option<Result<Vec<Slice>, UnstackError>> {
-        self.0.rules.unstack(name, shape, dtype_bits)
+        let rules = &self.0.rules;
+        let own = rules.unstack((name, "", None), shape, dtype_bits, experts);
+        own.or_else(|| {
+            let (stack, suffix, part) = quantization::stack_of_part(name)?;
+            rules.unstack((stack, suffix, Some(part)), shape, dtype_bits, experts)
+        })
     }
 }
 
@@ -352,6 +371,10 @@ pub fn logical_parameter_count<'a>(tensors: impl IntoIterator<Item = &'a Classif
         let goes_in = match tensor.role {
             Role::ExpertGate | Role::ExpertUp | Role::ExpertGateUp => true,
             Role::ExpertGateUpStacked => true,
+            Role::ExpertGateStacked | Role::ExpertUpStacked => {
+                others += 1;
+                continue;
+            }
             Role::ExpertDown | Role::ExpertDownStacked => false,
             _ => {
                 others += 1;

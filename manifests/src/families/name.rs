@@ -27,20 +27,23 @@ impl FamilyName {
         Family::named(self.as_str())
     }
 
-    /// The family, for what cannot do without knowing it.
+    /// The family, for what computes its decoder.
     ///
     /// # Errors
-    /// Names the family, and those that this build knows.
+    /// Names the family, and those that this build runs.
     pub fn known_family(name: Option<Self>) -> Result<Family, UnknownFamily> {
         let name = name.ok_or_else(|| UnknownFamily::NotSaid { known: known() })?;
         let known = known();
-        name.family().ok_or(UnknownFamily::Unknown { name, known })
+        name.family()
+            .filter(|family| family.is_run())
+            .ok_or(UnknownFamily::Unknown { name, known })
     }
 }
 
-/// The names of all families that this build knows.
+/// The names of all families that this build runs.
 fn known() -> String {
-    let names: Vec<&str> = Family::all().map(Family::as_str).collect();
+    let all = Family::all().filter(|family| family.is_run());
+    let names: Vec<&str> = all.map(Family::as_str).collect();
     names.join(", ")
 }
 

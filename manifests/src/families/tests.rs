@@ -644,7 +644,10 @@ fn slices_tile_the_stacked_tensor() {
         (qwen3_omni_moe(), "talker."),
     ] {
         let stacked = format!("{prefix}model.layers.7.mlp.experts.gate_up_proj");
-        let slices = family.unstack(&stacked, &[4, 48, 64], 16).unwrap().unwrap();
+        let slices = family
+            .unstack(&stacked, &[4, 48, 64], 16, &|| None)
+            .unwrap()
+            .unwrap();
         assert_eq!(slices.len(), 8);
         let mut end = 0;
         for slice in &slices {
@@ -665,7 +668,10 @@ fn slices_tile_the_stacked_tensor() {
             format!("{prefix}model.layers.7.mlp.experts.2.up_proj.weight")
         );
         let stacked = format!("{prefix}model.layers.7.mlp.experts.down_proj");
-        let slices = family.unstack(&stacked, &[4, 64, 24], 32).unwrap().unwrap();
+        let slices = family
+            .unstack(&stacked, &[4, 64, 24], 32, &|| None)
+            .unwrap()
+            .unwrap();
         assert_eq!(
             (slices.len(), slices[3].offset, slices[3].length),
             (4, 3 * 64 * 24 * 4, 64 * 24 * 4)
@@ -680,7 +686,7 @@ fn slices_tile_the_stacked_tensor() {
 #[test]
 fn unstacking_refuses_what_cannot_be_cut() {
     let name = "model.layers.0.mlp.experts.gate_up_proj";
-    let unstack = |shape: &[u64], bits| qwen3_moe().unstack(name, shape, bits).unwrap();
+    let unstack = |shape: &[u64], bits| qwen3_moe().unstack(name, shape, bits, &|| None).unwrap();
     assert_eq!(
         unstack(&[4, 47, 64], 16).unwrap_err().to_string(),
         "stacked tensor model.layers.0.mlp.experts.gate_up_proj of shape [4, 47, 64] with 16 bits each: \
@@ -707,8 +713,11 @@ fn unstacking_refuses_what_cannot_be_cut() {
         );
     }
     assert_eq!(unstack(&[0, 48, 64], 16), Ok(Vec::new()));
-    assert_eq!(qwen3_moe().unstack("model.norm.weight", &[64], 16), None);
-    assert_eq!(qwen3_moe().unstack("what", &[64], 16), None);
+    assert_eq!(
+        qwen3_moe().unstack("model.norm.weight", &[64], 16, &|| None),
+        None
+    );
+    assert_eq!(qwen3_moe().unstack("what", &[64], 16, &|| None), None);
 }
 
 #[test]

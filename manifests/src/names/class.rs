@@ -22,6 +22,8 @@ words! {
         SharedExpert = "shared_expert",
         /// MLPs of dense layers.
         DenseMlp = "dense_mlp",
+        /// What layers that predict later tokens have beside ordinary layers.
+        Mtp = "mtp",
         /// Output heads, over tokens or codes.
         LmHead = "lm_head",
         /// Projections between thinker and talker.
@@ -58,7 +60,9 @@ impl Class {
             Component::ThinkerVision => Self::Vision,
             Component::Code2wav => Self::Code2wav,
             Component::Unclassified => Self::Unclassified,
-            Component::Text | Component::ThinkerText => Self::in_decoder(role),
+            Component::Vision => Self::Vision,
+            Component::Text | Component::TextMtp => Self::in_decoder(role),
+            Component::ThinkerText => Self::in_decoder(role),
             Component::TalkerText | Component::TalkerCodePredictor => Self::in_decoder(role),
             Component::Other(_) => Self::in_decoder(role),
         }
@@ -70,17 +74,23 @@ impl Class {
             Role::AttentionQ | Role::AttentionK | Role::AttentionV | Role::AttentionO => {
                 Self::Attention
             }
+            Role::AttentionQkv | Role::AttentionQA | Role::AttentionQB => Self::Attention,
+            Role::AttentionKvA | Role::AttentionKvB | Role::AttentionSink => Self::Attention,
+            Role::Indexer | Role::LinearAttention | Role::Rotary => Self::Attention,
             Role::QNorm | Role::KNorm | Role::InputNorm | Role::PostAttentionNorm => Self::Norms,
+            Role::QANorm | Role::KvANorm => Self::Norms,
             Role::FinalNorm => Self::FinalNorm,
-            Role::Router => Self::Router,
+            Role::Router | Role::RouterBias => Self::Router,
             Role::ExpertGate | Role::ExpertUp | Role::ExpertDown => Self::Experts,
             Role::ExpertGateUp => Self::Experts,
             Role::ExpertGateUpStacked | Role::ExpertDownStacked => Self::Experts,
+            Role::ExpertGateStacked | Role::ExpertUpStacked => Self::Experts,
             Role::SharedExpertGate | Role::SharedExpertUp | Role::SharedExpertDown => {
                 Self::SharedExpert
             }
-            Role::SharedExpertRouter => Self::SharedExpert,
+            Role::SharedExpertRouter | Role::SharedExpertGateUp => Self::SharedExpert,
             Role::MlpGate | Role::MlpUp | Role::MlpDown => Self::DenseMlp,
+            Role::Mtp => Self::Mtp,
             Role::LmHead | Role::CodecHead => Self::LmHead,
             Role::Projection | Role::Merger => Self::Projections,
             Role::AudioBlock => Self::Audio,

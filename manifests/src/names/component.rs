@@ -8,6 +8,10 @@ words! {
     Component, display as_str {
         /// The decoder of a plain MoE checkpoint.
         Text = "text",
+        /// Layers of their own that predict later tokens.
+        TextMtp = "text.mtp",
+        /// The vision encoder of a model that also reads text.
+        Vision = "vision",
         /// The thinker's decoder, with its embedding and head.
         ThinkerText = "thinker.text",
         /// The thinker's audio encoder.
@@ -56,7 +60,7 @@ mod tests {
         );
         assert_eq!(below("thinker.text"), ["thinker.text"]);
         assert_eq!(below("talker"), ["talker.text", "talker.code_predictor"]);
-        assert_eq!(below("text"), ["text"]);
+        assert_eq!(below("text"), ["text", "text.mtp"]);
         for nothing in [
             "",
             "think",

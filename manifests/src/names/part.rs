@@ -12,6 +12,18 @@ words! {
         Bias = "bias",
         /// What quantised values are multiplied by.
         Scale = "scale",
+        /// What the scales of blocks are multiplied by.
+        GlobalScale = "global_scale",
+        /// What the activations are divided by.
+        InputScale = "input_scale",
+        /// The values that codes stand for.
+        Codebook = "codebook",
+        /// What quantised scales are multiplied by.
+        NestedScale = "nested_scale",
+        /// The values that quantised scales stand for.
+        NestedCodebook = "nested_codebook",
+        /// Settings of the quantisation of this weight.
+        State = "state",
         /// What is subtracted from quantised values before they are scaled.
         ZeroPoint = "zero_point",
         /// The group of each column, where groups are not contiguous.

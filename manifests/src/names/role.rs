@@ -16,16 +16,40 @@ words! {
         AttentionV = "attention_v",
         /// Output projection of the attention.
         AttentionO = "attention_o",
+        /// Query, key and value projections in one.
+        AttentionQkv = "attention_qkv",
+        /// Compression of queries, `[rank, hidden]`.
+        AttentionQA = "attention_q_a",
+        /// Queries from their compressed form.
+        AttentionQB = "attention_q_b",
+        /// Compression of keys and values, with the rotated part of a key.
+        AttentionKvA = "attention_kv_a",
+        /// Keys and values from their compressed form.
+        AttentionKvB = "attention_kv_b",
+        /// Learned sinks of the attention, one for each head.
+        AttentionSink = "attention_sink",
+        /// The indexer that picks the tokens to attend to.
+        Indexer = "indexer",
+        /// Anything of a linear attention, a state space or a convolution in the place of attention.
+        LinearAttention = "linear_attention",
+        /// Rotary frequencies, where they are stored.
+        Rotary = "rotary",
         /// RMS norm of each query head, `[head_dim]`.
         QNorm = "q_norm",
         /// RMS norm of each key head, `[head_dim]`.
         KNorm = "k_norm",
+        /// Norm of compressed queries.
+        QANorm = "q_a_norm",
+        /// Norm of compressed keys and values.
+        KvANorm = "kv_a_norm",
         /// Norm before the attention, `[hidden]`.
         InputNorm = "input_norm",
         /// Norm before the MLP or the experts, `[hidden]`.
         PostAttentionNorm = "post_attention_norm",
         /// Router, `[experts, hidden]`.
         Router = "router",
+        /// What is added to the router's scores for the choice of experts.
+        RouterBias = "router_bias",
         /// An expert's gate projection, `[moe_intermediate, hidden]`.
         ExpertGate = "expert_gate",
         /// An expert's up projection, `[moe_intermediate, hidden]`.
@@ -38,12 +62,18 @@ words! {
         /// Gate and up projections of all experts of a layer, `[experts, 2 x moe_intermediate,
         /// hidden]`.
         ExpertGateUpStacked = "expert_gate_up_stacked",
+        /// Gate projections of all experts of a layer.
+        ExpertGateStacked = "expert_gate_stacked",
+        /// Up projections of all experts of a layer.
+        ExpertUpStacked = "expert_up_stacked",
         /// Down projections of all experts of a layer, `[experts, hidden, moe_intermediate]`.
         ExpertDownStacked = "expert_down_stacked",
         /// The shared expert's gate projection.
         SharedExpertGate = "shared_expert_gate",
         /// The shared expert's up projection.
         SharedExpertUp = "shared_expert_up",
+        /// The shared expert's gate and up projections in one.
+        SharedExpertGateUp = "shared_expert_gate_up",
         /// The shared expert's down projection.
         SharedExpertDown = "shared_expert_down",
         /// The scalar gate of the shared expert, `[1, hidden]` (`shared_expert_gate.weight`).
@@ -54,6 +84,8 @@ words! {
         MlpUp = "mlp_up",
         /// Down projection of a dense SwiGLU MLP.
         MlpDown = "mlp_down",
+        /// What a layer that predicts a later token has beside an ordinary layer.
+        Mtp = "mtp_other",
         /// Norm after the last layer.
         FinalNorm = "final_norm",
         /// Output head, `[vocabulary, hidden]`.
@@ -86,6 +118,18 @@ words! {
 }
 
 impl Role {
+    /// Whether the tensor holds the matrices of all experts of a layer.
+    #[must_use]
+    pub const fn is_stacked(self) -> bool {
+        matches!(
+            self,
+            Self::ExpertGateUpStacked
+                | Self::ExpertGateStacked
+                | Self::ExpertUpStacked
+                | Self::ExpertDownStacked
+        )
+    }
+
     /// The segment that a tensor of this role goes to, within its layer or, outside the layers, its
     /// component.
     #[must_use]
@@ -95,17 +139,23 @@ impl Role {
             Self::AttentionQ | Self::AttentionK | Self::AttentionV | Self::AttentionO => {
                 "attention"
             }
-            Self::QNorm | Self::KNorm => "attention",
+            Self::AttentionQkv | Self::AttentionQA | Self::AttentionQB => "attention",
+            Self::AttentionKvA | Self::AttentionKvB => "attention",
+            Self::AttentionSink | Self::Indexer | Self::Rotary => "attention",
+            Self::LinearAttention => "attention",
+            Self::QNorm | Self::KNorm | Self::QANorm | Self::KvANorm => "attention",
             Self::InputNorm | Self::PostAttentionNorm => "norms",
-            Self::Router => "router",
+            Self::Router | Self::RouterBias => "router",
             Self::ExpertGate | Self::ExpertUp | Self::ExpertDown => "experts",
             Self::ExpertGateUp => "experts",
             Self::ExpertGateUpStacked | Self::ExpertDownStacked => "experts",
+            Self::ExpertGateStacked | Self::ExpertUpStacked => "experts",
             Self::SharedExpertGate | Self::SharedExpertUp | Self::SharedExpertDown => {
                 "shared_expert"
             }
-            Self::SharedExpertRouter => "shared_expert",
+            Self::SharedExpertRouter | Self::SharedExpertGateUp => "shared_expert",
             Self::MlpGate | Self::MlpUp | Self::MlpDown => "mlp",
+            Self::Mtp => "mtp",
             Self::FinalNorm => "final_norm",
             Self::LmHead => "lm_head",
             Self::Projection => "projections",

@@ -11,10 +11,11 @@
 use segpack_formats::numeric::Dtype;
 
 use super::modules::Modules;
+use super::weight::Weight;
 use super::{Scheme, SchemeRow};
 use crate::families::config::{ConfigError, MAX_SIZE, Section};
 use crate::families::expected::{Expected, ExpectedDtype};
-use crate::names::{Classification, Part};
+use crate::names::Part;
 
 /// The scheme's row.
 pub(super) const SCHEME: SchemeRow = SchemeRow {
@@ -24,7 +25,7 @@ pub(super) const SCHEME: SchemeRow = SchemeRow {
 };
 
 const SCALE: &str = ".weight_scale_inv";
-const WEIGHT: &str = ".weight";
+const INPUT: &str = ".input_scale";
 
 /// The settings of a checkpoint.
 #[derive(Debug, Clone)]
@@ -51,30 +52,26 @@ fn read(section: &Section<'_>) -> Result<Box<dyn Scheme>, ConfigError> {
 }
 
 impl Scheme for Fp8Block {
-    fn tensors_of(&self, weight: Expected) -> Vec<Expected> {
-        let module = weight.name.strip_suffix(WEIGHT);
-        let (Some(module), &[rows, columns]) = (module, weight.shape.as_slice()) else {
-            return vec![weight];
-        };
-        if self.kept.name(module) {
-            return vec![weight];
-        }
+    fn kept(&self) -> &Modules {
+        &self.kept
+    }
+
+    fn mark(&self) -> &'static str {
+        SCALE
+    }
+
+    fn tensors_of(&self, weight: &Weight<'_>) -> Option<Vec<Expected>> {
+        let [rows, columns] = weight.linear()?;
         let [block_rows, block_columns] = self.block;
-        let scale = Expected {
-            name: format!("{module}{SCALE}"),
-            shape: vec![rows.div_ceil(block_rows), columns.div_ceil(block_columns)],
-            dtype: ExpectedDtype::Either(Dtype::F32, Dtype::BF16),
-            presence: weight.presence,
-            classification: Classification {
-                part: Part::Scale,
-                ..weight.classification
-            },
-        };
-        let values = Expected {
-            dtype: ExpectedDtype::One(Dtype::F8_E4M3),
-            ..weight
-        };
-        vec![values, scale]
+        let blocks = vec![rows.div_ceil(block_rows), columns.div_ceil(block_columns)];
+        let dtype = ExpectedDtype::Either(Dtype::F32, Dtype::BF16);
+        let mut tensors = vec![
+            weight.values(Dtype::F8_E4M3, vec![rows, columns]),
+            weight.part((SCALE, Part::Scale), dtype, blocks),
+        ];
+        // of a static activation scheme
+        tensors.extend(weight.scalar_if_any((INPUT, Part::InputScale)));
+        Some(tensors)
     }
 }
 
@@ -86,14 +83,17 @@ mod tests {
 
     use crate::families::expected::{Expected, ExpectedDtype};
     use crate::families::{Family, logical_parameter_count};
-    use crate::quantization::Quantization;
+    use crate::quantization::{Quantization, StoredParts};
 
     /// The tensors that a configuration calls for, by name.
     fn expected(config: &Value) -> BTreeMap<String, Expected> {
         let family = Family::of_config(config).unwrap();
         let plain = family.expected(config, &|_| false).unwrap();
         let quantization = Quantization::of_config(config).unwrap().unwrap();
-        let tensors = quantization.apply(plain);
+        let none = StoredParts::default();
+        let tensors = plain.into_iter();
+        let tensors = tensors.flat_map(|e| quantization.tensors_of(e, &|_| None, &none));
+        let tensors: Vec<Expected> = tensors.collect();
         for tensor in &tensors {
             assert_eq!(family.classify(&tensor.name), Some(tensor.classification));
         }

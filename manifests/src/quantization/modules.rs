@@ -2,17 +2,21 @@
 
 use std::collections::HashSet;
 
+use regex_lite::Regex;
+
 use crate::families::config::{ConfigError, Section};
 
 /// Most entries with a `*`: each is held against every module.
 const MAX_PATTERNS: usize = 256;
 
 /// Modules named by whole dot-separated words: in full, by leading, trailing or inner words
-/// (`lm_head`, `model.layers.0.mlp.gate`, `gate`). `*` stands for anything inside a word.
+/// (`lm_head`, `model.layers.0.mlp.gate`, `gate`). `*` stands for anything inside a word; after
+/// `re:` comes a regular expression that the whole name begins with.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Modules {
     exact: HashSet<String>,
     patterns: Vec<String>,
+    expressions: Vec<Regex>,
 }
 
 impl Modules {
@@ -21,15 +25,18 @@ impl Modules {
         let mut modules = Self::default();
         for key in keys {
             for entry in section.texts(key)? {
-                match entry.contains('*') {
-                    true => modules.patterns.push(entry),
-                    false => {
-                        modules.exact.insert(entry);
-                    }
+                if let Some(expression) = entry.strip_prefix("re:") {
+                    let compiled = Regex::new(&format!("^(?:{expression})"));
+                    let invalid = |_| section.invalid(key, "regular expressions after re:");
+                    modules.expressions.push(compiled.map_err(invalid)?);
+                } else if entry.contains('*') {
+                    modules.patterns.push(entry);
+                } else {
+                    modules.exact.insert(entry);
                 }
             }
-            if modules.patterns.len() > MAX_PATTERNS {
-                let wanted = format!("at most {MAX_PATTERNS} entries with *");
+            if modules.patterns.len() + modules.expressions.len() > MAX_PATTERNS {
+                let wanted = format!("at most {MAX_PATTERNS} entries with * or re:");
                 return Err(section.invalid(key, &wanted));
             }
         }
@@ -40,7 +47,10 @@ impl Modules {
     pub(super) fn name(&self, module: &str) -> bool {
         let runs = || runs_of_words(module);
         let matched = |pattern: &String| runs().any(|run| matches_words(pattern, run));
-        runs().any(|run| self.exact.contains(run)) || self.patterns.iter().any(matched)
+        let is_listed = runs().any(|run| self.exact.contains(run));
+        is_listed
+            || self.patterns.iter().any(matched)
+            || self.expressions.iter().any(|e| e.is_match(module))
     }
 }
 

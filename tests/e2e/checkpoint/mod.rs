@@ -2,5 +2,6 @@
 
 mod bad_checkpoints;
 mod families;
+mod published;
 mod quantization;
 mod scan;

@@ -2,14 +2,14 @@ use std::collections::BTreeMap;
 
 use segpack_manifests::documents::{FindingKind, Inventory, Severity};
 
-use super::findings::findings;
+use super::findings::{all_findings, findings};
 use super::numbers::{Sizes, counted, grouped};
 use super::page::Page;
 
 const HEADER: [&str; 5] = ["component", "class", "tensors", "parameters", "bytes"];
 
-/// What `scan` found in the checkpoint at `root`.
-pub(crate) fn scan(inventory: &Inventory, root: &str, sizes: Sizes) -> String {
+/// What `scan` found in the checkpoint at `root`; `all` findings one by one, or in groups.
+pub(crate) fn scan(inventory: &Inventory, root: &str, sizes: Sizes, all: bool) -> String {
     let mut page = Page::default();
     page.line(title(inventory, root));
     page.line(format_args!("completeness: {}", inventory.completeness));
@@ -20,7 +20,10 @@ pub(crate) fn scan(inventory: &Inventory, root: &str, sizes: Sizes) -> String {
     }
     page.line(counts(inventory));
     page.line(verdict(inventory));
-    page.append(&findings(&inventory.findings));
+    page.append(&match all {
+        true => all_findings(&inventory.findings),
+        false => findings(&inventory.findings),
+    });
     page.into_text()
 }
 
@@ -57,6 +60,9 @@ fn verdict(inventory: &Inventory) -> String {
         (_, false) if only_unaudited(inventory) => {
             "not audited: whether tensors are missing is unknown"
         }
+        (_, false) if only_unknown(inventory) => {
+            "not audited: this version does not know the family; nothing is known to be wrong"
+        }
         (n, _) => return format!("NOT usable: {}", counted(n as u64, "problem")),
     }
     .to_owned()
@@ -69,6 +75,13 @@ fn only_unaudited(inventory: &Inventory) -> bool {
         .iter()
         .filter(|f| f.severity == Severity::Error);
     errors.all(|f| f.kind == FindingKind::NotAudited)
+}
+
+/// Whether nothing is wrong but that the family is not known.
+fn only_unknown(inventory: &Inventory) -> bool {
+    let findings = inventory.findings.iter();
+    let mut errors = findings.filter(|f| f.severity == Severity::Error);
+    errors.all(|f| matches!(f.kind, FindingKind::NotAudited | FindingKind::UnknownFamily))
 }
 
 /// Tensors, parameters and bytes.

@@ -125,7 +125,9 @@ fn places(
             t.name.clone(),
             Place::within(t, t.shape.clone(), 0..t.length),
         );
-        let slices = family.and_then(|f| f.unstack(&t.name, &t.shape, t.dtype.bitsize() as u64));
+        let bits = t.dtype.bitsize() as u64;
+        let experts = || inventory.routed_experts(t);
+        let slices = family.and_then(|f| f.unstack(&t.name, &t.shape, bits, &experts));
         let slices = slices
             .transpose()
             .map_err(|source| ValidateError::Unstack {

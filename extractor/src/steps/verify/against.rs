@@ -145,10 +145,10 @@ fn places(pack: &Pack, inventory: &Inventory) -> BTreeMap<String, Place> {
             places.insert(name, place);
         };
         let whole = t.classification();
-        let slices = inventory
-            .family
-            .and_then(FamilyName::family)
-            .and_then(|f| f.unstack(&t.name, &t.shape, t.dtype.bitsize() as u64));
+        let slices = inventory.family.and_then(FamilyName::family).and_then(|f| {
+            let bits = t.dtype.bitsize() as u64;
+            f.unstack(&t.name, &t.shape, bits, &|| inventory.routed_experts(t))
+        });
         match slices.and_then(Result::ok) {
             Some(slices) => {
                 for s in slices {

@@ -50,8 +50,10 @@ kinds! {
     DuplicateTensor = Error,
     /// The index's total size is not the sum of its tensors.
     WrongTotalSize = Error,
-    /// `config.json` is missing, malformed or of an unknown family.
+    /// `config.json` is malformed, or contradicts itself.
     BadConfig = Error,
+    /// `config.json` describes a model of a family that this build does not know.
+    UnknownFamily = Error,
     /// A git-lfs pointer is in the place of a file.
     GitLfsPointer = Error,
     /// No completeness audit was possible.

@@ -171,6 +171,18 @@ pub struct InventoryCounts {
     pub tensor_bytes: u64,
 }
 
+impl Inventory {
+    /// How many experts the router of a layer chooses from, by the rows of its weight.
+    #[must_use]
+    pub fn routed_experts(&self, of: &InventoryTensor) -> Option<u64> {
+        let mut tensors = self.tensors.iter();
+        let is_router = |t: &&InventoryTensor| t.role == Role::Router && t.part.is_weight();
+        let router =
+            tensors.find(|t| is_router(t) && (t.component, t.layer) == (of.component, of.layer))?;
+        router.shape.first().copied()
+    }
+}
+
 /// What `scan` derives from headers and `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

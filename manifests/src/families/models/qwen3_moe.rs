@@ -25,6 +25,7 @@ pub(crate) static FAMILY: FamilyRow = FamilyRow {
     speech_facts: |_| Ok(None),
     as_causal_lm: |config, _| Ok(config.clone()),
     partial_config: |_, _| PartialConfig::Unchanged,
+    is_run: true,
 };
 
 static TEXT: Mount<Decoder> = Mount {

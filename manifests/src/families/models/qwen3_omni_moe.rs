@@ -42,6 +42,7 @@ pub(crate) static FAMILY: FamilyRow = FamilyRow {
     speech_facts,
     as_causal_lm,
     partial_config,
+    is_run: true,
 };
 
 static THINKER_TEXT: Mount<Decoder> = Mount {

@@ -10,12 +10,13 @@ mod trie;
 
 pub use mount::MAX_TENSORS;
 pub(crate) use mount::{Block, BlockOf, Mount, stacked_names};
-pub(crate) use pattern::Placeholder;
+pub(crate) use pattern::{Placeholder, parse_number};
 pub(crate) use row::{Dims, Row, bias, row};
 pub(crate) use stack::Stack;
+use stack::Whole;
 
 use crate::families::expected::{Slice, UnstackError};
-use crate::names::Classification;
+use crate::names::{Classification, Part};
 use pattern::Numbers;
 use trie::{Node, Rule};
 
@@ -40,18 +41,27 @@ impl Rules {
         Some(numbers.classification(rule.component, rule.role, rule.part))
     }
 
+    /// Takes a stacked tensor apart, or a part of one: its name is the stack's and a suffix then.
     pub(crate) fn unstack(
         &self,
-        name: &str,
+        (stack, suffix, part): (&str, &str, Option<Part>),
         shape: &[u64],
         dtype_bits: u64,
+        experts: &dyn Fn() -> Option<u64>,
     ) -> Option<Result<Vec<Slice>, UnstackError>> {
-        let (rule, numbers) = self.find(name)?;
+        let (rule, numbers) = self.find(stack)?;
         let cutting = rule.stack.as_ref()?;
-        let whole = numbers.classification(rule.component, rule.role, rule.part);
-        let slices = cutting.slices((name, whole), &numbers, shape, dtype_bits);
+        let part = part.unwrap_or(rule.part);
+        let whole = Whole {
+            name: format!("{stack}{suffix}"),
+            suffix,
+            classification: numbers.classification(rule.component, rule.role, part),
+            shape,
+            dtype_bits,
+        };
+        let slices = cutting.slices(&whole, &numbers, experts);
         Some(slices.map_err(|wanted| UnstackError {
-            name: name.to_owned(),
+            name: whole.name,
             shape: shape.to_vec(),
             dtype_bits,
             wanted,

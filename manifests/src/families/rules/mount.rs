@@ -21,6 +21,9 @@ pub(crate) trait BlockOf<D>: Sync {
     /// Adds its rules to the tree of names.
     fn add_to(&self, place: Place, trie: &mut Node);
 
+    /// The names, at one layer, of its tensors that stack experts.
+    fn stacked_names(&self, place: Place, layer: u32) -> Vec<String>;
+
     /// Adds every tensor that `dims` calls for.
     fn expect(
         &self,
@@ -59,6 +62,14 @@ impl<D> Mount<D> {
         }
     }
 
+    /// The names, at one layer, of its tensors that stack experts.
+    pub(crate) fn stacked_names(&self, layer: u32) -> Vec<String> {
+        let blocks = self.blocks.iter();
+        blocks
+            .flat_map(|b| b.stacked_names(self.place(), layer))
+            .collect()
+    }
+
     pub(super) fn add_to(&self, trie: &mut Node) {
         for block in self.blocks {
             block.add_to(self.place(), trie);
@@ -89,6 +100,10 @@ impl<D, B: Dims> BlockOf<D> for Block<D, B> {
             let rule = Rule::new(place.component, (row.role, row.part), stack);
             trie.insert(place.prefix, row.pattern, rule);
         }
+    }
+
+    fn stacked_names(&self, place: Place, layer: u32) -> Vec<String> {
+        stacked_names(place.prefix, self.rows, layer).collect()
     }
 
     fn expect(
@@ -197,7 +212,11 @@ fn push<B: Dims>(
     out.tensors.push(Expected {
         name: pattern.name(at),
         shape: (row.shape)(dims, at),
-        dtype: ExpectedDtype::Any,
+        or_shape: row.or_shape.map(|shape| shape(dims, at)),
+        dtype: match row.precise {
+            true => ExpectedDtype::AnyOrF32,
+            false => ExpectedDtype::Any,
+        },
         presence,
         classification: numbers.classification(place.component, row.role, row.part),
     });

@@ -161,7 +161,7 @@ impl Numbers {
 }
 
 /// A number as PyTorch writes it into a name: no sign, no leading zero, at most 32 bits.
-pub(super) fn parse_number(word: &str) -> Option<u32> {
+pub(crate) fn parse_number(word: &str) -> Option<u32> {
     let digits = word.bytes().all(|byte| byte.is_ascii_digit());
     let plain = digits && (word == "0" || !word.starts_with('0'));
     if plain { word.parse().ok() } else { None }

@@ -22,11 +22,15 @@ pub(crate) struct Row<D> {
     pub(super) role: Role,
     pub(super) part: Part,
     pub(super) shape: ShapeOf<D>,
+    /// Another shape that some publishers give it.
+    pub(super) or_shape: Option<ShapeOf<D>>,
     /// Sees the first number of the name only, so that a whole layer is skipped at once.
     pub(super) when: fn(&D, u32) -> bool,
     pub(super) optional: fn(&D) -> bool,
     /// How the tensor stacks the matrices of a layer's experts, where it does.
     pub(super) stack: Option<Stack>,
+    /// Whether it may be F32 where the others are not.
+    pub(super) precise: bool,
 }
 
 /// A rule for a weight that is always there; the methods narrow it.
@@ -36,9 +40,11 @@ pub(crate) const fn row<D>(pattern: &'static str, role: Role, shape: ShapeOf<D>)
         role,
         part: Part::Weight,
         shape,
+        or_shape: None,
         when: |_, _| true,
         optional: |_| false,
         stack: None,
+        precise: false,
     }
 }
 
@@ -57,6 +63,40 @@ impl<D> Row<D> {
 
     pub(crate) const fn optional(mut self, condition: fn(&D) -> bool) -> Self {
         self.optional = condition;
+        self
+    }
+
+    pub(crate) const fn part(mut self, part: Part) -> Self {
+        self.part = part;
+        self
+    }
+
+    pub(crate) const fn or_shape(mut self, shape: ShapeOf<D>) -> Self {
+        self.or_shape = Some(shape);
+        self
+    }
+
+    /// Publishers keep what is small and delicate in F32, each as it likes: norms, routers, the
+    /// numbers of state spaces.
+    pub(crate) const fn precise_by_role(mut self) -> Self {
+        self.precise = matches!(
+            self.role,
+            Role::InputNorm
+                | Role::PostAttentionNorm
+                | Role::FinalNorm
+                | Role::QNorm
+                | Role::KNorm
+                | Role::QANorm
+                | Role::KvANorm
+                | Role::Router
+                | Role::RouterBias
+                | Role::Rotary
+                | Role::LinearAttention
+                | Role::Indexer
+                | Role::AttentionSink
+                | Role::SharedExpertRouter
+                | Role::Mtp
+        );
         self
     }
 

@@ -1,13 +1,9 @@
 //! How one tensor holds the matrices of all experts of a layer.
-#![cfg_attr(
-    not(test),
-    allow(dead_code, reason = "layouts that no family of the registry has yet")
-)]
 
 use super::pattern::{Numbers, Pattern, Placeholder};
 use crate::families::config::MAX_COUNT;
 use crate::families::expected::Slice;
-use crate::names::{Classification, Component, Part, Role};
+use crate::names::{Classification, Component, Role};
 
 /// How one expert's matrix lies in the stack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +40,8 @@ pub(crate) struct Stack {
     join: Join,
     orientation: Orientation,
     fused: Option<(&'static str, Role)>,
+    each: &'static [&'static str],
+    rows: bool,
 }
 
 impl Stack {
@@ -55,6 +53,8 @@ impl Stack {
             join: Join::Concatenated,
             orientation: Orientation::OutIn,
             fused: None,
+            each: &[],
+            rows: false,
         }
     }
 
@@ -70,7 +70,20 @@ impl Stack {
         self
     }
 
+    /// What the parts of one expert are called, where no row stores them one by one.
+    pub(crate) const fn each(mut self, patterns: &'static [&'static str]) -> Self {
+        self.each = patterns;
+        self
+    }
+
+    /// One matrix `[experts x rows, columns]`, the rows of each expert one after the other.
+    pub(crate) const fn along_rows(mut self) -> Self {
+        self.rows = true;
+        self
+    }
+
     /// Experts along this axis, counted from 0.
+    #[cfg(test)]
     pub(crate) const fn expert_axis(mut self, axis: usize) -> Self {
         self.expert_axis = axis;
         self
@@ -102,10 +115,11 @@ impl Stack {
             return Vec::new();
         }
         if self.separates_parts() {
-            let parts = self.parts.iter();
-            return parts
-                .filter_map(|role| Some(cut(pattern_of(*role)?, *role)))
-                .collect();
+            let named = |(number, role): (usize, &Role)| {
+                let own = self.each.get(number).copied();
+                Some(cut(own.or_else(|| pattern_of(*role))?, *role))
+            };
+            return self.parts.iter().enumerate().filter_map(named).collect();
         }
         self.fused
             .iter()
@@ -138,9 +152,18 @@ pub(super) struct Cut {
 #[derive(Debug)]
 pub(super) struct Cutting {
     pub(super) component: Component,
-    pub(super) part: Part,
     pub(super) stack: Stack,
     pub(super) cuts: Vec<Cut>,
+}
+
+/// A tensor that is to be taken apart.
+pub(super) struct Whole<'a> {
+    pub(super) name: String,
+    /// What its slices' names end with beside those of the stack's.
+    pub(super) suffix: &'a str,
+    pub(super) classification: Classification,
+    pub(super) shape: &'a [u64],
+    pub(super) dtype_bits: u64,
 }
 
 impl Cutting {
@@ -151,23 +174,41 @@ impl Cutting {
     /// What would have been possible, in words.
     pub(super) fn slices(
         &self,
-        whole: (&str, Classification),
+        whole: &Whole<'_>,
         numbers: &Numbers,
-        shape: &[u64],
-        dtype_bits: u64,
+        experts: &dyn Fn() -> Option<u64>,
     ) -> Result<Vec<Slice>, String> {
-        let &[experts, rows, columns] = shape else {
-            return Err("three dimensions".to_owned());
-        };
+        let Whole {
+            shape, dtype_bits, ..
+        } = *whole;
+        let part = whole.classification.part;
         if self.cuts.is_empty() {
-            return self.whole(whole, shape, dtype_bits);
+            return self.whole(whole);
         }
+        let unrolled;
+        let shape = match self.stack.rows {
+            true => {
+                unrolled = unroll(shape, experts())?;
+                &unrolled
+            }
+            false => shape,
+        };
+        let dimensions = if part.is_weight() { 3..=3 } else { 1..=4 };
+        if !dimensions.contains(&shape.len()) {
+            return Err("three dimensions".to_owned());
+        }
+        let experts = shape[0];
         let count = u32::try_from(experts)
             .ok()
             .filter(|n| u64::from(*n) <= MAX_COUNT);
         let count = count.ok_or_else(|| format!("at most {MAX_COUNT} experts"))?;
-        self.check_shares(shape)?;
-        let shape = [rows / self.cuts.len() as u64, columns];
+        if part.is_weight() {
+            self.check_shares(shape)?;
+        }
+        let mut shape = shape[1..].to_vec();
+        if let (Some(outputs), 2..) = (shape.first_mut(), self.cuts.len()) {
+            *outputs /= self.cuts.len() as u64;
+        }
         let length = bytes_of(&shape, dtype_bits);
         let in_all = (self.cuts.len() as u64).checked_mul(experts);
         let fits = length.and_then(|length| length.checked_mul(in_all?));
@@ -179,9 +220,9 @@ impl Cutting {
             let numbers = numbers.with(Placeholder::Expert, expert);
             for cut in &self.cuts {
                 slices.push(Slice {
-                    name: cut.pattern.name_with(&numbers),
+                    name: cut.pattern.name_with(&numbers) + whole.suffix,
                     shape: shape.to_vec(),
-                    classification: numbers.classification(self.component, cut.role, self.part),
+                    classification: numbers.classification(self.component, cut.role, part),
                     offset: slices.len() as u64 * length,
                     length,
                 });
@@ -204,22 +245,27 @@ impl Cutting {
         ))
     }
 
-    fn whole(
-        &self,
-        (name, classification): (&str, Classification),
-        shape: &[u64],
-        dtype_bits: u64,
-    ) -> Result<Vec<Slice>, String> {
-        let length = bytes_of(shape, dtype_bits);
+    fn whole(&self, whole: &Whole<'_>) -> Result<Vec<Slice>, String> {
+        let length = bytes_of(whole.shape, whole.dtype_bits);
         let length = length.ok_or("whole bytes, fewer than 2^64 in all".to_owned())?;
         Ok(vec![Slice {
-            name: name.to_owned(),
-            shape: shape.to_vec(),
-            classification,
+            name: whole.name.clone(),
+            shape: whole.shape.to_vec(),
+            classification: whole.classification,
             offset: 0,
             length,
         }])
     }
+}
+
+/// The shape of a stack along the rows of one matrix, with the experts as an axis of their own.
+fn unroll(shape: &[u64], experts: Option<u64>) -> Result<[u64; 3], String> {
+    let &[rows, columns] = shape else {
+        return Err("two dimensions".to_owned());
+    };
+    let experts = experts.filter(|experts| *experts > 0 && rows % experts == 0);
+    let experts = experts.ok_or("rows that the experts of the layer's router share equally")?;
+    Ok([experts, rows / experts, columns])
 }
 
 /// Bytes of a tensor; `None` where they are not whole or overflow.

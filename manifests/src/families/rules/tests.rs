@@ -95,7 +95,10 @@ macro_rules! rules_of {
 /// back.
 #[track_caller]
 fn slices(rules: &Rules, shape: &[u64]) -> Vec<Slice> {
-    let slices = rules.unstack("l.7.stack", shape, 16).unwrap().unwrap();
+    let slices = rules
+        .unstack(("l.7.stack", "", None), shape, 16, &|| None)
+        .unwrap()
+        .unwrap();
     let mut end = 0;
     for slice in &slices {
         assert_eq!(slice.offset, end);
@@ -156,7 +159,7 @@ fn transposed_columns_stay_together() {
     );
     assert_eq!(slices[0].shape, [HIDDEN, 2 * INNER]);
     let odd = rules
-        .unstack("l.7.stack", &[EXPERTS, HIDDEN, 7], 16)
+        .unstack(("l.7.stack", "", None), &[EXPERTS, HIDDEN, 7], 16, &|| None)
         .unwrap()
         .unwrap_err();
     assert_eq!(

@@ -20,7 +20,6 @@ impl Rule {
     ) -> Self {
         let stack = stack.map(|(stack, cuts)| Cutting {
             component,
-            part,
             stack,
             cuts,
         });
@@ -47,8 +46,13 @@ impl Node {
         for word in prefix.split_terminator('.').chain(pattern.split('.')) {
             node = node.child(word);
         }
-        debug_assert!(node.rule.is_none(), "two rules for {prefix}{pattern}");
-        node.rule = Some(rule);
+        // two rows for one name differ in shape, each for its own layers
+        let is_same = |known: &Rule| (known.role, known.part) == (rule.role, rule.part);
+        debug_assert!(
+            node.rule.as_ref().is_none_or(is_same),
+            "two rules for {prefix}{pattern}"
+        );
+        node.rule.get_or_insert(rule);
     }
 
     fn child(&mut self, word: &'static str) -> &mut Node {

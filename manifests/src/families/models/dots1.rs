@@ -1,0 +1,56 @@
+//! dots.llm1: transformers 5.23, modeling_dots1.py.
+
+use super::glm4_moe;
+use crate::families::blocks::attention::{GROUPED, HEAD_NORMS};
+use crate::families::blocks::decoder_ends::{ENDS, HEAD, LAYER_NORMS};
+use crate::families::blocks::ffn::{
+    MLP_DENSE, MLP_EXPERTS, MLP_ROUTER, MLP_ROUTER_BIAS, MLP_SHARED,
+};
+use crate::families::config::{ConfigError, Section};
+use crate::families::packed::{PackedModel, block, packed_family};
+use crate::families::rules::Mount;
+use crate::families::sizes::{Flag, Sizes};
+use crate::names::Component;
+
+packed_family!(
+    "dots1",
+    model_types["dots1"],
+    architectures["Dots1ForCausalLM"]
+);
+
+static MODEL: PackedModel = PackedModel {
+    text: None,
+    sizes: sizes,
+    mounts: &[&TEXT, &LM_HEAD],
+    mtp: None,
+    tower: None,
+};
+
+static TEXT: Mount<Sizes> = Mount {
+    prefix: "model.",
+    component: Component::Text,
+    blocks: &[
+        &block(ENDS),
+        &block(LAYER_NORMS),
+        &block(GROUPED),
+        &block(HEAD_NORMS),
+        &block(MLP_DENSE),
+        &block(MLP_ROUTER),
+        &block(MLP_ROUTER_BIAS),
+        &block(MLP_EXPERTS),
+        &block(MLP_SHARED),
+    ],
+};
+
+static LM_HEAD: Mount<Sizes> = Mount {
+    prefix: "",
+    component: Component::Text,
+    blocks: &[&block(HEAD)],
+};
+
+fn sizes(text: &Section<'_>) -> Result<Sizes, ConfigError> {
+    let mut sizes = glm4_moe::sizes(text)?;
+    sizes.flag(Flag::OutBias, sizes.has(Flag::QkvBias));
+    sizes.flag(Flag::QkNorm, true);
+    Ok(sizes)
+}

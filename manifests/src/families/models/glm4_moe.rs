@@ -1,0 +1,67 @@
+//! GLM-4.5 and GLM-4.6: transformers 5.23, modeling_glm4_moe.py; queries, keys and values have biases.
+
+use crate::families::blocks::attention::{GROUPED, HEAD_NORMS};
+use crate::families::blocks::decoder_ends::{ENDS, HEAD, LAYER_NORMS, MTP_LAYER};
+use crate::families::blocks::ffn::{
+    MLP_DENSE, MLP_EXPERTS, MLP_ROUTER, MLP_ROUTER_BIAS, MLP_SHARED,
+};
+use crate::families::config::{ConfigError, Section};
+use crate::families::packed::{Mtp, PackedModel, block, packed_family};
+use crate::families::rules::Mount;
+use crate::families::sizes::{Flag, Sizes};
+use crate::names::Component;
+
+packed_family!(
+    "glm4_moe",
+    model_types["glm4_moe"],
+    architectures["Glm4MoeForCausalLM"]
+);
+
+static MODEL: PackedModel = PackedModel {
+    text: None,
+    sizes: sizes,
+    mounts: &[&TEXT, &LM_HEAD],
+    mtp: Some(Mtp {
+        count: |text| text.count("num_nextn_predict_layers", Some(0), 0),
+        marks: &[
+            "model.layers.{layer}.eh_proj.weight",
+            "model.layers.{layer}.enorm.weight",
+            "model.layers.{layer}.input_layernorm.weight",
+        ],
+        mount: None,
+    }),
+    tower: None,
+};
+
+static TEXT: Mount<Sizes> = Mount {
+    prefix: "model.",
+    component: Component::Text,
+    blocks: &[
+        &block(ENDS),
+        &block(LAYER_NORMS),
+        &block(GROUPED),
+        &block(HEAD_NORMS),
+        &block(MLP_DENSE),
+        &block(MLP_ROUTER),
+        &block(MLP_ROUTER_BIAS),
+        &block(MLP_EXPERTS),
+        &block(MLP_SHARED),
+        &block(MTP_LAYER),
+    ],
+};
+
+static LM_HEAD: Mount<Sizes> = Mount {
+    prefix: "",
+    component: Component::Text,
+    blocks: &[&block(HEAD)],
+};
+
+/// Grouped heads, experts as DeepSeek-V3 has them.
+pub(super) fn sizes(text: &Section<'_>) -> Result<Sizes, ConfigError> {
+    let mut sizes = Sizes::read(text)?;
+    sizes.read_heads(text)?;
+    sizes.flag(Flag::QkvBias, text.flag("attention_bias", false)?);
+    sizes.flag(Flag::QkNorm, text.flag("use_qk_norm", false)?);
+    sizes.read_deepseek_experts(text)?;
+    Ok(sizes)
+}

@@ -1,0 +1,57 @@
+//! Granite-MoE: transformers 5.23, modeling_granitemoe.py; experts stacked `[experts, out, in]`.
+
+use crate::families::blocks::attention::GROUPED;
+use crate::families::blocks::decoder_ends::{ENDS, HEAD, LAYER_NORMS};
+use crate::families::blocks::ffn::GRANITE_EXPERTS;
+use crate::families::config::{ConfigError, Section};
+use crate::families::packed::{PackedModel, block, packed_family};
+use crate::families::rules::Mount;
+use crate::families::sizes::{Flag, Sizes};
+use crate::names::Component;
+
+packed_family!(
+    "granitemoe",
+    model_types["granitemoe"],
+    architectures["GraniteMoeForCausalLM"]
+);
+
+static MODEL: PackedModel = PackedModel {
+    text: None,
+    sizes: sizes,
+    mounts: &[&TEXT, &LM_HEAD],
+    mtp: None,
+    tower: None,
+};
+
+static TEXT: Mount<Sizes> = Mount {
+    prefix: "model.",
+    component: Component::Text,
+    blocks: &[
+        &block(ENDS),
+        &block(LAYER_NORMS),
+        &block(GROUPED),
+        &block(GRANITE_EXPERTS),
+    ],
+};
+
+static LM_HEAD: Mount<Sizes> = Mount {
+    prefix: "",
+    component: Component::Text,
+    blocks: &[&block(HEAD)],
+};
+
+/// Grouped heads and stacked experts.
+pub(super) fn sizes(text: &Section<'_>) -> Result<Sizes, ConfigError> {
+    let mut sizes = Sizes::read(text)?;
+    sizes.read_heads(text)?;
+    let bias = text.flag("attention_bias", false)?;
+    sizes.flag(Flag::QkvBias, bias);
+    sizes.flag(Flag::OutBias, bias);
+    sizes.read_experts(
+        text,
+        &["num_local_experts", "num_experts"],
+        "intermediate_size",
+    )?;
+    sizes.place_experts(text, |_| true)?;
+    Ok(sizes)
+}

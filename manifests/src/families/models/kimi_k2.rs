@@ -1,0 +1,63 @@
+//! Kimi-K2: DeepSeek-V3's class under a type of its own; `rotary_emb.inv_freq` is stored.
+
+use super::deepseek_v3;
+use crate::families::blocks::attention::LATENT;
+use crate::families::blocks::decoder_ends::{ENDS, HEAD, LAYER_NORMS, MTP_LAYER};
+use crate::families::blocks::ffn::{
+    MLP_DENSE, MLP_EXPERTS, MLP_ROUTER, MLP_ROUTER_BIAS, MLP_SHARED,
+};
+use crate::families::packed::{Mtp, PackedModel, block, packed_family};
+use crate::families::rules::Mount;
+use crate::families::sizes::{Sizes, table};
+use crate::names::Component;
+
+packed_family!(
+    "kimi_k2",
+    model_types ["kimi_k2"],
+    architectures []
+);
+
+static MODEL: PackedModel = PackedModel {
+    text: None,
+    sizes: deepseek_v3::sizes,
+    mounts: &[&TEXT, &LM_HEAD],
+    mtp: Some(Mtp {
+        count: |text| text.count("num_nextn_predict_layers", Some(0), 0),
+        marks: &[
+            "model.layers.{layer}.eh_proj.weight",
+            "model.layers.{layer}.enorm.weight",
+            "model.layers.{layer}.input_layernorm.weight",
+        ],
+        mount: None,
+    }),
+    tower: None,
+};
+
+static TEXT: Mount<Sizes> = Mount {
+    prefix: "model.",
+    component: Component::Text,
+    blocks: &[
+        &block(ENDS),
+        &block(LAYER_NORMS),
+        &block(LATENT),
+        &block(MLP_DENSE),
+        &block(MLP_ROUTER),
+        &block(MLP_ROUTER_BIAS),
+        &block(MLP_EXPERTS),
+        &block(MLP_SHARED),
+        &block(MTP_LAYER),
+        &block(FREQUENCIES),
+    ],
+};
+
+static LM_HEAD: Mount<Sizes> = Mount {
+    prefix: "",
+    component: Component::Text,
+    blocks: &[&block(HEAD)],
+};
+
+table! {
+    FREQUENCIES {
+        "layers.{layer}.self_attn.rotary_emb.inv_freq" Rotary [Frequencies] or [Any];
+    }
+}

@@ -1,0 +1,59 @@
+//! Qwen2-MoE and Qwen1.5-MoE: transformers 5.23, modeling_qwen2_moe.py.
+
+use crate::families::blocks::attention::GROUPED;
+use crate::families::blocks::decoder_ends::{ENDS, HEAD, LAYER_NORMS};
+use crate::families::blocks::ffn::{MLP_DENSE, MLP_EXPERTS, MLP_ROUTER, MLP_SHARED_GATED};
+use crate::families::config::{ConfigError, Section};
+use crate::families::packed::{PackedModel, block, packed_family};
+use crate::families::rules::Mount;
+use crate::families::sizes::{Flag, Side, Sizes};
+use crate::names::Component;
+
+packed_family!(
+    "qwen2_moe",
+    model_types["qwen2_moe"],
+    architectures["Qwen2MoeForCausalLM"]
+);
+
+static MODEL: PackedModel = PackedModel {
+    text: None,
+    sizes: sizes,
+    mounts: &[&TEXT, &LM_HEAD],
+    mtp: None,
+    tower: None,
+};
+
+static TEXT: Mount<Sizes> = Mount {
+    prefix: "model.",
+    component: Component::Text,
+    blocks: &[
+        &block(ENDS),
+        &block(LAYER_NORMS),
+        &block(GROUPED),
+        &block(MLP_DENSE),
+        &block(MLP_ROUTER),
+        &block(MLP_EXPERTS),
+        &block(MLP_SHARED_GATED),
+    ],
+};
+
+static LM_HEAD: Mount<Sizes> = Mount {
+    prefix: "",
+    component: Component::Text,
+    blocks: &[&block(HEAD)],
+};
+
+fn sizes(text: &Section<'_>) -> Result<Sizes, ConfigError> {
+    let mut sizes = Sizes::read(text)?;
+    sizes.read_heads(text)?;
+    sizes.flag(Flag::QkvBias, text.flag("qkv_bias", true)?);
+    sizes.take(Side::Dense, text, ("intermediate_size", None))?;
+    sizes.read_experts(
+        text,
+        &["num_experts", "num_local_experts"],
+        "moe_intermediate_size",
+    )?;
+    sizes.set_shared(text.size("shared_expert_intermediate_size", None)?);
+    sizes.place_experts_by_step(text)?;
+    Ok(sizes)
+}
