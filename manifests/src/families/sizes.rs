@@ -389,8 +389,9 @@ impl Sizes {
         // transformers 5 writes the list where 4 wrote the rule
         let listed = section.texts("mlp_layer_types")?;
         let has_experts = self.experts > 0;
+        let mut listed = listed.iter();
         for (number, layer) in (0..).zip(&mut self.layers) {
-            let stated = listed.get(number as usize).map(|kind| kind == "sparse");
+            let stated = listed.next().map(|kind| kind == "sparse");
             if has_experts && stated.unwrap_or_else(|| is_moe(number)) {
                 layer.ffn = Ffn::Apart;
             }
@@ -402,7 +403,7 @@ impl Sizes {
     pub(crate) fn place_experts_by_step(&mut self, text: &Section<'_>) -> Result<(), ConfigError> {
         let step = text.size("decoder_sparse_step", Some(1))?;
         let dense = text.integers("mlp_only_layers", &[], 0..=MAX_COUNT)?;
-        let is_moe = |layer: u64| !dense.contains(&layer) && (layer + 1) % step == 0;
+        let is_moe = |layer: u64| !dense.contains(&layer) && (layer + 1).is_multiple_of(step);
         self.place_experts(text, is_moe)
     }
 
@@ -413,7 +414,7 @@ impl Sizes {
     ) -> Result<(), ConfigError> {
         let dense = text.integer("first_k_dense_replace", Some(0), 0..=MAX_COUNT)?;
         let step = text.size("moe_layer_freq", Some(1))?;
-        self.place_experts(text, |layer| layer >= dense && layer % step == 0)
+        self.place_experts(text, |layer| layer >= dense && layer.is_multiple_of(step))
     }
 
     /// The MLPs of DeepSeek-V3 and those that followed it.
@@ -456,8 +457,9 @@ impl Sizes {
         kind: impl Fn(u64) -> Mixer,
     ) -> Result<(), ConfigError> {
         let listed = section.texts("layer_types")?;
+        let mut listed = listed.iter();
         for (number, layer) in (0..).zip(&mut self.layers) {
-            layer.mixer = match listed.get(number as usize).map(String::as_str) {
+            layer.mixer = match listed.next().map(String::as_str) {
                 Some("sliding_attention" | "chunked_attention") => Mixer::Sliding,
                 Some("linear_attention" | "mamba" | "conv") => Mixer::Linear,
                 Some(_) => Mixer::Full,

@@ -17,7 +17,7 @@ packed_family!(
 
 static MODEL: PackedModel = PackedModel {
     text: None,
-    sizes: sizes,
+    sizes,
     mounts: &[&TEXT, &LM_HEAD],
     mtp: Some(Mtp {
         count: |text| text.count("num_nextn_predict_layers", Some(0), 0),
@@ -98,7 +98,7 @@ fn sizes(text: &Section<'_>) -> Result<Sizes, ConfigError> {
         .and_then(serde_json::Value::as_u64);
     let is_inside = |layer: u64| first <= layer && last.is_none_or(|last| layer <= last);
     sizes.place_experts(text, |layer| {
-        (layer + 1) % interval == 0 && is_inside(layer)
+        (layer + 1).is_multiple_of(interval) && is_inside(layer)
     })?;
     Ok(sizes)
 }

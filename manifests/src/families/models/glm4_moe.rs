@@ -19,7 +19,7 @@ packed_family!(
 
 static MODEL: PackedModel = PackedModel {
     text: None,
-    sizes: sizes,
+    sizes,
     mounts: &[&TEXT, &LM_HEAD],
     mtp: Some(Mtp {
         count: |text| text.count("num_nextn_predict_layers", Some(0), 0),

@@ -19,7 +19,7 @@ packed_family!(
 
 static MODEL: PackedModel = PackedModel {
     text: Some("text_config"),
-    sizes: sizes,
+    sizes,
     mounts: &[&TEXT, &LM_HEAD],
     mtp: None,
     tower: Some(Tower {
@@ -91,7 +91,7 @@ fn sizes(text: &Section<'_>) -> Result<Sizes, ConfigError> {
     )?;
     sizes.set_shared(sizes.side(Side::Expert));
     let step = text.count("interleave_moe_layer_step", Some(1), 1)?;
-    sizes.place_experts(text, |layer| (layer + 1) % u64::from(step) == 0)?;
+    sizes.place_experts(text, |layer| (layer + 1).is_multiple_of(u64::from(step)))?;
     Ok(sizes)
 }
 

@@ -17,7 +17,7 @@ packed_family!(
 
 static MODEL: PackedModel = PackedModel {
     text: None,
-    sizes: sizes,
+    sizes,
     mounts: &[&TEXT, &LM_HEAD],
     mtp: None,
     tower: None,
@@ -54,7 +54,7 @@ fn sizes(text: &Section<'_>) -> Result<Sizes, ConfigError> {
     sizes.set(Side::Outputs, text.product("v_head_dim", heads, value)?);
     read_sliding(&mut sizes, text)?;
     let sliding = text.integers("hybrid_layer_pattern", &[], 0..=1)?;
-    sizes.place_mixers(text, |layer| match sliding.get(layer as usize) {
+    sizes.place_mixers(text, |layer| match at(&sliding, layer) {
         Some(1) => Mixer::Sliding,
         _ => Mixer::Full,
     })?;
@@ -66,7 +66,7 @@ fn sizes(text: &Section<'_>) -> Result<Sizes, ConfigError> {
     )?;
     sizes.flag(Flag::RouterBias, true);
     let sparse = text.integers("moe_layer_freq", &[], 0..=1)?;
-    sizes.place_experts(text, |layer| sparse.get(layer as usize) != Some(&0))?;
+    sizes.place_experts(text, |layer| at(&sparse, layer) != Some(0))?;
     Ok(sizes)
 }
 
@@ -93,4 +93,9 @@ fn read_sliding(sizes: &mut Sizes, text: &Section<'_>) -> Result<(), ConfigError
         text.flag("add_full_attention_sink_bias", false)?,
     );
     Ok(())
+}
+
+/// What a list has for a layer.
+fn at(list: &[u64], layer: u64) -> Option<u64> {
+    list.get(usize::try_from(layer).ok()?).copied()
 }

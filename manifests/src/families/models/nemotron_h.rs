@@ -16,7 +16,7 @@ packed_family!(
 
 static MODEL: PackedModel = PackedModel {
     text: None,
-    sizes: sizes,
+    sizes,
     mounts: &[&TEXT, &LM_HEAD],
     mtp: None,
     tower: None,

@@ -20,7 +20,7 @@ packed_family!(
 
 static MODEL: PackedModel = PackedModel {
     text: Some("text_config"),
-    sizes: sizes,
+    sizes,
     mounts: &[&TEXT, &LM_HEAD],
     mtp: Some(Mtp {
         count: |text| text.count("mtp_num_hidden_layers", Some(1), 0),

@@ -21,7 +21,7 @@ packed_family!(
 
 static MODEL: PackedModel = PackedModel {
     text: Some("text_config"),
-    sizes: sizes,
+    sizes,
     mounts: &[&TEXT, &LM_HEAD],
     mtp: None,
     tower: Some(Tower {
