@@ -343,8 +343,8 @@ fn files_that_do_not_fit_together_are_named() {
         ),
         (
             |at| fs::write(at.join("config.json"), r#"{"model_type":"mamba"}"#).unwrap(),
-            FindingKind::BadConfig,
-            &["mamba", "qwen3_moe"],
+            FindingKind::UnknownFamily,
+            &["mamba", "this version knows", "--allow-unclassified"],
         ),
         (
             |at| {

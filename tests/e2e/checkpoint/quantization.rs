@@ -152,12 +152,12 @@ fn what_is_wrong_with_a_scale_is_named() {
 fn an_unknown_method_is_refused_by_name() {
     let folder = temp();
     let mut tiny = fp8();
-    tiny.config["quantization_config"]["quant_method"] = json!("awq");
+    tiny.config["quantization_config"]["quant_method"] = json!("hqq");
     let found = findings(&tiny, &folder.path().join("checkpoint"));
     assert_eq!(found.len(), 1, "{found:?}");
     assert_eq!(found[0].0, FindingKind::BadConfig);
     assert!(
-        found[0].2.contains("quant_method is \"awq\", wanted fp8"),
+        found[0].2.contains("quant_method is \"hqq\", wanted fp8"),
         "{found:?}"
     );
     // packed as it is, on demand, and restored
