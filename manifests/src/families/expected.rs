@@ -54,7 +54,9 @@ impl ExpectedDtype {
     pub fn stated(self, dtype: Dtype) -> Self {
         match self {
             Self::AnyOrF32 => Self::Either(dtype, Dtype::F32),
-            _ => Self::One(dtype),
+            Self::Any | Self::One(_) | Self::Either(..) | Self::Float | Self::Integer => {
+                Self::One(dtype)
+            }
         }
     }
 }

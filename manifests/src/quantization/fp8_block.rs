@@ -44,7 +44,7 @@ fn read(section: &Section<'_>) -> Result<Box<dyn Scheme>, ConfigError> {
     };
     // the only format of the class
     let format = section.text("fmt")?.unwrap_or("e4m3");
-    if format != "e4m3" {
+    if !matches!(format, "e4m3" | "float8_e4m3fn") {
         return Err(section.invalid("fmt", "e4m3"));
     }
     let kept = Modules::read(section, &["modules_to_not_convert", "ignored_layers"])?;

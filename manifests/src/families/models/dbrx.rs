@@ -63,9 +63,10 @@ fn sizes(text: &Section<'_>) -> Result<Sizes, ConfigError> {
     let heads = text.size("n_heads", None)?;
     let kv_heads = text.section("attn_config")?.size("kv_n_heads", Some(1))?;
     sizes.set_heads(heads, kv_heads, (hidden / heads).max(1));
+    let key_values = sizes.side(Side::Keys).saturating_mul(2);
     sizes.set(
         Side::Qkv,
-        sizes.side(Side::Queries) + 2 * sizes.side(Side::Keys),
+        sizes.side(Side::Queries).saturating_add(key_values),
     );
     let ffn = text.section("ffn_config")?;
     sizes.read_experts(&ffn, &["moe_num_experts"], "ffn_hidden_size")?;

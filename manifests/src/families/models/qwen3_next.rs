@@ -79,7 +79,7 @@ pub(super) fn read_hybrid(text: &Section<'_>) -> Result<Sizes, ConfigError> {
     let mut sizes = Sizes::read(text)?;
     sizes.read_heads(text)?;
     // each query has a gate beside it
-    sizes.set(Side::Queries, 2 * sizes.side(Side::Queries));
+    sizes.set(Side::Queries, sizes.side(Side::Queries).saturating_mul(2));
     sizes.flag(Flag::QkNorm, true);
     let interval = text.count("full_attention_interval", Some(4), 1)?;
     sizes.place_mixers(text, |layer| match (layer + 1) % u64::from(interval) {
