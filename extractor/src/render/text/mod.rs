@@ -29,7 +29,7 @@ pub(crate) use demo::step as demo_step;
 pub(crate) use devices::devices;
 pub(crate) use diff::diff;
 pub(crate) use export::export;
-pub(crate) use findings::{all_findings, findings};
+pub(crate) use findings::findings;
 pub(crate) use info::info;
 pub(crate) use ls::{Total, segment, tensor, total};
 pub(crate) use numbers::{Sizes, bytes, counted};
