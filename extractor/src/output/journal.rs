@@ -51,7 +51,7 @@ pub(crate) enum Record {
         /// What its bytes are.
         digests: ShardDigests,
     },
-    /// A source shard is about to be removed: all its bytes are in finished packs.
+    /// A source shard is about to be removed: all its bytes are in finished packs, or kept.
     Removed {
         /// Its path in the checkpoint.
         path: String,
@@ -63,7 +63,19 @@ pub(crate) enum Record {
         hub_sha256: Option<Sha256>,
         /// What identified it.
         state: String,
+        /// Where those of its bytes are that are in no finished pack yet.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        kept: Option<KeptRanges>,
     },
+}
+
+/// Ranges of a source shard that were copied into a file, one after another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KeptRanges {
+    /// The file, relative to the output folder.
+    pub file: String,
+    /// First and one-past-last byte of each in the shard.
+    pub ranges: Vec<(u64, u64)>,
 }
 
 impl Record {

@@ -28,7 +28,7 @@ use segpack_manifests::folder::PARTIAL;
 
 pub use error::OutputError;
 pub(crate) use inspect::{Before, inspect, refuse_holding, refuse_inside};
-pub(crate) use journal::{JOURNAL, Journal, JournalRead, Record, ShardDigests};
+pub(crate) use journal::{JOURNAL, Journal, JournalRead, KeptRanges, Record, ShardDigests};
 pub use limits::FileLimit;
 use lock::{LOCK, in_partial};
 pub(crate) use publisher::{Flushing, Publisher};
@@ -42,6 +42,9 @@ pub(crate) use write_behind::{WRITE_BEHIND_MEMORY, write_behind};
 
 /// Folder, below [`PARTIAL`], of files that are being written.
 const FILES: &str = "files";
+
+/// Folder, below [`PARTIAL`], of whole files that the run itself needs until it is finished.
+const KEPT: &str = "kept";
 
 /// What a run that failed leaves of its output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,6 +175,11 @@ impl OutputFolder {
     /// `Link`; `Io`.
     pub(crate) fn clear_unfinished(&self) -> Result<(), OutputError> {
         Ok(remove_beneath(&self.path, &in_partial(FILES))?)
+    }
+
+    /// The path of a file that is kept until the run is finished, from the folder.
+    pub(crate) fn kept(name: &str) -> String {
+        format!("{PARTIAL}/{KEPT}/{name}")
     }
 
     /// A file of the run itself, gone when it is finished.

@@ -145,13 +145,18 @@ impl<'a> Recorder<'a> {
         lock(&self.done).file(stored_as)
     }
 
-    /// A shard was read as a whole.
+    /// The digests of a shard that was read as a whole.
     ///
     /// # Errors
     /// `NotWritten` where it was not.
-    pub(crate) fn shard(&self, path: &str) -> Result<(), PackWriterError> {
-        let found = lock(&self.done).shard(path).map(drop);
+    pub(crate) fn shard(&self, path: &str) -> Result<ShardDigests, PackWriterError> {
+        let found = lock(&self.done).shard(path).cloned();
         found.ok_or_else(|| not_written(path))
+    }
+
+    /// Whether a pack is written.
+    pub(crate) fn has_pack(&self, path: &str) -> bool {
+        lock(&self.done).has_pack(path)
     }
 
     /// What was written of a pack.

@@ -46,6 +46,8 @@ pub(crate) struct Space<'a> {
     pub coding: Coding,
     /// Reads what will be packed.
     pub read: &'a ReadTensor<'a>,
+    /// Whether all of a pack can be read.
+    pub can_read: &'a (dyn Fn(&PlannedPack) -> bool + Sync),
     /// Whether anything is checked at all.
     pub enabled: bool,
     /// The threads, when to stop, and the progress.
@@ -70,6 +72,7 @@ impl<'a> Space<'a> {
             plan,
             coding,
             read,
+            can_read: &|_| true,
             enabled,
             job,
             estimate: Mutex::default(),
@@ -135,12 +138,17 @@ impl<'a> Space<'a> {
         if let Some(found) = &*known {
             return Ok(take(found));
         }
-        let packs: Vec<&PlannedPack> = self.plan.packs.iter().collect();
-        Ok(take(known.insert(estimate(
-            &packs,
-            self.coding,
-            self.read,
-            job,
-        )?)))
+        // a pack whose source was removed once it was packed is not written again
+        let packs = || self.plan.packs.iter();
+        let readable: Vec<&PlannedPack> = packs().filter(|p| (self.can_read)(p)).collect();
+        let mut found = estimate(&readable, self.coding, self.read, job)?;
+        let mut lengths = std::mem::take(&mut found.packs).into_iter();
+        found.packs = packs()
+            .map(|pack| match (self.can_read)(pack) {
+                true => lengths.next().unwrap_or(pack.length),
+                false => pack.length,
+            })
+            .collect();
+        Ok(take(known.insert(found)))
     }
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use segpack_formats::FormatError;
 use segpack_formats::digest::Sha256;
@@ -49,7 +49,7 @@ const LEFT_OUT: [(&str, &str); 2] = [(".git", "version control"), (".cache", "do
 const RESERVED: [&str; 2] = [SHARD_HEADERS, PARTIAL];
 
 /// What to do with things that do not belong.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct OpenOptions<'a> {
     /// `--extra keep`: weight files that the index does not name are kept verbatim.
     pub keep_extra: bool,
@@ -66,9 +66,11 @@ pub(crate) struct CheckpointShard {
     pub shard: Shard,
     /// What the hub says of it.
     pub hub_sha256: Option<Sha256>,
-    /// What identified it, where it is not there any more: it was packed and removed. Then only its
-    /// header can be read.
+    /// What identified it, where it was not there any more when it was opened: an earlier run packed
+    /// and removed it.
     pub removed: Option<String>,
+    /// What stands in for its file once that is removed.
+    pub gone: OnceLock<Arc<RemovedFile>>,
 }
 
 /// A checkpoint whose headers have been read.
@@ -446,8 +448,17 @@ impl Checkpoint {
     fn open_shard(&mut self, path: &str, removed: &[RemovedShard]) {
         let full = self.root.join(path);
         let removed = removed.iter().find(|r| r.path == path && !full.exists());
+        let gone = OnceLock::new();
         let shard = match removed {
-            Some(removed) => Shard::open_from(Arc::new(RemovedFile::new(full, removed))),
+            Some(RemovedShard {
+                header,
+                length,
+                kept,
+                ..
+            }) => {
+                let left = RemovedFile::new(full, header.clone(), *length, kept.clone());
+                Shard::open_from(Arc::clone(gone.get_or_init(|| Arc::new(left))) as Arc<dyn ReadAt>)
+            }
             None => Shard::open(&full),
         };
         match shard {
@@ -461,6 +472,7 @@ impl Checkpoint {
                     shard,
                     hub_sha256,
                     removed: removed.map(|r| r.state.clone()),
+                    gone,
                 });
             }
             Err(e) => {

@@ -8,4 +8,4 @@ mod removed;
 
 pub use error::SourceError;
 pub(crate) use local::{Checkpoint, CheckpointShard, OpenOptions};
-pub(crate) use removed::{Removable, RemovedShard};
+pub(crate) use removed::{KeptBytes, Removable, RemovedFile, RemovedShard};

@@ -2,7 +2,9 @@
 //! for a shard afterwards.
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use segpack_formats::digest::Sha256;
 use segpack_formats::io::{InputFile, ReadAt, Stamp, sync_folder};
@@ -11,7 +13,7 @@ use segpack_formats::{FormatError, Result};
 use super::{Checkpoint, CheckpointShard, SourceError};
 
 /// A shard that an earlier run packed and removed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) struct RemovedShard {
     /// Path relative to the checkpoint.
     pub path: String,
@@ -23,23 +25,77 @@ pub(crate) struct RemovedShard {
     pub hub_sha256: Option<Sha256>,
     /// What identified it.
     pub state: String,
+    /// Those of its bytes that were in no finished pack, where they can be read.
+    pub kept: Option<KeptBytes>,
 }
 
-/// What is left of a removed shard: its header and its length.
+/// Ranges of a removed shard, one after another in a file.
+#[derive(Debug, Clone)]
+pub(crate) struct KeptBytes {
+    /// The file.
+    pub input: Arc<InputFile>,
+    /// First and one-past-last byte of each range in the shard.
+    pub ranges: Vec<(u64, u64)>,
+}
+
+impl KeptBytes {
+    /// Where in the file these bytes of the shard lie, which are in one of the ranges.
+    fn locate(&self, range: &Range<u64>) -> Option<u64> {
+        let mut at = 0;
+        for &(start, end) in &self.ranges {
+            if start <= range.start && range.end <= end {
+                return Some(at + (range.start - start));
+            }
+            at += end - start;
+        }
+        None
+    }
+}
+
+/// What is left of a removed shard: its header, its length, and what was kept of its bytes.
 #[derive(Debug)]
-pub(super) struct RemovedFile {
+pub(crate) struct RemovedFile {
     path: PathBuf,
     header: Vec<u8>,
     length: u64,
+    kept: Option<KeptBytes>,
 }
 
 impl RemovedFile {
-    pub(super) fn new(path: PathBuf, shard: &RemovedShard) -> Self {
+    /// Stands in for the file at `path`, which had this `header` and this many bytes.
+    pub(crate) fn new(
+        path: PathBuf,
+        header: Vec<u8>,
+        length: u64,
+        kept: Option<KeptBytes>,
+    ) -> Self {
         Self {
             path,
-            header: shard.header.clone(),
-            length: shard.length,
+            header,
+            length,
+            kept,
         }
+    }
+
+    /// Whether these bytes, which are none of its header's, can be read.
+    fn has(&self, range: &Range<u64>) -> bool {
+        let kept = self.kept.as_ref();
+        range.is_empty() || kept.is_some_and(|kept| kept.locate(range).is_some())
+    }
+}
+
+impl CheckpointShard {
+    /// Where its bytes are: in its file, or in what was kept of it.
+    pub(crate) fn bytes(&self) -> &dyn ReadAt {
+        match self.gone.get() {
+            Some(left) => &**left,
+            None => &*self.shard.input,
+        }
+    }
+
+    /// Whether these bytes, which are none of its header's, can be read.
+    pub(crate) fn has(&self, range: &Range<u64>) -> bool {
+        self.gone.get().is_none_or(|left| left.has(range))
     }
 }
 
@@ -59,13 +115,18 @@ impl ReadAt for RemovedFile {
 
     fn read_at(&self, to: &mut [u8], offset: u64) -> Result<()> {
         let from = usize::try_from(offset).ok();
-        let kept = from.and_then(|from| self.header.get(from..from.checked_add(to.len())?));
-        let Some(kept) = kept else {
+        let header = from.and_then(|from| self.header.get(from..from.checked_add(to.len())?));
+        if let Some(header) = header {
+            to.copy_from_slice(header);
+            return Ok(());
+        }
+        let range = offset..offset.saturating_add(to.len() as u64);
+        let place = |kept: &KeptBytes| Some((Arc::clone(&kept.input), kept.locate(&range)?));
+        let Some((input, at)) = self.kept.as_ref().and_then(place) else {
             let what = "was removed after it was packed, but its bytes are needed again";
             return Err(FormatError::changed(&self.path, what));
         };
-        to.copy_from_slice(kept);
-        Ok(())
+        input.read_at(to, at)
     }
 
     fn check_unchanged(&self) -> Result<()> {

@@ -281,12 +281,9 @@ impl Scene {
         };
         let mut done = self.run(self.writer.words, more);
         if more.is_empty() && done.status == Some(1) {
-            // something was finished, or everything
-            let how = if self.seen() == self.after {
-                "exist"
-            } else {
-                "--resume"
-            };
+            // everything was finished; or something, or only the hidden folder has not gone
+            let is_done = self.seen() == self.after && self.hidden().is_empty();
+            let how = if is_done { "exist" } else { "--resume" };
             done.says(&[how]);
             done = self.run(self.writer.words, &["--resume"]);
         }

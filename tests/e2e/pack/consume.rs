@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
+use crate::support::checkpoint::{self, Options};
 use crate::support::cli::{Run, segpack};
 use crate::support::damage::flip;
 use crate::support::faults::{Fault, count_writes, faulty};
@@ -358,6 +359,75 @@ fn what_stands_for_a_removed_shard_is_checked() {
     flip(&scene.at("checkpoint").join(&left[0]), -1);
     resume().exits(1).says(&["another source"]);
     assert_eq!(scene.shards(), left);
+}
+
+/// The dense weights of all layers lie in one pack: what a shard has of them is kept when it goes.
+#[test]
+fn what_many_shards_share_is_kept_until_its_pack_is_written() {
+    let scene = Scene::make(&[]);
+    let kept = || {
+        let files = fs::read_dir(scene.at("out/.partial/kept"));
+        files.map_or(Vec::new(), |files| {
+            files.map(|file| file.unwrap().path()).collect()
+        })
+    };
+    scene.reset();
+    let count = count_writes(&scene.consume());
+    // a moment at which a shard is gone, and the pack of the dense weights is not there
+    let kill_at = |n: u64| {
+        scene.reset();
+        Run::of(faulty(Fault::Kill(n)).args(scene.consume()));
+    };
+    let dense = scene.at("out/packs/text.safetensors");
+    let moment = (1..40).map(|i| i * count / 40).find(|n| {
+        kill_at(*n);
+        scene.shards().len() < 3 && !dense.exists()
+    });
+    let moment = moment.expect("a shard that goes before the dense weights are packed");
+    assert!(!kept().is_empty());
+    let resume = || scene.run(&["--consume", "--yes", "--resume"]);
+    resume().ok();
+    scene.check_done("goes on from what was kept");
+    scene.check_restores();
+
+    // without --consume, too
+    kill_at(moment);
+    scene.run(&["--resume"]).ok();
+    assert!(contents(&scene.at("out")) == contents(&scene.at("whole")));
+
+    // damaged, cut off or gone: an error, and everything stays
+    let harm: [fn(&Path); 3] = [
+        |file| flip(file, 7),
+        |file| fs::write(file, b"short").unwrap(),
+        |file| fs::remove_file(file).unwrap(),
+    ];
+    for harm in harm {
+        kill_at(moment);
+        kept().iter().for_each(|file| harm(file));
+        let (left, before) = (scene.shards(), contents(&scene.at("out")));
+        let refused = resume()
+            .exits(3)
+            .says(&["is damaged, and its source is gone"]);
+        // repairing needs the shards
+        assert!(!refused.stderr.contains("repair"), "{refused}");
+        let after = contents(&scene.at("out"));
+        let packs = before.keys().filter(|name| name.starts_with("packs/"));
+        packs.for_each(|name| assert!(before[name] == after[name], "{name}"));
+        assert_eq!(scene.shards(), left);
+    }
+}
+
+/// The published layout: 15 shards of 5 GB, of which 13 hold dense weights of the thinker.
+#[test]
+fn the_published_checkpoint_needs_little_more_than_a_shard() {
+    let folder = temp();
+    let full = folder.path().join("full");
+    checkpoint::write(&full, &Options::default()).unwrap();
+    let out = folder.path().join("out");
+    let plan = segpack!["pack", &full, "-o", out, "--consume", "--dry-run", "--json"];
+    let plan = plan.ok().json();
+    let peak = plan["consume"]["peak_bytes"].as_u64().unwrap();
+    assert!(peak < 5_600_000_000, "{peak}");
 }
 
 #[test]

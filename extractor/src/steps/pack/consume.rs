@@ -3,18 +3,21 @@
 //!
 //! A shard goes only when
 //!
-//! * every pack with bytes of it is complete, synced, has its name and its line in the journal,
+//! * every pack with bytes of it is complete, synced, has its name and its line in the journal; or
+//!   where a pack needs many shards, as the dense weights of all layers do, what it takes from this
+//!   one is kept, synced, in a file of the pack folder,
 //! * the shard was read as a whole, and both reads gave the same bytes,
-//! * those packs were read back from the drive, decoded, and are what was written,
+//! * those packs and that file were read back from the drive, decoded, and are what was written,
 //! * its header and all files that are not weights are in the pack folder,
 //! * and the journal, which is kept twice then, says durably that it goes.
 //!
-//! A later run opens what is gone from its header and the journal. The order in which packs are
-//! written is one that frees shards early; the bytes of the packs do not depend on it.
+//! A later run opens what is gone from its header, the file and the journal. The order in which
+//! packs are written is one that frees shards early; the bytes of the packs do not depend on it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use segpack_formats::FormatError;
 use segpack_formats::digest::Sha256;
@@ -22,33 +25,61 @@ use segpack_formats::io::{InputFile, READ_BYTES};
 use segpack_formats::safetensors::check_relative_path;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
-    ConsumePlan, Finding, FindingKind, Manifest, PlannedPack, SourceFileKind,
+    ConsumePlan, Finding, FindingKind, Manifest, PlannedPack, PlannedTensor, SourceFileKind,
 };
 use segpack_manifests::folder::{MANIFEST, PARTIAL};
 
+use super::kept::open_kept;
+use super::source::range_of;
 use super::write::{Group, Task, digest, stored_header};
 use super::{Planned, Work};
 use crate::output::{JOURNAL, Journal, Record};
 use crate::pack_writer::{Done, PackWriterError, Recorder, read_back};
-use crate::source::{CheckpointShard, Removable, RemovedShard};
+use crate::source::{CheckpointShard, Removable, RemovedFile, RemovedShard};
 use crate::steps::StepError;
 use crate::work::{Job, run_tasks};
+
+/// A pack that needs this many shards is written behind them: until then, what it takes of each is
+/// kept. Otherwise none of them could go before all of its bytes are written.
+const MANY_SHARDS: usize = 3;
 
 /// Which packs need which shards.
 struct Needs<'a> {
     planned: &'a Planned,
-    /// Numbers of shards, by pack.
-    shards: Vec<BTreeSet<usize>>,
+    /// Bytes by number of the shard, by pack.
+    shards: Vec<BTreeMap<usize, u64>>,
+}
+
+/// Packs that are written together, then shards that are removed.
+struct Step {
+    packs: Vec<usize>,
+    frees: Vec<usize>,
+    /// Written packs with bytes of those shards.
+    holds: BTreeSet<usize>,
+    /// Bytes of those shards that are kept.
+    kept: u64,
+}
+
+/// How the next shard is chosen.
+#[derive(Clone, Copy)]
+enum Next {
+    /// The one with the fewest bytes that are to be written first.
+    Least,
+    /// The first one.
+    First,
 }
 
 impl<'a> Needs<'a> {
     fn of(planned: &'a Planned) -> Self {
         let numbers = super::shard_numbers(&planned.checkpoint);
         let shards = planned.plan.packs.iter().map(|pack| {
-            let tensors = pack.segments.iter().flat_map(|s| &s.tensors);
-            tensors
-                .filter_map(|t| numbers.get(t.source.file.as_str()).copied())
-                .collect()
+            let mut bytes = BTreeMap::new();
+            for tensor in pack.segments.iter().flat_map(|s| &s.tensors) {
+                if let Some(number) = numbers.get(tensor.source.file.as_str()) {
+                    *bytes.entry(*number).or_default() += tensor.source.length;
+                }
+            }
+            bytes
         });
         Self {
             shards: shards.collect(),
@@ -56,15 +87,28 @@ impl<'a> Needs<'a> {
         }
     }
 
+    /// Whether a pack is written behind its shards.
+    fn is_last(&self, pack: usize) -> bool {
+        self.shards[pack].len() >= MANY_SHARDS
+    }
+
     /// Packs with bytes of a shard.
     fn packs_of(&self, shard: usize) -> impl Iterator<Item = usize> {
         let packs = self.shards.iter().enumerate();
-        packs.filter_map(move |(pack, needed)| needed.contains(&shard).then_some(pack))
+        packs.filter_map(move |(pack, needed)| needed.contains_key(&shard).then_some(pack))
     }
 
-    /// The numbers of packs and of shards that go together, in the order in which they do: next is
-    /// always the shard with the fewest bytes in packs that are not written.
-    fn order(&self, done: &Done) -> Vec<(Vec<usize>, Vec<usize>)> {
+    /// What goes together, in the order that takes the least space.
+    fn order(&self, done: &Done) -> Vec<Step> {
+        let lengths = |p: &PlannedPack| if done.has_pack(&p.path) { 0 } else { p.length };
+        let lengths: Vec<u64> = self.planned.plan.packs.iter().map(lengths).collect();
+        let orders = [Next::Least, Next::First].map(|next| self.order_by(next, done));
+        let shard_length = |shard: &CheckpointShard| shard.shard.input.length();
+        let peak = |order: &Vec<Step>| self.peak(order, &lengths, &shard_length);
+        orders.into_iter().min_by_key(peak).unwrap_or_default()
+    }
+
+    fn order_by(&self, next: Next, done: &Done) -> Vec<Step> {
         let packs = &self.planned.plan.packs;
         let is_done = |pack: &PlannedPack| done.has_pack(&pack.path);
         let mut written: Vec<bool> = packs.iter().map(is_done).collect();
@@ -72,26 +116,78 @@ impl<'a> Needs<'a> {
         let there = shards.filter(|(_, s)| s.removed.is_none());
         let mut left: BTreeSet<usize> = there.map(|(n, _)| n).collect();
         let mut order = Vec::new();
-        loop {
-            let missing = |shard: usize| -> u64 {
-                let packs_of = self.packs_of(shard).filter(|p| !written[*p]);
-                packs_of.map(|p| packs[p].raw_length()).sum()
-            };
-            let Some(next) = left.iter().copied().min_by_key(|s| missing(*s)) else {
-                break;
-            };
-            let group: Vec<usize> = self.packs_of(next).filter(|p| !written[*p]).collect();
-            group.iter().for_each(|p| written[*p] = true);
-            let is_free = |shard: &usize| self.packs_of(*shard).all(|p| written[p]);
-            let free: Vec<usize> = left.iter().copied().filter(is_free).collect();
-            left.retain(|shard| !free.contains(shard));
-            order.push((group, free));
+        while let Some(shard) = self.next(next, &left, &written) {
+            let new: Vec<usize> = self.written_for(shard, &written).collect();
+            let kept = self.kept_of(shard, &written);
+            new.iter().for_each(|p| written[*p] = true);
+            let is_free =
+                |other: &usize| *other == shard || self.packs_of(*other).all(|p| written[p]);
+            let frees: Vec<usize> = left.iter().copied().filter(is_free).collect();
+            left.retain(|shard| !frees.contains(shard));
+            let held = frees.iter().flat_map(|s| self.packs_of(*s));
+            order.push(Step {
+                holds: held.filter(|p| written[*p]).collect(),
+                packs: new,
+                frees,
+                kept,
+            });
         }
         let rest: Vec<usize> = (0..packs.len()).filter(|p| !written[*p]).collect();
         if !rest.is_empty() {
-            order.push((rest, Vec::new()));
+            order.push(Step {
+                packs: rest,
+                frees: Vec::new(),
+                holds: BTreeSet::new(),
+                kept: 0,
+            });
         }
         order
+    }
+
+    /// The shard that goes next; `None` where none is left.
+    fn next(&self, next: Next, left: &BTreeSet<usize>, written: &[bool]) -> Option<usize> {
+        let packs = &self.planned.plan.packs;
+        let missing = |shard: &usize| -> u64 {
+            let new = self.written_for(*shard, written);
+            new.map(|p| packs[p].raw_length()).sum::<u64>() + self.kept_of(*shard, written)
+        };
+        match next {
+            Next::Least => left.iter().copied().min_by_key(missing),
+            Next::First => left.first().copied(),
+        }
+    }
+
+    /// Packs that are written before a shard goes.
+    fn written_for(&self, shard: usize, written: &[bool]) -> impl Iterator<Item = usize> {
+        let packs = self.packs_of(shard);
+        packs.filter(|p| !written[*p] && !self.is_last(*p))
+    }
+
+    /// Bytes of a shard that are kept when it goes.
+    fn kept_of(&self, shard: usize, written: &[bool]) -> u64 {
+        let packs = self.packs_of(shard);
+        packs
+            .filter(|p| !written[*p] && self.is_last(*p))
+            .map(|p| self.shards[p][&shard])
+            .sum()
+    }
+
+    /// The most bytes beyond those of the checkpoint that packs of these lengths take at any moment.
+    fn peak(
+        &self,
+        order: &[Step],
+        lengths: &[u64],
+        frees: &dyn Fn(&CheckpointShard) -> u64,
+    ) -> u64 {
+        let (mut written, mut freed, mut peak) = (0_u64, 0_u64, 0_u64);
+        for step in order {
+            written += step.packs.iter().map(|p| lengths[*p]).sum::<u64>() + step.kept;
+            peak = peak.max(written.saturating_sub(freed));
+            let shards = step.frees.iter();
+            let shards = shards.map(|s| &self.planned.checkpoint.shards[*s]);
+            freed += shards.map(frees).sum::<u64>();
+        }
+        peak
     }
 }
 
@@ -103,14 +199,8 @@ pub(super) fn peak_bytes(
     lengths: &[u64],
     frees: &dyn Fn(&CheckpointShard) -> u64,
 ) -> u64 {
-    let (mut written, mut freed, mut peak) = (0_u64, 0_u64, 0_u64);
-    for (packs, shards) in Needs::of(planned).order(done) {
-        written += packs.iter().map(|p| lengths[*p]).sum::<u64>();
-        peak = peak.max(written.saturating_sub(freed));
-        let shards = shards.iter().map(|s| &planned.checkpoint.shards[*s]);
-        freed += shards.map(frees).sum::<u64>();
-    }
-    peak
+    let needs = Needs::of(planned);
+    needs.peak(&needs.order(done), lengths, frees)
 }
 
 /// Which files will be removed, and the space that packing takes meanwhile.
@@ -182,15 +272,19 @@ pub(super) fn removed_before(out: &Path, finished: bool) -> Result<Vec<RemovedSh
             header,
             hub_sha256,
             state,
+            kept,
         } = record
         {
             let header = kept_header(out, &path, header)?;
+            // a run that was killed before the shard went said it again
+            removed.retain(|earlier: &RemovedShard| earlier.path != path);
             removed.push(RemovedShard {
                 path,
                 header,
                 length,
                 hub_sha256,
                 state,
+                kept: kept.and_then(|kept| open_kept(out, kept)),
             });
         }
     }
@@ -207,6 +301,7 @@ fn removed_of_manifest(pack: &Pack) -> Result<Vec<RemovedShard>, StepError> {
             length: shard.length,
             hub_sha256: None,
             state: String::new(),
+            kept: None,
         })
     });
     removed.collect()
@@ -224,7 +319,7 @@ fn kept_header(out: &Path, shard: &str, wanted: Sha256) -> Result<Vec<u8>, StepE
     if seen == wanted {
         return Ok(header);
     }
-    let finding = Finding::new(FindingKind::DamagedFile)
+    let finding = Finding::new(FindingKind::NotRestorable)
         .file(path)
         .seen(format!("SHA-256 {seen}"));
     let what = format!("{}: a header of a removed shard is damaged", out.display());
@@ -243,16 +338,16 @@ impl Work<'_> {
             ..Group::default()
         }];
         let needs = Needs::of(self.planned);
-        for (packs, frees) in needs.order(done) {
-            let shards = frees.iter().map(|s| &checkpoint.shards[*s]);
+        for step in needs.order(done) {
+            let shards = step.frees.iter().map(|s| &checkpoint.shards[*s]);
             let digests = shards
                 .filter(|s| done.shard(&s.path).is_none())
                 .map(Task::Digest);
-            let packs = packs.iter().map(|p| Task::Pack(*p, &plan.packs[*p]));
+            let packs = step.packs.iter().map(|p| Task::Pack(*p, &plan.packs[*p]));
             groups.push(Group {
                 tasks: digests.chain(packs).collect(),
-                holds: frees.iter().flat_map(|s| needs.packs_of(*s)).collect(),
-                frees,
+                holds: step.holds,
+                frees: step.frees,
             });
         }
         groups
@@ -266,20 +361,24 @@ impl Work<'_> {
         if checkpoint.shards.iter().all(|s| s.removed.is_none()) {
             return Ok(());
         }
-        let needs = Needs::of(self.planned);
+        let numbers = super::shard_numbers(checkpoint);
+        let is_lost = |tensor: &&PlannedTensor| {
+            let number = numbers.get(tensor.source.file.as_str());
+            number.is_some_and(|n| !checkpoint.shards[*n].has(&range_of(tensor)))
+        };
         let mut findings = Vec::new();
-        for (pack, shards) in plan.packs.iter().zip(&needs.shards) {
-            let mut shards = shards.iter().map(|s| &checkpoint.shards[*s]);
-            let gone = shards.find(|s| s.removed.is_some());
-            if let Some(gone) = gone.filter(|_| !done.has_pack(&pack.path)) {
-                let finding = Finding::new(FindingKind::DamagedFile).file(&pack.path);
-                let seen = format!("{} was removed after it was packed", gone.path);
+        for pack in plan.packs.iter().filter(|p| !done.has_pack(&p.path)) {
+            let mut tensors = pack.segments.iter().flat_map(|s| &s.tensors);
+            if let Some(lost) = tensors.find(is_lost) {
+                let finding = Finding::new(FindingKind::NotRestorable).file(&pack.path);
+                let seen = format!("{} was removed after it was packed", lost.source.file);
                 findings.push(finding.seen(seen).wanted("the pack, as the journal says"));
             }
         }
+        findings.extend(self.damaged_kept(done)?);
         for shard in checkpoint.shards.iter().filter(|s| s.removed.is_some()) {
             if self.settings.source_digests && done.shard(&shard.path).is_none() {
-                let finding = Finding::new(FindingKind::DamagedFile).file(JOURNAL);
+                let finding = Finding::new(FindingKind::NotRestorable).file(JOURNAL);
                 findings.push(finding.seen(format!("no digest of {}", shard.path)));
             }
         }
@@ -287,7 +386,10 @@ impl Work<'_> {
             return Ok(());
         }
         let out = self.output.path().display();
-        let what = format!("{out}: what was packed is damaged, and its source is gone");
+        let what = format!(
+            "{out}: what was packed is damaged, and its source is gone; only packing the checkpoint \
+             again, into another folder, replaces it"
+        );
         Err(StepError::Findings { what, findings })
     }
 
@@ -326,15 +428,23 @@ impl Work<'_> {
         self.job.stop.check()?;
         let removable = self.planned.checkpoint.removable(shard)?;
         // it was read as a whole, and both reads gave the same bytes
-        recorder.shard(&shard.path)?;
+        let digests = recorder.shard(&shard.path)?;
+        let (input, start) = (&*shard.shard.input, shard.shard.header.data_start);
+        let header = input.read_range(0..start)?;
+        let kept = self.keep(shard, &digests, recorder)?;
         recorder.add(Record::Removed {
             path: shard.path.clone(),
-            length: shard.shard.input.length(),
+            length: input.length(),
             header: recorder.file(&stored_header(&shard.path))?,
             hub_sha256: shard.hub_sha256,
             state: super::state_of(shard)?,
+            kept: kept.as_ref().map(|(ranges, _)| ranges.clone()),
         })?;
-        Ok(removable.remove(&*shard.shard.input)?)
+        removable.remove(input)?;
+        let (path, kept) = (input.name().to_owned(), kept.map(|(_, bytes)| bytes));
+        let left = RemovedFile::new(path, header, input.length(), kept);
+        shard.gone.get_or_init(|| Arc::new(left));
+        Ok(())
     }
 
     /// What the disk of the output gets back when a shard goes.

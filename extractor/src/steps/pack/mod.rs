@@ -1,6 +1,7 @@
 //! `pack`: from a checkpoint to a pack folder, whole or resumable, the same bytes every time.
 
 mod consume;
+mod kept;
 mod proof;
 mod source;
 mod update;
@@ -17,8 +18,8 @@ use segpack_formats::digest::Sha256;
 use segpack_formats::io::{CancelToken, READ_BYTES};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
-    Finding, GENERATOR, Inventory, KnownSource, PackOptions, PackSummary, Plan, PlannedTensor,
-    VerifyMode,
+    Finding, GENERATOR, Inventory, KnownSource, PackOptions, PackSummary, Plan, PlannedPack,
+    PlannedTensor, VerifyMode,
 };
 use segpack_manifests::folder::MANIFEST;
 use segpack_manifests::layout::{self, Selection};
@@ -187,7 +188,17 @@ fn read_tensor(
         );
         return Err(FormatError::malformed(source.file.as_ref(), what));
     };
-    shard.shard.input.read_at(to, source.offset + range.start)
+    shard.bytes().read_at(to, source.offset + range.start)
+}
+
+/// Whether what a pack takes is there: not removed, or kept.
+fn is_readable(planned: &Planned, numbers: &HashMap<&str, usize>, pack: &PlannedPack) -> bool {
+    let mut tensors = pack.segments.iter().flat_map(|s| &s.tensors);
+    tensors.all(|tensor| {
+        let shard = numbers.get(tensor.source.file.as_str());
+        let shard = shard.map(|n| &planned.checkpoint.shards[*n]);
+        shard.is_none_or(|shard| shard.has(&source::range_of(tensor)))
+    })
 }
 
 /// Packs a checkpoint into `out`.
@@ -253,13 +264,16 @@ pub(crate) fn pack_planned(
     let read = |tensor: &PlannedTensor, range: Range<u64>, to: &mut [u8]| {
         read_tensor(&planned.checkpoint, tensor, range, to)
     };
-    let space = Space::new(
+    let numbers = shard_numbers(&planned.checkpoint);
+    let can_read = |pack: &PlannedPack| is_readable(planned, &numbers, pack);
+    let mut space = Space::new(
         &planned.plan,
         settings.coding,
         &read,
         settings.space_check,
         job,
     );
+    space.can_read = &can_read;
     let nothing = Done::default();
     let output = target.open(out, &listed, &|freed| {
         space.check(out, freed, &|lengths| {

@@ -69,6 +69,20 @@ impl<'a> Proof<'a> {
             .collect()
     }
 
+    /// The planned tensors of a shard that go into packs which are not `written`, with their numbers
+    /// among the digests of the shard.
+    pub(super) fn tensors_without(
+        &self,
+        shard: &str,
+        written: &dyn Fn(&str) -> bool,
+    ) -> Vec<(usize, &'a PlannedTensor)> {
+        let places = self.places(shard).iter().enumerate();
+        places
+            .filter(|(_, place)| !written(place.pack))
+            .map(|(number, place)| (number, place.tensor))
+            .collect()
+    }
+
     fn places(&self, shard: &str) -> &[Place<'a>] {
         self.tensors.get(shard).map_or(&[], Vec::as_slice)
     }

@@ -1,6 +1,7 @@
 //! The bytes of planned tensors, read from their shards.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use segpack_formats::io::{CancelToken, to_usize};
 use segpack_formats::numeric::ValueCheck;
@@ -9,6 +10,11 @@ use segpack_formats::{FormatError, Result};
 use segpack_manifests::documents::{Finding, FindingKind, PlannedPack, PlannedTensor};
 
 use crate::source::Checkpoint;
+
+/// Where a planned tensor lies in its shard.
+pub(super) fn range_of(tensor: &PlannedTensor) -> Range<u64> {
+    tensor.source.offset..tensor.source.offset + tensor.source.length
+}
 
 /// Reads the tensors of one planned pack, and inspects their values on the way.
 pub(super) struct ShardSource<'a> {
@@ -40,9 +46,8 @@ impl TensorSource for ShardSource<'_> {
             values.update(piece);
             take(piece)
         };
-        let range = tensor.source.offset..tensor.source.offset + tensor.source.length;
-        let input = &self.checkpoint.shards[shard].shard.input;
-        input.for_each_piece(range, self.buffer, self.stop, inspect)?;
+        let input = self.checkpoint.shards[shard].bytes();
+        input.for_each_piece(range_of(tensor), self.buffer, self.stop, inspect)?;
         warnings_of(tensor, values)
             .into_iter()
             .for_each(|w| self.warn(w));
