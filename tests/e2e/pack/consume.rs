@@ -417,6 +417,25 @@ fn what_many_shards_share_is_kept_until_its_pack_is_written() {
     }
 }
 
+/// The estimate of what is still to be written needs no byte of a shard that is gone.
+#[test]
+fn where_space_is_short_a_coded_run_goes_on_by_an_estimate() {
+    let scene = Scene::make(CODED);
+    scene.reset();
+    let count = count_writes(&scene.consume());
+    let middle = (1..40).map(|i| i * count / 40).find(|n| {
+        scene.reset();
+        Run::of(faulty(Fault::Kill(*n)).args(scene.consume()));
+        (1..3).contains(&scene.shards().len())
+    });
+    assert!(middle.is_some());
+    let mut again = scene.consume();
+    again.push("--resume".into());
+    // too little for the raw size, so that the estimate is asked
+    Run::of(faulty(Fault::Free("0,1000000000")).args(again)).ok();
+    scene.check_done("by an estimate");
+}
+
 /// The published layout: 15 shards of 5 GB, of which 13 hold dense weights of the thinker.
 #[test]
 fn the_published_checkpoint_needs_little_more_than_a_shard() {
