@@ -281,9 +281,14 @@ impl Scene {
         };
         let mut done = self.run(self.writer.words, more);
         if more.is_empty() && done.status == Some(1) {
-            // everything was finished; or something, or only the hidden folder has not gone
-            let is_done = self.seen() == self.after && self.hidden().is_empty();
-            let how = if is_done { "exist" } else { "--resume" };
+            // everything was finished, or something; where only a hidden folder has not gone, either
+            let is_done = self.seen() == self.after;
+            let is_left = is_done && !self.hidden().is_empty() && done.stderr.contains("--resume");
+            let how = if is_done && !is_left {
+                "exist"
+            } else {
+                "--resume"
+            };
             done.says(&[how]);
             done = self.run(self.writer.words, &["--resume"]);
         }
