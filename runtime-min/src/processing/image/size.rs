@@ -194,3 +194,26 @@ fn grown(width: usize, height: usize, factor: usize, min: u64) -> [usize; 2] {
     let beta = (min as f64 / pixels([width, height]) as f64).sqrt();
     [width, height].map(|side| (side as f64 * beta / factor as f64).ceil() as usize * factor)
 }
+
+#[cfg(all(test, feature = "video"))]
+mod tests {
+    use super::*;
+
+    /// Sizes that `fetch_image(…, image_patch_size=28)` of `qwen_omni_utils` 0.0.9 gives: what a list
+    /// of frames is resized to before it is a video.
+    #[test]
+    fn pictures_of_a_list_become_multiples_of_56() {
+        let size = |width, height, limits| model_card_frame_size(width, height, &limits).unwrap();
+        assert_eq!(size(150, 100, PartLimits::default()), (168, 112));
+        let small = PartLimits {
+            min_pixels: Some(3136),
+            max_pixels: Some(12_544),
+            resized: None,
+        };
+        assert_eq!(size(150, 100, small), (112, 56));
+        assert_eq!(
+            model_card_size(150, 100, &PartLimits::default()).unwrap(),
+            (140, 112)
+        );
+    }
+}

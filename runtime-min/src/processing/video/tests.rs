@@ -471,3 +471,58 @@ fn animations_are_drawn_as_ffmpeg_does() {
         assert!(digest.is_none_or(|wanted| wanted == seen), "{name}: {seen}");
     }
 }
+
+/// A list of pictures is what a folder of them is, in the order of the list.
+#[test]
+fn a_list_of_pictures_is_a_video_in_its_order() {
+    let (photo, tiny) = (fixture("media/photo.png"), fixture("media/large.png"));
+    let cancel = CancelToken::default();
+    let settings = settings(&serde_json::json!({"shortest_edge": 2048, "longest_edge": 4096}));
+    let request = VideoRequest::new(MediaRecipe::Transformers, Some(2.0), &settings);
+    let frames = |files: &[&std::path::PathBuf]| {
+        let sources = files.iter().map(|file| MediaSource::Path((*file).clone()));
+        resized(
+            &Video::of_pictures(sources.collect()),
+            &settings,
+            &request,
+            &cancel,
+        )
+    };
+    let ResizedFrames::Bytes(two) = frames(&[&photo, &photo]).unwrap() else {
+        panic!("frames of 8 bits")
+    };
+    let alone = image::resized(
+        &std::fs::read(&photo).unwrap(),
+        &settings.frames,
+        MediaRecipe::Transformers,
+        &PartLimits::default(),
+    );
+    assert_eq!(two, vec![alone.unwrap(); 2]);
+    // frames of one video are of one size
+    let mixed = frames(&[&photo, &tiny]).unwrap_err();
+    assert!(mixed.to_string().contains("frame 1"), "{mixed}");
+    cancel.cancel();
+    let stopped = frames(&[&photo]).unwrap_err();
+    assert!(matches!(stopped, VideoError::Stopped), "{stopped}");
+}
+
+/// As librosa cuts what audioread gives it.
+#[test]
+fn sound_is_cut_to_the_seconds_of_its_video() {
+    let cut = |start, end| {
+        let mut track = SoundTrack {
+            rate: 10,
+            samples: (0..30_u8).map(f32::from).collect(),
+        };
+        track.cut(start, end);
+        track.samples
+    };
+    assert_eq!(cut(0.0, None).len(), 30);
+    assert_eq!(
+        cut(1.0, None),
+        (10..30_u8).map(f32::from).collect::<Vec<_>>()
+    );
+    assert_eq!(cut(1.04, Some(1.26)), [10.0, 11.0]);
+    assert_eq!(cut(2.0, Some(99.0)).len(), 10);
+    assert_eq!(cut(9.0, Some(10.0)), Vec::<f32>::new());
+}
