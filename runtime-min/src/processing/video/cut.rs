@@ -5,7 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
 /// Bytes of a packet of an MPEG transport stream, and what each begins with.
-const PACKET: u64 = 188;
+const PACKET: usize = 188;
 const SYNC: u8 = 0x47;
 /// Packets whose first byte says that a file is such a stream.
 const PACKETS: usize = 4;
@@ -17,15 +17,15 @@ const PACKETS: usize = 4;
 pub(super) fn found(path: &Path) -> io::Result<Option<String>> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
-    let mut head = vec![0; PACKET as usize * (PACKETS - 1) + 1];
+    let mut head = vec![0; PACKET * (PACKETS - 1) + 1];
     let read = read_up_to(&mut file, &mut head)?;
     head.truncate(read);
     if head.starts_with(b"RIFF") && head.get(8..12) == Some(b"AVI ") {
         return cut_list(&mut file, length);
     }
-    let mut packets = head.chunks(PACKET as usize).map(|packet| packet[0]);
+    let mut packets = head.chunks(PACKET).map(|packet| packet[0]);
     let is_stream = read > 0 && packets.clone().count() == PACKETS && packets.all(|b| b == SYNC);
-    let rest = length % PACKET;
+    let rest = length % PACKET as u64;
     let message = format!("[mpegts] the last packet has {rest} of {PACKET} bytes");
     Ok((is_stream && rest != 0).then_some(message))
 }
