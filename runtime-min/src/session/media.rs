@@ -13,7 +13,6 @@ use crate::models::encoder::{EncoderContext, EncoderObserver, EncoderSettings};
 use crate::models::omni::{self, EncodedMedia};
 use crate::models::vision_encoder::VisionEncoder;
 use crate::ops::CpuOps;
-use crate::processing::media::MediaKind;
 use crate::processing::{AudioFeatures, MediaFeatures, VisualFeatures};
 use crate::trace::TraceRecorder;
 
@@ -45,15 +44,18 @@ impl MediaObserver for () {
 /// A trace has the stages of all encoders.
 impl MediaObserver for TraceRecorder {
     fn audio(&mut self) -> &mut dyn EncoderObserver {
-        self.encoder(MediaKind::Audio)
+        let [audio, _, _] = self.encoders();
+        audio
     }
 
     fn images(&mut self) -> &mut dyn EncoderObserver {
-        self.encoder(MediaKind::Image)
+        let [_, images, _] = self.encoders();
+        images
     }
 
     fn videos(&mut self) -> &mut dyn EncoderObserver {
-        self.encoder(MediaKind::Video)
+        let [_, _, videos] = self.encoders();
+        videos
     }
 }
 

@@ -17,7 +17,6 @@ use super::{MEDIA_FORMAT, RecordedFile, TRACE_FORMAT, tensor_name};
 use crate::models::decoder::{Observer, Routing};
 use crate::models::encoder::EncoderObserver;
 use crate::processing::MediaFeatures;
-use crate::processing::media::MediaKind;
 use crate::tensor::Compute;
 
 /// Tokens of every step whose logits a trace keeps.
@@ -116,13 +115,9 @@ impl TraceRecorder {
         conversation.insert(key.to_owned(), value);
     }
 
-    /// Records what the encoder of this kind computes.
-    pub fn encoder(&mut self, kind: MediaKind) -> &mut dyn EncoderObserver {
-        match kind {
-            MediaKind::Audio => &mut self.encoders[0],
-            MediaKind::Image => &mut self.encoders[1],
-            MediaKind::Video => &mut self.encoders[2],
-        }
+    /// Record what the encoders of audio, of images and of videos compute.
+    pub fn encoders(&mut self) -> [&mut dyn EncoderObserver; 3] {
+        self.encoders.each_mut().map(|encoder| encoder as _)
     }
 
     /// A prompt begins; its forward pass comes next.
