@@ -75,7 +75,7 @@
 //! # }
 //! ```
 //!
-//! # Rooms
+//! # Modules
 //!
 //! * [`session`]: the front door.
 //! * [`processing`], [`generate`]: from text to tokens and back, the generation loop, samplers.

@@ -90,7 +90,7 @@ pub(super) struct Args {
     )]
     compute: ComputeName,
     /// Memory budget to measure with, from a cold page cache; may be repeated. With --device, only
-    /// once: the budget of the host, which caches experts that the GPU has no room for
+    /// once: the budget of the host, which caches experts that do not fit on the GPU
     #[arg(long, value_name = "SIZE", value_parser = size, help_heading = DEVICE)]
     memory: Vec<u64>,
     /// When to compare the digests of segments

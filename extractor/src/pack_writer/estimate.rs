@@ -32,12 +32,12 @@ struct SampleSize {
     /// Of the first one. What has no more is coded whole.
     first: u64,
     /// Of all together; exceeded by the last one.
-    most: u64,
+    max_bytes: u64,
 }
 
 const SAMPLE_SIZE: SampleSize = SampleSize {
     first: 192 << 20,
-    most: 2 << 30,
+    max_bytes: 2 << 30,
 };
 /// Chunks of a kind in the first sample, at least, where it is this part of all bytes: fewer might
 /// miss what makes its chunks differ.
@@ -289,8 +289,8 @@ fn sampling_order(tensors: &[Range<usize>]) -> Vec<usize> {
                 .collect()
         })
         .collect();
-    let most = chunks.iter().map(Vec::len).max().unwrap_or(0);
-    (0..most)
+    let longest = chunks.iter().map(Vec::len).max().unwrap_or(0);
+    (0..longest)
         .flat_map(|round| chunks.iter().filter_map(move |c| c.get(round).copied()))
         .collect()
 }
@@ -337,7 +337,7 @@ fn sample(
         let estimated: f64 = strata.iter().map(|s| s.raw as f64 * s.ratio()).sum();
         let variances: Vec<f64> = strata.iter().map(Stratum::variance).collect();
         let variance: f64 = variances.iter().sum();
-        if variance.sqrt() <= WANTED_ERROR * estimated || sampled >= size.most {
+        if variance.sqrt() <= WANTED_ERROR * estimated || sampled >= size.max_bytes {
             return Ok(sampled);
         }
         // of those that the error comes from, half as many again
@@ -356,12 +356,12 @@ fn first_count(size: SampleSize, stratum: &Stratum<'_, '_>, total: u64) -> usize
     }
     let share = u128::from(size.first) * u128::from(stratum.raw) / u128::from(total.max(1));
     let chunks = u64::try_from(share).unwrap_or(u64::MAX) / RAW_CHUNK_BYTES;
-    let least = if stratum.raw >= total / LARGE_PART {
+    let min_chunks = if stratum.raw >= total / LARGE_PART {
         MIN_CHUNKS
     } else {
         MIN_CHUNKS_OF_SMALL
     };
-    to_usize(chunks).max(least)
+    to_usize(chunks).max(min_chunks)
 }
 
 /// Codes chunks and keeps their lengths.
@@ -464,13 +464,13 @@ mod tests {
         let pack = plan(96, "BF16");
         let whole = SampleSize {
             first: u64::MAX,
-            most: u64::MAX,
+            max_bytes: u64::MAX,
         };
         let exact = estimate_of(whole, &pack);
         assert!(exact.exact && exact.sampled == 96 * EXPERT, "{exact:?}");
         let some = SampleSize {
             first: 1,
-            most: 12 << 20,
+            max_bytes: 12 << 20,
         };
         let guess = estimate_of(some, &pack);
         assert!(!guess.exact && guess.sampled < exact.sampled, "{guess:?}");

@@ -168,27 +168,27 @@ fn is_out_of_descriptors(_: &io::Error) -> bool {
 
 /// The files that are open.
 struct Pool {
-    most: usize,
+    max_open: usize,
     open: Mutex<VecDeque<Weak<Slot>>>,
 }
 
 static POOL: LazyLock<Pool> = LazyLock::new(|| Pool {
-    most: most_open(),
+    max_open: max_open(),
     open: Mutex::default(),
 });
 
 /// Half of the descriptors that the process may have: the rest is for what is written, for threads
 /// and for folders on the way.
-fn most_open() -> usize {
-    const MOST: usize = 4096;
-    const LEAST: usize = 4;
+fn max_open() -> usize {
+    const MAX: usize = 4096;
+    const MIN: usize = 4;
     #[cfg(unix)]
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile)
         .current
-        .map_or(MOST, super::to_usize);
+        .map_or(MAX, super::to_usize);
     #[cfg(not(unix))]
-    let limit = MOST;
-    (limit / 2).clamp(LEAST, MOST)
+    let limit = MAX;
+    (limit / 2).clamp(MIN, MAX)
 }
 
 impl Pool {
@@ -198,7 +198,7 @@ impl Pool {
         open.push_back(Arc::downgrade(slot));
         // each is passed over once where it was read since it was looked at last
         let mut looks = 2 * open.len();
-        while open.len() > self.most && looks > 0 {
+        while open.len() > self.max_open && looks > 0 {
             looks -= 1;
             let Some(weak) = open.pop_front() else { break };
             let Some(oldest) = weak.upgrade() else {

@@ -152,10 +152,10 @@ impl InputFile {
     /// A read failed, but the bytes came another way.
     pub(super) fn note_retry(&self, range: Range<u64>, error: &io::Error) {
         /// A drive that fails all over need not fill the memory, too.
-        const MOST: usize = 1000;
+        const MAX: usize = 1000;
         let retried = self.retried.lock();
         let mut retried = retried.unwrap_or_else(PoisonError::into_inner);
-        if retried.len() < MOST {
+        if retried.len() < MAX {
             retried.push(Retried {
                 range,
                 error: error.to_string(),

@@ -366,17 +366,18 @@ mod tests {
         assert_eq!((seen.mean, seen.std), (1e9 + 0.5, 0.5));
     }
 
+    fn next(state: &mut u64) -> u16 {
+        *state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        u16::from_le_bytes([state.to_le_bytes()[5], state.to_le_bytes()[6]])
+    }
+
     #[test]
     fn pieces_do_not_matter() {
         let mut state = 1_u64;
-        let mut next = || {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
-            u16::from_le_bytes([state.to_le_bytes()[5], state.to_le_bytes()[6]])
-        };
         let bytes: Vec<u8> = (0..30_000)
-            .flat_map(|_| (next() & 0xbfff).to_le_bytes())
+            .flat_map(|_| (next(&mut state) & 0xbfff).to_le_bytes())
             .collect();
         let whole = |piece: usize| {
             let mut builder = StatisticsBuilder::new(Dtype::BF16, &[3, 10_000]).unwrap();

@@ -45,15 +45,16 @@ impl Component {
 mod tests {
     use super::*;
 
+    fn below(prefix: &str) -> Vec<&'static str> {
+        Component::KNOWN
+            .iter()
+            .filter(|component| component.is_below(prefix))
+            .map(|c| c.as_str())
+            .collect()
+    }
+
     #[test]
     fn a_prefix_selects_whole_words_only() {
-        let below = |prefix: &str| -> Vec<_> {
-            Component::KNOWN
-                .iter()
-                .filter(|component| component.is_below(prefix))
-                .map(|c| c.as_str())
-                .collect()
-        };
         assert_eq!(
             below("thinker"),
             ["thinker.text", "thinker.audio", "thinker.vision"]

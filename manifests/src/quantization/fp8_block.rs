@@ -100,6 +100,15 @@ mod tests {
         tensors.into_iter().map(|e| (e.name.clone(), e)).collect()
     }
 
+    fn bytes(e: &Expected) -> u64 {
+        let width = if e.dtype == ExpectedDtype::One(super::Dtype::F8_E4M3) {
+            1
+        } else {
+            2
+        };
+        width * e.shape.iter().product::<u64>()
+    }
+
     /// Qwen3-235B-A22B-Instruct-2507-FP8 as published: 73,417 tensors of 236,416,915,456 bytes,
     /// 1,601 parameters once experts are stacked.
     #[test]
@@ -121,14 +130,6 @@ mod tests {
         });
         let tensors = expected(&config);
         assert_eq!(tensors.len(), 73_417);
-        let bytes = |e: &Expected| {
-            let width = if e.dtype == ExpectedDtype::One(super::Dtype::F8_E4M3) {
-                1
-            } else {
-                2
-            };
-            width * e.shape.iter().product::<u64>()
-        };
         assert_eq!(tensors.values().map(bytes).sum::<u64>(), 236_416_915_456);
         let what: Vec<_> = tensors.values().map(|e| e.classification).collect();
         assert_eq!(logical_parameter_count(&what), 1_601);
@@ -173,13 +174,14 @@ mod tests {
         }
     }
 
+    fn refusal(settings: Value) -> String {
+        let mut config = json!({"quantization_config": settings});
+        config["quantization_config"]["quant_method"] = json!("fp8");
+        Quantization::of_config(&config).unwrap_err().to_string()
+    }
+
     #[test]
     fn settings_that_cannot_be_used_are_named() {
-        let refusal = |settings: Value| {
-            let mut config = json!({"quantization_config": settings});
-            config["quantization_config"]["quant_method"] = json!("fp8");
-            Quantization::of_config(&config).unwrap_err().to_string()
-        };
         let block = "quantization_config.weight_block_size";
         assert_eq!(
             refusal(json!({})),

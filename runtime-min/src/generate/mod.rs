@@ -67,13 +67,13 @@ pub enum GenerateError<E> {
     EmptyPrompt,
     /// The prompt does not fit.
     #[error(
-        "the prompt has {prompt} tokens, but only {room} of the model's {context_length} positions are free"
+        "the prompt has {prompt} tokens, but only {free} of the model's {context_length} positions are free"
     )]
     PromptTooLong {
         /// Tokens of the prompt.
         prompt: usize,
         /// Positions still free.
-        room: usize,
+        free: usize,
         /// Positions in all.
         context_length: usize,
     },
@@ -192,13 +192,13 @@ pub fn generate<M: LanguageModel>(
             options.max_new_tokens - text.ids.len(),
             text.ids.last().copied(),
         );
-        let room = model.context_length().saturating_sub(model.position());
+        let free = model.context_length().saturating_sub(model.position());
         let end = match last {
             _ if left == 0 => Some(StopReason::MaxNewTokens),
-            Some(_) if room == 0 => Some(StopReason::ContextFull),
+            Some(_) if free == 0 => Some(StopReason::ContextFull),
             Some(last) => {
                 let mut next = [ArgMax::default(); MAX_CHOSEN];
-                let next = &mut next[..left.min(room).min(MAX_CHOSEN)];
+                let next = &mut next[..left.min(free).min(MAX_CHOSEN)];
                 if by_model && model.greedy(last, next).map_err(GenerateError::Model)? {
                     text.extend(model, next)?
                 } else {
@@ -298,11 +298,11 @@ fn check_prompt<M: LanguageModel>(
         return Err(GenerateError::EmptyPrompt);
     }
     let context_length = model.context_length();
-    let room = context_length.saturating_sub(model.position());
-    if prompt.len() > room {
+    let free = context_length.saturating_sub(model.position());
+    if prompt.len() > free {
         return Err(GenerateError::PromptTooLong {
             prompt: prompt.len(),
-            room,
+            free,
             context_length,
         });
     }

@@ -432,54 +432,57 @@ fn draws_follow_the_probabilities() {
     }
 }
 
+/// The tokens that sampling leaves to choose from.
+fn ids_kept(top_k: Option<usize>, top_p: Option<f64>, logits: &[f32]) -> Vec<u32> {
+    let options = SamplingOptions {
+        temperature: 1.0,
+        top_k,
+        top_p,
+        seed: 0,
+    };
+    kept(logits, &options)
+        .into_iter()
+        .map(|(id, _)| id)
+        .collect::<Vec<_>>()
+}
+
 #[test]
 fn top_k_and_top_p_leave_what_transformers_leaves() {
-    let ids = |top_k, top_p, logits: &[f32]| {
-        let options = SamplingOptions {
-            temperature: 1.0,
-            top_k,
-            top_p,
-            seed: 0,
-        };
-        kept(logits, &options)
-            .into_iter()
-            .map(|(id, _)| id)
-            .collect::<Vec<_>>()
-    };
     let logits = [0.1_f32.ln(), 0.4_f32.ln(), 0.2_f32.ln(), 0.3_f32.ln()];
-    assert_eq!(ids(None, None, &logits), [1, 3, 2, 0]);
-    assert_eq!(ids(Some(2), None, &logits), [1, 3]);
-    assert_eq!(ids(Some(9), None, &logits), [1, 3, 2, 0]);
-    assert_eq!(ids(None, Some(0.65), &logits), [1, 3]);
-    assert_eq!(ids(None, Some(0.75), &logits), [1, 3, 2]);
-    assert_eq!(ids(None, Some(1e-9), &logits), [1]);
-    assert_eq!(ids(None, Some(1.0), &logits).len(), 4);
+    assert_eq!(ids_kept(None, None, &logits), [1, 3, 2, 0]);
+    assert_eq!(ids_kept(Some(2), None, &logits), [1, 3]);
+    assert_eq!(ids_kept(Some(9), None, &logits), [1, 3, 2, 0]);
+    assert_eq!(ids_kept(None, Some(0.65), &logits), [1, 3]);
+    assert_eq!(ids_kept(None, Some(0.75), &logits), [1, 3, 2]);
+    assert_eq!(ids_kept(None, Some(1e-9), &logits), [1]);
+    assert_eq!(ids_kept(None, Some(1.0), &logits).len(), 4);
     assert_eq!(
-        ids(Some(3), Some(0.5), &logits),
+        ids_kept(Some(3), Some(0.5), &logits),
         [1, 3],
         "top-p counts what top-k left"
     );
     assert_eq!(
-        ids(Some(1), None, &[2.0, 2.0, 1.0]),
+        ids_kept(Some(1), None, &[2.0, 2.0, 1.0]),
         [0, 1],
         "equal logits stay together"
     );
     assert_eq!(random(1e-3, None, None, 1).choose(&[1.0, 2.0, 0.0]), Ok(1));
 }
 
+fn refused(temperature: f64, top_k: Option<usize>, top_p: Option<f64>) -> String {
+    Sampler::random(SamplingOptions {
+        temperature,
+        top_k,
+        top_p,
+        seed: 0,
+    })
+    .map(|_| ())
+    .unwrap_err()
+    .to_string()
+}
+
 #[test]
 fn sampling_settings_out_of_range_are_refused() {
-    let refused = |temperature, top_k, top_p| {
-        Sampler::random(SamplingOptions {
-            temperature,
-            top_k,
-            top_p,
-            seed: 0,
-        })
-        .map(|_| ())
-        .unwrap_err()
-        .to_string()
-    };
     for temperature in [0.0, -1.0, f64::NAN, f64::INFINITY] {
         assert!(refused(temperature, None, None).contains("temperature"));
     }

@@ -261,11 +261,11 @@ impl Task<'_> {
     }
 
     /// The tiles that see a block.
-    fn tiles(&self, block: usize, most: usize) -> impl Iterator<Item = Tile> {
+    fn tiles(&self, block: usize, max: usize) -> impl Iterator<Item = Tile> {
         let tokens = (0..self.tokens)
             .map(|t| (t, self.seen(t)))
             .filter(move |(_, seen)| *seen > block);
-        let heads = groups(self.group, most);
+        let heads = groups(self.group, max);
         tokens.flat_map(move |(token, seen)| {
             let seen = (seen - block).min(POSITIONS);
             heads.clone().map(move |(head, heads)| Tile {

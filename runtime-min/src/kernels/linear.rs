@@ -191,7 +191,7 @@ impl<'a> Wave<'a> {
 
     fn pack(&self, buffer: &mut [f32]) {
         let (kernels, compute) = (self.kernels, self.compute);
-        let most = kernels.tile_tokens();
+        let max = kernels.tile_tokens();
         let mut packs = Vec::new();
         let mut rest = buffer;
         let mut done = 0;
@@ -201,7 +201,7 @@ impl<'a> Wave<'a> {
             }
             done = part.packed + part.x.len();
             let columns = part.weight.columns;
-            for (first, tokens) in groups(part.tokens, most) {
+            for (first, tokens) in groups(part.tokens, max) {
                 let (to, after) = rest.split_at_mut(tokens * columns);
                 packs.push((
                     part.kind,

@@ -84,19 +84,19 @@ fn products_agree_with_the_reference_at_odd_sizes() {
                     // exact where products are exact, or fused as the reference does it
                     let exact = compute == Compute::Bf16
                         && (dtype != FloatDtype::F32 || ops.kernels().name() != "portable");
-                    let most = if exact {
+                    let tolerance = if exact {
                         0.0
                     } else {
                         2e-5 * (1.0 + worst(&wanted, &vec![0.0; wanted.len()]))
                     };
-                    let most = if compute == Compute::Bf16 && !exact {
+                    let tolerance = if compute == Compute::Bf16 && !exact {
                         0.3
                     } else {
-                        most
+                        tolerance
                     };
                     let worst = worst(&seen, &wanted);
                     assert!(
-                        worst <= most,
+                        worst <= tolerance,
                         "{ops:?} {dtype} {rows}x{columns}, {tokens} tokens: {worst}"
                     );
                 }
@@ -105,15 +105,18 @@ fn products_agree_with_the_reference_at_odd_sizes() {
     }
 }
 
+fn of(rows: usize, columns: usize) -> Matrix<'static> {
+    Matrix {
+        dtype: FloatDtype::BF16,
+        bytes: &[],
+        rows,
+        columns,
+    }
+}
+
 #[test]
 fn products_without_rows_columns_or_tokens() {
     for ops in all() {
-        let of = |rows, columns| Matrix {
-            dtype: FloatDtype::BF16,
-            bytes: &[],
-            rows,
-            columns,
-        };
         ops.linears(&mut []);
         ops.linear(&[], of(0, 3), None, &mut []);
         ops.linear(&[1.0; 6], of(0, 3), None, &mut []);
@@ -336,9 +339,9 @@ fn attention_agrees_with_the_reference_at_odd_sizes() {
             let seen = attend(&ops, &q, &keys, &values, heads);
             let worst = worst(&seen, &wanted);
             // under bf16 a last bit of a probability may be rounded the other way
-            let most = if compute == Compute::F32 { 3e-6 } else { 0.008 };
+            let tolerance = if compute == Compute::F32 { 3e-6 } else { 0.008 };
             assert!(
-                worst <= most,
+                worst <= tolerance,
                 "{ops:?} {heads:?} {tokens} of {positions}: {worst}"
             );
         }
@@ -677,10 +680,10 @@ fn attention_within_segments_agrees_with_the_reference() {
                     out
                 };
                 let (seen, wanted) = (run(&ops), run(&ScalarOps { compute }));
-                let most = if compute == Compute::Bf16 { 2e-2 } else { 2e-6 };
+                let tolerance = if compute == Compute::Bf16 { 2e-2 } else { 2e-6 };
                 let worst = worst(&seen, &wanted);
                 assert!(
-                    worst <= most,
+                    worst <= tolerance,
                     "{ops:?} {heads} x {width} {segments:?}: {worst}"
                 );
                 // the same bits on any number of threads
@@ -723,9 +726,9 @@ fn layer_norms_and_gelus_agree_with_the_reference() {
                 ops.layer_norm(&mut x, &weight, &bias, 1e-6);
                 x
             };
-            let most = if compute == Compute::Bf16 { 2e-2 } else { 3e-5 };
+            let tolerance = if compute == Compute::Bf16 { 2e-2 } else { 3e-5 };
             let worst = worst(&norm(&ops), &norm(&scalar));
-            assert!(worst <= most, "{ops:?} {width}: {worst}");
+            assert!(worst <= tolerance, "{ops:?} {width}: {worst}");
         }
         let x: Vec<f32> = (-900..=900_i16).map(|i| f32::from(i) / 100.0).collect();
         let apply = |ops: &dyn Ops, gelu: fn(&dyn Ops, &mut [f32])| {
@@ -733,12 +736,12 @@ fn layer_norms_and_gelus_agree_with_the_reference() {
             gelu(ops, &mut x);
             x
         };
-        let most = if compute == Compute::Bf16 { 4e-2 } else { 6e-7 };
+        let tolerance = if compute == Compute::Bf16 { 4e-2 } else { 6e-7 };
         let exact: fn(&dyn Ops, &mut [f32]) = |ops, x| ops.gelu(x);
         let tanh: fn(&dyn Ops, &mut [f32]) = |ops, x| ops.gelu_tanh(x);
         for gelu in [exact, tanh] {
             let worst = worst(&apply(&ops, gelu), &apply(&scalar, gelu));
-            assert!(worst <= most, "{ops:?}: {worst}");
+            assert!(worst <= tolerance, "{ops:?}: {worst}");
         }
         let mut odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30, -1e30];
         ops.gelu(&mut odd);

@@ -164,10 +164,10 @@ macro_rules! by_tokens {
 }
 pub(super) use by_tokens;
 
-/// `items` in the fewest groups of at most `most`, as equal as can be: the first item and the
+/// `items` in the fewest groups of at most `max`, as equal as can be: the first item and the
 /// length of each.
-pub(super) fn groups(items: usize, most: usize) -> impl Iterator<Item = (usize, usize)> + Clone {
-    let count = items.div_ceil(most);
+pub(super) fn groups(items: usize, max: usize) -> impl Iterator<Item = (usize, usize)> + Clone {
+    let count = items.div_ceil(max);
     (0..count).map(move |i| {
         let (from, to) = (i * items / count, (i + 1) * items / count);
         (from, to - from)

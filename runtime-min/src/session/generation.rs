@@ -273,7 +273,7 @@ impl Model<'_> {
             wants_logits,
         };
         // the last token is not run through the model, so it needs no position
-        let room = self
+        let free = self
             .reservation
             .positions
             .saturating_sub(self.positions() + prompt.len());
@@ -282,7 +282,7 @@ impl Model<'_> {
             settings,
             sink: hooks.sink,
             stream: text.stream(),
-            max_tokens: settings.max_new_tokens.min(room + 1),
+            max_tokens: settings.max_new_tokens.min(free + 1),
             began,
             first: None,
             rank: None,

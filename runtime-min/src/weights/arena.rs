@@ -40,7 +40,7 @@ unsafe impl Send for Block {}
 unsafe impl Sync for Block {}
 
 impl Arena {
-    /// Room for blocks of so many bytes in all.
+    /// Memory for blocks of so many bytes in all.
     ///
     /// # Errors
     /// `OutOfMemory` where the system refuses.

@@ -1,4 +1,4 @@
-//! Experts in a fixed number of reused slots; the least recently used one makes room.
+//! Experts in a fixed number of reused slots; the least recently used one is evicted.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,11 +12,11 @@ pub struct CacheStats {
     pub hits: u64,
     /// Experts that had to be loaded.
     pub misses: u64,
-    /// Loaded experts that made room for others.
+    /// Loaded experts that were evicted.
     pub evictions: u64,
 }
 
-/// Which expert makes room.
+/// Which expert is evicted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Eviction {
     /// The one whose last use is longest ago.

@@ -248,7 +248,7 @@ fn too_little_memory_is_a_clear_error_and_the_least_works() {
     let small = (4 << 20).to_string(); // two pages
     of(1 << 30, &[("MEMORY", &small)])
         .exits(1)
-        .says(&["the GPU has no room for"]);
+        .says(&["the GPU cannot allocate"]);
     // what is free is the budget where none is given
     with_gpu(&arguments(&pack, "--device cuda"), &[("MEMORY", "1000")])
         .exits(1)
@@ -288,7 +288,7 @@ fn every_call_that_fails_is_named_and_no_token_is_wrong() {
                 &[("FAIL", &format!("{call}:{number}"))],
             );
             let said = if call == "cuMemAlloc_v2" {
-                "no room for"
+                "cannot allocate"
             } else {
                 call
             };

@@ -3,7 +3,7 @@ use segpack_runtime_min::tensor::Compute;
 use segpack_runtime_min::weights::ChecksumPolicy;
 
 use super::DEVICE;
-use super::values::{expert_room, size, threads};
+use super::values::{expert_cache_size, size, threads};
 use crate::work::default_jobs;
 use segpack_runtime_min::session::{DeviceChoice, ExpertCacheSize, MemoryLimit, SessionOptions};
 
@@ -26,7 +26,7 @@ pub(crate) struct Resources {
     #[arg(long, value_name = "SIZE", value_parser = size, help_heading = DEVICE)]
     pub memory: Option<u64>,
     /// Maximum size of the expert cache: a number of experts (64) or a size (2GiB)
-    #[arg(long, value_name = "N|SIZE", value_parser = expert_room, help_heading = DEVICE)]
+    #[arg(long, value_name = "N|SIZE", value_parser = expert_cache_size, help_heading = DEVICE)]
     pub expert_cache: Option<ExpertCacheSize>,
     /// When to compare the digests of segments
     #[arg(long, value_name = "WHEN", default_value = "always", help_heading = DEVICE)]

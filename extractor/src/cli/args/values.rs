@@ -37,7 +37,7 @@ pub(crate) fn trace_path(text: &str) -> Result<PathBuf, String> {
 }
 
 /// A bare number counts experts, one with a unit bytes.
-pub(crate) fn expert_room(text: &str) -> Result<ExpertCacheSize, String> {
+pub(crate) fn expert_cache_size(text: &str) -> Result<ExpertCacheSize, String> {
     match text.parse() {
         Ok(0) => Err("expected at least one expert".to_owned()),
         Ok(n) => Ok(ExpertCacheSize::Experts(n)),

@@ -49,9 +49,9 @@ pub(crate) fn plan(plan: &Plan, sizes: Sizes) -> String {
 
 /// The size of all packs, and how it is known where they are coded.
 fn total(plan: &Plan, sizes: Sizes) -> String {
-    let most = sizes.bytes(plan.packs.iter().map(|p| p.length).sum());
+    let raw = sizes.bytes(plan.packs.iter().map(|p| p.length).sum());
     let Some(estimate) = plan.estimate else {
-        return most;
+        return raw;
     };
     let (stored, raw) = (sizes.bytes(estimate.stored_bytes), plan.raw_length());
     if estimate.exact {

@@ -235,6 +235,14 @@ mod tests {
         }
     }
 
+    fn rename_last(tensors: &mut Vec<Placed<'_>>) {
+        if let Some(last) = tensors.last_mut() {
+            last.tensor.name = last.tensor.name.replace("layers.0", "layers.9");
+            last.tensor.name = last.tensor.name.replace("layers.1", "layers.9");
+        }
+        tensors[0].tensor.shape.push(1);
+    }
+
     #[test]
     fn what_is_left_out_or_changed_is_named() {
         let (_folder, pack) = tiny();
@@ -251,14 +259,7 @@ mod tests {
             assert!(missing.contains(&FindingKind::MissingTensor), "{target}");
         }
         for target in [ExportTarget::Hf, ExportTarget::Qwen3Moe] {
-            let renamed = |tensors: &mut Vec<Placed<'_>>| {
-                if let Some(last) = tensors.last_mut() {
-                    last.tensor.name = last.tensor.name.replace("layers.0", "layers.9");
-                    last.tensor.name = last.tensor.name.replace("layers.1", "layers.9");
-                }
-                tensors[0].tensor.shape.push(1);
-            };
-            let found = spoiled(&pack, target, renamed).unwrap_err();
+            let found = spoiled(&pack, target, rename_last).unwrap_err();
             assert!(found.contains(&FindingKind::MisshapedTensor), "{target}");
         }
     }

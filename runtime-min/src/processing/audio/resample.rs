@@ -302,8 +302,8 @@ mod tests {
             if from > 16_000 {
                 let seen = resample(&tone(from, 8_100.0, 20_000), from, 16_000, 1000);
                 let inner = &seen[seen.len() / 4..seen.len() * 3 / 4];
-                let most = inner.iter().fold(0.0f32, |most, s| most.max(s.abs()));
-                assert!(most < 3e-6, "{from} Hz: {most}");
+                let max = inner.iter().fold(0.0f32, |max, s| max.max(s.abs()));
+                assert!(max < 3e-6, "{from} Hz: {max}");
             }
         }
     }

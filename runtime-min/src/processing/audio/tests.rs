@@ -58,9 +58,9 @@ fn check_features(case: &str, seen: &AudioFeatures, trace: &MediaTrace) {
     let wanted = trace.floats("mm.audio.features").unwrap();
     assert_eq!((seen.mel_bins, seen.values.len()), (128, wanted.len()));
     let differences = seen.values.iter().zip(&wanted).map(|(s, w)| (s - w).abs());
-    let most = differences.clone().fold(0.0, f32::max);
+    let max = differences.clone().fold(0.0, f32::max);
     let mean = differences.map(f64::from).sum::<f64>() / wanted.len() as f64;
-    assert!(most <= 3e-4 && mean <= 3e-6, "{case}: {most:e} {mean:e}");
+    assert!(max <= 3e-4 && mean <= 3e-6, "{case}: {max:e} {mean:e}");
 }
 
 #[test]

@@ -125,6 +125,17 @@ fn prompts_have_the_official_ids() {
     }
 }
 
+fn read(file: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(fixture(file)).unwrap()).unwrap()
+}
+
+fn flat(v: &Value) -> Vec<i64> {
+    match v.as_array() {
+        Some(inner) => inner.iter().map(|n| n.as_i64().unwrap()).collect(),
+        None => vec![v.as_i64().unwrap()],
+    }
+}
+
 /// `SEGPACK_QWEN_TOKENIZER=FOLDER cargo test -- --ignored qwen`, FOLDER holding the tokenizer files of
 /// Qwen3-Omni-30B-A3B.
 #[test]
@@ -132,19 +143,12 @@ fn prompts_have_the_official_ids() {
 fn prompts_have_the_official_ids_with_qwens_tokenizer() {
     let folder = std::env::var("SEGPACK_QWEN_TOKENIZER").unwrap();
     let (tokenizer, placeholders) = tokenizer(folder.as_ref());
-    let read = |file: &str| -> Value {
-        serde_json::from_slice(&std::fs::read(fixture(file)).unwrap()).unwrap()
-    };
     let summary = read("traces/real-processor.media.json");
     let conversations = read("media.tiny-omni.json");
     for case in summary["cases"].as_array().unwrap() {
         let name = &case["case"];
         let conversation = conversations.as_array().unwrap().iter();
         let numbers = |key: &str| -> Vec<i64> {
-            let flat = |v: &Value| match v.as_array() {
-                Some(inner) => inner.iter().map(|n| n.as_i64().unwrap()).collect(),
-                None => vec![v.as_i64().unwrap()],
-            };
             case[key]
                 .as_array()
                 .map(|list| list.iter().flat_map(flat).collect())

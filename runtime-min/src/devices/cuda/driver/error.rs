@@ -52,7 +52,7 @@ pub enum CudaError {
         out_of_memory: bool,
     },
     /// The device has no memory left.
-    #[error("the GPU has no room for {bytes} bytes ({what})")]
+    #[error("the GPU cannot allocate {bytes} bytes ({what})")]
     OutOfMemory {
         /// What was asked for.
         bytes: u64,

@@ -136,9 +136,9 @@ impl Launch<'_> {
         } = heads;
         let tokens = out.len / (query * width);
         let positions = cache.keys.len / (key_value * width);
-        let room = partial_values(tokens, heads, self.compute, parts, positions);
+        let wanted = partial_values(tokens, heads, self.compute, parts, positions);
         assert!(
-            partial.len >= room,
+            partial.len >= wanted,
             "{partial:?} for {parts} parts of {positions} positions"
         );
         assert!((1..=MAX_PARTS).contains(&parts), "{parts} parts");

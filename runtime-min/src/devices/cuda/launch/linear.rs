@@ -61,8 +61,8 @@ impl Launch<'_> {
             return self.linears_in_tiles(x, linears, None);
         }
         let rows: usize = linears.iter().map(|l| l.0.rows).sum();
-        let most = self.gpu.info().multiprocessors as usize * GEMV_BLOCKS;
-        let grid = [rows.div_ceil(GEMV_WARPS).min(most.max(1)), tokens, 1];
+        let max_blocks = self.gpu.info().multiprocessors as usize * GEMV_BLOCKS;
+        let grid = [rows.div_ceil(GEMV_WARPS).min(max_blocks.max(1)), tokens, 1];
         let (products, norm) = (of_one_input(x, linears), Norm::argument(norm, x, false));
         let arguments = [products, x.argument(), norm, int(columns), self.rounds()];
         self.queue(

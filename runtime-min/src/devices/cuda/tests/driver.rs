@@ -118,7 +118,7 @@ fn too_much_memory_is_a_clear_error() {
         .unwrap_err()
         .to_string();
     assert!(
-        refused.contains("no room for") && refused.contains("(experts)"),
+        refused.contains("cannot allocate") && refused.contains("(experts)"),
         "{refused}"
     );
 }

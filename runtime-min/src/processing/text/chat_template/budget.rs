@@ -26,11 +26,11 @@ const LONGEST_VALUE: u64 = 8 << 20;
 /// Bytes that a list, a dictionary or any other value that is no text takes as text.
 const LONGEST_LIST_TEXT: usize = 1 << 20;
 /// Entries of a list.
-const MOST_ENTRIES: u64 = 1 << 20;
+const MAX_ENTRIES: u64 = 1 << 20;
 /// Bytes of an entry of a list or a dictionary, about.
 const ENTRY: u64 = 32;
 /// Values within values that are counted where one is put into another.
-const MOST_NESTED: u64 = 1 << 18;
+const MAX_NESTED: u64 = 1 << 18;
 
 // Names that no template can define: identifiers have no spaces.
 const CONCAT: &str = "segpack ~";
@@ -326,10 +326,10 @@ pub(super) fn check_length(bytes: u64) -> Result<(), Error> {
 }
 
 fn check_entries(entries: u64) -> Result<(), Error> {
-    if entries <= MOST_ENTRIES {
+    if entries <= MAX_ENTRIES {
         return Ok(());
     }
-    let what = format!("lists end at {MOST_ENTRIES} entries");
+    let what = format!("lists end at {MAX_ENTRIES} entries");
     Err(Error::new(ErrorKind::InvalidOperation, what))
 }
 
@@ -394,7 +394,7 @@ fn check_nested(value: &Value) -> Result<(), Error> {
         };
         inner += usize::from(is_container(&entry));
         if inner > 1 {
-            return nested_size(value, MOST_NESTED).map(drop);
+            return nested_size(value, MAX_NESTED).map(drop);
         }
     }
     Ok(())
@@ -402,13 +402,13 @@ fn check_nested(value: &Value) -> Result<(), Error> {
 
 /// Bytes of a value and of everything in it, each as often as it is there: what it would be as
 /// text.
-fn nested_size(value: &Value, most: u64) -> Result<u64, Error> {
+fn nested_size(value: &Value, max: u64) -> Result<u64, Error> {
     let (mut bytes, mut seen) = (0, 0);
     let mut values = vec![value.clone()];
     while let Some(value) = values.pop() {
         seen += 1;
-        if seen > most {
-            let what = format!("values are in values more than {most} times");
+        if seen > max {
+            let what = format!("values are in values more than {max} times");
             return Err(Error::new(ErrorKind::InvalidOperation, what));
         }
         bytes += ENTRY + value.as_str().map_or(0, str::len) as u64;

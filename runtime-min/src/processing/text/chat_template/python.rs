@@ -130,16 +130,20 @@ fn is_space(character: char) -> bool {
 }
 
 fn split_method(text: &str, from_end: bool, args: &[Value]) -> Result<Value, Error> {
-    let (separator, most, named): (Option<&str>, Option<i64>, Kwargs) = from_args(args)?;
+    let (separator, max_splits, named): (Option<&str>, Option<i64>, Kwargs) = from_args(args)?;
     let separator: Option<String> = separator.map(str::to_owned).or(named.get("sep")?);
-    let most = most.or(named.get("maxsplit")?).unwrap_or(-1);
+    let max_splits = max_splits.or(named.get("maxsplit")?).unwrap_or(-1);
     named.assert_all_used()?;
-    let most = usize::try_from(most).unwrap_or(usize::MAX);
+    let max_splits = usize::try_from(max_splits).unwrap_or(usize::MAX);
     let parts: Vec<&str> = match separator.as_deref() {
         Some("") => return Err(value_error("empty separator")),
-        Some(separator) if from_end => text.rsplitn(most.saturating_add(1), separator).collect(),
-        Some(separator) => text.splitn(most.saturating_add(1), separator).collect(),
-        None => split_at_spaces(text, most, from_end),
+        Some(separator) if from_end => text
+            .rsplitn(max_splits.saturating_add(1), separator)
+            .collect(),
+        Some(separator) => text
+            .splitn(max_splits.saturating_add(1), separator)
+            .collect(),
+        None => split_at_spaces(text, max_splits, from_end),
     };
     let in_order: Vec<Value> = match from_end {
         true => parts.into_iter().rev().map(Value::from).collect(),
@@ -149,7 +153,7 @@ fn split_method(text: &str, from_end: bool, args: &[Value]) -> Result<Value, Err
 }
 
 /// Runs of white space count as one; the last part keeps its own at the far end.
-fn split_at_spaces(text: &str, most: usize, from_end: bool) -> Vec<&str> {
+fn split_at_spaces(text: &str, max_splits: usize, from_end: bool) -> Vec<&str> {
     let mut parts = Vec::new();
     let mut rest = strip(text, None, !from_end, from_end);
     while !rest.is_empty() {
@@ -158,7 +162,7 @@ fn split_at_spaces(text: &str, most: usize, from_end: bool) -> Vec<&str> {
         } else {
             rest.find(is_space)
         };
-        let Some(space) = space.filter(|_| parts.len() < most) else {
+        let Some(space) = space.filter(|_| parts.len() < max_splits) else {
             break;
         };
         let after = space + rest[space..].chars().next().map_or(0, char::len_utf8);

@@ -331,15 +331,16 @@ fn padding_has_an_end() {
     );
 }
 
+fn refused(messages: serde_json::Value) -> String {
+    of_source("x")
+        .unwrap()
+        .render(&messages, &RenderOptions::default())
+        .unwrap_err()
+        .to_string()
+}
+
 #[test]
 fn messages_are_a_list_of_objects() {
-    let template = of_source("x").unwrap();
-    let refused = |messages: serde_json::Value| {
-        template
-            .render(&messages, &RenderOptions::default())
-            .unwrap_err()
-            .to_string()
-    };
     assert!(refused(serde_json::json!([])).contains("an empty list"));
     assert!(refused(serde_json::json!({"role": "user"})).contains("a map"));
     assert!(refused(serde_json::json!([{"role": "user"}, "hi"])).contains("entry 1 is a string"));

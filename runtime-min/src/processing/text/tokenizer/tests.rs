@@ -191,14 +191,16 @@ fn streams_never_show_half_a_character() {
     }
 }
 
+fn id_of(tokenizer: &Tokenizer, byte: u8) -> u32 {
+    let mut ids = 0..tokenizer.vocab_size();
+    ids.find(|&id| tokenizer.token_bytes(id).as_deref() == Some(&[byte]))
+        .unwrap()
+}
+
 #[test]
 fn streams_replace_bytes_as_soon_as_they_are_proven_wrong() {
     let tokenizer = load(&tiny()).unwrap();
-    let byte = |byte: u8| {
-        let mut ids = 0..tokenizer.vocab_size();
-        ids.find(|&id| tokenizer.token_bytes(id).as_deref() == Some(&[byte]))
-            .unwrap()
-    };
+    let byte = |byte| id_of(&tokenizer, byte);
     let mut stream = tokenizer.stream(SpecialTokens::Keep);
     assert_eq!(stream.push(byte(0xf0)), "");
     assert_eq!(stream.push(byte(0x9f)), "");
