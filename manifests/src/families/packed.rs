@@ -171,6 +171,8 @@ macro_rules! packed_family {
             text_facts: |root| MODEL.text_facts(root),
             text_section: |root| MODEL.text_section(root),
             media_facts: |_| Ok(None),
+            vocoder_facts: |_| Ok(None),
+            speech_facts: |_| Ok(None),
             as_causal_lm: |config, _| Ok(config.clone()),
             partial_config: |_, _| $crate::families::PartialConfig::Unchanged,
             is_run: false,

@@ -184,7 +184,7 @@ fn slices_of_stacked_experts_are_the_real_ones() {
                 let name = format!("{prefix}.model.layers.{layer}.mlp.experts.{stack}");
                 let mut end = 0;
                 for slice in qwen3_omni_moe()
-                    .unstack(&name, &shape, 16)
+                    .unstack(&name, &shape, 16, &|| None)
                     .unwrap()
                     .unwrap()
                 {
