@@ -3,7 +3,7 @@
 use segpack_formats::io::to_usize;
 use segpack_formats::numeric::Dtype;
 
-use super::record::{Tensor, float_bytes};
+use super::tensor::{Tensor, float_bytes};
 use crate::models::encoder::{EncoderObserver, EncoderStage};
 use crate::processing::{MediaFeatures, VisualFeatures, audio_tokens};
 use crate::tensor::Compute;

@@ -42,6 +42,7 @@ mod read;
 mod record;
 mod server;
 mod speech;
+mod tensor;
 
 use std::collections::BTreeMap;
 

@@ -6,13 +6,14 @@ use std::path::Path;
 
 use segpack_formats::Result;
 use segpack_formats::io::PendingFile;
-use segpack_formats::numeric::{Dtype, FloatDtype};
+use segpack_formats::numeric::Dtype;
 use segpack_manifests::documents::GENERATOR;
 use segpack_manifests::families::TextFacts;
 use segpack_manifests::json::write_document;
 use serde_json::{Map, Value, json};
 
 use super::encoders::{EncoderRecorder, put_features};
+use super::tensor::{Tensor, float_bytes};
 use super::{MEDIA_FORMAT, RecordedFile, TRACE_FORMAT, tensor_name};
 use crate::models::decoder::{Observer, Routing};
 use crate::models::encoder::EncoderObserver;
@@ -21,26 +22,6 @@ use crate::tensor::Compute;
 
 /// Tokens of every step whose logits a trace keeps.
 const TOP: usize = 10;
-
-/// A tensor to be written.
-#[derive(Debug)]
-pub(super) struct Tensor {
-    pub(super) dtype: Dtype,
-    pub(super) shape: Vec<u64>,
-    pub(super) bytes: Vec<u8>,
-}
-
-impl Tensor {
-    /// Activations, one row per token.
-    pub(super) fn activations(compute: Compute, rows: usize, values: &[f32]) -> Self {
-        let shape = [rows, values.len() / rows.max(1)];
-        Self {
-            dtype: dtype_of(compute).into(),
-            shape: shape.map(|side| side as u64).to_vec(),
-            bytes: float_bytes(compute, values),
-        }
-    }
-}
 
 /// The files of a trace, reserved before anything is computed: whoever cannot write them is told at
 /// once. Dropped, they leave nothing.
@@ -466,19 +447,4 @@ fn id_bytes(ids: &[u32]) -> Vec<u8> {
     ids.iter()
         .flat_map(|id| i64::from(*id).to_le_bytes())
         .collect()
-}
-
-fn dtype_of(compute: Compute) -> FloatDtype {
-    match compute {
-        Compute::F32 => FloatDtype::F32,
-        Compute::Bf16 => FloatDtype::BF16,
-    }
-}
-
-/// Exact: under bf16 every activation is a bf16 value.
-pub(super) fn float_bytes(compute: Compute, values: &[f32]) -> Vec<u8> {
-    let dtype = dtype_of(compute);
-    let mut bytes = Vec::with_capacity(values.len() * dtype.byte_width());
-    dtype.narrow(values, &mut bytes);
-    bytes
 }
