@@ -10,7 +10,7 @@ use segpack_manifests::documents::schema::schema_of;
 use segpack_manifests::documents::{
     BenchReport, DemoReport, DevicesReport, DiffReport, Document, ErrorReport, ExpertParallelMap,
     ExpertsReport, ExportSummary, GpuBenchReport, InfoReport, Inventory, Manifest, PackSummary,
-    Plan, RepairReport, RunPrompt, RunSummary, RunToken, UnpackSummary, UpdateReport,
+    Plan, RepairReport, RunPrompt, RunSummary, RunToken, SpeakSummary, UnpackSummary, UpdateReport,
     ValidateReport, VerifyReceipt, VerifyReport, VocodeSummary,
 };
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ use crate::support::damage::{flip, manifest};
 use crate::support::folders::temp;
 use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full};
 
-fn schemas() -> [(&'static str, Schema); 24] {
+fn schemas() -> [(&'static str, Schema); 25] {
     [
         schema::<Inventory>(),
         schema::<Plan>(),
@@ -45,6 +45,7 @@ fn schemas() -> [(&'static str, Schema); 24] {
         schema::<ErrorReport>(),
         schema::<DiffReport>(),
         schema::<VerifyReceipt>(),
+        schema::<SpeakSummary>(),
         schema::<VocodeSummary>(),
     ]
 }

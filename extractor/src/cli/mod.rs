@@ -26,6 +26,8 @@ mod repair;
 mod run;
 mod scan;
 mod signals;
+#[cfg(feature = "run")]
+mod speak;
 mod terminal;
 mod unpack;
 mod update;
@@ -51,7 +53,7 @@ use failure::JsonOutput;
 use progress::Reporter;
 use terminal::Terminal;
 #[cfg(not(feature = "run"))]
-use without_run::{bench, devices, run, validate, vocode};
+use without_run::{bench, devices, run, speak, validate, vocode};
 
 /// Ends the help of every command.
 const EXIT_STATUS: &str = "\
@@ -113,6 +115,7 @@ enum Command {
     // the largest by far
     Run(Box<run::Args>),
     Validate(validate::Args),
+    Speak(speak::Args),
     Vocode(vocode::Args),
     Bench(bench::Args),
     Demo(demo::Args),
@@ -233,6 +236,7 @@ fn dispatch(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Export(args) => export::run(args, context),
         Command::Run(args) => run::run_command(&args, context),
         Command::Validate(args) => validate::run(args, context),
+        Command::Speak(args) => speak::run(&args, context),
         Command::Vocode(args) => vocode::run(&args, context),
         Command::Bench(args) => bench::run(args, context),
         Command::Demo(args) => demo::run(&args, context),

@@ -15,6 +15,7 @@ use super::Context;
 use super::args::values::{experts_file, token_id, trace_path};
 use super::args::{
     ComputeName, DEVICE, INPUT, MediaArgs, OUTPUT, PackArg, Placement, Resources, SAMPLING,
+    VoiceArgs,
 };
 use super::error::CliError;
 use crate::render::{svg, text};
@@ -35,6 +36,7 @@ Examples:
   segpack run omni.segpack --device cuda --compute bf16 --prompt 'Name three rivers.' --chat
   segpack run omni.segpack --messages chat.json --print-prompt   # does not run the model
   segpack run omni.segpack --chat --audio a.wav --prompt 'What is being said?'
+  segpack run omni.segpack --chat --prompt 'Say hello.' --speak hello.wav --speaker chelsie
   segpack run omni.segpack --prompt-ids 785,6722,315,9625,374 --top-k-logits 5 --json")]
 pub(super) struct Args {
     #[command(flatten)]
@@ -122,6 +124,18 @@ pub(super) struct Args {
         help_heading = OUTPUT
     )]
     dump_features: Option<PathBuf>,
+    /// Speak the answer: WAV file to write, or - for standard output, when the text goes to standard
+    /// error
+    #[arg(
+        id = "sound",
+        long = "speak",
+        value_name = "FILE",
+        conflicts_with_all = ["trace", "print_prompt"],
+        help_heading = OUTPUT
+    )]
+    speak: Option<PathBuf>,
+    #[command(flatten)]
+    voice: VoiceArgs,
     /// Show the N most likely candidates for every token
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = OUTPUT)]
     top_k_logits: usize,
@@ -174,6 +188,7 @@ impl Args {
         options.trace = self.trace.clone();
         options.media = self.media.options();
         options.dump_features = self.dump_features.clone();
+        options.voice = self.speak.clone().map(|sound| self.voice.options(sound));
         Ok(options)
     }
 
@@ -267,7 +282,20 @@ fn read_messages(file: &Path, stop: &CancelToken) -> Result<Chat, CliError> {
     Ok(chat)
 }
 
+/// Sound and text, or sound and a summary, do not both go to standard output.
+fn check_outputs(args: &Args) -> Result<bool, CliError> {
+    let is_sound = args.speak.as_deref() == Some(Path::new("-"));
+    if is_sound && args.json {
+        return Err(CliError::TwoOutputs);
+    }
+    if is_sound && io::stdout().is_terminal() {
+        return Err(CliError::BinaryToTerminal);
+    }
+    Ok(is_sound)
+}
+
 pub(super) fn run_command(args: &Args, context: &Context) -> Result<Exit, CliError> {
+    let is_sound = check_outputs(args)?;
     let options = args.options(context.stop)?;
     let pack = args.pack.open()?;
     if args.print_prompt {
@@ -284,14 +312,28 @@ pub(super) fn run_command(args: &Args, context: &Context) -> Result<Exit, CliErr
     };
     let mut streamed = false;
     let to_terminal = io::stdout().is_terminal();
+    let place = args
+        .speak
+        .as_deref()
+        .map_or(String::new(), |p| p.display().to_string());
+    let mut spoken = String::new();
     let mut tell = |event: RunEvent<'_>| match event {
         RunEvent::Note(note) => {
             context.progress.note(&format!("note: {note}"));
             Ok(())
         }
         RunEvent::Token(token) => {
+            if is_sound {
+                // nobody is left to tell where standard error is closed
+                let _ = write!(io::stderr(), "{}", for_terminal(&token.text));
+                return Ok(());
+            }
             streamed = true;
             show(token, args.json, to_terminal).map_err(StepError::Stdout)
+        }
+        RunEvent::Spoken(summary) => {
+            spoken = text::speak(summary, &place);
+            Ok(())
         }
     };
     let summary =
@@ -307,14 +349,15 @@ pub(super) fn run_command(args: &Args, context: &Context) -> Result<Exit, CliErr
             serde_json::to_writer(&mut *out, &summary)?;
             writeln!(out)
         })?;
-    } else {
+    } else if !is_sound {
         context.terminal.text("\n")?;
     }
     if let Some(file) = report {
         write_experts(&summary, file)?;
     }
     // nobody is left to tell where standard error is closed
-    let _ = io::stderr().write_all(figures(&summary, args, context).as_bytes());
+    let figures = spoken + &figures(&summary, args, context);
+    let _ = io::stderr().write_all(figures.as_bytes());
     Ok(Exit::Ok)
 }
 

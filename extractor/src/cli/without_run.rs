@@ -30,3 +30,4 @@ refusing!(validate, run(Args));
 refusing!(bench, run(Args));
 refusing!(devices, run(&Args));
 refusing!(vocode, run(&Args));
+refusing!(speak, run(&Args));

@@ -21,6 +21,8 @@ use super::bench::BenchError;
 use super::cat::CatError;
 use super::export::{ExportError, GgufExportError};
 use super::repair::RepairError;
+#[cfg(feature = "run")]
+use super::speak::SpeakError;
 use super::unpack::UnpackError;
 #[cfg(feature = "run")]
 use super::validate::ValidateError;
@@ -111,6 +113,10 @@ pub enum StepError {
     #[cfg(feature = "run")]
     #[error(transparent)]
     Validate(#[from] ValidateError),
+    /// A text is not spoken.
+    #[cfg(feature = "run")]
+    #[error(transparent)]
+    Speak(#[from] SpeakError),
     /// Codes are not made sound.
     #[cfg(feature = "run")]
     #[error(transparent)]
@@ -200,6 +206,8 @@ impl StepError {
             Self::Validate(e) => exit_of_validate(e),
             #[cfg(feature = "run")]
             Self::Vocode(e) => exit_of_vocode(e),
+            #[cfg(feature = "run")]
+            Self::Speak(SpeakError::LineEnd { .. }) => Exit::Damaged,
             #[cfg(feature = "run")]
             Self::Bench(BenchError::NotResident | BenchError::NotOnItsOwn) => Exit::Failed,
             Self::Glob(_) => Exit::Usage,

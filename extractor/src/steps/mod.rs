@@ -22,6 +22,8 @@ pub(crate) mod repair;
 #[cfg(feature = "run")]
 pub mod run;
 pub mod scan;
+#[cfg(feature = "run")]
+pub(crate) mod speak;
 pub(crate) mod unpack;
 #[cfg(feature = "run")]
 pub(crate) mod validate;
@@ -38,6 +40,8 @@ pub use cat::CatError;
 pub use error::{Exit, StepError};
 pub use export::{Difference, ExportError, ExportOption, GgufExportError};
 pub use repair::RepairError;
+#[cfg(feature = "run")]
+pub use speak::SpeakError;
 pub use unpack::UnpackError;
 #[cfg(feature = "run")]
 pub use validate::ValidateError;

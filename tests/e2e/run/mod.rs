@@ -10,5 +10,6 @@ mod media;
 mod numbers;
 #[cfg(target_os = "linux")]
 mod session_media;
+mod speak;
 mod thinker;
 mod vocode;

@@ -10,6 +10,8 @@ mod pack;
 mod sizes;
 mod tolerate;
 pub(super) mod values;
+#[cfg(feature = "run")]
+mod voice;
 
 pub(super) use codec::{CodecArgs, CodecName};
 pub(super) use jobs::Jobs;
@@ -20,6 +22,8 @@ pub(super) use model::{CheckName, ComputeName, Placement, Resources};
 pub(super) use pack::{Identity, PackArg, identity};
 pub(super) use sizes::SizeArgs;
 pub(super) use tolerate::{AllowUnaudited, Tolerate};
+#[cfg(feature = "run")]
+pub(super) use voice::VoiceArgs;
 
 /// Headings of options in the help, in the order in which they appear there.
 pub(super) const INPUT: &str = "Input";

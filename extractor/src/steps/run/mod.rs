@@ -8,16 +8,20 @@ use std::path::PathBuf;
 
 use segpack_formats::io::{CancelToken, PendingFile};
 use segpack_manifests::Pack;
-use segpack_manifests::documents::{GENERATOR, PromptMedia, RunPrompt, RunSummary, RunToken};
+use segpack_manifests::documents::{
+    GENERATOR, PromptMedia, RunPrompt, RunSummary, RunToken, SpeakSummary,
+};
 use segpack_runtime_min::processing::media::{MediaOptions, MediaRecipe};
 use segpack_runtime_min::processing::{Prompt, TextFrontend, TokenizedPrompt};
 use segpack_runtime_min::session::{
     GenerationSettings, Hooks, Phase, Session, SessionError, SessionOptions, SessionProgress,
+    SpeechScript, StateCapture,
 };
 use segpack_runtime_min::trace::{RecordedFile, TraceFiles, TraceRecorder};
 use serde_json::json;
 
 use super::StepError;
+use super::speak::{Voice, VoiceOptions};
 use crate::work::Progress;
 use stream::Stream;
 
@@ -39,6 +43,8 @@ pub struct RunOptions {
     pub media: MediaOptions,
     /// Where to write what encoders get of them.
     pub dump_features: Option<PathBuf>,
+    /// How the answer is spoken, where it is.
+    pub(crate) voice: Option<VoiceOptions>,
 }
 
 impl RunOptions {
@@ -52,6 +58,7 @@ impl RunOptions {
             trace: None,
             media: MediaOptions::default(),
             dump_features: None,
+            voice: None,
         }
     }
 }
@@ -62,6 +69,8 @@ pub enum RunEvent<'a> {
     Note(&'a str),
     /// A token.
     Token(&'a RunToken),
+    /// The answer was spoken.
+    Spoken(&'a SpeakSummary),
 }
 
 /// Who hears of the tokens of a run; what it returns as an error ends the run.
@@ -92,6 +101,15 @@ pub fn run(
         .transpose();
     settings.rank = ranked.map_err(SessionError::from)?;
     let prompt = session.install(|| prepare(&text, options, stop))?;
+    // a model that does not speak says so before anything is computed
+    let voice = options.voice.as_ref();
+    let voice = voice
+        .map(|voice| Voice::create(&session, voice))
+        .transpose()?;
+    let mut states = match &voice {
+        Some(_) => Some(session.state_capture(&prompt.ids)?),
+        None => None,
+    };
     let mut recorder = trace.as_ref().map(|_| session.recorder()).transpose()?;
     if let Some(recorder) = &mut recorder
         && !prompt.media.is_empty()
@@ -104,11 +122,22 @@ pub fn run(
         sink: &mut stream,
         progress: &PhaseProgress(progress),
         recorder: recorder.as_mut(),
-        states: None,
+        states: states.as_mut(),
     };
     let media = &prompt.media;
     let generation = session.generate_media(&text, &prompt.ids, media, &settings, hooks)?;
     stream.finish()?;
+    if let Some(voice) = voice {
+        let states = states.map(StateCapture::into_states).unwrap_or_default();
+        let script = SpeechScript {
+            prompt: &prompt.ids,
+            answer: &generation.ids,
+            media,
+            states: &states,
+        };
+        let spoken = voice.speak(&session, script)?;
+        listener(RunEvent::Spoken(&spoken))?;
+    }
     if let (Some(files), Some(recorder)) = (trace, &recorder) {
         let checkpoint = RecordedFile::all_of(pack.manifest());
         recorder.write_to(files, serde_json::Map::new(), &checkpoint)?;

@@ -15,8 +15,7 @@ use segpack_runtime_min::session::{Session, SessionOptions};
 
 use super::StepError;
 pub use error::VocodeError;
-use sound::Sound;
-pub use sound::SoundFormat;
+pub(crate) use sound::{Sound, SoundFormat, Written};
 
 /// How codes become sound.
 #[derive(Debug, Clone, Default)]
@@ -52,17 +51,38 @@ pub(crate) fn vocode(
         codes: &codes,
         settings,
     };
+    let written = publish(&sound, file)?;
+    Ok(summary(pack, &sound, written))
+}
+
+/// Writes the sound to a file, which appears whole or not at all.
+///
+/// # Errors
+/// As [`vocode`].
+pub(crate) fn publish(sound: &Sound<'_, '_>, file: PendingFile) -> Result<Written, StepError> {
     let mut failure = None;
-    let mut written = None;
+    let mut written = Written::default();
     let published = file.publish(|out| {
-        let result = sound::write(&sound, out, &mut failure)?;
-        written = Some(result);
+        written = sound::write(sound, out, &mut failure)?;
         Ok(())
     });
-    match (failure, published, written) {
-        (Some(failure), _, _) => Err(failure),
-        (None, Err(error), _) => Err(error.into()),
-        (None, Ok(()), written) => Ok(summary(pack, &sound, written.unwrap_or_default())),
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
+    published?;
+    Ok(written)
+}
+
+/// Writes the sound to a stream while it is decoded.
+///
+/// # Errors
+/// As [`vocode`]; `Stdout` where the stream was closed or failed.
+pub(crate) fn send(sound: &Sound<'_, '_>, out: &mut dyn Write) -> Result<Written, StepError> {
+    let mut failure = None;
+    let written = sound::write(sound, out, &mut failure);
+    match failure {
+        Some(failure) => Err(failure),
+        None => written.map_err(StepError::Stdout),
     }
 }
 
@@ -86,16 +106,11 @@ pub(crate) fn stream(
         codes: &codes,
         settings,
     };
-    let mut failure = None;
-    let written = sound::write(&sound, out, &mut failure);
-    match (failure, written) {
-        (Some(failure), _) => Err(failure),
-        (None, Err(error)) => Err(StepError::Stdout(error)),
-        (None, Ok(written)) => Ok(summary(pack, &sound, written)),
-    }
+    let written = send(&sound, out)?;
+    Ok(summary(pack, &sound, written))
 }
 
-fn summary(pack: &Pack, sound: &Sound<'_, '_>, written: sound::Written) -> VocodeSummary {
+fn summary(pack: &Pack, sound: &Sound<'_, '_>, written: Written) -> VocodeSummary {
     let groups = sound.vocoder.groups();
     VocodeSummary {
         format_version: VocodeSummary::VERSION,

@@ -17,7 +17,7 @@ const WAITING: usize = 16;
 
 /// How sound is written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum SoundFormat {
+pub(crate) enum SoundFormat {
     /// WAV of 16-bit integers.
     #[default]
     Pcm16,
@@ -37,21 +37,21 @@ impl SoundFormat {
 }
 
 /// What is to be written.
-pub(super) struct Sound<'a, 's> {
-    pub(super) session: &'a Session<'s>,
-    pub(super) vocoder: &'a Vocoder<'a>,
+pub(crate) struct Sound<'a, 's> {
+    pub(crate) session: &'a Session<'s>,
+    pub(crate) vocoder: &'a Vocoder<'a>,
     /// `[frames, groups]`
-    pub(super) codes: &'a [u32],
-    pub(super) settings: &'a VocodeSettings,
+    pub(crate) codes: &'a [u32],
+    pub(crate) settings: &'a VocodeSettings,
 }
 
 /// What was written.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Written {
-    pub(super) samples: u64,
-    pub(super) clipped: u64,
-    pub(super) peak: f32,
-    pub(super) is_finite: bool,
+pub(crate) struct Written {
+    pub(crate) samples: u64,
+    pub(crate) clipped: u64,
+    pub(crate) peak: f32,
+    pub(crate) is_finite: bool,
 }
 
 impl Default for Written {

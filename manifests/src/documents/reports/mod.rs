@@ -13,6 +13,7 @@ mod pack;
 mod receipt;
 mod repair;
 mod run;
+mod speak;
 mod unpack;
 mod update;
 mod validate;
@@ -43,6 +44,7 @@ pub use repair::{RepairDamage, RepairReport, RepairedFile};
 pub use run::{
     PromptMedia, RunCosts, RunEnd, RunPrompt, RunSummary, RunToken, ShownCandidate, ShownRank,
 };
+pub use speak::SpeakSummary;
 pub use unpack::{UnpackSummary, UnrestorableFile};
 pub use update::UpdateReport;
 pub use validate::{
