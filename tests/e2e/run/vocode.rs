@@ -1,7 +1,8 @@
-//! Codes to sound: the official waves of recorded codes, and what faults do to them.
+//! Codes to sound: the official waves of recorded codes, what faults do to them, and the command.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use safetensors::SafeTensors;
 use segpack_manifests::Pack;
@@ -10,7 +11,7 @@ use segpack_runtime_min::session::{MemoryLimit, Session, SessionError, SessionOp
 use serde_json::Value;
 
 use crate::support::checkpoint::fixtures;
-use crate::support::cli::packed;
+use crate::support::cli::{packed, program, segpack};
 use crate::support::folders::{copy, temp};
 use crate::support::packs::pack_into;
 use crate::support::tiny::{Tensor, shard_bytes, tensors_of, tiny_full};
@@ -579,4 +580,179 @@ fn faults_are_outside_the_gate() {
             .unwrap();
         assert_eq!(!is_within(case, raw, &wanted), number == 1, "no clamp");
     }
+}
+
+/// A `.npy` file of a recorded case, `[groups, frames]` or the other way round.
+fn npy(recorded: &Recorded, prefix: &str, by_group: bool, descr: &str) -> Vec<u8> {
+    let (codes, groups) = recorded.codes(prefix);
+    let frames = codes.len() / groups;
+    let shape = match by_group {
+        true => [groups, frames],
+        false => [frames, groups],
+    };
+    let mut bytes = segpack_formats::npy::header(descr, &shape.map(|n| n as u64));
+    for i in 0..codes.len() {
+        let at = match by_group {
+            true => i % frames * groups + i / frames,
+            false => i,
+        };
+        match descr {
+            "<i8" => bytes.extend(i64::from(codes[at]).to_le_bytes()),
+            _ => bytes.extend(u16::try_from(codes[at]).unwrap().to_le_bytes()),
+        }
+    }
+    bytes
+}
+
+#[test]
+fn the_command_writes_wav() {
+    let [case, _] = cases();
+    let folder = temp();
+    let pack = packed(&case.checkpoint, folder.path());
+    let recorded = Recorded::open(case.trace);
+    let at = |name: &str| folder.path().join(name);
+    fs::write(at("codes.npy"), npy(&recorded, "w02", true, "<i8")).unwrap();
+    fs::write(at("turned.npy"), npy(&recorded, "w02", false, "<u2")).unwrap();
+    let (_, wanted) = recorded.floats("w02.chunked.300_25");
+    let summary = segpack![
+        "vocode",
+        &pack,
+        at("codes.npy"),
+        "-o",
+        at("a.wav"),
+        "--json"
+    ]
+    .ok();
+    assert_eq!(summary.json()["samples"], wanted.len());
+    segpack![
+        "vocode",
+        &pack,
+        at("turned.npy"),
+        "-o",
+        at("f.wav"),
+        "--wav-format",
+        "float32"
+    ]
+    .ok();
+    let float = fs::read(at("f.wav")).unwrap();
+    let samples = float[58..].as_chunks::<4>().0.iter();
+    let samples: Vec<f32> = samples.map(|b| f32::from_le_bytes(*b)).collect();
+    assert!(is_within(&case, &samples, &wanted));
+    // integers are those of the floats, in a file, down a pipe, without a header
+    let file = fs::read(at("a.wav")).unwrap();
+    let integers: Vec<u8> = samples
+        .iter()
+        .flat_map(|x| segpack_formats::wav::pcm16(*x).to_le_bytes())
+        .collect();
+    assert!(file.len() == 44 + integers.len() && file.ends_with(&integers));
+    let piped = segpack!["vocode", &pack, at("codes.npy"), "-o", "-"].ok();
+    assert_eq!(piped.stdout, file);
+    let bare = segpack![
+        "vocode",
+        &pack,
+        at("codes.npy"),
+        "-o",
+        "-",
+        "--wav-format",
+        "s16le"
+    ]
+    .ok();
+    assert_eq!(bare.stdout, integers);
+    let gapless = segpack![
+        "vocode",
+        &pack,
+        at("codes.npy"),
+        "-o",
+        at("g.wav"),
+        "--gapless",
+        "--json"
+    ];
+    assert_eq!(
+        gapless.ok().json()["samples"],
+        recorded.floats("w02.wave").1.len()
+    );
+}
+
+#[test]
+fn codes_that_are_none_leave_nothing() {
+    let [case, _] = cases();
+    let folder = temp();
+    let pack = packed(&case.checkpoint, folder.path());
+    let at = |name: &str| folder.path().join(name);
+    let header = segpack_formats::npy::header;
+    let of =
+        |descr: &str, shape: &[u64], data: &[u8]| [header(descr, shape), data.to_vec()].concat();
+    for (what, bytes, words) in [
+        ("empty", Vec::new(), "does not begin with"),
+        (
+            "float",
+            of("<f4", &[4, 1], &[0; 16]),
+            "wanted whole numbers",
+        ),
+        ("groups", of("|u1", &[3, 5], &[0; 15]), "has shape [3, 5]"),
+        ("flat", of("|u1", &[4], &[0; 4]), "has shape [4]"),
+        (
+            "short",
+            of("<i8", &[4, 2], &[0; 63]),
+            "holds 63 bytes of data",
+        ),
+        ("huge", of("<i8", &[4, 1 << 62], &[0; 64]), "holds 64 bytes"),
+        (
+            "negative",
+            of("|i1", &[4, 1], &[0, 0, 0xff, 0]),
+            "code -1 of group 2, frame 0",
+        ),
+        (
+            "range",
+            of("|u1", &[4, 2], &[0, 1, 2, 3, 4, 64, 5, 6]),
+            "code 64 of group 2, frame 1",
+        ),
+        ("none", of("|u1", &[4, 0], &[]), "there is no frame"),
+    ] {
+        fs::write(at("codes.npy"), bytes).unwrap();
+        let run = segpack!["vocode", &pack, at("codes.npy"), "-o", at("out.wav")].exits(3);
+        assert!(run.stderr.contains(words), "{what}: {}", run.stderr);
+        assert!(
+            !at("out.wav").exists() && !at("out.wav.partial").exists(),
+            "{what}"
+        );
+    }
+    fs::write(at("codes.npy"), of("|u1", &[4, 2], &[0; 8])).unwrap();
+    segpack!["vocode", &pack, at("codes.npy"), "-o", at("none/out.wav")].exits(1);
+    let run = segpack![
+        "vocode",
+        &pack,
+        at("codes.npy"),
+        "-o",
+        at("out.wav"),
+        "--memory",
+        "1MB"
+    ];
+    assert!(run.exits(1).stderr.contains("hint: --memory"));
+}
+
+#[test]
+fn a_reader_that_has_enough_ends_it_quietly() {
+    let [case, _] = cases();
+    let folder = temp();
+    let pack = packed(&case.checkpoint, folder.path());
+    let codes = folder.path().join("codes.npy");
+    fs::write(&codes, npy(&Recorded::open(case.trace), "w04", true, "<i8")).unwrap();
+    let mut command = program();
+    command
+        .arg("vocode")
+        .arg(&pack)
+        .arg(&codes)
+        .args(["-o", "-"]);
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{output:?}"
+    );
 }
