@@ -143,7 +143,7 @@ fn a_known_family_with_an_unknown_role_is_not_run() {
     copy(&fixtures().join("packs/v1.1/raw"), &pack);
     edit_manifest(&pack, |m| {
         let tensor = &mut list(m, "tensors")[1];
-        tensor["role"] = json!("attention_sink");
+        tensor["role"] = json!("attention_temperature");
     });
     // the rules of the family name this tensor, and call it something else
     let run = segpack!["verify", &pack, "--json"].exits(3);
@@ -153,7 +153,7 @@ fn a_known_family_with_an_unknown_role_is_not_run() {
         "{run}"
     );
     let run = segpack!["run", &pack, "--prompt-ids", "1"].exits(3);
-    run.says(&["attention_sink", "does not know"]);
+    run.says(&["attention_temperature", "does not know"]);
 }
 
 #[test]

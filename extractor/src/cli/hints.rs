@@ -131,7 +131,11 @@ fn can_be_resumed(error: &StepError, output: &Path) -> bool {
 /// What to do about findings; of several things the first.
 pub(super) fn of_findings(findings: &[Finding]) -> Option<String> {
     let errors = findings.iter().filter(|f| f.severity == Severity::Error);
-    errors.filter_map(of_finding).next().map(str::to_owned)
+    // that nothing was audited follows from an unknown family, which says more
+    let (follows, first): (Vec<_>, Vec<_>) =
+        errors.partition(|f| f.kind == FindingKind::NotAudited);
+    let mut all = first.into_iter().chain(follows);
+    all.find_map(of_finding).map(str::to_owned)
 }
 
 /// What to do about a comparison without a verdict, of a trace that has no default tolerance.

@@ -58,7 +58,7 @@ pub(super) struct Args {
     )]
     prompt_ids: Option<Vec<u32>>,
     /// WAV file to write; - is standard output
-    #[arg(id = "sound", long = "output", short, value_name = "FILE", help_heading = OUTPUT)]
+    #[arg(id = "sound", long = "output", short = 'o', value_name = "FILE", help_heading = OUTPUT)]
     output: PathBuf,
     #[command(flatten)]
     voice: VoiceArgs,

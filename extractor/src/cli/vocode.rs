@@ -2,6 +2,7 @@ use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
 use clap::ValueEnum;
+use segpack_runtime_min::models::code2wav::Chunks;
 use segpack_runtime_min::session::{DeviceChoice, MemoryLimit, SessionOptions};
 
 use super::Context;
@@ -92,11 +93,15 @@ impl Args {
             .map_or(MemoryLimit::Available, MemoryLimit::Bytes);
         session.check = self.check.into();
         session.threads = Some(self.threads.unwrap_or_else(default_jobs));
-        let mut settings = VocodeSettings::default();
-        settings.session = session;
-        settings.chunks.gapless = self.gapless;
-        settings.format = self.wav_format.into();
-        settings
+        let chunks = Chunks {
+            gapless: self.gapless,
+            ..Chunks::default()
+        };
+        VocodeSettings {
+            session,
+            chunks,
+            format: self.wav_format.into(),
+        }
     }
 }
 

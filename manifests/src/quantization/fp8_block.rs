@@ -174,7 +174,7 @@ mod tests {
         }
     }
 
-    fn refusal(settings: Value) -> String {
+    fn refusal(settings: &Value) -> String {
         let mut config = json!({"quantization_config": settings});
         config["quantization_config"]["quant_method"] = json!("fp8");
         Quantization::of_config(&config).unwrap_err().to_string()
@@ -184,19 +184,19 @@ mod tests {
     fn settings_that_cannot_be_used_are_named() {
         let block = "quantization_config.weight_block_size";
         assert_eq!(
-            refusal(json!({})),
+            refusal(&json!({})),
             format!(
                 "config.json: {block} is missing, wanted rows and columns of a block, such as \
                  [128, 128]"
             )
         );
         assert!(
-            refusal(json!({"weight_block_size": [128]})).contains("is a list of 1, wanted rows")
+            refusal(&json!({"weight_block_size": [128]})).contains("is a list of 1, wanted rows")
         );
-        assert!(refusal(json!({"weight_block_size": [0, 1]})).contains(block));
+        assert!(refusal(&json!({"weight_block_size": [0, 1]})).contains(block));
         let other = json!({"weight_block_size": [1, 1], "fmt": "e5m2"});
-        assert!(refusal(other).contains("fmt is \"e5m2\", wanted e4m3"));
+        assert!(refusal(&other).contains("fmt is \"e5m2\", wanted e4m3"));
         let odd = json!({"weight_block_size": [1, 1], "modules_to_not_convert": [1]});
-        assert!(refusal(odd).contains("wanted a list of at most"));
+        assert!(refusal(&odd).contains("wanted a list of at most"));
     }
 }

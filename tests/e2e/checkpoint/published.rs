@@ -71,15 +71,27 @@ impl Checkpoint {
         entries
     }
 
+    /// Whether it is a part that all weights have or none, and the only one of the checkpoint.
+    fn is_only_of_its_kind(&self, name: &str) -> bool {
+        let ending = name.rsplit_once('.').map_or(name, |(_, ending)| ending);
+        let alike = self
+            .stored
+            .iter()
+            .filter(|(other, ..)| other.ends_with(ending));
+        ending.ends_with("input_scale") && alike.count() == 1
+    }
+
     fn audit(&self, without: Option<usize>) -> Audit {
         let tensors = self.entries(without);
         let path = "model.safetensors";
-        let mut described = Described::default();
-        described.config = Some(&self.config);
-        described.shards = vec![ShardTensors {
-            path,
-            tensors: &tensors,
-        }];
+        let described = Described {
+            config: Some(&self.config),
+            shards: vec![ShardTensors {
+                path,
+                tensors: &tensors,
+            }],
+            ..Described::default()
+        };
         audit(&described, AuditOptions::new())
     }
 
@@ -168,7 +180,8 @@ fn assert_dropped(checkpoint: &Checkpoint, number: usize) {
     let found = checkpoint.audit(Some(number));
     let optional = name.ends_with("lm_head.weight")
         && checkpoint.config["tie_word_embeddings"] == json!(true)
-        || name.ends_with("inv_freq");
+        || name.ends_with("inv_freq")
+        || checkpoint.is_only_of_its_kind(name);
     assert!(
         optional || found.findings.iter().any(is_told),
         "{}: {name}: {:#?}",

@@ -171,10 +171,10 @@ const LIES: &[Lie] = &[
     }),
     // what the manifest calls a tensor
     ("another role", FindingKind::WrongClassification, |l| set(l, Q, "role", json!("attention_k"))),
-    ("a role that nobody knows", FindingKind::WrongClassification, |l| set(l, Q, "role", json!("attention_sink"))),
+    ("a role that nobody knows", FindingKind::WrongClassification, |l| set(l, Q, "role", json!("attention_temperature"))),
     ("a role that nobody knows, by a newer program", FindingKind::WrongClassification, |l| {
         l.document["generator"] = json!("segpack 9.9.9");
-        set(l, Q, "role", json!("attention_sink"));
+        set(l, Q, "role", json!("attention_temperature"));
     }),
     ("gate and up change roles", FindingKind::WrongClassification, |l| {
         l.swap("role", &format!("{EXPERT}gate_proj"), &format!("{EXPERT}up_proj"));

@@ -77,9 +77,11 @@ impl<'o> Voice<'o> {
         if let Some(file) = self.codes {
             file.publish(|out| out.write_all(&npy_of(&speech.codes)))?;
         }
-        let mut settings = VocodeSettings::default();
+        let mut settings = VocodeSettings {
+            format: self.options.format,
+            ..VocodeSettings::default()
+        };
         settings.chunks.gapless = self.options.gapless;
-        settings.format = self.options.format;
         let vocoder = session.vocoder(0)?;
         let sound = Sound {
             session,

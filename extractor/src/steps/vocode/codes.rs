@@ -62,7 +62,7 @@ pub(super) fn read(path: &Path, groups: usize) -> Result<Vec<u32>, StepError> {
             let value = decode(&data[at * width..][..width]);
             let code = u32::try_from(value).map_err(|_| VocodeError::Value {
                 path: path.to_owned(),
-                value,
+                value: value.to_string(),
                 group,
                 frame,
             })?;

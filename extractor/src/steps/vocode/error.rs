@@ -30,8 +30,8 @@ pub enum VocodeError {
     Value {
         /// The file.
         path: PathBuf,
-        /// The value.
-        value: i128,
+        /// The value, in decimal.
+        value: String,
         /// Its group, from 0.
         group: usize,
         /// Its frame, from 0.

@@ -19,7 +19,6 @@ pub(crate) use sound::{Sound, SoundFormat, Written};
 
 /// How codes become sound.
 #[derive(Debug, Clone, Default)]
-#[non_exhaustive]
 pub(crate) struct VocodeSettings {
     /// What the vocoder may use.
     pub session: SessionOptions,

@@ -115,6 +115,7 @@ impl<'a> DecoderWeights<'a> {
     }
 
     /// The first embedding, which is the only one of most decoders.
+    #[cfg(feature = "cuda")]
     pub(crate) fn embedding(&self) -> EndWeights<'a> {
         self.embeddings[0]
     }

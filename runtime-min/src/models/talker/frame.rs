@@ -70,6 +70,9 @@ pub struct TalkerPrompt {
     pub tts_pad: Vec<f32>,
 }
 
+/// The codes of a frame, `[groups]`, and the sum of their embeddings, `[hidden]`.
+type Frame = (Vec<u32>, Vec<f32>);
+
 /// The talker and its code predictor.
 pub(crate) struct Talker<'a, B: Backend> {
     facts: SpeechFacts,
@@ -197,7 +200,7 @@ impl<B: Backend> Talker<'_, B> {
         (first, forced): (u32, Option<&[u32]>),
         choice: &mut Choice,
         observer: &mut dyn SpeechObserver,
-    ) -> Result<Result<(Vec<u32>, Vec<f32>), LogitsError>, RunError> {
+    ) -> Result<Result<Frame, LogitsError>, RunError> {
         self.predictor.reset();
         let mut sum = self.embed(&[first])?;
         let (mut codes, mut rows) = (vec![first], hidden.to_vec());

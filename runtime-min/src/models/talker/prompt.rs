@@ -67,8 +67,7 @@ impl TalkerScript {
         for (start, end) in starts.iter().copied().zip(ends) {
             let role = prompt.get(start + 1).copied();
             if role == Some(tokens.user) {
-                for at in start..end {
-                    let id = prompt[at];
+                for (at, &id) in prompt.iter().enumerate().take(end).skip(start) {
                     ids.push(id);
                     user.push(if is_medium(id) {
                         Row::State(at)

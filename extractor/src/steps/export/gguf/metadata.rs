@@ -293,7 +293,7 @@ mod tests {
     }
 
     /// A small model with other settings: whether llama.cpp computes it.
-    fn check(changes: Json) -> Result<(), String> {
+    fn check(changes: &Json) -> Result<(), String> {
         let mut config = serde_json::json!({
             "model_type": "qwen3_moe", "vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 2,
             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "num_experts": 4,
@@ -311,7 +311,7 @@ mod tests {
 
     #[test]
     fn what_llama_cpp_does_not_compute_is_refused_by_its_setting() {
-        assert_eq!(check(serde_json::json!({})), Ok(()));
+        assert_eq!(check(&serde_json::json!({})), Ok(()));
         for (changes, words) in [
             (
                 serde_json::json!({"mlp_only_layers": [1]}),
@@ -332,7 +332,7 @@ mod tests {
             ),
             (serde_json::json!({"hidden_act": "gelu"}), "hidden_act"),
         ] {
-            let said = check(changes).unwrap_err();
+            let said = check(&changes).unwrap_err();
             assert!(said.contains(words), "{said}");
         }
     }

@@ -331,19 +331,19 @@ fn padding_has_an_end() {
     );
 }
 
-fn refused(messages: serde_json::Value) -> String {
+fn refused(messages: &serde_json::Value) -> String {
     of_source("x")
         .unwrap()
-        .render(&messages, &RenderOptions::default())
+        .render(messages, &RenderOptions::default())
         .unwrap_err()
         .to_string()
 }
 
 #[test]
 fn messages_are_a_list_of_objects() {
-    assert!(refused(serde_json::json!([])).contains("an empty list"));
-    assert!(refused(serde_json::json!({"role": "user"})).contains("a map"));
-    assert!(refused(serde_json::json!([{"role": "user"}, "hi"])).contains("entry 1 is a string"));
+    assert!(refused(&serde_json::json!([])).contains("an empty list"));
+    assert!(refused(&serde_json::json!({"role": "user"})).contains("a map"));
+    assert!(refused(&serde_json::json!([{"role": "user"}, "hi"])).contains("entry 1 is a string"));
 }
 
 #[test]
