@@ -117,7 +117,7 @@ impl MediaTrace {
             Some(document) => document,
             None => beside_of(&tensors)?,
         };
-        Self::new(shard, document, "mm").map(Some)
+        Self::new(shard, document, "mm")?.with_prompt().map(Some)
     }
 
     /// Of the tensors whose names begin with this.
@@ -142,10 +142,24 @@ impl MediaTrace {
         };
         trace.ids = trace.token_ids("input_ids")?.unwrap_or_default();
         trace.generated = trace.token_ids("gen.ids")?.unwrap_or_default();
-        if trace.ids.is_empty() {
-            return Err(trace.malformed(format!("has no {prefix}.input_ids")));
-        }
         Ok(trace)
+    }
+
+    /// That there is a prompt, too.
+    pub(super) fn with_prompt(self) -> Result<Self> {
+        if self.ids.is_empty() {
+            return Err(self.malformed(format!("has no {}.input_ids", self.prefix)));
+        }
+        Ok(self)
+    }
+
+    /// Names of the tensors, without what they begin with.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let names = self.shard.header.tensors.iter();
+        names.filter_map(|tensor| {
+            let name = tensor.name.strip_prefix(&self.prefix)?;
+            name.strip_prefix('.')
+        })
     }
 
     /// Of the `.json` file, or else of what the tensors' file says of itself.

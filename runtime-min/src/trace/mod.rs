@@ -54,7 +54,7 @@ pub use self::media::{FEATURES_FORMAT, MEDIA_FORMAT, MediaTrace, Normalization};
 pub use self::read::{Trace, TracePrompt};
 pub use self::record::{TraceFiles, TraceRecorder};
 pub use self::server::{Place, Ranked};
-pub use self::speech::{SPEECH_FORMAT, SpeechCase, SpeechTrace};
+pub use self::speech::{SPEECH_FORMAT, SpeechCase, SpeechTrace, WAVE_FORMAT, WaveCase};
 
 /// What the reference script calls this format.
 pub const TRACE_FORMAT: &str = "qwen3-omni-thinker-trace-1";

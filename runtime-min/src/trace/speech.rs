@@ -1,4 +1,4 @@
-//! A trace of spoken answers: opened, checked, read case by case.
+//! A trace of spoken answers, or of sound of given codes: opened, checked, read case by case.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,6 +14,8 @@ use crate::tensor::Compute;
 
 /// What the reference script calls a trace of spoken answers.
 pub const SPEECH_FORMAT: &str = "qwen3-omni-speech-trace-1";
+/// What it calls a trace of sound of given codes.
+pub const WAVE_FORMAT: &str = "qwen3-omni-wav-trace-1";
 /// Bytes that are read of the `.json` file.
 const MAX_DOCUMENT_BYTES: u64 = 64 << 20;
 
@@ -57,16 +59,25 @@ pub struct SpeechCase {
     pub answer: Vec<u32>,
 }
 
-/// An open trace of spoken answers. Tensors are read on demand.
+/// Sound of given codes that was recorded.
+#[derive(Debug)]
+pub struct WaveCase {
+    /// Its number.
+    pub number: usize,
+    /// The tensors, by their names without `wNN.` in front.
+    pub tensors: MediaTrace,
+}
+
+/// An open trace of spoken answers, or of sound of given codes. Tensors are read on demand.
 #[derive(Debug)]
 pub struct SpeechTrace {
     document: Document,
     cases: Vec<SpeechCase>,
+    waves: Vec<WaveCase>,
 }
 
 impl SpeechTrace {
-    /// Opens a trace by either of its two files. `None`: it is another kind of trace, or holds sound
-    /// of given codes alone.
+    /// Opens a trace by either of its two files. `None`: it is another kind of trace.
     ///
     /// # Errors
     /// `Io`; `Malformed` where it breaks the format.
@@ -85,29 +96,37 @@ impl SpeechTrace {
             |e| FormatError::malformed(&beside, format!("is no description of a trace: {e}"));
         let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(wrong)?;
         let format = value.get("format").and_then(serde_json::Value::as_str);
-        if format != Some(SPEECH_FORMAT) {
+        if !matches!(format, Some(SPEECH_FORMAT | WAVE_FORMAT)) {
             return Ok(None);
         }
+        let is_spoken = format == Some(SPEECH_FORMAT);
         let features: Features = serde_json::from_value(value.clone()).map_err(wrong)?;
         let document: Document = serde_json::from_value(value).map_err(wrong)?;
-        let mut cases = Vec::new();
+        let (mut cases, mut waves) = (Vec::new(), Vec::new());
         for case in &document.cases {
-            if let Some(speaker) = &case.speaker {
-                let prefix = format!("s{:02}", case.case);
-                let trace = MediaTrace::new(Shard::open(&tensors)?, features.clone(), &prefix)?;
-                let answer = trace.token_ids("text_ids")?.unwrap_or_default();
-                cases.push(SpeechCase {
+            let letter = if is_spoken { 's' } else { 'w' };
+            let prefix = format!("{letter}{:02}", case.case);
+            let trace = MediaTrace::new(Shard::open(&tensors)?, features.clone(), &prefix)?;
+            match (&case.speaker, is_spoken) {
+                (Some(speaker), true) => cases.push(spoken(case.case, speaker, trace)?),
+                (None, true) => {
+                    let what = format!("case {} has no speaker", case.case);
+                    return Err(FormatError::malformed(&beside, what));
+                }
+                (_, false) => waves.push(WaveCase {
                     number: case.case,
-                    speaker: speaker.clone(),
                     tensors: trace,
-                    answer,
-                });
+                }),
             }
         }
-        if cases.is_empty() {
-            return Ok(None);
+        if cases.is_empty() && waves.is_empty() {
+            return Err(FormatError::malformed(&beside, "has no cases"));
         }
-        Ok(Some(Self { document, cases }))
+        Ok(Some(Self {
+            document,
+            cases,
+            waves,
+        }))
     }
 
     /// The spoken answers.
@@ -115,14 +134,25 @@ impl SpeechTrace {
         &self.cases
     }
 
+    /// Sound of given codes.
+    pub fn waves(&self) -> &[WaveCase] {
+        &self.waves
+    }
+
+    /// The first case; there is one.
+    fn first(&self) -> &MediaTrace {
+        let spoken = self.cases.first().map(|case| &case.tensors);
+        spoken.unwrap_or_else(|| &self.waves[0].tensors)
+    }
+
     /// The file that holds the tensors.
     pub fn path(&self) -> &Path {
-        self.cases[0].tensors.path()
+        self.first().path()
     }
 
     /// The precision that the reference computed in.
     pub fn compute(&self) -> Compute {
-        self.cases[0].tensors.compute()
+        self.first().compute()
     }
 
     /// Digests of the files of the checkpoint that it was recorded from.
@@ -144,4 +174,14 @@ impl SpeechTrace {
     pub fn repetition_penalty(&self) -> f32 {
         self.document.settings.repetition_penalty.unwrap_or(1.05)
     }
+}
+
+fn spoken(number: usize, speaker: &str, trace: MediaTrace) -> Result<SpeechCase> {
+    let tensors = trace.with_prompt()?;
+    Ok(SpeechCase {
+        number,
+        speaker: speaker.to_owned(),
+        answer: tensors.token_ids("text_ids")?.unwrap_or_default(),
+        tensors,
+    })
 }

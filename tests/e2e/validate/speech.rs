@@ -70,6 +70,9 @@ fn the_official_spoken_answers_are_inside_their_gates() {
             "talker_next",
             "predictor_logits",
             "speech_codes",
+            "wave",
+            "wave_noise",
+            "speech_wave",
         ] {
             assert!(stages.contains(stage), "{name}: {stage}");
         }
@@ -93,6 +96,63 @@ fn coded_packs_threads_and_one_expert_speak_the_same_bits() {
         let seen = validate(pack, &trace, &more, 0);
         assert_eq!(seen["stages"], wanted["stages"], "{more:?}");
     }
+}
+
+#[test]
+fn the_official_sound_of_given_codes_is_inside_its_gate() {
+    let folder = temp();
+    let (full, speech) = (folder.path().join("full"), folder.path().join("speech"));
+    for name in [&full, &speech] {
+        fs::create_dir(name).unwrap();
+    }
+    let (full, speech) = (packed(&tiny_full(), &full), packed(&tiny_speech(), &speech));
+    // whole and in chunks
+    for (pack, name, sounds) in [
+        (&full, "tiny-full.wav", 10),
+        (&speech, "tiny-speech.wav", 5),
+    ] {
+        let report = validate(pack, &trace_of(name), &[], 0);
+        assert_eq!(report["verdict"], "inside", "{name}");
+        let stages = report["stages"].as_array().unwrap();
+        let of = |stage: &str| stages.iter().filter(|row| row["stage"] == stage).count();
+        assert_eq!((of("wave"), of("wave_noise")), (sounds, sounds), "{name}");
+        assert!(of("vocoder_stages") >= 14, "{name}");
+    }
+    // the sound of another model
+    validate(&speech, &trace_of("tiny-full.wav"), &[], 3);
+}
+
+#[test]
+fn changed_sound_is_caught_at_its_stage() {
+    let folder = temp();
+    let pack = packed(&tiny_full(), folder.path());
+    let sound: &[&str] = &["wave", "wave_noise"];
+    for (name, by, stages) in [
+        ("w01.wav.layer.1", 0.1_f32, &["vocoder_stages"][..]),
+        ("w01.wav.dec.1.tconv", 0.1, &["vocoder_stages"]),
+        ("w01.wave", 1e-3, sound),
+        ("w03.chunked.300_25", 0.1, sound),
+        // too little for a sample, too much for all of them
+        ("w01.wave", 2e-4, &["wave_noise"]),
+    ] {
+        let trace = bent("tiny-full.wav", folder.path(), |tensors| {
+            let tensor = tensors.iter_mut().find(|t| t.name == name).unwrap();
+            let value = &mut tensor.bytes.as_chunks_mut::<4>().0[3];
+            *value = (f32::from_le_bytes(*value) + by).to_le_bytes();
+        });
+        assert_eq!(
+            wrong_stages(&validate(&pack, &trace, &[], 3)),
+            stages,
+            "{name}"
+        );
+    }
+    // a sample is missing
+    let trace = bent("tiny-full.wav", folder.path(), |tensors| {
+        let tensor = tensors.iter_mut().find(|t| t.name == "w02.wave").unwrap();
+        tensor.bytes.truncate(tensor.bytes.len() - 4);
+        tensor.shape[0] -= 1;
+    });
+    assert_eq!(wrong_stages(&validate(&pack, &trace, &[], 3)), ["wave"]);
 }
 
 /// A trace with other tensors.

@@ -8,6 +8,7 @@ mod media;
 mod ranks;
 mod recorded;
 mod speech;
+mod wave;
 
 use std::path::{Path, PathBuf};
 

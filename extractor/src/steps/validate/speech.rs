@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{Finding, ReferenceKind, Stage, ValidateReport, Verdict};
+use segpack_runtime_min::models::code2wav::Chunks;
 use segpack_runtime_min::processing::MediaFeatures;
 use segpack_runtime_min::session::{
     AcceptedStates, ForcedFrame, GenerationSettings, Hooks, Session, SpeechObserver, SpeechScript,
@@ -17,6 +18,7 @@ use segpack_runtime_min::trace::{SpeechCase, SpeechTrace};
 use segpack_runtime_min::{Observer, Routing};
 
 use super::media::{Allowed, Stages, compare_checkpoint, report_stages};
+use super::wave::{self, WaveRows};
 use super::{ValidateSettings, empty_report};
 use crate::steps::StepError;
 use crate::work::Progress;
@@ -68,6 +70,11 @@ pub(super) fn against_speech(
             run.free(case, &mut stages)?;
         }
     }
+    for case in trace.waves() {
+        progress.note(&format!("sound {}", case.number));
+        let rows = WaveRows::of_recorded(case.number, run.is_judged);
+        wave::of_recorded_codes(&session, (&case.tensors, false), rows, &mut stages)?;
+    }
     report.stages = stages.into_rows();
     report_stages(&mut report.findings, &report.stages);
     let is_inside = report.stages.iter().all(|row| row.ok);
@@ -112,7 +119,9 @@ impl SpeechRun<'_> {
         let speech =
             self.session
                 .speak_observed(script, &self.settings(case), &mut ignore, &mut seen)?;
-        self.compare(case, &seen, &speech.codes.to_rows(), stages)
+        self.compare(case, &seen, &speech.codes.to_rows(), stages)?;
+        let rows = WaveRows::of_recorded(case.number, self.is_judged);
+        wave::of_recorded_codes(self.session, (trace, true), rows, stages)
     }
 
     /// The states of the prompt's media, out of those of all positions.
@@ -245,6 +254,18 @@ impl SpeechRun<'_> {
             &wanted,
             stages,
         );
+        if let Some(wanted) = trace.floats("wave")? {
+            let frames = 0..speech.codes.frames();
+            let codes = frames.flat_map(|frame| speech.codes.frame(frame).iter().copied());
+            let codes: Vec<u32> = codes.collect();
+            let seen = wave::decode(self.session, &codes, Chunks::default(), &mut ())?;
+            let rows = WaveRows {
+                number,
+                is_judged: self.is_judged,
+                stages: [Stage::SpeechWave, Stage::SpeechNoise],
+            };
+            rows.compare(&seen, &wanted, stages);
+        }
         Ok(())
     }
 

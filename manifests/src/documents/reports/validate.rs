@@ -180,6 +180,16 @@ stages! {
     SpeechTokens = "first codes",
     /// All codes from the prompt on.
     SpeechCodes = "codes",
+    /// Stages of the vocoder, up to the sound before it is clamped.
+    VocoderStages = "vocoder stages",
+    /// Sound of recorded codes.
+    Wave = "sound of recorded codes",
+    /// Its noise: the root of the mean square of the difference, relative to that of the sound.
+    WaveNoise = "its relative noise",
+    /// Sound from the prompt on.
+    SpeechWave = "sound",
+    /// Its noise.
+    SpeechNoise = "relative noise",
 }
 
 /// One stage (of one layer, clip, image or video, where it belongs to one).
