@@ -11,8 +11,8 @@ use crate::steps::{Exit, StepError};
 /// Try the main commands on a tiny checkpoint built into the program
 ///
 /// In a temporary folder: scans, packs and verifies the checkpoint, flips one bit and finds it,
-/// unpacks and compares the files, runs the model from its pack, and validates it against a trace
-/// of the official model.
+/// unpacks and compares the files, runs the model from its pack, validates it against a trace of the
+/// official model, and speaks.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -42,13 +42,20 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
         }
         context.terminal.text(&text::demo_step(step))
     })?;
-    let verdict = if report.ok {
-        "All checks passed.\n"
-    } else {
-        ""
+    let verdict = match (report.ok, &args.keep) {
+        (false, _) => String::new(),
+        (true, None) => "All checks passed.\n".to_owned(),
+        (true, Some(folder)) => {
+            let answer = folder.join("answer.wav");
+            let spoken = match answer.exists() {
+                true => format!(" The spoken answer is {}.", answer.display()),
+                false => String::new(), // built without what speaks
+            };
+            format!("All checks passed.{spoken}\n")
+        }
     };
     context
         .terminal
-        .document(&report, args.json, |_| verdict.to_owned())?;
+        .document(&report, args.json, |_| verdict.clone())?;
     Ok(Exit::of(report.ok))
 }

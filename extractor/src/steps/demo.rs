@@ -8,9 +8,13 @@ use segpack_formats::codec::Coding;
 use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
-    DemoReport, DemoStep, FindingKind, GENERATOR, Quantity, ValidateReport, VerifyMode,
+    DemoReport, DemoStep, FindingKind, GENERATOR, Quantity, Stage, ValidateReport, VerifyMode,
 };
 use segpack_manifests::layout::Selection;
+#[cfg(feature = "run")]
+use segpack_runtime_min::session::SessionOptions;
+#[cfg(feature = "run")]
+use segpack_runtime_min::trace::SpeechTrace;
 
 use super::StepError;
 use super::cat::CatError;
@@ -18,6 +22,8 @@ use super::pack::{PackSettings, pack};
 #[cfg(feature = "run")]
 use super::run::{RunOptions, run};
 use super::scan::{ScanOptions, scan};
+#[cfg(feature = "run")]
+use super::speak::{SpokenText, VoiceOptions, speak};
 use super::unpack::{UnpackSettings, unpack};
 #[cfg(feature = "run")]
 use super::validate::{Against, ValidateSettings, validate};
@@ -54,6 +60,19 @@ const TRACE: &[(&str, &[u8])] = &[
     (
         "trace.safetensors",
         include_bytes!("../../demo/trace/tiny-full.float32.safetensors"),
+    ),
+];
+
+/// A spoken answer of the official classes: the first case of their trace of speech, with nothing of
+/// what lies between prompt and codes.
+const SPEECH: &[(&str, &[u8])] = &[
+    (
+        "speech.json",
+        include_bytes!("../../demo/trace/tiny-full.speech.float32.json"),
+    ),
+    (
+        "speech.safetensors",
+        include_bytes!("../../demo/trace/tiny-full.speech.float32.safetensors"),
     ),
 ];
 
@@ -94,6 +113,8 @@ pub(crate) fn demo(
     demo.unpack()?;
     demo.run()?;
     demo.validate()?;
+    demo.speak()?;
+    demo.validate_speech()?;
     let ok = demo.steps.iter().all(|s| s.ok);
     Ok(DemoReport {
         format_version: DemoReport::VERSION,
@@ -319,6 +340,45 @@ impl Demo<'_> {
         })
     }
 
+    /// Speaks the answer of the trace, which is next compared with the official sound.
+    #[cfg(feature = "run")]
+    fn speak(&mut self) -> Result<(), StepError> {
+        write_files(self.folder, SPEECH)?;
+        let trace = SpeechTrace::open(&self.path("speech.json"))?;
+        let Some(case) = trace.as_ref().and_then(|trace| trace.cases().first()) else {
+            return self.step("segpack speak packs", "there is no trace".to_owned(), false);
+        };
+        let spoken = SpokenText::Ids {
+            prompt: case.tensors.ids().to_vec(),
+            answer: case.answer.clone(),
+        };
+        let mut voice = VoiceOptions::new(self.path("answer.wav"));
+        voice.speech.speaker.clone_from(&case.speaker);
+        voice.speech.sampling = None;
+        voice.speech.max_codes = trace.as_ref().map_or(0, SpeechTrace::talker_tokens);
+        let mut session = SessionOptions::default();
+        session.threads = Some(1);
+        let pack = Pack::open(&self.path("packs"))?;
+        let summary = speak(&pack, &spoken, &session, &voice, self.stop)?;
+        let outcome = format!(
+            "{} frames of {} codes, {} samples in {}'s voice",
+            summary.frames, summary.groups, summary.samples, summary.speaker
+        );
+        let command =
+            "segpack speak packs --prompt-ids … --text-ids … --speak-greedy -o answer.wav";
+        self.step(command, outcome, true)
+    }
+
+    #[cfg(feature = "run")]
+    fn validate_speech(&mut self) -> Result<(), StepError> {
+        let mut settings = ValidateSettings::new(Against::Trace(self.path("speech.json")));
+        settings.session.threads = Some(1);
+        let pack = Pack::open(&self.path("packs"))?;
+        let report = validate(&pack, &settings, self.stop, &Silent)?;
+        let command = "segpack validate packs --reference speech.json";
+        self.step(command, spoken(&report), report.ok)
+    }
+
     #[cfg(not(feature = "run"))]
     fn run(&mut self) -> Result<(), StepError> {
         self.left_out("segpack run packs")
@@ -327,6 +387,16 @@ impl Demo<'_> {
     #[cfg(not(feature = "run"))]
     fn validate(&mut self) -> Result<(), StepError> {
         self.left_out("segpack validate packs --reference trace.json")
+    }
+
+    #[cfg(not(feature = "run"))]
+    fn speak(&mut self) -> Result<(), StepError> {
+        self.left_out("segpack speak packs")
+    }
+
+    #[cfg(not(feature = "run"))]
+    fn validate_speech(&mut self) -> Result<(), StepError> {
+        self.left_out("segpack validate packs --reference speech.json")
     }
 
     #[cfg(not(feature = "run"))]
@@ -351,6 +421,24 @@ fn validated(report: &ValidateReport) -> String {
         },
         logits.map_or(f64::NAN, |row| row.max_abs),
         report.tolerance.unwrap_or(f64::NAN)
+    )
+}
+
+/// What the comparison of the spoken answer found, from the prompt on.
+#[cfg(feature = "run")]
+fn spoken(report: &ValidateReport) -> String {
+    let of = |stage: Stage| report.stages.iter().find(|row| row.stage == stage);
+    let codes = of(Stage::SpeechCodes);
+    format!(
+        "{}: {} of {} codes differ from the official model's, its sound by at most {:.1e}",
+        if report.ok {
+            "within tolerance"
+        } else {
+            "NOT within tolerance"
+        },
+        codes.map_or(0, |row| row.unequal),
+        codes.map_or(0, |row| row.values),
+        of(Stage::SpeechWave).map_or(f64::NAN, |row| row.max_abs)
     )
 }
 

@@ -29,6 +29,17 @@ pub(crate) struct VoiceOptions {
 }
 
 impl VoiceOptions {
+    /// As the official class speaks, into a WAV file of 16-bit integers.
+    pub(crate) fn new(sound: PathBuf) -> Self {
+        Self {
+            sound,
+            codes: None,
+            speech: SpeechSettings::default(),
+            format: SoundFormat::default(),
+            gapless: false,
+        }
+    }
+
     /// Whether sound goes to standard output.
     pub(crate) fn is_stdout(&self) -> bool {
         self.sound == Path::new("-")
