@@ -5,13 +5,12 @@
 //!
 //! Source: AutoAWQ's WQLinear_GEMM, from memory.
 
-use segpack_formats::numeric::Dtype;
-
 use super::modules::Modules;
 use super::weight::Weight;
+use super::words::{SCALES, VALUES, Words, ZEROS};
 use super::{Scheme, SchemeRow};
-use crate::families::config::{ConfigError, MAX_SIZE, Section};
-use crate::families::expected::{Expected, ExpectedDtype};
+use crate::families::config::{ConfigError, Section};
+use crate::families::expected::Expected;
 use crate::names::Part;
 
 /// The scheme's row.
@@ -25,35 +24,17 @@ pub(super) const SCHEME: SchemeRow = SchemeRow {
     ],
 };
 
-const VALUES: &str = ".qweight";
-const ZEROS: &str = ".qzeros";
-const SCALES: &str = ".scales";
-
 /// The settings of a checkpoint.
 #[derive(Debug, Clone)]
-struct Awq {
-    bits: u64,
-    /// Inputs that share a scale; `None` is all of them.
-    group: Option<u64>,
-    kept: Modules,
-}
+struct Awq(Words);
 
 fn read(section: &Section<'_>) -> Result<Box<dyn Scheme>, ConfigError> {
-    let bits = section.integer("bits", Some(4), 2..=8)?;
-    let all = section
-        .value("group_size")
-        .is_some_and(|size| size.as_i64() == Some(-1));
-    let group = match all {
-        true => None,
-        false => Some(section.integer("group_size", Some(128), 1..=MAX_SIZE)?),
-    };
-    let kept = Modules::read(section, &["modules_to_not_convert"])?;
-    Ok(Box::new(Awq { bits, group, kept }))
+    Ok(Box::new(Awq(Words::read(section)?)))
 }
 
 impl Scheme for Awq {
     fn kept(&self) -> &Modules {
-        &self.kept
+        &self.0.kept
     }
 
     fn mark(&self) -> &'static str {
@@ -62,17 +43,7 @@ impl Scheme for Awq {
 
     fn tensors_of(&self, weight: &Weight<'_>) -> Option<Vec<Expected>> {
         let [outputs, inputs] = weight.linear()?;
-        let words = |values: u64| values.saturating_mul(self.bits).div_ceil(32);
-        let groups = self.group.map_or(1, |group| inputs.div_ceil(group));
-        let word = ExpectedDtype::One(Dtype::I32);
-        Some(vec![
-            weight.part((VALUES, Part::Blocks), word, vec![inputs, words(outputs)]),
-            weight.part((ZEROS, Part::ZeroPoint), word, vec![groups, words(outputs)]),
-            weight.part(
-                (SCALES, Part::Scale),
-                ExpectedDtype::Float,
-                vec![groups, outputs],
-            ),
-        ])
+        let values = vec![inputs, self.0.of(outputs)];
+        Some(self.0.tensors(weight, [outputs, inputs], values))
     }
 }

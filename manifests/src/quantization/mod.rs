@@ -13,6 +13,7 @@ mod modelopt;
 mod modules;
 mod mxfp4;
 mod weight;
+mod words;
 
 use std::collections::BTreeSet;
 

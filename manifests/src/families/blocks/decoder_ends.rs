@@ -1,6 +1,27 @@
 //! What every decoder has around its layers and between their halves.
 
-use crate::families::sizes::table;
+use crate::families::packed::{Mtp, block};
+use crate::families::rules::Mount;
+use crate::families::sizes::{Sizes, table};
+use crate::names::Component;
+
+/// The head of a text model.
+pub(crate) static LM_HEAD: Mount<Sizes> = Mount {
+    prefix: "",
+    component: Component::Text,
+    blocks: &[&block(HEAD)],
+};
+
+/// Layers beyond the model's that predict later tokens, numbered on: DeepSeek-V3 and its kin.
+pub(crate) const MTP_LAYERS: Mtp = Mtp {
+    count: |text| text.count("num_nextn_predict_layers", Some(0), 0),
+    marks: &[
+        "model.layers.{layer}.eh_proj.weight",
+        "model.layers.{layer}.enorm.weight",
+        "model.layers.{layer}.input_layernorm.weight",
+    ],
+    mount: None,
+};
 
 table! {
     /// Embedding and last norm.

@@ -1,7 +1,7 @@
 //! DBRX: transformers 5.23, modeling_dbrx.py; the experts of a layer are the rows of one matrix, and w2 is used
 //! transposed.
 
-use crate::families::blocks::decoder_ends::HEAD;
+use crate::families::blocks::decoder_ends::LM_HEAD;
 use crate::families::config::{ConfigError, Section};
 use crate::families::packed::{PackedModel, block, packed_family};
 use crate::families::rules::{Mount, Stack};
@@ -27,12 +27,6 @@ static TEXT: Mount<Sizes> = Mount {
     prefix: "transformer.",
     component: Component::Text,
     blocks: &[&block(BLOCKS)],
-};
-
-static LM_HEAD: Mount<Sizes> = Mount {
-    prefix: "",
-    component: Component::Text,
-    blocks: &[&block(HEAD)],
 };
 
 table! {

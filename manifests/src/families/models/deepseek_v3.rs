@@ -2,12 +2,12 @@
 //! as the hub has it.
 
 use crate::families::blocks::attention::LATENT;
-use crate::families::blocks::decoder_ends::{ENDS, HEAD, LAYER_NORMS, MTP_LAYER};
+use crate::families::blocks::decoder_ends::{ENDS, LAYER_NORMS, LM_HEAD, MTP_LAYER, MTP_LAYERS};
 use crate::families::blocks::ffn::{
     MLP_DENSE, MLP_EXPERTS, MLP_ROUTER, MLP_ROUTER_BIAS, MLP_SHARED,
 };
 use crate::families::config::{ConfigError, Section};
-use crate::families::packed::{Mtp, PackedModel, block, packed_family};
+use crate::families::packed::{PackedModel, block, packed_family};
 use crate::families::rules::Mount;
 use crate::families::sizes::Sizes;
 use crate::names::Component;
@@ -22,15 +22,7 @@ static MODEL: PackedModel = PackedModel {
     text: None,
     sizes,
     mounts: &[&TEXT, &LM_HEAD],
-    mtp: Some(Mtp {
-        count: |text| text.count("num_nextn_predict_layers", Some(0), 0),
-        marks: &[
-            "model.layers.{layer}.eh_proj.weight",
-            "model.layers.{layer}.enorm.weight",
-            "model.layers.{layer}.input_layernorm.weight",
-        ],
-        mount: None,
-    }),
+    mtp: Some(MTP_LAYERS),
     tower: None,
 };
 
@@ -48,12 +40,6 @@ static TEXT: Mount<Sizes> = Mount {
         &block(MLP_SHARED),
         &block(MTP_LAYER),
     ],
-};
-
-static LM_HEAD: Mount<Sizes> = Mount {
-    prefix: "",
-    component: Component::Text,
-    blocks: &[&block(HEAD)],
 };
 
 /// Compressed heads, experts beside shared ones after the first dense layers.

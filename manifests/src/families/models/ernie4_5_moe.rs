@@ -1,7 +1,7 @@
 //! ERNIE-4.5: transformers 5.23, modeling_ernie4_5_moe.py; the module that predicts a later token from memory.
 
 use crate::families::blocks::attention::GROUPED;
-use crate::families::blocks::decoder_ends::{ENDS, HEAD, LAYER_NORMS};
+use crate::families::blocks::decoder_ends::{ENDS, LAYER_NORMS, LM_HEAD};
 use crate::families::blocks::ffn::{MLP_DENSE, MLP_EXPERTS, MLP_ROUTER, MLP_SHARED};
 use crate::families::config::{ConfigError, MAX_COUNT, Section};
 use crate::families::packed::{Mtp, PackedModel, block, packed_family};
@@ -43,12 +43,6 @@ static TEXT: Mount<Sizes> = Mount {
         &block(MLP_EXPERTS),
         &block(MLP_SHARED),
     ],
-};
-
-static LM_HEAD: Mount<Sizes> = Mount {
-    prefix: "",
-    component: Component::Text,
-    blocks: &[&block(HEAD)],
 };
 
 static MTP: Mount<Sizes> = Mount {

@@ -1,12 +1,12 @@
 //! GLM-4.5 and GLM-4.6: transformers 5.23, modeling_glm4_moe.py; queries, keys and values have biases.
 
 use crate::families::blocks::attention::{GROUPED, HEAD_NORMS};
-use crate::families::blocks::decoder_ends::{ENDS, HEAD, LAYER_NORMS, MTP_LAYER};
+use crate::families::blocks::decoder_ends::{ENDS, LAYER_NORMS, LM_HEAD, MTP_LAYER, MTP_LAYERS};
 use crate::families::blocks::ffn::{
     MLP_DENSE, MLP_EXPERTS, MLP_ROUTER, MLP_ROUTER_BIAS, MLP_SHARED,
 };
 use crate::families::config::{ConfigError, Section};
-use crate::families::packed::{Mtp, PackedModel, block, packed_family};
+use crate::families::packed::{PackedModel, block, packed_family};
 use crate::families::rules::Mount;
 use crate::families::sizes::{Flag, Sizes};
 use crate::names::Component;
@@ -21,15 +21,7 @@ static MODEL: PackedModel = PackedModel {
     text: None,
     sizes,
     mounts: &[&TEXT, &LM_HEAD],
-    mtp: Some(Mtp {
-        count: |text| text.count("num_nextn_predict_layers", Some(0), 0),
-        marks: &[
-            "model.layers.{layer}.eh_proj.weight",
-            "model.layers.{layer}.enorm.weight",
-            "model.layers.{layer}.input_layernorm.weight",
-        ],
-        mount: None,
-    }),
+    mtp: Some(MTP_LAYERS),
     tower: None,
 };
 
@@ -48,12 +40,6 @@ static TEXT: Mount<Sizes> = Mount {
         &block(MLP_SHARED),
         &block(MTP_LAYER),
     ],
-};
-
-static LM_HEAD: Mount<Sizes> = Mount {
-    prefix: "",
-    component: Component::Text,
-    blocks: &[&block(HEAD)],
 };
 
 /// Grouped heads, experts as DeepSeek-V3 has them.

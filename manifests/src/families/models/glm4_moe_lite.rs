@@ -2,11 +2,11 @@
 
 use super::deepseek_v3;
 use crate::families::blocks::attention::LATENT;
-use crate::families::blocks::decoder_ends::{ENDS, HEAD, LAYER_NORMS, MTP_LAYER};
+use crate::families::blocks::decoder_ends::{ENDS, LAYER_NORMS, LM_HEAD, MTP_LAYER, MTP_LAYERS};
 use crate::families::blocks::ffn::{
     MLP_DENSE, MLP_EXPERTS, MLP_ROUTER, MLP_ROUTER_BIAS, MLP_SHARED,
 };
-use crate::families::packed::{Mtp, PackedModel, block, packed_family};
+use crate::families::packed::{PackedModel, block, packed_family};
 use crate::families::rules::Mount;
 use crate::families::sizes::Sizes;
 use crate::names::Component;
@@ -21,15 +21,7 @@ static MODEL: PackedModel = PackedModel {
     text: None,
     sizes: deepseek_v3::sizes,
     mounts: &[&TEXT, &LM_HEAD],
-    mtp: Some(Mtp {
-        count: |text| text.count("num_nextn_predict_layers", Some(0), 0),
-        marks: &[
-            "model.layers.{layer}.eh_proj.weight",
-            "model.layers.{layer}.enorm.weight",
-            "model.layers.{layer}.input_layernorm.weight",
-        ],
-        mount: None,
-    }),
+    mtp: Some(MTP_LAYERS),
     tower: None,
 };
 
@@ -47,10 +39,4 @@ static TEXT: Mount<Sizes> = Mount {
         &block(MLP_SHARED),
         &block(MTP_LAYER),
     ],
-};
-
-static LM_HEAD: Mount<Sizes> = Mount {
-    prefix: "",
-    component: Component::Text,
-    blocks: &[&block(HEAD)],
 };

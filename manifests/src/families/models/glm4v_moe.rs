@@ -2,7 +2,7 @@
 
 use super::glm4_moe;
 use crate::families::blocks::attention::{GROUPED, HEAD_NORMS};
-use crate::families::blocks::decoder_ends::{ENDS, HEAD, LAYER_NORMS};
+use crate::families::blocks::decoder_ends::{ENDS, LAYER_NORMS, LM_HEAD};
 use crate::families::blocks::ffn::{
     MLP_DENSE, MLP_EXPERTS, MLP_ROUTER, MLP_ROUTER_BIAS, MLP_SHARED,
 };
@@ -44,12 +44,6 @@ static TEXT: Mount<Sizes> = Mount {
         &block(MLP_EXPERTS),
         &block(MLP_SHARED),
     ],
-};
-
-static LM_HEAD: Mount<Sizes> = Mount {
-    prefix: "",
-    component: Component::Text,
-    blocks: &[&block(HEAD)],
 };
 
 static VISION: Mount<Sizes> = Mount {

@@ -2,7 +2,7 @@
 //! alternating. Published as MXFP4.
 
 use crate::families::blocks::attention::{GROUPED, SINKS};
-use crate::families::blocks::decoder_ends::{ENDS, HEAD, LAYER_NORMS};
+use crate::families::blocks::decoder_ends::{ENDS, LAYER_NORMS, LM_HEAD};
 use crate::families::config::{ConfigError, Section};
 use crate::families::packed::{PackedModel, block, packed_family};
 use crate::families::rules::{Mount, Stack};
@@ -34,12 +34,6 @@ static TEXT: Mount<Sizes> = Mount {
         &block(SINKS),
         &block(EXPERTS),
     ],
-};
-
-static LM_HEAD: Mount<Sizes> = Mount {
-    prefix: "",
-    component: Component::Text,
-    blocks: &[&block(HEAD)],
 };
 
 table! {

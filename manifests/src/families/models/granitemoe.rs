@@ -1,7 +1,7 @@
 //! Granite-MoE: transformers 5.23, modeling_granitemoe.py; experts stacked `[experts, out, in]`.
 
 use crate::families::blocks::attention::GROUPED;
-use crate::families::blocks::decoder_ends::{ENDS, HEAD, LAYER_NORMS};
+use crate::families::blocks::decoder_ends::{ENDS, LAYER_NORMS, LM_HEAD};
 use crate::families::blocks::ffn::GRANITE_EXPERTS;
 use crate::families::config::{ConfigError, Section};
 use crate::families::packed::{PackedModel, block, packed_family};
@@ -32,12 +32,6 @@ static TEXT: Mount<Sizes> = Mount {
         &block(GROUPED),
         &block(GRANITE_EXPERTS),
     ],
-};
-
-static LM_HEAD: Mount<Sizes> = Mount {
-    prefix: "",
-    component: Component::Text,
-    blocks: &[&block(HEAD)],
 };
 
 /// Grouped heads and stacked experts.

@@ -3,7 +3,7 @@
 
 use super::granitemoe;
 use crate::families::blocks::attention::{GROUPED, MAMBA2};
-use crate::families::blocks::decoder_ends::{ENDS, HEAD, LAYER_NORMS};
+use crate::families::blocks::decoder_ends::{ENDS, LAYER_NORMS, LM_HEAD};
 use crate::families::blocks::ffn::GRANITE_EXPERTS;
 use crate::families::config::{ConfigError, Section};
 use crate::families::packed::{PackedModel, block, packed_family};
@@ -36,12 +36,6 @@ static TEXT: Mount<Sizes> = Mount {
         &block(GRANITE_EXPERTS),
         &block(SHARED),
     ],
-};
-
-static LM_HEAD: Mount<Sizes> = Mount {
-    prefix: "",
-    component: Component::Text,
-    blocks: &[&block(HEAD)],
 };
 
 table! {

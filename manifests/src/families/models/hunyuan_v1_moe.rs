@@ -2,7 +2,7 @@
 //! hub.
 
 use crate::families::blocks::attention::GROUPED;
-use crate::families::blocks::decoder_ends::{ENDS, HEAD, LAYER_NORMS};
+use crate::families::blocks::decoder_ends::{ENDS, LAYER_NORMS, LM_HEAD};
 use crate::families::blocks::ffn::MLP_EXPERTS;
 use crate::families::config::{ConfigError, Section};
 use crate::families::packed::{PackedModel, block, packed_family};
@@ -35,12 +35,6 @@ static TEXT: Mount<Sizes> = Mount {
         &block(ROUTER),
         &block(MLP_EXPERTS),
     ],
-};
-
-static LM_HEAD: Mount<Sizes> = Mount {
-    prefix: "",
-    component: Component::Text,
-    blocks: &[&block(HEAD)],
 };
 
 table! {

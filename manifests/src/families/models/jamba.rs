@@ -1,7 +1,7 @@
 //! Jamba: transformers 5.23, modeling_jamba.py; state spaces, attention and experts here and there.
 
 use crate::families::blocks::attention::{GROUPED, MAMBA};
-use crate::families::blocks::decoder_ends::HEAD;
+use crate::families::blocks::decoder_ends::LM_HEAD;
 use crate::families::config::{ConfigError, MAX_COUNT, Section};
 use crate::families::packed::{PackedModel, block, packed_family};
 use crate::families::rules::Mount;
@@ -26,12 +26,6 @@ static TEXT: Mount<Sizes> = Mount {
     prefix: "model.",
     component: Component::Text,
     blocks: &[&block(LAYERS), &block(GROUPED), &block(MAMBA)],
-};
-
-static LM_HEAD: Mount<Sizes> = Mount {
-    prefix: "",
-    component: Component::Text,
-    blocks: &[&block(HEAD)],
 };
 
 table! {

@@ -2,7 +2,7 @@
 //! ones are not.
 
 use crate::families::blocks::attention::{KIMI_DELTA, LATENT};
-use crate::families::blocks::decoder_ends::{ENDS, HEAD, LAYER_NORMS};
+use crate::families::blocks::decoder_ends::{ENDS, LAYER_NORMS, LM_HEAD};
 use crate::families::blocks::ffn::{BLOCK_SPARSE, MLP_DENSE};
 use crate::families::config::{ConfigError, MAX_COUNT, Section};
 use crate::families::packed::{PackedModel, block, packed_family};
@@ -36,12 +36,6 @@ static TEXT: Mount<Sizes> = Mount {
         &block(BLOCK_SPARSE),
         &block(SHARED),
     ],
-};
-
-static LM_HEAD: Mount<Sizes> = Mount {
-    prefix: "",
-    component: Component::Text,
-    blocks: &[&block(HEAD)],
 };
 
 table! {

@@ -1,7 +1,7 @@
 //! LongCat-Flash: two attentions and two dense MLPs in each layer, beside experts of which some compute
 //! nothing and are not stored. transformers 5.23, modeling_longcat_flash.py, the hub's names from memory.
 
-use crate::families::blocks::decoder_ends::{ENDS, HEAD};
+use crate::families::blocks::decoder_ends::{ENDS, LM_HEAD};
 use crate::families::blocks::ffn::MLP_EXPERTS;
 use crate::families::config::{ConfigError, Section};
 use crate::families::packed::{PackedModel, block, packed_family};
@@ -32,12 +32,6 @@ static TEXT: Mount<Sizes> = Mount {
         &block(ROUTER),
         &block(MLP_EXPERTS),
     ],
-};
-
-static LM_HEAD: Mount<Sizes> = Mount {
-    prefix: "",
-    component: Component::Text,
-    blocks: &[&block(HEAD)],
 };
 
 table! {

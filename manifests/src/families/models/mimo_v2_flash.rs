@@ -1,7 +1,7 @@
 //! MiMo-V2-Flash: transformers 5.23, modeling_mimo_v2_flash.py; keys as the hub's `config.json` has them.
 
 use crate::families::blocks::attention::TWO_WIDTHS;
-use crate::families::blocks::decoder_ends::{ENDS, HEAD, LAYER_NORMS};
+use crate::families::blocks::decoder_ends::{ENDS, LAYER_NORMS, LM_HEAD};
 use crate::families::blocks::ffn::{MLP_DENSE, MLP_EXPERTS, MLP_ROUTER, MLP_ROUTER_BIAS};
 use crate::families::config::{ConfigError, Section};
 use crate::families::packed::{PackedModel, block, packed_family};
@@ -35,12 +35,6 @@ static TEXT: Mount<Sizes> = Mount {
         &block(MLP_ROUTER_BIAS),
         &block(MLP_EXPERTS),
     ],
-};
-
-static LM_HEAD: Mount<Sizes> = Mount {
-    prefix: "",
-    component: Component::Text,
-    blocks: &[&block(HEAD)],
 };
 
 fn sizes(text: &Section<'_>) -> Result<Sizes, ConfigError> {

@@ -1,7 +1,7 @@
 //! Mixtral: transformers 5.23, modeling_mixtral.py.
 
 use crate::families::blocks::attention::GROUPED;
-use crate::families::blocks::decoder_ends::{ENDS, HEAD, LAYER_NORMS};
+use crate::families::blocks::decoder_ends::{ENDS, LAYER_NORMS, LM_HEAD};
 use crate::families::blocks::ffn::BLOCK_SPARSE;
 use crate::families::config::{ConfigError, Section};
 use crate::families::packed::{PackedModel, block, packed_family};
@@ -32,12 +32,6 @@ static TEXT: Mount<Sizes> = Mount {
         &block(GROUPED),
         &block(BLOCK_SPARSE),
     ],
-};
-
-static LM_HEAD: Mount<Sizes> = Mount {
-    prefix: "",
-    component: Component::Text,
-    blocks: &[&block(HEAD)],
 };
 
 fn sizes(text: &Section<'_>) -> Result<Sizes, ConfigError> {

@@ -1,7 +1,7 @@
 //! Nemotron-H and Nemotron 3: transformers 5.23, modeling_nemotron_h.py; each layer is a state space, attention,
 //! an MLP or experts, and experts have no gate.
 
-use crate::families::blocks::decoder_ends::HEAD;
+use crate::families::blocks::decoder_ends::LM_HEAD;
 use crate::families::config::{ConfigError, Section};
 use crate::families::packed::{PackedModel, block, packed_family};
 use crate::families::rules::Mount;
@@ -26,12 +26,6 @@ static TEXT: Mount<Sizes> = Mount {
     prefix: "backbone.",
     component: Component::Text,
     blocks: &[&block(LAYERS)],
-};
-
-static LM_HEAD: Mount<Sizes> = Mount {
-    prefix: "",
-    component: Component::Text,
-    blocks: &[&block(HEAD)],
 };
 
 table! {

@@ -1,7 +1,7 @@
 //! OLMoE: transformers 5.23, modeling_olmoe.py; one norm of all queries, one of all keys.
 
 use crate::families::blocks::attention::{GROUPED, WHOLE_NORMS};
-use crate::families::blocks::decoder_ends::{ENDS, HEAD, LAYER_NORMS};
+use crate::families::blocks::decoder_ends::{ENDS, LAYER_NORMS, LM_HEAD};
 use crate::families::blocks::ffn::{MLP_EXPERTS, MLP_ROUTER};
 use crate::families::config::{ConfigError, Section};
 use crate::families::packed::{PackedModel, block, packed_family};
@@ -34,12 +34,6 @@ static TEXT: Mount<Sizes> = Mount {
         &block(MLP_ROUTER),
         &block(MLP_EXPERTS),
     ],
-};
-
-static LM_HEAD: Mount<Sizes> = Mount {
-    prefix: "",
-    component: Component::Text,
-    blocks: &[&block(HEAD)],
 };
 
 fn sizes(text: &Section<'_>) -> Result<Sizes, ConfigError> {

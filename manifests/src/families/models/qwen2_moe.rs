@@ -1,7 +1,7 @@
 //! Qwen2-MoE and Qwen1.5-MoE: transformers 5.23, modeling_qwen2_moe.py.
 
 use crate::families::blocks::attention::GROUPED;
-use crate::families::blocks::decoder_ends::{ENDS, HEAD, LAYER_NORMS};
+use crate::families::blocks::decoder_ends::{ENDS, LAYER_NORMS, LM_HEAD};
 use crate::families::blocks::ffn::{MLP_DENSE, MLP_EXPERTS, MLP_ROUTER, MLP_SHARED_GATED};
 use crate::families::config::{ConfigError, Section};
 use crate::families::packed::{PackedModel, block, packed_family};
@@ -35,12 +35,6 @@ static TEXT: Mount<Sizes> = Mount {
         &block(MLP_EXPERTS),
         &block(MLP_SHARED_GATED),
     ],
-};
-
-static LM_HEAD: Mount<Sizes> = Mount {
-    prefix: "",
-    component: Component::Text,
-    blocks: &[&block(HEAD)],
 };
 
 fn sizes(text: &Section<'_>) -> Result<Sizes, ConfigError> {

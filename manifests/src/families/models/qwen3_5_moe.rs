@@ -3,7 +3,7 @@
 
 use super::{qwen3_next, qwen3_vl_moe};
 use crate::families::blocks::attention::{DELTA, DELTA_APART, GATED, HEAD_NORMS};
-use crate::families::blocks::decoder_ends::{ENDS, HEAD, LAYER_NORMS, MTP_ENDS};
+use crate::families::blocks::decoder_ends::{ENDS, LAYER_NORMS, LM_HEAD, MTP_ENDS};
 use crate::families::blocks::ffn::{MLP_EXPERTS, MLP_ROUTER, MLP_SHARED_GATED};
 use crate::families::blocks::pictures::QWEN_VISION;
 use crate::families::config::{ConfigError, Section};
@@ -51,12 +51,6 @@ static TEXT: Mount<Sizes> = Mount {
         &block(MLP_EXPERTS),
         &block(MLP_SHARED_GATED),
     ],
-};
-
-static LM_HEAD: Mount<Sizes> = Mount {
-    prefix: "",
-    component: Component::Text,
-    blocks: &[&block(HEAD)],
 };
 
 static MTP: Mount<Sizes> = Mount {

@@ -1,7 +1,7 @@
 //! Qwen3-Next: transformers 5.23, modeling_qwen3_next.py; `mtp.*` as the hub has it.
 
 use crate::families::blocks::attention::{DELTA, DELTA_FUSED, GATED, HEAD_NORMS};
-use crate::families::blocks::decoder_ends::{ENDS, HEAD, LAYER_NORMS, MTP_ENDS};
+use crate::families::blocks::decoder_ends::{ENDS, LAYER_NORMS, LM_HEAD, MTP_ENDS};
 use crate::families::blocks::ffn::{MLP_DENSE, MLP_EXPERTS, MLP_ROUTER, MLP_SHARED_GATED};
 use crate::families::config::{ConfigError, Section};
 use crate::families::packed::{Mtp, PackedModel, block, packed_family};
@@ -46,12 +46,6 @@ static TEXT: Mount<Sizes> = Mount {
         &block(MLP_EXPERTS),
         &block(MLP_SHARED_GATED),
     ],
-};
-
-static LM_HEAD: Mount<Sizes> = Mount {
-    prefix: "",
-    component: Component::Text,
-    blocks: &[&block(HEAD)],
 };
 
 static MTP: Mount<Sizes> = Mount {

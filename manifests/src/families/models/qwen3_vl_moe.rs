@@ -3,7 +3,7 @@
 //! that neither is a guess.
 
 use crate::families::blocks::attention::{GROUPED, HEAD_NORMS};
-use crate::families::blocks::decoder_ends::{ENDS, HEAD, LAYER_NORMS};
+use crate::families::blocks::decoder_ends::{ENDS, LAYER_NORMS, LM_HEAD};
 use crate::families::blocks::ffn::{MLP_DENSE, MLP_ROUTER};
 use crate::families::blocks::pictures::QWEN_VISION;
 use crate::families::config::{ConfigError, MAX_COUNT, Section};
@@ -42,12 +42,6 @@ static TEXT: Mount<Sizes> = Mount {
         &block(MLP_ROUTER),
         &block(EXPERTS),
     ],
-};
-
-static LM_HEAD: Mount<Sizes> = Mount {
-    prefix: "",
-    component: Component::Text,
-    blocks: &[&block(HEAD)],
 };
 
 static VISION: Mount<Sizes> = Mount {
