@@ -84,6 +84,14 @@ pub struct MediaTokens {
     pub vision_end: u32,
 }
 
+impl MediaTokens {
+    /// Whether a row of an encoder takes the place of this token.
+    #[must_use]
+    pub fn is_placeholder(&self, id: u32) -> bool {
+        [self.audio, self.image, self.video].contains(&id)
+    }
+}
+
 /// A model that takes audio and pictures.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]

@@ -145,6 +145,9 @@ impl Observer for StateCapture {
     }
 }
 
+/// As many as there are words and states were computed.
+const FEW_ROWS: RunError = RunError::Internal("a projection gave fewer rows than it got");
+
 /// The sides of the talker's prompt that come from the thinker's words and states.
 struct TextSide {
     /// `[rows, hidden]` of the user's turns.
@@ -188,9 +191,8 @@ impl Session<'_> {
     pub fn state_capture(&self, prompt: &[u32]) -> Result<StateCapture, SessionError> {
         let facts = self.speech_facts()?;
         let thinker = text_decoder(self.pack)?.facts;
-        let media = self.media_facts()?;
-        let media = media.map(|m| [m.tokens.audio, m.tokens.image, m.tokens.video]);
-        let is_medium = |id: u32| media.is_some_and(|media| media.contains(&id));
+        let media = self.media_facts()?.map(|m| m.tokens);
+        let is_medium = |id: u32| media.is_some_and(|tokens| tokens.is_placeholder(id));
         let tokens = (0..prompt.len()).filter(|at| is_medium(prompt[*at]));
         Ok(StateCapture {
             layer: facts.accept_layer as usize,
@@ -345,21 +347,18 @@ impl Session<'_> {
             ops,
             stop: self.cancel,
         };
-        let mut user = Vec::new();
-        for row in &script.user {
-            if let Row::Word(id) = row {
-                user.push(*id);
-            }
-        }
-        let mut user = Source::new(projected.text(&user)?, to_usize(facts.talker.hidden_size));
+        let of_words = projected.text(&script.words())?;
         let of_states = projections.hidden(ops, &states.rows, self.cancel)?;
-        let mut of_states = Source::new(of_states, to_usize(facts.talker.hidden_size));
+        let hidden = to_usize(facts.talker.hidden_size);
+        let [mut of_words, mut of_states] =
+            [&of_words, &of_states].map(|rows| rows.chunks_exact(hidden));
         let mut rows = Vec::new();
         for row in &script.user {
-            rows.extend_from_slice(match row {
-                Row::Word(_) => user.next(),
+            let next = match row {
+                Row::Word(_) => of_words.next(),
                 Row::State(_) => of_states.next(),
-            });
+            };
+            rows.extend_from_slice(next.ok_or(FEW_ROWS)?);
         }
         let tokens = &facts.tokens;
         Ok(TextSide {
@@ -387,25 +386,6 @@ impl Projected<'_, '_> {
     fn text(&mut self, ids: &[u32]) -> Result<Vec<f32>, RunError> {
         let rows = self.words.rows(ids, self.stop)?;
         self.projections.text(self.ops, &rows, self.stop)
-    }
-}
-
-/// Rows that are taken one by one.
-struct Source {
-    rows: Vec<f32>,
-    width: usize,
-    at: usize,
-}
-
-impl Source {
-    fn new(rows: Vec<f32>, width: usize) -> Self {
-        Self { rows, width, at: 0 }
-    }
-
-    fn next(&mut self) -> &[f32] {
-        let at = self.at;
-        self.at += self.width;
-        &self.rows[at..at + self.width]
     }
 }
 

@@ -15,6 +15,7 @@ mod dense;
 mod expert_cache;
 mod loader;
 mod placement;
+mod rows;
 mod store;
 
 pub use arena::{Arena, BLOCK_ALIGNMENT, Block};
@@ -26,5 +27,6 @@ pub use dense::streamed_bytes;
 pub use expert_cache::{CacheStats, Eviction, ExpertCache, ExpertKey};
 pub use loader::{Load, LoadStats, Loader, scratch_bytes};
 pub use placement::{PlacedTensor, SegmentGroup, buffer_len, data_offset};
+pub(crate) use rows::{read_rows, row_bytes};
 pub(crate) use store::ExpertStore;
 pub use store::{ExpertSegment, MAX_LOADS, WeightStore};

@@ -3,12 +3,11 @@
 //! The equations are those of transformers 5.23, `modeling_qwen3_omni_moe.py`
 //! (`Qwen3OmniMoeThinkerTextModel`); for text its interleaved multimodal rope is plain rope.
 
-use segpack_formats::io::to_usize;
 use std::borrow::Cow;
 use std::ops::Range;
 use std::time::Instant;
 
-use segpack_formats::io::CancelToken;
+use segpack_formats::io::{CancelToken, to_usize};
 use segpack_manifests::families::TextFacts;
 use segpack_manifests::folder::TextDecoder;
 use segpack_manifests::names::Component;
@@ -26,7 +25,7 @@ use crate::error::MediaError;
 use crate::error::RunError;
 use crate::generate::ArgMax;
 use crate::tensor::Compute;
-use crate::weights::{Budget, Demand, PlacedTensor};
+use crate::weights::{Budget, Demand, PlacedTensor, read_rows, row_bytes};
 
 /// A decoder that runs from a pack.
 pub struct Decoder<'a, B: Backend> {
@@ -432,25 +431,11 @@ impl<'a, B: Backend> Decoder<'a, B> {
     /// # Errors
     /// `TokenId`; damage of the pack.
     pub(crate) fn embed_by(&mut self, embedding: usize, ids: &[u32]) -> Result<Vec<f32>, RunError> {
-        self.check_ids(ids)?;
-        let hidden = self.spec.hidden;
         let embedding = self.weights.embeddings.get(embedding).copied();
         let embedding = embedding.ok_or(RunError::Internal("no such embedding"))?;
-        let tensor = embedding.entry;
-        let row = tensor.length / (self.spec.vocab as u64).max(1);
-        let mut embedded = vec![0.0; ids.len() * hidden];
-        let mut bytes = Vec::with_capacity(to_usize(row));
-        for (id, to) in ids.iter().zip(embedded.chunks_exact_mut(hidden)) {
-            bytes.clear();
-            let start = u64::from(*id) * row;
-            self.cursor
-                .read_tensor(tensor, start..start + row, self.stop, |piece| {
-                    bytes.extend_from_slice(piece);
-                    Ok::<_, RunError>(())
-                })?;
-            self.stats.bytes_read += row;
-            embedding.matrix.dtype.widen(&bytes, to);
-        }
+        let table = (embedding.entry, embedding.matrix);
+        let mut embedded = read_rows(&mut self.cursor, table, ids, self.stop)?;
+        self.stats.bytes_read += ids.len() as u64 * row_bytes(embedding.matrix);
         self.compute.round_all(&mut embedded);
         Ok(embedded)
     }

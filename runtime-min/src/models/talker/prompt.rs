@@ -56,8 +56,7 @@ impl TalkerScript {
         answer: &[u32],
     ) -> Result<Self, SpeechError> {
         let tokens = &facts.tokens;
-        let media = media.map(|m| [m.tokens.audio, m.tokens.image, m.tokens.video]);
-        let is_medium = |id: u32| media.is_some_and(|media| media.contains(&id));
+        let is_medium = |id: u32| media.is_some_and(|media| media.tokens.is_placeholder(id));
         // turns: from a start to the next; the token behind it is the role
         let starts: Vec<usize> = (0..prompt.len())
             .filter(|at| prompt[*at] == tokens.im_start)
@@ -103,6 +102,16 @@ impl TalkerScript {
             spoken,
             ends_at: end.unwrap_or(answer.len()),
         })
+    }
+
+    /// The words in the turns of the user, in order.
+    #[must_use]
+    pub fn words(&self) -> Vec<u32> {
+        let word = |row: &Row| match row {
+            Row::Word(id) => Some(*id),
+            Row::State(_) => None,
+        };
+        self.user.iter().filter_map(word).collect()
     }
 
     /// Tokens of media in the turns of the user.

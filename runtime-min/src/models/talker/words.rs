@@ -1,13 +1,13 @@
 //! Word embeddings of the thinker, read row by row: all that speech needs of it.
 
-use segpack_formats::io::{CancelToken, to_usize};
+use segpack_formats::io::CancelToken;
 use segpack_manifests::PackReader;
 use segpack_manifests::documents::TensorEntry;
 use segpack_manifests::families::TextFacts;
 use segpack_manifests::names::{Component, Role};
 
 use crate::error::{RunError, Unsuitable};
-use crate::weights::PlacedTensor;
+use crate::weights::{PlacedTensor, read_rows, row_bytes};
 
 /// The embedding of the thinker, in its pack.
 pub(crate) struct Words<'a> {
@@ -59,25 +59,9 @@ impl<'a> Words<'a> {
     /// # Errors
     /// `TokenId`; damage of the pack.
     pub(crate) fn rows(&mut self, ids: &[u32], stop: &CancelToken) -> Result<Vec<f32>, RunError> {
-        let (rows, hidden) = (self.table.rows, self.table.columns);
-        if let Some(id) = ids.iter().find(|id| **id as usize >= rows) {
-            let rows = rows as u64;
-            return Err(RunError::TokenId { id: *id, rows });
-        }
-        let width = self.entry.length / (rows as u64).max(1);
-        let mut values = vec![0.0; ids.len() * hidden];
         let mut cursor = self.source.cursor()?;
-        let mut bytes = Vec::with_capacity(to_usize(width));
-        for (id, to) in ids.iter().zip(values.chunks_exact_mut(hidden)) {
-            bytes.clear();
-            let start = u64::from(*id) * width;
-            cursor.read_tensor(self.entry, start..start + width, stop, |piece| {
-                bytes.extend_from_slice(piece);
-                Ok::<_, RunError>(())
-            })?;
-            self.bytes_read += width;
-            self.table.dtype.widen(&bytes, to);
-        }
+        let values = read_rows(&mut cursor, (self.entry, self.table), ids, stop)?;
+        self.bytes_read += ids.len() as u64 * row_bytes(self.table);
         Ok(values)
     }
 }
