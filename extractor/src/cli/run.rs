@@ -15,7 +15,7 @@ use super::Context;
 use super::args::values::{experts_file, token_id, trace_path};
 use super::args::{
     ComputeName, DEVICE, INPUT, MediaArgs, OUTPUT, PackArg, Placement, Resources, SAMPLING,
-    VoiceArgs,
+    VoiceArgs, is_to_stdout,
 };
 use super::error::CliError;
 use crate::render::{svg, text};
@@ -282,20 +282,11 @@ fn read_messages(file: &Path, stop: &CancelToken) -> Result<Chat, CliError> {
     Ok(chat)
 }
 
-/// Sound and text, or sound and a summary, do not both go to standard output.
-fn check_outputs(args: &Args) -> Result<bool, CliError> {
-    let is_sound = args.speak.as_deref() == Some(Path::new("-"));
-    if is_sound && args.json {
-        return Err(CliError::TwoOutputs);
-    }
-    if is_sound && io::stdout().is_terminal() {
-        return Err(CliError::BinaryToTerminal);
-    }
-    Ok(is_sound)
-}
-
 pub(super) fn run_command(args: &Args, context: &Context) -> Result<Exit, CliError> {
-    let is_sound = check_outputs(args)?;
+    let is_sound = match &args.speak {
+        Some(file) => is_to_stdout(file, args.json)?,
+        None => false,
+    };
     let options = args.options(context.stop)?;
     let pack = args.pack.open()?;
     if args.print_prompt {

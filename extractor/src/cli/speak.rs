@@ -1,16 +1,12 @@
-use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
-use segpack_runtime_min::session::{DeviceChoice, MemoryLimit, SessionOptions};
-
 use super::Context;
-use super::args::values::{size, threads, token_id};
-use super::args::{CheckName, DEVICE, INPUT, OUTPUT, PackArg, VoiceArgs};
+use super::args::values::token_id;
+use super::args::{CpuResources, INPUT, OUTPUT, PackArg, VoiceArgs, is_to_stdout};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
 use crate::steps::speak::{SpokenText, speak};
-use crate::work::default_jobs;
 
 /// Speak a given text with the model's talker, without its thinker
 ///
@@ -62,33 +58,14 @@ pub(super) struct Args {
     output: PathBuf,
     #[command(flatten)]
     voice: VoiceArgs,
-    /// Memory budget of the whole process, such as 1GiB or 500MB [default: what is needed, at most
-    /// 7/8 of the available memory]
-    #[arg(long, value_name = "SIZE", value_parser = size, help_heading = DEVICE)]
-    memory: Option<u64>,
-    /// When to compare the digests of segments
-    #[arg(long, value_name = "WHEN", default_value = "always", help_heading = DEVICE)]
-    check: CheckName,
-    /// Number of threads [default: one per core, at most 16]
-    #[arg(long, short, value_name = "N", value_parser = threads, help_heading = DEVICE)]
-    threads: Option<usize>,
+    #[command(flatten)]
+    resources: CpuResources,
     /// Print the summary as JSON (schemas/speak-summary.schema.json)
     #[arg(long, help_heading = OUTPUT)]
     json: bool,
 }
 
 impl Args {
-    fn session(&self) -> SessionOptions {
-        let mut session = SessionOptions::default();
-        session.device = DeviceChoice::Cpu;
-        session.memory = self
-            .memory
-            .map_or(MemoryLimit::Available, MemoryLimit::Bytes);
-        session.check = self.check.into();
-        session.threads = Some(self.threads.unwrap_or_else(default_jobs));
-        session
-    }
-
     fn spoken(&self) -> SpokenText {
         match (&self.text_ids, &self.prompt_ids) {
             (Some(answer), Some(prompt)) => SpokenText::Ids {
@@ -105,16 +82,11 @@ impl Args {
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let voice = args.voice.options(args.output.clone());
-    if voice.is_stdout() && args.json {
-        return Err(CliError::TwoOutputs);
-    }
-    if voice.is_stdout() && io::stdout().is_terminal() {
-        return Err(CliError::BinaryToTerminal);
-    }
+    let is_to_stdout = is_to_stdout(&args.output, args.json)?;
     let pack = args.pack.open()?;
-    let (spoken, session) = (args.spoken(), args.session());
+    let (spoken, session) = (args.spoken(), args.resources.session());
     let summary = speak(&pack, &spoken, &session, &voice, context.stop)?;
-    if !voice.is_stdout() {
+    if !is_to_stdout {
         let place = args.output.display().to_string();
         context
             .terminal

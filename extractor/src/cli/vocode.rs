@@ -1,18 +1,12 @@
-use std::io::{self, IsTerminal};
+use std::io;
 use std::path::PathBuf;
 
-use clap::ValueEnum;
-use segpack_runtime_min::models::code2wav::Chunks;
-use segpack_runtime_min::session::{DeviceChoice, MemoryLimit, SessionOptions};
-
 use super::Context;
-use super::args::values::{size, threads};
-use super::args::{CheckName, DEVICE, INPUT, OUTPUT, PackArg};
+use super::args::{CpuResources, INPUT, OUTPUT, PackArg, SoundArgs, is_to_stdout};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
-use crate::steps::vocode::{SoundFormat, VocodeSettings, stream, vocode};
-use crate::work::default_jobs;
+use crate::steps::vocode::{VocodeSettings, stream, vocode};
 
 /// Turn recorded audio codes into a WAV file with the model's vocoder
 ///
@@ -34,100 +28,46 @@ pub(super) struct Args {
     #[arg(value_name = "CODES", help_heading = INPUT)]
     codes: PathBuf,
     /// WAV file to write; - is standard output
-    #[arg(long, short, value_name = "FILE", help_heading = OUTPUT)]
-    output: PathBuf,
-    /// How samples are written
     #[arg(
-        long,
-        value_name = "FORMAT",
-        value_enum,
-        default_value = "pcm16",
+        id = "sound",
+        long = "output",
+        short = 'o',
+        value_name = "FILE",
         help_heading = OUTPUT
     )]
-    wav_format: FormatName,
-    /// Keep the samples that the official class loses at the end of every chunk but the last
-    #[arg(long, help_heading = OUTPUT)]
-    gapless: bool,
-    /// Memory budget of the whole process, such as 1GiB or 500MB [default: what is needed, at most
-    /// 7/8 of the available memory]
-    #[arg(long, value_name = "SIZE", value_parser = size, help_heading = DEVICE)]
-    memory: Option<u64>,
-    /// When to compare the digests of segments
-    #[arg(long, value_name = "WHEN", default_value = "always", help_heading = DEVICE)]
-    check: CheckName,
-    /// Number of threads [default: one per core, at most 16]
-    #[arg(long, short, value_name = "N", value_parser = threads, help_heading = DEVICE)]
-    threads: Option<usize>,
+    output: PathBuf,
+    #[command(flatten)]
+    sound: SoundArgs,
+    #[command(flatten)]
+    resources: CpuResources,
     /// Print the summary as JSON (schemas/vocode-summary.schema.json)
     #[arg(long, help_heading = OUTPUT)]
     json: bool,
 }
 
-/// How sound is written.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(super) enum FormatName {
-    /// WAV of 16-bit integers
-    Pcm16,
-    /// WAV of 32-bit floats
-    Float32,
-    /// 16-bit little-endian integers without a header
-    S16le,
-}
-
-impl From<FormatName> for SoundFormat {
-    fn from(name: FormatName) -> Self {
-        match name {
-            FormatName::Pcm16 => Self::Pcm16,
-            FormatName::Float32 => Self::Float32,
-            FormatName::S16le => Self::S16le,
-        }
-    }
-}
-
 impl Args {
     fn settings(&self) -> VocodeSettings {
-        let mut session = SessionOptions::default();
-        session.device = DeviceChoice::Cpu;
-        session.memory = self
-            .memory
-            .map_or(MemoryLimit::Available, MemoryLimit::Bytes);
-        session.check = self.check.into();
-        session.threads = Some(self.threads.unwrap_or_else(default_jobs));
-        let chunks = Chunks {
-            gapless: self.gapless,
-            ..Chunks::default()
-        };
         VocodeSettings {
-            session,
-            chunks,
-            format: self.wav_format.into(),
+            session: self.resources.session(),
+            chunks: self.sound.chunks(),
+            format: self.sound.format(),
         }
     }
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let settings = args.settings();
-    if args.output.as_os_str() == "-" {
-        return to_stdout(args, &settings, context);
-    }
+    let is_to_stdout = is_to_stdout(&args.output, args.json)?;
     let pack = args.pack.open()?;
+    if is_to_stdout {
+        let mut out = io::stdout().lock();
+        stream(&pack, &args.codes, &mut out, &settings, context.stop)?;
+        return Ok(Exit::Ok);
+    }
     let summary = vocode(&pack, &args.codes, &args.output, &settings, context.stop)?;
     let place = args.output.display().to_string();
     context
         .terminal
         .document(&summary, args.json, |s| text::vocode(s, &place))?;
-    Ok(Exit::Ok)
-}
-
-fn to_stdout(args: &Args, settings: &VocodeSettings, context: &Context) -> Result<Exit, CliError> {
-    if args.json {
-        return Err(CliError::TwoOutputs);
-    }
-    if io::stdout().is_terminal() {
-        return Err(CliError::BinaryToTerminal);
-    }
-    let pack = args.pack.open()?;
-    let mut out = io::stdout().lock();
-    stream(&pack, &args.codes, &mut out, settings, context.stop)?;
     Ok(Exit::Ok)
 }

@@ -1,6 +1,6 @@
 //! Codes of sound: what a talker says, and a vocoder makes audible.
 
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 
 /// Codes of some frames, each of one code per group: group 0 is the talker's own, the others are
 /// the code predictor's.
@@ -90,16 +90,10 @@ impl Codes {
         rows
     }
 
-    /// Some of the frames.
-    ///
-    /// # Panics
-    /// Where there are no such frames.
+    /// All codes, `[frames, groups]`, row-major: frame by frame.
     #[must_use]
-    pub fn slice(&self, frames: Range<usize>) -> Self {
-        Self {
-            groups: self.groups,
-            values: self.values[frames.start * self.groups..frames.end * self.groups].to_vec(),
-        }
+    pub fn by_frame(&self) -> &[u32] {
+        &self.values
     }
 
     /// Adds a frame, `[groups]`.
@@ -146,7 +140,7 @@ mod tests {
             (&[1, 10][..], &[3, 30][..])
         );
         assert_eq!(codes.to_rows(), rows);
-        assert_eq!(codes.slice(1..3).to_rows(), [2, 3, 20, 30]);
+        assert_eq!(codes.by_frame(), [1, 10, 2, 20, 3, 30]);
         let mut grown = Codes::new(2);
         for frame in 0..3 {
             grown.push(codes.frame(frame)).unwrap();

@@ -18,12 +18,12 @@ pub(super) use jobs::Jobs;
 #[cfg(feature = "run")]
 pub(super) use media::MediaArgs;
 #[cfg(feature = "run")]
-pub(super) use model::{CheckName, ComputeName, Placement, Resources};
+pub(super) use model::{CheckName, ComputeName, CpuResources, Placement, Resources};
 pub(super) use pack::{Identity, PackArg, identity};
 pub(super) use sizes::SizeArgs;
 pub(super) use tolerate::{AllowUnaudited, Tolerate};
 #[cfg(feature = "run")]
-pub(super) use voice::VoiceArgs;
+pub(super) use voice::{SoundArgs, VoiceArgs, is_to_stdout};
 
 /// Headings of options in the help, in the order in which they appear there.
 pub(super) const INPUT: &str = "Input";

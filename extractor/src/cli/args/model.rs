@@ -52,6 +52,37 @@ impl Resources {
     }
 }
 
+/// What a model without a choice of device may use.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CpuResources {
+    /// Memory budget of the whole process, such as 1GiB or 500MB [default: what is needed, at most
+    /// 7/8 of the available memory]
+    #[arg(long, value_name = "SIZE", value_parser = size, help_heading = DEVICE)]
+    memory: Option<u64>,
+    /// When to compare the digests of segments
+    #[arg(long, value_name = "WHEN", default_value = "always", help_heading = DEVICE)]
+    check: CheckName,
+    /// Number of threads [default: one per core, at most 16]
+    #[arg(long, short, value_name = "N", value_parser = threads, help_heading = DEVICE)]
+    threads: Option<usize>,
+}
+
+impl CpuResources {
+    /// A session with them.
+    pub(crate) fn session(&self) -> SessionOptions {
+        let resources = Resources {
+            memory: self.memory,
+            expert_cache: None,
+            check: self.check,
+            threads: self.threads,
+        };
+        resources.session(Placement {
+            device: DeviceChoice::Cpu,
+            device_memory: None,
+        })
+    }
+}
+
 impl From<ComputeName> for Compute {
     fn from(name: ComputeName) -> Self {
         match name {

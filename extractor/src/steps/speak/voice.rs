@@ -8,6 +8,7 @@ use std::time::Instant;
 use segpack_formats::io::PendingFile;
 use segpack_formats::npy;
 use segpack_manifests::documents::{GENERATOR, SpeakSummary};
+use segpack_runtime_min::models::code2wav::Chunks;
 use segpack_runtime_min::session::{Codes, Session, SpeechEnd, SpeechScript, SpeechSettings};
 
 use crate::steps::StepError;
@@ -24,8 +25,8 @@ pub(crate) struct VoiceOptions {
     pub(crate) speech: SpeechSettings,
     /// How samples are written.
     pub(crate) format: SoundFormat,
-    /// Keep the samples that the official class loses between chunks.
-    pub(crate) gapless: bool,
+    /// How codes are cut to be decoded.
+    pub(crate) chunks: Chunks,
 }
 
 impl VoiceOptions {
@@ -36,7 +37,7 @@ impl VoiceOptions {
             codes: None,
             speech: SpeechSettings::default(),
             format: SoundFormat::default(),
-            gapless: false,
+            chunks: Chunks::default(),
         }
     }
 
@@ -88,16 +89,16 @@ impl<'o> Voice<'o> {
         if let Some(file) = self.codes {
             file.publish(|out| out.write_all(&npy_of(&speech.codes)))?;
         }
-        let mut settings = VocodeSettings {
+        let settings = VocodeSettings {
+            chunks: self.options.chunks,
             format: self.options.format,
             ..VocodeSettings::default()
         };
-        settings.chunks.gapless = self.options.gapless;
         let vocoder = session.vocoder(0)?;
         let sound = Sound {
             session,
             vocoder: &vocoder,
-            codes: &frames_of(&speech.codes),
+            codes: speech.codes.by_frame(),
             settings: &settings,
         };
         let samples = match self.sound {
@@ -121,14 +122,6 @@ impl<'o> Voice<'o> {
             predictor_bytes_read: predictor.bytes_read,
         })
     }
-}
-
-/// `[frames, groups]`
-fn frames_of(codes: &Codes) -> Vec<u32> {
-    let frames = 0..codes.frames();
-    frames
-        .flat_map(|frame| codes.frame(frame).iter().copied())
-        .collect()
 }
 
 /// `[groups, frames]` of 64-bit integers, as the official class has them.

@@ -10,15 +10,15 @@ use segpack_manifests::documents::{Finding, ReferenceKind, Stage, ValidateReport
 use segpack_runtime_min::models::code2wav::Chunks;
 use segpack_runtime_min::processing::MediaFeatures;
 use segpack_runtime_min::session::{
-    AcceptedStates, ForcedFrame, GenerationSettings, Hooks, Session, SpeechObserver, SpeechScript,
-    SpeechSettings, TalkerPrompt, Token,
+    AcceptedStates, Codes, ForcedFrame, GenerationSettings, Hooks, Session, SpeechObserver,
+    SpeechScript, SpeechSettings, TalkerPrompt, Token,
 };
 use segpack_runtime_min::tensor::Compute;
 use segpack_runtime_min::trace::{SpeechCase, SpeechTrace};
 use segpack_runtime_min::{Observer, Routing};
 
 use super::media::{Allowed, Stages, compare_checkpoint, report_stages};
-use super::wave::{self, WaveRows};
+use super::wave::{self, WaveRows, recorded_codes};
 use super::{ValidateSettings, empty_report};
 use crate::steps::StepError;
 use crate::work::Progress;
@@ -255,10 +255,8 @@ impl SpeechRun<'_> {
             stages,
         );
         if let Some(wanted) = trace.floats("wave")? {
-            let frames = 0..speech.codes.frames();
-            let codes = frames.flat_map(|frame| speech.codes.frame(frame).iter().copied());
-            let codes: Vec<u32> = codes.collect();
-            let seen = wave::decode(self.session, &codes, Chunks::default(), &mut ())?;
+            let codes = speech.codes.by_frame();
+            let seen = wave::decode(self.session, codes, Chunks::default(), &mut ())?;
             let rows = WaveRows {
                 number,
                 is_judged: self.is_judged,
@@ -358,10 +356,7 @@ fn sorted_rows(ids: &[u32], width: usize) -> Vec<u32> {
 
 /// What every frame goes on with.
 struct Recorded {
-    groups: usize,
-    frames: usize,
-    /// `[groups, frames]`.
-    codes: Vec<u32>,
+    codes: Codes,
     embeds: Option<Vec<f32>>,
     hidden: Option<Vec<f32>>,
     next: Option<Vec<f32>>,
@@ -370,15 +365,8 @@ struct Recorded {
 impl Recorded {
     fn read(case: &SpeechCase) -> Result<Self, StepError> {
         let trace = &case.tensors;
-        let shape = trace.shape("codes").unwrap_or_default();
-        let [groups, frames] = shape[..] else {
-            let what = "has no codes of groups and frames";
-            return Err(segpack_formats::FormatError::malformed(trace.path(), what).into());
-        };
         Ok(Self {
-            groups,
-            frames,
-            codes: trace.token_ids("codes")?.unwrap_or_default(),
+            codes: recorded_codes(trace)?,
             embeds: trace.floats("talker.embeds")?,
             hidden: trace.floats("talker.hidden")?,
             next: trace.floats("talker.next_embeds")?,
@@ -388,7 +376,7 @@ impl Recorded {
     /// A row of what has one for each frame.
     fn row(&self, of: Option<&Vec<f32>>, frame: usize) -> Option<Vec<f32>> {
         let values = of?;
-        let width = values.len() / self.frames.max(1);
+        let width = values.len() / self.codes.frames().max(1);
         values
             .get(frame * width..(frame + 1) * width)
             .map(<[f32]>::to_vec)
@@ -441,12 +429,11 @@ impl SpeechObserver for Seen {
 
     fn forced(&mut self, frame: usize) -> Option<ForcedFrame> {
         let recorded = &self.recorded;
-        if frame >= recorded.frames {
+        if frame >= recorded.codes.frames() {
             return None;
         }
-        let codes = recorded.codes.iter().skip(frame).step_by(recorded.frames);
         Some(ForcedFrame {
-            codes: codes.take(recorded.groups).copied().collect(),
+            codes: recorded.codes.frame(frame).to_vec(),
             hidden: recorded.row(recorded.hidden.as_ref(), frame),
             next: recorded.row(recorded.next.as_ref(), frame),
         })

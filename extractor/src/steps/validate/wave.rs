@@ -3,7 +3,7 @@
 use segpack_formats::FormatError;
 use segpack_manifests::documents::Stage;
 use segpack_runtime_min::models::code2wav::{Chunks, VocoderObserver, WaveStage};
-use segpack_runtime_min::session::{Session, SessionError};
+use segpack_runtime_min::session::{Codes, Session, SessionError};
 use segpack_runtime_min::trace::MediaTrace;
 
 use super::media::{Allowed, Stages};
@@ -59,21 +59,18 @@ pub(super) fn of_recorded_codes(
     let Some(wanted) = trace.floats("wave")? else {
         return Ok(());
     };
-    let codes = frames_of(trace)?;
+    let codes = recorded_codes(trace)?;
+    let codes = codes.by_frame();
     let chunks = match is_generated {
         true => Chunks::default(),
         false => Chunks::whole(),
     };
     let mut kept = Kept::default();
-    rows.compare(
-        &decode(session, &codes, chunks, &mut kept)?,
-        &wanted,
-        stages,
-    );
+    rows.compare(&decode(session, codes, chunks, &mut kept)?, &wanted, stages);
     kept.compare(trace, rows, stages)?;
     for (name, chunks) in chunked(trace) {
         let wanted = trace.floats(&name)?.unwrap_or_default();
-        rows.compare(&decode(session, &codes, chunks, &mut ())?, &wanted, stages);
+        rows.compare(&decode(session, codes, chunks, &mut ())?, &wanted, stages);
     }
     Ok(())
 }
@@ -94,15 +91,16 @@ pub(super) fn decode(
     Ok(wave)
 }
 
-/// The codes of a trace, `[groups, frames]`, as `[frames, groups]`.
-fn frames_of(trace: &MediaTrace) -> Result<Vec<u32>, StepError> {
+/// The codes of a trace.
+pub(super) fn recorded_codes(trace: &MediaTrace) -> Result<Codes, StepError> {
     let shape = trace.shape("codes").unwrap_or_default();
-    let codes = trace.token_ids("codes")?.unwrap_or_default();
-    let [groups, frames] = shape[..] else {
-        let what = "has no codes of groups and frames";
-        return Err(FormatError::malformed(trace.path(), what).into());
+    let rows = trace.token_ids("codes")?.unwrap_or_default();
+    let codes = match shape[..] {
+        [groups, _] => Codes::from_rows(groups, &rows).ok(),
+        _ => None,
     };
-    Ok(transposed(&codes, groups, frames))
+    let what = "has no codes of groups and frames";
+    Ok(codes.ok_or_else(|| FormatError::malformed(trace.path(), what))?)
 }
 
 /// `[rows, columns]` as `[columns, rows]`.
