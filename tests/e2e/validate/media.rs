@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::stages::{self, validate, wrong_stages};
 use crate::support::checkpoint::fixtures;
 use crate::support::cli::{packed, segpack};
 use crate::support::folders::temp;
-use crate::support::tiny::{Tensor, Tiny, shard_bytes, tensors_of, tiny_full};
+use crate::support::tiny::{Tensor, Tiny, tiny_full};
 
 /// Every public trace of media.
 const CASES: [&str; 15] = [
@@ -40,26 +41,6 @@ fn trace_of(case: &str) -> PathBuf {
         case => format!("tiny-omni.media.{case}.float32.safetensors"),
     };
     fixtures().join("traces").join(name)
-}
-
-fn validate(pack: &Path, trace: &Path, more: &[&str], status: i32) -> Value {
-    let mut arguments: Vec<_> = ["validate", "--json", "-q", "--reference"]
-        .map(Into::into)
-        .to_vec();
-    arguments.extend([trace.as_os_str().to_owned(), pack.as_os_str().to_owned()]);
-    arguments.extend(more.iter().map(Into::into));
-    crate::support::cli::run(&arguments).exits(status).json()
-}
-
-/// The stages that are out of their gate.
-fn wrong_stages(report: &Value) -> Vec<String> {
-    let stages = report["stages"].as_array().unwrap().iter();
-    let wrong = stages.filter(|row| row["ok"] == false);
-    let mut names: Vec<String> = wrong
-        .map(|row| row["stage"].as_str().unwrap().to_owned())
-        .collect();
-    names.dedup();
-    names
 }
 
 #[test]
@@ -108,15 +89,7 @@ fn coded_packs_threads_and_one_expert_give_the_same_bits() {
 
 /// A trace with other tensors, not said to be of any checkpoint.
 fn bent(case: &str, folder: &Path, bend: impl FnOnce(&mut Vec<Tensor>, &mut Value)) -> PathBuf {
-    let source = trace_of(case);
-    let mut tensors = tensors_of(&fs::read(&source).unwrap());
-    let document = fs::read(source.with_extension("json")).unwrap();
-    let mut document = serde_json::from_slice(&document).unwrap();
-    bend(&mut tensors, &mut document);
-    let path = folder.join("bent.safetensors");
-    fs::write(&path, shard_bytes(&tensors)).unwrap();
-    fs::write(path.with_extension("json"), document.to_string()).unwrap();
-    path
+    stages::bent(&trace_of(case), folder, bend)
 }
 
 fn tensor<'t>(tensors: &'t mut [Tensor], name: &str) -> &'t mut Tensor {

@@ -2,4 +2,5 @@
 
 mod media;
 mod speech;
+mod stages;
 mod traces;

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::stages::{self, validate, wrong_stages};
 use crate::support::checkpoint::fixtures;
 use crate::support::cli::{packed, segpack};
 use crate::support::folders::temp;
-use crate::support::tiny::{Tensor, Tiny, shard_bytes, tensors_of, tiny_full};
+use crate::support::tiny::{Tensor, Tiny, tiny_full};
 
 fn tiny_speech() -> PathBuf {
     fixtures().join("tiny-speech")
@@ -18,26 +19,6 @@ fn tiny_speech() -> PathBuf {
 fn trace_of(name: &str) -> PathBuf {
     let name = format!("{name}.float32.safetensors");
     fixtures().join("traces").join(name)
-}
-
-fn validate(pack: &Path, trace: &Path, more: &[&str], status: i32) -> Value {
-    let mut arguments: Vec<_> = ["validate", "--json", "-q", "--reference"]
-        .map(Into::into)
-        .to_vec();
-    arguments.extend([trace.as_os_str().to_owned(), pack.as_os_str().to_owned()]);
-    arguments.extend(more.iter().map(Into::into));
-    crate::support::cli::run(&arguments).exits(status).json()
-}
-
-/// The stages that are out of their gate.
-fn wrong_stages(report: &Value) -> Vec<String> {
-    let stages = report["stages"].as_array().unwrap().iter();
-    let wrong = stages.filter(|row| row["ok"] == false);
-    let mut names: Vec<String> = wrong
-        .map(|row| row["stage"].as_str().unwrap().to_owned())
-        .collect();
-    names.dedup();
-    names
 }
 
 #[test]
@@ -157,13 +138,7 @@ fn changed_sound_is_caught_at_its_stage() {
 
 /// A trace with other tensors.
 fn bent(name: &str, folder: &Path, bend: impl FnOnce(&mut Vec<Tensor>)) -> PathBuf {
-    let source = trace_of(name);
-    let mut tensors = tensors_of(&fs::read(&source).unwrap());
-    bend(&mut tensors);
-    let path = folder.join("bent.safetensors");
-    fs::write(&path, shard_bytes(&tensors)).unwrap();
-    fs::copy(source.with_extension("json"), path.with_extension("json")).unwrap();
-    path
+    stages::bent(&trace_of(name), folder, |tensors, _| bend(tensors))
 }
 
 #[test]
