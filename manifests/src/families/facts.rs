@@ -8,13 +8,14 @@ use serde_json::Value;
 use super::blocks::decoder::{Decoder, DecoderDefaults, Sparsity};
 use super::blocks::moe::layers_with_experts;
 use super::config::{ConfigError, MAX_SIZE, Section};
+use super::options::DecoderOptions;
 
 /// What RMS norms may add to a mean square: not 0 in f32, and not so much that it hides the values.
 pub(crate) const RMS_NORM_EPS: RangeInclusive<f64> = 1e-30..=1.0;
 /// Bases of rotary frequencies: those of a smaller one grow, of a greater one nothing is left.
-const ROPE_THETA: RangeInclusive<f64> = 1.0..=1e15;
+pub(super) const ROPE_THETA: RangeInclusive<f64> = 1.0..=1e15;
 /// Factors by which positions are scaled.
-const ROPE_FACTOR: RangeInclusive<f64> = 1e-6..=1e6;
+pub(super) const ROPE_FACTOR: RangeInclusive<f64> = 1e-6..=1e6;
 
 /// Facts about a text decoder that a runtime or a reader of the manifest wants to know.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -128,13 +129,15 @@ pub(crate) fn read_rope(section: &Section<'_>, default: f64) -> Result<(f64, Str
 }
 
 /// What a runtime reads of a text decoder beside its sizes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct TextSettings {
     /// For each layer whether it has routed experts; the others have a dense MLP.
     pub has_experts: Vec<bool>,
     /// Positions that the model was made for; `None` where the configuration does not say.
     pub max_positions: Option<u64>,
+    /// What it computes: the switches in which families differ.
+    pub options: DecoderOptions,
 }
 
 impl TextSettings {
@@ -143,6 +146,18 @@ impl TextSettings {
     pub(crate) fn read(section: &Section<'_>, facts: &TextFacts) -> Result<Self, ConfigError> {
         check_operations(section)?;
         check_rope(section)?;
+        let has_experts = layers_with_experts(section, facts.layers, facts.experts)?;
+        Self::of(section, facts, has_experts, DecoderOptions::of_qwen3(facts))
+    }
+
+    /// Settings of a decoder that computes this, after it was made sure that the configuration asks
+    /// for nothing else.
+    pub(crate) fn of(
+        section: &Section<'_>,
+        facts: &TextFacts,
+        has_experts: Vec<bool>,
+        options: DecoderOptions,
+    ) -> Result<Self, ConfigError> {
         for key in ["bos_token_id", "eos_token_id"] {
             check_token_ids(section, key, facts.vocab)?;
         }
@@ -152,8 +167,9 @@ impl TextSettings {
             false => None,
         };
         Ok(Self {
-            has_experts: layers_with_experts(section, facts.layers, facts.experts)?,
+            has_experts,
             max_positions,
+            options,
         })
     }
 }
@@ -161,14 +177,20 @@ impl TextSettings {
 /// The activation of the MLPs is silu, and every token attends to all before it.
 pub(super) fn check_operations(section: &Section<'_>) -> Result<(), ConfigError> {
     // class default
-    if !matches!(section.text("hidden_act")?, None | Some("silu")) {
-        return Err(section.invalid("hidden_act", "\"silu\", the only one that is computed"));
-    }
+    check_activation(section)?;
     if section.flag("use_sliding_window", false)? {
         let wanted = "false: sliding windows are not computed";
         return Err(section.invalid("use_sliding_window", wanted));
     }
     Ok(())
+}
+
+/// The activation of the MLPs is silu.
+pub(super) fn check_activation(section: &Section<'_>) -> Result<(), ConfigError> {
+    match section.text("hidden_act")? {
+        None | Some("silu") => Ok(()),
+        Some(_) => Err(section.invalid("hidden_act", "\"silu\", the only one that is computed")),
+    }
 }
 
 /// Scaled positions are told by their kind; all others are of whole heads. Sections of time, height

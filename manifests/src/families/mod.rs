@@ -10,8 +10,10 @@ pub(crate) mod guess;
 mod media;
 mod models;
 mod name;
+mod options;
 mod packed;
 mod rewrite;
+mod rope;
 mod rules;
 mod sizes;
 mod sound;
@@ -29,7 +31,12 @@ pub use expected::{Expected, ExpectedDtype, Presence, Slice, UnstackError};
 pub use facts::{TextFacts, TextSettings};
 pub use media::{AudioTowerFacts, MediaFacts, MediaTokens, VisionTowerFacts};
 pub use name::{FamilyName, UnknownFamily};
+pub use options::{
+    DecoderOptions, ExpertActivation, ExpertGroups, ExpertOptions, Multipliers, NormRounding,
+    QkNorm, RouterOptions, RouterScore, SharedExpertOptions, WeightDivisor,
+};
 pub use rewrite::set_dtype;
+pub use rope::{RotaryOptions, RotaryPairs, RotaryScaling, Yarn};
 pub use rules::MAX_TENSORS;
 pub use sound::VocoderFacts;
 pub use speech::{SpeechCodes, SpeechFacts, SpeechTokens, TalkerMedia};
@@ -60,8 +67,9 @@ pub(crate) struct FamilyRow {
     expected: ExpectedBy,
     /// The text decoder of a configuration.
     text_facts: fn(&Section<'_>) -> Result<TextFacts, ConfigError>,
-    /// The object of a configuration that describes the text decoder.
-    text_section: for<'a> fn(&Section<'a>) -> Result<Section<'a>, ConfigError>,
+    /// What a runtime has to know of that decoder beside its facts; `None` where the runtime does
+    /// not compute it.
+    text_settings: Option<SettingsBy>,
     /// What takes audio and pictures, where the family does.
     media_facts: fn(&Section<'_>) -> Result<Option<MediaFacts>, ConfigError>,
     /// What makes sound of codes, where the family does.
@@ -73,9 +81,9 @@ pub(crate) struct FamilyRow {
     as_causal_lm: fn(&Value, Option<&Value>) -> Result<Value, ConfigError>,
     /// The configuration of some of its components.
     partial_config: fn(&Value, &BTreeSet<Component>) -> PartialConfig,
-    /// Whether the runtime computes its decoder.
-    is_run: bool,
 }
+
+type SettingsBy = fn(&Section<'_>, &TextFacts) -> Result<TextSettings, ConfigError>;
 
 type ExpectedBy =
     fn(&Section<'_>, &dyn Fn(&str) -> bool, &mut ExpectedSink<'_>) -> Result<(), ConfigError>;
@@ -209,14 +217,20 @@ impl Family {
     ///
     /// # Errors
     ///
-    /// When a key is unusable, or asks for an operation that this program does not compute.
+    /// When a key is unusable, or asks for an operation that this program does not compute, as all of
+    /// the family does where [`is_run`](Self::is_run) says so.
     pub fn text_settings(
         self,
         config: &Value,
         facts: &TextFacts,
     ) -> Result<TextSettings, ConfigError> {
-        let section = (self.0.text_section)(&Section::root(config)?)?;
-        TextSettings::read(&section, facts)
+        let root = Section::root(config)?;
+        match self.0.text_settings {
+            Some(read) => read(&root, facts),
+            None => {
+                Err(root.invalid_or_missing("model_type", "a family whose decoder is computed"))
+            }
+        }
     }
 
     /// What a runtime has to know of the encoders of audio and pictures; `None` where models of this
@@ -269,7 +283,7 @@ impl Family {
     /// restored.
     #[must_use]
     pub fn is_run(self) -> bool {
-        self.0.is_run
+        self.0.text_settings.is_some()
     }
 
     /// What `config.json` has to say of some components of a model.

@@ -1,9 +1,10 @@
-//! Families whose checkpoints are taken apart and audited, but not run: a text decoder of
-//! [`Sizes`], with what stands beside it.
+//! Families that are a text decoder of [`Sizes`], with what stands beside it: their checkpoints are
+//! taken apart and audited, and some are run.
 
 use super::config::{ConfigError, Section};
 use super::expected::ExpectedSink;
-use super::facts::TextFacts;
+use super::facts::{TextFacts, TextSettings, check_activation};
+use super::options::DecoderOptions;
 use super::rules::{Block, Mount, Row, Rules};
 use super::sizes::{self, Ffn, Flag, Sizes};
 
@@ -20,6 +21,10 @@ pub(crate) struct PackedModel {
     /// What takes pictures.
     pub(crate) tower: Option<Tower>,
 }
+
+/// Reads what a decoder computes, from its section of the configuration.
+pub(crate) type OptionsBy =
+    fn(&Section<'_>, &Sizes, &TextFacts) -> Result<DecoderOptions, ConfigError>;
 
 /// Layers that predict later tokens (multi-token prediction): stored as a whole, or left out as a
 /// whole.
@@ -66,6 +71,31 @@ impl PackedModel {
     pub(crate) fn text_facts(&self, root: &Section<'_>) -> Result<TextFacts, ConfigError> {
         let section = self.text_section(root)?;
         sizes::text_facts(&section, &self.read_sizes(root, &section)?)
+    }
+
+    /// What a runtime has to know of the decoder, whose switches `options` reads.
+    pub(crate) fn text_settings(
+        &self,
+        root: &Section<'_>,
+        facts: &TextFacts,
+        options: OptionsBy,
+    ) -> Result<TextSettings, ConfigError> {
+        let section = self.text_section(root)?;
+        let sizes = self.read_sizes(root, &section)?;
+        check_activation(&section)?;
+        let options = options(&section, &sizes, facts)?;
+        let per_token = options.router.experts_per_token;
+        let has_experts = sizes.layers_with_experts();
+        if has_experts.contains(&true) && !(1..=sizes.experts).contains(&per_token) {
+            let key = sizes::per_token_key(&section);
+            let wanted = format!("from 1 to the {} experts", sizes.experts);
+            return Err(section.invalid(key, &wanted));
+        }
+        if facts.kv_heads == 0 || facts.heads % facts.kv_heads != 0 {
+            let wanted = format!("a divisor of the {} heads", facts.heads);
+            return Err(section.invalid("num_key_value_heads", &wanted));
+        }
+        TextSettings::of(&section, facts, has_experts, options)
     }
 
     fn read_sizes(&self, root: &Section<'_>, text: &Section<'_>) -> Result<Sizes, ConfigError> {
@@ -158,9 +188,14 @@ pub(crate) const fn block(rows: &'static [Row<Sizes>]) -> Block<Sizes, Sizes> {
     }
 }
 
-/// The row of a family that is a [`PackedModel`] called `MODEL`.
+/// The row of a family that is a [`PackedModel`] called `MODEL`. `run`: what its decoder computes, of
+/// its section of the configuration, its sizes and its facts; without it, it is not run.
 macro_rules! packed_family {
-    ($name:literal, model_types $types:expr, architectures $architectures:expr) => {
+    (@settings) => { None };
+    (@settings $options:expr) => {
+        Some(|root, facts| MODEL.text_settings(root, facts, $options))
+    };
+    ($name:literal, model_types $types:expr, architectures $architectures:expr $(, run $options:expr)?) => {
         /// The family's row.
         pub(crate) static FAMILY: $crate::families::FamilyRow = $crate::families::FamilyRow {
             name: $name,
@@ -169,13 +204,12 @@ macro_rules! packed_family {
             rules: std::sync::LazyLock::new(|| MODEL.rules()),
             expected: |root, is_present, out| MODEL.expected(root, is_present, out),
             text_facts: |root| MODEL.text_facts(root),
-            text_section: |root| MODEL.text_section(root),
+            text_settings: $crate::families::packed::packed_family!(@settings $($options)?),
             media_facts: |_| Ok(None),
             vocoder_facts: |_| Ok(None),
             speech_facts: |_| Ok(None),
             as_causal_lm: |config, _| Ok(config.clone()),
             partial_config: |_, _| $crate::families::PartialConfig::Unchanged,
-            is_run: false,
         };
     };
 }

@@ -490,6 +490,13 @@ impl Sizes {
         }
     }
 
+    /// For each layer of the model whether it has routed experts.
+    pub(crate) fn layers_with_experts(&self) -> Vec<bool> {
+        let own = self.layers.iter().filter(|layer| !layer.mtp);
+        own.map(|layer| matches!(layer.ffn, Ffn::Apart | Ffn::Stacked))
+            .collect()
+    }
+
     fn at(&self, layer: u32) -> Option<Layer> {
         self.layers.get(layer as usize).copied()
     }
@@ -599,11 +606,7 @@ pub(crate) fn text_facts(section: &Section<'_>, sizes: &Sizes) -> Result<TextFac
     let own = |l: &&Layer| !l.mtp;
     let sparse = |l: &&Layer| matches!(l.ffn, Ffn::Apart | Ffn::Stacked);
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    let per_token = PER_TOKEN.iter().find(|key| section.has(key));
-    let experts_per_token = match per_token {
-        Some(key) => u32::try_from(size_or_first(section, key)?).unwrap_or(u32::MAX),
-        None => 0,
-    };
+    let experts_per_token = experts_per_token(section, 0)?;
     let eps = EPS.iter().find(|key| section.has(key)).unwrap_or(&EPS[0]);
     let head_dim = sizes.side(Side::HeadDim);
     let (rope_theta, rope_type) = super::facts::read_rope(section, 10_000.0)?;
@@ -626,6 +629,21 @@ pub(crate) fn text_facts(section: &Section<'_>, sizes: &Sizes) -> Result<TextFac
         norm_topk_prob: section.flag("norm_topk_prob", false)?,
         tie_word_embeddings: sizes.has(Flag::Tied),
     })
+}
+
+/// The key for the experts that each token visits: the one that is there, or else the usual.
+pub(crate) fn per_token_key(section: &Section<'_>) -> &'static str {
+    let found = PER_TOKEN.iter().find(|key| section.has(key));
+    found.copied().unwrap_or(PER_TOKEN[0])
+}
+
+/// Experts that each token visits; `default` where no key is there.
+pub(crate) fn experts_per_token(section: &Section<'_>, default: u32) -> Result<u32, ConfigError> {
+    let key = per_token_key(section);
+    match section.has(key) {
+        true => Ok(u32::try_from(size_or_first(section, key)?).unwrap_or(u32::MAX)),
+        false => Ok(default),
+    }
 }
 
 /// Keys for the experts that each token visits.

@@ -1,18 +1,25 @@
 //! ERNIE-4.5: transformers 5.23, modeling_ernie4_5_moe.py; the module that predicts a later token from memory.
 
+use crate::families::TextFacts;
 use crate::families::blocks::attention::GROUPED;
 use crate::families::blocks::decoder_ends::{ENDS, LAYER_NORMS, LM_HEAD};
 use crate::families::blocks::ffn::{MLP_DENSE, MLP_EXPERTS, MLP_ROUTER, MLP_SHARED};
 use crate::families::config::{ConfigError, MAX_COUNT, Section};
+use crate::families::options::{
+    DecoderOptions, QkNorm, RouterOptions, SharedExpertOptions, WeightDivisor, refuse_flag,
+};
 use crate::families::packed::{Mtp, PackedModel, block, packed_family};
+use crate::families::rope::{RotaryDefaults, RotaryOptions, RotaryPairs};
 use crate::families::rules::Mount;
+use crate::families::sizes::experts_per_token;
 use crate::families::sizes::{Ffn, Flag, Side, Sizes, table};
 use crate::names::Component;
 
 packed_family!(
     "ernie4_5_moe",
     model_types["ernie4_5_moe"],
-    architectures["Ernie4_5_MoeForCausalLM"]
+    architectures["Ernie4_5_MoeForCausalLM"],
+    run options
 );
 
 static MODEL: PackedModel = PackedModel {
@@ -95,4 +102,29 @@ fn sizes(text: &Section<'_>) -> Result<Sizes, ConfigError> {
         (layer + 1).is_multiple_of(interval) && is_inside(layer)
     })?;
     Ok(sizes)
+}
+
+/// Source: `Ernie4_5_MoeAttention`, `Ernie4_5_MoeTopKRouter`, `Ernie4_5_MoeConfig`.
+fn options(
+    text: &Section<'_>,
+    sizes: &Sizes,
+    facts: &TextFacts,
+) -> Result<DecoderOptions, ConfigError> {
+    // of the MLPs too
+    refuse_flag(text, "use_bias")?;
+    let mut rotary = RotaryOptions::read(text, facts.head_dim, &RotaryDefaults::theta(500_000.0))?;
+    rotary.pairs = RotaryPairs::Neighbours;
+    rotary.is_in_f32 = true;
+    let floor = text.number("moe_norm_min", 1e-12, 1e-30..=1.0)?;
+    let router = RouterOptions {
+        is_in_f32: true,
+        has_choice_bias: true,
+        divisor: WeightDivisor::SumAtLeast(floor),
+        ..RouterOptions::softmax(experts_per_token(text, 6)?, true)
+    };
+    let mut options = DecoderOptions::plain(sizes.layers.len(), rotary, router);
+    options.read_eps(text, 1e-5)?;
+    options.qk_norm = QkNorm::Absent;
+    options.shared_expert = SharedExpertOptions::of(sizes.side(Side::Shared), false);
+    Ok(options)
 }

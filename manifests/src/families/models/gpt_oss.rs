@@ -1,11 +1,18 @@
 //! gpt-oss: transformers 5.23, modeling_gpt_oss.py; experts stacked `[experts, in, out]`, gate and up
 //! alternating. Published as MXFP4.
 
+use crate::families::TextFacts;
 use crate::families::blocks::attention::{GROUPED, SINKS};
 use crate::families::blocks::decoder_ends::{ENDS, LAYER_NORMS, LM_HEAD};
 use crate::families::config::{ConfigError, Section};
+use crate::families::options::{
+    DecoderOptions, ExpertActivation, ExpertOptions, NormRounding, QkNorm, RouterOptions,
+    RouterScore, windows_by_type,
+};
 use crate::families::packed::{PackedModel, block, packed_family};
+use crate::families::rope::{RotaryDefaults, RotaryOptions, RotaryScaling, Yarn};
 use crate::families::rules::{Mount, Stack};
+use crate::families::sizes::experts_per_token;
 use crate::families::sizes::{Flag, Sizes, table};
 use crate::names::Component;
 use crate::names::Role;
@@ -13,7 +20,8 @@ use crate::names::Role;
 packed_family!(
     "gpt_oss",
     model_types["gpt_oss"],
-    architectures["GptOssForCausalLM"]
+    architectures["GptOssForCausalLM"],
+    run options
 );
 
 static MODEL: PackedModel = PackedModel {
@@ -75,4 +83,35 @@ fn sizes(text: &Section<'_>) -> Result<Sizes, ConfigError> {
     )?;
     sizes.place_experts(text, |_| true)?;
     Ok(sizes)
+}
+
+/// Source: `GptOssAttention`, `GptOssTopKRouter`, `GptOssExperts`, `GptOssConfig`.
+fn options(
+    text: &Section<'_>,
+    sizes: &Sizes,
+    facts: &TextFacts,
+) -> Result<DecoderOptions, ConfigError> {
+    let defaults = RotaryDefaults {
+        scaling: || RotaryScaling::Yarn(Yarn::of_gpt_oss()),
+        ..RotaryDefaults::theta(150_000.0)
+    };
+    let rotary = RotaryOptions::read(text, facts.head_dim, &defaults)?;
+    let router = RouterOptions {
+        score: RouterScore::SoftmaxOfChosen,
+        has_bias: true,
+        ..RouterOptions::softmax(experts_per_token(text, 4)?, false)
+    };
+    let layers = sizes.layers.len();
+    let mut options = DecoderOptions::plain(layers, rotary, router);
+    options.read_eps(text, 1e-5)?;
+    options.norm_rounding = NormRounding::Once;
+    options.read_biases(sizes);
+    options.qk_norm = QkNorm::Absent;
+    options.has_sinks = true;
+    options.windows = windows_by_type(text, layers, Some(128), |layer| layer % 2 == 0)?;
+    options.experts = ExpertOptions {
+        activation: ExpertActivation::clamped(text)?,
+        has_bias: true,
+    };
+    Ok(options)
 }

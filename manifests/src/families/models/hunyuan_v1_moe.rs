@@ -1,19 +1,26 @@
 //! Hunyuan-A13B: transformers 5.23, modeling_hunyuan_v1_moe.py; counts and widths are lists per layer on the
 //! hub.
 
+use crate::families::TextFacts;
 use crate::families::blocks::attention::GROUPED;
 use crate::families::blocks::decoder_ends::{ENDS, LAYER_NORMS, LM_HEAD};
 use crate::families::blocks::ffn::MLP_EXPERTS;
 use crate::families::config::{ConfigError, Section};
+use crate::families::options::{
+    DecoderOptions, QkNorm, RouterOptions, SharedExpertOptions, refuse_flag,
+};
 use crate::families::packed::{PackedModel, block, packed_family};
+use crate::families::rope::{RotaryDefaults, RotaryOptions};
 use crate::families::rules::Mount;
 use crate::families::sizes::{Flag, Sizes, table};
+use crate::families::sizes::{Side, experts_per_token};
 use crate::names::Component;
 
 packed_family!(
     "hunyuan_v1_moe",
     model_types["hunyuan_v1_moe"],
-    architectures["HunYuanMoEV1ForCausalLM"]
+    architectures["HunYuanMoEV1ForCausalLM"],
+    run options
 );
 
 static MODEL: PackedModel = PackedModel {
@@ -65,4 +72,27 @@ fn sizes(text: &Section<'_>) -> Result<Sizes, ConfigError> {
     sizes.read_shared_like_routed(text, "num_shared_expert")?;
     sizes.place_experts(text, |_| true)?;
     Ok(sizes)
+}
+
+/// Source: `HunYuanMoEV1Attention`, `HunYuanMoEV1Moe`, `HunYuanMoEV1Config`.
+fn options(
+    text: &Section<'_>,
+    sizes: &Sizes,
+    facts: &TextFacts,
+) -> Result<DecoderOptions, ConfigError> {
+    // keys and values shared by layers
+    refuse_flag(text, "use_cla")?;
+    refuse_flag(text, "mlp_bias")?;
+    let defaults = RotaryDefaults::theta(10_000.0);
+    let rotary = RotaryOptions::read_with_alpha(text, facts.head_dim, &defaults)?;
+    let router = RouterOptions::softmax(experts_per_token(text, 1)?, true);
+    let mut options = DecoderOptions::plain(sizes.layers.len(), rotary, router);
+    options.read_eps(text, 1e-5)?;
+    options.read_biases(sizes);
+    options.qk_norm = match sizes.has(Flag::QkNorm) {
+        true => QkNorm::PerHeadAfterRotary,
+        false => QkNorm::Absent,
+    };
+    options.shared_expert = SharedExpertOptions::of(sizes.side(Side::Shared), false);
+    Ok(options)
 }

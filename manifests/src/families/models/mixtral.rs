@@ -1,18 +1,23 @@
 //! Mixtral: transformers 5.23, modeling_mixtral.py.
 
+use crate::families::TextFacts;
 use crate::families::blocks::attention::GROUPED;
 use crate::families::blocks::decoder_ends::{ENDS, LAYER_NORMS, LM_HEAD};
 use crate::families::blocks::ffn::BLOCK_SPARSE;
 use crate::families::config::{ConfigError, Section};
+use crate::families::options::{DecoderOptions, QkNorm, RouterOptions, window};
 use crate::families::packed::{PackedModel, block, packed_family};
+use crate::families::rope::{RotaryDefaults, RotaryOptions};
 use crate::families::rules::Mount;
 use crate::families::sizes::Sizes;
+use crate::families::sizes::experts_per_token;
 use crate::names::Component;
 
 packed_family!(
     "mixtral",
     model_types["mixtral"],
-    architectures["MixtralForCausalLM"]
+    architectures["MixtralForCausalLM"],
+    run options
 );
 
 static MODEL: PackedModel = PackedModel {
@@ -44,4 +49,21 @@ fn sizes(text: &Section<'_>) -> Result<Sizes, ConfigError> {
     )?;
     sizes.place_experts(text, |_| true)?;
     Ok(sizes)
+}
+
+/// Source: `MixtralAttention`, `MixtralTopKRouter`, `MixtralConfig`.
+fn options(
+    text: &Section<'_>,
+    sizes: &Sizes,
+    facts: &TextFacts,
+) -> Result<DecoderOptions, ConfigError> {
+    let rotary = RotaryOptions::read(text, facts.head_dim, &RotaryDefaults::theta(1e6))?;
+    let router = RouterOptions::softmax(experts_per_token(text, 2)?, true);
+    let mut options = DecoderOptions::plain(sizes.layers.len(), rotary, router);
+    options.read_eps(text, 1e-5)?;
+    options.qk_norm = QkNorm::Absent;
+    if text.has("sliding_window") {
+        options.windows.fill(Some(window(text, None)?));
+    }
+    Ok(options)
 }

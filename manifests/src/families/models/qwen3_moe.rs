@@ -8,7 +8,7 @@ use crate::families::blocks::moe::MoeDefaults;
 use crate::families::config::{ConfigError, Section};
 use crate::families::expected::ExpectedSink;
 use crate::families::rules::{Mount, Rules};
-use crate::families::{FamilyRow, PartialConfig, TextFacts};
+use crate::families::{FamilyRow, PartialConfig, TextFacts, TextSettings};
 use crate::names::Component;
 
 /// The family's row.
@@ -19,13 +19,12 @@ pub(crate) static FAMILY: FamilyRow = FamilyRow {
     rules: LazyLock::new(|| Rules::new().with(&TEXT)),
     expected,
     text_facts,
-    text_section: |root| Ok(root.clone()),
+    text_settings: Some(TextSettings::read),
     media_facts: |_| Ok(None),
     vocoder_facts: |_| Ok(None),
     speech_facts: |_| Ok(None),
     as_causal_lm: |config, _| Ok(config.clone()),
     partial_config: |_, _| PartialConfig::Unchanged,
-    is_run: true,
 };
 
 static TEXT: Mount<Decoder> = Mount {

@@ -22,7 +22,9 @@ use crate::families::blocks::vocoder::{CODE2WAV, Vocoder};
 use crate::families::config::{ConfigError, MAX_SIZE, Section};
 use crate::families::expected::ExpectedSink;
 use crate::families::rules::{Block, Mount, Rules};
-use crate::families::{FamilyRow, MediaFacts, PartialConfig, SpeechFacts, TextFacts, VocoderFacts};
+use crate::families::{
+    FamilyRow, MediaFacts, PartialConfig, SpeechFacts, TextFacts, TextSettings, VocoderFacts,
+};
 use crate::names::Component;
 
 /// The family's row. A thinker saved on its own has its own model type.
@@ -36,13 +38,12 @@ pub(crate) static FAMILY: FamilyRow = FamilyRow {
     rules: LazyLock::new(rules),
     expected,
     text_facts,
-    text_section,
+    text_settings: Some(text_settings),
     media_facts,
     vocoder_facts,
     speech_facts,
     as_causal_lm,
     partial_config,
-    is_run: true,
 };
 
 static THINKER_TEXT: Mount<Decoder> = Mount {
@@ -239,8 +240,8 @@ fn text_facts(root: &Section<'_>) -> Result<TextFacts, ConfigError> {
     TextFacts::read(&text, &THINKER_DEFAULTS, is_tied(&text, &thinker, root)?)
 }
 
-fn text_section<'a>(root: &Section<'a>) -> Result<Section<'a>, ConfigError> {
-    thinker_section(root)?.section("text_config")
+fn text_settings(root: &Section<'_>, facts: &TextFacts) -> Result<TextSettings, ConfigError> {
+    TextSettings::read(&thinker_section(root)?.section("text_config")?, facts)
 }
 
 /// A checkpoint whose configuration describes no encoders takes text alone.

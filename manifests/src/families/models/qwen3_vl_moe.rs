@@ -2,13 +2,17 @@
 //! `[experts, out, in]`, by the version that saved them; gate and up of an expert stay together, so
 //! that neither is a guess.
 
+use crate::families::TextFacts;
 use crate::families::blocks::attention::{GROUPED, HEAD_NORMS};
 use crate::families::blocks::decoder_ends::{ENDS, LAYER_NORMS, LM_HEAD};
 use crate::families::blocks::ffn::{MLP_DENSE, MLP_ROUTER};
 use crate::families::blocks::pictures::QWEN_VISION;
 use crate::families::config::{ConfigError, MAX_COUNT, Section};
+use crate::families::options::{DecoderOptions, RouterOptions, refuse_flag};
 use crate::families::packed::{PackedModel, Tower, block, packed_family};
+use crate::families::rope::{RotaryDefaults, RotaryOptions};
 use crate::families::rules::{Mount, Stack};
+use crate::families::sizes::experts_per_token;
 use crate::families::sizes::{Flag, Side, Sizes, table};
 use crate::names::Component;
 use crate::names::Role;
@@ -16,7 +20,8 @@ use crate::names::Role;
 packed_family!(
     "qwen3_vl_moe",
     model_types["qwen3_vl_moe"],
-    architectures["Qwen3VLMoeForConditionalGeneration"]
+    architectures["Qwen3VLMoeForConditionalGeneration"],
+    run options
 );
 
 static MODEL: PackedModel = PackedModel {
@@ -104,4 +109,22 @@ pub(super) fn tower_sizes(vision: &Section<'_>, text: &Sizes) -> Result<Sizes, C
     let mergers = vision.integers("deepstack_visual_indexes", &[], 0..=MAX_COUNT)?;
     sizes.groups = u32::try_from(mergers.len()).unwrap_or(u32::MAX);
     Ok(sizes)
+}
+
+/// Of text alone, whose positions are the same in time, height and width.
+///
+/// Source: `Qwen3VLMoeTextAttention`, `Qwen3VLMoeTextTopKRouter`, `Qwen3VLMoeTextConfig`.
+fn options(
+    text: &Section<'_>,
+    sizes: &Sizes,
+    facts: &TextFacts,
+) -> Result<DecoderOptions, ConfigError> {
+    refuse_flag(text, "use_sliding_window")?;
+    let rotary = RotaryOptions::read(text, facts.head_dim, &RotaryDefaults::theta(500_000.0))?;
+    // whatever norm_topk_prob says
+    let router = RouterOptions::softmax(experts_per_token(text, 4)?, true);
+    let mut options = DecoderOptions::plain(sizes.layers.len(), rotary, router);
+    options.read_eps(text, 1e-6)?;
+    options.read_biases(sizes);
+    Ok(options)
 }

@@ -46,7 +46,7 @@ fn product<const N: usize>(factors: [u64; N]) -> u64 {
 /// Values of each token of a forward pass: residual, normed, added; router logits, probabilities
 /// and a copy; gate, up, out and router of the shared expert.
 fn values_per_token(spec: &DecoderSpec) -> u64 {
-    let shared = spec.shared_intermediate;
+    let shared = spec.shared_intermediate();
     let shared = shared.map_or(0, |inner| 2 * inner + spec.hidden + 1);
     (3 * spec.hidden + 3 * spec.experts + shared) as u64
 }

@@ -15,7 +15,7 @@ pub(super) fn route(ops: &impl Ops, spec: &DecoderSpec, logits: &[f32]) -> Routi
     for row in routing.probabilities.chunks_exact(spec.experts) {
         let chosen = top_k(row, spec.experts_per_token);
         let sum: f32 = chosen.iter().map(|e| row[*e as usize]).sum();
-        let divisor = if spec.normalizes_top_k { sum } else { 1.0 };
+        let divisor = if spec.normalizes_top_k() { sum } else { 1.0 };
         for expert in &chosen {
             let weight = row[*expert as usize] / divisor;
             routing.weights.push(ops.compute().round(weight));

@@ -9,7 +9,6 @@ use std::time::Instant;
 
 use segpack_formats::io::{CancelToken, to_usize};
 use segpack_manifests::families::TextFacts;
-use segpack_manifests::folder::TextDecoder;
 use segpack_manifests::names::Component;
 use segpack_manifests::{PackCursor, PackModel, PackReader};
 
@@ -73,17 +72,13 @@ impl<'a, B: Backend> Decoder<'a, B> {
         settings: RunSettings,
         stop: &'a CancelToken,
     ) -> Result<Self, RunError> {
-        let TextDecoder {
-            facts,
-            settings: of_config,
-            ..
-        } = text_decoder(source.pack())?;
-        let mut spec = DecoderSpec::from_facts(&facts)?;
+        let decoder = text_decoder(source.pack())?;
+        let mut spec = DecoderSpec::from_decoder(&decoder)?;
         spec.mrope_section = mrope_section(source)?;
         let model = DecoderModel {
-            facts,
+            facts: decoder.facts,
             spec,
-            has_experts: of_config.has_experts,
+            has_experts: decoder.settings.has_experts,
         };
         Self::of(source, backend, model, is_text, (settings, stop))
     }

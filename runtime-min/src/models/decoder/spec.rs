@@ -2,7 +2,10 @@
 
 use segpack_formats::io::to_usize;
 
-use segpack_manifests::families::TextFacts;
+use segpack_manifests::families::{
+    DecoderOptions, ExpertActivation, Multipliers, NormRounding, QkNorm, RotaryPairs,
+    RotaryScaling, RouterScore, TextFacts, WeightDivisor,
+};
 use segpack_manifests::folder::TextDecoder;
 use segpack_manifests::names::Role;
 use segpack_manifests::{Pack, PackModel};
@@ -27,23 +30,16 @@ pub struct DecoderSpec {
     pub experts: usize,
     /// Experts that each token goes to.
     pub experts_per_token: usize,
-    /// Whether the weights of a token's experts are divided by their sum.
-    pub normalizes_top_k: bool,
     /// What RMS norms add to the mean of squares.
     pub rms_norm_eps: f32,
-    /// The base of the rotary frequencies.
-    pub rope_theta: f64,
-    /// Whether the projections of attention have biases.
-    pub has_attention_bias: bool,
     /// Frequencies that go by time, height and width, interleaved. `None`: all go by time.
     pub mrope_section: Option<[usize; 3]>,
     /// Rows of the embedding, and of the head.
     pub vocab: usize,
     /// Whether the head is the embedding where the pack has no head of its own.
     pub has_tied_head: bool,
-    /// Width of the expert that every token visits beside those that a router chooses; `None`: there
-    /// is none.
-    pub shared_intermediate: Option<usize>,
+    /// What it computes: the switches in which families differ.
+    pub options: DecoderOptions,
     /// What its embeddings and heads are of.
     pub(crate) ends: Ends,
 }
@@ -97,14 +93,10 @@ pub struct Rotary {
 }
 
 impl DecoderSpec {
-    /// Of the text model that a manifest describes.
+    /// Of a decoder that computes as Qwen3-MoE's does.
     ///
     /// # Errors
     /// `Unsuitable` where it wants an operation that is not implemented.
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "the epsilon is applied in f32, as torch does"
-    )]
     pub fn from_facts(facts: &TextFacts) -> Result<Self, RunError> {
         if facts.rope_type != "default" {
             return Err(Unsuitable::RopeType {
@@ -112,7 +104,31 @@ impl DecoderSpec {
             }
             .into());
         }
-        Ok(Self {
+        Ok(Self::of(facts, DecoderOptions::of_qwen3(facts)))
+    }
+
+    /// Of a pack's text decoder, whatever its family.
+    ///
+    /// # Errors
+    /// `Unsuitable` where it wants an operation that is not implemented.
+    pub fn from_decoder(decoder: &TextDecoder) -> Result<Self, RunError> {
+        let (facts, options) = (&decoder.facts, &decoder.settings.options);
+        match missing_operation(options, facts.head_dim) {
+            Some(what) => Err(Unsuitable::Operation {
+                family: decoder.family.name(),
+                what,
+            }
+            .into()),
+            None => Ok(Self::of(facts, options.clone())),
+        }
+    }
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the epsilon is applied in f32, as torch does"
+    )]
+    fn of(facts: &TextFacts, options: DecoderOptions) -> Self {
+        Self {
             layers: facts.layers as usize,
             hidden: to_usize(facts.hidden_size),
             heads: Heads {
@@ -123,17 +139,26 @@ impl DecoderSpec {
             intermediate: to_usize(facts.intermediate),
             moe_intermediate: to_usize(facts.moe_intermediate),
             experts: facts.experts as usize,
-            experts_per_token: facts.experts_per_token as usize,
-            normalizes_top_k: facts.norm_topk_prob,
-            rms_norm_eps: facts.rms_norm_eps as f32,
-            rope_theta: facts.rope_theta,
-            has_attention_bias: facts.attention_bias,
+            experts_per_token: options.router.experts_per_token as usize,
+            rms_norm_eps: options.rms_norm_eps as f32,
             mrope_section: None,
             vocab: to_usize(facts.vocab),
             has_tied_head: facts.tie_word_embeddings,
-            shared_intermediate: None,
+            options,
             ends: Ends::Tokens,
-        })
+        }
+    }
+
+    /// Whether the weights of a token's experts are divided by their sum.
+    pub(crate) fn normalizes_top_k(&self) -> bool {
+        self.options.router.divisor != WeightDivisor::One
+    }
+
+    /// Width of the expert that every token visits beside those that a router chooses; `None`: there
+    /// is none.
+    pub(crate) fn shared_intermediate(&self) -> Option<usize> {
+        let shared = self.options.shared_expert;
+        shared.map(|shared| to_usize(shared.intermediate))
     }
 
     /// Width of all query heads.
@@ -167,7 +192,7 @@ impl DecoderSpec {
         let mut frequencies = Vec::with_capacity(width / 2);
         for j in 0..width / 2 {
             let exponent = (2 * j) as f32 / width as f32;
-            frequencies.push(1.0 / (self.rope_theta.powf(f64::from(exponent)) as f32));
+            frequencies.push(1.0 / (self.options.rotary.theta.powf(f64::from(exponent)) as f32));
         }
         let mut rotary = Rotary::default();
         for position in positions {
@@ -179,4 +204,80 @@ impl DecoderSpec {
         }
         rotary
     }
+}
+
+/// The first operation that a decoder wants and that is not implemented.
+fn missing_operation(options: &DecoderOptions, head_dim: u64) -> Option<&'static str> {
+    of_attention(options, head_dim).or_else(|| of_experts(options))
+}
+
+fn of_attention(options: &DecoderOptions, head_dim: u64) -> Option<&'static str> {
+    let rotary = &options.rotary;
+    let missing = [
+        (
+            options.norm_rounding != NormRounding::Twice,
+            "norms that are rounded once",
+        ),
+        (
+            options.qk_norm != QkNorm::PerHead,
+            "its kind of norms of queries and keys",
+        ),
+        (
+            options.has_qkv_bias != options.has_output_bias,
+            "biases of some projections",
+        ),
+        (
+            rotary.pairs != RotaryPairs::Halves,
+            "rotary embeddings of neighbours",
+        ),
+        (
+            rotary.width != head_dim,
+            "rotary embeddings of a part of each head",
+        ),
+        (rotary.is_in_f32, "rotary embeddings in f32"),
+        (
+            rotary.scaling != RotaryScaling::Unscaled,
+            "scaled rotary embeddings",
+        ),
+        (
+            options.windows.iter().any(Option::is_some),
+            "sliding windows",
+        ),
+        (options.has_sinks, "sinks of attention"),
+        (options.multipliers != Multipliers::default(), "multipliers"),
+    ];
+    first_of(&missing)
+}
+
+fn of_experts(options: &DecoderOptions) -> Option<&'static str> {
+    let (router, experts) = (&options.router, &options.experts);
+    let is_plain_divisor = matches!(router.divisor, WeightDivisor::One | WeightDivisor::Sum);
+    let is_ungated = options.shared_expert.is_some_and(|shared| !shared.is_gated);
+    let missing = [
+        (router.score != RouterScore::Softmax, "its kind of router"),
+        (router.is_in_f32 || router.has_f32_weights, "routers in f32"),
+        (
+            router.has_bias || router.has_choice_bias,
+            "biases of routers",
+        ),
+        (router.groups.is_some(), "groups of experts"),
+        (
+            !is_plain_divisor || router.scale != 1.0,
+            "its kind of weights of experts",
+        ),
+        (
+            experts.activation != ExpertActivation::SiluMul,
+            "its kind of experts",
+        ),
+        (experts.has_bias, "biases of experts"),
+        (is_ungated, "shared experts without a gate"),
+    ];
+    first_of(&missing)
+}
+
+fn first_of(missing: &[(bool, &'static str)]) -> Option<&'static str> {
+    missing
+        .iter()
+        .find(|(is_wanted, _)| *is_wanted)
+        .map(|(_, what)| *what)
 }

@@ -2,7 +2,7 @@
 
 use segpack_formats::io::{CancelToken, to_usize};
 use segpack_manifests::PackReader;
-use segpack_manifests::families::SpeechFacts;
+use segpack_manifests::families::{SharedExpertOptions, SpeechFacts};
 use segpack_manifests::names::Component;
 
 use crate::error::RunError;
@@ -84,7 +84,7 @@ pub(crate) struct Talker<'a, B: Backend> {
 fn talker_model(facts: &SpeechFacts) -> Result<DecoderModel, RunError> {
     let mut spec = DecoderSpec::from_facts(&facts.talker)?;
     spec.mrope_section = Some(facts.mrope_section.map(to_usize));
-    spec.shared_intermediate = Some(to_usize(facts.shared_intermediate));
+    spec.options.shared_expert = SharedExpertOptions::of(facts.shared_intermediate, true);
     spec.ends = Ends::Codes;
     Ok(DecoderModel {
         has_experts: vec![true; spec.layers],

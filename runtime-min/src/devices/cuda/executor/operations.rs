@@ -251,7 +251,7 @@ impl<'a> DecoderExecutor<'a> for CudaExecutor<'a> {
             ..self.buffers.router
         };
         let logits = self.all_rows(Activation::Router);
-        let normalise = self.spec.normalizes_top_k;
+        let normalise = self.spec.normalizes_top_k();
         if let Some((linear, group)) = self.deferred_router {
             let norm = self.waiting_norm()?;
             let x = self.all_rows(if norm.is_some() {

@@ -311,7 +311,7 @@ impl<'f, 'a> LayerBinder<'f, 'a> {
 
     /// The shared expert, where the model has such.
     fn shared(&mut self, spec: &DecoderSpec) -> Result<Option<SharedExpert>, RunError> {
-        if spec.shared_intermediate.is_none() {
+        if spec.shared_intermediate().is_none() {
             return match self.found.layers[self.number].get(&(Role::SharedExpertGate, false)) {
                 Some(tensor) => Err(surplus(tensor)),
                 None => Ok(None),

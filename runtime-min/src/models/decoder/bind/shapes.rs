@@ -76,13 +76,14 @@ fn check_layer(number: usize, l: &LayerWeights<'_>, s: &DecoderSpec) -> Result<(
     same(&of("q norm"), l.q_norm, s.heads.width, 1)?;
     same(&of("k norm"), l.k_norm, s.heads.width, 1)?;
     let (query, key) = (s.query_width(), s.key_width());
-    for (what, projection, rows, columns) in [
-        ("q projection", &l.q, query, s.hidden),
-        ("k projection", &l.k, key, s.hidden),
-        ("v projection", &l.v, key, s.hidden),
-        ("o projection", &l.o, s.hidden, query),
+    let (qkv_bias, output_bias) = (s.options.has_qkv_bias, s.options.has_output_bias);
+    for (what, projection, shape, has_bias) in [
+        ("q projection", &l.q, [query, s.hidden], qkv_bias),
+        ("k projection", &l.k, [key, s.hidden], qkv_bias),
+        ("v projection", &l.v, [key, s.hidden], qkv_bias),
+        ("o projection", &l.o, [s.hidden, query], output_bias),
     ] {
-        linear(&of(what), projection, [rows, columns], s.has_attention_bias)?;
+        linear(&of(what), projection, shape, has_bias)?;
     }
     match &l.mlp {
         MlpWeights::Dense { gate, up, down } => {
@@ -108,7 +109,7 @@ fn check_layer(number: usize, l: &LayerWeights<'_>, s: &DecoderSpec) -> Result<(
 
 fn check_shared(layer: usize, e: &SharedExpert, s: &DecoderSpec) -> Result<(), RunError> {
     let of = |what: &str| format!("{what} of the shared expert of layer {layer}");
-    let (inner, hidden) = (s.shared_intermediate.unwrap_or(0), s.hidden);
+    let (inner, hidden) = (s.shared_intermediate().unwrap_or(0), s.hidden);
     linear(&of("gate"), &e.gate, [inner, hidden], false)?;
     linear(&of("up"), &e.up, [inner, hidden], false)?;
     linear(&of("down"), &e.down, [hidden, inner], false)?;
