@@ -306,7 +306,9 @@ def main():
     tensors |= decoded
     flat = lambda t: t.reshape(-1, t.shape[-1]) if t.ndim > 2 else t  # noqa: E731
     tensors = {name: flat(value.detach()).cpu().contiguous().clone() for name, value in tensors.items()}
-    files = trace_file.checkpoint_files(args.checkpoint, not args.no_digests)
+    origin = trace_file.origin(args.checkpoint, not args.no_digests)
+    files = origin["checkpoint"].items()
+    origin["checkpoint"] = {name: entry["sha256"] for name, entry in files if entry["sha256"]}
     document = {
         "conversation": {
             "recipe": args.recipe, "level": "full", "messages": messages, "use_audio_in_video": args.use_audio_in_video, "fps": args.fps,
@@ -317,7 +319,7 @@ def main():
         "min_router_margin": margin,
         "settings": {"dtype": args.dtype, "device": str(device), "threads": args.threads, "attn": "eager", "experts": "eager", "level": "full"},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "checkpoint": {name: entry["sha256"] for name, entry in files.items() if entry["sha256"]},
+        **origin,
     }  # fmt: skip
     write(path, tensors, document, args.dtype)
     print(f"{path}: {len(tensors)} tensors, {document['tokens']} tokens, generated {document['generated']}")

@@ -432,7 +432,7 @@ def main():
         "settings": settings,
         "versions": versions(torch),
         "model": {name: getattr(text, name, None) for name in FACTS},
-        "checkpoint": trace_file.checkpoint_files(args.checkpoint, not args.no_digests),
+        **trace_file.origin(args.checkpoint, not args.no_digests),
         "prompts": entries,
     }
     trace_file.write(out, tensors, document, save_file)

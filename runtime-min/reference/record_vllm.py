@@ -18,7 +18,13 @@ from trace_file import Failure
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="a folder that vLLM loads")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a folder that vLLM loads")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        dest="source",
+        help="the checkpoint that CHECKPOINT was made from: its digests are recorded (default: those of CHECKPOINT)",
+    )
     parser.add_argument("out", help="OUT.safetensors; OUT.json is written beside it")
     prompt_input.add_arguments(parser)
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
@@ -89,7 +95,7 @@ def main():
         "max_new_tokens": args.max_new_tokens,
         "top": args.logprobs,
     }
-    server_trace.write(out, prompts, answers, settings, args.checkpoint)
+    server_trace.write(out, prompts, answers, settings, args.source or args.checkpoint)
 
 
 if __name__ == "__main__":

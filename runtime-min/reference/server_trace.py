@@ -43,7 +43,7 @@ def write(out, prompts, answers, settings, checkpoint):
     document = {
         "settings": {"level": "logits", "values": "log_probabilities", "decoding": "greedy", **settings},
         "versions": {"python": platform.python_version(), **versions},
-        "checkpoint": trace_file.checkpoint_files(checkpoint) if checkpoint else {},
+        **(trace_file.origin(checkpoint) if checkpoint else {"checkpoint": {}}),
         "prompts": entries,
     }
     trace_file.write(out, tensors, document, save_file)

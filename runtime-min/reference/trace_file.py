@@ -44,6 +44,76 @@ def checkpoint_files(folder, hashed=True):
     return {p.name: {"size": p.stat().st_size, "sha256": digest(p) if hashed else None} for p in files}
 
 
+# `segpack export` writes it into every file of weights: the identity of the pack that it is of
+MANIFEST_SHA256 = "segpack.manifest_sha256"
+
+
+def safetensors_metadata(path):
+    """`__metadata__` of a file."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= 100_000_000:
+            raise Failure(f"{path}: is no safetensors file: its header would have {length} bytes")
+        header = json.loads(file.read(length))
+    return header.get("__metadata__", {})
+
+
+def gguf_metadata(path):
+    """Pairs of a GGUF file whose values are texts."""
+    widths = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+    text, array = 8, 9
+
+    with open(path, "rb") as file:
+
+        def number(size):
+            return int.from_bytes(file.read(size), "little")
+
+        def skip(kind, count=1):
+            if kind in widths:
+                file.seek(widths[kind] * count, os.SEEK_CUR)
+                return
+            for _ in range(count):
+                if kind == text:
+                    file.seek(number(8), os.SEEK_CUR)
+                elif kind == array:
+                    inner = number(4)
+                    skip(inner, number(8))
+                else:
+                    raise Failure(f"{path}: a value of GGUF type {kind}, which the format does not have")
+
+        if file.read(4) != b"GGUF" or number(4) not in (2, 3):
+            raise Failure(f"{path}: is no GGUF file of version 2 or 3")
+        number(8)
+        pairs = {}
+        for _ in range(number(8)):
+            key, kind = file.read(number(8)).decode(), number(4)
+            if kind == text:
+                pairs[key] = file.read(number(8)).decode(errors="replace")
+            else:
+                skip(kind)
+        return pairs
+
+
+def exported_from(checkpoint):
+    """The SHA-256 of the manifest of the pack that a folder was exported from; None where it was no export. All files of
+    weights have to be of one pack."""
+    read = {".safetensors": safetensors_metadata, ".gguf": gguf_metadata}
+    files = [p for p in sorted(Path(checkpoint).iterdir()) if p.suffix in read and p.is_file()]
+    found = {p.name: read[p.suffix](p).get(MANIFEST_SHA256) for p in files}
+    packs = set(found.values())
+    if len(packs) > 1:
+        told = ", ".join(f"{name}: {pack or 'no export'}" for name, pack in found.items())
+        raise Failure(f"{checkpoint}: files of different packs ({told})")
+    return packs.pop() if packs else None
+
+
+def origin(checkpoint, hashed=True):
+    """What a trace says of the weights that it was recorded from."""
+    pack = exported_from(checkpoint)
+    files = {"checkpoint": checkpoint_files(checkpoint, hashed)}
+    return files | ({"exported_from": pack} if pack else {})
+
+
 def output_path(given, overwrite):
     """Where the tensors go. Asked for before hours of computing, not after."""
     path = Path(given)

@@ -326,6 +326,7 @@ fn of_export(error: &ExportError) -> Option<String> {
         ExportError::Gguf(e) => of_gguf(e)?,
         ExportError::NotAStream { .. } => "only --to safetensors can go to standard output",
         ExportError::NotSelected { .. } => "select it with --component",
+        ExportError::OtherArchitecture { .. } => "--to hf writes the checkpoint as it is",
         ExportError::NoExperts => "--expert-parallel needs a --component that has experts",
         ExportError::TooFewExperts { .. } => "--component selects others",
         ExportError::ReadBack { .. } => {

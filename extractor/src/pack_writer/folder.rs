@@ -12,7 +12,7 @@ use segpack_formats::io::{EntryKind, InputFile, READ_BYTES, entry_kind};
 use segpack_formats::pack::WrittenPack;
 use segpack_manifests::PackError;
 use segpack_manifests::documents::{Finding, GENERATOR, Manifest, PackSummary};
-use segpack_manifests::folder::{MANIFEST, OpenOptions, PACKS, PARTIAL, SOURCE, SUMS};
+use segpack_manifests::folder::{MANIFEST, OpenOptions, PACKS, PARTIAL, SIGNATURE, SOURCE, SUMS};
 
 use super::{Done, PackWriterError};
 use crate::output::{
@@ -229,7 +229,7 @@ pub(crate) fn check_ours(out: &Path, listed: &BTreeSet<String>) -> Result<(), Pa
     for entry in fs::read_dir(out).map_err(FormatError::io("list", out))? {
         let name = entry.map_err(FormatError::io("list", out))?.file_name();
         let name = name.to_string_lossy().into_owned();
-        if ![MANIFEST, SUMS, PACKS, SOURCE, PARTIAL].contains(&name.as_str()) {
+        if ![MANIFEST, SUMS, SIGNATURE, PACKS, SOURCE, PARTIAL].contains(&name.as_str()) {
             let folder = folder();
             return Err(PackWriterError::ForeignEntry { folder, name });
         }
@@ -281,7 +281,8 @@ fn replace_in_place(
     check_space(freed)?;
     let output = OutputFolder::open(out)?;
     // the manifest first, so that what is left does not look complete
-    for name in [MANIFEST, SUMS, PACKS, SOURCE] {
+    // the signature is of what was there
+    for name in [MANIFEST, SUMS, SIGNATURE, PACKS, SOURCE] {
         output.remove(name)?;
     }
     output.remove(&format!("{PARTIAL}/{JOURNAL}"))?;

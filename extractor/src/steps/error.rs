@@ -397,6 +397,7 @@ fn exit_of_export(error: &ExportError) -> Exit {
         ExportError::NoMatch { .. }
         | ExportError::SamePath { .. }
         | ExportError::NoTextDecoder { .. }
+        | ExportError::OtherArchitecture { .. }
         | ExportError::Family(_)
         | ExportError::NoConfig
         | ExportError::Config(_)

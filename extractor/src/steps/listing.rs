@@ -5,7 +5,7 @@ use std::path::Path;
 
 use segpack_formats::FormatError;
 use segpack_manifests::documents::{Finding, FindingKind, Manifest};
-use segpack_manifests::folder::{MANIFEST, PARTIAL, SUMS};
+use segpack_manifests::folder::{MANIFEST, PARTIAL, SIGNATURE, SUMS};
 use walkdir::WalkDir;
 
 /// What lies in a pack folder.
@@ -15,7 +15,7 @@ pub(super) struct Listing {
     pub there: BTreeMap<String, u64>,
     /// Links.
     pub links: BTreeSet<String>,
-    /// Anything that is not listed, and any link.
+    /// Anything that is not listed, and any link; of a signature, that it is there.
     pub findings: Vec<Finding>,
 }
 
@@ -102,6 +102,9 @@ pub(super) fn list(
         } else if listed.contains_key(path.as_str()) {
             let length = entry.metadata().map_or(u64::MAX, |m| m.len());
             listing.there.insert(path, length);
+        } else if path == SIGNATURE {
+            let unchecked = Finding::new(FindingKind::UncheckedSignature);
+            listing.findings.push(unchecked.file(path));
         } else {
             listing
                 .findings

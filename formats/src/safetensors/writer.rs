@@ -42,14 +42,29 @@ pub(crate) fn push_entry(
     );
 }
 
+/// Appends a pair of `__metadata__`, both as JSON strings.
+fn push_metadata(json: &mut String, key: &str, value: &str) {
+    use std::fmt::Write;
+    let (key, value) = (serde_json::Value::from(key), serde_json::Value::from(value));
+    // writing to a String does not fail
+    let _ = write!(json, ",{key}:{value}");
+}
+
 /// Everything of a safetensors file before its data: length field, JSON, padding. The data is that
-/// of the tensors in this order, without gaps. `__metadata__` is `{"format":"pt"}`, which
-/// transformers asks for.
+/// of the tensors in this order, without gaps. `__metadata__` has `"format":"pt"`, which
+/// transformers asks for, and these keys and values in their order.
 ///
 /// # Errors
 /// A tensor that has no whole number of bytes; more names than a header may hold.
-pub fn new_header(tensors: &[NewTensor<'_>]) -> Result<Vec<u8>, HeaderError> {
-    let mut json = r#"{"__metadata__":{"format":"pt"}"#.to_owned();
+pub fn new_header(
+    tensors: &[NewTensor<'_>],
+    metadata: &[(&str, &str)],
+) -> Result<Vec<u8>, HeaderError> {
+    let mut json = r#"{"__metadata__":{"format":"pt""#.to_owned();
+    for (key, value) in metadata {
+        push_metadata(&mut json, key, value);
+    }
+    json.push('}');
     let mut at = 0_u64;
     for tensor in tensors {
         let length = byte_length(tensor.dtype, tensor.shape);
@@ -109,7 +124,7 @@ mod tests {
                 shape: &[0, 3],
             },
         ];
-        let mut file = new_header(&tensors).unwrap();
+        let mut file = new_header(&tensors, &[("made \"from\"", "a\nb")]).unwrap();
         assert_eq!(file.len() % 8, 0);
         let head = file.len();
         file.extend([7; 10]);
@@ -136,6 +151,6 @@ mod tests {
             dtype: Dtype::F4,
             shape: &[3],
         };
-        assert!(chain(&new_header(&[odd]).unwrap_err()).contains("ends inside a byte"));
+        assert!(chain(&new_header(&[odd], &[]).unwrap_err()).contains("ends inside a byte"));
     }
 }

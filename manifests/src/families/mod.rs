@@ -3,6 +3,7 @@
 //! them serves both classification and derivation.
 
 mod blocks;
+mod causal_lm;
 pub(crate) mod config;
 pub(crate) mod expected;
 mod facts;
@@ -77,8 +78,8 @@ pub(crate) struct FamilyRow {
     /// What speaks, where the family has that.
     speech_facts: fn(&Section<'_>) -> Result<Option<SpeechFacts>, ConfigError>,
     /// The configuration of the text decoder as a `Qwen3MoeForCausalLM`, given that of the
-    /// checkpoint and its `generation_config.json`.
-    as_causal_lm: fn(&Value, Option<&Value>) -> Result<Value, ConfigError>,
+    /// checkpoint and its `generation_config.json`; `None` where the family computes something else.
+    as_causal_lm: Option<causal_lm::AsCausalLm>,
     /// The configuration of some of its components.
     partial_config: fn(&Value, &BTreeSet<Component>) -> PartialConfig,
 }
@@ -266,8 +267,9 @@ impl Family {
 
     /// The same text decoder as a `Qwen3MoeForCausalLM`, so that transformers 4 and 5 and everybody
     /// who reads their configurations find what they look for. A configuration that is one already
-    /// stays as it is. `generation` is `generation_config.json`, whose special ids are taken where
-    /// the decoder has none.
+    /// says what it said, and what it left to defaults. `generation` is `generation_config.json`,
+    /// whose special ids are taken where the decoder has none. `None` where the family computes
+    /// something else.
     ///
     /// # Errors
     /// As [`text_facts`](Self::text_facts).
@@ -275,8 +277,11 @@ impl Family {
         self,
         config: &Value,
         generation: Option<&Value>,
-    ) -> Result<Value, ConfigError> {
-        (self.0.as_causal_lm)(config, generation)
+    ) -> Result<Option<Value>, ConfigError> {
+        let convert = self.0.as_causal_lm;
+        convert
+            .map(|convert| convert(config, generation))
+            .transpose()
     }
 
     /// Whether the runtime computes its decoder; the others are taken apart, audited, checked and

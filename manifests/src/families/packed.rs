@@ -208,7 +208,7 @@ macro_rules! packed_family {
             media_facts: |_| Ok(None),
             vocoder_facts: |_| Ok(None),
             speech_facts: |_| Ok(None),
-            as_causal_lm: |config, _| Ok(config.clone()),
+            as_causal_lm: None,
             partial_config: |_, _| $crate::families::PartialConfig::Unchanged,
         };
     };

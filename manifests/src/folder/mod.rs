@@ -15,7 +15,9 @@ use segpack_formats::io::{DirectFile, InputFile};
 
 pub use identity::{OpenOptions, Voucher, digest_in_list};
 pub use model::{ModelError, PackModel, TextDecoder};
-pub use paths::{MANIFEST, MAX_MANIFEST_BYTES, PACKS, PARTIAL, SHARD_HEADERS, SOURCE, SUMS};
+pub use paths::{
+    MANIFEST, MAX_MANIFEST_BYTES, PACKS, PARTIAL, SHARD_HEADERS, SIGNATURE, SOURCE, SUMS,
+};
 pub use reader::{PackCursor, PackReader};
 pub use source_file::{max_source_bytes, source_file, stored_file};
 

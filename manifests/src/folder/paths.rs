@@ -4,6 +4,8 @@
 pub const MANIFEST: &str = "manifest.json";
 /// File name of the list of digests that `sha256sum -c` reads.
 pub const SUMS: &str = "SHA256SUMS";
+/// File name of a signature as OpenSSF's model signing writes it, after the pack: it is in no list.
+pub const SIGNATURE: &str = "model.sig";
 /// Folder of the packs.
 pub const PACKS: &str = "packs";
 /// Folder of the checkpoint's other files.

@@ -59,6 +59,8 @@ pub(super) struct Document {
     #[serde(default)]
     checkpoint: BTreeMap<String, Sha256>,
     #[serde(default)]
+    exported_from: Option<Sha256>,
+    #[serde(default)]
     min_router_margin: Option<f64>,
 }
 
@@ -205,6 +207,12 @@ impl MediaTrace {
     /// Digests of the files of the checkpoint that it was recorded from; empty where it has none.
     pub fn checkpoint(&self) -> &BTreeMap<String, Sha256> {
         &self.document.checkpoint
+    }
+
+    /// SHA-256 of the manifest of the pack that the checkpoint was exported from; `None` where it was
+    /// no export.
+    pub fn exported_from(&self) -> Option<Sha256> {
+        self.document.exported_from
     }
 
     /// Smallest router-logit distance between a chosen and a rejected expert.

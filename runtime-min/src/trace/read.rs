@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use segpack_formats::digest::Sha256;
 use segpack_formats::io::read_limited;
 use segpack_formats::numeric::{Dtype, FloatDtype};
 use segpack_formats::safetensors::{Shard, TensorEntry};
@@ -41,6 +42,8 @@ struct Document {
     settings: Settings,
     #[serde(default)]
     checkpoint: BTreeMap<String, RecordedFile>,
+    #[serde(default)]
+    exported_from: Option<Sha256>,
     prompts: Vec<TracePrompt>,
 }
 
@@ -70,6 +73,7 @@ pub struct Trace {
     compute: Compute,
     settings: Settings,
     checkpoint: BTreeMap<String, RecordedFile>,
+    exported_from: Option<Sha256>,
     prompts: Vec<TracePrompt>,
 }
 
@@ -134,6 +138,7 @@ impl Trace {
             compute,
             settings: document.settings,
             checkpoint: document.checkpoint,
+            exported_from: document.exported_from,
             prompts: document.prompts,
         };
         if trace.prompts.is_empty() {
@@ -222,6 +227,12 @@ impl Trace {
     /// The files of the checkpoint that it was recorded from; empty where that was none on disk.
     pub fn checkpoint(&self) -> &BTreeMap<String, RecordedFile> {
         &self.checkpoint
+    }
+
+    /// SHA-256 of the manifest of the pack that the checkpoint was exported from; `None` where it was
+    /// no export.
+    pub fn exported_from(&self) -> Option<Sha256> {
+        self.exported_from
     }
 
     /// All prompts.

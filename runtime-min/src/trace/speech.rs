@@ -25,6 +25,8 @@ struct Document {
     #[serde(default)]
     checkpoint: BTreeMap<String, Sha256>,
     #[serde(default)]
+    exported_from: Option<Sha256>,
+    #[serde(default)]
     cases: Vec<Case>,
 }
 
@@ -158,6 +160,12 @@ impl SpeechTrace {
     /// Digests of the files of the checkpoint that it was recorded from.
     pub fn checkpoint(&self) -> &BTreeMap<String, Sha256> {
         &self.document.checkpoint
+    }
+
+    /// SHA-256 of the manifest of the pack that the checkpoint was exported from; `None` where it was
+    /// no export.
+    pub fn exported_from(&self) -> Option<Sha256> {
+        self.document.exported_from
     }
 
     /// Tokens that the thinker generated at most.

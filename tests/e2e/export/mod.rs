@@ -1,4 +1,5 @@
 //! Exports for other runtimes.
 
 mod gguf;
+mod origin;
 mod targets;

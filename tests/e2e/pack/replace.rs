@@ -238,3 +238,24 @@ fn a_pack_behind_a_link_is_replaced_where_it_is() {
     assert!(scene.out.symlink_metadata().unwrap().is_symlink());
     assert_eq!(fs::read_dir(real.parent().unwrap()).unwrap().count(), 1);
 }
+
+#[test]
+fn a_signature_in_the_pack_is_no_damage_and_goes_with_what_it_signed() {
+    let scene = Scene::make();
+    let signature = scene.out.join("model.sig");
+    write_file(&signature, b"{}");
+    let said = segpack!["verify", &scene.out].ok();
+    said.says(&["unchecked signature", "model.sig"]);
+    let run = segpack!["verify", &scene.out, "--json"].ok();
+    let kinds: Vec<_> = run.findings().iter().map(|f| f.kind).collect();
+    assert_eq!(kinds, [FindingKind::UncheckedSignature]);
+    // under that name and in that place alone
+    write_file(&scene.out.join("packs/model.sig"), b"{}");
+    segpack!["verify", &scene.out, "--quick"].exits(3);
+    fs::remove_file(scene.out.join("packs/model.sig")).unwrap();
+    for how in [&["--force"][..], &["--force", "--in-place"]] {
+        write_file(&signature, b"{}");
+        scene.again(how).ok();
+        assert!(!signature.exists(), "{how:?}: it is of the pack before");
+    }
+}

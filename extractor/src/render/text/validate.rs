@@ -88,6 +88,10 @@ fn verdict(verdict: Verdict) -> &'static str {
 
 fn reference(report: &ValidateReport) -> String {
     match report.reference {
+        ReferenceKind::Trace if report.is_of_export => format!(
+            "trace {}, recorded from an export of this pack",
+            report.reference_name
+        ),
         ReferenceKind::Trace => format!("trace {}", report.reference_name),
         ReferenceKind::Checkpoint => format!("{}, computed directly", report.reference_name),
     }

@@ -280,6 +280,7 @@ pub(super) mod tests {
     use segpack_manifests::PackReader;
     use segpack_manifests::layout::Selection;
 
+    use super::super::origin::Origin;
     use super::super::plan::NewTensorPlan;
     use super::*;
     use crate::steps::pack::{PackSettings, pack};
@@ -328,7 +329,7 @@ pub(super) mod tests {
             .tensors
             .iter()
             .map(|t| NewTensorPlan::of(t.name.clone(), t, dtype));
-        let content = TensorFile::safetensors(chosen.collect()).unwrap();
+        let content = TensorFile::safetensors(chosen.collect(), &Origin::of(pack)).unwrap();
         let planned = PlannedFile {
             path: "x".to_owned(),
             content: Content::Tensors(content),

@@ -7,7 +7,7 @@ use segpack_formats::numeric::Dtype;
 use segpack_formats::safetensors::HeaderError;
 use segpack_manifests::ModelError;
 use segpack_manifests::documents::ExportTarget;
-use segpack_manifests::families::{ConfigError, UnknownFamily};
+use segpack_manifests::families::{ConfigError, FamilyName, UnknownFamily};
 use segpack_runtime_min::processing::text::TokenizerError;
 #[cfg(feature = "run")]
 use segpack_runtime_min::processing::text::chat_template::ChatTemplateError;
@@ -102,6 +102,16 @@ pub enum ExportError {
     NotSelected {
         /// The target.
         target: ExportTarget,
+    },
+    /// The model computes something else than what the target describes.
+    #[error(
+        "the target {target} is for models that compute as Qwen3-MoE does, and {family} does not"
+    )]
+    OtherArchitecture {
+        /// The target.
+        target: ExportTarget,
+        /// The model's family.
+        family: FamilyName,
     },
     /// The model is of a family that this build does not know.
     #[error(transparent)]

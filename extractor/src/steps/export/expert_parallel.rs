@@ -71,6 +71,12 @@ impl Share {
         }
     }
 
+    /// Whose share it is, and of how many; `None` where all experts are there.
+    pub(super) fn rank(&self) -> Option<(u32, u32)> {
+        self.parallel
+            .map(|parallel| (parallel.rank, parallel.ranks))
+    }
+
     pub(super) fn map(&self) -> Option<ExpertParallelMap> {
         let ExpertParallel { rank, ranks } = self.parallel?;
         let components = self

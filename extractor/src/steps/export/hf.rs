@@ -13,6 +13,7 @@ use segpack_manifests::{Pack, PackModel};
 use serde_json::{Map, Value, json};
 
 use super::expert_parallel::{EXPERT_PARALLEL, Share};
+use super::origin::Origin;
 use super::plan::{Content, Conversion, ExportPlan, NewTensorPlan, Part, PlannedFile, TensorFile};
 
 use super::{ExportError, ExportSettings, selected};
@@ -60,7 +61,7 @@ pub(super) fn hf<'a>(
             }),
         }
     }
-    finish(plan, planned, &share, settings)
+    finish(plan, planned, (pack, &share), settings)
 }
 
 pub(super) fn in_source_order(mut tensors: Vec<&TensorEntry>) -> Vec<&TensorEntry> {
@@ -178,9 +179,10 @@ fn hf_config(
 pub(super) fn finish<'a>(
     mut plan: ExportPlan<'a>,
     tensors: Vec<NewTensorPlan<'a>>,
-    share: &Share,
+    (pack, share): (&Pack, &Share),
     settings: &ExportSettings,
 ) -> Result<ExportPlan<'a>, StepError> {
+    let origin = Origin::of_share(pack, share);
     if let Some(map) = share.map() {
         plan.notes.push(format!(
             "rank {} of {}: experts are stored one by one; {EXPERT_PARALLEL} says which rank holds which",
@@ -206,7 +208,7 @@ pub(super) fn finish<'a>(
         );
         plan.files.push(PlannedFile {
             path,
-            content: Content::Tensors(TensorFile::safetensors(tensors)?),
+            content: Content::Tensors(TensorFile::safetensors(tensors, &origin)?),
         });
     }
     if count > 1 {

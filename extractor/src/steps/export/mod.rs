@@ -15,6 +15,7 @@ mod gguf;
 mod hf;
 mod index;
 mod npy;
+mod origin;
 mod plan;
 mod produce;
 #[cfg(feature = "run")]
@@ -229,7 +230,7 @@ fn plan_of<'a>(
         }
         ExportTarget::Safetensors => {
             let chosen = chosen(pack, settings)?;
-            Ok(safetensors::safetensors(&chosen, settings, name)?)
+            Ok(safetensors::safetensors(pack, &chosen, settings, name)?)
         }
         ExportTarget::Npy => Ok(npy::npy(&chosen(pack, settings)?, settings)?),
     }

@@ -9,6 +9,7 @@ use segpack_formats::safetensors::{NewTensor, byte_length, new_header};
 use segpack_manifests::documents::{SourceFile, TensorEntry};
 
 use super::error::{Cause, ExportError};
+use super::origin::Origin;
 
 /// Everything that an export writes.
 #[derive(Debug, Default)]
@@ -232,7 +233,10 @@ impl<'a> TensorFile<'a> {
     ///
     /// # Errors
     /// Where the header would be too long.
-    pub(super) fn safetensors(mut tensors: Vec<NewTensorPlan<'a>>) -> Result<Self, ExportError> {
+    pub(super) fn safetensors(
+        mut tensors: Vec<NewTensorPlan<'a>>,
+        origin: &Origin,
+    ) -> Result<Self, ExportError> {
         let mut dtypes = Vec::with_capacity(tensors.len());
         tensors
             .sort_by_key(|t| std::cmp::Reverse(t.safetensors_dtype().map_or(0, |d| d.bitsize()))); // stable
@@ -253,7 +257,7 @@ impl<'a> TensorFile<'a> {
                 shape: &t.shape,
             })
             .collect();
-        let head = new_header(&named).map_err(ExportError::Header)?;
+        let head = new_header(&named, &origin.pairs()).map_err(ExportError::Header)?;
         let (mut length, mut placed) = (head.len() as u64, Vec::with_capacity(tensors.len()));
         for tensor in tensors {
             let offset = length;

@@ -9,6 +9,8 @@ use segpack_manifests::{Pack, PackModel};
 use segpack_runtime_min::processing::text::chat_template;
 use segpack_runtime_min::processing::text::tokenizer::Tokenizer;
 
+use serde_json::Value;
+
 use super::expert_parallel::Share;
 use super::hf::{CONFIG, document, finish, in_source_order, side_files};
 use super::plan::{Content, ExportPlan, NewTensorPlan, PlannedFile};
@@ -63,18 +65,23 @@ pub(super) fn qwen3_moe<'a>(
                 .to_owned(),
         );
     }
+    plan.notes.extend(of_biases(decoder.facts.attention_bias));
     let config = model.config().ok_or(ExportError::NoConfig)?;
     let generation = source_json(pack, GENERATION_CONFIG)?;
-    let mut config = decoder
-        .family
-        .as_causal_lm(config, generation.as_ref())
-        .map_err(ExportError::Config)?;
+    let mut config = causal_lm(&decoder, (config, generation.as_ref()), settings)?;
     if let Some(dtype) = settings.dtype {
         families::set_dtype(&mut config, dtype);
     }
     plan.files.push(document(CONFIG, &config)?);
     text_files(pack, &mut plan)?;
-    finish(plan, planned, &share, settings)
+    finish(plan, planned, (pack, &share), settings)
+}
+
+/// What becomes of biases of attention in runtimes that were tried.
+fn of_biases(has_biases: bool) -> Option<String> {
+    let note = "attention_bias is true: vLLM 0.32 leaves out the biases of o_proj and mistral.rs 0.9.5 those of q, k, v \
+                and o, both without a message, and so compute another model; transformers computes with all of them";
+    has_biases.then(|| note.to_owned())
 }
 
 /// The component that is the text decoder, and its numbers.
@@ -100,6 +107,25 @@ pub(super) fn text_decoder(
     };
     let decoder = model.text_decoder().map_err(ExportError::Model)?;
     Ok((component, decoder))
+}
+
+/// The configuration of the decoder as a `Qwen3MoeForCausalLM`, of the checkpoint's and its
+/// `generation_config.json`.
+///
+/// # Errors
+/// `OtherArchitecture` where it computes something else; `Config` where a number cannot be used.
+pub(super) fn causal_lm(
+    decoder: &TextDecoder,
+    (config, generation): (&Value, Option<&Value>),
+    settings: &ExportSettings,
+) -> Result<Value, ExportError> {
+    let family = decoder.family;
+    let made = family.as_causal_lm(config, generation);
+    let made = made.map_err(ExportError::Config)?;
+    made.ok_or_else(|| ExportError::OtherArchitecture {
+        target: settings.target,
+        family: family.name(),
+    })
 }
 
 /// A thinker's tensor as `Qwen3MoeForCausalLM` calls it: `thinker.model.X` is `model.X`,

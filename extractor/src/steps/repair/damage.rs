@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use segpack_formats::FormatError;
 use segpack_formats::digest::{Sha256, Sha256Hasher};
 use segpack_formats::io::{InputFile, READ_BYTES};
-use segpack_manifests::documents::{Finding, Manifest, RepairDamage};
+use segpack_manifests::documents::{Finding, FindingKind, Manifest, RepairDamage};
 use segpack_manifests::folder::{MAX_MANIFEST_BYTES, SUMS};
 
 use crate::steps::StepError;
@@ -122,7 +122,7 @@ pub(super) fn refuse_unlisted(folder: &Path, manifest: &Manifest) -> Result<(), 
     let mut findings = list(folder, &listed)?.findings;
     // a link in a file's place is damage
     let is_listed = |f: &Finding| f.file.as_deref().is_some_and(|f| listed.contains_key(f));
-    findings.retain(|f| !is_listed(f));
+    findings.retain(|f| f.kind == FindingKind::UnlistedFile && !is_listed(f));
     if findings.is_empty() {
         return Ok(());
     }

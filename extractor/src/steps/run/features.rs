@@ -71,7 +71,7 @@ pub(super) fn write(file: PendingFile, prompt: &TokenizedPrompt) -> Result<(), S
             shape: &tensor.shape,
         })
         .collect();
-    let header = new_header(&entries).map_err(|source| FormatError::Header {
+    let header = new_header(&entries, &[]).map_err(|source| FormatError::Header {
         path: file.path().to_owned(),
         source,
     })?;

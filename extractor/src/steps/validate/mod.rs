@@ -2,6 +2,7 @@
 //! checkpoint.
 
 mod compare;
+mod custody;
 mod direct;
 mod error;
 mod media;
@@ -148,9 +149,10 @@ fn against_trace(
         return Err(ValidateError::FixedTolerance { trace }.into());
     }
     if settings.digests {
-        report.findings = recorded::compare_checkpoint(&trace, pack);
-        if Finding::any_error(&report.findings) {
-            (report.verdict, report.ok) = (Verdict::Foreign, false);
+        custody::check(&mut report, trace.exported_from(), pack, || {
+            recorded::compare_checkpoint(&trace, pack)
+        });
+        if report.verdict == Verdict::Foreign {
             return Ok(report);
         }
     }
@@ -250,6 +252,7 @@ fn empty_report(
 ) -> Result<ValidateReport, StepError> {
     let layers = text_decoder(pack)?.facts.layers;
     Ok(ValidateReport {
+        is_of_export: false,
         format_version: ValidateReport::VERSION,
         generator: GENERATOR.to_owned(),
         manifest_sha256: pack.manifest_sha256(),

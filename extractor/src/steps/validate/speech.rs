@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 
 use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
-use segpack_manifests::documents::{Finding, ReferenceKind, Stage, ValidateReport, Verdict};
+use segpack_manifests::documents::{ReferenceKind, Stage, ValidateReport, Verdict};
 use segpack_runtime_min::models::code2wav::Chunks;
 use segpack_runtime_min::processing::MediaFeatures;
 use segpack_runtime_min::session::{
@@ -17,6 +17,7 @@ use segpack_runtime_min::tensor::Compute;
 use segpack_runtime_min::trace::{SpeechCase, SpeechTrace};
 use segpack_runtime_min::{Observer, Routing};
 
+use super::custody;
 use super::media::{Allowed, Stages, compare_checkpoint, report_stages};
 use super::wave::{self, WaveRows, recorded_codes};
 use super::{ValidateSettings, empty_report};
@@ -47,9 +48,10 @@ pub(super) fn against_speech(
     let mut report = empty_report(pack, ReferenceKind::Trace, trace.path(), trace.compute())?;
     report.level = Some("speech".to_owned());
     if settings.digests {
-        report.findings = compare_checkpoint(trace.checkpoint(), pack);
-        if Finding::any_error(&report.findings) {
-            (report.verdict, report.ok) = (Verdict::Foreign, false);
+        custody::check(&mut report, trace.exported_from(), pack, || {
+            compare_checkpoint(trace.checkpoint(), pack)
+        });
+        if report.verdict == Verdict::Foreign {
             return Ok(report);
         }
     }

@@ -86,6 +86,8 @@ kinds! {
     MissingFile = Error,
     /// A file, folder or link that the manifest does not list.
     UnlistedFile = Error,
+    /// A signature lies in the pack's folder, and this command does not check it.
+    UncheckedSignature = Warning,
     /// The length of a file is not the one in the manifest.
     WrongLength = Error,
     /// A pack's header is not the one that the manifest describes.

@@ -361,6 +361,9 @@ pub struct ValidateReport {
     pub reference: ReferenceKind,
     /// File name of the trace, or folder name of the checkpoint.
     pub reference_name: String,
+    /// Whether the trace was recorded from an export of this very pack.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_of_export: bool,
     /// Level of detail of the trace: `full`, `router` or `logits`.
     pub level: Option<String>,
     /// Dtype that the reference computed in, as it names it, if it has log-probabilities and no

@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use crate::families::blocks::decoder::{CAUSAL_LM, Decoder, DecoderDefaults, Sparsity};
 use crate::families::blocks::gqa::GqaDefaults;
 use crate::families::blocks::moe::MoeDefaults;
+use crate::families::causal_lm;
 use crate::families::config::{ConfigError, Section};
 use crate::families::expected::ExpectedSink;
 use crate::families::rules::{Mount, Rules};
@@ -23,7 +24,9 @@ pub(crate) static FAMILY: FamilyRow = FamilyRow {
     media_facts: |_| Ok(None),
     vocoder_facts: |_| Ok(None),
     speech_facts: |_| Ok(None),
-    as_causal_lm: |config, _| Ok(config.clone()),
+    as_causal_lm: Some(|config, _| {
+        causal_lm::completed(config, &text_facts(&Section::root(config)?)?)
+    }),
     partial_config: |_, _| PartialConfig::Unchanged,
 };
 

@@ -19,6 +19,7 @@ use crate::families::blocks::vocabulary::{
     CODEC_EMBEDDING, CODEC_HEAD, GROUP_EMBEDDINGS, GROUP_HEADS,
 };
 use crate::families::blocks::vocoder::{CODE2WAV, Vocoder};
+use crate::families::causal_lm;
 use crate::families::config::{ConfigError, MAX_SIZE, Section};
 use crate::families::expected::ExpectedSink;
 use crate::families::rules::{Block, Mount, Rules};
@@ -42,7 +43,7 @@ pub(crate) static FAMILY: FamilyRow = FamilyRow {
     media_facts,
     vocoder_facts,
     speech_facts,
-    as_causal_lm,
+    as_causal_lm: Some(as_causal_lm),
     partial_config,
 };
 
@@ -397,22 +398,6 @@ const AUDIO_OUTPUT: [&str; 2] = ["talker_config", "code2wav_config"];
 /// modeling_qwen3_omni_moe.py.
 const MROPE: [&str; 3] = ["mrope_section", "mrope_interleaved", "interleaved"];
 
-/// Keys of `Qwen3MoeConfig` (transformers 4.57 and 5) that the thinker's `text_config` has too,
-/// with the default of `Qwen3OmniMoeTextConfig`; numbers that decide shapes come from
-/// [`TextFacts`].
-fn common_defaults() -> [(&'static str, Value); 8] {
-    [
-        ("hidden_act", json!("silu")),
-        ("max_position_embeddings", json!(32768)),
-        ("initializer_range", json!(0.02)),
-        ("use_cache", json!(true)),
-        ("attention_dropout", json!(0.0)),
-        ("decoder_sparse_step", json!(1)),
-        ("output_router_logits", json!(false)),
-        ("router_aux_loss_coef", json!(0.001)),
-    ]
-}
-
 /// The configuration of an omni model of which only the thinker is there: `enable_audio_output` is
 /// false, and the parts that are gone are not described. `Qwen3OmniMoeForConditionalGeneration`
 /// builds neither talker nor vocoder then.
@@ -451,7 +436,7 @@ fn as_causal_lm(config: &Value, generation: Option<&Value>) -> Result<Value, Con
     let mut set = |key: &str, value: Value| new.insert(key.to_owned(), value);
     set("architectures", json!(["Qwen3MoeForCausalLM"]));
     set("model_type", json!("qwen3_moe"));
-    for (key, default) in common_defaults() {
+    for (key, default) in causal_lm::defaults() {
         set(
             key,
             text.get(key)
@@ -467,7 +452,7 @@ fn as_causal_lm(config: &Value, generation: Option<&Value>) -> Result<Value, Con
             .cloned()
             .unwrap_or(json!([])),
     );
-    for (key, value) in numbers(&facts) {
+    for (key, value) in causal_lm::numbers(&facts) {
         set(key, value);
     }
     // the thinker's attention ignores both (modeling_qwen3_omni_moe.py,
@@ -495,27 +480,6 @@ fn as_causal_lm(config: &Value, generation: Option<&Value>) -> Result<Value, Con
         set("transformers_version", version.clone());
     }
     Ok(Value::Object(new))
-}
-
-fn numbers(facts: &TextFacts) -> [(&'static str, Value); 16] {
-    [
-        ("attention_bias", json!(facts.attention_bias)),
-        ("head_dim", json!(facts.head_dim)),
-        ("hidden_size", json!(facts.hidden_size)),
-        ("intermediate_size", json!(facts.intermediate)),
-        ("moe_intermediate_size", json!(facts.moe_intermediate)),
-        ("norm_topk_prob", json!(facts.norm_topk_prob)),
-        ("num_attention_heads", json!(facts.heads)),
-        ("num_experts", json!(facts.experts)),
-        ("num_experts_per_tok", json!(facts.experts_per_token)),
-        ("num_hidden_layers", json!(facts.layers)),
-        ("num_key_value_heads", json!(facts.kv_heads)),
-        ("rms_norm_eps", json!(facts.rms_norm_eps)),
-        ("rope_theta", json!(facts.rope_theta)),
-        ("tie_word_embeddings", json!(facts.tie_word_embeddings)),
-        ("use_qk_norm", json!(true)),
-        ("vocab_size", json!(facts.vocab)),
-    ]
 }
 
 /// What is left of the thinker's rotary scaling for text: nothing where it is only multimodal.
@@ -572,7 +536,7 @@ mod tests {
             (&json!([1, 2]), &json!("bfloat16"))
         );
         // what is one already stays
-        assert_eq!(family.as_causal_lm(&new, None).unwrap(), new);
+        assert_eq!(family.as_causal_lm(&new, None).unwrap(), Some(new));
     }
 
     #[test]

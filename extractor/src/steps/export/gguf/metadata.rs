@@ -12,6 +12,7 @@ use serde_json::Value as Json;
 use super::vocabulary::Vocabulary;
 use super::{Metadata, Planned};
 use crate::steps::export::GgufExportError;
+use crate::steps::export::origin::MANIFEST_SHA256;
 
 const ARCHITECTURE: &str = "qwen3moe";
 
@@ -120,6 +121,8 @@ impl Model<'_> {
         }
         add("general.file_type", file_type.into());
         add("general.quantization_version", QUANTIZATION_VERSION.into());
+        let manifest = self.pack.manifest_sha256().to_string();
+        add(MANIFEST_SHA256, Value::Text(manifest));
         all.extend(vocabulary.metadata());
         Ok(all)
     }

@@ -10,6 +10,7 @@
 //! | `general.basename`, `.finetune`, `.version`, `.organization` | guessed from that folder's name | none |
 //! | `general.license`, `.tags`, `.base_model.*` and the like | from the head of `README.md` | none: they describe the checkpoint that is packed, not what was made of it |
 //! | `qwen3moe.vocab_size` without a tokenizer | cannot convert | there, with `tokenizer.ggml.model` = `none` |
+//! | `segpack.manifest_sha256` | none | the pack's identity |
 //! | order of tensors | that of the source's shards | embedding, layers, final norm, head |
 //! | a value that F16 cannot hold | infinity | an error |
 //! | a NaN or infinity in Q8_0 | whatever the processor makes of it | an error |
@@ -39,7 +40,7 @@ use super::plan::{
     Content, Conversion, ExportPlan, FileFormat, NewTensorPlan, Part, Placed, PlannedFile,
     TensorFile,
 };
-use super::qwen3_moe::text_decoder;
+use super::qwen3_moe::{causal_lm, text_decoder};
 use super::source::source_json;
 use super::{ExportError, ExportSettings, GgufExportError, Quantization};
 use crate::steps::StepError;
@@ -66,11 +67,8 @@ pub(super) fn gguf<'a>(
     let (component, decoder) = text_decoder(pack, model, settings)?;
     let config = model.config().ok_or(ExportError::NoConfig)?;
     let generation = source_json(pack, "generation_config.json")?;
+    let config = causal_lm(&decoder, (config, generation.as_ref()), settings)?;
     let facts = decoder.facts;
-    let config = decoder
-        .family
-        .as_causal_lm(config, generation.as_ref())
-        .map_err(ExportError::Config)?;
     metadata::check_expressible(&config, &facts)?;
     let mut plan = ExportPlan::default();
     let tensors = Tensors::of(pack, component, &facts)?.plan(settings, &mut plan.notes)?;

@@ -25,6 +25,7 @@ pub(super) use self::recorded::compare_checkpoint;
 use self::stages::EncoderStages;
 pub(super) use self::stages::{Allowed, Stages};
 use super::compare::{Comparer, Reference, Tally};
+use super::custody;
 use super::{Sequence, ValidateSettings, empty_report, judge, tolerance};
 use crate::steps::StepError;
 use crate::work::Progress;
@@ -50,9 +51,10 @@ pub(super) fn against_media(
     let is_judged = trace.compute() == Compute::F32;
     report.tolerance = is_judged.then(|| f64::max(LOGITS, tolerance(report.layers)));
     if settings.digests {
-        report.findings = recorded::compare_checkpoint(trace.checkpoint(), pack);
-        if Finding::any_error(&report.findings) {
-            (report.verdict, report.ok) = (Verdict::Foreign, false);
+        custody::check(&mut report, trace.exported_from(), pack, || {
+            recorded::compare_checkpoint(trace.checkpoint(), pack)
+        });
+        if report.verdict == Verdict::Foreign {
             return Ok(report);
         }
     }
