@@ -5,7 +5,8 @@
       --max-new-tokens 64 --level router
 
 Qwen3-Omni-MoE: the text thinker (Qwen3OmniMoeThinkerForConditionalGeneration); talker and code2wav are never loaded.
-Qwen3-MoE: Qwen3MoeForCausalLM. transformers 4.57 or 5.1 and later; nothing is downloaded.
+Qwen3-MoE: Qwen3MoeForCausalLM. transformers 4.57 or 5.1 and later; nothing is downloaded. Other families that segpack
+runs, Qwen3-VL-MoE with text alone: transformers 5.23, whose classes they were written after.
 """
 
 import argparse
@@ -26,7 +27,22 @@ from trace_file import Failure
 CLASSES = {
     "qwen3_omni_moe": ("Qwen3OmniMoeThinkerForConditionalGeneration", "thinker."),
     "qwen3_moe": ("Qwen3MoeForCausalLM", ""),
+    "qwen3_vl_moe": ("Qwen3VLMoeForConditionalGeneration", ""),
+    "qwen2_moe": ("Qwen2MoeForCausalLM", ""),
+    "mixtral": ("MixtralForCausalLM", ""),
+    "olmoe": ("OlmoeForCausalLM", ""),
+    "glm4_moe": ("Glm4MoeForCausalLM", ""),
+    "dots1": ("Dots1ForCausalLM", ""),
+    "hunyuan_v1_moe": ("HunYuanMoEV1ForCausalLM", ""),
+    "ernie4_5_moe": ("Ernie4_5_MoeForCausalLM", ""),
+    "granitemoe": ("GraniteMoeForCausalLM", ""),
+    "gpt_oss": ("GptOssForCausalLM", ""),
 }
+# what routes itself as Qwen3-MoE does: the greatest probabilities, and the logits of a plain product
+PLAIN_ROUTERS = ("qwen3_omni_moe", "qwen3_moe")
+SIGMOID_ROUTERS = ("glm4_moe", "dots1")
+# what a family calls the experts that each token visits
+PER_TOKEN = ("num_experts_per_tok", "moe_topk", "moe_k")
 NOT_LOADED = ("talker.", "code2wav.")
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 STORED_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "I8": 1, "BOOL": 1}
@@ -77,7 +93,19 @@ def read_config(folder):
 
 
 def text_config(config):
-    return config["thinker_config"]["text_config"] if config["model_type"] == "qwen3_omni_moe" else config
+    if config["model_type"] == "qwen3_omni_moe":
+        return config["thinker_config"]["text_config"]
+    return config.get("text_config", config)
+
+
+def head_width(text):
+    return text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+
+
+def chosen_experts(config):
+    """How many experts each token visits; a list per layer has one number throughout."""
+    given = next(getattr(config, key) for key in PER_TOKEN if getattr(config, key, None) is not None)
+    return given if isinstance(given, int) else given[0]
 
 
 def shard_header(path):
@@ -120,7 +148,8 @@ def memory_needed(folder, config, dtype, positions):
                     expert += elements(entry) * size
     if not weights:
         raise Failure(f"{folder}: has no tensor whose name begins with {prefix!r}")
-    cache = 2 * text["num_hidden_layers"] * text["num_key_value_heads"] * text["head_dim"] * size
+    heads = text["num_attention_heads"]
+    cache = 2 * text["num_hidden_layers"] * text.get("num_key_value_heads", heads) * head_width(text) * size
     return {
         "weights": weights,
         # transformers 5 stacks the experts of a layer from single tensors
@@ -224,11 +253,21 @@ def text_model(model):
     return found[0]
 
 
+def expert_block(layer):
+    """What follows attention in a layer; one family calls it otherwise."""
+    return layer.mlp if hasattr(layer, "mlp") else layer.block_sparse_moe
+
+
+def router_of(block):
+    """The module that chooses experts; a dense block has none."""
+    return getattr(block, "gate", None) or getattr(block, "router", None)
+
+
 class Recorder:
     """Keeps what passes through the layers, by hooks on modules that every version has."""
 
-    def __init__(self, model, level, torch):
-        self.torch, self.kept, self.is_on = torch, {}, False
+    def __init__(self, model, level, torch, family="qwen3_moe"):
+        self.torch, self.kept, self.is_on, self.family = torch, {}, False, family
         self.text = text_model(model)
         self.layers = list(self.text.layers)
         if level == "full":
@@ -240,12 +279,13 @@ class Recorder:
             if level == "full":
                 layer.register_forward_hook(self.output(f"layer.{number}.hidden"))
                 layer.self_attn.register_forward_hook(self.output(f"layer.{number}.attn_out"))
-                layer.mlp.register_forward_hook(self.output(f"layer.{number}.mlp_out"))
-            if hasattr(layer.mlp, "gate"):
-                layer.mlp.gate.register_forward_hook(self.router(f"layer.{number}.router_logits"))
+                expert_block(layer).register_forward_hook(self.output(f"layer.{number}.mlp_out"))
+            block = expert_block(layer)
+            if router_of(block) is not None:
+                router_of(block).register_forward_hook(self.router(f"layer.{number}.router_logits"))
                 # a list of experts has no forward pass of its own; then the choice is computed from the logits
-                if not isinstance(layer.mlp.experts, torch.nn.ModuleList):
-                    layer.mlp.experts.register_forward_pre_hook(self.choice(f"layer.{number}"), with_kwargs=True)
+                if not isinstance(block.experts, torch.nn.ModuleList):
+                    block.experts.register_forward_pre_hook(self.choice(f"layer.{number}"), with_kwargs=True)
 
     def keep(self, name, rows):
         if self.is_on:
@@ -255,8 +295,11 @@ class Recorder:
         return lambda module, inputs, output: self.keep(name, output[0] if isinstance(output, tuple) else output)
 
     def router(self, name):
-        # what the router returns differs between versions; its logits are this product in all of them
+        # what the router of Qwen3-MoE returns differs between versions; its logits are this product in all of them
         def hook(module, inputs, output):
+            if self.family not in PLAIN_ROUTERS:
+                self.keep(name, output[0])
+                return
             rows = inputs[0].reshape(-1, inputs[0].shape[-1])
             self.keep(name, self.torch.nn.functional.linear(rows, module.weight))
 
@@ -288,12 +331,19 @@ class Recorder:
     def add_choices(self, taken):
         """Probabilities, and, where no module was asked for it, which experts were chosen. Says who chose."""
         torch, config, source = self.torch, self.text.config, "official"
+        is_plain = self.family in PLAIN_ROUTERS
         for number in range(len(self.layers)):
             logits = taken.get(f"layer.{number}.router_logits")
             if logits is None:
                 continue
-            probabilities = torch.softmax(logits.float(), dim=-1)
+            is_sigmoid = self.family in SIGMOID_ROUTERS
+            probabilities = logits.float().sigmoid() if is_sigmoid else torch.softmax(logits.float(), dim=-1)
             taken[f"layer.{number}.router_probs"] = probabilities
+            if not is_plain:
+                # biases and groups have their say in the choice: it is the official one, or none
+                if f"layer.{number}.topk_ids" not in taken:
+                    raise Failure(f"layer {number} does not say which experts it chooses")
+                continue
             weights, ids = probabilities.topk(config.num_experts_per_tok, dim=-1)
             if f"layer.{number}.topk_ids" in taken:
                 official = probabilities.gather(-1, taken[f"layer.{number}.topk_ids"])
@@ -360,16 +410,18 @@ def record_prompt(model, recorder, ids, args, torch):
 def generation_notes(steps, tokens, best, recorder):
     gaps = [round(gap, 5) for gap in (best[:, 0] - best[:, 1]).tolist()]
     notes = {"gap": gaps, "min_gap": min(gaps)}
-    chosen, margins = recorder.text.config.num_experts_per_tok, []
-    for name, logits in steps.items():
+    chosen, margins = chosen_experts(recorder.text.config), []
+    # where a bias has its say, the distance of logits is none of the choice
+    by_logits = recorder.family not in SIGMOID_ROUTERS and recorder.family != "ernie4_5_moe"
+    for name, logits in steps.items() if by_logits else ():
         if name.endswith("router_logits") and logits.shape[-1] > chosen:
             cut = logits.float().topk(chosen + 1, dim=-1).values
             margins.append((cut[:, -2] - cut[:, -1]).min().item())
     return notes | ({"min_router_margin": round(min(margins), 6)} if margins else {})
 
 
-def record_all(model, prompts, args, torch):
-    recorder = Recorder(model, args.level, torch)
+def record_all(model, prompts, args, torch, family):
+    recorder = Recorder(model, args.level, torch, family)
     prompt_input.check_vocabulary(prompts, recorder.text.config.vocab_size)
     tensors, entries = {}, []
     with torch.no_grad():
@@ -413,7 +465,7 @@ def main():
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True, warn_only=True)
     model = load_model(args, config, major, torch)
-    text, tensors, entries = record_all(model, prompts, args, torch)
+    text, tensors, entries = record_all(model, prompts, args, torch, config["model_type"])
     settings = {
         "dtype": args.dtype,
         "device": args.device_map or "cpu",

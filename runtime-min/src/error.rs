@@ -260,6 +260,12 @@ pub enum Unsuitable {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GpuLimit {
+    /// A family's operation that no kernel computes.
+    #[error("the GPU kernels have no {what}")]
+    Operation {
+        /// The operation.
+        what: &'static str,
+    },
     /// Attention heads are too wide.
     #[error("head_dim is {seen}; the GPU kernels take at most {max}")]
     HeadWidth {

@@ -63,6 +63,46 @@ pub struct Heads {
     pub width: usize,
 }
 
+/// How tokens attend to those before them.
+#[derive(Debug, Clone, Copy)]
+pub struct Attending<'a> {
+    /// What scores are multiplied by.
+    pub scale: f32,
+    /// Last positions that each token sees, its own among them.
+    pub window: usize,
+    /// `[query]`: a further score of each head's softmax, which no value belongs to.
+    pub sinks: Option<&'a [f32]>,
+}
+
+impl Attending<'_> {
+    /// To all positions, scaled by `width^-0.5`.
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        reason = "a head is narrow; applied in f32, as torch does"
+    )]
+    pub fn to_all(heads: Heads) -> Self {
+        Self {
+            scale: (heads.width as f64).powf(-0.5) as f32,
+            window: usize::MAX,
+            sinks: None,
+        }
+    }
+}
+
+/// Which values of heads are turned by positions, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RotaryLayout {
+    /// Width of a head.
+    pub width: usize,
+    /// Values at its beginning that are turned: even, `width` at most.
+    pub turned: usize,
+    /// Whether 2j and 2j + 1 are turned together, and not j and j + turned / 2.
+    pub is_of_neighbours: bool,
+    /// Whether it is computed in f32 and rounded once.
+    pub is_in_f32: bool,
+}
+
 /// One linear layer: `out[t] = x[t] · Wᵀ + bias`.
 #[derive(Debug)]
 pub struct Linear<'a> {

@@ -356,6 +356,7 @@ fn exit_of_validate(error: &ValidateError) -> Exit {
         ValidateError::FixedTolerance { .. } => Exit::Usage,
         ValidateError::NoConfig { .. }
         | ValidateError::UnknownFamily { .. }
+        | ValidateError::OtherFamily { .. }
         | ValidateError::Config { .. }
         | ValidateError::Unstack { .. }
         | ValidateError::NoTextModel { .. }

@@ -284,6 +284,12 @@ impl Family {
             .transpose()
     }
 
+    /// Whether its text decoder is Qwen3-MoE's, whatever stands beside it.
+    #[must_use]
+    pub fn is_qwen3_moe(self) -> bool {
+        self.0.as_causal_lm.is_some()
+    }
+
     /// Whether the runtime computes its decoder; the others are taken apart, audited, checked and
     /// restored.
     #[must_use]

@@ -36,6 +36,9 @@ pub struct DecoderOptions {
     pub has_sinks: bool,
     /// Factors of activations.
     pub multipliers: Multipliers,
+    /// Layers that may be stored behind the model's own: they predict later tokens, and the model is
+    /// complete without them.
+    pub extra_layers: u32,
     /// How experts are chosen.
     pub router: RouterOptions,
     /// What an expert computes.
@@ -349,6 +352,7 @@ impl DecoderOptions {
             windows: vec![None; layers],
             has_sinks: false,
             multipliers: Multipliers::default(),
+            extra_layers: 0,
             router,
             experts: ExpertOptions::default(),
             shared_expert: None,

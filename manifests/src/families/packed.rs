@@ -83,7 +83,10 @@ impl PackedModel {
         let section = self.text_section(root)?;
         let sizes = self.read_sizes(root, &section)?;
         check_activation(&section)?;
-        let options = options(&section, &sizes, facts)?;
+        let mut options = options(&section, &sizes, facts)?;
+        if let Some(mtp) = self.mtp.as_ref().filter(|mtp| mtp.mount.is_none()) {
+            options.extra_layers = (mtp.count)(&section)?;
+        }
         let per_token = options.router.experts_per_token;
         let has_experts = sizes.layers_with_experts();
         if has_experts.contains(&true) && !(1..=sizes.experts).contains(&per_token) {

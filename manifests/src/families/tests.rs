@@ -735,3 +735,157 @@ fn loaders_count_stacks() {
     // Three thinker layers of four experts, two talker layers of three.
     assert_eq!(apart - logical, 3 * (12 - 2) + 2 * (9 - 2));
 }
+
+/// What a decoder computes by its configuration, or why it is refused.
+fn options_of(config: &Value) -> Result<DecoderOptions, String> {
+    let family = Family::of_config(config).unwrap();
+    let facts = family.text_facts(config).map_err(|e| e.to_string())?;
+    let settings = family.text_settings(config, &facts);
+    settings.map(|s| s.options).map_err(|e| e.to_string())
+}
+
+/// A configuration of a small model with the keys that any of these families wants.
+fn small(model_type: &str, keys: Value) -> Value {
+    let mut config = json!({
+        "model_type": model_type, "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 24,
+        "moe_intermediate_size": 16, "num_local_experts": 6, "n_routed_experts": 6, "num_experts": 6,
+        "moe_num_experts": 6, "n_shared_experts": 1, "shared_expert_intermediate_size": 12,
+    });
+    let all = config.as_object_mut().unwrap();
+    all.extend(keys.as_object().unwrap().clone());
+    config
+}
+
+/// The values are those of the configuration classes of transformers 5.23.
+#[test]
+fn absent_keys_have_the_defaults_of_the_familys_class() {
+    for (family, theta, eps, per_token) in [
+        ("mixtral", 1e6, 1e-5, 2),
+        ("olmoe", 1e4, 1e-5, 8),
+        ("qwen2_moe", 1e4, 1e-6, 4),
+        ("glm4_moe", 1e4, 1e-5, 8),
+        ("ernie4_5_moe", 5e5, 1e-5, 6),
+        ("granitemoe", 1e4, 1e-6, 2),
+        ("gpt_oss", 1.5e5, 1e-5, 4),
+        ("qwen3_vl_moe", 5e5, 1e-6, 4),
+    ] {
+        let many = json!({"num_local_experts": 8, "n_routed_experts": 8, "num_experts": 8, "moe_num_experts": 8});
+        let options = options_of(&small(family, many)).unwrap();
+        let seen = (
+            options.rotary.theta,
+            options.rms_norm_eps,
+            options.router.experts_per_token,
+        );
+        assert_eq!(seen, (theta, eps, per_token), "{family}");
+    }
+    let glm = options_of(&small("glm4_moe", json!({"num_experts_per_tok": 2}))).unwrap();
+    assert_eq!((glm.rotary.width, glm.qk_norm), (4, QkNorm::Absent));
+    let oss = options_of(&small("gpt_oss", json!({}))).unwrap();
+    assert_eq!(oss.windows, [Some(128), None, Some(128), None]);
+    let RotaryScaling::Yarn(yarn) = oss.rotary.scaling else {
+        panic!("gpt-oss stretches its positions");
+    };
+    // 0.1 · ln(32) + 1
+    assert!((yarn.attention_factor - 1.346_573_590_279_972_7).abs() < 1e-12);
+    assert_eq!(
+        (yarn.factor, yarn.original_positions, yarn.truncates),
+        (32.0, 4096, false)
+    );
+}
+
+/// The base is that of `compute_ntk_alpha_rope_parameters`, modeling_hunyuan_v1_moe.py.
+#[test]
+fn hunyuans_alpha_is_a_greater_base() {
+    let rope = json!({"type": "dynamic", "alpha": 1000.0, "factor": 1.0});
+    let keys = json!({"rope_scaling": rope, "moe_topk": [2, 2, 2, 2], "num_shared_expert": 1});
+    let options = options_of(&small("hunyuan_v1_moe", keys)).unwrap();
+    assert!((options.rotary.theta / 1e8 - 1.0).abs() < 1e-9); // 1e4 · 1000^(8/6)
+    assert_eq!(options.qk_norm, QkNorm::PerHeadAfterRotary);
+    let shared = options.shared_expert.unwrap();
+    assert_eq!((shared.intermediate, shared.is_gated), (16, false));
+}
+
+#[test]
+fn what_a_decoder_does_not_compute_is_refused_by_its_key() {
+    for (family, keys, told) in [
+        (
+            "olmoe",
+            json!({"clip_qkv": 8.0}),
+            "clip_qkv is 8.0, wanted null",
+        ),
+        (
+            "mixtral",
+            json!({"hidden_act": "gelu"}),
+            "hidden_act is \"gelu\", wanted \"silu\"",
+        ),
+        (
+            "mixtral",
+            json!({"num_experts_per_tok": 7}),
+            "num_experts_per_tok is 7, wanted from 1 to the 6",
+        ),
+        (
+            "mixtral",
+            json!({"num_key_value_heads": 3}),
+            "num_key_value_heads is 3, wanted a divisor of the 4",
+        ),
+        (
+            "mixtral",
+            json!({"rope_scaling": {"type": "linear", "factor": 2.0}}),
+            "rope_scaling.type is \"linear\"",
+        ),
+        (
+            "gpt_oss",
+            json!({"rope_scaling": {"rope_type": "yarn"}}),
+            "rope_scaling.factor is missing",
+        ),
+        (
+            "gpt_oss",
+            json!({"layer_types": ["sliding_attention"]}),
+            "layer_types is a list of 1",
+        ),
+        (
+            "dots1",
+            json!({"num_experts_per_tok": 2, "layer_types": ["x", "x", "x", "x"]}),
+            "layer_types is a list of 4",
+        ),
+        (
+            "glm4_moe",
+            json!({"num_experts_per_tok": 2, "n_group": 4}),
+            "n_group is 4, wanted a divisor of the 6",
+        ),
+        (
+            "glm4_moe",
+            json!({"num_experts_per_tok": 4, "n_group": 3, "topk_group": 1}),
+            "topk_group is 1",
+        ),
+        (
+            "glm4_moe",
+            json!({"num_experts_per_tok": 2, "partial_rotary_factor": 0.4}),
+            "partial_rotary_factor is 0.4",
+        ),
+        (
+            "ernie4_5_moe",
+            json!({"use_bias": true}),
+            "use_bias is true, wanted false",
+        ),
+        (
+            "hunyuan_v1_moe",
+            json!({"use_cla": true}),
+            "use_cla is true, wanted false",
+        ),
+        (
+            "qwen2_moe",
+            json!({"use_sliding_window": true}),
+            "use_sliding_window is true, wanted false",
+        ),
+        (
+            "granitemoe",
+            json!({"logits_scaling": 0}),
+            "logits_scaling is 0, wanted a positive number",
+        ),
+    ] {
+        let error = options_of(&small(family, keys)).unwrap_err();
+        assert!(error.contains(told), "{family}: {error}");
+    }
+}

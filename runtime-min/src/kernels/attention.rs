@@ -45,6 +45,8 @@ pub(crate) struct Attention<'a> {
     /// Like `keys`.
     pub values: &'a [f32],
     pub heads: Heads,
+    /// What scores are multiplied by.
+    pub scale: f32,
     pub compute: Compute,
 }
 
@@ -249,17 +251,6 @@ impl Task<'_> {
         self.seen + token
     }
 
-    fn scale(&self) -> f32 {
-        #[expect(clippy::cast_precision_loss, reason = "a head is narrow")]
-        let scale = (self.what.heads.width as f64).powf(-0.5);
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "applied in f32, as torch does"
-        )]
-        let scale = scale as f32;
-        scale
-    }
-
     /// The tiles that see a block.
     fn tiles(&self, block: usize, max: usize) -> impl Iterator<Item = Tile> {
         let tokens = (0..self.tokens)
@@ -385,7 +376,7 @@ impl Task<'_> {
         sums.fill(Line::ZERO);
         let (states, _) = states.lines(2 * tokens * group).as_chunks_mut();
         states.fill(EMPTY);
-        let scale = self.scale();
+        let scale = self.what.scale;
         for from in (0..self.seen(tokens - 1)).step_by(POSITIONS) {
             self.pack_keys::<S, STRIP>(s, from, keys);
             self.pack_values::<S, STRIP>(s, from, values);
@@ -427,7 +418,7 @@ impl Task<'_> {
         let longest = self.seen(tokens - 1);
         let stride = longest.div_ceil(POSITIONS) * SCORES;
         let scores = scores.lines(tokens * group * stride);
-        let scale = self.scale();
+        let scale = self.what.scale;
         for (i, from) in (0..longest).step_by(POSITIONS).enumerate() {
             let keys = &mut panel[..POSITIONS / LANES * width];
             self.pack_keys::<S, STRIP>(s, from, keys);

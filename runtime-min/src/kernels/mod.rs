@@ -48,7 +48,7 @@ pub(crate) use rows::{
 };
 pub(crate) use shared::Columns;
 use simd::{Simd, Work};
-pub(crate) use sound::{Depthwise, Slide, Snake, WindowAttention};
+pub(crate) use sound::{Depthwise, Slide, Snake, WindowAttention, below_the_highest};
 
 /// The environment variable that chooses the instruction set.
 pub const CPU_VARIABLE: &str = "SEGPACK_CPU";

@@ -4,7 +4,7 @@
 use super::rows::{load, softmax_row, store};
 use super::shared::Columns;
 use super::simd::{LANES, Line, Simd, Work};
-use crate::tensor::{Compute, Heads};
+use crate::tensor::{Attending, Compute, Heads};
 
 /// The largest argument of [`sin_squared`]: the multiples of π that are taken off are exact up to
 /// here, with and without fused multiplication.
@@ -188,21 +188,22 @@ impl Work for Slide<'_> {
     }
 }
 
-/// As [`crate::ops::Ops::attention_window`], of some rows.
+/// As [`crate::ops::Ops::attend_until`], of some rows of queries.
 pub(crate) struct WindowAttention<'a> {
     pub compute: Compute,
-    /// `[positions, query × width]`
+    /// `[tokens, query × width]`, of the last positions
     pub q: &'a [f32],
     /// `[positions, key_value × width]`
     pub keys: &'a [f32],
     /// Like `keys`.
     pub values: &'a [f32],
     pub heads: Heads,
-    /// Positions that each sees, itself among them.
-    pub window: usize,
-    /// The first position of `out`.
+    pub attending: Attending<'a>,
+    /// The first position of `q`.
+    pub before: usize,
+    /// The first row of `q` that `out` has.
     pub first: usize,
-    /// Rows of `[positions, query × width]`.
+    /// Rows of `[tokens, query × width]`.
     pub out: Columns<'a>,
     pub rows: usize,
 }
@@ -219,22 +220,33 @@ impl Work for WindowAttention<'_> {
         } = self.heads;
         let row = key_value * width;
         let group = query / key_value;
-        let scale = scale(width);
-        let mut scores = vec![0.0; self.window.min(self.first + self.rows)];
+        let Attending {
+            scale,
+            window,
+            sinks,
+        } = self.attending;
+        let last = self.before + self.first + self.rows;
+        let mut scores = vec![0.0; window.min(last) + 1];
         for number in 0..self.rows {
-            let position = self.first + number;
-            let start = (position + 1).saturating_sub(self.window);
-            let scores = &mut scores[..position + 1 - start];
+            let (token, position) = (self.first + number, self.before + self.first + number);
+            let start = (position + 1).saturating_sub(window);
+            let seen = position + 1 - start;
             for head in 0..query {
+                let scores = &mut scores[..seen + usize::from(sinks.is_some())];
                 let column = head / group * width;
-                let q = &self.q[(position * query + head) * width..][..width];
-                for (score, j) in scores.iter_mut().zip(start..) {
+                let q = &self.q[(token * query + head) * width..][..width];
+                for (score, j) in scores.iter_mut().zip(start..=position) {
                     let key = &self.keys[j * row + column..][..width];
                     *score = self
                         .compute
                         .round(self.compute.round(dot(s, q, key)) * scale);
                 }
+                if let Some(sinks) = sinks {
+                    scores[seen] = sinks[head];
+                    below_the_highest(self.compute, scores);
+                }
                 softmax_row(s, scores);
+                let scores = &mut scores[..seen];
                 self.compute.round_all(scores);
                 let out = &mut self.out.row(number)[head * width..][..width];
                 out.fill(0.0);
@@ -252,11 +264,11 @@ impl Work for WindowAttention<'_> {
     }
 }
 
-#[expect(
-    clippy::cast_precision_loss,
-    clippy::cast_possible_truncation,
-    reason = "a head is narrow; applied in f32, as torch does"
-)]
-fn scale(width: usize) -> f32 {
-    (width as f64).powf(-0.5) as f32
+/// Scores less the highest of them, rounded: GptOss subtracts it before the softmax, in the precision
+/// of the activations.
+pub(crate) fn below_the_highest(compute: Compute, scores: &mut [f32]) {
+    let highest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    scores
+        .iter_mut()
+        .for_each(|score| *score = compute.round(*score - highest));
 }

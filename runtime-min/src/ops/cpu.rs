@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use segpack_formats::Result;
 use segpack_formats::io::CancelToken;
 
-use super::Ops;
+use super::{Attending, Ops};
 use crate::kernels::{self, Kernels, UnknownKernels};
 use crate::tensor::{Compute, Heads, Linear};
 
@@ -57,6 +57,7 @@ impl CpuOps {
             keys,
             values,
             heads,
+            scale: Attending::to_all(heads).scale,
             compute: self.compute,
         }
     }
@@ -151,25 +152,28 @@ impl Ops for CpuOps {
         stop.check()
     }
 
-    fn attention_window(
+    fn attend(
         &self,
         [q, keys, values]: [&[f32]; 3],
         heads: Heads,
-        window: usize,
+        attending: Attending<'_>,
         out: &mut [f32],
     ) {
         let row = heads.query * heads.width;
+        let tokens = q.len() / row.max(1);
+        let positions = keys.len() / (heads.key_value * heads.width).max(1);
         let mut rest = kernels::Columns::all(out, row);
         let mut tasks = Vec::new();
-        for first in (0..q.len() / row.max(1)).step_by(WINDOW_ROWS) {
-            let rows = WINDOW_ROWS.min(q.len() / row - first);
+        for first in (0..tokens).step_by(WINDOW_ROWS) {
+            let rows = WINDOW_ROWS.min(tokens - first);
             tasks.push(kernels::WindowAttention {
                 compute: self.compute,
                 q,
                 keys,
                 values,
                 heads,
-                window,
+                attending,
+                before: positions - tokens,
                 first,
                 out: rest.take_rows(rows),
                 rows,
@@ -178,6 +182,38 @@ impl Ops for CpuOps {
         tasks
             .into_par_iter()
             .for_each(|task| self.kernels.run(task));
+    }
+
+    fn attend_until(
+        &self,
+        [q, keys, values]: [&[f32]; 3],
+        heads: Heads,
+        how: Attending<'_>,
+        out: &mut [f32],
+        stop: &CancelToken,
+    ) -> Result<()> {
+        let seen = keys.len() / (heads.key_value * heads.width).max(1);
+        if how.sinks.is_none() && how.window >= seen {
+            let mut what = self.attention_of([q, keys, values], heads);
+            what.scale = how.scale;
+            kernels::attention(self.kernels, what, out, stop);
+            return stop.check();
+        }
+        stop.check()?;
+        self.attend([q, keys, values], heads, how, out);
+        stop.check()
+    }
+
+    fn rms_norm_once(&self, x: &mut [f32], weight: &[f32], eps: f32) {
+        in_tasks(x, weight.len(), |x| {
+            self.kernels.run(kernels::RmsNorm {
+                compute: Compute::F32,
+                x: &mut *x,
+                weight,
+                eps,
+            });
+            self.compute.round_all(x);
+        });
     }
 
     fn snake(&self, x: &mut [f32], alpha: &[f32], inverse_beta: &[f32]) {

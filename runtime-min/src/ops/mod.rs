@@ -19,7 +19,7 @@ use segpack_formats::Result;
 use segpack_formats::io::CancelToken;
 
 use crate::tensor::Linear;
-pub use crate::tensor::{Compute, Heads, Matrix};
+pub use crate::tensor::{Attending, Compute, Heads, Matrix, RotaryLayout};
 
 /// What a device computes.
 pub trait Ops: Send + Sync {
@@ -98,7 +98,33 @@ pub trait Ops: Send + Sync {
     /// them. `q` and `out` are `[positions, query × width]`, `keys` and `values` `[positions,
     /// key_value × width]`. Scale is `width^-0.5`.
     fn attention_window(&self, qkv: [&[f32]; 3], heads: Heads, window: usize, out: &mut [f32]) {
-        scalar::attention_window(self.compute(), qkv, heads, window, out);
+        let attending = Attending {
+            window,
+            ..Attending::to_all(heads)
+        };
+        self.attend(qkv, heads, attending, out);
+    }
+
+    /// As [`attention`](Self::attention), with another scale, to a window, or with sinks.
+    fn attend(&self, qkv: [&[f32]; 3], heads: Heads, how: Attending<'_>, out: &mut [f32]) {
+        scalar::attend_window(self.compute(), qkv, heads, how, out);
+    }
+
+    /// As [`attend`](Self::attend); ends soon after `stop` is requested.
+    ///
+    /// # Errors
+    /// `Interrupted` then; some of the results are undefined.
+    fn attend_until(
+        &self,
+        qkv: [&[f32]; 3],
+        heads: Heads,
+        how: Attending<'_>,
+        out: &mut [f32],
+        stop: &CancelToken,
+    ) -> Result<()> {
+        stop.check()?;
+        self.attend(qkv, heads, how, out);
+        stop.check()
     }
 
     /// `SnakeBeta` of rows of channels: `x + inverse_beta · sin²(x · alpha)`, in f32, rounded once.
@@ -139,6 +165,25 @@ pub trait Ops: Send + Sync {
     /// before the weight (modeling_qwen3_omni_moe.py, `Qwen3OmniMoeThinkerTextRMSNorm`).
     fn rms_norm(&self, x: &mut [f32], weight: &[f32], eps: f32) {
         scalar::rms_norm(self.compute(), x, weight, eps);
+    }
+
+    /// RMS norm of every row, rounded once: `round(w · x · rsqrt(mean(x²) + eps))` (modeling_gpt_oss.py,
+    /// `GptOssRMSNorm`).
+    fn rms_norm_once(&self, x: &mut [f32], weight: &[f32], eps: f32) {
+        scalar::rms_norm(Compute::F32, x, weight, eps);
+        self.compute().round_all(x);
+    }
+
+    /// Rotates the first values of every head of every row, `[tokens, heads × width]`, the others
+    /// stay. `cos` and `sin` are `[tokens, layout.turned / 2]`.
+    fn rotate(&self, x: &mut [f32], cos: &[f32], sin: &[f32], layout: RotaryLayout) {
+        if layout.turned == layout.width && !layout.is_of_neighbours {
+            return match layout.is_in_f32 {
+                true => self.rope_in_f32(x, cos, sin, layout.width),
+                false => self.rope(x, cos, sin, layout.width),
+            };
+        }
+        scalar::rotate(self.compute(), x, cos, sin, layout);
     }
 
     /// Rotates every head of every row, halves paired (j, j + width/2): `round(x·cos) +

@@ -3,7 +3,7 @@
 use segpack_formats::Result;
 use segpack_formats::io::CancelToken;
 
-use super::{Ops, softmax};
+use super::{Attending, Ops, RotaryLayout, softmax};
 use crate::kernels;
 use crate::tensor::{Compute, Heads, Linear};
 
@@ -49,15 +49,29 @@ impl Ops for ScalarOps {
     }
 
     fn attention(&self, q: &[f32], keys: &[f32], values: &[f32], heads: Heads, out: &mut [f32]) {
-        let (tokens, positions) = rows(q, keys, heads);
-        for t in 0..tokens {
-            for h in 0..heads.query {
-                let at = (t * heads.query + h) * heads.width;
-                let seen = positions - tokens + t + 1;
-                let (q, out) = (&q[at..at + heads.width], &mut out[at..at + heads.width]);
-                attend(self.compute, q, keys, values, heads, h, seen, out);
-            }
+        self.attend_to_all(
+            [q, keys, values],
+            heads,
+            Attending::to_all(heads).scale,
+            out,
+        );
+    }
+
+    fn attend_until(
+        &self,
+        qkv: [&[f32]; 3],
+        heads: Heads,
+        how: Attending<'_>,
+        out: &mut [f32],
+        stop: &CancelToken,
+    ) -> Result<()> {
+        stop.check()?;
+        let (_, positions) = rows(qkv[0], qkv[1], heads);
+        match how.sinks {
+            None if how.window >= positions => self.attend_to_all(qkv, heads, how.scale, out),
+            _ => self.attend(qkv, heads, how, out),
         }
+        stop.check()
     }
 
     fn attention_within(
@@ -68,6 +82,7 @@ impl Ops for ScalarOps {
         out: &mut [f32],
     ) {
         let row = heads.query * heads.width;
+        let scale = Attending::to_all(heads).scale;
         for segment in segments.windows(2) {
             let within = segment[0] * row..segment[1] * row;
             let (keys, values) = (&keys[within.clone()], &values[within]);
@@ -76,8 +91,28 @@ impl Ops for ScalarOps {
                 for h in 0..heads.query {
                     let at = t * row + h * heads.width;
                     let (q, out) = (&q[at..at + heads.width], &mut out[at..at + heads.width]);
-                    attend(self.compute, q, keys, values, heads, h, seen, out);
+                    attend(self.compute, (q, scale), keys, values, heads, h, seen, out);
                 }
+            }
+        }
+    }
+}
+
+impl ScalarOps {
+    fn attend_to_all(
+        &self,
+        [q, keys, values]: [&[f32]; 3],
+        heads: Heads,
+        scale: f32,
+        out: &mut [f32],
+    ) {
+        let (tokens, positions) = rows(q, keys, heads);
+        for t in 0..tokens {
+            for h in 0..heads.query {
+                let at = (t * heads.query + h) * heads.width;
+                let seen = positions - tokens + t + 1;
+                let (q, out) = (&q[at..at + heads.width], &mut out[at..at + heads.width]);
+                attend(self.compute, (q, scale), keys, values, heads, h, seen, out);
             }
         }
     }
@@ -96,7 +131,7 @@ pub(super) fn rows(q: &[f32], keys: &[f32], heads: Heads) -> (usize, usize) {
 #[expect(clippy::too_many_arguments, reason = "the operands of one formula")]
 pub(super) fn attend(
     compute: Compute,
-    q: &[f32],
+    (q, scale): (&[f32], f32),
     keys: &[f32],
     values: &[f32],
     heads: Heads,
@@ -106,13 +141,6 @@ pub(super) fn attend(
 ) {
     let kv = head / (heads.query / heads.key_value);
     let stride = heads.key_value * heads.width;
-    #[expect(clippy::cast_precision_loss, reason = "a head is narrow")]
-    let scale = (heads.width as f64).powf(-0.5);
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "the scale is applied in f32"
-    )]
-    let scale = scale as f32;
     let row = |all: &'_ [f32], t: usize| -> std::ops::Range<usize> {
         debug_assert!((t + 1) * stride <= all.len());
         t * stride + kv * heads.width..t * stride + (kv + 1) * heads.width
@@ -216,11 +244,11 @@ pub(super) fn gelu_tanh(compute: Compute, x: &mut [f32]) {
     }
 }
 
-pub(super) fn attention_window(
+pub(super) fn attend_window(
     compute: Compute,
     [q, keys, values]: [&[f32]; 3],
     heads: Heads,
-    window: usize,
+    how: Attending<'_>,
     out: &mut [f32],
 ) {
     let Heads {
@@ -229,36 +257,71 @@ pub(super) fn attention_window(
         width,
     } = heads;
     let row = key_value * width;
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        reason = "a head is narrow; applied in f32, as torch does"
-    )]
-    let scale = (width as f64).powf(-0.5) as f32;
+    let (tokens, positions) = rows(q, keys, heads);
     for (at, (q, out)) in q
         .chunks_exact(width)
         .zip(out.chunks_exact_mut(width))
         .enumerate()
     {
-        let (position, head) = (at / query, at % query);
+        let (position, head) = (positions - tokens + at / query, at % query);
         let column = head / (query / key_value) * width;
-        let start = (position + 1).saturating_sub(window);
+        let start = (position + 1).saturating_sub(how.window);
         let score = |j: usize| {
             let key = &keys[j * row + column..][..width];
             let sum = q.iter().zip(key).map(|(q, k)| q * k).sum();
-            compute.round(compute.round(sum) * scale)
+            compute.round(compute.round(sum) * how.scale)
         };
         let mut scores: Vec<f32> = (start..=position).map(score).collect();
+        if let Some(sinks) = how.sinks {
+            scores.push(sinks[head]);
+            kernels::below_the_highest(compute, &mut scores);
+        }
         softmax(&mut scores);
         compute.round_all(&mut scores);
         out.fill(0.0);
-        for (score, j) in scores.iter().zip(start..) {
+        for (score, j) in scores.iter().zip(start..=position) {
             let value = &values[j * row + column..][..width];
             out.iter_mut()
                 .zip(value)
                 .for_each(|(out, v)| *out += score * v);
         }
         compute.round_all(out);
+    }
+}
+
+/// Turns the first values of heads, pair by pair.
+pub(super) fn rotate(
+    compute: Compute,
+    x: &mut [f32],
+    cos: &[f32],
+    sin: &[f32],
+    layout: RotaryLayout,
+) {
+    let half = layout.turned / 2;
+    let inner = match layout.is_in_f32 {
+        true => Compute::F32,
+        false => compute,
+    };
+    let tokens = cos.len() / half.max(1);
+    let per_token = (x.len() / tokens.max(1)).max(1);
+    for (row, (cos, sin)) in x
+        .chunks_exact_mut(per_token)
+        .zip(cos.chunks_exact(half).zip(sin.chunks_exact(half)))
+    {
+        for head in row.chunks_exact_mut(layout.width) {
+            for (j, (cos, sin)) in cos.iter().zip(sin).enumerate() {
+                let (first, second) = match layout.is_of_neighbours {
+                    true => (2 * j, 2 * j + 1),
+                    false => (j, j + half),
+                };
+                let (a, b) = (head[first], head[second]);
+                let turned = [
+                    inner.round(a * cos) + inner.round(-b * sin),
+                    inner.round(b * cos) + inner.round(a * sin),
+                ];
+                [head[first], head[second]] = turned.map(|x| compute.round(x));
+            }
+        }
     }
 }
 

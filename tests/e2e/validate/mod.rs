@@ -1,5 +1,6 @@
 //! Comparing with recorded traces.
 
+mod families;
 mod media;
 mod speech;
 mod stages;

@@ -18,7 +18,7 @@ use crate::support::cli::{FindingKind, Run, packed, segpack};
 use crate::support::folders::temp;
 use crate::support::tiny::{Qwen3Moe, Tensor, Tiny, shard_bytes, tensors_of, tiny_full, tiny_text};
 
-fn trace_of(name: &str) -> PathBuf {
+pub(super) fn trace_of(name: &str) -> PathBuf {
     fixtures()
         .join("traces")
         .join(format!("{name}.safetensors"))
@@ -37,7 +37,7 @@ fn bent(name: &str, folder: &Path, bend: impl FnOnce(&mut Vec<Tensor>, &mut Valu
 }
 
 /// The report, which is what its schema says.
-fn report(pack: &Path, trace: &Path, status: i32) -> Value {
+pub(super) fn report(pack: &Path, trace: &Path, status: i32) -> Value {
     let report = segpack!["validate", pack, "--reference", trace, "--json", "-q"]
         .exits(status)
         .json();

@@ -94,7 +94,11 @@ pub(super) fn text_decoder(
     settings: &ExportSettings,
 ) -> Result<(Component, TextDecoder), StepError> {
     let family = pack.manifest().model.known_family();
-    family.map_err(ExportError::Family)?;
+    let family = family.map_err(ExportError::Family)?;
+    if !family.is_qwen3_moe() {
+        let (family, target) = (family.name(), settings.target);
+        return Err(ExportError::OtherArchitecture { target, family }.into());
+    }
     let components = selected(pack, settings)?;
     let is_text = |c: &Component| matches!(c, Component::Text | Component::ThinkerText);
     let Some(component) = components.into_iter().find(is_text) else {

@@ -14,7 +14,7 @@ use segpack_formats::io::{CancelToken, to_usize};
 use segpack_formats::numeric::{Dtype, FloatDtype};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{Finding, FindingKind, Inventory, InventoryTensor, Quantity};
-use segpack_manifests::families::{FamilyName, TextFacts, text_facts};
+use segpack_manifests::families::{Family, FamilyName, TextFacts, text_facts};
 use segpack_runtime_min::ops::{Heads, Matrix, Ops, ScalarOps, softmax};
 use segpack_runtime_min::tensor::Linear;
 
@@ -104,6 +104,10 @@ fn facts_of(checkpoint: &Checkpoint) -> Result<TextFacts, ValidateError> {
     let Some(config) = &checkpoint.config else {
         return Err(ValidateError::NoConfig { checkpoint: root() });
     };
+    if let Some(family) = Family::of_config(config).filter(|family| !family.is_qwen3_moe()) {
+        let (checkpoint, family) = (root(), family.name());
+        return Err(ValidateError::OtherFamily { checkpoint, family });
+    }
     match text_facts(config) {
         Some(facts) => facts.map_err(|source| ValidateError::Config {
             checkpoint: root(),

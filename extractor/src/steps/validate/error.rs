@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use segpack_formats::numeric::NotFloat;
-use segpack_manifests::families::{ConfigError, UnstackError};
+use segpack_manifests::families::{ConfigError, FamilyName, UnstackError};
 use segpack_runtime_min::processing::audio::AudioError;
 use segpack_runtime_min::processing::image::ImageError;
 use segpack_runtime_min::processing::media::SettingsError;
@@ -23,6 +23,18 @@ pub enum ValidateError {
     UnknownFamily {
         /// Its folder.
         checkpoint: PathBuf,
+    },
+    /// The checkpoint to calculate from is of a family that this is not written for.
+    #[error(
+        "{}: family \"{family}\" is compared with recorded traces alone, only Qwen3-MoE's decoder \
+         with a checkpoint",
+        checkpoint.display()
+    )]
+    OtherFamily {
+        /// Its folder.
+        checkpoint: PathBuf,
+        /// Its family.
+        family: FamilyName,
     },
     /// The checkpoint's configuration describes no text model.
     #[error("{}: config.json cannot be used", checkpoint.display())]

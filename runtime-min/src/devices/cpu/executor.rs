@@ -1,6 +1,7 @@
 //! A decoder on the CPU: weights and activations in ordinary memory, operations of [`Ops`].
 
 use segpack_formats::io::{CancelToken, to_usize};
+use segpack_manifests::families::{NormRounding, QkNorm};
 use std::borrow::Cow;
 use std::mem::take;
 use std::ops::Range;
@@ -14,7 +15,8 @@ use super::scratch::{Buffer, MlpScratch};
 use crate::error::RunError;
 use crate::models::decoder::bind::{DecoderWeights, EndWeights, LinearWeights, SharedExpert};
 use crate::models::decoder::executor::{
-    Activation, Backend, DecoderExecutor, DecoderSetup, ExecutorStats, ExpertLayer, GroupTensor,
+    Activation, AttentionTensors, Backend, DecoderExecutor, DecoderSetup, ExecutorStats,
+    ExpertLayer, GroupTensor,
 };
 use crate::models::decoder::{Decoder, DecoderSpec, Logits, Rotary, Routing, RunSettings};
 use crate::ops::Ops;
@@ -49,6 +51,14 @@ pub struct CpuExecutor<'a, O> {
 struct KeysValues {
     keys: Vec<f32>,
     values: Vec<f32>,
+}
+
+/// The family's RMS norm of every row.
+fn rms_norm(ops: &impl Ops, spec: &DecoderSpec, x: &mut [f32], weight: &[f32]) {
+    match spec.options.norm_rounding {
+        NormRounding::Once => ops.rms_norm_once(x, weight, spec.rms_norm_eps),
+        _ => ops.rms_norm(x, weight, spec.rms_norm_eps),
+    }
 }
 
 impl<O: Ops> Backend for O {
@@ -240,7 +250,7 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
         } else {
             out.copy(self.activations[from as usize].of(n))
         };
-        self.ops.rms_norm(values, &weight, self.spec.rms_norm_eps);
+        rms_norm(&self.ops, &self.spec, values, &weight);
         self.put_back(to, out);
         Ok(())
     }
@@ -285,7 +295,7 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
         &mut self,
         layer: usize,
         tokens: Range<usize>,
-        norms: [GroupTensor; 2],
+        of: AttentionTensors,
     ) -> Result<(), RunError> {
         let Heads {
             query,
@@ -293,8 +303,10 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
             width,
         } = self.spec.heads;
         let n = tokens.len();
-        let [q_norm, k_norm] = norms.map(|norm| self.values(norm));
-        let angles = tokens.start * width / 2..tokens.end * width / 2;
+        let norms = of.qk_norms.map(|norms| norms.map(|norm| self.values(norm)));
+        let sinks = of.sinks.map(|sinks| self.values(sinks));
+        let layout = self.spec.rotary_layout();
+        let angles = tokens.start * layout.turned / 2..tokens.end * layout.turned / 2;
         let (cos, sin) = (&self.rotary.cos[angles.clone()], &self.rotary.sin[angles]);
         let [q, k, v, attended] = self
             .activations
@@ -308,11 +320,18 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
                 .map(|a| a as usize),
             )
             .map_err(|_| RunError::Internal("activations overlap"))?;
-        // queries and keys: normed, then rotated
+        // queries and keys: normed and rotated, in the family's order
         let (q, k) = (q.of(n * query * width), k.of(n * key_value * width));
-        for (values, norm) in [(&mut *q, &q_norm), (&mut *k, &k_norm)] {
-            self.ops.rms_norm(values, norm, self.spec.rms_norm_eps);
-            self.ops.rope(values, cos, sin, width);
+        let is_normed_last = self.spec.options.qk_norm == QkNorm::PerHeadAfterRotary;
+        for (number, values) in [&mut *q, &mut *k].into_iter().enumerate() {
+            let norm = norms.as_ref().map(|norms| &norms[number]);
+            if let Some(norm) = norm.filter(|_| !is_normed_last) {
+                rms_norm(&self.ops, &self.spec, values, norm);
+            }
+            self.ops.rotate(values, cos, sin, layout);
+            if let Some(norm) = norm.filter(|_| is_normed_last) {
+                rms_norm(&self.ops, &self.spec, values, norm);
+            }
         }
         // keys and values join the cache, which the queries attend to
         let kv = &mut self.kv[layer];
@@ -320,8 +339,9 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
         kv.values.extend_from_slice(v.of(n * key_value * width));
         let out = attended.of(n * query * width);
         let heads = self.spec.heads;
+        let how = self.spec.attending(layer, sinks.as_deref());
         self.ops
-            .attention_until([q, &kv.keys, &kv.values], heads, out, self.stop)?;
+            .attend_until([q, &kv.keys, &kv.values], heads, how, out, self.stop)?;
         Ok(())
     }
 
@@ -337,7 +357,10 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
         let n = self.tokens * self.spec.hidden;
         let mut residual = self.take(Activation::Residual);
         let added = self.activations[Activation::Added as usize].of(n);
-        self.ops.add(residual.of(n), added);
+        match self.spec.multipliers.residual {
+            1.0 => self.ops.add(residual.of(n), added),
+            factor => self.ops.add_scaled(residual.of(n), added, factor),
+        }
         self.put_back(Activation::Residual, residual);
         Ok(())
     }
@@ -437,6 +460,22 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
 
 impl<'a, O: Ops> CpuExecutor<'a, O> {
     fn logits_by(
+        &mut self,
+        weights: &DecoderWeights<'a>,
+        head: EndWeights<'a>,
+        want: Logits,
+    ) -> Result<Vec<f32>, RunError> {
+        let mut logits = self.undivided_logits(weights, head, want)?;
+        let divisor = self.spec.multipliers.logits_divisor;
+        if divisor != 1.0 {
+            let compute = Ops::compute(&self.ops);
+            let divided = |x: &mut f32| *x = compute.round(*x / divisor);
+            logits.iter_mut().for_each(divided);
+        }
+        Ok(logits)
+    }
+
+    fn undivided_logits(
         &mut self,
         weights: &DecoderWeights<'a>,
         head: EndWeights<'a>,

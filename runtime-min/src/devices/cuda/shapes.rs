@@ -10,6 +10,9 @@ const MAX_EXPERTS: usize = 4096;
 
 /// What the kernels cannot run is named here.
 pub(super) fn check(weights: &DecoderWeights<'_>, spec: &DecoderSpec) -> Result<(), RunError> {
+    if let Some(what) = spec.beyond_qwen3() {
+        return Err(GpuLimit::Operation { what }.into());
+    }
     let width = spec.heads.width;
     if width > MAX_HEAD_WIDTH {
         return Err(GpuLimit::HeadWidth {

@@ -86,8 +86,10 @@ pub(crate) struct LayerWeights<'a> {
     pub(crate) k: LinearWeights,
     pub(crate) v: LinearWeights,
     pub(crate) o: LinearWeights,
-    pub(crate) q_norm: PlacedTensor,
-    pub(crate) k_norm: PlacedTensor,
+    /// Norms of queries and of keys.
+    pub(crate) qk_norms: Option<[PlacedTensor; 2]>,
+    /// `[query heads]`
+    pub(crate) sinks: Option<PlacedTensor>,
     pub(crate) post_attention_norm: PlacedTensor,
     pub(crate) mlp: MlpWeights<'a>,
 }

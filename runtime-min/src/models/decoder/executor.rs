@@ -110,6 +110,15 @@ pub struct GroupTensor {
     pub(crate) tensor: PlacedTensor,
 }
 
+/// What attention needs beside its projections, as the family has it.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionTensors {
+    /// Norms of queries and of keys.
+    pub(crate) qk_norms: Option<[GroupTensor; 2]>,
+    /// A score of each head that no value belongs to.
+    pub(crate) sinks: Option<GroupTensor>,
+}
+
 /// The experts of a layer.
 #[derive(Debug, Clone, Copy)]
 pub struct ExpertLayer<'a, 'p> {
@@ -248,19 +257,19 @@ pub trait DecoderExecutor<'a> {
         linears: &[(&LinearWeights, Activation)],
     ) -> Result<(), RunError>;
 
-    /// Norms Q and K, applies the rotary embedding to them, puts K and V into the layer's cache,
+    /// Norms Q and K and applies the rotary embedding to them, puts K and V into the layer's cache,
     /// and attends: Attended.
     fn attention(
         &mut self,
         layer: usize,
         tokens: Range<usize>,
-        norms: [GroupTensor; 2],
+        of: AttentionTensors,
     ) -> Result<(), RunError>;
 
     /// Gate = silu(Gate) · Up.
     fn silu_mul(&mut self) -> Result<(), RunError>;
 
-    /// Residual += Added.
+    /// Residual += Added, times the family's multiplier.
     fn add_residual(&mut self) -> Result<(), RunError>;
 
     /// Chooses every token's experts by the logits in Router.

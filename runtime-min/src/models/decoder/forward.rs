@@ -14,7 +14,7 @@ use segpack_manifests::{PackCursor, PackModel, PackReader};
 
 use super::bind::{DecoderWeights, MlpWeights};
 use super::executor::{
-    Activation, Backend, DecoderExecutor, DecoderSetup, ExpertLayer, GroupTensor,
+    Activation, AttentionTensors, Backend, DecoderExecutor, DecoderSetup, ExpertLayer, GroupTensor,
 };
 use super::media::{MediaInputs, Places};
 use super::observer::Observer;
@@ -416,9 +416,17 @@ impl<'a, B: Backend> Decoder<'a, B> {
         Ok(())
     }
 
-    /// Reads rows of the embedding, one at a time.
+    /// Reads rows of the embedding, one at a time, and multiplies them as the family does.
     fn embed(&mut self, ids: &[u32]) -> Result<Vec<f32>, RunError> {
-        self.embed_by(0, ids)
+        let mut embedded = self.embed_by(0, ids)?;
+        let factor = self.spec.multipliers.embedding;
+        if factor != 1.0 {
+            let compute = self.compute;
+            embedded
+                .iter_mut()
+                .for_each(|x| *x = compute.round(*x * factor));
+        }
+        Ok(embedded)
     }
 
     /// Reads rows of one of the embeddings, one at a time: `[ids, hidden]`.
@@ -443,15 +451,18 @@ impl<'a, B: Backend> Decoder<'a, B> {
             .map(move |first| first..(first + max).min(tokens))
     }
 
-    /// Added = what attention adds to the residual stream. q and k are normed per head, then
-    /// rotated; v is neither.
+    /// Added = what attention adds to the residual stream. q and k are normed and rotated, as the family
+    /// has it; v is neither.
     fn attention(&mut self, number: usize, tokens: usize) -> Result<(), RunError> {
         let layer = &self.weights.layers[number];
         let of_layer = |tensor: PlacedTensor| GroupTensor {
             group: number,
             tensor,
         };
-        let norms = [of_layer(layer.q_norm), of_layer(layer.k_norm)];
+        let tensors = AttentionTensors {
+            qk_norms: layer.qk_norms.map(|norms| norms.map(of_layer)),
+            sinks: layer.sinks.map(of_layer),
+        };
         self.executor.norm(
             Activation::Residual,
             Activation::Normed,
@@ -466,7 +477,7 @@ impl<'a, B: Backend> Decoder<'a, B> {
             ];
             self.executor
                 .linears(Activation::Normed, batch.clone(), number, &qkv)?;
-            self.executor.attention(number, batch.clone(), norms)?;
+            self.executor.attention(number, batch.clone(), tensors)?;
             let o = [(&layer.o, Activation::Added)];
             self.executor
                 .linears(Activation::Attended, batch, number, &o)?;

@@ -1,17 +1,19 @@
 //! The numbers of a decoder, apart from any weights.
 
+use std::ops::Range;
+
 use segpack_formats::io::to_usize;
 
 use segpack_manifests::families::{
-    DecoderOptions, ExpertActivation, Multipliers, NormRounding, QkNorm, RotaryPairs,
-    RotaryScaling, RouterScore, TextFacts, WeightDivisor,
+    DecoderOptions, ExpertActivation, Multipliers, NormRounding, QkNorm, RotaryOptions,
+    RotaryPairs, RotaryScaling, RouterScore, TextFacts, WeightDivisor, Yarn,
 };
 use segpack_manifests::folder::TextDecoder;
 use segpack_manifests::names::Role;
 use segpack_manifests::{Pack, PackModel};
 
 use crate::error::{RunError, Unsuitable};
-use crate::tensor::{Compute, Heads};
+use crate::tensor::{Attending, Compute, Heads, RotaryLayout};
 
 /// The shape of a decoder and the constants of its operations.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,6 +42,8 @@ pub struct DecoderSpec {
     pub has_tied_head: bool,
     /// What it computes: the switches in which families differ.
     pub options: DecoderOptions,
+    /// Factors of activations, as they are applied.
+    pub multipliers: Factors,
     /// What its embeddings and heads are of.
     pub(crate) ends: Ends,
 }
@@ -83,7 +87,35 @@ pub fn text_decoder(pack: &Pack) -> Result<TextDecoder, RunError> {
     Ok(PackModel::read(pack)?.text_decoder()?)
 }
 
-/// Cosines and sines of the rotary embedding of some positions, `[positions, head width / 2]` each.
+/// Factors of activations, in f32, as torch applies python's numbers to tensors.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Factors {
+    /// Of embeddings.
+    pub embedding: f32,
+    /// Of what attention and MLP add to the residual stream.
+    pub residual: f32,
+    /// Of the scores of attention.
+    pub attention: f32,
+    /// Logits are divided by it.
+    pub logits_divisor: f32,
+}
+
+impl Factors {
+    #[expect(clippy::cast_possible_truncation, reason = "applied in f32")]
+    fn of(options: &DecoderOptions, heads: Heads) -> Self {
+        let multipliers = &options.multipliers;
+        let attention = multipliers.attention.map(|factor| factor as f32);
+        Self {
+            embedding: multipliers.embedding as f32,
+            residual: multipliers.residual as f32,
+            attention: attention.unwrap_or(Attending::to_all(heads).scale),
+            logits_divisor: multipliers.logits_divisor as f32,
+        }
+    }
+}
+
+/// Cosines and sines of the rotary embedding of some positions, `[positions, turned values of a head
+/// / 2]` each.
 #[derive(Debug, Clone, Default)]
 pub struct Rotary {
     /// Cosines.
@@ -113,7 +145,7 @@ impl DecoderSpec {
     /// `Unsuitable` where it wants an operation that is not implemented.
     pub fn from_decoder(decoder: &TextDecoder) -> Result<Self, RunError> {
         let (facts, options) = (&decoder.facts, &decoder.settings.options);
-        match missing_operation(options, facts.head_dim) {
+        match missing_operation(options) {
             Some(what) => Err(Unsuitable::Operation {
                 family: decoder.family.name(),
                 what,
@@ -128,14 +160,15 @@ impl DecoderSpec {
         reason = "the epsilon is applied in f32, as torch does"
     )]
     fn of(facts: &TextFacts, options: DecoderOptions) -> Self {
+        let heads = Heads {
+            query: to_usize(facts.heads),
+            key_value: to_usize(facts.kv_heads),
+            width: to_usize(facts.head_dim),
+        };
         Self {
             layers: facts.layers as usize,
             hidden: to_usize(facts.hidden_size),
-            heads: Heads {
-                query: to_usize(facts.heads),
-                key_value: to_usize(facts.kv_heads),
-                width: to_usize(facts.head_dim),
-            },
+            heads,
             intermediate: to_usize(facts.intermediate),
             moe_intermediate: to_usize(facts.moe_intermediate),
             experts: facts.experts as usize,
@@ -144,6 +177,7 @@ impl DecoderSpec {
             mrope_section: None,
             vocab: to_usize(facts.vocab),
             has_tied_head: facts.tie_word_embeddings,
+            multipliers: Factors::of(&options, heads),
             options,
             ends: Ends::Tokens,
         }
@@ -159,6 +193,12 @@ impl DecoderSpec {
     pub(crate) fn shared_intermediate(&self) -> Option<usize> {
         let shared = self.options.shared_expert;
         shared.map(|shared| to_usize(shared.intermediate))
+    }
+
+    /// Layers behind the model's own, which are not run.
+    pub(crate) fn extra_layers(&self) -> Range<u32> {
+        let first = u32::try_from(self.layers).unwrap_or(u32::MAX);
+        first..first.saturating_add(self.options.extra_layers)
     }
 
     /// Width of all query heads.
@@ -180,38 +220,117 @@ impl DecoderSpec {
         }
     }
 
-    /// The rotary embedding of some positions: `angle = position · theta^(-2j / width)` in f32, its
-    /// cosine and sine in the precision of the activations.
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_precision_loss,
-        reason = "f32, as torch does"
-    )]
-    pub fn rotary(&self, compute: Compute, positions: impl Iterator<Item = [f32; 3]>) -> Rotary {
-        let width = self.heads.width;
-        let mut frequencies = Vec::with_capacity(width / 2);
-        for j in 0..width / 2 {
-            let exponent = (2 * j) as f32 / width as f32;
-            frequencies.push(1.0 / (self.options.rotary.theta.powf(f64::from(exponent)) as f32));
+    /// Which values of heads positions turn.
+    pub(crate) fn rotary_layout(&self) -> RotaryLayout {
+        let rotary = &self.options.rotary;
+        RotaryLayout {
+            width: self.heads.width,
+            turned: to_usize(rotary.width),
+            is_of_neighbours: rotary.pairs == RotaryPairs::Neighbours,
+            is_in_f32: rotary.is_in_f32,
         }
+    }
+
+    /// How the tokens of a layer attend to those before them.
+    pub(crate) fn attending<'s>(&self, layer: usize, sinks: Option<&'s [f32]>) -> Attending<'s> {
+        let window = self.options.windows.get(layer).copied().flatten();
+        Attending {
+            scale: self.multipliers.attention,
+            window: window.map_or(usize::MAX, to_usize),
+            sinks,
+        }
+    }
+
+    /// The rotary embedding of some positions: `angle = position · frequency` in f32, its cosine and
+    /// sine in the precision of the activations, unless all of it is in f32.
+    #[expect(clippy::cast_possible_truncation, reason = "f32, as torch does")]
+    pub fn rotary(&self, compute: Compute, positions: impl Iterator<Item = [f32; 3]>) -> Rotary {
+        let frequencies = frequencies(&self.options.rotary);
+        let factor = attention_factor(&self.options.rotary);
+        let compute = match self.options.rotary.is_in_f32 {
+            true => Compute::F32,
+            false => compute,
+        };
         let mut rotary = Rotary::default();
         for position in positions {
             for (j, frequency) in frequencies.iter().enumerate() {
                 let angle = f64::from(position[self.axis(j)] * frequency);
-                rotary.cos.push(compute.round(angle.cos() as f32));
-                rotary.sin.push(compute.round(angle.sin() as f32));
+                rotary.cos.push(compute.round(angle.cos() as f32 * factor));
+                rotary.sin.push(compute.round(angle.sin() as f32 * factor));
             }
         }
         rotary
     }
+
+    /// The first operation beyond Qwen3-MoE's, for devices that have no other.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn beyond_qwen3(&self) -> Option<&'static str> {
+        let of_attention = attention_beyond_qwen3(&self.options, self.heads.width as u64);
+        of_attention.or_else(|| experts_beyond_qwen3(&self.options))
+    }
 }
 
-/// The first operation that a decoder wants and that is not implemented.
-fn missing_operation(options: &DecoderOptions, head_dim: u64) -> Option<&'static str> {
-    of_attention(options, head_dim).or_else(|| of_experts(options))
+/// Frequencies of the values that are turned, in f32: `theta^(-2j / turned)`, scaled.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "f32, as torch does"
+)]
+fn frequencies(rotary: &RotaryOptions) -> Vec<f32> {
+    let turned = to_usize(rotary.width);
+    let plain = (0..turned / 2).map(|j| {
+        let exponent = (2 * j) as f32 / turned as f32;
+        1.0 / (rotary.theta.powf(f64::from(exponent)) as f32)
+    });
+    match &rotary.scaling {
+        RotaryScaling::Yarn(yarn) => stretched(rotary, yarn, plain),
+        _ => plain.collect(),
+    }
 }
 
-fn of_attention(options: &DecoderOptions, head_dim: u64) -> Option<&'static str> {
+/// YaRN's frequencies: low ones divided by the factor, high ones as they are, a ramp between them.
+///
+/// Source: `_compute_yarn_parameters`, transformers 5.23, modeling_rope_utils.py.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "f32, as torch does"
+)]
+fn stretched(rotary: &RotaryOptions, yarn: &Yarn, plain: impl Iterator<Item = f32>) -> Vec<f32> {
+    let width = rotary.width as f64;
+    let original = yarn.original_positions as f64;
+    let dimension = |rotations: f64| {
+        width * (original / (rotations * std::f64::consts::TAU)).ln() / (2.0 * rotary.theta.ln())
+    };
+    let (mut low, mut high) = (dimension(yarn.beta_fast), dimension(yarn.beta_slow));
+    if yarn.truncates {
+        (low, high) = (low.floor(), high.ceil());
+    }
+    (low, high) = (low.max(0.0), high.min(width - 1.0));
+    if low == high {
+        high += 0.001; // as torch's code does, against a division by 0
+    }
+    let frequency = |(j, plain): (usize, f32)| {
+        let ramp = ((j as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
+        let kept = 1.0 - ramp;
+        let divided = 1.0 / (yarn.factor as f32 * (1.0 / plain));
+        divided * (1.0 - kept) + plain * kept
+    };
+    plain.enumerate().map(frequency).collect()
+}
+
+/// What cosines and sines are multiplied by.
+#[expect(clippy::cast_possible_truncation, reason = "applied in f32")]
+fn attention_factor(rotary: &RotaryOptions) -> f32 {
+    match &rotary.scaling {
+        RotaryScaling::Yarn(yarn) => yarn.attention_factor as f32,
+        _ => 1.0,
+    }
+}
+
+/// The first operation of attention, norms and residual stream that Qwen3-MoE does not have.
+#[cfg(feature = "cuda")]
+fn attention_beyond_qwen3(options: &DecoderOptions, head_dim: u64) -> Option<&'static str> {
     let rotary = &options.rotary;
     let missing = [
         (
@@ -249,7 +368,8 @@ fn of_attention(options: &DecoderOptions, head_dim: u64) -> Option<&'static str>
     first_of(&missing)
 }
 
-fn of_experts(options: &DecoderOptions) -> Option<&'static str> {
+/// The first operation that a decoder wants and that is not implemented.
+fn missing_operation(options: &DecoderOptions) -> Option<&'static str> {
     let (router, experts) = (&options.router, &options.experts);
     let is_plain_divisor = matches!(router.divisor, WeightDivisor::One | WeightDivisor::Sum);
     let is_ungated = options.shared_expert.is_some_and(|shared| !shared.is_gated);
@@ -271,6 +391,33 @@ fn of_experts(options: &DecoderOptions) -> Option<&'static str> {
         ),
         (experts.has_bias, "biases of experts"),
         (is_ungated, "shared experts without a gate"),
+    ];
+    first_of(&missing)
+}
+
+/// The first operation of routers and experts that Qwen3-MoE does not have.
+#[cfg(feature = "cuda")]
+fn experts_beyond_qwen3(options: &DecoderOptions) -> Option<&'static str> {
+    let (router, experts) = (&options.router, &options.experts);
+    let is_plain_divisor = matches!(router.divisor, WeightDivisor::One | WeightDivisor::Sum);
+    let missing = [
+        (router.score != RouterScore::Softmax, "its kind of router"),
+        (router.is_in_f32 || router.has_f32_weights, "routers in f32"),
+        (
+            router.has_bias || router.has_choice_bias,
+            "biases of routers",
+        ),
+        (router.groups.is_some(), "groups of experts"),
+        (
+            !is_plain_divisor || router.scale != 1.0,
+            "its kind of weights of experts",
+        ),
+        (
+            experts.activation != ExpertActivation::SiluMul,
+            "its kind of experts",
+        ),
+        (experts.has_bias, "biases of experts"),
+        (options.shared_expert.is_some(), "shared experts"),
     ];
     first_of(&missing)
 }

@@ -11,7 +11,9 @@ use super::super::layout::LOGIT_ROWS;
 use super::*;
 use crate::generate::ArgMax;
 use crate::models::decoder::bind::DecoderWeights;
-use crate::models::decoder::executor::{DecoderExecutor, ExecutorStats, ExpertLayer};
+use crate::models::decoder::executor::{
+    AttentionTensors, DecoderExecutor, ExecutorStats, ExpertLayer,
+};
 use crate::models::decoder::{Logits, Rotary, Routing};
 use crate::weights::SegmentGroup;
 
@@ -207,9 +209,10 @@ impl<'a> DecoderExecutor<'a> for CudaExecutor<'a> {
         &mut self,
         layer: usize,
         tokens: Range<usize>,
-        norms: [GroupTensor; 2],
+        of: AttentionTensors,
     ) -> Result<(), RunError> {
-        let [q_norm, k_norm] = norms;
+        let norms = of.qk_norms;
+        let [q_norm, k_norm] = norms.ok_or(RunError::Internal("attention without norms"))?;
         let [cos, sin] = self.buffers.rotary;
         let norms = HeadNorms {
             q_norm: self.matrix(q_norm.group, q_norm.tensor)?,

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use segpack_manifests::PackReader;
 use segpack_manifests::documents::TensorEntry;
+use segpack_manifests::families::QkNorm;
 use segpack_manifests::names::{Component, Part, Role};
 
 use super::{
@@ -87,7 +88,7 @@ fn missing(owner: String, role: Role) -> RunError {
 }
 
 /// Roles of a layer's tensors.
-const OF_LAYER: [Role; 16] = [
+const OF_LAYER: [Role; 17] = [
     Role::InputNorm,
     Role::PostAttentionNorm,
     Role::AttentionQ,
@@ -96,6 +97,7 @@ const OF_LAYER: [Role; 16] = [
     Role::AttentionO,
     Role::QNorm,
     Role::KNorm,
+    Role::AttentionSink,
     Role::Router,
     Role::MlpGate,
     Role::MlpUp,
@@ -160,8 +162,10 @@ impl<'a> Found<'a> {
             experts: vec![BTreeMap::new(); spec.layers],
             outside: HashMap::new(),
         };
+        let extra = spec.extra_layers();
         for tensor in &source.pack().manifest().tensors {
-            if has_component(&tensor.component) {
+            let is_extra = tensor.layer.is_some_and(|layer| extra.contains(&layer));
+            if has_component(&tensor.component) && !is_extra {
                 // also of tensors that are not needed
                 check_words(tensor)?;
                 PlacedTensor::new(tensor, 0)?;
@@ -275,8 +279,8 @@ impl<'f, 'a> LayerBinder<'f, 'a> {
     fn bind(&mut self, spec: &DecoderSpec) -> Result<LayerWeights<'a>, RunError> {
         Ok(LayerWeights {
             input_norm: self.tensor(Role::InputNorm)?,
-            q_norm: self.tensor(Role::QNorm)?,
-            k_norm: self.tensor(Role::KNorm)?,
+            qk_norms: self.qk_norms(spec)?,
+            sinks: self.sinks(spec)?,
             post_attention_norm: self.tensor(Role::PostAttentionNorm)?,
             q: self.linear(Role::AttentionQ)?,
             k: self.linear(Role::AttentionK)?,
@@ -284,6 +288,33 @@ impl<'f, 'a> LayerBinder<'f, 'a> {
             o: self.linear(Role::AttentionO)?,
             mlp: self.mlp(spec)?,
         })
+    }
+
+    /// The norms of queries and keys, where the model has such.
+    fn qk_norms(&mut self, spec: &DecoderSpec) -> Result<Option<[PlacedTensor; 2]>, RunError> {
+        if spec.options.qk_norm == QkNorm::Absent {
+            self.has_none(Role::QNorm)?;
+            self.has_none(Role::KNorm)?;
+            return Ok(None);
+        }
+        let norms = [self.tensor(Role::QNorm)?, self.tensor(Role::KNorm)?];
+        Ok(Some(norms))
+    }
+
+    /// The sinks of attention, where the model has such.
+    fn sinks(&mut self, spec: &DecoderSpec) -> Result<Option<PlacedTensor>, RunError> {
+        if !spec.options.has_sinks {
+            return self.has_none(Role::AttentionSink).map(|()| None);
+        }
+        self.tensor(Role::AttentionSink).map(Some)
+    }
+
+    /// A tensor that nothing is computed with may not be there.
+    fn has_none(&self, role: Role) -> Result<(), RunError> {
+        match self.found.layers[self.number].get(&(role, false)) {
+            Some(tensor) => Err(surplus(tensor)),
+            None => Ok(()),
+        }
     }
 
     fn mlp(&mut self, spec: &DecoderSpec) -> Result<MlpWeights<'a>, RunError> {
@@ -312,10 +343,7 @@ impl<'f, 'a> LayerBinder<'f, 'a> {
     /// The shared expert, where the model has such.
     fn shared(&mut self, spec: &DecoderSpec) -> Result<Option<SharedExpert>, RunError> {
         if spec.shared_intermediate().is_none() {
-            return match self.found.layers[self.number].get(&(Role::SharedExpertGate, false)) {
-                Some(tensor) => Err(surplus(tensor)),
-                None => Ok(None),
-            };
+            return self.has_none(Role::SharedExpertGate).map(|()| None);
         }
         Ok(Some(SharedExpert {
             gate: self.linear(Role::SharedExpertGate)?,

@@ -6,6 +6,7 @@ use std::fs;
 
 use segpack_formats::FormatError;
 use segpack_manifests::PackReader;
+use segpack_manifests::families::QkNorm;
 
 use super::{DecoderWeights, ExpertWeights, LayerWeights, LinearWeights, MlpWeights, SharedExpert};
 use crate::error::{RunError, Unsuitable};
@@ -73,9 +74,18 @@ fn check_layer(number: usize, l: &LayerWeights<'_>, s: &DecoderSpec) -> Result<(
     same(&of("input norm"), l.input_norm, s.hidden, 1)?;
     let post_attention_norm = of("post-attention norm");
     same(&post_attention_norm, l.post_attention_norm, s.hidden, 1)?;
-    same(&of("q norm"), l.q_norm, s.heads.width, 1)?;
-    same(&of("k norm"), l.k_norm, s.heads.width, 1)?;
     let (query, key) = (s.query_width(), s.key_width());
+    if let Some([q_norm, k_norm]) = l.qk_norms {
+        let [q_width, k_width] = match s.options.qk_norm {
+            QkNorm::Whole => [query, key],
+            _ => [s.heads.width; 2],
+        };
+        same(&of("q norm"), q_norm, q_width, 1)?;
+        same(&of("k norm"), k_norm, k_width, 1)?;
+    }
+    if let Some(sinks) = l.sinks {
+        same(&of("sinks"), sinks, s.heads.query, 1)?;
+    }
     let (qkv_bias, output_bias) = (s.options.has_qkv_bias, s.options.has_output_bias);
     for (what, projection, shape, has_bias) in [
         ("q projection", &l.q, [query, s.hidden], qkv_bias),
