@@ -20,6 +20,7 @@ mod compat;
 mod export;
 mod integrity;
 mod pack;
+mod remote;
 mod run;
 #[path = "../support/mod.rs"]
 mod support;

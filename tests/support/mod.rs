@@ -6,6 +6,7 @@ pub mod damage;
 #[cfg(target_os = "linux")]
 pub mod faults;
 pub mod folders;
+pub mod hub;
 #[cfg(target_os = "linux")]
 pub mod gpu;
 pub mod liar;

@@ -17,6 +17,8 @@ use segpack_runtime_min::{RunError, Unsuitable};
 use super::error::CliError;
 use crate::output::{OutputError, is_between, is_unfinished, leftover};
 use crate::pack_writer::PackWriterError;
+#[cfg(feature = "remote")]
+use crate::source::RemoteError;
 use crate::source::SourceError;
 use crate::steps::cat::CatError;
 use crate::steps::export::{ExportError, ExportOption, GgufExportError};
@@ -201,9 +203,30 @@ fn of_source(error: &SourceError) -> Option<String> {
         }
         SourceError::ReservedName { .. } => Some("rename the file".to_owned()),
         SourceError::Kept { .. } => Some("pack it without --consume".to_owned()),
-        SourceError::Format(_) | SourceError::NotFound { .. } | SourceError::NoSnapshot { .. } => {
-            None
+        #[cfg(not(feature = "remote"))]
+        SourceError::WithoutRemote { .. } => {
+            Some("build it with the feature `remote`, or download the checkpoint".to_owned())
         }
+        #[cfg(feature = "remote")]
+        SourceError::Remote(e) => of_remote(e).map(str::to_owned),
+        #[cfg(feature = "remote")]
+        SourceError::Offline { .. } | SourceError::OnlyLocal { .. } => None,
+        SourceError::Format(_)
+        | SourceError::Address { .. }
+        | SourceError::NotFound { .. }
+        | SourceError::NoSnapshot { .. } => None,
+    }
+}
+
+/// What to change where a server does not give what was asked for.
+#[cfg(feature = "remote")]
+fn of_remote(error: &RemoteError) -> Option<&'static str> {
+    match error {
+        RemoteError::NoRepository { .. } | RemoteError::NotAllowed { .. } => Some(
+            "for what is private or gated, accept its terms on its page and set HF_TOKEN, or run `hf auth login`",
+        ),
+        RemoteError::Moved { .. } => Some("start again; hf://OWNER/NAME@COMMIT stays the same"),
+        _ => None,
     }
 }
 

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use segpack_formats::FormatError;
 
+#[cfg(feature = "remote")]
+use super::RemoteError;
+
 /// Why a checkpoint cannot be found or opened. What is wrong with its files is no error but a
 /// finding.
 #[derive(Debug, thiserror::Error)]
@@ -12,6 +15,41 @@ pub enum SourceError {
     /// A file or folder cannot be read, or is not a checkpoint.
     #[error(transparent)]
     Format(#[from] FormatError),
+    /// The argument is an address, but not one of a checkpoint.
+    #[error("{}: {why}", address.display())]
+    Address {
+        /// The argument.
+        address: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A checkpoint of a server, in a build that reads none.
+    #[cfg(not(feature = "remote"))]
+    #[error("{}: this build, without the feature `remote`, reads no servers", place.display())]
+    WithoutRemote {
+        /// The argument.
+        place: PathBuf,
+    },
+    /// A checkpoint of a server, which may not be contacted.
+    #[cfg(feature = "remote")]
+    #[error("{}: HF_HUB_OFFLINE is set, and nothing is contacted", place.display())]
+    Offline {
+        /// The argument.
+        place: PathBuf,
+    },
+    /// A checkpoint of a server cannot be had.
+    #[cfg(feature = "remote")]
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    /// Something that only a checkpoint on this machine allows.
+    #[cfg(feature = "remote")]
+    #[error("{}: {why}", place.display())]
+    OnlyLocal {
+        /// The checkpoint.
+        place: PathBuf,
+        /// What cannot be done, and why.
+        why: &'static str,
+    },
     /// The argument is neither a path nor a repo id.
     #[error("{}: no such file or folder", path.display())]
     NotFound {

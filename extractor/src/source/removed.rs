@@ -10,6 +10,9 @@ use segpack_formats::digest::Sha256;
 use segpack_formats::io::{InputFile, ReadAt, Stamp, sync_folder};
 use segpack_formats::{FormatError, Result};
 
+#[cfg(feature = "remote")]
+use crate::work::lock;
+
 use super::{Checkpoint, CheckpointShard, SourceError};
 
 /// A shard that an earlier run packed and removed.
@@ -85,12 +88,16 @@ impl RemovedFile {
 }
 
 impl CheckpointShard {
-    /// Where its bytes are: in its file, or in what was kept of it.
-    pub(crate) fn bytes(&self) -> &dyn ReadAt {
-        match self.gone.get() {
-            Some(left) => &**left,
-            None => &*self.shard.input,
+    /// Where its bytes are: in what was kept of it, in its copy on this machine, or in its file.
+    pub(crate) fn bytes(&self) -> Arc<dyn ReadAt> {
+        if let Some(left) = self.gone.get() {
+            return Arc::clone(left) as Arc<dyn ReadAt>;
         }
+        #[cfg(feature = "remote")]
+        if let Some(local) = self.remote.as_ref().and_then(|r| lock(&r.local).clone()) {
+            return local;
+        }
+        Arc::clone(&self.shard.input)
     }
 
     /// Whether these bytes, which are none of its header's, can be read.

@@ -30,6 +30,8 @@ use super::validate::ValidateError;
 use super::vocode::VocodeError;
 use crate::output::{Leave, OutputError};
 use crate::pack_writer::PackWriterError;
+#[cfg(feature = "remote")]
+use crate::source::RemoteError;
 use crate::source::SourceError;
 use crate::work::TaskError;
 
@@ -325,6 +327,19 @@ fn exit_of_plan(error: &PlanError) -> Exit {
 fn exit_of_source(error: &SourceError) -> Exit {
     match error {
         SourceError::Format(e) => exit_of_format(e),
+        SourceError::Address { .. } => Exit::Usage,
+        #[cfg(not(feature = "remote"))]
+        SourceError::WithoutRemote { .. } => Exit::Failed,
+        #[cfg(feature = "remote")]
+        SourceError::Offline { .. } => Exit::Failed,
+        #[cfg(feature = "remote")]
+        SourceError::OnlyLocal { .. } => Exit::Usage,
+        #[cfg(feature = "remote")]
+        SourceError::Remote(RemoteError::Interrupted) => Exit::Interrupted,
+        #[cfg(feature = "remote")]
+        SourceError::Remote(e) if e.is_environment() => Exit::Failed,
+        #[cfg(feature = "remote")]
+        SourceError::Remote(_) => Exit::Damaged,
         SourceError::NotFound { .. } | SourceError::Kept { .. } => Exit::Failed,
         SourceError::NoHubCache
         | SourceError::NotInCache { .. }

@@ -128,7 +128,7 @@ impl Work<'_> {
             for (number, tensor) in there {
                 let digests = done.shard(&shard.path);
                 let wanted = digests.and_then(|d| d.tensors.get(*number).copied());
-                let seen = self.digest_at(shard.bytes(), tensor.source.offset, tensor)?;
+                let seen = self.digest_at(&*shard.bytes(), tensor.source.offset, tensor)?;
                 if let Some(wanted) = wanted.filter(|wanted| *wanted != seen) {
                     let finding = Finding::new(FindingKind::NotRestorable)
                         .file(&shard.path)

@@ -1,17 +1,20 @@
-//! A checkpoint in a local folder: which files belong to it, and the headers of its shards.
+//! A checkpoint: which files belong to it, and the headers of its shards.
 //!
-//! Nothing outside this file knows that the bytes come from local files: shards and side files are
-//! read through [`ReadAt`].
+//! Where the bytes come from knows its [`Store`]: shards and side files are read through [`ReadAt`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+#[cfg(feature = "remote")]
+use std::sync::Mutex;
 use std::sync::{Arc, OnceLock};
 
 use segpack_formats::FormatError;
 use segpack_formats::digest::Sha256;
-use segpack_formats::io::{InputFile, ReadAt, read_limited};
+#[cfg(feature = "remote")]
+use segpack_formats::io::InputFile;
+use segpack_formats::io::ReadAt;
 use segpack_formats::safetensors::{Shard, ShardIndex, check_relative_path};
 use segpack_formats::strict_json::UniqueEntries;
 use segpack_manifests::documents::{Finding, FindingKind, LeftOut, Provenance, SideFile};
@@ -21,8 +24,14 @@ use serde_json::Value;
 use walkdir::{DirEntry, WalkDir};
 
 use super::provenance::DOWNLOAD_RECORDS;
+#[cfg(feature = "remote")]
+use super::remote::{Remote, RemoteFile};
 use super::removed::{RemovedFile, RemovedShard};
-use super::{SourceError, hub_cache, provenance};
+use super::store::{Store, StoredShard};
+#[cfg(feature = "remote")]
+use super::remote;
+use super::place::{RemotePlace, WhyNot};
+use super::{SourceError, hub_cache, place};
 use crate::causes::{chain, without_path};
 
 /// Files with these endings hold weights; none may be left out silently.
@@ -71,13 +80,28 @@ pub(crate) struct CheckpointShard {
     pub removed: Option<String>,
     /// What stands in for its file once that is removed.
     pub gone: OnceLock<Arc<RemovedFile>>,
+    /// Where it is on a server, the same bytes as those of `shard`.
+    #[cfg(feature = "remote")]
+    pub remote: Option<Fetched>,
+}
+
+/// A shard of a server, and its copy on this machine while there is one.
+#[cfg(feature = "remote")]
+#[derive(Debug)]
+pub(crate) struct Fetched {
+    /// On the server.
+    pub file: Arc<RemoteFile>,
+    /// On this machine, as long as it is needed.
+    pub local: Mutex<Option<Arc<InputFile>>>,
 }
 
 /// A checkpoint whose headers have been read.
 #[derive(Debug)]
 pub(crate) struct Checkpoint {
-    /// Its folder, as messages name it.
+    /// Its folder or its address, as messages name it.
     pub root: PathBuf,
+    /// Where its files are.
+    pub store: Store,
     /// Where it came from.
     pub provenance: Provenance,
     /// Weight files, sorted by path.
@@ -166,11 +190,9 @@ impl Checkpoint {
     /// # Errors
     /// Only where the argument means no checkpoint, or the folder cannot be listed.
     pub(crate) fn open(argument: &Path, options: OpenOptions<'_>) -> Result<Self, SourceError> {
-        let path = locate(argument, options.removed)?;
-        let mut checkpoint = if path.is_dir() {
-            Self::open_folder(&path, options)
-        } else {
-            Self::open_file(&path, options.removed)
+        let mut checkpoint = match place::parse(argument) {
+            Some(place) => Self::open_place(argument, place, options),
+            None => Self::open_path(argument, options),
         }?;
         match checkpoint.environment.take() {
             Some(e) => Err(e.into()),
@@ -178,22 +200,67 @@ impl Checkpoint {
         }
     }
 
+    fn open_path(argument: &Path, options: OpenOptions<'_>) -> Result<Self, SourceError> {
+        let path = locate(argument, options.removed)?;
+        if path.is_dir() {
+            Self::open_all(Store::Folder(path), options)
+        } else {
+            Self::open_file(&path, options.removed)
+        }
+    }
+
+    #[cfg(feature = "remote")]
+    fn open_place(
+        argument: &Path,
+        place: Result<RemotePlace, WhyNot>,
+        options: OpenOptions<'_>,
+    ) -> Result<Self, SourceError> {
+        let place = place.map_err(|why| no_place(argument, why))?;
+        if remote::is_offline() {
+            return match &place {
+                // as Hugging Face's own client does
+                RemotePlace::Hub { repo, revision } => {
+                    let folder = hub_cache::find_snapshot(repo, revision.as_deref())?;
+                    Self::open_all(Store::Folder(folder), options)
+                }
+                RemotePlace::Folder(_) => Err(SourceError::Offline {
+                    place: argument.to_owned(),
+                }),
+            };
+        }
+        Self::open_all(Store::Remote(Remote::open(&place)?), options)
+    }
+
+    #[cfg(not(feature = "remote"))]
+    fn open_place(
+        argument: &Path,
+        place: Result<RemotePlace, WhyNot>,
+        _: OpenOptions<'_>,
+    ) -> Result<Self, SourceError> {
+        place.map_err(|why| no_place(argument, why))?;
+        Err(SourceError::WithoutRemote {
+            place: argument.to_owned(),
+        })
+    }
+
     /// Opens one of its files.
     ///
     /// # Errors
-    /// `Io`, `Malformed`.
+    /// `Io`, `Malformed`; of a server what reading it says.
     pub(crate) fn open_file_at(&self, path: &str) -> Result<Arc<dyn ReadAt>, FormatError> {
-        Ok(Arc::new(InputFile::open(&self.root.join(path))?))
+        self.store.open_file(path)
     }
 
     /// The folder that no output may be in; `None` where it is not on this machine.
-    #[expect(clippy::unnecessary_wraps, reason = "a checkpoint may be remote")]
     pub(crate) fn local_folder(&self) -> Option<&Path> {
-        Some(&self.root)
+        self.store.folder()
     }
 
     /// Every file of it that is on this machine, which no output may replace.
     pub(crate) fn local_paths(&self) -> Vec<PathBuf> {
+        if self.local_folder().is_none() {
+            return Vec::new();
+        }
         let there = self.shards.iter().filter(|s| s.removed.is_none());
         there
             .map(|s| &s.path)
@@ -203,9 +270,11 @@ impl Checkpoint {
     }
 
     /// A checkpoint of which nothing but its origin is known.
-    fn empty(root: &Path) -> Self {
+    fn empty(store: Store) -> Self {
+        let provenance = store.provenance();
         let mut checkpoint = Self {
-            root: root.to_owned(),
+            root: store.root().to_owned(),
+            store,
             provenance: Provenance::default(),
             shards: Vec::new(),
             files: Vec::new(),
@@ -217,7 +286,7 @@ impl Checkpoint {
             findings: Vec::new(),
             environment: None,
         };
-        match provenance::provenance(root) {
+        match provenance {
             Ok(provenance) => checkpoint.provenance = provenance,
             Err(e) => {
                 let finding = Finding::new(FindingKind::Unreadable).file(DOWNLOAD_RECORDS);
@@ -232,7 +301,7 @@ impl Checkpoint {
     /// otherwise.
     fn open_file(path: &Path, removed: &[RemovedShard]) -> Result<Self, SourceError> {
         let root = folder_of(path);
-        let mut checkpoint = Self::empty(root);
+        let mut checkpoint = Self::empty(Store::Folder(root.to_owned()));
         checkpoint.open_shard(&file_name(path), removed);
         let mut has_config = false;
         for entry in fs::read_dir(root).map_err(FormatError::io("list", root))? {
@@ -248,8 +317,8 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    fn open_folder(root: &Path, options: OpenOptions<'_>) -> Result<Self, SourceError> {
-        let mut checkpoint = Self::empty(root);
+    fn open_all(store: Store, options: OpenOptions<'_>) -> Result<Self, SourceError> {
+        let mut checkpoint = Self::empty(store);
         let files = checkpoint.list(options.removed)?;
         checkpoint.read_index(&files);
         let weights: Vec<&String> = files.iter().filter(|f| is_weight_file(f)).collect();
@@ -272,8 +341,58 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// All files below the folder, as sorted relative paths.
+    /// All files, as sorted relative paths.
     fn list(&mut self, removed: &[RemovedShard]) -> Result<BTreeSet<String>, SourceError> {
+        let files = match &self.store {
+            Store::Folder(_) => self.list_folder(removed),
+            #[cfg(feature = "remote")]
+            Store::Remote(remote) => {
+                let paths = remote.paths().cloned().collect();
+                self.checked_paths(paths)
+            }
+        };
+        let reserved = |f: &&String| RESERVED.iter().any(|r| f.split('/').next() == Some(r));
+        if let Some(file) = files.iter().find(reserved) {
+            return Err(SourceError::ReservedName {
+                root: self.root.clone(),
+                file: file.clone(),
+                reserved: &RESERVED,
+            });
+        }
+        Ok(files)
+    }
+
+    /// The paths that a server lists, but for those that a pack could not hold and folders of tools.
+    #[cfg(feature = "remote")]
+    fn checked_paths(&mut self, listed: Vec<String>) -> BTreeSet<String> {
+        let mut files = BTreeSet::new();
+        let mut left_out = BTreeSet::new();
+        for path in listed {
+            let parts = path.split('/').collect::<Vec<_>>();
+            let tool = (0..parts.len()).find_map(|n| {
+                let mut known = LEFT_OUT.iter().filter(|_| n + 1 < parts.len());
+                let (_, why) = known.find(|(name, _)| parts[n] == *name)?;
+                Some((parts[..=n].join("/"), *why))
+            });
+            match (check_relative_path(&path), tool) {
+                (Err(why), _) => self.unreadable(path, why),
+                (Ok(()), Some(tool)) => {
+                    left_out.insert(tool);
+                }
+                (Ok(()), None) => {
+                    files.insert(path);
+                }
+            }
+        }
+        for (path, why) in left_out {
+            let why = why.to_owned();
+            self.left_out.push(LeftOut { path, why });
+        }
+        files
+    }
+
+    /// All files below the folder.
+    fn list_folder(&mut self, removed: &[RemovedShard]) -> BTreeSet<String> {
         let mut files: BTreeSet<String> = removed.iter().map(|r| r.path.clone()).collect();
         let mut left_out = Vec::new();
         let walk = WalkDir::new(&self.root)
@@ -319,15 +438,7 @@ impl Checkpoint {
                 why: why.to_owned(),
             });
         }
-        let reserved = |f: &&String| RESERVED.iter().any(|r| f.split('/').next() == Some(r));
-        if let Some(file) = files.iter().find(reserved) {
-            return Err(SourceError::ReservedName {
-                root: self.root.clone(),
-                file: file.clone(),
-                reserved: &RESERVED,
-            });
-        }
-        Ok(files)
+        files
     }
 
     /// The path below the root, with `/` on every system; an error where a pack could not hold it.
@@ -349,6 +460,13 @@ impl Checkpoint {
         let finding = Finding::new(FindingKind::Unreadable).file(&path);
         let finding = finding.seen(&error);
         let error = FormatError::io("read", self.root.join(path))(error);
+        self.not_usable(error, finding);
+    }
+
+    /// A file that cannot be opened, as [`not_read`](Self::not_read).
+    fn not_opened(&mut self, path: &str, error: FormatError) {
+        let finding = Finding::new(FindingKind::Unreadable).file(path);
+        let finding = finding.seen(reason(&error));
         self.not_usable(error, finding);
     }
 
@@ -379,7 +497,7 @@ impl Checkpoint {
             .collect();
         match &named[..] {
             [] => {}
-            [file] => match read_limited(&self.root.join(file), max_source_bytes(file)) {
+            [file] => match self.store.read_limited(file, max_source_bytes(file)) {
                 Err(e) => {
                     let finding = Finding::new(FindingKind::MalformedIndex).file(*file);
                     let finding = finding.seen(reason(&e));
@@ -448,32 +566,19 @@ impl Checkpoint {
     fn open_shard(&mut self, path: &str, removed: &[RemovedShard]) {
         let full = self.root.join(path);
         let removed = removed.iter().find(|r| r.path == path && !full.exists());
-        let gone = OnceLock::new();
-        let shard = match removed {
-            Some(RemovedShard {
-                header,
-                length,
-                kept,
-                ..
-            }) => {
-                let left = RemovedFile::new(full, header.clone(), *length, kept.clone());
-                Shard::open_from(Arc::clone(gone.get_or_init(|| Arc::new(left))) as Arc<dyn ReadAt>)
-            }
-            None => Shard::open(&full),
+        let opened = match removed {
+            Some(removed) => CheckpointShard::removed(full, removed),
+            None => self.store.open_shard(path).and_then(|stored| {
+                let shard = Shard::open_from(Arc::clone(&stored.input))?;
+                Ok(CheckpointShard::new(path, shard, stored))
+            }),
         };
-        match shard {
-            Ok(shard) => {
-                let hub_sha256 = match removed {
-                    Some(removed) => removed.hub_sha256,
-                    None => self.published_sha256(path),
-                };
-                self.shards.push(CheckpointShard {
-                    path: path.to_owned(),
-                    shard,
-                    hub_sha256,
-                    removed: removed.map(|r| r.state.clone()),
-                    gone,
-                });
+        match opened {
+            Ok(mut shard) => {
+                if removed.is_none() {
+                    shard.hub_sha256 = self.published_sha256(path);
+                }
+                self.shards.push(shard);
             }
             Err(e) => {
                 let finding = Finding::new(FindingKind::MalformedShard).file(path);
@@ -485,7 +590,7 @@ impl Checkpoint {
 
     /// The digest that the hub publishes for a file; a record that cannot be read is a finding.
     fn published_sha256(&mut self, path: &str) -> Option<Sha256> {
-        provenance::published_sha256(&self.root, path).unwrap_or_else(|e| {
+        self.store.published_sha256(path).unwrap_or_else(|e| {
             let why = format!("what the hub publishes of it: {}", chain(&e));
             let finding = Finding::new(FindingKind::Unreadable).file(path);
             self.not_usable(e, finding.seen(why));
@@ -525,12 +630,11 @@ impl Checkpoint {
     }
 
     fn add_file(&mut self, path: &str) {
-        let full = self.root.join(path);
-        let length = match fs::metadata(&full) {
-            Ok(metadata) => metadata.len(),
-            Err(e) => return self.not_read(path.to_owned(), e),
+        let length = match self.store.length(path) {
+            Ok(length) => length,
+            Err(e) => return self.not_opened(path, e),
         };
-        match is_lfs_pointer(&full, length) {
+        match self.store.is_lfs_pointer(path, length) {
             Ok(false) => {}
             Ok(true) => {
                 let what = "is a git-lfs pointer, not the file";
@@ -540,7 +644,7 @@ impl Checkpoint {
                         .seen(what),
                 );
             }
-            Err(e) => self.not_read(path.to_owned(), e),
+            Err(e) => self.not_opened(path, e),
         }
         let hub_sha256 = self.published_sha256(path);
         self.files.push(SideFile {
@@ -553,8 +657,10 @@ impl Checkpoint {
     /// Adds what files beside `config.json` announce. One that cannot be used announces nothing.
     fn complete(&mut self, config: &mut Value) {
         for file in ANNOUNCEMENTS {
-            let path = self.root.join(file);
-            let Ok(json) = read_limited(&path, max_source_bytes(file)) else {
+            if !matches!(self.store.has(file), Ok(true)) {
+                continue;
+            }
+            let Ok(json) = self.store.read_limited(file, max_source_bytes(file)) else {
                 continue;
             };
             self.parsed.insert(file.to_owned(), Sha256::of(&json));
@@ -565,13 +671,12 @@ impl Checkpoint {
     }
 
     fn read_config(&mut self) {
-        let path = self.root.join(CONFIG);
-        match path.try_exists() {
+        match self.store.has(CONFIG) {
             Ok(true) => {}
             Ok(false) => return, // scan reports the missing audit
-            Err(e) => return self.not_read(CONFIG.to_owned(), e),
+            Err(e) => return self.not_opened(CONFIG, e),
         }
-        let json = match read_limited(&path, max_source_bytes(CONFIG)) {
+        let json = match self.store.read_limited(CONFIG, max_source_bytes(CONFIG)) {
             Ok(json) => json,
             // `add_file` has reported what cannot be read at all
             Err(_)
@@ -604,11 +709,54 @@ impl Checkpoint {
     }
 }
 
-/// Whether a file of this length is what git-lfs leaves in a file's place.
-fn is_lfs_pointer(path: &Path, length: u64) -> io::Result<bool> {
-    const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
-    const MAX_POINTER_BYTES: u64 = 1024;
-    Ok(length <= MAX_POINTER_BYTES && fs::read(path)?.starts_with(POINTER))
+impl CheckpointShard {
+    /// A shard that was opened.
+    fn new(path: &str, shard: Shard, stored: StoredShard) -> Self {
+        #[cfg(not(feature = "remote"))]
+        let StoredShard { input: _ } = stored;
+        Self {
+            path: path.to_owned(),
+            shard,
+            hub_sha256: None,
+            removed: None,
+            gone: OnceLock::new(),
+            #[cfg(feature = "remote")]
+            remote: stored.remote.map(|file| Fetched {
+                file,
+                local: Mutex::default(),
+            }),
+        }
+    }
+
+    /// A shard that an earlier run removed; it was at `full`.
+    fn removed(full: PathBuf, removed: &RemovedShard) -> Result<Self, FormatError> {
+        let RemovedShard {
+            path,
+            header,
+            length,
+            hub_sha256,
+            state,
+            kept,
+        } = removed;
+        let left = RemovedFile::new(full, header.clone(), *length, kept.clone());
+        let left = Arc::new(left);
+        Ok(Self {
+            path: path.clone(),
+            shard: Shard::open_from(Arc::clone(&left) as Arc<dyn ReadAt>)?,
+            hub_sha256: *hub_sha256,
+            removed: Some(state.clone()),
+            gone: OnceLock::from(left),
+            #[cfg(feature = "remote")]
+            remote: None,
+        })
+    }
+}
+
+fn no_place(argument: &Path, why: WhyNot) -> SourceError {
+    SourceError::Address {
+        address: argument.to_owned(),
+        why,
+    }
 }
 
 /// Why a file cannot be read, for a finding that names it.

@@ -1,0 +1,620 @@
+//! Requests over HTTP: redirects, tokens, and what to do when they fail.
+//!
+//! A token goes to the hub that it is for, and to no other host. A request that fails is sent again
+//! after a pause that doubles, with jitter, or as long as the server asks; a file is given up after
+//! some failures in a row without a byte in between.
+
+use std::collections::hash_map::RandomState;
+use std::fmt;
+use std::hash::{BuildHasher, Hasher};
+use std::io::{self, Read};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use segpack_formats::io::CancelToken;
+use ureq::http::{HeaderMap, Uri, header};
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::{Agent, Body, Proxy, ProxyProtocol};
+
+use super::RemoteError;
+use super::environment::{self, Patience};
+use crate::work::{Job, Silent, lock};
+
+/// Redirects that one request follows.
+const MAX_REDIRECTS: usize = 8;
+/// The longest pause before a request is sent again, but for one that the server asks for.
+const MAX_PAUSE: Duration = Duration::from_secs(60);
+/// The longest pause that a server gets by asking.
+const MAX_ASKED_PAUSE: Duration = Duration::from_secs(600);
+/// How often a pause looks whether it should end.
+const TICK: Duration = Duration::from_millis(20);
+/// Bytes that are taken from a connection at a time.
+const PIECE_BYTES: usize = 256 << 10;
+
+/// What was asked for and received so far.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    /// Requests sent, redirects among them.
+    pub requests: AtomicU64,
+    /// Those that were sent because one before failed.
+    pub retries: AtomicU64,
+    /// Bytes of bodies received.
+    pub bytes: AtomicU64,
+}
+
+/// Sends requests.
+pub(super) struct Client {
+    patience: Patience,
+    /// By the proxy that they go through.
+    agents: Mutex<Vec<(Option<String>, Agent)>>,
+    /// The token, and the only origin that gets it.
+    token: Option<(String, String)>,
+    pub(super) counts: Counts,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").finish_non_exhaustive() // no token in any log
+    }
+}
+
+/// A response whose body is still to be read.
+pub(super) struct Answer {
+    /// Where it came from, after all redirects.
+    pub url: String,
+    /// Whether there were any.
+    pub redirected: bool,
+    pub status: u16,
+    pub headers: HeaderMap,
+    /// The headers of the host that was asked first.
+    pub first: HeaderMap,
+    body: Body,
+}
+
+/// Why a request has no answer that goes on.
+pub(super) enum Trouble {
+    /// Another try may help; after this pause, if the server said so.
+    Again(RemoteError, Option<Duration>),
+    /// No other try helps.
+    Final(RemoteError),
+}
+
+impl From<RemoteError> for Trouble {
+    fn from(error: RemoteError) -> Self {
+        Self::Final(error)
+    }
+}
+
+/// The job of reads that nobody watches: headers and small files.
+pub(super) fn unwatched() -> Job<'static> {
+    static NEVER: std::sync::LazyLock<CancelToken> = std::sync::LazyLock::new(CancelToken::default);
+    Job {
+        threads: 1,
+        stop: &NEVER,
+        progress: &Silent,
+    }
+}
+
+impl Client {
+    /// `token` goes to `origin` alone.
+    ///
+    /// # Errors
+    /// `Environment`.
+    pub(super) fn new(token: Option<(String, String)>) -> Result<Self, RemoteError> {
+        Ok(Self {
+            patience: environment::patience()?,
+            agents: Mutex::default(),
+            token,
+            counts: Counts::default(),
+        })
+    }
+
+    /// Ends what other threads are waiting for. Nothing can be asked afterwards.
+    pub(super) fn shut_down(&self) {
+        for (_, agent) in &*lock(&self.agents) {
+            agent.clone().shutdown();
+        }
+    }
+
+    /// The agent for an address: one for each proxy, and one without.
+    fn agent(&self, uri: &Uri) -> Result<Agent, RemoteError> {
+        let host = uri.host().unwrap_or_default();
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let proxy = environment::proxy(uri.scheme_str().unwrap_or_default(), host);
+        let address = proxy.as_ref().map(|(_, address)| address.clone());
+        let mut agents = lock(&self.agents);
+        if let Some((_, agent)) = agents.iter().find(|(through, _)| *through == address) {
+            return Ok(agent.clone());
+        }
+        let proxy = proxy.map(|(name, address)| proxy_at(name, &address));
+        let stall = Some(self.patience.stall);
+        let config = Agent::config_builder()
+            .proxy(proxy.transpose()?)
+            .tls_config(tls()?)
+            .user_agent(concat!("segpack/", env!("CARGO_PKG_VERSION")))
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .timeout_resolve(stall)
+            .timeout_connect(stall)
+            .timeout_recv_response(stall)
+            .timeout_per_read(stall)
+            .timeout_per_write(stall)
+            .build();
+        let agent = Agent::new_with_config(config);
+        agents.push((address, agent.clone()));
+        Ok(agent)
+    }
+
+    /// Sends one request and follows its redirects. Answers of every status are returned.
+    pub(super) fn ask(
+        &self,
+        url: &str,
+        head: bool,
+        range: Option<(u64, u64)>,
+    ) -> Result<Answer, Trouble> {
+        let (mut url, mut first) = (url.to_owned(), None);
+        for _ in 0..=MAX_REDIRECTS {
+            let response = self.send(&url, head, range)?;
+            let status = response.status().as_u16();
+            let (parts, body) = response.into_parts();
+            let redirected = first.is_some();
+            let first_headers = first.get_or_insert_with(|| parts.headers.clone());
+            let is_redirect = matches!(status, 301 | 302 | 303 | 307 | 308);
+            if !is_redirect {
+                return Ok(Answer {
+                    redirected,
+                    status,
+                    first: first_headers.clone(),
+                    headers: parts.headers,
+                    body,
+                    url,
+                });
+            }
+            let location = text_of(&parts.headers, header::LOCATION.as_str());
+            let location = location.ok_or_else(|| answer(&url, "a redirect to nowhere"))?;
+            url = join(&url, location)?;
+        }
+        let what = format!("more than {MAX_REDIRECTS} redirects");
+        Err(answer(&url, what).into())
+    }
+
+    fn send(
+        &self,
+        url: &str,
+        head: bool,
+        range: Option<(u64, u64)>,
+    ) -> Result<ureq::http::Response<Body>, Trouble> {
+        let uri: Uri = url
+            .parse()
+            .map_err(|e| answer(url, format!("is no address: {e}")))?;
+        let agent = self.agent(&uri)?;
+        let request = if head { agent.head(uri) } else { agent.get(uri) };
+        let mut request = request.header(header::ACCEPT_ENCODING, "identity");
+        if let Some((start, end)) = range {
+            let last = end.saturating_sub(1);
+            request = request.header(header::RANGE, format!("bytes={start}-{last}"));
+        }
+        if let Some((origin, token)) = &self.token
+            && origin_of(url) == *origin
+        {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        self.counts.requests.fetch_add(1, Ordering::Relaxed);
+        request.call().map_err(|e| not_answered(url, e))
+    }
+
+    /// Asks until there is an answer that `look` takes, or none is to be had.
+    ///
+    /// # Errors
+    /// That of the last try.
+    pub(super) fn until<T>(
+        &self,
+        what: &str,
+        job: Job<'_>,
+        mut look: impl FnMut() -> Result<T, Trouble>,
+    ) -> Result<T, RemoteError> {
+        let mut patience = Tries::new(self, what, job);
+        loop {
+            match look() {
+                Ok(done) => return Ok(done),
+                Err(trouble) => patience.wait(trouble)?,
+            }
+        }
+    }
+
+    /// A small file as a whole.
+    ///
+    /// # Errors
+    /// `NoFile`, `NotAllowed`, `Answer` where it has more than `limit` bytes; what ended the last
+    /// try.
+    pub(super) fn small(&self, url: &str, limit: u64) -> Result<Vec<u8>, RemoteError> {
+        self.until(url, unwatched(), || {
+            let answer = self.ask(url, false, None)?;
+            let answer = answer.expect(&[200])?;
+            self.whole(answer, limit)
+        })
+    }
+
+    pub(super) fn whole(&self, mut from: Answer, limit: u64) -> Result<Vec<u8>, Trouble> {
+        let mut bytes = Vec::new();
+        let url = from.url.clone();
+        let body = from.body.as_reader().take(limit.saturating_add(1));
+        copy(body, &mut bytes).map_err(|e| broken(&url, "the answer broke off", e))?;
+        let received = bytes.len() as u64;
+        self.counts.bytes.fetch_add(received, Ordering::Relaxed);
+        if received > limit {
+            let what = format!("has more than the {limit} bytes that are read of such a file");
+            return Err(answer(&url, what).into());
+        }
+        Ok(bytes)
+    }
+}
+
+fn copy(mut from: impl Read, to: &mut Vec<u8>) -> io::Result<()> {
+    from.read_to_end(to).map(drop)
+}
+
+impl Answer {
+    /// The answer, where it has one of these statuses.
+    pub(super) fn expect(self, wanted: &[u16]) -> Result<Self, Trouble> {
+        if wanted.contains(&self.status) {
+            return Ok(self);
+        }
+        Err(self.refused())
+    }
+
+    /// What an answer of another status than the wanted ones says.
+    pub(super) fn refused(&self) -> Trouble {
+        let url = shown(&self.url);
+        let status = self.status;
+        match status {
+            401 | 403 => RemoteError::NotAllowed {
+                host: host_of(&self.url),
+                what: path_of(&self.url),
+                status,
+            }
+            .into(),
+            404 | 410 => RemoteError::NoFile { url }.into(),
+            408 | 425 | 429 | 500.. => {
+                let tries = 1;
+                let error = RemoteError::Status { url, status, tries };
+                Trouble::Again(error, asked_pause(&self.headers))
+            }
+            _ => {
+                let tries = 1;
+                RemoteError::Status { url, status, tries }.into()
+            }
+        }
+    }
+
+    /// Passes the body to `take` until it ends or `length` bytes have come, from its byte `skip` on.
+    ///
+    /// # Errors
+    /// `Again` where it breaks off; what `take` returned is in the inner result.
+    pub(super) fn pass<E>(
+        &mut self,
+        (skip, length): (u64, u64),
+        counts: &Counts,
+        stop: &CancelToken,
+        take: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<Result<(), E>, Trouble> {
+        let url = self.url.clone();
+        let (mut buffer, mut skip, mut left) = (vec![0; PIECE_BYTES], skip, length);
+        let mut body = self.body.as_reader();
+        while left > 0 {
+            if stop.is_cancelled() {
+                return Err(RemoteError::Interrupted.into());
+            }
+            let read = body.read(&mut buffer);
+            let read = read.map_err(|e| {
+                let what = format!("the connection broke off, {left} bytes before the end");
+                broken(&url, &what, e)
+            })?;
+            if read == 0 {
+                let what = format!("the answer ended {left} bytes early");
+                return Err(broken(&url, &what, io::ErrorKind::UnexpectedEof.into()));
+            }
+            counts.bytes.fetch_add(read as u64, Ordering::Relaxed);
+            let skipped = usize::try_from(skip).unwrap_or(usize::MAX).min(read);
+            skip -= skipped as u64;
+            let piece = &buffer[skipped..read];
+            let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(piece.len());
+            if let Err(e) = take(&piece[..wanted]) {
+                return Ok(Err(e));
+            }
+            left -= wanted as u64;
+        }
+        Ok(Ok(()))
+    }
+}
+
+/// Failures in a row, and the pauses between them.
+pub(super) struct Tries<'a> {
+    client: &'a Client,
+    /// What is fetched, for notes.
+    what: &'a str,
+    job: Job<'a>,
+    failed: u32,
+}
+
+impl<'a> Tries<'a> {
+    pub(super) fn new(client: &'a Client, what: &'a str, job: Job<'a>) -> Self {
+        Self {
+            client,
+            what,
+            job,
+            failed: 0,
+        }
+    }
+
+    /// Bytes have come: failures before do not count any more.
+    pub(super) fn went_on(&mut self) {
+        self.failed = 0;
+    }
+
+    /// Waits before the next try.
+    ///
+    /// # Errors
+    /// Where there is none: the trouble is final, there were too many, or the user asked to stop.
+    pub(super) fn wait(&mut self, trouble: Trouble) -> Result<(), RemoteError> {
+        let (error, asked) = match trouble {
+            Trouble::Final(error) => return Err(error),
+            Trouble::Again(error, asked) => (error, asked),
+        };
+        self.stopped()?;
+        self.failed += 1;
+        let patience = self.client.patience;
+        if self.failed >= patience.tries {
+            return Err(with_tries(error, self.failed));
+        }
+        self.client.counts.retries.fetch_add(1, Ordering::Relaxed);
+        let pause = asked.map_or_else(
+            || jittered(patience.pause, self.failed - 1),
+            |asked| asked.min(MAX_ASKED_PAUSE),
+        );
+        let (what, next) = (self.what, self.failed + 1);
+        let (seconds, tries) = (pause.as_secs_f64(), patience.tries);
+        let why = crate::causes::chain(&error);
+        self.job.progress.note(&format!(
+            "{what}: {why}; trying again in {seconds:.1} s (try {next} of {tries})"
+        ));
+        self.sleep(pause)
+    }
+
+    fn sleep(&self, pause: Duration) -> Result<(), RemoteError> {
+        let end = Instant::now() + pause;
+        loop {
+            self.stopped()?;
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            thread::sleep(left.min(TICK));
+        }
+    }
+
+    fn stopped(&self) -> Result<(), RemoteError> {
+        if self.job.stop.is_cancelled() {
+            return Err(RemoteError::Interrupted);
+        }
+        Ok(())
+    }
+}
+
+/// A pause that doubles with each failure, between half of it and all of it: what failed for many
+/// at once does not come back for all of them at once.
+fn jittered(pause: Duration, failures: u32) -> Duration {
+    let whole = pause
+        .saturating_mul(1 << failures.min(16))
+        .min(MAX_PAUSE)
+        .as_secs_f64();
+    // hash maps get other random keys in every state
+    let random = RandomState::new().build_hasher().finish() >> 40;
+    #[expect(clippy::cast_precision_loss, reason = "24 bits")]
+    let part = random as f64 / f64::from(1 << 24);
+    Duration::from_secs_f64(whole * (0.5 + 0.5 * part))
+}
+
+/// The pause that `Retry-After` asks for: seconds, or a date.
+fn asked_pause(headers: &HeaderMap) -> Option<Duration> {
+    let text = text_of(headers, header::RETRY_AFTER.as_str())?.trim();
+    if let Ok(seconds) = text.parse::<u64>() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = jiff::fmt::rfc2822::parse(text).ok()?;
+    let until = SystemTime::from(date.timestamp());
+    Some(until.duration_since(SystemTime::now()).unwrap_or_default())
+}
+
+fn with_tries(error: RemoteError, failed: u32) -> RemoteError {
+    match error {
+        RemoteError::Status { url, status, .. } => RemoteError::Status {
+            url,
+            status,
+            tries: failed,
+        },
+        RemoteError::Connection {
+            url, what, source, ..
+        } => RemoteError::Connection {
+            url,
+            what,
+            source,
+            tries: failed,
+        },
+        other => other,
+    }
+}
+
+/// The proxy that a variable names. Its address may hold a password, so no error shows it.
+fn proxy_at(variable: &'static str, address: &str) -> Result<Proxy, RemoteError> {
+    let wrong = |why: &str| RemoteError::Environment {
+        variable,
+        why: why.to_owned(),
+    };
+    let proxy = Proxy::new(address).map_err(|_| wrong("is not the address of a proxy"))?;
+    match proxy.protocol() {
+        ProxyProtocol::Http | ProxyProtocol::Https => Ok(proxy),
+        _ => Err(wrong("names a SOCKS proxy; only HTTP proxies can be used")),
+    }
+}
+
+/// Servers are trusted by the certificates of the system.
+fn tls() -> Result<TlsConfig, RemoteError> {
+    let found = rustls_native_certs::load_native_certs();
+    let roots: Vec<Certificate<'static>> = found
+        .certs
+        .iter()
+        .map(|der| Certificate::from_der(der).to_owned())
+        .collect();
+    let _ = found.errors; // one that cannot be read only trusts fewer servers
+    Ok(TlsConfig::builder()
+        .root_certs(RootCerts::Specific(Arc::new(roots)))
+        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .build())
+}
+
+fn not_answered(url: &str, error: ureq::Error) -> Trouble {
+    match error {
+        ureq::Error::BadUri(why) => answer(url, format!("is no address: {why}")).into(),
+        ureq::Error::Io(e) => broken(url, "no answer", e),
+        other => broken(url, "no answer", io::Error::other(other)),
+    }
+}
+
+fn broken(url: &str, what: &str, source: io::Error) -> Trouble {
+    let error = RemoteError::Connection {
+        url: shown(url),
+        what: what.to_owned(),
+        tries: 1,
+        source,
+    };
+    Trouble::Again(error, None)
+}
+
+/// An answer that is not what the protocol says.
+pub(super) fn answer(url: &str, what: impl Into<String>) -> RemoteError {
+    RemoteError::Answer {
+        url: shown(url),
+        what: what.into(),
+    }
+}
+
+/// A header that is text.
+pub(super) fn text_of<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// A header that is a number.
+pub(super) fn number_of(headers: &HeaderMap, name: &str) -> Option<u64> {
+    text_of(headers, name)?.trim().parse().ok()
+}
+
+/// An address without its query: that of a content network is a key to the file.
+pub(super) fn shown(url: &str) -> String {
+    url.split(['?', '#']).next().unwrap_or_default().to_owned()
+}
+
+/// Scheme, host and port.
+pub(super) fn origin_of(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return String::new();
+    };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    format!("{scheme}://{}", authority.to_ascii_lowercase())
+}
+
+/// The host and port of an address.
+pub(super) fn host_of(url: &str) -> String {
+    let origin = origin_of(url);
+    origin.split("://").nth(1).unwrap_or_default().to_owned()
+}
+
+fn path_of(url: &str) -> String {
+    let shown = shown(url);
+    shown[origin_of(url).len().min(shown.len())..].to_owned()
+}
+
+/// Where a redirect leads.
+///
+/// # Errors
+/// `Answer` where it leads from TLS to the open, or to no server at all.
+fn join(from: &str, location: &str) -> Result<String, RemoteError> {
+    let location = location.trim();
+    let scheme = from.split("://").next().unwrap_or_default();
+    let to = if location.starts_with("http://") || location.starts_with("https://") {
+        location.to_owned()
+    } else if location.starts_with("//") {
+        format!("{scheme}:{location}")
+    } else if location.starts_with('/') {
+        format!("{}{location}", origin_of(from))
+    } else if location.contains("://") {
+        return Err(answer(from, "a redirect to something else than HTTP"));
+    } else {
+        let from = shown(from);
+        let folder = from.rsplit_once('/').map_or(&*from, |(folder, _)| folder);
+        format!("{folder}/{location}")
+    };
+    if scheme == "https" && !to.starts_with("https://") {
+        return Err(answer(from, "a redirect away from TLS is not followed"));
+    }
+    Ok(to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_lead_where_they_say_but_not_out_of_tls() {
+        let joined = |from, to| join(from, to).map_err(|e| e.to_string());
+        assert_eq!(
+            joined("http://a:1/x/y?q", "/z").as_deref(),
+            Ok("http://a:1/z")
+        );
+        assert_eq!(
+            joined("https://a/x/y", "z?k=1").as_deref(),
+            Ok("https://a/x/z?k=1")
+        );
+        assert_eq!(joined("https://a/x", "//b/z").as_deref(), Ok("https://b/z"));
+        assert_eq!(
+            joined("http://a/x", "https://b/z").as_deref(),
+            Ok("https://b/z")
+        );
+        assert!(joined("https://a/x", "http://b/z").is_err());
+        assert!(joined("https://a/x", "ftp://b/z").is_err());
+    }
+
+    #[test]
+    fn addresses_are_shown_without_their_keys() {
+        assert_eq!(shown("https://h/a/b?Signature=x#y"), "https://h/a/b");
+        assert_eq!(origin_of("https://H:1/a"), "https://h:1");
+        assert_eq!(path_of("https://h/a/b?c"), "/a/b");
+    }
+
+    #[test]
+    fn a_server_says_when_to_come_back() {
+        let with = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, value.parse().unwrap());
+            asked_pause(&headers)
+        };
+        assert_eq!(with("7"), Some(Duration::from_secs(7)));
+        let past = with("Wed, 21 Oct 2015 07:28:00 GMT");
+        assert_eq!(past, Some(Duration::ZERO));
+        let far = with("Wed, 21 Oct 2165 07:28:00 GMT").unwrap();
+        assert!(far > MAX_ASKED_PAUSE);
+        assert_eq!(with("soon"), None);
+    }
+
+    #[test]
+    fn pauses_double_and_are_never_less_than_half() {
+        for failures in 0..40 {
+            let whole = Duration::from_secs(1 << failures.min(6)).min(MAX_PAUSE);
+            let pause = jittered(Duration::from_secs(1), failures);
+            assert!(pause >= whole / 2 && pause <= whole, "{failures}: {pause:?}");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! What goes wrong between this machine and a server.
+
+use std::io;
+
+/// Why a checkpoint cannot be had from a server. Addresses are shown without their queries: those of
+/// a content network let whoever has them read the file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RemoteError {
+    /// An environment variable holds something else than it has to.
+    #[error("{variable}: {why}")]
+    Environment {
+        /// The variable.
+        variable: &'static str,
+        /// What is wrong with its value, which is not shown: it may hold a password.
+        why: String,
+    },
+    /// The file that has to hold the token cannot be read.
+    #[error("cannot read the token in {}", path.display())]
+    Token {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// No certificates of this machine say which servers to trust.
+    #[error("no certificates of this system can be read, so that no server can be trusted: {why}")]
+    Certificates {
+        /// What was tried.
+        why: String,
+    },
+    /// The hub has no such repository, or does not say so.
+    #[error("{host} has no repository {repo}, or it is private and the token does not open it")]
+    NoRepository {
+        /// The host that was asked.
+        host: String,
+        /// `OWNER/NAME`.
+        repo: String,
+    },
+    /// The repository has no such revision.
+    #[error("{repo} has no revision {revision:?}")]
+    NoRevision {
+        /// `OWNER/NAME`.
+        repo: String,
+        /// A branch, a tag or a commit.
+        revision: String,
+    },
+    /// The hub wants a token, or another one.
+    #[error("{host} does not let this user read {what} ({status})")]
+    NotAllowed {
+        /// The host.
+        host: String,
+        /// A repository or a file.
+        what: String,
+        /// The status of the response.
+        status: u16,
+    },
+    /// A file that was listed, or is wanted, is not there.
+    #[error("{url}: not there (404)")]
+    NoFile {
+        /// The address.
+        url: String,
+    },
+    /// The server answered with another status than one that goes on.
+    #[error("{url}: the server answered with status {status}{}", tried(*tries))]
+    Status {
+        /// The address.
+        url: String,
+        /// The status.
+        status: u16,
+        /// How often it was asked.
+        tries: u32,
+    },
+    /// No answer, or one that ended early.
+    #[error("{url}: {what}{}", tried(*tries))]
+    Connection {
+        /// The address.
+        url: String,
+        /// What was going on.
+        what: String,
+        /// How often it was tried.
+        tries: u32,
+        /// The reason.
+        source: io::Error,
+    },
+    /// The answer is not what the protocol says.
+    #[error("{url}: {what}")]
+    Answer {
+        /// The address.
+        url: String,
+        /// What was seen and what was wanted.
+        what: String,
+    },
+    /// The files are others than those that were listed at the start.
+    #[error("{url}: {what}: what is published there has changed since this run began")]
+    Moved {
+        /// The address, or the repository.
+        url: String,
+        /// What was seen and what was wanted.
+        what: String,
+    },
+    /// A server without ranges is asked for bytes far into a file.
+    #[error(
+        "{url}: the server sends whole files only, and byte {at} of it is wanted; only packing reads it, once from its first byte to its last"
+    )]
+    NoRanges {
+        /// The address.
+        url: String,
+        /// The byte.
+        at: u64,
+    },
+    /// The user asked to stop.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+fn tried(tries: u32) -> String {
+    match tries {
+        0 | 1 => String::new(),
+        n => format!(", {n} times in a row"),
+    }
+}
+
+impl RemoteError {
+    /// Whether nothing is known of the checkpoint: the network, the server or this machine failed.
+    pub(crate) fn is_environment(&self) -> bool {
+        match self {
+            Self::Environment { .. }
+            | Self::Token { .. }
+            | Self::Certificates { .. }
+            | Self::NotAllowed { .. }
+            | Self::Status { .. }
+            | Self::Connection { .. }
+            | Self::NoRanges { .. } => true,
+            Self::NoRepository { .. }
+            | Self::NoRevision { .. }
+            | Self::NoFile { .. }
+            | Self::Answer { .. }
+            | Self::Moved { .. }
+            | Self::Interrupted => false,
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! A whole file of a server, brought to the disk by several connections.
+//!
+//! Beside the file lies a list of its parts that are there and synced, so that a later run asks only
+//! for the others. Nothing believes the bytes because of that list: whoever fetched the file digests
+//! it.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use segpack_formats::io::{CancelToken, ReadAt, sync_data, write_all_at};
+use segpack_formats::{FormatError, Result};
+
+use super::file::RemoteFile;
+use crate::work::{Job, into_inner, lock};
+
+/// Bytes of a part: what is lost at most of each connection when a run is killed.
+const PART_BYTES: u64 = 16 << 20;
+/// How often somebody looks whether the user wants to stop.
+const TICK: Duration = Duration::from_millis(20);
+
+/// How files are fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Fetching {
+    /// Connections at the same time, at least one.
+    pub connections: usize,
+    /// Bytes a second at most, of all connections together.
+    pub rate: Option<u64>,
+}
+
+/// The list of parts that lies beside a file.
+pub(crate) fn list_of(path: &Path) -> PathBuf {
+    path.with_extension("parts")
+}
+
+/// Fetches a file to `path`, or what an earlier run has left to fetch of it. Progress is in bytes of
+/// the file.
+///
+/// # Errors
+/// As [`RemoteFile::receive`]; `Io` on the disk.
+pub(crate) fn fetch(
+    file: &RemoteFile,
+    path: &Path,
+    settings: Fetching,
+    job: Job<'_>,
+) -> Result<()> {
+    let length = file.length();
+    let (parts, done) = Parts::open(file, path)?;
+    let there: u64 = done.iter().map(|n| bytes_of(&part(*n, length))).sum();
+    job.progress.advance(there);
+    let halt = CancelToken::default();
+    let fetch = Fetch {
+        file,
+        path,
+        to: &parts.file,
+        limit: Limit::new(settings.rate),
+        job: Job { stop: &halt, ..job },
+    };
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let watch = || watch(job.stop, &halt, &over, file);
+        // where there are no more threads, stopping takes until the next bytes
+        let _ = thread::Builder::new().spawn_scoped(scope, watch);
+        let fetched = if file.is_without_ranges() {
+            fetch.whole(&parts, there)
+        } else {
+            fetch.by_parts(&parts, &done, settings.connections, &halt)
+        };
+        over.store(true, Ordering::Relaxed);
+        job.stop.check()?; // what the end of the connections broke is no error
+        fetched
+    })
+}
+
+/// Ends the connections once the user wants to stop: they may be waiting for bytes.
+fn watch(stop: &CancelToken, halt: &CancelToken, over: &AtomicBool, file: &RemoteFile) {
+    while !over.load(Ordering::Relaxed) {
+        if stop.is_cancelled() {
+            halt.cancel();
+            file.client().shut_down();
+            return;
+        }
+        thread::sleep(TICK);
+    }
+}
+
+/// First and one-past-last byte of a part.
+fn part(number: u64, length: u64) -> Range<u64> {
+    let start = number * PART_BYTES;
+    start..start.saturating_add(PART_BYTES).min(length)
+}
+
+fn bytes_of(range: &Range<u64>) -> u64 {
+    range.end.saturating_sub(range.start)
+}
+
+/// One file on its way to the disk.
+struct Fetch<'a> {
+    file: &'a RemoteFile,
+    path: &'a Path,
+    to: &'a File,
+    limit: Limit,
+    job: Job<'a>,
+}
+
+impl Fetch<'_> {
+    fn range(&self, range: Range<u64>) -> Result<()> {
+        let mut at = range.start;
+        self.file.receive(range, self.job, &mut |piece| {
+            self.limit.wait(piece.len() as u64, self.job.stop);
+            write_all_at(self.to, piece, at).map_err(FormatError::io("write", self.path))?;
+            at += piece.len() as u64;
+            self.job.progress.advance(piece.len() as u64);
+            Ok(())
+        })
+    }
+
+    /// From a server without ranges: all of it in one answer.
+    fn whole(&self, parts: &Parts, counted: u64) -> Result<()> {
+        let length = self.file.length();
+        if counted == length {
+            return Ok(());
+        }
+        self.range(0..length)?;
+        (0..length.div_ceil(PART_BYTES)).try_for_each(|number| parts.add(number))
+    }
+
+    fn by_parts(
+        &self,
+        parts: &Parts,
+        done: &BTreeSet<u64>,
+        connections: usize,
+        halt: &CancelToken,
+    ) -> Result<()> {
+        let all = 0..self.file.length().div_ceil(PART_BYTES);
+        let missing: VecDeque<u64> = all.filter(|n| !done.contains(n)).collect();
+        let threads = connections.clamp(1, missing.len().max(1));
+        let queue = Mutex::new(missing);
+        let failed = Mutex::new(None);
+        let work = || {
+            if let Err(e) = self.take_parts(parts, &queue) {
+                lock(&failed).get_or_insert(e);
+                halt.cancel(); // the others need not go on
+            }
+        };
+        thread::scope(|scope| {
+            for _ in 1..threads {
+                // with fewer threads it takes longer
+                let _ = thread::Builder::new().spawn_scoped(scope, work);
+            }
+            work();
+        });
+        match into_inner(failed) {
+            Some(e) => Err(e),
+            None => Ok(()),
+        }
+    }
+
+    fn take_parts(&self, parts: &Parts, queue: &Mutex<VecDeque<u64>>) -> Result<()> {
+        loop {
+            let Some(number) = lock(queue).pop_front() else {
+                return Ok(());
+            };
+            self.job.stop.check()?;
+            self.range(part(number, self.file.length()))?;
+            parts.add(number)?;
+        }
+    }
+}
+
+/// The file on the disk, and the list of its parts that are there.
+struct Parts {
+    file: File,
+    path: PathBuf,
+    list: Mutex<File>,
+    list_path: PathBuf,
+}
+
+impl Parts {
+    /// Opens both; also returns the parts that an earlier run fetched of the same file.
+    fn open(remote: &RemoteFile, path: &Path) -> Result<(Self, BTreeSet<u64>)> {
+        let list_path = list_of(path);
+        let length = remote.length();
+        let first_line = format!("{length} {PART_BYTES} {:?}\n", remote.stamp().tag);
+        let text = fs::read_to_string(&list_path).unwrap_or_default();
+        let known = text.strip_prefix(&first_line).filter(|_| path.exists());
+        let done: BTreeSet<u64> = known.map(parts_in).unwrap_or_default();
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(FormatError::io("create", folder))?;
+        }
+        let open = |path: &Path| {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false);
+            options.open(path).map_err(FormatError::io("create", path))
+        };
+        let file = open(path)?;
+        file.set_len(length)
+            .map_err(FormatError::io("write", path))?;
+        let mut list = open(&list_path)?;
+        let mut new = first_line;
+        done.iter().for_each(|n| new.push_str(&format!("{n}\n")));
+        list.set_len(0)
+            .and_then(|()| list.write_all(new.as_bytes()))
+            .map_err(FormatError::io("write", &list_path))?;
+        let parts = Self {
+            file,
+            path: path.to_owned(),
+            list: Mutex::new(list),
+            list_path,
+        };
+        Ok((parts, done))
+    }
+
+    /// A part is there: synced before the list says so.
+    fn add(&self, number: u64) -> Result<()> {
+        sync_data(&self.file, &self.path)?;
+        let mut list = lock(&self.list);
+        list.write_all(format!("{number}\n").as_bytes())
+            .map_err(FormatError::io("write", &self.list_path))
+    }
+}
+
+/// The numbers in whole lines; a line that was cut off does not count.
+fn parts_in(text: &str) -> BTreeSet<u64> {
+    let lines = text.split_inclusive('\n');
+    lines
+        .filter_map(|line| line.strip_suffix('\n')?.parse().ok())
+        .collect()
+}
+
+/// Bytes a second, of all connections together.
+struct Limit {
+    rate: Option<u64>,
+    /// When the next bytes may come.
+    next: Mutex<Instant>,
+}
+
+impl Limit {
+    fn new(rate: Option<u64>) -> Self {
+        Self {
+            rate,
+            next: Mutex::new(Instant::now()),
+        }
+    }
+
+    /// Waits until these bytes, which have come, are within the limit.
+    fn wait(&self, bytes: u64, stop: &CancelToken) {
+        let Some(rate) = self.rate else { return };
+        #[expect(clippy::cast_precision_loss, reason = "a time")]
+        let takes = Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
+        let until = {
+            let mut next = lock(&self.next);
+            *next = (*next).max(Instant::now()) + takes;
+            *next
+        };
+        while !stop.is_cancelled() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            thread::sleep(left.min(TICK));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_cover_a_file_and_a_line_that_was_cut_off_is_none() {
+        assert_eq!(part(0, 5), 0..5);
+        assert_eq!(part(1, PART_BYTES + 3), PART_BYTES..PART_BYTES + 3);
+        assert_eq!(parts_in("0\n3\n12"), BTreeSet::from([0, 3]));
+        assert_eq!(parts_in("\0\0\n7\n"), BTreeSet::from([7]));
+    }
+
+    #[test]
+    fn a_rate_is_kept_by_all_together() {
+        let limit = Limit::new(Some(1_000_000));
+        let began = Instant::now();
+        let stop = CancelToken::default();
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| limit.wait(25_000, &stop));
+            }
+        });
+        assert!(began.elapsed() >= Duration::from_millis(100));
+    }
+}

@@ -1,0 +1,171 @@
+//! Checkpoints of a hub, and of folders of web servers.
+//!
+//! Nothing is asked of any server that the user has not named. What is published is pinned when it
+//! is opened: the commit of a repository, the lengths and versions of files. Everything is read by
+//! ranges; [`fetch`] brings a whole file to the disk.
+
+mod client;
+mod environment;
+mod error;
+mod fetch;
+mod file;
+mod hub;
+mod web_folder;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use segpack_formats::digest::Sha256;
+use segpack_formats::io::{MemoryFile, ReadAt};
+use segpack_formats::{FormatError, Result};
+use segpack_manifests::documents::Provenance;
+
+use super::place::RemotePlace;
+use crate::work::lock;
+use client::Client;
+pub(crate) use client::Counts;
+pub(super) use environment::is_offline;
+pub use error::RemoteError;
+pub(crate) use fetch::{Fetching, fetch};
+pub(crate) use file::RemoteFile;
+use file::Identity;
+
+/// A file that is there.
+#[derive(Debug, Clone)]
+struct Entry {
+    url: String,
+    identity: Identity,
+}
+
+/// What is there.
+struct Listing {
+    /// As messages name it.
+    name: PathBuf,
+    provenance: Provenance,
+    files: BTreeMap<String, Entry>,
+    client: Arc<Client>,
+}
+
+/// An opened place, with the list of its files.
+#[derive(Debug)]
+pub(crate) struct Remote {
+    /// As messages name it: a hub's repository with its commit, or an address.
+    pub name: PathBuf,
+    /// Repository and commit.
+    pub provenance: Provenance,
+    files: BTreeMap<String, Entry>,
+    client: Arc<Client>,
+    /// Small files that were read.
+    small: Mutex<BTreeMap<String, Arc<Vec<u8>>>>,
+}
+
+impl Remote {
+    /// Asks what is there.
+    ///
+    /// # Errors
+    /// Where there is no checkpoint, or nothing can be asked.
+    pub(super) fn open(place: &RemotePlace) -> std::result::Result<Self, RemoteError> {
+        let listing = match place {
+            RemotePlace::Hub { repo, revision } => hub::list(repo, revision.as_deref())?,
+            RemotePlace::Folder(url) => web_folder::list(url)?,
+        };
+        let Listing {
+            name,
+            provenance,
+            files,
+            client,
+        } = listing;
+        Ok(Self {
+            name,
+            provenance,
+            files,
+            client,
+            small: Mutex::default(),
+        })
+    }
+
+    /// What was asked for and received so far.
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.client.counts
+    }
+
+    /// Relative paths, as the server lists them: they may be anything.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &String> {
+        self.files.keys()
+    }
+
+    /// Whether there is such a file.
+    pub(super) fn has(&self, path: &str) -> bool {
+        self.files.contains_key(path)
+    }
+
+    /// Its length, where it is there.
+    pub(super) fn length(&self, path: &str) -> Option<u64> {
+        self.files.get(path).map(|entry| entry.identity.length)
+    }
+
+    /// The SHA-256 that the hub publishes of it.
+    pub(super) fn published_sha256(&self, path: &str) -> Option<Sha256> {
+        self.files.get(path)?.identity.sha256
+    }
+
+    fn entry(&self, path: &str) -> Result<&Entry> {
+        self.files.get(path).ok_or_else(|| {
+            let missing = std::io::ErrorKind::NotFound.into();
+            FormatError::io("open", self.name.join(path))(missing)
+        })
+    }
+
+    /// A file to be read by ranges. Nothing is asked yet.
+    ///
+    /// # Errors
+    /// `Io` where it is not listed.
+    pub(super) fn file(&self, path: &str) -> Result<RemoteFile> {
+        let Entry { url, identity } = self.entry(path)?.clone();
+        let client = Arc::clone(&self.client);
+        Ok(RemoteFile::new(client, self.name.join(path), url, identity))
+    }
+
+    /// [`file`](Self::file); one that was read as a whole before is not asked for again.
+    ///
+    /// # Errors
+    /// As [`file`](Self::file).
+    pub(super) fn open_file(&self, path: &str) -> Result<Arc<dyn ReadAt>> {
+        let known = lock(&self.small).get(path).cloned();
+        Ok(match known {
+            Some(bytes) => Arc::new(MemoryFile::new(self.name.join(path), (*bytes).clone())),
+            None => Arc::new(self.file(path)?),
+        })
+    }
+
+    /// A small file as a whole.
+    ///
+    /// # Errors
+    /// `TooLarge`; `Changed` where it has another length than the listed one; as [`RemoteFile`].
+    pub(super) fn read_limited(&self, path: &str, limit: u64) -> Result<Vec<u8>> {
+        let name = self.name.join(path);
+        let entry = self.entry(path)?;
+        let length = entry.identity.length;
+        if length > limit {
+            return Err(FormatError::TooLarge {
+                path: name,
+                length,
+                limit,
+            });
+        }
+        let known = lock(&self.small).get(path).cloned();
+        if let Some(bytes) = known {
+            return Ok((*bytes).clone());
+        }
+        let file = self.file(path)?;
+        let mut bytes = Vec::new();
+        file.receive(0..length, client::unwatched(), &mut |piece| {
+            bytes.extend_from_slice(piece);
+            Ok(())
+        })?;
+        let kept = Arc::new(bytes.clone());
+        lock(&self.small).insert(path.to_owned(), kept);
+        Ok(bytes)
+    }
+}

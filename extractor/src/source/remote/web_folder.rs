@@ -1,0 +1,117 @@
+//! A folder of a web server. It has no list of its files: which shards there are says the index,
+//! which other files there may be says a list of the names that checkpoints use.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use segpack_formats::safetensors::{ShardIndex, check_relative_path};
+use segpack_manifests::documents::Provenance;
+use segpack_manifests::folder::max_source_bytes;
+
+use super::client::{Client, Trouble, answer, number_of, unwatched};
+use super::file::{Identity, strong_tag};
+use super::hub::escaped;
+use super::{Entry, Listing, RemoteError};
+
+/// The index of a checkpoint of several shards.
+const INDEX: &str = "model.safetensors.index.json";
+/// The only shard of one without an index.
+const ONLY_SHARD: &str = "model.safetensors";
+
+/// Files beside the shards that are asked for. What else lies in the folder is not seen.
+const SIDE_FILES: [&str; 24] = [
+    "LICENSE",
+    "README.md",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "configuration.json",
+    "generation_config.json",
+    "hf_quant_config.json",
+    "merges.txt",
+    "modules.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "quantize_config.json",
+    "recipe.yaml",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tekken.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "video_preprocessor_config.json",
+    "vocab.json",
+    "vocab.txt",
+];
+
+/// Finds the files of a folder; `url` ends in `/`.
+///
+/// # Errors
+/// `NoFile` where there is neither an index nor a single shard; `Answer` where the index is none;
+/// what ended the last try.
+pub(super) fn list(url: &str) -> Result<Listing, RemoteError> {
+    let client = Arc::new(Client::new(None)?);
+    let mut files = BTreeMap::new();
+    match client.small(&format!("{url}{INDEX}"), max_source_bytes(INDEX)) {
+        Ok(json) => {
+            let index = ShardIndex::parse(&json);
+            // what is wrong with it, the checkpoint says
+            let named = index.map(|index| index.weight_map).unwrap_or_default();
+            let mut shards: Vec<String> = named.into_values().collect();
+            shards.sort_unstable();
+            shards.dedup();
+            add(&client, url, INDEX, &mut files)?;
+            for shard in shards.iter().filter(|s| check_relative_path(s).is_ok()) {
+                add(&client, url, shard, &mut files)?;
+            }
+        }
+        Err(RemoteError::NoFile { .. }) => {
+            if !add(&client, url, ONLY_SHARD, &mut files)? {
+                let what = format!("has neither {INDEX} nor {ONLY_SHARD}");
+                return Err(answer(url, what));
+            }
+        }
+        Err(e) => return Err(e),
+    }
+    for name in SIDE_FILES {
+        add(&client, url, name, &mut files)?;
+    }
+    Ok(Listing {
+        name: PathBuf::from(url.trim_end_matches('/')),
+        provenance: Provenance::default(),
+        files,
+        client,
+    })
+}
+
+/// Adds a file, where it is there. Whether it is.
+fn add(
+    client: &Client,
+    folder: &str,
+    path: &str,
+    files: &mut BTreeMap<String, Entry>,
+) -> Result<bool, RemoteError> {
+    let url = format!("{folder}{}", escaped(path));
+    let looked = client.until(&url, unwatched(), || {
+        let from = client.ask(&url, true, None)?.expect(&[200])?;
+        let length = number_of(&from.headers, "content-length");
+        let length = length.ok_or_else(|| answer(&url, "the server does not say its length"))?;
+        let tag = strong_tag(&from.headers);
+        Ok::<_, Trouble>(Identity {
+            length,
+            tag,
+            ..Identity::default()
+        })
+    });
+    match looked {
+        Ok(identity) => {
+            files.insert(path.to_owned(), Entry { url, identity });
+            Ok(true)
+        }
+        Err(RemoteError::NoFile { .. }) => Ok(false),
+        Err(e) => Err(e),
+    }
+}

@@ -1,0 +1,183 @@
+//! What is read without packing: `scan`, `verify --against`, `diff`.
+
+use serde_json::Value;
+
+use super::{Scene, place, without_provenance};
+use crate::support::cli::{FindingKind, Run, segpack};
+use crate::support::hub::{Faults, Hub, REPO, TOKEN};
+
+#[test]
+fn scan_takes_the_same_inventory_from_a_hub_as_from_a_folder_and_downloads_no_weights() {
+    let scene = Scene::with(Faults::default());
+    let local = segpack!["scan", &scene.at("checkpoint"), "--json"].ok();
+    let remote = scene.run(&[&"scan", &place(), &"--json"]).ok();
+    assert_eq!(without_provenance(&local), without_provenance(&remote));
+    let json = remote.json();
+    assert_eq!(json["provenance"]["repo"], REPO);
+    assert_eq!(json["provenance"]["revision"], Value::from(Hub::commit()));
+    assert!(json["shards"][0]["hub_sha256"].is_string());
+    // one range of each shard
+    assert_eq!(scene.hub.sent(".safetensors"), 3 * (256 << 10));
+}
+
+#[test]
+fn a_folder_of_a_web_server_is_scanned_by_its_index() {
+    let scene = Scene::with(Faults::default());
+    let local = segpack!["scan", &scene.at("checkpoint"), "--json"].ok();
+    let remote = scene.run(&[&"scan", &scene.hub.folder(), &"--json"]).ok();
+    assert_eq!(without_provenance(&local), without_provenance(&remote));
+    scene
+        .run(&[&"scan", &format!("{}/nothing", scene.hub.endpoint())])
+        .exits(3)
+        .says(&["has neither model.safetensors.index.json nor model.safetensors"]);
+}
+
+#[test]
+fn a_pack_is_verified_against_a_hub_and_compared_with_it() {
+    let scene = Scene::with(Faults::default());
+    let pack = scene.local_pack(&["--no-provenance"]);
+    scene
+        .run(&[&"verify", &pack, &"--against", &place()])
+        .ok();
+    scene.run(&[&"diff", &pack, &place()]).ok();
+
+    let shard = scene.at("checkpoint/model-00002-of-00003.safetensors");
+    crate::support::damage::flip(&shard, -10);
+    let other = Hub::of(&scene.at("checkpoint"), Faults::default());
+    let mut verify = other.program();
+    verify.args(["verify", "--json", "--against", &place()]).arg(&pack);
+    let verified = Run::of(&mut verify).exits(3);
+    let found = verified.findings();
+    assert!(
+        found
+            .iter()
+            .all(|f| f.kind == FindingKind::DiffersFromCheckpoint),
+        "{verified}"
+    );
+    assert!(!found.is_empty());
+}
+
+#[test]
+fn a_token_opens_a_private_repository_and_goes_to_no_other_host() {
+    let scene = Scene::with(Faults {
+        private: true,
+        ..Faults::default()
+    });
+    scene
+        .run(&[&"scan", &place()])
+        .exits(1)
+        .says(&["does not let this user read owner/model (401)", "HF_TOKEN"]);
+    let run = Run::of(scene.hub.program().args(["scan", &place()]).env("HF_TOKEN", TOKEN)).ok();
+    assert!(!run.stderr.contains(TOKEN) && !run.text().contains(TOKEN));
+
+    let file = scene.at("token");
+    std::fs::write(&file, format!("{TOKEN}\n")).unwrap();
+    let mut command = scene.hub.program();
+    Run::of(command.args(["scan", &place()]).env("HF_TOKEN_PATH", &file)).ok();
+    assert!(!scene.hub.has_leaked(), "the content network got the token");
+}
+
+#[test]
+fn what_is_not_there_is_told_apart() {
+    let scene = Scene::with(Faults::default());
+    scene
+        .run(&[&"scan", &"hf://owner/other"])
+        .exits(3)
+        .says(&["has no repository owner/other"]);
+    scene
+        .run(&[&"scan", &format!("{}@v9", place())])
+        .exits(3)
+        .says(&["owner/model has no revision \"v9\""]);
+    for bad in ["hf://owner", "s3://bucket/model", "https://name:pass@host/"] {
+        scene.run(&[&"scan", &bad]).exits(2);
+    }
+    assert!(!scene.hub.log().is_empty());
+}
+
+#[test]
+fn nothing_is_contacted_offline_or_unless_it_is_named() {
+    let scene = Scene::with(Faults::default());
+    let mut command = scene.hub.program();
+    command.args(["scan", &place()]).env("HF_HUB_OFFLINE", "1");
+    Run::of(&mut command).exits(3).says(&["hub cache"]);
+    let mut command = scene.hub.program();
+    command.args(["scan", &scene.hub.folder()]);
+    command.env("HF_HUB_OFFLINE", "true");
+    Run::of(&mut command)
+        .exits(1)
+        .says(&["HF_HUB_OFFLINE is set"]);
+    // a repo id is of the cache, as ever
+    scene.run(&[&"scan", &REPO]).exits(3);
+    assert_eq!(scene.hub.log(), [""; 0]);
+}
+
+#[test]
+fn requests_go_through_the_proxy_that_the_environment_names_and_never_through_another_kind() {
+    let scene = Scene::with(Faults::default());
+    let mut command = scene.hub.program();
+    command.args(["scan", &place()]).env_remove("NO_PROXY");
+    command.env("HTTP_PROXY", "socks5://127.0.0.1:9");
+    Run::of(&mut command)
+        .exits(1)
+        .says(&["HTTP_PROXY: names a SOCKS proxy"]);
+    assert_eq!(scene.hub.log(), [""; 0]);
+
+    // the hub as a proxy: it is asked for a connection, and refuses
+    let mut command = scene.hub.program();
+    command.args(["scan", "http://203.0.113.1/folder/"]);
+    command.env_remove("NO_PROXY").env("SEGPACK_RETRIES", "0");
+    command.env("HTTP_PROXY", scene.hub.endpoint());
+    Run::of(&mut command).exits(1).says(&["no answer"]);
+    assert!(scene.hub.log()[0].starts_with("CONNECT 203.0.113.1:80"));
+}
+
+#[test]
+fn a_shard_that_is_not_the_listed_one_is_an_error() {
+    let other = Scene::with(Faults {
+        other_length: true,
+        ..Faults::default()
+    });
+    other
+        .run(&[&"scan", &place()])
+        .exits(3)
+        .says(&["has changed since this run began"]);
+    let circle = Scene::with(Faults {
+        circle: true,
+        ..Faults::default()
+    });
+    circle
+        .run(&[&"scan", &place()])
+        .exits(3)
+        .says(&["more than 8 redirects"]);
+}
+
+#[test]
+fn headers_come_through_failures_and_expired_links() {
+    for faults in [
+        Faults {
+            fail_every: Some((2, 503)),
+            ..Faults::default()
+        },
+        Faults {
+            drop_after: Some((1000, 3)),
+            ..Faults::default()
+        },
+        Faults {
+            no_range: true,
+            ..Faults::default()
+        },
+    ] {
+        let scene = Scene::with(faults.clone());
+        let mut run = scene.hub.program();
+        let run = Run::of(run.args(["scan", &place(), "--json"]));
+        assert_eq!(run.status, Some(0), "{faults:?}\n{run}");
+    }
+    let scene = Scene::with(Faults {
+        fail_every: Some((1, 503)),
+        ..Faults::default()
+    });
+    scene
+        .run(&[&"scan", &place()])
+        .exits(1)
+        .says(&["status 503, 6 times in a row"]);
+}
