@@ -35,7 +35,7 @@ pub struct Faults {
     pub corrupt: Option<(&'static str, usize, usize)>,
     /// One byte less of this file than announced.
     pub short: Option<&'static str>,
-    /// Nothing comes for so long, so often.
+    /// Nothing comes for so long, so often, but for a file's first bytes.
     pub stall: Option<(Duration, usize)>,
     /// A link works so often, then 403.
     pub expire: Option<usize>,
@@ -142,6 +142,11 @@ impl Hub {
         self.0.leaked.load(Ordering::Relaxed)
     }
 
+    /// Whether a request has been kept waiting.
+    pub fn is_stalled(&self) -> bool {
+        self.0.stalls.load(Ordering::Relaxed) > 0
+    }
+
     /// Bytes that were sent of files with this ending.
     pub fn sent(&self, ending: &str) -> u64 {
         let sent = self.0.sent.lock().unwrap();
@@ -211,7 +216,13 @@ impl Shared {
 
     fn list(&self, revision: &str, request: &Request, to: &TcpStream) -> bool {
         if revision != "main" && revision != self.commit() {
-            return answer(to, request, 404, &[("X-Error-Code", "RevisionNotFound")], b"");
+            return answer(
+                to,
+                request,
+                404,
+                &[("X-Error-Code", "RevisionNotFound")],
+                b"",
+            );
         }
         let siblings: Vec<_> = self
             .files
@@ -237,7 +248,13 @@ impl Shared {
         };
         let commit = self.commit();
         if revision != "main" && revision != commit {
-            return answer(to, request, 404, &[("X-Error-Code", "RevisionNotFound")], b"");
+            return answer(
+                to,
+                request,
+                404,
+                &[("X-Error-Code", "RevisionNotFound")],
+                b"",
+            );
         }
         let Some(bytes) = self.files.get(file) else {
             return answer(to, request, 404, &[("X-Error-Code", "EntryNotFound")], b"");
@@ -255,7 +272,10 @@ impl Shared {
             true => format!("{}{}", self.addresses[0], request.path),
             false => format!("{network}/cdn/{count}/{file}?Signature=key"),
         };
-        let (etag, size) = (format!("\"{}\"", Sha256::of(bytes)), bytes.len().to_string());
+        let (etag, size) = (
+            format!("\"{}\"", Sha256::of(bytes)),
+            bytes.len().to_string(),
+        );
         let headers = [
             ("Location", &*link),
             ("X-Repo-Commit", &commit),
@@ -282,7 +302,13 @@ impl Shared {
     }
 
     /// The bytes of a file, or of a range of it.
-    fn data(&self, file: &str, request: &Request, to: &TcpStream, headers: &[(&str, &str)]) -> bool {
+    fn data(
+        &self,
+        file: &str,
+        request: &Request,
+        to: &TcpStream,
+        headers: &[(&str, &str)],
+    ) -> bool {
         let Some(bytes) = self.files.get(file) else {
             return answer(to, request, 404, &[], b"");
         };
@@ -316,6 +342,7 @@ impl Shared {
         }
         if let Some((time, times)) = faults.stall
             && is_shard
+            && start > 0
             && self.stalls.fetch_add(1, Ordering::Relaxed) < times
         {
             thread::sleep(time);
@@ -332,7 +359,12 @@ impl Shared {
         if request.method == "HEAD" {
             return send(to, head.as_bytes());
         }
-        *self.sent.lock().unwrap().entry(file.to_owned()).or_default() += body.len() as u64;
+        *self
+            .sent
+            .lock()
+            .unwrap()
+            .entry(file.to_owned())
+            .or_default() += body.len() as u64;
         send(to, head.as_bytes()) && send(to, &body) && body.len() == announced
     }
 }

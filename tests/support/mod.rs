@@ -6,9 +6,9 @@ pub mod damage;
 #[cfg(target_os = "linux")]
 pub mod faults;
 pub mod folders;
-pub mod hub;
 #[cfg(target_os = "linux")]
 pub mod gpu;
+pub mod hub;
 pub mod liar;
 pub mod packs;
 pub mod tiny;

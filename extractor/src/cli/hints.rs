@@ -210,7 +210,10 @@ fn of_source(error: &SourceError) -> Option<String> {
         #[cfg(feature = "remote")]
         SourceError::Remote(e) => of_remote(e).map(str::to_owned),
         #[cfg(feature = "remote")]
-        SourceError::Offline { .. } | SourceError::OnlyLocal { .. } => None,
+        SourceError::Offline { .. } => None,
+        SourceError::OnlyLocal { .. } => {
+            Some("download it first, or leave out --consume or --in-place".to_owned())
+        }
         SourceError::Format(_)
         | SourceError::Address { .. }
         | SourceError::NotFound { .. }

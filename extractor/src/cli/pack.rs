@@ -3,12 +3,16 @@ use std::path::{Path, PathBuf};
 use segpack_manifests::layout::Selection;
 
 use super::Context;
-use super::args::{CodecArgs, CodecName, INPUT, Jobs, OUTPUT, SizeArgs, Tolerate};
+use super::args::{
+    CodecArgs, CodecName, INPUT, Jobs, OUTPUT, SizeArgs, Tolerate, connections, rate,
+};
 use super::confirm::{can_ask, confirm};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
-use crate::steps::pack::{PackSettings, consume_plan, pack_planned, plan_into, plan_with_estimate};
+use crate::steps::pack::{
+    FetchSettings, PackSettings, consume_plan, pack_planned, plan_into, plan_with_estimate,
+};
 
 /// Pack a checkpoint into per-expert segments with a manifest
 ///
@@ -21,10 +25,11 @@ Examples:
   segpack pack Qwen/Qwen3-Omni-30B-A3B-Instruct -o omni.segpack --resume
   segpack pack ./model -o thinker.segpack --include thinker --codec bf16-rans
   segpack pack ./model -o model.segpack --codec bf16-rans --dry-run
-  segpack pack ./model -o model.segpack --consume --yes")]
+  segpack pack ./model -o model.segpack --consume --yes
+  segpack pack hf://Qwen/Qwen3-Omni-30B-A3B-Instruct -o omni.segpack --codec bf16-rans")]
 pub(super) struct Args {
-    /// Checkpoint folder, .safetensors file, or repo id (OWNER/NAME[@REVISION]) in the local
-    /// Hugging Face cache
+    /// Checkpoint folder, .safetensors file, repo id (OWNER/NAME[@REVISION]) in the local Hugging
+    /// Face cache, hf://OWNER/NAME[@REVISION] on the hub, or the http(s):// address of a folder
     #[arg(value_name = "CKPT")]
     checkpoint: PathBuf,
     /// Pack only this component and those below it, such as thinker or talker.text; may be
@@ -40,6 +45,16 @@ pub(super) struct Args {
     /// hub's
     #[arg(long, help_heading = INPUT)]
     no_source_digests: bool,
+    /// For a checkpoint of a server: connections at the same time
+    #[arg(long, value_name = "N", value_parser = connections, default_value = "4", help_heading = INPUT)]
+    connections: usize,
+    /// For a checkpoint of a server: bytes a second at most, such as 20MB
+    #[arg(long, value_name = "SIZE", value_parser = rate, help_heading = INPUT)]
+    limit_rate: Option<u64>,
+    /// For a checkpoint of a server: keep every shard whose digest matched in this folder; those
+    /// that are there already are not fetched
+    #[arg(long, value_name = "DIR", help_heading = INPUT)]
+    keep_shards: Option<PathBuf>,
     #[command(flatten)]
     jobs: Jobs,
     /// Pack folder to write
@@ -97,6 +112,14 @@ impl Args {
         &self.output
     }
 
+    fn fetching(&self) -> FetchSettings {
+        let mut fetch = FetchSettings::default();
+        fetch.connections = self.connections;
+        fetch.rate = self.limit_rate;
+        fetch.keep.clone_from(&self.keep_shards);
+        fetch
+    }
+
     fn settings(&self) -> Result<PackSettings, CliError> {
         Ok(PackSettings {
             selection: Selection {
@@ -113,6 +136,7 @@ impl Args {
             sums: !self.no_sums,
             provenance: !self.no_provenance,
             space_check: !self.no_space_check,
+            fetch: self.fetching(),
             scan: self.tolerate.options(),
         })
     }

@@ -20,10 +20,11 @@ use crate::steps::scan::scan;
 Examples:
   segpack scan ./Qwen3-Omni-30B-A3B-Instruct
   segpack scan Qwen/Qwen3-Omni-30B-A3B-Instruct   # from the local Hugging Face cache
+  segpack scan hf://Qwen/Qwen3-Omni-30B-A3B-Instruct   # from the hub, headers only
   segpack scan model --json | jq '.classes[] | select(.class == \"norms\")'")]
 pub(super) struct Args {
-    /// Checkpoint folder, .safetensors file, or repo id (OWNER/NAME[@REVISION]) in the local
-    /// Hugging Face cache
+    /// Checkpoint folder, .safetensors file, repo id (OWNER/NAME[@REVISION]) in the local Hugging
+    /// Face cache, hf://OWNER/NAME[@REVISION] on the hub, or the http(s):// address of a folder
     #[arg(value_name = "CKPT")]
     checkpoint: PathBuf,
     #[command(flatten)]

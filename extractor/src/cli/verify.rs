@@ -28,7 +28,7 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     pack: PackArg,
-    /// Also compare every tensor and file with this checkpoint
+    /// Also compare every tensor and file with this checkpoint, which may be on a server
     #[arg(long, value_name = "CKPT", help_heading = INPUT)]
     against: Option<PathBuf>,
     /// Check only the structure: files, lengths, headers and the text of SHA256SUMS, no digest of

@@ -67,6 +67,15 @@ pub(crate) enum Record {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         kept: Option<KeptRanges>,
     },
+    /// The copy of a shard of a server is not needed any more: all its bytes are in finished packs,
+    /// or kept. It can be fetched again.
+    Passed {
+        /// Its path in the checkpoint.
+        path: String,
+        /// Where those of its bytes are that are in no finished pack yet.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        kept: Option<KeptRanges>,
+    },
 }
 
 /// Ranges of a source shard that were copied into a file, one after another.
@@ -86,6 +95,7 @@ impl Record {
             Self::Pack { path, .. } => (1, path),
             Self::Shard { path, .. } => (2, path),
             Self::Removed { path, .. } => (3, path),
+            Self::Passed { path, .. } => (4, path),
         }
     }
 }

@@ -9,7 +9,7 @@ use segpack_formats::pack::WrittenPack;
 use segpack_manifests::documents::Finding;
 
 use super::PackWriterError;
-use crate::output::{Journal, OutputError, Record, ShardDigests, WRITE_BEHIND_MEMORY};
+use crate::output::{Journal, KeptRanges, OutputError, Record, ShardDigests, WRITE_BEHIND_MEMORY};
 use crate::work::lock;
 
 /// What is finished.
@@ -19,6 +19,8 @@ pub(crate) struct Done {
     shards: BTreeMap<String, ShardDigests>,
     /// Shards that were removed, or are about to be.
     removed: BTreeSet<String>,
+    /// What was kept of shards of a server that were passed.
+    kept: BTreeMap<String, KeptRanges>,
     /// By their path in the pack folder.
     files: BTreeMap<String, Sha256>,
 }
@@ -40,6 +42,10 @@ impl Done {
             Record::Removed { path, .. } => {
                 self.removed.insert(path);
             }
+            Record::Passed { path, kept } => match kept {
+                Some(kept) => drop(self.kept.insert(path, kept)),
+                None => drop(self.kept.remove(&path)),
+            },
         }
     }
 
@@ -152,6 +158,11 @@ impl<'a> Recorder<'a> {
     pub(crate) fn shard(&self, path: &str) -> Result<ShardDigests, PackWriterError> {
         let found = lock(&self.done).shard(path).cloned();
         found.ok_or_else(|| not_written(path))
+    }
+
+    /// What was kept of a shard of a server, the last time that it was passed.
+    pub(crate) fn kept(&self, path: &str) -> Option<KeptRanges> {
+        lock(&self.done).kept.get(path).cloned()
     }
 
     /// Whether a pack is written.

@@ -158,7 +158,7 @@ impl Target<'_> {
         kept.retain(|record| match record {
             Record::Begun => false,
             Record::Pack { path, .. } => !damaged.contains(path),
-            Record::Shard { .. } | Record::Removed { .. } => true,
+            Record::Shard { .. } | Record::Removed { .. } | Record::Passed { .. } => true,
         });
         Ok(kept)
     }
@@ -216,7 +216,7 @@ impl Target<'_> {
 fn finished_bytes(record: &Record) -> u64 {
     match record {
         Record::Pack { written, .. } => written.length,
-        Record::Begun | Record::Shard { .. } | Record::Removed { .. } => 0,
+        Record::Begun | Record::Shard { .. } | Record::Removed { .. } | Record::Passed { .. } => 0,
     }
 }
 
@@ -241,7 +241,9 @@ pub(crate) fn check_ours(out: &Path, listed: &BTreeSet<String>) -> Result<(), Pa
     let mut listed = listed.clone();
     listed.extend(read.records.into_iter().filter_map(|r| match r {
         Record::Pack { path, .. } => Some(path),
-        Record::Begun | Record::Shard { .. } | Record::Removed { .. } => None,
+        Record::Begun | Record::Shard { .. } | Record::Removed { .. } | Record::Passed { .. } => {
+            None
+        }
     }));
     match OpenOptions::new().check_sums(false).open(out) {
         Ok(pack) => listed.extend(pack.manifest().files().iter().map(|f| f.0.to_owned())),

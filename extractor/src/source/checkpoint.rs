@@ -23,16 +23,18 @@ use segpack_manifests::quantization::{self, ANNOUNCEMENTS};
 use serde_json::Value;
 use walkdir::{DirEntry, WalkDir};
 
+use super::place::{RemotePlace, WhyNot};
 use super::provenance::DOWNLOAD_RECORDS;
+#[cfg(feature = "remote")]
+use super::remote;
 #[cfg(feature = "remote")]
 use super::remote::{Remote, RemoteFile};
 use super::removed::{RemovedFile, RemovedShard};
 use super::store::{Store, StoredShard};
-#[cfg(feature = "remote")]
-use super::remote;
-use super::place::{RemotePlace, WhyNot};
 use super::{SourceError, hub_cache, place};
 use crate::causes::{chain, without_path};
+#[cfg(feature = "remote")]
+use crate::work::lock;
 
 /// Files with these endings hold weights; none may be left out silently.
 const WEIGHT_ENDINGS: [&str; 10] = [
@@ -92,7 +94,15 @@ pub(crate) struct Fetched {
     /// On the server.
     pub file: Arc<RemoteFile>,
     /// On this machine, as long as it is needed.
-    pub local: Mutex<Option<Arc<InputFile>>>,
+    pub(super) local: Mutex<Option<Arc<InputFile>>>,
+}
+
+#[cfg(feature = "remote")]
+impl Fetched {
+    /// There is a copy on this machine from here on, or none any more; returns the one before.
+    pub(crate) fn set(&self, copy: Option<Arc<InputFile>>) -> Option<Arc<InputFile>> {
+        std::mem::replace(&mut *lock(&self.local), copy)
+    }
 }
 
 /// A checkpoint whose headers have been read.

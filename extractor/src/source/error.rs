@@ -42,7 +42,6 @@ pub enum SourceError {
     #[error(transparent)]
     Remote(#[from] RemoteError),
     /// Something that only a checkpoint on this machine allows.
-    #[cfg(feature = "remote")]
     #[error("{}: {why}", place.display())]
     OnlyLocal {
         /// The checkpoint.

@@ -10,8 +10,14 @@ mod remote;
 mod removed;
 mod store;
 
+#[cfg(feature = "remote")]
+pub(crate) use checkpoint::Fetched;
 pub(crate) use checkpoint::{Checkpoint, CheckpointShard, OpenOptions};
 pub use error::SourceError;
 #[cfg(feature = "remote")]
-pub use remote::RemoteError;
+pub(crate) use remote::RemoteError;
+#[cfg(feature = "remote")]
+pub(crate) use remote::{Fetching, Remote, fetch, list_of};
 pub(crate) use removed::{KeptBytes, Removable, RemovedFile, RemovedShard};
+#[cfg(feature = "remote")]
+pub(crate) use store::Store;

@@ -81,7 +81,7 @@ impl RemovedFile {
     }
 
     /// Whether these bytes, which are none of its header's, can be read.
-    fn has(&self, range: &Range<u64>) -> bool {
+    pub(crate) fn has(&self, range: &Range<u64>) -> bool {
         let kept = self.kept.as_ref();
         range.is_empty() || kept.is_some_and(|kept| kept.locate(range).is_some())
     }

@@ -18,7 +18,7 @@ use segpack_runtime_min::trace::SpeechTrace;
 
 use super::StepError;
 use super::cat::CatError;
-use super::pack::{PackSettings, pack};
+use super::pack::{FetchSettings, PackSettings, pack};
 #[cfg(feature = "run")]
 use super::run::{RunOptions, run};
 use super::scan::{ScanOptions, scan};
@@ -187,6 +187,7 @@ impl Demo<'_> {
             source_digests: true,
             sums: true,
             provenance: true,
+            fetch: FetchSettings::default(),
             scan: ScanOptions::default(),
         };
         let summary = pack(

@@ -332,7 +332,6 @@ fn exit_of_source(error: &SourceError) -> Exit {
         SourceError::WithoutRemote { .. } => Exit::Failed,
         #[cfg(feature = "remote")]
         SourceError::Offline { .. } => Exit::Failed,
-        #[cfg(feature = "remote")]
         SourceError::OnlyLocal { .. } => Exit::Usage,
         #[cfg(feature = "remote")]
         SourceError::Remote(RemoteError::Interrupted) => Exit::Interrupted,

@@ -3,6 +3,7 @@
 
 #![cfg(all(target_os = "linux", feature = "remote"))]
 
+mod packing;
 mod reading;
 
 use std::ffi::OsString;
@@ -68,4 +69,3 @@ fn without_provenance(run: &Run) -> serde_json::Value {
     }
     json
 }
-

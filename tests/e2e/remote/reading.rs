@@ -25,7 +25,12 @@ fn a_folder_of_a_web_server_is_scanned_by_its_index() {
     let scene = Scene::with(Faults::default());
     let local = segpack!["scan", &scene.at("checkpoint"), "--json"].ok();
     let remote = scene.run(&[&"scan", &scene.hub.folder(), &"--json"]).ok();
-    assert_eq!(without_provenance(&local), without_provenance(&remote));
+    let (local, remote) = (without_provenance(&local), without_provenance(&remote));
+    // which other files there are no web server says
+    let fields = local.as_object().unwrap().iter();
+    for (name, value) in fields.filter(|(name, _)| *name != "files") {
+        assert_eq!(*value, remote[name], "{name}");
+    }
     scene
         .run(&[&"scan", &format!("{}/nothing", scene.hub.endpoint())])
         .exits(3)
@@ -36,16 +41,16 @@ fn a_folder_of_a_web_server_is_scanned_by_its_index() {
 fn a_pack_is_verified_against_a_hub_and_compared_with_it() {
     let scene = Scene::with(Faults::default());
     let pack = scene.local_pack(&["--no-provenance"]);
-    scene
-        .run(&[&"verify", &pack, &"--against", &place()])
-        .ok();
+    scene.run(&[&"verify", &pack, &"--against", &place()]).ok();
     scene.run(&[&"diff", &pack, &place()]).ok();
 
     let shard = scene.at("checkpoint/model-00002-of-00003.safetensors");
     crate::support::damage::flip(&shard, -10);
     let other = Hub::of(&scene.at("checkpoint"), Faults::default());
     let mut verify = other.program();
-    verify.args(["verify", "--json", "--against", &place()]).arg(&pack);
+    verify
+        .args(["verify", "--json", "--against", &place()])
+        .arg(&pack);
     let verified = Run::of(&mut verify).exits(3);
     let found = verified.findings();
     assert!(
@@ -67,7 +72,14 @@ fn a_token_opens_a_private_repository_and_goes_to_no_other_host() {
         .run(&[&"scan", &place()])
         .exits(1)
         .says(&["does not let this user read owner/model (401)", "HF_TOKEN"]);
-    let run = Run::of(scene.hub.program().args(["scan", &place()]).env("HF_TOKEN", TOKEN)).ok();
+    let run = Run::of(
+        scene
+            .hub
+            .program()
+            .args(["scan", &place()])
+            .env("HF_TOKEN", TOKEN),
+    )
+    .ok();
     assert!(!run.stderr.contains(TOKEN) && !run.text().contains(TOKEN));
 
     let file = scene.at("token");
@@ -137,18 +149,17 @@ fn a_shard_that_is_not_the_listed_one_is_an_error() {
         other_length: true,
         ..Faults::default()
     });
-    other
-        .run(&[&"scan", &place()])
-        .exits(3)
-        .says(&["has changed since this run began"]);
+    let run = other.run(&[&"scan", &place()]).exits(3);
+    assert!(
+        run.text().contains("has changed since this run began"),
+        "{run}"
+    );
     let circle = Scene::with(Faults {
         circle: true,
         ..Faults::default()
     });
-    circle
-        .run(&[&"scan", &place()])
-        .exits(3)
-        .says(&["more than 8 redirects"]);
+    let run = circle.run(&[&"scan", &place()]).exits(3);
+    assert!(run.text().contains("more than 8 redirects"), "{run}");
 }
 
 #[test]

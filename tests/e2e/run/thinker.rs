@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
-use segpack::steps::pack::{PackSettings, pack};
+use segpack::steps::pack::{FetchSettings, PackSettings, pack};
 use segpack::steps::scan::ScanOptions;
 use segpack::work::Silent;
 use segpack_formats::codec::Coding;
@@ -40,6 +40,7 @@ fn packed(checkpoint: &Path, coding: Coding) -> (tempfile::TempDir, Pack) {
         source_digests: true,
         sums: true,
         provenance: false,
+        fetch: FetchSettings::default(),
         scan: ScanOptions::default(),
     };
     pack(

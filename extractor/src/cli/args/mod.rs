@@ -22,6 +22,7 @@ pub(super) use model::{CheckName, ComputeName, CpuResources, Placement, Resource
 pub(super) use pack::{Identity, PackArg, identity};
 pub(super) use sizes::SizeArgs;
 pub(super) use tolerate::{AllowUnaudited, Tolerate};
+pub(super) use values::{connections, rate};
 #[cfg(feature = "run")]
 pub(super) use voice::{SoundArgs, VoiceArgs, is_to_stdout};
 

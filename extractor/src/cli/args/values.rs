@@ -52,6 +52,19 @@ pub(crate) fn threads(text: &str) -> Result<usize, String> {
     parsed.ok_or_else(|| format!("expected a number of threads from 1 to {MAX}"))
 }
 
+/// A number of connections.
+pub(crate) fn connections(text: &str) -> Result<usize, String> {
+    const MAX: usize = 64;
+    let parsed = text.parse().ok().filter(|n| (1..=MAX).contains(n));
+    parsed.ok_or_else(|| format!("expected a number of connections from 1 to {MAX}"))
+}
+
+/// Bytes a second.
+pub(crate) fn rate(text: &str) -> Result<u64, String> {
+    let bytes = size(text).ok().filter(|bytes| *bytes > 0);
+    bytes.ok_or_else(|| "expected bytes a second, such as 20MB".to_owned())
+}
+
 /// A number of things, at least one.
 pub(crate) fn count(text: &str) -> Result<usize, String> {
     let parsed = text.parse().ok().filter(|n| *n > 0);

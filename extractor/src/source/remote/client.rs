@@ -111,6 +111,11 @@ impl Client {
         })
     }
 
+    /// Bytes of a shard that one request asks for.
+    pub(super) fn part_bytes(&self) -> u64 {
+        self.patience.part
+    }
+
     /// Ends what other threads are waiting for. Nothing can be asked afterwards.
     pub(super) fn shut_down(&self) {
         for (_, agent) in &*lock(&self.agents) {
@@ -191,7 +196,11 @@ impl Client {
             .parse()
             .map_err(|e| answer(url, format!("is no address: {e}")))?;
         let agent = self.agent(&uri)?;
-        let request = if head { agent.head(uri) } else { agent.get(uri) };
+        let request = if head {
+            agent.head(uri)
+        } else {
+            agent.get(uri)
+        };
         let mut request = request.header(header::ACCEPT_ENCODING, "identity");
         if let Some((start, end)) = range {
             let last = end.saturating_sub(1);
@@ -614,7 +623,10 @@ mod tests {
         for failures in 0..40 {
             let whole = Duration::from_secs(1 << failures.min(6)).min(MAX_PAUSE);
             let pause = jittered(Duration::from_secs(1), failures);
-            assert!(pause >= whole / 2 && pause <= whole, "{failures}: {pause:?}");
+            assert!(
+                pause >= whole / 2 && pause <= whole,
+                "{failures}: {pause:?}"
+            );
         }
     }
 }

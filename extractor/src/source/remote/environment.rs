@@ -22,6 +22,9 @@ pub(super) struct Patience {
     pub tries: u32,
     /// The pause after the first failure; it doubles with each.
     pub pause: Duration,
+    /// Bytes of a shard that one request asks for; what is lost at most of each connection when a
+    /// run is killed.
+    pub part: u64,
 }
 
 /// Where the hub is, without a slash at the end.
@@ -96,7 +99,7 @@ fn token_path() -> Option<PathBuf> {
 }
 
 /// How patient to be: `HF_HUB_DOWNLOAD_TIMEOUT` (seconds without a byte), `SEGPACK_RETRIES`,
-/// `SEGPACK_RETRY_PAUSE` (seconds).
+/// `SEGPACK_RETRY_PAUSE` (seconds), `SEGPACK_PART_SIZE` (bytes).
 ///
 /// # Errors
 /// `Environment` where one of them is not a number that makes sense.
@@ -104,6 +107,7 @@ pub(super) fn patience() -> Result<Patience, RemoteError> {
     const STALL_SECONDS: f64 = 30.0;
     const PAUSE_SECONDS: f64 = 1.0;
     const TRIES: u32 = 6;
+    const PART_BYTES: u64 = 16 << 20;
     let tries = match value("SEGPACK_RETRIES") {
         None => TRIES,
         Some(text) => match text.parse::<u32>() {
@@ -111,7 +115,15 @@ pub(super) fn patience() -> Result<Patience, RemoteError> {
             _ => return Err(not_a_number("SEGPACK_RETRIES")),
         },
     };
+    let part = match value("SEGPACK_PART_SIZE") {
+        None => PART_BYTES,
+        Some(text) => match text.parse() {
+            Ok(bytes) if bytes >= 4096 => bytes,
+            _ => return Err(not_a_number("SEGPACK_PART_SIZE")),
+        },
+    };
     Ok(Patience {
+        part,
         stall: seconds("HF_HUB_DOWNLOAD_TIMEOUT", STALL_SECONDS)?,
         pause: seconds("SEGPACK_RETRY_PAUSE", PAUSE_SECONDS)?,
         tries,
@@ -161,7 +173,8 @@ fn is_excepted(host: &str, list: &str) -> bool {
         let entry = entry.to_ascii_lowercase();
         let domain = entry.trim_start_matches('*').trim_start_matches('.');
         let below = host.strip_suffix(domain);
-        entry == "*" || !domain.is_empty() && below.is_some_and(|b| b.is_empty() || b.ends_with('.'))
+        entry == "*"
+            || !domain.is_empty() && below.is_some_and(|b| b.is_empty() || b.ends_with('.'))
     })
 }
 

@@ -14,14 +14,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use segpack_formats::io::{CancelToken, ReadAt, sync_data, write_all_at};
+use segpack_formats::io::{CancelToken, EntryKind, ReadAt, entry_kind, sync_data, write_all_at};
 use segpack_formats::{FormatError, Result};
 
 use super::file::RemoteFile;
 use crate::work::{Job, into_inner, lock};
 
-/// Bytes of a part: what is lost at most of each connection when a run is killed.
-const PART_BYTES: u64 = 16 << 20;
 /// How often somebody looks whether the user wants to stop.
 const TICK: Duration = Duration::from_millis(20);
 
@@ -50,9 +48,8 @@ pub(crate) fn fetch(
     settings: Fetching,
     job: Job<'_>,
 ) -> Result<()> {
-    let length = file.length();
     let (parts, done) = Parts::open(file, path)?;
-    let there: u64 = done.iter().map(|n| bytes_of(&part(*n, length))).sum();
+    let there: u64 = done.iter().map(|n| bytes_of(&parts.range(*n))).sum();
     job.progress.advance(there);
     let halt = CancelToken::default();
     let fetch = Fetch {
@@ -91,9 +88,9 @@ fn watch(stop: &CancelToken, halt: &CancelToken, over: &AtomicBool, file: &Remot
 }
 
 /// First and one-past-last byte of a part.
-fn part(number: u64, length: u64) -> Range<u64> {
-    let start = number * PART_BYTES;
-    start..start.saturating_add(PART_BYTES).min(length)
+fn part(number: u64, part_bytes: u64, length: u64) -> Range<u64> {
+    let start = number.saturating_mul(part_bytes).min(length);
+    start..start.saturating_add(part_bytes).min(length)
 }
 
 fn bytes_of(range: &Range<u64>) -> u64 {
@@ -128,7 +125,7 @@ impl Fetch<'_> {
             return Ok(());
         }
         self.range(0..length)?;
-        (0..length.div_ceil(PART_BYTES)).try_for_each(|number| parts.add(number))
+        parts.numbers().try_for_each(|number| parts.add(number))
     }
 
     fn by_parts(
@@ -138,8 +135,7 @@ impl Fetch<'_> {
         connections: usize,
         halt: &CancelToken,
     ) -> Result<()> {
-        let all = 0..self.file.length().div_ceil(PART_BYTES);
-        let missing: VecDeque<u64> = all.filter(|n| !done.contains(n)).collect();
+        let missing: VecDeque<u64> = parts.numbers().filter(|n| !done.contains(n)).collect();
         let threads = connections.clamp(1, missing.len().max(1));
         let queue = Mutex::new(missing);
         let failed = Mutex::new(None);
@@ -168,7 +164,7 @@ impl Fetch<'_> {
                 return Ok(());
             };
             self.job.stop.check()?;
-            self.range(part(number, self.file.length()))?;
+            self.range(parts.range(number))?;
             parts.add(number)?;
         }
     }
@@ -180,14 +176,22 @@ struct Parts {
     path: PathBuf,
     list: Mutex<File>,
     list_path: PathBuf,
+    part_bytes: u64,
+    length: u64,
 }
 
 impl Parts {
     /// Opens both; also returns the parts that an earlier run fetched of the same file.
     fn open(remote: &RemoteFile, path: &Path) -> Result<(Self, BTreeSet<u64>)> {
         let list_path = list_of(path);
-        let length = remote.length();
-        let first_line = format!("{length} {PART_BYTES} {:?}\n", remote.stamp().tag);
+        let (length, part_bytes) = (remote.length(), remote.client().part_bytes());
+        let first_line = format!("{length} {part_bytes} {:?}\n", remote.stamp().tag);
+        for path in path.parent().into_iter().chain([path, &*list_path]) {
+            if entry_kind(path)? == Some(EntryKind::Link) {
+                let path = path.to_owned();
+                return Err(FormatError::Link { path });
+            }
+        }
         let text = fs::read_to_string(&list_path).unwrap_or_default();
         let known = text.strip_prefix(&first_line).filter(|_| path.exists());
         let done: BTreeSet<u64> = known.map(parts_in).unwrap_or_default();
@@ -213,8 +217,19 @@ impl Parts {
             path: path.to_owned(),
             list: Mutex::new(list),
             list_path,
+            part_bytes,
+            length,
         };
         Ok((parts, done))
+    }
+
+    /// The numbers of all parts.
+    fn numbers(&self) -> Range<u64> {
+        0..self.length.div_ceil(self.part_bytes)
+    }
+
+    fn range(&self, number: u64) -> Range<u64> {
+        part(number, self.part_bytes, self.length)
     }
 
     /// A part is there: synced before the list says so.
@@ -275,8 +290,9 @@ mod tests {
 
     #[test]
     fn parts_cover_a_file_and_a_line_that_was_cut_off_is_none() {
-        assert_eq!(part(0, 5), 0..5);
-        assert_eq!(part(1, PART_BYTES + 3), PART_BYTES..PART_BYTES + 3);
+        assert_eq!(part(0, 10, 5), 0..5);
+        assert_eq!(part(1, 10, 13), 10..13);
+        assert_eq!(part(u64::MAX, 10, 13), 13..13);
         assert_eq!(parts_in("0\n3\n12"), BTreeSet::from([0, 3]));
         assert_eq!(parts_in("\0\0\n7\n"), BTreeSet::from([7]));
     }

@@ -10,9 +10,7 @@ use segpack_formats::io::{ReadAt, Stamp, to_usize};
 use segpack_formats::{FormatError, Result};
 
 use super::RemoteError;
-use super::client::{
-    Answer, Client, Tries, Trouble, answer, number_of, shown, text_of, unwatched,
-};
+use super::client::{Answer, Client, Tries, Trouble, answer, number_of, shown, text_of, unwatched};
 use crate::work::{Job, lock};
 
 /// Bytes that are asked for at least: the headers of most shards are no longer.
@@ -183,7 +181,8 @@ impl RemoteFile {
         if !matches!(from.status, 200 | 206) {
             return Ok(());
         }
-        let linked = text_of(&from.first, "x-linked-etag").and_then(|t| t.trim_matches('"').parse().ok());
+        let linked =
+            text_of(&from.first, "x-linked-etag").and_then(|t| t.trim_matches('"').parse().ok());
         if let (Some(wanted), Some(seen)) = (sha256, linked)
             && *wanted != seen
         {
@@ -207,14 +206,21 @@ impl RemoteFile {
         if from.status == 206 {
             let text = text_of(&from.headers, "content-range").unwrap_or_default();
             let Some((first, last, total)) = parse_content_range(text) else {
-                return Err(answer(&from.url, format!("a part without its place ({text:?})")));
+                return Err(answer(
+                    &from.url,
+                    format!("a part without its place ({text:?})"),
+                ));
             };
             if total.is_some_and(|total| total != length) {
                 let total = total.unwrap_or_default();
                 return Err(self.moved(&format!("{total} bytes, wanted {length}")));
             }
             if (first, last) != (range.start, range.end - 1) {
-                let what = format!("bytes {first}-{last} instead of {}-{}", range.start, range.end - 1);
+                let what = format!(
+                    "bytes {first}-{last} instead of {}-{}",
+                    range.start,
+                    range.end - 1
+                );
                 return Err(answer(&from.url, what));
             }
             return Ok(first);
@@ -358,7 +364,11 @@ impl ReadAt for RemoteFile {
     fn read_at(&self, mut to: &mut [u8], mut offset: u64) -> Result<()> {
         let end = offset.saturating_add(to.len() as u64);
         if end > self.identity.length {
-            return Err(FormatError::ends_early(&self.name, end, self.identity.length));
+            return Err(FormatError::ends_early(
+                &self.name,
+                end,
+                self.identity.length,
+            ));
         }
         while !to.is_empty() {
             let window = match self.known(offset) {
@@ -401,10 +411,7 @@ mod tests {
 
     #[test]
     fn places_of_parts_are_read() {
-        assert_eq!(
-            parse_content_range("bytes 0-9/20"),
-            Some((0, 9, Some(20)))
-        );
+        assert_eq!(parse_content_range("bytes 0-9/20"), Some((0, 9, Some(20))));
         assert_eq!(parse_content_range("bytes 5-9/*"), Some((5, 9, None)));
         for bad in ["", "bytes */20", "items 0-9/20", "bytes 0-/20", "bytes 0-9"] {
             assert_eq!(parse_content_range(bad), None, "{bad}");

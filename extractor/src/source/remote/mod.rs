@@ -26,10 +26,10 @@ use crate::work::lock;
 use client::Client;
 pub(crate) use client::Counts;
 pub(super) use environment::is_offline;
-pub use error::RemoteError;
-pub(crate) use fetch::{Fetching, fetch};
-pub(crate) use file::RemoteFile;
+pub(crate) use error::RemoteError;
+pub(crate) use fetch::{Fetching, fetch, list_of};
 use file::Identity;
+pub(crate) use file::RemoteFile;
 
 /// A file that is there.
 #[derive(Debug, Clone)]

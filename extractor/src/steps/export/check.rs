@@ -283,7 +283,7 @@ pub(super) mod tests {
     use super::super::origin::Origin;
     use super::super::plan::NewTensorPlan;
     use super::*;
-    use crate::steps::pack::{PackSettings, pack};
+    use crate::steps::pack::{FetchSettings, PackSettings, pack};
     use crate::steps::scan::ScanOptions;
     use crate::work::Silent;
 
@@ -303,6 +303,7 @@ pub(super) mod tests {
             source_digests: false,
             sums: false,
             provenance: false,
+            fetch: FetchSettings::default(),
             scan: ScanOptions::default(),
         };
         let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/tiny-full");

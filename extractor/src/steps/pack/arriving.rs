@@ -15,17 +15,17 @@ use std::sync::Arc;
 use segpack_formats::FormatError;
 use segpack_formats::digest::Sha256;
 use segpack_formats::io::{InputFile, READ_BYTES, ReadAt};
-use segpack_manifests::documents::{Finding, FindingKind, PackedFrom};
+use segpack_manifests::documents::{Finding, FindingKind};
 
 use super::kept::open_kept;
 use super::source::range_of;
 use super::write::{Task, stored_header};
 use super::{Planned, Work};
 use crate::output::{Record, ShardDigests};
-use crate::pack_writer::{Done, Recorder};
+use crate::pack_writer::Recorder;
 use crate::source::{
-    CheckpointShard, Fetched, Fetching, KeptBytes, Remote, RemoteError, RemovedFile, SourceError,
-    Store, fetch, list_of,
+    CheckpointShard, Fetched, Fetching, KeptBytes, Remote, RemoteError, RemovedFile, Store, fetch,
+    list_of,
 };
 use crate::steps::StepError;
 
@@ -393,16 +393,17 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// What the summary says of the server.
-    pub(super) fn packed_from(&self, remote: &Remote) -> PackedFrom {
+    /// Says what was asked of the server.
+    pub(super) fn report(&self, remote: &Remote) {
         use std::sync::atomic::Ordering::Relaxed;
         let counts = remote.counts();
-        PackedFrom {
-            place: remote.name.display().to_string(),
-            requests: counts.requests.load(Relaxed),
-            retries: counts.retries.load(Relaxed),
-            received_bytes: counts.bytes.load(Relaxed),
-        }
+        self.job.progress.note(&format!(
+            "{} bytes received from {} in {} requests, {} of them after a failure",
+            counts.bytes.load(Relaxed),
+            remote.name.display(),
+            counts.requests.load(Relaxed),
+            counts.retries.load(Relaxed)
+        ));
     }
 }
 

@@ -99,7 +99,8 @@ impl Work<'_> {
         Ok(self.output.publish(&file, to)?)
     }
 
-    fn digest_at(
+    /// The digest of a tensor's bytes, which lie at `at`.
+    pub(super) fn digest_at(
         &self,
         input: &dyn ReadAt,
         at: u64,

@@ -1,5 +1,7 @@
 //! `pack`: from a checkpoint to a pack folder, whole or resumable, the same bytes every time.
 
+#[cfg(feature = "remote")]
+mod arriving;
 mod consume;
 mod kept;
 mod proof;
@@ -9,7 +11,7 @@ mod write;
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use segpack_formats::FormatError;
@@ -39,7 +41,7 @@ use crate::output::{
     refuse_holding, refuse_inside,
 };
 use crate::pack_writer::{self, Done, PackWriterError, Space, Target, add_estimate, summarise};
-use crate::source::{Checkpoint, CheckpointShard, RemovedShard};
+use crate::source::{Checkpoint, CheckpointShard, RemovedShard, SourceError};
 use crate::work::{Job, Progress, run_tasks};
 
 /// How to pack.
@@ -68,8 +70,32 @@ pub struct PackSettings {
     pub provenance: bool,
     /// Refuse what the disk cannot hold.
     pub space_check: bool,
+    /// How a checkpoint of a server is fetched.
+    pub fetch: FetchSettings,
     /// What to tolerate.
     pub scan: ScanOptions,
+}
+
+/// How a checkpoint of a server is fetched; without meaning for one on the disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FetchSettings {
+    /// Connections at the same time, at least one.
+    pub connections: usize,
+    /// Bytes a second at most.
+    pub rate: Option<u64>,
+    /// A folder for shards whose digest matched; without one they are removed.
+    pub keep: Option<PathBuf>,
+}
+
+impl Default for FetchSettings {
+    fn default() -> Self {
+        Self {
+            connections: 4,
+            rate: None,
+            keep: None,
+        }
+    }
 }
 
 impl PackSettings {
@@ -234,6 +260,7 @@ pub(crate) fn pack_planned(
         refuse_inside(out, folder)?;
     }
     refuse_holding(out, &planned.checkpoint.local_paths())?;
+    refuse_not_local(planned, out, settings)?;
     if settings.consume {
         consume_plan(planned)?;
     }
@@ -293,10 +320,49 @@ pub(crate) fn pack_planned(
     pack_writer::close(output, done, |error: &StepError| {
         // the packs may be the only copy: none is ever taken back then
         match Journal::is_only_copy(out) {
+            // what came before a bad shard of a server was good
+            Ok(false) if error.leave() == Leave::Nothing && is_remote(planned) => Leave::Unfinished,
             Ok(false) => error.leave(),
             Ok(true) | Err(_) => Leave::Unfinished,
         }
     })
+}
+
+/// Whether the checkpoint is on a server.
+fn is_remote(planned: &Planned) -> bool {
+    planned.checkpoint.local_folder().is_none()
+}
+
+/// Refuses what makes no sense, or takes everything twice, where the checkpoint is on a server.
+fn refuse_not_local(
+    planned: &Planned,
+    out: &Path,
+    settings: &PackSettings,
+) -> Result<(), StepError> {
+    if !is_remote(planned) {
+        return Ok(());
+    }
+    let place = planned.checkpoint.root.clone();
+    let refuse = |why| {
+        Err(SourceError::OnlyLocal {
+            place: place.clone(),
+            why,
+        }
+        .into())
+    };
+    if settings.consume {
+        return refuse("it is on a server, and nothing of it can be removed as it is packed");
+    }
+    if settings.in_place {
+        return refuse(
+            "it is on a server, and would have to be fetched twice to remove the old pack first",
+        );
+    }
+    match &settings.fetch.keep {
+        Some(keep) if out.exists() => Ok(refuse_inside(keep, out)?),
+        Some(keep) if keep.starts_with(out) => refuse("its shards cannot be kept in the pack"),
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Reads all that will be packed and compares it with what the hub publishes: what it replaces will
@@ -354,6 +420,11 @@ fn finished_before(
     let pack = Pack::open(out)?;
     let manifest = pack.manifest();
     let folder = || out.to_owned();
+    let other_source = |file| PackWriterError::OtherSource {
+        folder: folder(),
+        what: "checkpoint",
+        file,
+    };
     let provenance = settings
         .provenance
         .then(|| planned.checkpoint.provenance.clone());
@@ -365,14 +436,11 @@ fn finished_before(
         let header = Sha256::of(&input.read_range(0..shard.shard.header.data_start)?);
         let listed = manifest.source_files.iter().find(|f| f.path == shard.path);
         let same = listed.is_some_and(|f| f.length == input.length() && f.stored_sha256 == header);
-        if !same {
-            let (folder, file) = (folder(), Some(shard.path.clone()));
-            return Err(PackWriterError::OtherSource {
-                folder,
-                what: "checkpoint",
-                file,
-            }
-            .into());
+        // a shard of a server is not fetched again to be compared
+        let published = listed.and_then(|f| f.sha256.zip(shard.hub_sha256));
+        let differs = published.is_some_and(|(packed, published)| packed != published);
+        if !same || is_remote(planned) && differs {
+            return Err(other_source(Some(shard.path.clone())).into());
         }
     }
     let all_there = planned
@@ -381,7 +449,7 @@ fn finished_before(
         .iter()
         .all(|s| s.removed.is_none());
     let verify = VerifySettings {
-        against: all_there.then(|| argument.to_owned()),
+        against: (all_there && !is_remote(planned)).then(|| argument.to_owned()),
         ..VerifySettings::new(VerifyMode::Full, settings.jobs)
     };
     let report = super::verify::verify(out, &verify, stop, progress)?;
@@ -466,6 +534,10 @@ impl Work<'_> {
     }
 
     fn run(&self) -> Result<PackSummary, StepError> {
+        #[cfg(feature = "remote")]
+        if let Some(remote) = arriving::remote_of(self.planned) {
+            self.pin(remote)?;
+        }
         let (journal, mut done, resumed) =
             self.target.open_journal(self.output, self.fingerprint()?)?;
         self.check_limits()?;
@@ -494,6 +566,10 @@ impl Work<'_> {
             done.warnings(),
         );
         summary.removed_shards = done.removed();
+        #[cfg(feature = "remote")]
+        if let Some(remote) = arriving::remote_of(self.planned) {
+            self.report(remote);
+        }
         Ok(summary)
     }
 
@@ -501,7 +577,7 @@ impl Work<'_> {
     /// again are used again.
     fn needed(&self, done: &Done, lengths: &[u64]) -> u64 {
         let all = needed_space(self.planned, done, lengths);
-        if !self.settings.consume {
+        if !self.settings.consume && !is_remote(self.planned) {
             return all;
         }
         let packs = self.planned.plan.packs.iter().zip(lengths);
@@ -515,6 +591,10 @@ impl Work<'_> {
             .zip(lengths)
             .map(|(p, length)| if done.has_pack(&p.path) { 0 } else { *length })
             .collect();
+        #[cfg(feature = "remote")]
+        if is_remote(self.planned) {
+            return beside + arriving::peak_bytes(self.planned, &missing);
+        }
         beside + peak_bytes(self.planned, done, &missing, &|s| self.freed_bytes(s))
     }
 

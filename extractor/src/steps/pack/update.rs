@@ -24,7 +24,7 @@ use segpack_manifests::layout::Selection;
 use super::proof::Proof;
 use super::source::ShardValues;
 use super::write::compare_with_hub;
-use super::{PackSettings, Planned, Work, plan, read_tensor};
+use super::{FetchSettings, PackSettings, Planned, Work, plan, read_tensor};
 use crate::output::{
     JOURNAL, Journal, Leave, OutputFolder, Record, ShardDigests, recover, refuse_holding,
     refuse_inside,
@@ -90,6 +90,7 @@ fn settings_of(manifest: &Manifest, tolerate: ScanOptions, jobs: usize) -> PackS
         sums: options.sums,
         provenance: manifest.provenance.is_some(),
         space_check: true,
+        fetch: FetchSettings::default(),
         scan: tolerate,
     }
 }

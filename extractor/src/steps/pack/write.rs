@@ -75,6 +75,10 @@ impl Work<'_> {
     pub(super) fn write_all(&self, journal: &Journal, done: &mut Done) -> Result<(), StepError> {
         self.refuse_lost(done)?;
         self.write_headers(done)?;
+        #[cfg(feature = "remote")]
+        if super::arriving::remote_of(self.planned).is_some() {
+            return self.write_arriving(&Recorder::new(journal, done));
+        }
         let groups = if self.settings.consume {
             self.planned.checkpoint.remove_dangling_links()?;
             self.consuming_groups(done)
@@ -94,18 +98,40 @@ impl Work<'_> {
 
     /// Does the tasks of each group, then removes the shards that it frees.
     fn write_groups(&self, groups: &[Group<'_>], recorder: &Recorder<'_>) -> Result<(), StepError> {
-        let buffer = || Ok(vec![0; READ_BYTES]);
-        let jobs = jobs_within_memory(self.job.threads, memory_of(self.settings.coding));
         let mut checked = BTreeSet::new();
         for group in groups {
-            self.output.with_publisher(jobs, |publisher| {
-                run_tasks(jobs, &group.tasks, buffer, |buffer, task| {
-                    self.run_task(task, buffer, recorder, publisher)
-                })
-            })?;
+            self.run_all(&group.tasks, recorder)?;
             self.remove_shards(group, &mut checked, recorder)?;
         }
         Ok(())
+    }
+
+    /// Does these tasks, several at a time.
+    fn run_all(&self, tasks: &[Task<'_>], recorder: &Recorder<'_>) -> Result<(), StepError> {
+        let buffer = || Ok(vec![0; READ_BYTES]);
+        let jobs = jobs_within_memory(self.job.threads, memory_of(self.settings.coding));
+        self.output.with_publisher(jobs, |publisher| {
+            run_tasks(jobs, tasks, buffer, |buffer, task| {
+                self.run_task(task, buffer, recorder, publisher)
+            })
+        })
+    }
+
+    /// Does these tasks as a phase of their own.
+    #[cfg(feature = "remote")]
+    pub(super) fn run_group(
+        &self,
+        tasks: &[Task<'_>],
+        recorder: &Recorder<'_>,
+    ) -> Result<(), StepError> {
+        if tasks.is_empty() {
+            return Ok(());
+        }
+        let bytes = tasks.iter().map(task_bytes).sum();
+        self.job.progress.start("packing", bytes);
+        let done = self.run_all(tasks, recorder);
+        self.job.progress.finish();
+        done
     }
 
     /// Bytes that a group reads; a pack is read back where shards are removed.
@@ -247,7 +273,7 @@ impl Work<'_> {
         buffer: &mut [u8],
         look: &mut dyn FnMut(&[u8]),
     ) -> Result<(Sha256, ShardDigests), StepError> {
-        let input = &*shard.shard.input;
+        let input = shard.bytes();
         let tensors = self.proof.ranges(&shard.path);
         let mut hasher = ShardHasher::new(shard.shard.header.data_start, tensors);
         input.for_each_piece(0..input.length(), buffer, self.job.stop, |piece| {
