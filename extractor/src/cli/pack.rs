@@ -113,11 +113,11 @@ impl Args {
     }
 
     fn fetching(&self) -> FetchSettings {
-        let mut fetch = FetchSettings::default();
-        fetch.connections = self.connections;
-        fetch.rate = self.limit_rate;
-        fetch.keep.clone_from(&self.keep_shards);
-        fetch
+        FetchSettings {
+            connections: self.connections,
+            rate: self.limit_rate,
+            keep: self.keep_shards.clone(),
+        }
     }
 
     fn settings(&self) -> Result<PackSettings, CliError> {

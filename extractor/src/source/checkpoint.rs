@@ -578,10 +578,10 @@ impl Checkpoint {
         let removed = removed.iter().find(|r| r.path == path && !full.exists());
         let opened = match removed {
             Some(removed) => CheckpointShard::removed(full, removed),
-            None => self.store.open_shard(path).and_then(|stored| {
-                let shard = Shard::open_from(Arc::clone(&stored.input))?;
-                Ok(CheckpointShard::new(path, shard, stored))
-            }),
+            None => self
+                .store
+                .open_shard(path)
+                .and_then(|stored| CheckpointShard::open(path, stored)),
         };
         match opened {
             Ok(mut shard) => {
@@ -720,13 +720,11 @@ impl Checkpoint {
 }
 
 impl CheckpointShard {
-    /// A shard that was opened.
-    fn new(path: &str, shard: Shard, stored: StoredShard) -> Self {
-        #[cfg(not(feature = "remote"))]
-        let StoredShard { input: _ } = stored;
-        Self {
+    /// Reads the header of a shard.
+    fn open(path: &str, stored: StoredShard) -> Result<Self, FormatError> {
+        Ok(Self {
             path: path.to_owned(),
-            shard,
+            shard: Shard::open_from(stored.input)?,
             hub_sha256: None,
             removed: None,
             gone: OnceLock::new(),
@@ -735,7 +733,7 @@ impl CheckpointShard {
                 file,
                 local: Mutex::default(),
             }),
-        }
+        })
     }
 
     /// A shard that an earlier run removed; it was at `full`.

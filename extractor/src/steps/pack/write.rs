@@ -76,7 +76,7 @@ impl Work<'_> {
         self.refuse_lost(done)?;
         self.write_headers(done)?;
         #[cfg(feature = "remote")]
-        if super::arriving::remote_of(self.planned).is_some() {
+        if super::is_remote(self.planned) {
             return self.write_arriving(&Recorder::new(journal, done));
         }
         let groups = if self.settings.consume {
