@@ -84,15 +84,8 @@ fn measure(
         .ok_or("the pack has no experts")?;
     let room = usize::try_from(room)?;
     let mut slot: Block = Arena::new(room)?.take(room)?;
-    let mut load = |segment: &SegmentEntry| {
-        loader.load(
-            &mut [Load {
-                segment,
-                to: &mut slot,
-            }],
-            &stop,
-        )
-    };
+    let mut load =
+        |segment: &SegmentEntry| loader.load(&mut [Load::plain(segment, &mut slot)], &stop);
     load(experts[0])?; // the first touch of the slot
     let mut times = Vec::new();
     for i in 0..EXPERTS / 3 {

@@ -9,7 +9,7 @@ use std::io;
 
 use segpack_formats::FormatError;
 use segpack_manifests::ModelError;
-use segpack_manifests::families::{FamilyName, UnknownFamily};
+use segpack_manifests::families::UnknownFamily;
 
 #[cfg(feature = "cuda")]
 use crate::devices::cuda::CudaError;
@@ -140,14 +140,6 @@ pub enum Unsuitable {
     RopeType {
         /// `rope_type` of the config.
         seen: String,
-    },
-    /// The decoder of a family, as its configuration has it, computes what this build does not.
-    #[error("family \"{family}\" wants {what}, which is not implemented")]
-    Operation {
-        /// The family.
-        family: FamilyName,
-        /// The operation.
-        what: &'static str,
     },
     /// A tensor of a dtype that is not computed with.
     #[error("tensor {tensor:?} is {dtype}; BF16, F16 and F32 can be run")]

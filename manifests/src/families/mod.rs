@@ -38,7 +38,7 @@ pub use options::{
 };
 pub use rewrite::set_dtype;
 pub use rope::{RotaryOptions, RotaryPairs, RotaryScaling, Yarn};
-pub use rules::MAX_TENSORS;
+pub use rules::{MAX_TENSORS, StackLayout};
 pub use sound::VocoderFacts;
 pub use speech::{SpeechCodes, SpeechFacts, SpeechTokens, TalkerMedia};
 
@@ -301,6 +301,15 @@ impl Family {
     #[must_use]
     pub fn partial_config(self, config: &Value, components: &BTreeSet<Component>) -> PartialConfig {
         (self.0.partial_config)(config, components)
+    }
+
+    /// How an expert's part lies in a stacked tensor of this name; `None` where it is the name of
+    /// none.
+    #[must_use]
+    pub fn stack_layout(self, name: &str) -> Option<StackLayout> {
+        let rules = &self.0.rules;
+        let own = rules.stack_layout(name);
+        own.or_else(|| rules.stack_layout(quantization::stack_of_part(name)?.0))
     }
 
     /// The per-expert matrices inside a tensor that stacks experts, in order of their bytes; `None`

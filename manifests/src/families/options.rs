@@ -218,6 +218,12 @@ impl RouterOptions {
 }
 
 impl ExpertGroups {
+    /// So many groups, of which so many stay.
+    #[must_use]
+    pub fn of(count: u32, chosen: u32) -> Self {
+        Self { count, chosen }
+    }
+
     /// `n_group` and `topk_group`; one group is none.
     fn read(
         section: &Section<'_>,

@@ -109,6 +109,12 @@ impl PackModel {
         Ok(model)
     }
 
+    /// Its family, if this build knows it.
+    #[must_use]
+    pub fn family(&self) -> Option<Family> {
+        self.model.known_family().ok()
+    }
+
     /// `config.json`, if the checkpoint had one.
     #[must_use]
     pub fn config(&self) -> Option<&Value> {

@@ -12,7 +12,7 @@ use segpack_formats::numeric::Dtype;
 
 use super::modules::Modules;
 use super::weight::Weight;
-use super::{Scheme, SchemeRow};
+use super::{Scheme, SchemeRow, WeightCoding};
 use crate::families::config::{ConfigError, MAX_SIZE, Section};
 use crate::families::expected::{Expected, ExpectedDtype};
 use crate::names::Part;
@@ -72,6 +72,10 @@ impl Scheme for Fp8Block {
         // of a static activation scheme
         tensors.extend(weight.scalar_if_any((INPUT, Part::InputScale)));
         Some(tensors)
+    }
+
+    fn coding(&self) -> Option<WeightCoding> {
+        Some(WeightCoding::Fp8Blocks { block: self.block })
     }
 }
 

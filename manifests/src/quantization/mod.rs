@@ -44,6 +44,24 @@ trait Scheme: std::fmt::Debug + SchemeClone {
 
     /// The tensors that take the place of a weight; `None` where such a weight is not quantised.
     fn tensors_of(&self, weight: &Weight<'_>) -> Option<Vec<Expected>>;
+
+    /// How a runtime makes plain values of them; `None` where none of this build does.
+    fn coding(&self) -> Option<WeightCoding> {
+        None
+    }
+}
+
+/// How plain values are made of quantised ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightCoding {
+    /// F8_E4M3 `[out, in]` times the number of its block, which the scales hold,
+    /// `[ceil(out / rows), ceil(in / columns)]`.
+    Fp8Blocks {
+        /// Rows and columns of a block.
+        block: [u64; 2],
+    },
+    /// `[out, in / 32, 16]` bytes of two E2M1 values times the power of two of their 32.
+    Mxfp4,
 }
 
 /// Lets a boxed scheme be cloned.
@@ -143,6 +161,12 @@ impl Quantization {
             scheme,
             parts: row.parts,
         })
+    }
+
+    /// How plain values are made of its weights; `None` where no runtime of this build does.
+    #[must_use]
+    pub fn coding(&self) -> Option<WeightCoding> {
+        self.scheme.coding()
     }
 
     /// The tensors that a checkpoint has in the place of one that it would have unquantised.

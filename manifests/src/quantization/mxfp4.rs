@@ -10,7 +10,7 @@ use segpack_formats::numeric::Dtype;
 
 use super::modules::Modules;
 use super::weight::Weight;
-use super::{Scheme, SchemeRow};
+use super::{Scheme, SchemeRow, WeightCoding};
 use crate::families::config::{ConfigError, Section};
 use crate::families::expected::{Expected, ExpectedDtype};
 use crate::names::Part;
@@ -58,5 +58,9 @@ impl Scheme for Mxfp4 {
             weight.part((BLOCKS, Part::Blocks), dtype, blocks),
             weight.part((SCALES, Part::Scale), dtype, scales),
         ])
+    }
+
+    fn coding(&self) -> Option<WeightCoding> {
+        Some(WeightCoding::Mxfp4)
     }
 }

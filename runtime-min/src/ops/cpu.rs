@@ -107,6 +107,11 @@ impl Ops for CpuOps {
         kernels::linears(self.kernels, self.compute, linears, &CancelToken::default());
     }
 
+    fn linears_in_f32(&self, linears: &mut [Linear<'_>]) {
+        let stop = CancelToken::default();
+        kernels::linears(self.kernels, Compute::F32, linears, &stop);
+    }
+
     fn linears_until(&self, linears: &mut [Linear<'_>], stop: &CancelToken) -> Result<()> {
         kernels::linears(self.kernels, self.compute, linears, stop);
         stop.check()

@@ -31,6 +31,9 @@ pub trait Ops: Send + Sync {
     /// of `x` and of the weight alone, never on what else is in the batch.
     fn linears(&self, linears: &mut [Linear<'_>]);
 
+    /// As [`linears`](Self::linears), not rounded, whatever the precision is.
+    fn linears_in_f32(&self, linears: &mut [Linear<'_>]);
+
     /// One linear layer.
     fn linear(&self, x: &[f32], weight: Matrix<'_>, bias: Option<&[f32]>, out: &mut [f32]) {
         self.linears(&mut [Linear {
@@ -201,6 +204,12 @@ pub trait Ops: Send + Sync {
     /// `gate = round(round(silu(gate)) · up)`.
     fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
         scalar::silu_mul(self.compute(), gate, up);
+    }
+
+    /// `gate = (u + 1) · (g · sigmoid(alpha · g))`, `g = min(gate, limit)`, `u` = up from `-limit` to
+    /// `limit`; rounded after every operation (modeling_gpt_oss.py, `GptOssExperts._apply_gate`).
+    fn clamped_swiglu(&self, gate: &mut [f32], up: &[f32], alpha: f32, limit: f32) {
+        scalar::clamped_swiglu(self.compute(), gate, up, [alpha, limit]);
     }
 
     /// `to = round(to + round(x · factor))`.

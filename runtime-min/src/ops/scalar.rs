@@ -24,6 +24,11 @@ impl Ops for ScalarOps {
         let _ = self.linears_until(linears, &CancelToken::default());
     }
 
+    fn linears_in_f32(&self, linears: &mut [Linear<'_>]) {
+        let compute = Compute::F32;
+        Self { compute }.linears(linears);
+    }
+
     fn linears_until(&self, linears: &mut [Linear<'_>], stop: &CancelToken) -> Result<()> {
         for Linear {
             x,
@@ -214,6 +219,20 @@ pub(super) fn silu_mul(compute: Compute, gate: &mut [f32], up: &[f32]) {
     for (g, u) in gate.iter_mut().zip(up) {
         let silu = compute.round(*g / (1.0 + (-*g).exp()));
         *g = compute.round(silu * u);
+    }
+}
+
+pub(super) fn clamped_swiglu(
+    compute: Compute,
+    gate: &mut [f32],
+    up: &[f32],
+    [alpha, limit]: [f32; 2],
+) {
+    for (gate, up) in gate.iter_mut().zip(up) {
+        let (g, u) = (gate.min(limit), up.clamp(-limit, limit));
+        let sigmoid = compute.round(1.0 / (1.0 + (-compute.round(g * alpha)).exp()));
+        let glu = compute.round(g * sigmoid);
+        *gate = compute.round(compute.round(u + 1.0) * glu);
     }
 }
 

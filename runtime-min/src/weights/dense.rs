@@ -7,7 +7,7 @@ use segpack_formats::io::to_usize;
 use super::arena::{Arena, Block};
 use super::budget::Residency;
 use super::loader::{Load, Loader};
-use super::placement::{SegmentGroup, buffer_len};
+use super::placement::SegmentGroup;
 use crate::error::RunError;
 
 /// The memory of all groups.
@@ -56,10 +56,10 @@ impl DenseGroups {
         let mut rest = &mut block[..];
         let mut loads = Vec::new();
         for segment in group.segments() {
-            let bytes = to_usize(buffer_len(segment)).min(rest.len());
+            let bytes = to_usize(segment.buffer_len()).min(rest.len());
             let (to, after) = rest.split_at_mut(bytes);
             rest = after;
-            loads.push(Load { segment, to });
+            loads.push(Load::new(segment, to));
         }
         loader.load(&mut loads, stop)?;
         match self.residency {

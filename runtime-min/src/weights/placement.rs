@@ -1,13 +1,13 @@
-//! Where tensors lie in the memory that their segments are loaded to.
+//! How segments lie in memory: alone, and in groups.
+
+use std::sync::Arc;
 
 use segpack_formats::codec::Codec;
 use segpack_formats::io::to_usize;
 use segpack_formats::io::{DIRECT_ALIGNMENT, align_outward};
-use segpack_formats::numeric::FloatDtype;
-use segpack_manifests::documents::{SegmentEntry, TensorEntry};
+use segpack_manifests::documents::SegmentEntry;
 
-use crate::error::{RunError, Unsuitable};
-use crate::tensor::Matrix;
+use super::decoding::Decoding;
 
 /// Where the raw bytes of a segment begin in the memory that it is loaded to: direct reads are
 /// aligned outward.
@@ -29,83 +29,87 @@ pub fn buffer_len(segment: &SegmentEntry) -> u64 {
     }
 }
 
-/// A tensor within the memory of what it is loaded with: a group of segments, or one segment.
-#[derive(Debug, Clone, Copy)]
-pub struct PlacedTensor {
-    /// Element type.
-    pub dtype: FloatDtype,
-    /// Where its first byte is.
-    pub offset: usize,
-    /// Bytes.
-    pub length: usize,
-    /// The first dimension, or 1.
-    pub rows: usize,
-    /// The second dimension, or 1.
-    pub columns: usize,
+/// A segment, and what its bytes become in memory.
+#[derive(Debug, Clone)]
+pub struct SegmentLoad<'a> {
+    /// What is read.
+    pub segment: &'a SegmentEntry,
+    /// `None`: its raw bytes are used as they are.
+    pub decoding: Option<Arc<Decoding>>,
 }
 
-impl PlacedTensor {
-    /// A tensor in memory where its segment's raw bytes begin at this byte.
-    ///
-    /// # Errors
-    /// `Unsuitable` names a tensor whose values no device computes with.
-    pub fn new(tensor: &TensorEntry, segment_offset: usize) -> Result<Self, RunError> {
-        let dtype = FloatDtype::try_from(tensor.dtype).map_err(|_| Unsuitable::Dtype {
-            tensor: tensor.name.clone(),
-            dtype: tensor.dtype.to_string(),
-        })?;
-        let dimension = |i: usize| tensor.shape.get(i).copied().map_or(1, to_usize);
-        Ok(Self {
-            dtype,
-            offset: segment_offset + to_usize(tensor.offset),
-            length: to_usize(tensor.length),
-            rows: dimension(0),
-            columns: dimension(1),
-        })
-    }
-
-    /// As a matrix, in this memory.
-    pub fn matrix<'m>(&self, memory: &'m [u8]) -> Matrix<'m> {
-        Matrix {
-            dtype: self.dtype,
-            bytes: &memory[self.offset..self.offset + self.length],
-            rows: self.rows,
-            columns: self.columns,
+impl<'a> SegmentLoad<'a> {
+    /// A segment whose raw bytes are used as they are.
+    pub fn plain(segment: &'a SegmentEntry) -> Self {
+        Self {
+            segment,
+            decoding: None,
         }
     }
 
-    /// Its values in f32.
-    pub fn values(&self, memory: &[u8]) -> Vec<f32> {
-        let mut values = vec![0.0; self.rows * self.columns];
-        self.dtype.widen(self.matrix(memory).bytes, &mut values);
-        values
+    /// Where what is computed with begins in the memory that the segment is loaded to.
+    pub fn data_offset(&self) -> usize {
+        match &self.decoding {
+            Some(_) => 0,
+            None => data_offset(self.segment),
+        }
+    }
+
+    /// Bytes that are computed with.
+    pub fn data_bytes(&self) -> u64 {
+        match &self.decoding {
+            Some(decoding) => decoding.length() as u64,
+            None => self.segment.raw_length,
+        }
+    }
+
+    /// Bytes of memory that the segment is loaded to.
+    pub fn buffer_len(&self) -> u64 {
+        match &self.decoding {
+            Some(decoding) => (decoding.length() as u64).next_multiple_of(DIRECT_ALIGNMENT),
+            None => buffer_len(self.segment),
+        }
+    }
+
+    /// Bytes of memory in which the segment is decoded; 0 where it is used as it is.
+    pub fn staging_bytes(&self) -> u64 {
+        match &self.decoding {
+            Some(_) => buffer_len(self.segment),
+            None => 0,
+        }
     }
 }
 
 /// Segments that are loaded together, one behind the other.
 #[derive(Debug, Default)]
 pub struct SegmentGroup<'a> {
-    segments: Vec<&'a SegmentEntry>,
+    segments: Vec<SegmentLoad<'a>>,
     buffer_len: usize,
 }
 
 impl<'a> SegmentGroup<'a> {
     /// Where the raw bytes of a segment begin in the group's memory. A new one is added.
     pub fn place(&mut self, segment: &'a SegmentEntry) -> usize {
+        self.place_as(SegmentLoad::plain(segment))
+    }
+
+    /// Where what a segment becomes begins in the group's memory. A new one is added.
+    pub fn place_as(&mut self, load: SegmentLoad<'a>) -> usize {
         let mut start = 0;
         for known in &self.segments {
-            if known.id == segment.id {
-                return start + data_offset(segment);
+            if known.segment.id == load.segment.id {
+                return start + known.data_offset();
             }
-            start += to_usize(buffer_len(known));
+            start += to_usize(known.buffer_len());
         }
-        self.segments.push(segment);
-        self.buffer_len += to_usize(buffer_len(segment));
-        start + data_offset(segment)
+        let begin = start + load.data_offset();
+        self.buffer_len += to_usize(load.buffer_len());
+        self.segments.push(load);
+        begin
     }
 
     /// Its segments, in their order in memory.
-    pub fn segments(&self) -> &[&'a SegmentEntry] {
+    pub fn segments(&self) -> &[SegmentLoad<'a>] {
         &self.segments
     }
 
@@ -116,6 +120,6 @@ impl<'a> SegmentGroup<'a> {
 
     /// Raw bytes of its segments.
     pub fn raw_bytes(&self) -> u64 {
-        self.segments.iter().map(|s| s.raw_length).sum()
+        self.segments.iter().map(|s| s.segment.raw_length).sum()
     }
 }

@@ -3,7 +3,6 @@
 use segpack_formats::io::CancelToken;
 use segpack_formats::io::to_usize;
 use segpack_manifests::PackReader;
-use segpack_manifests::documents::SegmentEntry;
 
 use super::arena::{Arena, Block};
 use super::budget::{Budget, Residency};
@@ -11,7 +10,7 @@ use super::checksum::ChecksumPolicy;
 use super::dense::DenseGroups;
 use super::expert_cache::{CacheStats, Eviction, ExpertCache, ExpertKey};
 use super::loader::{Load, LoadStats, Loader};
-use super::placement::SegmentGroup;
+use super::placement::{SegmentGroup, SegmentLoad};
 use crate::error::RunError;
 
 /// Experts that are loaded together: enough reads in flight, and more than most models send one
@@ -19,7 +18,7 @@ use crate::error::RunError;
 pub const MAX_LOADS: usize = 16;
 
 /// An expert and the segment that holds it.
-pub type ExpertSegment<'a> = (ExpertKey, &'a SegmentEntry);
+pub type ExpertSegment<'a> = (ExpertKey, SegmentLoad<'a>);
 
 /// The weights of one network, within its budget.
 pub struct WeightStore<'a> {
@@ -117,18 +116,15 @@ impl<'a> WeightStore<'a> {
         let mut loads: Vec<Load<'_, '_>> = experts
             .iter()
             .zip(&mut slots)
-            .map(|((_, segment), slot)| Load {
-                segment,
-                to: &mut slot[..],
-            })
+            .map(|((_, load), slot)| Load::new(load, &mut slot[..]))
             .collect();
         let loaded = self.loader.load(&mut loads, self.stop);
-        for ((key, segment), slot) in experts.iter().zip(slots) {
+        for ((key, load), slot) in experts.iter().zip(slots) {
             match loaded {
                 Ok(()) => self.experts.put(*key, slot),
                 Err(_) => self.experts.put_empty(slot),
             }
-            report(segment.raw_length);
+            report(load.segment.raw_length);
         }
         Ok(loaded?)
     }

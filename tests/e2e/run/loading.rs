@@ -27,10 +27,7 @@ fn block(segment: &SegmentEntry) -> Block {
 fn load(loader: &Loader<'_>, segment: &SegmentEntry) -> Result<Vec<u8>, String> {
     let mut block = block(segment);
     let loaded = loader.load(
-        &mut [Load {
-            segment,
-            to: &mut block,
-        }],
+        &mut [Load::plain(segment, &mut block)],
         &CancelToken::default(),
     );
     loaded.map_err(|e| e.to_string())?;
@@ -103,10 +100,7 @@ fn many_segments_load_at_once_while_something_else_is_done() {
     let mut loads: Vec<Load<'_, '_>> = segments
         .iter()
         .zip(&mut blocks)
-        .map(|(segment, block)| Load {
-            segment,
-            to: &mut block[..],
-        })
+        .map(|(segment, block)| Load::plain(segment, &mut block[..]))
         .collect();
     let (loaded, done) = loader.load_while(&mut loads, &CancelToken::default(), || 6 * 7);
     loaded.unwrap();
@@ -185,13 +179,7 @@ fn a_pack_that_was_cut_and_a_request_to_stop_are_errors() {
     let stop = CancelToken::default();
     stop.cancel();
     let mut memory = block(segment);
-    let stopped = loader.load(
-        &mut [Load {
-            segment,
-            to: &mut memory,
-        }],
-        &stop,
-    );
+    let stopped = loader.load(&mut [Load::plain(segment, &mut memory)], &stop);
     assert!(stopped.unwrap_err().to_string().contains("interrupted"));
     let path = out.join(&segment.pack);
     let length = fs::metadata(&path).unwrap().len();

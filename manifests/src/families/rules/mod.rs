@@ -13,6 +13,7 @@ pub(crate) use mount::{Block, BlockOf, Mount, stacked_names};
 pub(crate) use pattern::{Placeholder, parse_number};
 pub(crate) use row::{Dims, Row, bias, row};
 pub(crate) use stack::Stack;
+pub use stack::StackLayout;
 use stack::Whole;
 
 use crate::families::expected::{Slice, UnstackError};
@@ -66,6 +67,12 @@ impl Rules {
             dtype_bits,
             wanted,
         }))
+    }
+
+    /// How an expert's part lies in a stacked tensor.
+    pub(crate) fn stack_layout(&self, stack: &str) -> Option<StackLayout> {
+        let (rule, _) = self.find(stack)?;
+        Some(rule.stack.as_ref()?.stack.layout())
     }
 
     fn find(&self, name: &str) -> Option<(&Rule, Numbers)> {

@@ -23,6 +23,16 @@ pub(crate) enum Join {
     Interleaved,
 }
 
+/// How an expert's part of a stacked tensor lies there, in the layout that the family's own class
+/// writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StackLayout {
+    /// `[in, out]`.
+    pub is_transposed: bool,
+    /// Outputs of gate and up alternate; else all of the gate come first.
+    pub is_interleaved: bool,
+}
+
 /// A tensor that stacks the matrices of a layer's experts.
 ///
 /// A tensor of a pack is one byte range of its source, so a stack is taken apart as far as its
@@ -125,6 +135,14 @@ impl Stack {
             .iter()
             .map(|(pattern, role)| cut(*pattern, *role))
             .collect()
+    }
+
+    /// How an expert's part of it lies there.
+    pub(super) fn layout(&self) -> StackLayout {
+        StackLayout {
+            is_transposed: self.orientation == Orientation::InOut,
+            is_interleaved: self.join == Join::Interleaved,
+        }
     }
 
     /// Number of matrices that share the output axis.

@@ -9,7 +9,7 @@ use crate::weights::{Demand, NetworkDemand, SegmentGroup, program_bytes, streame
 pub(super) fn demand(setup: &DecoderSetup<'_, '_>) -> Demand {
     let (overhead, manifest) = program_bytes(setup.source, setup.weights.is_any_coded());
     Demand {
-        overhead,
+        overhead: overhead.saturating_add(setup.weights.staging_bytes()),
         manifest,
         network: network_demand(setup),
     }

@@ -282,7 +282,12 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
                 out,
             });
         }
-        self.ops.linears_until(&mut all, self.stop)?;
+        let is_router = linears.iter().any(|(_, to)| *to == Activation::Router);
+        if is_router && self.spec.options.router.is_in_f32 {
+            self.ops.linears_in_f32(&mut all);
+        } else {
+            self.ops.linears_until(&mut all, self.stop)?;
+        }
         drop(all);
         self.put_back(from, input);
         for ((_, to), out) in linears.iter().zip(outs) {
@@ -365,10 +370,15 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
         Ok(())
     }
 
-    fn route(&mut self, _: ExpertLayer<'a, '_>) -> Result<(), RunError> {
+    fn route(&mut self, layer: ExpertLayer<'a, '_>) -> Result<(), RunError> {
         let n = self.tokens * self.spec.experts;
+        let bias = layer.choice_bias.map(|bias| GroupTensor {
+            group: layer.number,
+            tensor: bias,
+        });
+        let bias = bias.map_or_else(Vec::new, |bias| self.values(bias));
         let logits = self.activations[Activation::Router as usize].of(n);
-        self.routing = route(&self.ops, &self.spec, logits);
+        self.routing = route(&self.ops, &self.spec, logits, &bias);
         Ok(())
     }
 
@@ -388,6 +398,7 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
             x: normed.of(n),
             hidden: self.spec.hidden,
             intermediate: self.spec.moe_intermediate,
+            activation: self.spec.options.experts.activation,
             max_batch: batch,
             scratch: &mut self.mlp,
             waited: &mut self.waited,
@@ -412,18 +423,17 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
         let (mut router, mut out) = (vec![0.0; tokens], vec![0.0; tokens * hidden]);
         let (mut gate, mut up) = (vec![0.0; tokens * inner], vec![0.0; tokens * inner]);
         let memory = self.store.group(group);
-        let into = [
-            (&shared.router, &mut router),
-            (&shared.gate, &mut gate),
-            (&shared.up, &mut up),
-        ];
-        let mut linears = into.map(|(linear, out)| Linear {
+        let mut into = vec![(&shared.gate, &mut gate), (&shared.up, &mut up)];
+        into.extend(shared.router.as_ref().map(|linear| (linear, &mut router)));
+        let linears = into.into_iter().map(|(linear, out)| Linear {
             x,
             weight: linear.weight.matrix(memory),
             bias: None,
             out,
         });
+        let mut linears: Vec<Linear<'_>> = linears.collect();
         self.ops.linears_until(&mut linears, self.stop)?;
+        drop(linears);
         self.ops.silu_mul(&mut gate, &up);
         let mut down = [Linear {
             x: &gate,
@@ -433,7 +443,12 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
         }];
         self.ops.linears_until(&mut down, self.stop)?;
         let compute = Ops::compute(&self.ops);
-        let rows = added.of(tokens * hidden).chunks_exact_mut(hidden);
+        let added_to = added.of(tokens * hidden);
+        if shared.router.is_none() {
+            self.ops.add(added_to, &out);
+            router.clear();
+        }
+        let rows = added_to.chunks_exact_mut(hidden);
         for ((to, row), gate) in rows.zip(out.chunks_exact(hidden)).zip(&router) {
             let factor = compute.round(1.0 / (1.0 + (-gate).exp()));
             self.ops.add_scaled(to, row, factor);

@@ -7,12 +7,14 @@
 use std::time::{Duration, Instant};
 
 use super::scratch::MlpScratch;
+use segpack_manifests::families::ExpertActivation;
+
 use crate::error::RunError;
 use crate::models::decoder::Routing;
 use crate::models::decoder::bind::ExpertWeights;
 use crate::ops::Ops;
 use crate::tensor::Linear;
-use crate::weights::{Block, ExpertKey, ExpertStore, Load, MAX_LOADS};
+use crate::weights::{Block, ExpertKey, ExpertStore, Load, MAX_LOADS, PlacedTensor};
 
 /// The tokens that go to one expert.
 #[derive(Debug, Default)]
@@ -44,6 +46,8 @@ pub(super) struct ExpertForward<'a, 'p, O> {
     pub(super) x: &'p [f32],
     pub(super) hidden: usize,
     pub(super) intermediate: usize,
+    /// What is made of gate and up.
+    pub(super) activation: ExpertActivation,
     /// Maximum number of tokens of a linear layer.
     pub(super) max_batch: usize,
     pub(super) scratch: &'p mut MlpScratch,
@@ -181,10 +185,8 @@ impl<O: Ops> ExpertForward<'_, '_, O> {
         let (experts, loader, stop) = (self.experts, self.store.loader, self.store.stop);
         let mut loads: Vec<Load<'_, '_>> = Vec::new();
         for (expert, slot) in &mut loading {
-            loads.push(Load {
-                segment: experts[*expert as usize].segment,
-                to: &mut slot[..],
-            });
+            let load = &experts[*expert as usize].load;
+            loads.push(Load::new(load, &mut slot[..]));
         }
         let began = Instant::now();
         let (loaded, (done, worked)) = loader.load_while(&mut loads, stop, || {
@@ -252,7 +254,7 @@ impl<O: Ops> ExpertForward<'_, '_, O> {
         Ok(())
     }
 
-    /// `y = down(silu(gate(x)) · up(x))` for all tokens of the wanted experts, each at its place in
+    /// `y = down(silu(gate(x)) · up(x))`, or another activation, for all tokens of the wanted experts, each at its place in
     /// the group.
     fn compute(
         &mut self,
@@ -296,21 +298,24 @@ impl<O: Ops> ExpertForward<'_, '_, O> {
         {
             linears.push(Linear {
                 x,
-                weight: expert.gate.matrix(memory),
+                weight: expert.gate.weight.matrix(memory),
                 bias: None,
                 out: gate,
             });
             linears.push(Linear {
                 x,
-                weight: expert.up.matrix(memory),
+                weight: expert.up.weight.matrix(memory),
                 bias: None,
                 out: up,
             });
         }
         self.ops.linears_until(&mut linears, self.store.stop)?;
         drop(linears);
-        for Part { gate, up, .. } in &mut parts {
-            self.ops.silu_mul(gate, up);
+        for part in &mut parts {
+            let Part { expert, memory, .. } = part;
+            add_bias(self.ops, part.gate, expert.gate.bias, memory);
+            add_bias(self.ops, part.up, expert.up.bias, memory);
+            activate(self.ops, self.activation, part.gate, part.up);
         }
         let mut linears = Vec::new();
         for Part {
@@ -323,12 +328,20 @@ impl<O: Ops> ExpertForward<'_, '_, O> {
         {
             linears.push(Linear {
                 x: gate,
-                weight: expert.down.matrix(memory),
+                weight: expert.down.weight.matrix(memory),
                 bias: None,
                 out: y,
             });
         }
-        Ok(self.ops.linears_until(&mut linears, self.store.stop)?)
+        self.ops.linears_until(&mut linears, self.store.stop)?;
+        drop(linears);
+        for Part {
+            expert, memory, y, ..
+        } in &mut parts
+        {
+            add_bias(self.ops, y, expert.down.bias, memory);
+        }
+        Ok(())
     }
 
     /// Adds a computed group to `out`, expert by expert.
@@ -352,6 +365,30 @@ struct Part<'m, 'e> {
     gate: &'m mut [f32],
     up: &'m mut [f32],
     y: &'m mut [f32],
+}
+
+/// `gate` = what is made of gate and up.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "constants are applied in f32, as torch does"
+)]
+fn activate(ops: &impl Ops, activation: ExpertActivation, gate: &mut [f32], up: &[f32]) {
+    match activation {
+        ExpertActivation::ClampedSwiglu { alpha, limit } => {
+            ops.clamped_swiglu(gate, up, alpha as f32, limit as f32);
+        }
+        _ => ops.silu_mul(gate, up),
+    }
+}
+
+/// Adds a bias to every row, which was rounded before: experts with biases are no linear layers to
+/// the official class, but a product and a sum.
+fn add_bias(ops: &impl Ops, rows: &mut [f32], bias: Option<PlacedTensor>, memory: &[u8]) {
+    if let Some(bias) = bias {
+        let bias = bias.values(memory);
+        let rows = rows.chunks_exact_mut(bias.len().max(1));
+        rows.for_each(|row| ops.add(row, &bias));
+    }
 }
 
 /// Whether one of the groups of a layer needs this expert.

@@ -15,7 +15,7 @@ use crate::models::decoder::bind::DecoderWeights;
 use crate::models::decoder::executor::{Activation, DecoderSetup};
 use crate::models::decoder::{DecoderSpec, RunSettings};
 use crate::tensor::{Compute, Heads};
-use crate::weights::{Demand, NetworkDemand, buffer_len, program_bytes};
+use crate::weights::{Demand, NetworkDemand, SegmentLoad, program_bytes};
 
 /// Slots in host memory where no budget gives more: as many reads in flight as the CPU has.
 pub(super) const MIN_HOST_SLOTS: u64 = 16;
@@ -319,9 +319,9 @@ pub(super) fn demand(weights: &DecoderWeights<'_>, sizes: &Sizes, spec: &Decoder
 /// through, one expert.
 fn min_host_memory(setup: &DecoderSetup<'_, '_>, expert: u64) -> u64 {
     let segments = setup.weights.groups.iter().flat_map(|g| g.segments());
-    let staging = segments.map(|s| buffer_len(s)).max().unwrap_or(0);
+    let staging = segments.map(SegmentLoad::buffer_len).max().unwrap_or(0);
     let (overhead, manifest) = program_bytes(setup.source, setup.weights.is_any_coded());
-    overhead + manifest + staging + expert
+    overhead + manifest + staging + setup.weights.staging_bytes() + expert
 }
 
 /// Slots in host memory: what its budget leaves, and at least one.

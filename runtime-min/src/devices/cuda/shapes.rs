@@ -36,8 +36,8 @@ pub(super) fn check(weights: &DecoderWeights<'_>, spec: &DecoderSpec) -> Result<
 fn check_dtypes(layer: usize, weights: &LayerWeights<'_>) -> Result<(), RunError> {
     let experts = weights.mlp.experts();
     for (expert, e) in experts.iter().enumerate() {
-        let first = experts[0].gate.dtype;
-        if [e.gate.dtype, e.up.dtype, e.down.dtype] != [first; 3] {
+        let first = experts[0].gate.weight.dtype;
+        if [&e.gate, &e.up, &e.down].map(|l| l.weight.dtype) != [first; 3] {
             let (layer, expert) = (number(layer), number(expert));
             return Err(GpuLimit::MixedDtypes { layer, expert }.into());
         }

@@ -84,12 +84,11 @@ pub(super) const ENTRY_BYTES: usize = 24;
 /// Where an expert's matrices are, as the kernels' table has it.
 pub(super) fn entry(slot: DevicePtr, expert: &ExpertWeights<'_>) -> [u8; ENTRY_BYTES] {
     let mut bytes = [0; ENTRY_BYTES];
-    for (to, weight) in
-        bytes
-            .as_chunks_mut::<8>()
-            .0
-            .iter_mut()
-            .zip([expert.gate, expert.up, expert.down])
+    for (to, weight) in bytes
+        .as_chunks_mut::<8>()
+        .0
+        .iter_mut()
+        .zip([&expert.gate, &expert.up, &expert.down].map(|l| l.weight))
     {
         *to = slot.offset(weight.offset).0.to_le_bytes();
     }

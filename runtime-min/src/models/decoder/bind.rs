@@ -1,15 +1,17 @@
 //! A decoder's tensors: found in a pack by what they are, and placed in memory.
 
 mod find;
+mod refused;
 mod shapes;
+mod stored;
 
 pub(crate) use self::find::check_words;
 
 use segpack_formats::codec::Codec;
 use segpack_formats::io::to_usize;
-use segpack_manifests::documents::{SegmentEntry, TensorEntry};
+use segpack_manifests::documents::TensorEntry;
 
-use crate::weights::{Budget, ExpertSegment, PlacedTensor, Residency, SegmentGroup, buffer_len};
+use crate::weights::{Budget, ExpertSegment, PlacedTensor, Residency, SegmentGroup, SegmentLoad};
 
 /// A dense linear layer.
 #[derive(Debug, Clone, Copy)]
@@ -19,22 +21,22 @@ pub struct LinearWeights {
 }
 
 /// One expert: its segment, and where its matrices are in the memory that the segment is loaded to.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct ExpertWeights<'a> {
-    pub(crate) segment: &'a SegmentEntry,
-    pub(crate) gate: PlacedTensor,
-    pub(crate) up: PlacedTensor,
-    pub(crate) down: PlacedTensor,
+    pub(crate) load: SegmentLoad<'a>,
+    pub(crate) gate: LinearWeights,
+    pub(crate) up: LinearWeights,
+    pub(crate) down: LinearWeights,
 }
 
-/// An expert that every token visits; a sigmoid decides how much of it is added.
+/// An expert that every token visits; a sigmoid may decide how much of it is added.
 #[derive(Debug, Clone, Copy)]
 pub struct SharedExpert {
     pub(crate) gate: LinearWeights,
     pub(crate) up: LinearWeights,
     pub(crate) down: LinearWeights,
-    /// `[1, hidden]`: gives what the sigmoid is of.
-    pub(crate) router: LinearWeights,
+    /// `[1, hidden]`: gives what the sigmoid is of; `None`: all of the expert is added.
+    pub(crate) router: Option<LinearWeights>,
 }
 
 /// An embedding or a head among several.
@@ -61,6 +63,8 @@ pub(crate) enum MlpWeights<'a> {
     Experts {
         /// Router.
         router: LinearWeights,
+        /// `[experts]`, added to its scores for the choice alone.
+        choice_bias: Option<PlacedTensor>,
         /// All experts, by number.
         experts: Vec<ExpertWeights<'a>>,
         /// The expert that every token visits.
@@ -137,7 +141,7 @@ impl<'a> DecoderWeights<'a> {
         (0..).zip(&self.layers).flat_map(|(layer, weights)| {
             (0..)
                 .zip(weights.mlp.experts())
-                .map(move |(expert, e)| ((layer, expert), e.segment))
+                .map(move |(expert, e)| ((layer, expert), e.load.clone()))
         })
     }
 
@@ -156,22 +160,33 @@ impl<'a> DecoderWeights<'a> {
             Residency::Streamed => 0,
         };
         let experts = self.experts().take(to_usize(budget.slots));
-        dense + experts.map(|e| e.segment.raw_length).sum::<u64>()
+        dense + experts.map(|e| e.load.segment.raw_length).sum::<u64>()
     }
 
     /// Bytes of memory that the largest expert is loaded to; 0 where there are none.
     pub(crate) fn slot_bytes(&self) -> u64 {
         self.experts()
-            .map(|e| buffer_len(e.segment))
+            .map(|e| e.load.buffer_len())
             .max()
             .unwrap_or(0)
     }
 
     /// Whether any segment has to be decoded.
     pub(crate) fn is_any_coded(&self) -> bool {
-        let dense = self.groups.iter().flat_map(SegmentGroup::segments).copied();
-        dense
-            .chain(self.experts().map(|e| e.segment))
-            .any(|segment| segment.codec != Codec::Raw)
+        self.loads().any(|load| load.segment.codec != Codec::Raw)
+    }
+
+    /// Bytes of memory in which segments are decoded, one after the other.
+    pub(crate) fn staging_bytes(&self) -> u64 {
+        self.loads()
+            .map(SegmentLoad::staging_bytes)
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// All segments that are loaded as a whole.
+    fn loads(&self) -> impl Iterator<Item = &SegmentLoad<'a>> {
+        let dense = self.groups.iter().flat_map(SegmentGroup::segments);
+        dense.chain(self.experts().map(|e| &e.load))
     }
 }

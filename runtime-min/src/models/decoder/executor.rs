@@ -124,6 +124,8 @@ pub struct AttentionTensors {
 pub struct ExpertLayer<'a, 'p> {
     pub(crate) number: usize,
     pub(crate) experts: &'p [ExpertWeights<'a>],
+    /// `[experts]`, added to the scores for the choice alone; in the layer's group.
+    pub(crate) choice_bias: Option<PlacedTensor>,
 }
 
 /// What an executor did so far.
@@ -282,8 +284,9 @@ pub trait DecoderExecutor<'a> {
     /// whether each was in memory.
     fn experts(&mut self, layer: ExpertLayer<'a, '_>) -> Result<Vec<(u32, bool)>, RunError>;
 
-    /// Added += sigmoid(router · Normed) · what the shared expert makes of Normed, for all tokens.
-    /// Returns what the sigmoid is of, `[tokens]`, and what the expert makes, `[tokens, hidden]`.
+    /// Added += sigmoid(router · Normed) · what the shared expert makes of Normed, for all tokens; 1
+    /// in the place of the sigmoid where there is no router. Returns what the sigmoid is of,
+    /// `[tokens]` or nothing, and what the expert makes, `[tokens, hidden]`.
     fn shared_expert(&mut self, _: usize, _: &SharedExpert) -> Result<[Vec<f32>; 2], RunError> {
         Err(RunError::Internal("a shared expert on this device"))
     }

@@ -73,7 +73,7 @@ impl<'a, B: Backend> Decoder<'a, B> {
         stop: &'a CancelToken,
     ) -> Result<Self, RunError> {
         let decoder = text_decoder(source.pack())?;
-        let mut spec = DecoderSpec::from_decoder(&decoder)?;
+        let mut spec = DecoderSpec::from_decoder(&decoder);
         spec.mrope_section = mrope_section(source)?;
         let model = DecoderModel {
             facts: decoder.facts,
@@ -99,11 +99,11 @@ impl<'a, B: Backend> Decoder<'a, B> {
             spec,
             has_experts,
         } = model;
-        let weights = DecoderWeights::find(source, &spec, has_component)?;
+        let compute = backend.compute();
+        let weights = DecoderWeights::find(source, &spec, compute, has_component)?;
         weights.check_layers(&has_experts)?;
         weights.check_shapes(&spec)?;
         weights.check_files(source)?;
-        let compute = backend.compute();
         let executor = backend.open(&DecoderSetup {
             source,
             weights: &weights,
@@ -514,13 +514,18 @@ impl<'a, B: Backend> Decoder<'a, B> {
             }
             MlpWeights::Experts {
                 router,
+                choice_bias,
                 experts,
                 shared,
             } => {
                 let router = [(router, Activation::Router)];
                 self.executor
                     .linears(Activation::Normed, 0..tokens, number, &router)?;
-                let layer = ExpertLayer { number, experts };
+                let layer = ExpertLayer {
+                    number,
+                    experts,
+                    choice_bias: *choice_bias,
+                };
                 self.executor.route(layer)?;
                 if observer.observes() || !self.executor.is_remote() {
                     observer.router(number, &*self.executor.routing()?);

@@ -18,7 +18,7 @@ pub trait Observer {
     fn hidden(&mut self, _layer: usize, _: &[f32]) {}
     /// The router of a layer with experts.
     fn router(&mut self, _layer: usize, _: &Routing) {}
-    /// The shared expert of a layer: `[tokens]` before the sigmoid, `[tokens, hidden]` before it is
+    /// The shared expert of a layer: `[tokens]` before the sigmoid, empty where it has none; `[tokens, hidden]` before it is
     /// multiplied by that.
     fn shared_expert(&mut self, _layer: usize, _gate: &[f32], _out: &[f32]) {}
     /// `[tokens, hidden]` after the final norm.
@@ -38,11 +38,11 @@ impl Observer for Unobserved {
 /// Which experts the tokens of a forward pass go to.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Routing {
-    /// `[tokens, experts]`, before the softmax.
+    /// `[tokens, experts]`, before softmax or sigmoid.
     pub logits: Vec<f32>,
-    /// `[tokens, experts]`, softmax over all experts in f32.
+    /// `[tokens, experts]`, softmax over all experts, or sigmoid, in f32.
     pub probabilities: Vec<f32>,
-    /// `[tokens, experts_per_token]`, the most probable first, the lower id on ties.
+    /// `[tokens, experts_per_token]`, that with the highest score first, the lower id on ties.
     pub ids: Vec<u32>,
     /// `[tokens, experts_per_token]`, what multiplies each expert's output.
     pub weights: Vec<f32>,

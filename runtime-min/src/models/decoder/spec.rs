@@ -140,19 +140,8 @@ impl DecoderSpec {
     }
 
     /// Of a pack's text decoder, whatever its family.
-    ///
-    /// # Errors
-    /// `Unsuitable` where it wants an operation that is not implemented.
-    pub fn from_decoder(decoder: &TextDecoder) -> Result<Self, RunError> {
-        let (facts, options) = (&decoder.facts, &decoder.settings.options);
-        match missing_operation(options) {
-            Some(what) => Err(Unsuitable::Operation {
-                family: decoder.family.name(),
-                what,
-            }
-            .into()),
-            None => Ok(Self::of(facts, options.clone())),
-        }
+    pub fn from_decoder(decoder: &TextDecoder) -> Self {
+        Self::of(&decoder.facts, decoder.settings.options.clone())
     }
 
     #[expect(
@@ -364,33 +353,6 @@ fn attention_beyond_qwen3(options: &DecoderOptions, head_dim: u64) -> Option<&'s
         ),
         (options.has_sinks, "sinks of attention"),
         (options.multipliers != Multipliers::default(), "multipliers"),
-    ];
-    first_of(&missing)
-}
-
-/// The first operation that a decoder wants and that is not implemented.
-fn missing_operation(options: &DecoderOptions) -> Option<&'static str> {
-    let (router, experts) = (&options.router, &options.experts);
-    let is_plain_divisor = matches!(router.divisor, WeightDivisor::One | WeightDivisor::Sum);
-    let is_ungated = options.shared_expert.is_some_and(|shared| !shared.is_gated);
-    let missing = [
-        (router.score != RouterScore::Softmax, "its kind of router"),
-        (router.is_in_f32 || router.has_f32_weights, "routers in f32"),
-        (
-            router.has_bias || router.has_choice_bias,
-            "biases of routers",
-        ),
-        (router.groups.is_some(), "groups of experts"),
-        (
-            !is_plain_divisor || router.scale != 1.0,
-            "its kind of weights of experts",
-        ),
-        (
-            experts.activation != ExpertActivation::SiluMul,
-            "its kind of experts",
-        ),
-        (experts.has_bias, "biases of experts"),
-        (is_ungated, "shared experts without a gate"),
     ];
     first_of(&missing)
 }

@@ -6,9 +6,7 @@ use segpack_formats::io::{CancelToken, to_usize};
 use segpack_manifests::PackReader;
 
 use crate::error::RunError;
-use crate::weights::{
-    Arena, Block, ChecksumPolicy, Load, Loader, SegmentGroup, buffer_len, program_bytes,
-};
+use crate::weights::{Arena, Block, ChecksumPolicy, Load, Loader, SegmentGroup, program_bytes};
 
 /// How an encoder runs.
 #[derive(Debug, Clone, Copy)]
@@ -45,7 +43,7 @@ impl<'a> EncoderContext<'a> {
         values: u64,
     ) -> Result<EncoderLoader<'a>, RunError> {
         let mut segments = groups.iter().flat_map(|group| group.segments());
-        let is_any_coded = segments.any(|segment| segment.codec != Codec::Raw);
+        let is_any_coded = segments.any(|load| load.segment.codec != Codec::Raw);
         let (overhead, manifest) = program_bytes(self.source, is_any_coded);
         let weights = groups.iter().map(|group| group.buffer_len() as u64);
         let parts = [
@@ -102,9 +100,9 @@ impl EncoderLoader<'_> {
         let mut rest = &mut block[..];
         let mut loads = Vec::new();
         for segment in group.segments() {
-            let (to, after) = rest.split_at_mut(to_usize(buffer_len(segment)).min(rest.len()));
+            let (to, after) = rest.split_at_mut(to_usize(segment.buffer_len()).min(rest.len()));
             rest = after;
-            loads.push(Load { segment, to });
+            loads.push(Load::new(segment, to));
         }
         Ok(self.loader.load(&mut loads, self.stop)?)
     }

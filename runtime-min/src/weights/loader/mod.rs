@@ -23,7 +23,8 @@ pub use self::stats::LoadStats;
 use self::stats::{Counters, add_time};
 use super::arena::{Arena, Block};
 use super::checksum::ChecksumPolicy;
-use super::placement::{buffer_len, data_offset};
+use super::decoding::Decoding;
+use super::placement::{SegmentLoad, buffer_len, data_offset};
 use crate::error::RunError;
 
 /// Bytes of one read: large enough for a drive's full rate with a few of them in flight, small
@@ -36,13 +37,32 @@ const READERS: usize = 6;
 const SCRATCH_BYTES: usize = MAX_CHUNK_BYTES as usize + (256 << 10);
 
 /// A segment and the memory that it goes to, which begins at a multiple of 4096 and has at least
-/// [`buffer_len`] bytes.
+/// [`SegmentLoad::buffer_len`] bytes.
 #[derive(Debug)]
 pub struct Load<'s, 'm> {
-    /// What to load.
-    pub segment: &'s SegmentEntry,
-    /// Where to. The raw bytes begin at [`data_offset`].
-    pub to: &'m mut [u8],
+    segment: &'s SegmentEntry,
+    decoding: Option<&'s Decoding>,
+    to: &'m mut [u8],
+}
+
+impl<'s, 'm> Load<'s, 'm> {
+    /// What to load, and where to: its data begins at [`SegmentLoad::data_offset`].
+    pub fn new(load: &'s SegmentLoad<'_>, to: &'m mut [u8]) -> Self {
+        Self {
+            segment: load.segment,
+            decoding: load.decoding.as_deref(),
+            to,
+        }
+    }
+
+    /// Of a segment whose raw bytes are used as they are: they begin at [`data_offset`].
+    pub fn plain(segment: &'s SegmentEntry, to: &'m mut [u8]) -> Self {
+        Self {
+            segment,
+            decoding: None,
+            to,
+        }
+    }
 }
 
 /// Bytes of memory that loading needs besides: for each thread the stored bytes of a chunk, and the
@@ -63,6 +83,8 @@ pub struct Loader<'a> {
     checked: Mutex<HashSet<String>>,
     tables: Mutex<HashMap<String, Arc<ChunkTable>>>,
     scratch: Mutex<Vec<Scratch>>,
+    /// Raw bytes of a segment that is being decoded.
+    staging: Mutex<Option<Block>>,
     counters: Counters,
 }
 
@@ -91,6 +113,7 @@ impl<'a> Loader<'a> {
             checked: Mutex::default(),
             tables: Mutex::default(),
             scratch: Mutex::default(),
+            staging: Mutex::default(),
             counters: Counters::default(),
         })
     }
@@ -123,16 +146,61 @@ impl<'a> Loader<'a> {
             Err(e) => return (Err(e), work()),
         };
         let done = self.threads.in_place_scope(|scope| {
+            let mut decoded = Vec::new();
             for (job, load) in jobs.iter().zip(loads.iter_mut()) {
-                self.spawn(scope, job, load.to, stop);
+                match load.decoding {
+                    None => self.spawn(scope, job, load.to, stop),
+                    Some(decoding) => decoded.push((job, decoding, &mut *load.to)),
+                }
             }
+            scope.spawn(|_| self.load_decoded(decoded, stop));
             work()
         });
         let loaded = jobs
             .iter()
             .zip(loads)
-            .try_for_each(|(job, load)| self.finish(job, load.to));
+            .try_for_each(|(job, load)| match load.decoding {
+                None => self.finish(job, load.to),
+                Some(_) => job.outcome(),
+            });
         (loaded, done)
+    }
+
+    /// Reads and decodes segments, one after the other: they share the memory that they are read
+    /// to.
+    fn load_decoded(&self, loads: Vec<(&Job<'_>, &Decoding, &mut [u8])>, stop: &CancelToken) {
+        // taken out, as a thread that waits for reads may be given the segments of another load
+        let mut staging = lock(&self.staging).take();
+        for (job, decoding, to) in loads {
+            job.note(0, self.decode(job, decoding, &mut staging, to, stop));
+        }
+        *lock(&self.staging) = staging;
+    }
+
+    /// Reads one segment, checks it and decodes it. Called on a thread of the pool.
+    fn decode(
+        &self,
+        job: &Job<'_>,
+        decoding: &Decoding,
+        staging: &mut Option<Block>,
+        to: &mut [u8],
+        stop: &CancelToken,
+    ) -> Result<()> {
+        let bytes = to_usize(buffer_len(job.segment));
+        let memory = match staging {
+            Some(memory) if memory.len() >= bytes => memory,
+            _ => {
+                *staging = None; // the old one first
+                staging.insert(block(bytes)?)
+            }
+        };
+        rayon::scope(|scope| self.spawn(scope, job, memory, stop));
+        self.finish(job, memory)?;
+        let began = Instant::now();
+        let raw = &memory[data_offset(job.segment)..][..to_usize(job.segment.raw_length)];
+        decoding.run(raw, to);
+        add_time(&self.counters.decode_nanos, began);
+        Ok(())
     }
 
     /// Opens what a segment is read from.
@@ -304,10 +372,8 @@ impl<'a> Loader<'a> {
         if let Some(scratch) = lock(&self.scratch).pop() {
             return Ok(scratch);
         }
-        let stored = Arena::new(SCRATCH_BYTES).and_then(|mut arena| arena.take(SCRATCH_BYTES));
-        let stored = stored.map_err(|e| FormatError::coded(e.to_string()))?;
         Ok(Scratch {
-            stored,
+            stored: block(SCRATCH_BYTES)?,
             decoder: ChunkDecoder::new()?,
         })
     }
@@ -342,6 +408,12 @@ impl<'a> Loader<'a> {
         }
         Ok(())
     }
+}
+
+/// Memory of so many bytes.
+fn block(bytes: usize) -> Result<Block> {
+    let block = Arena::new(bytes).and_then(|mut arena| arena.take(bytes));
+    block.map_err(|e| FormatError::coded(e.to_string()))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -10,7 +10,7 @@ use super::super::slots::{ENTRY_BYTES, HostSlot, entry};
 use super::*;
 use crate::models::decoder::bind::ExpertWeights;
 use crate::models::decoder::executor::ExpertLayer;
-use crate::weights::{ExpertKey, Load, data_offset};
+use crate::weights::{ExpertKey, Load};
 
 impl<'a> CudaExecutor<'a> {
     /// The experts of a layer, as far as this table lists them.
@@ -124,10 +124,7 @@ impl<'a> CudaExecutor<'a> {
         let began = Instant::now();
         let mut loads: Vec<Load<'_, '_>> = slots
             .iter_mut()
-            .map(|(expert, slot)| Load {
-                segment: experts[*expert as usize].segment,
-                to: &mut slot.memory[..],
-            })
+            .map(|(expert, slot)| Load::new(&experts[*expert as usize].load, &mut slot.memory[..]))
             .collect();
         let loaded = self.loader.load(&mut loads, self.stop);
         drop(loads);
@@ -164,7 +161,7 @@ impl<'a> CudaExecutor<'a> {
                 return Err(e);
             }
         }
-        self.bytes_copied += weights.segment.raw_length;
+        self.bytes_copied += weights.load.data_bytes();
         Ok(())
     }
 
@@ -176,8 +173,8 @@ impl<'a> CudaExecutor<'a> {
         to: DevicePtr,
         used: &Event,
     ) -> Result<(), RunError> {
-        let begin = data_offset(weights.segment);
-        let bytes = &host.memory[begin..begin + to_usize(weights.segment.raw_length)];
+        let begin = weights.load.data_offset();
+        let bytes = &host.memory[begin..begin + to_usize(weights.load.data_bytes())];
         used.hold(Stream::Copies)?;
         // SAFETY: a host slot is written only after a wait for its `copied`, and freed after one
         // for the stream

@@ -5,7 +5,7 @@ use segpack_manifests::documents::SegmentEntry;
 use super::*;
 use crate::models::decoder::bind::DecoderWeights;
 use crate::models::decoder::executor::ExpertLayer;
-use crate::weights::{Load, SegmentGroup};
+use crate::weights::{Load, SegmentGroup, SegmentLoad};
 
 use super::super::layout::MIN_HOST_SLOTS;
 
@@ -30,8 +30,8 @@ impl<'a> Embedding<'a> {
 
 impl<'a> CudaExecutor<'a> {
     /// Loads a segment to an address of the device, through host memory.
-    fn load_segment(&mut self, segment: &'a SegmentEntry, to: DevicePtr) -> Result<(), RunError> {
-        let bytes = to_usize(buffer_len(segment));
+    fn load_segment(&mut self, load: &SegmentLoad<'a>, to: DevicePtr) -> Result<(), RunError> {
+        let bytes = to_usize(load.buffer_len());
         if self.staging.as_ref().is_none_or(|s| s.len() < bytes) {
             self.staging = None; // the old one first
             self.staging = Some(self.gpu.alloc_host(bytes)?);
@@ -39,13 +39,10 @@ impl<'a> CudaExecutor<'a> {
         let Some(staging) = &mut self.staging else {
             return Ok(());
         };
-        let mut loads = [Load {
-            segment,
-            to: &mut staging[..],
-        }];
+        let mut loads = [Load::new(load, &mut staging[..])];
         self.loader.load(&mut loads, self.stop)?;
         self.gpu.upload_now(to, &staging[..bytes])?;
-        self.bytes_copied += segment.raw_length;
+        self.bytes_copied += load.data_bytes();
         Ok(())
     }
 
@@ -61,7 +58,7 @@ impl<'a> CudaExecutor<'a> {
         };
         let bytes = to_usize(buffer_len(segment));
         let memory = self.gpu.alloc(bytes, "the embedding")?;
-        self.load_segment(segment, memory.start())?;
+        self.load_segment(&SegmentLoad::plain(segment), memory.start())?;
         if let Some(embedding) = &mut self.embedding {
             embedding.memory = Some(memory);
         }
@@ -83,7 +80,7 @@ impl<'a> CudaExecutor<'a> {
         let mut to = self.dense.begin(number);
         for segment in groups[number].segments() {
             self.load_segment(segment, to)?;
-            to = to.offset(to_usize(buffer_len(segment)));
+            to = to.offset(to_usize(segment.buffer_len()));
         }
         self.dense.end(number);
         if self.dense.is_complete() {
@@ -108,7 +105,12 @@ impl<'a> CudaExecutor<'a> {
         }
         for (number, layer) in weights.layers.iter().enumerate() {
             if let MlpWeights::Experts { experts, .. } = &layer.mlp {
-                self.load_layer_experts(ExpertLayer { number, experts }, report)?;
+                let layer = ExpertLayer {
+                    number,
+                    experts,
+                    choice_bias: None,
+                };
+                self.load_layer_experts(layer, report)?;
             }
         }
         Ok(self.gpu.wait(Stream::Copies)?)
@@ -134,7 +136,7 @@ impl<'a> CudaExecutor<'a> {
         for some in absent.chunks(max) {
             let some = &some[..some.len().min(self.experts.cache.free())];
             self.load_experts(number, layer.experts, some, some)?;
-            let bytes = |e: &u32| layer.experts[*e as usize].segment.raw_length;
+            let bytes = |e: &u32| layer.experts[*e as usize].load.segment.raw_length;
             report(some.iter().map(bytes).sum());
         }
         self.complete_table(layer)

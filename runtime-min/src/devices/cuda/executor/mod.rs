@@ -141,7 +141,7 @@ impl LayerState {
         Self {
             is_complete: false,
             has_experts: matches!(layer.mlp, MlpWeights::Experts { .. }),
-            dtype: first.map_or(FloatDtype::BF16, |expert| expert.gate.dtype),
+            dtype: first.map_or(FloatDtype::BF16, |expert| expert.gate.weight.dtype),
         }
     }
 }

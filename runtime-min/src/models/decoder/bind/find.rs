@@ -1,25 +1,27 @@
 //! Finds a decoder's tensors in a pack, and gives each a place in memory.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
+use segpack_formats::numeric::Dtype;
 use segpack_manifests::PackReader;
 use segpack_manifests::documents::TensorEntry;
 use segpack_manifests::families::QkNorm;
 use segpack_manifests::names::{Component, Part, Role};
 
+use super::refused::{missing, not_run, surplus};
+use super::stored::{Decoded, Parts, Placed, Storage};
 use super::{
     DecoderWeights, EndWeights, ExpertWeights, LayerWeights, LinearWeights, MlpWeights,
     SharedExpert,
 };
 use crate::error::{RunError, Unsuitable};
 use crate::models::decoder::spec::{DecoderSpec, Ends};
-use crate::weights::{PlacedTensor, SegmentGroup, data_offset};
+use crate::tensor::Compute;
+use crate::weights::{PlacedTensor, SegmentGroup, SegmentLoad, data_offset};
 
-/// The tensors of one layer by role; `true` for biases.
-type ByRole<'a> = HashMap<(Role, bool), &'a TensorEntry>;
-
-/// The experts of one layer by number, of each the tensors by role.
-type Experts<'a> = BTreeMap<u32, HashMap<Role, &'a TensorEntry>>;
+/// The experts of one layer by number.
+type Experts<'a> = BTreeMap<u32, Parts<'a>>;
 
 impl<'a> DecoderWeights<'a> {
     /// Finds every tensor that a decoder needs among those of some components.
@@ -29,9 +31,11 @@ impl<'a> DecoderWeights<'a> {
     pub(crate) fn find(
         source: &'a PackReader<'a>,
         spec: &DecoderSpec,
+        compute: Compute,
         has_component: impl Fn(&Component) -> bool,
     ) -> Result<Self, RunError> {
-        let found = Found::collect(source, spec, has_component)?;
+        let storage = Storage::of(source.pack(), spec, compute)?;
+        let found = Found::collect(source, spec, storage, has_component)?;
         let [embedding, head] = spec.ends.roles();
         let embeddings = found.ends(embedding, spec)?;
         let heads = match found.ends(head, spec) {
@@ -72,23 +76,26 @@ pub(crate) fn check_words(tensor: &TensorEntry) -> Result<(), RunError> {
     }
     match tensor.part {
         Part::Weight | Part::Bias => Ok(()),
-        _ => Err(Unsuitable::Part {
-            tensor: name,
-            part,
-            role,
-        }
-        .into()),
+        _ => Err(not_run(tensor)),
     }
 }
 
-/// A weight that the pack does not have; `owner` is what should have it.
-fn missing(owner: String, role: Role) -> RunError {
-    let role = role.to_string();
-    Unsuitable::Missing { owner, role }.into()
+/// A tensor whose values are computed with, or decoded first.
+fn check_values(tensor: &TensorEntry) -> Result<(), RunError> {
+    let is_of_layer = tensor.layer.is_some();
+    match tensor.part {
+        Part::Scale | Part::Blocks if is_of_layer && tensor.role.is_known() => Ok(()),
+        Part::Weight if is_of_layer && tensor.dtype == Dtype::F8_E4M3 => Ok(()),
+        _ => {
+            check_words(tensor)?;
+            PlacedTensor::new(tensor, 0).map(drop)
+        }
+    }
 }
 
 /// Roles of a layer's tensors.
-const OF_LAYER: [Role; 17] = [
+const OF_LAYER: [Role; 18] = [
+    Role::RouterBias,
     Role::InputNorm,
     Role::PostAttentionNorm,
     Role::AttentionQ,
@@ -108,7 +115,12 @@ const OF_LAYER: [Role; 17] = [
     Role::SharedExpertRouter,
 ];
 /// Roles of an expert's tensors.
-const OF_EXPERT: [Role; 3] = [Role::ExpertGate, Role::ExpertUp, Role::ExpertDown];
+const OF_EXPERT: [Role; 4] = [
+    Role::ExpertGate,
+    Role::ExpertUp,
+    Role::ExpertGateUp,
+    Role::ExpertDown,
+];
 
 /// The number of a tensor that is in no layer, among those of its role; `None` where a decoder has
 /// none of this role. The names of several end in their number.
@@ -125,26 +137,11 @@ fn number_of(tensor: &TensorEntry, ends: Ends) -> Option<usize> {
     }
 }
 
-/// A tensor that has no place, or whose place another has.
-fn surplus(tensor: &TensorEntry) -> RunError {
-    let layer = tensor.layer.map(|layer| format!("layer {layer}"));
-    let owner = match (layer, tensor.expert) {
-        (Some(layer), Some(expert)) => format!("expert {expert} of {layer}"),
-        (Some(layer), None) => layer,
-        (None, _) => "the model".to_owned(),
-    };
-    Unsuitable::Surplus {
-        tensor: tensor.name.clone(),
-        role: tensor.role.to_string(),
-        owner,
-    }
-    .into()
-}
-
 /// The tensors of a decoder by what they are.
 struct Found<'a> {
     source: &'a PackReader<'a>,
-    layers: Vec<ByRole<'a>>,
+    storage: Storage,
+    layers: Vec<Parts<'a>>,
     experts: Vec<Experts<'a>>,
     /// By role, and by number where there are several.
     outside: HashMap<(Role, usize), &'a TensorEntry>,
@@ -154,10 +151,12 @@ impl<'a> Found<'a> {
     fn collect(
         source: &'a PackReader<'a>,
         spec: &DecoderSpec,
+        storage: Storage,
         has_component: impl Fn(&Component) -> bool,
     ) -> Result<Self, RunError> {
         let mut found = Self {
             source,
+            storage,
             layers: vec![HashMap::new(); spec.layers],
             experts: vec![BTreeMap::new(); spec.layers],
             outside: HashMap::new(),
@@ -167,8 +166,7 @@ impl<'a> Found<'a> {
             let is_extra = tensor.layer.is_some_and(|layer| extra.contains(&layer));
             if has_component(&tensor.component) && !is_extra {
                 // also of tensors that are not needed
-                check_words(tensor)?;
-                PlacedTensor::new(tensor, 0)?;
+                check_values(tensor)?;
                 found.add(tensor, spec.ends)?;
             }
         }
@@ -177,23 +175,23 @@ impl<'a> Found<'a> {
 
     /// Each tensor has one place; one without any, or with that of another, is not left out.
     fn add(&mut self, tensor: &'a TensorEntry, ends: Ends) -> Result<(), RunError> {
-        let (role, is_bias) = (tensor.role, tensor.part == Part::Bias);
+        let (role, part) = (tensor.role, tensor.part);
         let layer = tensor.layer.map(|layer| layer as usize);
         let taken = match (layer, tensor.expert) {
             // ways into the talker, which its prompt is made with, are bound there
             (None, None) if role == Role::Projection && ends == Ends::Codes => None,
-            (None, None) if !is_bias => match number_of(tensor, ends) {
+            (None, None) if part == Part::Weight => match number_of(tensor, ends) {
                 Some(number) => self.outside.insert((role, number), tensor),
                 None => Some(tensor),
             },
             (Some(layer), None) if layer < self.layers.len() && OF_LAYER.contains(&role) => {
-                self.layers[layer].insert((role, is_bias), tensor)
+                self.layers[layer].insert((role, part), tensor)
             }
             (Some(layer), Some(expert))
-                if layer < self.experts.len() && OF_EXPERT.contains(&role) && !is_bias =>
+                if layer < self.experts.len() && OF_EXPERT.contains(&role) =>
             {
                 let tensors = self.experts[layer].entry(expert).or_default();
-                tensors.insert(role, tensor)
+                tensors.insert((role, part), tensor)
             }
             _ => Some(tensor),
         };
@@ -264,6 +262,8 @@ struct LayerBinder<'f, 'a> {
     number: usize,
     /// The layer's dense segments so far.
     group: SegmentGroup<'a>,
+    /// Of these segments, by id: what they become, unless they are used as they are.
+    decoded: HashMap<&'a str, Option<Decoded>>,
 }
 
 impl<'f, 'a> LayerBinder<'f, 'a> {
@@ -272,6 +272,7 @@ impl<'f, 'a> LayerBinder<'f, 'a> {
             found,
             number,
             group: SegmentGroup::default(),
+            decoded: HashMap::new(),
         }
     }
 
@@ -311,7 +312,7 @@ impl<'f, 'a> LayerBinder<'f, 'a> {
 
     /// A tensor that nothing is computed with may not be there.
     fn has_none(&self, role: Role) -> Result<(), RunError> {
-        match self.found.layers[self.number].get(&(role, false)) {
+        match self.found.layers[self.number].get(&(role, Part::Weight)) {
             Some(tensor) => Err(surplus(tensor)),
             None => Ok(()),
         }
@@ -319,13 +320,15 @@ impl<'f, 'a> LayerBinder<'f, 'a> {
 
     fn mlp(&mut self, spec: &DecoderSpec) -> Result<MlpWeights<'a>, RunError> {
         let tensors = &self.found.layers[self.number];
-        if tensors.contains_key(&(Role::Router, false)) {
-            let dense = [Role::MlpGate, Role::MlpUp, Role::MlpDown].map(|role| (role, false));
+        if tensors.contains_key(&(Role::Router, Part::Weight)) {
+            let dense =
+                [Role::MlpGate, Role::MlpUp, Role::MlpDown].map(|role| (role, Part::Weight));
             if let Some(tensor) = dense.iter().find_map(|key| tensors.get(key)) {
                 return Err(surplus(tensor));
             }
             return Ok(MlpWeights::Experts {
                 router: self.linear(Role::Router)?,
+                choice_bias: self.choice_bias(spec)?,
                 experts: self.experts(spec.experts)?,
                 shared: self.shared(spec)?,
             });
@@ -340,16 +343,33 @@ impl<'f, 'a> LayerBinder<'f, 'a> {
         })
     }
 
+    /// What is added to scores for the choice of experts, where the model has such; stored as
+    /// `[experts]` or `[1, experts]`.
+    fn choice_bias(&mut self, spec: &DecoderSpec) -> Result<Option<PlacedTensor>, RunError> {
+        if !spec.options.router.has_choice_bias {
+            return self.has_none(Role::RouterBias).map(|()| None);
+        }
+        let bias = self.tensor(Role::RouterBias)?;
+        Ok(Some(match bias.rows {
+            1 => bias.as_vector(),
+            _ => bias,
+        }))
+    }
+
     /// The shared expert, where the model has such.
     fn shared(&mut self, spec: &DecoderSpec) -> Result<Option<SharedExpert>, RunError> {
-        if spec.shared_intermediate().is_none() {
+        let Some(options) = spec.options.shared_expert else {
             return self.has_none(Role::SharedExpertGate).map(|()| None);
-        }
+        };
+        let router = match options.is_gated {
+            true => Some(self.linear(Role::SharedExpertRouter)?),
+            false => None,
+        };
         Ok(Some(SharedExpert {
             gate: self.linear(Role::SharedExpertGate)?,
             up: self.linear(Role::SharedExpertUp)?,
             down: self.linear(Role::SharedExpertDown)?,
-            router: self.linear(Role::SharedExpertRouter)?,
+            router,
         }))
     }
 
@@ -358,21 +378,40 @@ impl<'f, 'a> LayerBinder<'f, 'a> {
     }
 
     /// The weight or the bias of this role, if there is one.
-    fn find(&mut self, role: Role, is_bias: bool) -> Result<Option<PlacedTensor>, RunError> {
-        let Some(tensor) = self.found.layers[self.number].get(&(role, is_bias)) else {
+    fn find(&mut self, role: Role, part: Part) -> Result<Option<PlacedTensor>, RunError> {
+        let tensors = &self.found.layers[self.number];
+        let stored = tensors.get(&(role, part));
+        let blocks = || tensors.get(&(role, Part::Blocks));
+        let stored = stored.or_else(|| (part == Part::Weight).then(blocks)?);
+        let Some(tensor) = stored else {
             return Ok(None);
         };
-        let offset = self.group.place(self.found.source.segment_of(tensor)?);
-        PlacedTensor::new(tensor, offset).map(Some)
+        let segment = self.found.source.segment_of(tensor)?;
+        if !self.decoded.contains_key(segment.id.as_str()) {
+            let parts = tensors.iter().filter(|(_, t)| t.segment == segment.id);
+            let parts: Parts<'a> = parts.map(|(what, tensor)| (*what, *tensor)).collect();
+            let decoded = self.found.storage.decode(&parts)?;
+            self.decoded.insert(&segment.id, decoded);
+        }
+        let Some(Some(decoded)) = self.decoded.get(segment.id.as_str()) else {
+            let offset = self.group.place(segment);
+            return PlacedTensor::new(tensor, offset).map(Some);
+        };
+        let begin = self.group.place_as(SegmentLoad {
+            segment,
+            decoding: Some(Arc::clone(&decoded.decoding)),
+        });
+        let placed = decoded.placed.get(&(role, part)).copied();
+        Ok(placed.map(|placed| placed.moved(begin)))
     }
 
     fn tensor(&mut self, role: Role) -> Result<PlacedTensor, RunError> {
-        let found = self.find(role, false)?;
+        let found = self.find(role, Part::Weight)?;
         found.ok_or_else(|| self.lacks(role))
     }
 
     fn linear(&mut self, role: Role) -> Result<LinearWeights, RunError> {
-        let bias = self.find(role, true)?;
+        let bias = self.find(role, Part::Bias)?;
         let weight = self.tensor(role)?;
         Ok(LinearWeights { weight, bias })
     }
@@ -387,41 +426,62 @@ impl<'f, 'a> LayerBinder<'f, 'a> {
             }
             .into());
         }
-        found
-            .iter()
-            .map(|(expert, tensors)| self.expert(*expert, tensors))
-            .collect()
+        let mut experts: Vec<ExpertWeights<'a>> = Vec::with_capacity(wanted);
+        for (expert, parts) in found {
+            let mut weights = self.expert(*expert, parts)?;
+            // most are decoded in the same way
+            let before = experts.last().and_then(|e| e.load.decoding.as_ref());
+            if let Some(same) = before.filter(|same| weights.load.decoding.as_ref() == Some(same)) {
+                weights.load.decoding = Some(Arc::clone(same));
+            }
+            experts.push(weights);
+        }
+        Ok(experts)
     }
 
     /// One expert, all of whose matrices are in one segment.
-    fn expert(
-        &self,
-        expert: u32,
-        tensors: &HashMap<Role, &'a TensorEntry>,
-    ) -> Result<ExpertWeights<'a>, RunError> {
-        let get = |role: Role| tensors.get(&role).copied().ok_or(role);
+    fn expert(&self, expert: u32, parts: &Parts<'a>) -> Result<ExpertWeights<'a>, RunError> {
         let lacks = |role: Role| {
             let owner = format!("expert {expert} of layer {}", self.number);
             missing(owner, role)
         };
-        let gate = get(Role::ExpertGate).map_err(lacks)?;
-        let up = get(Role::ExpertUp).map_err(lacks)?;
-        let down = get(Role::ExpertDown).map_err(lacks)?;
-        let segment = self.found.source.segment_of(gate)?;
-        if let Some(apart) = [up, down].iter().find(|t| t.segment != gate.segment) {
+        let mut tensors: Vec<&TensorEntry> = parts.values().copied().collect();
+        tensors.sort_by_key(|tensor| tensor.role);
+        let first = tensors.first().ok_or_else(|| lacks(Role::ExpertGate))?;
+        if let Some(apart) = tensors.iter().find(|t| t.segment != first.segment) {
             return Err(Unsuitable::ExpertApart {
                 tensor: apart.name.clone(),
                 segment: apart.segment.clone(),
-                wanted: gate.segment.clone(),
+                wanted: first.segment.clone(),
             }
             .into());
         }
-        let offset = data_offset(segment);
+        let segment = self.found.source.segment_of(first)?;
+        let decoded = self.found.storage.decode(parts)?;
+        let (decoding, placed) = match decoded {
+            Some(Decoded { decoding, placed }) => (Some(decoding), placed),
+            None => (None, as_stored(parts, data_offset(segment))?),
+        };
+        let linear = |role: Role| {
+            let find = |part| placed.get(&(role, part)).copied();
+            Ok::<_, RunError>(LinearWeights {
+                weight: find(Part::Weight).ok_or_else(|| lacks(role))?,
+                bias: find(Part::Bias),
+            })
+        };
         Ok(ExpertWeights {
-            segment,
-            gate: PlacedTensor::new(gate, offset)?,
-            up: PlacedTensor::new(up, offset)?,
-            down: PlacedTensor::new(down, offset)?,
+            load: SegmentLoad { segment, decoding },
+            gate: linear(Role::ExpertGate)?,
+            up: linear(Role::ExpertUp)?,
+            down: linear(Role::ExpertDown)?,
         })
     }
+}
+
+/// Tensors of a segment that are used as they are stored.
+fn as_stored(parts: &Parts<'_>, begin: usize) -> Result<Placed, RunError> {
+    let placed = |(what, tensor): (&(Role, Part), &&TensorEntry)| {
+        Ok((*what, PlacedTensor::new(tensor, begin)?))
+    };
+    parts.iter().map(placed).collect()
 }

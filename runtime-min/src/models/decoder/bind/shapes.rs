@@ -11,7 +11,7 @@ use segpack_manifests::families::QkNorm;
 use super::{DecoderWeights, ExpertWeights, LayerWeights, LinearWeights, MlpWeights, SharedExpert};
 use crate::error::{RunError, Unsuitable};
 use crate::models::decoder::spec::DecoderSpec;
-use crate::weights::{PlacedTensor, SegmentGroup};
+use crate::weights::PlacedTensor;
 
 impl DecoderWeights<'_> {
     /// Kernels go by the config's sizes: no tensor may have others.
@@ -49,9 +49,7 @@ impl DecoderWeights<'_> {
     /// # Errors
     /// `Malformed` names a pack of another length; `Io`.
     pub(crate) fn check_files(&self, source: &PackReader<'_>) -> Result<(), RunError> {
-        let dense = self.groups.iter().flat_map(SegmentGroup::segments).copied();
-        let experts = self.experts().map(|expert| expert.segment);
-        let mut used: BTreeSet<&str> = dense.chain(experts).map(|s| s.pack.as_str()).collect();
+        let mut used: BTreeSet<&str> = self.loads().map(|l| l.segment.pack.as_str()).collect();
         for embedding in &self.embeddings {
             used.insert(&source.segment_of(embedding.entry)?.pack);
         }
@@ -104,10 +102,15 @@ fn check_layer(number: usize, l: &LayerWeights<'_>, s: &DecoderSpec) -> Result<(
         }
         MlpWeights::Experts {
             router,
+            choice_bias,
             experts,
             shared,
         } => {
-            linear(&of("router"), router, [s.experts, s.hidden], false)?;
+            let has_bias = s.options.router.has_bias;
+            linear(&of("router"), router, [s.experts, s.hidden], has_bias)?;
+            if let Some(bias) = choice_bias {
+                same(&of("bias of the choice of experts"), *bias, s.experts, 1)?;
+            }
             if let Some(shared) = shared {
                 check_shared(number, shared, s)?;
             }
@@ -123,7 +126,10 @@ fn check_shared(layer: usize, e: &SharedExpert, s: &DecoderSpec) -> Result<(), R
     linear(&of("gate"), &e.gate, [inner, hidden], false)?;
     linear(&of("up"), &e.up, [inner, hidden], false)?;
     linear(&of("down"), &e.down, [hidden, inner], false)?;
-    linear(&of("router"), &e.router, [1, hidden], false)
+    match &e.router {
+        Some(router) => linear(&of("router"), router, [1, hidden], false),
+        None => Ok(()),
+    }
 }
 
 fn check_expert(
@@ -134,9 +140,10 @@ fn check_expert(
 ) -> Result<(), RunError> {
     let of = |what: &str| format!("{what} of expert {expert} of layer {layer}");
     let (inner, hidden) = (s.moe_intermediate, s.hidden);
-    same(&of("gate"), e.gate, inner, hidden)?;
-    same(&of("up"), e.up, inner, hidden)?;
-    same(&of("down"), e.down, hidden, inner)
+    let has_bias = s.options.experts.has_bias;
+    linear(&of("gate"), &e.gate, [inner, hidden], has_bias)?;
+    linear(&of("up"), &e.up, [inner, hidden], has_bias)?;
+    linear(&of("down"), &e.down, [hidden, inner], has_bias)
 }
 
 /// Whether a tensor is `[rows, columns]`.
