@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::blocks::decoder::{Decoder, DecoderDefaults, Sparsity};
 use super::blocks::moe::layers_with_experts;
 use super::config::{ConfigError, MAX_SIZE, Section};
-use super::options::DecoderOptions;
+use super::options::{DecoderOptions, WeightDivisor};
 
 /// What RMS norms may add to a mean square: not 0 in f32, and not so much that it hides the values.
 pub(crate) const RMS_NORM_EPS: RangeInclusive<f64> = 1e-30..=1.0;
@@ -148,6 +148,16 @@ impl TextSettings {
         check_rope(section)?;
         let has_experts = layers_with_experts(section, facts.layers, facts.experts)?;
         Self::of(section, facts, has_experts, DecoderOptions::of_qwen3(facts))
+    }
+
+    /// Constants that a manifest may have otherwise, where `config.json` leaves them out: the defaults
+    /// of the family's class.
+    pub(crate) fn complete(&self, facts: &mut TextFacts) {
+        let options = &self.options;
+        facts.experts_per_token = options.router.experts_per_token;
+        facts.rms_norm_eps = options.rms_norm_eps;
+        facts.rope_theta = options.rotary.theta;
+        facts.norm_topk_prob = options.router.divisor != WeightDivisor::One;
     }
 
     /// Settings of a decoder that computes this, after it was made sure that the configuration asks

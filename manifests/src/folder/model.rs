@@ -77,7 +77,7 @@ pub struct PackModel {
 pub struct TextDecoder {
     /// Its family.
     pub family: Family,
-    /// Its sizes and constants.
+    /// Its sizes and constants; of keys that the configuration leaves out the family's.
     pub facts: TextFacts,
     /// What a runtime has to know beside them.
     pub settings: TextSettings,
@@ -133,11 +133,12 @@ impl PackModel {
             return Err(ModelError::NoTextDecoder);
         };
         // a checkpoint whose numbers could not be read was packed without any
-        let facts = family.text_facts(config)?;
+        let mut facts = family.text_facts(config)?;
         if self.model.text.facts().is_none() {
             return Err(ModelError::NoTextDecoder);
         }
         let settings = family.text_settings(config, &facts)?;
+        settings.complete(&mut facts);
         Ok(TextDecoder {
             family,
             facts,

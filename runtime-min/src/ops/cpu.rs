@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use segpack_formats::Result;
 use segpack_formats::io::CancelToken;
 
-use super::{Attending, Ops};
+use super::{Attending, Ops, RotaryLayout, scalar};
 use crate::kernels::{self, Kernels, UnknownKernels};
 use crate::tensor::{Compute, Heads, Linear};
 
@@ -63,7 +63,7 @@ impl CpuOps {
     }
 
     /// Rotates heads in this precision.
-    fn rotate(&self, compute: Compute, x: &mut [f32], [cos, sin]: [&[f32]; 2], width: usize) {
+    fn rope_in(&self, compute: Compute, x: &mut [f32], [cos, sin]: [&[f32]; 2], width: usize) {
         let half = width / 2;
         let tokens = cos.len() / half.max(1);
         let run = |(x, (cos, sin)): (&mut [f32], (&[f32], &[f32]))| {
@@ -297,12 +297,26 @@ impl Ops for CpuOps {
         });
     }
 
+    fn rotate_some(&self, x: &mut [f32], cos: &[f32], sin: &[f32], layout: RotaryLayout) {
+        let half = layout.turned / 2;
+        let tokens = cos.len() / half.max(1);
+        if x.len() <= TASK || tokens == 0 {
+            return scalar::rotate(self.compute, x, cos, sin, layout);
+        }
+        let row = x.len() / tokens;
+        let some = (TASK / row.max(1)).max(1);
+        let turns = cos.par_chunks(some * half).zip(sin.par_chunks(some * half));
+        x.par_chunks_mut(some * row)
+            .zip(turns)
+            .for_each(|(x, (cos, sin))| scalar::rotate(self.compute, x, cos, sin, layout));
+    }
+
     fn rope(&self, x: &mut [f32], cos: &[f32], sin: &[f32], width: usize) {
-        self.rotate(self.compute, x, [cos, sin], width);
+        self.rope_in(self.compute, x, [cos, sin], width);
     }
 
     fn rope_in_f32(&self, x: &mut [f32], cos: &[f32], sin: &[f32], width: usize) {
-        self.rotate(Compute::F32, x, [cos, sin], width);
+        self.rope_in(Compute::F32, x, [cos, sin], width);
         if self.compute == Compute::Bf16 {
             x.par_chunks_mut(TASK)
                 .for_each(|x| self.compute.round_all(x));

@@ -186,6 +186,11 @@ pub trait Ops: Send + Sync {
                 false => self.rope(x, cos, sin, layout.width),
             };
         }
+        self.rotate_some(x, cos, sin, layout);
+    }
+
+    /// [`rotate`](Self::rotate) where a part of each head is turned, or neighbours are.
+    fn rotate_some(&self, x: &mut [f32], cos: &[f32], sin: &[f32], layout: RotaryLayout) {
         scalar::rotate(self.compute(), x, cos, sin, layout);
     }
 
