@@ -253,7 +253,7 @@ pub enum Unsuitable {
 #[non_exhaustive]
 pub enum GpuLimit {
     /// A family's operation that no kernel computes.
-    #[error("the GPU kernels have no {what}")]
+    #[error("the GPU kernels do not compute what the decoder wants: {what}")]
     Operation {
         /// The operation.
         what: &'static str,

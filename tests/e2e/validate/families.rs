@@ -15,7 +15,18 @@ use crate::support::folders::temp;
 use crate::support::packs::pack_into;
 
 /// Families that are run beside Qwen3's.
-const FAMILIES: &[&str] = &["mixtral", "olmoe", "qwen2_moe"];
+const FAMILIES: [&str; 10] = [
+    "mixtral",
+    "olmoe",
+    "qwen2_moe",
+    "qwen3_vl_moe",
+    "glm4_moe",
+    "dots1",
+    "hunyuan_v1_moe",
+    "ernie4_5_moe",
+    "granitemoe",
+    "gpt_oss",
+];
 
 fn checkpoint_of(family: &str) -> PathBuf {
     fixtures().join("decoders").join(family)
@@ -78,6 +89,19 @@ fn a_switch_that_is_read_otherwise_is_outside_the_gate() {
         ("mixtral", "rms_norm_eps", json!(1e-2)),
         ("olmoe", "norm_topk_prob", json!(true)),
         ("qwen2_moe", "norm_topk_prob", json!(true)),
+        ("glm4_moe", "partial_rotary_factor", json!(1.0)),
+        ("glm4_moe", "n_group", json!(1)),
+        ("glm4_moe", "routed_scaling_factor", json!(1.0)),
+        ("dots1", "norm_topk_prob", json!(false)),
+        ("hunyuan_v1_moe", "rope_scaling", Value::Null),
+        ("ernie4_5_moe", "moe_norm_min", json!(1.0)),
+        ("granitemoe", "embedding_multiplier", json!(1.0)),
+        ("granitemoe", "residual_multiplier", json!(1.0)),
+        ("granitemoe", "attention_multiplier", json!(1.0)),
+        ("granitemoe", "logits_scaling", json!(1.0)),
+        ("gpt_oss", "sliding_window", json!(7)),
+        ("gpt_oss", "rope_scaling", json!({"rope_type": "default"})),
+        ("gpt_oss", "swiglu_limit", json!(0.5)),
     ] {
         let folder = temp();
         let checkpoint = changed(family, folder.path(), key, value);
