@@ -85,7 +85,12 @@ fn options(
     refuse_flag(text, "mlp_bias")?;
     let defaults = RotaryDefaults::theta(10_000.0);
     let rotary = RotaryOptions::read_with_alpha(text, facts.head_dim, &defaults)?;
-    let router = RouterOptions::softmax(experts_per_token(text, 1)?, true);
+    // its weight is f32 in the class, too
+    let router = RouterOptions {
+        is_in_f32: true,
+        has_f32_weights: true,
+        ..RouterOptions::softmax(experts_per_token(text, 1)?, true)
+    };
     let mut options = DecoderOptions::plain(sizes.layers.len(), rotary, router);
     options.read_eps(text, 1e-5)?;
     options.read_biases(sizes);
