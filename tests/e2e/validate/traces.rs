@@ -25,7 +25,11 @@ pub(super) fn trace_of(name: &str) -> PathBuf {
 }
 
 /// A trace with other tensors, another description.
-fn bent(name: &str, folder: &Path, bend: impl FnOnce(&mut Vec<Tensor>, &mut Value)) -> PathBuf {
+pub(super) fn bent(
+    name: &str,
+    folder: &Path,
+    bend: impl FnOnce(&mut Vec<Tensor>, &mut Value),
+) -> PathBuf {
     let mut tensors = tensors_of(&fs::read(trace_of(name)).unwrap());
     let mut document =
         serde_json::from_slice(&fs::read(trace_of(name).with_extension("json")).unwrap()).unwrap();
