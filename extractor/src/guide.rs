@@ -6,8 +6,15 @@
 pub mod commands {
     #![doc = "[format]: segpack_formats::specification"]
     #![doc = "[schemas]: https://github.com/segpack/segpack/tree/main/schemas"]
+    #![doc = "[sources]: crate::guide::sources"]
     #![doc = ""]
     #![doc = include_str!("../docs/commands.md")]
+}
+
+pub mod sources {
+    #![doc = "[security]: https://github.com/segpack/segpack/blob/main/SECURITY.md"]
+    #![doc = ""]
+    #![doc = include_str!("../docs/sources.md")]
 }
 
 pub mod codecs {

@@ -388,6 +388,7 @@ pub(crate) fn summarise(
         known: manifest.known.clone(),
         hub_digests_compared,
         removed_shards: 0,
+        packed_from: None,
         warnings,
     }
 }

@@ -38,7 +38,7 @@ documents! {
     Manifest = "manifest" 1 . 2,
     Inventory = "inventory" 1 . 2,
     Plan = "plan" 1 . 2,
-    PackSummary = "pack-summary" 1 . 1,
+    PackSummary = "pack-summary" 1 . 2,
     UnpackSummary = "unpack-summary" 1 . 0,
     VerifyReport = "verify-report" 1 . 1,
     ValidateReport = "validate-report" 1 . 0,

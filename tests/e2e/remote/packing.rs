@@ -75,6 +75,22 @@ fn a_pack_from_a_folder_of_a_web_server_is_that_of_the_local_checkpoint() {
 }
 
 #[test]
+fn the_summary_says_what_was_asked_of_whom() {
+    let scene = Scene::with(Faults {
+        fail_every: Some((4, 503)),
+        ..Faults::default()
+    });
+    let summary = pack(&scene, &["--json", "-q"]).ok().json();
+    let from = &summary["packed_from"];
+    assert_eq!(from["place"], format!("{}@{}", place(), Hub::commit()));
+    assert_eq!(from["requests"], scene.hub.log().len() as u64);
+    assert_eq!(from["retries"], 1);
+    let received = from["received_bytes"].as_u64().unwrap();
+    assert!(received > scene.hub.sent(".safetensors"));
+    assert_eq!(summary["hub_digests_compared"], 3);
+}
+
+#[test]
 fn whatever_goes_wrong_on_the_way_the_pack_is_right() {
     let all = [
         Faults {

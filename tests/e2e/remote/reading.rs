@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::{Scene, place, without_provenance};
 use crate::support::cli::{FindingKind, Run, segpack};
+use crate::support::folders::contents;
 use crate::support::hub::{Faults, Hub, REPO, TOKEN};
 
 #[test]
@@ -60,6 +61,21 @@ fn a_pack_is_verified_against_a_hub_and_compared_with_it() {
         "{verified}"
     );
     assert!(!found.is_empty());
+}
+
+#[test]
+fn what_is_damaged_in_a_pack_comes_from_a_hub() {
+    let scene = Scene::with(Faults::default());
+    let pack = scene.local_pack(&["--no-provenance"]);
+    let whole = contents(&pack);
+    let header = "source/.shard-headers/model-00002-of-00003.safetensors.header";
+    for path in whole.keys().filter(|p| p.starts_with("packs/")).take(1) {
+        crate::support::damage::flip(&pack.join(path), -10);
+    }
+    crate::support::damage::flip(&pack.join(header), 20);
+    scene.run(&[&"verify", &pack]).exits(3);
+    scene.run(&[&"repair", &pack, &"--from", &place()]).ok();
+    assert!(contents(&pack) == whole);
 }
 
 #[test]

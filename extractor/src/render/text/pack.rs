@@ -111,6 +111,15 @@ pub(crate) fn pack(summary: &PackSummary, place: &str) -> String {
         let shards = counted(s.removed_shards, "source shard");
         page.line(format_args!("{shards} deleted"));
     }
+    if let Some(from) = &s.packed_from {
+        page.line(format_args!(
+            "{} received from {} in {}, {} of them after a failure",
+            bytes(from.received_bytes),
+            from.place,
+            counted(from.requests, "request"),
+            from.retries
+        ));
+    }
     if let Some(source) = &s.known {
         page.append(&known_source(source));
     }

@@ -47,8 +47,8 @@ pub(crate) struct Counts {
 /// Sends requests.
 pub(super) struct Client {
     patience: Patience,
-    /// By the proxy that they go through.
-    agents: Mutex<Vec<(Option<String>, Agent)>>,
+    /// By whether they use TLS, and the proxy that they go through.
+    agents: Mutex<Vec<((bool, Option<String>), Agent)>>,
     /// The token, and the only origin that gets it.
     token: Option<(String, String)>,
     pub(super) counts: Counts,
@@ -123,21 +123,23 @@ impl Client {
         }
     }
 
-    /// The agent for an address: one for each proxy, and one without.
+    /// The agent for an address: one for each proxy, and one without; with TLS and without.
     fn agent(&self, uri: &Uri) -> Result<Agent, RemoteError> {
         let host = uri.host().unwrap_or_default();
         let host = host.trim_start_matches('[').trim_end_matches(']');
-        let proxy = environment::proxy(uri.scheme_str().unwrap_or_default(), host);
+        let scheme = uri.scheme_str().unwrap_or_default();
+        let proxy = environment::proxy(scheme, host);
         let address = proxy.as_ref().map(|(_, address)| address.clone());
+        let key = (scheme == "https", address);
         let mut agents = lock(&self.agents);
-        if let Some((_, agent)) = agents.iter().find(|(through, _)| *through == address) {
+        if let Some((_, agent)) = agents.iter().find(|(of, _)| *of == key) {
             return Ok(agent.clone());
         }
         let proxy = proxy.map(|(name, address)| proxy_at(name, &address));
         let stall = Some(self.patience.stall);
         let config = Agent::config_builder()
             .proxy(proxy.transpose()?)
-            .tls_config(tls()?)
+            .tls_config(if key.0 { tls()? } else { TlsConfig::default() })
             .user_agent(concat!("segpack/", env!("CARGO_PKG_VERSION")))
             .http_status_as_error(false)
             .max_redirects(0)
@@ -149,7 +151,7 @@ impl Client {
             .timeout_per_write(stall)
             .build();
         let agent = Agent::new_with_config(config);
-        agents.push((address, agent.clone()));
+        agents.push((key, agent.clone()));
         Ok(agent)
     }
 
@@ -471,6 +473,9 @@ fn proxy_at(variable: &'static str, address: &str) -> Result<Proxy, RemoteError>
 }
 
 /// Servers are trusted by the certificates of the system.
+///
+/// # Errors
+/// `Certificates` where there are none.
 fn tls() -> Result<TlsConfig, RemoteError> {
     let found = rustls_native_certs::load_native_certs();
     let roots: Vec<Certificate<'static>> = found
@@ -478,7 +483,12 @@ fn tls() -> Result<TlsConfig, RemoteError> {
         .iter()
         .map(|der| Certificate::from_der(der).to_owned())
         .collect();
-    let _ = found.errors; // one that cannot be read only trusts fewer servers
+    // one that cannot be read only trusts fewer servers
+    if roots.is_empty() {
+        let first = found.errors.first().map(ToString::to_string);
+        let why = first.unwrap_or_else(|| "none are there".to_owned());
+        return Err(RemoteError::Certificates { why });
+    }
     Ok(TlsConfig::builder()
         .root_certs(RootCerts::Specific(Arc::new(roots)))
         .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -488,9 +498,21 @@ fn tls() -> Result<TlsConfig, RemoteError> {
 fn not_answered(url: &str, error: ureq::Error) -> Trouble {
     match error {
         ureq::Error::BadUri(why) => answer(url, format!("is no address: {why}")).into(),
+        // a server that is not trusted is not trusted the next time either
+        ureq::Error::Rustls(e) => refused_tls(url, io::Error::other(e)),
+        ureq::Error::Io(e) if e.kind() == io::ErrorKind::InvalidData => refused_tls(url, e),
         ureq::Error::Io(e) => broken(url, "no answer", e),
         other => broken(url, "no answer", io::Error::other(other)),
     }
+}
+
+fn refused_tls(url: &str, source: io::Error) -> Trouble {
+    Trouble::Final(RemoteError::Connection {
+        url: shown(url),
+        what: "no connection that can be trusted".to_owned(),
+        tries: 1,
+        source,
+    })
 }
 
 fn broken(url: &str, what: &str, source: io::Error) -> Trouble {

@@ -286,6 +286,10 @@ impl Limit {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use super::super::client::Client;
+    use super::super::file::Identity;
     use super::*;
 
     #[test]
@@ -295,6 +299,27 @@ mod tests {
         assert_eq!(part(u64::MAX, 10, 13), 13..13);
         assert_eq!(parts_in("0\n3\n12"), BTreeSet::from([0, 3]));
         assert_eq!(parts_in("\0\0\n7\n"), BTreeSet::from([7]));
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn nothing_is_written_through_a_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let [target, path] = ["target", "shard"].map(|name| folder.path().join(name));
+        fs::write(&target, b"precious").unwrap();
+        std::os::unix::fs::symlink(&target, &path).unwrap();
+        let client = Arc::new(Client::new(None).unwrap());
+        let identity = Identity {
+            length: 4,
+            ..Identity::default()
+        };
+        let file = RemoteFile::new(client, "shard".into(), "http://localhost/".into(), identity);
+        let opened = Parts::open(&file, &path).map(drop);
+        assert!(
+            matches!(opened, Err(FormatError::Link { .. })),
+            "{opened:?}"
+        );
+        assert_eq!(fs::read(&target).unwrap(), b"precious");
     }
 
     #[test]

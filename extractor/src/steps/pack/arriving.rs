@@ -15,7 +15,7 @@ use std::sync::Arc;
 use segpack_formats::FormatError;
 use segpack_formats::digest::Sha256;
 use segpack_formats::io::{InputFile, READ_BYTES, ReadAt};
-use segpack_manifests::documents::{Finding, FindingKind};
+use segpack_manifests::documents::{Finding, FindingKind, PackedFrom};
 
 use super::kept::open_kept;
 use super::source::range_of;
@@ -392,18 +392,17 @@ impl Work<'_> {
         }
         Ok(())
     }
+}
 
-    /// Says what was asked of the server.
-    pub(super) fn report(&self, remote: &Remote) {
-        use std::sync::atomic::Ordering::Relaxed;
-        let counts = remote.counts();
-        self.job.progress.note(&format!(
-            "{} bytes received from {} in {} requests, {} of them after a failure",
-            counts.bytes.load(Relaxed),
-            remote.name.display(),
-            counts.requests.load(Relaxed),
-            counts.retries.load(Relaxed)
-        ));
+/// What a run asked of a server so far.
+pub(super) fn packed_from(remote: &Remote) -> PackedFrom {
+    use std::sync::atomic::Ordering::Relaxed;
+    let counts = remote.counts();
+    PackedFrom {
+        place: remote.name.display().to_string(),
+        requests: counts.requests.load(Relaxed),
+        retries: counts.retries.load(Relaxed),
+        received_bytes: counts.bytes.load(Relaxed),
     }
 }
 

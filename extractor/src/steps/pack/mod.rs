@@ -568,7 +568,7 @@ impl Work<'_> {
         summary.removed_shards = done.removed();
         #[cfg(feature = "remote")]
         if let Some(remote) = arriving::remote_of(self.planned) {
-            self.report(remote);
+            summary.packed_from = Some(arriving::packed_from(remote));
         }
         Ok(summary)
     }

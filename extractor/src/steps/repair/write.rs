@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use segpack_formats::FormatError;
 use segpack_formats::codec::{Codec, Coding};
 use segpack_formats::digest::{Blake3Hasher, Sha256, Sha256Hasher};
-use segpack_formats::io::{CancelToken, InputFile, READ_BYTES, write_all_at};
+use segpack_formats::io::{CancelToken, InputFile, READ_BYTES, ReadAt, write_all_at};
 use segpack_formats::pack::{
     SegmentSpec, TensorSource, coded_header, data_start, raw_header, write_pack,
 };
@@ -154,13 +154,15 @@ impl<'a> Writer<'a> {
     }
 
     /// The same file of the source. A shard of a checkpoint begins with its header.
-    fn open_in_source(&self, listed: &SourceFile) -> Result<Option<InputFile>, StepError> {
+    fn open_in_source(&self, listed: &SourceFile) -> Result<Option<Arc<dyn ReadAt>>, StepError> {
         let opened = match self.source {
-            Contents::Checkpoint(opened) => InputFile::open(&opened.0.root.join(&listed.path)),
+            Contents::Checkpoint(opened) => opened.0.open_file_at(&listed.path),
             Contents::Pack(pack) => {
                 let mut files = pack.manifest().source_files.iter();
                 match files.find(|f| f.path == listed.path && f.kind == listed.kind) {
-                    Some(file) => pack.open_file(&file.stored_as),
+                    Some(file) => pack
+                        .open_file(&file.stored_as)
+                        .map(|file| Arc::new(file) as Arc<dyn ReadAt>),
                     None => return Ok(None),
                 }
             }

@@ -38,7 +38,7 @@ pub use export::{
 };
 pub use gpu_bench::{GpuBenchOnDemand, GpuBenchPrefill, GpuBenchReport, GpuBenchResident};
 pub use info::{InfoComponent, InfoReport, InfoVerified, SinceReceipt};
-pub use pack::PackSummary;
+pub use pack::{PackSummary, PackedFrom};
 pub use receipt::{ReceiptFile, VerifyReceipt};
 pub use repair::{RepairDamage, RepairReport, RepairedFile};
 pub use run::{

@@ -42,8 +42,25 @@ pub struct PackSummary {
     /// Source shards that were removed once they were packed, by this run or one that it continued.
     #[serde(default, skip_serializing_if = "is_none")]
     pub removed_shards: u64,
+    /// The server that the source came from, by this run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packed_from: Option<PackedFrom>,
     /// Warnings.
     pub warnings: Vec<Finding>,
+}
+
+/// What a run asked of a server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct PackedFrom {
+    /// A repository and its commit, or an address.
+    pub place: String,
+    /// Requests sent, redirects among them.
+    pub requests: u64,
+    /// Requests that were sent because one before failed.
+    pub retries: u64,
+    /// Bytes of answers that were received.
+    pub received_bytes: u64,
 }
 
 #[expect(
