@@ -77,7 +77,7 @@ fn a_pack_from_a_folder_of_a_web_server_is_that_of_the_local_checkpoint() {
 #[test]
 fn the_summary_says_what_was_asked_of_whom() {
     let scene = Scene::with(Faults {
-        fail_every: Some((4, 503)),
+        drop_after: Some((1000, 1)),
         ..Faults::default()
     });
     let summary = pack(&scene, &["--json", "-q"]).ok().json();

@@ -44,11 +44,13 @@ pub(crate) struct Counts {
     pub bytes: AtomicU64,
 }
 
+/// Whether connections use TLS, and the proxy that they go through.
+type Way = (bool, Option<String>);
+
 /// Sends requests.
 pub(super) struct Client {
     patience: Patience,
-    /// By whether they use TLS, and the proxy that they go through.
-    agents: Mutex<Vec<((bool, Option<String>), Agent)>>,
+    agents: Mutex<Vec<(Way, Agent)>>,
     /// The token, and the only origin that gets it.
     token: Option<(String, String)>,
     pub(super) counts: Counts,
