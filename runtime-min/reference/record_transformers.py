@@ -216,7 +216,15 @@ def load_model(args, config, major, torch):
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     name, _ = CLASSES[config["model_type"]]
-    settings = {"dtype": getattr(torch, args.dtype), "attn_implementation": "eager", "local_files_only": True}
+    dtype = getattr(torch, args.dtype)
+    settings = {"dtype": dtype, "attn_implementation": "eager", "local_files_only": True}
+    is_fp8 = (config.get("quantization_config") or {}).get("quant_method") == "fp8"
+    if is_fp8:
+        # dequantised weights have the checkpoint's dtype whatever is asked for: all is turned to the other one below
+        settings["dtype"] = torch.bfloat16
+        settings["quantization_config"] = transformers.FineGrainedFP8Config(
+            dequantize=True, weight_block_size=config["quantization_config"]["weight_block_size"]
+        )
     if major >= 5:
         settings["experts_implementation"] = "eager"
     if args.device_map:
@@ -228,7 +236,7 @@ def load_model(args, config, major, torch):
         raise Failure(f"{args.checkpoint}: {name} does not load: {told[:500]}") from error
     model, info = loaded
     check_loaded(args.checkpoint, info)
-    return model.eval()
+    return (model.to(dtype) if is_fp8 else model).eval()
 
 
 def check_loaded(folder, info):

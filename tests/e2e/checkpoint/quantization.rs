@@ -168,13 +168,3 @@ fn an_unknown_method_is_refused_by_name() {
     segpack!["unpack", &pack, "-o", &back].ok();
     assert!(contents(&back) == contents(&checkpoint));
 }
-
-#[test]
-fn running_quantised_weights_is_refused_by_name() {
-    let folder = temp();
-    let checkpoint = fp8().write(&folder.path().join("checkpoint"));
-    let pack = folder.path().join("pack");
-    segpack!["pack", &checkpoint, "-o", &pack].ok();
-    let run = segpack!["run", &pack, "--prompt-ids", "1,2", "--max-new-tokens", "1"].exits(3);
-    run.says(&["F8_E4M3"]);
-}

@@ -50,7 +50,7 @@ fn changed(family: &str, folder: &Path, key: &str, value: Value) -> PathBuf {
 }
 
 /// The trace, which does not say of which checkpoint it is.
-fn of_any_checkpoint(family: &str, folder: &Path) -> PathBuf {
+pub(super) fn of_any_checkpoint(family: &str, folder: &Path) -> PathBuf {
     bent(&format!("{family}.float32"), folder, |_, document| {
         document["checkpoint"] = json!({});
     })

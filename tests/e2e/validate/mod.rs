@@ -2,6 +2,7 @@
 
 mod families;
 mod media;
+mod quantised;
 mod speech;
 mod stages;
 mod traces;

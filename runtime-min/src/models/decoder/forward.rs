@@ -99,11 +99,11 @@ impl<'a, B: Backend> Decoder<'a, B> {
             spec,
             has_experts,
         } = model;
-        let compute = backend.compute();
-        let weights = DecoderWeights::find(source, &spec, compute, has_component)?;
+        let weights = DecoderWeights::find(source, &spec, has_component)?;
         weights.check_layers(&has_experts)?;
         weights.check_shapes(&spec)?;
         weights.check_files(source)?;
+        let compute = backend.compute();
         let executor = backend.open(&DecoderSetup {
             source,
             weights: &weights,

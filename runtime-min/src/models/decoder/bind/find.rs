@@ -17,7 +17,6 @@ use super::{
 };
 use crate::error::{RunError, Unsuitable};
 use crate::models::decoder::spec::{DecoderSpec, Ends};
-use crate::tensor::Compute;
 use crate::weights::{PlacedTensor, SegmentGroup, SegmentLoad, data_offset};
 
 /// The experts of one layer by number.
@@ -31,10 +30,9 @@ impl<'a> DecoderWeights<'a> {
     pub(crate) fn find(
         source: &'a PackReader<'a>,
         spec: &DecoderSpec,
-        compute: Compute,
         has_component: impl Fn(&Component) -> bool,
     ) -> Result<Self, RunError> {
-        let storage = Storage::of(source.pack(), spec, compute)?;
+        let storage = Storage::of(source.pack(), spec)?;
         let found = Found::collect(source, spec, storage, has_component)?;
         let [embedding, head] = spec.ends.roles();
         let embeddings = found.ends(embedding, spec)?;

@@ -15,7 +15,6 @@ use segpack_manifests::{ModelError, Pack, PackModel};
 use super::refused::{not_run, surplus};
 use crate::error::{RunError, Unsuitable};
 use crate::models::decoder::spec::DecoderSpec;
-use crate::tensor::Compute;
 use crate::weights::{Decoding, PlacedTensor, StoredRows, StoredValues};
 
 /// The tensors of a layer, or of an expert, by what they are.
@@ -29,7 +28,6 @@ pub(super) struct Storage {
     model: PackModel,
     hidden: usize,
     moe_intermediate: usize,
-    compute: Compute,
 }
 
 /// A segment that is decoded.
@@ -46,12 +44,11 @@ struct StoredMatrix {
 }
 
 impl Storage {
-    pub(super) fn of(pack: &Pack, spec: &DecoderSpec, compute: Compute) -> Result<Self, RunError> {
+    pub(super) fn of(pack: &Pack, spec: &DecoderSpec) -> Result<Self, RunError> {
         Ok(Self {
             model: PackModel::read(pack)?,
             hidden: spec.hidden,
             moe_intermediate: spec.moe_intermediate,
-            compute,
         })
     }
 
@@ -211,12 +208,9 @@ impl Storage {
         Ok(quantization.and_then(|quantization| quantization.coding()))
     }
 
-    /// The dtype that FP8 weights are loaded as, which is that of the official class's parameters: F32
-    /// where it computes in that, else the config's, else BF16.
+    /// The dtype that FP8 weights are loaded as: that of the config, in which the official class loads
+    /// them whatever it computes in then, or else BF16.
     fn dtype(&self) -> Result<FloatDtype, RunError> {
-        if self.compute == Compute::F32 {
-            return Ok(FloatDtype::F32);
-        }
         let config = self.model.config();
         let dtype = config.map(expected_dtype).transpose();
         let dtype = dtype.map_err(ModelError::from)?.flatten();
