@@ -160,7 +160,7 @@ fn of_unaudited_checkpoint(findings: &[Finding]) -> Option<String> {
 fn of_finding(finding: &Finding) -> Option<&'static str> {
     match finding.kind {
         FindingKind::UnlistedShard => {
-            Some("remove the file, or store it verbatim with --extra keep")
+            Some("--extra keep stores such files byte for byte, --extra leave goes on without them")
         }
         FindingKind::UnclassifiedTensor => {
             Some("--allow-unclassified takes the checkpoint as it is")

@@ -23,6 +23,7 @@ use segpack_manifests::quantization::{self, ANNOUNCEMENTS};
 use serde_json::Value;
 use walkdir::{DirEntry, WalkDir};
 
+use super::extra::{self, Extra, is_weight_file, left_out};
 use super::place::{RemotePlace, WhyNot};
 use super::provenance::DOWNLOAD_RECORDS;
 #[cfg(feature = "remote")]
@@ -36,22 +37,10 @@ use crate::causes::{chain, without_path};
 #[cfg(feature = "remote")]
 use crate::work::lock;
 
-/// Files with these endings hold weights; none may be left out silently.
-const WEIGHT_ENDINGS: [&str; 10] = [
-    ".safetensors",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".gguf",
-    ".h5",
-    ".msgpack",
-    ".onnx",
-    ".npz",
-    ".incomplete",
-];
-
 const INDEX_ENDING: &str = ".safetensors.index.json";
 const CONFIG: &str = "config.json";
+/// All weights in one file, which needs no index.
+const WHOLE: &str = "model.safetensors";
 
 /// Folders of tools, not of the checkpoint.
 const LEFT_OUT: [(&str, &str); 2] = [(".git", "version control"), (".cache", "download records")];
@@ -62,8 +51,8 @@ const RESERVED: [&str; 2] = [SHARD_HEADERS, PARTIAL];
 /// What to do with things that do not belong.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct OpenOptions<'a> {
-    /// `--extra keep`: weight files that the index does not name are kept verbatim.
-    pub keep_extra: bool,
+    /// What to do with weight files that the index does not name.
+    pub extra: Extra,
     /// Shards that are not there any more because they are packed.
     pub removed: &'a [RemovedShard],
 }
@@ -340,13 +329,10 @@ impl Checkpoint {
                 checkpoint.report_missing_shard(shard, &files);
             }
         }
-        for file in files.iter().filter(|f| !shards.contains(*f)) {
-            if is_weight_file(file) && !options.keep_extra {
-                checkpoint.report_unlisted(file);
-            } else {
-                checkpoint.add_file(file);
-            }
-        }
+        let others = files.iter().filter(|f| !shards.contains(*f)).cloned();
+        let (extra, others): (Vec<_>, Vec<_>) = others.partition(|f| is_weight_file(f));
+        others.iter().for_each(|file| checkpoint.add_file(file));
+        checkpoint.take_extra(&extra, options.extra);
         checkpoint.read_config();
         Ok(checkpoint)
     }
@@ -550,6 +536,8 @@ impl Checkpoint {
                 BTreeSet::new()
             }
             [only] => BTreeSet::from([(*only).clone()]),
+            // transformers and vLLM read no other file then
+            several if several.iter().any(|s| *s == WHOLE) => BTreeSet::from([WHOLE.to_owned()]),
             _ if self
                 .findings
                 .iter()
@@ -625,18 +613,23 @@ impl Checkpoint {
         );
     }
 
-    fn report_unlisted(&mut self, file: &str) {
-        let what = match self.index {
-            Some(_) => "a weight file that the index does not name",
-            None => "a weight file beside the checkpoint's own",
-        };
-        let wanted = "no such file";
-        self.findings.push(
-            Finding::new(FindingKind::UnlistedShard)
-                .file(file)
-                .seen(what)
-                .wanted(wanted),
-        );
+    /// Takes weight files that the index does not name as it was asked to.
+    fn take_extra(&mut self, files: &[String], what: Extra) {
+        if files.is_empty() {
+            return;
+        }
+        match what {
+            Extra::Refuse => {}
+            Extra::Keep => files.iter().for_each(|file| self.add_file(file)),
+            Extra::Leave => self.left_out.extend(files.iter().map(|f| left_out(f))),
+        }
+        self.files.sort_by(|a, b| a.path.cmp(&b.path));
+        self.left_out.sort_by(|a, b| a.path.cmp(&b.path));
+        let tensors = self.shards.iter().flat_map(|s| &s.shard.header.tensors);
+        let lengths: Vec<u64> = tensors.map(|t| t.length).collect();
+        let has_index = self.index.is_some();
+        let found = extra::findings(&self.store, files, &lengths, what, has_index);
+        self.findings.extend(found);
     }
 
     fn add_file(&mut self, path: &str) {
@@ -780,11 +773,4 @@ fn why_left_out(entry: &DirEntry) -> Option<&'static str> {
     let mut known = LEFT_OUT.iter().filter(|_| entry.depth() > 0);
     let (_, why) = known.find(|(name, _)| entry.file_name() == *name)?;
     Some(why)
-}
-
-/// Whether a file holds weights by its name.
-fn is_weight_file(path: &str) -> bool {
-    let name = path.rsplit('/').next().unwrap_or(path);
-    let torch = name.starts_with("pytorch_model") && name.ends_with(".bin");
-    torch || WEIGHT_ENDINGS.iter().any(|ending| name.ends_with(ending))
 }

@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod error;
+mod extra;
 mod hub_cache;
 mod place;
 mod provenance;
@@ -14,6 +15,8 @@ mod store;
 pub(crate) use checkpoint::Fetched;
 pub(crate) use checkpoint::{Checkpoint, CheckpointShard, OpenOptions};
 pub use error::SourceError;
+pub use extra::Extra;
+pub(crate) use extra::is_weight_file;
 #[cfg(feature = "remote")]
 pub(crate) use remote::RemoteError;
 #[cfg(feature = "remote")]

@@ -18,7 +18,7 @@ use segpack_manifests::names::{Classification, Component};
 use segpack_manifests::{Pack, PackCursor, PackReader};
 
 use super::StepError;
-use super::scan::{ScanOptions, is_lost_shard, scan};
+use super::scan::{Extra, ScanOptions, is_lost_shard, scan};
 use crate::source::Checkpoint;
 
 /// A pack or a checkpoint.
@@ -89,7 +89,7 @@ impl Contents {
         }
         /// What it holds is compared as it is; nothing is demanded of it.
         const TOLERANT: ScanOptions = ScanOptions {
-            keep_extra: true,
+            extra: Extra::Keep,
             allow_unclassified: true,
             allow_unaudited: true,
         };

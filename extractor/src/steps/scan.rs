@@ -9,14 +9,15 @@ use segpack_manifests::documents::{
 };
 
 use super::StepError;
+pub use crate::source::Extra;
 use crate::source::{Checkpoint, CheckpointShard, OpenOptions, RemovedShard};
 
 /// What `scan` tolerates.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ScanOptions {
-    /// `--extra keep`: weight files that the index does not name are kept verbatim.
-    pub keep_extra: bool,
+    /// `--extra`: what to do with weight files that the index does not name.
+    pub extra: Extra,
     /// `--allow-unclassified`: tensors that no rule names go into a pack of their own.
     pub allow_unclassified: bool,
     /// `--allow-unaudited`: it is no error that nothing says which tensors there have to be.
@@ -47,7 +48,7 @@ pub(crate) fn scan_with(
     let checkpoint = Checkpoint::open(
         argument,
         OpenOptions {
-            keep_extra: options.keep_extra,
+            extra: options.extra,
             removed,
         },
     )?;

@@ -1,5 +1,6 @@
 //! Checkpoints: what is in them, what should be, what is refused.
 
+mod alone;
 mod bad_checkpoints;
 mod families;
 mod published;

@@ -1,14 +1,14 @@
 use clap::ValueEnum;
 
 use super::INPUT;
-use crate::steps::scan::ScanOptions;
+use crate::steps::scan::{Extra, ScanOptions};
 
 /// What to do with files and tensors that do not belong to the model.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Tolerate {
     /// What to do with weight files that the index does not list
     #[arg(long, value_name = "WHAT", default_value = "refuse", help_heading = INPUT)]
-    extra: Extra,
+    extra: ExtraArg,
     /// Accept tensors that no rule classifies; they go into a pack of their own
     #[arg(long, help_heading = INPUT)]
     allow_unclassified: bool,
@@ -25,17 +25,23 @@ pub(crate) struct AllowUnaudited {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Extra {
+enum ExtraArg {
     /// Report them as errors
     Refuse,
-    /// Store them verbatim
+    /// Store them as files, byte for byte; unpack restores them
     Keep,
+    /// Leave them out, which the manifest records
+    Leave,
 }
 
 impl Tolerate {
     pub(crate) fn options(&self) -> ScanOptions {
         ScanOptions {
-            keep_extra: self.extra == Extra::Keep,
+            extra: match self.extra {
+                ExtraArg::Refuse => Extra::Refuse,
+                ExtraArg::Keep => Extra::Keep,
+                ExtraArg::Leave => Extra::Leave,
+            },
             allow_unclassified: self.allow_unclassified,
             allow_unaudited: self.unaudited.allow_unaudited,
         }

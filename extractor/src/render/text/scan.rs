@@ -6,6 +6,9 @@ use super::findings::{all_findings, findings};
 use super::numbers::{Sizes, counted, grouped};
 use super::page::Page;
 
+/// What is said of a model of a family that is not known.
+const UNKNOWN: [FindingKind; 2] = [FindingKind::NotAudited, FindingKind::UnknownFamily];
+
 const HEADER: [&str; 5] = ["component", "class", "tensors", "parameters", "bytes"];
 
 /// What `scan` found in the checkpoint at `root`; `all` findings one by one, or in groups.
@@ -57,31 +60,25 @@ fn verdict(inventory: &Inventory) -> String {
         .count();
     match (errors, inventory.audited) {
         (0, true) => "complete: every tensor that config.json requires is present, with its shape",
-        (_, false) if only_unaudited(inventory) => {
+        (_, false) if only(inventory, &[FindingKind::NotAudited]) => {
             "not audited: whether tensors are missing is unknown"
         }
-        (_, false) if only_unknown(inventory) => {
+        (_, false) if only(inventory, &UNKNOWN) => {
             "not audited: this version does not know the family; nothing is known to be wrong"
+        }
+        (_, true) if only(inventory, &[FindingKind::UnlistedShard]) => {
+            "complete, but beside other weights: say what to do with them"
         }
         (n, _) => return format!("NOT usable: {}", counted(n as u64, "problem")),
     }
     .to_owned()
 }
 
-/// Whether nothing is wrong but that completeness is not known.
-fn only_unaudited(inventory: &Inventory) -> bool {
-    let mut errors = inventory
-        .findings
-        .iter()
-        .filter(|f| f.severity == Severity::Error);
-    errors.all(|f| f.kind == FindingKind::NotAudited)
-}
-
-/// Whether nothing is wrong but that the family is not known.
-fn only_unknown(inventory: &Inventory) -> bool {
+/// Whether nothing is wrong but findings of these kinds.
+fn only(inventory: &Inventory, kinds: &[FindingKind]) -> bool {
     let findings = inventory.findings.iter();
     let mut errors = findings.filter(|f| f.severity == Severity::Error);
-    errors.all(|f| matches!(f.kind, FindingKind::NotAudited | FindingKind::UnknownFamily))
+    errors.all(|f| kinds.contains(&f.kind))
 }
 
 /// Tensors, parameters and bytes.

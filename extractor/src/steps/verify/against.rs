@@ -19,7 +19,7 @@ use segpack_manifests::folder::MANIFEST;
 use segpack_manifests::names::Classification;
 
 use super::{Findings, VerifySettings, describe};
-use crate::source::Checkpoint;
+use crate::source::{Checkpoint, is_weight_file};
 use crate::steps::StepError;
 use crate::steps::scan::is_lost_shard;
 use crate::work::Progress;
@@ -250,11 +250,11 @@ fn report_unpacked(
         .iter()
         .map(|f| f.path.as_str())
         .collect();
-    for file in inventory
-        .files
-        .iter()
-        .filter(|f| !files.contains(f.path.as_str()))
-    {
+    // weights that the index does not name may have been left out, never another file
+    let left = manifest.left_out.iter().map(|l| l.path.as_str());
+    let left: HashSet<&str> = left.filter(|path| is_weight_file(path)).collect();
+    let is_known = |path: &str| files.contains(path) || left.contains(path);
+    for file in inventory.files.iter().filter(|f| !is_known(&f.path)) {
         findings.add(
             Finding::new(FindingKind::NotInPack)
                 .file(&file.path)

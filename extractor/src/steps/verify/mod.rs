@@ -24,7 +24,7 @@ use segpack_manifests::{Pack, PackError};
 use values::Values;
 
 use super::StepError;
-use super::scan::{ScanOptions, scan};
+use super::scan::{Extra, ScanOptions, scan};
 use crate::causes::{chain, without_path as describe};
 use crate::work::{Progress, into_inner, lock};
 
@@ -166,7 +166,7 @@ impl Findings {
 
 /// A pack may hold what `pack` was asked to tolerate.
 const TOLERANT: ScanOptions = ScanOptions {
-    keep_extra: true,
+    extra: Extra::Keep,
     allow_unclassified: true,
     allow_unaudited: true,
 };

@@ -22,7 +22,7 @@ use crate::families::blocks::vocoder::{CODE2WAV, Vocoder};
 use crate::families::causal_lm;
 use crate::families::config::{ConfigError, MAX_SIZE, Section};
 use crate::families::expected::ExpectedSink;
-use crate::families::rules::{Block, Mount, Rules};
+use crate::families::rules::{Block, BlockOf, Mount, Rules};
 use crate::families::{
     FamilyRow, MediaFacts, PartialConfig, SpeechFacts, TextFacts, TextSettings, VocoderFacts,
 };
@@ -31,10 +31,11 @@ use crate::names::Component;
 /// The family's row. A thinker saved on its own has its own model type.
 pub(crate) static FAMILY: FamilyRow = FamilyRow {
     name: "qwen3_omni_moe",
-    model_types: &["qwen3_omni_moe", "qwen3_omni_moe_thinker"],
+    model_types: &["qwen3_omni_moe", "qwen3_omni_moe_thinker", TEXT_ALONE],
     architectures: &[
         "Qwen3OmniMoeForConditionalGeneration",
         "Qwen3OmniMoeThinkerForConditionalGeneration",
+        "Qwen3OmniMoeThinkerTextModel",
     ],
     rules: LazyLock::new(rules),
     expected,
@@ -47,29 +48,67 @@ pub(crate) static FAMILY: FamilyRow = FamilyRow {
     partial_config,
 };
 
-static THINKER_TEXT: Mount<Decoder> = Mount {
-    prefix: "thinker.",
-    component: Component::ThinkerText,
-    blocks: CAUSAL_LM,
-};
+/// Where the parts of the thinker stand.
+struct Thinker {
+    text: Mount<Decoder>,
+    audio: Mount<AudioTower>,
+    vision: Mount<VisionTower>,
+}
 
-static THINKER_AUDIO: Mount<AudioTower> = Mount {
-    prefix: "thinker.audio_tower.",
-    component: Component::ThinkerAudio,
-    blocks: &[&Block {
-        rows: AUDIO_TOWER,
-        dims: |d: &AudioTower| d,
-    }],
-};
+/// In the model that speaks.
+static THINKER: Thinker = Thinker::named("thinker.", "thinker.audio_tower.", "thinker.visual.");
 
-static THINKER_VISION: Mount<VisionTower> = Mount {
-    prefix: "thinker.visual.",
-    component: Component::ThinkerVision,
-    blocks: &[&Block {
-        rows: VISION_TOWER,
-        dims: |d: &VisionTower| d,
-    }],
-};
+/// Saved on its own. Source: `save_pretrained` undoes what conversion_mapping.py of transformers
+/// 5.23 has for `Qwen3OmniMoeThinkerForConditionalGeneration`, which leaves the names of 4.57.
+static THINKER_ALONE: Thinker = Thinker::named("", "audio_tower.", "visual.");
+
+static AUDIO_BLOCKS: &[&dyn BlockOf<AudioTower>] = &[&Block {
+    rows: AUDIO_TOWER,
+    dims: |d: &AudioTower| d,
+}];
+
+static VISION_BLOCKS: &[&dyn BlockOf<VisionTower>] = &[&Block {
+    rows: VISION_TOWER,
+    dims: |d: &VisionTower| d,
+}];
+
+impl Thinker {
+    const fn named(text: &'static str, audio: &'static str, vision: &'static str) -> Self {
+        Self {
+            text: Mount {
+                prefix: text,
+                component: Component::ThinkerText,
+                blocks: CAUSAL_LM,
+            },
+            audio: Mount {
+                prefix: audio,
+                component: Component::ThinkerAudio,
+                blocks: AUDIO_BLOCKS,
+            },
+            vision: Mount {
+                prefix: vision,
+                component: Component::ThinkerVision,
+                blocks: VISION_BLOCKS,
+            },
+        }
+    }
+
+    /// The names that a checkpoint has: those of a thinker on its own where it has the first or the
+    /// last weight of the decoder under them, and not under the others.
+    fn of_names(is_present: &dyn Fn(&str) -> bool) -> &'static Self {
+        const ENDS: [&str; 2] = ["model.embed_tokens.weight", "model.norm.weight"];
+        let has = |prefix: &str| ENDS.iter().any(|end| is_present(&format!("{prefix}{end}")));
+        match has(THINKER_ALONE.text.prefix) && !has(THINKER.text.prefix) {
+            true => &THINKER_ALONE,
+            false => &THINKER,
+        }
+    }
+
+    fn add_to(&'static self, rules: Rules) -> Rules {
+        let rules = rules.with(&self.text).with(&self.audio);
+        rules.with(&self.vision)
+    }
+}
 
 /// Sizes of the talker: a decoder with shared experts, and the way into it.
 struct Talker {
@@ -210,10 +249,8 @@ const CODE_PREDICTOR_DEFAULTS: DecoderDefaults = DecoderDefaults {
 };
 
 fn rules() -> Rules {
-    Rules::new()
-        .with(&THINKER_TEXT)
-        .with(&THINKER_AUDIO)
-        .with(&THINKER_VISION)
+    THINKER_ALONE
+        .add_to(THINKER.add_to(Rules::new()))
         .with(&TALKER_TEXT)
         .with(&CODE_PREDICTOR)
         .with(&VOCODER)
@@ -236,19 +273,25 @@ fn expected(
 }
 
 fn text_facts(root: &Section<'_>) -> Result<TextFacts, ConfigError> {
-    let thinker = thinker_section(root)?;
-    let text = thinker.section("text_config")?;
+    let (thinker, text) = (thinker_section(root)?, text_section(root)?);
     TextFacts::read(&text, &THINKER_DEFAULTS, is_tied(&text, &thinker, root)?)
 }
 
 fn text_settings(root: &Section<'_>, facts: &TextFacts) -> Result<TextSettings, ConfigError> {
-    TextSettings::read(&thinker_section(root)?.section("text_config")?, facts)
+    TextSettings::read(&text_section(root)?, facts)
+}
+
+fn text_section<'a>(root: &Section<'a>) -> Result<Section<'a>, ConfigError> {
+    match is_text_alone(root)? {
+        true => Ok(root.clone()),
+        false => thinker_section(root)?.section("text_config"),
+    }
 }
 
 /// A checkpoint whose configuration describes no encoders takes text alone.
 fn media_facts(root: &Section<'_>) -> Result<Option<MediaFacts>, ConfigError> {
     let thinker = thinker_section(root)?;
-    if !thinker.has("audio_config") || !thinker.has("vision_config") {
+    if is_text_alone(root)? || !thinker.has("audio_config") || !thinker.has("vision_config") {
         return Ok(None);
     }
     let text = text_facts(root)?;
@@ -277,16 +320,22 @@ fn expect_thinker(
     is_present: &dyn Fn(&str) -> bool,
     out: &mut ExpectedSink<'_>,
 ) -> Result<(), ConfigError> {
-    let thinker = thinker_section(root)?;
-    let text = thinker.section("text_config")?;
+    let mounts = Thinker::of_names(is_present);
+    let (thinker, text) = (thinker_section(root)?, text_section(root)?);
     let mut decoder = Decoder::read(&text, &THINKER_DEFAULTS, Sparsity::ByLayer)?;
     decoder.vocabulary.tied = is_tied(&text, &thinker, root)?;
-    decoder.find_stacked(THINKER_TEXT.prefix, is_present);
-    THINKER_TEXT.expect(&decoder, text.name(), out)?;
+    decoder.find_stacked(mounts.text.prefix, is_present);
+    mounts.text.expect(&decoder, text.name(), out)?;
+    if is_text_alone(root)? {
+        return Ok(());
+    }
     let audio = thinker.section("audio_config")?;
-    THINKER_AUDIO.expect(&AudioTower::read(&audio)?, audio.name(), out)?;
+    mounts
+        .audio
+        .expect(&AudioTower::read(&audio)?, audio.name(), out)?;
     let vision = thinker.section("vision_config")?;
-    THINKER_VISION.expect(&VisionTower::read(&vision)?, vision.name(), out)
+    let tower = VisionTower::read(&vision)?;
+    mounts.vision.expect(&tower, vision.name(), out)
 }
 
 fn expect_talker(
@@ -331,9 +380,18 @@ fn expect_code_predictor(
     CODE_PREDICTOR.expect(&decoder, predictor.name(), out)
 }
 
+/// `model_type` of the thinker's decoder, saved without its towers.
+const TEXT_ALONE: &str = "qwen3_omni_moe_text";
+
+/// Whether the configuration describes the thinker's decoder and nothing else.
+fn is_text_alone(root: &Section<'_>) -> Result<bool, ConfigError> {
+    Ok(root.text("model_type")? == Some(TEXT_ALONE))
+}
+
 /// A thinker saved on its own has its configuration at the top.
 fn thinker_section<'a>(root: &Section<'a>) -> Result<Section<'a>, ConfigError> {
-    if !root.has("thinker_config") && root.has("text_config") {
+    let at_top = !root.has("thinker_config") && root.has("text_config");
+    if at_top || is_text_alone(root)? {
         return Ok(root.clone());
     }
     root.section("thinker_config")
@@ -363,7 +421,7 @@ fn has_talker(root: &Section<'_>) -> Result<bool, ConfigError> {
 }
 
 /// The components of the thinker.
-const THINKER: [Component; 3] = [
+const THINKER_COMPONENTS: [Component; 3] = [
     Component::ThinkerText,
     Component::ThinkerAudio,
     Component::ThinkerVision,
@@ -379,7 +437,7 @@ const SPEECH: [Component; 3] = [
 /// The configuration of some components. The thinker alone is a model; other parts are none.
 fn partial_config(config: &Value, components: &BTreeSet<Component>) -> PartialConfig {
     let has = |all: &[Component]| all.iter().all(|c| components.contains(c));
-    let thinker = has(&THINKER);
+    let thinker = has(&THINKER_COMPONENTS);
     let promised = has_audio_output(config);
     if thinker && promised && !SPEECH.iter().any(|c| components.contains(c)) {
         PartialConfig::ThinkerOnly(without_audio_output(config))
@@ -431,7 +489,7 @@ fn has_audio_output(config: &Value) -> bool {
 fn as_causal_lm(config: &Value, generation: Option<&Value>) -> Result<Value, ConfigError> {
     let facts = text_facts(&Section::root(config)?)?;
     let thinker = config.get("thinker_config").unwrap_or(config);
-    let text = thinker.get("text_config").unwrap_or(&Value::Null);
+    let text = thinker.get("text_config").unwrap_or(thinker);
     let mut new = Map::new();
     let mut set = |key: &str, value: Value| new.insert(key.to_owned(), value);
     set("architectures", json!(["Qwen3MoeForCausalLM"]));
