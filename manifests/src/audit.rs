@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use segpack_formats::safetensors::{self, ShardIndex};
 use serde_json::Value;
 
+use crate::diagnosis;
 use crate::documents::{
     ClassCount, Finding, FindingKind, InventoryCounts, InventoryTensor, RoleCount, Severity,
 };
@@ -38,6 +39,8 @@ pub struct Described<'a> {
     pub shards_missing: bool,
     /// Whether this is one weight file beside the index of several.
     pub one_of_several: bool,
+    /// The family whose names it has, where somebody says so.
+    pub family: Option<Family>,
 }
 
 /// What the audit tolerates.
@@ -101,7 +104,8 @@ pub struct Audit {
 #[must_use]
 pub fn audit(checkpoint: &Described<'_>, options: AuditOptions) -> Audit {
     let names = checkpoint.shards.iter().flat_map(|s| s.tensors);
-    let family = family_of(checkpoint.config, names.map(|t| t.name.as_str()));
+    let by_itself = || family_of(checkpoint.config, names.map(|t| t.name.as_str()));
+    let family = checkpoint.family.or_else(by_itself);
     let listed = Listed {
         config: checkpoint.config,
         index: checkpoint.index,
@@ -136,13 +140,27 @@ pub(crate) fn audit_listed(
         findings.push(unknown_family(config));
     }
     check_index(checkpoint, &tensors, &mut findings);
-    let complete = check_complete(checkpoint, family, &tensors, options, &mut findings);
+    let adapter = diagnosis::adapter(&tensors).filter(|_| !options.allows_unknown());
+    let is_adapter = adapter.is_some();
+    let complete = match adapter {
+        Some(finding) => {
+            findings.push(finding);
+            false
+        }
+        None => check_complete(checkpoint, family, &tensors, options, &mut findings),
+    };
     // of an unknown family no rule names anything: one finding says so
     let is_unknown = family.is_none() && checkpoint.config.is_some();
-    let may_be_unclassified =
-        is_unknown || options.allow_unclassified || (options.allow_unaudited && !complete);
+    let may_be_unclassified = is_adapter
+        || is_unknown
+        || options.allow_unclassified
+        || (options.allow_unaudited && !complete);
     if !may_be_unclassified {
         report_unclassified(checkpoint, &tensors, &mut findings);
+        if let Some(finding) = family.and_then(|f| diagnosis::other_names(f, &tensors)) {
+            findings.retain(|f| !diagnosis::is_of_names(f));
+            findings.push(finding);
+        }
     }
     if !options.allow_unaudited {
         findings.iter_mut().for_each(refuse_unaudited);
@@ -364,21 +382,53 @@ fn check_complete(
         return false;
     };
     let (present, unread) = (NameIndex::of(tensors, |t| &t.name), Unread::of(checkpoint));
-    let compared = Compared {
-        checkpoint,
-        tensors,
-        present: &present,
-        wanted: vec![false; tensors.len()],
-        unread: &unread,
-        has_dtypes: false,
-        findings: Vec::new(),
+    let compare = |config: &Value| {
+        let compared = Compared {
+            checkpoint,
+            tensors,
+            present: &present,
+            wanted: vec![false; tensors.len()],
+            unread: &unread,
+            has_dtypes: false,
+            findings: Vec::new(),
+        };
+        compare_expected(family, config, compared, options)
     };
-    let (found, complete) = match compare_expected(family, config, compared, options) {
-        Ok(found) => (found, true),
+    let (mut found, complete) = match compare(config) {
+        Ok(found) => (explained(found, family, config, tensors, &compare), true),
         Err(found) => (found, false),
     };
+    diagnosis::unannounced(family, config, &mut found);
+    found.extend(diagnosis::not_stored(family, config, tensors));
     findings.extend(found);
     complete
+}
+
+/// The findings, or, where another number of experts explains nearly all of them, that number and
+/// what is left.
+fn explained(
+    found: Vec<Finding>,
+    family: Family,
+    config: &Value,
+    tensors: &[InventoryTensor],
+    compare: &dyn Fn(&Value) -> Result<Vec<Finding>, Vec<Finding>>,
+) -> Vec<Finding> {
+    /// One in so many may be left.
+    const NEARLY_ALL: usize = 4;
+    let losses = |found: &[Finding]| found.iter().filter(|f| f.kind.is_incompleteness()).count();
+    let before = losses(&found);
+    if before == 0 {
+        return found;
+    }
+    let other = diagnosis::other_experts(family, config, tensors);
+    let left = other.and_then(|(config, finding)| Some((compare(&config).ok()?, finding)));
+    match left {
+        Some((mut left, finding)) if NEARLY_ALL * losses(&left) <= before => {
+            left.push(finding);
+            left
+        }
+        _ => found,
+    }
 }
 
 /// Compares every tensor that the configuration calls for, quantised where it says so, with dtypes.

@@ -72,6 +72,7 @@
 
 pub mod audit;
 pub mod derive;
+mod diagnosis;
 pub mod documents;
 pub mod families;
 pub mod folder;

@@ -1,10 +1,13 @@
 //! Published checkpoints that this version knows by the digests of their shards.
 
+mod published;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::documents::KnownSource;
+pub use published::published;
 
 /// The documents of `registry/`.
 const DOCUMENTS: &[&str] = &[include_str!("registry/qwen3-omni-30b-a3b-instruct.json")];

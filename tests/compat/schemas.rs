@@ -9,9 +9,9 @@ use schemars::{JsonSchema, Schema};
 use segpack_manifests::documents::schema::schema_of;
 use segpack_manifests::documents::{
     BenchReport, DemoReport, DevicesReport, DiffReport, Document, ErrorReport, ExpertParallelMap,
-    ExpertsReport, ExportSummary, GpuBenchReport, InfoReport, Inventory, Manifest, PackSummary,
-    Plan, RepairReport, RunPrompt, RunSummary, RunToken, SpeakSummary, UnpackSummary, UpdateReport,
-    ValidateReport, VerifyReceipt, VerifyReport, VocodeSummary,
+    ExpertsReport, ExportSummary, GpuBenchReport, GraftReport, InfoReport, Inventory, Manifest,
+    PackSummary, Plan, RepairReport, RunPrompt, RunSummary, RunToken, SpeakSummary, UnpackSummary,
+    UpdateReport, ValidateReport, VerifyReceipt, VerifyReport, VocodeSummary,
 };
 use serde_json::{Value, json};
 
@@ -20,7 +20,7 @@ use crate::support::damage::{flip, manifest};
 use crate::support::folders::temp;
 use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full};
 
-fn schemas() -> [(&'static str, Schema); 25] {
+fn schemas() -> [(&'static str, Schema); 26] {
     [
         schema::<Inventory>(),
         schema::<Plan>(),
@@ -42,6 +42,7 @@ fn schemas() -> [(&'static str, Schema); 25] {
         schema::<InfoReport>(),
         schema::<RepairReport>(),
         schema::<UpdateReport>(),
+        schema::<GraftReport>(),
         schema::<ErrorReport>(),
         schema::<DiffReport>(),
         schema::<VerifyReceipt>(),

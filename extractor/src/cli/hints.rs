@@ -162,6 +162,16 @@ fn of_finding(finding: &Finding) -> Option<&'static str> {
         FindingKind::UnlistedShard => {
             Some("--extra keep stores such files byte for byte, --extra leave goes on without them")
         }
+        FindingKind::Adapter => Some(
+            "merge it: PeftModel.from_pretrained(model, adapter).merge_and_unload()\
+             .save_pretrained(OUT); then use OUT",
+        ),
+        FindingKind::OtherNames => {
+            Some("--as FAMILY goes by the names, --config FILE by another configuration")
+        }
+        FindingKind::OtherSizes => {
+            Some("--config FILE takes a corrected copy of config.json, if that is what it is")
+        }
         FindingKind::UnclassifiedTensor => {
             Some("--allow-unclassified takes the checkpoint as it is")
         }

@@ -14,6 +14,7 @@ mod diff;
 mod error;
 mod export;
 mod failure;
+mod graft;
 mod hints;
 mod info;
 mod ls;
@@ -111,6 +112,7 @@ enum Command {
     Repack(repack::Args),
     Repair(repair::Args),
     Update(update::Args),
+    Graft(graft::Args),
     Export(export::Args),
     // the largest by far
     Run(Box<run::Args>),
@@ -233,6 +235,7 @@ fn dispatch(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Repack(args) => repack::run(&args, context),
         Command::Repair(args) => repair::run(&args, context),
         Command::Update(args) => update::run(&args, context),
+        Command::Graft(args) => graft::run(&args, context),
         Command::Export(args) => export::run(args, context),
         Command::Run(args) => run::run_command(&args, context),
         Command::Validate(args) => validate::run(args, context),

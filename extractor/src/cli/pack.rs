@@ -137,7 +137,7 @@ impl Args {
             provenance: !self.no_provenance,
             space_check: !self.no_space_check,
             fetch: self.fetching(),
-            scan: self.tolerate.options(),
+            scan: self.tolerate.options()?,
         })
     }
 }

@@ -42,7 +42,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
         progress: &context.progress,
     };
     let pack = args.pack.open()?;
-    let report = update(&pack, &args.from, args.tolerate.options(), job)?;
+    let report = update(&pack, &args.from, args.tolerate.options()?, job)?;
     let place = args.pack.place();
     context
         .terminal

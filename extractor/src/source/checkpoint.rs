@@ -182,6 +182,21 @@ fn file_name(path: &Path) -> String {
         .into_owned()
 }
 
+impl CheckpointShard {
+    /// A shard of which the hub says nothing.
+    pub(crate) fn of_input(path: &str, shard: Shard) -> Self {
+        Self {
+            path: path.to_owned(),
+            shard,
+            hub_sha256: None,
+            removed: None,
+            gone: OnceLock::new(),
+            #[cfg(feature = "remote")]
+            remote: None,
+        }
+    }
+}
+
 impl Checkpoint {
     /// Opens a checkpoint and reads the header of every shard. Whatever is wrong with it becomes a
     /// finding.
@@ -266,6 +281,20 @@ impl Checkpoint {
             .chain(self.files.iter().map(|f| &f.path))
             .map(|path| self.root.join(path))
             .collect()
+    }
+
+    /// A checkpoint whose shards are put together from others; its other files lie in `root`.
+    pub(crate) fn assembled(
+        root: &Path,
+        shards: Vec<CheckpointShard>,
+        files: Vec<SideFile>,
+    ) -> Self {
+        let mut checkpoint = Self::empty(root);
+        let names: BTreeSet<String> = files.iter().map(|f| f.path.clone()).collect();
+        (checkpoint.shards, checkpoint.files) = (shards, files);
+        checkpoint.read_index(&names);
+        checkpoint.read_config();
+        checkpoint
     }
 
     /// A checkpoint of which nothing but its origin is known.
@@ -671,6 +700,15 @@ impl Checkpoint {
                 quantization::announce(config, file, &contents);
             }
         }
+    }
+
+    /// Goes on with another configuration than the checkpoint's own, about which nothing is said
+    /// then.
+    pub(crate) fn replace_config(&mut self, mut config: Value) {
+        self.complete(&mut config);
+        self.config = Some(config);
+        self.findings
+            .retain(|f| f.kind != FindingKind::BadConfig || f.file.as_deref() != Some(CONFIG));
     }
 
     fn read_config(&mut self) {

@@ -1,5 +1,6 @@
 //! A checkpoint to read: found by its argument, with its files, its headers and where it came from.
 
+mod assembled;
 mod checkpoint;
 mod error;
 mod extra;
@@ -11,6 +12,7 @@ mod remote;
 mod removed;
 mod store;
 
+pub(crate) use assembled::{AssembledShard, Bytes, Piece};
 #[cfg(feature = "remote")]
 pub(crate) use checkpoint::Fetched;
 pub(crate) use checkpoint::{Checkpoint, CheckpointShard, OpenOptions};

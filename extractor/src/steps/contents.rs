@@ -89,6 +89,8 @@ impl Contents {
         }
         /// What it holds is compared as it is; nothing is demanded of it.
         const TOLERANT: ScanOptions = ScanOptions {
+            config: None,
+            family: None,
             extra: Extra::Keep,
             allow_unclassified: true,
             allow_unaudited: true,

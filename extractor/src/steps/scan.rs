@@ -5,17 +5,25 @@ use std::path::Path;
 
 use segpack_manifests::audit::{AuditOptions, Described, ShardTensors, audit};
 use segpack_manifests::documents::{
-    Completeness, Finding, FindingKind, GENERATOR, Inventory, SourceShard,
+    Completeness, Finding, FindingKind, GENERATOR, Inventory, Severity, SourceShard,
 };
+
+use segpack_manifests::families::Family;
+use segpack_manifests::registry::published;
+use serde_json::Value;
 
 use super::StepError;
 pub use crate::source::Extra;
 use crate::source::{Checkpoint, CheckpointShard, OpenOptions, RemovedShard};
 
 /// What `scan` tolerates.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ScanOptions {
+    /// `--config`: what stands for the checkpoint's own `config.json`.
+    pub config: Option<Value>,
+    /// `--as`: the family whose names the tensors have, whatever `config.json` says.
+    pub family: Option<Family>,
     /// `--extra`: what to do with weight files that the index does not name.
     pub extra: Extra,
     /// `--allow-unclassified`: tensors that no rule names go into a pack of their own.
@@ -45,19 +53,26 @@ pub(crate) fn scan_with(
     options: ScanOptions,
     removed: &[RemovedShard],
 ) -> Result<(Checkpoint, Inventory), StepError> {
-    let checkpoint = Checkpoint::open(
+    let mut checkpoint = Checkpoint::open(
         argument,
         OpenOptions {
             extra: options.extra,
             removed,
         },
     )?;
-    let inventory = take_inventory(&checkpoint, options);
+    if let Some(config) = &options.config {
+        checkpoint.replace_config(config.clone());
+    }
+    let inventory = take_inventory(&checkpoint, &options);
     Ok((checkpoint, inventory))
 }
 
-fn take_inventory(checkpoint: &Checkpoint, options: ScanOptions) -> Inventory {
-    let described = describe(checkpoint);
+/// Everything that is known of a checkpoint that is open.
+pub(crate) fn take_inventory(checkpoint: &Checkpoint, options: &ScanOptions) -> Inventory {
+    let described = Described {
+        family: options.family,
+        ..describe(checkpoint)
+    };
     let tolerated = AuditOptions::new()
         .allow_unclassified(options.allow_unclassified)
         .allow_unaudited(options.allow_unaudited);
@@ -70,6 +85,9 @@ fn take_inventory(checkpoint: &Checkpoint, options: ScanOptions) -> Inventory {
         generator: GENERATOR.to_owned(),
         provenance: checkpoint.provenance.clone(),
         family: audit.family.map(Into::into),
+        published: audit
+            .family
+            .and_then(|family| published(family, &audit.counts, &audit.tensors)),
         audited: audit.complete,
         completeness: completeness(audit.complete, &findings),
         counts: audit.counts,
@@ -85,7 +103,12 @@ fn take_inventory(checkpoint: &Checkpoint, options: ScanOptions) -> Inventory {
 
 /// What findings mean for the whole.
 fn completeness(audited: bool, findings: &[Finding]) -> Completeness {
-    match (audited, Finding::any_error(findings)) {
+    // other weights beside it take nothing from the checkpoint
+    let mut own = findings
+        .iter()
+        .filter(|f| f.kind != FindingKind::UnlistedShard);
+    let any_error = own.any(|f| f.severity == Severity::Error);
+    match (audited, any_error) {
         (false, _) => Completeness::NotKnown,
         (true, true) => Completeness::Incomplete,
         (true, false) => Completeness::Complete,
@@ -104,6 +127,7 @@ fn describe(checkpoint: &Checkpoint) -> Described<'_> {
         shards: shards.collect(),
         shards_missing: checkpoint.findings.iter().any(is_lost_shard),
         one_of_several: checkpoint.one_of_several,
+        family: None,
     }
 }
 

@@ -61,10 +61,14 @@ impl Kept {
     pub fn read(pack: &Pack) -> Result<Self, Vec<KeptError>> {
         let mut kept = Self::default();
         let mut errors = Vec::new();
+        let given = pack.manifest().options.config.clone();
         for file in Self::files(&pack.manifest().source_files) {
             if let Err(error) = kept.add(pack, file) {
                 errors.push(error);
             }
+        }
+        if given.is_some() {
+            kept.config = given;
         }
         // a file that is no JSON announces nothing
         let announced = kept.announced.iter();

@@ -89,9 +89,10 @@ fn is_unclassified(manifest: &Manifest) -> bool {
 fn audit_kept(manifest: &Manifest, kept: &mut Kept) -> Audit {
     let headers = kept.shards.iter().map(|shard| &shard.header);
     let names = headers.flat_map(|header| &header.tensors);
+    let by_itself = || family_of(kept.config.as_ref(), names.map(|t| t.name.as_str()));
     let family = match is_unclassified(manifest) {
         true => None,
-        false => family_of(kept.config.as_ref(), names.map(|t| t.name.as_str())),
+        false => manifest.options.known_family().or_else(by_itself),
     };
     let classifier = match family {
         None if manifest.tensors.iter().all(|t| t.expert.is_none()) => Classifier::Nothing,
@@ -141,6 +142,7 @@ fn inventory(manifest: &Manifest, kept: &Kept, audit: Audit) -> Inventory {
         generator: GENERATOR.to_owned(),
         provenance: manifest.provenance.clone().unwrap_or_default(),
         family: audit.family.map(Into::into),
+        published: None,
         audited: audit.complete,
         completeness: Completeness::NotKnown,
         counts: audit.counts,

@@ -55,6 +55,7 @@ documents! {
     InfoReport = "info-report" 1 . 0,
     RepairReport = "repair-report" 1 . 0,
     UpdateReport = "update-report" 1 . 0,
+    GraftReport = "graft-report" 1 . 0,
     ErrorReport = "error-report" 1 . 0,
     DiffReport = "diff-report" 1 . 0,
     SpeakSummary = "speak-summary" 1 . 0,

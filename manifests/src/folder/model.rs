@@ -93,7 +93,9 @@ impl PackModel {
     /// where `config.json` cannot be used.
     pub fn read(pack: &Pack) -> Result<Self, ModelError> {
         let path = pack.path(&format!("{}/{CONFIG}", super::SOURCE));
+        let given = pack.manifest().options.config.clone();
         let config = match source_file(pack, CONFIG)? {
+            _ if given.is_some() => given,
             Some(bytes) => Some(parse(&bytes).map_err(|source| ModelError::Json {
                 path: path.clone(),
                 source,

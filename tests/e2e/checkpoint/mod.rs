@@ -1,8 +1,9 @@
 //! Checkpoints: what is in them, what should be, what is refused.
 
-mod alone;
+pub(crate) mod alone;
 mod bad_checkpoints;
 mod families;
+mod names;
 mod published;
 mod quantization;
 mod scan;

@@ -4,6 +4,7 @@ mod all_or_nothing;
 mod codecs;
 mod consume;
 mod filesystems;
+mod graft;
 #[cfg(target_os = "linux")]
 mod manifest_memory;
 mod pipeline;

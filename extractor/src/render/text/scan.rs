@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use segpack_manifests::documents::{FindingKind, Inventory, Severity};
+use segpack_manifests::documents::{FindingKind, Inventory, MatchedBy, PublishedMatch, Severity};
 
 use super::findings::{all_findings, findings};
 use super::numbers::{Sizes, counted, grouped};
@@ -22,6 +22,9 @@ pub(crate) fn scan(inventory: &Inventory, root: &str, sizes: Sizes, all: bool) -
         page.blank();
     }
     page.line(counts(inventory));
+    if let Some(found) = &inventory.published {
+        page.line(published(found, inventory, sizes));
+    }
     page.line(verdict(inventory));
     page.append(&match all {
         true => all_findings(&inventory.findings),
@@ -50,6 +53,26 @@ fn counts(inventory: &Inventory) -> String {
     let tensors = counted(counts.stored_tensors, "stored tensor");
     let parameters = counted(counts.logical_parameters, "logical parameter");
     format!("{tensors}\n{parameters}, with the experts of a layer stacked (gate and up, down)")
+}
+
+/// Which published checkpoint it is.
+fn published(found: &PublishedMatch, inventory: &Inventory, sizes: Sizes) -> String {
+    let repos = found.repos.join(" or ");
+    let derived = match found.verified {
+        true => "",
+        false => " (derived from its config.json)",
+    };
+    match found.by {
+        MatchedBy::Names => format!("this is {repos} by names, dtypes and shapes"),
+        MatchedBy::Counts => format!("this is {repos} by counts and sizes{derived}"),
+        MatchedBy::Nearly => format!(
+            "nearly {repos}{derived}: {} of {} tensors, {} of {}",
+            grouped(inventory.counts.stored_tensors),
+            grouped(found.stored_tensors),
+            sizes.bytes(inventory.counts.tensor_bytes),
+            sizes.bytes(found.tensor_bytes)
+        ),
+    }
 }
 
 fn verdict(inventory: &Inventory) -> String {

@@ -3,6 +3,7 @@
 #[cfg(feature = "remote")]
 mod arriving;
 mod consume;
+mod graft;
 mod kept;
 mod proof;
 mod source;
@@ -20,9 +21,10 @@ use segpack_formats::digest::Sha256;
 use segpack_formats::io::{CancelToken, READ_BYTES};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
-    Finding, GENERATOR, Inventory, KnownSource, PackOptions, PackSummary, Plan, PlannedPack,
+    Finding, GENERATOR, Graft, Inventory, KnownSource, PackOptions, PackSummary, Plan, PlannedPack,
     PlannedTensor, VerifyMode,
 };
+use segpack_manifests::families::Family;
 use segpack_manifests::folder::MANIFEST;
 use segpack_manifests::layout::{self, Selection};
 use segpack_manifests::registry::{FoundShard, known_source};
@@ -31,6 +33,7 @@ pub(crate) use consume::consume_plan;
 use consume::{peak_bytes, remove_packed, removed_before};
 use proof::Proof;
 
+pub(crate) use graft::graft;
 pub(crate) use update::update;
 
 use super::StepError;
@@ -107,6 +110,8 @@ impl PackSettings {
             exclude: self.selection.exclude.clone(),
             source_digests: self.source_digests,
             sums: self.sums,
+            config: self.scan.config.clone(),
+            family: self.scan.family.map(Family::name),
         }
     }
 }
@@ -119,6 +124,8 @@ pub struct Planned {
     pub inventory: Inventory,
     /// What goes where.
     pub plan: Plan,
+    /// Which two models it was put together from.
+    graft: Option<Graft>,
 }
 
 /// Scans a checkpoint and plans its packs. Writes nothing.
@@ -154,7 +161,7 @@ fn plan_without(
     let tolerated = ScanOptions {
         // whoever takes tensors that nobody knows does not ask whether all are there
         allow_unaudited: settings.scan.allow_unaudited || settings.scan.allow_unclassified,
-        ..settings.scan
+        ..settings.scan.clone()
     };
     let (checkpoint, inventory) = scan_with(argument, tolerated, removed)?;
     if Finding::any_error(&inventory.findings) {
@@ -169,6 +176,7 @@ fn plan_without(
         checkpoint,
         inventory,
         plan,
+        graft: None,
     })
 }
 
@@ -602,7 +610,10 @@ impl Work<'_> {
     /// same.
     fn fingerprint(&self) -> Result<Sha256, StepError> {
         let Planned {
-            checkpoint, plan, ..
+            checkpoint,
+            plan,
+            graft,
+            ..
         } = self.planned;
         let mut state = Vec::new();
         for shard in &checkpoint.shards {
@@ -619,7 +630,7 @@ impl Work<'_> {
             self.settings.provenance,
             &checkpoint.provenance,
         );
-        let text = serde_json::to_vec(&(GENERATOR, plan, options, state))
+        let text = serde_json::to_vec(&(GENERATOR, plan, options, state, graft))
             .map_err(PackWriterError::Fingerprint)?;
         Ok(Sha256::of(&text))
     }

@@ -73,8 +73,14 @@ pub(crate) fn update(
 }
 
 /// The options that the pack was written with.
-fn settings_of(manifest: &Manifest, tolerate: ScanOptions, jobs: usize) -> PackSettings {
+pub(super) fn settings_of(
+    manifest: &Manifest,
+    mut tolerate: ScanOptions,
+    jobs: usize,
+) -> PackSettings {
     let options = &manifest.options;
+    tolerate.config = tolerate.config.or_else(|| options.config.clone());
+    tolerate.family = tolerate.family.or_else(|| options.known_family());
     PackSettings {
         selection: Selection {
             include: options.include.clone(),
@@ -108,8 +114,8 @@ fn refuse_damaged(folder: &Path, job: Job<'_>) -> Result<(), StepError> {
     Err(StepError::Findings { what, findings })
 }
 
-/// Builds the new pack beside the old one.
-fn build(
+/// Builds the new pack beside the old one, from which it takes over what stays the same.
+pub(super) fn build(
     output: &OutputFolder,
     old: &Pack,
     planned: &Planned,

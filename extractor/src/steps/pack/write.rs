@@ -337,6 +337,7 @@ impl Work<'_> {
             checkpoint,
             inventory,
             plan,
+            graft,
         } = self.planned;
         let family = inventory.family.and_then(FamilyName::family);
         let mut manifest = Manifest {
@@ -346,6 +347,7 @@ impl Work<'_> {
                 .settings
                 .provenance
                 .then(|| checkpoint.provenance.clone()),
+            graft: graft.clone(),
             known: self.known_source(done),
             model: ModelFacts::of_config(family, checkpoint.config.as_ref()),
             options: self.settings.recorded(),

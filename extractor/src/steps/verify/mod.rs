@@ -16,7 +16,7 @@ use segpack_formats::io::CancelToken;
 use segpack_manifests::audit::refuse_unaudited;
 use segpack_manifests::derive::{Kept, KeptError, derive};
 use segpack_manifests::documents::{
-    Completeness, Finding, FindingKind, GENERATOR, VerifyCounts, VerifyMode, VerifyReport,
+    Completeness, Finding, FindingKind, GENERATOR, Manifest, VerifyCounts, VerifyMode, VerifyReport,
 };
 use segpack_manifests::folder::{MANIFEST, OpenOptions};
 use segpack_manifests::{Pack, PackError};
@@ -166,10 +166,21 @@ impl Findings {
 
 /// A pack may hold what `pack` was asked to tolerate.
 const TOLERANT: ScanOptions = ScanOptions {
+    config: None,
+    family: None,
     extra: Extra::Keep,
     allow_unclassified: true,
     allow_unaudited: true,
 };
+
+/// The same, of a checkpoint that was packed with a configuration or a family that was given.
+fn as_packed(manifest: &Manifest) -> ScanOptions {
+    ScanOptions {
+        config: manifest.options.config.clone(),
+        family: manifest.options.known_family(),
+        ..TOLERANT
+    }
+}
 
 /// Verifies a pack folder.
 ///
@@ -224,7 +235,7 @@ pub fn verify(
         let checkpoint = settings
             .against
             .as_deref()
-            .map(|path| scan(path, TOLERANT))
+            .map(|path| scan(path, as_packed(pack.manifest())))
             .transpose()?;
         let sound = structure::check(pack, &findings)?;
         completeness = check_derivation(pack, &sound, settings, &findings)?;

@@ -54,6 +54,14 @@ kinds! {
     BadConfig = Error,
     /// `config.json` describes a model of a family that this build does not know.
     UnknownFamily = Error,
+    /// The weights are an adapter of a model, or a model that is wrapped for one.
+    Adapter = Error,
+    /// Most tensors have names of another family than the one that `config.json` describes.
+    OtherNames = Error,
+    /// The tensors are those of a model of other sizes than `config.json` gives.
+    OtherSizes = Error,
+    /// `config.json` announces layers that predict later tokens, and none is stored.
+    LaterLayersNotStored = Warning,
     /// A git-lfs pointer is in the place of a file.
     GitLfsPointer = Error,
     /// No completeness audit was possible.
@@ -149,6 +157,7 @@ impl FindingKind {
                 | Self::ExtraTensor
                 | Self::MisshapedTensor
                 | Self::WrongDtype
+                | Self::OtherSizes
                 | Self::MissingShard
                 | Self::MalformedShard
                 | Self::NotInShard

@@ -68,6 +68,35 @@ pub struct LeftOut {
     pub why: String,
 }
 
+/// A published checkpoint that one has the tensors of, or nearly.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct PublishedMatch {
+    /// Repositories on the hub; several where nothing that headers say tells them apart.
+    pub repos: Vec<String>,
+    /// How close it is.
+    pub by: MatchedBy,
+    /// Stored tensors that it has when it is published.
+    pub stored_tensors: u64,
+    /// Bytes of these tensors.
+    pub tensor_bytes: u64,
+    /// Whether these counts are those of the real checkpoint, not derived from its `config.json`.
+    pub verified: bool,
+}
+
+/// What agrees with a published checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum MatchedBy {
+    /// Every name, dtype and shape.
+    Names,
+    /// The number of tensors, stored and logical, and their bytes.
+    Counts,
+    /// Those numbers within a fiftieth: tensors are missing, or there are others.
+    Nearly,
+}
+
 /// One stored tensor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -199,6 +228,9 @@ pub struct Inventory {
     pub provenance: Provenance,
     /// Its family, if `config.json` (or, without one, the tensor names) reveals it.
     pub family: Option<FamilyName>,
+    /// The published checkpoint that has these tensors, or nearly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub published: Option<PublishedMatch>,
     /// Whether the checkpoint was compared with every tensor that `config.json` requires.
     pub audited: bool,
     /// Whether all tensors are there that `config.json` requires; since version 1.2.

@@ -8,13 +8,13 @@ mod version;
 
 pub use finding::{Completeness, Finding, FindingKind, Severity};
 pub use inventory::{
-    ClassCount, Inventory, InventoryCounts, InventoryTensor, LeftOut, Provenance, RoleCount,
-    SideFile, SourceShard,
+    ClassCount, Inventory, InventoryCounts, InventoryTensor, LeftOut, MatchedBy, Provenance,
+    PublishedMatch, RoleCount, SideFile, SourceShard,
 };
 pub use manifest::{
-    Counts, Excluded, KnownSource, Layout, Manifest, ManifestError, Midstate, ModelFacts,
-    PackEntry, PackOptions, SegmentEntry, SourceFile, SourceFileKind, SourceRange, TensorEntry,
-    TextModel,
+    Counts, Excluded, Graft, GraftSource, KnownSource, Layout, Manifest, ManifestError, Midstate,
+    ModelFacts, PackEntry, PackOptions, SegmentEntry, SourceFile, SourceFileKind, SourceRange,
+    TensorEntry, TextModel,
 };
 pub use plan::{ConsumePlan, Plan, PlannedPack, PlannedSegment, PlannedTensor, SizeEstimate};
 pub use version::{FormatVersion, VersionError};

@@ -8,6 +8,7 @@ mod error;
 mod experts;
 mod export;
 mod gpu_bench;
+mod graft;
 mod info;
 mod pack;
 mod receipt;
@@ -37,6 +38,7 @@ pub use export::{
     ComponentExperts, ExpertParallelMap, ExportSummary, ExportTarget, Placement, RankExperts,
 };
 pub use gpu_bench::{GpuBenchOnDemand, GpuBenchPrefill, GpuBenchReport, GpuBenchResident};
+pub use graft::GraftReport;
 pub use info::{InfoComponent, InfoReport, InfoVerified, SinceReceipt};
 pub use pack::{PackSummary, PackedFrom};
 pub use receipt::{ReceiptFile, VerifyReceipt};

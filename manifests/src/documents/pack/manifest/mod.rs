@@ -14,6 +14,7 @@ use segpack_formats::pack::{SegmentSpec, StoredSegment, TensorSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::documents::{FormatVersion, LeftOut, Provenance};
+use crate::families::{Family, FamilyName};
 use crate::names::{Classification, Component, Part, Role};
 
 pub use error::ManifestError;
@@ -52,6 +53,46 @@ pub struct PackOptions {
     pub source_digests: bool,
     /// Whether `SHA256SUMS` is there (not with `--no-sums`).
     pub sums: bool,
+    /// `--config`: what stands for the checkpoint's own `config.json`, which is kept beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<serde_json::Value>,
+    /// `--as`: the family whose names the tensors have, whatever `config.json` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub family: Option<FamilyName>,
+}
+
+impl PackOptions {
+    /// The family that was given, where this build knows it.
+    #[must_use]
+    pub fn known_family(&self) -> Option<Family> {
+        self.family.and_then(FamilyName::family)
+    }
+}
+
+/// A whole model, and the thinker that was put into it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Graft {
+    /// Where the tensors of the thinker come from.
+    pub thinker: GraftSource,
+    /// Where everything else comes from.
+    pub onto: GraftSource,
+}
+
+/// One of two models that were put together.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct GraftSource {
+    /// SHA-256 of its `manifest.json`; none where it was a checkpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "Option<crate::documents::schema::HexDigest>")
+    )]
+    pub manifest_sha256: Option<Sha256>,
+    /// Where its checkpoint came from, where that is recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provenance: Option<Provenance>,
 }
 
 /// A published checkpoint that the source is, or resembles.
@@ -334,6 +375,9 @@ pub struct Manifest {
     /// Where the checkpoint came from (left out with `--no-provenance`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provenance: Option<Provenance>,
+    /// The two models that the source was put together from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub graft: Option<Graft>,
     /// A published checkpoint that the source is or resembles.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub known: Option<KnownSource>,
