@@ -289,7 +289,7 @@ impl Checkpoint {
         shards: Vec<CheckpointShard>,
         files: Vec<SideFile>,
     ) -> Self {
-        let mut checkpoint = Self::empty(root);
+        let mut checkpoint = Self::empty(Store::Folder(root.to_owned()));
         let names: BTreeSet<String> = files.iter().map(|f| f.path.clone()).collect();
         (checkpoint.shards, checkpoint.files) = (shards, files);
         checkpoint.read_index(&names);

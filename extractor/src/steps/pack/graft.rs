@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use segpack_formats::codec::Codec;
 use segpack_formats::digest::Sha256;
-use segpack_formats::io::{ReadAt, read_limited};
+use segpack_formats::io::ReadAt;
 use segpack_formats::numeric::Dtype;
 use segpack_formats::safetensors::Shard;
 use segpack_manifests::documents::{
@@ -256,12 +256,10 @@ impl Thinker {
         }
         let mut files = HashMap::new();
         for name in TEXT_FILES {
-            let file = checkpoint.root.join(name);
             if checkpoint.files.iter().any(|f| f.path == name) {
-                files.insert(
-                    name,
-                    Sha256::of(&read_limited(&file, max_source_bytes(name))?),
-                );
+                let input = checkpoint.open_file_at(name)?;
+                let length = input.length().min(max_source_bytes(name));
+                files.insert(name, Sha256::of(&input.read_range(0..length)?));
             }
         }
         Ok(Some(Self {
