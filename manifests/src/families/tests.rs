@@ -751,6 +751,7 @@ fn small(model_type: &str, keys: Value) -> Value {
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 24,
         "moe_intermediate_size": 16, "num_local_experts": 6, "n_routed_experts": 6, "num_experts": 6,
         "moe_num_experts": 6, "n_shared_experts": 1, "shared_expert_intermediate_size": 12,
+        "max_position_embeddings": 128,
     });
     let all = config.as_object_mut().unwrap();
     all.extend(keys.as_object().unwrap().clone());
