@@ -166,8 +166,8 @@ fn other_decoders_than_qwen3_moes_are_refused_where_only_that_is_known() {
     let folder = temp();
     let checkpoint = checkpoint_of("mixtral");
     let pack = packed(&checkpoint, folder.path());
-    for target in ["qwen3-moe", "gguf"] {
-        let out = folder.path().join(target);
+    for (target, out) in [("qwen3-moe", "causal"), ("gguf", "mixtral.gguf")] {
+        let out = folder.path().join(out);
         let run = segpack!["export", &pack, "--to", target, "-o", out];
         run.exits(3).says(&["and mixtral does not"]);
     }
