@@ -235,7 +235,7 @@ impl ExpertGroups {
         if count == 1 {
             return Ok(None);
         }
-        if experts % count != 0 || experts / count < 2 {
+        if !experts.is_multiple_of(count) || experts / count < 2 {
             let wanted = format!("a divisor of the {experts} experts, two or more in each group");
             return Err(section.invalid("n_group", &wanted));
         }

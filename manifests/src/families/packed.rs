@@ -94,7 +94,7 @@ impl PackedModel {
             let wanted = format!("from 1 to the {} experts", sizes.experts);
             return Err(section.invalid(key, &wanted));
         }
-        if facts.kv_heads == 0 || facts.heads % facts.kv_heads != 0 {
+        if facts.kv_heads == 0 || !facts.heads.is_multiple_of(facts.kv_heads) {
             let wanted = format!("a divisor of the {} heads", facts.heads);
             return Err(section.invalid("num_key_value_heads", &wanted));
         }

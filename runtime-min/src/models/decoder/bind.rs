@@ -68,7 +68,7 @@ pub(crate) enum MlpWeights<'a> {
         /// All experts, by number.
         experts: Vec<ExpertWeights<'a>>,
         /// The expert that every token visits.
-        shared: Option<SharedExpert>,
+        shared: Option<Box<SharedExpert>>,
     },
 }
 

@@ -328,7 +328,7 @@ impl<'f, 'a> LayerBinder<'f, 'a> {
                 router: self.linear(Role::Router)?,
                 choice_bias: self.choice_bias(spec)?,
                 experts: self.experts(spec.experts)?,
-                shared: self.shared(spec)?,
+                shared: self.shared(spec)?.map(Box::new),
             });
         }
         if !self.found.experts[self.number].is_empty() {
@@ -439,13 +439,11 @@ impl<'f, 'a> LayerBinder<'f, 'a> {
 
     /// One expert, all of whose matrices are in one segment.
     fn expert(&self, expert: u32, parts: &Parts<'a>) -> Result<ExpertWeights<'a>, RunError> {
-        let lacks = |role: Role| {
-            let owner = format!("expert {expert} of layer {}", self.number);
-            missing(owner, role)
-        };
         let mut tensors: Vec<&TensorEntry> = parts.values().copied().collect();
         tensors.sort_by_key(|tensor| tensor.role);
-        let first = tensors.first().ok_or_else(|| lacks(Role::ExpertGate))?;
+        let first = tensors
+            .first()
+            .ok_or_else(|| self.expert_lacks(expert, Role::ExpertGate))?;
         if let Some(apart) = tensors.iter().find(|t| t.segment != first.segment) {
             return Err(Unsuitable::ExpertApart {
                 tensor: apart.name.clone(),
@@ -460,26 +458,33 @@ impl<'f, 'a> LayerBinder<'f, 'a> {
             Some(Decoded { decoding, placed }) => (Some(decoding), placed),
             None => (None, as_stored(parts, data_offset(segment))?),
         };
-        let linear = |role: Role| {
-            let find = |part| placed.get(&(role, part)).copied();
-            Ok::<_, RunError>(LinearWeights {
-                weight: find(Part::Weight).ok_or_else(|| lacks(role))?,
-                bias: find(Part::Bias),
-            })
-        };
+        let [gate, up, down] = [Role::ExpertGate, Role::ExpertUp, Role::ExpertDown]
+            .map(|role| projection(&placed, role).ok_or_else(|| self.expert_lacks(expert, role)));
         Ok(ExpertWeights {
             load: SegmentLoad { segment, decoding },
-            gate: linear(Role::ExpertGate)?,
-            up: linear(Role::ExpertUp)?,
-            down: linear(Role::ExpertDown)?,
+            gate: gate?,
+            up: up?,
+            down: down?,
         })
     }
+
+    fn expert_lacks(&self, expert: u32, role: Role) -> RunError {
+        missing(format!("expert {expert} of layer {}", self.number), role)
+    }
+}
+
+/// A projection of an expert, if its weight is there.
+fn projection(placed: &Placed, role: Role) -> Option<LinearWeights> {
+    let weight = placed.get(&(role, Part::Weight)).copied()?;
+    let bias = placed.get(&(role, Part::Bias)).copied();
+    Some(LinearWeights { weight, bias })
 }
 
 /// Tensors of a segment that are used as they are stored.
 fn as_stored(parts: &Parts<'_>, begin: usize) -> Result<Placed, RunError> {
-    let placed = |(what, tensor): (&(Role, Part), &&TensorEntry)| {
-        Ok((*what, PlacedTensor::new(tensor, begin)?))
-    };
-    parts.iter().map(placed).collect()
+    let mut placed = Placed::new();
+    for (what, tensor) in parts {
+        placed.insert(*what, PlacedTensor::new(tensor, begin)?);
+    }
+    Ok(placed)
 }
