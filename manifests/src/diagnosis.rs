@@ -94,10 +94,13 @@ pub(crate) fn other_experts(
     if u64::from(facts.experts) != experts {
         return None;
     }
+    let why = match experts < stated {
+        true => ": the others were pruned, it seems",
+        false => "",
+    };
     let finding = Finding::new(FindingKind::OtherSizes).file("config.json");
     let finding = finding.seen(format!(
-        "{} {stated}, but the routers choose from {experts} experts: the others were pruned, it \
-         seems",
+        "{} {stated}, but the routers choose from {experts} experts{why}",
         keys.join(", ")
     ));
     Some((other, finding.wanted(format!("{experts}"))))

@@ -432,8 +432,8 @@ fn tensors_that_are_not_what_the_config_says_are_named() {
         ),
         (
             |tiny| tiny.config["num_experts"] = json!(3),
-            FindingKind::ExtraTensor,
-            &["model.layers.1.mlp.experts.3.gate_proj.weight"],
+            FindingKind::OtherSizes,
+            &["num_experts 3", "4 experts"],
         ),
         (
             |tiny| tiny.config["num_hidden_layers"] = json!(2),
