@@ -80,15 +80,14 @@ pub(crate) fn check_words(tensor: &TensorEntry) -> Result<(), RunError> {
 
 /// A tensor whose values are computed with, or decoded first.
 fn check_values(tensor: &TensorEntry) -> Result<(), RunError> {
-    let is_of_layer = tensor.layer.is_some();
-    match tensor.part {
-        Part::Scale | Part::Blocks if is_of_layer && tensor.role.is_known() => Ok(()),
-        Part::Weight if is_of_layer && tensor.dtype == Dtype::F8_E4M3 => Ok(()),
-        _ => {
-            check_words(tensor)?;
-            PlacedTensor::new(tensor, 0).map(drop)
-        }
+    let is_of_layer = tensor.layer.is_some() && tensor.role.is_known();
+    let is_part = matches!(tensor.part, Part::Scale | Part::Blocks);
+    let is_fp8 = tensor.part == Part::Weight && tensor.dtype == Dtype::F8_E4M3;
+    if is_of_layer && (is_part || is_fp8) {
+        return Ok(());
     }
+    check_words(tensor)?;
+    PlacedTensor::new(tensor, 0).map(drop)
 }
 
 /// Roles of a layer's tensors.

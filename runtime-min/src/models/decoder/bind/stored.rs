@@ -146,12 +146,9 @@ impl Storage {
         }
         let scales = parts.get(&(tensor.role, Part::Scale)).copied();
         let scales = scales.ok_or_else(|| no_scale(tensor))?;
+        let is_fp8 = tensor.dtype == Dtype::F8_E4M3 && tensor.shape.len() == 2 && !is_transposed;
         match self.coding()? {
-            Some(WeightCoding::Fp8Blocks { block })
-                if tensor.dtype == Dtype::F8_E4M3 && tensor.shape.len() == 2 && !is_transposed =>
-            {
-                self.fp8(tensor, scales, block)
-            }
+            Some(WeightCoding::Fp8Blocks { block }) if is_fp8 => self.fp8(tensor, scales, block),
             Some(WeightCoding::Mxfp4) if tensor.part == Part::Blocks => self.mxfp4(tensor, scales),
             _ => Err(not_run(tensor)),
         }
