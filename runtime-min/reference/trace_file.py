@@ -135,13 +135,13 @@ def readable(document):
     return re.sub(r"\[\n[\s\d.,eE+-]*\]", flat, text) + "\n"
 
 
-def write(path, tensors, document, save_file):
+def write(path, tensors, document, save_file, form=FORMAT):
     """Both files, whole or not at all. The .json file comes last: where it is, both are."""
     description = path.with_suffix(".json")
     partial = [p.with_name(f"{p.name}.partial") for p in (path, description)]
-    document = {"format": FORMAT, "trace": path.name, **document}
+    document = {"format": form, "trace": path.name, **document}
     try:
-        save_file(tensors, str(partial[0]), metadata={"format": FORMAT})
+        save_file(tensors, str(partial[0]), metadata={"format": form})
         partial[1].write_text(readable(document), encoding="utf-8")
         for file in partial:
             file.chmod(0o644)

@@ -38,6 +38,8 @@ struct Settings {
     talker_tokens: Option<usize>,
     #[serde(default)]
     repetition_penalty: Option<f32>,
+    #[serde(default)]
+    given_text: bool,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -176,6 +178,11 @@ impl SpeechTrace {
     /// First codes that the talker chose at most.
     pub fn talker_tokens(&self) -> usize {
         self.document.settings.talker_tokens.unwrap_or(4096)
+    }
+
+    /// Whether the texts were given, and not what the thinker generates.
+    pub fn is_text_given(&self) -> bool {
+        self.document.settings.given_text
     }
 
     /// How much less likely a first code was that had been chosen before.
