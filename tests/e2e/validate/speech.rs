@@ -60,6 +60,34 @@ fn the_official_spoken_answers_are_inside_their_gates() {
     }
 }
 
+/// Recorded by this project's `record_speech.py` from talker and code2wav alone.
+#[test]
+fn a_given_text_is_spoken_as_the_official_classes_speak_it() {
+    let folder = temp();
+    let pack = packed(&tiny_full(), folder.path());
+    let report = validate(&pack, &trace_of("tiny-full.given"), &[], 0);
+    assert_eq!(report["verdict"], "inside");
+    let stages = report["stages"].to_string();
+    assert!(stages.contains("speech_codes") && stages.contains("speech_wave"));
+    // it is not what the thinker would say
+    assert!(!stages.contains("speech_text"));
+
+    let rounded = fixtures().join("traces/tiny-full.given.bfloat16.safetensors");
+    let report = validate(&pack, &rounded, &[], 0);
+    assert_eq!(report["verdict"], "not_judged");
+    let rows = report["stages"].as_array().unwrap();
+    for stage in [
+        "talker_ids",
+        "talker_experts",
+        "talker_logits",
+        "predictor_logits",
+    ] {
+        let row = rows.iter().find(|row| row["stage"] == stage).unwrap();
+        // a bf16 has 8 bits: these logits are below 64
+        assert!(row["max_abs"].as_f64().unwrap() <= 0.25, "{row}");
+    }
+}
+
 #[test]
 fn coded_packs_threads_and_one_expert_speak_the_same_bits() {
     let folder = temp();

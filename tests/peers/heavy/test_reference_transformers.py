@@ -29,9 +29,9 @@ def python(request):
     return request.param
 
 
-def record(python, *arguments):
+def record(python, *arguments, script=SCRIPT):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    command = [python, "-B", SCRIPT, *arguments]
+    command = [python, "-B", script, *arguments]
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, check=False)
 
 
