@@ -404,6 +404,9 @@ fn check_complete(
     complete
 }
 
+/// Compares the tensors with what a configuration calls for.
+type Comparison<'a> = dyn Fn(&Value) -> Result<Vec<Finding>, Vec<Finding>> + 'a;
+
 /// The findings, or, where another number of experts explains nearly all of them, that number and
 /// what is left.
 fn explained(
@@ -411,7 +414,7 @@ fn explained(
     family: Family,
     config: &Value,
     tensors: &[InventoryTensor],
-    compare: &dyn Fn(&Value) -> Result<Vec<Finding>, Vec<Finding>>,
+    compare: &Comparison<'_>,
 ) -> Vec<Finding> {
     /// One in so many may be left.
     const NEARLY_ALL: usize = 4;
