@@ -48,6 +48,10 @@ pub(crate) fn scan(
 ///
 /// # Errors
 /// As [`scan`].
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "as `scan`, whose options are made for one call"
+)]
 pub(crate) fn scan_with(
     argument: &Path,
     options: ScanOptions,
