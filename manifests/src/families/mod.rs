@@ -16,6 +16,7 @@ mod packed;
 mod rewrite;
 mod rope;
 mod rules;
+mod settings;
 mod sizes;
 mod sound;
 mod speech;
@@ -29,7 +30,7 @@ use serde_json::Value;
 
 pub use config::{ConfigError, MAX_COUNT, MAX_SIZE};
 pub use expected::{Expected, ExpectedDtype, Presence, Slice, UnstackError};
-pub use facts::{TextFacts, TextSettings};
+pub use facts::TextFacts;
 pub use media::{AudioTowerFacts, MediaFacts, MediaTokens, VisionTowerFacts};
 pub use name::{FamilyName, UnknownFamily};
 pub use options::{
@@ -39,6 +40,7 @@ pub use options::{
 pub use rewrite::set_dtype;
 pub use rope::{RotaryOptions, RotaryPairs, RotaryScaling, Yarn};
 pub use rules::{MAX_TENSORS, StackLayout};
+pub use settings::TextSettings;
 pub use sound::VocoderFacts;
 pub use speech::{SpeechCodes, SpeechFacts, SpeechTokens, TalkerMedia};
 

@@ -3,9 +3,10 @@
 
 use super::config::{ConfigError, Section};
 use super::expected::ExpectedSink;
-use super::facts::{TextFacts, TextSettings, check_activation};
+use super::facts::TextFacts;
 use super::options::DecoderOptions;
 use super::rules::{Block, Mount, Row, Rules};
+use super::settings::{TextSettings, check_activation};
 use super::sizes::{self, Ffn, Flag, Sizes};
 
 /// A decoder, and the layers and towers beside it.

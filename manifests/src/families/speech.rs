@@ -3,8 +3,9 @@
 
 use super::blocks::decoder::{DecoderDefaults, Sparsity};
 use super::config::{ConfigError, MAX_COUNT, MAX_SIZE, Section};
-use super::facts::{TextFacts, check_operations, check_rope};
+use super::facts::TextFacts;
 use super::media::read_mrope;
+use super::settings::{check_operations, check_rope};
 
 /// Control codes at the end of the talker's vocabulary: only the end marker is ever chosen of them
 /// (modeling_qwen3_omni_moe.py, `suppress_tokens`).

@@ -745,7 +745,7 @@ fn options_of(config: &Value) -> Result<DecoderOptions, String> {
 }
 
 /// A configuration of a small model with the keys that any of these families wants.
-fn small(model_type: &str, keys: Value) -> Value {
+fn small(model_type: &str, keys: &Value) -> Value {
     let mut config = json!({
         "model_type": model_type, "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 4,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 24,
@@ -772,7 +772,7 @@ fn absent_keys_have_the_defaults_of_the_familys_class() {
         ("qwen3_vl_moe", 5e5, 1e-6, 4),
     ] {
         let many = json!({"num_local_experts": 8, "n_routed_experts": 8, "num_experts": 8, "moe_num_experts": 8});
-        let options = options_of(&small(family, many)).unwrap();
+        let options = options_of(&small(family, &many)).unwrap();
         let seen = (
             options.rotary.theta,
             options.rms_norm_eps,
@@ -780,9 +780,9 @@ fn absent_keys_have_the_defaults_of_the_familys_class() {
         );
         assert_eq!(seen, (theta, eps, per_token), "{family}");
     }
-    let glm = options_of(&small("glm4_moe", json!({"num_experts_per_tok": 2}))).unwrap();
+    let glm = options_of(&small("glm4_moe", &json!({"num_experts_per_tok": 2}))).unwrap();
     assert_eq!((glm.rotary.width, glm.qk_norm), (4, QkNorm::Absent));
-    let oss = options_of(&small("gpt_oss", json!({}))).unwrap();
+    let oss = options_of(&small("gpt_oss", &json!({}))).unwrap();
     assert_eq!(oss.windows, [Some(128), None, Some(128), None]);
     let RotaryScaling::Yarn(yarn) = oss.rotary.scaling else {
         panic!("gpt-oss stretches its positions");
@@ -800,7 +800,7 @@ fn absent_keys_have_the_defaults_of_the_familys_class() {
 fn hunyuans_alpha_is_a_greater_base() {
     let rope = json!({"type": "dynamic", "alpha": 1000.0, "factor": 1.0});
     let keys = json!({"rope_scaling": rope, "moe_topk": [2, 2, 2, 2], "num_shared_expert": 1});
-    let options = options_of(&small("hunyuan_v1_moe", keys)).unwrap();
+    let options = options_of(&small("hunyuan_v1_moe", &keys)).unwrap();
     assert!((options.rotary.theta / 1e8 - 1.0).abs() < 1e-9); // 1e4 · 1000^(8/6)
     assert_eq!(options.qk_norm, QkNorm::PerHeadAfterRotary);
     let shared = options.shared_expert.unwrap();
@@ -886,7 +886,7 @@ fn what_a_decoder_does_not_compute_is_refused_by_its_key() {
             "logits_scaling is 0, wanted a positive number",
         ),
     ] {
-        let error = options_of(&small(family, keys)).unwrap_err();
+        let error = options_of(&small(family, &keys)).unwrap_err();
         assert!(error.contains(told), "{family}: {error}");
     }
 }
