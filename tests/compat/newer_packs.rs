@@ -122,7 +122,7 @@ fn only_what_must_understand_the_model_refuses_by_name() {
     let (folder, pack) = unknown_words();
     let words = [
         "family \"foo_moe\" is not one that this build can run",
-        "known: qwen3_omni_moe, qwen3_moe",
+        "known: qwen3_omni_moe, dots1",
     ];
     segpack!["run", &pack, "--prompt-ids", "1"]
         .exits(3)

@@ -47,6 +47,7 @@ const HOUSES: [House; 4] = [
             &["families"],
             &["quantization"],
             &["documents"],
+            &["diagnosis"],
             &["audit", "folder", "layout", "registry"],
             &["derive"],
         ],

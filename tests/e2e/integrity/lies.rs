@@ -129,7 +129,7 @@ const LIES: &[Lie] = &[
     ("config.json has a layer more", FindingKind::MissingTensor, |l| {
         l.edit_kept("config.json", |c| text_config(c)["num_hidden_layers"] = json!(4));
     }),
-    ("config.json has an expert more", FindingKind::MissingTensor, |l| {
+    ("config.json has an expert more", FindingKind::OtherSizes, |l| {
         l.edit_kept("config.json", |c| text_config(c)["num_experts"] = json!(9));
     }),
     ("config.json has other heads", FindingKind::MisshapedTensor, |l| {
