@@ -6,6 +6,8 @@
 //! * `executor`: the operations that a device implements: the CPU, or a GPU.
 //! * [`Decoder`]: the forward pass, written once in these operations.
 
+#[cfg(feature = "cuda")]
+mod beyond_qwen3;
 pub(crate) mod bind;
 pub(crate) mod executor;
 mod forward;
