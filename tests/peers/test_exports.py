@@ -1,5 +1,6 @@
 """Exports of the two tiny checkpoints, read by the stock readers of safetensors and numpy."""
 
+import hashlib
 import io
 import json
 import subprocess
@@ -34,9 +35,10 @@ def test_hf_is_the_checkpoint_again(pack, tmp_path):
     segpack("export", pack.folder, "--to", "hf", "-o", tmp_path / "out", "--max-shard-size", "150kB")
     assert_same(exported(tmp_path / "out"), originals(pack.checkpoint))
     index = json.loads((tmp_path / "out/model.safetensors.index.json").read_bytes())
+    identity = hashlib.sha256((pack.folder / "manifest.json").read_bytes()).hexdigest()
     for name, file in index["weight_map"].items():
         with safetensors.safe_open(tmp_path / "out" / file, framework="numpy") as opened:
-            assert opened.metadata() == {"format": "pt"}
+            assert opened.metadata() == {"format": "pt", "segpack.manifest_sha256": identity}
             opened.get_slice(name)
     size = sum(len(t["data"]) for t in originals(pack.checkpoint).values())
     assert index["metadata"]["total_size"] == size
