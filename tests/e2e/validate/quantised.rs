@@ -4,11 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
-
 use super::families::{assert_inside_however_packed, checkpoint_of, of_any_checkpoint, packed_as};
 use super::traces::{report, trace_of};
-use crate::support::checkpoint::fixtures;
 use crate::support::cli::segpack;
 use crate::support::folders::temp;
 use crate::support::gpu::with_gpu;
