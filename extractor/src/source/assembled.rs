@@ -139,12 +139,7 @@ impl ReadAt for AssembledShard {
     }
 
     fn stamp(&self) -> Stamp {
-        Stamp {
-            length: self.length,
-            modified: None,
-            changed: None,
-            tag: None,
-        }
+        Stamp::of_length(self.length)
     }
 
     fn read_at(&self, to: &mut [u8], offset: u64) -> Result<()> {

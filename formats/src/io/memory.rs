@@ -28,12 +28,7 @@ impl ReadAt for MemoryFile {
     }
 
     fn stamp(&self) -> Stamp {
-        Stamp {
-            length: self.bytes.len() as u64,
-            modified: None,
-            changed: None,
-            tag: None,
-        }
+        Stamp::of_length(self.bytes.len() as u64)
     }
 
     fn read_at(&self, to: &mut [u8], offset: u64) -> Result<()> {

@@ -109,6 +109,19 @@ pub struct Stamp {
     pub tag: Option<String>,
 }
 
+impl Stamp {
+    /// Of bytes of which nothing is known but how many they are.
+    #[must_use]
+    pub const fn of_length(length: u64) -> Self {
+        Self {
+            length,
+            modified: None,
+            changed: None,
+            tag: None,
+        }
+    }
+}
+
 /// A read that failed and, tried again, did not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retried {

@@ -117,10 +117,8 @@ mod tests {
 
         fn stamp(&self) -> Stamp {
             Stamp {
-                length: self.length,
-                modified: None,
-                changed: None,
                 tag: Some("\"v1\"".to_owned()),
+                ..Stamp::of_length(self.length)
             }
         }
 

@@ -350,10 +350,8 @@ impl ReadAt for RemoteFile {
         } = &self.identity;
         let digest = sha256.map(|sha256| sha256.to_string());
         Stamp {
-            length: *length,
-            modified: None,
-            changed: None,
             tag: digest.or_else(|| commit.clone()).or_else(|| tag.clone()),
+            ..Stamp::of_length(*length)
         }
     }
 
