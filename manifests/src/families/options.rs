@@ -49,7 +49,6 @@ pub struct DecoderOptions {
 
 /// Where an RMS norm rounds to the precision of the activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum NormRounding {
     /// Before it is multiplied by its weight, and after: `round(w · round(x · factor))`.
     Twice,
@@ -59,7 +58,6 @@ pub enum NormRounding {
 
 /// Norms of queries and keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum QkNorm {
     /// There are none.
     Absent,
@@ -138,7 +136,6 @@ pub struct RouterOptions {
 
 /// What makes scores of a router's logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum RouterScore {
     /// Softmax over all experts.
     Softmax,
@@ -161,7 +158,6 @@ pub struct ExpertGroups {
 
 /// What the weights of the chosen experts are divided by.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[non_exhaustive]
 pub enum WeightDivisor {
     /// Nothing.
     One,
@@ -268,7 +264,6 @@ impl Default for ExpertOptions {
 
 /// What an expert makes of gate and up before its down projection.
 #[derive(Debug, Clone, Copy, PartialEq)]
-#[non_exhaustive]
 pub enum ExpertActivation {
     /// `silu(gate) · up`.
     SiluMul,

@@ -28,7 +28,6 @@ pub struct RotaryOptions {
 
 /// Which two values are turned together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum RotaryPairs {
     /// j and j + width / 2.
     Halves,
@@ -38,7 +37,6 @@ pub enum RotaryPairs {
 
 /// How frequencies are scaled.
 #[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
 pub enum RotaryScaling {
     /// Not at all.
     Unscaled,

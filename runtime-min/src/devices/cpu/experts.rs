@@ -6,9 +6,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::scratch::MlpScratch;
 use segpack_manifests::families::ExpertActivation;
 
+use super::scratch::MlpScratch;
 use crate::error::RunError;
 use crate::models::decoder::Routing;
 use crate::models::decoder::bind::ExpertWeights;
@@ -254,8 +254,8 @@ impl<O: Ops> ExpertForward<'_, '_, O> {
         Ok(())
     }
 
-    /// `y = down(silu(gate(x)) · up(x))`, or another activation, for all tokens of the wanted experts, each at its place in
-    /// the group.
+    /// `y = down(silu(gate(x)) · up(x))`, or what another activation makes of gate and up, for all
+    /// tokens of the wanted experts, each at its place in the group.
     fn compute(
         &mut self,
         group: &ExpertGroup<'_>,
@@ -377,7 +377,7 @@ fn activate(ops: &impl Ops, activation: ExpertActivation, gate: &mut [f32], up: 
         ExpertActivation::ClampedSwiglu { alpha, limit } => {
             ops.clamped_swiglu(gate, up, alpha as f32, limit as f32);
         }
-        _ => ops.silu_mul(gate, up),
+        ExpertActivation::SiluMul => ops.silu_mul(gate, up),
     }
 }
 

@@ -28,11 +28,10 @@ pub(super) fn route(
             let scores = routing.probabilities.iter_mut();
             scores.for_each(|x| *x = 1.0 / (1.0 + (-*x).exp()));
         }
-        _ => {}
     }
     let scores = match router.score {
         RouterScore::SoftmaxOfChosen => &routing.logits,
-        _ => &routing.probabilities,
+        RouterScore::Softmax | RouterScore::Sigmoid => &routing.probabilities,
     };
     for row in scores.chunks_exact(spec.experts) {
         let chosen = choose(row, choice_bias, router.groups, spec.experts_per_token);
@@ -88,10 +87,10 @@ fn weights(spec: &DecoderSpec, scores: &[f32], chosen: &[u32]) -> Vec<f32> {
     }
     let sum: f32 = weights.iter().sum();
     let divisor = match router.divisor {
+        WeightDivisor::One => 1.0,
         WeightDivisor::Sum => sum,
         WeightDivisor::SumPlus(more) => sum + more as f32,
         WeightDivisor::SumAtLeast(least) => sum.max(least as f32),
-        _ => 1.0,
     };
     let scale = router.scale as f32;
     weights.iter_mut().for_each(|x| *x = *x / divisor * scale);

@@ -18,8 +18,8 @@ pub trait Observer {
     fn hidden(&mut self, _layer: usize, _: &[f32]) {}
     /// The router of a layer with experts.
     fn router(&mut self, _layer: usize, _: &Routing) {}
-    /// The shared expert of a layer: `[tokens]` before the sigmoid, empty where it has none; `[tokens, hidden]` before it is
-    /// multiplied by that.
+    /// The shared expert of a layer: `[tokens]` before the sigmoid, empty where it has none;
+    /// `[tokens, hidden]` before it is multiplied by that.
     fn shared_expert(&mut self, _layer: usize, _gate: &[f32], _out: &[f32]) {}
     /// `[tokens, hidden]` after the final norm.
     fn norm(&mut self, _: &[f32]) {}

@@ -260,7 +260,7 @@ fn frequencies(rotary: &RotaryOptions) -> Vec<f32> {
     });
     match &rotary.scaling {
         RotaryScaling::Yarn(yarn) => stretched(rotary, yarn, plain),
-        _ => plain.collect(),
+        RotaryScaling::Unscaled => plain.collect(),
     }
 }
 
@@ -300,6 +300,6 @@ fn stretched(rotary: &RotaryOptions, yarn: &Yarn, plain: impl Iterator<Item = f3
 fn attention_factor(rotary: &RotaryOptions) -> f32 {
     match &rotary.scaling {
         RotaryScaling::Yarn(yarn) => yarn.attention_factor as f32,
-        _ => 1.0,
+        RotaryScaling::Unscaled => 1.0,
     }
 }

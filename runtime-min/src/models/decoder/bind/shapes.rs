@@ -76,7 +76,7 @@ fn check_layer(number: usize, l: &LayerWeights<'_>, s: &DecoderSpec) -> Result<(
     if let Some([q_norm, k_norm]) = l.qk_norms {
         let [q_width, k_width] = match s.options.qk_norm {
             QkNorm::Whole => [query, key],
-            _ => [s.heads.width; 2],
+            QkNorm::Absent | QkNorm::PerHead | QkNorm::PerHeadAfterRotary => [s.heads.width; 2],
         };
         same(&of("q norm"), q_norm, q_width, 1)?;
         same(&of("k norm"), k_norm, k_width, 1)?;
