@@ -44,9 +44,11 @@ pub fn published(
     };
     let close = of_family.filter(|p| p.is_close(counts));
     let entry = close.min_by_key(distance)?;
+    // sorting and hashing all names takes a while: only where there is something to compare with
+    let names = entry.names_sha256;
     let by = match entry.has_counts(counts) {
         false => MatchedBy::Nearly,
-        true if entry.names_sha256 == Some(digest_of_names(tensors)) => MatchedBy::Names,
+        true if names.is_some_and(|wanted| wanted == digest_of_names(tensors)) => MatchedBy::Names,
         true => MatchedBy::Counts,
     };
     Some(PublishedMatch {

@@ -1,6 +1,7 @@
 //! How a pack stores the matrices of a segment, and what they become in memory: matrices `[out, in]`
 //! of floats, one for each projection.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -26,6 +27,8 @@ pub(super) type Placed = HashMap<(Role, Part), PlacedTensor>;
 /// What is known of how a pack stores its weights.
 pub(super) struct Storage {
     model: PackModel,
+    /// Read where the first quantised weight asks: the lists of what is not quantised are long.
+    coding: OnceCell<Option<WeightCoding>>,
     hidden: usize,
     moe_intermediate: usize,
 }
@@ -47,6 +50,7 @@ impl Storage {
     pub(super) fn of(pack: &Pack, spec: &DecoderSpec) -> Result<Self, RunError> {
         Ok(Self {
             model: PackModel::read(pack)?,
+            coding: OnceCell::new(),
             hidden: spec.hidden,
             moe_intermediate: spec.moe_intermediate,
         })
@@ -198,11 +202,14 @@ impl Storage {
 
     /// How the weights are quantised.
     fn coding(&self) -> Result<Option<WeightCoding>, RunError> {
-        let Some(config) = self.model.config() else {
-            return Ok(None);
-        };
-        let quantization = Quantization::of_config(config).map_err(ModelError::from)?;
-        Ok(quantization.and_then(|quantization| quantization.coding()))
+        if let Some(coding) = self.coding.get() {
+            return Ok(*coding);
+        }
+        let config = self.model.config();
+        let quantization = config.map(Quantization::of_config).transpose();
+        let quantization = quantization.map_err(ModelError::from)?.flatten();
+        let coding = quantization.and_then(|quantization| quantization.coding());
+        Ok(*self.coding.get_or_init(|| coding))
     }
 
     /// The dtype that FP8 weights are loaded as: that of the config, in which the official class loads
