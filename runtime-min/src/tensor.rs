@@ -88,6 +88,11 @@ impl Attending<'_> {
             sinks: None,
         }
     }
+
+    /// Whether each of so many positions is seen by those behind it, and nothing else has a score.
+    pub fn is_to_all(&self, positions: usize) -> bool {
+        self.sinks.is_none() && self.window >= positions
+    }
 }
 
 /// Which values of heads are turned by positions, and how.

@@ -122,17 +122,6 @@ impl Ops for CpuOps {
         kernels::attention(self.kernels, what, out, &CancelToken::default());
     }
 
-    fn attention_until(
-        &self,
-        qkv: [&[f32]; 3],
-        heads: Heads,
-        out: &mut [f32],
-        stop: &CancelToken,
-    ) -> Result<()> {
-        kernels::attention(self.kernels, self.attention_of(qkv, heads), out, stop);
-        stop.check()
-    }
-
     fn attention_within(
         &self,
         qkv: [&[f32]; 3],
@@ -197,8 +186,8 @@ impl Ops for CpuOps {
         out: &mut [f32],
         stop: &CancelToken,
     ) -> Result<()> {
-        let seen = keys.len() / (heads.key_value * heads.width).max(1);
-        if how.sinks.is_none() && how.window >= seen {
+        let positions = keys.len() / (heads.key_value * heads.width).max(1);
+        if how.is_to_all(positions) {
             let mut what = self.attention_of([q, keys, values], heads);
             what.scale = how.scale;
             kernels::attention(self.kernels, what, out, stop);

@@ -59,22 +59,6 @@ pub trait Ops: Send + Sync {
     /// Scale is `width^-0.5`.
     fn attention(&self, q: &[f32], keys: &[f32], values: &[f32], heads: Heads, out: &mut [f32]);
 
-    /// As [`attention`](Self::attention); ends soon after `stop` is requested.
-    ///
-    /// # Errors
-    /// `Interrupted` then; some of the results are undefined.
-    fn attention_until(
-        &self,
-        [q, keys, values]: [&[f32]; 3],
-        heads: Heads,
-        out: &mut [f32],
-        stop: &CancelToken,
-    ) -> Result<()> {
-        stop.check()?;
-        self.attention(q, keys, values, heads, out);
-        stop.check()
-    }
-
     /// Attention of tokens to all of their segment, before and after them. `q`, `keys` and `values`
     /// are `[tokens, heads × width]`, `out` is like them. `segments` has the first token of each
     /// segment, and the end of the last. Scale is `width^-0.5`.

@@ -72,9 +72,9 @@ impl Ops for ScalarOps {
     ) -> Result<()> {
         stop.check()?;
         let (_, positions) = rows(qkv[0], qkv[1], heads);
-        match how.sinks {
-            None if how.window >= positions => self.attend_to_all(qkv, heads, how.scale, out),
-            _ => self.attend(qkv, heads, how, out),
+        match how.is_to_all(positions) {
+            true => self.attend_to_all(qkv, heads, how.scale, out),
+            false => self.attend(qkv, heads, how, out),
         }
         stop.check()
     }

@@ -1,11 +1,12 @@
 //! A decoder on the CPU: weights and activations in ordinary memory, operations of [`Ops`].
 
-use segpack_formats::io::{CancelToken, to_usize};
-use segpack_manifests::families::{NormRounding, QkNorm};
 use std::borrow::Cow;
 use std::mem::take;
 use std::ops::Range;
 use std::time::{Duration, Instant};
+
+use segpack_formats::io::{CancelToken, to_usize};
+use segpack_manifests::families::{NormRounding, QkNorm};
 
 use super::demand::demand;
 use super::experts::ExpertForward;
@@ -57,7 +58,7 @@ struct KeysValues {
 fn rms_norm(ops: &impl Ops, spec: &DecoderSpec, x: &mut [f32], weight: &[f32]) {
     match spec.options.norm_rounding {
         NormRounding::Once => ops.rms_norm_once(x, weight, spec.rms_norm_eps),
-        _ => ops.rms_norm(x, weight, spec.rms_norm_eps),
+        NormRounding::Twice => ops.rms_norm(x, weight, spec.rms_norm_eps),
     }
 }
 
@@ -420,7 +421,8 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
         let mut normed = self.take(Activation::Normed);
         let mut added = self.take(Activation::Added);
         let x = &*normed.of(tokens * hidden);
-        let (mut router, mut out) = (vec![0.0; tokens], vec![0.0; tokens * hidden]);
+        let mut router = shared.router.map_or_else(Vec::new, |_| vec![0.0; tokens]);
+        let mut out = vec![0.0; tokens * hidden];
         let (mut gate, mut up) = (vec![0.0; tokens * inner], vec![0.0; tokens * inner]);
         let memory = self.store.group(group);
         let mut into = vec![(&shared.gate, &mut gate), (&shared.up, &mut up)];
@@ -442,16 +444,17 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
             out: &mut out,
         }];
         self.ops.linears_until(&mut down, self.stop)?;
-        let compute = Ops::compute(&self.ops);
-        let added_to = added.of(tokens * hidden);
-        if shared.router.is_none() {
-            self.ops.add(added_to, &out);
-            router.clear();
-        }
-        let rows = added_to.chunks_exact_mut(hidden);
-        for ((to, row), gate) in rows.zip(out.chunks_exact(hidden)).zip(&router) {
-            let factor = compute.round(1.0 / (1.0 + (-gate).exp()));
-            self.ops.add_scaled(to, row, factor);
+        let to = added.of(tokens * hidden);
+        match &router[..] {
+            [] => self.ops.add(to, &out),
+            gates => {
+                let compute = Ops::compute(&self.ops);
+                let rows = to.chunks_exact_mut(hidden).zip(out.chunks_exact(hidden));
+                for ((to, row), gate) in rows.zip(gates) {
+                    let factor = compute.round(1.0 / (1.0 + (-gate).exp()));
+                    self.ops.add_scaled(to, row, factor);
+                }
+            }
         }
         self.put_back(Activation::Normed, normed);
         self.put_back(Activation::Added, added);
