@@ -306,9 +306,6 @@ def main():
     tensors |= decoded
     flat = lambda t: t.reshape(-1, t.shape[-1]) if t.ndim > 2 else t  # noqa: E731
     tensors = {name: flat(value.detach()).cpu().contiguous().clone() for name, value in tensors.items()}
-    origin = trace_file.origin(args.checkpoint, not args.no_digests)
-    files = origin["checkpoint"].items()
-    origin["checkpoint"] = {name: entry["sha256"] for name, entry in files if entry["sha256"]}
     document = {
         "conversation": {
             "recipe": args.recipe, "level": "full", "messages": messages, "use_audio_in_video": args.use_audio_in_video, "fps": args.fps,
@@ -319,7 +316,7 @@ def main():
         "min_router_margin": margin,
         "settings": {"dtype": args.dtype, "device": str(device), "threads": args.threads, "attn": "eager", "experts": "eager", "level": "full"},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        **origin,
+        **trace_file.origin_digests(args.checkpoint, not args.no_digests),
     }  # fmt: skip
     write(path, tensors, document, args.dtype)
     print(f"{path}: {len(tensors)} tensors, {document['tokens']} tokens, generated {document['generated']}")

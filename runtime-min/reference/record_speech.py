@@ -413,9 +413,6 @@ def main():
         tensors |= {f"{letter}{number:02}.{name}": values.contiguous() for name, values in kept.items()}
         cases.append({"case": number, **entry})
         print(f"case {number}: {entry['frames']} frames, {entry['samples']} samples")
-    origin = trace_file.origin(args.checkpoint, not args.no_digests)
-    files = origin["checkpoint"].items()
-    origin["checkpoint"] = {name: entry["sha256"] for name, entry in files if entry["sha256"]}
     document = {
         "settings": {
             "dtype": args.dtype,
@@ -428,7 +425,7 @@ def main():
             "decoding": "greedy: thinker, talker and code predictor",
         },
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        **origin,
+        **trace_file.origin_digests(args.checkpoint, not args.no_digests),
         "cases": cases,
     }
     trace_file.write(path, tensors, document, save_file, form)

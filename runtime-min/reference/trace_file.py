@@ -114,6 +114,13 @@ def origin(checkpoint, hashed=True):
     return files | ({"exported_from": pack} if pack else {})
 
 
+def origin_digests(checkpoint, hashed=True):
+    """`origin` as traces of media and speech have it: digests alone."""
+    told = origin(checkpoint, hashed)
+    files = told["checkpoint"].items()
+    return told | {"checkpoint": {name: entry["sha256"] for name, entry in files if entry["sha256"]}}
+
+
 def output_path(given, overwrite):
     """Where the tensors go. Asked for before hours of computing, not after."""
     path = Path(given)

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use segpack_manifests::Pack;
 use serde_json::{Value, json};
 
+use super::targets::json_of;
 use crate::support::checkpoint::fixtures;
 use crate::support::cli::{FindingKind, packed, segpack};
 use crate::support::folders::temp;
@@ -37,10 +38,6 @@ const REQUIRED: [&str; 22] = [
     "decoder_sparse_step",
     "norm_topk_prob",
 ];
-
-fn json_of(path: &Path) -> Value {
-    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
-}
 
 /// `__metadata__` of a safetensors file.
 fn metadata(path: &Path) -> Value {

@@ -47,7 +47,7 @@ fn by_name(tensors: impl IntoIterator<Item = Tensor>) -> BTreeMap<String, Tensor
     tensors.into_iter().map(|t| (t.name.clone(), t)).collect()
 }
 
-fn json_of(path: &Path) -> Value {
+pub(super) fn json_of(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 

@@ -254,8 +254,9 @@ impl Client {
     pub(super) fn whole(&self, mut from: Answer, limit: u64) -> Result<Vec<u8>, Trouble> {
         let mut bytes = Vec::new();
         let url = from.url.clone();
-        let body = from.body.as_reader().take(limit.saturating_add(1));
-        copy(body, &mut bytes).map_err(|e| broken(&url, "the answer broke off", e))?;
+        let mut body = from.body.as_reader().take(limit.saturating_add(1));
+        let read = body.read_to_end(&mut bytes);
+        read.map_err(|e| broken(&url, "the answer broke off", e))?;
         let received = bytes.len() as u64;
         self.counts.bytes.fetch_add(received, Ordering::Relaxed);
         if received > limit {
@@ -264,10 +265,6 @@ impl Client {
         }
         Ok(bytes)
     }
-}
-
-fn copy(mut from: impl Read, to: &mut Vec<u8>) -> io::Result<()> {
-    from.read_to_end(to).map(drop)
 }
 
 impl Answer {
