@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use segpack_formats::FormatError;
 use segpack_formats::io::{EntryKind, entry_kind};
+use segpack_manifests::Pack;
 use segpack_manifests::folder::{MANIFEST, PARTIAL, SUMS};
 
 use super::OutputError;
@@ -85,6 +86,19 @@ pub(crate) fn refuse_holding(output: &Path, inputs: &[PathBuf]) -> Result<(), Ou
         }
     }
     Ok(())
+}
+
+/// Refuses an output that lies in a pack which is read, or that holds it. One that is not a folder
+/// of this machine is never in the way.
+///
+/// # Errors
+/// As [`refuse_inside`] and [`refuse_holding`].
+pub(crate) fn refuse_overlap(output: &Path, pack: &Pack) -> Result<(), OutputError> {
+    let Some(folder) = pack.local() else {
+        return Ok(());
+    };
+    refuse_inside(output, folder)?;
+    refuse_holding(output, &[folder.to_owned()])
 }
 
 /// Where a path will be once the folders that it lacks are made: links followed as far as it

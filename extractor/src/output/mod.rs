@@ -27,7 +27,7 @@ use segpack_formats::io::{
 use segpack_manifests::folder::PARTIAL;
 
 pub use error::OutputError;
-pub(crate) use inspect::{Before, inspect, refuse_holding, refuse_inside};
+pub(crate) use inspect::{Before, inspect, refuse_holding, refuse_inside, refuse_overlap};
 pub(crate) use journal::{JOURNAL, Journal, JournalRead, KeptRanges, Record, ShardDigests};
 pub use limits::FileLimit;
 use lock::{LOCK, in_partial};

@@ -1,11 +1,12 @@
-//! What lies in a pack folder, against what its manifest lists.
+//! What lies where a pack is, against what its manifest lists.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use segpack_formats::FormatError;
+use segpack_manifests::Pack;
 use segpack_manifests::documents::{Finding, FindingKind, Manifest};
-use segpack_manifests::folder::{MANIFEST, PARTIAL, SIGNATURE, SUMS};
+use segpack_manifests::folder::{MANIFEST, PARTIAL, PackFiles, SIGNATURE, SUMS};
 use walkdir::WalkDir;
 
 /// What lies in a pack folder.
@@ -31,6 +32,43 @@ pub(super) fn listed_paths(manifest: &Manifest) -> BTreeMap<&str, Option<u64>> {
         listed.insert(SUMS, None);
     }
     listed
+}
+
+/// Lists what lies where a pack is.
+///
+/// # Errors
+/// Where the environment keeps it from being listed.
+pub(super) fn list_pack(
+    pack: &Pack,
+    listed: &BTreeMap<&str, Option<u64>>,
+) -> Result<Listing, FormatError> {
+    match pack.local() {
+        Some(folder) => list(folder, listed),
+        None => list_elsewhere(&**pack.files(), listed),
+    }
+}
+
+/// Lists a place that has nothing but files. One that does not tell which they are is asked for
+/// those that the manifest lists: what else it has is not seen.
+fn list_elsewhere(
+    files: &dyn PackFiles,
+    listed: &BTreeMap<&str, Option<u64>>,
+) -> Result<Listing, FormatError> {
+    let mut listing = Listing::default();
+    for path in listed.keys() {
+        if let Some(length) = files.length(path)? {
+            listing.there.insert((*path).to_owned(), length);
+        }
+    }
+    let paths = files.paths()?.unwrap_or_default();
+    for path in paths.iter().filter(|p| !listed.contains_key(p.as_str())) {
+        listing.findings.push(if path == SIGNATURE {
+            Finding::new(FindingKind::UncheckedSignature).file(path)
+        } else {
+            unlisted(path, "a file that the manifest does not list")
+        });
+    }
+    Ok(listing)
 }
 
 /// Lists a pack folder.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use segpack_formats::FormatError;
 use segpack_formats::codec::{Codec, Coding};
 use segpack_formats::digest::{Sha256, Sha256Hasher};
-use segpack_formats::io::{CancelToken, InputFile, READ_BYTES, ReadAt, write_all_at};
+use segpack_formats::io::{CancelToken, READ_BYTES, ReadAt, write_all_at};
 use segpack_formats::pack::{
     SegmentReader, TensorSource, Unpacker, WrittenPack, data_start, write_pack,
 };
@@ -28,7 +28,7 @@ use super::derivation::refuse_underived;
 use super::verify::{VerifySettings, verify};
 use crate::output::{
     Before, Flushing, Journal, OutputFolder, Publisher, Record, discard, inspect,
-    is_being_replaced, recover, refuse_holding, refuse_inside,
+    is_being_replaced, recover, refuse_overlap,
 };
 use crate::pack_writer::{
     self, Done, PackWriterError, Recorder, Space, Target, add_estimate, add_pack, memory_of,
@@ -189,8 +189,7 @@ pub(crate) fn repack(
     stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<PackSummary, StepError> {
-    refuse_inside(out, pack.folder())?;
-    refuse_holding(out, &[pack.folder().to_owned()])?;
+    refuse_overlap(out, pack)?;
     let plan = plan_of(pack.manifest(), settings.coding);
     let target = Target {
         resume: settings.resume,
@@ -299,8 +298,8 @@ impl Work<'_> {
             .map(|(_, length)| length)
             .sum();
         let files: u64 = manifest.source_files.iter().map(|f| f.stored_length).sum();
-        let document = std::fs::metadata(self.pack.path(MANIFEST)).map_or(0, |m| m.len());
-        packs + files + 2 * document
+        let document = self.pack.files().length(MANIFEST).ok().flatten();
+        packs + files + 2 * document.unwrap_or_default()
     }
 
     /// Verifies all that will be repacked: what it replaces will be gone when it is.
@@ -451,7 +450,7 @@ impl Work<'_> {
     ) -> Result<(Arc<File>, Record), StepError> {
         let input = self.pack.open_file(&planned.path)?;
         let mut source = PackSource {
-            input: &input,
+            input: &*input,
             pack: self.pack,
             planned,
             unpacker,
@@ -572,7 +571,7 @@ impl Work<'_> {
 
 /// Reads the tensors of one pack, decoded.
 struct PackSource<'a> {
-    input: &'a InputFile,
+    input: &'a dyn ReadAt,
     pack: &'a Pack,
     planned: &'a PlannedPack,
     unpacker: &'a mut Unpacker,
@@ -591,7 +590,7 @@ impl TensorSource for PackSource<'_> {
         let (Some(entry), Some(tensor)) = (self.pack.segment(&planned.id), self.pack.tensor(name))
         else {
             return Err(FormatError::malformed(
-                self.input.path(),
+                self.input.name(),
                 format!("{name:?} is not listed"),
             ));
         };

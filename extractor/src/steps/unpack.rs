@@ -21,7 +21,7 @@ use segpack_manifests::{PackCursor, PackReader};
 use super::StepError;
 use crate::output::{
     Flushing, OutputError, OutputFolder, Publisher, Shape, Staging, WRITE_BEHIND_MEMORY,
-    refuse_holding, refuse_inside, write_behind,
+    refuse_overlap, write_behind,
 };
 use crate::work::{Progress, jobs_within_memory, lock, run_tasks};
 
@@ -79,8 +79,7 @@ pub(crate) fn unpack(
     progress: &dyn Progress,
 ) -> Result<UnpackSummary, StepError> {
     let (wanted, left) = choose(pack.manifest(), settings)?;
-    refuse_inside(out, pack.folder())?;
-    refuse_holding(out, &[pack.folder().to_owned()])?;
+    refuse_overlap(out, pack)?;
     let output = open_output(pack, out, &wanted, settings)?;
     let weights = PackReader::new(pack);
     let restore = Restore {
@@ -395,7 +394,7 @@ impl Restore<'_> {
         })?;
         if file.sha256.is_none() && head.finish() != file.stored_sha256 {
             return Err(FormatError::malformed(
-                kept.path(),
+                kept.name(),
                 "is damaged: its SHA-256 is not the manifest's",
             ));
         }

@@ -29,6 +29,8 @@ pub enum ReadPath {
     Cached,
     /// Through the page cache: this file system has no direct reads, or the memory was not aligned.
     Buffered,
+    /// From something else than a file of this machine.
+    Elsewhere,
 }
 
 /// A file that can be read past the page cache.

@@ -2,12 +2,12 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 use segpack_formats::FormatError;
 use segpack_formats::digest::Sha256;
-use segpack_formats::io::InputFile;
 
-use super::{Pack, PackError};
+use super::{Pack, PackError, PackFiles};
 use crate::folder::paths::{MANIFEST, MAX_MANIFEST_BYTES, SUMS};
 
 /// How a pack folder is opened.
@@ -53,6 +53,14 @@ impl OpenOptions {
         Pack::open_with(folder, self)
     }
 
+    /// Opens a pack by its manifest, wherever its files are.
+    ///
+    /// # Errors
+    /// As [`Pack::open`].
+    pub fn open_at(self, files: Arc<dyn PackFiles>) -> Result<Pack, PackError> {
+        Pack::open_at(files, self)
+    }
+
     /// Refuses a manifest that is not the one that the user named.
     pub(super) fn check_wanted(self, folder: &Path, seen: Sha256) -> Result<(), PackError> {
         match self.manifest_sha256 {
@@ -62,13 +70,12 @@ impl OpenOptions {
     }
 
     /// Refuses a manifest that is not the one in SHA256SUMS.
-    pub(super) fn check_listed(self, folder: &Path, seen: Sha256) -> Result<(), PackError> {
-        let sums = folder.join(SUMS);
+    pub(super) fn check_listed(self, files: &dyn PackFiles, seen: Sha256) -> Result<(), PackError> {
         // a link that leads nowhere is a file that cannot be read, not one that is absent
-        if !self.sums || std::fs::symlink_metadata(&sums).is_err() {
+        if !self.sums || !files.has(SUMS)? {
             return Ok(());
         }
-        compare(folder, seen, listed(folder, &sums)?, Voucher::Sums)
+        compare(files.root(), seen, listed(files)?, Voucher::Sums)
     }
 }
 
@@ -103,8 +110,9 @@ fn compare(folder: &Path, seen: Sha256, wanted: Sha256, by: Voucher) -> Result<(
 }
 
 /// The digest that a SHA256SUMS lists for the manifest.
-fn listed(folder: &Path, sums: &Path) -> Result<Sha256, PackError> {
-    let input = InputFile::open_beneath(folder, SUMS)?;
+fn listed(files: &dyn PackFiles) -> Result<Sha256, PackError> {
+    let sums = &files.root().join(SUMS);
+    let input = files.open(SUMS)?;
     if input.length() > MAX_MANIFEST_BYTES {
         let what = format!(
             "has {} bytes, over the limit of {MAX_MANIFEST_BYTES}",

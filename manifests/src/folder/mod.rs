@@ -1,5 +1,6 @@
-//! A pack folder, opened for reading.
+//! A pack, opened for reading: a folder, or wherever else its files are.
 
+mod files;
 mod identity;
 mod model;
 pub(crate) mod paths;
@@ -8,11 +9,13 @@ mod source_file;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use segpack_formats::FormatError;
 use segpack_formats::digest::Sha256;
-use segpack_formats::io::{DirectFile, InputFile};
+use segpack_formats::io::ReadAt;
 
+pub use files::{AlignedFile, LocalFiles, PackFiles};
 pub use identity::{OpenOptions, Voucher, digest_in_list};
 pub use model::{ModelError, PackModel, TextDecoder};
 pub use paths::{
@@ -82,10 +85,10 @@ impl std::fmt::Display for NotAPack {
     }
 }
 
-/// An open pack folder: its manifest, checked, and where to find things in it.
+/// An open pack: its manifest, checked, and where to find things in it.
 #[derive(Debug)]
 pub struct Pack {
-    folder: PathBuf,
+    files: Arc<dyn PackFiles>,
     manifest: Manifest,
     manifest_sha256: Sha256,
     segments: NameIndex,
@@ -107,12 +110,23 @@ impl Pack {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_with(folder: &Path, options: OpenOptions) -> Result<Self, PackError> {
-        let (manifest, manifest_sha256) = read_manifest(folder, options)?;
-        options.check_listed(folder, manifest_sha256)?;
+        if let Err(e) = fs::metadata(folder) {
+            return Err(FormatError::io("open", folder)(e).into());
+        }
+        Self::open_at(Arc::new(LocalFiles::new(folder)), options)
+    }
+
+    /// Opens a pack by its manifest, which has to be what the options say, wherever its files are.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_at(files: Arc<dyn PackFiles>, options: OpenOptions) -> Result<Self, PackError> {
+        let (manifest, manifest_sha256) = read_manifest(&*files, options)?;
+        options.check_listed(&*files, manifest_sha256)?;
         let segments = NameIndex::of(&manifest.segments, |s| &s.id);
         let tensors = NameIndex::of(&manifest.tensors, |t| &t.name);
         Ok(Self {
-            folder: folder.to_owned(),
+            files,
             manifest,
             manifest_sha256,
             segments,
@@ -120,9 +134,25 @@ impl Pack {
         })
     }
 
-    /// The folder.
+    /// The same pack, read through other files: such as a cache of those that it was opened with.
+    #[must_use]
+    pub fn read_through(self, files: Arc<dyn PackFiles>) -> Self {
+        Self { files, ..self }
+    }
+
+    /// The folder, or the address, as messages name it.
     pub fn folder(&self) -> &Path {
-        &self.folder
+        self.files.root()
+    }
+
+    /// The folder, where it is one of this machine.
+    pub fn local(&self) -> Option<&Path> {
+        self.files.local()
+    }
+
+    /// Where its files are.
+    pub fn files(&self) -> &Arc<dyn PackFiles> {
+        &self.files
     }
 
     /// Its manifest.
@@ -162,41 +192,39 @@ impl Pack {
 
     /// The path of a file that the manifest names, for messages.
     pub fn path(&self, relative: &str) -> PathBuf {
-        self.folder.join(relative)
+        self.folder().join(relative)
     }
 
-    /// Opens a file that the manifest names. No link in the folder is followed.
+    /// Opens a file that the manifest names. No link in a folder is followed.
     ///
     /// # Errors
-    /// As [`InputFile::open_beneath`].
-    pub fn open_file(&self, relative: &str) -> Result<InputFile, FormatError> {
-        InputFile::open_beneath(&self.folder, relative)
+    /// As [`PackFiles::open`].
+    pub fn open_file(&self, relative: &str) -> Result<Arc<dyn ReadAt>, FormatError> {
+        self.files.open(relative)
     }
 
-    /// [`open_file`](Self::open_file), to be read past the page cache.
+    /// [`open_file`](Self::open_file), to be read past the page cache where it is a file of this
+    /// machine.
     ///
     /// # Errors
-    /// As [`DirectFile::open_beneath`].
-    pub fn open_direct(&self, relative: &str) -> Result<DirectFile, FormatError> {
-        DirectFile::open_beneath(&self.folder, relative)
+    /// As [`PackFiles::open`].
+    pub fn open_direct(&self, relative: &str) -> Result<AlignedFile, FormatError> {
+        self.files.open_direct(relative)
     }
 }
 
-fn read_manifest(folder: &Path, options: OpenOptions) -> Result<(Manifest, Sha256), PackError> {
-    let path = folder.join(MANIFEST);
-    if let Err(e) = fs::metadata(folder) {
-        return Err(FormatError::io("open", folder)(e).into());
-    }
-    if path
-        .symlink_metadata()
-        .is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
-    {
+fn read_manifest(
+    files: &dyn PackFiles,
+    options: OpenOptions,
+) -> Result<(Manifest, Sha256), PackError> {
+    let (folder, path) = (files.root(), files.root().join(MANIFEST));
+    if !files.has(MANIFEST)? {
         return Err(PackError::NotAPack {
             folder: folder.to_owned(),
-            why: what_it_is(folder),
+            why: what_it_is(files)?,
         });
     }
-    let input = InputFile::open_beneath(folder, MANIFEST)?;
+    let input = files.open(MANIFEST)?;
     if input.length() > MAX_MANIFEST_BYTES {
         let what = format!(
             "has {} bytes, over the limit of {MAX_MANIFEST_BYTES}",
@@ -212,12 +240,12 @@ fn read_manifest(folder: &Path, options: OpenOptions) -> Result<(Manifest, Sha25
     Ok((manifest, sha256))
 }
 
-fn what_it_is(folder: &Path) -> NotAPack {
-    if folder.join(PARTIAL).exists() {
+fn what_it_is(files: &dyn PackFiles) -> Result<NotAPack, FormatError> {
+    Ok(if files.has(PARTIAL)? {
         NotAPack::Unfinished
-    } else if folder.join("config.json").exists() {
+    } else if files.has("config.json")? {
         NotAPack::Checkpoint
     } else {
         NotAPack::NoManifest
-    }
+    })
 }

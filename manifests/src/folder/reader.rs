@@ -5,10 +5,11 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use segpack_formats::digest::Sha256;
-use segpack_formats::io::{CancelToken, DirectFile, InputFile, Retried};
+use segpack_formats::io::{CancelToken, ReadAt, Retried};
 use segpack_formats::pack::{SegmentReader, Unpacker};
 use segpack_formats::{FormatError, Result};
 
+use super::AlignedFile;
 use crate::Pack;
 use crate::documents::{SegmentEntry, TensorEntry};
 
@@ -16,8 +17,8 @@ use crate::documents::{SegmentEntry, TensorEntry};
 #[derive(Debug)]
 pub struct PackReader<'a> {
     pack: &'a Pack,
-    files: Mutex<HashMap<String, Arc<InputFile>>>,
-    direct: Mutex<HashMap<String, Arc<DirectFile>>>,
+    files: Mutex<HashMap<String, Arc<dyn ReadAt>>>,
+    direct: Mutex<HashMap<String, Arc<AlignedFile>>>,
 }
 
 /// One thread's access to a [`PackReader`], with buffers of its own.
@@ -53,20 +54,21 @@ impl<'a> PackReader<'a> {
         })
     }
 
-    /// A file of the pack folder.
+    /// A file of the pack.
     ///
     /// # Errors
     /// `Io`, or `Malformed` where it is not a regular file.
-    pub fn open(&self, path: &str) -> Result<Arc<InputFile>> {
-        self.keep(&self.files, path, |path| self.pack.open_file(path))
+    pub fn open(&self, path: &str) -> Result<Arc<dyn ReadAt>> {
+        keep(&self.files, path, |path| self.pack.open_file(path))
     }
 
-    /// A file of the pack folder, to be read past the page cache.
+    /// A file of the pack, to be read past the page cache where it is one of this machine.
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn open_direct(&self, path: &str) -> Result<Arc<DirectFile>> {
-        self.keep(&self.direct, path, |path| self.pack.open_direct(path))
+    pub fn open_direct(&self, path: &str) -> Result<Arc<AlignedFile>> {
+        let open = |path: &str| self.pack.open_direct(path).map(Arc::new);
+        keep(&self.direct, path, open)
     }
 
     /// The reads that failed and, tried again, did not, with the paths of their files.
@@ -81,21 +83,6 @@ impl<'a> PackReader<'a> {
             .collect();
         retried.sort_by(|a, b| (&a.0, a.1.range.start).cmp(&(&b.0, b.1.range.start)));
         retried
-    }
-
-    fn keep<F>(
-        &self,
-        files: &Mutex<HashMap<String, Arc<F>>>,
-        path: &str,
-        open: impl FnOnce(&str) -> Result<F>,
-    ) -> Result<Arc<F>> {
-        let mut files = files.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(file) = files.get(path) {
-            return Ok(Arc::clone(file));
-        }
-        let file = Arc::new(open(path)?);
-        files.insert(path.to_owned(), Arc::clone(&file));
-        Ok(file)
     }
 
     /// The bytes of a whole tensor: little-endian, the last dimension fastest, and those that its
@@ -135,6 +122,21 @@ impl<'a> PackReader<'a> {
             FormatError::malformed(self.pack.folder(), what)
         })
     }
+}
+
+/// The file of this path that is open, or is opened now.
+fn keep<F: ?Sized>(
+    files: &Mutex<HashMap<String, Arc<F>>>,
+    path: &str,
+    open: impl FnOnce(&str) -> Result<Arc<F>>,
+) -> Result<Arc<F>> {
+    let mut files = files.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(file) = files.get(path) {
+        return Ok(Arc::clone(file));
+    }
+    let file = open(path)?;
+    files.insert(path.to_owned(), Arc::clone(&file));
+    Ok(file)
 }
 
 impl<'a> PackCursor<'a> {

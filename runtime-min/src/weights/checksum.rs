@@ -1,7 +1,7 @@
 //! When digests are compared, and the error where they differ.
 
 use segpack_formats::FormatError;
-use segpack_formats::io::InputFile;
+use segpack_formats::io::ReadAt;
 use segpack_manifests::documents::SegmentEntry;
 
 /// When the digest of a segment is compared with the manifest's.
@@ -17,10 +17,10 @@ pub enum ChecksumPolicy {
 }
 
 /// A segment whose stored bytes have another digest than the manifest says.
-pub(crate) fn damaged(file: &InputFile, segment: &SegmentEntry, seen: &str) -> FormatError {
+pub(crate) fn damaged(file: &dyn ReadAt, segment: &SegmentEntry, seen: &str) -> FormatError {
     let what = format!(
         "segment {:?} at byte {} is damaged: BLAKE3 {seen}, wanted {}",
         segment.id, segment.offset, segment.blake3
     );
-    FormatError::malformed(file.path(), what)
+    FormatError::malformed(file.name(), what)
 }

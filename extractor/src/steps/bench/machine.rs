@@ -8,6 +8,7 @@ use segpack_formats::digest::Blake3;
 use segpack_formats::io::{CancelToken, DirectFile, ReadPath};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::BenchLimits;
+use segpack_manifests::folder::AlignedFile;
 use segpack_runtime_min::Kernels;
 use segpack_runtime_min::limits::{fma_peak, read_bandwidth};
 use segpack_runtime_min::session::on_threads;
@@ -110,7 +111,10 @@ pub(super) fn drive_rate(
         if total >= most {
             break;
         }
-        let file = pack.open_direct(&pack_file.path)?;
+        // of a pack that is not a folder of this machine there is no drive to measure
+        let AlignedFile::Local(file) = pack.open_direct(&pack_file.path)? else {
+            return Ok(None);
+        };
         file.file().forget();
         total += pack_file.length;
         files.push((file, pack_file.length));

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use segpack_formats::io::CancelToken;
+use segpack_formats::io::{CancelToken, InputFile};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{BenchOnDemand, BenchPrefill, BenchRate, BenchResident};
 use segpack_runtime_min::limits::{fma_peak, read_bandwidth};
@@ -229,8 +229,11 @@ impl ModelBench<'_> {
     }
 
     fn forget(&self) -> Result<(), StepError> {
+        let Some(folder) = self.pack.local() else {
+            return Ok(()); // this machine's page cache holds nothing of it
+        };
         for pack in &self.pack.manifest().packs {
-            self.pack.open_file(&pack.path)?.forget();
+            InputFile::open_beneath(folder, &pack.path)?.forget();
         }
         Ok(())
     }

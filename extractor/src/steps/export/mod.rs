@@ -40,7 +40,7 @@ use segpack_manifests::{Pack, PackModel, PackReader};
 use super::StepError;
 use super::derivation::refuse_underived;
 use super::unpack::globs;
-use crate::output::{refuse_holding, refuse_inside};
+use crate::output::refuse_overlap;
 use crate::work::Progress;
 use audit::audit_plan;
 pub use error::{Difference, ExportError, ExportOption, GgufExportError};
@@ -140,8 +140,7 @@ pub(crate) fn export(
     let plan = plan_of(pack, settings, &name)?;
     audit_plan(pack, settings, &plan)?;
     refuse_twice(&plan.files)?;
-    refuse_inside(out, pack.folder())?;
-    refuse_holding(out, &[pack.folder().to_owned()])?;
+    refuse_overlap(out, pack)?;
     let output = destination::open(pack, out, &plan, settings)?;
     let weights = PackReader::new(pack);
     let producer = Producer {

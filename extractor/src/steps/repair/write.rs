@@ -160,9 +160,7 @@ impl<'a> Writer<'a> {
             Contents::Pack(pack) => {
                 let mut files = pack.manifest().source_files.iter();
                 match files.find(|f| f.path == listed.path && f.kind == listed.kind) {
-                    Some(file) => pack
-                        .open_file(&file.stored_as)
-                        .map(|file| Arc::new(file) as Arc<dyn ReadAt>),
+                    Some(file) => pack.open_file(&file.stored_as),
                     None => return Ok(None),
                 }
             }
@@ -244,7 +242,7 @@ impl<'a> Writer<'a> {
     /// are not those that the manifest lists, or cannot be read.
     fn copy(
         &self,
-        input: &InputFile,
+        input: &dyn ReadAt,
         segment: &SegmentEntry,
         from: u64,
         (file, path): (&File, &Path),
@@ -288,7 +286,7 @@ impl<'a> Writer<'a> {
                 .filter(|s| s.blake3 == segment.blake3);
             if let Some(same) = same.filter(|s| s.stored_length == segment.stored_length) {
                 let input = pack.open_file(&same.pack)?;
-                if self.copy(&input, segment, same.offset, to, worker)? {
+                if self.copy(&*input, segment, same.offset, to, worker)? {
                     return Ok(());
                 }
             }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use segpack_formats::FormatError;
 use segpack_formats::codec::Codec;
 use segpack_formats::digest::{Blake3Hasher, LANES, Sha256, Sha256Hasher, Sha256Lanes};
-use segpack_formats::io::{CancelToken, InputFile, READ_BYTES, ReadAt, Retried};
+use segpack_formats::io::{CancelToken, READ_BYTES, ReadAt, Retried};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
     FileResult, Finding, FindingKind, PackEntry, SegmentEntry, Severity, SourceFile, TensorEntry,
@@ -368,7 +368,7 @@ impl<'a> Check<'a> {
         batch: &[Place<'_>],
         counted: &mut u64,
     ) -> Result<Vec<Sha256>, FormatError> {
-        let files: Vec<Arc<InputFile>> = batch
+        let files: Vec<Arc<dyn ReadAt>> = batch
             .iter()
             .map(|p| self.weights.open(&p.segment.pack))
             .collect::<Result<_, _>>()?;

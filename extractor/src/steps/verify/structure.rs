@@ -11,13 +11,13 @@ use segpack_manifests::folder::{MANIFEST, SUMS};
 
 use super::{Findings, describe};
 use crate::steps::StepError;
-use crate::steps::listing::{Listing, list, listed_paths};
+use crate::steps::listing::{Listing, list_pack, listed_paths};
 
 /// Checks everything but the content of the files. Returns the files that are there with their
 /// right length.
 pub(super) fn check(pack: &Pack, findings: &Findings) -> Result<BTreeSet<String>, StepError> {
     let listed = listed_paths(pack.manifest());
-    let listing = list(pack.folder(), &listed)?;
+    let listing = list_pack(pack, &listed)?;
     let Listing { there, links, .. } = listing;
     findings.extend(listing.findings);
     let mut sound = BTreeSet::new();

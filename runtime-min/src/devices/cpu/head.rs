@@ -96,7 +96,7 @@ impl<'a> HeadStream<'a> {
         let seen = blake3.finish();
         if is_checked && seen != segment.blake3 {
             let file = self.cursor.source().open(&segment.pack)?;
-            return Err(damaged(&file, segment, &seen.to_string()).into());
+            return Err(damaged(&*file, segment, &seen.to_string()).into());
         }
         Ok(())
     }

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use segpack_formats::codec::ChunkTable;
 use segpack_formats::digest::{Blake3, Blake3Part};
-use segpack_formats::io::DirectFile;
 use segpack_formats::{FormatError, Result};
 use segpack_manifests::documents::SegmentEntry;
+use segpack_manifests::folder::AlignedFile;
 
 use super::lock;
 use crate::weights::checksum::damaged;
@@ -16,7 +16,7 @@ use crate::weights::placement::data_offset;
 /// One segment on its way.
 pub(super) struct Job<'s> {
     pub(super) segment: &'s SegmentEntry,
-    pub(super) file: Arc<DirectFile>,
+    pub(super) file: Arc<AlignedFile>,
     /// Of a coded segment.
     pub(super) table: Option<Arc<ChunkTable>>,
     /// Whether its digest is compared.
@@ -30,7 +30,7 @@ pub(super) struct Job<'s> {
 impl<'s> Job<'s> {
     pub(super) fn new(
         segment: &'s SegmentEntry,
-        file: Arc<DirectFile>,
+        file: Arc<AlignedFile>,
         table: Option<Arc<ChunkTable>>,
         is_checked: bool,
     ) -> Self {
@@ -78,6 +78,6 @@ impl<'s> Job<'s> {
 
     /// An error of this segment, which names its file.
     pub(super) fn malformed(&self, what: String) -> FormatError {
-        FormatError::malformed(self.file.file().path(), what)
+        FormatError::malformed(self.file.file().name(), what)
     }
 }

@@ -12,11 +12,12 @@ use std::time::Instant;
 
 use segpack_formats::codec::{Chunk, ChunkDecoder, ChunkTable, Codec, MAX_CHUNK_BYTES};
 use segpack_formats::digest::{BLAKE3_CHUNK_BYTES, Blake3Part};
-use segpack_formats::io::{CancelToken, DirectFile, align_outward};
+use segpack_formats::io::{CancelToken, align_outward};
 use segpack_formats::pack::SegmentReader;
 use segpack_formats::{FormatError, Result};
 use segpack_manifests::PackReader;
 use segpack_manifests::documents::SegmentEntry;
+use segpack_manifests::folder::AlignedFile;
 
 use self::job::Job;
 pub use self::stats::LoadStats;
@@ -221,14 +222,14 @@ impl<'a> Loader<'a> {
     }
 
     /// Chunk tables are small, and kept.
-    fn table(&self, file: &DirectFile, segment: &SegmentEntry) -> Result<Arc<ChunkTable>> {
+    fn table(&self, file: &AlignedFile, segment: &SegmentEntry) -> Result<Arc<ChunkTable>> {
         if let Some(table) = lock(&self.tables).get(&segment.id) {
             return Ok(Arc::clone(table));
         }
         let reader = SegmentReader::open(file.file(), segment.stored())?;
         let table = reader.table().cloned().ok_or_else(|| {
             let what = format!("segment {:?} has no chunks", segment.id);
-            FormatError::malformed(file.file().path(), what)
+            FormatError::malformed(file.file().name(), what)
         });
         let table = Arc::new(table?);
         lock(&self.tables).insert(segment.id.clone(), Arc::clone(&table));
@@ -378,7 +379,7 @@ impl<'a> Loader<'a> {
         })
     }
 
-    fn read(&self, file: &DirectFile, range: &Range<u64>, to: &mut [u8]) -> Result<()> {
+    fn read(&self, file: &AlignedFile, range: &Range<u64>, to: &mut [u8]) -> Result<()> {
         let began = Instant::now();
         let path = file.read_aligned(range, to)?;
         add_time(&self.counters.read_nanos, began);

@@ -14,6 +14,8 @@ pub struct LoadStats {
     pub cached: u64,
     /// Stored bytes read through the page cache.
     pub buffered: u64,
+    /// Stored bytes of packs that are not a folder of this machine.
+    pub elsewhere: u64,
     /// Raw bytes that were decoded from coded segments.
     pub decoded: u64,
     /// Reading.
@@ -27,7 +29,7 @@ pub struct LoadStats {
 impl LoadStats {
     /// Stored bytes read.
     pub fn bytes(&self) -> u64 {
-        self.direct + self.cached + self.buffered
+        self.direct + self.cached + self.buffered + self.elsewhere
     }
 }
 
@@ -37,6 +39,7 @@ pub(super) struct Counters {
     direct: AtomicU64,
     cached: AtomicU64,
     buffered: AtomicU64,
+    elsewhere: AtomicU64,
     decoded: AtomicU64,
     pub(super) read_nanos: AtomicU64,
     pub(super) check_nanos: AtomicU64,
@@ -50,6 +53,7 @@ impl Counters {
             ReadPath::Direct => &self.direct,
             ReadPath::Cached => &self.cached,
             ReadPath::Buffered => &self.buffered,
+            ReadPath::Elsewhere => &self.elsewhere,
         };
         counter.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -67,6 +71,7 @@ impl Counters {
             direct: get(&self.direct),
             cached: get(&self.cached),
             buffered: get(&self.buffered),
+            elsewhere: get(&self.elsewhere),
             decoded: get(&self.decoded),
             read_time: time(&self.read_nanos),
             check_time: time(&self.check_nanos),
