@@ -17,6 +17,13 @@ pub mod sources {
     #![doc = include_str!("../docs/sources.md")]
 }
 
+pub mod many_machines {
+    #![doc = "[deploy]: https://github.com/segpack/segpack/tree/main/extractor/deploy"]
+    #![doc = "[part_schema]: https://github.com/segpack/segpack/blob/main/schemas/part-manifest.schema.json"]
+    #![doc = ""]
+    #![doc = include_str!("../docs/many-machines.md")]
+}
+
 pub mod codecs {
     #![doc = "[format]: segpack_formats::specification"]
     #![doc = "[benchmarks]: crate::guide::benchmarks"]

@@ -82,5 +82,6 @@ mod name_index;
 pub mod names;
 pub mod quantization;
 pub mod registry;
+pub mod shares;
 
 pub use folder::{ModelError, NotAPack, Pack, PackCursor, PackError, PackModel, PackReader};

@@ -10,8 +10,8 @@ use segpack_manifests::documents::schema::schema_of;
 use segpack_manifests::documents::{
     BenchReport, DemoReport, DevicesReport, DiffReport, Document, ErrorReport, ExpertParallelMap,
     ExpertsReport, ExportSummary, GpuBenchReport, GraftReport, InfoReport, Inventory, Manifest,
-    PackSummary, Plan, RepairReport, RunPrompt, RunSummary, RunToken, SpeakSummary, UnpackSummary,
-    UpdateReport, ValidateReport, VerifyReceipt, VerifyReport, VocodeSummary,
+    PackSummary, PartManifest, Plan, RepairReport, RunPrompt, RunSummary, RunToken, SpeakSummary,
+    UnpackSummary, UpdateReport, ValidateReport, VerifyReceipt, VerifyReport, VocodeSummary,
 };
 use serde_json::{Value, json};
 
@@ -20,11 +20,12 @@ use crate::support::damage::{flip, manifest};
 use crate::support::folders::temp;
 use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full};
 
-fn schemas() -> [(&'static str, Schema); 26] {
+fn schemas() -> [(&'static str, Schema); 27] {
     [
         schema::<Inventory>(),
         schema::<Plan>(),
         schema::<Manifest>(),
+        schema::<PartManifest>(),
         schema::<VerifyReport>(),
         schema::<ValidateReport>(),
         schema::<PackSummary>(),
@@ -164,6 +165,27 @@ fn real_documents_are_valid() {
         let summary = segpack!["pack", checkpoint, "-o", &out, "--json", first, second].ok();
         assert_valid(&validator("pack-summary"), &summary.json());
         assert_valid(&validator("manifest"), &manifest(&out));
+        let part = out.with_extension("part");
+        let share = ["--part", "1/2", "--json", first, second];
+        let summary = Run::of(
+            program()
+                .arg("pack")
+                .arg(checkpoint)
+                .arg("-o")
+                .arg(&part)
+                .args(share),
+        )
+        .ok();
+        assert_valid(&validator("pack-summary"), &summary.json());
+        let document = fs::read(part.join("part.json")).unwrap();
+        assert_valid(
+            &validator("part-manifest"),
+            &serde_json::from_slice(&document).unwrap(),
+        );
+        assert_valid(
+            &validator("verify-report"),
+            &segpack!["verify", &part, "--json"].ok().json(),
+        );
         let back = out.with_extension("back");
         let report = segpack!["unpack", &out, "-o", &back, "--include", "*.json", "--json"].ok();
         assert_valid(&validator("unpack-summary"), &report.json());

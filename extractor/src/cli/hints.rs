@@ -7,7 +7,7 @@ use segpack_formats::FormatError;
 use segpack_manifests::documents::{ExportTarget, Finding, FindingKind, Severity};
 #[cfg(feature = "run")]
 use segpack_manifests::documents::{ValidateReport, Verdict};
-use segpack_manifests::folder::{MANIFEST, PARTIAL};
+use segpack_manifests::folder::{MANIFEST, PART, PARTIAL};
 use segpack_manifests::{NotAPack, PackError};
 #[cfg(feature = "run")]
 use segpack_runtime_min::devices::cuda::CudaError;
@@ -22,6 +22,7 @@ use crate::source::RemoteError;
 use crate::source::SourceError;
 use crate::steps::cat::CatError;
 use crate::steps::export::{ExportError, ExportOption, GgufExportError};
+use crate::steps::join::JoinError;
 use crate::steps::repair::RepairError;
 use crate::steps::unpack::UnpackError;
 #[cfg(feature = "run")]
@@ -79,6 +80,7 @@ fn of_step(error: &StepError, output: Option<&Path>) -> Option<String> {
         StepError::Cat(e) => of_cat(e).map(str::to_owned),
         StepError::Unpack(e) => of_unpack(e).map(str::to_owned),
         StepError::Repair(e) => of_repair(e).map(str::to_owned),
+        StepError::Join(e) => of_join(e).map(str::to_owned),
         StepError::Export(e) => of_export(e),
         StepError::Run(e) => of_run(e),
         StepError::Session(SessionError::DeviceMemoryOnCpu) => {
@@ -245,7 +247,11 @@ fn of_remote(error: &RemoteError) -> Option<&'static str> {
 
 /// Whether there is a pack at the output path, which would be replaced.
 fn replaces(output: Option<&Path>) -> bool {
-    output.is_some_and(|output| output.join(MANIFEST).exists())
+    output.is_some_and(|output| {
+        [MANIFEST, PART]
+            .iter()
+            .any(|name| output.join(name).exists())
+    })
 }
 
 /// `replaces`: the command was to replace a pack.
@@ -320,7 +326,8 @@ fn of_pack(error: &PackError) -> Option<&'static str> {
         PackError::NotAPack { why, .. } => match why {
             NotAPack::Unfinished => Some("continue with `segpack pack --resume`"),
             NotAPack::Checkpoint => Some("make a pack of it with `segpack pack`"),
-            NotAPack::NoManifest => None,
+            NotAPack::Part => Some("`segpack join` makes a pack of all its parts"),
+            NotAPack::Whole | NotAPack::NoManifest => None,
         },
         _ => None,
     }
@@ -353,6 +360,25 @@ fn of_repair(error: &RepairError) -> Option<&'static str> {
         }
         RepairError::NotTheSame { .. } => Some("pack the checkpoint anew"),
         RepairError::Itself { .. } => None,
+    }
+}
+
+fn of_join(error: &JoinError) -> Option<&'static str> {
+    match error {
+        JoinError::OtherCount { .. } | JoinError::OtherShares { .. } => {
+            Some("pack that part again with the K/N of the others")
+        }
+        JoinError::Duplicate { .. } => Some("give one folder of each part"),
+        JoinError::Missing { .. } => Some("give the folders of all parts; --part K/N packs one"),
+        JoinError::OtherVersion { .. } => {
+            Some("join with the version that packed them, or pack them again with this one")
+        }
+        JoinError::OtherOptions { .. } => {
+            Some("pack that part again with the options of the others")
+        }
+        JoinError::OtherSource { .. } => Some(
+            "pack all parts of the same files; --no-provenance if they only lie in different places",
+        ),
     }
 }
 

@@ -17,6 +17,7 @@ mod failure;
 mod graft;
 mod hints;
 mod info;
+mod join;
 mod ls;
 mod man;
 mod pack;
@@ -103,6 +104,7 @@ pub struct Cli {
 enum Command {
     Scan(scan::Args),
     Pack(pack::Args),
+    Join(join::Args),
     Verify(verify::Args),
     Info(info::Args),
     Ls(ls::Args),
@@ -226,6 +228,7 @@ fn dispatch(command: Command, context: &Context) -> Result<Exit, CliError> {
     match command {
         Command::Scan(args) => scan::run(&args, context),
         Command::Pack(args) => pack::run(&args, context),
+        Command::Join(args) => join::run(&args, context),
         Command::Verify(args) => verify::run(args, context),
         Command::Info(args) => info::run(&args, context),
         Command::Diff(args) => diff::run(&args, context),

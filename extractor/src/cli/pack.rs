@@ -13,6 +13,7 @@ use crate::steps::Exit;
 use crate::steps::pack::{
     FetchSettings, PackSettings, consume_plan, pack_planned, plan_into, plan_with_estimate,
 };
+use crate::steps::verify::Subset;
 
 /// Pack a checkpoint into per-expert segments with a manifest
 ///
@@ -26,7 +27,8 @@ Examples:
   segpack pack ./model -o thinker.segpack --include thinker --codec bf16-rans
   segpack pack ./model -o model.segpack --codec bf16-rans --dry-run
   segpack pack ./model -o model.segpack --consume --yes
-  segpack pack hf://Qwen/Qwen3-Omni-30B-A3B-Instruct -o omni.segpack --codec bf16-rans")]
+  segpack pack hf://Qwen/Qwen3-Omni-30B-A3B-Instruct -o omni.segpack --codec bf16-rans
+  segpack pack ./model -o part-2.segpack --part 2/8   # on the second of eight machines")]
 pub(super) struct Args {
     /// Checkpoint folder, .safetensors file, repo id (OWNER/NAME[@REVISION]) in the local Hugging
     /// Face cache, hf://OWNER/NAME[@REVISION] on the hub, or the http(s):// address of a folder
@@ -39,6 +41,10 @@ pub(super) struct Args {
     /// Leave out this component and those below it; may be repeated
     #[arg(long, value_name = "COMPONENT", help_heading = INPUT)]
     exclude: Vec<String>,
+    /// Pack only the share of one of N machines, counted from 1; `segpack join` makes the pack of
+    /// all N folders
+    #[arg(long, value_name = "K/N", conflicts_with_all = ["consume", "in_place"], help_heading = INPUT)]
+    part: Option<Subset>,
     #[command(flatten)]
     tolerate: Tolerate,
     /// Do not compute the SHA-256 of the source shards: faster, but they are not compared with the
@@ -127,6 +133,7 @@ impl Args {
                 exclude: self.exclude.clone(),
             },
             coding: self.level.coding(self.codec)?,
+            part: self.part,
             jobs: self.jobs.count(),
             resume: self.resume,
             force: self.force,

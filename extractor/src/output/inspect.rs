@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use segpack_formats::FormatError;
 use segpack_formats::io::{EntryKind, entry_kind};
 use segpack_manifests::Pack;
-use segpack_manifests::folder::{MANIFEST, PARTIAL, SUMS};
+use segpack_manifests::folder::{MANIFEST, PART, PARTIAL, SUMS};
 
 use super::OutputError;
 
@@ -36,7 +36,7 @@ pub(crate) fn inspect(path: &Path) -> Result<Before, OutputError> {
         });
     }
     let mut entries = fs::read_dir(path).map_err(FormatError::io("list", path))?;
-    for name in [MANIFEST, SUMS, PARTIAL] {
+    for name in [MANIFEST, PART, SUMS, PARTIAL] {
         let path = path.join(name);
         match entry_kind(&path)? {
             Some(EntryKind::Link) => return Err(OutputError::Link { path }),

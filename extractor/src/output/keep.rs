@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use segpack_formats::FormatError;
-use segpack_formats::io::{open_beneath, sync_folder};
+use segpack_formats::io::{open_beneath, remove_beneath, sync_folder};
 
 use super::{OutputError, OutputFolder};
 
@@ -16,6 +16,18 @@ impl OutputFolder {
     /// # Errors
     /// `Io`.
     pub(crate) fn keep(&self, from: &Path, relative: &str) -> Result<(), OutputError> {
+        match self.link(from, relative)? {
+            true => Ok(()),
+            false => self.copy(from, relative),
+        }
+    }
+
+    /// Gives a file of another folder its path in this one as a second name of the same bytes;
+    /// `false` where the file system has no such. The file was synced when it was written.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn link(&self, from: &Path, relative: &str) -> Result<bool, OutputError> {
         let (old, new) = (from.join(relative), self.path().join(relative));
         let parent = new.parent().unwrap_or(self.path());
         fs::create_dir_all(parent).map_err(FormatError::io("create", parent))?;
@@ -24,9 +36,10 @@ impl OutputFolder {
                 // new folders are durable once those above them are
                 let above = parent.ancestors();
                 let mut inside = above.take_while(|a| a.starts_with(self.path()));
-                Ok(inside.try_for_each(sync_folder)?)
+                inside.try_for_each(sync_folder)?;
+                Ok(true)
             }
-            Err(e) if has_no_links(&e) => self.copy(from, relative),
+            Err(e) if has_no_links(&e) => Ok(false),
             Err(e) => Err(FormatError::io("link", &old)(e).into()),
         }
     }
@@ -40,6 +53,32 @@ impl OutputFolder {
         }
         self.publish(&file, relative)
     }
+}
+
+/// Removes these files of a folder that is of no use any more, then those of its folders that are
+/// empty, and itself where it is.
+///
+/// # Errors
+/// `Link`; `Io`.
+pub(crate) fn remove_from(
+    folder: &Path,
+    files: &[&str],
+    folders: &[&str],
+) -> Result<(), OutputError> {
+    for file in files {
+        remove_beneath(folder, file)?;
+    }
+    for below in folders {
+        let walk = walkdir::WalkDir::new(folder.join(below)).contents_first(true);
+        for entry in walk.into_iter().flatten() {
+            if entry.file_type().is_dir() {
+                // what is not empty holds what is somebody else's
+                let _ = fs::remove_dir(entry.path());
+            }
+        }
+    }
+    let _ = fs::remove_dir(folder);
+    Ok(())
 }
 
 /// Whether it says that there cannot be a second name: FAT, FUSE and network file systems, a file

@@ -29,6 +29,7 @@ use segpack_manifests::folder::PARTIAL;
 pub use error::OutputError;
 pub(crate) use inspect::{Before, inspect, refuse_holding, refuse_inside, refuse_overlap};
 pub(crate) use journal::{JOURNAL, Journal, JournalRead, KeptRanges, Record, ShardDigests};
+pub(crate) use keep::remove_from;
 pub use limits::FileLimit;
 use lock::{LOCK, in_partial};
 pub(crate) use publisher::{Flushing, Publisher};

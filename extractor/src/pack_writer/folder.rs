@@ -10,9 +10,11 @@ use segpack_formats::FormatError;
 use segpack_formats::digest::{Sha256, Sha256Hasher};
 use segpack_formats::io::{EntryKind, InputFile, READ_BYTES, entry_kind};
 use segpack_formats::pack::WrittenPack;
-use segpack_manifests::PackError;
-use segpack_manifests::documents::{Finding, GENERATOR, Manifest, PackSummary};
-use segpack_manifests::folder::{MANIFEST, OpenOptions, PACKS, PARTIAL, SIGNATURE, SOURCE, SUMS};
+use segpack_manifests::documents::{Finding, GENERATOR, Manifest, PackSummary, PartManifest};
+use segpack_manifests::folder::{
+    MANIFEST, OpenOptions, PACKS, PART, PARTIAL, SIGNATURE, SOURCE, SUMS,
+};
+use segpack_manifests::{NotAPack, Pack, PackError};
 
 use super::{Done, PackWriterError};
 use crate::output::{
@@ -62,7 +64,7 @@ impl Target<'_> {
             Before::Unfinished | Before::Occupied if self.force => {
                 check_ours(out, listed)?;
                 // without a manifest there is nothing whole to lose
-                if self.in_place || !out.join(MANIFEST).exists() {
+                if self.in_place || !is_finished(out) {
                     return replace_in_place(out, check_space);
                 }
                 let output = OutputFolder::replace(out, self.resume)?;
@@ -78,9 +80,7 @@ impl Target<'_> {
                 }
                 Err(PackWriterError::Unfinished { folder })
             }
-            Before::Occupied if out.join(MANIFEST).exists() => {
-                Err(PackWriterError::HoldsPack { folder })
-            }
+            Before::Occupied if is_finished(out) => Err(PackWriterError::HoldsPack { folder }),
             Before::Occupied => Err(OutputError::NotEmpty { path: folder }.into()),
         }
     }
@@ -220,6 +220,11 @@ fn finished_bytes(record: &Record) -> u64 {
     }
 }
 
+/// Whether a folder holds a finished pack, or a finished part of one.
+fn is_finished(out: &Path) -> bool {
+    out.join(MANIFEST).exists() || out.join(PART).exists()
+}
+
 /// Refuses a folder that holds anything but a pack, finished or not; `listed` files may be there.
 ///
 /// # Errors
@@ -229,7 +234,7 @@ pub(crate) fn check_ours(out: &Path, listed: &BTreeSet<String>) -> Result<(), Pa
     for entry in fs::read_dir(out).map_err(FormatError::io("list", out))? {
         let name = entry.map_err(FormatError::io("list", out))?.file_name();
         let name = name.to_string_lossy().into_owned();
-        if ![MANIFEST, SUMS, SIGNATURE, PACKS, SOURCE, PARTIAL].contains(&name.as_str()) {
+        if ![MANIFEST, PART, SUMS, SIGNATURE, PACKS, SOURCE, PARTIAL].contains(&name.as_str()) {
             let folder = folder();
             return Err(PackWriterError::ForeignEntry { folder, name });
         }
@@ -245,7 +250,14 @@ pub(crate) fn check_ours(out: &Path, listed: &BTreeSet<String>) -> Result<(), Pa
             None
         }
     }));
-    match OpenOptions::new().check_sums(false).open(out) {
+    let opened = match OpenOptions::new().check_sums(false).open(out) {
+        Err(PackError::NotAPack {
+            why: NotAPack::Part,
+            ..
+        }) => Pack::open_part(out).map(|(pack, _)| pack),
+        opened => opened,
+    };
+    match opened {
         Ok(pack) => listed.extend(pack.manifest().files().iter().map(|f| f.0.to_owned())),
         Err(PackError::Format(e)) => return Err(OutputError::from(e).into()),
         Err(_) if begun => {}
@@ -284,7 +296,7 @@ fn replace_in_place(
     let output = OutputFolder::open(out)?;
     // the manifest first, so that what is left does not look complete
     // the signature is of what was there
-    for name in [MANIFEST, SUMS, SIGNATURE, PACKS, SOURCE] {
+    for name in [MANIFEST, PART, SUMS, SIGNATURE, PACKS, SOURCE] {
         output.remove(name)?;
     }
     output.remove(&format!("{PARTIAL}/{JOURNAL}"))?;
@@ -349,6 +361,24 @@ pub(crate) fn write_documents(
     Ok(manifest_sha256)
 }
 
+/// The same for a part: `SHA256SUMS`, then `part.json`.
+///
+/// # Errors
+/// `Io`.
+pub(crate) fn write_part_documents(
+    output: &OutputFolder,
+    part: &PartManifest,
+) -> Result<Sha256, PackWriterError> {
+    let mut json = Vec::new();
+    part.write(&mut json)
+        .map_err(FormatError::io("write", PART))?;
+    let sha256 = Sha256::of(&json);
+    let text = part.sums_text(sha256);
+    output.write_small(SUMS, |to| to.write_all(text.as_bytes()))?;
+    output.write_small(PART, |to| to.write_all(&json))?;
+    Ok(sha256)
+}
+
 /// Ends a run: after success nothing unfinished is left, after an error what `leave` says.
 ///
 /// # Errors
@@ -388,6 +418,8 @@ pub(crate) fn summarise(
         known: manifest.known.clone(),
         hub_digests_compared,
         removed_shards: 0,
+        part: None,
+        joined_parts: None,
         packed_from: None,
         warnings,
     }

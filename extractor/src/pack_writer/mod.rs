@@ -1,4 +1,4 @@
-//! From planned segments to a pack folder: for `pack` and `repack`.
+//! From planned segments to a pack folder: for `pack`, `join` and `repack`.
 
 mod done;
 mod entries;
@@ -11,6 +11,8 @@ mod space;
 pub(crate) use done::{Done, Recorder, memory_of};
 pub(crate) use entries::add_pack;
 pub use error::PackWriterError;
-pub(crate) use folder::{IN_PLACE, Target, check_ours, close, summarise, write_documents};
+pub(crate) use folder::{
+    IN_PLACE, Target, check_ours, close, summarise, write_documents, write_part_documents,
+};
 pub(crate) use read_back::read_back;
 pub(crate) use space::{Space, add_estimate};

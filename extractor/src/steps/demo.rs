@@ -178,6 +178,7 @@ impl Demo<'_> {
         let settings = PackSettings {
             selection: Selection::default(),
             coding: Coding::Raw,
+            part: None,
             jobs: 1,
             resume: false,
             force: false,

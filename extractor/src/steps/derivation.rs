@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use segpack_formats::FormatError;
 use segpack_manifests::Pack;
 use segpack_manifests::derive::{Kept, KeptError, derive};
-use segpack_manifests::documents::{Finding, FindingKind, Severity};
+use segpack_manifests::documents::{Finding, FindingKind, Manifest, Severity};
 
 use super::StepError;
 use crate::causes::without_path;
@@ -16,8 +16,20 @@ use crate::causes::without_path;
 /// # Errors
 /// `Findings` with every difference; where a kept file cannot be read, why not.
 pub(super) fn refuse_underived(pack: &Pack, outcome: &str) -> Result<(), StepError> {
+    refuse_underived_manifest(pack.manifest(), pack, outcome)
+}
+
+/// The same for a manifest that is not written yet, of the files that another folder keeps.
+///
+/// # Errors
+/// As [`refuse_underived`].
+pub(super) fn refuse_underived_manifest(
+    manifest: &Manifest,
+    pack: &Pack,
+    outcome: &str,
+) -> Result<(), StepError> {
     let mut findings = match Kept::read(pack) {
-        Ok(kept) => derive(pack.manifest(), kept).findings,
+        Ok(kept) => derive(manifest, kept).findings,
         Err(errors) => {
             let findings: Result<Vec<_>, _> = errors.into_iter().map(finding_of).collect();
             findings?

@@ -20,6 +20,7 @@ use segpack_runtime_min::{RunError, SpeechError};
 use super::bench::BenchError;
 use super::cat::CatError;
 use super::export::{ExportError, GgufExportError};
+use super::join::JoinError;
 use super::repair::RepairError;
 #[cfg(feature = "run")]
 use super::speak::SpeakError;
@@ -100,6 +101,9 @@ pub enum StepError {
     /// A pack is not repaired.
     #[error(transparent)]
     Repair(#[from] RepairError),
+    /// Parts are not joined.
+    #[error(transparent)]
+    Join(#[from] JoinError),
     /// A pack is not exported.
     #[error(transparent)]
     Export(#[from] ExportError),
@@ -203,6 +207,7 @@ impl StepError {
             Self::Cat(e) => exit_of_cat(e),
             Self::Unpack(e) => exit_of_unpack(e),
             Self::Repair(e) => exit_of_repair(e),
+            Self::Join(e) => exit_of_join(e),
             Self::Export(e) => exit_of_export(e),
             #[cfg(feature = "run")]
             Self::Validate(e) => exit_of_validate(e),
@@ -402,6 +407,18 @@ fn exit_of_repair(error: &RepairError) -> Exit {
     }
 }
 
+fn exit_of_join(error: &JoinError) -> Exit {
+    match error {
+        JoinError::OtherCount { .. }
+        | JoinError::Duplicate { .. }
+        | JoinError::Missing { .. }
+        | JoinError::OtherVersion { .. }
+        | JoinError::OtherOptions { .. }
+        | JoinError::OtherSource { .. }
+        | JoinError::OtherShares { .. } => Exit::Damaged,
+    }
+}
+
 fn exit_of_export(error: &ExportError) -> Exit {
     match error {
         ExportError::Option { .. }
@@ -577,6 +594,11 @@ mod tests {
             }
             .into(),
             UnpackError::NoMatch { globs: Vec::new() }.into(),
+            JoinError::Missing {
+                missing: vec![2],
+                of: 3,
+            }
+            .into(),
             OutputError::Differs { path: path() }.into(),
             ExportError::SourceFile {
                 file: "config.json".to_owned(),

@@ -6,7 +6,7 @@ use std::path::Path;
 use segpack_formats::FormatError;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{Finding, FindingKind, Manifest};
-use segpack_manifests::folder::{MANIFEST, PARTIAL, PackFiles, SIGNATURE, SUMS};
+use segpack_manifests::folder::{PARTIAL, PackFiles, SIGNATURE, SUMS};
 use walkdir::WalkDir;
 
 /// What lies in a pack folder.
@@ -20,15 +20,19 @@ pub(super) struct Listing {
     pub findings: Vec<Finding>,
 }
 
-/// Every path that a manifest lists, with the length where it tells; its own and that of SHA256SUMS
-/// among them.
-pub(super) fn listed_paths(manifest: &Manifest) -> BTreeMap<&str, Option<u64>> {
+/// Every path that a manifest lists, with the length where it tells; that of its own file, and of
+/// SHA256SUMS where there has to be one, among them.
+pub(super) fn listed_paths<'a>(
+    manifest: &'a Manifest,
+    document: &'a str,
+    has_sums: bool,
+) -> BTreeMap<&'a str, Option<u64>> {
     let files = manifest.files().into_iter();
     let mut listed: BTreeMap<&str, Option<u64>> = files
         .map(|(path, length, _)| (path, Some(length)))
         .collect();
-    listed.insert(MANIFEST, None);
-    if manifest.options.sums {
+    listed.insert(document, None);
+    if has_sums {
         listed.insert(SUMS, None);
     }
     listed

@@ -14,6 +14,7 @@ mod error;
 pub(crate) mod experts_report;
 pub(crate) mod export;
 pub(crate) mod info;
+pub(crate) mod join;
 mod listing;
 pub mod pack;
 pub(crate) mod receipt;
@@ -39,6 +40,7 @@ pub use bench::BenchError;
 pub use cat::CatError;
 pub use error::{Exit, StepError};
 pub use export::{Difference, ExportError, ExportOption, GgufExportError};
+pub use join::JoinError;
 pub use repair::RepairError;
 #[cfg(feature = "run")]
 pub use speak::SpeakError;

@@ -1,7 +1,7 @@
 //! The identity of a pack: the SHA-256 of its manifest's file, and who vouches for it.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use segpack_formats::FormatError;
@@ -64,18 +64,24 @@ impl OpenOptions {
     /// Refuses a manifest that is not the one that the user named.
     pub(super) fn check_wanted(self, folder: &Path, seen: Sha256) -> Result<(), PackError> {
         match self.manifest_sha256 {
-            Some(wanted) => compare(folder, seen, wanted, Voucher::User),
+            Some(wanted) => compare(folder.join(MANIFEST), seen, wanted, Voucher::User),
             None => Ok(()),
         }
     }
 
-    /// Refuses a manifest that is not the one in SHA256SUMS.
-    pub(super) fn check_listed(self, files: &dyn PackFiles, seen: Sha256) -> Result<(), PackError> {
+    /// Refuses a manifest, or the document of a part, that is not the one in SHA256SUMS.
+    pub(super) fn check_listed(
+        self,
+        files: &dyn PackFiles,
+        document: &str,
+        seen: Sha256,
+    ) -> Result<(), PackError> {
         // a link that leads nowhere is a file that cannot be read, not one that is absent
         if !self.sums || !files.has(SUMS)? {
             return Ok(());
         }
-        compare(files.root(), seen, listed(files)?, Voucher::Sums)
+        let (path, wanted) = (files.root().join(document), listed(files, document)?);
+        compare(path, seen, wanted, Voucher::Sums)
     }
 }
 
@@ -97,20 +103,20 @@ impl fmt::Display for Voucher {
     }
 }
 
-fn compare(folder: &Path, seen: Sha256, wanted: Sha256, by: Voucher) -> Result<(), PackError> {
+fn compare(path: PathBuf, seen: Sha256, wanted: Sha256, by: Voucher) -> Result<(), PackError> {
     if seen == wanted {
         return Ok(());
     }
     Err(PackError::Identity {
-        path: folder.join(MANIFEST),
+        path,
         seen,
         wanted,
         by,
     })
 }
 
-/// The digest that a SHA256SUMS lists for the manifest.
-fn listed(files: &dyn PackFiles) -> Result<Sha256, PackError> {
+/// The digest that a SHA256SUMS lists for a document.
+fn listed(files: &dyn PackFiles, document: &str) -> Result<Sha256, PackError> {
     let sums = &files.root().join(SUMS);
     let input = files.open(SUMS)?;
     if input.length() > MAX_MANIFEST_BYTES {
@@ -121,8 +127,8 @@ fn listed(files: &dyn PackFiles) -> Result<Sha256, PackError> {
         return Err(FormatError::malformed(sums, what).into());
     }
     let text = input.read_range(0..input.length())?;
-    digest_in_list(&String::from_utf8_lossy(&text)).ok_or_else(|| {
-        let what = format!("has no line with the SHA-256 of {MANIFEST}");
+    digest_of(&String::from_utf8_lossy(&text), document).ok_or_else(|| {
+        let what = format!("has no line with the SHA-256 of {document}");
         FormatError::malformed(sums, what).into()
     })
 }
@@ -131,8 +137,13 @@ fn listed(files: &dyn PackFiles) -> Result<Sha256, PackError> {
 /// `manifest.json`, in whatever folder, or else of the only line.
 #[must_use]
 pub fn digest_in_list(text: &str) -> Option<Sha256> {
+    digest_of(text, MANIFEST)
+}
+
+/// [`digest_in_list`] of a file with this name.
+fn digest_of(text: &str, document: &str) -> Option<Sha256> {
     let mut lines = text.lines().filter_map(digest_and_name);
-    let named = |(_, name): &(Sha256, &str)| name.rsplit('/').next() == Some(MANIFEST);
+    let named = |(_, name): &(Sha256, &str)| name.rsplit('/').next() == Some(document);
     if let Some((digest, _)) = lines.clone().find(named) {
         return Some(digest);
     }

@@ -19,12 +19,14 @@ pub use files::{AlignedFile, LocalFiles, PackFiles};
 pub use identity::{OpenOptions, Voucher, digest_in_list};
 pub use model::{ModelError, PackModel, TextDecoder};
 pub use paths::{
-    MANIFEST, MAX_MANIFEST_BYTES, PACKS, PARTIAL, SHARD_HEADERS, SIGNATURE, SOURCE, SUMS,
+    MANIFEST, MAX_MANIFEST_BYTES, PACKS, PART, PARTIAL, SHARD_HEADERS, SIGNATURE, SOURCE, SUMS,
 };
 pub use reader::{PackCursor, PackReader};
 pub use source_file::{max_source_bytes, source_file, stored_file};
 
-use crate::documents::{Manifest, ManifestError, SegmentEntry, TensorEntry};
+use crate::documents::{
+    Manifest, ManifestError, PartManifest, PartShare, SegmentEntry, TensorEntry,
+};
 use crate::name_index::NameIndex;
 
 /// Why a pack folder cannot be opened.
@@ -71,6 +73,10 @@ pub enum NotAPack {
     Unfinished,
     /// A checkpoint.
     Checkpoint,
+    /// What one of many machines packed.
+    Part,
+    /// A whole pack, where a part was wanted.
+    Whole,
     /// Anything else.
     NoManifest,
 }
@@ -80,6 +86,8 @@ impl std::fmt::Display for NotAPack {
         f.write_str(match self {
             Self::Unfinished => "holds an unfinished pack (no manifest.json, but .partial)",
             Self::Checkpoint => "is a checkpoint, not a pack (no manifest.json)",
+            Self::Part => "is a part of a pack, not a pack (part.json, but no manifest.json)",
+            Self::Whole => "is a whole pack, not a part of one (manifest.json, but no part.json)",
             Self::NoManifest => "is not a pack: it has no manifest.json",
         })
     }
@@ -89,6 +97,8 @@ impl std::fmt::Display for NotAPack {
 #[derive(Debug)]
 pub struct Pack {
     files: Arc<dyn PackFiles>,
+    /// The name of its document.
+    document: &'static str,
     manifest: Manifest,
     manifest_sha256: Sha256,
     segments: NameIndex,
@@ -121,17 +131,50 @@ impl Pack {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_at(files: Arc<dyn PackFiles>, options: OpenOptions) -> Result<Self, PackError> {
-        let (manifest, manifest_sha256) = read_manifest(&*files, options)?;
-        options.check_listed(&*files, manifest_sha256)?;
+        let json = read_document(&*files, MANIFEST)?;
+        // first: who names a manifest wants nothing of another to be believed
+        let sha256 = Sha256::of(&json);
+        options.check_wanted(files.root(), sha256)?;
+        let manifest = Manifest::parse(&json).map_err(unusable(&*files, MANIFEST))?;
+        options.check_listed(&*files, MANIFEST, sha256)?;
+        Ok(Self::of(files, MANIFEST, manifest, sha256))
+    }
+
+    /// Opens what one of many machines packed, by its `part.json`, which has to be the one that its
+    /// SHA256SUMS lists. The pack that is returned has the packs of that part alone.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_part(folder: &Path) -> Result<(Self, PartShare), PackError> {
+        if let Err(e) = fs::metadata(folder) {
+            return Err(FormatError::io("open", folder)(e).into());
+        }
+        let files = LocalFiles::new(folder);
+        let json = read_document(&files, PART)?;
+        let sha256 = Sha256::of(&json);
+        OpenOptions::new().check_listed(&files, PART, sha256)?;
+        let PartManifest {
+            share, manifest, ..
+        } = PartManifest::parse(&json).map_err(unusable(&files, PART))?;
+        Ok((Self::of(Arc::new(files), PART, manifest, sha256), share))
+    }
+
+    fn of(
+        files: Arc<dyn PackFiles>,
+        document: &'static str,
+        manifest: Manifest,
+        manifest_sha256: Sha256,
+    ) -> Self {
         let segments = NameIndex::of(&manifest.segments, |s| &s.id);
         let tensors = NameIndex::of(&manifest.tensors, |t| &t.name);
-        Ok(Self {
+        Self {
             files,
+            document,
             manifest,
             manifest_sha256,
             segments,
             tensors,
-        })
+        }
     }
 
     /// The same pack, read through other files: such as a cache of those that it was opened with.
@@ -158,6 +201,27 @@ impl Pack {
     /// Its manifest.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// The name of the file that lists what the folder holds: [`MANIFEST`], or [`PART`] of a part.
+    pub fn document(&self) -> &'static str {
+        self.document
+    }
+
+    /// Whether it is what one of many machines packed.
+    pub fn is_part(&self) -> bool {
+        self.document == PART
+    }
+
+    /// Whether `SHA256SUMS` has to be there: a part always has it.
+    pub fn has_sums(&self) -> bool {
+        self.is_part() || self.manifest.options.sums
+    }
+
+    /// The text that `SHA256SUMS` has to have.
+    pub fn sums_text(&self) -> String {
+        let sha256 = self.manifest_sha256;
+        self.manifest.sums_text_with(self.document, sha256)
     }
 
     /// SHA-256 of the manifest's file: the pack's identity.
@@ -213,18 +277,21 @@ impl Pack {
     }
 }
 
-fn read_manifest(
-    files: &dyn PackFiles,
-    options: OpenOptions,
-) -> Result<(Manifest, Sha256), PackError> {
-    let (folder, path) = (files.root(), files.root().join(MANIFEST));
-    if !files.has(MANIFEST)? {
+/// Why the document of a pack cannot be used.
+fn unusable(files: &dyn PackFiles, document: &str) -> impl FnOnce(ManifestError) -> PackError {
+    let path = files.root().join(document);
+    move |source| PackError::Manifest { path, source }
+}
+
+fn read_document(files: &dyn PackFiles, document: &str) -> Result<Vec<u8>, PackError> {
+    let (folder, path) = (files.root(), files.root().join(document));
+    if !files.has(document)? {
         return Err(PackError::NotAPack {
             folder: folder.to_owned(),
             why: what_it_is(files)?,
         });
     }
-    let input = files.open(MANIFEST)?;
+    let input = files.open(document)?;
     if input.length() > MAX_MANIFEST_BYTES {
         let what = format!(
             "has {} bytes, over the limit of {MAX_MANIFEST_BYTES}",
@@ -232,16 +299,15 @@ fn read_manifest(
         );
         return Err(FormatError::malformed(&path, what).into());
     }
-    let json = input.read_range(0..input.length())?;
-    // first: who names a manifest wants nothing of another to be believed
-    let sha256 = Sha256::of(&json);
-    options.check_wanted(folder, sha256)?;
-    let manifest = Manifest::parse(&json).map_err(|source| PackError::Manifest { path, source })?;
-    Ok((manifest, sha256))
+    Ok(input.read_range(0..input.length())?)
 }
 
 fn what_it_is(files: &dyn PackFiles) -> Result<NotAPack, FormatError> {
-    Ok(if files.has(PARTIAL)? {
+    Ok(if files.has(PART)? {
+        NotAPack::Part
+    } else if files.has(MANIFEST)? {
+        NotAPack::Whole
+    } else if files.has(PARTIAL)? {
         NotAPack::Unfinished
     } else if files.has("config.json")? {
         NotAPack::Checkpoint

@@ -2,6 +2,9 @@
 
 /// File name of the manifest: its presence means "complete".
 pub const MANIFEST: &str = "manifest.json";
+/// File name of the document of a part: what one of many machines packed. It is there instead of
+/// [`MANIFEST`], and its presence means "complete", too.
+pub const PART: &str = "part.json";
 /// File name of the list of digests that `sha256sum -c` reads.
 pub const SUMS: &str = "SHA256SUMS";
 /// File name of a signature as OpenSSF's model signing writes it, after the pack: it is in no list.

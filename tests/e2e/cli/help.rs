@@ -43,6 +43,7 @@ fn every_command_explains_itself() {
     for command in [
         "scan",
         "pack",
+        "join",
         "verify",
         "info",
         "diff",

@@ -7,6 +7,7 @@ mod filesystems;
 mod graft;
 #[cfg(target_os = "linux")]
 mod manifest_memory;
+mod parts;
 mod pipeline;
 mod places;
 mod repair;

@@ -348,3 +348,62 @@ fn the_rate_is_limited() {
     let seconds = began.elapsed().as_secs_f64();
     assert!(seconds > bytes as f64 / 8e6 * 0.9, "{seconds} s");
 }
+
+#[test]
+fn parts_from_a_hub_fetch_only_the_shards_that_they_need_and_are_joined_to_the_same_bytes() {
+    let scene = Scene::with(Faults::default());
+    let options = ["--codec", "bf16-rans", "--no-provenance"];
+    let local = scene.local_pack(&options);
+    let mut parts = Vec::new();
+    for part in ["1/3", "2/3", "3/3"] {
+        let hub = Hub::of(&scene.at("checkpoint"), Faults::default());
+        let out = scene.at(&part.replace('/', "-of-"));
+        let mut command = pack_command(&scene, &place(), &out);
+        command.env("HF_ENDPOINT", hub.endpoint());
+        command.args(["--codec", "bf16-rans", "--part", part]);
+        Run::of(&mut command).ok();
+        // a header's window of each, and those shards whole that have bytes of its packs
+        let needed = shards_of(&out);
+        let whole: u64 = needed.iter().map(|shard| length(&scene, shard)).sum();
+        assert_eq!(hub.sent(".safetensors"), whole + 3 * (256 << 10), "{part}");
+        parts.push((out, needed));
+    }
+    assert!(parts.iter().any(|(_, needed)| needed.len() < 3));
+    let out = scene.at("joined");
+    let mut command = crate::support::cli::program();
+    command.arg("join").args(parts.iter().map(|(part, _)| part));
+    Run::of(command.arg("-o").arg(&out)).ok();
+    assert_same(&local, &out);
+}
+
+fn length(scene: &Scene, shard: &str) -> u64 {
+    scene.at("checkpoint").join(shard).metadata().unwrap().len()
+}
+
+/// The shards that a part has tensors of.
+fn shards_of(part: &Path) -> std::collections::BTreeSet<String> {
+    let document = fs::read(part.join("part.json")).unwrap();
+    let document: serde_json::Value = serde_json::from_slice(&document).unwrap();
+    let tensors = document["manifest"]["tensors"].as_array().unwrap();
+    let files = tensors
+        .iter()
+        .map(|t| t["source"]["file"].as_str().unwrap());
+    files.map(str::to_owned).collect()
+}
+
+#[test]
+fn shards_of_components_that_are_left_out_are_not_fetched() {
+    let folder = crate::support::folders::temp();
+    let checkpoint = crate::support::tiny::Tiny::full()
+        .cut(6)
+        .write(&folder.path().join("checkpoint"));
+    let hub = Hub::of(&checkpoint, Faults::default());
+    let scene = Scene { folder, hub };
+    let options = ["--include", "code2wav"];
+    let local = scene.local_pack(&[&options[..], &["--no-provenance"]].concat());
+    let out = scene.at("remote.segpack");
+    Run::of(pack_command(&scene, &place(), &out).args(options)).ok();
+    assert_same(&local, &out);
+    let all: u64 = shards(&scene).iter().sum();
+    assert!(scene.hub.sent(".safetensors") < all);
+}

@@ -31,6 +31,7 @@ fn packed(checkpoint: &Path, coding: Coding) -> (tempfile::TempDir, Pack) {
     let settings = PackSettings {
         selection: Selection::default(),
         coding,
+        part: None,
         jobs: 1,
         resume: false,
         force: false,

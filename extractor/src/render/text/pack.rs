@@ -124,7 +124,19 @@ pub(crate) fn pack(summary: &PackSummary, place: &str) -> String {
         page.append(&known_source(source));
     }
     page.append(&findings(&s.warnings));
-    page.line(format_args!("manifest SHA-256 {}", s.manifest_sha256));
+    if let Some(parts) = s.joined_parts {
+        page.line(format_args!("joined of {}", counted(parts, "part")));
+    }
+    let of = match s.part {
+        Some([k, n]) => {
+            page.line(format_args!(
+                "part {k} of {n}; `segpack join` makes a pack of all"
+            ));
+            "part"
+        }
+        None => "manifest",
+    };
+    page.line(format_args!("{of} SHA-256 {}", s.manifest_sha256));
     page.into_text()
 }
 

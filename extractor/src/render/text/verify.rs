@@ -7,7 +7,13 @@ use super::page::Page;
 /// What `verify` found in the pack at `place`.
 pub(crate) fn verify(report: &VerifyReport, place: &str) -> String {
     let mut page = Page::default();
-    page.line(completeness(report));
+    match report.part {
+        Some([k, n]) => page.line(format_args!(
+            "part {k} of {n} of a pack: whether the whole is complete is checked when its parts are \
+             joined"
+        )),
+        None => page.line(completeness(report)),
+    }
     page.append(&findings(&report.findings));
     if let Some(values) = &report.values {
         page.append(&super::values::values(values, &report.findings));
@@ -19,7 +25,8 @@ pub(crate) fn verify(report: &VerifyReport, place: &str) -> String {
     let (verdict, checked) = (verdict(report), checked(report));
     page.line(format_args!("{place}: {verdict}; checked {checked}{part}"));
     if let Some(sha256) = report.manifest_sha256 {
-        page.line(format_args!("manifest SHA-256 {sha256}"));
+        let of = report.part.map_or("manifest", |_| "part");
+        page.line(format_args!("{of} SHA-256 {sha256}"));
     }
     page.into_text()
 }

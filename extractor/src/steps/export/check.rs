@@ -294,6 +294,7 @@ pub(super) mod tests {
         let settings = PackSettings {
             selection: Selection::default(),
             coding: Coding::Raw,
+            part: None,
             jobs: 1,
             resume: false,
             force: false,

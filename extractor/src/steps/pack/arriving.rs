@@ -18,6 +18,7 @@ use segpack_formats::io::{InputFile, READ_BYTES, ReadAt};
 use segpack_manifests::documents::{Finding, FindingKind, PackedFrom};
 
 use super::kept::open_kept;
+use super::share::Share;
 use super::source::range_of;
 use super::write::{Task, stored_header};
 use super::{Planned, Work};
@@ -46,10 +47,11 @@ pub(super) fn remote_of(planned: &Planned) -> Option<&Remote> {
 }
 
 /// For each shard, the packs that are written once it is there: those that need it and no later one.
-fn packs_by_last_shard(planned: &Planned) -> Vec<Vec<usize>> {
+fn packs_by_last_shard((planned, share): (&Planned, &Share)) -> Vec<Vec<usize>> {
     let numbers = super::shard_numbers(&planned.checkpoint);
     let mut last = vec![Vec::new(); planned.checkpoint.shards.len().max(1)];
-    for (pack, planned) in planned.plan.packs.iter().enumerate() {
+    let packs = planned.plan.packs.iter().enumerate();
+    for (pack, planned) in packs.filter(|(_, p)| share.takes(&p.path)) {
         let tensors = planned.segments.iter().flat_map(|s| &s.tensors);
         let shards = tensors.filter_map(|t| numbers.get(t.source.file.as_str()));
         last[shards.max().copied().unwrap_or_default()].push(pack);
@@ -59,16 +61,17 @@ fn packs_by_last_shard(planned: &Planned) -> Vec<Vec<usize>> {
 
 /// The most bytes that packing takes on the disk at any moment, where the packs that are to be
 /// written have these lengths (those that are done, none).
-pub(super) fn peak_bytes(planned: &Planned, lengths: &[u64]) -> u64 {
+pub(super) fn peak_bytes((planned, share): (&Planned, &Share), lengths: &[u64]) -> u64 {
     let numbers = super::shard_numbers(&planned.checkpoint);
     let mut written_after = vec![0; planned.plan.packs.len()];
-    let by_shard = packs_by_last_shard(planned);
+    let by_shard = packs_by_last_shard((planned, share));
     for (shard, packs) in by_shard.iter().enumerate() {
         packs.iter().for_each(|pack| written_after[*pack] = shard);
     }
     // what each shard leaves behind for later packs
     let mut kept = vec![0_u64; planned.checkpoint.shards.len()];
-    for (number, pack) in planned.plan.packs.iter().enumerate() {
+    let packs = planned.plan.packs.iter().enumerate();
+    for (number, pack) in packs.filter(|(_, p)| share.takes(&p.path)) {
         for tensor in pack.segments.iter().flat_map(|s| &s.tensors) {
             let shard = numbers.get(tensor.source.file.as_str()).copied();
             if let Some(shard) = shard.filter(|s| *s < written_after[number]) {
@@ -79,7 +82,8 @@ pub(super) fn peak_bytes(planned: &Planned, lengths: &[u64]) -> u64 {
     let (mut there, mut peak) = (0_u64, 0_u64);
     for (number, shard) in planned.checkpoint.shards.iter().enumerate() {
         there += by_shard[number].iter().map(|p| lengths[*p]).sum::<u64>() + kept[number];
-        peak = peak.max(there + shard.shard.input.length());
+        let arrives = share.needs(number);
+        peak = peak.max(there + u64::from(arrives) * shard.shard.input.length());
     }
     peak
 }
@@ -112,13 +116,15 @@ impl Work<'_> {
         let files: Vec<Task<'_>> = checkpoint.files.iter().map(Task::File).collect();
         self.run_group(&files, recorder)?;
         let mut kept = self.settle(recorder)?;
-        for (number, packs) in packs_by_last_shard(self.planned).into_iter().enumerate() {
+        let by_shard = packs_by_last_shard((self.planned, self.share));
+        for (number, packs) in by_shard.into_iter().enumerate() {
             let all = packs.iter().map(|p| (*p, &self.planned.plan.packs[*p]));
             let missing = all.filter(|(_, pack)| !recorder.has_pack(&pack.path));
             let tasks: Vec<Task<'_>> = missing.map(|(p, pack)| Task::Pack(p, pack)).collect();
             let shard = checkpoint.shards.get(number);
             let arrived = shard.and_then(|s| Some((s, s.remote.as_ref()?)));
-            let arrived = arrived.filter(|(shard, _)| shard.gone.get().is_none());
+            let is_wanted = self.share.needs(number);
+            let arrived = arrived.filter(|(shard, _)| is_wanted && shard.gone.get().is_none());
             let Some((shard, fetched)) = arrived else {
                 self.run_group(&tasks, recorder)?;
                 continue;
@@ -152,7 +158,7 @@ impl Work<'_> {
     fn settle(&self, recorder: &Recorder<'_>) -> Result<KeptFiles, StepError> {
         let mut files = KeptFiles::new();
         for (number, shard) in self.planned.checkpoint.shards.iter().enumerate() {
-            let is_written = |pack: &str| recorder.has_pack(pack);
+            let is_written = |pack: &str| self.is_written(pack, recorder);
             let missing = self.proof.tensors_without(&shard.path, &is_written);
             let digests = recorder.shard(&shard.path).ok();
             if digests.is_none() {
@@ -378,7 +384,7 @@ impl Work<'_> {
         recorder: &Recorder<'_>,
     ) -> Result<(), StepError> {
         let shards = &self.planned.checkpoint.shards;
-        let is_written = |pack: &str| recorder.has_pack(pack);
+        let is_written = |pack: &str| self.is_written(pack, recorder);
         let is_needed = |number: &usize| {
             let path = &shards[*number].path;
             !self.proof.tensors_without(path, &is_written).is_empty()

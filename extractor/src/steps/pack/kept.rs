@@ -30,6 +30,11 @@ pub(super) fn open_kept(out: &Path, kept: KeptRanges) -> Option<KeptBytes> {
 }
 
 impl Work<'_> {
+    /// Whether a pack needs no more bytes: it is written, or another part writes it.
+    pub(super) fn is_written(&self, pack: &str, recorder: &Recorder<'_>) -> bool {
+        !self.share.takes(pack) || recorder.has_pack(pack)
+    }
+
     /// Copies the tensors of a shard whose packs are not written, syncs the copy and reads it back;
     /// `None` where there are none.
     ///
@@ -41,7 +46,7 @@ impl Work<'_> {
         digests: &ShardDigests,
         recorder: &Recorder<'_>,
     ) -> Result<Option<(KeptRanges, KeptBytes)>, StepError> {
-        let is_written = |pack: &str| recorder.has_pack(pack);
+        let is_written = |pack: &str| self.is_written(pack, recorder);
         let tensors = self.proof.tensors_without(&shard.path, &is_written);
         if tensors.is_empty() {
             return Ok(None);

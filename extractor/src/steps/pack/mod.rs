@@ -6,6 +6,7 @@ mod consume;
 mod graft;
 mod kept;
 mod proof;
+mod share;
 mod source;
 mod update;
 mod write;
@@ -19,7 +20,6 @@ use segpack_formats::FormatError;
 use segpack_formats::codec::{Codec, Coding};
 use segpack_formats::digest::Sha256;
 use segpack_formats::io::{CancelToken, READ_BYTES};
-use segpack_manifests::Pack;
 use segpack_manifests::documents::{
     Finding, GENERATOR, Graft, Inventory, KnownSource, PackOptions, PackSummary, Plan, PlannedPack,
     PlannedTensor, VerifyMode,
@@ -32,13 +32,14 @@ use segpack_manifests::registry::{FoundShard, known_source};
 pub(crate) use consume::consume_plan;
 use consume::{peak_bytes, remove_packed, removed_before};
 use proof::Proof;
+use share::Share;
 
 pub(crate) use graft::graft;
 pub(crate) use update::update;
 
 use super::StepError;
 use super::scan::{ScanOptions, scan_with};
-use super::verify::VerifySettings;
+use super::verify::{Subset, VerifySettings};
 use crate::output::{
     Before, Journal, Leave, OutputFolder, discard, inspect, is_being_replaced, recover,
     refuse_holding, refuse_inside,
@@ -54,6 +55,8 @@ pub struct PackSettings {
     pub selection: Selection,
     /// How segments are coded.
     pub coding: Coding,
+    /// Only the share of one of several machines: part K of N.
+    pub part: Option<Subset>,
     /// Threads.
     pub jobs: usize,
     /// Go on where an interrupted run stopped.
@@ -191,6 +194,8 @@ pub(crate) fn plan_with_estimate(
     progress: &dyn Progress,
 ) -> Result<Plan, StepError> {
     let mut planned = plan(argument, settings)?;
+    let share = Share::of(&planned, settings);
+    planned.plan.packs.retain(|pack| share.takes(&pack.path));
     let job = Job {
         threads: settings.jobs,
         stop,
@@ -272,7 +277,8 @@ pub(crate) fn pack_planned(
     if settings.consume {
         consume_plan(planned)?;
     }
-    match finished_before(argument, out, settings, planned, stop, progress) {
+    let share = Share::of(planned, settings);
+    match finished_before(argument, out, settings, (planned, &share), stop, progress) {
         Ok(Some(summary)) => return Ok(summary),
         Ok(None) => {}
         // it is to be replaced
@@ -300,7 +306,8 @@ pub(crate) fn pack_planned(
         read_tensor(&planned.checkpoint, tensor, range, to)
     };
     let numbers = shard_numbers(&planned.checkpoint);
-    let can_read = |pack: &PlannedPack| is_readable(planned, &numbers, pack);
+    let can_read =
+        |pack: &PlannedPack| share.takes(&pack.path) && is_readable(planned, &numbers, pack);
     let mut space = Space::new(
         &planned.plan,
         settings.coding,
@@ -312,7 +319,7 @@ pub(crate) fn pack_planned(
     let nothing = Done::default();
     let output = target.open(out, &listed, &|freed| {
         space.check(out, freed, &|lengths| {
-            needed_space(planned, &nothing, lengths)
+            needed_space((planned, &share), &nothing, lengths)
         })
     })?;
     let work = Work {
@@ -322,6 +329,7 @@ pub(crate) fn pack_planned(
         output: &output,
         job,
         proof: Proof::new(&planned.plan),
+        share: &share,
         space: &space,
     };
     let done = work.run();
@@ -408,7 +416,7 @@ fn finished_before(
     argument: &Path,
     out: &Path,
     settings: &PackSettings,
-    planned: &Planned,
+    (planned, share): (&Planned, &Share),
     stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<Option<PackSummary>, StepError> {
@@ -417,7 +425,7 @@ fn finished_before(
     }
     // what goes on is a replacement of the pack that is there
     let replaces = settings.force && is_being_replaced(out);
-    if !settings.resume || replaces || !out.join(MANIFEST).exists() {
+    if !settings.resume || replaces || !out.join(share.document_name()).exists() {
         return Ok(None);
     }
     if inspect(out)? == Before::Unfinished {
@@ -425,7 +433,7 @@ fn finished_before(
         pack_writer::check_ours(out, &write::planned_files(planned))?;
         OutputFolder::go_on(out)?.finish()?;
     }
-    let pack = Pack::open(out)?;
+    let pack = share.open_finished(out)?;
     let manifest = pack.manifest();
     let folder = || out.to_owned();
     let other_source = |file| PackWriterError::OtherSource {
@@ -457,7 +465,7 @@ fn finished_before(
         .iter()
         .all(|s| s.removed.is_none());
     let verify = VerifySettings {
-        against: (all_there && !is_remote(planned)).then(|| argument.to_owned()),
+        against: (all_there && !is_remote(planned) && !pack.is_part()).then(|| argument.to_owned()),
         ..VerifySettings::new(VerifyMode::Full, settings.jobs)
     };
     let report = super::verify::verify(out, &verify, stop, progress)?;
@@ -477,6 +485,7 @@ fn finished_before(
         0,
         Vec::new(),
     );
+    summary.part = share.numbers();
     if settings.consume {
         let job = Job {
             threads: settings.jobs,
@@ -490,7 +499,7 @@ fn finished_before(
 
 /// Bytes that packing takes on the disk, where the packs have these lengths; those that are done
 /// are there already.
-fn needed_space(planned: &Planned, done: &Done, lengths: &[u64]) -> u64 {
+fn needed_space((planned, share): (&Planned, &Share), done: &Done, lengths: &[u64]) -> u64 {
     /// More than any entry of a manifest takes.
     const MANIFEST_ENTRY_BYTES: u64 = 1024;
     let Planned {
@@ -500,7 +509,7 @@ fn needed_space(planned: &Planned, done: &Done, lengths: &[u64]) -> u64 {
         .packs
         .iter()
         .zip(lengths)
-        .filter(|(p, _)| !done.has_pack(&p.path))
+        .filter(|(p, _)| share.takes(&p.path) && !done.has_pack(&p.path))
         .map(|(_, length)| length)
         .sum();
     let files: u64 = checkpoint.files.iter().map(|f| f.length).sum();
@@ -526,6 +535,7 @@ struct Work<'a> {
     output: &'a OutputFolder,
     job: Job<'a>,
     proof: Proof<'a>,
+    share: &'a Share,
     space: &'a Space<'a>,
 }
 
@@ -563,8 +573,7 @@ impl Work<'_> {
         for shard in shards.filter(|s| !done.is_removed(&s.path)) {
             shard.shard.input.check_unchanged()?;
         }
-        let manifest = self.manifest(&done)?;
-        let manifest_sha256 = pack_writer::write_documents(self.output, &manifest)?;
+        let (manifest, manifest_sha256) = self.write_documents(&done)?;
         let compared = self.hub_digests_compared(&done);
         let mut summary = summarise(
             &manifest,
@@ -574,6 +583,7 @@ impl Work<'_> {
             done.warnings(),
         );
         summary.removed_shards = done.removed();
+        summary.part = self.share.numbers();
         #[cfg(feature = "remote")]
         if let Some(remote) = arriving::remote_of(self.planned) {
             summary.packed_from = Some(arriving::packed_from(remote));
@@ -584,12 +594,13 @@ impl Work<'_> {
     /// Bytes that must be free. Where shards are removed as they are packed, those that are free
     /// again are used again.
     fn needed(&self, done: &Done, lengths: &[u64]) -> u64 {
-        let all = needed_space(self.planned, done, lengths);
+        let all = needed_space((self.planned, self.share), done, lengths);
         if !self.settings.consume && !is_remote(self.planned) {
             return all;
         }
+        let is_missing = |p: &PlannedPack| self.share.takes(&p.path) && !done.has_pack(&p.path);
         let packs = self.planned.plan.packs.iter().zip(lengths);
-        let missing = packs.filter(|(p, _)| !done.has_pack(&p.path));
+        let missing = packs.filter(|(p, _)| is_missing(p));
         let beside = all - missing.map(|(_, length)| length).sum::<u64>();
         let missing: Vec<u64> = self
             .planned
@@ -597,11 +608,11 @@ impl Work<'_> {
             .packs
             .iter()
             .zip(lengths)
-            .map(|(p, length)| if done.has_pack(&p.path) { 0 } else { *length })
+            .map(|(p, length)| if is_missing(p) { *length } else { 0 })
             .collect();
         #[cfg(feature = "remote")]
         if is_remote(self.planned) {
-            return beside + arriving::peak_bytes(self.planned, &missing);
+            return beside + arriving::peak_bytes((self.planned, self.share), &missing);
         }
         beside + peak_bytes(self.planned, done, &missing, &|s| self.freed_bytes(s))
     }
@@ -630,28 +641,24 @@ impl Work<'_> {
             self.settings.provenance,
             &checkpoint.provenance,
         );
-        let text = serde_json::to_vec(&(GENERATOR, plan, options, state, graft))
+        let mut text = serde_json::to_vec(&(GENERATOR, plan, options, state, graft))
             .map_err(PackWriterError::Fingerprint)?;
+        if let Some([part, of]) = self.share.numbers() {
+            text.extend(format!("part {part} of {of}").bytes());
+        }
         Ok(Sha256::of(&text))
     }
 
     /// A published checkpoint that the digested shards are, or resemble.
     fn known_source(&self, done: &Done) -> Option<KnownSource> {
-        let shards = &self.planned.checkpoint.shards;
-        let digests: Vec<Option<String>> = shards
-            .iter()
-            .map(|s| done.shard(&s.path).map(|d| d.sha256.to_string()))
-            .collect();
-        let found: Vec<FoundShard<'_>> = shards
-            .iter()
-            .zip(&digests)
-            .map(|(s, digest)| FoundShard {
-                file: &s.path,
-                length: s.shard.input.length(),
-                sha256: digest.as_deref(),
-            })
-            .collect();
-        known_source(&found)
+        if self.share.numbers().is_some() {
+            return None; // it is looked up when the parts are joined
+        }
+        let shards = self.planned.checkpoint.shards.iter();
+        known_of(shards.map(|s| {
+            let digest = done.shard(&s.path).map(|d| d.sha256);
+            (s.path.as_str(), s.shard.input.length(), digest)
+        }))
     }
 
     fn hub_digests_compared(&self, done: &Done) -> u64 {
@@ -661,6 +668,21 @@ impl Work<'_> {
         let files = files.iter().filter(|f| f.hub_sha256.is_some());
         (shards.count() + files.count()) as u64
     }
+}
+
+/// A published checkpoint that shards of these paths, lengths and digests are, or resemble.
+pub(crate) fn known_of<'a>(
+    shards: impl Iterator<Item = (&'a str, u64, Option<Sha256>)>,
+) -> Option<KnownSource> {
+    let shards: Vec<_> = shards
+        .map(|(file, length, sha256)| (file, length, sha256.map(|d| d.to_string())))
+        .collect();
+    let found = shards.iter().map(|(file, length, sha256)| FoundShard {
+        file,
+        length: *length,
+        sha256: sha256.as_deref(),
+    });
+    known_source(&found.collect::<Vec<_>>())
 }
 
 /// What identifies a shard.

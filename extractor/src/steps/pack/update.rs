@@ -22,6 +22,7 @@ use segpack_manifests::documents::{
 use segpack_manifests::layout::Selection;
 
 use super::proof::Proof;
+use super::share::Share;
 use super::source::ShardValues;
 use super::write::compare_with_hub;
 use super::{FetchSettings, PackSettings, Planned, Work, plan, read_tensor};
@@ -87,6 +88,7 @@ pub(super) fn settings_of(
             exclude: options.exclude.clone(),
         },
         coding: Coding::of(options.codec, options.level),
+        part: None,
         jobs,
         resume: true,
         force: false,
@@ -133,6 +135,7 @@ pub(super) fn build(
         read_tensor(&planned.checkpoint, tensor, range, to)
     };
     let space = Space::new(&planned.plan, settings.coding, &read, true, job);
+    let share = Share::of(planned, settings);
     let work = Work {
         planned,
         settings,
@@ -140,6 +143,7 @@ pub(super) fn build(
         output,
         job,
         proof: Proof::new(&planned.plan),
+        share: &share,
         space: &space,
     };
     let (shards, warnings) = work.digest_shards()?;

@@ -11,8 +11,8 @@ use segpack_formats::digest::{Sha256, Sha256Hasher};
 use segpack_formats::io::{READ_BYTES, ReadAt, write_all_at};
 use segpack_formats::pack::{WrittenPack, write_pack, write_raw_pack};
 use segpack_manifests::documents::{
-    Counts, Finding, FindingKind, GENERATOR, Manifest, ModelFacts, PlannedPack, SideFile,
-    SourceFile, SourceFileKind,
+    Counts, Finding, FindingKind, GENERATOR, Manifest, ModelFacts, PartManifest, PlannedPack,
+    SideFile, SourceFile, SourceFileKind,
 };
 use segpack_manifests::families::FamilyName;
 use segpack_manifests::folder::{SHARD_HEADERS, SOURCE};
@@ -21,7 +21,9 @@ use super::proof::{ShardHasher, same_as_parsed, same_header};
 use super::source::ShardSource;
 use super::{Planned, Work, shard_numbers};
 use crate::output::{Flushing, Journal, Publisher, Record, ShardDigests, write_behind};
-use crate::pack_writer::{Done, PackWriterError, Recorder, add_pack, memory_of};
+use crate::pack_writer::{
+    Done, PackWriterError, Recorder, add_pack, memory_of, write_documents, write_part_documents,
+};
 use crate::source::CheckpointShard;
 use crate::steps::StepError;
 use crate::work::{Job, jobs_within_memory, run_tasks};
@@ -152,7 +154,8 @@ impl Work<'_> {
         let numbers = shard_numbers(checkpoint);
         let mut tasks: Vec<Task<'_>> = checkpoint.files.iter().map(Task::File).collect();
         let mut queued = HashSet::new();
-        for (number, pack) in plan.packs.iter().enumerate() {
+        let packs = plan.packs.iter().enumerate();
+        for (number, pack) in packs.filter(|(_, pack)| self.share.takes(&pack.path)) {
             let mut needed: Vec<usize> = pack
                 .segments
                 .iter()
@@ -165,7 +168,7 @@ impl Work<'_> {
             if self.settings.source_digests {
                 tasks.extend(
                     shards
-                        .filter(|s| done.shard(&s.path).is_none())
+                        .filter(|s| self.share.digests(&s.path) && done.shard(&s.path).is_none())
                         .map(Task::Digest),
                 );
             }
@@ -331,8 +334,27 @@ impl Work<'_> {
         Ok(())
     }
 
+    /// Writes the manifest of what was written, or the document of a part; returns the manifest and
+    /// the digest of the file.
+    pub(super) fn write_documents(&self, done: &Done) -> Result<(Manifest, Sha256), StepError> {
+        let manifest = self.manifest(done)?;
+        let read = done.shards().map(|(path, d)| (path, &*d.tensors)).collect();
+        let Some(share) = self.share.document(&read) else {
+            let sha256 = write_documents(self.output, &manifest)?;
+            return Ok((manifest, sha256));
+        };
+        let part = PartManifest {
+            format_version: PartManifest::VERSION,
+            generator: GENERATOR.to_owned(),
+            share,
+            manifest,
+        };
+        let sha256 = write_part_documents(self.output, &part)?;
+        Ok((part.manifest, sha256))
+    }
+
     /// The manifest of what was written.
-    pub(super) fn manifest(&self, done: &Done) -> Result<Manifest, StepError> {
+    fn manifest(&self, done: &Done) -> Result<Manifest, StepError> {
         let Planned {
             checkpoint,
             inventory,
@@ -359,30 +381,32 @@ impl Work<'_> {
             segments: Vec::new(),
             tensors: Vec::new(),
         };
-        for pack in &plan.packs {
+        for pack in self.own_packs() {
             add_pack(&mut manifest, pack, done.written(&pack.path)?);
         }
         manifest.counts = manifest.count();
         Ok(manifest)
     }
 
+    /// The packs of the plan that this run writes.
+    fn own_packs(&self) -> impl Iterator<Item = &PlannedPack> {
+        let packs = self.planned.plan.packs.iter();
+        packs.filter(|pack| self.share.takes(&pack.path))
+    }
+
     fn source_files(&self, done: &Done) -> Result<Vec<SourceFile>, StepError> {
-        let Planned {
-            checkpoint, plan, ..
-        } = self.planned;
+        let checkpoint = &self.planned.checkpoint;
         let mut packed: BTreeMap<&str, u64> = BTreeMap::new();
-        for t in plan
-            .packs
-            .iter()
-            .flat_map(|p| &p.segments)
-            .flat_map(|s| &s.tensors)
-        {
+        let segments = self.own_packs().flat_map(|p| &p.segments);
+        for t in segments.flat_map(|s| &s.tensors) {
             *packed.entry(&t.source.file).or_default() += t.source.length;
         }
         let mut files = Vec::with_capacity(checkpoint.shards.len() + checkpoint.files.len());
         for shard in &checkpoint.shards {
             let packed = packed.get(shard.path.as_str()).copied().unwrap_or(0);
-            files.push(shard_entry(shard, packed, done)?);
+            let digests = done.shard(&shard.path);
+            let own = digests.filter(|_| self.share.digests(&shard.path));
+            files.push(shard_entry(shard, packed, own, done)?);
         }
         for file in &checkpoint.files {
             files.push(side_file_entry(file, done)?);
@@ -396,10 +420,10 @@ impl Work<'_> {
 fn shard_entry(
     shard: &CheckpointShard,
     packed: u64,
+    digests: Option<&ShardDigests>,
     done: &Done,
 ) -> Result<SourceFile, PackWriterError> {
     let stored_as = stored_header(&shard.path);
-    let digests = done.shard(&shard.path);
     let (length, header) = (shard.shard.input.length(), shard.shard.header.data_start);
     Ok(SourceFile {
         path: shard.path.clone(),

@@ -8,7 +8,7 @@ use segpack_formats::FormatError;
 use segpack_formats::digest::{Sha256, Sha256Hasher};
 use segpack_formats::io::{InputFile, READ_BYTES};
 use segpack_manifests::documents::{Finding, FindingKind, Manifest, RepairDamage};
-use segpack_manifests::folder::{MAX_MANIFEST_BYTES, SUMS};
+use segpack_manifests::folder::{MANIFEST, MAX_MANIFEST_BYTES, SUMS};
 
 use crate::steps::StepError;
 use crate::steps::listing::{list, listed_paths};
@@ -118,7 +118,7 @@ pub(super) fn is_damage(error: &FormatError) -> bool {
 /// # Errors
 /// `Findings`; `Io` where the folder cannot be listed.
 pub(super) fn refuse_unlisted(folder: &Path, manifest: &Manifest) -> Result<(), StepError> {
-    let listed = listed_paths(manifest);
+    let listed = listed_paths(manifest, MANIFEST, manifest.options.sums);
     let mut findings = list(folder, &listed)?.findings;
     // a link in a file's place is damage
     let is_listed = |f: &Finding| f.file.as_deref().is_some_and(|f| listed.contains_key(f));

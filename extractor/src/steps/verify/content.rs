@@ -95,8 +95,8 @@ pub(super) fn check(
     progress: &dyn Progress,
 ) -> Result<Vec<FileResult>, StepError> {
     let weights = PackReader::new(pack);
-    // a part of the pack is not enough to restore a shard
-    let proves = settings.restorable && settings.subset.is_none();
+    // some of the pack is not enough to restore a shard
+    let proves = settings.restorable && settings.subset.is_none() && !pack.is_part();
     let places = Places::of(pack.manifest());
     let shards = if proves {
         provable(pack.manifest(), &places, sound)

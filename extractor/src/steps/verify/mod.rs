@@ -18,8 +18,8 @@ use segpack_manifests::derive::{Kept, KeptError, derive};
 use segpack_manifests::documents::{
     Completeness, Finding, FindingKind, GENERATOR, Manifest, VerifyCounts, VerifyMode, VerifyReport,
 };
-use segpack_manifests::folder::{MANIFEST, OpenOptions};
-use segpack_manifests::{Pack, PackError};
+use segpack_manifests::folder::{MANIFEST, OpenOptions, PART};
+use segpack_manifests::{NotAPack, Pack, PackError};
 
 use values::Values;
 
@@ -201,17 +201,32 @@ pub fn verify(
     let mut completeness = Completeness::NotKnown;
     let mut files = Vec::new();
     let values = settings.values.then(Values::default);
-    let pack = match OpenOptions::new().check_sums(false).open(folder) {
+    let (mut part, mut document) = (None, MANIFEST);
+    let opened = match OpenOptions::new().check_sums(false).open(folder) {
+        Err(PackError::NotAPack {
+            why: NotAPack::Part,
+            ..
+        }) => {
+            document = PART;
+            let opened = Pack::open_part(folder);
+            opened.map(|(pack, share)| {
+                part = Some([share.part, share.of]);
+                pack
+            })
+        }
+        opened => opened,
+    };
+    let pack = match opened {
         Ok(pack) => Some(pack),
         Err(PackError::NotAPack { why, .. }) => {
-            let finding = Finding::new(FindingKind::BadManifest).file(MANIFEST);
+            let finding = Finding::new(FindingKind::BadManifest).file(document);
             findings.add(finding.seen(format!("the folder {why}")));
             None
         }
         Err(PackError::Manifest { source, .. }) => {
             findings.add(
                 Finding::new(FindingKind::BadManifest)
-                    .file(MANIFEST)
+                    .file(document)
                     .seen(chain(&source)),
             );
             None
@@ -221,14 +236,30 @@ pub fn verify(
             e => {
                 findings.add(
                     Finding::new(FindingKind::BadManifest)
-                        .file(MANIFEST)
+                        .file(document)
                         .seen(describe(&e)),
                 );
                 None
             }
         },
+        // of a pack it is a finding of its SHA256SUMS; of a part nothing else is then known
+        Err(PackError::Identity { seen, wanted, .. }) => {
+            let finding = Finding::new(FindingKind::WrongIdentity).file(document);
+            let finding = finding.seen(format!("SHA-256 {seen}"));
+            findings.add(finding.wanted(format!("{wanted}, as SHA256SUMS says")));
+            None
+        }
         Err(e) => return Err(e.into()),
     };
+    if let (Some(_), Some(against)) = (&part, &settings.against) {
+        return Err(StepError::malformed(
+            folder,
+            format!(
+                "is a part of a pack: only the whole is compared with {}",
+                against.display()
+            ),
+        ));
+    }
     if let Some(pack) = &pack {
         findings.extend(wrong_identity(pack.manifest_sha256(), settings));
         // first, as a mistyped path should not be told after an hour
@@ -238,7 +269,9 @@ pub fn verify(
             .map(|path| scan(path, as_packed(pack.manifest())))
             .transpose()?;
         let sound = structure::check(pack, &findings)?;
-        completeness = check_derivation(pack, &sound, settings, &findings)?;
+        if !pack.is_part() {
+            completeness = check_derivation(pack, &sound, settings, &findings)?;
+        }
         if settings.mode != VerifyMode::Quick {
             let watch = values.as_ref();
             files = content::check(pack, &sound, settings, &findings, watch, stop, progress)?;
@@ -262,6 +295,7 @@ pub fn verify(
         generator: GENERATOR.to_owned(),
         manifest_sha256: pack.map(|p| p.manifest_sha256()),
         mode: settings.mode,
+        part,
         subset: settings.subset.map(|s| [s.part, s.of]),
         against: settings.against.is_some(),
         completeness,

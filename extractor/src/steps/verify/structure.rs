@@ -7,7 +7,7 @@ use segpack_formats::codec::Codec;
 use segpack_formats::pack::{SegmentSpec, coded_header, data_start, raw_header};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{Finding, FindingKind, PackEntry, SegmentEntry};
-use segpack_manifests::folder::{MANIFEST, SUMS};
+use segpack_manifests::folder::SUMS;
 
 use super::{Findings, describe};
 use crate::steps::StepError;
@@ -16,7 +16,7 @@ use crate::steps::listing::{Listing, list_pack, listed_paths};
 /// Checks everything but the content of the files. Returns the files that are there with their
 /// right length.
 pub(super) fn check(pack: &Pack, findings: &Findings) -> Result<BTreeSet<String>, StepError> {
-    let listed = listed_paths(pack.manifest());
+    let listed = listed_paths(pack.manifest(), pack.document(), pack.has_sums());
     let listing = list_pack(pack, &listed)?;
     let Listing { there, links, .. } = listing;
     findings.extend(listing.findings);
@@ -53,7 +53,7 @@ fn check_sums(pack: &Pack, sound: &BTreeSet<String>, findings: &Findings) {
     if !sound.contains(SUMS) {
         return;
     }
-    let wanted = pack.manifest().sums_text(pack.manifest_sha256());
+    let wanted = pack.sums_text();
     let finding = Finding::new(FindingKind::WrongSums).file(SUMS);
     let read = pack
         .open_file(SUMS)
@@ -125,7 +125,7 @@ fn check_header(
     let start = data_start(specs, codec);
     if start != entry.data_offset {
         let finding = finding()
-            .file(MANIFEST)
+            .file(pack.document())
             .seen(format!("{}: data_offset {}", entry.path, entry.data_offset));
         return findings.add(finding.wanted(start));
     }

@@ -3,6 +3,7 @@
 mod finding;
 mod inventory;
 mod manifest;
+mod part;
 mod plan;
 mod version;
 
@@ -16,5 +17,6 @@ pub use manifest::{
     ModelFacts, PackEntry, PackOptions, SegmentEntry, SourceFile, SourceFileKind, SourceRange,
     TensorEntry, TextModel,
 };
+pub use part::{PackShare, PartManifest, PartShare, ShardShare};
 pub use plan::{ConsumePlan, Plan, PlannedPack, PlannedSegment, PlannedTensor, SizeEstimate};
 pub use version::{FormatVersion, VersionError};

@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::documents::{Document, ManifestError};
+
 /// `"MAJOR.MINOR"`. The minor number rises with every field added, the major one when old readers
 /// would misread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -95,6 +97,23 @@ impl<'de> Deserialize<'de> for FormatVersion {
             .parse()
             .map_err(serde::de::Error::custom)
     }
+}
+
+/// Parses a document that this build may read.
+///
+/// # Errors
+/// `Json`; `Version` where it is newer.
+pub(super) fn readable<D: Document + for<'d> Deserialize<'d>>(
+    json: &[u8],
+) -> Result<D, ManifestError> {
+    #[derive(Deserialize)]
+    struct Version {
+        format_version: FormatVersion,
+    }
+    // asked first: a newer document may lack what this build demands
+    let version: Version = serde_json::from_slice(json).map_err(ManifestError::Json)?;
+    version.format_version.check_readable(D::VERSION)?;
+    serde_json::from_slice(json).map_err(ManifestError::Json)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The summary of `pack` and `repack`.
+//! The summary of `pack`, `join` and `repack`.
 
 use segpack_formats::digest::Sha256;
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,7 @@ pub struct PackSummary {
     pub format_version: FormatVersion,
     /// Name and version of the program that wrote it.
     pub generator: String,
-    /// SHA-256 of `manifest.json`: the pack's identity.
+    /// SHA-256 of `manifest.json`: the pack's identity. Of a part, that of `part.json`.
     #[cfg_attr(
         feature = "schema",
         schemars(with = "crate::documents::schema::HexDigest")
@@ -42,6 +42,12 @@ pub struct PackSummary {
     /// Source shards that were removed once they were packed, by this run or one that it continued.
     #[serde(default, skip_serializing_if = "is_none")]
     pub removed_shards: u64,
+    /// Part K of N, counted from 1, where one of many machines packed its share; since version 1.3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<[u64; 2]>,
+    /// How many parts were joined to it; since version 1.3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joined_parts: Option<u64>,
     /// The server that the source came from, by this run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packed_from: Option<PackedFrom>,

@@ -81,6 +81,10 @@ pub struct VerifyReport {
     pub manifest_sha256: Option<Sha256>,
     /// How thoroughly it was verified.
     pub mode: VerifyMode,
+    /// Part K of N, counted from 1, if the folder is not a pack, but what one of many machines packed
+    /// of one; `manifest_sha256` is that of `part.json` then. Since version 1.2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<[u64; 2]>,
     /// Part K of N, counted from 1, if only one part was verified.
     pub subset: Option<[u64; 2]>,
     /// Whether the pack was also compared with a checkpoint.

@@ -15,6 +15,12 @@ pub enum ManifestError {
     /// It is newer than this build reads.
     #[error(transparent)]
     Version(#[from] VersionError),
+    /// What one of several machines packed is not its share.
+    #[error("{what}")]
+    Part {
+        /// What is wrong with it.
+        what: String,
+    },
     /// A path leaves the folder, or means different things on different systems.
     #[error("path {path:?}: {why}")]
     UnsafePath {

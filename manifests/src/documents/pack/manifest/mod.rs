@@ -13,6 +13,7 @@ use segpack_formats::numeric::Dtype;
 use segpack_formats::pack::{SegmentSpec, StoredSegment, TensorSpec};
 use serde::{Deserialize, Serialize};
 
+use crate::documents::pack::version::readable;
 use crate::documents::{FormatVersion, LeftOut, Provenance};
 use crate::families::{Family, FamilyName};
 use crate::names::{Classification, Component, Part, Role};
@@ -410,20 +411,16 @@ impl Manifest {
     /// # Errors
     /// Not JSON, newer, a path that leaves the folder, or parts that contradict one another.
     pub fn parse(json: &[u8]) -> Result<Self, ManifestError> {
-        #[derive(Deserialize)]
-        struct Version {
-            format_version: FormatVersion,
+        readable::<Self>(json)?.checked()
+    }
+
+    /// The document as this build has it, where it does not contradict itself.
+    pub(crate) fn checked(mut self) -> Result<Self, ManifestError> {
+        if self.format_version < PARTS_SINCE {
+            self.name_biases();
         }
-        // asked first: a newer document may lack what this build demands
-        let version: Version = serde_json::from_slice(json).map_err(ManifestError::Json)?;
-        let version = version.format_version;
-        version.check_readable(Self::VERSION)?;
-        let mut manifest: Self = serde_json::from_slice(json).map_err(ManifestError::Json)?;
-        if version < PARTS_SINCE {
-            manifest.name_biases();
-        }
-        manifest.check()?;
-        Ok(manifest)
+        self.check()?;
+        Ok(self)
     }
 
     /// Version 1.0 had no parts: a bias is told by its name.
@@ -484,12 +481,17 @@ impl Manifest {
 
     /// The text of `SHA256SUMS`, given the digest of this manifest's file.
     pub fn sums_text(&self, manifest_sha256: Sha256) -> String {
+        self.sums_text_with(crate::folder::paths::MANIFEST, manifest_sha256)
+    }
+
+    /// The same for a folder whose document has another name.
+    pub(crate) fn sums_text_with(&self, document: &str, sha256: Sha256) -> String {
         let mut files: Vec<_> = self
             .files()
             .into_iter()
             .map(|(path, _, sha256)| (path, sha256))
             .collect();
-        files.push((crate::folder::paths::MANIFEST, manifest_sha256));
+        files.push((document, sha256));
         files.sort_unstable();
         files
             .into_iter()
