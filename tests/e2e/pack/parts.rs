@@ -386,6 +386,7 @@ fn a_part_that_was_killed_goes_on_and_one_that_is_finished_is_recognised() {
             .arg(&parts[1]);
         let mut child = Command::args(&mut command, options)
             .arg("-q")
+            .stdout(std::process::Stdio::null())
             .spawn()
             .unwrap();
         std::thread::sleep(std::time::Duration::from_millis(milliseconds));
