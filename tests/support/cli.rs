@@ -29,10 +29,9 @@ pub(crate) use segpack;
 pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_segpack"));
     for (name, _) in std::env::vars_os() {
-        if name
-            .to_str()
-            .is_some_and(|n| n.starts_with("HF_") || n.starts_with("HUGGINGFACE_"))
-        {
+        let prefixes = ["HF_", "HUGGINGFACE_", "AWS_", "AZURE_", "GOOGLE_"];
+        let of_servers = |n: &str| prefixes.iter().any(|prefix| n.starts_with(prefix));
+        if name.to_str().is_some_and(of_servers) {
             command.env_remove(name);
         }
     }

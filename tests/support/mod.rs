@@ -11,4 +11,6 @@ pub mod gpu;
 pub mod hub;
 pub mod liar;
 pub mod packs;
+#[cfg(all(target_os = "linux", feature = "remote"))]
+pub mod store;
 pub mod tiny;

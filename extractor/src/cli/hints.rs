@@ -240,6 +240,20 @@ fn of_remote(error: &RemoteError) -> Option<&'static str> {
         RemoteError::NoRepository { .. } | RemoteError::NotAllowed { .. } => Some(
             "for what is private or gated, accept its terms on its page and set HF_TOKEN, or run `hf auth login`",
         ),
+        RemoteError::NoCredentials { place, .. } | RemoteError::Denied { bucket: place, .. } => {
+            Some(match place.split_once("://") {
+                Some(("gs", _)) => {
+                    "set GOOGLE_APPLICATION_CREDENTIALS or GOOGLE_SERVICE_ACCOUNT; for public buckets GOOGLE_SKIP_SIGNATURE=true"
+                }
+                Some(("az", _)) => {
+                    "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY (or AZURE_STORAGE_SAS_TOKEN); for public containers AZURE_SKIP_SIGNATURE=true"
+                }
+                _ => {
+                    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (profiles are not read: `aws configure export-credentials --format env`); for public buckets AWS_SKIP_SIGNATURE=true"
+                }
+            })
+        }
+        RemoteError::OtherRegion { .. } => Some("set AWS_REGION"),
         RemoteError::Moved { .. } => Some("start again; hf://OWNER/NAME@COMMIT stays the same"),
         _ => None,
     }

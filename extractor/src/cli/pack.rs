@@ -31,7 +31,8 @@ Examples:
   segpack pack ./model -o part-2.segpack --part 2/8   # on the second of eight machines")]
 pub(super) struct Args {
     /// Checkpoint folder, .safetensors file, repo id (OWNER/NAME[@REVISION]) in the local Hugging
-    /// Face cache, hf://OWNER/NAME[@REVISION] on the hub, or the http(s):// address of a folder
+    /// Face cache, hf://OWNER/NAME[@REVISION] on the hub, the http(s):// address of a folder, or
+    /// s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX in an object store
     #[arg(value_name = "CKPT")]
     checkpoint: PathBuf,
     /// Pack only this component and those below it, such as thinker or talker.text; may be

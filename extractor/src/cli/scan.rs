@@ -24,7 +24,8 @@ Examples:
   segpack scan model --json | jq '.classes[] | select(.class == \"norms\")'")]
 pub(super) struct Args {
     /// Checkpoint folder, .safetensors file, repo id (OWNER/NAME[@REVISION]) in the local Hugging
-    /// Face cache, hf://OWNER/NAME[@REVISION] on the hub, or the http(s):// address of a folder
+    /// Face cache, hf://OWNER/NAME[@REVISION] on the hub, the http(s):// address of a folder, or
+    /// s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX in an object store
     #[arg(value_name = "CKPT")]
     checkpoint: PathBuf,
     #[command(flatten)]

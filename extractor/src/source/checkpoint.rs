@@ -237,7 +237,7 @@ impl Checkpoint {
                     let folder = hub_cache::find_snapshot(repo, revision.as_deref())?;
                     Self::open_all(Store::Folder(folder), options)
                 }
-                RemotePlace::Folder(_) => Err(SourceError::Offline {
+                RemotePlace::Folder(_) | RemotePlace::Objects(_) => Err(SourceError::Offline {
                     place: argument.to_owned(),
                 }),
             };

@@ -16,13 +16,58 @@ pub(crate) enum RemotePlace {
     },
     /// `http://…` or `https://…`: a folder of a web server, ending in `/`.
     Folder(String),
+    /// `s3://BUCKET/PREFIX`, `gs://…`, `az://CONTAINER/PREFIX`: objects under a prefix of a bucket.
+    Objects(ObjectPlace),
+}
+
+/// Objects of an object store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ObjectPlace {
+    /// Whose store it is.
+    pub kind: StoreKind,
+    /// The bucket; of Azure the container.
+    pub bucket: String,
+    /// What the keys begin with, without slashes at its ends; empty for the whole bucket.
+    pub prefix: String,
+}
+
+impl std::fmt::Display for ObjectPlace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let separator = if self.prefix.is_empty() { "" } else { "/" };
+        let (scheme, bucket) = (self.kind.scheme(), &self.bucket);
+        write!(f, "{scheme}{bucket}{separator}{}", self.prefix)
+    }
+}
+
+/// The protocols of object stores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StoreKind {
+    /// Amazon S3, and what speaks its protocol.
+    S3,
+    /// Google Cloud Storage.
+    Google,
+    /// Azure Blob Storage.
+    Azure,
+}
+
+impl StoreKind {
+    const ALL: [Self; 3] = [Self::S3, Self::Google, Self::Azure];
+
+    /// What its addresses begin with.
+    pub(crate) fn scheme(self) -> &'static str {
+        match self {
+            Self::S3 => "s3://",
+            Self::Google => "gs://",
+            Self::Azure => "az://",
+        }
+    }
 }
 
 /// Why a text that looks like an address names no checkpoint.
 pub(super) type WhyNot = &'static str;
 
-/// The schemes that mean something elsewhere, or nowhere.
-const OBJECT_STORES: [&str; 4] = ["s3://", "gs://", "az://", "abfs://"];
+/// Other names of schemes, which are not taken: what else they say of an account differs.
+const OTHER_NAMES: [&str; 5] = ["s3a://", "azure://", "abfs://", "abfss://", "adl://"];
 
 /// What an argument means, where it is an address; `None` where it is a path or a repo id.
 ///
@@ -36,10 +81,31 @@ pub(super) fn parse(argument: &Path) -> Option<Result<RemotePlace, WhyNot>> {
     if text.starts_with("http://") || text.starts_with("https://") {
         return Some(folder(text));
     }
-    let is_object_store = OBJECT_STORES.iter().any(|scheme| text.starts_with(scheme));
-    is_object_store.then_some(Err(
-        "object stores cannot be read: copy the checkpoint to a disk, or serve it by http",
-    ))
+    for kind in StoreKind::ALL {
+        if let Some(rest) = text.strip_prefix(kind.scheme()) {
+            return Some(objects(kind, rest).map(RemotePlace::Objects));
+        }
+    }
+    let is_other = OTHER_NAMES.iter().any(|scheme| text.starts_with(scheme));
+    is_other.then_some(Err("wanted s3://BUCKET/PREFIX or az://CONTAINER/PREFIX"))
+}
+
+fn objects(kind: StoreKind, rest: &str) -> Result<ObjectPlace, WhyNot> {
+    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+    let of_names = |c: char| c.is_ascii_alphanumeric() || "-_.$".contains(c);
+    if bucket.is_empty() || !bucket.chars().all(of_names) {
+        return Err("wanted BUCKET/PREFIX; a bucket has letters, digits, '-', '_' and '.'");
+    }
+    let prefix = prefix.trim_end_matches('/');
+    let bad = |part: &str| matches!(part, "" | "." | "..") || part.contains(char::is_control);
+    if !prefix.is_empty() && prefix.split('/').any(bad) {
+        return Err("a prefix has no empty parts, '.', '..' or control characters");
+    }
+    Ok(ObjectPlace {
+        kind,
+        bucket: bucket.to_owned(),
+        prefix: prefix.to_owned(),
+    })
 }
 
 fn hub(rest: &str) -> Result<RemotePlace, WhyNot> {
@@ -108,9 +174,29 @@ mod tests {
             "https://name:secret@host/",
             "https://host/a?token=x",
             "https://host/a b",
-            "s3://bucket/model",
+            "s3://",
+            "s3:///model",
+            "s3://key:secret@bucket/model",
+            "s3://bucket//model",
+            "gs://bucket/../model",
+            "abfs://container@account.dfs.core.windows.net/model",
         ] {
             assert!(matches!(of(bad), Some(Err(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn addresses_name_buckets_and_prefixes() {
+        let all = [
+            ("s3://b/a/m/", "s3://b/a/m", "a/m"),
+            ("gs://b-1.x", "gs://b-1.x", ""),
+            ("az://c/a b?#%20", "az://c/a b?#%20", "a b?#%20"), // keys are taken as they are
+        ];
+        for (text, shown, prefix) in all {
+            let Some(Ok(RemotePlace::Objects(place))) = of(text) else {
+                panic!("{text}");
+            };
+            assert_eq!((&*place.to_string(), &*place.prefix), (shown, prefix));
         }
     }
 }

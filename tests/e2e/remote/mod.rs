@@ -1,13 +1,14 @@
-//! Checkpoints of a hub and of web servers: read by ranges, packed while they arrive, whatever the
+//! Checkpoints of a hub, of web servers and of object stores: read by ranges, packed while they arrive, whatever the
 //! network does.
 
 #![cfg(all(target_os = "linux", feature = "remote"))]
 
 mod packing;
 mod reading;
+mod stores;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
@@ -26,14 +27,7 @@ struct Scene {
 impl Scene {
     fn with(faults: Faults) -> Self {
         let folder = temp();
-        let size = Qwen3Moe {
-            layers: 3,
-            experts: 4,
-            hidden: 256,
-            width: 128,
-            shards: 3,
-        };
-        let checkpoint = Tiny::qwen3_moe(size).write(&folder.path().join("checkpoint"));
+        let checkpoint = checkpoint(&folder.path().join("checkpoint"));
         let hub = Hub::of(&checkpoint, faults);
         Self { folder, hub }
     }
@@ -53,6 +47,18 @@ impl Scene {
         let arguments = arguments.iter().map(|a| OsString::from(a.as_ref()));
         Run::of(self.hub.program().args(arguments))
     }
+}
+
+/// Writes a checkpoint of three shards of some 800 kB.
+fn checkpoint(folder: &Path) -> PathBuf {
+    let size = Qwen3Moe {
+        layers: 3,
+        experts: 4,
+        hidden: 256,
+        width: 128,
+        shards: 3,
+    };
+    Tiny::qwen3_moe(size).write(folder)
 }
 
 /// The address of the repository.

@@ -116,7 +116,11 @@ fn what_is_not_there_is_told_apart() {
         .run(&[&"scan", &format!("{}@v9", place())])
         .exits(3)
         .says(&["owner/model has no revision \"v9\""]);
-    for bad in ["hf://owner", "s3://bucket/model", "https://name:pass@host/"] {
+    for bad in [
+        "hf://owner",
+        "s3://bucket//model",
+        "https://name:pass@host/",
+    ] {
         scene.run(&[&"scan", &bad]).exits(2);
     }
     assert!(!scene.hub.log().is_empty());

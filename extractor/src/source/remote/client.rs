@@ -14,7 +14,8 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use segpack_formats::io::CancelToken;
-use ureq::http::{HeaderMap, Uri, header};
+use ureq::http::request::Parts;
+use ureq::http::{HeaderMap, Method, Request, StatusCode, Uri, header};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body, Proxy, ProxyProtocol};
 
@@ -30,6 +31,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(60);
 const MAX_ASKED_PAUSE: Duration = Duration::from_secs(600);
 /// How often a pause looks whether it should end.
 const TICK: Duration = Duration::from_millis(20);
+/// How long a service of the machine itself may take to say something.
+const NEAR_STALL: Duration = Duration::from_secs(2);
 /// Bytes that are taken from a connection at a time.
 const PIECE_BYTES: usize = 256 << 10;
 
@@ -44,8 +47,8 @@ pub(crate) struct Counts {
     pub bytes: AtomicU64,
 }
 
-/// Whether connections use TLS, and the proxy that they go through.
-type Way = (bool, Option<String>);
+/// Whether connections use TLS, the proxy that they go through, and whether they give up soon.
+type Way = (bool, Option<String>, bool);
 
 /// Sends requests.
 pub(super) struct Client {
@@ -126,19 +129,22 @@ impl Client {
     }
 
     /// The agent for an address: one for each proxy, and one without; with TLS and without.
+    /// Machines' own services are asked without a proxy, and not for long: most machines have none.
     fn agent(&self, uri: &Uri) -> Result<Agent, RemoteError> {
         let host = uri.host().unwrap_or_default();
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let scheme = uri.scheme_str().unwrap_or_default();
-        let proxy = environment::proxy(scheme, host);
+        let near = is_of_machine(host);
+        let proxy = environment::proxy(scheme, host).filter(|_| !near);
         let address = proxy.as_ref().map(|(_, address)| address.clone());
-        let key = (scheme == "https", address);
+        let key = (scheme == "https", address, near);
         let mut agents = lock(&self.agents);
         if let Some((_, agent)) = agents.iter().find(|(of, _)| *of == key) {
             return Ok(agent.clone());
         }
         let proxy = proxy.map(|(name, address)| proxy_at(name, &address));
-        let stall = Some(self.patience.stall);
+        let stall = self.patience.stall;
+        let stall = Some(if near { stall.min(NEAR_STALL) } else { stall });
         let config = Agent::config_builder()
             .proxy(proxy.transpose()?)
             .tls_config(if key.0 { tls()? } else { TlsConfig::default() })
@@ -219,6 +225,30 @@ impl Client {
         request.call().map_err(|e| not_answered(url, e))
     }
 
+    /// Sends one request that bears its own signature, and follows no redirect.
+    ///
+    /// # Errors
+    /// Where no answer comes; those of every status are returned.
+    pub(super) fn send_signed(&self, parts: Parts, body: &[u8]) -> Result<Answer, Trouble> {
+        let url = parts.uri.to_string();
+        let agent = self.agent(&parts.uri)?;
+        self.counts.requests.fetch_add(1, Ordering::Relaxed);
+        let sent = if matches!(parts.method, Method::POST | Method::PUT) {
+            agent.run(Request::from_parts(parts, body))
+        } else {
+            agent.run(Request::from_parts(parts, ()))
+        };
+        let (parts, body) = sent.map_err(|e| not_answered(&url, e))?.into_parts();
+        Ok(Answer {
+            url,
+            redirected: false,
+            status: parts.status.as_u16(),
+            first: parts.headers.clone(),
+            headers: parts.headers,
+            body,
+        })
+    }
+
     /// Asks until there is an answer that `look` takes, or none is to be had.
     ///
     /// # Errors
@@ -252,6 +282,14 @@ impl Client {
     }
 
     pub(super) fn whole(&self, mut from: Answer, limit: u64) -> Result<Vec<u8>, Trouble> {
+        self.take_body(&mut from, limit)
+    }
+
+    /// The body of an answer, which has none afterwards.
+    ///
+    /// # Errors
+    /// `Again` where it breaks off; `Answer` where it has more than `limit` bytes.
+    pub(super) fn take_body(&self, from: &mut Answer, limit: u64) -> Result<Vec<u8>, Trouble> {
         let mut bytes = Vec::new();
         let url = from.url.clone();
         let mut body = from.body.as_reader().take(limit.saturating_add(1));
@@ -268,6 +306,11 @@ impl Client {
 }
 
 impl Answer {
+    /// Its status as a type.
+    pub(super) fn status_code(&self) -> StatusCode {
+        StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
     /// The answer, where it has one of these statuses.
     pub(super) fn expect(self, wanted: &[u16]) -> Result<Self, Trouble> {
         if wanted.contains(&self.status) {
@@ -562,7 +605,12 @@ pub(super) fn host_of(url: &str) -> String {
     origin.split("://").nth(1).unwrap_or_default().to_owned()
 }
 
-fn path_of(url: &str) -> String {
+/// Whether a host is a service of the machine itself, such as the one that gives out credentials.
+pub(super) fn is_of_machine(host: &str) -> bool {
+    host.starts_with("169.254.") || matches!(host, "metadata.google.internal" | "fd00:ec2::254")
+}
+
+pub(super) fn path_of(url: &str) -> String {
     let shown = shown(url);
     shown[origin_of(url).len().min(shown.len())..].to_owned()
 }

@@ -55,6 +55,43 @@ pub enum RemoteError {
         /// The status of the response.
         status: u16,
     },
+    /// An object store wants credentials, and none can be had.
+    #[error("no credentials for {place}: {why}")]
+    NoCredentials {
+        /// Its address.
+        place: String,
+        /// What is missing or wrong. Nothing that a message about keys quotes is shown.
+        why: String,
+    },
+    /// An object store has no such bucket.
+    #[error("there is no {bucket}")]
+    NoBucket {
+        /// Its address.
+        bucket: String,
+    },
+    /// An object store does not take the credentials, or they do not open this.
+    #[error(
+        "{bucket} does not let these credentials read {what} ({status}{}{code})",
+        if code.is_empty() { "" } else { " " }
+    )]
+    Denied {
+        /// The address of the bucket.
+        bucket: String,
+        /// The path that was asked for.
+        what: String,
+        /// The status of the response.
+        status: u16,
+        /// The store's word for the reason; empty where it has none.
+        code: String,
+    },
+    /// A bucket is asked for where it is not.
+    #[error("{bucket} is in another region: {region}")]
+    OtherRegion {
+        /// The address of the bucket.
+        bucket: String,
+        /// Its region, where the store says it.
+        region: String,
+    },
     /// A file that was listed, or is wanted, is not there.
     #[error("{url}: not there (404)")]
     NoFile {
@@ -128,12 +165,16 @@ impl RemoteError {
             Self::Environment { .. }
             | Self::Token { .. }
             | Self::Certificates { .. }
+            | Self::NoCredentials { .. }
+            | Self::Denied { .. }
+            | Self::OtherRegion { .. }
             | Self::NotAllowed { .. }
             | Self::Status { .. }
             | Self::Connection { .. }
             | Self::NoRanges { .. } => true,
             Self::NoRepository { .. }
             | Self::NoRevision { .. }
+            | Self::NoBucket { .. }
             | Self::NoFile { .. }
             | Self::Answer { .. }
             | Self::Moved { .. }

@@ -289,7 +289,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::super::client::Client;
-    use super::super::file::Identity;
+    use super::super::file::{Address, Identity};
     use super::*;
 
     #[test]
@@ -309,11 +309,12 @@ mod tests {
         fs::write(&target, b"precious").unwrap();
         std::os::unix::fs::symlink(&target, &path).unwrap();
         let client = Arc::new(Client::new(None).unwrap());
+        let address = Address::Web("http://localhost/".to_owned());
         let identity = Identity {
             length: 4,
             ..Identity::default()
         };
-        let file = RemoteFile::new(client, "shard".into(), "http://localhost/".into(), identity);
+        let file = RemoteFile::new(client, "shard".into(), address, identity);
         let opened = Parts::open(&file, &path).map(drop);
         assert!(
             matches!(opened, Err(FormatError::Link { .. })),

@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use object_store::path::Path as ObjectPath;
 use segpack_formats::digest::Sha256;
 use segpack_formats::io::{ReadAt, Stamp, to_usize};
 use segpack_formats::{FormatError, Result};
 
 use super::RemoteError;
 use super::client::{Answer, Client, Tries, Trouble, answer, number_of, shown, text_of, unwatched};
+use super::objects::Bucket;
 use crate::work::{Job, lock};
 
 /// Bytes that are asked for at least: the headers of most shards are no longer.
@@ -35,14 +37,22 @@ pub(super) struct Identity {
     pub tag: Option<String>,
 }
 
+/// Where a file is asked for.
+#[derive(Debug, Clone)]
+pub(super) enum Address {
+    /// Of a hub or a web server.
+    Web(String),
+    /// Of an object store.
+    Object(Arc<Bucket>, ObjectPath),
+}
+
 /// A file of a server.
 #[derive(Debug)]
 pub(crate) struct RemoteFile {
     client: Arc<Client>,
     /// As messages name it.
     name: PathBuf,
-    /// Where it is asked for.
-    url: String,
+    address: Address,
     identity: Identity,
     /// Where it was found the last time, while that is valid.
     link: Mutex<Option<String>>,
@@ -65,11 +75,16 @@ impl Window {
 }
 
 impl RemoteFile {
-    pub(super) fn new(client: Arc<Client>, name: PathBuf, url: String, identity: Identity) -> Self {
+    pub(super) fn new(
+        client: Arc<Client>,
+        name: PathBuf,
+        address: Address,
+        identity: Identity,
+    ) -> Self {
         Self {
             client,
             name,
-            url,
+            address,
             identity,
             link: Mutex::default(),
             without_ranges: AtomicBool::new(false),
@@ -132,8 +147,7 @@ impl RemoteFile {
     ) -> std::result::Result<Result<()>, Trouble> {
         let known = lock(&self.link).clone();
         let asked = Some((range.start, range.end));
-        let url = known.as_deref().unwrap_or(&self.url);
-        let from = self.client.ask(url, false, asked)?;
+        let from = self.ask(known.as_deref(), false, asked)?;
         if known.is_some() && matches!(from.status, 401 | 403 | 404 | 410) {
             // a link that has expired: the next try asks for another
             *lock(&self.link) = None;
@@ -147,6 +161,19 @@ impl RemoteFile {
         let skip = range.start - begins;
         let length = range.end - range.start;
         from.pass((skip, length), &self.client.counts, job.stop, take)
+    }
+
+    /// Sends one request for it, or for where a link has led before.
+    fn ask(
+        &self,
+        link: Option<&str>,
+        head: bool,
+        range: Option<(u64, u64)>,
+    ) -> std::result::Result<Answer, Trouble> {
+        match &self.address {
+            Address::Web(url) => self.client.ask(link.unwrap_or(url), head, range),
+            Address::Object(bucket, path) => bucket.ask(path, head, range),
+        }
     }
 
     /// Refuses what is not the file that was listed.
@@ -243,7 +270,10 @@ impl RemoteFile {
 
     fn moved(&self, what: &str) -> RemoteError {
         RemoteError::Moved {
-            url: shown(&self.url),
+            url: match &self.address {
+                Address::Web(url) => shown(url),
+                Address::Object(..) => self.name.display().to_string(),
+            },
             what: what.to_owned(),
         }
     }
@@ -389,7 +419,7 @@ impl ReadAt for RemoteFile {
             return Ok(());
         }
         let look = || {
-            let from = self.client.ask(&self.url, true, None)?.expect(&[200])?;
+            let from = self.ask(None, true, None)?.expect(&[200])?;
             self.compare(&from)?;
             let seen = number_of(&from.headers, "content-length");
             if seen.is_some_and(|seen| seen != self.identity.length) {

@@ -13,7 +13,7 @@ use segpack_manifests::documents::Provenance;
 use serde::Deserialize;
 
 use super::client::{Client, Trouble, answer, host_of, origin_of, text_of, unwatched};
-use super::file::Identity;
+use super::file::{Address, Identity};
 use super::{Entry, Listing, RemoteError, environment};
 
 /// More than the list of any repository takes.
@@ -82,7 +82,7 @@ fn entry(url: &str, commit: &str, file: Sibling) -> Result<(String, Entry), Remo
     let length = file.lfs.as_ref().map(|lfs| lfs.size).or(file.size);
     let length = length.ok_or_else(|| answer(url, format!("no length of {path:?}")))?;
     let entry = Entry {
-        url: format!("{url}/resolve/{commit}/{}", escaped(&path)),
+        address: Address::Web(format!("{url}/resolve/{commit}/{}", escaped(&path))),
         identity: Identity {
             length,
             sha256: file.lfs.map(|lfs| lfs.sha256),

@@ -1,4 +1,4 @@
-//! Checkpoints of a hub, and of folders of web servers.
+//! Checkpoints of a hub, of folders of web servers, and of object stores.
 //!
 //! Nothing is asked of any server that the user has not named. What is published is pinned when it
 //! is opened: the commit of a repository, the lengths and versions of files. Everything is read by
@@ -10,6 +10,7 @@ mod error;
 mod fetch;
 mod file;
 mod hub;
+mod objects;
 mod web_folder;
 
 use std::collections::BTreeMap;
@@ -28,13 +29,13 @@ pub(crate) use client::Counts;
 pub(super) use environment::is_offline;
 pub(crate) use error::RemoteError;
 pub(crate) use fetch::{Fetching, fetch, list_of};
-use file::Identity;
 pub(crate) use file::RemoteFile;
+use file::{Address, Identity};
 
 /// A file that is there.
 #[derive(Debug, Clone)]
 struct Entry {
-    url: String,
+    address: Address,
     identity: Identity,
 }
 
@@ -69,6 +70,7 @@ impl Remote {
         let listing = match place {
             RemotePlace::Hub { repo, revision } => hub::list(repo, revision.as_deref())?,
             RemotePlace::Folder(url) => web_folder::list(url)?,
+            RemotePlace::Objects(place) => objects::list(place)?,
         };
         let Listing {
             name,
@@ -122,9 +124,9 @@ impl Remote {
     /// # Errors
     /// `Io` where it is not listed.
     pub(super) fn file(&self, path: &str) -> Result<RemoteFile> {
-        let Entry { url, identity } = self.entry(path)?.clone();
-        let client = Arc::clone(&self.client);
-        Ok(RemoteFile::new(client, self.name.join(path), url, identity))
+        let Entry { address, identity } = self.entry(path)?.clone();
+        let (client, name) = (Arc::clone(&self.client), self.name.join(path));
+        Ok(RemoteFile::new(client, name, address, identity))
     }
 
     /// [`file`](Self::file); one that was read as a whole before is not asked for again.

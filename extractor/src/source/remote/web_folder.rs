@@ -10,7 +10,7 @@ use segpack_manifests::documents::Provenance;
 use segpack_manifests::folder::max_source_bytes;
 
 use super::client::{Client, Trouble, answer, number_of, unwatched};
-use super::file::{Identity, strong_tag};
+use super::file::{Address, Identity, strong_tag};
 use super::hub::escaped;
 use super::{Entry, Listing, RemoteError};
 
@@ -108,7 +108,8 @@ fn add(
     });
     match looked {
         Ok(identity) => {
-            files.insert(path.to_owned(), Entry { url, identity });
+            let address = Address::Web(url);
+            files.insert(path.to_owned(), Entry { address, identity });
             Ok(true)
         }
         Err(RemoteError::NoFile { .. }) => Ok(false),

@@ -1,0 +1,544 @@
+//! Objects of object stores: `s3://`, `gs://`, `az://`.
+//!
+//! The crate `object_store` knows their protocols: it finds credentials, names, signs and parses. Its
+//! requests are sent by [`Client`], as all others are, with the same certificates, proxies, timeouts
+//! and counts; bodies of objects do not pass through it. Its futures wait for nothing but those
+//! requests, which block, so that each is driven to its end on the thread that asks.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::future::{Future, ready};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use http_body::Body as _;
+use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::azure::{AzureConfigKey, MicrosoftAzure, MicrosoftAzureBuilder};
+use object_store::client::{
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody,
+    HttpResponse, HttpResponseBody, HttpService,
+};
+use object_store::gcp::{GoogleCloudStorage, GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::list::{PaginatedListOptions, PaginatedListResult, PaginatedListStore};
+use object_store::path::Path as ObjectPath;
+use object_store::{
+    ClientConfigKey, ClientOptions, GetOptions, GetRange, ObjectMeta, ObjectStore, RetryConfig,
+};
+use segpack_manifests::documents::Provenance;
+
+use super::client::{
+    Answer, Client, Trouble, answer, host_of, is_of_machine, path_of, shown, text_of, unwatched,
+};
+use super::file::{Address, Identity};
+use super::{Entry, Listing, RemoteError};
+use crate::causes::chain;
+use crate::source::place::{ObjectPlace, StoreKind};
+
+/// Objects that a checkpoint has at most. A bucket named by mistake may hold any number.
+const MAX_OBJECTS: usize = 100_000;
+/// Pages of a list at most: a server may send empty ones for ever.
+const MAX_PAGES: usize = 10_000;
+/// More than a page of a list takes, or a credential.
+const MAX_DOCUMENT_BYTES: u64 = 16 << 20;
+/// More than a store says of an error.
+const MAX_ERROR_BYTES: u64 = 64 << 10;
+
+/// A bucket of an object store, or a container.
+#[derive(Debug)]
+pub(super) struct Bucket {
+    place: ObjectPlace,
+    cloud: Cloud,
+    /// Whether requests are signed: public buckets need no credentials.
+    is_signed: bool,
+}
+
+#[derive(Debug)]
+enum Cloud {
+    S3(AmazonS3),
+    Google(GoogleCloudStorage),
+    Azure(MicrosoftAzure),
+}
+
+impl Cloud {
+    fn objects(&self) -> &dyn ObjectStore {
+        match self {
+            Self::S3(store) => store,
+            Self::Google(store) => store,
+            Self::Azure(store) => store,
+        }
+    }
+
+    fn pages(&self) -> &dyn PaginatedListStore {
+        match self {
+            Self::S3(store) => store,
+            Self::Google(store) => store,
+            Self::Azure(store) => store,
+        }
+    }
+
+    /// Gets credentials, if there are none yet or they have expired.
+    async fn credentials(&self) -> object_store::Result<()> {
+        match self {
+            Self::S3(store) => store.credentials().get_credential().await.map(drop),
+            Self::Google(store) => store.credentials().get_credential().await.map(drop),
+            Self::Azure(store) => store.credentials().get_credential().await.map(drop),
+        }
+    }
+}
+
+/// Lists the objects under a prefix, with their lengths and versions.
+///
+/// # Errors
+/// `NoCredentials`, `NoBucket`, `Denied`, `OtherRegion`; `Answer` where there is nothing, or more
+/// than a checkpoint has; what ended the last try.
+pub(super) fn list(place: &ObjectPlace) -> Result<Listing, RemoteError> {
+    let client = Arc::new(Client::new(None)?);
+    let bucket = Arc::new(Bucket::open(place, &client)?);
+    let name = place.to_string();
+    let mut files = BTreeMap::new();
+    let mut next = None;
+    for _ in 0..MAX_PAGES {
+        let page = client.until(&name, unwatched(), || bucket.page(next.clone()))?;
+        for object in page.result.objects {
+            add(&bucket, object, &mut files)?;
+        }
+        if files.len() > MAX_OBJECTS {
+            let what = format!("holds more than {MAX_OBJECTS} objects, and is no checkpoint");
+            return Err(answer(&name, what));
+        }
+        next = page.page_token;
+        if next.is_none() {
+            break;
+        }
+    }
+    if next.is_some() {
+        let what = format!("its list has more than {MAX_PAGES} pages");
+        return Err(answer(&name, what));
+    }
+    if files.is_empty() {
+        return Err(answer(&name, "holds no objects"));
+    }
+    Ok(Listing {
+        name: PathBuf::from(name),
+        provenance: Provenance::default(),
+        files,
+        client,
+    })
+}
+
+/// Adds an object to the list of files.
+fn add(
+    bucket: &Arc<Bucket>,
+    object: ObjectMeta,
+    files: &mut BTreeMap<String, Entry>,
+) -> Result<(), RemoteError> {
+    let key = object.location.as_ref();
+    let prefix = &*bucket.place.prefix;
+    let relative = match key.strip_prefix(prefix) {
+        Some(rest) if prefix.is_empty() => Some(rest),
+        Some(rest) => rest.strip_prefix('/'),
+        None => None,
+    };
+    // the object of the prefix itself is what some tools make of a folder
+    let Some(relative) = relative.filter(|r| !r.is_empty()) else {
+        return Ok(());
+    };
+    let (relative, name) = (relative.to_owned(), bucket.place.to_string());
+    let entry = Entry {
+        address: Address::Object(Arc::clone(bucket), object.location),
+        identity: Identity {
+            length: object.size,
+            tag: object.e_tag.as_deref().and_then(strong),
+            ..Identity::default()
+        },
+    };
+    if files.insert(relative.clone(), entry).is_some() {
+        return Err(answer(&name, format!("{relative:?} is listed twice")));
+    }
+    Ok(())
+}
+
+impl Bucket {
+    /// Reads the environment; asks nothing yet.
+    ///
+    /// # Errors
+    /// `NoCredentials` where a part of what is needed is missing or wrong.
+    pub(super) fn open(place: &ObjectPlace, client: &Arc<Client>) -> Result<Self, RemoteError> {
+        let wires = Wires {
+            client: Arc::clone(client),
+            kind: place.kind,
+        };
+        let (cloud, is_signed) =
+            cloud(place, wires).map_err(|e| no_credentials(place, &chain(&e)))?;
+        Ok(Self {
+            place: place.clone(),
+            cloud,
+            is_signed,
+        })
+    }
+
+    /// Sends a request for an object, or for a range of it: the first byte, and the one after the
+    /// last. Answers of every status are returned that a reader of files knows to read.
+    ///
+    /// # Errors
+    /// Where no answer comes, or it says what only an object store says.
+    pub(super) fn ask(
+        &self,
+        path: &ObjectPath,
+        head: bool,
+        range: Option<(u64, u64)>,
+    ) -> Result<Answer, Trouble> {
+        self.credentials()?;
+        let options = GetOptions {
+            head,
+            range: range.map(|(start, end)| GetRange::Bounded(start..end)),
+            ..GetOptions::default()
+        };
+        let got = self.cloud.objects().get_opts(path, options);
+        let (got, exchanged) = drive(Bodies::Kept, got);
+        match (exchanged, got) {
+            // what the crate made of its headers is of no interest
+            (Some(exchanged), _) => self.known(exchanged?),
+            (None, Err(e)) => Err(no_credentials(&self.place, &chain(&e)).into()),
+            (None, Ok(_)) => Err(answer(&self.place.to_string(), "was not asked").into()),
+        }
+    }
+
+    /// A page of the list.
+    fn page(&self, token: Option<String>) -> Result<PaginatedListResult, Trouble> {
+        self.credentials()?;
+        let options = PaginatedListOptions {
+            page_token: token,
+            ..PaginatedListOptions::default()
+        };
+        let prefix = &self.place.prefix;
+        let prefix = (!prefix.is_empty()).then(|| format!("{prefix}/"));
+        let listed = self
+            .cloud
+            .pages()
+            .list_paginated(prefix.as_deref(), options);
+        let (listed, exchanged) = drive(Bodies::Passed, listed);
+        listed.map_err(|e| self.why(&e, exchanged, "its list cannot be read"))
+    }
+
+    /// Gets credentials, where requests are signed. They are kept until they expire.
+    fn credentials(&self) -> Result<(), Trouble> {
+        if !self.is_signed {
+            return Ok(());
+        }
+        let (got, exchanged) = drive(Bodies::Passed, self.cloud.credentials());
+        let Err(error) = got else { return Ok(()) };
+        let why = match exchanged {
+            Some(Ok(Exchange { answer, .. })) if answer.status < 500 => {
+                let (url, status) = (shown(&answer.url), answer.status);
+                format!("{url} answered with status {status}")
+            }
+            Some(Ok(Exchange { answer, .. })) => return Err(answer.refused()),
+            Some(Err(Trouble::Again(RemoteError::Connection { url, .. }, _)))
+                if is_of_machine(&host_of(&url)) =>
+            {
+                "the environment names none, and this machine has no service that gives them out"
+                    .to_owned()
+            }
+            Some(Err(trouble)) => return Err(trouble),
+            None => chain(&error),
+        };
+        Err(no_credentials(&self.place, &why).into())
+    }
+
+    /// Sorts out what only object stores say.
+    fn known(&self, exchange: Exchange) -> Result<Answer, Trouble> {
+        let Exchange { answer, code } = exchange;
+        let code = code.unwrap_or_default();
+        let bucket = || format!("{}{}", self.place.kind.scheme(), self.place.bucket);
+        let region = text_of(&answer.headers, "x-amz-bucket-region");
+        Err(match (answer.status, &*code) {
+            (404, "NoSuchBucket" | "ContainerNotFound") => {
+                RemoteError::NoBucket { bucket: bucket() }.into()
+            }
+            (301 | 307 | 400, "" | "PermanentRedirect" | "AuthorizationHeaderMalformed")
+                if region.is_some() || answer.status != 400 =>
+            {
+                let region = region.unwrap_or("another one").to_owned();
+                let bucket = bucket();
+                RemoteError::OtherRegion { bucket, region }.into()
+            }
+            // S3's way to say that the body of a request came too slowly
+            (400, "RequestTimeout") => {
+                let (url, status, tries) = (shown(&answer.url), answer.status, 1);
+                Trouble::Again(RemoteError::Status { url, status, tries }, None)
+            }
+            (status @ (400 | 401 | 403 | 409), _) => RemoteError::Denied {
+                bucket: bucket(),
+                what: path_of(&answer.url),
+                status,
+                code,
+            }
+            .into(),
+            _ => return Ok(answer),
+        })
+    }
+
+    /// Why something that the crate did as a whole has failed.
+    fn why(&self, error: &object_store::Error, exchanged: Exchanged, what: &str) -> Trouble {
+        match exchanged {
+            Some(Err(trouble)) => trouble,
+            Some(Ok(exchange)) => match self.known(exchange) {
+                Err(trouble) => trouble,
+                Ok(answer) if answer.status >= 300 => answer.refused(),
+                Ok(answer) => {
+                    let what = format!("{what}: {}", hidden(&chain(error)));
+                    super::client::answer(&answer.url, what).into()
+                }
+            },
+            None => no_credentials(&self.place, &chain(error)).into(),
+        }
+    }
+}
+
+/// An answer, and what it says of an error: a word of the protocol, such as `NoSuchKey`.
+struct Exchange {
+    answer: Answer,
+    code: Option<String>,
+}
+
+/// The last exchange; none where nothing was sent.
+type Exchanged = Option<Result<Exchange, Trouble>>;
+
+/// Who reads the bodies of answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bodies {
+    /// The crate, which parses them.
+    Passed,
+    /// Whoever takes the exchange; the crate sees none.
+    Kept,
+}
+
+thread_local! {
+    /// What the future that this thread drives has sent and received.
+    static WIRE: RefCell<(Option<Bodies>, Exchanged)> = const { RefCell::new((None, None)) };
+}
+
+/// Drives a future of the crate to its end on this thread. Also returns its last exchange.
+fn drive<T>(
+    bodies: Bodies,
+    future: impl Future<Output = object_store::Result<T>>,
+) -> (object_store::Result<T>, Exchanged) {
+    WIRE.set((Some(bodies), None));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build();
+    let done = match runtime {
+        Ok(runtime) => runtime.block_on(future),
+        Err(e) => Err(object_store::Error::Generic {
+            store: "tokio",
+            source: e.into(),
+        }),
+    };
+    let (_, exchanged) = WIRE.take();
+    (done, exchanged)
+}
+
+/// Gives the crate its connections.
+#[derive(Debug)]
+struct Wires {
+    client: Arc<Client>,
+    kind: StoreKind,
+}
+
+impl HttpConnector for Wires {
+    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        let http = options.get_config_value(&ClientConfigKey::AllowHttp);
+        Ok(HttpClient::new(Wire {
+            client: Arc::clone(&self.client),
+            kind: self.kind,
+            is_open: http.is_some_and(|value| is_true(&value)),
+        }))
+    }
+}
+
+/// A way to send requests of the crate.
+#[derive(Debug)]
+struct Wire {
+    client: Arc<Client>,
+    kind: StoreKind,
+    /// Whether requests may go without TLS.
+    is_open: bool,
+}
+
+impl HttpService for Wire {
+    fn call<'s, 'f>(
+        &'s self,
+        request: HttpRequest,
+    ) -> Pin<Box<dyn Future<Output = Result<HttpResponse, HttpError>> + Send + 'f>>
+    where
+        's: 'f,
+        Self: 'f,
+    {
+        Box::pin(ready(self.exchange(request)))
+    }
+}
+
+impl Wire {
+    /// Sends a request, and keeps what came of it for whoever drives this future.
+    fn exchange(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let kept = WIRE.with_borrow(|(bodies, _)| *bodies == Some(Bodies::Kept));
+        let (exchanged, response) = match self.send(request, kept) {
+            Ok((exchange, response)) => (Ok(exchange), Ok(response)),
+            Err(trouble) => (Err(trouble), Err(no_answer())),
+        };
+        WIRE.with_borrow_mut(|(_, last)| *last = Some(exchanged));
+        response
+    }
+
+    fn send(&self, request: HttpRequest, kept: bool) -> Result<(Exchange, HttpResponse), Trouble> {
+        let (parts, body) = request.into_parts();
+        if parts.uri.scheme_str() != Some("https") && !self.is_open {
+            let variable = match self.kind {
+                StoreKind::S3 => "AWS_ALLOW_HTTP",
+                StoreKind::Google => "GOOGLE_ALLOW_HTTP",
+                StoreKind::Azure => "AZURE_ALLOW_HTTP",
+            };
+            let why = "is not true, and the endpoint is one without TLS".to_owned();
+            return Err(RemoteError::Environment { variable, why }.into());
+        }
+        let mut answer = self.client.send_signed(parts, &bytes_of(body))?;
+        let is_good = answer.status < 300;
+        let (bytes, code) = if is_good && kept {
+            (Vec::new(), None)
+        } else if is_good {
+            let bytes = self.client.take_body(&mut answer, MAX_DOCUMENT_BYTES)?;
+            (bytes, None)
+        } else {
+            let bytes = self.client.take_body(&mut answer, MAX_ERROR_BYTES)?;
+            let code = code_of(&answer, &bytes);
+            (bytes, code)
+        };
+        let response = response(&answer, bytes);
+        Ok((Exchange { answer, code }, response))
+    }
+}
+
+/// The same answer for the crate.
+fn response(answer: &Answer, body: Vec<u8>) -> HttpResponse {
+    let mut response = HttpResponse::new(HttpResponseBody::from(body));
+    *response.status_mut() = answer.status_code();
+    *response.headers_mut() = answer.headers.clone();
+    response
+}
+
+/// For the crate; the reason is kept for whoever drives its future.
+fn no_answer() -> HttpError {
+    HttpError::new(HttpErrorKind::Unknown, std::io::Error::other("no answer"))
+}
+
+/// A body as one piece. Those of the crate are in memory, and never wait.
+fn bytes_of(mut body: HttpRequestBody) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(body.content_length());
+    let mut context = Context::from_waker(Waker::noop());
+    while let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut body).poll_frame(&mut context) {
+        bytes.extend_from_slice(frame.data_ref().map_or(&[][..], |data| &data[..]));
+    }
+    bytes
+}
+
+/// The word of the protocol for an error: `<Code>` of the document, or Azure's header.
+fn code_of(answer: &Answer, body: &[u8]) -> Option<String> {
+    if let Some(code) = text_of(&answer.headers, "x-ms-error-code") {
+        return Some(code.to_owned());
+    }
+    let text = String::from_utf8_lossy(body);
+    let (_, rest) = text.split_once("<Code>")?;
+    let (code, _) = rest.split_once("</Code>")?;
+    let is_word = code.len() < 64 && code.bytes().all(|b| b.is_ascii_alphanumeric());
+    is_word.then(|| code.to_owned())
+}
+
+/// An entity tag as answers have it; lists of some stores leave out the quotes. A weak one says
+/// nothing of the bytes.
+fn strong(tag: &str) -> Option<String> {
+    let bare = tag.trim_matches('"');
+    (!tag.starts_with("W/") && !bare.is_empty()).then(|| format!("\"{bare}\""))
+}
+
+/// The store as the environment describes it, and whether requests to it are signed.
+fn cloud(place: &ObjectPlace, wires: Wires) -> object_store::Result<(Cloud, bool)> {
+    // whoever asks tries again, and knows how long
+    let retry = RetryConfig {
+        max_retries: 0,
+        ..RetryConfig::default()
+    };
+    let bucket = &place.bucket;
+    let skips = |value: Option<String>| value.is_some_and(|value| is_true(&value));
+    Ok(match place.kind {
+        StoreKind::S3 => {
+            let builder = AmazonS3Builder::from_env()
+                .with_bucket_name(bucket)
+                .with_retry(retry)
+                .with_http_connector(wires);
+            let skips = skips(builder.get_config_value(&AmazonS3ConfigKey::SkipSignature));
+            (Cloud::S3(builder.build()?), !skips)
+        }
+        StoreKind::Google => {
+            let builder = GoogleCloudStorageBuilder::from_env()
+                .with_bucket_name(bucket)
+                .with_retry(retry)
+                .with_http_connector(wires);
+            let skips = skips(builder.get_config_value(&GoogleConfigKey::SkipSignature));
+            (Cloud::Google(builder.build()?), !skips)
+        }
+        StoreKind::Azure => {
+            let builder = MicrosoftAzureBuilder::from_env()
+                .with_container_name(bucket)
+                .with_retry(retry)
+                .with_http_connector(wires);
+            let skips = skips(builder.get_config_value(&AzureConfigKey::SkipSignature));
+            (Cloud::Azure(builder.build()?), !skips)
+        }
+    })
+}
+
+fn is_true(value: &str) -> bool {
+    ["1", "on", "true", "y", "yes"].contains(&value.to_ascii_lowercase().as_str())
+}
+
+fn no_credentials(place: &ObjectPlace, why: &str) -> RemoteError {
+    RemoteError::NoCredentials {
+        place: place.to_string(),
+        why: hidden(why),
+    }
+}
+
+/// A message without what it quotes: parsers of keys and of documents with keys quote them.
+fn hidden(text: &str) -> String {
+    let pieces = text.split('"').enumerate();
+    let shown: Vec<&str> = pieces
+        .map(|(n, piece)| if n % 2 == 0 { piece } else { "…" })
+        .collect();
+    shown.join("\"")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_have_quotes_and_weak_ones_are_none() {
+        assert_eq!(strong("\"a\"").as_deref(), Some("\"a\""));
+        assert_eq!(strong("0x8D").as_deref(), Some("\"0x8D\""));
+        assert_eq!(strong("W/\"a\""), None);
+        assert_eq!(strong(""), None);
+    }
+
+    #[test]
+    fn messages_do_not_show_what_they_quote() {
+        let text = "invalid type: string \"secret\", wanted \"map\" at 1";
+        assert_eq!(
+            hidden(text),
+            "invalid type: string \"…\", wanted \"…\" at 1"
+        );
+        assert_eq!(hidden("cut \"off"), "cut \"…");
+    }
+}

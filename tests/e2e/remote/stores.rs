@@ -1,0 +1,255 @@
+//! Checkpoints in object stores: the same as on the disk, and what is said where they are not there.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::{checkpoint, without_provenance};
+use crate::support::cli::{Run, interruptible, segpack};
+use crate::support::folders::{assert_same, copy, temp};
+use crate::support::packs::pack_into;
+use crate::support::store::{BUCKET, Faults, KEY_ID, SECRET, Store};
+use tempfile::TempDir;
+
+const PLACE: &str = "s3://models/tiny/one";
+
+/// A checkpoint of three shards, and a store that has it beside others.
+struct Scene {
+    folder: TempDir,
+    store: Store,
+}
+
+impl Scene {
+    fn with(faults: Faults) -> Self {
+        let folder = temp();
+        let local = checkpoint(&folder.path().join("checkpoint"));
+        let stored = folder.path().join("store").join(BUCKET).join("tiny/one");
+        copy(&local, &stored);
+        // begins alike, and is another
+        let other = stored.with_file_name("one-more");
+        fs::create_dir(&other).unwrap();
+        fs::write(other.join("config.json"), "{}").unwrap();
+        let store = Store::of(&folder.path().join("store"), faults);
+        Self { folder, store }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn run(&self, arguments: &[&dyn AsRef<OsStr>]) -> Run {
+        let mut command = self.store.program();
+        command.args(arguments.iter().map(|a| a.as_ref()));
+        Run::of(&mut command)
+    }
+
+    /// Small parts, so that a shard has many.
+    fn pack(&self, out: &Path) -> Command {
+        let mut command = self.store.program();
+        command
+            .args(["pack", PLACE, "--no-provenance", "-o"])
+            .arg(out);
+        command.env("SEGPACK_PART_SIZE", "100000");
+        command
+    }
+
+    fn local_pack(&self) -> PathBuf {
+        let pack = self.at("local.segpack");
+        pack_into(&self.at("checkpoint"), &pack, &["--no-provenance"]);
+        pack
+    }
+}
+
+#[test]
+fn scan_takes_the_same_inventory_from_an_object_store_as_from_a_folder() {
+    let scene = Scene::with(Faults::default());
+    let local = segpack!["scan", &scene.at("checkpoint"), "--json"].ok();
+    let local = without_provenance(&local);
+    let remote = scene.run(&[&"scan", &PLACE, &"--json"]).ok();
+    assert_eq!(local, without_provenance(&remote));
+    // one range of each shard
+    assert_eq!(scene.store.sent(".safetensors"), 3 * (256 << 10));
+    let pages = scene.store.log();
+    let pages = pages.iter().filter(|line| line.contains("list-type=2"));
+    assert!(pages.count() > 1, "the list was to come in pages");
+
+    let hosted = Scene::with(Faults {
+        virtual_host: true,
+        ..Faults::default()
+    });
+    let remote = hosted.run(&[&"scan", &format!("{PLACE}/"), &"--json"]).ok();
+    assert_eq!(local, without_provenance(&remote));
+    let log = hosted.store.log();
+    assert!(log.iter().all(|line| !line.contains("/models/")), "{log:?}");
+}
+
+#[test]
+fn a_pack_is_verified_against_an_object_store_and_compared_with_it() {
+    let scene = Scene::with(Faults::default());
+    let pack = scene.local_pack();
+    scene.run(&[&"verify", &pack, &"--against", &PLACE]).ok();
+    scene.run(&[&"diff", &pack, &PLACE]).ok();
+}
+
+#[test]
+fn a_pack_from_an_object_store_is_that_of_the_local_checkpoint_whatever_goes_wrong() {
+    let all = [
+        Faults::default(),
+        Faults {
+            fail_every: Some((2, 503)),
+            ..Faults::default()
+        },
+        Faults {
+            drop_after: Some((70_000, usize::MAX)),
+            ..Faults::default()
+        },
+        Faults {
+            stall: Some((Duration::from_millis(600), 1)),
+            ..Faults::default()
+        },
+    ];
+    for faults in all {
+        let scene = Scene::with(faults.clone());
+        let out = scene.at("remote.segpack");
+        let mut command = scene.pack(&out);
+        command.env("HF_HUB_DOWNLOAD_TIMEOUT", "0.2").arg("--json");
+        let run = Run::of(&mut command);
+        assert_eq!(run.status, Some(0), "{faults:?}\n{run}");
+        assert_same(&scene.local_pack(), &out);
+        let from = &run.json()["packed_from"];
+        assert_eq!(from["place"], PLACE);
+        assert_eq!(from["requests"], scene.store.log().len() as u64);
+        let failed =
+            faults.fail_every.is_some() || faults.drop_after.is_some() || faults.stall.is_some();
+        assert_eq!(from["retries"].as_u64().unwrap() > 0, failed, "{run}");
+    }
+}
+
+#[test]
+fn an_interrupted_run_stops_at_once_and_goes_on_in_the_middle_of_a_shard() {
+    let stalls = Faults {
+        stall: Some((Duration::from_secs(20), 1)),
+        ..Faults::default()
+    };
+    let scene = Scene::with(stalls);
+    let out = scene.at("remote.segpack");
+    let mut command = interruptible();
+    let with = scene.pack(&out);
+    command.envs(with.get_envs().filter_map(|(k, v)| Some((k, v?))));
+    let mut child = command.args(with.get_args()).arg("-q").spawn().unwrap();
+    while !scene.store.is_stalled() {
+        thread::sleep(Duration::from_millis(10));
+    }
+    thread::sleep(Duration::from_millis(200)); // the other connections go on
+    let began = Instant::now();
+    let asked = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
+    assert!(asked.unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(began.elapsed() < Duration::from_secs(5));
+    let before = scene.store.sent(".safetensors");
+    Run::of(scene.pack(&out).arg("--resume")).ok();
+    assert_same(&scene.local_pack(), &out);
+    let again = scene.store.sent(".safetensors") - before;
+    let all: u64 = fs::read_dir(scene.at("checkpoint"))
+        .unwrap()
+        .flatten()
+        .filter(|e| e.path().extension().is_some_and(|x| x == "safetensors"))
+        .map(|e| e.metadata().unwrap().len())
+        .sum();
+    let headers = 3 * (256 << 10);
+    assert!(
+        again <= all + headers - 400_000,
+        "{again} of {all} bytes again"
+    );
+}
+
+#[test]
+fn objects_that_change_on_the_way_are_an_error() {
+    let scene = Scene::with(Faults {
+        change_after: Some(6),
+        ..Faults::default()
+    });
+    let out = scene.at("remote.segpack");
+    Run::of(&mut scene.pack(&out)).exits(3).says(&[
+        "another version of the file",
+        "has changed since this run began",
+    ]);
+    assert!(!out.join("manifest.json").exists());
+}
+
+/// What a run with other credentials says. The real ones are in none of it.
+fn refused(scene: &Scene, place: &str, environment: &[(&str, Option<&str>)]) -> Run {
+    let mut command = scene.store.program();
+    for (name, value) in environment {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let run = Run::of(command.args(["scan", place]));
+    assert!(
+        !run.stderr.contains(SECRET) && !run.text().contains(SECRET),
+        "{run}"
+    );
+    run
+}
+
+#[test]
+fn wrong_credentials_buckets_keys_and_endpoints_are_told_apart() {
+    let scene = Scene::with(Faults::default());
+    let secret = [("AWS_SECRET_ACCESS_KEY", Some("wrong-secret"))];
+    let run = refused(&scene, PLACE, &secret).exits(1);
+    run.says(&[
+        "s3://models does not let these credentials read",
+        "SignatureDoesNotMatch",
+    ]);
+    let run = refused(&scene, PLACE, &[("AWS_ACCESS_KEY_ID", Some("AKIDOTHER"))]).exits(1);
+    run.says(&[
+        "s3://models does not let these credentials read",
+        "AWS_ACCESS_KEY_ID",
+    ]);
+    let run = refused(&scene, PLACE, &[("AWS_SKIP_SIGNATURE", Some("true"))]).exits(1);
+    run.says(&["AccessDenied"]);
+    let run = refused(&scene, PLACE, &[("AWS_SECRET_ACCESS_KEY", None)]).exits(1);
+    run.says(&[
+        "no credentials for s3://models/tiny/one",
+        "AWS_SECRET_ACCESS_KEY",
+    ]);
+
+    let run = refused(&scene, "s3://nobody/tiny/one", &[]).exits(3);
+    run.says(&["there is no s3://nobody"]);
+    let run = refused(&scene, "s3://models/tiny/two", &[]).exits(3);
+    run.says(&["s3://models/tiny/two: holds no objects"]);
+    let before = scene.store.log().len();
+    let run = refused(&scene, PLACE, &[("AWS_ALLOW_HTTP", None)]).exits(1);
+    run.says(&["AWS_ALLOW_HTTP: is not true"]);
+    let run = refused(&scene, PLACE, &[("HF_HUB_OFFLINE", Some("1"))]).exits(1);
+    run.says(&["HF_HUB_OFFLINE is set"]);
+    let run = refused(&scene, "s3://key:secret@models/x", &[]).exits(2);
+    run.says(&["wanted BUCKET/PREFIX"]);
+    assert_eq!(scene.store.log().len(), before, "nothing was to be asked");
+    assert!(!KEY_ID.is_empty());
+}
+
+#[test]
+fn stores_of_others_want_their_own_credentials() {
+    let scene = Scene::with(Faults::default());
+    let run = refused(&scene, "az://container/model", &[]).exits(1);
+    run.says(&[
+        "no credentials for az://container/model",
+        "AZURE_STORAGE_ACCOUNT_NAME",
+    ]);
+    let key = [("GOOGLE_SERVICE_ACCOUNT_KEY", Some("[\"private\"]"))];
+    let run = refused(&scene, "gs://bucket/model", &key).exits(1);
+    let run = run.says(&[
+        "no credentials for gs://bucket/model",
+        "GOOGLE_APPLICATION_CREDENTIALS",
+    ]);
+    assert!(!run.text().contains("private") && !run.stderr.contains("private"));
+    assert_eq!(scene.store.log(), [""; 0]);
+}
