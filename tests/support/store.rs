@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::Pin;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -64,7 +64,6 @@ struct Shared {
 pub struct Store {
     address: SocketAddr,
     shared: Arc<Shared>,
-    root: PathBuf,
 }
 
 /// Every host is that of the bucket.
@@ -100,20 +99,19 @@ impl Store {
         Self {
             address: from.recv().unwrap(),
             shared,
-            root: root.to_owned(),
         }
-    }
-
-    /// Where a bucket's objects lie.
-    pub fn folder(&self) -> PathBuf {
-        self.root.join(BUCKET)
     }
 
     /// The program, with the credentials of this store, and no patience.
     pub fn program(&self) -> Command {
+        // a number has no bucket in front of it
+        let endpoint = match self.shared.faults.virtual_host {
+            true => format!("http://localhost:{}", self.address.port()),
+            false => format!("http://{}", self.address),
+        };
         let mut command = program();
         command
-            .env("AWS_ENDPOINT_URL", format!("http://{}", self.address))
+            .env("AWS_ENDPOINT_URL", endpoint)
             .env("AWS_ALLOW_HTTP", "true")
             .env("AWS_ACCESS_KEY_ID", KEY_ID)
             .env("AWS_SECRET_ACCESS_KEY", SECRET)
