@@ -5,10 +5,10 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll};
 use std::thread;
@@ -46,6 +46,8 @@ pub struct Faults {
     pub stall: Option<(Duration, usize)>,
     /// After so many requests the objects are others.
     pub change_after: Option<usize>,
+    /// After so many requests each gets status 503, until [`Store::recover`].
+    pub refuse_after: Option<usize>,
     /// The name of the host has the bucket, not the path.
     pub virtual_host: bool,
 }
@@ -56,6 +58,7 @@ struct Shared {
     requests: AtomicUsize,
     drops: AtomicUsize,
     stalls: AtomicUsize,
+    is_well: AtomicBool,
     log: Mutex<Vec<String>>,
     sent: Mutex<HashMap<String, u64>>,
 }
@@ -64,6 +67,7 @@ struct Shared {
 pub struct Store {
     address: SocketAddr,
     shared: Arc<Shared>,
+    root: PathBuf,
 }
 
 /// Every host is that of the bucket.
@@ -90,6 +94,7 @@ impl Store {
             requests: AtomicUsize::new(0),
             drops: AtomicUsize::new(0),
             stalls: AtomicUsize::new(0),
+            is_well: AtomicBool::new(false),
             log: Mutex::default(),
             sent: Mutex::default(),
         });
@@ -99,6 +104,7 @@ impl Store {
         Self {
             address: from.recv().unwrap(),
             shared,
+            root: root.to_owned(),
         }
     }
 
@@ -122,6 +128,16 @@ impl Store {
             command.env("AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "true");
         }
         command
+    }
+
+    /// Where the objects of the bucket lie.
+    pub fn folder(&self) -> PathBuf {
+        self.root.join(BUCKET)
+    }
+
+    /// Refuses nothing from here on.
+    pub fn recover(&self) {
+        self.shared.is_well.store(true, Ordering::Relaxed);
     }
 
     /// Requests so far: method, path and query.
@@ -184,10 +200,15 @@ impl Shared {
         } else {
             0
         };
-        if let Some((every, status)) = self.faults.fail_every
-            && count > 0
-            && count % every == 0
-        {
+        let fails = self
+            .faults
+            .fail_every
+            .filter(|(every, _)| count > 0 && count % every == 0);
+        // the one that takes parts back comes through
+        let is_down = self.faults.refuse_after.is_some_and(|after| count > after)
+            && method != Method::DELETE
+            && !self.is_well.load(Ordering::Relaxed);
+        if let Some((_, status)) = fails.or(is_down.then_some((1, 503))) {
             // what is sent in the meantime is read, as servers do
             let _ = request.into_body().collect().await;
             let body = "<Error><Code>SlowDown</Code></Error>";

@@ -66,6 +66,12 @@ pub(crate) enum CliError {
     /// As many SHA-256 of manifests as there are packs are needed.
     #[error("every pack that is compared needs a SHA-256 of its manifest.json, or none does")]
     Identities,
+    /// An option that makes no sense for the output.
+    #[error("--{option} {why}")]
+    Output {
+        option: &'static str,
+        why: &'static str,
+    },
     /// `man` of a command that does not exist.
     #[error("there is no command {0:?}")]
     NoSuchCommand(String),
@@ -93,6 +99,7 @@ impl CliError {
             | Self::HostMemory
             | Self::NoDigest(_)
             | Self::Identities
+            | Self::Output { .. }
             | Self::NoSuchCommand(_) => Exit::Usage,
         }
     }
@@ -117,6 +124,7 @@ impl CliError {
             #[cfg(not(feature = "run"))]
             Self::WithoutRun(_) => None,
             Self::Step(_)
+            | Self::Output { .. }
             | Self::NotConfirmed
             | Self::NotUtf8 { .. }
             | Self::Messages { .. }

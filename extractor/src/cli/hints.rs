@@ -281,6 +281,9 @@ fn of_output(error: &OutputError, replaces: bool) -> Option<&'static str> {
              before the new files are written",
         ),
         OutputError::NoSpace { .. } => Some("free some space or choose another disk"),
+        OutputError::Store { .. } => Some(
+            "choose another prefix, or --resume with the same spool folder; `aws s3 rm --recursive` removes what is there",
+        ),
         OutputError::NotOurs { .. } => Some("rename or remove it"),
         OutputError::OnlyCopy { .. } => Some("`segpack pack --resume` continues it"),
         OutputError::MountPoint { .. } if replaces => {

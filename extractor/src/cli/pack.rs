@@ -1,5 +1,6 @@
 use std::path::{Path, PathBuf};
 
+use segpack_manifests::documents::PackSummary;
 use segpack_manifests::layout::Selection;
 
 use super::Context;
@@ -9,11 +10,16 @@ use super::args::{
 use super::confirm::{can_ask, confirm};
 use super::error::CliError;
 use crate::render::text;
+use crate::source::is_store;
 use crate::steps::Exit;
 use crate::steps::pack::{
     FetchSettings, PackSettings, consume_plan, pack_planned, plan_into, plan_with_estimate,
 };
+#[cfg(feature = "remote")]
+use crate::steps::pack::{pack_to_store, spool_of};
 use crate::steps::verify::Subset;
+#[cfg(not(feature = "remote"))]
+use crate::{source::SourceError, steps::StepError};
 
 /// Pack a checkpoint into per-expert segments with a manifest
 ///
@@ -52,7 +58,7 @@ pub(super) struct Args {
     /// hub's
     #[arg(long, help_heading = INPUT)]
     no_source_digests: bool,
-    /// For a checkpoint of a server: connections at the same time
+    /// For a checkpoint of a server, or an output in an object store: connections at the same time
     #[arg(long, value_name = "N", value_parser = connections, default_value = "4", help_heading = INPUT)]
     connections: usize,
     /// For a checkpoint of a server: bytes a second at most, such as 20MB
@@ -64,9 +70,13 @@ pub(super) struct Args {
     keep_shards: Option<PathBuf>,
     #[command(flatten)]
     jobs: Jobs,
-    /// Pack folder to write
+    /// Pack folder to write, or s3://BUCKET/PREFIX: packs go there one by one, the manifest last
     #[arg(long, short, value_name = "PACK", help_heading = OUTPUT)]
     output: PathBuf,
+    /// For an output in an object store: the folder of packs on their way, and of what --resume
+    /// needs; without it, PREFIX.spool in the working folder
+    #[arg(long, value_name = "DIR", help_heading = OUTPUT)]
+    spool: Option<PathBuf>,
     /// How segments are compressed
     #[arg(long, value_name = "CODEC", default_value = "raw", help_heading = OUTPUT)]
     codec: CodecName,
@@ -161,6 +171,16 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
         return Ok(Exit::Ok);
     }
     let (stop, progress) = (context.stop, &context.progress);
+    if is_store(&args.output) {
+        return to_store(args, &settings, context);
+    }
+    if args.spool.is_some() {
+        let why = "is for an output in an object store";
+        return Err(CliError::Output {
+            option: "spool",
+            why,
+        });
+    }
     if args.consume && !args.yes && !can_ask() {
         return Err(CliError::CannotAsk);
     }
@@ -171,9 +191,55 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
         confirm(&question, stop)?;
     }
     let summary = pack_planned(checkpoint, &planned, output, &settings, stop, progress)?;
+    show(&summary, args, context)
+}
+
+fn show(summary: &PackSummary, args: &Args, context: &Context) -> Result<Exit, CliError> {
     let place = args.output.display().to_string();
     context
         .terminal
-        .document(&summary, args.json, |s| text::pack(s, &place))?;
+        .document(summary, args.json, |s| text::pack(s, &place))?;
     Ok(Exit::Ok)
+}
+
+/// Refuses options that make no sense for an output in an object store.
+fn refuse_for_store(args: &Args) -> Result<(), CliError> {
+    let given = [
+        (
+            "force",
+            args.force,
+            "replaces a folder: nothing is replaced in an object store",
+        ),
+        (
+            "consume",
+            args.consume,
+            "is for packs that stay on this machine, where they are read again",
+        ),
+        (
+            "part",
+            args.part.is_some(),
+            "writes a folder, since `segpack join` reads one",
+        ),
+    ];
+    match given.into_iter().find(|(_, is_given, _)| *is_given) {
+        Some((option, _, why)) => Err(CliError::Output { option, why }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(feature = "remote")]
+fn to_store(args: &Args, settings: &PackSettings, context: &Context) -> Result<Exit, CliError> {
+    refuse_for_store(args)?;
+    let spool = args.spool.clone().unwrap_or_else(|| spool_of(&args.output));
+    let (stop, progress) = (context.stop, &context.progress);
+    let place = (&*args.output, &*spool);
+    let summary = pack_to_store(&args.checkpoint, place, settings, stop, progress)?;
+    show(&summary, args, context)
+}
+
+#[cfg(not(feature = "remote"))]
+fn to_store(args: &Args, _: &PackSettings, _: &Context) -> Result<Exit, CliError> {
+    refuse_for_store(args)?;
+    let place = args.output.clone();
+    Err(StepError::from(SourceError::WithoutRemote { place }).into())
 }

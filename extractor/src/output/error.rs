@@ -21,6 +21,14 @@ pub enum OutputError {
         /// The link.
         path: PathBuf,
     },
+    /// A pack cannot be written to this place in an object store.
+    #[error("{}: {why}", place.display())]
+    Store {
+        /// Its address.
+        place: PathBuf,
+        /// What is there.
+        why: String,
+    },
     /// The output path is a file.
     #[error("{} exists and is not a folder", path.display())]
     NotAFolder {

@@ -1,6 +1,7 @@
 //! The folder that a step writes: refused where it would destroy something, locked, whole or
 //! resumable.
 
+mod elsewhere;
 mod error;
 mod inspect;
 mod journal;
@@ -26,6 +27,7 @@ use segpack_formats::io::{
 };
 use segpack_manifests::folder::PARTIAL;
 
+pub(crate) use elsewhere::Elsewhere;
 pub use error::OutputError;
 pub(crate) use inspect::{Before, inspect, refuse_holding, refuse_inside, refuse_overlap};
 pub(crate) use journal::{JOURNAL, Journal, JournalRead, KeptRanges, Record, ShardDigests};

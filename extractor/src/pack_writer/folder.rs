@@ -18,8 +18,8 @@ use segpack_manifests::{NotAPack, Pack, PackError};
 
 use super::{Done, PackWriterError};
 use crate::output::{
-    Before, JOURNAL, Journal, JournalRead, Leave, OutputError, OutputFolder, Record, inspect,
-    recover, refuse_busy, refuse_only_copy,
+    Before, Elsewhere, JOURNAL, Journal, JournalRead, Leave, OutputError, OutputFolder, Record,
+    inspect, recover, refuse_busy, refuse_only_copy,
 };
 use crate::work::{Job, into_inner, lock, run_tasks};
 
@@ -37,6 +37,8 @@ pub(crate) struct Target<'a> {
     pub in_place: bool,
     /// Remove the source as it is packed.
     pub consume: bool,
+    /// Where finished packs go, if they do not stay in the folder.
+    pub elsewhere: Option<&'a dyn Elsewhere>,
     /// The threads, when to stop, and the progress.
     pub job: Job<'a>,
 }
@@ -174,7 +176,11 @@ impl Target<'_> {
         let Record::Pack { path, written, .. } = record else {
             return Ok(());
         };
-        if !self.is_intact(output.path(), path, written, buffer)? {
+        let is_intact = match self.elsewhere {
+            Some(elsewhere) => elsewhere.has(path, written.length),
+            None => self.is_intact(output.path(), path, written, buffer)?,
+        };
+        if !is_intact {
             self.job.progress.note(&format!(
                 "{path} is not what the journal says; writing it again"
             ));
@@ -348,17 +354,43 @@ pub(crate) fn write_documents(
     output: &OutputFolder,
     manifest: &Manifest,
 ) -> Result<Sha256, PackWriterError> {
+    let (documents, sha256) = documents(manifest)?;
+    for (name, bytes) in documents {
+        output.write_small(name, |to| to.write_all(&bytes))?;
+    }
+    Ok(sha256)
+}
+
+/// `SHA256SUMS`, if it is wanted, and the manifest, in the order in which they are written; and the
+/// digest of the manifest.
+///
+/// # Errors
+/// `Io`.
+pub(crate) fn documents(
+    manifest: &Manifest,
+) -> Result<(Vec<(&'static str, Vec<u8>)>, Sha256), PackWriterError> {
     let mut json = Vec::new();
     manifest
         .write(&mut json)
         .map_err(FormatError::io("write", MANIFEST))?;
-    let manifest_sha256 = Sha256::of(&json);
-    if manifest.options.sums {
-        let text = manifest.sums_text(manifest_sha256);
-        output.write_small(SUMS, |to| to.write_all(text.as_bytes()))?;
+    let sha256 = Sha256::of(&json);
+    let sums = manifest.options.sums.then(|| manifest.sums_text(sha256));
+    let sums = sums.map(|text| (SUMS, text.into_bytes()));
+    let documents = sums.into_iter().chain([(MANIFEST, json)]).collect();
+    Ok((documents, sha256))
+}
+
+/// Ends a run whose files went elsewhere: after success nothing of it is left here.
+///
+/// # Errors
+/// That of the run.
+pub(crate) fn close_empty<T, E>(output: OutputFolder, done: Result<T, E>) -> Result<T, E> {
+    let path = output.path().to_owned();
+    if done.is_ok() {
+        output.abandon(&[PACKS, SOURCE]);
+        let _ = fs::remove_dir(path); // where an earlier run made it
     }
-    output.write_small(MANIFEST, |to| to.write_all(&json))?;
-    Ok(manifest_sha256)
+    done
 }
 
 /// The same for a part: `SHA256SUMS`, then `part.json`.

@@ -12,7 +12,8 @@ pub(crate) use done::{Done, Recorder, memory_of};
 pub(crate) use entries::add_pack;
 pub use error::PackWriterError;
 pub(crate) use folder::{
-    IN_PLACE, Target, check_ours, close, summarise, write_documents, write_part_documents,
+    IN_PLACE, Target, check_ours, close, close_empty, documents, summarise, write_documents,
+    write_part_documents,
 };
 pub(crate) use read_back::read_back;
 pub(crate) use space::{Space, add_estimate};

@@ -19,10 +19,11 @@ pub(crate) use checkpoint::{Checkpoint, CheckpointShard, OpenOptions};
 pub use error::SourceError;
 pub use extra::Extra;
 pub(crate) use extra::is_weight_file;
+pub(crate) use place::is_store;
 #[cfg(feature = "remote")]
 pub(crate) use remote::RemoteError;
 #[cfg(feature = "remote")]
-pub(crate) use remote::{Fetching, Remote, fetch, list_of};
+pub(crate) use remote::{Fetching, Remote, Uploads, fetch, list_of};
 pub(crate) use removed::{KeptBytes, Removable, RemovedFile, RemovedShard};
 #[cfg(feature = "remote")]
 pub(crate) use store::Store;

@@ -90,6 +90,16 @@ pub(super) fn parse(argument: &Path) -> Option<Result<RemotePlace, WhyNot>> {
     is_other.then_some(Err("wanted s3://BUCKET/PREFIX or az://CONTAINER/PREFIX"))
 }
 
+/// Whether an argument looks like the address of an object store.
+pub(crate) fn is_store(argument: &Path) -> bool {
+    let known = StoreKind::ALL.map(StoreKind::scheme);
+    let text = argument.to_str().unwrap_or_default();
+    known
+        .iter()
+        .chain(&OTHER_NAMES)
+        .any(|s| text.starts_with(s))
+}
+
 fn objects(kind: StoreKind, rest: &str) -> Result<ObjectPlace, WhyNot> {
     let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
     let of_names = |c: char| c.is_ascii_alphanumeric() || "-_.$".contains(c);

@@ -196,6 +196,7 @@ pub(crate) fn repack(
         force: settings.force,
         in_place: settings.in_place,
         consume: false,
+        elsewhere: None,
         job: Job {
             threads: settings.jobs,
             stop,

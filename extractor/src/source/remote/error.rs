@@ -71,7 +71,7 @@ pub enum RemoteError {
     },
     /// An object store does not take the credentials, or they do not open this.
     #[error(
-        "{bucket} does not let these credentials read {what} ({status}{}{code})",
+        "{bucket} does not open {what} to these credentials ({status}{}{code})",
         if code.is_empty() { "" } else { " " }
     )]
     Denied {

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use segpack_formats::io::{CancelToken, EntryKind, ReadAt, entry_kind, sync_data, write_all_at};
 use segpack_formats::{FormatError, Result};
 
+use super::client::Client;
 use super::file::RemoteFile;
 use crate::work::{Job, into_inner, lock};
 
@@ -61,7 +62,7 @@ pub(crate) fn fetch(
     };
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
-        let watch = || watch(job.stop, &halt, &over, file);
+        let watch = || watch(job.stop, &halt, &over, file.client());
         // where there are no more threads, stopping takes until the next bytes
         let _ = thread::Builder::new().spawn_scoped(scope, watch);
         let fetched = if file.is_without_ranges() {
@@ -76,11 +77,11 @@ pub(crate) fn fetch(
 }
 
 /// Ends the connections once the user wants to stop: they may be waiting for bytes.
-fn watch(stop: &CancelToken, halt: &CancelToken, over: &AtomicBool, file: &RemoteFile) {
+pub(super) fn watch(stop: &CancelToken, halt: &CancelToken, over: &AtomicBool, client: &Client) {
     while !over.load(Ordering::Relaxed) {
         if stop.is_cancelled() {
             halt.cancel();
-            file.client().shut_down();
+            client.shut_down();
             return;
         }
         thread::sleep(TICK);
@@ -288,7 +289,6 @@ impl Limit {
 mod tests {
     use std::sync::Arc;
 
-    use super::super::client::Client;
     use super::super::file::{Address, Identity};
     use super::*;
 

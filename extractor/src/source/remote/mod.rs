@@ -11,6 +11,7 @@ mod fetch;
 mod file;
 mod hub;
 mod objects;
+mod upload;
 mod web_folder;
 
 use std::collections::BTreeMap;
@@ -31,6 +32,7 @@ pub(crate) use error::RemoteError;
 pub(crate) use fetch::{Fetching, fetch, list_of};
 pub(crate) use file::RemoteFile;
 use file::{Address, Identity};
+pub(crate) use upload::Uploads;
 
 /// A file that is there.
 #[derive(Debug, Clone)]

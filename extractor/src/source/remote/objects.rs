@@ -22,9 +22,11 @@ use object_store::client::{
 };
 use object_store::gcp::{GoogleCloudStorage, GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::list::{PaginatedListOptions, PaginatedListResult, PaginatedListStore};
+use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path as ObjectPath;
 use object_store::{
-    ClientConfigKey, ClientOptions, GetOptions, GetRange, ObjectMeta, ObjectStore, RetryConfig,
+    ClientConfigKey, ClientOptions, GetOptions, GetRange, MultipartId, ObjectMeta, ObjectStore,
+    PutOptions, PutPayload, RetryConfig,
 };
 use segpack_manifests::documents::Provenance;
 
@@ -78,6 +80,14 @@ impl Cloud {
         }
     }
 
+    fn uploads(&self) -> &dyn MultipartStore {
+        match self {
+            Self::S3(store) => store,
+            Self::Google(store) => store,
+            Self::Azure(store) => store,
+        }
+    }
+
     /// Gets credentials, if there are none yet or they have expired.
     async fn credentials(&self) -> object_store::Result<()> {
         match self {
@@ -96,13 +106,34 @@ impl Cloud {
 pub(super) fn list(place: &ObjectPlace) -> Result<Listing, RemoteError> {
     let client = Arc::new(Client::new(None)?);
     let bucket = Arc::new(Bucket::open(place, &client)?);
+    let files = list_objects(&bucket, &client)?;
     let name = place.to_string();
+    if files.is_empty() {
+        return Err(answer(&name, "holds no objects"));
+    }
+    Ok(Listing {
+        name: PathBuf::from(name),
+        provenance: Provenance::default(),
+        files,
+        client,
+    })
+}
+
+/// The objects below the prefix of a bucket, by path; there may be none.
+///
+/// # Errors
+/// As [`list`].
+pub(super) fn list_objects(
+    bucket: &Arc<Bucket>,
+    client: &Client,
+) -> Result<BTreeMap<String, Entry>, RemoteError> {
+    let name = bucket.place.to_string();
     let mut files = BTreeMap::new();
     let mut next = None;
     for _ in 0..MAX_PAGES {
         let page = client.until(&name, unwatched(), || bucket.page(next.clone()))?;
         for object in page.result.objects {
-            add(&bucket, object, &mut files)?;
+            add(bucket, object, &mut files)?;
         }
         if files.len() > MAX_OBJECTS {
             let what = format!("holds more than {MAX_OBJECTS} objects, and is no checkpoint");
@@ -117,15 +148,7 @@ pub(super) fn list(place: &ObjectPlace) -> Result<Listing, RemoteError> {
         let what = format!("its list has more than {MAX_PAGES} pages");
         return Err(answer(&name, what));
     }
-    if files.is_empty() {
-        return Err(answer(&name, "holds no objects"));
-    }
-    Ok(Listing {
-        name: PathBuf::from(name),
-        provenance: Provenance::default(),
-        files,
-        client,
-    })
+    Ok(files)
 }
 
 /// Adds an object to the list of files.
@@ -206,9 +229,64 @@ impl Bucket {
         }
     }
 
+    /// Writes an object in one request.
+    pub(super) fn put(&self, path: &ObjectPath, bytes: PutPayload) -> Result<(), Trouble> {
+        let put = self
+            .cloud
+            .objects()
+            .put_opts(path, bytes, PutOptions::default());
+        self.passed(put, "it cannot be written").map(drop)
+    }
+
+    /// Begins an object that comes in parts.
+    pub(super) fn begin(&self, path: &ObjectPath) -> Result<MultipartId, Trouble> {
+        let begun = self.cloud.uploads().create_multipart(path);
+        self.passed(begun, "no upload can be begun")
+    }
+
+    /// Sends a part; numbers begin at 0.
+    pub(super) fn put_part(
+        &self,
+        path: &ObjectPath,
+        id: &MultipartId,
+        number: usize,
+        bytes: PutPayload,
+    ) -> Result<PartId, Trouble> {
+        let put = self.cloud.uploads().put_part(path, id, number, bytes);
+        self.passed(put, "a part cannot be written")
+    }
+
+    /// Makes an object of its parts, in this order.
+    pub(super) fn complete(
+        &self,
+        path: &ObjectPath,
+        id: &MultipartId,
+        parts: Vec<PartId>,
+    ) -> Result<(), Trouble> {
+        let completed = self.cloud.uploads().complete_multipart(path, id, parts);
+        self.passed(completed, "its upload cannot be completed")
+            .map(drop)
+    }
+
+    /// Takes back the parts of an object that will not be.
+    pub(super) fn abort(&self, path: &ObjectPath, id: &MultipartId) -> Result<(), Trouble> {
+        let aborted = self.cloud.uploads().abort_multipart(path, id);
+        self.passed(aborted, "its upload cannot be taken back")
+    }
+
+    /// Does something of which the crate reads the answers.
+    fn passed<T>(
+        &self,
+        future: impl Future<Output = object_store::Result<T>>,
+        what: &str,
+    ) -> Result<T, Trouble> {
+        self.credentials()?;
+        let (done, exchanged) = drive(Bodies::Passed, future);
+        done.map_err(|e| self.why(&e, exchanged, what))
+    }
+
     /// A page of the list.
     fn page(&self, token: Option<String>) -> Result<PaginatedListResult, Trouble> {
-        self.credentials()?;
         let options = PaginatedListOptions {
             page_token: token,
             ..PaginatedListOptions::default()
@@ -219,8 +297,7 @@ impl Bucket {
             .cloud
             .pages()
             .list_paginated(prefix.as_deref(), options);
-        let (listed, exchanged) = drive(Bodies::Passed, listed);
-        listed.map_err(|e| self.why(&e, exchanged, "its list cannot be read"))
+        self.passed(listed, "its list cannot be read")
     }
 
     /// Gets credentials, where requests are signed. They are kept until they expire.

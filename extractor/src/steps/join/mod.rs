@@ -72,6 +72,7 @@ pub(crate) fn join(
         force: settings.force,
         in_place: false,
         consume: false,
+        elsewhere: None,
         job,
     };
     let output = target.open(out, &listed, &|_| Ok(()))?;

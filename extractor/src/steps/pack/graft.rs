@@ -107,6 +107,7 @@ pub(crate) fn graft(
         force,
         in_place: false,
         consume: false,
+        elsewhere: None,
         job,
     };
     let output = target.open(out, &listed, &|_| Ok(()))?;

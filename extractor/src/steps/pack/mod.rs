@@ -9,6 +9,8 @@ mod proof;
 mod share;
 mod source;
 mod update;
+#[cfg(feature = "remote")]
+mod upload;
 mod write;
 
 use std::collections::HashMap;
@@ -36,12 +38,14 @@ use share::Share;
 
 pub(crate) use graft::graft;
 pub(crate) use update::update;
+#[cfg(feature = "remote")]
+pub(crate) use upload::{pack_to_store, spool_of};
 
 use super::StepError;
 use super::scan::{ScanOptions, scan_with};
 use super::verify::{Subset, VerifySettings};
 use crate::output::{
-    Before, Journal, Leave, OutputFolder, discard, inspect, is_being_replaced, recover,
+    Before, Elsewhere, Journal, Leave, OutputFolder, discard, inspect, is_being_replaced, recover,
     refuse_holding, refuse_inside,
 };
 use crate::pack_writer::{self, Done, PackWriterError, Space, Target, add_estimate, summarise};
@@ -269,6 +273,23 @@ pub(crate) fn pack_planned(
     stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<PackSummary, StepError> {
+    let job = Job {
+        threads: settings.jobs,
+        stop,
+        progress,
+    };
+    pack_with(argument, planned, (out, None), settings, job)
+}
+
+/// [`pack_planned`]; finished files go elsewhere, where that is given.
+fn pack_with(
+    argument: &Path,
+    planned: &Planned,
+    (out, elsewhere): (&Path, Option<&dyn Elsewhere>),
+    settings: &PackSettings,
+    job: Job<'_>,
+) -> Result<PackSummary, StepError> {
+    let Job { stop, progress, .. } = job;
     if let Some(folder) = planned.checkpoint.local_folder() {
         refuse_inside(out, folder)?;
     }
@@ -286,16 +307,12 @@ pub(crate) fn pack_planned(
         Err(e) => return Err(e),
     }
     let listed = write::planned_files(planned);
-    let job = Job {
-        threads: settings.jobs,
-        stop,
-        progress,
-    };
     let target = Target {
         resume: settings.resume,
         force: settings.force,
         in_place: settings.in_place,
         consume: settings.consume,
+        elsewhere,
         job,
     };
     if settings.in_place && out.join(MANIFEST).exists() {
@@ -333,6 +350,9 @@ pub(crate) fn pack_planned(
         space: &space,
     };
     let done = work.run();
+    if elsewhere.is_some() {
+        return pack_writer::close_empty(output, done);
+    }
     pack_writer::close(output, done, |error: &StepError| {
         // the packs may be the only copy: none is ever taken back then
         match Journal::is_only_copy(out) {
@@ -594,6 +614,11 @@ impl Work<'_> {
     /// Bytes that must be free. Where shards are removed as they are packed, those that are free
     /// again are used again.
     fn needed(&self, done: &Done, lengths: &[u64]) -> u64 {
+        let on_the_way = self.target.elsewhere.map(|_| {
+            // one for each thread, one that waits, and one that is sent
+            largest(lengths, self.job.threads + 2)
+        });
+        let lengths = on_the_way.as_deref().unwrap_or(lengths);
         let all = needed_space((self.planned, self.share), done, lengths);
         if !self.settings.consume && !is_remote(self.planned) {
             return all;
@@ -668,6 +693,20 @@ impl Work<'_> {
         let files = files.iter().filter(|f| f.hub_sha256.is_some());
         (shards.count() + files.count()) as u64
     }
+}
+
+/// The same lengths, but for all except the largest `count`, which become 0.
+fn largest(lengths: &[u64], count: usize) -> Vec<u64> {
+    let mut sorted = lengths.to_vec();
+    sorted.sort_unstable_by(|a, b| b.cmp(a));
+    let least = sorted.get(count.saturating_sub(1)).copied().unwrap_or(0);
+    let mut left = count;
+    let keep = |length: &u64| {
+        let stays = *length >= least && left > 0;
+        left -= usize::from(stays);
+        if stays { *length } else { 0 }
+    };
+    lengths.iter().map(keep).collect()
 }
 
 /// A published checkpoint that shards of these paths, lengths and digests are, or resemble.

@@ -129,6 +129,7 @@ pub(super) fn build(
         force: false,
         in_place: false,
         consume: false,
+        elsewhere: None,
         job,
     };
     let read = |tensor: &PlannedTensor, range: Range<u64>, to: &mut [u8]| {

@@ -20,9 +20,12 @@ use segpack_manifests::folder::{SHARD_HEADERS, SOURCE};
 use super::proof::{ShardHasher, same_as_parsed, same_header};
 use super::source::ShardSource;
 use super::{Planned, Work, shard_numbers};
-use crate::output::{Flushing, Journal, Publisher, Record, ShardDigests, write_behind};
+use crate::output::{
+    Elsewhere, Flushing, Journal, OutputError, Publisher, Record, ShardDigests, write_behind,
+};
 use crate::pack_writer::{
-    Done, PackWriterError, Recorder, add_pack, memory_of, write_documents, write_part_documents,
+    Done, PackWriterError, Recorder, add_pack, documents, memory_of, write_documents,
+    write_part_documents,
 };
 use crate::source::CheckpointShard;
 use crate::steps::StepError;
@@ -112,7 +115,9 @@ impl Work<'_> {
     fn run_all(&self, tasks: &[Task<'_>], recorder: &Recorder<'_>) -> Result<(), StepError> {
         let buffer = || Ok(vec![0; READ_BYTES]);
         let jobs = jobs_within_memory(self.job.threads, memory_of(self.settings.coding));
-        self.output.with_publisher(jobs, |publisher| {
+        // what waits to be sent takes space
+        let queue = self.target.elsewhere.map_or(jobs, |_| 1);
+        self.output.with_publisher(queue, |publisher| {
             run_tasks(jobs, tasks, buffer, |buffer, task| {
                 self.run_task(task, buffer, recorder, publisher)
             })
@@ -211,7 +216,8 @@ impl Work<'_> {
                     warnings,
                 };
                 // the journal must not have it before it has its name
-                let then = Box::new(move || recorder.add(record));
+                let path = pack.path.clone();
+                let then = Box::new(move || self.sent(&path, || recorder.add(record)));
                 publisher.publish(file, pack.path.clone(), then)?;
             }
             Task::File(file) => {
@@ -223,6 +229,38 @@ impl Work<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Sends a finished pack to where it goes, if it does not stay; `then` says that it is there.
+    fn sent(
+        &self,
+        path: &str,
+        then: impl FnOnce() -> Result<(), OutputError>,
+    ) -> Result<(), OutputError> {
+        let Some(elsewhere) = self.target.elsewhere else {
+            return then();
+        };
+        elsewhere.take(&self.output.path().join(path), path)?;
+        then()?;
+        self.output.remove(path)
+    }
+
+    /// Sends all other files, then the documents: what is there looks like a pack from the last one
+    /// on.
+    fn send_rest(
+        &self,
+        elsewhere: &dyn Elsewhere,
+        manifest: &Manifest,
+    ) -> Result<Sha256, StepError> {
+        let (documents, sha256) = documents(manifest)?;
+        for file in manifest.source_files.iter().map(|f| &f.stored_as) {
+            elsewhere.take(&self.output.path().join(file), file)?;
+        }
+        for (name, bytes) in documents {
+            self.job.stop.check()?;
+            elsewhere.put(name, bytes)?;
+        }
+        Ok(sha256)
     }
 
     fn write_one_pack(
@@ -338,6 +376,10 @@ impl Work<'_> {
     /// the digest of the file.
     pub(super) fn write_documents(&self, done: &Done) -> Result<(Manifest, Sha256), StepError> {
         let manifest = self.manifest(done)?;
+        if let Some(elsewhere) = self.target.elsewhere {
+            let sha256 = self.send_rest(elsewhere, &manifest)?;
+            return Ok((manifest, sha256));
+        }
         let read = done.shards().map(|(path, d)| (path, &*d.tensors)).collect();
         let Some(share) = self.share.document(&read) else {
             let sha256 = write_documents(self.output, &manifest)?;

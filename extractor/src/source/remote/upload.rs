@@ -1,0 +1,224 @@
+//! Files that go to an object store: small ones in one request, others in parts.
+//!
+//! An object is there as a whole or not at all: parts are none until the last request, and are
+//! taken back where a file fails. Every request is signed with the digest of its bytes, so that the
+//! store takes no others.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use object_store::multipart::PartId;
+use object_store::path::Path as ObjectPath;
+use object_store::{MultipartId, PutPayload};
+use segpack_formats::io::{CancelToken, InputFile};
+use segpack_formats::{FormatError, Result};
+
+use super::client::{Client, Trouble};
+use super::fetch::watch;
+use super::objects::{Bucket, list_objects};
+use super::{Entry, RemoteError};
+use crate::source::SourceError;
+use crate::source::place::{self, ObjectPlace, RemotePlace, StoreKind};
+use crate::work::{Job, into_inner, lock, run_tasks};
+
+/// Parts that an upload has at most.
+/// <https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html>
+const MAX_PARTS: u64 = 10_000;
+
+/// Objects below a prefix, to which more are added.
+pub(crate) struct Uploads<'a> {
+    place: ObjectPlace,
+    bucket: Arc<Bucket>,
+    client: Arc<Client>,
+    /// Requests at the same time.
+    connections: usize,
+    job: Job<'a>,
+    /// Lengths of the objects that are there, by path.
+    there: Mutex<BTreeMap<String, u64>>,
+}
+
+impl<'a> Uploads<'a> {
+    /// Looks what is there.
+    ///
+    /// # Errors
+    /// `Address` where the argument is none below a bucket of S3; `Io`.
+    pub(crate) fn open(
+        argument: &Path,
+        connections: usize,
+        job: Job<'a>,
+    ) -> std::result::Result<Self, SourceError> {
+        let no_place = |why| SourceError::Address {
+            address: argument.to_owned(),
+            why,
+        };
+        let place = match place::parse(argument) {
+            Some(Ok(RemotePlace::Objects(place))) if place.kind == StoreKind::S3 => place,
+            Some(Err(why)) => return Err(no_place(why)),
+            _ => return Err(no_place("packs are written to folders and to s3:// only")),
+        };
+        if place.prefix.is_empty() {
+            return Err(no_place(
+                "wanted s3://BUCKET/PREFIX: a pack is no whole bucket",
+            ));
+        }
+        let error = |e| upload_error(argument, e);
+        let client = Arc::new(Client::new(None).map_err(error)?);
+        let bucket = Arc::new(Bucket::open(&place, &client).map_err(error)?);
+        let files = list_objects(&bucket, &client).map_err(error)?;
+        let length = |(path, entry): (String, Entry)| (path, entry.identity.length);
+        Ok(Self {
+            place,
+            bucket,
+            client,
+            connections: connections.max(1),
+            job,
+            there: Mutex::new(files.into_iter().map(length).collect()),
+        })
+    }
+
+    /// The paths of the objects that are there.
+    pub(crate) fn paths(&self) -> Vec<String> {
+        lock(&self.there).keys().cloned().collect()
+    }
+
+    /// Whether an object of this path and length is there.
+    pub(crate) fn has(&self, path: &str, length: u64) -> bool {
+        lock(&self.there).get(path) == Some(&length)
+    }
+
+    /// Sends a document.
+    ///
+    /// # Errors
+    /// `Io`; `Interrupted`.
+    pub(crate) fn put(&self, path: &str, bytes: Vec<u8>) -> Result<()> {
+        let (length, payload) = (bytes.len() as u64, PutPayload::from(bytes));
+        let key = self.key(path)?;
+        self.watched(|| {
+            let put = || self.bucket.put(&key, payload.clone());
+            self.until(path, put)
+        })?;
+        lock(&self.there).insert(path.to_owned(), length);
+        Ok(())
+    }
+
+    /// Sends a file of this machine.
+    ///
+    /// # Errors
+    /// `Io`; `Interrupted`. Parts that were sent are taken back then.
+    pub(crate) fn take(&self, file: &Path, path: &str) -> Result<()> {
+        let input = InputFile::open(file)?;
+        let length = input.length();
+        let part_bytes = self.client.part_bytes().max(length.div_ceil(MAX_PARTS));
+        if length <= part_bytes {
+            return self.put(path, input.read_range(0..length)?);
+        }
+        let key = self.key(path)?;
+        let id = self.watched(|| self.until(path, || self.bucket.begin(&key)))?;
+        let sent = self.watched(|| self.parts(path, (&key, &id), &input, part_bytes));
+        if sent.is_err() {
+            self.take_back(&key, &id);
+        }
+        sent?;
+        lock(&self.there).insert(path.to_owned(), length);
+        Ok(())
+    }
+
+    /// Sends the parts of a file, several at a time, and makes an object of them.
+    fn parts(
+        &self,
+        path: &str,
+        (key, id): (&ObjectPath, &MultipartId),
+        input: &InputFile,
+        part_bytes: u64,
+    ) -> Result<()> {
+        let ranges = ranges(input.length(), part_bytes);
+        let sent: Mutex<BTreeMap<usize, PartId>> = Mutex::default();
+        let numbered: Vec<(usize, Range<u64>)> = ranges.into_iter().enumerate().collect();
+        let state = || Ok(());
+        run_tasks(self.connections, &numbered, state, |(), (number, range)| {
+            self.job.stop.check()?;
+            let payload = PutPayload::from(input.read_range(range.clone())?);
+            let send = || self.bucket.put_part(key, id, *number, payload.clone());
+            let part = self.until(path, send)?;
+            lock(&sent).insert(*number, part);
+            Ok::<_, FormatError>(())
+        })?;
+        let parts: Vec<PartId> = into_inner(sent).into_values().collect();
+        self.until(path, || self.bucket.complete(key, id, parts.clone()))
+    }
+
+    /// Best effort: the error that led here is what the user must see. Another client, since this
+    /// one may have been shut down.
+    fn take_back(&self, key: &ObjectPath, id: &MultipartId) {
+        let _ = Client::new(None).and_then(|client| {
+            let bucket = Bucket::open(&self.place, &Arc::new(client))?;
+            Ok(bucket.abort(key, id))
+        });
+    }
+
+    fn key(&self, path: &str) -> Result<ObjectPath> {
+        let key = format!("{}/{path}", self.place.prefix);
+        ObjectPath::parse(&key).map_err(|e| FormatError::malformed(&self.name(path), e.to_string()))
+    }
+
+    /// As messages name it.
+    fn name(&self, path: &str) -> PathBuf {
+        PathBuf::from(self.place.to_string()).join(path)
+    }
+
+    fn until<T>(
+        &self,
+        path: &str,
+        send: impl FnMut() -> std::result::Result<T, Trouble>,
+    ) -> Result<T> {
+        let name = self.name(path);
+        let sent = self
+            .client
+            .until(&name.display().to_string(), self.job, send);
+        sent.map_err(|e| upload_error(&name, e))
+    }
+
+    /// Ends the connections of `work` once the user wants to stop.
+    fn watched<T: Send>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let (halt, over) = (CancelToken::default(), AtomicBool::new(false));
+        thread::scope(|scope| {
+            let watch = || watch(self.job.stop, &halt, &over, &self.client);
+            // where there are no more threads, stopping takes until the next answer
+            let _ = thread::Builder::new().spawn_scoped(scope, watch);
+            let done = work();
+            over.store(true, Ordering::Relaxed);
+            self.job.stop.check()?; // what the end of the connections broke is no error
+            done
+        })
+    }
+}
+
+/// The parts of a file of this length.
+fn ranges(length: u64, part_bytes: u64) -> Vec<Range<u64>> {
+    let starts = (0..length.div_ceil(part_bytes)).map(|n| n * part_bytes);
+    starts.map(|s| s..(s + part_bytes).min(length)).collect()
+}
+
+/// Whatever goes wrong at an output is of the environment.
+fn upload_error(name: &Path, error: RemoteError) -> FormatError {
+    match error {
+        RemoteError::Interrupted => FormatError::Interrupted,
+        error => FormatError::io("upload to", name)(std::io::Error::other(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_cover_a_file() {
+        assert_eq!(ranges(13, 10), [0..10, 10..13]);
+        assert_eq!(ranges(20, 10), [0..10, 10..20]);
+        assert!(ranges(0, 10).is_empty());
+    }
+}
