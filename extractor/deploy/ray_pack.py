@@ -11,6 +11,7 @@ and goes on where it was. Needs Ray 2 (`pip install ray`).
 
 import argparse
 import subprocess
+import sys
 from pathlib import Path
 
 import ray
@@ -48,6 +49,12 @@ def pack(checkpoint, out, parts, folder, options=(), *, program="segpack", cpus=
     return run([program, "join", *folders, "-o", str(out), *join_options])
 
 
+def split(words):
+    """The words before `--`, and those after it."""
+    at = words.index("--") if "--" in words else len(words)
+    return words[:at], words[at + 1 :]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="a folder that all workers see, or an address such as hf://OWNER/NAME")
@@ -57,15 +64,16 @@ def main():
     parser.add_argument("--cpus", type=int, default=4, help="cores of one task (4)")
     parser.add_argument("--segpack", default="segpack", help="the program on the workers")
     parser.add_argument("--address", default=None, help="of the cluster; without it, RAY_ADDRESS or this machine")
-    parser.add_argument("options", nargs="*", help="after --: options of `segpack pack`")
-    arguments = parser.parse_args()
+    # argparse takes no options after --, where positional arguments came before others
+    words, options = split(sys.argv[1:])
+    arguments = parser.parse_args(words)
     ray.init(address=arguments.address)
     said = pack(
         arguments.checkpoint,
         arguments.output,
         arguments.parts,
         arguments.folder,
-        arguments.options,
+        options,
         program=arguments.segpack,
         cpus=arguments.cpus,
     )

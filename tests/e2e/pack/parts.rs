@@ -177,7 +177,7 @@ fn a_missing_duplicate_or_foreign_part_has_an_error_of_its_own() {
     scene.refused(&parts[2..], &["parts 1 and 2 are missing of 3"]);
     let copy = scene.at("copy");
     crate::support::folders::copy(&parts[1], &copy);
-    let twice = [&parts[..], &[copy.clone()]].concat();
+    let twice = [&parts[..], std::slice::from_ref(&copy)].concat();
     scene.refused(&twice, &["both part 2 of 3", "copy"]);
 
     let two = scene.parts(2, &["--no-provenance"]);
@@ -205,7 +205,7 @@ fn a_missing_duplicate_or_foreign_part_has_an_error_of_its_own() {
     crate::support::folders::copy(&parts[1], &scene.at("other"));
     let other = [parts[0].clone(), scene.at("other"), parts[2].clone()];
     edit_document(&other[1], |d| {
-        d["manifest"]["generator"] = json!("segpack 0.0.9")
+        d["manifest"]["generator"] = json!("segpack 0.0.9");
     });
     scene.refused(&other, &["was packed by segpack 0.0.9"]);
     edit_document(&other[1], |d| {

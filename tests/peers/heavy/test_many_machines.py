@@ -16,7 +16,6 @@ import yaml
 from conftest import CHECKPOINTS, ROOT, SEGPACK, segpack
 
 DEPLOY = ROOT / "extractor/deploy"
-sys.path.insert(0, str(DEPLOY))
 OPTIONS = ["--codec", "bf16-rans"]
 
 # `sbatch` writes down what it was asked for, and runs an array's tasks in the wrong order; `srun` is the command alone
@@ -52,23 +51,23 @@ def files(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_two_ray_workers_and_a_join_give_the_pack_of_one_machine(whole, tmp_path):
-    import ray
-    from ray_pack import pack
+def ray_pack(out, folder, *options):
+    """Runs the script as its user does, on a Ray of its own with a worker for each of two parts."""
+    command = [sys.executable, DEPLOY / "ray_pack.py", CHECKPOINTS["tiny-full"], "-o", out, "--parts", "2"]
+    command += ["--folder", folder, "--cpus", "1", "--segpack", SEGPACK, "--", *OPTIONS, *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="error")
-    try:
-        said = pack(
-            CHECKPOINTS["tiny-full"], tmp_path / "pack", 2, tmp_path / "parts", OPTIONS, program=SEGPACK
-        )
-        assert "joined of 2 parts" in said
-        assert files(tmp_path / "pack") == files(whole)
-        assert not list((tmp_path / "parts").iterdir()), "the parts were moved"
-        # what fails says why
-        with pytest.raises(ray.exceptions.RayTaskError, match="no component of this checkpoint"):
-            pack(CHECKPOINTS["tiny-full"], tmp_path / "no", 2, tmp_path / "p", ["--include", "x"], program=SEGPACK)
-    finally:
-        ray.shutdown()
+
+def test_two_ray_workers_and_a_join_give_the_pack_of_one_machine(whole, tmp_path):
+    done = ray_pack(tmp_path / "pack", tmp_path / "parts")
+    assert done.returncode == 0, done.stderr
+    assert "joined of 2 parts" in done.stdout
+    assert files(tmp_path / "pack") == files(whole)
+    assert not list((tmp_path / "parts").iterdir()), "the parts were moved"
+    # what fails says why
+    done = ray_pack(tmp_path / "none", tmp_path / "parts", "--include", "x")
+    assert done.returncode != 0
+    assert "no component of this checkpoint" in done.stderr
 
 
 def script(folder, name, text):

@@ -92,9 +92,9 @@ fn add_digests(manifest: &mut Manifest, parts: &[Part]) {
         if file.kind != SourceFileKind::Shard {
             continue;
         }
-        let of_parts = parts.iter().flat_map(|part| &part.manifest().source_files);
-        let digested = of_parts.filter(|f| f.path == file.path && f.sha256.is_some());
-        if let Some(digested) = digested.last() {
+        let mut of_parts = parts.iter().flat_map(|part| &part.manifest().source_files);
+        let digested = of_parts.find(|f| f.path == file.path && f.sha256.is_some());
+        if let Some(digested) = digested {
             file.sha256 = digested.sha256;
             file.midstates.clone_from(&digested.midstates);
         }
