@@ -142,9 +142,10 @@ fn the_guide_shows_every_page_without_relative_links() {
         for entry in fs::read_dir(folder.join("docs")).unwrap() {
             let page = entry.unwrap().path();
             let name = page.file_stem().unwrap().to_str().unwrap();
+            let begin = format!("{} {{", name.replace('-', "_"));
             let module = guide
                 .split("pub mod ")
-                .find(|module| module.starts_with(&format!("{name} {{")))
+                .find(|module| module.starts_with(&begin))
                 .unwrap_or_else(|| panic!("{package}: the guide has no module {name}"));
             assert!(module.contains(&format!("include_str!(\"../docs/{name}.md\")")));
             for link in links(&page) {

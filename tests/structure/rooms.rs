@@ -48,7 +48,7 @@ const HOUSES: [House; 4] = [
             &["quantization"],
             &["documents"],
             &["diagnosis"],
-            &["audit", "folder", "layout", "registry"],
+            &["audit", "folder", "layout", "registry", "shares"],
             &["derive"],
         ],
         exceptions: &[(
