@@ -10,8 +10,9 @@ use segpack_manifests::documents::schema::schema_of;
 use segpack_manifests::documents::{
     BenchReport, DemoReport, DevicesReport, DiffReport, Document, ErrorReport, ExpertParallelMap,
     ExpertsReport, ExportSummary, GpuBenchReport, GraftReport, InfoReport, Inventory, Manifest,
-    PackSummary, PartManifest, Plan, RepairReport, RunPrompt, RunSummary, RunToken, SpeakSummary,
-    UnpackSummary, UpdateReport, ValidateReport, VerifyReceipt, VerifyReport, VocodeSummary,
+    PackSummary, PartManifest, Plan, RepairReport, RunPrompt, RunSummary, RunToken, SignSummary,
+    SpeakSummary, UnpackSummary, UpdateReport, ValidateReport, VerifyReceipt, VerifyReport,
+    VocodeSummary,
 };
 use serde_json::{Value, json};
 
@@ -20,7 +21,7 @@ use crate::support::damage::{flip, manifest};
 use crate::support::folders::temp;
 use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full};
 
-fn schemas() -> [(&'static str, Schema); 27] {
+fn schemas() -> [(&'static str, Schema); 28] {
     [
         schema::<Inventory>(),
         schema::<Plan>(),
@@ -47,6 +48,7 @@ fn schemas() -> [(&'static str, Schema); 27] {
         schema::<ErrorReport>(),
         schema::<DiffReport>(),
         schema::<VerifyReceipt>(),
+        schema::<SignSummary>(),
         schema::<SpeakSummary>(),
         schema::<VocodeSummary>(),
     ]

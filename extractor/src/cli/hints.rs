@@ -24,6 +24,7 @@ use crate::steps::cat::CatError;
 use crate::steps::export::{ExportError, ExportOption, GgufExportError};
 use crate::steps::join::JoinError;
 use crate::steps::repair::RepairError;
+use crate::steps::sign::SignError;
 use crate::steps::unpack::UnpackError;
 #[cfg(feature = "run")]
 use crate::steps::validate::ValidateError;
@@ -80,6 +81,7 @@ fn of_step(error: &StepError, output: Option<&Path>) -> Option<String> {
         StepError::Cat(e) => of_cat(e).map(str::to_owned),
         StepError::Unpack(e) => of_unpack(e).map(str::to_owned),
         StepError::Repair(e) => of_repair(e).map(str::to_owned),
+        StepError::Sign(e) => of_sign(e).map(str::to_owned),
         StepError::Join(e) => of_join(e).map(str::to_owned),
         StepError::Export(e) => of_export(e),
         StepError::Run(e) => of_run(e),
@@ -377,6 +379,19 @@ fn of_repair(error: &RepairError) -> Option<&'static str> {
         }
         RepairError::NotTheSame { .. } => Some("pack the checkpoint anew"),
         RepairError::Itself { .. } => None,
+    }
+}
+
+fn of_sign(error: &SignError) -> Option<&'static str> {
+    match error {
+        SignError::PrivateKey { .. } => {
+            Some("`openssl ecparam -name prime256v1 -genkey -noout -out key.pem` makes one")
+        }
+        SignError::PublicKey { .. } => {
+            Some("`openssl ec -in key.pem -pubout -out key.pub` writes it")
+        }
+        SignError::Exists { .. } => Some(REPLACE),
+        SignError::Encode(_) | SignError::Pem { .. } => None,
     }
 }
 

@@ -27,6 +27,7 @@ mod repair;
 #[cfg(feature = "run")]
 mod run;
 mod scan;
+mod sign;
 mod signals;
 #[cfg(feature = "run")]
 mod speak;
@@ -106,6 +107,7 @@ enum Command {
     Pack(pack::Args),
     Join(join::Args),
     Verify(verify::Args),
+    Sign(sign::Args),
     Info(info::Args),
     Ls(ls::Args),
     Diff(diff::Args),
@@ -230,6 +232,7 @@ fn dispatch(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Pack(args) => pack::run(&args, context),
         Command::Join(args) => join::run(&args, context),
         Command::Verify(args) => verify::run(args, context),
+        Command::Sign(args) => sign::run(&args, context),
         Command::Info(args) => info::run(&args, context),
         Command::Diff(args) => diff::run(&args, context),
         Command::Ls(args) => ls::run(&args, context),

@@ -9,7 +9,7 @@ use super::error::CliError;
 use super::hints::of_findings;
 use crate::render::text;
 use crate::steps::receipt::{check_receipt_path, files_now, receipt, write_receipt};
-use crate::steps::verify::{Subset, VerifySettings, verify};
+use crate::steps::verify::{SignatureSettings, Subset, VerifySettings, verify};
 use crate::steps::{Exit, StepError};
 
 /// Check a pack against its manifest or against a checkpoint
@@ -24,6 +24,7 @@ Examples:
   segpack verify omni.segpack --subset 3/7   # one seventh, a day's share of a week
   segpack verify omni.segpack --against ./Qwen3-Omni-30B-A3B-Instruct
   segpack verify omni.segpack --values       # NaN, outliers, rows of zeros, copies
+  segpack verify omni.segpack --signature --public-key key.pub
   segpack verify omni.segpack --json | jq .findings")]
 pub(super) struct Args {
     #[command(flatten)]
@@ -46,6 +47,12 @@ pub(super) struct Args {
     /// tensor is compared
     #[arg(long, help_heading = INPUT)]
     no_restorable: bool,
+    /// Also check the signature, model.sig in the pack or FILE, as OpenSSF's model signing has it
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, requires = "public_key", help_heading = INPUT)]
+    signature: Option<Option<PathBuf>>,
+    /// Public key of the signature: P-256, P-384 or P-521, as PEM
+    #[arg(long, value_name = "FILE", requires = "signature", help_heading = INPUT)]
+    public_key: Option<PathBuf>,
     /// Check only part K of N, counted from 1; the N parts together cover everything once
     #[arg(long, value_name = "K/N", help_heading = INPUT)]
     subset: Option<Subset>,
@@ -61,6 +68,15 @@ pub(super) struct Args {
     json: bool,
 }
 
+/// Which signature is to be checked, and whose it has to be.
+fn signature(args: &Args) -> Option<SignatureSettings> {
+    let (file, public_key) = args.signature.as_ref().zip(args.public_key.as_ref())?;
+    Some(SignatureSettings {
+        file: file.clone(),
+        public_key: public_key.clone(),
+    })
+}
+
 pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
     let settings = VerifySettings {
         mode: match (args.quick, args.sums) {
@@ -69,6 +85,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
             _ => VerifyMode::Full,
         },
         manifest_sha256: args.pack.wanted()?,
+        signature: signature(&args),
         subset: args.subset,
         restorable: !args.no_restorable,
         values: args.values,

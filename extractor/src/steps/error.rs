@@ -22,6 +22,7 @@ use super::cat::CatError;
 use super::export::{ExportError, GgufExportError};
 use super::join::JoinError;
 use super::repair::RepairError;
+use super::sign::SignError;
 #[cfg(feature = "run")]
 use super::speak::SpeakError;
 use super::unpack::UnpackError;
@@ -101,6 +102,9 @@ pub enum StepError {
     /// A pack is not repaired.
     #[error(transparent)]
     Repair(#[from] RepairError),
+    /// A pack is not signed, or its signature not checked.
+    #[error(transparent)]
+    Sign(#[from] SignError),
     /// Parts are not joined.
     #[error(transparent)]
     Join(#[from] JoinError),
@@ -208,6 +212,7 @@ impl StepError {
             Self::Unpack(e) => exit_of_unpack(e),
             Self::Repair(e) => exit_of_repair(e),
             Self::Join(e) => exit_of_join(e),
+            Self::Sign(e) => exit_of_sign(e),
             Self::Export(e) => exit_of_export(e),
             #[cfg(feature = "run")]
             Self::Validate(e) => exit_of_validate(e),
@@ -407,6 +412,13 @@ fn exit_of_repair(error: &RepairError) -> Exit {
     }
 }
 
+fn exit_of_sign(error: &SignError) -> Exit {
+    match error {
+        SignError::PrivateKey { .. } | SignError::PublicKey { .. } => Exit::Damaged,
+        SignError::Exists { .. } | SignError::Encode(_) | SignError::Pem { .. } => Exit::Failed,
+    }
+}
+
 fn exit_of_join(error: &JoinError) -> Exit {
     match error {
         JoinError::OtherCount { .. }
@@ -594,6 +606,7 @@ mod tests {
             }
             .into(),
             UnpackError::NoMatch { globs: Vec::new() }.into(),
+            SignError::Encode(json()).into(),
             JoinError::Missing {
                 missing: vec![2],
                 of: 3,

@@ -23,6 +23,7 @@ pub(crate) mod repair;
 #[cfg(feature = "run")]
 pub mod run;
 pub mod scan;
+pub(crate) mod sign;
 #[cfg(feature = "run")]
 pub(crate) mod speak;
 pub(crate) mod unpack;
@@ -42,6 +43,7 @@ pub use error::{Exit, StepError};
 pub use export::{Difference, ExportError, ExportOption, GgufExportError};
 pub use join::JoinError;
 pub use repair::RepairError;
+pub use sign::SignError;
 #[cfg(feature = "run")]
 pub use speak::SpeakError;
 pub use unpack::UnpackError;

@@ -59,6 +59,7 @@ documents! {
     GraftReport = "graft-report" 1 . 0,
     ErrorReport = "error-report" 1 . 0,
     DiffReport = "diff-report" 1 . 0,
+    SignSummary = "sign-summary" 1 . 0,
     SpeakSummary = "speak-summary" 1 . 0,
     VocodeSummary = "vocode-summary" 1 . 0,
     VerifyReceipt = "verify-receipt" 1 . 0,

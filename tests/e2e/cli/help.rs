@@ -45,6 +45,7 @@ fn every_command_explains_itself() {
         "pack",
         "join",
         "verify",
+        "sign",
         "info",
         "diff",
         "ls",

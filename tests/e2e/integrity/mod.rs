@@ -8,4 +8,5 @@ mod identity;
 mod lies;
 mod links;
 mod restorable;
+mod sign;
 mod values;

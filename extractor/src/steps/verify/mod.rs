@@ -7,24 +7,27 @@ mod structure;
 mod values;
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::Mutex;
 
 use segpack_formats::FormatError;
 use segpack_formats::digest::Sha256;
-use segpack_formats::io::CancelToken;
+use segpack_formats::io::{CancelToken, InputFile, ReadAt};
 use segpack_manifests::audit::refuse_unaudited;
 use segpack_manifests::derive::{Kept, KeptError, derive};
 use segpack_manifests::documents::{
-    Completeness, Finding, FindingKind, GENERATOR, Manifest, VerifyCounts, VerifyMode, VerifyReport,
+    CheckedSignature, Completeness, Finding, FindingKind, GENERATOR, Manifest, VerifyCounts,
+    VerifyMode, VerifyReport,
 };
-use segpack_manifests::folder::{MANIFEST, OpenOptions, PART};
+use segpack_manifests::folder::{MANIFEST, OpenOptions, PART, SIGNATURE};
 use segpack_manifests::{NotAPack, Pack, PackError};
 
 use values::Values;
 
 use super::StepError;
 use super::scan::{Extra, ScanOptions, scan};
+use super::sign::PublicKey;
 use crate::causes::{chain, without_path as describe};
 use crate::work::{Progress, into_inner, lock};
 
@@ -38,6 +41,8 @@ pub struct VerifySettings {
     pub subset: Option<Subset>,
     /// Whether statistics of the values are taken, and what looks untrained is a finding.
     pub values: bool,
+    /// A signature to check.
+    pub signature: Option<SignatureSettings>,
     /// A checkpoint to compare with.
     pub against: Option<std::path::PathBuf>,
     /// The SHA-256 that the manifest's file must have.
@@ -50,6 +55,15 @@ pub struct VerifySettings {
     pub jobs: usize,
 }
 
+/// A signature to check.
+#[derive(Debug, Clone)]
+pub struct SignatureSettings {
+    /// Its file; `model.sig` in the pack where there is none.
+    pub file: Option<PathBuf>,
+    /// The public key whose it has to be, as PEM.
+    pub public_key: PathBuf,
+}
+
 impl VerifySettings {
     /// The pack alone, all of it.
     pub fn new(mode: VerifyMode, jobs: usize) -> Self {
@@ -57,6 +71,7 @@ impl VerifySettings {
             mode,
             subset: None,
             values: false,
+            signature: None,
             against: None,
             manifest_sha256: None,
             allow_unaudited: false,
@@ -198,6 +213,10 @@ pub fn verify(
         return Err(StepError::malformed(folder, "is not a folder"));
     }
     let findings = Findings::default();
+    // first, as a mistyped path should not be told after an hour
+    let key = settings.signature.as_ref();
+    let key = key.map(|s| PublicKey::read(&s.public_key)).transpose()?;
+    let mut signature = None;
     let mut completeness = Completeness::NotKnown;
     let mut files = Vec::new();
     let values = settings.values.then(Values::default);
@@ -269,6 +288,9 @@ pub fn verify(
             .map(|path| scan(path, as_packed(pack.manifest())))
             .transpose()?;
         let sound = structure::check(pack, &findings)?;
+        if let Some((wanted, key)) = settings.signature.as_ref().zip(key.as_ref()) {
+            signature = check_signature(pack, wanted, key, &findings)?;
+        }
         if !pack.is_part() {
             completeness = check_derivation(pack, &sound, settings, &findings)?;
         }
@@ -298,6 +320,7 @@ pub fn verify(
         part,
         subset: settings.subset.map(|s| [s.part, s.of]),
         against: settings.against.is_some(),
+        signature,
         completeness,
         ok: !Finding::any_error(&findings),
         checked,
@@ -338,6 +361,59 @@ fn check_derivation(
     }
     findings.extend(derived.findings);
     Ok(derived.completeness)
+}
+
+/// Checks a signature against the files that the manifest lists, which are compared with their
+/// digests by themselves.
+fn check_signature(
+    pack: &Pack,
+    settings: &SignatureSettings,
+    key: &PublicKey,
+    findings: &Findings,
+) -> Result<Option<CheckedSignature>, StepError> {
+    /// More than a signature of the largest model known here takes, ten times.
+    const MAX_BYTES: u64 = 64 << 20;
+    let path = settings.file.clone();
+    let (path, shown) = match path {
+        Some(path) => (path.clone(), path.display().to_string()),
+        None => (pack.path(SIGNATURE), SIGNATURE.to_owned()),
+    };
+    let read = match settings.file {
+        // no link in a pack is followed
+        None => pack.open_file(SIGNATURE),
+        Some(_) => InputFile::open(&path).map(|file| Arc::new(file) as Arc<dyn ReadAt>),
+    };
+    let bad = |seen: String| {
+        Finding::new(FindingKind::BadSignature)
+            .file(&shown)
+            .seen(seen)
+    };
+    let input = match read {
+        Ok(input) if input.length() <= MAX_BYTES => input,
+        Ok(input) => {
+            findings.add(bad(format!("{} bytes", input.length())));
+            return Ok(None);
+        }
+        Err(e) if e.is_environment() => return Err(e.into()),
+        Err(e) => {
+            findings.add(bad(describe(&e)));
+            return Ok(None);
+        }
+    };
+    let json = input.read_range(0..input.length())?;
+    match super::sign::check(&json, key, pack)? {
+        Ok(signature) => {
+            if settings.file.is_none() {
+                let unchecked = |f: &Finding| f.kind == FindingKind::UncheckedSignature;
+                lock(&findings.0).0.retain(|f| !unchecked(f));
+            }
+            Ok(Some(signature))
+        }
+        Err(wrong) => {
+            findings.add(bad(wrong.seen).wanted(wrong.wanted));
+            Ok(None)
+        }
+    }
 }
 
 /// The manifest is not the one that the user named.

@@ -96,6 +96,8 @@ kinds! {
     UnlistedFile = Error,
     /// A signature lies in the pack's folder, and this command does not check it.
     UncheckedSignature = Warning,
+    /// A signature is missing, malformed, not that of the key that was given, or not of this pack.
+    BadSignature = Error,
     /// The length of a file is not the one in the manifest.
     WrongLength = Error,
     /// A pack's header is not the one that the manifest describes.

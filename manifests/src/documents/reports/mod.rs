@@ -14,6 +14,7 @@ mod pack;
 mod receipt;
 mod repair;
 mod run;
+mod sign;
 mod speak;
 mod unpack;
 mod update;
@@ -46,6 +47,7 @@ pub use repair::{RepairDamage, RepairReport, RepairedFile};
 pub use run::{
     PromptMedia, RunCosts, RunEnd, RunPrompt, RunSummary, RunToken, ShownCandidate, ShownRank,
 };
+pub use sign::{CheckedSignature, SignSummary};
 pub use speak::SpeakSummary;
 pub use unpack::{UnpackSummary, UnrestorableFile};
 pub use update::UpdateReport;

@@ -3,7 +3,7 @@
 use segpack_formats::digest::Sha256;
 use serde::{Deserialize, Serialize};
 
-use crate::documents::{Completeness, Finding, FormatVersion, ValuesReport};
+use crate::documents::{CheckedSignature, Completeness, Finding, FormatVersion, ValuesReport};
 
 /// How thoroughly a pack was verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,6 +89,9 @@ pub struct VerifyReport {
     pub subset: Option<[u64; 2]>,
     /// Whether the pack was also compared with a checkpoint.
     pub against: bool,
+    /// The signature, where one was asked for and is right; since version 1.2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<CheckedSignature>,
     /// Whether the pack holds all tensors that its `config.json` requires, but for components that
     /// were excluded; since version 1.1.
     pub completeness: Completeness,

@@ -1,0 +1,57 @@
+use std::path::PathBuf;
+
+use super::Context;
+use super::args::{INPUT, Jobs, OUTPUT};
+use super::error::CliError;
+use crate::render::text;
+use crate::steps::Exit;
+use crate::steps::sign::sign;
+use crate::work::Job;
+
+/// Sign a pack as OpenSSF's model signing does
+///
+/// The pack is verified first, every byte of it; what is damaged is not signed. The signature
+/// (ECDSA on P-256, P-384 or P-521) covers the manifest and thereby every file. `segpack verify
+/// --signature --public-key KEY` and `model_signing verify key` of OpenSSF's own tool check it. For
+/// signatures with certificates or Sigstore identities use that tool: `model_signing sign`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  openssl ecparam -name prime256v1 -genkey -noout -out key.pem
+  openssl ec -in key.pem -pubout -out key.pub
+  segpack sign omni.segpack --key key.pem
+  segpack verify omni.segpack --signature --public-key key.pub")]
+pub(super) struct Args {
+    /// Pack folder
+    #[arg(value_name = "PACK")]
+    pack: PathBuf,
+    /// Private key: PKCS#8 or SEC1 as PEM, not encrypted
+    #[arg(long, value_name = "FILE", help_heading = INPUT)]
+    key: PathBuf,
+    #[command(flatten)]
+    jobs: Jobs,
+    /// File to write, by default model.sig in the pack
+    #[arg(long, short, value_name = "FILE", help_heading = OUTPUT)]
+    output: Option<PathBuf>,
+    /// Replace an existing signature
+    #[arg(long, help_heading = OUTPUT)]
+    force: bool,
+    /// Print the summary as JSON (schemas/sign-summary.schema.json)
+    #[arg(long, help_heading = OUTPUT)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
+    let job = Job {
+        threads: args.jobs.count(),
+        stop: context.stop,
+        progress: &context.progress,
+    };
+    let to = args.output.as_deref();
+    let summary = sign(&args.pack, &args.key, to, args.force, job)?;
+    let place = args.pack.display().to_string();
+    context
+        .terminal
+        .document(&summary, args.json, |s| text::sign(s, &place))?;
+    Ok(Exit::Ok)
+}

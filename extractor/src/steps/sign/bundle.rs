@@ -1,0 +1,123 @@
+//! A signature as OpenSSF's model signing 1.0 writes it: a Sigstore bundle (version 0.3) around a
+//! DSSE envelope around an in-toto statement (version 1) that lists every file with its SHA-256.
+
+use serde::{Deserialize, Serialize};
+
+/// The only version of a bundle that is read and written.
+pub(super) const MEDIA_TYPE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
+/// What the envelope holds.
+pub(super) const PAYLOAD_TYPE: &str = "application/vnd.in-toto+json";
+/// What the payload is.
+pub(super) const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
+/// What the statement says.
+pub(super) const PREDICATE_TYPE: &str = "https://model_signing/signature/v1.0";
+
+/// The whole file.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Bundle {
+    pub media_type: String,
+    pub verification_material: Material,
+    pub dsse_envelope: Envelope,
+}
+
+/// Who signed.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Material {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<KeyHint>,
+    /// Certificates and logs, which are not read: that there are some is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub x509_certificate_chain: Option<serde_json::Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<serde_json::Value>,
+    #[serde(default)]
+    pub tlog_entries: Vec<serde_json::Value>,
+}
+
+/// Which key.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct KeyHint {
+    /// SHA-256 of its PEM in lower-case hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// What is signed, and the signature.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Envelope {
+    /// Base64.
+    pub payload: String,
+    pub payload_type: String,
+    pub signatures: Vec<EnvelopeSignature>,
+}
+
+/// A signature in an envelope.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct EnvelopeSignature {
+    /// Base64 of the DER-encoded signature.
+    pub sig: String,
+    #[serde(default)]
+    pub keyid: String,
+}
+
+/// What the payload says.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Statement {
+    #[serde(rename = "_type")]
+    pub type_: String,
+    pub subject: Vec<Subject>,
+    pub predicate_type: String,
+    pub predicate: Predicate,
+}
+
+/// The model as a whole.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Subject {
+    /// The name of its folder, which may have another one now.
+    pub name: String,
+    pub digest: RootDigest,
+}
+
+/// The SHA-256 of the raw digests of all files, one after another as they are listed.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct RootDigest {
+    pub sha256: String,
+}
+
+/// How files were digested, and what came of it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Predicate {
+    pub serialization: Serialization,
+    pub resources: Vec<Resource>,
+}
+
+/// How files were digested.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Serialization {
+    pub method: String,
+    pub hash_type: String,
+    pub allow_symlinks: bool,
+    #[serde(default)]
+    pub ignore_paths: Vec<String>,
+}
+
+/// A file.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Resource {
+    /// Its path below the folder.
+    pub name: String,
+    pub algorithm: String,
+    pub digest: String,
+}
+
+/// What is signed: DSSE's pre-authentication encoding, version 1. Lengths are those in bytes.
+pub(super) fn signed_bytes(payload: &[u8]) -> Vec<u8> {
+    let (type_length, length) = (PAYLOAD_TYPE.len(), payload.len());
+    let mut bytes = format!("DSSEv1 {type_length} {PAYLOAD_TYPE} {length} ").into_bytes();
+    bytes.extend_from_slice(payload);
+    bytes
+}

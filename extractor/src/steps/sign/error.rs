@@ -1,0 +1,40 @@
+//! Why a pack is not signed, or a signature cannot be checked.
+
+use std::path::PathBuf;
+
+/// Why a pack is not signed, or its signature cannot be checked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SignError {
+    /// The private key is of no kind that the specification has.
+    #[error(
+        "{} holds no private key of the curves P-256, P-384 or P-521 (PKCS#8 or SEC1, as PEM, not \
+         encrypted)",
+        path.display()
+    )]
+    PrivateKey {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The public key is of no kind that the specification has.
+    #[error("{} holds no public key of the curves P-256, P-384 or P-521 (PEM)", path.display())]
+    PublicKey {
+        /// The file.
+        path: PathBuf,
+    },
+    /// There is a signature already.
+    #[error("{} exists", path.display())]
+    Exists {
+        /// The signature.
+        path: PathBuf,
+    },
+    /// The signature cannot be written as JSON.
+    #[error("cannot write a signature")]
+    Encode(#[source] serde_json::Error),
+    /// A key cannot be written as PEM.
+    #[error("cannot write a public key: {what}")]
+    Pem {
+        /// Why not.
+        what: String,
+    },
+}

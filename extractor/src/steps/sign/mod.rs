@@ -1,0 +1,197 @@
+//! `sign`, and the check of a signature for `verify`: as OpenSSF's model signing has them, with a
+//! key. Nothing is read a second time: the digests of the files are those of the manifest, which was
+//! verified, and a signature of the manifest's own digest covers all that the manifest lists.
+
+mod bundle;
+mod check;
+mod error;
+mod keys;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use segpack_formats::digest::{Sha256, Sha256Hasher};
+use segpack_manifests::Pack;
+use segpack_manifests::documents::{Finding, GENERATOR, SignSummary, VerifyMode};
+use segpack_manifests::folder::{SIGNATURE, SUMS};
+
+use bundle::{
+    Bundle, Envelope, EnvelopeSignature, KeyHint, MEDIA_TYPE, Material, PAYLOAD_TYPE,
+    PREDICATE_TYPE, Predicate, Resource, RootDigest, STATEMENT_TYPE, Serialization, Statement,
+    Subject, signed_bytes,
+};
+pub(super) use check::check;
+pub use error::SignError;
+use keys::PrivateKey;
+pub(super) use keys::PublicKey;
+
+use super::StepError;
+use super::verify::{VerifySettings, verify};
+use crate::work::Job;
+
+/// What a signature does not cover, as the tool of OpenSSF has it: itself, and version control.
+const IGNORED: [&str; 5] = [SIGNATURE, ".git", ".gitattributes", ".github", ".gitignore"];
+
+/// Verifies a pack with the digests of all its files, then signs it with a key. The signature is
+/// written to `to`, by default `model.sig` in the pack.
+///
+/// # Errors
+/// `Findings` where the pack is damaged: nothing is signed then. `Exists` where there is a signature
+/// and it is not to be replaced; `PrivateKey`; `Io`.
+pub(crate) fn sign(
+    folder: &Path,
+    key: &Path,
+    to: Option<&Path>,
+    force: bool,
+    job: Job<'_>,
+) -> Result<SignSummary, StepError> {
+    let key = PrivateKey::read(key)?;
+    let pack = Pack::open(folder)?;
+    let to = to.map_or_else(|| folder.join(SIGNATURE), Path::to_owned);
+    if !force && to.symlink_metadata().is_ok() {
+        return Err(SignError::Exists { path: to }.into());
+    }
+    refuse_damaged(folder, &pack, job)?;
+    let files = covered(&pack);
+    let hint = key.public().hint()?;
+    let bundle = bundle_of(folder, &files, &key, hint)?;
+    let mut json = serde_json::to_vec(&bundle).map_err(SignError::Encode)?;
+    json.push(b'\n');
+    write(&to, &json, force)?;
+    Ok(SignSummary {
+        format_version: SignSummary::VERSION,
+        generator: GENERATOR.to_owned(),
+        manifest_sha256: pack.manifest_sha256(),
+        files: files.len() as u64,
+        key_sha256: hint,
+    })
+}
+
+/// What is signed is what is there, every byte of it.
+fn refuse_damaged(folder: &Path, pack: &Pack, job: Job<'_>) -> Result<(), StepError> {
+    let settings = VerifySettings {
+        manifest_sha256: Some(pack.manifest_sha256()),
+        ..VerifySettings::new(VerifyMode::Sums, job.threads)
+    };
+    let report = verify(folder, &settings, job.stop, job.progress)?;
+    if report.ok {
+        return Ok(());
+    }
+    let findings: Vec<Finding> = report.findings;
+    let what = format!("{}: damaged; nothing was signed", folder.display());
+    Err(StepError::Findings { what, findings })
+}
+
+/// Every file of a pack with its SHA-256, in the order in which the tool of OpenSSF lists them: by
+/// the parts of their paths. All follows from the manifest and its own digest.
+fn covered(pack: &Pack) -> BTreeMap<Vec<String>, Sha256> {
+    let parts = |path: &str| path.split('/').map(str::to_owned).collect();
+    let listed = pack.manifest().files().into_iter();
+    let mut files: BTreeMap<Vec<String>, Sha256> = listed
+        .map(|(path, _, sha256)| (parts(path), sha256))
+        .collect();
+    files.insert(parts(pack.document()), pack.manifest_sha256());
+    if pack.has_sums() {
+        files.insert(parts(SUMS), Sha256::of(pack.sums_text().as_bytes()));
+    }
+    files
+}
+
+/// The digest of the whole: of the raw digests in the order of the list.
+fn root_of(digests: impl Iterator<Item = Sha256>) -> Sha256 {
+    let mut root = Sha256Hasher::default();
+    digests.for_each(|digest| root.update(&digest.0));
+    root.finish()
+}
+
+fn bundle_of(
+    folder: &Path,
+    files: &BTreeMap<Vec<String>, Sha256>,
+    key: &PrivateKey,
+    hint: Sha256,
+) -> Result<Bundle, StepError> {
+    let real: PathBuf = folder
+        .canonicalize()
+        .map_err(StepError::io("open", folder))?;
+    let name = real.file_name().unwrap_or_default().to_string_lossy();
+    let resource = |(path, digest): (&Vec<String>, &Sha256)| Resource {
+        name: path.join("/"),
+        algorithm: "sha256".to_owned(),
+        digest: digest.to_string(),
+    };
+    let statement = Statement {
+        type_: STATEMENT_TYPE.to_owned(),
+        subject: vec![Subject {
+            name: name.into_owned(),
+            digest: RootDigest {
+                sha256: root_of(files.values().copied()).to_string(),
+            },
+        }],
+        predicate_type: PREDICATE_TYPE.to_owned(),
+        predicate: Predicate {
+            serialization: Serialization {
+                method: "files".to_owned(),
+                hash_type: "sha256".to_owned(),
+                allow_symlinks: false,
+                ignore_paths: IGNORED.map(str::to_owned).to_vec(),
+            },
+            resources: files.iter().map(resource).collect(),
+        },
+    };
+    let payload = serde_json::to_vec(&statement).map_err(SignError::Encode)?;
+    let signature = key.sign(&signed_bytes(&payload));
+    Ok(Bundle {
+        media_type: MEDIA_TYPE.to_owned(),
+        verification_material: Material {
+            public_key: Some(KeyHint {
+                hint: Some(hint.to_string()),
+            }),
+            x509_certificate_chain: None,
+            certificate: None,
+            tlog_entries: Vec::new(),
+        },
+        dsse_envelope: Envelope {
+            payload: STANDARD.encode(payload),
+            payload_type: PAYLOAD_TYPE.to_owned(),
+            signatures: vec![EnvelopeSignature {
+                sig: STANDARD.encode(signature),
+                keyid: String::new(),
+            }],
+        },
+    })
+}
+
+/// Writes a file that appears as a whole.
+fn write(to: &Path, bytes: &[u8], force: bool) -> Result<(), StepError> {
+    let parent = to.parent().filter(|p| !p.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    let mut file =
+        tempfile::NamedTempFile::new_in(parent).map_err(StepError::io("create", parent))?;
+    let written = file
+        .write_all(bytes)
+        .and_then(|()| file.as_file().sync_all());
+    written.map_err(StepError::io("write", to))?;
+    readable_by_all(file.path()).map_err(StepError::io("write", to))?;
+    let named = match force {
+        true => file.persist(to),
+        false => file.persist_noclobber(to),
+    };
+    named.map_err(|e| StepError::io("write", to)(e.error))?;
+    Ok(())
+}
+
+/// A signature is no secret, as a temporary file is.
+#[cfg(unix)]
+fn readable_by_all(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o644))
+}
+
+#[cfg(not(unix))]
+fn readable_by_all(path: &Path) -> std::io::Result<()> {
+    fs::metadata(path).map(drop)
+}

@@ -1,0 +1,221 @@
+//! Signatures: those that OpenSSF's own tool made are checked, and what `sign` writes is of all files.
+//! That the tool takes ours is a test of `tests/peers`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use p256::pkcs8::{EncodePrivateKey, EncodePublicKey, LineEnding};
+use serde_json::{Value, json};
+
+use crate::support::checkpoint::fixtures;
+use crate::support::cli::{FindingKind, Run, segpack};
+use crate::support::damage::{flip, reseal};
+use crate::support::folders::{contents, copy, temp};
+use crate::support::packs::pack_into;
+use crate::support::tiny::tiny_text;
+
+/// What `model_signing` 1.1.1 signed, and with which keys.
+fn example(name: &str) -> PathBuf {
+    fixtures().join("signing").join(name)
+}
+
+/// A key pair of each curve, as PKCS#8 or SEC1, in a folder.
+fn keys(folder: &Path) -> [(PathBuf, PathBuf); 4] {
+    macro_rules! pair {
+        ($name:literal, $curve:ident, $bytes:literal) => {{
+            let secret = $curve::SecretKey::from_slice(&[1; $bytes]).unwrap();
+            let private = secret.to_pkcs8_pem(LineEnding::LF).unwrap();
+            let public = secret
+                .public_key()
+                .to_public_key_pem(LineEnding::LF)
+                .unwrap();
+            write_pair(folder, $name, &private, &public)
+        }};
+    }
+    let secret = p256::SecretKey::from_slice(&[2; 32]).unwrap();
+    let sec1 = secret.to_sec1_pem(LineEnding::LF).unwrap();
+    let public = secret
+        .public_key()
+        .to_public_key_pem(LineEnding::LF)
+        .unwrap();
+    [
+        pair!("p256", p256, 32),
+        pair!("p384", p384, 48),
+        pair!("p521", p521, 66),
+        write_pair(folder, "sec1", &sec1, &public),
+    ]
+}
+
+fn write_pair(folder: &Path, name: &str, private: &str, public: &str) -> (PathBuf, PathBuf) {
+    let path = |ending| folder.join(format!("{name}.{ending}"));
+    fs::write(path("pem"), private).unwrap();
+    fs::write(path("pub"), public).unwrap();
+    (path("pem"), path("pub"))
+}
+
+fn verify(pack: &Path, signature: &str, key: &Path) -> Run {
+    segpack!["verify", pack, signature, "--public-key", key, "--json"]
+}
+
+#[track_caller]
+fn refused(pack: &Path, signature: &str, key: &Path, words: &str) {
+    let run = verify(pack, signature, key).exits(3);
+    let found = run.findings();
+    let bad: Vec<_> = found
+        .iter()
+        .filter(|f| f.kind == FindingKind::BadSignature)
+        .collect();
+    assert_eq!(bad.len(), 1, "{run}");
+    let said = format!("{:?} {:?}", bad[0].seen, bad[0].wanted);
+    assert!(said.contains(words), "{said}");
+    assert_eq!(run.json()["signature"], Value::Null);
+}
+
+#[test]
+fn what_the_openssf_tool_signed_is_verified_and_another_key_is_not_its() {
+    let pack = example("tiny.segpack");
+    let key = example("test-key.pub.pem");
+    for name in ["key.sig", "from-sums.sig"] {
+        let option = format!("--signature={}", example(name).display());
+        let report = verify(&pack, &option, &key).ok().json();
+        assert_eq!(report["signature"]["files"], 8);
+        let folder = temp();
+        for (_, other) in keys(folder.path()) {
+            refused(&pack, &option, &other, "the key with SHA-256");
+        }
+    }
+    let certificate = format!("--signature={}", example("cert.sig").display());
+    refused(&pack, &certificate, &key, "is signed with a certificate");
+}
+
+#[test]
+fn a_signed_pack_is_verified_with_every_kind_of_key_and_is_no_finding() {
+    let folder = temp();
+    let pack = folder.path().join("pack");
+    pack_into(tiny_text().as_path(), &pack, &[]);
+    for (private, public) in keys(folder.path()) {
+        let summary = segpack!["sign", &pack, "--key", &private, "--force", "--json"];
+        let summary = summary.ok().json();
+        let report = verify(&pack, "--signature", &public).ok().json();
+        assert_eq!(report["findings"], json!([]));
+        assert_eq!(report["signature"]["key_sha256"], summary["key_sha256"]);
+        assert_eq!(report["signature"]["files"], contents(&pack).len() - 1);
+        segpack![
+            "verify",
+            &pack,
+            "--quick",
+            "--signature",
+            "--public-key",
+            &public
+        ]
+        .ok();
+    }
+    let (private, public) = &keys(folder.path())[0];
+    segpack!["sign", &pack, "--key", private]
+        .exits(1)
+        .says(&["model.sig exists", "--force"]);
+    // the same key gives the same signature
+    segpack!["sign", &pack, "--key", private, "--force"].ok();
+    let beside = folder.path().join("beside.sig");
+    segpack!["sign", &pack, "--key", private, "-o", &beside].ok();
+    assert_eq!(
+        fs::read(&beside).unwrap(),
+        fs::read(pack.join("model.sig")).unwrap()
+    );
+    // wherever the pack is, and whatever its name
+    let moved = folder.path().join("another name");
+    copy(&pack, &moved);
+    verify(&moved, "--signature", public).ok();
+    segpack!["verify", &moved, "--signature"].exits(2);
+}
+
+#[test]
+fn what_was_changed_after_it_was_signed_is_found() {
+    let folder = temp();
+    let (private, public) = &keys(folder.path())[0];
+    let pack = folder.path().join("pack");
+    pack_into(tiny_text().as_path(), &pack, &[]);
+    refused(&pack, "--signature", public, "No such file");
+    segpack!["sign", &pack, "--key", private].ok();
+    let signed = fs::read(pack.join("model.sig")).unwrap();
+
+    // a changed pack whose manifest and sums were made to fit
+    let config = pack.join("source/config.json");
+    let mut text = fs::read_to_string(&config).unwrap();
+    text = text.replacen("qwen", "qwem", 1);
+    fs::write(&config, text).unwrap();
+    let damaged = verify(&pack, "--signature", public).exits(3).findings();
+    assert!(damaged.iter().any(|f| f.kind == FindingKind::DamagedFile));
+    segpack!["sign", &pack, "--key", private, "--force"]
+        .exits(3)
+        .says(&["nothing was signed"]);
+    let document = fs::read_to_string(pack.join("manifest.json")).unwrap();
+    let sha256 = segpack_formats::digest::Sha256::of(&fs::read(&config).unwrap()).to_string();
+    let listed: Value = serde_json::from_str(&document).unwrap();
+    let files = listed["source_files"].as_array().unwrap();
+    let before = files.iter().find(|f| f["path"] == "config.json").unwrap();
+    let before = before["sha256"].as_str().unwrap();
+    fs::write(
+        pack.join("manifest.json"),
+        document.replace(before, &sha256),
+    )
+    .unwrap();
+    reseal(&pack);
+    fs::write(pack.join("model.sig"), &signed).unwrap();
+    refused(&pack, "--signature", public, "with SHA-256");
+
+    // a signature that was changed
+    pack_into(tiny_text().as_path(), &pack, &[]);
+    let bundle: Value = serde_json::from_slice(&signed).unwrap();
+    let changes: [(&dyn Fn(&mut Value), &str); 5] = [
+        (&|b| b["mediaType"] = json!("x"), "media type"),
+        (
+            &|b| b["dsseEnvelope"]["payloadType"] = json!("x"),
+            "payload type",
+        ),
+        (
+            &|b| b["dsseEnvelope"]["signatures"] = json!([]),
+            "0 signatures",
+        ),
+        (
+            &|b| b["dsseEnvelope"]["payload"] = json!("AAAA"),
+            "is not the signature of this key",
+        ),
+        (
+            &|b| b["dsseEnvelope"]["signatures"][0]["sig"] = json!("AAAA"),
+            "is not the signature",
+        ),
+    ];
+    for (change, words) in changes {
+        let mut changed = bundle.clone();
+        change(&mut changed);
+        fs::write(pack.join("model.sig"), changed.to_string()).unwrap();
+        refused(&pack, "--signature", public, words);
+    }
+    fs::write(pack.join("model.sig"), &signed[..100]).unwrap();
+    refused(&pack, "--signature", public, "the signature");
+    // without a request it is a remark, as before
+    let unchecked = segpack!["verify", &pack, "--json"].ok().findings();
+    assert_eq!(unchecked[0].kind, FindingKind::UncheckedSignature);
+}
+
+#[test]
+fn a_damaged_pack_is_not_signed_and_what_is_no_key_is_named() {
+    let folder = temp();
+    let (private, public) = &keys(folder.path())[0];
+    let pack = folder.path().join("pack");
+    pack_into(tiny_text().as_path(), &pack, &[]);
+    segpack!["sign", &pack, "--key", public]
+        .exits(3)
+        .says(&["holds no private key", "openssl"]);
+    verify(&pack, "--signature", private)
+        .exits(3)
+        .says(&["holds no public key"]);
+    segpack!["sign", &pack, "--key", folder.path().join("none")].exits(1);
+    let file = fs::read_dir(pack.join("packs")).unwrap();
+    flip(&file.flatten().next().unwrap().path(), -1);
+    segpack!["sign", &pack, "--key", private]
+        .exits(3)
+        .says(&["damaged; nothing was signed"]);
+    assert!(!pack.join("model.sig").exists());
+}
