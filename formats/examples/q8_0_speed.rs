@@ -1,17 +1,24 @@
-//! GB/s (10^9 bytes) of values that go in, one thread, pieces of 1 MiB that stay in the L2 cache.
+//! GB/s (10^9 bytes) of values that go in, one thread, pieces of 1 MiB that stay in the L2 cache: Q8_0,
+//! then ggml's other blocks.
 //!
 //! `cargo run --release -p segpack-formats --example q8_0_speed`
 
 use std::hint::black_box;
 use std::time::Instant;
 
+use segpack_formats::numeric::ggml::BlockType;
 use segpack_formats::numeric::{FloatDtype, q8_0};
 
 const PIECE: usize = 1 << 20;
 
 /// Median rate of 5 runs of 1 GiB each.
-fn rate(name: &str, mut step: impl FnMut()) {
-    let steps = (1 << 30) / PIECE;
+fn rate(name: &str, step: impl FnMut()) {
+    rate_of(name, 1 << 30, step);
+}
+
+/// Median rate of 5 runs of this many bytes each.
+fn rate_of(name: &str, bytes: usize, mut step: impl FnMut()) {
+    let steps = bytes / PIECE;
     let mut rates: Vec<f64> = (0..5)
         .map(|_| {
             let start = Instant::now();
@@ -61,4 +68,11 @@ fn main() {
             None
         );
     });
+    for kind in BlockType::ALL {
+        rate_of(&format!("BF16 to {kind}"), 1 << 27, || {
+            out.clear();
+            let done = kind.quantize(FloatDtype::BF16, black_box(&bytes), &mut out);
+            assert!(done.is_ok(), "{done:?}");
+        });
+    }
 }

@@ -198,6 +198,62 @@ impl Tiny {
         .cut(shards)
     }
 
+    /// A `Qwen3MoeForCausalLM` whose rows are whole blocks of 256, but for those of experts' down
+    /// projections in odd ones.
+    pub fn blocks(layers: u64, width: u64) -> Self {
+        let (vocabulary, hidden, experts) = (96, 256, 4);
+        let mut tensors = Vec::new();
+        let mut add = |name: String, shape: &[u64]| tensors.push(Tensor::noise(&name, shape));
+        add(
+            "model.embed_tokens.weight".to_owned(),
+            &[vocabulary, hidden],
+        );
+        for layer in 0..layers {
+            let at = format!("model.layers.{layer}");
+            for (part, rows, columns) in [
+                ("q", 256, hidden),
+                ("k", 64, hidden),
+                ("v", 64, hidden),
+                ("o", hidden, 256),
+            ] {
+                add(
+                    format!("{at}.self_attn.{part}_proj.weight"),
+                    &[rows, columns],
+                );
+            }
+            for part in ["q", "k"] {
+                add(format!("{at}.self_attn.{part}_norm.weight"), &[64]);
+            }
+            for part in ["input", "post_attention"] {
+                add(format!("{at}.{part}_layernorm.weight"), &[hidden]);
+            }
+            add(format!("{at}.mlp.gate.weight"), &[experts, hidden]);
+            for expert in 0..experts {
+                let expert = format!("{at}.mlp.experts.{expert}");
+                add(format!("{expert}.gate_proj.weight"), &[width, hidden]);
+                add(format!("{expert}.up_proj.weight"), &[width, hidden]);
+                add(format!("{expert}.down_proj.weight"), &[hidden, width]);
+            }
+        }
+        add("model.norm.weight".to_owned(), &[hidden]);
+        add("lm_head.weight".to_owned(), &[vocabulary, hidden]);
+        let config = json!({
+            "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "torch_dtype": "bfloat16",
+            "vocab_size": vocabulary, "hidden_size": hidden, "intermediate_size": 2 * width,
+            "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 64,
+            "num_experts": experts, "num_experts_per_tok": 2, "moe_intermediate_size": width,
+            "mlp_only_layers": [], "decoder_sparse_step": 1, "norm_topk_prob": true,
+            "attention_bias": false, "tie_word_embeddings": false, "rope_theta": 10000.0, "rms_norm_eps": 1e-6,
+        });
+        Self {
+            config,
+            shards: vec![(String::new(), tensors)],
+            files: Vec::new(),
+            index: true,
+        }
+        .cut(1)
+    }
+
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         self.shards.iter().flat_map(|(_, tensors)| tensors)
     }

@@ -127,20 +127,59 @@ enum DtypeName {
     /// 8-bit blocks of 32 with a scale (gguf); norms and routers are stored as f32
     #[value(name = "q8_0")]
     Q8_0,
+    /// 6-bit blocks of 256 (gguf, as are those below)
+    #[value(name = "q6_k")]
+    Q6K,
+    /// 5-bit blocks of 256, some tensors q6_k
+    #[value(name = "q5_k_m")]
+    Q5KM,
+    /// 5-bit blocks of 256
+    #[value(name = "q5_k_s")]
+    Q5KS,
+    /// 4-bit blocks of 256, some tensors q6_k
+    #[value(name = "q4_k_m")]
+    Q4KM,
+    /// 4-bit blocks of 256, some tensors q5_k
+    #[value(name = "q4_k_s")]
+    Q4KS,
+    /// 5-bit blocks of 32
+    #[value(name = "q5_0")]
+    Q5_0,
+    /// 4-bit blocks of 32
+    #[value(name = "q4_0")]
+    Q4_0,
 }
 
 impl DtypeName {
     fn dtype(self) -> Option<FloatDtype> {
         match self {
-            Self::Keep | Self::Q8_0 => None,
             Self::Bf16 => Some(FloatDtype::BF16),
             Self::F16 => Some(FloatDtype::F16),
             Self::F32 => Some(FloatDtype::F32),
+            Self::Keep
+            | Self::Q8_0
+            | Self::Q6K
+            | Self::Q5KM
+            | Self::Q5KS
+            | Self::Q4KM
+            | Self::Q4KS
+            | Self::Q5_0
+            | Self::Q4_0 => None,
         }
     }
 
     fn quantize(self) -> Option<Quantization> {
-        matches!(self, Self::Q8_0).then_some(Quantization::Q8_0)
+        match self {
+            Self::Keep | Self::Bf16 | Self::F16 | Self::F32 => None,
+            Self::Q8_0 => Some(Quantization::Q8_0),
+            Self::Q6K => Some(Quantization::Q6K),
+            Self::Q5KM => Some(Quantization::Q5KM),
+            Self::Q5KS => Some(Quantization::Q5KS),
+            Self::Q4KM => Some(Quantization::Q4KM),
+            Self::Q4KS => Some(Quantization::Q4KS),
+            Self::Q5_0 => Some(Quantization::Q5_0),
+            Self::Q4_0 => Some(Quantization::Q4_0),
+        }
     }
 }
 

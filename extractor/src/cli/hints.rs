@@ -444,7 +444,7 @@ fn of_option(option: ExportOption) -> String {
         ExportOption::MaxShardSize => "--max-shard-size",
         ExportOption::ExpertParallel => "--expert-parallel",
         ExportOption::Names => "GLOB",
-        ExportOption::Quantize => "--dtype q8_0",
+        ExportOption::Quantize => "--dtype q4_0 to q8_0",
         ExportOption::TokenizerPre => "--tokenizer-pre",
     };
     let targets: Vec<&str> = ALL

@@ -488,7 +488,7 @@ fn ggufs() -> [(&'static str, Vec<u8>); 3] {
     ];
     let tensors = vec![
         gguf_spec("output_norm.weight", TensorType::F32, &[3]),
-        gguf_spec("blk.0.ffn_up_exps.weight", TensorType::Q8_0, &[2, 3, 32]),
+        gguf_spec("blk.0.ffn_up_exps.weight", TensorType::Blocks(segpack_formats::numeric::ggml::BlockType::Q8_0), &[2, 3, 32]),
         gguf_spec("token_embd.weight", TensorType::Bf16, &[5, 3]),
     ];
     [

@@ -24,6 +24,7 @@ pub use chunked::{
 };
 pub use frame::decompress;
 pub use simd::Simd;
+pub(crate) use simd::Work;
 
 /// How the bytes of a stored segment are coded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]

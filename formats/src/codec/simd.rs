@@ -48,9 +48,47 @@ impl Simd {
         vec![Self::SCALAR]
     }
 
+    /// Does work that is compiled for these instructions.
+    #[inline]
+    pub(crate) fn run<W: Work>(self, work: W) -> W::Done {
+        match self.0 {
+            Kind::Scalar => work.run(),
+            // AVX-512 made none of it faster
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 | Kind::Avx512 => compiled::with_avx2(work),
+        }
+    }
+
     /// The fastest that can be used here.
     pub fn best() -> Self {
         Self::available().pop().unwrap_or(Self::SCALAR)
+    }
+}
+
+/// Plain Rust that is compiled with and without AVX2: `run`, and all that it calls,
+/// has to be `#[inline(always)]`.
+pub(crate) trait Work {
+    /// What comes of it.
+    type Done;
+
+    /// Does it.
+    fn run(self) -> Self::Done;
+}
+
+/// Work, compiled for instructions that the caller has seen.
+#[cfg(target_arch = "x86_64")]
+mod compiled {
+    #![expect(unsafe_code, reason = "calls that need processor features")]
+
+    use super::Work;
+
+    pub(super) fn with_avx2<W: Work>(work: W) -> W::Done {
+        #[target_feature(enable = "avx2")]
+        fn call<W: Work>(work: W) -> W::Done {
+            work.run()
+        }
+        // SAFETY: called for `Kind::Avx2` and `Kind::Avx512`, which are only made where there is AVX2
+        unsafe { call(work) }
     }
 }
 

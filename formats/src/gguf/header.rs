@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use crate::numeric::{Dtype, FloatDtype, q8_0};
+use crate::numeric::ggml::BlockType;
+use crate::numeric::{Dtype, FloatDtype};
 
 use super::error::{GgufError, wrong};
 use super::value::{Field, Value};
@@ -30,20 +31,37 @@ pub enum TensorType {
     F16,
     /// The upper halves of 32-bit floats.
     Bf16,
-    /// Blocks of 32 values in 34 bytes: an F16 scale, then one signed byte for each value.
-    Q8_0,
+    /// Blocks of quantized values.
+    Blocks(BlockType),
 }
 
 impl TensorType {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Bf16, Self::Q8_0];
+    pub const ALL: [Self; 10] = [
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::Blocks(BlockType::Q4_0),
+        Self::Blocks(BlockType::Q5_0),
+        Self::Blocks(BlockType::Q5_1),
+        Self::Blocks(BlockType::Q8_0),
+        Self::Blocks(BlockType::Q4K),
+        Self::Blocks(BlockType::Q5K),
+        Self::Blocks(BlockType::Q6K),
+    ];
 
     /// Its number in files (`ggml_type`).
     pub fn number(self) -> u32 {
         match self {
             Self::F32 => 0,
             Self::F16 => 1,
-            Self::Q8_0 => 8,
+            Self::Blocks(BlockType::Q4_0) => 2,
+            Self::Blocks(BlockType::Q5_0) => 6,
+            Self::Blocks(BlockType::Q5_1) => 7,
+            Self::Blocks(BlockType::Q8_0) => 8,
+            Self::Blocks(BlockType::Q4K) => 12,
+            Self::Blocks(BlockType::Q5K) => 13,
+            Self::Blocks(BlockType::Q6K) => 14,
             Self::Bf16 => 30,
         }
     }
@@ -69,10 +87,9 @@ impl TensorType {
 
     /// Values of a block.
     pub fn block_values(self) -> u64 {
-        if self == Self::Q8_0 {
-            q8_0::BLOCK_VALUES as u64
-        } else {
-            1
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => 1,
+            Self::Blocks(kind) => kind.values() as u64,
         }
     }
 
@@ -81,7 +98,7 @@ impl TensorType {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
-            Self::Q8_0 => 34,
+            Self::Blocks(kind) => kind.bytes() as u64,
         }
     }
 
@@ -123,12 +140,12 @@ impl TensorType {
 
 impl fmt::Display for TensorType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::F32 => "F32",
-            Self::F16 => "F16",
-            Self::Bf16 => "BF16",
-            Self::Q8_0 => "Q8_0",
-        })
+        match self {
+            Self::F32 => f.pad("F32"),
+            Self::F16 => f.pad("F16"),
+            Self::Bf16 => f.pad("BF16"),
+            Self::Blocks(kind) => kind.fmt(f),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 use super::value::Field;
 use super::*;
 use crate::error::chain;
+use crate::numeric::ggml::BlockType;
 
 fn metadata() -> Vec<(String, Value)> {
     let texts = ["a", "", "é"].map(str::to_owned).to_vec();
@@ -36,7 +37,11 @@ fn spec(name: &str, kind: TensorType, shape: &[u64]) -> TensorSpec {
 fn tensors() -> Vec<TensorSpec> {
     vec![
         spec("norm.weight", TensorType::F32, &[3]),
-        spec("blk.0.exps.weight", TensorType::Q8_0, &[2, 3, 64]),
+        spec(
+            "blk.0.exps.weight",
+            TensorType::Blocks(BlockType::Q8_0),
+            &[2, 3, 64],
+        ),
         spec("half", TensorType::F16, &[5, 1]),
         spec("brain", TensorType::Bf16, &[1, 1, 1, 7]),
     ]
@@ -119,7 +124,7 @@ fn headers_that_llama_cpp_would_refuse_are_not_made() {
     assert!(refuse(twice, vec![]).contains("\"k\" appears twice"));
     let tensor = |name: &str, kind, shape: &[u64]| refuse(vec![], vec![spec(name, kind, shape)]);
     assert!(
-        tensor("t", TensorType::Q8_0, &[4, 48])
+        tensor("t", TensorType::Blocks(BlockType::Q8_0), &[4, 48])
             .contains("rows of 48 values, but Q8_0 comes in blocks of 32")
     );
     assert!(tensor("t", TensorType::F32, &[]).contains("0 dimensions"));

@@ -12,8 +12,8 @@
 //! | `BOOL` `I8` … `U64` | a truth value, an integer | needs none |
 //! | `C64` | two floats | as [`f32`](mod@f32) |
 //!
-//! Two formats are no dtypes of safetensors files: [`int4`] lies packed in `I32` or `U8` tensors,
-//! [`q8_0`] in GGUF files.
+//! Some formats are no dtypes of safetensors files: [`int4`] lies packed in `I32` or `U8` tensors,
+//! [`q8_0`] and the other blocks of [`ggml`] in GGUF files.
 //!
 //! What is done with numbers of several formats: [`FloatDtype`] names those that are computed with
 //! as they are and widens them, [`FloatConversion`] turns one into another, [`ValueCheck`] looks
@@ -29,6 +29,7 @@ pub mod f32;
 pub mod f64;
 mod float;
 pub mod fp8;
+pub mod ggml;
 pub mod int4;
 mod minifloat;
 pub mod mxfp4;

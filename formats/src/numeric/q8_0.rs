@@ -26,7 +26,15 @@ pub const BLOCK_BYTES: usize = 34;
 pub struct NotQ8_0 {
     /// Its number in the piece, from 0.
     pub block: usize,
-    why: &'static str,
+    pub(super) why: &'static str,
+}
+
+/// The values of a block.
+pub(super) fn dequantize(block: &[u8], to: &mut [f32]) {
+    let scale = f16::decode([block[0], block[1]]);
+    for (x, q) in to.iter_mut().zip(&block[2..]) {
+        *x = scale * f32::from(q.cast_signed());
+    }
 }
 
 const NOT_FINITE: &str = "one is not finite";
@@ -41,16 +49,21 @@ pub fn quantize(dtype: FloatDtype, bytes: &[u8], out: &mut Vec<u8>) -> Result<()
     let start = out.len();
     let blocks = bytes.len() / (dtype.byte_width() * BLOCK_VALUES);
     out.resize(start + blocks * BLOCK_BYTES, 0);
-    let to = out[start..].as_chunks_mut::<BLOCK_BYTES>().0;
-    let done = match dtype {
-        FloatDtype::F32 => each_block(bytes, f32::from_le_bytes, to),
-        FloatDtype::F16 => each_block(bytes, f16::decode, to),
-        FloatDtype::BF16 => each_block(bytes, bf16::decode, to),
-    };
+    let done = quantize_into(dtype, bytes, &mut out[start..]);
     if done.is_err() {
         out.truncate(start);
     }
     done
+}
+
+/// As [`quantize`], into as many bytes as the blocks take.
+pub(super) fn quantize_into(dtype: FloatDtype, bytes: &[u8], to: &mut [u8]) -> Result<(), NotQ8_0> {
+    let to = to.as_chunks_mut::<BLOCK_BYTES>().0;
+    match dtype {
+        FloatDtype::F32 => each_block(bytes, f32::from_le_bytes, to),
+        FloatDtype::F16 => each_block(bytes, f16::decode, to),
+        FloatDtype::BF16 => each_block(bytes, bf16::decode, to),
+    }
 }
 
 /// Judges by value, without quantizing again, whether `after` is what should have become of

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use segpack_formats::gguf::{Array, Header, TensorType, Value};
+use segpack_formats::numeric::ggml::BlockType;
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -303,7 +304,7 @@ fn dtypes_are_as_asked_but_for_norms_routers_and_rows_without_blocks() {
     for (dtype, kind, file_type) in [
         ("f32", TensorType::F32, 0),
         ("f16", TensorType::F16, 1),
-        ("q8_0", TensorType::Q8_0, 7),
+        ("q8_0", TensorType::Blocks(BlockType::Q8_0), 7),
         ("bf16", TensorType::Bf16, 32),
     ] {
         let gguf = exported(&tiny_text(), &["--dtype", dtype]);
@@ -361,6 +362,92 @@ fn dtypes_are_as_asked_but_for_norms_routers_and_rows_without_blocks() {
             "blk.0.ffn_down_exps.weight",
         ],
     );
+}
+
+/// How often a type is there, and the layers whose `ffn_down_exps` has it.
+fn kinds(gguf: &Gguf) -> BTreeMap<String, usize> {
+    let mut kinds = BTreeMap::new();
+    for tensor in &gguf.header.tensors {
+        *kinds.entry(tensor.kind.to_string()).or_default() += 1;
+    }
+    kinds
+}
+
+#[test]
+fn quantized_files_have_the_mix_of_types_of_llama_cpps_quantizer() {
+    // counted in files that llama.cpp's own quantizer made of the same BF16 exports
+    let folder = temp();
+    for (width, dtype, file_type, wanted) in [
+        (256, "q4_0", 2, &[("Q4_0", 15), ("Q6_K", 1)][..]),
+        (256, "q5_0", 8, &[("Q5_0", 15), ("Q6_K", 1)]),
+        (256, "q4_k_s", 14, &[("Q4_K", 13), ("Q5_K", 2), ("Q6_K", 1)]),
+        (256, "q4_k_m", 15, &[("Q4_K", 13), ("Q6_K", 3)]),
+        (256, "q5_k_s", 16, &[("Q5_K", 15), ("Q6_K", 1)]),
+        (256, "q5_k_m", 17, &[("Q5_K", 13), ("Q6_K", 3)]),
+        (256, "q6_k", 18, &[("Q6_K", 16)]),
+        (256, "q8_0", 7, &[("Q8_0", 16)]),
+        // rows of 96: a Q6_K is Q8_0 then, a Q4_K is Q5_0, a Q5_K is Q5_1
+        (
+            96,
+            "q4_k_m",
+            15,
+            &[("Q4_K", 12), ("Q5_0", 1), ("Q6_K", 2), ("Q8_0", 1)],
+        ),
+        (96, "q5_k_s", 16, &[("Q5_1", 2), ("Q5_K", 13), ("Q6_K", 1)]),
+        (40, "q6_k", 18, &[("F16", 2), ("Q6_K", 14)]),
+    ] {
+        let at = folder.path().join(format!("{width}.{dtype}"));
+        let checkpoint = Tiny::blocks(2, width).write(&at.join("checkpoint"));
+        let out = at.join("model.gguf");
+        export(&packed(&checkpoint, &at), &out, &["--dtype", dtype]).ok();
+        let gguf = Gguf::read(&out);
+        let mut seen = kinds(&gguf);
+        assert_eq!(seen.remove("F32"), Some(11), "{dtype}");
+        let wanted = wanted
+            .iter()
+            .map(|(kind, count)| ((*kind).to_owned(), *count));
+        assert_eq!(seen, wanted.collect(), "{width}, {dtype}");
+        assert_eq!(
+            gguf.header.get("general.file_type"),
+            Some(&Value::U32(file_type))
+        );
+    }
+}
+
+#[test]
+fn quantized_values_are_near_the_packs_and_the_same_from_any_pack_and_threads() {
+    let folder = temp();
+    let tiny = Tiny::blocks(1, 256);
+    let checkpoint = tiny.write(&folder.path().join("checkpoint"));
+    let mut files = Vec::new();
+    for (codec, jobs) in [("raw", "1"), ("bf16-rans", "4"), ("zstd", "3")] {
+        let (pack, out) = (
+            folder.path().join(codec),
+            folder.path().join(format!("{codec}.gguf")),
+        );
+        pack_into(&checkpoint, &pack, &["--codec", codec]);
+        let options = ["--dtype", "q4_k_m", "-j", jobs];
+        said(export(&pack, &out, &options), &["read back and equal"]);
+        files.push(anonymous(&out));
+    }
+    assert!(files[0] == files[1] && files[0] == files[2]);
+    let gguf = Gguf::read(&folder.path().join("raw.gguf"));
+    let source = tiny.by_name();
+    let wanted: Vec<f32> = (0..4)
+        .flat_map(|e| {
+            let name = format!("model.layers.0.mlp.experts.{e}.up_proj.weight");
+            floats(&widened(&source[name.as_str()].bytes))
+        })
+        .collect();
+    let mut seen = Vec::new();
+    BlockType::Q4K.dequantize(gguf.data("blk.0.ffn_up_exps.weight"), &mut seen);
+    assert_eq!(seen.len(), wanted.len());
+    let spread = wanted.iter().fold(0.0, |sum, x| sum + x * x);
+    let error = seen
+        .iter()
+        .zip(&wanted)
+        .fold(0.0, |sum, (a, b)| sum + (a - b) * (a - b));
+    assert!(error < spread * 0.01, "{error} of {spread}");
 }
 
 #[test]
@@ -658,7 +745,10 @@ fn options_of_other_targets_and_bad_names_are_wrong_command_lines() {
             value
         ]
     };
-    usage(hf("--dtype", "q8_0"), &["--dtype q8_0 is for --to gguf"]);
+    usage(
+        hf("--dtype", "q8_0"),
+        &["--dtype q4_0 to q8_0 is for --to gguf"],
+    );
     usage(
         hf("--tokenizer-pre", "qwen2"),
         &["--tokenizer-pre is for --to gguf"],

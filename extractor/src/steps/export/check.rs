@@ -249,7 +249,8 @@ impl Check<'_> {
                 let length = conversion.length(whole as u64);
                 after.resize(to_usize(length), 0);
                 self.file.file().read_at(&mut after, at)?;
-                if let Err(what) = conversion.check(&before[..whole], &after) {
+                if let Err(what) = conversion.check(&before[..whole], self.producer.threads, &after)
+                {
                     return Err(self.refuse(Difference::Value {
                         tensor: unit.name.to_owned(),
                         start: at,
@@ -340,6 +341,7 @@ pub(super) mod tests {
         let producer = Producer {
             weights: &weights,
             digest_kept: true,
+            threads: 1,
             stop: &stop,
             progress: &Silent,
         };

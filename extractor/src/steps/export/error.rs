@@ -53,7 +53,7 @@ impl std::fmt::Display for ExportOption {
             Self::MaxShardSize => "a maximum shard size",
             Self::ExpertParallel => "a share of the experts",
             Self::Names => "a choice of tensors by name",
-            Self::Quantize => "the dtype q8_0",
+            Self::Quantize => "a dtype of quantized blocks",
             Self::TokenizerPre => "the name of a pre-tokenizer",
         })
     }

@@ -78,10 +78,24 @@ pub(crate) struct ExportSettings {
     pub jobs: usize,
 }
 
-/// Blocks of quantized values.
+/// The mixes of ggml's blocks, by the names of llama.cpp's file types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Quantization {
-    /// ggml's Q8_0.
+    /// Q4_0: 4.5 bits a value.
+    Q4_0,
+    /// Q5_0: 5.5 bits a value.
+    Q5_0,
+    /// Q4_K, some tensors Q5_K.
+    Q4KS,
+    /// Q4_K, some tensors Q6_K.
+    Q4KM,
+    /// Q5_K.
+    Q5KS,
+    /// Q5_K, some tensors Q6_K.
+    Q5KM,
+    /// Q6_K.
+    Q6K,
+    /// Q8_0.
     Q8_0,
 }
 
@@ -147,6 +161,7 @@ pub(crate) fn export(
         weights: &weights,
         // the check compares the same digests with what was written
         digest_kept: !settings.check,
+        threads: settings.jobs.div_ceil(plan.files.len().max(1)),
         stop,
         progress,
     };
@@ -186,6 +201,7 @@ pub(crate) fn stream(
     let producer = Producer {
         weights: &weights,
         digest_kept: true,
+        threads: settings.jobs,
         stop,
         progress,
     };

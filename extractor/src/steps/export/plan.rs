@@ -4,7 +4,8 @@
 //! file's own index.
 
 use segpack_formats::npy;
-use segpack_formats::numeric::{Dtype, FloatConversion, FloatDtype, q8_0};
+use segpack_formats::numeric::ggml::BlockType;
+use segpack_formats::numeric::{Dtype, FloatConversion, FloatDtype};
 use segpack_formats::safetensors::{NewTensor, byte_length, new_header};
 use segpack_manifests::documents::{SourceFile, TensorEntry};
 
@@ -91,8 +92,8 @@ pub(super) enum Conversion {
     Keep,
     /// The same values, as nearly as another floating-point dtype has them.
     Float(FloatConversion),
-    /// Blocks of 32 values of this dtype as ggml's Q8_0.
-    Q8_0(FloatDtype),
+    /// Values of this dtype as ggml's blocks.
+    Blocks(BlockType, FloatDtype),
 }
 
 impl Conversion {
@@ -109,7 +110,7 @@ impl Conversion {
         match self {
             Self::Keep => (1, 1),
             Self::Float(float) => (float.from_bytes(), float.to_bytes()),
-            Self::Q8_0(from) => (from.byte_width() * q8_0::BLOCK_VALUES, q8_0::BLOCK_BYTES),
+            Self::Blocks(kind, from) => (from.byte_width() * kind.values(), kind.bytes()),
         }
     }
 
@@ -119,25 +120,31 @@ impl Conversion {
         before / from as u64 * to as u64
     }
 
-    /// Appends what becomes of a whole number of blocks.
+    /// Appends what becomes of a whole number of blocks, made by this many threads where it takes
+    /// long.
     ///
     /// # Errors
     /// Where a value cannot be represented.
-    pub(super) fn convert(self, before: &[u8], after: &mut Vec<u8>) -> Result<(), Cause> {
+    pub(super) fn convert(
+        self,
+        before: &[u8],
+        threads: usize,
+        after: &mut Vec<u8>,
+    ) -> Result<(), Cause> {
         match self {
             Self::Keep => after.extend(before),
             Self::Float(float) => float.convert(before, after)?,
-            Self::Q8_0(from) => q8_0::quantize(from, before, after)?,
+            Self::Blocks(kind, from) => kind.quantize_on(threads, from, before, after)?,
         }
         Ok(())
     }
 
-    /// Judges by value whether `after` is what should have become of a whole number of blocks,
-    /// without converting them again.
+    /// Judges whether `after` is what should have become of a whole number of blocks: by value, and
+    /// blocks of ggml's other than Q8_0 by quantizing again.
     ///
     /// # Errors
     /// In words, which value is wrong.
-    pub(super) fn check(self, before: &[u8], after: &[u8]) -> Result<(), String> {
+    pub(super) fn check(self, before: &[u8], threads: usize, after: &[u8]) -> Result<(), String> {
         match self {
             Self::Keep if before == after => Ok(()),
             Self::Keep => Err("bytes differ".to_owned()),
@@ -147,7 +154,7 @@ impl Conversion {
                     "value number {index} of the piece is not the pack's"
                 )),
             },
-            Self::Q8_0(from) => match q8_0::first_wrong(from, before, after) {
+            Self::Blocks(kind, from) => match kind.first_wrong(threads, from, before, after) {
                 None => Ok(()),
                 Some(block) => Err(format!(
                     "block number {block} of the piece is not the pack's"
@@ -212,7 +219,7 @@ fn dtype_after(before: Dtype, conversion: Conversion) -> Dtype {
         Conversion::Keep => before,
         Conversion::Float(float) => float.to(),
         // safetensors has no blocks: bytes
-        Conversion::Q8_0(_) => Dtype::U8,
+        Conversion::Blocks(..) => Dtype::U8,
     }
 }
 

@@ -19,6 +19,8 @@ pub(super) struct Producer<'a> {
     /// Whether tensors whose bytes are kept are compared with their digests on the way. Converted
     /// ones always are.
     pub digest_kept: bool,
+    /// Threads that convert the values of one tensor.
+    pub threads: usize,
     /// When to stop.
     pub stop: &'a CancelToken,
     /// Who hears how far it is.
@@ -105,7 +107,7 @@ impl Producer<'_> {
         let Worker {
             reader, converting, ..
         } = worker;
-        converting.begin(conversion);
+        converting.begin(conversion, self.threads);
         let read = reader.read_tensor(source, 0..source.length, self.stop, |piece| {
             if let Some(sha256) = &mut sha256 {
                 sha256.update(piece);
@@ -205,14 +207,16 @@ fn fill(from: u64, to: u64, sink: Sink<'_>) -> Result<(), StepError> {
 #[derive(Default)]
 struct Converting {
     conversion: Option<Conversion>,
+    threads: usize,
     /// The beginning of a block whose end has not come yet.
     begun: Vec<u8>,
     converted: Vec<u8>,
 }
 
 impl Converting {
-    fn begin(&mut self, conversion: Conversion) {
+    fn begin(&mut self, conversion: Conversion, threads: usize) {
         self.conversion = Some(conversion);
+        self.threads = threads;
         self.begun.clear();
     }
 
@@ -230,13 +234,13 @@ impl Converting {
             if self.begun.len() < block {
                 return Ok(());
             }
-            let converted = conversion.convert(&self.begun, &mut self.converted);
+            let converted = conversion.convert(&self.begun, 1, &mut self.converted);
             converted.map_err(|e| ExportError::value(name, e))?;
             self.begun.clear();
         }
         // whole blocks, then the beginning of the next one
         let (whole, rest) = piece.split_at(piece.len() - piece.len() % block);
-        let converted = conversion.convert(whole, &mut self.converted);
+        let converted = conversion.convert(whole, self.threads, &mut self.converted);
         converted.map_err(|e| ExportError::value(name, e))?;
         self.begun.extend(rest);
         sink(&self.converted)

@@ -13,23 +13,25 @@
 //! | `segpack.manifest_sha256` | none | the pack's identity |
 //! | order of tensors | that of the source's shards | embedding, layers, final norm, head |
 //! | a value that F16 cannot hold | infinity | an error |
-//! | a NaN or infinity in Q8_0 | whatever the processor makes of it | an error |
+//! | a NaN or infinity in blocks | whatever the processor makes of it | an error |
 //!
-//! Tensors whose rows are not multiples of 32 become F16 under `--dtype q8_0`, as with the
-//! converter; norms and routers are always F32.
+//! Norms and routers are always F32. Of quantized files each tensor has the type that llama.cpp's own
+//! quantizer gives it (`mix.rs`), which for Q8_0 is the converter's, too.
 //!
 //! llama.cpp's `qwen3moe` (`src/models/qwen3moe.cpp`) has experts in every layer, scales the chosen
 //! experts to sum to 1, and knows neither biases nor shared experts. A model that needs what it
 //! lacks is refused.
 
 mod metadata;
+mod mix;
 mod vocabulary;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use segpack_formats::gguf::{
     self as format, Header, MAX_FILES, TensorSpec, TensorType, Value, split_metadata, split_name,
 };
+use segpack_formats::numeric::ggml::BlockType;
 use segpack_formats::numeric::{Dtype, FloatConversion, FloatDtype};
 use segpack_manifests::documents::TensorEntry;
 use segpack_manifests::families::TextFacts;
@@ -42,9 +44,10 @@ use super::plan::{
 };
 use super::qwen3_moe::{causal_lm, text_decoder};
 use super::source::source_json;
-use super::{ExportError, ExportSettings, GgufExportError, Quantization};
+use super::{ExportError, ExportSettings, GgufExportError};
 use crate::steps::StepError;
 use metadata::Model;
+use mix::{Chosen, Mix};
 use vocabulary::Vocabulary;
 
 /// The text decoder as one GGUF file, or as several.
@@ -71,7 +74,9 @@ pub(super) fn gguf<'a>(
     let facts = decoder.facts;
     metadata::check_expressible(&config, &facts)?;
     let mut plan = ExportPlan::default();
-    let tensors = Tensors::of(pack, component, &facts)?.plan(settings, &mut plan.notes)?;
+    let tensors = Tensors::of(pack, component, &facts)?;
+    let types = tensors.types(settings);
+    let tensors = tensors.plan(&types, &mut plan.notes)?;
     let vocabulary = Vocabulary::of(pack, &config, &facts, settings, &mut plan.notes)?;
     let model = Model {
         pack,
@@ -98,6 +103,8 @@ struct Tensors<'a, 'f> {
 
 /// What a tensor is: role, layer and expert.
 type Place = (Role, Option<u32>, Option<u32>);
+
+const HEAD: Place = (Role::LmHead, None, None);
 
 /// Tensors of a layer in the order of the file: role, its name in llama.cpp, whether one for each
 /// expert.
@@ -168,28 +175,43 @@ impl<'a, 'f> Tensors<'a, 'f> {
         Ok(tensor)
     }
 
+    /// Which types they get.
+    fn types(&self, settings: &ExportSettings) -> Types {
+        let facts = self.facts;
+        Types {
+            dtype: settings.dtype,
+            mix: settings.quantize.map(|quantization| Mix {
+                quantization,
+                layers: facts.layers,
+                experts: facts.experts,
+                tied: !self.has_head(),
+            }),
+        }
+    }
+
+    /// A tied head is the embedding, which llama.cpp takes where there is no other.
+    fn has_head(&self) -> bool {
+        !self.facts.tie_word_embeddings || self.by_place.contains_key(&HEAD)
+    }
+
     /// All of them in the order of the file. What is left over has no place in `qwen3moe`.
     fn plan(
         mut self,
-        settings: &ExportSettings,
+        types: &Types,
         notes: &mut Vec<String>,
     ) -> Result<Vec<Planned<'a>>, ExportError> {
         let facts = self.facts;
         let table = [facts.vocab, facts.hidden_size];
-        let mut planned = vec![self.one(
-            (Role::Embedding, None, None),
-            "token_embd",
-            &table,
-            settings,
-        )?];
+        let mut planned =
+            vec![self.one((Role::Embedding, None, None), "token_embd", &table, types)?];
         for layer in 0..facts.layers {
             for (role, name, by_expert) in LAYER {
                 let name = format!("blk.{layer}.{name}");
                 let shape = shape_of(role, facts);
                 planned.push(if by_expert {
-                    self.stack(role, layer, &name, &shape, settings)?
+                    self.stack(role, layer, &name, &shape, types)?
                 } else {
-                    self.one((role, Some(layer), None), &name, &shape, settings)?
+                    self.one((role, Some(layer), None), &name, &shape, types)?
                 });
             }
         }
@@ -197,12 +219,10 @@ impl<'a, 'f> Tensors<'a, 'f> {
             (Role::FinalNorm, None, None),
             "output_norm",
             &[facts.hidden_size],
-            settings,
+            types,
         )?);
-        // a tied head is the embedding, which llama.cpp takes where there is no other
-        let head = (Role::LmHead, None, None);
-        if !facts.tie_word_embeddings || self.by_place.contains_key(&head) {
-            planned.push(self.one(head, "output", &table, settings)?);
+        if self.has_head() {
+            planned.push(self.one(HEAD, "output", &table, types)?);
         }
         if let Some(odd) = self.by_place.values().min_by_key(|t| &t.name) {
             return Err(GgufExportError::NoSuchTensor {
@@ -211,7 +231,7 @@ impl<'a, 'f> Tensors<'a, 'f> {
             }
             .into());
         }
-        note_rows(&planned, settings, notes);
+        note_rows(&planned, notes);
         Ok(planned)
     }
 
@@ -220,10 +240,10 @@ impl<'a, 'f> Tensors<'a, 'f> {
         place: Place,
         name: &str,
         shape: &[u64],
-        settings: &ExportSettings,
+        types: &Types,
     ) -> Result<Planned<'a>, ExportError> {
         let source = self.take(place, shape)?;
-        Planned::new(name, place.0, shape.to_vec(), vec![source], settings)
+        Planned::new(name, place.0, shape.to_vec(), vec![source], types)
     }
 
     /// The matrices of all experts of a layer as one tensor, `[experts, out, in]`.
@@ -233,7 +253,7 @@ impl<'a, 'f> Tensors<'a, 'f> {
         layer: u32,
         name: &str,
         shape: &[u64],
-        settings: &ExportSettings,
+        types: &Types,
     ) -> Result<Planned<'a>, ExportError> {
         let experts = 0..self.facts.experts;
         let sources: Vec<_> = experts
@@ -241,7 +261,7 @@ impl<'a, 'f> Tensors<'a, 'f> {
             .collect::<Result<_, _>>()?;
         let mut stacked = vec![u64::from(self.facts.experts)];
         stacked.extend(shape);
-        Planned::new(name, role, stacked, sources, settings)
+        Planned::new(name, role, stacked, sources, types)
     }
 }
 
@@ -268,6 +288,7 @@ fn shape_of(role: Role, facts: &TextFacts) -> Vec<u64> {
 struct Planned<'a> {
     spec: TensorSpec,
     plan: NewTensorPlan<'a>,
+    in_place_of: Option<BlockType>,
 }
 
 impl<'a> Planned<'a> {
@@ -276,12 +297,12 @@ impl<'a> Planned<'a> {
         role: Role,
         shape: Vec<u64>,
         sources: Vec<&'a TensorEntry>,
-        settings: &ExportSettings,
+        types: &Types,
     ) -> Result<Self, ExportError> {
-        let name = format!("{name}.weight");
-        let columns = shape.last().copied().unwrap_or(0);
         let from = sources.first().map_or(Dtype::F32, |t| t.dtype);
-        let kind = kind_of(role, from, columns, settings).ok_or_else(|| {
+        let chosen = types.of(name, role, from, &shape);
+        let name = format!("{name}.weight");
+        let Chosen { kind, in_place_of } = chosen.ok_or_else(|| {
             let tensor = sources.first().map_or_else(String::new, |t| t.name.clone());
             let to = format!("{name:?} of a GGUF file");
             ExportError::NoConversion { tensor, from, to }
@@ -304,39 +325,63 @@ impl<'a> Planned<'a> {
         Ok(Self {
             spec: TensorSpec { name, kind, shape },
             plan,
+            in_place_of,
         })
     }
 }
 
-/// The type that a tensor gets, as `ModelBase.prepare_tensors` of the converter chooses it: norms
-/// and routers F32; rows that are no multiple of 32 F16 in place of Q8_0.
-fn kind_of(role: Role, from: Dtype, columns: u64, settings: &ExportSettings) -> Option<TensorType> {
-    let always_f32 = matches!(
-        role,
-        Role::InputNorm
-            | Role::PostAttentionNorm
-            | Role::QNorm
-            | Role::KNorm
-            | Role::FinalNorm
-            | Role::Router
-    );
-    if always_f32 {
-        return Some(TensorType::F32);
-    }
-    match (settings.quantize, settings.dtype) {
-        (Some(Quantization::Q8_0), _) if TensorType::Q8_0.divides_rows_of(columns) => {
-            Some(TensorType::Q8_0)
+/// Which types tensors get.
+struct Types {
+    /// What floats become; `None`: they stay as they are.
+    dtype: Option<FloatDtype>,
+    /// The blocks that matrices become.
+    mix: Option<Mix>,
+}
+
+impl Types {
+    /// The type of one, as `ModelBase.prepare_tensors` of the converter chooses it (norms and routers
+    /// F32), and its quantizer.
+    fn of(&self, name: &str, role: Role, from: Dtype, shape: &[u64]) -> Option<Chosen> {
+        let always_f32 = matches!(
+            role,
+            Role::InputNorm
+                | Role::PostAttentionNorm
+                | Role::QNorm
+                | Role::KNorm
+                | Role::FinalNorm
+                | Role::Router
+        );
+        if always_f32 {
+            return Some(Chosen::plain(TensorType::F32));
         }
-        (Some(Quantization::Q8_0), _) => Some(TensorType::F16),
-        (None, Some(dtype)) => Some(TensorType::of_float(dtype)),
-        (None, None) => TensorType::of_dtype(from),
+        match (&self.mix, self.dtype) {
+            (Some(mix), _) => {
+                let (layer, name) = of_layer(name);
+                Some(mix.kind(name, layer, shape.last().copied().unwrap_or(0)))
+            }
+            (None, Some(dtype)) => Some(Chosen::plain(TensorType::of_float(dtype))),
+            (None, None) => TensorType::of_dtype(from).map(Chosen::plain),
+        }
+    }
+}
+
+/// The layer of `blk.LAYER.NAME`, and the name.
+fn of_layer(name: &str) -> (Option<u32>, &str) {
+    let parts = name
+        .strip_prefix("blk.")
+        .and_then(|rest| rest.split_once('.'));
+    match parts.map(|(layer, name)| (layer.parse().ok(), name)) {
+        Some((Some(layer), name)) => (Some(layer), name),
+        Some((None, _)) | None => (None, name),
     }
 }
 
 fn conversion(source: &TensorEntry, kind: TensorType) -> Result<Conversion, ExportError> {
     let TensorEntry { name, dtype, .. } = source;
     let possible = match kind {
-        TensorType::Q8_0 => FloatDtype::try_from(*dtype).ok().map(Conversion::Q8_0),
+        TensorType::Blocks(blocks) => FloatDtype::try_from(*dtype)
+            .ok()
+            .map(|from| Conversion::Blocks(blocks, from)),
         _ if TensorType::of_dtype(*dtype) == Some(kind) => Some(Conversion::Keep),
         TensorType::F32 => FloatConversion::new(*dtype, FloatDtype::F32).map(Conversion::Float),
         TensorType::F16 => FloatConversion::new(*dtype, FloatDtype::F16).map(Conversion::Float),
@@ -349,21 +394,24 @@ fn conversion(source: &TensorEntry, kind: TensorType) -> Result<Conversion, Expo
     })
 }
 
-/// Notes which tensors are larger than requested.
-fn note_rows(planned: &[Planned<'_>], settings: &ExportSettings, notes: &mut Vec<String>) {
-    if settings.quantize != Some(Quantization::Q8_0) {
-        return;
+/// Notes which tensors are larger than requested, as their rows are no whole blocks.
+fn note_rows(planned: &[Planned<'_>], notes: &mut Vec<String>) {
+    let mut odd: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for tensor in planned {
+        let (kind, name) = (tensor.spec.kind, tensor.spec.name.as_str());
+        if let Some(wanted) = tensor.in_place_of {
+            let what = format!(
+                "no multiple of {} and are {kind}, not {wanted}",
+                wanted.values()
+            );
+            odd.entry(what).or_default().push(name);
+        }
     }
-    let halves: Vec<_> = planned
-        .iter()
-        .filter(|p| p.spec.kind == TensorType::F16)
-        .collect();
-    if let Some(first) = halves.first() {
+    for (what, names) in odd {
         notes.push(format!(
-            "{} tensors have rows that are no multiple of 32 and are F16, not Q8_0, as llama.cpp's converter has it ({} \
-             and others)",
-            halves.len(),
-            first.spec.name
+            "{} tensors have rows that are {what}, as llama.cpp has it ({} and others)",
+            names.len(),
+            names[0]
         ));
     }
 }
@@ -371,16 +419,13 @@ fn note_rows(planned: &[Planned<'_>], settings: &ExportSettings, notes: &mut Vec
 /// `general.file_type`: llama.cpp's name for what most tensors are (`LlamaFileType` in
 /// gguf-py/gguf/constants.py).
 fn file_type(settings: &ExportSettings, tensors: &[Planned<'_>]) -> u32 {
-    let embedding = tensors.first().map(|p| p.spec.kind);
-    let kind = match settings.quantize {
-        Some(Quantization::Q8_0) => Some(TensorType::Q8_0),
-        None => embedding,
-    };
-    match kind {
-        Some(TensorType::Q8_0) => 7,
+    if let Some(quantization) = settings.quantize {
+        return quantization.file_type();
+    }
+    match tensors.first().map(|p| p.spec.kind) {
         Some(TensorType::F16) => 1,
         Some(TensorType::Bf16) => 32,
-        Some(TensorType::F32) | None => 0,
+        Some(TensorType::Blocks(_) | TensorType::F32) | None => 0,
     }
 }
 

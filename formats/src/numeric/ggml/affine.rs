@@ -1,0 +1,183 @@
+//! The search for scales and minima of Q4_K and Q5_K.
+
+use super::lanes::{Lane, add_product, larger, nearest, smaller};
+
+/// Runs of a block.
+pub(super) const RUNS: usize = 8;
+/// Values of a run.
+pub(super) const RUN: usize = 32;
+
+/// Values or weights of a block, side by side.
+pub(super) type Columns = [Lane<RUNS>; RUN];
+
+/// `x` is nearly `scale * q + min` with `q` from 0 to the top, for each run; `min` is not positive.
+#[derive(Clone, Copy)]
+pub(super) struct Fit {
+    pub(super) scale: Lane<RUNS>,
+    pub(super) min: Lane<RUNS>,
+}
+
+/// Which scales are tried: the range of the values over `top + first`, over `top + first + step`,
+/// and so on.
+#[derive(Clone, Copy)]
+pub(super) struct Search {
+    /// The largest `q`.
+    pub(super) top: f32,
+    pub(super) first: f32,
+    pub(super) step: f32,
+    pub(super) tries: u8,
+}
+
+/// What no candidate changes: the distances of the values from the lowest, and sums over them.
+struct Sums {
+    low: Lane<RUNS>,
+    range: Lane<RUNS>,
+    distance: Columns,
+    weighted: Columns,
+    w: Lane<RUNS>,
+    wd: Lane<RUNS>,
+    wdd: Lane<RUNS>,
+    wxx: Lane<RUNS>,
+}
+
+impl Sums {
+    #[inline(always)]
+    fn of(x: &Columns, w: &Columns) -> Self {
+        let (mut low, mut high) = ([0.0; RUNS], x[0]);
+        for x in x {
+            for i in 0..RUNS {
+                low[i] = smaller(x[i], low[i]);
+                high[i] = larger(x[i], high[i]);
+            }
+        }
+        let zero = [0.0; RUNS];
+        let mut sums = Self {
+            low,
+            range: std::array::from_fn(|i| high[i] - low[i]),
+            distance: [zero; RUN],
+            weighted: [zero; RUN],
+            w: zero,
+            wd: zero,
+            wdd: zero,
+            wxx: zero,
+        };
+        for n in 0..RUN {
+            for i in 0..RUNS {
+                let distance = x[n][i] - low[i];
+                let weighted = w[n][i] * distance;
+                sums.distance[n][i] = distance;
+                sums.weighted[n][i] = weighted;
+                sums.w[i] += w[n][i];
+                sums.wd[i] += weighted;
+                sums.wdd[i] += weighted * distance;
+                sums.wxx[i] += w[n][i] * x[n][i] * x[n][i];
+            }
+        }
+        sums
+    }
+}
+
+/// A candidate of each run: `q = nearest((distance + shift) * inverse)`, from 0 to the top.
+struct Candidate {
+    shift: Lane<RUNS>,
+    inverse: Lane<RUNS>,
+    top: f32,
+}
+
+/// Sums over the `q` of a candidate.
+struct Quants {
+    wq: Lane<RUNS>,
+    wqq: Lane<RUNS>,
+    wqd: Lane<RUNS>,
+}
+
+impl Quants {
+    #[inline(always)]
+    fn of(sums: &Sums, w: &Columns, candidate: &Candidate) -> Self {
+        let Candidate {
+            shift,
+            inverse,
+            top,
+        } = candidate;
+        let (mut wq, mut wqq, mut wqd) = ([0.0; RUNS], [0.0; RUNS], [0.0; RUNS]);
+        for n in 0..RUN {
+            let distance = &sums.distance[n];
+            let q: Lane<RUNS> =
+                std::array::from_fn(|i| nearest((distance[i] + shift[i]) * inverse[i], 0.0, *top));
+            let product: Lane<RUNS> = std::array::from_fn(|i| w[n][i] * q[i]);
+            for i in 0..RUNS {
+                wq[i] += product[i];
+            }
+            add_product(&mut wqq, &product, &q);
+            add_product(&mut wqd, &sums.weighted[n], &q);
+        }
+        Self { wq, wqq, wqd }
+    }
+}
+
+/// For each run the scale and minimum with the least sum of `w (scale q + min - x)^2` among the
+/// candidates: each gives `q`, and `q` the best scale and minimum by linear regression, or the best
+/// scale alone where that minimum would be positive. The range of the values that the next
+/// candidate divides begins at the best minimum so far.
+///
+/// The regressions of ggml's `make_qkx2_quants`. The error is taken from the sums of the regression
+/// in place of a second pass over the values.
+#[inline(always)]
+pub(super) fn fit(x: &Columns, w: &Columns, search: Search) -> Fit {
+    let sums = Sums::of(x, w);
+    let plain = Candidate {
+        shift: [0.0; RUNS],
+        inverse: sums.range.map(|range| search.top / range),
+        top: search.top,
+    };
+    let plain = Quants::of(&sums, w, &plain);
+    let mut fit = Fit {
+        scale: sums.range.map(|range| range / search.top),
+        min: sums.low,
+    };
+    let mut least: Lane<RUNS> = std::array::from_fn(|i| {
+        let scale = fit.scale[i];
+        sums.wdd[i] + scale * (scale * plain.wqq[i] - 2.0 * plain.wqd[i])
+    });
+    for number in 0..search.tries {
+        let parts = search.top + search.first + search.step * f32::from(number);
+        let shift: Lane<RUNS> = std::array::from_fn(|i| sums.low[i] - fit.min[i]);
+        let candidate = Candidate {
+            shift,
+            inverse: std::array::from_fn(|i| parts / (sums.range[i] + shift[i])),
+            top: search.top,
+        };
+        let quants = Quants::of(&sums, w, &candidate);
+        for i in 0..RUNS {
+            let (scale, min, error) = regression(&sums, &quants, i);
+            // not a number where all q are the same: no better
+            let better = error < least[i];
+            least[i] = if better { error } else { least[i] };
+            fit.scale[i] = if better { scale } else { fit.scale[i] };
+            fit.min[i] = if better { min } else { fit.min[i] };
+        }
+    }
+    fit
+}
+
+/// Scale, minimum and error of one run. The error is not a number where there is no regression.
+#[inline(always)]
+fn regression(sums: &Sums, quants: &Quants, i: usize) -> (f32, f32, f32) {
+    let (w, wd, low) = (sums.w[i], sums.wd[i], sums.low[i]);
+    let (wq, wqq, wqd) = (quants.wq[i], quants.wqq[i], quants.wqd[i]);
+    let determinant = w * wqq - wq * wq;
+    let scale = (w * wqd - wd * wq) / determinant;
+    let offset = (wqq * wd - wq * wqd) / determinant;
+    let error = sums.wdd[i] - scale * wqd - offset * wd;
+    // through zero
+    let wqx = wqd + low * wq;
+    let through = wqx / wqq;
+    let error_through = sums.wxx[i] - through * wqx;
+    let positive = low + offset > 0.0;
+    let none = if determinant > 0.0 { 0.0 } else { f32::NAN };
+    (
+        if positive { through } else { scale },
+        if positive { 0.0 } else { low + offset },
+        none + if positive { error_through } else { error },
+    )
+}

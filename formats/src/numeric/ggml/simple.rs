@@ -1,0 +1,145 @@
+//! Q4_0, Q5_0 and Q5_1: blocks of 32 values with one scale, and Q5_1 with a minimum.
+//!
+//! ```text
+//! Q4_0, 18 bytes: d F16 | q, 16 bytes                              value = d * (q - 8)
+//! Q5_0, 22 bytes: d F16 | fifth bits, u32 | q, 16 bytes            value = d * (q - 16)
+//! Q5_1, 24 bytes: d F16 | m F16 | fifth bits, u32 | q, 16 bytes    value = d * q + m
+//! ```
+//!
+//! Byte `i` of `q` has the lower four bits of value `i`, and above them those of value `i + 16`; bit
+//! `i` of the fifth bits belongs to value `i`.
+//!
+//! Bit for bit what `quantize_row_q4_0_ref`, `quantize_row_q5_0_ref` and `quantize_row_q5_1_ref`
+//! (ggml/src/ggml-quants.c) make without fused multiplications, and gguf-py's `quantize_blocks`.
+
+use super::{Layout, Problem, check_finite, scale};
+use crate::numeric::f16;
+
+const VALUES: usize = 32;
+
+/// 32 values as 18 bytes.
+pub(super) struct Q4_0;
+
+impl Layout<VALUES> for Q4_0 {
+    const BYTES: usize = 18;
+
+    #[inline(always)]
+    fn quantize(x: &[f32; VALUES], to: &mut [u8]) -> Result<(), Problem> {
+        let (d, q) = around_zero(x, 8)?;
+        to[..2].copy_from_slice(&d);
+        put_low_bits(&q, &mut to[2..]);
+        Ok(())
+    }
+}
+
+/// 32 values as 22 bytes.
+pub(super) struct Q5_0;
+
+impl Layout<VALUES> for Q5_0 {
+    const BYTES: usize = 22;
+
+    #[inline(always)]
+    fn quantize(x: &[f32; VALUES], to: &mut [u8]) -> Result<(), Problem> {
+        let (d, q) = around_zero(x, 16)?;
+        to[..2].copy_from_slice(&d);
+        to[2..6].copy_from_slice(&fifth_bits(&q));
+        put_low_bits(&q, &mut to[6..]);
+        Ok(())
+    }
+}
+
+/// 32 values as 24 bytes.
+pub(super) struct Q5_1;
+
+impl Layout<VALUES> for Q5_1 {
+    const BYTES: usize = 24;
+
+    #[inline(always)]
+    fn quantize(x: &[f32; VALUES], to: &mut [u8]) -> Result<(), Problem> {
+        check_finite(x)?;
+        let low = x.iter().copied().fold(f32::MAX, f32::min);
+        let high = x.iter().copied().fold(f32::MIN, f32::max);
+        let step = (high - low) / 31.0;
+        let inverse = inverse_of(step);
+        let q = x.map(|x| whole((x - low) * inverse + 0.5, 31));
+        to[..2].copy_from_slice(&scale(step)?);
+        to[2..4].copy_from_slice(&scale(low)?);
+        to[4..8].copy_from_slice(&fifth_bits(&q));
+        put_low_bits(&q, &mut to[8..]);
+        Ok(())
+    }
+}
+
+pub(super) fn dequantize_q4_0(block: &[u8], to: &mut [f32]) {
+    let d = f16::decode([block[0], block[1]]);
+    for (i, x) in to.iter_mut().enumerate() {
+        *x = d * (f32::from(low_bits(&block[2..], i)) - 8.0);
+    }
+}
+
+pub(super) fn dequantize_q5_0(block: &[u8], to: &mut [f32]) {
+    let d = f16::decode([block[0], block[1]]);
+    for (i, x) in to.iter_mut().enumerate() {
+        *x = d * (f32::from(five_bits(&block[2..], i)) - 16.0);
+    }
+}
+
+pub(super) fn dequantize_q5_1(block: &[u8], to: &mut [f32]) {
+    let d = f16::decode([block[0], block[1]]);
+    let m = f16::decode([block[2], block[3]]);
+    for (i, x) in to.iter_mut().enumerate() {
+        *x = d * f32::from(five_bits(&block[4..], i)) + m;
+    }
+}
+
+/// The scale, and `q` from 0 to `2 half - 1`: the value of the largest magnitude becomes 0.
+#[inline(always)]
+fn around_zero(x: &[f32; VALUES], half: u8) -> Result<([u8; 2], [u8; VALUES]), Problem> {
+    check_finite(x)?;
+    let mut largest = 0.0_f32;
+    for x in x {
+        largest = if x.abs() > largest.abs() { *x } else { largest };
+    }
+    let step = largest / -f32::from(half);
+    let inverse = inverse_of(step);
+    let q = x.map(|x| whole(x * inverse + (f32::from(half) + 0.5), 2 * half - 1));
+    Ok((scale(step)?, q))
+}
+
+/// 0 where the step is, or is so small that its inverse is infinite: the scale is 0 then.
+fn inverse_of(step: f32) -> f32 {
+    let inverse = 1.0 / step;
+    if inverse.is_finite() { inverse } else { 0.0 }
+}
+
+/// The whole part, `most` at most.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "as in C, and saturating"
+)]
+#[inline(always)]
+fn whole(x: f32, most: u8) -> u8 {
+    (x as u8).min(most)
+}
+
+fn put_low_bits(q: &[u8; VALUES], to: &mut [u8]) {
+    for (i, byte) in to.iter_mut().enumerate() {
+        *byte = q[i] & 15 | q[i + 16] << 4;
+    }
+}
+
+fn fifth_bits(q: &[u8; VALUES]) -> [u8; 4] {
+    let bits = q.iter().enumerate();
+    bits.fold(0_u32, |bits, (i, q)| bits | u32::from(q >> 4) << i)
+        .to_le_bytes()
+}
+
+fn low_bits(packed: &[u8], i: usize) -> u8 {
+    packed[i % 16] >> (i / 16 * 4) & 15
+}
+
+/// Of the fifth bits and the lower ones behind them.
+fn five_bits(packed: &[u8], i: usize) -> u8 {
+    low_bits(&packed[4..], i) | (packed[i / 8] >> (i % 8) & 1) << 4
+}

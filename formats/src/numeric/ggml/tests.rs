@@ -1,0 +1,202 @@
+//! Against ggml's own quantizers: `tests/tools/make_ggml_blocks.py` recorded what they make.
+
+use std::fs;
+use std::path::Path;
+
+use super::*;
+use crate::codec::samples::{every_sort, weights};
+
+fn fixture(name: &str) -> Vec<u8> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/ggml");
+    fs::read(folder.join(name)).unwrap()
+}
+
+/// What ggml made of the values of the fixture.
+fn recorded(kind: BlockType) -> Vec<u8> {
+    fixture(&kind.to_string().to_lowercase())
+}
+
+fn values() -> (Vec<u8>, Vec<f32>) {
+    let bytes = fixture("values.bf16");
+    let mut wide = vec![0.0; bytes.len() / 2];
+    FloatDtype::BF16.widen(&bytes, &mut wide);
+    (bytes, wide)
+}
+
+fn quantized(kind: BlockType, dtype: FloatDtype, bytes: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    kind.quantize(dtype, bytes, &mut out).unwrap();
+    out
+}
+
+fn dequantized(kind: BlockType, blocks: &[u8]) -> Vec<f32> {
+    let mut out = Vec::new();
+    kind.dequantize(blocks, &mut out);
+    out
+}
+
+/// Root mean square difference.
+fn rmse(a: &[f32], b: &[f32]) -> f64 {
+    let squares = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2));
+    (squares.sum::<f64>() / a.len() as f64).sqrt()
+}
+
+#[test]
+fn blocks_of_32_are_those_of_ggml_byte_for_byte() {
+    let (bytes, _) = values();
+    for kind in [
+        BlockType::Q4_0,
+        BlockType::Q5_0,
+        BlockType::Q5_1,
+        BlockType::Q8_0,
+    ] {
+        let ours = quantized(kind, FloatDtype::BF16, &bytes);
+        assert!(ours == recorded(kind), "{kind}");
+    }
+}
+
+#[test]
+fn most_k_blocks_are_those_of_ggml_and_the_others_are_as_near_to_the_values() {
+    let (bytes, wide) = values();
+    // of 20: ggml sums in another order
+    for (kind, alike) in [
+        (BlockType::Q4K, 14),
+        (BlockType::Q5K, 13),
+        (BlockType::Q6K, 16),
+    ] {
+        let (ours, theirs) = (quantized(kind, FloatDtype::BF16, &bytes), recorded(kind));
+        assert_eq!(ours.len(), theirs.len());
+        let size = kind.bytes();
+        let pairs = ours.chunks(size).zip(theirs.chunks(size));
+        let same = pairs.filter(|(ours, theirs)| ours == theirs).count();
+        assert!(same >= alike, "{kind}: {same} blocks are the same");
+        let (ours, theirs) = (dequantized(kind, &ours), dequantized(kind, &theirs));
+        assert!(rmse(&wide, &ours) <= rmse(&wide, &theirs) * 1.002, "{kind}");
+        for (row, x) in wide.chunks(256).enumerate() {
+            let part = row * 256..(row + 1) * 256;
+            let (ours, theirs) = (rmse(x, &ours[part.clone()]), rmse(x, &theirs[part]));
+            assert!(
+                ours <= theirs * 1.02,
+                "{kind}, row {row}: {ours}, ggml has {theirs}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_error_of_weights_is_below_that_of_one_step_fewer() {
+    let bytes = weights(256 * 64, 11);
+    let mut wide = vec![0.0; 256 * 64];
+    FloatDtype::BF16.widen(&bytes, &mut wide);
+    let spread = rmse(&wide, &vec![0.0; wide.len()]);
+    // uniform steps of the range of 32 normal values (4.1 deviations) have an error of range / steps / 12^0.5
+    for (kind, levels) in [
+        (BlockType::Q4_0, 16.0),
+        (BlockType::Q4K, 16.0),
+        (BlockType::Q5_0, 32.0),
+        (BlockType::Q5_1, 32.0),
+        (BlockType::Q5K, 32.0),
+        (BlockType::Q6K, 64.0),
+        (BlockType::Q8_0, 256.0),
+    ] {
+        let error = rmse(
+            &wide,
+            &dequantized(kind, &quantized(kind, FloatDtype::BF16, &bytes)),
+        );
+        let uniform = 4.9 * spread / (levels - 2.0) / 12.0_f64.sqrt();
+        assert!(error < uniform, "{kind}: {error}, {uniform}");
+        assert!(error > uniform / 3.0, "{kind}: {error}, {uniform}");
+    }
+}
+
+#[test]
+fn dtypes_instructions_and_threads_do_not_change_a_byte() {
+    let (bytes, wide) = values();
+    let singles: Vec<u8> = wide.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let many = bytes.repeat(30);
+    for kind in BlockType::ALL {
+        let wanted = quantized(kind, FloatDtype::BF16, &bytes);
+        assert!(
+            quantized(kind, FloatDtype::F32, &singles) == wanted,
+            "{kind}"
+        );
+        for simd in Simd::available() {
+            let mut out = Vec::new();
+            kind.quantize_with(simd, FloatDtype::BF16, &bytes, &mut out)
+                .unwrap();
+            assert!(out == wanted, "{kind}, {simd:?}");
+        }
+        for threads in [1, 2, 3, 7] {
+            let mut out = vec![7];
+            kind.quantize_on(threads, FloatDtype::BF16, &many, &mut out)
+                .unwrap();
+            assert!(out[1..] == wanted.repeat(30), "{kind}, {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_quantized_is_refused_with_its_place() {
+    let (bytes, _) = values();
+    for kind in BlockType::ALL {
+        for (bits, why) in [
+            (0x7fc0_u16, "not finite"),
+            (0xff80, "not finite"),
+            (0x7f7f, "65504"),
+        ] {
+            let mut many = bytes.repeat(30);
+            let place = 256 * 400 + 3;
+            many[place * 2..place * 2 + 2].copy_from_slice(&bits.to_le_bytes());
+            for threads in [1, 3] {
+                let mut out = vec![7];
+                let error = kind
+                    .quantize_on(threads, FloatDtype::BF16, &many, &mut out)
+                    .unwrap_err();
+                assert_eq!(error.block, place / kind.values(), "{kind}");
+                let said = error.to_string();
+                assert!(said.contains(&format!("cannot be {kind}")), "{said}");
+                assert!(said.contains(why), "{said}");
+                assert_eq!(out, [7]);
+            }
+        }
+    }
+}
+
+#[test]
+fn one_wrong_byte_anywhere_is_seen() {
+    let bytes = weights(256 * 3, 5);
+    for kind in BlockType::ALL {
+        let after = quantized(kind, FloatDtype::BF16, &bytes);
+        let wrong = |after: &[u8]| kind.first_wrong(1, FloatDtype::BF16, &bytes, after);
+        assert_eq!(wrong(&after), None);
+        for place in 0..after.len() {
+            let mut bad = after.clone();
+            bad[place] ^= 0x10;
+            assert_eq!(wrong(&bad), Some(place / kind.bytes()), "{kind}, {place}");
+        }
+        assert_eq!(
+            wrong(&after[..after.len() - kind.bytes()]),
+            Some(after.len() / kind.bytes() - 1)
+        );
+    }
+}
+
+#[test]
+fn every_sort_of_value_is_finite_again_or_refused() {
+    for (name, bytes) in every_sort(256 * 8) {
+        for kind in BlockType::ALL {
+            for dtype in FloatDtype::ALL {
+                let mut out = Vec::new();
+                for block in bytes.chunks_exact(1024) {
+                    // refused where it is not finite or too large
+                    let _ = kind.quantize(dtype, block, &mut out);
+                }
+                let back = dequantized(kind, &out);
+                assert!(
+                    back.iter().all(|x| x.is_finite()),
+                    "{name}, {kind}, {dtype}"
+                );
+            }
+        }
+    }
+}
