@@ -16,7 +16,7 @@
 
 use super::affine::{Columns, Fit, RUN, RUNS, Search, fit};
 use super::lanes::{Lane, larger, nearest, side_by_side};
-use super::{K_VALUES, Layout, Problem, check_finite, scale};
+use super::{K_VALUES, Layout, Problem, check_values, scale};
 use crate::numeric::f16;
 
 const SCALES: std::ops::Range<usize> = 4..16;
@@ -80,7 +80,7 @@ pub(super) fn dequantize_q5(block: &[u8], to: &mut [f32]) {
 /// Scales and minima into the head of a block; the `q` of all its values.
 #[inline(always)]
 fn quantize(x: &[f32; K_VALUES], search: Search, to: &mut [u8]) -> Result<[u8; K_VALUES], Problem> {
-    check_finite(x)?;
+    check_values(x)?;
     let columns: Columns = side_by_side(x);
     let Fit { scale: scales, min } = fit(&columns, &weights(&columns), search);
     let (d, scales) = six_bits(scales)?;

@@ -312,14 +312,20 @@ impl<L: Layout<N>, const N: usize> Work for Blocks<'_, L, N> {
     }
 }
 
+/// No layout has a scale for values of this magnitude, and sums of squares of smaller ones are finite.
+const TOO_LARGE: f32 = 1e10;
+
+/// Values that can be computed with.
 #[inline(always)]
-fn check_finite<const N: usize>(values: &[f32; N]) -> Result<(), Problem> {
+fn check_values<const N: usize>(values: &[f32; N]) -> Result<(), Problem> {
     // magnitudes order as their bits do, and infinities and NaN come last
     let largest = values
         .iter()
         .fold(0, |max: u32, x| max.max(x.to_bits() & 0x7fff_ffff));
-    if largest < f32::INFINITY.to_bits() {
+    if largest < TOO_LARGE.to_bits() {
         Ok(())
+    } else if largest < f32::INFINITY.to_bits() {
+        Err(SCALE_TOO_LARGE)
     } else {
         Err(NOT_FINITE)
     }

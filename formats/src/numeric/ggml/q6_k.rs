@@ -13,7 +13,7 @@
 //! `quantize_row_q6_K_ref` in ggml/src/ggml-quants.c.
 
 use super::lanes::{Lane, add_product, nearest, side_by_side};
-use super::{K_VALUES, Layout, NEARLY_ZERO, Problem, check_finite, scale};
+use super::{K_VALUES, Layout, NEARLY_ZERO, Problem, check_values, scale};
 use crate::numeric::f16;
 
 const RUNS: usize = 16;
@@ -33,7 +33,7 @@ impl Layout<K_VALUES> for Q6K {
 
     #[inline(always)]
     fn quantize(x: &[f32; K_VALUES], to: &mut [u8]) -> Result<(), Problem> {
-        check_finite(x)?;
+        check_values(x)?;
         let columns: Columns = side_by_side(x);
         let scales = fit(&columns);
         let largest = (scales.iter()).fold(

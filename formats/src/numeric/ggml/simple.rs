@@ -12,7 +12,7 @@
 //! Bit for bit what `quantize_row_q4_0_ref`, `quantize_row_q5_0_ref` and `quantize_row_q5_1_ref`
 //! (ggml/src/ggml-quants.c) make without fused multiplications, and gguf-py's `quantize_blocks`.
 
-use super::{Layout, Problem, check_finite, scale};
+use super::{Layout, Problem, check_values, scale};
 use crate::numeric::f16;
 
 const VALUES: usize = 32;
@@ -56,7 +56,7 @@ impl Layout<VALUES> for Q5_1 {
 
     #[inline(always)]
     fn quantize(x: &[f32; VALUES], to: &mut [u8]) -> Result<(), Problem> {
-        check_finite(x)?;
+        check_values(x)?;
         let low = x.iter().copied().fold(f32::MAX, f32::min);
         let high = x.iter().copied().fold(f32::MIN, f32::max);
         let step = (high - low) / 31.0;
@@ -95,7 +95,7 @@ pub(super) fn dequantize_q5_1(block: &[u8], to: &mut [f32]) {
 /// The scale, and `q` from 0 to `2 half - 1`: the value of the largest magnitude becomes 0.
 #[inline(always)]
 fn around_zero(x: &[f32; VALUES], half: u8) -> Result<([u8; 2], [u8; VALUES]), Problem> {
-    check_finite(x)?;
+    check_values(x)?;
     let mut largest = 0.0_f32;
     for x in x {
         largest = if x.abs() > largest.abs() { *x } else { largest };
