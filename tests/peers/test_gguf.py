@@ -74,3 +74,19 @@ def test_metadata_has_the_types_of_llama_cpp(raw, tmp_path):
         assert value["qwen3moe.vocab_size"] == 320
     else:
         assert len(value["tokenizer.ggml.tokens"]) == len(value["tokenizer.ggml.token_type"]) == 320
+
+
+@pytest.mark.parametrize("dtype", ["q4_0", "q5_0", "q4_k_m", "q5_k_s", "q6_k"])
+def test_gguf_py_reads_blocks_that_are_as_near_to_the_source_as_its_own(raw, tmp_path, dtype):
+    # rows of these checkpoints are no blocks of 256: heavy/test_gguf_blocks.py has those
+    reader, tensors = export(raw, tmp_path / "m.gguf", "--dtype", dtype), source(raw)
+    kinds = set()
+    for tensor in reader.tensors:
+        kind, values = tensor.tensor_type, wanted(tensor.name, tensors)
+        kinds.add(kind.name)
+        seen = gguf.dequantize(tensor.data, kind).reshape(values.shape)
+        own = gguf.dequantize(gguf.quants.quantize(values, kind), kind).reshape(values.shape)
+        errors = [np.sqrt(np.mean((made.astype(np.float64) - values) ** 2)) for made in (seen, own)]
+        # gguf-py rounds in double precision
+        assert errors[0] <= errors[1] * 1.001, (tensor.name, kind.name, errors)
+    assert kinds & {"Q4_0", "Q5_0", "Q5_1", "Q8_0"}
