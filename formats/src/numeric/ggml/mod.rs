@@ -14,6 +14,11 @@
 //! with all runs of a block side by side in vector instructions. The same values give the same bytes
 //! on every processor; ggml's own bytes differ in some last bits from one compiler to the next.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "one index over the runs of several arrays becomes vector instructions"
+)]
+
 mod affine;
 mod k45;
 mod lanes;
