@@ -361,6 +361,9 @@ pub(crate) fn write_documents(
     Ok(sha256)
 }
 
+/// A document of a pack: its path and its bytes.
+pub(crate) type Document = (&'static str, Vec<u8>);
+
 /// `SHA256SUMS`, if it is wanted, and the manifest, in the order in which they are written; and the
 /// digest of the manifest.
 ///
@@ -368,7 +371,7 @@ pub(crate) fn write_documents(
 /// `Io`.
 pub(crate) fn documents(
     manifest: &Manifest,
-) -> Result<(Vec<(&'static str, Vec<u8>)>, Sha256), PackWriterError> {
+) -> Result<(Vec<Document>, Sha256), PackWriterError> {
     let mut json = Vec::new();
     manifest
         .write(&mut json)
