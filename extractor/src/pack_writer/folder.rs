@@ -369,9 +369,7 @@ pub(crate) type Document = (&'static str, Vec<u8>);
 ///
 /// # Errors
 /// `Io`.
-pub(crate) fn documents(
-    manifest: &Manifest,
-) -> Result<(Vec<Document>, Sha256), PackWriterError> {
+pub(crate) fn documents(manifest: &Manifest) -> Result<(Vec<Document>, Sha256), PackWriterError> {
     let mut json = Vec::new();
     manifest
         .write(&mut json)
