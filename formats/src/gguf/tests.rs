@@ -183,7 +183,7 @@ fn lies_are_refused_by_name() {
     );
     assert!(with_entry(&entry(8, &(1_u64 << 50).to_le_bytes())).contains("cut off?"));
     assert!(with_entry(&entry(8, b"\x02\0\0\0\0\0\0\0\xc3\x28")).contains("not UTF-8 at byte"));
-    assert!(with_tensor(&tensor(2, &[32], 0), 18).contains("has type 2"));
+    assert!(with_tensor(&tensor(4, &[32], 0), 18).contains("has type 4"));
     assert!(with_tensor(&tensor(0, &[4], 32), 48).contains("offset 32 of the data, wanted 0"));
     assert!(with_tensor(&tensor(0, &[u64::MAX, 2], 0), 16).contains("2^63"));
     assert!(with_tensor(&tensor(8, &[31], 0), 34).contains("blocks of 32"));
