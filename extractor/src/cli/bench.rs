@@ -110,7 +110,10 @@ fn or<T>(given: Vec<T>, default: impl FnOnce() -> Vec<T>) -> Vec<T> {
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
-    let pack = args.pack.open()?;
+    args.pack.local(
+        "what is measured is this machine's drive and processor: copy the pack to a folder",
+    )?;
+    let pack = args.pack.open(context)?;
     if let Some(device) = args.device {
         return run_gpu(&args, device, &pack, context);
     }
@@ -132,7 +135,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
             [2, 4, 8, 16, 32, 64].map(|g| g * 1_000_000_000).to_vec()
         }),
     };
-    let report = bench(&pack, &settings, context.stop, &context.progress)?;
+    let report = bench(&pack, &settings, context.stop, context.progress)?;
     context.terminal.document(&report, args.json, text::bench)?;
     Ok(Exit::Ok)
 }

@@ -31,7 +31,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
-    let pack = args.pack.open()?;
+    let pack = args.pack.open(context)?;
     let (names, rows, stop) = (&args.names, args.rows.as_ref(), context.stop);
     let mut out = BufWriter::with_capacity(0, io::stdout().lock()); // pieces are large already
     if io::stdout().is_terminal() {

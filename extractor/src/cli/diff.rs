@@ -6,9 +6,10 @@ use super::Context;
 use super::args::{INPUT, Identity, Jobs, OUTPUT, SizeArgs, identity};
 use super::error::CliError;
 use crate::render::text;
-use crate::steps::Exit;
+use crate::source::PackPlace;
 use crate::steps::contents::Contents;
 use crate::steps::diff::{DiffSettings, diff};
+use crate::steps::{Exit, StepError};
 use crate::work::Job;
 
 /// Show what differs between two packs, two checkpoints, or one of each
@@ -24,10 +25,10 @@ Examples:
   segpack diff before.segpack after.segpack --tensors  # every tensor that differs
   segpack diff before.segpack after.segpack --tensors --json | jq -r '.changed_tensors[].name'")]
 pub(super) struct Args {
-    /// Pack folder or checkpoint
+    /// Pack or checkpoint: a folder, or an address
     #[arg(value_name = "A")]
     a: PathBuf,
-    /// Pack folder or checkpoint to compare it with
+    /// Pack or checkpoint to compare it with
     #[arg(value_name = "B")]
     b: PathBuf,
     /// Also read the values of tensors that changed, and show how much they moved: largest absolute
@@ -52,10 +53,17 @@ pub(super) struct Args {
 
 impl Args {
     /// How each of the two is opened: each pack has to be the one that was named.
-    fn options(&self) -> Result<[OpenOptions; 2], CliError> {
-        let packs = [&self.a, &self.b].map(|path| Contents::is_pack(path));
+    fn options(&self, job: Job<'static>) -> Result<[OpenOptions; 2], CliError> {
+        if self.manifest_sha256.is_empty() {
+            return Ok([OpenOptions::new(); 2]);
+        }
+        let is_pack = |path| PackPlace::find_pack(path, job).map(|found| found.is_some());
+        let packs = [
+            is_pack(&self.a).map_err(StepError::from)?,
+            is_pack(&self.b).map_err(StepError::from)?,
+        ];
         let named = self.manifest_sha256.len();
-        if named > 0 && named != packs.iter().filter(|is_pack| **is_pack).count() {
+        if named != packs.iter().filter(|is_pack| **is_pack).count() {
             return Err(CliError::Identities);
         }
         let mut named = self.manifest_sha256.iter();
@@ -73,8 +81,9 @@ impl Args {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
-    let [a, b] = args.options()?;
-    let (a, b) = (Contents::open(&args.a, a)?, Contents::open(&args.b, b)?);
+    let [a, b] = args.options(context.job())?;
+    let a = Contents::open(&args.a, a, context.job())?;
+    let b = Contents::open(&args.b, b, context.job())?;
     let settings = DiffSettings {
         stat: args.stat,
         tensors: args.tensors,
@@ -82,7 +91,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let job = Job {
         threads: args.jobs.count(),
         stop: context.stop,
-        progress: &context.progress,
+        progress: context.progress,
     };
     let report = diff(&a, &b, settings, job)?;
     let places = [&args.a, &args.b].map(|path| path.display().to_string());

@@ -198,11 +198,11 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
         force: args.force,
         jobs: args.jobs.count(),
     };
-    let pack = args.pack.open()?;
+    let pack = args.pack.open(context)?;
     if args.output.as_os_str() == "-" {
         return to_stdout(&pack, &settings, args.json, context);
     }
-    let (stop, progress) = (context.stop, &context.progress);
+    let (stop, progress) = (context.stop, context.progress);
     let summary = export(&pack, &args.output, &settings, stop, progress)?;
     let place = args.output.display().to_string();
     context
@@ -224,7 +224,7 @@ fn to_stdout(
         return Err(CliError::BinaryToTerminal);
     }
     let mut out = BufWriter::with_capacity(0, io::stdout().lock()); // pieces are large already
-    stream(pack, &mut out, settings, context.stop, &context.progress)?;
+    stream(pack, &mut out, settings, context.stop, context.progress)?;
     out.flush().map_err(CliError::stdout)?;
     Ok(Exit::Ok)
 }

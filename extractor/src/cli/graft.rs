@@ -6,6 +6,7 @@ use super::Context;
 use super::args::{INPUT, Jobs, OUTPUT};
 use super::error::CliError;
 use crate::render::text;
+use crate::source::local_pack;
 use crate::steps::pack::graft;
 use crate::steps::{Exit, StepError};
 use crate::work::Job;
@@ -48,9 +49,11 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let job = Job {
         threads: args.jobs.count(),
         stop: context.stop,
-        progress: &context.progress,
+        progress: context.progress,
     };
-    let onto = Pack::open(&args.onto).map_err(StepError::from)?;
+    let why = "a thinker is grafted onto a pack of this machine: copy the pack to a folder";
+    let onto = local_pack(&args.onto, why).map_err(StepError::from)?;
+    let onto = Pack::open(onto).map_err(StepError::from)?;
     let report = graft(&args.thinker, &onto, &args.output, args.force, job)?;
     let place = args.output.display().to_string();
     context

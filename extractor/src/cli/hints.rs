@@ -230,6 +230,7 @@ fn of_source(error: &SourceError) -> Option<String> {
         }
         SourceError::Format(_)
         | SourceError::Address { .. }
+        | SourceError::OnlyFolder { .. }
         | SourceError::NotFound { .. }
         | SourceError::NoSnapshot { .. } => None,
     }

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use super::Context;
 use super::args::{INPUT, OUTPUT, PackArg, SizeArgs};
 use super::error::CliError;
+use super::verify::NO_RECEIPT;
 use crate::render::text;
 use crate::steps::Exit;
 use crate::steps::info::info;
@@ -31,7 +32,10 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
-    let pack = args.pack.open()?;
+    if args.receipt.is_some() {
+        args.pack.local(NO_RECEIPT)?;
+    }
+    let pack = args.pack.open(context)?;
     let report = info(&pack, args.receipt.as_deref())?;
     let place = args.pack.place();
     context.terminal.document(&report, args.json, |r| {

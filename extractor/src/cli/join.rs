@@ -53,7 +53,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let job = Job {
         threads: args.jobs.count(),
         stop: context.stop,
-        progress: &context.progress,
+        progress: context.progress,
     };
     let summary = join(&args.parts, &args.output, settings, job)?;
     let place = args.output.display().to_string();

@@ -121,7 +121,7 @@ fn number_after(id: &str, word: &str) -> Option<u32> {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
-    let pack = args.pack.open()?;
+    let pack = args.pack.open(context)?;
     if args.tensors {
         list(find_tensors(&pack, &args.globs)?, args, context)?;
     } else {

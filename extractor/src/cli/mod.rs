@@ -50,6 +50,7 @@ use clap::{ArgAction, ColorChoice, CommandFactory, FromArgMatches, Parser, Subco
 use segpack_formats::io::CancelToken;
 
 use crate::steps::{Exit, StepError};
+use crate::work::Job;
 use args::GLOBAL;
 use error::CliError;
 use failure::JsonOutput;
@@ -146,9 +147,21 @@ impl Command {
 /// What every command gets: where to write, how to report progress, when to stop.
 struct Context {
     terminal: Terminal,
-    progress: Reporter,
+    /// As long as the process: servers are asked until it ends.
+    progress: &'static Reporter,
     stop: &'static CancelToken,
     quiet: bool,
+}
+
+impl Context {
+    /// What reads from servers needs.
+    fn job(&self) -> Job<'static> {
+        Job {
+            threads: 1,
+            stop: self.stop,
+            progress: self.progress,
+        }
+    }
 }
 
 /// Ends the help of the program as a whole.
@@ -193,7 +206,7 @@ pub fn main() -> ExitCode {
     let stop = signals::install(cli.quiet);
     let context = Context {
         terminal,
-        progress: Reporter::new(cli.quiet),
+        progress: Box::leak(Box::new(Reporter::new(cli.quiet))),
         stop,
         quiet: cli.quiet,
     };

@@ -163,14 +163,14 @@ impl Args {
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let settings = args.settings()?;
     if args.dry_run {
-        let (stop, progress) = (context.stop, &context.progress);
+        let (stop, progress) = (context.stop, context.progress);
         let plan = plan_with_estimate(&args.checkpoint, &settings, stop, progress)?;
         context
             .terminal
             .document(&plan, args.json, |p| text::plan(p, args.sizes.sizes()))?;
         return Ok(Exit::Ok);
     }
-    let (stop, progress) = (context.stop, &context.progress);
+    let (stop, progress) = (context.stop, context.progress);
     if is_store(&args.output) {
         return to_store(args, &settings, context);
     }

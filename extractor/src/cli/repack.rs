@@ -70,15 +70,15 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
         in_place: args.in_place,
         space_check: !args.no_space_check,
     };
-    let pack = args.pack.open()?;
+    let pack = args.pack.open(context)?;
     if args.dry_run {
-        let plan = plan(&pack, &settings, context.stop, &context.progress)?;
+        let plan = plan(&pack, &settings, context.stop, context.progress)?;
         context
             .terminal
             .document(&plan, args.json, |p| text::plan(p, args.sizes.sizes()))?;
         return Ok(Exit::Ok);
     }
-    let (stop, progress) = (context.stop, &context.progress);
+    let (stop, progress) = (context.stop, context.progress);
     let summary = repack(&pack, &args.output, &settings, stop, progress)?;
     let place = args.output.display().to_string();
     context

@@ -38,10 +38,12 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let job = Job {
         threads: args.jobs.count(),
-        stop: context.stop,
-        progress: &context.progress,
+        ..context.job()
     };
-    let report = repair(args.pack.folder(), &args.from, args.pack.wanted()?, job)?;
+    let folder = args
+        .pack
+        .local("a pack is repaired where it lies, and nothing is written to a server")?;
+    let report = repair(folder, &args.from, args.pack.wanted()?, job)?;
     let place = args.pack.place();
     context.terminal.document(&report, args.json, |r| {
         text::repair(r, &place, args.sizes.sizes())

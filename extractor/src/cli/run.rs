@@ -288,7 +288,7 @@ pub(super) fn run_command(args: &Args, context: &Context) -> Result<Exit, CliErr
         None => false,
     };
     let options = args.options(context.stop)?;
-    let pack = args.pack.open()?;
+    let pack = args.pack.open(context)?;
     if args.print_prompt {
         return show_prompt(
             &print_prompt(&pack, &options, context.stop)?,
@@ -328,7 +328,7 @@ pub(super) fn run_command(args: &Args, context: &Context) -> Result<Exit, CliErr
         }
     };
     let summary =
-        run(&pack, &options, context.stop, &context.progress, &mut tell).inspect_err(|_| {
+        run(&pack, &options, context.stop, context.progress, &mut tell).inspect_err(|_| {
             if streamed && !args.json {
                 // the error begins on a line of its own; where standard output is gone it is the
                 // error

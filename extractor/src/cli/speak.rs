@@ -83,7 +83,7 @@ impl Args {
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let voice = args.voice.options(args.output.clone());
     let is_to_stdout = is_to_stdout(&args.output, args.json)?;
-    let pack = args.pack.open()?;
+    let pack = args.pack.open(context)?;
     let (spoken, session) = (args.spoken(), args.resources.session());
     let summary = speak(&pack, &spoken, &session, &voice, context.stop)?;
     if !is_to_stdout {

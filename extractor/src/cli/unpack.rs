@@ -57,8 +57,14 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
         force: args.force,
         jobs: args.jobs.count(),
     };
-    let (stop, progress) = (context.stop, &context.progress);
-    let summary = unpack(&args.pack.open()?, &args.output, &settings, stop, progress)?;
+    let (stop, progress) = (context.stop, context.progress);
+    let summary = unpack(
+        &args.pack.open(context)?,
+        &args.output,
+        &settings,
+        stop,
+        progress,
+    )?;
     let place = args.output.display().to_string();
     context
         .terminal

@@ -39,9 +39,11 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let job = Job {
         threads: args.jobs.count(),
         stop: context.stop,
-        progress: &context.progress,
+        progress: context.progress,
     };
-    let pack = args.pack.open()?;
+    args.pack
+        .local("a pack is updated where it lies, and nothing is written to a server")?;
+    let pack = args.pack.open(context)?;
     let report = update(&pack, &args.from, args.tolerate.options()?, job)?;
     let place = args.pack.place();
     context

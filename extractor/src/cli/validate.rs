@@ -78,10 +78,10 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
     settings.tolerance = args.tolerance;
     settings.digests = !args.no_digests;
     let report = validate(
-        &args.pack.open()?,
+        &args.pack.open(context)?,
         &settings,
         context.stop,
-        &context.progress,
+        context.progress,
     )?;
     let place = args.pack.place();
     context

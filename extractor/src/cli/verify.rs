@@ -9,7 +9,7 @@ use super::error::CliError;
 use super::hints::of_findings;
 use crate::render::text;
 use crate::steps::receipt::{check_receipt_path, files_now, receipt, write_receipt};
-use crate::steps::verify::{SignatureSettings, Subset, VerifySettings, verify};
+use crate::steps::verify::{SignatureSettings, Subset, VerifySettings, verify_at};
 use crate::steps::{Exit, StepError};
 
 /// Check a pack against its manifest or against a checkpoint
@@ -77,6 +77,9 @@ fn signature(args: &Args) -> Option<SignatureSettings> {
     })
 }
 
+/// Why there is no receipt of a pack on a server.
+pub(super) const NO_RECEIPT: &str = "a receipt says by the times of files whether they are still those that were verified, and a server's are not known";
+
 pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
     let settings = VerifySettings {
         mode: match (args.quick, args.sums) {
@@ -94,15 +97,11 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
         jobs: args.jobs.count(),
     };
     let before = match &args.receipt {
-        Some(path) => files_before(path, args.pack.folder())?,
+        Some(path) => files_before(path, args.pack.local(NO_RECEIPT)?)?,
         None => Vec::new(),
     };
-    let report = verify(
-        args.pack.folder(),
-        &settings,
-        context.stop,
-        &context.progress,
-    )?;
+    let files = args.pack.find(context)?.files();
+    let report = verify_at(files, &settings, context.stop, context.progress)?;
     // before the document: nothing follows that
     if let Some(path) = &args.receipt {
         write_receipt(path, &receipt(&report, before))?;

@@ -58,7 +58,7 @@ impl Args {
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let settings = args.settings();
     let is_to_stdout = is_to_stdout(&args.output, args.json)?;
-    let pack = args.pack.open()?;
+    let pack = args.pack.open(context)?;
     if is_to_stdout {
         let mut out = io::stdout().lock();
         stream(&pack, &args.codes, &mut out, &settings, context.stop)?;

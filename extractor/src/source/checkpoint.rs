@@ -24,7 +24,7 @@ use serde_json::Value;
 use walkdir::{DirEntry, WalkDir};
 
 use super::extra::{self, Extra, is_weight_file, left_out};
-use super::place::{RemotePlace, WhyNot};
+use super::place::{RemotePlace, WhyNot, no_place};
 use super::provenance::DOWNLOAD_RECORDS;
 #[cfg(feature = "remote")]
 use super::remote;
@@ -788,13 +788,6 @@ impl CheckpointShard {
             #[cfg(feature = "remote")]
             remote: None,
         })
-    }
-}
-
-fn no_place(argument: &Path, why: WhyNot) -> SourceError {
-    SourceError::Address {
-        address: argument.to_owned(),
-        why,
     }
 }
 

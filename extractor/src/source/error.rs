@@ -49,6 +49,14 @@ pub enum SourceError {
         /// What cannot be done, and why.
         why: &'static str,
     },
+    /// A pack on a server, for what only a folder of this machine allows.
+    #[error("{}: {why}", place.display())]
+    OnlyFolder {
+        /// The pack.
+        place: PathBuf,
+        /// What cannot be done, and why.
+        why: &'static str,
+    },
     /// The argument is neither a path nor a repo id.
     #[error("{}: no such file or folder", path.display())]
     NotFound {

@@ -5,6 +5,7 @@ mod checkpoint;
 mod error;
 mod extra;
 mod hub_cache;
+mod packs;
 mod place;
 mod provenance;
 #[cfg(feature = "remote")]
@@ -20,6 +21,7 @@ pub use error::SourceError;
 pub use extra::Extra;
 pub(crate) use extra::is_weight_file;
 pub(crate) use place::is_store;
+pub(crate) use packs::{PackPlace, local_pack};
 #[cfg(feature = "remote")]
 pub(crate) use remote::RemoteError;
 #[cfg(feature = "remote")]

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::SourceError;
 use super::hub_cache::parse_repo_id;
 
 /// A checkpoint behind an address.
@@ -65,6 +66,14 @@ impl StoreKind {
 
 /// Why a text that looks like an address names no checkpoint.
 pub(super) type WhyNot = &'static str;
+
+/// The error of an address that names none.
+pub(super) fn no_place(argument: &Path, why: WhyNot) -> SourceError {
+    SourceError::Address {
+        address: argument.to_owned(),
+        why,
+    }
+}
 
 /// Other names of schemes, which are not taken: what else they say of an account differs.
 const OTHER_NAMES: [&str; 5] = ["s3a://", "azure://", "abfs://", "abfss://", "adl://"];

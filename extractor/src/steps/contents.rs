@@ -19,7 +19,8 @@ use segpack_manifests::{Pack, PackCursor, PackReader};
 
 use super::StepError;
 use super::scan::{Extra, ScanOptions, is_lost_shard, scan};
-use crate::source::Checkpoint;
+use crate::source::{Checkpoint, PackPlace};
+use crate::work::Job;
 
 /// A pack or a checkpoint.
 #[derive(Debug)]
@@ -77,15 +78,20 @@ pub(crate) struct SideContent {
 }
 
 impl Contents {
-    /// Opens what a path means: a folder with a manifest is a pack, everything else a checkpoint.
+    /// Opens what a path or an address means: where there is a manifest it is a pack, everything else
+    /// a checkpoint.
     /// Of a checkpoint every shard has to be readable; it may be incomplete. `options` are for a
     /// pack.
     ///
     /// # Errors
     /// Where it is neither; `Findings` where a shard is missing or malformed.
-    pub(crate) fn open(path: &Path, options: OpenOptions) -> Result<Self, StepError> {
-        if Self::is_pack(path) {
-            return Ok(Self::Pack(Box::new(options.open(path)?)));
+    pub(crate) fn open(
+        path: &Path,
+        options: OpenOptions,
+        job: Job<'static>,
+    ) -> Result<Self, StepError> {
+        if let Some(pack) = PackPlace::find_pack(path, job)? {
+            return Ok(Self::Pack(Box::new(pack.open(options)?)));
         }
         /// What it holds is compared as it is; nothing is demanded of it.
         const TOLERANT: ScanOptions = ScanOptions {
@@ -108,7 +114,7 @@ impl Contents {
         Ok(Self::Checkpoint(Box::new((checkpoint, inventory))))
     }
 
-    /// Whether a path means a pack.
+    /// Whether a path of this machine means a pack.
     pub(crate) fn is_pack(path: &Path) -> bool {
         path.join(MANIFEST).symlink_metadata().is_ok()
     }

@@ -342,7 +342,7 @@ fn exit_of_source(error: &SourceError) -> Exit {
         SourceError::WithoutRemote { .. } => Exit::Failed,
         #[cfg(feature = "remote")]
         SourceError::Offline { .. } => Exit::Failed,
-        SourceError::OnlyLocal { .. } => Exit::Usage,
+        SourceError::OnlyLocal { .. } | SourceError::OnlyFolder { .. } => Exit::Usage,
         #[cfg(feature = "remote")]
         SourceError::Remote(RemoteError::Interrupted) => Exit::Interrupted,
         #[cfg(feature = "remote")]

@@ -25,7 +25,7 @@ use segpack_manifests::folder::{MANIFEST, PackReader};
 
 use super::StepError;
 use super::derivation::refuse_underived;
-use super::verify::{VerifySettings, verify};
+use super::verify::{VerifySettings, verify, verify_at};
 use crate::output::{
     Before, Flushing, Journal, OutputFolder, Publisher, Record, discard, inspect,
     is_being_replaced, recover, refuse_overlap,
@@ -305,7 +305,9 @@ impl Work<'_> {
 
     /// Verifies all that will be repacked: what it replaces will be gone when it is.
     fn check_source(&self) -> Result<(), StepError> {
-        let report = self.verify(self.pack.folder())?;
+        let settings = VerifySettings::new(VerifyMode::Full, self.settings.jobs);
+        let (files, job) = (Arc::clone(self.pack.files()), self.target.job);
+        let report = verify_at(files, &settings, job.stop, job.progress)?;
         self.refuse_damaged(if report.ok {
             Vec::new()
         } else {

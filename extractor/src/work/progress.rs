@@ -28,3 +28,21 @@ impl Progress for Silent {
     fn finish(&self) {}
     fn note(&self, _: &str) {}
 }
+
+impl<P: Progress + ?Sized> Progress for &P {
+    fn start(&self, phase: &'static str, total_bytes: u64) {
+        (**self).start(phase, total_bytes);
+    }
+    fn start_counting(&self, phase: &'static str, total: u64, unit: &'static str) {
+        (**self).start_counting(phase, total, unit);
+    }
+    fn advance(&self, more: u64) {
+        (**self).advance(more);
+    }
+    fn finish(&self) {
+        (**self).finish();
+    }
+    fn note(&self, line: &str) {
+        (**self).note(line);
+    }
+}

@@ -9,6 +9,11 @@ use crate::{FormatError, Result};
 pub struct CancelToken(AtomicBool);
 
 impl CancelToken {
+    /// Nobody has asked yet.
+    pub const fn new() -> Self {
+        Self(AtomicBool::new(false))
+    }
+
     /// Asks everything that polls this to stop.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);

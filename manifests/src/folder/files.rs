@@ -5,7 +5,9 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use segpack_formats::io::{DirectFile, InputFile, ReadAt, ReadPath, entry_kind, to_usize};
+use segpack_formats::io::{
+    DirectFile, InputFile, ReadAt, ReadPath, align_outward, entry_kind, to_usize,
+};
 use segpack_formats::{FormatError, Result};
 
 /// The files of a pack, which is read from there and not written. Paths are relative, with `/`
@@ -121,21 +123,27 @@ impl AlignedFile {
         }
     }
 
-    /// Reads a range as [`DirectFile::read_aligned`] does.
+    /// Reads `wanted` to the place in `to` where it is if `to` begins with the page that its first
+    /// byte is in. A file of this machine is read as [`DirectFile::read_aligned`] says, from the
+    /// start of that page on; of any other, nothing but what is wanted. What else is in `to` is
+    /// undefined after that.
     ///
     /// # Errors
     /// As [`ReadAt::read_at`]; `Malformed` where `to` is too short.
-    pub fn read_aligned(&self, range: &Range<u64>, to: &mut [u8]) -> Result<ReadPath> {
+    pub fn read_pages(&self, wanted: &Range<u64>, to: &mut [u8]) -> Result<ReadPath> {
+        let first = align_outward(wanted).start;
         let file = match self {
-            Self::Local(file) => return file.read_aligned(range, to),
+            Self::Local(file) => return file.read_aligned(&(first..wanted.end), to),
             Self::Elsewhere(file) => file,
         };
-        let (length, room) = (to_usize(range.end.saturating_sub(range.start)), to.len());
-        let Some(to) = to.get_mut(..length) else {
-            let what = format!("{length} bytes at {} do not fit into {room}", range.start);
+        let place = to_usize(wanted.start - first)..to_usize(wanted.end.saturating_sub(first));
+        let room = to.len();
+        let Some(to) = to.get_mut(place) else {
+            let length = wanted.end.saturating_sub(first);
+            let what = format!("{length} bytes at {first} do not fit into {room}");
             return Err(FormatError::malformed(file.name(), what));
         };
-        file.read_at(to, range.start)?;
+        file.read_at(to, wanted.start)?;
         Ok(ReadPath::Elsewhere)
     }
 }

@@ -4,6 +4,7 @@
 #![cfg(all(target_os = "linux", feature = "remote"))]
 
 mod packing;
+mod packs;
 mod reading;
 mod stores;
 

@@ -6,13 +6,16 @@ use segpack_manifests::Pack;
 use segpack_manifests::folder::{OpenOptions, digest_in_list};
 
 use super::INPUT;
+use crate::cli::Context;
 use crate::cli::error::CliError;
+use crate::source::{PackPlace, local_pack};
 use crate::steps::StepError;
 
 /// A pack to read, and who it has to be.
 #[derive(Debug, clap::Args)]
 pub(crate) struct PackArg {
-    /// Pack folder
+    /// Pack: a folder, or hf://OWNER/NAME[@REVISION] on a hub, https://HOST/FOLDER/ on a web server,
+    /// s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX in an object store
     #[arg(value_name = "PACK")]
     pack: PathBuf,
     /// SHA-256 that manifest.json must have: 64 hex digits, or a file that holds it, such as a
@@ -56,12 +59,26 @@ pub(crate) fn identity(text: &str) -> Result<Identity, String> {
 }
 
 impl PackArg {
-    /// The folder.
-    pub(crate) fn folder(&self) -> &Path {
-        &self.pack
+    /// The folder of a pack that is written to, or that only a folder can be; `why` says so of
+    /// others.
+    ///
+    /// # Errors
+    /// Where the pack is on a server.
+    pub(crate) fn local(&self, why: &'static str) -> Result<&Path, CliError> {
+        let folder = local_pack(&self.pack, why).map_err(StepError::from)?;
+        Ok(folder)
     }
 
-    /// The folder, as messages name it.
+    /// Where the pack is.
+    ///
+    /// # Errors
+    /// Where a server cannot be asked.
+    pub(crate) fn find(&self, context: &Context) -> Result<PackPlace, CliError> {
+        let found = PackPlace::find(&self.pack, context.job());
+        Ok(found.map_err(StepError::from)?)
+    }
+
+    /// The pack, as messages name it.
     pub(crate) fn place(&self) -> String {
         self.pack.display().to_string()
     }
@@ -81,9 +98,9 @@ impl PackArg {
     ///
     /// # Errors
     /// Where it is no pack, or not the one that it must be.
-    pub(crate) fn open(&self) -> Result<Pack, CliError> {
+    pub(crate) fn open(&self, context: &Context) -> Result<Pack, CliError> {
         let options = OpenOptions::new().manifest_sha256(self.wanted()?);
-        Ok(options.open(&self.pack)?)
+        Ok(self.find(context)?.open(options)?)
     }
 }
 

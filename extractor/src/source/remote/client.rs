@@ -21,7 +21,7 @@ use ureq::{Agent, Body, Proxy, ProxyProtocol};
 
 use super::RemoteError;
 use super::environment::{self, Patience};
-use crate::work::{Job, Silent, lock};
+use crate::work::{Job, lock};
 
 /// Redirects that one request follows.
 const MAX_REDIRECTS: usize = 8;
@@ -94,12 +94,7 @@ impl From<RemoteError> for Trouble {
 
 /// The job of reads that nobody watches: headers and small files.
 pub(super) fn unwatched() -> Job<'static> {
-    static NEVER: std::sync::LazyLock<CancelToken> = std::sync::LazyLock::new(CancelToken::default);
-    Job {
-        threads: 1,
-        stop: &NEVER,
-        progress: &Silent,
-    }
+    Job::unwatched()
 }
 
 impl Client {

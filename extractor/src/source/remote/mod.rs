@@ -12,6 +12,7 @@ mod file;
 mod hub;
 mod objects;
 mod upload;
+mod pack_files;
 mod web_folder;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,7 @@ pub(crate) use fetch::{Fetching, fetch, list_of};
 pub(crate) use file::RemoteFile;
 use file::{Address, Identity};
 pub(crate) use upload::Uploads;
+pub(crate) use pack_files::RemotePack;
 
 /// A file that is there.
 #[derive(Debug, Clone)]

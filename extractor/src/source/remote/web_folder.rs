@@ -94,6 +94,22 @@ fn add(
     path: &str,
     files: &mut BTreeMap<String, Entry>,
 ) -> Result<bool, RemoteError> {
+    let found = entry(client, folder, path)?;
+    let is_there = found.is_some();
+    files.extend(found.map(|entry| (path.to_owned(), entry)));
+    Ok(is_there)
+}
+
+/// What the server says of a file of a folder, whose address ends in `/`; `None` where there is
+/// none.
+///
+/// # Errors
+/// What ended the last try.
+pub(super) fn entry(
+    client: &Client,
+    folder: &str,
+    path: &str,
+) -> Result<Option<Entry>, RemoteError> {
     let url = format!("{folder}{}", escaped(path));
     let looked = client.until(&url, unwatched(), || {
         let from = client.ask(&url, true, None)?.expect(&[200])?;
@@ -109,10 +125,9 @@ fn add(
     match looked {
         Ok(identity) => {
             let address = Address::Web(url);
-            files.insert(path.to_owned(), Entry { address, identity });
-            Ok(true)
+            Ok(Some(Entry { address, identity }))
         }
-        Err(RemoteError::NoFile { .. }) => Ok(false),
+        Err(RemoteError::NoFile { .. }) => Ok(None),
         Err(e) => Err(e),
     }
 }

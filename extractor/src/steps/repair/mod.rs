@@ -42,7 +42,7 @@ pub(crate) fn repair(
     folder: &Path,
     from: &Path,
     wanted: Option<Sha256>,
-    job: Job<'_>,
+    job: Job<'static>,
 ) -> Result<RepairReport, StepError> {
     // an earlier run that was killed between two renames has left the folder beside its path
     recover(folder, false)?;
@@ -65,7 +65,7 @@ pub(crate) fn repair(
         Some(text) => damage::has_sums(folder, text)?,
         None => true,
     };
-    let source = Contents::open(from, OpenOptions::new())?;
+    let source = Contents::open(from, OpenOptions::new(), job)?;
     let repair = Repair {
         folder,
         trusted: &trusted,

@@ -8,8 +8,7 @@ mod values;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use segpack_formats::FormatError;
 use segpack_formats::digest::Sha256;
@@ -20,7 +19,7 @@ use segpack_manifests::documents::{
     CheckedSignature, Completeness, Finding, FindingKind, GENERATOR, Manifest, VerifyCounts,
     VerifyMode, VerifyReport,
 };
-use segpack_manifests::folder::{MANIFEST, OpenOptions, PART, SIGNATURE};
+use segpack_manifests::folder::{MANIFEST, OpenOptions, PART, PackFiles, SIGNATURE};
 use segpack_manifests::{NotAPack, Pack, PackError};
 
 use values::Values;
@@ -212,6 +211,67 @@ pub fn verify(
     if folder.exists() && !folder.is_dir() {
         return Err(StepError::malformed(folder, "is not a folder"));
     }
+    let mut opened = Opened::whole(OpenOptions::new().check_sums(false).open(folder));
+    if let Err(PackError::NotAPack {
+        why: NotAPack::Part,
+        ..
+    }) = opened.pack
+    {
+        opened.document = PART;
+        let pack = Pack::open_part(folder);
+        opened.pack = pack.map(|(pack, share)| {
+            opened.part = Some([share.part, share.of]);
+            pack
+        });
+    }
+    verify_opened(folder, opened, settings, stop, progress)
+}
+
+/// What was found where a pack has to be.
+struct Opened {
+    pack: Result<Pack, PackError>,
+    /// The number of a part, and how many there are.
+    part: Option<[u64; 2]>,
+    /// The file that lists what there is.
+    document: &'static str,
+}
+
+impl Opened {
+    /// What is no part.
+    fn whole(pack: Result<Pack, PackError>) -> Self {
+        Self {
+            pack,
+            part: None,
+            document: MANIFEST,
+        }
+    }
+}
+
+/// [`verify`], wherever the pack is.
+///
+/// # Errors
+/// As [`verify`].
+pub(crate) fn verify_at(
+    files: Arc<dyn PackFiles>,
+    settings: &VerifySettings,
+    stop: &CancelToken,
+    progress: &dyn Progress,
+) -> Result<VerifyReport, StepError> {
+    if let Some(folder) = files.local() {
+        return verify(folder, settings, stop, progress);
+    }
+    let root = files.root().to_owned();
+    let opened = Opened::whole(OpenOptions::new().check_sums(false).open_at(files));
+    verify_opened(&root, opened, settings, stop, progress)
+}
+
+fn verify_opened(
+    place: &Path,
+    opened: Opened,
+    settings: &VerifySettings,
+    stop: &CancelToken,
+    progress: &dyn Progress,
+) -> Result<VerifyReport, StepError> {
     let findings = Findings::default();
     // first, as a mistyped path should not be told after an hour
     let key = settings.signature.as_ref();
@@ -220,22 +280,12 @@ pub fn verify(
     let mut completeness = Completeness::NotKnown;
     let mut files = Vec::new();
     let values = settings.values.then(Values::default);
-    let (mut part, mut document) = (None, MANIFEST);
-    let opened = match OpenOptions::new().check_sums(false).open(folder) {
-        Err(PackError::NotAPack {
-            why: NotAPack::Part,
-            ..
-        }) => {
-            document = PART;
-            let opened = Pack::open_part(folder);
-            opened.map(|(pack, share)| {
-                part = Some([share.part, share.of]);
-                pack
-            })
-        }
-        opened => opened,
-    };
-    let pack = match opened {
+    let Opened {
+        pack,
+        part,
+        document,
+    } = opened;
+    let pack = match pack {
         Ok(pack) => Some(pack),
         Err(PackError::NotAPack { why, .. }) => {
             let finding = Finding::new(FindingKind::BadManifest).file(document);
@@ -272,7 +322,7 @@ pub fn verify(
     };
     if let (Some(_), Some(against)) = (&part, &settings.against) {
         return Err(StepError::malformed(
-            folder,
+            place,
             format!(
                 "is a part of a pack: only the whole is compared with {}",
                 against.display()

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use segpack_formats::codec::{Chunk, ChunkDecoder, ChunkTable, Codec, MAX_CHUNK_BYTES};
 use segpack_formats::digest::{BLAKE3_CHUNK_BYTES, Blake3Part};
-use segpack_formats::io::{CancelToken, align_outward};
+use segpack_formats::io::{CancelToken, ReadPath, align_outward};
 use segpack_formats::pack::SegmentReader;
 use segpack_formats::{FormatError, Result};
 use segpack_manifests::PackReader;
@@ -263,7 +263,8 @@ impl<'a> Loader<'a> {
         for (i, piece) in pieces.enumerate() {
             let at = first + i as u64 * PIECE_BYTES;
             let end = (at + PIECE_BYTES).min(range.end);
-            scope.spawn(move |_| job.note(at, self.piece(job, at..end, piece, stop)));
+            let wanted = at.max(range.start)..end;
+            scope.spawn(move |_| job.note(at, self.piece(job, wanted, piece, stop)));
         }
     }
 
@@ -344,7 +345,11 @@ impl<'a> Loader<'a> {
             );
             return Err(job.malformed(what));
         }
-        self.read(&job.file, &aligned, &mut scratch.stored)?;
+        self.read(
+            &job.file,
+            &(offset + stored.start..aligned.end),
+            &mut scratch.stored,
+        )?;
         let Scratch {
             stored: bytes,
             decoder,
@@ -381,9 +386,13 @@ impl<'a> Loader<'a> {
 
     fn read(&self, file: &AlignedFile, range: &Range<u64>, to: &mut [u8]) -> Result<()> {
         let began = Instant::now();
-        let path = file.read_aligned(range, to)?;
+        let path = file.read_pages(range, to)?;
         add_time(&self.counters.read_nanos, began);
-        self.counters.add_read(path, range.end - range.start);
+        let first = match path {
+            ReadPath::Elsewhere => range.start,
+            ReadPath::Direct | ReadPath::Cached | ReadPath::Buffered => align_outward(range).start,
+        };
+        self.counters.add_read(path, range.end - first);
         Ok(())
     }
 
