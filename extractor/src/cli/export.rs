@@ -8,7 +8,7 @@ use segpack_manifests::documents::ExportTarget;
 
 use super::Context;
 use super::args::values::{expert_parallel, shard_size, tokenizer_pre};
-use super::args::{INPUT, Jobs, OUTPUT, PackArg};
+use super::args::{INPUT, Jobs, OUTPUT, PackArg, SegmentCacheArgs};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
@@ -33,6 +33,8 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     pack: PackArg,
+    #[command(flatten)]
+    cache: SegmentCacheArgs,
     /// Export only tensors whose names match one of these patterns (safetensors and npy)
     #[arg(value_name = "GLOB")]
     names: Vec<String>,
@@ -198,7 +200,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
         force: args.force,
         jobs: args.jobs.count(),
     };
-    let pack = args.pack.open(context)?;
+    let pack = args.cache.of(args.pack.open(context)?, context)?;
     if args.output.as_os_str() == "-" {
         return to_stdout(&pack, &settings, args.json, context);
     }

@@ -15,7 +15,7 @@ use super::Context;
 use super::args::values::{experts_file, token_id, trace_path};
 use super::args::{
     ComputeName, DEVICE, INPUT, MediaArgs, OUTPUT, PackArg, Placement, Resources, SAMPLING,
-    VoiceArgs, is_to_stdout,
+    SegmentCacheArgs, VoiceArgs, is_to_stdout,
 };
 use super::error::CliError;
 use crate::render::{svg, text};
@@ -41,6 +41,8 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     pack: PackArg,
+    #[command(flatten)]
+    cache: SegmentCacheArgs,
     /// Text to continue [default: standard input, without a final line break]
     #[arg(long, value_name = "TEXT", help_heading = INPUT)]
     prompt: Option<String>,
@@ -288,7 +290,7 @@ pub(super) fn run_command(args: &Args, context: &Context) -> Result<Exit, CliErr
         None => false,
     };
     let options = args.options(context.stop)?;
-    let pack = args.pack.open(context)?;
+    let pack = args.cache.of(args.pack.open(context)?, context)?;
     if args.print_prompt {
         return show_prompt(
             &print_prompt(&pack, &options, context.stop)?,

@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Context;
-use super::args::{INPUT, Jobs, OUTPUT, PackArg};
+use super::args::{INPUT, Jobs, OUTPUT, PackArg, SegmentCacheArgs};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
@@ -22,6 +22,8 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     pack: PackArg,
+    #[command(flatten)]
+    cache: SegmentCacheArgs,
     /// Restore only files that match this pattern; may be repeated
     #[arg(long, value_name = "GLOB", help_heading = INPUT)]
     include: Vec<String>,
@@ -59,7 +61,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
     };
     let (stop, progress) = (context.stop, context.progress);
     let summary = unpack(
-        &args.pack.open(context)?,
+        &args.cache.of(args.pack.open(context)?, context)?,
         &args.output,
         &settings,
         stop,

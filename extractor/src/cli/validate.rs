@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use super::Context;
 use super::args::values::tolerance;
-use super::args::{INPUT, OUTPUT, PackArg, Placement, Resources};
+use super::args::{INPUT, OUTPUT, PackArg, Placement, Resources, SegmentCacheArgs};
 use super::error::CliError;
 use super::hints::of_validation;
 use crate::render::text;
@@ -31,6 +31,8 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     pack: PackArg,
+    #[command(flatten)]
+    cache: SegmentCacheArgs,
     /// Trace to compare with: the .json or .safetensors file that the scripts in
     /// runtime-min/reference or `segpack run --trace` wrote
     #[arg(
@@ -78,7 +80,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
     settings.tolerance = args.tolerance;
     settings.digests = !args.no_digests;
     let report = validate(
-        &args.pack.open(context)?,
+        &args.cache.of(args.pack.open(context)?, context)?,
         &settings,
         context.stop,
         context.progress,

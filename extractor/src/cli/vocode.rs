@@ -2,7 +2,9 @@ use std::io;
 use std::path::PathBuf;
 
 use super::Context;
-use super::args::{CpuResources, INPUT, OUTPUT, PackArg, SoundArgs, is_to_stdout};
+use super::args::{
+    CpuResources, INPUT, OUTPUT, PackArg, SegmentCacheArgs, SoundArgs, is_to_stdout,
+};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
@@ -24,6 +26,8 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     pack: PackArg,
+    #[command(flatten)]
+    cache: SegmentCacheArgs,
     /// Codes: a .npy file
     #[arg(value_name = "CODES", help_heading = INPUT)]
     codes: PathBuf,
@@ -58,7 +62,7 @@ impl Args {
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let settings = args.settings();
     let is_to_stdout = is_to_stdout(&args.output, args.json)?;
-    let pack = args.pack.open(context)?;
+    let pack = args.cache.of(args.pack.open(context)?, context)?;
     if is_to_stdout {
         let mut out = io::stdout().lock();
         stream(&pack, &args.codes, &mut out, &settings, context.stop)?;

@@ -11,6 +11,7 @@ mod provenance;
 #[cfg(feature = "remote")]
 mod remote;
 mod removed;
+mod segment_cache;
 mod store;
 
 pub(crate) use assembled::{AssembledShard, Bytes, Piece};
@@ -27,5 +28,7 @@ pub(crate) use remote::RemoteError;
 #[cfg(feature = "remote")]
 pub(crate) use remote::{Fetching, Remote, Uploads, fetch, list_of};
 pub(crate) use removed::{KeptBytes, Removable, RemovedFile, RemovedShard};
+pub use segment_cache::SegmentCacheError;
+pub(crate) use segment_cache::{CachedFiles, SegmentCache};
 #[cfg(feature = "remote")]
 pub(crate) use store::Store;

@@ -34,7 +34,7 @@ use crate::output::{Leave, OutputError};
 use crate::pack_writer::PackWriterError;
 #[cfg(feature = "remote")]
 use crate::source::RemoteError;
-use crate::source::SourceError;
+use crate::source::{SegmentCacheError, SourceError};
 use crate::work::TaskError;
 
 /// Exit status of the program. README.md and the end of every `--help` have this list.
@@ -84,6 +84,9 @@ pub enum StepError {
     /// A checkpoint cannot be found or opened.
     #[error(transparent)]
     Source(SourceError),
+    /// A folder cannot be a cache of segments.
+    #[error(transparent)]
+    SegmentCache(SegmentCacheError),
     /// An output is refused.
     #[error(transparent)]
     Output(OutputError),
@@ -207,7 +210,9 @@ impl StepError {
             Self::Session(e) => exit_of_session(e),
             Self::Plan(e) => exit_of_plan(e),
             Self::Source(e) => exit_of_source(e),
-            Self::Output(_) | Self::PackWriter(_) | Self::Stdout(_) => Exit::Failed,
+            Self::SegmentCache(_) | Self::Output(_) | Self::PackWriter(_) | Self::Stdout(_) => {
+                Exit::Failed
+            }
             Self::Cat(e) => exit_of_cat(e),
             Self::Unpack(e) => exit_of_unpack(e),
             Self::Repair(e) => exit_of_repair(e),
@@ -498,6 +503,15 @@ impl From<SourceError> for StepError {
         match error {
             SourceError::Format(e) => Self::Format(e),
             other => Self::Source(other),
+        }
+    }
+}
+
+impl From<SegmentCacheError> for StepError {
+    fn from(error: SegmentCacheError) -> Self {
+        match error {
+            SegmentCacheError::Format(e) => Self::Format(e),
+            other @ SegmentCacheError::NotACache { .. } => Self::SegmentCache(other),
         }
     }
 }

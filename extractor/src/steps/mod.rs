@@ -35,7 +35,7 @@ pub(crate) mod vocode;
 
 pub use crate::output::{FileLimit, OutputError};
 pub use crate::pack_writer::PackWriterError;
-pub use crate::source::SourceError;
+pub use crate::source::{SegmentCacheError, SourceError};
 #[cfg(feature = "run")]
 pub use bench::BenchError;
 pub use cat::CatError;

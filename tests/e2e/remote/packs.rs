@@ -84,7 +84,7 @@ fn of_packs(log: &[String]) -> Vec<&String> {
 #[test]
 fn every_command_says_of_a_pack_on_a_server_what_it_says_of_the_folder() {
     let scene = Scene::small(Faults::default());
-    let cat = "model.layers.0.mlp.gate.weight config.json";
+    let cat = "thinker.model.layers.0.mlp.gate.weight config.json";
     let commands = [
         ("info", "--json"),
         ("ls", "--tensors --json"),
@@ -289,4 +289,151 @@ fn ctrl_c_ends_a_read_that_waits_for_the_server() {
         "{:?}",
         asked.elapsed()
     );
+}
+
+/// `run` with a cache, and the requests of packs' bytes that it made.
+fn run_cached(scene: &Scene, cache: &str) -> (Run, usize) {
+    let before = scene.hub.log().len();
+    let options = format!("--prompt-ids 5,9 --max-new-tokens 3 --json --segment-cache {cache}");
+    let run = scene.remote("run", &scene.hub.folder(), &options).ok();
+    let asked = of_packs(&scene.hub.log()[before..]).len();
+    (run, asked)
+}
+
+/// Token ids of a run.
+fn ids(run: &Run) -> Vec<u64> {
+    let (tokens, _) = run.tokens();
+    tokens.iter().map(|t| t["id"].as_u64().unwrap()).collect()
+}
+
+/// The segments that a cache holds.
+fn kept(cache: &Path) -> Vec<PathBuf> {
+    let files = contents(cache);
+    let is_segment = |path: &&String| path.contains('-');
+    files
+        .keys()
+        .filter(is_segment)
+        .map(|path| cache.join(path))
+        .collect()
+}
+
+#[test]
+fn a_second_run_takes_all_segments_from_the_cache() {
+    let scene = Scene::large(Faults::default());
+    let cache = scene.at("cache");
+    let (first, asked) = run_cached(&scene, &cache.display().to_string());
+    assert!(asked > 0 && !kept(&cache).is_empty());
+    let (second, asked) = run_cached(&scene, &cache.display().to_string());
+    assert_eq!(asked, 0, "{:?}", scene.hub.log());
+    let local = scene
+        .local("run", "--prompt-ids 5,9 --max-new-tokens 3 --json")
+        .ok();
+    assert_eq!(ids(&first), ids(&local));
+    assert_eq!(ids(&second), ids(&local));
+}
+
+#[test]
+fn what_is_damaged_or_foreign_in_a_cache_is_thrown_away_and_fetched_again() {
+    let scene = Scene::large(Faults::default());
+    let cache = scene.at("cache");
+    let (first, _) = run_cached(&scene, &cache.display().to_string());
+    let segments = kept(&cache);
+    flip(&segments[0], 7);
+    std::fs::write(&segments[1], b"something else").unwrap();
+    std::fs::remove_file(&segments[2]).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", &segments[2]).unwrap();
+    let (second, asked) = run_cached(&scene, &cache.display().to_string());
+    assert_eq!(asked, 3, "{:?}", scene.hub.log());
+    assert_eq!(ids(&first), ids(&second));
+    assert_eq!(
+        second
+            .stderr
+            .matches("is thrown away and fetched again")
+            .count(),
+        3,
+        "{second}"
+    );
+    let (_, asked) = run_cached(&scene, &cache.display().to_string());
+    assert_eq!(asked, 0);
+}
+
+#[test]
+fn a_cache_stays_under_its_limit_and_what_was_not_used_for_longest_goes_first() {
+    let scene = Scene::large(Faults::default());
+    let cache = scene.at("cache");
+    let whole = scene.at("whole");
+    run_cached(&scene, &whole.display().to_string());
+    let all: u64 = contents(&whole)
+        .values()
+        .map(|bytes| bytes.len() as u64)
+        .sum();
+    let limit = all / 2;
+    let options = format!("{} --segment-cache-size {limit}", cache.display());
+    let (first, _) = run_cached(&scene, &options);
+    let (second, asked) = run_cached(&scene, &options);
+    assert!(asked > 0);
+    assert_eq!(ids(&first), ids(&second));
+    let held = |cache: &Path| -> u64 {
+        let files = contents(cache);
+        let segments = files.iter().filter(|(path, _)| path.contains('-'));
+        segments.map(|(_, bytes)| bytes.len() as u64).sum()
+    };
+    assert!(
+        held(&cache) <= limit && held(&cache) > 0,
+        "{}",
+        held(&cache)
+    );
+    // one whose limit is less than any segment keeps nothing
+    let none = scene.at("none");
+    let (third, _) = run_cached(
+        &scene,
+        &format!("{} --segment-cache-size 1kB", none.display()),
+    );
+    assert_eq!(ids(&first), ids(&third));
+    assert!(held(&none) <= 1000);
+}
+
+#[test]
+fn two_processes_share_a_cache() {
+    let scene = Scene::large(Faults::default());
+    let cache = scene.at("cache").display().to_string();
+    let runs: Vec<Run> = std::thread::scope(|scope| {
+        let start = || scope.spawn(|| run_cached(&scene, &cache).0);
+        let started = [start(), start(), start()];
+        started.map(|run| run.join().unwrap()).into()
+    });
+    assert_eq!(ids(&runs[0]), ids(&runs[1]));
+    assert_eq!(ids(&runs[0]), ids(&runs[2]));
+    assert_eq!(run_cached(&scene, &cache).1, 0);
+}
+
+#[test]
+fn a_folder_with_something_else_is_no_cache() {
+    let scene = Scene::small(Faults::default());
+    let options = format!(
+        "--prompt-ids 5 --segment-cache {}",
+        scene.at("pack").display()
+    );
+    let pack = contents(&scene.at("pack"));
+    scene
+        .remote("run", &place(), &options)
+        .exits(1)
+        .says(&["is no cache of segments"]);
+    assert!(contents(&scene.at("pack")) == pack);
+}
+
+#[test]
+fn a_segment_that_is_damaged_on_the_server_is_not_kept() {
+    let scene = Scene::large(Faults::default());
+    let other = scene.at("other");
+    copy(&scene.at("pack"), &other);
+    for path in contents(&other).keys().filter(|p| p.starts_with("packs/")) {
+        flip(&other.join(path), -100);
+    }
+    let hub = Hub::of(&other, Faults::default());
+    let cache = scene.at("cache");
+    let options = format!("--segment-cache {} --prompt-ids 5,9", cache.display());
+    segpack_words(&mut hub.program(), "run", Path::new(&place()), &options)
+        .exits(3)
+        .says(&["a segment of it is damaged: BLAKE3"]);
 }

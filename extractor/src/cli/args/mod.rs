@@ -7,6 +7,7 @@ mod media;
 #[cfg(feature = "run")]
 mod model;
 mod pack;
+mod segment_cache;
 mod sizes;
 mod tolerate;
 pub(super) mod values;
@@ -20,6 +21,7 @@ pub(super) use media::MediaArgs;
 #[cfg(feature = "run")]
 pub(super) use model::{CheckName, ComputeName, CpuResources, Placement, Resources};
 pub(super) use pack::{Identity, PackArg, identity};
+pub(super) use segment_cache::SegmentCacheArgs;
 pub(super) use sizes::SizeArgs;
 pub(super) use tolerate::{AllowUnaudited, Tolerate};
 pub(super) use values::{connections, rate};
