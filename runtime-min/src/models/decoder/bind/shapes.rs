@@ -2,7 +2,7 @@
 //! is allocated by them, the same for every device.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::io::ErrorKind;
 
 use segpack_formats::FormatError;
 use segpack_manifests::PackReader;
@@ -56,8 +56,9 @@ impl DecoderWeights<'_> {
         let listed = source.pack().manifest().packs.iter();
         for entry in listed.filter(|entry| used.contains(entry.path.as_str())) {
             let path = source.pack().path(&entry.path);
-            let metadata = fs::metadata(&path).map_err(FormatError::io("open", &path))?;
-            let (seen, wanted) = (metadata.len(), entry.length);
+            let length = source.pack().files().length(&entry.path)?;
+            let missing = || FormatError::io("open", &path)(ErrorKind::NotFound.into());
+            let (seen, wanted) = (length.ok_or_else(missing)?, entry.length);
             if seen != wanted {
                 let what = format!("has {seen} bytes, wanted {wanted}");
                 return Err(FormatError::malformed(&path, what).into());
