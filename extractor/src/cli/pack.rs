@@ -231,7 +231,7 @@ fn refuse_for_store(args: &Args) -> Result<(), CliError> {
 fn to_store(args: &Args, settings: &PackSettings, context: &Context) -> Result<Exit, CliError> {
     refuse_for_store(args)?;
     let spool = args.spool.clone().unwrap_or_else(|| spool_of(&args.output));
-    let (stop, progress) = (context.stop, &context.progress);
+    let (stop, progress) = (context.stop, context.progress);
     let place = (&*args.output, &*spool);
     let summary = pack_to_store(&args.checkpoint, place, settings, stop, progress)?;
     show(&summary, args, context)

@@ -21,8 +21,8 @@ pub(crate) use checkpoint::{Checkpoint, CheckpointShard, OpenOptions};
 pub use error::SourceError;
 pub use extra::Extra;
 pub(crate) use extra::is_weight_file;
-pub(crate) use place::is_store;
 pub(crate) use packs::{PackPlace, local_pack};
+pub(crate) use place::is_store;
 #[cfg(feature = "remote")]
 pub(crate) use remote::RemoteError;
 #[cfg(feature = "remote")]

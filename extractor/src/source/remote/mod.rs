@@ -11,8 +11,8 @@ mod fetch;
 mod file;
 mod hub;
 mod objects;
-mod upload;
 mod pack_files;
+mod upload;
 mod web_folder;
 
 use std::collections::BTreeMap;
@@ -33,8 +33,8 @@ pub(crate) use error::RemoteError;
 pub(crate) use fetch::{Fetching, fetch, list_of};
 pub(crate) use file::RemoteFile;
 use file::{Address, Identity};
-pub(crate) use upload::Uploads;
 pub(crate) use pack_files::RemotePack;
+pub(crate) use upload::Uploads;
 
 /// A file that is there.
 #[derive(Debug, Clone)]
