@@ -4,8 +4,9 @@ use super::Context;
 use super::args::{INPUT, Jobs, OUTPUT};
 use super::error::CliError;
 use crate::render::text;
-use crate::steps::Exit;
+use crate::source::local_pack;
 use crate::steps::sign::sign;
+use crate::steps::{Exit, StepError};
 use crate::work::Job;
 
 /// Sign a pack as OpenSSF's model signing does
@@ -45,10 +46,12 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let job = Job {
         threads: args.jobs.count(),
         stop: context.stop,
-        progress: &context.progress,
+        progress: context.progress,
     };
     let to = args.output.as_deref();
-    let summary = sign(&args.pack, &args.key, to, args.force, job)?;
+    let why = "a pack is signed where it lies, and nothing is written to a server";
+    let folder = local_pack(&args.pack, why).map_err(StepError::from)?;
+    let summary = sign(folder, &args.key, to, args.force, job)?;
     let place = args.pack.display().to_string();
     context
         .terminal

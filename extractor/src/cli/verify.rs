@@ -77,6 +77,9 @@ fn signature(args: &Args) -> Option<SignatureSettings> {
     })
 }
 
+/// Why no signature is checked of a pack on a server.
+const NO_SIGNATURE: &str = "signatures are checked of packs on this machine only";
+
 /// Why there is no receipt of a pack on a server.
 pub(super) const NO_RECEIPT: &str = "a receipt says by the times of files whether they are still those that were verified, and a server's are not known";
 
@@ -100,6 +103,9 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
         Some(path) => files_before(path, args.pack.local(NO_RECEIPT)?)?,
         None => Vec::new(),
     };
+    if settings.signature.is_some() {
+        args.pack.local(NO_SIGNATURE)?;
+    }
     let files = args.pack.find(context)?.files();
     let report = verify_at(files, &settings, context.stop, context.progress)?;
     // before the document: nothing follows that
