@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use segpack_formats::numeric::Dtype;
 use segpack_formats::safetensors::{self, ShardIndex};
 use serde_json::Value;
 
@@ -457,20 +458,14 @@ fn compare_expected(
     };
     let is_present =
         |name: &str| present.find(tensors, |t| &t.name, name).is_some() || unread.names(name);
-    let mut compare = |mut expected: Expected| {
-        if let Ok(Some(dtype)) = dtype {
-            expected.dtype = expected.dtype.stated(dtype);
-        }
-        match &quantization {
-            Ok(Some(quantization)) => {
-                let tensors = quantization.tensors_of(expected, &dtype_of, &stored);
-                tensors
-                    .iter()
-                    .for_each(|expected| compared.compare(expected));
-            }
-            _ => compared.compare(&expected),
-        }
+    let stated = dtype.as_ref().ok().copied().flatten();
+    let scheme = quantization.as_ref().ok().and_then(Option::as_ref);
+    let parts = |expected: Expected| match scheme {
+        Some(scheme) => scheme.tensors_of(expected, &dtype_of, &stored),
+        None => vec![expected],
     };
+    let mut compare =
+        |expected: Expected| compared.compare_all(parts(with_dtype(expected, stated)));
     let listed = family.for_each_expected(config, &is_present, &mut compare);
     listed.map_err(|e| vec![bad_config(&e)])?;
     // numbers that no tensor fixes
@@ -492,6 +487,14 @@ fn compare_expected(
             Err(found)
         }
     }
+}
+
+/// The same, now that the configuration says what its weights are.
+fn with_dtype(mut expected: Expected, stated: Option<Dtype>) -> Expected {
+    if let Some(dtype) = stated {
+        expected.dtype = expected.dtype.stated(dtype);
+    }
+    expected
 }
 
 fn bad_config(error: &families::ConfigError) -> Finding {
@@ -565,6 +568,12 @@ struct Compared<'a> {
 }
 
 impl Compared<'_> {
+    fn compare_all(&mut self, expected: Vec<Expected>) {
+        for e in &expected {
+            self.compare(e);
+        }
+    }
+
     fn compare(&mut self, e: &Expected) {
         self.has_dtypes |= !matches!(e.dtype, ExpectedDtype::Any | ExpectedDtype::AnyOrF32);
         let tensors = self.tensors;

@@ -462,21 +462,19 @@ mod tests {
         }
     }
 
+    fn key(component: Component, role: Role, layer: Option<u32>, expert: Option<u32>) -> String {
+        let of = Classification {
+            component,
+            role,
+            part: Part::Weight,
+            layer,
+            expert,
+        };
+        segment_key(of, "some.name").id
+    }
+
     #[test]
     fn segments_are_named_after_what_loads_them() {
-        let key = |component, role, layer, expert| {
-            segment_key(
-                Classification {
-                    component,
-                    role,
-                    part: Part::Weight,
-                    layer,
-                    expert,
-                },
-                "some.name",
-            )
-            .id
-        };
         assert_eq!(
             key(Component::ThinkerText, Role::ExpertDown, Some(5), Some(17)),
             "thinker.text.layers.5.experts.17"

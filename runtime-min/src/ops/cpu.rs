@@ -62,6 +62,25 @@ impl CpuOps {
         }
     }
 
+    /// Adds `factor * x` on the calling thread.
+    fn add_scaled_here(&self, to: &mut [f32], x: &[f32], factor: f32) {
+        self.kernels.run(kernels::AddScaled {
+            compute: self.compute,
+            to,
+            x,
+            factor,
+        });
+    }
+
+    /// Multiplies `up` by SiLU of `gate`, in place of `gate`, on the calling thread.
+    fn silu_mul_here(&self, gate: &mut [f32], up: &[f32]) {
+        self.kernels.run(kernels::SiluMul {
+            compute: self.compute,
+            gate,
+            up,
+        });
+    }
+
     /// Rotates heads in this precision.
     fn rope_in(&self, compute: Compute, x: &mut [f32], [cos, sin]: [&[f32]; 2], width: usize) {
         let half = width / 2;
@@ -324,18 +343,11 @@ impl Ops for CpuOps {
     }
 
     fn scatter_add(&self, y: &[f32], width: usize, tokens: &[(usize, f32)], out: &mut [f32]) {
-        let add = |to: &mut [f32], i: usize, factor: f32| {
-            let x = &y[i * width..(i + 1) * width];
-            self.kernels.run(kernels::AddScaled {
-                compute: self.compute,
-                to,
-                x,
-                factor,
-            });
-        };
+        let row = |i: usize| &y[i * width..(i + 1) * width];
         if tokens.len() * width <= TASK {
             for (i, (token, weight)) in tokens.iter().enumerate() {
-                add(&mut out[token * width..(token + 1) * width], i, *weight);
+                let to = &mut out[token * width..(token + 1) * width];
+                self.add_scaled_here(to, row(i), *weight);
             }
             return;
         }
@@ -354,52 +366,32 @@ impl Ops for CpuOps {
                 for i in mine {
                     let (token, weight) = tokens[*i];
                     let at = (token - first) * width;
-                    add(&mut out[at..at + width], *i, weight);
+                    self.add_scaled_here(&mut out[at..at + width], row(*i), weight);
                 }
             });
     }
 
     fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
-        let run = |(gate, up): (&mut [f32], &[f32])| {
-            self.kernels.run(kernels::SiluMul {
-                compute: self.compute,
-                gate,
-                up,
-            });
-        };
         if gate.len() <= TASK {
-            return run((gate, up));
+            return self.silu_mul_here(gate, up);
         }
         gate.par_chunks_mut(TASK)
             .zip(up.par_chunks(TASK))
-            .for_each(run);
+            .for_each(|(gate, up)| self.silu_mul_here(gate, up));
     }
 
     fn add_scaled(&self, to: &mut [f32], x: &[f32], factor: f32) {
-        let run = |(to, x): (&mut [f32], &[f32])| {
-            self.kernels.run(kernels::AddScaled {
-                compute: self.compute,
-                to,
-                x,
-                factor,
-            });
-        };
         if to.len() <= TASK {
-            return run((to, x));
+            return self.add_scaled_here(to, x, factor);
         }
         to.par_chunks_mut(TASK)
             .zip(x.par_chunks(TASK))
-            .for_each(run);
+            .for_each(|(to, x)| self.add_scaled_here(to, x, factor));
     }
 
     fn add(&self, to: &mut [f32], x: &[f32]) {
-        let run = |(to, x): (&mut [f32], &[f32])| {
-            self.kernels.run(kernels::Add {
-                compute: self.compute,
-                to,
-                x,
-            });
-        };
+        let compute = self.compute;
+        let run = |(to, x): (&mut [f32], &[f32])| self.kernels.run(kernels::Add { compute, to, x });
         if to.len() <= TASK {
             return run((to, x));
         }

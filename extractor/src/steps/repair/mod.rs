@@ -189,26 +189,36 @@ impl Repair<'_> {
         Ok(repaired)
     }
 
+    fn write_document(
+        &self,
+        output: &OutputFolder,
+        path: &str,
+        bytes: &[u8],
+    ) -> Result<RepairedFile, StepError> {
+        let damage = damage::why(self.folder, path);
+        output.write_small(path, |to| to.write_all(bytes))?;
+        Ok(RepairedFile {
+            path: path.to_owned(),
+            damage,
+            length: bytes.len() as u64,
+            segments: Vec::new(),
+        })
+    }
+
     /// The digest list and the manifest: those that are right are kept.
     fn write_documents(&self, output: &OutputFolder) -> Result<Vec<RepairedFile>, StepError> {
         let mut written = Vec::new();
-        let mut small = |path: &str, damage, bytes: &[u8]| {
-            let write = output.write_small(path, |to| to.write_all(bytes));
-            written.push(RepairedFile {
-                path: path.to_owned(),
-                damage,
-                length: bytes.len() as u64,
-                segments: Vec::new(),
-            });
-            write
+        let mut small = |path, bytes: &[u8]| {
+            written.push(self.write_document(output, path, bytes)?);
+            Ok::<_, StepError>(())
         };
         match self.sums {
-            Some(text) => small(SUMS, damage::why(self.folder, SUMS), text.as_bytes())?,
+            Some(text) => small(SUMS, text.as_bytes())?,
             None if self.trusted.manifest.options.sums => output.keep(self.folder, SUMS)?,
             None => {}
         }
         match &self.trusted.lost {
-            Some(json) => small(MANIFEST, damage::why(self.folder, MANIFEST), json)?,
+            Some(json) => small(MANIFEST, json)?,
             None => output.keep(self.folder, MANIFEST)?,
         }
         Ok(written)

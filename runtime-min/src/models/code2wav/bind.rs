@@ -120,6 +120,24 @@ impl<'a> VocoderWeights<'a> {
     }
 }
 
+impl Projection {
+    /// The weight of this name, and its bias where the model has biases.
+    fn find<'a>(
+        tensors: &mut EncoderTensors<'a>,
+        name: &str,
+        [rows, columns]: [usize; 2],
+        has_bias: bool,
+        group: &mut SegmentGroup<'a>,
+    ) -> Result<Self, RunError> {
+        let weight = tensors.take(&format!("{name}.weight"), &[rows, columns], group)?;
+        let bias = has_bias.then(|| tensors.take(&format!("{name}.bias"), &[rows], group));
+        Ok(Self {
+            weight,
+            bias: bias.transpose()?,
+        })
+    }
+}
+
 impl<'a> Layer<'a> {
     fn find(
         tensors: &mut EncoderTensors<'a>,
@@ -131,21 +149,9 @@ impl<'a> Layer<'a> {
         let (queries, keys) = (heads.query * heads.width, heads.key_value * heads.width);
         let hidden = spec.hidden;
         let name = |rest: &str| format!("pre_transformer.layers.{number}.{rest}");
-        let mut projection = |rest: &str, [rows, columns]: [usize; 2]| {
-            let weight = tensors.take(
-                &name(&format!("self_attn.{rest}.weight")),
-                &[rows, columns],
-                &mut group,
-            )?;
-            let bias = match spec.has_bias {
-                true => Some(tensors.take(
-                    &name(&format!("self_attn.{rest}.bias")),
-                    &[rows],
-                    &mut group,
-                )?),
-                false => None,
-            };
-            Ok::<_, RunError>(Projection { weight, bias })
+        let mut projection = |rest: &str, shape: [usize; 2]| {
+            let name = name(&format!("self_attn.{rest}"));
+            Projection::find(tensors, &name, shape, spec.has_bias, &mut group)
         };
         let q = projection("q_proj", [queries, hidden])?;
         let k = projection("k_proj", [keys, hidden])?;

@@ -586,7 +586,13 @@ impl VideoFile {
 /// The seconds between which the chat wants a video (`video_start`, `video_end`).
 #[cfg(feature = "video")]
 fn excerpt(part: &MediaPart) -> Result<[Option<f64>; 2], MediaError> {
-    let second = |key: &'static str| match part.options.get(key) {
+    Ok([second(part, "video_start")?, second(part, "video_end")?])
+}
+
+/// A number of seconds that the chat gives.
+#[cfg(feature = "video")]
+fn second(part: &MediaPart, key: &'static str) -> Result<Option<f64>, MediaError> {
+    match part.options.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(value) => match value.as_f64() {
             Some(second) => Ok(Some(second)),
@@ -595,8 +601,7 @@ fn excerpt(part: &MediaPart) -> Result<[Option<f64>; 2], MediaError> {
                 key,
             }),
         },
-    };
-    Ok([second("video_start")?, second("video_end")?])
+    }
 }
 
 /// Which frames of a video are taken: as the options say and, by the model card's recipe, the chat.
