@@ -1,8 +1,8 @@
 //! Lists of modules that a scheme leaves as they are.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
-use regex_lite::Regex;
+use regex::RegexSet;
 
 use crate::families::config::{ConfigError, Section};
 
@@ -14,54 +14,67 @@ const MAX_PATTERNS: usize = 256;
 /// `re:` comes a regular expression that the whole name begins with.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Modules {
-    exact: HashSet<String>,
+    /// By their number of words: of a module, only runs of as many words are looked up.
+    exact: BTreeMap<usize, HashSet<String>>,
     patterns: Vec<String>,
-    expressions: Vec<Regex>,
+    /// All of them, searched for at once.
+    expressions: RegexSet,
 }
 
 impl Modules {
     /// The modules that these lists of a configuration name together.
     pub(super) fn read(section: &Section<'_>, keys: &[&str]) -> Result<Self, ConfigError> {
         let mut modules = Self::default();
+        let mut expressions = Vec::new();
         for key in keys {
             for entry in section.texts(key)? {
                 if let Some(expression) = entry.strip_prefix("re:") {
-                    let compiled = Regex::new(&format!("^(?:{expression})"));
-                    let invalid = |_| section.invalid(key, "regular expressions after re:");
-                    modules.expressions.push(compiled.map_err(invalid)?);
+                    expressions.push(format!("^(?:{expression})"));
                 } else if entry.contains('*') {
                     modules.patterns.push(entry);
                 } else {
-                    modules.exact.insert(entry);
+                    let words = words_of(&entry);
+                    modules.exact.entry(words).or_default().insert(entry);
                 }
             }
-            if modules.patterns.len() + modules.expressions.len() > MAX_PATTERNS {
+            if modules.patterns.len() + expressions.len() > MAX_PATTERNS {
                 let wanted = format!("at most {MAX_PATTERNS} entries with * or re:");
                 return Err(section.invalid(key, &wanted));
             }
+            modules.expressions = RegexSet::new(&expressions)
+                .map_err(|_| section.invalid(key, "regular expressions after re:"))?;
         }
         Ok(modules)
     }
 
     /// Whether the list names this module.
     pub(super) fn name(&self, module: &str) -> bool {
-        let runs = || runs_of_words(module);
-        let matched = |pattern: &String| runs().any(|run| matches_words(pattern, run));
-        let is_listed = runs().any(|run| self.exact.contains(run));
-        is_listed
+        let is_listed = |(words, exact): (&usize, &HashSet<String>)| {
+            runs_of_words(module, *words).any(|run| exact.contains(run))
+        };
+        let matched = |pattern: &String| {
+            runs_of_words(module, words_of(pattern)).any(|run| matches_words(pattern, run))
+        };
+        self.exact.iter().any(is_listed)
             || self.patterns.iter().any(matched)
-            || self.expressions.iter().any(|e| e.is_match(module))
+            || self.expressions.is_match(module)
     }
 }
 
-/// All runs of whole dot-separated words of a name.
-fn runs_of_words(name: &str) -> impl Iterator<Item = &str> {
-    let dots = || name.match_indices('.').map(|(at, _)| at);
-    let starts = std::iter::once(0).chain(dots().map(|at| at + 1));
-    starts.flat_map(move |start| {
-        let ends = dots().chain([name.len()]).filter(move |end| *end >= start);
-        ends.map(move |end| &name[start..end])
-    })
+/// How many dot-separated words a name has.
+fn words_of(name: &str) -> usize {
+    name.matches('.').count() + 1
+}
+
+/// All runs of so many whole dot-separated words of a name.
+fn runs_of_words(name: &str, words: usize) -> impl Iterator<Item = &str> {
+    let starts = std::iter::once(0).chain(name.match_indices('.').map(|(dot, _)| dot + 1));
+    let ends = name
+        .match_indices('.')
+        .map(|(dot, _)| dot)
+        .chain([name.len()]);
+    let ends = ends.skip(words - 1);
+    starts.zip(ends).map(|(start, end)| &name[start..end])
 }
 
 fn matches_words(pattern: &str, words: &str) -> bool {
@@ -137,6 +150,23 @@ mod tests {
             "gate*e",
             "layers.*.gate",
         ] {
+            assert!(!names(entry, gate), "{entry}");
+        }
+    }
+
+    #[test]
+    fn expressions_begin_where_the_name_does() {
+        let gate = "model.layers.10.mlp.gate";
+        for entry in [
+            "re:model",
+            "re:.*gate$",
+            r"re:model\.layers\.\d+\.mlp",
+            r"re:(?i)MODEL\b",
+            "re:a|model",
+        ] {
+            assert!(names(entry, gate), "{entry}");
+        }
+        for entry in ["re:gate", "re:layers", "re:model$", "re:.*gate.weight"] {
             assert!(!names(entry, gate), "{entry}");
         }
     }
