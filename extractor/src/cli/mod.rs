@@ -24,6 +24,7 @@ mod pack;
 mod progress;
 mod repack;
 mod repair;
+mod report;
 #[cfg(feature = "run")]
 mod run;
 mod scan;
@@ -111,6 +112,7 @@ enum Command {
     Sign(sign::Args),
     Info(info::Args),
     Ls(ls::Args),
+    Report(report::Args),
     Diff(diff::Args),
     Cat(cat::Args),
     Unpack(unpack::Args),
@@ -249,6 +251,7 @@ fn dispatch(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Info(args) => info::run(&args, context),
         Command::Diff(args) => diff::run(&args, context),
         Command::Ls(args) => ls::run(&args, context),
+        Command::Report(args) => report::run(&args, context),
         Command::Cat(args) => cat::run(&args, context),
         Command::Unpack(args) => unpack::run(args, context),
         Command::Repack(args) => repack::run(&args, context),

@@ -1,5 +1,7 @@
-//! Documents as people read them: text for a terminal, pictures. Pure functions of the documents
+//! Documents as people read them: text for a terminal, pictures, a page for
+//! a browser. Pure functions of the documents
 //! in `segpack_manifests`; printing is the command line's business.
 
+pub(crate) mod html;
 pub(crate) mod svg;
 pub(crate) mod text;

@@ -20,6 +20,7 @@ pub mod pack;
 pub(crate) mod receipt;
 pub(crate) mod repack;
 pub(crate) mod repair;
+pub(crate) mod report;
 #[cfg(feature = "run")]
 pub mod run;
 pub mod scan;

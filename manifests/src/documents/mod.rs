@@ -55,6 +55,7 @@ documents! {
     ExpertParallelMap = "expert-parallel" 1 . 0,
     InfoReport = "info-report" 1 . 0,
     RepairReport = "repair-report" 1 . 0,
+    ReportData = "report-data" 1 . 0,
     UpdateReport = "update-report" 1 . 0,
     GraftReport = "graft-report" 1 . 0,
     ErrorReport = "error-report" 1 . 0,

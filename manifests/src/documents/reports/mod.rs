@@ -13,6 +13,7 @@ mod info;
 mod pack;
 mod receipt;
 mod repair;
+mod report;
 mod run;
 mod sign;
 mod speak;
@@ -44,6 +45,7 @@ pub use info::{InfoComponent, InfoReport, InfoVerified, SinceReceipt};
 pub use pack::{PackSummary, PackedFrom};
 pub use receipt::{ReceiptFile, VerifyReceipt};
 pub use repair::{RepairDamage, RepairReport, RepairedFile};
+pub use report::{ReportData, ReportDecoder, ReportGroup, ReportSubject, ReportValues};
 pub use run::{
     PromptMedia, RunCosts, RunEnd, RunPrompt, RunSummary, RunToken, ShownCandidate, ShownRank,
 };

@@ -1,0 +1,121 @@
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use segpack_formats::io::PendingFile;
+use segpack_manifests::documents::ReportData;
+use segpack_manifests::folder::OpenOptions;
+
+use super::Context;
+use super::args::{INPUT, Jobs, OUTPUT};
+use super::error::CliError;
+use crate::render::html;
+use crate::steps::contents::Contents;
+use crate::steps::report::{GivenReports, report};
+use crate::steps::{Exit, StepError};
+use crate::work::{Job, Progress};
+
+/// Write a page for the browser: what a pack or a checkpoint holds, and what is known of it
+///
+/// The page is one HTML file that loads nothing: treemap of components, layers and experts,
+/// compressibility, origin, audit, all tensors with search and filters. No weights are read, except
+/// those of checkpoints that are compared. Reports of other commands are shown too: verification
+/// and values, validation, use of experts.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  segpack report omni.segpack -o omni.html --open
+  segpack verify omni.segpack --values --json > verify.json
+  segpack report omni.segpack -o omni.html --verification verify.json
+  segpack report before.segpack after.segpack -o difference.html
+  segpack report ./Qwen3-Omni-30B-A3B-Instruct -o checkpoint.html")]
+pub(super) struct Args {
+    /// Pack folder or checkpoint
+    #[arg(value_name = "A")]
+    a: PathBuf,
+    /// Pack folder or checkpoint to compare it with
+    #[arg(value_name = "B")]
+    b: Option<PathBuf>,
+    /// Show what this report of `verify --json` says, and its values if there are any
+    #[arg(long, value_name = "FILE", help_heading = INPUT)]
+    verification: Option<PathBuf>,
+    /// Show what this report of `validate --json` says, layer by layer
+    #[arg(long, value_name = "FILE", help_heading = INPUT)]
+    validation: Option<PathBuf>,
+    /// Show which experts a run used: FILE.json of `run --experts-report`
+    #[arg(long, value_name = "FILE", help_heading = INPUT)]
+    experts: Option<PathBuf>,
+    #[command(flatten)]
+    jobs: Jobs,
+    /// HTML file to write; an existing one is replaced
+    #[arg(
+        long,
+        short,
+        value_name = "FILE",
+        required_unless_present = "json",
+        help_heading = OUTPUT
+    )]
+    output: Option<PathBuf>,
+    /// Show the page in the browser when it is written
+    #[arg(long, requires = "output", help_heading = OUTPUT)]
+    open: bool,
+    /// Print what the page shows as JSON (schemas/report-data.schema.json)
+    #[arg(long, help_heading = OUTPUT)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
+    // what cannot be written is better found before the work than after it
+    let output = args.output.as_deref().map(PendingFile::create);
+    let output = output.transpose().map_err(StepError::from)?;
+    let mut subjects = Vec::new();
+    for path in [Some(&args.a), args.b.as_ref()].into_iter().flatten() {
+        let contents = Contents::open(path, OpenOptions::new())?;
+        subjects.push((path.display().to_string(), contents));
+    }
+    let job = Job {
+        threads: args.jobs.count(),
+        stop: context.stop,
+        progress: &context.progress,
+    };
+    let given = GivenReports {
+        verification: args.verification.as_deref(),
+        validation: args.validation.as_deref(),
+        experts: args.experts.as_deref(),
+    };
+    let data = report(&subjects, &given, job)?;
+    if let Some(output) = output {
+        let page =
+            html::report(&data).map_err(|e| StepError::io("write", output.path())(e.into()))?;
+        let published = output.publish(|out| out.write_all(page.as_bytes()));
+        published.map_err(StepError::from)?;
+    }
+    if args.json {
+        let nothing = |_: &ReportData| String::new();
+        context.terminal.document(&data, true, nothing)?;
+    }
+    if args.open
+        && let Some(path) = &args.output
+    {
+        show(path, context);
+    }
+    Ok(Exit::Ok)
+}
+
+/// Asks the desktop for its browser; where there is none the page is written all the same.
+fn show(path: &std::path::Path, context: &Context) {
+    let program = if cfg!(target_os = "macos") {
+        "open"
+    } else {
+        "xdg-open"
+    };
+    let mut command = Command::new(program);
+    command
+        .arg(path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    if let Err(e) = command.spawn() {
+        let what = format!("cannot show {}: {program}: {e}", path.display());
+        context.progress.note(&what);
+    }
+}
