@@ -289,7 +289,7 @@ fn check_index(checkpoint: &Listed<'_>, tensors: &[InventoryTensor], findings: &
     for (name, file) in &index.weight_map {
         let holder = held.get(name.as_str()).copied();
         listed += usize::from(holder.is_some());
-        if opened.contains(file.as_str()) && holder != Some(file.as_str()) {
+        if opened.contains(&**file) && holder != Some(&**file) {
             findings.push(not_in_shard(name, file, holder));
         }
     }
@@ -303,10 +303,7 @@ fn check_index(checkpoint: &Listed<'_>, tensors: &[InventoryTensor], findings: &
             findings.push(finding.seen("the index does not name it"));
         }
     }
-    let all_opened = index
-        .weight_map
-        .values()
-        .all(|file| opened.contains(file.as_str()));
+    let all_opened = index.shards().iter().all(|file| opened.contains(file));
     if all_opened {
         findings.extend(wrong_total_size(tensors, index));
     }
@@ -544,7 +541,7 @@ impl<'a> Unread<'a> {
         };
         let opened = opened(checkpoint);
         let placed = index.weight_map.iter();
-        let unopened = placed.filter(|(_, file)| !opened.contains(file.as_str()));
+        let unopened = placed.filter(|(_, file)| !opened.contains(&***file));
         Self::Placed(unopened.map(|(name, _)| name.as_str()).collect())
     }
 

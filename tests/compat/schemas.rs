@@ -188,6 +188,8 @@ fn real_documents_are_valid() {
             &validator("verify-report"),
             &segpack!["verify", &part, "--json"].ok().json(),
         );
+        let page = segpack!["report", &out, "--json"].ok();
+        assert_valid(&validator("report-data"), &page.json());
         let back = out.with_extension("back");
         let report = segpack!["unpack", &out, "-o", &back, "--include", "*.json", "--json"].ok();
         assert_valid(&validator("unpack-summary"), &report.json());

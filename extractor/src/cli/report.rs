@@ -8,18 +8,22 @@ use segpack_manifests::folder::OpenOptions;
 use super::Context;
 use super::args::{INPUT, Jobs, OUTPUT};
 use super::error::CliError;
+use crate::render::cyclonedx::bill_of_materials;
 use crate::render::html;
 use crate::steps::contents::Contents;
-use crate::steps::report::{GivenReports, report};
+use crate::steps::report::{GivenReports, model_card, report};
 use crate::steps::{Exit, StepError};
 use crate::work::{Job, Progress};
 
-/// Write a page for the browser: what a pack or a checkpoint holds, and what is known of it
+/// Write a page for the browser, or a bill of materials: what a pack holds, and what is known of it
 ///
 /// The page is one HTML file that loads nothing: treemap of components, layers and experts,
 /// compressibility, origin, audit, all tensors with search and filters. No weights are read, except
 /// those of checkpoints that are compared. Reports of other commands are shown too: verification
 /// and values, validation, use of experts.
+///
+/// `--format cyclonedx` writes the pack's bill of materials instead (CycloneDX 1.6, JSON): the model
+/// with its licence and base model from the model card, every file with its SHA-256.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -27,7 +31,8 @@ Examples:
   segpack verify omni.segpack --values --json > verify.json
   segpack report omni.segpack -o omni.html --verification verify.json
   segpack report before.segpack after.segpack -o difference.html
-  segpack report ./Qwen3-Omni-30B-A3B-Instruct -o checkpoint.html")]
+  segpack report ./Qwen3-Omni-30B-A3B-Instruct -o checkpoint.html
+  segpack report omni.segpack --format cyclonedx -o bom.json")]
 pub(super) struct Args {
     /// Pack folder or checkpoint
     #[arg(value_name = "A")]
@@ -46,7 +51,10 @@ pub(super) struct Args {
     experts: Option<PathBuf>,
     #[command(flatten)]
     jobs: Jobs,
-    /// HTML file to write; an existing one is replaced
+    /// What to write
+    #[arg(long, value_enum, default_value_t = Format::Html, help_heading = OUTPUT)]
+    format: Format,
+    /// File to write; an existing one is replaced
     #[arg(
         long,
         short,
@@ -63,7 +71,19 @@ pub(super) struct Args {
     json: bool,
 }
 
+/// What `report` writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// A page for the browser
+    Html,
+    /// A bill of materials
+    Cyclonedx,
+}
+
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
+    if args.format == Format::Cyclonedx {
+        return write_bill(args);
+    }
     // what cannot be written is better found before the work than after it
     let output = args.output.as_deref().map(PendingFile::create);
     let output = output.transpose().map_err(StepError::from)?;
@@ -98,6 +118,27 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     {
         show(path, context);
     }
+    Ok(Exit::Ok)
+}
+
+/// The bill of materials of a pack.
+fn write_bill(args: &Args) -> Result<Exit, CliError> {
+    let others = [&args.b, &args.verification, &args.validation, &args.experts];
+    let is_alone = !args.json && !args.open && others.iter().all(|given| given.is_none());
+    let output = args.output.as_ref().filter(|_| is_alone);
+    let output = output.ok_or(CliError::Output {
+        option: "format",
+        why: "cyclonedx is of one pack: only -o FILE goes with it",
+    })?;
+    let output = PendingFile::create(output).map_err(StepError::from)?;
+    let pack = OpenOptions::new().open(&args.a)?;
+    let card = model_card(&pack)?;
+    let bill = bill_of_materials(pack.manifest(), pack.manifest_sha256(), &card);
+    let published = output.publish(|out| {
+        serde_json::to_writer_pretty(&mut *out, &bill)?;
+        out.write_all(b"\n")
+    });
+    published.map_err(StepError::from)?;
     Ok(Exit::Ok)
 }
 

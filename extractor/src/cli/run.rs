@@ -23,7 +23,7 @@ use crate::steps::run::{RunEvent, RunOptions, print_prompt, run};
 use crate::steps::{Exit, StepError, experts_report};
 use crate::work::Progress;
 
-/// Generate text with the model in a pack (text thinker)
+/// Generate text and speech with the model in a pack
 ///
 /// Weights are read on first use, experts through a cache. Text goes to standard output, statistics
 /// to standard error.

@@ -550,7 +550,7 @@ impl Checkpoint {
     /// The shards that the index names; without one, the only weight file.
     fn choose_shards(&mut self, weights: &[&String]) -> BTreeSet<String> {
         if let Some(index) = &self.index {
-            return index.weight_map.values().cloned().collect();
+            return index.shards().into_iter().map(str::to_owned).collect();
         }
         let safetensors: Vec<&String> = weights
             .iter()

@@ -131,10 +131,15 @@ pub fn shard_index(data: &[u8]) -> bool {
     let Ok(index) = ShardIndex::parse(data) else {
         return false;
     };
-    for file in index.weight_map.values() {
+    for file in index.shards() {
         check_path(file);
     }
-    let mut again = serde_json::json!({ "weight_map": index.weight_map });
+    let placed = index
+        .weight_map
+        .iter()
+        .map(|(name, file)| (name.clone(), (&**file).into()));
+    let placed: serde_json::Map<String, serde_json::Value> = placed.collect();
+    let mut again = serde_json::json!({ "weight_map": placed });
     if let Some(total) = index.total_size {
         again["metadata"] = serde_json::json!({ "total_size": total });
     }

@@ -1,7 +1,8 @@
 //! `model.safetensors.index.json`: which shard holds which tensor.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
+use std::sync::Arc;
 
 use serde::Deserialize;
 
@@ -13,8 +14,8 @@ use crate::strict_json::UniqueEntries;
 pub struct ShardIndex {
     /// `metadata.total_size`, bytes of all tensors, where it is given.
     pub total_size: Option<u64>,
-    /// Shard file (relative path) of every tensor.
-    pub weight_map: BTreeMap<String, String>,
+    /// Shard file (relative path) of every tensor; the tensors of a shard share its path.
+    pub weight_map: BTreeMap<String, Arc<str>>,
 }
 
 #[derive(Deserialize)]
@@ -41,18 +42,38 @@ impl ShardIndex {
             .and_then(|m| m.total_size)
             .map(|n| whole(&n))
             .transpose()?;
-        for (tensor, file) in &raw.weight_map.0 {
-            check_relative_path(file).map_err(|why| {
+        let mut shards = BTreeSet::new();
+        let places = raw.weight_map.0.into_iter();
+        let placed = places.map(|(tensor, file)| {
+            let shard = shared(&mut shards, &file).map_err(|why| {
                 HeaderError::Rule(format!(
                     "weight_map: tensor {tensor:?} is in {file:?}: {why}"
                 ))
             })?;
-        }
+            Ok((tensor, shard))
+        });
+        let placed: Result<Vec<(String, Arc<str>)>, HeaderError> = placed.collect();
         Ok(Self {
             total_size,
-            weight_map: raw.weight_map.0.into_iter().collect(),
+            weight_map: placed?.into_iter().collect(),
         })
     }
+
+    /// The shards that it names.
+    pub fn shards(&self) -> BTreeSet<&str> {
+        self.weight_map.values().map(|file| &**file).collect()
+    }
+}
+
+/// The one copy of a path that is kept, checked.
+fn shared(shards: &mut BTreeSet<Arc<str>>, file: &str) -> Result<Arc<str>, &'static str> {
+    if let Some(known) = shards.get(file) {
+        return Ok(Arc::clone(known));
+    }
+    check_relative_path(file)?;
+    let shard: Arc<str> = file.into();
+    shards.insert(Arc::clone(&shard));
+    Ok(shard)
 }
 
 /// Some writers give the size as a float (`1.2e10`); it is taken while it is exact.
@@ -113,7 +134,8 @@ mod tests {
         )
         .unwrap();
         assert_eq!(index.total_size, Some(12));
-        assert_eq!(index.weight_map["a"], "x/1.safetensors");
+        assert_eq!(&*index.weight_map["a"], "x/1.safetensors");
+        assert_eq!(index.shards().len(), 2);
         assert_eq!(
             ShardIndex::parse(br#"{"weight_map":{}}"#)
                 .unwrap()

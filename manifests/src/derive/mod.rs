@@ -168,10 +168,9 @@ fn missing_shards(kept: &Kept) -> Vec<Finding> {
             .wanted("model.safetensors.index.json");
         return several.then_some(finding).into_iter().collect();
     };
-    let named: BTreeSet<&String> = index.weight_map.values().collect();
-    let is_there = |file: &&String| kept.shards.iter().any(|shard| shard.path == **file);
-    let missing = named.into_iter().filter(|file| !is_there(file));
-    missing.map(|file| not_listed(file)).collect()
+    let is_there = |file: &&str| kept.shards.iter().any(|shard| shard.path == **file);
+    let missing = index.shards().into_iter().filter(|file| !is_there(file));
+    missing.map(not_listed).collect()
 }
 
 fn not_listed(shard: &str) -> Finding {

@@ -47,6 +47,7 @@ fn every_command_explains_itself() {
         "verify",
         "sign",
         "info",
+        "report",
         "diff",
         "ls",
         "cat",

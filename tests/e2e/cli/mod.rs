@@ -3,3 +3,4 @@
 mod diff;
 mod help;
 mod living;
+mod report;

@@ -26,7 +26,7 @@ function fill(element, attributes, children) {
     else if (value === true) element.setAttribute(key, "");
     else if (value !== false && value != null) element.setAttribute(key, value);
   }
-  element.append(...children.flat().filter((child) => child != null));
+  element.append(...children.flat(Infinity).filter((child) => child != null));
   return element;
 }
 
@@ -148,8 +148,8 @@ function lines(series) {
   return (x, y) => series.map((s, n) => {
     const points = s.points.filter(([, v]) => v != null);
     const path = points.map(([a, b], i) => (i ? "L" : "M") + x(a).toFixed(1) + " " + y(b).toFixed(1)).join("");
-    const colour = CATEGORIES[n % 7];
-    const dash = DASHES[Math.floor(n / 7) % DASHES.length] || s.dash;
+    const colour = CATEGORIES[n % CATEGORIES.length];
+    const dash = DASHES[Math.floor(n / CATEGORIES.length) % DASHES.length] || s.dash;
     const dots = points.map(([a, b]) => draw("circle", { cx: x(a), cy: y(b), r: 2.5, fill: colour }));
     return [draw("path", { d: path, fill: "none", stroke: colour, "stroke-width": 2, "stroke-dasharray": dash }), dots];
   }).flat(2);
@@ -157,7 +157,7 @@ function lines(series) {
 
 function legend(names) {
   return make("div", { class: "legend" }, names.map((name, n) =>
-    make("span", {}, make("span", { class: "swatch", style: "background:" + CATEGORIES[n % 7], "aria-hidden": "true" }), name)));
+    make("span", {}, make("span", { class: "swatch", style: "background:" + CATEGORIES[n % CATEGORIES.length], "aria-hidden": "true" }), name)));
 }
 
 function shade(share) {
@@ -292,8 +292,9 @@ function tree(subject) {
       stored = counted.has(segment) ? 0 : subject.segments[segment][1];
       counted.add(segment);
     }
+    const kinds = [g.component, g.component, expert == null ? words(g.unit) : "experts"];
     const chain = path.reduce((nodes, label) => [...nodes, child(nodes[nodes.length - 1], label)], [root]);
-    for (const node of chain) { node.raw += g.bytes; node.stored += stored; }
+    chain.forEach((node, depth) => { node.raw += g.bytes; node.stored += stored; node.kind = kinds[depth - 1]; });
   });
   return root;
 }
@@ -343,9 +344,8 @@ function treemap(subject) {
 
   const kinds = new Map();
   const kindOf = (node) => {
-    const label = node.label.replace(/ \d+$/, "");
-    if (!kinds.has(label)) kinds.set(label, kinds.size);
-    return label;
+    if (!kinds.has(node.kind)) kinds.set(node.kind, kinds.size);
+    return kinds.get(node.kind);
   };
   const ratio = (node) => node.stored / (node.raw || 1);
   const bounds = () => {
@@ -357,7 +357,7 @@ function treemap(subject) {
   };
   const [low, high] = bounds();
   const colour = (node) => (colourBy.value === "ratio"
-    ? shade((ratio(node) - low) / (high - low || 1)) : CATEGORIES[[...kinds.keys()].indexOf(kindOf(node)) % CATEGORIES.length]);
+    ? shade((ratio(node) - low) / (high - low || 1)) : CATEGORIES[kindOf(node) % CATEGORIES.length]);
   const sentence = (node) => `${node.label}: ${bytes(node.raw)}, ${percent(node.raw / root.raw)} of the whole` +
     (packed ? `; ${bytes(node.stored)} in the pack (${percent(ratio(node))})` : "");
 
@@ -403,7 +403,7 @@ function treemap(subject) {
     if (packed) columns.push(number("In the pack"), number("Ratio"));
     alternative.replaceChildren(asTable(title, columns, children.map((n) => [n.label, bytes(n.raw), percent(n.raw / shown.raw),
       ...(packed ? [bytes(n.stored), percent(ratio(n))] : [])])));
-    keyHolder.replaceChildren(colourBy.value === "ratio" ? key(percent(low), percent(high)) : legend([...kinds.keys()].slice(0, 7)));
+    keyHolder.replaceChildren(colourBy.value === "ratio" ? key(percent(low), percent(high)) : legend([...kinds.keys()].slice(0, 8)));
     if (focus && cells[0]) cells[0].focus();
   }
   const path = (node) => (node.parent ? [...path(node.parent), node.label] : [node.label]);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use segpack_formats::safetensors::{ShardIndex, check_relative_path};
+use segpack_formats::safetensors::ShardIndex;
 use segpack_manifests::documents::Provenance;
 use segpack_manifests::folder::max_source_bytes;
 
@@ -59,12 +59,9 @@ pub(super) fn list(url: &str) -> Result<Listing, RemoteError> {
         Ok(json) => {
             let index = ShardIndex::parse(&json);
             // what is wrong with it, the checkpoint says
-            let named = index.map(|index| index.weight_map).unwrap_or_default();
-            let mut shards: Vec<String> = named.into_values().collect();
-            shards.sort_unstable();
-            shards.dedup();
+            let shards = index.as_ref().map(ShardIndex::shards).unwrap_or_default();
             add(&client, url, INDEX, &mut files)?;
-            for shard in shards.iter().filter(|s| check_relative_path(s).is_ok()) {
+            for shard in shards {
                 add(&client, url, shard, &mut files)?;
             }
         }

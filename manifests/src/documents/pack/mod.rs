@@ -1,5 +1,6 @@
 //! Documents that outlive a command: what a checkpoint holds, how it is packed, what a pack holds.
 
+mod card;
 mod finding;
 mod inventory;
 mod manifest;
@@ -7,6 +8,7 @@ mod part;
 mod plan;
 mod version;
 
+pub use card::{ModelCard, Words};
 pub use finding::{Completeness, Finding, FindingKind, Severity};
 pub use inventory::{
     ClassCount, Inventory, InventoryCounts, InventoryTensor, LeftOut, MatchedBy, Provenance,

@@ -1,5 +1,7 @@
 //! `report`: everything that is known of one or two packs or checkpoints, as one document.
 
+mod card;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
@@ -15,6 +17,8 @@ use segpack_manifests::documents::{
 use segpack_manifests::families::{Family, FamilyName};
 use segpack_manifests::names::Component;
 use serde::de::DeserializeOwned;
+
+pub(crate) use card::model_card;
 
 use super::StepError;
 use super::contents::{Contents, Tensor};
