@@ -2,8 +2,9 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use segpack_formats::io::PendingFile;
+use segpack_manifests::PackError;
 use segpack_manifests::documents::ReportData;
-use segpack_manifests::folder::OpenOptions;
+use segpack_manifests::folder::{NotAPack, OpenOptions};
 
 use super::Context;
 use super::args::{INPUT, Jobs, OUTPUT};
@@ -82,20 +83,20 @@ enum Format {
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     if args.format == Format::Cyclonedx {
-        return write_bill(args);
+        return write_bill(args, context);
     }
     // what cannot be written is better found before the work than after it
     let output = args.output.as_deref().map(PendingFile::create);
     let output = output.transpose().map_err(StepError::from)?;
     let mut subjects = Vec::new();
     for path in [Some(&args.a), args.b.as_ref()].into_iter().flatten() {
-        let contents = Contents::open(path, OpenOptions::new())?;
+        let contents = Contents::open(path, OpenOptions::new(), context.job())?;
         subjects.push((path.display().to_string(), contents));
     }
     let job = Job {
         threads: args.jobs.count(),
         stop: context.stop,
-        progress: &context.progress,
+        progress: context.progress,
     };
     let given = GivenReports {
         verification: args.verification.as_deref(),
@@ -122,7 +123,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
 }
 
 /// The bill of materials of a pack.
-fn write_bill(args: &Args) -> Result<Exit, CliError> {
+fn write_bill(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let others = [&args.b, &args.verification, &args.validation, &args.experts];
     let is_alone = !args.json && !args.open && others.iter().all(|given| given.is_none());
     let output = args.output.as_ref().filter(|_| is_alone);
@@ -131,8 +132,12 @@ fn write_bill(args: &Args) -> Result<Exit, CliError> {
         why: "cyclonedx is of one pack: only -o FILE goes with it",
     })?;
     let output = PendingFile::create(output).map_err(StepError::from)?;
-    let pack = OpenOptions::new().open(&args.a)?;
-    let card = model_card(&pack)?;
+    let contents = Contents::open(&args.a, OpenOptions::new(), context.job())?;
+    let pack = contents.pack().ok_or_else(|| PackError::NotAPack {
+        folder: args.a.clone(),
+        why: NotAPack::Checkpoint,
+    })?;
+    let card = model_card(pack)?;
     let bill = bill_of_materials(pack.manifest(), pack.manifest_sha256(), &card);
     let published = output.publish(|out| {
         serde_json::to_writer_pretty(&mut *out, &bill)?;

@@ -240,6 +240,8 @@ fn a_bill_of_materials_has_every_file_and_what_the_model_card_says() {
         "-o",
         at("no.json")
     ];
-    run.exits(2)
-        .says(&["--format cyclonedx is of one pack", "only -o FILE goes with it"]);
+    run.exits(2).says(&[
+        "--format cyclonedx is of one pack",
+        "only -o FILE goes with it",
+    ]);
 }
