@@ -10,9 +10,9 @@ use segpack_manifests::documents::schema::schema_of;
 use segpack_manifests::documents::{
     BenchReport, DemoReport, DevicesReport, DiffReport, Document, ErrorReport, ExpertParallelMap,
     ExpertsReport, ExportSummary, GpuBenchReport, GraftReport, InfoReport, Inventory, Manifest,
-    PackSummary, PartManifest, Plan, RepairReport, RunPrompt, RunSummary, RunToken, SignSummary,
-    SpeakSummary, UnpackSummary, UpdateReport, ValidateReport, VerifyReceipt, VerifyReport,
-    VocodeSummary,
+    PackSummary, PartManifest, Plan, RepairReport, ReportData, RunPrompt, RunSummary, RunToken,
+    SignSummary, SpeakSummary, UnpackSummary, UpdateReport, ValidateReport, VerifyReceipt,
+    VerifyReport, VocodeSummary,
 };
 use serde_json::{Value, json};
 
@@ -21,7 +21,7 @@ use crate::support::damage::{flip, manifest};
 use crate::support::folders::temp;
 use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full};
 
-fn schemas() -> [(&'static str, Schema); 28] {
+fn schemas() -> [(&'static str, Schema); 29] {
     [
         schema::<Inventory>(),
         schema::<Plan>(),
@@ -45,6 +45,7 @@ fn schemas() -> [(&'static str, Schema); 28] {
         schema::<RepairReport>(),
         schema::<UpdateReport>(),
         schema::<GraftReport>(),
+        schema::<ReportData>(),
         schema::<ErrorReport>(),
         schema::<DiffReport>(),
         schema::<VerifyReceipt>(),

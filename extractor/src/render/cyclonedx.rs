@@ -76,11 +76,10 @@ fn hashes(digest: Sha256) -> Value {
 fn licenses(card: &ModelCard) -> Vec<Value> {
     let one = |license: &String| {
         let mut known = Map::new();
-        match spdx::imprecise_license_id(license) {
-            Some((id, length)) if length == license.len() => {
-                known.insert("id".to_owned(), json!(id.name))
-            }
-            _ => {
+        let is_it = |l: &&spdx::License| l.name.eq_ignore_ascii_case(license);
+        match spdx::identifiers::LICENSES.iter().find(is_it) {
+            Some(listed) => known.insert("id".to_owned(), json!(listed.name)),
+            None => {
                 let name = card.license_name.as_ref().filter(|_| license == "other");
                 known.insert("name".to_owned(), json!(name.unwrap_or(license)))
             }

@@ -16,6 +16,7 @@ mod files;
 mod room;
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -37,6 +38,8 @@ use crate::work::{Job, lock};
 
 /// The file that makes a folder a cache (<https://bford.info/cachedir/>).
 const TAG: &str = "CACHEDIR.TAG";
+/// What it is called while it is written, before the number of the process.
+const NEW_TAG: &str = ".CACHEDIR.TAG.";
 /// What it says.
 const TAG_TEXT: &str = "Signature: 8a477f597d28d172789f06886806bc55\n\
 # Segments of packs on servers, kept by segpack. Everything here can be deleted.\n";
@@ -94,13 +97,13 @@ impl SegmentCache {
     ) -> std::result::Result<Self, SegmentCacheError> {
         fs::create_dir_all(folder).map_err(FormatError::io("create", folder))?;
         if !is_tagged(folder)? {
-            let mut entries = fs::read_dir(folder).map_err(FormatError::io("list", folder))?;
-            if entries.next().is_some() {
+            if is_empty(folder)? {
+                tag(folder)?;
+            } else if !is_tagged(folder)? {
+                // nor has another process made it one since
                 let folder = folder.to_owned();
                 return Err(SegmentCacheError::NotACache { folder });
             }
-            let tag = create_beneath(folder, TAG)?.write_all(TAG_TEXT.as_bytes());
-            tag.map_err(FormatError::io("write", folder.join(TAG)))?;
         }
         Ok(Self {
             folder: folder.to_owned(),
@@ -258,6 +261,28 @@ fn is_tagged(folder: &Path) -> Result<bool> {
             Ok(tag.read_range(0..length)? == TAG_TEXT.as_bytes())
         }
     }
+}
+
+/// Whether a folder holds nothing, but for tags that other processes are writing.
+fn is_empty(folder: &Path) -> Result<bool> {
+    let list = FormatError::io("list", folder);
+    let names = fs::read_dir(folder).and_then(|entries| {
+        let names = entries.map(|entry| entry.map(|e| e.file_name()));
+        names.collect::<std::io::Result<Vec<_>>>()
+    });
+    let is_new_tag = |name: &OsString| name.to_string_lossy().starts_with(NEW_TAG);
+    names
+        .map_err(list)
+        .map(|names| names.iter().all(is_new_tag))
+}
+
+/// Makes an empty folder a cache. The tag appears whole: another process may look for it.
+fn tag(folder: &Path) -> Result<()> {
+    let new = format!("{NEW_TAG}{}", std::process::id());
+    let written = create_beneath(folder, &new)?.write_all(TAG_TEXT.as_bytes());
+    written.map_err(FormatError::io("write", folder.join(&new)))?;
+    let renamed = fs::rename(folder.join(&new), folder.join(TAG));
+    renamed.map_err(FormatError::io("rename", folder.join(&new)))
 }
 
 /// Waits for the lock of a file, which is released when the file is closed.
