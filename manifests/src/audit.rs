@@ -466,7 +466,7 @@ fn compare_expected(
         None => vec![expected],
     };
     let mut compare =
-        |expected: Expected| compared.compare_all(parts(with_dtype(expected, stated)));
+        |expected: Expected| compared.compare_all(&parts(with_dtype(expected, stated)));
     let listed = family.for_each_expected(config, &is_present, &mut compare);
     listed.map_err(|e| vec![bad_config(&e)])?;
     // numbers that no tensor fixes
@@ -569,8 +569,8 @@ struct Compared<'a> {
 }
 
 impl Compared<'_> {
-    fn compare_all(&mut self, expected: Vec<Expected>) {
-        for e in &expected {
+    fn compare_all(&mut self, expected: &[Expected]) {
+        for e in expected {
             self.compare(e);
         }
     }

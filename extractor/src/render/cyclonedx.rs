@@ -109,20 +109,20 @@ fn model_card(manifest: &Manifest, card: &ModelCard) -> Value {
     json!({ "modelParameters": parameters })
 }
 
-fn property(name: &str, value: impl ToString) -> Value {
+fn property(name: &str, value: &dyn ToString) -> Value {
     json!({ "name": format!("segpack:{name}"), "value": value.to_string() })
 }
 
 fn properties(manifest: &Manifest) -> Vec<Value> {
     let counts = &manifest.counts;
     vec![
-        property("manifest_version", manifest.format_version),
+        property("manifest_version", &manifest.format_version),
         property("written_by", &manifest.generator),
-        property("codec", manifest.options.codec),
-        property("packs", manifest.packs.len()),
-        property("tensors", counts.tensors),
-        property("parameters", counts.parameters),
-        property("tensor_bytes", counts.tensor_bytes),
+        property("codec", &manifest.options.codec),
+        property("packs", &manifest.packs.len()),
+        property("tensors", &counts.tensors),
+        property("parameters", &counts.parameters),
+        property("tensor_bytes", &counts.tensor_bytes),
     ]
 }
 
@@ -134,8 +134,8 @@ fn tool() -> Value {
 fn files(manifest: &Manifest) -> Vec<Value> {
     let packs = manifest.packs.iter().map(|pack| {
         let properties = [
-            property("component", pack.component),
-            property("length", pack.length),
+            property("component", &pack.component),
+            property("length", &pack.length),
         ];
         file(&pack.path, pack.sha256, &properties)
     });
@@ -144,7 +144,7 @@ fn files(manifest: &Manifest) -> Vec<Value> {
         let digest = source.sha256?;
         let properties = [
             property("restores", &source.path),
-            property("length", source.length),
+            property("length", &source.length),
         ];
         Some(file(
             &format!("checkpoint:{}", source.path),

@@ -101,7 +101,7 @@ impl PackFiles for LocalFiles {
 
     fn open_direct(&self, path: &str) -> Result<AlignedFile> {
         let file = DirectFile::open_beneath(&self.folder, path)?;
-        Ok(AlignedFile::Local(file))
+        Ok(AlignedFile::Local(Box::new(file)))
     }
 }
 
@@ -109,7 +109,7 @@ impl PackFiles for LocalFiles {
 #[derive(Debug)]
 pub enum AlignedFile {
     /// A file of this machine, read past the page cache where that is possible.
-    Local(DirectFile),
+    Local(Box<DirectFile>),
     /// Any other.
     Elsewhere(Arc<dyn ReadAt>),
 }

@@ -129,6 +129,9 @@ fn a_signed_pack_is_verified_with_every_kind_of_key_and_is_no_finding() {
     segpack!["verify", &moved, "--signature"].exits(2);
 }
 
+/// A change of a statement.
+type Change<'c> = &'c dyn Fn(&mut Value);
+
 #[test]
 fn what_was_changed_after_it_was_signed_is_found() {
     let folder = temp();
@@ -167,7 +170,7 @@ fn what_was_changed_after_it_was_signed_is_found() {
     // a signature that was changed
     pack_into(tiny_text().as_path(), &pack, &[]);
     let bundle: Value = serde_json::from_slice(&signed).unwrap();
-    let changes: [(&dyn Fn(&mut Value), &str); 5] = [
+    let changes: [(Change<'_>, &str); 5] = [
         (&|b| b["mediaType"] = json!("x"), "media type"),
         (
             &|b| b["dsseEnvelope"]["payloadType"] = json!("x"),

@@ -198,7 +198,7 @@ impl ReadAt for CachedFile {
             let (now, rest) = to.split_at_mut(length);
             match part {
                 Part::Segment(start, key) => {
-                    self.read_segment((start, key), now, offset - start)?
+                    self.read_segment((start, key), now, offset - start)?;
                 }
                 Part::Between(_) => self.file.file().read_at(now, offset)?,
             }

@@ -1,7 +1,7 @@
 //! Room in a cache of segments: what was not used for longest goes.
 
 use std::fs::TryLockError;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::SystemTime;
 
 use segpack_formats::Result;
@@ -53,7 +53,7 @@ impl SegmentCache {
             if !metadata.is_file() {
                 return None;
             }
-            let path = below(entry.path().strip_prefix(&self.folder).ok()?.into());
+            let path = below(entry.path().strip_prefix(&self.folder).ok()?);
             let key = Key::of_path(&path);
             if key.is_none() && (!path.starts_with(PARTIAL) || self.is_left_behind(&path)) {
                 return None;
@@ -81,7 +81,7 @@ impl SegmentCache {
 }
 
 /// A path with `/` between its parts.
-fn below(path: PathBuf) -> String {
+fn below(path: &Path) -> String {
     let parts: Vec<_> = path.iter().map(|part| part.to_string_lossy()).collect();
     parts.join("/")
 }

@@ -121,7 +121,7 @@ pub(super) fn drive_rate(
     }
     let pieces: Vec<(&DirectFile, u64)> = files
         .iter()
-        .flat_map(|(file, length)| (0..length / READ_BYTES).map(move |i| (file, i * READ_BYTES)))
+        .flat_map(|(file, length)| (0..length / READ_BYTES).map(move |i| (&**file, i * READ_BYTES)))
         .take(usize::try_from(most / READ_BYTES).unwrap_or(1024))
         .collect();
     let mut blocks = Vec::new();
