@@ -138,7 +138,7 @@ fn write_bill(args: &Args, context: &Context) -> Result<Exit, CliError> {
         why: NotAPack::Checkpoint,
     })?;
     let card = model_card(pack)?;
-    let bill = bill_of_materials(pack.manifest(), pack.manifest_sha256(), &card);
+    let bill = bill_of_materials(pack.manifest(), &pack.manifest_sha256().to_string(), &card);
     let published = output.publish(|out| {
         serde_json::to_writer_pretty(&mut *out, &bill)?;
         out.write_all(b"\n")

@@ -2,12 +2,13 @@
 //! (<https://cyclonedx.org/docs/1.6/json/>). It holds no times and no random numbers: of one pack,
 //! it is always the same bytes.
 
-use segpack_formats::digest::Sha256;
+use std::fmt::Display;
+
 use segpack_manifests::documents::{Manifest, ModelCard, Provenance};
 use serde_json::{Map, Value, json};
 
 /// The bill of materials of the pack whose manifest this is.
-pub(crate) fn bill_of_materials(manifest: &Manifest, identity: Sha256, card: &ModelCard) -> Value {
+pub(crate) fn bill_of_materials(manifest: &Manifest, identity: &str, card: &ModelCard) -> Value {
     let mut model = Map::new();
     model.insert("type".to_owned(), json!("machine-learning-model"));
     model.insert("bom-ref".to_owned(), json!(MODEL));
@@ -15,7 +16,7 @@ pub(crate) fn bill_of_materials(manifest: &Manifest, identity: Sha256, card: &Mo
     if let Some(revision) = origin(manifest).and_then(|o| o.revision.as_ref()) {
         model.insert("version".to_owned(), json!(revision));
     }
-    model.insert("hashes".to_owned(), hashes(identity));
+    model.insert("hashes".to_owned(), hashes(&identity));
     let licenses = licenses(card);
     if !licenses.is_empty() {
         model.insert("licenses".to_owned(), Value::Array(licenses));
@@ -68,7 +69,7 @@ fn url(origin: &Provenance) -> Option<String> {
     ))
 }
 
-fn hashes(digest: Sha256) -> Value {
+fn hashes(digest: &dyn Display) -> Value {
     json!([{ "alg": "SHA-256", "content": digest.to_string() }])
 }
 
@@ -137,7 +138,7 @@ fn files(manifest: &Manifest) -> Vec<Value> {
             property("component", &pack.component),
             property("length", &pack.length),
         ];
-        file(&pack.path, pack.sha256, &properties)
+        file(&pack.path, &pack.sha256, &properties)
     });
     let sources = manifest.source_files.iter().filter_map(|source| {
         // of shards that were not digested nothing vouches for the whole
@@ -148,14 +149,14 @@ fn files(manifest: &Manifest) -> Vec<Value> {
         ];
         Some(file(
             &format!("checkpoint:{}", source.path),
-            digest,
+            &digest,
             &properties,
         ))
     });
     packs.chain(sources).collect()
 }
 
-fn file(name: &str, digest: Sha256, properties: &[Value]) -> Value {
+fn file(name: &str, digest: &dyn Display, properties: &[Value]) -> Value {
     json!({
         "type": "file",
         "bom-ref": name,
@@ -165,19 +166,20 @@ fn file(name: &str, digest: Sha256, properties: &[Value]) -> Value {
     })
 }
 
-/// A UUID of version 8 (RFC 9562): the first 122 free bits are those of the digest.
-fn uuid(digest: Sha256) -> String {
-    let mut bytes = [0; 16];
-    bytes.copy_from_slice(&digest.0[..16]);
-    bytes[6] = (bytes[6] & 0x0f) | 0x80;
-    bytes[8] = (bytes[8] & 0x3f) | 0x80;
-    let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
-    let [a, b, c, d, e] = [
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..],
-    ];
-    format!("{a}-{b}-{c}-{d}-{e}")
+/// A UUID of version 8 (RFC 9562) of the first digits of a digest, with 122 bits of it.
+fn uuid(digest: &str) -> String {
+    let digits = digest.chars().take(32).enumerate();
+    let of = |(place, digit): (usize, char)| match (place, digit) {
+        (12, _) => '8',
+        (16, '0' | '4' | '8' | 'c') => '8',
+        (16, '1' | '5' | '9' | 'd') => '9',
+        (16, '2' | '6' | 'a' | 'e') => 'a',
+        (16, _) => 'b',
+        (_, digit) => digit,
+    };
+    let mut uuid: String = digits.map(of).collect();
+    for place in [20, 16, 12, 8] {
+        uuid.insert(place.min(uuid.len()), '-');
+    }
+    uuid
 }

@@ -10,6 +10,7 @@ mod error;
 mod fetch;
 mod file;
 mod hub;
+mod object_listing;
 mod objects;
 mod pack_files;
 mod upload;
@@ -74,7 +75,7 @@ impl Remote {
         let listing = match place {
             RemotePlace::Hub { repo, revision } => hub::list(repo, revision.as_deref())?,
             RemotePlace::Folder(url) => web_folder::list(url)?,
-            RemotePlace::Objects(place) => objects::list(place)?,
+            RemotePlace::Objects(place) => object_listing::list(place)?,
         };
         let Listing {
             name,

@@ -6,9 +6,7 @@
 //! requests, which block, so that each is driven to its end on the thread that asks.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::future::{Future, ready};
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -25,23 +23,17 @@ use object_store::list::{PaginatedListOptions, PaginatedListResult, PaginatedLis
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path as ObjectPath;
 use object_store::{
-    ClientConfigKey, ClientOptions, GetOptions, GetRange, MultipartId, ObjectMeta, ObjectStore,
-    PutOptions, PutPayload, RetryConfig,
+    ClientConfigKey, ClientOptions, GetOptions, GetRange, MultipartId, ObjectStore, PutOptions,
+    PutPayload, RetryConfig,
 };
-use segpack_manifests::documents::Provenance;
 
+use super::RemoteError;
 use super::client::{
-    Answer, Client, Trouble, answer, host_of, is_of_machine, path_of, shown, text_of, unwatched,
+    Answer, Client, Trouble, answer, host_of, is_of_machine, path_of, shown, text_of,
 };
-use super::file::{Address, Identity};
-use super::{Entry, Listing, RemoteError};
 use crate::causes::chain;
 use crate::source::place::{ObjectPlace, StoreKind};
 
-/// Objects that a checkpoint has at most. A bucket named by mistake may hold any number.
-const MAX_OBJECTS: usize = 100_000;
-/// Pages of a list at most: a server may send empty ones for ever.
-const MAX_PAGES: usize = 10_000;
 /// More than a page of a list takes, or a credential.
 const MAX_DOCUMENT_BYTES: u64 = 16 << 20;
 /// More than a store says of an error.
@@ -50,7 +42,7 @@ const MAX_ERROR_BYTES: u64 = 64 << 10;
 /// A bucket of an object store, or a container.
 #[derive(Debug)]
 pub(super) struct Bucket {
-    place: ObjectPlace,
+    pub(super) place: ObjectPlace,
     cloud: Cloud,
     /// Whether requests are signed: public buckets need no credentials.
     is_signed: bool,
@@ -96,91 +88,6 @@ impl Cloud {
             Self::Azure(store) => store.credentials().get_credential().await.map(drop),
         }
     }
-}
-
-/// Lists the objects under a prefix, with their lengths and versions.
-///
-/// # Errors
-/// `NoCredentials`, `NoBucket`, `Denied`, `OtherRegion`; `Answer` where there is nothing, or more
-/// than a checkpoint has; what ended the last try.
-pub(super) fn list(place: &ObjectPlace) -> Result<Listing, RemoteError> {
-    let client = Arc::new(Client::new(None)?);
-    let bucket = Arc::new(Bucket::open(place, &client)?);
-    let files = list_objects(&bucket, &client)?;
-    let name = place.to_string();
-    if files.is_empty() {
-        return Err(answer(&name, "holds no objects"));
-    }
-    Ok(Listing {
-        name: PathBuf::from(name),
-        provenance: Provenance::default(),
-        files,
-        client,
-    })
-}
-
-/// The objects below the prefix of a bucket, by path; there may be none.
-///
-/// # Errors
-/// As [`list`].
-pub(super) fn list_objects(
-    bucket: &Arc<Bucket>,
-    client: &Client,
-) -> Result<BTreeMap<String, Entry>, RemoteError> {
-    let name = bucket.place.to_string();
-    let mut files = BTreeMap::new();
-    let mut next = None;
-    for _ in 0..MAX_PAGES {
-        let page = client.until(&name, unwatched(), || bucket.page(next.clone()))?;
-        for object in page.result.objects {
-            add(bucket, object, &mut files)?;
-        }
-        if files.len() > MAX_OBJECTS {
-            let what = format!("holds more than {MAX_OBJECTS} objects, and is no checkpoint");
-            return Err(answer(&name, what));
-        }
-        next = page.page_token;
-        if next.is_none() {
-            break;
-        }
-    }
-    if next.is_some() {
-        let what = format!("its list has more than {MAX_PAGES} pages");
-        return Err(answer(&name, what));
-    }
-    Ok(files)
-}
-
-/// Adds an object to the list of files.
-fn add(
-    bucket: &Arc<Bucket>,
-    object: ObjectMeta,
-    files: &mut BTreeMap<String, Entry>,
-) -> Result<(), RemoteError> {
-    let key = object.location.as_ref();
-    let prefix = &*bucket.place.prefix;
-    let relative = match key.strip_prefix(prefix) {
-        Some(rest) if prefix.is_empty() => Some(rest),
-        Some(rest) => rest.strip_prefix('/'),
-        None => None,
-    };
-    // the object of the prefix itself is what some tools make of a folder
-    let Some(relative) = relative.filter(|r| !r.is_empty()) else {
-        return Ok(());
-    };
-    let (relative, name) = (relative.to_owned(), bucket.place.to_string());
-    let entry = Entry {
-        address: Address::Object(Arc::clone(bucket), object.location),
-        identity: Identity {
-            length: object.size,
-            tag: object.e_tag.as_deref().and_then(strong),
-            ..Identity::default()
-        },
-    };
-    if files.insert(relative.clone(), entry).is_some() {
-        return Err(answer(&name, format!("{relative:?} is listed twice")));
-    }
-    Ok(())
 }
 
 impl Bucket {
@@ -286,7 +193,7 @@ impl Bucket {
     }
 
     /// A page of the list.
-    fn page(&self, token: Option<String>) -> Result<PaginatedListResult, Trouble> {
+    pub(super) fn page(&self, token: Option<String>) -> Result<PaginatedListResult, Trouble> {
         let options = PaginatedListOptions {
             page_token: token,
             ..PaginatedListOptions::default()
@@ -535,7 +442,7 @@ fn code_of(answer: &Answer, body: &[u8]) -> Option<String> {
 
 /// An entity tag as answers have it; lists of some stores leave out the quotes. A weak one says
 /// nothing of the bytes.
-fn strong(tag: &str) -> Option<String> {
+pub(super) fn strong(tag: &str) -> Option<String> {
     let bare = tag.trim_matches('"');
     (!tag.starts_with("W/") && !bare.is_empty()).then(|| format!("\"{bare}\""))
 }

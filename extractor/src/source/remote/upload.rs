@@ -19,7 +19,8 @@ use segpack_formats::{FormatError, Result};
 
 use super::client::{Client, Trouble};
 use super::fetch::watch;
-use super::objects::{Bucket, list_objects};
+use super::object_listing::list_objects;
+use super::objects::Bucket;
 use super::{Entry, RemoteError};
 use crate::source::SourceError;
 use crate::source::place::{self, ObjectPlace, RemotePlace, StoreKind};

@@ -5,7 +5,7 @@
 //! | Q4_0 | 32 | 18 | 4.5 | `simple.rs` |
 //! | Q5_0 | 32 | 22 | 5.5 | `simple.rs` |
 //! | Q5_1 | 32 | 24 | 6 | `simple.rs` |
-//! | Q8_0 | 32 | 34 | 8.5 | [`q8_0`](super::q8_0) |
+//! | Q8_0 | 32 | 34 | 8.5 | [`q8_0`] |
 //! | Q4_K | 256 | 144 | 4.5 | `k45.rs` |
 //! | Q5_K | 256 | 176 | 5.5 | `k45.rs` |
 //! | Q6_K | 256 | 210 | 6.5625 | `q6_k.rs` |
@@ -50,7 +50,7 @@ pub enum BlockType {
     Q5_0,
     /// 5 bits above a minimum, a scale and a minimum for 32 values.
     Q5_1,
-    /// See [`q8_0`](super::q8_0).
+    /// See [`q8_0`].
     Q8_0,
     /// 4 bits above a minimum, scales and minima of 6 bits for 32 values.
     Q4K,
