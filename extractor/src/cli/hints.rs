@@ -279,6 +279,9 @@ fn of_output(error: &OutputError, replaces: bool) -> Option<&'static str> {
         | OutputError::Exists { .. }
         | OutputError::InsideInput { .. }
         | OutputError::HoldsInput { .. } => Some(OTHER_OUTPUT),
+        OutputError::Address { .. } => Some(
+            "write to a folder, then upload it; `segpack pack -o s3://BUCKET/PREFIX` uploads a pack itself",
+        ),
         OutputError::NoSpace { .. } if replaces => Some(
             "free some space or choose another disk; --force --in-place removes what is replaced \
              before the new files are written",
@@ -392,6 +395,7 @@ fn of_sign(error: &SignError) -> Option<&'static str> {
             Some("`openssl ec -in key.pem -pubout -out key.pub` writes it")
         }
         SignError::Exists { .. } => Some(REPLACE),
+        SignError::NotASignature { .. } => Some("choose another -o, or remove it"),
         SignError::Encode(_) | SignError::Pem { .. } => None,
     }
 }

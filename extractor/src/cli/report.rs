@@ -9,6 +9,7 @@ use segpack_manifests::folder::{NotAPack, OpenOptions};
 use super::Context;
 use super::args::{INPUT, Jobs, OUTPUT};
 use super::error::CliError;
+use crate::output::{refuse_holding, refuse_inside};
 use crate::render::cyclonedx::bill_of_materials;
 use crate::render::html;
 use crate::steps::contents::Contents;
@@ -82,6 +83,7 @@ enum Format {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
+    refuse_input(args)?;
     if args.format == Format::Cyclonedx {
         return write_bill(args, context);
     }
@@ -120,6 +122,21 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
         show(path, context);
     }
     Ok(Exit::Ok)
+}
+
+/// Refuses an output that is an input, or lies inside one: inputs are never written to.
+fn refuse_input(args: &Args) -> Result<(), StepError> {
+    let Some(output) = &args.output else {
+        return Ok(());
+    };
+    let is_here = |path: &&PathBuf| path.exists();
+    let subjects = [Some(&args.a), args.b.as_ref()];
+    for input in subjects.into_iter().flatten().filter(is_here) {
+        refuse_inside(output, input)?;
+    }
+    let reports = [&args.verification, &args.validation, &args.experts];
+    let reports = reports.into_iter().flatten().filter(is_here).cloned();
+    Ok(refuse_holding(output, &reports.collect::<Vec<_>>())?)
 }
 
 /// The bill of materials of a pack.

@@ -132,6 +132,12 @@ pub enum OutputError {
         /// The output.
         output: PathBuf,
     },
+    /// The output is the address of a server.
+    #[error("{} is on a server, and this command writes to folders of this machine", path.display())]
+    Address {
+        /// The output.
+        path: PathBuf,
+    },
     /// The disk has too little free space.
     #[error(
         "{} needs {}{needed} bytes and {spare} to spare, but its disk has only {free} free",

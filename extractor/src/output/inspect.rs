@@ -51,6 +51,23 @@ pub(crate) fn inspect(path: &Path) -> Result<Before, OutputError> {
     })
 }
 
+/// Refuses an output that is the address of a server: a folder of that name would be made here.
+///
+/// # Errors
+/// `Address`.
+fn refuse_address(path: &Path) -> Result<(), OutputError> {
+    const SCHEMES: [&str; 7] = [
+        "s3://", "gs://", "az://", "abfs://", "hf://", "http://", "https://",
+    ];
+    let text = path.to_string_lossy();
+    match SCHEMES.iter().any(|scheme| text.starts_with(scheme)) {
+        true => Err(OutputError::Address {
+            path: path.to_owned(),
+        }),
+        false => Ok(()),
+    }
+}
+
 /// Refuses an output folder inside the input folder: its files would become part of the input.
 ///
 /// # Errors
@@ -104,6 +121,7 @@ pub(crate) fn refuse_overlap(output: &Path, pack: &Pack) -> Result<(), OutputErr
 /// Where a path will be once the folders that it lacks are made: links followed as far as it
 /// exists.
 fn resolve(path: &Path) -> Result<PathBuf, OutputError> {
+    refuse_address(path)?;
     let absolute = std::path::absolute(path).map_err(FormatError::io("find", path))?;
     let mut real = PathBuf::new();
     for part in absolute.components() {

@@ -12,7 +12,7 @@ use segpack_formats::io::{CancelToken, READ_BYTES, ReadAt, to_usize};
 use segpack_formats::numeric::Dtype;
 use segpack_manifests::documents::{Inventory, SourceFileKind};
 use segpack_manifests::families::FamilyName;
-use segpack_manifests::folder::{MANIFEST, OpenOptions};
+use segpack_manifests::folder::{MANIFEST, OpenOptions, PART};
 use segpack_manifests::layout::{self, Selection};
 use segpack_manifests::names::{Classification, Component};
 use segpack_manifests::{Pack, PackCursor, PackReader};
@@ -92,6 +92,11 @@ impl Contents {
     ) -> Result<Self, StepError> {
         if let Some(pack) = PackPlace::find_pack(path, job)? {
             return Ok(Self::Pack(Box::new(pack.open(options)?)));
+        }
+        let holds = |name| path.join(name).symlink_metadata().is_ok();
+        if holds(PART) && !holds("config.json") {
+            // it is said to be a part, not a checkpoint without shards
+            return Ok(Self::Pack(Box::new(options.open(path)?)));
         }
         /// What it holds is compared as it is; nothing is demanded of it.
         const TOLERANT: ScanOptions = ScanOptions {

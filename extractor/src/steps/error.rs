@@ -420,7 +420,10 @@ fn exit_of_repair(error: &RepairError) -> Exit {
 fn exit_of_sign(error: &SignError) -> Exit {
     match error {
         SignError::PrivateKey { .. } | SignError::PublicKey { .. } => Exit::Damaged,
-        SignError::Exists { .. } | SignError::Encode(_) | SignError::Pem { .. } => Exit::Failed,
+        SignError::Exists { .. }
+        | SignError::NotASignature { .. }
+        | SignError::Encode(_)
+        | SignError::Pem { .. } => Exit::Failed,
     }
 }
 
@@ -623,6 +626,7 @@ mod tests {
             SignError::Encode(json()).into(),
             JoinError::Missing {
                 missing: vec![2],
+                count: 1,
                 of: 3,
             }
             .into(),

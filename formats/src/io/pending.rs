@@ -29,6 +29,7 @@ impl PendingFile {
             let folder = io::Error::from(io::ErrorKind::IsADirectory);
             return Err(FormatError::io("write", path)(folder));
         }
+        refuse_special(path)?;
         let mut partial = path.as_os_str().to_owned();
         partial.push(".partial");
         let partial = PathBuf::from(partial);
@@ -66,6 +67,22 @@ impl PendingFile {
     }
 }
 
+/// A device or a pipe would be replaced by a file, and nothing would come through it.
+fn refuse_special(path: &Path) -> Result<()> {
+    let Ok(metadata) = path.symlink_metadata() else {
+        return Ok(());
+    };
+    let kind = metadata.file_type();
+    if kind.is_file() || kind.is_symlink() {
+        return Ok(());
+    }
+    let special = "is a device, a pipe or a socket, which a file would replace";
+    Err(FormatError::io("write", path)(io::Error::new(
+        io::ErrorKind::InvalidInput,
+        special,
+    )))
+}
+
 impl Drop for PendingFile {
     fn drop(&mut self) {
         if !self.is_published {
@@ -90,6 +107,16 @@ mod tests {
     fn fill_the_disk(out: &mut dyn Write) -> io::Result<()> {
         out.write_all(b"some")?;
         Err(io::ErrorKind::StorageFull.into())
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_socket_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        assert!(PendingFile::create(&path).is_err());
+        assert_eq!(names(folder.path()), ["socket"]);
     }
 
     #[test]

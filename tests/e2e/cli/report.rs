@@ -6,9 +6,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::support::cli::{packed, segpack};
+use crate::support::cli::{Run, packed, program, segpack};
 use crate::support::damage::manifest;
-use crate::support::folders::{copy, temp};
+use crate::support::folders::{contents, copy, temp};
 use crate::support::packs::pack_into;
 use crate::support::tiny::{tiny_full, tiny_text};
 
@@ -142,7 +142,7 @@ fn a_page_has_what_other_commands_reported_of_the_same_pack() {
         "--validation",
         at("verify.json")
     ];
-    run.exits(3).says(&["is not a validate-report of segpack"]);
+    run.exits(3).says(&["is no validate-report of segpack"]);
     assert!(!at("other.html").exists() && !at("other.html.partial").exists());
 }
 
@@ -244,4 +244,50 @@ fn a_bill_of_materials_has_every_file_and_what_the_model_card_says() {
         "--format cyclonedx is of one pack",
         "only -o FILE goes with it",
     ]);
+}
+
+#[test]
+fn an_input_is_never_the_output() {
+    let folder = temp();
+    let pack = packed(&tiny_text(), folder.path());
+    let checkpoint = folder.path().join("checkpoint");
+    copy(&tiny_text(), &checkpoint);
+    let report = folder.path().join("verify.json");
+    fs::write(&report, segpack!["verify", &pack, "--json"].ok().text()).unwrap();
+    let before = [&pack, &checkpoint].map(|input| contents(input));
+    for output in [pack.join("manifest.json"), pack.join("new.html")] {
+        let run = segpack!["report", &pack, "-o", output];
+        run.exits(1).says(&["lies inside the input"]);
+        let run = segpack![
+            "report",
+            &pack,
+            "--format",
+            "cyclonedx",
+            "-o",
+            pack.join("bom.json")
+        ];
+        run.exits(1).says(&["lies inside the input"]);
+    }
+    segpack!["report", &checkpoint, "-o", checkpoint.join("config.json")].exits(1);
+    segpack!["report", &pack, "-o", &report, "--verification", &report].exits(1);
+    assert_eq!([&pack, &checkpoint].map(|input| contents(input)), before);
+    assert!(fs::read_to_string(&report).unwrap().starts_with('{'));
+}
+
+#[test]
+fn an_address_is_no_folder_to_write_to() {
+    let folder = temp();
+    let pack = packed(&tiny_text(), folder.path());
+    for command in ["repack", "unpack", "export"] {
+        let mut program = program();
+        program.current_dir(folder.path()).arg(command).arg(&pack);
+        let options: &[&str] = match command {
+            "export" => &["--to", "hf"],
+            "repack" => &["--codec", "zstd"],
+            _ => &[],
+        };
+        let run = Run::of(program.args(options).args(["-o", "s3://bucket/x"]));
+        run.exits(1).says(&["is on a server"]);
+    }
+    assert!(!folder.path().join("s3:").exists());
 }

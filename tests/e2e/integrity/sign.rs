@@ -222,3 +222,42 @@ fn a_damaged_pack_is_not_signed_and_what_is_no_key_is_named() {
         .says(&["damaged; nothing was signed"]);
     assert!(!pack.join("model.sig").exists());
 }
+
+#[test]
+fn nothing_but_a_signature_is_replaced() {
+    let folder = temp();
+    let pack = folder.path().join("pack");
+    pack_into(tiny_text().as_path(), &pack, &[]);
+    let (private, _) = &keys(folder.path())[0];
+    let other = folder.path().join("mine");
+    fs::write(&other, "mine").unwrap();
+    let before = (contents(&pack), fs::read(private).unwrap());
+    for to in [
+        "manifest.json",
+        "SHA256SUMS",
+        "source/config.json",
+        "new.sig",
+    ] {
+        let run = segpack![
+            "sign",
+            &pack,
+            "--key",
+            private,
+            "--force",
+            "-o",
+            pack.join(to)
+        ];
+        run.exits(1).says(&["lies inside the input"]);
+    }
+    segpack!["sign", &pack, "--key", private, "--force", "-o", private].exits(1);
+    let run = segpack!["sign", &pack, "--key", private, "--force", "-o", &other];
+    run.exits(1).says(&["is no signature, and is not replaced"]);
+    assert_eq!((contents(&pack), fs::read(private).unwrap()), before);
+    assert_eq!(fs::read(&other).unwrap(), b"mine");
+    // one elsewhere, and one in the pack, are
+    let elsewhere = folder.path().join("elsewhere.sig");
+    for _ in 0..2 {
+        segpack!["sign", &pack, "--key", private, "--force", "-o", &elsewhere].ok();
+        segpack!["sign", &pack, "--key", private, "--force"].ok();
+    }
+}

@@ -175,6 +175,11 @@ fn a_missing_duplicate_or_foreign_part_has_an_error_of_its_own() {
     let parts = scene.parts(3, &["--no-provenance"]);
     scene.refused(&parts[..2], &["part 3 is missing of 3"]);
     scene.refused(&parts[2..], &["parts 1 and 2 are missing of 3"]);
+    let one = scene.at("one-of-many");
+    scene.pack("one-of-many", &["--part", "1/65536"]).ok();
+    let words = "65535 parts, part 2 the first of them, are missing of 65536";
+    scene.refused(&[one], &[words]);
+    scene.pack("more", &["--part", "1/65537"]).exits(2);
     let copy = scene.at("copy");
     crate::support::folders::copy(&parts[1], &copy);
     let twice = [&parts[..], std::slice::from_ref(&copy)].concat();
@@ -316,6 +321,8 @@ fn a_part_is_refused_by_name_wherever_a_pack_is_wanted() {
         .exits(3)
         .says(&words);
     segpack!["info", part].exits(3).says(&words);
+    segpack!["report", part, "-o", &out].exits(3).says(&words);
+    segpack!["diff", part, part].exits(3).says(&words);
     segpack!["repack", part, "--codec", "zstd", "-o", &out]
         .exits(3)
         .says(&words);

@@ -100,6 +100,7 @@ impl Bucket {
             client: Arc::clone(client),
             kind: place.kind,
         };
+        check_environment(place.kind).map_err(|why| no_credentials(place, &why))?;
         let (cloud, is_signed) =
             cloud(place, wires).map_err(|e| no_credentials(place, &chain(&e)))?;
         Ok(Self {
@@ -448,6 +449,59 @@ pub(super) fn strong(tag: &str) -> Option<String> {
 }
 
 /// The store as the environment describes it, and whether requests to it are signed.
+/// Refuses what the crate would make requests of that cannot be sent; it takes them for valid.
+fn check_environment(kind: StoreKind) -> Result<(), String> {
+    let prefix = match kind {
+        StoreKind::S3 => "AWS_",
+        StoreKind::Google => "GOOGLE_",
+        StoreKind::Azure => "AZURE_",
+    };
+    for (name, value) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        if !name.starts_with(prefix) {
+            continue;
+        }
+        let value = value
+            .into_string()
+            .map_err(|_| format!("{name} is not UTF-8"))?;
+        check_variable(&name, &value)?;
+    }
+    Ok(())
+}
+
+/// The value itself is never shown: it may be a secret.
+fn check_variable(name: &str, value: &str) -> Result<(), String> {
+    if !value.chars().all(|c| matches!(c, ' '..='~')) {
+        return Err(format!(
+            "{name} holds a line break or another character that is not printable ASCII"
+        ));
+    }
+    if name.starts_with("AWS_ENDPOINT") && !value.is_empty() && !is_address(value) {
+        return Err(format!(
+            "{name} is no address: wanted http://HOST or https://HOST"
+        ));
+    }
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    if name.ends_with("_REGION") && !value.chars().all(is_plain) {
+        return Err(format!(
+            "{name} is no region: wanted letters, digits and dashes"
+        ));
+    }
+    Ok(())
+}
+
+fn is_address(text: &str) -> bool {
+    let uri: Result<ureq::http::Uri, _> = text.parse();
+    uri.is_ok_and(|uri| {
+        let is_web = matches!(uri.scheme_str(), Some("http" | "https"));
+        // a port that is none is left for later by the parser
+        let port = uri.authority().and_then(|a| a.as_str().rsplit_once(':'));
+        let port = port.filter(|(_, digits)| !digits.ends_with(']'));
+        let has_port = port.is_none_or(|(_, digits)| digits.parse::<u16>().is_ok());
+        is_web && has_port && uri.host().is_some_and(|host| !host.is_empty())
+    })
+}
+
 fn cloud(place: &ObjectPlace, wires: Wires) -> object_store::Result<(Cloud, bool)> {
     // whoever asks tries again, and knows how long
     let retry = RetryConfig {
@@ -507,6 +561,40 @@ fn hidden(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn variables_that_make_no_request_are_refused_by_name() {
+        for good in [
+            "",
+            "http://127.0.0.1:9000",
+            "https://s3.example.com/base",
+            "http://[::1]:80",
+        ] {
+            assert_eq!(check_variable("AWS_ENDPOINT_URL", good), Ok(()), "{good}");
+        }
+        for bad in [
+            "nonsense",
+            "http://",
+            "https://",
+            "https://h:99999",
+            "https://[::",
+            "/x",
+            "https://h/a b",
+            "ftp://h",
+        ] {
+            let why = check_variable("AWS_ENDPOINT_URL", bad).unwrap_err();
+            assert!(why.contains("AWS_ENDPOINT_URL"), "{bad}: {why}");
+        }
+        for (name, value) in [
+            ("AWS_REGION", "a b"),
+            ("AWS_REGION", "eu\n"),
+            ("AWS_SECRET_ACCESS_KEY", "SECRET\n"),
+            ("AWS_SESSION_TOKEN", "é"),
+        ] {
+            let why = check_variable(name, value).unwrap_err();
+            assert!(why.contains(name) && !why.contains("SECRET\n"), "{why}");
+        }
+    }
 
     #[test]
     fn versions_have_quotes_and_weak_ones_are_none() {

@@ -36,10 +36,12 @@ pub enum JoinError {
         second: PathBuf,
     },
     /// Not all parts.
-    #[error("{} missing of {of}", parts(missing))]
+    #[error("{} missing of {of}", parts(missing, *count))]
     Missing {
         /// Which are not there.
         missing: Vec<u64>,
+        /// How many.
+        count: u64,
         /// How many there have to be.
         of: u64,
     },
@@ -87,10 +89,16 @@ pub enum JoinError {
     },
 }
 
+/// Parts that are named one by one at most.
+pub(super) const MOST: usize = 20;
+
 /// `part 2 is`, `parts 2 and 5 are`.
-fn parts(missing: &[u64]) -> String {
+fn parts(missing: &[u64], count: u64) -> String {
     match missing {
         [one] => format!("part {one} is"),
+        [first, ..] if count > missing.len() as u64 => {
+            format!("{count} parts, part {first} the first of them, are")
+        }
         [others @ .., last] => {
             let others: Vec<String> = others.iter().map(u64::to_string).collect();
             format!("parts {} and {last} are", others.join(", "))

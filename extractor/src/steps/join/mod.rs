@@ -14,6 +14,7 @@ use segpack_manifests::documents::{
 };
 
 pub use error::JoinError;
+use error::MOST;
 
 use super::StepError;
 use crate::output::{Leave, refuse_holding, refuse_inside};
@@ -115,11 +116,14 @@ fn open(folders: &[PathBuf]) -> Result<Vec<Part>, StepError> {
     }
     let there: BTreeSet<u64> = parts.iter().map(|part| part.share.part).collect();
     let of = parts.first().map_or(0, |part| part.share.of);
-    let missing: Vec<u64> = (1..=of).filter(|part| !there.contains(part)).collect();
+    // a document may say any number
+    let missing = (1..=of).filter(|part| !there.contains(part));
+    let missing: Vec<u64> = missing.take(MOST).collect();
     if missing.is_empty() {
         return Ok(parts);
     }
-    Err(JoinError::Missing { missing, of }.into())
+    let count = of.saturating_sub(there.len() as u64);
+    Err(JoinError::Missing { missing, count, of }.into())
 }
 
 /// What another version would have written may differ, and so may how it divides the work.

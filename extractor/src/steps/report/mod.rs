@@ -61,7 +61,7 @@ fn read_document<D: Document + DeserializeOwned>(path: &Path) -> Result<D, Forma
     }
     let json = input.read_range(0..input.length())?;
     let wrong = |e: &dyn std::fmt::Display| {
-        FormatError::malformed(path, format!("is not a {} of segpack: {e}", D::NAME))
+        FormatError::malformed(path, format!("is no {} of segpack: {e}", D::NAME))
     };
     let head: Head = serde_json::from_slice(&json).map_err(|e| wrong(&e))?;
     let readable = head.format_version.check_readable(D::VERSION);

@@ -28,6 +28,12 @@ pub enum SignError {
         /// The signature.
         path: PathBuf,
     },
+    /// Something else than a signature would be replaced.
+    #[error("{} is no signature, and is not replaced", path.display())]
+    NotASignature {
+        /// What is there.
+        path: PathBuf,
+    },
     /// The signature cannot be written as JSON.
     #[error("cannot write a signature")]
     Encode(#[source] serde_json::Error),

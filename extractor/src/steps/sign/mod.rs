@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use segpack_formats::digest::{Sha256, Sha256Hasher};
+use segpack_formats::io::{EntryKind, InputFile, entry_kind};
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{Finding, GENERATOR, SignSummary, VerifyMode};
 use segpack_manifests::folder::{SIGNATURE, SUMS};
@@ -31,8 +32,11 @@ pub(super) use keys::PublicKey;
 
 use super::StepError;
 use super::verify::{VerifySettings, verify};
+use crate::output::{refuse_holding, refuse_inside};
 use crate::work::Job;
 
+/// More than a signature of any pack has.
+const MAX_BUNDLE_BYTES: u64 = 256 << 20;
 /// What a signature does not cover, as the tool of OpenSSF has it: itself, and version control.
 const IGNORED: [&str; 5] = [SIGNATURE, ".git", ".gitattributes", ".github", ".gitignore"];
 
@@ -49,9 +53,17 @@ pub(crate) fn sign(
     force: bool,
     job: Job<'_>,
 ) -> Result<SignSummary, StepError> {
-    let key = PrivateKey::read(key)?;
+    let (key_file, key) = (key.to_owned(), PrivateKey::read(key)?);
     let pack = Pack::open(folder)?;
-    let to = to.map_or_else(|| folder.join(SIGNATURE), Path::to_owned);
+    let own = folder.join(SIGNATURE);
+    let to = to.map_or_else(|| own.clone(), Path::to_owned);
+    refuse_holding(&to, &[key_file])?;
+    if to != own {
+        refuse_inside(&to, folder)?;
+    }
+    if force {
+        refuse_other(&to, to == own)?;
+    }
     if !force && to.symlink_metadata().is_ok() {
         return Err(SignError::Exists { path: to }.into());
     }
@@ -69,6 +81,30 @@ pub(crate) fn sign(
         files: files.len() as u64,
         key_sha256: hint,
     })
+}
+
+/// Refuses to replace what is no signature; in its own place in the pack, it may be a damaged one.
+fn refuse_other(to: &Path, is_own_place: bool) -> Result<(), StepError> {
+    let not_one = || SignError::NotASignature {
+        path: to.to_owned(),
+    };
+    let Some(kind) = entry_kind(to)? else {
+        return Ok(());
+    };
+    if kind != EntryKind::File {
+        return Err(not_one().into());
+    }
+    let input = InputFile::open(to)?;
+    if is_own_place {
+        return Ok(());
+    }
+    let json = input.read_range(0..input.length().min(MAX_BUNDLE_BYTES))?;
+    let bundle: Option<serde_json::Value> = serde_json::from_slice(&json).ok();
+    let media = bundle.as_ref().and_then(|b| b.get("mediaType")?.as_str());
+    match media.is_some_and(|m| m.starts_with("application/vnd.dev.sigstore.bundle")) {
+        true => Ok(()),
+        false => Err(not_one().into()),
+    }
 }
 
 /// What is signed is what is there, every byte of it.

@@ -80,6 +80,9 @@ impl VerifySettings {
     }
 }
 
+/// More machines than anybody has.
+pub(crate) const MAX_PARTS: u64 = 65_536;
+
 /// One of N parts that together cover everything once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Subset {
@@ -97,8 +100,12 @@ impl std::str::FromStr for Subset {
             .split_once('/')
             .and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?)));
         match parsed {
-            Some((part, of)) if (1..=of).contains(&part) => Ok(Self { part, of }),
-            _ => Err(format!("{text:?} is not K/N with K from 1 to N")),
+            Some((part, of)) if (1..=of).contains(&part) && of <= MAX_PARTS => {
+                Ok(Self { part, of })
+            }
+            _ => Err(format!(
+                "{text:?} is not K/N with K from 1 to N, and N at most {MAX_PARTS}"
+            )),
         }
     }
 }
