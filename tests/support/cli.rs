@@ -70,6 +70,13 @@ pub fn interruptible() -> Command {
     command
 }
 
+/// Sends a program what Ctrl-C sends.
+pub fn press_ctrl_c(child: &Child) {
+    let id = child.id().to_string();
+    let sent = Command::new("kill").args(["-INT", &id]).status();
+    assert!(sent.unwrap().success());
+}
+
 pub fn run(arguments: &[OsString]) -> Run {
     let mut command = program();
     command.args(arguments);

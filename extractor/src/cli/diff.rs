@@ -88,11 +88,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
         stat: args.stat,
         tensors: args.tensors,
     };
-    let job = Job {
-        threads: args.jobs.count(),
-        stop: context.stop,
-        progress: context.progress,
-    };
+    let job = context.job_of(args.jobs.count());
     let report = diff(&a, &b, settings, job)?;
     let places = [&args.a, &args.b].map(|path| path.display().to_string());
     context.terminal.document(&report, args.json, |r| {

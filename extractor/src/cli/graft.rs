@@ -9,7 +9,6 @@ use crate::render::text;
 use crate::source::local_pack;
 use crate::steps::pack::graft;
 use crate::steps::{Exit, StepError};
-use crate::work::Job;
 
 /// Put a fine-tuned thinker into the pack of a whole model
 ///
@@ -46,11 +45,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
-    let job = Job {
-        threads: args.jobs.count(),
-        stop: context.stop,
-        progress: context.progress,
-    };
+    let job = context.job_of(args.jobs.count());
     let why = "a thinker is grafted onto a pack of this machine: copy the pack to a folder";
     let onto = local_pack(&args.onto, why).map_err(StepError::from)?;
     let onto = Pack::open(onto).map_err(StepError::from)?;

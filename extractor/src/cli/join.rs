@@ -6,7 +6,6 @@ use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
 use crate::steps::join::{JoinSettings, join};
-use crate::work::Job;
 
 /// Make one pack of the parts that several machines packed
 ///
@@ -50,11 +49,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
         remove_parts: args.remove_parts,
         verify: !args.no_verify,
     };
-    let job = Job {
-        threads: args.jobs.count(),
-        stop: context.stop,
-        progress: context.progress,
-    };
+    let job = context.job_of(args.jobs.count());
     let summary = join(&args.parts, &args.output, settings, job)?;
     let place = args.output.display().to_string();
     context

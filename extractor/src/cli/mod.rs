@@ -158,8 +158,13 @@ struct Context {
 impl Context {
     /// What reads from servers needs.
     fn job(&self) -> Job<'static> {
+        self.job_of(1)
+    }
+
+    /// Work on this many threads.
+    fn job_of(&self, threads: usize) -> Job<'static> {
         Job {
-            threads: 1,
+            threads,
             stop: self.stop,
             progress: self.progress,
         }

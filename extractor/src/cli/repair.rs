@@ -6,7 +6,6 @@ use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
 use crate::steps::repair::repair;
-use crate::work::Job;
 
 /// Restore what is damaged or missing in a pack from its checkpoint or another pack
 ///
@@ -36,10 +35,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
-    let job = Job {
-        threads: args.jobs.count(),
-        ..context.job()
-    };
+    let job = context.job_of(args.jobs.count());
     let folder = args
         .pack
         .local("a pack is repaired where it lies, and nothing is written to a server")?;

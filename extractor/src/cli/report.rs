@@ -15,7 +15,7 @@ use crate::render::html;
 use crate::steps::contents::Contents;
 use crate::steps::report::{GivenReports, model_card, report};
 use crate::steps::{Exit, StepError};
-use crate::work::{Job, Progress};
+use crate::work::Progress;
 
 /// Write a page for the browser, or a bill of materials: what a pack holds, and what is known of it
 ///
@@ -95,11 +95,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
         let contents = Contents::open(path, OpenOptions::new(), context.job())?;
         subjects.push((path.display().to_string(), contents));
     }
-    let job = Job {
-        threads: args.jobs.count(),
-        stop: context.stop,
-        progress: context.progress,
-    };
+    let job = context.job_of(args.jobs.count());
     let given = GivenReports {
         verification: args.verification.as_deref(),
         validation: args.validation.as_deref(),

@@ -7,7 +7,6 @@ use crate::render::text;
 use crate::source::local_pack;
 use crate::steps::sign::sign;
 use crate::steps::{Exit, StepError};
-use crate::work::Job;
 
 /// Sign a pack as OpenSSF's model signing does
 ///
@@ -43,11 +42,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
-    let job = Job {
-        threads: args.jobs.count(),
-        stop: context.stop,
-        progress: context.progress,
-    };
+    let job = context.job_of(args.jobs.count());
     let to = args.output.as_deref();
     let why = "a pack is signed where it lies, and nothing is written to a server";
     let folder = local_pack(&args.pack, why).map_err(StepError::from)?;

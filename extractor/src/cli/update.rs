@@ -6,7 +6,6 @@ use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
 use crate::steps::pack::update;
-use crate::work::Job;
 
 /// Bring a pack up to date with a checkpoint that changed, packing again only what differs
 ///
@@ -36,11 +35,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
-    let job = Job {
-        threads: args.jobs.count(),
-        stop: context.stop,
-        progress: context.progress,
-    };
+    let job = context.job_of(args.jobs.count());
     args.pack
         .local("a pack is updated where it lies, and nothing is written to a server")?;
     let pack = args.pack.open(context)?;

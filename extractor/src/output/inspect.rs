@@ -56,11 +56,10 @@ pub(crate) fn inspect(path: &Path) -> Result<Before, OutputError> {
 /// # Errors
 /// `Address`.
 fn refuse_address(path: &Path) -> Result<(), OutputError> {
-    const SCHEMES: [&str; 7] = [
-        "s3://", "gs://", "az://", "abfs://", "hf://", "http://", "https://",
-    ];
     let text = path.to_string_lossy();
-    match SCHEMES.iter().any(|scheme| text.starts_with(scheme)) {
+    let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme);
+    let is_address = !scheme.is_empty() && scheme.chars().all(|c| c.is_ascii_alphanumeric());
+    match is_address {
         true => Err(OutputError::Address {
             path: path.to_owned(),
         }),

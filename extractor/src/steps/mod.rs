@@ -9,6 +9,7 @@ mod derivation;
 #[cfg(feature = "run")]
 pub(crate) mod devices;
 pub(crate) mod diff;
+mod documents;
 mod error;
 #[cfg(feature = "run")]
 pub(crate) mod experts_report;

@@ -10,7 +10,6 @@ use std::time::UNIX_EPOCH;
 
 use jiff::{Timestamp, Unit};
 use segpack_formats::FormatError;
-use segpack_formats::io::InputFile;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
     GENERATOR, ReceiptFile, SinceReceipt, VerifyReceipt, VerifyReport,
@@ -20,6 +19,7 @@ use segpack_manifests::json;
 use tempfile::NamedTempFile;
 
 use super::StepError;
+use super::documents::read_document;
 use crate::output::{OutputError, refuse_inside};
 
 /// More than a receipt of the largest pack takes, findings included.
@@ -98,19 +98,7 @@ pub(crate) fn write_receipt(path: &Path, receipt: &VerifyReceipt) -> Result<(), 
 /// # Errors
 /// `Io`; `Malformed` where it is none, or newer.
 pub(crate) fn read_receipt(path: &Path) -> Result<VerifyReceipt, FormatError> {
-    let input = InputFile::open(path)?;
-    if input.length() > MAX_RECEIPT_BYTES {
-        let what = format!("has {} bytes, too many for a receipt", input.length());
-        return Err(FormatError::malformed(path, what));
-    }
-    let json = input.read_range(0..input.length())?;
-    let receipt: VerifyReceipt = serde_json::from_slice(&json)
-        .map_err(|e| FormatError::malformed(path, format!("is not a receipt of verify: {e}")))?;
-    let version = receipt.format_version;
-    version
-        .check_readable(VerifyReceipt::VERSION)
-        .map_err(|e| FormatError::malformed(path, e.to_string()))?;
-    Ok(receipt)
+    read_document(path, MAX_RECEIPT_BYTES, "is not a receipt of verify")
 }
 
 /// Whether a receipt still speaks of the files of a pack, and the first that differs.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use segpack_formats::digest::Sha256;
 
 use super::{Scene, place};
-use crate::support::cli::{Run, segpack};
+use crate::support::cli::{Run, press_ctrl_c, segpack};
 use crate::support::folders::assert_same;
 use crate::support::hub::{Faults, Hub};
 
@@ -248,10 +248,7 @@ fn an_interrupted_run_stops_at_once_and_does_not_fetch_again_what_it_has() {
     }
     thread::sleep(Duration::from_millis(200)); // the other connections go on
     let began = Instant::now();
-    let asked = Command::new("kill")
-        .args(["-INT", &child.id().to_string()])
-        .status();
-    assert!(asked.unwrap().success());
+    press_ctrl_c(&child);
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(began.elapsed() < Duration::from_secs(5));
     let all: u64 = shards(&scene).iter().sum();

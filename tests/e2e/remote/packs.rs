@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::place;
-use crate::support::cli::{Run, interruptible, segpack};
+use crate::support::cli::{Run, interruptible, press_ctrl_c, segpack};
 use crate::support::damage::flip;
 use crate::support::folders::{assert_same, contents, copy, temp};
 use crate::support::hub::{Faults, Hub};
@@ -284,14 +284,7 @@ fn ctrl_c_ends_a_read_that_waits_for_the_server() {
         std::thread::sleep(Duration::from_millis(20));
     }
     let asked = Instant::now();
-    let id = child.id().to_string();
-    assert!(
-        Command::new("kill")
-            .args(["-INT", &id])
-            .status()
-            .unwrap()
-            .success()
-    );
+    press_ctrl_c(&child);
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(
         asked.elapsed() < Duration::from_secs(3),

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{checkpoint, without_provenance};
-use crate::support::cli::{Run, interruptible, segpack};
+use crate::support::cli::{Run, interruptible, press_ctrl_c, segpack};
 use crate::support::folders::{assert_same, copy, temp};
 use crate::support::packs::pack_into;
 use crate::support::store::{BUCKET, Faults, KEY_ID, SECRET, Store};
@@ -151,10 +151,7 @@ fn an_interrupted_run_stops_at_once_and_goes_on_in_the_middle_of_a_shard() {
     }
     thread::sleep(Duration::from_millis(200)); // the other connections go on
     let began = Instant::now();
-    let asked = Command::new("kill")
-        .args(["-INT", &child.id().to_string()])
-        .status();
-    assert!(asked.unwrap().success());
+    press_ctrl_c(&child);
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(began.elapsed() < Duration::from_secs(5));
     let before = scene.store.sent(".safetensors");

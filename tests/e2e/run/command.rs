@@ -20,7 +20,7 @@ use segpack_runtime_min::session::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::cli::{self, Run, segpack, start};
+use crate::support::cli::{self, Run, press_ctrl_c, segpack, start};
 use crate::support::damage::flip;
 use crate::support::folders::temp;
 use crate::support::gpu;
@@ -706,14 +706,7 @@ fn an_interrupted_text_ends_its_line_and_a_closed_pipe_is_no_failure() {
     let mut child = start(&endless);
     let mut out = child.stdout.take().unwrap();
     out.read_exact(&mut [0]).unwrap();
-    let id = child.id().to_string();
-    assert!(
-        std::process::Command::new("kill")
-            .args(["-INT", &id])
-            .status()
-            .unwrap()
-            .success()
-    );
+    press_ctrl_c(&child);
     let mut rest = Vec::new();
     out.read_to_end(&mut rest).unwrap();
     let run = Run::from_output(

@@ -1,12 +1,11 @@
 //! Ctrl-C during a long prompt: acknowledged at once, over within a second.
 
 use std::io::{BufRead, BufReader};
-use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::cli::{interruptible, packed};
+use crate::support::cli::{interruptible, packed, press_ctrl_c};
 use crate::support::folders::temp;
 use crate::support::tiny::{Qwen3Moe, Tiny};
 
@@ -45,10 +44,7 @@ fn interrupt(pack: &std::path::Path) -> (Duration, Duration) {
     thread::sleep(Duration::from_millis(700));
     assert!(child.try_wait().unwrap().is_none(), "it was over too soon");
     let began = Instant::now();
-    let killed = Command::new("kill")
-        .args(["-INT", &child.id().to_string()])
-        .status();
-    assert!(killed.unwrap().success());
+    press_ctrl_c(&child);
     let status = child.wait().unwrap();
     let ended = began.elapsed();
     assert_eq!(status.code(), Some(130));

@@ -149,7 +149,7 @@ function lines(series) {
     const points = s.points.filter(([, v]) => v != null);
     const path = points.map(([a, b], i) => (i ? "L" : "M") + x(a).toFixed(1) + " " + y(b).toFixed(1)).join("");
     const colour = CATEGORIES[n % CATEGORIES.length];
-    const dash = DASHES[Math.floor(n / CATEGORIES.length) % DASHES.length] || s.dash;
+    const dash = DASHES[Math.floor(n / CATEGORIES.length) % DASHES.length];
     const dots = points.map(([a, b]) => draw("circle", { cx: x(a), cy: y(b), r: 2.5, fill: colour }));
     return [draw("path", { d: path, fill: "none", stroke: colour, "stroke-width": 2, "stroke-dasharray": dash }), dots];
   }).flat(2);

@@ -8,12 +8,10 @@ use std::sync::Arc;
 
 use segpack_formats::FormatError;
 use segpack_formats::digest::Sha256;
-use segpack_formats::io::InputFile;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
-    Completeness, DiffKind, Document, FormatVersion, GENERATOR, ReportData, ReportDecoder,
-    ReportGroup, ReportSubject, ReportValues, TensorValues, ValidateReport, VerifyMode,
-    VerifyReport,
+    Completeness, DiffKind, Document, GENERATOR, ReportData, ReportDecoder, ReportGroup,
+    ReportSubject, ReportValues, TensorValues, ValidateReport, VerifyMode, VerifyReport,
 };
 use segpack_manifests::families::{Family, FamilyName};
 use segpack_manifests::names::Component;
@@ -24,6 +22,7 @@ pub(crate) use card::model_card;
 use super::StepError;
 use super::contents::{Contents, Tensor};
 use super::diff::{DiffSettings, diff};
+use super::documents::read_document;
 use super::info::info;
 use super::verify::{VerifySettings, verify_at};
 use crate::source::Checkpoint;
@@ -48,25 +47,10 @@ pub(crate) struct GivenReports<'a> {
 /// Reads a document that another command wrote.
 ///
 /// # Errors
-/// `Io`; `Malformed` where it is none, or newer than this build reads.
-fn read_document<D: Document + DeserializeOwned>(path: &Path) -> Result<D, FormatError> {
-    #[derive(serde::Deserialize)]
-    struct Head {
-        format_version: FormatVersion,
-    }
-    let input = InputFile::open(path)?;
-    if input.length() > MAX_DOCUMENT_BYTES {
-        let what = format!("has {} bytes, too many for a {}", input.length(), D::NAME);
-        return Err(FormatError::malformed(path, what));
-    }
-    let json = input.read_range(0..input.length())?;
-    let wrong = |e: &dyn std::fmt::Display| {
-        FormatError::malformed(path, format!("is no {} of segpack: {e}", D::NAME))
-    };
-    let head: Head = serde_json::from_slice(&json).map_err(|e| wrong(&e))?;
-    let readable = head.format_version.check_readable(D::VERSION);
-    readable.map_err(|e| FormatError::malformed(path, e.to_string()))?;
-    serde_json::from_slice(&json).map_err(|e| wrong(&e))
+/// As [`read_document`].
+fn given<D: Document + DeserializeOwned>(path: &Path) -> Result<D, FormatError> {
+    let wrong = format!("is no {} of segpack", D::NAME);
+    read_document(path, MAX_DOCUMENT_BYTES, &wrong)
 }
 
 /// What a page shows of these, each with the name that the user gave it.
@@ -79,9 +63,9 @@ pub(crate) fn report(
     job: Job<'_>,
 ) -> Result<ReportData, StepError> {
     // first: what cannot be used is better told before the work than after it
-    let experts = given.experts.map(read_document).transpose()?;
-    let validation: Option<ValidateReport> = given.validation.map(read_document).transpose()?;
-    let verification: Option<VerifyReport> = given.verification.map(read_document).transpose()?;
+    let experts = given.experts.map(self::given).transpose()?;
+    let validation: Option<ValidateReport> = given.validation.map(self::given).transpose()?;
+    let verification: Option<VerifyReport> = given.verification.map(self::given).transpose()?;
     if let Some((path, report)) = given.validation.zip(validation.as_ref()) {
         about(subjects, path, Some(report.manifest_sha256))?;
     }
@@ -248,7 +232,7 @@ fn groups(contents: &Contents) -> Result<Vec<ReportGroup>, StepError> {
         );
         let group = groups
             .entry(key)
-            .or_insert_with(|| group_of(name, pattern, &numbers, tensor));
+            .or_insert_with(|| group_of(pattern, &numbers, tensor));
         group.count += 1;
         for (column, number) in group.numbers.iter_mut().zip(&numbers) {
             column.push(*number);
@@ -261,9 +245,9 @@ fn groups(contents: &Contents) -> Result<Vec<ReportGroup>, StepError> {
     Ok(groups.into_values().collect())
 }
 
-fn group_of(name: &str, pattern: String, numbers: &[u32], tensor: &Tensor) -> ReportGroup {
+fn group_of(pattern: String, numbers: &[u32], tensor: &Tensor) -> ReportGroup {
     let c = tensor.classification;
-    let (layer_at, expert_at) = places_of(name, c.layer, c.expert);
+    let (layer_at, expert_at) = places_of(numbers, c.layer, c.expert);
     ReportGroup {
         pattern,
         component: c.component,
@@ -320,11 +304,10 @@ fn number_of(word: &str) -> Option<u32> {
 /// Which numbers of a name are its layer and its expert: the word before the expert's is `experts`
 /// or the like, so of equal numbers the layer's comes first.
 fn places_of(
-    name: &str,
+    numbers: &[u32],
     layer: Option<u32>,
     expert: Option<u32>,
 ) -> (Option<usize>, Option<usize>) {
-    let numbers = pattern_of(name).1;
     let at = |wanted: Option<u32>, from: usize| {
         let wanted = wanted?;
         (from..numbers.len()).find(|i| numbers[*i] == wanted)
@@ -383,8 +366,8 @@ mod tests {
         let (pattern, numbers) = pattern_of(name);
         assert_eq!(pattern, "model.layers.{}.mlp.experts.{}.w1.007.weight");
         assert_eq!(numbers, [3, 3]);
-        assert_eq!(places_of(name, Some(3), Some(3)), (Some(0), Some(1)));
-        assert_eq!(places_of(name, Some(3), None), (Some(0), None));
+        assert_eq!(places_of(&numbers, Some(3), Some(3)), (Some(0), Some(1)));
+        assert_eq!(places_of(&numbers, Some(3), None), (Some(0), None));
     }
 
     #[test]

@@ -35,8 +35,8 @@ use super::verify::{VerifySettings, verify};
 use crate::output::{refuse_holding, refuse_inside};
 use crate::work::Job;
 
-/// More than a signature of any pack has.
-const MAX_BUNDLE_BYTES: u64 = 256 << 20;
+/// More than a signature of the largest model known here takes, ten times.
+pub(super) const MAX_SIGNATURE_BYTES: u64 = 64 << 20;
 /// What a signature does not cover, as the tool of OpenSSF has it: itself, and version control.
 const IGNORED: [&str; 5] = [SIGNATURE, ".git", ".gitattributes", ".github", ".gitignore"];
 
@@ -48,16 +48,16 @@ const IGNORED: [&str; 5] = [SIGNATURE, ".git", ".gitattributes", ".github", ".gi
 /// and it is not to be replaced; `PrivateKey`; `Io`.
 pub(crate) fn sign(
     folder: &Path,
-    key: &Path,
+    key_file: &Path,
     to: Option<&Path>,
     force: bool,
     job: Job<'_>,
 ) -> Result<SignSummary, StepError> {
-    let (key_file, key) = (key.to_owned(), PrivateKey::read(key)?);
+    let key = PrivateKey::read(key_file)?;
     let pack = Pack::open(folder)?;
     let own = folder.join(SIGNATURE);
     let to = to.map_or_else(|| own.clone(), Path::to_owned);
-    refuse_holding(&to, &[key_file])?;
+    refuse_holding(&to, &[key_file.to_owned()])?;
     if to != own {
         refuse_inside(&to, folder)?;
     }
@@ -98,7 +98,7 @@ fn refuse_other(to: &Path, is_own_place: bool) -> Result<(), StepError> {
     if is_own_place {
         return Ok(());
     }
-    let json = input.read_range(0..input.length().min(MAX_BUNDLE_BYTES))?;
+    let json = input.read_range(0..input.length().min(MAX_SIGNATURE_BYTES))?;
     let bundle: Option<serde_json::Value> = serde_json::from_slice(&json).ok();
     let media = bundle.as_ref().and_then(|b| b.get("mediaType")?.as_str());
     match media.is_some_and(|m| m.starts_with("application/vnd.dev.sigstore.bundle")) {

@@ -26,7 +26,7 @@ use values::Values;
 
 use super::StepError;
 use super::scan::{Extra, ScanOptions, scan};
-use super::sign::PublicKey;
+use super::sign::{MAX_SIGNATURE_BYTES, PublicKey};
 use crate::causes::{chain, without_path as describe};
 use crate::work::{Progress, into_inner, lock};
 
@@ -428,8 +428,6 @@ fn check_signature(
     key: &PublicKey,
     findings: &Findings,
 ) -> Result<Option<CheckedSignature>, StepError> {
-    /// More than a signature of the largest model known here takes, ten times.
-    const MAX_BYTES: u64 = 64 << 20;
     let path = settings.file.clone();
     let (path, shown) = match path {
         Some(path) => (path.clone(), path.display().to_string()),
@@ -446,7 +444,7 @@ fn check_signature(
             .seen(seen)
     };
     let input = match read {
-        Ok(input) if input.length() <= MAX_BYTES => input,
+        Ok(input) if input.length() <= MAX_SIGNATURE_BYTES => input,
         Ok(input) => {
             findings.add(bad(format!("{} bytes", input.length())));
             return Ok(None);
