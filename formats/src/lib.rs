@@ -38,7 +38,7 @@
 //! use segpack_formats::io::{CancelToken, MemoryFile};
 //! use segpack_formats::numeric::Dtype;
 //! use segpack_formats::pack::{
-//!     SegmentReader, SegmentSpec, TensorSource, TensorSpec, Unpacker, write_raw_pack,
+//!     SegmentReader, SegmentSpec, TensorSource, PackTensor, Unpacker, write_raw_pack,
 //! };
 //!
 //! /// Where the tensors' bytes come from; usually, a checkpoint.
@@ -55,7 +55,7 @@
 //!     }
 //! }
 //!
-//! let bias = TensorSpec {
+//! let bias = PackTensor {
 //!     name: "bias".to_owned(),
 //!     dtype: Dtype::F32,
 //!     shape: vec![3],

@@ -24,7 +24,7 @@ pub struct ShardTensors<'a> {
     /// Path relative to the checkpoint.
     pub path: &'a str,
     /// All tensors of the header.
-    pub tensors: &'a [safetensors::TensorEntry],
+    pub tensors: &'a [safetensors::TensorInfo],
 }
 
 /// A checkpoint as its headers, its index and its configuration describe it.
@@ -252,7 +252,7 @@ impl Classifier {
 
 /// A tensor of a header, as the family's rules classify it.
 pub(crate) fn list_tensor(
-    stored: safetensors::TensorEntry,
+    stored: safetensors::TensorInfo,
     shard: usize,
     classifier: Classifier,
 ) -> InventoryTensor {

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use segpack_formats::digest::{Blake3, Sha256};
-use segpack_formats::pack::{SegmentSpec, TensorSpec, raw_header};
+use segpack_formats::pack::{PackTensor, SegmentSpec, raw_header};
 use segpack_formats::safetensors::ShardHeader;
 use segpack_manifests::documents::Manifest;
 use serde_json::{Value, json};
@@ -278,7 +278,7 @@ impl Liar {
     }
 }
 
-fn listed(t: segpack_formats::safetensors::TensorEntry) -> Listed {
+fn listed(t: segpack_formats::safetensors::TensorInfo) -> Listed {
     Listed {
         name: t.name,
         dtype: t.dtype.to_string(),
@@ -288,7 +288,7 @@ fn listed(t: segpack_formats::safetensors::TensorEntry) -> Listed {
 }
 
 fn spec((segment, tensors): (&Value, &Vec<Value>)) -> SegmentSpec {
-    let tensors = tensors.iter().map(|t| TensorSpec {
+    let tensors = tensors.iter().map(|t| PackTensor {
         name: name_of(t),
         dtype: t["dtype"]
             .as_str()

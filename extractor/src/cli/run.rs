@@ -14,7 +14,7 @@ use segpack_runtime_min::processing::{Chat, Prompt};
 use super::Context;
 use super::args::values::{experts_file, token_id, trace_path};
 use super::args::{
-    ComputeName, DEVICE, INPUT, MediaArgs, OUTPUT, PackArg, Placement, Resources, SAMPLING,
+    ComputeName, DEVICE, INPUT, MediaArgs, OUTPUT, PackArg, PlacementArgs, Resources, SAMPLING,
     SegmentCacheArgs, VoiceArgs, is_to_stdout,
 };
 use super::error::CliError;
@@ -100,7 +100,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", help_heading = SAMPLING)]
     seed: Option<u64>,
     #[command(flatten)]
-    placement: Placement,
+    placement: PlacementArgs,
     /// Precision of activations
     #[arg(long, value_name = "TYPE", default_value = "f32", help_heading = DEVICE)]
     compute: ComputeName,

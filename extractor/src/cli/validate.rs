@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use super::Context;
 use super::args::values::tolerance;
-use super::args::{INPUT, OUTPUT, PackArg, Placement, Resources, SegmentCacheArgs};
+use super::args::{INPUT, OUTPUT, PackArg, PlacementArgs, Resources, SegmentCacheArgs};
 use super::error::CliError;
 use super::hints::of_validation;
 use crate::render::text;
@@ -61,7 +61,7 @@ pub(super) struct Args {
     #[arg(long, conflicts_with = "against", help_heading = INPUT)]
     no_digests: bool,
     #[command(flatten)]
-    placement: Placement,
+    placement: PlacementArgs,
     #[command(flatten)]
     resources: Resources,
     /// Print the report as JSON (schemas/validate-report.schema.json)

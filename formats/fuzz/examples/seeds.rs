@@ -9,7 +9,7 @@ use segpack_formats::gguf;
 use segpack_formats::io::CancelToken;
 use segpack_formats::numeric::Dtype;
 use segpack_formats::pack::{
-    SegmentSpec, StoredSegment, TensorSource, TensorSpec, WrittenPack, write_pack,
+    SegmentSpec, StoredSegment, TensorSource, PackTensor, WrittenPack, write_pack,
 };
 use segpack_fuzz::bodies::{
     PLACE_REPAIR, PLACE_ZSTD, REPAIR_FREQUENCIES, REPAIR_STATES, REPAIR_WORDS,
@@ -190,7 +190,7 @@ impl TensorSource for Bytes {
 }
 
 fn segment_of(s: usize, tensors: &[Vec<u8>]) -> SegmentSpec {
-    let tensor = tensors.iter().enumerate().map(|(t, bytes)| TensorSpec {
+    let tensor = tensors.iter().enumerate().map(|(t, bytes)| PackTensor {
         name: format!("t.{s}.{t}"),
         dtype: Dtype::U8,
         shape: vec![bytes.len() as u64],
@@ -443,15 +443,15 @@ fn manifest() -> Value {
     })
 }
 
-fn gguf_spec(name: &str, kind: gguf::TensorType, shape: &[u64]) -> gguf::TensorSpec {
-    gguf::TensorSpec {
+fn gguf_spec(name: &str, kind: gguf::TensorType, shape: &[u64]) -> gguf::PackTensor {
+    gguf::PackTensor {
         name: name.to_owned(),
         kind,
         shape: shape.to_vec(),
     }
 }
 
-fn gguf_image(metadata: Vec<(&str, gguf::Value)>, tensors: Vec<gguf::TensorSpec>) -> Vec<u8> {
+fn gguf_image(metadata: Vec<(&str, gguf::Value)>, tensors: Vec<gguf::PackTensor>) -> Vec<u8> {
     let metadata = metadata
         .into_iter()
         .map(|(key, value)| (key.to_owned(), value))

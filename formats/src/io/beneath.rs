@@ -141,12 +141,12 @@ mod system {
     const FOLDER_MODE: Mode = Mode::from_raw_mode(0o777);
 
     /// An open folder on the way to a file.
-    struct Step {
+    struct Descent {
         folder: OwnedFd,
         path: PathBuf,
     }
 
-    impl Step {
+    impl Descent {
         fn root(path: &Path) -> Result<Self> {
             let flags = SEARCH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             // an empty path is the working folder
@@ -202,8 +202,8 @@ mod system {
     }
 
     /// The folder that the last part of a relative path lies in, and that part.
-    fn parent<'r>(root: &Path, relative: &'r str, make: bool) -> Result<(Step, &'r OsStr)> {
-        let mut step = Step::root(root)?;
+    fn parent<'r>(root: &Path, relative: &'r str, make: bool) -> Result<(Descent, &'r OsStr)> {
+        let mut step = Descent::root(root)?;
         let mut parts = relative.split('/').filter(|part| !part.is_empty());
         let last = parts.next_back().unwrap_or(".");
         for part in parts {

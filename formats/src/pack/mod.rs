@@ -20,7 +20,7 @@ pub const ALIGNMENT: u64 = 4096;
 
 /// A tensor as it goes into a pack.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TensorSpec {
+pub struct PackTensor {
     /// Name in the raw pack.
     pub name: String,
     /// Element type.
@@ -37,7 +37,7 @@ pub struct SegmentSpec {
     /// Its name, unique in the whole pack folder.
     pub id: String,
     /// Its tensors, adjacent in this order.
-    pub tensors: Vec<TensorSpec>,
+    pub tensors: Vec<PackTensor>,
 }
 
 impl SegmentSpec {

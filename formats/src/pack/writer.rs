@@ -5,7 +5,7 @@ use std::iter::Peekable;
 use std::path::Path;
 
 use super::header::{coded_header, data_start, raw_header};
-use super::{ALIGNMENT, SegmentSpec, StoredSegment, TensorSpec, WrittenPack};
+use super::{ALIGNMENT, PackTensor, SegmentSpec, StoredSegment, WrittenPack};
 use crate::codec::{
     ChunkEncoder, ChunkTable, Codec, Coding, PREFIX_BYTES, TABLE_ENTRY_BYTES, chunk_count,
     chunk_lengths,
@@ -76,7 +76,7 @@ impl Output<'_> {
     }
 }
 
-fn check_length(spec: &TensorSpec, seen: u64, path: &Path) -> Result<()> {
+fn check_length(spec: &PackTensor, seen: u64, path: &Path) -> Result<()> {
     if seen == spec.length {
         return Ok(());
     }

@@ -22,7 +22,7 @@ fn wrong<T>(what: impl Into<String>) -> Result<T, HeaderError> {
 
 /// One tensor of a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TensorEntry {
+pub struct TensorInfo {
     /// Its name, unique in the shard.
     pub name: String,
     /// Element type.
@@ -41,7 +41,7 @@ pub struct ShardHeader {
     /// `__metadata__`, in file order, if there is one.
     pub metadata: Option<Vec<(String, String)>>,
     /// All tensors, by their offset in the file.
-    pub tensors: Vec<TensorEntry>,
+    pub tensors: Vec<TensorInfo>,
     /// First byte of the data section: 8 + the header's length.
     pub data_start: u64,
 }
@@ -130,7 +130,7 @@ impl ShardHeader {
 
 /// The tensors must tile the data section: any hole would be lost, any overlap restored twice.
 fn check_cover(
-    tensors: &[TensorEntry],
+    tensors: &[TensorInfo],
     data_start: u64,
     data_length: u64,
 ) -> Result<(), HeaderError> {
@@ -203,7 +203,7 @@ struct RawEntry<'a> {
 }
 
 impl RawEntry<'_> {
-    fn check(self, name: String, data_start: u64) -> Result<TensorEntry, HeaderError> {
+    fn check(self, name: String, data_start: u64) -> Result<TensorInfo, HeaderError> {
         check_name(&name)?;
         let dtype: Dtype = match self.dtype.parse() {
             Ok(dtype) => dtype,
@@ -237,7 +237,7 @@ impl RawEntry<'_> {
             ));
         }
         let offset = data_start + begin;
-        Ok(TensorEntry {
+        Ok(TensorInfo {
             dtype,
             shape: self.shape,
             offset,

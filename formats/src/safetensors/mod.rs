@@ -12,7 +12,7 @@ mod writer;
 
 pub use crate::numeric::Dtype;
 pub use error::{HeaderError, LengthError};
-pub use header::{MAX_HEADER_BYTES, ShardHeader, TensorEntry, byte_length};
+pub use header::{MAX_HEADER_BYTES, ShardHeader, TensorInfo, byte_length};
 pub use index::{ShardIndex, check_relative_path};
 pub use reader::Shard;
 pub(crate) use writer::push_entry;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::error::HeaderError;
-use super::header::{LENGTH_FIELD, ShardHeader, TensorEntry};
+use super::header::{LENGTH_FIELD, ShardHeader, TensorInfo};
 use crate::io::{InputFile, ReadAt};
 use crate::{FormatError, Result};
 
@@ -37,7 +37,7 @@ impl Shard {
     }
 
     /// The tensor of this name.
-    pub fn tensor(&self, name: &str) -> Option<&TensorEntry> {
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
         self.header.tensors.iter().find(|t| t.name == name)
     }
 }

@@ -14,12 +14,12 @@ pub const MAX_WORD_BYTES: usize = 64;
 const MAX_WORDS: usize = 1 << 16;
 
 /// The words that were met so far, each kept for the life of the process.
-static WORDS: RwLock<Words> = RwLock::new(Words {
+static WORDS: RwLock<Vocabulary> = RwLock::new(Vocabulary {
     texts: Vec::new(),
     numbers: BTreeMap::new(),
 });
 
-struct Words {
+struct Vocabulary {
     /// By number.
     texts: Vec<&'static str>,
     numbers: BTreeMap<&'static str, u16>,

@@ -6,8 +6,8 @@
 //! Source: AutoAWQ's WQLinear_GEMM, from memory.
 
 use super::modules::Modules;
+use super::packed_words::{PackedWords, SCALES, VALUES, ZEROS};
 use super::weight::Weight;
-use super::words::{SCALES, VALUES, Words, ZEROS};
 use super::{Scheme, SchemeRow};
 use crate::families::config::{ConfigError, Section};
 use crate::families::expected::Expected;
@@ -26,10 +26,10 @@ pub(super) const SCHEME: SchemeRow = SchemeRow {
 
 /// The settings of a checkpoint.
 #[derive(Debug, Clone)]
-struct Awq(Words);
+struct Awq(PackedWords);
 
 fn read(section: &Section<'_>) -> Result<Box<dyn Scheme>, ConfigError> {
-    Ok(Box::new(Awq(Words::read(section)?)))
+    Ok(Box::new(Awq(PackedWords::read(section)?)))
 }
 
 impl Scheme for Awq {

@@ -6,8 +6,8 @@
 //! Source: AutoGPTQ's and GPTQModel's QuantLinear, from memory.
 
 use super::modules::Modules;
+use super::packed_words::{PackedWords, SCALES, VALUES, WORD, ZEROS};
 use super::weight::Weight;
-use super::words::{SCALES, VALUES, WORD, Words, ZEROS};
 use super::{Scheme, SchemeRow};
 use crate::families::config::{ConfigError, Section};
 use crate::families::expected::Expected;
@@ -29,10 +29,10 @@ const GROUP: &str = ".g_idx";
 
 /// The settings of a checkpoint.
 #[derive(Debug, Clone)]
-struct Gptq(Words);
+struct Gptq(PackedWords);
 
 fn read(section: &Section<'_>) -> Result<Box<dyn Scheme>, ConfigError> {
-    Ok(Box::new(Gptq(Words::read(section)?)))
+    Ok(Box::new(Gptq(PackedWords::read(section)?)))
 }
 
 impl Scheme for Gptq {

@@ -12,8 +12,8 @@ mod gptq;
 mod modelopt;
 mod modules;
 mod mxfp4;
+mod packed_words;
 mod weight;
-mod words;
 
 use std::collections::BTreeSet;
 

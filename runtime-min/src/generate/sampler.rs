@@ -47,10 +47,10 @@ impl SamplingOptions {
 
 /// Chooses a token from logits.
 #[derive(Debug, Clone)]
-pub struct Sampler(Choice);
+pub struct Sampler(Method);
 
 #[derive(Debug, Clone)]
-enum Choice {
+enum Method {
     Greedy,
     Random(SamplingOptions, SplitMix64),
 }
@@ -58,7 +58,7 @@ enum Choice {
 impl Sampler {
     /// The highest logit, the lowest id where several are highest.
     pub fn greedy() -> Self {
-        Self(Choice::Greedy)
+        Self(Method::Greedy)
     }
 
     /// Random choice by probability: temperature, then top-k, then top-p, the order of
@@ -82,11 +82,11 @@ impl Sampler {
         if top_k == Some(0) {
             return Err(SamplingError::TopK);
         }
-        Ok(Self(Choice::Random(options, SplitMix64(seed))))
+        Ok(Self(Method::Random(options, SplitMix64(seed))))
     }
 
     pub(super) fn is_greedy(&self) -> bool {
-        matches!(self.0, Choice::Greedy)
+        matches!(self.0, Method::Greedy)
     }
 
     /// The next token.
@@ -96,8 +96,8 @@ impl Sampler {
     pub fn choose(&mut self, logits: &[f32]) -> Result<u32, LogitsError> {
         let best = check(logits)?;
         match &mut self.0 {
-            Choice::Greedy => Ok(best),
-            Choice::Random(options, random) => {
+            Method::Greedy => Ok(best),
+            Method::Random(options, random) => {
                 Ok(draw(&kept(logits, options), random).unwrap_or(best))
             }
         }

@@ -14,8 +14,8 @@ use crate::generate::{CodeSink, Codes};
 use crate::models::decoder::{Observer, RunSettings, RunStats, Unobserved, text_decoder};
 use crate::models::omni;
 use crate::models::talker::{
-    AcceptedStates, Choice, Projections, Row, SpeechObserver, SpeechSampling, Talker, TalkerPrompt,
-    TalkerScript, Words,
+    AcceptedStates, CodeSampler, Projections, Row, SpeechObserver, SpeechSampling, Talker,
+    TalkerPrompt, TalkerScript, ThinkerEmbedding,
 };
 use crate::ops::CpuOps;
 use crate::processing::MediaFeatures;
@@ -246,11 +246,12 @@ impl Session<'_> {
         let media = self.media_facts()?;
         let walked = TalkerScript::of(&facts, media.as_ref(), script.prompt, script.answer);
         let walked = walked.map_err(RunError::Speech)?;
-        let mut choice = Choice::new(facts.codes, settings.repetition_penalty, settings.sampling)?;
+        let mut choice =
+            CodeSampler::new(facts.codes, settings.repetition_penalty, settings.sampling)?;
         let places = self.talker_places(&facts, &walked.ids, script.media)?;
         let ops = self.encoder_ops()?;
         // words and states through the projections, whose memory is given back
-        let mut words = Words::find(&self.reader, &text_decoder(self.pack)?.facts)?;
+        let mut words = ThinkerEmbedding::find(&self.reader, &text_decoder(self.pack)?.facts)?;
         let text = self.text_side(&ops, &facts, (&walked, script.states), &mut words)?;
         let mut talker = self.talker(ops, &facts, &walked, settings)?;
         let prompt = talker_prompt(&mut talker, &facts, (&walked, places, speaker), &text)?;
@@ -323,7 +324,7 @@ impl Session<'_> {
         ops: &CpuOps,
         facts: &SpeechFacts,
         (script, states): (&TalkerScript, &AcceptedStates),
-        words: &mut Words<'_>,
+        words: &mut ThinkerEmbedding<'_>,
     ) -> Result<TextSide, SessionError> {
         let outer = to_usize(facts.thinker_hidden);
         let (seen, wanted) = (states.rows.len() / outer.max(1), script.states());
@@ -375,7 +376,7 @@ impl Session<'_> {
 
 /// Words through the projection.
 struct Projected<'p, 'w> {
-    words: &'p mut Words<'w>,
+    words: &'p mut ThinkerEmbedding<'w>,
     projections: &'p Projections,
     ops: &'p CpuOps,
     stop: &'p CancelToken,
@@ -443,7 +444,7 @@ struct Speaking<'r, 's> {
     facts: &'r SpeechFacts,
     talker: &'r mut Talker<'s, CpuOps>,
     prompt: &'r TalkerPrompt,
-    choice: &'r mut Choice,
+    choice: &'r mut CodeSampler,
     max_codes: usize,
 }
 

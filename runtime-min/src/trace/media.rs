@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use segpack_formats::digest::Sha256;
 use segpack_formats::io::{read_limited, to_usize};
 use segpack_formats::numeric::{Dtype, FloatDtype};
-use segpack_formats::safetensors::{Shard, TensorEntry};
+use segpack_formats::safetensors::{Shard, TensorInfo};
 use segpack_formats::{FormatError, Result};
 use serde::Deserialize;
 
@@ -234,7 +234,7 @@ impl MediaTrace {
         FormatError::malformed(self.path(), what)
     }
 
-    fn entry(&self, name: &str) -> Option<&TensorEntry> {
+    fn entry(&self, name: &str) -> Option<&TensorInfo> {
         let place = self.places.get(&format!("{}.{name}", self.prefix))?;
         Some(&self.shard.header.tensors[*place])
     }
@@ -246,7 +246,7 @@ impl MediaTrace {
         Some(shape.iter().map(|side| to_usize(*side)).collect())
     }
 
-    fn bytes(&self, entry: &TensorEntry) -> Result<Vec<u8>> {
+    fn bytes(&self, entry: &TensorInfo) -> Result<Vec<u8>> {
         let range = entry.offset..entry.offset + entry.length;
         self.shard.input.read_range(range)
     }
@@ -283,7 +283,7 @@ impl MediaTrace {
     }
 
     /// Values of a tensor, given their bytes.
-    fn widened(&self, entry: &TensorEntry, bytes: &[u8]) -> Result<Vec<f32>> {
+    fn widened(&self, entry: &TensorInfo, bytes: &[u8]) -> Result<Vec<f32>> {
         if entry.dtype == Dtype::I16 {
             let samples = bytes.as_chunks::<2>().0.iter();
             let wide = samples.map(|b| f32::from(i16::from_le_bytes(*b)) / 32768.0);
@@ -330,7 +330,7 @@ impl MediaTrace {
         }
     }
 
-    fn wrong_dtype(&self, entry: &TensorEntry, wanted: &str) -> FormatError {
+    fn wrong_dtype(&self, entry: &TensorInfo, wanted: &str) -> FormatError {
         let (name, dtype) = (&entry.name, entry.dtype);
         self.malformed(format!("tensor {name:?} is {dtype}; wanted {wanted}"))
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use segpack_formats::digest::Sha256;
 use segpack_formats::io::read_limited;
 use segpack_formats::numeric::{Dtype, FloatDtype};
-use segpack_formats::safetensors::{Shard, TensorEntry};
+use segpack_formats::safetensors::{Shard, TensorInfo};
 use segpack_formats::{FormatError, Result};
 use serde::Deserialize;
 
@@ -53,13 +53,13 @@ struct Settings {
     #[serde(default)]
     level: Option<String>,
     #[serde(default)]
-    values: Values,
+    values: TraceValues,
 }
 
 /// What a trace holds of the distributions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Values {
+enum TraceValues {
     #[default]
     Logits,
     LogProbabilities,
@@ -115,7 +115,7 @@ impl Trace {
 
     fn new(shard: Shard, document: Document) -> Result<Self> {
         let compute = match (document.settings.dtype.as_str(), document.settings.values) {
-            ("float32", _) | (_, Values::LogProbabilities) => Compute::F32,
+            ("float32", _) | (_, TraceValues::LogProbabilities) => Compute::F32,
             ("bfloat16", _) => Compute::Bf16,
             (other, _) => {
                 let what =
@@ -216,7 +216,7 @@ impl Trace {
 
     /// Whether tokens and log-probabilities are all that it holds.
     pub fn has_log_probabilities(&self) -> bool {
-        self.settings.values == Values::LogProbabilities
+        self.settings.values == TraceValues::LogProbabilities
     }
 
     /// How much was recorded, as the script calls it: `full`, `router`, `logits`.
@@ -244,7 +244,7 @@ impl Trace {
         FormatError::malformed(self.path(), what)
     }
 
-    fn entry(&self, prompt: usize, name: &str) -> Option<&TensorEntry> {
+    fn entry(&self, prompt: usize, name: &str) -> Option<&TensorInfo> {
         self.places
             .get(&tensor_name(prompt, name))
             .map(|&i| &self.shard.header.tensors[i])
@@ -334,7 +334,7 @@ impl Trace {
     /// The bytes of some rows, and how many values they are.
     fn rows(
         &self,
-        entry: &TensorEntry,
+        entry: &TensorInfo,
         shape: &[usize],
         rows: Range<usize>,
     ) -> Result<(Vec<u8>, usize)> {

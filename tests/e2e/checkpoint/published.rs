@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use flate2::read::GzDecoder;
-use segpack_formats::safetensors::TensorEntry;
+use segpack_formats::safetensors::TensorInfo;
 use segpack_manifests::audit::{Audit, AuditOptions, Described, ShardTensors, audit};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -52,13 +52,13 @@ fn width(dtype: &str) -> u64 {
 
 impl Checkpoint {
     /// What the headers of one shard would say, without the tensor of this number.
-    fn entries(&self, without: Option<usize>) -> Vec<TensorEntry> {
+    fn entries(&self, without: Option<usize>) -> Vec<TensorInfo> {
         let mut offset = 8;
         let mut entries = Vec::new();
         for (number, (name, dtype, shape)) in self.stored.iter().enumerate() {
             let length = width(dtype) * shape.iter().product::<u64>();
             if Some(number) != without {
-                entries.push(TensorEntry {
+                entries.push(TensorInfo {
                     name: name.clone(),
                     dtype: serde_json::from_value(json!(dtype)).unwrap(),
                     shape: shape.clone(),

@@ -19,7 +19,7 @@ pub(super) use jobs::Jobs;
 #[cfg(feature = "run")]
 pub(super) use media::MediaArgs;
 #[cfg(feature = "run")]
-pub(super) use model::{CheckName, ComputeName, CpuResources, Placement, Resources};
+pub(super) use model::{CheckName, ComputeName, CpuResources, PlacementArgs, Resources};
 pub(super) use pack::{Identity, PackArg, identity};
 pub(super) use segment_cache::SegmentCacheArgs;
 pub(super) use sizes::SizeArgs;

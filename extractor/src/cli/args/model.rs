@@ -9,7 +9,7 @@ use segpack_runtime_min::session::{DeviceChoice, ExpertCacheSize, MemoryLimit, S
 
 /// Where a model runs.
 #[derive(Debug, Clone, Copy, clap::Args)]
-pub(crate) struct Placement {
+pub(crate) struct PlacementArgs {
     /// Device: cpu, cuda (the first GPU), cuda:N or auto (`segpack devices` lists them)
     #[arg(long, value_name = "DEVICE", default_value = "cpu", help_heading = DEVICE)]
     pub device: DeviceChoice,
@@ -38,7 +38,7 @@ pub(crate) struct Resources {
 
 impl Resources {
     /// A session with them.
-    pub(crate) fn session(&self, placement: Placement) -> SessionOptions {
+    pub(crate) fn session(&self, placement: PlacementArgs) -> SessionOptions {
         let mut options = SessionOptions::default();
         options.device = placement.device;
         options.device_memory = placement.device_memory;
@@ -76,7 +76,7 @@ impl CpuResources {
             check: self.check,
             threads: self.threads,
         };
-        resources.session(Placement {
+        resources.session(PlacementArgs {
             device: DeviceChoice::Cpu,
             device_memory: None,
         })

@@ -127,7 +127,7 @@ fn not_the_model(
     wanted: &Wanted<'_>,
     target: ExportTarget,
 ) -> Vec<Finding> {
-    let listed: Vec<(&str, Vec<safetensors::TensorEntry>)> = files
+    let listed: Vec<(&str, Vec<safetensors::TensorInfo>)> = files
         .iter()
         .map(|file| {
             let tensors = file.tensors().iter().filter_map(|p| entry(&p.tensor));
@@ -175,9 +175,9 @@ fn is_chosen(
 }
 
 /// A tensor as a header of the output will list it.
-fn entry(tensor: &NewTensorPlan<'_>) -> Option<safetensors::TensorEntry> {
+fn entry(tensor: &NewTensorPlan<'_>) -> Option<safetensors::TensorInfo> {
     let dtype: Dtype = tensor.dtype.parse().ok()?;
-    Some(safetensors::TensorEntry {
+    Some(safetensors::TensorInfo {
         name: tensor.name.clone(),
         dtype,
         shape: tensor.shape.clone(),

@@ -15,8 +15,8 @@ pub struct WrittenTensor {
     pub offset: u64,
 }
 
-impl From<safetensors::TensorEntry> for WrittenTensor {
-    fn from(entry: safetensors::TensorEntry) -> Self {
+impl From<safetensors::TensorInfo> for WrittenTensor {
+    fn from(entry: safetensors::TensorInfo) -> Self {
         Self {
             name: Some(entry.name),
             dtype: entry.dtype.to_string(),

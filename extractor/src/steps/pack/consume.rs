@@ -51,7 +51,7 @@ struct Needs<'a> {
 }
 
 /// Packs that are written together, then shards that are removed.
-struct Step {
+struct ConsumeStep {
     packs: Vec<usize>,
     frees: Vec<usize>,
     /// Written packs with bytes of those shards.
@@ -99,16 +99,16 @@ impl<'a> Needs<'a> {
     }
 
     /// What goes together, in the order that takes the least space.
-    fn order(&self, done: &Done) -> Vec<Step> {
+    fn order(&self, done: &Done) -> Vec<ConsumeStep> {
         let lengths = |p: &PlannedPack| if done.has_pack(&p.path) { 0 } else { p.length };
         let lengths: Vec<u64> = self.planned.plan.packs.iter().map(lengths).collect();
         let orders = [Next::Least, Next::First].map(|next| self.order_by(next, done));
         let shard_length = |shard: &CheckpointShard| shard.shard.input.length();
-        let peak = |order: &Vec<Step>| self.peak(order, &lengths, &shard_length);
+        let peak = |order: &Vec<ConsumeStep>| self.peak(order, &lengths, &shard_length);
         orders.into_iter().min_by_key(peak).unwrap_or_default()
     }
 
-    fn order_by(&self, next: Next, done: &Done) -> Vec<Step> {
+    fn order_by(&self, next: Next, done: &Done) -> Vec<ConsumeStep> {
         let packs = &self.planned.plan.packs;
         let is_done = |pack: &PlannedPack| done.has_pack(&pack.path);
         let mut written: Vec<bool> = packs.iter().map(is_done).collect();
@@ -125,7 +125,7 @@ impl<'a> Needs<'a> {
             let frees: Vec<usize> = left.iter().copied().filter(is_free).collect();
             left.retain(|shard| !frees.contains(shard));
             let held = frees.iter().flat_map(|s| self.packs_of(*s));
-            order.push(Step {
+            order.push(ConsumeStep {
                 holds: held.filter(|p| written[*p]).collect(),
                 packs: new,
                 frees,
@@ -134,7 +134,7 @@ impl<'a> Needs<'a> {
         }
         let rest: Vec<usize> = (0..packs.len()).filter(|p| !written[*p]).collect();
         if !rest.is_empty() {
-            order.push(Step {
+            order.push(ConsumeStep {
                 packs: rest,
                 frees: Vec::new(),
                 holds: BTreeSet::new(),
@@ -175,7 +175,7 @@ impl<'a> Needs<'a> {
     /// The most bytes beyond those of the checkpoint that packs of these lengths take at any moment.
     fn peak(
         &self,
-        order: &[Step],
+        order: &[ConsumeStep],
         lengths: &[u64],
         frees: &dyn Fn(&CheckpointShard) -> u64,
     ) -> u64 {

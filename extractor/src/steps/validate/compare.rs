@@ -32,7 +32,7 @@ pub(super) trait Reference {
     -> Result<Option<Vec<Vec<u32>>>, StepError>;
 
     /// The greedy token after this position, if one was generated there.
-    fn step(&self, position: usize) -> Result<Option<Step>, StepError>;
+    fn step(&self, position: usize) -> Result<Option<ReferenceStep>, StepError>;
 
     /// The best tokens after this position, of a reference that has log-probabilities and no
     /// logits; empty where it tells none.
@@ -46,7 +46,7 @@ pub(super) trait Reference {
 
 /// One step of the reference's generation.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Step {
+pub(super) struct ReferenceStep {
     /// The token it chose.
     pub token: u32,
     /// Its best tokens and their logits, best first; empty where they are not known.

@@ -19,7 +19,7 @@ use segpack_runtime_min::ops::{Heads, Matrix, Ops, ScalarOps, softmax};
 use segpack_runtime_min::tensor::Linear;
 
 pub(super) use self::media::Calculation;
-use super::compare::{Reference, Step, argmax};
+use super::compare::{Reference, ReferenceStep, argmax};
 use super::error::ValidateError;
 use crate::source::Checkpoint;
 use crate::steps::StepError;
@@ -492,7 +492,7 @@ impl Reference for Calculated {
         Ok(ids.and_then(|ids| ids.get(rows)).map(<[Vec<u32>]>::to_vec))
     }
 
-    fn step(&self, position: usize) -> Result<Option<Step>, StepError> {
+    fn step(&self, position: usize) -> Result<Option<ReferenceStep>, StepError> {
         let logits = self
             .values
             .iter()
@@ -501,7 +501,7 @@ impl Reference for Calculated {
         let row = logits
             .and_then(|(_, values)| values.get(row))
             .filter(|_| position + 1 >= self.prompt);
-        Ok(row.map(|row| Step {
+        Ok(row.map(|row| ReferenceStep {
             token: argmax(row),
             top: Vec::new(),
         }))

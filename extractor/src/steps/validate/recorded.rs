@@ -7,7 +7,7 @@ use segpack_manifests::documents::{Finding, FindingKind, Quantity};
 use segpack_runtime_min::trace::{Place, Ranked, RecordedFile, Trace, TracePrompt};
 
 use super::Sequence;
-use super::compare::{Reference, Step};
+use super::compare::{Reference, ReferenceStep};
 use crate::steps::StepError;
 
 /// The recorded tokens but the last, which nothing follows, are fed whatever the model would
@@ -181,12 +181,12 @@ impl Reference for RecordedPrompt<'_> {
             .map(|ids| ids.chunks_exact(best).map(<[u32]>::to_vec).collect()))
     }
 
-    fn step(&self, position: usize) -> Result<Option<Step>, StepError> {
+    fn step(&self, position: usize) -> Result<Option<ReferenceStep>, StepError> {
         let Some(step) = self.step_after(position) else {
             return Ok(None);
         };
         if self.trace.has_log_probabilities() {
-            return Ok(Some(Step {
+            return Ok(Some(ReferenceStep {
                 token: self.prompt.generated[step],
                 top: Vec::new(),
             }));
@@ -202,7 +202,7 @@ impl Reference for RecordedPrompt<'_> {
             .floats(self.number, "gen.top_logits", &shape, row)?
             .unwrap_or_default();
         let top = ids.into_iter().zip(logits).collect();
-        Ok(Some(Step {
+        Ok(Some(ReferenceStep {
             token: self.prompt.generated[step],
             top,
         }))

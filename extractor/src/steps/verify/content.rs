@@ -23,7 +23,7 @@ use segpack_manifests::{PackCursor, PackReader};
 use super::restore::{
     Lane, Part, Places, Proving, Stretch, What, covered, groups, provable, results,
 };
-use super::values::{Values, Watching};
+use super::values::{TensorStatistics, Watching};
 use super::{Findings, VerifySettings, describe};
 use crate::steps::StepError;
 use crate::work::Progress;
@@ -79,7 +79,7 @@ struct Check<'a> {
     tasks: Vec<(usize, Task<'a>)>,
     jobs: usize,
     findings: &'a Findings,
-    values: Option<&'a Values>,
+    values: Option<&'a TensorStatistics>,
     stop: &'a CancelToken,
     progress: &'a dyn Progress,
 }
@@ -90,7 +90,7 @@ pub(super) fn check(
     sound: &BTreeSet<String>,
     settings: &VerifySettings,
     findings: &Findings,
-    values: Option<&Values>,
+    values: Option<&TensorStatistics>,
     stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<Vec<FileResult>, StepError> {
@@ -301,7 +301,7 @@ impl<'a> Check<'a> {
 
     /// Begins the statistics of a tensor, where they are taken.
     fn watch(&self, tensor: &TensorEntry) -> Watching {
-        self.values.and_then(|_| Values::watch(tensor))
+        self.values.and_then(|_| TensorStatistics::watch(tensor))
     }
 
     /// The statistics of a tensor that was read to its end.

@@ -22,7 +22,7 @@ use segpack_manifests::documents::{
 use segpack_manifests::folder::{MANIFEST, OpenOptions, PART, PackFiles, SIGNATURE};
 use segpack_manifests::{NotAPack, Pack, PackError};
 
-use values::Values;
+use values::TensorStatistics;
 
 use super::StepError;
 use super::scan::{Extra, ScanOptions, scan};
@@ -286,7 +286,7 @@ fn verify_opened(
     let mut signature = None;
     let mut completeness = Completeness::NotKnown;
     let mut files = Vec::new();
-    let values = settings.values.then(Values::default);
+    let values = settings.values.then(TensorStatistics::default);
     let Opened {
         pack,
         part,

@@ -49,9 +49,9 @@ pub(super) type Watching = Option<StatisticsBuilder>;
 
 /// Collects the statistics of tensors from many threads.
 #[derive(Debug, Default)]
-pub(super) struct Values(Mutex<HashMap<String, Statistics>>);
+pub(super) struct TensorStatistics(Mutex<HashMap<String, Statistics>>);
 
-impl Values {
+impl TensorStatistics {
     /// Begins with a tensor.
     pub(super) fn watch(tensor: &TensorEntry) -> Watching {
         StatisticsBuilder::new(tensor.dtype, &tensor.shape)
@@ -513,7 +513,7 @@ mod tests {
                 entry.sha256 = Sha256::of(&bytes);
             }
             let seen = self.0.iter().map(|(tensor, values)| {
-                let mut watching = Values::watch(tensor).unwrap();
+                let mut watching = TensorStatistics::watch(tensor).unwrap();
                 values
                     .iter()
                     .for_each(|v| watching.update(&v.to_le_bytes()));

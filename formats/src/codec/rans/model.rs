@@ -188,7 +188,7 @@ pub(super) fn fill_decode_table(model: &Model, table: &mut DecodeTable) {
     }
 }
 
-/// What encoding does with a code: a [`Step`] packed into 64 bits.
+/// What encoding does with a code: a [`CodeStep`] packed into 64 bits.
 pub(super) type EncodeTable = [u64; CODES];
 
 /// Set in a packed step where the code has no symbol, and the step is another's.
@@ -197,7 +197,7 @@ pub(super) const EXCEPTION: u64 = 1 << 56;
 /// One step of the encoder: `x / frequency` is `x * reciprocal >> shift`, and the new state is
 /// `x + start + x / frequency * (SCALE - frequency)`.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Step {
+pub(super) struct CodeStep {
     /// `ceil(2^shift / frequency)`, 32 bits.
     pub reciprocal: u64,
     /// Sum of the frequencies before, 12 bits.
@@ -208,7 +208,7 @@ pub(super) struct Step {
     pub shift: u32,
 }
 
-impl Step {
+impl CodeStep {
     /// Of a symbol. Exact for every state that a step can see: those below `frequency << 19`.
     ///
     /// With `e = reciprocal * frequency - 2^shift < frequency ≤ 2^(shift - 31)`, the error of the
@@ -251,7 +251,7 @@ pub(super) fn fill_encode_table(model: &Model, table: &mut EncodeTable) {
         starts.push(start);
         start + u32::from(*f)
     });
-    let step = |s: usize| Step::new(u32::from(model.frequencies[s]).max(1), starts[s]).pack();
+    let step = |s: usize| CodeStep::new(u32::from(model.frequencies[s]).max(1), starts[s]).pack();
     table.fill(step(model.likeliest()) | EXCEPTION);
     for s in (0..model.frequencies.len()).filter(|&s| model.frequencies[s] > 0) {
         let code = usize::from(model.code(s)) % CODES;
@@ -286,7 +286,7 @@ mod tests {
     #[test]
     fn reciprocals_divide_exactly() {
         for frequency in 1..=MAX_FREQUENCY {
-            let step = Step::unpack(Step::new(frequency, 0).pack() | EXCEPTION);
+            let step = CodeStep::unpack(CodeStep::new(frequency, 0).pack() | EXCEPTION);
             assert!(
                 step.reciprocal < 1 << 32
                     && step.shift < 64

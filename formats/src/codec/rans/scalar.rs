@@ -1,6 +1,6 @@
 //! The coders in plain integers: what every other path must equal.
 
-use super::model::{DecodeTable, EXCEPTION, Step};
+use super::model::{CodeStep, DecodeTable, EXCEPTION};
 use super::{
     AHEAD_BYTES, Codes, Encoding, LANES, LOWEST, Progress, Raw, Round, SCALE, SCALE_BITS, States,
     VALUE_BYTES, WORD_BYTES, code_of, position, raw_of, u16_at,
@@ -78,7 +78,7 @@ pub(super) fn encode(rounds: &[Round], mut to: Encoding<'_>) -> usize {
             let value = u16::from_le_bytes(values[position(lane)]);
             let packed = to.table[usize::from(code_of(value))];
             flags |= packed;
-            let (step, state) = (Step::unpack(packed), &mut to.states[lane]);
+            let (step, state) = (CodeStep::unpack(packed), &mut to.states[lane]);
             // the states below this one are those that a decoder comes from; no branch, as above
             let leaves = u32::from(*state >= (SCALE - step.complement) << 19);
             to.words[at - 1] = *state as u16;

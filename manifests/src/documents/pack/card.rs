@@ -8,13 +8,13 @@ use serde::Deserialize;
 #[serde(default)]
 pub struct ModelCard {
     /// Licences, as the hub names them: `apache-2.0`, `other`.
-    pub license: Words,
+    pub license: OneOrMany,
     /// The name of a licence that the hub does not know.
     pub license_name: Option<String>,
     /// Where its text is.
     pub license_link: Option<String>,
     /// Models that it was made from: `OWNER/NAME`.
-    pub base_model: Words,
+    pub base_model: OneOrMany,
     /// What it is for, such as `any-to-any`.
     pub pipeline_tag: Option<String>,
 }
@@ -22,7 +22,7 @@ pub struct ModelCard {
 /// One word or several.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
-pub enum Words {
+pub enum OneOrMany {
     /// None.
     #[default]
     None,
@@ -32,7 +32,7 @@ pub enum Words {
     Many(Vec<String>),
 }
 
-impl Words {
+impl OneOrMany {
     /// All of them.
     #[must_use]
     pub fn all(&self) -> &[String] {

@@ -8,7 +8,7 @@ mod part;
 mod plan;
 mod version;
 
-pub use card::{ModelCard, Words};
+pub use card::{ModelCard, OneOrMany};
 pub use finding::{Completeness, Finding, FindingKind, Severity};
 pub use inventory::{
     ClassCount, Inventory, InventoryCounts, InventoryTensor, LeftOut, MatchedBy, Provenance,

@@ -3,7 +3,7 @@
 
 use segpack_formats::codec::Codec;
 use segpack_formats::numeric::Dtype;
-use segpack_formats::pack::{SegmentSpec, TensorSpec};
+use segpack_formats::pack::{PackTensor, SegmentSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::documents::{Excluded, FormatVersion, LeftOut, SourceRange};
@@ -128,8 +128,8 @@ pub struct PlannedTensor {
 }
 
 impl PlannedTensor {
-    fn spec(&self) -> TensorSpec {
-        TensorSpec {
+    fn spec(&self) -> PackTensor {
+        PackTensor {
             name: self.name.clone(),
             dtype: self.dtype,
             shape: self.shape.clone(),

@@ -66,11 +66,11 @@ pub(super) struct Buffers {
 
 /// Cuts memory into buffers.
 #[derive(Default)]
-pub(super) struct Plan {
+pub(super) struct BufferPlan {
     pub(super) bytes: usize,
 }
 
-impl Plan {
+impl BufferPlan {
     fn take(&mut self, bytes: usize) -> usize {
         let at = self.bytes;
         self.bytes += bytes.next_multiple_of(ALIGNMENT);
@@ -152,8 +152,8 @@ impl Sizes {
     }
 
     /// Where every buffer lies, for batches of so many tokens.
-    pub(super) fn plan(&self, batch: usize) -> (Plan, Offsets) {
-        let mut plan = Plan::default();
+    pub(super) fn plan(&self, batch: usize) -> (BufferPlan, Offsets) {
+        let mut plan = BufferPlan::default();
         let pairs = self.tokens * self.top_k;
         let activations = Activation::ALL.map(|activation| {
             let rows = if activation.is_of_all_tokens() {

@@ -10,7 +10,7 @@ use crate::models::decoder::{
     Backend, Decoder, DecoderModel, DecoderSpec, Ends, Observer, RunSettings, RunStats, Unobserved,
 };
 
-use super::scores::Choice;
+use super::scores::CodeSampler;
 use crate::generate::LogitsError;
 use crate::weights::Residency;
 
@@ -198,7 +198,7 @@ impl<B: Backend> Talker<'_, B> {
         &mut self,
         hidden: &[f32],
         (first, forced): (u32, Option<&[u32]>),
-        choice: &mut Choice,
+        choice: &mut CodeSampler,
         observer: &mut dyn SpeechObserver,
     ) -> Result<Result<Frame, LogitsError>, RunError> {
         self.predictor.reset();

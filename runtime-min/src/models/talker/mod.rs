@@ -11,13 +11,13 @@ mod frame;
 mod projection;
 mod prompt;
 mod scores;
-mod words;
+mod thinker_embedding;
 
 pub(crate) use self::frame::Talker;
 pub use self::frame::{ForcedFrame, SpeechObserver, TalkerPrompt};
 pub(crate) use self::projection::Projections;
 pub use self::prompt::{AcceptedStates, Row, TalkerScript};
-pub(crate) use self::scores::Choice;
+pub(crate) use self::scores::CodeSampler;
 pub use self::scores::{CodeSampling, SpeechSampling};
-pub(crate) use self::words::Words;
+pub(crate) use self::thinker_embedding::ThinkerEmbedding;
 pub use crate::error::SpeechError;

@@ -21,12 +21,12 @@ pub(crate) struct Projections {
 
 /// One projection.
 struct Resize {
-    fc1: Dense,
-    fc2: Dense,
+    fc1: ProjectionLayer,
+    fc2: ProjectionLayer,
 }
 
 /// A linear layer with a bias, in memory of its own.
-struct Dense {
+struct ProjectionLayer {
     weight: PlacedTensor,
     bytes: Vec<u8>,
     bias: Vec<f32>,
@@ -92,8 +92,8 @@ impl Resize {
         ]
         .map(to_usize);
         Ok(Self {
-            fc1: Dense::load(source, &format!("{name}.linear_fc1"), [inner, outer])?,
-            fc2: Dense::load(source, &format!("{name}.linear_fc2"), [hidden, inner])?,
+            fc1: ProjectionLayer::load(source, &format!("{name}.linear_fc1"), [inner, outer])?,
+            fc2: ProjectionLayer::load(source, &format!("{name}.linear_fc2"), [hidden, inner])?,
         })
     }
 
@@ -110,7 +110,7 @@ impl Resize {
     }
 }
 
-impl Dense {
+impl ProjectionLayer {
     fn load<'a>(
         source: &'a PackReader<'a>,
         name: &str,

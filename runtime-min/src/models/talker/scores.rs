@@ -57,7 +57,7 @@ impl CodeSampling {
 }
 
 /// Chooses codes.
-pub(crate) struct Choice {
+pub(crate) struct CodeSampler {
     talker: Sampler,
     predictor: Sampler,
     codes: SpeechCodes,
@@ -66,7 +66,7 @@ pub(crate) struct Choice {
     seen: Vec<u32>,
 }
 
-impl Choice {
+impl CodeSampler {
     /// `sampling`: `None` is greedy.
     pub(crate) fn new(
         codes: SpeechCodes,
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn chosen_codes_are_less_likely_and_control_codes_impossible() {
-        let mut choice = Choice::new(codes(), 1.25, None).unwrap();
+        let mut choice = CodeSampler::new(codes(), 1.25, None).unwrap();
         let mut logits = vec![0.5; 1120];
         (logits[3], logits[4], logits[197]) = (1.0, -1.0, 9.0);
         choice.note(3);
@@ -175,7 +175,7 @@ mod tests {
         let logits: Vec<f32> = (0_u8..96).map(|i| f32::from(i % 7)).collect();
         let mut sampling = SpeechSampling::default();
         let draw = |sampling| {
-            let mut choice = Choice::new(codes(), 1.0, Some(sampling)).unwrap();
+            let mut choice = CodeSampler::new(codes(), 1.0, Some(sampling)).unwrap();
             let drawn = (0..32).map(|_| choice.residual(&logits).unwrap());
             drawn.collect::<Vec<u32>>()
         };

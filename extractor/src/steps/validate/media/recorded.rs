@@ -15,7 +15,7 @@ use super::MediaRun;
 use super::stages::{Allowed, Stages};
 use crate::steps::StepError;
 use crate::steps::validate::ValidateError;
-use crate::steps::validate::compare::{Reference, Step};
+use crate::steps::validate::compare::{Reference, ReferenceStep};
 
 /// Differences that are allowed of a log-mel spectrogram: a value, and the mean of all.
 const FEATURES: [f64; 2] = [3e-4, 3e-6];
@@ -206,10 +206,10 @@ impl Reference for RecordedMedia<'_> {
         Ok(ids.map(|ids| ids.chunks_exact(best).map(<[u32]>::to_vec).collect()))
     }
 
-    fn step(&self, position: usize) -> Result<Option<Step>, StepError> {
+    fn step(&self, position: usize) -> Result<Option<ReferenceStep>, StepError> {
         let step = (position + 1).checked_sub(self.tokens());
         let token = step.and_then(|step| self.trace.generated().get(step));
-        Ok(token.map(|token| Step {
+        Ok(token.map(|token| ReferenceStep {
             token: *token,
             top: Vec::new(),
         }))

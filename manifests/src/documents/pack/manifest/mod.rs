@@ -10,7 +10,7 @@ use std::io;
 use segpack_formats::codec::Codec;
 use segpack_formats::digest::{Blake3, Sha256, Sha256Midstate};
 use segpack_formats::numeric::Dtype;
-use segpack_formats::pack::{SegmentSpec, StoredSegment, TensorSpec};
+use segpack_formats::pack::{PackTensor, SegmentSpec, StoredSegment};
 use serde::{Deserialize, Serialize};
 
 use crate::documents::pack::version::readable;
@@ -272,8 +272,8 @@ pub struct TensorEntry {
 }
 
 impl TensorEntry {
-    fn spec(&self) -> TensorSpec {
-        TensorSpec {
+    fn spec(&self) -> PackTensor {
+        PackTensor {
             name: self.name.clone(),
             dtype: self.dtype,
             shape: self.shape.clone(),

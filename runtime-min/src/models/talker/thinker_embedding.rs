@@ -10,7 +10,7 @@ use crate::error::{RunError, Unsuitable};
 use crate::weights::{PlacedTensor, read_rows, row_bytes};
 
 /// The embedding of the thinker, in its pack.
-pub(crate) struct Words<'a> {
+pub(crate) struct ThinkerEmbedding<'a> {
     source: &'a PackReader<'a>,
     entry: &'a TensorEntry,
     table: PlacedTensor,
@@ -18,7 +18,7 @@ pub(crate) struct Words<'a> {
     pub(crate) bytes_read: u64,
 }
 
-impl<'a> Words<'a> {
+impl<'a> ThinkerEmbedding<'a> {
     /// Finds it, and compares its shape with the thinker's sizes.
     ///
     /// # Errors

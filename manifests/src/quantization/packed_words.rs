@@ -18,14 +18,14 @@ pub(super) const WORD: ExpectedDtype = ExpectedDtype::One(Dtype::I32);
 
 /// The settings of a checkpoint.
 #[derive(Debug, Clone)]
-pub(super) struct Words {
+pub(super) struct PackedWords {
     bits: u64,
     /// Inputs that share a scale; `None` is all of them.
     group: Option<u64>,
     pub(super) kept: Modules,
 }
 
-impl Words {
+impl PackedWords {
     pub(super) fn read(section: &Section<'_>) -> Result<Self, ConfigError> {
         let bits = section.integer("bits", Some(4), 2..=8)?;
         let all = section
