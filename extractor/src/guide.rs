@@ -49,6 +49,7 @@ pub mod benchmarks {
 }
 
 pub mod status {
+    #![doc = "[benchmarks]: crate::guide::benchmarks"]
     #![doc = "[exporting]: crate::guide::exporting"]
     #![doc = ""]
     #![doc = include_str!("../docs/status.md")]
