@@ -1,7 +1,7 @@
 //! GB/s (10^9 bytes) of values that go in, one thread, pieces of 1 MiB that stay in the L2 cache: Q8_0,
 //! then ggml's other blocks.
 //!
-//! `cargo run --release -p segpack-formats --example q8_0_speed`
+//! `cargo run --release -p segpack-formats --example q8_0_speed [NAME]`, such as Q4_K for that block alone
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -50,7 +50,49 @@ fn values() -> Vec<u8> {
         .collect()
 }
 
+/// Values as weights have them: of a normal distribution with a standard deviation of 0.02. Sums of
+/// squares of random bits are below what a processor computes at full speed.
+fn weights() -> Vec<u8> {
+    let bytes = values();
+    // the sum of 12 uniform numbers has a variance of 1
+    let sum = |piece: &[u8]| piece.iter().map(|b| f32::from(*b) / 256.0).sum::<f32>();
+    let normal = |start: usize| {
+        let pieces = (0..12).map(|i| bytes[(start + i * 4099) % bytes.len()]);
+        (sum(&pieces.collect::<Vec<_>>()) - 6.0) * 0.02
+    };
+    let bf16 = |i: usize| normal(i * 4 + i / 9973).to_bits().to_be_bytes();
+    (0..PIECE / 2)
+        .map(bf16)
+        .flat_map(|b| [b[1], b[0]])
+        .collect()
+}
+
 fn main() {
+    match std::env::args().nth(1) {
+        None => {
+            q8_0_alone();
+            blocks("");
+        }
+        Some(name) => blocks(&name),
+    }
+}
+
+/// All blocks whose names hold this.
+fn blocks(name: &str) {
+    let (bytes, mut out) = (weights(), Vec::with_capacity(PIECE));
+    let named = BlockType::ALL
+        .into_iter()
+        .filter(|kind| kind.to_string().contains(name));
+    for kind in named {
+        rate_of(&format!("BF16 to {kind}"), 1 << 27, || {
+            out.clear();
+            let done = kind.quantize(FloatDtype::BF16, black_box(&bytes), &mut out);
+            assert!(done.is_ok(), "{done:?}");
+        });
+    }
+}
+
+fn q8_0_alone() {
     let (bytes, mut out) = (values(), Vec::with_capacity(PIECE));
     for dtype in FloatDtype::ALL {
         rate(&format!("{dtype} to Q8_0"), || {
@@ -68,11 +110,4 @@ fn main() {
             None
         );
     });
-    for kind in BlockType::ALL {
-        rate_of(&format!("BF16 to {kind}"), 1 << 27, || {
-            out.clear();
-            let done = kind.quantize(FloatDtype::BF16, black_box(&bytes), &mut out);
-            assert!(done.is_ok(), "{done:?}");
-        });
-    }
 }

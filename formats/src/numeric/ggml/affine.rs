@@ -1,20 +1,19 @@
 //! The search for scales and minima of Q4_K and Q5_K.
 
-use super::lanes::{Lane, add_product, larger, nearest, smaller};
+use super::lanes::{Lane, add_product, lane, larger, nearest, smaller};
 
-/// Runs of a block.
-pub(super) const RUNS: usize = 8;
 /// Values of a run.
 pub(super) const RUN: usize = 32;
 
-/// Values or weights of a block, side by side.
-pub(super) type Columns = [Lane<RUNS>; RUN];
+/// Values or weights of `R` runs, side by side: those of one block or of several. Each candidate of
+/// a run depends on the one before, so that a processor waits where there are few runs.
+pub(super) type Columns<const R: usize> = [Lane<R>; RUN];
 
 /// `x` is nearly `scale * q + min` with `q` from 0 to the top, for each run; `min` is not positive.
 #[derive(Clone, Copy)]
-pub(super) struct Fit {
-    pub(super) scale: Lane<RUNS>,
-    pub(super) min: Lane<RUNS>,
+pub(super) struct Fit<const R: usize> {
+    pub(super) scale: Lane<R>,
+    pub(super) min: Lane<R>,
 }
 
 /// Which scales are tried: the range of the values over `top + first`, over `top + first + step`,
@@ -29,31 +28,31 @@ pub(super) struct Search {
 }
 
 /// What no candidate changes: the distances of the values from the lowest, and sums over them.
-struct Sums {
-    low: Lane<RUNS>,
-    range: Lane<RUNS>,
-    distance: Columns,
-    weighted: Columns,
-    w: Lane<RUNS>,
-    wd: Lane<RUNS>,
-    wdd: Lane<RUNS>,
-    wxx: Lane<RUNS>,
+struct Sums<const R: usize> {
+    low: Lane<R>,
+    range: Lane<R>,
+    distance: Columns<R>,
+    weighted: Columns<R>,
+    w: Lane<R>,
+    wd: Lane<R>,
+    wdd: Lane<R>,
+    wxx: Lane<R>,
 }
 
-impl Sums {
+impl<const R: usize> Sums<R> {
     #[inline(always)]
-    fn of(x: &Columns, w: &Columns) -> Self {
-        let (mut low, mut high) = ([0.0; RUNS], x[0]);
+    fn of(x: &Columns<R>, w: &Columns<R>) -> Self {
+        let (mut low, mut high) = ([0.0; R], x[0]);
         for x in x {
-            for i in 0..RUNS {
+            for i in 0..R {
                 low[i] = smaller(x[i], low[i]);
                 high[i] = larger(x[i], high[i]);
             }
         }
-        let zero = [0.0; RUNS];
+        let zero = [0.0; R];
         let mut sums = Self {
             low,
-            range: std::array::from_fn(|i| high[i] - low[i]),
+            range: lane(|i| high[i] - low[i]),
             distance: [zero; RUN],
             weighted: [zero; RUN],
             w: zero,
@@ -62,7 +61,7 @@ impl Sums {
             wxx: zero,
         };
         for n in 0..RUN {
-            for i in 0..RUNS {
+            for i in 0..R {
                 let distance = x[n][i] - low[i];
                 let weighted = w[n][i] * distance;
                 sums.distance[n][i] = distance;
@@ -78,34 +77,33 @@ impl Sums {
 }
 
 /// A candidate of each run: `q = nearest((distance + shift) * inverse)`, from 0 to the top.
-struct Candidate {
-    shift: Lane<RUNS>,
-    inverse: Lane<RUNS>,
+struct Candidate<const R: usize> {
+    shift: Lane<R>,
+    inverse: Lane<R>,
     top: f32,
 }
 
 /// Sums over the `q` of a candidate.
-struct Quants {
-    wq: Lane<RUNS>,
-    wqq: Lane<RUNS>,
-    wqd: Lane<RUNS>,
+struct Quants<const R: usize> {
+    wq: Lane<R>,
+    wqq: Lane<R>,
+    wqd: Lane<R>,
 }
 
-impl Quants {
+impl<const R: usize> Quants<R> {
     #[inline(always)]
-    fn of(sums: &Sums, w: &Columns, candidate: &Candidate) -> Self {
+    fn of(sums: &Sums<R>, w: &Columns<R>, candidate: &Candidate<R>) -> Self {
         let Candidate {
             shift,
             inverse,
             top,
         } = candidate;
-        let (mut wq, mut wqq, mut wqd) = ([0.0; RUNS], [0.0; RUNS], [0.0; RUNS]);
+        let (mut wq, mut wqq, mut wqd) = ([0.0; R], [0.0; R], [0.0; R]);
         for n in 0..RUN {
             let distance = &sums.distance[n];
-            let q: Lane<RUNS> =
-                std::array::from_fn(|i| nearest((distance[i] + shift[i]) * inverse[i], 0.0, *top));
-            let product: Lane<RUNS> = std::array::from_fn(|i| w[n][i] * q[i]);
-            for i in 0..RUNS {
+            let q: Lane<R> = lane(|i| nearest((distance[i] + shift[i]) * inverse[i], 0.0, *top));
+            let product: Lane<R> = lane(|i| w[n][i] * q[i]);
+            for i in 0..R {
                 wq[i] += product[i];
             }
             add_product(&mut wqq, &product, &q);
@@ -123,38 +121,39 @@ impl Quants {
 /// The regressions of ggml's `make_qkx2_quants`. The error is taken from the sums of the regression
 /// in place of a second pass over the values.
 #[inline(always)]
-pub(super) fn fit(x: &Columns, w: &Columns, search: Search) -> Fit {
+pub(super) fn fit<const R: usize>(x: &Columns<R>, w: &Columns<R>, search: Search) -> Fit<R> {
     let sums = Sums::of(x, w);
     let plain = Candidate {
-        shift: [0.0; RUNS],
-        inverse: sums.range.map(|range| search.top / range),
+        shift: [0.0; R],
+        inverse: lane(|i| search.top / sums.range[i]),
         top: search.top,
     };
     let plain = Quants::of(&sums, w, &plain);
     let mut fit = Fit {
-        scale: sums.range.map(|range| range / search.top),
+        scale: lane(|i| sums.range[i] / search.top),
         min: sums.low,
     };
-    let mut least: Lane<RUNS> = std::array::from_fn(|i| {
+    let mut least: Lane<R> = lane(|i| {
         let scale = fit.scale[i];
         sums.wdd[i] + scale * (scale * plain.wqq[i] - 2.0 * plain.wqd[i])
     });
     for number in 0..search.tries {
         let parts = search.top + search.first + search.step * f32::from(number);
-        let shift: Lane<RUNS> = std::array::from_fn(|i| sums.low[i] - fit.min[i]);
+        let shift: Lane<R> = lane(|i| sums.low[i] - fit.min[i]);
         let candidate = Candidate {
             shift,
-            inverse: std::array::from_fn(|i| parts / (sums.range[i] + shift[i])),
+            inverse: lane(|i| parts / (sums.range[i] + shift[i])),
             top: search.top,
         };
         let quants = Quants::of(&sums, w, &candidate);
-        for i in 0..RUNS {
+        let before = (fit, least);
+        for i in 0..R {
             let (scale, min, error) = regression(&sums, &quants, i);
             // not a number where all q are the same: no better
-            let better = error < least[i];
-            least[i] = if better { error } else { least[i] };
-            fit.scale[i] = if better { scale } else { fit.scale[i] };
-            fit.min[i] = if better { min } else { fit.min[i] };
+            let better = error < before.1[i];
+            least[i] = if better { error } else { before.1[i] };
+            fit.scale[i] = if better { scale } else { before.0.scale[i] };
+            fit.min[i] = if better { min } else { before.0.min[i] };
         }
     }
     fit
@@ -162,7 +161,7 @@ pub(super) fn fit(x: &Columns, w: &Columns, search: Search) -> Fit {
 
 /// Scale, minimum and error of one run. The error is not a number where there is no regression.
 #[inline(always)]
-fn regression(sums: &Sums, quants: &Quants, i: usize) -> (f32, f32, f32) {
+fn regression<const R: usize>(sums: &Sums<R>, quants: &Quants<R>, i: usize) -> (f32, f32, f32) {
     let (w, wd, low) = (sums.w[i], sums.wd[i], sums.low[i]);
     let (wq, wqq, wqd) = (quants.wq[i], quants.wqq[i], quants.wqd[i]);
     let determinant = w * wqq - wq * wq;

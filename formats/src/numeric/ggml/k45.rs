@@ -14,11 +14,15 @@
 //! Source: `block_q4_K` and `block_q5_K` in ggml/src/ggml-common.h, `dequantize_row_q4_K`,
 //! `dequantize_row_q5_K` and `quantize_row_…_ref` in ggml/src/ggml-quants.c.
 
-use super::affine::{Columns, Fit, RUN, RUNS, Search, fit};
-use super::lanes::{Lane, larger, nearest, side_by_side};
+use super::affine::{Columns, Fit, RUN, Search, fit};
+use super::lanes::{Lane, add_product, lane, larger, nearest, nearest_byte, put_side_by_side};
 use super::{K_VALUES, Layout, Problem, check_values, scale};
 use crate::numeric::f16;
 
+/// Runs of a block.
+const RUNS: usize = 8;
+/// Those of two blocks.
+const PAIR: usize = 2 * RUNS;
 const SCALES: std::ops::Range<usize> = 4..16;
 
 /// What ggml tries without an importance matrix.
@@ -43,9 +47,12 @@ impl Layout<K_VALUES> for Q4K {
 
     #[inline(always)]
     fn quantize(x: &[f32; K_VALUES], to: &mut [u8]) -> Result<(), Problem> {
-        let quants = quantize(x, SEARCH_Q4, to)?;
-        put_low_bits(&quants, &mut to[16..]);
-        Ok(())
+        quantize::<RUNS>(&[x], SEARCH_Q4, to, put_q4)
+    }
+
+    #[inline(always)]
+    fn quantize_pair(x: [&[f32; K_VALUES]; 2], to: &mut [u8]) -> Result<(), Problem> {
+        quantize::<PAIR>(&x, SEARCH_Q4, to, put_q4)
     }
 }
 
@@ -57,12 +64,12 @@ impl Layout<K_VALUES> for Q5K {
 
     #[inline(always)]
     fn quantize(x: &[f32; K_VALUES], to: &mut [u8]) -> Result<(), Problem> {
-        let quants = quantize(x, SEARCH_Q5, to)?;
-        for (i, byte) in to[16..48].iter_mut().enumerate() {
-            *byte = (0..RUNS).fold(0, |bits, run| bits | (quants[run * RUN + i] >> 4) << run);
-        }
-        put_low_bits(&quants, &mut to[48..]);
-        Ok(())
+        quantize::<RUNS>(&[x], SEARCH_Q5, to, put_q5)
+    }
+
+    #[inline(always)]
+    fn quantize_pair(x: [&[f32; K_VALUES]; 2], to: &mut [u8]) -> Result<(), Problem> {
+        quantize::<PAIR>(&x, SEARCH_Q5, to, put_q5)
     }
 }
 
@@ -77,40 +84,88 @@ pub(super) fn dequantize_q5(block: &[u8], to: &mut [f32]) {
     });
 }
 
-/// Scales and minima into the head of a block; the `q` of all its values.
+/// `q` of all values of a block, its runs side by side.
+type Quants = [[u8; RUNS]; RUN];
+
+/// Some blocks, whose runs are `R`.
 #[inline(always)]
-fn quantize(x: &[f32; K_VALUES], search: Search, to: &mut [u8]) -> Result<[u8; K_VALUES], Problem> {
-    check_values(x)?;
-    let columns: Columns = side_by_side(x);
-    let Fit { scale: scales, min } = fit(&columns, &weights(&columns), search);
-    let (d, scales) = six_bits(scales)?;
-    let (dmin, minima) = six_bits(min.map(|min| -min))?;
+fn quantize<const R: usize>(
+    blocks: &[&[f32; K_VALUES]],
+    search: Search,
+    to: &mut [u8],
+    put: impl Fn(&Quants, &mut [u8]),
+) -> Result<(), Problem> {
+    let mut columns: Columns<R> = [[0.0; R]; RUN];
+    for (number, block) in blocks.iter().enumerate() {
+        check_values(block)?;
+        put_side_by_side(*block, number * RUNS, &mut columns);
+    }
+    let found = fit(&columns, &weights(&columns), search);
+    let size = to.len() / blocks.len();
+    for (number, to) in to.chunks_exact_mut(size).enumerate() {
+        put(
+            &put_head(&columns, &found, (number * RUNS, search.top), to)?,
+            to,
+        );
+    }
+    Ok(())
+}
+
+/// Scales and minima of the block whose first run is `first` into its head; the `q` of all its
+/// values.
+#[inline(always)]
+fn put_head<const R: usize>(
+    columns: &Columns<R>,
+    found: &Fit<R>,
+    (first, top): (usize, f32),
+    to: &mut [u8],
+) -> Result<Quants, Problem> {
+    let (d, scales) = six_bits(lane(|run| found.scale[first + run]))?;
+    let (dmin, minima) = six_bits(lane(|run| -found.min[first + run]))?;
     to[..2].copy_from_slice(&d);
     to[2..4].copy_from_slice(&dmin);
     put_six_bits(&scales, &minima, &mut to[SCALES]);
     // with the scales as they are stored
     let step = stored(d, &scales);
     let offset = stored(dmin, &minima);
-    let mut quants = [0; K_VALUES];
-    for (i, x) in columns.iter().enumerate() {
+    let mut quants = [[0; RUNS]; RUN];
+    for (x, quants) in columns.iter().zip(&mut quants) {
         for run in 0..RUNS {
+            let q = nearest_byte((x[first + run] + offset[run]) / step[run], 0.0, top);
             // a step of 0 leaves q to chance: 0
-            let q = nearest((x[run] + offset[run]) / step[run], 0.0, search.top);
-            quants[run * RUN + i] = if step[run] > 0.0 { small(q) } else { 0 };
+            quants[run] = if step[run] > 0.0 { q } else { 0 };
         }
     }
     Ok(quants)
 }
 
+#[inline(always)]
+fn put_q4(quants: &Quants, to: &mut [u8]) {
+    put_low_bits(quants, &mut to[16..]);
+}
+
+#[inline(always)]
+fn put_q5(quants: &Quants, to: &mut [u8]) {
+    for (q, byte) in quants.iter().zip(&mut to[16..48]) {
+        let bit = |bits: u8, run: usize| bits | (q[run] >> 4) << run;
+        *byte = (0..RUNS).fold(0, bit);
+    }
+    put_low_bits(quants, &mut to[48..]);
+}
+
 /// How much each value counts: its magnitude and the root mean square of its run.
 #[inline(always)]
-fn weights(x: &Columns) -> Columns {
-    let mut squares = [0.0; RUNS];
+fn weights<const R: usize>(x: &Columns<R>) -> Columns<R> {
+    let mut squares = [0.0; R];
     for x in x {
-        super::lanes::add_product(&mut squares, x, x);
+        add_product(&mut squares, x, x);
     }
-    let average = squares.map(|sum| (sum / 32.0).sqrt());
-    x.map(|x| std::array::from_fn(|i| average[i] + x[i].abs()))
+    let average: Lane<R> = lane(|i| (squares[i] / 32.0).sqrt());
+    let mut weights = [[0.0; R]; RUN];
+    for (x, weights) in x.iter().zip(&mut weights) {
+        *weights = lane(|i| average[i] + x[i].abs());
+    }
+    weights
 }
 
 /// Numbers that are not negative in steps of the largest's 63rd part, and that step as F16.
@@ -148,11 +203,11 @@ fn six_bits_of(packed: &[u8]) -> ([u8; RUNS], [u8; RUNS]) {
     )
 }
 
-fn put_low_bits(quants: &[u8; K_VALUES], to: &mut [u8]) {
-    for (pair, to) in quants.chunks_exact(2 * RUN).zip(to.chunks_exact_mut(RUN)) {
-        let (first, second) = pair.split_at(RUN);
-        for ((first, second), byte) in first.iter().zip(second).zip(to) {
-            *byte = first & 15 | second << 4;
+#[inline(always)]
+fn put_low_bits(quants: &Quants, to: &mut [u8]) {
+    for (pair, to) in to.chunks_exact_mut(RUN).enumerate() {
+        for (q, byte) in quants.iter().zip(to) {
+            *byte = q[2 * pair] & 15 | q[2 * pair + 1] << 4;
         }
     }
 }

@@ -279,6 +279,15 @@ trait Layout<const N: usize> {
 
     /// Inlined always, with all that it calls: see [`Work`].
     fn quantize(values: &[f32; N], to: &mut [u8]) -> Result<(), Problem>;
+
+    /// Two blocks that follow each other, where that is faster; the bytes are the same. Which one
+    /// cannot be quantized is not said.
+    #[inline(always)]
+    fn quantize_pair(values: [&[f32; N]; 2], to: &mut [u8]) -> Result<(), Problem> {
+        let (first, second) = to.split_at_mut(Self::BYTES);
+        Self::quantize(values[0], first)?;
+        Self::quantize(values[1], second)
+    }
 }
 
 /// Values that are to be quantized block after block.
@@ -306,12 +315,26 @@ impl<L: Layout<N>, const N: usize> Work for Blocks<'_, L, N> {
 
     #[inline(always)]
     fn run(self) -> Self::Done {
-        let blocks = self.bytes.chunks_exact(self.dtype.byte_width() * N);
-        let to = self.to.chunks_exact_mut(L::BYTES);
-        let mut values = [0.0; N];
-        for (number, (block, to)) in blocks.zip(to).enumerate() {
-            self.dtype.widen(block, &mut values);
-            L::quantize(&values, to).map_err(|why| (number, why))?;
+        let block = self.dtype.byte_width() * N;
+        let pairs = self.bytes.chunks(2 * block);
+        let to = self.to.chunks_mut(2 * L::BYTES);
+        let (mut first, mut second) = ([0.0; N], [0.0; N]);
+        for (pair, (bytes, to)) in pairs.zip(to).enumerate() {
+            let (bytes, after) = bytes.split_at(block.min(bytes.len()));
+            self.dtype.widen(bytes, &mut first);
+            let is_pair = after.len() == block;
+            if is_pair {
+                self.dtype.widen(after, &mut second);
+                if L::quantize_pair([&first, &second], to).is_ok() {
+                    continue;
+                }
+            }
+            // alone, or to know which of the two it is
+            let (to, to_second) = to.split_at_mut(L::BYTES);
+            L::quantize(&first, to).map_err(|why| (2 * pair, why))?;
+            if is_pair {
+                L::quantize(&second, to_second).map_err(|why| (2 * pair + 1, why))?;
+            }
         }
         Ok(())
     }

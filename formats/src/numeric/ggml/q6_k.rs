@@ -12,7 +12,7 @@
 //! Source: `block_q6_K` in ggml/src/ggml-common.h, `dequantize_row_q6_K` and
 //! `quantize_row_q6_K_ref` in ggml/src/ggml-quants.c.
 
-use super::lanes::{Lane, add_product, nearest, side_by_side};
+use super::lanes::{Lane, add_product, lane, nearest, nearest_byte, put_side_by_side};
 use super::{K_VALUES, Layout, NEARLY_ZERO, Problem, check_values, scale};
 use crate::numeric::f16;
 
@@ -34,7 +34,8 @@ impl Layout<K_VALUES> for Q6K {
     #[inline(always)]
     fn quantize(x: &[f32; K_VALUES], to: &mut [u8]) -> Result<(), Problem> {
         check_values(x)?;
-        let columns: Columns = side_by_side(x);
+        let mut columns: Columns = [[0.0; RUNS]; RUN];
+        put_side_by_side(x, 0, &mut columns);
         let scales = fit(&columns);
         let largest = (scales.iter()).fold(
             0.0,
@@ -52,9 +53,9 @@ impl Layout<K_VALUES> for Q6K {
         for (i, x) in columns.iter().enumerate() {
             for run in 0..RUNS {
                 // a step of 0 leaves q to chance: 0
-                let q = nearest(x[run] / step[run], -32.0, 31.0);
-                let q = if step[run] == 0.0 { 0.0 } else { q };
-                quants[run * RUN + i] = signed(q + 32.0).cast_unsigned();
+                // -32 is 0 as it is stored, and its lowest byte 0xe0
+                let q = nearest_byte(x[run] / step[run], -32.0, 31.0).wrapping_add(32);
+                quants[run * RUN + i] = if step[run] == 0.0 { 32 } else { q };
             }
         }
         put_quants(&quants, to);
@@ -79,19 +80,22 @@ fn fit(x: &Columns) -> Lane<RUNS> {
             largest[i] = if more { x[i] } else { largest[i] };
         }
     }
-    let squares = x.map(|x| x.map(|x| x * x));
-    let cubes: Columns = std::array::from_fn(|n| std::array::from_fn(|i| squares[n][i] * x[n][i]));
+    let (mut squares, mut cubes) = ([[0.0; RUNS]; RUN], [[0.0; RUNS]; RUN]);
+    for n in 0..RUN {
+        squares[n] = lane(|i| x[n][i] * x[n][i]);
+        cubes[n] = lane(|i| squares[n][i] * x[n][i]);
+    }
     let (mut scale, mut best) = ([0.0; RUNS], [0.0; RUNS]);
     // the first one is ggml's first guess, which the others have to beat
     for number in [
         0_i8, -9, -8, -7, -6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8, 9,
     ] {
         let parts = -(32.0 + 0.1 * f32::from(number));
-        let inverse = largest.map(|largest| parts / largest);
+        let inverse: Lane<RUNS> = lane(|i| parts / largest[i]);
         let (mut xq, mut qq) = ([0.0; RUNS], [0.0; RUNS]);
         for n in 0..RUN {
-            let q: Lane<RUNS> = std::array::from_fn(|i| nearest(x[n][i] * inverse[i], -32.0, 31.0));
-            let weighted: Lane<RUNS> = std::array::from_fn(|i| squares[n][i] * q[i]);
+            let q: Lane<RUNS> = lane(|i| nearest(x[n][i] * inverse[i], -32.0, 31.0));
+            let weighted: Lane<RUNS> = lane(|i| squares[n][i] * q[i]);
             add_product(&mut xq, &cubes[n], &q);
             add_product(&mut qq, &weighted, &q);
         }
@@ -102,7 +106,7 @@ fn fit(x: &Columns) -> Lane<RUNS> {
             best[i] = if better { fitted * xq[i] } else { best[i] };
         }
     }
-    std::array::from_fn(|i| {
+    lane(|i| {
         if magnitude[i] < NEARLY_ZERO {
             0.0
         } else {

@@ -135,6 +135,31 @@ fn dtypes_instructions_and_threads_do_not_change_a_byte() {
     }
 }
 
+/// Blocks of every sort of value that is not refused.
+fn of_every_sort(kind: BlockType) -> Vec<u8> {
+    let mut out = quantized(kind, FloatDtype::BF16, &weights(256 * 65, 11));
+    for (_, bytes) in every_sort(256 * 8) {
+        for dtype in FloatDtype::ALL {
+            for block in bytes.chunks_exact(1024) {
+                let _ = kind.quantize(dtype, block, &mut out);
+            }
+        }
+    }
+    out
+}
+
+#[test]
+fn no_version_writes_other_bytes() {
+    for (kind, wanted) in [
+        (BlockType::Q4K, "ddf19a796a15cb86"),
+        (BlockType::Q5K, "c034b05180d5cf65"),
+        (BlockType::Q6K, "c53d468f5a7932d8"),
+    ] {
+        let digest = crate::digest::Sha256::of(&of_every_sort(kind));
+        assert_eq!(&digest.to_string()[..16], wanted, "{kind}");
+    }
+}
+
 #[test]
 fn what_cannot_be_quantized_is_refused_with_its_place() {
     let (bytes, _) = values();
