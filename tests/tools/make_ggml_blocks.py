@@ -1,4 +1,5 @@
-"""Writes tests/fixtures/ggml: values, and the blocks that ggml's reference quantizers make of them.
+"""Writes tests/fixtures/ggml: values, and the blocks that ggml's reference quantizers make of them; NAME.weighted are those with
+an importance matrix, for rows of 256 in whose column i it is (37 i mod 101 + 1) / 64.
 
     python3 tests/tools/make_ggml_blocks.py LIBGGML_BASE OUT
 
@@ -31,6 +32,20 @@ def values():
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
+# ggml_type
+NUMBERS = {"q4_0": 2, "q5_0": 6, "q5_1": 7, "q4_K": 12, "q5_K": 13, "q6_K": 14}
+
+
+def weighted(library, name, wide):
+    count, size = TYPES[name]
+    importance = ((37 * np.arange(256) % 101 + 1) / 64).astype(np.float32)
+    blocks = np.zeros(wide.size // count * size, np.uint8)
+    pointers = [array.ctypes.data_as(ctypes.c_void_p) for array in (wide, blocks, importance)]
+    rows = [ctypes.c_int64(number) for number in (0, wide.size // 256, 256)]
+    library.ggml_quantize_chunk(ctypes.c_int(NUMBERS[name]), *pointers[:2], *rows, pointers[2])
+    return blocks
+
+
 def main():
     library, out = ctypes.CDLL(sys.argv[1]), Path(sys.argv[2])
     out.mkdir(parents=True, exist_ok=True)
@@ -42,6 +57,8 @@ def main():
         quantize = getattr(library, f"quantize_row_{name}_ref")
         quantize(wide.ctypes.data_as(ctypes.c_void_p), blocks.ctypes.data_as(ctypes.c_void_p), ctypes.c_int64(wide.size))
         (out / name.lower()).write_bytes(blocks.tobytes())
+    for name in NUMBERS:
+        (out / f"{name.lower()}.weighted").write_bytes(weighted(library, name, wide).tobytes())
 
 
 if __name__ == "__main__":

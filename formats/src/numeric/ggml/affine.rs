@@ -25,6 +25,9 @@ pub(super) struct Search {
     pub(super) first: f32,
     pub(super) step: f32,
     pub(super) tries: u8,
+    /// Whether the error is taken from the values again: from the sums it is too small where rounding
+    /// made scale and minimum worse than the best, as it does where nearly all `q` are the same.
+    pub(super) second_pass: bool,
 }
 
 /// What no candidate changes: the distances of the values from the lowest, and sums over them.
@@ -83,6 +86,19 @@ struct Candidate<const R: usize> {
     top: f32,
 }
 
+impl<const R: usize> Candidate<R> {
+    #[inline(always)]
+    fn quants(&self, distance: &Lane<R>) -> Lane<R> {
+        lane(|i| {
+            nearest(
+                (distance[i] + self.shift[i]) * self.inverse[i],
+                0.0,
+                self.top,
+            )
+        })
+    }
+}
+
 /// Sums over the `q` of a candidate.
 struct Quants<const R: usize> {
     wq: Lane<R>,
@@ -93,15 +109,9 @@ struct Quants<const R: usize> {
 impl<const R: usize> Quants<R> {
     #[inline(always)]
     fn of(sums: &Sums<R>, w: &Columns<R>, candidate: &Candidate<R>) -> Self {
-        let Candidate {
-            shift,
-            inverse,
-            top,
-        } = candidate;
         let (mut wq, mut wqq, mut wqd) = ([0.0; R], [0.0; R], [0.0; R]);
         for n in 0..RUN {
-            let distance = &sums.distance[n];
-            let q: Lane<R> = lane(|i| nearest((distance[i] + shift[i]) * inverse[i], 0.0, *top));
+            let q = candidate.quants(&sums.distance[n]);
             let product: Lane<R> = lane(|i| w[n][i] * q[i]);
             for i in 0..R {
                 wq[i] += product[i];
@@ -146,9 +156,20 @@ pub(super) fn fit<const R: usize>(x: &Columns<R>, w: &Columns<R>, search: Search
             top: search.top,
         };
         let quants = Quants::of(&sums, w, &candidate);
+        let mut regressions = [(0.0, 0.0, 0.0); R];
+        for i in 0..R {
+            regressions[i] = regression(&sums, &quants, i);
+        }
+        if search.second_pass {
+            let errors = errors(&sums, w, &candidate, &regressions);
+            for i in 0..R {
+                // not a number stays so
+                regressions[i].2 = errors[i] + 0.0 * regressions[i].2;
+            }
+        }
         let before = (fit, least);
         for i in 0..R {
-            let (scale, min, error) = regression(&sums, &quants, i);
+            let (scale, min, error) = regressions[i];
             // not a number where all q are the same: no better
             let better = error < before.1[i];
             least[i] = if better { error } else { before.1[i] };
@@ -157,6 +178,25 @@ pub(super) fn fit<const R: usize>(x: &Columns<R>, w: &Columns<R>, search: Search
         }
     }
     fit
+}
+
+/// The sums of `w (scale q + min - x)^2`.
+#[inline(always)]
+fn errors<const R: usize>(
+    sums: &Sums<R>,
+    w: &Columns<R>,
+    candidate: &Candidate<R>,
+    found: &[(f32, f32, f32); R],
+) -> Lane<R> {
+    let offset: Lane<R> = lane(|i| found[i].1 - sums.low[i]);
+    let mut errors = [0.0; R];
+    for (distance, w) in sums.distance.iter().zip(w) {
+        let q = candidate.quants(distance);
+        let apart: Lane<R> = lane(|i| found[i].0 * q[i] + offset[i] - distance[i]);
+        let weighted: Lane<R> = lane(|i| w[i] * apart[i]);
+        add_product(&mut errors, &weighted, &apart);
+    }
+    errors
 }
 
 /// Scale, minimum and error of one run. The error is not a number where there is no regression.

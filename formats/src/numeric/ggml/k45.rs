@@ -14,9 +14,9 @@
 //! Source: `block_q4_K` and `block_q5_K` in ggml/src/ggml-common.h, `dequantize_row_q4_K`,
 //! `dequantize_row_q5_K` and `quantize_row_…_ref` in ggml/src/ggml-quants.c.
 
-use super::affine::{Columns, Fit, RUN, Search, fit};
+use super::affine::{Columns, RUN, Search, fit};
 use super::lanes::{Lane, add_product, lane, larger, nearest, nearest_byte, put_side_by_side};
-use super::{K_VALUES, Layout, Problem, check_values, scale};
+use super::{K_VALUES, Layout, NEARLY_ZERO, Problem, check_values, scale};
 use crate::numeric::f16;
 
 /// Runs of a block.
@@ -31,12 +31,14 @@ const SEARCH_Q4: Search = Search {
     first: -1.0,
     step: 0.1,
     tries: 21,
+    second_pass: false,
 };
 const SEARCH_Q5: Search = Search {
     top: 31.0,
     first: -0.5,
     step: 0.1,
     tries: 16,
+    second_pass: false,
 };
 
 /// 256 values as 144 bytes.
@@ -54,6 +56,16 @@ impl Layout<K_VALUES> for Q4K {
     fn quantize_pair(x: [&[f32; K_VALUES]; 2], to: &mut [u8]) -> Result<(), Problem> {
         quantize::<PAIR>(&x, SEARCH_Q4, to, put_q4)
     }
+
+    #[inline(always)]
+    fn quantize_weighted(
+        x: &[f32; K_VALUES],
+        weights: &[f32; K_VALUES],
+        _: f32,
+        to: &mut [u8],
+    ) -> Result<(), Problem> {
+        quantize_weighted::<RUNS>(&[x], &[weights], SEARCH_Q4, to, put_q4)
+    }
 }
 
 /// 256 values as 176 bytes.
@@ -70,6 +82,16 @@ impl Layout<K_VALUES> for Q5K {
     #[inline(always)]
     fn quantize_pair(x: [&[f32; K_VALUES]; 2], to: &mut [u8]) -> Result<(), Problem> {
         quantize::<PAIR>(&x, SEARCH_Q5, to, put_q5)
+    }
+
+    #[inline(always)]
+    fn quantize_weighted(
+        x: &[f32; K_VALUES],
+        weights: &[f32; K_VALUES],
+        _: f32,
+        to: &mut [u8],
+    ) -> Result<(), Problem> {
+        quantize_weighted::<RUNS>(&[x], &[weights], SEARCH_Q5, to, put_q5)
     }
 }
 
@@ -95,33 +117,83 @@ fn quantize<const R: usize>(
     to: &mut [u8],
     put: impl Fn(&Quants, &mut [u8]),
 ) -> Result<(), Problem> {
+    let columns: Columns<R> = columns_of(blocks)?;
+    let found = fit(&columns, &weights(&columns), search);
+    let size = to.len() / blocks.len();
+    for (number, to) in to.chunks_exact_mut(size).enumerate() {
+        let first = number * RUNS;
+        let scales = six_bits(lane(|run| found.scale[first + run]))?;
+        let minima = six_bits(lane(|run| -found.min[first + run]))?;
+        let quants = put_head(&columns, (scales, minima), (first, search.top), to);
+        put(&quants, to);
+    }
+    Ok(())
+}
+
+/// The same with the importance of each value: the search is finer, and the scales and minima
+/// are fitted to it, too.
+#[inline(always)]
+fn quantize_weighted<const R: usize>(
+    blocks: &[&[f32; K_VALUES]],
+    importance: &[&[f32; K_VALUES]],
+    search: Search,
+    to: &mut [u8],
+    put: impl Fn(&Quants, &mut [u8]),
+) -> Result<(), Problem> {
+    let columns: Columns<R> = columns_of(blocks)?;
+    let mut weights: Columns<R> = columns_of(importance)?;
+    let mut spread = [0.0; R];
+    for (number, block) in blocks.iter().enumerate() {
+        let squares = block.iter().fold(0.0, |sum, x| sum + x * x);
+        spread[number * RUNS..][..RUNS].fill(2.0 * squares / 256.0);
+    }
+    let mut totals = [0.0; R];
+    for (x, weights) in columns.iter().zip(&mut weights) {
+        *weights = lane(|i| weights[i] * (spread[i] + x[i] * x[i]).sqrt());
+        totals = lane(|i| totals[i] + weights[i]);
+    }
+    let search = Search {
+        first: -0.9,
+        step: 0.05,
+        tries: 37,
+        second_pass: true,
+        ..search
+    };
+    let found = fit(&columns, &weights, search);
+    let size = to.len() / blocks.len();
+    for (number, to) in to.chunks_exact_mut(size).enumerate() {
+        let first = number * RUNS;
+        let totals = lane(|run| totals[first + run]);
+        let scales = six_bits_weighted(lane(|run| found.scale[first + run]), totals)?;
+        let minima = six_bits_weighted(lane(|run| -found.min[first + run]), totals)?;
+        let quants = put_head(&columns, (scales, minima), (first, search.top), to);
+        put(&quants, to);
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn columns_of<const R: usize>(blocks: &[&[f32; K_VALUES]]) -> Result<Columns<R>, Problem> {
     let mut columns: Columns<R> = [[0.0; R]; RUN];
     for (number, block) in blocks.iter().enumerate() {
         check_values(block)?;
         put_side_by_side(*block, number * RUNS, &mut columns);
     }
-    let found = fit(&columns, &weights(&columns), search);
-    let size = to.len() / blocks.len();
-    for (number, to) in to.chunks_exact_mut(size).enumerate() {
-        put(
-            &put_head(&columns, &found, (number * RUNS, search.top), to)?,
-            to,
-        );
-    }
-    Ok(())
+    Ok(columns)
 }
+
+/// The step of scales or minima as F16, and their multiples of it.
+type SixBits = ([u8; 2], [u8; RUNS]);
 
 /// Scales and minima of the block whose first run is `first` into its head; the `q` of all its
 /// values.
 #[inline(always)]
 fn put_head<const R: usize>(
     columns: &Columns<R>,
-    found: &Fit<R>,
+    ((d, scales), (dmin, minima)): (SixBits, SixBits),
     (first, top): (usize, f32),
     to: &mut [u8],
-) -> Result<Quants, Problem> {
-    let (d, scales) = six_bits(lane(|run| found.scale[first + run]))?;
-    let (dmin, minima) = six_bits(lane(|run| -found.min[first + run]))?;
+) -> Quants {
     to[..2].copy_from_slice(&d);
     to[2..4].copy_from_slice(&dmin);
     put_six_bits(&scales, &minima, &mut to[SCALES]);
@@ -136,7 +208,7 @@ fn put_head<const R: usize>(
             quants[run] = if step[run] > 0.0 { q } else { 0 };
         }
     }
-    Ok(quants)
+    quants
 }
 
 #[inline(always)]
@@ -170,13 +242,67 @@ fn weights<const R: usize>(x: &Columns<R>) -> Columns<R> {
 
 /// Numbers that are not negative in steps of the largest's 63rd part, and that step as F16.
 #[inline(always)]
-fn six_bits(numbers: Lane<RUNS>) -> Result<([u8; 2], [u8; RUNS]), Problem> {
+fn six_bits(numbers: Lane<RUNS>) -> Result<SixBits, Problem> {
     let largest = numbers.into_iter().fold(0.0, larger);
     let inverse = if largest > 0.0 { 63.0 / largest } else { 0.0 };
     Ok((
         scale(largest / 63.0)?,
         numbers.map(|x| small(nearest(x * inverse, 0.0, 63.0))),
     ))
+}
+
+/// Numbers that are not negative in steps for which the weighted sum of the squared differences is
+/// least among 9 candidates, then by changing one number after the other (`make_qp_quants`).
+fn six_bits_weighted(x: Lane<RUNS>, weights: Lane<RUNS>) -> Result<SixBits, Problem> {
+    const TOP: f32 = 63.0;
+    let largest = x.into_iter().fold(0.0, larger);
+    if largest < NEARLY_ZERO {
+        return Ok((scale(0.0)?, [0; RUNS]));
+    }
+    let multiples = |inverse: f32| x.map(|x| nearest(inverse * x, 0.0, TOP));
+    let (mut best, mut least) = (TOP / largest, f32::INFINITY);
+    for parts in [0.0, -4.0, -3.0, -2.0, -1.0, 1.0, 2.0, 3.0, 4.0] {
+        let inverse = (0.1 * parts + TOP) / largest;
+        let step = 1.0 / inverse;
+        let terms = multiples(inverse).into_iter().zip(x).zip(weights);
+        let error = terms.fold(0.0, |sum, ((q, x), w)| {
+            sum + w * (x - step * q) * (x - step * q)
+        });
+        if error < least {
+            (best, least) = (inverse, error);
+        }
+    }
+    let mut quants = multiples(best);
+    let (mut xq, mut qq) = (0.0, 0.0);
+    for i in 0..RUNS {
+        xq += weights[i] * x[i] * quants[i];
+        qq += weights[i] * quants[i] * quants[i];
+    }
+    for _ in 0..5 {
+        let before = quants;
+        for i in 0..RUNS {
+            (quants[i], xq, qq) = refined((x[i], weights[i]), quants[i], (xq, qq), TOP);
+        }
+        if quants == before {
+            break;
+        }
+    }
+    let step = if qq > 0.0 { xq / qq } else { 0.0 };
+    Ok((scale(step)?, quants.map(small)))
+}
+
+/// One number changed where that makes the others' best step better; the sums follow.
+fn refined((x, w): (f32, f32), q: f32, (xq, qq): (f32, f32), top: f32) -> (f32, f32, f32) {
+    let (others_xq, others_qq) = (xq - w * x * q, qq - w * q * q);
+    if others_xq > 0.0 && others_qq > 0.0 {
+        let other = nearest(x * others_qq / others_xq, 0.0, top);
+        let new_xq = others_xq + w * x * other;
+        let new_qq = others_qq + w * other * other;
+        if other != q && new_xq * new_xq * qq > xq * xq * new_qq {
+            return (other, new_xq, new_qq);
+        }
+    }
+    (q, xq, qq)
 }
 
 fn stored(step: [u8; 2], numbers: &[u8; RUNS]) -> Lane<RUNS> {

@@ -172,6 +172,95 @@ impl BlockType {
         Ok(())
     }
 
+    /// Appends the blocks of whole rows, where errors count more in columns of more importance: the
+    /// mean square of what such a column is multiplied with. `bytes` are values of `dtype`, each row
+    /// as many as `importance`, which are finite, not negative, and a whole number of blocks.
+    /// Q8_0 has nothing to choose, and is as without importance.
+    ///
+    /// As ggml's `quantize_row_…_impl` with `quant_weights`.
+    ///
+    /// # Errors
+    /// As [`quantize`](Self::quantize).
+    pub fn quantize_rows(
+        self,
+        threads: usize,
+        dtype: FloatDtype,
+        importance: &[f32],
+        bytes: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<(), NotQuantizable> {
+        let row = dtype.byte_width() * importance.len();
+        let blocks = importance.len() / self.values();
+        if self == Self::Q8_0 || row == 0 {
+            return self.quantize_on(threads, dtype, bytes, out);
+        }
+        let rows = bytes.len() / row;
+        let share = rows
+            .div_ceil(threads.max(1))
+            .max(SHARE_BLOCKS.div_ceil(blocks.max(1)));
+        let start = out.len();
+        out.resize(start + rows * blocks * self.bytes(), 0);
+        let shares = bytes[..rows * row].chunks(share * row);
+        let to = out[start..].chunks_mut(share * blocks * self.bytes());
+        let simd = Simd::best();
+        let done: Vec<_> = thread::scope(|scope| {
+            let begun: Vec<_> = shares
+                .zip(to)
+                .map(|(bytes, to)| {
+                    scope.spawn(move || self.rows_into(simd, dtype, importance, bytes, to))
+                })
+                .collect();
+            begun
+                .into_iter()
+                .map(thread::ScopedJoinHandle::join)
+                .collect()
+        });
+        for (number, done) in done.into_iter().enumerate() {
+            let done = done.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            if let Err((block, why)) = done {
+                out.truncate(start);
+                let block = number * share * blocks + block;
+                return Err(NotQuantizable {
+                    block,
+                    kind: self,
+                    why,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Into as many bytes as the blocks of the rows take.
+    fn rows_into(
+        self,
+        simd: Simd,
+        dtype: FloatDtype,
+        importance: &[f32],
+        bytes: &[u8],
+        to: &mut [u8],
+    ) -> Result<(), (usize, Problem)> {
+        macro_rules! rows {
+            ($layout:ty, $values:expr) => {
+                simd.run(Rows::<$layout, { $values }> {
+                    dtype,
+                    bytes,
+                    importance,
+                    to,
+                    layout: PhantomData,
+                })
+            };
+        }
+        match self {
+            Self::Q4_0 => rows!(simple::Q4_0, 32),
+            Self::Q5_0 => rows!(simple::Q5_0, 32),
+            Self::Q5_1 => rows!(simple::Q5_1, 32),
+            Self::Q8_0 => q8_0::quantize_into(dtype, bytes, to).map_err(|e| (e.block, e.why)),
+            Self::Q4K => rows!(k45::Q4K, K_VALUES),
+            Self::Q5K => rows!(k45::Q5K, K_VALUES),
+            Self::Q6K => rows!(q6_k::Q6K, K_VALUES),
+        }
+    }
+
     /// As [`quantize`](Self::quantize), with these instructions.
     fn quantize_with(
         self,
@@ -280,6 +369,14 @@ trait Layout<const N: usize> {
     /// Inlined always, with all that it calls: see [`Work`].
     fn quantize(values: &[f32; N], to: &mut [u8]) -> Result<(), Problem>;
 
+    /// With the importance of each value, and the mean square of the row that the block is of.
+    fn quantize_weighted(
+        values: &[f32; N],
+        importance: &[f32; N],
+        spread: f32,
+        to: &mut [u8],
+    ) -> Result<(), Problem>;
+
     /// Two blocks that follow each other, where that is faster; the bytes are the same. Which one
     /// cannot be quantized is not said.
     #[inline(always)]
@@ -287,6 +384,46 @@ trait Layout<const N: usize> {
         let (first, second) = to.split_at_mut(Self::BYTES);
         Self::quantize(values[0], first)?;
         Self::quantize(values[1], second)
+    }
+}
+
+/// Rows that are to be quantized with the importance of each column.
+struct Rows<'a, L, const N: usize> {
+    dtype: FloatDtype,
+    bytes: &'a [u8],
+    importance: &'a [f32],
+    to: &'a mut [u8],
+    layout: PhantomData<L>,
+}
+
+impl<L: Layout<N>, const N: usize> Work for Rows<'_, L, N> {
+    /// Where it fails, the number of the block and why.
+    type Done = Result<(), (usize, Problem)>;
+
+    #[inline(always)]
+    fn run(self) -> Self::Done {
+        let columns = self.importance.len();
+        let blocks = columns / N;
+        let rows = self.bytes.chunks_exact(self.dtype.byte_width() * columns);
+        let to = self.to.chunks_exact_mut(L::BYTES * blocks);
+        let mut values = vec![0.0; columns];
+        for (row, (bytes, to)) in rows.zip(to).enumerate() {
+            self.dtype.widen(bytes, &mut values);
+            let squares = values.iter().fold(0.0, |sum, x| sum + x * x);
+            #[expect(clippy::cast_precision_loss, reason = "rows are shorter than 2^24")]
+            let spread: f32 = squares / columns as f32;
+            let (values, _) = values.as_chunks::<N>();
+            let (importance, _) = self.importance.as_chunks::<N>();
+            let pairs = values
+                .iter()
+                .zip(importance)
+                .zip(to.chunks_exact_mut(L::BYTES));
+            for (block, ((values, importance), to)) in pairs.enumerate() {
+                L::quantize_weighted(values, importance, spread, to)
+                    .map_err(|why| (row * blocks + block, why))?;
+            }
+        }
+        Ok(())
     }
 }
 

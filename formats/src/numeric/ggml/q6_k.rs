@@ -33,45 +33,70 @@ impl Layout<K_VALUES> for Q6K {
 
     #[inline(always)]
     fn quantize(x: &[f32; K_VALUES], to: &mut [u8]) -> Result<(), Problem> {
-        check_values(x)?;
-        let mut columns: Columns = [[0.0; RUNS]; RUN];
-        put_side_by_side(x, 0, &mut columns);
-        let scales = fit(&columns);
-        let largest = (scales.iter()).fold(
-            0.0,
-            |max: f32, x| if x.abs() > max.abs() { *x } else { max },
-        );
-        if largest.abs() < NEARLY_ZERO {
-            to.fill(0);
-            return Ok(());
+        let columns = columns_of(x)?;
+        let mut squares = [[0.0; RUNS]; RUN];
+        for (x, squares) in columns.iter().zip(&mut squares) {
+            *squares = lane(|i| x[i] * x[i]);
         }
-        let inverse = -128.0 / largest;
-        let d = scale(1.0 / inverse)?;
-        let scales = scales.map(|x| signed(nearest(x * inverse, -128.0, 127.0)));
-        let step = scales.map(|scale| f16::decode(d) * f32::from(scale));
-        let mut quants = [0; K_VALUES];
-        for (i, x) in columns.iter().enumerate() {
-            for run in 0..RUNS {
-                // a step of 0 leaves q to chance: 0
-                // -32 is 0 as it is stored, and its lowest byte 0xe0
-                let q = nearest_byte(x[run] / step[run], -32.0, 31.0).wrapping_add(32);
-                quants[run * RUN + i] = if step[run] == 0.0 { 32 } else { q };
-            }
-        }
-        put_quants(&quants, to);
-        to[SCALES].copy_from_slice(&scales.map(i8::cast_unsigned));
-        to[D].copy_from_slice(&d);
-        Ok(())
+        quantize(&columns, &squares, to)
+    }
+
+    #[inline(always)]
+    fn quantize_weighted(
+        x: &[f32; K_VALUES],
+        weights: &[f32; K_VALUES],
+        _: f32,
+        to: &mut [u8],
+    ) -> Result<(), Problem> {
+        quantize(&columns_of(x)?, &columns_of(weights)?, to)
     }
 }
 
-/// For each run the scale with the least sum of `x^2 (scale q - x)^2` among 19 candidates: each is
+#[inline(always)]
+fn columns_of(x: &[f32; K_VALUES]) -> Result<Columns, Problem> {
+    check_values(x)?;
+    let mut columns = [[0.0; RUNS]; RUN];
+    put_side_by_side(x, 0, &mut columns);
+    Ok(columns)
+}
+
+#[inline(always)]
+fn quantize(columns: &Columns, weights: &Columns, to: &mut [u8]) -> Result<(), Problem> {
+    let scales = fit(columns, weights);
+    let largest = (scales.iter()).fold(
+        0.0,
+        |max: f32, x| if x.abs() > max.abs() { *x } else { max },
+    );
+    if largest.abs() < NEARLY_ZERO {
+        to.fill(0);
+        return Ok(());
+    }
+    let inverse = -128.0 / largest;
+    let d = scale(1.0 / inverse)?;
+    let scales = scales.map(|x| signed(nearest(x * inverse, -128.0, 127.0)));
+    let step = scales.map(|scale| f16::decode(d) * f32::from(scale));
+    let mut quants = [0; K_VALUES];
+    for (i, x) in columns.iter().enumerate() {
+        for run in 0..RUNS {
+            // a step of 0 leaves q to chance: 0
+            // -32 is 0 as it is stored, and its lowest byte 0xe0
+            let q = nearest_byte(x[run] / step[run], -32.0, 31.0).wrapping_add(32);
+            quants[run * RUN + i] = if step[run] == 0.0 { 32 } else { q };
+        }
+    }
+    put_quants(&quants, to);
+    to[SCALES].copy_from_slice(&scales.map(i8::cast_unsigned));
+    to[D].copy_from_slice(&d);
+    Ok(())
+}
+
+/// For each run the scale with the least sum of `w (scale q - x)^2` among 19 candidates: each is
 /// the largest value over -32 and a little more or less, and gives `q`, and `q` the best scale by
 /// linear regression.
 ///
-/// ggml's `make_qx_quants` with weights `x^2`.
+/// ggml's `make_qx_quants`; without an importance matrix the weights are `x^2`.
 #[inline(always)]
-fn fit(x: &Columns) -> Lane<RUNS> {
+fn fit(x: &Columns, weights: &Columns) -> Lane<RUNS> {
     let (mut magnitude, mut largest) = ([0.0; RUNS], [0.0; RUNS]);
     for x in x {
         for i in 0..RUNS {
@@ -80,10 +105,9 @@ fn fit(x: &Columns) -> Lane<RUNS> {
             largest[i] = if more { x[i] } else { largest[i] };
         }
     }
-    let (mut squares, mut cubes) = ([[0.0; RUNS]; RUN], [[0.0; RUNS]; RUN]);
+    let mut products = [[0.0; RUNS]; RUN];
     for n in 0..RUN {
-        squares[n] = lane(|i| x[n][i] * x[n][i]);
-        cubes[n] = lane(|i| squares[n][i] * x[n][i]);
+        products[n] = lane(|i| weights[n][i] * x[n][i]);
     }
     let (mut scale, mut best) = ([0.0; RUNS], [0.0; RUNS]);
     // the first one is ggml's first guess, which the others have to beat
@@ -95,8 +119,8 @@ fn fit(x: &Columns) -> Lane<RUNS> {
         let (mut xq, mut qq) = ([0.0; RUNS], [0.0; RUNS]);
         for n in 0..RUN {
             let q: Lane<RUNS> = lane(|i| nearest(x[n][i] * inverse[i], -32.0, 31.0));
-            let weighted: Lane<RUNS> = lane(|i| squares[n][i] * q[i]);
-            add_product(&mut xq, &cubes[n], &q);
+            let weighted: Lane<RUNS> = lane(|i| weights[n][i] * q[i]);
+            add_product(&mut xq, &products[n], &q);
             add_product(&mut qq, &weighted, &q);
         }
         for i in 0..RUNS {

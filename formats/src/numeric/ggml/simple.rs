@@ -12,7 +12,8 @@
 //! Bit for bit what `quantize_row_q4_0_ref`, `quantize_row_q5_0_ref` and `quantize_row_q5_1_ref`
 //! (ggml/src/ggml-quants.c) make without fused multiplications, and gguf-py's `quantize_blocks`.
 
-use super::{Layout, Problem, check_values, scale};
+use super::lanes::{nearest, nearest_byte};
+use super::{Layout, NEARLY_ZERO, Problem, check_values, scale};
 use crate::numeric::f16;
 
 const VALUES: usize = 32;
@@ -30,6 +31,19 @@ impl Layout<VALUES> for Q4_0 {
         put_low_bits(&q, &mut to[2..]);
         Ok(())
     }
+
+    #[inline(always)]
+    fn quantize_weighted(
+        x: &[f32; VALUES],
+        importance: &[f32; VALUES],
+        spread: f32,
+        to: &mut [u8],
+    ) -> Result<(), Problem> {
+        let (d, q) = around_zero_weighted(x, &weights(x, importance, spread), 8.0)?;
+        to[..2].copy_from_slice(&d);
+        put_low_bits(&q, &mut to[2..]);
+        Ok(())
+    }
 }
 
 /// 32 values as 22 bytes.
@@ -41,6 +55,20 @@ impl Layout<VALUES> for Q5_0 {
     #[inline(always)]
     fn quantize(x: &[f32; VALUES], to: &mut [u8]) -> Result<(), Problem> {
         let (d, q) = around_zero(x, 16)?;
+        to[..2].copy_from_slice(&d);
+        to[2..6].copy_from_slice(&fifth_bits(&q));
+        put_low_bits(&q, &mut to[6..]);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn quantize_weighted(
+        x: &[f32; VALUES],
+        importance: &[f32; VALUES],
+        spread: f32,
+        to: &mut [u8],
+    ) -> Result<(), Problem> {
+        let (d, q) = around_zero_weighted(x, &weights(x, importance, spread), 16.0)?;
         to[..2].copy_from_slice(&d);
         to[2..6].copy_from_slice(&fifth_bits(&q));
         put_low_bits(&q, &mut to[6..]);
@@ -62,6 +90,22 @@ impl Layout<VALUES> for Q5_1 {
         let step = (high - low) / 31.0;
         let inverse = inverse_of(step);
         let q = x.map(|x| whole((x - low) * inverse + 0.5, 31));
+        to[..2].copy_from_slice(&scale(step)?);
+        to[2..4].copy_from_slice(&scale(low)?);
+        to[4..8].copy_from_slice(&fifth_bits(&q));
+        put_low_bits(&q, &mut to[8..]);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn quantize_weighted(
+        x: &[f32; VALUES],
+        importance: &[f32; VALUES],
+        spread: f32,
+        to: &mut [u8],
+    ) -> Result<(), Problem> {
+        check_values(x)?;
+        let (step, low, q) = above_minimum_weighted(x, &weights(x, importance, spread), 31.0);
         to[..2].copy_from_slice(&scale(step)?);
         to[2..4].copy_from_slice(&scale(low)?);
         to[4..8].copy_from_slice(&fifth_bits(&q));
@@ -104,6 +148,112 @@ fn around_zero(x: &[f32; VALUES], half: u8) -> Result<([u8; 2], [u8; VALUES]), P
     let inverse = inverse_of(step);
     let q = x.map(|x| whole(x * inverse + (f32::from(half) + 0.5), 2 * half - 1));
     Ok((scale(step)?, q))
+}
+
+/// How much each value counts: its importance, more where it is large beside the row's mean square.
+#[inline(always)]
+fn weights(x: &[f32; VALUES], importance: &[f32; VALUES], spread: f32) -> [f32; VALUES] {
+    let mut weights = [0.0; VALUES];
+    for i in 0..VALUES {
+        weights[i] = importance[i] * (spread + x[i] * x[i]).sqrt();
+    }
+    weights
+}
+
+/// The scale with the least sum of `w (scale q - x)^2` among 19 candidates, and its `q + half`:
+/// ggml's `make_qx_quants`.
+#[inline(always)]
+fn around_zero_weighted(
+    x: &[f32; VALUES],
+    w: &[f32; VALUES],
+    half: f32,
+) -> Result<([u8; 2], [u8; VALUES]), Problem> {
+    check_values(x)?;
+    let mut largest = 0.0_f32;
+    for x in x {
+        largest = if x.abs() > largest.abs() { *x } else { largest };
+    }
+    if largest.abs() < NEARLY_ZERO {
+        return Ok((scale(0.0)?, [0; VALUES]));
+    }
+    let (mut found, mut best, mut best_inverse) = (0.0, 0.0, -half / largest);
+    // the first one is ggml's first guess, which the others have to beat
+    for number in [
+        0_i8, -9, -8, -7, -6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8, 9,
+    ] {
+        let inverse = -(half + 0.1 * f32::from(number)) / largest;
+        let (mut xq, mut qq) = (0.0, 0.0);
+        for i in 0..VALUES {
+            let q = nearest(inverse * x[i], -half, half - 1.0);
+            xq += w[i] * x[i] * q;
+            qq += w[i] * q * q;
+        }
+        if qq > 0.0 && xq * xq > best * qq {
+            (found, best, best_inverse) = (xq / qq, xq / qq * xq, inverse);
+        }
+    }
+    let mut quants = [0; VALUES];
+    for i in 0..VALUES {
+        let q = nearest(best_inverse * x[i], -half, half - 1.0);
+        quants[i] = nearest_byte(q + half, 0.0, 2.0 * half - 1.0);
+    }
+    Ok((scale(found)?, quants))
+}
+
+/// Scale, minimum and `q` from 0 to the top with the least sum of `w (scale q + min - x)^2` among
+/// 38 candidates: ggml's `make_qkx3_quants`.
+#[inline(always)]
+fn above_minimum_weighted(
+    x: &[f32; VALUES],
+    w: &[f32; VALUES],
+    top: f32,
+) -> (f32, f32, [u8; VALUES]) {
+    let low = x.iter().copied().fold(0.0, f32::min);
+    let high = x.iter().copied().fold(f32::MIN, f32::max);
+    if high <= low {
+        return (0.0, low, [0; VALUES]);
+    }
+    let (mut sum_w, mut sum_x) = (0.0, 0.0);
+    for i in 0..VALUES {
+        sum_w += w[i];
+        sum_x += w[i] * x[i];
+    }
+    let error_of = |scale: f32, min: f32, q: &[f32; VALUES]| {
+        let mut error = 0.0;
+        for i in 0..VALUES {
+            let difference = scale * q[i] + min - x[i];
+            error += w[i] * (difference * difference);
+        }
+        error
+    };
+    let quants_of = |inverse: f32, min: f32| x.map(|x| nearest(inverse * (x - min), 0.0, top));
+    let first = quants_of(top / (high - low), low);
+    let step = (high - low) / top;
+    let mut least = error_of(step, low, &first);
+    let mut found = (step, low, first);
+    for number in 0..37_u8 {
+        let parts = -0.9 + 0.05 * f32::from(number) + top;
+        let q = quants_of(parts / (high - found.1), found.1);
+        let (mut wq, mut wqq, mut wqx) = (0.0, 0.0, 0.0);
+        for i in 0..VALUES {
+            wq += w[i] * q[i];
+            wqq += w[i] * q[i] * q[i];
+            wqx += w[i] * q[i] * x[i];
+        }
+        let determinant = sum_w * wqq - wq * wq;
+        if determinant > 0.0 {
+            let mut scale = (sum_w * wqx - sum_x * wq) / determinant;
+            let mut min = (wqq * sum_x - wq * wqx) / determinant;
+            if min > 0.0 {
+                (scale, min) = (wqx / wqq, 0.0);
+            }
+            let error = error_of(scale, min, &q);
+            if error < least {
+                (least, found) = (error, (scale, min, q));
+            }
+        }
+    }
+    (found.0, found.1, found.2.map(|q| nearest_byte(q, 0.0, top)))
 }
 
 /// 0 where the step is, or is so small that its inverse is infinite: the scale is 0 then.

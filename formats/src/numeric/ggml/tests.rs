@@ -160,6 +160,115 @@ fn no_version_writes_other_bytes() {
     }
 }
 
+/// Of the columns of the fixture's rows.
+fn importance() -> Vec<f32> {
+    let number = |i: u16| f32::from(37 * i % 101 + 1) / 64.0;
+    (0..256).map(number).collect()
+}
+
+fn quantized_rows(kind: BlockType, dtype: FloatDtype, bytes: &[u8], threads: usize) -> Vec<u8> {
+    let mut out = Vec::new();
+    kind.quantize_rows(threads, dtype, &importance(), bytes, &mut out)
+        .unwrap();
+    out
+}
+
+/// What is to be as small as it can be: the differences, weighted by the importance of columns.
+fn weighted_rmse(a: &[f32], b: &[f32]) -> f64 {
+    let weights = importance();
+    let weights = weights.iter().cycle();
+    let squares = a.iter().zip(b).zip(weights);
+    let squares = squares.map(|((a, b), w)| f64::from(*w) * f64::from(a - b).powi(2));
+    (squares.sum::<f64>() / a.len() as f64).sqrt()
+}
+
+#[test]
+fn with_an_importance_matrix_blocks_are_as_near_to_the_values_as_those_of_ggml() {
+    let (bytes, wide) = values();
+    for kind in [
+        BlockType::Q4_0,
+        BlockType::Q5_0,
+        BlockType::Q5_1,
+        BlockType::Q4K,
+        BlockType::Q5K,
+        BlockType::Q6K,
+    ] {
+        let ours = quantized_rows(kind, FloatDtype::BF16, &bytes, 1);
+        let theirs = fixture(&format!("{}.weighted", kind.to_string().to_lowercase()));
+        assert_eq!(ours.len(), theirs.len());
+        let pairs = ours.chunks(kind.bytes()).zip(theirs.chunks(kind.bytes()));
+        let same = pairs.filter(|(ours, theirs)| ours == theirs).count();
+        let blocks = ours.len() / kind.bytes();
+        println!("{kind}: {same} of {blocks} blocks are the same");
+        assert!(
+            2 * same >= blocks,
+            "{kind}: {same} of {blocks} blocks are the same"
+        );
+        let (ours, theirs) = (dequantized(kind, &ours), dequantized(kind, &theirs));
+        for (row, x) in wide.chunks(256).enumerate() {
+            let part = row * 256..(row + 1) * 256;
+            let (ours, theirs) = (
+                weighted_rmse(x, &ours[part.clone()]),
+                weighted_rmse(x, &theirs[part]),
+            );
+            assert!(
+                ours <= theirs * 1.02,
+                "{kind}, row {row}: {ours}, ggml has {theirs}"
+            );
+        }
+        // it is what the matrix says that became nearer
+        let plain = dequantized(kind, &quantized(kind, FloatDtype::BF16, &bytes));
+        assert!(
+            weighted_rmse(&wide, &ours) < weighted_rmse(&wide, &plain),
+            "{kind}"
+        );
+    }
+}
+
+#[test]
+fn dtypes_threads_and_instructions_do_not_change_weighted_blocks() {
+    let (bytes, wide) = values();
+    let singles: Vec<u8> = wide.iter().flat_map(|x| x.to_le_bytes()).collect();
+    for kind in BlockType::ALL {
+        let wanted = quantized_rows(kind, FloatDtype::BF16, &bytes, 1);
+        assert!(
+            quantized_rows(kind, FloatDtype::F32, &singles, 1) == wanted,
+            "{kind}"
+        );
+        let many = bytes.repeat(20);
+        for threads in [2, 3, 7] {
+            let made = quantized_rows(kind, FloatDtype::BF16, &many, threads);
+            assert!(made == wanted.repeat(20), "{kind}, {threads} threads");
+        }
+        for simd in Simd::available() {
+            let mut to = vec![0; wanted.len()];
+            kind.rows_into(simd, FloatDtype::BF16, &importance(), &bytes, &mut to)
+                .unwrap();
+            assert!(to == wanted, "{kind}, {simd:?}");
+        }
+        // a value that is not finite, and columns that do not matter at all
+        let mut many = many;
+        let place = 256 * 70 + 3;
+        many[place * 2..place * 2 + 2].copy_from_slice(&0x7fc0_u16.to_le_bytes());
+        let mut out = vec![7];
+        let error = kind
+            .quantize_rows(3, FloatDtype::BF16, &importance(), &many, &mut out)
+            .unwrap_err();
+        assert_eq!(
+            (error.block, &out[..]),
+            (place / kind.values(), &[7][..]),
+            "{kind}"
+        );
+        let mut out = Vec::new();
+        kind.quantize_rows(1, FloatDtype::BF16, &[0.0; 256], &bytes, &mut out)
+            .unwrap();
+        assert!(
+            dequantized(kind, &out).iter().all(|x| x.is_finite()),
+            "{kind}"
+        );
+    }
+}
+
 #[test]
 fn what_cannot_be_quantized_is_refused_with_its_place() {
     let (bytes, _) = values();
