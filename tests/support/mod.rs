@@ -10,6 +10,8 @@ pub mod folders;
 pub mod gpu;
 pub mod hub;
 pub mod liar;
+#[cfg(feature = "remote")]
+pub mod model_server;
 pub mod packs;
 #[cfg(all(target_os = "linux", feature = "remote"))]
 pub mod store;

@@ -72,6 +72,15 @@ pub(crate) enum CliError {
         option: &'static str,
         why: &'static str,
     },
+    /// Neither a pack with a format and an output, nor a share to check.
+    #[error("nothing says what to export, how and where to")]
+    NothingToExport,
+    /// An environment variable that should hold a key does not.
+    #[error("the environment variable {0} is not set, or empty")]
+    NoKey(String),
+    /// What should be a key is none; it is not shown.
+    #[error("{0} holds no key: wanted one line of printable ASCII characters")]
+    NotAKey(String),
     /// `man` of a command that does not exist.
     #[error("there is no command {0:?}")]
     NoSuchCommand(String),
@@ -99,6 +108,9 @@ impl CliError {
             | Self::HostMemory
             | Self::NoDigest(_)
             | Self::Identities
+            | Self::NothingToExport
+            | Self::NoKey(_)
+            | Self::NotAKey(_)
             | Self::Output { .. }
             | Self::NoSuchCommand(_) => Exit::Usage,
         }
@@ -125,6 +137,9 @@ impl CliError {
             Self::WithoutRun(_) => None,
             Self::Step(_)
             | Self::Output { .. }
+            | Self::NothingToExport
+            | Self::NoKey(_)
+            | Self::NotAKey(_)
             | Self::NotConfirmed
             | Self::NotUtf8 { .. }
             | Self::Messages { .. }

@@ -12,7 +12,9 @@ use super::args::{INPUT, Jobs, OUTPUT, PackArg, SegmentCacheArgs};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
-use crate::steps::export::{ExpertParallel, ExportSettings, Quantization, export, stream};
+use crate::steps::export::{
+    ExpertParallel, ExportSettings, Importance, Quantization, check_share, export, stream,
+};
 
 /// Write the weights in a format that other runtimes read
 ///
@@ -29,14 +31,17 @@ Examples:
   segpack export omni.segpack --to gguf -o thinker.gguf --dtype q8_0
   segpack export omni.segpack --to safetensors -o - 'thinker.model.layers.0.*' | other-program
   segpack export omni.segpack --to npy -o arrays --component code2wav --dtype f32
-  segpack export omni.segpack --to gguf -o thinker.gguf --max-shard-size 5GB --resume")]
+  segpack export omni.segpack --to gguf -o thinker.gguf --max-shard-size 5GB --resume
+  segpack export --check-share rank0 --rank 0/4   # before it is served
+  segpack export omni.segpack --check-share rank0 --rank 0/4   # every byte, too")]
+#[command(mut_arg("pack", |pack| pack.index(1).required(false).required_unless_present("check_share")))]
 pub(super) struct Args {
     #[command(flatten)]
-    pack: PackArg,
+    pack: Option<PackArg>,
     #[command(flatten)]
     cache: SegmentCacheArgs,
     /// Export only tensors whose names match one of these patterns (safetensors and npy)
-    #[arg(value_name = "GLOB")]
+    #[arg(value_name = "GLOB", index = 2)]
     names: Vec<String>,
     /// Export only this component and those below it, such as thinker; may be repeated
     #[arg(long, value_name = "COMPONENT", help_heading = INPUT)]
@@ -44,15 +49,47 @@ pub(super) struct Args {
     /// Export only the experts of rank R of N, counted from 0, and everything that all ranks need
     #[arg(long, value_name = "R/N", value_parser = expert_parallel, help_heading = INPUT)]
     expert_parallel: Option<ExpertParallel>,
+    /// Check a folder that --expert-parallel wrote instead of exporting: whether it holds the experts
+    /// of --rank, no other and none less, and its files say so; with PACK also whether every tensor
+    /// has the pack's bytes
+    #[arg(
+        long,
+        value_name = "DIR",
+        requires = "rank",
+        conflicts_with_all = ["to", "output", "names", "component", "expert_parallel"],
+        help_heading = INPUT
+    )]
+    check_share: Option<PathBuf>,
+    /// The rank that --check-share is for
+    #[arg(
+        long,
+        value_name = "R/N",
+        value_parser = expert_parallel,
+        requires = "check_share",
+        help_heading = INPUT
+    )]
+    rank: Option<ExpertParallel>,
     #[command(flatten)]
     jobs: Jobs,
     /// Output format
-    #[arg(long, value_name = "FORMAT", value_enum, help_heading = OUTPUT)]
-    to: Format,
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        value_enum,
+        required_unless_present = "check_share",
+        help_heading = OUTPUT
+    )]
+    to: Option<Format>,
     /// Folder to write; for gguf a file named *.gguf; for safetensors a file, or - for standard
     /// output
-    #[arg(long, short, value_name = "OUT", help_heading = OUTPUT)]
-    output: PathBuf,
+    #[arg(
+        long,
+        short,
+        value_name = "OUT",
+        required_unless_present = "check_share",
+        help_heading = OUTPUT
+    )]
+    output: Option<PathBuf>,
     /// Type of floating-point tensors; conversion to a wider type is exact, to a narrower one
     /// rounds to nearest
     #[arg(long, value_name = "DTYPE", value_enum, default_value_t = DtypeName::Keep, help_heading = OUTPUT)]
@@ -60,6 +97,10 @@ pub(super) struct Args {
     /// Maximum size of a weight file, such as 5GB or 2GiB [default: 5GB; gguf: one file]
     #[arg(long, value_name = "SIZE", value_parser = shard_size, help_heading = OUTPUT)]
     max_shard_size: Option<ByteSize>,
+    /// Importance matrix of llama.cpp's `imatrix`, GGUF or .dat: errors count more in columns that
+    /// it says are large (gguf, q4_k_s to q6_k)
+    #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
+    imatrix: Option<PathBuf>,
     /// Name of the pre-tokenizer in llama.cpp, if segpack does not recognise it; `none` omits the
     /// tokenizer (gguf)
     #[arg(long, value_name = "NAME", value_parser = tokenizer_pre, help_heading = OUTPUT)]
@@ -75,7 +116,8 @@ pub(super) struct Args {
     /// Do not read the output back
     #[arg(long, help_heading = OUTPUT)]
     no_check: bool,
-    /// Print the summary as JSON
+    /// Print the summary or, with --check-share, the report as JSON (schemas/export-summary.schema.json,
+    /// share-report.schema.json)
     #[arg(long, help_heading = OUTPUT)]
     json: bool,
 }
@@ -83,8 +125,8 @@ pub(super) struct Args {
 impl Args {
     /// The folder or file to write; none where it is standard output.
     pub(super) fn output(&self) -> Option<&Path> {
-        let is_stdout = self.output.as_os_str() == "-";
-        (!is_stdout).then_some(self.output.as_path())
+        let output = self.output.as_deref();
+        output.filter(|output| output.as_os_str() != "-")
     }
 }
 
@@ -186,12 +228,19 @@ impl DtypeName {
 }
 
 pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
+    if let (Some(folder), Some(rank)) = (&args.check_share, args.rank) {
+        return run_check(&args, folder, rank, context);
+    }
+    let (Some(pack), Some(to), Some(output)) = (args.pack, args.to, args.output) else {
+        return Err(CliError::NothingToExport); // the parser says so before
+    };
     let settings = ExportSettings {
-        target: args.to.into(),
+        target: to.into(),
         components: args.component,
         names: args.names,
         dtype: args.dtype.dtype(),
         quantize: args.dtype.quantize(),
+        importance: args.imatrix.as_deref().map(Importance::read).transpose()?,
         tokenizer_pre: args.tokenizer_pre,
         max_shard_size: args.max_shard_size.map(|size| size.0),
         expert_parallel: args.expert_parallel,
@@ -200,17 +249,33 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
         force: args.force,
         jobs: args.jobs.count(),
     };
-    let pack = args.cache.of(args.pack.open(context)?, context)?;
-    if args.output.as_os_str() == "-" {
+    let pack = args.cache.of(pack.open(context)?, context)?;
+    if output.as_os_str() == "-" {
         return to_stdout(&pack, &settings, args.json, context);
     }
     let (stop, progress) = (context.stop, context.progress);
-    let summary = export(&pack, &args.output, &settings, stop, progress)?;
-    let place = args.output.display().to_string();
+    let summary = export(&pack, &output, &settings, stop, progress)?;
+    let place = output.display().to_string();
     context
         .terminal
         .document(&summary, args.json, |s| text::export(s, &place))?;
     Ok(Exit::Ok)
+}
+
+/// Checks a rank's share.
+fn run_check(
+    args: &Args,
+    folder: &Path,
+    rank: ExpertParallel,
+    context: &Context,
+) -> Result<Exit, CliError> {
+    let pack = args.pack.as_ref().map(|pack| pack.open(context));
+    let report = check_share(folder, rank, pack.transpose()?.as_ref(), context.job())?;
+    let place = folder.display().to_string();
+    context
+        .terminal
+        .document(&report, args.json, |r| text::share(r, &place))?;
+    Ok(Exit::of(report.ok))
 }
 
 fn to_stdout(

@@ -26,6 +26,8 @@ use crate::steps::join::JoinError;
 use crate::steps::repair::RepairError;
 use crate::steps::sign::SignError;
 use crate::steps::unpack::UnpackError;
+#[cfg(all(feature = "run", feature = "remote"))]
+use crate::steps::validate::ServerError;
 #[cfg(feature = "run")]
 use crate::steps::validate::ValidateError;
 use crate::steps::{Exit, StepError};
@@ -92,6 +94,8 @@ fn of_step(error: &StepError, output: Option<&Path>) -> Option<String> {
         StepError::Validate(ValidateError::FixedTolerance { .. }) => {
             Some("--tolerance is for traces of log-probabilities".to_owned())
         }
+        #[cfg(all(feature = "run", feature = "remote"))]
+        StepError::Validate(ValidateError::Server(e)) => of_server(e).map(str::to_owned),
         StepError::Findings { findings, .. } => of_unaudited_checkpoint(findings)
             .or_else(|| of_findings(findings))
             .or_else(|| of_unrestorable(findings)),
@@ -259,6 +263,39 @@ fn of_remote(error: &RemoteError) -> Option<&'static str> {
         RemoteError::OtherRegion { .. } => Some("set AWS_REGION"),
         RemoteError::Moved { .. } => Some("start again; hf://OWNER/NAME@COMMIT stays the same"),
         _ => None,
+    }
+}
+
+/// What to change where a server does not give what can be compared.
+#[cfg(all(feature = "run", feature = "remote"))]
+fn of_server(error: &ServerError) -> Option<&'static str> {
+    match error {
+        ServerError::Remote(RemoteError::Refused { status, .. }) => match status {
+            300..400 => Some("give that address as --server"),
+            401 | 403 => Some("--api-key-env or --api-key-file gives the server its key"),
+            404 | 405 => Some(
+                "no such address or model there: --server-kind says what it is, --server ends in /v1 \
+                 where the interface does, --server-model names what is served",
+            ),
+            400 | 422 => Some(
+                "what it does not take can be changed: --top-logprobs, --max-new-tokens, \
+                 --request-fields; a server that takes no token ids needs --prompt",
+            ),
+            429 | 503 => Some("it is busy; try again later"),
+            _ => Some("its log says why"),
+        },
+        ServerError::Remote(RemoteError::Connection { .. }) => Some(
+            "is the server running, and is this its port? --server-timeout says how long an answer may take",
+        ),
+        ServerError::WhichModel { .. } => Some("--server-model names it"),
+        ServerError::NoLogProbabilities { .. } => Some(
+            "some servers have to be started with an option for it; --server-kind says which interface is asked",
+        ),
+        ServerError::NotAsDocumented { .. } => Some("--server-kind says which interface is asked"),
+        ServerError::Unidentified { .. } => {
+            Some("--server-kind vllm and llama.cpp ask for token ids; a chat tells bytes: --chat")
+        }
+        ServerError::Remote(_) | ServerError::Answer { .. } | ServerError::Prompt { .. } => None,
     }
 }
 
@@ -451,6 +488,7 @@ fn of_option(option: ExportOption) -> String {
         ExportOption::Names => "GLOB",
         ExportOption::Quantize => "--dtype q4_0 to q8_0",
         ExportOption::TokenizerPre => "--tokenizer-pre",
+        ExportOption::Importance => "--imatrix",
     };
     let targets: Vec<&str> = ALL
         .into_iter()
@@ -473,6 +511,9 @@ fn of_gguf(error: &GgufExportError) -> Option<&'static str> {
         GgufExportError::Setting { .. } | GgufExportError::NoSuchTensor { .. } => {
             Some("--to hf or qwen3-moe writes this model for transformers and vLLM")
         }
+        GgufExportError::Importance { .. } => Some(
+            "--imatrix is for --dtype q4_k_s, q4_k_m, q5_k_s, q5_k_m and q6_k, and for the model that it was made with",
+        ),
         GgufExportError::TooManyFiles { .. } => Some("a larger --max-shard-size gives fewer files"),
         GgufExportError::PreTokenizer { .. } => Some(
             "give the name with --tokenizer-pre NAME, or leave the tokenizer out with \

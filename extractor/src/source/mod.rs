@@ -26,7 +26,7 @@ pub(crate) use place::is_store;
 #[cfg(feature = "remote")]
 pub(crate) use remote::RemoteError;
 #[cfg(feature = "remote")]
-pub(crate) use remote::{Fetching, Remote, Uploads, fetch, list_of};
+pub(crate) use remote::{Fetching, JsonServer, Remote, Uploads, fetch, list_of};
 pub(crate) use removed::{KeptBytes, Removable, RemovedFile, RemovedShard};
 pub use segment_cache::SegmentCacheError;
 pub(crate) use segment_cache::{CachedFiles, SegmentCache};

@@ -26,6 +26,8 @@ use super::sign::SignError;
 #[cfg(feature = "run")]
 use super::speak::SpeakError;
 use super::unpack::UnpackError;
+#[cfg(all(feature = "run", feature = "remote"))]
+use super::validate::ServerError;
 #[cfg(feature = "run")]
 use super::validate::ValidateError;
 #[cfg(feature = "run")]
@@ -339,6 +341,15 @@ fn exit_of_plan(error: &PlanError) -> Exit {
     }
 }
 
+#[cfg(feature = "remote")]
+fn exit_of_remote(error: &RemoteError) -> Exit {
+    match error {
+        RemoteError::Interrupted => Exit::Interrupted,
+        e if e.is_environment() => Exit::Failed,
+        _ => Exit::Damaged,
+    }
+}
+
 fn exit_of_source(error: &SourceError) -> Exit {
     match error {
         SourceError::Format(e) => exit_of_format(e),
@@ -349,11 +360,7 @@ fn exit_of_source(error: &SourceError) -> Exit {
         SourceError::Offline { .. } => Exit::Failed,
         SourceError::OnlyLocal { .. } | SourceError::OnlyFolder { .. } => Exit::Usage,
         #[cfg(feature = "remote")]
-        SourceError::Remote(RemoteError::Interrupted) => Exit::Interrupted,
-        #[cfg(feature = "remote")]
-        SourceError::Remote(e) if e.is_environment() => Exit::Failed,
-        #[cfg(feature = "remote")]
-        SourceError::Remote(_) => Exit::Damaged,
+        SourceError::Remote(e) => exit_of_remote(e),
         SourceError::NotFound { .. } | SourceError::Kept { .. } => Exit::Failed,
         SourceError::NoHubCache
         | SourceError::NotInCache { .. }
@@ -379,9 +386,23 @@ fn exit_of_unpack(error: &UnpackError) -> Exit {
     }
 }
 
+#[cfg(all(feature = "run", feature = "remote"))]
+fn exit_of_server(error: &ServerError) -> Exit {
+    match error {
+        ServerError::Remote(e) => exit_of_remote(e),
+        ServerError::WhichModel { .. } | ServerError::Prompt { .. } => Exit::Usage,
+        ServerError::NotAsDocumented { .. }
+        | ServerError::NoLogProbabilities { .. }
+        | ServerError::Unidentified { .. }
+        | ServerError::Answer { .. } => Exit::Damaged,
+    }
+}
+
 #[cfg(feature = "run")]
 fn exit_of_validate(error: &ValidateError) -> Exit {
     match error {
+        #[cfg(feature = "remote")]
+        ValidateError::Server(e) => exit_of_server(e),
         ValidateError::FixedTolerance { .. } => Exit::Usage,
         ValidateError::NoConfig { .. }
         | ValidateError::UnknownFamily { .. }
@@ -476,7 +497,9 @@ fn exit_of_export(error: &ExportError) -> Exit {
 
 fn exit_of_gguf(error: &GgufExportError) -> Exit {
     match error {
-        GgufExportError::Name { .. } | GgufExportError::TooManyFiles { .. } => Exit::Usage,
+        GgufExportError::Name { .. }
+        | GgufExportError::TooManyFiles { .. }
+        | GgufExportError::Importance { .. } => Exit::Usage,
         GgufExportError::Setting { .. }
         | GgufExportError::Sampling { .. }
         | GgufExportError::Twice { .. }

@@ -1,5 +1,7 @@
 //! Exports for other runtimes.
 
 mod gguf;
+mod imatrix;
 mod origin;
+mod share;
 mod targets;

@@ -3,6 +3,7 @@
 mod families;
 mod media;
 mod quantised;
+mod server;
 mod speech;
 mod stages;
 mod traces;

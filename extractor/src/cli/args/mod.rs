@@ -8,6 +8,8 @@ mod media;
 mod model;
 mod pack;
 mod segment_cache;
+#[cfg(all(feature = "run", feature = "remote"))]
+mod server;
 mod sizes;
 mod tolerate;
 pub(super) mod values;
@@ -22,6 +24,8 @@ pub(super) use media::MediaArgs;
 pub(super) use model::{CheckName, ComputeName, CpuResources, PlacementArgs, Resources};
 pub(super) use pack::{Identity, PackArg, identity};
 pub(super) use segment_cache::SegmentCacheArgs;
+#[cfg(all(feature = "run", feature = "remote"))]
+pub(super) use server::ServerArgs;
 pub(super) use sizes::SizeArgs;
 pub(super) use tolerate::{AllowUnaudited, Tolerate};
 pub(super) use values::{connections, rate};
@@ -32,6 +36,8 @@ pub(super) use voice::{SoundArgs, VoiceArgs, is_to_stdout};
 pub(super) const INPUT: &str = "Input";
 #[cfg(feature = "run")]
 pub(super) const MEDIA: &str = "Audio, images and videos";
+#[cfg(all(feature = "run", feature = "remote"))]
+pub(super) const SERVER: &str = "Server";
 pub(super) const SAMPLING: &str = "Sampling";
 pub(super) const MEASUREMENT: &str = "Measurement";
 pub(super) const DEVICE: &str = "Device and memory";

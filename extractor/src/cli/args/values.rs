@@ -1,6 +1,7 @@
 //! Parsers of the values of options.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bytesize::ByteSize;
 
@@ -113,9 +114,81 @@ pub(crate) fn tolerance(text: &str) -> Result<f64, String> {
         .ok_or_else(|| "expected a number that is not negative".to_owned())
 }
 
+/// The address of a server, without a slash at its end.
+pub(crate) fn server_url(text: &str) -> Result<String, String> {
+    let rest = text
+        .strip_prefix("http://")
+        .or_else(|| text.strip_prefix("https://"));
+    let host = rest.unwrap_or_default().split('/').next();
+    let is_address = host.is_some_and(|host| !host.is_empty())
+        && !text.contains(['?', '#', '@'])
+        && text.chars().all(|c| c.is_ascii_graphic());
+    match is_address {
+        true => Ok(text.trim_end_matches('/').to_owned()),
+        false => Err("expected an address such as http://127.0.0.1:8000/v1".to_owned()),
+    }
+}
+
+/// A dtype in the words of a server; the usual short names are those of traces.
+pub(crate) fn served_dtype(text: &str) -> Result<String, String> {
+    let known = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if text.is_empty() || text.len() > 64 || !text.chars().all(known) {
+        return Err("expected a name such as float32, bfloat16 or q8_0".to_owned());
+    }
+    let lower = text.to_ascii_lowercase();
+    Ok(match &*lower {
+        "f32" | "fp32" => "float32".to_owned(),
+        "bf16" => "bfloat16".to_owned(),
+        "f16" | "fp16" => "float16".to_owned(),
+        _ => lower,
+    })
+}
+
+/// Seconds to wait.
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
+    const MAX: f64 = 86_400.0;
+    let parsed = text.parse().ok().filter(|s| (0.001..=MAX).contains(s));
+    let parsed = parsed.map(Duration::from_secs_f64);
+    parsed.ok_or_else(|| format!("expected a number of seconds from 0.001 to {MAX}"))
+}
+
+/// Members of a JSON object.
+#[cfg(all(feature = "run", feature = "remote"))]
+pub(crate) fn json_object(
+    text: &str,
+) -> Result<serde_json::Map<String, serde_json::Value>, String> {
+    serde_json::from_str(text).map_err(|e| format!("expected a JSON object: {e}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_of_servers_hold_no_keys() {
+        assert_eq!(server_url("http://h:1/v1/"), Ok("http://h:1/v1".to_owned()));
+        let refused = [
+            "h:1",
+            "ftp://h",
+            "http://",
+            "http://u:p@h",
+            "http://h?key=1",
+            "http://h /",
+        ];
+        assert!(refused.iter().all(|text| server_url(text).is_err()));
+    }
+
+    #[test]
+    fn short_names_of_dtypes_are_those_of_traces() {
+        let all = ["f32", "BF16", "fp16", "Q8_0"].map(served_dtype);
+        let wanted = ["float32", "bfloat16", "float16", "q8_0"];
+        assert_eq!(all, wanted.map(|name| Ok(name.to_owned())));
+        assert!(
+            ["", "a b", "a/b"]
+                .iter()
+                .all(|text| served_dtype(text).is_err())
+        );
+    }
 
     #[test]
     fn threads_counts_and_sizes_have_bounds_of_their_own() {

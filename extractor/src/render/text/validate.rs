@@ -94,6 +94,7 @@ fn reference(report: &ValidateReport) -> String {
         ),
         ReferenceKind::Trace => format!("trace {}", report.reference_name),
         ReferenceKind::Checkpoint => format!("{}, computed directly", report.reference_name),
+        ReferenceKind::Server => format!("what {} generates", report.reference_name),
     }
 }
 

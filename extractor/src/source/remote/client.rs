@@ -111,6 +111,16 @@ impl Client {
         })
     }
 
+    /// For a server that thinks before it answers, for so long; it gets no token by itself.
+    ///
+    /// # Errors
+    /// `Environment`.
+    pub(super) fn patient(answer: Duration) -> Result<Self, RemoteError> {
+        let mut client = Self::new(None)?;
+        client.patience.answer = answer;
+        Ok(client)
+    }
+
     /// Bytes of a shard that one request asks for.
     pub(super) fn part_bytes(&self) -> u64 {
         self.patience.part
@@ -140,6 +150,8 @@ impl Client {
         let proxy = proxy.map(|(name, address)| proxy_at(name, &address));
         let stall = self.patience.stall;
         let stall = Some(if near { stall.min(NEAR_STALL) } else { stall });
+        let answer = self.patience.answer;
+        let answer = Some(if near { answer.min(NEAR_STALL) } else { answer });
         let config = Agent::config_builder()
             .proxy(proxy.transpose()?)
             .tls_config(if key.0 { tls()? } else { TlsConfig::default() })
@@ -149,7 +161,7 @@ impl Client {
             .max_redirects_will_error(false)
             .timeout_resolve(stall)
             .timeout_connect(stall)
-            .timeout_recv_response(stall)
+            .timeout_recv_response(answer)
             .timeout_per_read(stall)
             .timeout_per_write(stall)
             .build();
@@ -220,7 +232,7 @@ impl Client {
         request.call().map_err(|e| not_answered(url, e))
     }
 
-    /// Sends one request that bears its own signature, and follows no redirect.
+    /// Sends one request that bears its own signature or key, and follows no redirect.
     ///
     /// # Errors
     /// Where no answer comes; those of every status are returned.
@@ -467,7 +479,7 @@ fn jittered(pause: Duration, failures: u32) -> Duration {
 }
 
 /// The pause that `Retry-After` asks for: seconds, or a date.
-fn asked_pause(headers: &HeaderMap) -> Option<Duration> {
+pub(super) fn asked_pause(headers: &HeaderMap) -> Option<Duration> {
     let text = text_of(headers, header::RETRY_AFTER.as_str())?.trim();
     if let Ok(seconds) = text.parse::<u64>() {
         return Some(Duration::from_secs(seconds));

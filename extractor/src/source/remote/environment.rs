@@ -18,6 +18,8 @@ const HUB: &str = "https://huggingface.co";
 pub(super) struct Patience {
     /// Without a byte for so long, a connection is given up.
     pub stall: Duration,
+    /// So long a request may be without the first byte of its answer.
+    pub answer: Duration,
     /// Failures in a row, without a byte in between, after which a file is given up.
     pub tries: u32,
     /// The pause after the first failure; it doubles with each.
@@ -122,9 +124,11 @@ pub(super) fn patience() -> Result<Patience, RemoteError> {
             _ => return Err(not_a_number("SEGPACK_PART_SIZE")),
         },
     };
+    let stall = seconds("HF_HUB_DOWNLOAD_TIMEOUT", STALL_SECONDS)?;
     Ok(Patience {
         part,
-        stall: seconds("HF_HUB_DOWNLOAD_TIMEOUT", STALL_SECONDS)?,
+        stall,
+        answer: stall,
         pause: seconds("SEGPACK_RETRY_PAUSE", PAUSE_SECONDS)?,
         tries,
     })

@@ -108,6 +108,16 @@ pub enum RemoteError {
         /// How often it was asked.
         tries: u32,
     },
+    /// A server that is asked for more than files refuses, and may say why.
+    #[error("{url}: the server answered with status {status}{}", reason(said))]
+    Refused {
+        /// The address.
+        url: String,
+        /// The status.
+        status: u16,
+        /// What it says, in one line; empty where it says nothing.
+        said: String,
+    },
     /// No answer, or one that ended early.
     #[error("{url}: {what}{}", tried(*tries))]
     Connection {
@@ -158,6 +168,13 @@ fn tried(tries: u32) -> String {
     }
 }
 
+fn reason(said: &str) -> String {
+    match said {
+        "" => String::new(),
+        said => format!(": {said}"),
+    }
+}
+
 impl RemoteError {
     /// Whether nothing is known of the checkpoint: the network, the server or this machine failed.
     pub(crate) fn is_environment(&self) -> bool {
@@ -170,6 +187,7 @@ impl RemoteError {
             | Self::OtherRegion { .. }
             | Self::NotAllowed { .. }
             | Self::Status { .. }
+            | Self::Refused { .. }
             | Self::Connection { .. }
             | Self::NoRanges { .. } => true,
             Self::NoRepository { .. }

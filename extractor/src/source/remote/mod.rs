@@ -10,6 +10,7 @@ mod error;
 mod fetch;
 mod file;
 mod hub;
+mod json_server;
 mod object_listing;
 mod objects;
 mod pack_files;
@@ -34,6 +35,7 @@ pub(crate) use error::RemoteError;
 pub(crate) use fetch::{Fetching, fetch, list_of};
 pub(crate) use file::RemoteFile;
 use file::{Address, Identity};
+pub(crate) use json_server::JsonServer;
 pub(crate) use pack_files::RemotePack;
 pub(crate) use upload::Uploads;
 

@@ -202,6 +202,7 @@ mod tests {
             names: Vec::new(),
             dtype: None,
             quantize: None,
+            importance: None,
             tokenizer_pre: Some("none".to_owned()).filter(|_| target == ExportTarget::Gguf),
             max_shard_size: None,
             expert_parallel: None,

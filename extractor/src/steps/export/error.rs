@@ -30,6 +30,8 @@ pub enum ExportOption {
     Quantize,
     /// `tokenizer_pre`.
     TokenizerPre,
+    /// An importance matrix.
+    Importance,
 }
 
 impl ExportOption {
@@ -42,7 +44,7 @@ impl ExportOption {
             },
             Self::ExpertParallel => matches!(target, ExportTarget::Hf | ExportTarget::Qwen3Moe),
             Self::Names => matches!(target, ExportTarget::Safetensors | ExportTarget::Npy),
-            Self::Quantize | Self::TokenizerPre => target == ExportTarget::Gguf,
+            Self::Quantize | Self::TokenizerPre | Self::Importance => target == ExportTarget::Gguf,
         }
     }
 }
@@ -55,6 +57,7 @@ impl std::fmt::Display for ExportOption {
             Self::Names => "a choice of tensors by name",
             Self::Quantize => "a dtype of quantized blocks",
             Self::TokenizerPre => "the name of a pre-tokenizer",
+            Self::Importance => "an importance matrix",
         })
     }
 }
@@ -330,6 +333,12 @@ pub enum GgufExportError {
     Name {
         /// The file name.
         name: String,
+    },
+    /// An importance matrix that is of no use here.
+    #[error("the importance matrix is of no use: {why}")]
+    Importance {
+        /// Why.
+        why: String,
     },
     /// A number of `generation_config.json` that is none, or that the format cannot hold.
     #[error("generation_config.json: {key} is {seen}, wanted a number of 32 bits")]

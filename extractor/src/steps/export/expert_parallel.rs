@@ -28,6 +28,13 @@ fn linear_share(experts: u32, rank: u32, ranks: u32) -> std::ops::Range<u32> {
     start..start + base + u32::from(rank < more)
 }
 
+impl ExpertParallel {
+    /// The rank that holds an expert of `count`; none where there is no such expert.
+    pub(super) fn holder_of(self, expert: u32, count: u32) -> Option<u32> {
+        (0..self.ranks).find(|rank| linear_share(count, *rank, self.ranks).contains(&expert))
+    }
+}
+
 impl Share {
     pub(super) fn of(
         tensors: &[&TensorEntry],
@@ -100,7 +107,8 @@ impl Share {
     }
 }
 
-fn experts_of(count: u32, rank: u32, ranks: u32) -> RankExperts {
+/// The experts that a rank holds.
+pub(super) fn experts_of(count: u32, rank: u32, ranks: u32) -> RankExperts {
     RankExperts {
         rank,
         experts: linear_share(count, rank, ranks).collect(),

@@ -7,6 +7,7 @@
 
 mod audit;
 mod check;
+mod check_share;
 mod destination;
 mod error;
 mod expert_parallel;
@@ -26,10 +27,12 @@ mod write;
 mod written;
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 
+use segpack_formats::gguf::ImportanceMatrix;
 use segpack_formats::io::CancelToken;
 use segpack_formats::numeric::FloatDtype;
 use segpack_manifests::documents::{ExportSummary, ExportTarget, GENERATOR, TensorEntry};
@@ -43,6 +46,7 @@ use super::unpack::globs;
 use crate::output::refuse_overlap;
 use crate::work::Progress;
 use audit::audit_plan;
+pub(crate) use check_share::check_share;
 pub use error::{Difference, ExportError, ExportOption, GgufExportError};
 use plan::ExportPlan;
 use produce::{Producer, Worker};
@@ -61,6 +65,8 @@ pub(crate) struct ExportSettings {
     pub dtype: Option<FloatDtype>,
     /// Blocks of quantized values that floating-point tensors become.
     pub quantize: Option<Quantization>,
+    /// How much the columns of tensors count when their values are quantized.
+    pub importance: Option<Importance>,
     /// llama.cpp's name of the pre-tokenizer, or "none" to leave the tokenizer out; `None`: it is
     /// derived from the tokenizer.
     pub tokenizer_pre: Option<String>,
@@ -99,6 +105,29 @@ pub(crate) enum Quantization {
     Q8_0,
 }
 
+/// An importance matrix, and the name of its file.
+#[derive(Debug, Clone)]
+pub(crate) struct Importance {
+    /// Name of the file, without folders.
+    pub file: String,
+    /// What it holds.
+    pub matrix: ImportanceMatrix,
+}
+
+impl Importance {
+    /// Reads an importance matrix in either of llama.cpp's formats.
+    ///
+    /// # Errors
+    /// Where it cannot be read, or is none.
+    pub(crate) fn read(path: &Path) -> Result<Self, StepError> {
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        Ok(Self {
+            file: file.into_owned(),
+            matrix: ImportanceMatrix::read(path)?,
+        })
+    }
+}
+
 /// One rank of several that share the experts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ExpertParallel {
@@ -106,6 +135,12 @@ pub(crate) struct ExpertParallel {
     pub rank: u32,
     /// Of how many.
     pub ranks: u32,
+}
+
+impl fmt::Display for ExpertParallel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rank {} of {}", self.rank, self.ranks)
+    }
 }
 
 /// What one shard holds at most by default, in bytes: `max_shard_size` of transformers 4.
@@ -125,6 +160,7 @@ impl ExportSettings {
             (ExportOption::Names, !self.names.is_empty()),
             (ExportOption::Quantize, self.quantize.is_some()),
             (ExportOption::TokenizerPre, self.tokenizer_pre.is_some()),
+            (ExportOption::Importance, self.importance.is_some()),
         ];
         for (option, given) in given {
             if given && !option.applies_to(target) {
@@ -228,7 +264,7 @@ pub(crate) fn stream(
 /// `name` is that of the output, where it is one file.
 fn plan_of<'a>(
     pack: &'a Pack,
-    settings: &ExportSettings,
+    settings: &'a ExportSettings,
     name: &str,
 ) -> Result<ExportPlan<'a>, StepError> {
     // also where no number is needed: a pack that contradicts itself is not handed on

@@ -8,8 +8,8 @@ use super::expert_parallel::Share;
 /// is recorded from the export keeps it, and so `validate` knows whose trace that is.
 pub(super) const MANIFEST_SHA256: &str = "segpack.manifest_sha256";
 /// Whose share of the experts a file holds, from 0, and of how many.
-const EXPERT_PARALLEL_RANK: &str = "segpack.expert_parallel_rank";
-const EXPERT_PARALLEL_RANKS: &str = "segpack.expert_parallel_ranks";
+pub(super) const EXPERT_PARALLEL_RANK: &str = "segpack.expert_parallel_rank";
+pub(super) const EXPERT_PARALLEL_RANKS: &str = "segpack.expert_parallel_ranks";
 
 /// Keys and values of a file's metadata.
 pub(super) struct Origin(Vec<(&'static str, String)>);

@@ -82,21 +82,24 @@ pub(super) struct Part<'a> {
     /// The tensor of the pack.
     pub source: &'a TensorEntry,
     /// What becomes of its values.
-    pub conversion: Conversion,
+    pub conversion: Conversion<'a>,
 }
 
 /// What becomes of the values of a tensor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Conversion {
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Conversion<'a> {
     /// The same bytes.
     Keep,
     /// The same values, as nearly as another floating-point dtype has them.
     Float(FloatConversion),
     /// Values of this dtype as ggml's blocks.
     Blocks(BlockType, FloatDtype),
+    /// The same, where errors count as much as the importance of their columns says. What is
+    /// converted together are rows.
+    Rows(BlockType, FloatDtype, &'a [f32]),
 }
 
-impl Conversion {
+impl Conversion<'_> {
     /// From `from` to the wanted dtype where both are floats of 16 to 64 bits; everything else
     /// keeps its bytes.
     pub(crate) fn to(from: Dtype, wanted: Option<FloatDtype>) -> Self {
@@ -111,6 +114,10 @@ impl Conversion {
             Self::Keep => (1, 1),
             Self::Float(float) => (float.from_bytes(), float.to_bytes()),
             Self::Blocks(kind, from) => (from.byte_width() * kind.values(), kind.bytes()),
+            Self::Rows(kind, from, importance) => {
+                let blocks = importance.len() / kind.values();
+                (from.byte_width() * importance.len(), blocks * kind.bytes())
+            }
         }
     }
 
@@ -135,6 +142,9 @@ impl Conversion {
             Self::Keep => after.extend(before),
             Self::Float(float) => float.convert(before, after)?,
             Self::Blocks(kind, from) => kind.quantize_on(threads, from, before, after)?,
+            Self::Rows(kind, from, importance) => {
+                kind.quantize_rows(threads, from, importance, before, after)?;
+            }
         }
         Ok(())
     }
@@ -160,6 +170,12 @@ impl Conversion {
                     "block number {block} of the piece is not the pack's"
                 )),
             },
+            Self::Rows(kind, from, importance) => {
+                match kind.first_wrong_row(threads, from, importance, before, after) {
+                    None => Ok(()),
+                    Some(row) => Err(format!("row number {row} of the piece is not the pack's")),
+                }
+            }
         }
     }
 }
@@ -214,12 +230,12 @@ impl<'a> NewTensorPlan<'a> {
     }
 }
 
-fn dtype_after(before: Dtype, conversion: Conversion) -> Dtype {
+fn dtype_after(before: Dtype, conversion: Conversion<'_>) -> Dtype {
     match conversion {
         Conversion::Keep => before,
         Conversion::Float(float) => float.to(),
         // safetensors has no blocks: bytes
-        Conversion::Blocks(..) => Dtype::U8,
+        Conversion::Blocks(..) | Conversion::Rows(..) => Dtype::U8,
     }
 }
 

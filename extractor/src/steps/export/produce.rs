@@ -107,7 +107,7 @@ impl Producer<'_> {
         let Worker {
             reader, converting, ..
         } = worker;
-        converting.begin(conversion, self.threads);
+        converting.begin(self.threads);
         let read = reader.read_tensor(source, 0..source.length, self.stop, |piece| {
             if let Some(sha256) = &mut sha256 {
                 sha256.update(piece);
@@ -116,7 +116,7 @@ impl Producer<'_> {
             if conversion == Conversion::Keep {
                 return sink(piece);
             }
-            converting.take(piece, name, sink)
+            converting.take(conversion, piece, name, sink)
         });
         read.map_err(|e| match e {
             StepError::Format(e) => self.of_the_pack(e),
@@ -206,7 +206,6 @@ fn fill(from: u64, to: u64, sink: Sink<'_>) -> Result<(), StepError> {
 /// Converts bytes that come in pieces of any length.
 #[derive(Default)]
 struct Converting {
-    conversion: Option<Conversion>,
     threads: usize,
     /// The beginning of a block whose end has not come yet.
     begun: Vec<u8>,
@@ -214,16 +213,18 @@ struct Converting {
 }
 
 impl Converting {
-    fn begin(&mut self, conversion: Conversion, threads: usize) {
-        self.conversion = Some(conversion);
+    fn begin(&mut self, threads: usize) {
         self.threads = threads;
         self.begun.clear();
     }
 
-    fn take(&mut self, mut piece: &[u8], name: &str, sink: Sink<'_>) -> Result<(), StepError> {
-        let Some(conversion) = self.conversion else {
-            return Ok(());
-        };
+    fn take(
+        &mut self,
+        conversion: Conversion<'_>,
+        mut piece: &[u8],
+        name: &str,
+        sink: Sink<'_>,
+    ) -> Result<(), StepError> {
         let (block, _) = conversion.block();
         self.converted.clear();
         // the block that the last piece began

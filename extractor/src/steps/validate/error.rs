@@ -8,6 +8,9 @@ use segpack_runtime_min::processing::audio::AudioError;
 use segpack_runtime_min::processing::image::ImageError;
 use segpack_runtime_min::processing::media::SettingsError;
 
+#[cfg(feature = "remote")]
+use super::server::ServerError;
+
 /// Why a pack cannot be compared with a reference.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -104,6 +107,10 @@ pub enum ValidateError {
         /// The model's.
         wanted: usize,
     },
+    /// A server cannot be judged.
+    #[cfg(feature = "remote")]
+    #[error(transparent)]
+    Server(#[from] ServerError),
     /// A tolerance was given for logits, whose gate is fixed.
     #[error("{}: the trace has logits, whose tolerance is fixed", trace.display())]
     FixedTolerance {

@@ -8,6 +8,8 @@ mod error;
 mod media;
 mod ranks;
 mod recorded;
+#[cfg(feature = "remote")]
+mod server;
 mod speech;
 mod wave;
 
@@ -30,6 +32,10 @@ use compare::{Comparer, Differences, Disagreement, Reference, Tally};
 use direct::Direct;
 pub use error::ValidateError;
 use recorded::RecordedPrompt;
+#[cfg(feature = "remote")]
+pub(crate) use server::ServerError;
+#[cfg(feature = "remote")]
+pub(crate) use server::{ApiKey, ServerKind, ServerPrompt, ServerSettings};
 
 /// Disagreements that are findings one by one; of the others there is the number.
 const MAX_DISAGREEMENTS: usize = 5;
@@ -48,6 +54,9 @@ pub(crate) enum Against {
     Trace(PathBuf),
     /// A direct calculation from the shards of this checkpoint.
     Checkpoint(PathBuf),
+    /// What a server generates now.
+    #[cfg(feature = "remote")]
+    Server(Box<ServerSettings>),
 }
 
 /// How to validate.
@@ -112,6 +121,8 @@ pub(crate) fn validate(
     match &settings.against {
         Against::Trace(path) => against_trace(pack, path, settings, stop, progress),
         Against::Checkpoint(path) => against_checkpoint(pack, path, settings, stop, progress),
+        #[cfg(feature = "remote")]
+        Against::Server(asked) => server::against_server(pack, asked, settings, stop, progress),
     }
 }
 
@@ -233,8 +244,7 @@ fn describe(number: usize, sequences: &[Sequence]) -> String {
 
 /// Ids spread over the vocabulary, always the same.
 fn fixed_sequence(number: u64, (prompt, forced): (usize, usize), vocab: u64) -> Sequence {
-    let id = |i: u64| u32::try_from((17 + number * 104_729 + i * 7919) % vocab.max(1)).unwrap_or(0);
-    let mut ids = (0..).map(id);
+    let mut ids = (0..).map(|i| fixed_id(number, i, vocab));
     let prompt = ids.by_ref().take(prompt).collect();
     Sequence {
         prompt,
@@ -242,6 +252,11 @@ fn fixed_sequence(number: u64, (prompt, forced): (usize, usize), vocab: u64) -> 
         generated: forced + 1,
         bf16_stable: false,
     }
+}
+
+/// Id `i` of a fixed sequence.
+fn fixed_id(number: u64, i: u64, vocab: u64) -> u32 {
+    u32::try_from((17 + number * 104_729 + i * 7919) % vocab.max(1)).unwrap_or(0)
 }
 
 fn empty_report(

@@ -328,6 +328,31 @@ impl BlockType {
         first.or((blocks.len() != wanted.len()).then_some(same))
     }
 
+    /// As [`first_wrong`](Self::first_wrong) of what [`quantize_rows`](Self::quantize_rows) made: the
+    /// number of the first row that is wrong.
+    pub fn first_wrong_row(
+        self,
+        threads: usize,
+        dtype: FloatDtype,
+        importance: &[f32],
+        before: &[u8],
+        after: &[u8],
+    ) -> Option<usize> {
+        let blocks = (importance.len() / self.values()).max(1);
+        if self == Self::Q8_0 {
+            return q8_0::first_wrong(dtype, before, after).map(|block| block / blocks);
+        }
+        let mut wanted = Vec::with_capacity(after.len());
+        if let Err(e) = self.quantize_rows(threads, dtype, importance, before, &mut wanted) {
+            return Some(e.block / blocks);
+        }
+        let size = blocks * self.bytes();
+        let (rows, wanted) = (after.chunks(size), wanted.chunks(size));
+        let same = rows.len().min(wanted.len());
+        let first = rows.clone().zip(wanted.clone()).position(|(a, b)| a != b);
+        first.or((rows.len() != wanted.len()).then_some(same))
+    }
+
     /// Appends the values of whole blocks.
     pub fn dequantize(self, blocks: &[u8], out: &mut Vec<f32>) {
         let one = match self {

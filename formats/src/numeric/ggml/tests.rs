@@ -246,6 +246,15 @@ fn dtypes_threads_and_instructions_do_not_change_weighted_blocks() {
                 .unwrap();
             assert!(to == wanted, "{kind}, {simd:?}");
         }
+        for place in [0, wanted.len() / 2, wanted.len() - 1] {
+            let mut bad = wanted.clone();
+            bad[place] ^= 0x10;
+            let seen = kind.first_wrong_row(2, FloatDtype::BF16, &importance(), &bytes, &bad);
+            let row = 256 / kind.values() * kind.bytes();
+            assert_eq!(seen, Some(place / row), "{kind}");
+        }
+        let same = kind.first_wrong_row(2, FloatDtype::BF16, &importance(), &bytes, &wanted);
+        assert_eq!(same, None, "{kind}");
         // a value that is not finite, and columns that do not matter at all
         let mut many = many;
         let place = 256 * 70 + 3;

@@ -98,6 +98,8 @@ kinds! {
     UncheckedSignature = Warning,
     /// A signature is missing, malformed, not that of the key that was given, or not of this pack.
     BadSignature = Error,
+    /// A file, an expert or a map is another rank's than the share has to have, or does not say whose.
+    OtherShare = Error,
     /// The length of a file is not the one in the manifest.
     WrongLength = Error,
     /// A pack's header is not the one that the manifest describes.

@@ -15,6 +15,7 @@ mod receipt;
 mod repair;
 mod report;
 mod run;
+mod share;
 mod sign;
 mod speak;
 mod unpack;
@@ -49,6 +50,7 @@ pub use report::{ReportData, ReportDecoder, ReportGroup, ReportSubject, ReportVa
 pub use run::{
     PromptMedia, RunCosts, RunEnd, RunPrompt, RunSummary, RunToken, ShownCandidate, ShownRank,
 };
+pub use share::ShareReport;
 pub use sign::{CheckedSignature, SignSummary};
 pub use speak::SpeakSummary;
 pub use unpack::{UnpackSummary, UnrestorableFile};

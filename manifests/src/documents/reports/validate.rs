@@ -229,6 +229,8 @@ pub enum ReferenceKind {
     Trace,
     /// A direct calculation from the shards of a checkpoint.
     Checkpoint,
+    /// What a server generated when it was asked.
+    Server,
 }
 
 /// The precision of the activations.
@@ -359,7 +361,7 @@ pub struct ValidateReport {
     pub manifest_sha256: Sha256,
     /// What it was compared with.
     pub reference: ReferenceKind,
-    /// File name of the trace, or folder name of the checkpoint.
+    /// File name of the trace, folder name of the checkpoint, or address of the server.
     pub reference_name: String,
     /// Whether the trace was recorded from an export of this very pack.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

@@ -22,6 +22,7 @@
 //! experts to sum to 1, and knows neither biases nor shared experts. A model that needs what it
 //! lacks is refused.
 
+mod importance;
 mod metadata;
 mod mix;
 mod vocabulary;
@@ -29,7 +30,8 @@ mod vocabulary;
 use std::collections::{BTreeMap, HashMap};
 
 use segpack_formats::gguf::{
-    self as format, Header, MAX_FILES, TensorSpec, TensorType, Value, split_metadata, split_name,
+    self as format, Header, ImportanceMatrix, MAX_FILES, TensorSpec, TensorType, Value,
+    split_metadata, split_name,
 };
 use segpack_formats::numeric::ggml::BlockType;
 use segpack_formats::numeric::{Dtype, FloatConversion, FloatDtype};
@@ -58,7 +60,7 @@ use vocabulary::Vocabulary;
 pub(super) fn gguf<'a>(
     pack: &'a Pack,
     model: &PackModel,
-    settings: &ExportSettings,
+    settings: &'a ExportSettings,
     name: &str,
 ) -> Result<ExportPlan<'a>, StepError> {
     let Some(stem) = name.strip_suffix(".gguf").filter(|stem| !stem.is_empty()) else {
@@ -75,7 +77,7 @@ pub(super) fn gguf<'a>(
     metadata::check_expressible(&config, &facts)?;
     let mut plan = ExportPlan::default();
     let tensors = Tensors::of(pack, component, &facts)?;
-    let types = tensors.types(settings);
+    let types = tensors.types(settings)?;
     let tensors = tensors.plan(&types, &mut plan.notes)?;
     let vocabulary = Vocabulary::of(pack, &config, &facts, settings, &mut plan.notes)?;
     let model = Model {
@@ -84,7 +86,8 @@ pub(super) fn gguf<'a>(
         generation: generation.as_ref(),
         facts: &facts,
     };
-    let metadata = model.metadata(&tensors, file_type(settings, &tensors), &vocabulary)?;
+    let mut metadata = model.metadata(&tensors, file_type(settings, &tensors), &vocabulary)?;
+    metadata.extend(settings.importance.iter().flat_map(importance::metadata));
     if component == Component::ThinkerText {
         plan.notes.push(
             "this is the thinker's text part: for text it computes the same, images, audio and video need the full thinker"
@@ -176,17 +179,21 @@ impl<'a, 'f> Tensors<'a, 'f> {
     }
 
     /// Which types they get.
-    fn types(&self, settings: &ExportSettings) -> Types {
+    fn types(&self, settings: &'a ExportSettings) -> Result<Types<'a>, GgufExportError> {
         let facts = self.facts;
-        Types {
+        if settings.importance.is_some() {
+            importance::check(settings.quantize)?;
+        }
+        Ok(Types {
             dtype: settings.dtype,
+            importance: settings.importance.as_ref().map(|i| &i.matrix),
             mix: settings.quantize.map(|quantization| Mix {
                 quantization,
                 layers: facts.layers,
                 experts: facts.experts,
                 tied: !self.has_head(),
             }),
-        }
+        })
     }
 
     /// A tied head is the embedding, which llama.cpp takes where there is no other.
@@ -197,7 +204,7 @@ impl<'a, 'f> Tensors<'a, 'f> {
     /// All of them in the order of the file. What is left over has no place in `qwen3moe`.
     fn plan(
         mut self,
-        types: &Types,
+        types: &Types<'a>,
         notes: &mut Vec<String>,
     ) -> Result<Vec<Planned<'a>>, ExportError> {
         let facts = self.facts;
@@ -232,6 +239,7 @@ impl<'a, 'f> Tensors<'a, 'f> {
             .into());
         }
         note_rows(&planned, notes);
+        importance::note_missing(&planned, types, notes)?;
         Ok(planned)
     }
 
@@ -240,7 +248,7 @@ impl<'a, 'f> Tensors<'a, 'f> {
         place: Place,
         name: &str,
         shape: &[u64],
-        types: &Types,
+        types: &Types<'a>,
     ) -> Result<Planned<'a>, ExportError> {
         let source = self.take(place, shape)?;
         Planned::new(name, place.0, shape.to_vec(), vec![source], types)
@@ -253,7 +261,7 @@ impl<'a, 'f> Tensors<'a, 'f> {
         layer: u32,
         name: &str,
         shape: &[u64],
-        types: &Types,
+        types: &Types<'a>,
     ) -> Result<Planned<'a>, ExportError> {
         let experts = 0..self.facts.experts;
         let sources: Vec<_> = experts
@@ -297,7 +305,7 @@ impl<'a> Planned<'a> {
         role: Role,
         shape: Vec<u64>,
         sources: Vec<&'a TensorEntry>,
-        types: &Types,
+        types: &Types<'a>,
     ) -> Result<Self, ExportError> {
         let from = sources.first().map_or(Dtype::F32, |t| t.dtype);
         let chosen = types.of(name, role, from, &shape);
@@ -307,13 +315,16 @@ impl<'a> Planned<'a> {
             let to = format!("{name:?} of a GGUF file");
             ExportError::NoConversion { tensor, from, to }
         })?;
+        let columns = shape.last().copied().unwrap_or(0);
+        let matrices = sources.len();
+        let importance = importance::of_tensor(types, &name, (matrices, columns))?;
         let parts = sources
             .into_iter()
-            .map(|source| {
-                Ok(Part {
-                    source,
-                    conversion: conversion(source, kind)?,
-                })
+            .enumerate()
+            .map(|(number, source)| {
+                let conversion = conversion(source, kind)?;
+                let conversion = importance::apply(conversion, importance, number, matrices);
+                Ok(Part { source, conversion })
             })
             .collect::<Result<_, ExportError>>()?;
         let plan = NewTensorPlan {
@@ -331,14 +342,16 @@ impl<'a> Planned<'a> {
 }
 
 /// Which types tensors get.
-struct Types {
+struct Types<'a> {
     /// What floats become; `None`: they stay as they are.
     dtype: Option<FloatDtype>,
     /// The blocks that matrices become.
     mix: Option<Mix>,
+    /// How much columns count.
+    importance: Option<&'a ImportanceMatrix>,
 }
 
-impl Types {
+impl Types<'_> {
     /// The type of one, as `ModelBase.prepare_tensors` of the converter chooses it (norms and routers
     /// F32), and its quantizer.
     fn of(&self, name: &str, role: Role, from: Dtype, shape: &[u64]) -> Option<Chosen> {
@@ -376,7 +389,7 @@ fn of_layer(name: &str) -> (Option<u32>, &str) {
     }
 }
 
-fn conversion(source: &TensorEntry, kind: TensorType) -> Result<Conversion, ExportError> {
+fn conversion<'a>(source: &TensorEntry, kind: TensorType) -> Result<Conversion<'a>, ExportError> {
     let TensorEntry { name, dtype, .. } = source;
     let possible = match kind {
         TensorType::Blocks(blocks) => FloatDtype::try_from(*dtype)
