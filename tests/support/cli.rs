@@ -29,8 +29,18 @@ pub(crate) use segpack;
 pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_segpack"));
     for (name, _) in std::env::vars_os() {
-        let prefixes = ["HF_", "HUGGINGFACE_", "AWS_", "AZURE_", "GOOGLE_"];
-        let of_servers = |n: &str| prefixes.iter().any(|prefix| n.starts_with(prefix));
+        let prefixes = [
+            "HF_",
+            "HUGGINGFACE_",
+            "AWS_",
+            "AZURE_",
+            "GOOGLE_",
+            "SSL_CERT_",
+        ];
+        let of_servers = |n: &str| {
+            let is_proxy = n.to_ascii_uppercase().ends_with("_PROXY");
+            is_proxy || prefixes.iter().any(|prefix| n.starts_with(prefix))
+        };
         if name.to_str().is_some_and(of_servers) {
             command.env_remove(name);
         }

@@ -47,6 +47,8 @@ pub struct Faults {
     pub other_length: bool,
     /// A redirect leads back to itself.
     pub circle: bool,
+    /// Nothing is ever answered to requests whose path has this in it.
+    pub silent: Option<&'static str>,
 }
 
 struct Shared {
@@ -142,6 +144,11 @@ impl Hub {
         self.0.leaked.load(Ordering::Relaxed)
     }
 
+    /// Its host and port.
+    pub fn address(&self) -> &str {
+        self.endpoint().trim_start_matches("http://")
+    }
+
     /// Whether a request has been kept waiting.
     pub fn is_stalled(&self) -> bool {
         self.0.stalls.load(Ordering::Relaxed) > 0
@@ -177,6 +184,14 @@ impl Shared {
             let range = request.range.map_or("-".to_owned(), |r| format!("{r:?}"));
             let line = format!("{} {} {range}", request.method, request.path);
             self.log.lock().unwrap().push(line);
+            if self
+                .faults
+                .silent
+                .is_some_and(|part| request.path.contains(part))
+            {
+                self.stalls.fetch_add(1, Ordering::Relaxed);
+                thread::sleep(Duration::from_secs(600)); // the test ends before
+            }
             let answered = if is_network {
                 if request.token.is_some() {
                     self.leaked.store(true, Ordering::Relaxed);

@@ -14,5 +14,7 @@ pub mod liar;
 pub mod model_server;
 pub mod packs;
 #[cfg(all(target_os = "linux", feature = "remote"))]
+pub mod proxy;
+#[cfg(all(target_os = "linux", feature = "remote"))]
 pub mod store;
 pub mod tiny;

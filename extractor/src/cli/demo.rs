@@ -2,7 +2,7 @@ use std::path::PathBuf;
 use std::{env, fs};
 
 use super::Context;
-use super::args::OUTPUT;
+use super::args::{OUTPUT, output_path};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::demo::demo;
@@ -20,7 +20,7 @@ Examples:
   segpack demo --keep demo   # keeps the checkpoint, the packs and the restored files")]
 pub(super) struct Args {
     /// Create this folder, work in it and keep it
-    #[arg(long, value_name = "DIR", help_heading = OUTPUT)]
+    #[arg(long, value_name = "DIR", value_parser = output_path(), help_heading = OUTPUT)]
     keep: Option<PathBuf>,
     /// Print the report as JSON (schemas/demo-report.schema.json)
     #[arg(long, help_heading = OUTPUT)]

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use segpack_manifests::Pack;
 
 use super::Context;
-use super::args::{INPUT, Jobs, OUTPUT};
+use super::args::{INPUT, Jobs, OUTPUT, output_path};
 use super::error::CliError;
 use crate::render::text;
 use crate::source::local_pack;
@@ -33,7 +33,7 @@ pub(super) struct Args {
     #[command(flatten)]
     jobs: Jobs,
     /// Pack folder to write
-    #[arg(long, short, value_name = "PACK", help_heading = OUTPUT)]
+    #[arg(long, short, value_name = "PACK", value_parser = output_path(), help_heading = OUTPUT)]
     output: PathBuf,
     /// Replace an existing pack, and nothing else; the old pack stays whole until the new one is
     /// complete

@@ -1,7 +1,7 @@
 //! Advice for errors: what to change on the command line. Errors themselves name no options, since
 //! libraries do not know them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use segpack_formats::FormatError;
 use segpack_manifests::documents::{ExportTarget, Finding, FindingKind, Severity};
@@ -34,13 +34,30 @@ use crate::steps::{Exit, StepError};
 
 const OTHER_OUTPUT: &str = "choose another output path";
 const REPLACE: &str = "--force replaces it";
+const REPAIR: &str = "`segpack repair PACK --from CKPT` restores what is damaged, from the checkpoint or \
+                      another pack";
+const PACK_PART_AGAIN: &str =
+    "`segpack pack CKPT --part K/N -o PART --force` packs that part again";
 const REPLACE_OUTPUT: &str = "--force replaces what an earlier run wrote";
 
-/// What to try after `error`, if anything. `output` is the folder that the command was writing.
-pub(super) fn hint(error: &CliError, output: Option<&Path>) -> Option<String> {
+/// What a command was doing.
+#[derive(Debug, Default)]
+pub(super) struct Doing {
+    /// The folder that it writes, where it has `--resume`.
+    pub output: Option<PathBuf>,
+    /// Whether it reads parts of a pack.
+    pub reads_parts: bool,
+}
+
+/// What to try after `error`, if anything.
+pub(super) fn hint(error: &CliError, doing: &Doing) -> Option<String> {
     let CliError::Step(error) = error else {
         return error.hint().map(str::to_owned);
     };
+    if let (true, StepError::Findings { findings, .. }) = (doing.reads_parts, error) {
+        return of_findings_of_part(findings);
+    }
+    let output = doing.output.as_deref();
     if output.is_some_and(|output| can_be_resumed(error, output)) {
         let mut resume = "the same command with --resume continues".to_owned();
         if let Some(room) = leftover(output.unwrap_or(Path::new(""))) {
@@ -76,6 +93,12 @@ fn of_step(error: &StepError, output: Option<&Path>) -> Option<String> {
         StepError::Source(e) => of_source(e),
         StepError::Output(OutputError::NotEmpty { .. } | OutputError::Exists { .. }) => {
             Some(format!("{REPLACE_OUTPUT}; or {OTHER_OUTPUT}"))
+        }
+        StepError::Output(OutputError::Unfinished { .. })
+        | StepError::PackWriter(PackWriterError::Unfinished { .. })
+            if output.is_none() =>
+        {
+            Some(format!("--force starts over; or {OTHER_OUTPUT}"))
         }
         StepError::Output(e) => of_output(e, replaces(output)).map(str::to_owned),
         StepError::PackWriter(e) => of_pack_writer(e, replaces(output)).map(str::to_owned),
@@ -148,6 +171,15 @@ pub(super) fn of_findings(findings: &[Finding]) -> Option<String> {
     all.find_map(of_finding).map(str::to_owned)
 }
 
+/// The same of a part of a pack, which is not repaired.
+pub(super) fn of_findings_of_part(findings: &[Finding]) -> Option<String> {
+    let hint = of_findings(findings)?;
+    match &*hint {
+        REPAIR => Some(PACK_PART_AGAIN.to_owned()),
+        _ => Some(hint),
+    }
+}
+
 /// What to do about a comparison without a verdict, of a trace that has no default tolerance.
 #[cfg(feature = "run")]
 pub(super) fn of_validation(report: &ValidateReport) -> Option<String> {
@@ -195,10 +227,7 @@ fn of_finding(finding: &Finding) -> Option<&'static str> {
         | FindingKind::MissingFile
         | FindingKind::WrongLength
         | FindingKind::WrongHeader
-        | FindingKind::WrongSums => Some(
-            "`segpack repair PACK --from CKPT` restores what is damaged, from the checkpoint or \
-             another pack",
-        ),
+        | FindingKind::WrongSums => Some(REPAIR),
         FindingKind::UnlistedFile if finding.file.as_deref() == Some(PARTIAL) => {
             Some("`segpack pack --resume` finishes or removes what an interrupted run left")
         }
@@ -260,6 +289,10 @@ fn of_remote(error: &RemoteError) -> Option<&'static str> {
                 }
             })
         }
+        RemoteError::Proxy { status: 407, .. } => Some(
+            "name the user and the password in the variable: http://USER:PASSWORD@HOST:PORT, other signs as %XX",
+        ),
+        RemoteError::Proxy { .. } => Some("NO_PROXY=HOST goes to that host without a proxy"),
         RemoteError::OtherRegion { .. } => Some("set AWS_REGION"),
         RemoteError::Moved { .. } => Some("start again; hf://OWNER/NAME@COMMIT stays the same"),
         _ => None,
@@ -428,12 +461,15 @@ fn of_sign(error: &SignError) -> Option<&'static str> {
         SignError::PrivateKey { .. } => {
             Some("`openssl ecparam -name prime256v1 -genkey -noout -out key.pem` makes one")
         }
+        SignError::Encrypted { .. } => {
+            Some("`openssl pkey -in KEY -out PLAIN` decrypts it; sign with that, then delete it")
+        }
         SignError::PublicKey { .. } => {
             Some("`openssl ec -in key.pem -pubout -out key.pub` writes it")
         }
         SignError::Exists { .. } => Some(REPLACE),
         SignError::NotASignature { .. } => Some("choose another -o, or remove it"),
-        SignError::Encode(_) | SignError::Pem { .. } => None,
+        SignError::NotPrivate { .. } | SignError::Encode(_) | SignError::Pem { .. } => None,
     }
 }
 

@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use super::Context;
-use super::args::{INPUT, Jobs, OUTPUT};
+use super::args::{INPUT, Jobs, OUTPUT, output_path};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
@@ -29,7 +29,7 @@ pub(super) struct Args {
     #[command(flatten)]
     jobs: Jobs,
     /// Pack folder to write
-    #[arg(long, short, value_name = "PACK", help_heading = OUTPUT)]
+    #[arg(long, short, value_name = "PACK", value_parser = output_path(), help_heading = OUTPUT)]
     output: PathBuf,
     /// Remove the parts once the pack is complete
     #[arg(long = "move", help_heading = OUTPUT)]

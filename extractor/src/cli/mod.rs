@@ -217,12 +217,15 @@ pub fn main() -> ExitCode {
         stop,
         quiet: cli.quiet,
     };
-    let output = cli.command.output().map(Path::to_owned);
+    let doing = hints::Doing {
+        output: cli.command.output().map(Path::to_owned),
+        reads_parts: matches!(cli.command, Command::Join(_)),
+    };
     let exit = match dispatch(cli.command, &context) {
         Ok(exit) => exit,
         Err(e) if is_broken_pipe(&e) => Exit::Ok,
         Err(e) => {
-            let hint = hints::hint(&e, output.as_deref());
+            let hint = hints::hint(&e, &doing);
             context.terminal.error(&e, hint.clone());
             let status = signals::exit_status(e.exit());
             json.print(&failure::report(&e, hint, status));

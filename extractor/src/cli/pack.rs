@@ -5,7 +5,7 @@ use segpack_manifests::layout::Selection;
 
 use super::Context;
 use super::args::{
-    CodecArgs, CodecName, INPUT, Jobs, OUTPUT, SizeArgs, Tolerate, connections, rate,
+    CodecArgs, CodecName, INPUT, Jobs, OUTPUT, SizeArgs, Tolerate, connections, output_path, rate,
 };
 use super::confirm::{can_ask, confirm};
 use super::error::CliError;
@@ -61,21 +61,22 @@ pub(super) struct Args {
     /// For a checkpoint of a server, or an output in an object store: connections at the same time
     #[arg(long, value_name = "N", value_parser = connections, default_value = "4", help_heading = INPUT)]
     connections: usize,
-    /// For a checkpoint of a server: bytes a second at most, such as 20MB
+    /// For a checkpoint of a server, or an output in an object store: bytes a second at most in
+    /// either direction, such as 20MB
     #[arg(long, value_name = "SIZE", value_parser = rate, help_heading = INPUT)]
     limit_rate: Option<u64>,
     /// For a checkpoint of a server: keep every shard whose digest matched in this folder; those
     /// that are there already are not fetched
-    #[arg(long, value_name = "DIR", help_heading = INPUT)]
+    #[arg(long, value_name = "DIR", value_parser = output_path(), help_heading = INPUT)]
     keep_shards: Option<PathBuf>,
     #[command(flatten)]
     jobs: Jobs,
     /// Pack folder to write, or s3://BUCKET/PREFIX: packs go there one by one, the manifest last
-    #[arg(long, short, value_name = "PACK", help_heading = OUTPUT)]
+    #[arg(long, short, value_name = "PACK", value_parser = output_path(), help_heading = OUTPUT)]
     output: PathBuf,
     /// For an output in an object store: the folder of packs on their way, and of what --resume
     /// needs; without it, PREFIX.spool in the working folder
-    #[arg(long, value_name = "DIR", help_heading = OUTPUT)]
+    #[arg(long, value_name = "DIR", value_parser = output_path(), help_heading = OUTPUT)]
     spool: Option<PathBuf>,
     /// How segments are compressed
     #[arg(long, value_name = "CODEC", default_value = "raw", help_heading = OUTPUT)]
@@ -170,7 +171,6 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
             .document(&plan, args.json, |p| text::plan(p, args.sizes.sizes()))?;
         return Ok(Exit::Ok);
     }
-    let (stop, progress) = (context.stop, context.progress);
     if is_store(&args.output) {
         return to_store(args, &settings, context);
     }
@@ -185,12 +185,13 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
         return Err(CliError::CannotAsk);
     }
     let (checkpoint, output) = (&args.checkpoint, &args.output);
-    let planned = plan_into(checkpoint, output, &settings)?;
+    let job = context.job_of(settings.jobs);
+    let planned = plan_into(checkpoint, output, &settings, job)?;
     if args.consume && !args.yes {
         let question = text::consumption(&consume_plan(&planned)?, &checkpoint.display());
-        confirm(&question, stop)?;
+        confirm(&question, context.stop)?;
     }
-    let summary = pack_planned(checkpoint, &planned, output, &settings, stop, progress)?;
+    let summary = pack_planned(checkpoint, &planned, output, &settings, job)?;
     show(&summary, args, context)
 }
 

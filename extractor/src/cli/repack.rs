@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Context;
-use super::args::{CodecArgs, CodecName, Jobs, OUTPUT, PackArg, SizeArgs};
+use super::args::{CodecArgs, CodecName, Jobs, OUTPUT, PackArg, SizeArgs, output_path};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
@@ -23,7 +23,7 @@ pub(super) struct Args {
     #[command(flatten)]
     jobs: Jobs,
     /// Pack folder to write
-    #[arg(long, short, value_name = "PACK2", help_heading = OUTPUT)]
+    #[arg(long, short, value_name = "PACK2", value_parser = output_path(), help_heading = OUTPUT)]
     output: PathBuf,
     /// How segments are compressed
     #[arg(long, value_name = "CODEC", help_heading = OUTPUT)]

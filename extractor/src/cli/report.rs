@@ -7,7 +7,7 @@ use segpack_manifests::documents::ReportData;
 use segpack_manifests::folder::{NotAPack, OpenOptions};
 
 use super::Context;
-use super::args::{INPUT, Jobs, OUTPUT};
+use super::args::{INPUT, Jobs, OUTPUT, output_path};
 use super::error::CliError;
 use crate::output::{refuse_holding, refuse_inside};
 use crate::render::cyclonedx::bill_of_materials;
@@ -61,6 +61,7 @@ pub(super) struct Args {
         long,
         short,
         value_name = "FILE",
+        value_parser = output_path(),
         required_unless_present = "json",
         help_heading = OUTPUT
     )]
@@ -68,7 +69,8 @@ pub(super) struct Args {
     /// Show the page in the browser when it is written
     #[arg(long, requires = "output", help_heading = OUTPUT)]
     open: bool,
-    /// Print what the page shows as JSON (schemas/report-data.schema.json)
+    /// Print what the page shows as JSON on standard output (schemas/report-data.schema.json). With
+    /// -o the page is written, too
     #[arg(long, help_heading = OUTPUT)]
     json: bool,
 }
@@ -87,6 +89,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     if args.format == Format::Cyclonedx {
         return write_bill(args, context);
     }
+    refuse_json_file(args)?;
     // what cannot be written is better found before the work than after it
     let output = args.output.as_deref().map(PendingFile::create);
     let output = output.transpose().map_err(StepError::from)?;
@@ -118,6 +121,18 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
         show(path, context);
     }
     Ok(Exit::Ok)
+}
+
+/// Refuses a page whose name says that it is the JSON, which goes to standard output.
+fn refuse_json_file(args: &Args) -> Result<(), CliError> {
+    let name = args.output.as_deref().and_then(|path| path.extension());
+    if args.json && name.is_some_and(|ending| ending.eq_ignore_ascii_case("json")) {
+        return Err(CliError::Output {
+            option: "output",
+            why: "is the page, which is HTML; --json goes to standard output: leave out -o, and redirect it",
+        });
+    }
+    Ok(())
 }
 
 /// Refuses an output that is an input, or lies inside one: inputs are never written to.

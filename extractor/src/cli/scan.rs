@@ -41,7 +41,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
-    let (checkpoint, inventory) = scan(&args.checkpoint, args.tolerate.options()?)?;
+    let (checkpoint, inventory) = scan(&args.checkpoint, args.tolerate.options()?, context.job())?;
     let root = checkpoint.root.display().to_string();
     context.terminal.document(&inventory, args.json, |i| {
         text::scan(i, &root, args.sizes.sizes(), args.all)

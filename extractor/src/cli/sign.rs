@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use super::Context;
-use super::args::{INPUT, Jobs, OUTPUT};
+use super::args::{INPUT, Jobs, OUTPUT, output_path};
 use super::error::CliError;
 use crate::render::text;
 use crate::source::local_pack;
@@ -31,7 +31,7 @@ pub(super) struct Args {
     #[command(flatten)]
     jobs: Jobs,
     /// File to write, by default model.sig in the pack
-    #[arg(long, short, value_name = "FILE", help_heading = OUTPUT)]
+    #[arg(long, short, value_name = "FILE", value_parser = output_path(), help_heading = OUTPUT)]
     output: Option<PathBuf>,
     /// Replace an existing signature
     #[arg(long, help_heading = OUTPUT)]

@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Context;
-use super::args::{INPUT, Jobs, OUTPUT, PackArg, SegmentCacheArgs};
+use super::args::{INPUT, Jobs, OUTPUT, PackArg, SegmentCacheArgs, output_path};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
@@ -30,7 +30,7 @@ pub(super) struct Args {
     #[command(flatten)]
     jobs: Jobs,
     /// Folder to write
-    #[arg(long, short, value_name = "DIR", help_heading = OUTPUT)]
+    #[arg(long, short, value_name = "DIR", value_parser = output_path(), help_heading = OUTPUT)]
     output: PathBuf,
     /// Continue an interrupted run, or restore files that DIR lacks; files that are there are
     /// digested again

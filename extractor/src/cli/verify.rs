@@ -4,9 +4,9 @@ use segpack_manifests::Pack;
 use segpack_manifests::documents::{ReceiptFile, VerifyMode};
 
 use super::Context;
-use super::args::{AllowUnaudited, INPUT, Jobs, OUTPUT, PackArg};
+use super::args::{AllowUnaudited, INPUT, Jobs, OUTPUT, PackArg, output_path};
 use super::error::CliError;
-use super::hints::of_findings;
+use super::hints::{of_findings, of_findings_of_part};
 use crate::render::text;
 use crate::steps::receipt::{check_receipt_path, files_now, receipt, write_receipt};
 use crate::steps::verify::{SignatureSettings, Subset, VerifySettings, verify_at};
@@ -61,7 +61,7 @@ pub(super) struct Args {
     #[command(flatten)]
     jobs: Jobs,
     /// Record what was verified, and when, in this file outside the pack, for `segpack info`
-    #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
+    #[arg(long, value_name = "FILE", value_parser = output_path(), help_heading = OUTPUT)]
     receipt: Option<PathBuf>,
     /// Print the report as JSON (schemas/verify-report.schema.json)
     #[arg(long, help_heading = OUTPUT)]
@@ -116,7 +116,11 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
     context
         .terminal
         .document(&report, args.json, |r| text::verify(r, &place))?;
-    context.terminal.hint(of_findings(&report.findings));
+    let hint = match report.part {
+        Some(_) => of_findings_of_part(&report.findings),
+        None => of_findings(&report.findings),
+    };
+    context.terminal.hint(hint);
     Ok(Exit::of(report.ok))
 }
 

@@ -1,6 +1,7 @@
 //! The folder that a step writes: refused where it would destroy something, locked, whole or
 //! resumable.
 
+mod document;
 mod elsewhere;
 mod error;
 mod inspect;
@@ -27,6 +28,7 @@ use segpack_formats::io::{
 };
 use segpack_manifests::folder::PARTIAL;
 
+pub(crate) use document::write_whole;
 pub(crate) use elsewhere::Elsewhere;
 pub use error::OutputError;
 pub(crate) use inspect::{Before, inspect, refuse_holding, refuse_inside, refuse_overlap};

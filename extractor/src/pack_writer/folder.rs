@@ -454,6 +454,7 @@ pub(crate) fn summarise(
         part: None,
         joined_parts: None,
         packed_from: None,
+        uploaded_to: None,
         warnings,
     }
 }

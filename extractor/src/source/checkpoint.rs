@@ -14,7 +14,7 @@ use segpack_formats::FormatError;
 use segpack_formats::digest::Sha256;
 #[cfg(feature = "remote")]
 use segpack_formats::io::InputFile;
-use segpack_formats::io::ReadAt;
+use segpack_formats::io::{CancelToken, ReadAt};
 use segpack_formats::safetensors::{Shard, ShardIndex, check_relative_path};
 use segpack_formats::strict_json::UniqueEntries;
 use segpack_manifests::documents::{Finding, FindingKind, LeftOut, Provenance, SideFile};
@@ -34,6 +34,7 @@ use super::removed::{RemovedFile, RemovedShard};
 use super::store::{Store, StoredShard};
 use super::{SourceError, hub_cache, place};
 use crate::causes::{chain, without_path};
+use crate::work::Job;
 #[cfg(feature = "remote")]
 use crate::work::lock;
 
@@ -203,9 +204,13 @@ impl Checkpoint {
     ///
     /// # Errors
     /// Only where the argument means no checkpoint, or the folder cannot be listed.
-    pub(crate) fn open(argument: &Path, options: OpenOptions<'_>) -> Result<Self, SourceError> {
+    pub(crate) fn open(
+        argument: &Path,
+        options: OpenOptions<'_>,
+        job: Job<'_>,
+    ) -> Result<Self, SourceError> {
         let mut checkpoint = match place::parse(argument) {
-            Some(place) => Self::open_place(argument, place, options),
+            Some(place) => Self::open_place(argument, place, options, job),
             None => Self::open_path(argument, options),
         }?;
         match checkpoint.environment.take() {
@@ -228,6 +233,7 @@ impl Checkpoint {
         argument: &Path,
         place: Result<RemotePlace, WhyNot>,
         options: OpenOptions<'_>,
+        job: Job<'_>,
     ) -> Result<Self, SourceError> {
         let place = place.map_err(|why| no_place(argument, why))?;
         if remote::is_offline() {
@@ -242,7 +248,9 @@ impl Checkpoint {
                 }),
             };
         }
-        Self::open_all(Store::Remote(Remote::open(&place)?), options)
+        let remote = Remote::open(&place, job)?;
+        let requests = remote.requests();
+        requests.watched(job.stop, || Self::open_all(Store::Remote(remote), options))?
     }
 
     #[cfg(not(feature = "remote"))]
@@ -250,11 +258,29 @@ impl Checkpoint {
         argument: &Path,
         place: Result<RemotePlace, WhyNot>,
         _: OpenOptions<'_>,
+        _: Job<'_>,
     ) -> Result<Self, SourceError> {
         place.map_err(|why| no_place(argument, why))?;
         Err(SourceError::WithoutRemote {
             place: argument.to_owned(),
         })
+    }
+
+    /// Does something that reads it. Once `stop` is cancelled nobody waits for a server any more.
+    ///
+    /// # Errors
+    /// `Interrupted`, where it is on a server; what `work` returns.
+    pub(crate) fn watched<T, E: From<FormatError>>(
+        &self,
+        stop: &CancelToken,
+        work: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
+        self.store.watched(stop, work)?
+    }
+
+    /// Nobody waits for a server any more once `stop` is cancelled.
+    pub(crate) fn end_with(&self, stop: &'static CancelToken) {
+        self.store.end_with(stop);
     }
 
     /// Opens one of its files.

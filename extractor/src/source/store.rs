@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use segpack_formats::digest::Sha256;
-use segpack_formats::io::{InputFile, ReadAt, read_limited};
+use segpack_formats::io::{CancelToken, InputFile, ReadAt, read_limited};
 use segpack_formats::{FormatError, Result};
 use segpack_manifests::documents::Provenance;
 
@@ -47,6 +47,32 @@ impl Store {
             Self::Folder(root) => Some(root),
             #[cfg(feature = "remote")]
             Self::Remote(_) => None,
+        }
+    }
+
+    /// Does something that reads it. Once `stop` is cancelled nobody waits for a server any more.
+    ///
+    /// # Errors
+    /// `Interrupted`, where it is on a server.
+    pub(super) fn watched<T>(&self, stop: &CancelToken, work: impl FnOnce() -> T) -> Result<T> {
+        match self {
+            Self::Folder(_) => {
+                let _ = stop; // files of this machine make nobody wait
+                Ok(work())
+            }
+            #[cfg(feature = "remote")]
+            Self::Remote(remote) => remote.requests().watched(stop, work),
+        }
+    }
+
+    /// Nobody waits for a server any more once `stop` is cancelled.
+    pub(super) fn end_with(&self, stop: &'static CancelToken) {
+        match self {
+            Self::Folder(_) => {
+                let _ = stop;
+            }
+            #[cfg(feature = "remote")]
+            Self::Remote(remote) => remote.requests().end_with(stop),
         }
     }
 

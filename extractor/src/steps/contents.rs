@@ -106,7 +106,8 @@ impl Contents {
             allow_unclassified: true,
             allow_unaudited: true,
         };
-        let (checkpoint, inventory) = scan(path, TOLERANT)?;
+        let (checkpoint, inventory) = scan(path, TOLERANT, job)?;
+        checkpoint.end_with(job.stop);
         let mut lost = checkpoint.findings.clone();
         lost.retain(is_lost_shard);
         if !lost.is_empty() {

@@ -28,7 +28,7 @@ use super::unpack::{UnpackSettings, unpack};
 #[cfg(feature = "run")]
 use super::validate::{Against, ValidateSettings, validate};
 use super::verify::{VerifySettings, verify};
-use crate::work::Silent;
+use crate::work::{Job, Silent};
 
 macro_rules! files {
     ($($name:literal),* $(,)?) => {
@@ -162,8 +162,16 @@ impl Demo<'_> {
         self.step("(write the built-in checkpoint)", what, true)
     }
 
+    fn job(&self) -> Job<'_> {
+        Job {
+            threads: 1,
+            stop: self.stop,
+            progress: &Silent,
+        }
+    }
+
     fn scan(&mut self) -> Result<(), StepError> {
-        let (_, inventory) = scan(&self.path("checkpoint"), ScanOptions::default())?;
+        let (_, inventory) = scan(&self.path("checkpoint"), ScanOptions::default(), self.job())?;
         let complete = inventory.audited && inventory.findings.is_empty();
         let outcome = format!(
             "{} tensors ({} logical parameters); {}",

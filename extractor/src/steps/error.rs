@@ -440,7 +440,10 @@ fn exit_of_repair(error: &RepairError) -> Exit {
 
 fn exit_of_sign(error: &SignError) -> Exit {
     match error {
-        SignError::PrivateKey { .. } | SignError::PublicKey { .. } => Exit::Damaged,
+        SignError::PrivateKey { .. }
+        | SignError::Encrypted { .. }
+        | SignError::NotPrivate { .. }
+        | SignError::PublicKey { .. } => Exit::Damaged,
         SignError::Exists { .. }
         | SignError::NotASignature { .. }
         | SignError::Encode(_)

@@ -16,11 +16,10 @@ use segpack_manifests::documents::{
 };
 use segpack_manifests::folder::{MANIFEST, SUMS};
 use segpack_manifests::json;
-use tempfile::NamedTempFile;
 
 use super::StepError;
 use super::documents::read_document;
-use crate::output::{OutputError, refuse_inside};
+use crate::output::{OutputError, refuse_inside, write_whole};
 
 /// More than a receipt of the largest pack takes, findings included.
 const MAX_RECEIPT_BYTES: u64 = 256 << 20;
@@ -82,15 +81,8 @@ pub(crate) fn check_receipt_path(path: &Path, pack: &Path) -> Result<(), StepErr
 /// # Errors
 /// `Io`.
 pub(crate) fn write_receipt(path: &Path, receipt: &VerifyReceipt) -> Result<(), StepError> {
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
-    let parent = parent.unwrap_or(Path::new("."));
-    let mut file = NamedTempFile::new_in(parent).map_err(StepError::io("create", path))?;
-    json::write_document(&mut file, receipt)
-        .and_then(|()| file.as_file().sync_all())
-        .map_err(StepError::io("write", path))?;
-    let persisted = file.persist(path).map_err(|e| e.error);
-    persisted.map_err(StepError::io("rename", path))?;
-    Ok(())
+    let write = |out: &mut fs::File| json::write_document(out, receipt);
+    Ok(write_whole(path, true, write)?)
 }
 
 /// Reads a receipt.

@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::StepError;
 pub use crate::source::Extra;
 use crate::source::{Checkpoint, CheckpointShard, OpenOptions, RemovedShard};
+use crate::work::Job;
 
 /// What `scan` tolerates.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -36,12 +37,13 @@ pub struct ScanOptions {
 /// findings.
 ///
 /// # Errors
-/// Only where there is no checkpoint to open.
+/// Only where there is no checkpoint to open; `Interrupted` while a server is asked.
 pub(crate) fn scan(
     argument: &Path,
     options: ScanOptions,
+    job: Job<'_>,
 ) -> Result<(Checkpoint, Inventory), StepError> {
-    scan_with(argument, options, &[])
+    scan_with(argument, options, &[], job)
 }
 
 /// [`scan`] of a checkpoint from which shards were removed once they were packed.
@@ -56,6 +58,7 @@ pub(crate) fn scan_with(
     argument: &Path,
     options: ScanOptions,
     removed: &[RemovedShard],
+    job: Job<'_>,
 ) -> Result<(Checkpoint, Inventory), StepError> {
     let mut checkpoint = Checkpoint::open(
         argument,
@@ -63,6 +66,7 @@ pub(crate) fn scan_with(
             extra: options.extra,
             removed,
         },
+        job,
     )?;
     if let Some(config) = &options.config {
         checkpoint.replace_config(config.clone());

@@ -39,7 +39,7 @@ documents! {
     Inventory = "inventory" 1 . 2,
     Plan = "plan" 1 . 2,
     PartManifest = "part-manifest" 1 . 0,
-    PackSummary = "pack-summary" 1 . 3,
+    PackSummary = "pack-summary" 1 . 4,
     UnpackSummary = "unpack-summary" 1 . 0,
     VerifyReport = "verify-report" 1 . 2,
     ValidateReport = "validate-report" 1 . 1,

@@ -77,6 +77,13 @@ fn a_receipt_says_what_was_verified_and_whether_files_changed_since() {
     segpack!["verify", &pack, "--receipt", &receipt].ok();
     let verified = said(&receipt);
     assert_eq!(verified["since"], "unchanged");
+    #[cfg(unix)]
+    {
+        // others may read it as any file of the user
+        use std::os::unix::fs::PermissionsExt;
+        let mode = |path| fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode(&receipt), mode(&foreign));
+    }
     assert_eq!(verified["receipt"]["report"]["mode"], "full");
     let time = verified["receipt"]["time"].as_str().unwrap();
     assert!(time.len() == 20 && time.ends_with('Z'), "{time}");

@@ -247,6 +247,48 @@ fn a_bill_of_materials_has_every_file_and_what_the_model_card_says() {
 }
 
 #[test]
+fn the_json_is_for_standard_output_and_no_page_is_called_so() {
+    let folder = temp();
+    let pack = packed(&tiny_text(), folder.path());
+    let page = folder.path().join("page.html");
+    let run = segpack!["report", &pack, "--json", "-o", &page].ok();
+    assert_eq!(run.json()["subjects"], document(&page)["subjects"]);
+    let wrong = folder.path().join("data.json");
+    let run = segpack!["report", &pack, "--json", "-o", &wrong].exits(2);
+    run.says(&["is the page, which is HTML"]);
+    assert!(!wrong.exists());
+}
+
+#[test]
+fn no_file_or_folder_is_called_as_standard_output_is() {
+    let folder = temp();
+    let pack = packed(&tiny_text(), folder.path());
+    let checkpoint = tiny_text();
+    let commands: [(&str, &Path, &[&str]); 9] = [
+        ("pack", &checkpoint, &["-o", "-"]),
+        ("pack", &checkpoint, &["-o", "x", "--spool", "-"]),
+        ("unpack", &pack, &["-o", "-"]),
+        ("repack", &pack, &["--codec", "zstd", "-o", "-"]),
+        ("join", &pack, &["-o", "-"]),
+        ("graft", &pack, &["--onto", "x", "-o", "-"]),
+        ("report", &pack, &["-o", "-"]),
+        ("sign", &pack, &["--key", "x", "-o", "-"]),
+        ("verify", &pack, &["--receipt", "-"]),
+    ];
+    for (command, input, options) in commands {
+        let mut program = program();
+        program.current_dir(folder.path()).arg(command).arg(input);
+        let run = Run::of(program.args(options)).exits(2);
+        run.says(&["cannot go to standard output"]);
+    }
+    let mut program = program();
+    program.current_dir(folder.path()).arg("export").arg(&pack);
+    let run = Run::of(program.args(["--to", "gguf", "-o", "-"])).exits(2);
+    run.says(&["the target gguf cannot go to standard output"]);
+    assert!(!folder.path().join("-").exists());
+}
+
+#[test]
 fn an_input_is_never_the_output() {
     let folder = temp();
     let pack = packed(&tiny_text(), folder.path());

@@ -210,7 +210,12 @@ fn a_damaged_pack_is_not_signed_and_what_is_no_key_is_named() {
     pack_into(tiny_text().as_path(), &pack, &[]);
     segpack!["sign", &pack, "--key", public]
         .exits(3)
-        .says(&["holds no private key", "openssl"]);
+        .says(&["holds a public key: its private key is wanted"]);
+    let notes = folder.path().join("notes");
+    fs::write(&notes, "not a key").unwrap();
+    segpack!["sign", &pack, "--key", &notes]
+        .exits(3)
+        .says(&["holds no private key", "openssl ecparam"]);
     verify(&pack, "--signature", private)
         .exits(3)
         .says(&["holds no public key"]);
@@ -221,6 +226,33 @@ fn a_damaged_pack_is_not_signed_and_what_is_no_key_is_named() {
         .exits(3)
         .says(&["damaged; nothing was signed"]);
     assert!(!pack.join("model.sig").exists());
+}
+
+/// What `openssl ecparam -genkey` writes without `-noout`, and what encrypts a key.
+#[test]
+fn parameters_before_a_key_are_passed_over_and_an_encrypted_key_is_told() {
+    let folder = temp();
+    let pack = folder.path().join("pack");
+    pack_into(tiny_text().as_path(), &pack, &[]);
+    let (sec1, public) = &keys(folder.path())[3];
+    let plain = fs::read_to_string(sec1).unwrap();
+    let key = folder.path().join("key.pem");
+    let parameters =
+        "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n";
+    fs::write(&key, format!("{parameters}{plain}")).unwrap();
+    segpack!["sign", &pack, "--key", &key].ok();
+    verify(&pack, "--signature", public).ok();
+
+    let head = "-----BEGIN EC PRIVATE KEY-----\n";
+    let headers = "Proc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\n";
+    for encrypted in [
+        plain.replace(head, &format!("{head}{headers}")),
+        plain.replace("EC PRIVATE", "ENCRYPTED PRIVATE"),
+    ] {
+        fs::write(&key, encrypted).unwrap();
+        let run = segpack!["sign", &pack, "--key", &key, "--force"].exits(3);
+        run.says(&["holds an encrypted private key", "openssl pkey"]);
+    }
 }
 
 #[test]

@@ -267,6 +267,11 @@ fn a_damaged_part_is_named_and_not_joined() {
         &parts,
         &["are damaged", "as its part says", pack.to_str().unwrap()],
     );
+    let again = ["--part K/N -o PART --force` packs that part again"];
+    let said = scene.join(&parts, &[]).says(&again);
+    assert!(!said.stderr.contains("repair"), "{said}");
+    let said = segpack!["verify", &parts[1]].exits(3).says(&again);
+    assert!(!said.stderr.contains("repair"), "{said}");
     // its length is right, and nobody asked
     scene.join(&parts, &["--no-verify"]).ok();
     segpack!["verify", scene.at("joined")].exits(3);
@@ -280,6 +285,21 @@ fn a_damaged_part_is_named_and_not_joined() {
 
     flip(&parts[0].join("part.json"), 200);
     scene.refused(&parts, &["part.json has SHA-256", "as SHA256SUMS says"]);
+}
+
+#[test]
+fn what_a_join_that_was_killed_has_left_is_started_over() {
+    let scene = Scene::new();
+    scene.pack("whole", &[]).ok();
+    let parts = scene.parts(2, &[]);
+    // as it is then
+    fs::create_dir_all(scene.at("joined/.partial/files")).unwrap();
+    fs::write(scene.at("joined/.partial/lock"), b"").unwrap();
+    let said = scene.join(&parts, &[]).exits(1);
+    assert!(!said.stderr.contains("--resume"), "{said}");
+    said.says(&["--force starts over"]);
+    scene.join(&parts, &["--force"]).ok();
+    assert_same(&scene.at("whole"), &scene.at("joined"));
 }
 
 #[test]

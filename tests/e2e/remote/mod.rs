@@ -5,6 +5,7 @@
 
 mod packing;
 mod packs;
+mod proxies;
 mod reading;
 mod stores;
 

@@ -165,7 +165,7 @@ fn what_cannot_be_made_good_is_a_clear_error_and_no_pack() {
                 ..Faults::default()
             },
             1,
-            &["broke off", "6 times in a row"],
+            &["answer ended early, 1 byte before its end, 3 times in a row"],
         ),
         (
             Faults {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::place;
+use crate::support::checkpoint::fixtures;
 use crate::support::cli::{Run, interruptible, press_ctrl_c, segpack};
 use crate::support::damage::flip;
 use crate::support::folders::{assert_same, contents, copy, temp};
@@ -188,6 +189,45 @@ fn connections_that_break_off_are_taken_up_where_they_were() {
     );
     let verified = scene.remote("verify", &place(), "").ok();
     assert!(verified.stderr.contains("trying again"), "{verified}");
+}
+
+#[test]
+fn a_server_that_ends_its_answers_early_each_time_is_not_asked_for_long() {
+    let scene = Scene::of(
+        &tiny_text(),
+        &[],
+        Faults {
+            short: Some("packs/thinker.text.safetensors"),
+            ..Faults::default()
+        },
+    );
+    let before = scene.hub.log().len();
+    for (command, options) in [("verify", ""), ("run", "--prompt-ids 5,9")] {
+        let run = scene.remote(command, &place(), options).exits(1);
+        run.says(&[
+            "packs/thinker.text.safetensors",
+            "answer ended early, 1 byte before its end, 3 times in a row",
+        ]);
+    }
+    assert!(scene.hub.log().len() > before);
+}
+
+#[test]
+fn a_pack_on_a_server_is_validated_as_that_of_a_folder_is() {
+    let scene = Scene::small(Faults {
+        drop_after: Some((5_000, 3)),
+        ..Faults::default()
+    });
+    let trace = fixtures().join("traces/tiny-text.float32.safetensors");
+    let options = format!("--reference {} --json", trace.display());
+    let local = scene.local("validate", &options).ok();
+    for address in scene.addresses() {
+        let remote = scene.remote("validate", &address, &options).ok();
+        assert!(local.stdout == remote.stdout, "{address}: {remote}");
+    }
+    let against = format!("--against {} --json", tiny_text().display());
+    let remote = scene.remote("validate", &place(), &against).ok();
+    assert_eq!(remote.json()["verdict"], local.json()["verdict"]);
 }
 
 #[test]

@@ -1,9 +1,13 @@
 //! What is read without packing: `scan`, `verify --against`, `diff`.
 
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
+
 use serde_json::Value;
 
 use super::{Scene, place, without_provenance};
-use crate::support::cli::{FindingKind, Run, segpack};
+use crate::support::cli::{FindingKind, Run, interruptible, press_ctrl_c, segpack};
 use crate::support::folders::contents;
 use crate::support::hub::{Faults, Hub, REPO, TOKEN};
 
@@ -144,23 +148,40 @@ fn nothing_is_contacted_offline_or_unless_it_is_named() {
 }
 
 #[test]
-fn requests_go_through_the_proxy_that_the_environment_names_and_never_through_another_kind() {
-    let scene = Scene::with(Faults::default());
-    let mut command = scene.hub.program();
-    command.args(["scan", &place()]).env_remove("NO_PROXY");
-    command.env("HTTP_PROXY", "socks5://127.0.0.1:9");
-    Run::of(&mut command)
-        .exits(1)
-        .says(&["HTTP_PROXY: names a SOCKS proxy"]);
-    assert_eq!(scene.hub.log(), [""; 0]);
-
-    // the hub as a proxy: it is asked for a connection, and refuses
-    let mut command = scene.hub.program();
-    command.args(["scan", "http://203.0.113.1/folder/"]);
-    command.env_remove("NO_PROXY").env("SEGPACK_RETRIES", "0");
-    command.env("HTTP_PROXY", scene.hub.endpoint());
-    Run::of(&mut command).exits(1).says(&["no answer"]);
-    assert!(scene.hub.log()[0].starts_with("CONNECT 203.0.113.1:80"));
+fn ctrl_c_ends_a_command_that_waits_for_a_list_or_a_header() {
+    let reading: [(&str, &[&str]); 4] = [
+        ("/api/models/", &["scan"]),
+        ("/resolve/", &["scan"]),
+        ("/cdn/", &["pack", "--dry-run", "-o", "never"]),
+        ("/api/models/", &["ls"]),
+    ];
+    for (silent, arguments) in reading {
+        let scene = Scene::with(Faults {
+            silent: Some(silent),
+            ..Faults::default()
+        });
+        let mut command = interruptible();
+        command
+            .env("HF_ENDPOINT", scene.hub.endpoint())
+            .env("NO_PROXY", "*")
+            .arg(arguments[0])
+            .arg(place())
+            .args(&arguments[1..])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
+        while !scene.hub.is_stalled() {
+            thread::sleep(Duration::from_millis(10));
+        }
+        let asked = Instant::now();
+        press_ctrl_c(&child);
+        let ended = child.wait_with_output().unwrap();
+        // that of a request is 30 s, and is tried six times
+        let took = asked.elapsed();
+        assert!(took < Duration::from_secs(5), "{silent}: {took:?}");
+        let run = Run::from_output(format!("{arguments:?} {silent}"), ended);
+        run.exits(130).says(&["stopping…"]);
+    }
 }
 
 #[test]

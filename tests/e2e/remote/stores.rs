@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use super::{checkpoint, without_provenance};
 use crate::support::cli::{Run, interruptible, press_ctrl_c, segpack};
-use crate::support::folders::{assert_same, copy, temp};
+use crate::support::folders::{assert_same, contents, copy, temp};
 use crate::support::packs::pack_into;
 use crate::support::store::{BUCKET, Faults, KEY_ID, SECRET, Store};
+use crate::support::tiny::tiny_text;
 use tempfile::TempDir;
 
 const PLACE: &str = "s3://models/tiny/one";
@@ -149,7 +150,12 @@ fn an_interrupted_run_stops_at_once_and_goes_on_in_the_middle_of_a_shard() {
     while !scene.store.is_stalled() {
         thread::sleep(Duration::from_millis(10));
     }
-    thread::sleep(Duration::from_millis(200)); // the other connections go on
+    // the other connections go on
+    let enough = 3 * (256 << 10) + 600_000;
+    while scene.store.sent(".safetensors") < enough {
+        thread::sleep(Duration::from_millis(10));
+    }
+    thread::sleep(Duration::from_millis(200));
     let began = Instant::now();
     press_ctrl_c(&child);
     assert_eq!(child.wait().unwrap().code(), Some(130));
@@ -330,6 +336,123 @@ fn a_pack_is_written_into_an_object_store_with_its_manifest_last() {
         // what is there is not replaced
         let again = Run::of(&mut upload.pack(&["--resume"])).exits(1);
         again.says(&["there is a pack already"]);
+    }
+}
+
+#[test]
+fn the_summary_says_what_was_sent_and_the_rate_is_kept() {
+    let upload = Upload::with(Faults {
+        fail_every: Some((3, 503)),
+        ..Faults::default()
+    });
+    let began = Instant::now();
+    let mut command = upload.pack(&["--json", "--limit-rate", "8MB", "--connections", "8"]);
+    let run = Run::of(command.env("SEGPACK_RETRIES", "50")).ok();
+    let seconds = began.elapsed().as_secs_f64();
+    upload.assert_whole();
+    let to = &run.json()["uploaded_to"];
+    assert_eq!(to["place"], OUT);
+    let log = upload.store.log();
+    assert_eq!(to["requests"], log.len() as u64, "{run}");
+    assert!(to["retries"].as_u64().unwrap() > 0, "{run}");
+    let files = contents(&upload.objects());
+    assert_eq!(to["objects"], files.len() as u64);
+    let bytes: u64 = files.values().map(|bytes| bytes.len() as u64).sum();
+    let sent = to["sent_bytes"].as_u64().unwrap();
+    assert!(sent > bytes, "{sent} of {bytes}: what failed was sent, too");
+    assert!(seconds > bytes as f64 / 8e6 * 0.9, "{seconds} s");
+    let large = files.values().filter(|bytes| bytes.len() > 100_000);
+    let parts: usize = large.map(|bytes| bytes.len().div_ceil(100_000)).sum();
+    assert_eq!(to["parts"], parts as u64);
+    // nothing was sent to anybody else, and nothing where nothing is uploaded
+    let local = segpack![
+        "pack",
+        upload.at("checkpoint"),
+        "-o",
+        upload.at("x"),
+        "--json"
+    ];
+    assert_eq!(local.ok().json()["uploaded_to"], serde_json::Value::Null);
+}
+
+/// A pack of a model that runs in a store, and in a folder.
+fn stored_pack(faults: Faults) -> (TempDir, Store) {
+    let folder = temp();
+    let pack = folder.path().join("pack");
+    pack_into(&tiny_text(), &pack, &[]);
+    let root = folder.path().join("store");
+    copy(&pack, &root.join(BUCKET).join("packs/tiny"));
+    let store = Store::of(&root, faults);
+    (folder, store)
+}
+
+#[test]
+fn a_pack_in_a_store_is_read_as_that_of_a_folder_is_whatever_goes_wrong() {
+    let all = [
+        Faults::default(),
+        Faults {
+            fail_every: Some((3, 503)),
+            ..Faults::default()
+        },
+        Faults {
+            drop_after: Some((40_000, usize::MAX)),
+            ..Faults::default()
+        },
+    ];
+    for faults in all {
+        let (folder, store) = stored_pack(faults.clone());
+        let pack = folder.path().join("pack");
+        let run = |place: &OsStr, words: &str| {
+            let mut words = words.split_whitespace();
+            let mut command = store.program();
+            command.arg(words.next().unwrap()).arg(place).args(words);
+            Run::of(command.env("SEGPACK_RETRIES", "50")).ok()
+        };
+        for words in [
+            "verify --json",
+            "verify --sums --json",
+            "ls --tensors --json",
+            "info --json",
+            "cat thinker.model.layers.0.mlp.gate.weight config.json",
+        ] {
+            let [here, there] = [pack.as_os_str(), OUT.as_ref()].map(|at| run(at, words));
+            assert!(here.stdout == there.stdout, "{words} {faults:?}: {there}");
+        }
+        let tokens = |run: Run| -> Vec<u64> {
+            let (tokens, _) = run.tokens();
+            tokens.iter().map(|t| t["id"].as_u64().unwrap()).collect()
+        };
+        let prompt = "run --prompt-ids 179 --max-new-tokens 24 --json";
+        assert_eq!(tokens(run(OUT.as_ref(), prompt)), [4, 160, 55, 287]);
+        let out = folder.path().join("restored");
+        run(OUT.as_ref(), &format!("unpack -o {}", out.display()));
+        assert_same(&out, &tiny_text());
+        let log = store.log();
+        assert!(log.iter().all(|line| line.starts_with("GET ")), "{log:?}");
+    }
+}
+
+#[test]
+fn a_pack_in_a_store_that_changes_or_that_nobody_may_read_is_an_error() {
+    let (_folder, store) = stored_pack(Faults {
+        change_after: Some(2),
+        ..Faults::default()
+    });
+    let run = Run::of(store.program().args(["verify", OUT])).exits(3);
+    let why = "another version of the file: what is published there has changed";
+    assert!(run.text().contains(why), "{run}");
+    let mut stranger = store.program();
+    stranger.env("AWS_SECRET_ACCESS_KEY", "wrong");
+    Run::of(stranger.args(["ls", OUT]))
+        .exits(1)
+        .says(&["does not open", "SignatureDoesNotMatch"]);
+    for (command, options) in [
+        ("repair", &["--from", "x"][..]),
+        ("update", &["--from", "x"]),
+    ] {
+        let mut program = store.program();
+        let run = Run::of(program.args([command, OUT]).args(options));
+        run.exits(2).says(&["s3://models/packs/tiny: "]);
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) use segment_cache::SegmentCacheArgs;
 pub(super) use server::ServerArgs;
 pub(super) use sizes::SizeArgs;
 pub(super) use tolerate::{AllowUnaudited, Tolerate};
-pub(super) use values::{connections, rate};
+pub(super) use values::{connections, output_path, rate};
 #[cfg(feature = "run")]
 pub(super) use voice::{SoundArgs, VoiceArgs, is_to_stdout};
 

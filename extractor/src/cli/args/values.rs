@@ -4,9 +4,23 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use clap::builder::{PathBufValueParser, TypedValueParser};
 
 use crate::steps::export::ExpertParallel;
 use segpack_runtime_min::session::ExpertCacheSize;
+
+/// A file or folder to write. That of `-` would only be called so, which nobody means.
+pub(crate) fn output_path() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(named_path)
+}
+
+fn named_path(path: PathBuf) -> Result<PathBuf, String> {
+    if path.as_os_str() == "-" {
+        let why = "cannot go to standard output; ./- would be a file or folder of that name";
+        return Err(why.to_owned());
+    }
+    Ok(path)
+}
 
 pub(crate) fn token_id(text: &str) -> Result<u32, String> {
     text.trim()

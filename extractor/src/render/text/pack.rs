@@ -120,6 +120,17 @@ pub(crate) fn pack(summary: &PackSummary, place: &str) -> String {
             from.retries
         ));
     }
+    if let Some(to) = &s.uploaded_to {
+        page.line(format_args!(
+            "{} sent to {} in {}, {} of them after a failure: {}, {}",
+            bytes(to.sent_bytes),
+            to.place,
+            counted(to.requests, "request"),
+            to.retries,
+            counted(to.objects, "object"),
+            counted(to.parts, "part")
+        ));
+    }
     if let Some(source) = &s.known {
         page.append(&known_source(source));
     }

@@ -9,18 +9,22 @@ use std::fmt;
 use std::hash::{BuildHasher, Hasher};
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
+use segpack_formats::FormatError;
 use segpack_formats::io::CancelToken;
 use ureq::http::request::Parts;
-use ureq::http::{HeaderMap, Method, Request, StatusCode, Uri, header};
+use ureq::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
-use ureq::{Agent, Body, Proxy, ProxyProtocol};
+use ureq::{Agent, Body, SendBody};
 
 use super::RemoteError;
 use super::environment::{self, Patience};
+use super::proxy::{NamedProxy, bare_host};
+use super::rate::{Limit, Paced};
 use crate::work::{Job, lock};
 
 /// Redirects that one request follows.
@@ -29,6 +33,8 @@ const MAX_REDIRECTS: usize = 8;
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 /// The longest pause that a server gets by asking.
 const MAX_ASKED_PAUSE: Duration = Duration::from_secs(600);
+/// Answers in a row that end early without a byte, after which a file is given up.
+const SHORT_TRIES: u32 = 3;
 /// How often a pause looks whether it should end.
 const TICK: Duration = Duration::from_millis(20);
 /// How long a service of the machine itself may take to say something.
@@ -45,10 +51,22 @@ pub(crate) struct Counts {
     pub retries: AtomicU64,
     /// Bytes of bodies received.
     pub bytes: AtomicU64,
+    /// Bytes of bodies that were to be sent, those of requests that failed among them.
+    pub sent: AtomicU64,
 }
 
-/// Whether connections use TLS, the proxy that they go through, and whether they give up soon.
-type Way = (bool, Option<String>, bool);
+/// What comes of a request.
+type Sent = Result<Response<Body>, ureq::Error>;
+
+/// Where connections lead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Way {
+    is_tls: bool,
+    /// What they go through.
+    proxy: Option<NamedProxy>,
+    /// Whether to a service of the machine itself: they give up soon.
+    is_near: bool,
+}
 
 /// Sends requests.
 pub(super) struct Client {
@@ -57,6 +75,10 @@ pub(super) struct Client {
     /// The token, and the only origin that gets it.
     token: Option<(String, String)>,
     pub(super) counts: Counts,
+    /// For bodies that are sent.
+    limit: Arc<Limit>,
+    /// Cancelled once nothing more may be asked.
+    ended: Arc<CancelToken>,
 }
 
 impl fmt::Debug for Client {
@@ -108,6 +130,8 @@ impl Client {
             agents: Mutex::default(),
             token,
             counts: Counts::default(),
+            limit: Arc::new(Limit::new(None)),
+            ended: Arc::default(),
         })
     }
 
@@ -121,6 +145,12 @@ impl Client {
         Ok(client)
     }
 
+    /// The same, which sends at most so many bytes a second.
+    pub(super) fn with_rate(self, rate: Option<u64>) -> Self {
+        let limit = Arc::new(Limit::new(rate));
+        Self { limit, ..self }
+    }
+
     /// Bytes of a shard that one request asks for.
     pub(super) fn part_bytes(&self) -> u64 {
         self.patience.part
@@ -128,33 +158,88 @@ impl Client {
 
     /// Ends what other threads are waiting for. Nothing can be asked afterwards.
     pub(super) fn shut_down(&self) {
+        self.ended.cancel();
         for (_, agent) in &*lock(&self.agents) {
             agent.clone().shutdown();
         }
     }
 
-    /// The agent for an address: one for each proxy, and one without; with TLS and without.
-    /// Machines' own services are asked without a proxy, and not for long: most machines have none.
-    fn agent(&self, uri: &Uri) -> Result<Agent, RemoteError> {
-        let host = uri.host().unwrap_or_default();
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let scheme = uri.scheme_str().unwrap_or_default();
-        let near = is_of_machine(host);
-        let proxy = environment::proxy(scheme, host).filter(|_| !near);
-        let address = proxy.as_ref().map(|(_, address)| address.clone());
-        let key = (scheme == "https", address, near);
+    /// Does something that asks. Once `stop` is cancelled nobody waits for an answer any more, and
+    /// `halt` is cancelled, too.
+    ///
+    /// # Errors
+    /// `Interrupted`.
+    pub(super) fn watched<T>(
+        &self,
+        stop: &CancelToken,
+        halt: &CancelToken,
+        work: impl FnOnce() -> T,
+    ) -> Result<T, FormatError> {
+        let over = CancelToken::new();
+        let watch = || self.watch(stop, halt, &over);
+        thread::scope(|scope| {
+            // where there are no more threads, stopping takes until the next bytes
+            let watcher = thread::Builder::new().spawn_scoped(scope, watch).ok();
+            let _at_the_end = EndWatch(&over, watcher);
+            let done = work();
+            stop.check()?; // what the end of the connections broke is no error
+            Ok(done)
+        })
+    }
+
+    fn watch(&self, stop: &CancelToken, halt: &CancelToken, over: &CancelToken) {
+        while !over.is_cancelled() {
+            if stop.is_cancelled() {
+                halt.cancel();
+                self.shut_down();
+                return;
+            }
+            thread::park_timeout(TICK);
+        }
+    }
+
+    /// The way to an address. Machines' own services are asked without a proxy, and not for long:
+    /// most machines have none.
+    fn way(uri: &Uri) -> Result<Way, RemoteError> {
+        let is_near = is_of_machine(bare_host(uri));
+        let proxy = if is_near { None } else { NamedProxy::of(uri)? };
+        Ok(Way {
+            is_tls: uri.scheme_str() == Some("https"),
+            proxy,
+            is_near,
+        })
+    }
+
+    /// The agent for a way.
+    fn agent(&self, way: &Way) -> Result<Agent, RemoteError> {
         let mut agents = lock(&self.agents);
-        if let Some((_, agent)) = agents.iter().find(|(of, _)| *of == key) {
+        // under the lock: `shut_down` does not see one that is made after it
+        if self.ended.is_cancelled() {
+            return Err(RemoteError::Interrupted);
+        }
+        if let Some((_, agent)) = agents.iter().find(|(of, _)| of == way) {
             return Ok(agent.clone());
         }
-        let proxy = proxy.map(|(name, address)| proxy_at(name, &address));
         let stall = self.patience.stall;
-        let stall = Some(if near { stall.min(NEAR_STALL) } else { stall });
+        let stall = Some(if way.is_near {
+            stall.min(NEAR_STALL)
+        } else {
+            stall
+        });
         let answer = self.patience.answer;
-        let answer = Some(if near { answer.min(NEAR_STALL) } else { answer });
+        let answer = Some(if way.is_near {
+            answer.min(NEAR_STALL)
+        } else {
+            answer
+        });
+        let uses_tls = way.is_tls || way.proxy.as_ref().is_some_and(NamedProxy::uses_tls);
         let config = Agent::config_builder()
-            .proxy(proxy.transpose()?)
-            .tls_config(if key.0 { tls()? } else { TlsConfig::default() })
+            .proxy(None)
+            .tls_config(if uses_tls {
+                tls()?
+            } else {
+                TlsConfig::default()
+            })
             .user_agent(concat!("segpack/", env!("CARGO_PKG_VERSION")))
             .http_status_as_error(false)
             .max_redirects(0)
@@ -163,11 +248,42 @@ impl Client {
             .timeout_connect(stall)
             .timeout_recv_response(answer)
             .timeout_per_read(stall)
-            .timeout_per_write(stall)
-            .build();
-        let agent = Agent::new_with_config(config);
-        agents.push((key, agent.clone()));
+            .timeout_per_write(stall);
+        let agent = match &way.proxy {
+            Some(proxy) => proxy.agent(config, way.is_tls),
+            None => config.build().into(),
+        };
+        agents.push((way.clone(), agent.clone()));
         Ok(agent)
+    }
+
+    /// Sends a request on a thread of its own, so that nobody has to wait for it: neither a name
+    /// that is looked up nor a connection that is being made can be ended.
+    fn answered(
+        &self,
+        url: &str,
+        way: &Way,
+        request: impl FnOnce(&Agent) -> Sent + Send + 'static,
+    ) -> Result<Response<Body>, Trouble> {
+        let agent = self.agent(way)?;
+        self.counts.requests.fetch_add(1, Ordering::Relaxed);
+        let (to, from) = mpsc::sync_channel(1);
+        let ask = move || {
+            let _ = to.send(request(&agent)); // nobody may be waiting any more
+        };
+        let asked = thread::Builder::new().spawn(ask);
+        asked.map_err(|e| broken(url, "there is no thread to ask on", e))?;
+        loop {
+            match from.recv_timeout(TICK) {
+                Ok(answered) => return answered.map_err(|e| not_answered(url, way, e)),
+                Err(_) if self.ended.is_cancelled() => return Err(RemoteError::Interrupted.into()),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    let died = io::Error::other("the thread that asked has died");
+                    return Err(broken(url, "no answer", died));
+                }
+            }
+        }
     }
 
     /// Sends one request and follows its redirects. Answers of every status are returned.
@@ -208,17 +324,14 @@ impl Client {
         url: &str,
         head: bool,
         range: Option<(u64, u64)>,
-    ) -> Result<ureq::http::Response<Body>, Trouble> {
+    ) -> Result<Response<Body>, Trouble> {
         let uri: Uri = url
             .parse()
             .map_err(|e| answer(url, format!("is no address: {e}")))?;
-        let agent = self.agent(&uri)?;
-        let request = if head {
-            agent.head(uri)
-        } else {
-            agent.get(uri)
-        };
-        let mut request = request.header(header::ACCEPT_ENCODING, "identity");
+        let way = Self::way(&uri)?;
+        let method = if head { Method::HEAD } else { Method::GET };
+        let mut request = Request::builder().method(method).uri(uri);
+        request = request.header(header::ACCEPT_ENCODING, "identity");
         if let Some((start, end)) = range {
             let last = end.saturating_sub(1);
             request = request.header(header::RANGE, format!("bytes={start}-{last}"));
@@ -228,24 +341,35 @@ impl Client {
         {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
-        self.counts.requests.fetch_add(1, Ordering::Relaxed);
-        request.call().map_err(|e| not_answered(url, e))
+        let request = request
+            .body(())
+            .map_err(|e| answer(url, format!("cannot be asked for: {e}")))?;
+        let response = self.answered(url, &way, move |agent| agent.run(request))?;
+        refused_by_proxy(url, &way, response.status())?;
+        Ok(response)
     }
 
     /// Sends one request that bears its own signature or key, and follows no redirect.
     ///
     /// # Errors
     /// Where no answer comes; those of every status are returned.
-    pub(super) fn send_signed(&self, parts: Parts, body: &[u8]) -> Result<Answer, Trouble> {
+    pub(super) fn send_signed(&self, parts: Parts, body: Vec<u8>) -> Result<Answer, Trouble> {
         let url = parts.uri.to_string();
-        let agent = self.agent(&parts.uri)?;
-        self.counts.requests.fetch_add(1, Ordering::Relaxed);
-        let sent = if matches!(parts.method, Method::POST | Method::PUT) {
-            agent.run(Request::from_parts(parts, body))
+        let way = Self::way(&parts.uri)?;
+        let response = if matches!(parts.method, Method::POST | Method::PUT) {
+            let (limit, ended) = (Arc::clone(&self.limit), Arc::clone(&self.ended));
+            self.counts
+                .sent
+                .fetch_add(body.len() as u64, Ordering::Relaxed);
+            self.answered(&url, &way, move |agent| {
+                send_paced(agent, parts, &body, &limit, &ended)
+            })?
         } else {
-            agent.run(Request::from_parts(parts, ()))
+            let request = Request::from_parts(parts, ());
+            self.answered(&url, &way, move |agent| agent.run(request))?
         };
-        let (parts, body) = sent.map_err(|e| not_answered(&url, e))?.into_parts();
+        refused_by_proxy(&url, &way, response.status())?;
+        let (parts, body) = response.into_parts();
         Ok(Answer {
             url,
             redirected: false,
@@ -280,8 +404,13 @@ impl Client {
     /// # Errors
     /// `NoFile`, `NotAllowed`, `Answer` where it has more than `limit` bytes; what ended the last
     /// try.
-    pub(super) fn small(&self, url: &str, limit: u64) -> Result<Vec<u8>, RemoteError> {
-        self.until(url, unwatched(), || {
+    pub(super) fn small(
+        &self,
+        url: &str,
+        limit: u64,
+        job: Job<'_>,
+    ) -> Result<Vec<u8>, RemoteError> {
+        self.until(url, job, || {
             let answer = self.ask(url, false, None)?;
             let answer = answer.expect(&[200])?;
             self.whole(answer, limit)
@@ -369,14 +498,17 @@ impl Answer {
                 return Err(RemoteError::Interrupted.into());
             }
             let read = body.read(&mut buffer);
-            let read = read.map_err(|e| {
-                let what = format!("the connection broke off, {left} bytes before the end");
-                broken(&url, &what, e)
-            })?;
-            if read == 0 {
-                let what = format!("the answer ended {left} bytes early");
-                return Err(broken(&url, &what, io::ErrorKind::UnexpectedEof.into()));
-            }
+            let read = match read {
+                Ok(0) => return Err(ended_early(&url, left)),
+                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                    return Err(ended_early(&url, left));
+                }
+                Err(e) => {
+                    let what = format!("the connection broke off, {left} bytes before the end");
+                    return Err(broken(&url, &what, e));
+                }
+                Ok(read) => read,
+            };
             counts.bytes.fetch_add(read as u64, Ordering::Relaxed);
             let skipped = usize::try_from(skip).unwrap_or(usize::MAX).min(read);
             skip -= skipped as u64;
@@ -420,14 +552,15 @@ impl<'a> Tries<'a> {
     /// # Errors
     /// Where there is none: the trouble is final, there were too many, or the user asked to stop.
     pub(super) fn wait(&mut self, trouble: Trouble) -> Result<(), RemoteError> {
+        self.stopped()?;
         let (error, asked) = match trouble {
             Trouble::Final(error) => return Err(error),
             Trouble::Again(error, asked) => (error, asked),
         };
-        self.stopped()?;
         self.failed += 1;
         let patience = self.client.patience;
-        if self.failed >= patience.tries {
+        let most = most_tries(&error, patience.tries);
+        if self.failed >= most {
             return Err(with_tries(error, self.failed));
         }
         self.client.counts.retries.fetch_add(1, Ordering::Relaxed);
@@ -436,7 +569,7 @@ impl<'a> Tries<'a> {
             |asked| asked.min(MAX_ASKED_PAUSE),
         );
         let (what, next) = (self.what, self.failed + 1);
-        let (seconds, tries) = (pause.as_secs_f64(), patience.tries);
+        let (seconds, tries) = (pause.as_secs_f64(), most);
         let why = crate::causes::chain(&error);
         self.job.progress.note(&format!(
             "{what}: {why}; trying again in {seconds:.1} s (try {next} of {tries})"
@@ -457,10 +590,45 @@ impl<'a> Tries<'a> {
     }
 
     fn stopped(&self) -> Result<(), RemoteError> {
-        if self.job.stop.is_cancelled() {
+        if self.job.stop.is_cancelled() || self.client.ended.is_cancelled() {
             return Err(RemoteError::Interrupted);
         }
         Ok(())
+    }
+}
+
+/// Sends a body of known length as fast as the limit allows.
+fn send_paced(
+    agent: &Agent,
+    mut parts: Parts,
+    body: &[u8],
+    limit: &Limit,
+    ended: &CancelToken,
+) -> Sent {
+    let length = HeaderValue::from(body.len());
+    parts.headers.insert(header::CONTENT_LENGTH, length);
+    let mut body = Paced::new(body, limit, ended);
+    agent.run(Request::from_parts(parts, SendBody::from_reader(&mut body)))
+}
+
+/// Ends a watch, whatever happens to what it watches.
+struct EndWatch<'a>(&'a CancelToken, Option<ScopedJoinHandle<'a, ()>>);
+
+impl Drop for EndWatch<'_> {
+    fn drop(&mut self) {
+        self.0.cancel();
+        if let Some(watcher) = &self.1 {
+            watcher.thread().unpark();
+        }
+    }
+}
+
+/// How often something is tried that failed like this: an answer that ends early, at the same byte
+/// each time, is how the server has the file, and no accident of the network.
+fn most_tries(error: &RemoteError, tries: u32) -> u32 {
+    match error {
+        RemoteError::Short { .. } => tries.min(SHORT_TRIES),
+        _ => tries,
     }
 }
 
@@ -496,6 +664,11 @@ fn with_tries(error: RemoteError, failed: u32) -> RemoteError {
             status,
             tries: failed,
         },
+        RemoteError::Short { url, left, .. } => RemoteError::Short {
+            url,
+            left,
+            tries: failed,
+        },
         RemoteError::Connection {
             url, what, source, ..
         } => RemoteError::Connection {
@@ -505,19 +678,6 @@ fn with_tries(error: RemoteError, failed: u32) -> RemoteError {
             tries: failed,
         },
         other => other,
-    }
-}
-
-/// The proxy that a variable names. Its address may hold a password, so no error shows it.
-fn proxy_at(variable: &'static str, address: &str) -> Result<Proxy, RemoteError> {
-    let wrong = |why: &str| RemoteError::Environment {
-        variable,
-        why: why.to_owned(),
-    };
-    let proxy = Proxy::new(address).map_err(|_| wrong("is not the address of a proxy"))?;
-    match proxy.protocol() {
-        ProxyProtocol::Http | ProxyProtocol::Https => Ok(proxy),
-        _ => Err(wrong("names a SOCKS proxy; only HTTP proxies can be used")),
     }
 }
 
@@ -544,14 +704,39 @@ fn tls() -> Result<TlsConfig, RemoteError> {
         .build())
 }
 
-fn not_answered(url: &str, error: ureq::Error) -> Trouble {
+fn not_answered(url: &str, way: &Way, error: ureq::Error) -> Trouble {
+    let what = match &way.proxy {
+        Some(proxy) => {
+            let (variable, address) = (proxy.variable, proxy.address());
+            format!("no answer through the proxy {address}, which {variable} names")
+        }
+        None => "no answer".to_owned(),
+    };
     match error {
+        ureq::Error::ConnectProxyFailed(reason) => {
+            let proxy = way.proxy.as_ref();
+            match proxy.and_then(|proxy| proxy.refusal(&shown(url), &reason)) {
+                Some(refusal) => refusal.into(),
+                None => broken(url, &what, io::Error::other(reason)),
+            }
+        }
         ureq::Error::BadUri(why) => answer(url, format!("is no address: {why}")).into(),
         // a server that is not trusted is not trusted the next time either
         ureq::Error::Rustls(e) => refused_tls(url, io::Error::other(e)),
         ureq::Error::Io(e) if e.kind() == io::ErrorKind::InvalidData => refused_tls(url, e),
-        ureq::Error::Io(e) => broken(url, "no answer", e),
-        other => broken(url, "no answer", io::Error::other(other)),
+        ureq::Error::Io(e) => broken(url, &what, e),
+        other => broken(url, &what, io::Error::other(other)),
+    }
+}
+
+/// A proxy that wants a name and a password says so in the place of the server; what else it
+/// answers cannot be told from the server's own words.
+fn refused_by_proxy(url: &str, way: &Way, status: StatusCode) -> Result<(), RemoteError> {
+    let is_refusal = status == StatusCode::PROXY_AUTHENTICATION_REQUIRED;
+    let proxy = way.proxy.as_ref().filter(|_| is_refusal);
+    match proxy.and_then(|proxy| proxy.refused(&shown(url), status.as_u16())) {
+        Some(refusal) => Err(refusal),
+        None => Ok(()),
     }
 }
 
@@ -572,6 +757,12 @@ fn broken(url: &str, what: &str, source: io::Error) -> Trouble {
         source,
     };
     Trouble::Again(error, None)
+}
+
+/// An answer that ended, without an error, before all its bytes had come.
+fn ended_early(url: &str, left: u64) -> Trouble {
+    let (url, tries) = (shown(url), 1);
+    Trouble::Again(RemoteError::Short { url, left, tries }, None)
 }
 
 /// An answer that is not what the protocol says.

@@ -5,6 +5,7 @@
 
 use std::env;
 use std::fs;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -153,33 +154,84 @@ fn not_a_number(variable: &'static str) -> RemoteError {
     }
 }
 
-/// The proxy for addresses of this scheme and host, and the variable that names it; as Python's
-/// clients choose it.
-pub(super) fn proxy(scheme: &str, host: &str) -> Option<(&'static str, String)> {
-    let names: [&'static str; 4] = if scheme == "https" {
-        ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"]
+/// The proxy for addresses of this scheme, host and port, and the variable that names it; as
+/// Python's clients choose it.
+pub(super) fn proxy(scheme: &str, host: &str, port: u16) -> Option<(&'static str, String)> {
+    let [own, all] = if scheme == "https" {
+        [["https_proxy", "HTTPS_PROXY"], ["all_proxy", "ALL_PROXY"]]
     } else {
-        ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"]
+        [["http_proxy", "HTTP_PROXY"], ["all_proxy", "ALL_PROXY"]]
     };
-    let except = value("no_proxy").or_else(|| value("NO_PROXY"));
-    if except.is_some_and(|list| is_excepted(host, &list)) {
+    let except = either(["no_proxy", "NO_PROXY"]);
+    if except.is_some_and(|(_, list)| is_excepted(host, port, &list)) {
         return None;
     }
-    names
-        .into_iter()
-        .find_map(|name| Some((name, value(name)?)))
+    either(own).or_else(|| either(all))
 }
 
-/// Whether a list of hosts and domains, separated by commas, names a host.
-fn is_excepted(host: &str, list: &str) -> bool {
+/// The value of a variable that is written in small or in large letters, and which of them it is.
+/// The one in small letters counts where both are set, even one that is empty: it takes the other
+/// back.
+fn either([small, large]: [&'static str; 2]) -> Option<(&'static str, String)> {
+    let name = if env::var_os(small).is_some() {
+        small
+    } else {
+        large
+    };
+    Some((name, value(name)?))
+}
+
+/// Whether a list of hosts, domains and networks, separated by commas, names a host; an entry with
+/// a port names that port alone.
+fn is_excepted(host: &str, port: u16, list: &str) -> bool {
     let host = host.to_ascii_lowercase();
     list.split(',').map(str::trim).any(|entry| {
         let entry = entry.to_ascii_lowercase();
-        let domain = entry.trim_start_matches('*').trim_start_matches('.');
-        let below = host.strip_suffix(domain);
-        entry == "*"
-            || !domain.is_empty() && below.is_some_and(|b| b.is_empty() || b.ends_with('.'))
+        let (name, of_port) = with_port(&entry);
+        let names = name == "*" || is_in_network(&host, name) || is_in_domain(&host, name);
+        names && of_port.is_none_or(|of_port| of_port == port)
     })
+}
+
+/// An entry without its port. IPv6 with a port has brackets, without one it may have them.
+fn with_port(entry: &str) -> (&str, Option<u16>) {
+    let whole = (entry.trim_start_matches('[').trim_end_matches(']'), None);
+    let Some((name, port)) = entry.rsplit_once(':') else {
+        return whole;
+    };
+    let is_name = !name.contains(':') || name.ends_with(']');
+    match port.parse() {
+        Ok(port) if is_name => (
+            name.trim_start_matches('[').trim_end_matches(']'),
+            Some(port),
+        ),
+        _ => whole,
+    }
+}
+
+/// Whether a host is a domain, or one below it.
+fn is_in_domain(host: &str, entry: &str) -> bool {
+    let domain = entry.trim_start_matches('*').trim_start_matches('.');
+    let below = host.strip_suffix(domain).filter(|_| !domain.is_empty());
+    below.is_some_and(|below| below.is_empty() || below.ends_with('.'))
+}
+
+/// Whether a host is an address of a network such as `10.0.0.0/8`, or the address itself.
+fn is_in_network(host: &str, entry: &str) -> bool {
+    let (network, bits) = entry.split_once('/').unwrap_or((entry, "128"));
+    let (Ok(host), Ok(network), Ok(bits)) = (host.parse(), network.parse(), bits.parse::<u32>())
+    else {
+        return false;
+    };
+    match (host, network) {
+        (IpAddr::V4(host), IpAddr::V4(network)) => {
+            (u32::from(host) ^ u32::from(network)).leading_zeros() >= bits.min(32)
+        }
+        (IpAddr::V6(host), IpAddr::V6(network)) => {
+            (u128::from(host) ^ u128::from(network)).leading_zeros() >= bits.min(128)
+        }
+        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
+    }
 }
 
 /// The value of a variable that is set and not empty.
@@ -197,13 +249,33 @@ mod tests {
 
     #[test]
     fn hosts_that_need_no_proxy_are_listed_by_name_or_domain() {
-        let list = "localhost, .example.com,*.example.org";
-        for host in ["localhost", "a.example.com", "example.com", "B.Example.org"] {
-            assert!(is_excepted(host, list), "{host}");
+        let list = "localhost, .example.com,*.example.org,here:8080,10.1.0.0/16,192.0.2.7,\
+                    2001:db8::/32,[::1]:80";
+        for host in [
+            "localhost",
+            "a.example.com",
+            "example.com",
+            "B.Example.org",
+            "here",
+            "10.1.2.3",
+            "192.0.2.7",
+            "2001:db8:1::2",
+        ] {
+            assert!(is_excepted(host, 8080, list), "{host}");
         }
-        for host in ["notexample.com", "example.net", "localhost.net"] {
-            assert!(!is_excepted(host, list), "{host}");
+        for host in [
+            "notexample.com",
+            "example.net",
+            "localhost.net",
+            "10.2.0.1",
+            "192.0.2.70",
+            "2001:db9::1",
+            "::1",
+        ] {
+            assert!(!is_excepted(host, 8080, list), "{host}");
         }
-        assert!(is_excepted("anything", "*") && !is_excepted("anything", ""));
+        assert!(!is_excepted("here", 80, list) && is_excepted("::1", 80, list));
+        assert!(is_excepted("anything", 1, "*") && !is_excepted("anything", 1, ""));
+        assert!(is_excepted("10.9.9.9", 1, "0.0.0.0/0") && !is_excepted("::1", 1, "0.0.0.0/0"));
     }
 }

@@ -130,6 +130,35 @@ pub enum RemoteError {
         /// The reason.
         source: io::Error,
     },
+    /// A proxy does not let this user ask for the address.
+    #[error(
+        "{variable}: the proxy {proxy} does not pass on requests for {url} ({status}{})",
+        if *status == 407 { ": it wants another name and password" } else { "" }
+    )]
+    Proxy {
+        /// The variable that names it.
+        variable: &'static str,
+        /// Its host and port.
+        proxy: String,
+        /// The address.
+        url: String,
+        /// The status of its answer.
+        status: u16,
+    },
+    /// An answer that ended, without an error, before all the bytes had come that it announced.
+    #[error(
+        "{url}: the server's answer ended early, {left} {} before its end{}",
+        if *left == 1 { "byte" } else { "bytes" },
+        tried(*tries)
+    )]
+    Short {
+        /// The address.
+        url: String,
+        /// Bytes that were still to come.
+        left: u64,
+        /// How often it was tried, without a byte in between.
+        tries: u32,
+    },
     /// The answer is not what the protocol says.
     #[error("{url}: {what}")]
     Answer {
@@ -189,6 +218,8 @@ impl RemoteError {
             | Self::Status { .. }
             | Self::Refused { .. }
             | Self::Connection { .. }
+            | Self::Proxy { .. }
+            | Self::Short { .. }
             | Self::NoRanges { .. } => true,
             Self::NoRepository { .. }
             | Self::NoRevision { .. }

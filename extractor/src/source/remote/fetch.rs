@@ -10,19 +10,14 @@ use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use segpack_formats::io::{CancelToken, EntryKind, ReadAt, entry_kind, sync_data, write_all_at};
 use segpack_formats::{FormatError, Result};
 
-use super::client::Client;
 use super::file::RemoteFile;
+use super::rate::Limit;
 use crate::work::{Job, into_inner, lock};
-
-/// How often somebody looks whether the user wants to stop.
-const TICK: Duration = Duration::from_millis(20);
 
 /// How files are fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,32 +55,13 @@ pub(crate) fn fetch(
         limit: Limit::new(settings.rate),
         job: Job { stop: &halt, ..job },
     };
-    let over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let watch = || watch(job.stop, &halt, &over, file.client());
-        // where there are no more threads, stopping takes until the next bytes
-        let _ = thread::Builder::new().spawn_scoped(scope, watch);
-        let fetched = if file.is_without_ranges() {
+    file.client().watched(job.stop, &halt, || {
+        if file.is_without_ranges() {
             fetch.whole(&parts, there)
         } else {
             fetch.by_parts(&parts, &done, settings.connections, &halt)
-        };
-        over.store(true, Ordering::Relaxed);
-        job.stop.check()?; // what the end of the connections broke is no error
-        fetched
-    })
-}
-
-/// Ends the connections once the user wants to stop: they may be waiting for bytes.
-pub(super) fn watch(stop: &CancelToken, halt: &CancelToken, over: &AtomicBool, client: &Client) {
-    while !over.load(Ordering::Relaxed) {
-        if stop.is_cancelled() {
-            halt.cancel();
-            client.shut_down();
-            return;
         }
-        thread::sleep(TICK);
-    }
+    })?
 }
 
 /// First and one-past-last byte of a part.
@@ -250,45 +226,11 @@ fn parts_in(text: &str) -> BTreeSet<u64> {
         .collect()
 }
 
-/// Bytes a second, of all connections together.
-struct Limit {
-    rate: Option<u64>,
-    /// When the next bytes may come.
-    next: Mutex<Instant>,
-}
-
-impl Limit {
-    fn new(rate: Option<u64>) -> Self {
-        Self {
-            rate,
-            next: Mutex::new(Instant::now()),
-        }
-    }
-
-    /// Waits until these bytes, which have come, are within the limit.
-    fn wait(&self, bytes: u64, stop: &CancelToken) {
-        let Some(rate) = self.rate else { return };
-        #[expect(clippy::cast_precision_loss, reason = "a time")]
-        let takes = Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
-        let until = {
-            let mut next = lock(&self.next);
-            *next = (*next).max(Instant::now()) + takes;
-            *next
-        };
-        while !stop.is_cancelled() {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return;
-            }
-            thread::sleep(left.min(TICK));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
+    use super::super::client::Client;
     use super::super::file::{Address, Identity};
     use super::*;
 
@@ -321,18 +263,5 @@ mod tests {
             "{opened:?}"
         );
         assert_eq!(fs::read(&target).unwrap(), b"precious");
-    }
-
-    #[test]
-    fn a_rate_is_kept_by_all_together() {
-        let limit = Limit::new(Some(1_000_000));
-        let began = Instant::now();
-        let stop = CancelToken::default();
-        thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| limit.wait(25_000, &stop));
-            }
-        });
-        assert!(began.elapsed() >= Duration::from_millis(100));
     }
 }

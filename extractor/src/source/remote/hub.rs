@@ -6,15 +6,15 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use segpack_formats::digest::Sha256;
 use segpack_manifests::documents::Provenance;
 use serde::Deserialize;
 
-use super::client::{Client, Trouble, answer, host_of, origin_of, text_of, unwatched};
+use super::client::{Client, Trouble, answer, host_of, origin_of, text_of};
 use super::file::{Address, Identity};
 use super::{Entry, Listing, RemoteError, environment};
+use crate::work::Job;
 
 /// More than the list of any repository takes.
 const MAX_LIST_BYTES: u64 = 64 << 20;
@@ -38,18 +38,29 @@ struct Lfs {
     size: u64,
 }
 
+/// Who asks the hub, with the user's token.
+///
+/// # Errors
+/// `Environment`, `Token`.
+pub(super) fn client() -> Result<Client, RemoteError> {
+    let origin = origin_of(&environment::endpoint()?);
+    Client::new(environment::token()?.map(|token| (origin, token)))
+}
+
 /// Asks what a revision of a repository holds. The commit that it is at this moment is what is read
 /// from here on.
 ///
 /// # Errors
 /// `NoRepository`, `NoRevision`, `NotAllowed`; `Answer` where the list is not one; what ended the
 /// last try.
-pub(super) fn list(repo: &str, revision: Option<&str>) -> Result<Listing, RemoteError> {
+pub(super) fn list(
+    client: &Client,
+    (repo, revision): (&str, Option<&str>),
+    job: Job<'_>,
+) -> Result<Listing, RemoteError> {
     let endpoint = environment::endpoint()?;
-    let token = environment::token()?.map(|token| (origin_of(&endpoint), token));
-    let client = Arc::new(Client::new(token)?);
     let wanted = revision.unwrap_or("main");
-    let info = ask(&client, &endpoint, repo, wanted)?;
+    let info = ask(client, &endpoint, (repo, wanted), job)?;
     let url = format!("{endpoint}/{repo}");
     let is_hex = |text: &str| text.len() == 40 && text.bytes().all(|b| b.is_ascii_hexdigit());
     if !is_hex(&info.sha) {
@@ -73,7 +84,6 @@ pub(super) fn list(repo: &str, revision: Option<&str>) -> Result<Listing, Remote
             revision: Some(info.sha),
         },
         files,
-        client,
     })
 }
 
@@ -96,12 +106,12 @@ fn entry(url: &str, commit: &str, file: Sibling) -> Result<(String, Entry), Remo
 fn ask(
     client: &Client,
     endpoint: &str,
-    repo: &str,
-    revision: &str,
+    (repo, revision): (&str, &str),
+    job: Job<'_>,
 ) -> Result<ModelInfo, RemoteError> {
     let revision_in_url = escaped(revision).replace('/', "%2F");
     let url = format!("{endpoint}/api/models/{repo}/revision/{revision_in_url}?blobs=true");
-    let json = client.until(&url, unwatched(), || {
+    let json = client.until(&url, job, || {
         let from = client.ask(&url, false, None)?;
         let code = text_of(&from.headers, "x-error-code").map(str::to_owned);
         match (from.status, code.as_deref()) {

@@ -128,7 +128,7 @@ impl JsonServer {
         let bytes = body.map(Value::to_string).unwrap_or_default();
         let sent = self
             .client
-            .send_signed(request.into_parts().0, bytes.as_bytes());
+            .send_signed(request.into_parts().0, bytes.into_bytes());
         let mut from = sent.map_err(once)?;
         if from.status != 200 {
             return Err(self.refused(from));

@@ -14,20 +14,24 @@ mod json_server;
 mod object_listing;
 mod objects;
 mod pack_files;
+mod proxy;
+mod rate;
 mod upload;
 mod web_folder;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
+use std::thread;
+use std::time::Duration;
 
 use segpack_formats::digest::Sha256;
-use segpack_formats::io::{MemoryFile, ReadAt};
+use segpack_formats::io::{CancelToken, MemoryFile, ReadAt};
 use segpack_formats::{FormatError, Result};
 use segpack_manifests::documents::Provenance;
 
 use super::place::RemotePlace;
-use crate::work::lock;
+use crate::work::{Job, lock};
 use client::Client;
 pub(crate) use client::Counts;
 pub(super) use environment::is_offline;
@@ -38,6 +42,9 @@ use file::{Address, Identity};
 pub(crate) use json_server::JsonServer;
 pub(crate) use pack_files::RemotePack;
 pub(crate) use upload::Uploads;
+
+/// How often it is looked whether the user asked to stop.
+const TICK: Duration = Duration::from_millis(20);
 
 /// A file that is there.
 #[derive(Debug, Clone)]
@@ -52,7 +59,38 @@ struct Listing {
     name: PathBuf,
     provenance: Provenance,
     files: BTreeMap<String, Entry>,
-    client: Arc<Client>,
+}
+
+/// Whoever asks a place.
+#[derive(Debug, Clone)]
+pub(crate) struct Requests(Arc<Client>);
+
+impl Requests {
+    /// Does something that asks. Once `stop` is cancelled nobody waits for an answer any more.
+    ///
+    /// # Errors
+    /// `Interrupted`.
+    pub(crate) fn watched<T>(&self, stop: &CancelToken, work: impl FnOnce() -> T) -> Result<T> {
+        self.0.watched(stop, &CancelToken::new(), work)
+    }
+
+    /// Nobody waits for an answer any more once `stop` is cancelled, as long as anybody may ask.
+    pub(crate) fn end_with(&self, stop: &'static CancelToken) {
+        let client = Arc::downgrade(&self.0);
+        thread::spawn(move || end_requests(&client, stop));
+    }
+}
+
+/// Ends what threads wait for once the user asks to stop.
+fn end_requests(client: &Weak<Client>, stop: &CancelToken) {
+    while let Some(client) = client.upgrade() {
+        if stop.is_cancelled() {
+            client.shut_down();
+            return;
+        }
+        drop(client);
+        thread::sleep(TICK);
+    }
 }
 
 /// An opened place, with the list of its files.
@@ -72,19 +110,28 @@ impl Remote {
     /// Asks what is there.
     ///
     /// # Errors
-    /// Where there is no checkpoint, or nothing can be asked.
-    pub(super) fn open(place: &RemotePlace) -> std::result::Result<Self, RemoteError> {
-        let listing = match place {
-            RemotePlace::Hub { repo, revision } => hub::list(repo, revision.as_deref())?,
-            RemotePlace::Folder(url) => web_folder::list(url)?,
-            RemotePlace::Objects(place) => object_listing::list(place)?,
+    /// Where there is no checkpoint, or nothing can be asked; `Interrupted`.
+    pub(super) fn open(
+        place: &RemotePlace,
+        job: Job<'_>,
+    ) -> std::result::Result<Self, RemoteError> {
+        let client = Arc::new(match place {
+            RemotePlace::Hub { .. } => hub::client()?,
+            RemotePlace::Folder(_) | RemotePlace::Objects(_) => Client::new(None)?,
+        });
+        let list = || match place {
+            RemotePlace::Hub { repo, revision } => {
+                hub::list(&client, (repo, revision.as_deref()), job)
+            }
+            RemotePlace::Folder(url) => web_folder::list(&client, url, job),
+            RemotePlace::Objects(place) => object_listing::list(&client, place, job),
         };
+        let listed = Requests(Arc::clone(&client)).watched(job.stop, list);
         let Listing {
             name,
             provenance,
             files,
-            client,
-        } = listing;
+        } = listed.map_err(|_| RemoteError::Interrupted)??;
         Ok(Self {
             name,
             provenance,
@@ -92,6 +139,11 @@ impl Remote {
             client,
             small: Mutex::default(),
         })
+    }
+
+    /// Whoever asks.
+    pub(super) fn requests(&self) -> Requests {
+        Requests(Arc::clone(&self.client))
     }
 
     /// What was asked for and received so far.

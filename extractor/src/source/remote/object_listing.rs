@@ -7,11 +7,12 @@ use std::sync::Arc;
 use object_store::ObjectMeta;
 use segpack_manifests::documents::Provenance;
 
-use super::client::{Client, answer, unwatched};
+use super::client::{Client, answer};
 use super::file::{Address, Identity};
 use super::objects::{Bucket, strong};
 use super::{Entry, Listing, RemoteError};
 use crate::source::place::ObjectPlace;
+use crate::work::Job;
 
 /// Objects that a checkpoint has at most. A bucket named by mistake may hold any number.
 const MAX_OBJECTS: usize = 100_000;
@@ -23,10 +24,13 @@ const MAX_PAGES: usize = 10_000;
 /// # Errors
 /// `NoCredentials`, `NoBucket`, `Denied`, `OtherRegion`; `Answer` where there is nothing, or more
 /// than a checkpoint has; what ended the last try.
-pub(super) fn list(place: &ObjectPlace) -> Result<Listing, RemoteError> {
-    let client = Arc::new(Client::new(None)?);
-    let bucket = Arc::new(Bucket::open(place, &client)?);
-    let files = list_objects(&bucket, &client)?;
+pub(super) fn list(
+    client: &Arc<Client>,
+    place: &ObjectPlace,
+    job: Job<'_>,
+) -> Result<Listing, RemoteError> {
+    let bucket = Arc::new(Bucket::open(place, client)?);
+    let files = list_objects(&bucket, client, job)?;
     let name = place.to_string();
     if files.is_empty() {
         return Err(answer(&name, "holds no objects"));
@@ -35,7 +39,6 @@ pub(super) fn list(place: &ObjectPlace) -> Result<Listing, RemoteError> {
         name: PathBuf::from(name),
         provenance: Provenance::default(),
         files,
-        client,
     })
 }
 
@@ -46,12 +49,13 @@ pub(super) fn list(place: &ObjectPlace) -> Result<Listing, RemoteError> {
 pub(super) fn list_objects(
     bucket: &Arc<Bucket>,
     client: &Client,
+    job: Job<'_>,
 ) -> Result<BTreeMap<String, Entry>, RemoteError> {
     let name = bucket.place.to_string();
     let mut files = BTreeMap::new();
     let mut next = None;
     for _ in 0..MAX_PAGES {
-        let page = client.until(&name, unwatched(), || bucket.page(next.clone()))?;
+        let page = client.until(&name, job, || bucket.page(next.clone()))?;
         for object in page.result.objects {
             add(bucket, object, &mut files)?;
         }

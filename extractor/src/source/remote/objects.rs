@@ -389,7 +389,7 @@ impl Wire {
             let why = "is not true, and the endpoint is one without TLS".to_owned();
             return Err(RemoteError::Environment { variable, why }.into());
         }
-        let mut answer = self.client.send_signed(parts, &bytes_of(body))?;
+        let mut answer = self.client.send_signed(parts, bytes_of(body))?;
         let is_good = answer.status < 300;
         let (bytes, code) = if is_good && kept {
             (Vec::new(), None)

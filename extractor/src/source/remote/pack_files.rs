@@ -9,17 +9,16 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock};
 
-use segpack_formats::io::{CancelToken, MemoryFile, ReadAt, Stamp, to_usize};
+use segpack_formats::io::{MemoryFile, ReadAt, Stamp, to_usize};
 use segpack_formats::{FormatError, Result};
 use segpack_manifests::documents::Manifest;
 use segpack_manifests::folder::{AlignedFile, PackFiles};
 
 use super::client::Client;
 use super::file::as_format_error;
-use super::{Entry, Remote, RemoteError, RemoteFile, web_folder};
+use super::{Entry, Remote, RemoteError, RemoteFile, Requests, web_folder};
 use crate::source::place::RemotePlace;
 use crate::work::{Job, lock};
 
@@ -33,8 +32,6 @@ const MOST_AHEAD: u64 = 4 << 20;
 const KEPT_BYTES: usize = 64 << 20;
 /// Files that a hub puts into each repository, which are no part of a pack.
 const OF_THE_HUB: [&str; 1] = [".gitattributes"];
-/// How often it is looked whether the user asked to stop.
-const TICK: Duration = Duration::from_millis(20);
 
 /// Where each segment of a file ends, sorted, by the path of the file.
 type Ends = BTreeMap<String, Vec<u64>>;
@@ -64,6 +61,7 @@ struct WebFolder {
     url: String,
     name: PathBuf,
     client: Arc<Client>,
+    job: Job<'static>,
     known: Mutex<BTreeMap<String, Option<Entry>>>,
 }
 
@@ -82,10 +80,11 @@ impl RemotePack {
                 url: url.clone(),
                 name: PathBuf::from(url.trim_end_matches('/')),
                 client: Arc::new(Client::new(None)?),
+                job,
                 known: Mutex::default(),
             }),
             listed @ (RemotePlace::Hub { .. } | RemotePlace::Objects(_)) => {
-                Place::Listed(Remote::open(listed)?)
+                Place::Listed(Remote::open(listed, job)?)
             }
         };
         let opened = Self {
@@ -95,8 +94,7 @@ impl RemotePack {
             small: Mutex::default(),
             ahead: Arc::default(),
         };
-        let client = Arc::downgrade(opened.client());
-        std::thread::spawn(move || end_requests(&client, job.stop));
+        Requests(Arc::clone(opened.client())).end_with(job.stop);
         Ok(opened)
     }
 
@@ -152,18 +150,6 @@ impl RemotePack {
     }
 }
 
-/// Ends what threads wait for once the user asks to stop.
-fn end_requests(client: &Weak<Client>, stop: &CancelToken) {
-    while let Some(client) = client.upgrade() {
-        if stop.is_cancelled() {
-            client.shut_down();
-            return;
-        }
-        drop(client);
-        std::thread::sleep(TICK);
-    }
-}
-
 impl PackFiles for RemotePack {
     fn root(&self) -> &Path {
         match &self.place {
@@ -210,7 +196,7 @@ impl WebFolder {
         if let Some(known) = known {
             return Ok(known);
         }
-        let asked = web_folder::entry(&self.client, &self.url, path);
+        let asked = web_folder::entry(&self.client, &self.url, path, self.job);
         let asked = asked.map_err(|e| as_format_error(&self.name.join(path), e))?;
         // of two threads that ask at once, both read what the first one saw
         let mut known = lock(&self.known);

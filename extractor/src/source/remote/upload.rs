@@ -7,21 +7,20 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread;
 
 use object_store::multipart::PartId;
 use object_store::path::Path as ObjectPath;
 use object_store::{MultipartId, PutPayload};
 use segpack_formats::io::{CancelToken, InputFile};
 use segpack_formats::{FormatError, Result};
+use segpack_manifests::documents::UploadedTo;
 
 use super::client::{Client, Trouble};
-use super::fetch::watch;
 use super::object_listing::list_objects;
 use super::objects::Bucket;
-use super::{Entry, RemoteError};
+use super::{Entry, Fetching, RemoteError};
 use crate::source::SourceError;
 use crate::source::place::{self, ObjectPlace, RemotePlace, StoreKind};
 use crate::work::{Job, into_inner, lock, run_tasks};
@@ -40,6 +39,9 @@ pub(crate) struct Uploads<'a> {
     job: Job<'a>,
     /// Lengths of the objects that are there, by path.
     there: Mutex<BTreeMap<String, u64>>,
+    /// Objects that were written, and parts of them.
+    objects: AtomicU64,
+    parts: AtomicU64,
 }
 
 impl<'a> Uploads<'a> {
@@ -49,7 +51,7 @@ impl<'a> Uploads<'a> {
     /// `Address` where the argument is none below a bucket of S3; `Io`.
     pub(crate) fn open(
         argument: &Path,
-        connections: usize,
+        Fetching { connections, rate }: Fetching,
         job: Job<'a>,
     ) -> std::result::Result<Self, SourceError> {
         let no_place = |why| SourceError::Address {
@@ -67,9 +69,13 @@ impl<'a> Uploads<'a> {
             ));
         }
         let error = |e| upload_error(argument, e);
-        let client = Arc::new(Client::new(None).map_err(error)?);
+        let client = Client::new(None).map_err(error)?.with_rate(rate);
+        let client = Arc::new(client);
         let bucket = Arc::new(Bucket::open(&place, &client).map_err(error)?);
-        let files = list_objects(&bucket, &client).map_err(error)?;
+        let listed = client.watched(job.stop, &CancelToken::new(), || {
+            list_objects(&bucket, &client, job)
+        });
+        let files = listed?.map_err(error)?;
         let length = |(path, entry): (String, Entry)| (path, entry.identity.length);
         Ok(Self {
             place,
@@ -78,7 +84,29 @@ impl<'a> Uploads<'a> {
             connections: connections.max(1),
             job,
             there: Mutex::new(files.into_iter().map(length).collect()),
+            objects: AtomicU64::new(0),
+            parts: AtomicU64::new(0),
         })
+    }
+
+    /// What was sent so far.
+    pub(crate) fn uploaded(&self) -> UploadedTo {
+        use Ordering::Relaxed;
+        let counts = &self.client.counts;
+        UploadedTo {
+            place: self.place.to_string(),
+            objects: self.objects.load(Relaxed),
+            parts: self.parts.load(Relaxed),
+            requests: counts.requests.load(Relaxed),
+            retries: counts.retries.load(Relaxed),
+            sent_bytes: counts.sent.load(Relaxed),
+        }
+    }
+
+    /// An object is there as a whole.
+    fn is_there(&self, path: &str, length: u64) {
+        lock(&self.there).insert(path.to_owned(), length);
+        self.objects.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The paths of the objects that are there.
@@ -102,7 +130,7 @@ impl<'a> Uploads<'a> {
             let put = || self.bucket.put(&key, payload.clone());
             self.until(path, put)
         })?;
-        lock(&self.there).insert(path.to_owned(), length);
+        self.is_there(path, length);
         Ok(())
     }
 
@@ -124,7 +152,7 @@ impl<'a> Uploads<'a> {
             self.take_back(&key, &id);
         }
         sent?;
-        lock(&self.there).insert(path.to_owned(), length);
+        self.is_there(path, length);
         Ok(())
     }
 
@@ -145,6 +173,7 @@ impl<'a> Uploads<'a> {
             let payload = PutPayload::from(input.read_range(range.clone())?);
             let send = || self.bucket.put_part(key, id, *number, payload.clone());
             let part = self.until(path, send)?;
+            self.parts.fetch_add(1, Ordering::Relaxed);
             lock(&sent).insert(*number, part);
             Ok::<_, FormatError>(())
         })?;
@@ -184,17 +213,9 @@ impl<'a> Uploads<'a> {
     }
 
     /// Ends the connections of `work` once the user wants to stop.
-    fn watched<T: Send>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        let (halt, over) = (CancelToken::default(), AtomicBool::new(false));
-        thread::scope(|scope| {
-            let watch = || watch(self.job.stop, &halt, &over, &self.client);
-            // where there are no more threads, stopping takes until the next answer
-            let _ = thread::Builder::new().spawn_scoped(scope, watch);
-            let done = work();
-            over.store(true, Ordering::Relaxed);
-            self.job.stop.check()?; // what the end of the connections broke is no error
-            done
-        })
+    fn watched<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.client
+            .watched(self.job.stop, &CancelToken::new(), work)?
     }
 }
 

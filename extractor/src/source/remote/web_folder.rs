@@ -3,16 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use segpack_formats::safetensors::ShardIndex;
 use segpack_manifests::documents::Provenance;
 use segpack_manifests::folder::max_source_bytes;
 
-use super::client::{Client, Trouble, answer, number_of, unwatched};
+use super::client::{Client, Trouble, answer, number_of};
 use super::file::{Address, Identity, strong_tag};
 use super::hub::escaped;
 use super::{Entry, Listing, RemoteError};
+use crate::work::Job;
 
 /// The index of a checkpoint of several shards.
 const INDEX: &str = "model.safetensors.index.json";
@@ -52,21 +52,20 @@ const SIDE_FILES: [&str; 24] = [
 /// # Errors
 /// `NoFile` where there is neither an index nor a single shard; `Answer` where the index is none;
 /// what ended the last try.
-pub(super) fn list(url: &str) -> Result<Listing, RemoteError> {
-    let client = Arc::new(Client::new(None)?);
+pub(super) fn list(client: &Client, url: &str, job: Job<'_>) -> Result<Listing, RemoteError> {
     let mut files = BTreeMap::new();
-    match client.small(&format!("{url}{INDEX}"), max_source_bytes(INDEX)) {
+    match client.small(&format!("{url}{INDEX}"), max_source_bytes(INDEX), job) {
         Ok(json) => {
             let index = ShardIndex::parse(&json);
             // what is wrong with it, the checkpoint says
             let shards = index.as_ref().map(ShardIndex::shards).unwrap_or_default();
-            add(&client, url, INDEX, &mut files)?;
+            add(client, (url, INDEX), &mut files, job)?;
             for shard in shards {
-                add(&client, url, shard, &mut files)?;
+                add(client, (url, shard), &mut files, job)?;
             }
         }
         Err(RemoteError::NoFile { .. }) => {
-            if !add(&client, url, ONLY_SHARD, &mut files)? {
+            if !add(client, (url, ONLY_SHARD), &mut files, job)? {
                 let what = format!("has neither {INDEX} nor {ONLY_SHARD}");
                 return Err(answer(url, what));
             }
@@ -74,24 +73,23 @@ pub(super) fn list(url: &str) -> Result<Listing, RemoteError> {
         Err(e) => return Err(e),
     }
     for name in SIDE_FILES {
-        add(&client, url, name, &mut files)?;
+        add(client, (url, name), &mut files, job)?;
     }
     Ok(Listing {
         name: PathBuf::from(url.trim_end_matches('/')),
         provenance: Provenance::default(),
         files,
-        client,
     })
 }
 
 /// Adds a file, where it is there. Whether it is.
 fn add(
     client: &Client,
-    folder: &str,
-    path: &str,
+    (folder, path): (&str, &str),
     files: &mut BTreeMap<String, Entry>,
+    job: Job<'_>,
 ) -> Result<bool, RemoteError> {
-    let found = entry(client, folder, path)?;
+    let found = entry(client, folder, path, job)?;
     let is_there = found.is_some();
     files.extend(found.map(|entry| (path.to_owned(), entry)));
     Ok(is_there)
@@ -106,9 +104,10 @@ pub(super) fn entry(
     client: &Client,
     folder: &str,
     path: &str,
+    job: Job<'_>,
 ) -> Result<Option<Entry>, RemoteError> {
     let url = format!("{folder}{}", escaped(path));
-    let looked = client.until(&url, unwatched(), || {
+    let looked = client.until(&url, job, || {
         let from = client.ask(&url, true, None)?.expect(&[200])?;
         let length = number_of(&from.headers, "content-length");
         let length = length.ok_or_else(|| answer(&url, "the server does not say its length"))?;

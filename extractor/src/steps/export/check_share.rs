@@ -42,7 +42,7 @@ pub(crate) fn check_share(
     pack: Option<&Pack>,
     job: Job<'_>,
 ) -> Result<ShareReport, StepError> {
-    let (checkpoint, inventory) = scan(folder, ScanOptions::default())?;
+    let (checkpoint, inventory) = scan(folder, ScanOptions::default(), job)?;
     let experts = experts_of_components(&inventory);
     let mut findings = of_inventory(&inventory, &experts, parallel);
     for shard in &checkpoint.shards {

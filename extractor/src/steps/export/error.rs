@@ -74,8 +74,8 @@ pub enum ExportError {
         /// The target.
         target: ExportTarget,
     },
-    /// The target is a folder, which cannot be written as one stream.
-    #[error("the target {target} is a folder and cannot go to standard output")]
+    /// The target is not written as one stream, from its first byte to its last.
+    #[error("the target {target} cannot go to standard output")]
     NotAStream {
         /// The target.
         target: ExportTarget,

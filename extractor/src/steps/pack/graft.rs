@@ -173,7 +173,7 @@ impl Thinker {
         };
         let opened = match Contents::is_pack(path) {
             true => Self::of_pack(path, job)?,
-            false => Self::of_checkpoint(path, &own_settings)?,
+            false => Self::of_checkpoint(path, &own_settings, job)?,
         };
         match opened {
             Some(thinker) => Ok(thinker),
@@ -222,13 +222,17 @@ impl Thinker {
     }
 
     /// A checkpoint has to be complete, as to be packed.
-    fn of_checkpoint(path: &Path, settings: &PackSettings) -> Result<Option<Self>, StepError> {
+    fn of_checkpoint(
+        path: &Path,
+        settings: &PackSettings,
+        job: Job<'_>,
+    ) -> Result<Option<Self>, StepError> {
         let Planned {
             checkpoint,
             inventory,
             plan,
             ..
-        } = plan(path, settings)?;
+        } = plan(path, settings, job)?;
         let family = inventory.family.and_then(|name| name.family());
         let (Some(family), Some(config)) = (family, checkpoint.config.clone()) else {
             return Ok(None);

@@ -139,8 +139,8 @@ pub struct Planned {
 ///
 /// # Errors
 /// `Findings` with everything that is wrong with the checkpoint; `Plan` where the selection is.
-pub fn plan(argument: &Path, settings: &PackSettings) -> Result<Planned, StepError> {
-    plan_without(argument, settings, &[])
+pub fn plan(argument: &Path, settings: &PackSettings, job: Job<'_>) -> Result<Planned, StepError> {
+    plan_without(argument, settings, &[], job)
 }
 
 /// [`plan`] for packing into `out`, where an earlier run may have removed shards that it packed.
@@ -151,26 +151,28 @@ pub(crate) fn plan_into(
     argument: &Path,
     out: &Path,
     settings: &PackSettings,
+    job: Job<'_>,
 ) -> Result<Planned, StepError> {
     let removed = if settings.resume {
         removed_before(out, settings.consume)?
     } else {
         Vec::new()
     };
-    plan_without(argument, settings, &removed)
+    plan_without(argument, settings, &removed, job)
 }
 
 fn plan_without(
     argument: &Path,
     settings: &PackSettings,
     removed: &[RemovedShard],
+    job: Job<'_>,
 ) -> Result<Planned, StepError> {
     let tolerated = ScanOptions {
         // whoever takes tensors that nobody knows does not ask whether all are there
         allow_unaudited: settings.scan.allow_unaudited || settings.scan.allow_unclassified,
         ..settings.scan.clone()
     };
-    let (checkpoint, inventory) = scan_with(argument, tolerated, removed)?;
+    let (checkpoint, inventory) = scan_with(argument, tolerated, removed, job)?;
     if Finding::any_error(&inventory.findings) {
         let findings = inventory.findings;
         return Err(StepError::Findings {
@@ -197,18 +199,19 @@ pub(crate) fn plan_with_estimate(
     stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<Plan, StepError> {
-    let mut planned = plan(argument, settings)?;
-    let share = Share::of(&planned, settings);
-    planned.plan.packs.retain(|pack| share.takes(&pack.path));
     let job = Job {
         threads: settings.jobs,
         stop,
         progress,
     };
+    let mut planned = plan(argument, settings, job)?;
+    let share = Share::of(&planned, settings);
+    planned.plan.packs.retain(|pack| share.takes(&pack.path));
     let read = |tensor: &PlannedTensor, range: Range<u64>, to: &mut [u8]| {
         read_tensor(&planned.checkpoint, tensor, range, to)
     };
-    add_estimate(&mut planned.plan, settings.coding, &read, job)?;
+    let estimate = || add_estimate(&mut planned.plan, settings.coding, &read, job);
+    planned.checkpoint.watched(stop, estimate)?;
     if settings.consume {
         planned.plan.consume = Some(consume_plan(&planned)?);
     }
@@ -257,8 +260,13 @@ pub fn pack(
     stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<PackSummary, StepError> {
-    let planned = plan_into(argument, out, settings)?;
-    pack_planned(argument, &planned, out, settings, stop, progress)
+    let job = Job {
+        threads: settings.jobs,
+        stop,
+        progress,
+    };
+    let planned = plan_into(argument, out, settings, job)?;
+    pack_planned(argument, &planned, out, settings, job)
 }
 
 /// Packs a checkpoint that was planned with [`plan_into`] for the same folder and settings.
@@ -270,19 +278,25 @@ pub(crate) fn pack_planned(
     planned: &Planned,
     out: &Path,
     settings: &PackSettings,
-    stop: &CancelToken,
-    progress: &dyn Progress,
+    job: Job<'_>,
 ) -> Result<PackSummary, StepError> {
-    let job = Job {
-        threads: settings.jobs,
-        stop,
-        progress,
-    };
     pack_with(argument, planned, (out, None), settings, job)
 }
 
 /// [`pack_planned`]; finished files go elsewhere, where that is given.
 fn pack_with(
+    argument: &Path,
+    planned: &Planned,
+    to: (&Path, Option<&dyn Elsewhere>),
+    settings: &PackSettings,
+    job: Job<'_>,
+) -> Result<PackSummary, StepError> {
+    let pack = || pack_watched(argument, planned, to, settings, job);
+    planned.checkpoint.watched(job.stop, pack)
+}
+
+/// [`pack_with`], while somebody looks whether to stop waiting for a server.
+fn pack_watched(
     argument: &Path,
     planned: &Planned,
     (out, elsewhere): (&Path, Option<&dyn Elsewhere>),

@@ -51,14 +51,15 @@ pub(crate) fn update(
     // what an earlier run left beside it is of no use
     recover(folder, false)?;
     let settings = settings_of(old.manifest(), tolerate, job.threads);
-    let planned = plan(from, &settings)?;
+    let planned = plan(from, &settings, job)?;
     if let Some(checkpoint) = planned.checkpoint.local_folder() {
         refuse_inside(folder, checkpoint)?;
     }
     refuse_holding(folder, &planned.checkpoint.local_paths())?;
     refuse_damaged(folder, job)?;
     let output = OutputFolder::replace(folder, false)?;
-    let done = build(&output, old, &planned, &settings, job);
+    let write = || build(&output, old, &planned, &settings, job);
+    let done = planned.checkpoint.watched(job.stop, write);
     let changed = match &done {
         Ok((summary, _)) => summary.manifest_sha256 != old.manifest_sha256(),
         Err(_) => false,

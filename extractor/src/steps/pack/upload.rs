@@ -12,7 +12,7 @@ use segpack_manifests::folder::{MANIFEST, PART, SUMS};
 
 use super::{PackSettings, Planned, pack_with, plan_into, write};
 use crate::output::{Elsewhere, OutputError};
-use crate::source::Uploads;
+use crate::source::{Fetching, Uploads};
 use crate::steps::StepError;
 use crate::work::{Job, Progress};
 
@@ -54,10 +54,18 @@ pub(crate) fn pack_to_store(
         stop,
         progress,
     };
-    let uploads = Uploads::open(address, settings.fetch.connections, job)?;
-    let planned = plan_into(argument, spool, settings)?;
+    let how = Fetching {
+        connections: settings.fetch.connections,
+        rate: settings.fetch.rate,
+    };
+    let uploads = Uploads::open(address, how, job)?;
+    let planned = plan_into(argument, spool, settings, job)?;
     refuse_there(address, &uploads, &planned, settings.resume)?;
-    pack_with(argument, &planned, (spool, Some(&uploads)), settings, job)
+    let summary = pack_with(argument, &planned, (spool, Some(&uploads)), settings, job)?;
+    Ok(PackSummary {
+        uploaded_to: Some(uploads.uploaded()),
+        ..summary
+    })
 }
 
 /// Refuses a place with other objects than those of this pack, and one with a pack.

@@ -4,7 +4,6 @@ mod card;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
-use std::sync::Arc;
 
 use segpack_formats::FormatError;
 use segpack_formats::digest::Sha256;
@@ -24,7 +23,7 @@ use super::contents::{Contents, Tensor};
 use super::diff::{DiffSettings, diff};
 use super::documents::read_document;
 use super::info::info;
-use super::verify::{VerifySettings, verify_at};
+use super::verify::{VerifySettings, verify_open};
 use crate::source::Checkpoint;
 use crate::work::Job;
 
@@ -163,7 +162,7 @@ fn empty() -> ReportSubject {
 fn of_pack(pack: &Pack, job: Job<'_>) -> Result<ReportSubject, StepError> {
     let mut settings = VerifySettings::new(VerifyMode::Quick, job.threads);
     settings.allow_unaudited = true;
-    let checked = verify_at(Arc::clone(pack.files()), &settings, job.stop, job.progress)?;
+    let checked = verify_open(pack, &settings, job.stop, job.progress)?;
     let manifest = pack.manifest();
     let facts = manifest.model.text.facts();
     Ok(ReportSubject {

@@ -16,6 +16,18 @@ pub enum SignError {
         /// The file.
         path: PathBuf,
     },
+    /// The private key is encrypted.
+    #[error("{} holds an encrypted private key, and nothing here decrypts it", path.display())]
+    Encrypted {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A public key in the place of a private one.
+    #[error("{} holds a public key: its private key is wanted", path.display())]
+    NotPrivate {
+        /// The file.
+        path: PathBuf,
+    },
     /// The public key is of no kind that the specification has.
     #[error("{} holds no public key of the curves P-256, P-384 or P-521 (PEM)", path.display())]
     PublicKey {

@@ -2,7 +2,7 @@
 //! size: P-256 with SHA-256, P-384 with SHA-384, P-521 with SHA-512.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use p256::ecdsa::signature::{Signer, Verifier};
 use p256::pkcs8::{DecodePrivateKey, DecodePublicKey, EncodePublicKey, LineEnding};
@@ -102,11 +102,11 @@ impl PrivateKey {
     /// Reads a private key.
     ///
     /// # Errors
-    /// `PrivateKey` where it is none of these curves; `Io`.
+    /// `Encrypted`, `NotPrivate`; `PrivateKey` where it is none of these curves; `Io`.
     pub(super) fn read(path: &Path) -> Result<Self, StepError> {
-        let path_of = || path.to_owned();
-        let key = read_pem(path)?.and_then(|pem| Self::of_pem(&pem));
-        Ok(key.ok_or_else(|| SignError::PrivateKey { path: path_of() })?)
+        let pem = read_pem(path)?.unwrap_or_default();
+        let key = Self::of_pem(without_parameters(&pem));
+        Ok(key.ok_or_else(|| no_private_key(path.to_owned(), &pem))?)
     }
 }
 
@@ -128,6 +128,33 @@ impl PublicKey {
     /// `Pem`.
     pub(super) fn hint(&self) -> Result<Sha256, SignError> {
         Ok(Sha256::of(self.to_pem()?.as_bytes()))
+    }
+}
+
+/// A key without the block of its curve's parameters, which `openssl ecparam -genkey` writes before
+/// it unless told not to: the key itself names the curve, too.
+fn without_parameters(pem: &str) -> &str {
+    const END: &str = "-----END EC PARAMETERS-----";
+    let text = pem.trim_start();
+    match text.split_once(END) {
+        Some((_, rest)) if text.starts_with("-----BEGIN EC PARAMETERS-----") => rest.trim_start(),
+        _ => pem,
+    }
+}
+
+/// Why a file holds no private key that signs.
+fn no_private_key(path: PathBuf, pem: &str) -> SignError {
+    // PKCS#8 says it in its label, SEC1 in a header (RFC 1421)
+    let encrypted = [
+        "-----BEGIN ENCRYPTED PRIVATE KEY-----",
+        "Proc-Type: 4,ENCRYPTED",
+    ];
+    if encrypted.iter().any(|text| pem.contains(text)) {
+        return SignError::Encrypted { path };
+    }
+    match PublicKey::of_pem(pem) {
+        Some(_) => SignError::NotPrivate { path },
+        None => SignError::PrivateKey { path },
     }
 }
 

@@ -8,7 +8,6 @@ mod error;
 mod keys;
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -32,7 +31,7 @@ pub(super) use keys::PublicKey;
 
 use super::StepError;
 use super::verify::{VerifySettings, verify};
-use crate::output::{refuse_holding, refuse_inside};
+use crate::output::{refuse_holding, refuse_inside, write_whole};
 use crate::work::Job;
 
 /// More than a signature of the largest model known here takes, ten times.
@@ -73,7 +72,7 @@ pub(crate) fn sign(
     let bundle = bundle_of(folder, &files, &key, hint)?;
     let mut json = serde_json::to_vec(&bundle).map_err(SignError::Encode)?;
     json.push(b'\n');
-    write(&to, &json, force)?;
+    write_whole(&to, force, |out| out.write_all(&json))?;
     Ok(SignSummary {
         format_version: SignSummary::VERSION,
         generator: GENERATOR.to_owned(),
@@ -199,35 +198,4 @@ fn bundle_of(
             }],
         },
     })
-}
-
-/// Writes a file that appears as a whole.
-fn write(to: &Path, bytes: &[u8], force: bool) -> Result<(), StepError> {
-    let parent = to.parent().filter(|p| !p.as_os_str().is_empty());
-    let parent = parent.unwrap_or(Path::new("."));
-    let mut file =
-        tempfile::NamedTempFile::new_in(parent).map_err(StepError::io("create", parent))?;
-    let written = file
-        .write_all(bytes)
-        .and_then(|()| file.as_file().sync_all());
-    written.map_err(StepError::io("write", to))?;
-    readable_by_all(file.path()).map_err(StepError::io("write", to))?;
-    let named = match force {
-        true => file.persist(to),
-        false => file.persist_noclobber(to),
-    };
-    named.map_err(|e| StepError::io("write", to)(e.error))?;
-    Ok(())
-}
-
-/// A signature is no secret, as a temporary file is.
-#[cfg(unix)]
-fn readable_by_all(path: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o644))
-}
-
-#[cfg(not(unix))]
-fn readable_by_all(path: &Path) -> std::io::Result<()> {
-    fs::metadata(path).map(drop)
 }

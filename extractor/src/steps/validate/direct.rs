@@ -24,7 +24,7 @@ use super::error::ValidateError;
 use crate::source::Checkpoint;
 use crate::steps::StepError;
 use crate::steps::scan::{ScanOptions, scan};
-use crate::work::lock;
+use crate::work::{Job, lock};
 
 /// Where the text model may be mounted: in an omni checkpoint, in a thinker or a plain model saved
 /// on its own.
@@ -148,12 +148,9 @@ fn places(
 
 impl<'a> Direct<'a> {
     /// Opens a checkpoint. Its tensors are compared with the pack's digests when they are used.
-    pub(super) fn open(
-        argument: &Path,
-        pack: &'a Pack,
-        stop: &'a CancelToken,
-    ) -> Result<Self, StepError> {
-        let (checkpoint, inventory) = scan(argument, ScanOptions::default())?;
+    pub(super) fn open(argument: &Path, pack: &'a Pack, job: Job<'a>) -> Result<Self, StepError> {
+        let stop = job.stop;
+        let (checkpoint, inventory) = scan(argument, ScanOptions::default(), job)?;
         let facts = facts_of(&checkpoint)?;
         let places = places(&checkpoint, &inventory)?;
         let mount = MOUNTS
@@ -173,6 +170,11 @@ impl<'a> Direct<'a> {
             findings,
             checkpoint,
         })
+    }
+
+    /// The checkpoint that is calculated with.
+    pub(super) fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
     }
 
     /// The model's numbers, from the checkpoint's own `config.json`.

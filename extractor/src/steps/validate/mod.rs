@@ -189,8 +189,24 @@ fn against_checkpoint(
     stop: &CancelToken,
     progress: &dyn Progress,
 ) -> Result<ValidateReport, StepError> {
-    let mut report = empty_report(pack, ReferenceKind::Checkpoint, path, Compute::F32)?;
-    let direct = Direct::open(path, pack, stop)?;
+    let job = crate::work::Job {
+        threads: 1,
+        stop,
+        progress,
+    };
+    let report = empty_report(pack, ReferenceKind::Checkpoint, path, Compute::F32)?;
+    let direct = Direct::open(path, pack, job)?;
+    let compare = || compared_with(&direct, (pack, report), settings, job);
+    direct.checkpoint().watched(stop, compare)
+}
+
+/// The verdict on a pack beside what its checkpoint computes.
+fn compared_with(
+    direct: &Direct<'_>,
+    (pack, mut report): (&Pack, ValidateReport),
+    settings: &ValidateSettings,
+    crate::work::Job { stop, progress, .. }: crate::work::Job<'_>,
+) -> Result<ValidateReport, StepError> {
     if pack.manifest().model.text.facts() != Some(direct.facts()) {
         let finding = Finding::new(FindingKind::DiffersFromCheckpoint).file("config.json");
         let finding = finding.seen("another text model than the packed one");
@@ -225,7 +241,7 @@ fn against_checkpoint(
     let mut options = settings.session.clone();
     options.compute = Compute::F32;
     let session = Session::open_cancellable(pack, &options, stop)?;
-    media::against_direct(&session, &direct, &mut stages)?;
+    media::against_direct(&session, direct, &mut stages)?;
     report.stages = stages.into_rows();
     report.findings = direct.findings();
     media::report_stages(&mut report.findings, &report.stages);

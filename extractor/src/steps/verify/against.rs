@@ -22,8 +22,7 @@ use super::{Findings, VerifySettings, describe};
 use crate::source::{Checkpoint, is_weight_file};
 use crate::steps::StepError;
 use crate::steps::scan::is_lost_shard;
-use crate::work::Progress;
-use crate::work::run_tasks;
+use crate::work::{Job, Progress, run_tasks};
 
 /// A tensor of the pack and where the checkpoint has its bytes.
 struct Pair<'a> {
@@ -54,8 +53,7 @@ pub(super) fn check(
     (checkpoint, inventory): &(Checkpoint, Inventory),
     settings: &VerifySettings,
     findings: &Findings,
-    stop: &CancelToken,
-    progress: &dyn Progress,
+    Job { stop, progress, .. }: Job<'_>,
 ) -> Result<(), StepError> {
     // a shard that cannot be read at all is said once, not for each of its tensors
     for finding in &checkpoint.findings {

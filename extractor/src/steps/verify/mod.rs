@@ -28,7 +28,7 @@ use super::StepError;
 use super::scan::{Extra, ScanOptions, scan};
 use super::sign::{MAX_SIGNATURE_BYTES, PublicKey};
 use crate::causes::{chain, without_path as describe};
-use crate::work::{Progress, into_inner, lock};
+use crate::work::{Job, Progress, into_inner, lock};
 
 /// How to verify.
 #[derive(Debug, Clone)]
@@ -281,12 +281,7 @@ fn verify_opened(
 ) -> Result<VerifyReport, StepError> {
     let findings = Findings::default();
     // first, as a mistyped path should not be told after an hour
-    let key = settings.signature.as_ref();
-    let key = key.map(|s| PublicKey::read(&s.public_key)).transpose()?;
-    let mut signature = None;
-    let mut completeness = Completeness::NotKnown;
-    let mut files = Vec::new();
-    let values = settings.values.then(TensorStatistics::default);
+    let key = key_of(settings)?;
     let Opened {
         pack,
         part,
@@ -327,6 +322,66 @@ fn verify_opened(
         }
         Err(e) => return Err(e.into()),
     };
+    let found = Found {
+        place,
+        pack: pack.as_ref(),
+        part,
+        key,
+    };
+    verify_found(&found, settings, findings, stop, progress)
+}
+
+/// Verifies a pack that is open, and not a part. Its manifest is not read a second time.
+///
+/// # Errors
+/// As [`verify`].
+pub(crate) fn verify_open(
+    pack: &Pack,
+    settings: &VerifySettings,
+    stop: &CancelToken,
+    progress: &dyn Progress,
+) -> Result<VerifyReport, StepError> {
+    let found = Found {
+        place: pack.folder(),
+        pack: Some(pack),
+        part: None,
+        key: key_of(settings)?,
+    };
+    verify_found(&found, settings, Findings::default(), stop, progress)
+}
+
+/// The key that the signature has to be of, if there has to be one.
+fn key_of(settings: &VerifySettings) -> Result<Option<PublicKey>, StepError> {
+    let wanted = settings.signature.as_ref();
+    wanted.map(|s| PublicKey::read(&s.public_key)).transpose()
+}
+
+/// What is verified.
+struct Found<'a> {
+    place: &'a Path,
+    /// `None` where it cannot be opened.
+    pack: Option<&'a Pack>,
+    part: Option<[u64; 2]>,
+    key: Option<PublicKey>,
+}
+
+fn verify_found(
+    found: &Found<'_>,
+    settings: &VerifySettings,
+    findings: Findings,
+    stop: &CancelToken,
+    progress: &dyn Progress,
+) -> Result<VerifyReport, StepError> {
+    let Found {
+        place,
+        pack,
+        part,
+        ref key,
+    } = *found;
+    let mut signature = None;
+    let mut completeness = Completeness::NotKnown;
+    let mut files = Vec::new();
+    let values = settings.values.then(TensorStatistics::default);
     if let (Some(_), Some(against)) = (&part, &settings.against) {
         return Err(StepError::malformed(
             place,
@@ -336,13 +391,18 @@ fn verify_opened(
             ),
         ));
     }
-    if let Some(pack) = &pack {
+    if let Some(pack) = pack {
         findings.extend(wrong_identity(pack.manifest_sha256(), settings));
+        let job = Job {
+            threads: settings.jobs,
+            stop,
+            progress,
+        };
         // first, as a mistyped path should not be told after an hour
         let checkpoint = settings
             .against
             .as_deref()
-            .map(|path| scan(path, as_packed(pack.manifest())))
+            .map(|path| scan(path, as_packed(pack.manifest()), job))
             .transpose()?;
         let sound = structure::check(pack, &findings)?;
         if let Some((wanted, key)) = settings.signature.as_ref().zip(key.as_ref()) {
@@ -356,11 +416,12 @@ fn verify_opened(
             files = content::check(pack, &sound, settings, &findings, watch, stop, progress)?;
         }
         if let Some(checkpoint) = &checkpoint {
-            against::check(pack, checkpoint, settings, &findings, stop, progress)?;
+            let compare = || against::check(pack, checkpoint, settings, &findings, job);
+            checkpoint.0.watched(stop, compare)?;
         }
     }
     findings.end_unread(progress)?;
-    let judged = values.zip(pack.as_ref());
+    let judged = values.zip(pack);
     let values = judged.map(|(values, pack)| {
         let (report, odd) = values.judge(pack.manifest());
         findings.extend(odd);
@@ -372,7 +433,7 @@ fn verify_opened(
     Ok(VerifyReport {
         format_version: VerifyReport::VERSION,
         generator: GENERATOR.to_owned(),
-        manifest_sha256: pack.map(|p| p.manifest_sha256()),
+        manifest_sha256: pack.map(Pack::manifest_sha256),
         mode: settings.mode,
         part,
         subset: settings.subset.map(|s| [s.part, s.of]),

@@ -43,7 +43,7 @@ pub use export::{
 pub use gpu_bench::{GpuBenchOnDemand, GpuBenchPrefill, GpuBenchReport, GpuBenchResident};
 pub use graft::GraftReport;
 pub use info::{InfoComponent, InfoReport, InfoVerified, SinceReceipt};
-pub use pack::{PackSummary, PackedFrom};
+pub use pack::{PackSummary, PackedFrom, UploadedTo};
 pub use receipt::{ReceiptFile, VerifyReceipt};
 pub use repair::{RepairDamage, RepairReport, RepairedFile};
 pub use report::{ReportData, ReportDecoder, ReportGroup, ReportSubject, ReportValues};

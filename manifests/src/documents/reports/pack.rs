@@ -51,6 +51,9 @@ pub struct PackSummary {
     /// The server that the source came from, by this run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packed_from: Option<PackedFrom>,
+    /// The object store that the pack went to, by this run; since version 1.4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uploaded_to: Option<UploadedTo>,
     /// Warnings.
     pub warnings: Vec<Finding>,
 }
@@ -67,6 +70,24 @@ pub struct PackedFrom {
     pub retries: u64,
     /// Bytes of answers that were received.
     pub received_bytes: u64,
+}
+
+/// What a run sent to an object store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct UploadedTo {
+    /// The address of the pack.
+    pub place: String,
+    /// Objects that are there now because of this run.
+    pub objects: u64,
+    /// Parts of them, of those that were sent in several.
+    pub parts: u64,
+    /// Requests, those of lists and credentials among them.
+    pub requests: u64,
+    /// Requests that were sent because one before failed.
+    pub retries: u64,
+    /// Bytes of bodies, those of requests that failed among them.
+    pub sent_bytes: u64,
 }
 
 #[expect(
