@@ -140,7 +140,8 @@ pub(crate) fn audit_listed(
     if let (None, Some(config), false) = (family, checkpoint.config, options.allows_unknown()) {
         findings.push(unknown_family(config));
     }
-    check_index(checkpoint, &tensors, &mut findings);
+    let present = NameIndex::of(&tensors, |t| &t.name);
+    check_index(checkpoint, &tensors, &present, &mut findings);
     let adapter = diagnosis::adapter(&tensors).filter(|_| !options.allows_unknown());
     let is_adapter = adapter.is_some();
     let complete = match adapter {
@@ -148,7 +149,10 @@ pub(crate) fn audit_listed(
             findings.push(finding);
             false
         }
-        None => check_complete(checkpoint, family, &tensors, options, &mut findings),
+        None => {
+            let named = (&tensors[..], &present);
+            check_complete(checkpoint, family, named, options, &mut findings)
+        }
     };
     // of an unknown family no rule names anything: one finding says so
     let is_unknown = family.is_none() && checkpoint.config.is_some();
@@ -279,27 +283,38 @@ pub(crate) fn list_tensor(
 }
 
 /// The index against the headers, both ways.
-fn check_index(checkpoint: &Listed<'_>, tensors: &[InventoryTensor], findings: &mut Vec<Finding>) {
-    let held = shards_of_tensors(checkpoint, tensors, findings);
+fn check_index(
+    checkpoint: &Listed<'_>,
+    tensors: &[InventoryTensor],
+    present: &NameIndex,
+    findings: &mut Vec<Finding>,
+) {
+    let again = report_duplicates(checkpoint, tensors, present, findings);
     let Some(index) = checkpoint.index else {
         return;
     };
     let opened = opened(checkpoint);
+    let shard_of = |number: usize| checkpoint.shards[tensors[number].shard];
+    // of a name in several shards, the last of them
+    let find = |name: &str| {
+        let number = present.find(tensors, |t| &t.name, name)?;
+        Some(again.get(&number).copied().unwrap_or(number))
+    };
     let mut listed = 0;
     for (name, file) in &index.weight_map {
-        let holder = held.get(name.as_str()).copied();
+        let holder = find(name).map(shard_of);
         listed += usize::from(holder.is_some());
-        if opened.contains(&**file) && holder != Some(&**file) {
+        if holder != Some(&**file) && opened.contains(&**file) {
             findings.push(not_in_shard(name, file, holder));
         }
     }
     // where every one was found, the names of 200,000 tensors need no second search
-    let all_listed = listed == held.len();
-    for (name, file) in held.iter().filter(|_| !all_listed) {
-        if !index.weight_map.contains_key(*name) {
-            let finding = Finding::new(FindingKind::NotInIndex)
-                .tensor(*name)
-                .file(*file);
+    let is_all_listed = listed + present.duplicates().len() == tensors.len();
+    for tensor in tensors.iter().filter(|_| !is_all_listed) {
+        let is_last = find(&tensor.name).is_some_and(|last| std::ptr::eq(&tensors[last], tensor));
+        if is_last && !index.weight_map.contains_key(&tensor.name) {
+            let finding = Finding::new(FindingKind::NotInIndex).tensor(&tensor.name);
+            let finding = finding.file(checkpoint.shards[tensor.shard]);
             findings.push(finding.seen("the index does not name it"));
         }
     }
@@ -309,22 +324,24 @@ fn check_index(checkpoint: &Listed<'_>, tensors: &[InventoryTensor], findings: &
     }
 }
 
-/// The shard that holds each tensor; a name in two of them is a finding.
-fn shards_of_tensors<'a>(
-    checkpoint: &Listed<'a>,
-    tensors: &'a [InventoryTensor],
+/// A name in two shards is a finding. Returns for each first tensor of such a name the last one.
+fn report_duplicates(
+    checkpoint: &Listed<'_>,
+    tensors: &[InventoryTensor],
+    present: &NameIndex,
     findings: &mut Vec<Finding>,
-) -> HashMap<&'a str, &'a str> {
-    let mut held: HashMap<&str, &str> = HashMap::with_capacity(tensors.len());
-    for tensor in tensors {
-        let path = checkpoint.shards[tensor.shard];
-        if let Some(first) = held.insert(&tensor.name, path) {
-            let finding = Finding::new(FindingKind::DuplicateTensor).tensor(&tensor.name);
-            let finding = finding.file(path).seen(format!("is in {first} too"));
-            findings.push(finding.wanted("one of them"));
-        }
+) -> HashMap<usize, usize> {
+    let mut last: HashMap<usize, usize> = HashMap::new();
+    for &(first, again) in present.duplicates() {
+        let before = last.insert(first, again).unwrap_or(first);
+        let shard = |number: usize| checkpoint.shards[tensors[number].shard];
+        let tensor = &tensors[again];
+        let finding = Finding::new(FindingKind::DuplicateTensor).tensor(&tensor.name);
+        let finding = finding.file(shard(again));
+        let finding = finding.seen(format!("is in {} too", shard(before)));
+        findings.push(finding.wanted("one of them"));
     }
-    held
+    last
 }
 
 fn opened<'a>(checkpoint: &Listed<'a>) -> HashSet<&'a str> {
@@ -371,7 +388,7 @@ fn report_unclassified(
 fn check_complete(
     checkpoint: &Listed<'_>,
     family: Option<Family>,
-    tensors: &[InventoryTensor],
+    (tensors, present): (&[InventoryTensor], &NameIndex),
     options: AuditOptions,
     findings: &mut Vec<Finding>,
 ) -> bool {
@@ -383,12 +400,12 @@ fn check_complete(
         findings.push(not_audited(checkpoint));
         return false;
     };
-    let (present, unread) = (NameIndex::of(tensors, |t| &t.name), Unread::of(checkpoint));
+    let unread = Unread::of(checkpoint);
     let compare = |config: &Value| {
         let compared = Compared {
             checkpoint,
             tensors,
-            present: &present,
+            present,
             wanted: vec![false; tensors.len()],
             unread: &unread,
             has_dtypes: false,
@@ -540,6 +557,9 @@ impl<'a> Unread<'a> {
             };
         };
         let opened = opened(checkpoint);
+        if index.shards().iter().all(|file| opened.contains(file)) {
+            return Self::Placed(HashSet::new());
+        }
         let placed = index.weight_map.iter();
         let unopened = placed.filter(|(_, file)| !opened.contains(&***file));
         Self::Placed(unopened.map(|(name, _)| name.as_str()).collect())
@@ -593,8 +613,11 @@ impl Compared<'_> {
     /// Everything that differs, tensors that nothing called for among it.
     fn finish(mut self) -> Vec<Finding> {
         for (number, t) in self.tensors.iter().enumerate() {
+            if self.wanted[number] || t.component == Component::Unclassified {
+                continue;
+            }
             let is_other = self.present.find(self.tensors, |t| &t.name, &t.name) != Some(number);
-            if self.wanted[number] || is_other || t.component == Component::Unclassified {
+            if is_other {
                 continue;
             }
             let seen = match t.part {

@@ -1,27 +1,45 @@
 //! Entries of a list by name, without the names: those are in the list.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 
-use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
+use hashbrown::{DefaultHashBuilder, HashTable};
 
 /// Where the entries of a list are, by name: a number for each, a fortieth of what a map with the
 /// names of a large model takes.
 #[derive(Debug, Clone)]
 pub(crate) struct NameIndex {
     numbers: HashTable<usize>,
-    hasher: RandomState,
+    hasher: DefaultHashBuilder,
+    /// An entry whose name an earlier one has, behind that one.
+    duplicates: Vec<(usize, usize)>,
 }
 
 impl NameIndex {
-    /// Of a list in which every name is unique; of equal names, any is found.
+    /// Of equal names the first is found.
     pub(crate) fn of<T>(list: &[T], name: impl Fn(&T) -> &str) -> Self {
-        let hasher = RandomState::new();
+        let hasher = DefaultHashBuilder::default();
         let hash = |number: &usize| hasher.hash_one(name(&list[*number]));
         let mut numbers = HashTable::with_capacity(list.len());
-        for number in 0..list.len() {
-            numbers.insert_unique(hash(&number), number, hash);
+        let mut duplicates = Vec::new();
+        for (number, entry) in list.iter().enumerate() {
+            let is_it = |other: &usize| name(&list[*other]) == name(entry);
+            match numbers.entry(hash(&number), is_it, hash) {
+                Entry::Occupied(first) => duplicates.push((*first.get(), number)),
+                Entry::Vacant(place) => drop(place.insert(number)),
+            }
         }
-        Self { numbers, hasher }
+        Self {
+            numbers,
+            hasher,
+            duplicates,
+        }
+    }
+
+    /// Every entry whose name an earlier one has, behind the first of that name, in the order of the
+    /// list.
+    pub(crate) fn duplicates(&self) -> &[(usize, usize)] {
+        &self.duplicates
     }
 
     /// The number of the entry of this name in the list that it was made of.
@@ -48,6 +66,9 @@ mod tests {
         for (number, name) in list.iter().enumerate() {
             assert_eq!(index.find(&list, String::as_str, name), Some(number));
         }
+        assert!(index.duplicates().is_empty());
+        let twice = NameIndex::of(&["a", "b", "a", "c", "a"], |name| name);
+        assert_eq!(twice.duplicates(), [(0, 2), (0, 4)]);
         for other in ["", "layers", "layers.1000.weight"] {
             assert_eq!(index.find(&list, String::as_str, other), None, "{other:?}");
         }

@@ -42,10 +42,10 @@ impl ShardIndex {
             .and_then(|m| m.total_size)
             .map(|n| whole(&n))
             .transpose()?;
-        let mut shards = BTreeSet::new();
+        let mut shards = Paths::default();
         let places = raw.weight_map.0.into_iter();
         let placed = places.map(|(tensor, file)| {
-            let shard = shared(&mut shards, &file).map_err(|why| {
+            let shard = shards.shared(&file).map_err(|why| {
                 HeaderError::Rule(format!(
                     "weight_map: tensor {tensor:?} is in {file:?}: {why}"
                 ))
@@ -61,19 +61,44 @@ impl ShardIndex {
 
     /// The shards that it names.
     pub fn shards(&self) -> BTreeSet<&str> {
-        self.weight_map.values().map(|file| &**file).collect()
+        let mut shards = BTreeSet::new();
+        let mut last: Option<&Arc<str>> = None;
+        for file in self.weight_map.values() {
+            // tensors that follow one another are mostly of one shard
+            if !last.is_some_and(|last| Arc::ptr_eq(last, file)) {
+                shards.insert(&**file);
+                last = Some(file);
+            }
+        }
+        shards
     }
 }
 
-/// The one copy of a path that is kept, checked.
-fn shared(shards: &mut BTreeSet<Arc<str>>, file: &str) -> Result<Arc<str>, &'static str> {
-    if let Some(known) = shards.get(file) {
-        return Ok(Arc::clone(known));
+/// One copy of each path, checked.
+#[derive(Default)]
+struct Paths {
+    known: BTreeSet<Arc<str>>,
+    last: Option<Arc<str>>,
+}
+
+impl Paths {
+    /// The one copy of a path that is kept, checked.
+    fn shared(&mut self, file: &str) -> Result<Arc<str>, &'static str> {
+        if let Some(last) = self.last.as_ref().filter(|last| ***last == *file) {
+            return Ok(Arc::clone(last));
+        }
+        let shard = match self.known.get(file) {
+            Some(known) => Arc::clone(known),
+            None => {
+                check_relative_path(file)?;
+                let shard: Arc<str> = file.into();
+                self.known.insert(Arc::clone(&shard));
+                shard
+            }
+        };
+        self.last = Some(Arc::clone(&shard));
+        Ok(shard)
     }
-    check_relative_path(file)?;
-    let shard: Arc<str> = file.into();
-    shards.insert(Arc::clone(&shard));
-    Ok(shard)
 }
 
 /// Some writers give the size as a float (`1.2e10`); it is taken while it is exact.
