@@ -137,7 +137,7 @@ enum Format {
     Hf,
     /// The text decoder as a Qwen3MoeForCausalLM checkpoint
     Qwen3Moe,
-    /// The text decoder for llama.cpp (architecture qwen3moe)
+    /// The text decoder for llama.cpp: Qwen3-MoE, Qwen2-MoE, Mixtral, OLMoE, GLM-4.5, gpt-oss
     Gguf,
     /// One safetensors file
     Safetensors,

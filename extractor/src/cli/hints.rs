@@ -544,23 +544,38 @@ fn of_gguf(error: &GgufExportError) -> Option<&'static str> {
         GgufExportError::Name { .. } => {
             Some("--to gguf writes a file, whose name must end in .gguf")
         }
-        GgufExportError::Setting { .. } | GgufExportError::NoSuchTensor { .. } => {
+        GgufExportError::Setting { architecture, .. }
+        | GgufExportError::NoSuchTensor { architecture, .. }
+            if *architecture == "qwen3moe" =>
+        {
             Some("--to hf or qwen3-moe writes this model for transformers and vLLM")
         }
         GgufExportError::Importance { .. } => Some(
             "--imatrix is for --dtype q4_k_s, q4_k_m, q5_k_s, q5_k_m and q6_k, and for the model that it was made with",
+        ),
+        GgufExportError::Setting { .. }
+        | GgufExportError::NoSuchTensor { .. }
+        | GgufExportError::Part { .. }
+        | GgufExportError::Family { .. } => {
+            Some("--to hf writes the checkpoint as it is, for transformers and vLLM")
+        }
+        GgufExportError::Requantized => Some(
+            "without --dtype the experts stay MXFP4; --dtype q8_0 makes blocks of the other matrices",
         ),
         GgufExportError::TooManyFiles { .. } => Some("a larger --max-shard-size gives fewer files"),
         GgufExportError::PreTokenizer { .. } => Some(
             "give the name with --tokenizer-pre NAME, or leave the tokenizer out with \
              --tokenizer-pre none",
         ),
-        GgufExportError::PostProcessor { .. } => {
+        GgufExportError::PostProcessor { .. }
+        | GgufExportError::NotByteLevel { .. }
+        | GgufExportError::SpecialToken { .. }
+        | GgufExportError::SentencePiece { .. } => {
             Some("leave the tokenizer out with --tokenizer-pre none")
         }
         GgufExportError::Sampling { .. }
         | GgufExportError::Twice { .. }
-        | GgufExportError::Part { .. }
+        | GgufExportError::NoScale { .. }
         | GgufExportError::Missing { .. }
         | GgufExportError::Shape { .. }
         | GgufExportError::Merge => None,

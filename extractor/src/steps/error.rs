@@ -503,7 +503,10 @@ fn exit_of_gguf(error: &GgufExportError) -> Exit {
         GgufExportError::Name { .. }
         | GgufExportError::TooManyFiles { .. }
         | GgufExportError::Importance { .. } => Exit::Usage,
-        GgufExportError::Setting { .. }
+        GgufExportError::Family { .. }
+        | GgufExportError::Requantized
+        | GgufExportError::NoScale { .. }
+        | GgufExportError::Setting { .. }
         | GgufExportError::Sampling { .. }
         | GgufExportError::Twice { .. }
         | GgufExportError::Part { .. }
@@ -511,6 +514,9 @@ fn exit_of_gguf(error: &GgufExportError) -> Exit {
         | GgufExportError::Shape { .. }
         | GgufExportError::NoSuchTensor { .. }
         | GgufExportError::PreTokenizer { .. }
+        | GgufExportError::NotByteLevel { .. }
+        | GgufExportError::SpecialToken { .. }
+        | GgufExportError::SentencePiece { .. }
         | GgufExportError::PostProcessor { .. }
         | GgufExportError::Merge => Exit::Damaged,
     }

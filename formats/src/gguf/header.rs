@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 
 use crate::numeric::ggml::BlockType;
-use crate::numeric::{Dtype, FloatDtype};
+use crate::numeric::{Dtype, FloatDtype, mxfp4};
 
 use super::error::{GgufError, wrong};
 use super::value::{Field, Value};
@@ -33,11 +33,14 @@ pub enum TensorType {
     Bf16,
     /// Blocks of quantized values.
     Blocks(BlockType),
+    /// Blocks of 32 values of E2M1 behind their scale of E8M0: see
+    /// [`mxfp4::to_ggml`](crate::numeric::mxfp4::to_ggml).
+    Mxfp4,
 }
 
 impl TensorType {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::F32,
         Self::F16,
         Self::Bf16,
@@ -48,6 +51,7 @@ impl TensorType {
         Self::Blocks(BlockType::Q4K),
         Self::Blocks(BlockType::Q5K),
         Self::Blocks(BlockType::Q6K),
+        Self::Mxfp4,
     ];
 
     /// Its number in files (`ggml_type`).
@@ -63,6 +67,7 @@ impl TensorType {
             Self::Blocks(BlockType::Q5K) => 13,
             Self::Blocks(BlockType::Q6K) => 14,
             Self::Bf16 => 30,
+            Self::Mxfp4 => 39,
         }
     }
 
@@ -90,6 +95,7 @@ impl TensorType {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 1,
             Self::Blocks(kind) => kind.values() as u64,
+            Self::Mxfp4 => mxfp4::BLOCK_VALUES as u64,
         }
     }
 
@@ -99,6 +105,7 @@ impl TensorType {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
             Self::Blocks(kind) => kind.bytes() as u64,
+            Self::Mxfp4 => mxfp4::GGML_BLOCK_BYTES as u64,
         }
     }
 
@@ -145,6 +152,7 @@ impl fmt::Display for TensorType {
             Self::F16 => f.pad("F16"),
             Self::Bf16 => f.pad("BF16"),
             Self::Blocks(kind) => kind.fmt(f),
+            Self::Mxfp4 => f.pad("MXFP4"),
         }
     }
 }

@@ -13,6 +13,9 @@ pub const BLOCK_VALUES: usize = 32;
 /// Bytes of a block's values, without its scale.
 pub const BLOCK_BYTES: usize = BLOCK_VALUES / 2;
 
+/// Bytes of a block as ggml stores it: its scale, then its values.
+pub const GGML_BLOCK_BYTES: usize = 1 + BLOCK_BYTES;
+
 /// The values of E2M1: no infinities, no NaN.
 const VALUES: [f32; 256] = Layout {
     exponent_bits: 2,
@@ -34,6 +37,19 @@ pub fn decode_block(bytes: &[u8; BLOCK_BYTES], scale: u8, to: &mut [f32; BLOCK_V
     let scale = fp8::E8M0.decode(scale);
     for (pair, to) in bytes.iter().zip(to.as_chunks_mut::<2>().0) {
         *to = [decode(*pair) * scale, decode(pair >> 4) * scale];
+    }
+}
+
+/// A block as ggml stores it: the scale, then values 0 to 15 in the low halves of 16 bytes and
+/// values 16 to 31 in the high ones. Not a value changes.
+///
+/// Source: `block_mxfp4` and `dequantize_row_mxfp4`, ggml/src/ggml-quants.c.
+#[inline]
+pub fn to_ggml(bytes: &[u8; BLOCK_BYTES], scale: u8, to: &mut [u8; GGML_BLOCK_BYTES]) {
+    let code = |value: usize| bytes[value / 2] >> (4 * (value % 2)) & 0xf;
+    to[0] = scale;
+    for (value, to) in to[1..].iter_mut().enumerate() {
+        *to = code(value) | code(value + BLOCK_BYTES) << 4;
     }
 }
 
@@ -66,5 +82,20 @@ mod tests {
         assert!(values[2..30].iter().all(|x| *x == 0.0));
         decode_block(&bytes, 0xff, &mut values);
         assert!(values.iter().all(|x| x.is_nan()));
+    }
+
+    #[test]
+    fn ggml_has_the_first_half_of_a_block_in_the_low_halves_of_its_bytes() {
+        // value n has the code n modulo 16
+        let bytes = std::array::from_fn(|i| (2 * i % 16 | (2 * i + 1) % 16 << 4) as u8);
+        let mut to = [0; GGML_BLOCK_BYTES];
+        to_ggml(&bytes, 0x7b, &mut to);
+        assert_eq!(to[0], 0x7b);
+        let wanted: Vec<u8> = (0..16).map(|code| code | code << 4).collect();
+        assert_eq!(to[1..], wanted[..]);
+        let mut bytes = [0; BLOCK_BYTES];
+        (bytes[0], bytes[8]) = (0xba, 0xdc);
+        to_ggml(&bytes, 0, &mut to);
+        assert_eq!(to[1..3], [0xca, 0xdb]);
     }
 }

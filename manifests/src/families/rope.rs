@@ -200,6 +200,13 @@ impl Yarn {
         })
     }
 
+    /// Whether the factor of cosines and sines is the one that follows of the stretch alone,
+    /// `0.1 · ln(factor) + 1`.
+    #[must_use]
+    pub fn has_usual_attention_factor(&self) -> bool {
+        (self.attention_factor - magnitude(self.factor, 1.0)).abs() < 1e-6
+    }
+
     /// gpt-oss's where its configuration has none.
     pub(crate) fn of_gpt_oss() -> Self {
         Self {

@@ -83,6 +83,23 @@ pub struct TextDecoder {
     pub settings: TextSettings,
 }
 
+impl TextDecoder {
+    /// That of a family's `config.json`.
+    ///
+    /// # Errors
+    /// Where a setting is out of bounds, or asks for what no runtime of this build computes.
+    pub fn of_config(family: Family, config: &Value) -> Result<Self, ConfigError> {
+        let mut facts = family.text_facts(config)?;
+        let settings = family.text_settings(config, &facts)?;
+        settings.complete(&mut facts);
+        Ok(Self {
+            family,
+            facts,
+            settings,
+        })
+    }
+}
+
 impl PackModel {
     /// Reads `config.json` of a pack and compares it with the manifest. A pack of a family that
     /// this build does not know, or without any, is not refused here: only
@@ -135,17 +152,11 @@ impl PackModel {
             return Err(ModelError::NoTextDecoder);
         };
         // a checkpoint whose numbers could not be read was packed without any
-        let mut facts = family.text_facts(config)?;
+        family.text_facts(config)?;
         if self.model.text.facts().is_none() {
             return Err(ModelError::NoTextDecoder);
         }
-        let settings = family.text_settings(config, &facts)?;
-        settings.complete(&mut facts);
-        Ok(TextDecoder {
-            family,
-            facts,
-            settings,
-        })
+        Ok(TextDecoder::of_config(family, config)?)
     }
 
     /// The encoders of audio and pictures, and what else a runtime has to know of them; `None`

@@ -16,19 +16,19 @@ use crate::support::packs::pack_into;
 use crate::support::tiny::{Qwen3Moe, Tensor, Tiny, tiny_full, tiny_text};
 
 /// A file as its reader has it.
-struct Gguf {
-    header: Header,
+pub(super) struct Gguf {
+    pub(super) header: Header,
     bytes: Vec<u8>,
 }
 
 impl Gguf {
-    fn read(path: &Path) -> Self {
+    pub(super) fn read(path: &Path) -> Self {
         let bytes = fs::read(path).unwrap();
         let header = Header::read(&mut &bytes[..], bytes.len() as u64).unwrap();
         Self { header, bytes }
     }
 
-    fn data(&self, name: &str) -> &[u8] {
+    pub(super) fn data(&self, name: &str) -> &[u8] {
         let tensor = self
             .header
             .tensor(name)
@@ -67,7 +67,7 @@ fn anonymous(path: &Path) -> Vec<u8> {
     bytes
 }
 
-fn export(pack: &Path, out: &Path, options: &[&str]) -> Run {
+pub(super) fn export(pack: &Path, out: &Path, options: &[&str]) -> Run {
     let mut arguments = vec![
         "export".into(),
         pack.into(),
@@ -82,7 +82,7 @@ fn export(pack: &Path, out: &Path, options: &[&str]) -> Run {
 
 /// Asserts that it went well and said all of this.
 #[track_caller]
-fn said(run: Run, words: &[&str]) {
+pub(super) fn said(run: Run, words: &[&str]) {
     let run = run.ok();
     for word in words {
         assert!(
@@ -567,7 +567,7 @@ fn an_unknown_pre_tokenizer_is_no_guess() {
     };
     let (run, folder) = attempt(&with_tokenizer(split), &[]);
     run.exits(3)
-        .says(&["does not split text as Qwen2's", "--tokenizer-pre"]);
+        .says(&["does not split text as those do", "--tokenizer-pre"]);
     assert!(!folder.path().join("model.gguf").exists());
     let (run, folder) = attempt(&with_tokenizer(split), &["--tokenizer-pre", "gpt-4o"]);
     run.ok();

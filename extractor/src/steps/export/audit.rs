@@ -12,6 +12,7 @@ use segpack_manifests::families::Family;
 use segpack_manifests::names::Component;
 use serde_json::Value;
 
+use super::arrangement::Every;
 use super::expert_parallel::Share;
 use super::hf::CONFIG;
 use super::plan::{Content, ExportPlan, NewTensorPlan, PlannedFile};
@@ -84,30 +85,65 @@ fn of_components<'a>(pack: &'a Pack, components: &BTreeSet<Component>) -> Vec<&'
         .collect()
 }
 
+/// How often each share of a tensor is written: `every[n]` of the rows n, n + step and so on, where
+/// `every` has `step` numbers.
+#[derive(Default)]
+struct Times {
+    wanted: u32,
+    every: Vec<u32>,
+}
+
+impl Times {
+    /// One more time of these rows.
+    fn add(&mut self, taken: Every) {
+        if self.every.len() < taken.step {
+            // what was counted in larger shares counts for each of the smaller
+            let had = std::mem::take(&mut self.every);
+            let of = |n: usize| had.get(n % had.len().max(1)).copied().unwrap_or_default();
+            self.every = (0..taken.step).map(of).collect();
+        }
+        let mine = self.every.iter_mut().skip(taken.first);
+        mine.step_by(taken.step).for_each(|times| *times += 1);
+    }
+
+    /// The fewest times and the most that a value is written.
+    fn seen(&self) -> (u32, u32) {
+        let every = self.every.iter().copied();
+        let least = every.clone().min().unwrap_or_default();
+        (least, every.max().unwrap_or_default())
+    }
+}
+
 /// Tensors of the pack that are not written, written twice, or written though nobody chose them.
 fn not_once(wanted: &[&TensorEntry], files: &[PlannedFile<'_>]) -> Vec<Finding> {
-    let mut times: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
+    let mut times: BTreeMap<&str, Times> = BTreeMap::new();
     for tensor in wanted {
-        times.entry(&tensor.name).or_default().0 += 1;
+        times.entry(&tensor.name).or_default().wanted += 1;
     }
     let placed = files.iter().flat_map(PlannedFile::tensors);
     for part in placed.flat_map(|placed| &placed.tensor.parts) {
-        times.entry(&part.source.name).or_default().1 += 1;
+        for tensor in std::iter::once(part.source).chain(part.beside) {
+            let of_tensor = times.entry(&tensor.name).or_default();
+            of_tensor.add(part.arrangement.taken());
+        }
     }
-    let wrong = times
-        .into_iter()
-        .filter(|(_, (wanted, seen))| wanted != seen);
-    wrong
-        .map(|(name, (wanted, seen))| {
-            let kind = match wanted > seen {
-                true => FindingKind::MissingTensor,
-                false => FindingKind::ExtraTensor,
-            };
-            let finding = Finding::new(kind).tensor(name);
-            let finding = finding.seen(format!("would be written {seen} times"));
-            finding.wanted(format!("{wanted}, as chosen"))
-        })
-        .collect()
+    times.into_iter().filter_map(wrong_times).collect()
+}
+
+/// A finding where a tensor, or a share of it, is written less or more often than it was chosen.
+fn wrong_times((name, times): (&str, Times)) -> Option<Finding> {
+    let (least, most) = times.seen();
+    let wanted = times.wanted;
+    let (kind, seen) = if least < wanted {
+        (FindingKind::MissingTensor, least)
+    } else if most > wanted {
+        (FindingKind::ExtraTensor, most)
+    } else {
+        return None;
+    };
+    let finding = Finding::new(kind).tensor(name);
+    let finding = finding.seen(format!("would be written {seen} times"));
+    Some(finding.wanted(format!("{wanted}, as chosen")))
 }
 
 /// The configuration that will lie beside the weights.

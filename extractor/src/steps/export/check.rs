@@ -12,7 +12,7 @@ use segpack_formats::io::{DIRECT_ALIGNMENT, DirectFile, InputFile};
 
 use super::error::{Difference, ExportError};
 use super::index::read_index;
-use super::plan::{Content, Conversion, Part, PlannedFile, TensorFile};
+use super::plan::{Content, Part, PlannedFile, TensorFile};
 use super::produce::{Producer, Worker};
 use super::written::WrittenTensor;
 use crate::steps::StepError;
@@ -130,9 +130,9 @@ impl Check<'_> {
                     start,
                 };
                 start += part.length();
-                match part.conversion {
-                    Conversion::Keep => kept.push(unit),
-                    _ => self.converted(unit, worker)?,
+                match part.is_kept() {
+                    true => kept.push(unit),
+                    false => self.converted(unit, worker)?,
                 }
             }
         }
@@ -238,19 +238,20 @@ impl Check<'_> {
 
     /// The values of a converted part against those of the pack.
     fn converted(&self, unit: Unit<'_>, worker: &mut Worker<'_>) -> Result<(), StepError> {
-        let Part { source, conversion } = unit.part;
-        let (block, _) = conversion.block();
+        let Unit { part, .. } = unit;
+        let (source, block) = (part.source, part.block());
+        let beside = self.producer.beside(&part, &mut worker.reader)?;
         let (mut before, mut after, mut at) = (Vec::new(), Vec::new(), unit.start);
         worker
             .reader
             .read_tensor(source, 0..source.length, self.producer.stop, |piece| {
                 before.extend_from_slice(piece);
                 let whole = before.len() - before.len() % block;
-                let length = conversion.length(whole as u64);
+                let length = part.length_of(whole as u64);
                 after.resize(to_usize(length), 0);
                 self.file.file().read_at(&mut after, at)?;
-                if let Err(what) = conversion.check(&before[..whole], self.producer.threads, &after)
-                {
+                let whole_blocks = (&before[..whole], &beside[..]);
+                if let Err(what) = part.check(whole_blocks, self.producer.threads, &after) {
                     return Err(self.refuse(Difference::Value {
                         tensor: unit.name.to_owned(),
                         start: at,

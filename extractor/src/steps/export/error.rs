@@ -324,7 +324,7 @@ pub enum Difference {
     TooShort,
 }
 
-/// Why llama.cpp's `qwen3moe` cannot express what a pack holds.
+/// Why llama.cpp cannot express what a pack holds.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GgufExportError {
@@ -348,16 +348,35 @@ pub enum GgufExportError {
         /// The JSON value.
         seen: String,
     },
+    /// The model's family is not written.
+    #[error(
+        "the target gguf is for Qwen3-MoE, Qwen2-MoE, Mixtral, OLMoE, GLM-4.5 and gpt-oss, not for {family}"
+    )]
+    Family {
+        /// The family.
+        family: FamilyName,
+    },
+    /// Values that are quantised already would be quantised again.
+    #[error(
+        "the experts are MXFP4 already: quantising them again loses more than it saves, and llama.cpp's quantizer refuses it"
+    )]
+    Requantized,
+    /// Quantised values without their scales.
+    #[error("tensor {tensor:?} has no scales beside it: were they left out?")]
+    NoScale {
+        /// The tensor.
+        tensor: String,
+    },
     /// A setting of the model that llama.cpp does not know.
-    #[error("llama.cpp's qwen3moe {what}")]
+    #[error("llama.cpp's {architecture} {what}")]
     Setting {
+        /// The architecture in llama.cpp.
+        architecture: &'static str,
         /// What llama.cpp computes, and what the model does instead.
         what: String,
     },
     /// Two tensors are one and the same part of the model.
-    #[error(
-        "{first:?} and {second:?} are both {role} of one layer: qwen3moe of llama.cpp has no biases"
-    )]
+    #[error("{first:?} and {second:?} are both {role} of one layer or expert")]
     Twice {
         /// A tensor.
         first: String,
@@ -368,9 +387,11 @@ pub enum GgufExportError {
     },
     /// A tensor that is a part of a weight that llama.cpp does not know.
     #[error(
-        "tensor {tensor:?} is the {part} of a quantised weight: qwen3moe of llama.cpp has none"
+        "tensor {tensor:?} is the {part} of a quantised weight, which is not written as {architecture} of llama.cpp"
     )]
     Part {
+        /// The architecture in llama.cpp.
+        architecture: &'static str,
         /// The tensor.
         tensor: String,
         /// What it is of its weight.
@@ -397,8 +418,10 @@ pub enum GgufExportError {
         wanted: Vec<u64>,
     },
     /// A tensor that llama.cpp has no name for.
-    #[error("llama.cpp's qwen3moe has no tensor {tensor:?} ({role})")]
+    #[error("llama.cpp's {architecture} has no tensor {tensor:?} ({role})")]
     NoSuchTensor {
+        /// The architecture in llama.cpp.
+        architecture: &'static str,
         /// The tensor.
         tensor: String,
         /// What it is.
@@ -418,12 +441,32 @@ pub enum GgufExportError {
     },
     /// The tokenizer splits text by rules that have no known name in llama.cpp.
     #[error(
-        "the tokenizer does not split text as Qwen2's does, and another name of llama.cpp is not \
-         known for it ({seen})"
+        "the tokenizer does not split text as those do whose name in llama.cpp is known (Qwen2's, and \
+         those of OLMoE, GLM-4.5 and gpt-oss): {seen}"
     )]
     PreTokenizer {
         /// Its rules, cut short.
         seen: String,
+    },
+    /// The tokenizer's vocabulary is not one of bytes: SentencePiece's.
+    #[error(
+        "the tokenizer does not make characters of bytes, and vocabularies of other kinds are not written: {seen}"
+    )]
+    NotByteLevel {
+        /// Its rules, cut short.
+        seen: String,
+    },
+    /// The SentencePiece vocabulary cannot be used.
+    #[error("tokenizer.model {why}")]
+    SentencePiece {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A special token that llama.cpp is told of is not in the tokenizer.
+    #[error("the tokenizer has no special token {token:?}, which llama.cpp is told of")]
+    SpecialToken {
+        /// The token.
+        token: &'static str,
     },
     /// The tokenizer has a step that may add tokens to a text.
     #[error("the tokenizer has a post-processor {kind:?}, which may add tokens to a text")]

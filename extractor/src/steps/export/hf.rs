@@ -96,10 +96,7 @@ fn as_in_source<'a>(
             planned.push(first);
         } else {
             let conversion = Conversion::to(tensor.dtype, settings.dtype);
-            planned[number].parts.push(Part {
-                source: tensor,
-                conversion,
-            });
+            planned[number].parts.push(Part::of(tensor, conversion));
         }
     }
     Ok(planned)

@@ -5,6 +5,7 @@
 //! tensors of the pack, in which dtype. Writing, checking and moving into place are the same for
 //! all.
 
+mod arrangement;
 mod audit;
 mod check;
 mod check_share;

@@ -3,12 +3,14 @@
 //! A target makes the plan; who writes and who checks know nothing of targets but how to read a
 //! file's own index.
 
+use segpack_formats::io::to_usize;
 use segpack_formats::npy;
 use segpack_formats::numeric::ggml::BlockType;
 use segpack_formats::numeric::{Dtype, FloatConversion, FloatDtype};
 use segpack_formats::safetensors::{NewTensor, byte_length, new_header};
 use segpack_manifests::documents::{SourceFile, TensorEntry};
 
+use super::arrangement::Arrangement;
 use super::error::{Cause, ExportError};
 use super::origin::Origin;
 
@@ -81,7 +83,11 @@ pub(super) struct NewTensorPlan<'a> {
 pub(super) struct Part<'a> {
     /// The tensor of the pack.
     pub source: &'a TensorEntry,
-    /// What becomes of its values.
+    /// Another one, the scales of its blocks, that goes into the same bytes.
+    pub beside: Option<&'a TensorEntry>,
+    /// The order that its values get.
+    pub arrangement: Arrangement,
+    /// What becomes of them in that order. A block of the arrangement is whole blocks of it.
     pub conversion: Conversion<'a>,
 }
 
@@ -180,10 +186,74 @@ impl Conversion<'_> {
     }
 }
 
-impl Part<'_> {
+impl<'a> Part<'a> {
+    /// All values of a tensor in the order that they have.
+    pub(super) fn of(source: &'a TensorEntry, conversion: Conversion<'a>) -> Self {
+        Self {
+            source,
+            beside: None,
+            arrangement: Arrangement::Kept,
+            conversion,
+        }
+    }
+
+    /// Whether the output has the very bytes of the tensor.
+    pub(super) fn is_kept(&self) -> bool {
+        self.arrangement == Arrangement::Kept && self.conversion == Conversion::Keep
+    }
+
+    /// Bytes of the tensor that are converted together.
+    pub(super) fn block(&self) -> usize {
+        match self.arrangement {
+            Arrangement::Kept => self.conversion.block().0,
+            arranged => arranged.block(to_usize(self.source.length)).max(1),
+        }
+    }
+
     /// Bytes in the output.
     pub(super) fn length(&self) -> u64 {
-        self.conversion.length(self.source.length)
+        self.length_of(self.source.length)
+    }
+
+    /// Bytes in the output, of so many of the tensor.
+    pub(super) fn length_of(&self, before: u64) -> u64 {
+        self.conversion.length(self.arrangement.length(before))
+    }
+
+    /// Appends what becomes of a whole number of blocks; `beside` is all of the tensor beside it.
+    ///
+    /// # Errors
+    /// As [`Conversion::convert`].
+    pub(super) fn convert(
+        &self,
+        (before, beside): (&[u8], &[u8]),
+        threads: usize,
+        after: &mut Vec<u8>,
+    ) -> Result<(), Cause> {
+        if self.arrangement == Arrangement::Kept {
+            return self.conversion.convert(before, threads, after);
+        }
+        let mut arranged = Vec::with_capacity(before.len());
+        self.arrangement.arrange(before, beside, &mut arranged);
+        self.conversion.convert(&arranged, threads, after)
+    }
+
+    /// Judges whether `after` is what should have become of a whole number of blocks.
+    ///
+    /// # Errors
+    /// As [`Conversion::check`].
+    pub(super) fn check(
+        &self,
+        (before, beside): (&[u8], &[u8]),
+        threads: usize,
+        after: &[u8],
+    ) -> Result<(), String> {
+        if self.arrangement == Arrangement::Kept {
+            return self.conversion.check(before, threads, after);
+        }
+        let mut arranged = Vec::with_capacity(before.len());
+        self.arrangement.arrange(before, beside, &mut arranged);
+        self.conversion.check(&arranged, threads, after)
     }
 }
 
@@ -197,7 +267,7 @@ impl<'a> NewTensorPlan<'a> {
             name,
             dtype: dtype.to_string(),
             shape,
-            parts: vec![Part { source, conversion }],
+            parts: vec![Part::of(source, conversion)],
         }
     }
 

@@ -1,13 +1,13 @@
 //! The bytes of planned files, in order, from the pack.
 
 use segpack_formats::FormatError;
-use segpack_formats::digest::Sha256Hasher;
-use segpack_formats::io::{CancelToken, READ_BYTES};
+use segpack_formats::digest::{Sha256, Sha256Hasher};
+use segpack_formats::io::{CancelToken, READ_BYTES, to_usize};
 use segpack_manifests::documents::{Finding, FindingKind, SourceFile, TensorEntry};
 use segpack_manifests::{PackCursor, PackReader};
 
 use super::ExportError;
-use super::plan::{Content, Conversion, Part, PlannedFile, TensorFile};
+use super::plan::{Content, Part, PlannedFile, TensorFile};
 use crate::causes::chain;
 use crate::steps::StepError;
 use crate::work::Progress;
@@ -101,22 +101,21 @@ impl Producer<'_> {
         worker: &mut Worker<'_>,
         sink: Sink<'_>,
     ) -> Result<(), StepError> {
-        let Part { source, conversion } = *part;
-        let digested = self.digest_kept || conversion != Conversion::Keep;
-        let mut sha256 = digested.then(Sha256Hasher::default);
+        let source = part.source;
+        let mut sha256 = (self.digest_kept || !part.is_kept()).then(Sha256Hasher::default);
         let Worker {
             reader, converting, ..
         } = worker;
-        converting.begin(self.threads);
+        let mut converting = converting.begin(part, self.beside(part, reader)?, self.threads);
         let read = reader.read_tensor(source, 0..source.length, self.stop, |piece| {
             if let Some(sha256) = &mut sha256 {
                 sha256.update(piece);
             }
-            self.progress.advance(conversion.length(piece.len() as u64));
-            if conversion == Conversion::Keep {
+            self.progress.advance(part.length_of(piece.len() as u64));
+            if part.is_kept() {
                 return sink(piece);
             }
-            converting.take(conversion, piece, name, sink)
+            converting.take(piece, name, sink)
         });
         read.map_err(|e| match e {
             StepError::Format(e) => self.of_the_pack(e),
@@ -125,6 +124,33 @@ impl Producer<'_> {
         match sha256.map(Sha256Hasher::finish) {
             Some(seen) if seen != source.sha256 => Err(self.damaged(source, seen)),
             _ => Ok(()),
+        }
+    }
+
+    /// All of the tensor that goes into the same bytes as that of a part; nothing where there is none.
+    ///
+    /// # Errors
+    /// `Findings` where it is damaged.
+    pub(super) fn beside(
+        &self,
+        part: &Part<'_>,
+        reader: &mut PackCursor<'_>,
+    ) -> Result<Vec<u8>, StepError> {
+        let Some(tensor) = part.beside else {
+            return Ok(Vec::new());
+        };
+        let mut bytes = Vec::with_capacity(to_usize(tensor.length));
+        let read = reader.read_tensor(tensor, 0..tensor.length, self.stop, |piece| {
+            bytes.extend_from_slice(piece);
+            Ok::<_, StepError>(())
+        });
+        read.map_err(|e| match e {
+            StepError::Format(e) => self.of_the_pack(e),
+            other => other,
+        })?;
+        match Sha256::of(&bytes) {
+            seen if seen != tensor.sha256 => Err(self.damaged(tensor, seen)),
+            _ => Ok(bytes),
         }
     }
 
@@ -203,47 +229,63 @@ fn fill(from: u64, to: u64, sink: Sink<'_>) -> Result<(), StepError> {
     Ok(())
 }
 
-/// Converts bytes that come in pieces of any length.
+/// Memory of converting, used again for each part.
 #[derive(Default)]
 struct Converting {
-    threads: usize,
     /// The beginning of a block whose end has not come yet.
     begun: Vec<u8>,
     converted: Vec<u8>,
 }
 
-impl Converting {
-    fn begin(&mut self, threads: usize) {
-        self.threads = threads;
-        self.begun.clear();
-    }
+/// Converts bytes of a part that come in pieces of any length.
+struct ConvertingPart<'c, 'p> {
+    part: &'p Part<'p>,
+    beside: Vec<u8>,
+    threads: usize,
+    memory: &'c mut Converting,
+}
 
-    fn take(
-        &mut self,
-        conversion: Conversion<'_>,
-        mut piece: &[u8],
-        name: &str,
-        sink: Sink<'_>,
-    ) -> Result<(), StepError> {
-        let (block, _) = conversion.block();
-        self.converted.clear();
+impl Converting {
+    fn begin<'c, 'p>(
+        &'c mut self,
+        part: &'p Part<'p>,
+        beside: Vec<u8>,
+        threads: usize,
+    ) -> ConvertingPart<'c, 'p> {
+        self.begun.clear();
+        ConvertingPart {
+            part,
+            beside,
+            threads,
+            memory: self,
+        }
+    }
+}
+
+impl ConvertingPart<'_, '_> {
+    fn take(&mut self, mut piece: &[u8], name: &str, sink: Sink<'_>) -> Result<(), StepError> {
+        let block = self.part.block();
+        let Converting { begun, converted } = &mut *self.memory;
+        converted.clear();
         // the block that the last piece began
-        if !self.begun.is_empty() {
-            let (now, later) = piece.split_at(piece.len().min(block - self.begun.len()));
-            self.begun.extend(now);
+        if !begun.is_empty() {
+            let (now, later) = piece.split_at(piece.len().min(block - begun.len()));
+            begun.extend(now);
             piece = later;
-            if self.begun.len() < block {
+            if begun.len() < block {
                 return Ok(());
             }
-            let converted = conversion.convert(&self.begun, 1, &mut self.converted);
-            converted.map_err(|e| ExportError::value(name, e))?;
-            self.begun.clear();
+            let whole = (&begun[..], &self.beside[..]);
+            let done = self.part.convert(whole, self.threads, converted);
+            done.map_err(|e| ExportError::value(name, e))?;
+            begun.clear();
         }
         // whole blocks, then the beginning of the next one
         let (whole, rest) = piece.split_at(piece.len() - piece.len() % block);
-        let converted = conversion.convert(whole, self.threads, &mut self.converted);
-        converted.map_err(|e| ExportError::value(name, e))?;
-        self.begun.extend(rest);
-        sink(&self.converted)
+        let whole = (whole, &self.beside[..]);
+        let done = self.part.convert(whole, self.threads, converted);
+        done.map_err(|e| ExportError::value(name, e))?;
+        begun.extend(rest);
+        sink(converted)
     }
 }

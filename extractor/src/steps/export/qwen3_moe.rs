@@ -43,6 +43,12 @@ pub(super) fn qwen3_moe<'a>(
     model: &PackModel,
     settings: &ExportSettings,
 ) -> Result<ExportPlan<'a>, StepError> {
+    let family = pack.manifest().model.known_family();
+    let family = family.map_err(ExportError::Family)?;
+    if !family.is_qwen3_moe() {
+        let (family, target) = (family.name(), settings.target);
+        return Err(ExportError::OtherArchitecture { target, family }.into());
+    }
     let (component, decoder) = text_decoder(pack, model, settings)?;
     let tensors: Vec<&TensorEntry> = pack
         .manifest()
@@ -93,12 +99,6 @@ pub(super) fn text_decoder(
     model: &PackModel,
     settings: &ExportSettings,
 ) -> Result<(Component, TextDecoder), StepError> {
-    let family = pack.manifest().model.known_family();
-    let family = family.map_err(ExportError::Family)?;
-    if !family.is_qwen3_moe() {
-        let (family, target) = (family.name(), settings.target);
-        return Err(ExportError::OtherArchitecture { target, family }.into());
-    }
     let components = selected(pack, settings)?;
     let is_text = |c: &Component| matches!(c, Component::Text | Component::ThinkerText);
     let Some(component) = components.into_iter().find(is_text) else {

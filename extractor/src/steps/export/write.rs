@@ -24,6 +24,16 @@ use crate::work::{TaskError, jobs_within_memory, run_tasks};
 /// the check's.
 const WORKER_MEMORY: u64 = 2 * MAX_CHUNK_BYTES as u64 + CHECK_BYTES as u64;
 
+/// What one thread takes for the largest tensor that is put into another order as a whole: as it was,
+/// as it is then, and converted.
+fn arranging_memory(files: &[PlannedFile<'_>]) -> u64 {
+    let placed = files.iter().flat_map(PlannedFile::tensors);
+    let parts = placed.flat_map(|placed| &placed.tensor.parts);
+    let whole = parts.filter(|part| part.arrangement.takes_whole_tensors());
+    let memory = whole.map(|part| 2 * part.source.length + part.length());
+    memory.max().unwrap_or_default()
+}
+
 /// Writes the files of an export.
 pub(super) struct Exporter<'a> {
     /// Gives their bytes.
@@ -60,7 +70,8 @@ impl Exporter<'_> {
         progress.start(phase, passes * length_of(files));
         let mut longest_first: Vec<&PlannedFile<'_>> = files.iter().collect();
         longest_first.sort_by_key(|f| std::cmp::Reverse(f.length()));
-        let jobs = jobs_within_memory(jobs, WRITE_BEHIND_MEMORY + WORKER_MEMORY);
+        let worker_memory = WORKER_MEMORY + arranging_memory(files);
+        let jobs = jobs_within_memory(jobs, WRITE_BEHIND_MEMORY + worker_memory);
         let worker = || Worker::new(self.producer.weights);
         let done = self.output.with_publisher(jobs, |publisher| {
             run_tasks(jobs, &longest_first, worker, |worker, file| {

@@ -1,23 +1,25 @@
 //! What the file says of the model, in the order of llama.cpp's converter.
 //!
 //! Source of keys and types: `ModelBase.prepare_metadata` and `TextModel.set_gguf_parameters` in
-//! `conversion/base.py`, `Qwen2MoeModel` in `conversion/qwen.py`, `Metadata.load` in
-//! `gguf-py/gguf/metadata.py` (llama.cpp as in llama-cpp-python 0.3.36).
+//! `conversion/base.py`, the models of `conversion/{llama,qwen,olmo,glm,gpt_oss}.py`, `Metadata.load`
+//! in `gguf-py/gguf/metadata.py` (llama.cpp as in llama-cpp-python 0.3.36).
 
 use segpack_formats::gguf::Value;
 use segpack_manifests::Pack;
-use segpack_manifests::families::TextFacts;
+use segpack_manifests::families::{RotaryScaling, WeightDivisor};
+use segpack_manifests::folder::TextDecoder;
 use serde_json::Value as Json;
 
+use super::architecture::Architecture;
 use super::vocabulary::Vocabulary;
 use super::{Metadata, Planned};
 use crate::steps::export::GgufExportError;
 use crate::steps::export::origin::MANIFEST_SHA256;
 
-const ARCHITECTURE: &str = "qwen3moe";
-
 /// `GGML_QNT_VERSION`.
 const QUANTIZATION_VERSION: u32 = 2;
+/// `ExpertGatingFuncType.SIGMOID`.
+const SIGMOID: u32 = 2;
 
 /// Keys of `generation_config.json`, those of the metadata under `general.sampling`, and whether
 /// they are integers. The first one of a key that is there counts.
@@ -36,57 +38,15 @@ const SAMPLING: [(&str, &str, bool); 12] = [
     ("mirostat_eta", "mirostat_eta", false),
 ];
 
-/// Whether llama.cpp's `qwen3moe` computes this model.
-///
-/// # Errors
-/// `Setting` with the one that it does not know.
-pub(super) fn check_expressible(config: &Json, facts: &TextFacts) -> Result<(), GgufExportError> {
-    match inexpressible(config, facts) {
-        Some(what) => Err(GgufExportError::Setting { what }),
-        None => Ok(()),
-    }
-}
-
-/// The first thing that llama.cpp does otherwise, and what this model does.
-fn inexpressible(config: &Json, facts: &TextFacts) -> Option<String> {
-    let text = |what: &str| Some(what.to_owned());
-    if facts.moe_layers != facts.layers {
-        return Some(format!(
-            "has experts in every layer, this model in {} of {} (mlp_only_layers, decoder_sparse_step)",
-            facts.moe_layers, facts.layers
-        ));
-    }
-    if facts.attention_bias {
-        return text("has no biases, this model has attention_bias");
-    }
-    if !facts.norm_topk_prob {
-        return text(
-            "scales the chosen experts' weights to sum to 1, this model does not (norm_topk_prob is false)",
-        );
-    }
-    if facts.rope_type != "default" {
-        return Some(format!(
-            "gets no scaled positions from segpack (rope type {:?})",
-            facts.rope_type
-        ));
-    }
-    if config.get("use_sliding_window").and_then(Json::as_bool) == Some(true) {
-        return text("attends to everything, this model has use_sliding_window");
-    }
-    match config.get("hidden_act").and_then(Json::as_str) {
-        None | Some("silu") => None,
-        Some(other) => Some(format!("computes silu, this model {other:?} (hidden_act)")),
-    }
-}
-
 /// Where metadata comes from.
 pub(super) struct Model<'a> {
     pub pack: &'a Pack,
-    /// That of a `Qwen3MoeForCausalLM`.
+    /// That of the class that the converter reads.
     pub config: &'a Json,
     /// `generation_config.json`.
     pub generation: Option<&'a Json>,
-    pub facts: &'a TextFacts,
+    pub architecture: Architecture,
+    pub decoder: &'a TextDecoder,
 }
 
 impl Model<'_> {
@@ -98,7 +58,9 @@ impl Model<'_> {
     ) -> Result<Metadata, GgufExportError> {
         let mut all: Metadata = Vec::new();
         let mut add = |key: &str, value: Value| all.push((key.to_owned(), value));
-        add("general.architecture", ARCHITECTURE.into());
+        let architecture = self.architecture.as_str();
+        let experts = self.decoder.facts.experts;
+        add("general.architecture", architecture.into());
         add("general.type", "model".into());
         for (key, value) in self.sampling()? {
             add(&key, value);
@@ -108,16 +70,14 @@ impl Model<'_> {
         }
         add(
             "general.size_label",
-            Value::Text(size_label(tensors, self.facts.experts)),
+            Value::Text(size_label(tensors, experts)),
         );
         for (key, value) in self.parameters() {
-            add(&format!("{ARCHITECTURE}.{key}"), value);
+            add(&format!("{architecture}.{key}"), value);
         }
-        if vocabulary.is_none() {
-            add(
-                &format!("{ARCHITECTURE}.vocab_size"),
-                size(self.facts.vocab),
-            );
+        if vocabulary.is_none() && self.architecture != Architecture::Llama {
+            let rows = size(self.decoder.facts.vocab);
+            add(&format!("{architecture}.vocab_size"), rows);
         }
         add("general.file_type", file_type.into());
         add("general.quantization_version", QUANTIZATION_VERSION.into());
@@ -153,32 +113,127 @@ impl Model<'_> {
         Ok(found)
     }
 
-    fn parameters(&self) -> [(&'static str, Value); 13] {
-        let facts = self.facts;
-        // the default of Qwen3MoeConfig
-        let context = self
-            .config
-            .get("max_position_embeddings")
-            .and_then(Json::as_u64)
-            .unwrap_or(32_768);
-        [
-            ("block_count", facts.layers.into()),
-            ("context_length", size(context)),
-            ("embedding_length", size(facts.hidden_size)),
-            ("feed_forward_length", size(facts.intermediate)),
-            ("attention.head_count", size(facts.heads)),
-            ("attention.head_count_kv", size(facts.kv_heads)),
-            ("rope.freq_base", single(facts.rope_theta)),
-            (
-                "attention.layer_norm_rms_epsilon",
-                single(facts.rms_norm_eps),
-            ),
-            ("expert_count", facts.experts.into()),
-            ("expert_used_count", facts.experts_per_token.into()),
-            ("attention.key_length", size(facts.head_dim)),
-            ("attention.value_length", size(facts.head_dim)),
-            ("expert_feed_forward_length", size(facts.moe_intermediate)),
-        ]
+    /// The numbers of the model, those of all architectures first.
+    fn parameters(&self) -> Metadata {
+        let TextDecoder {
+            facts, settings, ..
+        } = self.decoder;
+        let mut all = Metadata::new();
+        let mut add = |key: &str, value: Value| all.push((key.to_owned(), value));
+        add("block_count", (facts.layers + self.extra_layers()).into());
+        let context = settings.max_positions;
+        let context = context.unwrap_or(self.architecture.default_context());
+        add("context_length", size(context));
+        add("embedding_length", size(facts.hidden_size));
+        add("feed_forward_length", size(self.feed_forward_length()));
+        add("attention.head_count", size(facts.heads));
+        add("attention.head_count_kv", size(facts.kv_heads));
+        if let RotaryScaling::Yarn(yarn) = &settings.options.rotary.scaling {
+            add("rope.scaling.type", "yarn".into());
+            add("rope.scaling.factor", single(yarn.factor));
+            let positions = size(yarn.original_positions);
+            add("rope.scaling.original_context_length", positions);
+            add("rope.scaling.yarn_beta_fast", single(yarn.beta_fast));
+            add("rope.scaling.yarn_beta_slow", single(yarn.beta_slow));
+        }
+        add("rope.freq_base", single(facts.rope_theta));
+        let eps = single(facts.rms_norm_eps);
+        add("attention.layer_norm_rms_epsilon", eps);
+        add("expert_count", facts.experts.into());
+        add("expert_used_count", facts.experts_per_token.into());
+        if self.has_head_dim() {
+            add("attention.key_length", size(facts.head_dim));
+            add("attention.value_length", size(facts.head_dim));
+        }
+        all.extend(self.own_parameters());
+        all
+    }
+
+    /// The numbers of its architecture alone.
+    fn own_parameters(&self) -> Metadata {
+        let TextDecoder {
+            facts, settings, ..
+        } = self.decoder;
+        let options = &settings.options;
+        let mut all = Metadata::new();
+        let mut add = |key: &str, value: Value| all.push((key.to_owned(), value));
+        let inner = size(facts.moe_intermediate);
+        let shared = options.shared_expert.as_ref();
+        let shared = shared.map_or(0, |shared| shared.intermediate);
+        match self.architecture {
+            Architecture::Qwen3Moe => add("expert_feed_forward_length", inner),
+            Architecture::Olmoe => {}
+            Architecture::Llama => {
+                add("vocab_size", size(facts.vocab));
+                add("rope.dimension_count", size(facts.head_dim));
+            }
+            Architecture::Qwen2Moe => {
+                add("expert_feed_forward_length", inner);
+                add("expert_shared_feed_forward_length", size(shared));
+            }
+            Architecture::Glm4Moe => {
+                // one group is none; others are refused
+                add("expert_group_count", Value::U32(1));
+                add("expert_group_used_count", Value::U32(1));
+                add("rope.dimension_count", size(options.rotary.width));
+                add("expert_feed_forward_length", inner);
+                let count = shared.checked_div(facts.moe_intermediate);
+                add("expert_shared_count", size(count.unwrap_or_default()));
+                let dense = facts.layers - facts.moe_layers;
+                add("leading_dense_block_count", dense.into());
+                add("expert_gating_func", Value::U32(SIGMOID));
+                add("expert_weights_scale", single(options.router.scale));
+                let is_normalized = options.router.divisor != WeightDivisor::One;
+                add("expert_weights_norm", is_normalized.into());
+                if self.config.get("num_nextn_predict_layers").is_some() {
+                    add("nextn_predict_layers", options.extra_layers.into());
+                }
+            }
+            Architecture::GptOss => {
+                let window = options.windows.iter().flatten().next();
+                add(
+                    "attention.sliding_window",
+                    size(window.copied().unwrap_or(0)),
+                );
+                add("expert_feed_forward_length", inner);
+            }
+        }
+        all
+    }
+
+    /// Layers that predict later tokens, which are numbered on.
+    fn extra_layers(&self) -> u32 {
+        match self.architecture {
+            Architecture::Glm4Moe => self.decoder.settings.options.extra_layers,
+            Architecture::Qwen3Moe
+            | Architecture::Llama
+            | Architecture::Olmoe
+            | Architecture::Qwen2Moe
+            | Architecture::GptOss => 0,
+        }
+    }
+
+    /// The inner width of a dense MLP, or of an expert where the model has one width.
+    fn feed_forward_length(&self) -> u64 {
+        let facts = &self.decoder.facts;
+        match self.architecture {
+            Architecture::Qwen3Moe | Architecture::Qwen2Moe | Architecture::Glm4Moe => {
+                facts.intermediate
+            }
+            Architecture::Llama | Architecture::Olmoe | Architecture::GptOss => {
+                facts.moe_intermediate
+            }
+        }
+    }
+
+    /// Whether the width of a head is told: where the class always has one, or the configuration.
+    fn has_head_dim(&self) -> bool {
+        match self.architecture {
+            Architecture::Qwen3Moe | Architecture::Glm4Moe | Architecture::GptOss => true,
+            Architecture::Llama | Architecture::Olmoe | Architecture::Qwen2Moe => {
+                self.config.get("head_dim").is_some_and(Json::is_number)
+            }
+        }
     }
 }
 
@@ -241,9 +296,7 @@ fn is_version_number(word: &str) -> bool {
 /// them and the rest have.
 fn size_label(tensors: &[Planned<'_>], experts: u32) -> String {
     let values = |t: &Planned<'_>| t.plan.values();
-    let (stacked, shared): (Vec<_>, Vec<_>) = tensors
-        .iter()
-        .partition(|t| t.plan.parts.len() > 1 || is_stack(t));
+    let (stacked, shared): (Vec<_>, Vec<_>) = tensors.iter().partition(|t| is_stack(t));
     let shared: u64 = shared.into_iter().map(values).sum();
     let one: u64 = stacked
         .into_iter()
@@ -252,9 +305,9 @@ fn size_label(tensors: &[Planned<'_>], experts: u32) -> String {
     format!("{experts}x{}", rounded(shared + one))
 }
 
-/// A stack of one expert has one part.
+/// Matrices of experts; their biases are counted as what all of them share.
 fn is_stack(tensor: &Planned<'_>) -> bool {
-    tensor.spec.name.contains("_exps.")
+    tensor.spec.name.contains("_exps.") && tensor.spec.shape.len() == 3
 }
 
 /// At least two digits: 1.8B, 30B, 235B.
@@ -292,51 +345,6 @@ mod tests {
         ];
         for (count, label) in labels {
             assert_eq!(rounded(count), label);
-        }
-    }
-
-    /// A small model with other settings: whether llama.cpp computes it.
-    fn check(changes: &Json) -> Result<(), String> {
-        let mut config = serde_json::json!({
-            "model_type": "qwen3_moe", "vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "num_experts": 4,
-            "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": true,
-        });
-        for (key, value) in changes.as_object().into_iter().flatten() {
-            config[key] = value.clone();
-        }
-        let facts = segpack_manifests::families::Family::named("qwen3_moe")
-            .unwrap()
-            .text_facts(&config)
-            .unwrap();
-        check_expressible(&config, &facts).map_err(|e| e.to_string())
-    }
-
-    #[test]
-    fn what_llama_cpp_does_not_compute_is_refused_by_its_setting() {
-        assert_eq!(check(&serde_json::json!({})), Ok(()));
-        for (changes, words) in [
-            (
-                serde_json::json!({"mlp_only_layers": [1]}),
-                "experts in every layer, this model in 1 of 2",
-            ),
-            (serde_json::json!({"attention_bias": true}), "no biases"),
-            (
-                serde_json::json!({"norm_topk_prob": false}),
-                "norm_topk_prob",
-            ),
-            (
-                serde_json::json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
-                "\"yarn\"",
-            ),
-            (
-                serde_json::json!({"use_sliding_window": true}),
-                "use_sliding_window",
-            ),
-            (serde_json::json!({"hidden_act": "gelu"}), "hidden_act"),
-        ] {
-            let said = check(&changes).unwrap_err();
-            assert!(said.contains(words), "{said}");
         }
     }
 

@@ -43,7 +43,10 @@ impl Quantization {
 /// What of a model the rules look at.
 pub(super) struct Mix {
     pub quantization: Quantization,
+    /// Layers that the file tells of.
     pub layers: u32,
+    /// Layers with attention that it holds: those that predict later tokens may be left out.
+    pub attentions: u32,
     pub experts: u32,
     /// The embedding is the head, too.
     pub tied: bool,
@@ -89,7 +92,9 @@ impl Mix {
             return BlockType::Q8_0;
         }
         match self.quantization {
-            Quantization::Q4KM | Quantization::Q5KM if self.gets_more_bits(layer) => BlockType::Q6K,
+            Quantization::Q4KM | Quantization::Q5KM if gets_more_bits(layer, self.attentions) => {
+                BlockType::Q6K
+            }
             Quantization::Q4KS if layer < 4 => BlockType::Q5K,
             _ => plain,
         }
@@ -104,17 +109,19 @@ impl Mix {
 
     fn down(&self, plain: BlockType, layer: u32) -> BlockType {
         match self.quantization {
-            Quantization::Q4KM | Quantization::Q5KM if self.gets_more_bits(layer) => BlockType::Q6K,
+            Quantization::Q4KM | Quantization::Q5KM if gets_more_bits(layer, self.layers) => {
+                BlockType::Q6K
+            }
             Quantization::Q4KS if layer < self.layers / 8 => BlockType::Q5K,
             _ => plain,
         }
     }
+}
 
-    /// `use_more_bits`: the first and the last eighth of the layers, and every third one between.
-    fn gets_more_bits(&self, layer: u32) -> bool {
-        let eighth = self.layers / 8;
-        layer < eighth || layer >= 7 * self.layers / 8 || (layer - eighth) % 3 == 2
-    }
+/// `use_more_bits`: the first and the last eighth of the layers, and every third one between.
+fn gets_more_bits(layer: u32, layers: u32) -> bool {
+    let eighth = layers / 8;
+    layer < eighth || layer >= 7 * layers / 8 || (layer - eighth) % 3 == 2
 }
 
 /// The head has six bits at least, eight where its rows are no whole blocks.
@@ -151,6 +158,7 @@ mod tests {
         Mix {
             quantization,
             layers,
+            attentions: layers,
             experts,
             tied: false,
         }

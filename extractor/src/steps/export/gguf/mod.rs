@@ -1,33 +1,39 @@
-//! `gguf`: the text decoder for llama.cpp, architecture `qwen3moe`.
+//! `gguf`: the text decoder for llama.cpp, of the families of [`Architecture`].
 //!
-//! Metadata and tensors are those that llama.cpp's own `convert_hf_to_gguf.py` makes of the
-//! `qwen3-moe` export of the same pack (compared with the one in llama-cpp-python 0.3.36 by
-//! `tests/peers/heavy`). What differs, and why:
+//! Metadata and tensors are those that llama.cpp's own `convert_hf_to_gguf.py` makes of the same
+//! checkpoint, of a thinker those of the `qwen3-moe` export of the same pack (compared with the one in
+//! llama-cpp-python 0.3.36 by `tests/peers/heavy`; `tests/fixtures/gguf` has its answers). What
+//! differs, and why:
 //!
 //! | what | the converter | here |
 //! |---|---|---|
 //! | `general.name` | the name of the folder that it reads | the repository's, where the pack knows it, else none: a folder's name says nothing of the model |
 //! | `general.basename`, `.finetune`, `.version`, `.organization` | guessed from that folder's name | none |
 //! | `general.license`, `.tags`, `.base_model.*` and the like | from the head of `README.md` | none: they describe the checkpoint that is packed, not what was made of it |
-//! | `qwen3moe.vocab_size` without a tokenizer | cannot convert | there, with `tokenizer.ggml.model` = `none` |
+//! | numbers that `config.json` leaves out | those of the installed transformers | those of the official class, which are the same |
+//! | `….vocab_size` without a tokenizer | cannot convert | there, with `tokenizer.ggml.model` = `none` |
 //! | `segpack.manifest_sha256` | none | the pack's identity |
 //! | order of tensors | that of the source's shards | embedding, layers, final norm, head |
 //! | a value that F16 cannot hold | infinity | an error |
 //! | a NaN or infinity in blocks | whatever the processor makes of it | an error |
 //!
-//! Norms and routers are always F32. Of quantized files each tensor has the type that llama.cpp's own
-//! quantizer gives it (`mix.rs`), which for Q8_0 is the converter's, too.
+//! Norms, biases and routers are always F32. Of quantized files each tensor has the type that
+//! llama.cpp's own quantizer gives it (`mix.rs`), which for Q8_0 is the converter's, too. MXFP4 stays
+//! MXFP4: scales and values are woven into ggml's blocks, and not a value changes.
 //!
-//! llama.cpp's `qwen3moe` (`src/models/qwen3moe.cpp`) has experts in every layer, scales the chosen
-//! experts to sum to 1, and knows neither biases nor shared experts. A model that needs what it
-//! lacks is refused.
+//! A model that computes what its architecture in llama.cpp does not is refused
+//! (`architecture.rs`), and a family that is not among them.
 
+mod architecture;
 mod importance;
+mod layers;
 mod metadata;
 mod mix;
+mod sentencepiece;
+mod tensors;
 mod vocabulary;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use segpack_formats::gguf::{
     self as format, Header, ImportanceMatrix, MAX_FILES, TensorSpec, TensorType, Value,
@@ -36,9 +42,11 @@ use segpack_formats::gguf::{
 use segpack_formats::numeric::ggml::BlockType;
 use segpack_formats::numeric::{Dtype, FloatConversion, FloatDtype};
 use segpack_manifests::documents::TensorEntry;
-use segpack_manifests::families::TextFacts;
+use segpack_manifests::folder::TextDecoder;
 use segpack_manifests::names::{Component, Part as WeightPart, Role};
+use segpack_manifests::quantization::{Quantization, WeightCoding};
 use segpack_manifests::{Pack, PackModel};
+use serde_json::Value as Json;
 
 use super::plan::{
     Content, Conversion, ExportPlan, FileFormat, NewTensorPlan, Part, Placed, PlannedFile,
@@ -46,17 +54,21 @@ use super::plan::{
 };
 use super::qwen3_moe::{causal_lm, text_decoder};
 use super::source::source_json;
-use super::{ExportError, ExportSettings, GgufExportError};
+use super::{ExportError, ExportSettings, GgufExportError, Quantization as Mixture};
 use crate::steps::StepError;
+use architecture::Architecture;
+use layers::{MTP, Row, mtp_shape, rows};
 use metadata::Model;
 use mix::{Chosen, Mix};
+use tensors::{Place, Stored, Tensors};
 use vocabulary::Vocabulary;
 
 /// The text decoder as one GGUF file, or as several.
 ///
 /// # Errors
-/// `Name` for a name that does not end in `.gguf`; where `qwen3moe` cannot express the model, the
-/// pack lacks tensors of it, or its tokenizer is of a kind that llama.cpp's name is not known of.
+/// `Name` for a name that does not end in `.gguf`; `Family`, or where the architecture cannot express
+/// the model, the pack lacks tensors of it, or its tokenizer is of a kind that llama.cpp's name is not
+/// known of.
 pub(super) fn gguf<'a>(
     pack: &'a Pack,
     model: &PackModel,
@@ -69,22 +81,40 @@ pub(super) fn gguf<'a>(
         }
         .into());
     };
+    let family = pack.manifest().model.known_family();
+    let family = family.map_err(ExportError::Family)?;
+    let architecture = Architecture::of(family).ok_or_else(|| GgufExportError::Family {
+        family: family.name(),
+    })?;
     let (component, decoder) = text_decoder(pack, model, settings)?;
     let config = model.config().ok_or(ExportError::NoConfig)?;
     let generation = source_json(pack, "generation_config.json")?;
-    let config = causal_lm(&decoder, (config, generation.as_ref()), settings)?;
-    let facts = decoder.facts;
-    metadata::check_expressible(&config, &facts)?;
+    let has_mxfp4 = is_mxfp4(config)?;
+    let config = match architecture {
+        Architecture::Qwen3Moe => causal_lm(&decoder, (config, generation.as_ref()), settings)?,
+        _ => config.clone(),
+    };
     let mut plan = ExportPlan::default();
-    let tensors = Tensors::of(pack, component, &facts)?;
-    let types = tensors.types(settings)?;
-    let tensors = tensors.plan(&types, &mut plan.notes)?;
-    let vocabulary = Vocabulary::of(pack, &config, &facts, settings, &mut plan.notes)?;
+    let place = (pack, component);
+    let tensors = Tensors::of(place, architecture, &decoder, has_mxfp4)?;
+    architecture.check(&config, &decoder, has_head(&tensors, &decoder))?;
+    check_quantization(&tensors, settings)?;
+    let listing = Listing {
+        types: types(&tensors, &decoder, settings)?,
+        tensors: &tensors,
+        architecture,
+        decoder: &decoder,
+        planned: Vec::new(),
+    };
+    let tensors = listing.all(&mut plan.notes)?;
+    let of_model = (architecture, &decoder.facts);
+    let vocabulary = Vocabulary::of(pack, &config, of_model, settings, &mut plan.notes)?;
     let model = Model {
         pack,
         config: &config,
         generation: generation.as_ref(),
-        facts: &facts,
+        architecture,
+        decoder: &decoder,
     };
     let mut metadata = model.metadata(&tensors, file_type(settings, &tensors), &vocabulary)?;
     metadata.extend(settings.importance.iter().flat_map(importance::metadata));
@@ -98,198 +128,163 @@ pub(super) fn gguf<'a>(
     Ok(plan)
 }
 
-/// The tensors of a text decoder, each in its place in the model.
-struct Tensors<'a, 'f> {
-    by_place: HashMap<Place, &'a TensorEntry>,
-    facts: &'f TextFacts,
+/// Whether the configuration says that weights are blocks of MXFP4.
+fn is_mxfp4(config: &Json) -> Result<bool, ExportError> {
+    let quantization = Quantization::of_config(config).map_err(ExportError::Config)?;
+    let coding = quantization.and_then(|quantization| quantization.coding());
+    Ok(coding == Some(WeightCoding::Mxfp4))
 }
 
-/// What a tensor is: role, layer and expert.
-type Place = (Role, Option<u32>, Option<u32>);
-
-const HEAD: Place = (Role::LmHead, None, None);
-
-/// Tensors of a layer in the order of the file: role, its name in llama.cpp, whether one for each
-/// expert.
-///
-/// Source of the names: `TENSOR_NAMES` in gguf-py/gguf/constants.py.
-const LAYER: [(Role, &str, bool); 12] = [
-    (Role::InputNorm, "attn_norm", false),
-    (Role::AttentionQ, "attn_q", false),
-    (Role::AttentionK, "attn_k", false),
-    (Role::AttentionV, "attn_v", false),
-    (Role::AttentionO, "attn_output", false),
-    (Role::QNorm, "attn_q_norm", false),
-    (Role::KNorm, "attn_k_norm", false),
-    (Role::PostAttentionNorm, "ffn_norm", false),
-    (Role::Router, "ffn_gate_inp", false),
-    (Role::ExpertGate, "ffn_gate_exps", true),
-    (Role::ExpertUp, "ffn_up_exps", true),
-    (Role::ExpertDown, "ffn_down_exps", true),
-];
-
-impl<'a, 'f> Tensors<'a, 'f> {
-    fn of(
-        pack: &'a Pack,
-        component: Component,
-        facts: &'f TextFacts,
-    ) -> Result<Self, GgufExportError> {
-        let mut by_place = HashMap::new();
-        for tensor in pack
-            .manifest()
-            .tensors
-            .iter()
-            .filter(|t| t.component == component)
-        {
-            if !matches!(tensor.part, WeightPart::Weight | WeightPart::Bias) {
-                return Err(GgufExportError::Part {
-                    tensor: tensor.name.clone(),
-                    part: tensor.part.to_string(),
-                });
-            }
-            let place = (tensor.role, tensor.layer, tensor.expert);
-            if let Some(other) = by_place.insert(place, tensor) {
-                return Err(GgufExportError::Twice {
-                    first: other.name.clone(),
-                    second: tensor.name.clone(),
-                    role: tensor.role.to_string(),
-                });
-            }
-        }
-        Ok(Self { by_place, facts })
+/// Experts that are MXFP4 stay so beside Q8_0, as llama.cpp's converter has it; its quantizer refuses
+/// them.
+fn check_quantization(
+    tensors: &Tensors<'_, '_>,
+    settings: &ExportSettings,
+) -> Result<(), GgufExportError> {
+    match settings.quantize {
+        None | Some(Mixture::Q8_0) => Ok(()),
+        Some(_) if !tensors.has_mxfp4() => Ok(()),
+        Some(_) => Err(GgufExportError::Requantized),
     }
+}
 
-    fn take(&mut self, place: Place, wanted: &[u64]) -> Result<&'a TensorEntry, GgufExportError> {
-        let (role, layer, expert) = place;
-        let Some(tensor) = self.by_place.remove(&place) else {
-            return Err(GgufExportError::Missing {
-                role: role.to_string(),
-                layer,
-                expert,
-            });
-        };
-        if tensor.shape != wanted {
-            return Err(GgufExportError::Shape {
-                tensor: tensor.name.clone(),
-                seen: tensor.shape.clone(),
-                wanted: wanted.to_vec(),
-            });
-        }
-        Ok(tensor)
+/// Which types tensors get.
+fn types<'a>(
+    tensors: &Tensors<'_, '_>,
+    decoder: &TextDecoder,
+    settings: &'a ExportSettings,
+) -> Result<Types<'a>, GgufExportError> {
+    if settings.importance.is_some() {
+        importance::check(settings.quantize)?;
     }
+    let TextDecoder {
+        facts,
+        settings: of_model,
+        ..
+    } = decoder;
+    Ok(Types {
+        importance: settings.importance.as_ref().map(|i| &i.matrix),
+        dtype: settings.dtype,
+        mix: settings.quantize.map(|quantization| Mix {
+            quantization,
+            layers: facts.layers + of_model.options.extra_layers,
+            attentions: facts.layers.max(tensors.layers()),
+            experts: facts.experts,
+            tied: !has_head(tensors, decoder),
+        }),
+    })
+}
 
-    /// Which types they get.
-    fn types(&self, settings: &'a ExportSettings) -> Result<Types<'a>, GgufExportError> {
-        let facts = self.facts;
-        if settings.importance.is_some() {
-            importance::check(settings.quantize)?;
-        }
-        Ok(Types {
-            dtype: settings.dtype,
-            importance: settings.importance.as_ref().map(|i| &i.matrix),
-            mix: settings.quantize.map(|quantization| Mix {
-                quantization,
-                layers: facts.layers,
-                experts: facts.experts,
-                tied: !self.has_head(),
-            }),
-        })
-    }
+/// The tensors of a file, as they are listed.
+struct Listing<'a, 't> {
+    tensors: &'t Tensors<'a, 't>,
+    architecture: Architecture,
+    decoder: &'t TextDecoder,
+    types: Types<'a>,
+    planned: Vec<Planned<'a>>,
+}
 
-    /// A tied head is the embedding, which llama.cpp takes where there is no other.
-    fn has_head(&self) -> bool {
-        !self.facts.tie_word_embeddings || self.by_place.contains_key(&HEAD)
-    }
-
-    /// All of them in the order of the file. What is left over has no place in `qwen3moe`.
-    fn plan(
-        mut self,
-        types: &Types<'a>,
-        notes: &mut Vec<String>,
-    ) -> Result<Vec<Planned<'a>>, ExportError> {
-        let facts = self.facts;
+impl<'a> Listing<'a, '_> {
+    /// All of them in the order of the file. What is left over has no place in the architecture.
+    fn all(mut self, notes: &mut Vec<String>) -> Result<Vec<Planned<'a>>, ExportError> {
+        let facts = &self.decoder.facts;
         let table = [facts.vocab, facts.hidden_size];
-        let mut planned =
-            vec![self.one((Role::Embedding, None, None), "token_embd", &table, types)?];
-        for layer in 0..facts.layers {
-            for (role, name, by_expert) in LAYER {
-                let name = format!("blk.{layer}.{name}");
-                let shape = shape_of(role, facts);
-                planned.push(if by_expert {
-                    self.stack(role, layer, &name, &shape, types)?
-                } else {
-                    self.one((role, Some(layer), None), &name, &shape, types)?
-                });
-            }
+        self.one(Place::outside(Role::Embedding), "token_embd.weight", &table)?;
+        for layer in 0..facts.layers.max(self.tensors.layers()) {
+            self.layer(layer)?;
         }
-        planned.push(self.one(
-            (Role::FinalNorm, None, None),
-            "output_norm",
-            &[facts.hidden_size],
-            types,
-        )?);
-        if self.has_head() {
-            planned.push(self.one(HEAD, "output", &table, types)?);
+        let norm = [facts.hidden_size];
+        self.one(Place::outside(Role::FinalNorm), "output_norm.weight", &norm)?;
+        if has_head(self.tensors, self.decoder) {
+            self.one(HEAD, "output.weight", &table)?;
         }
-        if let Some(odd) = self.by_place.values().min_by_key(|t| &t.name) {
+        if let Some(odd) = self.tensors.left_over() {
             return Err(GgufExportError::NoSuchTensor {
                 tensor: odd.name.clone(),
                 role: odd.role.to_string(),
+                architecture: self.architecture.as_str(),
             }
             .into());
         }
-        note_rows(&planned, notes);
-        importance::note_missing(&planned, types, notes)?;
-        Ok(planned)
+        note_rows(&self.planned, notes);
+        importance::note_missing(&self.planned, &self.types, notes)?;
+        Ok(self.planned)
     }
 
-    fn one(
-        &mut self,
-        place: Place,
-        name: &str,
-        shape: &[u64],
-        types: &Types<'a>,
-    ) -> Result<Planned<'a>, ExportError> {
-        let source = self.take(place, shape)?;
-        Planned::new(name, place.0, shape.to_vec(), vec![source], types)
+    fn layer(&mut self, layer: u32) -> Result<(), ExportError> {
+        let TextDecoder {
+            facts, settings, ..
+        } = self.decoder;
+        if layer >= facts.layers {
+            self.mtp(layer)?;
+        }
+        // layers beyond the model's are as its last ones
+        let has_experts = settings.has_experts.get(layer as usize).copied();
+        let has_experts = has_experts.unwrap_or(true);
+        for row in rows(self.architecture, self.decoder, has_experts) {
+            let name = format!("blk.{layer}.{}", row.name);
+            if row.by_expert {
+                self.stack(&row, layer, &name)?;
+            } else {
+                self.one(Place::of_layer(&row, layer, None), &name, &row.shape)?;
+            }
+        }
+        Ok(())
     }
 
-    /// The matrices of all experts of a layer as one tensor, `[experts, out, in]`.
-    fn stack(
-        &mut self,
-        role: Role,
-        layer: u32,
-        name: &str,
-        shape: &[u64],
-        types: &Types<'a>,
-    ) -> Result<Planned<'a>, ExportError> {
-        let experts = 0..self.facts.experts;
-        let sources: Vec<_> = experts
-            .map(|expert| self.take((role, Some(layer), Some(expert)), shape))
+    /// What a layer beyond the model's has beside an ordinary one.
+    fn mtp(&mut self, layer: u32) -> Result<(), ExportError> {
+        for (end, name, is_optional) in MTP {
+            let place = Place {
+                layer: Some(layer),
+                mtp: Some(end),
+                ..Place::outside(Role::Mtp)
+            };
+            if is_optional && !self.tensors.has(&place) {
+                continue;
+            }
+            let shape = mtp_shape(end, &self.decoder.facts);
+            self.one(place, &format!("blk.{layer}.{name}"), &shape)?;
+        }
+        Ok(())
+    }
+
+    fn one(&mut self, place: Place<'a>, name: &str, shape: &[u64]) -> Result<(), ExportError> {
+        let stored = self.tensors.stored(place, shape)?;
+        let planned = Planned::new(name, shape.to_vec(), &[stored], &self.types)?;
+        self.planned.push(planned);
+        Ok(())
+    }
+
+    /// The tensors of all experts of a layer as one, the experts first.
+    fn stack(&mut self, row: &Row, layer: u32, name: &str) -> Result<(), ExportError> {
+        let experts = self.decoder.facts.experts;
+        let stored: Vec<_> = (0..experts)
+            .map(|expert| {
+                let place = Place::of_layer(row, layer, Some(expert));
+                self.tensors.stored(place, &row.shape)
+            })
             .collect::<Result<_, _>>()?;
-        let mut stacked = vec![u64::from(self.facts.experts)];
-        stacked.extend(shape);
-        Planned::new(name, role, stacked, sources, types)
+        let mut shape = vec![u64::from(experts)];
+        shape.extend(&row.shape);
+        self.planned
+            .push(Planned::new(name, shape, &stored, &self.types)?);
+        Ok(())
     }
 }
 
-/// Shape of a tensor of a layer, of one expert's where it is an expert's.
-fn shape_of(role: Role, facts: &TextFacts) -> Vec<u64> {
-    let (hidden, inner) = (facts.hidden_size, facts.moe_intermediate);
-    let (queries, keys) = (
-        facts.heads * facts.head_dim,
-        facts.kv_heads * facts.head_dim,
-    );
-    match role {
-        Role::AttentionQ => vec![queries, hidden],
-        Role::AttentionK | Role::AttentionV => vec![keys, hidden],
-        Role::AttentionO => vec![hidden, queries],
-        Role::QNorm | Role::KNorm => vec![facts.head_dim],
-        Role::Router => vec![u64::from(facts.experts), hidden],
-        Role::ExpertGate | Role::ExpertUp => vec![inner, hidden],
-        Role::ExpertDown => vec![hidden, inner],
-        _ => vec![hidden],
-    }
+/// The output head.
+const HEAD: Place<'static> = Place {
+    role: Role::LmHead,
+    part: WeightPart::Weight,
+    layer: None,
+    expert: None,
+    mtp: None,
+};
+
+/// A tied head is the embedding, which llama.cpp takes where there is no other.
+fn has_head(tensors: &Tensors<'_, '_>, decoder: &TextDecoder) -> bool {
+    !decoder.facts.tie_word_embeddings || tensors.has(&HEAD)
 }
 
 /// A tensor of the file and what it is made of.
@@ -302,36 +297,36 @@ struct Planned<'a> {
 impl<'a> Planned<'a> {
     fn new(
         name: &str,
-        role: Role,
         shape: Vec<u64>,
-        sources: Vec<&'a TensorEntry>,
+        stored: &[Stored<'a>],
         types: &Types<'a>,
     ) -> Result<Self, ExportError> {
-        let from = sources.first().map_or(Dtype::F32, |t| t.dtype);
-        let chosen = types.of(name, role, from, &shape);
-        let name = format!("{name}.weight");
+        let chosen = match stored.first() {
+            Some(first) if first.scales.is_some() => Some(Chosen::plain(TensorType::Mxfp4)),
+            Some(first) => types.of(name, first.source.dtype, &shape),
+            None => None,
+        };
+        let name = name.to_owned();
         let Chosen { kind, in_place_of } = chosen.ok_or_else(|| {
-            let tensor = sources.first().map_or_else(String::new, |t| t.name.clone());
-            let to = format!("{name:?} of a GGUF file");
-            ExportError::NoConversion { tensor, from, to }
+            let first = stored.first().map(|stored| stored.source);
+            ExportError::NoConversion {
+                tensor: first.map_or_else(String::new, |t| t.name.clone()),
+                from: first.map_or(Dtype::F32, |t| t.dtype),
+                to: format!("{name:?} of a GGUF file"),
+            }
         })?;
-        let columns = shape.last().copied().unwrap_or(0);
-        let matrices = sources.len();
+        let (columns, matrices) = (shape.last().copied().unwrap_or(0), stored.len());
         let importance = importance::of_tensor(types, &name, (matrices, columns))?;
-        let parts = sources
-            .into_iter()
-            .enumerate()
-            .map(|(number, source)| {
-                let conversion = conversion(source, kind)?;
-                let conversion = importance::apply(conversion, importance, number, matrices);
-                Ok(Part { source, conversion })
-            })
-            .collect::<Result<_, ExportError>>()?;
+        let parts = stored.iter().enumerate().map(|(number, stored)| {
+            let part = part(stored, kind)?;
+            let conversion = importance::apply(part.conversion, importance, number, matrices);
+            Ok(Part { conversion, ..part })
+        });
         let plan = NewTensorPlan {
             name: name.clone(),
             dtype: kind.to_string(),
             shape: shape.clone(),
-            parts,
+            parts: parts.collect::<Result<_, ExportError>>()?,
         };
         Ok(Self {
             spec: TensorSpec { name, kind, shape },
@@ -339,6 +334,21 @@ impl<'a> Planned<'a> {
             in_place_of,
         })
     }
+}
+
+/// What becomes of a tensor of the pack.
+fn part<'a>(stored: &Stored<'a>, kind: TensorType) -> Result<Part<'a>, ExportError> {
+    let Stored {
+        source,
+        scales,
+        arrangement,
+    } = *stored;
+    Ok(Part {
+        source,
+        beside: scales,
+        arrangement,
+        conversion: conversion(source, kind)?,
+    })
 }
 
 /// Which types tensors get.
@@ -352,31 +362,25 @@ struct Types<'a> {
 }
 
 impl Types<'_> {
-    /// The type of one, as `ModelBase.prepare_tensors` of the converter chooses it (norms and routers
-    /// F32), and its quantizer.
-    fn of(&self, name: &str, role: Role, from: Dtype, shape: &[u64]) -> Option<Chosen> {
-        let always_f32 = matches!(
-            role,
-            Role::InputNorm
-                | Role::PostAttentionNorm
-                | Role::QNorm
-                | Role::KNorm
-                | Role::FinalNorm
-                | Role::Router
-        );
-        if always_f32 {
-            return Some(Chosen::plain(TensorType::F32));
-        }
+    /// The type of one, as `ModelBase.prepare_tensors` of the converter chooses it (vectors, biases
+    /// and routers F32), and its quantizer.
+    fn of(&self, name: &str, from: Dtype, shape: &[u64]) -> Option<Chosen> {
+        let (layer, in_layer) = of_layer(name);
+        let weight = in_layer.strip_suffix(".weight");
+        let name = match weight {
+            Some(name) if shape.len() > 1 && !ROUTERS.contains(&name) => name,
+            _ => return Some(Chosen::plain(TensorType::F32)),
+        };
         match (&self.mix, self.dtype) {
-            (Some(mix), _) => {
-                let (layer, name) = of_layer(name);
-                Some(mix.kind(name, layer, shape.last().copied().unwrap_or(0)))
-            }
+            (Some(mix), _) => Some(mix.kind(name, layer, shape.last().copied().unwrap_or(0))),
             (None, Some(dtype)) => Some(Chosen::plain(TensorType::of_float(dtype))),
             (None, None) => TensorType::of_dtype(from).map(Chosen::plain),
         }
     }
 }
+
+/// Matrices that are F32 always.
+const ROUTERS: [&str; 2] = ["ffn_gate_inp", "ffn_gate_inp_shexp"];
 
 /// The layer of `blk.LAYER.NAME`, and the name.
 fn of_layer(name: &str) -> (Option<u32>, &str) {
@@ -399,6 +403,8 @@ fn conversion<'a>(source: &TensorEntry, kind: TensorType) -> Result<Conversion<'
         TensorType::F32 => FloatConversion::new(*dtype, FloatDtype::F32).map(Conversion::Float),
         TensorType::F16 => FloatConversion::new(*dtype, FloatDtype::F16).map(Conversion::Float),
         TensorType::Bf16 => FloatConversion::new(*dtype, FloatDtype::BF16).map(Conversion::Float),
+        // its values keep their bits, in another order
+        TensorType::Mxfp4 => (dtype.bitsize() == 8).then_some(Conversion::Keep),
     };
     possible.ok_or_else(|| ExportError::NoConversion {
         tensor: name.clone(),
@@ -429,16 +435,23 @@ fn note_rows(planned: &[Planned<'_>], notes: &mut Vec<String>) {
     }
 }
 
+/// `LlamaFileType.MOSTLY_MXFP4_MOE`.
+const MOSTLY_MXFP4_MOE: u32 = 38;
+
 /// `general.file_type`: llama.cpp's name for what most tensors are (`LlamaFileType` in
 /// gguf-py/gguf/constants.py).
 fn file_type(settings: &ExportSettings, tensors: &[Planned<'_>]) -> u32 {
     if let Some(quantization) = settings.quantize {
         return quantization.file_type();
     }
+    let mut kinds = tensors.iter().map(|p| p.spec.kind);
+    if kinds.any(|kind| kind == TensorType::Mxfp4) {
+        return MOSTLY_MXFP4_MOE;
+    }
     match tensors.first().map(|p| p.spec.kind) {
         Some(TensorType::F16) => 1,
         Some(TensorType::Bf16) => 32,
-        Some(TensorType::Blocks(_) | TensorType::F32) | None => 0,
+        Some(TensorType::Blocks(_) | TensorType::Mxfp4 | TensorType::F32) | None => 0,
     }
 }
 

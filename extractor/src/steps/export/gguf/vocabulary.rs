@@ -15,10 +15,15 @@ use segpack_runtime_min::processing::text::tokenizer::{QWEN2_SPLIT, Tokenizer, T
 use serde_json::Value as Json;
 
 use super::Metadata;
+use super::architecture::Architecture;
+use super::sentencepiece::{self, looks_special};
 use crate::steps::StepError;
 use crate::steps::export::error::Cause;
 use crate::steps::export::source::source_json;
 use crate::steps::export::{ExportError, ExportSettings, GgufExportError};
+
+/// The file of a SentencePiece vocabulary.
+const SENTENCEPIECE: &str = "tokenizer.model";
 
 /// The name of a pre-tokenizer that leaves the tokenizer out.
 const NONE: &str = "none";
@@ -40,6 +45,22 @@ const SPECIAL: [(&str, &str); 6] = [
     ("sep", "seperator_token_id"),
     ("pad", "padding_token_id"),
     ("mask", "mask_token_id"),
+];
+
+/// The pattern of GPT-2, which the step for bytes has built in.
+const GPT2_SPLIT: &str =
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+/// That of GLM-4.5, and of Llama 3: digits in threes.
+const GLM4_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// That of gpt-oss, and of GPT-4o: words by case.
+const O200K_SPLIT: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// GLM's special tokens by what llama.cpp takes them for.
+const GLM_SPECIAL: [(&str, &str); 4] = [
+    ("bos_token_id", "[gMASK]"),
+    ("eot_token_id", "<|user|>"),
+    ("unknown_token_id", "<|endoftext|>"),
+    ("eom_token_id", "<|observation|>"),
 ];
 
 /// A tokenizer as the file describes it.
@@ -65,7 +86,7 @@ impl Vocabulary {
     pub(super) fn of(
         pack: &Pack,
         config: &Json,
-        facts: &TextFacts,
+        (architecture, facts): (Architecture, &TextFacts),
         settings: &ExportSettings,
         notes: &mut Vec<String>,
     ) -> Result<Self, StepError> {
@@ -73,6 +94,11 @@ impl Vocabulary {
             notes
                 .push("the tokenizer was left out: llama.cpp takes and gives token ids".to_owned());
             return Ok(Self::default());
+        }
+        if architecture == Architecture::Llama
+            && let Some(model) = source_file(pack, SENTENCEPIECE)?
+        {
+            return Self::of_pieces((pack, &model), config, facts, settings);
         }
         let tokenizer = match Tokenizer::load(&|name: &str| source_file(pack, name)) {
             // vocab.json is asked for last: there is no file of a tokenizer at all
@@ -89,10 +115,10 @@ impl Vocabulary {
             .map_err(ExportError::Tokenizer)?;
         let json = tokenizer.to_json().map_err(ExportError::Tokenizer)?;
         let document = Document::of(&json)?;
-        let pre = document.pre_tokenizer(settings.tokenizer_pre.as_deref())?;
+        let pre = document.pre_tokenizer(architecture, settings.tokenizer_pre.as_deref())?;
         let tokenizer_config = source_json(pack, "tokenizer_config.json")?.unwrap_or_default();
         let merges = document.merges()?;
-        let around = document.added_around(&tokenizer_config)?;
+        let around = document.added_around(architecture, &tokenizer_config)?;
         let mut metadata = Metadata::new();
         let mut add = |key: &str, value: Value| metadata.push((format!("tokenizer.{key}"), value));
         add("ggml.model", "gpt2".into());
@@ -101,6 +127,53 @@ impl Vocabulary {
         add("ggml.tokens", Value::Array(Array::Text(tokens)));
         add("ggml.token_type", Value::Array(Array::I32(types)));
         add("ggml.merges", Value::Array(Array::Text(merges)));
+        let ids = document.special_ids(&tokenizer_config, config);
+        for (name, id) in document.own_special_ids(architecture, ids)? {
+            add(&format!("ggml.{name}"), id.into());
+        }
+        for (name, flag) in around {
+            add(&format!("ggml.add_{name}_token"), flag.into());
+        }
+        for (key, template) in chat_templates(pack, &tokenizer_config)? {
+            add(&key, template);
+        }
+        Ok(Self { metadata })
+    }
+
+    /// The pieces of a SentencePiece vocabulary. Its special tokens are those of `tokenizer.json`, if
+    /// there is one.
+    ///
+    /// Source: `LlamaModel.set_vocab` in llama.cpp's `conversion/llama.py`.
+    fn of_pieces(
+        (pack, model): (&Pack, &[u8]),
+        config: &Json,
+        facts: &TextFacts,
+        settings: &ExportSettings,
+    ) -> Result<Self, StepError> {
+        let json = source_file(pack, "tokenizer.json")?;
+        let mut document = Document::of(json.as_deref().unwrap_or(b"{}"))?;
+        let tokenizer_config = source_json(pack, "tokenizer_config.json")?.unwrap_or_default();
+        let added = source_json(pack, "added_tokens.json")?.unwrap_or_default();
+        let mut pieces = sentencepiece::pieces(model, facts.vocab)?;
+        sentencepiece::add_tokens(&mut pieces, &added, &tokenizer_config);
+        for (id, piece) in (0..).zip(&pieces) {
+            document.tokens.insert(id, piece.text.clone());
+        }
+        let around = document.added_around(Architecture::Llama, &tokenizer_config)?;
+        let mut metadata = Metadata::new();
+        let mut add = |key: &str, value: Value| metadata.push((format!("tokenizer.{key}"), value));
+        if let Some(flag) = tokenizer_config["add_prefix_space"].as_bool() {
+            add("ggml.add_space_prefix", flag.into());
+        }
+        let pre = settings.tokenizer_pre.as_deref().unwrap_or("default");
+        add("ggml.model", "llama".into());
+        add("ggml.pre", pre.into());
+        let texts = pieces.iter().map(|piece| piece.text.clone()).collect();
+        add("ggml.tokens", Value::Array(Array::Text(texts)));
+        let scores = pieces.iter().map(|piece| piece.score).collect();
+        add("ggml.scores", Value::Array(Array::F32(scores)));
+        let kinds = pieces.iter().map(|piece| piece.kind).collect();
+        add("ggml.token_type", Value::Array(Array::I32(kinds)));
         for (name, id) in document.special_ids(&tokenizer_config, config) {
             add(&format!("ggml.{name}"), id.into());
         }
@@ -155,33 +228,68 @@ impl Document {
     }
 
     /// llama.cpp's name of the rules that split a text before it is encoded.
-    fn pre_tokenizer(&self, given: Option<&str>) -> Result<String, GgufExportError> {
+    fn pre_tokenizer(
+        &self,
+        architecture: Architecture,
+        given: Option<&str>,
+    ) -> Result<String, GgufExportError> {
+        let rules = &self.json["pre_tokenizer"];
+        if !is_byte_level(rules) {
+            return Err(GgufExportError::NotByteLevel {
+                seen: self.seen_rules(),
+            });
+        }
         if let Some(name) = given {
             return Ok(name.to_owned());
         }
-        if self.splits_as_qwen2() {
-            return Ok("qwen2".to_owned());
-        }
-        let seen = serde_json::json!({"normalizer": self.json["normalizer"], "pre_tokenizer": self.json["pre_tokenizer"]});
-        let seen: String = seen.to_string().chars().take(300).collect();
-        Err(GgufExportError::PreTokenizer { seen })
+        let split = split_pattern(rules).filter(|_| self.is_normalized_nfc_at_most());
+        let has_whole_words = self.json["model"]["ignore_merges"].as_bool() == Some(true);
+        let name = match (split, architecture) {
+            (Some(QWEN2_SPLIT), _) => Some("qwen2"),
+            (Some(GPT2_SPLIT), Architecture::Olmoe) => Some("olmo"),
+            // llama.cpp looks for whole words first in vocabularies of this name
+            (Some(GLM4_SPLIT), Architecture::Glm4Moe) if has_whole_words => Some("glm4"),
+            (Some(O200K_SPLIT), Architecture::GptOss) => Some("gpt-4o"),
+            _ => None,
+        };
+        name.map(str::to_owned)
+            .ok_or_else(|| GgufExportError::PreTokenizer {
+                seen: self.seen_rules(),
+            })
     }
 
-    /// NFC or nothing, Qwen2's pattern, then bytes as characters.
-    fn splits_as_qwen2(&self) -> bool {
+    /// The rules, cut short.
+    fn seen_rules(&self) -> String {
+        let seen = serde_json::json!({"normalizer": self.json["normalizer"], "pre_tokenizer": self.json["pre_tokenizer"]});
+        seen.to_string().chars().take(300).collect()
+    }
+
+    /// NFC or nothing.
+    fn is_normalized_nfc_at_most(&self) -> bool {
         let normalizer = &self.json["normalizer"];
-        let steps = &self.json["pre_tokenizer"]["pretokenizers"];
-        let (split, bytes) = (&steps[0], &steps[1]);
-        let is = |value: &Json, wanted: &str| value.as_str() == Some(wanted);
-        (normalizer.is_null() || is(&normalizer["type"], "NFC"))
-            && steps.as_array().is_some_and(|all| all.len() == 2)
-            && is(&split["type"], "Split")
-            && is(&split["pattern"]["Regex"], QWEN2_SPLIT)
-            && is(&split["behavior"], "Isolated")
-            && split["invert"].as_bool() == Some(false)
-            && is(&bytes["type"], "ByteLevel")
-            && bytes["add_prefix_space"].as_bool() == Some(false)
-            && bytes["use_regex"].as_bool() == Some(false)
+        normalizer.is_null() || normalizer["type"].as_str() == Some("NFC")
+    }
+
+    /// The ids of special tokens, and those of GLM that are known by their names.
+    ///
+    /// Source: `TextModel._set_vocab_glm` in llama.cpp's `conversion/base.py`.
+    fn own_special_ids(
+        &self,
+        architecture: Architecture,
+        mut ids: Vec<(&'static str, u32)>,
+    ) -> Result<Vec<(&'static str, u32)>, GgufExportError> {
+        if architecture != Architecture::Glm4Moe {
+            return Ok(ids);
+        }
+        for (key, token) in GLM_SPECIAL {
+            // what the configuration says itself stays
+            if ids.iter().all(|(known, _)| *known != key) {
+                let mut added = self.added.keys();
+                let id = added.find(|id| self.tokens.get(id).is_some_and(|t| t == token));
+                ids.push((key, *id.ok_or(GgufExportError::SpecialToken { token })?));
+            }
+        }
+        Ok(ids)
     }
 
     /// One token for each row of the embedding, and its type.
@@ -250,6 +358,7 @@ impl Document {
     /// otherwise the configuration says.
     fn added_around(
         &self,
+        architecture: Architecture,
         tokenizer_config: &Json,
     ) -> Result<BTreeMap<&'static str, bool>, GgufExportError> {
         let mut flags = BTreeMap::new();
@@ -262,6 +371,16 @@ impl Document {
             match step["type"].as_str() {
                 None => {}
                 Some("ByteLevel") => flags.extend([("bos", false), ("eos", false)]),
+                Some("TemplateProcessing")
+                    if architecture == Architecture::Llama
+                        && is_bos_first(&step, &tokenizer_config["bos_token"]) =>
+                {
+                    flags.insert("bos", true);
+                    // another one may stand between two texts, which is no separator then
+                    if step["pair"].as_array().is_some_and(|pair| pair.len() > 3) {
+                        flags.insert("sep", false);
+                    }
+                }
                 Some(other) => {
                     return Err(GgufExportError::PostProcessor {
                         kind: other.to_owned(),
@@ -275,6 +394,61 @@ impl Document {
             }
         }
         Ok(flags)
+    }
+}
+
+/// Whether a template puts the token that begins a text before each one, and nothing else.
+fn is_bos_first(step: &Json, bos: &Json) -> bool {
+    let bos = bos.as_str().or_else(|| bos["content"].as_str());
+    let is_bos = |part: &Json| bos.is_some() && part["SpecialToken"]["id"].as_str() == bos;
+    let is_text = |part: &Json, name: &str| part["Sequence"]["id"].as_str() == Some(name);
+    let parts = |key: &str| step[key].as_array().map(Vec::as_slice).unwrap_or_default();
+    let is_single = match parts("single") {
+        [first, text] => is_bos(first) && is_text(text, "A"),
+        _ => false,
+    };
+    let is_pair = match parts("pair") {
+        [] => true,
+        [first, one, other] => is_bos(first) && is_text(one, "A") && is_text(other, "B"),
+        [first, one, second, other] => {
+            is_bos(first) && is_text(one, "A") && is_bos(second) && is_text(other, "B")
+        }
+        _ => false,
+    };
+    is_single && is_pair
+}
+
+/// Whether the last step makes characters of bytes, as all vocabularies of llama.cpp's `gpt2` have
+/// them.
+fn is_byte_level(rules: &Json) -> bool {
+    let last = match rules["pretokenizers"].as_array() {
+        Some(steps) => steps.last(),
+        None => Some(rules),
+    };
+    last.is_some_and(|step| step["type"].as_str() == Some("ByteLevel"))
+}
+
+/// The pattern by which a text is split before its bytes become characters; `None` where it is split
+/// in another way.
+fn split_pattern(rules: &Json) -> Option<&str> {
+    let steps = match rules["pretokenizers"].as_array() {
+        Some(steps) => &steps[..],
+        None => std::slice::from_ref(rules),
+    };
+    let (bytes, splits) = steps.split_last()?;
+    if bytes["add_prefix_space"].as_bool() != Some(false) {
+        return None;
+    }
+    match (splits, bytes["use_regex"].as_bool()) {
+        // the step's own pattern, which is the default
+        ([], Some(true) | None) => Some(GPT2_SPLIT),
+        ([split], Some(false)) => {
+            let is_plain = split["type"].as_str() == Some("Split")
+                && split["behavior"].as_str() == Some("Isolated")
+                && split["invert"].as_bool() == Some(false);
+            split["pattern"]["Regex"].as_str().filter(|_| is_plain)
+        }
+        _ => None,
     }
 }
 
@@ -295,15 +469,6 @@ fn merge_line(merge: &Json) -> Option<String> {
         }
         _ => None,
     }
-}
-
-/// `TextModel.does_token_look_special`: added tokens that some models do not mark.
-fn looks_special(token: &str) -> bool {
-    let between = |start: &str, end: &str| token.starts_with(start) && token.ends_with(end);
-    ["<pad>", "<mask>", "<2mass>", "[@BOS@]"].contains(&token)
-        || between("<|", "|>")
-        || between("<\u{ff5c}", "\u{ff5c}>")
-        || between("<unused", ">")
 }
 
 /// The template of `tokenizer_config.json`, else that of `chat_template.jinja`, else that of
