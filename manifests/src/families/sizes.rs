@@ -145,6 +145,8 @@ pub(crate) enum Flag {
     MtpShares,
     /// Shared experts.
     SharedExpert,
+    /// What the class computes anew when it loads a checkpoint, stored or not.
+    Recomputed,
 }
 
 /// How a layer mixes tokens.
@@ -234,7 +236,16 @@ impl Sizes {
         hidden: &str,
         layers: &str,
     ) -> Result<Self, ConfigError> {
-        let mut sizes = Self::of_layers(section.count(layers, None, 1)?);
+        Self::read_of_layers(section, hidden, section.count(layers, None, 1)?)
+    }
+
+    /// [`read`](Self::read) of so many layers.
+    pub(crate) fn read_of_layers(
+        section: &Section<'_>,
+        hidden: &str,
+        layers: u32,
+    ) -> Result<Self, ConfigError> {
+        let mut sizes = Self::of_layers(layers);
         let hidden = section.size(hidden, None)?;
         sizes.set(Side::Hidden, hidden);
         sizes.set(Side::TwoHidden, 2 * hidden);

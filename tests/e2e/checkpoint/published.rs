@@ -17,11 +17,11 @@ use crate::support::folders::{assert_same, temp};
 use crate::support::tiny::{Tensor, Tiny};
 
 /// A checkpoint, and what is to be found in it.
-#[derive(Deserialize)]
-struct Checkpoint {
-    name: String,
+#[derive(Clone, Deserialize)]
+pub(crate) struct Checkpoint {
+    pub(crate) name: String,
     family: String,
-    config: Value,
+    pub(crate) config: Value,
     /// Stored tensors, tensors once the experts of a layer are stacked, bytes.
     tensors: u64,
     logical: u64,
@@ -29,12 +29,19 @@ struct Checkpoint {
     /// Segments of experts that a pack of it has.
     expert_segments: usize,
     /// Name, dtype and shape.
-    stored: Vec<(String, String, Vec<u64>)>,
+    pub(crate) stored: Vec<(String, String, Vec<u64>)>,
+    /// Files beside the shards and `config.json`.
+    #[serde(skip)]
+    pub(crate) files: Vec<(String, Vec<u8>)>,
 }
 
-fn all() -> Vec<Checkpoint> {
-    let path = "../tests/fixtures/families/checkpoints.jsonl.gz";
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+pub(crate) fn all() -> Vec<Checkpoint> {
+    listed("checkpoints.jsonl.gz")
+}
+
+fn listed(file: &str) -> Vec<Checkpoint> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/families");
+    let path = path.join(file);
     let lines = BufReader::new(GzDecoder::new(File::open(path).unwrap())).lines();
     lines
         .map(|line| serde_json::from_str(&line.unwrap()).unwrap())
@@ -81,7 +88,7 @@ impl Checkpoint {
         ending.ends_with("input_scale") && alike.count() == 1
     }
 
-    fn audit(&self, without: Option<usize>) -> Audit {
+    pub(crate) fn audit(&self, without: Option<usize>) -> Audit {
         let tensors = self.entries(without);
         let path = "model.safetensors";
         let described = Described {
@@ -95,7 +102,7 @@ impl Checkpoint {
         audit(&described, AuditOptions::new())
     }
 
-    fn write(&self, folder: &Path) -> PathBuf {
+    pub(crate) fn write(&self, folder: &Path) -> PathBuf {
         let tensors = self.stored.iter().map(|(name, dtype, shape)| {
             let length = width(dtype) * shape.iter().product::<u64>();
             Tensor {
@@ -108,7 +115,7 @@ impl Checkpoint {
         let tiny = Tiny {
             config: self.config.clone(),
             shards: vec![("model.safetensors".to_owned(), tensors.collect())],
-            files: Vec::new(),
+            files: self.files.clone(),
             index: false,
         };
         tiny.cut(3).write(folder)
@@ -128,28 +135,51 @@ fn bytes_of(name: &str, length: u64) -> Vec<u8> {
 fn every_family_and_quantisation_is_audited() {
     let all = all();
     assert_eq!(all.len(), 163);
-    for checkpoint in all {
-        let name = &checkpoint.name;
-        let found = checkpoint.audit(None);
-        assert_eq!(
-            found.family.map(|f| f.as_str()),
-            Some(checkpoint.family.as_str())
-        );
-        // a model is whole without layers that its configuration announces
-        let is_whole = found
-            .findings
-            .iter()
-            .all(|f| f.kind == FindingKind::LaterLayersNotStored && name.ends_with("-nomtp"));
-        assert!(found.complete && is_whole, "{name}: {:#?}", found.findings);
-        let counts = &found.counts;
-        let counts = [
-            counts.stored_tensors,
-            counts.logical_parameters,
-            counts.tensor_bytes,
-        ];
-        let wanted = [checkpoint.tensors, checkpoint.logical, checkpoint.bytes];
-        assert_eq!(counts, wanted, "{name}");
+    all.iter().for_each(assert_audited);
+}
+
+/// What `save_pretrained` of transformers 5.23 writes, and what its classes have in memory, which
+/// other programs save: experts stacked, some under other names. With the configuration that it
+/// writes.
+#[test]
+fn spellings_of_transformers_5_are_audited_and_come_back() {
+    let all = listed("transformers5.jsonl.gz");
+    assert_eq!(all.len(), 52);
+    all.iter().for_each(assert_audited);
+    for checkpoint in &all {
+        for number in (checkpoint.name.len() % 9..checkpoint.stored.len()).step_by(9) {
+            assert_dropped(checkpoint, number);
+        }
     }
+    let sample = ["mixtral-memory", "minimax_m2-memory", "nemotron_h-saved"];
+    let sample = all.iter().filter(|c| sample.contains(&c.name.as_str()));
+    sample.for_each(assert_comes_back);
+}
+
+fn assert_audited(checkpoint: &Checkpoint) {
+    let name = &checkpoint.name;
+    let found = checkpoint.audit(None);
+    assert_eq!(
+        found.family.map(|f| f.as_str()),
+        Some(checkpoint.family.as_str())
+    );
+    // a model is whole without layers that its configuration announces, and no class saves them
+    let may_lack = ["-nomtp", "-memory", "-saved"]
+        .iter()
+        .any(|end| name.ends_with(end));
+    let is_whole = found
+        .findings
+        .iter()
+        .all(|f| f.kind == FindingKind::LaterLayersNotStored && may_lack);
+    assert!(found.complete && is_whole, "{name}: {:#?}", found.findings);
+    let counts = &found.counts;
+    let counts = [
+        counts.stored_tensors,
+        counts.logical_parameters,
+        counts.tensor_bytes,
+    ];
+    let wanted = [checkpoint.tensors, checkpoint.logical, checkpoint.bytes];
+    assert_eq!(counts, wanted, "{name}");
 }
 
 /// Names each tensor that is dropped; every ninth of all.
@@ -172,7 +202,7 @@ fn every_dropped_tensor_is_found_by_its_name() {
     }
 }
 
-fn assert_dropped(checkpoint: &Checkpoint, number: usize) {
+pub(crate) fn assert_dropped(checkpoint: &Checkpoint, number: usize) {
     let name = &checkpoint.stored[number].0;
     // which tensor is missing is told where the rest says that it belongs there
     let is_told = |f: &segpack_manifests::documents::Finding| {
@@ -214,7 +244,7 @@ fn all_come_back_byte_for_byte() {
 }
 
 /// Scan, pack, verify, unpack, repack, export: nothing is lost, and each expert has its segment.
-fn assert_comes_back(checkpoint: &Checkpoint) {
+pub(crate) fn assert_comes_back(checkpoint: &Checkpoint) {
     let (name, folder) = (&checkpoint.name, temp());
     let at = |path: &str| folder.path().join(path);
     let source = checkpoint.write(&at("checkpoint"));

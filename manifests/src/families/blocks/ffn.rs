@@ -42,12 +42,22 @@ table! {
         "layers.{layer}.mlp.shared_experts.up_proj.weight" SharedExpertUp [Shared, Hidden] when shared;
         "layers.{layer}.mlp.shared_experts.down_proj.weight" SharedExpertDown [Hidden, Shared] when shared;
     }
-    /// Mixtral's names for router and experts: w1 is the gate, w3 up, w2 down.
+    /// Mixtral's names for router and experts: w1 is the gate, w3 up, w2 down. Stacked: as the class of
+    /// transformers 5 has them in memory, where its `save_pretrained` does not give them back their
+    /// names.
     BLOCK_SPARSE {
-        "layers.{layer}.block_sparse_moe.gate.weight" Router [Experts, Hidden] when moe;
-        "layers.{layer}.block_sparse_moe.experts.{expert}.w1.weight" ExpertGate [Expert, Hidden] when moe;
-        "layers.{layer}.block_sparse_moe.experts.{expert}.w3.weight" ExpertUp [Expert, Hidden] when moe;
-        "layers.{layer}.block_sparse_moe.experts.{expert}.w2.weight" ExpertDown [Hidden, Expert] when moe;
+        "layers.{layer}.block_sparse_moe.gate.weight" Router [Experts, Hidden] when apart;
+        "layers.{layer}.block_sparse_moe.experts.{expert}.w1.weight" ExpertGate [Expert, Hidden] when apart;
+        "layers.{layer}.block_sparse_moe.experts.{expert}.w3.weight" ExpertUp [Expert, Hidden] when apart;
+        "layers.{layer}.block_sparse_moe.experts.{expert}.w2.weight" ExpertDown [Hidden, Expert] when apart;
+        "layers.{layer}.mlp.experts.gate_up_proj" ExpertGateUpStacked [Experts, TwoExpert, Hidden]
+            when stacked as Stack::of(&[ExpertGate, ExpertUp]);
+        "layers.{layer}.mlp.experts.down_proj" ExpertDownStacked [Experts, Hidden, Expert]
+            when stacked as Stack::of(&[ExpertDown]);
+    }
+    /// The router of such a layer.
+    STACKED_ROUTER {
+        "layers.{layer}.mlp.gate.weight" Router [Experts, Hidden] when stacked;
     }
     /// Experts of Granite, stacked `[experts, out, in]`: gate rows, then up rows.
     GRANITE_EXPERTS {

@@ -60,7 +60,8 @@ static MTP: Mount<Sizes> = Mount {
 
 table! {
     STATICS {
-        "layers.{layer}.mlp.moe_statics.e_score_correction_bias" RouterBias [One, Experts] when moe;
+        "layers.{layer}.mlp.moe_statics.e_score_correction_bias" RouterBias [One, Experts] when apart;
+        "layers.{layer}.mlp.gate.moe_statics.e_score_correction_bias" RouterBias [One, Experts] when stacked;
     }
     MTP_BLOCK {
         "mtp_emb_norm.{layer}.weight" Mtp [Hidden];

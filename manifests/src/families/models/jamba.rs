@@ -4,9 +4,9 @@ use crate::families::blocks::attention::{GROUPED, MAMBA};
 use crate::families::blocks::decoder_ends::LM_HEAD;
 use crate::families::config::{ConfigError, MAX_COUNT, Section};
 use crate::families::packed::{PackedModel, block, packed_family};
-use crate::families::rules::Mount;
+use crate::families::rules::{Mount, Stack};
 use crate::families::sizes::{Mixer, Side, Sizes, table};
-use crate::names::Component;
+use crate::names::{Component, Role};
 
 packed_family!(
     "jamba",
@@ -38,9 +38,13 @@ table! {
         "layers.{layer}.feed_forward.up_proj.weight" MlpUp [Dense, Hidden] when dense;
         "layers.{layer}.feed_forward.down_proj.weight" MlpDown [Hidden, Dense] when dense;
         "layers.{layer}.feed_forward.router.weight" Router [Experts, Hidden] when moe;
-        "layers.{layer}.feed_forward.experts.{expert}.gate_proj.weight" ExpertGate [Expert, Hidden] when moe;
-        "layers.{layer}.feed_forward.experts.{expert}.up_proj.weight" ExpertUp [Expert, Hidden] when moe;
-        "layers.{layer}.feed_forward.experts.{expert}.down_proj.weight" ExpertDown [Hidden, Expert] when moe;
+        "layers.{layer}.feed_forward.experts.{expert}.gate_proj.weight" ExpertGate [Expert, Hidden] when apart;
+        "layers.{layer}.feed_forward.experts.{expert}.up_proj.weight" ExpertUp [Expert, Hidden] when apart;
+        "layers.{layer}.feed_forward.experts.{expert}.down_proj.weight" ExpertDown [Hidden, Expert] when apart;
+        "layers.{layer}.feed_forward.experts.gate_up_proj" ExpertGateUpStacked [Experts, TwoExpert, Hidden]
+            when stacked as Stack::of(&[Role::ExpertGate, Role::ExpertUp]);
+        "layers.{layer}.feed_forward.experts.down_proj" ExpertDownStacked [Experts, Hidden, Expert]
+            when stacked as Stack::of(&[Role::ExpertDown]);
     }
 }
 

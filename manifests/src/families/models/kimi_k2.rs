@@ -6,9 +6,10 @@ use crate::families::blocks::decoder_ends::{ENDS, LAYER_NORMS, LM_HEAD, MTP_LAYE
 use crate::families::blocks::ffn::{
     MLP_DENSE, MLP_EXPERTS, MLP_ROUTER, MLP_ROUTER_BIAS, MLP_SHARED,
 };
+use crate::families::config::{ConfigError, Section};
 use crate::families::packed::{PackedModel, block, packed_family};
 use crate::families::rules::Mount;
-use crate::families::sizes::{Sizes, table};
+use crate::families::sizes::{Flag, Sizes, table};
 use crate::names::Component;
 
 packed_family!(
@@ -19,7 +20,7 @@ packed_family!(
 
 static MODEL: PackedModel = PackedModel {
     text: None,
-    sizes: deepseek_v3::sizes,
+    sizes,
     mounts: &[&TEXT, &LM_HEAD],
     mtp: Some(MTP_LAYERS),
     tower: None,
@@ -44,6 +45,13 @@ static TEXT: Mount<Sizes> = Mount {
 
 table! {
     FREQUENCIES {
-        "layers.{layer}.self_attn.rotary_emb.inv_freq" Rotary [Frequencies] or [Any];
+        "layers.{layer}.self_attn.rotary_emb.inv_freq" Rotary [Frequencies] or [Any] maybe Recomputed;
     }
+}
+
+/// DeepSeek-V3's. The class of transformers computes frequencies anew, and does not save them.
+fn sizes(text: &Section<'_>) -> Result<Sizes, ConfigError> {
+    let mut sizes = deepseek_v3::sizes(text)?;
+    sizes.flag(Flag::Recomputed, true);
+    Ok(sizes)
 }

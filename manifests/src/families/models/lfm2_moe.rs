@@ -4,9 +4,9 @@ use crate::families::blocks::attention::SHORT_CONV;
 use crate::families::blocks::decoder_ends::LM_HEAD;
 use crate::families::config::{ConfigError, MAX_COUNT, Section};
 use crate::families::packed::{PackedModel, block, packed_family};
-use crate::families::rules::Mount;
+use crate::families::rules::{Mount, Stack};
 use crate::families::sizes::{Flag, Mixer, Side, Sizes, table};
-use crate::names::Component;
+use crate::names::{Component, Role};
 
 packed_family!(
     "lfm2_moe",
@@ -45,9 +45,13 @@ table! {
         "layers.{layer}.feed_forward.w2.weight" MlpDown [Hidden, Dense] when dense;
         "layers.{layer}.feed_forward.gate.weight" Router [Experts, Hidden] when moe;
         "layers.{layer}.feed_forward.expert_bias" RouterBias [Experts] when moe & router_bias;
-        "layers.{layer}.feed_forward.experts.{expert}.w1.weight" ExpertGate [Expert, Hidden] when moe;
-        "layers.{layer}.feed_forward.experts.{expert}.w3.weight" ExpertUp [Expert, Hidden] when moe;
-        "layers.{layer}.feed_forward.experts.{expert}.w2.weight" ExpertDown [Hidden, Expert] when moe;
+        "layers.{layer}.feed_forward.experts.{expert}.w1.weight" ExpertGate [Expert, Hidden] when apart;
+        "layers.{layer}.feed_forward.experts.{expert}.w3.weight" ExpertUp [Expert, Hidden] when apart;
+        "layers.{layer}.feed_forward.experts.{expert}.w2.weight" ExpertDown [Hidden, Expert] when apart;
+        "layers.{layer}.feed_forward.experts.gate_up_proj" ExpertGateUpStacked [Experts, TwoExpert, Hidden]
+            when stacked as Stack::of(&[Role::ExpertGate, Role::ExpertUp]);
+        "layers.{layer}.feed_forward.experts.down_proj" ExpertDownStacked [Experts, Hidden, Expert]
+            when stacked as Stack::of(&[Role::ExpertDown]);
     }
 }
 

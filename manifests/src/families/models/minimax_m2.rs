@@ -3,7 +3,7 @@
 
 use crate::families::blocks::attention::{GROUPED, WHOLE_NORMS};
 use crate::families::blocks::decoder_ends::{ENDS, LAYER_NORMS, LM_HEAD};
-use crate::families::blocks::ffn::BLOCK_SPARSE;
+use crate::families::blocks::ffn::{BLOCK_SPARSE, STACKED_ROUTER};
 use crate::families::config::{ConfigError, Section};
 use crate::families::packed::{PackedModel, block, packed_family};
 use crate::families::rules::Mount;
@@ -33,13 +33,15 @@ static TEXT: Mount<Sizes> = Mount {
         &block(GROUPED),
         &block(WHOLE_NORMS),
         &block(BLOCK_SPARSE),
+        &block(STACKED_ROUTER),
         &block(ROUTER_BIAS),
     ],
 };
 
 table! {
     ROUTER_BIAS {
-        "layers.{layer}.block_sparse_moe.e_score_correction_bias" RouterBias [Experts] when router_bias;
+        "layers.{layer}.block_sparse_moe.e_score_correction_bias" RouterBias [Experts] when apart & router_bias;
+        "layers.{layer}.mlp.e_score_correction_bias" RouterBias [Experts] when stacked & router_bias;
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::families::TextFacts;
 use crate::families::blocks::attention::GROUPED;
 use crate::families::blocks::decoder_ends::{ENDS, LAYER_NORMS, LM_HEAD};
-use crate::families::blocks::ffn::BLOCK_SPARSE;
+use crate::families::blocks::ffn::{BLOCK_SPARSE, STACKED_ROUTER};
 use crate::families::config::{ConfigError, Section};
 use crate::families::options::{DecoderOptions, QkNorm, RouterOptions, window};
 use crate::families::packed::{PackedModel, block, packed_family};
@@ -36,6 +36,7 @@ static TEXT: Mount<Sizes> = Mount {
         &block(LAYER_NORMS),
         &block(GROUPED),
         &block(BLOCK_SPARSE),
+        &block(STACKED_ROUTER),
     ],
 };
 

@@ -57,7 +57,12 @@ table! {
 }
 
 fn sizes(text: &Section<'_>) -> Result<Sizes, ConfigError> {
-    let mut sizes = Sizes::read(text)?;
+    // transformers 5 tells the number of layers by their kinds alone
+    let kinds = u32::try_from(text.texts(KINDS)?.len()).unwrap_or(u32::MAX);
+    let mut sizes = match text.has("num_hidden_layers") || kinds == 0 {
+        true => Sizes::read(text)?,
+        false => Sizes::read_of_layers(text, "hidden_size", kinds)?,
+    };
     sizes.read_heads(text)?;
     let heads = sizes.take(Side::LinearHeads, text, ("mamba_num_heads", None))?;
     let inner = text.product("mamba_num_heads", heads, text.size("mamba_head_dim", None)?)?;
@@ -76,14 +81,17 @@ fn sizes(text: &Section<'_>) -> Result<Sizes, ConfigError> {
     place_layers(&mut sizes, text)
 }
 
+/// The kinds of the layers, in words.
+const KINDS: &str = "layers_block_type";
+
 /// One letter for each layer, or, as transformers 5 writes it, one word.
 fn place_layers(sizes: &mut Sizes, text: &Section<'_>) -> Result<Sizes, ConfigError> {
-    let words = text.texts("layers_block_type")?;
+    let words = text.texts(KINDS)?;
     let letters = text.text("hybrid_override_pattern")?.unwrap_or_default();
     let letters: Vec<String> = letters.chars().map(String::from).collect();
     let (kinds, key) = match words.is_empty() {
         true => (letters, "hybrid_override_pattern"),
-        false => (words, "layers_block_type"),
+        false => (words, KINDS),
     };
     if kinds.len() != sizes.layers.len() {
         let wanted = format!("one kind for each of the {} layers", sizes.layers.len());
@@ -91,8 +99,8 @@ fn place_layers(sizes: &mut Sizes, text: &Section<'_>) -> Result<Sizes, ConfigEr
     }
     for (layer, kind) in sizes.layers.iter_mut().zip(&kinds) {
         (layer.mixer, layer.ffn) = match kind.as_str() {
-            "M" | "mamba" => (Mixer::Linear, Ffn::Absent),
-            "*" | "attention" => (Mixer::Full, Ffn::Absent),
+            "M" | "mamba" | "linear_attention" => (Mixer::Linear, Ffn::Absent),
+            "*" | "attention" | "full_attention" => (Mixer::Full, Ffn::Absent),
             "E" | "moe" => (Mixer::Absent, Ffn::Apart),
             "-" | "mlp" => (Mixer::Absent, Ffn::Dense),
             _ => return Err(text.invalid(key, "of M, *, E and -")),

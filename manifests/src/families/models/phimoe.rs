@@ -32,10 +32,15 @@ static TEXT: Mount<Sizes> = Mount {
         &block(NORM_BIASES),
         &block(GROUPED),
         &block(BLOCK_SPARSE),
+        &block(STACKED_ROUTER),
     ],
 };
 
 table! {
+    /// The router where experts are stacked.
+    STACKED_ROUTER {
+        "layers.{layer}.mlp.router.weight" Router [Experts, Hidden] when stacked;
+    }
     NORM_BIASES {
         "norm.bias" FinalNorm/Bias [Hidden];
         "layers.{layer}.input_layernorm.bias" InputNorm/Bias [Hidden];
