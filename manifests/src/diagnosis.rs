@@ -52,6 +52,9 @@ pub(crate) fn other_names(family: Family, tensors: &[InventoryTensor]) -> Option
     if 2 * unnamed <= tensors.len() {
         return None;
     }
+    if let Some(inner) = names_of_inner_model(family, tensors) {
+        return Some(inner);
+    }
     let other = Family::guess(tensors.iter().map(|t| t.name.as_str()))?;
     let names = tensors.iter().map(|t| t.name.as_str());
     let mut named = names.filter(|name| other.classify(name).is_some());
@@ -66,6 +69,38 @@ pub(crate) fn other_names(family: Family, tensors: &[InventoryTensor]) -> Option
         "a configuration of {other}, or the names of {family}"
     )))
 }
+
+/// The finding that the names are those inside the model: its decoder was saved alone, by its own
+/// class, which has no head.
+fn names_of_inner_model(family: Family, tensors: &[InventoryTensor]) -> Option<Finding> {
+    let outer = |name: &str| {
+        let inner = name.strip_prefix(LANGUAGE_MODEL).unwrap_or(name);
+        format!("{MODEL}{inner}")
+    };
+    let is_inner = |t: &&InventoryTensor| {
+        t.component == Component::Unclassified && family.classify(&outer(&t.name)).is_some()
+    };
+    let mut inner = tensors.iter().filter(is_inner);
+    let first = inner.next()?;
+    let count = 1 + inner.count();
+    if 2 * count <= tensors.len() {
+        return None;
+    }
+    let finding = Finding::new(FindingKind::OtherNames).tensor(&first.name);
+    let finding = finding.seen(format!(
+        "{count} of {} names are those of {family} without {MODEL:?}: a decoder that was saved without its head",
+        tensors.len()
+    ));
+    Some(finding.wanted(format!(
+        "{:?} and the head, as the class of the whole model saves them",
+        outer(&first.name)
+    )))
+}
+
+/// What the decoder's names begin with in a model with a head.
+const MODEL: &str = "model.";
+/// What they begin with in a model without one that has towers, too.
+const LANGUAGE_MODEL: &str = "language_model.";
 
 /// Whether [`other_names`] says it better.
 pub(crate) fn is_of_names(finding: &Finding) -> bool {

@@ -1,12 +1,13 @@
 //! A thinker saved without the rest of its model, and weights that lie beside a checkpoint.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use crate::support::cli::{FindingKind, packed, segpack};
 use crate::support::folders::{assert_same, temp};
-use crate::support::tiny::{Qwen3Moe, Tiny, shard_bytes, write_file};
+use crate::support::tiny::{Qwen3Moe, Tiny, shard_bytes, tiny_full, write_file};
 
 /// The thinker of the tiny model, as `Qwen3OmniMoeThinkerForConditionalGeneration.save_pretrained`
 /// writes it: its own configuration, names without `thinker.`.
@@ -67,6 +68,7 @@ fn a_thinker_saved_alone_is_the_thinker_of_the_model() {
     assert_same(&back, &checkpoint);
 
     let whole = folder.path().join("whole");
+    fs::create_dir(&whole).unwrap();
     segpack![
         "pack",
         Tiny::full().write(&folder.path().join("full")),
@@ -110,6 +112,75 @@ fn the_decoder_of_a_thinker_saved_alone_is_complete_and_runs() {
 }
 
 /// A checkpoint with its first shard once more in `original/`, and a file of another format.
+/// As `Qwen3OmniMoeThinkerTextModel` (transformers 5.23) saves itself, and as `Qwen3OmniMoeThinkerModel`
+/// does: the names inside the model, and no head.
+fn without_heads() -> [Tiny; 2] {
+    let (mut decoder, mut model) = (thinker(), thinker());
+    for (tiny, inner) in [(&mut decoder, ""), (&mut model, "language_model.")] {
+        for (_, tensors) in &mut tiny.shards {
+            tensors.retain(|t| !t.name.starts_with("lm_head."));
+            for tensor in tensors {
+                tensor.name = tensor.name.replacen("model.", inner, 1);
+            }
+        }
+    }
+    for (_, tensors) in &mut decoder.shards {
+        tensors.retain(|t| !t.name.starts_with("audio_tower.") && !t.name.starts_with("visual."));
+    }
+    decoder.shards.retain(|(_, tensors)| !tensors.is_empty());
+    decoder.config = decoder.config["text_config"].take();
+    decoder.config["model_type"] = json!("qwen3_omni_moe_text");
+    decoder.config["architectures"] = json!(["Qwen3OmniMoeThinkerTextModel"]);
+    model.config["architectures"] = json!(["Qwen3OmniMoeThinkerModel"]);
+    [decoder, model]
+}
+
+#[test]
+fn a_decoder_saved_without_its_head_is_one_finding() {
+    for tiny in without_heads() {
+        let folder = temp();
+        let checkpoint = write(&tiny, folder.path(), "inner");
+        let run = segpack!["scan", &checkpoint, "--json"].exits(3);
+        let findings = run.findings();
+        let [finding] = &findings[..] else {
+            panic!("{run}")
+        };
+        assert_eq!(finding.kind, FindingKind::OtherNames);
+        assert!(
+            finding.to_string().contains("saved without its head"),
+            "{run}"
+        );
+    }
+}
+
+#[test]
+fn a_thinker_saved_alone_beside_the_whole_models_configuration_is_packed_and_grafted() {
+    let folder = temp();
+    let mut tiny = thinker();
+    tiny.config = Tiny::full().config;
+    let checkpoint = write(&tiny, folder.path(), "thinker");
+    let scan = segpack!["scan", &checkpoint, "--json"].ok().json();
+    assert_eq!(
+        (&scan["audited"], &scan["findings"]),
+        (&json!(true), &json!([]))
+    );
+    let pack = packed(&checkpoint, folder.path());
+    let back = folder.path().join("back");
+    segpack!["unpack", &pack, "-o", &back].ok();
+    assert_same(&back, &checkpoint);
+    let whole = folder.path().join("whole");
+    fs::create_dir(&whole).unwrap();
+    let full = packed(&tiny_full(), &whole);
+    let (out, restored) = (
+        folder.path().join("grafted"),
+        folder.path().join("restored"),
+    );
+    segpack!["graft", &pack, "--onto", &full, "-o", &out].ok();
+    segpack!["verify", &out].ok();
+    segpack!["unpack", &out, "-o", &restored].ok();
+    assert_same(&restored, &tiny_full());
+}
+
 fn with_copies(folder: &Path) -> (PathBuf, u64) {
     let tiny = Tiny::qwen3_moe(Qwen3Moe::default());
     let checkpoint = tiny.write(&folder.join("checkpoint"));

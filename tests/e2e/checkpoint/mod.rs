@@ -3,7 +3,8 @@
 pub(crate) mod alone;
 mod bad_checkpoints;
 mod families;
+mod int8;
 mod names;
-mod published;
+pub(crate) mod published;
 mod quantization;
 mod scan;

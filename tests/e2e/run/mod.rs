@@ -7,6 +7,7 @@ mod cuda;
 mod interrupt;
 mod loading;
 mod media;
+mod not_run;
 mod numbers;
 #[cfg(target_os = "linux")]
 mod session_media;
