@@ -7,11 +7,9 @@ use crate::support::hub::{Faults, TOKEN};
 use crate::support::proxy::{HOST, Manners, Proxy, authority, with_tls};
 
 /// A proxy that knows where the hub of a scene is.
-fn proxy_for(scene: &Scene, manners: Manners) -> Proxy {
-    Proxy::with(Manners {
-        host: scene.hub.address().to_owned(),
-        ..manners
-    })
+fn proxy_for(scene: &Scene, mut manners: Manners) -> Proxy {
+    scene.hub.address().clone_into(&mut manners.host);
+    Proxy::with(manners)
 }
 
 /// `scan`, with nothing but these variables about the network.
