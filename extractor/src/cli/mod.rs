@@ -268,7 +268,7 @@ fn dispatch(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Graft(args) => graft::run(&args, context),
         Command::Export(args) => export::run(args, context),
         Command::Run(args) => run::run_command(&args, context),
-        Command::Validate(args) => validate::run(args, context),
+        Command::Validate(args) => validate::run(&args, context),
         Command::Speak(args) => speak::run(&args, context),
         Command::Vocode(args) => vocode::run(&args, context),
         Command::Bench(args) => bench::run(args, context),

@@ -91,7 +91,7 @@ impl Args {
     }
 }
 
-pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
+pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let against = args.against()?;
     let mut settings = ValidateSettings::new(against);
     settings.session = args.resources.session(args.placement);

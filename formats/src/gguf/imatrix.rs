@@ -88,7 +88,7 @@ impl ImportanceMatrix {
         self.entries.is_empty()
     }
 
-    fn insert(&mut self, file: &dyn ReadAt, name: String, values: Vec<f32>) -> Result<()> {
+    fn insert(&mut self, file: &dyn ReadAt, name: &str, values: Vec<f32>) -> Result<()> {
         let wrong = values.iter().position(|x| !x.is_finite() || *x < 0.0);
         if let Some(index) = wrong {
             let what = format!(
@@ -97,7 +97,7 @@ impl ImportanceMatrix {
             );
             return Err(FormatError::malformed(file.name(), what));
         }
-        match self.entries.insert(name.clone(), values) {
+        match self.entries.insert(name.to_owned(), values) {
             None => Ok(()),
             Some(_) => {
                 let what = format!("entry {name:?} is there twice");
@@ -160,7 +160,7 @@ fn of_gguf(file: &InputFile) -> Result<ImportanceMatrix> {
             Mean::Format(e) => e,
             Mean::Wrong(what) => malformed(format!("entry {name:?}: {what}")),
         })?;
-        matrix.insert(file, name.to_owned(), values)?;
+        matrix.insert(file, name, values)?;
     }
     Ok(matrix)
 }
@@ -263,7 +263,7 @@ fn of_list(file: &InputFile) -> Result<ImportanceMatrix> {
         let calls = if calls == 0 { 1.0 } else { calls as f32 };
         let mut values = Vec::with_capacity(to_usize(count));
         values.extend(floats(&bytes).map(|x| x / calls));
-        matrix.insert(file, name, values)?;
+        matrix.insert(file, &name, values)?;
     }
     if list.at < file.length() {
         matrix.chunks = list.number("a negative number of calls")?;
@@ -324,7 +324,7 @@ pub fn write_imatrix(
     for of in sums.values() {
         #[expect(clippy::cast_precision_loss, reason = "as llama.cpp stores counts")]
         let counts = of.counts.iter().map(|count| *count as f32);
-        let sums = of.sums.iter().copied().collect::<Vec<_>>();
+        let sums = of.sums.clone();
         for values in [sums, counts.collect()] {
             bytes.extend(values.iter().flat_map(|x| x.to_le_bytes()));
             let end = bytes.len().next_multiple_of(to_usize(header.alignment));

@@ -87,11 +87,14 @@ mod tests {
     #[test]
     fn ggml_has_the_first_half_of_a_block_in_the_low_halves_of_its_bytes() {
         // value n has the code n modulo 16
-        let bytes = std::array::from_fn(|i| (2 * i % 16 | (2 * i + 1) % 16 << 4) as u8);
+        let bytes = std::array::from_fn(|i| {
+            let code = |value: usize| u8::try_from(value % 16).unwrap();
+            code(2 * i) | (code(2 * i + 1) << 4)
+        });
         let mut to = [0; GGML_BLOCK_BYTES];
         to_ggml(&bytes, 0x7b, &mut to);
         assert_eq!(to[0], 0x7b);
-        let wanted: Vec<u8> = (0..16).map(|code| code | code << 4).collect();
+        let wanted: Vec<u8> = (0..16).map(|code| code | (code << 4)).collect();
         assert_eq!(to[1..], wanted[..]);
         let mut bytes = [0; BLOCK_BYTES];
         (bytes[0], bytes[8]) = (0xba, 0xdc);

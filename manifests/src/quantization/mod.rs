@@ -16,6 +16,7 @@ mod packed_words;
 mod weight;
 
 use std::collections::BTreeSet;
+use std::iter;
 
 use segpack_formats::numeric::Dtype;
 use serde_json::Value;
@@ -44,6 +45,11 @@ trait Scheme: std::fmt::Debug + SchemeClone {
 
     /// The tensors that take the place of a weight; `None` where such a weight is not quantised.
     fn tensors_of(&self, weight: &Weight<'_>) -> Option<Vec<Expected>>;
+
+    /// What a weight has beside it, quantised or not, as far as it is stored.
+    fn beside(&self, _weight: &Weight<'_>) -> Vec<Expected> {
+        Vec::new()
+    }
 
     /// How a runtime makes plain values of them; `None` where none of this build does.
     fn coding(&self) -> Option<WeightCoding> {
@@ -189,7 +195,8 @@ impl Quantization {
         }
         let weight = Weight::of(&expected, stored);
         if self.scheme.kept().name(weight.module()) {
-            return vec![expected];
+            let beside = self.scheme.beside(&weight);
+            return iter::once(expected).chain(beside).collect();
         }
         let own = dtype_of(&expected.name);
         let moves = !weight.keeps_name(self.scheme.mark());
@@ -200,7 +207,8 @@ impl Quantization {
             Kind::Perhaps | Kind::Never => true,
         };
         if is_left && !own.is_some_and(is_code) && !self.has_part(&weight, dtype_of) {
-            return vec![expected];
+            let beside = self.scheme.beside(&weight);
+            return iter::once(expected).chain(beside).collect();
         }
         let tensors = self.scheme.tensors_of(&weight);
         tensors.unwrap_or_else(|| vec![expected])

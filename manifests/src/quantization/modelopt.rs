@@ -78,13 +78,20 @@ impl Scheme for ModelOpt {
             ],
         };
         tensors.extend(weight.scalar_if_any((INPUT, Part::InputScale)));
-        // of an FP8 cache
-        if weight.module().ends_with("k_proj") {
-            tensors.extend(weight.scalar_if_any((KEYS, Part::Scale)));
-        }
-        if weight.module().ends_with("v_proj") {
-            tensors.extend(weight.scalar_if_any((VALUES, Part::Scale)));
-        }
+        tensors.extend(self.beside(weight));
         Some(tensors)
+    }
+
+    /// The scales of an FP8 cache, which projections have that are not quantised themselves, too.
+    fn beside(&self, weight: &Weight<'_>) -> Vec<Expected> {
+        let scale = match weight.module() {
+            module if module.ends_with("k_proj") => KEYS,
+            module if module.ends_with("v_proj") => VALUES,
+            _ => return Vec::new(),
+        };
+        weight
+            .scalar_if_any((scale, Part::Scale))
+            .into_iter()
+            .collect()
     }
 }

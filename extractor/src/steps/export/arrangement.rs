@@ -215,7 +215,7 @@ mod tests {
         assert_eq!(arranged(rows, b"aaabbbcccddd", &[]), b"bbbddd");
         // more columns than are transposed together, of values of two bytes
         let (rows, columns) = (3, 2 * COLUMNS + 6);
-        let value = |row: usize, column: usize| [row as u8, column as u8];
+        let value = |row: usize, column: usize| [row, column].map(|x| u8::try_from(x).unwrap());
         let before: Vec<u8> = (0..rows)
             .flat_map(|row| (0..columns).flat_map(move |column| value(row, column)))
             .collect();

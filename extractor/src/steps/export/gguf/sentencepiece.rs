@@ -213,9 +213,13 @@ fn number(left: &mut &[u8]) -> Option<u64> {
 mod tests {
     use super::*;
 
+    fn length(bytes: &[u8]) -> u8 {
+        u8::try_from(bytes.len()).unwrap()
+    }
+
     /// A message of length-delimited field 1, a float 2 and a number 3, as far as they are given.
     fn message(text: &[u8], score: f32, kind: u8) -> Vec<u8> {
-        let mut bytes = vec![0x0a, text.len() as u8];
+        let mut bytes = vec![0x0a, length(text)];
         bytes.extend(text);
         bytes.push(0x15);
         bytes.extend(score.to_le_bytes());
@@ -226,7 +230,7 @@ mod tests {
     fn model(pieces: &[Vec<u8>], kind: u8) -> Vec<u8> {
         let mut bytes = Vec::new();
         for piece in pieces {
-            bytes.extend([0x0a, piece.len() as u8]);
+            bytes.extend([0x0a, length(piece)]);
             bytes.extend(piece);
         }
         bytes.extend([0x12, 2, 0x18, kind]);

@@ -271,12 +271,15 @@ struct Completion {
     prompt_token_ids: Option<Vec<u32>>,
 }
 
+/// Log-probabilities by the texts of tokens.
+type TextLogprobs = BTreeMap<String, Option<f32>>;
+
 /// One entry for each step.
 #[derive(Debug, Deserialize)]
 struct CompletionLogprobs {
     tokens: Vec<String>,
     token_logprobs: Vec<Option<f32>>,
-    top_logprobs: Option<Vec<Option<BTreeMap<String, Option<f32>>>>>,
+    top_logprobs: Option<Vec<Option<TextLogprobs>>>,
 }
 
 fn read_completions(
