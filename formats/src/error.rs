@@ -131,6 +131,23 @@ impl FormatError {
         Self::changed(path, what)
     }
 
+    /// The file or folder that it is about, where it is about one.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Io { path, .. }
+            | Self::Malformed { path, .. }
+            | Self::TooLarge { path, .. }
+            | Self::Header { path, .. }
+            | Self::Gguf { path, .. }
+            | Self::Changed { path, .. }
+            | Self::Link { path } => Some(path),
+            Self::Coded { .. } | Self::Thread(_) | Self::Interrupted | Self::WorkerDied { .. } => {
+                None
+            }
+        }
+    }
+
     /// Whether it is the environment that failed, and nothing is known of the bytes: no permission,
     /// no descriptor, memory, space or thread left. `false` where the bytes are wrong or missing, or
     /// the drive cannot read them.

@@ -43,7 +43,8 @@ mod vocode;
 #[cfg(not(feature = "run"))]
 mod without_run;
 
-use std::io;
+use std::ffi::OsString;
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -198,16 +199,31 @@ fn command() -> clap::Command {
     command
 }
 
-/// Runs the program.
+/// Runs the program with the arguments of this process.
 pub fn main() -> ExitCode {
-    let matches = match command().try_get_matches() {
+    ExitCode::from(main_with(std::env::args_os()))
+}
+
+/// Runs the program with these arguments, the first of them its name, and returns its exit status.
+/// Signals are its own from then on, and standard output is flushed: nothing else of the process has
+/// to know of either.
+pub fn main_with(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    let status = run_with(arguments.into_iter().collect());
+    // Rust flushes at the end of its own programs alone; a pipe that is closed has its status already
+    let _ = io::stdout().flush();
+    status
+}
+
+fn run_with(arguments: Vec<OsString>) -> u8 {
+    let words = arguments.get(1..).unwrap_or_default().to_vec();
+    let matches = match command().try_get_matches_from(arguments) {
         Ok(matches) => matches,
-        Err(e) => return usage(&e),
+        Err(e) => return usage(&e, words),
     };
     let json = JsonOutput::of(&matches);
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,
-        Err(e) => return usage(&e),
+        Err(e) => return usage(&e, words),
     };
     let terminal = Terminal::new(cli.color);
     let stop = signals::install(cli.quiet);
@@ -232,21 +248,20 @@ pub fn main() -> ExitCode {
             e.exit()
         }
     };
-    ExitCode::from(signals::exit_status(exit))
+    signals::exit_status(exit)
 }
 
-fn usage(error: &clap::Error) -> ExitCode {
+fn usage(error: &clap::Error, arguments: Vec<OsString>) -> u8 {
     // help that goes into a closed pipe is no failure
     let _ = error.print();
     if error.use_stderr() {
-        let arguments = std::env::args_os().skip(1);
         JsonOutput::guess(arguments).print(&failure::usage(error));
     }
-    ExitCode::from(if error.use_stderr() {
+    if error.use_stderr() {
         Exit::Usage as u8
     } else {
         Exit::Ok as u8
-    })
+    }
 }
 
 fn dispatch(command: Command, context: &Context) -> Result<Exit, CliError> {

@@ -236,7 +236,7 @@ impl StepError {
 
 impl StepError {
     /// What could not be read or written, where that is the cause, however far down.
-    pub(crate) fn format_error(&self) -> Option<&FormatError> {
+    pub fn format_error(&self) -> Option<&FormatError> {
         // errors that are shown as their cause is do not name it as their source
         if let Self::Format(e) | Self::Pack(PackError::Format(e)) = self {
             return Some(e);

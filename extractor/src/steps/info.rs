@@ -16,7 +16,7 @@ use super::receipt::{read_receipt, since};
 ///
 /// # Errors
 /// Where the folder is no pack, or the receipt is none.
-pub(crate) fn info(pack: &Pack, receipt: Option<&Path>) -> Result<InfoReport, StepError> {
+pub fn info(pack: &Pack, receipt: Option<&Path>) -> Result<InfoReport, StepError> {
     let manifest = pack.manifest();
     let verified = receipt.map(|path| verified(pack, path)).transpose()?;
     let stored_bytes = manifest.packs.iter().map(|p| p.length).sum();

@@ -14,9 +14,10 @@ mod error;
 #[cfg(feature = "run")]
 pub(crate) mod experts_report;
 pub(crate) mod export;
-pub(crate) mod info;
+pub mod info;
 pub(crate) mod join;
 mod listing;
+pub mod open;
 pub mod pack;
 pub(crate) mod receipt;
 pub(crate) mod repack;

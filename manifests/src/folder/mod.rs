@@ -22,7 +22,7 @@ pub use paths::{
     MANIFEST, MAX_MANIFEST_BYTES, PACKS, PART, PARTIAL, SHARD_HEADERS, SIGNATURE, SOURCE, SUMS,
 };
 pub use reader::{PackCursor, PackReader};
-pub use source_file::{max_source_bytes, source_file, stored_file};
+pub use source_file::{max_source_bytes, shard_header, source_file, stored_file};
 
 use crate::documents::{
     Manifest, ManifestError, PartManifest, PartShare, SegmentEntry, TensorEntry,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use segpack_formats::digest::Sha256;
+use segpack_formats::digest::{Sha256, Sha256Hasher};
 use segpack_formats::io::{CancelToken, ReadAt, Retried};
 use segpack_formats::pack::{SegmentReader, Unpacker};
 use segpack_formats::{FormatError, Result};
@@ -99,12 +99,60 @@ impl<'a> PackReader<'a> {
                 bytes.extend_from_slice(piece);
                 Ok::<_, FormatError>(())
             })?;
-        let seen = Sha256::of(&bytes);
-        if seen == tensor.sha256 {
-            return Ok(bytes);
+        self.compare(tensor, Sha256::of(&bytes))?;
+        Ok(bytes)
+    }
+
+    /// Fills `to`, which has the tensor's length, with its bytes, as
+    /// [`tensor_bytes`](Self::tensor_bytes) has them. No digest is checked.
+    ///
+    /// # Errors
+    /// As [`PackCursor::read_tensor`]; `Malformed` where `to` has another length.
+    pub fn read_into(
+        &'a self,
+        tensor: &TensorEntry,
+        to: &mut [u8],
+        stop: &CancelToken,
+    ) -> Result<()> {
+        if to.len() as u64 != tensor.length {
+            let (name, wanted, given) = (&tensor.name, tensor.length, to.len());
+            let what = format!("tensor {name} has {wanted} bytes, not {given}");
+            return Err(FormatError::malformed(self.pack.folder(), what));
+        }
+        let mut rest = to;
+        let whole = 0..tensor.length;
+        self.cursor()?.read_tensor(tensor, whole, stop, |piece| {
+            let (first, after) = std::mem::take(&mut rest).split_at_mut(piece.len());
+            first.copy_from_slice(piece);
+            rest = after;
+            Ok(())
+        })
+    }
+
+    /// Reads a tensor and compares its SHA-256 with the manifest's; keeps none of it.
+    ///
+    /// # Errors
+    /// As [`tensor_bytes`](Self::tensor_bytes); `Interrupted`.
+    pub fn check_tensor(&'a self, tensor: &TensorEntry, stop: &CancelToken) -> Result<()> {
+        let mut hasher = Sha256Hasher::default();
+        let whole = 0..tensor.length;
+        self.cursor()?.read_tensor(tensor, whole, stop, |piece| {
+            hasher.update(piece);
+            Ok::<_, FormatError>(())
+        })?;
+        self.compare(tensor, hasher.finish())
+    }
+
+    /// Compares the digest of a tensor's bytes, seen by whoever read them, with the manifest's.
+    ///
+    /// # Errors
+    /// `Malformed` where they differ.
+    pub fn compare(&self, tensor: &TensorEntry, seen: Sha256) -> Result<()> {
+        let wanted = tensor.sha256;
+        if seen == wanted {
+            return Ok(());
         }
         let path = self.pack.path(&self.segment_of(tensor)?.pack);
-        let wanted = tensor.sha256;
         let what = format!("tensor {}: SHA-256 {seen}, wanted {wanted}", tensor.name);
         Err(FormatError::malformed(&path, what))
     }

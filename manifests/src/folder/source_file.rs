@@ -1,6 +1,7 @@
 //! The checkpoint's other files, as a pack keeps them.
 
 use segpack_formats::digest::Sha256;
+use segpack_formats::safetensors::ShardHeader;
 use segpack_formats::{FormatError, Result};
 
 use super::Pack;
@@ -61,4 +62,17 @@ pub fn stored_file(pack: &Pack, listed: &SourceFile) -> Result<Vec<u8>> {
         return Err(FormatError::malformed(&path, what));
     }
     Ok(bytes)
+}
+
+/// The original header of a shard, checked against its digest.
+///
+/// # Errors
+/// As [`source_file`]; `Header` where it is none.
+pub fn shard_header(pack: &Pack, listed: &SourceFile) -> Result<ShardHeader> {
+    let bytes = stored_file(pack, listed)?;
+    let json = bytes.get(8..).unwrap_or_default();
+    ShardHeader::parse(json, listed.length).map_err(|source| FormatError::Header {
+        path: pack.path(&listed.stored_as),
+        source,
+    })
 }

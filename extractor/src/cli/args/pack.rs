@@ -3,13 +3,14 @@ use std::path::{Path, PathBuf};
 
 use segpack_formats::digest::Sha256;
 use segpack_manifests::Pack;
-use segpack_manifests::folder::{OpenOptions, digest_in_list};
+use segpack_manifests::folder::digest_in_list;
 
 use super::INPUT;
 use crate::cli::Context;
 use crate::cli::error::CliError;
 use crate::source::{PackPlace, local_pack};
 use crate::steps::StepError;
+use crate::steps::open::open_pack;
 
 /// A pack to read, and who it has to be.
 #[derive(Debug, clap::Args)]
@@ -99,8 +100,7 @@ impl PackArg {
     /// # Errors
     /// Where it is no pack, or not the one that it must be.
     pub(crate) fn open(&self, context: &Context) -> Result<Pack, CliError> {
-        let options = OpenOptions::new().manifest_sha256(self.wanted()?);
-        Ok(self.find(context)?.open(options)?)
+        Ok(open_pack(&self.pack, self.wanted()?, context.job())?)
     }
 }
 

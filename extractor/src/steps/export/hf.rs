@@ -3,11 +3,10 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use segpack_formats::FormatError;
 use segpack_formats::safetensors::ShardHeader;
 use segpack_manifests::documents::{SourceFile, SourceFileKind, TensorEntry};
 use segpack_manifests::families::{self, FamilyName, PartialConfig};
-use segpack_manifests::folder::stored_file;
+use segpack_manifests::folder::shard_header;
 use segpack_manifests::names::Component;
 use segpack_manifests::{Pack, PackModel};
 use serde_json::{Map, Value, json};
@@ -114,11 +113,7 @@ fn stacked_shape<'a>(
         let listed = listed.ok_or_else(|| ExportError::NoSuchShard {
             file: file.to_owned(),
         })?;
-        let bytes = stored_file(pack, listed)?;
-        let path = pack.path(&listed.stored_as);
-        let header = ShardHeader::parse(bytes.get(8..).unwrap_or_default(), listed.length)
-            .map_err(|source| FormatError::Header { path, source })?;
-        headers.insert(file, header);
+        headers.insert(file, shard_header(pack, listed)?);
     }
     let tensors = headers
         .get(file)

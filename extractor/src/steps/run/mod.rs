@@ -24,6 +24,7 @@ use super::StepError;
 use super::speak::{Voice, VoiceOptions};
 use crate::work::Progress;
 use stream::Stream;
+pub use summary::summarize;
 
 /// How to run.
 #[derive(Debug, Clone)]
@@ -142,7 +143,7 @@ pub fn run(
         let checkpoint = RecordedFile::all_of(pack.manifest());
         recorder.write_to(files, serde_json::Map::new(), &checkpoint)?;
     }
-    Ok(summary::summarize(&session, prompt.ids, generation))
+    Ok(summarize(&session, prompt.ids, generation))
 }
 
 /// Says in a trace how the media of its prompt were processed.

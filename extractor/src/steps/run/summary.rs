@@ -12,11 +12,8 @@ use segpack_runtime_min::weights::Residency;
 
 use super::stream::shown;
 
-pub(super) fn summarize(
-    session: &Session<'_>,
-    prompt: Vec<u32>,
-    generation: Generation,
-) -> RunSummary {
+/// The document of a generation: `prompt` are the ids that it continues.
+pub fn summarize(session: &Session<'_>, prompt: Vec<u32>, generation: Generation) -> RunSummary {
     let stats = &generation.stats;
     // a pack that ran has these
     let experts = session

@@ -28,6 +28,7 @@ use super::StepError;
 use super::scan::{Extra, ScanOptions, scan};
 use super::sign::{MAX_SIGNATURE_BYTES, PublicKey};
 use crate::causes::{chain, without_path as describe};
+use crate::source::PackPlace;
 use crate::work::{Job, Progress, into_inner, lock};
 
 /// How to verify.
@@ -252,6 +253,20 @@ impl Opened {
             document: MANIFEST,
         }
     }
+}
+
+/// [`verify`] of the pack of a folder or of an address, as every command takes it. `job` says when to
+/// stop, and hears how far it is; the threads are those of the settings.
+///
+/// # Errors
+/// As [`verify`]; where a server cannot be asked.
+pub fn verify_place(
+    place: &Path,
+    settings: &VerifySettings,
+    job: Job<'static>,
+) -> Result<VerifyReport, StepError> {
+    let files = PackPlace::find(place, job)?.files();
+    verify_at(files, settings, job.stop, job.progress)
 }
 
 /// [`verify`], wherever the pack is.
