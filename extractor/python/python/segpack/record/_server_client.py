@@ -11,7 +11,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from trace_file import Failure
+from ._trace_file import Failure
 
 MOST_BYTES = 1 << 28
 LONGEST_WAIT_S = 60

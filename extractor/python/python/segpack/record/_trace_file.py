@@ -1,4 +1,4 @@
-"""A trace: one .safetensors file and one .json file beside it. README.md has the format."""
+"""A trace: one .safetensors file and one .json file beside it. `runtime-min/reference/README.md` has the format."""
 
 import hashlib
 import json

@@ -2,7 +2,7 @@
 
 import re
 
-from trace_file import Failure
+from ._trace_file import Failure
 
 
 def byte_alphabet():

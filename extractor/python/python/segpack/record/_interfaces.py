@@ -8,7 +8,7 @@ Compatible Server" (`return_token_ids`, `return_tokens_as_token_ids`, `prompt_lo
 import math
 from dataclasses import dataclass, field
 
-from trace_file import Failure
+from ._trace_file import Failure
 
 LEAST = -9999.0  # what vLLM writes for minus infinity
 

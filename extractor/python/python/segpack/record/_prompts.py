@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from trace_file import Failure
+from ._trace_file import Failure
 
 
 def add_arguments(parser):

@@ -7,8 +7,8 @@ import platform
 import numpy
 from safetensors.numpy import save_file
 
-import prompts as prompt_input
-import trace_file
+from . import _prompts as prompt_input
+from . import _trace_file as trace_file
 
 
 def rows_of(rows):
