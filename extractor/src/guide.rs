@@ -20,6 +20,7 @@ pub mod sources {
 pub mod many_machines {
     #![doc = "[deploy]: https://github.com/segpack/segpack/tree/main/extractor/deploy"]
     #![doc = "[part_schema]: https://github.com/segpack/segpack/blob/main/schemas/part-manifest.schema.json"]
+    #![doc = "[python]: crate::guide::python"]
     #![doc = ""]
     #![doc = include_str!("../docs/many-machines.md")]
 }
@@ -42,6 +43,14 @@ pub mod validating {
     #![doc = "[reference]: https://github.com/segpack/segpack/blob/main/runtime-min/reference/README.md"]
     #![doc = ""]
     #![doc = include_str!("../docs/validating.md")]
+}
+
+pub mod python {
+    #![doc = "[many_machines]: crate::guide::many_machines"]
+    #![doc = "[reference]: https://github.com/segpack/segpack/blob/main/runtime-min/reference/README.md"]
+    #![doc = "[sources]: crate::guide::sources"]
+    #![doc = ""]
+    #![doc = include_str!("../docs/python.md")]
 }
 
 pub mod benchmarks {

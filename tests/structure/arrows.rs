@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Every crate of the workspace with those that it may use.
-const ARROWS: [(&str, &[&str]); 4] = [
+const ARROWS: [(&str, &[&str]); 5] = [
     ("segpack-formats", &[]),
     ("segpack-manifests", &["segpack-formats"]),
     (
@@ -16,6 +16,15 @@ const ARROWS: [(&str, &[&str]); 4] = [
     (
         "segpack",
         &[
+            "segpack-formats",
+            "segpack-manifests",
+            "segpack-runtime-min",
+        ],
+    ),
+    (
+        "segpack-python",
+        &[
+            "segpack",
             "segpack-formats",
             "segpack-manifests",
             "segpack-runtime-min",
@@ -99,7 +108,7 @@ fn the_arrows_point_one_way() {
     assert_eq!(
         ours,
         ARROWS.iter().map(|(name, _)| *name).collect(),
-        "the workspace has four crates"
+        "the workspace has four crates and the Python package"
     );
 }
 

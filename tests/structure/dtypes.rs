@@ -88,7 +88,13 @@ fn open_matches(code: &str) -> BTreeSet<usize> {
 #[test]
 fn no_match_over_dtypes_has_an_arm_for_the_rest() {
     let mut wrong = Vec::new();
-    for package in ["formats", "manifests", "runtime-min", "extractor"] {
+    for package in [
+        "formats",
+        "manifests",
+        "runtime-min",
+        "extractor",
+        "extractor/python",
+    ] {
         for path in files(&root().join(package).join("src")) {
             let lines = open_matches(&code(&path)).into_iter();
             wrong.extend(lines.map(|line| format!("{}:{line}", path.display())));

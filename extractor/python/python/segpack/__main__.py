@@ -1,0 +1,5 @@
+"""`python -m segpack`: the command."""
+
+from ._command import main
+
+main()
