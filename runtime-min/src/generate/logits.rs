@@ -60,6 +60,9 @@ pub struct Candidate {
     pub logit: f32,
     /// Its probability.
     pub probability: f64,
+    /// The natural logarithm of its probability, which is exact where the probability itself is too
+    /// small for a number; minus infinity for a token that is ruled out.
+    pub log_probability: f64,
 }
 
 /// A token's place among all tokens.
@@ -166,6 +169,8 @@ impl Softmax {
             id,
             logit,
             probability: exp(f64::from(logit) - self.highest) / self.sum,
+            // not the platform's own, as with `exp`
+            log_probability: f64::from(logit) - self.highest - libm::log(self.sum),
         }
     }
 }

@@ -28,6 +28,8 @@ pub struct GenerationSettings {
     pub sampling: Option<SamplingOptions>,
     /// Candidates to tell for each token.
     pub top_k_logits: usize,
+    /// Tell each token's own logit and probability, which may not be among those candidates.
+    pub chosen_logit: bool,
     /// A continuation whose rank at the first step is wanted.
     pub rank: Option<Continuation>,
     /// Token ids that end the text. `None`: those of the checkpoint.
@@ -43,6 +45,7 @@ impl Default for GenerationSettings {
             max_new_tokens: 128,
             sampling: None,
             top_k_logits: 0,
+            chosen_logit: false,
             rank: None,
             stop_ids: None,
             preload: false,
@@ -64,6 +67,8 @@ pub struct Token<'t> {
     pub is_stop: bool,
     /// The most likely candidates, best first, as many as were requested.
     pub top: Vec<NamedCandidate>,
+    /// The token itself among all tokens, where that was requested.
+    pub chosen: Option<NamedCandidate>,
 }
 
 /// A candidate for the next token, and the text that it stands for.
@@ -265,8 +270,10 @@ impl Model<'_> {
             Some(sampling) => Sampler::random(sampling)?,
             None => Sampler::greedy(),
         };
-        let wants_logits =
-            settings.top_k_logits > 0 || settings.rank.is_some() || hooks.recorder.is_some();
+        let wants_logits = settings.top_k_logits > 0
+            || settings.chosen_logit
+            || settings.rank.is_some()
+            || hooks.recorder.is_some();
         let options = GenerateOptions {
             max_new_tokens: settings.max_new_tokens,
             stop_ids: settings.stop_ids.as_ref().unwrap_or(&text.stop_ids().ids),
@@ -509,12 +516,17 @@ impl Narrator<'_> {
             0 => Vec::new(),
             k => self.named(top_k_logits(step.logits, k)?),
         };
+        let chosen = match self.settings.chosen_logit {
+            true => rank_of(step.logits, step.id)?.map(|rank| self.name(rank.candidate)),
+            false => None,
+        };
         let token = Token {
             index: step.index,
             id: step.id,
             text: &text,
             is_stop: step.is_stop,
             top,
+            chosen,
         };
         Ok(self.sink.token(&token))
     }

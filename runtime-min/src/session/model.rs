@@ -170,6 +170,21 @@ impl<'s> Model<'s> {
         on_any!(&mut self.decoder, t => t.forward(ids, want, observer))
     }
 
+    /// Runs these tokens after those before, and hands the logits of each, `[vocab]`, to `visit`
+    /// with its number from 0. At most `block` tokens' logits are in memory at a time, beside the
+    /// memory budget, which has room for those of one.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), and what `visit` returns.
+    pub fn forward_each<E: From<RunError>>(
+        &mut self,
+        ids: &[u32],
+        block: usize,
+        visit: &mut dyn FnMut(usize, &[f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        on_any!(&mut self.decoder, t => t.forward_each(ids, block, visit))
+    }
+
     /// Runs a prompt with media, which has to be the first of its text: see
     /// [`Session::encode`](super::Session::encode).
     ///

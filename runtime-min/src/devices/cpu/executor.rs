@@ -500,16 +500,28 @@ impl<'a, O: Ops> CpuExecutor<'a, O> {
         want: Logits,
     ) -> Result<Vec<f32>, RunError> {
         let (vocab, hidden) = (self.spec.vocab, self.spec.hidden);
+        let rows = want.of(self.tokens);
+        let mut out = vec![0.0; rows.len() * vocab];
+        // other rows may be wanted after these
         let mut residual = self.take(Activation::Residual);
         let all = residual.of(self.tokens * hidden);
-        let x = match want {
-            Logits::Last => &all[all.len() - hidden..],
-            Logits::All => all,
-        };
-        let mut out = vec![0.0; x.len() / hidden * vocab];
+        let x = &all[rows.start * hidden..rows.end * hidden];
+        let done = self.apply_head(weights, head, x, &mut out);
+        self.put_back(Activation::Residual, residual);
+        done?;
+        Ok(out)
+    }
+
+    /// `out`, `[tokens, vocab]`, the logits of `x`, `[tokens, hidden]`.
+    fn apply_head(
+        &mut self,
+        weights: &DecoderWeights<'a>,
+        head: EndWeights<'a>,
+        x: &[f32],
+        out: &mut [f32],
+    ) -> Result<(), RunError> {
         if self.budget.residency == Residency::Streamed {
-            self.head.logits(&self.ops, &self.spec, head, x, &mut out)?;
-            return Ok(out);
+            return self.head.logits(&self.ops, &self.spec, head, x, out);
         }
         let group = weights.head_group();
         self.load_group(group, &weights.groups)?;
@@ -518,10 +530,9 @@ impl<'a, O: Ops> CpuExecutor<'a, O> {
             x,
             weight: head,
             bias: None,
-            out: &mut out,
+            out,
         }];
-        self.ops.linears_until(&mut all, self.stop)?;
-        Ok(out)
+        Ok(self.ops.linears_until(&mut all, self.stop)?)
     }
 }
 

@@ -17,7 +17,7 @@ use super::executor::{
     Activation, AttentionTensors, Backend, DecoderExecutor, DecoderSetup, ExpertLayer, GroupTensor,
 };
 use super::media::{MediaInputs, Places};
-use super::observer::Observer;
+use super::observer::{Observer, Unobserved};
 use super::spec::{DecoderSpec, text_decoder};
 use super::stats::{LayerUses, Logits, RunSettings, RunStats};
 use crate::error::MediaError;
@@ -227,6 +227,41 @@ impl<'a, B: Backend> Decoder<'a, B> {
         let logits = self.run(ids, None, want, observer);
         self.stats.forward += began.elapsed();
         logits
+    }
+
+    /// Runs these tokens after those before, and hands the logits of each, `[vocab]`, to `visit`
+    /// with its number from 0. At most `block` tokens' logits are in memory at a time.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), and what `visit` returns.
+    pub fn forward_each<E: From<RunError>>(
+        &mut self,
+        ids: &[u32],
+        block: usize,
+        visit: &mut dyn FnMut(usize, &[f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let began = Instant::now();
+        self.check(ids, ids.len())?;
+        // a device is told what is wanted; steps that it records have the logits of one token alone
+        if self
+            .executor
+            .forward_recorded(ids, Logits::All, false)?
+            .is_some()
+        {
+            return Err(RunError::Internal("a recorded step of all logits").into());
+        }
+        self.begin(ids, None)?;
+        self.layers(ids.len(), None, &mut Unobserved)?;
+        let count = block.max(1);
+        for first in (0..ids.len()).step_by(count) {
+            self.stop.check().map_err(RunError::from)?;
+            let rows = Logits::Some { first, count };
+            let logits = self.executor.logits(&self.weights, rows)?;
+            let mut each = (first..).zip(logits.chunks_exact(self.spec.vocab));
+            each.try_for_each(|(number, logits)| visit(number, logits))?;
+        }
+        self.stats.forward += began.elapsed();
+        Ok(())
     }
 
     /// As [`forward`](Self::forward), of a prompt with media, which has to be the first of its text.

@@ -1,6 +1,7 @@
 //! How to run a decoder, and what a run did.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::Duration;
 
 use crate::weights::{CacheStats, ChecksumPolicy, LoadStats};
@@ -40,6 +41,26 @@ pub enum Logits {
     Last,
     /// Every one's.
     All,
+    /// Those of some tokens of the pass: the first, counted from 0, and how many.
+    Some {
+        /// The first token.
+        first: usize,
+        /// How many.
+        count: usize,
+    },
+}
+
+impl Logits {
+    /// The tokens of a pass of so many.
+    pub(crate) fn of(self, tokens: usize) -> Range<usize> {
+        match self {
+            Self::Last => tokens.saturating_sub(1)..tokens,
+            Self::All => 0..tokens,
+            Self::Some { first, count } => {
+                first.min(tokens)..first.saturating_add(count).min(tokens)
+            }
+        }
+    }
 }
 
 /// What a run did so far.

@@ -305,13 +305,10 @@ impl<'a> DecoderExecutor<'a> for CudaExecutor<'a> {
 
     fn logits(&mut self, weights: &DecoderWeights<'a>, want: Logits) -> Result<Vec<f32>, RunError> {
         self.load_group(weights.head_group(), &weights.groups)?;
-        let first = match want {
-            Logits::Last => self.tokens - 1,
-            Logits::All => 0,
-        };
+        let rows = want.of(self.tokens);
         let mut all = Vec::new();
-        for from in (first..self.tokens).step_by(LOGIT_ROWS) {
-            let logits = self.queue_logits(weights, from..(from + LOGIT_ROWS).min(self.tokens))?;
+        for from in rows.clone().step_by(LOGIT_ROWS) {
+            let logits = self.queue_logits(weights, from..(from + LOGIT_ROWS).min(rows.end))?;
             self.finish_step(logits)?;
             all.extend(self.fetch(logits)?);
         }
