@@ -57,6 +57,10 @@ pub mod benchmarks {
     #![doc = include_str!("../docs/benchmarks.md")]
 }
 
+pub mod serve {
+    #![doc = include_str!("../docs/serve.md")]
+}
+
 pub mod status {
     #![doc = "[benchmarks]: crate::guide::benchmarks"]
     #![doc = "[exporting]: crate::guide::exporting"]

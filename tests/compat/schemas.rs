@@ -11,8 +11,8 @@ use segpack_manifests::documents::{
     BenchReport, DemoReport, DevicesReport, DiffReport, Document, ErrorReport, ExpertParallelMap,
     ExpertsReport, ExportSummary, GpuBenchReport, GraftReport, InfoReport, Inventory, Manifest,
     PackSummary, PartManifest, Plan, RepairReport, ReportData, RunPrompt, RunSummary, RunToken,
-    ShareReport, SignSummary, SpeakSummary, UnpackSummary, UpdateReport, ValidateReport,
-    VerifyReceipt, VerifyReport, VocodeSummary,
+    ServeStarted, ShareReport, SignSummary, SpeakSummary, UnpackSummary, UpdateReport,
+    ValidateReport, VerifyReceipt, VerifyReport, VocodeSummary,
 };
 use serde_json::{Value, json};
 
@@ -21,7 +21,7 @@ use crate::support::damage::{flip, manifest};
 use crate::support::folders::temp;
 use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full};
 
-fn schemas() -> [(&'static str, Schema); 30] {
+fn schemas() -> [(&'static str, Schema); 31] {
     [
         schema::<Inventory>(),
         schema::<Plan>(),
@@ -49,6 +49,7 @@ fn schemas() -> [(&'static str, Schema); 30] {
         schema::<ErrorReport>(),
         schema::<DiffReport>(),
         schema::<VerifyReceipt>(),
+        schema::<ServeStarted>(),
         schema::<ShareReport>(),
         schema::<SignSummary>(),
         schema::<SpeakSummary>(),

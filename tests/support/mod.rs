@@ -8,6 +8,8 @@ pub mod faults;
 pub mod folders;
 #[cfg(target_os = "linux")]
 pub mod gpu;
+#[cfg(all(unix, feature = "serve"))]
+pub mod http;
 pub mod hub;
 pub mod liar;
 #[cfg(feature = "remote")]

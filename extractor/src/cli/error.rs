@@ -56,10 +56,13 @@ pub(crate) enum CliError {
     /// Several memory budgets of a host whose GPU is measured.
     #[error("a GPU is measured with one memory budget of the host")]
     HostMemory,
-    /// A command that runs models, in a build without the feature `run`.
-    #[cfg(not(feature = "run"))]
-    #[error("`segpack {0}` is not in this build, which is without the feature `run`")]
-    WithoutRun(&'static str),
+    /// A command that runs models, in a build without what it needs.
+    #[cfg(not(feature = "serve"))]
+    #[error("`segpack {command}` is not in this build, which is without the feature `{feature}`")]
+    WithoutFeature {
+        command: &'static str,
+        feature: &'static str,
+    },
     /// A file that should hold the SHA-256 of a manifest does not.
     #[error("{} holds no SHA-256 of a manifest.json", .0.display())]
     NoDigest(PathBuf),
@@ -96,8 +99,8 @@ impl CliError {
     pub(crate) fn exit(&self) -> Exit {
         match self {
             Self::Step(e) => e.exit(),
-            #[cfg(not(feature = "run"))]
-            Self::WithoutRun(_) => Exit::Failed,
+            #[cfg(not(feature = "serve"))]
+            Self::WithoutFeature { .. } => Exit::Failed,
             Self::BinaryToTerminal | Self::NotConfirmed => Exit::Failed,
             Self::NotUtf8 { .. } | Self::Messages { .. } | Self::NoTokenizer => Exit::Damaged,
             Self::Level(_)
@@ -133,8 +136,8 @@ impl CliError {
             }
             Self::Identities => Some("use --manifest-sha256 once for each pack, in their order"),
             Self::NoSuchCommand(_) => Some("`segpack --help` lists the commands"),
-            #[cfg(not(feature = "run"))]
-            Self::WithoutRun(_) => None,
+            #[cfg(not(feature = "serve"))]
+            Self::WithoutFeature { .. } => None,
             Self::Step(_)
             | Self::Output { .. }
             | Self::NothingToExport

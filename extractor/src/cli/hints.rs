@@ -24,6 +24,8 @@ use crate::steps::cat::CatError;
 use crate::steps::export::{ExportError, ExportOption, GgufExportError};
 use crate::steps::join::JoinError;
 use crate::steps::repair::RepairError;
+#[cfg(feature = "serve")]
+use crate::steps::serve::ServeError;
 use crate::steps::sign::SignError;
 use crate::steps::unpack::UnpackError;
 #[cfg(all(feature = "run", feature = "remote"))]
@@ -106,6 +108,8 @@ fn of_step(error: &StepError, output: Option<&Path>) -> Option<String> {
         StepError::Cat(e) => of_cat(e).map(str::to_owned),
         StepError::Unpack(e) => of_unpack(e).map(str::to_owned),
         StepError::Repair(e) => of_repair(e).map(str::to_owned),
+        #[cfg(feature = "serve")]
+        StepError::Serve(e) => of_serve(e).map(str::to_owned),
         StepError::Sign(e) => of_sign(e).map(str::to_owned),
         StepError::Join(e) => of_join(e).map(str::to_owned),
         StepError::Export(e) => of_export(e),
@@ -453,6 +457,16 @@ fn of_repair(error: &RepairError) -> Option<&'static str> {
         }
         RepairError::NotTheSame { .. } => Some("pack the checkpoint anew"),
         RepairError::Itself { .. } => None,
+    }
+}
+
+#[cfg(feature = "serve")]
+fn of_serve(error: &ServeError) -> Option<&'static str> {
+    match error {
+        ServeError::Remote { .. } => Some("--allow-remote allows it; --api-key asks for a key"),
+        ServeError::Listen { .. } => Some("--port 0 finds a port that is free"),
+        ServeError::Context { .. } => Some("use a smaller --context"),
+        ServeError::Server(_) | ServeError::Key { .. } | ServeError::KeyVariable { .. } => None,
     }
 }
 

@@ -28,6 +28,8 @@ mod report;
 #[cfg(feature = "run")]
 mod run;
 mod scan;
+#[cfg(feature = "serve")]
+mod serve;
 mod sign;
 mod signals;
 #[cfg(feature = "run")]
@@ -40,7 +42,7 @@ mod validate;
 mod verify;
 #[cfg(feature = "run")]
 mod vocode;
-#[cfg(not(feature = "run"))]
+#[cfg(not(feature = "serve"))]
 mod without_run;
 
 use std::ffi::OsString;
@@ -58,6 +60,8 @@ use error::CliError;
 use failure::JsonOutput;
 use progress::Reporter;
 use terminal::Terminal;
+#[cfg(not(feature = "serve"))]
+use without_run::serve;
 #[cfg(not(feature = "run"))]
 use without_run::{bench, devices, run, speak, validate, vocode};
 
@@ -124,6 +128,7 @@ enum Command {
     Export(export::Args),
     // the largest by far
     Run(Box<run::Args>),
+    Serve(Box<serve::Args>),
     Validate(validate::Args),
     Speak(speak::Args),
     Vocode(vocode::Args),
@@ -283,6 +288,7 @@ fn dispatch(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Graft(args) => graft::run(&args, context),
         Command::Export(args) => export::run(args, context),
         Command::Run(args) => run::run_command(&args, context),
+        Command::Serve(args) => serve::run(&args, context),
         Command::Validate(args) => validate::run(&args, context),
         Command::Speak(args) => speak::run(&args, context),
         Command::Vocode(args) => vocode::run(&args, context),

@@ -1,8 +1,8 @@
-//! The commands that run models, in a build without the feature `run`: they say so.
+//! The commands that run models, in a build without the feature `run` or `serve`: they say so.
 
-/// A command of this name that takes any arguments and refuses them.
+/// A command of this name that takes any arguments and refuses them, for want of a feature.
 macro_rules! refusing {
-    ($name:ident, $run:ident($args:ty)) => {
+    ($name:ident, $run:ident($args:ty), $feature:literal) => {
         pub mod $name {
             use std::ffi::OsString;
 
@@ -10,7 +10,7 @@ macro_rules! refusing {
             use crate::cli::error::CliError;
             use crate::steps::Exit;
 
-            /// Not in this build, which is without the feature `run`
+            #[doc = concat!("Not in this build, which is without the feature `", $feature, "`")]
             #[derive(Debug, clap::Args)]
             pub struct Args {
                 /// Arguments of the command
@@ -19,15 +19,24 @@ macro_rules! refusing {
             }
 
             pub fn $run(_: $args, _: &Context) -> Result<Exit, CliError> {
-                Err(CliError::WithoutRun(stringify!($name)))
+                Err(CliError::WithoutFeature {
+                    command: stringify!($name),
+                    feature: $feature,
+                })
             }
         }
     };
 }
 
-refusing!(run, run_command(&Args));
-refusing!(validate, run(Args));
-refusing!(bench, run(Args));
-refusing!(devices, run(&Args));
-refusing!(vocode, run(&Args));
-refusing!(speak, run(&Args));
+refusing!(serve, run(&Args), "serve");
+#[cfg(not(feature = "run"))]
+mod models {
+    refusing!(run, run_command(&Args), "run");
+    refusing!(validate, run(Args), "run");
+    refusing!(bench, run(Args), "run");
+    refusing!(devices, run(&Args), "run");
+    refusing!(vocode, run(&Args), "run");
+    refusing!(speak, run(&Args), "run");
+}
+#[cfg(not(feature = "run"))]
+pub(super) use models::{bench, devices, run, speak, validate, vocode};

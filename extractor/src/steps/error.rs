@@ -22,6 +22,8 @@ use super::cat::CatError;
 use super::export::{ExportError, GgufExportError};
 use super::join::JoinError;
 use super::repair::RepairError;
+#[cfg(feature = "serve")]
+use super::serve::ServeError;
 use super::sign::SignError;
 #[cfg(feature = "run")]
 use super::speak::SpeakError;
@@ -110,6 +112,10 @@ pub enum StepError {
     /// A pack is not signed, or its signature not checked.
     #[error(transparent)]
     Sign(#[from] SignError),
+    /// A pack is not served.
+    #[cfg(feature = "serve")]
+    #[error(transparent)]
+    Serve(#[from] ServeError),
     /// Parts are not joined.
     #[error(transparent)]
     Join(#[from] JoinError),
@@ -219,6 +225,8 @@ impl StepError {
             Self::Unpack(e) => exit_of_unpack(e),
             Self::Repair(e) => exit_of_repair(e),
             Self::Join(e) => exit_of_join(e),
+            #[cfg(feature = "serve")]
+            Self::Serve(e) => exit_of_serve(e),
             Self::Sign(e) => exit_of_sign(e),
             Self::Export(e) => exit_of_export(e),
             #[cfg(feature = "run")]
@@ -435,6 +443,15 @@ fn exit_of_repair(error: &RepairError) -> Exit {
         | RepairError::Itself { .. }
         | RepairError::OtherCoding { .. }
         | RepairError::NotTheSame { .. } => Exit::Damaged,
+    }
+}
+
+#[cfg(feature = "serve")]
+fn exit_of_serve(error: &ServeError) -> Exit {
+    match error {
+        ServeError::Remote { .. } | ServeError::Context { .. } => Exit::Usage,
+        ServeError::Listen { .. } | ServeError::Server(_) => Exit::Failed,
+        ServeError::Key { .. } | ServeError::KeyVariable { .. } => Exit::Damaged,
     }
 }
 

@@ -26,6 +26,8 @@ pub(crate) mod report;
 #[cfg(feature = "run")]
 pub mod run;
 pub mod scan;
+#[cfg(feature = "serve")]
+pub(crate) mod serve;
 pub(crate) mod sign;
 #[cfg(feature = "run")]
 pub(crate) mod speak;
@@ -46,6 +48,8 @@ pub use error::{Exit, StepError};
 pub use export::{Difference, ExportError, ExportOption, GgufExportError};
 pub use join::JoinError;
 pub use repair::RepairError;
+#[cfg(feature = "serve")]
+pub use serve::ServeError;
 pub use sign::SignError;
 #[cfg(feature = "run")]
 pub use speak::SpeakError;

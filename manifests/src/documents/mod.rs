@@ -60,6 +60,7 @@ documents! {
     GraftReport = "graft-report" 1 . 0,
     ErrorReport = "error-report" 1 . 0,
     DiffReport = "diff-report" 1 . 0,
+    ServeStarted = "serve-started" 1 . 0,
     ShareReport = "share-report" 1 . 0,
     SignSummary = "sign-summary" 1 . 0,
     SpeakSummary = "speak-summary" 1 . 0,

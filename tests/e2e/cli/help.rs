@@ -57,6 +57,7 @@ fn every_command_explains_itself() {
         "update",
         "export",
         "run",
+        "serve",
         "validate",
         "bench",
         "demo",

@@ -9,6 +9,8 @@ mod loading;
 mod media;
 mod not_run;
 mod numbers;
+#[cfg(all(unix, feature = "serve"))]
+mod serve;
 #[cfg(target_os = "linux")]
 mod session_media;
 mod speak;

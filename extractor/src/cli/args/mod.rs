@@ -36,7 +36,7 @@ pub(super) use voice::{SoundArgs, VoiceArgs, is_to_stdout};
 pub(super) const INPUT: &str = "Input";
 #[cfg(feature = "run")]
 pub(super) const MEDIA: &str = "Audio, images and videos";
-#[cfg(all(feature = "run", feature = "remote"))]
+#[cfg(any(feature = "serve", all(feature = "run", feature = "remote")))]
 pub(super) const SERVER: &str = "Server";
 pub(super) const SAMPLING: &str = "Sampling";
 pub(super) const MEASUREMENT: &str = "Measurement";

@@ -15,6 +15,8 @@ mod page;
 mod repair;
 mod run;
 mod scan;
+#[cfg(feature = "serve")]
+mod serve;
 mod share;
 mod sign;
 mod speak;
@@ -42,6 +44,8 @@ pub(crate) use pack::{consumption, pack, plan};
 pub(crate) use repair::repair;
 pub(crate) use run::{candidates, experts, figures, prompt_with_media, rank};
 pub(crate) use scan::scan;
+#[cfg(feature = "serve")]
+pub(crate) use serve::serve;
 pub(crate) use share::share;
 pub(crate) use sign::sign;
 pub(crate) use speak::speak;

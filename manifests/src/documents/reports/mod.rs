@@ -15,6 +15,7 @@ mod receipt;
 mod repair;
 mod report;
 mod run;
+mod serve;
 mod share;
 mod sign;
 mod speak;
@@ -50,6 +51,7 @@ pub use report::{ReportData, ReportDecoder, ReportGroup, ReportSubject, ReportVa
 pub use run::{
     PromptMedia, RunCosts, RunEnd, RunPrompt, RunSummary, RunToken, ShownCandidate, ShownRank,
 };
+pub use serve::ServeStarted;
 pub use share::ShareReport;
 pub use sign::{CheckedSignature, SignSummary};
 pub use speak::SpeakSummary;
