@@ -32,7 +32,7 @@ refusing!(serve, run(&Args), "serve");
 #[cfg(not(feature = "run"))]
 mod models {
     refusing!(run, run_command(&Args), "run");
-    refusing!(validate, run(Args), "run");
+    refusing!(validate, run(&Args), "run");
     refusing!(bench, run(Args), "run");
     refusing!(devices, run(&Args), "run");
     refusing!(vocode, run(&Args), "run");

@@ -69,7 +69,7 @@ pub use self::media::MediaObserver;
 pub use self::model::Model;
 pub use self::speech::{Speech, SpeechEnd, SpeechScript, SpeechSettings, StateCapture};
 pub use crate::generate::{CodeSink, Codes};
-pub use crate::models::decoder::{Logits, MediaInputs};
+pub use crate::models::decoder::{Logits, LogitsVisitor, MediaInputs};
 pub use crate::models::talker::{
     AcceptedStates, CodeSampling, ForcedFrame, SpeechObserver, SpeechSampling, TalkerPrompt,
 };

@@ -10,7 +10,9 @@ use super::{Phase, Reservation, SessionProgress};
 use crate::devices::cuda::Cuda;
 use crate::error::RunError;
 use crate::generate::ArgMax;
-use crate::models::decoder::{Decoder, Logits, MediaInputs, Observer, RunSettings, RunStats};
+use crate::models::decoder::{
+    Decoder, Logits, LogitsVisitor, MediaInputs, Observer, RunSettings, RunStats,
+};
 use crate::ops::CpuOps;
 use crate::weights::{Budget, Demand};
 
@@ -180,7 +182,7 @@ impl<'s> Model<'s> {
         &mut self,
         ids: &[u32],
         block: usize,
-        visit: &mut dyn FnMut(usize, &[f32]) -> Result<(), E>,
+        visit: &mut LogitsVisitor<'_, E>,
     ) -> Result<(), E> {
         on_any!(&mut self.decoder, t => t.forward_each(ids, block, visit))
     }

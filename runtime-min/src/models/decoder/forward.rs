@@ -26,6 +26,9 @@ use crate::generate::ArgMax;
 use crate::tensor::Compute;
 use crate::weights::{Budget, Demand, PlacedTensor, read_rows, row_bytes};
 
+/// Takes the logits of a token, `[vocab]`, given its number from 0.
+pub type LogitsVisitor<'v, E> = dyn FnMut(usize, &[f32]) -> Result<(), E> + 'v;
+
 /// A decoder that runs from a pack.
 pub struct Decoder<'a, B: Backend> {
     facts: TextFacts,
@@ -238,7 +241,7 @@ impl<'a, B: Backend> Decoder<'a, B> {
         &mut self,
         ids: &[u32],
         block: usize,
-        visit: &mut dyn FnMut(usize, &[f32]) -> Result<(), E>,
+        visit: &mut LogitsVisitor<'_, E>,
     ) -> Result<(), E> {
         let began = Instant::now();
         self.check(ids, ids.len())?;

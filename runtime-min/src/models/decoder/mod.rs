@@ -17,8 +17,8 @@ mod spec;
 mod stats;
 
 pub use self::executor::Backend;
-pub use self::forward::Decoder;
 pub(crate) use self::forward::DecoderModel;
+pub use self::forward::{Decoder, LogitsVisitor};
 pub use self::media::MediaInputs;
 pub use self::observer::{Observer, Routing, Unobserved};
 pub(crate) use self::spec::Ends;

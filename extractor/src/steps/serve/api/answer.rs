@@ -90,7 +90,7 @@ impl Answer {
                     text: String::new(),
                     tokens: None,
                 });
-                self.add(choice, text, None, tokens.unwrap_or_default())
+                self.add(choice, &text, None, tokens.unwrap_or_default())
             }
             Event::Token {
                 choice,
@@ -99,13 +99,13 @@ impl Answer {
                 scored,
             } => {
                 self.choices[choice].generated += 1;
-                self.add(choice, text, Some(id), scored.into_iter().collect())
+                self.add(choice, &text, Some(id), scored.into_iter().collect())
             }
             Event::End {
                 choice,
                 text,
                 finish,
-            } => self.end(choice, text, finish),
+            } => self.end(choice, &text, finish),
             Event::Done if self.stream && self.include_usage => vec![self.usage_chunk()],
             Event::Begun | Event::Done | Event::Failed(_) => Vec::new(),
         }
@@ -114,13 +114,13 @@ impl Answer {
     fn add(
         &mut self,
         number: usize,
-        text: String,
+        text: &str,
         id: Option<u32>,
         tokens: Vec<ScoredToken>,
     ) -> Vec<Value> {
         let choice = &mut self.choices[number];
         if !self.stream {
-            choice.text += &text;
+            choice.text += text;
             choice.ids.extend(id);
             choice.tokens.extend(tokens);
             return Vec::new();
@@ -131,7 +131,7 @@ impl Answer {
             return Vec::new(); // half a character, or what may begin a stop string
         }
         let piece = Piece {
-            text: &text,
+            text,
             ids: id.as_slice(),
             tokens: &tokens,
             finish: None,
@@ -143,15 +143,15 @@ impl Answer {
         vec![chunk]
     }
 
-    fn end(&mut self, number: usize, text: String, finish: Finish) -> Vec<Value> {
+    fn end(&mut self, number: usize, text: &str, finish: Finish) -> Vec<Value> {
         if !self.stream {
             let choice = &mut self.choices[number];
-            choice.text += &text;
+            choice.text += text;
             choice.finish = Some(finish);
             return Vec::new();
         }
         let piece = Piece {
-            text: &text,
+            text,
             finish: Some(&finish),
             ..Piece::default()
         };
