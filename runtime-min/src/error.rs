@@ -1,5 +1,6 @@
 //! Why a model cannot be run.
 
+mod experts;
 mod media;
 mod speech;
 mod vocoder;
@@ -14,6 +15,7 @@ use segpack_manifests::families::UnknownFamily;
 #[cfg(feature = "cuda")]
 use crate::devices::cuda::CudaError;
 
+pub use self::experts::ExpertChoiceError;
 pub use self::media::MediaError;
 pub use self::speech::SpeechError;
 pub use self::vocoder::VocoderError;
@@ -73,6 +75,9 @@ pub enum RunError {
         /// Why not.
         source: io::Error,
     },
+    /// Routers cannot be restricted to the experts that were chosen.
+    #[error(transparent)]
+    ExpertChoice(#[from] ExpertChoiceError),
     /// A token id that the embedding does not have.
     #[error(
         "token id {id} is not in the embedding, which has {rows} rows: is this the model's own tokenizer?"

@@ -108,6 +108,8 @@ pub mod tensor;
 pub mod trace;
 pub mod weights;
 
-pub use error::{GpuLimit, MediaError, RunError, SpeechError, Unsuitable, VocoderError};
+pub use error::{
+    ExpertChoiceError, GpuLimit, MediaError, RunError, SpeechError, Unsuitable, VocoderError,
+};
 pub use kernels::{CPU_VARIABLE, Kernels, UnknownKernels, limits};
 pub use models::decoder::{Observer, Routing, Unobserved};

@@ -91,7 +91,15 @@ impl Attending<'_> {
 
     /// Whether each of so many positions is seen by those behind it, and nothing else has a score.
     pub fn is_to_all(&self, positions: usize) -> bool {
-        self.sinks.is_none() && self.window >= positions
+        self.seen_by_all(positions) == positions
+    }
+
+    /// Of so many positions the first that see all before them, where nothing else has a score.
+    pub fn seen_by_all(&self, positions: usize) -> usize {
+        match self.sinks {
+            Some(_) => 0,
+            None => self.window.min(positions),
+        }
     }
 }
 

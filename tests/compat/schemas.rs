@@ -8,11 +8,12 @@ use jsonschema::Validator;
 use schemars::{JsonSchema, Schema};
 use segpack_manifests::documents::schema::schema_of;
 use segpack_manifests::documents::{
-    BenchReport, DemoReport, DevicesReport, DiffReport, Document, ErrorReport, ExpertParallelMap,
-    ExpertsReport, ExportSummary, GpuBenchReport, GraftReport, InfoReport, Inventory, Manifest,
-    PackSummary, PartManifest, Plan, RepairReport, ReportData, RunPrompt, RunSummary, RunToken,
-    ServeStarted, ShareReport, SignSummary, SpeakSummary, UnpackSummary, UpdateReport,
-    ValidateReport, VerifyReceipt, VerifyReport, VocodeSummary,
+    BatchSummary, BenchReport, DemoReport, DevicesReport, DiffReport, Document, ErrorReport,
+    ExpertMask, ExpertParallelMap, ExpertsReport, ExportSummary, GpuBenchReport, GraftReport,
+    InfoReport, Inventory, Manifest, PackSummary, PartManifest, Plan, PromptResult, RepairReport,
+    ReportData, RunPrompt, RunSummary, RunToken, ServeStarted, ShareReport, SignSummary,
+    SpeakSummary, UnpackSummary, UpdateReport, ValidateReport, VerifyReceipt, VerifyReport,
+    VocodeSummary,
 };
 use serde_json::{Value, json};
 
@@ -21,7 +22,7 @@ use crate::support::damage::{flip, manifest};
 use crate::support::folders::temp;
 use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full};
 
-fn schemas() -> [(&'static str, Schema); 31] {
+fn schemas() -> [(&'static str, Schema); 34] {
     [
         schema::<Inventory>(),
         schema::<Plan>(),
@@ -34,6 +35,9 @@ fn schemas() -> [(&'static str, Schema); 31] {
         schema::<RunToken>(),
         schema::<RunSummary>(),
         schema::<RunPrompt>(),
+        schema::<PromptResult>(),
+        schema::<ExpertMask>(),
+        schema::<BatchSummary>(),
         schema::<DemoReport>(),
         schema::<BenchReport>(),
         schema::<GpuBenchReport>(),

@@ -5,6 +5,7 @@ use std::str::Utf8Error;
 use segpack_formats::FormatError;
 use segpack_formats::codec::Codec;
 use segpack_manifests::PackError;
+use segpack_manifests::documents::NoLayer;
 
 use crate::steps::{Exit, StepError};
 
@@ -33,6 +34,15 @@ pub(crate) enum CliError {
         what: String,
         source: serde_json::Error,
     },
+    /// A file is no mask of experts.
+    #[error("{}: not a mask of experts", file.display())]
+    ExpertMask {
+        file: PathBuf,
+        source: serde_json::Error,
+    },
+    /// A mask of experts names a layer that cannot be.
+    #[error("{}: not a mask of experts", file.display())]
+    MaskLayer { file: PathBuf, source: NoLayer },
     /// Token ids are to be shown as text.
     #[error("these token ids have no text: the pack has no tokenizer")]
     NoTokenizer,
@@ -84,6 +94,12 @@ pub(crate) enum CliError {
     /// What should be a key is none; it is not shown.
     #[error("{0} holds no key: wanted one line of printable ASCII characters")]
     NotAKey(String),
+    /// A line of a conversation that begins with `/`.
+    #[error("there is no command {0:?} in a conversation")]
+    NoSuchChatCommand(String),
+    /// A command of a conversation without a file.
+    #[error("{0} needs the name of a file")]
+    NoChatFile(String),
     /// `man` of a command that does not exist.
     #[error("there is no command {0:?}")]
     NoSuchCommand(String),
@@ -102,7 +118,11 @@ impl CliError {
             #[cfg(not(feature = "serve"))]
             Self::WithoutFeature { .. } => Exit::Failed,
             Self::BinaryToTerminal | Self::NotConfirmed => Exit::Failed,
-            Self::NotUtf8 { .. } | Self::Messages { .. } | Self::NoTokenizer => Exit::Damaged,
+            Self::NotUtf8 { .. }
+            | Self::Messages { .. }
+            | Self::ExpertMask { .. }
+            | Self::MaskLayer { .. }
+            | Self::NoTokenizer => Exit::Damaged,
             Self::Level(_)
             | Self::NoPrompt
             | Self::CannotAsk
@@ -115,6 +135,8 @@ impl CliError {
             | Self::NoKey(_)
             | Self::NotAKey(_)
             | Self::Output { .. }
+            | Self::NoSuchChatCommand(_)
+            | Self::NoChatFile(_)
             | Self::NoSuchCommand(_) => Exit::Usage,
         }
     }
@@ -125,6 +147,9 @@ impl CliError {
             Self::Level(_) => Some("--level requires --codec zstd"),
             Self::NoPrompt => Some("use --prompt, --prompt-ids, --messages or standard input"),
             Self::BinaryToTerminal => Some("redirect it to a file or a pipe"),
+            Self::ExpertMask { .. } | Self::MaskLayer { .. } => {
+                Some("wanted {\"layers\": {\"0\": [0, 1]}}, or a list of experts for each layer")
+            }
             Self::CannotAsk => Some("--yes confirms it"),
             Self::TwoOutputs => Some("use either --json or -o -"),
             Self::NotAGpu => {
@@ -135,6 +160,7 @@ impl CliError {
                 Some("wanted the digest alone, or a list as `sha256sum` prints it")
             }
             Self::Identities => Some("use --manifest-sha256 once for each pack, in their order"),
+            Self::NoSuchChatCommand(_) => Some("/help lists them"),
             Self::NoSuchCommand(_) => Some("`segpack --help` lists the commands"),
             #[cfg(not(feature = "serve"))]
             Self::WithoutFeature { .. } => None,
@@ -144,6 +170,7 @@ impl CliError {
             | Self::NoKey(_)
             | Self::NotAKey(_)
             | Self::NotConfirmed
+            | Self::NoChatFile(_)
             | Self::NotUtf8 { .. }
             | Self::Messages { .. }
             | Self::NoTokenizer => None,

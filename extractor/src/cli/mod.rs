@@ -5,6 +5,8 @@ mod args;
 #[cfg(feature = "run")]
 mod bench;
 mod cat;
+#[cfg(feature = "run")]
+mod chat;
 mod completions;
 mod confirm;
 mod demo;
@@ -63,7 +65,7 @@ use terminal::Terminal;
 #[cfg(not(feature = "serve"))]
 use without_run::serve;
 #[cfg(not(feature = "run"))]
-use without_run::{bench, devices, run, speak, validate, vocode};
+use without_run::{bench, chat, devices, run, speak, validate, vocode};
 
 /// Ends the help of every command.
 const EXIT_STATUS: &str = "\
@@ -128,6 +130,7 @@ enum Command {
     Export(export::Args),
     // the largest by far
     Run(Box<run::Args>),
+    Chat(Box<chat::Args>),
     Serve(Box<serve::Args>),
     Validate(validate::Args),
     Speak(speak::Args),
@@ -231,7 +234,10 @@ fn run_with(arguments: Vec<OsString>) -> u8 {
         Err(e) => return usage(&e, words),
     };
     let terminal = Terminal::new(cli.color);
-    let stop = signals::install(cli.quiet);
+    let stop = match cli.command {
+        Command::Chat(_) => signals::install_for_answers(),
+        _ => signals::install(cli.quiet),
+    };
     let context = Context {
         terminal,
         progress: Box::leak(Box::new(Reporter::new(cli.quiet))),
@@ -288,6 +294,7 @@ fn dispatch(command: Command, context: &Context) -> Result<Exit, CliError> {
         Command::Graft(args) => graft::run(&args, context),
         Command::Export(args) => export::run(args, context),
         Command::Run(args) => run::run_command(&args, context),
+        Command::Chat(args) => chat::run(&args, context),
         Command::Serve(args) => serve::run(&args, context),
         Command::Validate(args) => validate::run(&args, context),
         Command::Speak(args) => speak::run(&args, context),

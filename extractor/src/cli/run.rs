@@ -1,23 +1,27 @@
+mod prompts;
+
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
+use clap::ArgGroup;
 use segpack_formats::FormatError;
 use segpack_formats::io::{CancelToken, PendingFile, read_limited, read_up_to};
 use segpack_manifests::documents::{RunPrompt, RunSummary, RunToken};
 use segpack_manifests::json;
-use segpack_runtime_min::generate::SamplingOptions;
 use segpack_runtime_min::processing::{Chat, Prompt};
+use segpack_runtime_min::session::{GenerationSettings, SessionOptions};
 
 use super::Context;
 use super::args::values::{experts_file, token_id, trace_path};
 use super::args::{
-    ComputeName, DEVICE, INPUT, MediaArgs, OUTPUT, PackArg, PlacementArgs, Resources, SAMPLING,
-    SegmentCacheArgs, VoiceArgs, is_to_stdout,
+    ComputeName, DEVICE, ExpertArgs, INPUT, MediaArgs, OUTPUT, PackArg, PlacementArgs, Resources,
+    SAMPLING, SamplingArgs, SegmentCacheArgs, VoiceArgs, is_to_stdout,
 };
 use super::error::CliError;
+use super::terminal::for_terminal;
 use crate::render::{svg, text};
 use crate::steps::run::{RunEvent, RunOptions, print_prompt, run};
 use crate::steps::{Exit, StepError, experts_report};
@@ -28,6 +32,7 @@ use crate::work::Progress;
 /// Weights are read on first use, experts through a cache. Text goes to standard output, statistics
 /// to standard error.
 #[derive(Debug, clap::Args)]
+#[command(group = ArgGroup::new("templated").args(["chat", "messages", "prompts"]).multiple(true))]
 #[command(after_help = "\
 Examples:
   segpack run omni.segpack --prompt 'The capital of France is' --max-new-tokens 8 --rank ' Paris'
@@ -37,6 +42,7 @@ Examples:
   segpack run omni.segpack --messages chat.json --print-prompt   # does not run the model
   segpack run omni.segpack --chat --audio a.wav --prompt 'What is being said?'
   segpack run omni.segpack --chat --prompt 'Say hello.' --speak hello.wav --speaker chelsie
+  segpack run omni.segpack --prompts prompts.jsonl --chat --memory 8GB > answers.jsonl
   segpack run omni.segpack --prompt-ids 785,6722,315,9625,374 --top-k-logits 5 --json")]
 pub(super) struct Args {
     #[command(flatten)]
@@ -72,33 +78,30 @@ pub(super) struct Args {
         help_heading = INPUT
     )]
     messages: Option<PathBuf>,
+    /// Continue many prompts, each weight read once per step for all that fit the memory budget: a
+    /// file of JSON lines, each an object of `prompt`, `messages` or `prompt_ids`, optionally `id`,
+    /// `tools`, `max_tokens`, `seed` and `stop`; - for standard input. Prints a JSON line for each
+    /// (schemas/prompt-result.schema.json), in their order
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = [
+            "prompt", "prompt_ids", "messages", "audio", "image", "video", "print_prompt",
+            "dump_features", "sound", "top_k_logits", "rank", "trace", "experts_report",
+        ],
+        help_heading = INPUT
+    )]
+    prompts: Option<PathBuf>,
     /// Value of `enable_thinking` in the chat template
-    #[arg(long, value_name = "BOOL", requires = "conversation", help_heading = INPUT)]
+    #[arg(long, value_name = "BOOL", requires = "templated", help_heading = INPUT)]
     enable_thinking: Option<bool>,
     #[command(flatten)]
     media: MediaArgs,
     /// Maximum number of tokens to generate (also limited by the model's context length)
     #[arg(long, value_name = "N", default_value_t = 128, help_heading = SAMPLING)]
     max_new_tokens: usize,
-    /// Always take the most likely token (the default)
-    #[arg(
-        long,
-        conflicts_with_all = ["temperature", "top_k", "top_p", "seed"],
-        help_heading = SAMPLING
-    )]
-    greedy: bool,
-    /// Sample, with logits divided by this temperature
-    #[arg(long, value_name = "T", allow_negative_numbers = true, help_heading = SAMPLING)]
-    temperature: Option<f64>,
-    /// Sample from the K most likely tokens
-    #[arg(long, value_name = "K", help_heading = SAMPLING)]
-    top_k: Option<usize>,
-    /// Sample from the smallest set of tokens with a total probability of at least P
-    #[arg(long, value_name = "P", allow_negative_numbers = true, help_heading = SAMPLING)]
-    top_p: Option<f64>,
-    /// Seed of the random number generator [default: 0]
-    #[arg(long, value_name = "N", help_heading = SAMPLING)]
-    seed: Option<u64>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
     #[command(flatten)]
     placement: PlacementArgs,
     /// Precision of activations
@@ -106,6 +109,8 @@ pub(super) struct Args {
     compute: ComputeName,
     #[command(flatten)]
     resources: Resources,
+    #[command(flatten)]
+    experts: ExpertArgs,
     /// Load as many weights as fit before the prompt instead of on first use
     #[arg(long, help_heading = DEVICE)]
     preload: bool,
@@ -172,26 +177,34 @@ pub(super) struct Args {
 
 impl Args {
     fn options(&self, stop: &CancelToken) -> Result<RunOptions, CliError> {
-        let random = self.temperature.is_some()
-            || self.top_k.is_some()
-            || self.top_p.is_some()
-            || self.seed.is_some();
-        let mut sampling =
-            SamplingOptions::new(self.temperature.unwrap_or(1.0), self.seed.unwrap_or(0));
-        (sampling.top_k, sampling.top_p) = (self.top_k, self.top_p);
         let mut options = RunOptions::new(self.read_prompt(stop)?);
-        options.session = self.resources.session(self.placement);
-        options.session.compute = self.compute.into();
-        options.generation.max_new_tokens = self.max_new_tokens;
-        options.generation.sampling = random.then_some(sampling);
-        options.generation.top_k_logits = self.top_k_logits;
-        options.generation.preload = self.preload;
+        options.session = self.session()?;
+        options.generation = self.generation();
         options.rank = self.rank.clone();
         options.trace = self.trace.clone();
         options.media = self.media.options();
         options.dump_features = self.dump_features.clone();
         options.voice = self.speak.clone().map(|sound| self.voice.options(sound));
         Ok(options)
+    }
+
+    /// Where the model runs, and what it may use.
+    fn session(&self) -> Result<SessionOptions, CliError> {
+        let mut session = self.resources.session(self.placement);
+        session.compute = self.compute.into();
+        session.experts = self.experts.choice()?;
+        Ok(session)
+    }
+
+    /// How a prompt is continued.
+    fn generation(&self) -> GenerationSettings {
+        let mut settings = GenerationSettings::default();
+        settings.max_new_tokens = self.max_new_tokens;
+        settings.sampling = self.sampling.options();
+        settings.top_k_logits = self.top_k_logits;
+        settings.preload = self.preload;
+        settings.stop_strings.clone_from(&self.sampling.stop);
+        settings
     }
 
     fn read_prompt(&self, stop: &CancelToken) -> Result<Prompt, CliError> {
@@ -269,14 +282,19 @@ fn without_line_end(mut text: String) -> String {
     text
 }
 
+/// The text of a file, or of standard input, and what messages call it.
+fn read_text(file: &Path, stop: &CancelToken) -> Result<(String, String), CliError> {
+    if file == Path::new("-") {
+        return Ok((STDIN.to_owned(), read_stdin(stop)?));
+    }
+    let name = file.display().to_string();
+    let bytes = read_limited(file, MAX_PROMPT_BYTES)?;
+    let text = utf8(&name, bytes)?;
+    Ok((name, text))
+}
+
 fn read_messages(file: &Path, stop: &CancelToken) -> Result<Chat, CliError> {
-    let (name, text) = if file == Path::new("-") {
-        (STDIN.to_owned(), read_stdin(stop)?)
-    } else {
-        let name = file.display().to_string();
-        let bytes = read_limited(file, MAX_PROMPT_BYTES)?;
-        (name.clone(), utf8(&name, bytes)?)
-    };
+    let (name, text) = read_text(file, stop)?;
     let chat = Chat::from_json(&text);
     let mut chat = chat.map_err(|source| CliError::Messages { what: name, source })?;
     // of a file without a folder, and of standard input, the process's own
@@ -289,6 +307,9 @@ pub(super) fn run_command(args: &Args, context: &Context) -> Result<Exit, CliErr
         Some(file) => is_to_stdout(file, args.json)?,
         None => false,
     };
+    if let Some(file) = &args.prompts {
+        return prompts::run(args, file, context);
+    }
     let options = args.options(context.stop)?;
     let pack = args.cache.of(args.pack.open(context)?, context)?;
     if args.print_prompt {
@@ -356,7 +377,8 @@ pub(super) fn run_command(args: &Args, context: &Context) -> Result<Exit, CliErr
 
 /// What was requested is always printed, the figures unless `--quiet`.
 fn figures(summary: &RunSummary, args: &Args, context: &Context) -> String {
-    let mut figures = summary.rank.as_ref().map_or(String::new(), text::rank);
+    let mut figures = text::restricted(&summary.restricted_experts);
+    figures += &summary.rank.as_ref().map_or(String::new(), text::rank);
     if !context.quiet {
         figures += &text::figures(summary);
     }
@@ -404,15 +426,6 @@ fn show_prompt(prompt: &RunPrompt, json: bool, context: &Context) -> Result<Exit
     Ok(Exit::Ok)
 }
 
-/// A model can be made to say anything, a terminal be told anything by control characters.
-fn for_terminal(text: &str) -> String {
-    let harmless = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
-    text.chars()
-        .filter(|c| *c != '\r')
-        .map(|c| if harmless(c) { c } else { '\u{fffd}' })
-        .collect()
-}
-
 fn show(token: &RunToken, json: bool, to_terminal: bool) -> io::Result<()> {
     let mut out = io::stdout().lock();
     if json {
@@ -434,14 +447,6 @@ fn show(token: &RunToken, json: bool, to_terminal: bool) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_terminal_gets_no_control_characters() {
-        assert_eq!(
-            for_terminal("a\x1b[31m\r\n\tb\x07\u{9b}é"),
-            "a\u{fffd}[31m\n\tb\u{fffd}\u{fffd}é"
-        );
-    }
 
     #[test]
     fn one_line_end_is_dropped() {

@@ -46,6 +46,60 @@ pub(super) fn install(quiet: bool) -> &'static CancelToken {
     &STOP
 }
 
+/// Whether an answer is under way, which Ctrl-C ends.
+static IS_ANSWERING: AtomicBool = AtomicBool::new(false);
+/// Whether the process was asked to end while one was.
+static IS_TERMINATED: AtomicBool = AtomicBool::new(false);
+
+/// As [`install`], for a conversation: SIGINT ends the answer that is under way, the others that and
+/// the process. Where none is, each of them ends the process at once: nothing is half done.
+pub(super) fn install_for_answers() -> &'static CancelToken {
+    let which = SIGNAL.get_or_init(Arc::default);
+    let ignored = ignored();
+    for signal in signals() {
+        if ignored & (1 << (signal - 1)) == 0 {
+            let number = usize::try_from(signal).unwrap_or_default();
+            // where a handler cannot be installed the signal keeps its default: it ends the process
+            let _ = flag::register_usize(signal, Arc::clone(which), number);
+        }
+    }
+    thread::spawn(move || {
+        loop {
+            thread::sleep(std::time::Duration::from_millis(20));
+            let signal = i32::try_from(which.load(Ordering::Relaxed)).unwrap_or_default();
+            if signal != 0 {
+                end_answer(signal, which);
+            }
+        }
+    });
+    &STOP
+}
+
+fn end_answer(signal: i32, which: &AtomicUsize) {
+    if !IS_ANSWERING.load(Ordering::Relaxed) {
+        std::process::exit(SIGNALLED + signal);
+    }
+    match signal {
+        SIGINT => which.store(0, Ordering::Relaxed), // the next one counts anew
+        _ => IS_TERMINATED.store(true, Ordering::Relaxed),
+    }
+    STOP.cancel();
+}
+
+/// Work that Ctrl-C ends, and not the process.
+pub(super) fn while_answering<T>(work: impl FnOnce() -> T) -> T {
+    STOP.reset();
+    IS_ANSWERING.store(true, Ordering::Relaxed);
+    let done = work();
+    IS_ANSWERING.store(false, Ordering::Relaxed);
+    done
+}
+
+/// Whether the process was asked to end.
+pub(super) fn is_terminated() -> bool {
+    IS_TERMINATED.load(Ordering::Relaxed)
+}
+
 /// On a terminal in the place of a bar, which is drawn anew below.
 fn acknowledge() {
     let mut out = io::stderr().lock();

@@ -88,3 +88,26 @@ impl Terminal {
         }
     }
 }
+
+/// A model can be made to say anything, a terminal be told anything by control characters.
+#[cfg(feature = "run")]
+pub(super) fn for_terminal(text: &str) -> String {
+    let harmless = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
+    text.chars()
+        .filter(|c| *c != '\r')
+        .map(|c| if harmless(c) { c } else { '\u{fffd}' })
+        .collect()
+}
+
+#[cfg(all(test, feature = "run"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_gets_no_control_characters() {
+        assert_eq!(
+            for_terminal("a\x1b[31m\r\n\tb\x07\u{9b}é"),
+            "a\u{fffd}[31m\n\tb\u{fffd}\u{fffd}é"
+        );
+    }
+}

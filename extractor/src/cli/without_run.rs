@@ -32,6 +32,7 @@ refusing!(serve, run(&Args), "serve");
 #[cfg(not(feature = "run"))]
 mod models {
     refusing!(run, run_command(&Args), "run");
+    refusing!(chat, run(&Args), "run");
     refusing!(validate, run(&Args), "run");
     refusing!(bench, run(Args), "run");
     refusing!(devices, run(&Args), "run");
@@ -39,4 +40,4 @@ mod models {
     refusing!(speak, run(&Args), "run");
 }
 #[cfg(not(feature = "run"))]
-pub(super) use models::{bench, devices, run, speak, validate, vocode};
+pub(super) use models::{bench, chat, devices, run, speak, validate, vocode};

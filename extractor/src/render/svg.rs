@@ -113,8 +113,12 @@ impl<'a> Map<'a> {
             r##"<rect width="100%" height="100%" fill="#ffffff"/>"##
         ));
         svg.line(format_args!(
-            r#"<text x="{LEFT}" y="20" font-size="15">Uses of experts in {} forward passes</text>"#,
-            self.report.passes
+            r#"<text x="{LEFT}" y="20" font-size="15">Uses of experts in {} forward passes{}</text>"#,
+            self.report.passes,
+            match self.report.restricted_experts.is_empty() {
+                true => "",
+                false => "; routers restricted: not the model",
+            }
         ));
         svg.text(LEFT, TOP - 18, "expert");
         svg.text(self.right(), TOP - 18, "hit rate");
@@ -188,6 +192,7 @@ mod tests {
             passes: 2,
             experts: 3,
             layers: vec![layer(0, &[0, 1, 4]), layer(7, &[4, 0, 0])],
+            restricted_experts: std::collections::BTreeMap::new(),
         };
         let svg = heat_map(&report);
         assert_eq!(svg.matches("<title>").count(), 6);

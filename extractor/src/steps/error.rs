@@ -19,9 +19,13 @@ use segpack_runtime_min::{RunError, SpeechError};
 #[cfg(feature = "run")]
 use super::bench::BenchError;
 use super::cat::CatError;
+#[cfg(feature = "run")]
+use super::chat::ChatError;
 use super::export::{ExportError, GgufExportError};
 use super::join::JoinError;
 use super::repair::RepairError;
+#[cfg(feature = "run")]
+use super::run::PromptsError;
 #[cfg(feature = "serve")]
 use super::serve::ServeError;
 use super::sign::SignError;
@@ -138,6 +142,14 @@ pub enum StepError {
     #[cfg(feature = "run")]
     #[error(transparent)]
     Speak(#[from] SpeakError),
+    /// A turn of a conversation is not taken.
+    #[cfg(feature = "run")]
+    #[error(transparent)]
+    Chat(#[from] ChatError),
+    /// The prompts of a file are not continued.
+    #[cfg(feature = "run")]
+    #[error(transparent)]
+    Prompts(#[from] PromptsError),
     /// Codes are not made sound.
     #[cfg(feature = "run")]
     #[error(transparent)]
@@ -232,6 +244,12 @@ impl StepError {
             #[cfg(feature = "run")]
             Self::Validate(e) => exit_of_validate(e),
             #[cfg(feature = "run")]
+            Self::Chat(ChatError::Full { .. }) => Exit::Failed,
+            #[cfg(feature = "run")]
+            Self::Chat(ChatError::Media | ChatError::Messages { .. }) => Exit::Damaged,
+            #[cfg(feature = "run")]
+            Self::Prompts(e) => exit_of_prompts(e),
+            #[cfg(feature = "run")]
             Self::Vocode(e) => exit_of_vocode(e),
             #[cfg(feature = "run")]
             Self::Speak(SpeakError::LineEnd { .. }) => Exit::Damaged,
@@ -296,6 +314,7 @@ fn exit_of_run(error: &RunError) -> Exit {
         RunError::Unsuitable(_) | RunError::Media(_) | RunError::Vocoder(_) => Exit::Damaged,
         RunError::Speech(e) => exit_of_speech(e),
         RunError::Model(e) => exit_of_model(e),
+        RunError::ExpertChoice(_) => Exit::Usage,
         // memory, threads, the GPU and its driver
         _ => Exit::Failed,
     }
@@ -313,10 +332,15 @@ fn exit_of_model(error: &ModelError) -> Exit {
 fn exit_of_session(error: &SessionError) -> Exit {
     match error {
         SessionError::Run(e) => exit_of_run(e),
+        SessionError::InBatch { source, .. } => exit_of_session(source),
         SessionError::Kernels(_)
         | SessionError::Sampling(_)
         | SessionError::DeviceMemoryOnCpu
-        | SessionError::Prompt(PromptError::EmptyContinuation)
+        | SessionError::Prompt(
+            PromptError::EmptyContinuation
+            | PromptError::StopString(_)
+            | PromptError::StopStringsWithoutText,
+        )
         | SessionError::Generate(GenerateError::EmptyPrompt) => Exit::Usage,
         #[cfg(feature = "run")]
         SessionError::Prompt(PromptError::Media(e)) => exit_of_media(e),
@@ -424,6 +448,18 @@ fn exit_of_validate(error: &ValidateError) -> Exit {
         | ValidateError::Audio { .. }
         | ValidateError::Picture { .. }
         | ValidateError::TraceShape { .. } => Exit::Damaged,
+    }
+}
+
+/// The file is the input.
+#[cfg(feature = "run")]
+fn exit_of_prompts(error: &PromptsError) -> Exit {
+    match error {
+        PromptsError::Line { .. }
+        | PromptsError::NotOne { .. }
+        | PromptsError::Media { .. }
+        | PromptsError::Prompt { .. }
+        | PromptsError::Empty { .. } => Exit::Damaged,
     }
 }
 

@@ -17,5 +17,6 @@ pub(crate) fn report(summary: &RunSummary) -> ExpertsReport {
             .and_then(|n| u32::try_from(n).ok())
             .unwrap_or(0),
         layers: summary.experts.clone(),
+        restricted_experts: summary.restricted_experts.clone(),
     }
 }

@@ -3,6 +3,8 @@
 #[cfg(feature = "run")]
 pub(crate) mod bench;
 pub(crate) mod cat;
+#[cfg(feature = "run")]
+pub mod chat;
 pub(crate) mod contents;
 pub(crate) mod demo;
 mod derivation;

@@ -158,6 +158,8 @@ pub struct Generated {
 pub enum StopReason {
     /// A stop id came.
     StopId(u32),
+    /// A stop string came; of a caller that looks for them in the text.
+    StopString,
     /// `max_new_tokens` is reached.
     MaxNewTokens,
     /// The cache is full.
@@ -178,15 +180,13 @@ pub fn generate<M: LanguageModel>(
     prompt: &[u32],
     sampler: &mut Sampler,
     options: &GenerateOptions<'_>,
-    on_token: impl FnMut(Step<'_>) -> ControlFlow<()>,
+    mut on_token: impl FnMut(Step<'_>) -> ControlFlow<()>,
 ) -> Result<Generated, GenerateError<M::Error>> {
-    check_prompt(model, prompt)?;
+    let context_length = model.context_length();
+    let free = context_length.saturating_sub(model.position());
+    check_prompt(prompt, model.vocab_size(), [free, context_length])?;
     let by_model = sampler.is_greedy() && !options.wants_logits;
-    let mut text = Text {
-        ids: Vec::new(),
-        stop_ids: options.stop_ids,
-        on_token,
-    };
+    let mut text = Text::new(options.stop_ids);
     loop {
         let (left, last) = (
             options.max_new_tokens - text.ids.len(),
@@ -200,12 +200,12 @@ pub fn generate<M: LanguageModel>(
                 let mut next = [ArgMax::default(); MAX_CHOSEN];
                 let next = &mut next[..left.min(free).min(MAX_CHOSEN)];
                 if by_model && model.greedy(last, next).map_err(GenerateError::Model)? {
-                    text.extend(model, next)?
+                    text.extend(model, next, &mut on_token)?
                 } else {
-                    text.step(model, &[last], sampler)?
+                    text.step(model, &[last], sampler, &mut on_token)?
                 }
             }
-            None => text.step(model, prompt, sampler)?,
+            None => text.step(model, prompt, sampler, &mut on_token)?,
         };
         if let Some(reason) = end {
             return Ok(Generated {
@@ -216,24 +216,44 @@ pub fn generate<M: LanguageModel>(
     }
 }
 
-/// A text that grows, and who watches it.
-struct Text<'a, F> {
-    ids: Vec<u32>,
+/// Hears of every token; `Break` ends the text.
+type Hearing<'h> = dyn FnMut(Step<'_>) -> ControlFlow<()> + 'h;
+
+/// A text that grows.
+#[derive(Debug)]
+pub(crate) struct Text<'a> {
+    pub(crate) ids: Vec<u32>,
     stop_ids: &'a [u32],
-    on_token: F,
 }
 
-impl<F: FnMut(Step<'_>) -> ControlFlow<()>> Text<'_, F> {
+impl<'a> Text<'a> {
+    /// Of no tokens yet.
+    pub(crate) fn new(stop_ids: &'a [u32]) -> Self {
+        let ids = Vec::new();
+        Self { ids, stop_ids }
+    }
+
     /// A token from the logits of these ids. Tells why it is the last, where it is.
     fn step<M: LanguageModel>(
         &mut self,
         model: &mut M,
         ids: &[u32],
         sampler: &mut Sampler,
+        on_token: &mut Hearing<'_>,
     ) -> Result<Option<StopReason>, GenerateError<M::Error>> {
         let logits = forward(model, ids)?;
+        self.choose(logits, sampler, on_token)
+    }
+
+    /// A token from these logits. Tells why it is the last, where it is.
+    pub(crate) fn choose<E>(
+        &mut self,
+        logits: &[f32],
+        sampler: &mut Sampler,
+        on_token: &mut Hearing<'_>,
+    ) -> Result<Option<StopReason>, GenerateError<E>> {
         let id = self.usable(sampler.choose(logits))?;
-        Ok(self.push(id, logits))
+        Ok(self.push(id, logits, on_token))
     }
 
     /// Tokens that the model chose and, but for the last, ran. It forgets what it ran after the end
@@ -242,10 +262,11 @@ impl<F: FnMut(Step<'_>) -> ControlFlow<()>> Text<'_, F> {
         &mut self,
         model: &mut M,
         chosen: &[ArgMax],
+        on_token: &mut Hearing<'_>,
     ) -> Result<Option<StopReason>, GenerateError<M::Error>> {
         for (number, greatest) in chosen.iter().enumerate() {
             let id = self.usable(greatest.token())?;
-            if let Some(reason) = self.push(id, &[]) {
+            if let Some(reason) = self.push(id, &[], on_token) {
                 let in_vain = chosen.len() - 1 - number;
                 model.truncate(model.position() - in_vain);
                 return Ok(Some(reason));
@@ -261,10 +282,10 @@ impl<F: FnMut(Step<'_>) -> ControlFlow<()>> Text<'_, F> {
         })
     }
 
-    fn push(&mut self, id: u32, logits: &[f32]) -> Option<StopReason> {
+    fn push(&mut self, id: u32, logits: &[f32], on_token: &mut Hearing<'_>) -> Option<StopReason> {
         let (index, is_stop) = (self.ids.len(), self.stop_ids.contains(&id));
         self.ids.push(id);
-        let flow = (self.on_token)(Step {
+        let flow = on_token(Step {
             index,
             id,
             is_stop,
@@ -290,15 +311,15 @@ fn forward<'m, M: LanguageModel>(
     }
 }
 
-fn check_prompt<M: LanguageModel>(
-    model: &M,
+/// Whether a model of so many logits, so many of whose positions are free, can continue a prompt.
+pub(crate) fn check_prompt<E>(
     prompt: &[u32],
-) -> Result<(), GenerateError<M::Error>> {
+    vocab_size: usize,
+    [free, context_length]: [usize; 2],
+) -> Result<(), GenerateError<E>> {
     if prompt.is_empty() {
         return Err(GenerateError::EmptyPrompt);
     }
-    let context_length = model.context_length();
-    let free = context_length.saturating_sub(model.position());
     if prompt.len() > free {
         return Err(GenerateError::PromptTooLong {
             prompt: prompt.len(),
@@ -306,7 +327,6 @@ fn check_prompt<M: LanguageModel>(
             context_length,
         });
     }
-    let vocab_size = model.vocab_size();
     let outside = |id: &u32| usize::try_from(*id).map_or(true, |id| id >= vocab_size);
     match prompt.iter().position(outside) {
         Some(position) => Err(GenerateError::OutsideVocabulary {

@@ -205,15 +205,29 @@ impl Ops for CpuOps {
         out: &mut [f32],
         stop: &CancelToken,
     ) -> Result<()> {
-        let positions = keys.len() / (heads.key_value * heads.width).max(1);
-        if how.is_to_all(positions) {
-            let mut what = self.attention_of([q, keys, values], heads);
+        // which kernel a token gets depends on its position alone, not on those that come with it
+        let row = heads.query * heads.width;
+        let of_position = (heads.key_value * heads.width).max(1);
+        let positions = keys.len() / of_position;
+        let before = positions - q.len() / row.max(1);
+        let seen = how.seen_by_all(positions);
+        let tokens = seen.saturating_sub(before);
+        let (q, q_behind) = q.split_at(tokens * row);
+        let (out, out_behind) = out.split_at_mut(tokens * row);
+        if !q.is_empty() {
+            let first = [
+                q,
+                &keys[..seen * of_position],
+                &values[..seen * of_position],
+            ];
+            let mut what = self.attention_of(first, heads);
             what.scale = how.scale;
             kernels::attention(self.kernels, what, out, stop);
-            return stop.check();
         }
         stop.check()?;
-        self.attend([q, keys, values], heads, how, out);
+        if !q_behind.is_empty() {
+            self.attend([q_behind, keys, values], heads, how, out_behind);
+        }
         stop.check()
     }
 

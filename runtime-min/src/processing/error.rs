@@ -2,9 +2,9 @@
 
 #[cfg(feature = "text")]
 use super::media::MediaError;
-use super::text::TokenizerError;
 #[cfg(feature = "text")]
 use super::text::chat_template::ChatTemplateError;
+use super::text::{EmptyStopString, TokenizerError};
 
 /// Why a prompt cannot be made token ids.
 #[derive(Debug, thiserror::Error)]
@@ -24,4 +24,10 @@ pub enum PromptError {
     /// There is nothing to rank.
     #[error("the continuation to rank has no tokens")]
     EmptyContinuation,
+    /// A stop string is empty.
+    #[error(transparent)]
+    StopString(#[from] EmptyStopString),
+    /// Nothing turns tokens into text.
+    #[error("stop strings need a tokenizer: without one there is no text to find them in")]
+    StopStringsWithoutText,
 }

@@ -113,8 +113,13 @@ impl Chat {
             .into_iter()
             .chain([message("user", content)])
             .collect();
+        Self::of_messages(TemplateValue::of(&messages))
+    }
+
+    /// These messages, without tools.
+    pub fn of_messages(messages: TemplateValue) -> Self {
         Self {
-            messages: TemplateValue::of(&messages),
+            messages,
             tools: None,
             folder: PathBuf::new(),
         }
@@ -128,11 +133,7 @@ impl Chat {
         if text.trim_start().starts_with('{') {
             return serde_json::from_str(text);
         }
-        Ok(Self {
-            messages: TemplateValue::from_json(text)?,
-            tools: None,
-            folder: PathBuf::new(),
-        })
+        Ok(Self::of_messages(TemplateValue::from_json(text)?))
     }
 }
 

@@ -29,6 +29,14 @@ pub enum SessionError {
     /// The candidates or the rank at a step cannot be determined.
     #[error(transparent)]
     Logits(#[from] LogitsError),
+    /// A prompt of a batch cannot be continued.
+    #[error("prompt {} of the batch cannot be continued", number + 1)]
+    InBatch {
+        /// Its number, from 0.
+        number: usize,
+        /// Why.
+        source: Box<SessionError>,
+    },
     /// GPU memory was limited for a model that runs on the CPU.
     #[error("a GPU memory budget was given, but the model runs on the CPU")]
     DeviceMemoryOnCpu,

@@ -1,130 +1,18 @@
 //! One prompt, continued: what a caller may ask for, hears meanwhile, and gets.
 
-use std::fmt;
-use std::ops::ControlFlow;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::{
-    ASSUMED_CONTEXT, ContextLength, Logits, MediaInputs, Model, SessionError, StateCapture,
-};
+use super::narrator::Narrator;
+use super::tokens::{GenerationSettings, Note, RankedContinuation, TokenSink};
+use super::{ContextLength, Logits, MediaInputs, Model, SessionError, StateCapture};
 use crate::error::RunError;
-use crate::generate::{
-    ArgMax, Candidate, GenerateOptions, LanguageModel, Sampler, SamplingOptions, Step, StopReason,
-    generate, rank_of, top_k_logits,
-};
+use crate::generate::{ArgMax, GenerateOptions, LanguageModel, Sampler, StopReason, generate};
 use crate::models::decoder::RunStats;
 use crate::models::decoder::{Observer, Routing, Unobserved};
-use crate::processing::{Continuation, TextFrontend, TextStream};
+use crate::processing::TextFrontend;
 use crate::trace::TraceRecorder;
 use crate::weights::Budget;
-
-/// How to continue a prompt.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct GenerationSettings {
-    /// Maximum number of tokens to generate (also limited by the model's context length).
-    pub max_new_tokens: usize,
-    /// Random sampling. `None`: greedy, always the most likely token.
-    pub sampling: Option<SamplingOptions>,
-    /// Candidates to tell for each token.
-    pub top_k_logits: usize,
-    /// Tell each token's own logit and probability, which may not be among those candidates.
-    pub chosen_logit: bool,
-    /// A continuation whose rank at the first step is wanted.
-    pub rank: Option<Continuation>,
-    /// Token ids that end the text. `None`: those of the checkpoint.
-    pub stop_ids: Option<Vec<u32>>,
-    /// Load as many weights as fit before the prompt instead of on first use.
-    pub preload: bool,
-}
-
-impl Default for GenerationSettings {
-    /// 128 tokens at most, greedy.
-    fn default() -> Self {
-        Self {
-            max_new_tokens: 128,
-            sampling: None,
-            top_k_logits: 0,
-            chosen_logit: false,
-            rank: None,
-            stop_ids: None,
-            preload: false,
-        }
-    }
-}
-
-/// A token that was generated.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct Token<'t> {
-    /// Its number, from 0.
-    pub index: usize,
-    /// Its id.
-    pub id: u32,
-    /// Text that is complete now: half a character waits for its rest, special tokens are left out.
-    pub text: &'t str,
-    /// Whether it ends the text.
-    pub is_stop: bool,
-    /// The most likely candidates, best first, as many as were requested.
-    pub top: Vec<NamedCandidate>,
-    /// The token itself among all tokens, where that was requested.
-    pub chosen: Option<NamedCandidate>,
-}
-
-/// A candidate for the next token, and the text that it stands for.
-#[derive(Debug, Clone, PartialEq)]
-pub struct NamedCandidate {
-    /// Id, logit, probability.
-    pub candidate: Candidate,
-    /// Its text, special tokens too; half a character is U+FFFD.
-    pub text: String,
-}
-
-/// Where a continuation ranks at the first step.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RankedContinuation {
-    /// The continuation.
-    pub continuation: Continuation,
-    /// Its first token, which is ranked.
-    pub first: NamedCandidate,
-    /// 1 is the most likely.
-    pub rank: usize,
-}
-
-/// Something that the user should know about a generation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Note {
-    /// The checkpoint does not say which tokens end a text.
-    StopIds(String),
-    /// `config.json` does not give the context length.
-    AssumedContext,
-    /// The prompt is longer than the context that the model was made for.
-    LongPrompt {
-        /// Tokens of the prompt.
-        tokens: usize,
-        /// Positions of the context.
-        context: usize,
-    },
-}
-
-impl fmt::Display for Note {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::StopIds(what) => f.write_str(what),
-            Self::AssumedContext => write!(
-                f,
-                "config.json gives no max_position_embeddings: assuming a context length of \
-                 {ASSUMED_CONTEXT} tokens"
-            ),
-            Self::LongPrompt { tokens, context } => write!(
-                f,
-                "the prompt has {tokens} tokens, more than the model's context length of {context} \
-                 (max_position_embeddings in config.json)"
-            ),
-        }
-    }
-}
 
 /// The notes that come before a generation.
 pub(super) fn notes(text: &TextFrontend<'_>, context: ContextLength, prompt: usize) -> Vec<Note> {
@@ -147,21 +35,6 @@ pub(super) fn notes(text: &TextFrontend<'_>, context: ContextLength, prompt: usi
     notes
 }
 
-/// Hears of every token. A closure that takes a [`Token`] is one.
-pub trait TokenSink: Send {
-    /// Something that the user should know; comes before the first token.
-    fn note(&mut self, _note: &Note) {}
-
-    /// A token. `Break` ends the text.
-    fn token(&mut self, token: &Token<'_>) -> ControlFlow<()>;
-}
-
-impl<F: FnMut(&Token<'_>) -> ControlFlow<()> + Send> TokenSink for F {
-    fn token(&mut self, token: &Token<'_>) -> ControlFlow<()> {
-        self(token)
-    }
-}
-
 /// What a session is busy with before the first token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
@@ -174,6 +47,11 @@ pub enum Phase {
     Prefill {
         /// Layers to run.
         layers: u64,
+    },
+    /// Continuing the prompts of a batch.
+    Batch {
+        /// Prompts to continue.
+        prompts: u64,
     },
 }
 
@@ -196,10 +74,13 @@ impl SessionProgress for () {}
 pub struct Generation {
     /// The new tokens, with the one that ended the text.
     pub ids: Vec<u32>,
-    /// Their text, special tokens left out; empty without a tokenizer.
+    /// Their text, special tokens left out, and what comes with a stop string and after it; empty
+    /// without a tokenizer.
     pub text: String,
     /// Why there are no more.
     pub stop_reason: StopReason,
+    /// The stop string that ended it.
+    pub stop_string: Option<String>,
     /// What the user should know.
     pub notes: Vec<Note>,
     /// The rank that was requested.
@@ -214,6 +95,8 @@ pub struct Generation {
     pub stats: RunStats,
     /// How memory was shared out.
     pub budget: Budget,
+    /// Of each layer whose router was restricted the experts that it could choose.
+    pub restricted_experts: BTreeMap<u32, Vec<u32>>,
 }
 
 /// Who hears of a generation.
@@ -284,17 +167,9 @@ impl Model<'_> {
             .reservation
             .positions
             .saturating_sub(self.positions() + prompt.len());
-        let mut narrator = Narrator {
-            text,
-            settings,
-            sink: hooks.sink,
-            stream: text.stream(),
-            max_tokens: settings.max_new_tokens.min(free + 1),
-            began,
-            first: None,
-            rank: None,
-            failure: None,
-        };
+        let max_tokens = settings.max_new_tokens.min(free + 1);
+        let mut narrator = Narrator::new(text, settings, max_tokens, began)?;
+        let sink = hooks.sink;
         let mut runner = Runner {
             model: self,
             media,
@@ -306,25 +181,25 @@ impl Model<'_> {
             bytes_read_before_first: 0,
         };
         let generated = generate(&mut runner, prompt, &mut sampler, &options, |step| {
-            narrator.token(&step)
+            narrator.token(&step, &mut *sink)
         })?;
-        if let Some(failure) = narrator.failure {
-            return Err(failure);
-        }
+        let first = narrator.first;
+        let told = narrator.finish(&generated)?;
         runner.end_recording(&generated.ids);
         let bytes_read_before_first = runner.bytes_read_before_first;
-        let (first, rank) = (narrator.first, narrator.rank);
         Ok(Generation {
-            text: text.decode(&generated.ids),
+            text: told.text,
             ids: generated.ids,
-            stop_reason: generated.reason,
+            stop_reason: told.reason,
+            stop_string: told.stop_string,
             notes: Vec::new(),
-            rank,
+            rank: told.rank,
             time_to_first_token: first.unwrap_or_default(),
             time_after_first: first.map_or(Duration::ZERO, |f| began.elapsed().saturating_sub(f)),
             bytes_read_before_first,
             stats: self.stats(),
             budget: self.budget(),
+            restricted_experts: self.restricted_experts(),
         })
     }
 }
@@ -480,96 +355,5 @@ impl Observer for ProgressObserver<'_> {
 
     fn norm(&mut self, x: &[f32]) {
         self.inner.norm(x);
-    }
-}
-
-/// Puts every step into words for the sink.
-struct Narrator<'n> {
-    text: &'n TextFrontend<'n>,
-    settings: &'n GenerationSettings,
-    sink: &'n mut dyn TokenSink,
-    stream: Option<TextStream<'n>>,
-    /// Tokens that there can be.
-    max_tokens: usize,
-    began: Instant,
-    first: Option<Duration>,
-    rank: Option<RankedContinuation>,
-    failure: Option<SessionError>,
-}
-
-impl Narrator<'_> {
-    fn token(&mut self, step: &Step<'_>) -> ControlFlow<()> {
-        self.try_token(step).unwrap_or_else(|e| {
-            self.failure = Some(e);
-            ControlFlow::Break(())
-        })
-    }
-
-    fn try_token(&mut self, step: &Step<'_>) -> Result<ControlFlow<()>, SessionError> {
-        if step.index == 0 {
-            self.first = Some(self.began.elapsed());
-            let wanted = self.settings.rank.as_ref();
-            self.rank = wanted.map(|c| self.rank(step.logits, c)).transpose()?;
-        }
-        let text = self.completed_text(step);
-        let top = match self.settings.top_k_logits {
-            0 => Vec::new(),
-            k => self.named(top_k_logits(step.logits, k)?),
-        };
-        let chosen = match self.settings.chosen_logit {
-            true => rank_of(step.logits, step.id)?.map(|rank| self.name(rank.candidate)),
-            false => None,
-        };
-        let token = Token {
-            index: step.index,
-            id: step.id,
-            text: &text,
-            is_stop: step.is_stop,
-            top,
-            chosen,
-        };
-        Ok(self.sink.token(&token))
-    }
-
-    /// What this token completes; the last one also brings what waited in vain for its rest.
-    fn completed_text(&mut self, step: &Step<'_>) -> String {
-        let mut text = self
-            .stream
-            .as_mut()
-            .map_or_else(String::new, |s| s.push(step.id));
-        if step.is_stop || step.index + 1 == self.max_tokens {
-            text.extend(self.stream.take().map(TextStream::finish));
-        }
-        text
-    }
-
-    fn named(&self, candidates: Vec<Candidate>) -> Vec<NamedCandidate> {
-        candidates
-            .into_iter()
-            .map(|candidate| self.name(candidate))
-            .collect()
-    }
-
-    fn name(&self, candidate: Candidate) -> NamedCandidate {
-        NamedCandidate {
-            text: self.text.spell(candidate.id),
-            candidate,
-        }
-    }
-
-    fn rank(
-        &self,
-        logits: &[f32],
-        continuation: &Continuation,
-    ) -> Result<RankedContinuation, SessionError> {
-        let Some(rank) = rank_of(logits, continuation.first)? else {
-            let (text, id) = (continuation.text.clone(), continuation.first);
-            return Err(SessionError::ContinuationOutside { text, id });
-        };
-        Ok(RankedContinuation {
-            continuation: continuation.clone(),
-            first: self.name(rank.candidate),
-            rank: rank.rank,
-        })
     }
 }

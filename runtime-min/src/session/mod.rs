@@ -30,6 +30,7 @@
 //! # }
 //! ```
 
+mod batch;
 #[cfg(target_os = "linux")]
 mod cgroup;
 mod context;
@@ -39,7 +40,9 @@ mod generation;
 mod host_memory;
 mod media;
 mod model;
+mod narrator;
 mod speech;
+mod tokens;
 mod vocoder;
 
 use std::sync::LazyLock;
@@ -57,19 +60,22 @@ use crate::tensor::Compute;
 use crate::trace::TraceRecorder;
 use crate::weights::ChecksumPolicy;
 
+pub use self::batch::{BatchOutcome, BatchPrompt, BatchRoom, BatchSink, BatchText, SequenceNeed};
 pub use self::context::{ASSUMED_CONTEXT, ContextLength};
 pub use self::device::{DeviceChoice, UnknownDevice};
 pub use self::error::SessionError;
-pub use self::generation::{
-    Generation, GenerationSettings, Hooks, NamedCandidate, Note, Phase, RankedContinuation,
-    SessionProgress, Token, TokenSink,
-};
+pub use self::generation::{Generation, Hooks, Phase, SessionProgress};
 pub use self::host_memory::available_memory;
 pub use self::media::MediaObserver;
 pub use self::model::Model;
 pub use self::speech::{Speech, SpeechEnd, SpeechScript, SpeechSettings, StateCapture};
+pub use self::tokens::{
+    GenerationSettings, NamedCandidate, Note, RankedContinuation, Token, TokenSink,
+};
 pub use crate::generate::{CodeSink, Codes};
-pub use crate::models::decoder::{Logits, LogitsVisitor, MediaInputs};
+pub use crate::models::decoder::{
+    ExpertChoice, Logits, LogitsVisitor, MediaInputs, SequenceId, SequenceTokens,
+};
 pub use crate::models::talker::{
     AcceptedStates, CodeSampling, ForcedFrame, SpeechObserver, SpeechSampling, TalkerPrompt,
 };
@@ -91,6 +97,9 @@ pub struct SessionOptions {
     pub compute: Compute,
     /// When the digests of segments are compared.
     pub check: ChecksumPolicy,
+    /// Experts that the routers of the text model may choose, their probabilities taken over those;
+    /// on the CPU alone. What runs so is not the model that was packed. `None`: all.
+    pub experts: Option<ExpertChoice>,
     /// Threads that compute. `None`: those of the rayon pool that the caller is in.
     pub threads: Option<usize>,
 }
@@ -276,19 +285,28 @@ impl<'p> Session<'p> {
         reservation: Reservation,
         taken: u64,
     ) -> Result<Model<'_>, SessionError> {
-        let settings = RunSettings {
-            memory: self.memory.map(|memory| memory.saturating_sub(taken)),
-            expert_slots: self.options.expert_cache.map(|size| size.slots(self.pack)),
+        self.open_model(RunSettings {
             positions: reservation.positions,
             longest_pass: reservation.longest_pass,
+            ..self.settings(taken)
+        })
+    }
+
+    fn open_model(&self, settings: RunSettings) -> Result<Model<'_>, SessionError> {
+        let (reader, device) = (&self.reader, &self.device);
+        let experts = self.options.experts.as_ref();
+        let model = Model::new(reader, device, experts, settings, self.cancel);
+        Ok(model?)
+    }
+
+    /// What every model of the session may use, where others hold so many bytes of the memory budget.
+    fn settings(&self, taken: u64) -> RunSettings {
+        RunSettings {
+            memory: self.memory.map(|memory| memory.saturating_sub(taken)),
+            expert_slots: self.options.expert_cache.map(|size| size.slots(self.pack)),
             check: self.options.check,
-        };
-        Ok(Model::new(
-            &self.reader,
-            &self.device,
-            settings,
-            self.cancel,
-        )?)
+            ..RunSettings::default()
+        }
     }
 
     /// Continues a prompt: opens a model that fits it, loads what is needed, generates.

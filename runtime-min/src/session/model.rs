@@ -1,17 +1,21 @@
 //! An open model, wherever it runs.
 
+use std::collections::BTreeMap;
+
 use segpack_formats::io::CancelToken;
 use segpack_manifests::PackReader;
 use segpack_manifests::families::TextFacts;
 
 use super::device::OpenDevice;
-use super::{Phase, Reservation, SessionProgress};
+use super::{Phase, Reservation, SequenceId, SequenceTokens, SessionProgress};
 #[cfg(feature = "cuda")]
 use crate::devices::cuda::Cuda;
+#[cfg(feature = "cuda")]
+use crate::error::ExpertChoiceError;
 use crate::error::RunError;
 use crate::generate::ArgMax;
 use crate::models::decoder::{
-    Decoder, Logits, LogitsVisitor, MediaInputs, Observer, RunSettings, RunStats,
+    Decoder, ExpertChoice, Logits, LogitsVisitor, MediaInputs, Observer, RunSettings, RunStats,
 };
 use crate::ops::CpuOps;
 use crate::weights::{Budget, Demand};
@@ -44,12 +48,18 @@ impl<'s> Model<'s> {
     pub(super) fn new(
         reader: &'s PackReader<'s>,
         device: &OpenDevice,
+        experts: Option<&ExpertChoice>,
         settings: RunSettings,
         cancel: &'s CancelToken,
     ) -> Result<Self, RunError> {
         let decoder = match device.clone() {
             OpenDevice::Cpu(ops) => {
-                OnDevice::Cpu(Box::new(Decoder::new(reader, ops, settings, cancel)?))
+                let decoder = Decoder::restricted(reader, ops, experts, settings, cancel)?;
+                OnDevice::Cpu(Box::new(decoder))
+            }
+            #[cfg(feature = "cuda")]
+            OpenDevice::Cuda(_) if experts.is_some() => {
+                return Err(ExpertChoiceError::OnGpu.into());
             }
             #[cfg(feature = "cuda")]
             OpenDevice::Cuda(cuda) => {
@@ -73,6 +83,12 @@ impl<'s> Model<'s> {
     /// The model's sizes.
     pub fn facts(&self) -> &TextFacts {
         on_any!(&self.decoder, t => t.facts())
+    }
+
+    /// Of each layer whose router is restricted the experts that it may choose: see
+    /// [`SessionOptions::experts`](super::SessionOptions::experts).
+    pub fn restricted_experts(&self) -> BTreeMap<u32, Vec<u32>> {
+        on_any!(&self.decoder, t => t.spec().restricted_experts())
     }
 
     /// How memory is shared out.
@@ -185,6 +201,35 @@ impl<'s> Model<'s> {
         visit: &mut LogitsVisitor<'_, E>,
     ) -> Result<(), E> {
         on_any!(&mut self.decoder, t => t.forward_each(ids, block, visit))
+    }
+
+    /// Opens a sequence with room for so many positions, of a model that was opened for several
+    /// ([`Session::batch_model`](super::Session::batch_model)).
+    ///
+    /// # Errors
+    /// `TooLong` where fewer positions are free; `OutOfMemory`; `Internal` of another model.
+    pub fn open_sequence(&mut self, positions: usize) -> Result<SequenceId, RunError> {
+        on_any!(&mut self.decoder, t => t.open_sequence(positions))
+    }
+
+    /// Forgets a sequence; its positions are free again.
+    pub fn close_sequence(&mut self, sequence: SequenceId) {
+        on_any!(&mut self.decoder, t => t.close_sequence(sequence));
+    }
+
+    /// Runs tokens of several sequences in one forward pass, which reads each weight once. Returns
+    /// the logits of each, `[vocab]` or `[tokens, vocab]`: the same bits as if it were run alone.
+    /// `observers` has one for each of them, or is empty.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward); `Internal` where a sequence is not open, comes twice or has no
+    /// tokens.
+    pub fn forward_batch(
+        &mut self,
+        parts: &[SequenceTokens<'_>],
+        observers: &mut [&mut dyn Observer],
+    ) -> Result<Vec<Vec<f32>>, RunError> {
+        on_any!(&mut self.decoder, t => t.forward_batch(parts, observers))
     }
 
     /// Runs a prompt with media, which has to be the first of its text: see

@@ -288,11 +288,9 @@ impl Session<'_> {
         let rows = (script.rows() + script.spoken.len() + 4) as u64;
         let taken = rows.saturating_mul(hidden).saturating_mul(2);
         let settings = RunSettings {
-            memory: self.memory.map(|memory| memory.saturating_sub(taken)),
-            expert_slots: self.options.expert_cache.map(|size| size.slots(self.pack)),
             positions: script.rows().saturating_add(settings.max_codes),
             longest_pass: script.rows(),
-            check: self.options.check,
+            ..self.settings(taken)
         };
         Talker::new(&self.reader, &ops, facts, settings, self.cancel)
     }

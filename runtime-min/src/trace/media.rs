@@ -11,6 +11,7 @@ use segpack_formats::safetensors::{Shard, TensorInfo};
 use segpack_formats::{FormatError, Result};
 use serde::Deserialize;
 
+use super::NOT_THE_MODEL;
 use crate::processing::{AudioFeatures, MediaFeatures, VisualFeatures};
 use crate::tensor::Compute;
 
@@ -454,6 +455,9 @@ fn read_document(path: &Path) -> Result<Option<Document>> {
     let format = value.get("format").and_then(serde_json::Value::as_str);
     if !matches!(format, Some(FEATURES_FORMAT | MEDIA_FORMAT)) {
         return Ok(None);
+    }
+    if value.pointer("/settings/restricted_experts") == Some(&true.into()) {
+        return Err(FormatError::malformed(path, NOT_THE_MODEL));
     }
     let document: Document = serde_json::from_value(value).map_err(wrong)?;
     Ok(Some(document))

@@ -59,6 +59,13 @@ pub use self::speech::{SPEECH_FORMAT, SpeechCase, SpeechTrace, WAVE_FORMAT, Wave
 /// What the reference script calls this format.
 pub const TRACE_FORMAT: &str = "qwen3-omni-thinker-trace-1";
 
+/// The setting of a trace whose routers could choose among some experts only: it is none of the model.
+pub const RESTRICTED: &str = "restricted_experts";
+
+/// What is wrong with a trace that has [`RESTRICTED`] where the model is to be judged.
+const NOT_THE_MODEL: &str =
+    "was recorded with routers restricted to some experts: it is none of the model";
+
 /// A file of the checkpoint that a trace was recorded from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecordedFile {

@@ -11,7 +11,7 @@ use segpack_formats::safetensors::{Shard, TensorInfo};
 use segpack_formats::{FormatError, Result};
 use serde::Deserialize;
 
-use super::{RecordedFile, TRACE_FORMAT, tensor_name};
+use super::{NOT_THE_MODEL, RecordedFile, TRACE_FORMAT, tensor_name};
 use crate::tensor::Compute;
 
 /// Bytes that are read of the `.json` file: token ids of all prompts, some of each step.
@@ -54,6 +54,9 @@ struct Settings {
     level: Option<String>,
     #[serde(default)]
     values: TraceValues,
+    /// Whether routers could choose among some experts only.
+    #[serde(default)]
+    restricted_experts: bool,
 }
 
 /// What a trace holds of the distributions.
@@ -141,6 +144,9 @@ impl Trace {
             exported_from: document.exported_from,
             prompts: document.prompts,
         };
+        if trace.settings.restricted_experts {
+            return Err(trace.malformed(NOT_THE_MODEL));
+        }
         if trace.prompts.is_empty() {
             return Err(trace.malformed("lists no prompt"));
         }

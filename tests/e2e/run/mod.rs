@@ -1,18 +1,23 @@
 //! Running a model from a pack.
 
+#[cfg(unix)]
+mod chat;
 mod command;
 #[cfg(target_os = "linux")]
 mod cuda;
+mod experts;
 #[cfg(unix)]
 mod interrupt;
 mod loading;
 mod media;
 mod not_run;
 mod numbers;
+mod prompts;
 #[cfg(all(unix, feature = "serve"))]
 mod serve;
 #[cfg(target_os = "linux")]
 mod session_media;
+mod several;
 mod speak;
 mod thinker;
 mod vocode;

@@ -18,7 +18,7 @@ use segpack_runtime_min::{Kernels, Observer, Routing, Unobserved};
 
 use crate::support::folders::temp;
 
-fn fixture(name: &str) -> PathBuf {
+pub(super) fn fixture(name: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     match name {
         "tiny-full" => root.join("demo/tiny-full"),
@@ -26,7 +26,7 @@ fn fixture(name: &str) -> PathBuf {
     }
 }
 
-fn packed(checkpoint: &Path, coding: Coding) -> (tempfile::TempDir, Pack) {
+pub(super) fn packed(checkpoint: &Path, coding: Coding) -> (tempfile::TempDir, Pack) {
     let folder = temp();
     let settings = PackSettings {
         selection: Selection::default(),

@@ -73,6 +73,8 @@ impl TokenSink for Sink<'_> {
             text: token.text.to_owned(),
             stop: token.is_stop,
             top: shown.collect(),
+            // a session of Python has all experts
+            restricted: false,
         };
         let is_heard = self.0.events.send(Event::Token(token)).is_ok();
         if is_heard && !self.0.is_stopped() {

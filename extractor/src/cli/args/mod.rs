@@ -1,12 +1,16 @@
 //! Options that several commands share, and the parsers of their values.
 
 mod codec;
+#[cfg(feature = "run")]
+mod experts;
 mod jobs;
 #[cfg(feature = "run")]
 mod media;
 #[cfg(feature = "run")]
 mod model;
 mod pack;
+#[cfg(feature = "run")]
+mod sampling;
 mod segment_cache;
 #[cfg(all(feature = "run", feature = "remote"))]
 mod server;
@@ -17,12 +21,16 @@ pub(super) mod values;
 mod voice;
 
 pub(super) use codec::{CodecArgs, CodecName};
+#[cfg(feature = "run")]
+pub(super) use experts::ExpertArgs;
 pub(super) use jobs::Jobs;
 #[cfg(feature = "run")]
 pub(super) use media::MediaArgs;
 #[cfg(feature = "run")]
 pub(super) use model::{CheckName, ComputeName, CpuResources, PlacementArgs, Resources};
 pub(super) use pack::{Identity, PackArg, identity};
+#[cfg(feature = "run")]
+pub(super) use sampling::SamplingArgs;
 pub(super) use segment_cache::SegmentCacheArgs;
 #[cfg(all(feature = "run", feature = "remote"))]
 pub(super) use server::ServerArgs;

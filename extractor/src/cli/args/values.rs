@@ -60,6 +60,14 @@ pub(crate) fn expert_cache_size(text: &str) -> Result<ExpertCacheSize, String> {
     }
 }
 
+/// An empty one would end every text at once.
+pub(crate) fn stop_string(text: &str) -> Result<String, String> {
+    match text {
+        "" => Err("expected a text that is not empty".to_owned()),
+        text => Ok(text.to_owned()),
+    }
+}
+
 /// A number of threads.
 pub(crate) fn threads(text: &str) -> Result<usize, String> {
     const MAX: usize = 1024;

@@ -516,6 +516,13 @@ function heatMap({ title, rowTitle, columnTitle, rows, columns, value, say }) {
   return make("div", {}, make("div", { class: "scroll" }, svg), key("0", figure(most)), reading);
 }
 
+/** Says where routers were restricted: such a run is none of the model. */
+function restrictedNote(report) {
+  const layers = Object.keys(report.restricted_experts ?? {});
+  if (layers.length === 0) return [];
+  return [make("p", {}, make("strong", {}, `Not the model: the routers of ${count(layers.length)} layers were restricted to some of their experts.`))];
+}
+
 function experts() {
   const report = data.experts;
   if (!report) return;
@@ -526,6 +533,7 @@ function experts() {
   const [hits, misses] = [report.layers.reduce((n, l) => n + l.hits, 0), report.layers.reduce((n, l) => n + l.misses, 0)];
   const busiest = report.layers.flatMap((l) => l.uses.map((uses, expert) => ({ layer: l.layer, expert, uses }))).sort((a, b) => b.uses - a.uses).slice(0, 20);
   section("experts", "Use of experts",
+    ...restrictedNote(report),
     make("p", {}, `${title}. ${count(never)} of ${count(report.layers.length * columns)} experts were never used. Of ${count(hits + misses)} uses, ${percent(hits / Math.max(1, hits + misses))} found the expert in memory.`),
     heatMap({ title, rowTitle: "layer", columnTitle: "expert", rows: report.layers.map((l) => l.layer), columns,
       value: (r, c) => report.layers[r].uses[c], say: (r, c) => `layer ${report.layers[r].layer}, expert ${c}: ${count(report.layers[r].uses[c])} uses, ${percent(report.layers[r].uses[c] / Math.max(1, total[r]))} of the layer's` }),

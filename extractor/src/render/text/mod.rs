@@ -42,7 +42,7 @@ pub(crate) use ls::{Total, segment, tensor, total};
 pub(crate) use numbers::{Sizes, bytes, counted};
 pub(crate) use pack::{consumption, pack, plan};
 pub(crate) use repair::repair;
-pub(crate) use run::{candidates, experts, figures, prompt_with_media, rank};
+pub(crate) use run::{batch, candidates, experts, figures, prompt_with_media, rank, restricted};
 pub(crate) use scan::scan;
 #[cfg(feature = "serve")]
 pub(crate) use serve::serve;

@@ -1,4 +1,6 @@
-use segpack_manifests::documents::{LayerExperts, RunPrompt, RunSummary, RunToken, ShownRank};
+use segpack_manifests::documents::{
+    BatchSummary, LayerExperts, RestrictedExperts, RunPrompt, RunSummary, RunToken, ShownRank,
+};
 
 use super::numbers::{bytes, counted, grouped, mean_bytes, percent, share};
 use super::page::Page;
@@ -128,6 +130,60 @@ fn hit_rate(hits: u64, misses: u64) -> String {
         grouped(hits),
         grouped(uses)
     )
+}
+
+/// Says that routers were restricted, where they were: what came of it is not the model's.
+pub(crate) fn restricted(layers: &RestrictedExperts) -> String {
+    if layers.is_empty() {
+        return String::new();
+    }
+    let fewest = layers.values().map(Vec::len).min().unwrap_or(0) as u64;
+    let most = layers.values().map(Vec::len).max().unwrap_or(0) as u64;
+    let experts = match fewest == most {
+        true => counted(most, "expert"),
+        false => format!("{} to {}", grouped(fewest), counted(most, "expert")),
+    };
+    let layers = counted(layers.len() as u64, "layer");
+    format!("not the model: the routers of {layers} were restricted to {experts}\n")
+}
+
+/// What running many prompts took.
+pub(crate) fn batch(s: &BatchSummary) -> String {
+    let mut page = Page::default();
+    let (prompts, tokens) = (
+        counted(s.prompts, "prompt"),
+        counted(s.prompt_tokens, "token"),
+    );
+    let most = counted(s.most_sequences, "sequence");
+    page.line(format_args!(
+        "{prompts}, {tokens}; forward passes: {}, of up to {most}",
+        grouped(s.passes)
+    ));
+    let generated = counted(s.generated_tokens, "token");
+    let rate = per_second(s.generated_tokens, s.seconds);
+    page.line(format_args!(
+        "generated: {generated} in {:.2} s, {rate:.1} tokens/s",
+        s.seconds
+    ));
+    let (cache, slots) = (
+        hit_rate(s.expert_hits, s.expert_misses),
+        counted(s.expert_slots, "slot"),
+    );
+    page.line(format_args!("expert cache: {cache}; {slots}"));
+    let dense = if s.dense_resident {
+        "resident"
+    } else {
+        "streamed"
+    };
+    page.line(format_args!(
+        "weights: {} read, {} per generated token; dense weights {dense}",
+        bytes(s.bytes_read),
+        mean_bytes(s.costs.bytes_read_per_token)
+    ));
+    if let Some(peak) = s.peak_rss {
+        page.line(format_args!("peak memory: {}", bytes(peak)));
+    }
+    page.into_text()
 }
 
 /// Speed, memory and where the time went.

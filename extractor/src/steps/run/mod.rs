@@ -1,6 +1,8 @@
 //! `run`: text from a pack.
 
+mod batch;
 mod features;
+mod prompts;
 mod stream;
 mod summary;
 
@@ -17,12 +19,14 @@ use segpack_runtime_min::session::{
     GenerationSettings, Hooks, Phase, Session, SessionError, SessionOptions, SessionProgress,
     SpeechScript, StateCapture,
 };
-use segpack_runtime_min::trace::{RecordedFile, TraceFiles, TraceRecorder};
+use segpack_runtime_min::trace::{RESTRICTED, RecordedFile, TraceFiles, TraceRecorder};
 use serde_json::json;
 
 use super::StepError;
 use super::speak::{Voice, VoiceOptions};
 use crate::work::Progress;
+pub use batch::{ResultListener, run_prompts};
+pub use prompts::{PromptsError, PromptsOptions};
 use stream::Stream;
 pub use summary::summarize;
 
@@ -118,7 +122,7 @@ pub fn run(
         describe(recorder, &prompt, &options.media);
     }
 
-    let mut stream = Stream::new(listener);
+    let mut stream = Stream::new(listener, options.session.experts.is_some());
     let hooks = Hooks {
         sink: &mut stream,
         progress: &PhaseProgress(progress),
@@ -141,7 +145,11 @@ pub fn run(
     }
     if let (Some(files), Some(recorder)) = (trace, &recorder) {
         let checkpoint = RecordedFile::all_of(pack.manifest());
-        recorder.write_to(files, serde_json::Map::new(), &checkpoint)?;
+        let mut settings = serde_json::Map::new();
+        if options.session.experts.is_some() {
+            settings.insert(RESTRICTED.to_owned(), json!(true));
+        }
+        recorder.write_to(files, settings, &checkpoint)?;
     }
     Ok(summarize(&session, prompt.ids, generation))
 }
@@ -209,6 +217,7 @@ impl SessionProgress for PhaseProgress<'_> {
                 self.0
                     .start_counting("loading and prefilling", layers, "layer");
             }
+            Phase::Batch { prompts } => self.0.start_counting("generating", prompts, "prompt"),
         }
     }
 

@@ -11,13 +11,16 @@ use crate::steps::StepError;
 /// Hands tokens and notes to a listener, and ends the text at its first error.
 pub(super) struct Stream<'l, 'f> {
     listener: &'l mut Listener<'f>,
+    /// Whether routers may choose among some experts only.
+    restricted: bool,
     failure: Option<StepError>,
 }
 
 impl<'l, 'f> Stream<'l, 'f> {
-    pub(super) fn new(listener: &'l mut Listener<'f>) -> Self {
+    pub(super) fn new(listener: &'l mut Listener<'f>, restricted: bool) -> Self {
         Self {
             listener,
+            restricted,
             failure: None,
         }
     }
@@ -52,6 +55,7 @@ impl TokenSink for Stream<'_, '_> {
             text: token.text.to_owned(),
             stop: token.is_stop,
             top: token.top.iter().map(shown).collect(),
+            restricted: self.restricted,
         };
         self.tell(RunEvent::Token(&token))
     }

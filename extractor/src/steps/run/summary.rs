@@ -15,14 +15,6 @@ use super::stream::shown;
 /// The document of a generation: `prompt` are the ids that it continues.
 pub fn summarize(session: &Session<'_>, prompt: Vec<u32>, generation: Generation) -> RunSummary {
     let stats = &generation.stats;
-    // a pack that ran has these
-    let experts = session
-        .pack()
-        .manifest()
-        .model
-        .text
-        .facts()
-        .map_or(0, |facts| facts.experts);
     RunSummary {
         format_version: RunSummary::VERSION,
         generator: GENERATOR.to_owned(),
@@ -31,6 +23,7 @@ pub fn summarize(session: &Session<'_>, prompt: Vec<u32>, generation: Generation
         prompt_ids: prompt,
         text: generation.text,
         stop_reason: run_end(generation.stop_reason),
+        stop_string: generation.stop_string,
         notes: generation.notes.iter().map(ToString::to_string).collect(),
         time_to_first_token: generation.time_to_first_token.as_secs_f64(),
         generation_seconds: generation.time_after_first.as_secs_f64(),
@@ -46,14 +39,22 @@ pub fn summarize(session: &Session<'_>, prompt: Vec<u32>, generation: Generation
             generation.bytes_read_before_first,
             generation.ids.len(),
         ),
-        experts: layer_experts(stats, experts),
+        experts: layer_experts(stats, text_experts(session)),
+        restricted_experts: generation.restricted_experts,
         ids: generation.ids,
     }
 }
 
-fn run_end(reason: StopReason) -> RunEnd {
+/// Experts of a layer of the text model; a pack that ran has this number.
+pub(super) fn text_experts(session: &Session<'_>) -> u32 {
+    let facts = session.pack().manifest().model.text.facts();
+    facts.map_or(0, |facts| facts.experts)
+}
+
+pub(super) fn run_end(reason: StopReason) -> RunEnd {
     match reason {
         StopReason::StopId(_) => RunEnd::StopId,
+        StopReason::StopString => RunEnd::StopString,
         StopReason::ContextFull => RunEnd::ContextFull,
         // a caller that breaks off is an error before
         StopReason::MaxNewTokens | StopReason::Caller => RunEnd::MaxNewTokens,
@@ -70,7 +71,7 @@ fn shown_rank(ranked: &RankedContinuation) -> ShownRank {
 }
 
 /// What a run of so many tokens cost; `before` is what was read until the first of them.
-fn costs(stats: &RunStats, before: u64, tokens: usize) -> RunCosts {
+pub(super) fn costs(stats: &RunStats, before: u64, tokens: usize) -> RunCosts {
     let load = stats.load;
     let tokens_after = tokens.saturating_sub(1).max(1);
     #[expect(clippy::cast_precision_loss, reason = "a rate")]
@@ -90,7 +91,7 @@ fn costs(stats: &RunStats, before: u64, tokens: usize) -> RunCosts {
 }
 
 /// The layers whose experts were used.
-fn layer_experts(stats: &RunStats, experts: u32) -> Vec<LayerExperts> {
+pub(super) fn layer_experts(stats: &RunStats, experts: u32) -> Vec<LayerExperts> {
     let layers = (0..)
         .zip(&stats.layers)
         .filter(|(_, uses)| uses.hits + uses.misses > 0);
@@ -112,7 +113,7 @@ fn one_layer(stats: &RunStats, experts: u32, layer: u32, layer_uses: LayerUses) 
 
 /// Peak resident memory of this process in bytes: `VmHWM`, which is `ru_maxrss`. `None` where the
 /// system does not report it this way.
-fn peak_rss() -> Option<u64> {
+pub(super) fn peak_rss() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
     let kibibytes: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;

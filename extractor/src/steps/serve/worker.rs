@@ -393,9 +393,14 @@ impl<'s> Stream<'s> {
             (Some(Ended::StopString(by)), _) => Finish::StopString(by),
             (None, StopReason::StopId(id)) if own.contains(&id) => Finish::EndOfText,
             (None, StopReason::StopId(id)) => Finish::StopId(id),
-            (None, StopReason::MaxNewTokens | StopReason::ContextFull | StopReason::Caller) => {
-                Finish::Length
-            }
+            // stop strings are looked for here, so none was asked for
+            (
+                None,
+                StopReason::MaxNewTokens
+                | StopReason::ContextFull
+                | StopReason::Caller
+                | StopReason::StopString,
+            ) => Finish::Length,
         };
         let held = match finish {
             Finish::StopString(_) => String::new(),

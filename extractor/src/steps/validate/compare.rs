@@ -1,6 +1,7 @@
 //! Compares what a model computes with a reference while it runs.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Range;
 
 use segpack_manifests::documents::{Choice, ChoiceRow, Quantity, ValueRow};
@@ -179,6 +180,36 @@ pub(super) struct Tally {
 }
 
 impl Tally {
+    /// Adds the comparisons of a later prompt.
+    pub(super) fn merge(&mut self, other: Self) {
+        for (key, differences) in other.values {
+            self.values.entry(key).or_default().merge(&differences);
+        }
+        for (key, row) in other.choices {
+            match self.choices.entry(key) {
+                Entry::Vacant(entry) => {
+                    entry.insert(row);
+                }
+                Entry::Occupied(mut entry) => add_choices(entry.get_mut(), &row),
+            }
+        }
+        self.disagreements.extend(other.disagreements);
+        for (key, found) in other.not_finite {
+            match self.not_finite.entry(key) {
+                Entry::Vacant(entry) => {
+                    entry.insert(found);
+                }
+                Entry::Occupied(mut entry) => {
+                    entry.get_mut().seen += found.seen;
+                    entry.get_mut().wanted += found.wanted;
+                }
+            }
+        }
+        for (prompt, differences) in other.logits {
+            self.logits.entry(prompt).or_default().merge(&differences);
+        }
+    }
+
     fn choose(&mut self, made: Disagreement, is_excused: bool) {
         let layer = made.layer.and_then(|l| u32::try_from(l).ok());
         let row = self
@@ -204,6 +235,14 @@ impl Tally {
             self.disagreements.push(made);
         }
     }
+}
+
+/// Adds the choices of a later prompt.
+fn add_choices(row: &mut ChoiceRow, other: &ChoiceRow) {
+    row.compared += other.compared;
+    row.equal += other.equal;
+    row.excused += other.excused;
+    row.first = row.first.or(other.first);
 }
 
 /// Compares the forward passes of one prompt; hand it to them as their observer.

@@ -11,6 +11,7 @@ mod recorded;
 #[cfg(feature = "remote")]
 mod server;
 mod speech;
+mod together;
 mod wave;
 
 use std::path::{Path, PathBuf};
@@ -21,8 +22,11 @@ use segpack_manifests::documents::{
     Choice, Finding, FindingKind, FirstWrong, GENERATOR, Precision, PromptRow, Quantity,
     ReferenceKind, ValidateReport, ValueRow, Verdict,
 };
+use segpack_manifests::families::TextFacts;
 use segpack_runtime_min::models::decoder::text_decoder;
-use segpack_runtime_min::session::{Logits, Model, Reservation, Session, SessionOptions};
+use segpack_runtime_min::session::{
+    Logits, Model, Reservation, SequenceNeed, Session, SessionOptions,
+};
 use segpack_runtime_min::tensor::Compute;
 use segpack_runtime_min::trace::{MediaTrace, SpeechTrace, Trace};
 
@@ -326,7 +330,8 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// One model for all sequences, so that what it loaded stays.
+    /// One model for all sequences, so that what it loaded stays: as many of them in one forward pass
+    /// as the memory budget has room for.
     fn run<'r>(
         &self,
         mut reference: impl FnMut(usize) -> Result<Box<dyn Reference + 'r>, StepError> + Send,
@@ -334,43 +339,92 @@ impl Job<'_> {
         let mut options = self.settings.session.clone();
         options.compute = self.compute;
         let session = Session::open_cancellable(self.pack, &options, self.stop)?;
-        session.with_model(self.reservation(), |model| {
-            let facts = model.facts().clone();
-            let mut tally = Tally::default();
-            for (number, sequence) in self.sequences.iter().enumerate() {
-                self.progress.note(&describe(number, self.sequences));
-                let reference = reference(number)?;
-                let mut comparer = Comparer {
-                    reference: reference.as_ref(),
-                    facts: &facts,
-                    tally: &mut tally,
-                    prompt: number,
-                    tokens: sequence.prompt.len(),
-                    position: 0,
-                    tolerance: self.excused,
-                    failure: None,
-                    embedded: None,
-                };
-                model.reset();
-                comparer.forward(model, &sequence.prompt)?;
-                for id in &sequence.forced {
-                    comparer.forward(model, &[*id])?;
-                }
+        let needs: Vec<SequenceNeed> = self.sequences.iter().map(Sequence::need).collect();
+        session.install(|| match session.batch_model(&needs, Logits::All)? {
+            Some((mut model, room)) => self.run_together(&mut model, room, &mut reference),
+            None => {
+                let mut model = session.model(reservation(&needs))?;
+                self.run_one_by_one(&mut model, &mut reference)
             }
-            Ok(tally)
         })
     }
 
-    /// Room for each of the sequences.
-    fn reservation(&self) -> Reservation {
-        let prompts = self.sequences.iter().map(|s| s.prompt.len());
-        let all = self
-            .sequences
-            .iter()
-            .map(|s| s.prompt.len() + s.forced.len());
-        Reservation {
-            positions: all.max().unwrap_or(1).max(1),
-            longest_pass: prompts.max().unwrap_or(1).max(1),
+    fn run_one_by_one<'r>(
+        &self,
+        model: &mut Model<'_>,
+        reference: &mut dyn FnMut(usize) -> Result<Box<dyn Reference + 'r>, StepError>,
+    ) -> Result<Tally, StepError> {
+        let facts = model.facts().clone();
+        let mut tally = Tally::default();
+        for (number, sequence) in self.sequences.iter().enumerate() {
+            self.progress.note(&describe(number, self.sequences));
+            let mut compared = Compared::new(number, reference(number)?);
+            model.reset();
+            for ids in sequence.passes() {
+                let mut comparer = compared.comparer(self, &facts);
+                comparer.forward(model, ids)?;
+                compared.position = comparer.position;
+            }
+            tally.merge(compared.tally);
+        }
+        Ok(tally)
+    }
+}
+
+impl Sequence {
+    /// The ids of each forward pass.
+    fn passes(&self) -> impl Iterator<Item = &[u32]> {
+        [&self.prompt[..]].into_iter().chain(self.forced.chunks(1))
+    }
+
+    fn need(&self) -> SequenceNeed {
+        SequenceNeed {
+            tokens: self.prompt.len(),
+            positions: self.prompt.len() + self.forced.len(),
+        }
+    }
+}
+
+/// Room for each of these by itself.
+fn reservation(needs: &[SequenceNeed]) -> Reservation {
+    let most = |of: fn(&SequenceNeed) -> usize| needs.iter().map(of).max().unwrap_or(1).max(1);
+    Reservation {
+        positions: most(|need| need.positions),
+        longest_pass: most(|need| need.tokens),
+    }
+}
+
+/// A prompt on its way: what it is compared with, and what was found so far.
+struct Compared<'r> {
+    number: usize,
+    reference: Box<dyn Reference + 'r>,
+    tally: Tally,
+    /// The first position of the next forward pass.
+    position: usize,
+}
+
+impl<'r> Compared<'r> {
+    fn new(number: usize, reference: Box<dyn Reference + 'r>) -> Self {
+        Self {
+            number,
+            reference,
+            tally: Tally::default(),
+            position: 0,
+        }
+    }
+
+    /// Compares its next forward pass.
+    fn comparer<'c>(&'c mut self, job: &Job<'_>, facts: &'c TextFacts) -> Comparer<'c> {
+        Comparer {
+            reference: self.reference.as_ref(),
+            facts,
+            tally: &mut self.tally,
+            prompt: self.number,
+            tokens: job.sequences[self.number].prompt.len(),
+            position: self.position,
+            tolerance: job.excused,
+            failure: None,
+            embedded: None,
         }
     }
 }

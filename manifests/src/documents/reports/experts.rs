@@ -1,7 +1,10 @@
 //! Which experts a run used, and whether they were in memory: `run --experts-report=FILE.json`.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
+use super::expert_mask::RestrictedExperts;
 use crate::documents::FormatVersion;
 
 /// Uses of experts, layer by layer.
@@ -22,6 +25,10 @@ pub struct ExpertsReport {
     pub experts: u32,
     /// Layers that have experts.
     pub layers: Vec<LayerExperts>,
+    /// Of each layer whose router was restricted, the experts that it could choose: these are not
+    /// uses of the model. Since version 1.1.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub restricted_experts: RestrictedExperts,
 }
 
 /// Uses of the experts of a layer. A forward pass that routes several tokens to an expert counts

@@ -1,10 +1,12 @@
 //! What the commands print with `--json`, one file per report.
 
+mod batch;
 mod bench;
 mod demo;
 mod devices;
 mod diff;
 mod error;
+mod expert_mask;
 mod experts;
 mod export;
 mod gpu_bench;
@@ -26,6 +28,7 @@ mod values;
 mod verify;
 mod vocode;
 
+pub use batch::{BatchSummary, PromptId, PromptResult};
 pub use bench::{
     BenchForecast, BenchForecastBudget, BenchLimits, BenchOnDemand, BenchPrefill, BenchRate,
     BenchReport, BenchResident,
@@ -37,6 +40,7 @@ pub use diff::{
     DiffTensor, DiffTensorSide,
 };
 pub use error::{ErrorKind, ErrorReport};
+pub use expert_mask::{ExpertMask, MaskedLayers, NoLayer, RestrictedExperts};
 pub use experts::{ExpertsReport, LayerExperts};
 pub use export::{
     ComponentExperts, ExpertParallelMap, ExportSummary, ExportTarget, Placement, RankExperts,

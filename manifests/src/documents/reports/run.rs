@@ -1,7 +1,10 @@
 //! What `run` prints with `--json`.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
+use super::expert_mask::RestrictedExperts;
 use crate::documents::{FormatVersion, LayerExperts};
 
 /// A candidate for the next token.
@@ -27,14 +30,17 @@ pub struct RunToken {
     pub index: u64,
     /// Token id.
     pub id: u32,
-    /// The text that this token completes: bytes of an incomplete character are held back, special
-    /// tokens are left out.
+    /// The text that this token completes: bytes of an incomplete character, and what may be the
+    /// beginning of a stop string, are held back; special tokens and stop strings are left out.
     pub text: String,
     /// Whether it ends the text.
     pub stop: bool,
     /// The most likely candidates, most likely first, with `--top-k-logits`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub top: Vec<ShownCandidate>,
+    /// Whether routers were restricted to some experts: this is not the model's. Since version 1.1.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub restricted: bool,
 }
 
 /// The rank of a continuation at the first step.
@@ -84,6 +90,8 @@ pub struct RunCosts {
 pub enum RunEnd {
     /// An end-of-text id of the checkpoint was generated.
     StopId,
+    /// A stop string came. Since version 1.1.
+    StopString,
     /// The maximum number of tokens was generated.
     MaxNewTokens,
     /// The context is full.
@@ -95,6 +103,7 @@ impl RunEnd {
     pub fn text(self) -> &'static str {
         match self {
             Self::StopId => "stop id",
+            Self::StopString => "stop string",
             Self::MaxNewTokens => "max new tokens",
             Self::ContextFull => "context full",
         }
@@ -121,10 +130,13 @@ pub struct RunSummary {
     pub prompt_ids: Vec<u32>,
     /// The generated ids, including the one that ended the text.
     pub ids: Vec<u32>,
-    /// The generated text without special tokens.
+    /// The generated text without special tokens, up to the stop string where one came.
     pub text: String,
     /// Why it ended.
     pub stop_reason: RunEnd,
+    /// The stop string that ended it. Since version 1.1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_string: Option<String>,
     /// Notes, such as that the checkpoint names no end-of-text id.
     pub notes: Vec<String>,
     /// Seconds until the first token; 0 if none was generated.
@@ -152,6 +164,10 @@ pub struct RunSummary {
     pub costs: RunCosts,
     /// The experts used, for each layer that has experts.
     pub experts: Vec<LayerExperts>,
+    /// Of each layer whose router was restricted, the experts that it could choose: this is not a run
+    /// of the model. Since version 1.1.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub restricted_experts: RestrictedExperts,
 }
 
 /// A prompt as the model sees it: `run --print-prompt --json`.

@@ -19,16 +19,13 @@ fn network_demand(setup: &DecoderSetup<'_, '_>) -> NetworkDemand {
     let (weights, spec) = (setup.weights, setup.spec);
     let tokens = setup.settings.longest_pass.max(1) as u64;
     let positions = setup.settings.positions as u64;
+    let logit_rows = setup.settings.logit_rows.max(1) as u64;
     NetworkDemand {
-        state: product([
-            weights.layers.len() as u64,
-            positions,
-            2 * 4, // keys and values in f32
-            spec.key_width() as u64,
-        ]),
+        state: positions.saturating_mul(spec.position_bytes()),
         tokens,
-        activations: product([tokens, values_per_token(spec), 4])
-            .saturating_add(spec.vocab as u64 * 8),
+        activations: tokens
+            .saturating_mul(spec.token_bytes())
+            .saturating_add(logit_rows.saturating_mul(spec.logit_bytes())),
         per_token: values_per_batch_token(spec) * 4,
         dense: weights.groups.iter().map(|g| g.buffer_len() as u64).sum(),
         dense_streamed: dense_streamed(setup, &weights.groups),
@@ -36,19 +33,6 @@ fn network_demand(setup: &DecoderSetup<'_, '_>) -> NetworkDemand {
         experts: weights.experts().count() as u64,
         experts_per_token: spec.experts_per_token as u64,
     }
-}
-
-/// More than can be counted is too much for every budget.
-fn product<const N: usize>(factors: [u64; N]) -> u64 {
-    factors.into_iter().fold(1, u64::saturating_mul)
-}
-
-/// Values of each token of a forward pass: residual, normed, added; router logits, probabilities
-/// and a copy; gate, up, out and router of the shared expert.
-fn values_per_token(spec: &DecoderSpec) -> u64 {
-    let shared = spec.shared_intermediate();
-    let shared = shared.map_or(0, |inner| 2 * inner + spec.hidden + 1);
-    (3 * spec.hidden + 3 * spec.experts + shared) as u64
 }
 
 /// Values of each token of a batch: q, attended, k, v; x, gate, up, y of the MLP.

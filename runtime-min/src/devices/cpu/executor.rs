@@ -13,13 +13,14 @@ use super::experts::ExpertForward;
 use super::head::HeadStream;
 use super::router::route;
 use super::scratch::{Buffer, MlpScratch};
+use super::sequences::Sequences;
 use crate::error::RunError;
 use crate::models::decoder::bind::{DecoderWeights, EndWeights, LinearWeights, SharedExpert};
 use crate::models::decoder::executor::{
     Activation, AttentionTensors, Backend, DecoderExecutor, DecoderSetup, ExecutorStats,
     ExpertLayer, GroupTensor,
 };
-use crate::models::decoder::{Decoder, DecoderSpec, Logits, Rotary, Routing, RunSettings};
+use crate::models::decoder::{Decoder, DecoderSpec, Logits, Rotary, Routing, SequenceId, Span};
 use crate::ops::Ops;
 use crate::tensor::{Compute, Heads, Linear};
 use crate::weights::{Budget, Demand, Residency, SegmentGroup, WeightStore};
@@ -28,7 +29,6 @@ use crate::weights::{Budget, Demand, Residency, SegmentGroup, WeightStore};
 pub struct CpuExecutor<'a, O> {
     ops: O,
     spec: DecoderSpec,
-    settings: RunSettings,
     demand: Demand,
     budget: Budget,
     store: WeightStore<'a>,
@@ -36,22 +36,14 @@ pub struct CpuExecutor<'a, O> {
     activations: [Buffer; Activation::ALL.len()],
     mlp: MlpScratch,
     stop: &'a CancelToken,
-    /// Tokens of this forward pass, and the rotary embedding of their positions.
+    /// Tokens of this forward pass, whose they are, and the rotary embedding of their positions.
     tokens: usize,
+    spans: Vec<Span>,
     rotary: Rotary,
-    /// Of each layer.
-    kv: Vec<KeysValues>,
+    sequences: Sequences,
     routing: Routing,
     /// Time in which nothing could be computed, because weights were still loading.
     waited: Duration,
-}
-
-/// The cached keys (normed and rotated) and values of one layer, `[positions, kv_heads × head_dim]`
-/// each.
-#[derive(Debug, Default)]
-struct KeysValues {
-    keys: Vec<f32>,
-    values: Vec<f32>,
 }
 
 /// The family's RMS norm of every row.
@@ -86,10 +78,14 @@ impl<O: Ops> Backend for O {
             settings.check,
             setup.stop,
         )?;
-        let mut executor = CpuExecutor {
+        let (layers, width) = (setup.spec.layers, setup.spec.key_width());
+        let mut sequences = Sequences::new(layers, width, settings.positions);
+        if settings.sequences == 0 {
+            sequences.open(settings.positions)?;
+        }
+        Ok(CpuExecutor {
             ops: self,
             spec: setup.spec.clone(),
-            settings,
             demand,
             budget,
             store,
@@ -98,15 +94,12 @@ impl<O: Ops> Backend for O {
             mlp: MlpScratch::default(),
             stop: setup.stop,
             tokens: 0,
+            spans: Vec::new(),
             rotary: Rotary::default(),
-            kv: (0..setup.spec.layers)
-                .map(|_| KeysValues::default())
-                .collect(),
+            sequences,
             routing: Routing::default(),
             waited: Duration::ZERO,
-        };
-        executor.reserve()?;
-        Ok(executor)
+        })
     }
 }
 
@@ -130,23 +123,6 @@ impl<O: Ops> CpuExecutor<'_, O> {
 
     fn put_back(&mut self, activation: Activation, buffer: Buffer) {
         self.activations[activation as usize] = buffer;
-    }
-
-    /// Room for the keys and values of all positions.
-    fn reserve(&mut self) -> Result<(), RunError> {
-        let positions = self.settings.positions;
-        let values = positions.saturating_mul(self.spec.key_width());
-        for kv in &mut self.kv {
-            for cache in [&mut kv.keys, &mut kv.values] {
-                cache
-                    .try_reserve_exact(values)
-                    .map_err(|e| RunError::OutOfMemory {
-                        bytes: (values as u64).saturating_mul(4),
-                        source: std::io::Error::other(e),
-                    })?;
-            }
-        }
-        Ok(())
     }
 
     /// The values of a dense tensor.
@@ -192,17 +168,31 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
     }
 
     fn positions(&self) -> usize {
-        self.kv
-            .first()
-            .map_or(0, |kv| kv.keys.len() / self.spec.key_width())
+        let positions = self.sequences.positions(SequenceId::WHOLE);
+        positions.map_or(0, |[positions, _]| positions)
     }
 
     fn truncate(&mut self, positions: usize) {
-        let width = self.spec.key_width();
-        for kv in &mut self.kv {
-            kv.keys.truncate(positions * width);
-            kv.values.truncate(positions * width);
-        }
+        self.sequences.truncate(SequenceId::WHOLE, positions);
+    }
+
+    fn open_sequence(&mut self, positions: usize) -> Result<SequenceId, RunError> {
+        self.sequences.open(positions)
+    }
+
+    fn close_sequence(&mut self, sequence: SequenceId) {
+        self.sequences.close(sequence);
+    }
+
+    fn sequence_positions(&self, sequence: SequenceId) -> Option<[usize; 2]> {
+        self.sequences.positions(sequence)
+    }
+
+    fn begin_batch(&mut self, spans: Vec<Span>, rotary: Rotary) -> Result<(), RunError> {
+        self.tokens = spans.last().map_or(0, |span| span.tokens.end);
+        self.spans = spans;
+        self.rotary = rotary;
+        Ok(())
     }
 
     fn begin(
@@ -210,9 +200,12 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
         tokens: usize,
         rotary: &dyn Fn(Range<usize>) -> Rotary,
     ) -> Result<(), RunError> {
-        self.tokens = tokens;
-        self.rotary = rotary(self.positions()..self.positions() + tokens);
-        Ok(())
+        let first = self.positions();
+        let whole = Span {
+            sequence: SequenceId::WHOLE,
+            tokens: 0..tokens,
+        };
+        self.begin_batch(vec![whole], rotary(first..first + tokens))
     }
 
     fn embed(&mut self, _: &[u32]) -> Result<bool, RunError> {
@@ -339,15 +332,21 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
                 rms_norm(&self.ops, &self.spec, values, norm);
             }
         }
-        // keys and values join the cache, which the queries attend to
-        let kv = &mut self.kv[layer];
-        kv.keys.extend_from_slice(k);
-        kv.values.extend_from_slice(v.of(n * key_value * width));
+        // keys and values join the cache of their sequence, which its queries attend to
+        let v = &*v.of(n * key_value * width);
         let out = attended.of(n * query * width);
         let heads = self.spec.heads;
         let how = self.spec.attending(layer, sinks.as_deref());
-        self.ops
-            .attend_until([q, &kv.keys, &kv.values], heads, how, out, self.stop)?;
+        for (sequence, rows) in parts_of(&self.spans, &tokens) {
+            let kv = self.sequences.layer(sequence, layer)?;
+            let new = rows.start * key_value * width..rows.end * key_value * width;
+            kv.keys.extend_from_slice(&k[new.clone()]);
+            kv.values.extend_from_slice(&v[new]);
+            let own = rows.start * query * width..rows.end * query * width;
+            let qkv = [&q[own.clone()], &kv.keys, &kv.values];
+            self.ops
+                .attend_until(qkv, heads, how, &mut out[own], self.stop)?;
+        }
         Ok(())
     }
 
@@ -379,7 +378,7 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
         });
         let bias = bias.map_or_else(Vec::new, |bias| self.values(bias));
         let logits = self.activations[Activation::Router as usize].of(n);
-        self.routing = route(&self.ops, &self.spec, logits, &bias);
+        self.routing = route(&self.ops, &self.spec, layer.number, logits, &bias);
         Ok(())
     }
 
@@ -465,6 +464,18 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
         self.logits_by(weights, weights.head(), want)
     }
 
+    fn logits_of_rows(
+        &mut self,
+        weights: &DecoderWeights<'a>,
+        rows: &[usize],
+    ) -> Result<Vec<f32>, RunError> {
+        let hidden = self.spec.hidden;
+        let residual = self.read(Activation::Residual)?;
+        let of_row = |row: &usize| residual[row * hidden..(row + 1) * hidden].to_vec();
+        let x: Vec<f32> = rows.iter().flat_map(of_row).collect();
+        self.logits_from(weights, weights.head(), &x)
+    }
+
     fn logits_of(
         &mut self,
         weights: &DecoderWeights<'a>,
@@ -483,7 +494,25 @@ impl<'a, O: Ops> CpuExecutor<'a, O> {
         head: EndWeights<'a>,
         want: Logits,
     ) -> Result<Vec<f32>, RunError> {
-        let mut logits = self.undivided_logits(weights, head, want)?;
+        let hidden = self.spec.hidden;
+        let rows = want.of(self.tokens);
+        // other rows may be wanted after these
+        let mut residual = self.take(Activation::Residual);
+        let all = residual.of(self.tokens * hidden);
+        let x = &all[rows.start * hidden..rows.end * hidden];
+        let logits = self.logits_from(weights, head, x);
+        self.put_back(Activation::Residual, residual);
+        logits
+    }
+
+    /// Logits of these states, `[tokens, hidden]`, after the final norm.
+    fn logits_from(
+        &mut self,
+        weights: &DecoderWeights<'a>,
+        head: EndWeights<'a>,
+        x: &[f32],
+    ) -> Result<Vec<f32>, RunError> {
+        let mut logits = self.undivided_logits(weights, head, x)?;
         let divisor = self.spec.multipliers.logits_divisor;
         if divisor != 1.0 {
             let compute = Ops::compute(&self.ops);
@@ -497,31 +526,13 @@ impl<'a, O: Ops> CpuExecutor<'a, O> {
         &mut self,
         weights: &DecoderWeights<'a>,
         head: EndWeights<'a>,
-        want: Logits,
+        x: &[f32],
     ) -> Result<Vec<f32>, RunError> {
         let (vocab, hidden) = (self.spec.vocab, self.spec.hidden);
-        let rows = want.of(self.tokens);
-        let mut out = vec![0.0; rows.len() * vocab];
-        // other rows may be wanted after these
-        let mut residual = self.take(Activation::Residual);
-        let all = residual.of(self.tokens * hidden);
-        let x = &all[rows.start * hidden..rows.end * hidden];
-        let done = self.apply_head(weights, head, x, &mut out);
-        self.put_back(Activation::Residual, residual);
-        done?;
-        Ok(out)
-    }
-
-    /// `out`, `[tokens, vocab]`, the logits of `x`, `[tokens, hidden]`.
-    fn apply_head(
-        &mut self,
-        weights: &DecoderWeights<'a>,
-        head: EndWeights<'a>,
-        x: &[f32],
-        out: &mut [f32],
-    ) -> Result<(), RunError> {
+        let mut out = vec![0.0; x.len() / hidden * vocab];
         if self.budget.residency == Residency::Streamed {
-            return self.head.logits(&self.ops, &self.spec, head, x, out);
+            self.head.logits(&self.ops, &self.spec, head, x, &mut out)?;
+            return Ok(out);
         }
         let group = weights.head_group();
         self.load_group(group, &weights.groups)?;
@@ -530,10 +541,24 @@ impl<'a, O: Ops> CpuExecutor<'a, O> {
             x,
             weight: head,
             bias: None,
-            out,
+            out: &mut out,
         }];
-        Ok(self.ops.linears_until(&mut all, self.stop)?)
+        self.ops.linears_until(&mut all, self.stop)?;
+        Ok(out)
     }
+}
+
+/// Whose some tokens of a forward pass are: each sequence with its rows, counted from the first of
+/// these tokens.
+fn parts_of(
+    spans: &[Span],
+    tokens: &Range<usize>,
+) -> impl Iterator<Item = (SequenceId, Range<usize>)> {
+    spans.iter().filter_map(move |span| {
+        let first = span.tokens.start.max(tokens.start);
+        let end = span.tokens.end.min(tokens.end);
+        (first < end).then(|| (span.sequence, first - tokens.start..end - tokens.start))
+    })
 }
 
 /// The rows of some tokens: among those of all tokens, or of a batch from its start.

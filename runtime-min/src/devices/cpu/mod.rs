@@ -7,5 +7,6 @@ mod experts;
 mod head;
 mod router;
 mod scratch;
+mod sequences;
 
 pub use executor::CpuExecutor;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use segpack_formats::io::CancelToken;
 use segpack_manifests::PackReader;
 
+use super::batch::{SequenceId, Span};
 use super::bind::{DecoderWeights, ExpertWeights, LinearWeights, SharedExpert};
 use super::observer::Routing;
 use super::spec::{DecoderSpec, Rotary};
@@ -178,6 +179,43 @@ pub trait DecoderExecutor<'a> {
 
     /// Forgets the positions from this one on.
     fn truncate(&mut self, positions: usize);
+
+    /// Opens a sequence with room for so many positions, of a decoder that runs several.
+    ///
+    /// # Errors
+    /// `TooLong` where fewer are free; `Internal` on a device that runs one sequence alone.
+    fn open_sequence(&mut self, _positions: usize) -> Result<SequenceId, RunError> {
+        Err(RunError::Internal("several sequences on this device"))
+    }
+
+    /// Forgets a sequence; its positions are free again.
+    fn close_sequence(&mut self, _: SequenceId) {}
+
+    /// Positions of a sequence, and those that it has room for; `None` where it is not open.
+    fn sequence_positions(&self, _: SequenceId) -> Option<[usize; 2]> {
+        None
+    }
+
+    /// Begins a forward pass of tokens of several sequences, with the rotary embedding of their
+    /// positions.
+    ///
+    /// # Errors
+    /// `Internal` on a device that runs one sequence alone.
+    fn begin_batch(&mut self, _: Vec<Span>, _: Rotary) -> Result<(), RunError> {
+        Err(RunError::Internal("several sequences on this device"))
+    }
+
+    /// Logits of some tokens by the first head, `[rows, vocab]`, from Residual after the final norm.
+    ///
+    /// # Errors
+    /// Damage of the pack; `Internal` on a device that runs one sequence alone.
+    fn logits_of_rows(
+        &mut self,
+        _: &DecoderWeights<'a>,
+        _rows: &[usize],
+    ) -> Result<Vec<f32>, RunError> {
+        Err(RunError::Internal("several sequences on this device"))
+    }
 
     /// The whole forward pass as one recorded step, if it can be that; its logits. `is_observed`
     /// where intermediate results are wanted.

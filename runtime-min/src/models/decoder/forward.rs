@@ -3,6 +3,8 @@
 //! The equations are those of transformers 5.23, `modeling_qwen3_omni_moe.py`
 //! (`Qwen3OmniMoeThinkerTextModel`); for text its interleaved multimodal rope is plain rope.
 
+mod several;
+
 use std::borrow::Cow;
 use std::ops::Range;
 use std::time::Instant;
@@ -18,6 +20,7 @@ use super::executor::{
 };
 use super::media::{MediaInputs, Places};
 use super::observer::{Observer, Unobserved};
+use super::restricted::ExpertChoice;
 use super::spec::{DecoderSpec, text_decoder};
 use super::stats::{LayerUses, Logits, RunSettings, RunStats};
 use crate::error::MediaError;
@@ -75,9 +78,27 @@ impl<'a, B: Backend> Decoder<'a, B> {
         settings: RunSettings,
         stop: &'a CancelToken,
     ) -> Result<Self, RunError> {
+        Self::restricted(source, backend, None, settings, stop)
+    }
+
+    /// As [`new`](Self::new), with routers that may choose among some of their experts only, their
+    /// probabilities taken over those. That is not the model any more.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); `ExpertChoice` where experts cannot be restricted so.
+    pub fn restricted(
+        source: &'a PackReader<'a>,
+        backend: B,
+        experts: Option<&ExpertChoice>,
+        settings: RunSettings,
+        stop: &'a CancelToken,
+    ) -> Result<Self, RunError> {
         let decoder = text_decoder(source.pack())?;
         let mut spec = DecoderSpec::from_decoder(&decoder);
         spec.mrope_section = mrope_section(source)?;
+        if let Some(experts) = experts {
+            spec.allowed = experts.of_model(&spec, &decoder.settings.has_experts)?;
+        }
         let model = DecoderModel {
             facts: decoder.facts,
             spec,

@@ -6,6 +6,7 @@
 //! * `executor`: the operations that a device implements: the CPU, or a GPU.
 //! * [`Decoder`]: the forward pass, written once in these operations.
 
+mod batch;
 #[cfg(feature = "cuda")]
 mod beyond_qwen3;
 pub(crate) mod bind;
@@ -13,14 +14,17 @@ pub(crate) mod executor;
 mod forward;
 mod media;
 mod observer;
+mod restricted;
 mod spec;
 mod stats;
 
+pub use self::batch::{SequenceId, SequenceTokens, Span};
 pub use self::executor::Backend;
 pub(crate) use self::forward::DecoderModel;
 pub use self::forward::{Decoder, LogitsVisitor};
 pub use self::media::MediaInputs;
 pub use self::observer::{Observer, Routing, Unobserved};
+pub use self::restricted::ExpertChoice;
 pub(crate) use self::spec::Ends;
 pub use self::spec::{DecoderSpec, Rotary, text_decoder};
 pub use self::stats::{LayerUses, Logits, RunSettings, RunStats};

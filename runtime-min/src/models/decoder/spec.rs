@@ -1,5 +1,6 @@
 //! The numbers of a decoder, apart from any weights.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use segpack_formats::io::to_usize;
@@ -45,6 +46,19 @@ pub struct DecoderSpec {
     pub multipliers: Factors,
     /// What its embeddings and heads are of.
     pub(crate) ends: Ends,
+    /// Which experts its routers may choose; empty where all of every layer.
+    pub(crate) allowed: Allowed,
+}
+
+/// Of each layer whether each of its experts may be chosen; `None` where all may, as in layers
+/// without experts.
+pub(crate) type Allowed = Vec<Option<Vec<bool>>>;
+
+/// The numbers of the experts that may be chosen.
+fn numbers_of(allowed: &[bool]) -> Vec<u32> {
+    let all = (0..).zip(allowed);
+    all.filter_map(|(number, may)| may.then_some(number))
+        .collect()
 }
 
 /// What a decoder's embeddings and heads are of.
@@ -168,6 +182,7 @@ impl DecoderSpec {
             multipliers: Factors::of(&options, heads),
             options,
             ends: Ends::Tokens,
+            allowed: Allowed::new(),
         }
     }
 
@@ -184,6 +199,19 @@ impl DecoderSpec {
         first..first.saturating_add(self.options.extra_layers)
     }
 
+    /// Of each layer whose router is restricted the experts that it may choose.
+    pub fn restricted_experts(&self) -> BTreeMap<u32, Vec<u32>> {
+        let layers = (0..).zip(&self.allowed);
+        layers
+            .filter_map(|(layer, allowed)| Some((layer, numbers_of(allowed.as_ref()?))))
+            .collect()
+    }
+
+    /// Whether each expert of a layer may be chosen; `None` where all may.
+    pub(crate) fn allowed(&self, layer: usize) -> Option<&[bool]> {
+        self.allowed.get(layer)?.as_deref()
+    }
+
     /// Width of all query heads.
     pub fn query_width(&self) -> usize {
         self.heads.query * self.heads.width
@@ -192,6 +220,26 @@ impl DecoderSpec {
     /// Width of all key heads, and of all value heads.
     pub fn key_width(&self) -> usize {
         self.heads.key_value * self.heads.width
+    }
+
+    /// Bytes of the keys and values of a position, of all layers, in f32.
+    pub(crate) fn position_bytes(&self) -> u64 {
+        (self.layers as u64)
+            .saturating_mul(2 * 4)
+            .saturating_mul(self.key_width() as u64)
+    }
+
+    /// Bytes of the activations that each token of a forward pass has, in f32: residual, normed,
+    /// added; router logits, probabilities and a copy; gate, up, out and router of the shared expert.
+    pub(crate) fn token_bytes(&self) -> u64 {
+        let shared = self.shared_intermediate();
+        let shared = shared.map_or(0, |inner| 2 * inner + self.hidden + 1);
+        4 * (3 * self.hidden + 3 * self.experts + shared) as u64
+    }
+
+    /// Bytes of a row of logits, of which there are two copies.
+    pub(crate) fn logit_bytes(&self) -> u64 {
+        self.vocab as u64 * 8
     }
 
     /// Which of time, height and width frequency j goes by.

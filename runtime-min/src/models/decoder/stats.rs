@@ -18,6 +18,11 @@ pub struct RunSettings {
     pub positions: usize,
     /// Maximum number of tokens of a forward pass: the prompt.
     pub longest_pass: usize,
+    /// Maximum number of sequences that are open at the same time and share the positions. 0: there
+    /// is one, which has all of them.
+    pub sequences: usize,
+    /// Maximum number of rows of logits of a forward pass of several sequences.
+    pub logit_rows: usize,
     /// When digests are compared.
     pub check: ChecksumPolicy,
 }
