@@ -49,11 +49,11 @@ pub(crate) fn adapter(tensors: &[InventoryTensor]) -> Option<Finding> {
 pub(crate) fn other_names(family: Family, tensors: &[InventoryTensor]) -> Option<Finding> {
     let is_unnamed = |t: &&InventoryTensor| t.component == Component::Unclassified;
     let unnamed = tensors.iter().filter(is_unnamed).count();
-    if 2 * unnamed <= tensors.len() {
-        return None;
-    }
     if let Some(inner) = names_of_inner_model(family, tensors) {
         return Some(inner);
+    }
+    if 2 * unnamed <= tensors.len() {
+        return None;
     }
     let other = Family::guess(tensors.iter().map(|t| t.name.as_str()))?;
     let names = tensors.iter().map(|t| t.name.as_str());
@@ -80,10 +80,17 @@ fn names_of_inner_model(family: Family, tensors: &[InventoryTensor]) -> Option<F
     let is_inner = |t: &&InventoryTensor| {
         t.component == Component::Unclassified && family.classify(&outer(&t.name)).is_some()
     };
+    // a name of the whole model beside them is another fault
+    if tensors.iter().any(|t| t.name.starts_with(MODEL)) {
+        return None;
+    }
     let mut inner = tensors.iter().filter(is_inner);
     let first = inner.next()?;
     let count = 1 + inner.count();
-    if 2 * count <= tensors.len() {
+    let unnamed = tensors
+        .iter()
+        .filter(|t| t.component == Component::Unclassified);
+    if count < unnamed.count() {
         return None;
     }
     let finding = Finding::new(FindingKind::OtherNames).tensor(&first.name);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::cli::{FindingKind, packed, segpack};
 use crate::support::folders::{assert_same, temp};
-use crate::support::tiny::{Qwen3Moe, Tiny, shard_bytes, tiny_full, write_file};
+use crate::support::tiny::{Qwen3Moe, Tiny, shard_bytes, write_file};
 
 /// The thinker of the tiny model, as `Qwen3OmniMoeThinkerForConditionalGeneration.save_pretrained`
 /// writes it: its own configuration, names without `thinker.`.
@@ -111,7 +111,6 @@ fn the_decoder_of_a_thinker_saved_alone_is_complete_and_runs() {
     assert_eq!(generated(&pack).len(), 6);
 }
 
-/// A checkpoint with its first shard once more in `original/`, and a file of another format.
 /// As `Qwen3OmniMoeThinkerTextModel` (transformers 5.23) saves itself, and as `Qwen3OmniMoeThinkerModel`
 /// does: the names inside the model, and no head.
 fn without_heads() -> [Tiny; 2] {
@@ -154,33 +153,24 @@ fn a_decoder_saved_without_its_head_is_one_finding() {
 }
 
 #[test]
-fn a_thinker_saved_alone_beside_the_whole_models_configuration_is_packed_and_grafted() {
+fn a_thinker_saved_alone_beside_the_whole_models_configuration_lacks_what_that_describes() {
     let folder = temp();
     let mut tiny = thinker();
     tiny.config = Tiny::full().config;
     let checkpoint = write(&tiny, folder.path(), "thinker");
-    let scan = segpack!["scan", &checkpoint, "--json"].ok().json();
-    assert_eq!(
-        (&scan["audited"], &scan["findings"]),
-        (&json!(true), &json!([]))
-    );
-    let pack = packed(&checkpoint, folder.path());
-    let back = folder.path().join("back");
-    segpack!["unpack", &pack, "-o", &back].ok();
-    assert_same(&back, &checkpoint);
-    let whole = folder.path().join("whole");
-    fs::create_dir(&whole).unwrap();
-    let full = packed(&tiny_full(), &whole);
-    let (out, restored) = (
-        folder.path().join("grafted"),
-        folder.path().join("restored"),
-    );
-    segpack!["graft", &pack, "--onto", &full, "-o", &out].ok();
-    segpack!["verify", &out].ok();
-    segpack!["unpack", &out, "-o", &restored].ok();
-    assert_same(&restored, &tiny_full());
+    let findings = segpack!["scan", &checkpoint, "--json"].exits(3).findings();
+    assert!(!findings.is_empty());
+    for finding in &findings {
+        assert_eq!(finding.kind, FindingKind::MissingTensor, "{finding}");
+        let name = finding.tensor.as_deref().unwrap();
+        assert!(
+            name.starts_with("talker.") || name.starts_with("code2wav."),
+            "{finding}"
+        );
+    }
 }
 
+/// A checkpoint with its first shard once more in `original/`, and a file of another format.
 fn with_copies(folder: &Path) -> (PathBuf, u64) {
     let tiny = Tiny::qwen3_moe(Qwen3Moe::default());
     let checkpoint = tiny.write(&folder.join("checkpoint"));

@@ -177,9 +177,8 @@ fn a_quantisation_that_a_file_beside_the_configuration_announces_is_audited() {
         let (missing, ..) = lacking.stored.remove(number);
         let folder = temp();
         let source = lacking.write(&folder.path().join("checkpoint"));
-        segpack!["scan", &source, "--all"]
-            .exits(3)
-            .says(&[&missing]);
+        let run = segpack!["scan", &source, "--all"].exits(3);
+        assert!(run.text().contains(&missing), "{run}");
         // without the file the values are of no dtype that the configuration has
         lacking.files.clear();
         let source = lacking.write(&folder.path().join("silent"));

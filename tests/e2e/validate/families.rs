@@ -174,10 +174,17 @@ fn other_decoders_than_qwen3_moes_are_refused_where_only_that_is_known() {
     let folder = temp();
     let checkpoint = checkpoint_of("mixtral");
     let pack = packed(&checkpoint, folder.path());
-    for (target, out) in [("qwen3-moe", "causal"), ("gguf", "mixtral.gguf")] {
+    for (target, out, why) in [
+        ("qwen3-moe", "causal", "and mixtral does not"),
+        (
+            "gguf",
+            "mixtral.gguf",
+            "the last 6 positions (sliding_window)",
+        ),
+    ] {
         let out = folder.path().join(out);
         let run = segpack!["export", &pack, "--to", target, "-o", out];
-        run.exits(3).says(&["and mixtral does not"]);
+        run.exits(3).says(&[why]);
     }
     let run = segpack!["validate", &pack, "--against", &checkpoint];
     run.exits(3).says(&["family \"mixtral\" is compared with"]);

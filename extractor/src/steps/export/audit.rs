@@ -10,6 +10,7 @@ use segpack_manifests::audit::{AuditOptions, Described, ShardTensors, audit};
 use segpack_manifests::documents::{ExportTarget, Finding, FindingKind, Severity, TensorEntry};
 use segpack_manifests::families::Family;
 use segpack_manifests::names::Component;
+use segpack_manifests::quantization::{self, ANNOUNCEMENTS};
 use serde_json::Value;
 
 use super::arrangement::Every;
@@ -148,9 +149,27 @@ fn wrong_times((name, times): (&str, Times)) -> Option<Finding> {
 
 /// The configuration that will lie beside the weights.
 fn written_config(pack: &Pack, files: &[PlannedFile<'_>]) -> Result<Option<Value>, StepError> {
-    match files.iter().find(|f| f.path == CONFIG).map(|f| &f.content) {
+    let Some(mut config) = written_json(pack, files, CONFIG)? else {
+        return Ok(None);
+    };
+    for file in ANNOUNCEMENTS {
+        // a file that is no JSON announces nothing; one that cannot be read fails when it is copied
+        let contents = written_json(pack, files, file).ok().flatten();
+        if let Some(contents) = contents {
+            quantization::announce(&mut config, file, &contents);
+        }
+    }
+    Ok(Some(config))
+}
+
+fn written_json(
+    pack: &Pack,
+    files: &[PlannedFile<'_>],
+    path: &str,
+) -> Result<Option<Value>, StepError> {
+    match files.iter().find(|f| f.path == path).map(|f| &f.content) {
         Some(Content::Bytes(bytes)) => Ok(serde_json::from_slice(bytes).ok()),
-        Some(Content::Copy(_)) => source_json(pack, CONFIG),
+        Some(Content::Copy(_)) => source_json(pack, path),
         Some(Content::Tensors(_)) | None => Ok(None),
     }
 }

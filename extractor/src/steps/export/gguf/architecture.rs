@@ -366,11 +366,6 @@ mod tests {
             ("qwen2_moe", json!({"mlp_only_layers": [1]}), "2 of 3"),
             (
                 "qwen2_moe",
-                json!({"shared_expert_intermediate_size": 0}),
-                "shared expert",
-            ),
-            (
-                "qwen2_moe",
                 json!({"norm_topk_prob": true}),
                 "norm_topk_prob is true",
             ),
