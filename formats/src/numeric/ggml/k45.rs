@@ -41,57 +41,67 @@ const SEARCH_Q5: Search = Search {
     second_pass: false,
 };
 
+/// What Q4_K and Q5_K differ in.
+trait Bits {
+    /// Bytes of a block.
+    const BYTES: usize;
+    const SEARCH: Search;
+
+    /// `q` of all values of a block, behind its scales and minima.
+    fn put(quants: &Quants, to: &mut [u8]);
+}
+
 /// 256 values as 144 bytes.
 pub(super) struct Q4K;
 
-impl Layout<K_VALUES> for Q4K {
+impl Bits for Q4K {
     const BYTES: usize = 144;
+    const SEARCH: Search = SEARCH_Q4;
 
     #[inline(always)]
-    fn quantize(x: &[f32; K_VALUES], to: &mut [u8]) -> Result<(), Problem> {
-        quantize::<RUNS>(&[x], SEARCH_Q4, to, put_q4)
-    }
-
-    #[inline(always)]
-    fn quantize_pair(x: [&[f32; K_VALUES]; 2], to: &mut [u8]) -> Result<(), Problem> {
-        quantize::<PAIR>(&x, SEARCH_Q4, to, put_q4)
-    }
-
-    #[inline(always)]
-    fn quantize_weighted(
-        x: &[f32; K_VALUES],
-        weights: &[f32; K_VALUES],
-        _: f32,
-        to: &mut [u8],
-    ) -> Result<(), Problem> {
-        quantize_weighted::<RUNS>(&[x], &[weights], SEARCH_Q4, to, put_q4)
+    fn put(quants: &Quants, to: &mut [u8]) {
+        put_low_bits(quants, &mut to[16..]);
     }
 }
 
 /// 256 values as 176 bytes.
 pub(super) struct Q5K;
 
-impl Layout<K_VALUES> for Q5K {
+impl Bits for Q5K {
     const BYTES: usize = 176;
+    const SEARCH: Search = SEARCH_Q5;
+
+    #[inline(always)]
+    fn put(quants: &Quants, to: &mut [u8]) {
+        for (q, byte) in quants.iter().zip(&mut to[16..48]) {
+            let bit = |bits: u8, run: usize| bits | (q[run] >> 4) << run;
+            *byte = (0..RUNS).fold(0, bit);
+        }
+        put_low_bits(quants, &mut to[48..]);
+    }
+}
+
+impl<B: Bits> Layout<K_VALUES> for B {
+    const BYTES: usize = B::BYTES;
 
     #[inline(always)]
     fn quantize(x: &[f32; K_VALUES], to: &mut [u8]) -> Result<(), Problem> {
-        quantize::<RUNS>(&[x], SEARCH_Q5, to, put_q5)
+        quantize::<B, RUNS>(&[x], to)
     }
 
     #[inline(always)]
     fn quantize_pair(x: [&[f32; K_VALUES]; 2], to: &mut [u8]) -> Result<(), Problem> {
-        quantize::<PAIR>(&x, SEARCH_Q5, to, put_q5)
+        quantize::<B, PAIR>(&x, to)
     }
 
     #[inline(always)]
     fn quantize_weighted(
         x: &[f32; K_VALUES],
-        weights: &[f32; K_VALUES],
+        importance: &[f32; K_VALUES],
         _: f32,
         to: &mut [u8],
     ) -> Result<(), Problem> {
-        quantize_weighted::<RUNS>(&[x], &[weights], SEARCH_Q5, to, put_q5)
+        quantize_weighted::<B>(x, importance, to)
     }
 }
 
@@ -111,45 +121,36 @@ type Quants = [[u8; RUNS]; RUN];
 
 /// Some blocks, whose runs are `R`.
 #[inline(always)]
-fn quantize<const R: usize>(
+fn quantize<B: Bits, const R: usize>(
     blocks: &[&[f32; K_VALUES]],
-    search: Search,
     to: &mut [u8],
-    put: impl Fn(&Quants, &mut [u8]),
 ) -> Result<(), Problem> {
     let columns: Columns<R> = columns_of(blocks)?;
-    let found = fit(&columns, &weights(&columns), search);
-    let size = to.len() / blocks.len();
-    for (number, to) in to.chunks_exact_mut(size).enumerate() {
+    let found = fit(&columns, &weights(&columns), B::SEARCH);
+    for (number, to) in to.chunks_exact_mut(B::BYTES).enumerate() {
         let first = number * RUNS;
         let scales = six_bits(lane(|run| found.scale[first + run]))?;
         let minima = six_bits(lane(|run| -found.min[first + run]))?;
-        let quants = put_head(&columns, (scales, minima), (first, search.top), to);
-        put(&quants, to);
+        put_block::<B, R>(&columns, first, (scales, minima), to);
     }
     Ok(())
 }
 
-/// The same with the importance of each value: the search is finer, and the scales and minima
-/// are fitted to it, too.
+/// A block with the importance of each value: the search is finer, and the scales and minima are
+/// fitted to it, too.
 #[inline(always)]
-fn quantize_weighted<const R: usize>(
-    blocks: &[&[f32; K_VALUES]],
-    importance: &[&[f32; K_VALUES]],
-    search: Search,
+fn quantize_weighted<B: Bits>(
+    block: &[f32; K_VALUES],
+    importance: &[f32; K_VALUES],
     to: &mut [u8],
-    put: impl Fn(&Quants, &mut [u8]),
 ) -> Result<(), Problem> {
-    let columns: Columns<R> = columns_of(blocks)?;
-    let mut weights: Columns<R> = columns_of(importance)?;
-    let mut spread = [0.0; R];
-    for (number, block) in blocks.iter().enumerate() {
-        let squares = block.iter().fold(0.0, |sum, x| sum + x * x);
-        spread[number * RUNS..][..RUNS].fill(2.0 * squares / 256.0);
-    }
-    let mut totals = [0.0; R];
+    let columns: Columns<RUNS> = columns_of(&[block])?;
+    let mut weights: Columns<RUNS> = columns_of(&[importance])?;
+    let squares = block.iter().fold(0.0, |sum, x| sum + x * x);
+    let spread: f32 = 2.0 * squares / 256.0;
+    let mut totals: Lane<RUNS> = [0.0; RUNS];
     for (x, weights) in columns.iter().zip(&mut weights) {
-        *weights = lane(|i| weights[i] * (spread[i] + x[i] * x[i]).sqrt());
+        *weights = lane(|i| weights[i] * (spread + x[i] * x[i]).sqrt());
         totals = lane(|i| totals[i] + weights[i]);
     }
     let search = Search {
@@ -157,18 +158,12 @@ fn quantize_weighted<const R: usize>(
         step: 0.05,
         tries: 37,
         second_pass: true,
-        ..search
+        ..B::SEARCH
     };
     let found = fit(&columns, &weights, search);
-    let size = to.len() / blocks.len();
-    for (number, to) in to.chunks_exact_mut(size).enumerate() {
-        let first = number * RUNS;
-        let totals = lane(|run| totals[first + run]);
-        let scales = six_bits_weighted(lane(|run| found.scale[first + run]), totals)?;
-        let minima = six_bits_weighted(lane(|run| -found.min[first + run]), totals)?;
-        let quants = put_head(&columns, (scales, minima), (first, search.top), to);
-        put(&quants, to);
-    }
+    let scales = six_bits_weighted(found.scale, totals)?;
+    let minima = six_bits_weighted(lane(|run| -found.min[run]), totals)?;
+    put_block::<B, RUNS>(&columns, 0, (scales, minima), to);
     Ok(())
 }
 
@@ -185,44 +180,33 @@ fn columns_of<const R: usize>(blocks: &[&[f32; K_VALUES]]) -> Result<Columns<R>,
 /// The step of scales or minima as F16, and their multiples of it.
 type SixBits = ([u8; 2], [u8; RUNS]);
 
-/// Scales and minima of the block whose first run is `first` into its head; the `q` of all its
-/// values.
+/// The block whose first run is `first`.
 #[inline(always)]
-fn put_head<const R: usize>(
+fn put_block<B: Bits, const R: usize>(
     columns: &Columns<R>,
+    first: usize,
     ((d, scales), (dmin, minima)): (SixBits, SixBits),
-    (first, top): (usize, f32),
     to: &mut [u8],
-) -> Quants {
+) {
     to[..2].copy_from_slice(&d);
     to[2..4].copy_from_slice(&dmin);
     put_six_bits(&scales, &minima, &mut to[SCALES]);
     // with the scales as they are stored
     let step = stored(d, &scales);
     let offset = stored(dmin, &minima);
-    let mut quants = [[0; RUNS]; RUN];
+    let mut quants: Quants = [[0; RUNS]; RUN];
     for (x, quants) in columns.iter().zip(&mut quants) {
         for run in 0..RUNS {
-            let q = nearest_byte((x[first + run] + offset[run]) / step[run], 0.0, top);
+            let q = nearest_byte(
+                (x[first + run] + offset[run]) / step[run],
+                0.0,
+                B::SEARCH.top,
+            );
             // a step of 0 leaves q to chance: 0
             quants[run] = if step[run] > 0.0 { q } else { 0 };
         }
     }
-    quants
-}
-
-#[inline(always)]
-fn put_q4(quants: &Quants, to: &mut [u8]) {
-    put_low_bits(quants, &mut to[16..]);
-}
-
-#[inline(always)]
-fn put_q5(quants: &Quants, to: &mut [u8]) {
-    for (q, byte) in quants.iter().zip(&mut to[16..48]) {
-        let bit = |bits: u8, run: usize| bits | (q[run] >> 4) << run;
-        *byte = (0..RUNS).fold(0, bit);
-    }
-    put_low_bits(quants, &mut to[48..]);
+    B::put(&quants, to);
 }
 
 /// How much each value counts: its magnitude and the root mean square of its run.

@@ -146,30 +146,14 @@ impl BlockType {
         if blocks <= share || self == Self::Q8_0 {
             return self.quantize(dtype, bytes, out);
         }
-        let start = out.len();
-        out.resize(start + blocks * self.bytes(), 0);
-        let shares = bytes[..blocks * block].chunks(share * block);
-        let to = out[start..].chunks_mut(share * self.bytes());
-        let simd = Simd::best();
-        let done: Vec<_> = thread::scope(|scope| {
-            let begun: Vec<_> = shares
-                .zip(to)
-                .map(|(bytes, to)| scope.spawn(move || self.quantize_into(simd, dtype, bytes, to)))
-                .collect();
-            begun
-                .into_iter()
-                .map(thread::ScopedJoinHandle::join)
-                .collect()
+        let (simd, size) = (Simd::best(), (block, self.bytes()));
+        let done = in_shares(size, share, bytes, out, |bytes, to| {
+            self.quantize_into(simd, dtype, bytes, to)
         });
-        for (number, done) in done.into_iter().enumerate() {
-            let done = done.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            if let Err(e) = done {
-                out.truncate(start);
-                let block = number * share + e.block;
-                return Err(NotQuantizable { block, ..e });
-            }
-        }
-        Ok(())
+        done.map_err(|(first, e)| NotQuantizable {
+            block: first + e.block,
+            ..e
+        })
     }
 
     /// Appends the blocks of whole rows, where errors count more in columns of more importance: the
@@ -198,36 +182,15 @@ impl BlockType {
         let share = rows
             .div_ceil(threads.max(1))
             .max(SHARE_BLOCKS.div_ceil(blocks.max(1)));
-        let start = out.len();
-        out.resize(start + rows * blocks * self.bytes(), 0);
-        let shares = bytes[..rows * row].chunks(share * row);
-        let to = out[start..].chunks_mut(share * blocks * self.bytes());
-        let simd = Simd::best();
-        let done: Vec<_> = thread::scope(|scope| {
-            let begun: Vec<_> = shares
-                .zip(to)
-                .map(|(bytes, to)| {
-                    scope.spawn(move || self.rows_into(simd, dtype, importance, bytes, to))
-                })
-                .collect();
-            begun
-                .into_iter()
-                .map(thread::ScopedJoinHandle::join)
-                .collect()
+        let (simd, size) = (Simd::best(), (row, blocks * self.bytes()));
+        let done = in_shares(size, share, bytes, out, |bytes, to| {
+            self.rows_into(simd, dtype, importance, bytes, to)
         });
-        for (number, done) in done.into_iter().enumerate() {
-            let done = done.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            if let Err((block, why)) = done {
-                out.truncate(start);
-                let block = number * share * blocks + block;
-                return Err(NotQuantizable {
-                    block,
-                    kind: self,
-                    why,
-                });
-            }
-        }
-        Ok(())
+        done.map_err(|(first, (block, why))| NotQuantizable {
+            block: first * blocks + block,
+            kind: self,
+            why,
+        })
     }
 
     /// Into as many bytes as the blocks of the rows take.
@@ -321,11 +284,7 @@ impl BlockType {
         if let Err(e) = self.quantize_on(threads, dtype, before, &mut wanted) {
             return Some(e.block);
         }
-        let size = self.bytes();
-        let (blocks, wanted) = (after.chunks(size), wanted.chunks(size));
-        let same = blocks.len().min(wanted.len());
-        let first = blocks.clone().zip(wanted.clone()).position(|(a, b)| a != b);
-        first.or((blocks.len() != wanted.len()).then_some(same))
+        first_different(after, &wanted, self.bytes())
     }
 
     /// As [`first_wrong`](Self::first_wrong) of what [`quantize_rows`](Self::quantize_rows) made: the
@@ -346,11 +305,7 @@ impl BlockType {
         if let Err(e) = self.quantize_rows(threads, dtype, importance, before, &mut wanted) {
             return Some(e.block / blocks);
         }
-        let size = blocks * self.bytes();
-        let (rows, wanted) = (after.chunks(size), wanted.chunks(size));
-        let same = rows.len().min(wanted.len());
-        let first = rows.clone().zip(wanted.clone()).position(|(a, b)| a != b);
-        first.or((rows.len() != wanted.len()).then_some(same))
+        first_different(after, &wanted, blocks * self.bytes())
     }
 
     /// Appends the values of whole blocks.
@@ -370,6 +325,50 @@ impl BlockType {
             one(block, &mut out[start..]);
         }
     }
+}
+
+/// Appends what `make` makes of whole units of `(bytes, bytes made of them)`, on a thread for every
+/// `share` units. Where one fails nothing is added, and the number of its share's first unit comes
+/// with the error of the first share that failed.
+fn in_shares<E: Send>(
+    (size, made): (usize, usize),
+    share: usize,
+    bytes: &[u8],
+    out: &mut Vec<u8>,
+    make: impl Fn(&[u8], &mut [u8]) -> Result<(), E> + Sync,
+) -> Result<(), (usize, E)> {
+    let units = bytes.len() / size;
+    let start = out.len();
+    out.resize(start + units * made, 0);
+    let shares = bytes[..units * size].chunks(share * size);
+    let to = out[start..].chunks_mut(share * made);
+    let make = &make;
+    let done: Vec<_> = thread::scope(|scope| {
+        let begun: Vec<_> = shares
+            .zip(to)
+            .map(|(bytes, to)| scope.spawn(move || make(bytes, to)))
+            .collect();
+        begun
+            .into_iter()
+            .map(thread::ScopedJoinHandle::join)
+            .collect()
+    });
+    for (number, done) in done.into_iter().enumerate() {
+        let done = done.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        if let Err(e) = done {
+            out.truncate(start);
+            return Err((number * share, e));
+        }
+    }
+    Ok(())
+}
+
+/// The number of the first piece of so many bytes that differs, or that only one of them has.
+fn first_different(seen: &[u8], wanted: &[u8], size: usize) -> Option<usize> {
+    let (seen, wanted) = (seen.chunks(size), wanted.chunks(size));
+    let same = seen.len().min(wanted.len());
+    let first = seen.clone().zip(wanted.clone()).position(|(a, b)| a != b);
+    first.or((seen.len() != wanted.len()).then_some(same))
 }
 
 impl fmt::Display for BlockType {

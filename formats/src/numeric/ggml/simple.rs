@@ -26,9 +26,7 @@ impl Layout<VALUES> for Q4_0 {
 
     #[inline(always)]
     fn quantize(x: &[f32; VALUES], to: &mut [u8]) -> Result<(), Problem> {
-        let (d, q) = around_zero(x, 8)?;
-        to[..2].copy_from_slice(&d);
-        put_low_bits(&q, &mut to[2..]);
+        put_q4_0(around_zero(x, 8)?, to);
         Ok(())
     }
 
@@ -39,9 +37,10 @@ impl Layout<VALUES> for Q4_0 {
         spread: f32,
         to: &mut [u8],
     ) -> Result<(), Problem> {
-        let (d, q) = around_zero_weighted(x, &weights(x, importance, spread), 8.0)?;
-        to[..2].copy_from_slice(&d);
-        put_low_bits(&q, &mut to[2..]);
+        put_q4_0(
+            around_zero_weighted(x, &weights(x, importance, spread), 8.0)?,
+            to,
+        );
         Ok(())
     }
 }
@@ -54,10 +53,7 @@ impl Layout<VALUES> for Q5_0 {
 
     #[inline(always)]
     fn quantize(x: &[f32; VALUES], to: &mut [u8]) -> Result<(), Problem> {
-        let (d, q) = around_zero(x, 16)?;
-        to[..2].copy_from_slice(&d);
-        to[2..6].copy_from_slice(&fifth_bits(&q));
-        put_low_bits(&q, &mut to[6..]);
+        put_q5_0(around_zero(x, 16)?, to);
         Ok(())
     }
 
@@ -68,10 +64,10 @@ impl Layout<VALUES> for Q5_0 {
         spread: f32,
         to: &mut [u8],
     ) -> Result<(), Problem> {
-        let (d, q) = around_zero_weighted(x, &weights(x, importance, spread), 16.0)?;
-        to[..2].copy_from_slice(&d);
-        to[2..6].copy_from_slice(&fifth_bits(&q));
-        put_low_bits(&q, &mut to[6..]);
+        put_q5_0(
+            around_zero_weighted(x, &weights(x, importance, spread), 16.0)?,
+            to,
+        );
         Ok(())
     }
 }
@@ -90,11 +86,7 @@ impl Layout<VALUES> for Q5_1 {
         let step = (high - low) / 31.0;
         let inverse = inverse_of(step);
         let q = x.map(|x| whole((x - low) * inverse + 0.5, 31));
-        to[..2].copy_from_slice(&scale(step)?);
-        to[2..4].copy_from_slice(&scale(low)?);
-        to[4..8].copy_from_slice(&fifth_bits(&q));
-        put_low_bits(&q, &mut to[8..]);
-        Ok(())
+        put_q5_1((step, low, q), to)
     }
 
     #[inline(always)]
@@ -106,12 +98,30 @@ impl Layout<VALUES> for Q5_1 {
     ) -> Result<(), Problem> {
         check_values(x)?;
         let (step, low, q) = above_minimum_weighted(x, &weights(x, importance, spread), 31.0);
-        to[..2].copy_from_slice(&scale(step)?);
-        to[2..4].copy_from_slice(&scale(low)?);
-        to[4..8].copy_from_slice(&fifth_bits(&q));
-        put_low_bits(&q, &mut to[8..]);
-        Ok(())
+        put_q5_1((step, low, q), to)
     }
+}
+
+#[inline(always)]
+fn put_q4_0((d, q): ([u8; 2], [u8; VALUES]), to: &mut [u8]) {
+    to[..2].copy_from_slice(&d);
+    put_low_bits(&q, &mut to[2..]);
+}
+
+#[inline(always)]
+fn put_q5_0((d, q): ([u8; 2], [u8; VALUES]), to: &mut [u8]) {
+    to[..2].copy_from_slice(&d);
+    to[2..6].copy_from_slice(&fifth_bits(&q));
+    put_low_bits(&q, &mut to[6..]);
+}
+
+#[inline(always)]
+fn put_q5_1((step, low, q): (f32, f32, [u8; VALUES]), to: &mut [u8]) -> Result<(), Problem> {
+    to[..2].copy_from_slice(&scale(step)?);
+    to[2..4].copy_from_slice(&scale(low)?);
+    to[4..8].copy_from_slice(&fifth_bits(&q));
+    put_low_bits(&q, &mut to[8..]);
+    Ok(())
 }
 
 pub(super) fn dequantize_q4_0(block: &[u8], to: &mut [f32]) {
