@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::rooms::{module_of, targets};
-use crate::source::{Names, code, files, root};
+use crate::source::{Names, PACKAGES, code, files, root};
 
 /// Which files of a crate each of them names.
 type Graph = BTreeMap<Names, BTreeSet<Names>>;
@@ -59,13 +59,7 @@ fn circles(mut graph: Graph) -> Vec<String> {
 
 #[test]
 fn no_two_files_use_each_other() {
-    for package in [
-        "formats",
-        "manifests",
-        "runtime-min",
-        "extractor",
-        "extractor/python",
-    ] {
+    for package in PACKAGES {
         let found = circles(graph(package));
         assert!(found.is_empty(), "{package}: {}", found.join(", "));
     }

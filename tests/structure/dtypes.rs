@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::source::{blank_comments_and_literals, code, files, root, up_to_closing};
+use crate::source::{PACKAGES, blank_comments_and_literals, code, files, root, up_to_closing};
 
 /// The enums of number formats.
 const ENUMS: [&str; 3] = ["Dtype::", "FloatDtype::", "TensorType::"];
@@ -88,13 +88,7 @@ fn open_matches(code: &str) -> BTreeSet<usize> {
 #[test]
 fn no_match_over_dtypes_has_an_arm_for_the_rest() {
     let mut wrong = Vec::new();
-    for package in [
-        "formats",
-        "manifests",
-        "runtime-min",
-        "extractor",
-        "extractor/python",
-    ] {
+    for package in PACKAGES {
         for path in files(&root().join(package).join("src")) {
             let lines = open_matches(&code(&path)).into_iter();
             wrong.extend(lines.map(|line| format!("{}:{line}", path.display())));

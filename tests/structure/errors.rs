@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::source::{blank_comments_and_literals, files, root, up_to_closing};
+use crate::source::{PACKAGES, blank_comments_and_literals, files, root, up_to_closing};
 
 /// The places of a file whose message holds its own cause, as the name of the error or variant.
 fn repeated(text: &str) -> Vec<String> {
@@ -96,13 +96,7 @@ fn mentions(message: &str, field: &str) -> bool {
 #[test]
 fn no_message_prints_its_cause() {
     let (mut wrong, mut seen) = (Vec::new(), 0);
-    for package in [
-        "formats",
-        "manifests",
-        "runtime-min",
-        "extractor",
-        "extractor/python",
-    ] {
+    for package in PACKAGES {
         for path in files(&root().join(package).join("src")) {
             let text = fs::read_to_string(&path).unwrap();
             seen += text.matches("#[error(").count();

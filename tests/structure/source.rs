@@ -7,6 +7,15 @@ use std::path::{Path, PathBuf};
 /// A path as it is written, segment by segment; `*` ends a glob.
 pub type Names = Vec<String>;
 
+/// The folders of all crates.
+pub const PACKAGES: [&str; 5] = [
+    "formats",
+    "manifests",
+    "runtime-min",
+    "extractor",
+    "extractor/python",
+];
+
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }

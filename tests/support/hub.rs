@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,6 +16,7 @@ use serde_json::json;
 
 use super::cli::program;
 use super::folders::contents;
+use super::request::RequestHead;
 
 /// The only repository.
 pub const REPO: &str = "owner/model";
@@ -385,29 +386,21 @@ impl Shared {
 }
 
 fn read_request(from: &mut BufReader<&TcpStream>) -> Option<Request> {
-    let mut line = String::new();
-    from.read_line(&mut line).ok().filter(|n| *n > 0)?;
-    let mut words = line.split_whitespace();
-    let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
+    let head = RequestHead::read(from)?;
     let (mut range, mut token) = (None, None);
-    loop {
-        let mut line = String::new();
-        from.read_line(&mut line).ok().filter(|n| *n > 0)?;
-        let Some((name, value)) = line.trim_end().split_once(": ") else {
-            break;
-        };
-        match &*name.to_ascii_lowercase() {
+    for (name, value) in head.fields {
+        match &*name {
             "range" => {
                 let (start, last) = value.strip_prefix("bytes=")?.split_once('-')?;
                 range = Some((start.parse().ok()?, last.parse().ok()));
             }
-            "authorization" => token = Some(value.to_owned()),
+            "authorization" => token = Some(value),
             _ => {}
         }
     }
     Some(Request {
-        method,
-        path,
+        method: head.method,
+        path: head.path,
         range,
         token,
     })

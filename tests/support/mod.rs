@@ -17,6 +17,7 @@ pub mod model_server;
 pub mod packs;
 #[cfg(all(target_os = "linux", feature = "remote"))]
 pub mod proxy;
+mod request;
 #[cfg(all(target_os = "linux", feature = "remote"))]
 pub mod store;
 pub mod tiny;

@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,6 +15,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::checkpoint::fixtures;
+use super::request::RequestHead;
 use super::tiny::{Tensor, tensors_of, tiny_text};
 
 /// Which interface it speaks.
@@ -201,17 +202,10 @@ struct Request {
 }
 
 fn read_request(from: &mut BufReader<&TcpStream>) -> Option<Request> {
-    let mut line = String::new();
-    from.read_line(&mut line).ok().filter(|n| *n > 0)?;
-    let path = line.split_whitespace().nth(1)?.to_owned();
+    let head = RequestHead::read(from)?;
     let (mut key, mut length) = (None, 0);
-    loop {
-        let mut line = String::new();
-        from.read_line(&mut line).ok().filter(|n| *n > 0)?;
-        let Some((name, value)) = line.trim_end().split_once(": ") else {
-            break;
-        };
-        match &*name.to_ascii_lowercase() {
+    for (name, value) in head.fields {
+        match &*name {
             "content-length" => length = value.parse().ok()?,
             "authorization" => key = value.strip_prefix("Bearer ").map(ToOwned::to_owned),
             _ => {}
@@ -220,6 +214,7 @@ fn read_request(from: &mut BufReader<&TcpStream>) -> Option<Request> {
     let mut body = vec![0; length];
     from.read_exact(&mut body).ok()?;
     let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
+    let path = head.path;
     Some(Request { path, key, body })
 }
 
