@@ -15,8 +15,7 @@ use serde_json::json;
 use self::input::{Input, Line};
 use super::Context;
 use super::args::{
-    ComputeName, DEVICE, ExpertArgs, INPUT, PackArg, PlacementArgs, Resources, SAMPLING,
-    SamplingArgs, SegmentCacheArgs,
+    DEVICE, ExpertArgs, INPUT, ModelArgs, PackArg, SAMPLING, SamplingArgs, SegmentCacheArgs,
 };
 use super::error::CliError;
 use super::terminal::for_terminal;
@@ -59,12 +58,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", default_value_t = 4096, help_heading = DEVICE)]
     context: usize,
     #[command(flatten)]
-    placement: PlacementArgs,
-    /// Precision of activations
-    #[arg(long, value_name = "TYPE", default_value = "f32", help_heading = DEVICE)]
-    compute: ComputeName,
-    #[command(flatten)]
-    resources: Resources,
+    model: ModelArgs,
     #[command(flatten)]
     experts: ExpertArgs,
     /// Load as many weights as fit before the first message instead of on first use
@@ -74,8 +68,7 @@ pub(super) struct Args {
 
 impl Args {
     fn options(&self) -> Result<ChatOptions, CliError> {
-        let mut session = self.resources.session(self.placement);
-        session.compute = self.compute.into();
+        let mut session = self.model.session();
         session.experts = self.experts.choice()?;
         let mut generation = GenerationSettings::default();
         generation.max_new_tokens = self.max_new_tokens;

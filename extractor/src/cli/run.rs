@@ -17,8 +17,8 @@ use segpack_runtime_min::session::{GenerationSettings, SessionOptions};
 use super::Context;
 use super::args::values::{experts_file, token_id, trace_path};
 use super::args::{
-    ComputeName, DEVICE, ExpertArgs, INPUT, MediaArgs, OUTPUT, PackArg, PlacementArgs, Resources,
-    SAMPLING, SamplingArgs, SegmentCacheArgs, VoiceArgs, is_to_stdout,
+    DEVICE, ExpertArgs, INPUT, MediaArgs, ModelArgs, OUTPUT, PackArg, SAMPLING, SamplingArgs,
+    SegmentCacheArgs, VoiceArgs, is_to_stdout,
 };
 use super::error::CliError;
 use super::terminal::for_terminal;
@@ -103,12 +103,7 @@ pub(super) struct Args {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
-    placement: PlacementArgs,
-    /// Precision of activations
-    #[arg(long, value_name = "TYPE", default_value = "f32", help_heading = DEVICE)]
-    compute: ComputeName,
-    #[command(flatten)]
-    resources: Resources,
+    model: ModelArgs,
     #[command(flatten)]
     experts: ExpertArgs,
     /// Load as many weights as fit before the prompt instead of on first use
@@ -190,8 +185,7 @@ impl Args {
 
     /// Where the model runs, and what it may use.
     fn session(&self) -> Result<SessionOptions, CliError> {
-        let mut session = self.resources.session(self.placement);
-        session.compute = self.compute.into();
+        let mut session = self.model.session();
         session.experts = self.experts.choice()?;
         Ok(session)
     }

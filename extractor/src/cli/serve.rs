@@ -7,9 +7,7 @@ use segpack_manifests::documents::ServeStarted;
 
 use super::Context;
 use super::args::values::{count, size};
-use super::args::{
-    ComputeName, DEVICE, OUTPUT, PackArg, PlacementArgs, Resources, SERVER, SegmentCacheArgs,
-};
+use super::args::{DEVICE, ModelArgs, OUTPUT, PackArg, SERVER, SegmentCacheArgs};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::serve::{ApiKey, ServeOptions, serve};
@@ -64,12 +62,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", value_parser = count, help_heading = DEVICE)]
     context: Option<usize>,
     #[command(flatten)]
-    placement: PlacementArgs,
-    /// Precision of activations
-    #[arg(long, value_name = "TYPE", default_value = "f32", help_heading = DEVICE)]
-    compute: ComputeName,
-    #[command(flatten)]
-    resources: Resources,
+    model: ModelArgs,
     /// Load as many weights as fit before the first request instead of on first use
     #[arg(long, help_heading = DEVICE)]
     preload: bool,
@@ -91,8 +84,6 @@ impl Args {
             Some(file) => Some(ApiKey::read(file)?),
             None => ApiKey::of_environment()?,
         };
-        let mut session = self.resources.session(self.placement);
-        session.compute = self.compute.into();
         Ok(ServeOptions {
             address: SocketAddr::new(self.host, self.port),
             allow_remote: self.allow_remote,
@@ -105,7 +96,7 @@ impl Args {
             queue: self.queue,
             max_body: self.max_body,
             grace: Duration::from_secs(self.grace),
-            session,
+            session: self.model.session(),
             preload: self.preload,
         })
     }

@@ -7,7 +7,7 @@ use super::narrator::Narrator;
 use super::tokens::{GenerationSettings, Note, RankedContinuation, TokenSink};
 use super::{ContextLength, Logits, MediaInputs, Model, SessionError, StateCapture};
 use crate::error::RunError;
-use crate::generate::{ArgMax, GenerateOptions, LanguageModel, Sampler, StopReason, generate};
+use crate::generate::{ArgMax, GenerateOptions, LanguageModel, StopReason, generate};
 use crate::models::decoder::RunStats;
 use crate::models::decoder::{Observer, Routing, Unobserved};
 use crate::processing::TextFrontend;
@@ -149,10 +149,7 @@ impl Model<'_> {
         settings: &GenerationSettings,
         hooks: Hooks<'_>,
     ) -> Result<Generation, SessionError> {
-        let mut sampler = match settings.sampling {
-            Some(sampling) => Sampler::random(sampling)?,
-            None => Sampler::greedy(),
-        };
+        let mut sampler = settings.sampler()?;
         let wants_logits = settings.top_k_logits > 0
             || settings.chosen_logit
             || settings.rank.is_some()

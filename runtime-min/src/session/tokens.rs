@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::ControlFlow;
 
 use super::ASSUMED_CONTEXT;
-use crate::generate::{Candidate, SamplingOptions};
+use crate::generate::{Candidate, Sampler, SamplingError, SamplingOptions};
 use crate::processing::Continuation;
 
 /// How to continue a prompt.
@@ -41,6 +41,19 @@ impl Default for GenerationSettings {
             stop_ids: None,
             stop_strings: Vec::new(),
             preload: false,
+        }
+    }
+}
+
+impl GenerationSettings {
+    /// What chooses tokens.
+    ///
+    /// # Errors
+    /// Sampling settings out of range.
+    pub(super) fn sampler(&self) -> Result<Sampler, SamplingError> {
+        match self.sampling {
+            Some(sampling) => Sampler::random(sampling),
+            None => Ok(Sampler::greedy()),
         }
     }
 }

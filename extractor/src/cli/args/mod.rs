@@ -27,7 +27,7 @@ pub(super) use jobs::Jobs;
 #[cfg(feature = "run")]
 pub(super) use media::MediaArgs;
 #[cfg(feature = "run")]
-pub(super) use model::{CheckName, ComputeName, CpuResources, PlacementArgs, Resources};
+pub(super) use model::{CheckName, ComputeName, CpuResources, ModelArgs, PlacementArgs, Resources};
 pub(super) use pack::{Identity, PackArg, identity};
 #[cfg(feature = "run")]
 pub(super) use sampling::SamplingArgs;

@@ -52,6 +52,27 @@ impl Resources {
     }
 }
 
+/// Where and how precisely a model is run, and what it may use.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ModelArgs {
+    #[command(flatten)]
+    placement: PlacementArgs,
+    /// Precision of activations
+    #[arg(long, value_name = "TYPE", default_value = "f32", help_heading = DEVICE)]
+    compute: ComputeName,
+    #[command(flatten)]
+    resources: Resources,
+}
+
+impl ModelArgs {
+    /// A session with them.
+    pub(crate) fn session(&self) -> SessionOptions {
+        let mut options = self.resources.session(self.placement);
+        options.compute = self.compute.into();
+        options
+    }
+}
+
 /// What a model without a choice of device may use.
 #[derive(Debug, clap::Args)]
 pub(crate) struct CpuResources {

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::SERVER;
 use super::values::{count, json_object, seconds, served_dtype, server_url, token_id};
 use crate::cli::error::CliError;
-use crate::steps::validate::{ApiKey, ServerKind, ServerPrompt, ServerSettings};
+use crate::steps::validate::{BearerKey, ServerKind, ServerPrompt, ServerSettings};
 
 /// Bytes that are read of a file that holds a key.
 const MAX_KEY_BYTES: u64 = 16 << 10;
@@ -180,7 +180,7 @@ impl ServerArgs {
         written.chain(numbered).collect()
     }
 
-    fn key(&self) -> Result<Option<ApiKey>, CliError> {
+    fn key(&self) -> Result<Option<BearerKey>, CliError> {
         let (place, text) = match (&self.api_key_env, &self.api_key_file) {
             (Some(variable), _) => match env::var(variable) {
                 Ok(text) if !text.is_empty() => (variable.clone(), text),
@@ -197,6 +197,6 @@ impl ServerArgs {
         if key.is_empty() || !key.chars().all(|c| c.is_ascii_graphic()) {
             return Err(CliError::NotAKey(place));
         }
-        Ok(Some(ApiKey(key.to_owned())))
+        Ok(Some(BearerKey(key.to_owned())))
     }
 }

@@ -412,13 +412,8 @@ impl Client {
     ) -> Result<Vec<u8>, RemoteError> {
         self.until(url, job, || {
             let answer = self.ask(url, false, None)?;
-            let answer = answer.expect(&[200])?;
-            self.whole(answer, limit)
+            self.take_body(&mut answer.expect(&[200])?, limit)
         })
-    }
-
-    pub(super) fn whole(&self, mut from: Answer, limit: u64) -> Result<Vec<u8>, Trouble> {
-        self.take_body(&mut from, limit)
     }
 
     /// The body of an answer, which has none afterwards.

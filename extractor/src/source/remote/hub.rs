@@ -138,7 +138,7 @@ fn ask(
             }
             _ => {}
         }
-        client.whole(from.expect(&[200])?, MAX_LIST_BYTES)
+        client.take_body(&mut from.expect(&[200])?, MAX_LIST_BYTES)
     })?;
     serde_json::from_slice(&json).map_err(|e| answer(&url, format!("is no list of files: {e}")))
 }

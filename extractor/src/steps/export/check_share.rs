@@ -283,19 +283,16 @@ fn compare_tensor(
         return Ok(());
     }
     report.compared += 1;
-    let mut hasher = Sha256Hasher::default();
-    let (mut buffer, end) = (vec![0; PIECE_BYTES], tensor.offset + tensor.length);
-    let mut at = tensor.offset;
-    while at < end {
-        job.stop.check()?;
-        let length = usize::try_from(end - at)
-            .unwrap_or(usize::MAX)
-            .min(PIECE_BYTES);
-        shard.shard.input.read_at(&mut buffer[..length], at)?;
-        hasher.update(&buffer[..length]);
-        at += length as u64;
-    }
-    let seen = hasher.finish();
+    let (mut sha256, mut buffer) = (Sha256Hasher::default(), vec![0; PIECE_BYTES]);
+    let range = tensor.offset..tensor.offset + tensor.length;
+    shard
+        .shard
+        .input
+        .for_each_piece(range, &mut buffer, job.stop, |piece| {
+            sha256.update(piece);
+            Ok::<_, StepError>(())
+        })?;
+    let seen = sha256.finish();
     if seen != packed.sha256 || packed.shape != tensor.shape {
         let finding = finding(FindingKind::DamagedTensor).seen(format!("SHA-256 {seen}"));
         report

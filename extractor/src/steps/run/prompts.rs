@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use segpack_manifests::documents::PromptId;
+use segpack_manifests::documents::{OneOrMany, PromptId};
 use segpack_runtime_min::generate::SamplingOptions;
 use segpack_runtime_min::processing::text::chat_template::TemplateValue;
 use segpack_runtime_min::processing::{Chat, Prompt, TextFrontend};
@@ -107,15 +107,8 @@ struct Line {
     tools: Option<TemplateValue>,
     max_tokens: Option<NonZeroUsize>,
     seed: Option<u64>,
-    stop: Option<Stop>,
-}
-
-/// One stop string, or several.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Stop {
-    One(String),
-    Several(Vec<String>),
+    #[serde(default)]
+    stop: OneOrMany,
 }
 
 /// A prompt, and where it came from.
@@ -247,11 +240,7 @@ impl Line {
             sampling.seed = seed;
             settings.sampling = Some(sampling);
         }
-        match &self.stop {
-            None => {}
-            Some(Stop::One(string)) => settings.stop_strings.push(string.clone()),
-            Some(Stop::Several(strings)) => settings.stop_strings.extend(strings.iter().cloned()),
-        }
+        settings.stop_strings.extend_from_slice(self.stop.all());
         settings
     }
 }

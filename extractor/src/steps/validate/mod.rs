@@ -39,7 +39,7 @@ use recorded::RecordedPrompt;
 #[cfg(feature = "remote")]
 pub(crate) use server::ServerError;
 #[cfg(feature = "remote")]
-pub(crate) use server::{ApiKey, ServerKind, ServerPrompt, ServerSettings};
+pub(crate) use server::{BearerKey, ServerKind, ServerPrompt, ServerSettings};
 
 /// Disagreements that are findings one by one; of the others there is the number.
 const MAX_DISAGREEMENTS: usize = 5;

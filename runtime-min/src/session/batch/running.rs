@@ -29,20 +29,13 @@ pub(super) struct Running<'p> {
     began: Instant,
 }
 
-fn sampler(prompt: &BatchPrompt) -> Result<Sampler, SessionError> {
-    Ok(match prompt.settings.sampling {
-        Some(sampling) => Sampler::random(sampling)?,
-        None => Sampler::greedy(),
-    })
-}
-
 impl<'p> Running<'p> {
     /// Whether the settings of a prompt can be used.
     ///
     /// # Errors
     /// Sampling settings out of range; stop strings that are empty, or without a tokenizer.
     pub(super) fn check(text: &TextFrontend<'_>, prompt: &BatchPrompt) -> Result<(), SessionError> {
-        sampler(prompt)?;
+        prompt.settings.sampler()?;
         Narrator::new(text, &prompt.settings, 0, Instant::now())?;
         Ok(())
     }
@@ -66,7 +59,7 @@ impl<'p> Running<'p> {
             positions: prompt.ids.len(),
             next: prompt.ids.clone(),
             max_new_tokens: settings.max_new_tokens,
-            sampler: sampler(prompt)?,
+            sampler: settings.sampler()?,
             text: Text::new(stop_ids.unwrap_or(&text.stop_ids().ids)),
             narrator: Narrator::new(text, settings, max_new_tokens, began)?,
             began,

@@ -64,11 +64,11 @@ impl Architecture {
         }
     }
 
-    /// The norm behind the attention.
+    /// What the norm behind the attention is called.
     pub(super) const fn post_attention_norm(self) -> &'static str {
         match self {
-            Self::Qwen3Moe | Self::Llama | Self::Olmoe | Self::Qwen2Moe => "ffn_norm",
-            Self::Glm4Moe | Self::GptOss => "post_attention_norm",
+            Self::Qwen3Moe | Self::Llama | Self::Olmoe | Self::Qwen2Moe => "ffn_norm.weight",
+            Self::Glm4Moe | Self::GptOss => "post_attention_norm.weight",
         }
     }
 

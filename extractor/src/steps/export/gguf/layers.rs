@@ -125,10 +125,7 @@ fn attention(rows: &mut Rows, architecture: Architecture, decoder: &TextDecoder)
     if options.has_sinks {
         rows.weight(Role::AttentionSink, "attn_sinks.weight", &[heads]);
     }
-    let name = match architecture.post_attention_norm() {
-        "ffn_norm" => "ffn_norm.weight",
-        _ => "post_attention_norm.weight",
-    };
+    let name = architecture.post_attention_norm();
     rows.weight(Role::PostAttentionNorm, name, &[hidden]);
 }
 

@@ -43,7 +43,7 @@ use segpack_formats::numeric::ggml::BlockType;
 use segpack_formats::numeric::{Dtype, FloatConversion, FloatDtype};
 use segpack_manifests::documents::TensorEntry;
 use segpack_manifests::folder::TextDecoder;
-use segpack_manifests::names::{Component, Part as WeightPart, Role};
+use segpack_manifests::names::{Component, Role};
 use segpack_manifests::quantization::{Quantization, WeightCoding};
 use segpack_manifests::{Pack, PackModel};
 use serde_json::Value as Json;
@@ -274,13 +274,7 @@ impl<'a> Listing<'a, '_> {
 }
 
 /// The output head.
-const HEAD: Place<'static> = Place {
-    role: Role::LmHead,
-    part: WeightPart::Weight,
-    layer: None,
-    expert: None,
-    mtp: None,
-};
+const HEAD: Place<'static> = Place::outside(Role::LmHead);
 
 /// A tied head is the embedding, which llama.cpp takes where there is no other.
 fn has_head(tensors: &Tensors<'_, '_>, decoder: &TextDecoder) -> bool {

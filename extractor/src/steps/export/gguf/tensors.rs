@@ -28,7 +28,7 @@ pub(super) struct Place<'a> {
 
 impl Place<'_> {
     /// A weight outside the layers.
-    pub(super) fn outside(role: Role) -> Self {
+    pub(super) const fn outside(role: Role) -> Self {
         Self {
             role,
             part: Part::Weight,

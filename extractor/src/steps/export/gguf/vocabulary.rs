@@ -131,12 +131,7 @@ impl Vocabulary {
         for (name, id) in document.own_special_ids(architecture, ids)? {
             add(&format!("ggml.{name}"), id.into());
         }
-        for (name, flag) in around {
-            add(&format!("ggml.add_{name}_token"), flag.into());
-        }
-        for (key, template) in chat_templates(pack, &tokenizer_config)? {
-            add(&key, template);
-        }
+        metadata.extend(last_keys(pack, around, &tokenizer_config)?);
         Ok(Self { metadata })
     }
 
@@ -177,12 +172,7 @@ impl Vocabulary {
         for (name, id) in document.special_ids(&tokenizer_config, config) {
             add(&format!("ggml.{name}"), id.into());
         }
-        for (name, flag) in around {
-            add(&format!("ggml.add_{name}_token"), flag.into());
-        }
-        for (key, template) in chat_templates(pack, &tokenizer_config)? {
-            add(&key, template);
-        }
+        metadata.extend(last_keys(pack, around, &tokenizer_config)?);
         Ok(Self { metadata })
     }
 
@@ -198,6 +188,22 @@ impl Vocabulary {
         }
         self.metadata.clone()
     }
+}
+
+/// What every vocabulary ends with: whether special tokens are put around a text, and the templates.
+fn last_keys(
+    pack: &Pack,
+    around: BTreeMap<&'static str, bool>,
+    tokenizer_config: &Json,
+) -> Result<Metadata, StepError> {
+    let around = around
+        .into_iter()
+        .map(|(name, flag)| (format!("ggml.add_{name}_token"), flag.into()));
+    let templates = chat_templates(pack, tokenizer_config)?;
+    Ok(around
+        .chain(templates)
+        .map(|(key, value)| (format!("tokenizer.{key}"), value))
+        .collect())
 }
 
 impl Document {

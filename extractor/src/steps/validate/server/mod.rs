@@ -57,7 +57,7 @@ pub(crate) struct ServerSettings {
     /// How long the first byte of an answer may take.
     pub patience: Duration,
     /// What is sent as a bearer token. It is shown nowhere.
-    pub key: Option<ApiKey>,
+    pub key: Option<BearerKey>,
 }
 
 impl ServerSettings {
@@ -80,9 +80,9 @@ impl ServerSettings {
 
 /// A key, which is not shown.
 #[derive(Clone)]
-pub(crate) struct ApiKey(pub String);
+pub(crate) struct BearerKey(pub String);
 
-impl std::fmt::Debug for ApiKey {
+impl std::fmt::Debug for BearerKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("***")
     }
