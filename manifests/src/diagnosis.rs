@@ -219,11 +219,11 @@ pub(crate) fn unannounced(family: Family, config: &Value, findings: &mut Vec<Fin
     else {
         return;
     };
-    let said = findings[first].clone().seen(format!(
+    let printed = findings[first].clone().seen(format!(
         "{count} tensors of layers that predict later tokens, which config.json does not announce"
     ));
     findings.retain(|f| !is_of_later(f));
-    findings.push(said.wanted(format!("{} in config.json, or none of them", LATER[0])));
+    findings.push(printed.wanted(format!("{} in config.json, or none of them", LATER[0])));
 }
 
 /// The finding that a configuration announces layers which predict later tokens, and that none of

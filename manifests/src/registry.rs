@@ -323,12 +323,12 @@ mod tests {
         let RegistryMatch::Differs { files } = known.compare(&shards) else {
             panic!("not found to differ")
         };
-        let told: Vec<_> = files
+        let reported: Vec<_> = files
             .iter()
             .map(|file| format!("{}: {}", file.file, file.difference))
             .collect();
         assert_eq!(
-            told,
+            reported,
             [
                 "adapter.safetensors: not published".to_owned(),
                 format!(

@@ -254,7 +254,7 @@ fn real_documents_are_valid() {
 fn what_run_and_demo_print_is_valid() {
     let folder = temp();
     let out = packed(&tiny_full(), folder.path());
-    let asked = [
+    let requested = [
         "--top-k-logits",
         "3",
         "--rank",
@@ -262,7 +262,7 @@ fn what_run_and_demo_print_is_valid() {
         "--max-new-tokens",
         "5",
     ];
-    for options in [&[][..], &asked[..]] {
+    for options in [&[][..], &requested[..]] {
         let mut arguments: Vec<OsString> =
             ["run", "--prompt", "Hi", "--json"].map(Into::into).into();
         arguments.push(out.clone().into());

@@ -295,8 +295,10 @@ impl Shared {
     }
 
     /// The steps that were asked for, with what is wrong with them.
-    fn steps(&self, recorded: &Recorded, asked: &Value) -> Vec<(u32, Vec<(u32, f64)>)> {
-        let count = asked["max_tokens"].as_u64().or(asked["n_predict"].as_u64());
+    fn steps(&self, recorded: &Recorded, requested: &Value) -> Vec<(u32, Vec<(u32, f64)>)> {
+        let count = requested["max_tokens"]
+            .as_u64()
+            .or(requested["n_predict"].as_u64());
         let chosen = recorded.generated.iter().copied().zip(&recorded.steps);
         let bend = |(chosen, row): (u32, &Vec<(u32, f64)>)| {
             let (mut chosen, mut row) = (chosen, row.clone());
@@ -313,8 +315,8 @@ impl Shared {
         chosen.take(count.unwrap() as usize).map(bend).collect()
     }
 
-    fn body(&self, recorded: &Recorded, asked: &Value, path: &str) -> Value {
-        let steps = self.steps(recorded, asked);
+    fn body(&self, recorded: &Recorded, requested: &Value, path: &str) -> Value {
+        let steps = self.steps(recorded, requested);
         let count = recorded.ids.len() + usize::from(self.faults.counts_more);
         let has = !self.faults.without_logprobs;
         if self.speaks == Speaks::LlamaCpp {

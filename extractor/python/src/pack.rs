@@ -210,14 +210,14 @@ impl Pack {
 /// A tensor of the pack, and which bytes of what is read it fills.
 struct Part<'p> {
     tensor: &'p TensorEntry,
-    place: Range<u64>,
+    range: Range<u64>,
 }
 
 impl<'p> Part<'p> {
     fn whole(tensor: &'p TensorEntry) -> Self {
         Self {
             tensor,
-            place: 0..tensor.length,
+            range: 0..tensor.length,
         }
     }
 }
@@ -274,8 +274,8 @@ impl Pack {
         cancel: &CancelToken,
     ) -> Result<(), (FormatError, &'n str)> {
         let reader = PackReader::new(&self.pack);
-        for Part { tensor, place } in parts {
-            let here = &mut buffer[to_usize(place.start)..to_usize(place.end)];
+        for Part { tensor, range } in parts {
+            let here = &mut buffer[to_usize(range.start)..to_usize(range.end)];
             let read = reader.read_into(tensor, here, cancel);
             let checked = read.and_then(|()| match check {
                 true => reader.compare(tensor, Sha256::of(here)),
@@ -308,14 +308,14 @@ impl Pack {
         let mut end = start;
         let mut parts = Vec::with_capacity(slices.len());
         for tensor in slices {
-            let place = tensor.source.offset..tensor.source.offset.saturating_add(tensor.length);
-            if place.start != end {
+            let range = tensor.source.offset..tensor.source.offset.saturating_add(tensor.length);
+            if range.start != end {
                 return Err(self.has_gap(name, end));
             }
-            end = place.end;
+            end = range.end;
             parts.push(Part {
                 tensor,
-                place: place.start - start..place.end - start,
+                range: range.start - start..range.end - start,
             });
         }
         if end - start != listed.length {

@@ -22,7 +22,7 @@ const SIGNALLED: i32 = 128;
 /// that is under way has ended, nothing else shows that it arrived.
 pub(super) fn install(quiet: bool) -> &'static CancelToken {
     let which = SIGNAL.get_or_init(Arc::default);
-    let asked = Arc::new(AtomicBool::new(false));
+    let requested = Arc::new(AtomicBool::new(false));
     let ignored = ignored();
     for signal in signals() {
         if ignored & (1 << (signal - 1)) != 0 {
@@ -30,12 +30,13 @@ pub(super) fn install(quiet: bool) -> &'static CancelToken {
         }
         let number = usize::try_from(signal).unwrap_or_default();
         // where a handler cannot be installed the signal keeps its default: it ends the process
-        let _ = flag::register_conditional_shutdown(signal, SIGNALLED + signal, Arc::clone(&asked));
+        let _ =
+            flag::register_conditional_shutdown(signal, SIGNALLED + signal, Arc::clone(&requested));
         let _ = flag::register_usize(signal, Arc::clone(which), number);
-        let _ = flag::register(signal, Arc::clone(&asked));
+        let _ = flag::register(signal, Arc::clone(&requested));
     }
     thread::spawn(move || {
-        while !asked.load(Ordering::Relaxed) {
+        while !requested.load(Ordering::Relaxed) {
             thread::sleep(std::time::Duration::from_millis(20));
         }
         STOP.cancel();

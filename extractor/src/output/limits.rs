@@ -228,9 +228,13 @@ mod tests {
     #[test]
     fn files_that_are_too_large_are_refused() {
         let files = [("small", 1), ("large", 1 << 32), ("most", (1 << 32) - 1)];
-        let said = refused(&files, &known(FileSystem::Fat)).unwrap();
-        assert_eq!(said.0, "large");
-        assert!(said.1.to_string().contains("4294967295"), "{}", said.1);
+        let printed = refused(&files, &known(FileSystem::Fat)).unwrap();
+        assert_eq!(printed.0, "large");
+        assert!(
+            printed.1.to_string().contains("4294967295"),
+            "{}",
+            printed.1
+        );
         assert_eq!(refused(&files, &known(FileSystem::ExFat)), None);
         assert_eq!(refused(&files, &other(true, "")), None);
     }
@@ -247,9 +251,13 @@ mod tests {
             let files = [(one, 1), ("between", 1), (two, 1)];
             for probe in [known(FileSystem::Fat), known(FileSystem::ExFat)] {
                 if !one.ends_with('.') {
-                    let said = refused(&files, &probe).unwrap();
-                    assert_eq!(said.0, two);
-                    assert!(matches!(said.1, FileLimit::SameName { .. }), "{}", said.1);
+                    let printed = refused(&files, &probe).unwrap();
+                    assert_eq!(printed.0, two);
+                    assert!(
+                        matches!(printed.1, FileLimit::SameName { .. }),
+                        "{}",
+                        printed.1
+                    );
                 }
             }
             assert!(refused(&files, &other(true, "")).is_some(), "{two}");
@@ -262,9 +270,9 @@ mod tests {
         let long = "x".repeat(256);
         for name in ["a:b", "sub/a*b", "a\\b", "a\u{1}", "end.", "end ", &long] {
             let files = [("fine", 1), (name, 1)];
-            let said = refused(&files, &known(FileSystem::ExFat)).unwrap();
-            assert!(matches!(said.1, FileLimit::Name { .. }), "{name}");
-            assert_eq!(said.0, name);
+            let printed = refused(&files, &known(FileSystem::ExFat)).unwrap();
+            assert!(matches!(printed.1, FileLimit::Name { .. }), "{name}");
+            assert_eq!(printed.0, name);
             assert_eq!(refused(&files, &other(false, "")), None, "{name}");
         }
         let files = [("model.layers.0:x.npy", 1)];
@@ -280,8 +288,11 @@ mod tests {
         output
             .check_limits(names.into_iter().map(|n| (n, 1)))
             .unwrap();
-        let said = output.check_limits([(&*long, 1)].into_iter()).unwrap_err();
-        assert!(said.to_string().contains("is not allowed there"), "{said}");
+        let printed = output.check_limits([(&*long, 1)].into_iter()).unwrap_err();
+        assert!(
+            printed.to_string().contains("is not allowed there"),
+            "{printed}"
+        );
         // nothing of it is left
         output.finish().unwrap();
         let left = std::fs::read_dir(folder.path().join("out")).unwrap();

@@ -111,10 +111,10 @@ fn choose<'a>(
     settings: &UnpackSettings,
 ) -> Result<(Vec<&'a SourceFile>, Vec<UnrestorableFile>), StepError> {
     let include = globs(&settings.include)?;
-    let asked = |f: &SourceFile| settings.include.is_empty() || include.is_match(&f.path);
+    let requested = |f: &SourceFile| settings.include.is_empty() || include.is_match(&f.path);
     let (mut wanted, mut impossible, mut left) = (Vec::new(), Vec::new(), Vec::new());
     for file in &manifest.source_files {
-        match (asked(file), file.excluded_bytes) {
+        match (requested(file), file.excluded_bytes) {
             (true, 0) => wanted.push(file),
             (true, _) => impossible.push(file),
             (false, 0) => {}

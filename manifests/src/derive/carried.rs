@@ -42,11 +42,11 @@ pub(super) fn compare(manifest: &Manifest, inventory: &Inventory, findings: &mut
     });
     if excluded != (left, left_bytes) {
         let finding = Finding::new(FindingKind::WrongExcluded);
-        let said = |(tensors, bytes): (u64, u64)| format!("{tensors} tensors of {bytes} bytes");
-        let finding = finding.seen(format!("{} are excluded", said(excluded)));
+        let printed = |(tensors, bytes): (u64, u64)| format!("{tensors} tensors of {bytes} bytes");
+        let finding = finding.seen(format!("{} are excluded", printed(excluded)));
         findings.push(finding.wanted(format!(
             "{}, which the kept headers list and the manifest does not",
-            said((left, left_bytes))
+            printed((left, left_bytes))
         )));
     }
     compare_components(manifest, findings);

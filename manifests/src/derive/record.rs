@@ -47,10 +47,14 @@ fn compare_level(manifest: &Manifest, findings: &mut Vec<Finding>) {
     let options = &manifest.options;
     let has_levels = Coding::of(options.codec, options.level).level().is_some();
     if options.level.is_some() != has_levels {
-        let said = |level: bool| if level { "a level" } else { "no level" };
+        let printed = |level: bool| if level { "a level" } else { "no level" };
         let finding = Finding::new(FindingKind::WrongRecord);
-        let finding = finding.seen(format!("options have {}", said(options.level.is_some())));
-        findings.push(finding.wanted(format!("{} for codec {}", said(has_levels), options.codec)));
+        let finding = finding.seen(format!("options have {}", printed(options.level.is_some())));
+        findings.push(finding.wanted(format!(
+            "{} for codec {}",
+            printed(has_levels),
+            options.codec
+        )));
     }
 }
 
@@ -67,11 +71,11 @@ fn compare_known(manifest: &Manifest, findings: &mut Vec<Finding>) {
         return;
     }
     let finding = Finding::new(FindingKind::WrongRecord);
-    let finding = finding.seen(format!("source is {}", said(manifest.known.as_ref())));
-    findings.push(finding.wanted(format!("{}, by its shards", said(wanted.as_ref()))));
+    let finding = finding.seen(format!("source is {}", printed(manifest.known.as_ref())));
+    findings.push(finding.wanted(format!("{}, by its shards", printed(wanted.as_ref()))));
 }
 
-fn said(known: Option<&KnownSource>) -> String {
+fn printed(known: Option<&KnownSource>) -> String {
     let Some(known) = known else {
         return "no published checkpoint that is known".to_owned();
     };

@@ -121,10 +121,10 @@ fn compare_excluded_bytes(
         }
         let is_digested = manifest.options.source_digests && of_pack.is_some();
         if shard.sha256.is_some() != is_digested {
-            let said = |digest: bool| if digest { "a SHA-256" } else { "no SHA-256" };
+            let printed = |digest: bool| if digest { "a SHA-256" } else { "no SHA-256" };
             let finding = Finding::new(FindingKind::WrongRecord).file(&shard.path);
-            let finding = finding.seen(format!("{} of the shard", said(shard.sha256.is_some())));
-            findings.push(finding.wanted(format!("{}, as options say", said(is_digested))));
+            let finding = finding.seen(format!("{} of the shard", printed(shard.sha256.is_some())));
+            findings.push(finding.wanted(format!("{}, as options say", printed(is_digested))));
         }
     }
 }
@@ -242,10 +242,10 @@ impl<'a> Listed<'a> {
             }
             Some(number) => {
                 let seen = &segments[number];
-                let said = |pack: &str, length| format!("{length} raw bytes in {pack}");
+                let printed = |pack: &str, length| format!("{length} raw bytes in {pack}");
                 if (&*pack.path, wanted.raw_length) != (&*seen.pack, seen.raw_length) {
-                    let finding = finding.seen(said(&seen.pack, seen.raw_length));
-                    let wanted = said(&pack.path, wanted.raw_length);
+                    let finding = finding.seen(printed(&seen.pack, seen.raw_length));
+                    let wanted = printed(&pack.path, wanted.raw_length);
                     self.findings.push(finding.wanted(wanted));
                 }
             }

@@ -114,7 +114,7 @@ fn every_expected_name_classifies() {
 
 #[test]
 fn components_roles_layers_and_experts() {
-    let told = |name: &str| {
+    let reported = |name: &str| {
         let c = qwen3_omni_moe().classify(name).unwrap();
         (
             c.component.as_str(),
@@ -125,15 +125,15 @@ fn components_roles_layers_and_experts() {
         )
     };
     assert_eq!(
-        told("thinker.model.layers.5.mlp.experts.17.gate_proj.weight"),
+        reported("thinker.model.layers.5.mlp.experts.17.gate_proj.weight"),
         ("thinker.text", "expert_gate", "experts", Some(5), Some(17))
     );
     assert_eq!(
-        told("thinker.model.layers.5.mlp.gate.weight"),
+        reported("thinker.model.layers.5.mlp.gate.weight"),
         ("thinker.text", "router", "router", Some(5), None)
     );
     assert_eq!(
-        told("talker.model.layers.0.mlp.shared_expert_gate.weight"),
+        reported("talker.model.layers.0.mlp.shared_expert_gate.weight"),
         (
             "talker.text",
             "shared_expert_router",
@@ -143,23 +143,23 @@ fn components_roles_layers_and_experts() {
         )
     );
     assert_eq!(
-        told("talker.code_predictor.lm_head.14.weight"),
+        reported("talker.code_predictor.lm_head.14.weight"),
         ("talker.code_predictor", "lm_head", "lm_head", None, None)
     );
     assert_eq!(
-        told("talker.code_predictor.model.layers.2.mlp.gate_proj.weight"),
+        reported("talker.code_predictor.model.layers.2.mlp.gate_proj.weight"),
         ("talker.code_predictor", "mlp_gate", "mlp", Some(2), None)
     );
     assert_eq!(
-        told("thinker.audio_tower.layers.31.fc1.bias"),
+        reported("thinker.audio_tower.layers.31.fc1.bias"),
         ("thinker.audio", "audio_block", "block", Some(31), None)
     );
     assert_eq!(
-        told("code2wav.decoder.4.block.2.act1.alpha"),
+        reported("code2wav.decoder.4.block.2.act1.alpha"),
         ("code2wav", "codec_decoder", "decoder", None, None)
     );
     assert_eq!(
-        told("thinker.model.layers.7.mlp.experts.gate_up_proj"),
+        reported("thinker.model.layers.7.mlp.experts.gate_up_proj"),
         (
             "thinker.text",
             "expert_gate_up_stacked",
@@ -169,15 +169,15 @@ fn components_roles_layers_and_experts() {
         )
     );
     assert_eq!(
-        told("thinker.model.layers.0.self_attn.q_norm.weight").2,
+        reported("thinker.model.layers.0.self_attn.q_norm.weight").2,
         "attention"
     );
     assert_eq!(
-        told("thinker.model.layers.0.input_layernorm.weight").2,
+        reported("thinker.model.layers.0.input_layernorm.weight").2,
         "norms"
     );
     assert_eq!(
-        told("talker.hidden_projection.linear_fc2.bias").2,
+        reported("talker.hidden_projection.linear_fc2.bias").2,
         "projections"
     );
 }
@@ -432,7 +432,7 @@ fn class_defaults_fill_in() {
 
 #[test]
 fn hostile_values_are_refused_by_name() {
-    for (key, value, told) in [
+    for (key, value, reported) in [
         (
             "hidden_size",
             json!(-1),
@@ -497,10 +497,10 @@ fn hostile_values_are_refused_by_name() {
         let config = with(plain(), &format!("/{key}"), value);
         assert_eq!(
             refusal(qwen3_moe(), &config),
-            format!("config.json: {told}")
+            format!("config.json: {reported}")
         );
         let config = with(omni(), "/thinker_config/text_config", config);
-        let path = format!("config.json: thinker_config.text_config.{told}");
+        let path = format!("config.json: thinker_config.text_config.{reported}");
         assert_eq!(refusal(qwen3_omni_moe(), &config), path);
     }
     assert_eq!(
@@ -808,7 +808,7 @@ fn hunyuans_alpha_is_a_greater_base() {
 
 #[test]
 fn what_a_decoder_does_not_compute_is_refused_by_its_key() {
-    for (family, keys, told) in [
+    for (family, keys, reported) in [
         (
             "olmoe",
             json!({"clip_qkv": 8.0}),
@@ -886,6 +886,6 @@ fn what_a_decoder_does_not_compute_is_refused_by_its_key() {
         ),
     ] {
         let error = options_of(&small(family, &keys)).unwrap_err();
-        assert!(error.contains(told), "{family}: {error}");
+        assert!(error.contains(reported), "{family}: {error}");
     }
 }

@@ -197,7 +197,7 @@ fn with_cause(error: &GenerateError<&str>) -> String {
     }
 }
 
-fn told(model: &mut Fake, max_new_tokens: usize, stop_ids: &[u32], break_at: usize) -> Told {
+fn reported(model: &mut Fake, max_new_tokens: usize, stop_ids: &[u32], break_at: usize) -> Told {
     let mut seen = Vec::new();
     let options = GenerateOptions {
         max_new_tokens,
@@ -235,7 +235,7 @@ fn what_the_model_chooses_is_what_the_loop_would_choose() {
                     ..Fake::saying(&ids)
                 };
                 (
-                    told(&mut model, max_new_tokens, stop_ids, break_at),
+                    reported(&mut model, max_new_tokens, stop_ids, break_at),
                     model.chosen,
                 )
             };
@@ -261,7 +261,7 @@ fn what_the_model_chooses_is_what_the_loop_would_choose() {
 
 #[test]
 fn wrong_logits_are_named_where_the_model_chooses_and_only_before_the_end() {
-    for (wrong, said) in [
+    for (wrong, printed) in [
         (
             vec![0.0, 1.0, f32::NAN, f32::INFINITY],
             "step 4 cannot be used: the logit of token 2 is NaN",
@@ -275,20 +275,20 @@ fn wrong_logits_are_named_where_the_model_chooses_and_only_before_the_end() {
             "step 4 cannot be used: every logit is minus infinity",
         ),
     ] {
-        let told = |stop_ids: &[u32], chosen| {
+        let reported = |stop_ids: &[u32], chosen| {
             let mut model = Fake {
                 chosen,
                 ..Fake::saying(&[1, 2, 1, 3, 2, 1, 1, 1, 1, 1])
             };
             model.rows[4] = wrong.clone();
-            told(&mut model, 10, stop_ids, 99)
+            reported(&mut model, 10, stop_ids, 99)
         };
         for chosen in [None, Some(Vec::new())] {
-            let (seen, generated, _) = told(&[], chosen.clone());
+            let (seen, generated, _) = reported(&[], chosen.clone());
             assert_eq!(seen.iter().map(|s| s.1).collect::<Vec<_>>(), [1, 2, 1, 3]);
-            assert!(generated.unwrap_err().contains(said));
+            assert!(generated.unwrap_err().contains(printed));
             assert_eq!(
-                told(&[3], chosen).1.unwrap().reason,
+                reported(&[3], chosen).1.unwrap().reason,
                 StopReason::StopId(3),
                 "what comes after does not count"
             );

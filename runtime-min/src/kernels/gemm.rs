@@ -198,8 +198,8 @@ fn pack_block<S: Simd>(s: S, x: &[f32], stride: usize, order: Order, to: &mut [f
         for (i, row) in s.transpose(rows).iter().enumerate() {
             let mut line = Line::ZERO;
             s.store(*row, &mut line.0);
-            let place = first + (i / 2) * next + i % 2;
-            to[place * tokens..][..tokens].copy_from_slice(&line.0[..tokens]);
+            let row = first + (i / 2) * next + i % 2;
+            to[row * tokens..][..tokens].copy_from_slice(&line.0[..tokens]);
         }
     }
     for c in whole * LANES..columns {

@@ -53,15 +53,15 @@ fn mounts(root: &Path) -> Vec<Mount> {
 /// A line of `/proc/self/mountinfo`: `ID PARENT MAJOR:MINOR ROOT POINT OPTIONS … - TYPE SOURCE
 /// SUPER_OPTIONS`.
 fn mount(root: &Path, line: &str) -> Option<Mount> {
-    let (place, kind) = line.split_once(" - ")?;
+    let (mount, kind) = line.split_once(" - ")?;
     let mut kind = kind.split(' ');
     let version = match (kind.next()?, kind.nth(1)) {
         ("cgroup2", _) => Version::Two,
         ("cgroup", Some(options)) if options.split(',').any(|o| o == "memory") => Version::One,
         _ => return None,
     };
-    let mut place = place.split(' ').skip(3);
-    let (mounted, point) = (unescaped(place.next()?), unescaped(place.next()?));
+    let mut mount = mount.split(' ').skip(3);
+    let (mounted, point) = (unescaped(mount.next()?), unescaped(mount.next()?));
     Some(Mount {
         version,
         root: mounted,

@@ -181,16 +181,16 @@ impl Model<'_> {
             narrator.token(&step, &mut *sink)
         })?;
         let first = narrator.first;
-        let told = narrator.finish(&generated)?;
+        let reported = narrator.finish(&generated)?;
         runner.end_recording(&generated.ids);
         let bytes_read_before_first = runner.bytes_read_before_first;
         Ok(Generation {
-            text: told.text,
+            text: reported.text,
             ids: generated.ids,
-            stop_reason: told.reason,
-            stop_string: told.stop_string,
+            stop_reason: reported.reason,
+            stop_string: reported.stop_string,
             notes: Vec::new(),
-            rank: told.rank,
+            rank: reported.rank,
             time_to_first_token: first.unwrap_or_default(),
             time_after_first: first.map_or(Duration::ZERO, |f| began.elapsed().saturating_sub(f)),
             bytes_read_before_first,

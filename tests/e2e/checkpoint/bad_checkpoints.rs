@@ -528,11 +528,11 @@ fn zeros_and_numbers_that_are_none_are_named_but_packed() {
         segpack!["verify", &out].ok();
     }
     let run = segpack!["pack", &checkpoint, "-o", folder.path().join("text")].ok();
-    let said = format!("{}{}", run.text(), run.stderr);
+    let printed = format!("{}{}", run.text(), run.stderr);
     assert!(
         [zeros, nan, infinite]
             .iter()
-            .all(|name| said.contains(name)),
+            .all(|name| printed.contains(name)),
         "{run}"
     );
 }

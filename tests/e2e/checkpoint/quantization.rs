@@ -22,10 +22,10 @@ fn findings(tiny: &Tiny, at: &Path) -> Vec<(FindingKind, Option<String>, String)
     let checkpoint = tiny.write(at);
     let run = segpack!["scan", &checkpoint, "--json"].exits(3);
     let findings = run.findings();
-    let told = findings
+    let reported = findings
         .into_iter()
         .map(|f| (f.kind, f.tensor.clone(), f.to_string()));
-    told.collect()
+    reported.collect()
 }
 
 #[test]
@@ -65,8 +65,8 @@ fn all_parts_of_an_expert_lie_in_its_segment() {
     let mut document = manifest(&pack);
     let tensors = list(&mut document, "tensors");
     let of_expert = |t: &&Value| t["segment"] == "text.layers.1.experts.3";
-    let told = |t: &Value| format!("{} {} {} {}", t["name"], t["dtype"], t["role"], t["part"]);
-    let expert: Vec<String> = tensors.iter().filter(of_expert).map(told).collect();
+    let reported = |t: &Value| format!("{} {} {} {}", t["name"], t["dtype"], t["role"], t["part"]);
+    let expert: Vec<String> = tensors.iter().filter(of_expert).map(reported).collect();
     let wanted = ["gate", "up", "down"].map(|m| {
         [
             ("weight", "F8_E4M3", "null"),

@@ -128,31 +128,31 @@ fn tables_and_verdicts() {
 fn errors_say_what_where_and_what_to_do() {
     let folder = temp();
     let at = |name: &str| folder.path().join(name);
-    let said = |name: &str, run: Run| assert_text(name, &run.stderr, Some(folder.path()));
-    said("error-no-such-command", segpack!["dance"].exits(2));
-    said("error-no-output", segpack!["pack", tiny_text()].exits(2));
-    said(
+    let printed = |name: &str, run: Run| assert_text(name, &run.stderr, Some(folder.path()));
+    printed("error-no-such-command", segpack!["dance"].exits(2));
+    printed("error-no-output", segpack!["pack", tiny_text()].exits(2));
+    printed(
         "error-bad-codec",
         segpack!["pack", tiny_text(), "-o", at("x"), "--codec", "zip"].exits(2),
     );
-    said(
+    printed(
         "error-level-of-raw",
         segpack!["pack", tiny_text(), "-o", at("x"), "--level", "3"].exits(2),
     );
-    said(
+    printed(
         "error-no-such-component",
         segpack!["pack", tiny_full(), "-o", at("x"), "--include", "brain"].exits(2),
     );
-    said(
+    printed(
         "error-no-such-checkpoint",
         segpack!["scan", at("nothing")].exits(1),
     );
-    said("error-not-a-pack", segpack!["ls", folder.path()].exits(3));
+    printed("error-not-a-pack", segpack!["ls", folder.path()].exits(3));
     let mut tiny = Tiny::text();
     tiny.remove("thinker.model.layers.1.mlp.experts.7.up_proj.weight");
     tiny.tensor("thinker.model.norm.weight").shape = vec![8, 8];
     let checkpoint = tiny.write(&at("checkpoint"));
-    said(
+    printed(
         "error-incomplete",
         segpack!["pack", &checkpoint, "-o", at("x")].exits(3),
     );
@@ -167,15 +167,15 @@ fn errors_say_what_where_and_what_to_do() {
         "{scanned}"
     );
     segpack!["pack", tiny_text(), "-o", at("pack")].ok();
-    said(
+    printed(
         "error-output-exists",
         segpack!["pack", tiny_text(), "-o", at("pack")].exits(1),
     );
-    said(
+    printed(
         "error-no-such-tensor",
         segpack!["cat", at("pack"), "thinker.model.norm"].exits(3),
     );
-    said(
+    printed(
         "error-rows",
         segpack!["cat", at("pack"), "thinker.lm_head.weight", "--rows", "5-9"].exits(2),
     );

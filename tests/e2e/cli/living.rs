@@ -60,7 +60,7 @@ fn a_receipt_says_what_was_verified_and_whether_files_changed_since() {
     let folder = temp();
     let pack = packed(&tiny_full(), folder.path());
     let receipt = folder.path().join("receipt.json");
-    let said = |receipt: &std::path::Path| {
+    let printed = |receipt: &std::path::Path| {
         let run = segpack!["info", &pack, "--receipt", receipt, "--json"];
         run.ok().json()["verified"].clone()
     };
@@ -75,7 +75,7 @@ fn a_receipt_says_what_was_verified_and_whether_files_changed_since() {
 
     segpack!["verify", &pack, "--quick", "--receipt", &receipt].ok();
     segpack!["verify", &pack, "--receipt", &receipt].ok();
-    let verified = said(&receipt);
+    let verified = printed(&receipt);
     assert_eq!(verified["since"], "unchanged");
     #[cfg(unix)]
     {
@@ -91,7 +91,7 @@ fn a_receipt_says_what_was_verified_and_whether_files_changed_since() {
     // the same bytes written again are another time
     let file = pack.join("packs/code2wav.safetensors");
     fs::write(&file, fs::read(&file).unwrap()).unwrap();
-    let verified = said(&receipt);
+    let verified = printed(&receipt);
     assert_eq!(verified["since"], "changed");
     assert_eq!(verified["changed"], "packs/code2wav.safetensors");
     let other = folder.path().join("other");

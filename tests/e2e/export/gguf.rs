@@ -82,7 +82,7 @@ pub(super) fn export(pack: &Path, out: &Path, options: &[&str]) -> Run {
 
 /// Asserts that it went well and said all of this.
 #[track_caller]
-pub(super) fn said(run: Run, words: &[&str]) {
+pub(super) fn printed(run: Run, words: &[&str]) {
     let run = run.ok();
     for word in words {
         assert!(
@@ -241,7 +241,7 @@ fn raw_and_coded_packs_and_any_number_of_threads_give_the_same_file() {
         );
         pack_into(&tiny_full(), &pack, &["--codec", codec]);
         for dtype in ["keep", "q8_0"] {
-            said(
+            printed(
                 export(&pack, &out, &["--dtype", dtype, "-j", jobs]),
                 &["read back and equal"],
             );
@@ -263,7 +263,7 @@ fn a_plain_checkpoint_of_the_same_model_gives_the_same_file() {
         folder.path().join("b.gguf"),
     );
     let pack = packed(&tiny_full(), folder.path());
-    said(
+    printed(
         export(&pack, &direct, &[]),
         &["images, audio and video need the full thinker"],
     );
@@ -355,7 +355,7 @@ fn dtypes_are_as_asked_but_for_norms_routers_and_rows_without_blocks() {
         }
     }
     let (run, _folder) = attempt(&Tiny::text(), &["--dtype", "q8_0"]);
-    said(
+    printed(
         run,
         &[
             "3 tensors have rows that are no multiple of 32 and are F16",
@@ -427,7 +427,7 @@ fn quantized_values_are_near_the_packs_and_the_same_from_any_pack_and_threads() 
         );
         pack_into(&checkpoint, &pack, &["--codec", codec]);
         let options = ["--dtype", "q4_k_m", "-j", jobs];
-        said(export(&pack, &out, &options), &["read back and equal"]);
+        printed(export(&pack, &out, &options), &["read back and equal"]);
         files.push(anonymous(&out));
     }
     assert!(files[0] == files[1] && files[0] == files[2]);
@@ -615,7 +615,7 @@ fn a_size_splits_the_model_into_files_that_name_one_another() {
     let whole = exported(&tiny_full(), &[]);
     let out = folder.path().join("m.gguf");
     let pack = packed(&tiny_full(), folder.path());
-    said(
+    printed(
         export(&pack, &out, &["--max-shard-size", "60kB"]),
         &["7 files"],
     );

@@ -9,7 +9,7 @@ use segpack_formats::digest::Sha256;
 use segpack_formats::gguf::{Array, Value};
 use serde_json::{Value as Json, json};
 
-use super::gguf::{Gguf, export, said};
+use super::gguf::{Gguf, export, printed};
 use crate::support::checkpoint::fixtures;
 use crate::support::cli::{Run, packed};
 use crate::support::damage::flip;
@@ -90,7 +90,7 @@ fn a_file_is_what_llama_cpps_converter_makes_of_the_same_checkpoint() {
         let pack = packed(&fixtures().join(checkpoint), folder.path());
         for dtype in ["bf16", "f16", "f32", "q8_0"] {
             let out = folder.path().join(format!("{dtype}.gguf"));
-            said(
+            printed(
                 export(&pack, &out, &["--dtype", dtype]),
                 &["read back and equal"],
             );
@@ -144,7 +144,7 @@ fn every_mix_of_blocks_is_written_of_floats_and_refused_of_mxfp4() {
                     .says(&["the experts are MXFP4 already", "--dtype q8_0"]);
                 assert!(!out.exists());
             } else {
-                said(run, &["read back and equal"]);
+                printed(run, &["read back and equal"]);
             }
         }
     }

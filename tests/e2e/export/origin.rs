@@ -157,9 +157,9 @@ fn a_trace_of_an_export_belongs_to_its_pack_and_to_no_other() {
     let folder = temp();
     let pack = packed(&tiny_full(), folder.path());
     let trace = trace_of_export(folder.path(), &manifest_sha256(&pack));
-    let said = segpack!["validate", &pack, "--reference", &trace].ok();
+    let printed = segpack!["validate", &pack, "--reference", &trace].ok();
     let words = "recorded from an export of this pack";
-    assert!(said.text().contains(words), "{said}");
+    assert!(printed.text().contains(words), "{printed}");
     let report = segpack!["validate", &pack, "--reference", &trace, "--json"].ok();
     assert_eq!(report.json()["is_of_export"], true);
 
@@ -186,8 +186,8 @@ fn biases_that_runtimes_leave_out_are_named_with_their_versions() {
     {
         let pack = packed(checkpoint, &folder.path().join(number.to_string()));
         let out = folder.path().join(format!("out{number}"));
-        let said = segpack!["export", &pack, "--to", "qwen3-moe", "-o", &out].ok();
-        let is_said = said.text().contains("vLLM 0.32 leaves out the biases");
-        assert_eq!(is_said, *has_bias, "{said}");
+        let printed = segpack!["export", &pack, "--to", "qwen3-moe", "-o", &out].ok();
+        let is_said = printed.text().contains("vLLM 0.32 leaves out the biases");
+        assert_eq!(is_said, *has_bias, "{printed}");
     }
 }

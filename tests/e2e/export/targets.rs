@@ -153,7 +153,7 @@ fn a_thinker_alone_promises_no_audio() {
     let folder = temp();
     for pack in packs(&tiny_full(), &folder) {
         let out = folder.path().join("out");
-        let said = segpack![
+        let printed = segpack![
             "export",
             &pack,
             "--to",
@@ -164,7 +164,10 @@ fn a_thinker_alone_promises_no_audio() {
             "thinker"
         ]
         .ok();
-        assert!(said.text().contains("enable_audio_output: false"), "{said}");
+        assert!(
+            printed.text().contains("enable_audio_output: false"),
+            "{printed}"
+        );
         let mut config = Tiny::full().config;
         config["enable_audio_output"] = json!(false);
         config
@@ -214,11 +217,12 @@ fn the_text_part_is_a_plain_qwen3_moe() {
     let folder = temp();
     for pack in packs(&tiny_full(), &folder) {
         let out = folder.path().join("out");
-        let said = segpack!["export", &pack, "--to", "qwen3-moe", "-o", &out].ok();
+        let printed = segpack!["export", &pack, "--to", "qwen3-moe", "-o", &out].ok();
         assert!(
-            said.text()
+            printed
+                .text()
                 .contains("images, audio and video need the full thinker"),
-            "{said}"
+            "{printed}"
         );
         let is_text = |t: &&Tensor| {
             t.name.starts_with("thinker.model.") || t.name.starts_with("thinker.lm_head.")
@@ -633,8 +637,8 @@ fn arrays_for_numpy() {
         "export", &pack, "--to", "npy", "-o", &wide, "--dtype", "f32"
     ]
     .ok();
-    let said = segpack!["export", &pack, "--to", "npy", "-o", &kept].ok();
-    assert!(said.text().contains("ml_dtypes.bfloat16"), "{said}");
+    let printed = segpack!["export", &pack, "--to", "npy", "-o", &kept].ok();
+    assert!(printed.text().contains("ml_dtypes.bfloat16"), "{printed}");
     for tensor in Tiny::text().tensors() {
         let name = format!("{}.npy", tensor.name);
         let sides: Vec<String> = tensor.shape.iter().map(u64::to_string).collect();

@@ -303,10 +303,10 @@ fn coded_streams_that_lie_are_caught_though_every_digest_fits() {
             );
             assert_eq!(finding.segment.as_deref(), Some(id), "lie {number}: {run}");
         }
-        let said = findings[0].to_string();
+        let printed = findings[0].to_string();
         assert!(
-            said.contains(words),
-            "lie {number}: {words:?} is not in {said:?}"
+            printed.contains(words),
+            "lie {number}: {words:?} is not in {printed:?}"
         );
         segpack!["cat", &pack, id].exits(3);
         let back = pack.with_extension("back");

@@ -162,10 +162,10 @@ fn one_bit_in_a_raw_tensor_names_the_tensor_and_nothing_else() {
             let path = segment["pack"].as_str().unwrap();
             assert_found(&pack, "--sums", FindingKind::DamagedFile, path);
             assert_found(&pack, "--sums", FindingKind::DamagedSegment, path);
-            let said = segpack!["cat", &pack, tensor["name"].as_str().unwrap()].exits(3);
+            let printed = segpack!["cat", &pack, tensor["name"].as_str().unwrap()].exits(3);
             assert!(
-                said.stderr.contains(tensor["name"].as_str().unwrap()),
-                "{said}"
+                printed.stderr.contains(tensor["name"].as_str().unwrap()),
+                "{printed}"
             );
             flip(&file, at);
         }
@@ -926,8 +926,8 @@ fn a_manifest_that_lies_is_caught() {
     for (words, lie) in lies {
         edit_manifest(&pack, lie);
         let findings = assert_found(&pack, "--quick", FindingKind::BadManifest, "manifest.json");
-        let said = findings[0].seen.clone().unwrap();
-        assert!(said.contains(words), "{words:?} is not in {said:?}");
+        let printed = findings[0].seen.clone().unwrap();
+        assert!(printed.contains(words), "{words:?} is not in {printed:?}");
         segpack!["ls", &pack].exits(3).says(&["manifest.json"]);
         segpack!["unpack", &pack, "-o", pack.with_extension("back")].exits(3);
         edit_manifest(&pack, |m| m.clone_from(&whole));

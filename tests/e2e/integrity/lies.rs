@@ -594,8 +594,8 @@ fn sweep(seed: u64, count: u64) {
     let good = folder.path().join("good");
     pack_into(&tiny_full(), &good, &[]);
     let mut random = Random(seed);
-    let mut told = 0;
-    while told < count {
+    let mut reported = 0;
+    while reported < count {
         let pack = folder.path().join("lie");
         let _ = fs::remove_dir_all(&pack);
         copy(&good, &pack);
@@ -603,13 +603,13 @@ fn sweep(seed: u64, count: u64) {
         let Some(what) = change_at_random(&mut document, &mut random) else {
             continue;
         };
-        told += 1;
+        reported += 1;
         crate::support::damage::edit_manifest(&pack, |m| *m = document);
         let run = segpack!["verify", &pack, "--quick", "--json"];
         assert_eq!(
             run.status,
             Some(3),
-            "seed {seed}, lie {told}, {what}: {run}"
+            "seed {seed}, lie {reported}, {what}: {run}"
         );
     }
 }

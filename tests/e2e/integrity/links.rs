@@ -133,17 +133,17 @@ fn no_command_reads_a_pack_through_a_link() {
                 position.starts_with(read) || read.starts_with(&format!("{position}/"))
             });
             let done = scene.run(words);
-            let (status, said) = (done.status, format!("{done}"));
+            let (status, printed) = (done.status, format!("{done}"));
             tried += 1;
             if status == Some(0) {
-                assert!(!needed || words[0] == "run", "{position}: {said}");
+                assert!(!needed || words[0] == "run", "{position}: {printed}");
             } else {
                 refused += 1;
-                assert_eq!(status, Some(3), "{position}: {said}");
-                assert!(said.contains("link"), "{position}: {said}");
+                assert_eq!(status, Some(3), "{position}: {printed}");
+                assert!(printed.contains("link"), "{position}: {printed}");
             }
             if words[0] == "verify" {
-                assert_ne!(status, Some(0), "{position}: {said}");
+                assert_ne!(status, Some(0), "{position}: {printed}");
             }
             let _ = fs::remove_dir_all(scene.out());
             let _ = fs::remove_file(scene.path("out.safetensors"));

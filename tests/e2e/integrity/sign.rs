@@ -66,8 +66,8 @@ fn refused(pack: &Path, signature: &str, key: &Path, words: &str) {
         .filter(|f| f.kind == FindingKind::BadSignature)
         .collect();
     assert_eq!(bad.len(), 1, "{run}");
-    let said = format!("{:?} {:?}", bad[0].seen, bad[0].wanted);
-    assert!(said.contains(words), "{said}");
+    let printed = format!("{:?} {:?}", bad[0].seen, bad[0].wanted);
+    assert!(printed.contains(words), "{printed}");
     assert_eq!(run.json()["signature"], Value::Null);
 }
 

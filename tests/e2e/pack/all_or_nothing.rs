@@ -247,14 +247,14 @@ impl Scene {
             return;
         }
         // between two renames or moves
-        let said = self.run(self.writer.words, &[]);
-        assert_eq!(said.status, Some(1), "{what}: {said}");
+        let printed = self.run(self.writer.words, &[]);
+        assert_eq!(printed.status, Some(1), "{what}: {printed}");
         if is_pack {
             // any run ends what was begun
-            assert!(self.seen() == self.after, "{what}: {said}");
+            assert!(self.seen() == self.after, "{what}: {printed}");
             return;
         }
-        assert!(said.stderr.contains("--resume"), "{what}: {said}");
+        assert!(printed.stderr.contains("--resume"), "{what}: {printed}");
         assert!(
             self.writer.moves_files() || !self.out().exists(),
             "{what}: {:?}",

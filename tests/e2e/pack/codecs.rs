@@ -154,7 +154,7 @@ fn every_command_gives_the_same_from_every_codec() {
 }
 
 /// Everything that `run` and its trace say, but for times, memory and what was read.
-fn said(pack: &Path, folder: &Path, more: &[&str]) -> (Vec<Value>, Vec<u8>) {
+fn printed(pack: &Path, folder: &Path, more: &[&str]) -> (Vec<Value>, Vec<u8>) {
     let trace = folder.join("trace.safetensors");
     let arguments = with(
         &[
@@ -197,16 +197,16 @@ fn runs_are_the_same_bits_from_every_codec() {
     let folder = temp();
     for checkpoint in [tiny_full(), wide().write(&folder.path().join("checkpoint"))] {
         let (_packs, packs) = packs(&checkpoint);
-        let wanted = said(&packs[0], folder.path(), &[]);
+        let wanted = printed(&packs[0], folder.path(), &[]);
         assert!(!wanted.0.is_empty() && !wanted.1.is_empty());
         for pack in &packs[1..] {
             assert!(
-                said(pack, folder.path(), &[]) == wanted,
+                printed(pack, folder.path(), &[]) == wanted,
                 "{}",
                 pack.display()
             );
             assert!(
-                said(
+                printed(
                     pack,
                     folder.path(),
                     &["--expert-cache", "3", "--threads", "1"]

@@ -144,11 +144,13 @@ fn what_a_file_system_cannot_hold_is_refused_before() {
         ] {
             for kind in [fat, exfat] {
                 let words = words(list, &pack, &out);
-                let said = Run::of(faulty(Fault::FileSystem(kind)).args(&words));
-                let said = said.exits(1).says(&[why, "hint: "]);
+                let printed = Run::of(faulty(Fault::FileSystem(kind)).args(&words));
+                let printed = printed.exits(1).says(&[why, "hint: "]);
                 assert!(
-                    [one, other].iter().any(|name| said.stderr.contains(name)),
-                    "{said}"
+                    [one, other]
+                        .iter()
+                        .any(|name| printed.stderr.contains(name)),
+                    "{printed}"
                 );
                 let left: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
                 assert_eq!(left.len(), 2, "{list:?}: {left:?}");

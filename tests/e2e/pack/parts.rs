@@ -268,10 +268,10 @@ fn a_damaged_part_is_named_and_not_joined() {
         &["are damaged", "as its part says", pack.to_str().unwrap()],
     );
     let again = ["--part K/N -o PART --force` packs that part again"];
-    let said = scene.join(&parts, &[]).says(&again);
-    assert!(!said.stderr.contains("repair"), "{said}");
-    let said = segpack!["verify", &parts[1]].exits(3).says(&again);
-    assert!(!said.stderr.contains("repair"), "{said}");
+    let printed = scene.join(&parts, &[]).says(&again);
+    assert!(!printed.stderr.contains("repair"), "{printed}");
+    let printed = segpack!["verify", &parts[1]].exits(3).says(&again);
+    assert!(!printed.stderr.contains("repair"), "{printed}");
     // its length is right, and nobody asked
     scene.join(&parts, &["--no-verify"]).ok();
     segpack!["verify", scene.at("joined")].exits(3);
@@ -295,9 +295,9 @@ fn what_a_join_that_was_killed_has_left_is_started_over() {
     // as it is then
     fs::create_dir_all(scene.at("joined/.partial/files")).unwrap();
     fs::write(scene.at("joined/.partial/lock"), b"").unwrap();
-    let said = scene.join(&parts, &[]).exits(1);
-    assert!(!said.stderr.contains("--resume"), "{said}");
-    said.says(&["--force starts over"]);
+    let printed = scene.join(&parts, &[]).exits(1);
+    assert!(!printed.stderr.contains("--resume"), "{printed}");
+    printed.says(&["--force starts over"]);
     scene.join(&parts, &["--force"]).ok();
     assert_same(&scene.at("whole"), &scene.at("joined"));
 }
@@ -309,8 +309,11 @@ fn verify_says_that_it_is_a_part_and_checks_what_is_there() {
     for how in ["--quick", "--sums", "--json"] {
         segpack!["verify", &parts[0], how].ok();
     }
-    let said = segpack!["verify", &parts[1]].ok();
-    assert!(said.text().contains("part 2 of 2 of a pack"), "{said}");
+    let printed = segpack!["verify", &parts[1]].ok();
+    assert!(
+        printed.text().contains("part 2 of 2 of a pack"),
+        "{printed}"
+    );
     let report = segpack!["verify", &parts[1], "--json"].ok().json();
     assert_eq!(report["part"], json!([2, 2]));
 

@@ -26,7 +26,7 @@ fn packed() -> (TempDir, PathBuf) {
 fn a_quiet_run_says_nothing_but_results() {
     let folder = temp();
     let out = folder.path().join("pack");
-    let said = [
+    let printed = [
         segpack!["--quiet", "pack", tiny_full(), "-o", &out]
             .ok()
             .stderr,
@@ -37,7 +37,7 @@ fn a_quiet_run_says_nothing_but_results() {
         segpack!["scan", "-q", tiny_full()].ok().stderr,
         segpack!["ls", &out].ok().stderr,
     ];
-    assert!(said.iter().all(String::is_empty), "{said:?}");
+    assert!(printed.iter().all(String::is_empty), "{printed:?}");
     // errors are said even then
     segpack!["pack", "-q", tiny_full(), "-o", &out]
         .exits(1)
@@ -188,11 +188,11 @@ fn a_terminal_gets_no_binary() {
         eprintln!("not tested: script is not on the PATH");
         return;
     };
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{said}");
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{printed}");
     assert!(
-        said.contains("terminal") && said.contains('\u{1b}'),
-        "{said:?}"
+        printed.contains("terminal") && printed.contains('\u{1b}'),
+        "{printed:?}"
     );
     let plain = script(
         &[("NO_COLOR", "1")],

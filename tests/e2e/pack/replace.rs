@@ -196,8 +196,8 @@ fn a_good_pack_outlives_a_source_that_rotted() {
 #[test]
 fn in_place_says_what_it_gives_up() {
     let scene = Scene::make();
-    let said = scene.again(&["--in-place"]).ok();
-    assert!(said.stderr.contains("neither is there"), "{said}");
+    let printed = scene.again(&["--in-place"]).ok();
+    assert!(printed.stderr.contains("neither is there"), "{printed}");
     scene.check_new("in place");
     segpack!["pack", tiny_text(), "-o", &scene.out, "--in-place"].exits(2);
 }
@@ -244,10 +244,10 @@ fn a_signature_in_the_pack_is_no_damage_and_goes_with_what_it_signed() {
     let scene = Scene::make();
     let signature = scene.out.join("model.sig");
     write_file(&signature, b"{}");
-    let said = segpack!["verify", &scene.out].ok();
+    let printed = segpack!["verify", &scene.out].ok();
     assert!(
-        said.text().contains("unchecked signature: model.sig"),
-        "{said}"
+        printed.text().contains("unchecked signature: model.sig"),
+        "{printed}"
     );
     let run = segpack!["verify", &scene.out, "--json"].ok();
     let kinds: Vec<_> = run.findings().iter().map(|f| f.kind).collect();

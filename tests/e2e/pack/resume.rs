@@ -129,9 +129,9 @@ fn end(child: Child) -> (i32, String) {
         .code()
         .or_else(|| output.status.signal().map(|s| 128 + s))
         .unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(!said.contains("panicked at"), "{said}");
-    (status, said)
+    let printed = String::from_utf8(output.stderr).unwrap();
+    assert!(!printed.contains("panicked at"), "{printed}");
+    (status, printed)
 }
 
 fn interrupt_at(slow: &Slow, folder: &Path, name: &str, packs: usize, jobs: &str) {
@@ -141,7 +141,7 @@ fn interrupt_at(slow: &Slow, folder: &Path, name: &str, packs: usize, jobs: &str
     if in_time {
         signal(&child, name);
     }
-    let (status, said) = end(child);
+    let (status, printed) = end(child);
     let wanted = match name {
         "INT" => 130,
         "TERM" => 143,
@@ -150,10 +150,10 @@ fn interrupt_at(slow: &Slow, folder: &Path, name: &str, packs: usize, jobs: &str
     // near the end it may be quicker than the signal
     assert!(
         status == wanted || status == 0 && packs > 6,
-        "{name} after {packs} packs: status {status}\n{said}"
+        "{name} after {packs} packs: status {status}\n{printed}"
     );
     if status == wanted && name != "KILL" {
-        assert!(said.contains("interrupted"), "{said}");
+        assert!(printed.contains("interrupted"), "{printed}");
     }
     let whole = out.join("manifest.json").exists();
     let resumed = slow.assert_resumes(&out);
@@ -476,10 +476,10 @@ fn a_long_run_says_how_far_it_is() {
     signal(&child, "STOP");
     sleep(Duration::from_millis(10_500));
     signal(&child, "CONT");
-    let (status, said) = end(child);
+    let (status, printed) = end(child);
     assert!(
-        status == 0 && said.contains("packing: ") && said.contains("left"),
-        "{status}: {said}"
+        status == 0 && printed.contains("packing: ") && printed.contains("left"),
+        "{status}: {printed}"
     );
 }
 
@@ -508,12 +508,12 @@ fn a_source_that_changes_while_it_is_read_is_noticed() {
         signal(&child, "STOP");
         harm(&last);
         signal(&child, "CONT");
-        let (status, said) = end(child);
+        let (status, printed) = end(child);
         assert!(
-            status == 3 && said.contains("changed while"),
-            "{status}: {said}"
+            status == 3 && printed.contains("changed while"),
+            "{status}: {printed}"
         );
-        assert!(said.contains("model-00004"), "{said}");
+        assert!(printed.contains("model-00004"), "{printed}");
         assert!(!out.exists(), "something was left");
         fs::write(&last, &good).unwrap();
     }
@@ -542,13 +542,13 @@ fn interrupt_unpack(slow: &Slow, out: &Path, name: &str) -> i32 {
         sleep(Duration::from_micros(100));
     }
     signal(&child, name);
-    let (status, said) = end(child);
+    let (status, printed) = end(child);
     assert!(
         matches!(
             (name, status),
             (_, 0) | ("KILL", 137) | ("INT", 130) | ("TERM", 143)
         ),
-        "{name}: {said}"
+        "{name}: {printed}"
     );
     status
 }

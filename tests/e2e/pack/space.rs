@@ -106,13 +106,13 @@ fn a_disk_that_holds_the_coded_pack_is_large_enough() {
 
     // raw, it does not fit, and neither does the coded one on a smaller disk
     let few = (whole / 2 + SPARE).to_string();
-    for (name, free, options, said) in [
+    for (name, free, options, printed) in [
         ("raw", &enough.to_string(), &[][..], "needs "),
         ("small", &few, &coded, "needs about "),
     ] {
         let refused = pack_with(free, &checkpoint, &at(name), options)
             .exits(1)
-            .says(&[said, "has only", "hint: free some space"]);
+            .says(&[printed, "has only", "hint: free some space"]);
         assert!(!refused.stderr.contains("--in-place"), "{refused}");
         assert!(!at(name).exists());
     }

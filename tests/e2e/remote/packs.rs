@@ -323,13 +323,13 @@ fn ctrl_c_ends_a_read_that_waits_for_the_server() {
         );
         std::thread::sleep(Duration::from_millis(20));
     }
-    let asked = Instant::now();
+    let requested = Instant::now();
     press_ctrl_c(&child);
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(
-        asked.elapsed() < Duration::from_secs(3),
+        requested.elapsed() < Duration::from_secs(3),
         "{:?}",
-        asked.elapsed()
+        requested.elapsed()
     );
 }
 
@@ -338,8 +338,8 @@ fn run_cached(scene: &Scene, cache: &str) -> (Run, usize) {
     let before = scene.hub.log().len();
     let options = format!("--prompt-ids 5,9 --max-new-tokens 3 --json --segment-cache {cache}");
     let run = scene.remote("run", &scene.hub.folder(), &options).ok();
-    let asked = of_packs(&scene.hub.log()[before..]).len();
-    (run, asked)
+    let requested = of_packs(&scene.hub.log()[before..]).len();
+    (run, requested)
 }
 
 /// Token ids of a run.
@@ -363,10 +363,10 @@ fn kept(cache: &Path) -> Vec<PathBuf> {
 fn a_second_run_takes_all_segments_from_the_cache() {
     let scene = Scene::large(Faults::default());
     let cache = scene.at("cache");
-    let (first, asked) = run_cached(&scene, &cache.display().to_string());
-    assert!(asked > 0 && !kept(&cache).is_empty());
-    let (second, asked) = run_cached(&scene, &cache.display().to_string());
-    assert_eq!(asked, 0, "{:?}", scene.hub.log());
+    let (first, requested) = run_cached(&scene, &cache.display().to_string());
+    assert!(requested > 0 && !kept(&cache).is_empty());
+    let (second, requested) = run_cached(&scene, &cache.display().to_string());
+    assert_eq!(requested, 0, "{:?}", scene.hub.log());
     let local = scene
         .local("run", "--prompt-ids 5,9 --max-new-tokens 3 --json")
         .ok();
@@ -384,8 +384,8 @@ fn what_is_damaged_or_foreign_in_a_cache_is_thrown_away_and_fetched_again() {
     std::fs::write(&segments[1], b"something else").unwrap();
     std::fs::remove_file(&segments[2]).unwrap();
     std::os::unix::fs::symlink("/dev/zero", &segments[2]).unwrap();
-    let (second, asked) = run_cached(&scene, &cache.display().to_string());
-    assert_eq!(asked, 3, "{:?}", scene.hub.log());
+    let (second, requested) = run_cached(&scene, &cache.display().to_string());
+    assert_eq!(requested, 3, "{:?}", scene.hub.log());
     assert_eq!(ids(&first), ids(&second));
     assert_eq!(
         second
@@ -395,8 +395,8 @@ fn what_is_damaged_or_foreign_in_a_cache_is_thrown_away_and_fetched_again() {
         3,
         "{second}"
     );
-    let (_, asked) = run_cached(&scene, &cache.display().to_string());
-    assert_eq!(asked, 0);
+    let (_, requested) = run_cached(&scene, &cache.display().to_string());
+    assert_eq!(requested, 0);
 }
 
 #[test]
@@ -412,8 +412,8 @@ fn a_cache_stays_under_its_limit_and_what_was_not_used_for_longest_goes_first() 
     let limit = all / 2;
     let options = format!("{} --segment-cache-size {limit}", cache.display());
     let (first, _) = run_cached(&scene, &options);
-    let (second, asked) = run_cached(&scene, &options);
-    assert!(asked > 0);
+    let (second, requested) = run_cached(&scene, &options);
+    assert!(requested > 0);
     assert_eq!(ids(&first), ids(&second));
     let held = |cache: &Path| -> u64 {
         let files = contents(cache);

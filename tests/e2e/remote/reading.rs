@@ -173,11 +173,11 @@ fn ctrl_c_ends_a_command_that_waits_for_a_list_or_a_header() {
         while !scene.hub.is_stalled() {
             thread::sleep(Duration::from_millis(10));
         }
-        let asked = Instant::now();
+        let requested = Instant::now();
         press_ctrl_c(&child);
         let ended = child.wait_with_output().unwrap();
         // that of a request is 30 s, and is tried six times
-        let took = asked.elapsed();
+        let took = requested.elapsed();
         assert!(took < Duration::from_secs(5), "{silent}: {took:?}");
         let run = Run::from_output(format!("{arguments:?} {silent}"), ended);
         run.exits(130).says(&["stopping…"]);

@@ -30,7 +30,7 @@ fn arguments(pack: &Path, options: &[&str]) -> Vec<OsString> {
 }
 
 /// A conversation of these lines.
-fn said(pack: &Path, options: &[&str], lines: &str) -> Run {
+fn printed(pack: &Path, options: &[&str], lines: &str) -> Run {
     let mut child = start(&arguments(pack, options));
     let mut input = child.stdin.take().unwrap();
     input.write_all(lines.as_bytes()).unwrap();
@@ -47,7 +47,7 @@ fn a_conversation_remembers_what_was_said() {
         "Name three rivers.\n\nThe longest?\n/save {}\n",
         saved.display()
     );
-    said(&pack, &options, &lines).ok();
+    printed(&pack, &options, &lines).ok();
     let document: Value = serde_json::from_slice(&fs::read(&saved).unwrap()).unwrap();
     let messages = document["messages"].as_array().unwrap();
     let roles: Vec<_> = messages
@@ -70,10 +70,10 @@ fn a_conversation_remembers_what_was_said() {
     let (_, summary) = run.ok().tokens();
     assert_eq!(summary["text"], messages[4]["content"]);
     // what was saved can be gone on with
-    let run = said(&pack, &["--load", saved.to_str().unwrap()], "/show\n").ok();
+    let run = printed(&pack, &["--load", saved.to_str().unwrap()], "/show\n").ok();
     assert_eq!(serde_json::from_str::<Value>(run.text()).unwrap(), document);
     let lines = format!("/load {}\n/reset\n/system\n/show\n", saved.display());
-    let run = said(&pack, &[], &lines).ok();
+    let run = printed(&pack, &[], &lines).ok();
     assert_eq!(
         serde_json::from_str::<Value>(run.text()).unwrap(),
         json!({"messages": []})
@@ -186,7 +186,7 @@ fn what_a_conversation_cannot_take_is_an_error() {
         ("/save /no/such/folder/x.json\n", "cannot write"),
         ("/load /no/such/file.json\n", "cannot"),
     ] {
-        let run = said(&pack, &[], lines);
+        let run = printed(&pack, &[], lines);
         assert!(run.status.is_some_and(|status| status > 0), "{run}");
         run.says(&[words]);
     }
@@ -197,13 +197,15 @@ fn what_a_conversation_cannot_take_is_an_error() {
     )
     .unwrap();
     let load = ["--load", bad.to_str().unwrap()];
-    said(&pack, &load, "").exits(3).says(&["of text alone"]);
-    let run = said(&pack, &["--context", "4"], "Hi, is the user on?\n").exits(1);
+    printed(&pack, &load, "").exits(3).says(&["of text alone"]);
+    let run = printed(&pack, &["--context", "4"], "Hi, is the user on?\n").exits(1);
     run.says(&["the conversation has", "room for 4"]);
     let (_folder, without) = packed(&tiny_text());
-    said(&without, &[], "Hi\n").exits(3).says(&["no tokenizer"]);
+    printed(&without, &[], "Hi\n")
+        .exits(3)
+        .says(&["no tokenizer"]);
     // help, and the end
-    let run = said(&pack, &[], "/help\n/exit\nnot read\n").ok();
+    let run = printed(&pack, &[], "/help\n/exit\nnot read\n").ok();
     assert!(run.stdout.is_empty());
     run.says(&["/system [TEXT]", "/load FILE"]);
 }

@@ -115,7 +115,7 @@ fn a_text_comes_from_argument_or_standard_input_and_as_a_chat() {
 #[test]
 fn candidates_ranks_and_sampling_are_as_asked() {
     let (_folder, pack) = packed(&tiny_full());
-    let asked = [
+    let requested = [
         "--prompt",
         "Hi",
         "--max-new-tokens",
@@ -125,7 +125,7 @@ fn candidates_ranks_and_sampling_are_as_asked() {
         "--rank",
         " the",
     ];
-    let (tokens, summary) = cli::run(&arguments(&pack, &[&asked[..], &["--json"]].concat()))
+    let (tokens, summary) = cli::run(&arguments(&pack, &[&requested[..], &["--json"]].concat()))
         .ok()
         .tokens();
     for token in &tokens {
@@ -145,7 +145,7 @@ fn candidates_ranks_and_sampling_are_as_asked() {
     // what was asked for is a result, which --quiet does not hide
     let quiet = cli::run(&arguments(
         &pack,
-        &[&asked[..], &["--quiet", "--experts-report"]].concat(),
+        &[&requested[..], &["--quiet", "--experts-report"]].concat(),
     ))
     .ok();
     assert!(!quiet.stderr.contains("peak memory"), "{quiet}");
@@ -646,14 +646,14 @@ fn progress_counts_all_bytes_that_are_preloaded() {
     let mut totals = Vec::new();
     for device in [DeviceChoice::Cpu, DeviceChoice::Cuda(0)] {
         for experts in [None, Some(ExpertCacheSize::Experts(5))] {
-            let mut asked = options();
-            asked.generation.preload = true;
-            asked.session.device = device;
-            asked.session.expert_cache = experts;
+            let mut requested = options();
+            requested.generation.preload = true;
+            requested.session.device = device;
+            requested.session.expert_cache = experts;
             let heard = Heard::default();
             generate_text(
                 &opened,
-                &asked,
+                &requested,
                 &CancelToken::default(),
                 &heard,
                 &mut |_| Ok(()),

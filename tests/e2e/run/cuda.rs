@@ -299,12 +299,12 @@ fn every_call_that_fails_is_named_and_no_token_is_wrong() {
                 &arguments(&pack, "--device cuda --expert-cache 3 -q"),
                 &[("FAIL", &format!("{call}:{number}"))],
             );
-            let said = if call == "cuMemAlloc_v2" {
+            let printed = if call == "cuMemAlloc_v2" {
                 "cannot allocate"
             } else {
                 call
             };
-            let run = run.exits(1).says(&[said]);
+            let run = run.exits(1).says(&[printed]);
             let text = run.text().trim_end();
             assert!(
                 wanted.starts_with(text),

@@ -50,13 +50,13 @@ fn interrupt(pack: &std::path::Path) -> (Duration, Duration) {
     assert_eq!(status.code(), Some(130));
     reader.join().unwrap();
     let lines: Vec<(Instant, String)> = receive.iter().collect();
-    let told: Vec<_> = lines
+    let reported: Vec<_> = lines
         .iter()
         .filter(|(_, line)| line == "stopping…")
         .collect();
-    assert_eq!(told.len(), 1, "{lines:?}");
+    assert_eq!(reported.len(), 1, "{lines:?}");
     assert!(lines.iter().any(|(_, line)| line == "error: interrupted"));
-    (told[0].0.duration_since(began), ended)
+    (reported[0].0.duration_since(began), ended)
 }
 
 #[test]
@@ -73,6 +73,7 @@ fn a_long_prompt_ends_within_a_second() {
     let pack = packed(&checkpoint, folder.path());
     // on a machine that does much else at once, one of a few attempts has to be in time
     let attempts: Vec<_> = (0..4).map(|_| interrupt(&pack)).collect();
-    let in_time = |(told, ended): &(Duration, Duration)| *told <= ACKNOWLEDGED && *ended <= ENDED;
+    let in_time =
+        |(reported, ended): &(Duration, Duration)| *reported <= ACKNOWLEDGED && *ended <= ENDED;
     assert!(attempts.iter().any(in_time), "{attempts:?}");
 }

@@ -96,13 +96,13 @@ fn a_completion_is_what_run_generates() {
         assert_eq!(choice["text"], summary["text"]);
         assert_eq!(answer["usage"]["completion_tokens"], tokens.len());
         for (number, token) in tokens.iter().enumerate() {
-            let told = choice["logprobs"]["top_logprobs"][number]
+            let reported = choice["logprobs"]["top_logprobs"][number]
                 .as_object()
                 .unwrap();
             for candidate in token["top"].as_array().unwrap() {
                 let wanted = candidate["probability"].as_f64().unwrap().ln();
                 let name = format!("token_id:{}", candidate["id"]);
-                let seen = told[&name].as_f64().unwrap();
+                let seen = reported[&name].as_f64().unwrap();
                 assert!((wanted - seen).abs() < 1e-9, "{wanted} {seen}");
             }
         }

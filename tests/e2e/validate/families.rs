@@ -129,7 +129,7 @@ fn a_switch_that_is_read_otherwise_is_outside_the_gate() {
 
 #[test]
 fn what_a_family_could_ask_for_and_is_not_computed_is_refused_by_name() {
-    for (family, key, value, told) in [
+    for (family, key, value, reported) in [
         (
             "olmoe",
             "clip_qkv",
@@ -165,7 +165,7 @@ fn what_a_family_could_ask_for_and_is_not_computed_is_refused_by_name() {
         let checkpoint = changed(family, folder.path(), key, value);
         let pack = packed(&checkpoint, folder.path());
         let run = segpack!["run", &pack, "--prompt-ids", "1,2", "--max-new-tokens", "1"];
-        run.exits(3).says(&[told]);
+        run.exits(3).says(&[reported]);
     }
 }
 

@@ -137,14 +137,14 @@ fn texts_and_chats_are_sent_to_servers_that_tell_words() {
             "{run}"
         );
     }
-    let asked = scene.server.requests();
-    assert_eq!(asked[0]["prompt"], json!(texts[0]));
+    let requested = scene.server.requests();
+    assert_eq!(requested[0]["prompt"], json!(texts[0]));
     assert_eq!(
-        asked[4]["messages"],
+        requested[4]["messages"],
         json!([{"role": "user", "content": texts[0]}])
     );
     assert_eq!(
-        (&asked[4]["logprobs"], &asked[4]["top_logprobs"]),
+        (&requested[4]["logprobs"], &requested[4]["top_logprobs"]),
         (&json!(true), &json!(5))
     );
     // those that tell ids are sent the ids of the rendered chat
@@ -160,9 +160,9 @@ fn without_prompts_fixed_ids_are_asked() {
     let scene = Scene::of(Speaks::Vllm, Faults::default());
     // the server knows none of them
     Run::of(&mut scene.command("float32")).exits(1);
-    let asked = scene.server.requests();
-    assert_eq!(asked[0]["prompt"], json!([17]));
-    assert_eq!(asked[0]["model"], "tiny");
+    let requested = scene.server.requests();
+    assert_eq!(requested[0]["prompt"], json!([17]));
+    assert_eq!(requested[0]["model"], "tiny");
 }
 
 #[test]
@@ -327,10 +327,10 @@ fn what_a_server_does_wrong_is_an_error_that_says_what_to_do() {
         ),
     ];
     for (speaks, faults, status, words) in cases {
-        let told = format!("{speaks:?} {faults:?}");
+        let reported = format!("{speaks:?} {faults:?}");
         let run = Scene::of(speaks, faults).run("float32", &[]);
-        assert_eq!(run.status, Some(status), "{told}\n{run}");
-        assert!(run.stdout.is_empty(), "{told}\n{run}");
+        assert_eq!(run.status, Some(status), "{reported}\n{run}");
+        assert!(run.stdout.is_empty(), "{reported}\n{run}");
         run.says(words);
     }
 }

@@ -149,8 +149,8 @@ fn only_what_was_recorded_is_compared() {
             tensors.retain(|t| keep(&t.name));
             document["settings"]["level"] = json!(level);
         });
-        let said = segpack!["validate", &pack, "--reference", &trace].ok();
-        assert!(said.text().contains("not in the reference"), "{said}");
+        let printed = segpack!["validate", &pack, "--reference", &trace].ok();
+        assert!(printed.text().contains("not in the reference"), "{printed}");
         report(&pack, &trace, 0)["not_compared"]
             .as_array()
             .unwrap()
@@ -239,7 +239,7 @@ fn as_from_a_server(
                 .map(|b| f32::from_le_bytes(*b))
                 .collect()
         };
-        let mut told: Vec<Told> = Vec::new();
+        let mut reported: Vec<Told> = Vec::new();
         for (i, prompt) in document["prompts"]
             .as_array_mut()
             .unwrap()
@@ -252,18 +252,18 @@ fn as_from_a_server(
                 .find(|t| t.name == format!("p{i:02}.logits"))
                 .unwrap();
             let rows = floats(logits).chunks_exact(vocab).map(best_of).collect();
-            told.push(Told {
+            reported.push(Told {
                 rows,
                 next: prompt["generated"][0].as_i64().unwrap(),
             });
         }
         document["settings"] =
             json!({"dtype": dtype, "level": "logits", "values": "log_probabilities"});
-        bend(&mut told, document);
+        bend(&mut reported, document);
         tensors.retain(|t| t.name.ends_with(".input_ids"));
-        for (i, told) in told.iter().enumerate() {
-            tensors.push(told.next_tensor(i));
-            let (last, before) = told.rows.split_last().unwrap();
+        for (i, reported) in reported.iter().enumerate() {
+            tensors.push(reported.next_tensor(i));
+            let (last, before) = reported.rows.split_last().unwrap();
             tensors.extend(ranked_tensors(
                 &format!("p{i:02}.gen"),
                 std::slice::from_ref(last),
@@ -375,9 +375,9 @@ fn tokens_and_log_probabilities_of_a_server_are_judged() {
         assert_eq!(outside["verdict"], "outside", "{what}");
         outside["findings"].to_string()
     };
-    let seen = outside("another token", |told, document| {
-        told[0].next = (told[0].next + 1) % 320;
-        document["prompts"][0]["generated"] = json!([told[0].next]);
+    let seen = outside("another token", |reported, document| {
+        reported[0].next = (reported[0].next + 1) % 320;
+        document["prompts"][0]["generated"] = json!([reported[0].next]);
     });
     assert!(
         seen.contains("next token") && !seen.contains("in their order"),
@@ -385,8 +385,8 @@ fn tokens_and_log_probabilities_of_a_server_are_judged() {
     );
     let seen = outside(
         "two ranks exchanged, with the same log-probabilities",
-        |told, _| {
-            let row = told[1]
+        |reported, _| {
+            let row = reported[1]
                 .rows
                 .iter_mut()
                 .find(|row| row[1].1 - row[2].1 > 0.1)
@@ -398,27 +398,27 @@ fn tokens_and_log_probabilities_of_a_server_are_judged() {
         seen.contains("best tokens in their order") && seen.contains("log-probabilities differ"),
         "{seen}"
     );
-    let seen = outside("a token that is not among the best", |told, _| {
-        let row = &mut told[2].rows[0];
+    let seen = outside("a token that is not among the best", |reported, _| {
+        let row = &mut reported[2].rows[0];
         row[3].0 = (0..)
             .find(|id| row.iter().all(|(other, _)| other != id))
             .unwrap();
     });
     assert!(seen.contains("best tokens in their order"), "{seen}");
-    let seen = outside("a log-probability", |told, _| {
-        told[3].rows[0][4].1 -= 2.5e-3;
+    let seen = outside("a log-probability", |reported, _| {
+        reported[3].rows[0][4].1 -= 2.5e-3;
     });
     assert!(
         seen.contains("log-probabilities differ by up to 2.") && !seen.contains("order"),
         "{seen}"
     );
-    outside("a token that the vocabulary has not", |told, _| {
-        told[0].rows[0][4].0 = 400;
+    outside("a token that the vocabulary has not", |reported, _| {
+        reported[0].rows[0][4].0 = 400;
     });
     // a token that the server did not name is not compared, and a row may be short
-    let trace = as_from_a_server(folder.path(), "float32", |told, _| {
-        told[0].rows[0][1].0 = -1;
-        told[1].rows[0][4] = (-1, f32::NAN);
+    let trace = as_from_a_server(folder.path(), "float32", |reported, _| {
+        reported[0].rows[0][1].0 = -1;
+        reported[1].rows[0][4] = (-1, f32::NAN);
     });
     assert_eq!(report(&pack, &trace, 0)["verdict"], "inside");
     // tokens alone
@@ -477,9 +477,10 @@ fn a_trace_of_the_llama_cpp_server_is_inside_the_gate() {
 fn other_precisions_of_servers_are_judged_by_a_tolerance() {
     let folder = temp();
     let pack = packed(&tiny_text(), folder.path());
-    let trace = as_from_a_server(folder.path(), "q8_0", |told, _| {
-        told.iter_mut()
-            .flat_map(|told| &mut told.rows)
+    let trace = as_from_a_server(folder.path(), "q8_0", |reported, _| {
+        reported
+            .iter_mut()
+            .flat_map(|reported| &mut reported.rows)
             .flatten()
             .for_each(|(_, x)| *x -= 0.05);
     });
@@ -553,8 +554,8 @@ fn malformed_or_foreign_traces_of_servers_are_refused() {
     let folder = temp();
     let pack = packed(&tiny_text(), folder.path());
     let refused = |words: &[&str], bend: &dyn Fn(&mut [Told], &mut Value)| {
-        let trace = as_from_a_server(folder.path(), "float32", |told, document| {
-            bend(told, document);
+        let trace = as_from_a_server(folder.path(), "float32", |reported, document| {
+            bend(reported, document);
         });
         segpack!["validate", &pack, "--reference", &trace]
             .exits(3)
@@ -564,17 +565,20 @@ fn malformed_or_foreign_traces_of_servers_are_refused() {
         document["checkpoint"]["config.json"]["sha256"] = json!("0".repeat(64));
     });
     assert_eq!(report(&pack, &trace, 3)["verdict"], "foreign");
-    refused(&["p01.prompt.top_logprobs", "best first"], &|told, _| {
-        told[1].rows[0].swap(0, 4);
+    refused(
+        &["p01.prompt.top_logprobs", "best first"],
+        &|reported, _| {
+            reported[1].rows[0].swap(0, 4);
+        },
+    );
+    refused(&["p00.gen.top_logprobs", "best first"], &|reported, _| {
+        reported[0].rows.last_mut().unwrap()[1].1 = f32::NAN;
     });
-    refused(&["p00.gen.top_logprobs", "best first"], &|told, _| {
-        told[0].rows.last_mut().unwrap()[1].1 = f32::NAN;
+    refused(&["p00.gen.top_logprobs", "logarithms"], &|reported, _| {
+        reported[0].rows.last_mut().unwrap()[0].1 = 0.5;
     });
-    refused(&["p00.gen.top_logprobs", "logarithms"], &|told, _| {
-        told[0].rows.last_mut().unwrap()[0].1 = 0.5;
-    });
-    refused(&["p00.gen.top_ids", "no id"], &|told, _| {
-        told[0].rows.last_mut().unwrap()[0].0 = -2;
+    refused(&["p00.gen.top_ids", "no id"], &|reported, _| {
+        reported[0].rows.last_mut().unwrap()[0].0 = -2;
     });
     refused(&["unknown variant"], &|_, document| {
         document["settings"]["values"] = json!("words");

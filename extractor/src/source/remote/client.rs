@@ -271,8 +271,8 @@ impl Client {
         let ask = move || {
             let _ = to.send(request(&agent)); // nobody may be waiting any more
         };
-        let asked = thread::Builder::new().spawn(ask);
-        asked.map_err(|e| broken(url, "there is no thread to ask on", e))?;
+        let requested = thread::Builder::new().spawn(ask);
+        requested.map_err(|e| broken(url, "there is no thread to ask on", e))?;
         loop {
             match from.recv_timeout(TICK) {
                 Ok(answered) => return answered.map_err(|e| not_answered(url, way, e)),
@@ -548,9 +548,9 @@ impl<'a> Tries<'a> {
     /// Where there is none: the trouble is final, there were too many, or the user asked to stop.
     pub(super) fn wait(&mut self, trouble: Trouble) -> Result<(), RemoteError> {
         self.stopped()?;
-        let (error, asked) = match trouble {
+        let (error, requested) = match trouble {
             Trouble::Final(error) => return Err(error),
-            Trouble::Again(error, asked) => (error, asked),
+            Trouble::Again(error, requested) => (error, requested),
         };
         self.failed += 1;
         let patience = self.client.patience;
@@ -559,9 +559,9 @@ impl<'a> Tries<'a> {
             return Err(with_tries(error, self.failed));
         }
         self.client.counts.retries.fetch_add(1, Ordering::Relaxed);
-        let pause = asked.map_or_else(
+        let pause = requested.map_or_else(
             || jittered(patience.pause, self.failed - 1),
-            |asked| asked.min(MAX_ASKED_PAUSE),
+            |requested| requested.min(MAX_ASKED_PAUSE),
         );
         let (what, next) = (self.what, self.failed + 1);
         let (seconds, tries) = (pause.as_secs_f64(), most);

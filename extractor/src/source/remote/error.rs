@@ -109,14 +109,14 @@ pub enum RemoteError {
         tries: u32,
     },
     /// A server that is asked for more than files refuses, and may say why.
-    #[error("{url}: the server answered with status {status}{}", reason(said))]
+    #[error("{url}: the server answered with status {status}{}", reason(printed))]
     Refused {
         /// The address.
         url: String,
         /// The status.
         status: u16,
         /// What it says, in one line; empty where it says nothing.
-        said: String,
+        printed: String,
     },
     /// No answer, or one that ended early.
     #[error("{url}: {what}{}", tried(*tries))]
@@ -197,10 +197,10 @@ fn tried(tries: u32) -> String {
     }
 }
 
-fn reason(said: &str) -> String {
-    match said {
+fn reason(printed: &str) -> String {
+    match printed {
         "" => String::new(),
-        said => format!(": {said}"),
+        printed => format!(": {printed}"),
     }
 }
 

@@ -146,8 +146,8 @@ impl RemoteFile {
         take: &mut dyn FnMut(&[u8]) -> Result<()>,
     ) -> std::result::Result<Result<()>, Trouble> {
         let known = lock(&self.link).clone();
-        let asked = Some((range.start, range.end));
-        let from = self.ask(known.as_deref(), false, asked)?;
+        let requested = Some((range.start, range.end));
+        let from = self.ask(known.as_deref(), false, requested)?;
         if known.is_some() && matches!(from.status, 401 | 403 | 404 | 410) {
             // a link that has expired: the next try asks for another
             *lock(&self.link) = None;

@@ -153,15 +153,19 @@ impl JsonServer {
         let (url, status) = (shown(&from.url), from.status);
         let location = from.headers.get(header::LOCATION);
         let location = location.and_then(|to| to.to_str().ok()).map(shown);
-        let said = match self.client.take_body(&mut from, MAX_REFUSAL_BYTES) {
+        let printed = match self.client.take_body(&mut from, MAX_REFUSAL_BYTES) {
             Ok(bytes) => self.without_key(&reason(&bytes)),
             Err(_) => String::new(), // the status alone is told, then
         };
-        let said = match (status, location) {
+        let printed = match (status, location) {
             (300..400, Some(to)) => format!("what is asked for is at {}", self.without_key(&to)),
-            _ => said,
+            _ => printed,
         };
-        let error = RemoteError::Refused { url, status, said };
+        let error = RemoteError::Refused {
+            url,
+            status,
+            printed,
+        };
         match status {
             429 | 503 => Trouble::Again(error, asked_pause(&from.headers)),
             _ => error.into(),
@@ -186,10 +190,12 @@ fn once(trouble: Trouble) -> Trouble {
 /// The sentence in an answer that refuses: OpenAI's `error.message`, `message` and FastAPI's
 /// `detail`, or what else it holds.
 fn reason(bytes: &[u8]) -> String {
-    let told: Option<Value> = serde_json::from_slice(bytes).ok();
-    let sentence = told.as_ref().and_then(|told| {
+    let reported: Option<Value> = serde_json::from_slice(bytes).ok();
+    let sentence = reported.as_ref().and_then(|reported| {
         let pointers = ["/error/message", "/error", "/message", "/detail"];
-        let mut texts = pointers.iter().filter_map(|p| told.pointer(p)?.as_str());
+        let mut texts = pointers
+            .iter()
+            .filter_map(|p| reported.pointer(p)?.as_str());
         texts.next()
     });
     one_line(sentence.unwrap_or(&String::from_utf8_lossy(bytes)))

@@ -196,11 +196,11 @@ impl WebFolder {
         if let Some(known) = known {
             return Ok(known);
         }
-        let asked = web_folder::entry(&self.client, &self.url, path, self.job);
-        let asked = asked.map_err(|e| as_format_error(&self.name.join(path), e))?;
+        let requested = web_folder::entry(&self.client, &self.url, path, self.job);
+        let requested = requested.map_err(|e| as_format_error(&self.name.join(path), e))?;
         // of two threads that ask at once, both read what the first one saw
         let mut known = lock(&self.known);
-        Ok(known.entry(path.to_owned()).or_insert(asked).clone())
+        Ok(known.entry(path.to_owned()).or_insert(requested).clone())
     }
 
     fn file(&self, path: &str) -> Result<RemoteFile> {

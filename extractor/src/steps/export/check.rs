@@ -371,17 +371,17 @@ pub(super) mod tests {
         for dtype in [None, Some(FloatDtype::F32), Some(FloatDtype::F16)] {
             assert_eq!(spoiled(&pack, dtype, |_, _| ()), "fine");
             for number in [0, 7, 200, 413] {
-                let said = spoiled(&pack, dtype, |bytes, file| {
+                let printed = spoiled(&pack, dtype, |bytes, file| {
                     let placed = &file.tensors[number];
                     let last = placed.offset + placed.tensor.length() - 1;
                     bytes[usize::try_from(last).unwrap()] ^= 1;
                 });
                 assert!(
-                    said.starts_with("Failed: ") && said.contains("read back"),
-                    "{said}"
+                    printed.starts_with("Failed: ") && printed.contains("read back"),
+                    "{printed}"
                 );
                 let name = &pack.manifest().tensors[number].name;
-                assert!(said.contains(&format!("{name:?}")), "{said}");
+                assert!(printed.contains(&format!("{name:?}")), "{printed}");
             }
         }
     }
@@ -419,7 +419,7 @@ pub(super) mod tests {
         let entry = &pack.manifest().tensors[100];
         let segment = pack.segment(&entry.segment).unwrap();
         let place = usize::try_from(segment.offset + entry.offset).unwrap();
-        let said = spoiled(&pack, None, |bytes, file| {
+        let printed = spoiled(&pack, None, |bytes, file| {
             let path = pack.path(&segment.pack);
             let mut stored = fs::read(&path).unwrap();
             stored[place] ^= 1;
@@ -432,8 +432,8 @@ pub(super) mod tests {
             bytes[usize::try_from(placed.offset).unwrap()] ^= 1;
         });
         assert!(
-            said.starts_with("Damaged: ") && said.contains("damaged"),
-            "{said}"
+            printed.starts_with("Damaged: ") && printed.contains("damaged"),
+            "{printed}"
         );
     }
 }

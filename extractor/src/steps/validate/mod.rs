@@ -126,7 +126,9 @@ pub(crate) fn validate(
         Against::Trace(path) => against_trace(pack, path, settings, stop, progress),
         Against::Checkpoint(path) => against_checkpoint(pack, path, settings, stop, progress),
         #[cfg(feature = "remote")]
-        Against::Server(asked) => server::against_server(pack, asked, settings, stop, progress),
+        Against::Server(requested) => {
+            server::against_server(pack, requested, settings, stop, progress)
+        }
     }
 }
 

@@ -327,10 +327,10 @@ fn compare_model(pack: &Pack, checkpoint: &Checkpoint, inventory: &Inventory) ->
     if !known || *seen == wanted {
         return None;
     }
-    let said = |model: &ModelFacts| serde_json::to_string(model).unwrap_or_default();
+    let printed = |model: &ModelFacts| serde_json::to_string(model).unwrap_or_default();
     let finding = Finding::new(FindingKind::DiffersFromCheckpoint).file(MANIFEST);
-    let finding = finding.seen(format!("model {} in the checkpoint", said(&wanted)));
-    Some(finding.wanted(format!("{}, as packed", said(seen))))
+    let finding = finding.seen(format!("model {} in the checkpoint", printed(&wanted)));
+    Some(finding.wanted(format!("{}, as packed", printed(seen))))
 }
 
 /// Repository and revision, where both sides know theirs: a copy knows neither.
@@ -386,13 +386,13 @@ fn compare_headers<'a>(
             same.insert(file.path.as_str(), number);
             continue;
         }
-        let said = |digest, length: u64| format!("a header of SHA-256 {digest}, {length} bytes");
+        let printed = |digest, length: u64| format!("a header of SHA-256 {digest}, {length} bytes");
         let finding = Finding::new(FindingKind::DiffersFromCheckpoint).file(&file.path);
-        let seen = said(seen, shard.input.length());
+        let seen = printed(seen, shard.input.length());
         let finding = finding.seen(format!("{seen} in the checkpoint"));
         findings.add(finding.wanted(format!(
             "{}, as kept",
-            said(file.stored_sha256, file.length)
+            printed(file.stored_sha256, file.length)
         )));
     }
     for shard in &checkpoint.shards {
@@ -457,9 +457,10 @@ fn differing_place(
     let there = (shard.as_str(), place.stored.as_str(), place.range.start);
     let packed = (source.file.as_str(), source.tensor.as_str(), source.offset);
     if same.contains_key(source.file.as_str()) && there != packed {
-        let said = |(file, tensor, at): (&str, &str, u64)| format!("{tensor} of {file}, byte {at}");
-        let finding = about().seen(format!("is {}", said(there)));
-        findings.push(finding.wanted(format!("{}, as the manifest has it", said(packed))));
+        let printed =
+            |(file, tensor, at): (&str, &str, u64)| format!("{tensor} of {file}, byte {at}");
+        let finding = about().seen(format!("is {}", printed(there)));
+        findings.push(finding.wanted(format!("{}, as the manifest has it", printed(packed))));
     }
     findings
 }

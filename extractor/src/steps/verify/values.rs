@@ -156,10 +156,10 @@ fn judge(seen: &[Seen<'_>], tied: bool) -> (Vec<Finding>, Vec<Option<f64>>) {
     for (number, octaves) in beyond {
         let seen = &seen[number];
         // the gap in the tensor itself has said it already, with a count
-        let said = |f: &Finding| {
+        let printed = |f: &Finding| {
             f.kind == FindingKind::OutlierValues && f.tensor.as_ref() == Some(&seen.tensor.name)
         };
-        if !findings.iter().any(said) {
+        if !findings.iter().any(printed) {
             let max = seen.statistics.max_abs();
             let finding = seen.finding(FindingKind::OutlierValues);
             findings.push(finding.seen(format!(

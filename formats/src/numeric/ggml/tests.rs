@@ -296,9 +296,9 @@ fn what_cannot_be_quantized_is_refused_with_its_place() {
                     .quantize_on(threads, FloatDtype::BF16, &many, &mut out)
                     .unwrap_err();
                 assert_eq!(error.block, place / kind.values(), "{kind}");
-                let said = error.to_string();
-                assert!(said.contains(&format!("cannot be {kind}")), "{said}");
-                assert!(said.contains(why), "{said}");
+                let printed = error.to_string();
+                assert!(printed.contains(&format!("cannot be {kind}")), "{printed}");
+                assert!(printed.contains(why), "{printed}");
                 assert_eq!(out, [7]);
             }
         }

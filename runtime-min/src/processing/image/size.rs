@@ -95,11 +95,11 @@ fn model_card_size_of(
 ) -> Result<(usize, usize), ImageError> {
     let size = limits.resized.unwrap_or(size);
     // a size that is asked for is not compared with the limits of the part
-    let asked = limits.resized.map_or(*limits, |_| PartLimits::default());
+    let requested = limits.resized.map_or(*limits, |_| PartLimits::default());
     let square = (factor * factor) as u64;
     let [min, max] = MODEL_CARD_SQUARES.map(|squares| squares * square);
-    let min = asked.min_pixels.unwrap_or(min);
-    let max = asked.max_pixels.unwrap_or(max);
+    let min = requested.min_pixels.unwrap_or(min);
+    let max = requested.max_pixels.unwrap_or(max);
     package_size_of(factor, size, min, max as f64)
 }
 

@@ -88,11 +88,11 @@ pub enum VideoError {
     },
     /// A rate or a number of frames that cannot be taken.
     #[error(
-        "{asked} cannot be taken of a video, expected is more than 0 and no more than {MAX_SAMPLED} frames"
+        "{requested} cannot be taken of a video, expected is more than 0 and no more than {MAX_SAMPLED} frames"
     )]
     Nothing {
         /// What was asked for.
-        asked: String,
+        requested: String,
     },
     /// More values than are made of one video.
     #[error(

@@ -472,7 +472,9 @@ fn package_frame_size(
     let min = limits.min_pixels.unwrap_or(min);
     let share = MODEL_CARD_TOTAL / frames as f64 * MODEL_CARD_GROUP;
     let max = (max as f64).min(share).max((min as f64 * 1.05).floor());
-    let max = limits.max_pixels.map_or(max, |asked| max.min(asked as f64));
+    let max = limits
+        .max_pixels
+        .map_or(max, |requested| max.min(requested as f64));
     package_size(picture.width, picture.height, min, max)
 }
 

@@ -24,14 +24,14 @@ pub struct Sampling {
 
 impl Sampling {
     fn check(&self) -> Result<(), VideoError> {
-        let asked = match (self.frames, self.fps) {
+        let requested = match (self.frames, self.fps) {
             (Some(frames), _) if frames == 0 || frames > MAX_SAMPLED => format!("{frames} frames"),
             (None, Some(fps)) if !(fps.is_finite() && fps > 0.0) => {
                 format!("{fps} frames of a second")
             }
             _ => return Ok(()),
         };
-        Err(VideoError::Nothing { asked })
+        Err(VideoError::Nothing { requested })
     }
 }
 
@@ -62,8 +62,8 @@ pub fn sample_by_processor(
         (Some(frames), _) => (frames as f64 / group as f64).round_ties_even() as usize * group,
         (None, Some(fps)) => {
             let most = whole(sampling.max_frames.min(total) as f64);
-            let asked = total as f64 / native_fps * fps;
-            let bounded = asked.max(sampling.min_frames as f64);
+            let requested = total as f64 / native_fps * fps;
+            let bounded = requested.max(sampling.min_frames as f64);
             whole(bounded.min(most as f64).min(total as f64))
         }
         (None, None) if total > MAX_SAMPLED => return Err(VideoError::TooManySampled { total }),
@@ -112,8 +112,8 @@ pub fn sample_by_model_card(
         None => {
             let least = sampling.min_frames.next_multiple_of(GROUP) as f64;
             let most = whole(sampling.max_frames.min(total) as f64) as f64;
-            let asked = total as f64 / native_fps * sampling.fps.unwrap_or(FPS);
-            whole(asked.max(least).min(most).min(total as f64))
+            let requested = total as f64 / native_fps * sampling.fps.unwrap_or(FPS);
+            whole(requested.max(least).min(most).min(total as f64))
         }
     };
     if frames < GROUP || frames > total {
@@ -171,7 +171,7 @@ fn excerpt(
 mod tests {
     use super::*;
 
-    fn asked(fps: f64) -> Sampling {
+    fn requested(fps: f64) -> Sampling {
         Sampling {
             fps: Some(fps),
             frames: None,
@@ -187,7 +187,7 @@ mod tests {
         let of = |total, native, seconds| {
             let sampling = Sampling {
                 seconds,
-                ..asked(2.0)
+                ..requested(2.0)
             };
             sample_by_model_card(total, native, &sampling)
         };
@@ -213,7 +213,8 @@ mod tests {
 
     #[test]
     fn frames_are_those_of_the_official_rules() {
-        let by_processor = |n, native, fps| sample_by_processor(n, native, &asked(fps), 2).unwrap();
+        let by_processor =
+            |n, native, fps| sample_by_processor(n, native, &requested(fps), 2).unwrap();
         assert_eq!(by_processor(75, 25.0, 2.0), [0, 12, 25, 37, 50, 62]);
         assert_eq!(by_processor(23, 10.0, 2.0), [0, 5, 11, 17]);
         assert_eq!(by_processor(78, 29.97002997, 2.0), [0, 19, 39, 58]);
@@ -221,7 +222,7 @@ mod tests {
         assert_eq!(by_processor(2, 25.0, 2.0), [0, 1]);
         assert_eq!(by_processor(3, 25.0, 2.0), [0, 1]);
         assert_eq!(by_processor(1_000_000, 25.0, 2.0).len(), 768);
-        let by_model_card = sample_by_model_card(75, 25.0, &asked(2.0)).unwrap();
+        let by_model_card = sample_by_model_card(75, 25.0, &requested(2.0)).unwrap();
         assert_eq!(by_model_card, [0, 15, 30, 44, 59, 74]);
     }
 
@@ -229,7 +230,7 @@ mod tests {
     #[test]
     fn no_number_is_beyond_the_last_frame() {
         for (total, native) in [(230, 30.0), (237, 30.0), (382, 25.0), (75, 10.0)] {
-            let indices = sample_by_processor(total, native, &asked(2.0), 2).unwrap();
+            let indices = sample_by_processor(total, native, &requested(2.0), 2).unwrap();
             assert_eq!(indices.len() % 2, 0);
             assert!(indices.iter().all(|i| *i < total), "{total}: {indices:?}");
         }
@@ -237,11 +238,11 @@ mod tests {
 
     #[test]
     fn more_frames_than_there_are_is_an_error() {
-        let mut sampling = asked(2.0);
+        let mut sampling = requested(2.0);
         sampling.frames = Some(8);
         assert!(sample_by_processor(7, 25.0, &sampling, 2).is_err());
         assert!(sample_by_model_card(7, 25.0, &sampling).is_err());
-        assert!(sample_by_model_card(1, 25.0, &asked(2.0)).is_err());
+        assert!(sample_by_model_card(1, 25.0, &requested(2.0)).is_err());
         for (frames, fps) in [
             (Some(0), 2.0),
             (Some(MAX_SAMPLED + 1), 2.0),
@@ -251,7 +252,7 @@ mod tests {
         ] {
             let nothing = Sampling {
                 frames,
-                ..asked(fps)
+                ..requested(fps)
             };
             for error in [
                 sample_by_processor(75, 25.0, &nothing, 2),

@@ -140,7 +140,7 @@ impl Session<'_> {
                 waiting: prompts.iter().zip(needs).enumerate().collect(),
                 running: Vec::new(),
                 done: BTreeMap::new(),
-                told: 0,
+                reported: 0,
                 outcome: BatchOutcome {
                     notes: super::generation::notes(text, context, longest),
                     passes: 0,
@@ -228,7 +228,7 @@ struct Batch<'p> {
     /// Texts that wait for those of prompts before them.
     done: BTreeMap<usize, BatchText>,
     /// Texts that the sink got.
-    told: usize,
+    reported: usize,
     outcome: BatchOutcome,
 }
 
@@ -244,10 +244,10 @@ impl Batch<'_> {
             if !self.running.is_empty() {
                 self.step(model, sink)?;
             }
-            while let Some(text) = self.done.remove(&self.told) {
+            while let Some(text) = self.done.remove(&self.reported) {
                 progress.advance(1);
-                let flow = sink.text(self.told, text);
-                self.told += 1;
+                let flow = sink.text(self.reported, text);
+                self.reported += 1;
                 if flow.is_break() {
                     return Ok(());
                 }

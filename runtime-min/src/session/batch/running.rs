@@ -107,12 +107,12 @@ impl<'p> Running<'p> {
             ids: self.text.ids,
             reason,
         };
-        let told = self.narrator.finish(&generated)?;
+        let reported = self.narrator.finish(&generated)?;
         Ok(BatchText {
             ids: generated.ids,
-            text: told.text,
-            stop_reason: told.reason,
-            stop_string: told.stop_string,
+            text: reported.text,
+            stop_reason: reported.reason,
+            stop_string: reported.stop_string,
             time_to_first_token: first,
             time_to_last_token: self.began.elapsed(),
         })

@@ -410,8 +410,8 @@ mod tests {
             ),
         ] {
             assert_eq!(check(family, &json!({})), Ok(()), "{family}");
-            let said = check(family, &changes).unwrap_err();
-            assert!(said.contains(words), "{family} {changes}: {said}");
+            let printed = check(family, &changes).unwrap_err();
+            assert!(printed.contains(words), "{family} {changes}: {printed}");
         }
         assert_eq!(check("gpt_oss", &yarn), Ok(()));
         assert_eq!(
@@ -439,8 +439,8 @@ mod tests {
         ] {
             let mut changed = config.clone();
             changed[key] = value;
-            let said = qwen3_moe(&changed, &facts(&changed)).unwrap();
-            assert!(said.contains(key), "{said}");
+            let printed = qwen3_moe(&changed, &facts(&changed)).unwrap();
+            assert!(printed.contains(key), "{printed}");
         }
     }
 }

@@ -244,12 +244,12 @@ mod tests {
             message("\u{2581}a".as_bytes(), -1.5, 4),
         ];
         let read = pieces(&model(&listed, 2), 3).unwrap();
-        let told: Vec<_> = read
+        let reported: Vec<_> = read
             .iter()
             .map(|p| (p.text.as_str(), p.score, p.kind))
             .collect();
         assert_eq!(
-            told,
+            reported,
             [
                 ("<unk>", 0.0, 2),
                 ("\u{2581}a", -1.5, NORMAL),

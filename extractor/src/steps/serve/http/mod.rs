@@ -82,16 +82,16 @@ async fn talk(
     grace: Duration,
 ) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let connections = GracefulShutdown::new();
     while !stop.is_cancelled() && !shared.queue.is_closed() {
-        let place = timeout(LOOK, Arc::clone(&places).acquire_owned()).await;
-        let Ok(Ok(place)) = place else {
+        let slot = timeout(LOOK, Arc::clone(&slots).acquire_owned()).await;
+        let Ok(Ok(slot)) = slot else {
             continue; // all are taken
         };
         match timeout(LOOK, listener.accept()).await {
             Err(_) => {}
-            Ok(Ok((stream, _))) => connect(stream, place, shared, &connections),
+            Ok(Ok((stream, _))) => connect(stream, slot, shared, &connections),
             // of one connection, or too many open files: others may do better
             Ok(Err(_)) => sleep(LOOK).await,
         }
@@ -115,7 +115,7 @@ async fn end(connections: GracefulShutdown, shared: &Shared, grace: Duration) {
 /// Talks to a client on a task of its own.
 fn connect(
     stream: TcpStream,
-    place: OwnedSemaphorePermit,
+    slot: OwnedSemaphorePermit,
     shared: &Arc<Shared>,
     connections: &GracefulShutdown,
 ) {
@@ -135,6 +135,6 @@ fn connect(
     tokio::spawn(async move {
         // a client that broke off is told nothing
         let _ = connection.await;
-        drop(place);
+        drop(slot);
     });
 }

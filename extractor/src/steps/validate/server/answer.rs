@@ -43,11 +43,11 @@ impl Answer {
     ///
     /// # Errors
     /// What is wrong with it, in words.
-    pub(super) fn checked(mut self, asked: Asked<'_>) -> Result<Self, String> {
-        self.check_prompt(asked.ids)?;
-        self.check_count(asked)?;
+    pub(super) fn checked(mut self, requested: Asked<'_>) -> Result<Self, String> {
+        self.check_prompt(requested.ids)?;
+        self.check_count(requested)?;
         for (step, (id, row)) in self.ids.iter().zip(&mut self.steps).enumerate() {
-            *row = sorted(row, asked.top)?;
+            *row = sorted(row, requested.top)?;
             is_greedy(step, *id, row)?;
         }
         Ok(self)
@@ -73,8 +73,8 @@ impl Answer {
         Ok(())
     }
 
-    fn check_count(&self, asked: Asked<'_>) -> Result<(), String> {
-        let (tokens, limit) = (self.ids.len(), asked.max_new_tokens);
+    fn check_count(&self, requested: Asked<'_>) -> Result<(), String> {
+        let (tokens, limit) = (self.ids.len(), requested.max_new_tokens);
         if tokens == 0 {
             return Err("the server generated nothing".to_owned());
         }
@@ -97,9 +97,12 @@ impl Answer {
                 "the answer has {tokens} tokens and log-probabilities of {steps}"
             ));
         }
-        let outside = |id: &&u32| u64::from(**id) >= asked.vocab;
+        let outside = |id: &&u32| u64::from(**id) >= requested.vocab;
         match self.ids.iter().find(outside) {
-            Some(id) => Err(format!("token {id} is none of the model's {}", asked.vocab)),
+            Some(id) => Err(format!(
+                "token {id} is none of the model's {}",
+                requested.vocab
+            )),
             None => Ok(()),
         }
     }

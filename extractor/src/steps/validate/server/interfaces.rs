@@ -288,21 +288,26 @@ fn read_completions(
     origin: Origin<'_>,
 ) -> Result<Answer, ServerError> {
     let (choice, usage) = body.only(origin)?;
-    let told = choice
+    let reported = choice
         .logprobs
         .ok_or_else(|| origin.without_log_probabilities())?;
-    let top = told.top_logprobs.unwrap_or_default();
-    if told.tokens.len() != told.token_logprobs.len() || told.tokens.len() != top.len() {
+    let top = reported.top_logprobs.unwrap_or_default();
+    if reported.tokens.len() != reported.token_logprobs.len() || reported.tokens.len() != top.len()
+    {
         return Err(origin.without_log_probabilities());
     }
     let ids = match choice.token_ids {
         Some(ids) => ids,
         None => (0..)
-            .zip(&told.tokens)
+            .zip(&reported.tokens)
             .map(|(step, text)| origin.chosen(step, vocabulary.find(text, None), text))
             .collect::<Result<_, _>>()?,
     };
-    let columns = told.tokens.iter().zip(&told.token_logprobs).zip(&top);
+    let columns = reported
+        .tokens
+        .iter()
+        .zip(&reported.token_logprobs)
+        .zip(&top);
     let row = |(id, ((text, logprob), top)): (&u32, ((&String, &Option<f32>), _))| {
         completion_row((*id, text, *logprob), top, vocabulary)
     };
@@ -366,15 +371,15 @@ fn read_chat(
     origin: Origin<'_>,
 ) -> Result<Answer, ServerError> {
     let (choice, usage) = body.only(origin)?;
-    let told = choice.logprobs.and_then(|told| told.content);
-    let told = told.ok_or_else(|| origin.without_log_probabilities())?;
+    let reported = choice.logprobs.and_then(|reported| reported.content);
+    let reported = reported.ok_or_else(|| origin.without_log_probabilities())?;
     let mut answer = Answer {
         prompt_count: usage.prompt_tokens,
         counted: usage.completion_tokens,
         has_ended: choice.finish_reason.as_deref() == Some("stop"),
         ..Answer::default()
     };
-    for (number, step) in told.iter().enumerate() {
+    for (number, step) in reported.iter().enumerate() {
         let known = step.chosen.known(vocabulary);
         let id = origin.chosen(number, known, &step.chosen.token)?;
         answer.ids.push(id);

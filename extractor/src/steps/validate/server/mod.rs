@@ -327,14 +327,16 @@ impl Asker<'_> {
             url: &url,
             prompt: number,
         };
-        let asked = Asked {
+        let requested = Asked {
             ids: &prompt.ids,
             max_new_tokens: fields.max_new_tokens,
             top: fields.top,
             vocab: self.facts.vocab,
         };
         let answer = kind.read(body, &prompt.sent, &self.vocabulary, origin)?;
-        answer.checked(asked).map_err(|what| origin.answer(what))
+        answer
+            .checked(requested)
+            .map_err(|what| origin.answer(what))
     }
 }
 

@@ -78,8 +78,8 @@ fn string_method(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>
             } else {
                 text.rfind(part)
             };
-            let place = found.ok_or_else(|| value_error("substring not found"))?;
-            Value::from(text[..place].chars().count())
+            let offset = found.ok_or_else(|| value_error("substring not found"))?;
+            Value::from(text[..offset].chars().count())
         }
         "format" => {
             check_format(text)?;

@@ -232,8 +232,11 @@ fn refusal(source: &str) -> String {
 fn templates_that_do_not_end_are_stopped() {
     let many = "{% for i in range(100000) %}";
     let endless = format!("{many}{many}{many}{}", "{% endfor %}".repeat(3));
-    let said = refusal(&endless);
-    assert!(said.contains("is not done after 505000 steps"), "{said}");
+    let printed = refusal(&endless);
+    assert!(
+        printed.contains("is not done after 505000 steps"),
+        "{printed}"
+    );
     let long = format!("{{% set x = 'a' * 1000000 %}}{many}{{{{ x }}}}{{% endfor %}}");
     assert!(
         refusal(&long).contains("the text is longer than 67108864 bytes"),
@@ -294,8 +297,11 @@ fn nothing_holds_itself() {
     let held = "{% set ns = namespace() %}{% set x = {'a': {'b': ns}} %}";
     let made = "{% set ns = namespace() %}{% set x = dict(a=ns) %}";
     for source in [own, two, listed, keyed, held, made] {
-        let said = refusal(source);
-        assert!(said.contains("a namespace is put into another"), "{said}");
+        let printed = refusal(source);
+        assert!(
+            printed.contains("a namespace is put into another"),
+            "{printed}"
+        );
     }
     assert!(refusal("{{ debug() }}").contains("debug"));
     let usual = "{% set ns = namespace(n=1, l=[]) %}{% for i in [2, 3] %}{% set ns.n = ns.n + i \
@@ -401,21 +407,21 @@ fn values_that_grow_for_ever_end_before_the_memory_does() {
         "{% set ns.l = ns.l + [ns.l] %}",
         "{% set ns.l = [range(90000) | list] + ns.l %}",
     ] {
-        let said = refusal(&doubled(step));
+        let printed = refusal(&doubled(step));
         let is_told = ["bytes", "entries", "times", "too large", "steps"];
         assert!(
-            is_told.iter().any(|words| said.contains(words)),
-            "{step}: {said}"
+            is_told.iter().any(|words| printed.contains(words)),
+            "{step}: {printed}"
         );
     }
     let grown = peak() - before;
     assert!(grown < 1 << 30, "{} MiB", grown >> 20);
     // without loops
     let straight = "{% set a = a ~ a %}".repeat(60);
-    let said = refusal(&format!("{{% set a = 'ab' %}}{straight}"));
+    let printed = refusal(&format!("{{% set a = 'ab' %}}{straight}"));
     assert!(
-        said.contains("a value of it has more than 8388608 bytes"),
-        "{said}"
+        printed.contains("a value of it has more than 8388608 bytes"),
+        "{printed}"
     );
 }
 
