@@ -38,9 +38,26 @@ fn tiny_omni() -> PathBuf {
 fn trace_of(case: &str) -> PathBuf {
     let name = match case {
         "mm" => "tiny-full.mm.float32.safetensors".to_owned(),
+        "image" | "audio" => format!("tiny-runtimes.media.{case}.float32.safetensors"),
         case => format!("tiny-omni.media.{case}.float32.safetensors"),
     };
     fixtures().join("traces").join(name)
+}
+
+/// `tests/peers/run --runtimes` compares other runtimes with the same traces.
+#[test]
+fn the_checkpoint_for_other_runtimes_computes_what_its_traces_say() {
+    let folder = temp();
+    let pack = packed(&fixtures().join("tiny-runtimes"), folder.path());
+    for case in ["image", "audio"] {
+        let report = validate(&pack, &trace_of(case), &[], 0);
+        assert_eq!(report["verdict"], "inside", "{case}");
+        assert_eq!(wrong_stages(&report), [""; 0], "{case}");
+    }
+    let text = fixtures().join("traces/tiny-runtimes.float32.safetensors");
+    let report = validate(&pack, &text, &[], 0);
+    assert_eq!(report["verdict"], "inside");
+    assert_eq!(report["prompts"].as_array().unwrap().len(), 5);
 }
 
 #[test]
