@@ -205,6 +205,25 @@ def test_servers_that_tell_ids(server, tiny_pack, tmp_path, name, play, more):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["trace.json", "trace.safetensors"]
 
 
+def test_a_token_that_llama_cpp_lists_nothing_of_is_recorded_without_a_list(server, tmp_path):
+    """It leaves out those whose text ends within a character."""
+    step = lambda one, value: {"id": one, "logprob": value, "top_logprobs": [{"id": one, "logprob": value}]}  # noqa: E731
+    answer = {"tokens": [7, 8, 9], "completion_probabilities": [step(7, -0.5), step(9, -0.25)], "tokens_evaluated": len(PROMPT)}
+    server.answer = lambda handler, body: handler.send(200, answer)
+    out = tmp_path / "trace.safetensors"
+    done = record(server, out, "--server", "llama.cpp", "--ids", IDS, "--max-new-tokens", "3")
+    assert done.returncode == 0, done.stderr
+    tensors = load_file(out)
+    assert tensors["p00.gen.ids"].tolist() == [7, 8, 9]
+    assert tensors["p00.gen.top_ids"].tolist() == [[7], [-1], [9]]
+    assert numpy.isnan(tensors["p00.gen.top_logprobs"][1]).all()
+    # lists of tokens that were not generated in this order
+    answer["tokens"] = [9, 8, 7]
+    done = record(server, tmp_path / "other.safetensors", "--server", "llama.cpp", "--ids", IDS, "--max-new-tokens", "3")
+    assert done.returncode == 3 and "do not follow each other" in done.stderr, done.stderr
+
+
+
 def test_a_trace_is_judged_by_what_it_says(server, tiny_pack, tmp_path):
     server.answer = vllm
     out = tmp_path / "trace.safetensors"

@@ -37,6 +37,8 @@ pub struct Faults {
     pub without_logprobs: bool,
     /// Every step has the token that is second in the list, as another model or a sampler would.
     pub samples: bool,
+    /// llama.cpp's way with tokens that are no whole characters: of each third step there is no list.
+    pub leaves_out: bool,
     /// The two most likely tokens of every step are exchanged.
     pub other_model: bool,
     /// So much is added to the log-probability of the most likely token.
@@ -330,8 +332,11 @@ impl Shared {
             };
             let mut body = json!({"tokens_evaluated": count, "stop_type": "limit"});
             if has {
-                body["completion_probabilities"] = steps.iter().map(step).collect();
+                let is_listed = |(n, _): &(usize, _)| !self.faults.leaves_out || n % 3 != 1;
+                let listed = steps.iter().enumerate().filter(is_listed);
+                body["completion_probabilities"] = listed.map(|(_, s)| step(s)).collect();
             }
+            body["tokens"] = steps.iter().map(|(id, _)| *id).collect();
             return body;
         }
         let mut choice = json!({"index": 0, "finish_reason": "length", "text": "…"});

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use segpack_formats::FormatError;
 use segpack_manifests::documents::{ExportTarget, Finding, FindingKind, Severity};
 #[cfg(feature = "run")]
-use segpack_manifests::documents::{ValidateReport, Verdict};
+use segpack_manifests::documents::{ReferenceKind, ValidateReport, Verdict};
 use segpack_manifests::folder::{MANIFEST, PART, PARTIAL};
 use segpack_manifests::{NotAPack, PackError};
 #[cfg(feature = "run")]
@@ -36,6 +36,10 @@ use crate::steps::{Exit, StepError};
 
 const OTHER_OUTPUT: &str = "choose another output path";
 const REPLACE: &str = "--force replaces it";
+#[cfg(feature = "run")]
+const PROMISED_FLOAT32: &str = "float32 promises weights, keys, values and attention in f32: \
+                                llama.cpp does that with an f32 export and --flash-attn off \
+                                --cache-type-k f32 --cache-type-v f32 alone";
 const REPAIR: &str = "`segpack repair PACK --from CKPT` restores what is damaged, from the checkpoint or \
                       another pack";
 const PACK_PART_AGAIN: &str =
@@ -184,11 +188,16 @@ pub(super) fn of_findings_of_part(findings: &[Finding]) -> Option<String> {
     }
 }
 
-/// What to do about a comparison without a verdict, of a trace that has no default tolerance.
+/// What to do about a comparison without a verdict, of a trace that has no default tolerance, and
+/// about a server that may round more than was promised.
 #[cfg(feature = "run")]
 pub(super) fn of_validation(report: &ValidateReport) -> Option<String> {
-    let is_open = report.verdict == Verdict::NotJudged && report.reference_dtype.is_some();
-    is_open.then(|| "--tolerance X judges it".to_owned())
+    let is_server = report.reference == ReferenceKind::Server;
+    match (report.verdict, report.reference_dtype.as_deref()) {
+        (Verdict::NotJudged, Some(_)) => Some("--tolerance X judges it".to_owned()),
+        (Verdict::Outside, Some("float32")) if is_server => Some(PROMISED_FLOAT32.to_owned()),
+        _ => None,
+    }
 }
 
 /// A checkpoint that was not packed because nothing else is wrong with it than that nobody knows

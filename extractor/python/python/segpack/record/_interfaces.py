@@ -15,7 +15,8 @@ LEAST = -9999.0  # what vLLM writes for minus infinity
 
 @dataclass
 class Answer:
-    """`steps` and `after_prompt` are rows of (id or None, log-probability), empty where nothing was asked for."""
+    """`steps` and `after_prompt` are rows of (id or None, log-probability), empty where nothing was asked for. Of the steps
+    `unlisted` the server, as it documents, lists nothing."""
 
     ids: list
     steps: list = field(default_factory=list)
@@ -23,6 +24,7 @@ class Answer:
     prompt_ids: list | None = None
     prompt_count: int | None = None
     notes: dict = field(default_factory=dict)
+    unlisted: set = field(default_factory=set)
 
 
 def number(value, what):
@@ -231,6 +233,24 @@ class SGLang:
         return [list(row.items()) for row in rows]
 
 
+def slots(some, all_ids):
+    """The first slots in `all_ids` that `some` can stand in, in order."""
+    numbered = iter(enumerate(all_ids))
+    found = [next((slot for slot, other in numbered if other == one), None) for one in some]
+    if None in found:
+        raise Failure(f"the server's log-probabilities are of tokens {some}, which do not follow each other in {all_ids}")
+    return found
+
+
+def in_their_slots(rows, ids):
+    """A row for each token, and the steps that have none: llama.cpp lists nothing of a token whose text ends within a character.
+    A row that could be of several equal tokens is left out."""
+    chosen = [row[0][0] for row in rows]
+    last = [len(ids) - 1 - slot for slot in reversed(slots(chosen[::-1], ids[::-1]))]
+    known = {slot: row for slot, other, row in zip(slots(chosen, ids), last, rows, strict=True) if slot == other}
+    return [known.get(step, []) for step in range(len(ids))], set(range(len(ids))) - known.keys()
+
+
 class LlamaCpp:
     """/completion of llama.cpp's own server"""
 
@@ -252,13 +272,14 @@ class LlamaCpp:
         if self.args.logprobs:
             if not isinstance(told, list):
                 raise without_logprobs()
-            steps = [self.listed(entry) for entry in told]
-            ids = [step[0][0] for step in steps]
+            rows = [self.listed(entry) for entry in told]
+            ids = [token_id(i) for i in body.get("tokens") or []] or [row[0][0] for row in rows]
+            steps, unlisted = in_their_slots(rows, ids)
         else:
-            ids, steps = [token_id(i) for i in body.get("tokens") or []], []
+            ids, steps, unlisted = [token_id(i) for i in body.get("tokens") or []], [], set()
         notes = {"served_model": body.get("model"), "finish_reason": body.get("stop_type")}
         notes = {key: value for key, value in notes.items() if isinstance(value, str)}
-        return Answer(ids, steps, [], None, body.get("tokens_evaluated"), notes)
+        return Answer(ids, steps, [], None, body.get("tokens_evaluated"), notes, unlisted)
 
     @staticmethod
     def listed(entry):
@@ -297,6 +318,8 @@ def check(answer, prompt, args):
     answer.steps = [ranked(row)[: args.logprobs] for row in answer.steps]
     answer.after_prompt = [ranked(row)[: args.logprobs] for row in answer.after_prompt]
     for step, (chosen, row) in enumerate(zip(answer.ids, answer.steps, strict=False)):
+        if step in answer.unlisted:
+            continue
         greatest = row[0][1] if row else math.inf
         own = max((value for one, value in row if one == chosen), default=-math.inf)
         if own < greatest:

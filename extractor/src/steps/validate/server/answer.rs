@@ -1,6 +1,8 @@
 //! What a server said after a prompt, and whether it is what a greedy decoder says after exactly
 //! that prompt.
 
+use std::collections::BTreeSet;
+
 use segpack_runtime_min::trace::Ranked;
 
 /// What vLLM writes for the logarithm of 0.
@@ -15,6 +17,8 @@ pub(super) struct Answer {
     pub ids: Vec<u32>,
     /// For each of them the most likely tokens, that one among them.
     pub steps: Vec<Vec<Ranked>>,
+    /// Steps that the server, as it documents, lists nothing of; their lists are empty.
+    pub unlisted: BTreeSet<usize>,
     /// How it read the prompt, where it tells.
     pub prompt_ids: Option<Vec<u32>>,
     /// How many tokens that were, where it tells.
@@ -48,7 +52,9 @@ impl Answer {
         self.check_count(requested)?;
         for (step, (id, row)) in self.ids.iter().zip(&mut self.steps).enumerate() {
             *row = sorted(row, requested.top)?;
-            is_greedy(step, *id, row)?;
+            if !self.unlisted.contains(&step) {
+                is_greedy(step, *id, row)?;
+            }
         }
         Ok(self)
     }
@@ -156,6 +162,7 @@ mod tests {
             prompt_count: Some(2),
             counted: Some(2),
             has_ended: false,
+            unlisted: BTreeSet::new(),
         }
     }
 
@@ -181,6 +188,14 @@ mod tests {
         unsorted.steps[0] = row(&[(9, -9999.0), (1, -3.0), (7, f32::NEG_INFINITY), (3, -0.1)]);
         let checked = unsorted.checked(ASKED).unwrap();
         assert_eq!(checked.steps[0], row(&[(3, -0.1), (1, -3.0)]));
+    }
+
+    #[test]
+    fn a_step_of_which_nothing_is_listed_is_taken_only_where_the_server_leaves_it_out() {
+        let mut left_out = answer();
+        left_out.steps[1].clear();
+        left_out.unlisted.insert(1);
+        assert_eq!(left_out.checked(ASKED).unwrap().ids, [3, 4]);
     }
 
     #[test]

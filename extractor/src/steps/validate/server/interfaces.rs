@@ -4,7 +4,7 @@
 //! Server" (`return_token_ids`, `return_tokens_as_token_ids`); `OpenAI`'s API reference (completions
 //! and chat completions: `logprobs`, `top_logprobs`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use segpack_runtime_min::trace::Ranked;
 use serde::Deserialize;
@@ -189,6 +189,8 @@ fn versioned(base: &str) -> String {
 /// llama.cpp's answer.
 #[derive(Debug, Deserialize)]
 struct LlamaCppBody {
+    /// All that were generated.
+    tokens: Option<Vec<u32>>,
     completion_probabilities: Option<Vec<LlamaCppStep>>,
     tokens_evaluated: Option<u64>,
     stop_type: Option<String>,
@@ -209,17 +211,61 @@ struct NumberedToken {
     logprob: Option<f32>,
 }
 
+/// llama.cpp lists no log-probabilities of a token whose text ends within a character of UTF-8, so
+/// there may be fewer lists than tokens.
 fn read_llama_cpp(body: LlamaCppBody, origin: Origin<'_>) -> Result<Answer, ServerError> {
-    let steps = body
+    let listed = body
         .completion_probabilities
         .ok_or_else(|| origin.without_log_probabilities())?;
+    let chosen: Vec<u32> = listed.iter().map(|step| step.chosen.id).collect();
+    let ids = match body.tokens {
+        Some(ids) if !ids.is_empty() => ids,
+        Some(_) | None => chosen.clone(),
+    };
+    let steps_of_lists = only_slots(&chosen, &ids).ok_or_else(|| {
+        origin.answer(format!(
+            "the log-probabilities are of tokens {chosen:?}, which do not follow each other in the \
+             {} generated ones",
+            ids.len()
+        ))
+    })?;
+    let mut steps = vec![Vec::new(); ids.len()];
+    let mut unlisted: BTreeSet<usize> = (0..ids.len()).collect();
+    for (list, step) in listed.iter().zip(steps_of_lists) {
+        if let Some(step) = step {
+            steps[step] = list.row();
+            unlisted.remove(&step);
+        }
+    }
     Ok(Answer {
-        ids: steps.iter().map(|step| step.chosen.id).collect(),
-        steps: steps.iter().map(LlamaCppStep::row).collect(),
+        ids,
+        steps,
+        unlisted,
         prompt_count: body.tokens_evaluated,
         has_ended: body.stop_type.as_deref() == Some("eos"),
         ..Answer::default()
     })
+}
+
+/// Where each of `some` stands in `all`, in order: `None` for one that could stand in several
+/// slots, since several of `all` are the same. Nothing where they are not in `all` in this order.
+fn only_slots(some: &[u32], all: &[u32]) -> Option<Vec<Option<usize>>> {
+    let mut numbered = all.iter().enumerate();
+    let first: Option<Vec<usize>> = some
+        .iter()
+        .map(|id| Some(numbered.find(|(_, other)| *other == id)?.0))
+        .collect();
+    let mut numbered = all.iter().enumerate().rev();
+    let last: Option<Vec<usize>> = some
+        .iter()
+        .rev()
+        .map(|id| Some(numbered.find(|(_, other)| *other == id)?.0))
+        .collect();
+    let both = first?.into_iter().zip(last?.into_iter().rev());
+    Some(
+        both.map(|(first, last)| (first == last).then_some(first))
+            .collect(),
+    )
 }
 
 impl LlamaCppStep {
@@ -450,6 +496,23 @@ mod tests {
         for (kind, base, sent, wanted) in all {
             assert_eq!(kind.url(base, sent), wanted);
         }
+    }
+
+    #[test]
+    fn lists_stand_where_they_can_stand_alone() {
+        assert_eq!(only_slots(&[1, 2], &[1, 2]), Some(vec![Some(0), Some(1)]));
+        assert_eq!(
+            only_slots(&[1, 4], &[1, 2, 3, 4]),
+            Some(vec![Some(0), Some(3)])
+        );
+        // the list of token 7 could be of either
+        assert_eq!(
+            only_slots(&[7, 4], &[7, 7, 4, 5]),
+            Some(vec![None, Some(2)])
+        );
+        assert_eq!(only_slots(&[4, 1], &[1, 2, 3, 4]), None);
+        assert_eq!(only_slots(&[1, 1], &[1, 2]), None);
+        assert_eq!(only_slots(&[], &[1]), Some(Vec::new()));
     }
 
     #[test]

@@ -159,7 +159,16 @@ pub(super) fn against_server(
         progress,
     };
     let tally = job.run(|number| Ok(Box::new(&served[number])))?;
-    Ok(judge(report, &tally, &sequences))
+    let mut report = judge(report, &tally, &sequences);
+    report.not_compared.extend(unlisted(&served));
+    Ok(report)
+}
+
+/// Says of how many tokens the server lists no log-probabilities, if there are any.
+fn unlisted(served: &[Served]) -> Option<String> {
+    let unlisted: usize = served.iter().map(|s| s.answer.unlisted.len()).sum();
+    let all: usize = served.iter().map(|s| s.answer.ids.len()).sum();
+    (unlisted > 0).then(|| format!("log-probabilities of {unlisted} of {all} tokens"))
 }
 
 /// Words are identified with the help of all tokens; numbers need no help.
