@@ -2,8 +2,9 @@
 
     llama_greedy.py MODEL.gguf < prompts.json > continuations.json
 
-Standard input: {"prompts": [[id, ...], ...], "tokens": N}. Standard output: {"generated": [[id, ...], ...], "tokenized": ...};
-"tokenized" holds the ids of each of "texts", where those are given. Keys and values are cached in F32, and attention is the plain
+Standard input: {"prompts": [[id, ...], ...], "tokens": N}. Standard output: {"generated": [[id, ...], ...], "tokenized": ...,
+"logits": ...}; "tokenized" holds the ids of each of "texts", and "logits" a row for each id of each list of "scored", where those
+are given. Keys and values are cached in F32, and attention is the plain
 one: what is compared is the model, not the precision of a cache.
 """
 
@@ -66,6 +67,17 @@ def greedy(model, prompt, count):
     return out
 
 
+def logits(model, ids):
+    """Those behind each id."""
+    size = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
+    ctx, rows = context(model, len(ids)), []
+    for token in ids:
+        decode(ctx, [token])
+        rows.append(np.ctypeslib.as_array(llama.llama_get_logits_ith(ctx, -1), shape=(size,)).tolist())
+    llama.llama_free(ctx)
+    return rows
+
+
 def tokenize(model, text):
     vocab, data = llama.llama_model_get_vocab(model), text.encode()
     room = (llama.llama_token * (len(data) + 8))()
@@ -77,7 +89,9 @@ def main():
     wanted = json.load(sys.stdin)
     model = load(sys.argv[1])
     generated = [greedy(model, prompt, wanted["tokens"]) for prompt in wanted["prompts"]]
-    json.dump({"generated": generated, "tokenized": [tokenize(model, t) for t in wanted.get("texts", [])]}, sys.stdout)
+    tokenized = [tokenize(model, text) for text in wanted.get("texts", [])]
+    scored = [logits(model, ids) for ids in wanted.get("scored", [])]
+    json.dump({"generated": generated, "tokenized": tokenized, "logits": scored}, sys.stdout)
 
 
 if __name__ == "__main__":

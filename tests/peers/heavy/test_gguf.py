@@ -6,6 +6,8 @@ By hand, as all that is heavy. What these tests need, and fail without:
     SEGPACK_LLAMA_CPP       the folder vendor/llama.cpp of that source distribution, with convert_hf_to_gguf.py
     SEGPACK_QWEN_TOKENIZER  the tokenizer files of Qwen3-Omni-30B-A3B-Instruct: vocab.json, merges.txt, tokenizer_config.json,
                             and tokenizer.json where the hub has one
+
+llama_prebuilt FOLDER makes the first two of published binaries.
 """
 
 import json
@@ -39,11 +41,11 @@ def needed(name):
     return Path(value)
 
 
-def greedy(model, prompts, tokens, texts=()):
-    """What llama.cpp goes on with, and how it tokenizes."""
+def greedy(model, prompts, tokens, texts=(), scored=()):
+    """What llama.cpp goes on with, how it tokenizes, and the logits behind each id of what is scored."""
     done = subprocess.run(
         [needed("SEGPACK_LLAMA_PYTHON"), HERE / "llama_greedy.py", model],
-        input=json.dumps({"prompts": prompts, "tokens": tokens, "texts": list(texts)}),
+        input=json.dumps({"prompts": prompts, "tokens": tokens, "texts": list(texts), "scored": list(scored)}),
         capture_output=True, text=True, check=False,
     )
     assert done.returncode == 0, done.stderr
