@@ -244,6 +244,43 @@ mod tests {
     }
 
     #[test]
+    fn a_group_without_a_limit_in_version_1_limits_nothing() {
+        let root = system(&[
+            V1_MOUNT,
+            ("proc/self/cgroup", "4:memory:/\n"),
+            (
+                "sys/fs/cgroup/memory/memory.limit_in_bytes",
+                "9223372036854771712\n",
+            ),
+            ("sys/fs/cgroup/memory/memory.usage_in_bytes", "100\n"),
+            // a hierarchy that does not limit memory, whatever lies there
+            ("sys/fs/cgroup/cpu/memory.limit_in_bytes", "10\n"),
+        ]);
+        assert_eq!(free_memory(root.path()), None);
+    }
+
+    #[test]
+    fn both_versions_beside_each_other_count_each_with_its_own_group() {
+        let root = system(&[
+            V1_MOUNT,
+            ("proc/self/cgroup", "5:devices:/\n4:memory:/old\n0::/new\n"),
+            ("sys/fs/cgroup/memory/old/memory.limit_in_bytes", "5000\n"),
+            ("sys/fs/cgroup/unified/new/memory.max", "4000\n"),
+        ]);
+        assert_eq!(free_memory(root.path()), Some(4000));
+        let limit = root.path().join("sys/fs/cgroup/memory/old");
+        fs::write(limit.join("memory.limit_in_bytes"), "3000\n").unwrap();
+        assert_eq!(free_memory(root.path()), Some(3000));
+    }
+
+    #[test]
+    fn a_key_of_the_statistics_is_a_whole_word() {
+        let stat = "inactive_file_of_others 9\nactive_file 8\ninactive_file 7\n";
+        assert_eq!(counted(stat, "inactive_file"), Some(7));
+        assert_eq!(counted(stat, "inactive"), None);
+    }
+
+    #[test]
     fn a_container_sees_its_group_as_the_root() {
         // a bind mount of the group, whose path is the host's
         let root = system(&[
@@ -256,8 +293,14 @@ mod tests {
             ("sys/fs/cgroup/memory.current", "1000\n"),
             ("sys/fs/cgroup/nested/memory.max", "5000\n"),
             ("sys/fs/cgroup/nested/memory.current", "1\n"),
+            // of no group of this process
+            ("sys/fs/cgroup/def/memory.max", "2\n"),
+            ("sys/fs/other/memory.max", "2\n"),
         ]);
         assert_eq!(free_memory(root.path()), Some(4999));
+        // a name that only begins like that of the mount
+        fs::write(root.path().join("proc/self/cgroup"), "0::/docker/abcdef\n").unwrap();
+        assert_eq!(free_memory(root.path()), Some(6000));
         // a namespace: the path is relative to it, or outside of what is mounted
         for (path, left) in [
             ("/nested", 4999),

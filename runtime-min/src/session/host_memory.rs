@@ -14,8 +14,12 @@ const SPARED: u64 = 8;
 /// Seven eighths of the memory that is available now, in bytes; a control group's limit counts too,
 /// also those of the groups above. None where the system does not tell.
 pub fn available_memory() -> Option<u64> {
-    let available = system_memory().filter(|bytes| *bytes > 0)?;
-    Some(available - available / SPARED)
+    system_memory().and_then(without_spared)
+}
+
+/// Without what is left to other programs; none of nothing.
+fn without_spared(available: u64) -> Option<u64> {
+    (available > 0).then(|| available - available / SPARED)
 }
 
 #[cfg(target_os = "linux")]
@@ -71,6 +75,12 @@ mod tests {
             available > 16 << 20 && available < all + all / 8,
             "{available} of {all}"
         );
+    }
+
+    #[test]
+    fn one_part_of_eight_is_left_to_others() {
+        assert_eq!(without_spared(0), None);
+        assert_eq!(without_spared(801), Some(701));
     }
 
     #[test]
