@@ -133,3 +133,92 @@ fn differing_side_files(manifest: &Manifest) -> Vec<Finding> {
     });
     files.collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::documents::GENERATOR;
+    use crate::registry::KnownCheckpoint;
+
+    fn published() -> KnownCheckpoint {
+        known_checkpoints().unwrap().remove(0)
+    }
+
+    /// A manifest of no tensors that lists the shards of a published checkpoint, and a `config.json` of
+    /// this digest.
+    fn manifest(config: &str) -> Manifest {
+        let shards = published().shards.into_iter().map(|shard| {
+            json!({
+                "path": shard.file, "kind": "shard", "length": shard.bytes, "sha256": shard.sha256,
+                "stored_as": format!("source/.shard-headers/{}.header", shard.file),
+                "stored_length": 1, "stored_sha256": "00".repeat(32),
+            })
+        });
+        let file = json!({
+            "path": "config.json", "kind": "file", "length": 1, "sha256": config,
+            "stored_as": "source/config.json", "stored_length": 1, "stored_sha256": config,
+        });
+        let counts = json!({
+            "packs": 0, "segments": 0, "tensors": 0, "parameters": 0, "tensor_bytes": 0,
+            "experts": 0,
+        });
+        let manifest = json!({
+            "format_version": "1.2", "generator": GENERATOR, "model": {}, "counts": counts,
+            "options": {"codec": "raw", "source_digests": true, "sums": true},
+            "excluded": [], "left_out": [], "packs": [], "segments": [], "tensors": [],
+            "source_files": shards.chain([file]).collect::<Vec<_>>(),
+        });
+        serde_json::from_value(manifest).unwrap()
+    }
+
+    fn found(manifest: &Manifest) -> usize {
+        let mut findings = Vec::new();
+        compare_known(manifest, &mut findings);
+        findings.len()
+    }
+
+    #[test]
+    fn a_published_checkpoint_is_known_by_its_shards() {
+        let mut manifest = manifest(&"00".repeat(32));
+        let known = known_by_shards(&manifest).unwrap();
+        assert!(known.identical && known.repo == published().repo);
+        // an older program did not know it
+        assert_eq!(found(&manifest), 0);
+        manifest.known = Some(known.clone());
+        assert_eq!(found(&manifest), 0);
+        // of another revision, or not whole
+        manifest.known = Some(KnownSource {
+            revision: "another".to_owned(),
+            ..known.clone()
+        });
+        assert_eq!(found(&manifest), 1);
+        manifest.known = Some(known);
+        manifest.source_files[2].length += 1;
+        assert_eq!(found(&manifest), 1);
+    }
+
+    #[test]
+    fn only_a_newer_program_knows_a_checkpoint_that_this_one_does_not() {
+        let mut manifest = manifest(&"00".repeat(32));
+        manifest.known = known_by_shards(&manifest);
+        manifest.source_files.clear();
+        assert_eq!(found(&manifest), 1);
+        manifest.generator = "segpack 9999.0.0".to_owned();
+        assert_eq!(found(&manifest), 0);
+    }
+
+    #[test]
+    fn another_side_file_of_a_published_checkpoint_is_a_warning() {
+        let published = published().small_files_sha256["config.json"].clone();
+        assert_eq!(differing_side_files(&manifest(&published)), []);
+        let found = differing_side_files(&manifest(&"00".repeat(32)));
+        let [finding] = &found[..] else {
+            panic!("{found:?}")
+        };
+        assert_eq!(finding.kind, FindingKind::DiffersFromHub);
+        assert_eq!(finding.severity, Severity::Warning);
+        assert_eq!(finding.file.as_deref(), Some("config.json"));
+    }
+}

@@ -307,3 +307,78 @@ pub(crate) fn sections_of_models(config: &Value) -> Result<Vec<Section<'_>>, Con
     }
     Ok(sections)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// What is said of `key` of this object by a reader.
+    fn refused<T: std::fmt::Debug>(
+        value: &Value,
+        read: impl Fn(&Section<'_>) -> Result<T, ConfigError>,
+    ) -> String {
+        let config = json!({"key": value});
+        let read = read(&Section::root(&config).unwrap());
+        read.expect_err(&value.to_string()).to_string()
+    }
+
+    #[test]
+    fn integers_end_where_they_are_bounded() {
+        for (number, least) in [(1, 1), (0, 0), (MAX_COUNT, 1)] {
+            let config = json!({"key": number});
+            let read = Section::root(&config).unwrap().count("key", None, least);
+            assert_eq!(read.map(u64::from), Ok(number));
+        }
+        for bad in [json!(0), json!(MAX_COUNT + 1), json!(-1), json!(1.0)] {
+            let error = refused(&bad, |s| s.count("key", None, 1));
+            let wanted = format!("key is {bad}, wanted an integer from 1 to 65536");
+            assert_eq!(error, format!("config.json: {wanted}"));
+        }
+        let error = refused(&json!(MAX_SIZE + 1), |s| s.size("key", None));
+        assert!(
+            error.ends_with("an integer from 1 to 4294967295"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn lists_are_bounded_in_their_length_and_in_each_entry() {
+        let long = |entry: Value| Value::from(vec![entry; 65_536]);
+        let longer = |entry: Value| Value::from(vec![entry; 65_537]);
+        let integers = |s: &Section<'_>| s.integers("key", &[], 1..=9);
+        let texts = |s: &Section<'_>| s.texts("key");
+        for bad in [longer(json!(1)), json!([1, 10]), json!([0]), json!(1)] {
+            let error = refused(&bad, integers);
+            let wanted = "wanted a list of at most 65536 integers from 1 to 9";
+            assert!(error.ends_with(wanted), "{error}");
+        }
+        for bad in [longer(json!("a")), json!([1]), json!("a")] {
+            let error = refused(&bad, texts);
+            assert!(error.ends_with("a list of at most 65536 texts"), "{error}");
+        }
+        let (numbers, words) = (
+            json!({"key": long(json!(9))}),
+            json!({"key": long(json!("a"))}),
+        );
+        assert!(integers(&Section::root(&numbers).unwrap()).is_ok());
+        assert!(texts(&Section::root(&words).unwrap()).is_ok());
+    }
+
+    #[test]
+    fn numbers_and_products_stay_inside_their_bounds() {
+        for bad in [json!(0.5), json!(2.5), json!(1e308), json!(0), json!("1")] {
+            refused(&bad, |s| s.number("key", 1.0, 1.0..=2.0));
+        }
+        let error = refused(&json!(3), |s| s.product("key", u64::MAX, 2));
+        let wanted = "key is 3, wanted a value whose product fits 64 bits";
+        assert_eq!(error, format!("config.json: {wanted}"));
+    }
+
+    #[test]
+    fn a_long_text_is_cut_in_a_message() {
+        let error = refused(&json!("x".repeat(1000)), |s| s.flag("key", true));
+        assert!(error.len() < 200 && error.contains('…'), "{error}");
+    }
+}
