@@ -214,8 +214,8 @@ impl Staging<'_> {
         let goes_on_inside = self.resume && inside.is_of_use();
         let stays = goes_on_inside || is_here || is_mount_point(&target);
         if !stays {
-            match self.build((target.clone(), beside.path), Goal::Whole) {
-                Err(OutputError::Format(e)) if is_forbidden(&e) => {}
+            match self.build((target.clone(), beside.path.clone()), Goal::Whole) {
+                Err(OutputError::Format(e)) if is_forbidden(&e) => forget(beside.path, &target),
                 built => return built,
             }
         } else {
@@ -273,6 +273,16 @@ impl Staging<'_> {
             let _ = fs::set_permissions(output.path(), rights);
         }
         Ok(output)
+    }
+}
+
+/// Removes a hidden folder that could be made, but not written to, where it holds nothing of use.
+/// Best effort: where it cannot be removed either, the output is built elsewhere for that reason.
+fn forget(room: PathBuf, target: &Path) {
+    if let Ok(room) = Room::look(room, false)
+        && !room.is_of_use()
+    {
+        let _ = room.removed(target);
     }
 }
 

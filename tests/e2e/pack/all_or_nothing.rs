@@ -417,6 +417,21 @@ fn a_run_that_fails_leaves_the_old_or_the_new() {
     assert!(fail(31) > 40);
 }
 
+/// The hidden folder beside an empty one can be made, but not written to: what is built inside
+/// leaves nothing beside.
+#[test]
+fn what_was_begun_beside_an_empty_folder_does_not_stay() {
+    let scene = Scene::make(UNPACK.over(Before::Empty));
+    for n in 1..10 {
+        let fault = Fault::Fails(n, 13);
+        scene.reset();
+        let what = format!("{fault:?}");
+        let done = scene.faulty(fault, None);
+        scene.check_failed(&done, fault, &what);
+        scene.go_on(n, &what);
+    }
+}
+
 #[test]
 #[ignore = "takes minutes"]
 fn a_run_that_fails_anywhere_leaves_the_old_or_the_new() {
