@@ -110,6 +110,46 @@ impl Liar {
         fs::remove_file(self.pack.join(stored.as_str().expect("a path"))).expect("remove");
     }
 
+    /// Keeps a file of the checkpoint under another name.
+    pub fn keep_as(&mut self, path: &str, stored_as: &str) {
+        let pack = self.pack.clone();
+        let mut files = self.entries("source_files").iter_mut();
+        let file = files.find(|f| f["path"] == path).expect("it is there");
+        let before = pack.join(file["stored_as"].as_str().expect("a path"));
+        fs::rename(before, pack.join(stored_as)).expect("rename");
+        file["stored_as"] = json!(stored_as);
+    }
+
+    /// Adds a file of the checkpoint that has the bytes of another.
+    pub fn copy_kept(&mut self, path: &str, to: &str) {
+        let files = self.entries("source_files");
+        let mut copy = files.iter().find(|f| f["path"] == path).cloned();
+        let copy = copy.as_mut().expect("it is there");
+        (copy["path"], copy["stored_as"]) = (json!(to), json!(format!("source/{to}")));
+        files.push(copy.clone());
+        files.sort_by_key(|f| f["path"].as_str().expect("a path").to_owned());
+        let source = self.pack.join("source");
+        fs::copy(source.join(path), source.join(to)).expect("copy");
+    }
+
+    /// Adds spaces after the kept header of a shard, which its own length does not count.
+    pub fn pad_header(&mut self, shard: &str) {
+        let mut files = self.entries("source_files").iter_mut();
+        let file = files.find(|f| f["path"] == shard).expect("it is there");
+        file["length"] = json!(number(&file["length"]) + 8);
+        let stored = file["stored_as"].as_str().expect("a path").to_owned();
+        for tensor in self.entries("tensors") {
+            let source = &mut tensor["source"];
+            if source["file"] == shard {
+                source["offset"] = json!(number(&source["offset"]) + 8);
+            }
+        }
+        let stored = self.pack.join(stored);
+        let mut bytes = fs::read(&stored).expect("read");
+        bytes.extend(b"        ");
+        write_file(&stored, &bytes);
+    }
+
     /// Changes the kept headers of all shards, and everything that depends on them.
     pub fn edit_headers(&mut self, edit: impl Fn(&mut Vec<Listed>)) {
         let shards: Vec<Value> = self.entries("source_files").clone();

@@ -11,7 +11,7 @@ use segpack_manifests::audit::{Audit, AuditOptions, Described, ShardTensors, aud
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::support::cli::{FindingKind, segpack};
+use crate::support::cli::{Finding, FindingKind, segpack};
 use crate::support::damage::manifest;
 use crate::support::folders::{assert_same, temp};
 use crate::support::tiny::{Tensor, Tiny};
@@ -86,6 +86,15 @@ impl Checkpoint {
             .iter()
             .filter(|(other, ..)| other.ends_with(ending));
         ending.ends_with("input_scale") && alike.count() == 1
+    }
+
+    /// Whether findings say no more than that layers are not stored which the configuration announces:
+    /// a model is whole without them, and no class saves them.
+    fn is_whole_with(&self, findings: &[Finding]) -> bool {
+        let endings = ["-nomtp", "-memory", "-saved"];
+        let may_lack = endings.iter().any(|end| self.name.ends_with(end));
+        let mut kinds = findings.iter().map(|f| f.kind);
+        kinds.all(|kind| kind == FindingKind::LaterLayersNotStored && may_lack)
     }
 
     pub(crate) fn audit(&self, without: Option<usize>) -> Audit {
@@ -163,14 +172,7 @@ fn assert_audited(checkpoint: &Checkpoint) {
         found.family.map(|f| f.as_str()),
         Some(checkpoint.family.as_str())
     );
-    // a model is whole without layers that its configuration announces, and no class saves them
-    let may_lack = ["-nomtp", "-memory", "-saved"]
-        .iter()
-        .any(|end| name.ends_with(end));
-    let is_whole = found
-        .findings
-        .iter()
-        .all(|f| f.kind == FindingKind::LaterLayersNotStored && may_lack);
+    let is_whole = checkpoint.is_whole_with(&found.findings);
     assert!(found.complete && is_whole, "{name}: {:#?}", found.findings);
     let counts = &found.counts;
     let counts = [
@@ -195,19 +197,21 @@ fn a_dropped_tensor_is_found_by_its_name() {
 #[test]
 #[ignore = "minutes; the sampled one is above"]
 fn every_dropped_tensor_is_found_by_its_name() {
+    let mut tried = 0;
     for checkpoint in all() {
         for number in 0..checkpoint.stored.len() {
             assert_dropped(&checkpoint, number);
+            tried += 1;
         }
     }
+    eprintln!("{tried} dropped tensors");
 }
 
 pub(crate) fn assert_dropped(checkpoint: &Checkpoint, number: usize) {
     let name = &checkpoint.stored[number].0;
     // which tensor is missing is told where the rest says that it belongs there
-    let is_told = |f: &segpack_manifests::documents::Finding| {
-        f.kind == FindingKind::MissingTensor && f.tensor.as_ref() == Some(name)
-    };
+    let is_told =
+        |f: &Finding| f.kind == FindingKind::MissingTensor && f.tensor.as_ref() == Some(name);
     let found = checkpoint.audit(Some(number));
     let optional = name.ends_with("lm_head.weight")
         && checkpoint.config["tie_word_embeddings"] == json!(true)
@@ -240,7 +244,9 @@ fn some_come_back_byte_for_byte() {
 #[test]
 #[ignore = "minutes; some are above"]
 fn all_come_back_byte_for_byte() {
-    all().iter().for_each(assert_comes_back);
+    let all = all();
+    all.iter().for_each(assert_comes_back);
+    eprintln!("{} checkpoints", all.len());
 }
 
 /// Scan, pack, verify, unpack, repack, export: nothing is lost, and each expert has its segment.
@@ -248,8 +254,8 @@ pub(crate) fn assert_comes_back(checkpoint: &Checkpoint) {
     let (name, folder) = (&checkpoint.name, temp());
     let at = |path: &str| folder.path().join(path);
     let source = checkpoint.write(&at("checkpoint"));
-    let scan = segpack!["scan", &source, "--json"].ok().json();
-    assert_eq!(scan["findings"], json!([]), "{name}");
+    let scan = segpack!["scan", &source, "--json"].ok();
+    assert!(checkpoint.is_whole_with(&scan.findings()), "{name}: {scan}");
     segpack!["pack", &source, "-o", at("pack")].ok();
     let segments = manifest(&at("pack"))["segments"].clone();
     let segments = segments.as_array().unwrap().iter();

@@ -1,11 +1,13 @@
 //! What one asks of packs that one has: `info`, receipts, `ls`, side files.
 
-use std::fs;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
 use crate::support::cli::{packed, run, segpack};
-use crate::support::damage::{flip, manifest};
+use crate::support::damage::{flip, manifest, resize};
 use crate::support::folders::temp;
 use crate::support::packs::pack_into;
 use crate::support::tiny::{Qwen3Moe, Tensor, Tiny, tiny_full};
@@ -100,6 +102,111 @@ fn a_receipt_says_what_was_verified_and_whether_files_changed_since() {
     assert_eq!(run.ok().json()["verified"]["since"], "other_pack");
     // a pack holds no times: it is the pack that it was
     segpack!["verify", &pack].ok();
+}
+
+/// What `info` says of a receipt: whether files changed since, and the first of them.
+fn since(pack: &Path, receipt: &Path) -> (String, Option<String>) {
+    let run = segpack!["info", pack, "--receipt", receipt, "--json"];
+    let verified = run.ok().json()["verified"].clone();
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    (
+        text(&verified["since"]).unwrap(),
+        text(&verified["changed"]),
+    )
+}
+
+#[track_caller]
+fn assert_changed(pack: &Path, receipt: &Path, path: &str) {
+    let wanted = ("changed".to_owned(), Some(path.to_owned()));
+    assert_eq!(since(pack, receipt), wanted, "{path}");
+}
+
+fn modified(path: &Path) -> SystemTime {
+    fs::metadata(path).unwrap().modified().unwrap()
+}
+
+fn set_modified(path: &Path, time: SystemTime) {
+    let file = File::options().write(true).open(path).unwrap();
+    file.set_modified(time).unwrap();
+}
+
+/// A pack with sums, and a receipt of it.
+fn with_receipt(folder: &Path) -> (PathBuf, PathBuf) {
+    let (pack, receipt) = (folder.join("pack"), folder.join("receipt.json"));
+    pack_into(&tiny_full(), &pack, &[]);
+    segpack!["verify", &pack, "--receipt", &receipt].ok();
+    (pack, receipt)
+}
+
+#[test]
+fn a_receipt_names_the_file_whose_time_length_or_presence_changed() {
+    const FILE: &str = "packs/thinker.vision.safetensors";
+    let folder = temp();
+    let (pack, receipt) = with_receipt(folder.path());
+    let unchanged = ("unchanged".to_owned(), None);
+    for path in [FILE, "source/config.json", "manifest.json", "SHA256SUMS"] {
+        let file = pack.join(path);
+        let before = modified(&file);
+        set_modified(&file, before + Duration::from_nanos(1000));
+        assert_changed(&pack, &receipt, path);
+        set_modified(&file, before);
+        assert_eq!(since(&pack, &receipt), unchanged, "{path}");
+    }
+    // another length at the same time
+    let file = pack.join(FILE);
+    let (bytes, before) = (fs::read(&file).unwrap(), modified(&file));
+    resize(&file, 1);
+    set_modified(&file, before);
+    assert_changed(&pack, &receipt, FILE);
+    fs::write(&file, bytes).unwrap();
+    set_modified(&file, before);
+    assert_eq!(since(&pack, &receipt), unchanged);
+    // gone
+    let elsewhere = folder.path().join("elsewhere");
+    fs::rename(&file, &elsewhere).unwrap();
+    assert_changed(&pack, &receipt, FILE);
+    // a link is not the file that was verified, whatever it leads to
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink(&elsewhere, &file).unwrap();
+        assert_changed(&pack, &receipt, FILE);
+        fs::remove_file(&file).unwrap();
+    }
+    // there again, after a verification that missed it
+    segpack!["verify", &pack, "--receipt", &receipt].exits(3);
+    assert_eq!(since(&pack, &receipt), unchanged);
+    fs::rename(&elsewhere, &file).unwrap();
+    assert_changed(&pack, &receipt, FILE);
+}
+
+#[test]
+fn a_receipt_has_no_values_and_is_read_only_if_it_is_one() {
+    let folder = temp();
+    let (pack, receipt) = with_receipt(folder.path());
+    segpack!["verify", &pack, "--values", "--receipt", &receipt].ok();
+    let mut document: Value = serde_json::from_slice(&fs::read(&receipt).unwrap()).unwrap();
+    let report = &document["report"];
+    assert!(report["ok"] == true && report.get("values").is_none());
+    let refused = |word: &str| {
+        segpack!["info", &pack, "--receipt", &receipt]
+            .exits(3)
+            .says(&["receipt.json", word]);
+        // what cannot be read is not replaced
+        let before = fs::metadata(&receipt).unwrap().len();
+        segpack!["verify", &pack, "--quick", "--receipt", &receipt].exits(1);
+        assert_eq!(fs::metadata(&receipt).unwrap().len(), before);
+    };
+    document["format_version"] = "99.0".into();
+    fs::write(&receipt, document.to_string()).unwrap();
+    refused("99.0");
+    // a hole, which takes no room: more than a receipt of any pack
+    File::options()
+        .write(true)
+        .open(&receipt)
+        .unwrap()
+        .set_len((256 << 20) + 1)
+        .unwrap();
+    refused("over the limit");
 }
 
 #[test]

@@ -815,6 +815,7 @@ fn comparing_takes_what_packing_tolerated_and_says_what_was_compared() {
 #[test]
 #[ignore = "takes minutes"]
 fn every_bit_counts() {
+    let mut tried = 0;
     let folder = temp();
     let size = Qwen3Moe {
         layers: 2,
@@ -841,11 +842,13 @@ fn every_bit_counts() {
                 flip(&file, at);
                 verify(&pack, "").exits(3);
                 flip(&file, at);
+                tried += 1;
             }
         }
         reseal_sums(&pack);
         verify(&pack, "--sums").ok();
     }
+    eprintln!("{tried} flipped bits");
 }
 
 /// What a liar changes in a manifest whose digests then all fit.

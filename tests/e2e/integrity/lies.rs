@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::support::checkpoint::Random;
-use crate::support::cli::{FindingKind, segpack};
+use crate::support::cli::{Finding, FindingKind, segpack};
+use crate::support::damage::{edit_manifest, list};
 use crate::support::folders::{copy, temp};
-use crate::support::liar::{Liar, name_of};
+use crate::support::liar::{Liar, Listed, name_of};
 use crate::support::packs::pack_into;
 use crate::support::tiny::{INDEX, Qwen3Moe, Tiny, tiny_full, tiny_text};
 
@@ -293,6 +294,17 @@ const LIES: &[Lie] = &[
         l.document["known"] = json!({"repo": "Qwen/Qwen3-Omni-30B-A3B-Instruct", "revision": "x", "identical": true});
     }),
     ("source files in another order", FindingKind::WrongRecord, |l| l.entries("source_files").swap(0, 1)),
+    ("a file is kept under another name", FindingKind::WrongRecord, |l| l.keep_as("merges.txt", "source/other.txt")),
+    ("a second index", FindingKind::MalformedIndex, |l| l.copy_kept(INDEX, "other.safetensors.index.json")),
+    ("a header is longer than it says", FindingKind::MalformedShard, |l| l.pad_header(SHARD)),
+    ("a tensor is in two shards", FindingKind::DuplicateTensor, |l| {
+        let norm = l.tensor(NORM).clone();
+        l.edit_headers(|all| if !all.iter().any(|t| t.name == NORM) {
+            let shape = serde_json::from_value(norm["shape"].clone()).unwrap();
+            let dtype = norm["dtype"].as_str().unwrap().to_owned();
+            all.push(Listed { name: NORM.to_owned(), dtype, shape, length: norm["length"].as_u64().unwrap() });
+        });
+    }),
 ];
 
 /// A fresh copy of a pack, and what is told of it.
@@ -349,7 +361,14 @@ fn lies_about_what_was_excluded() {
     let folder = temp();
     let good = folder.path().join("good");
     pack_into(&tiny_full(), &good, &["--exclude", "talker"]);
-    let lies: [Lie; 6] = [
+    let lies: [Lie; 8] = [
+        ("in another order", FindingKind::WrongExcluded, |l| {
+            l.entries("excluded").swap(0, 1);
+        }),
+        ("one of them twice", FindingKind::WrongExcluded, |l| {
+            let first = l.document["excluded"][0].clone();
+            l.entries("excluded").push(first);
+        }),
         ("nothing was excluded", FindingKind::WrongExcluded, |l| {
             l.document["excluded"] = json!([]);
         }),
@@ -386,6 +405,157 @@ fn lies_about_what_was_excluded() {
         let pack = tell(&good, &folder.path().join(number.to_string()), lie);
         assert_found(&pack, what, *kind);
     }
+}
+
+/// One thing is in the place of another: what is missing is named, and so is what is too much.
+#[test]
+fn what_is_missing_and_what_is_too_much_are_both_named() {
+    const OLD: &str = "thinker.text.layers.0.attention";
+    const NEW: &str = "thinker.text.layers.0.attn";
+    const PACK: &str = "packs/thinker.text.experts.01.safetensors";
+    const OTHER: &str = "packs/thinker.text.experts.1.safetensors";
+    let folder = temp();
+    let good = folder.path().join("good");
+    pack_into(&tiny_full(), &good, &[]);
+    let found = |lie: fn(&mut Liar)| {
+        let pack = tell(&good, &folder.path().join("lie"), lie);
+        let run = segpack!["verify", &pack, "--quick", "--json"].exits(3);
+        fs::remove_dir_all(pack).unwrap();
+        run.findings()
+    };
+    // of which segment or pack, and of no tensor
+    let names = |all: &[Finding], name: &str| {
+        let of_it = |f: &&Finding| {
+            let named = f.segment.as_deref() == Some(name) || f.file.as_deref() == Some(name);
+            f.kind == FindingKind::WrongPlacement && f.tensor.is_none() && named
+        };
+        all.iter().filter(of_it).count()
+    };
+    let all = found(|l| rename_segment(l, OLD, NEW));
+    assert_eq!((names(&all, OLD), names(&all, NEW)), (1, 1), "{all:?}");
+    let all = found(|l| rename_pack(l, PACK, OTHER));
+    assert_eq!((names(&all, PACK), names(&all, OTHER)), (1, 1), "{all:?}");
+    // a segment in another pack, a shorter one, and a tensor in another segment
+    let all = found(|l| {
+        let segments = l.entries("segments");
+        let at = segments.iter().rposition(|s| s["pack"] == PACK).unwrap();
+        segments[at]["pack"] = json!("packs/thinker.text.experts.02.safetensors");
+    });
+    let moved = all
+        .iter()
+        .find(|f| f.segment.is_some() && f.tensor.is_none());
+    assert!(moved.is_some(), "{all:?}");
+    let all = found(|l| l.drop_tensors("thinker.model.layers.0.self_attn.q_norm.weight"));
+    assert_eq!(names(&all, OLD), 1, "{all:?}");
+    let all = found(|l| l.drop_tensors("thinker.model.layers.1.mlp.experts."));
+    assert_eq!(names(&all, PACK), 1, "{all:?}");
+    assert_eq!(names(&all, "thinker.text.layers.1.experts.0"), 1, "{all:?}");
+}
+
+/// What holds of a model that nobody knows: the kept headers say which tensors there are.
+#[test]
+fn lies_about_a_model_that_nobody_knows() {
+    let folder = temp();
+    let good = folder.path().join("good");
+    pack_into(&tiny_full(), &good, &[]);
+    edit_manifest(&good, |m| {
+        m["generator"] = json!("segpack 9.9.9");
+        m["model"]["family"] = json!("foo_moe");
+    });
+    assert_honest(&good, "not_known");
+    let lies: [Lie; 9] = [
+        ("a norm is not packed", FindingKind::NotInPack, |l| {
+            l.drop_tensors(NORM);
+        }),
+        (
+            "a tensor that no header has",
+            FindingKind::NotInCheckpoint,
+            |l| l.tensor(K)["source"]["tensor"] = json!("mystery"),
+        ),
+        ("another dtype", FindingKind::WrongSource, |l| {
+            set(l, NORM, "dtype", json!("F16"));
+        }),
+        ("a transposed shape", FindingKind::WrongSource, |l| {
+            l.tensor(Q)["shape"].as_array_mut().unwrap().reverse();
+        }),
+        ("two places change", FindingKind::WrongSource, |l| {
+            let [k, v] = [K, V].map(|name| l.tensor(name)["source"]["offset"].clone());
+            l.tensor(K)["source"]["offset"] = v;
+            l.tensor(V)["source"]["offset"] = k;
+        }),
+        ("another component", FindingKind::WrongClassification, |l| {
+            set(l, HEAD, "component", json!("later"));
+        }),
+        ("excluded, but packed", FindingKind::WrongExcluded, |l| {
+            l.document["excluded"] = json!([{"component": "later", "tensors": 1, "bytes": 2}]);
+        }),
+        ("more than was excluded", FindingKind::WrongExcluded, |l| {
+            l.drop_tensors(NORM);
+            l.document["excluded"] = json!([{"component": "later", "tensors": 1, "bytes": 2}]);
+        }),
+        (
+            "the index has another sum",
+            FindingKind::WrongTotalSize,
+            |l| {
+                l.edit_kept(INDEX, |i| i["metadata"]["total_size"] = json!(1));
+            },
+        ),
+    ];
+    for (number, (what, kind, lie)) in lies.iter().enumerate() {
+        let pack = tell(&good, &folder.path().join(number.to_string()), lie);
+        assert_found(&pack, what, *kind);
+    }
+}
+
+/// What a newer program knows of published checkpoints, this one need not.
+#[test]
+fn a_published_checkpoint_that_only_a_newer_program_knows_is_no_lie() {
+    let folder = temp();
+    let pack = folder.path().join("pack");
+    pack_into(&tiny_full(), &pack, &[]);
+    edit_manifest(&pack, |m| {
+        m["known"] = json!({"repo": "later/model", "revision": "x", "identical": true});
+        m["generator"] = json!("segpack 9.9.9");
+    });
+    assert_honest(&pack, "complete");
+}
+
+/// Every segment is of the codec that the options name, or raw.
+#[test]
+fn a_segment_of_another_codec_than_that_of_the_options_is_found() {
+    let folder = temp();
+    let pack = folder.path().join("pack");
+    pack_into(&tiny_full(), &pack, &["--codec", "bf16-zstd"]);
+    edit_manifest(&pack, |m| m["options"]["codec"] = json!("zstd"));
+    let run = segpack!["verify", &pack, "--quick", "--json"].exits(3);
+    let found = run.findings();
+    let wrong = |f: &Finding| f.kind == FindingKind::WrongRecord && f.segment.is_some();
+    assert!(found.iter().any(wrong), "{run}");
+}
+
+/// A file that is too long for what it is kept for is not read.
+#[test]
+fn a_kept_file_over_the_limit_is_not_read() {
+    const LENGTH: u64 = 100_000_009;
+    let folder = temp();
+    let pack = folder.path().join("pack");
+    pack_into(&tiny_full(), &pack, &[]);
+    let config = fs::File::options()
+        .write(true)
+        .open(pack.join("source/config.json"))
+        .unwrap();
+    config.set_len(LENGTH).unwrap();
+    edit_manifest(&pack, |m| {
+        let mut files = list(m, "source_files").iter_mut();
+        let file = files.find(|f| f["path"] == "config.json").unwrap();
+        (file["length"], file["stored_length"]) = (json!(LENGTH), json!(LENGTH));
+    });
+    let run = segpack!["verify", &pack, "--quick", "--json"].exits(3);
+    let [finding] = &run.findings()[..] else {
+        panic!("{run}")
+    };
+    assert_eq!(finding.kind, FindingKind::WrongLength, "{run}");
+    assert!(run.text().contains("over the limit of 100000008"), "{run}");
 }
 
 /// What is told, the file that the finding names, and how it is told.
@@ -625,4 +795,5 @@ fn many_lies_told_at_random_are_found() {
     for seed in 2..22 {
         sweep(seed, 200);
     }
+    eprintln!("20 seeds, 2 to 21, 200 lies each");
 }

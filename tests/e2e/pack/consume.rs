@@ -468,25 +468,31 @@ fn an_error_of_the_source_takes_nothing_back_once_shards_are_gone() {
     assert!(gone > 0);
 }
 
-fn sweep(scene: &Scene, step: u64) {
+/// Kills at one of `step` of the writing calls, and fails some of them; how many of each.
+fn sweep(scene: &Scene, step: u64) -> [u64; 2] {
+    let (mut kills, mut failures) = (0, 0);
     scene.reset();
     let count = count_writes(&scene.consume());
     scene.check_done("not killed");
     assert!(count > 80, "{count}");
     for n in (1..=count).filter(|n| n % step == 0) {
         scene.kill_at(n);
+        kills += 1;
     }
     for n in (1..=count).filter(|n| n % (step + step / 2 + 1) == 1) {
         for error in [28, 5, 13] {
             scene.fail_at(n, error);
+            failures += 1;
         }
     }
+    [kills, failures]
 }
 
 #[test]
 fn a_run_that_is_killed_or_fails_goes_on_and_loses_nothing() {
     let scene = Scene::make(&[]);
-    sweep(&scene, 13);
+    let [kills, failures] = sweep(&scene, 13);
+    assert!(kills > 5 && failures > 5, "{kills} {failures}");
     scene.check_restores();
 }
 
@@ -496,7 +502,8 @@ fn a_run_that_is_killed_or_fails_goes_on_and_loses_nothing() {
 fn a_run_that_is_killed_at_any_call_goes_on_and_loses_nothing() {
     for options in [&[][..], CODED] {
         let scene = Scene::make(options);
-        sweep(&scene, 1);
+        let [kills, failures] = sweep(&scene, 1);
+        eprintln!("{options:?}: {kills} kills, {failures} failures");
         scene.check_restores();
     }
 }

@@ -1,8 +1,9 @@
 //! What is read without packing: `scan`, `verify --against`, `diff`.
 
+use std::fs::File;
 use std::process::Stdio;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use serde_json::Value;
 
@@ -145,6 +146,35 @@ fn nothing_is_contacted_offline_or_unless_it_is_named() {
     // a repo id is of the cache, as ever
     scene.run(&[&"scan", &REPO]).exits(3);
     assert_eq!(scene.hub.log(), [""; 0]);
+}
+
+/// A receipt speaks of the files as they were before the first of them was read.
+#[test]
+fn a_file_that_changes_while_it_is_verified_has_changed_since_its_receipt() {
+    let scene = Scene::with(Faults {
+        stall: Some((Duration::from_millis(300), 1)),
+        ..Faults::default()
+    });
+    let pack = scene.local_pack(&["--no-provenance"]);
+    let receipt = scene.at("receipt.json");
+    let mut command = scene.hub.program();
+    command.arg("verify").arg(&pack).arg("--receipt");
+    command.arg(&receipt).args(["--against", &place()]);
+    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+    while !scene.hub.is_stalled() {
+        assert!(child.try_wait().unwrap().is_none(), "ended too early");
+        thread::sleep(Duration::from_millis(1));
+    }
+    let file = File::options()
+        .write(true)
+        .open(pack.join("source/config.json"))
+        .unwrap();
+    file.set_modified(UNIX_EPOCH).unwrap();
+    assert!(child.wait().unwrap().success());
+    let info = segpack!["info", &pack, "--receipt", &receipt, "--json"].ok();
+    let verified = &info.json()["verified"];
+    assert_eq!(verified["since"], "changed");
+    assert_eq!(verified["changed"], "source/config.json");
 }
 
 #[test]
