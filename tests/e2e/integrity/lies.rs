@@ -463,6 +463,13 @@ fn lies_about_a_model_that_nobody_knows() {
         m["model"]["family"] = json!("foo_moe");
     });
     assert_honest(&good, "not_known");
+    // by the rules of the family that this program takes it for a layer would be missing
+    let later = tell(&good, &folder.path().join("later"), |l| {
+        l.edit_kept("config.json", |c| {
+            text_config(c)["num_hidden_layers"] = json!(4)
+        });
+    });
+    assert_honest(&later, "not_known");
     let lies: [Lie; 9] = [
         ("a norm is not packed", FindingKind::NotInPack, |l| {
             l.drop_tensors(NORM);
