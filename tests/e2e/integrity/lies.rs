@@ -514,6 +514,63 @@ fn lies_about_a_model_that_nobody_knows() {
     }
 }
 
+/// A program that did not know the family packed all of it unclassified: one that knows it now takes
+/// the pack for what it is.
+#[test]
+fn a_model_that_its_packer_did_not_know_is_still_what_it_packed() {
+    let folder = temp();
+    let mut unknown = Tiny::qwen3_moe(Qwen3Moe::default());
+    let known = ["model_type", "architectures"].map(|key| unknown.config[key].clone());
+    unknown.config["model_type"] = json!("later_moe");
+    unknown.config["architectures"] = json!([]);
+    let checkpoint = unknown.write(&folder.path().join("checkpoint"));
+    let good = folder.path().join("good");
+    pack_into(&checkpoint, &good, &["--allow-unaudited"]);
+    assert_honest(&good, "not_known");
+    let pack = folder.path().join("pack");
+    copy(&good, &pack);
+    let liar = Liar::open(&pack);
+    liar.edit_kept("config.json", |c| {
+        let [model_type, architectures] = known;
+        c["model_type"] = model_type;
+        c["architectures"] = architectures;
+    });
+    liar.seal();
+    assert_honest(&pack, "not_known");
+}
+
+/// What is wrong, and what then is said of completeness.
+type Completeness = (&'static str, &'static str, fn(&mut Liar));
+
+#[test]
+fn completeness_says_whether_tensors_are_missing() {
+    let folder = temp();
+    let good = folder.path().join("good");
+    pack_into(&tiny_full(), &good, &[]);
+    let lies: [Completeness; 5] = [
+        ("a norm is not packed", "incomplete", |l| {
+            l.drop_tensors(NORM);
+        }),
+        ("a norm is gone, index too", "incomplete", |l| {
+            lose_all(l, NORM);
+        }),
+        ("another role", "complete", |l| {
+            set(l, Q, "role", json!("attention_k"));
+        }),
+        ("theta", "complete", |l| {
+            number_of_the_model(l, "rope_theta", json!(10000.0));
+        }),
+        ("config.json is gone", "not_known", |l| {
+            l.drop_kept("config.json");
+        }),
+    ];
+    for (number, (what, wanted, lie)) in lies.into_iter().enumerate() {
+        let pack = tell(&good, &folder.path().join(number.to_string()), lie);
+        let run = segpack!["verify", &pack, "--quick", "--json"].exits(3);
+        assert_eq!(run.json()["completeness"], wanted, "{what}: {run}");
+    }
+}
+
 /// What a newer program knows of published checkpoints, this one need not.
 #[test]
 fn a_published_checkpoint_that_only_a_newer_program_knows_is_no_lie() {
