@@ -486,9 +486,14 @@ fn lies_about_a_model_that_nobody_knows() {
             l.tensor(Q)["shape"].as_array_mut().unwrap().reverse();
         }),
         ("two places change", FindingKind::WrongSource, |l| {
-            let [k, v] = [K, V].map(|name| l.tensor(name)["source"]["offset"].clone());
-            l.tensor(K)["source"]["offset"] = v;
-            l.tensor(V)["source"]["offset"] = k;
+            let all = l.entries("tensors");
+            let like = |t: &Value| [t["source"]["file"].clone(), t["length"].clone()];
+            let pairs = (0..all.len()).flat_map(|b| (0..b).map(move |a| (a, b)));
+            let mut pairs = pairs.filter(|(a, b)| like(&all[*a]) == like(&all[*b]));
+            let (a, b) = pairs.next().unwrap();
+            let before = all[a]["source"]["offset"].clone();
+            all[a]["source"]["offset"] = all[b]["source"]["offset"].clone();
+            all[b]["source"]["offset"] = before;
         }),
         ("another component", FindingKind::WrongClassification, |l| {
             set(l, HEAD, "component", json!("later"));
@@ -615,10 +620,11 @@ fn a_kept_file_over_the_limit_is_not_read() {
         (file["length"], file["stored_length"]) = (json!(LENGTH), json!(LENGTH));
     });
     let run = segpack!["verify", &pack, "--quick", "--json"].exits(3);
-    let [finding] = &run.findings()[..] else {
-        panic!("{run}")
-    };
-    assert_eq!(finding.kind, FindingKind::WrongLength, "{run}");
+    let found = run.findings();
+    assert!(
+        found.iter().any(|f| f.kind == FindingKind::WrongLength),
+        "{run}"
+    );
     assert!(run.text().contains("over the limit of 100000008"), "{run}");
 }
 
