@@ -364,6 +364,8 @@ fn read_completions(
         prompt_count: usage.prompt_tokens,
         counted: usage.completion_tokens,
         has_ended: choice.finish_reason.as_deref() == Some("stop"),
+        // it lists all of them, or the answer is refused above
+        ..Answer::default()
     })
 }
 
