@@ -492,7 +492,11 @@ fn of_sign(error: &SignError) -> Option<&'static str> {
         }
         SignError::Exists { .. } => Some(REPLACE),
         SignError::NotASignature { .. } => Some("choose another -o, or remove it"),
-        SignError::NotPrivate { .. } | SignError::Encode(_) | SignError::Pem { .. } => None,
+        SignError::IsAPack { .. } => Some("without --files it is verified, then signed"),
+        SignError::NotPrivate { .. }
+        | SignError::NoFiles { .. }
+        | SignError::Encode(_)
+        | SignError::Pem { .. } => None,
     }
 }
 

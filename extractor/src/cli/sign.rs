@@ -5,7 +5,7 @@ use super::args::{INPUT, Jobs, OUTPUT, output_path};
 use super::error::CliError;
 use crate::render::text;
 use crate::source::local_pack;
-use crate::steps::sign::sign;
+use crate::steps::sign::{sign, sign_files};
 use crate::steps::{Exit, StepError};
 
 /// Sign a pack as OpenSSF's model signing does
@@ -25,6 +25,10 @@ pub(super) struct Args {
     /// Pack folder
     #[arg(value_name = "PACK")]
     pack: PathBuf,
+    /// Sign all files of a folder that is no pack, such as those of a release, as they are now;
+    /// `model_signing verify key` checks such a signature, `segpack verify` only those of packs
+    #[arg(long, help_heading = INPUT)]
+    files: bool,
     /// Private key: PKCS#8 or SEC1 as PEM, not encrypted
     #[arg(long, value_name = "FILE", help_heading = INPUT)]
     key: PathBuf,
@@ -46,7 +50,10 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     let to = args.output.as_deref();
     let why = "a pack is signed where it lies, and nothing is written to a server";
     let folder = local_pack(&args.pack, why).map_err(StepError::from)?;
-    let summary = sign(folder, &args.key, to, args.force, job)?;
+    let summary = match args.files {
+        true => sign_files(folder, &args.key, to, args.force, context.stop)?,
+        false => sign(folder, &args.key, to, args.force, job)?,
+    };
     let place = args.pack.display().to_string();
     context
         .terminal

@@ -43,6 +43,7 @@ use swap::Swap;
 pub(crate) use swap::{
     discard, is_being_replaced, is_between, is_unfinished, leftover, recover, refuse_busy,
 };
+pub(crate) use walk::files_below;
 pub(crate) use write_behind::{WRITE_BEHIND_MEMORY, write_behind};
 
 /// Folder, below [`PARTIAL`], of files that are being written.

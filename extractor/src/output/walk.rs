@@ -10,7 +10,7 @@ use super::OutputError;
 ///
 /// # Errors
 /// `Link` with the first link; `Io`, also where a name is not UTF-8.
-pub(super) fn files_below(folder: &Path) -> Result<Vec<String>, OutputError> {
+pub(crate) fn files_below(folder: &Path) -> Result<Vec<String>, OutputError> {
     let mut files = Vec::new();
     for entry in walkdir::WalkDir::new(folder)
         .min_depth(1)

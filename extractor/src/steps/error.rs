@@ -496,7 +496,9 @@ fn exit_of_sign(error: &SignError) -> Exit {
         SignError::PrivateKey { .. }
         | SignError::Encrypted { .. }
         | SignError::NotPrivate { .. }
-        | SignError::PublicKey { .. } => Exit::Damaged,
+        | SignError::PublicKey { .. }
+        | SignError::IsAPack { .. }
+        | SignError::NoFiles { .. } => Exit::Damaged,
         SignError::Exists { .. }
         | SignError::NotASignature { .. }
         | SignError::Encode(_)

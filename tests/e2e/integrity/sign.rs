@@ -4,7 +4,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use p256::pkcs8::{EncodePrivateKey, EncodePublicKey, LineEnding};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use p256::ecdsa::signature::Verifier;
+use p256::pkcs8::{DecodePublicKey, EncodePrivateKey, EncodePublicKey, LineEnding};
 use serde_json::{Value, json};
 
 use crate::support::checkpoint::fixtures;
@@ -292,4 +295,72 @@ fn nothing_but_a_signature_is_replaced() {
         segpack!["sign", &pack, "--key", private, "--force", "-o", &elsewhere].ok();
         segpack!["sign", &pack, "--key", private, "--force"].ok();
     }
+}
+
+/// The statement of a signature, once its ECDSA signature is verified by the crate of the curve.
+fn statement_signed_by(signature: &Path, public: &Path) -> Value {
+    let bundle: Value = serde_json::from_slice(&fs::read(signature).unwrap()).unwrap();
+    let field = |value: &Value| STANDARD.decode(value.as_str().unwrap()).unwrap();
+    let payload = field(&bundle["dsseEnvelope"]["payload"]);
+    let der = field(&bundle["dsseEnvelope"]["signatures"][0]["sig"]);
+    let kind = "application/vnd.in-toto+json";
+    let head = format!("DSSEv1 {} {kind} {} ", kind.len(), payload.len());
+    let signed = [head.as_bytes(), &payload].concat();
+    let pem = fs::read_to_string(public).unwrap();
+    let key = p256::ecdsa::VerifyingKey::from_public_key_pem(&pem).unwrap();
+    let signature = p256::ecdsa::Signature::from_der(&der).unwrap();
+    key.verify(&signed, &signature).unwrap();
+    serde_json::from_slice(&payload).unwrap()
+}
+
+#[test]
+fn all_files_of_a_folder_that_is_no_pack_are_signed() {
+    let folder = temp();
+    let (private, public) = &keys(folder.path())[0];
+    let release = folder.path().join("release");
+    fs::create_dir_all(release.join("b")).unwrap();
+    fs::create_dir_all(release.join(".git")).unwrap();
+    for (name, text) in [("a", "first"), ("b/c", "second"), (".git/d", "third")] {
+        fs::write(release.join(name), text).unwrap();
+    }
+    let summary = segpack!["sign", &release, "--files", "--key", private, "--json"].ok();
+    assert_eq!(summary.json()["files"], 2);
+    assert_eq!(summary.json()["manifest_sha256"], Value::Null);
+    let statement = statement_signed_by(&release.join("model.sig"), public);
+    let resource = |name: &str, text: &str| {
+        let digest = segpack_formats::digest::Sha256::of(text.as_bytes()).to_string();
+        json!({"name": name, "algorithm": "sha256", "digest": digest})
+    };
+    let wanted = json!([resource("a", "first"), resource("b/c", "second")]);
+    assert_eq!(statement["predicate"]["resources"], wanted);
+
+    // again, the signature itself is none of the files
+    segpack!["sign", &release, "--files", "--key", private]
+        .exits(1)
+        .says(&["model.sig exists", "--force"]);
+    let again = segpack!["sign", &release, "--files", "--key", private, "--force"].ok();
+    again.says(&["signed, 2 files"]);
+    // without --files it has to be a pack
+    segpack!["sign", &release, "--key", private, "--force"].exits(3);
+}
+
+#[test]
+fn neither_a_pack_nor_a_link_nor_nothing_is_signed_as_files() {
+    let folder = temp();
+    let (private, _) = &keys(folder.path())[0];
+    let pack = folder.path().join("pack");
+    pack_into(tiny_text().as_path(), &pack, &[]);
+    segpack!["sign", &pack, "--files", "--key", private]
+        .exits(3)
+        .says(&["is a pack", "without --files"]);
+    let empty = folder.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    segpack!["sign", &empty, "--files", "--key", private]
+        .exits(3)
+        .says(&["holds no files"]);
+    std::os::unix::fs::symlink(private, empty.join("link")).unwrap();
+    segpack!["sign", &empty, "--files", "--key", private]
+        .exits(1)
+        .says(&["link is a link"]);
+    assert!(!empty.join("model.sig").exists() && !pack.join("model.sig").exists());
 }

@@ -44,6 +44,19 @@ def test_the_tool_verifies_what_segpack_signs(pack, keys):
     assert tool("verify", "key", moved, "--signature", moved / "model.sig", "--public_key", public).returncode != 0
 
 
+def test_the_tool_verifies_a_folder_whose_files_segpack_signs(tmp_path, keys):
+    private, public = keys
+    release = tmp_path / "release"
+    (release / "more").mkdir(parents=True)
+    (release / "segpack.tar.gz").write_bytes(b"archive")
+    (release / "more" / "notes").write_bytes(b"notes")
+    segpack("sign", release, "--files", "--key", private)
+    check = ["verify", "key", release, "--signature", release / "model.sig", "--public_key", public]
+    assert tool(*check).returncode == 0
+    (release / "more" / "notes").write_bytes(b"other")
+    assert tool(*check).returncode != 0
+
+
 def test_segpack_verifies_what_the_tool_signs(pack, keys):
     private, public = keys
     done = tool("sign", "key", pack, "--private_key", private, "--signature", pack / "model.sig")

@@ -46,6 +46,18 @@ pub enum SignError {
         /// What is there.
         path: PathBuf,
     },
+    /// A pack is to be signed as any folder, without being verified.
+    #[error("{} is a pack, whose files are not to be signed unverified", path.display())]
+    IsAPack {
+        /// The pack.
+        path: PathBuf,
+    },
+    /// There is nothing to sign.
+    #[error("{} holds no files that a signature covers", path.display())]
+    NoFiles {
+        /// The folder.
+        path: PathBuf,
+    },
     /// The signature cannot be written as JSON.
     #[error("cannot write a signature")]
     Encode(#[source] serde_json::Error),

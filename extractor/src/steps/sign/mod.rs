@@ -1,10 +1,12 @@
 //! `sign`, and the check of a signature for `verify`: as OpenSSF's model signing has them, with a
-//! key. Nothing is read a second time: the digests of the files are those of the manifest, which was
-//! verified, and a signature of the manifest's own digest covers all that the manifest lists.
+//! key. Nothing of a pack is read a second time: the digests of the files are those of the manifest,
+//! which was verified, and a signature of the manifest's own digest covers all that the manifest
+//! lists.
 
 mod bundle;
 mod check;
 mod error;
+mod files;
 mod keys;
 
 use std::collections::BTreeMap;
@@ -26,6 +28,7 @@ use bundle::{
 };
 pub(super) use check::check;
 pub use error::SignError;
+pub(crate) use files::sign_files;
 use keys::PrivateKey;
 pub(super) use keys::PublicKey;
 
@@ -54,6 +57,22 @@ pub(crate) fn sign(
 ) -> Result<SignSummary, StepError> {
     let key = PrivateKey::read(key_file)?;
     let pack = Pack::open(folder)?;
+    let to = destination(folder, key_file, to, force)?;
+    refuse_damaged(folder, &pack, job)?;
+    let identity = Some(pack.manifest_sha256());
+    write_signature(folder, &covered(&pack), &key, &to, force, identity)
+}
+
+/// Where the signature goes: nothing but a signature is replaced there.
+///
+/// # Errors
+/// `Exists`, `NotASignature`; where it would replace the key or a file that is signed; `Io`.
+fn destination(
+    folder: &Path,
+    key_file: &Path,
+    to: Option<&Path>,
+    force: bool,
+) -> Result<PathBuf, StepError> {
     let own = folder.join(SIGNATURE);
     let to = to.map_or_else(|| own.clone(), Path::to_owned);
     refuse_holding(&to, &[key_file.to_owned()])?;
@@ -66,17 +85,27 @@ pub(crate) fn sign(
     if !force && to.symlink_metadata().is_ok() {
         return Err(SignError::Exists { path: to }.into());
     }
-    refuse_damaged(folder, &pack, job)?;
-    let files = covered(&pack);
+    Ok(to)
+}
+
+/// Signs the files with their digests, and says what was signed.
+fn write_signature(
+    folder: &Path,
+    files: &BTreeMap<Vec<String>, Sha256>,
+    key: &PrivateKey,
+    to: &Path,
+    force: bool,
+    identity: Option<Sha256>,
+) -> Result<SignSummary, StepError> {
     let hint = key.public().hint()?;
-    let bundle = bundle_of(folder, &files, &key, hint)?;
+    let bundle = bundle_of(folder, files, key, hint)?;
     let mut json = serde_json::to_vec(&bundle).map_err(SignError::Encode)?;
     json.push(b'\n');
-    write_whole(&to, force, |out| out.write_all(&json))?;
+    write_whole(to, force, |out| out.write_all(&json))?;
     Ok(SignSummary {
         format_version: SignSummary::VERSION,
         generator: GENERATOR.to_owned(),
-        manifest_sha256: pack.manifest_sha256(),
+        manifest_sha256: identity,
         files: files.len() as u64,
         key_sha256: hint,
     })
@@ -124,7 +153,6 @@ fn refuse_damaged(folder: &Path, pack: &Pack, job: Job<'_>) -> Result<(), StepEr
 /// Every file of a pack with its SHA-256, in the order in which the tool of OpenSSF lists them: by
 /// the parts of their paths. All follows from the manifest and its own digest.
 fn covered(pack: &Pack) -> BTreeMap<Vec<String>, Sha256> {
-    let parts = |path: &str| path.split('/').map(str::to_owned).collect();
     let listed = pack.manifest().files().into_iter();
     let mut files: BTreeMap<Vec<String>, Sha256> = listed
         .map(|(path, _, sha256)| (parts(path), sha256))
@@ -134,6 +162,11 @@ fn covered(pack: &Pack) -> BTreeMap<Vec<String>, Sha256> {
         files.insert(parts(SUMS), Sha256::of(pack.sums_text().as_bytes()));
     }
     files
+}
+
+/// The parts of a path below the folder.
+fn parts(path: &str) -> Vec<String> {
+    path.split('/').map(str::to_owned).collect()
 }
 
 /// The digest of the whole: of the raw digests in the order of the list.

@@ -17,12 +17,12 @@ pub struct SignSummary {
     pub format_version: FormatVersion,
     /// Name and version of the program that wrote it.
     pub generator: String,
-    /// SHA-256 of `manifest.json`: the pack's identity.
+    /// SHA-256 of `manifest.json`: the pack's identity. `null` of a folder that is no pack.
     #[cfg_attr(
         feature = "schema",
-        schemars(with = "crate::documents::schema::HexDigest")
+        schemars(with = "Option<crate::documents::schema::HexDigest>")
     )]
-    pub manifest_sha256: Sha256,
+    pub manifest_sha256: Option<Sha256>,
     /// Files that the signature covers.
     pub files: u64,
     /// SHA-256 of the public key as PEM: the hint that the signature has.

@@ -1,0 +1,59 @@
+//! Signing a folder that is no pack, such as the files of a release: every file is read and digested.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use segpack_formats::FormatError;
+use segpack_formats::digest::{Sha256, Sha256Hasher};
+use segpack_formats::io::{CancelToken, InputFile, READ_BYTES};
+use segpack_manifests::documents::SignSummary;
+use segpack_manifests::folder::MANIFEST;
+
+use super::keys::PrivateKey;
+use super::{IGNORED, SignError, destination, parts, write_signature};
+use crate::output::files_below;
+use crate::steps::StepError;
+
+/// Signs all files below a folder with a key, as they are now. The signature is written to `to`, by
+/// default `model.sig` in the folder.
+///
+/// # Errors
+/// `IsAPack` of a pack, which is verified before it is signed; `NoFiles`; `Exists` where there is a
+/// signature and it is not to be replaced; `PrivateKey`; `Link` with a link below the folder; `Io`;
+/// `Interrupted`.
+pub(crate) fn sign_files(
+    folder: &Path,
+    key_file: &Path,
+    to: Option<&Path>,
+    force: bool,
+    stop: &CancelToken,
+) -> Result<SignSummary, StepError> {
+    let key = PrivateKey::read(key_file)?;
+    if folder.join(MANIFEST).symlink_metadata().is_ok() {
+        let path = folder.to_owned();
+        return Err(SignError::IsAPack { path }.into());
+    }
+    let to = destination(folder, key_file, to, force)?;
+    let mut files = BTreeMap::new();
+    for path in files_below(folder)? {
+        let parts = parts(&path);
+        if !IGNORED.contains(&parts[0].as_str()) {
+            files.insert(parts, digest_of(folder, &path, stop)?);
+        }
+    }
+    if files.is_empty() {
+        let path = folder.to_owned();
+        return Err(SignError::NoFiles { path }.into());
+    }
+    write_signature(folder, &files, &key, &to, force, None)
+}
+
+fn digest_of(folder: &Path, path: &str, stop: &CancelToken) -> Result<Sha256, FormatError> {
+    let input = InputFile::open_beneath(folder, path)?;
+    let (mut sha256, mut buffer) = (Sha256Hasher::default(), vec![0; READ_BYTES]);
+    input.for_each_piece(0..input.length(), &mut buffer, stop, |piece| {
+        sha256.update(piece);
+        Ok::<_, FormatError>(())
+    })?;
+    Ok(sha256.finish())
+}
