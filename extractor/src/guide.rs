@@ -11,6 +11,10 @@ pub mod commands {
     #![doc = include_str!("../docs/commands.md")]
 }
 
+pub mod installing {
+    #![doc = include_str!("../docs/installing.md")]
+}
+
 pub mod sources {
     #![doc = "[security]: https://github.com/segpack/segpack/blob/main/SECURITY.md"]
     #![doc = ""]

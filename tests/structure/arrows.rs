@@ -51,8 +51,8 @@ const HOMES: [(&str, &[&str]); 2] = [
     ),
 ];
 
-/// The normal dependencies of every crate of the workspace.
-fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
+/// The crates of the workspace, as `cargo metadata` describes them.
+pub(crate) fn packages() -> Vec<Value> {
     let output = Command::new(env!("CARGO"))
         .args([
             "metadata",
@@ -71,6 +71,11 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
         String::from_utf8_lossy(&output.stderr)
     );
     let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    metadata["packages"].as_array().unwrap().clone()
+}
+
+/// The normal dependencies of every crate of the workspace.
+fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
     let name = |value: &Value| value["name"].as_str().unwrap().to_owned();
     let needed = |package: &Value| {
         let all = package["dependencies"].as_array().unwrap();
@@ -79,12 +84,7 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
             .map(name)
             .collect()
     };
-    metadata["packages"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|p| (name(p), needed(p)))
-        .collect()
+    packages().iter().map(|p| (name(p), needed(p))).collect()
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! What holds of the text of this repository: who depends on whom, and where links lead.
+//! What holds of the text of this repository: who depends on whom, where links lead, and what
+//! packages of a release are made of.
 
 #![allow(
     missing_docs,
@@ -13,5 +14,6 @@ mod circles;
 mod documentation;
 mod dtypes;
 mod errors;
+mod release;
 mod rooms;
 mod source;
