@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import segpack
-from gguf import GGUFReader, dequantize
+from gguf import GGUFReader, GGUFWriter, dequantize
 
 HERE = Path(__file__).parent
 # --dtype and llama_ftype
@@ -83,6 +83,52 @@ def packed(request, tmp_path_factory):
     segpack("pack", folder / "checkpoint", "-o", folder / "pack", "--no-provenance")
     segpack("export", folder / "pack", "--to", "gguf", "-o", folder / "bf16.gguf")
     return folder
+
+
+# importance has a say, and llama.cpp's mix of this name has the same types with it
+WEIGHTED = ["q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k"]
+CHUNKS = np.random.default_rng(7).integers(0, 512, (4, 64)).tolist()
+
+
+@pytest.fixture(scope="module")
+def matrix(packed):
+    """What llama.cpp collects on some ids, as its `imatrix` writes it."""
+    segpack("export", packed / "pack", "--to", "gguf", "-o", packed / "f32.gguf", "--dtype", "f32")
+    collected = json.loads(llama("llama_imatrix.py", packed / "f32.gguf", stdin=json.dumps({"chunks": CHUNKS})))
+    writer = GGUFWriter(packed / "imatrix.gguf", "imatrix")
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", ["ids"])
+    writer.add_uint32("imatrix.chunk_count", len(CHUNKS))
+    writer.add_uint32("imatrix.chunk_size", len(CHUNKS[0]))
+    for name, of in sorted(collected.items()):
+        counts = np.array(of["counts"], np.float32).reshape(-1, 1)
+        writer.add_tensor(f"{name}.in_sum2", np.array(of["sums"], np.float32).reshape(len(counts), -1))
+        writer.add_tensor(f"{name}.counts", counts)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return packed / "imatrix.gguf"
+
+
+@pytest.mark.parametrize("dtype", WEIGHTED)
+def test_with_a_matrix_types_are_llama_cpps_and_errors_not_larger(packed, matrix, dtype, capsys):
+    ours, theirs = packed / f"{dtype}.weighted.gguf", packed / f"{dtype}.weighted.llama.gguf"
+    segpack("export", packed / "pack", "--to", "gguf", "-o", ours, "--dtype", dtype, "--imatrix", matrix)
+    llama("llama_quantize.py", packed / "bf16.gguf", theirs, MIXES[dtype], matrix)
+    source, ours, theirs = tensors(packed / "bf16.gguf"), tensors(ours), tensors(theirs)
+    assert {n: t.tensor_type.name for n, t in ours.items()} == {n: t.tensor_type.name for n, t in theirs.items()}
+    ratios, same = [], 0
+    for name, tensor in ours.items():
+        wanted = values(source[name])
+        errors = [np.sqrt(np.mean((values(t[name]) - wanted) ** 2)) for t in (ours, theirs)]
+        same += np.array_equal(tensor.data, theirs[name].data)
+        if errors[0] or errors[1]:
+            ratios.append(errors[0] / errors[1])
+    with capsys.disabled():
+        print(f"\n    {same} of {len(ours)} tensors byte for byte; error over llama.cpp's: {min(ratios):.4f} to {max(ratios):.4f}, "
+              f"mean {np.mean(ratios):.5f}")
+    assert max(ratios) <= 1.01
 
 
 def tensors(path):
