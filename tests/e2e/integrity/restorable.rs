@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::cli::{Run, segpack};
-use crate::support::damage::{edit_manifest, list, manifest, range_of, reseal};
+use crate::support::damage::{edit_manifest, flip, list, manifest, range_of, reseal};
 use crate::support::folders::{copy, temp};
 use crate::support::packs::pack_into;
 use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full};
@@ -107,6 +107,18 @@ fn what_cannot_be_proved_is_said() {
 
     let run = segpack!["verify", &out, "--json", "--subset", "1/2"].ok();
     assert_eq!(count(&run, "yes"), 0, "a part proves nothing of a shard");
+}
+
+#[test]
+fn a_damaged_side_file_cannot_be_restored() {
+    let folder = temp();
+    let pack = folder.path().join("pack");
+    pack_into(&tiny_full(), &pack, &[]);
+    flip(&pack.join("source/merges.txt"), 0);
+    let run = segpack!["verify", &pack, "--json"].exits(3);
+    let wanted = ("merges.txt".to_owned(), "no".to_owned());
+    assert!(results(&run).contains(&wanted), "{run}");
+    assert_eq!(count(&run, "no"), 1, "{run}");
 }
 
 /// A shard that is long enough to have midstates, and its raw and its coded pack.
