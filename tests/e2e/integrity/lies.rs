@@ -466,7 +466,7 @@ fn lies_about_a_model_that_nobody_knows() {
     // by the rules of the family that this program takes it for a layer would be missing
     let later = tell(&good, &folder.path().join("later"), |l| {
         l.edit_kept("config.json", |c| {
-            text_config(c)["num_hidden_layers"] = json!(4)
+            text_config(c)["num_hidden_layers"] = json!(4);
         });
     });
     assert_honest(&later, "not_known");
