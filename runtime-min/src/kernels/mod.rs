@@ -6,6 +6,7 @@
 //!   on `tile`s whose `panel`s of weights are widened and turned on the way.
 //! * `attention`, `rows`, `exp`: everything else that a layer computes.
 //! * `sound`: what a vocoder computes beside its products.
+//! * `parallel`: tasks of a kernel on several threads; `team` keeps these awake for a forward pass.
 //! * [`limits`]: the rates that kernels are measured against.
 //!
 //! **Determinism.** A value of a product depends on its row of the inputs and its row of the weight
@@ -36,6 +37,7 @@ mod scratch;
 mod shared;
 mod simd;
 mod sound;
+mod team;
 #[cfg(test)]
 mod tests;
 mod tile;
@@ -49,6 +51,7 @@ pub(crate) use rows::{
 pub(crate) use shared::Columns;
 use simd::{Simd, Work};
 pub(crate) use sound::{Depthwise, Slide, Snake, WindowAttention, below_the_highest};
+pub(crate) use team::awake;
 
 /// The environment variable that chooses the instruction set.
 pub const CPU_VARIABLE: &str = "SEGPACK_CPU";

@@ -14,6 +14,7 @@ use crate::devices::cuda::Cuda;
 use crate::error::ExpertChoiceError;
 use crate::error::RunError;
 use crate::generate::ArgMax;
+use crate::kernels;
 use crate::models::decoder::{
     Decoder, ExpertChoice, Logits, LogitsVisitor, MediaInputs, Observer, RunSettings, RunStats,
 };
@@ -38,6 +39,17 @@ macro_rules! on_any {
     ($decoder:expr, $thinker:ident => $what:expr) => {
         match $decoder {
             OnDevice::Cpu($thinker) => $what,
+            #[cfg(feature = "cuda")]
+            OnDevice::Cuda($thinker) => $what,
+        }
+    };
+}
+
+/// A forward pass: the CPU's threads stay awake until it is done.
+macro_rules! pass_on_any {
+    ($decoder:expr, $thinker:ident => $what:expr) => {
+        match $decoder {
+            OnDevice::Cpu($thinker) => kernels::awake(|| $what),
             #[cfg(feature = "cuda")]
             OnDevice::Cuda($thinker) => $what,
         }
@@ -185,7 +197,7 @@ impl<'s> Model<'s> {
         want: Logits,
         observer: &mut dyn Observer,
     ) -> Result<Vec<f32>, RunError> {
-        on_any!(&mut self.decoder, t => t.forward(ids, want, observer))
+        pass_on_any!(&mut self.decoder, t => t.forward(ids, want, observer))
     }
 
     /// Runs these tokens after those before, and hands the logits of each, `[vocab]`, to `visit`
@@ -200,7 +212,7 @@ impl<'s> Model<'s> {
         block: usize,
         visit: &mut LogitsVisitor<'_, E>,
     ) -> Result<(), E> {
-        on_any!(&mut self.decoder, t => t.forward_each(ids, block, visit))
+        pass_on_any!(&mut self.decoder, t => t.forward_each(ids, block, visit))
     }
 
     /// Opens a sequence with room for so many positions, of a model that was opened for several
@@ -229,7 +241,7 @@ impl<'s> Model<'s> {
         parts: &[SequenceTokens<'_>],
         observers: &mut [&mut dyn Observer],
     ) -> Result<Vec<Vec<f32>>, RunError> {
-        on_any!(&mut self.decoder, t => t.forward_batch(parts, observers))
+        pass_on_any!(&mut self.decoder, t => t.forward_batch(parts, observers))
     }
 
     /// Runs a prompt with media, which has to be the first of its text: see
@@ -244,7 +256,7 @@ impl<'s> Model<'s> {
         want: Logits,
         observer: &mut dyn Observer,
     ) -> Result<Vec<f32>, RunError> {
-        on_any!(&mut self.decoder, t => t.forward_media(ids, media, want, observer))
+        pass_on_any!(&mut self.decoder, t => t.forward_media(ids, media, want, observer))
     }
 
     /// Runs `first`, then each token that follows but the last, chosen by the device itself: see
