@@ -14,8 +14,6 @@ use super::simd::{LANES, Line, Simd, Work};
 const AHEAD: usize = 8 << 10;
 /// A vector's bytes.
 type Bits = [u8; 4 * LANES];
-/// Independent chains: enough to hide the latency of two units.
-const CHAINS: usize = 12;
 
 /// Reads memory once, each thread an equal share of it: bytes per second.
 ///
@@ -53,10 +51,9 @@ fn within<'a>(parts: &[&'a [Bits]], range: Range<usize>) -> impl Iterator<Item =
 /// second, two per multiply-add.
 pub fn fma_peak(kernels: Kernels, steps: usize) -> f64 {
     let start = Instant::now();
-    let sums = rayon::broadcast(|_| kernels.run(MultiplyAdd(steps)));
+    let chains = rayon::broadcast(|_| kernels.run(MultiplyAdd(steps)));
     #[expect(clippy::cast_precision_loss, reason = "a rate")]
-    let operations = (sums.len() * steps * CHAINS * LANES * 2) as f64;
-    std::hint::black_box(sums);
+    let operations = (chains.iter().sum::<usize>() * steps * LANES * 2) as f64;
     operations / start.elapsed().as_secs_f64()
 }
 
@@ -150,14 +147,35 @@ impl Work for Read<'_> {
     }
 }
 
+/// So many steps of independent chains of multiply-adds.
 struct MultiplyAdd(usize);
 
 impl Work for MultiplyAdd {
-    type Out = f32;
+    /// Chains.
+    type Out = usize;
 
+    /// Enough chains to hide the latency of two units, and no more than there are registers for:
+    /// 12 of 32 registers of 16 lanes, 6 × 2 of 16 of 8 lanes, 6 × 4 of 32 of 4 lanes, 3 × 4 of 16.
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> f32 {
-        let mut sums = [s.splat(1.0); CHAINS];
+    fn run<S: Simd>(self, s: S) -> usize {
+        match S::TOKENS {
+            12.. => self.chains::<S, 12>(s),
+            4.. => self.chains::<S, 6>(s),
+            _ => self.chains::<S, 3>(s),
+        }
+    }
+}
+
+impl MultiplyAdd {
+    /// Every lane of every chain begins with a value that the compiler does not know and ends in
+    /// memory: equal ones would be computed once, and those that nobody reads not at all.
+    #[inline(always)]
+    fn chains<S: Simd, const CHAINS: usize>(self, s: S) -> usize {
+        let mut lines = std::hint::black_box([Line([1.0; LANES]); CHAINS]);
+        let mut sums = [s.splat(0.0); CHAINS];
+        for (sum, line) in sums.iter_mut().zip(&lines) {
+            *sum = s.load(&line.0);
+        }
         let factor = s.splat(std::hint::black_box(0.999_9));
         let term = s.splat(std::hint::black_box(1e-4));
         for _ in 0..self.0 {
@@ -165,11 +183,11 @@ impl Work for MultiplyAdd {
                 *sum = s.mul_add(*sum, factor, term);
             }
         }
-        let mut all = Line::ZERO;
-        for sum in sums {
-            s.store(s.add(s.load(&all.0), sum), &mut all.0);
+        for (sum, line) in sums.iter().zip(&mut lines) {
+            s.store(*sum, &mut line.0);
         }
-        all.0[0]
+        std::hint::black_box(&lines);
+        CHAINS
     }
 }
 

@@ -13,7 +13,14 @@ pub(crate) fn bench(report: &BenchReport) -> String {
     if !report.resident.is_empty() {
         page.blank();
         page.line("all weights in memory");
-        let header = ["  threads", "phase", "tokens/s", "of limit", "limit"];
+        let header = [
+            "  threads",
+            "phase",
+            "tokens/s",
+            "of limit",
+            "of highest",
+            "limit",
+        ];
         page.table(
             2,
             &header,
@@ -40,17 +47,49 @@ fn machine(report: &BenchReport) -> String {
     page.line(format_args!(
         "  drive: {drive}; BLAKE3, one thread: {blake3}"
     ));
-    let header = ["  threads", "memory bandwidth", "f32 multiply-add"];
+    let header = [
+        "  threads",
+        "memory bandwidth",
+        "highest",
+        "f32 multiply-add",
+        "highest",
+    ];
     page.table(1, &header, report.limits.iter().map(limits_row).collect());
+    let sunk = report.limits.iter().flat_map(sunk).fold(0.0, f64::max);
+    if sunk > MAX_SUNK {
+        page.line(format_args!(
+            "  warning: repetitions of a limit are up to {} below the highest: others use this machine, \
+             and shares of the limit look better than they are",
+            percent(sunk)
+        ));
+    }
     page.into_text()
+}
+
+/// How far the median of a limit may be below its highest measurement without a word.
+const MAX_SUNK: f64 = 0.1;
+
+/// How far the medians of limits are below their highest measurements.
+fn sunk(limits: &BenchLimits) -> [f64; 2] {
+    [
+        (limits.read_bandwidth, limits.highest_read_bandwidth),
+        (limits.fma_peak, limits.highest_fma_peak),
+    ]
+    .map(|(median, highest)| 1.0 - median / highest)
 }
 
 fn limits_row(limits: &BenchLimits) -> Vec<String> {
     vec![
         format!("  {}", limits.threads),
         rate(limits.read_bandwidth),
-        format!("{:.0} GFLOP/s", limits.fma_peak / 1e9),
+        rate(limits.highest_read_bandwidth),
+        operations(limits.fma_peak),
+        operations(limits.highest_fma_peak),
     ]
+}
+
+fn operations(per_second: f64) -> String {
+    format!("{:.0} GFLOP/s", per_second / 1e9)
 }
 
 /// A row for decoding, and one for each prompt.
@@ -80,6 +119,7 @@ fn resident_row(
         what,
         format!("{:.1}", rate.tokens_per_second),
         percent(rate.share_of_limit),
+        percent(rate.share_of_highest_limit),
         limit.to_owned(),
     ]
 }
@@ -100,6 +140,7 @@ fn on_demand(report: &BenchReport) -> String {
         "read per token",
         "tokens/s",
         "of limit (drive + memory)",
+        "of highest",
         "waiting",
     ];
     page.table(
@@ -118,6 +159,7 @@ fn on_demand_row(budget: &BenchOnDemand) -> Vec<String> {
         mean_bytes(budget.bytes_read_per_token),
         format!("{:.2}", budget.decode.tokens_per_second),
         percent(budget.decode.share_of_limit),
+        percent(budget.decode.share_of_highest_limit),
         percent(budget.waiting),
     ]
 }

@@ -14,7 +14,7 @@ use segpack_runtime_min::limits::{fma_peak, read_bandwidth};
 use segpack_runtime_min::session::on_threads;
 use segpack_runtime_min::weights::{Arena, Block};
 
-use super::{BenchSettings, median};
+use super::{BenchSettings, median, median_and_highest};
 use crate::steps::StepError;
 use crate::work::Progress;
 
@@ -81,14 +81,16 @@ fn limits_here(
 ) -> BenchLimits {
     read_bandwidth(kernels, &[buffer]); // wakes the threads
     let times = settings.repeats.max(3);
+    let read = (0..times).map(|_| read_bandwidth(kernels, &[buffer]));
+    let (read_bandwidth, highest_read_bandwidth) = median_and_highest(read.collect());
+    let multiply_add = (0..times).map(|_| fma_peak(kernels, FMA_STEPS));
+    let (fma_peak, highest_fma_peak) = median_and_highest(multiply_add.collect());
     BenchLimits {
         threads: threads as u64,
-        read_bandwidth: median(
-            (0..times)
-                .map(|_| read_bandwidth(kernels, &[buffer]))
-                .collect(),
-        ),
-        fma_peak: median((0..times).map(|_| fma_peak(kernels, FMA_STEPS)).collect()),
+        read_bandwidth,
+        highest_read_bandwidth,
+        fma_peak,
+        highest_fma_peak,
     }
 }
 

@@ -9,7 +9,7 @@ mod model;
 
 use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
-use segpack_manifests::documents::{BenchReport, GENERATOR};
+use segpack_manifests::documents::{BenchRate, BenchReport, GENERATOR};
 use segpack_runtime_min::Kernels;
 use segpack_runtime_min::session::SessionError;
 use segpack_runtime_min::weights::ChecksumPolicy;
@@ -107,6 +107,40 @@ fn median(mut values: Vec<f64>) -> f64 {
         .unwrap_or(0.0)
 }
 
+/// The load of others lowers the median, and the highest less.
+fn median_and_highest(values: Vec<f64>) -> (f64, f64) {
+    let highest = values.iter().copied().fold(0.0, f64::max);
+    (median(values), highest)
+}
+
+/// Rates of repetitions, each between two measurements of its limit.
+#[derive(Debug, Default)]
+struct Repetitions {
+    rates: Vec<f64>,
+    shares: Vec<f64>,
+    highest_limit: f64,
+}
+
+impl Repetitions {
+    /// A rate, and the limit before and after it.
+    fn add(&mut self, rate: f64, [before, after]: [f64; 2]) {
+        self.rates.push(rate);
+        self.shares.push(rate / f64::midpoint(before, after));
+        self.highest_limit = self.highest_limit.max(before).max(after);
+    }
+
+    fn into_rate(self) -> BenchRate {
+        let tokens_per_second = median(self.rates);
+        // of a limit that could not be measured, no share
+        let finite = |share: f64| if share.is_finite() { share } else { 0.0 };
+        BenchRate {
+            tokens_per_second,
+            share_of_limit: finite(median(self.shares)),
+            share_of_highest_limit: finite(tokens_per_second / self.highest_limit),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,5 +150,20 @@ mod tests {
         assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(vec![4.0, 1.0]), 1.0);
         assert_eq!(median(Vec::new()), 0.0);
+    }
+
+    #[test]
+    fn a_limit_that_sank_under_load_makes_no_share_larger() {
+        let mut repetitions = Repetitions::default();
+        for (rate, limit) in [(8.0, 10.0), (4.0, 5.0), (4.0, 5.0)] {
+            repetitions.add(rate, [limit; 2]);
+        }
+        let rate = repetitions.into_rate();
+        assert_eq!((rate.tokens_per_second, rate.share_of_limit), (4.0, 0.8));
+        assert_eq!(rate.share_of_highest_limit, 0.4);
+        assert_eq!(
+            Repetitions::default().into_rate().share_of_highest_limit,
+            0.0
+        );
     }
 }

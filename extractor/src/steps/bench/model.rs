@@ -13,7 +13,7 @@ use segpack_runtime_min::weights::{Demand, Residency};
 use segpack_runtime_min::{Kernels, Unobserved};
 
 use super::machine::{FMA_STEPS, drive_rate};
-use super::{BenchSettings, median};
+use super::{BenchSettings, Repetitions, median};
 use crate::steps::StepError;
 
 /// Tokens before those that are measured: a short prompt, as the start of any text.
@@ -134,20 +134,18 @@ impl ModelBench<'_> {
                 model.preload()?;
                 self.decode(model, ids)?;
                 let touched = float(touched(&model.demand(), model));
-                let (mut seen, mut shares) = (Vec::new(), Vec::new());
+                let (mut seen, mut repetitions) = (Vec::new(), Repetitions::default());
                 for _ in 0..self.settings.repeats {
                     let before = self.limits(model)?;
                     let decoded = self.decode(model, ids)?;
                     let after = self.limits(model)?;
-                    let [drive, memory] = [0, 1].map(|i| f64::midpoint(before[i], after[i]));
-                    let seconds = decoded.bytes_read_per_token / drive + touched / memory;
-                    shares.push(decoded.tokens_per_second * seconds);
+                    let limits = [before, after].map(|[drive, memory]| {
+                        1.0 / (decoded.bytes_read_per_token / drive + touched / memory)
+                    });
+                    repetitions.add(decoded.tokens_per_second, limits);
                     seen.push(decoded);
                 }
                 let of = |f: fn(&Decoded) -> f64| median(seen.iter().map(f).collect());
-                let share_of_limit = Some(median(shares))
-                    .filter(|s| s.is_finite())
-                    .unwrap_or(0.0);
                 Ok(BenchOnDemand {
                     memory,
                     threads,
@@ -155,10 +153,7 @@ impl ModelBench<'_> {
                     dense_resident: model.budget().residency == Residency::Resident,
                     hit_rate: of(|d| d.hit_rate),
                     bytes_read_per_token: of(|d| d.bytes_read_per_token),
-                    decode: BenchRate {
-                        tokens_per_second: of(|d| d.tokens_per_second),
-                        share_of_limit,
-                    },
+                    decode: repetitions.into_rate(),
                     waiting: of(|d| d.waiting),
                 })
             },
@@ -181,17 +176,13 @@ impl ModelBench<'_> {
         mut figure: impl FnMut(&mut Model<'a>) -> Result<f64, StepError>,
     ) -> Result<BenchRate, StepError> {
         figure(model)?; // the first time memory is touched and threads wake
-        let (mut rates, mut shares) = (Vec::new(), Vec::new());
+        let mut repetitions = Repetitions::default();
         for _ in 0..self.settings.repeats {
             let before = limit(model)?;
             let rate = figure(model)?;
-            rates.push(rate);
-            shares.push(rate / f64::midpoint(before, limit(model)?));
+            repetitions.add(rate, [before, limit(model)?]);
         }
-        Ok(BenchRate {
-            tokens_per_second: median(rates),
-            share_of_limit: median(shares),
-        })
+        Ok(repetitions.into_rate())
     }
 
     /// The rate at which the weights that are in memory can be read.

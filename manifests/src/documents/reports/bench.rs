@@ -47,8 +47,12 @@ pub struct BenchLimits {
     pub threads: u64,
     /// Reading memory in huge pages, bytes per second.
     pub read_bandwidth: f64,
+    /// The highest of its measurements, bytes per second.
+    pub highest_read_bandwidth: f64,
     /// f32 multiply-adds, operations per second (a multiply-add is two).
     pub fma_peak: f64,
+    /// The highest of its measurements, operations per second.
+    pub highest_fma_peak: f64,
 }
 
 /// The model with all weights in memory.
@@ -71,8 +75,11 @@ pub struct BenchResident {
 pub struct BenchRate {
     /// Tokens per second.
     pub tokens_per_second: f64,
-    /// Share of the limit, which was measured right before and after.
+    /// Share of the limit, which was measured right before and after: the median of the repetitions.
     pub share_of_limit: f64,
+    /// Share that the median rate has of the highest limit of all repetitions. It is lower than
+    /// `share_of_limit` where others used the machine: their load lowers limit and rate alike.
+    pub share_of_highest_limit: f64,
 }
 
 /// A prompt.
