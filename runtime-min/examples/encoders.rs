@@ -74,10 +74,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let facts = session.media_facts()?.ok_or("its model takes text alone")?;
     let kernels = Kernels::from_environment()?;
     println!("{} kernels, {} threads", kernels.name(), args.threads);
-    let audio = audio(&facts, args.seconds * FRAMES);
+    // a model that takes no audio is measured by images alone
+    let seconds = if facts.audio.is_some() {
+        args.seconds
+    } else {
+        0
+    };
+    let audio = audio(&facts, seconds * FRAMES);
     let images = images(&facts, args.images, args.side);
     for (what, media, amount) in [
-        ("audio, seconds", &audio, args.seconds),
+        ("audio, seconds", &audio, seconds),
         ("images", &images, args.images),
     ] {
         if amount == 0 {
@@ -130,8 +136,11 @@ fn noise(count: usize) -> Vec<f32> {
 }
 
 fn audio(facts: &MediaFacts, frames: usize) -> MediaFeatures {
-    let mel_bins = to_usize(facts.audio.mel_bins);
     let mut media = MediaFeatures::default();
+    let Some(tower) = &facts.audio else {
+        return media;
+    };
+    let mel_bins = to_usize(tower.mel_bins);
     media.audio = AudioFeatures {
         mel_bins,
         values: noise(mel_bins * frames),
@@ -164,7 +173,8 @@ fn placeholders(facts: &MediaFacts, media: &MediaFeatures) -> Vec<u32> {
     let images = grids
         .map(|grid| grid.iter().product::<usize>() / squares)
         .sum();
-    let mut ids = vec![facts.tokens.audio; audio];
+    let row = facts.tokens.audio.map(|tokens| tokens.row);
+    let mut ids: Vec<u32> = row.into_iter().cycle().take(audio).collect();
     ids.extend(vec![facts.tokens.image; images]);
     ids
 }
@@ -175,7 +185,9 @@ fn multiply_adds(facts: &MediaFacts, media: &MediaFeatures) -> f64 {
 }
 
 fn of_audio(facts: &MediaFacts, media: &MediaFeatures) -> f64 {
-    let a = &facts.audio;
+    let Some(a) = &facts.audio else {
+        return 0.0;
+    };
     let [width, ffn, channels, mel, output, layers] = [
         a.width,
         a.ffn,

@@ -510,6 +510,11 @@ pub fn tiny_omni() -> PathBuf {
     fixtures().join("tiny-omni")
 }
 
+/// Qwen3-VL-MoE: text and images, with a processor.
+pub fn tiny_vl() -> PathBuf {
+    fixtures().join("tiny-vl")
+}
+
 /// A weight file of these tensors, in this order.
 pub fn shard_bytes(tensors: &[Tensor]) -> Vec<u8> {
     let entries = tensors.iter().map(|t| {

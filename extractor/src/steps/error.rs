@@ -362,6 +362,7 @@ fn exit_of_media(error: &MediaError) -> Exit {
             unreadable: true, ..
         }
         | MediaError::NotBuilt { .. } => Exit::Failed,
+        MediaError::Recipe => Exit::Usage,
         _ => Exit::Damaged,
     }
 }

@@ -4,6 +4,8 @@
 use std::ops::RangeInclusive;
 
 use super::config::{ConfigError, MAX_COUNT, MAX_SIZE, Section};
+use super::facts::ROPE_THETA;
+use crate::names::Component;
 
 /// Largest width or number of values of a convolution kernel, patch or merged block that is
 /// believed; products of three of them fit 64 bits.
@@ -11,6 +13,8 @@ const MAX_WIDTH: u64 = 1 << 20;
 /// Half of the frames of a chunk of audio. The official code counts tokens as 13 for 100 frames,
 /// whatever this number is (modeling_qwen3_omni_moe.py:156), so another one cannot be right.
 const N_WINDOW: RangeInclusive<u64> = 50..=50;
+/// Base of the rotary frequencies of an encoder of pictures.
+const TOWER_THETA: f64 = 10_000.0;
 
 /// The encoder of audio: Qwen3OmniMoeAudioEncoder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +40,8 @@ pub struct AudioTowerFacts {
     pub window_chunks: u64,
 }
 
-/// The encoder of images and videos: Qwen3OmniMoeVisionEncoder.
+/// The encoder of images and videos: Qwen3OmniMoeVisionEncoder, and Qwen3VLMoeVisionModel, which differs
+/// in the names of its tensors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct VisionTowerFacts {
@@ -62,74 +67,160 @@ pub struct VisionTowerFacts {
     pub patch_side: u64,
     /// Blocks whose output is added to the hidden states of the decoder's first layers.
     pub deepstack: Vec<u32>,
+    /// What its tensors are called.
+    pub names: &'static VisionTowerNames,
 }
+
+/// What the tensors of an encoder of pictures are called, where families differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct VisionTowerNames {
+    /// The component that they are.
+    pub component: Component,
+    /// What all names begin with, after the model's own prefix.
+    pub prefix: &'static str,
+    /// The merger behind the last block.
+    pub merger: &'static str,
+    /// The mergers of `deepstack`, before a point and their number.
+    pub deepstack_mergers: &'static str,
+    /// Within a merger, its layer norm.
+    pub norm: &'static str,
+    /// Its first linear layer.
+    pub first: &'static str,
+    /// Its second one.
+    pub second: &'static str,
+}
+
+/// Qwen3-Omni's.
+pub(crate) static OMNI_VISION: VisionTowerNames = VisionTowerNames {
+    component: Component::ThinkerVision,
+    prefix: "visual.",
+    merger: "merger",
+    deepstack_mergers: "merger_list",
+    norm: "ln_q",
+    first: "mlp.0",
+    second: "mlp.2",
+};
+
+/// Qwen3-VL's.
+pub(crate) static VL_VISION: VisionTowerNames = VisionTowerNames {
+    component: Component::Vision,
+    prefix: "visual.",
+    merger: "merger",
+    deepstack_mergers: "deepstack_merger_list",
+    norm: "norm",
+    first: "linear_fc1",
+    second: "linear_fc2",
+};
 
 /// Token ids that stand for media, and around them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MediaTokens {
-    /// A row of the audio encoder.
-    pub audio: u32,
+    /// Those of audio; `None` where the model takes none.
+    pub audio: Option<AudioTokens>,
     /// A row of an image.
     pub image: u32,
     /// A row of a video.
     pub video: u32,
-    /// Before audio.
-    pub audio_start: u32,
-    /// After audio.
-    pub audio_end: u32,
     /// Before an image or a video.
     pub vision_start: u32,
     /// After an image or a video.
     pub vision_end: u32,
 }
 
+/// Token ids that stand for audio, and around it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AudioTokens {
+    /// A row of the audio encoder.
+    pub row: u32,
+    /// Before audio.
+    pub start: u32,
+    /// After audio.
+    pub end: u32,
+}
+
 impl MediaTokens {
     /// Whether a row of an encoder takes the place of this token.
     #[must_use]
     pub fn is_placeholder(&self, id: u32) -> bool {
-        [self.audio, self.image, self.video].contains(&id)
+        let audio = self.audio.map(|audio| audio.row);
+        audio == Some(id) || [self.image, self.video].contains(&id)
     }
 }
 
-/// A model that takes audio and pictures.
+/// A model that takes pictures, and maybe audio.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MediaFacts {
-    /// The encoder of audio.
-    pub audio: AudioTowerFacts,
+    /// The encoder of audio; `None` where the model takes none.
+    pub audio: Option<AudioTowerFacts>,
     /// The encoder of images and videos.
     pub vision: VisionTowerFacts,
     /// Token ids.
     pub tokens: MediaTokens,
-    /// Positions of a second.
-    pub positions_per_second: u64,
+    /// What stands in a text for an image and for a video where the tokenizer does not say; `None`
+    /// where it has to.
+    pub default_marks: Option<[&'static str; 2]>,
+    /// Positions of a second of a video; `None` where videos are not computed, and images alone are
+    /// taken.
+    pub positions_per_second: Option<u64>,
     /// Rotary frequencies that go by time, height and width; interleaved.
     pub mrope_section: [u64; 3],
 }
 
 impl MediaFacts {
-    /// Of a thinker whose text decoder has `hidden` values per token and `vocab` rows of its
-    /// embedding.
-    /// Missing keys take the defaults of the classes.
-    pub(crate) fn read(
+    /// Of Qwen3-Omni's thinker, whose text decoder has `hidden` values per token and `vocab` rows of
+    /// its embedding. Missing keys take the defaults of the classes.
+    pub(crate) fn of_omni(
         thinker: &Section<'_>,
         text: &Section<'_>,
         [hidden, vocab]: [u64; 2],
     ) -> Result<Self, ConfigError> {
         let audio = AudioTowerFacts::read(&thinker.section("audio_config")?, hidden)?;
-        let vision = VisionTowerFacts::read(&thinker.section("vision_config")?, hidden)?;
+        let tower = thinker.section("vision_config")?;
+        let tokens = MediaTokens {
+            audio: Some(AudioTokens::read(thinker, vocab)?),
+            ..MediaTokens::of_pictures(thinker, vocab)?
+        };
+        tokens.check(thinker)?;
+        let per_second = thinker.integer("position_id_per_seconds", Some(25), 1..=MAX_COUNT)?;
         Ok(Self {
-            audio,
-            vision,
-            tokens: MediaTokens::read(thinker, vocab)?,
-            positions_per_second: thinker.integer(
-                "position_id_per_seconds",
-                Some(25),
-                1..=MAX_COUNT,
-            )?,
+            audio: Some(audio),
+            vision: VisionTowerFacts::read(&tower, hidden, &OMNI_VISION)?,
+            tokens,
+            default_marks: None,
+            positions_per_second: Some(per_second),
             mrope_section: read_mrope(text)?,
         })
+    }
+
+    /// Of Qwen3-VL, as [`of_omni`](Self::of_omni). Its videos have their times between the frames, as
+    /// text, which is not computed.
+    ///
+    /// Source: `Qwen3VLMoeConfig`, `Qwen3VLProcessor.__init__`, transformers 5.23.
+    pub(crate) fn of_vl(
+        root: &Section<'_>,
+        text: &Section<'_>,
+        [hidden, vocab]: [u64; 2],
+    ) -> Result<Self, ConfigError> {
+        let tokens = MediaTokens::of_pictures(root, vocab)?;
+        tokens.check(root)?;
+        Ok(Self {
+            audio: None,
+            vision: VisionTowerFacts::read(&root.section("vision_config")?, hidden, &VL_VISION)?,
+            tokens,
+            default_marks: Some(["<|image_pad|>", "<|video_pad|>"]),
+            positions_per_second: None,
+            mrope_section: read_mrope(text)?,
+        })
+    }
+
+    /// Whether images are all that the model takes, as far as it is computed.
+    #[must_use]
+    pub fn takes_images_alone(&self) -> bool {
+        self.audio.is_none() && self.positions_per_second.is_none()
     }
 }
 
@@ -177,8 +268,13 @@ impl AudioTowerFacts {
 }
 
 impl VisionTowerFacts {
-    fn read(section: &Section<'_>, hidden: u64) -> Result<Self, ConfigError> {
+    fn read(
+        section: &Section<'_>,
+        hidden: u64,
+        names: &'static VisionTowerNames,
+    ) -> Result<Self, ConfigError> {
         check_activation(section, "hidden_act", "gelu_pytorch_tanh")?;
+        check_tower_rope(section)?;
         let width = width(section, "hidden_size", Some(1152))?;
         let heads = heads(
             section,
@@ -209,39 +305,58 @@ impl VisionTowerFacts {
             patch_frames: section.integer("temporal_patch_size", Some(2), 1..=64)?,
             patch_side: section.integer("patch_size", Some(16), 1..=1024)?,
             deepstack: deepstack(section, blocks)?,
+            names,
         })
     }
 }
 
 impl MediaTokens {
-    /// The defaults of the published checkpoints.
-    fn read(thinker: &Section<'_>, vocab: u64) -> Result<Self, ConfigError> {
-        let last = vocab.saturating_sub(1).min(MAX_SIZE);
-        let id = |key, default| token_id(thinker, key, default, last);
-        let tokens = Self {
-            audio: id("audio_token_id", 151_646)?,
+    /// The defaults of the published checkpoints; without audio.
+    fn of_pictures(section: &Section<'_>, vocab: u64) -> Result<Self, ConfigError> {
+        let id = |key, default| token_id(section, key, default, vocab);
+        Ok(Self {
+            audio: None,
             image: id("image_token_id", 151_655)?,
             video: id("video_token_id", 151_656)?,
-            audio_start: id("audio_start_token_id", 151_647)?,
-            audio_end: id("audio_end_token_id", 151_648)?,
             vision_start: id("vision_start_token_id", 151_652)?,
             vision_end: id("vision_end_token_id", 151_653)?,
-        };
-        let placeholders = [tokens.audio, tokens.image, tokens.video];
-        let are_apart = placeholders[0] != placeholders[1]
-            && placeholders[0] != placeholders[2]
-            && placeholders[1] != placeholders[2];
+        })
+    }
+
+    /// Each placeholder stands for one medium.
+    fn check(&self, section: &Section<'_>) -> Result<(), ConfigError> {
+        let audio = self.audio.map(|audio| audio.row);
+        let are_apart =
+            self.image != self.video && ![self.image, self.video].map(Some).contains(&audio);
         if !are_apart {
             let wanted = "another id than those of the other media";
-            return Err(thinker.invalid("image_token_id", wanted));
+            return Err(section.invalid("image_token_id", wanted));
         }
-        Ok(tokens)
+        Ok(())
     }
 }
 
-fn token_id(thinker: &Section<'_>, key: &str, default: u64, last: u64) -> Result<u32, ConfigError> {
-    let id = thinker.integer(key, Some(default), 0..=last)?;
-    u32::try_from(id).map_err(|_| thinker.invalid(key, "a token id"))
+impl AudioTokens {
+    /// The defaults of the published checkpoints.
+    fn read(section: &Section<'_>, vocab: u64) -> Result<Self, ConfigError> {
+        let id = |key, default| token_id(section, key, default, vocab);
+        Ok(Self {
+            row: id("audio_token_id", 151_646)?,
+            start: id("audio_start_token_id", 151_647)?,
+            end: id("audio_end_token_id", 151_648)?,
+        })
+    }
+}
+
+fn token_id(
+    section: &Section<'_>,
+    key: &str,
+    default: u64,
+    vocab: u64,
+) -> Result<u32, ConfigError> {
+    let last = vocab.saturating_sub(1).min(MAX_SIZE);
+    let id = section.integer(key, Some(default), 0..=last)?;
+    u32::try_from(id).map_err(|_| section.invalid(key, "a token id"))
 }
 
 fn width(section: &Section<'_>, key: &str, default: Option<u64>) -> Result<u64, ConfigError> {
@@ -270,6 +385,25 @@ fn check_activation(section: &Section<'_>, key: &str, known: &str) -> Result<(),
         None => Ok(()),
         Some(seen) if seen == known => Ok(()),
         Some(_) => Err(section.invalid(key, &format!("{known:?}, the only one that is computed"))),
+    }
+}
+
+/// Patches are turned by row and column, with the base that the classes have by default.
+///
+/// Source: `Qwen3VLMoeVisionRotaryEmbedding.compute_axial_rope_parameters`, transformers 5.23.
+fn check_tower_rope(section: &Section<'_>) -> Result<(), ConfigError> {
+    let key = section.either("rope_parameters", "rope_scaling");
+    if !section.has(key) {
+        return Ok(());
+    }
+    let rope = section.section(key)?;
+    let theta = rope.number("rope_theta", TOWER_THETA, ROPE_THETA)?;
+    if (theta - TOWER_THETA).abs() > f64::EPSILON {
+        return Err(rope.invalid("rope_theta", "10000, the only base that is computed"));
+    }
+    match rope.text(rope.either("rope_type", "type"))? {
+        None | Some("default" | "axial") => Ok(()),
+        Some(_) => Err(rope.invalid("rope_type", "\"axial\", the only kind that is computed")),
     }
 }
 

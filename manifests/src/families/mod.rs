@@ -31,7 +31,9 @@ use serde_json::Value;
 pub use config::{ConfigError, MAX_COUNT, MAX_SIZE};
 pub use expected::{Expected, ExpectedDtype, Presence, Slice, UnstackError};
 pub use facts::TextFacts;
-pub use media::{AudioTowerFacts, MediaFacts, MediaTokens, VisionTowerFacts};
+pub use media::{
+    AudioTokens, AudioTowerFacts, MediaFacts, MediaTokens, VisionTowerFacts, VisionTowerNames,
+};
 pub use name::{FamilyName, UnknownFamily};
 pub use options::{
     DecoderOptions, ExpertActivation, ExpertGroups, ExpertOptions, Multipliers, NormRounding,

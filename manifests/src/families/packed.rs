@@ -193,13 +193,19 @@ pub(crate) const fn block(rows: &'static [Row<Sizes>]) -> Block<Sizes, Sizes> {
 }
 
 /// The row of a family that is a [`PackedModel`] called `MODEL`. `run`: what its decoder computes, of
-/// its section of the configuration, its sizes and its facts; without it, it is not run.
+/// its section of the configuration, its sizes and its facts; without it, it is not run. `media`: what
+/// takes pictures, of the whole configuration; without it, text alone is taken.
 macro_rules! packed_family {
     (@settings) => { None };
     (@settings $options:expr) => {
         Some(|root, facts| MODEL.text_settings(root, facts, $options))
     };
-    ($name:literal, model_types $types:expr, architectures $architectures:expr $(, run $options:expr)?) => {
+    (@media) => { |_| Ok(None) };
+    (@media $media:expr) => { $media };
+    (
+        $name:literal, model_types $types:expr, architectures $architectures:expr
+        $(, run $options:expr)? $(, media $media:expr)?
+    ) => {
         /// The family's row.
         pub(crate) static FAMILY: $crate::families::FamilyRow = $crate::families::FamilyRow {
             name: $name,
@@ -209,7 +215,7 @@ macro_rules! packed_family {
             expected: |root, is_present, out| MODEL.expected(root, is_present, out),
             text_facts: |root| MODEL.text_facts(root),
             text_settings: $crate::families::packed::packed_family!(@settings $($options)?),
-            media_facts: |_| Ok(None),
+            media_facts: $crate::families::packed::packed_family!(@media $($media)?),
             vocoder_facts: |_| Ok(None),
             speech_facts: |_| Ok(None),
             as_causal_lm: None,

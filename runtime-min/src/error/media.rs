@@ -4,6 +4,12 @@
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MediaError {
+    /// Other media than images, for a model of which only those are computed.
+    #[error("{medium} cannot be given to this model: images alone are taken")]
+    ImagesAlone {
+        /// "audio" or "videos".
+        medium: &'static str,
+    },
     /// A spectrogram of another height.
     #[error("the spectrogram has {seen} mel bins, wanted {wanted} from config.json")]
     MelBins {

@@ -3,7 +3,8 @@
 //!
 //! The rules are those of transformers 5.23, `Qwen3OmniMoePreTrainedModelForConditionalGeneration.
 //! get_rope_index` and `Qwen3OmniMoeThinkerForConditionalGeneration.forward`
-//! (modeling_qwen3_omni_moe.py:220-460 and 1984-2023).
+//! (modeling_qwen3_omni_moe.py:220-460 and 1984-2023). Of images alone they are those of
+//! `Qwen3VLMoeModel`, too (modeling_qwen3_vl_moe.py:1010-1336).
 
 mod positions;
 
@@ -63,11 +64,11 @@ impl Rows {
     /// The prompt has a placeholder for each row.
     fn check(&self, ids: &[u32], tokens: &MediaTokens) -> Result<(), MediaError> {
         for (medium, id, rows) in [
-            ("audio", tokens.audio, &self.audio),
-            ("images", tokens.image, &self.images),
-            ("videos", tokens.video, &self.videos),
+            ("audio", tokens.audio.map(|audio| audio.row), &self.audio),
+            ("images", Some(tokens.image), &self.images),
+            ("videos", Some(tokens.video), &self.videos),
         ] {
-            let seen = ids.iter().filter(|token| **token == id).count();
+            let seen = ids.iter().filter(|token| Some(**token) == id).count();
             let wanted = rows.iter().fold(0, |sum: usize, n| sum.saturating_add(*n));
             if seen != wanted {
                 return Err(MediaError::Placeholders {
@@ -118,7 +119,7 @@ pub fn merge(
     layout: Layout,
     encoded: EncodedMedia,
 ) -> Result<MediaInputs, RunError> {
-    let hidden = facts.audio.output;
+    let hidden = facts.vision.output;
     let hidden = usize::try_from(hidden).map_err(|_| RunError::Internal("hidden size"))?;
     let tokens = &facts.tokens;
     let EncodedMedia {
@@ -133,14 +134,23 @@ pub fn merge(
     let layers = images.deepstack.len().max(videos.deepstack.len());
     inputs.deepstack = vec![Vec::new(); layers];
     let mut sources = [
-        (tokens.audio, Source::new(&audio, &[])),
-        (tokens.image, Source::new(&images.rows, &images.deepstack)),
-        (tokens.video, Source::new(&videos.rows, &videos.deepstack)),
+        (
+            tokens.audio.map(|audio| audio.row),
+            Source::new(&audio, &[]),
+        ),
+        (
+            Some(tokens.image),
+            Source::new(&images.rows, &images.deepstack),
+        ),
+        (
+            Some(tokens.video),
+            Source::new(&videos.rows, &videos.deepstack),
+        ),
     ];
     for (at, id) in ids.iter().enumerate() {
         let Some((_, source)) = sources
             .iter_mut()
-            .find(|(placeholder, _)| placeholder == id)
+            .find(|(placeholder, _)| *placeholder == Some(*id))
         else {
             continue;
         };

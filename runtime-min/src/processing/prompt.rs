@@ -8,6 +8,10 @@ use std::path::PathBuf;
 #[cfg(feature = "text")]
 use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
+#[cfg(feature = "text")]
+use segpack_manifests::families::MediaFacts;
+#[cfg(feature = "text")]
+use segpack_manifests::folder::PackModel;
 use segpack_manifests::folder::source_file;
 #[cfg(feature = "text")]
 use segpack_manifests::names::Component;
@@ -16,7 +20,7 @@ use serde_json::{Value, json};
 
 #[cfg(feature = "text")]
 use super::media::{
-    MediaError, MediaKind, MediaOptions, MediaPart, Parts, PlacedMedia, Placeholders,
+    MediaError, MediaKind, MediaOptions, MediaPart, MediaRecipe, Parts, PlacedMedia, Placeholders,
     ProcessedMedia, find_parts, process,
 };
 #[cfg(feature = "text")]
@@ -288,12 +292,20 @@ impl<'p> TextFrontend<'p> {
                 enable_thinking,
             } => self.render(chat, *enable_thinking, &mut parts)?,
         };
-        let (text, processed) = self.with_media(text, &parts, options, cancel)?;
+        let placeholders = self.placeholders_for(&parts.media, options)?;
+        let (text, processed) = match &placeholders {
+            Some(placeholders) => {
+                self.with_media(&text, &parts, placeholders, (options, cancel))?
+            }
+            None => (text, ProcessedMedia::default()),
+        };
         let ids = match prompt {
             Prompt::Text(_) => tokenizer.encode(&text)?,
             _ => tokenizer.encode_bare(&text)?,
         };
-        self.check_placeholders(&text, &ids)?;
+        if let Some(placeholders) = &placeholders {
+            self.check_placeholders(placeholders, &text, &ids)?;
+        }
         Ok(TokenizedPrompt {
             text: Some(text),
             ids,
@@ -347,66 +359,100 @@ impl<'p> TextFrontend<'p> {
     #[cfg(feature = "text")]
     fn with_media(
         &self,
-        text: String,
+        text: &str,
         parts: &Parts,
-        options: &MediaOptions,
-        cancel: &CancelToken,
+        placeholders: &Placeholders,
+        (options, cancel): (&MediaOptions, &CancelToken),
     ) -> Result<(String, ProcessedMedia), PromptError> {
-        self.check_encoders(&parts.media)?;
-        let Some(placeholders) = self.placeholders()? else {
-            return match parts.media.first() {
-                None => Ok((text, ProcessedMedia::default())),
-                Some(_) => Err(MediaError::Token { key: "audio_token" }.into()),
-            };
-        };
         let files = |name: &str| source_file(self.pack, name);
         let processed = process(&parts.media, options, &files, cancel)?;
-        let text = placeholders.expand(&text, &processed.replacements)?;
+        let text = placeholders.expand(text, &processed.replacements)?;
         Ok((text, processed))
     }
 
-    /// Whether the pack has encoders for these media.
+    /// How media are marked in a text, after it was made sure that the model takes these; `None` where
+    /// it takes text alone.
     #[cfg(feature = "text")]
-    fn check_encoders(&self, parts: &[MediaPart]) -> Result<(), MediaError> {
-        let without = parts.iter().find(|part| !self.encodes(part.kind));
-        match without {
-            None => Ok(()),
-            Some(part) => Err(MediaError::NoEncoder {
-                kind: part.kind,
-                name: part.source.name(),
-            }),
+    fn placeholders_for(
+        &self,
+        parts: &[MediaPart],
+        options: &MediaOptions,
+    ) -> Result<Option<Placeholders>, PromptError> {
+        let facts = match PackModel::read(self.pack).and_then(|model| model.media()) {
+            Ok(facts) => facts,
+            // text alone is taken whatever its encoders are
+            Err(_) if parts.is_empty() => None,
+            Err(error) => return Err(MediaError::from(error).into()),
+        };
+        self.check_encoders(parts, facts.as_ref())?;
+        let encodes = |kind| self.encodes(facts.as_ref(), kind);
+        let Some(facts) = facts
+            .as_ref()
+            .filter(|_| MediaKind::ALL.into_iter().any(encodes))
+        else {
+            return Ok(None);
+        };
+        if !parts.is_empty()
+            && facts.takes_images_alone()
+            && options.recipe == MediaRecipe::ModelCard
+        {
+            return Err(MediaError::Recipe.into());
+        }
+        let files = |name: &str| source_file(self.pack, name);
+        let config: Option<Value> = read_json(&files, TOKENIZER_CONFIG)?;
+        let config = config.unwrap_or_default();
+        let placeholders = match facts.default_marks {
+            Some(marks) => Some(Placeholders::of_pictures(&config, marks)),
+            None => Placeholders::of(&config)?,
+        };
+        match (placeholders, parts) {
+            (None, [_, ..]) => Err(MediaError::Token { key: "audio_token" }.into()),
+            (placeholders, _) => Ok(placeholders),
         }
     }
 
+    /// Whether the model takes these media, and the pack has encoders for them.
     #[cfg(feature = "text")]
-    fn encodes(&self, kind: MediaKind) -> bool {
+    fn check_encoders(
+        &self,
+        parts: &[MediaPart],
+        facts: Option<&MediaFacts>,
+    ) -> Result<(), MediaError> {
+        for part in parts {
+            let (kind, name) = (part.kind, part.source.name());
+            let takes_images_alone = facts.is_some_and(MediaFacts::takes_images_alone);
+            if takes_images_alone && kind != MediaKind::Image {
+                return Err(MediaError::ImagesAlone { kind, name });
+            }
+            if !self.encodes(facts, kind) {
+                return Err(MediaError::NoEncoder { kind, name });
+            }
+        }
+        Ok(())
+    }
+
+    #[cfg(feature = "text")]
+    fn encodes(&self, facts: Option<&MediaFacts>, kind: MediaKind) -> bool {
+        let Some(facts) = facts else {
+            return false;
+        };
         let tower = match kind {
             MediaKind::Audio => Component::ThinkerAudio,
-            MediaKind::Image | MediaKind::Video => Component::ThinkerVision,
+            MediaKind::Image | MediaKind::Video => facts.vision.names.component,
         };
         let segments = &self.pack.manifest().tensors;
         segments.iter().any(|tensor| tensor.component == tower)
     }
 
-    /// How media are marked in a text; `None` where the model takes text alone.
-    #[cfg(feature = "text")]
-    fn placeholders(&self) -> Result<Option<Placeholders>, PromptError> {
-        if !MediaKind::ALL.into_iter().any(|kind| self.encodes(kind)) {
-            return Ok(None);
-        }
-        let files = |name: &str| source_file(self.pack, name);
-        let config: Option<Value> = read_json(&files, TOKENIZER_CONFIG)?;
-        Ok(Placeholders::of(&config.unwrap_or_default())?)
-    }
-
     /// Whether each placeholder of the text is one token.
     #[cfg(feature = "text")]
-    fn check_placeholders(&self, text: &str, ids: &[u32]) -> Result<(), PromptError> {
-        let Some(placeholders) = self.placeholders()? else {
-            return Ok(());
-        };
-        for kind in MediaKind::ALL {
-            let placeholder = placeholders.of_kind(kind);
+    fn check_placeholders(
+        &self,
+        placeholders: &Placeholders,
+        text: &str,
+        ids: &[u32],
+    ) -> Result<(), PromptError> {
+        for (_, placeholder) in placeholders.all() {
             let in_text = text.matches(placeholder).count();
             let id = self.tokenizer()?.id_of(placeholder);
             let of_it = ids.iter().filter(|seen| Some(**seen) == id).count();

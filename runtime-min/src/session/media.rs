@@ -6,7 +6,7 @@ use segpack_manifests::families::MediaFacts;
 
 use super::device::OpenDevice;
 use super::{Session, SessionError};
-use crate::error::{RunError, Unsuitable};
+use crate::error::{MediaError, RunError, Unsuitable};
 use crate::models::audio_encoder::AudioEncoder;
 use crate::models::decoder::MediaInputs;
 use crate::models::encoder::{EncoderContext, EncoderObserver, EncoderSettings};
@@ -107,7 +107,11 @@ impl Session<'_> {
         let mut encoded = EncodedMedia::default();
         if !media.audio.lengths.is_empty() {
             let context = self.encoder_context(media, &encoded);
-            let encoder = AudioEncoder::new(context, &facts.audio)?;
+            let Some(audio) = &facts.audio else {
+                let error = MediaError::ImagesAlone { medium: "audio" };
+                return Err(RunError::from(error).into());
+            };
+            let encoder = AudioEncoder::new(context, audio)?;
             encoded.audio = encoder.encode(&ops, &media.audio, observer.audio())?;
         }
         if media.images.grids.is_empty() && media.videos.grids.is_empty() {

@@ -309,11 +309,13 @@ impl Session<'_> {
             #[expect(clippy::cast_precision_loss, reason = "positions are f32, as in torch")]
             return Ok((0..ids.len()).map(|at| [at as f32; 3]).collect());
         };
-        of_talker.tokens.audio = facts.media.audio;
+        if let Some(audio) = &mut of_talker.tokens.audio {
+            audio.row = facts.media.audio;
+        }
         of_talker.tokens.image = facts.media.image;
         of_talker.tokens.video = facts.media.video;
         of_talker.vision.merge = facts.media.merge;
-        of_talker.positions_per_second = facts.media.positions_per_second;
+        of_talker.positions_per_second = Some(facts.media.positions_per_second);
         Ok(omni::layout(&of_talker, ids, media)?.positions)
     }
 

@@ -20,4 +20,5 @@ mod session_media;
 mod several;
 mod speak;
 mod thinker;
+mod vl;
 mod vocode;

@@ -7,3 +7,4 @@ mod server;
 mod speech;
 mod stages;
 mod traces;
+mod vl;

@@ -97,7 +97,7 @@ fn is_of_prompt(error: &PromptError) -> bool {
             | ChatTemplateError::TooLong { .. }
             | ChatTemplateError::Thread(_) => false,
         },
-        PromptError::Media(error) => !matches!(error, MediaError::Format(_)),
+        PromptError::Media(error) => !matches!(error, MediaError::Format(_) | MediaError::Model(_)),
         PromptError::EmptyContinuation => false,
         _ => false,
     }

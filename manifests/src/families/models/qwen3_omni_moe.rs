@@ -296,7 +296,7 @@ fn media_facts(root: &Section<'_>) -> Result<Option<MediaFacts>, ConfigError> {
     }
     let text = text_facts(root)?;
     let sizes = [text.hidden_size, text.vocab];
-    MediaFacts::read(&thinker, &thinker.section("text_config")?, sizes).map(Some)
+    MediaFacts::of_omni(&thinker, &thinker.section("text_config")?, sizes).map(Some)
 }
 
 fn vocoder_facts(root: &Section<'_>) -> Result<Option<VocoderFacts>, ConfigError> {

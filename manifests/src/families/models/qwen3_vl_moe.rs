@@ -2,6 +2,7 @@
 //! `[experts, out, in]`, by the version that saved them; gate and up of an expert stay together, so
 //! that neither is a guess.
 
+use crate::families::MediaFacts;
 use crate::families::TextFacts;
 use crate::families::blocks::attention::{GROUPED, HEAD_NORMS};
 use crate::families::blocks::decoder_ends::{ENDS, LAYER_NORMS, LM_HEAD};
@@ -21,7 +22,8 @@ packed_family!(
     "qwen3_vl_moe",
     model_types["qwen3_vl_moe"],
     architectures["Qwen3VLMoeForConditionalGeneration"],
-    run options
+    run options,
+    media media_facts
 );
 
 static MODEL: PackedModel = PackedModel {
@@ -111,7 +113,8 @@ pub(super) fn tower_sizes(vision: &Section<'_>, text: &Sizes) -> Result<Sizes, C
     Ok(sizes)
 }
 
-/// Of text alone, whose positions are the same in time, height and width.
+/// What pictures change of it, [`media_facts`] says: tokens of text have the same position in time,
+/// height and width.
 ///
 /// Source: `Qwen3VLMoeTextAttention`, `Qwen3VLMoeTextTopKRouter`, `Qwen3VLMoeTextConfig`.
 fn options(
@@ -127,4 +130,14 @@ fn options(
     options.read_eps(text, 1e-6)?;
     options.read_biases(sizes);
     Ok(options)
+}
+
+/// A checkpoint whose configuration describes no tower takes text alone.
+fn media_facts(root: &Section<'_>) -> Result<Option<MediaFacts>, ConfigError> {
+    if !root.has("vision_config") {
+        return Ok(None);
+    }
+    let text = MODEL.text_facts(root)?;
+    let sizes = [text.hidden_size, text.vocab];
+    MediaFacts::of_vl(root, &MODEL.text_section(root)?, sizes).map(Some)
 }

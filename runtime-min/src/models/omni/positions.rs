@@ -1,6 +1,6 @@
 //! Where each token of a prompt is in time, height and width.
 
-use segpack_manifests::families::{MediaFacts, MediaTokens};
+use segpack_manifests::families::{AudioTokens, MediaFacts, MediaTokens};
 
 use super::{MediaError, Rows};
 use crate::processing::MediaFeatures;
@@ -28,6 +28,7 @@ impl Layout {
         ids: &[u32],
         features: &MediaFeatures,
     ) -> Result<Self, MediaError> {
+        check_taken(facts, features)?;
         let merge = usize::try_from(facts.vision.merge).unwrap_or(usize::MAX);
         let rows = Rows::of(features, merge)?;
         rows.check(ids, &facts.tokens)?;
@@ -39,7 +40,7 @@ impl Layout {
             features,
             merge,
             #[expect(clippy::cast_precision_loss, reason = "a small number")]
-            per_second: facts.positions_per_second as f32,
+            per_second: facts.positions_per_second.unwrap_or(1) as f32, // 1: there are no videos
             positions: Vec::with_capacity(ids.len()),
             next: 0.0,
             done: [0; 3],
@@ -58,6 +59,17 @@ impl Layout {
         let tokens = self.positions.len() as f32;
         highest(&self.positions) + 1.0 - tokens
     }
+}
+
+/// The model takes what there is.
+fn check_taken(facts: &MediaFacts, features: &MediaFeatures) -> Result<(), MediaError> {
+    if !features.audio.lengths.is_empty() && facts.audio.is_none() {
+        return Err(MediaError::ImagesAlone { medium: "audio" });
+    }
+    if !features.videos.grids.is_empty() && facts.positions_per_second.is_none() {
+        return Err(MediaError::ImagesAlone { medium: "videos" });
+    }
+    Ok(())
 }
 
 fn check_seconds(features: &MediaFeatures) -> Result<(), MediaError> {
@@ -90,10 +102,11 @@ struct Walk<'w> {
 impl Walk<'_> {
     fn run(&mut self) -> Result<(), MediaError> {
         while let Some(id) = self.ids.get(self.positions.len()).copied() {
-            if self.is_audio_in_video() {
-                self.audio_in_video()?;
-            } else if id == self.tokens.audio {
-                self.audio()?;
+            let audio = self.tokens.audio;
+            if let Some(audio) = audio.filter(|audio| self.is_audio_in_video(*audio)) {
+                self.audio_in_video(audio)?;
+            } else if audio.is_some_and(|audio| audio.row == id) {
+                self.audio(id)?;
             } else if id == self.tokens.image {
                 self.image()?;
             } else if id == self.tokens.video {
@@ -114,9 +127,12 @@ impl Walk<'_> {
 
     /// A clip without a token is behind once its end follows its start.
     fn skip_empty_clip(&mut self, id: u32) {
+        let Some(audio) = self.tokens.audio else {
+            return;
+        };
         let after = self.ids.get(self.positions.len() + 1);
         let is_empty = self.rows.audio.get(self.done[0]) == Some(&0);
-        if id == self.tokens.audio_start && after == Some(&self.tokens.audio_end) && is_empty {
+        if id == audio.start && after == Some(&audio.end) && is_empty {
             self.done[0] += 1;
         }
     }
@@ -160,10 +176,10 @@ impl Walk<'_> {
         (number, rows.get(number).copied().unwrap_or(0))
     }
 
-    fn audio(&mut self) -> Result<(), MediaError> {
+    fn audio(&mut self, row: u32) -> Result<(), MediaError> {
         let (number, count) = self.take(0);
         let count = count.max(1);
-        self.expect((self.tokens.audio, "audio", number), count)?;
+        self.expect((row, "audio", number), count)?;
         (0..count).for_each(|_| self.advance());
         Ok(())
     }
@@ -214,9 +230,9 @@ impl Walk<'_> {
     }
 
     /// Whether a video with its sound begins here: two start markers follow each other.
-    fn is_audio_in_video(&self) -> bool {
+    fn is_audio_in_video(&self, audio: AudioTokens) -> bool {
         let at = self.positions.len();
-        let markers = [self.tokens.vision_start, self.tokens.audio_start];
+        let markers = [self.tokens.vision_start, audio.start];
         let is_video = self.done[2] < self.rows.videos.len();
         self.features.use_audio_in_video && is_video && self.ids[at..].starts_with(&markers)
     }
@@ -224,12 +240,12 @@ impl Walk<'_> {
     /// Frames and sound begin at the same position and are in the order of their times, frames first
     /// where they are the same. What follows continues after the highest place of the last run, that
     /// is of what is left of one when the other ends: not after the highest of both.
-    fn audio_in_video(&mut self) -> Result<(), MediaError> {
+    fn audio_in_video(&mut self, audio: AudioTokens) -> Result<(), MediaError> {
         (0..2).for_each(|_| self.advance());
         let ((video, _), (clip, sounds)) = (self.take(2), self.take(0));
         let (video_token, audio_token) = (
             (self.tokens.video, "video", video),
-            (self.tokens.audio, "audio", clip),
+            (audio.row, "audio", clip),
         );
         let frames = self.video_grid(video);
         #[expect(clippy::cast_precision_loss, reason = "positions are f32, as in torch")]
@@ -394,6 +410,34 @@ mod tests {
             assert_eq!(place, &[f32::from(wanted); 3]);
         }
         assert_eq!(Layout { positions: places }.rope_delta(), 0.0);
+    }
+
+    #[test]
+    fn a_model_of_images_alone_takes_nothing_else() {
+        let mut of_images = facts();
+        (of_images.audio, of_images.tokens.audio) = (None, None);
+        of_images.positions_per_second = None;
+        let mut features = MediaFeatures::default();
+        features.images.grids = vec![[1, 2, 4]];
+        // an id that stands for audio elsewhere is a word here
+        let prompt = ids(&[(AUDIO, 1), (IMAGE, 2), (TEXT, 1)]);
+        let places = Layout::of(&of_images, &prompt, &features)
+            .unwrap()
+            .positions;
+        assert_eq!(
+            places,
+            [[0.0; 3], [1.0; 3], [1.0, 1.0, 2.0], [3.0, 3.0, 3.0]]
+        );
+        let refused = |features: &MediaFeatures| Layout::of(&of_images, &prompt, features);
+        let mut with_sound = features.clone();
+        with_sound.audio.lengths = vec![8];
+        let mut with_video = features.clone();
+        with_video.videos.grids = vec![[1, 2, 2]];
+        with_video.second_per_grid = vec![1.0];
+        for (features, medium) in [(with_sound, "audio"), (with_video, "videos")] {
+            let wanted = MediaError::ImagesAlone { medium };
+            assert_eq!(refused(&features).unwrap_err(), wanted);
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The tensors of the encoder.
 
 use segpack_manifests::PackReader;
-use segpack_manifests::names::Component;
+use segpack_manifests::families::VisionTowerNames;
 
 use super::VisionSpec;
 use crate::error::RunError;
@@ -39,19 +39,24 @@ pub(super) struct Block<'a> {
 
 impl<'a> VisionWeights<'a> {
     /// Finds every tensor that the encoder needs, and none besides.
-    pub(super) fn find(source: &'a PackReader<'a>, spec: &VisionSpec) -> Result<Self, RunError> {
-        let mut tensors = EncoderTensors::find(source, Component::ThinkerVision, "visual.")?;
+    pub(super) fn find(
+        source: &'a PackReader<'a>,
+        spec: &VisionSpec,
+        names: &VisionTowerNames,
+    ) -> Result<Self, RunError> {
+        let mut tensors = EncoderTensors::find(source, names.component, names.prefix)?;
         let stem = Stem::find(&mut tensors, spec)?;
         let blocks = (0..spec.blocks).map(|number| Block::find(&mut tensors, spec, number));
         let blocks = blocks.collect::<Result<Vec<_>, _>>()?;
         let mut group = SegmentGroup::default();
         // the last merger norms patches, the others whole squares
-        let last = merger(&mut tensors, spec, "merger", spec.width, &mut group)?;
+        let mut merger =
+            |name: &str, width| merger(&mut tensors, spec, (names, name), width, &mut group);
+        let last = merger(names.merger, spec.width)?;
         let mut deepstack = Vec::new();
         for number in 0..spec.deepstack.len() {
-            let name = format!("merger_list.{number}");
-            let width = spec.merged();
-            deepstack.push(merger(&mut tensors, spec, &name, width, &mut group)?);
+            let name = format!("{}.{number}", names.deepstack_mergers);
+            deepstack.push(merger(&name, spec.merged())?);
         }
         tensors.finish()?;
         Ok(Self {
@@ -108,14 +113,15 @@ impl<'a> Block<'a> {
 fn merger<'a>(
     tensors: &mut EncoderTensors<'a>,
     spec: &VisionSpec,
-    name: &str,
+    (names, name): (&VisionTowerNames, &str),
     norm: usize,
     group: &mut SegmentGroup<'a>,
 ) -> Result<Projection, RunError> {
     let merged = spec.merged();
+    let of = |part: &str| format!("{name}.{part}");
     Ok(Projection {
-        norm: tensors.affine(&format!("{name}.ln_q"), norm, group)?,
-        first: tensors.dense(&format!("{name}.mlp.0"), [merged, merged], group)?,
-        second: tensors.dense(&format!("{name}.mlp.2"), [spec.output, merged], group)?,
+        norm: tensors.affine(&of(names.norm), norm, group)?,
+        first: tensors.dense(&of(names.first), [merged, merged], group)?,
+        second: tensors.dense(&of(names.second), [spec.output, merged], group)?,
     })
 }

@@ -2,7 +2,8 @@
 //! the decoder's first layers (deepstack).
 //!
 //! The equations are those of transformers 5.23, `Qwen3OmniMoeVisionEncoder`
-//! (modeling_qwen3_omni_moe.py:1129): a linear layer of each patch, learned positions that are
+//! (modeling_qwen3_omni_moe.py:1129), which are those of `Qwen3VLMoeVisionModel`
+//! (modeling_qwen3_vl_moe.py:647), too: a linear layer of each patch, learned positions that are
 //! interpolated to the grid of the picture, blocks with a rotary embedding of row and column whose
 //! attention stays in one frame, a merger of squares of patches.
 
@@ -168,7 +169,7 @@ impl<'a> VisionEncoder<'a> {
     /// `Unsuitable` names what the pack lacks, or what cannot be computed with.
     pub fn new(context: EncoderContext<'a>, facts: &VisionTowerFacts) -> Result<Self, RunError> {
         let spec = VisionSpec::from(facts);
-        let weights = VisionWeights::find(context.source, &spec)?;
+        let weights = VisionWeights::find(context.source, &spec, facts.names)?;
         Ok(Self {
             context,
             spec,

@@ -1,4 +1,5 @@
 use segpack_formats::FormatError;
+use segpack_manifests::folder::ModelError;
 
 use super::{MediaKind, SettingsError};
 use crate::processing::text::BoxError;
@@ -100,6 +101,26 @@ pub enum MediaError {
         /// The first of them.
         name: String,
     },
+    /// Of this family's media, images alone are computed.
+    #[error(
+        "cannot use {kind} {name}: images alone are taken of this model's family (its videos have \
+         their times as text between the frames, which is not built)"
+    )]
+    ImagesAlone {
+        /// Other media.
+        kind: MediaKind,
+        /// The first of them.
+        name: String,
+    },
+    /// The model card of another family was asked for.
+    #[error(
+        "the model card's recipe is that of qwen-omni-utils, which loads the media of Qwen3-Omni; \
+         the card of this model's family loads images by transformers"
+    )]
+    Recipe,
+    /// What `config.json` says of the encoders cannot be used.
+    #[error(transparent)]
+    Model(#[from] ModelError),
     /// A build without what decodes such media.
     #[error("cannot use {kind} {name}: built without the feature `{feature}`")]
     NotBuilt {

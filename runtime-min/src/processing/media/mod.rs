@@ -26,7 +26,7 @@ pub use parts::{MediaKind, MediaPart};
 #[cfg(feature = "text")]
 pub(crate) use parts::{Parts, find_parts};
 #[cfg(feature = "text")]
-pub use placeholders::{Placeholders, Replacement};
+pub use placeholders::{AudioMarks, Placeholders, Replacement};
 #[cfg(feature = "text")]
 pub use process::{MediaOptions, PlacedMedia};
 #[cfg(feature = "text")]

@@ -14,12 +14,19 @@ pub struct Placeholders {
     pub image: String,
     /// A token of a video.
     pub video: String,
+    /// Those of audio; `None` where the model takes none.
+    pub audio: Option<AudioMarks>,
+}
+
+/// How audio is marked in a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AudioMarks {
     /// A token of audio.
-    pub audio: String,
+    pub token: String,
     /// Before the tokens of a video with sound.
-    pub audio_start: String,
+    pub start: String,
     /// After the tokens of a video with sound.
-    pub audio_end: String,
+    pub end: String,
 }
 
 /// What stands in a text for one of the media.
@@ -69,19 +76,35 @@ impl Placeholders {
         Ok(Some(Self {
             image: get("image_token")?,
             video: get("video_token")?,
-            audio: get("audio_token")?,
-            audio_start: get("audio_bos_token")?,
-            audio_end: get("audio_eos_token")?,
+            audio: Some(AudioMarks {
+                token: get("audio_token")?,
+                start: get("audio_bos_token")?,
+                end: get("audio_eos_token")?,
+            }),
         }))
     }
 
-    /// The one of this kind.
-    pub fn of_kind(&self, kind: MediaKind) -> &str {
-        match kind {
-            MediaKind::Image => &self.image,
-            MediaKind::Video => &self.video,
-            MediaKind::Audio => &self.audio,
+    /// Those of images and videos: of `tokenizer_config.json`, or else these.
+    ///
+    /// Source: `Qwen3VLProcessor.__init__`, transformers 5.23.
+    pub fn of_pictures(config: &Value, [image, video]: [&str; 2]) -> Self {
+        let or = |key, default: &str| token(config, key).unwrap_or_else(|| default.to_owned());
+        Self {
+            image: or("image_token", image),
+            video: or("video_token", video),
+            audio: None,
         }
+    }
+
+    /// Each with what it stands for.
+    pub fn all(&self) -> impl Iterator<Item = (MediaKind, &str)> {
+        let audio = self.audio.as_ref().map(|audio| &audio.token);
+        let all = MediaKind::ALL.map(|kind| match kind {
+            MediaKind::Image => Some((kind, self.image.as_str())),
+            MediaKind::Video => Some((kind, self.video.as_str())),
+            MediaKind::Audio => Some((kind, audio?.as_str())),
+        });
+        all.into_iter().flatten()
     }
 
     /// The text with every placeholder replaced, in the order of the media of its kind.
@@ -93,8 +116,7 @@ impl Placeholders {
         text: &str,
         replacements: &[(MediaKind, Replacement)],
     ) -> Result<String, MediaError> {
-        for kind in MediaKind::ALL {
-            let placeholder = self.of_kind(kind);
+        for (kind, placeholder) in self.all() {
             let in_text = text.matches(placeholder).count();
             let given = replacements.iter().filter(|(k, _)| *k == kind).count();
             if in_text != given {
@@ -112,47 +134,59 @@ impl Placeholders {
         });
         let mut expanded = String::with_capacity(text.len());
         let mut rest = text;
-        while let Some((place, kind)) = self.first_in(rest) {
-            expanded.push_str(&rest[..place]);
+        while let Some((at, (kind, placeholder))) = self.first_in(rest) {
+            expanded.push_str(&rest[..at]);
             let replacement = next.iter_mut().find(|(k, _)| *k == kind);
             if let Some(replacement) = replacement.and_then(|(_, of_kind)| of_kind.next()) {
-                self.push(&mut expanded, kind, replacement);
+                self.push(&mut expanded, placeholder, replacement)?;
             }
-            rest = &rest[place + self.of_kind(kind).len()..];
+            rest = &rest[at + placeholder.len()..];
         }
         expanded.push_str(rest);
         Ok(expanded)
     }
 
-    fn first_in(&self, text: &str) -> Option<(usize, MediaKind)> {
-        let found = MediaKind::ALL.map(|kind| Some((text.find(self.of_kind(kind))?, kind)));
-        found.into_iter().flatten().min_by_key(|(place, _)| *place)
+    fn first_in(&self, text: &str) -> Option<(usize, (MediaKind, &str))> {
+        let found = self.all().filter_map(|one| Some((text.find(one.1)?, one)));
+        found.min_by_key(|(at, _)| *at)
     }
 
-    fn push(&self, text: &mut String, kind: MediaKind, replacement: &Replacement) {
-        match *replacement {
-            Replacement::Tokens(count) => text.push_str(&self.of_kind(kind).repeat(count)),
-            Replacement::Interleaved {
-                tokens_per_patch,
-                patches,
-                seconds,
-                audio,
-            } => {
-                text.push_str(&self.audio_start);
+    fn push(
+        &self,
+        text: &mut String,
+        placeholder: &str,
+        replacement: &Replacement,
+    ) -> Result<(), MediaError> {
+        match (replacement, &self.audio) {
+            (Replacement::Tokens(count), _) => text.push_str(&placeholder.repeat(*count)),
+            (Replacement::Interleaved { .. }, None) => {
+                return Err(MediaError::Token { key: "audio_token" });
+            }
+            (
+                &Replacement::Interleaved {
+                    tokens_per_patch,
+                    patches,
+                    seconds,
+                    audio,
+                },
+                Some(marks),
+            ) => {
+                text.push_str(&marks.start);
                 let mut sounded = 0;
                 for patch in 0..patches {
                     #[expect(clippy::cast_precision_loss, reason = "a small number")]
                     let time = patch as f64 * seconds * TOKENS_PER_SECOND;
                     // video comes first where both have the same time
                     let before = audio_before(time).clamp(sounded, audio.max(sounded));
-                    text.push_str(&self.audio.repeat(before - sounded));
-                    text.push_str(&self.video.repeat(tokens_per_patch));
+                    text.push_str(&marks.token.repeat(before - sounded));
+                    text.push_str(&placeholder.repeat(tokens_per_patch));
                     sounded = before;
                 }
-                text.push_str(&self.audio.repeat(audio.saturating_sub(sounded)));
-                text.push_str(&self.audio_end);
+                text.push_str(&marks.token.repeat(audio.saturating_sub(sounded)));
+                text.push_str(&marks.end);
             }
         }
+        Ok(())
     }
 }
 
@@ -256,6 +290,23 @@ mod tests {
                 .unwrap();
             assert_eq!(seen, interleaved(tokens_per_patch, patches, seconds, audio));
         }
+    }
+
+    #[test]
+    fn marks_of_pictures_are_the_tokenizers_or_the_usual_ones() {
+        let usual = ["<|i|>", "<|v|>"];
+        let found = Placeholders::of_pictures(&json!({"video_token": "<w>"}), usual);
+        assert_eq!((&*found.image, &*found.video), ("<|i|>", "<w>"));
+        // without marks of audio those of other models are words
+        let expanded = found.expand("<a><|i|>", &[(Image, Tokens(2))]).unwrap();
+        assert_eq!(expanded, "<a><|i|><|i|>");
+        let sounding = Replacement::Interleaved {
+            tokens_per_patch: 1,
+            patches: 1,
+            seconds: 1.0,
+            audio: 1,
+        };
+        assert!(found.expand("<w>", &[(Video, sounding)]).is_err());
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 CHAT.json is a list of messages as `segpack run --messages` takes it, paths relative to the file. Processor and thinker are
 transformers' own (5.23 was tried; attention and experts eager); the recipe `readme` also needs qwen-omni-utils. Videos need
-torchcodec. The .json file is written last.
+torchcodec. Of Qwen3-VL-MoE images alone, and transformers' own loading. The .json file is written last.
 """
 
 import argparse
@@ -21,6 +21,8 @@ from ._trace_file import Failure
 FORMAT = "qwen3-omni-media-trace-1"
 RATE = 16000
 KINDS = ("audio", "image", "video")
+# what of them a family's traces have
+TAKEN = {"qwen3_omni_moe": KINDS, "qwen3_vl_moe": ("image",)}
 PICTURES = (
     ("image", "pixel_values", "image_grid_thw", "get_image_features"),
     ("video", "pixel_values_videos", "video_grid_thw", "get_video_features"),
@@ -124,15 +126,14 @@ def process(processor, whole, media, args):
         images, videos, audios, slots, video_keywords = load_by_transformers(processor, media, args)
     else:
         images, videos, audios, slots, video_keywords = load_by_readme(whole, media, args)
-    extra = {"videos_kwargs": video_keywords, "images_kwargs": {}}
+    extra = {"videos_kwargs": video_keywords if videos else {}, "images_kwargs": {}}
     if args.min_pixels is not None:
         size = {"shortest_edge": args.min_pixels, "longest_edge": args.max_pixels}
         extra["videos_kwargs"]["size"] = extra["images_kwargs"]["size"] = size
     if args.use_audio_in_video:
         extra |= {"load_audio_from_video": True, "audio_from_video_indices": slots}
-    inputs = processor(
-        text=text, images=images or None, videos=videos or None, audio=audios or None, return_tensors="pt", padding=True, **extra
-    )
+    given = {"images": images or None, "videos": videos or None} | ({"audio": audios} if audios else {})
+    inputs = processor(text=text, **given, return_tensors="pt", padding=True, **extra)
     return text, inputs, audios
 
 
@@ -215,6 +216,7 @@ def encoders(model, inputs, cast, torch):
 
 def decoder(model, inputs, cast, args, torch):
     """One pass over the prompt with everything kept, then greedy generation by the class's own loop."""
+    of_family = {"use_audio_in_video": args.use_audio_in_video} if model.config.model_type.startswith("qwen3_omni") else {}
     recorder = text_recorder.Recorder(model, "full", torch)
     grab, kept = {}, {}
     embeds = recorder.layers[0].register_forward_pre_hook(
@@ -226,7 +228,7 @@ def decoder(model, inputs, cast, args, torch):
         with_kwargs=True,
     )
     recorder.is_on = True
-    output = model(**cast, use_audio_in_video=args.use_audio_in_video, use_cache=False)
+    output = model(**cast, **of_family, use_cache=False)
     recorder.is_on = False
     embeds.remove()
     places.remove()
@@ -248,7 +250,7 @@ def decoder(model, inputs, cast, args, torch):
             margins.append((best[:, -2] - best[:, -1]).min().item())
     tokens = inputs["input_ids"].shape[1]
     keywords = {"do_sample": False, "num_beams": 1, "max_new_tokens": args.max_new_tokens, "eos_token_id": None, "pad_token_id": 0}
-    generated = model.generate(**cast, use_audio_in_video=args.use_audio_in_video, **keywords)
+    generated = model.generate(**cast, **of_family, **keywords)
     generated = generated if torch.is_tensor(generated) else generated.sequences
     kept["mm.gen.ids"] = generated[0, tokens:]
     return kept, min(margins, default=None)
@@ -277,9 +279,14 @@ def main():
     args = arguments()
     path = trace_file.output_path(args.out, args.overwrite)
     config = text_recorder.read_config(args.checkpoint)
-    if config["model_type"] != "qwen3_omni_moe":
+    taken = TAKEN.get(config["model_type"])
+    if taken is None:
         raise Failure(f"{args.checkpoint}: model_type {config['model_type']!r} takes text alone")
+    if args.recipe == "readme" and config["model_type"] != "qwen3_omni_moe":
+        raise Failure(f"--recipe readme is of Qwen3-Omni, not of {config['model_type']}", status=2)
     messages, whole, media = read_chat(args.chat)
+    if other := [kind for kind, _ in media if kind not in taken]:
+        raise Failure(f"{args.chat}: {other[0]} in it; of {config['model_type']} only these are recorded: {', '.join(taken)}")
     if not media:
         raise Failure(f"{args.chat}: no audio, image or video in it; record_transformers.py records text")
     major = text_recorder.check_version()

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use segpack_formats::io::to_usize;
-use segpack_manifests::families::MediaFacts;
+use segpack_manifests::families::{AudioTowerFacts, MediaFacts};
 use segpack_runtime_min::ops::{Heads, Ops, ScalarOps};
 use segpack_runtime_min::processing::{AudioFeatures, VisualFeatures, audio_tokens};
 
@@ -68,10 +68,9 @@ impl Direct<'_> {
     /// The encoder of audio, of one clip.
     pub(in crate::steps::validate) fn audio(
         &self,
-        facts: &MediaFacts,
+        a: &AudioTowerFacts,
         features: &AudioFeatures,
     ) -> Result<Calculation, StepError> {
-        let a = &facts.audio;
         let [width, heads, chunk] = [a.width, a.heads, a.chunk_frames].map(to_usize);
         let prefix = self.encoder("audio_tower");
         let name = |rest: &str| format!("{prefix}.{rest}");

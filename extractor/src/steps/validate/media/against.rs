@@ -2,7 +2,7 @@
 
 use segpack_formats::io::to_usize;
 use segpack_manifests::Pack;
-use segpack_manifests::families::MediaFacts;
+use segpack_manifests::families::{AudioTowerFacts, MediaFacts};
 use segpack_manifests::names::Component;
 use segpack_runtime_min::processing::{AudioFeatures, MediaFeatures, VisualFeatures};
 use segpack_runtime_min::session::Session;
@@ -26,21 +26,17 @@ pub(in crate::steps::validate) fn against_direct(
         return Ok(());
     };
     let pack = session.pack();
-    if has(pack, Component::ThinkerAudio) {
-        let features = clip(&facts);
-        let found = direct.audio(&facts, &features)?;
+    if let (Some(tower), Some(ids)) = (&facts.audio, &facts.tokens.audio)
+        && has(pack, Component::ThinkerAudio)
+    {
+        let features = clip(tower);
+        let found = direct.audio(tower, &features)?;
         let mut media = MediaFeatures::default();
         media.audio = features;
         let tokens = segpack_runtime_min::processing::audio_tokens(FRAMES);
-        compare(
-            session,
-            &vec![facts.tokens.audio; tokens],
-            &media,
-            &found,
-            stages,
-        )?;
+        compare(session, &vec![ids.row; tokens], &media, &found, stages)?;
     }
-    if has(pack, Component::ThinkerVision) {
+    if has(pack, facts.vision.names.component) {
         let features = picture(&facts);
         let found = direct.pictures(&facts, &features)?;
         let mut media = MediaFeatures::default();
@@ -99,8 +95,8 @@ fn noise(count: usize) -> Vec<f32> {
     std::iter::repeat_with(next).take(count).collect()
 }
 
-fn clip(facts: &MediaFacts) -> AudioFeatures {
-    let mel_bins = to_usize(facts.audio.mel_bins);
+fn clip(facts: &AudioTowerFacts) -> AudioFeatures {
+    let mel_bins = to_usize(facts.mel_bins);
     AudioFeatures {
         mel_bins,
         values: noise(mel_bins * FRAMES),

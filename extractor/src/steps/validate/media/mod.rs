@@ -154,6 +154,8 @@ impl MediaRun<'_> {
         let features = self
             .trace
             .features(recorded::normalization(self.session.pack(), self.trace)?)?;
+        // whether the model takes such media comes before how they are processed
+        let layout = omni::layout(&facts, self.trace.ids(), &features)?;
         self.progress.note("processing");
         recorded::processing(self, stages)?;
         for (kind, wanted) in pictures::KINDS
@@ -168,7 +170,6 @@ impl MediaRun<'_> {
             .session
             .encode(self.trace.ids(), &features, &mut observers)?;
         observers.into_stages(stages)?;
-        let layout = omni::layout(&facts, self.trace.ids(), &features)?;
         self.positions(&layout, stages)?;
         let recorded = self.recorded_rows(&facts, layout, &features)?;
         let inputs = recorded.unwrap_or(own);
