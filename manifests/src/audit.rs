@@ -426,8 +426,8 @@ fn check_complete(
 /// Compares the tensors with what a configuration calls for.
 type Comparison<'a> = dyn Fn(&Value) -> Result<Vec<Finding>, Vec<Finding>> + 'a;
 
-/// The findings, or, where another number of experts explains nearly all of them, that number and
-/// what is left.
+/// The findings, or, where another number of experts explains nearly all of them, or that the thinker
+/// was saved alone, that and what is left.
 fn explained(
     found: Vec<Finding>,
     family: Family,
@@ -442,15 +442,19 @@ fn explained(
     if before == 0 {
         return found;
     }
-    let other = diagnosis::other_experts(family, config, tensors);
-    let left = other.and_then(|(config, finding)| Some((compare(&config).ok()?, finding)));
-    match left {
-        Some((mut left, finding)) if NEARLY_ALL * losses(&left) <= before => {
+    let others = [
+        diagnosis::other_experts(family, config, tensors),
+        diagnosis::thinker_alone(family, config, tensors),
+    ];
+    for (config, finding) in others.into_iter().flatten() {
+        if let Ok(mut left) = compare(&config)
+            && NEARLY_ALL * losses(&left) <= before
+        {
             left.push(finding);
-            left
+            return left;
         }
-        _ => found,
     }
+    found
 }
 
 /// Compares every tensor that the configuration calls for, quantised where it says so, with dtypes.

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use crate::documents::{Finding, FindingKind, InventoryTensor};
-use crate::families::{Family, TextFacts};
+use crate::families::{Family, PartialConfig, TextFacts};
 use crate::names::{Component, Part, Role};
 
 /// What PEFT puts in front of the names of the model that it wraps.
@@ -146,6 +146,35 @@ pub(crate) fn other_experts(
         keys.join(", ")
     ));
     Some((other, finding.wanted(format!("{experts}"))))
+}
+
+/// What the thinker's names begin with in the whole model.
+const THINKER: &str = "thinker.";
+
+/// A configuration of the thinker alone, where it was saved by its own class and lies beside that of the
+/// whole model, and the finding that says so. Whether it explains anything is for the caller to see.
+pub(crate) fn thinker_alone(
+    family: Family,
+    config: &Value,
+    tensors: &[InventoryTensor],
+) -> Option<(Value, Finding)> {
+    let components: BTreeSet<Component> = tensors.iter().map(|t| t.component.clone()).collect();
+    let PartialConfig::ThinkerOnly(other) = family.partial_config(config, &components) else {
+        return None;
+    };
+    // beside the names of the whole model nobody knows whether its other parts are lost
+    if tensors.iter().any(|t| t.name.starts_with(THINKER)) {
+        return None;
+    }
+    let first = tensors.first()?;
+    let finding = Finding::new(FindingKind::OtherNames).tensor(&first.name);
+    let finding = finding.seen(format!(
+        "all names are those of a thinker that was saved alone, without {THINKER:?}; config.json \
+         describes the whole model"
+    ));
+    let wanted = "a configuration of the thinker: config.json with \"enable_audio_output\": false, \
+                  or its thinker_config";
+    Some((other, finding.wanted(wanted)))
 }
 
 /// Whether it is a router of the text decoder's own layers.

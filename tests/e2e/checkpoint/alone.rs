@@ -153,21 +153,54 @@ fn a_decoder_saved_without_its_head_is_one_finding() {
 }
 
 #[test]
-fn a_thinker_saved_alone_beside_the_whole_models_configuration_lacks_what_that_describes() {
+fn a_thinker_saved_alone_beside_the_whole_models_configuration_is_one_finding_with_a_way_on() {
     let folder = temp();
     let mut tiny = thinker();
     tiny.config = Tiny::full().config;
     let checkpoint = write(&tiny, folder.path(), "thinker");
-    let findings = segpack!["scan", &checkpoint, "--json"].exits(3).findings();
-    assert!(!findings.is_empty());
-    for finding in &findings {
-        assert_eq!(finding.kind, FindingKind::MissingTensor, "{finding}");
-        let name = finding.tensor.as_deref().unwrap();
-        assert!(
-            name.starts_with("talker.") || name.starts_with("code2wav."),
-            "{finding}"
-        );
+    let run = segpack!["scan", &checkpoint, "--json"].exits(3);
+    let findings = run.findings();
+    let [finding] = &findings[..] else {
+        panic!("{run}")
+    };
+    assert_eq!(finding.kind, FindingKind::OtherNames);
+    assert!(
+        finding
+            .to_string()
+            .contains("config.json describes the whole model"),
+        "{finding}"
+    );
+    segpack!["pack", &checkpoint, "-o", folder.path().join("none")]
+        .exits(3)
+        .says(&["enable_audio_output", "--config FILE"]);
+
+    // both ways that it names; what is packed is the thinker of the model
+    let whole = packed(
+        &Tiny::full().write(&folder.path().join("full")),
+        folder.path(),
+    );
+    let mut silent = tiny.config.clone();
+    silent["enable_audio_output"] = json!(false);
+    for (number, config) in [silent, thinker().config].into_iter().enumerate() {
+        let file = folder.path().join(format!("config-{number}.json"));
+        fs::write(&file, config.to_string()).unwrap();
+        segpack!["scan", &checkpoint, "--config", &file].ok();
+        let pack = folder.path().join(format!("pack-{number}"));
+        segpack!["pack", &checkpoint, "-o", &pack, "--config", &file].ok();
+        segpack!["verify", &pack].ok();
+        assert_eq!(generated(&pack), generated(&whole));
+        let back = folder.path().join(format!("back-{number}"));
+        segpack!["unpack", &pack, "-o", &back].ok();
+        assert_same(&back, &checkpoint);
     }
+    // one that lacks a weight, too, says that as well
+    tiny.remove("model.layers.1.input_layernorm.weight");
+    let checkpoint = write(&tiny, folder.path(), "lacking");
+    let findings = segpack!["scan", &checkpoint, "--json"].exits(3).findings();
+    let kinds: Vec<_> = findings.iter().map(|f| f.kind).collect();
+    assert!(kinds.contains(&FindingKind::OtherNames), "{findings:?}");
+    assert!(kinds.contains(&FindingKind::MissingTensor), "{findings:?}");
+    assert_eq!(kinds.len(), 2, "{findings:?}");
 }
 
 /// A checkpoint with its first shard once more in `original/`, and a file of another format.
