@@ -121,6 +121,7 @@ WRITES(rename, (from, to), int, const char *from, const char *to)
 WRITES(renameat, (a, from, b, to), int, int a, const char *from, int b, const char *to)
 WRITES(renameat2, (a, from, b, to, flags), int, int a, const char *from, int b, const char *to,
        unsigned int flags)
+WRITES(linkat, (a, from, b, to, flags), int, int a, const char *from, int b, const char *to, int flags)
 WRITES(mkdir, (path, mode), int, const char *path, mode_t mode)
 WRITES(mkdirat, (at_, path, mode), int, int at_, const char *path, mode_t mode)
 WRITES(rmdir, (path), int, const char *path)

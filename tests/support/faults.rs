@@ -84,11 +84,17 @@ pub fn faulty(fault: Fault<'_>) -> Command {
 
 /// How many writing calls a command makes when all goes well.
 pub fn count_writes(arguments: &[std::ffi::OsString]) -> u64 {
+    count_writes_without("", arguments)
+}
+
+/// [`count_writes`], where some calls always fail, as in [`Fault::Never`].
+pub fn count_writes_without(never: &str, arguments: &[std::ffi::OsString]) -> u64 {
     let folder = temp();
     let file = folder.path().join("count");
     let mut command = program();
     command
         .env("LD_PRELOAD", library())
+        .env("FAULT_NEVER", never)
         .env("FAULT_COUNT", &file)
         .args(arguments);
     Run::of(&mut command).ok();

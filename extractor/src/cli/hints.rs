@@ -11,6 +11,10 @@ use segpack_manifests::folder::{MANIFEST, PART, PARTIAL};
 use segpack_manifests::{NotAPack, PackError};
 #[cfg(feature = "run")]
 use segpack_runtime_min::devices::cuda::CudaError;
+#[cfg(feature = "run")]
+use segpack_runtime_min::processing::PromptError;
+#[cfg(feature = "run")]
+use segpack_runtime_min::processing::media::MediaError;
 use segpack_runtime_min::session::SessionError;
 use segpack_runtime_min::{RunError, Unsuitable};
 
@@ -122,6 +126,10 @@ fn of_step(error: &StepError, output: Option<&Path>) -> Option<String> {
             Some("--device-memory requires --device cuda or --device auto".to_owned())
         }
         #[cfg(feature = "run")]
+        StepError::Session(SessionError::Prompt(PromptError::Media(MediaError::Remote {
+            ..
+        }))) => Some(of_media_elsewhere().to_owned()),
+        #[cfg(feature = "run")]
         StepError::Validate(ValidateError::FixedTolerance { .. }) => {
             Some("--tolerance is for traces of log-probabilities".to_owned())
         }
@@ -131,6 +139,15 @@ fn of_step(error: &StepError, output: Option<&Path>) -> Option<String> {
             .or_else(|| of_findings(findings))
             .or_else(|| of_unrestorable(findings)),
         _ => None,
+    }
+}
+
+/// What to do about media that a server has.
+#[cfg(feature = "run")]
+fn of_media_elsewhere() -> &'static str {
+    match cfg!(feature = "remote") {
+        true => "`segpack run --allow-network` fetches it; or download it first",
+        false => "download it first: this build, without the feature `remote`, reads no servers",
     }
 }
 
@@ -363,7 +380,7 @@ fn of_output(error: &OutputError, replaces: bool) -> Option<&'static str> {
         | OutputError::InsideInput { .. }
         | OutputError::HoldsInput { .. } => Some(OTHER_OUTPUT),
         OutputError::Address { .. } => Some(
-            "write to a folder, then upload it; `segpack pack -o s3://BUCKET/PREFIX` uploads a pack itself",
+            "write to a folder, then upload it; `segpack pack -o s3://BUCKET/PREFIX` (or az://) uploads a pack itself",
         ),
         OutputError::NoSpace { .. } if replaces => Some(
             "free some space or choose another disk; --force --in-place removes what is replaced \
@@ -371,7 +388,8 @@ fn of_output(error: &OutputError, replaces: bool) -> Option<&'static str> {
         ),
         OutputError::NoSpace { .. } => Some("free some space or choose another disk"),
         OutputError::Store { .. } => Some(
-            "choose another prefix, or --resume with the same spool folder; `aws s3 rm --recursive` removes what is there",
+            "choose another prefix, or --resume with the same spool folder; `aws s3 rm --recursive`, or \
+             `az storage blob delete-batch`, removes what is there",
         ),
         OutputError::NotOurs { .. } => Some("rename or remove it"),
         OutputError::OnlyCopy { .. } => Some("`segpack pack --resume` continues it"),
@@ -505,6 +523,10 @@ fn of_join(error: &JoinError) -> Option<&'static str> {
         JoinError::OtherCount { .. } | JoinError::OtherShares { .. } => {
             Some("pack that part again with the K/N of the others")
         }
+        JoinError::Joined { .. } => Some(
+            "if `segpack verify` and `segpack info` show that the pack is the one that was to be joined, remove \
+             what is left of the parts; else give other folders",
+        ),
         JoinError::Duplicate { .. } => Some("give one folder of each part"),
         JoinError::Missing { .. } => Some("give the folders of all parts; --part K/N packs one"),
         JoinError::OtherVersion { .. } => {

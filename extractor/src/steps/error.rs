@@ -515,7 +515,8 @@ fn exit_of_join(error: &JoinError) -> Exit {
         | JoinError::OtherVersion { .. }
         | JoinError::OtherOptions { .. }
         | JoinError::OtherSource { .. }
-        | JoinError::OtherShares { .. } => Exit::Damaged,
+        | JoinError::OtherShares { .. }
+        | JoinError::Joined { .. } => Exit::Damaged,
     }
 }
 

@@ -10,7 +10,9 @@ use tempfile::TempDir;
 
 use crate::support::cli::{FindingKind, Run, run, segpack};
 use crate::support::damage::{flip, resize};
-use crate::support::folders::{assert_same, contents, temp};
+#[cfg(target_os = "linux")]
+use crate::support::faults::{Fault, count_writes_without, faulty};
+use crate::support::folders::{assert_same, contents, temp, write_contents};
 use crate::support::tiny::{Qwen3Moe, Tiny};
 
 /// A checkpoint of three layers in three shards, and room for packs.
@@ -62,11 +64,15 @@ impl Scene {
     }
 
     fn join(&self, parts: &[PathBuf], options: &[&str]) -> Run {
+        run(&self.to_join(parts, options))
+    }
+
+    fn to_join(&self, parts: &[PathBuf], options: &[&str]) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = vec!["join".into()];
         arguments.extend(parts.iter().map(OsString::from));
         arguments.extend(["-o".into(), self.at("joined").into()]);
         arguments.extend(options.iter().map(OsString::from));
-        run(&arguments)
+        arguments
     }
 
     /// Joining is refused with these words, and nothing is left.
@@ -300,6 +306,178 @@ fn what_a_join_that_was_killed_has_left_is_started_over() {
     printed.says(&["--force starts over"]);
     scene.join(&parts, &["--force"]).ok();
     assert_same(&scene.at("whole"), &scene.at("joined"));
+}
+
+/// A way to join: its options, and what the file system cannot do.
+#[cfg(target_os = "linux")]
+#[derive(Debug, Clone, Copy)]
+struct Joining {
+    options: &'static [&'static str],
+    never: &'static str,
+    /// Whether a pack of other options is there before.
+    replaces: bool,
+}
+
+#[cfg(target_os = "linux")]
+const WAYS: [Joining; 4] = [
+    Joining {
+        options: &[],
+        never: "",
+        replaces: false,
+    },
+    Joining {
+        options: &[],
+        never: "linkat:18", // on another disk: everything is copied
+        replaces: false,
+    },
+    Joining {
+        options: &["--move"],
+        never: "",
+        replaces: false,
+    },
+    Joining {
+        options: &["--force", "--move"],
+        never: "linkat:18",
+        replaces: true,
+    },
+];
+
+#[cfg(target_os = "linux")]
+type Files = std::collections::BTreeMap<String, Vec<u8>>;
+
+/// Two parts, what they are joined to, and what is there before.
+#[cfg(target_os = "linux")]
+struct Killed {
+    scene: Scene,
+    way: Joining,
+    parts: Vec<PathBuf>,
+    saved: Vec<Files>,
+    whole: Files,
+    before: Option<Files>,
+}
+
+#[cfg(target_os = "linux")]
+impl Killed {
+    fn new(way: Joining) -> Self {
+        let scene = Scene::new();
+        scene.pack("whole", &[]).ok();
+        scene.pack("old", &["--codec", "bf16-rans"]).ok();
+        let parts = scene.parts(2, &[]);
+        let saved = parts.iter().map(|part| contents(part)).collect();
+        let whole = contents(&scene.at("whole"));
+        let before = way.replaces.then(|| contents(&scene.at("old")));
+        Self {
+            scene,
+            way,
+            parts,
+            saved,
+            whole,
+            before,
+        }
+    }
+
+    fn reset(&self) {
+        for entry in fs::read_dir(self.scene.folder.path()).unwrap().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.contains("joined") || name.starts_with("part-") {
+                fs::remove_dir_all(entry.path()).unwrap();
+            }
+        }
+        for (part, files) in self.parts.iter().zip(&self.saved) {
+            write_contents(part, files);
+        }
+        if let Some(before) = &self.before {
+            write_contents(&self.scene.at("joined"), before);
+        }
+    }
+
+    fn arguments(&self) -> Vec<OsString> {
+        self.scene.to_join(&self.parts, self.way.options)
+    }
+
+    /// What is at the place of the output, but for what a run keeps there for itself.
+    fn joined(&self) -> Option<Files> {
+        let joined = self.scene.at("joined");
+        let mut files = joined.exists().then(|| contents(&joined))?;
+        files.retain(|name, _| !name.starts_with(".partial"));
+        Some(files)
+    }
+
+    /// Nothing is lost of the parts, and what is no pack does not look like one.
+    fn check(&self, what: &str) {
+        let joined = self.joined();
+        let is_whole = joined.as_ref() == Some(&self.whole);
+        for (part, saved) in self.parts.iter().zip(&self.saved) {
+            let is_there = part.exists() && contents(part) == *saved;
+            assert!(is_there || is_whole, "{what}: a part is lost");
+        }
+        if is_whole || joined == self.before {
+            return;
+        }
+        let joined = joined.unwrap_or_default();
+        assert!(!joined.contains_key("manifest.json"), "{what}");
+        let verified = segpack!["verify", self.scene.at("joined")];
+        assert_ne!(verified.status, Some(0), "{what}: {verified}");
+    }
+
+    /// The same command again; where it says something else to do, that.
+    fn go_on(&self, what: &str) {
+        let mut again = run(&self.arguments());
+        if again.status != Some(0) && self.joined().as_ref() != Some(&self.whole) {
+            again = again.exits(1).says(&["--force starts over"]);
+            let options = [self.way.options, &["--force"]].concat();
+            again = self.scene.join(&self.parts, &options);
+        }
+        if again.status != Some(0) {
+            // all is joined, and is there; where another pack could have been, that cannot be known
+            let is_said = again.stderr.contains("parts were joined before");
+            let is_there = again.stderr.contains("--force starts over");
+            assert!(is_said || is_there || self.way.replaces, "{what}: {again}");
+        }
+        let joined = self.joined();
+        assert!(joined.as_ref() == Some(&self.whole), "{what}: {again}");
+        segpack!["verify", self.scene.at("joined"), "--sums"].ok();
+    }
+}
+
+/// Kills every way of joining before one of `step` of its writing calls, and before more at its end.
+#[cfg(target_os = "linux")]
+fn kill_joins(step: u64) -> u64 {
+    let mut tried = 0;
+    for (number, way) in (0..).zip(WAYS) {
+        let killed = Killed::new(way);
+        killed.reset();
+        let count = count_writes_without(way.never, &killed.arguments());
+        for n in
+            (1..=count).filter(|n| (n + number).is_multiple_of(step) || (step > 1 && n + 3 > count))
+        {
+            killed.reset();
+            let what = format!("{way:?}: killed before call {n} of {count}");
+            let mut command = faulty(Fault::Kill(n));
+            command.env("FAULT_NEVER", way.never);
+            let done = Run::of(command.args(killed.arguments()));
+            killed.check(&what);
+            // threads do not always make the same number of calls
+            if done.status.is_none() {
+                killed.go_on(&what);
+                tried += 1;
+            }
+        }
+    }
+    tried
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_join_that_is_killed_loses_nothing_and_says_what_to_do() {
+    assert!(kill_joins(17) > 15);
+}
+
+#[test]
+#[ignore = "takes minutes"]
+#[cfg(target_os = "linux")]
+fn a_join_that_is_killed_anywhere_loses_nothing() {
+    eprintln!("{} kills", kill_joins(1));
 }
 
 #[test]

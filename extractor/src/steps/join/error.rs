@@ -35,6 +35,17 @@ pub enum JoinError {
         /// The other one.
         second: PathBuf,
     },
+    /// No part, beside a whole pack: the parts were being removed when a run before was killed.
+    #[error(
+        "{} is no part, and {} holds a pack: it seems that the parts were joined before, and were being removed",
+        folder.display(), out.display()
+    )]
+    Joined {
+        /// The folder of the part.
+        folder: PathBuf,
+        /// That of the pack.
+        out: PathBuf,
+    },
     /// Not all parts.
     #[error("{} missing of {of}", parts(missing, *count))]
     Missing {

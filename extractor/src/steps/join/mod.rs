@@ -12,6 +12,7 @@ use segpack_manifests::Pack;
 use segpack_manifests::documents::{
     GENERATOR, Manifest, PackOptions, PackSummary, PartShare, SourceFile,
 };
+use segpack_manifests::folder::{MANIFEST, PART, PARTIAL};
 
 pub use error::JoinError;
 use error::MOST;
@@ -65,7 +66,11 @@ pub(crate) fn join(
     for folder in folders {
         refuse_inside(out, folder)?;
     }
-    let parts = open(folders)?;
+    let parts = open(folders).map_err(|e| match settings.remove_parts {
+        // where a pack may be replaced, another one may be there
+        true if !settings.force => joined_before(folders, out).map_or(e, StepError::from),
+        _ => e,
+    })?;
     let manifest = union::union(&parts)?;
     let listed: BTreeSet<String> = manifest.files().iter().map(|f| f.0.to_owned()).collect();
     let target = Target {
@@ -86,6 +91,19 @@ pub(crate) fn join(
     let mut summary = summarise(&manifest, sha256, 0, 0, Vec::new());
     summary.joined_parts = Some(parts.len() as u64);
     Ok(summary)
+}
+
+/// The error of a folder that is no part any more, where what the parts give is there already: a run that
+/// was to remove them was killed meanwhile.
+fn joined_before(folders: &[PathBuf], out: &Path) -> Option<JoinError> {
+    if !out.join(MANIFEST).exists() || out.join(PARTIAL).exists() {
+        return None;
+    }
+    let folder = folders.iter().find(|folder| !folder.join(PART).exists())?;
+    Some(JoinError::Joined {
+        folder: folder.clone(),
+        out: out.to_owned(),
+    })
 }
 
 /// Opens all parts of one pack, the first one first.
