@@ -38,6 +38,9 @@ pub struct Faults {
     pub short: Option<&'static str>,
     /// Nothing comes for so long, so often, but for a file's first bytes.
     pub stall: Option<(Duration, usize)>,
+    /// After so many bytes of a body nothing more comes, and the connection stays, but for a file's
+    /// first bytes.
+    pub hang_after: Option<usize>,
     /// A link works so often, then 403.
     pub expire: Option<usize>,
     /// After so many requests of shards there is a new commit.
@@ -370,6 +373,8 @@ impl Shared {
         {
             body.truncate(after);
         }
+        let hangs = faults.hang_after.filter(|_| is_shard && start > 0);
+        body.truncate(hangs.unwrap_or(announced));
         let status = if range.is_some() { 206 } else { 200 };
         let head = head(status, &headers, announced);
         if request.method == "HEAD" {
@@ -381,7 +386,12 @@ impl Shared {
             .unwrap()
             .entry(file.to_owned())
             .or_default() += body.len() as u64;
-        send(to, head.as_bytes()) && send(to, &body) && body.len() == announced
+        let sent = send(to, head.as_bytes()) && send(to, &body);
+        if hangs.is_some() {
+            self.stalls.fetch_add(1, Ordering::Relaxed);
+            thread::sleep(Duration::from_secs(600)); // the test ends before
+        }
+        sent && body.len() == announced
     }
 }
 

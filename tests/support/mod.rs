@@ -17,7 +17,7 @@ pub mod model_server;
 pub mod packs;
 #[cfg(all(target_os = "linux", feature = "remote"))]
 pub mod proxy;
-mod request;
+pub mod request;
 #[cfg(all(target_os = "linux", feature = "remote"))]
 pub mod store;
 pub mod tiny;

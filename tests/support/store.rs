@@ -35,6 +35,15 @@ pub const SECRET: &str = "wJalrXUtnFEMISECRET";
 /// Objects in one page of a list.
 const PAGE: usize = 5;
 
+/// Writing requests that are kept waiting: before anything is done, and before the answer.
+#[derive(Debug, Clone, Copy)]
+pub struct Slow {
+    /// What their path and query have in them.
+    pub part: &'static str,
+    pub before: Duration,
+    pub after: Duration,
+}
+
 /// What goes wrong; of shards and packs alone, as are all counts.
 #[derive(Debug, Clone, Default)]
 pub struct Faults {
@@ -48,6 +57,8 @@ pub struct Faults {
     pub change_after: Option<usize>,
     /// After so many requests each gets status 503, until [`Store::recover`].
     pub refuse_after: Option<usize>,
+    /// Writing requests wait.
+    pub slow: Option<Slow>,
     /// The name of the host has the bucket, not the path.
     pub virtual_host: bool,
 }
@@ -223,9 +234,19 @@ impl Shared {
         {
             tokio::time::sleep(time).await;
         }
+        let writes = method == Method::PUT || method == Method::DELETE;
+        let is_slow = |slow: &Slow| writes && uri.to_string().contains(slow.part);
+        let slow = self.faults.slow.filter(is_slow);
+        if let Some(slow) = slow {
+            self.stalls.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(slow.before).await;
+        }
         let answered = self.s3.call(request.map(s3s::Body::from)).await;
         let (mut parts, body) = answered.map_err(io::Error::other)?.into_parts();
         let mut bytes = body.collect().await.map_err(io::Error::other)?.to_bytes();
+        if let Some(slow) = slow {
+            tokio::time::sleep(slow.after).await;
+        }
         if method == Method::GET || method == Method::HEAD {
             parts.headers.insert(ETAG, self.tag(count));
         }

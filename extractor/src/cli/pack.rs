@@ -71,7 +71,8 @@ pub(super) struct Args {
     keep_shards: Option<PathBuf>,
     #[command(flatten)]
     jobs: Jobs,
-    /// Pack folder to write, or s3://BUCKET/PREFIX: packs go there one by one, the manifest last
+    /// Pack folder to write, or s3://BUCKET/PREFIX, az://CONTAINER/PREFIX: packs go there one by one,
+    /// the manifest last
     #[arg(long, short, value_name = "PACK", value_parser = output_path(), help_heading = OUTPUT)]
     output: PathBuf,
     /// For an output in an object store: the folder of packs on their way, and of what --resume

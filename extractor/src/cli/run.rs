@@ -2,6 +2,7 @@ mod prompts;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use segpack_formats::FormatError;
 use segpack_formats::io::{CancelToken, PendingFile, read_limited, read_up_to};
 use segpack_manifests::documents::{RunPrompt, RunSummary, RunToken};
 use segpack_manifests::json;
+use segpack_runtime_min::processing::media::FetchMedia;
 use segpack_runtime_min::processing::{Chat, Prompt};
 use segpack_runtime_min::session::{GenerationSettings, SessionOptions};
 
@@ -23,7 +25,7 @@ use super::args::{
 use super::error::CliError;
 use super::terminal::for_terminal;
 use crate::render::{svg, text};
-use crate::steps::run::{RunEvent, RunOptions, print_prompt, run};
+use crate::steps::run::{RunEvent, RunOptions, media_fetcher, print_prompt, run};
 use crate::steps::{Exit, StepError, experts_report};
 use crate::work::Progress;
 
@@ -171,8 +173,12 @@ pub(super) struct Args {
 }
 
 impl Args {
-    fn options(&self, stop: &CancelToken) -> Result<RunOptions, CliError> {
-        let mut options = RunOptions::new(self.read_prompt(stop)?);
+    fn options(&self, context: &Context) -> Result<RunOptions, CliError> {
+        let mut prompt = self.read_prompt(context.stop)?;
+        if let Prompt::Chat { chat, .. } = &mut prompt {
+            chat.fetch = self.fetcher(context)?;
+        }
+        let mut options = RunOptions::new(prompt);
         options.session = self.session()?;
         options.generation = self.generation();
         options.rank = self.rank.clone();
@@ -181,6 +187,13 @@ impl Args {
         options.dump_features = self.dump_features.clone();
         options.voice = self.speak.clone().map(|sound| self.voice.options(sound));
         Ok(options)
+    }
+
+    /// Who fetches media, where the user lets anybody.
+    fn fetcher(&self, context: &Context) -> Result<Option<Arc<dyn FetchMedia>>, CliError> {
+        let job = context.job();
+        let fetcher = self.media.allow_network.then(|| media_fetcher(job));
+        Ok(fetcher.transpose()?)
     }
 
     /// Where the model runs, and what it may use.
@@ -304,7 +317,7 @@ pub(super) fn run_command(args: &Args, context: &Context) -> Result<Exit, CliErr
     if let Some(file) = &args.prompts {
         return prompts::run(args, file, context);
     }
-    let options = args.options(context.stop)?;
+    let options = args.options(context)?;
     let pack = args.cache.of(args.pack.open(context)?, context)?;
     if args.print_prompt {
         return show_prompt(

@@ -14,7 +14,7 @@ use segpack_formats::FormatError;
 use segpack_formats::digest::Sha256;
 #[cfg(feature = "remote")]
 use segpack_formats::io::InputFile;
-use segpack_formats::io::{CancelToken, ReadAt};
+use segpack_formats::io::ReadAt;
 use segpack_formats::safetensors::{Shard, ShardIndex, check_relative_path};
 use segpack_formats::strict_json::UniqueEntries;
 use segpack_manifests::documents::{Finding, FindingKind, LeftOut, Provenance, SideFile};
@@ -250,7 +250,7 @@ impl Checkpoint {
         }
         let remote = Remote::open(&place, job)?;
         let requests = remote.requests();
-        requests.watched(job.stop, || Self::open_all(Store::Remote(remote), options))?
+        requests.watched(job, || Self::open_all(Store::Remote(remote), options))?
     }
 
     #[cfg(not(feature = "remote"))]
@@ -266,21 +266,39 @@ impl Checkpoint {
         })
     }
 
-    /// Does something that reads it. Once `stop` is cancelled nobody waits for a server any more.
+    /// Does something that reads it. Once `job` is to stop nobody waits for a server any more.
     ///
     /// # Errors
     /// `Interrupted`, where it is on a server; what `work` returns.
     pub(crate) fn watched<T, E: From<FormatError>>(
         &self,
-        stop: &CancelToken,
+        job: Job<'_>,
         work: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, E> {
-        self.store.watched(stop, work)?
+        self.store.watched(job, work)?
     }
 
-    /// Nobody waits for a server any more once `stop` is cancelled.
-    pub(crate) fn end_with(&self, stop: &'static CancelToken) {
-        self.store.end_with(stop);
+    /// [`watched`](Self::watched), for work that leaves something behind: what is done by then is done,
+    /// although the user wanted to stop.
+    ///
+    /// # Errors
+    /// As [`watched`](Self::watched).
+    pub(crate) fn watched_writing<T, E: From<FormatError>>(
+        &self,
+        job: Job<'_>,
+        work: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut done = Err(FormatError::Interrupted.into());
+        let watched = self.store.watched(job, || done = work());
+        if done.is_err() {
+            watched?;
+        }
+        done
+    }
+
+    /// Nobody waits for a server any more once `job` is to stop.
+    pub(crate) fn end_with(&self, job: Job<'static>) {
+        self.store.end_with(job);
     }
 
     /// Opens one of its files.

@@ -25,6 +25,8 @@ pub(crate) use packs::{PackPlace, local_pack};
 pub(crate) use place::is_store;
 #[cfg(feature = "remote")]
 pub(crate) use remote::RemoteError;
+#[cfg(all(feature = "remote", feature = "run"))]
+pub(crate) use remote::WebFiles;
 #[cfg(feature = "remote")]
 pub(crate) use remote::{Fetching, JsonServer, Remote, Uploads, fetch, list_of};
 pub(crate) use removed::{KeptBytes, Removable, RemovedFile, RemovedShard};

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use segpack_formats::digest::Sha256;
-use segpack_formats::io::{CancelToken, InputFile, ReadAt, read_limited};
+use segpack_formats::io::{InputFile, ReadAt, read_limited};
 use segpack_formats::{FormatError, Result};
 use segpack_manifests::documents::Provenance;
 
 use super::provenance;
 #[cfg(feature = "remote")]
 use super::remote::{Remote, RemoteFile};
+use crate::work::Job;
 
 /// Where the files of a checkpoint are.
 #[derive(Debug)]
@@ -50,29 +51,29 @@ impl Store {
         }
     }
 
-    /// Does something that reads it. Once `stop` is cancelled nobody waits for a server any more.
+    /// Does something that reads it. Once `job` is to stop nobody waits for a server any more.
     ///
     /// # Errors
     /// `Interrupted`, where it is on a server.
-    pub(super) fn watched<T>(&self, stop: &CancelToken, work: impl FnOnce() -> T) -> Result<T> {
+    pub(super) fn watched<T>(&self, job: Job<'_>, work: impl FnOnce() -> T) -> Result<T> {
         match self {
             Self::Folder(_) => {
-                let _ = stop; // files of this machine make nobody wait
+                let _ = job; // files of this machine make nobody wait
                 Ok(work())
             }
             #[cfg(feature = "remote")]
-            Self::Remote(remote) => remote.requests().watched(stop, work),
+            Self::Remote(remote) => remote.requests().watched(job, work),
         }
     }
 
-    /// Nobody waits for a server any more once `stop` is cancelled.
-    pub(super) fn end_with(&self, stop: &'static CancelToken) {
+    /// Nobody waits for a server any more once `job` is to stop.
+    pub(super) fn end_with(&self, job: Job<'static>) {
         match self {
             Self::Folder(_) => {
-                let _ = stop;
+                let _ = job;
             }
             #[cfg(feature = "remote")]
-            Self::Remote(remote) => remote.requests().end_with(stop),
+            Self::Remote(remote) => remote.requests().end_with(job),
         }
     }
 

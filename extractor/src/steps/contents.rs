@@ -107,7 +107,7 @@ impl Contents {
             allow_unaudited: true,
         };
         let (checkpoint, inventory) = scan(path, TOLERANT, job)?;
-        checkpoint.end_with(job.stop);
+        checkpoint.end_with(job);
         let mut lost = checkpoint.findings.clone();
         lost.retain(is_lost_shard);
         if !lost.is_empty() {

@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 #[cfg(feature = "text")]
 use std::path::PathBuf;
+#[cfg(feature = "text")]
+use std::sync::Arc;
 
 #[cfg(feature = "text")]
 use segpack_formats::io::CancelToken;
@@ -20,8 +22,8 @@ use serde_json::{Value, json};
 
 #[cfg(feature = "text")]
 use super::media::{
-    MediaError, MediaKind, MediaOptions, MediaPart, MediaRecipe, Parts, PlacedMedia, Placeholders,
-    ProcessedMedia, find_parts, process,
+    FetchMedia, MediaError, MediaKind, MediaOptions, MediaPart, MediaRecipe, Parts, PlacedMedia,
+    Placeholders, ProcessedMedia, References, find_parts, process,
 };
 #[cfg(feature = "text")]
 use super::text::chat_template::{ChatTemplate, RenderOptions, TemplateValue};
@@ -88,6 +90,9 @@ pub struct Chat {
     /// What paths of media are relative to; empty: the process's own folder.
     #[serde(skip)]
     pub folder: PathBuf,
+    /// Who fetches media of `http:` and `https:` addresses; `None`: such are refused.
+    #[serde(skip)]
+    pub fetch: Option<Arc<dyn FetchMedia>>,
 }
 
 #[cfg(feature = "text")]
@@ -98,7 +103,8 @@ impl Chat {
     }
 
     /// One message of the user with these media before the text, after one of the system if there is
-    /// any. Media are paths, or `file:` or `data:` addresses.
+    /// any. Media are paths, or `file:` or `data:` addresses; others are fetched where [`fetch`](Self::fetch)
+    /// can.
     pub fn turn_with_media(
         system: Option<&str>,
         media: &[(MediaKind, String)],
@@ -126,6 +132,7 @@ impl Chat {
             messages,
             tools: None,
             folder: PathBuf::new(),
+            fetch: None,
         }
     }
 
@@ -342,7 +349,11 @@ impl<'p> TextFrontend<'p> {
     ) -> Result<String, PromptError> {
         // what is no JSON is refused by the template
         let mut messages = serde_json::to_value(&chat.messages).unwrap_or_default();
-        *parts = find_parts(&mut messages, &chat.folder)?;
+        let references = References {
+            folder: &chat.folder,
+            fetch: chat.fetch.as_deref(),
+        };
+        *parts = find_parts(&mut messages, references)?;
         let rewritten = parts.is_rewritten.then(|| TemplateValue::of(&messages));
         let template = ChatTemplate::load(&|name: &str| source_file(self.pack, name))?;
         let options = RenderOptions {

@@ -3,10 +3,13 @@
 
 #![cfg(all(target_os = "linux", feature = "remote"))]
 
+#[cfg(feature = "run")]
+mod media;
 mod packing;
 mod packs;
 mod proxies;
 mod reading;
+mod stopping;
 mod stores;
 
 use std::ffi::OsString;

@@ -510,6 +510,6 @@ fn an_upload_is_refused_where_it_cannot_be_right() {
     command.arg("pack").arg(upload.at("checkpoint"));
     Run::of(command.args(["-o", "gs://bucket/x"]))
         .exits(2)
-        .says(&["s3:// only"]);
+        .says(&["folders, to s3:// and to az:// only"]);
     assert_eq!(fs::read_dir(&place).unwrap().count(), 1);
 }

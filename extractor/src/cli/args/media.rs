@@ -84,6 +84,10 @@ impl clap::FromArgMatches for MediaFiles {
 pub(crate) struct MediaArgs {
     #[command(flatten)]
     pub files: MediaFiles,
+    /// Fetch media of http:// and https:// addresses, 256 MiB in all at most; without it no server is
+    /// asked for any
+    #[arg(long, requires = "templated", help_heading = MEDIA)]
+    pub allow_network: bool,
     /// Make the sound of videos a part of the prompt, interleaved with their frames
     #[arg(long, requires = "conversation", help_heading = MEDIA)]
     pub use_audio_in_video: bool,

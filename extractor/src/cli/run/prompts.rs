@@ -18,6 +18,7 @@ pub(super) fn run(args: &Args, file: &Path, context: &Context) -> Result<Exit, C
     let (name, text) = read_text(file, context.stop)?;
     let mut prompts = PromptsOptions::new(name, text);
     prompts.folder = file.parent().map(Path::to_owned).unwrap_or_default();
+    prompts.fetch = args.fetcher(context)?;
     prompts.chat = args.chat;
     prompts.system.clone_from(&args.system);
     prompts.enable_thinking = args.enable_thinking;

@@ -25,7 +25,7 @@ use super::RemoteError;
 use super::environment::{self, Patience};
 use super::proxy::{NamedProxy, bare_host};
 use super::rate::{Limit, Paced};
-use crate::work::{Job, lock};
+use crate::work::{Job, Progress, lock};
 
 /// Redirects that one request follows.
 const MAX_REDIRECTS: usize = 8;
@@ -35,6 +35,9 @@ const MAX_PAUSE: Duration = Duration::from_secs(60);
 const MAX_ASKED_PAUSE: Duration = Duration::from_secs(600);
 /// Answers in a row that end early without a byte, after which a file is given up.
 const SHORT_TRIES: u32 = 3;
+/// Times in a row that nothing comes for as long as a connection may be silent, after which a file is given
+/// up: each takes long by itself.
+const SILENT_TRIES: u32 = 3;
 /// How often a pause looks whether it should end.
 const TICK: Duration = Duration::from_millis(20);
 /// How long a service of the machine itself may take to say something.
@@ -79,6 +82,7 @@ pub(super) struct Client {
     limit: Arc<Limit>,
     /// Cancelled once nothing more may be asked.
     ended: Arc<CancelToken>,
+    notes: Notes,
 }
 
 impl fmt::Debug for Client {
@@ -114,9 +118,18 @@ impl From<RemoteError> for Trouble {
     }
 }
 
-/// The job of reads that nobody watches: headers and small files.
-pub(super) fn unwatched() -> Job<'static> {
-    Job::unwatched()
+/// Notes of reads of headers and of small files, until somebody who watches takes them.
+#[derive(Debug, Default)]
+struct Notes(Mutex<Vec<String>>);
+
+impl Progress for Notes {
+    fn start(&self, _: &'static str, _: u64) {}
+    fn start_counting(&self, _: &'static str, _: u64, _: &'static str) {}
+    fn advance(&self, _: u64) {}
+    fn finish(&self) {}
+    fn note(&self, line: &str) {
+        lock(&self.0).push(line.to_owned());
+    }
 }
 
 impl Client {
@@ -132,7 +145,24 @@ impl Client {
             counts: Counts::default(),
             limit: Arc::new(Limit::new(None)),
             ended: Arc::default(),
+            notes: Notes::default(),
         })
+    }
+
+    /// The job of reads whose callers pass none: whoever [watches](Self::watched) stops it, and hears of
+    /// requests that are sent again.
+    pub(super) fn own_job(&self) -> Job<'_> {
+        Job {
+            threads: 1,
+            stop: &self.ended,
+            progress: &self.notes,
+        }
+    }
+
+    /// Says what was to be said of [its own job](Self::own_job).
+    pub(super) fn tell(&self, progress: &dyn Progress) {
+        let notes = std::mem::take(&mut *lock(&self.notes.0));
+        notes.iter().for_each(|note| progress.note(note));
     }
 
     /// For a server that thinks before it answers, for so long; it gets no token by itself.
@@ -143,6 +173,13 @@ impl Client {
         let mut client = Self::new(None)?;
         client.patience.answer = answer;
         Ok(client)
+    }
+
+    /// The same, which gives up a server that says nothing for so long.
+    pub(super) fn giving_up_after(mut self, time: Duration) -> Self {
+        self.patience.stall = self.patience.stall.min(time);
+        self.patience.answer = self.patience.answer.min(time);
+        self
     }
 
     /// The same, which sends at most so many bytes a second.
@@ -164,32 +201,49 @@ impl Client {
         }
     }
 
-    /// Does something that asks. Once `stop` is cancelled nobody waits for an answer any more, and
-    /// `halt` is cancelled, too.
+    /// Does something that asks. Once `job` is to stop nobody waits for an answer any more, and `halt` is
+    /// cancelled, too.
     ///
     /// # Errors
     /// `Interrupted`.
     pub(super) fn watched<T>(
         &self,
-        stop: &CancelToken,
+        job: Job<'_>,
         halt: &CancelToken,
         work: impl FnOnce() -> T,
     ) -> Result<T, FormatError> {
+        let done = self.ended_after(Duration::ZERO, job, halt, work);
+        job.stop.check()?; // what the end of the connections broke is no error
+        Ok(done)
+    }
+
+    /// Does something that asks. So long after `job` is to stop nobody waits for an answer any more, and
+    /// `halt` is cancelled, too.
+    pub(super) fn ended_after<T>(
+        &self,
+        grace: Duration,
+        job: Job<'_>,
+        halt: &CancelToken,
+        work: impl FnOnce() -> T,
+    ) -> T {
         let over = CancelToken::new();
-        let watch = || self.watch(stop, halt, &over);
-        thread::scope(|scope| {
+        let watch = || self.watch(grace, job, halt, &over);
+        let done = thread::scope(|scope| {
             // where there are no more threads, stopping takes until the next bytes
             let watcher = thread::Builder::new().spawn_scoped(scope, watch).ok();
             let _at_the_end = EndWatch(&over, watcher);
-            let done = work();
-            stop.check()?; // what the end of the connections broke is no error
-            Ok(done)
-        })
+            work()
+        });
+        self.tell(job.progress);
+        done
     }
 
-    fn watch(&self, stop: &CancelToken, halt: &CancelToken, over: &CancelToken) {
+    fn watch(&self, grace: Duration, job: Job<'_>, halt: &CancelToken, over: &CancelToken) {
+        let mut since = None;
         while !over.is_cancelled() {
-            if stop.is_cancelled() {
+            self.tell(job.progress);
+            if job.stop.is_cancelled() && since.get_or_insert_with(Instant::now).elapsed() >= grace
+            {
                 halt.cancel();
                 self.shut_down();
                 return;
@@ -499,7 +553,12 @@ impl Answer {
                     return Err(ended_early(&url, left));
                 }
                 Err(e) => {
-                    let what = format!("the connection broke off, {left} bytes before the end");
+                    let how = if is_timeout(&e) {
+                        "fell silent"
+                    } else {
+                        "broke off"
+                    };
+                    let what = format!("the connection {how}, {left} bytes before the end");
                     return Err(broken(&url, &what, e));
                 }
                 Ok(read) => read,
@@ -554,7 +613,7 @@ impl<'a> Tries<'a> {
         };
         self.failed += 1;
         let patience = self.client.patience;
-        let most = most_tries(&error, patience.tries);
+        let most = most_tries(&error, patience);
         if self.failed >= most {
             return Err(with_tries(error, self.failed));
         }
@@ -620,11 +679,22 @@ impl Drop for EndWatch<'_> {
 
 /// How often something is tried that failed like this: an answer that ends early, at the same byte
 /// each time, is how the server has the file, and no accident of the network.
-fn most_tries(error: &RemoteError, tries: u32) -> u32 {
+fn most_tries(error: &RemoteError, patience: Patience) -> u32 {
     match error {
-        RemoteError::Short { .. } => tries.min(SHORT_TRIES),
-        _ => tries,
+        RemoteError::Short { .. } => patience.tries.min(SHORT_TRIES),
+        RemoteError::Connection { source, .. } if is_timeout(source) && !patience.is_given => {
+            patience.tries.min(SILENT_TRIES)
+        }
+        _ => patience.tries,
     }
+}
+
+/// Whether nothing came for too long.
+fn is_timeout(error: &io::Error) -> bool {
+    let inner = error
+        .get_ref()
+        .and_then(|e| e.downcast_ref::<ureq::Error>());
+    matches!(inner, Some(ureq::Error::Timeout(_))) || error.kind() == io::ErrorKind::TimedOut
 }
 
 /// A pause that doubles with each failure, between half of it and all of it: what failed for many

@@ -23,6 +23,8 @@ pub(super) struct Patience {
     pub answer: Duration,
     /// Failures in a row, without a byte in between, after which a file is given up.
     pub tries: u32,
+    /// Whether the user has said how many.
+    pub is_given: bool,
     /// The pause after the first failure; it doubles with each.
     pub pause: Duration,
     /// Bytes of a shard that one request asks for; what is lost at most of each connection when a
@@ -131,6 +133,7 @@ pub(super) fn patience() -> Result<Patience, RemoteError> {
         stall,
         answer: stall,
         pause: seconds("SEGPACK_RETRY_PAUSE", PAUSE_SECONDS)?,
+        is_given: value("SEGPACK_RETRIES").is_some(),
         tries,
     })
 }

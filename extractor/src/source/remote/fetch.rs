@@ -55,7 +55,7 @@ pub(crate) fn fetch(
         limit: Limit::new(settings.rate),
         job: Job { stop: &halt, ..job },
     };
-    file.client().watched(job.stop, &halt, || {
+    file.client().watched(job, &halt, || {
         if file.is_without_ranges() {
             fetch.whole(&parts, there)
         } else {

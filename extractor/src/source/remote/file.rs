@@ -11,7 +11,7 @@ use segpack_formats::io::{ReadAt, Stamp, to_usize};
 use segpack_formats::{FormatError, Result};
 
 use super::RemoteError;
-use super::client::{Answer, Client, Tries, Trouble, answer, number_of, shown, text_of, unwatched};
+use super::client::{Answer, Client, Tries, Trouble, answer, number_of, shown, text_of};
 use super::objects::Bucket;
 use crate::work::{Job, lock};
 
@@ -315,10 +315,14 @@ impl RemoteFile {
     fn fetch_window(&self, offset: u64, needed: u64) -> Result<Window> {
         let length = self.window_bytes(offset, needed);
         let mut bytes = Vec::with_capacity(to_usize(length));
-        self.receive(offset..offset + length, unwatched(), &mut |piece| {
-            bytes.extend_from_slice(piece);
-            Ok(())
-        })?;
+        self.receive(
+            offset..offset + length,
+            self.client.own_job(),
+            &mut |piece| {
+                bytes.extend_from_slice(piece);
+                Ok(())
+            },
+        )?;
         let window = Window {
             start: offset,
             bytes: Arc::new(bytes),
@@ -428,7 +432,7 @@ impl ReadAt for RemoteFile {
             Ok(())
         };
         let name = self.name.display().to_string();
-        let looked = self.client.until(&name, unwatched(), look);
+        let looked = self.client.until(&name, self.client.own_job(), look);
         looked.map_err(|e| self.error(e))
     }
 }

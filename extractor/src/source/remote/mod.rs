@@ -17,6 +17,8 @@ mod pack_files;
 mod proxy;
 mod rate;
 mod upload;
+#[cfg(feature = "run")]
+mod web_files;
 mod web_folder;
 
 use std::collections::BTreeMap;
@@ -42,6 +44,8 @@ use file::{Address, Identity};
 pub(crate) use json_server::JsonServer;
 pub(crate) use pack_files::RemotePack;
 pub(crate) use upload::Uploads;
+#[cfg(feature = "run")]
+pub(crate) use web_files::WebFiles;
 
 /// How often it is looked whether the user asked to stop.
 const TICK: Duration = Duration::from_millis(20);
@@ -66,25 +70,26 @@ struct Listing {
 pub(crate) struct Requests(Arc<Client>);
 
 impl Requests {
-    /// Does something that asks. Once `stop` is cancelled nobody waits for an answer any more.
+    /// Does something that asks. Once `job` is to stop nobody waits for an answer any more.
     ///
     /// # Errors
     /// `Interrupted`.
-    pub(crate) fn watched<T>(&self, stop: &CancelToken, work: impl FnOnce() -> T) -> Result<T> {
-        self.0.watched(stop, &CancelToken::new(), work)
+    pub(crate) fn watched<T>(&self, job: Job<'_>, work: impl FnOnce() -> T) -> Result<T> {
+        self.0.watched(job, &CancelToken::new(), work)
     }
 
-    /// Nobody waits for an answer any more once `stop` is cancelled, as long as anybody may ask.
-    pub(crate) fn end_with(&self, stop: &'static CancelToken) {
+    /// Nobody waits for an answer any more once `job` is to stop, as long as anybody may ask.
+    pub(crate) fn end_with(&self, job: Job<'static>) {
         let client = Arc::downgrade(&self.0);
-        thread::spawn(move || end_requests(&client, stop));
+        thread::spawn(move || end_requests(&client, job));
     }
 }
 
 /// Ends what threads wait for once the user asks to stop.
-fn end_requests(client: &Weak<Client>, stop: &CancelToken) {
+fn end_requests(client: &Weak<Client>, job: Job<'_>) {
     while let Some(client) = client.upgrade() {
-        if stop.is_cancelled() {
+        client.tell(job.progress);
+        if job.stop.is_cancelled() {
             client.shut_down();
             return;
         }
@@ -126,7 +131,7 @@ impl Remote {
             RemotePlace::Folder(url) => web_folder::list(&client, url, job),
             RemotePlace::Objects(place) => object_listing::list(&client, place, job),
         };
-        let listed = Requests(Arc::clone(&client)).watched(job.stop, list);
+        let listed = Requests(Arc::clone(&client)).watched(job, list);
         let Listing {
             name,
             provenance,
@@ -221,7 +226,7 @@ impl Remote {
         }
         let file = self.file(path)?;
         let mut bytes = Vec::new();
-        file.receive(0..length, client::unwatched(), &mut |piece| {
+        file.receive(0..length, self.client.own_job(), &mut |piece| {
             bytes.extend_from_slice(piece);
             Ok(())
         })?;

@@ -94,7 +94,7 @@ impl RemotePack {
             small: Mutex::default(),
             ahead: Arc::default(),
         };
-        Requests(Arc::clone(opened.client())).end_with(job.stop);
+        Requests(Arc::clone(opened.client())).end_with(job);
         Ok(opened)
     }
 

@@ -1,14 +1,15 @@
 //! Files that go to an object store: small ones in one request, others in parts.
 //!
 //! An object is there as a whole or not at all: parts are none until the last request, and are
-//! taken back where a file fails. Every request is signed with the digest of its bytes, so that the
-//! store takes no others.
+//! taken back where a file fails. S3 gets every request signed with the digest of its bytes, so that it
+//! takes no others; Azure does not, and forgets parts of what was not completed after a week.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use object_store::multipart::PartId;
 use object_store::path::Path as ObjectPath;
@@ -16,6 +17,7 @@ use object_store::{MultipartId, PutPayload};
 use segpack_formats::io::{CancelToken, InputFile};
 use segpack_formats::{FormatError, Result};
 use segpack_manifests::documents::UploadedTo;
+use segpack_manifests::folder::MANIFEST;
 
 use super::client::{Client, Trouble};
 use super::object_listing::list_objects;
@@ -28,6 +30,9 @@ use crate::work::{Job, into_inner, lock, run_tasks};
 /// Parts that an upload has at most.
 /// <https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html>
 const MAX_PARTS: u64 = 10_000;
+/// So long the last request's answer is waited for after the user wants to stop, and that of a request
+/// which takes parts back.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// Objects below a prefix, to which more are added.
 pub(crate) struct Uploads<'a> {
@@ -59,20 +64,24 @@ impl<'a> Uploads<'a> {
             why,
         };
         let place = match place::parse(argument) {
-            Some(Ok(RemotePlace::Objects(place))) if place.kind == StoreKind::S3 => place,
+            Some(Ok(RemotePlace::Objects(place))) if is_written_to(place.kind) => place,
             Some(Err(why)) => return Err(no_place(why)),
-            _ => return Err(no_place("packs are written to folders and to s3:// only")),
+            _ => {
+                return Err(no_place(
+                    "packs are written to folders, to s3:// and to az:// only",
+                ));
+            }
         };
         if place.prefix.is_empty() {
             return Err(no_place(
-                "wanted s3://BUCKET/PREFIX: a pack is no whole bucket",
+                "wanted s3://BUCKET/PREFIX or az://CONTAINER/PREFIX: a pack is no whole bucket",
             ));
         }
         let error = |e| upload_error(argument, e);
         let client = Client::new(None).map_err(error)?.with_rate(rate);
         let client = Arc::new(client);
         let bucket = Arc::new(Bucket::open(&place, &client).map_err(error)?);
-        let listed = client.watched(job.stop, &CancelToken::new(), || {
+        let listed = client.watched(job, &CancelToken::new(), || {
             list_objects(&bucket, &client, job)
         });
         let files = listed?.map_err(error)?;
@@ -126,7 +135,10 @@ impl<'a> Uploads<'a> {
     pub(crate) fn put(&self, path: &str, bytes: Vec<u8>) -> Result<()> {
         let (length, payload) = (bytes.len() as u64, PutPayload::from(bytes));
         let key = self.key(path)?;
-        self.watched(|| {
+        // whether there is a pack should be known at the end
+        let is_manifest = path == MANIFEST;
+        let grace = if is_manifest { GRACE } else { Duration::ZERO };
+        self.watched(grace, || {
             let put = || self.bucket.put(&key, payload.clone());
             self.until(path, put)
         })?;
@@ -146,8 +158,11 @@ impl<'a> Uploads<'a> {
             return self.put(path, input.read_range(0..length)?);
         }
         let key = self.key(path)?;
-        let id = self.watched(|| self.until(path, || self.bucket.begin(&key)))?;
-        let sent = self.watched(|| self.parts(path, (&key, &id), &input, part_bytes));
+        let id = self.watched(Duration::ZERO, || {
+            self.until(path, || self.bucket.begin(&key))
+        })?;
+        let send = || self.parts(path, (&key, &id), &input, part_bytes);
+        let sent = self.watched(Duration::ZERO, send);
         if sent.is_err() {
             self.take_back(&key, &id);
         }
@@ -182,9 +197,10 @@ impl<'a> Uploads<'a> {
     }
 
     /// Best effort: the error that led here is what the user must see. Another client, since this
-    /// one may have been shut down.
+    /// one may have been shut down, and one that a server does not keep waiting.
     fn take_back(&self, key: &ObjectPath, id: &MultipartId) {
         let _ = Client::new(None).and_then(|client| {
+            let client = client.giving_up_after(GRACE);
             let bucket = Bucket::open(&self.place, &Arc::new(client))?;
             Ok(bucket.abort(key, id))
         });
@@ -212,10 +228,24 @@ impl<'a> Uploads<'a> {
         sent.map_err(|e| upload_error(&name, e))
     }
 
-    /// Ends the connections of `work` once the user wants to stop.
-    fn watched<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        self.client
-            .watched(self.job.stop, &CancelToken::new(), work)?
+    /// Ends the connections of `work` once the user wants to stop, and so much later. What is done by
+    /// then is done.
+    fn watched<T>(&self, grace: Duration, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let halt = CancelToken::new();
+        let done = self.client.ended_after(grace, self.job, &halt, work);
+        if done.is_err() {
+            self.job.stop.check()?; // what the end of the connections broke is no error
+        }
+        done
+    }
+}
+
+/// Whether packs are written to such stores. To Google's they are not: no server that is at hand takes
+/// objects in parts as it does, so that this could not be tried.
+fn is_written_to(kind: StoreKind) -> bool {
+    match kind {
+        StoreKind::S3 | StoreKind::Azure => true,
+        StoreKind::Google => false,
     }
 }
 

@@ -211,7 +211,7 @@ pub(crate) fn plan_with_estimate(
         read_tensor(&planned.checkpoint, tensor, range, to)
     };
     let estimate = || add_estimate(&mut planned.plan, settings.coding, &read, job);
-    planned.checkpoint.watched(stop, estimate)?;
+    planned.checkpoint.watched(job, estimate)?;
     if settings.consume {
         planned.plan.consume = Some(consume_plan(&planned)?);
     }
@@ -292,7 +292,7 @@ fn pack_with(
     job: Job<'_>,
 ) -> Result<PackSummary, StepError> {
     let pack = || pack_watched(argument, planned, to, settings, job);
-    planned.checkpoint.watched(job.stop, pack)
+    planned.checkpoint.watched_writing(job, pack)
 }
 
 /// [`pack_with`], while somebody looks whether to stop waiting for a server.

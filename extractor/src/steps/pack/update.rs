@@ -59,7 +59,7 @@ pub(crate) fn update(
     refuse_damaged(folder, job)?;
     let output = OutputFolder::replace(folder, false)?;
     let write = || build(&output, old, &planned, &settings, job);
-    let done = planned.checkpoint.watched(job.stop, write);
+    let done = planned.checkpoint.watched_writing(job, write);
     let changed = match &done {
         Ok((summary, _)) => summary.manifest_sha256 != old.manifest_sha256(),
         Err(_) => false,

@@ -2,6 +2,7 @@
 
 mod batch;
 mod features;
+mod network;
 mod prompts;
 mod stream;
 mod summary;
@@ -26,6 +27,7 @@ use super::StepError;
 use super::speak::{Voice, VoiceOptions};
 use crate::work::Progress;
 pub use batch::{ResultListener, run_prompts};
+pub use network::media_fetcher;
 pub use prompts::{PromptsError, PromptsOptions};
 use stream::Stream;
 pub use summary::summarize;

@@ -2,9 +2,11 @@
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use segpack_manifests::documents::{OneOrMany, PromptId};
 use segpack_runtime_min::generate::SamplingOptions;
+use segpack_runtime_min::processing::media::FetchMedia;
 use segpack_runtime_min::processing::text::chat_template::TemplateValue;
 use segpack_runtime_min::processing::{Chat, Prompt, TextFrontend};
 use segpack_runtime_min::session::{BatchPrompt, GenerationSettings, SessionError};
@@ -74,6 +76,8 @@ pub struct PromptsOptions {
     pub text: String,
     /// What paths in messages are relative to.
     pub folder: PathBuf,
+    /// Who fetches media in messages; `None`: nothing is fetched.
+    pub fetch: Option<Arc<dyn FetchMedia>>,
     /// Whether each `prompt` is a message of the user, to be rendered with the chat template.
     pub chat: bool,
     /// The system message before it.
@@ -89,6 +93,7 @@ impl PromptsOptions {
             file: file.into(),
             text: text.into(),
             folder: PathBuf::new(),
+            fetch: None,
             chat: false,
             system: None,
             enable_thinking: None,
@@ -207,6 +212,7 @@ impl PromptsOptions {
         if let Some(messages) = line.messages {
             let mut chat = Chat::of_messages(messages);
             (chat.tools, chat.folder) = (line.tools, self.folder.clone());
+            chat.fetch.clone_from(&self.fetch);
             return Prompt::Chat {
                 chat,
                 enable_thinking,

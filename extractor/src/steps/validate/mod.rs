@@ -203,7 +203,7 @@ fn against_checkpoint(
     let report = empty_report(pack, ReferenceKind::Checkpoint, path, Compute::F32)?;
     let direct = Direct::open(path, pack, job)?;
     let compare = || compared_with(&direct, (pack, report), settings, job);
-    direct.checkpoint().watched(stop, compare)
+    direct.checkpoint().watched(job, compare)
 }
 
 /// The verdict on a pack beside what its checkpoint computes.

@@ -432,7 +432,7 @@ fn verify_found(
         }
         if let Some(checkpoint) = &checkpoint {
             let compare = || against::check(pack, checkpoint, settings, &findings, job);
-            checkpoint.0.watched(stop, compare)?;
+            checkpoint.0.watched(job, compare)?;
         }
     }
     findings.end_unread(progress)?;

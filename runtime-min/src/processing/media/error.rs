@@ -8,10 +8,10 @@ use crate::processing::text::BoxError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MediaError {
-    /// It would have to be fetched.
-    #[error("{address} would have to be fetched, which this build does not do: download it first")]
+    /// It would have to be fetched, and nobody may.
+    #[error("{address} would have to be fetched from a server, which was not allowed")]
     Remote {
-        /// The address, shortened.
+        /// The address without its query, shortened.
         address: String,
     },
     /// An address that is not well formed.
@@ -53,7 +53,7 @@ pub enum MediaError {
         /// The key.
         key: &'static str,
     },
-    /// The work was interrupted.
+    /// The work was interrupted, or a file could not be fetched.
     #[error(transparent)]
     Format(#[from] FormatError),
     /// All clips together cannot be used.

@@ -33,7 +33,9 @@ pub use process::{MediaOptions, PlacedMedia};
 pub(crate) use process::{ProcessedMedia, process};
 pub use settings::{AudioSettings, SettingsError, VideoSettings, VisualSettings};
 #[cfg(feature = "text")]
-pub use source::MediaSource;
+pub(crate) use source::References;
+#[cfg(feature = "text")]
+pub use source::{FetchMedia, MediaSource};
 
 /// Which of the two official ways from files to what encoders take. They differ in how pictures and
 /// videos are decoded, sampled and resized.

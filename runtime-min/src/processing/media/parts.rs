@@ -1,10 +1,10 @@
 //! Audio, images and videos among the parts of a chat's messages.
 
 use std::fmt;
-use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::source::References;
 use super::{MediaError, MediaSource};
 
 /// What a part of a prompt is, if it is not text.
@@ -70,12 +70,15 @@ pub(crate) struct Parts {
 }
 
 /// Finds the media in a chat's messages. Parts that a chat template would not know become
-/// `{"type": KIND, KIND: …}`. Paths are relative to `folder`.
+/// `{"type": KIND, KIND: …}`.
 ///
 /// # Errors
 /// `Part` where a part is neither text nor media, or says two things at once; what
-/// [`MediaSource::parse`] returns.
-pub(crate) fn find_parts(messages: &mut Value, folder: &Path) -> Result<Parts, MediaError> {
+/// [`References::resolve`] returns.
+pub(crate) fn find_parts(
+    messages: &mut Value,
+    references: References<'_>,
+) -> Result<Parts, MediaError> {
     let mut found = Parts::default();
     // what is no list of messages is refused by the template
     let messages = messages.as_array_mut().map(Vec::as_mut_slice);
@@ -95,7 +98,7 @@ pub(crate) fn find_parts(messages: &mut Value, folder: &Path) -> Result<Parts, M
                 continue;
             };
             let (reference, options) = reference_of(kind, object).map_err(wrong)?;
-            let source = reference.source(folder)?;
+            let source = reference.source(references)?;
             let own = object.get("type").and_then(Value::as_str) == Some(kind.as_str());
             if !own && !object.contains_key(kind.as_str()) {
                 *part =
@@ -162,11 +165,11 @@ enum Reference {
 }
 
 impl Reference {
-    fn source(&self, folder: &Path) -> Result<MediaSource, MediaError> {
+    fn source(&self, references: References<'_>) -> Result<MediaSource, MediaError> {
         match self {
-            Self::One(text) => MediaSource::parse(text, folder),
+            Self::One(text) => references.resolve(text),
             Self::Frames(texts) => {
-                let frames = texts.iter().map(|text| MediaSource::parse(text, folder));
+                let frames = texts.iter().map(|text| references.resolve(text));
                 Ok(MediaSource::Frames(frames.collect::<Result<_, _>>()?))
             }
         }
@@ -232,13 +235,61 @@ fn reference_of(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::path::Path;
+
+    use segpack_formats::FormatError;
     use serde_json::json;
+
+    use super::super::FetchMedia;
+    use super::*;
+
+    /// A server that has this much at every address.
+    #[derive(Debug)]
+    struct Served(&'static [u8]);
+
+    impl FetchMedia for Served {
+        fn fetch(&self, _: &str) -> Result<Vec<u8>, FormatError> {
+            Ok(self.0.to_vec())
+        }
+    }
+
+    fn chats() -> References<'static> {
+        References {
+            folder: Path::new("/chats"),
+            fetch: None,
+        }
+    }
+
+    #[test]
+    fn addresses_are_fetched_where_somebody_may_and_nothing_else_is() {
+        let content = json!([
+            {"type": "image_url", "image_url": {"url": "https://a/b.png?key=secret"}},
+            {"type": "image", "image": "c.png"},
+            {"type": "video", "video": ["HTTP://a/1.png", "2.png"]},
+        ]);
+        let mut messages = json!([{"role": "user", "content": content}]);
+        assert!(find_parts(&mut messages.clone(), chats()).is_err());
+        let served = Served(b"bytes");
+        let fetch = Some(&served as &dyn FetchMedia);
+        let references = References { fetch, ..chats() };
+        let parts = find_parts(&mut messages, references).unwrap().media;
+        let bytes = |name: &str| MediaSource::Bytes {
+            name: name.to_owned(),
+            bytes: b"bytes".to_vec().into(),
+        };
+        assert_eq!(parts[0].source, bytes("https://a/b.png"));
+        assert_eq!(parts[1].source, MediaSource::Path("/chats/c.png".into()));
+        let frames = vec![
+            bytes("HTTP://a/1.png"),
+            MediaSource::Path("/chats/2.png".into()),
+        ];
+        assert_eq!(parts[2].source, MediaSource::Frames(frames));
+    }
 
     #[expect(clippy::needless_pass_by_value, reason = "literals")]
     fn take(content: Value) -> Result<(Vec<MediaPart>, Value), String> {
         let mut messages = json!([{"role": "user", "content": content}]);
-        let parts = find_parts(&mut messages, Path::new("/chats"));
+        let parts = find_parts(&mut messages, chats());
         let parts = parts.map_err(|e| e.to_string())?;
         Ok((parts.media, messages[0]["content"].take()))
     }

@@ -6,8 +6,44 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use percent_encoding::percent_decode_str;
+use segpack_formats::FormatError;
 
 use super::MediaError;
+
+/// Gets the files of `http:` and `https:` addresses, for chats that may have such.
+pub trait FetchMedia: std::fmt::Debug + Send + Sync {
+    /// All bytes of the file at an address.
+    ///
+    /// # Errors
+    /// Where it cannot be had, is too long, or the work was interrupted.
+    fn fetch(&self, address: &str) -> Result<Vec<u8>, FormatError>;
+}
+
+/// What references of a chat mean.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct References<'a> {
+    /// What paths are relative to.
+    pub(crate) folder: &'a Path,
+    /// Who fetches; `None`: nothing is fetched.
+    pub(crate) fetch: Option<&'a dyn FetchMedia>,
+}
+
+impl References<'_> {
+    /// What a reference leads to.
+    ///
+    /// # Errors
+    /// As [`MediaSource::parse`]; where an address cannot be fetched.
+    pub(crate) fn resolve(self, reference: &str) -> Result<MediaSource, MediaError> {
+        match self.fetch {
+            Some(fetch) if is_web(reference) => {
+                let bytes = fetch.fetch(reference)?.into();
+                let name = bare(reference).to_owned();
+                Ok(MediaSource::Bytes { name, bytes })
+            }
+            _ => MediaSource::parse(reference, self.folder),
+        }
+    }
+}
 
 /// A file, or bytes that a chat holds itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,9 +53,9 @@ pub enum MediaSource {
     Path(PathBuf),
     /// The frames of a video, each a picture.
     Frames(Vec<Self>),
-    /// The bytes of a `data:` address.
+    /// The bytes of a `data:` address, or what was fetched.
     Bytes {
-        /// What messages call it: its type and its size.
+        /// What messages call it: its type and its size, or its address.
         name: String,
         /// The file's bytes.
         bytes: Arc<[u8]>,
@@ -33,11 +69,14 @@ impl MediaSource {
     /// # Errors
     /// `Remote` for what would have to be fetched; `Address` where an address is not well formed.
     pub fn parse(reference: &str, folder: &Path) -> Result<Self, MediaError> {
-        let scheme = reference.split_once(':').map(|(scheme, _)| scheme);
-        match scheme.map(str::to_ascii_lowercase).as_deref() {
-            Some("http" | "https" | "ftp" | "s3" | "hf") => Err(MediaError::Remote {
-                address: shortened(reference),
+        match scheme_of(reference).as_deref() {
+            Some("http" | "https") => Err(MediaError::Remote {
+                address: shortened(bare(reference)),
             }),
+            Some("ftp" | "s3" | "gs" | "az" | "hf") => Err(wrong_address(
+                reference,
+                "cannot be fetched: wanted http: or https:, or a file of this machine",
+            )),
             Some("file") => file_address(reference),
             Some("data") => data_address(reference),
             _ if reference.is_empty() => Err(MediaError::Address {
@@ -101,6 +140,20 @@ impl MediaSource {
             Self::Bytes { name, .. } => name.clone(),
         }
     }
+}
+
+fn scheme_of(reference: &str) -> Option<String> {
+    let (scheme, _) = reference.split_once(':')?;
+    Some(scheme.to_ascii_lowercase())
+}
+
+fn is_web(reference: &str) -> bool {
+    matches!(scheme_of(reference).as_deref(), Some("http" | "https"))
+}
+
+/// An address without its query, which may be a key to the file.
+fn bare(address: &str) -> &str {
+    address.split(['?', '#']).next().unwrap_or_default()
 }
 
 /// `file:/path`, `file:///path` or `file://localhost/path`, percent-encoded.
@@ -183,7 +236,11 @@ mod tests {
     fn what_cannot_be_read_is_refused() {
         let long = format!("https://example.org/{}", "a".repeat(100));
         let cases = [
-            ("http://a/b.jpg", "fetched"),
+            (
+                "http://a/b.jpg?key=secret",
+                "http://a/b.jpg would have to be fetched",
+            ),
+            ("s3://a/b.jpg", "wanted http: or https:"),
             (&long, "aaa…"),
             ("", "is empty"),
             ("file:b.jpg", "no whole path"),

@@ -47,7 +47,11 @@ impl Recorded {
     /// The replacements, as the conversation's parts and keywords give them.
     fn replacements(&self) -> Vec<(MediaKind, Replacement)> {
         let mut messages = self.conversation["messages"].clone();
-        let parts = find_parts(&mut messages, Path::new("")).unwrap().media;
+        let references = References {
+            folder: Path::new(""),
+            fetch: None,
+        };
+        let parts = find_parts(&mut messages, references).unwrap().media;
         let sound = self.conversation["use_audio_in_video"] == true;
         let fps = match self.conversation["recipe"] == "readme" {
             true => 1.0,

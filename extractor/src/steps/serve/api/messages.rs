@@ -49,6 +49,7 @@ pub(super) fn chat(body: &[u8], messages: Option<Value>) -> Result<Chat, ApiErro
         messages,
         tools: None,
         folder: PathBuf::new(),
+        fetch: None,
     })
 }
 
