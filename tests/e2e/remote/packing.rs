@@ -136,6 +136,7 @@ fn whatever_goes_wrong_on_the_way_the_pack_is_right() {
         let mut command = pack_command(&scene, &place(), &out);
         command.env("HF_ENDPOINT", hub.endpoint());
         command.env("HF_HUB_DOWNLOAD_TIMEOUT", "0.2");
+        command.env("SEGPACK_RETRIES", "50"); // a busy machine may be slow by itself
         let run = Run::of(&mut command);
         assert_eq!(run.status, Some(0), "{faults:?}\n{run}");
         assert_same(&local, &out);
@@ -197,6 +198,7 @@ fn what_cannot_be_made_good_is_a_clear_error_and_no_pack() {
         let scene = Scene::with(faults.clone());
         let mut command = pack_command(&scene, &place(), &scene.at("remote.segpack"));
         command.env("HF_HUB_DOWNLOAD_TIMEOUT", "0.05");
+        command.env("SEGPACK_RETRIES", "5");
         let run = Run::of(&mut command);
         assert_eq!(run.status, Some(status), "{faults:?}\n{run}");
         run.says(words);

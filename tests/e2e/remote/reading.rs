@@ -215,6 +215,34 @@ fn ctrl_c_ends_a_command_that_waits_for_a_list_or_a_header() {
 }
 
 #[test]
+fn a_server_that_falls_silent_is_given_up_sooner_than_others_and_each_wait_is_a_line() {
+    for faults in [
+        Faults {
+            silent: Some("/cdn/"),
+            ..Faults::default()
+        },
+        Faults {
+            hang_after: Some(0), // a byte would count
+            ..Faults::default()
+        },
+    ] {
+        let scene = Scene::with(faults);
+        let pack = scene.local_pack(&[]);
+        let mut command = scene.hub.program();
+        command
+            .arg("verify")
+            .arg(pack)
+            .args(["--against", &place()]);
+        let run = Run::of(command.env("HF_HUB_DOWNLOAD_TIMEOUT", "0.5"));
+        assert_ne!(run.status, Some(0), "{run}");
+        let waits = run.stderr.matches("trying again").count();
+        assert!(waits >= 2, "{run}");
+        let all = format!("{}{}", run.text(), run.stderr);
+        assert!(all.contains("3 times in a row"), "{run}");
+    }
+}
+
+#[test]
 fn a_shard_that_is_not_the_listed_one_is_an_error() {
     let other = Scene::with(Faults {
         other_length: true,
