@@ -112,4 +112,4 @@ pub use error::{
     ExpertChoiceError, GpuLimit, MediaError, RunError, SpeechError, Unsuitable, VocoderError,
 };
 pub use kernels::{CPU_VARIABLE, Kernels, UnknownKernels, limits};
-pub use models::decoder::{Observer, Routing, Unobserved};
+pub use models::decoder::{LinearInput, Observer, Routing, Unobserved};

@@ -18,6 +18,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::error::wrong;
 use super::header::{Header, TensorInfo, TensorSpec, TensorType};
 use super::read::read_header;
 use super::value::{Array, Value};
@@ -334,9 +335,77 @@ pub fn write_imatrix(
     Ok(bytes)
 }
 
+/// The same in the older format, for the name of one text.
+///
+/// # Errors
+/// Where a number is beyond 31 bits.
+pub fn write_imatrix_list(
+    sums: &BTreeMap<String, ActivationSums>,
+    dataset: &str,
+    (chunks, chunk_size): (u32, u32),
+) -> std::result::Result<Vec<u8>, super::GgufError> {
+    let is_reached = |of: &&ActivationSums| of.counts.iter().any(|count| *count > 0);
+    let mut bytes = Vec::new();
+    number(sums.values().filter(is_reached).count(), &mut bytes)?;
+    for (name, of) in sums.iter().filter(|(_, of)| is_reached(of)) {
+        let most = of.counts.iter().copied().max().unwrap_or_default();
+        let calls = most.div_ceil(u64::from(chunk_size.max(1)));
+        text(name, &mut bytes)?;
+        number(to_usize(calls), &mut bytes)?;
+        number(of.sums.len(), &mut bytes)?;
+        let columns = of.sums.len() / of.counts.len().max(1);
+        for (sums, count) in of.sums.chunks(columns.max(1)).zip(&of.counts) {
+            let values = sums.iter().map(|sum| in_calls(*sum, *count, calls));
+            bytes.extend(values.flat_map(f32::to_le_bytes));
+        }
+    }
+    number(chunks as usize, &mut bytes)?;
+    text(dataset, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// A mean times the number of calls; that of a matrix that no token reached is 1.
+#[expect(clippy::cast_precision_loss, reason = "as llama.cpp multiplies")]
+fn in_calls(sum: f32, count: u64, calls: u64) -> f32 {
+    match count {
+        0 => calls as f32,
+        count => sum / count as f32 * calls as f32,
+    }
+}
+
+fn number(number: usize, to: &mut Vec<u8>) -> std::result::Result<(), super::GgufError> {
+    let Ok(number) = i32::try_from(number) else {
+        return wrong(format!("has a number beyond 31 bits: {number}"));
+    };
+    to.extend(number.to_le_bytes());
+    Ok(())
+}
+
+fn text(text: &str, to: &mut Vec<u8>) -> std::result::Result<(), super::GgufError> {
+    number(text.len(), to)?;
+    to.extend(text.bytes());
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_formats_give_the_same_means() {
+        let sums = sums();
+        let list = read(&write_imatrix_list(&sums, "t", (2, 512)).unwrap()).unwrap();
+        let newer = read(&write_imatrix(&sums, &["t".to_owned()], (2, 512)).unwrap()).unwrap();
+        assert_eq!(list, newer);
+        // a tensor that nothing reached is not there, as in llama.cpp's
+        let nothing = ActivationSums {
+            sums: vec![0.0; 2],
+            counts: vec![0],
+        };
+        let with = sums.into_iter().chain([("n.w".to_owned(), nothing)]);
+        let with = write_imatrix_list(&with.collect(), "t", (2, 512)).unwrap();
+        assert_eq!(read(&with).unwrap(), list);
+    }
 
     fn written(bytes: &[u8]) -> (tempfile::TempDir, std::path::PathBuf) {
         let folder = tempfile::tempdir().unwrap();

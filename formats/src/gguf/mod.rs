@@ -34,7 +34,7 @@ mod value;
 pub use cursor::MAX_HEADER_BYTES;
 pub use error::GgufError;
 pub use header::{ALIGNMENT, Header, MAX_NAME_BYTES, TensorInfo, TensorSpec, TensorType, data_end};
-pub use imatrix::{ActivationSums, ImportanceMatrix, write_imatrix};
+pub use imatrix::{ActivationSums, ImportanceMatrix, write_imatrix, write_imatrix_list};
 pub use read::read_header;
 pub use split::{
     MAX_FILES, SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS_COUNT, split_metadata, split_name,

@@ -9,7 +9,7 @@ use super::{ContextLength, Logits, MediaInputs, Model, SessionError, StateCaptur
 use crate::error::RunError;
 use crate::generate::{ArgMax, GenerateOptions, LanguageModel, StopReason, generate};
 use crate::models::decoder::RunStats;
-use crate::models::decoder::{Observer, Routing, Unobserved};
+use crate::models::decoder::{LinearInput, Observer, Routing, Unobserved};
 use crate::processing::TextFrontend;
 use crate::trace::TraceRecorder;
 use crate::weights::Budget;
@@ -352,5 +352,9 @@ impl Observer for ProgressObserver<'_> {
 
     fn norm(&mut self, x: &[f32]) {
         self.inner.norm(x);
+    }
+
+    fn linear_input(&mut self, layer: usize, of: LinearInput, columns: usize, x: &[f32]) {
+        self.inner.linear_input(layer, of, columns, x);
     }
 }

@@ -138,6 +138,15 @@ impl<'s> Model<'s> {
         on_any!(&self.decoder, t => t.positions())
     }
 
+    /// Whether observers see [`Observer::linear_input`].
+    pub fn shows_linear_inputs(&self) -> bool {
+        match &self.decoder {
+            OnDevice::Cpu(_) => true,
+            #[cfg(feature = "cuda")]
+            OnDevice::Cuda(_) => false,
+        }
+    }
+
     /// The memory of the weights that are loaded; empty on a GPU, which has its own.
     pub fn resident_memory(&self) -> Vec<&[u8]> {
         match &self.decoder {

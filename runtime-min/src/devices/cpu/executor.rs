@@ -20,7 +20,9 @@ use crate::models::decoder::executor::{
     Activation, AttentionTensors, Backend, DecoderExecutor, DecoderSetup, ExecutorStats,
     ExpertLayer, GroupTensor,
 };
-use crate::models::decoder::{Decoder, DecoderSpec, Logits, Rotary, Routing, SequenceId, Span};
+use crate::models::decoder::{
+    Decoder, DecoderSpec, LinearInput, Logits, Observer, Rotary, Routing, SequenceId, Span,
+};
 use crate::ops::Ops;
 use crate::tensor::{Compute, Heads, Linear};
 use crate::weights::{Budget, Demand, Residency, SegmentGroup, WeightStore};
@@ -255,6 +257,7 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
         tokens: Range<usize>,
         group: usize,
         linears: &[(&LinearWeights, Activation)],
+        observer: &mut dyn Observer,
     ) -> Result<(), RunError> {
         let mut outs: Vec<Buffer> = linears.iter().map(|(_, to)| self.take(*to)).collect();
         let mut input = self.take(from);
@@ -265,6 +268,9 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
             .collect();
         let columns = linears.first().map_or(0, |(l, _)| l.weight.columns);
         let x = rows_of(&mut input, from, self.tokens, &tokens, columns);
+        if let Some(of) = from.linear_input(linears.first().map(|(_, to)| *to)) {
+            observer.linear_input(group, of, columns, x);
+        }
         let mut all = Vec::new();
         for (((linear, to), out), bias) in linears.iter().zip(&mut outs).zip(&biases) {
             let weight = linear.weight.matrix(memory);
@@ -386,7 +392,11 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
         Ok(Cow::Borrowed(&self.routing))
     }
 
-    fn experts(&mut self, layer: ExpertLayer<'a, '_>) -> Result<Vec<(u32, bool)>, RunError> {
+    fn experts(
+        &mut self,
+        layer: ExpertLayer<'a, '_>,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<(u32, bool)>, RunError> {
         let n = self.tokens * self.spec.hidden;
         let batch = self.max_batch();
         let (mut normed, mut added) = (self.take(Activation::Normed), self.take(Activation::Added));
@@ -403,6 +413,7 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
             scratch: &mut self.mlp,
             waited: &mut self.waited,
             out: added.zeros(n),
+            observer,
         };
         let uses = forward.run(&self.routing, self.spec.experts_per_token);
         self.put_back(Activation::Normed, normed);
@@ -414,6 +425,7 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
         &mut self,
         group: usize,
         shared: &SharedExpert,
+        observer: &mut dyn Observer,
     ) -> Result<[Vec<f32>; 2], RunError> {
         let (tokens, hidden) = (self.tokens, self.spec.hidden);
         let inner = shared.gate.weight.rows;
@@ -436,6 +448,7 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
         self.ops.linears_until(&mut linears, self.stop)?;
         drop(linears);
         self.ops.silu_mul(&mut gate, &up);
+        observer.linear_input(group, LinearInput::SharedExpertDown, inner, &gate);
         let mut down = [Linear {
             x: &gate,
             weight: shared.down.weight.matrix(memory),

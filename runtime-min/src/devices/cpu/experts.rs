@@ -10,8 +10,8 @@ use segpack_manifests::families::ExpertActivation;
 
 use super::scratch::MlpScratch;
 use crate::error::RunError;
-use crate::models::decoder::Routing;
 use crate::models::decoder::bind::ExpertWeights;
+use crate::models::decoder::{LinearInput, Observer, Routing};
 use crate::ops::Ops;
 use crate::tensor::Linear;
 use crate::weights::{Block, ExpertKey, ExpertStore, Load, MAX_LOADS, PlacedTensor};
@@ -55,6 +55,8 @@ pub(super) struct ExpertForward<'a, 'p, O> {
     pub(super) waited: &'p mut Duration,
     /// `[tokens, hidden]`, zeros at first.
     pub(super) out: &'p mut [f32],
+    /// Sees what down projections get.
+    pub(super) observer: &'p mut dyn Observer,
 }
 
 /// Which experts are visited by which tokens, in ascending order of experts, then of tokens.
@@ -262,6 +264,7 @@ impl<O: Ops> ExpertForward<'_, '_, O> {
         wanted: &dyn Fn(u32) -> bool,
     ) -> Result<(), RunError> {
         let (hidden, inner, total) = (self.hidden, self.intermediate, group.tokens());
+        let layer = self.layer as usize;
         let MlpScratch { x, gate, up, y } = &mut *self.scratch;
         let mut x = x.of(total * hidden);
         let (mut gate, mut up) = (gate.of(total * inner), up.of(total * inner));
@@ -270,6 +273,7 @@ impl<O: Ops> ExpertForward<'_, '_, O> {
         for visit in group.visits {
             let n = visit.tokens.len();
             let part = Part {
+                number: visit.expert,
                 expert: &self.experts[visit.expert as usize],
                 memory: self
                     .store
@@ -283,6 +287,8 @@ impl<O: Ops> ExpertForward<'_, '_, O> {
             };
             if wanted(visit.expert) {
                 self.ops.gather(self.x, hidden, &visit.tokens, part.x);
+                let of = LinearInput::Expert(visit.expert);
+                self.observer.linear_input(layer, of, hidden, part.x);
                 parts.push(part);
             }
         }
@@ -316,6 +322,8 @@ impl<O: Ops> ExpertForward<'_, '_, O> {
             add_bias(self.ops, part.gate, expert.gate.bias, memory);
             add_bias(self.ops, part.up, expert.up.bias, memory);
             activate(self.ops, self.activation, part.gate, part.up);
+            let of = LinearInput::ExpertDown(part.number);
+            self.observer.linear_input(layer, of, inner, part.gate);
         }
         let mut linears = Vec::new();
         for Part {
@@ -359,6 +367,7 @@ impl<O: Ops> ExpertForward<'_, '_, O> {
 
 /// One expert's share of the buffers.
 struct Part<'m, 'e> {
+    number: u32,
     expert: &'m ExpertWeights<'e>,
     memory: &'m [u8],
     x: &'m mut [f32],

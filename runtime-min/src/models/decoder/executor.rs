@@ -10,7 +10,7 @@ use segpack_manifests::PackReader;
 
 use super::batch::{SequenceId, Span};
 use super::bind::{DecoderWeights, ExpertWeights, LinearWeights, SharedExpert};
-use super::observer::Routing;
+use super::observer::{LinearInput, Observer, Routing};
 use super::spec::{DecoderSpec, Rotary};
 use super::{Logits, RunSettings};
 use crate::error::RunError;
@@ -89,6 +89,17 @@ impl Activation {
         match self {
             Self::Residual | Self::Normed | Self::Added | Self::Router => true,
             Self::Q | Self::K | Self::V | Self::Attended | Self::Gate | Self::Up => false,
+        }
+    }
+
+    /// Which linear layers these values are the input of, where the first of them writes to `to`.
+    pub(crate) fn linear_input(self, to: Option<Self>) -> Option<LinearInput> {
+        match (self, to) {
+            (Self::Normed, Some(Self::Q)) => Some(LinearInput::Attention),
+            (Self::Normed, Some(Self::Gate | Self::Router)) => Some(LinearInput::Mlp),
+            (Self::Attended, _) => Some(LinearInput::AttentionOutput),
+            (Self::Gate, _) => Some(LinearInput::MlpDown),
+            _ => None,
         }
     }
 
@@ -288,13 +299,15 @@ pub trait DecoderExecutor<'a> {
         weight: GroupTensor,
     ) -> Result<(), RunError>;
 
-    /// Linear layers of the same input, for some tokens of the forward pass.
+    /// Linear layers of the same input, for some tokens of the forward pass. The CPU shows the
+    /// observer the input.
     fn linears(
         &mut self,
         from: Activation,
         tokens: Range<usize>,
         group: usize,
         linears: &[(&LinearWeights, Activation)],
+        observer: &mut dyn Observer,
     ) -> Result<(), RunError>;
 
     /// Norms Q and K and applies the rotary embedding to them, puts K and V into the layer's cache,
@@ -319,13 +332,23 @@ pub trait DecoderExecutor<'a> {
     fn routing(&mut self) -> Result<Cow<'_, Routing>, RunError>;
 
     /// Added = what the chosen experts make of Normed. Returns the experts that were visited, and
-    /// whether each was in memory.
-    fn experts(&mut self, layer: ExpertLayer<'a, '_>) -> Result<Vec<(u32, bool)>, RunError>;
+    /// whether each was in memory. The CPU shows the observer what their down projections get.
+    fn experts(
+        &mut self,
+        layer: ExpertLayer<'a, '_>,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<(u32, bool)>, RunError>;
 
     /// Added += sigmoid(router · Normed) · what the shared expert makes of Normed, for all tokens; 1
     /// in the place of the sigmoid where there is no router. Returns what the sigmoid is of,
-    /// `[tokens]` or nothing, and what the expert makes, `[tokens, hidden]`.
-    fn shared_expert(&mut self, _: usize, _: &SharedExpert) -> Result<[Vec<f32>; 2], RunError> {
+    /// `[tokens]` or nothing, and what the expert makes, `[tokens, hidden]`. The CPU shows the
+    /// observer what its down projection gets.
+    fn shared_expert(
+        &mut self,
+        _: usize,
+        _: &SharedExpert,
+        _: &mut dyn Observer,
+    ) -> Result<[Vec<f32>; 2], RunError> {
         Err(RunError::Internal("a shared expert on this device"))
     }
 

@@ -421,7 +421,7 @@ impl<'a, B: Backend> Decoder<'a, B> {
         for layer in 0..self.weights.layers.len() {
             self.stop.check()?;
             self.executor.load_group(layer, &self.weights.groups)?;
-            self.attention(layer, tokens)?;
+            self.attention(layer, tokens, observer)?;
             observer.attention(layer, &self.inspect(observer, Activation::Added)?);
             self.executor.add_residual()?;
             self.mlp(layer, tokens, observer)?;
@@ -512,7 +512,12 @@ impl<'a, B: Backend> Decoder<'a, B> {
 
     /// Added = what attention adds to the residual stream. q and k are normed and rotated, as the family
     /// has it; v is neither.
-    fn attention(&mut self, number: usize, tokens: usize) -> Result<(), RunError> {
+    fn attention(
+        &mut self,
+        number: usize,
+        tokens: usize,
+        observer: &mut dyn Observer,
+    ) -> Result<(), RunError> {
         let layer = &self.weights.layers[number];
         let of_layer = |tensor: PlacedTensor| GroupTensor {
             group: number,
@@ -535,11 +540,11 @@ impl<'a, B: Backend> Decoder<'a, B> {
                 (&layer.v, Activation::V),
             ];
             self.executor
-                .linears(Activation::Normed, batch.clone(), number, &qkv)?;
+                .linears(Activation::Normed, batch.clone(), number, &qkv, observer)?;
             self.executor.attention(number, batch.clone(), tensors)?;
             let o = [(&layer.o, Activation::Added)];
             self.executor
-                .linears(Activation::Attended, batch, number, &o)?;
+                .linears(Activation::Attended, batch, number, &o, observer)?;
         }
         Ok(())
     }
@@ -563,12 +568,17 @@ impl<'a, B: Backend> Decoder<'a, B> {
                 for batch in self.batches(tokens) {
                     self.stop.check()?;
                     let gate_up = [(gate, Activation::Gate), (up, Activation::Up)];
-                    self.executor
-                        .linears(Activation::Normed, batch.clone(), number, &gate_up)?;
+                    self.executor.linears(
+                        Activation::Normed,
+                        batch.clone(),
+                        number,
+                        &gate_up,
+                        observer,
+                    )?;
                     self.executor.silu_mul()?;
                     let down = [(down, Activation::Added)];
                     self.executor
-                        .linears(Activation::Gate, batch, number, &down)?;
+                        .linears(Activation::Gate, batch, number, &down, observer)?;
                 }
             }
             MlpWeights::Experts {
@@ -579,7 +589,7 @@ impl<'a, B: Backend> Decoder<'a, B> {
             } => {
                 let router = [(router, Activation::Router)];
                 self.executor
-                    .linears(Activation::Normed, 0..tokens, number, &router)?;
+                    .linears(Activation::Normed, 0..tokens, number, &router, observer)?;
                 let layer = ExpertLayer {
                     number,
                     experts,
@@ -589,10 +599,10 @@ impl<'a, B: Backend> Decoder<'a, B> {
                 if observer.observes() || !self.executor.is_remote() {
                     observer.router(number, &*self.executor.routing()?);
                 }
-                let uses = self.executor.experts(layer)?;
+                let uses = self.executor.experts(layer, observer)?;
                 self.stats.count(number, &uses);
                 if let Some(shared) = shared {
-                    let [gate, out] = self.executor.shared_expert(number, shared)?;
+                    let [gate, out] = self.executor.shared_expert(number, shared, observer)?;
                     observer.shared_expert(number, &gate, &out);
                 }
             }

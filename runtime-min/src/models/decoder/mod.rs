@@ -23,7 +23,7 @@ pub use self::executor::Backend;
 pub(crate) use self::forward::DecoderModel;
 pub use self::forward::{Decoder, LogitsVisitor};
 pub use self::media::MediaInputs;
-pub use self::observer::{Observer, Routing, Unobserved};
+pub use self::observer::{LinearInput, Observer, Routing, Unobserved};
 pub use self::restricted::ExpertChoice;
 pub(crate) use self::spec::Ends;
 pub use self::spec::{DecoderSpec, Rotary, text_decoder};

@@ -23,6 +23,28 @@ pub trait Observer {
     fn shared_expert(&mut self, _layer: usize, _gate: &[f32], _out: &[f32]) {}
     /// `[tokens, hidden]` after the final norm.
     fn norm(&mut self, _: &[f32]) {}
+    /// Rows that linear layers are multiplied with, each of so many columns, some rows at a time: what
+    /// an importance matrix is made of. The CPU alone shows them, and of sequences that run alone.
+    fn linear_input(&mut self, _layer: usize, _of: LinearInput, _columns: usize, _: &[f32]) {}
+}
+
+/// Which linear layers of a decoder layer are multiplied with the same values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LinearInput {
+    /// Queries, keys and values.
+    Attention,
+    /// The output projection of the attention.
+    AttentionOutput,
+    /// Gate and up of a dense MLP, the router, and gate, up and router of a shared expert.
+    Mlp,
+    /// Down of a dense MLP.
+    MlpDown,
+    /// Gate and up of an expert: the tokens that the router sends to it.
+    Expert(u32),
+    /// Down of an expert.
+    ExpertDown(u32),
+    /// Down of a shared expert.
+    SharedExpertDown,
 }
 
 /// Observes nothing.

@@ -14,7 +14,7 @@ use crate::models::decoder::bind::DecoderWeights;
 use crate::models::decoder::executor::{
     AttentionTensors, DecoderExecutor, ExecutorStats, ExpertLayer,
 };
-use crate::models::decoder::{Logits, Rotary, Routing};
+use crate::models::decoder::{Logits, Observer, Rotary, Routing};
 use crate::weights::SegmentGroup;
 
 impl<'a> DecoderExecutor<'a> for CudaExecutor<'a> {
@@ -181,6 +181,7 @@ impl<'a> DecoderExecutor<'a> for CudaExecutor<'a> {
         tokens: Range<usize>,
         group: usize,
         linears: &[(&LinearWeights, Activation)],
+        _: &mut dyn Observer,
     ) -> Result<(), RunError> {
         self.batch_tokens = tokens.len();
         if let [(linear, Activation::Router)] = linears
@@ -285,7 +286,11 @@ impl<'a> DecoderExecutor<'a> for CudaExecutor<'a> {
         }))
     }
 
-    fn experts(&mut self, layer: ExpertLayer<'a, '_>) -> Result<Vec<(u32, bool)>, RunError> {
+    fn experts(
+        &mut self,
+        layer: ExpertLayer<'a, '_>,
+        _: &mut dyn Observer,
+    ) -> Result<Vec<(u32, bool)>, RunError> {
         if !self.layers[layer.number].is_complete {
             return self.experts_on_demand(layer);
         }
