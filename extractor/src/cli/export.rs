@@ -13,7 +13,7 @@ use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
 use crate::steps::export::{
-    ExpertParallel, ExportSettings, Importance, Quantization, check_share, export, stream,
+    Encoders, ExpertParallel, ExportSettings, Importance, Quantization, check_share, export, stream,
 };
 
 /// Write the weights in a format that other runtimes read
@@ -29,6 +29,7 @@ Examples:
   segpack export omni.segpack --to qwen3-moe -o text --max-shard-size 2GB
   segpack export omni.segpack --to qwen3-moe -o rank0 --expert-parallel 0/4
   segpack export omni.segpack --to gguf -o thinker.gguf --dtype q8_0
+  segpack export omni.segpack --to gguf -o omni.gguf --mmproj image   # and mmproj-omni.gguf
   segpack export omni.segpack --to safetensors -o - 'thinker.model.layers.0.*' | other-program
   segpack export omni.segpack --to npy -o arrays --component code2wav --dtype f32
   segpack export omni.segpack --to gguf -o thinker.gguf --max-shard-size 5GB --resume
@@ -101,6 +102,10 @@ pub(super) struct Args {
     /// it says are large (gguf, q4_k_s to q6_k)
     #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
     imatrix: Option<PathBuf>,
+    /// Write encoders, too, as mmproj-OUT beside OUT, and the text as llama.cpp's `qwen3vlmoe`, which
+    /// takes what they give (gguf, of Qwen3-Omni)
+    #[arg(long, value_name = "ENCODERS", value_enum, help_heading = OUTPUT)]
+    mmproj: Option<EncodersName>,
     /// Name of the pre-tokenizer in llama.cpp, if segpack does not recognise it; `none` omits the
     /// tokenizer (gguf)
     #[arg(long, value_name = "NAME", value_parser = tokenizer_pre, help_heading = OUTPUT)]
@@ -143,6 +148,28 @@ enum Format {
     Safetensors,
     /// A folder with one .npy file per tensor
     Npy,
+}
+
+/// Encoders of an export.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum EncodersName {
+    /// That of images; the text's rows have room for what it gives to several layers
+    Image,
+    /// That of audio
+    Audio,
+    /// Both, as llama.cpp's converter has it; llama.cpp 0.5.0 refuses such a file, as their rows
+    /// differ in length
+    Both,
+}
+
+impl From<EncodersName> for Encoders {
+    fn from(name: EncodersName) -> Self {
+        match name {
+            EncodersName::Image => Self::Image,
+            EncodersName::Audio => Self::Audio,
+            EncodersName::Both => Self::Both,
+        }
+    }
 }
 
 impl From<Format> for ExportTarget {
@@ -242,6 +269,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
         quantize: args.dtype.quantize(),
         importance: args.imatrix.as_deref().map(Importance::read).transpose()?,
         tokenizer_pre: args.tokenizer_pre,
+        mmproj: args.mmproj.map(Encoders::from),
         max_shard_size: args.max_shard_size.map(|size| size.0),
         expert_parallel: args.expert_parallel,
         check: !args.no_check,

@@ -574,6 +574,7 @@ fn of_option(option: ExportOption) -> String {
         ExportOption::Quantize => "--dtype q4_0 to q8_0",
         ExportOption::TokenizerPre => "--tokenizer-pre",
         ExportOption::Importance => "--imatrix",
+        ExportOption::Mmproj => "--mmproj",
     };
     let targets: Vec<&str> = ALL
         .into_iter()
@@ -621,6 +622,11 @@ fn of_gguf(error: &GgufExportError) -> Option<&'static str> {
         | GgufExportError::SpecialToken { .. }
         | GgufExportError::SentencePiece { .. } => {
             Some("leave the tokenizer out with --tokenizer-pre none")
+        }
+        GgufExportError::NoEncoders { .. }
+        | GgufExportError::NoTowers { .. }
+        | GgufExportError::Preprocessor { .. } => {
+            Some("without --mmproj the text decoder alone is written")
         }
         GgufExportError::Sampling { .. }
         | GgufExportError::Twice { .. }

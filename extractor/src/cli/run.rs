@@ -1,6 +1,8 @@
+mod imatrix;
 mod prompts;
 
 use std::io::{self, IsTerminal, Write};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -45,7 +47,8 @@ Examples:
   segpack run omni.segpack --chat --audio a.wav --prompt 'What is being said?'
   segpack run omni.segpack --chat --prompt 'Say hello.' --speak hello.wav --speaker chelsie
   segpack run omni.segpack --prompts prompts.jsonl --chat --memory 8GB > answers.jsonl
-  segpack run omni.segpack --prompt-ids 785,6722,315,9625,374 --top-k-logits 5 --json")]
+  segpack run omni.segpack --prompt-ids 785,6722,315,9625,374 --top-k-logits 5 --json
+  segpack run omni.segpack --imatrix-out imatrix.gguf < text.txt   # for export --imatrix")]
 pub(super) struct Args {
     #[command(flatten)]
     pack: PackArg,
@@ -90,6 +93,7 @@ pub(super) struct Args {
         conflicts_with_all = [
             "prompt", "prompt_ids", "messages", "audio", "image", "video", "print_prompt",
             "dump_features", "sound", "top_k_logits", "rank", "trace", "experts_report",
+            "imatrix_out",
         ],
         help_heading = INPUT
     )]
@@ -155,6 +159,28 @@ pub(super) struct Args {
         help_heading = OUTPUT
     )]
     trace: Option<PathBuf>,
+    /// Write an importance matrix for `export --imatrix` and llama.cpp's quantizer: how large what
+    /// each weight matrix is multiplied with is on the prompt, an expert's on the tokens that the
+    /// router sends to it. GGUF, or FILE.dat in the older format. Nothing is generated
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = [
+            "max_new_tokens", "audio", "image", "video", "print_prompt", "dump_features", "sound",
+            "top_k_logits", "rank", "trace", "experts_report", "json", "preload",
+        ],
+        help_heading = OUTPUT
+    )]
+    imatrix_out: Option<PathBuf>,
+    /// Tokens of the pieces that --imatrix-out cuts the prompt into; each begins anew
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = NonZeroUsize::new(512).unwrap_or(NonZeroUsize::MIN),
+        requires = "imatrix_out",
+        help_heading = OUTPUT
+    )]
+    imatrix_chunk: NonZeroUsize,
     /// Report how often each expert was used: on standard error, as a document (FILE.json) or as a
     /// heat map (FILE.svg)
     #[arg(
@@ -316,6 +342,9 @@ pub(super) fn run_command(args: &Args, context: &Context) -> Result<Exit, CliErr
     };
     if let Some(file) = &args.prompts {
         return prompts::run(args, file, context);
+    }
+    if let Some(file) = &args.imatrix_out {
+        return imatrix::run(args, file, context);
     }
     let options = args.options(context)?;
     let pack = args.cache.of(args.pack.open(context)?, context)?;

@@ -25,7 +25,7 @@ use super::export::{ExportError, GgufExportError};
 use super::join::JoinError;
 use super::repair::RepairError;
 #[cfg(feature = "run")]
-use super::run::PromptsError;
+use super::run::{ImatrixError, PromptsError};
 #[cfg(feature = "serve")]
 use super::serve::ServeError;
 use super::sign::SignError;
@@ -150,6 +150,10 @@ pub enum StepError {
     #[cfg(feature = "run")]
     #[error(transparent)]
     Prompts(#[from] PromptsError),
+    /// No importance matrix is recorded.
+    #[cfg(feature = "run")]
+    #[error(transparent)]
+    Imatrix(#[from] ImatrixError),
     /// Codes are not made sound.
     #[cfg(feature = "run")]
     #[error(transparent)]
@@ -249,6 +253,12 @@ impl StepError {
             Self::Chat(ChatError::Media | ChatError::Messages { .. }) => Exit::Damaged,
             #[cfg(feature = "run")]
             Self::Prompts(e) => exit_of_prompts(e),
+            #[cfg(feature = "run")]
+            Self::Imatrix(ImatrixError::Device { .. }) => Exit::Usage,
+            #[cfg(feature = "run")]
+            Self::Imatrix(ImatrixError::Empty) => Exit::Damaged,
+            #[cfg(feature = "run")]
+            Self::Imatrix(ImatrixError::Format(_)) => Exit::Failed,
             #[cfg(feature = "run")]
             Self::Vocode(e) => exit_of_vocode(e),
             #[cfg(feature = "run")]

@@ -26,7 +26,7 @@ const FAMILIES: [(&str, &str); 6] = [
     ("gpt_oss_mxfp4", "decoders/gpt_oss_mxfp4"),
 ];
 
-fn recorded(name: &str) -> Json {
+pub(super) fn recorded(name: &str) -> Json {
     let path = fixtures().join("gguf").join(format!("{name}.json"));
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
@@ -44,11 +44,12 @@ fn as_recorded(value: &Value) -> Json {
             json!(["ARRAY", "FLOAT32", numbers.collect::<Vec<_>>()])
         }
         Value::Array(Array::I32(numbers)) => json!(["ARRAY", "INT32", numbers]),
+        Value::Array(Array::Bool(flags)) => json!(["ARRAY", "BOOL", flags]),
         other => panic!("{other:?}: nothing of this kind was recorded"),
     }
 }
 
-fn metadata(gguf: &Gguf) -> BTreeMap<String, Json> {
+pub(super) fn metadata(gguf: &Gguf) -> BTreeMap<String, Json> {
     let entries = gguf.header.metadata.iter();
     entries
         .map(|(key, value)| (key.clone(), as_recorded(value)))
@@ -56,7 +57,7 @@ fn metadata(gguf: &Gguf) -> BTreeMap<String, Json> {
 }
 
 /// Type, shape and digest of each tensor, by name.
-fn tensors(gguf: &Gguf) -> BTreeMap<String, Json> {
+pub(super) fn tensors(gguf: &Gguf) -> BTreeMap<String, Json> {
     let tensors = gguf.header.tensors.iter();
     tensors
         .map(|tensor| {
@@ -67,12 +68,15 @@ fn tensors(gguf: &Gguf) -> BTreeMap<String, Json> {
         .collect()
 }
 
-fn by_key(json: &Json) -> BTreeMap<String, Json> {
+pub(super) fn by_key(json: &Json) -> BTreeMap<String, Json> {
     serde_json::from_value(json.clone()).unwrap()
 }
 
 /// Keys whose values differ, or that one side alone has.
-fn differing(one: &BTreeMap<String, Json>, other: &BTreeMap<String, Json>) -> Vec<String> {
+pub(super) fn differing(
+    one: &BTreeMap<String, Json>,
+    other: &BTreeMap<String, Json>,
+) -> Vec<String> {
     let mut keys: Vec<&String> = one.keys().chain(other.keys()).collect();
     keys.sort();
     keys.dedup();

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use segpack_formats::gguf::{ActivationSums, Header, Value, write_imatrix};
+use segpack_formats::gguf::{
+    ActivationSums, Header, ImportanceMatrix, TensorType, Value, write_imatrix,
+};
 use segpack_formats::numeric::FloatDtype;
 use segpack_formats::numeric::ggml::BlockType;
 use tempfile::TempDir;
@@ -252,4 +254,177 @@ fn a_matrix_of_no_use_is_refused() {
     Run::of(&mut hf)
         .exits(2)
         .says(&["--imatrix is for --to gguf"]);
+}
+
+/// Some tokens of the tiny model's vocabulary.
+const IDS: [u32; 6] = [5, 17, 9, 30, 21, 8];
+
+impl Scene {
+    /// Records a matrix of these tokens.
+    fn record(&self, name: &str, ids: &[u32], options: &[&str]) -> (Run, PathBuf) {
+        let path = self.folder.path().join(name);
+        let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+        let mut command = program();
+        command.arg("run").arg(&self.pack).args([
+            "--compute",
+            "f32",
+            "--prompt-ids",
+            &ids.join(","),
+        ]);
+        command.arg("--imatrix-out").arg(&path).args(options);
+        (Run::of(&mut command), path)
+    }
+
+    /// Sums and counts of a file, by name.
+    fn recorded(path: &Path) -> BTreeMap<String, Vec<f32>> {
+        let bytes = fs::read(path).unwrap();
+        let header = Header::read(&mut &bytes[..], bytes.len() as u64).unwrap();
+        let values = |start: u64, length: u64| {
+            let start = (header.data_start + start) as usize;
+            let bytes = bytes[start..start + length as usize].as_chunks::<4>().0;
+            bytes.iter().map(|b| f32::from_le_bytes(*b)).collect()
+        };
+        let tensors = header.tensors.iter();
+        tensors
+            .inspect(|t| assert_eq!(t.kind, TensorType::F32))
+            .map(|t| (t.name.clone(), values(t.offset, t.length)))
+            .collect()
+    }
+
+    /// Values of a BF16 tensor of the checkpoint.
+    fn floats(&self, name: &str) -> Vec<f32> {
+        let bytes = &self.tiny.by_name()[name].bytes;
+        let mut values = vec![0.0; bytes.len() / 2];
+        FloatDtype::BF16.widen(bytes, &mut values);
+        values
+    }
+
+    /// What queries, keys and values of the first layer are multiplied with: the squares of the
+    /// normed embeddings, added up.
+    fn squares(&self, ids: &[u32]) -> Vec<f64> {
+        let table = self.floats("model.embed_tokens.weight");
+        let weight = self.floats("model.layers.0.input_layernorm.weight");
+        let mut sums = vec![0.0; weight.len()];
+        for id in ids {
+            let row = &table[*id as usize * weight.len()..][..weight.len()];
+            let mean: f64 = row.iter().map(|x| f64::from(*x).powi(2)).sum();
+            let scale = 1.0 / (mean / weight.len() as f64 + 1e-6);
+            for ((sum, x), w) in sums.iter_mut().zip(row).zip(&weight) {
+                *sum += (f64::from(*x) * f64::from(*w)).powi(2) * scale;
+            }
+        }
+        sums
+    }
+}
+
+#[test]
+fn a_recorded_matrix_holds_the_squares_of_what_matrices_are_multiplied_with() {
+    let scene = Scene::new();
+    let (run, path) = scene.record("imatrix.gguf", &IDS, &[]);
+    let run = run.ok();
+    assert!(
+        run.text().contains("6 tokens in 1 chunk, 8 tensors"),
+        "{run}"
+    );
+    let recorded = Scene::recorded(&path);
+    let sums = |name: &str| &recorded[&format!("blk.0.{name}.weight.in_sum2")];
+    let counts = |name: &str| &recorded[&format!("blk.0.{name}.weight.counts")];
+    // of attention, by hand
+    for name in ["attn_q", "attn_k", "attn_v"] {
+        assert_eq!(counts(name), &[6.0], "{name}");
+        for (seen, wanted) in sums(name).iter().zip(scene.squares(&IDS)) {
+            let difference = (f64::from(*seen) - wanted).abs();
+            assert!(
+                difference < 1e-4 * wanted.max(1e-3),
+                "{name}: {seen}, {wanted}"
+            );
+        }
+    }
+    assert_eq!(counts("attn_output"), &[6.0]);
+    // the router sees each token once, experts those that it sends to them: two of four for each
+    assert_eq!(counts("ffn_gate_inp"), &[6.0]);
+    let (experts, columns) = SIZE;
+    for name in ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"] {
+        assert_eq!(counts(name).iter().sum::<f32>(), 12.0, "{name}");
+        assert_eq!(counts(name), counts("ffn_gate_exps"));
+        assert_eq!(sums(name).len(), experts * columns);
+        for (of_expert, count) in sums(name).chunks(columns).zip(counts(name)) {
+            assert_eq!(of_expert.iter().any(|x| *x > 0.0), *count > 0.0, "{name}");
+        }
+    }
+    for column in 0..columns {
+        let of_experts = sums("ffn_gate_exps")
+            .chunks(columns)
+            .map(|sums| sums[column]);
+        let (of_experts, of_all) = (of_experts.sum::<f32>(), 2.0 * sums("ffn_gate_inp")[column]);
+        assert!(
+            (of_experts - of_all).abs() < 1e-4 * of_all.max(1e-3),
+            "{column}"
+        );
+    }
+    assert_ne!(sums("ffn_down_exps"), sums("ffn_gate_exps"));
+}
+
+#[test]
+fn each_chunk_begins_anew_and_both_formats_say_the_same_to_an_export() {
+    let scene = Scene::new();
+    let (_, once) = scene.record("once.gguf", &IDS, &[]);
+    let twice = [IDS, IDS].concat();
+    let (run, path) = scene.record("twice.gguf", &twice, &["--imatrix-chunk", "6"]);
+    assert!(run.ok().text().contains("12 tokens in 2 chunks"));
+    let (once, twofold) = (Scene::recorded(&once), Scene::recorded(&path));
+    for (name, values) in &once {
+        let doubled: Vec<f32> = values.iter().map(|x| 2.0 * x).collect();
+        assert_eq!(&twofold[name], &doubled, "{name}");
+    }
+    // in one chunk the second half sees the first
+    let (_, whole) = scene.record("whole.gguf", &twice, &[]);
+    assert_ne!(Scene::recorded(&whole), twofold);
+    let (run, list) = scene.record("imatrix.dat", &twice, &["--imatrix-chunk", "6"]);
+    run.ok();
+    let [newer, older] = [&path, &list].map(|path| ImportanceMatrix::read(path).unwrap());
+    assert_eq!(
+        (newer.chunks, &newer.datasets),
+        (2, &vec!["prompt".to_owned()])
+    );
+    assert_eq!(
+        (older.chunks, &older.datasets),
+        (newer.chunks, &newer.datasets)
+    );
+    assert_eq!(older.len(), newer.len());
+    for name in ["blk.0.attn_q.weight", UP] {
+        let pairs = older
+            .get(name)
+            .unwrap()
+            .iter()
+            .zip(newer.get(name).unwrap());
+        for (a, b) in pairs {
+            assert!((a - b).abs() <= 1e-6 * b.abs(), "{name}: {a}, {b}");
+        }
+    }
+    let options = ["--dtype", "q4_k_m", "--imatrix", path.to_str().unwrap()];
+    let run = scene.export(&scene.pack, "model.gguf", &options).ok();
+    // all but the embedding and the head, of which llama.cpp's says nothing either
+    assert!(
+        run.text().contains("says nothing of 2 quantized tensors"),
+        "{run}"
+    );
+}
+
+#[test]
+fn nothing_to_record_and_options_of_generation_are_refused() {
+    let scene = Scene::new();
+    for options in [
+        &["--max-new-tokens", "3"][..],
+        &["--json"],
+        &["--rank", "x"],
+        &["--imatrix-chunk", "0"],
+    ] {
+        let (run, path) = scene.record("imatrix.gguf", &IDS, options);
+        run.exits(2);
+        assert!(!path.exists());
+    }
+    let (run, path) = scene.record("imatrix.gguf", &[5, 4000], &[]);
+    run.exits(3).says(&["4000"]);
+    assert!(!path.exists());
 }

@@ -3,6 +3,7 @@
 mod gguf;
 mod gguf_families;
 mod imatrix;
+mod mmproj;
 mod origin;
 mod share;
 mod targets;

@@ -111,6 +111,23 @@ def matrix(packed):
     return packed / "imatrix.gguf"
 
 
+def test_a_recorded_matrix_is_what_llama_cpp_collects(packed, matrix, capsys):
+    recorded = packed / "recorded.gguf"
+    ids = ",".join(str(i) for chunk in CHUNKS for i in chunk)
+    segpack("run", packed / "pack", "--compute", "f32", "--prompt-ids", ids, "--imatrix-out", recorded, "--imatrix-chunk", len(CHUNKS[0]))
+    ours, wanted = ({name: t.data.ravel().astype(np.float64) for name, t in tensors(path).items()} for path in (recorded, matrix))
+    assert ours.keys() == wanted.keys()
+    largest = 0
+    for name, numbers in wanted.items():
+        if name.endswith(".counts"):
+            assert ours[name].tolist() == numbers.tolist(), name
+        else:
+            largest = max(largest, (np.abs(ours[name] - numbers) / np.maximum(numbers, 1e-3 * numbers.mean())).max())
+    with capsys.disabled():
+        print(f"\n    {len(wanted) // 2} tensors, the same counts; sums differ by {largest:.1e} of themselves at most")
+    assert largest <= 1e-3
+
+
 @pytest.mark.parametrize("dtype", WEIGHTED)
 def test_with_a_matrix_types_are_llama_cpps_and_errors_not_larger(packed, matrix, dtype, capsys):
     ours, theirs = packed / f"{dtype}.weighted.gguf", packed / f"{dtype}.weighted.llama.gguf"

@@ -67,7 +67,9 @@ fn wanted<'a>(pack: &'a Pack, settings: &ExportSettings) -> Result<Wanted<'a>, S
         ExportTarget::Safetensors | ExportTarget::Npy => chosen(pack, settings)?,
         ExportTarget::Hf => of_components(pack, &components),
         ExportTarget::Qwen3Moe | ExportTarget::Gguf => {
-            components.retain(|c| matches!(c, Component::Text | Component::ThinkerText));
+            let is_wanted = |c: Component| settings.mmproj.is_some_and(|of| of.has(c));
+            components
+                .retain(|c| matches!(c, Component::Text | Component::ThinkerText) || is_wanted(*c));
             of_components(pack, &components)
         }
     };
@@ -258,6 +260,7 @@ mod tests {
             dtype: None,
             quantize: None,
             importance: None,
+            mmproj: None,
             tokenizer_pre: Some("none".to_owned()).filter(|_| target == ExportTarget::Gguf),
             max_shard_size: None,
             expert_parallel: None,

@@ -122,7 +122,17 @@ impl Check<'_> {
         self.producer.progress.advance(file.head.len() as u64);
         let mut kept = Vec::new();
         for placed in &file.tensors {
-            let mut start = placed.offset;
+            let made = &placed.tensor.made;
+            let mut start = placed.offset + made.len() as u64;
+            let seen = self.file.file().read_range(placed.offset..start)?;
+            if seen != *made {
+                return Err(self.refuse(Difference::Value {
+                    tensor: placed.tensor.name.clone(),
+                    start: placed.offset,
+                    what: "values that follow from the configuration differ".to_owned(),
+                }));
+            }
+            self.producer.progress.advance(made.len() as u64);
             for part in &placed.tensor.parts {
                 let unit = Unit {
                     name: &placed.tensor.name,

@@ -32,6 +32,8 @@ pub enum ExportOption {
     TokenizerPre,
     /// An importance matrix.
     Importance,
+    /// The encoders.
+    Mmproj,
 }
 
 impl ExportOption {
@@ -44,7 +46,9 @@ impl ExportOption {
             },
             Self::ExpertParallel => matches!(target, ExportTarget::Hf | ExportTarget::Qwen3Moe),
             Self::Names => matches!(target, ExportTarget::Safetensors | ExportTarget::Npy),
-            Self::Quantize | Self::TokenizerPre | Self::Importance => target == ExportTarget::Gguf,
+            Self::Quantize | Self::TokenizerPre | Self::Importance | Self::Mmproj => {
+                target == ExportTarget::Gguf
+            }
         }
     }
 }
@@ -58,6 +62,7 @@ impl std::fmt::Display for ExportOption {
             Self::Quantize => "a dtype of quantized blocks",
             Self::TokenizerPre => "the name of a pre-tokenizer",
             Self::Importance => "an importance matrix",
+            Self::Mmproj => "a file of the encoders",
         })
     }
 }
@@ -347,6 +352,26 @@ pub enum GgufExportError {
         key: String,
         /// The JSON value.
         seen: String,
+    },
+    /// The encoders are wanted of a model without.
+    #[error("the model has no encoders of images and audio that llama.cpp takes: {family}")]
+    NoEncoders {
+        /// The family.
+        family: FamilyName,
+    },
+    /// The pack does not hold an encoder.
+    #[error("the pack has no {lacks}: was it left out?")]
+    NoTowers {
+        /// The component.
+        lacks: &'static str,
+    },
+    /// The processor's numbers are not there.
+    #[error("{file} has no numbers {key:?}, which llama.cpp needs for images")]
+    Preprocessor {
+        /// The file of the checkpoint.
+        file: &'static str,
+        /// Its key.
+        key: &'static str,
     },
     /// The model's family is not written.
     #[error(

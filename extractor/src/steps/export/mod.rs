@@ -49,6 +49,8 @@ use crate::work::Progress;
 use audit::audit_plan;
 pub(crate) use check_share::check_share;
 pub use error::{Difference, ExportError, ExportOption, GgufExportError};
+#[cfg(feature = "run")]
+pub(crate) use gguf::{LlamaMatrix, llama_matrices};
 use plan::ExportPlan;
 use produce::{Producer, Worker};
 use write::{Exporter, length_of, refuse_twice};
@@ -71,6 +73,8 @@ pub(crate) struct ExportSettings {
     /// llama.cpp's name of the pre-tokenizer, or "none" to leave the tokenizer out; `None`: it is
     /// derived from the tokenizer.
     pub tokenizer_pre: Option<String>,
+    /// Encoders to write, too, beside a text decoder that takes what they give.
+    pub mmproj: Option<Encoders>,
     /// Bytes of tensors that a file of the output holds at most, unless one tensor alone has more.
     pub max_shard_size: Option<u64>,
     /// The share of the experts to take.
@@ -104,6 +108,35 @@ pub(crate) enum Quantization {
     Q6K,
     /// Q8_0.
     Q8_0,
+}
+
+/// Encoders of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Encoders {
+    /// Of images and of audio.
+    Both,
+    /// Of images.
+    Image,
+    /// Of audio.
+    Audio,
+}
+
+impl Encoders {
+    /// Whether that of images is among them.
+    pub(crate) fn has_image(self) -> bool {
+        self != Self::Audio
+    }
+
+    /// Whether that of audio is among them.
+    pub(crate) fn has_audio(self) -> bool {
+        self != Self::Image
+    }
+
+    /// Whether a component is one of them.
+    fn has(self, component: Component) -> bool {
+        self.has_image() && component == Component::ThinkerVision
+            || self.has_audio() && component == Component::ThinkerAudio
+    }
 }
 
 /// An importance matrix, and the name of its file.
@@ -162,6 +195,7 @@ impl ExportSettings {
             (ExportOption::Quantize, self.quantize.is_some()),
             (ExportOption::TokenizerPre, self.tokenizer_pre.is_some()),
             (ExportOption::Importance, self.importance.is_some()),
+            (ExportOption::Mmproj, self.mmproj.is_some()),
         ];
         for (option, given) in given {
             if given && !option.applies_to(target) {

@@ -74,7 +74,9 @@ pub(super) struct NewTensorPlan<'a> {
     pub dtype: String,
     /// Its shape, outermost dimension first.
     pub shape: Vec<u64>,
-    /// Where its bytes come from.
+    /// Bytes that come first, of values that follow from the configuration alone.
+    pub made: Vec<u8>,
+    /// Where its other bytes come from.
     pub parts: Vec<Part<'a>>,
 }
 
@@ -267,13 +269,14 @@ impl<'a> NewTensorPlan<'a> {
             name,
             dtype: dtype.to_string(),
             shape,
+            made: Vec::new(),
             parts: vec![Part::of(source, conversion)],
         }
     }
 
     /// Bytes in the output.
     pub(super) fn length(&self) -> u64 {
-        self.parts.iter().map(Part::length).sum()
+        self.made.len() as u64 + self.parts.iter().map(Part::length).sum::<u64>()
     }
 
     /// Values in it.

@@ -86,6 +86,8 @@ impl Producer<'_> {
         let mut at = file.head.len() as u64;
         for placed in &file.tensors {
             fill(at, placed.offset, sink)?;
+            self.progress.advance(placed.tensor.made.len() as u64);
+            sink(&placed.tensor.made)?;
             for part in &placed.tensor.parts {
                 self.part(part, &placed.tensor.name, worker, sink)?;
             }

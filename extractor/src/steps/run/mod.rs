@@ -2,6 +2,7 @@
 
 mod batch;
 mod features;
+mod imatrix;
 mod network;
 mod prompts;
 mod stream;
@@ -27,6 +28,7 @@ use super::StepError;
 use super::speak::{Voice, VoiceOptions};
 use crate::work::Progress;
 pub use batch::{ResultListener, run_prompts};
+pub use imatrix::{ImatrixError, ImatrixOptions, ImatrixSummary, record_imatrix};
 pub use network::media_fetcher;
 pub use prompts::{PromptsError, PromptsOptions};
 use stream::Stream;

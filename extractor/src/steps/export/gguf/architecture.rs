@@ -1,6 +1,6 @@
 //! llama.cpp's architectures that are written, and what each of them computes.
 //!
-//! Source: `src/models/{qwen3moe,llama,olmoe,qwen2moe,glm4-moe,openai-moe}.cpp` of llama.cpp (as in
+//! Source: `src/models/{qwen3moe,qwen3vlmoe,llama,olmoe,qwen2moe,glm4-moe,openai-moe}.cpp` of llama.cpp (as in
 //! llama-cpp-python 0.3.36).
 
 use segpack_manifests::families::{
@@ -16,6 +16,8 @@ use crate::steps::export::GgufExportError;
 pub(super) enum Architecture {
     /// Qwen3-MoE and the thinker of Qwen3-Omni.
     Qwen3Moe,
+    /// The thinker of Qwen3-Omni, with encoders beside it.
+    Qwen3VlMoe,
     /// Mixtral, among others.
     Llama,
     /// OLMoE.
@@ -56,6 +58,7 @@ impl Architecture {
     pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Qwen3Moe => "qwen3moe",
+            Self::Qwen3VlMoe => "qwen3vlmoe",
             Self::Llama => "llama",
             Self::Olmoe => "olmoe",
             Self::Qwen2Moe => "qwen2moe",
@@ -67,7 +70,9 @@ impl Architecture {
     /// What the norm behind the attention is called.
     pub(super) const fn post_attention_norm(self) -> &'static str {
         match self {
-            Self::Qwen3Moe | Self::Llama | Self::Olmoe | Self::Qwen2Moe => "ffn_norm.weight",
+            Self::Qwen3Moe | Self::Qwen3VlMoe | Self::Llama | Self::Olmoe | Self::Qwen2Moe => {
+                "ffn_norm.weight"
+            }
             Self::Glm4Moe | Self::GptOss => "post_attention_norm.weight",
         }
     }
@@ -75,7 +80,7 @@ impl Architecture {
     /// `max_position_embeddings` of a configuration without it: the default of the official class.
     pub(super) const fn default_context(self) -> u64 {
         match self {
-            Self::Qwen3Moe | Self::Qwen2Moe => 32_768,
+            Self::Qwen3Moe | Self::Qwen3VlMoe | Self::Qwen2Moe => 32_768,
             Self::Olmoe => 4096,
             Self::Llama | Self::Glm4Moe | Self::GptOss => 131_072,
         }
@@ -84,7 +89,7 @@ impl Architecture {
     /// Whether the embedding is the head of a file that has no other.
     const fn may_be_tied(self) -> bool {
         match self {
-            Self::Qwen3Moe | Self::Llama | Self::Glm4Moe => true,
+            Self::Qwen3Moe | Self::Qwen3VlMoe | Self::Llama | Self::Glm4Moe => true,
             Self::Olmoe | Self::Qwen2Moe | Self::GptOss => false,
         }
     }
@@ -108,6 +113,17 @@ impl Architecture {
         }
     }
 
+    /// What llama.cpp computes a little otherwise.
+    pub(super) fn note(decoder: &TextDecoder) -> Option<String> {
+        match &decoder.settings.options.rotary.scaling {
+            RotaryScaling::Yarn(yarn) if !yarn.truncates => says(
+                "llama.cpp rounds the bounds of YaRN, this model does not (\"truncate\": false): some positions turn by \
+                 slightly other angles there",
+            ),
+            RotaryScaling::Yarn(_) | RotaryScaling::Unscaled => None,
+        }
+    }
+
     /// The first thing that llama.cpp does otherwise, and what this model does.
     fn inexpressible(self, config: &Json, decoder: &TextDecoder, has_head: bool) -> Option<String> {
         if !has_head && !self.may_be_tied() {
@@ -117,7 +133,7 @@ impl Architecture {
         }
         let (facts, options) = (&decoder.facts, &decoder.settings.options);
         match self {
-            Self::Qwen3Moe => qwen3_moe(config, facts),
+            Self::Qwen3Moe | Self::Qwen3VlMoe => qwen3_moe(config, facts),
             Self::Llama => unscaled(facts, options).or_else(|| mixtral(options)),
             Self::Olmoe => unscaled(facts, options).or_else(|| olmoe(facts, options)),
             Self::Qwen2Moe => unscaled(facts, options).or_else(|| qwen2_moe(facts, options)),

@@ -4,9 +4,9 @@
 //! `conversion/base.py`, the models of `conversion/{llama,qwen,olmo,glm,gpt_oss}.py`, `Metadata.load`
 //! in `gguf-py/gguf/metadata.py` (llama.cpp as in llama-cpp-python 0.3.36).
 
-use segpack_formats::gguf::Value;
+use segpack_formats::gguf::{Array, Value};
 use segpack_manifests::Pack;
-use segpack_manifests::families::{RotaryScaling, WeightDivisor};
+use segpack_manifests::families::{MediaFacts, RotaryScaling, WeightDivisor};
 use segpack_manifests::folder::TextDecoder;
 use serde_json::Value as Json;
 
@@ -17,7 +17,7 @@ use crate::steps::export::GgufExportError;
 use crate::steps::export::origin::MANIFEST_SHA256;
 
 /// `GGML_QNT_VERSION`.
-const QUANTIZATION_VERSION: u32 = 2;
+pub(super) const QUANTIZATION_VERSION: u32 = 2;
 /// `ExpertGatingFuncType.SIGMOID`.
 const SIGMOID: u32 = 2;
 
@@ -47,6 +47,17 @@ pub(super) struct Model<'a> {
     pub generation: Option<&'a Json>,
     pub architecture: Architecture,
     pub decoder: &'a TextDecoder,
+    /// Where encoders are written, too.
+    pub omni: Option<Omni<'a>>,
+}
+
+/// A decoder with encoders beside it.
+pub(super) struct Omni<'a> {
+    pub media: &'a MediaFacts,
+    /// The decoder's own configuration.
+    pub text: &'a Json,
+    /// Whether that of images is among them.
+    pub takes_images: bool,
 }
 
 impl Model<'_> {
@@ -162,6 +173,26 @@ impl Model<'_> {
         let shared = shared.map_or(0, |shared| shared.intermediate);
         match self.architecture {
             Architecture::Qwen3Moe => add("expert_feed_forward_length", inner),
+            Architecture::Qwen3VlMoe => {
+                add("expert_feed_forward_length", inner);
+                if let Some(omni) = &self.omni {
+                    let [time, height, width] = omni.media.mrope_section.map(signed);
+                    let sections = vec![time, height, width, 0];
+                    add(
+                        "rope.dimension_sections",
+                        Value::Array(Array::I32(sections)),
+                    );
+                    let shared = &omni.text["shared_expert_intermediate_size"];
+                    if let Some(shared) = shared.as_u64() {
+                        add("expert_shared_feed_forward_length", size(shared));
+                    }
+                    // a row of an image has values for so many layers, too; the converter writes 0, with
+                    // which llama.cpp takes no image
+                    let deepstack = omni.media.vision.deepstack.len();
+                    let deepstack = if omni.takes_images { deepstack } else { 0 };
+                    add("n_deepstack_layers", size(deepstack as u64));
+                }
+            }
             Architecture::Olmoe => {}
             Architecture::Llama => {
                 add("vocab_size", size(facts.vocab));
@@ -206,6 +237,7 @@ impl Model<'_> {
         match self.architecture {
             Architecture::Glm4Moe => self.decoder.settings.options.extra_layers,
             Architecture::Qwen3Moe
+            | Architecture::Qwen3VlMoe
             | Architecture::Llama
             | Architecture::Olmoe
             | Architecture::Qwen2Moe
@@ -217,9 +249,10 @@ impl Model<'_> {
     fn feed_forward_length(&self) -> u64 {
         let facts = &self.decoder.facts;
         match self.architecture {
-            Architecture::Qwen3Moe | Architecture::Qwen2Moe | Architecture::Glm4Moe => {
-                facts.intermediate
-            }
+            Architecture::Qwen3Moe
+            | Architecture::Qwen3VlMoe
+            | Architecture::Qwen2Moe
+            | Architecture::Glm4Moe => facts.intermediate,
             Architecture::Llama | Architecture::Olmoe | Architecture::GptOss => {
                 facts.moe_intermediate
             }
@@ -229,7 +262,10 @@ impl Model<'_> {
     /// Whether the width of a head is told: where the class always has one, or the configuration.
     fn has_head_dim(&self) -> bool {
         match self.architecture {
-            Architecture::Qwen3Moe | Architecture::Glm4Moe | Architecture::GptOss => true,
+            Architecture::Qwen3Moe
+            | Architecture::Qwen3VlMoe
+            | Architecture::Glm4Moe
+            | Architecture::GptOss => true,
             Architecture::Llama | Architecture::Olmoe | Architecture::Qwen2Moe => {
                 self.config.get("head_dim").is_some_and(Json::is_number)
             }
@@ -255,15 +291,19 @@ fn sampling_error(key: &str, value: &Json) -> GgufExportError {
 }
 
 /// Sizes of a configuration fit 32 bits.
-fn size(number: u64) -> Value {
+pub(super) fn size(number: u64) -> Value {
     Value::U32(u32::try_from(number).unwrap_or(u32::MAX))
+}
+
+fn signed(number: u64) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
 }
 
 #[expect(
     clippy::cast_possible_truncation,
     reason = "the format has 32 bits for it"
 )]
-fn single(number: f64) -> Value {
+pub(super) fn single(number: f64) -> Value {
     Value::F32(number as f32)
 }
 
@@ -312,7 +352,7 @@ fn is_stack(tensor: &Planned<'_>) -> bool {
 
 /// At least two digits: 1.8B, 30B, 235B.
 #[expect(clippy::cast_precision_loss, reason = "two digits are wanted")]
-fn rounded(parameters: u64) -> String {
+pub(super) fn rounded(parameters: u64) -> String {
     let count = parameters as f64;
     let (scaled, suffix) = match count {
         c if c > 1e12 => (c * 1e-12, "T"),

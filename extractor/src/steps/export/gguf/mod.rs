@@ -29,6 +29,7 @@ mod importance;
 mod layers;
 mod metadata;
 mod mix;
+mod mmproj;
 mod sentencepiece;
 mod tensors;
 mod vocabulary;
@@ -42,6 +43,7 @@ use segpack_formats::gguf::{
 use segpack_formats::numeric::ggml::BlockType;
 use segpack_formats::numeric::{Dtype, FloatConversion, FloatDtype};
 use segpack_manifests::documents::TensorEntry;
+use segpack_manifests::families::{Family, MediaFacts};
 use segpack_manifests::folder::TextDecoder;
 use segpack_manifests::names::{Component, Role};
 use segpack_manifests::quantization::{Quantization, WeightCoding};
@@ -54,12 +56,14 @@ use super::plan::{
 };
 use super::qwen3_moe::{causal_lm, text_decoder};
 use super::source::source_json;
-use super::{ExportError, ExportSettings, GgufExportError, Quantization as Mixture};
+use super::{Encoders, ExportError, ExportSettings, GgufExportError, Quantization as Mixture};
 use crate::steps::StepError;
 use architecture::Architecture;
+pub(crate) use importance::{LlamaMatrix, llama_matrices};
 use layers::{MTP, Row, mtp_shape, rows};
-use metadata::Model;
+use metadata::{Model, Omni};
 use mix::{Chosen, Mix};
+use mmproj::Towers;
 use tensors::{Place, Stored, Tensors};
 use vocabulary::Vocabulary;
 
@@ -87,11 +91,20 @@ pub(super) fn gguf<'a>(
         family: family.name(),
     })?;
     let (component, decoder) = text_decoder(pack, model, settings)?;
-    let config = model.config().ok_or(ExportError::NoConfig)?;
+    let checkpoint = model.config().ok_or(ExportError::NoConfig)?;
+    let media = media(model, (family, component), settings)?;
+    let architecture = match media {
+        Some(_) => Architecture::Qwen3VlMoe,
+        None => architecture,
+    };
+    let thinker = checkpoint.get("thinker_config").unwrap_or(checkpoint);
+    let config = checkpoint;
     let generation = source_json(pack, "generation_config.json")?;
     let has_mxfp4 = is_mxfp4(config)?;
     let config = match architecture {
-        Architecture::Qwen3Moe => causal_lm(&decoder, (config, generation.as_ref()), settings)?,
+        Architecture::Qwen3Moe | Architecture::Qwen3VlMoe => {
+            causal_lm(&decoder, (config, generation.as_ref()), settings)?
+        }
         _ => config.clone(),
     };
     let mut plan = ExportPlan::default();
@@ -99,6 +112,7 @@ pub(super) fn gguf<'a>(
     let tensors = Tensors::of(place, architecture, &decoder, has_mxfp4)?;
     architecture.check(&config, &decoder, has_head(&tensors, &decoder))?;
     check_quantization(&tensors, settings)?;
+    plan.notes.extend(Architecture::note(&decoder));
     let listing = Listing {
         types: types(&tensors, &decoder, settings)?,
         tensors: &tensors,
@@ -115,17 +129,56 @@ pub(super) fn gguf<'a>(
         generation: generation.as_ref(),
         architecture,
         decoder: &decoder,
+        omni: media.as_ref().map(|media| Omni {
+            media,
+            text: &thinker["text_config"],
+            takes_images: settings.mmproj.is_some_and(Encoders::has_image),
+        }),
     };
     let mut metadata = model.metadata(&tensors, file_type(settings, &tensors), &vocabulary)?;
     metadata.extend(settings.importance.iter().flat_map(importance::metadata));
-    if component == Component::ThinkerText {
+    if component == Component::ThinkerText && media.is_none() {
         plan.notes.push(
             "this is the thinker's text part: for text it computes the same, images, audio and video need the full thinker"
                 .to_owned(),
         );
     }
     plan.files = files(stem, metadata, tensors, settings)?;
+    if let (Some(media), Some(encoders)) = (&media, settings.mmproj) {
+        let towers = Towers {
+            pack,
+            media,
+            text: &decoder.facts,
+            thinker,
+            settings,
+            encoders,
+        };
+        plan.notes.extend(towers.note());
+        plan.files.push(towers.file(stem)?);
+    }
     Ok(plan)
+}
+
+/// The encoders, where they are wanted.
+///
+/// # Errors
+/// `NoEncoders` where llama.cpp takes none of this model.
+fn media(
+    model: &PackModel,
+    (family, component): (Family, Component),
+    settings: &ExportSettings,
+) -> Result<Option<MediaFacts>, StepError> {
+    if settings.mmproj.is_none() {
+        return Ok(None);
+    }
+    let media = model.media().map_err(ExportError::Model)?;
+    match media.filter(|_| component == Component::ThinkerText) {
+        Some(media) => Ok(Some(media)),
+        None => Err(GgufExportError::NoEncoders {
+            family: family.name(),
+        }
+        .into()),
+    }
 }
 
 /// Whether the configuration says that weights are blocks of MXFP4.
@@ -320,6 +373,7 @@ impl<'a> Planned<'a> {
             name: name.clone(),
             dtype: kind.to_string(),
             shape: shape.clone(),
+            made: Vec::new(),
             parts: parts.collect::<Result<_, ExportError>>()?,
         };
         Ok(Self {

@@ -63,6 +63,9 @@ const GLM_SPECIAL: [(&str, &str); 4] = [
     ("eom_token_id", "<|observation|>"),
 ];
 
+/// What ends a turn of Qwen's; the converter takes it for both ends of Qwen3-Omni's texts.
+const END_OF_TURN: &str = "<|im_end|>";
+
 /// A tokenizer as the file describes it.
 #[derive(Debug, Default)]
 pub(super) struct Vocabulary {
@@ -276,26 +279,39 @@ impl Document {
         normalizer.is_null() || normalizer["type"].as_str() == Some("NFC")
     }
 
-    /// The ids of special tokens, and those of GLM that are known by their names.
+    /// The ids of special tokens, and those that are known by their names.
     ///
-    /// Source: `TextModel._set_vocab_glm` in llama.cpp's `conversion/base.py`.
+    /// Source: `TextModel._set_vocab_glm` in llama.cpp's `conversion/base.py`,
+    /// `Qwen3OmniMoeTextModel.set_vocab` in `conversion/qwen3vl.py`.
     fn own_special_ids(
         &self,
         architecture: Architecture,
         mut ids: Vec<(&'static str, u32)>,
     ) -> Result<Vec<(&'static str, u32)>, GgufExportError> {
+        if architecture == Architecture::Qwen3VlMoe
+            && let Some(end) = self.added_token(END_OF_TURN)
+        {
+            ids.retain(|(key, _)| !["bos_token_id", "eos_token_id"].contains(key));
+            ids.extend([("bos_token_id", end), ("eos_token_id", end)]);
+        }
         if architecture != Architecture::Glm4Moe {
             return Ok(ids);
         }
         for (key, token) in GLM_SPECIAL {
             // what the configuration says itself stays
             if ids.iter().all(|(known, _)| *known != key) {
-                let mut added = self.added.keys();
-                let id = added.find(|id| self.tokens.get(id).is_some_and(|t| t == token));
-                ids.push((key, *id.ok_or(GgufExportError::SpecialToken { token })?));
+                let id = self.added_token(token);
+                ids.push((key, id.ok_or(GgufExportError::SpecialToken { token })?));
             }
         }
         Ok(ids)
+    }
+
+    /// The id of an added token.
+    fn added_token(&self, token: &str) -> Option<u32> {
+        let mut added = self.added.keys();
+        let id = added.find(|id| self.tokens.get(id).is_some_and(|t| t == token));
+        id.copied()
     }
 
     /// One token for each row of the embedding, and its type.
