@@ -571,6 +571,9 @@ fn exit_of_gguf(error: &GgufExportError) -> Exit {
         | GgufExportError::TooManyFiles { .. }
         | GgufExportError::Importance { .. } => Exit::Usage,
         GgufExportError::Family { .. }
+        | GgufExportError::NoEncoders { .. }
+        | GgufExportError::NoTowers { .. }
+        | GgufExportError::Preprocessor { .. }
         | GgufExportError::Requantized
         | GgufExportError::NoScale { .. }
         | GgufExportError::Setting { .. }

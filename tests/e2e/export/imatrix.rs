@@ -293,7 +293,8 @@ impl Scene {
 
     /// Values of a BF16 tensor of the checkpoint.
     fn floats(&self, name: &str) -> Vec<f32> {
-        let bytes = &self.tiny.by_name()[name].bytes;
+        let by_name = self.tiny.by_name();
+        let bytes = &by_name[name].bytes;
         let mut values = vec![0.0; bytes.len() / 2];
         FloatDtype::BF16.widen(bytes, &mut values);
         values

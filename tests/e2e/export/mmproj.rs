@@ -21,7 +21,7 @@ fn omni(folder: &Path) -> PathBuf {
 /// The files of an export: the text, and the encoders.
 fn both(pack: &Path, folder: &Path, options: &[&str]) -> [Gguf; 2] {
     let out = folder.join("omni.gguf");
-    let options = [&["--force", "--mmproj"], options].concat();
+    let options = [&["--force", "--mmproj"][..], options].concat();
     printed(export(pack, &out, &options), &["read back and equal"]);
     [out, folder.join("mmproj-omni.gguf")].map(|path| Gguf::read(&path))
 }

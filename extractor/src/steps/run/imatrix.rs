@@ -10,15 +10,14 @@
 //! llama-cpp-python 0.3.36).
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::Write;
 use std::path::PathBuf;
 
 use segpack_formats::gguf::{ActivationSums, GgufError, write_imatrix, write_imatrix_list};
 use segpack_formats::io::{CancelToken, PendingFile, to_usize};
 use segpack_manifests::Pack;
 use segpack_manifests::names::Role;
+use segpack_runtime_min::processing::Prompt;
 use segpack_runtime_min::processing::media::MediaOptions;
-use segpack_runtime_min::processing::{Prompt, PromptError};
 use segpack_runtime_min::session::{
     Logits, Model, Reservation, Session, SessionError, SessionOptions,
 };
@@ -120,8 +119,6 @@ pub fn record_imatrix(
     };
     let device = session.device_name();
     let sums = session.with_model(reservation, |model| {
-        text.check(model.facts().vocab)
-            .map_err(|e| SessionError::from(PromptError::from(e)))?;
         observed(model, &ids, chunk, &device, progress)
     })?;
     let chunks = ids.len().div_ceil(chunk);
