@@ -157,7 +157,7 @@ enum EncodersName {
     Image,
     /// That of audio
     Audio,
-    /// Both, as llama.cpp's converter has it; llama.cpp 0.5.0 refuses such a file, as their rows
+    /// Both, as llama.cpp's converter has it; llama.cpp b11549 refuses such a file, as their rows
     /// differ in length
     Both,
 }

@@ -27,6 +27,8 @@
 mod architecture;
 mod importance;
 mod layers;
+#[cfg(feature = "run")]
+mod matrices;
 mod metadata;
 mod mix;
 mod mmproj;
@@ -59,8 +61,9 @@ use super::source::source_json;
 use super::{Encoders, ExportError, ExportSettings, GgufExportError, Quantization as Mixture};
 use crate::steps::StepError;
 use architecture::Architecture;
-pub(crate) use importance::{LlamaMatrix, llama_matrices};
 use layers::{MTP, Row, mtp_shape, rows};
+#[cfg(feature = "run")]
+pub(crate) use matrices::{LlamaMatrix, llama_matrices};
 use metadata::{Model, Omni};
 use mix::{Chosen, Mix};
 use mmproj::Towers;
