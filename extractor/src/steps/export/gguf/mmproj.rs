@@ -18,7 +18,7 @@ use segpack_formats::numeric::FloatDtype;
 use segpack_formats::numeric::ggml::BlockType;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::TensorEntry;
-use segpack_manifests::families::{MediaFacts, TextFacts};
+use segpack_manifests::families::{AudioTowerFacts, MediaFacts, TextFacts};
 use segpack_manifests::names::Component;
 use serde_json::Value as Json;
 
@@ -90,7 +90,7 @@ impl<'a> Towers<'a, '_> {
         }
         let mut planned = Vec::new();
         if self.encoders.has_audio() {
-            planned.push(self.positions());
+            planned.push(self.positions(self.audio_tower()?));
         }
         for tensor in all().filter(|tensor| self.encoders.has(tensor.component)) {
             planned.extend(self.planned(tensor)?);
@@ -98,9 +98,16 @@ impl<'a> Towers<'a, '_> {
         Ok(planned)
     }
 
+    /// The encoder of audio.
+    fn audio_tower(&self) -> Result<&AudioTowerFacts, ExportError> {
+        let lacks = Component::ThinkerAudio.as_str();
+        let audio = self.media.audio.as_ref();
+        audio.ok_or_else(|| GgufExportError::NoTowers { lacks }.into())
+    }
+
     /// Sinusoids of audio's steps.
-    fn positions(&self) -> Planned<'a> {
-        let width = self.media.audio.width;
+    fn positions(&self, audio: &AudioTowerFacts) -> Planned<'a> {
+        let width = audio.width;
         let values = sinusoids(to_usize(width));
         let shape = vec![POSITIONS as u64, width];
         let name = "a.position_embd.weight".to_owned();
@@ -229,7 +236,7 @@ impl<'a> Towers<'a, '_> {
             self.vision(&mut add)?;
         }
         if self.encoders.has_audio() {
-            self.audio(&mut add);
+            self.audio(self.audio_tower()?, &mut add);
         }
         add("general.quantization_version", QUANTIZATION_VERSION.into());
         let manifest = self.pack.manifest_sha256().to_string();
@@ -268,8 +275,7 @@ impl<'a> Towers<'a, '_> {
         Ok(())
     }
 
-    fn audio(&self, add: &mut dyn FnMut(&str, Value)) {
-        let audio = &self.media.audio;
+    fn audio(&self, audio: &AudioTowerFacts, add: &mut dyn FnMut(&str, Value)) {
         add("clip.has_audio_encoder", true.into());
         add("clip.audio.projection_dim", size(self.text.hidden_size));
         add("clip.audio.embedding_length", size(audio.width));
