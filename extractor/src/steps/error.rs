@@ -254,7 +254,7 @@ impl StepError {
             #[cfg(feature = "run")]
             Self::Prompts(e) => exit_of_prompts(e),
             #[cfg(feature = "run")]
-            Self::Imatrix(ImatrixError::Device { .. }) => Exit::Usage,
+            Self::Imatrix(ImatrixError::Device { .. } | ImatrixError::Media) => Exit::Usage,
             #[cfg(feature = "run")]
             Self::Imatrix(ImatrixError::Empty) => Exit::Damaged,
             #[cfg(feature = "run")]

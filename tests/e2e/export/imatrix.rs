@@ -9,9 +9,11 @@ use segpack_formats::gguf::{
 };
 use segpack_formats::numeric::FloatDtype;
 use segpack_formats::numeric::ggml::BlockType;
+use serde_json::json;
 use tempfile::TempDir;
 
-use crate::support::cli::{Run, program};
+use crate::support::checkpoint::fixtures;
+use crate::support::cli::{Run, packed, program};
 use crate::support::folders::temp;
 use crate::support::packs::pack_into;
 use crate::support::tiny::Tiny;
@@ -428,4 +430,27 @@ fn nothing_to_record_and_options_of_generation_are_refused() {
     let (run, path) = scene.record("imatrix.gguf", &[5, 4000], &[]);
     run.exits(3).says(&["4000"]);
     assert!(!path.exists());
+}
+
+#[test]
+fn a_chat_with_an_image_is_refused_as_its_rows_are_no_tokens() {
+    let folder = temp();
+    let pack = packed(&fixtures().join("tiny-omni"), folder.path());
+    let image = fixtures().join("media/alpha.png");
+    let content =
+        json!([{"type": "image", "image": image}, {"type": "text", "text": "What is it?"}]);
+    let chat = folder.path().join("chat.json");
+    fs::write(
+        &chat,
+        json!({"messages": [{"role": "user", "content": content}]}).to_string(),
+    )
+    .unwrap();
+    let out = folder.path().join("imatrix.gguf");
+    let mut command = program();
+    command.arg("run").arg(&pack).arg("--messages").arg(&chat);
+    command.arg("--imatrix-out").arg(&out);
+    Run::of(&mut command)
+        .exits(2)
+        .says(&["is recorded of text alone"]);
+    assert!(!out.exists());
 }

@@ -85,6 +85,11 @@ pub enum ImatrixError {
     /// There is nothing to run.
     #[error("the text for the importance matrix has no tokens")]
     Empty,
+    /// The text has media, whose rows the encoders would give.
+    #[error(
+        "an importance matrix is recorded of text alone, and this chat has images, audio or videos"
+    )]
+    Media,
     /// The matrix is beyond its format.
     #[error("the importance matrix cannot be written")]
     Format(#[source] GgufError),
@@ -93,8 +98,8 @@ pub enum ImatrixError {
 /// Runs a text and writes what its linear layers were multiplied with.
 ///
 /// # Errors
-/// A pack that cannot be run or is damaged, or whose family is not exported to GGUF; an empty text;
-/// `Imatrix` where the device shows nothing.
+/// A pack that cannot be run or is damaged, or whose family is not exported to GGUF; `Imatrix` where the
+/// device shows nothing, and for an empty text or one with media.
 pub fn record_imatrix(
     pack: &Pack,
     options: &ImatrixOptions,
@@ -108,7 +113,11 @@ pub fn record_imatrix(
     let text = session.text()?;
     let media = MediaOptions::default();
     let prompt = session.install(|| text.tokenize_with(&options.prompt, &media, stop));
-    let ids = prompt.map_err(SessionError::from)?.ids;
+    let prompt = prompt.map_err(SessionError::from)?;
+    if !prompt.media.is_empty() {
+        return Err(ImatrixError::Media.into());
+    }
+    let ids = prompt.ids;
     if ids.is_empty() {
         return Err(ImatrixError::Empty.into());
     }
