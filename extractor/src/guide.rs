@@ -39,6 +39,7 @@ pub mod codecs {
 pub mod exporting {
     #![doc = "[benchmarks]: crate::guide::benchmarks"]
     #![doc = "[commands]: crate::guide::commands"]
+    #![doc = "[validating]: crate::guide::validating"]
     #![doc = ""]
     #![doc = include_str!("../docs/exporting.md")]
 }

@@ -158,7 +158,7 @@ pub(crate) fn thinker_alone(
     config: &Value,
     tensors: &[InventoryTensor],
 ) -> Option<(Value, Finding)> {
-    let components: BTreeSet<Component> = tensors.iter().map(|t| t.component.clone()).collect();
+    let components: BTreeSet<Component> = tensors.iter().map(|t| t.component).collect();
     let PartialConfig::ThinkerOnly(other) = family.partial_config(config, &components) else {
         return None;
     };

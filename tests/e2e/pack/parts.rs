@@ -424,7 +424,7 @@ impl Killed {
     fn go_on(&self, what: &str) {
         let mut again = run(&self.arguments());
         if again.status != Some(0) && self.joined().as_ref() != Some(&self.whole) {
-            again = again.exits(1).says(&["--force starts over"]);
+            again.exits(1).says(&["--force starts over"]);
             let options = [self.way.options, &["--force"]].concat();
             again = self.scene.join(&self.parts, &options);
         }

@@ -12,7 +12,7 @@ use segpack_manifests::Pack;
 use segpack_manifests::documents::{
     GENERATOR, Manifest, PackOptions, PackSummary, PartShare, SourceFile,
 };
-use segpack_manifests::folder::{MANIFEST, PART, PARTIAL};
+use segpack_manifests::folder::{MANIFEST, PART};
 
 pub use error::JoinError;
 use error::MOST;
@@ -62,11 +62,7 @@ pub(crate) fn join(
     settings: JoinSettings,
     job: Job<'_>,
 ) -> Result<PackSummary, StepError> {
-    refuse_holding(out, folders)?;
-    for folder in folders {
-        refuse_inside(out, folder)?;
-    }
-    let parts = open(folders).map_err(|e| match settings.remove_parts {
+    let parts = open_outside(folders, out).map_err(|e| match settings.remove_parts {
         // where a pack may be replaced, another one may be there
         true if !settings.force => joined_before(folders, out).map_or(e, StepError::from),
         _ => e,
@@ -96,7 +92,8 @@ pub(crate) fn join(
 /// The error of a folder that is no part any more, where what the parts give is there already: a run that
 /// was to remove them was killed meanwhile.
 fn joined_before(folders: &[PathBuf], out: &Path) -> Option<JoinError> {
-    if !out.join(MANIFEST).exists() || out.join(PARTIAL).exists() {
+    // the manifest is written last
+    if !out.join(MANIFEST).exists() {
         return None;
     }
     let folder = folders.iter().find(|folder| !folder.join(PART).exists())?;
@@ -104,6 +101,15 @@ fn joined_before(folders: &[PathBuf], out: &Path) -> Option<JoinError> {
         folder: folder.clone(),
         out: out.to_owned(),
     })
+}
+
+/// Opens all parts, none of which may hold the output, or lie in it.
+fn open_outside(folders: &[PathBuf], out: &Path) -> Result<Vec<Part>, StepError> {
+    refuse_holding(out, folders)?;
+    for folder in folders {
+        refuse_inside(out, folder)?;
+    }
+    open(folders)
 }
 
 /// Opens all parts of one pack, the first one first.

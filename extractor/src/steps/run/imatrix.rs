@@ -159,7 +159,8 @@ fn observed(
     progress.start_counting("recording", ids.len().div_ceil(chunk) as u64, "chunk");
     for ids in ids.chunks(chunk) {
         model.reset();
-        model.forward(ids, Logits::Last, &mut sums)?;
+        let forward = model.forward(ids, Logits::Last, &mut sums);
+        forward.map_err(SessionError::from)?;
         progress.advance(1);
     }
     progress.finish();

@@ -301,7 +301,7 @@ impl<'a> Towers<'a, '_> {
                 key,
             })
         };
-        Ok([singles(of("image_mean")?), singles(of("image_std")?)])
+        Ok([singles(&of("image_mean")?), singles(&of("image_std")?)])
     }
 }
 
@@ -309,7 +309,7 @@ impl<'a> Towers<'a, '_> {
     clippy::cast_possible_truncation,
     reason = "the format has 32 bits for it"
 )]
-fn singles(numbers: Vec<f64>) -> Value {
+fn singles(numbers: &[f64]) -> Value {
     Value::Array(Array::F32(numbers.iter().map(|n| *n as f32).collect()))
 }
 
