@@ -33,7 +33,7 @@ impl Stop {
                 ..hub::Faults::default()
             },
             Self::Hangs => hub::Faults {
-                hang_after: Some(1000),
+                hang_after: Some(1),
                 ..hub::Faults::default()
             },
         }
