@@ -13,7 +13,7 @@ use std::any::Any;
 use std::cell::{RefCell, UnsafeCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread::{available_parallelism, yield_now};
 use std::time::{Duration, Instant};
 
@@ -62,9 +62,12 @@ fn with_team<T>(threads: usize, work: impl FnOnce(&Team) -> T) -> T {
     })
 }
 
-/// Processors that this process may use, by its affinity and its cgroup's quota.
+/// Processors that this process may use, by its affinity and its cgroup's quota. They are looked up
+/// once: that reads files, and a forward pass asks.
 fn processors() -> usize {
-    available_parallelism().map_or(1, usize::from)
+    static PROCESSORS: LazyLock<usize> =
+        LazyLock::new(|| available_parallelism().map_or(1, usize::from));
+    *PROCESSORS
 }
 
 /// The team whose regions this thread opens.

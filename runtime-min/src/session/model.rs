@@ -37,10 +37,13 @@ enum OnDevice<'s> {
 /// The same for every device.
 macro_rules! on_any {
     ($decoder:expr, $thinker:ident => $what:expr) => {
+        on_any!($decoder, $thinker => $what, $what)
+    };
+    ($decoder:expr, $thinker:ident => $on_cpu:expr, $elsewhere:expr) => {
         match $decoder {
-            OnDevice::Cpu($thinker) => $what,
+            OnDevice::Cpu($thinker) => $on_cpu,
             #[cfg(feature = "cuda")]
-            OnDevice::Cuda($thinker) => $what,
+            OnDevice::Cuda($thinker) => $elsewhere,
         }
     };
 }
@@ -48,11 +51,7 @@ macro_rules! on_any {
 /// A forward pass: the CPU's threads stay awake until it is done.
 macro_rules! pass_on_any {
     ($decoder:expr, $thinker:ident => $what:expr) => {
-        match $decoder {
-            OnDevice::Cpu($thinker) => kernels::awake(|| $what),
-            #[cfg(feature = "cuda")]
-            OnDevice::Cuda($thinker) => $what,
-        }
+        on_any!($decoder, $thinker => kernels::awake(|| $what), $what)
     };
 }
 

@@ -159,8 +159,7 @@ fn observed(
     progress.start_counting("recording", ids.len().div_ceil(chunk) as u64, "chunk");
     for ids in ids.chunks(chunk) {
         model.reset();
-        let forward = model.forward(ids, Logits::Last, &mut sums);
-        forward.map_err(SessionError::from)?;
+        model.forward(ids, Logits::Last, &mut sums)?;
         progress.advance(1);
     }
     progress.finish();
