@@ -15,5 +15,5 @@ pub(crate) use folder::{
     IN_PLACE, Target, check_ours, close, close_empty, documents, summarise, write_documents,
     write_part_documents,
 };
-pub(crate) use read_back::read_back;
+pub(crate) use read_back::{digest_file, read_back};
 pub(crate) use space::{Space, add_estimate};

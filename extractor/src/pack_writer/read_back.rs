@@ -4,7 +4,7 @@ use std::path::Path;
 
 use segpack_formats::codec::Codec;
 use segpack_formats::digest::{Sha256, Sha256Hasher};
-use segpack_formats::io::{InputFile, READ_BYTES};
+use segpack_formats::io::{CancelToken, InputFile, READ_BYTES};
 use segpack_formats::pack::{SegmentReader, Unpacker, WrittenPack};
 use segpack_formats::{FormatError, Result};
 use segpack_manifests::documents::PlannedPack;
@@ -26,12 +26,8 @@ pub(crate) fn read_back(
 ) -> Result<()> {
     let input = InputFile::open_beneath(out, &planned.path)?;
     input.forget();
-    let (mut sha256, mut buffer) = (Sha256Hasher::default(), vec![0; READ_BYTES]);
-    input.for_each_piece(0..input.length(), &mut buffer, job.stop, |piece| {
-        sha256.update(piece);
-        Ok::<_, FormatError>(())
-    })?;
-    same(&input, "the file", sha256.finish(), written.sha256)?;
+    let seen = digest_file(&input, &mut vec![0; READ_BYTES], job.stop)?;
+    same(&input, "the file", seen, written.sha256)?;
     let (mut unpacker, mut digests) = (Unpacker::new()?, written.tensors.iter());
     for (segment, stored) in planned.segments.iter().zip(&written.segments) {
         let tensors = segment.tensors.iter().zip(digests.by_ref());
@@ -55,6 +51,25 @@ pub(crate) fn read_back(
         }
     }
     Ok(())
+}
+
+/// The SHA-256 of a whole file, read through the reused `buffer`.
+///
+/// # Errors
+/// As [`ReadAt::read_at`]; `Interrupted`.
+///
+/// [`ReadAt::read_at`]: segpack_formats::io::ReadAt::read_at
+pub(crate) fn digest_file(
+    input: &InputFile,
+    buffer: &mut [u8],
+    stop: &CancelToken,
+) -> Result<Sha256> {
+    let mut sha256 = Sha256Hasher::default();
+    input.for_each_piece(0..input.length(), buffer, stop, |piece| {
+        sha256.update(piece);
+        Ok::<_, FormatError>(())
+    })?;
+    Ok(sha256.finish())
 }
 
 fn same(input: &InputFile, what: &str, seen: Sha256, wanted: Sha256) -> Result<()> {

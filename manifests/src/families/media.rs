@@ -145,8 +145,14 @@ impl MediaTokens {
     /// Whether a row of an encoder takes the place of this token.
     #[must_use]
     pub fn is_placeholder(&self, id: u32) -> bool {
+        self.placeholders().contains(&Some(id))
+    }
+
+    /// What stands for a row of audio, of an image and of a video; `None` where the model takes none.
+    #[must_use]
+    pub fn placeholders(&self) -> [Option<u32>; 3] {
         let audio = self.audio.map(|audio| audio.row);
-        audio == Some(id) || [self.image, self.video].contains(&id)
+        [audio, Some(self.image), Some(self.video)]
     }
 }
 
@@ -325,10 +331,8 @@ impl MediaTokens {
 
     /// Each placeholder stands for one medium.
     fn check(&self, section: &Section<'_>) -> Result<(), ConfigError> {
-        let audio = self.audio.map(|audio| audio.row);
-        let are_apart =
-            self.image != self.video && ![self.image, self.video].map(Some).contains(&audio);
-        if !are_apart {
+        let [audio, image, video] = self.placeholders();
+        if image == video || [image, video].contains(&audio) {
             let wanted = "another id than those of the other media";
             return Err(section.invalid("image_token_id", wanted));
         }

@@ -63,10 +63,11 @@ impl Rows {
 
     /// The prompt has a placeholder for each row.
     fn check(&self, ids: &[u32], tokens: &MediaTokens) -> Result<(), MediaError> {
+        let [audio, image, video] = tokens.placeholders();
         for (medium, id, rows) in [
-            ("audio", tokens.audio.map(|audio| audio.row), &self.audio),
-            ("images", Some(tokens.image), &self.images),
-            ("videos", Some(tokens.video), &self.videos),
+            ("audio", audio, &self.audio),
+            ("images", image, &self.images),
+            ("videos", video, &self.videos),
         ] {
             let seen = ids.iter().filter(|token| Some(**token) == id).count();
             let wanted = rows.iter().fold(0, |sum: usize, n| sum.saturating_add(*n));
@@ -121,7 +122,7 @@ pub fn merge(
 ) -> Result<MediaInputs, RunError> {
     let hidden = facts.vision.output;
     let hidden = usize::try_from(hidden).map_err(|_| RunError::Internal("hidden size"))?;
-    let tokens = &facts.tokens;
+    let placeholders = facts.tokens.placeholders();
     let EncodedMedia {
         audio,
         images,
@@ -134,26 +135,15 @@ pub fn merge(
     let layers = images.deepstack.len().max(videos.deepstack.len());
     inputs.deepstack = vec![Vec::new(); layers];
     let mut sources = [
-        (
-            tokens.audio.map(|audio| audio.row),
-            Source::new(&audio, &[]),
-        ),
-        (
-            Some(tokens.image),
-            Source::new(&images.rows, &images.deepstack),
-        ),
-        (
-            Some(tokens.video),
-            Source::new(&videos.rows, &videos.deepstack),
-        ),
+        Source::new(&audio, &[]),
+        Source::new(&images.rows, &images.deepstack),
+        Source::new(&videos.rows, &videos.deepstack),
     ];
     for (at, id) in ids.iter().enumerate() {
-        let Some((_, source)) = sources
-            .iter_mut()
-            .find(|(placeholder, _)| *placeholder == Some(*id))
-        else {
+        let Some(medium) = placeholders.iter().position(|token| *token == Some(*id)) else {
             continue;
         };
+        let source = &mut sources[medium];
         let row = source.row(hidden)?;
         inputs.replaced.push(at);
         inputs.rows.extend_from_slice(row);

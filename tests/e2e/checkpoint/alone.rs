@@ -134,21 +134,23 @@ fn without_heads() -> [Tiny; 2] {
     [decoder, model]
 }
 
+/// The names are those of another model, and that is all there is to say.
+fn assert_one_finding_says(checkpoint: &Path, words: &str) {
+    let run = segpack!["scan", checkpoint, "--json"].exits(3);
+    let findings = run.findings();
+    let [finding] = &findings[..] else {
+        panic!("{run}")
+    };
+    assert_eq!(finding.kind, FindingKind::OtherNames);
+    assert!(finding.to_string().contains(words), "{run}");
+}
+
 #[test]
 fn a_decoder_saved_without_its_head_is_one_finding() {
     for tiny in without_heads() {
         let folder = temp();
         let checkpoint = write(&tiny, folder.path(), "inner");
-        let run = segpack!["scan", &checkpoint, "--json"].exits(3);
-        let findings = run.findings();
-        let [finding] = &findings[..] else {
-            panic!("{run}")
-        };
-        assert_eq!(finding.kind, FindingKind::OtherNames);
-        assert!(
-            finding.to_string().contains("saved without its head"),
-            "{run}"
-        );
+        assert_one_finding_says(&checkpoint, "saved without its head");
     }
 }
 
@@ -158,18 +160,7 @@ fn a_thinker_saved_alone_beside_the_whole_models_configuration_is_one_finding_wi
     let mut tiny = thinker();
     tiny.config = Tiny::full().config;
     let checkpoint = write(&tiny, folder.path(), "thinker");
-    let run = segpack!["scan", &checkpoint, "--json"].exits(3);
-    let findings = run.findings();
-    let [finding] = &findings[..] else {
-        panic!("{run}")
-    };
-    assert_eq!(finding.kind, FindingKind::OtherNames);
-    assert!(
-        finding
-            .to_string()
-            .contains("config.json describes the whole model"),
-        "{finding}"
-    );
+    assert_one_finding_says(&checkpoint, "config.json describes the whole model");
     segpack!["pack", &checkpoint, "-o", folder.path().join("none")]
         .exits(3)
         .says(&["enable_audio_output", "--config FILE"]);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use segpack_formats::FormatError;
 use segpack_formats::codec::{Codec, Coding};
-use segpack_formats::digest::{Blake3Hasher, Sha256, Sha256Hasher};
+use segpack_formats::digest::{Blake3Hasher, Sha256Hasher};
 use segpack_formats::io::{CancelToken, InputFile, READ_BYTES, ReadAt, write_all_at};
 use segpack_formats::pack::{
     SegmentSpec, TensorSource, coded_header, data_start, raw_header, write_pack,
@@ -19,6 +19,7 @@ use segpack_manifests::documents::{
 use super::RepairError;
 use super::damage::{is_damage, open_own};
 use crate::output::{OutputFolder, unfinished};
+use crate::pack_writer::digest_file;
 use crate::steps::StepError;
 use crate::steps::contents::{Contents, Cursor, Reader, Tensor};
 use crate::work::{Job, into_inner, lock};
@@ -405,17 +406,4 @@ impl TensorSource for FromSource<'_, '_> {
         let tensor = &self.tensors[&self.entries[tensor].name];
         self.cursor.read(tensor, 0..tensor.length, self.stop, take)
     }
-}
-
-fn digest_file(
-    input: &InputFile,
-    buffer: &mut [u8],
-    stop: &CancelToken,
-) -> Result<Sha256, FormatError> {
-    let mut sha256 = Sha256Hasher::default();
-    input.for_each_piece(0..input.length(), buffer, stop, |piece| {
-        sha256.update(piece);
-        Ok::<_, FormatError>(())
-    })?;
-    Ok(sha256.finish())
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use segpack_formats::FormatError;
-use segpack_formats::digest::{Sha256, Sha256Hasher};
+use segpack_formats::digest::Sha256;
 use segpack_formats::io::{CancelToken, InputFile, READ_BYTES};
 use segpack_manifests::documents::SignSummary;
 use segpack_manifests::folder::MANIFEST;
@@ -12,6 +12,7 @@ use segpack_manifests::folder::MANIFEST;
 use super::keys::PrivateKey;
 use super::{IGNORED, SignError, destination, parts, write_signature};
 use crate::output::files_below;
+use crate::pack_writer::digest_file;
 use crate::steps::StepError;
 
 /// Signs all files below a folder with a key, as they are now. The signature is written to `to`, by
@@ -50,10 +51,5 @@ pub(crate) fn sign_files(
 
 fn digest_of(folder: &Path, path: &str, stop: &CancelToken) -> Result<Sha256, FormatError> {
     let input = InputFile::open_beneath(folder, path)?;
-    let (mut sha256, mut buffer) = (Sha256Hasher::default(), vec![0; READ_BYTES]);
-    input.for_each_piece(0..input.length(), &mut buffer, stop, |piece| {
-        sha256.update(piece);
-        Ok::<_, FormatError>(())
-    })?;
-    Ok(sha256.finish())
+    digest_file(&input, &mut vec![0; READ_BYTES], stop)
 }

@@ -101,14 +101,13 @@ pub(super) fn gguf<'a>(
         None => architecture,
     };
     let thinker = checkpoint.get("thinker_config").unwrap_or(checkpoint);
-    let config = checkpoint;
     let generation = source_json(pack, "generation_config.json")?;
-    let has_mxfp4 = is_mxfp4(config)?;
+    let has_mxfp4 = is_mxfp4(checkpoint)?;
     let config = match architecture {
         Architecture::Qwen3Moe | Architecture::Qwen3VlMoe => {
-            causal_lm(&decoder, (config, generation.as_ref()), settings)?
+            causal_lm(&decoder, (checkpoint, generation.as_ref()), settings)?
         }
-        _ => config.clone(),
+        _ => checkpoint.clone(),
     };
     let mut plan = ExportPlan::default();
     let place = (pack, component);
