@@ -13,14 +13,9 @@ use segpack_formats::{FormatError, Result};
 use super::RemoteError;
 use super::client::{Answer, Client, Tries, Trouble, answer, number_of, shown, text_of};
 use super::objects::Bucket;
+use super::windows::Windows;
 use crate::work::{Job, lock};
 
-/// Bytes that are asked for at least: the headers of most shards are no longer.
-const FIRST_WINDOW: u64 = 256 << 10;
-/// Bytes that are asked for at most, where a file is read from its front to its back.
-const LAST_WINDOW: u64 = 4 << 20;
-/// Places of a file that are read at the same time without asking for anything twice.
-const WINDOWS: usize = 4;
 /// Bytes that are received and thrown away to reach others, where a server has no ranges.
 const MAX_SKIPPED: u64 = 16 << 20;
 
@@ -58,20 +53,7 @@ pub(crate) struct RemoteFile {
     link: Mutex<Option<String>>,
     /// Whether the server has turned out to send whole files only.
     without_ranges: AtomicBool,
-    windows: Mutex<Vec<Window>>,
-}
-
-/// Bytes that were read.
-#[derive(Debug, Clone)]
-struct Window {
-    start: u64,
-    bytes: Arc<Vec<u8>>,
-}
-
-impl Window {
-    fn end(&self) -> u64 {
-        self.start + self.bytes.len() as u64
-    }
+    windows: Windows,
 }
 
 impl RemoteFile {
@@ -88,7 +70,7 @@ impl RemoteFile {
             identity,
             link: Mutex::default(),
             without_ranges: AtomicBool::new(false),
-            windows: Mutex::default(),
+            windows: Windows::default(),
         }
     }
 
@@ -283,37 +265,11 @@ impl RemoteFile {
         as_format_error(&self.name, error)
     }
 
-    /// Bytes of a window that has the one at `offset`.
-    fn known(&self, offset: u64) -> Option<Window> {
-        let windows = lock(&self.windows);
-        let mut found = windows.iter();
-        let found = found.find(|w| w.start <= offset && offset < w.end());
-        found.cloned()
-    }
-
-    /// How many bytes to ask for from `offset` on, where these are needed at least.
-    fn window_bytes(&self, offset: u64, needed: u64) -> u64 {
-        let windows = lock(&self.windows);
-        let before = windows.iter().find(|w| w.end() == offset);
-        let bytes = before.map_or(FIRST_WINDOW, |w| 2 * w.bytes.len() as u64);
-        let bytes = bytes.min(LAST_WINDOW).max(needed);
-        bytes.min(self.identity.length - offset)
-    }
-
-    /// Keeps a window instead of the one that it continues, or of the oldest. That of the header
-    /// stays.
-    fn keep(&self, window: Window) {
-        let mut windows = lock(&self.windows);
-        windows.retain(|w| w.start == 0 || w.end() != window.start);
-        if windows.len() >= WINDOWS {
-            let oldest = windows.iter().position(|w| w.start > 0);
-            windows.remove(oldest.unwrap_or_default());
-        }
-        windows.push(window);
-    }
-
-    fn fetch_window(&self, offset: u64, needed: u64) -> Result<Window> {
-        let length = self.window_bytes(offset, needed);
+    /// Reads from `offset` on, and as far ahead as pays; all of `to`, where the file is that long.
+    fn fetch_window(&self, to: &mut [u8], offset: u64) -> Result<()> {
+        let needed = to.len() as u64;
+        let length = self.windows.next_bytes(offset, needed);
+        let length = length.min(self.identity.length - offset);
         let mut bytes = Vec::with_capacity(to_usize(length));
         self.receive(
             offset..offset + length,
@@ -323,12 +279,9 @@ impl RemoteFile {
                 Ok(())
             },
         )?;
-        let window = Window {
-            start: offset,
-            bytes: Arc::new(bytes),
-        };
-        self.keep(window.clone());
-        Ok(window)
+        to.copy_from_slice(&bytes[..to.len()]);
+        self.windows.keep(offset, bytes, needed);
+        Ok(())
     }
 }
 
@@ -402,18 +355,17 @@ impl ReadAt for RemoteFile {
                 self.identity.length,
             ));
         }
-        while !to.is_empty() {
-            let window = match self.known(offset) {
-                Some(window) => window,
-                None => self.fetch_window(offset, to.len() as u64)?,
-            };
-            let bytes = &window.bytes[to_usize(offset - window.start)..];
-            let length = bytes.len().min(to.len());
-            to[..length].copy_from_slice(&bytes[..length]);
-            to = &mut to[length..];
-            offset += length as u64;
+        loop {
+            let kept = self.windows.copy(to, offset);
+            to = &mut to[kept..];
+            offset += kept as u64;
+            if to.is_empty() {
+                return Ok(());
+            }
+            if kept == 0 {
+                return self.fetch_window(to, offset);
+            }
         }
-        Ok(())
     }
 
     /// A hub's file is named by its commit, and its digest is compared; of another server's, every

@@ -20,6 +20,7 @@ mod upload;
 #[cfg(feature = "run")]
 mod web_files;
 mod web_folder;
+mod windows;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
