@@ -13,6 +13,9 @@
 //! 3.1).
 
 use std::array;
+use std::hint::black_box;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use sha2::block_api::compress256;
 
@@ -104,27 +107,20 @@ struct Paths {
     wide_from: usize,
 }
 
-/// [`Paths::wide_from`] where SHA-NI is there too. An AVX-512 pass costs the same for any number of
-/// messages, pairs cost by the message. Measured on an AMD EPYC of Zen 4: sixteen lanes make 3.6
-/// GB/s where the pieces lie at multiples of 64 bytes and 3.3 elsewhere, hence fourteen 3.2 and
-/// 2.9; pairs make 2.9 at either.
-const WIDE_FROM_WITH_SHA_NI: usize = 14;
-
 /// [`Paths::wide_from`] without SHA-NI: portable code makes 0.4 GB/s there, two lanes 0.45.
 const WIDE_FROM_ALONE: usize = 2;
 
 impl Paths {
     /// What this processor does fastest. The features are looked up once per process by `std`.
     fn detect() -> Self {
-        let sha_ni = ShaNi::detect();
-        let wide_from = if sha_ni.is_some() {
-            WIDE_FROM_WITH_SHA_NI
-        } else {
-            WIDE_FROM_ALONE
+        let (sha_ni, avx512) = (ShaNi::detect(), Avx512::detect());
+        let wide_from = match (sha_ni, avx512) {
+            (Some(sha_ni), Some(avx512)) => wide_from(sha_ni, avx512),
+            _ => WIDE_FROM_ALONE,
         };
         Self {
             sha_ni,
-            avx512: Avx512::detect(),
+            avx512,
             wide_from,
         }
     }
@@ -204,6 +200,46 @@ impl Paths {
             }
         }
     }
+}
+
+/// [`Paths::wide_from`] where SHA-NI is there too, measured once per process, in some 50 µs: an
+/// AVX-512 pass costs the same for any number of messages, pairs cost by the message, and the two
+/// differ by more than a factor of two from processor to processor. Sixteen lanes and a pair make, in
+/// GB/s of one core, 5.4 and 3.2 on Zen 5 (hence 10), 3.3 to 3.6 and 2.9 on Zen 4 (13 to 15), 4.3 and 2.0 on
+/// Sapphire Rapids (8). A measurement that is disturbed costs time and nothing else.
+fn wide_from(sha_ni: ShaNi, avx512: Avx512) -> usize {
+    static MEASURED: OnceLock<usize> = OnceLock::new();
+    *MEASURED.get_or_init(|| {
+        let blocks = [[0; BLOCK_LEN]; 16];
+        let mut wide = [INITIAL; LANES];
+        let lanes = fastest(|| avx512.compress_lanes(&mut wide, [&blocks; LANES]));
+        let [mut first, mut second] = [INITIAL; 2];
+        let pair = fastest(|| {
+            black_box(sha_ni.compress_two(&mut first, &blocks, &mut second, &blocks));
+        });
+        black_box((wide, first, second));
+        fewest_messages(lanes, pair)
+    })
+}
+
+/// The shortest of some runs, which others disturbed least.
+fn fastest(mut run: impl FnMut()) -> Duration {
+    let times = (0..8).map(|_| {
+        let start = Instant::now();
+        run();
+        start.elapsed()
+    });
+    times.min().unwrap_or_default()
+}
+
+/// From how many messages on one pass over [`LANES`] is faster than pairs of them; more than there can
+/// be where it never is.
+fn fewest_messages(lanes: Duration, pair: Duration) -> usize {
+    let pairs = lanes.as_nanos().saturating_mul(2);
+    let count = pairs.div_ceil(pair.as_nanos().max(1));
+    usize::try_from(count)
+        .unwrap_or(usize::MAX)
+        .clamp(WIDE_FROM_ALONE, LANES + 1)
 }
 
 /// SHA-256 over bytes that come in pieces.

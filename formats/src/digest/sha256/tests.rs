@@ -337,3 +337,14 @@ fn hashers_that_began_at_different_bytes_are_updated_together() {
         }
     }
 }
+
+#[test]
+fn the_faster_instructions_are_taken() {
+    let micros = Duration::from_micros;
+    assert_eq!(fewest_messages(micros(4), micros(1)), 8);
+    assert_eq!(fewest_messages(micros(9), micros(2)), 9);
+    assert_eq!(fewest_messages(micros(8), micros(1)), LANES);
+    assert_eq!(fewest_messages(micros(9), micros(1)), LANES + 1);
+    // a clock that stands still
+    assert_eq!(fewest_messages(micros(0), micros(0)), WIDE_FROM_ALONE);
+}
