@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use serde_json::json;
 use tempfile::TempDir;
 
 use crate::support::checkpoint::{self, Options};
@@ -248,7 +249,9 @@ fn many_coders_share_the_memory() {
         width: 1024,
         shards: 1,
     };
-    let checkpoint = Tiny::qwen3_moe(size).write(&folder.path().join("checkpoint"));
+    let mut tiny = Tiny::qwen3_moe(size);
+    tiny.config["num_experts_per_tok"] = json!(1);
+    let checkpoint = tiny.write(&folder.path().join("checkpoint"));
     let (out, again) = (folder.path().join("many"), folder.path().join("one"));
     let pack = |out: &Path, level: &str, jobs: &str| {
         let mut pack = program();
