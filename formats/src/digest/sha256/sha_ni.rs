@@ -13,7 +13,6 @@
 )]
 
 use std::arch::x86_64::*;
-use std::array;
 
 use super::{Block, K, State};
 
@@ -150,8 +149,9 @@ fn schedule4(w: &[__m128i; 4], i: usize) -> __m128i {
 #[inline]
 #[target_feature(enable = "sse2")]
 fn constants(n: usize) -> __m128i {
-    let k: [i32; 4] = array::from_fn(|i| K[n / 4][n % 4 * 4 + i].cast_signed());
-    _mm_set_epi32(k[3], k[2], k[1], k[0])
+    let four: &[u32; 4] = &K[n / 4].as_chunks().0[n % 4];
+    // SAFETY: four words are 16 bytes, and this load asks for no alignment
+    unsafe { _mm_loadu_si128(four.as_ptr().cast()) }
 }
 
 /// The sixteen words of a block, which are big-endian in memory.
@@ -160,11 +160,14 @@ fn constants(n: usize) -> __m128i {
 fn load_block(block: &Block) -> [__m128i; 4] {
     let swap = _mm_set_epi64x(0x0C0D_0E0F_0809_0A0B, 0x0405_0607_0001_0203);
     let (quarters, _) = block.as_chunks::<16>();
-    array::from_fn(|i| {
+    // a loop: `array::from_fn` has not these instructions, so that its closure may stay a call
+    let mut words = [_mm_setzero_si128(); 4];
+    for (words, quarter) in words.iter_mut().zip(quarters) {
         // SAFETY: a quarter is 16 bytes long, and this load asks for no alignment
-        let words = unsafe { _mm_loadu_si128(quarters[i].as_ptr().cast()) };
-        _mm_shuffle_epi8(words, swap)
-    })
+        let loaded = unsafe { _mm_loadu_si128(quarter.as_ptr().cast()) };
+        *words = _mm_shuffle_epi8(loaded, swap);
+    }
+    words
 }
 
 /// Section 6.2.2 step 4, and the new hash value as the next step 2's working variables.
