@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import segpack
+from conftest import ROOT, segpack
 from gguf import GGUFReader, GGUFWriter, dequantize
 
 HERE = Path(__file__).parent
@@ -172,6 +172,42 @@ def test_types_are_llama_cpps_and_errors_not_larger(packed, dtype, capsys):
     ours, theirs = tensors(ours), tensors(theirs)
     same = compare(packed, ours, theirs, capsys)
     assert dtype not in SAME or same == len(ours)
+
+
+# a fixed text by its bytes, which are ids of these vocabularies, in four windows of 256
+TEXT = list((ROOT / "LICENSE-APACHE").read_bytes()[:1024])
+WINDOWS = [TEXT[at : at + 256] for at in range(0, len(TEXT), 256)]
+
+
+def log_probabilities(model):
+    """Of all ids, behind each id of the windows but their last ones."""
+    stdin = json.dumps({"prompts": [], "tokens": 0, "texts": [], "scored": [window[:-1] for window in WINDOWS]})
+    rows = np.concatenate([np.array(rows) for rows in json.loads(llama("llama_greedy.py", model, stdin=stdin))["logits"]])
+    rows -= rows.max(1, keepdims=True)
+    return rows - np.log(np.exp(rows).sum(1, keepdims=True))
+
+
+@pytest.fixture(scope="module")
+def unquantized(packed):
+    return log_probabilities(packed / "bf16.gguf")
+
+
+@pytest.mark.parametrize("dtype", ["q4_0", "q5_0", "q4_k_m", "q5_k_m", "q6_k"])
+def test_perplexity_is_that_of_llama_cpps_own_file(packed, unquantized, dtype, capsys):
+    ours, theirs = (log_probabilities(packed / name) for name in (f"{dtype}.gguf", f"{dtype}.llama.gguf"))
+    following = [i for window in WINDOWS for i in window[1:]]
+    losses = [-rows[np.arange(len(following)), following] for rows in (unquantized, ours, theirs)]
+    perplexities = [np.exp(loss.mean()) for loss in losses]
+    # of all words that could follow, not only of the one that did: far more exact
+    lost = [(np.exp(unquantized) * (unquantized - rows)).sum(1).mean() for rows in (ours, theirs)]
+    noise = losses[0].std(ddof=1) / len(following) ** 0.5
+    with capsys.disabled():
+        print(f"\n    perplexity {perplexities[1]:.1f}, of llama.cpp's file {perplexities[2]:.1f}, of BF16 {perplexities[0]:.1f}; mean losses "
+              f"{losses[1].mean() - losses[2].mean():+.1e} apart, standard error {noise:.1e}; divergence {lost[0]:.2e} and {lost[1]:.2e}")
+    assert abs(losses[1].mean() - losses[2].mean()) <= noise
+    assert lost[0] <= 1.1 * lost[1]
+    if dtype in SAME:
+        assert np.array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("dtype", MIXES)
