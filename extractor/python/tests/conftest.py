@@ -1,6 +1,7 @@
 """What the tests share: the command that the wheel brought, and packs that it makes once."""
 
 import json
+import signal
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -10,6 +11,9 @@ import numpy as np
 import pytest
 
 import segpack
+
+# a shell's `&` has it ignored, and whatever is started from here would inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[3]
 CHECKPOINT = ROOT / "extractor/demo/tiny-full"

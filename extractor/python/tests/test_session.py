@@ -137,7 +137,10 @@ print(len(session.generate([5, 9], max_new_tokens=3, stop_ids=[]).ids), flush=Tr
 
 def test_ctrl_c_ends_a_generation_and_the_session_can_be_used_on(raw):
     started = subprocess.Popen([sys.executable, "-c", INTERRUPTED, raw], stdout=subprocess.PIPE, text=True)
-    assert started.stdout.readline() == "begun\n"
-    started.send_signal(signal.SIGINT)
-    assert started.communicate(timeout=60)[0] == "interrupted\n3\n"
-    assert started.returncode == 0
+    try:
+        assert started.stdout.readline() == "begun\n"
+        started.send_signal(signal.SIGINT)
+        assert started.communicate(timeout=60)[0] == "interrupted\n3\n"
+        assert started.returncode == 0
+    finally:
+        started.kill()  # or it would compute for minutes where it does not listen
