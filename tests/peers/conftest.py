@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 from pathlib import Path
 
@@ -19,6 +20,12 @@ def segpack(*arguments):
     done = subprocess.run([SEGPACK, *map(str, arguments)], capture_output=True, check=False)
     assert done.returncode == 0, f"segpack {arguments} gave {done.returncode}: {done.stderr.decode()}"
     return done.stdout
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 class Pack:

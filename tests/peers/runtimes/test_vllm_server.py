@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -16,7 +15,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import SEGPACK, segpack
+from conftest import SEGPACK, free_port, segpack
 from test_runtimes import CHECKPOINT, HERE, TOLERANCE, changed, text_cases
 
 CASES = [(case["ids"], wanted["ids"]) for _, case, wanted in text_cases()]
@@ -34,12 +33,6 @@ def packs(tmp_path_factory):
     segpack("pack", CHECKPOINT, "-o", made["right"], "--no-provenance")
     segpack("pack", changed(folder / "checkpoint"), "-o", made["changed"], "--no-provenance")
     return made
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 @contextlib.contextmanager

