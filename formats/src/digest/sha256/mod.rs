@@ -204,9 +204,9 @@ impl Paths {
 
 /// [`Paths::wide_from`] where SHA-NI is there too, measured once per process, in some 50 µs: an
 /// AVX-512 pass costs the same for any number of messages, pairs cost by the message, and the two
-/// differ by more than a factor of two from processor to processor. Sixteen lanes and a pair make, in
-/// GB/s of one core, 5.4 and 3.2 on Zen 5 (hence 10), 3.3 to 3.6 and 2.9 on Zen 4 (13 to 15), 4.3 and 2.0 on
-/// Sapphire Rapids (8). A measurement that is disturbed costs time and nothing else.
+/// differ from processor to processor. Sixteen lanes and a pair make, in GB/s of one core, 5.4 and
+/// 3.2 on Zen 5 (hence 10), 3.3 to 3.6 and 2.9 on Zen 4 (13 to 15), 4.3 and 2.0 on Sapphire Rapids
+/// (8). A measurement that is disturbed costs time and nothing else.
 fn wide_from(sha_ni: ShaNi, avx512: Avx512) -> usize {
     static MEASURED: OnceLock<usize> = OnceLock::new();
     *MEASURED.get_or_init(|| {
