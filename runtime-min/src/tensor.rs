@@ -128,3 +128,21 @@ pub struct Linear<'a> {
     /// `[tokens, rows]`
     pub out: &'a mut [f32],
 }
+
+/// A convolution over time: a linear layer whose row t of inputs is the rows t, t + `dilation`, and so
+/// on of `x`, next to each other, as many as the kernel has.
+#[derive(Debug)]
+pub struct Convolution<'a> {
+    /// `[tokens + (kernel - 1) × dilation, channels]`
+    pub x: &'a [f32],
+    /// Channels of a row.
+    pub channels: usize,
+    /// From a row under the kernel to the next.
+    pub dilation: usize,
+    /// `[rows, kernel × channels]`
+    pub weight: Matrix<'a>,
+    /// `[rows]`
+    pub bias: Option<&'a [f32]>,
+    /// `[tokens, rows]`
+    pub out: &'a mut [f32],
+}

@@ -4,6 +4,7 @@
 use super::order::{BLOCK, Order};
 use segpack_formats::numeric::FloatDtype;
 
+use super::inputs::Inputs;
 use super::panel::{self, Rows};
 use super::scratch::{Buffer, Key};
 use super::shared::Columns;
@@ -149,9 +150,7 @@ impl Gemm<'_> {
 /// Packs rows of activations for [`Gemm`]: groups of tokens as tiles take them, each `[columns,
 /// tokens of the group]`, the columns of each block in their order.
 pub(super) struct Pack<'a> {
-    /// `[tokens, columns]`
-    pub x: &'a [f32],
-    pub columns: usize,
+    pub x: Inputs<'a>,
     pub compute: Compute,
     /// As long as `x`.
     pub to: &'a mut [f32],
@@ -162,52 +161,54 @@ impl Work for Pack<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let columns = self.columns;
-        for (first, tokens) in groups(self.x.len() / columns, S::TOKENS) {
-            let x = &self.x[first * columns..][..tokens * columns];
+        let columns = self.x.columns();
+        for (first, tokens) in groups(self.x.rows(), S::TOKENS) {
+            let x = self.x.part(first, tokens);
             let to = &mut self.to[first * columns..][..tokens * columns];
             for from in (0..columns).step_by(BLOCK) {
                 let length = BLOCK.min(columns - from);
                 let order = Order::new(self.compute, length);
-                pack_block(
-                    s,
-                    &x[from..],
-                    columns,
-                    order,
-                    &mut to[from * tokens..][..length * tokens],
-                );
+                let to = &mut to[from * tokens..][..length * tokens];
+                by_tokens!(tokens, pack_block::<S>(s, x, from, order, to));
             }
         }
     }
 }
 
-/// One block of columns of a group, a transpose. `x` has rows of `stride` values.
+/// One block of columns of a group, a transpose.
 #[inline(always)]
-fn pack_block<S: Simd>(s: S, x: &[f32], stride: usize, order: Order, to: &mut [f32]) {
-    let tokens = x.len().div_ceil(stride);
-    let columns = to.len() / tokens;
-    let whole = columns / LANES;
+fn pack_block<S: Simd, const TOKENS: usize>(
+    s: S,
+    x: Inputs<'_>,
+    from: usize,
+    order: Order,
+    to: &mut [f32],
+) {
+    if TOKENS > S::TOKENS {
+        return; // never called; spares its code
+    }
+    let to = to.as_chunks_mut::<TOKENS>().0;
+    let whole = to.len() / LANES;
     for c in 0..whole {
+        let column = from + c * LANES;
+        let place = x.place(column);
         let mut rows = [s.splat(0.0); LANES];
-        for (row, x) in rows.iter_mut().zip(x.chunks(stride)) {
-            if let Some(x) = x[c * LANES..].first_chunk() {
-                *row = s.load(x);
-            }
+        for (t, row) in rows.iter_mut().enumerate().take(TOKENS) {
+            *row = x.vector(s, t, column, place);
         }
         let (first, next) = order.pairs(c * LANES);
-        for (i, row) in s.transpose(rows).iter().enumerate() {
+        let rows = s.transpose(rows);
+        for i in 0..LANES {
             let mut line = Line::ZERO;
-            s.store(*row, &mut line.0);
-            let row = first + (i / 2) * next + i % 2;
-            to[row * tokens..][..tokens].copy_from_slice(&line.0[..tokens]);
+            s.store(rows[i], &mut line.0);
+            // its length is known, so that it is no call
+            to[first + (i / 2) * next + i % 2].copy_from_slice(&line.0[..TOKENS]);
         }
     }
-    for c in whole * LANES..columns {
-        for (to, x) in to[order.place(c) * tokens..][..tokens]
-            .iter_mut()
-            .zip(x.chunks(stride))
-        {
-            *to = x[c];
+    for c in whole * LANES..to.len() {
+        let place = x.place(from + c);
+        for (t, to) in to[order.place(c)].iter_mut().enumerate() {
+            *to = x.value(t, place);
         }
     }
 }

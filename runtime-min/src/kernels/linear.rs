@@ -6,13 +6,14 @@ use segpack_formats::numeric::FloatDtype;
 use super::Kernels;
 use super::gemm::{self, Gemm, Pack};
 use super::gemv::{Gemv, pack_lanes};
+use super::inputs::Inputs;
 use super::panel::Rows;
 use super::parallel::each;
 use super::scratch::{Buffer, Key};
 use super::shared::Columns;
 use super::simd::LANES;
 use super::tile::groups;
-use crate::tensor::{Compute, Linear, Matrix};
+use crate::tensor::{Compute, Convolution, Linear, Matrix};
 
 /// Bytes of weights of one task where there is one token.
 const TASK_BYTES: usize = 128 << 10;
@@ -26,10 +27,8 @@ const SMALL: usize = 1 << 15;
 struct Part<'a> {
     weight: Rows<'a>,
     bias: Option<&'a [f32]>,
-    tokens: usize,
     kind: Kind,
-    /// `[tokens, columns]`
-    x: &'a [f32],
+    x: Inputs<'a>,
     /// Where `x` is packed.
     packed: usize,
     out: Columns<'a>,
@@ -52,13 +51,7 @@ pub(crate) fn linears(
     linears: &mut [Linear<'_>],
     stop: &CancelToken,
 ) {
-    let mut wave = Wave {
-        kernels,
-        compute,
-        stop,
-        parts: Vec::new(),
-        packed: 0,
-    };
+    let mut wave = Wave::new(kernels, compute, stop);
     for linear in linears {
         let Linear {
             x,
@@ -66,48 +59,54 @@ pub(crate) fn linears(
             bias,
             out,
         } = linear;
-        let tokens = check(x, weight, *bias, out);
+        check(x, weight, *bias, out);
         if weight.columns == 0 {
             out.chunks_exact_mut(weight.rows.max(1))
                 .for_each(|out| empty_sums(compute, *bias, out));
-            continue;
+        } else if weight.rows > 0 {
+            wave.product(Inputs::rows_of(x, weight.columns), *weight, *bias, out);
         }
-        if weight.rows == 0 {
-            continue;
-        }
-        let rows = Rows {
-            dtype: weight.dtype,
-            bytes: weight.bytes,
-            stride: weight.columns * weight.dtype.byte_width(),
-            rows: weight.rows,
-            columns: weight.columns,
-        };
-        let mut out = Columns::all(out, weight.rows);
-        for x in x.chunks(gemm::TOKENS * weight.columns) {
-            let tokens = x.len() / weight.columns;
-            let kind = if tokens == 1 && rows.dtype == FloatDtype::BF16 {
-                Kind::Gemv
-            } else {
-                Kind::Gemm
-            };
-            let out = out.take_rows(tokens);
-            wave.add(Part {
-                weight: rows,
-                bias: *bias,
-                tokens,
-                kind,
-                x,
-                packed: 0,
-                out,
-            });
-        }
-        debug_assert!(tokens * weight.columns == x.len());
     }
     wave.run();
 }
 
-/// The number of tokens.
-fn check(x: &[f32], weight: &Matrix<'_>, bias: Option<&[f32]>, out: &[f32]) -> usize {
+/// As [`linears`], a convolution, whose inputs are packed from where they lie.
+///
+/// # Panics
+/// As there.
+pub(crate) fn convolution(
+    kernels: Kernels,
+    compute: Compute,
+    convolution: Convolution<'_>,
+    stop: &CancelToken,
+) {
+    let Convolution {
+        x,
+        channels,
+        dilation,
+        weight,
+        bias,
+        out,
+    } = convolution;
+    assert!(
+        channels > 0 && weight.columns.is_multiple_of(channels) && weight.rows > 0,
+        "a convolution of {channels} channels and a weight [{}, {}]",
+        weight.rows,
+        weight.columns
+    );
+    let x = Inputs::under_kernel(x, channels, dilation, weight.columns);
+    assert_eq!(
+        out.len(),
+        x.rows() * weight.rows,
+        "results of {} rows",
+        x.rows()
+    );
+    let mut wave = Wave::new(kernels, compute, stop);
+    wave.product(x, weight, bias, out);
+    wave.run();
+}
+
+fn check(x: &[f32], weight: &Matrix<'_>, bias: Option<&[f32]>, out: &[f32]) {
     let Matrix {
         dtype,
         bytes,
@@ -137,7 +136,6 @@ fn check(x: &[f32], weight: &Matrix<'_>, bias: Option<&[f32]>, out: &[f32]) -> u
         tokens * rows,
         "outputs of a weight of {rows} rows for {tokens} tokens"
     );
-    tokens
 }
 
 /// Sums over no column.
@@ -161,8 +159,53 @@ struct Wave<'a> {
 }
 
 impl<'a> Wave<'a> {
+    fn new(kernels: Kernels, compute: Compute, stop: &'a CancelToken) -> Self {
+        Self {
+            kernels,
+            compute,
+            stop,
+            parts: Vec::new(),
+            packed: 0,
+        }
+    }
+
+    /// Adds a product, some tokens at a time.
+    fn product(
+        &mut self,
+        x: Inputs<'a>,
+        weight: Matrix<'a>,
+        bias: Option<&'a [f32]>,
+        out: &'a mut [f32],
+    ) {
+        let weight = Rows {
+            dtype: weight.dtype,
+            bytes: weight.bytes,
+            stride: weight.columns * weight.dtype.byte_width(),
+            rows: weight.rows,
+            columns: weight.columns,
+        };
+        let mut out = Columns::all(out, weight.rows);
+        for first in (0..x.rows()).step_by(gemm::TOKENS) {
+            let x = x.part(first, gemm::TOKENS.min(x.rows() - first));
+            let kind = if x.row().is_some() && weight.dtype == FloatDtype::BF16 {
+                Kind::Gemv
+            } else {
+                Kind::Gemm
+            };
+            let out = out.take_rows(x.rows());
+            self.add(Part {
+                weight,
+                bias,
+                kind,
+                x,
+                packed: 0,
+                out,
+            });
+        }
+    }
+
     fn add(&mut self, mut part: Part<'a>) {
-        let same = |p: &&Part<'_>| p.kind == part.kind && std::ptr::eq(p.x, part.x);
+        let same = |p: &&Part<'_>| p.kind == part.kind && p.x.is_same(&part.x);
         if let Some(packed) = self.parts.iter().rev().find(same).map(|p| p.packed) {
             part.packed = packed;
         } else {
@@ -200,26 +243,18 @@ impl<'a> Wave<'a> {
                 continue; // another part packs the same
             }
             done = part.packed + part.x.len();
-            let columns = part.weight.columns;
-            for (first, tokens) in groups(part.tokens, max) {
-                let (to, after) = rest.split_at_mut(tokens * columns);
-                packs.push((
-                    part.kind,
-                    Pack {
-                        x: &part.x[first * columns..][..to.len()],
-                        columns,
-                        compute,
-                        to,
-                    },
-                ));
+            for (first, tokens) in groups(part.x.rows(), max) {
+                let x = part.x.part(first, tokens);
+                let (to, after) = rest.split_at_mut(x.len());
+                packs.push((part.kind, Pack { x, compute, to }));
                 rest = after;
             }
         }
         each(packs, done > SMALL, self.stop, |(kind, pack)| {
-            match (kind, compute) {
-                (Kind::Gemv, Compute::F32) => pack_lanes(pack.x, pack.to),
-                (Kind::Gemv, Compute::Bf16) => pack.to.copy_from_slice(pack.x),
-                (Kind::Gemm, _) => kernels.run(pack),
+            match (kind, compute, pack.x.row()) {
+                (Kind::Gemv, Compute::F32, Some(x)) => pack_lanes(x, pack.to),
+                (Kind::Gemv, Compute::Bf16, Some(x)) => pack.to.copy_from_slice(x),
+                _ => kernels.run(pack),
             }
         });
     }
@@ -242,7 +277,7 @@ impl<'a> Wave<'a> {
                 tasks.push(Task {
                     weight,
                     x,
-                    tokens: part.tokens,
+                    tokens: part.x.rows(),
                     kind: part.kind,
                     bias,
                     out,

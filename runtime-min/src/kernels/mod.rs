@@ -3,7 +3,8 @@
 //! * `simd`: vectors of 16 values, over `avx512`, `avx2` and `portable`. Every kernel is written
 //!   once over it.
 //! * `linear`: batches of linear layers, cut into tasks; `gemv` for one token, `gemm` for more,
-//!   on `tile`s whose `panel`s of weights are widened and turned on the way.
+//!   on `tile`s whose `panel`s of weights are widened and turned on the way. `inputs`: what they are
+//!   multiplied with, rows or what lies under the kernel of a convolution.
 //! * `attention`, `rows`, `exp`: everything else that a layer computes.
 //! * `sound`: what a vocoder computes beside its products.
 //! * `parallel`: tasks of a kernel on several threads; `team` keeps these awake for a forward pass.
@@ -26,6 +27,7 @@ mod avx512;
 mod exp;
 mod gemm;
 mod gemv;
+mod inputs;
 pub mod limits;
 mod linear;
 mod order;
@@ -43,7 +45,7 @@ mod tests;
 mod tile;
 
 pub(crate) use attention::{Attention, attention, attention_within};
-pub(crate) use linear::linears;
+pub(crate) use linear::{convolution, linears};
 pub(crate) use rows::{
     Add, AddScaled, GELU_CUBIC, Gelu, GeluTanh, LayerNorm, RmsNorm, Rope, SQRT_2_OVER_PI, SiluMul,
     Softmax,

@@ -144,20 +144,20 @@ pub(super) fn tile<S: Simd, const STRIP: usize, const TOKENS: usize>(
 
 /// Calls a function that has the number of tokens as its last const parameter.
 macro_rules! by_tokens {
-    ($tokens:expr, $f:ident::<$S:ty, $STRIP:ident>($($argument:expr),* $(,)?)) => {
+    ($tokens:expr, $f:ident::<$($generic:ident),+>($($argument:expr),* $(,)?)) => {
         match $tokens {
-            1 => $f::<$S, $STRIP, 1>($($argument),*),
-            2 => $f::<$S, $STRIP, 2>($($argument),*),
-            3 => $f::<$S, $STRIP, 3>($($argument),*),
-            4 => $f::<$S, $STRIP, 4>($($argument),*),
-            5 => $f::<$S, $STRIP, 5>($($argument),*),
-            6 => $f::<$S, $STRIP, 6>($($argument),*),
-            7 => $f::<$S, $STRIP, 7>($($argument),*),
-            8 => $f::<$S, $STRIP, 8>($($argument),*),
-            9 => $f::<$S, $STRIP, 9>($($argument),*),
-            10 => $f::<$S, $STRIP, 10>($($argument),*),
-            11 => $f::<$S, $STRIP, 11>($($argument),*),
-            12 => $f::<$S, $STRIP, 12>($($argument),*),
+            1 => $f::<$($generic),+, 1>($($argument),*),
+            2 => $f::<$($generic),+, 2>($($argument),*),
+            3 => $f::<$($generic),+, 3>($($argument),*),
+            4 => $f::<$($generic),+, 4>($($argument),*),
+            5 => $f::<$($generic),+, 5>($($argument),*),
+            6 => $f::<$($generic),+, 6>($($argument),*),
+            7 => $f::<$($generic),+, 7>($($argument),*),
+            8 => $f::<$($generic),+, 8>($($argument),*),
+            9 => $f::<$($generic),+, 9>($($argument),*),
+            10 => $f::<$($generic),+, 10>($($argument),*),
+            11 => $f::<$($generic),+, 11>($($argument),*),
+            12 => $f::<$($generic),+, 12>($($argument),*),
             _ => {}
         }
     };

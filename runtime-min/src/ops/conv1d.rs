@@ -1,5 +1,4 @@
-//! Convolution over time as linear layers: the rows under each kernel are copied next to each other
-//! (im2col), some rows of the result at a time.
+//! Convolution over time, as a linear layer of the rows under each kernel.
 //!
 //! Activations are `[time, channels]`. Checkpoints have the kernel last; [`Conv1d::causal`] and
 //! [`Conv1d::transposed`] put weights into the order that is computed with.
@@ -10,13 +9,10 @@ use segpack_formats::io::CancelToken;
 use segpack_formats::numeric::FloatDtype;
 
 use super::Ops;
-use crate::tensor::{Linear, Matrix};
+use crate::tensor::{Convolution, Matrix};
 
-/// Values that are copied next to each other at a time, at most, if these are [`ROWS`] or more rows.
-const UNROLLED: usize = 2 << 20;
-/// Rows of the result that are computed at a time, at least: with fewer the weights would be read too
-/// often.
-const ROWS: usize = 512;
+/// Bytes of a line of the processor's caches.
+const CACHE_LINE: usize = 64;
 
 /// A convolution over rows of channels, of which the caller keeps those that lie before the first
 /// result: see [`history`](Self::history).
@@ -40,15 +36,15 @@ impl Conv1d {
     /// Where the kernel is no divisor of the matrix' columns.
     #[must_use]
     pub fn causal(weight: Matrix<'_>, bias: Vec<f32>, kernel: usize, dilation: usize) -> Self {
-        let channels = weight.columns / kernel;
-        let stored = |output: usize, tap: usize, channel: usize| {
-            output * weight.columns + channel * kernel + tap
-        };
+        assert!(weight.columns.is_multiple_of(kernel));
         Self {
             dtype: weight.dtype,
-            weight: reorder(weight, [weight.rows, kernel, channels], stored),
+            weight: match weight.dtype {
+                FloatDtype::BF16 | FloatDtype::F16 => kernel_first::<2>(weight, kernel),
+                FloatDtype::F32 => kernel_first::<4>(weight, kernel),
+            },
             bias,
-            channels,
+            channels: weight.columns / kernel,
             kernel,
             dilation,
         }
@@ -68,14 +64,19 @@ impl Conv1d {
         assert!(rows * stride == kernel && (1..=2).contains(&rows));
         assert_eq!(weight.columns, outputs * kernel);
         // of two rows, the one before is seen by the second half of the kernel
-        let stored = |result: usize, row: usize, channel: usize| {
+        let stored = |result: usize, row: usize| {
             let (step, output) = (result / outputs, result % outputs);
-            let tap = step + (rows - 1 - row) * stride;
-            channel * weight.columns + output * kernel + tap
+            output * kernel + step + (rows - 1 - row) * stride
         };
+        let columns = (0..stride * outputs)
+            .flat_map(|result| (0..rows).map(move |row| stored(result, row)))
+            .collect();
         Self {
             dtype: weight.dtype,
-            weight: reorder(weight, [stride * outputs, rows, channels], stored),
+            weight: match weight.dtype {
+                FloatDtype::BF16 | FloatDtype::F16 => columns_as_rows::<2>(weight, columns),
+                FloatDtype::F32 => columns_as_rows::<4>(weight, columns),
+            },
             bias: bias.repeat(stride),
             channels,
             kernel: rows,
@@ -107,14 +108,7 @@ impl Conv1d {
         self.weight.len() + 4 * self.bias.len()
     }
 
-    /// Values of the memory that is reused, at most.
-    #[must_use]
-    pub fn unrolled(&self) -> usize {
-        UNROLLED.max(ROWS * self.kernel * self.channels)
-    }
-
     /// `out` = the convolution of `x`, `[history + rows, channels]`; `out` becomes `[rows, outputs]`.
-    /// `unrolled` is reused memory.
     ///
     /// # Errors
     /// `Interrupted`.
@@ -122,87 +116,74 @@ impl Conv1d {
         &self,
         ops: &impl Ops,
         x: &[f32],
-        unrolled: &mut Vec<f32>,
         out: &mut Vec<f32>,
         stop: &CancelToken,
     ) -> Result<()> {
-        let width = self.kernel * self.channels;
         let rows = (x.len() / self.channels).saturating_sub(self.history());
         out.resize(rows * self.outputs(), 0.0);
-        let some = (UNROLLED / width).max(ROWS);
-        for (number, out) in out.chunks_mut(some * self.outputs()).enumerate() {
-            let rows = out.len() / self.outputs();
-            let x = &x[number * some * self.channels..][..(rows + self.history()) * self.channels];
-            let x = match self.kernel {
-                1 => x,
-                _ => {
-                    unrolled.resize(rows * width, 0.0);
-                    self.unroll(x, unrolled);
-                    &unrolled[..]
-                }
-            };
-            let weight = Matrix {
-                dtype: self.dtype,
-                bytes: &self.weight,
-                rows: self.outputs(),
-                columns: width,
-            };
-            let bias = Some(&self.bias[..]);
-            ops.linears_until(
-                &mut [Linear {
-                    x,
-                    weight,
-                    bias,
-                    out,
-                }],
-                stop,
-            )?;
-        }
-        Ok(())
-    }
-
-    /// For every row of the result the rows under the kernel.
-    fn unroll(&self, x: &[f32], to: &mut [f32]) {
-        let (channels, kernel) = (self.channels, self.kernel);
-        let some = 64;
-        to.par_chunks_mut(some * kernel * channels)
-            .enumerate()
-            .for_each(|(task, to)| {
-                for (row, to) in to.chunks_exact_mut(kernel * channels).enumerate() {
-                    let first = task * some + row;
-                    for (tap, to) in to.chunks_exact_mut(channels).enumerate() {
-                        let row = first + tap * self.dilation;
-                        to.copy_from_slice(&x[row * channels..][..channels]);
-                    }
-                }
-            });
+        let weight = Matrix {
+            dtype: self.dtype,
+            bytes: &self.weight,
+            rows: self.outputs(),
+            columns: self.kernel * self.channels,
+        };
+        let convolution = Convolution {
+            x,
+            channels: self.channels,
+            dilation: self.dilation,
+            weight,
+            bias: Some(&self.bias),
+            out,
+        };
+        ops.convolve_until(convolution, stop)
     }
 }
 
-/// The values of a weight in the order of these three indexes, each from where `stored` says.
-fn reorder(
-    weight: Matrix<'_>,
-    [first, second, third]: [usize; 3],
-    stored: impl Fn(usize, usize, usize) -> usize + Sync,
-) -> Vec<u8> {
-    let size = weight.dtype.byte_width();
+/// Of every row of a weight, `[rows, channels × kernel]`, the values as `[kernel, channels]`.
+///
+/// Values have `SIZE` bytes: a copy of unknown length would be a call for each.
+fn kernel_first<const SIZE: usize>(weight: Matrix<'_>, kernel: usize) -> Vec<u8> {
     let mut bytes = vec![0; weight.bytes.len()];
-    assert_eq!(first * second * third * size, bytes.len());
-    bytes
-        .par_chunks_mut((second * third * size).max(1))
-        .enumerate()
-        .for_each(|(i, row)| {
-            for (n, to) in row.chunks_exact_mut(size).enumerate() {
-                let at = stored(i, n / third, n % third) * size;
-                to.copy_from_slice(&weight.bytes[at..at + size]);
+    let stored = weight.bytes.as_chunks::<SIZE>().0;
+    let rows = bytes.as_chunks_mut::<SIZE>().0;
+    let rows = rows.par_chunks_mut(weight.columns.max(1));
+    rows.zip(stored.par_chunks(weight.columns.max(1)))
+        .for_each(|(row, stored)| {
+            let channels = stored.len() / kernel;
+            for (tap, to) in row.chunks_exact_mut(channels).enumerate() {
+                for (to, stored) in to.iter_mut().zip(stored.chunks_exact(kernel)) {
+                    *to = stored[tap];
+                }
             }
         });
+    bytes
+}
+
+/// The columns of these numbers as rows, all columns of the weight once.
+///
+/// Each task takes columns that lie in one cache line of each row: one by one they would read every
+/// line many times.
+fn columns_as_rows<const SIZE: usize>(weight: Matrix<'_>, columns: Vec<usize>) -> Vec<u8> {
+    let mut bytes = vec![0; weight.bytes.len()];
+    let stored = weight.bytes.as_chunks::<SIZE>().0;
+    let rows = bytes.as_chunks_mut::<SIZE>().0;
+    let rows = rows.chunks_exact_mut(weight.rows.max(1));
+    let mut rows: Vec<(usize, &mut [[u8; SIZE]])> = columns.into_iter().zip(rows).collect();
+    rows.sort_unstable_by_key(|(column, _)| *column);
+    rows.par_chunks_mut(CACHE_LINE / SIZE).for_each(|rows| {
+        for (channel, stored) in stored.chunks_exact(weight.columns).enumerate() {
+            for (column, row) in &mut *rows {
+                row[channel] = stored[*column];
+            }
+        }
+    });
     bytes
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Kernels;
     use crate::ops::{CpuOps, ScalarOps};
     use crate::samples::{bytes, noise};
     use crate::tensor::Compute;
@@ -223,18 +204,12 @@ mod tests {
     }
 
     fn check(conv: &Conv1d, x: &[f32], wanted: &[f32]) {
-        let (mut unrolled, mut out, stop) = (Vec::new(), Vec::new(), CancelToken::default());
+        let (mut out, stop) = (Vec::new(), CancelToken::default());
         let scalar = ScalarOps::default();
         for fast in [false, true] {
             match fast {
-                false => conv.run(&scalar, x, &mut unrolled, &mut out, &stop),
-                true => conv.run(
-                    &CpuOps::new(Compute::F32),
-                    x,
-                    &mut unrolled,
-                    &mut out,
-                    &stop,
-                ),
+                false => conv.run(&scalar, x, &mut out, &stop),
+                true => conv.run(&CpuOps::new(Compute::F32), x, &mut out, &stop),
             }
             .unwrap();
             assert_eq!(out.len(), wanted.len());
@@ -268,6 +243,32 @@ mod tests {
             let mut padded = vec![0.0; conv.history() * channels];
             padded.extend(&x);
             check(&conv, &padded, &wanted);
+        }
+    }
+
+    #[test]
+    fn its_bits_are_those_of_a_linear_layer_of_the_rows_next_to_each_other() {
+        for (time, channels, outputs, kernel, dilation) in
+            [(600, 48, 40, 7, 9), (30, 20, 33, 3, 2), (2, 16, 16, 2, 1)]
+        {
+            let (_, bytes) = stored(outputs, channels * kernel, 3);
+            let x = noise((time + (kernel - 1) * dilation) * channels, 5);
+            let conv = Conv1d::causal(matrix(&bytes, outputs), noise(outputs, 7), kernel, dilation);
+            let under_kernel = |t| (0..kernel).map(move |tap| t + tap * dilation);
+            let rows = (0..time).flat_map(under_kernel);
+            let inputs: Vec<f32> = rows
+                .flat_map(|row| &x[row * channels..][..channels])
+                .copied()
+                .collect();
+            let weight = matrix(&conv.weight, outputs);
+            for kernels in Kernels::all() {
+                let ops = CpuOps::with_kernels(Compute::F32, kernels);
+                let (mut seen, mut wanted) = (Vec::new(), vec![0.0; time * outputs]);
+                conv.run(&ops, &x, &mut seen, &CancelToken::default())
+                    .unwrap();
+                ops.linear(&inputs, weight, Some(&conv.bias), &mut wanted);
+                assert_eq!(seen, wanted, "{kernels:?}");
+            }
         }
     }
 

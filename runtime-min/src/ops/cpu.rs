@@ -9,7 +9,7 @@ use segpack_formats::io::CancelToken;
 
 use super::{Attending, Ops, RotaryLayout, scalar};
 use crate::kernels::{self, Kernels, UnknownKernels};
-use crate::tensor::{Compute, Heads, Linear};
+use crate::tensor::{Compute, Convolution, Heads, Linear};
 
 /// Values of one task of an operation that is quick per value.
 const TASK: usize = 1 << 14;
@@ -133,6 +133,11 @@ impl Ops for CpuOps {
 
     fn linears_until(&self, linears: &mut [Linear<'_>], stop: &CancelToken) -> Result<()> {
         kernels::linears(self.kernels, self.compute, linears, stop);
+        stop.check()
+    }
+
+    fn convolve_until(&self, convolution: Convolution<'_>, stop: &CancelToken) -> Result<()> {
+        kernels::convolution(self.kernels, self.compute, convolution, stop);
         stop.check()
     }
 

@@ -18,8 +18,8 @@ pub use scalar::ScalarOps;
 use segpack_formats::Result;
 use segpack_formats::io::CancelToken;
 
-use crate::tensor::Linear;
 pub use crate::tensor::{Attending, Compute, Heads, Matrix, RotaryLayout};
+use crate::tensor::{Convolution, Linear};
 
 /// What a device computes.
 pub trait Ops: Send + Sync {
@@ -53,6 +53,13 @@ pub trait Ops: Send + Sync {
         self.linears(linears);
         stop.check()
     }
+
+    /// A convolution over time, with the bits that [`linears`](Self::linears) gives for its inputs next
+    /// to each other; ends soon after `stop` is requested.
+    ///
+    /// # Errors
+    /// `Interrupted` then; some of the results are undefined.
+    fn convolve_until(&self, convolution: Convolution<'_>, stop: &CancelToken) -> Result<()>;
 
     /// Causal attention of the last `tokens` positions over all cached ones. `q` is `[tokens, query
     /// × width]`, `keys` and `values` are `[positions, key_value × width]`, `out` is like `q`.

@@ -5,7 +5,7 @@ use segpack_formats::io::CancelToken;
 
 use super::{Attending, Ops, RotaryLayout, softmax};
 use crate::kernels;
-use crate::tensor::{Compute, Heads, Linear};
+use crate::tensor::{Compute, Convolution, Heads, Linear};
 
 /// The reference implementation: one thread, no instruction-set extensions, no blocking.
 #[derive(Debug, Clone, Copy, Default)]
@@ -51,6 +51,30 @@ impl Ops for ScalarOps {
             }
         }
         Ok(())
+    }
+
+    fn convolve_until(&self, convolution: Convolution<'_>, stop: &CancelToken) -> Result<()> {
+        let Convolution {
+            x,
+            channels,
+            dilation,
+            weight,
+            bias,
+            out,
+        } = convolution;
+        let rows: Vec<&[f32]> = x.chunks_exact(channels).collect();
+        let kernel = weight.columns / channels;
+        let under_kernel = |t| (0..kernel).map(move |tap| t + tap * dilation);
+        let tokens = out.len() / weight.rows;
+        let inputs = (0..tokens).flat_map(under_kernel).flat_map(|row| rows[row]);
+        let x: Vec<f32> = inputs.copied().collect();
+        let linear = Linear {
+            x: &x,
+            weight,
+            bias,
+            out,
+        };
+        self.linears_until(&mut [linear], stop)
     }
 
     fn attention(&self, q: &[f32], keys: &[f32], values: &[f32], heads: Heads, out: &mut [f32]) {

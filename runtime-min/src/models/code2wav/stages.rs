@@ -31,11 +31,7 @@ struct Flow {
 }
 
 /// Reused memory.
-#[derive(Default)]
-struct Scratch {
-    unrolled: Vec<f32>,
-    inner: [Vec<f32>; 3],
-}
+type Scratch = [Vec<f32>; 3];
 
 /// What computing takes.
 pub(super) struct Run<'r, O> {
@@ -119,10 +115,11 @@ pub(super) struct Tail {
 pub(super) fn values(spec: &VocoderSpec) -> u64 {
     let widest = spec.hidden.max(spec.decoder);
     let rows = spec.rows_of_a_piece();
-    // the ConvNeXt block's inner rows, and what the first convolution puts next to each other
+    // the ConvNeXt block's inner rows, and what the first convolution gives
     let up: usize = spec.stages.iter().product::<usize>().max(1);
     let stages = rows * up * (7 * spec.hidden + spec.decoder);
-    let unrolled = (2 << 20_usize).max(512 * KERNEL * widest);
+    // the widest inputs of a convolution, packed
+    let packed = (2 << 20_usize).max(512 * KERNEL * widest);
     // each block: what comes, what leaves, and the rows before, of three residual units
     let block = |(number, rate): (usize, &usize)| {
         let (before, after) = (spec.width_after(number), spec.width_after(number + 1));
@@ -130,7 +127,7 @@ pub(super) fn values(spec: &VocoderSpec) -> u64 {
         6 * (piece * rate + KERNEL * 9) * after + 2 * (piece + 1) * before
     };
     let blocks: usize = spec.rates.iter().enumerate().map(block).sum();
-    (stages + unrolled + blocks) as u64
+    (stages + packed + blocks) as u64
 }
 
 /// Rows that make a piece of this many values each.
@@ -197,8 +194,7 @@ impl Tail {
             x = stage.push(run, number, &x, &self.memory, &mut self.scratch)?;
         }
         let mut y = Vec::new();
-        self.first
-            .push(run, &x, &mut self.scratch.unrolled, &mut y)?;
+        self.first.push(run, &x, &mut y)?;
         run.observer
             .stage(WaveStage::First, &y, self.first.conv.outputs());
         let mut rest = Rest {
@@ -277,12 +273,10 @@ impl Flow {
         &mut self,
         run: &Run<'_, O>,
         x: &[f32],
-        unrolled: &mut Vec<f32>,
         out: &mut Vec<f32>,
     ) -> Result<(), RunError> {
         self.rows.extend_from_slice(x);
-        self.conv
-            .run(run.ops, &self.rows, unrolled, out, run.stop)?;
+        self.conv.run(run.ops, &self.rows, out, run.stop)?;
         keep_last(&mut self.rows, self.conv.history() * self.conv.channels());
         Ok(())
     }
@@ -394,10 +388,9 @@ impl Stage {
         memory: &[u8],
         scratch: &mut Scratch,
     ) -> Result<Vec<f32>, RunError> {
-        let Scratch { unrolled, inner } = scratch;
-        let [normed, wide, back] = inner;
+        let [normed, wide, back] = scratch;
         let (width, mut x_up) = (self.gamma.len(), Vec::new());
-        self.transposed.push(run, x, unrolled, &mut x_up)?;
+        self.transposed.push(run, x, &mut x_up)?;
         run.observer.stage(WaveStage::UpConv(number), &x_up, width);
         self.depthwise.push(run.ops, &x_up, normed);
         run.ops
@@ -435,22 +428,21 @@ impl DecoderBlock {
         x: &[f32],
         scratch: &mut Scratch,
     ) -> Result<Vec<f32>, RunError> {
-        let Scratch { unrolled, inner } = scratch;
-        let [active, inside, back] = inner;
+        let [active, inside, back] = scratch;
         active.clear();
         active.extend_from_slice(x);
         self.snake.run(run.ops, active);
         let mut y = Vec::new();
-        self.transposed.push(run, active, unrolled, &mut y)?;
+        self.transposed.push(run, active, &mut y)?;
         run.observer
             .stage(WaveStage::Transposed(number), &y, self.width);
         for unit in &mut self.units {
             active.clear();
             active.extend_from_slice(&y);
             unit.snakes[0].run(run.ops, active);
-            unit.dilated.push(run, active, unrolled, inside)?;
+            unit.dilated.push(run, active, inside)?;
             unit.snakes[1].run(run.ops, inside);
-            unit.pointwise.push(run, inside, unrolled, back)?;
+            unit.pointwise.push(run, inside, back)?;
             run.ops.add(&mut y, back);
         }
         run.observer.stage(WaveStage::Block(number), &y, self.width);
