@@ -9,6 +9,8 @@
 //! Features are noise: what they hold does not change what is computed. Multiply-adds are those of
 //! the linear layers, the convolutions and attention; norms, activations and softmax are overhead.
 
+mod measure;
+
 use std::error::Error;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -19,6 +21,8 @@ use segpack_manifests::families::MediaFacts;
 use segpack_runtime_min::processing::{AudioFeatures, MediaFeatures, VisualFeatures};
 use segpack_runtime_min::session::{MemoryLimit, Session, SessionOptions};
 use segpack_runtime_min::{Kernels, limits};
+
+use measure::{peak_memory, real};
 
 /// Multiply-adds of a measurement of the peak, for each thread: about half a second.
 const STEPS: usize = 1 << 27;
@@ -109,20 +113,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             share * 100.0
         );
     }
-    println!("peak memory: {}", peak_memory().unwrap_or_default());
+    println!("peak memory: {}", peak_memory());
     Ok(())
-}
-
-#[expect(clippy::cast_precision_loss, reason = "figures for people")]
-fn real(n: usize) -> f64 {
-    n as f64
-}
-
-/// What Linux says of this process.
-fn peak_memory() -> Option<String> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM"))?;
-    Some(line.trim_start_matches("VmHWM:").trim().to_owned())
 }
 
 /// Values between -1 and 1.

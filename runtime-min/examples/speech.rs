@@ -11,6 +11,8 @@
 //! its head; the predictor's layers once for each residual code, and each of its heads. Of code2wav the
 //! multiply-adds of linear layers, convolutions and attention count; activations and norms are overhead.
 
+mod measure;
+
 use std::error::Error;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -27,6 +29,8 @@ use segpack_runtime_min::session::{
     SpeechSettings,
 };
 use segpack_runtime_min::{Kernels, limits};
+
+use measure::{peak_memory, real};
 
 /// Multiply-adds of a measurement of the peak, for each thread: about half a second.
 const STEPS: usize = 1 << 27;
@@ -86,7 +90,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     if wanted("code2wav") {
         code2wav(&session, kernels, &args)?;
     }
-    println!("peak memory: {}", peak_memory().unwrap_or_default());
+    println!("peak memory: {}", peak_memory());
     Ok(())
 }
 
@@ -257,16 +261,4 @@ fn memory() -> Result<MmapMut, Box<dyn Error>> {
 fn median(mut runs: Vec<(f64, f64, f64)>) -> (f64, f64, f64) {
     runs.sort_by(|a, b| a.0.total_cmp(&b.0));
     runs[runs.len() / 2]
-}
-
-#[expect(clippy::cast_precision_loss, reason = "figures for people")]
-fn real(n: usize) -> f64 {
-    n as f64
-}
-
-/// What Linux says of this process.
-fn peak_memory() -> Option<String> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM"))?;
-    Some(line.trim_start_matches("VmHWM:").trim().to_owned())
 }
