@@ -440,9 +440,9 @@ fn things_in_each_others_place() {
 }
 
 /// Cuts a file off once lengths have been compared and the reading begins.
-struct Cut<'a> {
-    file: &'a Path,
-    by: usize,
+pub struct Cut<'a> {
+    pub file: &'a Path,
+    pub by: usize,
 }
 
 impl Progress for Cut<'_> {

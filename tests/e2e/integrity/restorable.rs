@@ -4,12 +4,16 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use segpack::steps::verify::VerifySettings;
 use segpack_formats::digest::Sha256;
+use segpack_formats::io::CancelToken;
+use segpack_manifests::documents::{Restorable, VerifyMode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::cli::{Run, segpack};
-use crate::support::damage::{edit_manifest, flip, list, manifest, range_of, reseal};
+use super::damage::Cut;
+use crate::support::cli::{FindingKind, Run, segpack};
+use crate::support::damage::{edit_manifest, flip, list, manifest, range_of, reseal, resize};
 use crate::support::folders::{copy, temp};
 use crate::support::packs::pack_into;
 use crate::support::tiny::{Qwen3Moe, Tiny, tiny_full};
@@ -183,4 +187,90 @@ fn midstates_cut_a_shard_into_parts_and_need_not_be_believed() {
     let run = segpack!["verify", &pack, "--json"].exits(3);
     assert_eq!(run.json()["findings"][0]["kind"], "not_restorable", "{run}");
     assert!(results(&run).contains(&(shard, "no".to_owned())));
+}
+
+/// The pack whose last byte is of a tensor of another shard than this one, and the shard of that.
+fn last_of_another(pack: &Path, shard: &str) -> (PathBuf, String) {
+    let mut document = manifest(pack);
+    let segments = list(&mut document, "segments").clone();
+    let tensors = list(&mut document, "tensors");
+    let last_shard = |segment: &Value| {
+        let own = tensors.iter().filter(|t| t["segment"] == segment["id"]);
+        let last = own.max_by_key(|t| t["offset"].as_u64())?;
+        Some(last["source"]["file"].as_str()?.to_owned())
+    };
+    let mut ends = segments
+        .iter()
+        .rev()
+        .filter_map(|s| Some((s, last_shard(s)?)));
+    let (segment, other) = ends.find(|(_, other)| other != shard).unwrap();
+    (pack.join(segment["pack"].as_str().unwrap()), other)
+}
+
+#[test]
+fn a_shard_beside_one_that_cannot_be_read_is_proved_by_its_whole() {
+    let folder = temp();
+    let good = folder.path().join("good");
+    pack_into(&tiny_full(), &good, &[]);
+    for lies in [false, true] {
+        let pack = folder.path().join(lies.to_string());
+        copy(&good, &pack);
+        let liar = lies.then(|| lie(&pack));
+        let (file, unread) = last_of_another(&pack, liar.as_deref().unwrap_or_default());
+        let cut = Cut { file: &file, by: 1 };
+        let settings = VerifySettings::new(VerifyMode::Full, 1);
+        let stop = CancelToken::default();
+        let report = segpack::steps::verify::verify(&pack, &settings, &stop, &cut).unwrap();
+        let mut kinds: Vec<FindingKind> = report.findings.iter().map(|f| f.kind).collect();
+        let mut wanted = vec![FindingKind::Unreadable];
+        wanted.extend(lies.then_some(FindingKind::NotRestorable));
+        kinds.sort();
+        wanted.sort();
+        assert_eq!(kinds, wanted);
+        for file in &report.files {
+            let lost = file.path == unread || Some(&file.path) == liar.as_ref();
+            let wanted = if lost {
+                Restorable::No
+            } else {
+                Restorable::Yes
+            };
+            assert_eq!(file.restorable, wanted, "{}", file.path);
+        }
+    }
+}
+
+#[test]
+fn what_shares_a_segment_with_a_proved_shard_is_checked_though_its_own_is_not() {
+    let folder = temp();
+    let pack = folder.path().join("pack");
+    pack_into(&tiny_full(), &pack, &["--codec", "zstd"]);
+    let mut document = manifest(&pack);
+    let tensors = list(&mut document, "tensors").clone();
+    let shares = |a: &Value, b: &Value| {
+        a["segment"] == b["segment"] && a["source"]["file"] != b["source"]["file"]
+    };
+    let shared = |t: &&Value| tensors.iter().any(|other| shares(t, other));
+    let tensor = tensors.iter().find(shared).unwrap();
+    let number = tensors.iter().position(|t| t == tensor).unwrap();
+    let sources = list(&mut document, "source_files");
+    let shard = sources
+        .iter()
+        .find(|f| f["path"] == tensor["source"]["file"]);
+    // a header that is too short: its shard cannot be proved
+    resize(
+        &pack.join(shard.unwrap()["stored_as"].as_str().unwrap()),
+        -1,
+    );
+    edit_manifest(&pack, |m| {
+        list(m, "tensors")[number]["sha256"] = json!("00".repeat(32))
+    });
+    let findings = segpack!["verify", &pack, "--json"].exits(3).findings();
+    let found = |f: &crate::support::cli::Finding| {
+        f.kind == FindingKind::DamagedTensor && f.tensor.as_deref() == tensor["name"].as_str()
+    };
+    assert_eq!(
+        findings.iter().filter(|f| found(f)).count(),
+        1,
+        "{findings:?}"
+    );
 }
