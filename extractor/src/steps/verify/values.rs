@@ -626,4 +626,117 @@ mod tests {
         }
         assert_eq!(names(model.judged(false)), others);
     }
+
+    #[test]
+    fn a_few_values_of_a_matrix_are_outliers_and_many_are_not() {
+        let found = |name: &str, count: usize| {
+            let mut model = Model::trained();
+            let values = model.get(name);
+            (0..count).for_each(|i| values[i * 97] = 1000.0);
+            model.judged(false).len()
+        };
+        assert_eq!(
+            (found("lm_head.weight", 32), found("lm_head.weight", 33)),
+            (1, 0)
+        );
+        // of a small matrix one in 32, and of a smaller one none: nothing else is like these two
+        let mut small = Model(Vec::new());
+        small.add("small.weight", Role::Router, &[16, 64], 0.02)[..32].fill(1000.0);
+        small.add("smaller.weight", Role::Router, &[7, 73], 0.02)[0] = 1000.0;
+        let wanted = (FindingKind::OutlierValues, "small.weight".to_owned());
+        assert_eq!(small.judged(false), [wanted]);
+        small.get("small.weight")[32] = 1000.0;
+        assert_eq!(small.judged(false), []);
+    }
+
+    /// Tensors of one kind, each of them `normal` times its factor.
+    fn scaled(shape: &[u64], factors: &[f64]) -> Model {
+        let mut model = Model(Vec::new());
+        for (layer, factor) in factors.iter().enumerate() {
+            let name = format!("model.layers.{layer}.some.weight");
+            model.add(&name, Role::AttentionQ, shape, 0.02 * factor);
+        }
+        model
+    }
+
+    #[test]
+    fn peers_are_five_or_more_and_differ_by_less_than_the_limits() {
+        let found = |shape: &[u64], factors: &[f64]| scaled(shape, factors).judged(false).len();
+        let (matrix, vector, row) = ([64, 64], [64], [1, 64]);
+        assert_eq!(found(&matrix, &[1.0, 1.0, 1.0, 1000.0]), 0);
+        assert_eq!(found(&matrix, &[1.0, 1.0, 1.0, 1.0, 1000.0]), 1);
+        // 64 times and 256 times; a single row is a vector
+        let others = [1.0; 8];
+        for (shape, less, more) in [
+            (&matrix[..], 40.0, 100.0),
+            (&vector[..], 150.0, 500.0),
+            (&row[..], 150.0, 500.0),
+        ] {
+            assert_eq!(
+                found(shape, &[&others[..], &[less]].concat()),
+                0,
+                "{shape:?}"
+            );
+            assert_eq!(
+                found(shape, &[&others[..], &[more]].concat()),
+                1,
+                "{shape:?}"
+            );
+        }
+        // where all differ, one that differs as much is like them
+        let each_more: Vec<f64> = (0..6).map(|i| 128_f64.powi(i)).collect();
+        assert_eq!(found(&matrix, &each_more), 0);
+    }
+
+    #[test]
+    fn layers_are_compared_where_there_are_five() {
+        for (layers, found) in [(4, 0), (5, 1)] {
+            let mut model = Model(Vec::new());
+            for (layer, expert) in (0..layers).flat_map(|l| (0..8).map(move |e| (l, e))) {
+                let name = format!("model.layers.{layer}.mlp.experts.{expert}.up_proj.weight");
+                let std = if layer == 2 { 20.0 } else { 0.02 };
+                model.add(&name, Role::ExpertUp, &[32, 32], std);
+                model.0.last_mut().unwrap().0.expert = Some(expert);
+            }
+            assert_eq!(model.judged(false).len(), found, "{layers} layers");
+        }
+    }
+
+    #[test]
+    fn what_is_short_or_no_weight_is_zero_and_equal_by_chance() {
+        let odd = |side: u64, part: Part, role: Role| {
+            let mut model = Model(Vec::new());
+            for layer in 0..2 {
+                let name = format!("model.layers.{layer}.some.weight");
+                let values = model.add(&name, role, &[side, side], 0.02);
+                values[..usize::try_from(side).unwrap()].fill(0.0);
+                model.0.last_mut().unwrap().0.part = part;
+            }
+            model
+                .judged(false)
+                .into_iter()
+                .map(|f| f.0)
+                .collect::<Vec<_>>()
+        };
+        let rows = [FindingKind::ZeroRows; 2];
+        assert_eq!(odd(8, Part::Weight, Role::Router), rows);
+        assert_eq!(odd(7, Part::Weight, Role::Router), []);
+        assert_eq!(odd(8, Part::Scale, Role::Router), []);
+        let equal = |count: u64, part: Part, role: Role| {
+            let mut model = Model(Vec::new());
+            for layer in 0..2 {
+                let name = format!("model.layers.{layer}.some.weight");
+                model.add(&name, role, &[count], 0.02);
+                model.0.last_mut().unwrap().0.part = part;
+            }
+            let first = model.0[0].1.clone();
+            model.0[1].1 = first;
+            model.judged(false).len()
+        };
+        assert_eq!(equal(8, Part::Weight, Role::InputNorm), 1);
+        assert_eq!(equal(8, Part::Bias, Role::InputNorm), 1);
+        assert_eq!(equal(7, Part::Weight, Role::InputNorm), 0);
+        assert_eq!(equal(8, Part::Scale, Role::InputNorm), 0);
+        assert_eq!(equal(8, Part::Weight, Role::Unclassified), 0);
+    }
 }
