@@ -98,6 +98,9 @@ fn one_bit_in_every_region_of_every_pack() {
                 flip(&file, at);
                 let findings = assert_found(&pack, "--quick", FindingKind::WrongHeader, path);
                 assert_eq!(findings[0].bytes, Some([at as u64, at as u64 + 1]));
+                let byte = fs::read(&file).unwrap()[at as usize];
+                let said = format!("byte {byte:#04x}");
+                assert_eq!(findings[0].seen.as_ref(), Some(&said));
                 assert_eq!(findings.len(), 1);
                 flip(&file, at);
             }

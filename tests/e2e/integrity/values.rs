@@ -78,6 +78,7 @@ fn numbers_are_right() {
     tiny.tensor(name).bytes = bytes.collect();
     let run = verify(&pack(&tiny, folder.path(), "raw")).ok();
     let report = run.json();
+    assert_eq!(report["values"]["unknown"], serde_json::json!([]));
     let all = report["values"]["tensors"].as_array().unwrap();
     let seen: &Value = all.iter().find(|t| t["name"] == name).unwrap();
     for (key, wanted) in [("values", 48), ("nan", 1), ("infinite", 1), ("zero", 1)] {
@@ -163,4 +164,39 @@ fn every_fault_is_found_and_named() {
     flip(&out.join("packs/text.safetensors"), -5000);
     verify(&out).exits(3);
     segpack!["verify", &out, "--values", "--quick"].exits(2);
+}
+
+#[test]
+fn odd_tensors_do_not_hide_each_other() {
+    let folder = temp();
+    let size = Qwen3Moe {
+        layers: 6,
+        ..Qwen3Moe::default()
+    };
+    let mut tiny = Tiny::qwen3_moe(size);
+    // outliers of its own in one, of its peers in another
+    let (own, of_peers) = (
+        "model.layers.2.self_attn.o_proj.weight",
+        "model.layers.4.input_layernorm.weight",
+    );
+    tiny.tensor(own).bytes[100..102].copy_from_slice(&bf16_bytes(-3000.0));
+    let large = bf16_bytes(30_000.0).into_iter().cycle();
+    let bytes = &mut tiny.tensor(of_peers).bytes;
+    *bytes = large.take(bytes.len()).collect();
+    // tensors of zeros say nothing about the only other one
+    let zeros = (0..5).map(|layer| format!("model.layers.{layer}.self_attn.q_norm.weight"));
+    let zeros: Vec<String> = zeros.collect();
+    for name in &zeros {
+        tiny.tensor(name).bytes.fill(0);
+    }
+    let run = verify(&pack(&tiny, folder.path(), "raw")).ok();
+    let mut wanted: Vec<_> = zeros
+        .into_iter()
+        .map(|n| (FindingKind::AllZero, n))
+        .collect();
+    wanted.extend([own, of_peers].map(|n| (FindingKind::OutlierValues, n.to_owned())));
+    let mut found = odd(&run);
+    found.sort();
+    wanted.sort();
+    assert_eq!(found, wanted, "{run}");
 }
