@@ -639,13 +639,13 @@ mod tests {
             (found("lm_head.weight", 32), found("lm_head.weight", 33)),
             (1, 0)
         );
-        // of a small matrix one in 32, and of a smaller one none: nothing else is like these two
+        // of a small matrix one in 32, and of a smaller one none
         let mut small = Model(Vec::new());
-        small.add("small.weight", Role::Router, &[16, 64], 0.02)[..32].fill(1000.0);
+        small.add("small.weight", Role::Router, &[8, 64], 0.02)[..16].fill(1000.0);
         small.add("smaller.weight", Role::Router, &[7, 73], 0.02)[0] = 1000.0;
         let wanted = (FindingKind::OutlierValues, "small.weight".to_owned());
         assert_eq!(small.judged(false), [wanted]);
-        small.get("small.weight")[32] = 1000.0;
+        small.get("small.weight")[16] = 1000.0;
         assert_eq!(small.judged(false), []);
     }
 
@@ -686,6 +686,18 @@ mod tests {
         // where all differ, one that differs as much is like them
         let each_more: Vec<f64> = (0..6).map(|i| 128_f64.powi(i)).collect();
         assert_eq!(found(&matrix, &each_more), 0);
+        // names that differ in more than numbers are no peers
+        let mut others = scaled(&matrix, &[1.0, 1.0, 1.0, 1.0, 1000.0]);
+        for (number, (entry, _)) in others.0.iter_mut().enumerate() {
+            entry.name = format!("model.{}.weight", ["a", "b", "c", "d", "e"][number]);
+        }
+        assert_eq!(others.judged(false), []);
+    }
+
+    #[test]
+    fn the_median_is_in_the_middle_and_the_lower_of_two() {
+        assert_eq!(median(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]), 4.0);
+        assert_eq!(median(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), 3.0);
     }
 
     #[test]
@@ -722,6 +734,10 @@ mod tests {
         assert_eq!(odd(8, Part::Weight, Role::Router), rows);
         assert_eq!(odd(7, Part::Weight, Role::Router), []);
         assert_eq!(odd(8, Part::Scale, Role::Router), []);
+        // no values at all are not zeros
+        let mut empty = Model(Vec::new());
+        empty.add("empty.weight", Role::Router, &[0, 8], 0.02);
+        assert_eq!(empty.judged(false), []);
         let equal = |count: u64, part: Part, role: Role| {
             let mut model = Model(Vec::new());
             for layer in 0..2 {
