@@ -219,6 +219,39 @@ fn one_bit_in_any_piece_of_a_long_tensor_is_found() {
 }
 
 #[test]
+fn coded_segments_are_checked_where_nothing_is_proved_and_in_parts() {
+    let folder = temp();
+    let pack = folder.path().join("pack");
+    pack_into(&tiny_full(), &pack, &["--codec", "bf16-rans"]);
+    let run = |how: [&str; 2]| segpack!["verify", &pack, "--json", how[0], how[1]];
+    let ways = [
+        ["--no-restorable", "--jobs=2"],
+        ["--subset", "1/2"],
+        ["--subset", "2/2"],
+    ];
+    let whole = verify(&pack, "").ok().json()["checked"].clone();
+    assert_eq!(run(ways[0]).ok().json()["checked"], whole);
+
+    let mut document = manifest(&pack);
+    let mut segments = list(&mut document, "segments").iter().rev();
+    let segment = segments.find(|s| s["codec"] != "raw").unwrap();
+    let range = range_of(segment, "stored_length");
+    let file = pack.join(segment["pack"].as_str().unwrap());
+    flip(&file, (range.start + range.len() / 2) as i64);
+    let found = ways.map(|how| {
+        let findings = run(how).findings();
+        for finding in &findings {
+            assert_eq!(finding.segment.as_deref(), segment["id"].as_str());
+            let bytes = [range.start as u64, range.end as u64];
+            assert_eq!(finding.bytes, Some(bytes), "{finding}");
+        }
+        let of_segment = |f: &&Finding| f.kind == FindingKind::DamagedSegment && f.tensor.is_none();
+        findings.iter().filter(of_segment).count()
+    });
+    assert_eq!((found[0], found[1] + found[2]), (1, 1), "{found:?}");
+}
+
+#[test]
 fn one_bit_in_the_other_files() {
     let mut good = Good::new();
     let pack = good.copy("raw");
