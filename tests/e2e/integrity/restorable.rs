@@ -160,6 +160,8 @@ fn midstates_cut_a_shard_into_parts_and_need_not_be_believed() {
         let files = list(&mut document, "source_files").len();
         let run = segpack!["verify", &good, "--json"].ok();
         assert_eq!(count(&run, "yes"), files);
+        // long tensors by themselves, piece by piece
+        segpack!["verify", &good, "--no-restorable"].ok();
 
         // none, one that is out of place: the shard is proved all the same
         let pack = folder.path().join("edited");
