@@ -264,7 +264,7 @@ fn what_shares_a_segment_with_a_proved_shard_is_checked_though_its_own_is_not() 
         -1,
     );
     edit_manifest(&pack, |m| {
-        list(m, "tensors")[number]["sha256"] = json!("00".repeat(32))
+        list(m, "tensors")[number]["sha256"] = json!("00".repeat(32));
     });
     let findings = segpack!["verify", &pack, "--json"].exits(3).findings();
     let found = |f: &crate::support::cli::Finding| {
