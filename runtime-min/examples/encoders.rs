@@ -19,13 +19,11 @@ use segpack_formats::io::to_usize;
 use segpack_manifests::Pack;
 use segpack_manifests::families::MediaFacts;
 use segpack_runtime_min::processing::{AudioFeatures, MediaFeatures, VisualFeatures};
-use segpack_runtime_min::session::{MemoryLimit, Session, SessionOptions};
+use segpack_runtime_min::session::{Session, SessionError};
 use segpack_runtime_min::{Kernels, limits};
 
-use measure::{peak_memory, real};
+use measure::{STEPS, beside_limit, options, peak_memory, real};
 
-/// Multiply-adds of a measurement of the peak, for each thread: about half a second.
-const STEPS: usize = 1 << 27;
 /// Frames of a second.
 const FRAMES: usize = 100;
 
@@ -69,12 +67,7 @@ fn arguments() -> Result<Args, Box<dyn Error>> {
 fn main() -> Result<(), Box<dyn Error>> {
     let args = arguments()?;
     let pack = Pack::open(&args.pack)?;
-    let mut options = SessionOptions::default();
-    options.memory = args
-        .memory
-        .map_or(MemoryLimit::Unlimited, MemoryLimit::Bytes);
-    options.threads = Some(args.threads);
-    let session = Session::open(&pack, &options)?;
+    let session = Session::open(&pack, &options(args.memory, args.threads))?;
     let facts = session.media_facts()?.ok_or("its model takes text alone")?;
     let kernels = Kernels::from_environment()?;
     println!("{} kernels, {} threads", kernels.name(), args.threads);
@@ -96,13 +89,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         let work = 2.0 * multiply_adds(&facts, media);
         let mut rows = Vec::new();
         for _ in 0..args.runs {
-            // before and after, as neighbours on a machine come and go
-            let before = session.install(|| limits::fma_peak(kernels, STEPS));
-            let began = Instant::now();
-            session.encode(&placeholders(&facts, media), media, &mut ())?;
-            let time = began.elapsed();
-            let after = session.install(|| limits::fma_peak(kernels, STEPS));
-            let peak = f64::midpoint(before, after);
+            let peak = || session.install(|| limits::fma_peak(kernels, STEPS));
+            let (time, peak) = beside_limit(peak, || {
+                let began = Instant::now();
+                session.encode(&placeholders(&facts, media), media, &mut ())?;
+                Ok::<_, SessionError>(began.elapsed())
+            })?;
             rows.push((work / time.as_secs_f64() / peak, time));
         }
         rows.sort_by(|a, b| a.0.total_cmp(&b.0));

@@ -25,15 +25,12 @@ use segpack_manifests::families::{SpeechFacts, TextFacts, VocoderFacts};
 use segpack_runtime_min::models::code2wav::Chunks;
 use segpack_runtime_min::processing::MediaFeatures;
 use segpack_runtime_min::session::{
-    AcceptedStates, MemoryLimit, Session, SessionError, SessionOptions, SpeechScript,
-    SpeechSettings,
+    AcceptedStates, Session, SessionError, SpeechScript, SpeechSettings,
 };
 use segpack_runtime_min::{Kernels, limits};
 
-use measure::{peak_memory, real};
+use measure::{STEPS, beside_limit, options, peak_memory, real};
 
-/// Multiply-adds of a measurement of the peak, for each thread: about half a second.
-const STEPS: usize = 1 << 27;
 /// Bytes of a measurement of the bandwidth.
 const MEMORY: usize = 1 << 30;
 /// Words of the text.
@@ -75,12 +72,7 @@ fn arguments() -> Result<Args, Box<dyn Error>> {
 fn main() -> Result<(), Box<dyn Error>> {
     let args = arguments()?;
     let pack = Pack::open(&args.pack)?;
-    let mut options = SessionOptions::default();
-    options.memory = args
-        .memory
-        .map_or(MemoryLimit::Unlimited, MemoryLimit::Bytes);
-    options.threads = Some(args.threads);
-    let session = Session::open(&pack, &options)?;
+    let session = Session::open(&pack, &options(args.memory, args.threads))?;
     let kernels = Kernels::from_environment()?;
     println!("{} kernels, {} threads", kernels.name(), args.threads);
     let wanted = |what| args.only.as_ref().is_none_or(|only| only == what);
@@ -100,10 +92,9 @@ fn talker(session: &Session<'_>, kernels: Kernels, args: &Args) -> Result<(), Bo
     let memory = memory()?;
     let mut runs = Vec::new();
     for _ in 0..args.runs {
-        let before = session.install(|| limits::read_bandwidth(kernels, &[&memory]));
-        let rate = frames_per_second(session, &facts, args.frames)?;
-        let after = session.install(|| limits::read_bandwidth(kernels, &[&memory]));
-        let limit = f64::midpoint(before, after);
+        let limit = || session.install(|| limits::read_bandwidth(kernels, &[&memory]));
+        let run = || frames_per_second(session, &facts, args.frames);
+        let (rate, limit) = beside_limit(limit, run)?;
         runs.push((rate * bytes / limit, rate, limit));
     }
     let (share, rate, limit) = median(runs);
@@ -193,13 +184,13 @@ fn code2wav(session: &Session<'_>, kernels: Kernels, args: &Args) -> Result<(), 
     let sound = real(vocoder.samples(args.frames, chunks)) / f64::from(vocoder.sample_rate());
     let mut runs = Vec::new();
     for _ in 0..args.runs {
-        let before = session.install(|| limits::fma_peak(kernels, STEPS));
-        let began = Instant::now();
-        let mut sink = |_: &[f32]| Ok::<_, SessionError>(());
-        session.vocode(&vocoder, &codes, chunks, &mut (), &mut sink)?;
-        let seconds = began.elapsed().as_secs_f64();
-        let after = session.install(|| limits::fma_peak(kernels, STEPS));
-        let peak = f64::midpoint(before, after);
+        let peak = || session.install(|| limits::fma_peak(kernels, STEPS));
+        let (seconds, peak) = beside_limit(peak, || {
+            let began = Instant::now();
+            let mut sink = |_: &[f32]| Ok::<_, SessionError>(());
+            session.vocode(&vocoder, &codes, chunks, &mut (), &mut sink)?;
+            Ok::<_, SessionError>(began.elapsed().as_secs_f64())
+        })?;
         runs.push((work / seconds / peak, sound / seconds, peak));
     }
     let (share, rate, peak) = median(runs);

@@ -197,10 +197,9 @@ fn pack_block<S: Simd, const TOKENS: usize>(
             *row = x.vector(s, t, column, place);
         }
         let (first, next) = order.pairs(c * LANES);
-        let rows = s.transpose(rows);
-        for i in 0..LANES {
+        for (i, row) in s.transpose(rows).iter().enumerate() {
             let mut line = Line::ZERO;
-            s.store(rows[i], &mut line.0);
+            s.store(*row, &mut line.0);
             // its length is known, so that it is no call
             to[first + (i / 2) * next + i % 2].copy_from_slice(&line.0[..TOKENS]);
         }

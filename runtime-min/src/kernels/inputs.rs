@@ -9,11 +9,9 @@ pub(super) struct Inputs<'a> {
     values: &'a [f32],
     rows: usize,
     columns: usize,
-    /// From the first value of a row to that of the next row.
-    stride: usize,
-    /// Columns that lie next to each other.
-    run: usize,
-    /// From the first column of a run to that of the next run.
+    /// Columns that lie next to each other; the next row begins behind them.
+    channels: usize,
+    /// From the first of these columns to the first of the next ones.
     step: usize,
 }
 
@@ -28,14 +26,7 @@ pub(super) struct Place {
 impl<'a> Inputs<'a> {
     /// Rows one after another.
     pub(super) fn rows_of(values: &'a [f32], columns: usize) -> Self {
-        Self {
-            values,
-            rows: values.len() / columns,
-            columns,
-            stride: columns,
-            run: columns,
-            step: columns,
-        }
+        Self::under_kernel(values, columns, 1, columns)
     }
 
     /// Under a kernel: row t is the rows t, t + `dilation`, and so on of `values`, of `channels` each.
@@ -50,8 +41,7 @@ impl<'a> Inputs<'a> {
             values,
             rows: (values.len() / channels).saturating_sub(before),
             columns,
-            stride: channels,
-            run: channels,
+            channels,
             step: dilation * channels,
         }
     }
@@ -72,7 +62,7 @@ impl<'a> Inputs<'a> {
     /// Some rows.
     pub(super) fn part(self, first: usize, rows: usize) -> Self {
         Self {
-            values: &self.values[first * self.stride..],
+            values: &self.values[first * self.channels..],
             rows,
             ..self
         }
@@ -80,36 +70,36 @@ impl<'a> Inputs<'a> {
 
     /// Whether they are the same values in the same order.
     pub(super) fn is_same(&self, other: &Self) -> bool {
-        let shape = |x: &Self| (x.rows, x.columns, x.stride, x.run, x.step);
+        let shape = |x: &Self| (x.rows, x.columns, x.channels, x.step);
         std::ptr::eq(self.values, other.values) && shape(self) == shape(other)
     }
 
     /// The only row, whose columns lie next to each other.
     pub(super) fn row(&self) -> Option<&'a [f32]> {
-        (self.rows == 1 && self.run == self.columns).then(|| &self.values[..self.columns])
+        (self.rows == 1 && self.channels == self.columns).then(|| &self.values[..self.columns])
     }
 
     /// Where a column is.
     #[inline(always)]
     pub(super) fn place(&self, column: usize) -> Place {
-        let (run, inside) = (column / self.run, column % self.run);
+        let (tap, channel) = (column / self.channels, column % self.channels);
         Place {
-            at: run * self.step + inside,
-            left: self.run - inside,
+            at: tap * self.step + channel,
+            left: self.channels - channel,
         }
     }
 
     /// One value.
     #[inline(always)]
     pub(super) fn value(&self, row: usize, place: Place) -> f32 {
-        self.values[row * self.stride + place.at]
+        self.values[row * self.channels + place.at]
     }
 
     /// The vector of columns that begins at `column`, which is at `place`.
     #[inline(always)]
     pub(super) fn vector<S: Simd>(&self, s: S, row: usize, column: usize, place: Place) -> S::V {
         if place.left >= LANES
-            && let Some(x) = self.values[row * self.stride + place.at..].first_chunk()
+            && let Some(x) = self.values[row * self.channels + place.at..].first_chunk()
         {
             return s.load(x);
         }

@@ -88,6 +88,7 @@ pub(crate) fn convolution(
         bias,
         out,
     } = convolution;
+    check_weight(&weight, bias);
     assert!(
         channels > 0 && weight.columns.is_multiple_of(channels) && weight.rows > 0,
         "a convolution of {channels} channels and a weight [{}, {}]",
@@ -107,6 +108,25 @@ pub(crate) fn convolution(
 }
 
 fn check(x: &[f32], weight: &Matrix<'_>, bias: Option<&[f32]>, out: &[f32]) {
+    check_weight(weight, bias);
+    let Matrix { rows, columns, .. } = *weight;
+    let tokens = x
+        .len()
+        .checked_div(columns)
+        .unwrap_or(out.len() / rows.max(1));
+    assert_eq!(
+        x.len(),
+        tokens * columns,
+        "inputs of a weight of {columns} columns"
+    );
+    assert_eq!(
+        out.len(),
+        tokens * rows,
+        "outputs of a weight of {rows} rows for {tokens} tokens"
+    );
+}
+
+fn check_weight(weight: &Matrix<'_>, bias: Option<&[f32]>) {
     let Matrix {
         dtype,
         bytes,
@@ -121,20 +141,6 @@ fn check(x: &[f32], weight: &Matrix<'_>, bias: Option<&[f32]>, out: &[f32]) {
     assert!(
         bias.is_none_or(|b| b.len() == rows),
         "values of a bias of {rows} rows"
-    );
-    let tokens = x
-        .len()
-        .checked_div(columns)
-        .unwrap_or(out.len() / rows.max(1));
-    assert_eq!(
-        x.len(),
-        tokens * columns,
-        "inputs of a weight of {columns} columns"
-    );
-    assert_eq!(
-        out.len(),
-        tokens * rows,
-        "outputs of a weight of {rows} rows for {tokens} tokens"
     );
 }
 
