@@ -298,7 +298,7 @@ fn what_is_no_video_is_an_error() {
         );
     }
     let text = error_of(&at("text.mp4", b"hello")).to_string();
-    assert!(text.contains("ffprobe") && !text.contains("0x"), "{text}");
+    assert!(text.contains("ffprobe") && !text.contains("@ 0x"), "{text}");
     let wav = error_of(&at("sound.mp4", &read("speech_s16_16k.wav")));
     assert_eq!(
         wav.to_string().split(',').next().unwrap(),
