@@ -629,9 +629,13 @@ function forecast(subject) {
     return { share, rate: memory < dense + perToken / Math.max(1, model.layers) ? null : 1 / seconds };
   };
   const whole = (dense + expertBytes) / 1e9;
-  const sizes = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048].filter((gb) => gb < whole * 2 && gb > dense / 1e9);
-  const paint = () => holder.replaceChildren(table("Forecast: computed, not measured", [number("Memory for weights"), number("Experts in memory"), number("Tokens per second, at most")],
-    sizes.map((gb) => { const f = at(gb * 1e9); return [gb + " GB", percent(f.share), f.rate == null ? "does not fit" : figure(f.rate)]; })));
+  // of a small model parts of a GB
+  const unit = whole < 1 ? 10 ** Math.floor(Math.log10(whole)) : 1;
+  const sizes = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048].map((n) => n * unit).filter((gb) => gb < whole * 2 && gb > dense / 1e9);
+  // on paper there are no fields: the table says what it is for
+  const caption = () => `Forecast: computed, not measured, for ${bandwidth.value} GB/s of memory and ${drive.value} GB/s of the drive`;
+  const paint = () => holder.replaceChildren(table(caption(), [number("Memory for weights"), number("Experts in memory"), number("Tokens per second, at most")],
+    sizes.map((gb) => { const f = at(gb * 1e9); return [bytes(gb * 1e9), percent(f.share), f.rate == null ? "does not fit" : figure(f.rate)]; })));
   paint();
   section("forecast", "Memory and speed",
     make("p", {}, `A token needs ${bytes(touched)} of the ${bytes(dense + expertBytes)} of ${model.component}: ${bytes(dense)} that every token uses stays in memory, and ${model.experts_per_token} of ${model.experts} experts of each layer are chosen.`),
