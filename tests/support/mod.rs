@@ -18,6 +18,7 @@ pub mod packs;
 #[cfg(all(target_os = "linux", feature = "remote"))]
 pub mod proxy;
 pub mod request;
+pub mod signing;
 #[cfg(all(target_os = "linux", feature = "remote"))]
 pub mod store;
 pub mod tiny;

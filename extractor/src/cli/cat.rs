@@ -2,7 +2,7 @@ use std::io::{self, BufWriter, IsTerminal, Write};
 use std::ops::Range;
 
 use super::Context;
-use super::args::{INPUT, PackArg, SegmentCacheArgs};
+use super::args::{INPUT, PackArg, ReadingArgs};
 use super::error::CliError;
 use crate::steps::Exit;
 use crate::steps::cat::{are_files, cat, parse_rows};
@@ -22,7 +22,7 @@ pub(super) struct Args {
     #[command(flatten)]
     pack: PackArg,
     #[command(flatten)]
-    cache: SegmentCacheArgs,
+    reading: ReadingArgs,
     /// Names of tensors, segments, stacked tensors of the checkpoint, or files beside its shards;
     /// looked for in this order (./NAME is always a file)
     #[arg(value_name = "NAME", required = true)]
@@ -33,7 +33,8 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
-    let pack = args.cache.of(args.pack.open(context)?, context)?;
+    args.reading.refuse_unchecked(args.rows.is_some(), "rows")?;
+    let pack = args.reading.open(&args.pack, context)?;
     let (names, rows, stop) = (&args.names, args.rows.as_ref(), context.stop);
     let mut out = BufWriter::with_capacity(0, io::stdout().lock()); // pieces are large already
     if io::stdout().is_terminal() {

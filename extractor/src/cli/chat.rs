@@ -15,7 +15,7 @@ use serde_json::json;
 use self::input::{Input, Line};
 use super::Context;
 use super::args::{
-    DEVICE, ExpertArgs, INPUT, ModelArgs, PackArg, SAMPLING, SamplingArgs, SegmentCacheArgs,
+    DEVICE, ExpertArgs, INPUT, ModelArgs, PackArg, ReadingArgs, SAMPLING, SamplingArgs,
 };
 use super::error::CliError;
 use super::terminal::for_terminal;
@@ -38,7 +38,7 @@ pub(super) struct Args {
     #[command(flatten)]
     pack: PackArg,
     #[command(flatten)]
-    cache: SegmentCacheArgs,
+    reading: ReadingArgs,
     /// System message
     #[arg(long, value_name = "TEXT", help_heading = INPUT)]
     system: Option<String>,
@@ -115,8 +115,10 @@ const NOTHING_WRITTEN: hints::Doing = hints::Doing {
 const MAX_BYTES: u64 = 64 << 20;
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
+    args.reading
+        .refuse_unchecked(args.model.leaves_unchecked(), "check")?;
     let options = args.options()?;
-    let pack = args.cache.of(args.pack.open(context)?, context)?;
+    let pack = args.reading.open(&args.pack, context)?;
     // what cannot be read is better found before the model is loaded
     let loaded = args.load.as_deref().map(read_messages).transpose()?;
     let is_restricted = options.session.experts.is_some();

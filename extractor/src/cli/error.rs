@@ -79,6 +79,9 @@ pub(crate) enum CliError {
     /// As many SHA-256 of manifests as there are packs are needed.
     #[error("every pack that is compared needs a SHA-256 of its manifest.json, or none does")]
     Identities,
+    /// An option with which a pack that has to be signed would be used unchecked.
+    #[error("with --{option} not all that is read of a pack is compared with what was signed")]
+    Unchecked { option: &'static str },
     /// An option that makes no sense for the output.
     #[error("--{option} {why}")]
     Output {
@@ -134,6 +137,7 @@ impl CliError {
             | Self::NothingToExport
             | Self::NoKey(_)
             | Self::NotAKey(_)
+            | Self::Unchecked { .. }
             | Self::Output { .. }
             | Self::NoSuchChatCommand(_)
             | Self::NoChatFile(_)
@@ -152,6 +156,7 @@ impl CliError {
             }
             Self::CannotAsk => Some("--yes confirms it"),
             Self::TwoOutputs => Some("use either --json or -o -"),
+            Self::Unchecked { .. } => Some("leave it out, or --require-signature"),
             Self::NotAGpu => {
                 Some("use --device cuda or cuda:N; without --device, the CPU is measured")
             }

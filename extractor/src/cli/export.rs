@@ -8,7 +8,7 @@ use segpack_manifests::documents::ExportTarget;
 
 use super::Context;
 use super::args::values::{expert_parallel, shard_size, tokenizer_pre};
-use super::args::{INPUT, Jobs, OUTPUT, PackArg, SegmentCacheArgs};
+use super::args::{INPUT, Jobs, OUTPUT, PackArg, ReadingArgs};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
@@ -40,7 +40,7 @@ pub(super) struct Args {
     #[command(flatten)]
     pack: Option<PackArg>,
     #[command(flatten)]
-    cache: SegmentCacheArgs,
+    reading: ReadingArgs,
     /// Export only tensors whose names match one of these patterns (safetensors and npy)
     #[arg(value_name = "GLOB", index = 2)]
     names: Vec<String>,
@@ -277,7 +277,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
         force: args.force,
         jobs: args.jobs.count(),
     };
-    let pack = args.cache.of(pack.open(context)?, context)?;
+    let pack = args.reading.open(&pack, context)?;
     if output.as_os_str() == "-" {
         return to_stdout(&pack, &settings, args.json, context);
     }
@@ -297,7 +297,8 @@ fn run_check(
     rank: ExpertParallel,
     context: &Context,
 ) -> Result<Exit, CliError> {
-    let pack = args.pack.as_ref().map(|pack| pack.open(context));
+    let pack = args.pack.as_ref();
+    let pack = pack.map(|pack| args.reading.open(pack, context));
     let report = check_share(folder, rank, pack.transpose()?.as_ref(), context.job())?;
     let place = folder.display().to_string();
     context

@@ -508,10 +508,15 @@ fn of_sign(error: &SignError) -> Option<&'static str> {
         SignError::PublicKey { .. } => {
             Some("`openssl ec -in key.pem -pubout -out key.pub` writes it")
         }
+        SignError::TrustedRoot { .. } => Some(
+            "the instance publishes it, as trusted_root.json in its repository of keys (TUF); that of \
+             the public one is in the Python package sigstore",
+        ),
         SignError::Exists { .. } => Some(REPLACE),
         SignError::NotASignature { .. } => Some("choose another -o, or remove it"),
         SignError::IsAPack { .. } => Some("without --files it is verified, then signed"),
         SignError::NotPrivate { .. }
+        | SignError::Certificates { .. }
         | SignError::NoFiles { .. }
         | SignError::Encode(_)
         | SignError::Pem { .. } => None,

@@ -21,8 +21,8 @@ use segpack_runtime_min::session::{GenerationSettings, SessionOptions};
 use super::Context;
 use super::args::values::{experts_file, token_id, trace_path};
 use super::args::{
-    DEVICE, ExpertArgs, INPUT, MediaArgs, ModelArgs, OUTPUT, PackArg, SAMPLING, SamplingArgs,
-    SegmentCacheArgs, VoiceArgs, is_to_stdout,
+    DEVICE, ExpertArgs, INPUT, MediaArgs, ModelArgs, OUTPUT, PackArg, ReadingArgs, SAMPLING,
+    SamplingArgs, VoiceArgs, is_to_stdout,
 };
 use super::error::CliError;
 use super::terminal::for_terminal;
@@ -53,7 +53,7 @@ pub(super) struct Args {
     #[command(flatten)]
     pack: PackArg,
     #[command(flatten)]
-    cache: SegmentCacheArgs,
+    reading: ReadingArgs,
     /// Text to continue [default: standard input, without a final line break]
     #[arg(long, value_name = "TEXT", help_heading = INPUT)]
     prompt: Option<String>,
@@ -340,6 +340,8 @@ pub(super) fn run_command(args: &Args, context: &Context) -> Result<Exit, CliErr
         Some(file) => is_to_stdout(file, args.json)?,
         None => false,
     };
+    args.reading
+        .refuse_unchecked(args.model.leaves_unchecked(), "check")?;
     if let Some(file) = &args.prompts {
         return prompts::run(args, file, context);
     }
@@ -347,7 +349,7 @@ pub(super) fn run_command(args: &Args, context: &Context) -> Result<Exit, CliErr
         return imatrix::run(args, file, context);
     }
     let options = args.options(context)?;
-    let pack = args.cache.of(args.pack.open(context)?, context)?;
+    let pack = args.reading.open(&args.pack, context)?;
     if args.print_prompt {
         return show_prompt(
             &print_prompt(&pack, &options, context.stop)?,

@@ -7,7 +7,7 @@ use segpack_manifests::documents::ServeStarted;
 
 use super::Context;
 use super::args::values::{count, size};
-use super::args::{DEVICE, ModelArgs, OUTPUT, PackArg, SERVER, SegmentCacheArgs};
+use super::args::{DEVICE, ModelArgs, OUTPUT, PackArg, ReadingArgs, SERVER};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::serve::{ApiKey, ServeOptions, serve};
@@ -31,7 +31,7 @@ pub(super) struct Args {
     #[command(flatten)]
     pack: PackArg,
     #[command(flatten)]
-    cache: SegmentCacheArgs,
+    reading: ReadingArgs,
     /// Address to listen at
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", help_heading = SERVER)]
     host: IpAddr,
@@ -122,8 +122,10 @@ fn name_of(place: &str) -> String {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
+    args.reading
+        .refuse_unchecked(args.model.leaves_unchecked(), "check")?;
     let options = args.options()?;
-    let pack = args.cache.of(args.pack.open(context)?, context)?;
+    let pack = args.reading.open(&args.pack, context)?;
     if args.allow_remote && !args.host.is_loopback() && options.key.is_none() {
         let note = "note: there is no key: whoever reaches this address can use the model";
         context.progress.note(note);

@@ -2,9 +2,7 @@ use std::path::PathBuf;
 
 use super::Context;
 use super::args::values::token_id;
-use super::args::{
-    CpuResources, INPUT, OUTPUT, PackArg, SegmentCacheArgs, VoiceArgs, is_to_stdout,
-};
+use super::args::{CpuResources, INPUT, OUTPUT, PackArg, ReadingArgs, VoiceArgs, is_to_stdout};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
@@ -24,7 +22,7 @@ pub(super) struct Args {
     #[command(flatten)]
     pack: PackArg,
     #[command(flatten)]
-    cache: SegmentCacheArgs,
+    reading: ReadingArgs,
     /// Text to speak
     #[arg(long, value_name = "TEXT", required_unless_present = "text_ids", help_heading = INPUT)]
     text: Option<String>,
@@ -85,9 +83,11 @@ impl Args {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
+    args.reading
+        .refuse_unchecked(args.resources.leaves_unchecked(), "check")?;
     let voice = args.voice.options(args.output.clone());
     let is_to_stdout = is_to_stdout(&args.output, args.json)?;
-    let pack = args.cache.of(args.pack.open(context)?, context)?;
+    let pack = args.reading.open(&args.pack, context)?;
     let (spoken, session) = (args.spoken(), args.resources.session());
     let summary = speak(&pack, &spoken, &session, &voice, context.stop)?;
     if !is_to_stdout {

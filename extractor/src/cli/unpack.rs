@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Context;
-use super::args::{INPUT, Jobs, OUTPUT, PackArg, SegmentCacheArgs, output_path};
+use super::args::{INPUT, Jobs, OUTPUT, PackArg, ReadingArgs, output_path};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
@@ -23,7 +23,7 @@ pub(super) struct Args {
     #[command(flatten)]
     pack: PackArg,
     #[command(flatten)]
-    cache: SegmentCacheArgs,
+    reading: ReadingArgs,
     /// Restore only files that match this pattern; may be repeated
     #[arg(long, value_name = "GLOB", help_heading = INPUT)]
     include: Vec<String>,
@@ -61,7 +61,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
     };
     let (stop, progress) = (context.stop, context.progress);
     let summary = unpack(
-        &args.cache.of(args.pack.open(context)?, context)?,
+        &args.reading.open(&args.pack, context)?,
         &args.output,
         &settings,
         stop,

@@ -4,7 +4,7 @@ use super::Context;
 #[cfg(feature = "remote")]
 use super::args::ServerArgs;
 use super::args::values::tolerance;
-use super::args::{INPUT, OUTPUT, PackArg, PlacementArgs, Resources, SegmentCacheArgs};
+use super::args::{INPUT, OUTPUT, PackArg, PlacementArgs, ReadingArgs, Resources};
 use super::error::CliError;
 use super::hints::of_validation;
 use crate::render::text;
@@ -38,7 +38,7 @@ pub(super) struct Args {
     #[command(flatten)]
     pack: PackArg,
     #[command(flatten)]
-    cache: SegmentCacheArgs,
+    reading: ReadingArgs,
     /// Trace to compare with: the .json or .safetensors file that the scripts in
     /// runtime-min/reference or `segpack run --trace` wrote
     #[arg(
@@ -92,13 +92,15 @@ impl Args {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
+    args.reading
+        .refuse_unchecked(args.resources.leaves_unchecked(), "check")?;
     let against = args.against()?;
     let mut settings = ValidateSettings::new(against);
     settings.session = args.resources.session(args.placement);
     settings.tolerance = args.tolerance;
     settings.digests = !args.no_digests;
     let report = validate(
-        &args.cache.of(args.pack.open(context)?, context)?,
+        &args.reading.open(&args.pack, context)?,
         &settings,
         context.stop,
         context.progress,

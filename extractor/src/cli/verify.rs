@@ -4,12 +4,14 @@ use segpack_manifests::Pack;
 use segpack_manifests::documents::{ReceiptFile, VerifyMode};
 
 use super::Context;
-use super::args::{AllowUnaudited, INPUT, Jobs, OUTPUT, PackArg, output_path};
+use super::args::{
+    AllowUnaudited, INPUT, Jobs, OUTPUT, PackArg, SIGNATURE, SIGNER_OPTION, SignerArgs, output_path,
+};
 use super::error::CliError;
 use super::hints::{of_findings, of_findings_of_part};
 use crate::render::text;
 use crate::steps::receipt::{check_receipt_path, files_now, receipt, write_receipt};
-use crate::steps::verify::{SignatureSettings, Subset, VerifySettings, verify_at};
+use crate::steps::verify::{Subset, VerifySettings, verify_at};
 use crate::steps::{Exit, StepError};
 
 /// Check a pack against its manifest or against a checkpoint
@@ -25,6 +27,7 @@ Examples:
   segpack verify omni.segpack --against ./Qwen3-Omni-30B-A3B-Instruct
   segpack verify omni.segpack --values       # NaN, outliers, rows of zeros, copies
   segpack verify omni.segpack --signature --public-key key.pub
+  segpack verify omni.segpack --signature --certificate-chain roots.pem
   segpack verify omni.segpack --json | jq .findings")]
 pub(super) struct Args {
     #[command(flatten)]
@@ -48,11 +51,17 @@ pub(super) struct Args {
     #[arg(long, help_heading = INPUT)]
     no_restorable: bool,
     /// Also check the signature, model.sig in the pack or FILE, as OpenSSF's model signing has it
-    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, requires = "public_key", help_heading = INPUT)]
+    #[arg(
+        long,
+        value_name = "FILE",
+        num_args = 0..=1,
+        require_equals = true,
+        requires = SIGNER_OPTION,
+        help_heading = SIGNATURE
+    )]
     signature: Option<Option<PathBuf>>,
-    /// Public key of the signature: P-256, P-384 or P-521, as PEM
-    #[arg(long, value_name = "FILE", requires = "signature", help_heading = INPUT)]
-    public_key: Option<PathBuf>,
+    #[command(flatten)]
+    signer: SignerArgs,
     /// Check only part K of N, counted from 1; the N parts together cover everything once
     #[arg(long, value_name = "K/N", help_heading = INPUT)]
     subset: Option<Subset>,
@@ -68,18 +77,6 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// Which signature is to be checked, and whose it has to be.
-fn signature(args: &Args) -> Option<SignatureSettings> {
-    let (file, public_key) = args.signature.as_ref().zip(args.public_key.as_ref())?;
-    Some(SignatureSettings {
-        file: file.clone(),
-        public_key: public_key.clone(),
-    })
-}
-
-/// Why no signature is checked of a pack on a server.
-const NO_SIGNATURE: &str = "signatures are checked of packs on this machine only";
-
 /// Why there is no receipt of a pack on a server.
 pub(super) const NO_RECEIPT: &str = "a receipt says by the times of files whether they are still those that were verified, and a server's are not known";
 
@@ -91,7 +88,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
             _ => VerifyMode::Full,
         },
         manifest_sha256: args.pack.wanted()?,
-        signature: signature(&args),
+        signature: args.signer.signature(args.signature.as_ref()),
         subset: args.subset,
         restorable: !args.no_restorable,
         values: args.values,
@@ -103,9 +100,6 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
         Some(path) => files_before(path, args.pack.local(NO_RECEIPT)?)?,
         None => Vec::new(),
     };
-    if settings.signature.is_some() {
-        args.pack.local(NO_SIGNATURE)?;
-    }
     let files = args.pack.find(context)?.files();
     let report = verify_at(files, &settings, context.stop, context.progress)?;
     // before the document: nothing follows that

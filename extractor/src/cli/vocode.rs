@@ -2,9 +2,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::Context;
-use super::args::{
-    CpuResources, INPUT, OUTPUT, PackArg, SegmentCacheArgs, SoundArgs, is_to_stdout,
-};
+use super::args::{CpuResources, INPUT, OUTPUT, PackArg, ReadingArgs, SoundArgs, is_to_stdout};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
@@ -27,7 +25,7 @@ pub(super) struct Args {
     #[command(flatten)]
     pack: PackArg,
     #[command(flatten)]
-    cache: SegmentCacheArgs,
+    reading: ReadingArgs,
     /// Codes: a .npy file
     #[arg(value_name = "CODES", help_heading = INPUT)]
     codes: PathBuf,
@@ -60,9 +58,11 @@ impl Args {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
+    args.reading
+        .refuse_unchecked(args.resources.leaves_unchecked(), "check")?;
     let settings = args.settings();
     let is_to_stdout = is_to_stdout(&args.output, args.json)?;
-    let pack = args.cache.of(args.pack.open(context)?, context)?;
+    let pack = args.reading.open(&args.pack, context)?;
     if is_to_stdout {
         let mut out = io::stdout().lock();
         stream(&pack, &args.codes, &mut out, &settings, context.stop)?;

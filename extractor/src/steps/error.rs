@@ -508,6 +508,8 @@ fn exit_of_sign(error: &SignError) -> Exit {
         | SignError::Encrypted { .. }
         | SignError::NotPrivate { .. }
         | SignError::PublicKey { .. }
+        | SignError::Certificates { .. }
+        | SignError::TrustedRoot { .. }
         | SignError::IsAPack { .. }
         | SignError::NoFiles { .. } => Exit::Damaged,
         SignError::Exists { .. }

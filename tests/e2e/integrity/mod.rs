@@ -9,4 +9,5 @@ mod lies;
 mod links;
 mod restorable;
 mod sign;
+mod signers;
 mod values;

@@ -2,59 +2,20 @@
 //! That the tool takes ours is a test of `tests/peers`.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use p256::ecdsa::signature::Verifier;
-use p256::pkcs8::{DecodePublicKey, EncodePrivateKey, EncodePublicKey, LineEnding};
+use p256::pkcs8::DecodePublicKey;
 use serde_json::{Value, json};
 
-use crate::support::checkpoint::fixtures;
 use crate::support::cli::{FindingKind, Run, segpack};
 use crate::support::damage::{flip, reseal};
 use crate::support::folders::{contents, copy, temp};
 use crate::support::packs::pack_into;
+use crate::support::signing::{example, keys};
 use crate::support::tiny::tiny_text;
-
-/// What `model_signing` 1.1.1 signed, and with which keys.
-fn example(name: &str) -> PathBuf {
-    fixtures().join("signing").join(name)
-}
-
-/// A key pair of each curve, as PKCS#8 or SEC1, in a folder.
-fn keys(folder: &Path) -> [(PathBuf, PathBuf); 4] {
-    macro_rules! pair {
-        ($name:literal, $curve:ident, $bytes:literal) => {{
-            let secret = $curve::SecretKey::from_slice(&[1; $bytes]).unwrap();
-            let private = secret.to_pkcs8_pem(LineEnding::LF).unwrap();
-            let public = secret
-                .public_key()
-                .to_public_key_pem(LineEnding::LF)
-                .unwrap();
-            write_pair(folder, $name, &private, &public)
-        }};
-    }
-    let secret = p256::SecretKey::from_slice(&[2; 32]).unwrap();
-    let sec1 = secret.to_sec1_pem(LineEnding::LF).unwrap();
-    let public = secret
-        .public_key()
-        .to_public_key_pem(LineEnding::LF)
-        .unwrap();
-    [
-        pair!("p256", p256, 32),
-        pair!("p384", p384, 48),
-        pair!("p521", p521, 66),
-        write_pair(folder, "sec1", &sec1, &public),
-    ]
-}
-
-fn write_pair(folder: &Path, name: &str, private: &str, public: &str) -> (PathBuf, PathBuf) {
-    let path = |ending| folder.join(format!("{name}.{ending}"));
-    fs::write(path("pem"), private).unwrap();
-    fs::write(path("pub"), public).unwrap();
-    (path("pem"), path("pub"))
-}
 
 fn verify(pack: &Path, signature: &str, key: &Path) -> Run {
     segpack!["verify", pack, signature, "--public-key", key, "--json"]

@@ -13,6 +13,7 @@ use crate::support::damage::flip;
 use crate::support::folders::{assert_same, contents, copy, temp};
 use crate::support::hub::{Faults, Hub};
 use crate::support::packs::pack_into;
+use crate::support::signing::keys;
 use crate::support::tiny::{Qwen3Moe, Tiny, tiny_text};
 
 /// A pack in a folder, and a server that has it.
@@ -228,6 +229,29 @@ fn a_pack_on_a_server_is_validated_as_that_of_a_folder_is() {
     let against = format!("--against {} --json", tiny_text().display());
     let remote = scene.remote("validate", &place(), &against).ok();
     assert_eq!(remote.json()["verdict"], local.json()["verdict"]);
+}
+
+#[test]
+fn a_signed_pack_on_a_server_is_verified_and_demanded_as_that_of_a_folder_is() {
+    let folder = temp();
+    let pack = folder.path().join("pack");
+    pack_into(&tiny_text(), &pack, &[]);
+    let [(private, public), (_, other), ..] = keys(folder.path());
+    segpack!["sign", &pack, "--key", &private].ok();
+    let hub = Hub::of(&pack, Faults::default());
+    let run = |command: &str, address: &str, options: &str, key: &Path| {
+        let options = format!("{options} --public-key {}", key.display());
+        segpack_words(&mut hub.program(), command, Path::new(address), &options)
+    };
+    for address in [place(), hub.folder()] {
+        let verified = run("verify", &address, "--signature", &public).ok();
+        assert!(verified.text().contains("signature: of all"), "{verified}");
+        run("verify", &address, "--signature", &other).exits(3);
+        run("cat", &address, "config.json --require-signature", &public).ok();
+        run("cat", &address, "config.json --require-signature", &other).exits(3);
+        let file = format!("--require-signature={}", pack.join("model.sig").display());
+        run("cat", &address, &format!("config.json {file}"), &public).ok();
+    }
 }
 
 #[test]

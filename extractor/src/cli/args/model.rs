@@ -37,6 +37,11 @@ pub(crate) struct Resources {
 }
 
 impl Resources {
+    /// Whether some segments are used without their digests being compared.
+    pub(crate) fn leaves_unchecked(&self) -> bool {
+        self.check != CheckName::Always
+    }
+
     /// A session with them.
     pub(crate) fn session(&self, placement: PlacementArgs) -> SessionOptions {
         let mut options = SessionOptions::default();
@@ -65,6 +70,11 @@ pub(crate) struct ModelArgs {
 }
 
 impl ModelArgs {
+    /// As [`Resources::leaves_unchecked`].
+    pub(crate) fn leaves_unchecked(&self) -> bool {
+        self.resources.leaves_unchecked()
+    }
+
     /// A session with them.
     pub(crate) fn session(&self) -> SessionOptions {
         let mut options = self.resources.session(self.placement);
@@ -89,6 +99,11 @@ pub(crate) struct CpuResources {
 }
 
 impl CpuResources {
+    /// As [`Resources::leaves_unchecked`].
+    pub(crate) fn leaves_unchecked(&self) -> bool {
+        self.check != CheckName::Always
+    }
+
     /// A session with them.
     pub(crate) fn session(&self) -> SessionOptions {
         let resources = Resources {

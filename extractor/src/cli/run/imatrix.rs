@@ -15,7 +15,7 @@ pub(super) fn run(args: &Args, file: &Path, context: &Context) -> Result<Exit, C
     options.session = args.session()?;
     options.chunk = args.imatrix_chunk.get();
     options.dataset = dataset(args);
-    let pack = args.cache.of(args.pack.open(context)?, context)?;
+    let pack = args.reading.open(&args.pack, context)?;
     let summary = record_imatrix(&pack, &options, context.stop, context.progress)?;
     if !context.quiet {
         context.terminal.text(&summary_line(&summary, file))?;

@@ -14,7 +14,7 @@ use crate::steps::{Exit, StepError};
 
 /// Continues the prompts of a file. Each line of standard output is whole as soon as it is there.
 pub(super) fn run(args: &Args, file: &Path, context: &Context) -> Result<Exit, CliError> {
-    let pack = args.cache.of(args.pack.open(context)?, context)?;
+    let pack = args.reading.open(&args.pack, context)?;
     let (name, text) = read_text(file, context.stop)?;
     let mut prompts = PromptsOptions::new(name, text);
     prompts.folder = file.parent().map(Path::to_owned).unwrap_or_default();

@@ -1,4 +1,4 @@
-use segpack_manifests::documents::SignSummary;
+use segpack_manifests::documents::{CheckedSignature, SignSummary, SigningCertificate};
 
 use super::numbers::counted;
 use super::page::Page;
@@ -12,8 +12,41 @@ pub(crate) fn sign(summary: &SignSummary, place: &str) -> String {
         None => page.line(format_args!("{place}: signed, {files}")),
     }
     page.line(format_args!("public key SHA-256 {}", summary.key_sha256));
+    if let Some(certificate) = &summary.certificate {
+        page.line(format_args!("certificate of {}", owner(certificate)));
+    }
     if let Some(identity) = summary.manifest_sha256 {
         page.line(format_args!("manifest SHA-256 {identity}"));
     }
     page.into_text()
+}
+
+/// Whose a signature is, in words.
+pub(super) fn signer(signature: &CheckedSignature) -> String {
+    match &signature.certificate {
+        None => format!("the key with SHA-256 {}", signature.key_sha256),
+        Some(certificate) => owner(certificate),
+    }
+}
+
+/// The owner of a certificate, and who says so.
+fn owner(certificate: &SigningCertificate) -> String {
+    let mut names = certificate.names.clone();
+    if !certificate.subject.is_empty() {
+        names.insert(0, certificate.subject.clone());
+    }
+    let names = visible(&names.join(", "));
+    match &certificate.login {
+        Some(login) => format!("{names} (logged in at {login})"),
+        None => format!("{names} (issued by {})", visible(&certificate.issuer)),
+    }
+}
+
+/// Text of a certificate, with control characters escaped: a terminal would obey them.
+fn visible(text: &str) -> String {
+    let escaped = |c: char| match c.is_control() {
+        true => c.escape_debug().to_string(),
+        false => c.to_string(),
+    };
+    text.chars().map(escaped).collect()
 }

@@ -23,11 +23,9 @@ pub(crate) fn verify(report: &VerifyReport, place: &str) -> String {
         .map_or(String::new(), |[k, n]| format!(" (part {k} of {n})"));
     page.append(&restorable(report));
     if let Some(signature) = &report.signature {
-        page.line(format_args!(
-            "signature: of all {}, by the key with SHA-256 {}",
-            counted(signature.files, "file"),
-            signature.key_sha256
-        ));
+        let files = counted(signature.files, "file");
+        let by = super::sign::signer(signature);
+        page.line(format_args!("signature: of all {files}, by {by}"));
     }
     let (verdict, checked) = (verdict(report), checked(report));
     page.line(format_args!("{place}: {verdict}; checked {checked}{part}"));

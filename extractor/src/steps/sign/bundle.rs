@@ -1,6 +1,8 @@
 //! A signature as OpenSSF's model signing 1.0 writes it: a Sigstore bundle (version 0.3) around a
 //! DSSE envelope around an in-toto statement (version 1) that lists every file with its SHA-256.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 /// The only version of a bundle that is read and written.
@@ -27,13 +29,36 @@ pub(super) struct Bundle {
 pub(super) struct Material {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_key: Option<KeyHint>,
-    /// Certificates and logs, which are not read: that there are some is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub x509_certificate_chain: Option<serde_json::Value>,
+    pub x509_certificate_chain: Option<CertificateChain>,
+    /// Of a keyless signature.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub certificate: Option<serde_json::Value>,
+    pub certificate: Option<RawCertificate>,
+    /// Where a keyless signature was logged; the crate that verifies one reads it.
     #[serde(default)]
     pub tlog_entries: Vec<serde_json::Value>,
+}
+
+/// The signer's certificate, then intermediates.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct CertificateChain {
+    pub certificates: Vec<RawCertificate>,
+}
+
+/// A certificate.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct RawCertificate {
+    /// Base64 of its DER.
+    pub raw_bytes: String,
+}
+
+impl RawCertificate {
+    pub(super) fn of(der: &[u8]) -> Self {
+        Self {
+            raw_bytes: STANDARD.encode(der),
+        }
+    }
 }
 
 /// Which key.

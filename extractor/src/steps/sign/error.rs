@@ -34,6 +34,22 @@ pub enum SignError {
         /// The file.
         path: PathBuf,
     },
+    /// Certificates cannot be used.
+    #[error("{} has no certificates to use: {what}", path.display())]
+    Certificates {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        what: String,
+    },
+    /// What is trusted of a Sigstore instance cannot be read.
+    #[error("{} is no trusted root of a Sigstore instance: {what}", path.display())]
+    TrustedRoot {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        what: String,
+    },
     /// There is a signature already.
     #[error("{} exists", path.display())]
     Exists {

@@ -9,32 +9,28 @@ use segpack_formats::io::{CancelToken, InputFile, READ_BYTES};
 use segpack_manifests::documents::SignSummary;
 use segpack_manifests::folder::MANIFEST;
 
-use super::keys::PrivateKey;
-use super::{IGNORED, SignError, destination, parts, write_signature};
+use super::{IGNORED, Owner, SignError, SignSettings, destination, parts, write_signature};
 use crate::output::files_below;
 use crate::pack_writer::digest_file;
 use crate::steps::StepError;
 
-/// Signs all files below a folder with a key, as they are now. The signature is written to `to`, by
-/// default `model.sig` in the folder.
+/// Signs all files below a folder, as they are now.
 ///
 /// # Errors
 /// `IsAPack` of a pack, which is verified before it is signed; `NoFiles`; `Exists` where there is a
-/// signature and it is not to be replaced; `PrivateKey`; `Link` with a link below the folder; `Io`;
-/// `Interrupted`.
+/// signature and it is not to be replaced; `PrivateKey`, `Certificates`; `Link` with a link below
+/// the folder; `Io`; `Interrupted`.
 pub(crate) fn sign_files(
     folder: &Path,
-    key_file: &Path,
-    to: Option<&Path>,
-    force: bool,
+    settings: &SignSettings,
     stop: &CancelToken,
 ) -> Result<SignSummary, StepError> {
-    let key = PrivateKey::read(key_file)?;
+    let owner = Owner::read(settings)?;
     if folder.join(MANIFEST).symlink_metadata().is_ok() {
         let path = folder.to_owned();
         return Err(SignError::IsAPack { path }.into());
     }
-    let to = destination(folder, key_file, to, force)?;
+    let to = destination(folder, settings)?;
     let mut files = BTreeMap::new();
     for path in files_below(folder)? {
         let parts = parts(&path);
@@ -46,7 +42,7 @@ pub(crate) fn sign_files(
         let path = folder.to_owned();
         return Err(SignError::NoFiles { path }.into());
     }
-    write_signature(folder, &files, &key, &to, force, None)
+    write_signature(folder, &files, &owner, &to, settings.force, None)
 }
 
 fn digest_of(folder: &Path, path: &str, stop: &CancelToken) -> Result<Sha256, FormatError> {

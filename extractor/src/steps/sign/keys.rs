@@ -11,8 +11,8 @@ use segpack_formats::digest::Sha256;
 use super::SignError;
 use crate::steps::StepError;
 
-/// More than any key of these curves takes as PEM.
-const MAX_KEY_BYTES: u64 = 64 << 10;
+/// More than any key, or the certificates of any system, take as PEM.
+const MAX_PEM_BYTES: u64 = 1 << 20;
 
 macro_rules! curves {
     ($($curve:ident = $library:ident,)*) => {
@@ -63,7 +63,7 @@ macro_rules! curves {
 
         impl PublicKey {
             /// A `SubjectPublicKeyInfo` as PEM.
-            fn of_pem(pem: &str) -> Option<Self> {
+            pub(super) fn of_pem(pem: &str) -> Option<Self> {
                 $(
                     if let Ok(key) = $library::ecdsa::VerifyingKey::from_public_key_pem(pem) {
                         return Some(Self::$curve(key));
@@ -115,7 +115,7 @@ impl PublicKey {
     ///
     /// # Errors
     /// `PublicKey` where it is none of these curves; `Io`.
-    pub(in crate::steps) fn read(path: &Path) -> Result<Self, StepError> {
+    pub(super) fn read(path: &Path) -> Result<Self, StepError> {
         let path_of = || path.to_owned();
         let key = read_pem(path)?.and_then(|pem| Self::of_pem(&pem));
         Ok(key.ok_or_else(|| SignError::PublicKey { path: path_of() })?)
@@ -158,10 +158,15 @@ fn no_private_key(path: PathBuf, pem: &str) -> SignError {
     }
 }
 
-/// The text of a file; `None` where it can be no key.
-fn read_pem(path: &Path) -> Result<Option<String>, StepError> {
+/// The text of a file of keys or certificates; `None` where it can be none.
+pub(super) fn read_pem(path: &Path) -> Result<Option<String>, StepError> {
+    read_small(path, MAX_PEM_BYTES)
+}
+
+/// The text of a file; `None` where it has none, or is longer.
+pub(super) fn read_small(path: &Path, most_bytes: u64) -> Result<Option<String>, StepError> {
     let metadata = fs::metadata(path).map_err(StepError::io("read", path))?;
-    if !metadata.is_file() || metadata.len() > MAX_KEY_BYTES {
+    if !metadata.is_file() || metadata.len() > most_bytes {
         return Ok(None);
     }
     let bytes = fs::read(path).map_err(StepError::io("read", path))?;

@@ -1,13 +1,20 @@
-//! `sign`, and the check of a signature for `verify`: as OpenSSF's model signing has them, with a
-//! key. Nothing of a pack is read a second time: the digests of the files are those of the manifest,
+//! `sign`, and the check of a signature: as OpenSSF's model signing has them, with a key, with a
+//! certificate, or (checked only) with a Sigstore identity. Nothing of a pack is read a second time: the digests of the files are those of the manifest,
 //! which was verified, and a signature of the manifest's own digest covers all that the manifest
 //! lists.
 
 mod bundle;
+mod certificates;
 mod check;
 mod error;
 mod files;
 mod keys;
+mod problem;
+mod provider;
+mod require;
+mod signed;
+mod signer;
+mod sigstore;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -22,15 +29,20 @@ use segpack_manifests::documents::{Finding, GENERATOR, SignSummary, VerifyMode};
 use segpack_manifests::folder::{SIGNATURE, SUMS};
 
 use bundle::{
-    Bundle, Envelope, EnvelopeSignature, KeyHint, MEDIA_TYPE, Material, PAYLOAD_TYPE,
-    PREDICATE_TYPE, Predicate, Resource, RootDigest, STATEMENT_TYPE, Serialization, Statement,
-    Subject, signed_bytes,
+    Bundle, CertificateChain, Envelope, EnvelopeSignature, KeyHint, MEDIA_TYPE, Material,
+    PAYLOAD_TYPE, PREDICATE_TYPE, Predicate, RawCertificate, Resource, RootDigest, STATEMENT_TYPE,
+    Serialization, Statement, Subject, signed_bytes,
 };
-pub(super) use check::check;
+use certificates::SigningChain;
 pub use error::SignError;
 pub(crate) use files::sign_files;
 use keys::PrivateKey;
-pub(super) use keys::PublicKey;
+pub use require::SignatureSettings;
+pub(super) use require::check_signature;
+pub(crate) use require::require_signature;
+use signed::SignedBy;
+pub(super) use signer::Signer;
+pub use signer::SignerSettings;
 
 use super::StepError;
 use super::verify::{VerifySettings, verify};
@@ -42,44 +54,110 @@ pub(super) const MAX_SIGNATURE_BYTES: u64 = 64 << 20;
 /// What a signature does not cover, as the tool of OpenSSF has it: itself, and version control.
 const IGNORED: [&str; 5] = [SIGNATURE, ".git", ".gitattributes", ".github", ".gitignore"];
 
-/// Verifies a pack with the digests of all its files, then signs it with a key. The signature is
-/// written to `to`, by default `model.sig` in the pack.
+/// How to sign, and where to.
+#[derive(Debug)]
+pub(crate) struct SignSettings {
+    /// The private key, as PEM.
+    pub key: PathBuf,
+    /// The key's certificate, as PEM; what is signed names the key alone where there is none.
+    pub certificate: Option<PathBuf>,
+    /// The certificates between that and its root, as PEM.
+    pub intermediates: Option<PathBuf>,
+    /// The signature; `model.sig` in the folder where it is not given.
+    pub to: Option<PathBuf>,
+    /// Whether a signature that is there is replaced.
+    pub force: bool,
+}
+
+/// Whoever signs.
+struct Owner {
+    key: PrivateKey,
+    chain: Option<SigningChain>,
+}
+
+impl Owner {
+    fn read(settings: &SignSettings) -> Result<Self, StepError> {
+        let key = PrivateKey::read(&settings.key)?;
+        let intermediates = settings.intermediates.as_deref();
+        let chain = settings.certificate.as_deref();
+        let chain = chain.map(|path| SigningChain::read(path, intermediates, &key));
+        Ok(Self {
+            chain: chain.transpose()?,
+            key,
+        })
+    }
+
+    fn described(&self) -> Result<SignedBy, SignError> {
+        let key_sha256 = self.key.public().hint()?;
+        let certificate = self.chain.as_ref().map(SigningChain::described);
+        Ok(SignedBy {
+            key_sha256,
+            certificate: certificate.transpose()?,
+        })
+    }
+
+    /// What says in a bundle who signed.
+    fn material(&self, hint: Sha256) -> Material {
+        let chain = self.chain.as_ref().map(|chain| CertificateChain {
+            certificates: chain.der().map(RawCertificate::of).collect(),
+        });
+        Material {
+            public_key: chain.is_none().then(|| KeyHint {
+                hint: Some(hint.to_string()),
+            }),
+            x509_certificate_chain: chain,
+            certificate: None,
+            tlog_entries: Vec::new(),
+        }
+    }
+}
+
+/// Verifies a pack with the digests of all its files, then signs it.
 ///
 /// # Errors
 /// `Findings` where the pack is damaged: nothing is signed then. `Exists` where there is a signature
-/// and it is not to be replaced; `PrivateKey`; `Io`.
+/// and it is not to be replaced; `PrivateKey`, `Certificates`; `Io`.
 pub(crate) fn sign(
     folder: &Path,
-    key_file: &Path,
-    to: Option<&Path>,
-    force: bool,
+    settings: &SignSettings,
     job: Job<'_>,
 ) -> Result<SignSummary, StepError> {
-    let key = PrivateKey::read(key_file)?;
+    let owner = Owner::read(settings)?;
     let pack = Pack::open(folder)?;
-    let to = destination(folder, key_file, to, force)?;
+    let to = destination(folder, settings)?;
     refuse_damaged(folder, &pack, job)?;
     let identity = Some(pack.manifest_sha256());
-    write_signature(folder, &covered(&pack), &key, &to, force, identity)
+    write_signature(
+        folder,
+        &covered(&pack),
+        &owner,
+        &to,
+        settings.force,
+        identity,
+    )
 }
 
 /// Where the signature goes: nothing but a signature is replaced there.
 ///
 /// # Errors
 /// `Exists`, `NotASignature`; where it would replace the key or a file that is signed; `Io`.
-fn destination(
-    folder: &Path,
-    key_file: &Path,
-    to: Option<&Path>,
-    force: bool,
-) -> Result<PathBuf, StepError> {
+fn destination(folder: &Path, settings: &SignSettings) -> Result<PathBuf, StepError> {
+    let SignSettings {
+        key,
+        certificate,
+        intermediates,
+        to,
+        force,
+    } = settings;
     let own = folder.join(SIGNATURE);
-    let to = to.map_or_else(|| own.clone(), Path::to_owned);
-    refuse_holding(&to, &[key_file.to_owned()])?;
+    let to = to.clone().unwrap_or_else(|| own.clone());
+    let read = [Some(key), certificate.as_ref(), intermediates.as_ref()];
+    let read: Vec<_> = read.into_iter().flatten().cloned().collect();
+    refuse_holding(&to, &read)?;
     if to != own {
         refuse_inside(&to, folder)?;
     }
-    if force {
+    if *force {
         refuse_other(&to, to == own)?;
     }
     if !force && to.symlink_metadata().is_ok() {
@@ -92,13 +170,13 @@ fn destination(
 fn write_signature(
     folder: &Path,
     files: &BTreeMap<Vec<String>, Sha256>,
-    key: &PrivateKey,
+    owner: &Owner,
     to: &Path,
     force: bool,
     identity: Option<Sha256>,
 ) -> Result<SignSummary, StepError> {
-    let hint = key.public().hint()?;
-    let bundle = bundle_of(folder, files, key, hint)?;
+    let by = owner.described()?;
+    let bundle = bundle_of(folder, files, owner, by.key_sha256)?;
     let mut json = serde_json::to_vec(&bundle).map_err(SignError::Encode)?;
     json.push(b'\n');
     write_whole(to, force, |out| out.write_all(&json))?;
@@ -107,7 +185,8 @@ fn write_signature(
         generator: GENERATOR.to_owned(),
         manifest_sha256: identity,
         files: files.len() as u64,
-        key_sha256: hint,
+        key_sha256: by.key_sha256,
+        certificate: by.certificate,
     })
 }
 
@@ -179,7 +258,7 @@ fn root_of(digests: impl Iterator<Item = Sha256>) -> Sha256 {
 fn bundle_of(
     folder: &Path,
     files: &BTreeMap<Vec<String>, Sha256>,
-    key: &PrivateKey,
+    owner: &Owner,
     hint: Sha256,
 ) -> Result<Bundle, StepError> {
     let real: PathBuf = folder
@@ -211,17 +290,10 @@ fn bundle_of(
         },
     };
     let payload = serde_json::to_vec(&statement).map_err(SignError::Encode)?;
-    let signature = key.sign(&signed_bytes(&payload));
+    let signature = owner.key.sign(&signed_bytes(&payload));
     Ok(Bundle {
         media_type: MEDIA_TYPE.to_owned(),
-        verification_material: Material {
-            public_key: Some(KeyHint {
-                hint: Some(hint.to_string()),
-            }),
-            x509_certificate_chain: None,
-            certificate: None,
-            tlog_entries: Vec::new(),
-        },
+        verification_material: owner.material(hint),
         dsse_envelope: Envelope {
             payload: STANDARD.encode(payload),
             payload_type: PAYLOAD_TYPE.to_owned(),

@@ -7,26 +7,27 @@ mod structure;
 mod values;
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use segpack_formats::FormatError;
 use segpack_formats::digest::Sha256;
-use segpack_formats::io::{CancelToken, InputFile, ReadAt};
+use segpack_formats::io::CancelToken;
 use segpack_manifests::audit::refuse_unaudited;
 use segpack_manifests::derive::{Kept, KeptError, derive};
 use segpack_manifests::documents::{
     CheckedSignature, Completeness, Finding, FindingKind, GENERATOR, Manifest, VerifyCounts,
     VerifyMode, VerifyReport,
 };
-use segpack_manifests::folder::{MANIFEST, OpenOptions, PART, PackFiles, SIGNATURE};
+use segpack_manifests::folder::{MANIFEST, OpenOptions, PART, PackFiles};
 use segpack_manifests::{NotAPack, Pack, PackError};
 
 use values::TensorStatistics;
 
 use super::StepError;
 use super::scan::{Extra, ScanOptions, scan};
-use super::sign::{MAX_SIGNATURE_BYTES, PublicKey};
+pub use super::sign::{SignatureSettings, SignerSettings};
+use super::sign::{Signer, check_signature};
 use crate::causes::{chain, without_path as describe};
 use crate::source::PackPlace;
 use crate::work::{Job, Progress, into_inner, lock};
@@ -53,15 +54,6 @@ pub struct VerifySettings {
     pub restorable: bool,
     /// Threads.
     pub jobs: usize,
-}
-
-/// A signature to check.
-#[derive(Debug, Clone)]
-pub struct SignatureSettings {
-    /// Its file; `model.sig` in the pack where there is none.
-    pub file: Option<PathBuf>,
-    /// The public key whose it has to be, as PEM.
-    pub public_key: PathBuf,
 }
 
 impl VerifySettings {
@@ -296,7 +288,7 @@ fn verify_opened(
 ) -> Result<VerifyReport, StepError> {
     let findings = Findings::default();
     // first, as a mistyped path should not be told after an hour
-    let key = key_of(settings)?;
+    let signer = signer_of(settings)?;
     let Opened {
         pack,
         part,
@@ -341,7 +333,7 @@ fn verify_opened(
         place,
         pack: pack.as_ref(),
         part,
-        key,
+        signer,
     };
     verify_found(&found, settings, findings, stop, progress)
 }
@@ -360,15 +352,15 @@ pub(crate) fn verify_open(
         place: pack.folder(),
         pack: Some(pack),
         part: None,
-        key: key_of(settings)?,
+        signer: signer_of(settings)?,
     };
     verify_found(&found, settings, Findings::default(), stop, progress)
 }
 
-/// The key that the signature has to be of, if there has to be one.
-fn key_of(settings: &VerifySettings) -> Result<Option<PublicKey>, StepError> {
+/// Whose the signature has to be, if there has to be one.
+fn signer_of(settings: &VerifySettings) -> Result<Option<Signer>, StepError> {
     let wanted = settings.signature.as_ref();
-    wanted.map(|s| PublicKey::read(&s.public_key)).transpose()
+    wanted.map(|s| Signer::read(&s.signer)).transpose()
 }
 
 /// What is verified.
@@ -377,7 +369,7 @@ struct Found<'a> {
     /// `None` where it cannot be opened.
     pack: Option<&'a Pack>,
     part: Option<[u64; 2]>,
-    key: Option<PublicKey>,
+    signer: Option<Signer>,
 }
 
 fn verify_found(
@@ -391,7 +383,7 @@ fn verify_found(
         place,
         pack,
         part,
-        ref key,
+        ref signer,
     } = *found;
     let mut signature = None;
     let mut completeness = Completeness::NotKnown;
@@ -420,8 +412,8 @@ fn verify_found(
             .map(|path| scan(path, as_packed(pack.manifest()), job))
             .transpose()?;
         let sound = structure::check(pack, &findings)?;
-        if let Some((wanted, key)) = settings.signature.as_ref().zip(key.as_ref()) {
-            signature = check_signature(pack, wanted, key, &findings)?;
+        if let Some((wanted, signer)) = settings.signature.as_ref().zip(signer.as_ref()) {
+            signature = report_signature(pack, wanted, signer, &findings)?;
         }
         if !pack.is_part() {
             completeness = check_derivation(pack, &sound, settings, &findings)?;
@@ -496,43 +488,14 @@ fn check_derivation(
     Ok(derived.completeness)
 }
 
-/// Checks a signature against the files that the manifest lists, which are compared with their
-/// digests by themselves.
-fn check_signature(
+/// Reports a signature.
+fn report_signature(
     pack: &Pack,
     settings: &SignatureSettings,
-    key: &PublicKey,
+    signer: &Signer,
     findings: &Findings,
 ) -> Result<Option<CheckedSignature>, StepError> {
-    let path = settings.file.clone();
-    let (path, shown) = match path {
-        Some(path) => (path.clone(), path.display().to_string()),
-        None => (pack.path(SIGNATURE), SIGNATURE.to_owned()),
-    };
-    let read = match settings.file {
-        // no link in a pack is followed
-        None => pack.open_file(SIGNATURE),
-        Some(_) => InputFile::open(&path).map(|file| Arc::new(file) as Arc<dyn ReadAt>),
-    };
-    let bad = |seen: String| {
-        Finding::new(FindingKind::BadSignature)
-            .file(&shown)
-            .seen(seen)
-    };
-    let input = match read {
-        Ok(input) if input.length() <= MAX_SIGNATURE_BYTES => input,
-        Ok(input) => {
-            findings.add(bad(format!("{} bytes", input.length())));
-            return Ok(None);
-        }
-        Err(e) if e.is_environment() => return Err(e.into()),
-        Err(e) => {
-            findings.add(bad(describe(&e)));
-            return Ok(None);
-        }
-    };
-    let json = input.read_range(0..input.length())?;
-    match super::sign::check(&json, key, pack)? {
+    match check_signature(pack, settings.file.as_ref(), signer)? {
         Ok(signature) => {
             if settings.file.is_none() {
                 let unchecked = |f: &Finding| f.kind == FindingKind::UncheckedSignature;
@@ -540,8 +503,8 @@ fn check_signature(
             }
             Ok(Some(signature))
         }
-        Err(wrong) => {
-            findings.add(bad(wrong.seen).wanted(wrong.wanted));
+        Err(finding) => {
+            findings.add(*finding);
             Ok(None)
         }
     }

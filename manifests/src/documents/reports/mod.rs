@@ -57,7 +57,7 @@ pub use run::{
 };
 pub use serve::ServeStarted;
 pub use share::ShareReport;
-pub use sign::{CheckedSignature, SignSummary};
+pub use sign::{CheckedSignature, SignSummary, SigningCertificate};
 pub use speak::SpeakSummary;
 pub use unpack::{UnpackSummary, UnrestorableFile};
 pub use update::UpdateReport;

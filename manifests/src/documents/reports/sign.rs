@@ -31,10 +31,13 @@ pub struct SignSummary {
         schemars(with = "crate::documents::schema::HexDigest")
     )]
     pub key_sha256: Sha256,
+    /// The certificate that the signature names, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<SigningCertificate>,
 }
 
 /// A signature that is right.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CheckedSignature {
     /// SHA-256 of the public key as PEM.
@@ -43,6 +46,30 @@ pub struct CheckedSignature {
         schemars(with = "crate::documents::schema::HexDigest")
     )]
     pub key_sha256: Sha256,
+    /// The certificate that it was signed with, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<SigningCertificate>,
     /// Files that the signature covers: all of the pack.
     pub files: u64,
+}
+
+/// The X.509 certificate of whoever signed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct SigningCertificate {
+    /// SHA-256 of its DER.
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "crate::documents::schema::HexDigest")
+    )]
+    pub sha256: Sha256,
+    /// Its owner's distinguished name as RFC 4514 writes it; empty of a keyless signature.
+    pub subject: String,
+    /// Its owner's email addresses, URIs and DNS names.
+    pub names: Vec<String>,
+    /// The distinguished name of whoever issued it.
+    pub issuer: String,
+    /// Where its owner logged in, of a keyless signature: the OpenID Connect issuer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login: Option<String>,
 }
