@@ -24,8 +24,8 @@ pub enum FileSystem {
 pub fn file_system(folder: &Path) -> Result<FileSystem> {
     use crate::FormatError;
     // linux/magic.h
-    const MSDOS_SUPER_MAGIC: i64 = 0x4d44;
-    const EXFAT_SUPER_MAGIC: i64 = 0x2011_bab0;
+    const MSDOS_SUPER_MAGIC: i128 = 0x4d44;
+    const EXFAT_SUPER_MAGIC: i128 = 0x2011_bab0;
     let about = match rustix::fs::statfs(folder) {
         Ok(about) => about,
         Err(e) if super::write::is_unsupported(&e.into()) => return Ok(FileSystem::Other),
@@ -35,11 +35,8 @@ pub fn file_system(folder: &Path) -> Result<FileSystem> {
             ));
         }
     };
-    #[allow(
-        clippy::useless_conversion,
-        reason = "a narrower number on some systems"
-    )]
-    Ok(match i64::from(about.f_type) {
+    // a narrower number on some systems, and with musl one without a sign
+    Ok(match i128::from(about.f_type) {
         MSDOS_SUPER_MAGIC => FileSystem::Fat,
         EXFAT_SUPER_MAGIC => FileSystem::ExFat,
         _ => FileSystem::Other,
