@@ -156,7 +156,9 @@ impl CliError {
             }
             Self::CannotAsk => Some("--yes confirms it"),
             Self::TwoOutputs => Some("use either --json or -o -"),
-            Self::Unchecked { .. } => Some("leave it out, or --require-signature"),
+            Self::Unchecked { .. } => Some(
+                "--check always, or whole tensors in place of --rows, or no --require-signature",
+            ),
             Self::NotAGpu => {
                 Some("use --device cuda or cuda:N; without --device, the CPU is measured")
             }

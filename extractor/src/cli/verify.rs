@@ -28,6 +28,8 @@ Examples:
   segpack verify omni.segpack --values       # NaN, outliers, rows of zeros, copies
   segpack verify omni.segpack --signature --public-key key.pub
   segpack verify omni.segpack --signature --certificate-chain roots.pem
+  segpack verify omni.segpack --signature --trusted-root trusted_root.json \\
+    --identity me@example.org --issuer https://accounts.example.org
   segpack verify omni.segpack --json | jq .findings")]
 pub(super) struct Args {
     #[command(flatten)]

@@ -193,7 +193,7 @@ fn a_pack_is_signed_with_a_certificate_and_its_intermediates() {
     assert_eq!(report["findings"], json!([]));
     assert_eq!(report["signature"]["certificate"], summary["certificate"]);
     assert_eq!(report["signature"]["key_sha256"], summary["key_sha256"]);
-    for name in [IDENTITY, "leaf", "CN=leaf"] {
+    for name in [IDENTITY, "CN=leaf"] {
         desk.verify(&pack, &root, &["--identity", name]).ok();
     }
     refused(
@@ -534,7 +534,18 @@ fn commands_use_no_pack_that_is_not_signed_as_it_has_to_be() {
         &public
     ]
     .exits(3);
-    // nobody is named, and not all would be compared
+    // nobody is named, there is no pack, and not all would be compared
+    segpack![
+        "export",
+        "--check-share",
+        folder.path(),
+        "--rank",
+        "0/2",
+        &option,
+        "--public-key",
+        &public
+    ]
+    .exits(2);
     segpack!["cat", &pack, "config.json", &option].exits(2);
     let rows = ["thinker.model.norm.weight", "--rows", "0..1"];
     segpack![
@@ -562,4 +573,100 @@ fn commands_use_no_pack_that_is_not_signed_as_it_has_to_be() {
     ]
     .exits(2)
     .says(&["--check"]);
+}
+
+#[test]
+fn a_name_is_compared_as_what_it_was_vouched_for() {
+    let desk = Desk(temp());
+    let pack = desk.pack();
+    let root = made("root", None, authority);
+    // a common name is no email address, nor is a DNS name a subject
+    let boss = made("boss@example.org", Some(&root), signs);
+    desk.sign(&pack, &boss, &[]).ok();
+    desk.verify(&pack, &root, &["--identity", "CN=boss@example.org"])
+        .ok();
+    refused(
+        desk.verify(&pack, &root, &["--identity", "boss@example.org"]),
+        &["is signed by"],
+    );
+    let claims = made("host", Some(&root), |params| {
+        signs(params);
+        params.subject_alt_names = vec![rcgen::SanType::DnsName("CN=boss".try_into().unwrap())];
+    });
+    desk.sign(&pack, &claims, &[]).ok();
+    refused(
+        desk.verify(&pack, &root, &["--identity", "CN=boss"]),
+        &["is signed by"],
+    );
+    // nobody is everybody's name
+    desk.verify(&pack, &root, &["--identity", ""]).exits(2);
+    desk.verify(&pack, &root, &["--identity", "CN=host", "--issuer", LOGIN])
+        .exits(2)
+        .says(&["--issuer"]);
+}
+
+#[test]
+fn a_root_says_how_long_its_paths_are_and_signs_by_itself_where_it_is_given() {
+    let desk = Desk(temp());
+    let pack = desk.pack();
+    let root = made("root", None, |params| {
+        authority(params);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    });
+    let above = made("above", Some(&root), authority);
+    let leaf = made("leaf", Some(&above), signs);
+    desk.sign(&pack, &leaf, &[&above]).ok();
+    refused(
+        desk.verify(&pack, &root, &[]),
+        &["longer than an authority"],
+    );
+    let direct = made("direct", Some(&root), signs);
+    desk.sign(&pack, &direct, &[]).ok();
+    desk.verify(&pack, &root, &[]).ok();
+    let own = made("own", None, |params| {
+        authority(params);
+        params.key_usages.push(KeyUsagePurpose::DigitalSignature);
+    });
+    desk.sign(&pack, &own, &[]).ok();
+    desk.verify(&pack, &own, &[]).ok();
+    refused(desk.verify(&pack, &root, &[]), &["no root"]);
+    // more certificates than a path has cost time before anybody is trusted
+    let path = pack.join("model.sig");
+    let mut bundle: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let list = bundle["verificationMaterial"]["x509CertificateChain"]["certificates"].take();
+    let many = vec![list[0].clone(); 11];
+    bundle["verificationMaterial"]["x509CertificateChain"]["certificates"] = many.into();
+    fs::write(&path, bundle.to_string()).unwrap();
+    refused(desk.verify(&pack, &own, &[]), &["11 certificates"]);
+}
+
+#[test]
+fn a_bundle_has_one_signature_and_its_entries_take_no_memory() {
+    let root = example("trusted_root.json");
+    // of a message, before the envelope: what verifies the one is not what is read of the other
+    let text = fs::read_to_string(example("keyless.sig")).unwrap();
+    let folder = temp();
+    let path = folder.path().join("two.sig");
+    let signature = format!("--signature={}", path.display());
+    let message = r#"{"messageSignature": {"messageDigest": {}, "signature": "AAAA"}, "#;
+    fs::write(&path, text.replacen('{', message, 1)).unwrap();
+    let verify = || {
+        let (identity, issuer) = (["--identity", IDENTITY], ["--issuer", LOGIN]);
+        segpack![
+            "verify",
+            tiny(),
+            &signature,
+            "--json",
+            identity[0],
+            identity[1],
+            issuer[0],
+            issuer[1],
+            "--trusted-root",
+            &root
+        ]
+    };
+    refused(verify(), &["has two signatures"]);
+    let entries = format!("\"tlogEntries\": [{}", "{},".repeat(100));
+    fs::write(&path, text.replacen("\"tlogEntries\": [", &entries, 1)).unwrap();
+    refused(verify(), &["101 entries of logs"]);
 }

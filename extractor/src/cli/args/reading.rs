@@ -21,7 +21,7 @@ pub(crate) struct ReadingArgs {
         value_name = "FILE",
         num_args = 0..=1,
         require_equals = true,
-        requires = SIGNER_OPTION,
+        requires_all = [SIGNER_OPTION, "pack"],
         help_heading = SIGNATURE
     )]
     signature: Option<Option<PathBuf>>,

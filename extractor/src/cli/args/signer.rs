@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use clap::ArgGroup;
+use clap::builder::NonEmptyStringValueParser;
 
 use super::SIGNATURE;
 use crate::steps::sign::{SignatureSettings, SignerSettings};
@@ -18,16 +19,24 @@ pub(crate) struct SignerArgs {
     /// Public key of the signature: P-256, P-384 or P-521, as PEM
     #[arg(long, value_name = "FILE", requires = SIGNATURE_OPTION, help_heading = SIGNATURE)]
     public_key: Option<PathBuf>,
-    /// Root certificates, as PEM: the signature has a certificate for which one of them vouches
+    /// Root certificates, as PEM: the signature has a certificate for which one of them vouches.
+    /// Anybody's will do, unless --identity says whose
     #[arg(long, value_name = "FILE", requires = SIGNATURE_OPTION, help_heading = SIGNATURE)]
     certificate_chain: Option<PathBuf>,
-    /// Name that the signer's certificate has: an email address, URI, DNS name, common name or the
-    /// whole subject; of a keyless signature, the identity that logged in
-    #[arg(long, value_name = "NAME", requires = SIGNER_OPTION, conflicts_with = "public_key", help_heading = SIGNATURE)]
+    /// Name that the signer's certificate has: an email address, URI or DNS name, or the whole
+    /// subject as RFC 4514 writes it (CN=me,O=example); of a keyless signature, who logged in
+    #[arg(
+        long,
+        value_name = "NAME",
+        value_parser = NonEmptyStringValueParser::new(),
+        requires = SIGNER_OPTION,
+        conflicts_with = "public_key",
+        help_heading = SIGNATURE
+    )]
     identity: Option<String>,
     /// Where the identity logged in, of a keyless (Sigstore) signature: the address of the OpenID
     /// Connect issuer
-    #[arg(long, value_name = "URL", requires = "trusted_root", help_heading = SIGNATURE)]
+    #[arg(long, value_name = "URL", requires = "trusted_root", conflicts_with_all = ["public_key", "certificate_chain"], help_heading = SIGNATURE)]
     issuer: Option<String>,
     /// What is trusted of the Sigstore instance of a keyless signature: its trusted_root.json. Nothing
     /// is asked of a server

@@ -42,11 +42,11 @@ fn owner(certificate: &SigningCertificate) -> String {
     }
 }
 
-/// Text of a certificate, with control characters escaped: a terminal would obey them.
+/// Text of a certificate, with what a terminal would obey or not show escaped.
 fn visible(text: &str) -> String {
-    let escaped = |c: char| match c.is_control() {
-        true => c.escape_debug().to_string(),
-        false => c.to_string(),
+    let escaped = |c: char| match c {
+        '"' | '\'' | '\\' => c.to_string(),
+        c => c.escape_debug().to_string(),
     };
     text.chars().map(escaped).collect()
 }

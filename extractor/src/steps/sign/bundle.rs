@@ -3,7 +3,8 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde::{Deserialize, Serialize};
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The only version of a bundle that is read and written.
 pub(super) const MEDIA_TYPE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
@@ -21,6 +22,9 @@ pub(super) struct Bundle {
     pub media_type: String,
     pub verification_material: Material,
     pub dsse_envelope: Envelope,
+    /// The other kind of signature, of which a bundle has one: that it is there is wrong.
+    #[serde(default, skip_serializing)]
+    pub message_signature: Option<IgnoredAny>,
 }
 
 /// Who signed.
@@ -34,9 +38,24 @@ pub(super) struct Material {
     /// Of a keyless signature.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<RawCertificate>,
-    /// Where a keyless signature was logged; the crate that verifies one reads it.
-    #[serde(default)]
-    pub tlog_entries: Vec<serde_json::Value>,
+    /// Where a keyless signature was logged: how often. The crate that verifies one reads more.
+    #[serde(
+        default,
+        deserialize_with = "length_of_list",
+        serialize_with = "empty_list"
+    )]
+    pub tlog_entries: usize,
+}
+
+/// Takes no memory for what it counts.
+fn length_of_list<'de, D: Deserializer<'de>>(from: D) -> Result<usize, D::Error> {
+    let list = Option::<Vec<IgnoredAny>>::deserialize(from)?;
+    Ok(list.map_or(0, |list| list.len()))
+}
+
+/// What is signed here is in no log.
+fn empty_list<S: Serializer>(_: &usize, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_seq(std::iter::empty::<()>())
 }
 
 /// The signer's certificate, then intermediates.

@@ -4,10 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{
-    AlgorithmIdentifier, CertificateDer, InvalidSignature, SignatureVerificationAlgorithm,
-    UnixTime, alg_id,
-};
+use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use segpack_formats::digest::Sha256;
 use segpack_manifests::documents::SigningCertificate;
 use webpki::{EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeIdIter, VerifiedPath};
@@ -17,18 +14,19 @@ use x509_cert::der::pem::LineEnding;
 use x509_cert::der::{Decode, EncodePem};
 use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectAltName};
+use x509_cert::name::Name;
 
-use super::SignError;
 use super::bundle::RawCertificate;
 use super::keys::{PrivateKey, PublicKey, read_pem};
 use super::problem::{Problem, problem};
 use super::signed::{Signed, SignedBy, decoded};
+use super::{SignError, ecdsa};
 use crate::steps::StepError;
 
 /// `id-kp-codeSigning` of RFC 5280, section 4.2.1.12.
 const CODE_SIGNING: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.3");
-/// `id-at-commonName` of RFC 5280, appendix A.1.
-const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
+/// More certificates than any path has. Their number is what the time to find a path depends on.
+const MAX_CERTIFICATES: usize = 10;
 
 /// A certificate, and the bytes that it was read from.
 pub(super) struct ReadCertificate {
@@ -60,7 +58,7 @@ impl ReadCertificate {
         };
         let pem = read_pem(path)?.ok_or_else(|| wrong("not a PEM file".to_owned()))?;
         let mut all = Vec::new();
-        for der in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+        for der in CertificateDer::pem_slice_iter(&pem) {
             let der = der.map_err(|e| wrong(e.to_string()))?;
             all.push(Self::parse(der).map_err(|e| wrong(e.to_string()))?);
         }
@@ -110,6 +108,13 @@ impl ReadCertificate {
             && usage.is_none_or(|usage| usage.key_cert_sign()))
     }
 
+    /// Whether it may be above so many others.
+    fn allows(&self, intermediates: usize) -> bool {
+        let constraints = self.extension::<BasicConstraints>().ok().flatten();
+        let length = constraints.and_then(|constraints| constraints.path_len_constraint);
+        length.is_none_or(|length| intermediates <= usize::from(length))
+    }
+
     /// When it became valid.
     fn valid_from(&self) -> UnixTime {
         let validity = self.certificate.tbs_certificate.validity;
@@ -129,15 +134,6 @@ impl ReadCertificate {
         Ok(names.map_or_else(Vec::new, |names| {
             names.0.iter().filter_map(name).map(str::to_owned).collect()
         }))
-    }
-
-    /// The common names in the subject.
-    fn common_names(&self) -> impl Iterator<Item = String> {
-        let subject = self.certificate.tbs_certificate.subject.0.iter();
-        let attributes = subject.flat_map(|part| part.0.iter());
-        attributes
-            .filter(|attribute| attribute.oid == COMMON_NAME)
-            .filter_map(|attribute| String::from_utf8(attribute.value.value().to_vec()).ok())
     }
 
     fn described(&self) -> Result<SigningCertificate, x509_cert::der::Error> {
@@ -186,6 +182,10 @@ impl RootCertificates {
         chain: &[RawCertificate],
         signed: &Signed<'_>,
     ) -> Result<SignedBy, Problem> {
+        if chain.len() > MAX_CERTIFICATES {
+            let seen = format!("{} certificates", chain.len());
+            return problem(seen, format!("at most {MAX_CERTIFICATES}"));
+        }
         let chain = chain
             .iter()
             .map(certificate_of_bundle)
@@ -196,7 +196,7 @@ impl RootCertificates {
         if !leaf.may_sign_models().or_else(unreadable)? {
             return problem(
                 format!(
-                    "the certificate of {} is not for signatures",
+                    "the certificate of {:?} is not for signatures",
                     leaf.subject()
                 ),
                 "the key usage digitalSignature, or the extended key usage codeSigning",
@@ -205,12 +205,12 @@ impl RootCertificates {
         self.vouch_for(leaf, intermediates)?;
         let Some(key) = leaf.public_key() else {
             return problem(
-                format!("the key of {} is of another kind", leaf.subject()),
+                format!("the key of {:?} is of another kind", leaf.subject()),
                 "one of the curves P-256, P-384 or P-521",
             );
         };
         if !key.has_signed(signed.message, signed.signature) {
-            let seen = format!("is not the signature of {}", leaf.subject());
+            let seen = format!("is not the signature of {:?}", leaf.subject());
             return problem(seen, "one that is");
         }
         self.compare_identity(leaf)?;
@@ -224,41 +224,92 @@ impl RootCertificates {
         leaf: &ReadCertificate,
         intermediates: &[ReadCertificate],
     ) -> Result<(), Problem> {
-        let time = leaf.valid_from();
-        let roots: Vec<_> = self
-            .roots
-            .iter()
-            .filter(|root| root.is_valid_at(time))
-            .filter(|root| root.der == leaf.der || root.may_vouch().unwrap_or(false))
-            .filter_map(|root| webpki::anchor_from_trusted_cert(&root.der).ok())
-            .collect();
-        let ders: Vec<_> = intermediates.iter().map(|c| c.der.clone()).collect();
-        let mut algorithms = webpki::ALL_VERIFICATION_ALGS.to_vec();
-        algorithms.push(&P521_WITH_SHA512);
-        let path = EndEntityCert::try_from(&leaf.der).and_then(|certificate| {
-            let only = Some(&may_vouch as &dyn Fn(&VerifiedPath<'_>) -> _);
-            certificate
-                .verify_for_usage(&algorithms, &roots, &ders, time, AnyUsage, None, only)
-                .map(drop)
-        });
-        path.or_else(|error| {
+        let refuse = |why: &str| {
             problem(
-                format!("the certificate of {}: {}", leaf.subject(), shown(&error)),
+                format!("the certificate of {:?}: {why}", leaf.subject()),
                 "one for which a root that was given vouches",
             )
-        })
+        };
+        // given as a root, it needs nobody else
+        if self.roots.iter().any(|root| root.der == leaf.der) {
+            return Ok(());
+        }
+        let time = leaf.valid_from();
+        let anchors = self.anchors(time);
+        if anchors.is_empty() {
+            return refuse(
+                "no root that was given is that of an authority and was valid when it became valid",
+            );
+        }
+        let ders: Vec<_> = intermediates.iter().map(|c| c.der.clone()).collect();
+        let mut algorithms = webpki::ALL_VERIFICATION_ALGS.to_vec();
+        algorithms.extend(ecdsa::MORE);
+        let path = EndEntityCert::try_from(&leaf.der).and_then(|certificate| {
+            let only = |path: &VerifiedPath<'_>| self.allow(path);
+            certificate
+                .verify_for_usage(
+                    &algorithms,
+                    &anchors,
+                    &ders,
+                    time,
+                    AnyUsage,
+                    None,
+                    Some(&only),
+                )
+                .map(drop)
+        });
+        path.or_else(|error| refuse(&shown(&error)))
     }
 
+    /// The roots that may vouch for what became valid at a time.
+    fn anchors(&self, time: UnixTime) -> Vec<TrustAnchor<'_>> {
+        let usable =
+            |root: &&ReadCertificate| root.is_valid_at(time) && root.may_vouch().unwrap_or(false);
+        let roots = self.roots.iter().filter(usable);
+        let anchors = roots.filter_map(|root| webpki::anchor_from_trusted_cert(&root.der).ok());
+        anchors.collect()
+    }
+
+    /// What webpki does not look at: that every intermediate may sign certificates, and how many of
+    /// them its root allows.
+    fn allow(&self, path: &VerifiedPath<'_>) -> Result<(), webpki::Error> {
+        let mut intermediates = 0;
+        for certificate in path.intermediate_certificates() {
+            let read = ReadCertificate::parse(certificate.der().into_owned());
+            match read.and_then(|read| read.may_vouch()) {
+                Ok(true) => intermediates += 1,
+                Ok(false) => return Err(webpki::Error::EndEntityUsedAsCa),
+                Err(_) => return Err(webpki::Error::BadDer),
+            }
+        }
+        let is_of_path = |root: &&ReadCertificate| {
+            let anchor = webpki::anchor_from_trusted_cert(&root.der);
+            anchor.is_ok_and(|anchor| anchor == *path.anchor())
+        };
+        let mut roots = self.roots.iter().filter(is_of_path);
+        match roots.any(|root| root.allows(intermediates)) {
+            true => Ok(()),
+            false => Err(webpki::Error::PathLenConstraintViolated),
+        }
+    }
+
+    /// A distinguished name is compared with the subject, everything else with the alternative names:
+    /// whoever issues certificates vouches for a name as what it is.
     fn compare_identity(&self, leaf: &ReadCertificate) -> Result<(), Problem> {
         let Some(wanted) = &self.identity else {
             return Ok(());
         };
-        let mut names = leaf.names().or_else(unreadable)?;
-        names.extend(leaf.common_names());
-        names.push(leaf.subject());
-        match names.contains(wanted) {
+        let names = leaf.names().or_else(unreadable)?;
+        let is_theirs = match wanted.parse::<Name>() {
+            Ok(_) => *wanted == leaf.subject(),
+            Err(_) => names.contains(wanted),
+        };
+        match is_theirs {
             true => Ok(()),
-            false => problem(format!("is signed by {}", names.join(", ")), wanted),
+            false => problem(
+                format!("is signed by {:?}, {names:?}", leaf.subject()),
+                format!("{wanted:?}"),
+            ),
         }
     }
 }
@@ -337,31 +388,33 @@ fn unreadable<T>(error: x509_cert::der::Error) -> Result<T, Problem> {
     problem(format!("a certificate: {error}"), "an X.509 certificate")
 }
 
-/// Every intermediate has to be that of an authority, which webpki sees in the basic constraints
-/// alone.
-fn may_vouch(path: &VerifiedPath<'_>) -> Result<(), webpki::Error> {
-    for certificate in path.intermediate_certificates() {
-        let read = ReadCertificate::parse(certificate.der().into_owned());
-        match read.and_then(|read| read.may_vouch()) {
-            Ok(true) => {}
-            Ok(false) => return Err(webpki::Error::EndEntityUsedAsCa),
-            Err(_) => return Err(webpki::Error::BadDer),
-        }
-    }
-    Ok(())
-}
-
 /// Why there is no path.
 fn shown(error: &webpki::Error) -> String {
+    use webpki::Error;
     let text = match error {
-        webpki::Error::UnknownIssuer => "no root that was given vouches for it",
-        webpki::Error::CertExpired { .. } | webpki::Error::CertNotValidYet { .. } => {
+        Error::UnknownIssuer => "no root that was given vouches for it",
+        Error::CertExpired { .. } | Error::CertNotValidYet { .. } => {
             "a certificate above it was not valid when it became valid"
         }
-        webpki::Error::EndEntityUsedAsCa => "one above it is not that of an authority",
-        webpki::Error::CaUsedAsEndEntity => "it is that of an authority itself",
-        webpki::Error::InvalidSignatureForPublicKey => "its issuer has not signed it",
-        webpki::Error::PathLenConstraintViolated => "its path is longer than an authority allows",
+        Error::EndEntityUsedAsCa => "one above it is not that of an authority",
+        Error::CaUsedAsEndEntity => {
+            "it is that of an authority itself, which signs only where it is given as a root"
+        }
+        Error::InvalidSignatureForPublicKey => {
+            "its issuer has not signed it, or with an RSA key of fewer than 2048 bits"
+        }
+        Error::PathLenConstraintViolated => "its path is longer than an authority allows",
+        Error::NameConstraintViolation => {
+            "its names are not those that an authority above it may vouch for, or of a kind that is not \
+             understood"
+        }
+        Error::UnsupportedCriticalExtension => {
+            "a certificate of its path has a critical extension that is not understood"
+        }
+        Error::UnsupportedSignatureAlgorithmContext(_)
+        | Error::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => {
+            "a certificate of its path is signed with an algorithm that is not taken"
+        }
         other => return other.to_string(),
     };
     text.to_owned()
@@ -373,37 +426,5 @@ struct AnyUsage;
 impl ExtendedKeyUsageValidator for AnyUsage {
     fn validate(&self, _: KeyPurposeIdIter<'_, '_>) -> Result<(), webpki::Error> {
         Ok(())
-    }
-}
-
-/// ECDSA on P-521 with SHA-512, which webpki's own algorithms lack.
-static P521_WITH_SHA512: P521WithSha512 = P521WithSha512;
-
-#[derive(Debug)]
-struct P521WithSha512;
-
-impl SignatureVerificationAlgorithm for P521WithSha512 {
-    fn verify_signature(
-        &self,
-        public_key: &[u8],
-        message: &[u8],
-        signature: &[u8],
-    ) -> Result<(), InvalidSignature> {
-        use p521::ecdsa::signature::Verifier;
-        let key = p521::ecdsa::VerifyingKey::from_sec1_bytes(public_key);
-        let signature = p521::ecdsa::DerSignature::from_bytes(signature);
-        let (Ok(key), Ok(signature)) = (key, signature) else {
-            return Err(InvalidSignature);
-        };
-        let verified = key.verify(message, &signature);
-        verified.map_err(|_| InvalidSignature)
-    }
-
-    fn public_key_alg_id(&self) -> AlgorithmIdentifier {
-        alg_id::ECDSA_P521
-    }
-
-    fn signature_alg_id(&self) -> AlgorithmIdentifier {
-        alg_id::ECDSA_SHA512
     }
 }

@@ -34,6 +34,12 @@ pub(in crate::steps) fn check(
 ) -> Result<CheckedSignature, Problem> {
     let bundle: Bundle = parsed("the signature", json)?;
     only("media type", &bundle.media_type, MEDIA_TYPE)?;
+    if bundle.message_signature.is_some() {
+        return problem(
+            "has two signatures, of a message and of an envelope",
+            "the latter",
+        );
+    }
     let envelope = &bundle.dsse_envelope;
     only("payload type", &envelope.payload_type, PAYLOAD_TYPE)?;
     let [signature] = &envelope.signatures[..] else {

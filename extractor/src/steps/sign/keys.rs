@@ -104,7 +104,7 @@ impl PrivateKey {
     /// # Errors
     /// `Encrypted`, `NotPrivate`; `PrivateKey` where it is none of these curves; `Io`.
     pub(super) fn read(path: &Path) -> Result<Self, StepError> {
-        let pem = read_pem(path)?.unwrap_or_default();
+        let pem = read_key(path)?.unwrap_or_default();
         let key = Self::of_pem(without_parameters(&pem));
         Ok(key.ok_or_else(|| no_private_key(path.to_owned(), &pem))?)
     }
@@ -117,7 +117,7 @@ impl PublicKey {
     /// `PublicKey` where it is none of these curves; `Io`.
     pub(super) fn read(path: &Path) -> Result<Self, StepError> {
         let path_of = || path.to_owned();
-        let key = read_pem(path)?.and_then(|pem| Self::of_pem(&pem));
+        let key = read_key(path)?.and_then(|pem| Self::of_pem(&pem));
         Ok(key.ok_or_else(|| SignError::PublicKey { path: path_of() })?)
     }
 
@@ -158,17 +158,23 @@ fn no_private_key(path: PathBuf, pem: &str) -> SignError {
     }
 }
 
-/// The text of a file of keys or certificates; `None` where it can be none.
-pub(super) fn read_pem(path: &Path) -> Result<Option<String>, StepError> {
+/// The bytes of a file of keys or certificates; `None` where it can be none.
+pub(super) fn read_pem(path: &Path) -> Result<Option<Vec<u8>>, StepError> {
     read_small(path, MAX_PEM_BYTES)
 }
 
-/// The text of a file; `None` where it has none, or is longer.
-pub(super) fn read_small(path: &Path, most_bytes: u64) -> Result<Option<String>, StepError> {
+/// The bytes of a file; `None` where it is no file, or longer.
+pub(super) fn read_small(path: &Path, most_bytes: u64) -> Result<Option<Vec<u8>>, StepError> {
     let metadata = fs::metadata(path).map_err(StepError::io("read", path))?;
     if !metadata.is_file() || metadata.len() > most_bytes {
         return Ok(None);
     }
     let bytes = fs::read(path).map_err(StepError::io("read", path))?;
-    Ok(String::from_utf8(bytes).ok())
+    Ok(Some(bytes))
+}
+
+/// The text of a file that holds a key.
+fn read_key(path: &Path) -> Result<Option<String>, StepError> {
+    let bytes = read_pem(path)?;
+    Ok(bytes.and_then(|bytes| String::from_utf8(bytes).ok()))
 }

@@ -6,6 +6,7 @@
 mod bundle;
 mod certificates;
 mod check;
+mod ecdsa;
 mod error;
 mod files;
 mod keys;
@@ -107,7 +108,7 @@ impl Owner {
             }),
             x509_certificate_chain: chain,
             certificate: None,
-            tlog_entries: Vec::new(),
+            tlog_entries: 0,
         }
     }
 }
@@ -293,6 +294,7 @@ fn bundle_of(
     let signature = owner.key.sign(&signed_bytes(&payload));
     Ok(Bundle {
         media_type: MEDIA_TYPE.to_owned(),
+        message_signature: None,
         verification_material: owner.material(hint),
         dsse_envelope: Envelope {
             payload: STANDARD.encode(payload),

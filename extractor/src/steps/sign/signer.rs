@@ -117,7 +117,7 @@ fn method(material: &Material) -> Result<Method<'_>, Problem> {
         public_key,
         x509_certificate_chain,
         certificate,
-        tlog_entries: _, // what of them counts, the verification of a keyless signature says
+        tlog_entries: _, // of keyless signatures
     } = material;
     match (public_key, x509_certificate_chain, certificate) {
         (Some(key), None, None) => Ok(Method::Key(key.hint.as_deref())),

@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use sigstore_verify::trust_root::TrustedRoot;
-use sigstore_verify::types::{Bundle, Sha256Hash};
+use sigstore_verify::types::{Bundle, Sha256Hash, SignatureContent};
 use sigstore_verify::{VerificationPolicy, Verifier};
 
 use super::SignError;
@@ -18,6 +18,8 @@ use crate::steps::StepError;
 
 /// More than the trusted root of any instance takes.
 const MAX_ROOT_BYTES: u64 = 4 << 20;
+/// One for each log, of which an instance has few.
+const MAX_ENTRIES: usize = 16;
 
 /// Who has to have logged in where, and what is trusted to say so.
 pub(in crate::steps) struct SigstoreIdentity {
@@ -42,6 +44,7 @@ impl SigstoreIdentity {
             what,
         };
         let json = read_small(trusted_root, MAX_ROOT_BYTES)?;
+        let json = json.and_then(|json| String::from_utf8(json).ok());
         let json = json.ok_or_else(|| wrong("not a file of text".to_owned()))?;
         let root = trusted_root_of(&json).map_err(wrong)?;
         let verifier = Verifier::new(&root).map_err(|e| wrong(e.to_string()))?;
@@ -56,11 +59,17 @@ impl SigstoreIdentity {
     pub(super) fn has_signed(&self, signed: &Signed<'_>) -> Result<SignedBy, Problem> {
         let wanted = "a keyless signature of the identity that was given, as its instance logs it";
         let refuse = |what: String| problem(format!("a keyless signature: {what}"), wanted);
+        if signed.material.tlog_entries > MAX_ENTRIES {
+            return refuse(format!("{} entries of logs", signed.material.tlog_entries));
+        }
         let json = String::from_utf8_lossy(signed.json);
         let bundle = match Bundle::from_json(&json) {
             Ok(bundle) => bundle,
             Err(e) => return refuse(e.to_string()),
         };
+        if !is_of_envelope(&bundle, signed) {
+            return refuse("it is not of the statement".to_owned());
+        }
         let subject = Sha256Hash::new(subject(&statement(signed.payload)?)?.0);
         if let Err(e) = self.verifier.verify(subject, &bundle, &self.policy) {
             return refuse(e.to_string());
@@ -81,6 +90,17 @@ impl SigstoreIdentity {
             certificate.login = Some(self.issuer.clone());
         }
         by
+    }
+}
+
+/// Whether what is verified is what was read here: the crate reads the bundle by itself.
+fn is_of_envelope(bundle: &Bundle, signed: &Signed<'_>) -> bool {
+    match &bundle.content {
+        SignatureContent::DsseEnvelope(envelope) => {
+            envelope.payload.as_bytes() == signed.payload
+                && envelope.signature.sig.as_bytes() == signed.signature
+        }
+        _ => false,
     }
 }
 
