@@ -1,5 +1,6 @@
 //! Damaged and lying packs, and hostile bytes for every parser.
 
+mod against;
 mod bad_packs;
 mod damage;
 mod environment;

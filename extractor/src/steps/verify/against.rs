@@ -50,11 +50,12 @@ impl Task<'_> {
 /// Compares the pack with the checkpoint.
 pub(super) fn check(
     pack: &Pack,
-    (checkpoint, inventory): &(Checkpoint, Inventory),
+    compared: &(Checkpoint, Inventory),
     settings: &VerifySettings,
     findings: &Findings,
     Job { stop, progress, .. }: Job<'_>,
 ) -> Result<(), StepError> {
+    let (checkpoint, inventory) = compared;
     // a shard that cannot be read at all is said once, not for each of its tensors
     for finding in &checkpoint.findings {
         if is_lost_shard(finding) {
@@ -66,7 +67,7 @@ pub(super) fn check(
     let same = compare_headers(pack, checkpoint, findings)?;
     // tensors by name; then those that only one side has
     let places = places(pack, inventory);
-    let pairs = pair(pack, inventory, &places, settings, findings);
+    let pairs = pair(pack, compared, &places, settings, findings);
     for pair in &pairs {
         findings.extend(differing_place(pair, pack, checkpoint, inventory, &same));
     }
@@ -187,7 +188,7 @@ fn as_packed<'a>(
 /// Finds each packed tensor in the checkpoint.
 fn pair<'a>(
     pack: &'a Pack,
-    inventory: &Inventory,
+    (checkpoint, inventory): &(Checkpoint, Inventory),
     places: &'a BTreeMap<String, Place>,
     settings: &VerifySettings,
     findings: &Findings,
@@ -198,6 +199,9 @@ fn pair<'a>(
             continue;
         }
         let Some(place) = places.get(&tensor.name) else {
+            if is_lost(checkpoint, &tensor.source.file) {
+                continue; // nobody knows what it holds
+            }
             let finding = Finding::new(FindingKind::NotInCheckpoint).tensor(&tensor.name);
             findings.add(finding.seen("the checkpoint has no tensor of this name"));
             continue;
