@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use segpack_formats::digest::Sha256;
 use serde_json::{Value, json};
 
-use crate::support::cli::{Finding, FindingKind, segpack};
+use crate::support::cli::{Finding, FindingKind, Run, segpack};
 use crate::support::damage::{flip, resize};
 use crate::support::folders::{contents, temp};
 use crate::support::tiny::{
@@ -258,15 +258,7 @@ fn files_that_do_not_fit_together_are_named() {
             FindingKind::NotInShard,
             &["model.more.weight", "no shard holds it"],
         ),
-        (
-            |at| {
-                edit_index(at, |i| {
-                    drop(i["weight_map"].as_object_mut().unwrap().remove(NORM));
-                });
-            },
-            FindingKind::NotInIndex,
-            &[NORM],
-        ),
+        (|at| forget(at, NORM), FindingKind::NotInIndex, &[NORM]),
         (
             |at| {
                 let copy = tensors_of(&fs::read(at.join(FIRST)).unwrap()).remove(0);
@@ -372,6 +364,97 @@ fn files_that_do_not_fit_together_are_named() {
         tiny().write(folder.path());
         change(&mut folder.path().to_owned());
         assert_refused(folder.path(), kind, words);
+    }
+}
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+
+fn forget(folder: &Path, name: &str) {
+    edit_index(folder, |i| {
+        drop(i["weight_map"].as_object_mut().unwrap().remove(name));
+    });
+}
+
+/// Writes the embedding, which is in the first shard, into the second, too.
+fn repeat_embedding(folder: &Path) {
+    let copy = tensors_of(&fs::read(folder.join(FIRST)).unwrap()).remove(0);
+    assert_eq!(copy.name, EMBEDDING);
+    let length = copy.bytes.len() as u64;
+    let mut tensors = tensors_of(&fs::read(folder.join(SECOND)).unwrap());
+    tensors.push(copy);
+    fs::write(folder.join(SECOND), shard_bytes(&tensors)).unwrap();
+    edit_index(folder, |i| {
+        let total = i["metadata"]["total_size"].as_u64().unwrap();
+        i["metadata"]["total_size"] = json!(total + length);
+    });
+}
+
+fn kinds(run: &Run) -> Vec<FindingKind> {
+    let mut kinds: Vec<_> = run.findings().iter().map(|f| f.kind).collect();
+    kinds.sort();
+    kinds
+}
+
+/// What is done to a checkpoint, and the kinds of all findings.
+type Found = (fn(&Path), &'static [FindingKind]);
+
+#[test]
+fn a_name_that_the_index_lacks_or_that_is_there_twice_is_told_once() {
+    let cases: [Found; 3] = [
+        (|at| forget(at, NORM), &[FindingKind::NotInIndex]),
+        (
+            repeat_embedding,
+            &[FindingKind::NotInShard, FindingKind::DuplicateTensor],
+        ),
+        (
+            |at| {
+                repeat_embedding(at);
+                forget(at, EMBEDDING);
+            },
+            &[FindingKind::NotInIndex, FindingKind::DuplicateTensor],
+        ),
+    ];
+    for (change, wanted) in cases {
+        let folder = temp();
+        tiny().write(folder.path());
+        change(folder.path());
+        let run = segpack!["scan", folder.path(), "--json"].exits(3);
+        assert_eq!(kinds(&run), wanted, "{run}");
+    }
+}
+
+#[test]
+fn a_model_that_nobody_knows_is_not_told_of_each_of_its_tensors() {
+    let (folder, mut tiny) = (temp(), tiny());
+    tiny.config["model_type"] = json!("later_moe");
+    tiny.config["architectures"] = json!([]);
+    let run = segpack!["scan", tiny.write(folder.path()), "--json"].exits(3);
+    let wanted = [FindingKind::UnknownFamily, FindingKind::NotAudited];
+    assert_eq!(kinds(&run), wanted, "{run}");
+}
+
+#[test]
+fn a_name_that_no_rule_knows_is_told_unless_it_is_allowed_or_nothing_is_known() {
+    let (folder, mut known) = (temp(), tiny());
+    let mut mystery = known.tensor(NORM).clone();
+    "mystery.weight".clone_into(&mut mystery.name);
+    known.shards[0].1.push(mystery);
+    let mut guessed = known.clone();
+    guessed.config = Value::Null;
+    for (number, (tiny, flag, is_told)) in [
+        (&known, "-q", true),
+        (&known, "--allow-unaudited", true),
+        (&known, "--allow-unclassified", false),
+        (&guessed, "-q", true),
+        (&guessed, "--allow-unaudited", false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let checkpoint = tiny.write(&folder.path().join(number.to_string()));
+        let run = segpack!["scan", checkpoint, "--json", flag];
+        let told = kinds(&run).contains(&FindingKind::UnclassifiedTensor);
+        assert_eq!(told, is_told, "{flag}: {run}");
     }
 }
 

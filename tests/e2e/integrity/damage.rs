@@ -176,6 +176,30 @@ fn one_bit_in_a_raw_tensor_names_the_tensor_and_nothing_else() {
 }
 
 /// Tensors are digested a piece of 64 KiB at a time, many side by side.
+/// Of raw segments only with `--sums`: their tensors have digests of their own.
+#[test]
+fn a_wrong_digest_of_a_stored_segment_is_found_once() {
+    let mut good = Good::new();
+    for codec in ["raw", "zstd"] {
+        let pack = good.copy(codec);
+        edit_manifest(&pack, |m| {
+            for segment in list(m, "segments")
+                .iter_mut()
+                .filter(|s| s["codec"] == codec)
+            {
+                segment["blake3"] = json!("00".repeat(32));
+            }
+        });
+        let run = verify(&pack, "--sums").exits(3);
+        let found = run.findings();
+        let mut document = manifest(&pack);
+        let segments = list(&mut document, "segments").iter();
+        let count = segments.filter(|s| s["codec"] == codec).count();
+        assert_eq!(found.len(), count, "{codec}: {run}");
+        assert!(found.iter().all(|f| f.kind == FindingKind::DamagedSegment));
+    }
+}
+
 #[test]
 fn one_bit_in_any_piece_of_a_long_tensor_is_found() {
     let folder = temp();

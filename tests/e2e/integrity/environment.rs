@@ -4,9 +4,11 @@
 #![cfg(target_os = "linux")]
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::Command;
 
 use crate::support::cli::{Finding, FindingKind, Run, program};
+use crate::support::damage::flip;
 use crate::support::faults::{Fault, faulty};
 use crate::support::folders::{copy, temp};
 use crate::support::packs::pack_into;
@@ -82,6 +84,21 @@ fn what_cannot_be_opened_is_not_damaged() {
             }
         }
     }
+}
+
+/// Where something is damaged, that is told, and what was not checked beside it.
+#[test]
+fn what_cannot_be_opened_does_not_hide_what_is_damaged() {
+    let folder = temp();
+    let pack = folder.path().join("pack");
+    pack_into(&tiny_text(), &pack, &[]);
+    flip(&pack.join("source/generation_config.json"), 0);
+    let words = [OsString::from("verify"), "--json".into(), pack.into()];
+    let done = Run::of(faulty(Fault::Open("text.safetensors", 13)).args(&words)).exits(3);
+    let found = done.findings();
+    let is_told = |f: &Finding| f.file.as_deref() == Some("source/generation_config.json");
+    assert!(found.iter().all(is_told) && !found.is_empty(), "{done}");
+    done.says(&["not checked: packs/", "text.safetensors"]);
 }
 
 #[test]
@@ -197,4 +214,22 @@ fn a_model_that_cannot_be_opened_is_not_damaged() {
             );
         }
     }
+}
+
+/// Nor a signature.
+#[test]
+fn a_signature_that_cannot_be_opened_is_not_wrong() {
+    let folder = temp();
+    let pack = folder.path().join("pack");
+    pack_into(&tiny_text(), &pack, &[]);
+    let key =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/signing/test-key.pub.pem");
+    let words = ["verify", "--quick", "--signature", "--public-key"].map(OsString::from);
+    std::fs::write(pack.join("model.sig"), "{}").unwrap();
+    let run = |error| {
+        let mut command = faulty(Fault::Open("model.sig", error));
+        Run::of(command.args(&words).args([&key, &pack]))
+    };
+    run(13).exits(1);
+    run(EIO).exits(3);
 }

@@ -276,3 +276,32 @@ fn what_shares_a_segment_with_a_proved_shard_is_checked_though_its_own_is_not() 
         "{findings:?}"
     );
 }
+
+#[test]
+fn a_shard_of_which_a_pack_is_gone_cannot_be_restored() {
+    const GONE: &str = "packs/thinker.text.experts.01.safetensors";
+    let folder = temp();
+    let pack = folder.path().join("pack");
+    pack_into(&tiny_full(), &pack, &[]);
+    fs::remove_file(pack.join(GONE)).unwrap();
+    let mut document = manifest(&pack);
+    let tensors = list(&mut document, "tensors").clone();
+    let segments = list(&mut document, "segments");
+    segments.retain(|s| s["pack"] == GONE);
+    let is_gone = |t: &&Value| segments.iter().any(|s| s["id"] == t["segment"]);
+    let lost = tensors.iter().filter(is_gone).map(|t| &t["source"]["file"]);
+    let lost: Vec<&Value> = lost.collect();
+    let run = segpack!["verify", &pack, "--json"].exits(3);
+    for (path, result) in results(&run) {
+        let wanted = if lost.contains(&&json!(path)) {
+            "no"
+        } else {
+            "yes"
+        };
+        assert_eq!(result, wanted, "{path}");
+    }
+    // and is said once
+    let run = segpack!["verify", &pack, "--sums", "--json"].exits(3);
+    let kinds: Vec<FindingKind> = run.findings().iter().map(|f| f.kind).collect();
+    assert_eq!(kinds, [FindingKind::MissingFile], "{run}");
+}

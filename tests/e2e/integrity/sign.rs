@@ -167,6 +167,23 @@ fn what_was_changed_after_it_was_signed_is_found() {
 }
 
 #[test]
+fn a_sound_signature_hides_nothing_and_one_that_is_too_long_is_not_read() {
+    let folder = temp();
+    let (private, public) = &keys(folder.path())[0];
+    let pack = folder.path().join("pack");
+    pack_into(tiny_text().as_path(), &pack, &[]);
+    segpack!["sign", &pack, "--key", private].ok();
+    fs::write(pack.join("more.txt"), "more").unwrap();
+    let found = verify(&pack, "--signature", public).exits(3).findings();
+    let kinds: Vec<FindingKind> = found.iter().map(|f| f.kind).collect();
+    assert_eq!(kinds, [FindingKind::UnlistedFile], "{found:?}");
+    fs::remove_file(pack.join("more.txt")).unwrap();
+    let signature = fs::File::options().write(true).open(pack.join("model.sig"));
+    signature.unwrap().set_len((64 << 20) + 1).unwrap();
+    refused(&pack, "--signature", public, "67108865 bytes");
+}
+
+#[test]
 fn a_damaged_pack_is_not_signed_and_what_is_no_key_is_named() {
     let folder = temp();
     let (private, public) = &keys(folder.path())[0];

@@ -8,7 +8,7 @@ use crate::support::cli::{FindingKind, Run, segpack};
 use crate::support::damage::flip;
 use crate::support::folders::temp;
 use crate::support::packs::pack_into;
-use crate::support::tiny::{Qwen3Moe, Tiny, bf16_bytes, tiny_full, tiny_text};
+use crate::support::tiny::{Qwen3Moe, Tensor, Tiny, bf16_bytes, tiny_full, tiny_text};
 
 fn verify(pack: &Path) -> Run {
     segpack!["verify", pack, "--values", "--json"]
@@ -94,6 +94,24 @@ fn numbers_are_right() {
     let std = (squares / 46.0 - mean * mean).sqrt();
     assert!((seen["std"].as_f64().unwrap() - std).abs() < 1e-12);
     assert_eq!(odd(&run), [(FindingKind::NotFinite, name.to_owned())]);
+}
+
+#[test]
+fn tensors_whose_values_are_not_known_are_listed() {
+    let folder = temp();
+    let mut tiny = Tiny::qwen3_moe(Qwen3Moe::default());
+    let name = "mystery.weight";
+    tiny.shards[0].1.push(Tensor {
+        name: name.to_owned(),
+        dtype: "F6_E2M3".to_owned(),
+        shape: vec![4, 8],
+        bytes: vec![1; 24],
+    });
+    let checkpoint = tiny.write(&folder.path().join("checkpoint"));
+    let pack = folder.path().join("pack");
+    segpack!["pack", &checkpoint, "-o", &pack, "--allow-unclassified"].ok();
+    let report = verify(&pack).ok().json();
+    assert_eq!(report["values"]["unknown"], serde_json::json!([name]));
 }
 
 /// What was done to a tensor, and what has to be found.

@@ -628,6 +628,15 @@ mod tests {
     }
 
     #[test]
+    fn only_the_head_is_tied_to_the_embedding() {
+        let mut model = Model::trained();
+        let embedding = model.get("model.embed_tokens.weight").clone();
+        *model.add("model.other.weight", Role::AttentionQ, &[300, 64], 0.02) = embedding;
+        let equal = (FindingKind::EqualTensors, "model.other.weight".to_owned());
+        assert!(model.judged(true).contains(&equal));
+    }
+
+    #[test]
     fn a_few_values_of_a_matrix_are_outliers_and_many_are_not() {
         let found = |name: &str, count: usize| {
             let mut model = Model::trained();
