@@ -308,7 +308,7 @@ fn only_a_certificate_for_signatures_and_of_the_key_signs() {
     fs::write(&path, bundle.to_string()).unwrap();
     refused(
         desk.verify(&pack, &root, &[]),
-        &["is not the signature of CN=boss"],
+        &["is not the signature of", "CN=boss"],
     );
     bundle["verificationMaterial"]["publicKey"] = json!({"hint": "00"});
     fs::write(&path, bundle.to_string()).unwrap();
@@ -629,7 +629,10 @@ fn a_root_says_how_long_its_paths_are_and_signs_by_itself_where_it_is_given() {
     });
     desk.sign(&pack, &own, &[]).ok();
     desk.verify(&pack, &own, &[]).ok();
-    refused(desk.verify(&pack, &root, &[]), &["no root"]);
+    refused(
+        desk.verify(&pack, &root, &[]),
+        &["signs only where it is given as a root"],
+    );
     // more certificates than a path has cost time before anybody is trusted
     let path = pack.join("model.sig");
     let mut bundle: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
