@@ -104,13 +104,12 @@ impl Kernels {
 
     /// All that this processor has, the best last.
     pub fn all() -> Vec<Self> {
-        let mut all = vec![Path::Portable(portable::Portable)];
+        let all = std::iter::once(Path::Portable(portable::Portable));
         #[cfg(target_arch = "x86_64")]
-        {
-            all.extend(avx2::Avx2::detect().map(Path::Avx2));
-            all.extend(avx512::Avx512::detect().map(Path::Avx512));
-        }
-        all.into_iter().map(Self).collect()
+        let all = all
+            .chain(avx2::Avx2::detect().map(Path::Avx2))
+            .chain(avx512::Avx512::detect().map(Path::Avx512));
+        all.map(Self).collect()
     }
 
     /// Those of this name: `portable`, `avx2` or `avx512`.
