@@ -37,9 +37,9 @@ pub(crate) struct Resources {
 }
 
 impl Resources {
-    /// Whether some segments are used without their digests being compared.
+    /// As [`CheckName::leaves_unchecked`].
     pub(crate) fn leaves_unchecked(&self) -> bool {
-        self.check != CheckName::Always
+        self.check.leaves_unchecked()
     }
 
     /// A session with them.
@@ -70,7 +70,7 @@ pub(crate) struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// As [`Resources::leaves_unchecked`].
+    /// As [`CheckName::leaves_unchecked`].
     pub(crate) fn leaves_unchecked(&self) -> bool {
         self.resources.leaves_unchecked()
     }
@@ -99,9 +99,9 @@ pub(crate) struct CpuResources {
 }
 
 impl CpuResources {
-    /// As [`Resources::leaves_unchecked`].
+    /// As [`CheckName::leaves_unchecked`].
     pub(crate) fn leaves_unchecked(&self) -> bool {
-        self.check != CheckName::Always
+        self.check.leaves_unchecked()
     }
 
     /// A session with them.
@@ -125,6 +125,13 @@ impl From<ComputeName> for Compute {
             ComputeName::F32 => Self::F32,
             ComputeName::Bf16 => Self::Bf16,
         }
+    }
+}
+
+impl CheckName {
+    /// Whether some segments are used without their digests being compared.
+    fn leaves_unchecked(self) -> bool {
+        self != Self::Always
     }
 }
 

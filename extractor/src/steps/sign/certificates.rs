@@ -79,8 +79,12 @@ impl ReadCertificate {
 
     /// `None` of a key of another kind.
     fn public_key(&self) -> Option<PublicKey> {
+        PublicKey::of_pem(&self.key_pem().ok()?)
+    }
+
+    fn key_pem(&self) -> Result<String, x509_cert::der::Error> {
         let key = &self.certificate.tbs_certificate.subject_public_key_info;
-        PublicKey::of_pem(&key.to_pem(LineEnding::LF).ok()?)
+        key.to_pem(LineEnding::LF)
     }
 
     /// An extension; one that cannot be read counts as an error, not as missing.
@@ -136,22 +140,17 @@ impl ReadCertificate {
         }))
     }
 
-    fn described(&self) -> Result<SigningCertificate, x509_cert::der::Error> {
-        Ok(SigningCertificate {
-            sha256: Sha256::of(&self.der),
-            subject: self.subject(),
-            names: self.names()?,
-            issuer: self.issuer(),
-            login: None,
-        })
-    }
-
     /// Its owner, who has signed.
     pub(super) fn signer(&self) -> Result<SignedBy, x509_cert::der::Error> {
-        let key = &self.certificate.tbs_certificate.subject_public_key_info;
         Ok(SignedBy {
-            key_sha256: Sha256::of(key.to_pem(LineEnding::LF)?.as_bytes()),
-            certificate: Some(self.described()?),
+            key_sha256: Sha256::of(self.key_pem()?.as_bytes()),
+            certificate: Some(SigningCertificate {
+                sha256: Sha256::of(&self.der),
+                subject: self.subject(),
+                names: self.names()?,
+                issuer: self.issuer(),
+                login: None,
+            }),
         })
     }
 }
@@ -209,7 +208,7 @@ impl RootCertificates {
                 "one of the curves P-256, P-384 or P-521",
             );
         };
-        if !key.has_signed(signed.message, signed.signature) {
+        if !key.has_signed(&signed.message(), signed.signature) {
             let seen = format!("is not the signature of {:?}", leaf.subject());
             return problem(seen, "one that is");
         }
@@ -357,13 +356,13 @@ impl SigningChain {
         Ok(())
     }
 
-    /// The signer's own certificate, for a summary.
+    /// Who signs with it.
     ///
     /// # Errors
-    /// Where it cannot be read.
-    pub(super) fn described(&self) -> Result<SigningCertificate, SignError> {
-        let described = self.leaf().described();
-        described.map_err(|e| SignError::Pem {
+    /// Where the certificate cannot be read.
+    pub(super) fn signer(&self) -> Result<SignedBy, SignError> {
+        let signer = self.leaf().signer();
+        signer.map_err(|e| SignError::Pem {
             what: e.to_string(),
         })
     }

@@ -7,9 +7,7 @@ use segpack_formats::digest::Sha256;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::CheckedSignature;
 
-use super::bundle::{
-    Bundle, MEDIA_TYPE, PAYLOAD_TYPE, PREDICATE_TYPE, STATEMENT_TYPE, Statement, signed_bytes,
-};
+use super::bundle::{Bundle, MEDIA_TYPE, PAYLOAD_TYPE, PREDICATE_TYPE, STATEMENT_TYPE, Statement};
 use super::problem::{Problem, problem};
 use super::signed::{Signed, decoded, parsed, statement, subject};
 use super::signer::Signer;
@@ -51,7 +49,6 @@ pub(in crate::steps) fn check(
     let by = signer.has_signed(&Signed {
         json,
         material: &bundle.verification_material,
-        message: &signed_bytes(&payload),
         payload: &payload,
         signature: &signature,
     })?;

@@ -17,9 +17,10 @@ struct Ecdsa {
     verify: fn(public_key: &[u8], digest: &[u8], signature: &[u8]) -> bool,
 }
 
+/// Whether a signature is that of a digest with a public key.
 macro_rules! verify_with {
     ($name:ident, $library:ident, $bytes:literal) => {
-        fn $name(public_key: &[u8], digest: &[u8], signature: &[u8]) -> bool {
+        pub(super) fn $name(public_key: &[u8], digest: &[u8], signature: &[u8]) -> bool {
             let key = $library::ecdsa::VerifyingKey::from_sec1_bytes(public_key);
             let signature = $library::ecdsa::Signature::from_der(signature);
             let (Ok(key), Ok(signature)) = (key, signature) else {
@@ -38,38 +39,25 @@ verify_with!(verify_p256, p256, 32_usize);
 verify_with!(verify_p384, p384, 48_usize);
 verify_with!(verify_p521, p521, 66_usize);
 
+/// A curve with SHA-256, SHA-384 or SHA-512.
+macro_rules! ecdsa {
+    ($curve:ident, $signature:ident, $digest:ident, $verify:ident) => {
+        &Ecdsa {
+            curve: alg_id::$curve,
+            signature: alg_id::$signature,
+            digest: &digest::$digest,
+            verify: $verify,
+        }
+    };
+}
+
 /// What webpki's own algorithms lack.
 pub(super) const MORE: [&dyn SignatureVerificationAlgorithm; 5] = [
-    &Ecdsa {
-        curve: alg_id::ECDSA_P521,
-        signature: alg_id::ECDSA_SHA512,
-        digest: &digest::SHA512,
-        verify: verify_p521,
-    },
-    &Ecdsa {
-        curve: alg_id::ECDSA_P521,
-        signature: alg_id::ECDSA_SHA384,
-        digest: &digest::SHA384,
-        verify: verify_p521,
-    },
-    &Ecdsa {
-        curve: alg_id::ECDSA_P521,
-        signature: alg_id::ECDSA_SHA256,
-        digest: &digest::SHA256,
-        verify: verify_p521,
-    },
-    &Ecdsa {
-        curve: alg_id::ECDSA_P384,
-        signature: alg_id::ECDSA_SHA512,
-        digest: &digest::SHA512,
-        verify: verify_p384,
-    },
-    &Ecdsa {
-        curve: alg_id::ECDSA_P256,
-        signature: alg_id::ECDSA_SHA512,
-        digest: &digest::SHA512,
-        verify: verify_p256,
-    },
+    ecdsa!(ECDSA_P521, ECDSA_SHA512, SHA512, verify_p521),
+    ecdsa!(ECDSA_P521, ECDSA_SHA384, SHA384, verify_p521),
+    ecdsa!(ECDSA_P521, ECDSA_SHA256, SHA256, verify_p521),
+    ecdsa!(ECDSA_P384, ECDSA_SHA512, SHA512, verify_p384),
+    ecdsa!(ECDSA_P256, ECDSA_SHA512, SHA512, verify_p256),
 ];
 
 impl SignatureVerificationAlgorithm for Ecdsa {

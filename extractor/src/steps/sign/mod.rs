@@ -88,12 +88,13 @@ impl Owner {
         })
     }
 
-    fn described(&self) -> Result<SignedBy, SignError> {
-        let key_sha256 = self.key.public().hint()?;
-        let certificate = self.chain.as_ref().map(SigningChain::described);
+    fn signer(&self) -> Result<SignedBy, SignError> {
+        if let Some(chain) = &self.chain {
+            return chain.signer();
+        }
         Ok(SignedBy {
-            key_sha256,
-            certificate: certificate.transpose()?,
+            key_sha256: self.key.public().hint()?,
+            certificate: None,
         })
     }
 
@@ -176,7 +177,7 @@ fn write_signature(
     force: bool,
     identity: Option<Sha256>,
 ) -> Result<SignSummary, StepError> {
-    let by = owner.described()?;
+    let by = owner.signer()?;
     let bundle = bundle_of(folder, files, owner, by.key_sha256)?;
     let mut json = serde_json::to_vec(&bundle).map_err(SignError::Encode)?;
     json.push(b'\n');

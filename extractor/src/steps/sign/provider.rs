@@ -1,13 +1,14 @@
 //! The cryptography under `sigstore-verify`: `ring`, which is here already, instead of AWS-LC, which
 //! would be built for this alone.
 
-use p256::ecdsa::signature::hazmat::PrehashVerifier;
 use ring::digest;
 use ring::signature::{self, UnparsedPublicKey, VerificationAlgorithm};
 use sigstore_verify::crypto::{
     CryptoProvider, Error, HashContext, Result, SigningScheme, install_default_provider,
 };
 use sigstore_verify::types::HashAlgorithm;
+
+use super::ecdsa;
 
 /// Makes it the one that is used in this process.
 pub(super) fn install() {
@@ -51,7 +52,7 @@ impl CryptoProvider for Provider {
     ) -> Result<()> {
         let key = UnparsedPublicKey::new(algorithm(scheme)?, public_key);
         let verified = key.verify(data, signature);
-        verified.map_err(|_| Error::Verification(format!("{} signature invalid", scheme.name())))
+        verified.map_err(|_| invalid(scheme))
     }
 
     fn verify_prehashed(
@@ -61,20 +62,15 @@ impl CryptoProvider for Provider {
         digest: &[u8],
         signature: &[u8],
     ) -> Result<()> {
-        let verified = match scheme {
-            SigningScheme::EcdsaP256Sha256 | SigningScheme::EcdsaP256Sha384 => {
-                let key = p256::ecdsa::VerifyingKey::from_sec1_bytes(public_key);
-                let signature = p256::ecdsa::DerSignature::from_bytes(signature);
-                key.and_then(|key| key.verify_prehash(digest, &signature?))
-            }
-            SigningScheme::EcdsaP384Sha256 | SigningScheme::EcdsaP384Sha384 => {
-                let key = p384::ecdsa::VerifyingKey::from_sec1_bytes(public_key);
-                let signature = p384::ecdsa::DerSignature::from_bytes(signature);
-                key.and_then(|key| key.verify_prehash(digest, &signature?))
-            }
+        let verify = match scheme {
+            SigningScheme::EcdsaP256Sha256 | SigningScheme::EcdsaP256Sha384 => ecdsa::verify_p256,
+            SigningScheme::EcdsaP384Sha256 | SigningScheme::EcdsaP384Sha384 => ecdsa::verify_p384,
             other => return Err(unsupported(other)),
         };
-        verified.map_err(|_| Error::Verification(format!("{} signature invalid", scheme.name())))
+        match verify(public_key, digest, signature) {
+            true => Ok(()),
+            false => Err(invalid(scheme)),
+        }
     }
 }
 
@@ -93,6 +89,10 @@ fn algorithm(scheme: SigningScheme) -> Result<&'static dyn VerificationAlgorithm
         SigningScheme::RsaPssSha512 => &signature::RSA_PSS_2048_8192_SHA512,
         other => return Err(unsupported(other)),
     })
+}
+
+fn invalid(scheme: SigningScheme) -> Error {
+    Error::Verification(format!("{} signature invalid", scheme.name()))
 }
 
 fn unsupported(scheme: SigningScheme) -> Error {

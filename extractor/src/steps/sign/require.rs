@@ -35,7 +35,7 @@ pub(crate) fn require_signature(
     settings: &SignatureSettings,
 ) -> Result<(), StepError> {
     let signer = Signer::read(&settings.signer)?;
-    match check_signature(pack, settings.file.as_ref(), &signer)? {
+    match check_signature(pack, settings, &signer)? {
         Ok(_) => Ok(()),
         Err(finding) => Err(StepError::Findings {
             what: format!("{}: not signed as it has to be", pack.folder().display()),
@@ -51,14 +51,13 @@ pub(crate) fn require_signature(
 /// Where the environment keeps it from being read; within, what is wrong with it.
 pub(in crate::steps) fn check_signature(
     pack: &Pack,
-    file: Option<&PathBuf>,
+    settings: &SignatureSettings,
     signer: &Signer,
 ) -> Result<Result<CheckedSignature, Box<Finding>>, StepError> {
+    let file = settings.file.as_ref();
     let shown = file.map_or_else(|| SIGNATURE.to_owned(), |path| path.display().to_string());
-    let bad = |seen: String| {
-        let finding = Finding::new(FindingKind::BadSignature);
-        Ok(Err(Box::new(finding.file(&shown).seen(seen))))
-    };
+    let bad = || Finding::new(FindingKind::BadSignature).file(&shown);
+    let unusable = |seen: String| Ok(Err(Box::new(bad().seen(seen))));
     let read = match file {
         // no link in a pack is followed
         None => pack.open_file(SIGNATURE),
@@ -66,17 +65,11 @@ pub(in crate::steps) fn check_signature(
     };
     let input = match read {
         Ok(input) if input.length() <= MAX_SIGNATURE_BYTES => input,
-        Ok(input) => return bad(format!("{} bytes", input.length())),
+        Ok(input) => return unusable(format!("{} bytes", input.length())),
         Err(e) if e.is_environment() => return Err(e.into()),
-        Err(e) => return bad(without_path(&e)),
+        Err(e) => return unusable(without_path(&e)),
     };
     let json = input.read_range(0..input.length())?;
-    match check(&json, signer, pack) {
-        Ok(signature) => Ok(Ok(signature)),
-        Err(problem) => {
-            let finding = Finding::new(FindingKind::BadSignature).file(&shown);
-            let finding = finding.seen(problem.seen).wanted(problem.wanted);
-            Ok(Err(Box::new(finding)))
-        }
-    }
+    let checked = check(&json, signer, pack);
+    Ok(checked.map_err(|problem| Box::new(bad().seen(problem.seen).wanted(problem.wanted))))
 }

@@ -6,7 +6,7 @@ use segpack_formats::digest::Sha256;
 use segpack_manifests::documents::SigningCertificate;
 use serde::de::DeserializeOwned;
 
-use super::bundle::{Material, Statement};
+use super::bundle::{Material, Statement, signed_bytes};
 use super::problem::{Problem, problem};
 
 /// What is signed, and what says by whom.
@@ -16,10 +16,15 @@ pub(super) struct Signed<'a> {
     pub material: &'a Material,
     /// The statement, as JSON.
     pub payload: &'a [u8],
-    /// The bytes that the signature is of: the payload in its encoding.
-    pub message: &'a [u8],
     /// DER-encoded.
     pub signature: &'a [u8],
+}
+
+impl Signed<'_> {
+    /// The bytes that the signature is of.
+    pub(super) fn message(&self) -> Vec<u8> {
+        signed_bytes(self.payload)
+    }
 }
 
 /// Whose signature it turned out to be.

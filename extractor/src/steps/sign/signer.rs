@@ -142,7 +142,7 @@ fn key_has_signed(
             format!("{wanted:?}"),
         );
     }
-    if !key.has_signed(signed.message, signed.signature) {
+    if !key.has_signed(&signed.message(), signed.signature) {
         return problem("is not the signature of this key", "one that is");
     }
     Ok(SignedBy {

@@ -495,7 +495,7 @@ fn report_signature(
     signer: &Signer,
     findings: &Findings,
 ) -> Result<Option<CheckedSignature>, StepError> {
-    match check_signature(pack, settings.file.as_ref(), signer)? {
+    match check_signature(pack, settings, signer)? {
         Ok(signature) => {
             if settings.file.is_none() {
                 let unchecked = |f: &Finding| f.kind == FindingKind::UncheckedSignature;
