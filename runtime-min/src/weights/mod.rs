@@ -28,7 +28,7 @@ pub use checksum::ChecksumPolicy;
 pub(crate) use checksum::damaged;
 pub use decoding::{Decoding, StoredRows, StoredValues};
 pub use dense::streamed_bytes;
-pub use expert_cache::{CacheStats, Eviction, ExpertCache, ExpertKey};
+pub use expert_cache::{CacheStats, ExpertCache, ExpertKey};
 pub use loader::{Load, LoadStats, Loader, scratch_bytes};
 pub use placed::PlacedTensor;
 pub use placement::{SegmentGroup, SegmentLoad, buffer_len, data_offset};

@@ -8,7 +8,7 @@ use super::arena::{Arena, Block};
 use super::budget::{Budget, Residency};
 use super::checksum::ChecksumPolicy;
 use super::dense::DenseGroups;
-use super::expert_cache::{CacheStats, Eviction, ExpertCache, ExpertKey};
+use super::expert_cache::{CacheStats, ExpertCache, ExpertKey};
 use super::loader::{Load, LoadStats, Loader};
 use super::placement::{SegmentGroup, SegmentLoad};
 use crate::error::RunError;
@@ -56,7 +56,7 @@ impl<'a> WeightStore<'a> {
             loader: Loader::new(source, checksums)?,
             dense: DenseGroups::new(groups, budget.residency)?,
             residency: budget.residency,
-            experts: ExpertCache::new(slots, Eviction::default()),
+            experts: ExpertCache::new(slots),
             stop,
         })
     }

@@ -50,6 +50,8 @@ pub(super) struct ExpertForward<'a, 'p, O> {
     pub(super) activation: ExpertActivation,
     /// Maximum number of tokens of a linear layer.
     pub(super) max_batch: usize,
+    /// The layer's experts from the group on that is computed now, ascending; empty at first.
+    pub(super) to_come: Vec<u32>,
     pub(super) scratch: &'p mut MlpScratch,
     /// Time in which nothing could be computed, because experts were still loading.
     pub(super) waited: &'p mut Duration,
@@ -111,9 +113,14 @@ impl<O: Ops> ExpertForward<'_, '_, O> {
         } else {
             (slots / 2).clamp(1, MAX_LOADS)
         };
+        let experts: Vec<u32> = visits.iter().map(|visit| visit.expert).collect();
+        self.store.cache.visit(self.layer, &experts);
         let groups = groups(&visits, max_experts, self.max_batch);
         let (mut uses, mut loaded) = (Vec::new(), false);
+        let mut to_come = &experts[..];
         for (i, group) in groups.iter().enumerate() {
+            self.to_come = to_come.to_vec();
+            to_come = &to_come[group.visits.len()..];
             let done = if loaded {
                 Vec::new()
             } else {
@@ -137,12 +144,18 @@ impl<O: Ops> ExpertForward<'_, '_, O> {
         missing
     }
 
-    /// Slots for these experts, if there are enough beside those of groups in use.
+    /// Slots for these experts, if there are enough beside those of groups in use. Experts that
+    /// later groups use make room only where nothing else can.
     fn slots_for(&mut self, missing: &[u32], in_use: &[&ExpertGroup<'_>]) -> Option<Loading> {
         let layer = self.layer;
         let mut loading = Loading::new();
         for expert in missing {
-            let Some(slot) = self.store.cache.take(|key| is_in_use(key, layer, in_use)) else {
+            let to_come = &self.to_come;
+            let is_to_come = |(l, e): ExpertKey| l == layer && to_come.binary_search(&e).is_ok();
+            let cache = &mut self.store.cache;
+            let slot = cache.take(is_to_come);
+            let slot = slot.or_else(|| cache.take(|key| is_in_use(key, layer, in_use)));
+            let Some(slot) = slot else {
                 loading
                     .into_iter()
                     .for_each(|(_, slot)| self.store.cache.put_empty(slot));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::driver::{CudaError, DeviceMemory, DevicePtr, Event, Gpu, HostMemory};
 use crate::models::decoder::bind::ExpertWeights;
-use crate::weights::{Budget, Eviction, ExpertCache, NetworkDemand};
+use crate::weights::{Budget, ExpertCache, NetworkDemand};
 
 /// Slots for experts, on the device and in host memory.
 pub(super) struct Slots {
@@ -51,8 +51,8 @@ impl Slots {
             .map(|_| HostSlot::new(gpu, bytes))
             .collect::<Result<_, CudaError>>()?;
         Ok(Self {
-            cache: ExpertCache::new(device, Eviction::default()),
-            host: ExpertCache::new(host, Eviction::default()),
+            cache: ExpertCache::new(device),
+            host: ExpertCache::new(host),
             copied: gpu.event()?,
             _memory: memory,
             has_all,

@@ -221,6 +221,8 @@ impl<'a> CudaExecutor<'a> {
     ) -> Result<Vec<(u32, bool)>, RunError> {
         let number = u32::try_from(layer.number).unwrap_or(u32::MAX);
         let wanted: BTreeSet<u32> = self.download_ids(self.tokens)?.into_iter().collect();
+        let wanted: Vec<u32> = wanted.into_iter().collect();
+        self.experts.cache.visit(number, &wanted);
         let uses: Vec<(u32, bool)> = wanted
             .iter()
             .map(|e| (*e, self.experts.cache.touch((number, *e))))
@@ -229,6 +231,7 @@ impl<'a> CudaExecutor<'a> {
             let same = uses.iter().filter(|(_, h)| *h == hit);
             same.map(|(e, _)| *e).collect::<Vec<u32>>()
         });
+        self.experts.host.visit(number, &missing);
         let mut group = 0;
         if !there.is_empty() {
             self.compute_group(layer, &there, group)?;
