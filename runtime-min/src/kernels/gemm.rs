@@ -98,13 +98,21 @@ impl Gemm<'_> {
                     }
                     // the activations of a group come from the second-level cache: once for all
                     // strips that lie side by side
-                    for (first, tokens) in groups(self.tokens, S::TOKENS) {
+                    let mut groups = groups(self.tokens, S::TOKENS).peekable();
+                    while let Some((first, tokens)) = groups.next() {
                         let x = &self.x[first * columns + (from + chain.start) * tokens..];
                         let x = &x[..chain.len() * tokens];
+                        let next = groups.peek().map(|(first, tokens)| {
+                            &self.x[first * columns + (from + chain.start) * tokens..]
+                        });
                         for (i, panel) in wide.chunks_exact(strip).enumerate() {
                             let at = (first_strip + i) * self.tokens + first;
                             let sums = &mut sums[at * STRIP..];
-                            let ahead = ahead.take(chain.len(), panel);
+                            let ahead = match next {
+                                // they do not lie behind those of this group
+                                Some(next) if i + 1 == some => next.as_ptr().cast(),
+                                _ => ahead.take(chain.len(), panel),
+                            };
                             by_tokens!(tokens, tile::<S, STRIP>(s, panel, x, sums, how, ahead));
                         }
                     }
