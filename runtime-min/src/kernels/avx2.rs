@@ -58,6 +58,8 @@ impl Simd for Avx2 {
 
     const STRIP: usize = 1;
     const TOKENS: usize = 6;
+    const BESIDE: (usize, usize) = (2, 3);
+    const FEW: usize = 8;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Two {

@@ -37,6 +37,8 @@ impl Simd for Avx512 {
 
     const STRIP: usize = 2;
     const TOKENS: usize = 12;
+    const BESIDE: (usize, usize) = (4, 5);
+    const FEW: usize = 48;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {

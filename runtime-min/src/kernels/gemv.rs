@@ -16,7 +16,7 @@ use super::tile;
 use crate::tensor::Compute;
 
 /// How far ahead memory is asked for, in bytes.
-const AHEAD: usize = 8 << 10;
+pub(super) const AHEAD: usize = 8 << 10;
 /// The same for every one of 16 rows that are read side by side.
 const AHEAD_OF_ROW: usize = 256;
 
@@ -48,21 +48,12 @@ impl Work for Gemv<'_> {
             ahead,
             compute,
         } = self;
-        let next = if ahead.is_empty() {
-            weight.bytes
-        } else {
-            ahead
-        }
-        .as_ptr();
-        let end = weight
-            .bytes
-            .as_ptr()
-            .wrapping_add(weight.rows * weight.stride);
+        let ahead = Ahead::new(weight, ahead);
         for (i, out) in out.chunks_mut(LANES).enumerate() {
             let rows = weight.part(i * LANES, LANES, 0, weight.columns);
             let mut sums = Line::ZERO;
             match compute {
-                Compute::F32 => lanes(s, rows, x, Ahead { end, next }, &mut parked, &mut sums),
+                Compute::F32 => lanes(s, rows, x, ahead, &mut parked, &mut sums),
                 Compute::Bf16 => turned(s, rows, x, &mut sums),
             }
             match bias {
@@ -83,7 +74,7 @@ impl Work for Gemv<'_> {
 
 /// What is read after the rows at hand.
 #[derive(Clone, Copy)]
-struct Ahead {
+pub(super) struct Ahead {
     /// Where this task's weights end.
     end: *const u8,
     /// Where the next task's begin.
@@ -91,14 +82,25 @@ struct Ahead {
 }
 
 impl Ahead {
-    /// What comes [`AHEAD`] bytes after this address in the order of reading.
+    /// Of the rows of a task, whose thread reads `next` after them.
     #[inline(always)]
-    fn of(self, address: *const u8) -> *const u8 {
+    pub(super) fn new(weight: Rows<'_>, next: &[u8]) -> Self {
+        let next = if next.is_empty() { weight.bytes } else { next };
+        let bytes = weight.rows * weight.stride;
+        Self {
+            end: weight.bytes.as_ptr().wrapping_add(bytes),
+            next: next.as_ptr(),
+        }
+    }
+
+    /// What comes `distance` bytes after this address in the order of reading.
+    #[inline(always)]
+    pub(super) fn of(self, address: *const u8, distance: usize) -> *const u8 {
         let left = self.end.addr().saturating_sub(address.addr());
-        if left > AHEAD {
-            address.wrapping_add(AHEAD)
+        if left > distance {
+            address.wrapping_add(distance)
         } else {
-            self.next.wrapping_add(AHEAD - left)
+            self.next.wrapping_add(distance - left)
         }
     }
 }
@@ -117,18 +119,26 @@ fn lanes<S: Simd>(
     let parked = parked.lines(blocks * LANES);
     for number in 0..rows.rows {
         let row = rows.row(number);
-        let ahead = ahead.of(row.as_ptr());
+        let ahead = ahead.of(row.as_ptr(), AHEAD);
         for (b, x) in x.chunks(BLOCK).enumerate() {
             let from = 2 * b * BLOCK;
             let sums = one_row(s, &row[from..], x, ahead.wrapping_add(from));
             s.store(sums, &mut parked[b * LANES + number].0);
         }
     }
+    let rest = &x[rows.columns / WORDS * WORDS..];
+    s.store(add_chains(s, rows, rest, parked), &mut sums.0);
+}
+
+/// The sums of up to 16 rows from their chains, `[blocks, 16 rows]`, and the inputs of the columns
+/// after the last whole chunk.
+#[inline(always)]
+pub(super) fn add_chains<S: Simd>(s: S, rows: Rows<'_>, last: &[f32], parked: &[Line]) -> S::V {
     let mut total = s.splat(0.0);
     for (b, parked) in parked.chunks_exact(LANES).enumerate() {
         let from = b * BLOCK;
-        let part = rows.part(0, LANES, from, BLOCK);
-        if part.columns >= WORDS {
+        let columns = BLOCK.min(rows.columns - from);
+        if columns >= WORDS {
             let mut chains = [s.splat(0.0); LANES];
             for (chain, line) in chains.iter_mut().zip(parked) {
                 *chain = s.load(&line.0);
@@ -141,22 +151,13 @@ fn lanes<S: Simd>(
                 };
             }
         }
-        let whole = part.columns / WORDS * WORDS;
-        if whole < part.columns {
-            let rest = rest(
-                s,
-                part.part(0, LANES, whole, WORDS),
-                &x[from + whole..],
-                [[s.splat(0.0)]],
-            );
-            total = if from + whole == 0 {
-                rest
-            } else {
-                s.add(total, rest)
-            };
-        }
     }
-    s.store(total, &mut sums.0);
+    if last.is_empty() {
+        return total;
+    }
+    let whole = rows.columns - last.len();
+    let last = rest(s, rows.part(0, LANES, whole, WORDS), last, [[s.splat(0.0)]]);
+    if whole == 0 { last } else { s.add(total, last) }
 }
 
 /// The chains of a row over the whole chunks of a block.
@@ -219,14 +220,17 @@ fn turned<S: Simd>(s: S, rows: Rows<'_>, x: &[f32], sums: &mut Line) {
 /// Packs one row of activations for [`Gemv`] under `Compute::F32`: of every chunk of 32 columns the
 /// even ones, then the odd ones; the rest as it is.
 pub(super) fn pack_lanes(x: &[f32], to: &mut [f32]) {
-    for (x, to) in x.chunks(BLOCK).zip(to.chunks_mut(BLOCK)) {
-        let ((chunks, last), (to, to_last)) = (x.as_chunks::<WORDS>(), to.as_chunks_mut::<WORDS>());
-        for (x, to) in chunks.iter().zip(to) {
-            for (i, [even, odd]) in x.as_chunks::<2>().0.iter().enumerate() {
-                to[i] = *even;
-                to[LANES + i] = *odd;
-            }
-        }
-        to_last.copy_from_slice(last);
+    let ((chunks, last), (to, to_last)) = (x.as_chunks::<WORDS>(), to.as_chunks_mut::<WORDS>());
+    for (x, to) in chunks.iter().zip(to) {
+        part_pairs(x, to);
+    }
+    to_last.copy_from_slice(last);
+}
+
+/// A chunk of columns: the even ones, then the odd ones.
+pub(super) fn part_pairs(x: &[f32; WORDS], to: &mut [f32; WORDS]) {
+    for (i, [even, odd]) in x.as_chunks::<2>().0.iter().enumerate() {
+        to[i] = *even;
+        to[LANES + i] = *odd;
     }
 }

@@ -74,6 +74,11 @@ impl<'a> Inputs<'a> {
         std::ptr::eq(self.values, other.values) && shape(self) == shape(other)
     }
 
+    /// Whether rows share no values, each of them all in one piece.
+    pub(super) fn are_apart(&self) -> bool {
+        self.channels == self.columns
+    }
+
     /// The only row, whose columns lie next to each other.
     pub(super) fn row(&self) -> Option<&'a [f32]> {
         (self.rows == 1 && self.channels == self.columns).then(|| &self.values[..self.columns])

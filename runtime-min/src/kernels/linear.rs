@@ -12,6 +12,7 @@ use super::parallel::each;
 use super::scratch::{Buffer, Key};
 use super::shared::Columns;
 use super::simd::LANES;
+use super::skinny::{self, Skinny};
 use super::tile::groups;
 use crate::tensor::{Compute, Convolution, Linear, Matrix};
 
@@ -39,6 +40,18 @@ struct Part<'a> {
 enum Kind {
     Gemm,
     Gemv,
+    Skinny,
+}
+
+impl Kind {
+    fn of(x: &Inputs<'_>, dtype: FloatDtype, kernels: Kernels, compute: Compute) -> Self {
+        let few = compute == Compute::F32 && x.rows() <= kernels.tokens().few;
+        match dtype {
+            FloatDtype::BF16 if x.row().is_some() => Self::Gemv,
+            FloatDtype::BF16 if few && x.are_apart() => Self::Skinny,
+            _ => Self::Gemm,
+        }
+    }
 }
 
 /// Computes all linear layers; some values are undefined once `stop` is requested.
@@ -193,11 +206,7 @@ impl<'a> Wave<'a> {
         let mut out = Columns::all(out, weight.rows);
         for first in (0..x.rows()).step_by(gemm::TOKENS) {
             let x = x.part(first, gemm::TOKENS.min(x.rows() - first));
-            let kind = if x.row().is_some() && weight.dtype == FloatDtype::BF16 {
-                Kind::Gemv
-            } else {
-                Kind::Gemm
-            };
+            let kind = Kind::of(&x, weight.dtype, self.kernels, self.compute);
             let out = out.take_rows(x.rows());
             self.add(Part {
                 weight,
@@ -240,7 +249,7 @@ impl<'a> Wave<'a> {
 
     fn pack(&self, buffer: &mut [f32]) {
         let (kernels, compute) = (self.kernels, self.compute);
-        let max = kernels.tile_tokens();
+        let most = kernels.tokens();
         let mut packs = Vec::new();
         let mut rest = buffer;
         let mut done = 0;
@@ -249,6 +258,10 @@ impl<'a> Wave<'a> {
                 continue; // another part packs the same
             }
             done = part.packed + part.x.len();
+            let max = match part.kind {
+                Kind::Skinny => most.beside,
+                Kind::Gemm | Kind::Gemv => most.tile,
+            };
             for (first, tokens) in groups(part.x.rows(), max) {
                 let x = part.x.part(first, tokens);
                 let (to, after) = rest.split_at_mut(x.len());
@@ -260,6 +273,7 @@ impl<'a> Wave<'a> {
             match (kind, compute, pack.x.row()) {
                 (Kind::Gemv, Compute::F32, Some(x)) => pack_lanes(x, pack.to),
                 (Kind::Gemv, Compute::Bf16, Some(x)) => pack.to.copy_from_slice(x),
+                (Kind::Skinny, ..) => skinny::pack(pack.x, pack.to),
                 _ => kernels.run(pack),
             }
         });
@@ -299,7 +313,7 @@ impl Part<'_> {
     fn rows_of_a_task(&self) -> usize {
         match self.kind {
             Kind::Gemm => gemm::ROWS,
-            Kind::Gemv => (TASK_BYTES / self.weight.stride)
+            Kind::Gemv | Kind::Skinny => (TASK_BYTES / self.weight.stride)
                 .next_multiple_of(LANES)
                 .max(LANES),
         }
@@ -337,6 +351,14 @@ impl Task<'_> {
                 out: out.row(0),
                 ahead,
                 compute,
+            }),
+            Kind::Skinny => kernels.run(Skinny {
+                weight,
+                x,
+                tokens,
+                bias,
+                out,
+                ahead,
             }),
             Kind::Gemm => kernels.run(Gemm {
                 weight,

@@ -1,9 +1,9 @@
 //! Kernels for the CPU, chosen at run time by what the processor has.
 //!
-//! * `simd`: vectors of 16 values, over `avx512`, `avx2` and `portable`. Every kernel is written
+//! * `simd`: vectors of 16 values, over `avx512`, `avx2`, `neon` and `portable`. Every kernel is written
 //!   once over it.
-//! * `linear`: batches of linear layers, cut into tasks; `gemv` for one token, `gemm` for more,
-//!   on `tile`s whose `panel`s of weights are widened and turned on the way. `inputs`: what they are
+//! * `linear`: batches of linear layers, cut into tasks; `gemv` for one token, `skinny` for a few,
+//!   `gemm` for more, on `tile`s whose `panel`s of weights are widened and turned on the way. `inputs`: what they are
 //!   multiplied with, rows or what lies under the kernel of a convolution.
 //! * `attention`, `rows`, `exp`: everything else that a layer computes.
 //! * `sound`: what a vocoder computes beside its products.
@@ -13,7 +13,7 @@
 //! **Determinism.** A value of a product depends on its row of the inputs and its row of the weight
 //! alone, and attention of a token on its query and the positions before it alone, to the bit: not
 //! on the number of threads, nor on how tokens are cut into batches. The order of additions is in
-//! `tile` and `attention`. AVX2 and AVX-512 give the same bits.
+//! `tile` and `attention`. AVX2, AVX-512 and NEON give the same bits.
 //!
 //! **Scratch** memory (`scratch`) is kept by threads, to be used again: at most 8 MiB (or 512 rows of the longest
 //! input) of packed inputs by the thread that calls, and about 1 MiB by each thread of the pool;
@@ -30,6 +30,8 @@ mod gemv;
 mod inputs;
 pub mod limits;
 mod linear;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod order;
 mod panel;
 mod parallel;
@@ -38,6 +40,7 @@ mod rows;
 mod scratch;
 mod shared;
 mod simd;
+mod skinny;
 mod sound;
 mod team;
 #[cfg(test)]
@@ -66,6 +69,8 @@ enum Path {
     Avx2(avx2::Avx2),
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Avx512),
+    #[cfg(target_arch = "aarch64")]
+    Neon(neon::Neon),
 }
 
 /// The kernels of one instruction set. What it names is there.
@@ -109,10 +114,12 @@ impl Kernels {
         let all = all
             .chain(avx2::Avx2::detect().map(Path::Avx2))
             .chain(avx512::Avx512::detect().map(Path::Avx512));
+        #[cfg(target_arch = "aarch64")]
+        let all = all.chain(neon::Neon::detect().map(Path::Neon));
         all.map(Self).collect()
     }
 
-    /// Those of this name: `portable`, `avx2` or `avx512`.
+    /// Those of this name: `portable`, `avx2`, `avx512` or `neon`.
     ///
     /// # Errors
     /// Where there are none of this name, or this processor lacks the instructions.
@@ -134,7 +141,7 @@ impl Kernels {
         }
     }
 
-    /// `portable`, `avx2` or `avx512`.
+    /// `portable`, `avx2`, `avx512` or `neon`.
     pub fn name(self) -> &'static str {
         match self.0 {
             Path::Portable(_) => "portable",
@@ -142,6 +149,8 @@ impl Kernels {
             Path::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
             Path::Avx512(_) => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Path::Neon(_) => "neon",
         }
     }
 
@@ -152,22 +161,38 @@ impl Kernels {
             Path::Avx2(path) => path.run(work),
             #[cfg(target_arch = "x86_64")]
             Path::Avx512(path) => path.run(work),
+            #[cfg(target_arch = "aarch64")]
+            Path::Neon(path) => path.run(work),
         }
     }
 
-    /// Most tokens of a tile.
-    fn tile_tokens(self) -> usize {
-        struct Tokens;
-        impl Work for Tokens {
-            type Out = usize;
+    fn tokens(self) -> Tokens {
+        struct OfASet;
+        impl Work for OfASet {
+            type Out = Tokens;
 
             #[inline(always)]
-            fn run<S: Simd>(self, _: S) -> usize {
-                S::TOKENS
+            fn run<S: Simd>(self, _: S) -> Tokens {
+                Tokens {
+                    tile: S::TOKENS,
+                    beside: S::BESIDE.1,
+                    few: S::FEW,
+                }
             }
         }
-        self.run(Tokens)
+        self.run(OfASet)
     }
+}
+
+/// How an instruction set takes tokens.
+#[derive(Debug, Clone, Copy)]
+struct Tokens {
+    /// Most of a tile.
+    tile: usize,
+    /// Most beside each other in a skinny product.
+    beside: usize,
+    /// Most of a skinny product.
+    few: usize,
 }
 
 impl std::fmt::Debug for Kernels {

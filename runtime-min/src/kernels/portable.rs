@@ -41,6 +41,8 @@ impl Simd for Portable {
 
     const STRIP: usize = 1;
     const TOKENS: usize = if cfg!(target_arch = "aarch64") { 4 } else { 2 };
+    const BESIDE: (usize, usize) = (1, 2);
+    const FEW: usize = 16;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Lanes {

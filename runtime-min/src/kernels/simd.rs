@@ -64,6 +64,11 @@ pub(crate) trait Simd: Copy + Send + Sync {
     const STRIP: usize;
     /// Most tokens that a tile of a matrix product spans.
     const TOKENS: usize;
+    /// Rows of weights, one of 1, 2 and 4, and most tokens whose sums are formed side by side where
+    /// the lanes are columns.
+    const BESIDE: (usize, usize);
+    /// Most tokens for which that is faster than a matrix product whose lanes are rows.
+    const FEW: usize;
 
     fn splat(self, x: f32) -> Self::V;
     fn load(self, from: &[f32; LANES]) -> Self::V;
