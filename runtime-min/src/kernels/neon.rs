@@ -53,8 +53,10 @@ impl Simd for Neon {
     const STRIP: usize = 1;
     /// 24 of the 32 registers are sums, four are weights.
     const TOKENS: usize = 6;
-    const BESIDE: (usize, usize) = (2, 3);
-    const FEW: usize = 8;
+    /// Three tokens need more than 32 registers.
+    const BESIDE: (usize, usize) = (2, 2);
+    /// By counts of instructions: no machine was at hand.
+    const FEW: usize = 4;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Four {
