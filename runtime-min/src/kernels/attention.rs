@@ -520,11 +520,18 @@ fn add_values<S: Simd, const STRIP: usize, const HEADS: usize>(
 ) -> [[S::V; STRIP]; HEADS] {
     let lines = &values.as_chunks::<STRIP>().0[..seen];
     for (p, line) in lines.iter().enumerate().take(POSITIONS) {
-        let mut x = [0.0; HEADS];
-        for (x, probabilities) in x.iter_mut().zip(&probabilities.0) {
-            *x = probabilities[p];
+        let mut w = [s.splat(0.0); STRIP];
+        for v in 0..STRIP {
+            w[v] = s.load(&line[v].0);
         }
-        acc = tile::step(s, line, &x, acc);
+        for h in 0..HEADS {
+            // from where it lies: gathered before, the compiler writes all of a position to memory
+            // and waits for that
+            let x = s.splat(probabilities.0[h][p]);
+            for v in 0..STRIP {
+                acc[h][v] = s.mul_add(w[v], x, acc[h][v]);
+            }
+        }
     }
     acc
 }

@@ -1,5 +1,4 @@
-//! Plain Rust, for any processor; the compiler makes vectors of it (NEON on aarch64, where it is
-//! untested).
+//! Plain Rust, for any processor; the compiler makes vectors of it.
 
 use super::simd::{LANES, Simd, Work};
 

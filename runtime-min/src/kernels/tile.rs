@@ -16,7 +16,7 @@ use crate::tensor::Compute;
 /// Sums are passed by value, here and below: behind a reference the compiler stores them at every
 /// step.
 #[inline(always)]
-pub(super) fn step<S: Simd, const STRIP: usize, const TOKENS: usize>(
+fn step<S: Simd, const STRIP: usize, const TOKENS: usize>(
     s: S,
     column: &[Line; STRIP],
     x: &[f32; TOKENS],
