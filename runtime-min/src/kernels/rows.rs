@@ -310,3 +310,35 @@ impl Work for GeluTanh<'_> {
         }
     }
 }
+
+/// The sum of the products of two rows, each product and each sum rounded: the same bits on every
+/// processor.
+pub(crate) struct Dot<'a> {
+    pub left: &'a [f32],
+    pub right: &'a [f32],
+}
+
+impl Work for Dot<'_> {
+    type Out = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        let (left, left_rest) = self.left.as_chunks::<LANES>();
+        let (right, right_rest) = self.right.as_chunks::<LANES>();
+        let mut sums = s.splat(0.0);
+        for (left, right) in left.iter().zip(right) {
+            sums = s.add(sums, s.mul(s.load(left), s.load(right)));
+        }
+        let mut rest = 0.0;
+        for (left, right) in left_rest.iter().zip(right_rest) {
+            rest += left * right;
+        }
+        let mut lanes = Line::ZERO;
+        s.store(sums, &mut lanes.0);
+        let mut sum = 0.0;
+        for lane in lanes.0 {
+            sum += lane;
+        }
+        sum + rest
+    }
+}

@@ -7,6 +7,8 @@
 
 use std::f64::consts::PI;
 
+use crate::kernels::{Dot, Kernels};
+
 /// End of the pass band, in units of the lower Nyquist frequency.
 const PASS_BAND: f64 = 0.9136;
 /// Attenuation of the stop band in dB: 20 bits.
@@ -138,6 +140,7 @@ struct Filter {
     rows: Vec<f32>,
     /// Whether outputs fall between phases.
     interpolated: bool,
+    kernels: Kernels,
 }
 
 impl Filter {
@@ -163,6 +166,7 @@ impl Filter {
             half,
             rows: Vec::with_capacity(rows * (2 * half + 1)),
             interpolated,
+            kernels: Kernels::detect(),
         };
         #[expect(clippy::cast_precision_loss, reason = "small numbers")]
         for row in 0..rows {
@@ -198,7 +202,7 @@ impl Filter {
         let taps = self.taps();
         let row = |n: usize| &self.rows[n * taps..(n + 1) * taps];
         if !self.interpolated {
-            return dot(window, row(usize::try_from(phase).unwrap_or(0)));
+            return self.dot(window, row(usize::try_from(phase).unwrap_or(0)));
         }
         #[expect(
             clippy::cast_precision_loss,
@@ -210,28 +214,14 @@ impl Filter {
             let place = phase as f64 / phases as f64 * INTERPOLATED_PHASES as f64;
             (place as usize, place.fract() as f32)
         };
-        let (before, after) = (dot(window, row(number)), dot(window, row(number + 1)));
+        let before = self.dot(window, row(number));
+        let after = self.dot(window, row(number + 1));
         before + fraction * (after - before)
     }
-}
 
-/// In lanes, so that it becomes vector instructions; the same sum on every processor.
-fn dot(left: &[f32], right: &[f32]) -> f32 {
-    const LANES: usize = 16;
-    let mut sums = [0.0f32; LANES];
-    let (left, right) = (left.chunks_exact(LANES), right.chunks_exact(LANES));
-    let rest: f32 = left
-        .remainder()
-        .iter()
-        .zip(right.remainder())
-        .map(|(l, r)| l * r)
-        .sum();
-    for (left, right) in left.zip(right) {
-        for lane in 0..LANES {
-            sums[lane] += left[lane] * right[lane];
-        }
+    fn dot(&self, left: &[f32], right: &[f32]) -> f32 {
+        self.kernels.run(Dot { left, right })
     }
-    sums.iter().sum::<f32>() + rest
 }
 
 fn sinc(x: f64) -> f64 {
