@@ -511,6 +511,7 @@ fn scores<S: Simd, const STRIP: usize, const HEADS: usize>(
 
 /// `sums += probabilities · values` over the positions seen, in ascending order.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "references keep sums in memory")]
 fn add_values<S: Simd, const STRIP: usize, const HEADS: usize>(
     s: S,
     values: &[Line],

@@ -98,13 +98,13 @@ impl Skinny<'_> {
                 let all = rows.row((row + i).min(rows.rows - 1));
                 *bytes = all[2 * from..][..2 * whole].as_chunks::<64>().0;
             }
-            let sums = Parked {
+            let mut sums = Parked {
                 lines: &mut parked[first * of_a_token + from / BLOCK * LANES + row..],
                 of_a_token,
-                begin: from % BLOCK == 0,
+                begin: from.is_multiple_of(BLOCK),
             };
             let ahead = ahead(whole / WORDS);
-            by_tokens!(tokens, chains::<S, ROWS>(s, beside, x, sums, ahead));
+            by_tokens!(tokens, chains::<S, ROWS>(s, beside, x, &mut sums, ahead));
         }
     }
 
@@ -169,11 +169,15 @@ struct Parked<'p> {
 /// Goes on with the chains of some rows and tokens. `x` is `[chunks][TOKENS]`, the even columns of
 /// a chunk, then the odd ones. At every chunk it asks for some lines of memory.
 #[inline(always)]
+#[expect(
+    clippy::needless_range_loop,
+    reason = "references keep sums in memory: half the speed"
+)]
 fn chains<S: Simd, const ROWS: usize, const TOKENS: usize>(
     s: S,
     rows: [&[[u8; 64]]; ROWS],
     x: &[f32],
-    parked: Parked<'_>,
+    parked: &mut Parked<'_>,
     (ahead, lines): (*const u8, usize),
 ) {
     if TOKENS > S::BESIDE.1 {
