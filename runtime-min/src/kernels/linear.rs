@@ -45,11 +45,14 @@ enum Kind {
 
 impl Kind {
     fn of(x: &Inputs<'_>, dtype: FloatDtype, kernels: Kernels, compute: Compute) -> Self {
-        let few = compute == Compute::F32 && x.rows() <= kernels.tokens().few;
-        match dtype {
-            FloatDtype::BF16 if x.row().is_some() => Self::Gemv,
-            FloatDtype::BF16 if few && x.are_apart() => Self::Skinny,
-            _ => Self::Gemm,
+        let is_bf16 = dtype == FloatDtype::BF16;
+        let is_few = compute == Compute::F32 && x.rows() <= kernels.tokens().few;
+        if is_bf16 && x.row().is_some() {
+            Self::Gemv
+        } else if is_bf16 && is_few && x.are_apart() {
+            Self::Skinny
+        } else {
+            Self::Gemm
         }
     }
 }
