@@ -49,9 +49,11 @@ mod tile;
 
 pub(crate) use attention::{Attention, attention, attention_within};
 pub(crate) use linear::{convolution, linears};
+#[cfg(feature = "audio")]
+pub(crate) use rows::Dot;
 pub(crate) use rows::{
-    Add, AddScaled, Dot, GELU_CUBIC, Gelu, GeluTanh, LayerNorm, RmsNorm, Rope, SQRT_2_OVER_PI,
-    SiluMul, Softmax,
+    Add, AddScaled, GELU_CUBIC, Gelu, GeluTanh, LayerNorm, RmsNorm, Rope, SQRT_2_OVER_PI, SiluMul,
+    Softmax,
 };
 pub(crate) use shared::Columns;
 use simd::{Simd, Work};

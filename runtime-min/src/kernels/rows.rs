@@ -313,11 +313,13 @@ impl Work for GeluTanh<'_> {
 
 /// The sum of the products of two rows, each product and each sum rounded: the same bits on every
 /// processor.
+#[cfg(feature = "audio")]
 pub(crate) struct Dot<'a> {
     pub left: &'a [f32],
     pub right: &'a [f32],
 }
 
+#[cfg(feature = "audio")]
 impl Work for Dot<'_> {
     type Out = f32;
 
