@@ -16,7 +16,7 @@ use super::tile;
 use crate::tensor::Compute;
 
 /// How far ahead memory is asked for, in bytes.
-pub(super) const AHEAD: usize = 8 << 10;
+const AHEAD: usize = 8 << 10;
 /// The same for every one of 16 rows that are read side by side.
 const AHEAD_OF_ROW: usize = 256;
 

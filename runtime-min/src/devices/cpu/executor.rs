@@ -410,7 +410,6 @@ impl<'a, O: Ops> DecoderExecutor<'a> for CpuExecutor<'a, O> {
             intermediate: self.spec.moe_intermediate,
             activation: self.spec.options.experts.activation,
             max_batch: batch,
-            to_come: Vec::new(),
             scratch: &mut self.mlp,
             waited: &mut self.waited,
             out: added.zeros(n),

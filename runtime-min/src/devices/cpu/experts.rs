@@ -50,8 +50,6 @@ pub(super) struct ExpertForward<'a, 'p, O> {
     pub(super) activation: ExpertActivation,
     /// Maximum number of tokens of a linear layer.
     pub(super) max_batch: usize,
-    /// The layer's experts from the group on that is computed now, ascending; empty at first.
-    pub(super) to_come: Vec<u32>,
     pub(super) scratch: &'p mut MlpScratch,
     /// Time in which nothing could be computed, because experts were still loading.
     pub(super) waited: &'p mut Duration,
@@ -117,16 +115,14 @@ impl<O: Ops> ExpertForward<'_, '_, O> {
         self.store.cache.visit(self.layer, &experts);
         let groups = groups(&visits, max_experts, self.max_batch);
         let (mut uses, mut loaded) = (Vec::new(), false);
-        let mut to_come = &experts[..];
-        for (i, group) in groups.iter().enumerate() {
-            self.to_come = to_come.to_vec();
-            to_come = &to_come[group.visits.len()..];
+        for i in 0..groups.len() {
+            let groups = &groups[i..];
             let done = if loaded {
                 Vec::new()
             } else {
-                self.load_group(group, &mut uses)?
+                self.load_group(groups, &mut uses)?
             };
-            loaded = self.compute_while_loading(group, &done, groups.get(i + 1), &mut uses)?;
+            loaded = self.compute_while_loading(groups, &done, &mut uses)?;
         }
         Ok(uses)
     }
@@ -144,17 +140,20 @@ impl<O: Ops> ExpertForward<'_, '_, O> {
         missing
     }
 
-    /// Slots for these experts, if there are enough beside those of groups in use. Experts that
-    /// later groups use make room only where nothing else can.
-    fn slots_for(&mut self, missing: &[u32], in_use: &[&ExpertGroup<'_>]) -> Option<Loading> {
+    /// Slots for these experts, if there are enough beside those of the first `in_use` groups.
+    /// Experts of the later groups make room only where nothing else can.
+    fn slots_for(
+        &mut self,
+        missing: &[u32],
+        groups: &[ExpertGroup<'_>],
+        in_use: usize,
+    ) -> Option<Loading> {
         let layer = self.layer;
         let mut loading = Loading::new();
         for expert in missing {
-            let to_come = &self.to_come;
-            let is_to_come = |(l, e): ExpertKey| l == layer && to_come.binary_search(&e).is_ok();
             let cache = &mut self.store.cache;
-            let slot = cache.take(is_to_come);
-            let slot = slot.or_else(|| cache.take(|key| is_in_use(key, layer, in_use)));
+            let slot = cache.take(|key| is_of(key, layer, groups));
+            let slot = slot.or_else(|| cache.take(|key| is_of(key, layer, &groups[..in_use])));
             let Some(slot) = slot else {
                 loading
                     .into_iter()
@@ -166,14 +165,15 @@ impl<O: Ops> ExpertForward<'_, '_, O> {
         Some(loading)
     }
 
-    /// Loads what a group lacks while those that are there are computed; returns those.
+    /// Loads what the first group lacks while those that are there are computed; returns those.
     fn load_group(
         &mut self,
-        group: &ExpertGroup<'_>,
+        groups: &[ExpertGroup<'_>],
         uses: &mut Vec<(u32, bool)>,
     ) -> Result<Vec<u32>, RunError> {
+        let group = &groups[0];
         let missing = self.touch(group, uses);
-        let loading = self.slots_for(&missing, &[group]);
+        let loading = self.slots_for(&missing, groups, 1);
         let loading = loading.ok_or(RunError::Internal("too few expert slots"))?;
         if missing.is_empty() || group.tokens() > self.max_batch {
             self.load(loading, |_| ())?;
@@ -220,16 +220,16 @@ impl<O: Ops> ExpertForward<'_, '_, O> {
         Ok(done)
     }
 
-    /// Computes what is left of a group, all of which is there, and adds it. Meanwhile loads the
-    /// next group, if there are slots for it; returns whether it did.
+    /// Computes what is left of the first group, all of which is there, and adds it. Meanwhile
+    /// loads the next group, if there are slots for it; returns whether it did.
     fn compute_while_loading(
         &mut self,
-        group: &ExpertGroup<'_>,
+        groups: &[ExpertGroup<'_>],
         done: &[u32],
-        next: Option<&ExpertGroup<'_>>,
         uses: &mut Vec<(u32, bool)>,
     ) -> Result<bool, RunError> {
         self.store.stop.check()?;
+        let (group, next) = (&groups[0], groups.get(1));
         let loading = next.and_then(|next| {
             let there = |e: u32| self.store.cache.get((self.layer, e)).is_some();
             let missing: Vec<u32> = next
@@ -238,7 +238,7 @@ impl<O: Ops> ExpertForward<'_, '_, O> {
                 .map(|v| v.expert)
                 .filter(|e| !there(*e))
                 .collect();
-            self.slots_for(&missing, &[group, next])
+            self.slots_for(&missing, groups, 2)
         });
         let (Some(loading), Some(next)) = (loading, next) else {
             self.compute_and_add(group, done)?;
@@ -413,8 +413,8 @@ fn add_bias(ops: &impl Ops, rows: &mut [f32], bias: Option<PlacedTensor>, memory
     }
 }
 
-/// Whether one of the groups of a layer needs this expert.
-fn is_in_use((l, e): ExpertKey, layer: u32, groups: &[&ExpertGroup<'_>]) -> bool {
+/// Whether one of these groups of a layer needs this expert.
+fn is_of((l, e): ExpertKey, layer: u32, groups: &[ExpertGroup<'_>]) -> bool {
     let mut visits = groups.iter().flat_map(|group| group.visits);
     l == layer && visits.any(|visit| visit.expert == e)
 }
