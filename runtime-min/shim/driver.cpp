@@ -303,7 +303,7 @@ static Bound bind_all(void (*kernel)(P...), void** from) {
 #define TYPES(name) F(name##_bf16), F(name##_f16), F(name##_f32)
 
 static const Function FUNCTIONS[] = {
-    F(embed), F(rms_norm), F(add), F(silu_mul), F(heads), F(argmax_parts), F(argmax_next),
+    F(embed), F(rms_norm), F(add), F(add_gated), F(silu_mul), F(heads), F(argmax_parts), F(argmax_next),
     TYPES(gemv), TYPES(expert_gate_up), TYPES(expert_down), TYPES(expert_down_all), TYPES(router),
     TYPES(gemm_fma), TYPES(expert_gated_fma), TYPES(expert_fma),
     F(gemm_mma_64), F(gemm_mma_128), F(expert_gated_mma_64), F(expert_gated_mma_128), F(expert_mma_64), F(expert_mma_128),

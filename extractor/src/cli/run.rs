@@ -212,6 +212,9 @@ impl Args {
         options.media = self.media.options();
         options.dump_features = self.dump_features.clone();
         options.voice = self.speak.clone().map(|sound| self.voice.options(sound));
+        if let Some(voice) = &mut options.voice {
+            voice.speech.preload = self.preload;
+        }
         Ok(options)
     }
 

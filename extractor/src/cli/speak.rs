@@ -2,7 +2,9 @@ use std::path::PathBuf;
 
 use super::Context;
 use super::args::values::token_id;
-use super::args::{CpuResources, INPUT, OUTPUT, PackArg, ReadingArgs, VoiceArgs, is_to_stdout};
+use super::args::{
+    DEVICE, INPUT, ModelArgs, OUTPUT, PackArg, ReadingArgs, VoiceArgs, is_to_stdout,
+};
 use super::error::CliError;
 use crate::render::text;
 use crate::steps::Exit;
@@ -61,7 +63,10 @@ pub(super) struct Args {
     #[command(flatten)]
     voice: VoiceArgs,
     #[command(flatten)]
-    resources: CpuResources,
+    model: ModelArgs,
+    /// Load all weights that fit before the first frame, instead of on first use
+    #[arg(long, help_heading = DEVICE)]
+    preload: bool,
     /// Print the summary as JSON (schemas/speak-summary.schema.json)
     #[arg(long, help_heading = OUTPUT)]
     json: bool,
@@ -84,11 +89,12 @@ impl Args {
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<Exit, CliError> {
     args.reading
-        .refuse_unchecked(args.resources.leaves_unchecked(), "check")?;
-    let voice = args.voice.options(args.output.clone());
+        .refuse_unchecked(args.model.leaves_unchecked(), "check")?;
+    let mut voice = args.voice.options(args.output.clone());
+    voice.speech.preload = args.preload;
     let is_to_stdout = is_to_stdout(&args.output, args.json)?;
     let pack = args.reading.open(&args.pack, context)?;
-    let (spoken, session) = (args.spoken(), args.resources.session());
+    let (spoken, session) = (args.spoken(), args.model.session());
     let summary = speak(&pack, &spoken, &session, &voice, context.stop)?;
     if !is_to_stdout {
         let place = args.output.display().to_string();

@@ -64,6 +64,13 @@ impl MediaFeatures {
             && self.images.grids.is_empty()
             && self.videos.grids.is_empty()
     }
+
+    /// Gives back the memory of the values, which encoders alone take; lengths and grids stay.
+    pub fn drop_values(&mut self) {
+        self.audio.values = Vec::new();
+        self.images.values = Vec::new();
+        self.videos.values = Vec::new();
+    }
 }
 
 #[cfg(test)]

@@ -285,11 +285,25 @@ impl<'p> Session<'p> {
         reservation: Reservation,
         taken: u64,
     ) -> Result<Model<'_>, SessionError> {
-        self.open_model(RunSettings {
+        let opened = self.open_model(RunSettings {
             positions: reservation.positions,
             longest_pass: reservation.longest_pass,
             ..self.settings(taken)
-        })
+        });
+        opened.map_err(|e| self.beside(e, taken))
+    }
+
+    /// An error of a network that was given what others leave of the memory budget, as one of the
+    /// whole budget.
+    fn beside(&self, error: SessionError, taken: u64) -> SessionError {
+        match error {
+            SessionError::Run(RunError::Memory { memory, minimum }) => RunError::Memory {
+                memory: self.memory.unwrap_or(memory),
+                minimum: minimum.saturating_add(taken),
+            }
+            .into(),
+            other => other,
+        }
     }
 
     fn open_model(&self, settings: RunSettings) -> Result<Model<'_>, SessionError> {
@@ -363,9 +377,12 @@ impl<'p> Session<'p> {
                 Some(self.encode(prompt, media, *recorder)?)
             }
         };
-        // the caller holds the features meanwhile
+        // the caller holds the features meanwhile, and states that are kept
         let rows = inputs.as_ref().map_or(0, MediaInputs::bytes);
-        let taken = rows.saturating_add(media::bytes(media));
+        let states = hooks.states.as_ref().map_or(0, |states| states.bytes());
+        let taken = rows
+            .saturating_add(media::bytes(media))
+            .saturating_add(states);
         let context = self.context_length()?;
         let notes = generation::notes(text, context, prompt.len());
         notes.iter().for_each(|note| hooks.sink.note(note));

@@ -8,10 +8,11 @@ use segpack_formats::io::{CancelToken, to_usize};
 use segpack_manifests::PackModel;
 use segpack_manifests::families::SpeechFacts;
 
-use super::{Session, SessionError};
+use super::device::OpenDevice;
+use super::{Session, SessionError, media};
 use crate::error::{RunError, SpeechError};
 use crate::generate::{CodeSink, Codes};
-use crate::models::decoder::{Observer, RunSettings, RunStats, Unobserved, text_decoder};
+use crate::models::decoder::{Backend, Observer, RunSettings, RunStats, Unobserved, text_decoder};
 use crate::models::omni;
 use crate::models::talker::{
     AcceptedStates, CodeSampler, Projections, Row, SpeechObserver, SpeechSampling, Talker,
@@ -19,6 +20,7 @@ use crate::models::talker::{
 };
 use crate::ops::CpuOps;
 use crate::processing::MediaFeatures;
+use crate::weights::program_bytes;
 
 /// How to speak.
 #[derive(Debug, Clone)]
@@ -32,6 +34,9 @@ pub struct SpeechSettings {
     pub repetition_penalty: f32,
     /// Random sampling. `None`: greedy, always the most likely code.
     pub sampling: Option<SpeechSampling>,
+    /// Whether weights that have room are loaded before the first frame, and not when they are
+    /// needed.
+    pub preload: bool,
 }
 
 impl Default for SpeechSettings {
@@ -42,6 +47,7 @@ impl Default for SpeechSettings {
             max_codes: 4096,
             repetition_penalty: 1.05,
             sampling: Some(SpeechSampling::default()),
+            preload: false,
         }
     }
 }
@@ -58,6 +64,15 @@ pub struct SpeechScript<'s> {
     pub media: &'s MediaFeatures,
     /// Their states: see [`StateCapture`].
     pub states: &'s AcceptedStates,
+}
+
+impl SpeechScript<'_> {
+    /// Bytes of features and states, which whoever speaks holds meanwhile.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let states = self.states.rows.len() as u64 * 4;
+        media::bytes(self.media).saturating_add(states)
+    }
 }
 
 /// Why the talker stopped.
@@ -103,6 +118,11 @@ impl StateCapture {
     /// come from elsewhere.
     pub fn keep_all(&mut self, states: &[f32]) {
         self.keep(self.layer, states);
+    }
+
+    /// Bytes of the states, once they are kept.
+    pub(super) fn bytes(&self) -> u64 {
+        (self.states.tokens.len() * self.hidden * 4) as u64
     }
 
     /// What was kept.
@@ -205,8 +225,8 @@ impl Session<'_> {
         })
     }
 
-    /// Speaks: the talker and its predictor run on the CPU, whatever the thinker runs on, within the
-    /// session's memory budget; `sink` gets the codes of each frame as soon as they are there.
+    /// Speaks: the talker and its predictor run on the session's device, within its memory budget;
+    /// `sink` gets the codes of each frame as soon as they are there.
     ///
     /// # Errors
     /// `Run`: the model does not speak, has no such speaker, or the script cannot be spoken; the
@@ -249,19 +269,60 @@ impl Session<'_> {
         let mut choice =
             CodeSampler::new(facts.codes, settings.repetition_penalty, settings.sampling)?;
         let places = self.talker_places(&facts, &walked.ids, script.media)?;
+        // words and states through the projections, on the CPU, whose memory is given back
         let ops = self.encoder_ops()?;
-        // words and states through the projections, whose memory is given back
         let mut words = ThinkerEmbedding::find(&self.reader, &text_decoder(self.pack)?.facts)?;
-        let text = self.text_side(&ops, &facts, (&walked, script.states), &mut words)?;
-        let mut talker = self.talker(ops, &facts, &walked, settings)?;
-        let prompt = talker_prompt(&mut talker, &facts, (&walked, places, speaker), &text)?;
+        let text = self.text_side(&ops, &facts, script, &walked, &mut words)?;
+        let taken = script.bytes().saturating_add(rows_bytes(&facts, &walked));
+        let plan = SpeechPlan {
+            facts: &facts,
+            script: &walked,
+            places,
+            speaker,
+            text,
+            settings: RunSettings {
+                positions: walked.rows().saturating_add(settings.max_codes),
+                longest_pass: walked.rows(),
+                ..self.settings(taken)
+            },
+            taken,
+            max_codes: settings.max_codes,
+            preload: settings.preload,
+        };
+        let spoken = match self.device.clone() {
+            OpenDevice::Cpu(ops) => self.speak_on(&ops, plan, &mut choice, sink, observer)?,
+            #[cfg(feature = "cuda")]
+            OpenDevice::Cuda(cuda) => self.speak_on(&cuda, plan, &mut choice, sink, observer)?,
+        };
+        Ok(Speech {
+            embedding_bytes: words.bytes_read,
+            ..spoken
+        })
+    }
+
+    fn speak_on<B: Backend + Clone>(
+        &self,
+        backend: &B,
+        plan: SpeechPlan<'_>,
+        choice: &mut CodeSampler,
+        sink: &mut dyn CodeSink,
+        observer: &mut dyn SpeechObserver,
+    ) -> Result<Speech, SessionError> {
+        let facts = plan.facts;
+        let talker = Talker::new(&self.reader, backend, facts, plan.settings, self.cancel);
+        let mut talker = talker.map_err(|e| self.beside(e.into(), plan.taken))?;
+        if plan.preload {
+            talker.preload()?;
+        }
+        let max_codes = plan.max_codes;
+        let prompt = talker_prompt(&mut talker, plan)?;
         observer.prompt(&prompt);
         let mut speaking = Speaking {
-            facts: &facts,
+            facts,
             talker: &mut talker,
             prompt: &prompt,
-            choice: &mut choice,
-            max_codes: settings.max_codes,
+            choice,
+            max_codes,
         };
         let (codes, tokens, end) = speaking.run(sink, observer)?;
         if codes.frames() == 0 {
@@ -272,27 +333,9 @@ impl Session<'_> {
             tokens,
             end,
             prompt_rows: prompt.ids.len(),
-            embedding_bytes: words.bytes_read,
+            embedding_bytes: 0,
             stats: talker.stats(),
         })
-    }
-
-    fn talker(
-        &self,
-        ops: CpuOps,
-        facts: &SpeechFacts,
-        script: &TalkerScript,
-        settings: &SpeechSettings,
-    ) -> Result<Talker<'_, CpuOps>, RunError> {
-        let hidden = facts.talker.hidden_size.saturating_mul(4);
-        let rows = (script.rows() + script.spoken.len() + 4) as u64;
-        let taken = rows.saturating_mul(hidden).saturating_mul(2);
-        let settings = RunSettings {
-            positions: script.rows().saturating_add(settings.max_codes),
-            longest_pass: script.rows(),
-            ..self.settings(taken)
-        };
-        Talker::new(&self.reader, &ops, facts, settings, self.cancel)
     }
 
     /// Where the rows of the talker's prompt are. Audio alone does not change that they follow each
@@ -319,28 +362,43 @@ impl Session<'_> {
         Ok(omni::layout(&of_talker, ids, media)?.positions)
     }
 
+    /// Whether the projections fit in the memory budget, beside the program and what is projected.
+    fn check_projections(
+        &self,
+        facts: &SpeechFacts,
+        spoken: SpeechScript<'_>,
+        script: &TalkerScript,
+    ) -> Result<(), RunError> {
+        let (program, manifest) = program_bytes(&self.reader, false);
+        let parts = [
+            manifest,
+            spoken.bytes(),
+            rows_bytes(facts, script),
+            words_bytes(facts, script),
+            Projections::bytes(facts),
+        ];
+        let minimum = parts.into_iter().fold(program, u64::saturating_add);
+        match self.memory {
+            Some(memory) if memory < minimum => Err(RunError::Memory { memory, minimum }),
+            _ => Ok(()),
+        }
+    }
+
     fn text_side(
         &self,
         ops: &CpuOps,
         facts: &SpeechFacts,
-        (script, states): (&TalkerScript, &AcceptedStates),
+        spoken: SpeechScript<'_>,
+        script: &TalkerScript,
         words: &mut ThinkerEmbedding<'_>,
     ) -> Result<TextSide, SessionError> {
+        let states = spoken.states;
         let outer = to_usize(facts.thinker_hidden);
         let (seen, wanted) = (states.rows.len() / outer.max(1), script.states());
         if seen != wanted || states.tokens.len() != wanted {
             return Err(RunError::Speech(SpeechError::States { seen, wanted }).into());
         }
-        let needed = Projections::bytes(facts);
-        if let Some(memory) = self.memory
-            && memory < needed
-        {
-            return Err(RunError::Memory {
-                memory,
-                minimum: needed,
-            }
-            .into());
-        }
+        self.check_projections(facts, spoken, script)?;
         let projections = Projections::load(&self.reader, facts)?;
         let mut projected = Projected {
             words,
@@ -374,6 +432,34 @@ impl Session<'_> {
     }
 }
 
+/// Bytes of the rows of the talker's prompt and of the text beside its frames, in f32; the prompt is
+/// copied once.
+fn rows_bytes(facts: &SpeechFacts, script: &TalkerScript) -> u64 {
+    let rows = (script.rows() + script.spoken.len() + 4) as u64;
+    rows.saturating_mul(facts.talker.hidden_size)
+        .saturating_mul(8)
+}
+
+/// Bytes of the word embeddings of all rows at once, before they are projected, in f32.
+fn words_bytes(facts: &SpeechFacts, script: &TalkerScript) -> u64 {
+    let rows = (script.rows() + script.spoken.len()) as u64;
+    rows.saturating_mul(facts.thinker_hidden).saturating_mul(4)
+}
+
+/// What the talker is given, and how it runs.
+struct SpeechPlan<'p> {
+    facts: &'p SpeechFacts,
+    script: &'p TalkerScript,
+    places: Vec<[f32; 3]>,
+    speaker: u32,
+    text: TextSide,
+    settings: RunSettings,
+    /// Bytes that others hold of the memory budget.
+    taken: u64,
+    max_codes: usize,
+    preload: bool,
+}
+
 /// Words through the projection.
 struct Projected<'p, 'w> {
     words: &'p mut ThinkerEmbedding<'w>,
@@ -392,19 +478,23 @@ impl Projected<'_, '_> {
 
 /// The turns of the user, then nine rows: the beginning of the model's turn, and the text's first
 /// token beside the last of six control codes.
-fn talker_prompt(
-    talker: &mut Talker<'_, CpuOps>,
-    facts: &SpeechFacts,
-    (script, places, speaker): (&TalkerScript, Vec<[f32; 3]>, u32),
-    text: &TextSide,
+fn talker_prompt<B: Backend>(
+    talker: &mut Talker<'_, B>,
+    plan: SpeechPlan<'_>,
 ) -> Result<TalkerPrompt, RunError> {
+    let SpeechPlan {
+        facts,
+        script,
+        text,
+        ..
+    } = plan;
     let hidden = to_usize(facts.talker.hidden_size);
     let codes = &facts.codes;
     let control = talker.embed(&[
         codes.nothink,
         codes.think_bos,
         codes.think_eos,
-        speaker,
+        plan.speaker,
         codes.pad,
         codes.bos,
     ])?;
@@ -417,7 +507,7 @@ fn talker_prompt(
     rows.extend_from_slice(&spoken[3 * hidden..4 * hidden]);
     let beside = rows[3 * hidden..].iter_mut().zip(&control);
     beside.for_each(|(row, code)| *row += code);
-    let mut embeds = text.user.clone();
+    let mut embeds = text.user;
     embeds.append(&mut rows);
     // the rest of the text, its end; upstream then moves the end, counted in generated tokens
     let mut trailing = spoken[4 * hidden..].to_vec();
@@ -430,7 +520,7 @@ fn talker_prompt(
     Ok(TalkerPrompt {
         ids: script.ids.clone(),
         embeds,
-        places,
+        places: plan.places,
         trailing,
         tts_pad: pad.clone(),
     })
@@ -440,15 +530,15 @@ fn talker_prompt(
 const NOT_FITTING: RunError = RunError::Internal("forced values are not of this talker");
 
 /// The loop.
-struct Speaking<'r, 's> {
+struct Speaking<'r, 's, B: Backend> {
     facts: &'r SpeechFacts,
-    talker: &'r mut Talker<'s, CpuOps>,
+    talker: &'r mut Talker<'s, B>,
     prompt: &'r TalkerPrompt,
     choice: &'r mut CodeSampler,
     max_codes: usize,
 }
 
-impl Speaking<'_, '_> {
+impl<B: Backend> Speaking<'_, '_, B> {
     fn run(
         &mut self,
         sink: &mut dyn CodeSink,

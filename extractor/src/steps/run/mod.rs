@@ -109,7 +109,7 @@ pub fn run(
         .map(|c| text.continuation(c))
         .transpose();
     settings.rank = ranked.map_err(SessionError::from)?;
-    let prompt = session.install(|| prepare(&text, options, stop))?;
+    let mut prompt = session.install(|| prepare(&text, options, stop))?;
     // a model that does not speak says so before anything is computed
     let voice = options.voice.as_ref();
     let voice = voice
@@ -133,15 +133,15 @@ pub fn run(
         recorder: recorder.as_mut(),
         states: states.as_mut(),
     };
-    let media = &prompt.media;
-    let generation = session.generate_media(&text, &prompt.ids, media, &settings, hooks)?;
+    let generation = session.generate_media(&text, &prompt.ids, &prompt.media, &settings, hooks)?;
     stream.finish()?;
+    prompt.media.drop_values();
     if let Some(voice) = voice {
         let states = states.map(StateCapture::into_states).unwrap_or_default();
         let script = SpeechScript {
             prompt: &prompt.ids,
             answer: &generation.ids,
-            media,
+            media: &prompt.media,
             states: &states,
         };
         let spoken = voice.speak(&session, script)?;

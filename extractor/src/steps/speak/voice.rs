@@ -94,11 +94,14 @@ impl<'o> Voice<'o> {
             format: self.options.format,
             ..VocodeSettings::default()
         };
-        let vocoder = session.vocoder(0)?;
+        // talker and predictor gave their memory back
+        let codes = speech.codes.by_frame();
+        let held = script.bytes().saturating_add(size_of_val(codes) as u64);
+        let vocoder = session.vocoder(held)?;
         let sound = Sound {
             session,
             vocoder: &vocoder,
-            codes: speech.codes.by_frame(),
+            codes,
             settings: &settings,
         };
         let samples = match self.sound {

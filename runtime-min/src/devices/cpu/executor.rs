@@ -21,7 +21,8 @@ use crate::models::decoder::executor::{
     ExpertLayer, GroupTensor,
 };
 use crate::models::decoder::{
-    Decoder, DecoderSpec, LinearInput, Logits, Observer, Rotary, Routing, SequenceId, Span,
+    Decoder, DecoderSpec, LinearInput, Logits, Observer, Rotary, Routing, RunSettings, SequenceId,
+    Span,
 };
 use crate::ops::Ops;
 use crate::tensor::{Compute, Heads, Linear};
@@ -61,6 +62,18 @@ impl<O: Ops> Backend for O {
 
     fn compute(&self) -> Compute {
         Ops::compute(self)
+    }
+
+    fn beside(self, settings: RunSettings, taken: u64) -> Result<(Self, RunSettings), RunError> {
+        let settings = RunSettings {
+            memory: settings.memory.map(|memory| memory.saturating_sub(taken)),
+            ..settings
+        };
+        Ok((self, settings))
+    }
+
+    fn is_too_little(error: &RunError) -> bool {
+        matches!(error, RunError::Memory { .. })
     }
 
     fn open<'a>(self, setup: &DecoderSetup<'a, '_>) -> Result<CpuExecutor<'a, O>, RunError> {

@@ -43,6 +43,8 @@ pub(super) struct Buffers {
     pub(super) router: RouterBuffers,
     pub(super) inner: View,
     pub(super) y: View,
+    /// Of the expert that every token visits; empty where there is none.
+    pub(super) shared: SharedBuffers,
     pub(super) partial: View,
     pub(super) parts: usize,
     pub(super) logits: View,
@@ -62,6 +64,18 @@ pub(super) struct Buffers {
     pub(super) host_positions: HostMemory,
     pub(super) host_tables: HostMemory,
     pub(super) host_uses: HostMemory,
+}
+
+/// What the shared expert computes of all tokens.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SharedBuffers {
+    /// `[tokens, intermediate]` each.
+    pub(super) gate: View,
+    pub(super) up: View,
+    /// `[tokens, hidden]`
+    pub(super) out: View,
+    /// `[tokens]`: what the sigmoid is of.
+    pub(super) router: View,
 }
 
 /// Cuts memory into buffers.
@@ -86,6 +100,8 @@ pub(super) struct Sizes {
     pub(super) key: usize,
     pub(super) inner: usize,
     pub(super) moe: usize,
+    /// Width of the expert that every token visits.
+    pub(super) shared: Option<usize>,
     pub(super) experts: usize,
     pub(super) top_k: usize,
     pub(super) vocab: usize,
@@ -105,6 +121,7 @@ impl Sizes {
             key: spec.key_width(),
             inner: spec.intermediate,
             moe: spec.moe_intermediate,
+            shared: spec.shared_intermediate(),
             experts: spec.experts,
             top_k: spec.experts_per_token.min(spec.experts),
             vocab: spec.vocab,
@@ -151,6 +168,12 @@ impl Sizes {
         }
     }
 
+    /// Values of the buffers of the shared expert, in the order of [`SharedBuffers`].
+    fn shared_values(&self) -> [usize; 4] {
+        let of_token = self.shared.map_or([0; 4], |n| [n, n, self.hidden, 1]);
+        of_token.map(|values| values * self.tokens)
+    }
+
     /// Where every buffer lies, for batches of so many tokens.
     pub(super) fn plan(&self, batch: usize) -> (BufferPlan, Offsets) {
         let mut plan = BufferPlan::default();
@@ -178,6 +201,7 @@ impl Sizes {
         ]
         .map(|bytes| plan.take(bytes));
         let [inner, y] = [self.moe, self.hidden].map(|n| plan.take(self.bytes(pairs * n)));
+        let shared = self.shared_values().map(|n| plan.take(self.bytes(n)));
         let partial = plan.take(self.partial() * 4);
         let logits = plan.take(self.bytes(self.logit_rows() * self.vocab));
         let ids = plan.take(self.tokens.max(2) * 4);
@@ -194,6 +218,7 @@ impl Sizes {
             router,
             inner,
             y,
+            shared,
             partial,
             logits,
             ids,
@@ -225,6 +250,7 @@ pub(super) struct Offsets {
     pub(super) router: [usize; 7],
     pub(super) inner: usize,
     pub(super) y: usize,
+    pub(super) shared: [usize; 4],
     pub(super) partial: usize,
     pub(super) logits: usize,
     pub(super) ids: usize,
@@ -245,6 +271,8 @@ impl Buffers {
         let pairs = sizes.tokens * sizes.top_k;
         let [probabilities, ids, weights, order, counts, sorted, tiles] =
             at.router.map(|offset| start.offset(offset));
+        let values = sizes.shared_values();
+        let [gate, up, out, router] = [0, 1, 2, 3].map(|i| view(at.shared[i], values[i]));
         // what kernels expect to be 0
         let uses = sizes.layers * sizes.experts * 4;
         gpu.upload_now(start.offset(at.uses), &vec![0; uses])?;
@@ -275,6 +303,12 @@ impl Buffers {
             },
             inner: view(at.inner, pairs * sizes.moe),
             y: view(at.y, pairs * sizes.hidden),
+            shared: SharedBuffers {
+                gate,
+                up,
+                out,
+                router,
+            },
             partial: View::f32(start.offset(at.partial), sizes.partial()),
             parts: sizes.parts(),
             logits: view(at.logits, sizes.logit_rows() * sizes.vocab),

@@ -80,7 +80,6 @@ fn experts_beyond_qwen3(options: &DecoderOptions) -> Option<&'static str> {
             "its kind of experts",
         ),
         (experts.has_bias, "biases of experts"),
-        (options.shared_expert.is_some(), "shared experts"),
     ];
     first_of(&missing)
 }

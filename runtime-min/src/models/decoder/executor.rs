@@ -16,7 +16,9 @@ use super::{Logits, RunSettings};
 use crate::error::RunError;
 use crate::generate::ArgMax;
 use crate::tensor::Compute;
-use crate::weights::{Budget, CacheStats, Demand, LoadStats, PlacedTensor, SegmentGroup};
+use crate::weights::{
+    Budget, CacheStats, Demand, LoadStats, PlacedTensor, Residency, SegmentGroup,
+};
 
 /// Somewhere a decoder can run: the operations of a CPU, or a GPU.
 pub trait Backend: Sized {
@@ -25,6 +27,16 @@ pub trait Backend: Sized {
 
     /// The precision of activations.
     fn compute(&self) -> Compute;
+
+    /// This backend and the settings of a decoder beside others, which hold so many bytes of the
+    /// memory that its weights are in. Where no budget is given, what is free now becomes it.
+    ///
+    /// # Errors
+    /// What the driver says.
+    fn beside(self, settings: RunSettings, taken: u64) -> Result<(Self, RunSettings), RunError>;
+
+    /// Whether an error says that the memory is too small which [`beside`](Self::beside) is about.
+    fn is_too_little(error: &RunError) -> bool;
 
     /// Reserves memory for a decoder. Loads nothing yet.
     ///
@@ -158,6 +170,9 @@ pub struct ExecutorStats {
     pub(crate) resident_uses: Vec<Vec<u32>>,
 }
 
+/// The state of the last token after the final norm, `[hidden]`, and its logits, `[vocab]`.
+pub(crate) type StateAndLogits = (Vec<f32>, Vec<f32>);
+
 /// Runs one decoder: its memory, and the operations on it. One forward pass at a time.
 pub trait DecoderExecutor<'a> {
     /// How memory is shared out.
@@ -165,6 +180,15 @@ pub trait DecoderExecutor<'a> {
 
     /// What this decoder and its settings need of memory.
     fn demand(&self) -> Demand;
+
+    /// Bytes of the budget that decoders beside it leave to it.
+    fn held(&self) -> u64 {
+        let network = self.demand().network;
+        match self.budget().residency {
+            Residency::Resident => network.max(),
+            Residency::Streamed => network.min(),
+        }
+    }
 
     /// What was done so far.
     fn stats(&self) -> ExecutorStats;
@@ -236,6 +260,18 @@ pub trait DecoderExecutor<'a> {
         _want: Logits,
         _is_observed: bool,
     ) -> Result<Option<Vec<f32>>, RunError> {
+        Ok(None)
+    }
+
+    /// A whole forward pass of rows that take the place of embeddings as one recorded step, if it can
+    /// be that: the state of the last one after the final norm, and its logits by this head.
+    /// `is_observed` where intermediate results are wanted, or positions do not follow each other.
+    fn rows_recorded(
+        &mut self,
+        _rows: &[f32],
+        _head: usize,
+        _is_observed: bool,
+    ) -> Result<Option<StateAndLogits>, RunError> {
         Ok(None)
     }
 

@@ -27,7 +27,7 @@ use crate::error::MediaError;
 use crate::error::RunError;
 use crate::generate::ArgMax;
 use crate::tensor::Compute;
-use crate::weights::{Budget, Demand, PlacedTensor, read_rows, row_bytes};
+use crate::weights::{Budget, Demand, PlacedTensor, Residency, read_rows, row_bytes};
 
 /// Takes the logits of a token, `[vocab]`, given its number from 0.
 pub type LogitsVisitor<'v, E> = dyn FnMut(usize, &[f32]) -> Result<(), E> + 'v;
@@ -171,6 +171,16 @@ impl<'a, B: Backend> Decoder<'a, B> {
     /// What this model and its settings need of memory.
     pub fn demand(&self) -> Demand {
         self.executor.demand()
+    }
+
+    /// Whether its dense weights stay in memory.
+    pub(crate) fn is_resident(&self) -> bool {
+        self.budget().residency == Residency::Resident
+    }
+
+    /// Bytes of the budget that decoders beside it leave to it.
+    pub(crate) fn held(&self) -> u64 {
+        self.executor.held()
     }
 
     /// Layers that have experts.
@@ -375,7 +385,7 @@ impl<'a, B: Backend> Decoder<'a, B> {
     /// Runs rows that take the place of embeddings after the tokens before, `[tokens, hidden]`.
     /// `places`: time, height and width of each, where they are the first of a sequence and not one
     /// behind the other. Returns the last one's state after the final norm, `[hidden]`, and its
-    /// logits by one of the heads, `[vocab]`; none where no head is given.
+    /// logits by one of the heads, `[vocab]`.
     ///
     /// # Errors
     /// `TooLong`; damage of the pack.
@@ -383,16 +393,22 @@ impl<'a, B: Backend> Decoder<'a, B> {
         &mut self,
         rows: Vec<f32>,
         places: Option<Vec<[f32; 3]>>,
-        head: Option<usize>,
+        head: usize,
         observer: &mut dyn Observer,
     ) -> Result<(Vec<f32>, Vec<f32>), RunError> {
         let began = Instant::now();
         let hidden = self.spec.hidden;
         let tokens = rows.len() / hidden;
         self.check(&[], tokens)?;
+        let is_observed = observer.observes() || places.is_some();
         if let Some(places) = places {
             self.places = Places::of(places);
             self.executor.forget_rotary();
+        }
+        let recorded = self.executor.rows_recorded(&rows, head, is_observed)?;
+        if let Some(results) = recorded {
+            self.stats.forward += began.elapsed();
+            return Ok(results);
         }
         let (spec, compute, known) = (&self.spec, self.compute, &self.places);
         self.executor.begin(tokens, &|tokens| {
@@ -400,12 +416,10 @@ impl<'a, B: Backend> Decoder<'a, B> {
         })?;
         self.executor.set_residual(rows)?;
         self.layers(tokens, None, observer)?;
+        // the logits end a step that is recorded
+        let logits = self.executor.logits_of(&self.weights, head)?;
         let states = self.executor.read(Activation::Residual)?;
         let last = states[states.len() - hidden..].to_vec();
-        let logits = match head {
-            Some(head) => self.executor.logits_of(&self.weights, head)?,
-            None => Vec::new(),
-        };
         self.stats.forward += began.elapsed();
         Ok((last, logits))
     }

@@ -12,7 +12,6 @@ use crate::models::decoder::{
 
 use super::scores::CodeSampler;
 use crate::generate::LogitsError;
-use crate::weights::Residency;
 
 /// Hears of what is computed frame by frame, row-major.
 pub trait SpeechObserver {
@@ -104,12 +103,47 @@ fn predictor_model(facts: &SpeechFacts) -> Result<DecoderModel, RunError> {
     })
 }
 
+/// What both decoders are opened with.
+struct Opening<'a, 'b, B> {
+    source: &'a PackReader<'a>,
+    backend: B,
+    facts: &'b SpeechFacts,
+    settings: RunSettings,
+    stop: &'a CancelToken,
+}
+
+impl<'a, B: Backend + Clone> Opening<'a, '_, B> {
+    /// The predictor, where others hold so many bytes.
+    fn predictor(&self, taken: u64) -> Result<Decoder<'a, B>, RunError> {
+        let (backend, settings) = self.backend.clone().beside(self.settings, taken)?;
+        let settings = RunSettings {
+            positions: self.facts.groups as usize,
+            longest_pass: 2,
+            ..settings
+        };
+        let is_it = |c: &Component| *c == Component::TalkerCodePredictor;
+        let model = predictor_model(self.facts)?;
+        Decoder::of(self.source, backend, model, is_it, (settings, self.stop))
+    }
+
+    /// The talker, beside the predictor.
+    fn body(&self, predictor: &Decoder<'a, B>) -> Result<Decoder<'a, B>, RunError> {
+        let taken = predictor.held();
+        let (backend, settings) = self.backend.clone().beside(self.settings, taken)?;
+        let is_it = |c: &Component| *c == Component::TalkerText;
+        let model = talker_model(self.facts)?;
+        let body = Decoder::of(self.source, backend, model, is_it, (settings, self.stop));
+        body.map_err(|e| beside::<B>(e, taken))
+    }
+}
+
 impl<'a, B: Backend + Clone> Talker<'a, B> {
-    /// Prepares to run both. No weight is read; a missing one is found here. Of the budget the
-    /// predictor takes what it needs, the talker the rest.
+    /// Prepares to run both. No weight is read; a missing one is found here. The predictor runs many
+    /// times for each frame, so its weights stay in memory where that leaves enough for the talker,
+    /// which has the rest of the budget.
     ///
     /// # Errors
-    /// `Unsuitable` names what the pack lacks; `Memory` says how much would do.
+    /// `Unsuitable` names what the pack lacks; `Memory` and `DeviceMemory` say how much would do.
     pub(crate) fn new(
         source: &'a PackReader<'a>,
         backend: &B,
@@ -117,33 +151,25 @@ impl<'a, B: Backend + Clone> Talker<'a, B> {
         settings: RunSettings,
         stop: &'a CancelToken,
     ) -> Result<Self, RunError> {
-        let of_predictor = RunSettings {
-            positions: facts.groups as usize,
-            longest_pass: 2,
-            ..settings
-        };
-        let is_predictor = |c: &Component| *c == Component::TalkerCodePredictor;
-        let model = predictor_model(facts)?;
-        let predictor = Decoder::of(
+        // before the first of them takes any memory
+        let (backend, settings) = backend.clone().beside(settings, 0)?;
+        let opening = Opening {
             source,
-            backend.clone(),
-            model,
-            is_predictor,
-            (of_predictor, stop),
-        )?;
-        let network = predictor.demand().network;
-        let taken = match predictor.budget().residency {
-            Residency::Resident => network.max(),
-            Residency::Streamed => network.min(),
+            backend,
+            facts,
+            settings,
+            stop,
         };
-        let of_talker = RunSettings {
-            memory: settings.memory.map(|memory| memory.saturating_sub(taken)),
-            ..settings
+        let mut predictor = opening.predictor(0)?;
+        let body = match opening.body(&predictor) {
+            Err(e) if B::is_too_little(&e) && predictor.is_resident() => {
+                let others = budget_of(&e).saturating_sub(predictor.demand().min());
+                drop(predictor);
+                predictor = opening.predictor(others)?;
+                opening.body(&predictor)?
+            }
+            body => body?,
         };
-        let is_talker = |c: &Component| *c == Component::TalkerText;
-        let model = talker_model(facts)?;
-        let body = Decoder::of(source, backend.clone(), model, is_talker, (of_talker, stop))
-            .map_err(|e| beside(e, taken))?;
         Ok(Self {
             facts: facts.clone(),
             body,
@@ -152,9 +178,22 @@ impl<'a, B: Backend + Clone> Talker<'a, B> {
     }
 }
 
-/// An error that counts what the predictor takes of the budget.
-fn beside(error: RunError, taken: u64) -> RunError {
+/// The budget that an error says is too small.
+fn budget_of(error: &RunError) -> u64 {
     match error {
+        RunError::Memory { memory, .. } | RunError::DeviceMemory { memory, .. } => *memory,
+        _ => 0,
+    }
+}
+
+/// An error that counts what the predictor takes of the budget.
+fn beside<B: Backend>(error: RunError, taken: u64) -> RunError {
+    match error {
+        error if !B::is_too_little(&error) => error,
+        RunError::DeviceMemory { memory, minimum } => RunError::DeviceMemory {
+            memory: memory.saturating_add(taken),
+            minimum: minimum.saturating_add(taken),
+        },
         RunError::Memory { memory, minimum } => RunError::Memory {
             memory: memory.saturating_add(taken),
             minimum: minimum.saturating_add(taken),
@@ -164,6 +203,12 @@ fn beside(error: RunError, taken: u64) -> RunError {
 }
 
 impl<B: Backend> Talker<'_, B> {
+    /// Loads the weights that have room, of both.
+    pub(crate) fn preload(&mut self) -> Result<(), RunError> {
+        self.predictor.preload(&mut |_| {})?;
+        self.body.preload(&mut |_| {})
+    }
+
     /// What the talker did so far, and what the predictor did.
     pub(crate) fn stats(&self) -> [RunStats; 2] {
         [self.body.stats(), self.predictor.stats()]
@@ -183,12 +228,12 @@ impl<B: Backend> Talker<'_, B> {
         observer: &mut dyn Observer,
     ) -> Result<(Vec<f32>, Vec<f32>), RunError> {
         self.body.reset();
-        self.body.forward_rows(rows, places, Some(0), observer)
+        self.body.forward_rows(rows, places, 0, observer)
     }
 
     /// Runs what follows a frame.
     pub(crate) fn step(&mut self, row: Vec<f32>) -> Result<(Vec<f32>, Vec<f32>), RunError> {
-        self.body.forward_rows(row, None, Some(0), &mut Unobserved)
+        self.body.forward_rows(row, None, 0, &mut Unobserved)
     }
 
     /// The residual codes of a frame, given the talker's last state after its final norm and the
@@ -206,9 +251,9 @@ impl<B: Backend> Talker<'_, B> {
         let (mut codes, mut rows) = (vec![first], hidden.to_vec());
         rows.extend_from_slice(&sum);
         for group in 0..self.facts.groups as usize - 1 {
-            let (_, logits) =
-                self.predictor
-                    .forward_rows(rows, None, Some(group), &mut Unobserved)?;
+            let (_, logits) = self
+                .predictor
+                .forward_rows(rows, None, group, &mut Unobserved)?;
             observer.residual(&logits);
             let code = match choice.residual(&logits) {
                 Ok(code) => code,

@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use super::super::driver::Event;
 use super::super::launch::ExpertBlock;
-use super::super::layout::MIN_HOST_SLOTS;
+use super::super::layout::{MIN_HOST_SLOTS, SharedBuffers};
 use super::super::slots::{ENTRY_BYTES, HostSlot, entry};
 use super::*;
-use crate::models::decoder::bind::ExpertWeights;
+use crate::models::decoder::bind::{ExpertWeights, SharedExpert};
 use crate::models::decoder::executor::ExpertLayer;
 use crate::weights::{ExpertKey, Load};
 
@@ -53,6 +53,46 @@ impl<'a> CudaExecutor<'a> {
         Ok(self
             .launch()
             .combine(y, block, self.buffers.router, added)?)
+    }
+
+    /// The buffers of the shared expert, for the tokens of this forward pass.
+    pub(super) fn shared_rows(&self) -> SharedBuffers {
+        let (all, tokens) = (self.buffers.shared, self.tokens);
+        let inner = self.sizes.shared.unwrap_or(0);
+        SharedBuffers {
+            gate: all.gate.part(0..tokens * inner),
+            up: all.up.part(0..tokens * inner),
+            out: all.out.part(0..tokens * self.sizes.hidden),
+            router: all.router.part(0..tokens),
+        }
+    }
+
+    /// Queues the expert that every token visits, and adds it to Added.
+    pub(super) fn queue_shared_expert(
+        &self,
+        group: usize,
+        shared: &SharedExpert,
+        to: SharedBuffers,
+    ) -> Result<(), RunError> {
+        let [x, added] = [Activation::Normed, Activation::Added].map(|a| self.all_rows(a));
+        let mut of_x = vec![
+            self.operands(&shared.gate, group, to.gate)?,
+            self.operands(&shared.up, group, to.up)?,
+        ];
+        if let Some(router) = &shared.router {
+            of_x.push(self.operands(router, group, to.router)?);
+        }
+        for same in of_x.chunk_by(|a, b| a.0.dtype == b.0.dtype) {
+            self.launch().linears(x, None, same)?;
+        }
+        self.launch().silu_mul(to.gate, to.up)?;
+        let down = self.operands(&shared.down, group, to.out)?;
+        self.launch().linears(to.gate, None, &[down])?;
+        match shared.router {
+            Some(_) => self.launch().add_gated(added, to.out, to.router)?,
+            None => self.launch().add(added, to.out)?,
+        }
+        Ok(())
     }
 
     /// Where a layer's table of all its experts is: gate, up, down.

@@ -9,6 +9,7 @@
 //! * `loading`: dense weights and the embedding.
 //! * `deferred`: sums, norms and routers that wait for a launch that takes them along.
 //! * `steps`: what is copied for a forward pass, and steps that are recorded.
+//! * `row_steps`: recorded steps whose inputs are rows, not tokens.
 //! * `experts`: the experts of a layer.
 //! * `operations`: the decoder's operations.
 
@@ -16,6 +17,7 @@ mod deferred;
 mod experts;
 mod loading;
 mod operations;
+mod row_steps;
 mod steps;
 
 use segpack_formats::io::to_usize;
@@ -27,6 +29,7 @@ use segpack_formats::io::CancelToken;
 use segpack_formats::numeric::FloatDtype;
 
 use self::loading::Embedding;
+use self::row_steps::RowSteps;
 use self::steps::GraphState;
 use super::dense::DeviceGroups;
 use super::driver::{CudaError, DeviceInfo, DeviceMemory, DevicePtr, Gpu, HostMemory, Stream};
@@ -35,9 +38,9 @@ use super::layout::{Buffers, Sizes, demand, host_slots};
 use super::shapes::check;
 use super::slots::Slots;
 use crate::error::RunError;
-use crate::models::decoder::DecoderSpec;
 use crate::models::decoder::bind::{LayerWeights, LinearWeights, MlpWeights};
 use crate::models::decoder::executor::{Activation, Backend, DecoderSetup, GroupTensor};
+use crate::models::decoder::{DecoderSpec, RunSettings};
 use crate::tensor::Compute;
 use crate::weights::{Budget, Demand, Loader, PlacedTensor, Residency, buffer_len};
 
@@ -70,6 +73,12 @@ impl Cuda {
     pub fn info(&self) -> &DeviceInfo {
         self.gpu.info()
     }
+
+    /// Bytes of its memory to use.
+    fn budget(&self) -> Result<u64, CudaError> {
+        let free = self.gpu.free_memory()?;
+        Ok(self.memory.unwrap_or(free - free / DRIVER_SHARE))
+    }
 }
 
 impl Backend for Cuda {
@@ -77,6 +86,18 @@ impl Backend for Cuda {
 
     fn compute(&self) -> Compute {
         self.compute
+    }
+
+    fn beside(self, settings: RunSettings, taken: u64) -> Result<(Self, RunSettings), RunError> {
+        let cuda = Self {
+            memory: Some(self.budget()?.saturating_sub(taken)),
+            ..self
+        };
+        Ok((cuda, settings))
+    }
+
+    fn is_too_little(error: &RunError) -> bool {
+        matches!(error, RunError::DeviceMemory { .. })
     }
 
     fn open<'a>(self, setup: &DecoderSetup<'a, '_>) -> Result<CudaExecutor<'a>, RunError> {
@@ -119,6 +140,7 @@ pub struct CudaExecutor<'a> {
     deferred_norm: Option<GroupTensor>,
     deferred_router: Option<(LinearWeights, usize)>,
     graph: GraphState,
+    row_steps: RowSteps,
     /// What tokens that the device chose are copied to.
     chosen: Option<HostMemory>,
     bytes_copied: u64,
@@ -148,18 +170,13 @@ impl LayerState {
 
 impl<'a> CudaExecutor<'a> {
     fn new(cuda: Cuda, setup: &DecoderSetup<'a, '_>) -> Result<Self, RunError> {
-        let Cuda {
-            gpu,
-            compute,
-            memory,
-        } = cuda;
+        let memory = cuda.budget()?;
+        let Cuda { gpu, compute, .. } = cuda;
         let (weights, spec) = (setup.weights, setup.spec);
         check(weights, spec)?;
         let sizes = Sizes::of(spec, &setup.settings, compute);
         // what there is of memory, and how it is shared out
         let demand = demand(weights, &sizes, spec);
-        let free = gpu.free_memory()?;
-        let memory = memory.unwrap_or(free - free / DRIVER_SHARE);
         let budget = demand
             .share(Some(memory), setup.settings.expert_slots)
             .map_err(|minimum| RunError::DeviceMemory { memory, minimum })?;
@@ -181,6 +198,7 @@ impl<'a> CudaExecutor<'a> {
             stop: setup.stop,
             staging: None,
             graph: GraphState::new(embedding.is_some()),
+            row_steps: RowSteps::default(),
             chosen: None,
             embedding,
             buffers,
@@ -257,7 +275,7 @@ impl<'a> CudaExecutor<'a> {
 
 impl Drop for CudaExecutor<'_> {
     fn drop(&mut self) {
-        if let GraphState::Recording = self.graph {
+        if matches!(self.graph, GraphState::Recording) || self.row_steps.is_recording {
             drop(self.gpu.end_recording());
         }
         for stream in [Stream::Work, Stream::Copies] {

@@ -10,9 +10,9 @@ use super::super::launch::{HeadNorms, KvCache, RouterBuffers, activation_bytes};
 use super::super::layout::LOGIT_ROWS;
 use super::*;
 use crate::generate::ArgMax;
-use crate::models::decoder::bind::DecoderWeights;
+use crate::models::decoder::bind::{DecoderWeights, SharedExpert};
 use crate::models::decoder::executor::{
-    AttentionTensors, DecoderExecutor, ExecutorStats, ExpertLayer,
+    AttentionTensors, DecoderExecutor, ExecutorStats, ExpertLayer, StateAndLogits,
 };
 use crate::models::decoder::{Logits, Observer, Rotary, Routing};
 use crate::weights::SegmentGroup;
@@ -24,6 +24,17 @@ impl<'a> DecoderExecutor<'a> for CudaExecutor<'a> {
 
     fn demand(&self) -> Demand {
         self.demand
+    }
+
+    /// What a decoder has besides its network is its own here, and not the process'.
+    fn held(&self) -> u64 {
+        let network = self.demand.network;
+        let of_network = match self.budget.residency {
+            Residency::Resident => network.max(),
+            Residency::Streamed => network.min(),
+        };
+        let embedding = self.embedding.as_ref().map_or(0, |e| buffer_len(e.segment));
+        self.demand.overhead + of_network + embedding
     }
 
     fn stats(&self) -> ExecutorStats {
@@ -79,11 +90,22 @@ impl<'a> DecoderExecutor<'a> for CudaExecutor<'a> {
         want: Logits,
         is_observed: bool,
     ) -> Result<Option<Vec<f32>>, RunError> {
+        self.forget_rows();
         self.is_plain = ids.len() == 1 && want == Logits::Last && !is_observed;
         if !self.buffers.has_rotary {
             return Ok(None); // it is copied where a step is queued
         }
         self.run_graph(ids)
+    }
+
+    fn rows_recorded(
+        &mut self,
+        rows: &[f32],
+        head: usize,
+        is_observed: bool,
+    ) -> Result<Option<StateAndLogits>, RunError> {
+        self.is_plain = false;
+        self.run_rows(rows, head, is_observed)
     }
 
     fn greedy(&mut self, first: u32, next: &mut [ArgMax]) -> Result<bool, RunError> {
@@ -136,12 +158,8 @@ impl<'a> DecoderExecutor<'a> for CudaExecutor<'a> {
     }
 
     fn set_residual(&mut self, values: Vec<f32>) -> Result<(), RunError> {
-        let to = self.all_rows(Activation::Residual).ptr;
-        match self.compute {
-            Compute::F32 => self.gpu.upload_now(to, bytes(&values))?,
-            Compute::Bf16 => self.gpu.upload_now(to, &narrow(&values))?,
-        }
-        Ok(())
+        self.upload_residual(&values)?;
+        self.record_rows()
     }
 
     fn read(&mut self, activation: Activation) -> Result<Cow<'_, [f32]>, RunError> {
@@ -308,20 +326,60 @@ impl<'a> DecoderExecutor<'a> for CudaExecutor<'a> {
         Ok(Vec::new())
     }
 
+    fn shared_expert(
+        &mut self,
+        group: usize,
+        shared: &SharedExpert,
+        observer: &mut dyn Observer,
+    ) -> Result<[Vec<f32>; 2], RunError> {
+        let buffers = self.shared_rows();
+        self.queue_shared_expert(group, shared, buffers)?;
+        if !observer.observes() {
+            return Ok([Vec::new(), Vec::new()]);
+        }
+        let router = match shared.router {
+            Some(_) => self.download(buffers.router)?,
+            None => Vec::new(),
+        };
+        Ok([router, self.download(buffers.out)?])
+    }
+
     fn logits(&mut self, weights: &DecoderWeights<'a>, want: Logits) -> Result<Vec<f32>, RunError> {
         self.load_group(weights.head_group(), &weights.groups)?;
         let rows = want.of(self.tokens);
         let mut all = Vec::new();
         for from in rows.clone().step_by(LOGIT_ROWS) {
-            let logits = self.queue_logits(weights, from..(from + LOGIT_ROWS).min(rows.end))?;
+            let logits = self.queue_logits(weights, 0, from..(from + LOGIT_ROWS).min(rows.end))?;
             self.finish_step(logits)?;
             all.extend(self.fetch(logits)?);
         }
         Ok(all)
     }
+
+    fn logits_of(
+        &mut self,
+        weights: &DecoderWeights<'a>,
+        head: usize,
+    ) -> Result<Vec<f32>, RunError> {
+        self.load_group(weights.head_group(), &weights.groups)?;
+        let last = Logits::Last.of(self.tokens);
+        let logits = self.queue_logits(weights, head, last)?;
+        self.finish_rows()?;
+        self.fetch(logits)
+    }
 }
 
 impl CudaExecutor<'_> {
+    /// Residual = these values.
+    pub(super) fn upload_residual(&self, values: &[f32]) -> Result<(), RunError> {
+        let to = self.all_rows(Activation::Residual).ptr;
+        match self.compute {
+            Compute::F32 => self.gpu.upload_now(to, bytes(values))?,
+            Compute::Bf16 => self.gpu.upload_now(to, &narrow(values))?,
+        }
+        Ok(())
+    }
+
     /// The cache of a layer, before the batch of this number.
     fn kv_cache_of(&self, layer: usize, batch: usize) -> KvCache {
         let bytes = self.kv_cache.len() / self.layers.len();

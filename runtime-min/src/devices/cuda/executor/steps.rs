@@ -56,13 +56,16 @@ impl CudaExecutor<'_> {
         Ok(bits.into_iter().map(f32::to_bits).collect())
     }
 
-    /// Queues the logits of some tokens.
+    /// Queues the logits of some tokens by one of the heads.
     pub(super) fn queue_logits(
         &self,
         weights: &DecoderWeights<'_>,
+        head: usize,
         tokens: Range<usize>,
     ) -> Result<View, RunError> {
-        let head = self.matrix(weights.head_group(), weights.head().matrix)?;
+        let head = weights.heads.get(head);
+        let head = head.ok_or(RunError::Internal("no such head"))?;
+        let head = self.matrix(weights.head_group(), head.matrix)?;
         let logits = self.buffers.logits.part(0..tokens.len() * head.rows);
         let x = self.rows(Activation::Residual, &tokens);
         self.launch().linears(x, None, &[(head, None, logits)])?;
@@ -133,8 +136,12 @@ impl CudaExecutor<'_> {
     fn is_step(&self) -> bool {
         self.is_plain
             && self.embedding.as_ref().is_some_and(|e| e.memory.is_some())
-            && self.dense.is_complete()
-            && self.layers.iter().all(|l| l.is_complete || !l.has_experts)
+            && self.has_all_weights()
+    }
+
+    /// Whether all weights but the embedding are on the device.
+    pub(super) fn has_all_weights(&self) -> bool {
+        self.dense.is_complete() && self.layers.iter().all(|l| l.is_complete || !l.has_experts)
     }
 
     /// After a first step that was queued the usual way, records the next one.

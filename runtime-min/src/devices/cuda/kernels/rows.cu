@@ -23,6 +23,15 @@ KERNEL add(void* to, const void* x, u64 n, int bf16) {
     if (i < n) write(to, i, read(to, i, bf16) + read(x, i, bf16), bf16);
 }
 
+// to = to + x · sigmoid(gates[token]), a gate for each token, blockIdx.x; every step rounded as the eager code does it.
+KERNEL add_gated(void* to, const void* x, const void* gates, int hidden, int bf16) {
+    int c = blockIdx.y * blockDim.x + threadIdx.x;
+    if (c >= hidden) return;
+    u64 token = blockIdx.x, at = token * hidden + c;
+    float factor = rounded(1.0f / (1.0f + expf(-read(gates, token, bf16))), bf16);
+    write(to, at, read(to, at, bf16) + rounded(read(x, at, bf16) * factor, bf16), bf16);
+}
+
 // gate = silu(gate) · up.
 KERNEL silu_mul(void* gate, const void* up, u64 n, int bf16) {
     u64 i = static_cast<u64>(blockIdx.x) * blockDim.x + threadIdx.x;

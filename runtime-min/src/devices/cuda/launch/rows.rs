@@ -60,6 +60,29 @@ impl Launch<'_> {
         self.queue("add", [to.len.div_ceil(256), 1, 1], 256, 0, &arguments)
     }
 
+    /// `to[t] += x[t] · sigmoid(gates[t])`, a gate for each token.
+    pub(in crate::devices::cuda) fn add_gated(
+        &self,
+        to: View,
+        x: View,
+        gates: View,
+    ) -> Result<(), CudaError> {
+        let hidden = to.len / gates.len.max(1);
+        assert!(
+            to.len == x.len && to.len == gates.len * hidden,
+            "{gates:?} for {to:?}"
+        );
+        let arguments = [
+            to.argument(),
+            x.argument(),
+            gates.argument(),
+            int(hidden),
+            self.rounds(),
+        ];
+        let grid = [gates.len, hidden.div_ceil(256), 1];
+        self.queue("add_gated", grid, 256, 0, &arguments)
+    }
+
     /// `gate = silu(gate) · up`.
     pub(in crate::devices::cuda) fn silu_mul(&self, gate: View, up: View) -> Result<(), CudaError> {
         assert_eq!(gate.len, up.len);

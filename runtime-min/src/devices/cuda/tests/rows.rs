@@ -174,3 +174,26 @@ fn a_logit_that_is_no_number_is_found_wherever_it_is_as_the_host_finds_it() {
         assert_eq!(format!("{seen:?}"), format!("{wanted:?}"));
     }
 }
+
+#[test]
+fn a_gate_of_each_token_scales_what_is_added() {
+    let gpu = gpu();
+    for (tokens, width) in [(1, 1), (2, 257), (5, 130)] {
+        for launch in launches(&gpu) {
+            let compute = launch.compute;
+            let ops = ScalarOps { compute };
+            let values = |n, seed| activations(compute, n, seed);
+            let (x, gates) = (values(tokens * width, 2), values(tokens, 3));
+            let mut wanted = values(tokens * width, 1);
+            let (_to, to) = put(&gpu, compute, &wanted);
+            let (_x, x_there) = put(&gpu, compute, &x);
+            let (_g, gates_there) = put(&gpu, compute, &gates);
+            launch.add_gated(to, x_there, gates_there).unwrap();
+            let rows = wanted.chunks_exact_mut(width).zip(x.chunks_exact(width));
+            for ((to, x), gate) in rows.zip(&gates) {
+                ops.add_scaled(to, x, compute.round(1.0 / (1.0 + (-gate).exp())));
+            }
+            assert_close(compute, &get(&gpu, to), &wanted, "gated");
+        }
+    }
+}
