@@ -19,6 +19,8 @@ mod serve;
 mod session_media;
 mod several;
 mod speak;
+#[cfg(target_os = "linux")]
+mod speak_budgets;
 mod thinker;
 mod vl;
 mod vocode;

@@ -10,6 +10,8 @@ use super::stages::{self, validate, wrong_stages};
 use crate::support::checkpoint::fixtures;
 use crate::support::cli::{packed, segpack};
 use crate::support::folders::temp;
+#[cfg(target_os = "linux")]
+use crate::support::gpu::with_gpu;
 use crate::support::tiny::{Tensor, Tiny, tiny_full};
 
 fn tiny_speech() -> PathBuf {
@@ -105,6 +107,65 @@ fn coded_packs_threads_and_one_expert_speak_the_same_bits() {
         let seen = validate(pack, &trace, &more, 0);
         assert_eq!(seen["stages"], wanted["stages"], "{more:?}");
     }
+}
+
+/// Talker and predictor on the host shim, with all of their experts there and with one.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_given_text_is_spoken_on_a_gpu_as_the_official_classes_speak_it() {
+    let folder = temp();
+    let pack = packed(&tiny_full(), folder.path());
+    for more in ["", "--expert-cache 1"] {
+        assert_inside_on_a_gpu(&pack, "tiny-full.given", more);
+    }
+    let rounded = fixtures().join("traces/tiny-full.given.bfloat16.safetensors");
+    let report = validated_on_a_gpu(&pack, &rounded, "");
+    assert_eq!(report["verdict"], "not_judged");
+    for row in report["stages"].as_array().unwrap() {
+        if ["talker_logits", "predictor_logits"].contains(&row["stage"].as_str().unwrap()) {
+            assert!(row["max_abs"].as_f64().unwrap() <= 0.25, "{row}");
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "takes minutes"]
+fn the_official_spoken_answers_are_inside_their_gates_on_a_gpu() {
+    for (checkpoint, name) in [
+        (tiny_full(), "tiny-full.speech"),
+        (tiny_speech(), "tiny-speech.speech"),
+    ] {
+        let folder = temp();
+        let pack = packed(&checkpoint, folder.path());
+        assert_inside_on_a_gpu(&pack, name, "");
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn assert_inside_on_a_gpu(pack: &Path, name: &str, more: &str) {
+    let report = validated_on_a_gpu(pack, &trace_of(name), more);
+    assert_eq!(wrong_stages(&report), [""; 0], "{name} {more}");
+    assert_eq!(report["verdict"], "inside", "{name} {more}");
+    let stages = report["stages"].to_string();
+    for stage in [
+        "talker_shared_gates",
+        "talker_logits",
+        "predictor_logits",
+        "speech_codes",
+    ] {
+        assert!(stages.contains(stage), "{name}: {stage}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn validated_on_a_gpu(pack: &Path, trace: &Path, more: &str) -> Value {
+    let arguments = format!(
+        "validate {} --reference {} --device cuda -q --json {more}",
+        pack.display(),
+        trace.display()
+    );
+    with_gpu(&arguments, &[]).ok().json()
 }
 
 #[test]

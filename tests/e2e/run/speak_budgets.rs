@@ -1,0 +1,231 @@
+//! Speech within budgets, on the CPU and on a GPU (the host shim): networks give memory back to each
+//! other, the least that is told works, and the codes stay the same.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use segpack_manifests::Pack;
+use segpack_runtime_min::RunError;
+use segpack_runtime_min::processing::MediaFeatures;
+use segpack_runtime_min::session::{
+    AcceptedStates, DeviceChoice, MemoryLimit, Session, SessionError, SessionOptions, SpeechScript,
+    SpeechSettings,
+};
+use segpack_runtime_min::trace::SpeechTrace;
+
+use crate::support::checkpoint::fixtures;
+use crate::support::cli::{Run, packed, peak_memory, program};
+use crate::support::folders::temp;
+use crate::support::gpu::{load, with_gpu};
+use crate::support::tiny::{Tensor, Tiny};
+
+/// Frames that are spoken, and codes of a frame of `tiny-speech`.
+const FRAMES: usize = 4;
+const GROUPS: usize = 8;
+
+fn trace() -> PathBuf {
+    fixtures().join("traces/tiny-speech.speech.float32.safetensors")
+}
+
+fn tiny_speech(folder: &Path) -> PathBuf {
+    packed(&fixtures().join("tiny-speech"), folder)
+}
+
+/// The codes of the first spoken answer.
+fn codes(pack: &Pack, options: &SessionOptions) -> Result<Vec<u32>, SessionError> {
+    let trace = SpeechTrace::open(&trace()).unwrap().unwrap();
+    let case = &trace.cases()[0];
+    let script = SpeechScript {
+        prompt: case.tensors.ids(),
+        answer: &case.answer,
+        media: &MediaFeatures::default(),
+        states: &AcceptedStates::default(),
+    };
+    let mut settings = SpeechSettings::default();
+    settings.max_codes = FRAMES + 1;
+    settings.sampling = None;
+    let session = Session::open(pack, options).unwrap();
+    let mut ignore = |_: &[u32]| ControlFlow::Continue(());
+    let speech = session.speak(script, &settings, &mut ignore)?;
+    Ok(speech.codes.to_rows())
+}
+
+/// The least budget, which errors tell, as a function of it runs.
+fn least(run: impl Fn(u64) -> Result<Vec<u32>, SessionError>) -> u64 {
+    let mut memory = 1000;
+    // one after the other is asked for its least
+    for _ in 0..8 {
+        memory = match run(memory) {
+            Ok(_) => return memory,
+            Err(SessionError::Run(
+                RunError::Memory { minimum, .. } | RunError::DeviceMemory { minimum, .. },
+            )) => minimum,
+            Err(other) => panic!("{other}"),
+        };
+    }
+    panic!("{memory} bytes are not enough");
+}
+
+/// Neither a smaller budget works than the one that is told, nor does a larger one fail.
+fn assert_same_codes_of_any_budget(run: impl Fn(Option<u64>) -> Result<Vec<u32>, SessionError>) {
+    let wanted = run(None).unwrap();
+    let least = least(|memory| run(Some(memory)));
+    assert!(run(Some(least - 1)).is_err());
+    for more in [0, 1 << 10, 16 << 10, 40 << 10, 100 << 10, 1 << 20, 1 << 30] {
+        let seen = run(Some(least + more)).unwrap();
+        assert_eq!(seen, wanted, "{least} + {more}");
+    }
+}
+
+#[test]
+fn the_least_memory_that_is_told_speaks_the_same_codes() {
+    let folder = temp();
+    let pack = Pack::open(&tiny_speech(folder.path())).unwrap();
+    assert_same_codes_of_any_budget(|memory| {
+        let mut options = SessionOptions::default();
+        options.memory = memory.map_or(MemoryLimit::Unlimited, MemoryLimit::Bytes);
+        codes(&pack, &options)
+    });
+}
+
+#[test]
+fn the_least_gpu_memory_that_is_told_speaks_the_same_codes() {
+    load();
+    let folder = temp();
+    let pack = Pack::open(&tiny_speech(folder.path())).unwrap();
+    assert_same_codes_of_any_budget(|memory| {
+        let mut options = SessionOptions::default();
+        options.device = DeviceChoice::Cuda(0);
+        options.device_memory = memory;
+        codes(&pack, &options)
+    });
+}
+
+/// What the shim counted, in all the times that it was unloaded.
+fn calls(run: &Run) -> usize {
+    let lines = run.stderr.lines();
+    let counts = lines.filter_map(|line| line.strip_prefix("host shim: "));
+    counts
+        .map(|line| line.split(' ').next().unwrap().parse::<usize>().unwrap())
+        .sum()
+}
+
+#[test]
+fn each_pass_of_a_frame_is_a_graph_once_it_was_queued() {
+    let folder = temp();
+    let pack = tiny_speech(folder.path());
+    let (sound, file) = (folder.path().join("a.wav"), folder.path().join("a.npy"));
+    let speak = |more: &str, settings: &[(&str, &str)]| {
+        let arguments = format!(
+            "speak {} --prompt-ids 286,258,198,31,77,287,198,286,266,198 --text-ids 5,9,200,31,8,287 \
+             -o {} --codes {} --speak-max-frames {FRAMES} {more}",
+            pack.display(),
+            sound.display(),
+            file.display()
+        );
+        let run = with_gpu(&arguments, settings).ok();
+        (run, fs::read(&file).unwrap())
+    };
+    // sampled by the host, whatever computes the logits
+    for how in ["--speak-greedy", "--speak-seed 3"] {
+        let (_, wanted) = speak(how, &[]);
+        for settings in [&[][..], &[("ORDER", "reverse")], &[("EAGER", "1")]] {
+            let (_, seen) = speak(&format!("{how} --device cuda"), settings);
+            assert!(seen == wanted, "{how} {settings:?}");
+        }
+        let (run, seen) = speak(
+            &format!("{how} --device cuda --preload"),
+            &[("COUNT", "cuGraphLaunch")],
+        );
+        assert!(seen == wanted, "{how}");
+        // the passes of the first frame are queued one by one, those of all others are graphs
+        assert_eq!(calls(&run), (FRAMES - 1) * GROUPS, "{run}");
+    }
+}
+
+#[test]
+fn a_graph_that_fails_is_named_and_nothing_is_written() {
+    let folder = temp();
+    let pack = tiny_speech(folder.path());
+    let sound = folder.path().join("a.wav");
+    for call in [
+        "cuStreamBeginCapture_v2:3",
+        "cuStreamEndCapture:1",
+        "cuGraphInstantiateWithFlags:2",
+        "cuGraphLaunch:11",
+    ] {
+        let arguments = format!(
+            "speak {} --prompt-ids 286,258,31,287,286,266,198 --text-ids 5,9,287 -o {} \
+             --speak-max-frames 4 --device cuda --preload",
+            pack.display(),
+            sound.display()
+        );
+        let run = with_gpu(&arguments, &[("FAIL", call)]).exits(1);
+        run.says(&[call.split(':').next().unwrap()]);
+        assert!(!sound.exists());
+    }
+}
+
+/// Some 110 MB of experts in the thinker, as many in the talker, and a wide vocoder: all of it
+/// together is more than the budget.
+fn heavy(folder: &Path) -> PathBuf {
+    const THINKER: u64 = 16_384;
+    const TALKER: u64 = 98_304;
+    const VOCODER: u64 = 200_000;
+    let mut tiny = Tiny::full();
+    for (name, old, new) in [
+        ("thinker.model.layers.", 24, THINKER),
+        ("talker.model.layers.", 8, TALKER),
+    ] {
+        let is_of_experts =
+            |t: &&mut Tensor| t.name.starts_with(name) && t.name.contains(".experts.");
+        tiny.tensors_mut()
+            .filter(is_of_experts)
+            .for_each(|tensor| widen(tensor, old, new));
+    }
+    tiny.tensors_mut()
+        .filter(|t| {
+            t.name.starts_with("code2wav.pre_transformer.layers.") && t.name.contains(".mlp.")
+        })
+        .for_each(|tensor| widen(tensor, 24, VOCODER));
+    tiny.config["thinker_config"]["text_config"]["moe_intermediate_size"] = THINKER.into();
+    tiny.config["talker_config"]["text_config"]["moe_intermediate_size"] = TALKER.into();
+    tiny.config["code2wav_config"]["intermediate_size"] = VOCODER.into();
+    let checkpoint = folder.join("checkpoint");
+    fs::create_dir(&checkpoint).unwrap();
+    packed(&tiny.write(&checkpoint), folder)
+}
+
+/// A tensor with another side, and other values.
+fn widen(tensor: &mut Tensor, old: u64, new: u64) {
+    let side = |side: &u64| if *side == old { new } else { *side };
+    let shape: Vec<u64> = tensor.shape.iter().map(side).collect();
+    *tensor = Tensor::noise(&tensor.name, &shape);
+}
+
+/// The thinker's memory is given back before the talker's is taken, and that before the vocoder's.
+#[test]
+fn a_spoken_answer_stays_within_one_budget_and_is_the_same() {
+    let folder = temp();
+    let pack = heavy(folder.path());
+    let sound = folder.path().join("a.wav");
+    let command = |memory: &[&str]| {
+        let mut command = program();
+        let prompt = "286,258,5,6,287,7,286,266,7";
+        command.args(["run", "--prompt-ids", prompt, "--max-new-tokens", "3"]);
+        command.args(["--speak-greedy", "--speak-max-frames", "3", "-q"]);
+        command.args([OsStr::new("--speak"), sound.as_os_str(), pack.as_os_str()]);
+        command.args(memory);
+        command
+    };
+    Run::of(&mut command(&[])).ok();
+    let wanted = fs::read(&sound).unwrap();
+    for budget in [210_000_000, 140_000_000] {
+        let memory = budget.to_string();
+        let peak = peak_memory(&mut command(&["--memory", &memory]));
+        assert!(fs::read(&sound).unwrap() == wanted, "{budget}");
+        assert!(peak <= budget, "{peak} bytes of {budget}");
+    }
+}
