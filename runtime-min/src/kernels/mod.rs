@@ -50,7 +50,7 @@ mod tile;
 pub(crate) use attention::{Attention, attention, attention_within};
 pub(crate) use linear::{convolution, linears};
 #[cfg(feature = "audio")]
-pub(crate) use rows::Dot;
+pub(crate) use rows::Dots;
 pub(crate) use rows::{
     Add, AddScaled, GELU_CUBIC, Gelu, GeluTanh, LayerNorm, RmsNorm, Rope, SQRT_2_OVER_PI, SiluMul,
     Softmax,

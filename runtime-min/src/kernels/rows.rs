@@ -311,36 +311,46 @@ impl Work for GeluTanh<'_> {
     }
 }
 
-/// The sum of the products of two rows, each product and each sum rounded: the same bits on every
-/// processor.
+/// For several rows, the sum of its products with one that they share; each product and each sum is
+/// rounded: the same bits on every processor, and whatever else is computed beside it.
+///
+/// A sum alone waits for each of its additions; several hide that, and load what they share once.
 #[cfg(feature = "audio")]
-pub(crate) struct Dot<'a> {
-    pub left: &'a [f32],
-    pub right: &'a [f32],
+pub(crate) struct Dots<'a, const N: usize> {
+    pub shared: &'a [f32],
+    /// Each as long as `shared`.
+    pub rows: [&'a [f32]; N],
 }
 
 #[cfg(feature = "audio")]
-impl Work for Dot<'_> {
-    type Out = f32;
+impl<const N: usize> Work for Dots<'_, N> {
+    type Out = [f32; N];
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> f32 {
-        let (left, left_rest) = self.left.as_chunks::<LANES>();
-        let (right, right_rest) = self.right.as_chunks::<LANES>();
-        let mut sums = s.splat(0.0);
-        for (left, right) in left.iter().zip(right) {
-            sums = s.add(sums, s.mul(s.load(left), s.load(right)));
+    fn run<S: Simd>(self, s: S) -> [f32; N] {
+        let (shared, shared_rest) = self.shared.as_chunks::<LANES>();
+        let rows = self.rows.map(|row| row.as_chunks::<LANES>());
+        let mut sums = [s.splat(0.0); N];
+        for (chunk, shared) in shared.iter().enumerate() {
+            let shared = s.load(shared);
+            for n in 0..N {
+                sums[n] = s.add(sums[n], s.mul(shared, s.load(&rows[n].0[chunk])));
+            }
         }
-        let mut rest = 0.0;
-        for (left, right) in left_rest.iter().zip(right_rest) {
-            rest += left * right;
+        let mut dots = [0.0; N];
+        for n in 0..N {
+            let mut lanes = Line::ZERO;
+            s.store(sums[n], &mut lanes.0);
+            let mut sum = 0.0;
+            for lane in lanes.0 {
+                sum += lane;
+            }
+            let mut rest = 0.0;
+            for (left, right) in shared_rest.iter().zip(rows[n].1) {
+                rest += left * right;
+            }
+            dots[n] = sum + rest;
         }
-        let mut lanes = Line::ZERO;
-        s.store(sums, &mut lanes.0);
-        let mut sum = 0.0;
-        for lane in lanes.0 {
-            sum += lane;
-        }
-        sum + rest
+        dots
     }
 }

@@ -164,6 +164,7 @@ fn decode_track(
     cancel: &CancelToken,
 ) -> Result<(), AudioError> {
     let mut empty = 0;
+    let plain = plain_16_bit(decoder.codec_params());
     loop {
         if cancel.is_cancelled() {
             return Err(AudioError::Stopped);
@@ -179,13 +180,32 @@ fn decode_track(
             continue;
         }
         let before = clip.frames;
-        let decoded = decoder.decode(&packet).map_err(|e| clip.damaged(e))?;
-        clip.push(&decoded)?;
+        match plain {
+            Some(shape) => clip.push_16_bit(&packet.data, shape)?,
+            None => {
+                let decoded = decoder.decode(&packet).map_err(|e| clip.damaged(e))?;
+                clip.push(&decoded)?;
+            }
+        }
         empty = if clip.frames == before { empty + 1 } else { 0 };
         if empty > MAX_EMPTY_PACKETS {
             return Err(AudioError::NoSamples);
         }
     }
+}
+
+/// Rate and channels of the samples that most files have, signed integers of 16 bits in
+/// little-endian order, which need no decoder. `None`: others.
+fn plain_16_bit(parameters: &AudioCodecParameters) -> Option<(u32, usize)> {
+    use symphonia::core::codecs::audio::well_known::CODEC_ID_PCM_S16LE;
+    let widths = [parameters.bits_per_sample, parameters.bits_per_coded_sample];
+    let is_plain =
+        parameters.codec == CODEC_ID_PCM_S16LE && widths.iter().flatten().all(|width| *width == 16);
+    let shape = (
+        parameters.sample_rate?,
+        parameters.channels.as_ref()?.count(),
+    );
+    is_plain.then_some(shape)
 }
 
 /// A clip that is being decoded.
@@ -219,21 +239,53 @@ impl Clip {
     }
 
     fn push(&mut self, decoded: &GenericAudioBufferRef<'_>) -> Result<(), AudioError> {
-        if decoded.frames() == 0 {
+        let shape = (decoded.spec().rate(), decoded.spec().channels().count());
+        self.begin_piece(decoded.frames(), shape)?;
+        decoded.copy_to_vec_interleaved(&mut self.interleaved);
+        self.end_piece(shape.1)
+    }
+
+    /// Takes little-endian integers; a last frame that is not whole is left out.
+    fn push_16_bit(&mut self, bytes: &[u8], shape: (u32, usize)) -> Result<(), AudioError> {
+        let samples = bytes.as_chunks::<2>().0;
+        let frames = samples.len() / shape.1.max(1);
+        self.begin_piece(frames, shape)?;
+        let samples = samples[..frames * shape.1].iter();
+        let samples = samples.map(|pair| f32::from(i16::from_le_bytes(*pair)) / 32768.0);
+        self.interleaved.clear();
+        self.interleaved.extend(samples);
+        self.end_piece(shape.1)
+    }
+
+    /// Whether so many more frames can be taken.
+    fn begin_piece(&mut self, frames: usize, shape: (u32, usize)) -> Result<(), AudioError> {
+        if frames == 0 {
             return Ok(());
         }
-        let shape = (decoded.spec().rate(), decoded.spec().channels().count());
         self.accept(shape)?;
-        let (from, channels) = shape;
-        let frames = self.frames + decoded.frames() as u64;
-        if resampled_length(frames, from, self.rate) > self.limit {
-            return Err(AudioError::TooLong);
+        let frames = self.frames + frames as u64;
+        match resampled_length(frames, shape.0, self.rate) > self.limit {
+            true => Err(AudioError::TooLong),
+            false => Ok(()),
         }
+    }
 
-        decoded.copy_to_vec_interleaved(&mut self.interleaved);
-        let frames_now = self.interleaved.chunks_exact(channels);
+    /// Takes what is in `interleaved`.
+    fn end_piece(&mut self, channels: usize) -> Result<(), AudioError> {
         self.mono.clear();
-        self.mono.extend(frames_now.map(mean));
+        match channels {
+            0 => {}
+            // as `mean` has it; the processor takes several frames at once
+            2 => {
+                let pairs = self.interleaved.as_chunks::<2>().0.iter();
+                self.mono
+                    .extend(pairs.map(|[left, right]| (left + right) / 2.0));
+            }
+            _ => {
+                let frames = self.interleaved.chunks_exact(channels);
+                self.mono.extend(frames.map(mean));
+            }
+        }
         if let Some(place) = self.mono.iter().position(|sample| !sample.is_finite()) {
             let frame = self.frames + place as u64;
             return Err(AudioError::NotFinite { frame });
@@ -242,7 +294,7 @@ impl Clip {
             Some(resampler) => resampler.push(&self.mono, &mut self.samples),
             None => self.samples.extend_from_slice(&self.mono),
         }
-        self.frames = frames;
+        self.frames += self.mono.len() as u64;
         Ok(())
     }
 

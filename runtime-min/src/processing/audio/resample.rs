@@ -7,7 +7,9 @@
 
 use std::f64::consts::PI;
 
-use crate::kernels::{Dot, Kernels};
+use rayon::prelude::*;
+
+use crate::kernels::{Dots, Kernels};
 
 /// End of the pass band, in units of the lower Nyquist frequency.
 const PASS_BAND: f64 = 0.9136;
@@ -17,8 +19,14 @@ const ATTENUATION: f64 = 120.4;
 const MAX_COEFFICIENTS: usize = 4 << 20;
 /// Phases that are interpolated between. The error is below (π / 1024)² / 8, which is −118 dB.
 const INTERPOLATED_PHASES: usize = 1024;
-/// Consumed samples that are kept until they are worth moving the rest.
-const HISTORY: usize = 1 << 16;
+/// Input samples that are collected until outputs are computed, by all threads.
+const BLOCK: usize = 1 << 16;
+/// Outputs of one phase that are computed together.
+const TOGETHER: usize = 4;
+/// Values of the window that are computed together.
+const SIDE_BY_SIDE: usize = 8;
+/// Outputs that one thread computes at a time, at least.
+const MIN_OUTPUTS: usize = 1024;
 
 /// A resampler of one channel, fed piece by piece.
 pub(super) struct Resampler {
@@ -50,11 +58,15 @@ impl Resampler {
         }
     }
 
-    /// Takes the next samples, and appends what can be computed.
+    /// Takes the next samples, and appends what can be computed where it is worth it.
     pub(super) fn push(&mut self, samples: &[f32], output: &mut Vec<f32>) {
-        self.history.extend_from_slice(samples);
-        self.input += samples.len() as u64;
-        self.produce(u64::MAX, output);
+        for piece in samples.chunks(BLOCK) {
+            self.history.extend_from_slice(piece);
+            self.input += piece.len() as u64;
+            if self.history.len() >= BLOCK {
+                self.produce(u64::MAX, output);
+            }
+        }
     }
 
     /// Appends the rest. soxr gives `round(n · to / from)` samples, librosa adds silence up to
@@ -72,33 +84,82 @@ impl Resampler {
         output.resize(output.len() + silence, 0.0);
     }
 
+    /// Appends the outputs before `end` whose windows are there, and forgets what none needs.
     fn produce(&mut self, end: u64, output: &mut Vec<f32>) {
-        let taps = self.filter.taps();
-        while self.output < end {
-            let position = u128::from(self.output) * u128::from(self.from);
-            let (centre, phase) = (
-                narrow(position / u128::from(self.to)),
-                narrow(position % u128::from(self.to)),
-            );
-            // `begin` is at most half a filter before the input
-            let first = i64::try_from(centre).unwrap_or(i64::MAX) - self.begin;
-            let first = usize::try_from(first).unwrap_or(0) - self.filter.half;
-            let Some(window) = self.history.get(first..first + taps) else {
-                self.forget(first);
-                return;
-            };
-            output.push(self.filter.apply(window, phase, self.to));
-            self.output += 1;
+        let end = self.available().min(end);
+        let count = usize::try_from(end.saturating_sub(self.output)).unwrap_or(usize::MAX);
+        let start = output.len();
+        output.resize(start + count, 0.0);
+        let chunk = self.outputs_at_a_time();
+        let chunks = output[start..].par_chunks_mut(chunk).enumerate();
+        chunks.for_each(|(n, chunk_now)| self.fill(self.output + (n * chunk) as u64, chunk_now));
+        self.output += count as u64;
+        self.forget();
+    }
+
+    /// The first output whose window is not there yet.
+    fn available(&self) -> u64 {
+        let Some(windows) = (self.history.len() + 1).checked_sub(self.filter.taps()) else {
+            return self.output;
+        };
+        // the centre of the first window that ends beyond the history
+        let centre = self.begin + i64::try_from(self.filter.half + windows).unwrap_or(i64::MAX);
+        let centre = u128::from(u64::try_from(centre).unwrap_or(0));
+        narrow((centre * u128::from(self.to)).div_ceil(u128::from(self.from)))
+    }
+
+    fn outputs_at_a_time(&self) -> usize {
+        let phases = usize::try_from(self.to).unwrap_or(usize::MAX);
+        let rounds = MIN_OUTPUTS.div_ceil(phases).next_multiple_of(TOGETHER);
+        phases.saturating_mul(rounds)
+    }
+
+    /// Where the window of an output begins in the history, and its phase.
+    fn place(&self, output: u64) -> (usize, u64) {
+        let position = u128::from(output) * u128::from(self.from);
+        let centre = narrow(position / u128::from(self.to));
+        // `begin` is at most half a filter before the input
+        let first = i64::try_from(centre).unwrap_or(i64::MAX) - self.begin;
+        let first = usize::try_from(first).unwrap_or(0) - self.filter.half;
+        (first, narrow(position % u128::from(self.to)))
+    }
+
+    fn window(&self, first: usize) -> &[f32] {
+        &self.history[first..first + self.filter.taps()]
+    }
+
+    /// Computes outputs from `first` on; those of one phase share their taps.
+    fn fill(&self, first: u64, outputs: &mut [f32]) {
+        if self.filter.interpolated {
+            for (output, value) in (first..).zip(outputs) {
+                let (begin, phase) = self.place(output);
+                *value = self.filter.between(self.window(begin), phase, self.to);
+            }
+            return;
+        }
+        let phases = usize::try_from(self.to).unwrap_or(usize::MAX);
+        for round in 0..phases.min(outputs.len()) {
+            let (mut begin, phase) = self.place(first + round as u64);
+            let taps = self.filter.row(usize::try_from(phase).unwrap_or(0));
+            let step = usize::try_from(self.from).unwrap_or(usize::MAX);
+            for at in (round..outputs.len()).step_by(phases.saturating_mul(TOGETHER)) {
+                let left = (outputs.len() - at).div_ceil(phases).min(TOGETHER);
+                // those beyond the end are the last one again
+                let rows = std::array::from_fn(|n| self.window(begin + n.min(left - 1) * step));
+                let dots: [f32; TOGETHER] = self.filter.kernels.run(Dots { shared: taps, rows });
+                for (n, dot) in dots.iter().take(left).enumerate() {
+                    outputs[at + n * phases] = *dot;
+                }
+                begin += left * step;
+            }
         }
     }
 
-    /// Drops samples before `first` of the history.
-    fn forget(&mut self, first: usize) {
-        let used = first.min(self.history.len());
-        if used >= HISTORY {
-            self.history.drain(..used);
-            self.begin += i64::try_from(used).unwrap_or(0);
-        }
+    /// Drops samples that no output needs any more.
+    fn forget(&mut self) {
+        let used = self.place(self.output).0.min(self.history.len());
+        self.history.drain(..used);
+        self.begin += i64::try_from(used).unwrap_or(0);
     }
 }
 
@@ -168,9 +229,10 @@ impl Filter {
             interpolated,
             kernels: Kernels::detect(),
         };
+        let window = Kaiser::new(0.1102 * (ATTENUATION - 8.7));
         #[expect(clippy::cast_precision_loss, reason = "small numbers")]
         for row in 0..rows {
-            filter.push_row(row as f64 / phases as f64, cutoff);
+            filter.push_row(row as f64 / phases as f64, cutoff, &window);
         }
         filter
     }
@@ -185,25 +247,26 @@ impl Filter {
         clippy::cast_possible_truncation,
         reason = "small numbers; coefficients are computed in f64"
     )]
-    fn push_row(&mut self, fraction: f64, cutoff: f64) {
-        let beta = 0.1102 * (ATTENUATION - 8.7);
+    fn push_row(&mut self, fraction: f64, cutoff: f64, window: &Kaiser) {
         let end = (self.half + 1) as f64;
-        let scale = cutoff / bessel_i0(beta);
-        for tap in 0..self.taps() {
-            let distance = tap as f64 - self.half as f64 - fraction;
-            let inside = (1.0 - (distance / end).powi(2)).max(0.0);
-            let window = bessel_i0(beta * inside.sqrt());
-            self.rows
-                .push((scale * sinc(cutoff * distance) * window) as f32);
+        let (half, taps) = (self.half as f64, self.taps());
+        for first in (0..taps).step_by(SIDE_BY_SIDE) {
+            let distance = |n| (first + n) as f64 - half - fraction;
+            let distances: [f64; SIDE_BY_SIDE] = std::array::from_fn(distance);
+            let windows = window.values(distances.map(|d| d / end));
+            let sincs = distances.map(|d| cutoff * sinc(cutoff * d));
+            let coefficients = sincs.iter().zip(&windows).map(|(s, w)| (s * w) as f32);
+            self.rows.extend(coefficients.take(taps - first));
         }
     }
 
-    fn apply(&self, window: &[f32], phase: u64, phases: u64) -> f32 {
-        let taps = self.taps();
-        let row = |n: usize| &self.rows[n * taps..(n + 1) * taps];
-        if !self.interpolated {
-            return self.dot(window, row(usize::try_from(phase).unwrap_or(0)));
-        }
+    /// The taps of a phase.
+    fn row(&self, phase: usize) -> &[f32] {
+        &self.rows[phase * self.taps()..][..self.taps()]
+    }
+
+    /// An output whose phase is between two rows.
+    fn between(&self, window: &[f32], phase: u64, phases: u64) -> f32 {
         #[expect(
             clippy::cast_precision_loss,
             clippy::cast_possible_truncation,
@@ -214,13 +277,11 @@ impl Filter {
             let place = phase as f64 / phases as f64 * INTERPOLATED_PHASES as f64;
             (place as usize, place.fract() as f32)
         };
-        let before = self.dot(window, row(number));
-        let after = self.dot(window, row(number + 1));
+        let [before, after] = self.kernels.run(Dots {
+            shared: window,
+            rows: [self.row(number), self.row(number + 1)],
+        });
         before + fraction * (after - before)
-    }
-
-    fn dot(&self, left: &[f32], right: &[f32]) -> f32 {
-        self.kernels.run(Dot { left, right })
     }
 }
 
@@ -231,16 +292,42 @@ fn sinc(x: f64) -> f64 {
     }
 }
 
-/// The modified Bessel function of the first kind and order 0, by its power series.
-fn bessel_i0(x: f64) -> f64 {
-    let square = x * x / 4.0;
-    let (mut term, mut sum, mut k) = (1.0, 1.0, 1.0);
-    while term > sum * 1e-17 {
-        term *= square / (k * k);
-        sum += term;
-        k += 1.0;
+/// Kaiser's window: I0(β √(1 − x²)) / I0(β), where I0 is the modified Bessel function of the first
+/// kind and order 0, by its power series in (β² / 4) (1 − x²): the sum of yᵏ / k!².
+struct Kaiser {
+    square: f64,
+    /// 1 / k!² / I0(β), from the highest power to the lowest.
+    series: Vec<f64>,
+}
+
+impl Kaiser {
+    fn new(beta: f64) -> Self {
+        let square = beta * beta / 4.0;
+        let (mut power, mut sum, mut k) = (1.0, 0.0, 0.0);
+        let mut series = vec![1.0];
+        while power > sum * 1e-17 {
+            sum += power;
+            k += 1.0;
+            power *= square / (k * k);
+            series.push(series[series.len() - 1] / (k * k));
+        }
+        series.reverse();
+        series.iter_mut().for_each(|factor| *factor /= sum);
+        Self { square, series }
     }
-    sum
+
+    /// At each `x` from -1 to 1; beyond, it stays what it is at the ends. One value alone would wait
+    /// for each power.
+    fn values(&self, x: [f64; SIDE_BY_SIDE]) -> [f64; SIDE_BY_SIDE] {
+        let y = x.map(|x| self.square * (1.0 - x * x).max(0.0));
+        let mut sums = [0.0; SIDE_BY_SIDE];
+        for factor in &self.series {
+            for (sum, y) in sums.iter_mut().zip(&y) {
+                *sum = *sum * y + factor;
+            }
+        }
+        sums
+    }
 }
 
 #[cfg(test)]
@@ -331,11 +418,14 @@ mod tests {
     #[test]
     fn the_bessel_function_has_its_known_values() {
         for (x, known) in [
-            (0.0, 1.0),
             (1.0, 1.266_065_877_752_008_4),
             (12.0, 18_948.925_349_296_31),
         ] {
-            assert!((bessel_i0(x) / known - 1.0).abs() < 1e-14);
+            let values = Kaiser::new(x).values([0.0, 1.0, -1.0, 1.5, 0.0, 0.0, 0.0, 0.0]);
+            assert!((values[0] - 1.0).abs() < 1e-14);
+            for end in &values[1..4] {
+                assert!((end * known - 1.0).abs() < 1e-14);
+            }
         }
     }
 }

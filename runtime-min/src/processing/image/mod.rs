@@ -18,7 +18,7 @@ pub(crate) use decode::{damaged, decoder_limits};
 pub use error::{DecoderError, ImageError};
 #[cfg(feature = "video")]
 pub(crate) use gif::GifFrames;
-pub use patches::append_patches;
+pub use patches::{Level, append_patches};
 pub use resize::{resize_float, resize_official, resize_pillow};
 pub use size::{MAX_RATIO, PartLimits, model_card_size, processor_size};
 #[cfg(feature = "video")]

@@ -1,5 +1,7 @@
 //! Pictures to patches: what a vision encoder takes.
 
+use rayon::prelude::*;
+
 use super::{ImageError, Picture};
 use crate::processing::VisualFeatures;
 use crate::processing::media::VisualSettings;
@@ -12,7 +14,7 @@ use crate::processing::media::VisualSettings;
 ///
 /// # Errors
 /// `NoFrames`; `FrameSize` where frames are not of one size, or not of whole blocks of patches.
-pub fn append_patches<T: Copy + Into<f32>>(
+pub fn append_patches<T: Level>(
     frames: &[Picture<T>],
     settings: &VisualSettings,
     features: &mut VisualFeatures,
@@ -29,20 +31,33 @@ pub fn append_patches<T: Copy + Into<f32>>(
         first.height / patch,
         first.width / patch,
     ];
-    features.patch_width = 3 * group * patch * patch;
-    let values = grid.iter().product::<usize>() * features.patch_width;
-    features.values.reserve(values);
+    let width = 3 * group * patch * patch;
+    features.patch_width = width;
     features.grids.push(grid);
-
-    let normalise = Normalise::new(settings);
-    for first in (0..grid[0]).map(|n| n * group) {
-        let frame = |n: usize| &frames[(first + n).min(frames.len() - 1)];
-        let frames: Vec<&Picture<T>> = (0..group).map(frame).collect();
-        for (row, column) in merge_block_order(grid[1], grid[2], merge) {
-            let corner = (row * patch, column * patch);
-            append_patch(&frames, corner, patch, &normalise, &mut features.values);
-        }
+    let before = features.values.len();
+    let values = before + grid.iter().product::<usize>() * width;
+    match before {
+        // memory that threads touch first
+        0 => features.values = vec![0.0; values],
+        _ => features.values.resize(values, 0.0),
     }
+
+    let cut = Cut::new(settings, first.width);
+    let in_group = grid[1] * grid[2];
+    // a row of blocks is what one thread does at a time
+    let row_of_blocks = grid[2] * merge;
+    let rows = features.values[before..].par_chunks_mut(row_of_blocks * width);
+    rows.enumerate().for_each(|(row, values)| {
+        let first_patch = row * row_of_blocks;
+        let first_frame = first_patch / in_group * group;
+        let frame = |n: usize| &frames[(first_frame + n).min(frames.len() - 1)].values[..];
+        let frames: Vec<&[T]> = (0..group).map(frame).collect();
+        for (n, values) in values.chunks_exact_mut(width).enumerate() {
+            let place = first_patch % in_group + n;
+            let corner = patch_in_merge_block_order(place, grid[2], merge);
+            cut.write(&frames, corner, values);
+        }
+    });
     Ok(())
 }
 
@@ -64,52 +79,102 @@ fn check_sizes<T>(
     }
 }
 
-/// Rows and columns of patches: block row, block column, row in the block, column in the block.
-fn merge_block_order(
-    rows: usize,
-    columns: usize,
-    merge: usize,
-) -> impl Iterator<Item = (usize, usize)> {
+/// Row and column of a patch of a grid with so many columns; the order is block row, block column,
+/// row in the block, column in the block.
+fn patch_in_merge_block_order(place: usize, columns: usize, merge: usize) -> (usize, usize) {
+    let (block, inside) = (place / (merge * merge), place % (merge * merge));
     let blocks = columns / merge;
-    (0..rows * columns).map(move |place| {
-        let (block, inside) = (place / (merge * merge), place % (merge * merge));
-        let row = block / blocks * merge + inside / merge;
-        let column = block % blocks * merge + inside % merge;
-        (row, column)
-    })
+    let row = block / blocks * merge + inside / merge;
+    let column = block % blocks * merge + inside % merge;
+    (row, column)
 }
 
-/// Values of one patch: channel, time, y, x.
-fn append_patch<T: Copy + Into<f32>>(
-    frames: &[&Picture<T>],
-    (top, left): (usize, usize),
-    patch: usize,
-    normalise: &Normalise,
-    values: &mut Vec<f32>,
-) {
-    for channel in 0..3 {
-        let (mean, std) = (normalise.mean[channel], normalise.std[channel]);
-        for frame in frames {
-            for y in top..top + patch {
-                let start = (y * frame.width + left) * 3;
-                let pixels = frame.values[start..start + patch * 3].chunks_exact(3);
-                values.extend(pixels.map(|p| (p[channel].into() - mean) / std));
-            }
-        }
+/// A value of a pixel, from 0 to 255.
+pub trait Level: Copy + Sync {
+    /// What is kept of a channel to normalise its values.
+    #[doc(hidden)]
+    type Normalised: Sync;
+
+    /// What is kept of a channel of this mean and standard deviation.
+    #[doc(hidden)]
+    fn prepare(mean: f32, std: f32) -> Self::Normalised;
+
+    /// (value − mean) / standard deviation.
+    #[doc(hidden)]
+    fn normalised(self, by: &Self::Normalised) -> f32;
+}
+
+/// All 256 values are computed once.
+impl Level for u8 {
+    type Normalised = [f32; 256];
+
+    fn prepare(mean: f32, std: f32) -> [f32; 256] {
+        let value = |level: u8| (f32::from(level) - mean) / std;
+        let mut values = [0.0; 256];
+        values
+            .iter_mut()
+            .zip(0..=u8::MAX)
+            .for_each(|(to, v)| *to = value(v));
+        values
+    }
+
+    fn normalised(self, by: &[f32; 256]) -> f32 {
+        by[usize::from(self)]
     }
 }
 
-/// Mean and standard deviation of each channel, of values from 0 to 255.
-struct Normalise {
-    mean: [f32; 3],
-    std: [f32; 3],
+impl Level for f32 {
+    type Normalised = (f32, f32);
+
+    fn prepare(mean: f32, std: f32) -> (f32, f32) {
+        (mean, std)
+    }
+
+    fn normalised(self, (mean, std): &(f32, f32)) -> f32 {
+        (self - mean) / std
+    }
 }
 
-impl Normalise {
-    fn new(settings: &VisualSettings) -> Self {
+/// How pictures of one size are cut.
+struct Cut<T: Level> {
+    patch: usize,
+    /// Values of a row of a picture.
+    stride: usize,
+    channels: [T::Normalised; 3],
+}
+
+impl<T: Level> Cut<T> {
+    fn new(settings: &VisualSettings, width: usize) -> Self {
+        let channel = |n: usize| T::prepare(settings.mean[n] * 255.0, settings.std[n] * 255.0);
         Self {
-            mean: settings.mean.map(|mean| mean * 255.0),
-            std: settings.std.map(|std| std * 255.0),
+            patch: settings.patch_size,
+            stride: width * 3,
+            channels: [0, 1, 2].map(channel),
+        }
+    }
+
+    /// Writes a patch: channel, time, y, x.
+    fn write(&self, frames: &[&[T]], (row, column): (usize, usize), values: &mut [f32]) {
+        let side = self.patch;
+        let area = side * side;
+        for (time, frame) in frames.iter().enumerate() {
+            let place = |channel: usize| (channel * frames.len() + time) * area;
+            // an image is a video of one frame twice
+            if time > 0 && std::ptr::eq(*frame, frames[time - 1]) {
+                for to in [0, 1, 2].map(place) {
+                    values.copy_within(to - area..to, to);
+                }
+                continue;
+            }
+            for y in 0..side {
+                let start = (row * side + y) * self.stride + column * side * 3;
+                let pixels = frame[start..start + side * 3].as_chunks::<3>().0;
+                for (channel, by) in self.channels.iter().enumerate() {
+                    let to = place(channel) + y * side;
+                    let line = values[to..to + side].iter_mut().zip(pixels);
+                    line.for_each(|(to, pixel)| *to = pixel[channel].normalised(by));
+                }
+            }
         }
     }
 }

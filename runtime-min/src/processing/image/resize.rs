@@ -4,8 +4,9 @@
 //! scale is input / output, and the cubic kernel (a = −0.5) is stretched by max(scale, 1). The
 //! horizontal pass is first, and each pass rounds and clips to 8 bits.
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 
 use super::size::check_size;
 use super::{ImageError, Picture, RgbPicture};
@@ -44,18 +45,22 @@ fn one_axis(picture: &RgbPicture, width: usize, height: usize) -> Result<RgbPict
     };
     let side = |side: usize| u32::try_from(side).map_err(|_| too_large());
     let (columns, rows) = (side(picture.width)?, side(picture.height)?);
-    let source = ImageRef::new(columns, rows, &picture.values, PixelType::U8x3);
+    let (columns_now, rows_now) = (side(width)?, side(height)?);
+    let mut values = vec![0; 3 * width * height];
+    // of this type alone: `resize` would bring the code of all pixel types into the program
+    let source = TypedImageRef::<U8x3>::from_buffer(columns, rows, &picture.values);
     let source = source.map_err(|_| too_large())?;
-    let mut target = Image::new(side(width)?, side(height)?, PixelType::U8x3);
+    let target = TypedImage::<U8x3>::from_buffer(columns_now, rows_now, &mut values);
+    let mut target = target.map_err(|_| too_large())?;
     let algorithm = ResizeAlg::Convolution(FilterType::CatmullRom);
     let options = ResizeOptions::new().resize_alg(algorithm).use_alpha(false);
     Resizer::new()
-        .resize(&source, &mut target, &options)
+        .resize_typed(&source, &mut target, &options)
         .map_err(|_| too_large())?;
     Ok(Picture {
         width,
         height,
-        values: target.into_vec(),
+        values,
     })
 }
 
