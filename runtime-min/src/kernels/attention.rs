@@ -362,6 +362,37 @@ impl Task<'_> {
         }
     }
 
+    /// Whether packing would cost more than it spares: one token, whose heads are one tile, without
+    /// vectors that are not full.
+    fn has_few_rows<S: Simd>(&self) -> bool {
+        self.tokens == 1 && self.group <= S::TOKENS && self.what.heads.width.is_multiple_of(LANES)
+    }
+
+    /// What this head has of a block of keys or values, from its first value on, and the values
+    /// from position to position.
+    fn rows_of<'b>(&self, all: &'b [f32], from: usize) -> (&'b [f32], usize) {
+        let width = self.what.heads.width;
+        let stride = self.what.heads.key_value * width;
+        let last = self.seen(self.tokens - 1).min(from + POSITIONS) - 1;
+        let first = self.kv * width;
+        (
+            &all[from * stride + first..last * stride + first + width],
+            stride,
+        )
+    }
+
+    /// The keys of a block, as they lie.
+    fn key_rows(&self, from: usize) -> KeyRows<'_> {
+        let (keys, stride) = self.rows_of(self.what.keys, from);
+        KeyRows { keys, stride }
+    }
+
+    /// The values of a block, as they lie.
+    fn value_rows(&self, from: usize) -> Values<'_> {
+        let (values, stride) = self.rows_of(self.what.values, from);
+        Values::Rows { values, stride }
+    }
+
     #[inline(always)]
     fn online<S: Simd, const STRIP: usize>(mut self, s: S) {
         let (width, group, tokens) = (self.what.heads.width, self.group, self.tokens);
@@ -376,19 +407,22 @@ impl Task<'_> {
         sums.fill(Line::ZERO);
         let (states, _) = states.lines(2 * tokens * group).as_chunks_mut();
         states.fill(EMPTY);
-        let scale = self.what.scale;
+        let few = self.has_few_rows::<S>();
         for from in (0..self.seen(tokens - 1)).step_by(POSITIONS) {
-            self.pack_keys::<S, STRIP>(s, from, keys);
-            self.pack_values::<S, STRIP>(s, from, values);
-            for tile in self.tiles(from, S::TOKENS) {
-                let at = tile.token * group + tile.head;
-                let q = &queries[at * width..][..tile.heads * width];
-                let sums = &mut sums[at * vectors..][..tile.heads * vectors];
-                let (seen, state) = (tile.seen, &mut states[at]);
-                by_tokens!(
-                    tile.heads,
-                    online::<S, STRIP>(s, keys, values, q, seen, scale, state, sums)
-                );
+            let values = match few {
+                true => self.value_rows(from),
+                false => {
+                    self.pack_values::<S, STRIP>(s, from, values);
+                    Values::Packed(values)
+                }
+            };
+            if few && S::TRANSPOSED_BESIDE_SUMS {
+                let keys = self.key_rows(from);
+                self.add_block::<S, STRIP>(s, from, keys, values, queries, states, sums);
+            } else {
+                self.pack_keys::<S, STRIP>(s, from, keys);
+                let keys = PackedKeys(keys);
+                self.add_block::<S, STRIP>(s, from, keys, values, queries, states, sums);
             }
         }
         for token in 0..tokens {
@@ -402,6 +436,33 @@ impl Task<'_> {
                     out.iter_mut().for_each(|x| *x /= total);
                 }
             }
+        }
+    }
+
+    /// Adds what the tiles see of a block.
+    #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "the operands of one formula")]
+    fn add_block<S: Simd, const STRIP: usize>(
+        &self,
+        s: S,
+        from: usize,
+        keys: impl Keys,
+        values: Values<'_>,
+        queries: &[f32],
+        states: &mut [State],
+        sums: &mut [Line],
+    ) {
+        let (width, group, scale) = (self.what.heads.width, self.group, self.what.scale);
+        let vectors = width.div_ceil(LANES);
+        for tile in self.tiles(from, S::TOKENS) {
+            let at = tile.token * group + tile.head;
+            let q = &queries[at * width..][..tile.heads * width];
+            let sums = &mut sums[at * vectors..][..tile.heads * vectors];
+            let (seen, state) = (tile.seen, &mut states[at]);
+            by_tokens!(
+                tile.heads,
+                online::<S, STRIP>(s, keys, values, q, seen, scale, state, sums)
+            );
         }
     }
 
@@ -488,42 +549,138 @@ const EMPTY: State = [Line([f32::NEG_INFINITY; LANES]), Line::ZERO];
 #[repr(C, align(64))]
 struct Scores<const HEADS: usize>([[f32; POSITIONS]; HEADS]);
 
-/// `[HEADS][POSITIONS]`: queries times the keys of a block.
-#[inline(always)]
-fn scores<S: Simd, const STRIP: usize, const HEADS: usize>(
-    s: S,
-    keys: &[Line],
-    q: &[f32],
-) -> [[S::V; SCORES]; HEADS] {
-    let mut to = [[s.splat(0.0); SCORES]; HEADS];
-    let panel = keys.len() / (SCORES / STRIP);
-    for (i, keys) in keys.chunks_exact(panel).enumerate() {
-        let acc = [[s.splat(0.0); STRIP]; HEADS];
-        let acc = tile::columns::<S, STRIP, HEADS, 0>(s, keys, q, std::ptr::null(), acc);
-        for h in 0..HEADS {
-            for v in 0..STRIP {
-                to[h][i * STRIP + v] = acc[h][v];
-            }
-        }
-    }
-    to
+/// The keys of a block.
+trait Keys: Copy {
+    /// `[HEADS][POSITIONS]`: queries, `[width, HEADS]`, times the keys. What is beyond the positions
+    /// that are seen is undefined.
+    fn scores<S: Simd, const STRIP: usize, const HEADS: usize>(
+        self,
+        s: S,
+        q: &[f32],
+    ) -> [[S::V; SCORES]; HEADS];
 }
 
-/// `sums += probabilities · values` over the positions seen, in ascending order.
+/// Strips of positions: `[strip][width, STRIP]`.
+#[derive(Clone, Copy)]
+struct PackedKeys<'a>(&'a [Line]);
+
+impl Keys for PackedKeys<'_> {
+    #[inline(always)]
+    fn scores<S: Simd, const STRIP: usize, const HEADS: usize>(
+        self,
+        s: S,
+        q: &[f32],
+    ) -> [[S::V; SCORES]; HEADS] {
+        let Self(keys) = self;
+        let mut to = [[s.splat(0.0); SCORES]; HEADS];
+        let panel = keys.len() / (SCORES / STRIP);
+        for (i, keys) in keys.chunks_exact(panel).enumerate() {
+            let acc = [[s.splat(0.0); STRIP]; HEADS];
+            let acc = tile::columns::<S, STRIP, HEADS, 0>(s, keys, q, std::ptr::null(), acc);
+            for h in 0..HEADS {
+                for v in 0..STRIP {
+                    to[h][i * STRIP + v] = acc[h][v];
+                }
+            }
+        }
+        to
+    }
+}
+
+/// Keys in the order of the cache, `stride` values from position to position.
+#[derive(Clone, Copy)]
+struct KeyRows<'a> {
+    keys: &'a [f32],
+    stride: usize,
+}
+
+impl Keys for KeyRows<'_> {
+    /// Sixteen positions after the other become lanes in registers, column by column; of each pair
+    /// of columns the odd one is first, as in [`tile::columns`]. Asks for the next block on the way.
+    #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "references keep sums in memory")]
+    fn scores<S: Simd, const STRIP: usize, const HEADS: usize>(
+        self,
+        s: S,
+        q: &[f32],
+    ) -> [[S::V; SCORES]; HEADS] {
+        let mut to = [[s.splat(0.0); SCORES]; HEADS];
+        let positions = self.keys.len().div_ceil(self.stride);
+        let q = q.as_chunks::<HEADS>().0.as_chunks::<LANES>().0;
+        for v in 0..SCORES {
+            let mut lines = [self.keys.as_chunks::<LANES>().0; LANES];
+            for i in 0..LANES {
+                // positions that are not there are the last one again
+                let position = (v * LANES + i).min(positions - 1);
+                lines[i] = self.keys[position * self.stride..].as_chunks().0;
+            }
+            let mut acc = [s.splat(0.0); HEADS];
+            for (k, q) in q.iter().enumerate() {
+                let mut rows = [s.splat(0.0); LANES];
+                for i in 0..LANES {
+                    let line = &lines[i][k];
+                    rows[i] = s.load(line);
+                    s.prefetch(line.as_ptr().wrapping_add(POSITIONS * self.stride).cast());
+                }
+                let columns = s.transpose(rows);
+                for pair in 0..LANES / 2 {
+                    for column in [2 * pair + 1, 2 * pair] {
+                        for h in 0..HEADS {
+                            acc[h] = s.mul_add(columns[column], s.splat(q[column][h]), acc[h]);
+                        }
+                    }
+                }
+            }
+            for h in 0..HEADS {
+                to[h][v] = acc[h];
+            }
+        }
+        to
+    }
+}
+
+/// The values of a block.
+#[derive(Clone, Copy)]
+enum Values<'a> {
+    /// Strips of the width: `[strip][POSITIONS, STRIP]`, and a vector that is left over as
+    /// `[POSITIONS]`.
+    Packed(&'a [Line]),
+    /// In the order of the cache, `stride` values from position to position.
+    Rows { values: &'a [f32], stride: usize },
+}
+
+impl<'a> Values<'a> {
+    /// A strip of so many vectors, from a vector on: the first position's, and the values from
+    /// position to position.
+    #[inline(always)]
+    fn strip(self, vectors: usize, first: usize) -> (&'a [f32], usize) {
+        match self {
+            Self::Packed(lines) => (simd::values(&lines[first * POSITIONS..]), vectors * LANES),
+            Self::Rows { values, stride } => (&values[first * LANES..], stride),
+        }
+    }
+}
+
+/// `sums += probabilities · values` over the positions seen, in ascending order. Asks for the next
+/// block where values are as in the cache.
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "references keep sums in memory")]
 fn add_values<S: Simd, const STRIP: usize, const HEADS: usize>(
     s: S,
-    values: &[Line],
+    (values, stride): (&[f32], usize),
     probabilities: &Scores<HEADS>,
     seen: usize,
     mut acc: [[S::V; STRIP]; HEADS],
 ) -> [[S::V; STRIP]; HEADS] {
-    let lines = &values.as_chunks::<STRIP>().0[..seen];
-    for (p, line) in lines.iter().enumerate().take(POSITIONS) {
+    let rows = values.chunks(stride).take(seen);
+    for (p, row) in rows.enumerate().take(POSITIONS) {
+        let line = &row.as_chunks::<LANES>().0[..STRIP];
         let mut w = [s.splat(0.0); STRIP];
         for v in 0..STRIP {
-            w[v] = s.load(&line[v].0);
+            w[v] = s.load(&line[v]);
+            if stride > STRIP * LANES {
+                s.prefetch(line[v].as_ptr().wrapping_add(POSITIONS * stride).cast());
+            }
         }
         for h in 0..HEADS {
             // from where it lies: gathered before, the compiler writes all of a position to memory
@@ -542,8 +699,8 @@ fn add_values<S: Simd, const STRIP: usize, const HEADS: usize>(
 #[expect(clippy::too_many_arguments, reason = "the operands of one formula")]
 fn online<S: Simd, const STRIP: usize, const HEADS: usize>(
     s: S,
-    keys: &[Line],
-    values: &[Line],
+    keys: impl Keys,
+    values: Values<'_>,
     q: &[f32],
     seen: usize,
     scale: f32,
@@ -553,7 +710,7 @@ fn online<S: Simd, const STRIP: usize, const HEADS: usize>(
     if HEADS > S::TOKENS || STRIP > S::STRIP {
         return; // never called; spares its code
     }
-    let mut scores = scores::<S, STRIP, HEADS>(s, keys, q);
+    let mut scores = keys.scores::<S, STRIP, HEADS>(s, q);
     let mut kept = Scores([[0.0; POSITIONS]; HEADS]);
     let mut maxima = [s.splat(f32::NEG_INFINITY); LANES];
     for (h, row) in scores.iter_mut().enumerate() {
@@ -595,40 +752,38 @@ fn online<S: Simd, const STRIP: usize, const HEADS: usize>(
 #[inline(always)]
 fn weigh_all<S: Simd, const STRIP: usize, const HEADS: usize>(
     s: S,
-    values: &[Line],
+    values: Values<'_>,
     probabilities: &Scores<HEADS>,
     seen: usize,
     factors: &Line,
     sums: &mut [Line],
 ) {
     let whole = sums.len() / (HEADS * STRIP) * STRIP;
-    let (values, last_values) = values.split_at(whole * POSITIONS);
     let (sums, last_sums) = sums.split_at_mut(whole * HEADS);
-    weigh::<S, STRIP, HEADS>(s, values, probabilities, seen, factors, sums);
+    weigh::<S, STRIP, HEADS>(s, (values, 0), probabilities, seen, factors, sums);
     // a strip of one vector rather than lanes that nobody needs
-    weigh::<S, 1, HEADS>(s, last_values, probabilities, seen, factors, last_sums);
+    weigh::<S, 1, HEADS>(s, (values, whole), probabilities, seen, factors, last_sums);
 }
 
-/// As [`weigh_all`], of whole strips.
+/// As [`weigh_all`], of whole strips from a vector on.
 #[inline(always)]
 fn weigh<S: Simd, const STRIP: usize, const HEADS: usize>(
     s: S,
-    values: &[Line],
+    (values, first): (Values<'_>, usize),
     probabilities: &Scores<HEADS>,
     seen: usize,
     factors: &Line,
     sums: &mut [Line],
 ) {
-    for (values, sums) in values
-        .chunks_exact(POSITIONS * STRIP)
-        .zip(sums.as_chunks_mut::<STRIP>().0.chunks_exact_mut(HEADS))
-    {
+    let sums = sums.as_chunks_mut::<STRIP>().0.chunks_exact_mut(HEADS);
+    for (strip, sums) in sums.enumerate() {
         let mut acc = [[s.splat(0.0); STRIP]; HEADS];
         for h in 0..HEADS {
             for v in 0..STRIP {
                 acc[h][v] = s.mul(s.load(&sums[h][v].0), s.splat(factors.0[h]));
             }
         }
+        let values = values.strip(STRIP, first + strip * STRIP);
         acc = add_values(s, values, probabilities, seen, acc);
         for h in 0..HEADS {
             for v in 0..STRIP {
@@ -677,7 +832,7 @@ fn rounded_scores<S: Simd, const STRIP: usize, const HEADS: usize>(
     if HEADS > S::TOKENS || STRIP > S::STRIP {
         return; // never called; spares its code
     }
-    let scores = scores::<S, STRIP, HEADS>(s, keys, q);
+    let scores = PackedKeys(keys).scores::<S, STRIP, HEADS>(s, q);
     for (h, row) in scores.iter().enumerate() {
         for (score, line) in row.iter().zip(&mut to[h * stride..][..SCORES]) {
             s.store(*score, &mut line.0);
@@ -705,5 +860,6 @@ fn rounded_sums<S: Simd, const STRIP: usize, const HEADS: usize>(
     for (h, row) in kept.0.iter_mut().enumerate() {
         row.copy_from_slice(simd::values(&probabilities[h * stride..][..SCORES]));
     }
+    let values = Values::Packed(values);
     weigh_all::<S, STRIP, HEADS>(s, values, &kept, seen, &Line([1.0; LANES]), sums);
 }

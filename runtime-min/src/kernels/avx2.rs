@@ -60,6 +60,7 @@ impl Simd for Avx2 {
     const TOKENS: usize = 6;
     const BESIDE: (usize, usize) = (2, 3);
     const FEW: usize = 8;
+    const TRANSPOSED_BESIDE_SUMS: bool = false;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Two {

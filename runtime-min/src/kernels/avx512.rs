@@ -39,6 +39,7 @@ impl Simd for Avx512 {
     const TOKENS: usize = 12;
     const BESIDE: (usize, usize) = (4, 5);
     const FEW: usize = 48;
+    const TRANSPOSED_BESIDE_SUMS: bool = true;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {

@@ -57,6 +57,7 @@ impl Simd for Neon {
     const BESIDE: (usize, usize) = (2, 2);
     /// By counts of instructions: no machine was at hand.
     const FEW: usize = 4;
+    const TRANSPOSED_BESIDE_SUMS: bool = false;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Four {

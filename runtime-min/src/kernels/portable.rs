@@ -42,6 +42,7 @@ impl Simd for Portable {
     const TOKENS: usize = if cfg!(target_arch = "aarch64") { 4 } else { 2 };
     const BESIDE: (usize, usize) = (1, 2);
     const FEW: usize = 16;
+    const TRANSPOSED_BESIDE_SUMS: bool = false;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Lanes {

@@ -69,6 +69,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     const BESIDE: (usize, usize);
     /// Most tokens for which that is faster than a matrix product whose lanes are rows.
     const FEW: usize;
+    /// Whether [`LANES`] vectors that are transposed stay in registers, beside a tile's sums.
+    const TRANSPOSED_BESIDE_SUMS: bool;
 
     fn splat(self, x: f32) -> Self::V;
     fn load(self, from: &[f32; LANES]) -> Self::V;
