@@ -130,11 +130,15 @@ pub struct Linear<'a> {
 }
 
 /// A convolution over time: a linear layer whose row t of inputs is the rows t, t + `dilation`, and so
-/// on of `x`, next to each other, as many as the kernel has.
+/// on of `before` and `x`, next to each other, as many as the kernel has.
 #[derive(Debug)]
 pub struct Convolution<'a> {
-    /// `[tokens + (kernel - 1) × dilation, channels]`
+    /// Rows that lie before those of `x`, `[…, channels]`.
+    pub before: &'a [f32],
+    /// `[…, channels]`; with those before `[tokens + (kernel - 1) × dilation, channels]`.
     pub x: &'a [f32],
+    /// What is done to every row first.
+    pub snake: Option<SnakeBeta<'a>>,
     /// Channels of a row.
     pub channels: usize,
     /// From a row under the kernel to the next.
@@ -145,4 +149,15 @@ pub struct Convolution<'a> {
     pub bias: Option<&'a [f32]>,
     /// `[tokens, rows]`
     pub out: &'a mut [f32],
+    /// Whether results are added to what `out` has, rounded once more.
+    pub adds: bool,
+}
+
+/// `x + inverse_beta · sin²(x · alpha)` of every channel.
+#[derive(Debug, Clone, Copy)]
+pub struct SnakeBeta<'a> {
+    /// `[channels]`
+    pub alpha: &'a [f32],
+    /// `[channels]`
+    pub inverse_beta: &'a [f32],
 }

@@ -1,6 +1,8 @@
 //! Weight rows times many tokens: the rows are widened and turned once per block of columns, for
 //! all tokens.
 
+use std::ops::Range;
+
 use super::order::{BLOCK, Order};
 use segpack_formats::numeric::FloatDtype;
 
@@ -9,32 +11,61 @@ use super::panel::{self, Rows};
 use super::scratch::{Buffer, Key};
 use super::shared::Columns;
 use super::simd::{self, LANES, Line, Simd, Work};
-use super::tile::{Ahead, Sums, by_tokens, groups, tile};
+use super::tile::{Ahead, Anywhere, InOrder, Sums, by_tokens, groups, tile};
 use crate::tensor::Compute;
 
 /// Most weight rows of one task.
 pub(super) const ROWS: usize = 64;
-/// Strips of rows that are multiplied with the same activations while these are in the first-level
-/// cache; more strips would not fit beside them.
-const SIDE_BY_SIDE: usize = 2;
 /// How many rows of the result ahead memory is asked for.
 const FINISHED_AHEAD: usize = 8;
 /// Most tokens of one task.
 pub(super) const TOKENS: usize = 512;
 
-/// `out[t] = round(x[t] · rows + bias)`
+/// `out[t] = round(x[t] · rows + bias)`, or `round(out[t] + …)` of it
 pub(super) struct Gemm<'a> {
     pub weight: Rows<'a>,
-    /// `[tokens, columns]`, packed by [`Pack`].
-    pub x: &'a [f32],
+    /// `[tokens, columns]`
+    pub x: Packed<'a>,
     pub tokens: usize,
     /// `[rows]`
     pub bias: Option<&'a [f32]>,
     /// `[tokens, rows]`
     pub out: Columns<'a>,
+    /// Whether results are added to what `out` has, rounded once more.
+    pub adds: bool,
     /// What this thread reads next.
     pub ahead: &'a [u8],
     pub compute: Compute,
+}
+
+/// Activations as they were packed.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Packed<'a> {
+    /// By [`Pack`].
+    Groups(&'a [f32]),
+    /// As a convolution's are, whose columns share values.
+    Anywhere(Anywhere<'a>),
+}
+
+impl Packed<'_> {
+    /// How many strips of rows are multiplied with the same activations, and most columns of what
+    /// the first-level cache holds of each, beside the activations and sums of a group.
+    fn pass(self) -> (usize, usize) {
+        match self {
+            Self::Groups(_) => (2, 128),
+            // activations are few
+            Self::Anywhere(_) => (1, 192),
+        }
+    }
+}
+
+/// Columns of a strip that are in the first-level cache.
+#[derive(Debug, Clone)]
+struct Pass {
+    /// In the order in which they are added up.
+    columns: Range<usize>,
+    /// As many of them are summed up at a time.
+    chain: usize,
 }
 
 impl Work for Gemm<'_> {
@@ -59,8 +90,9 @@ impl Gemm<'_> {
             [Key::Sums, Key::Panel, Key::Values].map(Buffer::take);
         let sums = sums.lines(strips * STRIP * self.tokens);
         let panels = panels.lines(strips * STRIP * BLOCK.min(columns));
-        let longest = Order::new(self.compute, BLOCK.min(columns)).longest();
-        let wide = wide.lines(SIDE_BY_SIDE * STRIP * longest);
+        let (side_by_side, most) = self.x.pass();
+        let chain = Order::new(self.compute, BLOCK.min(columns)).chain();
+        let wide = wide.lines(side_by_side * STRIP * most.max(chain));
         let mut ahead = Ahead::new(self.ahead);
         for from in (0..columns).step_by(BLOCK) {
             let length = BLOCK.min(columns - from);
@@ -76,46 +108,34 @@ impl Gemm<'_> {
                     panel::pack(s, rows, order, STRIP, panel);
                 }
             }
-            for chain in order.chains() {
-                let how = Sums::of(self.compute, from + chain.start);
-                let strip = chain.len() * STRIP;
-                for first_strip in (0..strips).step_by(SIDE_BY_SIDE) {
-                    let some = SIDE_BY_SIDE.min(strips - first_strip);
+            for pass in order.passes(most) {
+                let strip = pass.len() * STRIP;
+                for first_strip in (0..strips).step_by(side_by_side) {
+                    let some = side_by_side.min(strips - first_strip);
                     let wide = &mut wide[..some * strip];
                     for (i, wide) in wide.chunks_exact_mut(strip).enumerate() {
                         let panel = &panels[(first_strip + i) * STRIP * length..][..STRIP * length];
                         if !pairs {
-                            wide.copy_from_slice(&panel[chain.start * STRIP..][..strip]);
-                        } else if chain.start < order.whole() {
-                            let pairs = &panel[chain.start / 2 * STRIP..chain.end / 2 * STRIP];
+                            wide.copy_from_slice(&panel[pass.start * STRIP..][..strip]);
+                        } else if pass.start < order.whole() {
+                            let pairs = &panel[pass.start / 2 * STRIP..pass.end / 2 * STRIP];
                             panel::widen_pairs::<S, STRIP>(s, pairs, wide);
                         } else {
                             let first = (first_strip + i) * STRIP * LANES;
-                            let from = from + chain.start;
-                            let rows = self.weight.part(first, STRIP * LANES, from, chain.len());
-                            panel::pack(s, rows, Order::natural(chain.len()), STRIP, wide);
+                            let from = from + pass.start;
+                            let rows = self.weight.part(first, STRIP * LANES, from, pass.len());
+                            panel::pack(s, rows, Order::natural(pass.len()), STRIP, wide);
                         }
                     }
-                    // the activations of a group come from the second-level cache: once for all
-                    // strips that lie side by side
-                    let mut groups = groups(self.tokens, S::TOKENS).peekable();
-                    while let Some((first, tokens)) = groups.next() {
-                        let x = &self.x[first * columns + (from + chain.start) * tokens..];
-                        let x = &x[..chain.len() * tokens];
-                        let next = groups.peek().map(|(first, tokens)| {
-                            &self.x[first * columns + (from + chain.start) * tokens..]
-                        });
-                        for (i, panel) in wide.chunks_exact(strip).enumerate() {
-                            let at = (first_strip + i) * self.tokens + first;
-                            let sums = &mut sums[at * STRIP..];
-                            let ahead = match next {
-                                // they do not lie behind those of this group
-                                Some(next) if i + 1 == some => next.as_ptr().cast(),
-                                _ => ahead.take(chain.len(), panel),
-                            };
-                            by_tokens!(tokens, tile::<S, STRIP>(s, panel, x, sums, how, ahead));
-                        }
-                    }
+                    let pass = Pass {
+                        chain: match pass.start < order.whole() {
+                            true => order.chain(),
+                            false => pass.len(),
+                        },
+                        columns: from + pass.start..from + pass.end,
+                    };
+                    let sums = &mut sums[first_strip * STRIP * self.tokens..];
+                    self.pass::<S, STRIP>(s, wide, pass, sums, &mut ahead);
                 }
             }
         }
@@ -133,6 +153,66 @@ impl Gemm<'_> {
         }
     }
 
+    /// Goes on with the sums of all tokens by the columns of a pass, of strips that lie side by side:
+    /// the activations and the sums of a group come from the second-level cache once for all of them.
+    /// `sums` is `[strips, tokens, STRIP]`.
+    #[inline(always)]
+    fn pass<S: Simd, const STRIP: usize>(
+        &self,
+        s: S,
+        strips: &[Line],
+        pass: Pass,
+        sums: &mut [Line],
+        ahead: &mut Ahead<'_>,
+    ) {
+        let Pass { columns, chain } = pass;
+        let strips = strips.chunks_exact(columns.len() * STRIP);
+        let last = strips.len() - 1;
+        let mut groups = groups(self.tokens, S::TOKENS).peekable();
+        while let Some((first, tokens)) = groups.next() {
+            let next = match self.x {
+                Packed::Groups(x) => groups.peek().map(|next| (x, *next)),
+                // they are in the cache
+                Packed::Anywhere(_) => None,
+            };
+            for (i, strip) in strips.clone().enumerate() {
+                let sums = &mut sums[(i * self.tokens + first) * STRIP..];
+                for (from, panel) in columns
+                    .clone()
+                    .step_by(chain)
+                    .zip(strip.chunks(chain * STRIP))
+                {
+                    let columns = from..from + panel.len() / STRIP;
+                    let how = Sums::of(self.compute, from);
+                    let ahead = match next {
+                        // they do not lie behind those of this group
+                        Some((x, (first, tokens))) if i == last => {
+                            self.group(x, first, tokens, from).as_ptr().cast()
+                        }
+                        _ => ahead.take(columns.len(), panel),
+                    };
+                    match self.x {
+                        Packed::Groups(x) => {
+                            let x = self.group(x, first, tokens, from);
+                            let x = InOrder(&x[..columns.len() * tokens]);
+                            by_tokens!(tokens, tile::<S, STRIP>(s, panel, x, sums, how, ahead));
+                        }
+                        Packed::Anywhere(x) => {
+                            let x = x.part(first, columns);
+                            by_tokens!(tokens, tile::<S, STRIP>(s, panel, x, sums, how, ahead));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The activations of a group from a column on.
+    #[inline(always)]
+    fn group<'x>(&self, x: &'x [f32], first: usize, tokens: usize, column: usize) -> &'x [f32] {
+        &x[first * self.weight.columns + column * tokens..]
+    }
+
     /// The results of one token for the rows from `first` on.
     #[inline(always)]
     fn finish(&mut self, first: usize, token: usize, sums: &[f32]) {
@@ -140,15 +220,26 @@ impl Gemm<'_> {
         let out = self.out.row(token);
         let end = out.len().min(first + sums.len());
         let out = &mut out[first..end];
-        match self.bias {
-            Some(bias) => {
-                for ((out, sum), b) in out.iter_mut().zip(sums).zip(&bias[first..]) {
+        let bias = self.bias.map(|bias| &bias[first..]);
+        match (bias, self.adds) {
+            (Some(bias), false) => {
+                for ((out, sum), b) in out.iter_mut().zip(sums).zip(bias) {
                     *out = compute.round(sum + b);
                 }
             }
-            None => {
+            (Some(bias), true) => {
+                for ((out, sum), b) in out.iter_mut().zip(sums).zip(bias) {
+                    *out = compute.round(*out + compute.round(sum + b));
+                }
+            }
+            (None, false) => {
                 for (out, sum) in out.iter_mut().zip(sums) {
                     *out = compute.round(*sum);
+                }
+            }
+            (None, true) => {
+                for (out, sum) in out.iter_mut().zip(sums) {
+                    *out = compute.round(*out + compute.round(*sum));
                 }
             }
         }
@@ -199,10 +290,9 @@ fn pack_block<S: Simd, const TOKENS: usize>(
     let whole = to.len() / LANES;
     for c in 0..whole {
         let column = from + c * LANES;
-        let place = x.place(column);
         let mut rows = [s.splat(0.0); LANES];
         for (t, row) in rows.iter_mut().enumerate().take(TOKENS) {
-            *row = x.vector(s, t, column, place);
+            *row = x.vector(s, t, column);
         }
         let (first, next) = order.pairs(c * LANES);
         for (i, row) in s.transpose(rows).iter().enumerate() {
@@ -213,9 +303,8 @@ fn pack_block<S: Simd, const TOKENS: usize>(
         }
     }
     for c in whole * LANES..to.len() {
-        let place = x.place(from + c);
         for (t, to) in to[order.place(c)].iter_mut().enumerate() {
-            *to = x.value(t, place);
+            *to = x.row(t)[from + c];
         }
     }
 }

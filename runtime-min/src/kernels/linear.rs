@@ -4,7 +4,7 @@ use segpack_formats::io::CancelToken;
 use segpack_formats::numeric::FloatDtype;
 
 use super::Kernels;
-use super::gemm::{self, Gemm, Pack};
+use super::gemm::{self, Gemm, Pack, Packed};
 use super::gemv::{Gemv, pack_lanes};
 use super::inputs::Inputs;
 use super::panel::Rows;
@@ -13,7 +13,8 @@ use super::scratch::{Buffer, Key};
 use super::shared::Columns;
 use super::simd::LANES;
 use super::skinny::{self, Skinny};
-use super::tile::groups;
+use super::taps::{Layout, TapInputs, Turn};
+use super::tile::{Anywhere, groups};
 use crate::tensor::{Compute, Convolution, Linear, Matrix};
 
 /// Bytes of weights of one task where there is one token.
@@ -29,13 +30,36 @@ struct Part<'a> {
     weight: Rows<'a>,
     bias: Option<&'a [f32]>,
     kind: Kind,
-    x: Inputs<'a>,
+    x: Source<'a>,
     /// Where `x` is packed.
     packed: usize,
+    /// Rows of the result.
+    tokens: usize,
     out: Columns<'a>,
+    /// As in [`Gemm`].
+    adds: bool,
 }
 
-/// How a part is computed, and its `x` packed.
+/// Activations, and how they are packed.
+#[derive(Debug, Clone, Copy)]
+enum Source<'a> {
+    /// As the kernel takes them.
+    Rows(Inputs<'a>),
+    /// Of a convolution, for [`Kind::Gemm`].
+    Taps(&'a Layout, TapInputs<'a>),
+}
+
+impl Source<'_> {
+    /// Values that are packed.
+    fn len(&self) -> usize {
+        match self {
+            Self::Rows(x) => x.len(),
+            Self::Taps(layout, _) => layout.len(),
+        }
+    }
+}
+
+/// How a part is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Gemm,
@@ -47,9 +71,9 @@ impl Kind {
     fn of(x: &Inputs<'_>, dtype: FloatDtype, kernels: Kernels, compute: Compute) -> Self {
         let is_bf16 = dtype == FloatDtype::BF16;
         let is_few = compute == Compute::F32 && x.rows() <= kernels.tokens().few;
-        if is_bf16 && x.row().is_some() {
+        if is_bf16 && x.rows() == 1 {
             Self::Gemv
-        } else if is_bf16 && is_few && x.are_apart() {
+        } else if is_bf16 && is_few {
             Self::Skinny
         } else {
             Self::Gemm
@@ -80,7 +104,7 @@ pub(crate) fn linears(
             out.chunks_exact_mut(weight.rows.max(1))
                 .for_each(|out| empty_sums(compute, *bias, out));
         } else if weight.rows > 0 {
-            wave.product(Inputs::rows_of(x, weight.columns), *weight, *bias, out);
+            wave.product(Inputs::new(x, weight.columns), *weight, *bias, out);
         }
     }
     wave.run();
@@ -97,12 +121,15 @@ pub(crate) fn convolution(
     stop: &CancelToken,
 ) {
     let Convolution {
+        before,
         x,
+        snake,
         channels,
         dilation,
         weight,
         bias,
         out,
+        adds,
     } = convolution;
     check_weight(&weight, bias);
     assert!(
@@ -111,15 +138,35 @@ pub(crate) fn convolution(
         weight.rows,
         weight.columns
     );
-    let x = Inputs::under_kernel(x, channels, dilation, weight.columns);
-    assert_eq!(
-        out.len(),
-        x.rows() * weight.rows,
-        "results of {} rows",
-        x.rows()
-    );
+    if let Some(snake) = &snake {
+        let factors = [snake.alpha, snake.inverse_beta].map(<[f32]>::len);
+        assert_eq!(factors, [channels; 2], "factors of {channels} channels");
+    }
+    let x = TapInputs {
+        before: Inputs::new(before, channels),
+        x: Inputs::new(x, channels),
+        snake,
+    };
+    let history = (weight.columns / channels).saturating_sub(1) * dilation;
+    let tokens = x.rows().saturating_sub(history);
+    assert_eq!(out.len(), tokens * weight.rows, "results of {tokens} rows");
+    let rows = history + tokens.min(gemm::TOKENS);
+    let layout = Layout::new(compute, [channels, dilation, weight.columns], rows);
     let mut wave = Wave::new(kernels, compute, stop);
-    wave.product(x, weight, bias, out);
+    let mut out = Columns::all(out, weight.rows);
+    for first in (0..tokens).step_by(gemm::TOKENS) {
+        let tokens = gemm::TOKENS.min(tokens - first);
+        wave.add(Part {
+            weight: rows_of(weight),
+            bias,
+            kind: Kind::Gemm,
+            x: Source::Taps(&layout, x.part(first, history + tokens)),
+            packed: 0,
+            tokens,
+            out: out.take_rows(tokens),
+            adds,
+        });
+    }
     wave.run();
 }
 
@@ -199,39 +246,34 @@ impl<'a> Wave<'a> {
         bias: Option<&'a [f32]>,
         out: &'a mut [f32],
     ) {
-        let weight = Rows {
-            dtype: weight.dtype,
-            bytes: weight.bytes,
-            stride: weight.columns * weight.dtype.byte_width(),
-            rows: weight.rows,
-            columns: weight.columns,
-        };
         let mut out = Columns::all(out, weight.rows);
         for first in (0..x.rows()).step_by(gemm::TOKENS) {
-            let x = x.part(first, gemm::TOKENS.min(x.rows() - first));
-            let kind = Kind::of(&x, weight.dtype, self.kernels, self.compute);
-            let out = out.take_rows(x.rows());
+            let tokens = gemm::TOKENS.min(x.rows() - first);
+            let x = x.part(first, tokens);
             self.add(Part {
-                weight,
+                weight: rows_of(weight),
                 bias,
-                kind,
-                x,
+                kind: Kind::of(&x, weight.dtype, self.kernels, self.compute),
+                x: Source::Rows(x),
                 packed: 0,
-                out,
+                tokens,
+                out: out.take_rows(tokens),
+                adds: false,
             });
         }
     }
 
     fn add(&mut self, mut part: Part<'a>) {
-        let same = |p: &&Part<'_>| p.kind == part.kind && p.x.is_same(&part.x);
-        if let Some(packed) = self.parts.iter().rev().find(same).map(|p| p.packed) {
+        let before = self.parts.iter().rev().find(|p| p.packs_the_same(&part));
+        if let Some(packed) = before.map(|p| p.packed) {
             part.packed = packed;
         } else {
-            if self.packed > 0 && self.packed + part.x.len() > PACKED {
+            let values = part.x.len();
+            if self.packed > 0 && self.packed + values > PACKED {
                 self.run();
             }
             part.packed = self.packed;
-            self.packed += part.x.len();
+            self.packed += values;
         }
         self.parts.push(part);
     }
@@ -240,7 +282,7 @@ impl<'a> Wave<'a> {
     fn run(&mut self) {
         let mut buffer = Buffer::take(Key::Batch);
         let buffer = buffer.values(self.packed);
-        let work: usize = self.parts.iter().map(|p| p.x.len() * p.weight.rows).sum();
+        let work: usize = self.parts.iter().map(Part::products).sum();
         self.pack(buffer);
         let tasks = self.tasks(buffer);
         let (kernels, compute) = (self.kernels, self.compute);
@@ -252,7 +294,6 @@ impl<'a> Wave<'a> {
 
     fn pack(&self, buffer: &mut [f32]) {
         let (kernels, compute) = (self.kernels, self.compute);
-        let most = kernels.tokens();
         let mut packs = Vec::new();
         let mut rest = buffer;
         let mut done = 0;
@@ -260,25 +301,13 @@ impl<'a> Wave<'a> {
             if part.packed < done {
                 continue; // another part packs the same
             }
-            done = part.packed + part.x.len();
-            let max = match part.kind {
-                Kind::Skinny => most.beside,
-                Kind::Gemm | Kind::Gemv => most.tile,
-            };
-            for (first, tokens) in groups(part.x.rows(), max) {
-                let x = part.x.part(first, tokens);
-                let (to, after) = rest.split_at_mut(x.len());
-                packs.push((part.kind, Pack { x, compute, to }));
-                rest = after;
-            }
+            let (to, after) = rest.split_at_mut(part.x.len());
+            done += to.len();
+            part.packs(kernels, compute, to, &mut packs);
+            rest = after;
         }
-        each(packs, done > SMALL, self.stop, |(kind, pack)| {
-            match (kind, compute, pack.x.row()) {
-                (Kind::Gemv, Compute::F32, Some(x)) => pack_lanes(x, pack.to),
-                (Kind::Gemv, Compute::Bf16, Some(x)) => pack.to.copy_from_slice(x),
-                (Kind::Skinny, ..) => skinny::pack(pack.x, pack.to),
-                _ => kernels.run(pack),
-            }
+        each(packs, done > SMALL, self.stop, |pack| {
+            pack.run(kernels, compute);
         });
     }
 
@@ -300,11 +329,16 @@ impl<'a> Wave<'a> {
                 tasks.push(Task {
                     weight,
                     x,
-                    tokens: part.x.rows(),
+                    tokens: part.tokens,
                     kind: part.kind,
+                    places: match part.x {
+                        Source::Rows(_) => None,
+                        Source::Taps(layout, _) => Some(layout.places()),
+                    },
                     bias,
                     out,
                     ahead: &[],
+                    adds: part.adds,
                 });
             }
         }
@@ -312,7 +346,66 @@ impl<'a> Wave<'a> {
     }
 }
 
-impl Part<'_> {
+fn rows_of(weight: Matrix<'_>) -> Rows<'_> {
+    Rows {
+        dtype: weight.dtype,
+        bytes: weight.bytes,
+        stride: weight.columns * weight.dtype.byte_width(),
+        rows: weight.rows,
+        columns: weight.columns,
+    }
+}
+
+impl<'a> Part<'a> {
+    /// Multiply-adds.
+    fn products(&self) -> usize {
+        self.tokens * self.weight.columns * self.weight.rows
+    }
+
+    /// Whether the packed `x` of this part is that of the other.
+    fn packs_the_same(&self, other: &Self) -> bool {
+        match (self.x, other.x) {
+            (Source::Rows(x), Source::Rows(other_x)) => {
+                self.kind == other.kind && x.is_same(&other_x)
+            }
+            _ => false,
+        }
+    }
+
+    /// Adds what packs `x`.
+    fn packs<'b>(
+        &self,
+        kernels: Kernels,
+        compute: Compute,
+        to: &'b mut [f32],
+        packs: &mut Vec<PackTask<'b>>,
+    ) where
+        'a: 'b,
+    {
+        let x = match self.x {
+            Source::Rows(x) => x,
+            Source::Taps(layout, x) => {
+                packs.extend(layout.turns(x, compute, to).map(PackTask::Taps));
+                return;
+            }
+        };
+        let max = match self.kind {
+            Kind::Skinny => kernels.tokens().beside,
+            Kind::Gemm | Kind::Gemv => kernels.tokens().tile,
+        };
+        let mut rest = to;
+        for (first, tokens) in groups(x.rows(), max) {
+            let x = x.part(first, tokens);
+            let (to, after) = rest.split_at_mut(x.len());
+            packs.push(match self.kind {
+                Kind::Gemv => PackTask::Row(x.row(0), to),
+                Kind::Skinny => PackTask::Few(x, to),
+                Kind::Gemm => PackTask::Group(x, to),
+            });
+            rest = after;
+        }
+    }
+
     fn rows_of_a_task(&self) -> usize {
         match self.kind {
             Kind::Gemm => gemm::ROWS,
@@ -323,16 +416,42 @@ impl Part<'_> {
     }
 }
 
+/// Inputs that are packed, and where to.
+enum PackTask<'a> {
+    Row(&'a [f32], &'a mut [f32]),
+    Few(Inputs<'a>, &'a mut [f32]),
+    Group(Inputs<'a>, &'a mut [f32]),
+    Taps(Turn<'a>),
+}
+
+impl PackTask<'_> {
+    fn run(self, kernels: Kernels, compute: Compute) {
+        match self {
+            Self::Row(x, to) => match compute {
+                Compute::F32 => pack_lanes(x, to),
+                Compute::Bf16 => to.copy_from_slice(x),
+            },
+            Self::Few(x, to) => skinny::pack(x, to),
+            Self::Group(x, to) => kernels.run(Pack { x, compute, to }),
+            Self::Taps(turn) => kernels.run(turn),
+        }
+    }
+}
+
 /// Some rows of a weight, times all tokens of a part.
 struct Task<'a> {
     weight: Rows<'a>,
     x: &'a [f32],
+    /// Where the columns of a convolution are in `x`.
+    places: Option<&'a [usize]>,
     tokens: usize,
     kind: Kind,
     bias: Option<&'a [f32]>,
     out: Columns<'a>,
     /// The weights of the next task.
     ahead: &'a [u8],
+    /// As in [`Gemm`].
+    adds: bool,
 }
 
 impl Task<'_> {
@@ -340,11 +459,13 @@ impl Task<'_> {
         let Self {
             weight,
             x,
+            places,
             tokens,
             kind,
             bias,
             mut out,
             ahead,
+            adds,
         } = self;
         match kind {
             Kind::Gemv => kernels.run(Gemv {
@@ -365,10 +486,14 @@ impl Task<'_> {
             }),
             Kind::Gemm => kernels.run(Gemm {
                 weight,
-                x,
+                x: match places {
+                    None => Packed::Groups(x),
+                    Some(places) => Packed::Anywhere(Anywhere { values: x, places }),
+                },
                 tokens,
                 bias,
                 out,
+                adds,
                 ahead,
                 compute,
             }),

@@ -42,6 +42,7 @@ mod shared;
 mod simd;
 mod skinny;
 mod sound;
+mod taps;
 mod team;
 #[cfg(test)]
 mod tests;

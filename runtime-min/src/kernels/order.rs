@@ -1,5 +1,7 @@
 //! In which order the columns of a product are added up.
 
+use std::ops::Range;
+
 use super::simd::LANES;
 use crate::tensor::Compute;
 
@@ -65,19 +67,24 @@ impl Order {
         (self.place(column), next)
     }
 
-    /// Most columns of a chain.
-    pub(super) fn longest(self) -> usize {
-        self.chains().map(|chain| chain.len()).max().unwrap_or(0)
+    /// Columns of a chain that is in whole chunks, or of a piece of the only one. The last may be
+    /// shorter.
+    pub(super) fn chain(self) -> usize {
+        match self.chained {
+            true => 2 * self.chunks,
+            false => STEPS,
+        }
     }
 
-    /// The chains, or pieces of the only one, as ranges in the order. Each is in whole chunks, or
-    /// after all of them.
-    pub(super) fn chains(self) -> impl Iterator<Item = std::ops::Range<usize>> + Clone {
+    /// As many chains as have no more columns than `most`, at least one, as ranges in the order; the
+    /// columns after the last whole chunk are a chain of their own.
+    pub(super) fn passes(self, most: usize) -> impl Iterator<Item = Range<usize>> + Clone {
         let whole = self.whole();
-        let length = if self.chained { 2 * self.chunks } else { STEPS };
-        let chains = (0..whole)
-            .step_by(length.max(1))
+        let chain = self.chain().max(1);
+        let length = (most / chain).max(1) * chain;
+        let passes = (0..whole)
+            .step_by(length)
             .map(move |from| from..(from + length).min(whole));
-        chains.chain((whole < self.columns).then_some(whole..self.columns))
+        passes.chain((whole < self.columns).then_some(whole..self.columns))
     }
 }

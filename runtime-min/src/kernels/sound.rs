@@ -87,32 +87,72 @@ impl Work for Snake<'_> {
 fn snake_row<S: Simd>(s: S, row: &mut [f32], alpha: &[f32], inverse_beta: &[f32]) {
     let factors = alpha.chunks(LANES).zip(inverse_beta.chunks(LANES));
     for (x, (alpha, inverse)) in row.chunks_mut(LANES).zip(factors) {
-        let v = load(s, x, 0.0);
-        let wave = sin_squared(s, s.mul(v, load(s, alpha, 0.0)));
-        store(s, s.mul_add(wave, load(s, inverse, 0.0), v), x);
+        let factors = [load(s, alpha, 0.0), load(s, inverse, 0.0)];
+        let v = snake_vector(s, load(s, x, 0.0), factors);
+        store(s, v, x);
     }
+}
+
+#[inline(always)]
+fn snake_row_with_large<S: Simd>(s: S, row: &mut [f32], alpha: &[f32], inverse_beta: &[f32]) {
+    let factors = alpha.chunks(LANES).zip(inverse_beta.chunks(LANES));
+    for (x, (alpha, inverse)) in row.chunks_mut(LANES).zip(factors) {
+        let factors = [load(s, alpha, 0.0), load(s, inverse, 0.0)];
+        let v = snake_vector_with_large(s, load(s, x, 0.0), factors);
+        store(s, v, x);
+    }
+}
+
+#[inline(always)]
+fn snake_vector<S: Simd>(s: S, v: S::V, [alpha, inverse]: [S::V; 2]) -> S::V {
+    s.mul_add(sin_squared(s, s.mul(v, alpha)), inverse, v)
 }
 
 /// Arguments that [`sin_squared`] cannot reduce go through the library's function.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "f32, as torch does")]
-fn snake_row_with_large<S: Simd>(s: S, row: &mut [f32], alpha: &[f32], inverse_beta: &[f32]) {
-    let factors = alpha.chunks(LANES).zip(inverse_beta.chunks(LANES));
-    for (x, (alpha, inverse)) in row.chunks_mut(LANES).zip(factors) {
-        let v = load(s, x, 0.0);
-        let y = s.mul(v, load(s, alpha, 0.0));
-        let (mut waves, mut arguments) = (Line::ZERO, Line::ZERO);
-        s.store(sin_squared(s, y), &mut waves.0);
-        s.store(y, &mut arguments.0);
-        for (wave, y) in waves.0.iter_mut().zip(arguments.0) {
-            if y.abs() > LARGEST {
-                let sin = libm::sin(f64::from(y)) as f32;
-                *wave = sin * sin;
-            }
+fn snake_vector_with_large<S: Simd>(s: S, v: S::V, [alpha, inverse]: [S::V; 2]) -> S::V {
+    let y = s.mul(v, alpha);
+    let (mut waves, mut arguments) = (Line::ZERO, Line::ZERO);
+    s.store(sin_squared(s, y), &mut waves.0);
+    s.store(y, &mut arguments.0);
+    for (wave, y) in waves.0.iter_mut().zip(arguments.0) {
+        if y.abs() > LARGEST {
+            let sin = libm::sin(f64::from(y)) as f32;
+            *wave = sin * sin;
         }
-        let wave = s.load(&waves.0);
-        store(s, s.mul_add(wave, load(s, inverse, 0.0), v), x);
     }
+    s.mul_add(s.load(&waves.0), inverse, v)
+}
+
+/// The same channels of some rows, as [`Snake`] gives them.
+#[inline(always)]
+pub(super) fn snake_rows<S: Simd>(
+    s: S,
+    compute: Compute,
+    mut rows: [S::V; LANES],
+    factors: [S::V; 2],
+) -> [S::V; LANES] {
+    let mut largest = s.splat(0.0);
+    for row in rows {
+        let y = s.mul(row, factors[0]);
+        let size = s.max(s.sub(s.splat(0.0), y), y);
+        largest = s.max(size, largest);
+    }
+    let has_large = s.max_lane(largest) > LARGEST;
+    for row in &mut rows {
+        *row = match has_large {
+            true => snake_vector_with_large(s, *row, factors),
+            false => snake_vector(s, *row, factors),
+        };
+        if compute != Compute::F32 {
+            let mut line = Line::ZERO;
+            s.store(*row, &mut line.0);
+            compute.round_all(&mut line.0);
+            *row = s.load(&line.0);
+        }
+    }
+    rows
 }
 
 /// As [`crate::ops::Ops::depthwise`].

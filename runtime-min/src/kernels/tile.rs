@@ -60,6 +60,86 @@ pub(super) fn columns<S: Simd, const STRIP: usize, const TOKENS: usize, const LI
     acc
 }
 
+/// Activations of a group of tokens, as long as the columns of a strip.
+pub(super) trait Activations: Copy {
+    /// `acc` plus the products with `panel`, as [`columns`] gives them.
+    fn columns<S: Simd, const STRIP: usize, const TOKENS: usize>(
+        self,
+        s: S,
+        panel: &[Line],
+        ahead: *const u8,
+        acc: [[S::V; STRIP]; TOKENS],
+    ) -> [[S::V; STRIP]; TOKENS];
+}
+
+/// `[columns, tokens]`, in the order in which columns are added up.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct InOrder<'a>(pub &'a [f32]);
+
+impl Activations for InOrder<'_> {
+    #[inline(always)]
+    fn columns<S: Simd, const STRIP: usize, const TOKENS: usize>(
+        self,
+        s: S,
+        panel: &[Line],
+        ahead: *const u8,
+        acc: [[S::V; STRIP]; TOKENS],
+    ) -> [[S::V; STRIP]; TOKENS] {
+        columns::<S, STRIP, TOKENS, 2>(s, panel, self.0, ahead, acc)
+    }
+}
+
+/// Anywhere, the tokens of a column one after another: columns may share values.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Anywhere<'a> {
+    pub values: &'a [f32],
+    /// For each column, in the order in which columns are added up, where its first token is.
+    pub places: &'a [usize],
+}
+
+impl Activations for Anywhere<'_> {
+    #[inline(always)]
+    fn columns<S: Simd, const STRIP: usize, const TOKENS: usize>(
+        self,
+        s: S,
+        panel: &[Line],
+        ahead: *const u8,
+        mut acc: [[S::V; STRIP]; TOKENS],
+    ) -> [[S::V; STRIP]; TOKENS] {
+        let (panel, panel_last) = panel.as_chunks::<STRIP>().0.as_chunks::<2>();
+        let (places, places_last) = self.places.as_chunks::<2>();
+        for (i, ([even, odd], [at_even, at_odd])) in panel.iter().zip(places).enumerate() {
+            for line in 0..2 {
+                s.prefetch(ahead.wrapping_add((i * 2 + line) * size_of::<Line>()));
+            }
+            acc = step(s, odd, self.tokens(*at_odd), acc);
+            acc = step(s, even, self.tokens(*at_even), acc);
+        }
+        for (column, at) in panel_last.iter().zip(places_last) {
+            acc = step(s, column, self.tokens(*at), acc);
+        }
+        acc
+    }
+}
+
+impl<'a> Anywhere<'a> {
+    /// Tokens from `first` on, and some of the columns.
+    #[inline(always)]
+    pub(super) fn part(self, first: usize, columns: std::ops::Range<usize>) -> Self {
+        Self {
+            values: &self.values[first..],
+            places: &self.places[columns],
+        }
+    }
+
+    /// The values of a group of tokens that begin here.
+    #[inline(always)]
+    fn tokens<const TOKENS: usize>(self, at: usize) -> &'a [f32; TOKENS] {
+        let (tokens, _) = self.values[at..].as_chunks();
+        &tokens[0]
+    }
+}
+
 /// Memory that will be needed next, asked for line by line while tiles are computed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ahead<'a>(&'a [u8]);
@@ -111,7 +191,7 @@ impl Sums {
 pub(super) fn tile<S: Simd, const STRIP: usize, const TOKENS: usize>(
     s: S,
     panel: &[Line],
-    x: &[f32],
+    x: impl Activations,
     sums: &mut [Line],
     how: Sums,
     ahead: *const u8,
@@ -128,7 +208,7 @@ pub(super) fn tile<S: Simd, const STRIP: usize, const TOKENS: usize>(
             }
         }
     }
-    acc = columns::<S, STRIP, TOKENS, 2>(s, panel, x, ahead, acc);
+    acc = x.columns(s, panel, ahead, acc);
     for t in 0..TOKENS {
         for v in 0..STRIP {
             let to = &mut sums[t][v].0;

@@ -9,7 +9,7 @@ use segpack_formats::io::CancelToken;
 use segpack_formats::numeric::FloatDtype;
 
 use super::Ops;
-use crate::tensor::{Convolution, Matrix};
+use crate::tensor::{Convolution, Matrix, SnakeBeta};
 
 /// Bytes of a line of the processor's caches.
 const CACHE_LINE: usize = 64;
@@ -108,19 +108,36 @@ impl Conv1d {
         self.weight.len() + 4 * self.bias.len()
     }
 
-    /// `out` = the convolution of `x`, `[history + rows, channels]`; `out` becomes `[rows, outputs]`.
+    /// Rows of the result that so many rows give, those before the first one among them.
+    #[must_use]
+    pub fn results(&self, rows: usize) -> usize {
+        rows.saturating_sub(self.history())
+    }
+
+    /// `out` = the convolution of the rows `before` and those of `x`, or `out` plus it; each row goes
+    /// through `snake` first. `out` is `[results, outputs]`.
     ///
     /// # Errors
     /// `Interrupted`.
+    ///
+    /// # Panics
+    /// Where the sizes do not fit together.
     pub fn run(
         &self,
         ops: &impl Ops,
-        x: &[f32],
-        out: &mut Vec<f32>,
+        [before, x]: [&[f32]; 2],
+        snake: Option<SnakeBeta<'_>>,
+        into: Onto<'_>,
         stop: &CancelToken,
     ) -> Result<()> {
-        let rows = (x.len() / self.channels).saturating_sub(self.history());
-        out.resize(rows * self.outputs(), 0.0);
+        let (out, adds) = match into {
+            Onto::New(out) => {
+                let rows = (before.len() + x.len()) / self.channels;
+                out.resize(self.results(rows) * self.outputs(), 0.0);
+                (&mut out[..], false)
+            }
+            Onto::Sum(out) => (out, true),
+        };
         let weight = Matrix {
             dtype: self.dtype,
             bytes: &self.weight,
@@ -128,15 +145,27 @@ impl Conv1d {
             columns: self.kernel * self.channels,
         };
         let convolution = Convolution {
+            before,
             x,
+            snake,
             channels: self.channels,
             dilation: self.dilation,
             weight,
             bias: Some(&self.bias),
             out,
+            adds,
         };
         ops.convolve_until(convolution, stop)
     }
+}
+
+/// Where results go.
+#[derive(Debug)]
+pub enum Onto<'a> {
+    /// They are all that it has.
+    New(&'a mut Vec<f32>),
+    /// They are added to it, rounded once more.
+    Sum(&'a mut [f32]),
 }
 
 /// Of every row of a weight, `[rows, channels × kernel]`, the values as `[kernel, channels]`.
@@ -203,15 +232,32 @@ mod tests {
         }
     }
 
+    /// What the rows give, after they went through `snake`; added to `onto` if there is some. Some of
+    /// the rows are given as those before.
+    fn run(
+        conv: &Conv1d,
+        ops: &impl Ops,
+        x: &[f32],
+        snake: Option<SnakeBeta<'_>>,
+        onto: Option<&[f32]>,
+    ) -> Vec<f32> {
+        let rows = x.len() / conv.channels;
+        let (before, x) = x.split_at(rows.min(conv.history() + 3) * conv.channels);
+        let (mut out, stop) = (onto.unwrap_or_default().to_vec(), CancelToken::default());
+        let into = match onto {
+            None => Onto::New(&mut out),
+            Some(_) => Onto::Sum(&mut out),
+        };
+        conv.run(ops, [before, x], snake, into, &stop).unwrap();
+        out
+    }
+
     fn check(conv: &Conv1d, x: &[f32], wanted: &[f32]) {
-        let (mut out, stop) = (Vec::new(), CancelToken::default());
-        let scalar = ScalarOps::default();
         for fast in [false, true] {
-            match fast {
-                false => conv.run(&scalar, x, &mut out, &stop),
-                true => conv.run(&CpuOps::new(Compute::F32), x, &mut out, &stop),
-            }
-            .unwrap();
+            let out = match fast {
+                false => run(conv, &ScalarOps::default(), x, None, None),
+                true => run(conv, &CpuOps::new(Compute::F32), x, None, None),
+            };
             assert_eq!(out.len(), wanted.len());
             let pairs = out.iter().zip(wanted);
             let worst = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
@@ -262,12 +308,51 @@ mod tests {
                 .collect();
             let weight = matrix(&conv.weight, outputs);
             for kernels in Kernels::all() {
-                let ops = CpuOps::with_kernels(Compute::F32, kernels);
-                let (mut seen, mut wanted) = (Vec::new(), vec![0.0; time * outputs]);
-                conv.run(&ops, &x, &mut seen, &CancelToken::default())
-                    .unwrap();
-                ops.linear(&inputs, weight, Some(&conv.bias), &mut wanted);
-                assert_eq!(seen, wanted, "{kernels:?}");
+                for compute in [Compute::F32, Compute::Bf16] {
+                    let ops = CpuOps::with_kernels(compute, kernels);
+                    let seen = run(&conv, &ops, &x, None, None);
+                    let mut wanted = vec![0.0; time * outputs];
+                    ops.linear(&inputs, weight, Some(&conv.bias), &mut wanted);
+                    assert_eq!(seen, wanted, "{kernels:?}, {compute:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_go_through_the_snake_first_and_results_are_added_last() {
+        for (time, channels, kernel, dilation) in [(600, 48, 7, 9), (30, 20, 1, 1), (5, 3, 3, 2)] {
+            let (_, bytes) = stored(channels, channels * kernel, 3);
+            let mut x = noise((time + (kernel - 1) * dilation) * channels, 5);
+            // what cannot be reduced in vectors
+            x[7] = 3e6;
+            let [alpha, inverse_beta] = [11, 13].map(|seed| noise(channels, seed));
+            let snake = SnakeBeta {
+                alpha: &alpha,
+                inverse_beta: &inverse_beta,
+            };
+            let onto = noise(time * channels, 17);
+            let bias = noise(channels, 7);
+            let conv = Conv1d::causal(matrix(&bytes, channels), bias, kernel, dilation);
+            let every_kernel = Kernels::all();
+            for (compute, kernels) in [Compute::F32, Compute::Bf16]
+                .into_iter()
+                .flat_map(|compute| every_kernel.iter().map(move |kernels| (compute, *kernels)))
+            {
+                let ops = CpuOps::with_kernels(compute, kernels);
+                let mut active = x.clone();
+                ops.snake(&mut active, &alpha, &inverse_beta);
+                let back = run(&conv, &ops, &active, None, None);
+                let mut wanted = onto.clone();
+                ops.add(&mut wanted, &back);
+                let seen = run(&conv, &ops, &x, Some(snake), Some(&onto));
+                assert_eq!(seen, wanted, "{kernels:?}, {compute:?}");
+                let scalar = ScalarOps { compute };
+                let slow = run(&conv, &scalar, &x, Some(snake), Some(&onto));
+                let pairs = seen.iter().zip(&slow);
+                let worst = pairs.map(|(a, b)| (a - b).abs() / b.abs().max(1.0));
+                let gate = if compute == Compute::F32 { 1e-4 } else { 2e-2 };
+                assert!(worst.fold(0.0, f32::max) < gate, "{kernels:?}, {compute:?}");
             }
         }
     }

@@ -11,7 +11,7 @@ mod cpu;
 mod scalar;
 
 pub use conv::Conv2d;
-pub use conv1d::Conv1d;
+pub use conv1d::{Conv1d, Onto};
 pub use cpu::CpuOps;
 pub use scalar::ScalarOps;
 

@@ -55,26 +55,39 @@ impl Ops for ScalarOps {
 
     fn convolve_until(&self, convolution: Convolution<'_>, stop: &CancelToken) -> Result<()> {
         let Convolution {
+            before,
             x,
+            snake: beta,
             channels,
             dilation,
             weight,
             bias,
             out,
+            adds,
         } = convolution;
+        let mut x = [before, x].concat();
+        if let Some(factors) = beta {
+            snake(self.compute, &mut x, factors.alpha, factors.inverse_beta);
+        }
         let rows: Vec<&[f32]> = x.chunks_exact(channels).collect();
         let kernel = weight.columns / channels;
         let under_kernel = |t| (0..kernel).map(move |tap| t + tap * dilation);
         let tokens = out.len() / weight.rows;
         let inputs = (0..tokens).flat_map(under_kernel).flat_map(|row| rows[row]);
         let x: Vec<f32> = inputs.copied().collect();
+        let mut results = vec![0.0; out.len()];
         let linear = Linear {
             x: &x,
             weight,
             bias,
-            out,
+            out: &mut results,
         };
-        self.linears_until(&mut [linear], stop)
+        self.linears_until(&mut [linear], stop)?;
+        match adds {
+            true => self.add(out, &results),
+            false => out.copy_from_slice(&results),
+        }
+        Ok(())
     }
 
     fn attention(&self, q: &[f32], keys: &[f32], values: &[f32], heads: Heads, out: &mut [f32]) {

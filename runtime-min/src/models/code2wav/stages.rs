@@ -10,14 +10,16 @@ use super::transformer::add_scaled;
 use super::{VocoderObserver, VocoderSpec, WaveStage};
 use crate::error::RunError;
 use crate::models::encoder::Dense;
-use crate::ops::{Conv1d, Ops};
-use crate::tensor::{Linear, Matrix};
+use crate::ops::{Conv1d, Onto, Ops};
+use crate::tensor::{Linear, Matrix, SnakeBeta};
 use crate::weights::{Block, PlacedTensor};
 
 /// What the ConvNeXt blocks' norms add to the variance.
 const LAYER_NORM_EPS: f32 = 1e-6;
 /// What SnakeBeta adds to the divisor.
 const SNAKE_EPS: f32 = 1e-9;
+/// Rows before the first result of a convolution, at most.
+const HISTORY: usize = (KERNEL - 1) * DILATIONS[2];
 /// Values that a block gives at a time, about.
 const PIECE: usize = 1 << 19;
 
@@ -26,8 +28,8 @@ struct Flow {
     conv: Conv1d,
     /// Zeros to begin with, or nothing: a transposed convolution sees none that is not there.
     is_padded: bool,
-    /// The rows before, then the rows that are given.
-    rows: Vec<f32>,
+    /// The rows before.
+    before: Vec<f32>,
 }
 
 /// Reused memory.
@@ -118,13 +120,13 @@ pub(super) fn values(spec: &VocoderSpec) -> u64 {
     // the ConvNeXt block's inner rows, and what the first convolution gives
     let up: usize = spec.stages.iter().product::<usize>().max(1);
     let stages = rows * up * (7 * spec.hidden + spec.decoder);
-    // the widest inputs of a convolution, packed
-    let packed = (2 << 20_usize).max(512 * KERNEL * widest);
-    // each block: what comes, what leaves, and the rows before, of three residual units
+    // the widest inputs of a convolution, packed: 512 rows of results, and those before
+    let packed = (2 << 20_usize).max((512 + 2 * HISTORY) * widest);
+    // each block: what it gives, what is inside of a residual unit or comes to the last convolution,
+    // with what vectors have to spare, and the rows before of each convolution
     let block = |(number, rate): (usize, &usize)| {
         let (before, after) = (spec.width_after(number), spec.width_after(number + 1));
-        let piece = piece(rate * after);
-        6 * (piece * rate + KERNEL * 9) * after + 2 * (piece + 1) * before
+        (4 * piece(rate * after) * rate + 2 * DILATIONS.len() * HISTORY) * after + 2 * before
     };
     let blocks: usize = spec.rates.iter().enumerate().map(block).sum();
     (stages + packed + blocks) as u64
@@ -194,7 +196,7 @@ impl Tail {
             x = stage.push(run, number, &x, &self.memory, &mut self.scratch)?;
         }
         let mut y = Vec::new();
-        self.first.push(run, &x, &mut y)?;
+        self.first.push(run, &x, None, Onto::New(&mut y))?;
         run.observer
             .stage(WaveStage::First, &y, self.first.conv.outputs());
         let mut rest = Rest {
@@ -247,7 +249,7 @@ impl Flow {
         Self {
             conv: Conv1d::causal(weight, bias, kernel, dilation),
             is_padded: true,
-            rows: Vec::new(),
+            before: Vec::new(),
         }
     }
 
@@ -256,28 +258,36 @@ impl Flow {
         Self {
             conv: Conv1d::transposed(weight, &bias, kernel, stride),
             is_padded: false,
-            rows: Vec::new(),
+            before: Vec::new(),
         }
     }
 
     fn begin(&mut self) {
-        self.rows.clear();
+        self.before.clear();
         if self.is_padded {
-            self.rows
-                .resize(self.conv.history() * self.conv.channels(), 0.0);
+            self.before.resize(self.history(), 0.0);
         }
     }
 
-    /// `out` becomes what the next rows give.
+    /// Values of the rows before.
+    fn history(&self) -> usize {
+        self.conv.history() * self.conv.channels()
+    }
+
+    /// What the next rows give, each of them through `snake` first.
     fn push<O: Ops>(
         &mut self,
         run: &Run<'_, O>,
         x: &[f32],
-        out: &mut Vec<f32>,
+        snake: Option<&Snake>,
+        out: Onto<'_>,
     ) -> Result<(), RunError> {
-        self.rows.extend_from_slice(x);
-        self.conv.run(run.ops, &self.rows, out, run.stop)?;
-        keep_last(&mut self.rows, self.conv.history() * self.conv.channels());
+        let rows = [&self.before[..], x];
+        let snake = snake.map(Snake::factors);
+        self.conv.run(run.ops, rows, snake, out, run.stop)?;
+        let new = x.len().saturating_sub(self.history());
+        self.before.extend_from_slice(&x[new..]);
+        keep_last(&mut self.before, self.conv.history() * self.conv.channels());
         Ok(())
     }
 }
@@ -301,8 +311,11 @@ impl Snake {
         }
     }
 
-    fn run(&self, ops: &impl Ops, x: &mut [f32]) {
-        ops.snake(x, &self.alpha, &self.inverse_beta);
+    fn factors(&self) -> SnakeBeta<'_> {
+        SnakeBeta {
+            alpha: &self.alpha,
+            inverse_beta: &self.inverse_beta,
+        }
     }
 }
 
@@ -390,7 +403,7 @@ impl Stage {
     ) -> Result<Vec<f32>, RunError> {
         let [normed, wide, back] = scratch;
         let (width, mut x_up) = (self.gamma.len(), Vec::new());
-        self.transposed.push(run, x, &mut x_up)?;
+        self.transposed.push(run, x, None, Onto::New(&mut x_up))?;
         run.observer.stage(WaveStage::UpConv(number), &x_up, width);
         self.depthwise.push(run.ops, &x_up, normed);
         run.ops
@@ -428,22 +441,17 @@ impl DecoderBlock {
         x: &[f32],
         scratch: &mut Scratch,
     ) -> Result<Vec<f32>, RunError> {
-        let [active, inside, back] = scratch;
-        active.clear();
-        active.extend_from_slice(x);
-        self.snake.run(run.ops, active);
+        let [_, inside, _] = scratch;
         let mut y = Vec::new();
-        self.transposed.push(run, active, &mut y)?;
+        let snake = Some(&self.snake);
+        self.transposed.push(run, x, snake, Onto::New(&mut y))?;
         run.observer
             .stage(WaveStage::Transposed(number), &y, self.width);
         for unit in &mut self.units {
-            active.clear();
-            active.extend_from_slice(&y);
-            unit.snakes[0].run(run.ops, active);
-            unit.dilated.push(run, active, inside)?;
-            unit.snakes[1].run(run.ops, inside);
-            unit.pointwise.push(run, inside, back)?;
-            run.ops.add(&mut y, back);
+            let [first, second] = unit.snakes.each_ref().map(Some);
+            unit.dilated.push(run, &y, first, Onto::New(inside))?;
+            unit.pointwise
+                .push(run, inside, second, Onto::Sum(&mut y))?;
         }
         run.observer.stage(WaveStage::Block(number), &y, self.width);
         Ok(y)
@@ -460,7 +468,11 @@ impl Last {
         let channels = self.snake.alpha.len();
         let before = self.rows.len();
         self.rows.extend_from_slice(x);
-        self.snake.run(run.ops, &mut self.rows[before..]);
+        let SnakeBeta {
+            alpha,
+            inverse_beta,
+        } = self.snake.factors();
+        run.ops.snake(&mut self.rows[before..], alpha, inverse_beta);
         let mut wave = vec![0.0; x.len() / channels];
         run.ops
             .slide(&self.rows, channels, &self.weight, self.bias, &mut wave);
