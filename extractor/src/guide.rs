@@ -5,6 +5,7 @@
 
 pub mod commands {
     #![doc = "[format]: segpack_formats::specification"]
+    #![doc = "[gpu]: segpack_runtime_min::guide::gpu"]
     #![doc = "[schemas]: https://github.com/segpack/segpack/tree/main/schemas"]
     #![doc = "[sources]: crate::guide::sources"]
     #![doc = ""]
