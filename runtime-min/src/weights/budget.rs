@@ -164,6 +164,15 @@ impl NetworkDemand {
         ])
     }
 
+    /// What networks beside it leave to it: all that is of use where its dense weights stay, the
+    /// least that works where they are streamed.
+    pub(crate) fn held(&self, residency: Residency) -> u64 {
+        match residency {
+            Residency::Resident => self.max(),
+            Residency::Streamed => self.min(),
+        }
+    }
+
     /// Shares out what `memory` leaves after the `taken` bytes of others. `None` where it is too
     /// little.
     pub fn share(&self, memory: Option<u64>, taken: u64, max_slots: Option<u64>) -> Option<Budget> {

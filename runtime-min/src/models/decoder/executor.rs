@@ -16,9 +16,7 @@ use super::{Logits, RunSettings};
 use crate::error::RunError;
 use crate::generate::ArgMax;
 use crate::tensor::Compute;
-use crate::weights::{
-    Budget, CacheStats, Demand, LoadStats, PlacedTensor, Residency, SegmentGroup,
-};
+use crate::weights::{Budget, CacheStats, Demand, LoadStats, PlacedTensor, SegmentGroup};
 
 /// Somewhere a decoder can run: the operations of a CPU, or a GPU.
 pub trait Backend: Sized {
@@ -183,11 +181,7 @@ pub trait DecoderExecutor<'a> {
 
     /// Bytes of the budget that decoders beside it leave to it.
     fn held(&self) -> u64 {
-        let network = self.demand().network;
-        match self.budget().residency {
-            Residency::Resident => network.max(),
-            Residency::Streamed => network.min(),
-        }
+        self.demand().network.held(self.budget().residency)
     }
 
     /// What was done so far.

@@ -28,13 +28,9 @@ impl<'a> DecoderExecutor<'a> for CudaExecutor<'a> {
 
     /// What a decoder has besides its network is its own here, and not the process'.
     fn held(&self) -> u64 {
-        let network = self.demand.network;
-        let of_network = match self.budget.residency {
-            Residency::Resident => network.max(),
-            Residency::Streamed => network.min(),
-        };
+        let network = self.demand.network.held(self.budget.residency);
         let embedding = self.embedding.as_ref().map_or(0, |e| buffer_len(e.segment));
-        self.demand.overhead + of_network + embedding
+        self.demand.overhead + network + embedding
     }
 
     fn stats(&self) -> ExecutorStats {
