@@ -139,8 +139,8 @@ impl Gemm<'_> {
                 }
             }
         }
-        for (i, sums) in sums.chunks_exact(STRIP * self.tokens).enumerate() {
-            for (t, sums) in sums.chunks_exact(STRIP).enumerate() {
+        for (i, sums) in sums.chunks_exact_mut(STRIP * self.tokens).enumerate() {
+            for (t, sums) in sums.chunks_exact_mut(STRIP).enumerate() {
                 if t + FINISHED_AHEAD < self.tokens {
                     let out = self.out.row(t + FINISHED_AHEAD);
                     let out = &out[out.len().min(i * STRIP * LANES)..];
@@ -148,7 +148,7 @@ impl Gemm<'_> {
                         s.prefetch(line.as_ptr().cast());
                     }
                 }
-                self.finish(i * STRIP * LANES, t, simd::values(sums));
+                self.finish(i * STRIP * LANES, t, simd::values_mut(sums));
             }
         }
     }
@@ -215,32 +215,23 @@ impl Gemm<'_> {
 
     /// The results of one token for the rows from `first` on.
     #[inline(always)]
-    fn finish(&mut self, first: usize, token: usize, sums: &[f32]) {
+    fn finish(&mut self, first: usize, token: usize, sums: &mut [f32]) {
         let compute = self.compute;
         let out = self.out.row(token);
         let end = out.len().min(first + sums.len());
         let out = &mut out[first..end];
-        let bias = self.bias.map(|bias| &bias[first..]);
-        match (bias, self.adds) {
-            (Some(bias), false) => {
-                for ((out, sum), b) in out.iter_mut().zip(sums).zip(bias) {
-                    *out = compute.round(sum + b);
-                }
+        if let Some(bias) = self.bias {
+            for (sum, b) in sums.iter_mut().zip(&bias[first..]) {
+                *sum += b;
             }
-            (Some(bias), true) => {
-                for ((out, sum), b) in out.iter_mut().zip(sums).zip(bias) {
-                    *out = compute.round(*out + compute.round(sum + b));
-                }
+        }
+        if self.adds {
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = compute.round(*out + compute.round(*sum));
             }
-            (None, false) => {
-                for (out, sum) in out.iter_mut().zip(sums) {
-                    *out = compute.round(*sum);
-                }
-            }
-            (None, true) => {
-                for (out, sum) in out.iter_mut().zip(sums) {
-                    *out = compute.round(*out + compute.round(*sum));
-                }
+        } else {
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = compute.round(*sum);
             }
         }
     }

@@ -96,15 +96,6 @@ impl<'a> TapInputs<'a> {
             snake: self.snake,
         }
     }
-
-    /// The vector of a row that begins at `channel`, zeros where the row has ended.
-    #[inline(always)]
-    fn vector<S: Simd>(&self, s: S, row: usize, channel: usize) -> S::V {
-        match row.checked_sub(self.before.rows()) {
-            Some(row) => self.x.vector(s, row, channel),
-            None => self.before.vector(s, row, channel),
-        }
-    }
 }
 
 /// Turns up to [`LANES`] channels of some rows.
@@ -138,20 +129,22 @@ impl Work for Turn<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let all = self.x.rows();
+        let TapInputs { before, x, snake } = self.x;
+        let (given, all) = (before.rows(), self.x.rows());
         for row in (0..all).step_by(LANES) {
             let mut lines = [s.splat(0.0); LANES];
             for (t, line) in lines.iter_mut().enumerate().take(all - row) {
-                *line = self.x.vector(s, row + t, self.first);
+                *line = match (row + t).checked_sub(given) {
+                    Some(row) => x.vector(s, row, self.first),
+                    None => before.vector(s, row + t, self.first),
+                };
             }
-            if let Some(snake) = self.x.snake {
+            if let Some(snake) = snake {
                 lines = snake_rows(s, self.compute, lines, self.factors(s, snake));
             }
             let lines = s.transpose(lines);
             for (line, to) in lines.iter().zip(self.to.chunks_mut(self.stride)) {
-                if let Some(to) = to[row..].first_chunk_mut() {
-                    s.store(*line, to);
-                }
+                s.store(*line, &mut to.as_chunks_mut().0[row / LANES]);
             }
         }
     }

@@ -108,14 +108,8 @@ impl Conv1d {
         self.weight.len() + 4 * self.bias.len()
     }
 
-    /// Rows of the result that so many rows give, those before the first one among them.
-    #[must_use]
-    pub fn results(&self, rows: usize) -> usize {
-        rows.saturating_sub(self.history())
-    }
-
     /// `out` = the convolution of the rows `before` and those of `x`, or `out` plus it; each row goes
-    /// through `snake` first. `out` is `[results, outputs]`.
+    /// through `snake` first. `out` is `[rows - history, outputs]`.
     ///
     /// # Errors
     /// `Interrupted`.
@@ -133,7 +127,8 @@ impl Conv1d {
         let (out, adds) = match into {
             Onto::New(out) => {
                 let rows = (before.len() + x.len()) / self.channels;
-                out.resize(self.results(rows) * self.outputs(), 0.0);
+                let results = rows.saturating_sub(self.history());
+                out.resize(results * self.outputs(), 0.0);
                 (&mut out[..], false)
             }
             Onto::Sum(out) => (out, true),

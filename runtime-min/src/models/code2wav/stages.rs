@@ -285,9 +285,10 @@ impl Flow {
         let rows = [&self.before[..], x];
         let snake = snake.map(Snake::factors);
         self.conv.run(run.ops, rows, snake, out, run.stop)?;
-        let new = x.len().saturating_sub(self.history());
-        self.before.extend_from_slice(&x[new..]);
-        keep_last(&mut self.before, self.conv.history() * self.conv.channels());
+        let history = self.history();
+        self.before
+            .extend_from_slice(&x[x.len().saturating_sub(history)..]);
+        keep_last(&mut self.before, history);
         Ok(())
     }
 }
