@@ -2,10 +2,11 @@
 //! machine can do.
 //!
 //! ```text
-//! cargo run --release -p segpack-runtime-min --example kernels [THREADS...] [NAME...]
+//! cargo run --release -p segpack-runtime-min --example kernels [bf16] [THREADS...] [NAME...]
 //! ```
 //!
-//! Without numbers of threads: 1 and 2. With names: only the lines that contain one of them.
+//! Without numbers of threads: 1 and 2. With names: only the lines that contain one of them. With
+//! `bf16`: activations are bf16 values.
 //!
 //! `SEGPACK_CPU` chooses the instruction set, as everywhere. Limits and kernels take turns, so that
 //! a noisy neighbour meets both; figures are medians. One layer's experts (1.2 GB of bf16 weights)
@@ -38,9 +39,11 @@ const RUNS: usize = 7;
 fn main() -> Result<(), Box<dyn Error>> {
     let kernels = Kernels::from_environment()?;
     let (mut threads, mut names) = (Vec::new(), Vec::new());
+    let mut compute = Compute::F32;
     for argument in std::env::args().skip(1) {
         match argument.parse::<usize>() {
             Ok(n) => threads.push(n),
+            Err(_) if argument == "bf16" => compute = Compute::Bf16,
             Err(_) => names.push(argument),
         }
     }
@@ -54,8 +57,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .build()?;
-        println!("\n{} kernels, {threads} threads", kernels.name());
-        let ops = CpuOps::with_kernels(Compute::F32, kernels);
+        println!(
+            "\n{} kernels, {compute:?}, {threads} threads",
+            kernels.name()
+        );
+        let ops = CpuOps::with_kernels(compute, kernels);
         pool.install(|| {
             Bench {
                 kernels,
@@ -189,7 +195,8 @@ impl Bench<'_> {
 
     fn run(&self) {
         let read = || limits::read_bandwidth(self.kernels, &[&self.weights.0]);
-        let peak = || limits::fma_peak(self.kernels, 20_000_000);
+        let compute = self.ops.compute();
+        let peak = || limits::multiply_add_peak(self.kernels, compute, 20_000_000);
         read();
         println!(
             "  limits: read {:.1} GB/s, multiply-add {:.0} GFLOP/s",

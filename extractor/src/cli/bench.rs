@@ -80,15 +80,9 @@ pub(super) struct Args {
         help_heading = DEVICE
     )]
     device_memory: Vec<u64>,
-    /// Precision of activations on a GPU
-    #[arg(
-        long,
-        value_name = "TYPE",
-        default_value = "bf16",
-        requires = "device",
-        help_heading = DEVICE
-    )]
-    compute: ComputeName,
+    /// Precision of activations [default: f32; on a GPU bf16]
+    #[arg(long, value_name = "TYPE", help_heading = DEVICE)]
+    compute: Option<ComputeName>,
     /// Memory budget to measure with, from a cold page cache; may be repeated. With --device, only
     /// once: the budget of the host, which caches experts that do not fit on the GPU
     #[arg(long, value_name = "SIZE", value_parser = size, help_heading = DEVICE)]
@@ -129,6 +123,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<Exit, CliError> {
         memory: args.memory,
         resident: !args.no_resident,
         repeats: args.repeats,
+        compute: args.compute.unwrap_or(ComputeName::F32).into(),
         check: ChecksumPolicy::from(args.check),
         layers: args.layers,
         forecast: or(args.forecast, || {
@@ -155,7 +150,7 @@ fn run_gpu(
     let settings = GpuBenchSettings {
         number,
         memory: args.memory.first().copied(),
-        compute: args.compute.into(),
+        compute: args.compute.unwrap_or(ComputeName::Bf16).into(),
         prompts: or(args.prompt.clone(), || vec![512, 2048]),
         tokens: args.tokens,
         device_memory: args.device_memory.clone(),

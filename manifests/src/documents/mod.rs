@@ -50,7 +50,7 @@ documents! {
     BatchSummary = "batch-summary" 1 . 0,
     ExpertMask = "expert-mask" 1 . 0,
     DemoReport = "demo-report" 1 . 0,
-    BenchReport = "bench-report" 1 . 1,
+    BenchReport = "bench-report" 1 . 2,
     GpuBenchReport = "gpu-bench-report" 1 . 0,
     DevicesReport = "devices-report" 1 . 0,
     ExpertsReport = "experts-report" 1 . 1,

@@ -3,14 +3,15 @@
 #![expect(unsafe_code, reason = "intrinsics of instructions that were detected")]
 
 use std::arch::x86_64::*;
+use std::mem::transmute;
 
-use super::simd::{LANES, Simd, Work};
+use super::simd::{LANES, Simd, Work, two_products};
 
-/// AVX-512 F and BW were detected.
+/// AVX-512 F, BW, DQ and VL were detected, and AVX-512 BF16 where `BF16` says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Avx512(());
+pub(super) struct Avx512<const BF16: bool>(());
 
-impl Avx512 {
+impl Avx512<false> {
     pub(super) fn detect() -> Option<Self> {
         let all = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
@@ -27,12 +28,38 @@ impl Avx512 {
     }
 }
 
+impl Avx512<true> {
+    pub(super) fn detect() -> Option<Self> {
+        let all = Avx512::<false>::detect().is_some() && is_x86_feature_detected!("avx512bf16");
+        all.then_some(Self(()))
+    }
+
+    /// Whether `VDPBF16PS` takes no longer than a multiply-add, as on AMD's processors from Zen 4 on.
+    /// On an Emerald Rapids it takes four times as long, so that multiply-adds do twice as much.
+    pub(super) fn has_twice_the_rate(self) -> bool {
+        #[allow(unused_unsafe, reason = "safe since Rust 1.94")]
+        // SAFETY: every x86-64 processor has CPUID
+        let vendor = unsafe { __cpuid(0) };
+        [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes) == [*b"Auth", *b"enti", *b"cAMD"]
+    }
+
+    pub(super) fn run<W: Work>(self, work: W) -> W::Out {
+        // SAFETY: only `detect` makes an `Avx512`, where the features are there
+        unsafe { run_bf16(self, work) }
+    }
+}
+
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-fn run<W: Work>(s: Avx512, work: W) -> W::Out {
+fn run<W: Work>(s: Avx512<false>, work: W) -> W::Out {
     work.run(s)
 }
 
-impl Simd for Avx512 {
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+fn run_bf16<W: Work>(s: Avx512<true>, work: W) -> W::Out {
+    work.run(s)
+}
+
+impl<const BF16: bool> Simd for Avx512<BF16> {
     type V = __m512;
 
     const STRIP: usize = 2;
@@ -134,6 +161,33 @@ impl Simd for Avx512 {
         unsafe {
             let mask = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
             _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(v), mask))
+        }
+    }
+
+    #[inline(always)]
+    fn pair(self, even: __m512, odd: __m512) -> __m512 {
+        // SAFETY: `self` is proof that AVX-512 F, BW, DQ and VL are there; no memory is touched
+        unsafe {
+            let even = _mm512_srli_epi32::<16>(_mm512_castps_si512(even));
+            let odd = _mm512_castps_si512(self.high(odd));
+            _mm512_castsi512_ps(_mm512_or_si512(even, odd))
+        }
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        if BF16 {
+            // SAFETY: `self` is proof that AVX-512 BF16 is there; no memory is touched, and both types
+            // are 64 bytes without meaning of their own
+            unsafe {
+                let (a, b) = (
+                    transmute::<__m512, __m512bh>(a),
+                    transmute::<__m512, __m512bh>(b),
+                );
+                _mm512_dpbf16_ps(c, a, b)
+            }
+        } else {
+            two_products(self, a, b, c)
         }
     }
 

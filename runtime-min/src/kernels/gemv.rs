@@ -56,18 +56,8 @@ impl Work for Gemv<'_> {
                 Compute::F32 => lanes(s, rows, x, ahead, &mut parked, &mut sums),
                 Compute::Bf16 => turned(s, rows, x, &mut sums),
             }
-            match bias {
-                Some(bias) => {
-                    for ((out, sum), b) in out.iter_mut().zip(&sums.0).zip(&bias[i * LANES..]) {
-                        *out = compute.round(sum + b);
-                    }
-                }
-                None => {
-                    for (out, sum) in out.iter_mut().zip(&sums.0) {
-                        *out = compute.round(*sum);
-                    }
-                }
-            }
+            let bias = bias.map(|b| &b[i * LANES..]);
+            tile::finish(compute, &sums.0, bias, out);
         }
     }
 }

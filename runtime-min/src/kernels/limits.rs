@@ -1,14 +1,15 @@
 //! What this machine can do at most: the rates that kernels are measured against.
 //!
-//! Both run one loop per thread of rayon's current pool and time it once, from the first thread's
+//! Each runs one loop per thread of rayon's current pool and time it once, from the first thread's
 //! start to the last one's end. Machines are noisy: take the median of several calls, in the same
 //! run as what is compared with them.
 
 use std::ops::Range;
 use std::time::Instant;
 
-use super::Kernels;
 use super::simd::{LANES, Line, Simd, Work};
+use super::{Bf16Products, Kernels};
+use crate::tensor::Compute;
 
 /// How far ahead of the loop memory is asked for, in bytes.
 const AHEAD: usize = 8 << 10;
@@ -50,11 +51,31 @@ fn within<'a>(parts: &[&'a [Bits]], range: Range<usize>) -> impl Iterator<Item =
 /// Fused multiply-adds on registers, `steps` times per thread: floating-point operations per
 /// second, two per multiply-add.
 pub fn fma_peak(kernels: Kernels, steps: usize) -> f64 {
+    rate(|| kernels.run(MultiplyAdd::<false>(steps)) * steps * LANES * 2)
+}
+
+/// Multiply-adds on registers, as products of bf16 weights do them in this precision: floating-point
+/// operations per second, two per multiply-add. Under `Compute::Bf16` they are those of the instructions
+/// for bf16, at least as many as in `steps` of [`fma_peak`], which it is where there are none.
+pub fn multiply_add_peak(kernels: Kernels, compute: Compute, steps: usize) -> f64 {
+    match kernels.bf16 {
+        _ if compute == Compute::F32 => fma_peak(kernels, steps),
+        Bf16Products::Widened => fma_peak(kernels, steps),
+        #[cfg(target_arch = "x86_64")]
+        Bf16Products::Pairs(instructions) => {
+            rate(|| instructions.run(MultiplyAdd::<true>(steps)) * steps * LANES * 4)
+        }
+        #[cfg(target_arch = "x86_64")]
+        Bf16Products::Tiles(amx) => rate(|| amx.multiply_registers(steps / 8) * 2),
+    }
+}
+
+/// What every thread counts, per second.
+#[expect(clippy::cast_precision_loss, reason = "a rate")]
+fn rate(count: impl Fn() -> usize + Sync) -> f64 {
     let start = Instant::now();
-    let chains = rayon::broadcast(|_| kernels.run(MultiplyAdd(steps)));
-    #[expect(clippy::cast_precision_loss, reason = "a rate")]
-    let operations = (chains.iter().sum::<usize>() * steps * LANES * 2) as f64;
-    operations / start.elapsed().as_secs_f64()
+    let counts = rayon::broadcast(|_| count());
+    counts.iter().sum::<usize>() as f64 / start.elapsed().as_secs_f64()
 }
 
 /// Products of weights that lie as `[rows / 32][columns][16 × (row j, row j + 16)]`, in bytes of
@@ -147,10 +168,10 @@ impl Work for Read<'_> {
     }
 }
 
-/// So many steps of independent chains of multiply-adds.
-struct MultiplyAdd(usize);
+/// So many steps of independent chains of multiply-adds, or of those of pairs of bf16 values.
+struct MultiplyAdd<const PAIRS: bool>(usize);
 
-impl Work for MultiplyAdd {
+impl<const PAIRS: bool> Work for MultiplyAdd<PAIRS> {
     /// Chains.
     type Out = usize;
 
@@ -166,7 +187,7 @@ impl Work for MultiplyAdd {
     }
 }
 
-impl MultiplyAdd {
+impl<const PAIRS: bool> MultiplyAdd<PAIRS> {
     /// Every lane of every chain begins with a value that the compiler does not know and ends in
     /// memory: equal ones would be computed once, and those that nobody reads not at all.
     #[inline(always)]
@@ -180,7 +201,10 @@ impl MultiplyAdd {
         let term = s.splat(std::hint::black_box(1e-4));
         for _ in 0..self.0 {
             for sum in &mut sums {
-                *sum = s.mul_add(*sum, factor, term);
+                *sum = match PAIRS {
+                    true => s.dot_pairs(factor, term, *sum),
+                    false => s.mul_add(*sum, factor, term),
+                };
             }
         }
         for (sum, line) in sums.iter().zip(&mut lines) {

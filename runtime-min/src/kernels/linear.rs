@@ -3,10 +3,15 @@
 use segpack_formats::io::CancelToken;
 use segpack_formats::numeric::FloatDtype;
 
-use super::Kernels;
+#[cfg(target_arch = "x86_64")]
+use super::amx::{self, Amx, Tiles};
+#[cfg(target_arch = "x86_64")]
+use super::avx512::Avx512;
 use super::gemm::{self, Gemm, Pack, Packed};
 use super::gemv::{Gemv, pack_lanes};
 use super::inputs::Inputs;
+#[cfg(target_arch = "x86_64")]
+use super::pairs::{self, Pairs};
 use super::panel::Rows;
 use super::parallel::each;
 use super::scratch::{Buffer, Key};
@@ -15,6 +20,7 @@ use super::simd::LANES;
 use super::skinny::{self, Skinny};
 use super::taps::{Layout, TapInputs, Turn};
 use super::tile::{Anywhere, groups};
+use super::{Bf16Products, Kernels};
 use crate::tensor::{Compute, Convolution, Linear, Matrix};
 
 /// Bytes of weights of one task where there is one token.
@@ -33,6 +39,8 @@ struct Part<'a> {
     x: Source<'a>,
     /// Where `x` is packed.
     packed: usize,
+    /// As how many values.
+    values: usize,
     /// Rows of the result.
     tokens: usize,
     out: Columns<'a>,
@@ -49,27 +57,30 @@ enum Source<'a> {
     Taps(&'a Layout, TapInputs<'a>),
 }
 
-impl Source<'_> {
-    /// Values that are packed.
-    fn len(&self) -> usize {
-        match self {
-            Self::Rows(x) => x.len(),
-            Self::Taps(layout, _) => layout.len(),
-        }
-    }
-}
-
 /// How a part is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Gemm,
     Gemv,
     Skinny,
+    #[cfg(target_arch = "x86_64")]
+    Pairs(Avx512<true>),
+    #[cfg(target_arch = "x86_64")]
+    Tiles(Amx),
 }
 
 impl Kind {
     fn of(x: &Inputs<'_>, dtype: FloatDtype, kernels: Kernels, compute: Compute) -> Self {
         let is_bf16 = dtype == FloatDtype::BF16;
+        if is_bf16 && compute == Compute::Bf16 {
+            match kernels.bf16 {
+                Bf16Products::Widened => {}
+                #[cfg(target_arch = "x86_64")]
+                Bf16Products::Pairs(pairs) => return Self::Pairs(pairs),
+                #[cfg(target_arch = "x86_64")]
+                Bf16Products::Tiles(amx) => return Self::Tiles(amx),
+            }
+        }
         let is_few = compute == Compute::F32 && x.rows() <= kernels.tokens().few;
         if is_bf16 && x.rows() == 1 {
             Self::Gemv
@@ -77,6 +88,21 @@ impl Kind {
             Self::Skinny
         } else {
             Self::Gemm
+        }
+    }
+
+    /// As how many values `x` is packed.
+    fn packed(self, x: &Source<'_>) -> usize {
+        match (self, x) {
+            #[cfg(target_arch = "x86_64")]
+            (Self::Pairs(_), Source::Rows(x)) => x.rows() * pairs::pairs(x.columns()),
+            #[cfg(target_arch = "x86_64")]
+            (Self::Tiles(_), Source::Rows(x)) => {
+                let groups = amx::Group::of(x.rows(), x.columns());
+                groups.map(|group| group.len(x.columns())).sum()
+            }
+            (_, Source::Rows(x)) => x.len(),
+            (_, Source::Taps(layout, _)) => layout.len(),
         }
     }
 }
@@ -162,6 +188,7 @@ pub(crate) fn convolution(
             kind: Kind::Gemm,
             x: Source::Taps(&layout, x.part(first, history + tokens)),
             packed: 0,
+            values: layout.len(),
             tokens,
             out: out.take_rows(tokens),
             adds,
@@ -250,12 +277,15 @@ impl<'a> Wave<'a> {
         for first in (0..x.rows()).step_by(gemm::TOKENS) {
             let tokens = gemm::TOKENS.min(x.rows() - first);
             let x = x.part(first, tokens);
+            let kind = Kind::of(&x, weight.dtype, self.kernels, self.compute);
+            let x = Source::Rows(x);
             self.add(Part {
                 weight: rows_of(weight),
                 bias,
-                kind: Kind::of(&x, weight.dtype, self.kernels, self.compute),
-                x: Source::Rows(x),
+                kind,
+                x,
                 packed: 0,
+                values: kind.packed(&x),
                 tokens,
                 out: out.take_rows(tokens),
                 adds: false,
@@ -268,12 +298,11 @@ impl<'a> Wave<'a> {
         if let Some(packed) = before.map(|p| p.packed) {
             part.packed = packed;
         } else {
-            let values = part.x.len();
-            if self.packed > 0 && self.packed + values > PACKED {
+            if self.packed > 0 && self.packed + part.values > PACKED {
                 self.run();
             }
             part.packed = self.packed;
-            self.packed += values;
+            self.packed += part.values;
         }
         self.parts.push(part);
     }
@@ -301,7 +330,7 @@ impl<'a> Wave<'a> {
             if part.packed < done {
                 continue; // another part packs the same
             }
-            let (to, after) = rest.split_at_mut(part.x.len());
+            let (to, after) = rest.split_at_mut(part.values);
             done += to.len();
             part.packs(kernels, compute, to, &mut packs);
             rest = after;
@@ -323,7 +352,7 @@ impl<'a> Wave<'a> {
                 if let Some(before) = tasks.last_mut() {
                     before.ahead = &weight.bytes[..weight.rows * weight.stride];
                 }
-                let x = &packed[part.packed..][..part.x.len()];
+                let x = &packed[part.packed..][..part.values];
                 let bias = part.bias.map(|b| &b[first..first + weight.rows]);
                 let out = part.out.take(weight.rows);
                 tasks.push(Task {
@@ -390,14 +419,18 @@ impl<'a> Part<'a> {
             }
         };
         let max = match self.kind {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Tiles(_) => return packs.extend(tiles(x, to)),
             Kind::Skinny => kernels.tokens().beside,
-            Kind::Gemm | Kind::Gemv => kernels.tokens().tile,
+            _ => kernels.tokens().tile,
         };
         let mut rest = to;
         for (first, tokens) in groups(x.rows(), max) {
             let x = x.part(first, tokens);
-            let (to, after) = rest.split_at_mut(x.len());
+            let (to, after) = rest.split_at_mut(self.kind.packed(&Source::Rows(x)));
             packs.push(match self.kind {
+                #[cfg(target_arch = "x86_64")]
+                Kind::Pairs(_) | Kind::Tiles(_) => PackTask::Pairs(pairs::Pack { x, tokens, to }),
                 Kind::Gemv => PackTask::Row(x.row(0), to),
                 Kind::Skinny => PackTask::Few(x, to),
                 Kind::Gemm => PackTask::Group(x, to),
@@ -409,6 +442,10 @@ impl<'a> Part<'a> {
     fn rows_of_a_task(&self) -> usize {
         match self.kind {
             Kind::Gemm => gemm::ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Pairs(_) => gemm::ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Tiles(_) => amx::rows_of_a_task(self.weight.rows, self.tokens),
             Kind::Gemv | Kind::Skinny => (TASK_BYTES / self.weight.stride)
                 .next_multiple_of(LANES)
                 .max(LANES),
@@ -421,7 +458,22 @@ enum PackTask<'a> {
     Row(&'a [f32], &'a mut [f32]),
     Few(Inputs<'a>, &'a mut [f32]),
     Group(Inputs<'a>, &'a mut [f32]),
+    #[cfg(target_arch = "x86_64")]
+    Pairs(pairs::Pack<'a>),
     Taps(Turn<'a>),
+}
+
+/// What packs rows for [`Kind::Tiles`].
+#[cfg(target_arch = "x86_64")]
+fn tiles<'a>(x: Inputs<'a>, to: &'a mut [f32]) -> Vec<PackTask<'a>> {
+    let mut packs = Vec::new();
+    let mut rest = to;
+    for group in amx::Group::of(x.rows(), x.columns()) {
+        let (to, after) = rest.split_at_mut(group.len(x.columns()));
+        packs.extend(group.packs(x, to).map(PackTask::Pairs));
+        rest = after;
+    }
+    packs
 }
 
 impl PackTask<'_> {
@@ -433,6 +485,8 @@ impl PackTask<'_> {
             },
             Self::Few(x, to) => skinny::pack(x, to),
             Self::Group(x, to) => kernels.run(Pack { x, compute, to }),
+            #[cfg(target_arch = "x86_64")]
+            Self::Pairs(pack) => kernels.run(pack),
             Self::Taps(turn) => kernels.run(turn),
         }
     }
@@ -475,6 +529,25 @@ impl Task<'_> {
                 out: out.row(0),
                 ahead,
                 compute,
+            }),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Pairs(instructions) => instructions.run(Pairs {
+                weight,
+                x,
+                tokens,
+                bias,
+                out,
+                ahead,
+            }),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Tiles(amx) => kernels.run(Tiles {
+                amx,
+                weight,
+                x,
+                tokens,
+                bias,
+                out,
+                ahead,
             }),
             Kind::Skinny => kernels.run(Skinny {
                 weight,

@@ -4,7 +4,8 @@
 //!   once over it.
 //! * `linear`: batches of linear layers, cut into tasks; `gemv` for one token, `skinny` for a few,
 //!   `gemm` for more, on `tile`s whose `panel`s of weights are widened and turned on the way. `inputs`: what they are
-//!   multiplied with, rows or what lies under the kernel of a convolution.
+//!   multiplied with, rows or what lies under the kernel of a convolution. `pairs` and `amx`: bf16 weights under
+//!   `Compute::Bf16` on processors with instructions for them.
 //! * `attention`, `rows`, `exp`: everything else that a layer computes.
 //! * `sound`: what a vocoder computes beside its products.
 //! * `parallel`: tasks of a kernel on several threads; `team` keeps these awake for a forward pass.
@@ -13,12 +14,15 @@
 //! **Determinism.** A value of a product depends on its row of the inputs and its row of the weight
 //! alone, and attention of a token on its query and the positions before it alone, to the bit: not
 //! on the number of threads, nor on how tokens are cut into batches. The order of additions is in
-//! `tile` and `attention`. AVX2, AVX-512 and NEON give the same bits.
+//! `tile` and `attention`. AVX2, AVX-512 and NEON give the same bits; so does `VDPBF16PS`, but for
+//! values below 2⁻¹²⁶, which it takes for zero. AMX has an order of its own under `Compute::Bf16`.
 //!
 //! **Scratch** memory (`scratch`) is kept by threads, to be used again: at most 8 MiB (or 512 rows of the longest
 //! input) of packed inputs by the thread that calls, and about 1 MiB by each thread of the pool;
 //! attention under `Compute::Bf16` up to 2 MiB there, or the scores of one token.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -33,6 +37,8 @@ mod linear;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod order;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
 mod panel;
 mod parallel;
 mod portable;
@@ -71,14 +77,30 @@ enum Path {
     #[cfg(target_arch = "x86_64")]
     Avx2(avx2::Avx2),
     #[cfg(target_arch = "x86_64")]
-    Avx512(avx512::Avx512),
+    Avx512(avx512::Avx512<false>),
     #[cfg(target_arch = "aarch64")]
     Neon(neon::Neon),
 }
 
+/// What computes products of bf16 weights under `Compute::Bf16`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bf16Products {
+    /// Multiply-adds of the values that they are widened to.
+    Widened,
+    /// One instruction for two products.
+    #[cfg(target_arch = "x86_64")]
+    Pairs(avx512::Avx512<true>),
+    /// Tile registers.
+    #[cfg(target_arch = "x86_64")]
+    Tiles(amx::Amx),
+}
+
 /// The kernels of one instruction set. What it names is there.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Kernels(Path);
+pub struct Kernels {
+    path: Path,
+    bf16: Bf16Products,
+}
 
 /// [`CPU_VARIABLE`] names kernels that this processor cannot run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -107,22 +129,49 @@ impl Kernels {
     pub fn detect() -> Self {
         Self::all()
             .pop()
-            .unwrap_or(Self(Path::Portable(portable::Portable)))
+            .unwrap_or(Self::of(Path::Portable(portable::Portable)))
+    }
+
+    fn of(path: Path) -> Self {
+        Self {
+            path,
+            bf16: Bf16Products::Widened,
+        }
     }
 
     /// All that this processor has, the best last.
     pub fn all() -> Vec<Self> {
-        let all = std::iter::once(Path::Portable(portable::Portable));
+        let mut all = vec![Self::of(Path::Portable(portable::Portable))];
         #[cfg(target_arch = "x86_64")]
-        let all = all
-            .chain(avx2::Avx2::detect().map(Path::Avx2))
-            .chain(avx512::Avx512::detect().map(Path::Avx512));
+        {
+            all.extend(avx2::Avx2::detect().map(|path| Self::of(Path::Avx2(path))));
+            all.extend(Self::of_avx512());
+        }
         #[cfg(target_arch = "aarch64")]
-        let all = all.chain(neon::Neon::detect().map(Path::Neon));
-        all.map(Self).collect()
+        all.extend(neon::Neon::detect().map(|path| Self::of(Path::Neon(path))));
+        all
     }
 
-    /// Those of this name: `portable`, `avx2`, `avx512` or `neon`.
+    /// With AVX-512: without instructions for bf16, and with them.
+    #[cfg(target_arch = "x86_64")]
+    fn of_avx512() -> Vec<Self> {
+        let Some(path) = avx512::Avx512::<false>::detect().map(Path::Avx512) else {
+            return Vec::new();
+        };
+        let mut all = vec![Self::of(path)];
+        if let Some(pairs) = avx512::Avx512::<true>::detect() {
+            let bf16 = Bf16Products::Pairs(pairs);
+            all.push(Self { path, bf16 });
+            if !pairs.has_twice_the_rate() {
+                all.reverse();
+            }
+        }
+        let tiles = amx::Amx::detect().map(Bf16Products::Tiles);
+        all.extend(tiles.map(|bf16| Self { path, bf16 }));
+        all
+    }
+
+    /// Those of this [`name`](Self::name).
     ///
     /// # Errors
     /// Where there are none of this name, or this processor lacks the instructions.
@@ -144,21 +193,26 @@ impl Kernels {
         }
     }
 
-    /// `portable`, `avx2`, `avx512` or `neon`.
+    /// `portable`, `avx2`, `avx512` or `neon`; or, as `avx512` but for products of bf16 weights under
+    /// `Compute::Bf16`, `avx512-bf16` (with `VDPBF16PS`) or `amx`.
     pub fn name(self) -> &'static str {
-        match self.0 {
-            Path::Portable(_) => "portable",
+        match (self.path, self.bf16) {
             #[cfg(target_arch = "x86_64")]
-            Path::Avx2(_) => "avx2",
+            (_, Bf16Products::Pairs(_)) => "avx512-bf16",
             #[cfg(target_arch = "x86_64")]
-            Path::Avx512(_) => "avx512",
+            (_, Bf16Products::Tiles(_)) => "amx",
+            (Path::Portable(_), _) => "portable",
+            #[cfg(target_arch = "x86_64")]
+            (Path::Avx2(_), _) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            (Path::Avx512(_), _) => "avx512",
             #[cfg(target_arch = "aarch64")]
-            Path::Neon(_) => "neon",
+            (Path::Neon(_), _) => "neon",
         }
     }
 
     pub(crate) fn run<W: Work>(self, work: W) -> W::Out {
-        match self.0 {
+        match self.path {
             Path::Portable(path) => path.run(work),
             #[cfg(target_arch = "x86_64")]
             Path::Avx2(path) => path.run(work),

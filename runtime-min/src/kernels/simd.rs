@@ -97,6 +97,25 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn low(self, v: Self::V) -> Self::V;
     /// In every lane the high 16 bits, taken for a bf16 value.
     fn high(self, v: Self::V) -> Self::V;
+    /// In every lane the high 16 bits of `even`, then those of `odd`: the pair of bf16 values of which
+    /// [`low`](Self::low) and [`high`](Self::high) give one each.
+    #[inline(always)]
+    fn pair(self, even: Self::V, odd: Self::V) -> Self::V {
+        let (mut low, mut high) = (Line::ZERO, Line::ZERO);
+        self.store(even, &mut low.0);
+        self.store(odd, &mut high.0);
+        for (low, high) in low.0.iter_mut().zip(&high.0) {
+            *low = f32::from_bits(low.to_bits() >> 16 | high.to_bits() & 0xffff_0000);
+        }
+        self.load(&low.0)
+    }
+    /// In every lane `c` plus the products of a pair of bf16 values with another: first that of the
+    /// high ones, then that of the low ones, each added with one rounding. Where it is one instruction
+    /// (`VDPBF16PS`), values and sums below 2⁻¹²⁶ are zero.
+    #[inline(always)]
+    fn dot_pairs(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        two_products(self, a, b, c)
+    }
     /// Lane i of row j becomes lane j of row i.
     fn transpose(self, rows: [Self::V; LANES]) -> [Self::V; LANES];
 
@@ -136,4 +155,11 @@ pub(crate) trait Simd: Copy + Send + Sync {
         }
         lanes[0]
     }
+}
+
+/// [`Simd::dot_pairs`] in two steps.
+#[inline(always)]
+pub(super) fn two_products<S: Simd>(s: S, a: S::V, b: S::V, c: S::V) -> S::V {
+    let c = s.mul_add(s.high(a), s.high(b), c);
+    s.mul_add(s.low(a), s.low(b), c)
 }

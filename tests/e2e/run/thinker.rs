@@ -257,13 +257,11 @@ fn bf16_stable_prompts_continue_alike() {
             .iter()
             .filter(|p| p.bf16_stable)
         {
-            let (_, _, generated) = run(
-                &pack,
-                CpuOps::new(Compute::Bf16),
-                prompt,
-                settings(prompt, None),
-            );
-            assert_eq!(generated, prompt.generated, "{name}");
+            for kernels in Kernels::all() {
+                let ops = CpuOps::with_kernels(Compute::Bf16, kernels);
+                let (_, _, generated) = run(&pack, ops, prompt, settings(prompt, None));
+                assert_eq!(generated, prompt.generated, "{name} {kernels:?}");
+            }
             stable += 1;
         }
     }

@@ -1,6 +1,6 @@
 use segpack_manifests::documents::{
-    BenchForecast, BenchForecastBudget, BenchLimits, BenchOnDemand, BenchRate, BenchReport,
-    BenchResident, GpuBenchOnDemand, GpuBenchReport, GpuBenchResident, Precision,
+    BenchForecast, BenchForecastBudget, BenchLimits, BenchOnDemand, BenchPrefillLimit, BenchRate,
+    BenchReport, BenchResident, GpuBenchOnDemand, GpuBenchReport, GpuBenchResident, Precision,
 };
 
 use super::numbers::{bytes, mean_bytes, percent, rate};
@@ -37,8 +37,9 @@ pub(crate) fn bench(report: &BenchReport) -> String {
 fn machine(report: &BenchReport) -> String {
     let mut page = Page::default();
     let (kernels, repeats) = (&report.instruction_set, report.repeats);
+    let compute = compute_name(report.compute);
     page.line(format_args!(
-        "machine ({kernels} kernels, medians of {repeats})"
+        "machine ({kernels} kernels, {compute}, medians of {repeats})"
     ));
     let drive = report
         .drive_rate
@@ -51,7 +52,7 @@ fn machine(report: &BenchReport) -> String {
         "  threads",
         "memory bandwidth",
         "highest",
-        "f32 multiply-add",
+        "multiply-add",
         "highest",
     ];
     page.table(1, &header, report.limits.iter().map(limits_row).collect());
@@ -103,7 +104,11 @@ fn resident_rows(resident: &BenchResident) -> Vec<Vec<String>> {
     )];
     for p in &resident.prefill {
         let prompt = format!("prefill, {} tokens", p.tokens);
-        rows.push(resident_row(resident, prompt, p.rate, "f32 multiply-add"));
+        let limit = match p.limit {
+            BenchPrefillLimit::MultiplyAdd => "multiply-add",
+            BenchPrefillLimit::Memory => "memory bandwidth",
+        };
+        rows.push(resident_row(resident, prompt, p.rate, limit));
     }
     rows
 }
@@ -192,13 +197,17 @@ fn forecast_row(budget: &BenchForecastBudget) -> Vec<String> {
     ]
 }
 
+fn compute_name(compute: Precision) -> &'static str {
+    match compute {
+        Precision::Float32 => "f32",
+        Precision::Bfloat16 => "bf16",
+    }
+}
+
 /// What `bench --device cuda` measured.
 pub(crate) fn gpu_bench(report: &GpuBenchReport) -> String {
     let mut page = Page::default();
-    let compute = match report.compute {
-        Precision::Float32 => "f32",
-        Precision::Bfloat16 => "bf16",
-    };
+    let compute = compute_name(report.compute);
     page.line(format_args!(
         "{} ({compute}, medians of {})",
         report.device, report.repeats

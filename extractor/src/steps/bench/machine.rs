@@ -10,7 +10,7 @@ use segpack_manifests::Pack;
 use segpack_manifests::documents::BenchLimits;
 use segpack_manifests::folder::AlignedFile;
 use segpack_runtime_min::Kernels;
-use segpack_runtime_min::limits::{fma_peak, read_bandwidth};
+use segpack_runtime_min::limits::{multiply_add_peak, read_bandwidth};
 use segpack_runtime_min::session::on_threads;
 use segpack_runtime_min::weights::{Arena, Block};
 
@@ -83,7 +83,7 @@ fn limits_here(
     let times = settings.repeats.max(3);
     let read = (0..times).map(|_| read_bandwidth(kernels, &[buffer]));
     let (read_bandwidth, highest_read_bandwidth) = median_and_highest(read.collect());
-    let multiply_add = (0..times).map(|_| fma_peak(kernels, FMA_STEPS));
+    let multiply_add = (0..times).map(|_| multiply_add_peak(kernels, settings.compute, FMA_STEPS));
     let (fma_peak, highest_fma_peak) = median_and_highest(multiply_add.collect());
     BenchLimits {
         threads: threads as u64,

@@ -9,9 +9,10 @@ mod model;
 
 use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
-use segpack_manifests::documents::{BenchRate, BenchReport, GENERATOR};
+use segpack_manifests::documents::{BenchRate, BenchReport, GENERATOR, Precision};
 use segpack_runtime_min::Kernels;
 use segpack_runtime_min::session::SessionError;
+use segpack_runtime_min::tensor::Compute;
 use segpack_runtime_min::weights::ChecksumPolicy;
 
 pub use self::error::BenchError;
@@ -37,6 +38,8 @@ pub(crate) struct BenchSettings {
     pub resident: bool,
     /// How often to measure each figure.
     pub repeats: u32,
+    /// Precision of activations.
+    pub compute: Compute,
     /// When digests are compared.
     pub check: ChecksumPolicy,
     /// Layers of the model that the forecast is for; `None`: the pack's own.
@@ -87,6 +90,10 @@ pub(crate) fn bench(
         format_version: BenchReport::VERSION,
         generator: GENERATOR.to_owned(),
         instruction_set: kernels.name().to_owned(),
+        compute: match settings.compute {
+            Compute::F32 => Precision::Float32,
+            Compute::Bf16 => Precision::Bfloat16,
+        },
         repeats: settings.repeats,
         checked: settings.check == ChecksumPolicy::Always,
         drive_rate: machine.drive_rate,

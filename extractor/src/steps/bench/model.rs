@@ -1,11 +1,14 @@
 //! The model on this machine.
 
+use std::cell::Cell;
 use std::time::Instant;
 
 use segpack_formats::io::{CancelToken, InputFile};
 use segpack_manifests::Pack;
-use segpack_manifests::documents::{BenchOnDemand, BenchPrefill, BenchRate, BenchResident};
-use segpack_runtime_min::limits::{fma_peak, read_bandwidth};
+use segpack_manifests::documents::{
+    BenchOnDemand, BenchPrefill, BenchPrefillLimit, BenchRate, BenchResident,
+};
+use segpack_runtime_min::limits::{multiply_add_peak, read_bandwidth};
 use segpack_runtime_min::session::{
     Logits, MemoryLimit, Model, Reservation, Session, SessionOptions,
 };
@@ -64,6 +67,7 @@ impl ModelBench<'_> {
         let mut options = SessionOptions::default();
         options.memory = memory;
         options.check = self.settings.check;
+        options.compute = self.settings.compute;
         options.threads = Some(threads);
         let session = Session::open_cancellable(self.pack, &options, self.stop)?;
         let reservation = Reservation {
@@ -98,19 +102,11 @@ impl ModelBench<'_> {
                     |model| Ok(self.read_bandwidth(model) / float(bytes_per_token)),
                     |model| self.decode(model, ids).map(|d| d.tokens_per_second),
                 )?;
-                let flops = products_per_token(model);
-                let mut prefill = Vec::new();
-                for tokens in &self.settings.prompts {
-                    let rate = self.rate(
-                        model,
-                        |_| Ok(fma_peak(self.kernels, FMA_STEPS) / flops),
-                        |model| prefill_rate(model, &ids.some(*tokens)),
-                    )?;
-                    prefill.push(BenchPrefill {
-                        tokens: *tokens as u64,
-                        rate,
-                    });
-                }
+                let prompts = &self.settings.prompts;
+                let prefill = prompts
+                    .iter()
+                    .map(|tokens| self.prefill(model, ids, *tokens));
+                let prefill = prefill.collect::<Result<_, _>>()?;
                 Ok(BenchResident {
                     threads,
                     decode,
@@ -119,6 +115,48 @@ impl ModelBench<'_> {
                 })
             },
         )
+    }
+
+    /// A prompt, whose limit is the slower of multiplying and reading.
+    fn prefill(
+        &self,
+        model: &mut Model<'_>,
+        ids: &mut Ids,
+        tokens: usize,
+    ) -> Result<BenchPrefill, StepError> {
+        let operations = float(tokens as u64) * products_per_token(model);
+        let bytes = float(self.bytes_of_prompt(model, &ids.some(tokens))?);
+        let limit = Cell::new(BenchPrefillLimit::default());
+        let least_seconds = |model: &Model<'_>| {
+            let compute = self.settings.compute;
+            let multiplying = operations / multiply_add_peak(self.kernels, compute, FMA_STEPS);
+            let reading = bytes / self.read_bandwidth(model);
+            limit.set(match reading > multiplying {
+                true => BenchPrefillLimit::Memory,
+                false => BenchPrefillLimit::MultiplyAdd,
+            });
+            reading.max(multiplying)
+        };
+        let rate = self.rate(
+            model,
+            |model| Ok(float(tokens as u64) / least_seconds(model)),
+            |model| prefill_rate(model, &ids.some(tokens)),
+        )?;
+        Ok(BenchPrefill {
+            tokens: tokens as u64,
+            rate,
+            limit: limit.get(),
+        })
+    }
+
+    /// Weights that a prompt needs: everything dense, and the experts that it chooses.
+    fn bytes_of_prompt(&self, model: &mut Model<'_>, ids: &[u32]) -> Result<u64, StepError> {
+        let before = model.stats().cache;
+        prefill_rate(model, ids)?;
+        let after = model.stats().cache;
+        let experts = after.hits + after.misses - before.hits - before.misses;
+        let network = model.demand().network;
+        Ok(network.dense + experts * network.expert)
     }
 
     /// In less memory, from a cold page cache.

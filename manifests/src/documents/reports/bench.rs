@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Precision;
 use crate::documents::FormatVersion;
 
 /// The limits of a machine, the rates of a model, and a forecast for the whole model.
@@ -20,6 +21,9 @@ pub struct BenchReport {
     pub generator: String,
     /// Instruction set of the kernels.
     pub instruction_set: String,
+    /// Precision of the activations; `float32` where it is missing (before version 1.2).
+    #[serde(default = "float32")]
+    pub compute: Precision,
     /// Number of measurements of each figure; the median is reported.
     pub repeats: u32,
     /// Whether digests were compared on every load.
@@ -39,6 +43,10 @@ pub struct BenchReport {
     pub forecast: BenchForecast,
 }
 
+fn float32() -> Precision {
+    Precision::Float32
+}
+
 /// Limits of processor and memory.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -49,7 +57,8 @@ pub struct BenchLimits {
     pub read_bandwidth: f64,
     /// The highest of its measurements, bytes per second.
     pub highest_read_bandwidth: f64,
-    /// f32 multiply-adds, operations per second (a multiply-add is two).
+    /// Multiply-adds of products in the precision of `compute`, operations per second (a multiply-add is
+    /// two).
     pub fma_peak: f64,
     /// The highest of its measurements, operations per second.
     pub highest_fma_peak: f64,
@@ -88,9 +97,23 @@ pub struct BenchRate {
 pub struct BenchPrefill {
     /// Tokens of the prompt.
     pub tokens: u64,
-    /// Its rate; the limit is the multiply-add peak over all products with weights (those of
-    /// attention are not counted).
+    /// Its rate and the share of its limit.
     pub rate: BenchRate,
+    /// What that limit is; `multiply_add` where it is missing (before version 1.2).
+    #[serde(default)]
+    pub limit: BenchPrefillLimit,
+}
+
+/// What a prompt cannot be faster than: the slower of two.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum BenchPrefillLimit {
+    /// The multiply-add peak over all products with weights (those of attention are not counted).
+    #[default]
+    MultiplyAdd,
+    /// The memory bandwidth over the weights that the prompt needs, each read once.
+    Memory,
 }
 
 /// The model in less memory than it has weights, from a cold page cache.

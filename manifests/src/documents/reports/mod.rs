@@ -30,8 +30,8 @@ mod vocode;
 
 pub use batch::{BatchSummary, PromptId, PromptResult};
 pub use bench::{
-    BenchForecast, BenchForecastBudget, BenchLimits, BenchOnDemand, BenchPrefill, BenchRate,
-    BenchReport, BenchResident,
+    BenchForecast, BenchForecastBudget, BenchLimits, BenchOnDemand, BenchPrefill,
+    BenchPrefillLimit, BenchRate, BenchReport, BenchResident,
 };
 pub use demo::{DemoReport, DemoStep};
 pub use devices::{DeviceEntry, DevicesReport};
