@@ -98,7 +98,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// In every lane the high 16 bits, taken for a bf16 value.
     fn high(self, v: Self::V) -> Self::V;
     /// In every lane the high 16 bits of `even`, then those of `odd`: the pair of bf16 values of which
-    /// [`low`](Self::low) and [`high`](Self::high) give one each.
+    /// [`low`](Self::low) and [`high`](Self::high) give one each. For sets with instructions for bf16.
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn pair(self, even: Self::V, odd: Self::V) -> Self::V {
         let (mut low, mut high) = (Line::ZERO, Line::ZERO);

@@ -1,5 +1,6 @@
 //! Running a model from a pack.
 
+mod bench;
 #[cfg(unix)]
 mod chat;
 mod command;
