@@ -239,15 +239,15 @@ impl Tiles<'_> {
         let Rows {
             columns, stride, ..
         } = self.weight;
-        let (groups, pairs) = (Group::of(self.tokens, columns), self.pairs_of_tiles());
+        let (groups, tiles) = (Group::of(self.tokens, columns), self.pairs_of_tiles());
         let of_a_pair = groups.clone().count() * SUMS;
-        let sums = sums.lines(pairs.clone().count() * of_a_pair);
+        let sums = sums.lines(tiles.clone().count() * of_a_pair);
         sums.fill(Line::ZERO);
         let last = last.lines(2 * TILE);
         let (whole, height) = (columns / WORDS, self.height());
         let ahead = gemv::Ahead::new(self.weight, self.ahead);
         let mut registers = Registers::new(self.amx);
-        for (firsts, sums) in pairs.zip(sums.chunks_exact_mut(of_a_pair)) {
+        for (firsts, sums) in tiles.zip(sums.chunks_exact_mut(of_a_pair)) {
             let rows = firsts.map(|first| self.weight.part(first, height, 0, columns));
             let weights = Weights {
                 tiles: rows.map(|rows| rows.bytes),
@@ -277,9 +277,9 @@ impl Tiles<'_> {
         let mut buffers = [Key::Sums, Key::Panel].map(Buffer::take);
         let [sums, copies] = &mut buffers;
         let columns = self.weight.columns;
-        let (groups, pairs) = (Group::of(self.tokens, columns), self.pairs_of_tiles());
+        let (groups, tiles) = (Group::of(self.tokens, columns), self.pairs_of_tiles());
         let of_a_pair = groups.clone().count() * SUMS;
-        let sums = sums.lines(pairs.clone().count() * of_a_pair);
+        let sums = sums.lines(tiles.clone().count() * of_a_pair);
         sums.fill(Line::ZERO);
         let copies = copies.lines(2 * TILE * CHUNKS);
         let height = self.height();
@@ -287,7 +287,7 @@ impl Tiles<'_> {
         let all = columns.div_ceil(WORDS);
         for from in (0..all).step_by(CHUNKS) {
             let chunks = CHUNKS.min(all - from);
-            for (firsts, sums) in pairs.clone().zip(sums.chunks_exact_mut(of_a_pair)) {
+            for (firsts, sums) in tiles.clone().zip(sums.chunks_exact_mut(of_a_pair)) {
                 let rows = firsts.map(|first| self.weight.part(first, height, 0, columns));
                 let copies = &mut copies[..2 * TILE * chunks];
                 copy(s, rows, from..from + chunks, copies);
