@@ -24,8 +24,8 @@ use super::inputs::Inputs;
 use super::order::WORDS;
 use super::pairs::{self, pairs};
 use super::panel::Rows;
+use super::product::Product;
 use super::scratch::{Buffer, Key};
-use super::shared::Columns;
 use super::simd::{LANES, Line, Simd, Work, bytes, values};
 use super::tile::finish;
 use crate::tensor::Compute;
@@ -130,8 +130,8 @@ fn may_use_tiles() -> bool {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Group {
     /// The first token.
-    pub first: usize,
-    pub tokens: usize,
+    first: usize,
+    tokens: usize,
     /// Tiles of tokens, 1 or 2.
     tiles: usize,
     /// Tokens of a tile; the last one of the second may be missing.
@@ -190,19 +190,10 @@ pub(super) fn rows_of_a_task(rows: usize, tokens: usize) -> usize {
     }
 }
 
-/// `out[t] = round(rows · x[t] + bias)`
+/// A product with activations that are packed by [`Group::packs`].
 pub(super) struct Tiles<'a> {
     pub amx: Amx,
-    pub weight: Rows<'a>,
-    /// By [`Group::packs`].
-    pub x: &'a [f32],
-    pub tokens: usize,
-    /// `[rows]`
-    pub bias: Option<&'a [f32]>,
-    /// `[tokens, rows]`
-    pub out: Columns<'a>,
-    /// What this thread reads next.
-    pub ahead: &'a [u8],
+    pub product: Product<'a>,
 }
 
 impl Work for Tiles<'_> {
@@ -210,7 +201,7 @@ impl Work for Tiles<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        match self.tokens {
+        match self.product.tokens {
             ..=AS_THEY_LIE => self.as_they_lie(s),
             _ => self.copied(s),
         }
@@ -220,12 +211,12 @@ impl Work for Tiles<'_> {
 impl Tiles<'_> {
     /// Rows of a tile.
     fn height(&self) -> usize {
-        LANES.min(self.weight.rows)
+        LANES.min(self.product.weight.rows)
     }
 
     /// The first rows of two tiles at a time: the last tiles may have rows of those before.
     fn pairs_of_tiles(&self) -> impl Iterator<Item = [usize; 2]> + Clone + use<> {
-        let (rows, height) = (self.weight.rows, self.height());
+        let (rows, height) = (self.product.weight.rows, self.height());
         (0..rows)
             .step_by(2 * LANES)
             .map(move |first| [first, first + LANES].map(|row| row.min(rows - height)))
@@ -238,17 +229,20 @@ impl Tiles<'_> {
         let [sums, last] = &mut buffers;
         let Rows {
             columns, stride, ..
-        } = self.weight;
-        let (groups, tiles) = (Group::of(self.tokens, columns), self.pairs_of_tiles());
+        } = self.product.weight;
+        let (groups, tiles) = (
+            Group::of(self.product.tokens, columns),
+            self.pairs_of_tiles(),
+        );
         let of_a_pair = groups.clone().count() * SUMS;
         let sums = sums.lines(tiles.clone().count() * of_a_pair);
         sums.fill(Line::ZERO);
         let last = last.lines(2 * TILE);
         let (whole, height) = (columns / WORDS, self.height());
-        let ahead = gemv::Ahead::new(self.weight, self.ahead);
+        let ahead = gemv::Ahead::new(self.product.weight, self.product.ahead);
         let mut registers = Registers::new(self.amx);
         for (firsts, sums) in tiles.zip(sums.chunks_exact_mut(of_a_pair)) {
-            let rows = firsts.map(|first| self.weight.part(first, height, 0, columns));
+            let rows = firsts.map(|first| self.product.weight.part(first, height, 0, columns));
             let weights = Weights {
                 tiles: rows.map(|rows| rows.bytes),
                 height,
@@ -260,10 +254,16 @@ impl Tiles<'_> {
             let sums = sums.chunks_exact_mut(SUMS);
             for ((group, next), sums) in groups.clone().zip(next).zip(sums) {
                 registers.configure(height, group);
-                registers.multiply(weights, group.x(self.x, columns, 0), whole, sums, next);
+                registers.multiply(
+                    weights,
+                    group.x(self.product.x, columns, 0),
+                    whole,
+                    sums,
+                    next,
+                );
                 if !columns.is_multiple_of(WORDS) {
                     copy(s, rows, whole..whole + 1, last);
-                    let x = group.x(self.x, columns, whole);
+                    let x = group.x(self.product.x, columns, whole);
                     registers.multiply(Weights::copied(last, height), x, 1, sums, Ahead::NOTHING);
                 }
             }
@@ -276,8 +276,11 @@ impl Tiles<'_> {
     fn copied<S: Simd>(&mut self, s: S) {
         let mut buffers = [Key::Sums, Key::Panel].map(Buffer::take);
         let [sums, copies] = &mut buffers;
-        let columns = self.weight.columns;
-        let (groups, tiles) = (Group::of(self.tokens, columns), self.pairs_of_tiles());
+        let columns = self.product.weight.columns;
+        let (groups, tiles) = (
+            Group::of(self.product.tokens, columns),
+            self.pairs_of_tiles(),
+        );
         let of_a_pair = groups.clone().count() * SUMS;
         let sums = sums.lines(tiles.clone().count() * of_a_pair);
         sums.fill(Line::ZERO);
@@ -288,14 +291,14 @@ impl Tiles<'_> {
         for from in (0..all).step_by(CHUNKS) {
             let chunks = CHUNKS.min(all - from);
             for (firsts, sums) in tiles.clone().zip(sums.chunks_exact_mut(of_a_pair)) {
-                let rows = firsts.map(|first| self.weight.part(first, height, 0, columns));
+                let rows = firsts.map(|first| self.product.weight.part(first, height, 0, columns));
                 let copies = &mut copies[..2 * TILE * chunks];
                 copy(s, rows, from..from + chunks, copies);
                 let weights = Weights::copied(copies, height);
                 let mut next = self.rows_after(firsts[1] + height, from);
                 for (group, sums) in groups.clone().zip(sums.chunks_exact_mut(SUMS)) {
                     registers.configure(height, group);
-                    let x = group.x(self.x, columns, from);
+                    let x = group.x(self.product.x, columns, from);
                     registers.multiply(weights, x, chunks, sums, Ahead::NOTHING);
                     for row in next.by_ref().take(ROWS_AHEAD) {
                         for c in 0..CHUNKS {
@@ -311,11 +314,14 @@ impl Tiles<'_> {
     /// Where the chunks lie that are copied next, of one row after another: those of two tiles from `row`
     /// on, or of the first ones where these were the last rows.
     fn rows_after(&self, row: usize, chunk: usize) -> impl Iterator<Item = *const u8> + use<> {
-        let (row, chunk) = match row < self.weight.rows {
+        let (row, chunk) = match row < self.product.weight.rows {
             true => (row, chunk),
             false => (0, chunk + CHUNKS),
         };
-        let (start, stride) = (self.weight.bytes.as_ptr(), self.weight.stride);
+        let (start, stride) = (
+            self.product.weight.bytes.as_ptr(),
+            self.product.weight.stride,
+        );
         (row..row + 2 * LANES)
             .map(move |row| start.wrapping_add(row * stride + chunk * size_of::<Line>()))
     }
@@ -323,7 +329,7 @@ impl Tiles<'_> {
     /// The results of all rows for some tokens after another, from `[pairs of tiles, groups]` sums.
     #[inline(always)]
     fn finish<S: Simd>(&mut self, s: S, sums: &[Line]) {
-        let groups = Group::of(self.tokens, self.weight.columns);
+        let groups = Group::of(self.product.tokens, self.product.weight.columns);
         let of_a_pair = groups.clone().count() * SUMS;
         for (g, group) in groups.enumerate() {
             for tile in 0..group.tiles {
@@ -355,11 +361,11 @@ impl Tiles<'_> {
         for (row, line) in rows.iter_mut().zip(sums) {
             *row = s.load(&line.0);
         }
-        let bias = self.bias.map(|b| &b[first..]);
+        let bias = self.product.bias.map(|b| &b[first..]);
         for (t, sums) in s.transpose(rows).iter().enumerate().take(tokens) {
             let mut line = Line::ZERO;
             s.store(*sums, &mut line.0);
-            let out = &mut self.out.row(group.first + token + t)[first..first + height];
+            let out = &mut self.product.out.row(group.first + token + t)[first..first + height];
             finish(Compute::Bf16, &line.0, bias, out);
         }
     }

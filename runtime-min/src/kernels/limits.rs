@@ -1,6 +1,6 @@
 //! What this machine can do at most: the rates that kernels are measured against.
 //!
-//! Each runs one loop per thread of rayon's current pool and time it once, from the first thread's
+//! Each runs one loop per thread of rayon's current pool and times it once, from the first thread's
 //! start to the last one's end. Machines are noisy: take the median of several calls, in the same
 //! run as what is compared with them.
 

@@ -14,6 +14,7 @@ use super::inputs::Inputs;
 use super::pairs::{self, Pairs};
 use super::panel::Rows;
 use super::parallel::each;
+use super::product::Product;
 use super::scratch::{Buffer, Key};
 use super::shared::Columns;
 use super::simd::LANES;
@@ -350,23 +351,25 @@ impl<'a> Wave<'a> {
             for first in (0..part.weight.rows).step_by(rows) {
                 let weight = part.weight.part(first, rows, 0, part.weight.columns);
                 if let Some(before) = tasks.last_mut() {
-                    before.ahead = &weight.bytes[..weight.rows * weight.stride];
+                    before.product.ahead = &weight.bytes[..weight.rows * weight.stride];
                 }
                 let x = &packed[part.packed..][..part.values];
                 let bias = part.bias.map(|b| &b[first..first + weight.rows]);
                 let out = part.out.take(weight.rows);
                 tasks.push(Task {
-                    weight,
-                    x,
-                    tokens: part.tokens,
+                    product: Product {
+                        weight,
+                        x,
+                        tokens: part.tokens,
+                        bias,
+                        out,
+                        ahead: &[],
+                    },
                     kind: part.kind,
                     places: match part.x {
                         Source::Rows(_) => None,
                         Source::Taps(layout, _) => Some(layout.places()),
                     },
-                    bias,
-                    out,
-                    ahead: &[],
                     adds: part.adds,
                 });
             }
@@ -494,16 +497,10 @@ impl PackTask<'_> {
 
 /// Some rows of a weight, times all tokens of a part.
 struct Task<'a> {
-    weight: Rows<'a>,
-    x: &'a [f32],
+    product: Product<'a>,
+    kind: Kind,
     /// Where the columns of a convolution are in `x`.
     places: Option<&'a [usize]>,
-    tokens: usize,
-    kind: Kind,
-    bias: Option<&'a [f32]>,
-    out: Columns<'a>,
-    /// The weights of the next task.
-    ahead: &'a [u8],
     /// As in [`Gemm`].
     adds: bool,
 }
@@ -511,65 +508,58 @@ struct Task<'a> {
 impl Task<'_> {
     fn run(self, kernels: Kernels, compute: Compute) {
         let Self {
-            weight,
-            x,
-            places,
-            tokens,
+            product,
             kind,
-            bias,
-            mut out,
-            ahead,
+            places,
             adds,
         } = self;
         match kind {
-            Kind::Gemv => kernels.run(Gemv {
-                weight,
-                x,
-                bias,
-                out: out.row(0),
-                ahead,
-                compute,
-            }),
             #[cfg(target_arch = "x86_64")]
-            Kind::Pairs(instructions) => instructions.run(Pairs {
-                weight,
-                x,
-                tokens,
-                bias,
-                out,
-                ahead,
-            }),
+            Kind::Pairs(instructions) => instructions.run(Pairs(product)),
             #[cfg(target_arch = "x86_64")]
-            Kind::Tiles(amx) => kernels.run(Tiles {
-                amx,
-                weight,
-                x,
-                tokens,
-                bias,
-                out,
-                ahead,
-            }),
-            Kind::Skinny => kernels.run(Skinny {
-                weight,
-                x,
-                tokens,
-                bias,
-                out,
-                ahead,
-            }),
-            Kind::Gemm => kernels.run(Gemm {
-                weight,
-                x: match places {
-                    None => Packed::Groups(x),
-                    Some(places) => Packed::Anywhere(Anywhere { values: x, places }),
-                },
-                tokens,
-                bias,
-                out,
-                adds,
-                ahead,
-                compute,
-            }),
+            Kind::Tiles(amx) => kernels.run(Tiles { amx, product }),
+            Kind::Skinny => kernels.run(Skinny(product)),
+            Kind::Gemv => {
+                let Product {
+                    weight,
+                    x,
+                    bias,
+                    mut out,
+                    ahead,
+                    ..
+                } = product;
+                kernels.run(Gemv {
+                    weight,
+                    x,
+                    bias,
+                    out: out.row(0),
+                    ahead,
+                    compute,
+                });
+            }
+            Kind::Gemm => {
+                let Product {
+                    weight,
+                    x,
+                    tokens,
+                    bias,
+                    out,
+                    ahead,
+                } = product;
+                kernels.run(Gemm {
+                    weight,
+                    x: match places {
+                        None => Packed::Groups(x),
+                        Some(places) => Packed::Anywhere(Anywhere { values: x, places }),
+                    },
+                    tokens,
+                    bias,
+                    out,
+                    adds,
+                    ahead,
+                    compute,
+                });
+            }
         }
     }
 }

@@ -42,6 +42,7 @@ mod pairs;
 mod panel;
 mod parallel;
 mod portable;
+mod product;
 mod rows;
 mod scratch;
 mod shared;

@@ -12,9 +12,9 @@ use segpack_formats::numeric::bf16;
 use super::inputs::Inputs;
 use super::order::WORDS;
 use super::panel::Rows;
+use super::product::Product;
 use super::scratch::{Buffer, Key};
-use super::shared::Columns;
-use super::simd::{LANES, Line, Simd, Work};
+use super::simd::{LANES, Line, Simd, Work, pair_of};
 use super::tile::{Ahead, by_tokens, finish, groups};
 use crate::tensor::Compute;
 
@@ -78,34 +78,23 @@ fn pack_one(x: &[f32], to: &mut [f32]) {
     let (pairs, last) = x.as_chunks::<2>();
     let (to, rest) = to.split_at_mut(pairs.len());
     for (to, [even, odd]) in to.iter_mut().zip(pairs) {
-        *to = f32::from_bits(even.to_bits() >> 16 | odd.to_bits() & 0xffff_0000);
+        *to = pair_of(*even, *odd);
     }
     rest.fill(0.0);
     if let ([to, ..], [even]) = (rest, last) {
-        *to = f32::from_bits(even.to_bits() >> 16);
+        *to = pair_of(*even, 0.0);
     }
 }
 
-/// `out[t] = round(rows · x[t] + bias)`
-pub(super) struct Pairs<'a> {
-    pub weight: Rows<'a>,
-    /// By [`Pack`], in groups of at most [`Simd::TOKENS`] tokens.
-    pub x: &'a [f32],
-    pub tokens: usize,
-    /// `[rows]`
-    pub bias: Option<&'a [f32]>,
-    /// `[tokens, rows]`
-    pub out: Columns<'a>,
-    /// What this thread reads next.
-    pub ahead: &'a [u8],
-}
+/// A product with activations that are packed by [`Pack`], in groups of at most [`Simd::TOKENS`] tokens.
+pub(super) struct Pairs<'a>(pub Product<'a>);
 
 impl Work for Pairs<'_> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        match self.tokens {
+        match self.0.tokens {
             ..=FEW => self.few(s),
             _ => self.many(s),
         }
@@ -116,16 +105,16 @@ impl Pairs<'_> {
     /// Sixteen rows at a time, in registers.
     #[inline(always)]
     fn few<S: Simd>(&mut self, s: S) {
-        for first in (0..self.weight.rows).step_by(LANES) {
-            let rows = self.weight.part(first, LANES, 0, self.weight.columns);
+        for first in (0..self.0.weight.rows).step_by(LANES) {
+            let rows = self.0.weight.part(first, LANES, 0, self.0.weight.columns);
             let mut sums = [Line::ZERO; FEW];
-            match self.tokens {
-                1 => sixteen::<S, 1>(s, rows, self.x, &mut sums),
-                2 => sixteen::<S, 2>(s, rows, self.x, &mut sums),
-                3 => sixteen::<S, 3>(s, rows, self.x, &mut sums),
-                _ => sixteen::<S, FEW>(s, rows, self.x, &mut sums),
+            match self.0.tokens {
+                1 => sixteen::<S, 1>(s, rows, self.0.x, &mut sums),
+                2 => sixteen::<S, 2>(s, rows, self.0.x, &mut sums),
+                3 => sixteen::<S, 3>(s, rows, self.0.x, &mut sums),
+                _ => sixteen::<S, FEW>(s, rows, self.0.x, &mut sums),
             }
-            for (t, sums) in sums.iter().enumerate().take(self.tokens) {
+            for (t, sums) in sums.iter().enumerate().take(self.0.tokens) {
                 self.finish(first, t, &sums.0);
             }
         }
@@ -136,17 +125,17 @@ impl Pairs<'_> {
     fn many<S: Simd>(&mut self, s: S) {
         let [mut panel, mut sums] = [Key::Panel, Key::Sums].map(Buffer::take);
         let panel = panel.lines(PIECE).as_chunks_mut::<2>().0;
-        let sums = sums.lines(2 * self.tokens).as_chunks_mut::<2>().0;
-        let all = pairs(self.weight.columns);
-        let mut ahead = Ahead::new(self.ahead);
-        for first_row in (0..self.weight.rows).step_by(2 * LANES) {
-            for from in (0..self.weight.columns).step_by(PIECE) {
-                let rows = self.weight.part(first_row, 2 * LANES, from, PIECE);
+        let sums = sums.lines(2 * self.0.tokens).as_chunks_mut::<2>().0;
+        let all = pairs(self.0.weight.columns);
+        let mut ahead = Ahead::new(self.0.ahead);
+        for first_row in (0..self.0.weight.rows).step_by(2 * LANES) {
+            for from in (0..self.0.weight.columns).step_by(PIECE) {
+                let rows = self.0.weight.part(first_row, 2 * LANES, from, PIECE);
                 let panel = &mut panel[..pairs(rows.columns)];
                 turn(s, rows, panel);
                 let begin = from == 0;
-                for (first, tokens) in groups(self.tokens, S::TOKENS) {
-                    let x = &self.x[first * all + from / 2 * tokens..][..panel.len() * tokens];
+                for (first, tokens) in groups(self.0.tokens, S::TOKENS) {
+                    let x = &self.0.x[first * all + from / 2 * tokens..][..panel.len() * tokens];
                     let sums = &mut sums[first..first + tokens];
                     let ahead = ahead.take(2 * panel.len(), panel.as_flattened());
                     by_tokens!(tokens, dots::<S>(s, panel, x, sums, begin, ahead));
@@ -163,9 +152,9 @@ impl Pairs<'_> {
     /// The results of one token for up to 16 rows from `first` on.
     #[inline(always)]
     fn finish(&mut self, first: usize, token: usize, sums: &[f32; LANES]) {
-        let out = self.out.row(token);
+        let out = self.0.out.row(token);
         if let Some(out) = out.get_mut(first..) {
-            finish(Compute::Bf16, sums, self.bias.map(|b| &b[first..]), out);
+            finish(Compute::Bf16, sums, self.0.bias.map(|b| &b[first..]), out);
         }
     }
 }

@@ -106,7 +106,7 @@ pub(crate) trait Simd: Copy + Send + Sync {
         self.store(even, &mut low.0);
         self.store(odd, &mut high.0);
         for (low, high) in low.0.iter_mut().zip(&high.0) {
-            *low = f32::from_bits(low.to_bits() >> 16 | high.to_bits() & 0xffff_0000);
+            *low = pair_of(*low, *high);
         }
         self.load(&low.0)
     }
@@ -156,6 +156,13 @@ pub(crate) trait Simd: Copy + Send + Sync {
         }
         lanes[0]
     }
+}
+
+/// One lane of [`Simd::pair`].
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(super) fn pair_of(even: f32, odd: f32) -> f32 {
+    f32::from_bits(even.to_bits() >> 16 | odd.to_bits() & 0xffff_0000)
 }
 
 /// [`Simd::dot_pairs`] in two steps.

@@ -13,27 +13,18 @@ use super::gemv::{self, Ahead, add_chains};
 use super::inputs::Inputs;
 use super::order::{BLOCK, WORDS};
 use super::panel::Rows;
+use super::product::Product;
 use super::scratch::{Buffer, Key};
-use super::shared::Columns;
 use super::simd::{LANES, Line, Simd, Work};
-use super::tile::{by_tokens, groups};
+use super::tile::{by_tokens, finish, groups};
+use crate::tensor::Compute;
 
 /// Columns of a piece; a block is a multiple of it.
 const PIECE: usize = 1024;
 
-/// `out[t] = rows · x[t] + bias` for bf16 rows.
-pub(super) struct Skinny<'a> {
-    pub weight: Rows<'a>,
-    /// `[tokens, columns]`, packed by [`pack`] in groups of at most [`Simd::BESIDE`] tokens.
-    pub x: &'a [f32],
-    pub tokens: usize,
-    /// `[rows]`
-    pub bias: Option<&'a [f32]>,
-    /// `[tokens, rows]`
-    pub out: Columns<'a>,
-    /// What this thread reads next.
-    pub ahead: &'a [u8],
-}
+/// A product of bf16 rows with activations that are packed by [`pack`], in groups of at most
+/// [`Simd::BESIDE`] tokens.
+pub(super) struct Skinny<'a>(pub Product<'a>);
 
 impl Work for Skinny<'_> {
     type Out = ();
@@ -53,17 +44,17 @@ impl Skinny<'_> {
     #[inline(always)]
     fn sixteens<S: Simd, const ROWS: usize>(&mut self, s: S) {
         let mut parked = Buffer::take(Key::Sums);
-        let of_a_token = self.weight.columns.div_ceil(BLOCK) * LANES;
-        let parked = parked.lines(self.tokens * of_a_token);
-        let ahead = Ahead::new(self.weight, self.ahead);
-        for first in (0..self.weight.rows).step_by(LANES) {
-            let rows = self.weight.part(first, LANES, 0, self.weight.columns);
+        let of_a_token = self.0.weight.columns.div_ceil(BLOCK) * LANES;
+        let parked = parked.lines(self.0.tokens * of_a_token);
+        let ahead = Ahead::new(self.0.weight, self.0.ahead);
+        for first in (0..self.0.weight.rows).step_by(LANES) {
+            let rows = self.0.weight.part(first, LANES, 0, self.0.weight.columns);
             let bytes = rows.rows * rows.stride;
             let mut wanted = Wanted {
                 at: ahead.of(rows.bytes.as_ptr(), bytes),
                 lines: bytes.div_ceil(64),
             };
-            let groups = groups(self.tokens, S::BESIDE.1);
+            let groups = groups(self.0.tokens, S::BESIDE.1);
             let lines = ROWS.div_ceil(groups.clone().count());
             for group in groups {
                 for from in (0..rows.columns / WORDS * WORDS).step_by(PIECE) {
@@ -90,7 +81,7 @@ impl Skinny<'_> {
         let columns = rows.columns;
         let whole = PIECE.min(columns / WORDS * WORDS - from);
         let of_a_token = columns.div_ceil(BLOCK) * LANES;
-        let x = &self.x[first * columns + from * tokens..][..whole * tokens];
+        let x = &self.0.x[first * columns + from * tokens..][..whole * tokens];
         for row in (0..rows.rows).step_by(ROWS) {
             let mut beside = [&[][..]; ROWS];
             for (i, bytes) in beside.iter_mut().enumerate() {
@@ -114,27 +105,16 @@ impl Skinny<'_> {
         let columns = rows.columns;
         let (whole, rest) = (columns / WORDS * WORDS, columns % WORDS);
         let mut parked = parked.chunks_exact(columns.div_ceil(BLOCK) * LANES);
-        for (first, tokens) in groups(self.tokens, S::BESIDE.1) {
-            let x = &self.x[first * columns + whole * tokens..][..rest * tokens];
+        for (first, tokens) in groups(self.0.tokens, S::BESIDE.1) {
+            let x = &self.0.x[first * columns + whole * tokens..][..rest * tokens];
             for t in 0..tokens {
                 let Some(parked) = parked.next() else { return };
                 let mut sums = Line::ZERO;
                 let rest = &x[t * rest..][..rest];
                 s.store(add_chains(s, rows, rest, parked), &mut sums.0);
-                let out = self.out.row(first + t);
-                let out = out[first_row..].iter_mut().zip(&sums.0);
-                match self.bias {
-                    Some(bias) => {
-                        for ((out, sum), b) in out.zip(&bias[first_row..]) {
-                            *out = sum + b;
-                        }
-                    }
-                    None => {
-                        for (out, sum) in out {
-                            *out = *sum;
-                        }
-                    }
-                }
+                let bias = self.0.bias.map(|b| &b[first_row..]);
+                let out = &mut self.0.out.row(first + t)[first_row..];
+                finish(Compute::F32, &sums.0, bias, out);
             }
         }
     }
