@@ -40,6 +40,11 @@ pub mod verify;
 #[cfg(feature = "run")]
 pub(crate) mod vocode;
 
+#[cfg(feature = "run")]
+use segpack_manifests::documents::Precision;
+#[cfg(feature = "run")]
+use segpack_runtime_min::tensor::Compute;
+
 pub use crate::output::{FileLimit, OutputError};
 pub use crate::pack_writer::PackWriterError;
 pub use crate::source::{SegmentCacheError, SourceError};
@@ -60,3 +65,12 @@ pub use unpack::UnpackError;
 pub use validate::ValidateError;
 #[cfg(feature = "run")]
 pub use vocode::VocodeError;
+
+/// The word of documents for a precision.
+#[cfg(feature = "run")]
+fn precision(compute: Compute) -> Precision {
+    match compute {
+        Compute::F32 => Precision::Float32,
+        Compute::Bf16 => Precision::Bfloat16,
+    }
+}

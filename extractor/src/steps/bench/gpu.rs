@@ -5,7 +5,7 @@ use std::time::Instant;
 use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
-    GENERATOR, GpuBenchOnDemand, GpuBenchPrefill, GpuBenchReport, GpuBenchResident, Precision,
+    GENERATOR, GpuBenchOnDemand, GpuBenchPrefill, GpuBenchReport, GpuBenchResident,
 };
 use segpack_runtime_min::Unobserved;
 use segpack_runtime_min::generate::ArgMax;
@@ -19,7 +19,7 @@ use segpack_runtime_min::weights::Residency;
 use super::error::BenchError;
 use super::median;
 use super::model::{Ids, PROMPT, float, prefill_rate, products_per_token, touched};
-use crate::steps::StepError;
+use crate::steps::{StepError, precision};
 
 /// Steps of one token before the device chooses tokens itself.
 const WARM_STEPS: usize = 3;
@@ -123,10 +123,7 @@ impl GpuBench<'_> {
                     format_version: GpuBenchReport::VERSION,
                     generator: GENERATOR.to_owned(),
                     device: session.device_name(),
-                    compute: match self.settings.compute {
-                        Compute::F32 => Precision::Float32,
-                        Compute::Bf16 => Precision::Bfloat16,
-                    },
+                    compute: precision(self.settings.compute),
                     repeats: self.settings.repeats,
                     checked: self.settings.check == ChecksumPolicy::Always,
                     host_memory: self.settings.memory,

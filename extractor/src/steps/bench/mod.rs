@@ -9,7 +9,7 @@ mod model;
 
 use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
-use segpack_manifests::documents::{BenchRate, BenchReport, GENERATOR, Precision};
+use segpack_manifests::documents::{BenchRate, BenchReport, GENERATOR};
 use segpack_runtime_min::Kernels;
 use segpack_runtime_min::session::SessionError;
 use segpack_runtime_min::tensor::Compute;
@@ -19,7 +19,7 @@ pub use self::error::BenchError;
 pub(crate) use self::gpu::{GpuBenchSettings, bench_gpu};
 use self::machine::Machine;
 use self::model::ModelBench;
-use super::StepError;
+use super::{StepError, precision};
 use crate::work::Progress;
 
 /// What to measure.
@@ -90,10 +90,7 @@ pub(crate) fn bench(
         format_version: BenchReport::VERSION,
         generator: GENERATOR.to_owned(),
         instruction_set: kernels.name().to_owned(),
-        compute: match settings.compute {
-            Compute::F32 => Precision::Float32,
-            Compute::Bf16 => Precision::Bfloat16,
-        },
+        compute: precision(settings.compute),
         repeats: settings.repeats,
         checked: settings.check == ChecksumPolicy::Always,
         drive_rate: machine.drive_rate,

@@ -117,7 +117,8 @@ impl ModelBench<'_> {
         )
     }
 
-    /// A prompt, whose limit is the slower of multiplying and reading.
+    /// A prompt, whose limit is the slower of multiplying and of reading what it needs: everything dense,
+    /// and the experts that it chooses.
     fn prefill(
         &self,
         model: &mut Model<'_>,
@@ -125,12 +126,13 @@ impl ModelBench<'_> {
         tokens: usize,
     ) -> Result<BenchPrefill, StepError> {
         let operations = float(tokens as u64) * products_per_token(model);
-        let bytes = float(self.bytes_of_prompt(model, &ids.some(tokens))?);
+        // of the latest prompt: one comes before the first limit
+        let bytes = Cell::new(0);
         let limit = Cell::new(BenchPrefillLimit::default());
         let least_seconds = |model: &Model<'_>| {
             let compute = self.settings.compute;
             let multiplying = operations / multiply_add_peak(self.kernels, compute, FMA_STEPS);
-            let reading = bytes / self.read_bandwidth(model);
+            let reading = float(bytes.get()) / self.read_bandwidth(model);
             limit.set(match reading > multiplying {
                 true => BenchPrefillLimit::Memory,
                 false => BenchPrefillLimit::MultiplyAdd,
@@ -140,23 +142,19 @@ impl ModelBench<'_> {
         let rate = self.rate(
             model,
             |model| Ok(float(tokens as u64) / least_seconds(model)),
-            |model| prefill_rate(model, &ids.some(tokens)),
+            |model| {
+                let before = visits(model);
+                let rate = prefill_rate(model, &ids.some(tokens))?;
+                let network = model.demand().network;
+                bytes.set(network.dense + (visits(model) - before) * network.expert);
+                Ok(rate)
+            },
         )?;
         Ok(BenchPrefill {
             tokens: tokens as u64,
             rate,
             limit: limit.get(),
         })
-    }
-
-    /// Weights that a prompt needs: everything dense, and the experts that it chooses.
-    fn bytes_of_prompt(&self, model: &mut Model<'_>, ids: &[u32]) -> Result<u64, StepError> {
-        let before = model.stats().cache;
-        prefill_rate(model, ids)?;
-        let after = model.stats().cache;
-        let experts = after.hits + after.misses - before.hits - before.misses;
-        let network = model.demand().network;
-        Ok(network.dense + experts * network.expert)
     }
 
     /// In less memory, from a cold page cache.
@@ -273,6 +271,12 @@ struct Decoded {
     bytes_read_per_token: f64,
     hit_rate: f64,
     waiting: f64,
+}
+
+/// Visits of experts until now.
+fn visits(model: &Model<'_>) -> u64 {
+    let cache = model.stats().cache;
+    cache.hits + cache.misses
 }
 
 pub(super) fn prefill_rate(model: &mut Model<'_>, ids: &[u32]) -> Result<f64, StepError> {

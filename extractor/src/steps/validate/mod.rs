@@ -19,8 +19,8 @@ use std::path::{Path, PathBuf};
 use segpack_formats::io::CancelToken;
 use segpack_manifests::Pack;
 use segpack_manifests::documents::{
-    Choice, Finding, FindingKind, FirstWrong, GENERATOR, Precision, PromptRow, Quantity,
-    ReferenceKind, ValidateReport, ValueRow, Verdict,
+    Choice, Finding, FindingKind, FirstWrong, GENERATOR, PromptRow, Quantity, ReferenceKind,
+    ValidateReport, ValueRow, Verdict,
 };
 use segpack_manifests::families::TextFacts;
 use segpack_runtime_min::models::decoder::text_decoder;
@@ -30,7 +30,7 @@ use segpack_runtime_min::session::{
 use segpack_runtime_min::tensor::Compute;
 use segpack_runtime_min::trace::{MediaTrace, SpeechTrace, Trace};
 
-use super::StepError;
+use super::{StepError, precision};
 use crate::work::Progress;
 use compare::{Comparer, Differences, Disagreement, Reference, Tally};
 use direct::Direct;
@@ -301,10 +301,7 @@ fn empty_report(
             .into_owned(),
         level: None,
         reference_dtype: None,
-        compute: match compute {
-            Compute::F32 => Precision::Float32,
-            Compute::Bf16 => Precision::Bfloat16,
-        },
+        compute: precision(compute),
         layers,
         tolerance: (compute == Compute::F32).then(|| tolerance(layers)),
         verdict: Verdict::Inside,
