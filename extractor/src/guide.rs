@@ -4,6 +4,7 @@
 //! precedence and leads to the documentation instead.
 
 pub mod commands {
+    #![doc = "[drafts]: crate::guide::benchmarks#drafts"]
     #![doc = "[format]: segpack_formats::specification"]
     #![doc = "[gpu]: segpack_runtime_min::guide::gpu"]
     #![doc = "[schemas]: https://github.com/segpack/segpack/tree/main/schemas"]

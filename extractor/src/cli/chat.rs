@@ -74,6 +74,7 @@ impl Args {
         generation.max_new_tokens = self.max_new_tokens;
         generation.sampling = self.sampling.options();
         generation.stop_strings.clone_from(&self.sampling.stop);
+        generation.draft_lookup = self.sampling.drafts();
         generation.preload = self.preload;
         let mut options = ChatOptions::new();
         options.session = session;

@@ -122,6 +122,9 @@ fn of_step(error: &StepError, output: Option<&Path>) -> Option<String> {
         StepError::Join(e) => of_join(e).map(str::to_owned),
         StepError::Export(e) => of_export(e),
         StepError::Run(e) => of_run(e),
+        StepError::Session(SessionError::DraftsOnGpu) => {
+            Some("leave out --draft-lookup, or run with --device cpu".to_owned())
+        }
         StepError::Session(SessionError::DeviceMemoryOnCpu) => {
             Some("--device-memory requires --device cuda or --device auto".to_owned())
         }

@@ -93,7 +93,7 @@ pub(super) struct Args {
         conflicts_with_all = [
             "prompt", "prompt_ids", "messages", "audio", "image", "video", "print_prompt",
             "dump_features", "sound", "top_k_logits", "rank", "trace", "experts_report",
-            "imatrix_out",
+            "imatrix_out", "draft_lookup",
         ],
         help_heading = INPUT
     )]
@@ -156,6 +156,7 @@ pub(super) struct Args {
         long,
         value_name = "FILE.safetensors",
         value_parser = trace_path,
+        conflicts_with = "draft_lookup",
         help_heading = OUTPUT
     )]
     trace: Option<PathBuf>,
@@ -240,6 +241,7 @@ impl Args {
         settings.top_k_logits = self.top_k_logits;
         settings.preload = self.preload;
         settings.stop_strings.clone_from(&self.sampling.stop);
+        settings.draft_lookup = self.sampling.drafts();
         settings
     }
 

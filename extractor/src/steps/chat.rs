@@ -104,7 +104,8 @@ pub fn chat<T: Send>(
         positions: room,
         longest_pass: PASS.min(room),
     };
-    session.with_model(reservation, |model| {
+    let drafts = session.draft_bytes(&options.generation)?;
+    session.with_model_beside(reservation, drafts, |model| {
         if options.generation.preload {
             model.preload()?;
         }
@@ -299,6 +300,9 @@ impl Conversation<'_, '_> {
         let mut settings = self.options.generation.clone();
         if let Some(sampling) = &mut settings.sampling {
             sampling.seed = sampling.seed.wrapping_add(self.answers);
+        }
+        if let Some(lookup) = &mut settings.draft_lookup {
+            lookup.before.clone_from(&self.run);
         }
         let rest = &ids[self.run.len()..];
         let hooks = Hooks::new(heard);

@@ -346,6 +346,7 @@ fn exit_of_session(error: &SessionError) -> Exit {
         SessionError::Kernels(_)
         | SessionError::Sampling(_)
         | SessionError::DeviceMemoryOnCpu
+        | SessionError::DraftsOnGpu
         | SessionError::Prompt(
             PromptError::EmptyContinuation
             | PromptError::StopString(_)

@@ -44,7 +44,7 @@ documents! {
     VerifyReport = "verify-report" 1 . 2,
     ValidateReport = "validate-report" 1 . 1,
     RunToken = "run-token" 1 . 1,
-    RunSummary = "run-summary" 1 . 1,
+    RunSummary = "run-summary" 1 . 2,
     RunPrompt = "run-prompt" 1 . 1,
     PromptResult = "prompt-result" 1 . 0,
     BatchSummary = "batch-summary" 1 . 0,

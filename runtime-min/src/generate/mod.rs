@@ -4,12 +4,15 @@
 //! through a function that is called for every token.
 
 mod codes;
+mod drafts;
 mod logits;
 mod sampler;
 
 use std::ops::ControlFlow;
 
 pub use self::codes::{CodeSink, Codes, CodesError};
+use self::drafts::Drafts;
+pub use self::drafts::{DraftCounts, DraftLookup};
 pub use self::logits::{ArgMax, Candidate, LogitsError, Rank, rank_of, top_k_logits};
 pub use self::sampler::{Sampler, SamplingError, SamplingOptions};
 
@@ -39,6 +42,13 @@ pub trait LanguageModel {
     /// # Errors
     /// The model's own.
     fn forward(&mut self, ids: &[u32]) -> Result<&[f32], Self::Error>;
+
+    /// Appends these ids, at least one, and returns the logits of each, `[ids, vocab]`, the same bits as
+    /// if they came one by one.
+    ///
+    /// # Errors
+    /// The model's own.
+    fn forward_all(&mut self, ids: &[u32]) -> Result<&[f32], Self::Error>;
 
     /// Appends `last`, then each token that follows but the last, and fills `next` with those that
     /// follow, each chosen by the model itself. False, and nothing is appended, where it leaves the
@@ -118,6 +128,9 @@ pub struct GenerateOptions<'a> {
     /// Whether the caller looks at the logits of every step; where not, the model may choose tokens
     /// itself.
     pub wants_logits: bool,
+    /// Drafts that one forward pass checks. They change nothing of the text. `None`: the model runs
+    /// token by token.
+    pub drafts: Option<&'a DraftLookup>,
 }
 
 impl<'a> GenerateOptions<'a> {
@@ -127,6 +140,7 @@ impl<'a> GenerateOptions<'a> {
             max_new_tokens,
             stop_ids,
             wants_logits: false,
+            drafts: None,
         }
     }
 }
@@ -151,6 +165,8 @@ pub struct Generated {
     pub ids: Vec<u32>,
     /// Why there are no more.
     pub reason: StopReason,
+    /// What came of drafts; zeros where there were none.
+    pub drafts: DraftCounts,
 }
 
 /// Why the loop ended.
@@ -170,7 +186,7 @@ pub enum StopReason {
 
 /// Prefills the prompt and generates tokens, calling `on_token` for each. The last token is not run
 /// through the model. Where the sampler is greedy and nobody wants logits, the model is asked to
-/// choose, some tokens at a time.
+/// choose, some tokens at a time; where there is a draft, it is run instead.
 ///
 /// # Errors
 /// The model's own; a prompt that is empty, too long or has ids outside the vocabulary; logits that
@@ -187,19 +203,25 @@ pub fn generate<M: LanguageModel>(
     check_prompt(prompt, model.vocab_size(), [free, context_length])?;
     let by_model = sampler.is_greedy() && !options.wants_logits;
     let mut text = Text::new(options.stop_ids);
+    let mut drafts = Drafts::new(options.drafts, prompt);
     loop {
-        let (left, last) = (
-            options.max_new_tokens - text.ids.len(),
-            text.ids.last().copied(),
-        );
+        let told = text.ids.len();
+        let left = options.max_new_tokens.saturating_sub(told);
         let free = model.context_length().saturating_sub(model.position());
-        let end = match last {
+        let end = match text.ids.last().copied() {
             _ if left == 0 => Some(StopReason::MaxNewTokens),
             Some(_) if free == 0 => Some(StopReason::ContextFull),
             Some(last) => {
+                let most = left.min(free);
+                // a forward pass of a draft gives one token more than the draft has
+                let draft = drafts.next(most - 1);
                 let mut next = [ArgMax::default(); MAX_CHOSEN];
-                let next = &mut next[..left.min(free).min(MAX_CHOSEN)];
-                if by_model && model.greedy(last, next).map_err(GenerateError::Model)? {
+                let next = &mut next[..most.min(MAX_CHOSEN)];
+                if !draft.is_empty() {
+                    let end = text.verify(model, last, &draft, sampler, &mut on_token)?;
+                    drafts.judged(draft.len(), text.ids.len() - told - 1);
+                    end
+                } else if by_model && model.greedy(last, next).map_err(GenerateError::Model)? {
                     text.extend(model, next, &mut on_token)?
                 } else {
                     text.step(model, &[last], sampler, &mut on_token)?
@@ -211,8 +233,10 @@ pub fn generate<M: LanguageModel>(
             return Ok(Generated {
                 ids: text.ids,
                 reason,
+                drafts: drafts.counts(),
             });
         }
+        drafts.extend(&text.ids[told..]);
     }
 }
 
@@ -275,6 +299,32 @@ impl<'a> Text<'a> {
         Ok(None)
     }
 
+    /// Tokens from the logits of the last one and of a draft of those that follow it, up to the first
+    /// that is another. The model forgets what it ran of the draft behind that.
+    fn verify<M: LanguageModel>(
+        &mut self,
+        model: &mut M,
+        last: u32,
+        draft: &[u32],
+        sampler: &mut Sampler,
+        on_token: &mut Hearing<'_>,
+    ) -> Result<Option<StopReason>, GenerateError<M::Error>> {
+        let (before, position) = (self.ids.len(), model.position());
+        let vocab = model.vocab_size();
+        let ids = [&[last], draft].concat();
+        let logits = model.forward_all(&ids).map_err(GenerateError::Model)?;
+        check_count(logits, vocab * ids.len())?;
+        let mut end = None;
+        for (number, logits) in logits.chunks_exact(vocab).enumerate() {
+            end = self.choose(logits, sampler, on_token)?;
+            if end.is_some() || self.ids.last() != draft.get(number) {
+                break;
+            }
+        }
+        model.truncate(position + self.ids.len() - before);
+        Ok(end)
+    }
+
     fn usable<E>(&self, id: Result<u32, LogitsError>) -> Result<u32, GenerateError<E>> {
         id.map_err(|source| GenerateError::Logits {
             step: self.ids.len(),
@@ -305,8 +355,13 @@ fn forward<'m, M: LanguageModel>(
 ) -> Result<&'m [f32], GenerateError<M::Error>> {
     let wanted = model.vocab_size();
     let logits = model.forward(ids).map_err(GenerateError::Model)?;
+    check_count(logits, wanted)?;
+    Ok(logits)
+}
+
+fn check_count<E>(logits: &[f32], wanted: usize) -> Result<(), GenerateError<E>> {
     match logits.len() {
-        seen if seen == wanted => Ok(logits),
+        seen if seen == wanted => Ok(()),
         seen => Err(GenerateError::LogitCount { seen, wanted }),
     }
 }

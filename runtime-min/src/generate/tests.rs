@@ -1,11 +1,15 @@
-use super::logits::exp;
+use super::logits::{check, exp};
 use super::sampler::{SplitMix64, kept};
 use super::*;
+use std::num::NonZeroUsize;
 
-/// Answers with rows of logits, one per call, and notes what it was asked.
+/// Answers with rows of logits, one for the prompt and one for each token after it, and notes what it
+/// was asked.
 struct Fake {
     rows: Vec<Vec<f32>>,
     calls: Vec<Vec<u32>>,
+    /// Those of the last call of `forward_all`.
+    all: Vec<f32>,
     context: usize,
     position: usize,
     /// Tokens that it chooses at a time, in each call that asks it to; none where it never does.
@@ -17,6 +21,7 @@ impl Fake {
         Self {
             rows,
             calls: Vec::new(),
+            all: Vec::new(),
             context: 100,
             position: 0,
             chosen: None,
@@ -55,10 +60,30 @@ impl LanguageModel for Fake {
     fn forward(&mut self, ids: &[u32]) -> Result<&[f32], &'static str> {
         self.calls.push(ids.to_vec());
         self.position += ids.len();
+        let number = self.position - self.calls[0].len();
         self.rows
-            .get(self.calls.len() - 1)
+            .get(number)
             .map(Vec::as_slice)
             .ok_or("out of rows")
+    }
+
+    /// What follows a token that it would not have said is no number.
+    fn forward_all(&mut self, ids: &[u32]) -> Result<&[f32], &'static str> {
+        self.calls.push(ids.to_vec());
+        let mut all = Vec::new();
+        let mut is_said = true;
+        for (number, id) in ids.iter().enumerate() {
+            let before = &self.rows[self.position - self.calls[0].len()];
+            is_said &= number == 0 || check(before) == Ok(*id);
+            self.position += 1;
+            let row = self.rows.get(self.position - self.calls[0].len());
+            match row {
+                Some(row) if is_said => all.extend(row),
+                _ => all.extend([f32::NAN; 4]),
+            }
+        }
+        self.all = all;
+        Ok(&self.all)
     }
 
     fn greedy(&mut self, last: u32, next: &mut [ArgMax]) -> Result<bool, &'static str> {
@@ -99,6 +124,7 @@ fn run(
         max_new_tokens,
         stop_ids,
         wants_logits: false,
+        ..GenerateOptions::default()
     };
     generate(model, prompt, &mut Sampler::greedy(), &options, |_| {
         ControlFlow::Continue(())
@@ -123,7 +149,8 @@ fn the_prompt_is_prefilled_once_and_the_last_token_is_not_run() {
         generated,
         Generated {
             ids: vec![2, 1, 3],
-            reason: StopReason::MaxNewTokens
+            reason: StopReason::MaxNewTokens,
+            drafts: DraftCounts::default(),
         }
     );
     assert_eq!(model.calls, [vec![0, 1], vec![2], vec![1]]);
@@ -137,6 +164,7 @@ fn stop_ids_end_the_text_and_belong_to_it() {
         max_new_tokens: 9,
         stop_ids: &[3, 1],
         wants_logits: true,
+        ..GenerateOptions::default()
     };
     let generated = generate(&mut model, &[0], &mut Sampler::greedy(), &options, |step| {
         assert_eq!(step.logits.len(), 4);
@@ -147,7 +175,8 @@ fn stop_ids_end_the_text_and_belong_to_it() {
         generated.unwrap(),
         Generated {
             ids: vec![2, 1],
-            reason: StopReason::StopId(1)
+            reason: StopReason::StopId(1),
+            drafts: DraftCounts::default(),
         }
     );
     assert_eq!(seen, [(0, 2, false), (1, 1, true)]);
@@ -159,6 +188,7 @@ fn the_caller_and_a_full_context_end_the_text() {
         max_new_tokens: 9,
         stop_ids: &[],
         wants_logits: true,
+        ..GenerateOptions::default()
     };
     let mut model = Fake::saying(&[2, 1]);
     let generated = generate(&mut model, &[0], &mut Sampler::greedy(), &options, |_| {
@@ -168,7 +198,8 @@ fn the_caller_and_a_full_context_end_the_text() {
         generated.unwrap(),
         Generated {
             ids: vec![2],
-            reason: StopReason::Caller
+            reason: StopReason::Caller,
+            drafts: DraftCounts::default(),
         }
     );
     let mut model = Fake {
@@ -179,7 +210,8 @@ fn the_caller_and_a_full_context_end_the_text() {
         run(&mut model, &[0, 0], 9, &[]).unwrap(),
         Generated {
             ids: vec![2, 1],
-            reason: StopReason::ContextFull
+            reason: StopReason::ContextFull,
+            drafts: DraftCounts::default(),
         }
     );
     assert_eq!(model.position, 3);
@@ -203,6 +235,7 @@ fn reported(model: &mut Fake, max_new_tokens: usize, stop_ids: &[u32], break_at:
         max_new_tokens,
         stop_ids,
         wants_logits: false,
+        ..GenerateOptions::default()
     };
     let generated = generate(model, &[0, 0], &mut Sampler::greedy(), &options, |step| {
         seen.push((step.index, step.id, step.is_stop));
@@ -310,6 +343,7 @@ fn the_model_is_not_asked_where_logits_are_wanted_or_tokens_drawn() {
             max_new_tokens: 4,
             stop_ids: &[],
             wants_logits,
+            ..GenerateOptions::default()
         };
         let mut logits = 0;
         generate(&mut model, &[0], &mut sampler, &options, |step| {
@@ -319,6 +353,106 @@ fn the_model_is_not_asked_where_logits_are_wanted_or_tokens_drawn() {
         .unwrap();
         assert_eq!((model.chosen, logits), (Some(Vec::new()), 16));
     }
+}
+
+#[test]
+fn drafts_change_the_forward_passes_and_nothing_of_the_text() {
+    // it quotes itself, goes another way, and quotes that
+    let ids = [
+        1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 1, 1, 2, 3, 0, 1, 2, 3, 3, 3, 3, 3, 3, 3, 3, 0,
+    ];
+    let lookup = DraftLookup::new(NonZeroUsize::new(5).unwrap());
+    for max_new_tokens in 0..ids.len() {
+        for (stop_ids, context, break_at) in [
+            (&[][..], 100, 99),
+            (&[0], 100, 99),
+            (&[], 12, 99),
+            (&[], 100, 6),
+            (&[], 100, 20),
+        ] {
+            for sampled in [false, true] {
+                let of = |drafts| {
+                    let mut model = Fake {
+                        context,
+                        ..Fake::saying(&ids)
+                    };
+                    // so sure that it draws what is greatest, each draw one step of the generator
+                    let mut sampler = match sampled {
+                        true => random(1e-3, None, None, 1),
+                        false => Sampler::greedy(),
+                    };
+                    let options = GenerateOptions {
+                        max_new_tokens,
+                        stop_ids,
+                        drafts,
+                        ..GenerateOptions::default()
+                    };
+                    let mut seen = Vec::new();
+                    let generated = generate(&mut model, &[0, 0], &mut sampler, &options, |step| {
+                        seen.push((step.index, step.id, step.is_stop, step.logits.to_vec()));
+                        match step.index == break_at {
+                            true => ControlFlow::Break(()),
+                            false => ControlFlow::Continue(()),
+                        }
+                    });
+                    let generated = generated.unwrap();
+                    let end = (generated.reason, model.position, format!("{sampler:?}"));
+                    ((seen, generated.ids, end), generated.drafts, model.calls)
+                };
+                let (wanted, none, one_by_one) = of(None);
+                let (text, counts, passes) = of(Some(&lookup));
+                let case = format!("{max_new_tokens} {stop_ids:?} {context} {break_at} {sampled}");
+                assert_eq!(text, wanted, "{case}");
+                assert_eq!(none, DraftCounts::default());
+                let saved = one_by_one.len() - passes.len();
+                assert_eq!(counts.accepted, saved as u64, "{case}: {counts:?}");
+                assert!(counts.accepted <= counts.drafted && counts.passes <= counts.drafted);
+            }
+        }
+    }
+    let options = GenerateOptions {
+        drafts: Some(&lookup),
+        ..GenerateOptions::new(ids.len(), &[])
+    };
+    let mut model = Fake::saying(&ids);
+    let greedy = &mut Sampler::greedy();
+    let generated = generate(&mut model, &[0, 0], greedy, &options, |_| {
+        ControlFlow::Continue(())
+    });
+    let counts = generated.unwrap().drafts;
+    assert!(
+        counts.accepted >= 10 && counts.drafted > counts.accepted,
+        "{counts:?}"
+    );
+    assert!(
+        model.calls.iter().all(|ids| ids.len() <= 6),
+        "{:?}",
+        model.calls
+    );
+}
+
+#[test]
+fn logits_of_a_draft_are_counted_and_looked_at_until_the_text_goes_another_way() {
+    let lookup = DraftLookup::new(NonZeroUsize::new(5).unwrap());
+    let options = GenerateOptions {
+        drafts: Some(&lookup),
+        ..GenerateOptions::new(9, &[])
+    };
+    let failing = |wrong: usize| {
+        let mut model = Fake::saying(&[1, 1, 1, 1, 1, 2, 1, 1, 1, 1]);
+        model.rows[wrong] = vec![f32::NAN; 4];
+        let greedy = &mut Sampler::greedy();
+        generate(&mut model, &[1, 1], greedy, &options, |_| {
+            ControlFlow::Continue(())
+        })
+    };
+    let seen = with_cause(&failing(4).unwrap_err());
+    assert!(
+        seen.contains("step 4 cannot be used: the logit of token 0 is NaN"),
+        "{seen}"
+    );
+    // the draft of step 5 is 1, and what would follow it is no number
+    assert_eq!(failing(9).unwrap().ids, [1, 1, 1, 1, 1, 2, 1, 1, 1]);
 }
 
 #[test]

@@ -40,6 +40,9 @@ pub enum SessionError {
     /// GPU memory was limited for a model that runs on the CPU.
     #[error("a GPU memory budget was given, but the model runs on the CPU")]
     DeviceMemoryOnCpu,
+    /// Drafts on a GPU.
+    #[error("drafts are checked on the CPU alone, and the model runs on a GPU")]
+    DraftsOnGpu,
     /// A GPU was requested, and this build cannot use any.
     #[error("cannot use GPU {number}: built without the feature `cuda`")]
     WithoutCuda {

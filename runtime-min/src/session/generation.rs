@@ -7,7 +7,7 @@ use super::narrator::Narrator;
 use super::tokens::{GenerationSettings, Note, RankedContinuation, TokenSink};
 use super::{ContextLength, Logits, MediaInputs, Model, SessionError, StateCapture};
 use crate::error::RunError;
-use crate::generate::{ArgMax, GenerateOptions, LanguageModel, StopReason, generate};
+use crate::generate::{ArgMax, DraftCounts, GenerateOptions, LanguageModel, StopReason, generate};
 use crate::models::decoder::RunStats;
 use crate::models::decoder::{LinearInput, Observer, Routing, Unobserved};
 use crate::processing::TextFrontend;
@@ -91,6 +91,8 @@ pub struct Generation {
     pub time_after_first: Duration,
     /// Bytes of weights read until the first token.
     pub bytes_read_before_first: u64,
+    /// What came of drafts; zeros where there were none.
+    pub drafts: DraftCounts,
     /// What the model did.
     pub stats: RunStats,
     /// How memory was shared out.
@@ -158,7 +160,15 @@ impl Model<'_> {
             max_new_tokens: settings.max_new_tokens,
             stop_ids: settings.stop_ids.as_ref().unwrap_or(&text.stop_ids().ids),
             wants_logits,
+            drafts: match hooks.recorder {
+                None => settings.draft_lookup.as_ref(),
+                // a trace has a forward pass for each token
+                Some(_) => None,
+            },
         };
+        if options.drafts.is_some() && !self.is_on_cpu() {
+            return Err(SessionError::DraftsOnGpu);
+        }
         // the last token is not run through the model, so it needs no position
         let free = self
             .reservation
@@ -194,6 +204,7 @@ impl Model<'_> {
             time_to_first_token: first.unwrap_or_default(),
             time_after_first: first.map_or(Duration::ZERO, |f| began.elapsed().saturating_sub(f)),
             bytes_read_before_first,
+            drafts: generated.drafts,
             stats: self.stats(),
             budget: self.budget(),
             restricted_experts: self.restricted_experts(),
@@ -302,6 +313,11 @@ impl LanguageModel for Runner<'_, '_> {
             self.bytes_read_before_first = self.model.stats().bytes_read;
             logits?
         };
+        Ok(&self.logits)
+    }
+
+    fn forward_all(&mut self, ids: &[u32]) -> Result<&[f32], RunError> {
+        self.logits = self.model.forward(ids, Logits::All, &mut Unobserved)?;
         Ok(&self.logits)
     }
 

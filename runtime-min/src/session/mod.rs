@@ -382,7 +382,8 @@ impl<'p> Session<'p> {
         let states = hooks.states.as_ref().map_or(0, |states| states.bytes());
         let taken = rows
             .saturating_add(media::bytes(media))
-            .saturating_add(states);
+            .saturating_add(states)
+            .saturating_add(self.draft_bytes(settings)?);
         let context = self.context_length()?;
         let notes = generation::notes(text, context, prompt.len());
         notes.iter().for_each(|note| hooks.sink.note(note));
@@ -393,7 +394,7 @@ impl<'p> Session<'p> {
                 .len()
                 .saturating_add(settings.max_new_tokens)
                 .min(longest),
-            longest_pass: prompt.len(),
+            longest_pass: prompt.len().max(settings.longest_draft() + 1),
         };
         let mut generation = self.install(|| {
             let mut model = self.model_beside(reservation, taken)?;
@@ -405,6 +406,16 @@ impl<'p> Session<'p> {
         })?;
         generation.notes = notes;
         Ok(generation)
+    }
+
+    /// Bytes of the logits of drafts, which a model that checks them holds beside the memory budget of
+    /// [`with_model`](Self::with_model).
+    ///
+    /// # Errors
+    /// `Run` where the pack's model cannot be run.
+    pub fn draft_bytes(&self, settings: &GenerationSettings) -> Result<u64, SessionError> {
+        let row = text_decoder(self.pack)?.facts.vocab.saturating_mul(4);
+        Ok(row.saturating_mul(settings.longest_draft() as u64))
     }
 
     /// Records what this session computes.

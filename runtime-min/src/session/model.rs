@@ -139,6 +139,10 @@ impl<'s> Model<'s> {
 
     /// Whether observers see [`Observer::linear_input`].
     pub fn shows_linear_inputs(&self) -> bool {
+        self.is_on_cpu()
+    }
+
+    pub(super) fn is_on_cpu(&self) -> bool {
         match &self.decoder {
             OnDevice::Cpu(_) => true,
             #[cfg(feature = "cuda")]

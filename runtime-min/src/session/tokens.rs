@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::ControlFlow;
 
 use super::ASSUMED_CONTEXT;
-use crate::generate::{Candidate, Sampler, SamplingError, SamplingOptions};
+use crate::generate::{Candidate, DraftLookup, Sampler, SamplingError, SamplingOptions};
 use crate::processing::Continuation;
 
 /// How to continue a prompt.
@@ -27,6 +27,9 @@ pub struct GenerationSettings {
     pub stop_strings: Vec<String>,
     /// Load as many weights as fit before the prompt instead of on first use.
     pub preload: bool,
+    /// Drafts that one forward pass checks, on the CPU alone and where nothing is recorded. The text
+    /// is the same, to the token.
+    pub draft_lookup: Option<DraftLookup>,
 }
 
 impl Default for GenerationSettings {
@@ -41,6 +44,7 @@ impl Default for GenerationSettings {
             stop_ids: None,
             stop_strings: Vec::new(),
             preload: false,
+            draft_lookup: None,
         }
     }
 }
@@ -55,6 +59,12 @@ impl GenerationSettings {
             Some(sampling) => Sampler::random(sampling),
             None => Ok(Sampler::greedy()),
         }
+    }
+
+    /// Tokens of the longest draft.
+    pub(super) fn longest_draft(&self) -> usize {
+        let lookup = self.draft_lookup.as_ref();
+        lookup.map_or(0, |lookup| lookup.most.get())
     }
 }
 

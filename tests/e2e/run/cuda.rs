@@ -460,6 +460,18 @@ fn the_device_chooses_what_the_host_would_choose() {
 }
 
 #[test]
+fn drafts_are_refused_on_a_gpu() {
+    let folder = temp();
+    let pack = packed(&tiny_text(), folder.path());
+    let arguments = format!(
+        "run {} --prompt-ids 5,9,5,9 --max-new-tokens 4 --device cuda --draft-lookup 4",
+        pack.display()
+    );
+    let words = ["drafts are checked on the CPU alone", "--device cpu"];
+    with_gpu(&arguments, &[]).exits(2).says(&words);
+}
+
+#[test]
 fn what_is_preloaded_is_what_there_is_room_for() {
     let folder = temp();
     let pack = packed(&tiny_text(), folder.path());

@@ -6,6 +6,7 @@ mod chat;
 mod command;
 #[cfg(target_os = "linux")]
 mod cuda;
+mod drafts;
 mod experts;
 #[cfg(unix)]
 mod interrupt;

@@ -1,5 +1,6 @@
 //! Parsers of the values of options.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,6 +27,17 @@ pub(crate) fn token_id(text: &str) -> Result<u32, String> {
     text.trim()
         .parse()
         .map_err(|_| "expected token ids, which are whole numbers".to_owned())
+}
+
+/// Longer ones are hardly ever right to their end.
+const LONGEST_DRAFT: usize = 64;
+
+pub(crate) fn draft_length(text: &str) -> Result<NonZeroUsize, String> {
+    let length = text
+        .parse()
+        .ok()
+        .filter(|n: &NonZeroUsize| n.get() <= LONGEST_DRAFT);
+    length.ok_or_else(|| format!("expected a number of tokens, 1 to {LONGEST_DRAFT}"))
 }
 
 pub(crate) fn experts_file(text: &str) -> Result<PathBuf, String> {

@@ -1,5 +1,6 @@
 use segpack_manifests::documents::{
-    BatchSummary, LayerExperts, RestrictedExperts, RunPrompt, RunSummary, RunToken, ShownRank,
+    BatchSummary, LayerExperts, RestrictedExperts, RunDrafts, RunPrompt, RunSummary, RunToken,
+    ShownRank,
 };
 
 use super::numbers::{bytes, counted, grouped, mean_bytes, percent, share};
@@ -191,6 +192,9 @@ pub(crate) fn figures(s: &RunSummary) -> String {
     let mut page = Page::default();
     page.line(prompt(s));
     page.line(generated(s));
+    if let Some(drafts) = &s.drafts {
+        page.line(drafted(drafts));
+    }
     let (cache, slots) = (
         hit_rate(s.expert_hits, s.expert_misses),
         counted(s.expert_slots, "slot"),
@@ -256,6 +260,21 @@ fn generated(s: &RunSummary) -> String {
     }
     let rate = per_second(after, s.generation_seconds);
     format!("generated: {tokens} ({end}), {rate:.1} tokens/s after the first")
+}
+
+/// `drafts: 83.3 % accepted (20 of 24 tokens, in 6 forward passes)`
+fn drafted(drafts: &RunDrafts) -> String {
+    let RunDrafts {
+        passes,
+        drafted,
+        accepted,
+    } = *drafts;
+    let rate = percent(share(accepted, drafted));
+    let (accepted, drafted) = (grouped(accepted), counted(drafted, "token"));
+    format!(
+        "drafts: {rate} accepted ({accepted} of {drafted}, forward passes: {})",
+        grouped(passes)
+    )
 }
 
 fn after_the_first(s: &RunSummary) -> u64 {

@@ -3,9 +3,9 @@
 use std::fs;
 
 use segpack_manifests::documents::{
-    GENERATOR, LayerExperts, RunCosts, RunEnd, RunSummary, ShownRank,
+    GENERATOR, LayerExperts, RunCosts, RunDrafts, RunEnd, RunSummary, ShownRank,
 };
-use segpack_runtime_min::generate::StopReason;
+use segpack_runtime_min::generate::{DraftCounts, StopReason};
 use segpack_runtime_min::models::decoder::{LayerUses, RunStats};
 use segpack_runtime_min::session::{Generation, RankedContinuation, Session};
 use segpack_runtime_min::weights::Residency;
@@ -34,6 +34,7 @@ pub fn summarize(session: &Session<'_>, prompt: Vec<u32>, generation: Generation
         dense_resident: generation.budget.residency == Residency::Resident,
         peak_rss: peak_rss(),
         rank: generation.rank.as_ref().map(shown_rank),
+        drafts: drafts(generation.drafts),
         costs: costs(
             stats,
             generation.bytes_read_before_first,
@@ -59,6 +60,20 @@ pub(super) fn run_end(reason: StopReason) -> RunEnd {
         // a caller that breaks off is an error before
         StopReason::MaxNewTokens | StopReason::Caller => RunEnd::MaxNewTokens,
     }
+}
+
+/// `None` where there were none.
+fn drafts(counts: DraftCounts) -> Option<RunDrafts> {
+    let DraftCounts {
+        passes,
+        drafted,
+        accepted,
+    } = counts;
+    (passes > 0).then_some(RunDrafts {
+        passes,
+        drafted,
+        accepted,
+    })
 }
 
 fn shown_rank(ranked: &RankedContinuation) -> ShownRank {

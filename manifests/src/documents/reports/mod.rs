@@ -53,7 +53,8 @@ pub use receipt::{ReceiptFile, VerifyReceipt};
 pub use repair::{RepairDamage, RepairReport, RepairedFile};
 pub use report::{ReportData, ReportDecoder, ReportGroup, ReportSubject, ReportValues};
 pub use run::{
-    PromptMedia, RunCosts, RunEnd, RunPrompt, RunSummary, RunToken, ShownCandidate, ShownRank,
+    PromptMedia, RunCosts, RunDrafts, RunEnd, RunPrompt, RunSummary, RunToken, ShownCandidate,
+    ShownRank,
 };
 pub use serve::ServeStarted;
 pub use share::ShareReport;

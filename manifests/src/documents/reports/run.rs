@@ -57,6 +57,18 @@ pub struct ShownRank {
     pub rank: u64,
 }
 
+/// What came of drafts of the next tokens, each of which one forward pass checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct RunDrafts {
+    /// Forward passes of a draft.
+    pub passes: u64,
+    /// Tokens of drafts.
+    pub drafted: u64,
+    /// Those of them that the model chose as well.
+    pub accepted: u64,
+}
+
 /// How weights were loaded, and where the time went. Times are in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -160,6 +172,9 @@ pub struct RunSummary {
     /// The rank of the continuation given with `--rank`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rank: Option<ShownRank>,
+    /// What came of the drafts of `--draft-lookup`. Since version 1.2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drafts: Option<RunDrafts>,
     /// How weights were loaded, and where the time went.
     pub costs: RunCosts,
     /// The experts used, for each layer that has experts.

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{BatchPrompt, BatchText, SequenceNeed};
 use crate::error::RunError;
-use crate::generate::{GenerateError, Generated, Sampler, StopReason, Text};
+use crate::generate::{DraftCounts, GenerateError, Generated, Sampler, StopReason, Text};
 use crate::models::decoder::SequenceId;
 use crate::processing::TextFrontend;
 use crate::session::SessionError;
@@ -106,6 +106,7 @@ impl<'p> Running<'p> {
         let generated = Generated {
             ids: self.text.ids,
             reason,
+            drafts: DraftCounts::default(),
         };
         let reported = self.narrator.finish(&generated)?;
         Ok(BatchText {
