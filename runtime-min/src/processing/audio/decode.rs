@@ -16,8 +16,10 @@ use symphonia::core::formats::probe::Hint;
 use symphonia::core::formats::{FormatOptions, FormatReader, Track, TrackType};
 use symphonia::core::io::{MediaSource, MediaSourceStream, MediaSourceStreamOptions};
 use symphonia::core::meta::MetadataOptions;
+use symphonia::core::packet::Packet;
 
 use super::AudioError;
+use super::flac;
 use super::resample::{Resampler, resampled_length};
 
 /// Longest clip in seconds: beyond the context of any model that takes 13 tokens a second.
@@ -103,16 +105,19 @@ fn decode_unguarded(
         Some(CodecParameters::Audio(parameters)) => parameters,
         _ => return Err(AudioError::NoTrack),
     };
-    let mut decoder = open_decoder(parameters)?;
     let mut clip = Clip::new(rate, seconds);
-    decode_track(format.as_mut(), decoder.as_mut(), &track, &mut clip, cancel)?;
+    let (reader, id) = (format.as_mut(), track.id);
+    let has_digest = match flac::is_native(reader, parameters) {
+        true => flac::decode_track(reader, parameters, id, &mut clip, cancel)?,
+        false => decode_track(reader, parameters, id, &mut clip, cancel)?,
+    };
     let frames = clip.frames;
     if let Some(promised) = exact_length(format.as_ref(), &track)
         && frames < promised
     {
         return Err(AudioError::Truncated { frames, promised });
     }
-    if decoder.finalize().verify_ok == Some(false) {
+    if has_digest == Some(false) {
         return Err(AudioError::Digest);
     }
     Ok(clip.finish())
@@ -128,10 +133,14 @@ fn not_audio(error: Error) -> AudioError {
     }
 }
 
-fn open_decoder(parameters: &AudioCodecParameters) -> Result<Box<dyn AudioDecoder>, AudioError> {
+/// Opens a decoder, which compares the digest of the samples with that of the file where `verify`
+/// is set and there is one.
+pub(super) fn open_decoder(
+    parameters: &AudioCodecParameters,
+    verify: bool,
+) -> Result<Box<dyn AudioDecoder>, AudioError> {
     let registry = symphonia::default::get_codecs();
-    // a file says of FLAC what its samples have to be
-    let options = AudioDecoderOptions::default().verify(true);
+    let options = AudioDecoderOptions::default().verify(verify);
     registry
         .make_audio_decoder(parameters, &options)
         .map_err(|source| AudioError::Codec {
@@ -156,27 +165,36 @@ fn exact_length(format: &dyn FormatReader, track: &Track) -> Option<u64> {
     track.num_frames.filter(|_| is_exact)
 }
 
+/// The next packet of any track; `None`: there are no more.
+pub(super) fn next_packet(format: &mut dyn FormatReader) -> Result<Option<Packet>, Error> {
+    match format.next_packet() {
+        // whether that is too early is for whoever knows the length
+        Err(Error::IoError(e)) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        packet => packet,
+    }
+}
+
+/// Decodes a track on this thread. Gives whether its samples have the digest that the file records;
+/// `None`: it records none.
 fn decode_track(
     format: &mut dyn FormatReader,
-    decoder: &mut dyn AudioDecoder,
-    track: &Track,
+    parameters: &AudioCodecParameters,
+    track: u32,
     clip: &mut Clip,
     cancel: &CancelToken,
-) -> Result<(), AudioError> {
+) -> Result<Option<bool>, AudioError> {
+    let mut decoder = open_decoder(parameters, true)?;
     let mut empty = 0;
     let plain = plain_16_bit(decoder.codec_params());
     loop {
         if cancel.is_cancelled() {
             return Err(AudioError::Stopped);
         }
-        let packet = match format.next_packet() {
-            Ok(Some(packet)) => packet,
-            Ok(None) => return Ok(()),
-            // whether that is too early is for whoever knows the length
-            Err(Error::IoError(e)) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
-            Err(e) => return Err(clip.damaged(e)),
+        let packet = next_packet(format).map_err(|e| clip.damaged(e))?;
+        let Some(packet) = packet else {
+            return Ok(decoder.finalize().verify_ok);
         };
-        if packet.track_id != track.id {
+        if packet.track_id != track {
             continue;
         }
         let before = clip.frames;
@@ -209,7 +227,7 @@ fn plain_16_bit(parameters: &AudioCodecParameters) -> Option<(u32, usize)> {
 }
 
 /// A clip that is being decoded.
-struct Clip {
+pub(super) struct Clip {
     rate: u32,
     /// Most samples of the result.
     limit: u64,
@@ -290,12 +308,29 @@ impl Clip {
             let frame = self.frames + place as u64;
             return Err(AudioError::NotFinite { frame });
         }
-        match &mut self.resampler {
-            Some(resampler) => resampler.push(&self.mono, &mut self.samples),
-            None => self.samples.extend_from_slice(&self.mono),
-        }
-        self.frames += self.mono.len() as u64;
+        let mono = std::mem::take(&mut self.mono);
+        self.resample(&mono);
+        self.mono = mono;
         Ok(())
+    }
+
+    /// Takes the means of all channels, which are finite, of a file of this shape.
+    pub(super) fn push_mono(
+        &mut self,
+        mono: &[f32],
+        shape: (u32, usize),
+    ) -> Result<(), AudioError> {
+        self.begin_piece(mono.len(), shape)?;
+        self.resample(mono);
+        Ok(())
+    }
+
+    fn resample(&mut self, mono: &[f32]) {
+        match &mut self.resampler {
+            Some(resampler) => resampler.push(mono, &mut self.samples),
+            None => self.samples.extend_from_slice(mono),
+        }
+        self.frames += mono.len() as u64;
     }
 
     /// Compares rate and channels with those of the samples before.
@@ -319,7 +354,7 @@ impl Clip {
 
     /// Decoders report as errors of reading what they miss in the bytes that they have; those of the
     /// system have a number.
-    fn damaged(&self, source: Error) -> AudioError {
+    pub(super) fn damaged(&self, source: Error) -> AudioError {
         match source {
             Error::IoError(e) if e.raw_os_error().is_some() => AudioError::Read(e),
             source => AudioError::Damaged {
@@ -340,7 +375,7 @@ impl Clip {
 /// The mean of a frame's channels as numpy computes it: in float32, from eight channels on in eight
 /// partial sums.
 #[expect(clippy::cast_precision_loss, reason = "a number of channels")]
-fn mean(frame: &[f32]) -> f32 {
+pub(super) fn mean(frame: &[f32]) -> f32 {
     let sum = match frame {
         [one] => return *one,
         few if few.len() < 8 => few.iter().fold(0.0, |sum, sample| sum + sample),

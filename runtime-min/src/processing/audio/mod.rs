@@ -6,6 +6,7 @@
 
 mod decode;
 mod error;
+mod flac;
 mod mel;
 mod resample;
 
