@@ -67,6 +67,8 @@ pub fn multiply_add_peak(kernels: Kernels, compute: Compute, steps: usize) -> f6
         }
         #[cfg(target_arch = "x86_64")]
         Bf16Products::Tiles(amx) => rate(|| amx.multiply_registers(steps / 8) * 2),
+        #[cfg(target_arch = "aarch64")]
+        Bf16Products::Blocks(bfmmla) => rate(|| bfmmla.multiply_registers(steps) * 2),
     }
 }
 

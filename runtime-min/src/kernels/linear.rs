@@ -7,6 +7,8 @@ use segpack_formats::numeric::FloatDtype;
 use super::amx::{self, Amx, Tiles};
 #[cfg(target_arch = "x86_64")]
 use super::avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+use super::bfmmla::{self, Bfmmla};
 use super::gemm::{self, Gemm, Pack, Packed};
 use super::gemv::{Gemv, pack_lanes};
 use super::inputs::Inputs;
@@ -68,6 +70,8 @@ enum Kind {
     Pairs(Avx512<true>),
     #[cfg(target_arch = "x86_64")]
     Tiles(Amx),
+    #[cfg(target_arch = "aarch64")]
+    Blocks(Bfmmla),
 }
 
 impl Kind {
@@ -80,6 +84,8 @@ impl Kind {
                 Bf16Products::Pairs(pairs) => return Self::Pairs(pairs),
                 #[cfg(target_arch = "x86_64")]
                 Bf16Products::Tiles(amx) => return Self::Tiles(amx),
+                #[cfg(target_arch = "aarch64")]
+                Bf16Products::Blocks(bfmmla) => return Self::Blocks(bfmmla),
             }
         }
         let is_few = compute == Compute::F32 && x.rows() <= kernels.tokens().few;
@@ -102,6 +108,8 @@ impl Kind {
                 let groups = amx::Group::of(x.rows(), x.columns());
                 groups.map(|group| group.len(x.columns())).sum()
             }
+            #[cfg(target_arch = "aarch64")]
+            (Self::Blocks(_), Source::Rows(x)) => bfmmla::packed(x.rows(), x.columns()),
             (_, Source::Rows(x)) => x.len(),
             (_, Source::Taps(layout, _)) => layout.len(),
         }
@@ -424,6 +432,11 @@ impl<'a> Part<'a> {
         let max = match self.kind {
             #[cfg(target_arch = "x86_64")]
             Kind::Tiles(_) => return packs.extend(tiles(x, to)),
+            #[cfg(target_arch = "aarch64")]
+            Kind::Blocks(_) => {
+                let blocks = bfmmla::packs(x, to).into_iter();
+                return packs.extend(blocks.map(PackTask::Blocks));
+            }
             Kind::Skinny => kernels.tokens().beside,
             _ => kernels.tokens().tile,
         };
@@ -436,6 +449,8 @@ impl<'a> Part<'a> {
                 Kind::Pairs(_) | Kind::Tiles(_) => PackTask::Pairs(pairs::Pack { x, tokens, to }),
                 Kind::Gemv => PackTask::Row(x.row(0), to),
                 Kind::Skinny => PackTask::Few(x, to),
+                #[cfg(target_arch = "aarch64")]
+                Kind::Blocks(_) => PackTask::Group(x, to),
                 Kind::Gemm => PackTask::Group(x, to),
             });
             rest = after;
@@ -447,6 +462,8 @@ impl<'a> Part<'a> {
             Kind::Gemm => gemm::ROWS,
             #[cfg(target_arch = "x86_64")]
             Kind::Pairs(_) => gemm::ROWS,
+            #[cfg(target_arch = "aarch64")]
+            Kind::Blocks(_) => gemm::ROWS,
             #[cfg(target_arch = "x86_64")]
             Kind::Tiles(_) => amx::rows_of_a_task(self.weight.rows, self.tokens),
             Kind::Gemv | Kind::Skinny => (TASK_BYTES / self.weight.stride)
@@ -463,6 +480,8 @@ enum PackTask<'a> {
     Group(Inputs<'a>, &'a mut [f32]),
     #[cfg(target_arch = "x86_64")]
     Pairs(pairs::Pack<'a>),
+    #[cfg(target_arch = "aarch64")]
+    Blocks(bfmmla::Pack<'a>),
     Taps(Turn<'a>),
 }
 
@@ -490,6 +509,8 @@ impl PackTask<'_> {
             Self::Group(x, to) => kernels.run(Pack { x, compute, to }),
             #[cfg(target_arch = "x86_64")]
             Self::Pairs(pack) => kernels.run(pack),
+            #[cfg(target_arch = "aarch64")]
+            Self::Blocks(pack) => pack.run(),
             Self::Taps(turn) => kernels.run(turn),
         }
     }
@@ -518,6 +539,8 @@ impl Task<'_> {
             Kind::Pairs(instructions) => instructions.run(Pairs(product)),
             #[cfg(target_arch = "x86_64")]
             Kind::Tiles(amx) => kernels.run(Tiles { amx, product }),
+            #[cfg(target_arch = "aarch64")]
+            Kind::Blocks(bfmmla) => bfmmla.run(product),
             Kind::Skinny => kernels.run(Skinny(product)),
             Kind::Gemv => {
                 let Product {

@@ -4,8 +4,8 @@
 //!   once over it.
 //! * `linear`: batches of linear layers, cut into tasks; `gemv` for one token, `skinny` for a few,
 //!   `gemm` for more, on `tile`s whose `panel`s of weights are widened and turned on the way. `inputs`: what they are
-//!   multiplied with, rows or what lies under the kernel of a convolution. `pairs` and `amx`: bf16 weights under
-//!   `Compute::Bf16` on processors with instructions for them.
+//!   multiplied with, rows or what lies under the kernel of a convolution. `pairs`, `amx` and `bfmmla`: bf16
+//!   weights under `Compute::Bf16` on processors with instructions for them.
 //! * `attention`, `rows`, `exp`: everything else that a layer computes.
 //! * `sound`: what a vocoder computes beside its products.
 //! * `parallel`: tasks of a kernel on several threads; `team` keeps these awake for a forward pass.
@@ -15,7 +15,8 @@
 //! alone, and attention of a token on its query and the positions before it alone, to the bit: not
 //! on the number of threads, nor on how tokens are cut into batches. The order of additions is in
 //! `tile` and `attention`. AVX2, AVX-512 and NEON give the same bits; so does `VDPBF16PS`, but for
-//! values below 2⁻¹²⁶, which it takes for zero. AMX has an order of its own under `Compute::Bf16`.
+//! values below 2⁻¹²⁶, which it takes for zero. AMX and `BFMMLA` each have an order of their own under
+//! `Compute::Bf16`.
 //!
 //! **Scratch** memory (`scratch`) is kept by threads, to be used again: at most 8 MiB (or 512 rows of the longest
 //! input) of packed inputs by the thread that calls, and about 1 MiB by each thread of the pool;
@@ -28,6 +29,8 @@ mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod bfmmla;
 mod exp;
 mod gemm;
 mod gemv;
@@ -94,6 +97,9 @@ enum Bf16Products {
     /// Tile registers.
     #[cfg(target_arch = "x86_64")]
     Tiles(amx::Amx),
+    /// One instruction for a block of 2 x 2 sums of four products.
+    #[cfg(target_arch = "aarch64")]
+    Blocks(bfmmla::Bfmmla),
 }
 
 /// The kernels of one instruction set. What it names is there.
@@ -149,7 +155,7 @@ impl Kernels {
             all.extend(Self::of_avx512());
         }
         #[cfg(target_arch = "aarch64")]
-        all.extend(neon::Neon::detect().map(|path| Self::of(Path::Neon(path))));
+        all.extend(Self::of_neon());
         all
     }
 
@@ -169,6 +175,18 @@ impl Kernels {
         }
         let tiles = amx::Amx::detect().map(Bf16Products::Tiles);
         all.extend(tiles.map(|bf16| Self { path, bf16 }));
+        all
+    }
+
+    /// With NEON: without instructions for bf16, and with them.
+    #[cfg(target_arch = "aarch64")]
+    fn of_neon() -> Vec<Self> {
+        let Some(path) = neon::Neon::detect().map(Path::Neon) else {
+            return Vec::new();
+        };
+        let blocks = bfmmla::Bfmmla::detect().map(Bf16Products::Blocks);
+        let mut all = vec![Self::of(path)];
+        all.extend(blocks.map(|bf16| Self { path, bf16 }));
         all
     }
 
@@ -195,13 +213,16 @@ impl Kernels {
     }
 
     /// `portable`, `avx2`, `avx512` or `neon`; or, as `avx512` but for products of bf16 weights under
-    /// `Compute::Bf16`, `avx512-bf16` (with `VDPBF16PS`) or `amx`.
+    /// `Compute::Bf16`, `avx512-bf16` (with `VDPBF16PS`) or `amx`; so, too, as `neon`, `neon-bf16` (with
+    /// `BFMMLA`).
     pub fn name(self) -> &'static str {
         match (self.path, self.bf16) {
             #[cfg(target_arch = "x86_64")]
             (_, Bf16Products::Pairs(_)) => "avx512-bf16",
             #[cfg(target_arch = "x86_64")]
             (_, Bf16Products::Tiles(_)) => "amx",
+            #[cfg(target_arch = "aarch64")]
+            (_, Bf16Products::Blocks(_)) => "neon-bf16",
             (Path::Portable(_), _) => "portable",
             #[cfg(target_arch = "x86_64")]
             (Path::Avx2(_), _) => "avx2",

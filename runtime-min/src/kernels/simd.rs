@@ -158,8 +158,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     }
 }
 
-/// One lane of [`Simd::pair`].
-#[cfg(target_arch = "x86_64")]
+/// The upper halves of two values, as one: one lane of `Simd::pair`.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[inline(always)]
 pub(super) fn pair_of(even: f32, odd: f32) -> f32 {
     f32::from_bits(even.to_bits() >> 16 | odd.to_bits() & 0xffff_0000)

@@ -2,7 +2,7 @@
 //! instruction set that this processor has; and the promise that bits do not depend on threads or
 //! batches.
 
-use segpack_formats::numeric::FloatDtype;
+use segpack_formats::numeric::{FloatDtype, bf16};
 
 use super::exp::exp;
 use super::simd::{LANES, Line, Simd, Work};
@@ -29,15 +29,16 @@ fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
 }
 
-/// Products as the kernels add them up: as the reference does, but for those in tile registers.
+/// Products as the kernels add them up: as the reference does, but for those in tile registers and
+/// in blocks.
 fn wanted(ops: &CpuOps, x: &[f32], weight: Matrix<'_>, bias: Option<&[f32]>) -> Vec<f32> {
     let compute = ops.compute();
-    let tiles = ops.kernels().name() == "amx"
-        && compute == Compute::Bf16
-        && weight.dtype == FloatDtype::BF16;
-    if !tiles {
-        return linear(&ScalarOps { compute }, x, weight, bias);
-    }
+    let is_bf16 = compute == Compute::Bf16 && weight.dtype == FloatDtype::BF16;
+    let dot: fn(&[f32], &[f32]) -> f32 = match ops.kernels().name() {
+        "amx" if is_bf16 => in_tiles,
+        "neon-bf16" if is_bf16 => in_blocks,
+        _ => return linear(&ScalarOps { compute }, x, weight, bias),
+    };
     let rows = (0..weight.rows).map(|n| {
         let mut row = vec![0.0; weight.columns];
         weight.dtype.widen(weight.row(n), &mut row);
@@ -45,7 +46,7 @@ fn wanted(ops: &CpuOps, x: &[f32], weight: Matrix<'_>, bias: Option<&[f32]>) -> 
     });
     let rows: Vec<_> = rows.collect();
     let of_a_token = |x: &[f32]| -> Vec<f32> {
-        let sums = rows.iter().map(|row| in_tiles(x, row)).enumerate();
+        let sums = rows.iter().map(|row| dot(x, row)).enumerate();
         sums.map(|(n, sum)| compute.round(sum + bias.map_or(0.0, |b| b[n])))
             .collect()
     };
@@ -66,6 +67,91 @@ fn in_tiles(a: &[f32], b: &[f32]) -> f32 {
         sum += chains[0] + chains[1];
     }
     sum
+}
+
+/// A dot product in the order of `BFMMLA` (Arm ARM): pairs of columns, all rounded to odd.
+fn in_blocks(a: &[f32], b: &[f32]) -> f32 {
+    let mut sum = 0.0;
+    for (a, b) in a.chunks(2).zip(b.chunks(2)) {
+        let [a, b] = [a, b].map(|pair| [upper(pair.first()), upper(pair.get(1))]);
+        sum = dot_add(sum, a, b);
+    }
+    sum
+}
+
+/// The bits of a bf16 value, zero where there is none.
+fn upper(x: Option<&f32>) -> u16 {
+    let [.., low, high] = x.map_or(0, |x| x.to_bits()).to_le_bytes();
+    u16::from_le_bytes([low, high])
+}
+
+/// `BFDotAdd` of the Arm ARM, where `FPCR.EBF` is 0: the products of a pair of bf16 values with
+/// another, their sum, and the sum of that and `sum`, each rounded to odd.
+pub(super) fn dot_add(sum: f32, a: [u16; 2], b: [u16; 2]) -> f32 {
+    let [first, second] = [0, 1].map(|i| {
+        let [a, b] = [a[i], b[i]].map(|x| f64::from(no_subnormal(bf16::decode(x.to_le_bytes()))));
+        // exact: 8 bits times 8 bits
+        to_odd(a * b, 0.0)
+    });
+    let pair = add_to_odd(first, second);
+    add_to_odd(sum, pair)
+}
+
+/// `FPAdd_BF16` of the Arm ARM.
+fn add_to_odd(a: f32, b: f32) -> f32 {
+    let [a, b] = [a, b].map(|x| f64::from(no_subnormal(x)));
+    // the sum and its rounding error (Knuth, TAOCP 2, 4.2.2): exact, as nothing overflows in f64
+    let sum = a + b;
+    let of_b = sum - a;
+    let error = (a - (sum - of_b)) + (b - of_b);
+    to_odd(sum, error)
+}
+
+/// `BFRound` of the Arm ARM, of `sum + error`, where `sum` is the nearest f64: cut off, with a last
+/// bit of 1 where something was cut off; zero below 2⁻¹²⁶, infinity from 2¹²⁸ on.
+#[expect(clippy::cast_possible_truncation, reason = "exact, or infinity")]
+fn to_odd(sum: f64, error: f64) -> f32 {
+    const CUT_OFF: u64 = (1 << 29) - 1;
+    let mut bits = sum.to_bits();
+    // the f64 that is odd of the two around the exact sum
+    if sum.is_finite() && error != 0.0 && bits.is_multiple_of(2) {
+        let away_from_zero = (error > 0.0) == (sum > 0.0);
+        bits = if away_from_zero { bits + 1 } else { bits - 1 };
+    }
+    let odd = f64::from_bits(bits);
+    if odd.abs() < f64::from(f32::MIN_POSITIVE) {
+        return 0.0_f32.copysign(odd as f32);
+    }
+    let last = u64::from(bits & CUT_OFF != 0) << 29;
+    f64::from_bits(bits & !CUT_OFF | last) as f32
+}
+
+/// Zero of the same sign where the value is subnormal.
+fn no_subnormal(x: f32) -> f32 {
+    if x.is_subnormal() {
+        0.0_f32.copysign(x)
+    } else {
+        x
+    }
+}
+
+#[test]
+fn sums_that_are_rounded_to_odd() {
+    let [one, above, tiny] = [1.0, 1.0 + f32::EPSILON, f32::EPSILON / 4.0];
+    assert_eq!(add_to_odd(one, tiny), above, "cut off, and odd");
+    assert_eq!(add_to_odd(above, tiny), above, "odd already");
+    assert_eq!(add_to_odd(one, -tiny), 1.0 - f32::EPSILON / 2.0);
+    assert_eq!(add_to_odd(-one, -1e-30), -above);
+    assert_eq!(add_to_odd(1.0, 2.0), 3.0);
+    assert_eq!(add_to_odd(f32::MAX, f32::MAX), f32::INFINITY);
+    assert_eq!(add_to_odd(f32::MAX, 1.0), f32::MAX);
+    let least = f32::MIN_POSITIVE;
+    assert_eq!(add_to_odd(least * 1.5, -least), 0.0);
+    assert_eq!(add_to_odd(least * 2.0, -least), least);
+    assert!(add_to_odd(f32::INFINITY, f32::NEG_INFINITY).is_nan());
+    let [half, three] = [0x3f00, 0x4040];
+    assert_eq!(dot_add(2.0, [half, three], [three, three]), 12.5);
+    assert_eq!(dot_add(2.0, [1, three], [three, three]), 11.0);
 }
 
 /// Every instruction set at both precisions.
@@ -631,8 +717,10 @@ fn all_sets_with_fused_multiply_add_give_the_same_bits() {
         width: 20,
     };
     for compute in [Compute::F32, Compute::Bf16] {
-        // tiles have an order of their own
-        let alike = |kernels: &&Kernels| compute == Compute::F32 || kernels.name() != "amx";
+        // tiles and blocks have an order of their own
+        let alike = |kernels: &&Kernels| {
+            compute == Compute::F32 || !["amx", "neon-bf16"].contains(&kernels.name())
+        };
         let results = fused.iter().filter(alike).map(|kernels| {
             let ops = CpuOps::with_kernels(compute, *kernels);
             let mut out = linear(&ops, &activations(compute, 700, 2), weight, None);
@@ -675,7 +763,7 @@ fn instructions_for_bf16_take_subnormal_values_for_zero() {
     for kernels in Kernels::all() {
         let ops = CpuOps::with_kernels(Compute::Bf16, kernels);
         let subnormal = linear(&ops, &[1.0, 0.0], weight, None)[0];
-        let of_bf16 = ["avx512-bf16", "amx"].contains(&kernels.name());
+        let of_bf16 = ["avx512-bf16", "amx", "neon-bf16"].contains(&kernels.name());
         assert_eq!(subnormal == 0.0, of_bf16, "{kernels:?}: {subnormal:e}");
         assert_eq!(linear(&ops, &[0.0, 3.0], weight, None), [3.0]);
     }
