@@ -158,6 +158,9 @@ fn merge(simd: Simd, planes: &[&[u8]], values: &mut [u8]) {
         Kind::Avx2 => x86::merge_avx2(simd, planes, values),
         #[cfg(target_arch = "x86_64")]
         Kind::Avx512 => x86::merge_avx512(simd, planes, values),
+        // the caller has NEON already
+        #[cfg(target_arch = "aarch64")]
+        Kind::Neon => merge_any(planes, values),
     }
 }
 

@@ -17,6 +17,9 @@ pub(super) enum Kind {
     /// AVX-512 F, BW, VL, VBMI and VBMI2.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// NEON.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
 }
 
 impl Simd {
@@ -43,7 +46,17 @@ impl Simd {
     }
 
     /// All that can be used here, the slowest first.
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    pub fn available() -> Vec<Self> {
+        let mut all = vec![Self::SCALAR];
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            all.push(Self(Kind::Neon));
+        }
+        all
+    }
+
+    /// All that can be used here, the slowest first.
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     pub fn available() -> Vec<Self> {
         vec![Self::SCALAR]
     }
@@ -56,6 +69,9 @@ impl Simd {
             // AVX-512 made none of it faster
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 | Kind::Avx512 => compiled::with_avx2(work),
+            // what is compiled without more has NEON already
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => work.run(),
         }
     }
 

@@ -5,7 +5,7 @@
 //! frequencies, 32-bit states and words of 16 bits; raw bits are stored as they are. A *round* is
 //! 64 consecutive values, one for each lane. FORMAT.md has the layout.
 //!
-//! Every path (scalar, AVX2, AVX-512) writes and reads the same bytes.
+//! Every path (scalar, AVX2, AVX-512, NEON) writes and reads the same bytes.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -19,6 +19,8 @@ mod scalar;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 #[cfg(test)]
 mod tests;
@@ -220,6 +222,9 @@ fn encode_rounds(simd: Simd, rounds: &[Round], encoding: Encoding<'_>) -> usize 
         Kind::Avx2 => scalar::encode(rounds, encoding),
         #[cfg(target_arch = "x86_64")]
         Kind::Avx512 => avx512::encode(simd, rounds, encoding),
+        // there is no gather at all
+        #[cfg(target_arch = "aarch64")]
+        Kind::Neon => scalar::encode(rounds, encoding),
     }
 }
 
@@ -449,6 +454,8 @@ fn decode_some(
         Kind::Avx2 => avx2::decode(simd, table, codes, states, words, raw, rounds),
         #[cfg(target_arch = "x86_64")]
         Kind::Avx512 => avx512::decode(simd, table, codes, states, words, raw, rounds),
+        #[cfg(target_arch = "aarch64")]
+        Kind::Neon => neon::decode(simd, table, codes, states, words, raw, rounds),
     }
 }
 

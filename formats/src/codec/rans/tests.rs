@@ -41,7 +41,9 @@ fn round_trip(what: &str, values: &[u8]) -> Option<usize> {
 fn this_machine_tests_its_vector_paths() {
     #[cfg(target_arch = "x86_64")]
     let wanted = 1 + usize::from(std::is_x86_feature_detected!("avx2"));
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    let wanted = 1 + usize::from(std::arch::is_aarch64_feature_detected!("neon"));
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let wanted = 1;
     assert!(Simd::available().len() >= wanted);
     assert_eq!(Simd::available()[0], Simd::SCALAR);
