@@ -116,9 +116,9 @@ fn decode_neon(
             break;
         };
         let mut used = 0;
-        for half in 0..2 {
+        for (half, x) in halves.iter_mut().enumerate() {
             let entries;
-            (halves[half], entries, used) = step(table, halves[half], ahead, used);
+            (*x, entries, used) = step(table, *x, ahead, used);
             merge(codes, &entries, half, raw, round);
         }
         bytes += used;
