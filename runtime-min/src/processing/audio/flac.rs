@@ -22,7 +22,8 @@ use symphonia::core::io::Monitor;
 use symphonia::core::packet::Packet;
 
 use super::AudioError;
-use super::decode::{Clip, mean, next_packet, open_decoder};
+use super::clip::{Clip, mean};
+use super::codec::{next_packet, open_decoder};
 
 /// Samples of all channels that fill a batch, for each thread; its last packet may be beyond. In
 /// larger batches threads wait for each other less often, smaller ones stay in caches.

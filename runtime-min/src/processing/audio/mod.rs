@@ -4,6 +4,8 @@
 //! [`decode`] gives the samples of one file, [`features`] the spectrograms of all clips of a prompt:
 //! clips are padded to the longest before, so that their ends depend on each other.
 
+mod clip;
+mod codec;
 mod decode;
 mod error;
 mod flac;
