@@ -86,7 +86,7 @@ impl Drafts {
         self.counts.drafted += drafted as u64;
         self.counts.accepted += accepted as u64;
         let next = match accepted == drafted {
-            true => self.length.max(drafted) * 2,
+            true => self.length * 2,
             false => accepted + 1,
         };
         self.length = next.min(self.most);

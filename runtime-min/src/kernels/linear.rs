@@ -23,7 +23,7 @@ use super::simd::LANES;
 use super::skinny::{self, Skinny};
 use super::taps::{Layout, TapInputs, Turn};
 use super::tile::{Anywhere, groups};
-use super::{Bf16Products, Kernels};
+use super::{Bf16Products, Kernels, Tokens};
 use crate::tensor::{Compute, Convolution, Linear, Matrix};
 
 /// Bytes of weights of one task where there is one token.
@@ -429,31 +429,25 @@ impl<'a> Part<'a> {
                 return;
             }
         };
-        let max = match self.kind {
+        let Tokens { tile, beside, .. } = kernels.tokens();
+        match self.kind {
             #[cfg(target_arch = "x86_64")]
-            Kind::Tiles(_) => return packs.extend(tiles(x, to)),
+            Kind::Tiles(_) => packs.extend(tiles(x, to)),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Pairs(_) => packs.extend(in_groups(x, to, tile).map(pairs_of_a_group)),
             #[cfg(target_arch = "aarch64")]
             Kind::Blocks(_) => {
-                let blocks = bfmmla::packs(x, to).into_iter();
-                return packs.extend(blocks.map(PackTask::Blocks));
+                packs.extend(bfmmla::packs(x, to).into_iter().map(PackTask::Blocks));
             }
-            Kind::Skinny => kernels.tokens().beside,
-            _ => kernels.tokens().tile,
-        };
-        let mut rest = to;
-        for (first, tokens) in groups(x.rows(), max) {
-            let x = x.part(first, tokens);
-            let (to, after) = rest.split_at_mut(self.kind.packed(&Source::Rows(x)));
-            packs.push(match self.kind {
-                #[cfg(target_arch = "x86_64")]
-                Kind::Pairs(_) | Kind::Tiles(_) => PackTask::Pairs(pairs::Pack { x, tokens, to }),
-                Kind::Gemv => PackTask::Row(x.row(0), to),
-                Kind::Skinny => PackTask::Few(x, to),
-                #[cfg(target_arch = "aarch64")]
-                Kind::Blocks(_) => PackTask::Group(x, to),
-                Kind::Gemm => PackTask::Group(x, to),
-            });
-            rest = after;
+            Kind::Gemv => packs.push(PackTask::Row(x.row(0), to)),
+            Kind::Skinny => {
+                let groups = in_groups(x, to, beside);
+                packs.extend(groups.map(|(x, to)| PackTask::Few(x, to)));
+            }
+            Kind::Gemm => {
+                let groups = in_groups(x, to, tile);
+                packs.extend(groups.map(|(x, to)| PackTask::Group(x, to)));
+            }
         }
     }
 
@@ -483,6 +477,28 @@ enum PackTask<'a> {
     #[cfg(target_arch = "aarch64")]
     Blocks(bfmmla::Pack<'a>),
     Taps(Turn<'a>),
+}
+
+/// Rows in groups of at most `max`, each with its part of `to`.
+fn in_groups<'a>(
+    x: Inputs<'a>,
+    to: &'a mut [f32],
+    max: usize,
+) -> impl Iterator<Item = (Inputs<'a>, &'a mut [f32])> {
+    let of_a_row = to.len() / x.rows();
+    let mut rest = to;
+    groups(x.rows(), max).map(move |(first, rows)| {
+        let (to, after) = std::mem::take(&mut rest).split_at_mut(rows * of_a_row);
+        rest = after;
+        (x.part(first, rows), to)
+    })
+}
+
+/// What packs a group for [`Kind::Pairs`].
+#[cfg(target_arch = "x86_64")]
+fn pairs_of_a_group<'a>((x, to): (Inputs<'a>, &'a mut [f32])) -> PackTask<'a> {
+    let tokens = x.rows();
+    PackTask::Pairs(pairs::Pack { x, tokens, to })
 }
 
 /// What packs rows for [`Kind::Tiles`].
