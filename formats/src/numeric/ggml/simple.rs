@@ -12,7 +12,8 @@
 //! Bit for bit what `quantize_row_q4_0_ref`, `quantize_row_q5_0_ref` and `quantize_row_q5_1_ref`
 //! (ggml/src/ggml-quants.c) make without fused multiplications, and gguf-py's `quantize_blocks`.
 
-use super::lanes::{nearest, nearest_byte};
+// not `f32::min` and `f32::max`: which zero they give is the platform's choice
+use super::lanes::{larger, nearest, nearest_byte, smaller};
 use super::{Layout, NEARLY_ZERO, Problem, check_values, scale};
 use crate::numeric::f16;
 
@@ -81,8 +82,8 @@ impl Layout<VALUES> for Q5_1 {
     #[inline(always)]
     fn quantize(x: &[f32; VALUES], to: &mut [u8]) -> Result<(), Problem> {
         check_values(x)?;
-        let low = x.iter().copied().fold(f32::MAX, f32::min);
-        let high = x.iter().copied().fold(f32::MIN, f32::max);
+        let low = x.iter().fold(f32::MAX, |low, x| smaller(*x, low));
+        let high = x.iter().fold(f32::MIN, |high, x| larger(*x, high));
         let step = (high - low) / 31.0;
         let inverse = inverse_of(step);
         let q = x.map(|x| whole((x - low) * inverse + 0.5, 31));
@@ -218,8 +219,8 @@ fn above_minimum_weighted(
     w: &[f32; VALUES],
     top: f32,
 ) -> (f32, f32, [u8; VALUES]) {
-    let low = x.iter().copied().fold(0.0, f32::min);
-    let high = x.iter().copied().fold(f32::MIN, f32::max);
+    let low = x.iter().fold(0.0, |low, x| smaller(*x, low));
+    let high = x.iter().fold(f32::MIN, |high, x| larger(*x, high));
     if high <= low {
         return (0.0, low, [0; VALUES]);
     }
