@@ -182,7 +182,8 @@ impl Call<'_> {
 }
 
 impl Bench<'_> {
-    /// Prints the medians of a rate and its share of a limit, over pairs of (limit, rate).
+    /// Prints the medians of a rate and its share of a limit, over pairs of (limit, rate), and the best
+    /// rate, which neighbours on the machine lower least.
     fn report(&self, name: &str, unit: &str, runs: usize, mut measure: impl FnMut() -> (f64, f64)) {
         if !self.names.is_empty() && !self.names.iter().any(|n| name.contains(n.as_str())) {
             return;
@@ -190,7 +191,9 @@ impl Bench<'_> {
         let pairs: Vec<(f64, f64)> = (0..runs).map(|_| measure()).collect();
         let rate = median(pairs.iter().map(|(_, rate)| rate / 1e9).collect());
         let share = median(pairs.iter().map(|(limit, rate)| rate / limit).collect());
-        println!("    {name:32} {rate:6.1} {unit:8} {:4.0} %", 100.0 * share);
+        let best = pairs.iter().map(|(_, rate)| rate / 1e9).fold(0.0, f64::max);
+        let share = 100.0 * share;
+        println!("    {name:32} {rate:6.1} {unit:8} {share:4.0} %   best {best:6.1}");
     }
 
     fn run(&self) {
