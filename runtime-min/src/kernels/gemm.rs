@@ -11,7 +11,7 @@ use super::panel::{self, Rows};
 use super::scratch::{Buffer, Key};
 use super::shared::Columns;
 use super::simd::{self, LANES, Line, Simd, Work};
-use super::tile::{Ahead, Anywhere, InOrder, Sums, by_tokens, groups, tile};
+use super::tile::{Ahead, Anywhere, InOrder, Sums, by_tokens, finish, finish_onto, groups, tile};
 use crate::tensor::Compute;
 
 /// Most weight rows of one task.
@@ -148,7 +148,7 @@ impl Gemm<'_> {
                         s.prefetch(line.as_ptr().cast());
                     }
                 }
-                self.finish(i * STRIP * LANES, t, simd::values_mut(sums));
+                self.finish(i * STRIP * LANES, t, simd::values(sums));
             }
         }
     }
@@ -215,24 +215,14 @@ impl Gemm<'_> {
 
     /// The results of one token for the rows from `first` on.
     #[inline(always)]
-    fn finish(&mut self, first: usize, token: usize, sums: &mut [f32]) {
-        let compute = self.compute;
+    fn finish(&mut self, first: usize, token: usize, sums: &[f32]) {
         let out = self.out.row(token);
         let end = out.len().min(first + sums.len());
         let out = &mut out[first..end];
-        if let Some(bias) = self.bias {
-            for (sum, b) in sums.iter_mut().zip(&bias[first..]) {
-                *sum += b;
-            }
-        }
-        if self.adds {
-            for (out, sum) in out.iter_mut().zip(sums) {
-                *out = compute.round(*out + compute.round(*sum));
-            }
-        } else {
-            for (out, sum) in out.iter_mut().zip(sums) {
-                *out = compute.round(*sum);
-            }
+        let bias = self.bias.map(|bias| &bias[first..]);
+        match self.adds {
+            true => finish_onto(self.compute, sums, bias, out),
+            false => finish(self.compute, sums, bias, out),
         }
     }
 }

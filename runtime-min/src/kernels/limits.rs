@@ -7,6 +7,8 @@
 use std::ops::Range;
 use std::time::Instant;
 
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 use super::simd::{LANES, Line, Simd, Work};
 use super::{Bf16Products, Kernels};
 use crate::tensor::Compute;
@@ -66,7 +68,7 @@ pub fn multiply_add_peak(kernels: Kernels, compute: Compute, steps: usize) -> f6
             rate(|| instructions.run(MultiplyAdd::<true>(steps)) * steps * LANES * 4)
         }
         #[cfg(target_arch = "x86_64")]
-        Bf16Products::Tiles(amx) => rate(|| amx.multiply_registers(steps / 8) * 2),
+        Bf16Products::Tiles(amx) => rate(|| amx::multiply_registers(amx, steps / 8) * 2),
         #[cfg(target_arch = "aarch64")]
         Bf16Products::Blocks(bfmmla) => rate(|| bfmmla.multiply_registers(steps) * 2),
     }

@@ -58,6 +58,65 @@ enum Source<'a> {
     Rows(Inputs<'a>),
     /// Of a convolution, for [`Kind::Gemm`].
     Taps(&'a Layout, TapInputs<'a>),
+    /// Of a convolution, for [`Kind::Tiles`].
+    #[cfg(target_arch = "x86_64")]
+    TapPieces(&'a amx::Layout, TapInputs<'a>),
+}
+
+/// How the inputs of a convolution are packed.
+enum TapLayout {
+    Values(Layout),
+    #[cfg(target_arch = "x86_64")]
+    Pieces(Amx, amx::Layout),
+}
+
+impl TapLayout {
+    /// For a weight, and so many rows of inputs at most; it does not depend on how many they are.
+    fn new(
+        kernels: Kernels,
+        compute: Compute,
+        weight: &Matrix<'_>,
+        [channels, dilation]: [usize; 2],
+        rows: usize,
+    ) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if let (Bf16Products::Tiles(amx), Compute::F32, FloatDtype::BF16) =
+            (kernels.bf16, compute, weight.dtype)
+            && let Some(layout) = amx::Layout::new(channels, dilation, rows)
+        {
+            return Self::Pieces(amx, layout);
+        }
+        let _ = kernels;
+        Self::Values(Layout::new(
+            compute,
+            [channels, dilation, weight.columns],
+            rows,
+        ))
+    }
+
+    fn kind(&self, compute: Compute) -> Kind {
+        match self {
+            Self::Values(_) => Kind::Gemm,
+            #[cfg(target_arch = "x86_64")]
+            Self::Pieces(amx, _) => Kind::Tiles(*amx, compute),
+        }
+    }
+
+    fn source<'a>(&'a self, x: TapInputs<'a>) -> Source<'a> {
+        match self {
+            Self::Values(layout) => Source::Taps(layout, x),
+            #[cfg(target_arch = "x86_64")]
+            Self::Pieces(_, layout) => Source::TapPieces(layout, x),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Values(layout) => layout.len(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Pieces(_, layout) => layout.len(),
+        }
+    }
 }
 
 /// How a part is computed.
@@ -69,7 +128,7 @@ enum Kind {
     #[cfg(target_arch = "x86_64")]
     Pairs(Avx512<true>),
     #[cfg(target_arch = "x86_64")]
-    Tiles(Amx),
+    Tiles(Amx, Compute),
     #[cfg(target_arch = "aarch64")]
     Blocks(Bfmmla),
 }
@@ -77,15 +136,15 @@ enum Kind {
 impl Kind {
     fn of(x: &Inputs<'_>, dtype: FloatDtype, kernels: Kernels, compute: Compute) -> Self {
         let is_bf16 = dtype == FloatDtype::BF16;
-        if is_bf16 && compute == Compute::Bf16 {
-            match kernels.bf16 {
-                Bf16Products::Widened => {}
+        if is_bf16 {
+            match (kernels.bf16, compute) {
                 #[cfg(target_arch = "x86_64")]
-                Bf16Products::Pairs(pairs) => return Self::Pairs(pairs),
+                (Bf16Products::Tiles(amx), _) => return Self::Tiles(amx, compute),
                 #[cfg(target_arch = "x86_64")]
-                Bf16Products::Tiles(amx) => return Self::Tiles(amx),
+                (Bf16Products::Pairs(pairs), Compute::Bf16) => return Self::Pairs(pairs),
                 #[cfg(target_arch = "aarch64")]
-                Bf16Products::Blocks(bfmmla) => return Self::Blocks(bfmmla),
+                (Bf16Products::Blocks(bfmmla), Compute::Bf16) => return Self::Blocks(bfmmla),
+                _ => {}
             }
         }
         let is_few = compute == Compute::F32 && x.rows() <= kernels.tokens().few;
@@ -104,14 +163,16 @@ impl Kind {
             #[cfg(target_arch = "x86_64")]
             (Self::Pairs(_), Source::Rows(x)) => x.rows() * pairs::pairs(x.columns()),
             #[cfg(target_arch = "x86_64")]
-            (Self::Tiles(_), Source::Rows(x)) => {
-                let groups = amx::Group::of(x.rows(), x.columns());
+            (Self::Tiles(_, compute), Source::Rows(x)) => {
+                let groups = amx::Group::of(compute, x.rows(), x.columns());
                 groups.map(|group| group.len(x.columns())).sum()
             }
             #[cfg(target_arch = "aarch64")]
             (Self::Blocks(_), Source::Rows(x)) => bfmmla::packed(x.rows(), x.columns()),
             (_, Source::Rows(x)) => x.len(),
             (_, Source::Taps(layout, _)) => layout.len(),
+            #[cfg(target_arch = "x86_64")]
+            (_, Source::TapPieces(layout, _)) => layout.len(),
         }
     }
 }
@@ -186,7 +247,7 @@ pub(crate) fn convolution(
     let tokens = x.rows().saturating_sub(history);
     assert_eq!(out.len(), tokens * weight.rows, "results of {tokens} rows");
     let rows = history + tokens.min(gemm::TOKENS);
-    let layout = Layout::new(compute, [channels, dilation, weight.columns], rows);
+    let layout = TapLayout::new(kernels, compute, &weight, [channels, dilation], rows);
     let mut wave = Wave::new(kernels, compute, stop);
     let mut out = Columns::all(out, weight.rows);
     for first in (0..tokens).step_by(gemm::TOKENS) {
@@ -194,8 +255,8 @@ pub(crate) fn convolution(
         wave.add(Part {
             weight: rows_of(weight),
             bias,
-            kind: Kind::Gemm,
-            x: Source::Taps(&layout, x.part(first, history + tokens)),
+            kind: layout.kind(compute),
+            x: layout.source(x.part(first, history + tokens)),
             packed: 0,
             values: layout.len(),
             tokens,
@@ -374,10 +435,7 @@ impl<'a> Wave<'a> {
                         ahead: &[],
                     },
                     kind: part.kind,
-                    places: match part.x {
-                        Source::Rows(_) => None,
-                        Source::Taps(layout, _) => Some(layout.places()),
-                    },
+                    source: part.x,
                     adds: part.adds,
                 });
             }
@@ -428,11 +486,16 @@ impl<'a> Part<'a> {
                 packs.extend(layout.turns(x, compute, to).map(PackTask::Taps));
                 return;
             }
+            #[cfg(target_arch = "x86_64")]
+            Source::TapPieces(layout, x) => {
+                packs.extend(layout.turns(x, to).map(PackTask::TapPieces));
+                return;
+            }
         };
         let Tokens { tile, beside, .. } = kernels.tokens();
         match self.kind {
             #[cfg(target_arch = "x86_64")]
-            Kind::Tiles(_) => packs.extend(tiles(x, to)),
+            Kind::Tiles(..) => packs.extend(tiles(compute, x, to)),
             #[cfg(target_arch = "x86_64")]
             Kind::Pairs(_) => packs.extend(in_groups(x, to, tile).map(pairs_of_a_group)),
             #[cfg(target_arch = "aarch64")]
@@ -459,7 +522,7 @@ impl<'a> Part<'a> {
             #[cfg(target_arch = "aarch64")]
             Kind::Blocks(_) => gemm::ROWS,
             #[cfg(target_arch = "x86_64")]
-            Kind::Tiles(_) => amx::rows_of_a_task(self.weight.rows, self.tokens),
+            Kind::Tiles(..) => amx::rows_of_a_task(&self.weight, self.tokens),
             Kind::Gemv | Kind::Skinny => (TASK_BYTES / self.weight.stride)
                 .next_multiple_of(LANES)
                 .max(LANES),
@@ -474,9 +537,13 @@ enum PackTask<'a> {
     Group(Inputs<'a>, &'a mut [f32]),
     #[cfg(target_arch = "x86_64")]
     Pairs(pairs::Pack<'a>),
+    #[cfg(target_arch = "x86_64")]
+    Tile(amx::Pack<'a>),
     #[cfg(target_arch = "aarch64")]
     Blocks(bfmmla::Pack<'a>),
     Taps(Turn<'a>),
+    #[cfg(target_arch = "x86_64")]
+    TapPieces(amx::Turn<'a>),
 }
 
 /// Rows in groups of at most `max`, each with its part of `to`.
@@ -503,12 +570,12 @@ fn pairs_of_a_group<'a>((x, to): (Inputs<'a>, &'a mut [f32])) -> PackTask<'a> {
 
 /// What packs rows for [`Kind::Tiles`].
 #[cfg(target_arch = "x86_64")]
-fn tiles<'a>(x: Inputs<'a>, to: &'a mut [f32]) -> Vec<PackTask<'a>> {
+fn tiles<'a>(compute: Compute, x: Inputs<'a>, to: &'a mut [f32]) -> Vec<PackTask<'a>> {
     let mut packs = Vec::new();
     let mut rest = to;
-    for group in amx::Group::of(x.rows(), x.columns()) {
+    for group in amx::Group::of(compute, x.rows(), x.columns()) {
         let (to, after) = rest.split_at_mut(group.len(x.columns()));
-        packs.extend(group.packs(x, to).map(PackTask::Pairs));
+        packs.extend(group.packs(x, to).map(PackTask::Tile));
         rest = after;
     }
     packs
@@ -525,9 +592,13 @@ impl PackTask<'_> {
             Self::Group(x, to) => kernels.run(Pack { x, compute, to }),
             #[cfg(target_arch = "x86_64")]
             Self::Pairs(pack) => kernels.run(pack),
+            #[cfg(target_arch = "x86_64")]
+            Self::Tile(pack) => kernels.run(pack),
             #[cfg(target_arch = "aarch64")]
             Self::Blocks(pack) => pack.run(),
             Self::Taps(turn) => kernels.run(turn),
+            #[cfg(target_arch = "x86_64")]
+            Self::TapPieces(turn) => kernels.run(turn),
         }
     }
 }
@@ -536,8 +607,8 @@ impl PackTask<'_> {
 struct Task<'a> {
     product: Product<'a>,
     kind: Kind,
-    /// Where the columns of a convolution are in `x`.
-    places: Option<&'a [usize]>,
+    /// What was packed.
+    source: Source<'a>,
     /// As in [`Gemm`].
     adds: bool,
 }
@@ -547,14 +618,23 @@ impl Task<'_> {
         let Self {
             product,
             kind,
-            places,
+            source,
             adds,
         } = self;
         match kind {
             #[cfg(target_arch = "x86_64")]
             Kind::Pairs(instructions) => instructions.run(Pairs(product)),
             #[cfg(target_arch = "x86_64")]
-            Kind::Tiles(amx) => kernels.run(Tiles { amx, product }),
+            Kind::Tiles(amx, compute) => kernels.run(Tiles {
+                amx,
+                compute,
+                product,
+                taps: match source {
+                    Source::TapPieces(layout, _) => Some(layout),
+                    Source::Rows(_) | Source::Taps(..) => None,
+                },
+                adds,
+            }),
             #[cfg(target_arch = "aarch64")]
             Kind::Blocks(bfmmla) => bfmmla.run(product),
             Kind::Skinny => kernels.run(Skinny(product)),
@@ -587,9 +667,12 @@ impl Task<'_> {
                 } = product;
                 kernels.run(Gemm {
                     weight,
-                    x: match places {
-                        None => Packed::Groups(x),
-                        Some(places) => Packed::Anywhere(Anywhere { values: x, places }),
+                    x: match source {
+                        Source::Taps(layout, _) => Packed::Anywhere(Anywhere {
+                            values: x,
+                            places: layout.places(),
+                        }),
+                        _ => Packed::Groups(x),
                     },
                     tokens,
                     bias,

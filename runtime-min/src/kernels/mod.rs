@@ -4,8 +4,8 @@
 //!   once over it.
 //! * `linear`: batches of linear layers, cut into tasks; `gemv` for one token, `skinny` for a few,
 //!   `gemm` for more, on `tile`s whose `panel`s of weights are widened and turned on the way. `inputs`: what they are
-//!   multiplied with, rows or what lies under the kernel of a convolution. `pairs`, `amx` and `bfmmla`: bf16
-//!   weights under `Compute::Bf16` on processors with instructions for them.
+//!   multiplied with, rows or what lies under the kernel of a convolution. `pairs` and `bfmmla`: bf16
+//!   weights under `Compute::Bf16` on processors with instructions for them; `amx`: bf16 weights under both.
 //! * `attention`, `rows`, `exp`: everything else that a layer computes.
 //! * `sound`: what a vocoder computes beside its products.
 //! * `parallel`: tasks of a kernel on several threads; `team` keeps these awake for a forward pass.
@@ -15,11 +15,11 @@
 //! alone, and attention of a token on its query and the positions before it alone, to the bit: not
 //! on the number of threads, nor on how tokens are cut into batches. The order of additions is in
 //! `tile` and `attention`. AVX2, AVX-512 and NEON give the same bits; so does `VDPBF16PS`, but for
-//! values below 2⁻¹²⁶, which it takes for zero. AMX and `BFMMLA` each have an order of their own under
-//! `Compute::Bf16`.
+//! values below 2⁻¹²⁶, which it takes for zero. `BFMMLA` has an order of its own under `Compute::Bf16`, AMX
+//! under both.
 //!
 //! **Scratch** memory (`scratch`) is kept by threads, to be used again: at most 8 MiB (or 512 rows of the longest
-//! input) of packed inputs by the thread that calls, and about 1 MiB by each thread of the pool;
+//! input, half as much again where they are cut into pieces) of packed inputs by the thread that calls, and about 1 MiB by each thread of the pool;
 //! attention under `Compute::Bf16` up to 2 MiB there, or the scores of one token.
 
 #[cfg(target_arch = "x86_64")]
@@ -86,7 +86,7 @@ enum Path {
     Neon(neon::Neon),
 }
 
-/// What computes products of bf16 weights under `Compute::Bf16`.
+/// What computes products of bf16 weights under `Compute::Bf16`; tiles do so under `Compute::F32`, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Bf16Products {
     /// Multiply-adds of the values that they are widened to.
@@ -212,9 +212,9 @@ impl Kernels {
         }
     }
 
-    /// `portable`, `avx2`, `avx512` or `neon`; or, as `avx512` but for products of bf16 weights under
-    /// `Compute::Bf16`, `avx512-bf16` (with `VDPBF16PS`) or `amx`; so, too, as `neon`, `neon-bf16` (with
-    /// `BFMMLA`).
+    /// `portable`, `avx2`, `avx512` or `neon`; or, as `avx512` but for products of bf16 weights, `amx`;
+    /// or but for those under `Compute::Bf16` alone, `avx512-bf16` (with `VDPBF16PS`) and, as `neon`,
+    /// `neon-bf16` (with `BFMMLA`).
     pub fn name(self) -> &'static str {
         match (self.path, self.bf16) {
             #[cfg(target_arch = "x86_64")]

@@ -96,6 +96,38 @@ impl<'a> TapInputs<'a> {
             snake: self.snake,
         }
     }
+
+    /// [`LANES`] rows from `row` on, zeros where there are none, of as many channels from `first` on: a
+    /// vector for each channel, after what is done to it.
+    #[inline(always)]
+    pub(super) fn turned<S: Simd>(
+        self,
+        s: S,
+        compute: Compute,
+        first: usize,
+        row: usize,
+    ) -> [S::V; LANES] {
+        let (given, all) = (self.before.rows(), self.rows());
+        let mut lines = [s.splat(0.0); LANES];
+        for (t, line) in lines.iter_mut().enumerate().take(all - row) {
+            *line = match (row + t).checked_sub(given) {
+                Some(row) => self.x.vector(s, row, first),
+                None => self.before.vector(s, row + t, first),
+            };
+        }
+        if let Some(SnakeBeta {
+            alpha,
+            inverse_beta,
+        }) = self.snake
+        {
+            let factors = [
+                load(s, &alpha[first..], 0.0),
+                load(s, &inverse_beta[first..], 0.0),
+            ];
+            lines = snake_rows(s, compute, lines, factors);
+        }
+        s.transpose(lines)
+    }
 }
 
 /// Turns up to [`LANES`] channels of some rows.
@@ -109,42 +141,15 @@ pub(super) struct Turn<'a> {
     to: &'a mut [f32],
 }
 
-impl Turn<'_> {
-    /// The factors of its channels.
-    #[inline(always)]
-    fn factors<S: Simd>(&self, s: S, snake: SnakeBeta<'_>) -> [S::V; 2] {
-        let SnakeBeta {
-            alpha,
-            inverse_beta,
-        } = snake;
-        [
-            load(s, &alpha[self.first..], 0.0),
-            load(s, &inverse_beta[self.first..], 0.0),
-        ]
-    }
-}
-
 impl Work for Turn<'_> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let TapInputs { before, x, snake } = self.x;
-        let (given, all) = (before.rows(), self.x.rows());
-        for row in (0..all).step_by(LANES) {
-            let mut lines = [s.splat(0.0); LANES];
-            for (t, line) in lines.iter_mut().enumerate().take(all - row) {
-                *line = match (row + t).checked_sub(given) {
-                    Some(row) => x.vector(s, row, self.first),
-                    None => before.vector(s, row + t, self.first),
-                };
-            }
-            if let Some(snake) = snake {
-                lines = snake_rows(s, self.compute, lines, self.factors(s, snake));
-            }
-            let lines = s.transpose(lines);
-            for (line, to) in lines.iter().zip(self.to.chunks_mut(self.stride)) {
-                s.store(*line, &mut to.as_chunks_mut().0[row / LANES]);
+        for row in (0..self.x.rows()).step_by(LANES) {
+            let channels = self.x.turned(s, self.compute, self.first, row);
+            for (channel, to) in channels.iter().zip(self.to.chunks_mut(self.stride)) {
+                s.store(*channel, &mut to.as_chunks_mut().0[row / LANES]);
             }
         }
     }

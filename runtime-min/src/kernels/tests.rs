@@ -2,6 +2,7 @@
 //! instruction set that this processor has; and the promise that bits do not depend on threads or
 //! batches.
 
+use segpack_formats::io::CancelToken;
 use segpack_formats::numeric::{FloatDtype, bf16};
 
 use super::exp::exp;
@@ -9,7 +10,7 @@ use super::simd::{LANES, Line, Simd, Work};
 use super::{CPU_VARIABLE, Kernels};
 use crate::ops::{CpuOps, Ops, ScalarOps};
 use crate::samples::{activations, bytes, noise};
-use crate::tensor::{Compute, Heads, Linear, Matrix};
+use crate::tensor::{Compute, Convolution, Heads, Linear, Matrix};
 
 fn linear(ops: &impl Ops, x: &[f32], weight: Matrix<'_>, bias: Option<&[f32]>) -> Vec<f32> {
     let mut out = vec![f32::NAN; x.len() / weight.columns * weight.rows];
@@ -33,11 +34,10 @@ fn bits(x: &[f32]) -> Vec<u32> {
 /// in blocks.
 fn wanted(ops: &CpuOps, x: &[f32], weight: Matrix<'_>, bias: Option<&[f32]>) -> Vec<f32> {
     let compute = ops.compute();
-    let is_bf16 = compute == Compute::Bf16 && weight.dtype == FloatDtype::BF16;
-    if !is_bf16 || !HAVE_AN_ORDER.contains(&ops.kernels().name()) {
-        return linear(&ScalarOps { compute }, x, weight, bias);
-    }
-    let dot = dot_of(ops.kernels());
+    let dot = match dot_of(ops.kernels(), compute) {
+        Some(dot) if weight.dtype == FloatDtype::BF16 && has_an_order(ops) => dot,
+        _ => return linear(&ScalarOps { compute }, x, weight, bias),
+    };
     let rows = (0..weight.rows).map(|n| {
         let mut row = vec![0.0; weight.columns];
         weight.dtype.widen(weight.row(n), &mut row);
@@ -54,15 +54,26 @@ fn wanted(ops: &CpuOps, x: &[f32], weight: Matrix<'_>, bias: Option<&[f32]>) -> 
         .collect()
 }
 
-/// Those that have an order of additions of their own under `Compute::Bf16`.
-const HAVE_AN_ORDER: [&str; 2] = ["amx", "neon-bf16"];
+/// Whether products with bf16 weights have an order of additions of their own.
+fn has_an_order(ops: &CpuOps) -> bool {
+    match ops.compute() {
+        Compute::Bf16 => ["amx", "neon-bf16"].contains(&ops.kernels().name()),
+        Compute::F32 => ops.kernels().name() == "amx",
+    }
+}
 
-/// How kernels add up a row of bf16 values under `Compute::Bf16`.
-fn dot_of(kernels: Kernels) -> fn(&[f32], &[f32]) -> f32 {
-    match kernels.name() {
-        "amx" => in_tiles,
-        "neon-bf16" => in_blocks,
-        _ => in_pairs,
+/// A dot product in some order.
+type Dot = fn(&[f32], &[f32]) -> f32;
+
+/// How kernels add up a row of bf16 values; not for what the reference does otherwise under
+/// `Compute::F32`.
+fn dot_of(kernels: Kernels, compute: Compute) -> Option<Dot> {
+    match (kernels.name(), compute) {
+        ("amx", Compute::Bf16) => Some(in_tiles),
+        ("amx", Compute::F32) => Some(in_tiles_of_pieces),
+        (_, Compute::F32) => None,
+        ("neon-bf16", _) => Some(in_blocks),
+        _ => Some(in_pairs),
     }
 }
 
@@ -80,15 +91,48 @@ fn in_pairs(a: &[f32], b: &[f32]) -> f32 {
 /// A dot product in the order of `TDPBF16PS` (Intel SDM): of every 32 columns a chain of the even
 /// ones and one of the odd ones.
 fn in_tiles(a: &[f32], b: &[f32]) -> f32 {
-    let mut sum = 0.0;
-    for (a, b) in a.chunks(32).zip(b.chunks(32)) {
-        let mut chains = [0.0_f32; 2];
-        for (i, (a, b)) in a.iter().zip(b).enumerate() {
-            chains[i % 2] = a.mul_add(*b, chains[i % 2]);
-        }
-        sum += chains[0] + chains[1];
+    let chunks = a.chunks(32).zip(b.chunks(32));
+    chunks.fold(0.0, |sum, (a, b)| sum + chunk_in_tiles(a, b))
+}
+
+/// The same of three pieces of each value of `a`, the smallest first.
+fn in_tiles_of_pieces(a: &[f32], b: &[f32]) -> f32 {
+    let chunks = a.chunks(32).zip(b.chunks(32));
+    chunks.fold(0.0, |sum, (a, b)| {
+        let pieces = [2, 1, 0].map(|i| a.iter().map(|x| pieces(*x)[i]).collect::<Vec<_>>());
+        pieces.iter().fold(sum, |sum, a| sum + chunk_in_tiles(a, b))
+    })
+}
+
+fn chunk_in_tiles(a: &[f32], b: &[f32]) -> f32 {
+    let mut chains = [0.0_f32; 2];
+    for (i, (a, b)) in a.iter().zip(b).enumerate() {
+        chains[i % 2] = a.mul_add(*b, chains[i % 2]);
     }
-    sum
+    chains[0] + chains[1]
+}
+
+/// An f32 value as three of 8 bits of significand each, the largest first.
+fn pieces(x: f32) -> [f32; 3] {
+    let cut = |x: f32| f32::from_bits(x.to_bits() & 0xffff_0000);
+    let first = cut(x);
+    let second = cut(x - first);
+    [first, second, x - first - second]
+}
+
+#[test]
+fn pieces_are_bf16_values_whose_sum_is_the_value() {
+    for x in noise(1000, 3)
+        .into_iter()
+        .chain([0.0, -0.0, 1.0, f32::MAX, f32::MIN, 1e-30])
+    {
+        let pieces = pieces(x);
+        assert!(
+            pieces.iter().all(|x| bf16::round(*x) == *x),
+            "{x}: {pieces:?}"
+        );
+        assert_eq!(pieces[2] + pieces[1] + pieces[0], x);
+    }
 }
 
 /// A dot product in the order of `BFMMLA` (Arm ARM): pairs of columns, all rounded to odd.
@@ -252,6 +296,51 @@ fn products_agree_with_the_reference_at_odd_sizes() {
     }
 }
 
+/// Whatever the order of additions and whatever activations are cut into: under f32 a sum is as near to
+/// the exact one as that of a single chain of fused multiply-adds.
+#[test]
+fn products_under_f32_are_as_exact_as_a_chain_of_multiply_adds() {
+    let (rows, columns, tokens) = (64, 2048, 24);
+    let weight = bytes(FloatDtype::BF16, &noise(rows * columns, 7));
+    let weight = Matrix {
+        bytes: &weight,
+        ..of(rows, columns)
+    };
+    let x = activations(Compute::F32, tokens * columns, 11);
+    let mut wide = vec![0.0; rows * columns];
+    FloatDtype::BF16.widen(weight.bytes, &mut wide);
+    let exact = |i: usize| -> f64 {
+        let x = &x[i / rows * columns..][..columns];
+        let row = &wide[i % rows * columns..][..columns];
+        let products = x
+            .iter()
+            .zip(row)
+            .map(|(a, b)| f64::from(*a) * f64::from(*b));
+        products.sum()
+    };
+    let exact: Vec<f64> = (0..rows * tokens).map(exact).collect();
+    let error = |seen: &[f32]| -> f64 {
+        let squares = seen
+            .iter()
+            .zip(&exact)
+            .map(|(a, b)| (f64::from(*a) - b).powi(2));
+        squares.sum::<f64>().sqrt()
+    };
+    let one_chain = error(&linear(&ScalarOps::default(), &x, weight, None));
+    for kernels in Kernels::all() {
+        // without fused multiply-add every product is rounded, too
+        if kernels.name() == "portable" && !cfg!(target_arch = "aarch64") {
+            continue;
+        }
+        let ops = CpuOps::with_kernels(Compute::F32, kernels);
+        let seen = error(&linear(&ops, &x, weight, None));
+        assert!(
+            seen <= one_chain,
+            "{kernels:?}: {seen:e}, one chain: {one_chain:e}"
+        );
+    }
+}
+
 /// Rounding a result to bf16 hides most of what is wrong with a sum: here the bias takes away the sum
 /// that is wanted, so that nothing is left.
 #[test]
@@ -271,24 +360,92 @@ fn sums_of_bf16_products_are_those_wanted_to_the_bit() {
         };
         let mut wide = values;
         FloatDtype::BF16.widen(weight.bytes, &mut wide);
-        let x = activations(Compute::Bf16, columns, 11);
-        for kernels in Kernels::all() {
-            // without fused multiply-add there is no such promise
-            if kernels.name() == "portable" && !cfg!(target_arch = "aarch64") {
-                continue;
-            }
-            let ops = CpuOps::with_kernels(Compute::Bf16, kernels);
-            let dot = dot_of(kernels);
+        for ops in all() {
+            let kernels = ops.kernels();
+            let dot = match dot_of(kernels, ops.compute()) {
+                // without fused multiply-add there is no such promise
+                Some(_) if kernels.name() == "portable" && !cfg!(target_arch = "aarch64") => {
+                    continue;
+                }
+                Some(dot) => dot,
+                None => continue,
+            };
+            let x = activations(ops.compute(), columns, 11);
             let bias: Vec<f32> = wide.chunks(columns).map(|row| -dot(&x, row)).collect();
             for tokens in (1..=many).chain([130]) {
                 // nothing that was left in scratch memory may count
                 linear(&ops, &vec![1.0; 512 * tokens], not_a_number, None);
                 let left = linear(&ops, &x.repeat(tokens), weight, Some(&bias));
                 let wrong = left.iter().position(|x| *x != 0.0);
-                assert_eq!(
-                    wrong, None,
-                    "{kernels:?} {columns} columns, {tokens} tokens"
-                );
+                assert_eq!(wrong, None, "{ops:?} {columns} columns, {tokens} tokens");
+            }
+        }
+    }
+}
+
+/// A convolution is a product with rows that have the inputs of all taps side by side, to the bit: in
+/// tiles where a chunk of columns is of one tap, else in vectors.
+#[test]
+fn a_convolution_has_the_bits_of_a_product() {
+    // channels that are whole chunks of a tile, and others; more tokens than one task takes
+    for (channels, kernel, dilation, rows, tokens) in [
+        (32, 1, 1, 5, 1),
+        (32, 7, 3, 40, 33),
+        (96, 2, 1, 67, 17),
+        (64, 3, 9, 33, 16),
+        (40, 3, 2, 21, 45),
+        (64, 7, 1, 32, 1041),
+    ] {
+        let columns = kernel * channels;
+        let weight = bytes(FloatDtype::BF16, &noise(rows * columns, 7));
+        let weight = Matrix {
+            bytes: &weight,
+            ..of(rows, columns)
+        };
+        let bias = noise(rows, 13);
+        for ops in all() {
+            let history = (kernel - 1) * dilation;
+            let x = activations(ops.compute(), (history + tokens) * channels, 11);
+            let side_by_side: Vec<f32> = (0..tokens)
+                .flat_map(|t| (0..kernel).map(move |tap| t + tap * dilation))
+                .flat_map(|row| x[row * channels..][..channels].to_vec())
+                .collect();
+            let vectors = match ops.kernels().name() {
+                "amx" if ops.compute() == Compute::F32 && channels % 32 == 0 => "amx",
+                "amx" => "avx512",
+                "neon-bf16" => "neon",
+                name => name,
+            };
+            let vectors = CpuOps::with_kernels(ops.compute(), Kernels::named(vectors).unwrap());
+            let product = linear(&vectors, &side_by_side, weight, Some(&bias));
+            for before in [0, history] {
+                for adds in [false, true] {
+                    let (before, x) = x.split_at(before * channels);
+                    let mut out = vec![1.0; tokens * rows];
+                    let convolution = Convolution {
+                        before,
+                        x,
+                        snake: None,
+                        channels,
+                        dilation,
+                        weight,
+                        bias: Some(&bias),
+                        out: &mut out,
+                        adds,
+                    };
+                    ops.convolve_until(convolution, &CancelToken::default())
+                        .unwrap();
+                    let wanted = product.iter().map(|x| match adds {
+                        true => ops.compute().round(1.0 + x),
+                        false => *x,
+                    });
+                    let wanted: Vec<f32> = wanted.collect();
+                    assert_eq!(
+                        bits(&out),
+                        bits(&wanted),
+                        "{ops:?} {channels} {kernel} {dilation}"
+                    );
+                }
             }
         }
     }
@@ -782,11 +939,10 @@ fn all_sets_with_fused_multiply_add_give_the_same_bits() {
     };
     for compute in [Compute::F32, Compute::Bf16] {
         // tiles and blocks have an order of their own
-        let alike = |kernels: &&Kernels| {
-            compute == Compute::F32 || !HAVE_AN_ORDER.contains(&kernels.name())
-        };
-        let results = fused.iter().filter(alike).map(|kernels| {
-            let ops = CpuOps::with_kernels(compute, *kernels);
+        let sets = fused
+            .iter()
+            .map(|kernels| CpuOps::with_kernels(compute, *kernels));
+        let results = sets.filter(|ops| !has_an_order(ops)).map(|ops| {
             let mut out = linear(&ops, &activations(compute, 700, 2), weight, None);
             out.extend(linear(
                 &ops,
@@ -824,11 +980,14 @@ fn instructions_for_bf16_take_subnormal_values_for_zero() {
         rows: 1,
         columns: 2,
     };
-    for kernels in Kernels::all() {
-        let ops = CpuOps::with_kernels(Compute::Bf16, kernels);
+    for ops in all() {
         let subnormal = linear(&ops, &[1.0, 0.0], weight, None)[0];
-        let of_bf16 = ["avx512-bf16", "amx", "neon-bf16"].contains(&kernels.name());
-        assert_eq!(subnormal == 0.0, of_bf16, "{kernels:?}: {subnormal:e}");
+        let of_bf16: &[_] = match ops.compute() {
+            Compute::Bf16 => &["avx512-bf16", "amx", "neon-bf16"],
+            Compute::F32 => &["amx"],
+        };
+        let of_bf16 = of_bf16.contains(&ops.kernels().name());
+        assert_eq!(subnormal == 0.0, of_bf16, "{ops:?}: {subnormal:e}");
         assert_eq!(linear(&ops, &[0.0, 3.0], weight, None), [3.0]);
     }
 }

@@ -239,6 +239,23 @@ pub(super) fn finish(compute: Compute, sums: &[f32], bias: Option<&[f32]>, out: 
     }
 }
 
+/// `out = round(out + round(sums + bias))`, as long as the shorter of `out` and `sums`.
+#[inline(always)]
+pub(super) fn finish_onto(compute: Compute, sums: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
+    match bias {
+        Some(bias) => {
+            for ((out, sum), b) in out.iter_mut().zip(sums).zip(bias) {
+                *out = compute.round(*out + compute.round(sum + b));
+            }
+        }
+        None => {
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = compute.round(*out + compute.round(*sum));
+            }
+        }
+    }
+}
+
 /// Calls a function that has the number of tokens as its last const parameter.
 macro_rules! by_tokens {
     ($tokens:expr, $f:ident::<$($generic:ident),+>($($argument:expr),* $(,)?)) => {
