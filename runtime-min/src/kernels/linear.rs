@@ -66,8 +66,9 @@ enum Source<'a> {
 /// How the inputs of a convolution are packed.
 enum TapLayout {
     Values(Layout),
+    /// And what they are for.
     #[cfg(target_arch = "x86_64")]
-    Pieces(Amx, amx::Layout),
+    Pieces(Kind, amx::Layout),
 }
 
 impl TapLayout {
@@ -84,8 +85,9 @@ impl TapLayout {
             (kernels.bf16, compute, weight.dtype)
             && let Some(layout) = amx::Layout::new(channels, dilation, rows)
         {
-            return Self::Pieces(amx, layout);
+            return Self::Pieces(Kind::Tiles(amx, compute), layout);
         }
+        // elsewhere nothing asks for them
         let _ = kernels;
         Self::Values(Layout::new(
             compute,
@@ -94,11 +96,11 @@ impl TapLayout {
         ))
     }
 
-    fn kind(&self, compute: Compute) -> Kind {
+    fn kind(&self) -> Kind {
         match self {
             Self::Values(_) => Kind::Gemm,
             #[cfg(target_arch = "x86_64")]
-            Self::Pieces(amx, _) => Kind::Tiles(*amx, compute),
+            Self::Pieces(kind, _) => *kind,
         }
     }
 
@@ -255,7 +257,7 @@ pub(crate) fn convolution(
         wave.add(Part {
             weight: rows_of(weight),
             bias,
-            kind: layout.kind(compute),
+            kind: layout.kind(),
             x: layout.source(x.part(first, history + tokens)),
             packed: 0,
             values: layout.len(),
