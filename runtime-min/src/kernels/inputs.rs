@@ -45,6 +45,19 @@ impl<'a> Inputs<'a> {
         &self.values[row * self.columns..][..self.columns]
     }
 
+    /// A vector for each of [`LANES`] columns from `column` on, of at most as many rows; zeros where there
+    /// is no row or no column.
+    #[inline(always)]
+    pub(super) fn turned<S: Simd>(&self, s: S, column: usize) -> [S::V; LANES] {
+        let mut rows = [s.splat(0.0); LANES];
+        if column < self.columns {
+            for (t, row) in rows.iter_mut().enumerate().take(self.rows()) {
+                *row = self.vector(s, t, column);
+            }
+        }
+        s.transpose(rows)
+    }
+
     /// The vector of a row that begins at `column`, zeros where the row has ended.
     #[inline(always)]
     pub(super) fn vector<S: Simd>(&self, s: S, row: usize, column: usize) -> S::V {

@@ -66,9 +66,8 @@ enum Source<'a> {
 /// How the inputs of a convolution are packed.
 enum TapLayout {
     Values(Layout),
-    /// And what they are for.
     #[cfg(target_arch = "x86_64")]
-    Pieces(Kind, amx::Layout),
+    Pieces(Amx, amx::Layout),
 }
 
 impl TapLayout {
@@ -85,7 +84,7 @@ impl TapLayout {
             (kernels.bf16, compute, weight.dtype)
             && let Some(layout) = amx::Layout::new(channels, dilation, rows)
         {
-            return Self::Pieces(Kind::Tiles(amx, compute), layout);
+            return Self::Pieces(amx, layout);
         }
         // elsewhere nothing asks for them
         let _ = kernels;
@@ -100,7 +99,7 @@ impl TapLayout {
         match self {
             Self::Values(_) => Kind::Gemm,
             #[cfg(target_arch = "x86_64")]
-            Self::Pieces(kind, _) => *kind,
+            Self::Pieces(amx, _) => Kind::Tiles(*amx),
         }
     }
 
@@ -130,7 +129,7 @@ enum Kind {
     #[cfg(target_arch = "x86_64")]
     Pairs(Avx512<true>),
     #[cfg(target_arch = "x86_64")]
-    Tiles(Amx, Compute),
+    Tiles(Amx),
     #[cfg(target_arch = "aarch64")]
     Blocks(Bfmmla),
 }
@@ -141,7 +140,7 @@ impl Kind {
         if is_bf16 {
             match (kernels.bf16, compute) {
                 #[cfg(target_arch = "x86_64")]
-                (Bf16Products::Tiles(amx), _) => return Self::Tiles(amx, compute),
+                (Bf16Products::Tiles(amx), _) => return Self::Tiles(amx),
                 #[cfg(target_arch = "x86_64")]
                 (Bf16Products::Pairs(pairs), Compute::Bf16) => return Self::Pairs(pairs),
                 #[cfg(target_arch = "aarch64")]
@@ -160,12 +159,12 @@ impl Kind {
     }
 
     /// As how many values `x` is packed.
-    fn packed(self, x: &Source<'_>) -> usize {
+    fn packed(self, compute: Compute, x: &Source<'_>) -> usize {
         match (self, x) {
             #[cfg(target_arch = "x86_64")]
             (Self::Pairs(_), Source::Rows(x)) => x.rows() * pairs::pairs(x.columns()),
             #[cfg(target_arch = "x86_64")]
-            (Self::Tiles(_, compute), Source::Rows(x)) => {
+            (Self::Tiles(_), Source::Rows(x)) => {
                 let groups = amx::Group::of(compute, x.rows(), x.columns());
                 groups.map(|group| group.len(x.columns())).sum()
             }
@@ -357,7 +356,7 @@ impl<'a> Wave<'a> {
                 kind,
                 x,
                 packed: 0,
-                values: kind.packed(&x),
+                values: kind.packed(self.compute, &x),
                 tokens,
                 out: out.take_rows(tokens),
                 adds: false,
@@ -497,7 +496,7 @@ impl<'a> Part<'a> {
         let Tokens { tile, beside, .. } = kernels.tokens();
         match self.kind {
             #[cfg(target_arch = "x86_64")]
-            Kind::Tiles(..) => packs.extend(tiles(compute, x, to)),
+            Kind::Tiles(_) => packs.extend(tiles(compute, x, to)),
             #[cfg(target_arch = "x86_64")]
             Kind::Pairs(_) => packs.extend(in_groups(x, to, tile).map(pairs_of_a_group)),
             #[cfg(target_arch = "aarch64")]
@@ -524,7 +523,7 @@ impl<'a> Part<'a> {
             #[cfg(target_arch = "aarch64")]
             Kind::Blocks(_) => gemm::ROWS,
             #[cfg(target_arch = "x86_64")]
-            Kind::Tiles(..) => amx::rows_of_a_task(&self.weight, self.tokens),
+            Kind::Tiles(_) => amx::rows_of_a_task(&self.weight, self.tokens),
             Kind::Gemv | Kind::Skinny => (TASK_BYTES / self.weight.stride)
                 .next_multiple_of(LANES)
                 .max(LANES),
@@ -627,7 +626,7 @@ impl Task<'_> {
             #[cfg(target_arch = "x86_64")]
             Kind::Pairs(instructions) => instructions.run(Pairs(product)),
             #[cfg(target_arch = "x86_64")]
-            Kind::Tiles(amx, compute) => kernels.run(Tiles {
+            Kind::Tiles(amx) => kernels.run(Tiles {
                 amx,
                 compute,
                 product,

@@ -13,6 +13,7 @@ use super::inputs::Inputs;
 use super::order::WORDS;
 use super::panel::Rows;
 use super::product::Product;
+use super::rows::store;
 use super::scratch::{Buffer, Key};
 use super::simd::{LANES, Line, Simd, Work, pair_of};
 use super::tile::{Ahead, by_tokens, finish, groups};
@@ -55,19 +56,10 @@ impl Work for Pack<'_> {
         }
         for (c, to) in to.chunks_exact_mut(LANES * tokens).enumerate() {
             for half in 0..2 {
-                let column = c * WORDS + half * LANES;
-                let mut rows = [s.splat(0.0); LANES];
-                if column < x.columns() {
-                    for (t, row) in rows.iter_mut().enumerate().take(x.rows()) {
-                        *row = x.vector(s, t, column);
-                    }
-                }
-                let columns = s.transpose(rows);
+                let columns = x.turned(s, c * WORDS + half * LANES);
                 let to = &mut to[half * LANES / 2 * tokens..];
                 for (i, to) in to.chunks_exact_mut(tokens).take(LANES / 2).enumerate() {
-                    let mut line = Line::ZERO;
-                    s.store(s.pair(columns[2 * i], columns[2 * i + 1]), &mut line.0);
-                    to.copy_from_slice(&line.0[..tokens]);
+                    store(s, s.pair(columns[2 * i], columns[2 * i + 1]), to);
                 }
             }
         }

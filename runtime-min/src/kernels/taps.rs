@@ -25,9 +25,7 @@ impl Layout {
         [channels, dilation, columns]: [usize; 3],
         rows: usize,
     ) -> Self {
-        // an odd number of lines: the same row of several channels would compete for one set of
-        // the cache
-        let stride = (rows.div_ceil(LANES) | 1) * LANES;
+        let stride = stride(rows);
         let mut places = vec![0; columns];
         for (from, places) in (0..).step_by(BLOCK).zip(places.chunks_mut(BLOCK)) {
             let order = Order::new(compute, places.len());
@@ -70,6 +68,12 @@ impl Layout {
         };
         channels.zip(to.chunks_mut(LANES * stride)).map(turn)
     }
+}
+
+/// Values from a channel to the next, for so many rows. They are an odd number of lines: the same row of
+/// several channels would compete for one set of the cache.
+pub(super) fn stride(rows: usize) -> usize {
+    (rows.div_ceil(LANES) | 1) * LANES
 }
 
 /// Rows of channels in two pieces, and what is done to them.

@@ -26,7 +26,7 @@ pub(in crate::kernels) struct Group {
 }
 
 /// How many bf16 values an activation is.
-pub(super) fn pieces_of(compute: Compute) -> usize {
+fn pieces_of(compute: Compute) -> usize {
     match compute {
         Compute::F32 => pieces::PIECES,
         Compute::Bf16 => 1,

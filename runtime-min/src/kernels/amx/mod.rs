@@ -7,8 +7,8 @@
 //! activations are f32 values: 24 bits of significand, which are three bf16 values of 8 bits each. An
 //! activation is cut into those three, and a weight is multiplied with each: all products are exact,
 //! as 8 bits times 8 bits fit into 24, and every sum is rounded to f32, so that a result is as near to
-//! the exact one as that of a chain of fused multiply-adds. On registers alone, three tile products take a
-//! fifth of the time of the multiply-adds that they stand for. (Henry, Tang and Heinecke,
+//! the exact one as that of a chain of fused multiply-adds. On registers alone, three tile products take less than
+//! a fifth of the time of the multiply-adds that they stand for. (Henry, Tang and Heinecke,
 //! "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations", 2019,
 //! cut both factors; here one of them is a bf16 value already.)
 //!

@@ -56,7 +56,7 @@ impl Work for Tiles<'_> {
     type Out = ();
 
     /// All rows for a group of tokens after another: its activations stay in the second-level cache,
-    /// as the weights do, and its sums never leave the registers.
+    /// as the weights do, and sums leave the registers once for all whole chunks of columns, or of a tap.
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         let mut sums = Buffer::take(Key::Sums);
@@ -229,8 +229,8 @@ fn finish_vector<S: Simd>(
     adds: bool,
     out: &mut [f32; LANES],
 ) {
-    if let Some(bias) = bias.and_then(<[f32]>::first_chunk) {
-        sums = s.add(sums, s.load(bias));
+    if let Some(bias) = bias {
+        sums = s.add(sums, s.load(&bias.as_chunks().0[0]));
     }
     if adds {
         sums = s.add(s.load(out), sums);

@@ -2,17 +2,29 @@
 
 use super::super::inputs::Inputs;
 use super::super::order::WORDS;
-use super::super::simd::{LANES, Line, Simd, Work};
+use super::super::rows::store;
+use super::super::simd::{LANES, Simd, Work};
 
 /// bf16 values whose sum is an f32 value: 8 bits of the significand each.
 pub(super) const PIECES: usize = 3;
+
+/// The pieces of an even and an odd column, the smallest first: two values in the bits of one.
+#[inline(always)]
+pub(super) fn pieces_of_a_pair<S: Simd>(s: S, [even, odd]: [S::V; 2]) -> [S::V; PIECES] {
+    let (even, odd) = (pieces(s, even), pieces(s, odd));
+    let mut pairs = even;
+    for p in 0..PIECES {
+        pairs[p] = s.pair(even[p], odd[p]);
+    }
+    pairs
+}
 
 /// The pieces of some values, the smallest first; the low half of a piece's bits is not zero.
 ///
 /// Each is cut off, not rounded, so that none overflows and what is left is exact. Nothing is left of an
 /// infinite value; a value that is no number stays none.
 #[inline(always)]
-pub(super) fn pieces<S: Simd>(s: S, x: S::V) -> [S::V; PIECES] {
+fn pieces<S: Simd>(s: S, x: S::V) -> [S::V; PIECES] {
     let middle = left(s, x);
     [left(s, middle), middle, x]
 }
@@ -45,37 +57,15 @@ impl Work for Pack<'_> {
         let of_a_piece = LANES * tokens;
         for (c, to) in to.chunks_exact_mut(PIECES * of_a_piece).enumerate() {
             for half in 0..2 {
-                let column = c * WORDS + half * LANES;
-                let mut rows = [s.splat(0.0); LANES];
-                if column < x.columns() {
-                    for (t, row) in rows.iter_mut().enumerate().take(x.rows()) {
-                        *row = x.vector(s, t, column);
-                    }
-                }
-                let columns = s.transpose(rows);
+                let columns = x.turned(s, c * WORDS + half * LANES);
                 for i in 0..LANES / 2 {
-                    let even = pieces(s, columns[2 * i]);
-                    let odd = pieces(s, columns[2 * i + 1]);
-                    for p in 0..PIECES {
+                    let pair = [columns[2 * i], columns[2 * i + 1]];
+                    for (p, words) in pieces_of_a_pair(s, pair).iter().enumerate() {
                         let at = p * of_a_piece + (half * LANES / 2 + i) * tokens;
-                        let to = &mut to[at..at + tokens];
-                        put(s, s.pair(even[p], odd[p]), to);
+                        store(s, *words, &mut to[at..at + tokens]);
                     }
                 }
             }
-        }
-    }
-}
-
-/// The first lanes.
-#[inline(always)]
-fn put<S: Simd>(s: S, v: S::V, to: &mut [f32]) {
-    match to.first_chunk_mut() {
-        Some(to) => s.store(v, to),
-        None => {
-            let mut line = Line::ZERO;
-            s.store(v, &mut line.0);
-            to.copy_from_slice(&line.0[..to.len()]);
         }
     }
 }

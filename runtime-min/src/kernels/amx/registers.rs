@@ -215,10 +215,33 @@ struct Pointers {
     ahead: Ahead,
 }
 
-/// A loop over chunks of columns: instructions before it, for each chunk, and after it. At each it asks
-/// for `eights` times eight lines of memory. `{free}` may be written to; before and after the loop it is
-/// the length of a line.
+/// A loop over chunks of columns, with sums of one tile of tokens or of two: the instructions for each
+/// chunk, which may write to `{free}`. At each it asks for `eights` times eight lines of memory.
 macro_rules! over_chunks {
+    ($(#[$about:meta])* $name:ident, one, $step:tt) => {
+        over_chunks!(
+            $(#[$about])* $name,
+            ["tileloadd tmm0, [{before} + {free}]",
+             "tileloadd tmm2, [{before} + {free} + 2048]"],
+            $step,
+            ["tilestored [{sums} + {free}], tmm0",
+             "tilestored [{sums} + {free} + 2048], tmm2"]
+        );
+    };
+    ($(#[$about:meta])* $name:ident, two, $step:tt) => {
+        over_chunks!(
+            $(#[$about])* $name,
+            ["tileloadd tmm0, [{before} + {free}]",
+             "tileloadd tmm1, [{before} + {free} + 1024]",
+             "tileloadd tmm2, [{before} + {free} + 2048]",
+             "tileloadd tmm3, [{before} + {free} + 3072]"],
+            $step,
+            ["tilestored [{sums} + {free}], tmm0",
+             "tilestored [{sums} + {free} + 1024], tmm1",
+             "tilestored [{sums} + {free} + 2048], tmm2",
+             "tilestored [{sums} + {free} + 3072], tmm3"]
+        );
+    };
     ($(#[$about:meta])* $name:ident, [$($before:literal),+], [$($step:literal),+], [$($after:literal),+]) => {
         $(#[$about])*
         ///
@@ -228,7 +251,8 @@ macro_rules! over_chunks {
             // SAFETY: as the caller vouches
             unsafe {
                 asm!(
-                    "mov {free:e}, 64",
+                    // the length of a line; a loop without pieces does not name their distance
+                    "mov {free:e}, 64 /* {piece} */",
                     $($before,)+
                     "2:",
                     $($step,)+
@@ -278,13 +302,7 @@ impl Pointers {
     over_chunks!(
         /// Two tiles of weights times two of activations.
         two_tiles_of_tokens,
-        [
-            "tileloadd tmm0, [{before} + {free}]",
-            "tileloadd tmm1, [{before} + {free} + 1024]",
-            "tileloadd tmm2, [{before} + {free} + 2048]",
-            "tileloadd tmm3, [{before} + {free} + 3072]",
-            "/* {piece} */"
-        ],
+        two,
         [
             "tileloadd tmm4, [{w0} + {stride}]",
             "tileloadd tmm6, [{x0} + {row}]",
@@ -294,43 +312,24 @@ impl Pointers {
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm1, tmm4, tmm7",
             "tdpbf16ps tmm3, tmm5, tmm7"
-        ],
-        [
-            "tilestored [{sums} + {free}], tmm0",
-            "tilestored [{sums} + {free} + 1024], tmm1",
-            "tilestored [{sums} + {free} + 2048], tmm2",
-            "tilestored [{sums} + {free} + 3072], tmm3"
         ]
     );
     over_chunks!(
         /// Two tiles of weights times one of activations.
         one_tile_of_tokens,
-        [
-            "tileloadd tmm0, [{before} + {free}]",
-            "tileloadd tmm2, [{before} + {free} + 2048]",
-            "/* {piece} */"
-        ],
+        one,
         [
             "tileloadd tmm4, [{w0} + {stride}]",
             "tileloadd tmm6, [{x0} + {row}]",
             "tileloadd tmm5, [{w1} + {stride}]",
             "tdpbf16ps tmm0, tmm4, tmm6",
             "tdpbf16ps tmm2, tmm5, tmm6"
-        ],
-        [
-            "tilestored [{sums} + {free}], tmm0",
-            "tilestored [{sums} + {free} + 2048], tmm2"
         ]
     );
     over_chunks!(
         /// Two tiles of weights times the three pieces of two tiles of activations.
         two_tiles_of_pieces,
-        [
-            "tileloadd tmm0, [{before} + {free}]",
-            "tileloadd tmm1, [{before} + {free} + 1024]",
-            "tileloadd tmm2, [{before} + {free} + 2048]",
-            "tileloadd tmm3, [{before} + {free} + 3072]"
-        ],
+        two,
         [
             "tileloadd tmm4, [{w0} + {stride}]",
             "tileloadd tmm6, [{x0} + {row}]",
@@ -356,21 +355,12 @@ impl Pointers {
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm1, tmm4, tmm7",
             "tdpbf16ps tmm3, tmm5, tmm7"
-        ],
-        [
-            "tilestored [{sums} + {free}], tmm0",
-            "tilestored [{sums} + {free} + 1024], tmm1",
-            "tilestored [{sums} + {free} + 2048], tmm2",
-            "tilestored [{sums} + {free} + 3072], tmm3"
         ]
     );
     over_chunks!(
         /// Two tiles of weights times the three pieces of one tile of activations.
         one_tile_of_pieces,
-        [
-            "tileloadd tmm0, [{before} + {free}]",
-            "tileloadd tmm2, [{before} + {free} + 2048]"
-        ],
+        one,
         [
             "tileloadd tmm4, [{w0} + {stride}]",
             "tileloadd tmm6, [{x0} + {row}]",
@@ -385,10 +375,6 @@ impl Pointers {
             "tdpbf16ps tmm2, tmm5, tmm7",
             "tdpbf16ps tmm0, tmm4, tmm6",
             "tdpbf16ps tmm2, tmm5, tmm6"
-        ],
-        [
-            "tilestored [{sums} + {free}], tmm0",
-            "tilestored [{sums} + {free} + 2048], tmm2"
         ]
     );
 }

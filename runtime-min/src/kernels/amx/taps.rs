@@ -2,9 +2,9 @@
 
 use super::super::order::WORDS;
 use super::super::simd::{LANES, Simd, Work};
-use super::super::taps::TapInputs;
+use super::super::taps::{TapInputs, stride};
 use super::group::{Activations, Group};
-use super::pieces::{PIECES, pieces};
+use super::pieces::{PIECES, pieces_of_a_pair};
 use crate::tensor::Compute;
 
 /// Pairs of channels of a chunk.
@@ -29,9 +29,7 @@ impl Layout {
         channels.is_multiple_of(WORDS).then(|| Self {
             channels,
             dilation,
-            // an odd number of lines: the same row of several pairs would compete for one set of the
-            // cache
-            stride: (rows.div_ceil(LANES) | 1) * LANES,
+            stride: stride(rows),
         })
     }
 
@@ -42,7 +40,7 @@ impl Layout {
 
     /// Values of the packed inputs, and those of a tile whose tokens are not all there.
     pub(in crate::kernels) fn len(&self) -> usize {
-        self.channels / WORDS * self.of_a_chunk() + LANES
+        self.chunks() * self.of_a_chunk() + LANES
     }
 
     /// What packs `x`, in tasks.
@@ -100,15 +98,11 @@ impl Work for Turn<'_> {
                 let first = self.first + half * LANES;
                 let channels = self.x.turned(s, Compute::F32, first, row);
                 for i in 0..PAIRS / 2 {
-                    let even = pieces(s, channels[2 * i]);
-                    let odd = pieces(s, channels[2 * i + 1]);
-                    for p in 0..PIECES {
-                        let pair = p * PAIRS + half * PAIRS / 2 + i;
-                        let to = &mut self.to[pair * self.stride..][..self.stride];
-                        s.store(
-                            s.pair(even[p], odd[p]),
-                            &mut to.as_chunks_mut().0[row / LANES],
-                        );
+                    let pair = [channels[2 * i], channels[2 * i + 1]];
+                    for (p, words) in pieces_of_a_pair(s, pair).iter().enumerate() {
+                        let at = p * PAIRS + half * PAIRS / 2 + i;
+                        let to = &mut self.to[at * self.stride..][..self.stride];
+                        s.store(*words, &mut to.as_chunks_mut().0[row / LANES]);
                     }
                 }
             }
