@@ -153,6 +153,11 @@ inline float __uint_as_float(unsigned bits) {
     return x;
 }
 
+// f64 that is rounded after each operation; the shim is built without fused products and sums
+inline double __dadd_rn(double a, double b) { return a + b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline double __ddiv_rn(double a, double b) { return a / b; }
+
 // PTX ISA, cvt.rn.bf16.f32
 inline unsigned short shim_bf16_bits(float x) {
     unsigned bits = __float_as_uint(x);

@@ -310,6 +310,7 @@ static const Function FUNCTIONS[] = {
     F(route), F(expert_count), F(expert_sort), F(expert_combine),
     F(attention_whole), F(attention_parts), F(attention_sums), F(attention_results),
     F(attention_tokens), F(attention_mma), F(attention_mma_narrow),
+    F(choose_code), F(first_code), F(next_code),
 };
 
 // ---- the driver ----

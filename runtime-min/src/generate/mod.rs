@@ -14,6 +14,7 @@ pub use self::codes::{CodeSink, Codes, CodesError};
 use self::drafts::Drafts;
 pub use self::drafts::{DraftCounts, DraftLookup};
 pub use self::logits::{ArgMax, Candidate, LogitsError, Rank, rank_of, top_k_logits};
+pub(crate) use self::sampler::Draws;
 pub use self::sampler::{Sampler, SamplingError, SamplingOptions};
 
 /// Maximum number of tokens that a model chooses at a time: few, so that text appears steadily and

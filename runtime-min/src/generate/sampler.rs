@@ -45,6 +45,19 @@ impl SamplingOptions {
     }
 }
 
+/// What the next choices of a sampler go by, for whoever makes them in its place.
+#[derive(Debug, Clone)]
+#[cfg_attr(
+    not(feature = "cuda"),
+    expect(dead_code, reason = "a CPU chooses nothing in its place")
+)]
+pub(crate) struct Draws {
+    /// `None`: greedy.
+    pub(crate) options: Option<SamplingOptions>,
+    /// A random number for each choice, at least 0 and below 1; 0 where it is greedy.
+    pub(crate) fractions: Vec<f64>,
+}
+
 /// Chooses a token from logits.
 #[derive(Debug, Clone)]
 pub struct Sampler(Method);
@@ -87,6 +100,33 @@ impl Sampler {
 
     pub(super) fn is_greedy(&self) -> bool {
         matches!(self.0, Method::Greedy)
+    }
+
+    /// What so many next choices go by. The sampler itself stays as it is until it is told, by
+    /// [`skip`](Self::skip), how many of them were made.
+    pub(crate) fn draws(&self, count: usize) -> Draws {
+        match &self.0 {
+            Method::Greedy => Draws {
+                options: None,
+                fractions: vec![0.0; count],
+            },
+            Method::Random(options, random) => {
+                let mut random = random.clone();
+                Draws {
+                    options: Some(*options),
+                    fractions: (0..count).map(|_| random.fraction()).collect(),
+                }
+            }
+        }
+    }
+
+    /// Counts so many choices as made: the next one goes by the random number after theirs.
+    pub(crate) fn skip(&mut self, choices: usize) {
+        if let Method::Random(_, random) = &mut self.0 {
+            (0..choices).for_each(|_| {
+                random.next();
+            });
+        }
     }
 
     /// The next token.

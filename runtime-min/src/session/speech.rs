@@ -12,11 +12,12 @@ use super::device::OpenDevice;
 use super::{Session, SessionError, media};
 use crate::error::{RunError, SpeechError};
 use crate::generate::{CodeSink, Codes};
-use crate::models::decoder::{Backend, Observer, RunSettings, RunStats, Unobserved, text_decoder};
+use crate::models::decoder::executor::StateAndLogits;
+use crate::models::decoder::{Observer, RunSettings, RunStats, Unobserved, text_decoder};
 use crate::models::omni;
 use crate::models::talker::{
-    AcceptedStates, CodeSampler, Projections, Row, SpeechObserver, SpeechSampling, Talker,
-    TalkerPrompt, TalkerScript, ThinkerEmbedding,
+    AcceptedStates, CodeSampler, ForcedFrame, Projections, Row, SpeechBackend, SpeechObserver,
+    SpeechSampling, Talker, TalkerPrompt, TalkerScript, ThinkerEmbedding,
 };
 use crate::ops::CpuOps;
 use crate::processing::MediaFeatures;
@@ -100,7 +101,8 @@ pub struct Speech {
     pub prompt_rows: usize,
     /// Bytes of word embeddings that were read of the thinker.
     pub embedding_bytes: u64,
-    /// What the talker did, and what the predictor did.
+    /// What the talker did, and what the predictor did. Frames that a GPU makes as a whole count as
+    /// the talker's time.
     pub stats: [RunStats; 2],
 }
 
@@ -300,7 +302,7 @@ impl Session<'_> {
         })
     }
 
-    fn speak_on<B: Backend + Clone>(
+    fn speak_on<B: SpeechBackend + Clone>(
         &self,
         backend: &B,
         plan: SpeechPlan<'_>,
@@ -478,7 +480,7 @@ impl Projected<'_, '_> {
 
 /// The turns of the user, then nine rows: the beginning of the model's turn, and the text's first
 /// token beside the last of six control codes.
-fn talker_prompt<B: Backend>(
+fn talker_prompt<B: SpeechBackend>(
     talker: &mut Talker<'_, B>,
     plan: SpeechPlan<'_>,
 ) -> Result<TalkerPrompt, RunError> {
@@ -530,7 +532,7 @@ fn talker_prompt<B: Backend>(
 const NOT_FITTING: RunError = RunError::Internal("forced values are not of this talker");
 
 /// The loop.
-struct Speaking<'r, 's, B: Backend> {
+struct Speaking<'r, 's, B: SpeechBackend> {
     facts: &'r SpeechFacts,
     talker: &'r mut Talker<'s, B>,
     prompt: &'r TalkerPrompt,
@@ -538,7 +540,15 @@ struct Speaking<'r, 's, B: Backend> {
     max_codes: usize,
 }
 
-impl<B: Backend> Speaking<'_, '_, B> {
+/// How the talker goes on after a frame.
+enum AfterFrame {
+    /// By this row, to which the text is still to be added.
+    Row(Vec<f32>),
+    /// It did.
+    Step(StateAndLogits),
+}
+
+impl<B: SpeechBackend> Speaking<'_, '_, B> {
     fn run(
         &mut self,
         sink: &mut dyn CodeSink,
@@ -569,41 +579,94 @@ impl<B: Backend> Speaking<'_, '_, B> {
             if forced.is_none() && tokens.len() >= self.max_codes {
                 break SpeechEnd::MaxCodes;
             }
-            observer.hidden(&hidden);
             let forced = forced.unwrap_or_default();
             let first = forced.codes.first().copied().unwrap_or(chosen);
             self.choice.note(first);
-            let residual = (forced.codes.len() == codes.groups()).then_some(&forced.codes[..]);
-            let from = forced.hidden.as_ref().unwrap_or(&hidden);
-            if from.len() != hidden.len() {
-                return Err(NOT_FITTING.into());
-            }
-            let frame = self
-                .talker
-                .frame(from, (first, residual), self.choice, observer)?;
-            let (mut frame, mut next) = frame?;
-            frame[0] = chosen;
+            // as a whole, or pass by pass
+            let (frame, after) =
+                match self.whole_frame(&hidden, chosen, codes.frames(), observer)? {
+                    Some(whole) => whole,
+                    None => self.frame(&hidden, (chosen, first), &forced, observer)?,
+                };
             codes
                 .push(&frame)
                 .map_err(|_| RunError::Internal("a frame of another number of codes"))?;
             if sink.frame(&frame).is_break() {
                 break SpeechEnd::Caller;
             }
-            self.add_text(codes.frames() - 1, &mut next);
-            observer.next(&next);
-            if let Some(forced) = forced.next {
-                next = forced;
-            }
-            (hidden, logits) = self.talker.step(next)?;
+            (hidden, logits) = match after {
+                AfterFrame::Step(results) => results,
+                AfterFrame::Row(row) => self.step(row, codes.frames() - 1, forced, observer)?,
+            };
         };
         Ok((codes, tokens, end))
     }
 
-    /// The text beside a frame, or what stands where there is none left.
-    fn add_text(&self, step: usize, next: &mut [f32]) {
-        let width = next.len();
-        let text = self.prompt.trailing.chunks_exact(width).nth(step);
-        let text = text.unwrap_or(&self.prompt.tts_pad);
-        next.iter_mut().zip(text).for_each(|(next, x)| *next += x);
+    /// A frame and the step after it as a whole, where the device can do that and nobody needs
+    /// anything in between.
+    fn whole_frame(
+        &mut self,
+        hidden: &[f32],
+        first: u32,
+        number: usize,
+        observer: &dyn SpeechObserver,
+    ) -> Result<Option<(Vec<u32>, AfterFrame)>, SessionError> {
+        if observer.observes() {
+            return Ok(None);
+        }
+        let text = text_beside(self.prompt, number);
+        let whole = self
+            .talker
+            .whole_frame((hidden, first), text, self.choice)?;
+        let Some(frame) = whole else { return Ok(None) };
+        let (frame, results) = frame?;
+        Ok(Some((frame, AfterFrame::Step(results))))
     }
+
+    /// A frame, pass by pass.
+    fn frame(
+        &mut self,
+        hidden: &[f32],
+        (chosen, first): (u32, u32),
+        forced: &ForcedFrame,
+        observer: &mut dyn SpeechObserver,
+    ) -> Result<(Vec<u32>, AfterFrame), SessionError> {
+        observer.hidden(hidden);
+        let groups = self.facts.groups as usize;
+        let residual = (forced.codes.len() == groups).then_some(&forced.codes[..]);
+        let from = forced.hidden.as_deref().unwrap_or(hidden);
+        if from.len() != hidden.len() {
+            return Err(NOT_FITTING.into());
+        }
+        let frame = self
+            .talker
+            .frame(from, (first, residual), self.choice, observer)?;
+        let (mut frame, next) = frame?;
+        frame[0] = chosen;
+        Ok((frame, AfterFrame::Row(next)))
+    }
+
+    /// The talker's step after a frame.
+    fn step(
+        &mut self,
+        mut next: Vec<f32>,
+        number: usize,
+        forced: ForcedFrame,
+        observer: &mut dyn SpeechObserver,
+    ) -> Result<StateAndLogits, SessionError> {
+        let text = text_beside(self.prompt, number);
+        next.iter_mut().zip(text).for_each(|(next, x)| *next += x);
+        observer.next(&next);
+        if let Some(forced) = forced.next {
+            next = forced;
+        }
+        Ok(self.talker.step(next)?)
+    }
+}
+
+/// The text beside a frame, `[hidden]`, or what stands where there is none left.
+fn text_beside(prompt: &TalkerPrompt, frame: usize) -> &[f32] {
+    let width = prompt.tts_pad.len();
+    let text = prompt.trailing.chunks_exact(width).nth(frame);
+    text.unwrap_or(&prompt.tts_pad)
 }

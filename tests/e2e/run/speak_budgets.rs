@@ -19,7 +19,7 @@ use crate::support::checkpoint::fixtures;
 use crate::support::cli::{Run, packed, peak_memory, program};
 use crate::support::folders::temp;
 use crate::support::gpu::{load, with_gpu};
-use crate::support::tiny::{Tensor, Tiny};
+use crate::support::tiny::{Tensor, Tiny, tiny_full};
 
 /// Frames that are spoken, and codes of a frame of `tiny-speech`.
 const FRAMES: usize = 4;
@@ -112,36 +112,120 @@ fn calls(run: &Run) -> usize {
         .sum()
 }
 
+/// What is spoken in the tests of graphs: the run, and the bytes of the file of codes.
+fn spoken(pack: &Path, more: &str, settings: &[(&str, &str)]) -> (Run, Vec<u8>) {
+    let folder = temp();
+    let (sound, file) = (folder.path().join("a.wav"), folder.path().join("a.npy"));
+    let arguments = format!(
+        "speak {} --prompt-ids 286,258,198,31,77,287,198,286,266,198 --text-ids 5,9,200,31,8,287 \
+         -o {} --codes {} --speak-max-frames {FRAMES} {more}",
+        pack.display(),
+        sound.display(),
+        file.display()
+    );
+    let run = with_gpu(&arguments, settings).ok();
+    (run, fs::read(&file).unwrap())
+}
+
+/// Graphs that are launched where all weights are loaded first, and the codes.
+fn launched(pack: &Path, more: &str) -> (usize, Vec<u8>) {
+    let more = format!("{more} --device cuda --preload");
+    let (run, seen) = spoken(pack, &more, &[("COUNT", "cuGraphLaunch")]);
+    (calls(&run), seen)
+}
+
 #[test]
-fn each_pass_of_a_frame_is_a_graph_once_it_was_queued() {
+fn a_frame_is_one_graph_once_it_was_queued_and_has_the_same_codes() {
+    for checkpoint in [fixtures().join("tiny-speech"), tiny_full()] {
+        let folder = temp();
+        let pack = packed(&checkpoint, folder.path());
+        for how in ["--speak-greedy", "--speak-seed 3"] {
+            let (_, wanted) = spoken(&pack, how, &[]);
+            // experts come one by one, so that frames become graphs late or never
+            let (_, seen) = spoken(&pack, &format!("{how} --device cuda"), &[]);
+            assert!(seen == wanted, "{how}");
+            // the first frame is queued kernel by kernel
+            assert_eq!(launched(&pack, how), (FRAMES - 1, wanted), "{how}");
+        }
+    }
+}
+
+#[test]
+fn a_frame_has_the_same_codes_whenever_its_work_runs() {
     let folder = temp();
     let pack = tiny_speech(folder.path());
-    let (sound, file) = (folder.path().join("a.wav"), folder.path().join("a.npy"));
-    let speak = |more: &str, settings: &[(&str, &str)]| {
-        let arguments = format!(
-            "speak {} --prompt-ids 286,258,198,31,77,287,198,286,266,198 --text-ids 5,9,200,31,8,287 \
-             -o {} --codes {} --speak-max-frames {FRAMES} {more}",
-            pack.display(),
-            sound.display(),
-            file.display()
-        );
-        let run = with_gpu(&arguments, settings).ok();
-        (run, fs::read(&file).unwrap())
-    };
-    // sampled by the host, whatever computes the logits
-    for how in ["--speak-greedy", "--speak-seed 3"] {
-        let (_, wanted) = speak(how, &[]);
-        for settings in [&[][..], &[("ORDER", "reverse")], &[("EAGER", "1")]] {
-            let (_, seen) = speak(&format!("{how} --device cuda"), settings);
-            assert!(seen == wanted, "{how} {settings:?}");
-        }
-        let (run, seen) = speak(
-            &format!("{how} --device cuda --preload"),
-            &[("COUNT", "cuGraphLaunch")],
-        );
+    let (_, wanted) = spoken(&pack, "--speak-seed 4", &[]);
+    for settings in [("ORDER", "reverse"), ("EAGER", "1")] {
+        let (_, seen) = spoken(&pack, "--speak-seed 4 --device cuda --preload", &[settings]);
+        assert!(seen == wanted, "{settings:?}");
+    }
+}
+
+#[test]
+fn each_pass_is_a_graph_where_experts_are_evicted_and_the_codes_are_the_same() {
+    let folder = temp();
+    let pack = tiny_speech(folder.path());
+    for how in [
+        "--speak-greedy",
+        "--speak-seed 3",
+        "--speak-seed 3 --compute bf16",
+    ] {
+        let (whole, wanted) = launched(&pack, how);
+        let (passes, seen) = launched(&pack, &format!("{how} --expert-cache 3"));
         assert!(seen == wanted, "{how}");
-        // the passes of the first frame are queued one by one, those of all others are graphs
-        assert_eq!(calls(&run), (FRAMES - 1) * GROUPS, "{run}");
+        // those of the predictor
+        assert_eq!(
+            (whole, passes),
+            (FRAMES - 1, (FRAMES - 1) * (GROUPS - 1)),
+            "{how}"
+        );
+    }
+}
+
+#[test]
+fn each_pass_is_a_graph_where_memory_is_too_small_for_embeddings() {
+    let folder = temp();
+    let pack = tiny_speech(folder.path());
+    let with = |memory: u64| launched(&pack, &format!("--speak-seed 3 --device-memory {memory}"));
+    // the least memory for whole frames
+    let (mut less, mut enough) = (21_000_000, 24_000_000);
+    while enough - less > 4096 {
+        let between = u64::midpoint(less, enough);
+        match with(between).0 < FRAMES {
+            true => enough = between,
+            false => less = between,
+        }
+    }
+    let (whole, wanted) = with(enough);
+    let (passes, seen) = with(less);
+    assert!(seen == wanted);
+    assert_eq!(
+        (whole, passes),
+        (FRAMES - 1, (FRAMES - 1) * GROUPS),
+        "{enough}"
+    );
+}
+
+#[test]
+fn a_residual_logit_that_is_no_number_is_the_error_of_the_cpu() {
+    let folder = temp();
+    let mut tiny = Tiny::full();
+    let head = tiny.tensor("talker.code_predictor.lm_head.1.weight");
+    let width = usize::try_from(head.shape[1]).unwrap();
+    // all of code 5
+    let row = &mut head.bytes.as_chunks_mut::<2>().0[5 * width..6 * width];
+    row.fill([0xc0, 0x7f]);
+    let checkpoint = folder.path().join("checkpoint");
+    fs::create_dir(&checkpoint).unwrap();
+    let pack = packed(&tiny.write(&checkpoint), folder.path());
+    for more in ["", "--device cuda", "--device cuda --preload"] {
+        let arguments = format!(
+            "speak {} --prompt-ids 286,258,31,287,286,266,198 --text-ids 5,9,287 -o {} {more}",
+            pack.display(),
+            folder.path().join("a.wav").display()
+        );
+        let run = with_gpu(&arguments, &[]).exits(3);
+        run.says(&["the logit of token 5 is NaN"]);
     }
 }
 
@@ -179,19 +263,32 @@ fn a_graph_that_fails_is_named_and_nothing_is_written() {
     let folder = temp();
     let pack = tiny_speech(folder.path());
     let sound = folder.path().join("a.wav");
-    for call in [
-        "cuStreamBeginCapture_v2:3",
-        "cuStreamEndCapture:1",
-        "cuGraphInstantiateWithFlags:2",
-        "cuGraphLaunch:11",
-    ] {
+    let speak = |more: &str, setting| {
         let arguments = format!(
             "speak {} --prompt-ids 286,258,31,287,286,266,198 --text-ids 5,9,287 -o {} \
-             --speak-max-frames 4 --device cuda --preload",
+             --speak-max-frames 4 --device cuda --preload {more}",
             pack.display(),
             sound.display()
         );
-        let run = with_gpu(&arguments, &[("FAIL", call)]).exits(1);
+        with_gpu(&arguments, &[setting])
+    };
+    // the last kernel that is queued belongs to the frame that is recorded
+    let kernels = calls(&speak("", ("COUNT", "cuLaunchKernel")).ok());
+    fs::remove_file(&sound).unwrap();
+    let in_recording = format!("cuLaunchKernel:{kernels}");
+    for (more, call) in [
+        ("", "cuStreamBeginCapture_v2:1"),
+        ("", &in_recording),
+        ("", "cuStreamEndCapture:1"),
+        ("", "cuGraphInstantiateWithFlags:1"),
+        ("", "cuGraphLaunch:2"),
+        // pass by pass
+        ("--expert-cache 3", "cuStreamBeginCapture_v2:3"),
+        ("--expert-cache 3", "cuStreamEndCapture:1"),
+        ("--expert-cache 3", "cuGraphInstantiateWithFlags:2"),
+        ("--expert-cache 3", "cuGraphLaunch:11"),
+    ] {
+        let run = speak(more, ("FAIL", call)).exits(1);
         run.says(&[call.split(':').next().unwrap()]);
         assert!(!sound.exists());
     }

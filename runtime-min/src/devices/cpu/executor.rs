@@ -24,6 +24,7 @@ use crate::models::decoder::{
     Decoder, DecoderSpec, LinearInput, Logits, Observer, Rotary, Routing, RunSettings, SequenceId,
     Span,
 };
+use crate::models::talker::SpeechBackend;
 use crate::ops::Ops;
 use crate::tensor::{Compute, Heads, Linear};
 use crate::weights::{Budget, Demand, Residency, SegmentGroup, WeightStore};
@@ -56,6 +57,8 @@ fn rms_norm(ops: &impl Ops, spec: &DecoderSpec, x: &mut [f32], weight: &[f32]) {
         NormRounding::Twice => ops.rms_norm(x, weight, spec.rms_norm_eps),
     }
 }
+
+impl<O: Ops> SpeechBackend for O {}
 
 impl<O: Ops> Backend for O {
     type Executor<'a> = CpuExecutor<'a, O>;

@@ -26,7 +26,8 @@ const PART_POSITIONS: usize = 64;
 /// The driver gives memory in pages of this size (cuMemGetAllocationGranularity says so of all
 /// devices up to now).
 const PAGE: usize = 2 << 20;
-/// Allocations of a model: activations, keys and values, dense weights, experts, the embedding.
+/// Allocations of a model: activations, keys and values, dense weights, experts, the embedding or
+/// those of codes.
 const ALLOCATIONS: usize = 5;
 
 /// Activations and what kernels keep in between, all in one piece of memory.
@@ -85,7 +86,7 @@ pub(super) struct BufferPlan {
 }
 
 impl BufferPlan {
-    fn take(&mut self, bytes: usize) -> usize {
+    pub(super) fn take(&mut self, bytes: usize) -> usize {
         let at = self.bytes;
         self.bytes += bytes.next_multiple_of(ALIGNMENT);
         at

@@ -7,7 +7,7 @@ mod several;
 
 use std::borrow::Cow;
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use segpack_formats::io::{CancelToken, to_usize};
 use segpack_manifests::families::TextFacts;
@@ -39,7 +39,7 @@ pub struct Decoder<'a, B: Backend> {
     compute: Compute,
     cursor: PackCursor<'a>,
     settings: RunSettings,
-    weights: DecoderWeights<'a>,
+    pub(crate) weights: DecoderWeights<'a>,
     pub(crate) executor: B::Executor<'a>,
     places: Places,
     stats: RunStats,
@@ -341,7 +341,7 @@ impl<'a, B: Backend> Decoder<'a, B> {
     }
 
     /// Whether the model can go on with these ids, so many positions in all.
-    fn check(&self, ids: &[u32], positions: usize) -> Result<(), RunError> {
+    pub(crate) fn check(&self, ids: &[u32], positions: usize) -> Result<(), RunError> {
         self.stop.check()?; // a step that was recorded checks it nowhere else
         let wanted = self.positions() + positions;
         if wanted > self.settings.positions {
@@ -410,10 +410,7 @@ impl<'a, B: Backend> Decoder<'a, B> {
             self.stats.forward += began.elapsed();
             return Ok(results);
         }
-        let (spec, compute, known) = (&self.spec, self.compute, &self.places);
-        self.executor.begin(tokens, &|tokens| {
-            spec.rotary(compute, known.of_tokens(tokens))
-        })?;
+        self.begin_rows(tokens)?;
         self.executor.set_residual(rows)?;
         self.layers(tokens, None, observer)?;
         // the logits end a step that is recorded
@@ -422,6 +419,26 @@ impl<'a, B: Backend> Decoder<'a, B> {
         let last = states[states.len() - hidden..].to_vec();
         self.stats.forward += began.elapsed();
         Ok((last, logits))
+    }
+
+    /// Begins a forward pass of so many rows after the tokens before.
+    pub(crate) fn begin_rows(&mut self, tokens: usize) -> Result<(), RunError> {
+        let (spec, compute, places) = (&self.spec, self.compute, &self.places);
+        self.executor.begin(tokens, &|tokens| {
+            spec.rotary(compute, places.of_tokens(tokens))
+        })
+    }
+
+    /// All layers and the final norm, of rows that the device has already: for a device that makes
+    /// them itself.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn layers_of_rows(&mut self, tokens: usize) -> Result<(), RunError> {
+        self.layers(tokens, None, &mut Unobserved)
+    }
+
+    /// Counts time in which a device computed for it outside of its own forward passes.
+    pub(crate) fn count_time(&mut self, time: Duration) {
+        self.stats.forward += time;
     }
 
     /// All layers and the final norm, in place in the residual stream.
@@ -473,10 +490,7 @@ impl<'a, B: Backend> Decoder<'a, B> {
 
     /// The embeddings of these tokens, and the rotary embedding of their positions.
     fn begin(&mut self, ids: &[u32], media: Option<&MediaInputs>) -> Result<(), RunError> {
-        let (spec, compute, places) = (&self.spec, self.compute, &self.places);
-        self.executor.begin(ids.len(), &|tokens| {
-            spec.rotary(compute, places.of_tokens(tokens))
-        })?;
+        self.begin_rows(ids.len())?;
         if let Some(media) = media {
             let mut embedded = self.embed(ids)?;
             media.replace(&mut embedded, self.spec.hidden);

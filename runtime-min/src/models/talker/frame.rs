@@ -1,20 +1,29 @@
 //! One frame after the other.
 
+use std::time::Instant;
+
 use segpack_formats::io::{CancelToken, to_usize};
 use segpack_manifests::PackReader;
 use segpack_manifests::families::{SharedExpertOptions, SpeechFacts};
 use segpack_manifests::names::Component;
 
 use crate::error::RunError;
+use crate::models::decoder::executor::StateAndLogits;
 use crate::models::decoder::{
     Backend, Decoder, DecoderModel, DecoderSpec, Ends, Observer, RunSettings, RunStats, Unobserved,
 };
 
+use super::device::{FrameInput, SpeechBackend};
 use super::scores::CodeSampler;
 use crate::generate::LogitsError;
 
 /// Hears of what is computed frame by frame, row-major.
 pub trait SpeechObserver {
+    /// Whether it does anything with what it is shown, or forces anything. If not, a device may make
+    /// frames as a whole, and nothing of them is shown but the scores of their first codes.
+    fn observes(&self) -> bool {
+        true
+    }
     /// What the talker begins with, before its layers run.
     fn prompt(&mut self, _: &TalkerPrompt) {}
     /// Who hears of the layers of the talker's prompt.
@@ -40,7 +49,11 @@ pub trait SpeechObserver {
     fn next(&mut self, _: &[f32]) {}
 }
 
-impl SpeechObserver for () {}
+impl SpeechObserver for () {
+    fn observes(&self) -> bool {
+        false
+    }
+}
 
 /// What a frame goes on with in place of what was computed.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -71,6 +84,9 @@ pub struct TalkerPrompt {
 
 /// The codes of a frame, `[groups]`, and the sum of their embeddings, `[hidden]`.
 type Frame = (Vec<u32>, Vec<f32>);
+
+/// The codes of a frame, `[groups]`, and state and logits of the talker's step after it.
+type WholeFrame = (Vec<u32>, StateAndLogits);
 
 /// The talker and its code predictor.
 pub(crate) struct Talker<'a, B: Backend> {
@@ -202,11 +218,12 @@ fn beside<B: Backend>(error: RunError, taken: u64) -> RunError {
     }
 }
 
-impl<B: Backend> Talker<'_, B> {
+impl<B: SpeechBackend> Talker<'_, B> {
     /// Loads the weights that have room, of both.
     pub(crate) fn preload(&mut self) -> Result<(), RunError> {
         self.predictor.preload(&mut |_| {})?;
-        self.body.preload(&mut |_| {})
+        self.body.preload(&mut |_| {})?;
+        B::prepare_frames(&mut self.body, &mut self.predictor)
     }
 
     /// What the talker did so far, and what the predictor did.
@@ -265,5 +282,32 @@ impl<B: Backend> Talker<'_, B> {
             sum.iter_mut().zip(&rows).for_each(|(sum, x)| *sum += x);
         }
         Ok(Ok((codes, sum)))
+    }
+
+    /// A frame and the talker's step after it, where the device makes both as a whole: given the
+    /// talker's last state, the first code, and the text that is added to what the talker takes in
+    /// next. `None`, and nothing is run, where it does not.
+    pub(crate) fn whole_frame(
+        &mut self,
+        (state, first): (&[f32], u32),
+        text: &[f32],
+        choice: &mut CodeSampler,
+    ) -> Result<Option<Result<WholeFrame, LogitsError>>, RunError> {
+        let began = Instant::now();
+        let draws = choice.residual_draws(self.facts.groups as usize - 1);
+        let input = FrameInput {
+            state,
+            first,
+            draws: &draws,
+            text,
+        };
+        let Some(output) = B::frame(&mut self.body, &mut self.predictor, &input)? else {
+            return Ok(None);
+        };
+        self.body.count_time(began.elapsed());
+        Ok(Some(choice.accept(&output.residual).map(|residual| {
+            let codes = std::iter::once(first).chain(residual).collect();
+            (codes, (output.state, output.logits))
+        })))
     }
 }

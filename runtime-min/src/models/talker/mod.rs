@@ -7,12 +7,16 @@
 //! [`Decoder`](super::decoder::Decoder)s: the talker's layers have a shared expert beside the routed
 //! ones, the predictor has dense layers and an embedding and a head for each residual group.
 
+mod device;
 mod frame;
 mod projection;
 mod prompt;
 mod scores;
 mod thinker_embedding;
 
+pub(crate) use self::device::SpeechBackend;
+#[cfg(feature = "cuda")]
+pub(crate) use self::device::{FrameInput, FrameOutput};
 pub(crate) use self::frame::Talker;
 pub use self::frame::{ForcedFrame, SpeechObserver, TalkerPrompt};
 pub(crate) use self::projection::Projections;

@@ -2,7 +2,7 @@
 
 use segpack_manifests::families::SpeechCodes;
 
-use crate::generate::{LogitsError, Sampler, SamplingError, SamplingOptions};
+use crate::generate::{ArgMax, Draws, LogitsError, Sampler, SamplingError, SamplingOptions};
 
 /// How the first code of a frame is chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -133,6 +133,21 @@ impl CodeSampler {
     pub(crate) fn residual(&mut self, logits: &[f32]) -> Result<u32, LogitsError> {
         self.predictor.choose(logits)
     }
+
+    /// What so many next residual codes go by, where a device chooses them.
+    pub(crate) fn residual_draws(&self, count: usize) -> Draws {
+        self.predictor.draws(count)
+    }
+
+    /// Residual codes that a device chose. They count as chosen here, up to the first where it could
+    /// choose none.
+    pub(crate) fn accept(&mut self, chosen: &[ArgMax]) -> Result<Vec<u32>, LogitsError> {
+        let codes: Result<Vec<u32>, LogitsError> = chosen.iter().map(|code| code.token()).collect();
+        let is_code = |code: &&ArgMax| code.token().is_ok();
+        self.predictor
+            .skip(chosen.iter().take_while(is_code).count());
+        codes
+    }
 }
 
 #[cfg(test)]
@@ -183,5 +198,35 @@ mod tests {
         assert_eq!(draw(sampling), first);
         sampling.seed = 1;
         assert_ne!(draw(sampling), first);
+    }
+
+    #[test]
+    fn codes_that_a_device_chose_leave_the_sampler_as_if_it_had_chosen_them() {
+        let logits: Vec<f32> = (0_u8..96).map(|i| f32::from(i % 7)).collect();
+        let code = |id| ArgMax { id, logit: 1.0 };
+        let no_code = ArgMax {
+            id: 9,
+            logit: f32::INFINITY,
+        };
+        for sampling in [None, Some(SpeechSampling::default())] {
+            let sampler = || CodeSampler::new(codes(), 1.0, sampling).unwrap();
+            let next = |sampler: &mut CodeSampler| {
+                let codes = (0..8).map(|_| sampler.residual(&logits).unwrap());
+                codes.collect::<Vec<u32>>()
+            };
+            let (mut host, mut device) = (sampler(), sampler());
+            let numbers = device.residual_draws(5).fractions;
+            let all: Vec<u32> = (0..5).map(|_| host.residual(&logits).unwrap()).collect();
+            let chosen: Vec<ArgMax> = all.iter().copied().map(code).collect();
+            assert_eq!(device.accept(&chosen), Ok(all));
+            assert_eq!(next(&mut device), next(&mut host));
+            assert!(numbers.iter().all(|x| (0.0..1.0).contains(x)));
+            // what follows the first that is none was never drawn
+            let (mut host, mut device) = (sampler(), sampler());
+            host.residual(&logits).unwrap();
+            let wrong = device.accept(&[code(3), no_code, code(4)]);
+            assert_eq!(wrong, no_code.token().map(|_| Vec::new()));
+            assert_eq!(next(&mut device), next(&mut host));
+        }
     }
 }

@@ -30,7 +30,11 @@ impl<'a> Embedding<'a> {
 
 impl<'a> CudaExecutor<'a> {
     /// Loads a segment to an address of the device, through host memory.
-    fn load_segment(&mut self, load: &SegmentLoad<'a>, to: DevicePtr) -> Result<(), RunError> {
+    pub(super) fn load_segment(
+        &mut self,
+        load: &SegmentLoad<'a>,
+        to: DevicePtr,
+    ) -> Result<(), RunError> {
         let bytes = to_usize(load.buffer_len());
         if self.staging.as_ref().is_none_or(|s| s.len() < bytes) {
             self.staging = None; // the old one first

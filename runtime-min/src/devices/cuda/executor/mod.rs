@@ -10,11 +10,13 @@
 //! * `deferred`: sums, norms and routers that wait for a launch that takes them along.
 //! * `steps`: what is copied for a forward pass, and steps that are recorded.
 //! * `row_steps`: recorded steps whose inputs are rows, not tokens.
+//! * `frames`: frames of a talker and its predictor as one step.
 //! * `experts`: the experts of a layer.
 //! * `operations`: the decoder's operations.
 
 mod deferred;
 mod experts;
+mod frames;
 mod loading;
 mod operations;
 mod row_steps;
@@ -28,6 +30,7 @@ use std::time::Duration;
 use segpack_formats::io::CancelToken;
 use segpack_formats::numeric::FloatDtype;
 
+use self::frames::{CodeEmbedding, Frames, code_embeddings};
 use self::loading::Embedding;
 use self::row_steps::RowSteps;
 use self::steps::GraphState;
@@ -40,7 +43,7 @@ use super::slots::Slots;
 use crate::error::RunError;
 use crate::models::decoder::bind::{LayerWeights, LinearWeights, MlpWeights};
 use crate::models::decoder::executor::{Activation, Backend, DecoderSetup, GroupTensor};
-use crate::models::decoder::{DecoderSpec, RunSettings};
+use crate::models::decoder::{DecoderSpec, Ends, RunSettings};
 use crate::tensor::Compute;
 use crate::weights::{Budget, Demand, Loader, PlacedTensor, Residency, buffer_len};
 
@@ -119,6 +122,9 @@ pub struct CudaExecutor<'a> {
     /// Where segments of groups pass through.
     staging: Option<HostMemory>,
     embedding: Option<Embedding<'a>>,
+    code_embeddings: Vec<CodeEmbedding<'a>>,
+    /// Bytes of its memory that nothing is reserved for.
+    left: u64,
     experts: Slots,
     /// Keys, then values, of one layer after the other.
     kv_cache: DeviceMemory,
@@ -141,6 +147,8 @@ pub struct CudaExecutor<'a> {
     deferred_router: Option<(LinearWeights, usize)>,
     graph: GraphState,
     row_steps: RowSteps,
+    /// Of a talker, once they can be made as a whole.
+    frames: Option<Frames>,
     /// What tokens that the device chose are copied to.
     chosen: Option<HostMemory>,
     bytes_copied: u64,
@@ -183,9 +191,10 @@ impl<'a> CudaExecutor<'a> {
         let host = host_slots(setup, &demand)?;
         let has_all =
             budget.residency == Residency::Resident && budget.slots == demand.network.experts;
-        // the embedding, where all weights leave enough memory
+        // the embedding of text, where all weights leave enough memory
+        let left = left(memory, &demand, &budget);
         let segment = setup.source.segment_of(weights.embedding().entry)?;
-        let embedding = (has_all && left(memory, &demand, &budget) >= buffer_len(segment))
+        let embedding = (spec.ends == Ends::Tokens && has_all && left >= buffer_len(segment))
             .then(|| Embedding::new(segment, weights.embedding().matrix));
         let buffers = Buffers::new(&gpu, &sizes, to_usize(budget.batch).max(1))?;
         Ok(Self {
@@ -199,6 +208,9 @@ impl<'a> CudaExecutor<'a> {
             staging: None,
             graph: GraphState::new(embedding.is_some()),
             row_steps: RowSteps::default(),
+            frames: None,
+            code_embeddings: code_embeddings(setup)?,
+            left,
             chosen: None,
             embedding,
             buffers,
@@ -275,9 +287,10 @@ impl<'a> CudaExecutor<'a> {
 
 impl Drop for CudaExecutor<'_> {
     fn drop(&mut self) {
-        if matches!(self.graph, GraphState::Recording) || self.row_steps.is_recording {
+        if matches!(self.graph, GraphState::Recording) {
             drop(self.gpu.end_recording());
         }
+        self.drop_recording();
         for stream in [Stream::Work, Stream::Copies] {
             // what failed was reported when it happened
             let _ = self.gpu.wait(stream);

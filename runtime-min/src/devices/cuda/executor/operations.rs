@@ -120,10 +120,7 @@ impl<'a> DecoderExecutor<'a> for CudaExecutor<'a> {
         tokens: usize,
         rotary: &dyn Fn(Range<usize>) -> Rotary,
     ) -> Result<(), RunError> {
-        self.tokens = tokens;
-        self.is_sum_deferred = false;
-        self.is_residual_swapped = false;
-        (self.deferred_norm, self.deferred_router) = (None, None);
+        self.begin_pass(tokens);
         self.send_rotary(rotary)?;
         self.send_positions()
     }
@@ -366,6 +363,14 @@ impl<'a> DecoderExecutor<'a> for CudaExecutor<'a> {
 }
 
 impl CudaExecutor<'_> {
+    /// A forward pass of so many tokens begins: nothing waits, and Residual is in its first buffer.
+    pub(super) fn begin_pass(&mut self, tokens: usize) {
+        self.tokens = tokens;
+        self.is_sum_deferred = false;
+        self.is_residual_swapped = false;
+        (self.deferred_norm, self.deferred_router) = (None, None);
+    }
+
     /// Residual = these values.
     pub(super) fn upload_residual(&self, values: &[f32]) -> Result<(), RunError> {
         let to = self.all_rows(Activation::Residual).ptr;

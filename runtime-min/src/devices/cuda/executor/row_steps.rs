@@ -1,6 +1,6 @@
 //! Forward passes of few rows that take the place of embeddings, recorded: those of a talker and of
-//! its predictor, whose inputs the host makes. The host chooses every code, so each pass is a graph
-//! of its own.
+//! its predictor, whose inputs the host makes. Each is a graph of its own, for frames that cannot be
+//! one as a whole (see `frames`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,6 +36,13 @@ impl CudaExecutor<'_> {
         self.row_steps.now = None;
     }
 
+    /// Ends a recording whose forward pass failed.
+    pub(super) fn drop_recording(&mut self) {
+        if std::mem::take(&mut self.row_steps.is_recording) {
+            drop(self.gpu.end_recording());
+        }
+    }
+
     /// A pass of rows that begins, and may be a graph: state of the last row and logits, where it is
     /// one already.
     pub(super) fn run_rows(
@@ -44,10 +51,7 @@ impl CudaExecutor<'_> {
         head: usize,
         is_observed: bool,
     ) -> Result<Option<StateAndLogits>, RunError> {
-        if std::mem::take(&mut self.row_steps.is_recording) {
-            // a forward pass failed while it was recorded
-            drop(self.gpu.end_recording());
-        }
+        self.drop_recording();
         let tokens = rows.len() / self.sizes.hidden.max(1);
         let may_be_graph = !is_observed && tokens > 0 && Launch::is_few(tokens, self.sizes.hidden);
         let pass = (tokens, head);

@@ -9,8 +9,17 @@ use crate::models::decoder::Rotary;
 use crate::models::decoder::bind::DecoderWeights;
 use crate::models::decoder::executor::DecoderExecutor;
 
-/// What a step that chooses leaves of the next token: its id, and its logit.
-const CHOSEN_BYTES: usize = 8;
+/// What a choice leaves of a token or code: its id, and its logit.
+pub(super) const CHOSEN_BYTES: usize = 8;
+
+/// What was chosen, one after the other.
+pub(super) fn chosen(bytes: &[u8]) -> impl Iterator<Item = ArgMax> {
+    let each = bytes.as_chunks::<CHOSEN_BYTES>().0.iter();
+    each.map(|&[a, b, c, d, ref logit @ ..]| ArgMax {
+        id: u32::from_le_bytes([a, b, c, d]),
+        logit: f32::from_le_bytes(*logit),
+    })
+}
 
 /// Whether a step of one token is a graph.
 pub(super) enum GraphState {
@@ -220,13 +229,10 @@ impl CudaExecutor<'_> {
         self.gpu
             .download(&mut self.buffers.host_uses[..], self.buffers.uses)?;
         self.positions += next.len() - 1; // and the one that was sent
-        for (to, from) in next.iter_mut().zip(chosen.as_chunks::<CHOSEN_BYTES>().0) {
-            let [a, b, c, d, logit @ ..] = *from;
-            *to = ArgMax {
-                id: u32::from_le_bytes([a, b, c, d]),
-                logit: f32::from_le_bytes(logit),
-            };
-        }
+        let tokens = self::chosen(chosen);
+        next.iter_mut()
+            .zip(tokens)
+            .for_each(|(to, from)| *to = from);
         Ok(true)
     }
 }

@@ -4,3 +4,4 @@
 #include "gemm.cu"
 #include "router.cu"
 #include "attention.cu"
+#include "codes.cu"

@@ -195,6 +195,13 @@ __device__ inline u64 order_key(float x, u32 id) {
     return (static_cast<u64>(order_bits(x)) << 32) | (0xffffffffu - id);
 }
 
+// The key of a logit. -0 and 0 are equal. NaN and infinity are greater than all others, so that the first of them is found
+// wherever it is; the host refuses it.
+__device__ inline u64 logit_key(float x, u32 id) {
+    float infinity = __uint_as_float(0x7f800000u);
+    return order_key(x == 0.0f ? 0.0f : x < infinity ? x : infinity, id);
+}
+
 __device__ inline u32 key_id(u64 key) { return 0xffffffffu - static_cast<u32>(key); }
 
 __device__ inline u64 warp_greatest(u64 key) {

@@ -60,14 +60,12 @@ KERNEL heads(void* q, const void* k, const void* v, const void* q_norm, int q_ty
     put_turned(is_query ? q : keys, is_query ? first : cached, t, width, bf16);
 }
 
-// The greatest logit of every block's part: `best[blockIdx.x]`. -0 and 0 are equal. NaN and infinity are greater than all
-// others, so that the first of them is found wherever it is; the host refuses it. Blocks of 256 threads.
+// The greatest logit of every block's part: `best[blockIdx.x]`. Blocks of 256 threads.
 KERNEL argmax_parts(const void* logits, int n, int bf16, u64* best) {
     __shared__ u64 of_warp[8];
     u64 most = 0;
     for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) {
-        float x = read(logits, i, bf16), infinity = __uint_as_float(0x7f800000u);
-        u64 key = order_key(x == 0.0f ? 0.0f : x < infinity ? x : infinity, i);
+        u64 key = logit_key(read(logits, i, bf16), i);
         most = key > most ? key : most;
     }
     most = warp_greatest(most);

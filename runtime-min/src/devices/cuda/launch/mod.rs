@@ -1,6 +1,7 @@
 //! One function per operation: checks that the operands fit together, and queues the kernels.
 
 mod attention;
+mod codes;
 mod experts;
 mod linear;
 mod operands;
@@ -12,6 +13,7 @@ use super::driver::{CudaError, Gpu};
 use crate::tensor::Compute;
 
 pub(super) use attention::{MAX_HEAD_WIDTH, MAX_PARTS, WHOLE_POSITIONS, counters, partial_values};
+pub(super) use codes::{CodeChoice, MAX_CODES, SAMPLING_BYTES, sampling};
 #[cfg(test)]
 pub(super) use experts::expert_tile;
 pub(super) use experts::tiles_bytes;

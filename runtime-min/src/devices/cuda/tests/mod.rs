@@ -2,6 +2,7 @@
 //! precisions: on a GPU where there is one, else on the host shim.
 
 mod attention;
+mod codes;
 mod driver;
 mod experts;
 mod lanes;
