@@ -159,6 +159,29 @@ fn random_numbers_close_to_one_leave_a_crumb_to_the_last_code_with_any_weight() 
     }
 }
 
+/// Where one code ends and the next begins moves with the last bits of the weights.
+#[test]
+fn the_last_random_number_of_a_code_is_that_of_the_host() {
+    let gpu = gpu();
+    let of = |number: u64| random(0.7, None, None, seed_of(number << 11));
+    for row in (0..40).map(|seed| noise(3, seed)) {
+        let first = |number| of(number).choose(&row).unwrap();
+        let (mut low, mut high) = (0, (1 << 53) - 1);
+        while high - low > 1 {
+            let between = u64::midpoint(low, high);
+            match first(between) == first(0) {
+                true => low = between,
+                false => high = between,
+            }
+        }
+        assert_ne!(first(low), first(high), "{row:?}");
+        for number in [low, high] {
+            let row = std::slice::from_ref(&row);
+            assert_same(&gpu, &of(number), Compute::F32, row, "a border");
+        }
+    }
+}
+
 #[test]
 fn logits_that_are_no_numbers_are_the_same_error_as_on_the_host() {
     let gpu = gpu();
